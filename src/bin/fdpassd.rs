@@ -1,0 +1,4 @@
+//! The daemon: master and worker alike.
+fn main() -> std::process::ExitCode {
+    fdpassd::daemon_main()
+}

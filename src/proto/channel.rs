@@ -1,0 +1,420 @@
+//! Master and worker: datagrams over one `SOCK_SEQPACKET` socketpair, which is the worker's standard input.
+//!
+//! A datagram is one byte that tells its kind, then a body: fixed records (all little-endian) for what happens
+//! with every client, JSON for what happens once. (JSON for the former was 3 % of a short connection.)
+//!
+//! ```text
+//! to the worker    1 Start   JSON + the desk's descriptor        first, once
+//!                  2 Lease   records of 40 bytes + as many descriptors, in that order; at most 253
+//!                  3 Reopen  -                                    open the log file again
+//!                  4 Stop    JSON                                 finish, close every client, exit
+//! to the master    1 Ready   JSON                                 the methods; from now on leases may come
+//!                  2 Failed  JSON                                 why there will be no Ready; exits after it
+//!                  3 Closed  u32 each                             slots whose clients this worker ended
+//!                  4 Freed   u32 each                             slots whose lease it found taken
+//!                  5 Room    -                                    it picked up leases, as the desk asked to be told
+//!
+//! lease record     client u64 | slot u32 | generation u32 | listener u16 | family u8 | 0 u8 | port u16 | 0 u16 | 16 bytes
+//!                  family 4, 6: the address · family 1: pid, uid, gid, 0 as u32 each
+//! ```
+//!
+//! No client bytes ride in messages: they lie on the desk.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::frame::OrderRule;
+use super::names::{ClientId, Generation, Peer, WorkerId};
+
+/// Version of these messages and of the desk. A worker of another version refuses to start.
+pub const VERSION: u32 = 1;
+
+/// Most descriptors in one message: `SCM_MAX_FD` of the kernel (unix(7)).
+pub const MAX_LEASES: usize = 253;
+
+/// Longest datagram that either side takes, in bytes.
+pub const MAX_MESSAGE: usize = 64 * 1024;
+
+/// Most slots that one `Closed` or `Freed` names.
+pub const MAX_SLOTS: usize = 4096;
+
+/// What the master says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToWorker {
+    /// Who the worker is and by which rules it serves. Carries the desk.
+    Start(Box<Start>),
+    /// Clients to serve from now on. Carries their sockets.
+    Lease(Vec<Lease>),
+    /// Open the log file again.
+    Reopen,
+    /// Finish and exit.
+    Stop(Stop),
+}
+
+/// What a worker says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToMaster {
+    /// It can serve.
+    Ready(Ready),
+    /// It never will, and why.
+    Failed(Failed),
+    /// Slots whose clients it ended.
+    Closed(Vec<u32>),
+    /// Slots whose leases it found taken; its copies of their sockets are closed.
+    Freed(Vec<u32>),
+    /// It picked up leases.
+    Room,
+}
+
+/// The first message to a worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Start {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The daemon's name, for its log lines.
+    pub name: String,
+    /// The worker's id.
+    pub worker: WorkerId,
+    /// Its place among the workers, from 0; a successor takes the same one.
+    pub place: u32,
+    /// The configuration it serves.
+    pub generation: Generation,
+    /// Slots on its desk.
+    pub slots: u32,
+    /// The rules.
+    pub settings: Settings,
+}
+
+/// The rules by which a worker serves.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Longest body of a frame, in bytes.
+    pub max_frame: u32,
+    /// Bytes that may be parked on the desk, over all clients.
+    pub buffers: u64,
+    /// A client at rest for longer is closed.
+    pub idle_timeout: Option<Duration>,
+    /// From the first byte of a frame to its last.
+    pub frame_timeout: Option<Duration>,
+    /// How long a client may take no byte of its replies.
+    pub send_timeout: Option<Duration>,
+    /// Byte order of each listener's clients; a lease names its listener by its index.
+    pub listeners: Vec<OrderRule>,
+    /// Where its log lines go.
+    pub log: Log,
+}
+
+/// Where log lines go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Log {
+    /// The kind of place.
+    pub target: LogTarget,
+    /// The file, if and only if the target is one.
+    pub file: Option<PathBuf>,
+    /// The least important level that is still written.
+    pub level: LogLevel,
+}
+
+/// A kind of place for log lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogTarget {
+    /// The journal when standard error is connected to it, else standard error.
+    #[default]
+    Auto,
+    /// Standard error.
+    Stderr,
+    /// `/dev/log`.
+    Syslog,
+    /// A file that is appended to.
+    File,
+}
+
+/// How important a log line is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogLevel {
+    /// Someone must act.
+    Error,
+    /// Degraded, but handled.
+    Warn,
+    /// What happens to workers and to the daemon.
+    #[default]
+    Info,
+    /// What happens to single clients.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// A client for a worker. Its socket is the descriptor at the same place in the message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The client.
+    pub client: ClientId,
+    /// Its slot on the worker's desk.
+    pub slot: u32,
+    /// Of the lease; the claim must find it in the lease word.
+    pub generation: u32,
+    /// Index into [`Settings::listeners`].
+    pub listener: u16,
+    /// Who it is.
+    pub peer: Peer,
+}
+
+/// The worker can serve.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Its methods; the number of a method on the desk is its index here plus one.
+    pub methods: Vec<MethodName>,
+}
+
+/// A method, as the master knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MethodName {
+    /// Its name.
+    pub name: String,
+    /// Whether it may be run once more after a crash.
+    pub idempotent: bool,
+}
+
+/// There will be no [`Ready`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failed {
+    /// Why, for the operator.
+    pub reason: String,
+}
+
+/// Finish what has arrived, close every client, exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {
+    /// After this long the worker is killed.
+    pub within: Duration,
+}
+
+/// A datagram that is none of the messages above.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed(pub &'static str);
+
+impl std::fmt::Display for Malformed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "malformed message: {}", self.0)
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+/// A message of one direction of the channel.
+pub trait Message: Sized {
+    /// Writes the datagram into `out`, in place of what was there.
+    fn encode(&self, out: &mut Vec<u8>);
+
+    /// Reads a datagram. What the other process says is input like any other: nothing in it can panic.
+    ///
+    /// # Errors
+    /// [`Malformed`] for everything that [`Message::encode`] does not write.
+    fn decode(datagram: &[u8]) -> Result<Self, Malformed>;
+
+    /// How many descriptors must come with it.
+    fn descriptors(&self) -> usize;
+}
+
+impl Message for ToWorker {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.clear();
+        match self {
+            ToWorker::Start(start) => json(1, start, out),
+            ToWorker::Lease(leases) => {
+                out.push(2);
+                leases.iter().for_each(|lease| lease.encode(out));
+            }
+            ToWorker::Reopen => out.push(3),
+            ToWorker::Stop(stop) => json(4, stop, out),
+        }
+    }
+
+    fn decode(datagram: &[u8]) -> Result<ToWorker, Malformed> {
+        let (kind, body) = datagram.split_first().ok_or(Malformed("empty"))?;
+        match kind {
+            1 => Ok(ToWorker::Start(Box::new(from_json(body)?))),
+            2 => {
+                let (records, rest) = body.as_chunks::<LEASE>();
+                if !rest.is_empty() || records.is_empty() || records.len() > MAX_LEASES {
+                    return Err(Malformed("leases of a wrong length"));
+                }
+                records.iter().map(Lease::decode).collect::<Result<_, _>>().map(ToWorker::Lease)
+            }
+            3 if body.is_empty() => Ok(ToWorker::Reopen),
+            4 => Ok(ToWorker::Stop(from_json(body)?)),
+            _ => Err(Malformed("unknown kind")),
+        }
+    }
+
+    fn descriptors(&self) -> usize {
+        match self {
+            ToWorker::Start(_) => 1,
+            ToWorker::Lease(leases) => leases.len(),
+            ToWorker::Reopen | ToWorker::Stop(_) => 0,
+        }
+    }
+}
+
+impl Message for ToMaster {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.clear();
+        match self {
+            ToMaster::Ready(ready) => json(1, ready, out),
+            ToMaster::Failed(failed) => json(2, failed, out),
+            ToMaster::Closed(slots) => numbers(3, slots, out),
+            ToMaster::Freed(slots) => numbers(4, slots, out),
+            ToMaster::Room => out.push(5),
+        }
+    }
+
+    fn decode(datagram: &[u8]) -> Result<ToMaster, Malformed> {
+        let (kind, body) = datagram.split_first().ok_or(Malformed("empty"))?;
+        match kind {
+            1 => Ok(ToMaster::Ready(from_json(body)?)),
+            2 => Ok(ToMaster::Failed(from_json(body)?)),
+            3 => from_numbers(body).map(ToMaster::Closed),
+            4 => from_numbers(body).map(ToMaster::Freed),
+            5 if body.is_empty() => Ok(ToMaster::Room),
+            _ => Err(Malformed("unknown kind")),
+        }
+    }
+
+    fn descriptors(&self) -> usize {
+        0
+    }
+}
+
+/// Bytes of a lease record.
+const LEASE: usize = 40;
+
+impl Lease {
+    fn encode(&self, out: &mut Vec<u8>) {
+        let (family, port, address) = match self.peer {
+            Peer::V4 { address, port } => {
+                let mut bytes = [0; 16];
+                bytes[..4].copy_from_slice(&address.octets());
+                (4, port, bytes)
+            }
+            Peer::V6 { address, port } => (6, port, address.octets()),
+            Peer::Unix { pid, uid, gid } => {
+                let mut bytes = [0; 16];
+                bytes[..4].copy_from_slice(&pid.to_le_bytes());
+                bytes[4..8].copy_from_slice(&uid.to_le_bytes());
+                bytes[8..12].copy_from_slice(&gid.to_le_bytes());
+                (1, 0, bytes)
+            }
+        };
+        out.extend_from_slice(&self.client.0.to_le_bytes());
+        out.extend_from_slice(&self.slot.to_le_bytes());
+        out.extend_from_slice(&self.generation.to_le_bytes());
+        out.extend_from_slice(&self.listener.to_le_bytes());
+        out.extend_from_slice(&[family, 0]);
+        out.extend_from_slice(&port.to_le_bytes());
+        out.extend_from_slice(&[0, 0]);
+        out.extend_from_slice(&address);
+    }
+
+    fn decode(record: &[u8; LEASE]) -> Result<Lease, Malformed> {
+        let mut rest = &record[..];
+        let client = u64::from_le_bytes(take(&mut rest)?);
+        let slot = u32::from_le_bytes(take(&mut rest)?);
+        let generation = u32::from_le_bytes(take(&mut rest)?);
+        let listener = u16::from_le_bytes(take(&mut rest)?);
+        let [family, _] = take(&mut rest)?;
+        let port = u16::from_le_bytes(take(&mut rest)?);
+        let [_, _] = take(&mut rest)?;
+        let peer = match family {
+            4 => Peer::V4 { address: Ipv4Addr::from(take::<4>(&mut rest)?), port },
+            6 => Peer::V6 { address: Ipv6Addr::from(take::<16>(&mut rest)?), port },
+            1 => Peer::Unix {
+                pid: u32::from_le_bytes(take(&mut rest)?),
+                uid: u32::from_le_bytes(take(&mut rest)?),
+                gid: u32::from_le_bytes(take(&mut rest)?),
+            },
+            _ => return Err(Malformed("unknown address family")),
+        };
+        Ok(Lease { client: ClientId(client), slot, generation, listener, peer })
+    }
+}
+
+fn take<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N], Malformed> {
+    let (head, rest) = bytes.split_first_chunk::<N>().ok_or(Malformed("too short"))?;
+    *bytes = rest;
+    Ok(*head)
+}
+
+fn json(kind: u8, body: &impl Serialize, out: &mut Vec<u8>) {
+    out.push(kind);
+    // A Vec takes everything, and none of these types has a map with keys that are not strings.
+    serde_json::to_writer(out, body).expect("plain data is written as JSON");
+}
+
+fn from_json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Malformed> {
+    serde_json::from_slice(body).map_err(|_| Malformed("not the JSON expected"))
+}
+
+fn numbers(kind: u8, slots: &[u32], out: &mut Vec<u8>) {
+    out.push(kind);
+    slots.iter().for_each(|slot| out.extend_from_slice(&slot.to_le_bytes()));
+}
+
+fn from_numbers(body: &[u8]) -> Result<Vec<u32>, Malformed> {
+    let (numbers, rest) = body.as_chunks::<4>();
+    if !rest.is_empty() || numbers.is_empty() || numbers.len() > MAX_SLOTS {
+        return Err(Malformed("slots of a wrong length"));
+    }
+    Ok(numbers.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn round<M: Message + PartialEq + std::fmt::Debug>(message: &M) {
+        let mut datagram = vec![9; 3];
+        message.encode(&mut datagram);
+        assert_eq!(M::decode(&datagram).as_ref(), Ok(message));
+        for cut in 0..datagram.len() {
+            assert_ne!(M::decode(&datagram[..cut]).as_ref(), Ok(message), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn every_message_comes_back_as_it_was_and_no_part_of_it_does() {
+        let peers = [
+            Peer::V4 { address: Ipv4Addr::LOCALHOST, port: 8080 },
+            Peer::V6 { address: Ipv6Addr::LOCALHOST, port: 1 },
+            Peer::Unix { pid: 1, uid: u32::MAX, gid: 3 },
+        ];
+        let leases = peers.map(|peer| Lease { client: ClientId(1 << 40), slot: 7, generation: 9, listener: 2, peer });
+        round(&ToWorker::Lease(leases.to_vec()));
+        round(&ToWorker::Reopen);
+        round(&ToWorker::Stop(Stop { within: Duration::from_millis(1500) }));
+        round(&ToMaster::Closed(vec![1, 2, u32::MAX]));
+        round(&ToMaster::Freed(vec![0]));
+        round(&ToMaster::Room);
+        round(&ToMaster::Failed(Failed { reason: "no cache at \"/x\"\n".to_owned() }));
+        round(&ToMaster::Ready(Ready {
+            version: VERSION,
+            methods: vec![MethodName { name: "ping".to_owned(), idempotent: true }],
+        }));
+    }
+
+    proptest! {
+        #[test]
+        fn no_datagram_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = ToWorker::decode(&bytes);
+            let _ = ToMaster::decode(&bytes);
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! The frame: a 4-byte unsigned length, then that many bytes.
+//!
+//! ```text
+//! +----+----+----+----+-------- - - --------+
+//! |      length       |  length bytes: JSON  |
+//! +----+----+----+----+-------- - - --------+
+//! ```
+//!
+//! Little-endian is the protocol's own order. A listener may be set to `big`, or to `auto`, which
+//! finds a connection's order from its first prefix: the order that gives a length within the limit,
+//! and little where both do. While the limit is 65,535 bytes or less exactly one can, because the
+//! other reading has a byte above the lower sixteen bits. An empty frame tells nothing.
+
+use serde::{Deserialize, Serialize};
+
+/// Bytes of the length in front of every frame.
+pub const PREFIX: usize = 4;
+
+/// The order of the bytes of a prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ByteOrder {
+    /// Least significant byte first.
+    Little,
+    /// Most significant byte first.
+    Big,
+}
+
+impl ByteOrder {
+    /// The prefix of a frame of `length` bytes.
+    #[must_use]
+    pub fn prefix(self, length: u32) -> [u8; PREFIX] {
+        match self {
+            ByteOrder::Little => length.to_le_bytes(),
+            ByteOrder::Big => length.to_be_bytes(),
+        }
+    }
+
+    /// The length that a prefix announces.
+    #[must_use]
+    pub fn length(self, prefix: [u8; PREFIX]) -> u32 {
+        match self {
+            ByteOrder::Little => u32::from_le_bytes(prefix),
+            ByteOrder::Big => u32::from_be_bytes(prefix),
+        }
+    }
+}
+
+/// How a listener learns its clients' byte order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OrderRule {
+    /// All are little-endian: the protocol's own order.
+    #[default]
+    Little,
+    /// All are big-endian.
+    Big,
+    /// Each connection's first prefix tells.
+    Auto,
+}
+
+impl OrderRule {
+    /// The order that a prefix is in, with frames up to `limit` bytes; `None` while it cannot be told.
+    #[must_use]
+    pub fn decide(self, prefix: [u8; PREFIX], limit: u32) -> Option<ByteOrder> {
+        match self {
+            OrderRule::Little => Some(ByteOrder::Little),
+            OrderRule::Big => Some(ByteOrder::Big),
+            OrderRule::Auto if prefix == [0; PREFIX] => None,
+            OrderRule::Auto => {
+                let fits = |order: ByteOrder| order.length(prefix) <= limit;
+                if !fits(ByteOrder::Little) && fits(ByteOrder::Big) {
+                    Some(ByteOrder::Big)
+                } else {
+                    Some(ByteOrder::Little)
+                }
+            }
+        }
+    }
+}
+
+/// What stands at the beginning of some bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Not yet a whole frame. `total` is its length with the prefix, once four bytes have told it.
+    Partial {
+        /// Prefix and body, in bytes.
+        total: Option<usize>,
+    },
+    /// A whole frame: its body is `bytes[PREFIX..total]`.
+    Whole {
+        /// Prefix and body, in bytes.
+        total: usize,
+    },
+    /// A length over the limit. Nothing after it can be understood.
+    TooLarge {
+        /// The length announced, in bytes.
+        length: u32,
+    },
+}
+
+/// Looks at the frame that `bytes` begin with. Never looks beyond it, never allocates.
+#[must_use]
+pub fn next(bytes: &[u8], order: ByteOrder, limit: u32) -> Next {
+    let Some(prefix) = bytes.first_chunk::<PREFIX>() else {
+        return Next::Partial { total: None };
+    };
+    let length = order.length(*prefix);
+    if length > limit {
+        return Next::TooLarge { length };
+    }
+    let total = PREFIX + length as usize;
+    if bytes.len() < total { Next::Partial { total: Some(total) } } else { Next::Whole { total } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_found_at_every_split_of_every_byte_in_both_orders() {
+        for order in [ByteOrder::Little, ByteOrder::Big] {
+            let body = br#"{"in":"ping","params":[1,2,3]}"#;
+            let mut bytes = order.prefix(body.len() as u32).to_vec();
+            bytes.extend_from_slice(body);
+            bytes.extend_from_slice(b"next");
+            for split in 0..bytes.len() {
+                let expected = match split {
+                    0..PREFIX => Next::Partial { total: None },
+                    _ if split < PREFIX + body.len() => Next::Partial { total: Some(PREFIX + body.len()) },
+                    _ => Next::Whole { total: PREFIX + body.len() },
+                };
+                assert_eq!(next(&bytes[..split], order, 1024), expected, "split at {split}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_length_over_the_limit_is_said_before_a_byte_of_it_has_come() {
+        assert_eq!(next(&[255, 255, 255, 255], ByteOrder::Little, 1024), Next::TooLarge { length: u32::MAX });
+        assert_eq!(next(&1025u32.to_le_bytes(), ByteOrder::Little, 1024), Next::TooLarge { length: 1025 });
+        assert_eq!(next(&1024u32.to_le_bytes(), ByteOrder::Little, 1024), Next::Partial { total: Some(1028) });
+    }
+
+    #[test]
+    fn auto_is_never_ambiguous_up_to_65535_bytes() {
+        for length in 1..=65_535u32 {
+            for order in [ByteOrder::Little, ByteOrder::Big] {
+                assert_eq!(OrderRule::Auto.decide(order.prefix(length), 65_535), Some(order), "length {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn auto_above_that_prefers_little_and_waits_after_an_empty_frame() {
+        assert_eq!(OrderRule::Auto.decide(256u32.to_be_bytes(), 1 << 20), Some(ByteOrder::Little));
+        assert_eq!(OrderRule::Auto.decide(257u32.to_be_bytes(), 1 << 20), Some(ByteOrder::Big));
+        assert_eq!(OrderRule::Auto.decide([255; 4], 1 << 20), Some(ByteOrder::Little));
+        assert_eq!(OrderRule::Auto.decide([0; 4], 1 << 20), None);
+    }
+}

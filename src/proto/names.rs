@@ -1,0 +1,156 @@
+//! What is counted up and never used again, and who a client is.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A client, from accept to close. Counts up for as long as the daemon lives; never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ClientId(pub u64);
+
+/// A worker process. Counts up for as long as the daemon lives; never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct WorkerId(pub u64);
+
+/// Counts the configurations that were applied; the one read at start is generation 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Generation(pub u64);
+
+impl fmt::Display for ClientId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Who is at the other end of a client's socket, as the kernel told at accept.
+///
+/// Smaller than [`SocketAddr`] (20 bytes, not 32) because master and worker keep one a client.
+/// The scope of a link-local IPv6 address is not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Peer {
+    /// A TCP client over IPv4.
+    V4 {
+        /// Its address.
+        address: Ipv4Addr,
+        /// Its port.
+        port: u16,
+    },
+    /// A TCP client over IPv6.
+    V6 {
+        /// Its address.
+        address: Ipv6Addr,
+        /// Its port.
+        port: u16,
+    },
+    /// A client of a Unix socket, as `SO_PEERCRED` (unix(7)) names it.
+    Unix {
+        /// Process that connected; 0 when it is of another pid namespace.
+        pid: u32,
+        /// Its user.
+        uid: u32,
+        /// Its group.
+        gid: u32,
+    },
+}
+
+impl Peer {
+    /// The address that `max-clients-per-address` counts; none for a Unix client.
+    #[must_use]
+    pub fn ip(&self) -> Option<IpAddr> {
+        match *self {
+            Peer::V4 { address, .. } => Some(IpAddr::V4(address)),
+            Peer::V6 { address, .. } => Some(IpAddr::V6(address)),
+            Peer::Unix { .. } => None,
+        }
+    }
+}
+
+impl From<SocketAddr> for Peer {
+    fn from(address: SocketAddr) -> Peer {
+        match address {
+            SocketAddr::V4(a) => Peer::V4 { address: *a.ip(), port: a.port() },
+            SocketAddr::V6(a) => Peer::V6 { address: *a.ip(), port: a.port() },
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::V4 { address, port } => write!(f, "{address}:{port}"),
+            Peer::V6 { address, port } => write!(f, "[{address}]:{port}"),
+            Peer::Unix { pid, uid, .. } => write!(f, "pid {pid} (uid {uid})"),
+        }
+    }
+}
+
+/// Where a listener is: `127.0.0.1:8080`, `[::1]:8080` or `unix:/run/fdpassd/rpc.sock`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// TCP. Port 0 asks the kernel for a free one.
+    Tcp(SocketAddr),
+    /// A Unix stream socket at an absolute path of at most [`MAX_UNIX_PATH`] bytes.
+    Unix(PathBuf),
+}
+
+/// Longest path of a Unix socket, in bytes: `sun_path` less its final NUL (unix(7)).
+pub const MAX_UNIX_PATH: usize = 107;
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Address, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return check_unix_path(path).map(|()| Address::Unix(PathBuf::from(path)));
+        }
+        text.parse().map(Address::Tcp).map_err(|_| {
+            format!(
+                "{text:?} is no address: expected an IP address and a port (\"127.0.0.1:8080\", \"[::1]:8080\") \
+                 or a Unix socket (\"unix:/run/fdpassd/rpc.sock\")"
+            )
+        })
+    }
+}
+
+/// Whether a Unix socket can be at `path`.
+///
+/// # Errors
+/// The sentence for the operator.
+pub fn check_unix_path(path: &str) -> Result<(), String> {
+    if !path.starts_with('/') {
+        Err(format!("the path {path:?} of a Unix socket must be absolute"))
+    } else if path.len() > MAX_UNIX_PATH {
+        Err(format!("the path of a Unix socket is at most {MAX_UNIX_PATH} bytes long, this one has {}", path.len()))
+    } else if path.contains('\0') {
+        Err("the path of a Unix socket must not hold a NUL byte".to_owned())
+    } else {
+        Ok(())
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(address) => address.fmt(f),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Client and worker: a request is `{"in": METHOD, "params": ANY}`, a reply `{"out": NAME, "result": ANY}`.
+//!
+//! A missing `params` is `null`; unknown members are ignored. `params` are never taken apart here: they stay
+//! the client's bytes ([`RawValue`]), so that `ping` gives back `1e400`, a number of forty digits, doubled
+//! keys and escapes as they came. **A client's bytes never go into a [`serde_json::Value`] in this crate**:
+//! with the feature `raw_value` each object with the key `$serde_json::private::RawValue` starts a new
+//! recursion budget there, and a frame of nested ones overflows the stack.
+//!
+//! Errors are replies: `{"out": "error", "result": {"code": CODE, "message": TEXT}}`. After a body that is not
+//! JSON the border of the frame is intact and the connection goes on.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::io::{self, Write};
+
+use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// What went wrong with a request, in words that a program can compare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Code {
+    /// No JSON, no object, no or doubled `in`, doubled `params`, an empty frame, invalid UTF-8 anywhere.
+    BadRequest,
+    /// No method of that name.
+    UnknownMethod,
+    /// The method does not take these `params`.
+    BadParams,
+    /// The announced length is over `max-frame`. The connection is closed after this reply.
+    TooLarge,
+    /// The frame was not complete within `frame-timeout`. The connection is closed after this reply.
+    Timeout,
+    /// The method panicked.
+    Crashed,
+    /// Too much is waiting here; the connection is closed after this reply.
+    Overloaded,
+    /// The daemon is stopping; the connection is closed after this reply.
+    ShuttingDown,
+    /// The reply could not be made: larger than a reply may be, or not to be written as JSON.
+    Internal,
+}
+
+impl Code {
+    /// The code as it stands on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Code::BadRequest => "bad_request",
+            Code::UnknownMethod => "unknown_method",
+            Code::BadParams => "bad_params",
+            Code::TooLarge => "too_large",
+            Code::Timeout => "timeout",
+            Code::Crashed => "crashed",
+            Code::Overloaded => "overloaded",
+            Code::ShuttingDown => "shutting_down",
+            Code::Internal => "internal",
+        }
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// `params` of a request that has none.
+pub const NULL: &str = "null";
+
+/// A request, borrowed from the bytes it came in.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The method's name. Borrowed, unless it was written with escapes.
+    pub method: Cow<'a, str>,
+    /// The params as the client wrote them; `None` when there are none.
+    pub params: Option<&'a RawValue>,
+}
+
+impl<'a> Request<'a> {
+    /// Reads the body of one frame.
+    ///
+    /// # Errors
+    /// The sentence for the client, to go out as [`Code::BadRequest`].
+    pub fn parse(body: &'a [u8]) -> Result<Request<'a>, String> {
+        if body.is_empty() {
+            return Err("the frame is empty".to_owned());
+        }
+        // First of all, because serde_json lets bad UTF-8 pass in members that it skips.
+        let text = std::str::from_utf8(body)
+            .map_err(|e| format!("the frame is not UTF-8: bad byte at {}", e.valid_up_to()))?;
+        serde_json::from_str(text).map_err(|e| e.to_string())
+    }
+}
+
+/// The members of a request that mean something.
+enum Member {
+    In,
+    Params,
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Member {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Member, D::Error> {
+        struct Name;
+        impl Visitor<'_> for Name {
+            type Value = Member;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of a member")
+            }
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<Member, E> {
+                Ok(match name {
+                    "in" => Member::In,
+                    "params" => Member::Params,
+                    _ => Member::Other,
+                })
+            }
+        }
+        from.deserialize_identifier(Name)
+    }
+}
+
+/// A string that is borrowed where it can be (`Cow`'s own `Deserialize` always copies).
+struct Text<'a>(Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Text<'de> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Text<'de>, D::Error> {
+        struct Words;
+        impl<'de> Visitor<'de> for Words {
+            type Value = Text<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string in \"in\"")
+            }
+            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        from.deserialize_str(Words)
+    }
+}
+
+/// By hand, because a derived struct accepts an array in place of the object.
+impl<'de> Deserialize<'de> for Request<'de> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Request<'de>, D::Error> {
+        struct Envelope;
+        impl<'de> Visitor<'de> for Envelope {
+            type Value = Request<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with \"in\" and \"params\"")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Request<'de>, A::Error> {
+                let mut method: Option<Text<'de>> = None;
+                let mut params: Option<&'de RawValue> = None;
+                while let Some(member) = map.next_key::<Member>()? {
+                    match member {
+                        Member::In if method.is_some() => return Err(de::Error::custom("\"in\" stands there twice")),
+                        Member::In => method = Some(map.next_value()?),
+                        Member::Params if params.is_some() => {
+                            return Err(de::Error::custom("\"params\" stands there twice"));
+                        }
+                        Member::Params => params = Some(map.next_value()?),
+                        Member::Other => {
+                            map.next_value::<IgnoredAny>()?;
+                        }
+                    }
+                }
+                let method = method.ok_or_else(|| de::Error::custom("there is no \"in\""))?.0;
+                Ok(Request { method, params })
+            }
+        }
+        from.deserialize_map(Envelope)
+    }
+}
+
+/// Writes the beginning of a reply; its result and [`CLOSE`] are to follow.
+///
+/// # Errors
+/// Those of `to`.
+pub fn open(to: &mut impl Write, name: &str) -> io::Result<()> {
+    to.write_all(b"{\"out\":\"")?;
+    to.write_all(name.as_bytes())?;
+    to.write_all(b"\",\"result\":")
+}
+
+/// The end of every reply.
+pub const CLOSE: &[u8] = b"}";
+
+/// Writes a whole error reply, without its prefix.
+///
+/// # Errors
+/// Those of `to`.
+pub fn write_error(to: &mut impl Write, code: &str, message: &str) -> io::Result<()> {
+    #[derive(serde::Serialize)]
+    struct Fault<'a> {
+        code: &'a str,
+        message: &'a str,
+    }
+    open(to, "error")?;
+    serde_json::to_writer(&mut *to, &Fault { code, message })?;
+    to.write_all(CLOSE)
+}
+
+/// Whether `name` may be a method's name: `[a-z][a-z0-9_.-]{0,63}`, but not `error`, which names error replies.
+#[must_use]
+pub fn is_method_name(name: &str) -> bool {
+    let letters = name.as_bytes();
+    matches!(letters, [b'a'..=b'z', rest @ ..]
+        if rest.len() <= 63 && rest.iter().all(|c| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b'-')))
+        && name != "error"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn params(body: &str) -> String {
+        Request::parse(body.as_bytes()).expect(body).params.map_or(NULL, RawValue::get).to_owned()
+    }
+
+    #[test]
+    fn params_stay_the_clients_bytes() {
+        for text in ["1e400", "1234567890123456789012345678901234567890", r#"{"a":1,"a":2}"#, r#""A\/\ud800""#, "null"]
+        {
+            assert_eq!(params(&format!(r#"{{"in":"ping","params":{text}}}"#)), text);
+        }
+        assert_eq!(params(r#" { "x" : {"in":1} , "params" : [ 1 ] , "in" : "ping" } "#), "[ 1 ]");
+        assert_eq!(params(r#"{"in":"ping"}"#), "null");
+    }
+
+    #[test]
+    fn a_method_written_with_escapes_is_the_same_method() {
+        let request = Request::parse(br#"{"in":"p\u0069ng"}"#).expect("valid");
+        assert_eq!(request.method, "ping");
+        assert!(matches!(Request::parse(br#"{"in":"ping"}"#).expect("valid").method, Cow::Borrowed("ping")));
+    }
+
+    #[test]
+    fn each_fault_has_its_sentence() {
+        for (body, words) in [
+            (&b""[..], "empty"),
+            (b"\xff", "not UTF-8: bad byte at 0"),
+            (b"{\"in\":\"ping\",\"x\":\"\xff\"}", "not UTF-8"),
+            (b"ping", "expected"),
+            (b"[\"ping\",1]", "expected an object"),
+            (b"{}", "no \"in\""),
+            (b"{\"in\":7}", "expected a string in \"in\""),
+            (b"{\"in\":\"a\",\"in\":\"b\"}", "\"in\" stands there twice"),
+            (b"{\"in\":\"a\",\"params\":1,\"params\":1}", "\"params\" stands there twice"),
+            (b"{\"in\":\"a\",\"params\":null,\"params\":null}", "\"params\" stands there twice"),
+            (b"{\"in\":\"a\"} x", "trailing characters"),
+            (b"{\"in\":\"a\"", "EOF"),
+        ] {
+            let said = Request::parse(body).expect_err("must be refused");
+            assert!(said.contains(words), "{said:?} does not say {words:?}");
+        }
+    }
+
+    #[test]
+    fn method_names_are_those_of_the_design() {
+        for good in ["a", "ping", "a.b-c_9", &"x".repeat(64)] {
+            assert!(is_method_name(good), "{good}");
+        }
+        for bad in ["", "Ping", "9a", "error", "a b", "é", &"x".repeat(65)] {
+            assert!(!is_method_name(bad), "{bad}");
+        }
+    }
+
+    /// A dependency that turned on `arbitrary_precision` would do so for the whole program.
+    #[test]
+    fn numbers_are_not_of_arbitrary_precision() {
+        let n: serde_json::Value = serde_json::from_str("123456789012345678901234567890").expect("a number");
+        assert_ne!(n.to_string(), "123456789012345678901234567890");
+    }
+}
