@@ -1,5 +1,8 @@
 //! fdpassd
+pub mod channel;
+pub mod desk;
 pub mod proto;
+pub mod sys;
 /// x
 pub fn daemon_main() -> std::process::ExitCode {
     std::process::ExitCode::SUCCESS

@@ -1,0 +1,139 @@
+//! The channel between the master and one worker: typed by direction, and descriptors ride inside messages.
+//!
+//! One `SOCK_SEQPACKET` pair a worker. EOF tells the worker that its master is gone; it tells the master
+//! nothing (a worker may have closed it and still be in a call): death is told by waitid(2) alone.
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::proto::channel::{MAX_MESSAGE, Malformed, Message};
+use crate::sys::socket::{self, Received};
+
+pub use crate::sys::socket::Sent;
+
+/// One end of a channel, which says `Tx` and hears `Rx`.
+#[derive(Debug)]
+pub struct Channel<Tx, Rx> {
+    socket: OwnedFd,
+    outgoing: Vec<u8>,
+    directions: PhantomData<fn(Tx) -> Rx>,
+}
+
+/// What came out of a channel.
+#[derive(Debug)]
+pub enum Heard<Rx> {
+    /// A message, with as many descriptors as its kind wants.
+    Message(Rx, Vec<OwnedFd>),
+    /// What is no message, or one with something missing. Descriptors that came with it are closed.
+    Garbage(Malformed),
+    /// No message now.
+    Nothing,
+    /// The other end is closed, and nothing is left to hear.
+    Closed,
+}
+
+impl<Tx: Message, Rx: Message> Channel<Tx, Rx> {
+    /// A channel, and the end of it that goes to the other process.
+    ///
+    /// # Errors
+    /// Those of socketpair(2).
+    pub fn pair() -> io::Result<(Channel<Tx, Rx>, OwnedFd)> {
+        let (ours, theirs) = socket::message_pair()?;
+        Ok((Channel::over(ours), theirs))
+    }
+
+    /// The end that another process has made.
+    #[must_use]
+    pub fn over(socket: OwnedFd) -> Channel<Tx, Rx> {
+        Channel { socket, outgoing: Vec::new(), directions: PhantomData }
+    }
+
+    /// Says something, without waiting. The other gets copies of the descriptors.
+    ///
+    /// # Errors
+    /// Those of sendmsg(2); `InvalidInput` when the number of descriptors is not what the message wants.
+    pub fn send(&mut self, message: &Tx, descriptors: &[BorrowedFd<'_>]) -> io::Result<Sent> {
+        if descriptors.len() != message.descriptors() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        message.encode(&mut self.outgoing);
+        socket::send_message(&self.socket, &self.outgoing, descriptors)
+    }
+
+    /// Hears what is there, without waiting. `scratch` is [`MAX_MESSAGE`] bytes that may be used.
+    ///
+    /// # Errors
+    /// Those of recvmsg(2).
+    pub fn hear(&self, scratch: &mut Scratch) -> io::Result<Heard<Rx>> {
+        let (length, descriptors, cut) = match socket::receive_message(&self.socket, &mut scratch.0)? {
+            Received::Nothing => return Ok(Heard::Nothing),
+            Received::Closed => return Ok(Heard::Closed),
+            Received::Message { length, descriptors, cut } => (length, descriptors, cut),
+        };
+        if cut {
+            return Ok(Heard::Garbage(Malformed("cut short: too long, or out of descriptors")));
+        }
+        Ok(match Rx::decode(&scratch.0[..length]) {
+            Ok(message) if message.descriptors() == descriptors.len() => Heard::Message(message, descriptors),
+            Ok(_) => Heard::Garbage(Malformed("not as many descriptors as it wants")),
+            Err(malformed) => Heard::Garbage(malformed),
+        })
+    }
+}
+
+impl<Tx, Rx> AsFd for Channel<Tx, Rx> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Room for the longest message; one serves all channels of a process.
+#[derive(Debug)]
+pub struct Scratch(Box<[u8]>);
+
+impl Default for Scratch {
+    fn default() -> Scratch {
+        Scratch(vec![0; MAX_MESSAGE].into_boxed_slice())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::proto::channel::{Lease, ToMaster, ToWorker};
+    use crate::proto::names::{ClientId, Peer};
+
+    #[test]
+    fn descriptors_arrive_inside_their_message_and_stray_ones_are_closed() {
+        let (mut master, theirs) = Channel::<ToWorker, ToMaster>::pair().expect("socketpair");
+        let worker = Channel::<ToMaster, ToWorker>::over(theirs);
+        let mut scratch = Scratch::default();
+        let null = std::fs::File::open("/dev/null").expect("/dev/null");
+        let peer = Peer::Unix { pid: 1, uid: 2, gid: 3 };
+        let lease = Lease { client: ClientId(1), slot: 2, generation: 3, listener: 4, peer };
+
+        assert!(master.send(&ToWorker::Lease(vec![lease]), &[]).is_err());
+        assert_eq!(master.send(&ToWorker::Lease(vec![lease]), &[null.as_fd()]).expect("send"), Sent::Queued);
+        match worker.hear(&mut scratch).expect("hear") {
+            Heard::Message(ToWorker::Lease(leases), descriptors) => {
+                assert_eq!((leases, descriptors.len()), (vec![lease], 1))
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(worker.hear(&mut scratch).expect("hear"), Heard::Nothing));
+
+        let (mut watch, passed) = UnixStream::pair().expect("socketpair");
+        socket::send_message(&master, b"\x03", &[passed.as_fd()]).expect("a Reopen with a descriptor");
+        socket::send_message(&master, b"\xff", &[passed.as_fd()]).expect("garbage with a descriptor");
+        drop(passed);
+        assert!(matches!(worker.hear(&mut scratch).expect("hear"), Heard::Garbage(_)));
+        assert!(matches!(worker.hear(&mut scratch).expect("hear"), Heard::Garbage(_)));
+        assert_eq!(watch.read(&mut [0]).expect("EOF, because no copy is left"), 0);
+        drop(master);
+        assert!(matches!(worker.hear(&mut scratch).expect("hear"), Heard::Closed));
+    }
+}

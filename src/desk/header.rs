@@ -1,0 +1,307 @@
+//! The head of a desk: what a worker has done, and how long it took.
+//!
+//! ```text
+//! word  0  leases picked up          5  the method being executed, its number; 0 if none
+//!       1  requests answered         6  when the loop last went to wait, or 0 while it works: ns of CLOCK_MONOTONIC
+//!       2  of these, with an error   7  the master wants to be told of room (set by it, cleared by the worker)
+//!       3  handlers that panicked    8  bytes parked
+//!       4  log lines lost
+//!  from 64  twelve seconds of 120 words: which second, requests, busy ns, then how many requests took how long
+//! ```
+//!
+//! The last seconds are written by who knows them, the worker, so that nobody has to wake up to sample them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+const PICKED_UP: usize = 0;
+const REQUESTS: usize = 1;
+const ERRORS: usize = 2;
+const PANICS: usize = 3;
+const LOG_ERRORS: usize = 4;
+const EXECUTING: usize = 5;
+const WANTS_ROOM: usize = 7;
+const PARKED: usize = 8;
+
+const SECONDS: usize = 64;
+const KEPT: u64 = 12;
+const SECOND_WORDS: usize = 120;
+const BUCKETS_AT: usize = 8;
+const BUCKETS: usize = SECOND_WORDS - BUCKETS_AT;
+
+/// Full seconds over which rates and percentiles are taken.
+const WINDOW: u64 = 10;
+
+const NANOSECONDS: u64 = 1_000_000_000;
+
+/// The counters of a worker. Each has one writer, the worker, and is only ever shown or compared.
+#[derive(Clone, Copy, Debug)]
+pub struct Header<'a>(&'a [AtomicU64]);
+
+/// What a worker did in the last ten full seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Recent {
+    /// Requests a second.
+    pub rate: f64,
+    /// Half of the requests took no longer; none if there were none.
+    pub p50: Option<Duration>,
+    /// 99 of 100 took no longer.
+    pub p99: Option<Duration>,
+}
+
+impl<'a> Header<'a> {
+    pub(super) fn new(words: &'a [AtomicU64]) -> Header<'a> {
+        Header(words)
+    }
+
+    fn load(&self, word: usize) -> u64 {
+        self.0[word].load(Ordering::Relaxed)
+    }
+
+    fn add(&self, word: usize, n: u64) {
+        self.0[word].store(self.load(word).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// Leases that the worker has found in its channel.
+    #[must_use]
+    pub fn picked_up(&self) -> u64 {
+        self.0[PICKED_UP].load(Ordering::Acquire)
+    }
+
+    /// Worker: it found `n` more. True if the master wants to be told.
+    #[must_use]
+    pub fn pick_up(&self, n: u64) -> bool {
+        // Sequentially consistent with `want_room`: of "I count" and "do you want to know" here, "I want to know"
+        // and "what is the count" there, at least one side sees the other's.
+        self.0[PICKED_UP].fetch_add(n, Ordering::SeqCst);
+        self.0[WANTS_ROOM].load(Ordering::SeqCst) != 0 && self.0[WANTS_ROOM].swap(0, Ordering::SeqCst) != 0
+    }
+
+    /// Master: wants a message when more leases are picked up than the count that it returns.
+    #[must_use]
+    pub fn want_room(&self) -> u64 {
+        self.0[WANTS_ROOM].store(1, Ordering::SeqCst);
+        self.0[PICKED_UP].load(Ordering::SeqCst)
+    }
+
+    /// Requests answered, with a result or an error.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.load(REQUESTS)
+    }
+
+    /// Of these, with an error.
+    #[must_use]
+    pub fn errors(&self) -> u64 {
+        self.load(ERRORS)
+    }
+
+    /// Worker: it answered with an error.
+    pub fn add_error(&self) {
+        self.add(ERRORS, 1);
+    }
+
+    /// Handlers that panicked.
+    #[must_use]
+    pub fn panics(&self) -> u64 {
+        self.load(PANICS)
+    }
+
+    /// Worker: one did.
+    pub fn add_panic(&self) {
+        self.add(PANICS, 1);
+    }
+
+    /// Log lines that the worker could not write.
+    #[must_use]
+    pub fn log_errors(&self) -> u64 {
+        self.load(LOG_ERRORS)
+    }
+
+    /// Worker: so many it could not.
+    pub fn set_log_errors(&self, n: u64) {
+        self.0[LOG_ERRORS].store(n, Ordering::Relaxed);
+    }
+
+    /// Bytes parked over all clients.
+    #[must_use]
+    pub fn parked(&self) -> u64 {
+        self.load(PARKED)
+    }
+
+    /// Worker: so many they are.
+    pub fn set_parked(&self, bytes: u64) {
+        self.0[PARKED].store(bytes, Ordering::Relaxed);
+    }
+
+    /// The number of the method that is executing; none between two.
+    #[must_use]
+    pub fn executing(&self) -> Option<u32> {
+        u32::try_from(self.load(EXECUTING)).ok().filter(|n| *n != 0)
+    }
+
+    /// Worker: it runs this method, or none.
+    pub fn set_executing(&self, method: Option<u32>) {
+        self.0[EXECUTING].store(u64::from(method.unwrap_or(0)), Ordering::Relaxed);
+    }
+
+    fn second(&self, second: u64) -> &[AtomicU64] {
+        let begin = SECONDS + (second % KEPT) as usize * SECOND_WORDS;
+        &self.0[begin..begin + SECOND_WORDS]
+    }
+
+    /// Worker: `requests` were answered `took` after they had been read; `now` is ns of CLOCK_MONOTONIC.
+    pub fn record(&self, now: u64, requests: u64, took: u64) {
+        self.add(REQUESTS, requests);
+        let cell = self.this_second(now);
+        bump(&cell[1], requests);
+        bump(&cell[BUCKETS_AT + bucket(took)], requests);
+    }
+
+    /// Worker: its loop worked for so many ns up to `now`.
+    pub fn record_busy(&self, now: u64, busy: u64) {
+        bump(&self.this_second(now)[2], busy);
+    }
+
+    fn this_second(&self, now: u64) -> &[AtomicU64] {
+        let second = now / NANOSECONDS;
+        let cell = self.second(second);
+        if cell[0].load(Ordering::Relaxed) != second {
+            cell.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+            cell[0].store(second, Ordering::Release);
+        }
+        cell
+    }
+
+    /// The share of the last one to two seconds in which the worker worked, from 0 to 1.
+    #[must_use]
+    pub fn busy(&self, now: u64) -> f64 {
+        let second = now / NANOSECONDS;
+        let ns: u64 = [second, second.wrapping_sub(1)]
+            .iter()
+            .map(|s| self.second(*s))
+            .zip([second, second.wrapping_sub(1)])
+            .filter(|(cell, s)| cell[0].load(Ordering::Acquire) == *s)
+            .map(|(cell, _)| cell[2].load(Ordering::Relaxed).min(NANOSECONDS))
+            .sum();
+        ns as f64 / (NANOSECONDS + now % NANOSECONDS) as f64
+    }
+
+    /// What was done in the ten full seconds before `now`.
+    #[must_use]
+    pub fn recent(&self, now: u64) -> Recent {
+        let this = now / NANOSECONDS;
+        let mut requests = 0u64;
+        let mut buckets = [0u64; BUCKETS];
+        for second in this.saturating_sub(WINDOW)..this {
+            let cell = self.second(second);
+            if cell[0].load(Ordering::Acquire) != second {
+                continue;
+            }
+            requests = requests.saturating_add(cell[1].load(Ordering::Relaxed));
+            for (sum, word) in buckets.iter_mut().zip(&cell[BUCKETS_AT..]) {
+                *sum = sum.saturating_add(word.load(Ordering::Relaxed));
+            }
+        }
+        let rate = requests as f64 / WINDOW as f64;
+        Recent { rate, p50: quantile(&buckets, 0.50), p99: quantile(&buckets, 0.99) }
+    }
+}
+
+fn bump(word: &AtomicU64, n: u64) {
+    word.store(word.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+}
+
+/// Bucket 0 takes what is below 512 ns; from there on each doubling is cut in four, up to about a minute.
+fn bucket(ns: u64) -> usize {
+    if ns < 512 {
+        return 0;
+    }
+    let octave = ns.ilog2() as usize;
+    let quarter = (ns >> (octave - 2)) as usize & 3;
+    ((octave - 9) * 4 + quarter + 1).min(BUCKETS - 1)
+}
+
+/// The largest ns that falls into a bucket.
+fn upper(bucket: usize) -> u64 {
+    match bucket {
+        0 => 511,
+        _ => {
+            let (octave, quarter) = ((bucket - 1) / 4 + 9, (bucket - 1) as u64 % 4);
+            ((5 + quarter) << (octave - 2)) - 1
+        }
+    }
+}
+
+fn quantile(buckets: &[u64; BUCKETS], q: f64) -> Option<Duration> {
+    let total: u64 = buckets.iter().fold(0, |sum, n| sum.saturating_add(*n));
+    if total == 0 {
+        return None;
+    }
+    let rank = ((total as f64 * q).ceil() as u64).max(1);
+    let mut seen = 0u64;
+    let found = buckets.iter().position(|n| {
+        seen = seen.saturating_add(*n);
+        seen >= rank
+    });
+    found.map(|bucket| Duration::from_nanos(upper(bucket)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(test: impl FnOnce(Header)) {
+        let words: Vec<AtomicU64> = (0..2048).map(|_| AtomicU64::new(0)).collect();
+        test(Header::new(&words));
+    }
+
+    #[test]
+    fn every_duration_is_in_a_bucket_whose_end_is_at_most_a_quarter_above_it() {
+        for ns in (9..36).flat_map(|shift| [1u64 << shift, (1 << shift) + 1, (3 << shift) / 2, (2 << shift) - 1]) {
+            let end = upper(bucket(ns));
+            assert!(ns <= end && end <= ns + ns / 4, "{ns} {end}");
+        }
+        assert_eq!((bucket(0), bucket(u64::MAX)), (0, BUCKETS - 1));
+    }
+
+    #[test]
+    fn rates_and_percentiles_are_those_of_the_last_ten_full_seconds() {
+        header(|header| {
+            let second = |s: u64| s * NANOSECONDS + 5;
+            header.record(second(100), 1000, 1_000_000);
+            for s in 103..113 {
+                header.record(second(s), 99, 10_000);
+                header.record(second(s), 1, 1_000_000_000);
+            }
+            header.record(second(113), 7, 1);
+            let recent = header.recent(second(113));
+            assert!((recent.rate - 100.0).abs() < 1e-9, "{recent:?}");
+            assert_eq!(recent.p50.map(|d| d.as_micros()), Some(10));
+            assert_eq!(recent.p99.map(|d| d.as_micros()), Some(10));
+            assert_eq!(header.requests(), 2007);
+            assert_eq!(header.recent(second(200)), Recent::default());
+        });
+    }
+
+    #[test]
+    fn busy_time_is_a_share_of_the_last_seconds() {
+        header(|header| {
+            header.record_busy(50 * NANOSECONDS, NANOSECONDS / 2);
+            header.record_busy(51 * NANOSECONDS + NANOSECONDS / 2, NANOSECONDS / 4);
+            assert!((header.busy(51 * NANOSECONDS + NANOSECONDS / 2) - 0.5).abs() < 1e-6);
+            assert!(header.busy(60 * NANOSECONDS) < 1e-9);
+        });
+    }
+
+    #[test]
+    fn room_is_told_once_when_it_is_wanted() {
+        header(|header| {
+            assert!(!header.pick_up(3));
+            assert_eq!(header.want_room(), 3);
+            assert!(header.pick_up(1));
+            assert!(!header.pick_up(1));
+            assert_eq!(header.picked_up(), 5);
+        });
+    }
+}

@@ -1,0 +1,307 @@
+//! The desk: the memory that one worker shares with the master, in which it holds everything it has of a client.
+//!
+//! ```text
+//! header   16 KiB   counters, the second by second record of what was served          [`Header`]
+//! slots    128 B each, page-rounded together: one client each, index chosen by master [`Slot`]
+//! ------------------------------------------------- mapped by both up to here --------
+//! rx, tx   the receive and the reply buffer of the turn in progress
+//! small    512 B a slot, dense: the usual half frame
+//! large    a receive and a reply place a slot, sparse: the rest
+//! ```
+//!
+//! A sealed memfd of fixed size, so that neither side can pull it from under the other. Places have fixed
+//! addresses: no allocator, no index to check, no fragmentation; what was never touched costs nothing. The
+//! worker maps it all; the master maps header and slots and reads the rest by pread(2), because a look at a
+//! hole through a mapping makes the page exist.
+//!
+//! Words are written by the worker only, but two: the lease word, by compare-exchange on both sides, and the
+//! wish to be told of room, which the master sets and the worker clears. **The master takes nothing it reads
+//! here on trust**: states are decoded, positions bounded, counters only ever shown or compared.
+//!
+//! *The kernel is the ledger.* How many bytes were ever read from a client (R) or queued to it (W) is asked of
+//! the kernel once its worker is dead; the desk tells where in those streams its buffers begin, and that was
+//! stored before the call. Nothing is stored after recv or send: SIGKILL lets the call complete, and the next
+//! instruction never runs.
+
+mod header;
+mod slot;
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+
+use crate::proto::frame::PREFIX;
+use crate::sys::memory::{self, Bytes, PAGE, Words};
+
+pub use header::{Header, Recent};
+pub use slot::{Found, Lease, Marks, Place, Slot, State, View};
+
+/// Bytes of the shared receive buffer: what one turn reads at the most.
+pub const RECEIVE: usize = 256 * 1024;
+
+/// Once so many bytes of replies are waiting, a turn writes them before it goes on.
+pub const REPLY_SOFT: usize = 64 * 1024;
+
+/// Bytes of a slot's small place.
+pub const SMALL: usize = 512;
+
+/// What a reply may be longer than the longest frame, in bytes: room for another envelope, or an error.
+const REPLY_EXTRA: usize = 4096;
+
+const HEADER: u64 = 16 * 1024;
+const SLOT: u64 = 128;
+
+/// Where what lies on a desk: a function of the number of slots and of the longest frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    slots: u32,
+    max_frame: u32,
+}
+
+impl Layout {
+    /// For so many clients, with frames of up to `max_frame` bytes.
+    #[must_use]
+    pub fn new(slots: u32, max_frame: u32) -> Layout {
+        Layout { slots, max_frame }
+    }
+
+    /// Slots there are.
+    #[must_use]
+    pub fn slots(self) -> u32 {
+        self.slots
+    }
+
+    /// Longest reply with its prefix, in bytes.
+    #[must_use]
+    pub fn reply_max(self) -> usize {
+        PREFIX + self.max_frame as usize + REPLY_EXTRA
+    }
+
+    /// Words of the header and the slots.
+    fn words(self) -> usize {
+        ((HEADER + u64::from(self.slots) * SLOT) / 8) as usize
+    }
+
+    /// Where the buffers and places begin in the file.
+    fn bytes_at(self) -> u64 {
+        page_up(HEADER + u64::from(self.slots) * SLOT)
+    }
+
+    /// Bytes of a reply buffer: when the last reply begins, less than [`REPLY_SOFT`] are waiting.
+    fn reply(self) -> u64 {
+        page_up((REPLY_SOFT + self.reply_max()) as u64)
+    }
+
+    /// Bytes of a large receive place: a whole frame, or what the shared buffer held.
+    fn large_receive(self) -> u64 {
+        page_up((PREFIX + self.max_frame as usize).max(RECEIVE) as u64)
+    }
+
+    fn small_at(self) -> u64 {
+        RECEIVE as u64 + self.reply()
+    }
+
+    fn large_at(self, slot: u32) -> u64 {
+        let begin = page_up(self.small_at() + u64::from(self.slots) * SMALL as u64);
+        begin + u64::from(slot) * (self.large_receive() + self.reply())
+    }
+
+    /// All bytes of the file.
+    fn length(self) -> u64 {
+        self.bytes_at() + self.large_at(self.slots)
+    }
+
+    /// Where received bytes lie at `place` for `slot`, counted from the first byte after the slots.
+    fn receive_range(self, place: Place, slot: u32) -> Range<usize> {
+        let (begin, length) = match place {
+            Place::Shared => (0, RECEIVE as u64),
+            Place::Small => (self.small_at() + u64::from(slot) * SMALL as u64, SMALL as u64),
+            Place::Large => (self.large_at(slot), self.large_receive()),
+        };
+        begin as usize..(begin + length) as usize
+    }
+
+    /// Where replies lie; a small place holds none.
+    fn reply_range(self, place: Place, slot: u32) -> Range<usize> {
+        let begin = match place {
+            Place::Shared | Place::Small => RECEIVE as u64,
+            Place::Large => self.large_at(slot) + self.large_receive(),
+        };
+        begin as usize..(begin + self.reply()) as usize
+    }
+}
+
+fn page_up(bytes: u64) -> u64 {
+    bytes.next_multiple_of(PAGE)
+}
+
+/// The words of a desk: what master and worker both map.
+#[derive(Debug)]
+struct Board {
+    words: Words,
+    slots: u32,
+}
+
+impl Board {
+    fn map(file: &File, layout: Layout) -> io::Result<Board> {
+        Ok(Board { words: Words::map(file, layout.words())?, slots: layout.slots })
+    }
+
+    fn header(&self) -> Header<'_> {
+        Header::new(&self.words[..(HEADER / 8) as usize])
+    }
+
+    fn slot(&self, index: u32) -> Option<Slot<'_>> {
+        let words = self.words[(HEADER / 8) as usize..].as_chunks().0;
+        words.get(index as usize).filter(|_| index < self.slots).map(Slot::new)
+    }
+}
+
+/// A desk as the master has it: it makes it, presets slots, and reads what a worker left.
+#[derive(Debug)]
+pub struct MasterDesk {
+    board: Board,
+    file: File,
+}
+
+impl MasterDesk {
+    /// A new desk, all of its slots free.
+    ///
+    /// # Errors
+    /// Those of memfd_create(2), ftruncate(2) and mmap(2).
+    pub fn new(layout: Layout) -> io::Result<MasterDesk> {
+        let file = memory::sealed_file(c"desk", layout.length())?;
+        Ok(MasterDesk { board: Board::map(&file, layout)?, file })
+    }
+
+    /// What the worker gets.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The worker's counters.
+    #[must_use]
+    pub fn header(&self) -> Header<'_> {
+        self.board.header()
+    }
+
+    /// A client's slot; none for an index that there is not.
+    #[must_use]
+    pub fn slot(&self, index: u32) -> Option<Slot<'_>> {
+        self.board.slot(index)
+    }
+}
+
+/// A desk as its worker has it.
+#[derive(Debug)]
+pub struct WorkerDesk {
+    board: Board,
+    bytes: Bytes,
+    file: File,
+    layout: Layout,
+}
+
+impl WorkerDesk {
+    /// The desk in a file that the master has made.
+    ///
+    /// # Errors
+    /// Those of mmap(2); `InvalidInput` when the file is shorter than the layout.
+    pub fn open(file: File, layout: Layout) -> io::Result<WorkerDesk> {
+        let board = Board::map(&file, layout)?;
+        let length = usize::try_from(layout.length() - layout.bytes_at()).map_err(io::Error::other)?;
+        let bytes = Bytes::map(&file, layout.bytes_at(), length)?;
+        Ok(WorkerDesk { board, bytes, file, layout })
+    }
+
+    /// Where what lies.
+    #[must_use]
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// The counters.
+    #[must_use]
+    pub fn header(&self) -> Header<'_> {
+        self.board.header()
+    }
+
+    /// A client's slot; none for an index that there is not.
+    #[must_use]
+    pub fn slot(&self, index: u32) -> Option<Slot<'_>> {
+        self.board.slot(index)
+    }
+
+    /// The slot together with the buffers that a turn of its client works in: received bytes, and replies.
+    ///
+    /// # Panics
+    /// For a slot that there is not: callers have claimed it.
+    #[must_use]
+    pub fn open_slot(&mut self, index: u32, receive: Place, reply: Place) -> (Slot<'_>, &mut [u8], &mut [u8]) {
+        let ranges = [self.layout.receive_range(receive, index), self.layout.reply_range(reply, index)];
+        let [rx, tx] = self.bytes.get_disjoint_mut(ranges).expect("a receive and a reply place never overlap");
+        (self.board.slot(index).expect("the slot was claimed"), rx, tx)
+    }
+
+    /// Copies received bytes from one place of a slot to the beginning of another.
+    pub fn move_received(&mut self, index: u32, from: Place, bytes: Range<usize>, to: Place) {
+        let source = self.layout.receive_range(from, index);
+        let target = self.layout.receive_range(to, index);
+        self.bytes.copy_within(source.start + bytes.start..source.start + bytes.end, target.start);
+    }
+
+    /// Copies replies of the turn in progress to the beginning of the slot's large place.
+    pub fn keep_replies(&mut self, index: u32, bytes: Range<usize>) {
+        let source = self.layout.reply_range(Place::Shared, index);
+        let target = self.layout.reply_range(Place::Large, index);
+        self.bytes.copy_within(source.start + bytes.start..source.start + bytes.end, target.start);
+    }
+
+    /// Gives back the memory of a slot's large place.
+    pub fn empty_large(&self, index: u32) {
+        let begin = self.layout.bytes_at() + self.layout.large_at(index);
+        // If it fails, memory is kept that was to be given back, and the next client overwrites it.
+        let _ = memory::punch(&self.file, begin, self.layout.large_at(1) - self.layout.large_at(0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_places_overlap_and_all_lie_in_the_file() {
+        for (slots, max_frame) in [(1, 64), (3, 65_535), (40, 1 << 20), (7, 256 << 20)] {
+            let layout = Layout::new(slots, max_frame);
+            let mut ranges = vec![layout.receive_range(Place::Shared, 0), layout.reply_range(Place::Shared, 0)];
+            for slot in 0..slots {
+                ranges.push(layout.receive_range(Place::Small, slot));
+                ranges.push(layout.receive_range(Place::Large, slot));
+                ranges.push(layout.reply_range(Place::Large, slot));
+            }
+            ranges.sort_by_key(|range| range.start);
+            for pair in ranges.windows(2) {
+                assert!(pair[0].end <= pair[1].start, "{pair:?}");
+            }
+            let end = ranges.last().expect("some").end as u64;
+            assert!(end <= layout.length() - layout.bytes_at());
+            assert!(layout.large_receive() as usize >= PREFIX + max_frame as usize);
+            assert!(layout.reply() as usize >= REPLY_SOFT + layout.reply_max());
+        }
+    }
+
+    #[test]
+    fn a_large_desk_costs_its_touched_pages_only() {
+        use std::os::unix::fs::MetadataExt;
+        let layout = Layout::new(20_000, 1 << 20);
+        let master = MasterDesk::new(layout).expect("memfd");
+        let blocks = |desk: &MasterDesk| desk.file().metadata().expect("fstat").blocks();
+        let mut worker = WorkerDesk::open(master.file().try_clone().expect("dup"), layout).expect("mmap");
+        assert_eq!(blocks(&master), 0);
+        worker.open_slot(19_999, Place::Large, Place::Shared).1[0] = 1;
+        assert_eq!(blocks(&master), 8);
+        worker.empty_large(19_999);
+        assert_eq!(blocks(&master), 0);
+        assert!(master.slot(20_000).is_none());
+    }
+}

@@ -1,0 +1,424 @@
+//! A client's slot: its lease word, and two views of which one holds.
+//!
+//! ```text
+//! word  0  lease     generation << 8 | state                  both sides, by compare-exchange
+//!       1  exec      method << 32 | answered + 1              valid only while it matches the view's `answered`
+//!       2  cur       which view holds (bit 0), marks (from bit 8)
+//!       3  since     when what is timed began: a frame, a stop in sending, or rest   ns of CLOCK_MONOTONIC
+//!       4  active    when the client last sent or took a byte                        ns of CLOCK_MONOTONIC
+//!       5  requests  answered so far
+//!    6-10  view 0    in_base · out_base · answered << 32 | replied · where << 32 | where · have
+//!   11-15  view 1
+//! ```
+//!
+//! **Every change of where bytes lie is one store**: the idle view is written, then `cur` flipped. A view is
+//! never changed while it holds, but for its progress word, which commits one reply: `answered` and `replied`
+//! together. Stores are Release and loads Acquire, so that whoever finds a lease word at rest finds the views
+//! that belong to it; after a death program order is enough.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::proto::frame::ByteOrder;
+
+const LEASE: usize = 0;
+const EXEC: usize = 1;
+const CUR: usize = 2;
+const SINCE: usize = 3;
+const ACTIVE: usize = 4;
+const REQUESTS: usize = 5;
+const VIEWS: [usize; 2] = [6, 11];
+
+/// What a slot's client is to its worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// There is none.
+    Free = 0,
+    /// Nothing of it is on the desk.
+    Rest = 1,
+    /// Bytes of it lie in the slot's places.
+    Parked = 2,
+    /// The worker is in its turn.
+    Busy = 3,
+    /// The master has ended the lease.
+    Taken = 4,
+    /// The worker has ended the client.
+    Closed = 5,
+}
+
+/// The lease word, decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Which lease of this slot: an old event or message finds another number and does no harm.
+    pub generation: u32,
+    /// Where the client is.
+    pub state: State,
+}
+
+impl Lease {
+    fn encode(self) -> u64 {
+        u64::from(self.generation) << 8 | self.state as u64
+    }
+
+    /// `None` for a word that nobody writes.
+    fn decode(word: u64) -> Option<Lease> {
+        let state = match word & 0xff {
+            0 => State::Free,
+            1 => State::Rest,
+            2 => State::Parked,
+            3 => State::Busy,
+            4 => State::Taken,
+            5 => State::Closed,
+            _ => return None,
+        };
+        Some(Lease { generation: u32::try_from(word >> 8).ok()?, state })
+    }
+}
+
+/// What a claim found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing of the client is on the desk.
+    Rest,
+    /// Bytes of it lie in the slot's places.
+    Parked,
+}
+
+/// Where bytes of a client lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the buffers of the turn in progress.
+    Shared,
+    /// In the slot's small place.
+    Small,
+    /// In the slot's large place.
+    Large,
+}
+
+/// Which bytes of a client are on the desk: unread ones at `rx[answered..]`, replies at `tx[..replied]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct View {
+    /// Position of the first received byte in the stream of all bytes that the client ever sent.
+    pub in_base: u64,
+    /// Position of the first reply byte in the stream of all bytes that it was ever sent.
+    pub out_base: u64,
+    /// Received bytes of whole frames that are answered.
+    pub answered: u32,
+    /// Bytes of their replies.
+    pub replied: u32,
+    /// Where received bytes lie, and from which byte of that place on.
+    pub rx: (Place, u32),
+    /// Where replies lie, and from which byte of that place on.
+    pub tx: (Place, u32),
+    /// Received bytes that were there when this view began to hold; the kernel tells of later ones.
+    pub have: u32,
+}
+
+impl View {
+    /// Of a client that has sent `received` bytes, all answered, and was sent `sent`.
+    #[must_use]
+    pub fn at_rest(received: u64, sent: u64) -> View {
+        let nowhere = (Place::Shared, 0);
+        View { in_base: received, out_base: sent, answered: 0, replied: 0, rx: nowhere, tx: nowhere, have: 0 }
+    }
+
+    /// Positions in both streams behind everything that this view tells of, if the client is at rest.
+    #[must_use]
+    pub fn ends(&self) -> (u64, u64) {
+        (self.in_base.wrapping_add(u64::from(self.answered)), self.out_base.wrapping_add(u64::from(self.replied)))
+    }
+
+    fn encode(&self) -> [u64; 5] {
+        let where_ = u64::from(place_bits(self.rx)) << 32 | u64::from(place_bits(self.tx));
+        [self.in_base, self.out_base, progress_bits(self.answered, self.replied), where_, u64::from(self.have)]
+    }
+
+    fn decode(words: [u64; 5]) -> View {
+        let [in_base, out_base, progress, where_, have] = words;
+        View {
+            in_base,
+            out_base,
+            answered: (progress >> 32) as u32,
+            replied: progress as u32,
+            rx: place_of((where_ >> 32) as u32),
+            tx: place_of(where_ as u32),
+            have: have as u32,
+        }
+    }
+}
+
+fn progress_bits(answered: u32, replied: u32) -> u64 {
+    u64::from(answered) << 32 | u64::from(replied)
+}
+
+fn place_bits((place, offset): (Place, u32)) -> u32 {
+    offset << 2
+        | match place {
+            Place::Shared => 0,
+            Place::Small => 1,
+            Place::Large => 2,
+        }
+}
+
+fn place_of(bits: u32) -> (Place, u32) {
+    let place = match bits & 3 {
+        1 => Place::Small,
+        2 => Place::Large,
+        _ => Place::Shared,
+    };
+    (place, bits >> 2)
+}
+
+/// What is known of a client beside its bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Marks {
+    /// Its byte order, once that is known.
+    pub order: Option<ByteOrder>,
+    /// It has sent its last byte; it is closed once its replies are written.
+    pub half_closed: bool,
+    /// Its last reply has been made; it is closed once that is written and was given time to be read.
+    pub closing: bool,
+    /// How often its first unread frame was being executed when its worker died.
+    pub faults: u8,
+}
+
+impl Marks {
+    fn encode(self) -> u64 {
+        let order = match self.order {
+            None => 0,
+            Some(ByteOrder::Little) => 1,
+            Some(ByteOrder::Big) => 2,
+        };
+        (order | u64::from(self.half_closed) << 2 | u64::from(self.closing) << 3 | u64::from(self.faults) << 8) << 8
+    }
+
+    fn decode(word: u64) -> Marks {
+        let bits = word >> 8;
+        Marks {
+            order: match bits & 3 {
+                1 => Some(ByteOrder::Little),
+                2 => Some(ByteOrder::Big),
+                _ => None,
+            },
+            half_closed: bits & 4 != 0,
+            closing: bits & 8 != 0,
+            faults: (bits >> 8) as u8,
+        }
+    }
+}
+
+/// One slot, on either side.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot<'a>(&'a [AtomicU64; 16]);
+
+impl<'a> Slot<'a> {
+    pub(super) fn new(words: &'a [AtomicU64; 16]) -> Slot<'a> {
+        Slot(words)
+    }
+
+    fn load(&self, word: usize) -> u64 {
+        self.0[word].load(Ordering::Acquire)
+    }
+
+    fn store(&self, word: usize, value: u64) {
+        self.0[word].store(value, Ordering::Release);
+    }
+
+    /// The lease word; `None` when it holds what nobody writes.
+    #[must_use]
+    pub fn lease(&self) -> Option<Lease> {
+        Lease::decode(self.load(LEASE))
+    }
+
+    /// Master: fills the slot for a client of whom nothing is on a desk, before its lease is sent. `since` is when
+    /// it came to rest.
+    pub fn preset(&self, generation: u32, view: View, marks: Marks, since: u64, requests: u64) {
+        self.store(EXEC, 0);
+        self.store(SINCE, since);
+        self.store(ACTIVE, since);
+        self.store(REQUESTS, requests);
+        for (word, value) in (VIEWS[0]..).zip(view.encode()) {
+            self.store(word, value);
+        }
+        self.store(CUR, marks.encode());
+        self.store(LEASE, Lease { generation, state: State::Rest }.encode());
+    }
+
+    /// Master: makes the slot free again, once the worker has said that it is done with it.
+    pub fn clear(&self) {
+        self.store(LEASE, Lease { generation: 0, state: State::Free }.encode());
+    }
+
+    /// Worker: begins a turn, if the lease is still its own. By compare-exchange, because the master may be taking
+    /// it at the same instant; exactly one of the two succeeds.
+    #[must_use]
+    pub fn claim(&self, generation: u32) -> Option<Found> {
+        let busy = Lease { generation, state: State::Busy }.encode();
+        for (state, found) in [(State::Rest, Found::Rest), (State::Parked, Found::Parked)] {
+            let mine = Lease { generation, state }.encode();
+            if self.0[LEASE].compare_exchange(mine, busy, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+                return Some(found);
+            }
+        }
+        None
+    }
+
+    /// Worker: ends its turn.
+    pub fn release(&self, generation: u32, state: State) {
+        self.store(LEASE, Lease { generation, state }.encode());
+    }
+
+    /// The view that holds.
+    #[must_use]
+    pub fn view(&self) -> View {
+        let begin = VIEWS[(self.load(CUR) & 1) as usize];
+        View::decode(std::array::from_fn(|i| self.load(begin + i)))
+    }
+
+    /// Worker: makes `view` and `marks` hold, in one store. What was executing is not any more.
+    pub fn flip(&self, view: &View, marks: Marks) {
+        let next = self.load(CUR) & 1 ^ 1;
+        let begin = VIEWS[next as usize];
+        for (word, value) in (begin..).zip(view.encode()) {
+            self.store(word, value);
+        }
+        self.store(EXEC, 0);
+        self.store(CUR, next | marks.encode());
+    }
+
+    /// Worker: `method` is about to run for the frame that begins behind `answered` bytes of the view. The store
+    /// comes before the handler, so that a death in it is known for what it is.
+    pub fn execute(&self, method: u32, answered: u32) {
+        self.store(EXEC, u64::from(method) << 32 | u64::from(answered.wrapping_add(1)));
+    }
+
+    /// Worker: the frame is answered, and its reply made. One store commits both.
+    pub fn commit(&self, answered: u32, replied: u32) {
+        self.store(VIEWS[(self.load(CUR) & 1) as usize] + 2, progress_bits(answered, replied));
+    }
+
+    /// The method that was executing when the worker died, if one was.
+    #[must_use]
+    pub fn executing(&self) -> Option<u32> {
+        let exec = self.load(EXEC);
+        let matches = exec as u32 == self.view().answered.wrapping_add(1);
+        (exec != 0 && matches).then_some((exec >> 32) as u32)
+    }
+
+    /// What is known of the client.
+    #[must_use]
+    pub fn marks(&self) -> Marks {
+        Marks::decode(self.load(CUR))
+    }
+
+    /// When what is timed began: ns of CLOCK_MONOTONIC.
+    #[must_use]
+    pub fn since(&self) -> u64 {
+        self.load(SINCE)
+    }
+
+    /// Worker: something that is timed begins.
+    pub fn set_since(&self, now: u64) {
+        self.store(SINCE, now);
+    }
+
+    /// When the client last sent or took a byte: ns of CLOCK_MONOTONIC.
+    #[must_use]
+    pub fn active(&self) -> u64 {
+        self.load(ACTIVE)
+    }
+
+    /// Worker: it did so now, and `answered` more of its requests were.
+    pub fn touch(&self, now: u64, answered: u64) {
+        self.store(ACTIVE, now);
+        if answered > 0 {
+            self.store(REQUESTS, self.load(REQUESTS).wrapping_add(answered));
+        }
+    }
+
+    /// Requests of the client that were answered so far.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.load(REQUESTS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn slot(test: impl FnOnce(Slot)) {
+        let words = [const { AtomicU64::new(0) }; 16];
+        test(Slot::new(&words));
+    }
+
+    fn some_view() -> View {
+        View {
+            in_base: 1 << 40,
+            out_base: 7,
+            answered: 3,
+            replied: u32::MAX,
+            rx: (Place::Large, (1 << 30) - 1),
+            tx: (Place::Small, 1),
+            have: 99,
+        }
+    }
+
+    #[test]
+    fn a_claim_succeeds_once_and_only_for_the_lease_it_is_for() {
+        slot(|slot| {
+            assert_eq!(slot.claim(0), None, "a free slot is nobody's");
+            slot.preset(5, View::at_rest(10, 20), Marks::default(), 1, 2);
+            assert_eq!(slot.claim(4), None);
+            assert_eq!(slot.claim(5), Some(Found::Rest));
+            assert_eq!(slot.claim(5), None, "it is in a turn");
+            slot.release(5, State::Parked);
+            assert_eq!(slot.claim(5), Some(Found::Parked));
+            slot.release(5, State::Closed);
+            assert_eq!(slot.claim(5), None);
+            assert_eq!(slot.lease(), Some(Lease { generation: 5, state: State::Closed }));
+        });
+    }
+
+    #[test]
+    fn a_flip_moves_all_of_a_view_and_keeps_what_held_before_until_then() {
+        slot(|slot| {
+            let marks = Marks { order: Some(ByteOrder::Big), half_closed: true, closing: false, faults: 200 };
+            slot.preset(1, View::at_rest(10, 20), Marks::default(), 1, 0);
+            slot.flip(&some_view(), marks);
+            assert_eq!((slot.view(), slot.marks()), (some_view(), marks));
+            slot.commit(8, 9);
+            assert_eq!(slot.view(), View { answered: 8, replied: 9, ..some_view() });
+            assert_eq!(slot.view().ends(), ((1 << 40) + 8, 16));
+            slot.flip(&View::at_rest(1, 2), Marks::default());
+            assert_eq!(slot.view(), View::at_rest(1, 2));
+        });
+    }
+
+    #[test]
+    fn a_method_is_executing_from_before_it_runs_until_its_reply_is_committed() {
+        slot(|slot| {
+            slot.preset(1, View::at_rest(0, 0), Marks::default(), 1, 0);
+            assert_eq!(slot.executing(), None);
+            slot.execute(7, 0);
+            assert_eq!(slot.executing(), Some(7));
+            slot.commit(40, 44);
+            assert_eq!(slot.executing(), None);
+            slot.execute(8, 40);
+            assert_eq!(slot.executing(), Some(8));
+            slot.flip(&View::at_rest(80, 88), Marks::default());
+            assert_eq!(slot.executing(), None);
+        });
+    }
+
+    proptest! {
+        /// A broken worker may have written anything.
+        #[test]
+        fn no_words_panic(bits in proptest::array::uniform16(any::<u64>())) {
+            let words = bits.map(AtomicU64::new);
+            let slot = Slot::new(&words);
+            let _ = (slot.lease(), slot.view().ends(), slot.marks(), slot.executing(), slot.requests());
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Descriptors: how many there may be, and which one is whose.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// Raises the soft limit of open descriptors to the hard one; the limit now in force.
+///
+/// # Errors
+/// Those of getrlimit(2). A limit that cannot be raised is left as it is.
+pub fn raise_limit() -> io::Result<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() {
+        return Ok(hard);
+    }
+    Ok(soft)
+}
+
+/// Takes standard input away from whoever would read it: the descriptor, close-on-exec, with /dev/null in
+/// its place. It is where a worker finds its channel.
+///
+/// # Errors
+/// Those of fcntl(2), open(2) and dup3(2).
+pub fn take_stdin() -> io::Result<OwnedFd> {
+    let taken = io::stdin().as_fd().try_clone_to_owned()?;
+    let null = File::open("/dev/null")?;
+    nix::unistd::dup2_stdin(null)?;
+    Ok(taken)
+}
+
+/// Opens /dev/null once more, to be closed when a descriptor is needed and none is left.
+///
+/// # Errors
+/// Those of open(2).
+pub fn reserve() -> io::Result<OwnedFd> {
+    OpenOptions::new().read(true).open("/dev/null").map(OwnedFd::from)
+}
+
+/// Descriptors that this process has open.
+///
+/// # Errors
+/// Those of reading /proc/self/fd (proc(5)).
+pub fn count() -> io::Result<usize> {
+    // One of them is the directory being read.
+    Ok(std::fs::read_dir("/proc/self/fd")?.count().saturating_sub(1))
+}

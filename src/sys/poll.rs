@@ -1,0 +1,128 @@
+//! Waiting: epoll(7), level-triggered.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+/// What a descriptor is watched for. Errors and hang-ups are always told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interest {
+    /// There is something to read, or the end.
+    Read,
+    /// There is room to write.
+    Write,
+    /// Either.
+    Both,
+}
+
+impl From<Interest> for EpollFlags {
+    fn from(interest: Interest) -> EpollFlags {
+        match interest {
+            Interest::Read => EpollFlags::EPOLLIN,
+            Interest::Write => EpollFlags::EPOLLOUT,
+            Interest::Both => EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT,
+        }
+    }
+}
+
+/// Something happened on the descriptor that was added with this token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// What the adder said.
+    pub token: u64,
+    /// There is something to read, or the end, or an error.
+    pub readable: bool,
+    /// There is room to write, or an error.
+    pub writable: bool,
+}
+
+/// Descriptors and what they are watched for.
+///
+/// There is no excuse to skip [`Poller::remove`]: a registration belongs to the open file, not to the
+/// descriptor, and outlives close() while another process holds a copy (epoll(7), Q6).
+#[derive(Debug)]
+pub struct Poller {
+    epoll: Epoll,
+    events: Vec<EpollEvent>,
+}
+
+impl Poller {
+    /// A poller that tells up to `batch` events a wait.
+    ///
+    /// # Errors
+    /// Those of epoll_create1(2).
+    pub fn new(batch: usize) -> io::Result<Poller> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        Ok(Poller { epoll, events: vec![EpollEvent::empty(); batch] })
+    }
+
+    /// Watches a descriptor.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2), ENOSPC and ENOMEM among them.
+    pub fn add(&self, fd: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
+        Ok(self.epoll.add(fd, EpollEvent::new(interest.into(), token))?)
+    }
+
+    /// Watches it for something else.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub fn modify(&self, fd: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
+        Ok(self.epoll.modify(fd, &mut EpollEvent::new(interest.into(), token))?)
+    }
+
+    /// Watches it for nothing but its hang-up, which cannot be switched off.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub fn disarm(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
+        Ok(self.epoll.modify(fd, &mut EpollEvent::new(EpollFlags::empty(), token))?)
+    }
+
+    /// Stops watching it.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2); ENOENT when it was not watched.
+    pub fn remove(&self, fd: impl AsFd) -> io::Result<()> {
+        Ok(self.epoll.delete(fd)?)
+    }
+
+    /// Waits until something happens or `timeout` is over; `None` waits for ever. Puts what happened into
+    /// `ready`, in place of what was there.
+    ///
+    /// # Errors
+    /// Those of epoll_wait(2) but EINTR, which tells nothing.
+    pub fn wait(&mut self, ready: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<()> {
+        ready.clear();
+        let count = match self.epoll.wait(&mut self.events, in_milliseconds(timeout)) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => 0,
+            Err(e) => return Err(e.into()),
+        };
+        ready.extend(self.events[..count].iter().map(|event| {
+            let flags = event.events();
+            let broken = flags.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP);
+            Event {
+                token: event.data(),
+                readable: broken || flags.contains(EpollFlags::EPOLLIN),
+                writable: broken || flags.contains(EpollFlags::EPOLLOUT),
+            }
+        }));
+        Ok(())
+    }
+}
+
+/// Rounded up, or the last fraction of a millisecond before a deadline would be spent spinning.
+fn in_milliseconds(timeout: Option<Duration>) -> EpollTimeout {
+    match timeout {
+        None => EpollTimeout::NONE,
+        Some(t) => {
+            let ms = t.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128);
+            EpollTimeout::try_from(i32::try_from(ms).unwrap_or(i32::MAX)).unwrap_or(EpollTimeout::MAX)
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Processes: start, end, collect.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::{fmt, fs};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::unistd::{Pid, SysconfVar, getuid, sysconf};
+
+/// The program that this process runs, opened once: what happens to its file later changes nothing.
+#[derive(Debug)]
+pub struct Executable(File);
+
+impl Executable {
+    /// The running one.
+    ///
+    /// # Errors
+    /// Those of open(2) on /proc/self/exe.
+    pub fn current() -> io::Result<Executable> {
+        File::open("/proc/self/exe").map(Executable)
+    }
+
+    /// Runs it again in a new process that has `stdin` as its standard input and inherits nothing else but
+    /// standard output and error. Returns its pid; [`reap`] collects it.
+    ///
+    /// # Errors
+    /// Those of fork and of exec: posix_spawn(3) tells both to the caller.
+    pub fn spawn<A: AsRef<OsStr>>(&self, name: &str, arguments: &[A], stdin: OwnedFd) -> io::Result<u32> {
+        let program = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        let child = Command::new(program).arg0(name).args(arguments).stdin(Stdio::from(stdin)).spawn()?;
+        // The handle is dropped without waiting: there is one reaper.
+        Ok(child.id())
+    }
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// By itself, with this status.
+    Status(i32),
+    /// By a signal.
+    Signal {
+        /// Its number.
+        number: i32,
+        /// Whether it left a core file.
+        core: bool,
+    },
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Exit::Status(status) => write!(f, "exited with status {status}"),
+            Exit::Signal { number, core } => {
+                write!(f, "killed by signal {number}")?;
+                if let Ok(signal) = Signal::try_from(number) {
+                    write!(f, " ({})", signal.as_str())?;
+                }
+                f.write_str(if core { ", core dumped" } else { "" })
+            }
+        }
+    }
+}
+
+/// Collects one ended child: its pid and how it ended. `None` when there is none to collect.
+///
+/// Call it until it says `None`: twenty deaths may be told by one SIGCHLD. As PID 1 of a container it also
+/// collects the orphans of others.
+///
+/// # Errors
+/// Those of waitpid(2) but ECHILD.
+pub fn reap() -> io::Result<Option<(u32, Exit)>> {
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, status)) => return Ok(Some((number(pid), Exit::Status(status)))),
+            Ok(WaitStatus::Signaled(pid, signal, core)) => {
+                return Ok(Some((number(pid), Exit::Signal { number: signal as i32, core })));
+            }
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(None),
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Kills a child that has not been collected yet, which is what makes the pid its own.
+///
+/// # Errors
+/// Those of kill(2).
+pub fn kill_child(pid: u32) -> io::Result<()> {
+    Ok(kill(pid_of(pid), Signal::SIGKILL)?)
+}
+
+/// Whether a child has ended, without collecting it.
+///
+/// # Errors
+/// Those of waitid(2).
+pub fn has_ended(pid: u32) -> io::Result<bool> {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    Ok(!matches!(waitid(Id::Pid(pid_of(pid)), flags)?, WaitStatus::StillAlive))
+}
+
+/// The effective user of this process.
+#[must_use]
+pub fn user() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}
+
+/// The real user of this process.
+#[must_use]
+pub fn real_user() -> u32 {
+    getuid().as_raw()
+}
+
+/// Resident memory of a process in bytes, by /proc/PID/statm (proc(5)), which takes no lock of it.
+#[must_use]
+pub fn resident_memory(pid: u32) -> Option<u64> {
+    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    let page = u64::try_from(sysconf(SysconfVar::PAGE_SIZE).ok()??).ok()?;
+    pages.checked_mul(page)
+}
+
+/// Gives this process the name that ps(1) and top(1) show, of which the kernel keeps 15 bytes. Without it a
+/// program run by its descriptor is called by the number of that.
+pub fn set_name(name: &str) {
+    let short: Vec<u8> = name.bytes().filter(|b| *b != 0).take(15).collect();
+    if let Ok(short) = std::ffi::CString::new(short) {
+        // It fails for a bad pointer only.
+        let _ = nix::sys::prctl::set_name(&short);
+    }
+}
+
+fn pid_of(pid: u32) -> Pid {
+    Pid::from_raw(i32::try_from(pid).unwrap_or(i32::MAX))
+}
+
+fn number(pid: Pid) -> u32 {
+    pid.as_raw().unsigned_abs()
+}

@@ -1,0 +1,89 @@
+//! Signals, as something to read.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::low_level::pipe;
+
+/// The signals that mean something here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGTERM.
+    Terminate,
+    /// SIGINT.
+    Interrupt,
+    /// SIGCHLD.
+    Child,
+    /// SIGUSR1.
+    User1,
+}
+
+impl Signal {
+    fn number(self) -> i32 {
+        match self {
+            Signal::Terminate => SIGTERM,
+            Signal::Interrupt => SIGINT,
+            Signal::Child => SIGCHLD,
+            Signal::User1 => SIGUSR1,
+        }
+    }
+}
+
+/// A descriptor that becomes readable when one of some signals has arrived.
+#[derive(Debug)]
+pub struct Signals {
+    pipe: UnixStream,
+    arrived: Vec<(Signal, Arc<AtomicBool>)>,
+}
+
+impl Signals {
+    /// Catches these signals from now on.
+    ///
+    /// # Errors
+    /// Those of socketpair(2) and sigaction(2).
+    pub fn catch(signals: &[Signal]) -> io::Result<Signals> {
+        let (read, write) = UnixStream::pair()?;
+        read.set_nonblocking(true)?;
+        let mut arrived = Vec::new();
+        for &signal in signals {
+            let flag = Arc::new(AtomicBool::new(false));
+            // Flag before byte: who reads the byte finds the flag.
+            signal_hook::flag::register(signal.number(), Arc::clone(&flag))?;
+            pipe::register(signal.number(), write.try_clone()?)?;
+            arrived.push((signal, flag));
+        }
+        Ok(Signals { pipe: read, arrived })
+    }
+
+    /// What has arrived since the last call; several of a kind are one.
+    pub fn take(&mut self) -> Vec<Signal> {
+        // Emptied before the flags are looked at, so that none that comes meanwhile is forgotten.
+        let mut bytes = [0; 64];
+        while matches!(self.pipe.read(&mut bytes), Ok(n) if n > 0) {}
+        let set = self.arrived.iter().filter(|(_, flag)| flag.swap(false, Ordering::SeqCst));
+        set.map(|(signal, _)| *signal).collect()
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pipe.as_fd()
+    }
+}
+
+/// Makes this process deaf to what a terminal or an operator sends to a whole group: a worker ends when its
+/// master says so. Handlers that do nothing, not SIG_IGN, because that would be inherited by the programs
+/// that a method starts.
+///
+/// # Errors
+/// Those of sigaction(2).
+pub fn ignore_group_signals() -> io::Result<()> {
+    for signal in [SIGTERM, SIGINT, SIGHUP, SIGUSR1] {
+        signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
+    }
+    Ok(())
+}
