@@ -1,10 +1,11 @@
 //! fdpassd
+mod ctl;
 pub mod proto;
 /// x
 pub fn daemon_main() -> std::process::ExitCode {
     std::process::ExitCode::SUCCESS
 }
-/// x
+/// The whole of `fdpassctl`, from the arguments to the exit code.
 pub fn ctl_main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+    ctl::main()
 }
