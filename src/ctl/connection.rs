@@ -52,19 +52,13 @@ impl Connection {
     /// To the daemon, at the first of `places` where one answers.
     pub(super) fn to_daemon(places: &[PathBuf], deadline: Deadline) -> Result<Connection, Error> {
         for path in places {
-            match connect_unix(path, deadline) {
+            match connect(&Address::Unix(path.clone()), deadline) {
+                Err(Error::NothingListens(_)) => {}
+                Err(error) => return Err(error),
                 Ok(stream) => {
-                    let (stream, order) = (Stream::Unix(stream), ByteOrder::Little);
-                    return Ok(Connection { stream, order, limit: control::MAX_REPLY, deadline });
+                    let (order, limit) = (ByteOrder::Little, control::MAX_REPLY);
+                    return Ok(Connection { stream, order, limit, deadline });
                 }
-                Err(e) if nobody_is_there(&e) => {}
-                Err(e) if e.kind() == ErrorKind::PermissionDenied => {
-                    let path = path.display();
-                    return Err(Error::Forbidden(format!(
-                        "only root, the daemon's user and the group of its control socket may use {path}"
-                    )));
-                }
-                Err(e) => return Err(connect_error(path.display().to_string(), e, deadline)),
             }
         }
         Err(Error::NotRunning { tried: places.to_vec() })
@@ -72,15 +66,7 @@ impl Connection {
 
     /// To a listener, as a client.
     pub(super) fn to_listener(address: &Address, order: ByteOrder, deadline: Deadline) -> Result<Connection, Error> {
-        let stream = match address {
-            Address::Tcp(to) => deadline.left().and_then(|left| TcpStream::connect_timeout(to, left)).map(Stream::Tcp),
-            Address::Unix(path) => connect_unix(path, deadline).map(Stream::Unix),
-        };
-        match stream {
-            Ok(stream) => Ok(Connection { stream, order, limit: MAX_RESULT, deadline }),
-            Err(e) if nobody_is_there(&e) => Err(Error::NothingListens(address.clone())),
-            Err(e) => Err(connect_error(address.to_string(), e, deadline)),
-        }
+        Ok(Connection { stream: connect(address, deadline)?, order, limit: MAX_RESULT, deadline })
     }
 
     /// Asks the daemon. The result is as the daemon wrote it.
@@ -228,6 +214,24 @@ enum Stream {
     Tcp(TcpStream),
 }
 
+fn connect(address: &Address, deadline: Deadline) -> Result<Stream, Error> {
+    let connected = match address {
+        Address::Tcp(to) => deadline.left().and_then(|left| TcpStream::connect_timeout(to, left)).map(Stream::Tcp),
+        Address::Unix(path) => connect_unix(path, deadline).map(Stream::Unix),
+    };
+    connected.map_err(|cause| match (cause.kind(), address) {
+        (ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::NotADirectory, _) => {
+            Error::NothingListens(address.clone())
+        }
+        (ErrorKind::PermissionDenied, Address::Unix(path)) => Error::Forbidden(format!(
+            "{} is for root, its owner and its group; you need to be one of them",
+            path.display()
+        )),
+        (ErrorKind::TimedOut, _) => Error::Timeout(deadline.patience),
+        _ => Error::Connect { address: address.clone(), cause },
+    })
+}
+
 /// In a thread of its own, because connect(2) waits for room in the queue of a Unix socket, and only
 /// options that are set before it would give that an end. The process ends soon after, and the thread with it.
 fn connect_unix(path: &Path, deadline: Deadline) -> io::Result<UnixStream> {
@@ -235,17 +239,6 @@ fn connect_unix(path: &Path, deadline: Deadline) -> io::Result<UnixStream> {
     let path = path.to_owned();
     thread::Builder::new().spawn(move || tell.send(UnixStream::connect(path)))?;
     told.recv_timeout(deadline.left()?).unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
-}
-
-fn connect_error(place: String, cause: io::Error, deadline: Deadline) -> Error {
-    match cause.kind() {
-        ErrorKind::TimedOut => Error::Timeout(deadline.patience),
-        _ => Error::Connect { place, cause },
-    }
-}
-
-fn nobody_is_there(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::NotADirectory)
 }
 
 /// A socket's own timeout is told as EAGAIN (socket(7)).

@@ -26,7 +26,7 @@ pub(super) enum Error {
     /// No listener where the call was to go.
     NothingListens(Address),
     /// Neither of the two above, and no connection either.
-    Connect { place: String, cause: io::Error },
+    Connect { address: Address, cause: io::Error },
     /// The kernel or the daemon does not let this user.
     Forbidden(String),
     /// An error reply.
@@ -64,7 +64,7 @@ impl fmt::Display for Error {
                 write!(f, "fdpassd is not running (no socket at {})", tried.join(", "))
             }
             Error::NothingListens(address) => write!(f, "nothing listens at {address}"),
-            Error::Connect { place, cause } => write!(f, "cannot connect to {place}: {cause}"),
+            Error::Connect { address, cause } => write!(f, "cannot connect to {address}: {cause}"),
             Error::Forbidden(what) => write!(f, "forbidden: {what}"),
             Error::Refused { code, message } => write!(f, "{code}: {message}"),
             Error::NoReply(why) => f.write_str(why),
