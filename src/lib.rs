@@ -1,6 +1,8 @@
 //! fdpassd
 mod ctl;
+pub mod logging;
 pub mod proto;
+pub mod sys;
 /// x
 pub fn daemon_main() -> std::process::ExitCode {
     std::process::ExitCode::SUCCESS
