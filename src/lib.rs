@@ -1,13 +1,16 @@
 //! fdpassd
-pub mod channel;
-pub mod desk;
+mod channel;
+mod ctl;
+mod desk;
+mod logging;
 pub mod proto;
-pub mod sys;
+mod sys;
+mod worker;
 /// x
 pub fn daemon_main() -> std::process::ExitCode {
     std::process::ExitCode::SUCCESS
 }
-/// x
+/// The whole of `fdpassctl`, from the arguments to the exit code.
 pub fn ctl_main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+    ctl::main()
 }

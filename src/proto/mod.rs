@@ -13,3 +13,4 @@ pub mod control;
 pub mod frame;
 pub mod names;
 pub mod rpc;
+pub mod text;

@@ -10,3 +10,4 @@ pub mod poll;
 pub mod process;
 pub mod signal;
 pub mod socket;
+pub mod writable;

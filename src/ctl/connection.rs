@@ -1,0 +1,273 @@
+//! One request and its reply, over the control socket or as a client of the RPC.
+//!
+//! Nothing here waits for longer than its [`Deadline`], and a reply takes memory only as it arrives.
+
+use std::borrow::Cow;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::error::Error;
+use crate::proto::control::{self, Verb};
+use crate::proto::frame::{ByteOrder, PREFIX};
+use crate::proto::names::Address;
+
+/// When to give up.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadline {
+    at: Instant,
+    patience: Duration,
+}
+
+impl Deadline {
+    pub(super) fn after(patience: Duration) -> Deadline {
+        Deadline { at: Instant::now() + patience, patience }
+    }
+
+    /// Never zero, which the kernel would read as "for ever".
+    fn left(&self) -> io::Result<Duration> {
+        let left = self.at.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
+    }
+}
+
+/// A connection on which one end asks and the other answers.
+#[derive(Debug)]
+pub(super) struct Connection {
+    stream: Stream,
+    order: ByteOrder,
+    /// Longest body of a reply, in bytes.
+    limit: u32,
+    deadline: Deadline,
+}
+
+impl Connection {
+    /// To the daemon, at the first of `places` where one answers.
+    pub(super) fn to_daemon(places: &[PathBuf], deadline: Deadline) -> Result<Connection, Error> {
+        for path in places {
+            match connect(&Address::Unix(path.clone()), deadline) {
+                Err(Error::NothingListens(_)) => {}
+                Err(error) => return Err(error),
+                Ok(stream) => {
+                    let (order, limit) = (ByteOrder::Little, control::MAX_REPLY);
+                    return Ok(Connection { stream, order, limit, deadline });
+                }
+            }
+        }
+        Err(Error::NotRunning { tried: places.to_vec() })
+    }
+
+    /// To a listener, as a client.
+    pub(super) fn to_listener(address: &Address, order: ByteOrder, deadline: Deadline) -> Result<Connection, Error> {
+        Ok(Connection { stream: connect(address, deadline)?, order, limit: MAX_RESULT, deadline })
+    }
+
+    /// Asks the daemon. The result is as the daemon wrote it.
+    pub(super) fn ask(&mut self, verb: Verb) -> Result<Box<RawValue>, Error> {
+        match self.call(verb.as_str(), None) {
+            Ok(reply) if reply.name == verb.as_str() => Ok(reply.result),
+            Ok(reply) => Err(Error::NoReply(format!("asked for {:?}, got {:?}", verb.as_str(), reply.name))),
+            Err(Error::Refused { code, message }) if code == FORBIDDEN => Err(Error::Forbidden(message)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sends one request and waits for its reply. An error reply is [`Error::Refused`].
+    pub(super) fn call(&mut self, method: &str, params: Option<&RawValue>) -> Result<Reply, Error> {
+        let request = self.frame(&Request { method, params })?;
+        let sent = self.write_all(&request);
+        // Also when the request was not taken to its end: the reply may be the reason why.
+        match (self.receive(), sent) {
+            (Ok(body), _) => Reply::parse(&body),
+            (Err(error), Ok(())) => Err(error),
+            (Err(_), Err(error)) => Err(self.read_error(error)),
+        }
+    }
+
+    /// Waits until the other end closes, as it does when its process ends.
+    pub(super) fn wait_for_end(&mut self) -> Result<(), Error> {
+        match io::copy(self, &mut io::sink()) {
+            Err(e) if e.kind() == ErrorKind::TimedOut => Err(Error::Timeout(self.deadline.patience)),
+            _ => Ok(()),
+        }
+    }
+
+    fn frame(&self, request: &Request) -> Result<Vec<u8>, Error> {
+        let mut frame = vec![0; PREFIX];
+        serde_json::to_writer(&mut frame, request).map_err(|e| Error::Usage(e.to_string()))?;
+        let length = u32::try_from(frame.len() - PREFIX)
+            .map_err(|_| Error::Usage("a request of 4 GiB and more cannot be sent".to_owned()))?;
+        frame[..PREFIX].copy_from_slice(&self.order.prefix(length));
+        Ok(frame)
+    }
+
+    fn receive(&mut self) -> Result<Vec<u8>, Error> {
+        let mut prefix = [0; PREFIX];
+        self.read_exact(&mut prefix).map_err(|e| self.read_error(e))?;
+        let length = self.order.length(prefix);
+        if length > self.limit {
+            let limit = self.limit;
+            return Err(Error::NoReply(format!("a reply of {length} bytes is announced, at most {limit} are taken")));
+        }
+        let mut body = Vec::new();
+        Read::by_ref(self).take(length.into()).read_to_end(&mut body).map_err(|e| self.read_error(e))?;
+        if body.len() < length as usize {
+            return Err(self.read_error(ErrorKind::UnexpectedEof.into()));
+        }
+        Ok(body)
+    }
+
+    fn read_error(&self, error: io::Error) -> Error {
+        match error.kind() {
+            ErrorKind::TimedOut => Error::Timeout(self.deadline.patience),
+            ErrorKind::UnexpectedEof => Error::NoReply("the connection was closed before the reply".to_owned()),
+            _ => Error::NoReply(format!("the connection broke before the reply: {error}")),
+        }
+    }
+}
+
+impl Read for Connection {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = Some(self.deadline.left()?);
+        let read = match &mut self.stream {
+            Stream::Unix(stream) => stream.set_read_timeout(left).and_then(|()| stream.read(buffer)),
+            Stream::Tcp(stream) => stream.set_read_timeout(left).and_then(|()| stream.read(buffer)),
+        };
+        read.map_err(timed_out)
+    }
+}
+
+impl Write for Connection {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let left = Some(self.deadline.left()?);
+        let written = match &mut self.stream {
+            Stream::Unix(stream) => stream.set_write_timeout(left).and_then(|()| stream.write(bytes)),
+            Stream::Tcp(stream) => stream.set_write_timeout(left).and_then(|()| stream.write(bytes)),
+        };
+        written.map_err(timed_out)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A reply that is none of an error.
+#[derive(Debug)]
+pub(super) struct Reply {
+    name: String,
+    /// Byte for byte as it came.
+    pub(super) result: Box<RawValue>,
+}
+
+impl Reply {
+    fn parse(body: &[u8]) -> Result<Reply, Error> {
+        #[derive(Deserialize)]
+        struct Envelope<'a> {
+            #[serde(borrow)]
+            out: Cow<'a, str>,
+            #[serde(borrow)]
+            result: &'a RawValue,
+        }
+        #[derive(Deserialize)]
+        struct Fault {
+            code: String,
+            message: String,
+        }
+        let text = std::str::from_utf8(body).map_err(|e| no_reply(&e))?;
+        if text.trim_start().starts_with('[') {
+            // serde would take an array for a struct.
+            return Err(no_reply(&"it is an array"));
+        }
+        let Envelope { out, result } = serde_json::from_str(text).map_err(|e| no_reply(&e))?;
+        if out == "error" {
+            let Fault { code, message } = serde_json::from_str(result.get()).map_err(|e| no_reply(&e))?;
+            return Err(Error::Refused { code, message });
+        }
+        Ok(Reply { name: out.into_owned(), result: result.to_owned() })
+    }
+}
+
+/// The error for an answer that cannot be understood.
+pub(super) fn no_reply(why: &dyn std::fmt::Display) -> Error {
+    Error::NoReply(format!("the answer is no valid reply: {why}"))
+}
+
+#[derive(Serialize)]
+struct Request<'a> {
+    #[serde(rename = "in")]
+    method: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    params: Option<&'a RawValue>,
+}
+
+#[derive(Debug)]
+enum Stream {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+fn connect(address: &Address, deadline: Deadline) -> Result<Stream, Error> {
+    let connected = match address {
+        Address::Tcp(to) => deadline.left().and_then(|left| TcpStream::connect_timeout(to, left)).map(Stream::Tcp),
+        Address::Unix(path) => connect_unix(path, deadline).map(Stream::Unix),
+    };
+    connected.map_err(|cause| match (cause.kind(), address) {
+        (ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::NotADirectory, _) => {
+            Error::NothingListens(address.clone())
+        }
+        (ErrorKind::PermissionDenied, Address::Unix(path)) => Error::Forbidden(format!(
+            "{} is for root, its owner and its group; you need to be one of them",
+            path.display()
+        )),
+        (ErrorKind::TimedOut, _) => Error::Timeout(deadline.patience),
+        _ => Error::Connect { address: address.clone(), cause },
+    })
+}
+
+/// In a thread of its own, because connect(2) waits for room in the queue of a Unix socket, and only
+/// options that are set before it would give that an end. The process ends soon after, and the thread with it.
+fn connect_unix(path: &Path, deadline: Deadline) -> io::Result<UnixStream> {
+    let (tell, told) = mpsc::channel();
+    let path = path.to_owned();
+    thread::Builder::new().spawn(move || tell.send(UnixStream::connect(path)))?;
+    told.recv_timeout(deadline.left()?).unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
+}
+
+/// A socket's own timeout is told as EAGAIN (socket(7)).
+fn timed_out(error: io::Error) -> io::Error {
+    if error.kind() == ErrorKind::WouldBlock { ErrorKind::TimedOut.into() } else { error }
+}
+
+/// [`control::Code::Forbidden`] on the wire. Codes are compared as text, so that those of a newer daemon are shown too.
+const FORBIDDEN: &str = "forbidden";
+
+/// Longest body of a client's reply: 256 MiB, and room for what is around the result.
+const MAX_RESULT: u32 = (256 << 20) + (64 << 10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forbidden_is_written_as_the_daemon_writes_it() {
+        assert_eq!(serde_json::to_string(&control::Code::Forbidden).expect("a string"), format!("{FORBIDDEN:?}"));
+    }
+
+    #[test]
+    fn a_reply_is_an_object_with_out_and_result() {
+        let reply = Reply::parse(br#" {"out":"p\u006fng","more":[1],"result": 1e400 }"#).expect("valid");
+        assert_eq!((reply.name.as_str(), reply.result.get()), ("pong", "1e400"));
+        for bad in ["", "[\"pong\",1]", " [\"pong\",1]", "{}", r#"{"out":"pong"}"#, r#"{"out":"error","result":1}"#] {
+            assert!(matches!(Reply::parse(bad.as_bytes()), Err(Error::NoReply(_))), "{bad}");
+        }
+        assert!(matches!(Reply::parse(b"\xff"), Err(Error::NoReply(_))));
+    }
+}
