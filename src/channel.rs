@@ -49,6 +49,14 @@ impl<Tx: Message, Rx: Message> Channel<Tx, Rx> {
         Channel { socket, outgoing: Vec::new(), directions: PhantomData }
     }
 
+    /// Another handle of this end.
+    ///
+    /// # Errors
+    /// Those of fcntl(2).
+    pub fn try_clone(&self) -> io::Result<Channel<Tx, Rx>> {
+        self.socket.try_clone().map(Channel::over)
+    }
+
     /// Says something, without waiting. The other gets copies of the descriptors.
     ///
     /// # Errors
@@ -61,7 +69,7 @@ impl<Tx: Message, Rx: Message> Channel<Tx, Rx> {
         socket::send_message(&self.socket, &self.outgoing, descriptors)
     }
 
-    /// Hears what is there, without waiting. `scratch` is [`MAX_MESSAGE`] bytes that may be used.
+    /// Hears what is there, without waiting. `scratch` may be used for it.
     ///
     /// # Errors
     /// Those of recvmsg(2).

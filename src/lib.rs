@@ -3,6 +3,7 @@ mod channel;
 mod ctl;
 mod desk;
 mod logging;
+mod pool;
 pub mod proto;
 mod sys;
 mod worker;

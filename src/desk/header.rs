@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! word  0  leases picked up          5  the method being executed, its number; 0 if none
-//!       1  requests answered         6  when the loop last went to wait, or 0 while it works: ns of CLOCK_MONOTONIC
-//!       2  of these, with an error   7  the master wants to be told of room (set by it, cleared by the worker)
-//!       3  handlers that panicked    8  bytes parked
+//!       1  requests answered         6  the master wants to be told of room (set by it, cleared by the worker)
+//!       2  of these, with an error   7  bytes parked
+//!       3  handlers that panicked
 //!       4  log lines lost
 //!  from 64  twelve seconds of 120 words: which second, requests, busy ns, then how many requests took how long
 //! ```
@@ -20,8 +20,8 @@ const ERRORS: usize = 2;
 const PANICS: usize = 3;
 const LOG_ERRORS: usize = 4;
 const EXECUTING: usize = 5;
-const WANTS_ROOM: usize = 7;
-const PARKED: usize = 8;
+const WANTS_ROOM: usize = 6;
+const PARKED: usize = 7;
 
 const SECONDS: usize = 64;
 const KEPT: u64 = 12;

@@ -207,7 +207,7 @@ impl WorkerDesk {
     ///
     /// # Errors
     /// Those of mmap(2); `InvalidInput` when the file is shorter than the layout.
-    pub fn open(file: File, layout: Layout) -> io::Result<WorkerDesk> {
+    pub fn map(file: File, layout: Layout) -> io::Result<WorkerDesk> {
         let board = Board::map(&file, layout)?;
         let length = usize::try_from(layout.length() - layout.bytes_at()).map_err(io::Error::other)?;
         let bytes = Bytes::map(&file, layout.bytes_at(), length)?;
@@ -232,15 +232,16 @@ impl WorkerDesk {
         self.board.slot(index)
     }
 
-    /// The slot together with the buffers that a turn of its client works in: received bytes, and replies.
+    /// A slot together with the buffers that a turn of its client works in.
     ///
     /// # Panics
     /// For a slot that there is not: callers have claimed it.
     #[must_use]
-    pub fn open_slot(&mut self, index: u32, receive: Place, reply: Place) -> (Slot<'_>, &mut [u8], &mut [u8]) {
+    pub fn open(&mut self, index: u32, receive: Place, reply: Place) -> Open<'_> {
         let ranges = [self.layout.receive_range(receive, index), self.layout.reply_range(reply, index)];
         let [rx, tx] = self.bytes.get_disjoint_mut(ranges).expect("a receive and a reply place never overlap");
-        (self.board.slot(index).expect("the slot was claimed"), rx, tx)
+        let slot = self.board.slot(index).expect("the slot was claimed");
+        Open { header: self.board.header(), slot, rx, tx }
     }
 
     /// Copies received bytes from one place of a slot to the beginning of another.
@@ -263,6 +264,19 @@ impl WorkerDesk {
         // If it fails, memory is kept that was to be given back, and the next client overwrites it.
         let _ = memory::punch(&self.file, begin, self.layout.large_at(1) - self.layout.large_at(0));
     }
+}
+
+/// What a turn works in.
+#[derive(Debug)]
+pub struct Open<'a> {
+    /// The worker's counters.
+    pub header: Header<'a>,
+    /// The client's slot.
+    pub slot: Slot<'a>,
+    /// The place for received bytes.
+    pub rx: &'a mut [u8],
+    /// The place for replies.
+    pub tx: &'a mut [u8],
 }
 
 #[cfg(test)]
@@ -296,9 +310,9 @@ mod tests {
         let layout = Layout::new(20_000, 1 << 20);
         let master = MasterDesk::new(layout).expect("memfd");
         let blocks = |desk: &MasterDesk| desk.file().metadata().expect("fstat").blocks();
-        let mut worker = WorkerDesk::open(master.file().try_clone().expect("dup"), layout).expect("mmap");
+        let mut worker = WorkerDesk::map(master.file().try_clone().expect("dup"), layout).expect("mmap");
         assert_eq!(blocks(&master), 0);
-        worker.open_slot(19_999, Place::Large, Place::Shared).1[0] = 1;
+        worker.open(19_999, Place::Large, Place::Shared).rx[0] = 1;
         assert_eq!(blocks(&master), 8);
         worker.empty_large(19_999);
         assert_eq!(blocks(&master), 0);

@@ -128,6 +128,14 @@ impl View {
         (self.in_base.wrapping_add(u64::from(self.answered)), self.out_base.wrapping_add(u64::from(self.replied)))
     }
 
+    /// Bytes of the client in the slot's own places, and how many of them in the large one, if nothing is answered.
+    #[must_use]
+    pub fn parked(&self) -> (u64, u64) {
+        let in_large = |(place, _), bytes: u32| if place == Place::Large { u64::from(bytes) } else { 0 };
+        let bytes = u64::from(self.have) + u64::from(self.replied);
+        (bytes, in_large(self.rx, self.have) + in_large(self.tx, self.replied))
+    }
+
     fn encode(&self) -> [u64; 5] {
         let where_ = u64::from(place_bits(self.rx)) << 32 | u64::from(place_bits(self.tx));
         [self.in_base, self.out_base, progress_bits(self.answered, self.replied), where_, u64::from(self.have)]
@@ -309,6 +317,11 @@ impl<'a> Slot<'a> {
     #[must_use]
     pub fn marks(&self) -> Marks {
         Marks::decode(self.load(CUR))
+    }
+
+    /// Worker: notes something about the client while the view stays.
+    pub fn set_marks(&self, marks: Marks) {
+        self.store(CUR, self.load(CUR) & 1 | marks.encode());
     }
 
     /// When what is timed began: ns of CLOCK_MONOTONIC.

@@ -1,0 +1,40 @@
+//! The methods that fdpassd ships.
+
+use serde_json::value::RawValue;
+
+use super::reply::{Call, Fault, Reply};
+
+/// `ping`: the params come back unchanged, byte for byte.
+pub(crate) fn ping(params: &RawValue, out: &mut Reply<'_>) -> Result<(), Fault> {
+    out.raw(params)
+}
+
+/// Most terms that `pi` sums up: some seconds of work.
+const MOST_TERMS: u64 = 1_000_000_000;
+
+/// `pi`: √(8·Σ 1/(2i+1)²) over the first `n` terms, which is what the public clients of this protocol call.
+pub(crate) fn pi(n: u64) -> Result<f64, Fault> {
+    if n > MOST_TERMS {
+        return Err(Fault::bad_params(format!("n is at most {MOST_TERMS}")));
+    }
+    let sum: f64 = (0..n).map(|i| (2 * i + 1) as f64).map(|odd| 1.0 / (odd * odd)).sum();
+    Ok((8.0 * sum).sqrt())
+}
+
+/// `pi` as a method.
+pub(crate) fn pi_method<S>(_: &mut S, n: u64, _: &Call) -> Result<f64, Fault> {
+    pi(n)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pi_is_what_the_public_clients_expect() {
+        assert_eq!(pi(0), Ok(0.0));
+        assert!((pi(1).expect("n") - 8f64.sqrt()).abs() < 1e-12);
+        assert!((pi(1_000_000).expect("n") - std::f64::consts::PI).abs() < 1e-6);
+        assert_eq!(pi(MOST_TERMS + 1).expect_err("too many").code(), "bad_params");
+    }
+}

@@ -1,0 +1,84 @@
+//! A client as its worker has it, between its turns.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use super::timers::NEVER;
+use crate::desk::Slot;
+use crate::proto::channel::{Lease, Settings};
+use crate::proto::names::{ClientId, Peer};
+use crate::sys::poll::Interest;
+
+/// What a client may still send after its last reply, in bytes, before it is cut off: a reset would destroy that
+/// reply before it is read.
+const LAST_WORDS: u32 = 8 << 20;
+
+/// How long it is given to read its last reply.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// A client whose lease this worker has. What it sent or is to be sent is not here: that lies on the desk.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) socket: OwnedFd,
+    pub(super) client: ClientId,
+    pub(super) peer: Peer,
+    /// Of the lease.
+    pub(super) generation: u32,
+    pub(super) listener: u16,
+    pub(super) waits: Waits,
+    /// What the poller watches it for; `None` until it was first added.
+    pub(super) watched: Option<Interest>,
+    /// Bytes that it may still send although nobody listens any more.
+    pub(super) last_words: u32,
+    /// When the timers look at it: ns of CLOCK_MONOTONIC.
+    pub(super) armed: u64,
+}
+
+/// What a client is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waits {
+    /// It is at rest: the next request.
+    Request,
+    /// The rest of a frame.
+    Bytes,
+    /// Room for its replies.
+    Room,
+    /// Its next turn: whole frames are left.
+    Turn,
+    /// The end: it has had its last reply.
+    End,
+}
+
+impl Connection {
+    pub(super) fn new(lease: &Lease, socket: OwnedFd) -> Connection {
+        Connection {
+            socket,
+            client: lease.client,
+            peer: lease.peer,
+            generation: lease.generation,
+            listener: lease.listener,
+            waits: Waits::Request,
+            watched: None,
+            last_words: LAST_WORDS,
+            armed: NEVER,
+        }
+    }
+
+    /// Whether it came over TCP.
+    pub(super) fn is_tcp(&self) -> bool {
+        !matches!(self.peer, Peer::Unix { .. })
+    }
+
+    /// When it has been waited for long enough: ns of CLOCK_MONOTONIC.
+    pub(super) fn deadline(&self, slot: Slot<'_>, settings: &Settings) -> u64 {
+        let (begin, limit) = match self.waits {
+            Waits::Request => (slot.active(), settings.idle_timeout),
+            Waits::Bytes => (slot.since(), settings.frame_timeout),
+            Waits::Room => (slot.since(), settings.send_timeout),
+            Waits::End => (slot.since(), Some(GOODBYE)),
+            Waits::Turn => (0, None),
+        };
+        let ns = limit.map_or(NEVER, |limit| u64::try_from(limit.as_nanos()).unwrap_or(NEVER));
+        begin.saturating_add(ns)
+    }
+}

@@ -1,0 +1,246 @@
+//! The methods of a daemon, and the state they share.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+
+use super::builtin;
+use super::reply::{Call, Fault, Reply};
+use crate::proto::channel::MethodName;
+use crate::proto::names::{Generation, WorkerId};
+use crate::proto::rpc::{Code, is_method_name};
+
+/// Which worker process the state is being made for.
+#[derive(Clone, Debug)]
+pub struct WorkerInfo {
+    /// The daemon's name.
+    pub name: String,
+    /// The worker's id; never reused.
+    pub worker: WorkerId,
+    /// Its place among the workers, from 0 to their number less one; a successor takes the same one.
+    pub place: u32,
+    /// The configuration it serves.
+    pub generation: Generation,
+}
+
+type Handler<S> = Box<dyn Fn(&mut S, &RawValue, &mut Reply<'_>) -> Result<(), Fault>>;
+type Constructor<S> = Box<dyn Fn(&WorkerInfo) -> Result<S, String>>;
+
+/// One method.
+pub(crate) struct Method<S> {
+    name: String,
+    reply_name: String,
+    idempotent: bool,
+    inline: bool,
+    handler: Handler<S>,
+}
+
+/// All methods of a daemon, in the order of their names, and how to make the state they work on.
+pub(crate) struct Methods<S> {
+    all: Vec<Method<S>>,
+    /// The method that was added last, which is the one that further words are about.
+    last: usize,
+    constructor: Constructor<S>,
+    /// What the programmer did wrong, to be said when the daemon is started.
+    mistakes: Vec<String>,
+}
+
+impl<S: 'static> Methods<S> {
+    /// `ping`, which every daemon has; `methods` comes with [`Methods::complete`].
+    pub(crate) fn new(constructor: Constructor<S>) -> Methods<S> {
+        let mut methods = Methods { all: Vec::new(), last: 0, constructor, mistakes: Vec::new() };
+        methods.add("ping", true, Box::new(|_, params, out| builtin::ping(params, out)));
+        methods.rename_reply("pong");
+        methods.make_inline();
+        methods
+    }
+
+    /// Adds `methods`, which tells of all, itself included.
+    pub(crate) fn complete(mut self) -> Methods<S> {
+        self.add("methods", true, Box::new(|_, _, _| Ok(())));
+        let names = self.names();
+        self.all[self.last].handler = Box::new(move |_, _, out| out.json(&names));
+        self
+    }
+
+    pub(crate) fn add(&mut self, name: &str, idempotent: bool, handler: Handler<S>) {
+        if !is_method_name(name) {
+            self.mistakes
+                .push(format!("{name:?} is no name for a method: [a-z][a-z0-9_.-]{{0,63}}, but not \"error\""));
+        }
+        let method =
+            Method { name: name.to_owned(), reply_name: format!("{name}_r"), idempotent, inline: false, handler };
+        match self.all.binary_search_by(|other| other.name.as_str().cmp(name)) {
+            Ok(_) => self.mistakes.push(format!("there are two methods {name:?}")),
+            Err(place) => {
+                self.all.insert(place, method);
+                self.last = place;
+            }
+        }
+    }
+
+    pub(crate) fn add_typed<P, R>(
+        &mut self,
+        name: &str,
+        idempotent: bool,
+        call: impl Fn(&mut S, P, &Call) -> Result<R, Fault> + 'static,
+    ) where
+        P: DeserializeOwned,
+        R: Serialize,
+    {
+        self.add(
+            name,
+            idempotent,
+            Box::new(move |state, params, out| {
+                let params = parse_params(params.get())?;
+                let circumstances = *out.call();
+                out.json(&call(state, params, &circumstances)?)
+            }),
+        );
+    }
+
+    /// The last method's replies are called so.
+    pub(crate) fn rename_reply(&mut self, reply_name: &str) {
+        match is_method_name(reply_name) {
+            true => self.all[self.last].reply_name = reply_name.to_owned(),
+            false => self.mistakes.push(format!("{reply_name:?} is no name for a reply")),
+        }
+    }
+
+    /// The last method takes microseconds.
+    pub(crate) fn make_inline(&mut self) {
+        self.all[self.last].inline = true;
+    }
+
+    pub(crate) fn mistakes(&self) -> &[String] {
+        &self.mistakes
+    }
+
+    fn names(&self) -> Vec<MethodName> {
+        self.all.iter().map(|m| MethodName { name: m.name.clone(), idempotent: m.idempotent }).collect()
+    }
+}
+
+/// JSON for a method's own type.
+///
+/// A [`serde_json::Value`] in it would take an object with the key `$serde_json::private::RawValue` for more JSON to
+/// parse, with a fresh budget of recursion at each level: a frame of them overflows the stack. No honest client
+/// sends that key.
+fn parse_params<P: DeserializeOwned>(params: &str) -> Result<P, Fault> {
+    if params.contains("$serde_json::private::") {
+        return Err(Fault::bad_params("the key \"$serde_json::private::…\" is not taken"));
+    }
+    serde_json::from_str(params).map_err(|e| Fault::bad_params(e.to_string()))
+}
+
+/// What the worker's loop needs of the methods, whatever their state is.
+pub(crate) trait Service {
+    /// All names, by which their numbers are known: index plus one.
+    fn names(&self) -> Vec<MethodName>;
+
+    /// The index of a method.
+    fn find(&self, name: &str) -> Option<usize>;
+
+    /// Whether it takes microseconds, so that no clock is read around it.
+    fn is_inline(&self, index: usize) -> bool;
+
+    /// Runs it. The reply is a whole frame in the buffer, or there is none.
+    fn call(
+        &mut self,
+        index: usize,
+        params: &RawValue,
+        call: Call,
+        buffer: &mut [u8],
+        order: Order,
+    ) -> Result<usize, Failure>;
+}
+
+pub(crate) use crate::proto::frame::ByteOrder as Order;
+
+/// Why a method gave no result.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// It said so.
+    Fault(Fault),
+    /// It panicked; its state has been made anew.
+    Panicked,
+    /// It panicked, and its state cannot be made anew: this process cannot go on.
+    Broken(String),
+}
+
+/// Methods with their state: the whole of what a worker serves.
+pub(crate) struct Running<S> {
+    methods: Methods<S>,
+    state: S,
+    info: WorkerInfo,
+}
+
+impl<S: 'static> Running<S> {
+    /// Makes the state.
+    pub(crate) fn start(methods: Methods<S>, info: WorkerInfo) -> Result<Running<S>, String> {
+        let state = construct(&methods, &info)?;
+        Ok(Running { methods, state, info })
+    }
+}
+
+fn construct<S>(methods: &Methods<S>, info: &WorkerInfo) -> Result<S, String> {
+    match catch_unwind(AssertUnwindSafe(|| (methods.constructor)(info))) {
+        Ok(made) => made,
+        Err(panic) => Err(format!("panic: {}", panic_message(&*panic))),
+    }
+}
+
+impl<S: 'static> Service for Running<S> {
+    fn names(&self) -> Vec<MethodName> {
+        self.methods.names()
+    }
+
+    fn find(&self, name: &str) -> Option<usize> {
+        self.methods.all.binary_search_by(|method| method.name.as_str().cmp(name)).ok()
+    }
+
+    fn is_inline(&self, index: usize) -> bool {
+        self.methods.all[index].inline
+    }
+
+    fn call(
+        &mut self,
+        index: usize,
+        params: &RawValue,
+        call: Call,
+        buffer: &mut [u8],
+        order: Order,
+    ) -> Result<usize, Failure> {
+        let method = &self.methods.all[index];
+        let mut reply = Reply::new(buffer, &method.reply_name, call);
+        // The state may be left half changed by a panic: it is thrown away.
+        match catch_unwind(AssertUnwindSafe(|| (method.handler)(&mut self.state, params, &mut reply))) {
+            Ok(Ok(())) => reply.seal(order).map_err(Failure::Fault),
+            Ok(Err(fault)) => Err(Failure::Fault(fault)),
+            Err(panic) => {
+                log::error!("method {:?} panicked: {}; its state is made anew", method.name, panic_message(&*panic));
+                self.state = construct(&self.methods, &self.info).map_err(Failure::Broken)?;
+                Err(Failure::Panicked)
+            }
+        }
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("?")
+}
+
+/// The fault that a client is told.
+impl From<Failure> for Fault {
+    fn from(failure: Failure) -> Fault {
+        match failure {
+            Failure::Fault(fault) => fault,
+            Failure::Panicked | Failure::Broken(_) => {
+                Fault::of(Code::Crashed, "the method crashed while it ran this request")
+            }
+        }
+    }
+}

@@ -1,0 +1,438 @@
+//! THE WORKER: serves the clients that it has leases of. One thread, one loop: wait, hear the master, give every client
+//! that is ready its turn, look at deadlines, tell the master who left.
+//!
+//! It owns no client: its sockets are copies, its bytes lie on the desk, and it ends when its master does.
+
+mod builtin;
+mod connection;
+mod methods;
+mod parking;
+mod reply;
+mod timers;
+mod turn;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use connection::{Connection, Waits};
+use parking::Parking;
+use timers::{NEVER, Timers};
+use turn::{Ended, Purpose, Tools, turn};
+
+use crate::channel::{Channel, Heard, Scratch, Sent};
+use crate::desk::{Layout, State, WorkerDesk};
+use crate::logging;
+use crate::proto::channel::{Failed, Lease, MAX_SLOTS, Ready, Settings, Start, Stop, ToMaster, ToWorker, VERSION};
+use crate::proto::rpc::Code;
+use crate::sys::poll::{Event, Interest, Poller};
+use crate::sys::{clock, fd, process, signal, socket};
+
+pub(crate) use builtin::pi_method;
+pub use methods::WorkerInfo;
+pub(crate) use methods::{Methods, Running, Service};
+pub use reply::{Call, Fault, Reply};
+
+/// The poller's token of the channel; a client's is its slot and the generation of its lease.
+const CHANNEL: u64 = u64::MAX;
+
+/// Events a wait.
+const BATCH: usize = 256;
+
+/// Runs a worker to its end: its standard input is the channel to its master.
+///
+/// # Errors
+/// Why it could not start, or could not go on. The master has been told, if it could be.
+pub(crate) fn run<S: 'static>(methods: Methods<S>) -> Result<(), String> {
+    signal::ignore_group_signals().map_err(|e| format!("cannot catch signals: {e}"))?;
+    let socket = fd::take_stdin().map_err(|e| format!("cannot take standard input: {e}"))?;
+    // It serves as many clients as its master may have; a lower limit shows when they come.
+    let _ = fd::raise_limit();
+    let mut channel = Channel::over(socket);
+    let started = begin(&channel, methods).and_then(|(mut service, desk, settings)| {
+        let greeting = ToMaster::Ready(Ready { version: VERSION, methods: service.names() });
+        channel.send(&greeting, &[]).map_err(|e| format!("cannot greet the master: {e}"))?;
+        let channel = channel.try_clone().map_err(|e| format!("cannot copy the channel: {e}"))?;
+        Worker::new(channel, desk, settings).and_then(|worker| worker.serve(&mut service)).map_err(|e| e.to_string())
+    });
+    started.inspect_err(|reason| {
+        let _ = channel.send(&ToMaster::Failed(Failed { reason: reason.clone() }), &[]);
+    })
+}
+
+type Begun<S> = (Running<S>, WorkerDesk, Settings);
+
+/// Hears who this worker is, and makes everything that it needs before it can serve.
+fn begin<S: 'static>(channel: &Channel<ToMaster, ToWorker>, methods: Methods<S>) -> Result<Begun<S>, String> {
+    let (start, file) = hear_start(channel)?;
+    process::set_name(&start.name);
+    logging::start(&start.name, &start.settings.log).map_err(|e| format!("cannot open the log: {e}"))?;
+    let layout = Layout::new(start.slots, start.settings.max_frame);
+    let desk = WorkerDesk::map(file, layout).map_err(|e| format!("cannot map the desk: {e}"))?;
+    let info = WorkerInfo { name: start.name, worker: start.worker, place: start.place, generation: start.generation };
+    Ok((Running::start(methods, info)?, desk, start.settings))
+}
+
+/// The first message. Its sender may still be on its way to sending it.
+fn hear_start(channel: &Channel<ToMaster, ToWorker>) -> Result<(Start, File), String> {
+    let wait = || -> io::Result<Heard<ToWorker>> {
+        let mut poller = Poller::new(1)?;
+        poller.add(channel, CHANNEL, Interest::Read)?;
+        poller.wait(&mut Vec::new(), None)?;
+        channel.hear(&mut Scratch::default())
+    };
+    match wait() {
+        Ok(Heard::Message(ToWorker::Start(start), mut desk)) => match desk.pop() {
+            Some(desk) if start.version == VERSION => Ok((*start, File::from(desk))),
+            _ => Err(format!("the master speaks version {} of the channel, this worker {VERSION}", start.version)),
+        },
+        Ok(_) => Err("standard input is not a channel to a master: workers are started by one".to_owned()),
+        Err(e) => Err(format!("standard input is not a channel to a master: {e}")),
+    }
+}
+
+/// A worker that serves.
+struct Worker {
+    channel: Channel<ToMaster, ToWorker>,
+    /// Whether the poller tells when the channel takes messages again.
+    channel_is_full: bool,
+    poller: Poller,
+    desk: WorkerDesk,
+    settings: Settings,
+    /// By slot.
+    connections: Vec<Option<Connection>>,
+    leased: usize,
+    /// Slots whose clients have whole frames left: no event will come for them.
+    again: Vec<u32>,
+    timers: Timers,
+    parking: Parking,
+    /// What the master has yet to be told.
+    closed: Vec<u32>,
+    freed: Vec<u32>,
+    room: bool,
+    /// When this process is killed, once it was told to stop.
+    stop_by: Option<Instant>,
+    /// The master is gone.
+    orphaned: bool,
+    /// Why this process cannot go on.
+    broken: Option<String>,
+    /// ns of CLOCK_MONOTONIC.
+    now: u64,
+}
+
+impl Worker {
+    fn new(channel: Channel<ToMaster, ToWorker>, desk: WorkerDesk, settings: Settings) -> io::Result<Worker> {
+        let poller = Poller::new(BATCH)?;
+        poller.add(&channel, CHANNEL, Interest::Read)?;
+        let parking = Parking::new(settings.buffers);
+        Ok(Worker {
+            channel,
+            channel_is_full: false,
+            poller,
+            desk,
+            settings,
+            connections: Vec::new(),
+            leased: 0,
+            again: Vec::new(),
+            timers: Timers::default(),
+            parking,
+            closed: Vec::new(),
+            freed: Vec::new(),
+            room: false,
+            stop_by: None,
+            orphaned: false,
+            broken: None,
+            now: clock::monotonic(),
+        })
+    }
+
+    /// The loop, until the master wants no more of it or is gone.
+    fn serve(mut self, service: &mut dyn Service) -> io::Result<()> {
+        let mut ready: Vec<Event> = Vec::new();
+        let mut scratch = Scratch::default();
+        while !self.is_finished() {
+            self.poller.wait(&mut ready, self.patience())?;
+            let woken = clock::monotonic();
+            self.now = woken;
+            for event in &ready {
+                match event.token {
+                    CHANNEL => self.hear(&mut scratch, service)?,
+                    token => self.serve_client(token, service),
+                }
+            }
+            for slot in std::mem::take(&mut self.again) {
+                self.give_turn(slot, &Purpose::Serve, service);
+            }
+            self.look_at_deadlines(service);
+            self.tell_master()?;
+            self.desk.header().record_busy(self.now, self.now - woken);
+        }
+        match self.broken {
+            Some(reason) => Err(io::Error::other(reason)),
+            None => Ok(()),
+        }
+    }
+
+    fn is_finished(&self) -> bool {
+        let told = self.closed.is_empty() && self.freed.is_empty();
+        self.orphaned || self.broken.is_some() || (self.stop_by.is_some() && self.leased == 0 && told)
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        if !self.again.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        self.timers.next().map(|deadline| Duration::from_nanos(deadline.saturating_sub(clock::monotonic())))
+    }
+
+    /// Takes in what the master says.
+    fn hear(&mut self, scratch: &mut Scratch, service: &mut dyn Service) -> io::Result<()> {
+        loop {
+            match self.channel.hear(scratch)? {
+                Heard::Message(ToWorker::Lease(leases), sockets) => self.pick_up(&leases, sockets, service)?,
+                Heard::Message(ToWorker::Reopen, _) => logging::reopen(),
+                Heard::Message(ToWorker::Stop(stop), _) => self.stop(stop, service),
+                Heard::Message(ToWorker::Start(_), _) => return Err(io::Error::other("the master said Start twice")),
+                Heard::Garbage(malformed) => return Err(io::Error::other(malformed)),
+                Heard::Nothing => return Ok(()),
+                Heard::Closed => {
+                    log::warn!("the master is gone; closing {} clients and leaving", self.leased);
+                    self.orphaned = true;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Takes over clients. Their requests may be there already, so each gets a turn at once.
+    fn pick_up(&mut self, leases: &[Lease], sockets: Vec<OwnedFd>, service: &mut dyn Service) -> io::Result<()> {
+        self.room |= self.desk.header().pick_up(leases.len() as u64);
+        for (lease, socket) in leases.iter().zip(sockets) {
+            let index = lease.slot as usize;
+            if lease.slot >= self.desk.layout().slots() {
+                return Err(io::Error::other("a lease for a slot that there is not"));
+            }
+            if self.connections.len() <= index {
+                self.connections.resize_with(index + 1, || None);
+            }
+            if self.connections[index].replace(Connection::new(lease, socket)).is_some() {
+                return Err(io::Error::other("a lease for a slot that is taken"));
+            }
+            self.leased += 1;
+        }
+        for lease in leases {
+            self.give_turn(lease.slot, &Purpose::Serve, service);
+        }
+        Ok(())
+    }
+
+    /// Something happened on a client's socket. An old event finds another generation, or nobody.
+    fn serve_client(&mut self, token: u64, service: &mut dyn Service) {
+        let (slot, generation) = (token as u32, (token >> 32) as u32);
+        let current = self.connections.get(slot as usize).and_then(Option::as_ref);
+        if current.is_some_and(|connection| connection.generation == generation) {
+            self.give_turn(slot, &Purpose::Serve, service);
+        }
+    }
+
+    fn give_turn(&mut self, slot: u32, purpose: &Purpose<'_>, service: &mut dyn Service) {
+        self.give_one_turn(slot, purpose, service);
+        if self.stop_by.is_some() {
+            self.stop_client(slot, service);
+        }
+        while let Some(hog) = self.parking.overloads() {
+            let fault = Fault::of(Code::Overloaded, "too much is buffered here; your unfinished frame was the oldest");
+            log::debug!("buffers are full: closing the client in slot {hog}, whose frame is the oldest");
+            self.give_one_turn(hog, &Purpose::Dismiss(&fault), service);
+        }
+    }
+
+    fn give_one_turn(&mut self, slot: u32, purpose: &Purpose<'_>, service: &mut dyn Service) {
+        let Some(connection) = self.connections.get_mut(slot as usize).and_then(Option::as_mut) else { return };
+        let mut tools = Tools {
+            desk: &mut self.desk,
+            service,
+            settings: &self.settings,
+            stop_by: self.stop_by,
+            broken: &mut self.broken,
+            now: self.now,
+        };
+        let ended = turn(connection, slot, purpose, &mut tools);
+        self.now = tools.now;
+        match ended {
+            Ended::Waits(waits) => self.wait_for(slot, waits),
+            Ended::Over => self.close(slot),
+            Ended::Lost => self.forget(slot, |worker| worker.freed.push(slot)),
+        }
+    }
+
+    /// Sees to it that a client's next turn comes.
+    fn wait_for(&mut self, index: u32, waits: Waits) {
+        let Some(connection) = self.connections.get_mut(index as usize).and_then(Option::as_mut) else { return };
+        connection.waits = waits;
+        let wanted = match waits {
+            Waits::Request | Waits::Bytes | Waits::End => Some(Interest::Read),
+            Waits::Room => Some(Interest::Write),
+            Waits::Turn => {
+                self.again.push(index);
+                connection.watched
+            }
+        };
+        let watch = match (connection.watched, wanted) {
+            (None, Some(interest)) => {
+                self.poller.add(&connection.socket, token(index, connection.generation), interest)
+            }
+            (Some(before), Some(now)) if before != now => {
+                self.poller.modify(&connection.socket, token(index, connection.generation), now)
+            }
+            _ => Ok(()),
+        };
+        connection.watched = wanted;
+        let slot = self.desk.slot(index).expect("the client has a slot");
+        let deadline = connection.deadline(slot, &self.settings);
+        self.timers.arm(index, &mut connection.armed, deadline);
+        if waits == Waits::Request {
+            self.unpark(index);
+        } else {
+            let view = slot.view();
+            let (bytes, large) = view.parked();
+            self.parking.park(index, bytes, slot.since());
+            if large > 0 {
+                self.parking.use_large(index, large);
+            }
+            self.desk.header().set_parked(self.parking.total());
+        }
+        if let Err(e) = watch {
+            log::warn!("cannot watch a client: {e}; closing it");
+            self.give_up(index);
+        }
+    }
+
+    /// Nothing of the slot's client is on the desk any more.
+    fn unpark(&mut self, index: u32) {
+        for cold in self.parking.clear(index) {
+            self.desk.empty_large(cold);
+        }
+        self.desk.header().set_parked(self.parking.total());
+    }
+
+    fn give_up(&mut self, index: u32) {
+        let slot = self.desk.slot(index).expect("the client has a slot");
+        let generation = self.connections[index as usize].as_ref().map_or(0, |connection| connection.generation);
+        if slot.claim(generation).is_some() {
+            self.close(index);
+        }
+    }
+
+    /// Ends a client whose slot is claimed. The order matters: a registration outlives close() while the master has a
+    /// copy, and without the shutdown that copy would keep back the FIN.
+    fn close(&mut self, index: u32) {
+        self.forget(index, |worker| worker.closed.push(index));
+    }
+
+    fn forget(&mut self, index: u32, note: impl FnOnce(&mut Worker)) {
+        let Some(connection) = self.connections.get_mut(index as usize).and_then(Option::take) else { return };
+        if connection.watched.is_some() {
+            let _ = self.poller.remove(&connection.socket);
+        }
+        let slot = self.desk.slot(index).expect("the client has a slot");
+        let is_ours = slot.lease().is_some_and(|l| l.state == State::Busy && l.generation == connection.generation);
+        if is_ours {
+            socket::end(&connection.socket);
+        }
+        drop(connection.socket);
+        if is_ours {
+            slot.release(connection.generation, State::Closed);
+        }
+        self.leased -= 1;
+        self.unpark(index);
+        if self.leased == 0 {
+            self.timers.clear();
+        }
+        note(self);
+    }
+
+    fn look_at_deadlines(&mut self, service: &mut dyn Service) {
+        while let Some((deadline, index)) = self.timers.due(self.now) {
+            let Some(connection) = self.connections.get_mut(index as usize).and_then(Option::as_mut) else { continue };
+            if connection.armed != deadline {
+                continue;
+            }
+            connection.armed = NEVER;
+            let slot = self.desk.slot(index).expect("the client has a slot");
+            let really = connection.deadline(slot, &self.settings);
+            if really > self.now {
+                self.timers.arm(index, &mut connection.armed, really);
+                continue;
+            }
+            let (client, peer, waits) = (connection.client, connection.peer, connection.waits);
+            log::debug!("client {client} ({peer}) was waited for long enough ({waits:?}); closing it");
+            let late = Fault::of(Code::Timeout, "the frame was not complete within frame-timeout");
+            let purpose = if waits == Waits::Bytes { Purpose::Dismiss(&late) } else { Purpose::Cut };
+            self.give_turn(index, &purpose, service);
+        }
+    }
+
+    /// From now on every client is closed as soon as what it has sent is answered.
+    fn stop(&mut self, stop: Stop, service: &mut dyn Service) {
+        self.stop_by = Some(Instant::now() + stop.within);
+        for slot in 0..self.connections.len() as u32 {
+            self.give_turn(slot, &Purpose::Serve, service);
+        }
+    }
+
+    fn stop_client(&mut self, slot: u32, service: &mut dyn Service) {
+        let Some(connection) = self.connections.get(slot as usize).and_then(Option::as_ref) else { return };
+        match connection.waits {
+            Waits::Request => self.give_one_turn(slot, &Purpose::Cut, service),
+            Waits::Bytes => {
+                let fault = Fault::of(Code::ShuttingDown, "the daemon is stopping");
+                self.give_one_turn(slot, &Purpose::Dismiss(&fault), service);
+            }
+            Waits::Room | Waits::Turn | Waits::End => {}
+        }
+    }
+
+    /// Tells who left, in as few messages as it takes. What the channel does not take now waits until it does.
+    fn tell_master(&mut self) -> io::Result<()> {
+        self.desk.header().set_log_errors(logging::errors());
+        let mut sent = Sent::Queued;
+        while sent == Sent::Queued && !self.closed.is_empty() {
+            sent = tell(&mut self.channel, &mut self.closed, ToMaster::Closed)?;
+        }
+        while sent == Sent::Queued && !self.freed.is_empty() {
+            sent = tell(&mut self.channel, &mut self.freed, ToMaster::Freed)?;
+        }
+        if sent == Sent::Queued && self.room {
+            sent = self.channel.send(&ToMaster::Room, &[])?;
+            self.room = sent == Sent::Full;
+        }
+        let is_full = sent == Sent::Full;
+        if is_full != self.channel_is_full {
+            let interest = if is_full { Interest::Both } else { Interest::Read };
+            self.poller.modify(&self.channel, CHANNEL, interest)?;
+            self.channel_is_full = is_full;
+        }
+        Ok(())
+    }
+}
+
+/// Sends as many slots as one message takes, and forgets those that are sent.
+fn tell(
+    channel: &mut Channel<ToMaster, ToWorker>,
+    slots: &mut Vec<u32>,
+    message: fn(Vec<u32>) -> ToMaster,
+) -> io::Result<Sent> {
+    let count = slots.len().min(MAX_SLOTS);
+    let sent = channel.send(&message(slots[..count].to_vec()), &[])?;
+    // Nobody will want to know any more when the other end is closed.
+    if sent != Sent::Full {
+        slots.drain(..count);
+    }
+    Ok(sent)
+}
+
+fn token(slot: u32, generation: u32) -> u64 {
+    u64::from(generation) << 32 | u64::from(slot)
+}

@@ -1,0 +1,166 @@
+//! How much lies in the places of a desk, and who has to go when it is too much.
+//!
+//! Every client may always park 4 KiB. What is above that counts; once three quarters of `buffers` are
+//! taken, the client whose frame has been unfinished for longest is told `overloaded` and closed.
+//!
+//! A large place that its client needs no more is kept for a while, because the next frame of that client will
+//! need it again, and giving pages back costs more than a short frame. What is kept so is bounded as well.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+/// What a client may park without being counted, in bytes.
+const FREE: u64 = 4096;
+
+/// Bytes of unused large places that are kept.
+const WARM: u64 = 8 << 20;
+
+/// Accounts of the places of a desk.
+#[derive(Debug)]
+pub(super) struct Parking {
+    budget: u64,
+    /// Counted bytes, over all clients.
+    total: u64,
+    /// Who has counted bytes: since when, and which slot.
+    hogs: BTreeSet<(u64, u32)>,
+    counted: HashMap<u32, (u64, u64)>,
+    /// Large places with memory behind them: how much, and whether it is in use.
+    large: HashMap<u32, Large>,
+    /// Those that came out of use, oldest first; some are in use again.
+    unused: VecDeque<u32>,
+    warm: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Large {
+    bytes: u64,
+    in_use: bool,
+}
+
+impl Parking {
+    pub(super) fn new(budget: u64) -> Parking {
+        Parking {
+            budget,
+            total: 0,
+            hogs: BTreeSet::new(),
+            counted: HashMap::new(),
+            large: HashMap::new(),
+            unused: VecDeque::new(),
+            warm: 0,
+        }
+    }
+
+    /// Bytes that count.
+    pub(super) fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// A slot's client now parks so many bytes, in the matter that began at `since`.
+    pub(super) fn park(&mut self, slot: u32, bytes: u64, since: u64) {
+        self.uncount(slot);
+        let counts = bytes.saturating_sub(FREE);
+        if counts > 0 {
+            self.total += counts;
+            self.hogs.insert((since, slot));
+            self.counted.insert(slot, (since, counts));
+        }
+    }
+
+    fn uncount(&mut self, slot: u32) {
+        if self.counted.is_empty() {
+            return;
+        }
+        if let Some((since, counts)) = self.counted.remove(&slot) {
+            self.total -= counts;
+            self.hogs.remove(&(since, slot));
+        }
+    }
+
+    /// Who has to go now, if anyone has to.
+    pub(super) fn overloads(&self) -> Option<u32> {
+        if self.total <= self.budget / 4 * 3 {
+            return None;
+        }
+        self.hogs.first().map(|(_, slot)| *slot)
+    }
+
+    /// Bytes up to this one of the slot's large place have been written.
+    pub(super) fn use_large(&mut self, slot: u32, bytes: u64) {
+        let large = self.large.entry(slot).or_default();
+        if !large.in_use {
+            self.warm -= large.bytes;
+        }
+        *large = Large { bytes: large.bytes.max(bytes), in_use: true };
+    }
+
+    /// The slot's client has nothing parked any more, or is gone. Returns the slots whose large places are to be
+    /// emptied now.
+    pub(super) fn clear(&mut self, slot: u32) -> Vec<u32> {
+        self.uncount(slot);
+        match self.large.get_mut(&slot) {
+            Some(large) if large.in_use => {
+                large.in_use = false;
+                self.warm += large.bytes;
+                self.unused.push_back(slot);
+            }
+            _ => return Vec::new(),
+        }
+        let mut cold = Vec::new();
+        while self.warm > WARM {
+            let Some(oldest) = self.unused.pop_front() else { break };
+            // In use again, or emptied by an older entry of its own.
+            if let Some(large) = self.large.get(&oldest).filter(|large| !large.in_use) {
+                self.warm -= large.bytes;
+                self.large.remove(&oldest);
+                cold.push(oldest);
+            }
+        }
+        // A place in steady use leaves an entry a frame: keep no more than there are places.
+        if self.unused.len() > 2 * self.large.len() + 16 {
+            let large = &self.large;
+            let mut seen = std::collections::HashSet::new();
+            self.unused.retain(|slot| large.get(slot).is_some_and(|l| !l.in_use) && seen.insert(*slot));
+        }
+        cold
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn four_kib_a_client_are_free_and_the_oldest_unfinished_frame_has_to_go() {
+        let mut parking = Parking::new(100_000);
+        for slot in 0..1000 {
+            parking.park(slot, FREE, 1);
+        }
+        assert_eq!((parking.total(), parking.overloads()), (0, None));
+        parking.park(7, FREE + 40_000, 20);
+        parking.park(8, FREE + 40_000, 10);
+        assert_eq!(parking.overloads(), Some(8));
+        parking.park(7, FREE + 10_000, 20);
+        assert_eq!(parking.overloads(), None);
+        parking.clear(7);
+        assert_eq!(parking.total(), 40_000);
+        parking.clear(8);
+        assert_eq!((parking.total(), parking.hogs.len(), parking.counted.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn unused_large_places_are_kept_up_to_a_bound_and_the_oldest_are_emptied() {
+        let mut parking = Parking::new(1 << 30);
+        let mib = 1 << 20;
+        let mut cold = Vec::new();
+        for slot in 0..10 {
+            parking.use_large(slot, mib);
+            cold.extend(parking.clear(slot));
+        }
+        assert_eq!((cold, parking.warm), (vec![0, 1], 8 * mib));
+        for _ in 0..1000 {
+            parking.use_large(5, mib);
+            assert!(parking.clear(5).is_empty());
+        }
+        assert!(parking.unused.len() < 50, "{}", parking.unused.len());
+        assert_eq!(parking.warm, 8 * mib);
+    }
+}

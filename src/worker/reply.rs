@@ -1,0 +1,232 @@
+//! What a method gets to know, and what it says: [`Call`], [`Fault`], [`Reply`].
+
+use std::borrow::Cow;
+use std::fmt;
+use std::io::{self, Write};
+use std::time::Instant;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::proto::frame::{ByteOrder, PREFIX};
+use crate::proto::names::{ClientId, Peer};
+use crate::proto::rpc::{self, Code, NULL};
+
+/// The circumstances of one request.
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    /// Who asks: the same for all requests of a connection, whichever worker serves it, and never reused.
+    pub client: ClientId,
+    /// Where the client is, as the kernel told when it connected.
+    pub peer: Peer,
+    /// 1, or more when the request is run again because its worker died in it.
+    pub attempt: u32,
+    /// When the process may be killed in the middle of this call; none while nothing of the kind is due.
+    pub deadline: Option<Instant>,
+}
+
+/// Why there is no result: the error reply `{"code": …, "message": …}`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    code: Cow<'static, str>,
+    message: String,
+}
+
+impl Fault {
+    /// With a code of the method's own, for programs, and a sentence for people.
+    ///
+    /// ```
+    /// let fault = fdpassd::Fault::new("no_such_image", "there is no image of that name");
+    /// assert_eq!(fault.to_string(), "no_such_image: there is no image of that name");
+    /// ```
+    pub fn new(code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Fault {
+        Fault { code: code.into(), message: message.into() }
+    }
+
+    /// The `params` are not what the method takes.
+    pub fn bad_params(message: impl Into<String>) -> Fault {
+        Fault::of(Code::BadParams, message)
+    }
+
+    pub(crate) fn of(code: Code, message: impl Into<String>) -> Fault {
+        Fault::new(code.as_str(), message)
+    }
+
+    /// The code, for programs.
+    #[must_use]
+    pub fn code(&self) -> &str {
+        &self.code
+    }
+
+    /// The sentence, for people.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.message)
+    }
+}
+
+impl std::error::Error for Fault {}
+
+/// Where the result of a raw method goes: straight into the reply buffer.
+#[derive(Debug)]
+pub struct Reply<'a> {
+    out: Frame<'a>,
+    call: Call,
+    name: &'a str,
+    has_result: bool,
+}
+
+impl<'a> Reply<'a> {
+    pub(crate) fn new(buffer: &'a mut [u8], name: &'a str, call: Call) -> Reply<'a> {
+        Reply { out: Frame::new(buffer), call, name, has_result: false }
+    }
+
+    /// The circumstances of this request.
+    #[must_use]
+    pub fn call(&self) -> &Call {
+        &self.call
+    }
+
+    /// Answers with JSON as it is, byte for byte.
+    ///
+    /// # Errors
+    /// `internal` when the reply would be too long, or has a result already.
+    pub fn raw(&mut self, result: &RawValue) -> Result<(), Fault> {
+        self.begin()?;
+        self.out.write_all(result.get().as_bytes()).map_err(|_| self.too_long())?;
+        self.finish()
+    }
+
+    /// Answers with a value. NaN and infinities become `null`, as JSON has none.
+    ///
+    /// # Errors
+    /// `internal` when the reply would be too long, has a result already, or the value cannot be written as JSON.
+    pub fn json<T: Serialize + ?Sized>(&mut self, result: &T) -> Result<(), Fault> {
+        self.begin()?;
+        serde_json::to_writer(&mut self.out, result).map_err(|e| match e.is_io() {
+            true => self.too_long(),
+            false => Fault::of(Code::Internal, format!("the result cannot be written as JSON: {e}")),
+        })?;
+        self.finish()
+    }
+
+    fn begin(&mut self) -> Result<(), Fault> {
+        if self.has_result {
+            return Err(Fault::of(Code::Internal, "the method gave two results"));
+        }
+        self.has_result = true;
+        rpc::open(&mut self.out, self.name).map_err(|_| self.too_long())
+    }
+
+    fn finish(&mut self) -> Result<(), Fault> {
+        self.out.write_all(rpc::CLOSE).map_err(|_| self.too_long())
+    }
+
+    fn too_long(&self) -> Fault {
+        let most = self.out.buffer.len() - PREFIX;
+        Fault::of(Code::Internal, format!("the reply is longer than the {most} bytes that it may be"))
+    }
+
+    /// The length of the whole frame, which is in the buffer then. A method that gave no result answered `null`.
+    pub(crate) fn seal(mut self, order: ByteOrder) -> Result<usize, Fault> {
+        if !self.has_result {
+            self.begin()?;
+            self.out.write_all(NULL.as_bytes()).map_err(|_| self.too_long())?;
+            self.finish()?;
+        }
+        Ok(self.out.seal(order))
+    }
+}
+
+/// Writes an error reply as a whole frame; its length. A message that does not fit is left out.
+pub(crate) fn write_fault(buffer: &mut [u8], order: ByteOrder, fault: &Fault) -> usize {
+    for message in [fault.message(), ""] {
+        let mut frame = Frame::new(buffer);
+        if rpc::write_error(&mut frame, fault.code(), message).is_ok() {
+            return frame.seal(order);
+        }
+    }
+    // A code of more than 4 KiB: not ours, and not worth more than this.
+    write_fault(buffer, order, &Fault::of(Code::Internal, "the error's code is too long"))
+}
+
+/// A frame being written into a buffer: its body, with room left in front for the length.
+#[derive(Debug)]
+struct Frame<'a> {
+    buffer: &'a mut [u8],
+    length: usize,
+}
+
+impl<'a> Frame<'a> {
+    fn new(buffer: &'a mut [u8]) -> Frame<'a> {
+        Frame { buffer, length: PREFIX }
+    }
+
+    fn seal(self, order: ByteOrder) -> usize {
+        // A reply buffer is a frame of at most 256 MiB and some KiB.
+        let body = u32::try_from(self.length - PREFIX).expect("a reply's length fits into its prefix");
+        self.buffer[..PREFIX].copy_from_slice(&order.prefix(body));
+        self.length
+    }
+}
+
+impl Write for Frame<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let end = self.length + bytes.len();
+        let place = self.buffer.get_mut(self.length..end).ok_or(io::ErrorKind::WriteZero)?;
+        place.copy_from_slice(bytes);
+        self.length = end;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+
+    fn call() -> Call {
+        let peer = Peer::V4 { address: Ipv4Addr::LOCALHOST, port: 1 };
+        Call { client: ClientId(1), peer, attempt: 1, deadline: None }
+    }
+
+    #[test]
+    fn a_reply_is_a_frame_in_the_clients_order() {
+        let mut buffer = [0; 64];
+        let mut reply = Reply::new(&mut buffer, "sum_r", call());
+        reply.json(&[1, 2]).expect("fits");
+        let length = reply.seal(ByteOrder::Big).expect("fits");
+        assert_eq!(&buffer[..length], b"\0\0\0\x1e{\"out\":\"sum_r\",\"result\":[1,2]}");
+    }
+
+    #[test]
+    fn no_result_is_null_and_two_are_a_fault() {
+        let mut buffer = [0; 64];
+        let length = Reply::new(&mut buffer, "a_r", call()).seal(ByteOrder::Little).expect("fits");
+        assert_eq!(&buffer[4..length], b"{\"out\":\"a_r\",\"result\":null}");
+        let mut reply = Reply::new(&mut buffer, "a_r", call());
+        reply.json(&1).expect("fits");
+        assert!(reply.json(&2).expect_err("the second").message().contains("two results"));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_a_fault_and_a_fault_always_fits() {
+        let mut buffer = [0; 100];
+        let mut reply = Reply::new(&mut buffer, "a_r", call());
+        let fault = reply.json(&"x".repeat(100)).expect_err("too long");
+        assert_eq!(fault.code(), "internal");
+        let long = Fault::new("x".repeat(200), "y");
+        let length = write_fault(&mut buffer, ByteOrder::Little, &long);
+        assert!(std::str::from_utf8(&buffer[4..length]).expect("text").contains("internal"));
+    }
+}
