@@ -59,11 +59,11 @@ impl Error {
         Error { message: message.to_owned(), help: None, position: None, display }
     }
 
-    /// A byte at which the file stops to be text.
+    /// A byte at which the file stops being text.
     pub(super) fn not_utf8(origin: &str, bytes: &[u8], offset: usize) -> Error {
         let (valid, rest) = bytes.split_at(offset);
         let byte = rest.first().copied().unwrap_or_default();
-        let message = format!("byte {offset} of the file, {byte:#04x}, is not UTF-8");
+        let message = format!("the byte {byte:#04x} at offset {offset} is not UTF-8");
         let text = str::from_utf8(valid).unwrap_or_default();
         Error::at(origin, text, offset..offset, &message, None)
     }
@@ -108,11 +108,12 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 /// Leaves out a byte order mark, which is no column, and all but the first line of the span: a table that
-/// lacks a key is pointed at by its head.
+/// lacks a key is pointed at by its head. The end of the file is the end of its last line.
 fn visible(text: &str, span: Range<usize>) -> (&str, Range<usize>) {
     let shown = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mark = text.len() - shown.len();
-    let start = boundary(shown, span.start.saturating_sub(mark));
+    let last_line = shown.strip_suffix('\n').map_or(shown, |lines| lines.strip_suffix('\r').unwrap_or(lines));
+    let start = boundary(shown, span.start.saturating_sub(mark)).min(last_line.len());
     let end = boundary(shown, span.end.saturating_sub(mark)).max(start);
     let first_line = shown[start..end].lines().next().map_or(0, str::len);
     (shown, start..start + first_line)

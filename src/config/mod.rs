@@ -213,7 +213,7 @@ impl Default for Limits {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Control {
-    /// Its absolute path; `None`, the default, is the first of the usual places that suits.
+    /// Its absolute path; `None`, the default, is the first of [`places`](crate::proto::control::places).
     #[serde(with = "Given::<SocketPath>")]
     pub socket: Option<PathBuf>,
     /// Its permissions; 0660 by default.

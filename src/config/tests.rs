@@ -449,6 +449,15 @@ fn a_byte_order_mark_and_carriage_returns_move_no_caret() {
 }
 
 #[test]
+fn what_is_missing_at_the_end_is_shown_behind_the_last_line() {
+    for end in ["", "\n", "\r\n"] {
+        let error = Config::parse(&format!("x = \"\"\"abc{end}"), ORIGIN).expect_err("an open string");
+        assert_eq!((error.line(), error.column()), (Some(1), Some(11)), "\n{error}");
+        assert_shown(&error, "x = \"\"\"abc");
+    }
+}
+
+#[test]
 fn a_file_is_loaded_or_the_reason_names_it() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("x.toml");
@@ -464,7 +473,7 @@ fn a_file_is_loaded_or_the_reason_names_it() {
     let error = load(&vec![b'\n'; MAX_FILE as usize + 1]).expect_err("too long");
     assert_eq!(error.message(), "cannot read the file: it is longer than 1048576 bytes");
     let error = load(b"# fine\nx = \"\xff\"\n").expect_err("not text");
-    assert_eq!(error.message(), "byte 12 of the file, 0xff, is not UTF-8");
+    assert_eq!(error.message(), "the byte 0xff at offset 12 is not UTF-8");
     assert_eq!((error.line(), error.column()), (Some(2), Some(6)));
 
     let error = Config::load(directory.path()).expect_err("a directory");
@@ -486,7 +495,11 @@ proptest! {
     }
 
     #[test]
-    fn no_damage_to_a_file_panics(at in any::<prop::sample::Index>(), length in 0..40usize, put in "\\PC{0,3}|[\"\\[\\]{}\n=]") {
+    fn no_damage_to_a_file_panics(
+        at in any::<prop::sample::Index>(),
+        length in 0..40usize,
+        put in "\\PC{0,3}|[\"\\[\\]{}\n=]",
+    ) {
         let mut text: Vec<char> = everything().to_toml().chars().collect();
         let at = at.index(text.len());
         let end = (at + length).min(text.len());
