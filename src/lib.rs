@@ -1,5 +1,6 @@
 //! fdpassd
 mod channel;
+mod config;
 mod ctl;
 mod desk;
 mod logging;

@@ -10,4 +10,5 @@ pub mod poll;
 pub mod process;
 pub mod signal;
 pub mod socket;
+pub mod user;
 pub mod writable;

@@ -191,7 +191,7 @@ impl Worker {
         loop {
             match self.channel.hear(scratch)? {
                 Heard::Message(ToWorker::Lease(leases), sockets) => self.pick_up(&leases, sockets, service)?,
-                Heard::Message(ToWorker::Reopen, _) => logging::reopen(),
+                Heard::Message(ToWorker::Reopen, _) => reopen_log(),
                 Heard::Message(ToWorker::Stop(stop), _) => self.stop(stop, service),
                 Heard::Message(ToWorker::Start(_), _) => return Err(io::Error::other("the master said Start twice")),
                 Heard::Garbage(malformed) => return Err(io::Error::other(malformed)),
@@ -415,6 +415,12 @@ impl Worker {
             self.channel_is_full = is_full;
         }
         Ok(())
+    }
+}
+
+fn reopen_log() {
+    if let Err(e) = logging::reopen() {
+        log::warn!("cannot open the log file again: {e}; lines still go to the one that was open");
     }
 }
 

@@ -1,0 +1,127 @@
+//! What no single value shows: whether the values go with each other.
+
+use std::ops::Range;
+
+use toml::de::{DeTable, DeValue};
+
+use super::values::size;
+use super::{Config, Limits, Listen, MAX_LISTENERS};
+use crate::proto::channel::{Log, LogTarget};
+use crate::proto::frame::OrderRule;
+use crate::proto::names::Address;
+
+/// Values that do not go with each other.
+#[derive(Debug)]
+pub(super) struct Fault {
+    /// Why not, for the operator.
+    pub(super) message: String,
+    /// Keys to blame, such as `limits.buffers` or `listen.1.mode`; the first that the file has is pointed at.
+    pub(super) places: Vec<String>,
+}
+
+pub(super) fn check(config: &Config) -> Result<(), Fault> {
+    check_listeners(&config.listen)?;
+    check_orders(&config.listen, &config.limits)?;
+    check_buffers(&config.limits)?;
+    check_control(config)?;
+    check_log(&config.log)
+}
+
+fn check_listeners(listeners: &[Listen]) -> Result<(), Fault> {
+    if listeners.is_empty() {
+        return fault("there must be at least one address to listen on".to_owned(), ["listen"]);
+    }
+    if listeners.len() > MAX_LISTENERS {
+        let message = format!("at most {MAX_LISTENERS} addresses can be listened on, these are {}", listeners.len());
+        return fault(message, [format!("listen.{MAX_LISTENERS}")]);
+    }
+    for (index, Listen { address, access, .. }) in listeners.iter().enumerate() {
+        if access.is_some() && matches!(address, Address::Tcp(_)) {
+            let message = format!("mode, owner and group are for Unix sockets, {address} is a TCP address");
+            return fault(message, ["mode", "owner", "group"].map(|key| format!("listen.{index}.{key}")));
+        }
+        // Port 0 is a free port, another one each time.
+        let repeatable = matches!(address, Address::Tcp(address) if address.port() == 0);
+        if !repeatable && listeners[..index].iter().any(|earlier| earlier.address == *address) {
+            let places = [format!("listen.{index}.address"), format!("listen.{index}")];
+            return fault(format!("{address} is already listened on by an earlier entry"), places);
+        }
+    }
+    Ok(())
+}
+
+/// From 2^24 bytes on, the big-endian prefix 00 00 00 01 is within the limit as a little-endian one too.
+fn check_orders(listeners: &[Listen], limits: &Limits) -> Result<(), Fault> {
+    let automatic = listeners.iter().position(|listen| listen.byte_order == OrderRule::Auto);
+    match automatic {
+        Some(index) if limits.max_frame >= 1 << 24 => {
+            let message = "byte-order \"auto\" needs a max-frame below 16MiB: with longer frames, \
+                           the length of a short big-endian one is valid in little-endian order too";
+            fault(message.to_owned(), [format!("listen.{index}.byte-order")])
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_buffers(limits: &Limits) -> Result<(), Fault> {
+    let least = 4 * u64::from(limits.max_frame);
+    if limits.buffers >= least {
+        return Ok(());
+    }
+    let message =
+        format!("buffers must be at least 4 times max-frame ({}), so that one client can never fill them", size(least));
+    fault(message, ["limits.buffers", "limits.max-frame"])
+}
+
+fn check_control(config: &Config) -> Result<(), Fault> {
+    let Some(socket) = &config.control.socket else { return Ok(()) };
+    let address = Address::Unix(socket.clone());
+    if config.listen.iter().any(|listen| listen.address == address) {
+        return fault(format!("{address} is already listened on for clients"), ["control.socket"]);
+    }
+    Ok(())
+}
+
+fn check_log(log: &Log) -> Result<(), Fault> {
+    match (log.target, &log.file) {
+        (LogTarget::File, None) => fault("target \"file\" needs the key `file`".to_owned(), ["log.target"]),
+        (LogTarget::Auto | LogTarget::Stderr | LogTarget::Syslog, Some(_)) => {
+            fault("`file` is only for target \"file\"".to_owned(), ["log.file"])
+        }
+        (LogTarget::File, Some(_)) | (_, None) => Ok(()),
+    }
+}
+
+fn fault<T: Into<String>>(message: String, places: impl IntoIterator<Item = T>) -> Result<(), Fault> {
+    Err(Fault { message, places: places.into_iter().map(T::into).collect() })
+}
+
+/// Finds the first of a fault's places that `text` has: a key with its value, or an element of an array.
+///
+/// The text is parsed once more for it, so that no [`Config`] has to remember where it came from.
+pub(super) fn locate(text: &str, fault: &Fault) -> Option<Range<usize>> {
+    let document = DeValue::Table(DeTable::parse(text).ok()?.into_inner());
+    fault.places.iter().find_map(|place| span(&document, place))
+}
+
+fn span(document: &DeValue<'_>, place: &str) -> Option<Range<usize>> {
+    let mut value = document;
+    let mut span = None;
+    for step in place.split('.') {
+        let inner = match value {
+            DeValue::Table(table) => {
+                let (key, inner) = table.iter().find(|(key, _)| key.get_ref() == step)?;
+                span = Some(key.span().start..inner.span().end);
+                inner
+            }
+            DeValue::Array(array) => {
+                let inner = array.get(step.parse::<usize>().ok()?)?;
+                span = Some(inner.span());
+                inner
+            }
+            _ => return None,
+        };
+        value = inner.get_ref();
+    }
+    span
+}

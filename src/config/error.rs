@@ -1,0 +1,157 @@
+//! What is wrong with a configuration file, and where.
+
+use std::fmt;
+use std::ops::Range;
+
+use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
+
+use super::check::{Fault, locate};
+
+/// Why a configuration was not taken. Displayed as the operator reads it:
+///
+/// ```text
+/// error: unknown key `levle`, expected one of `target`, `file`, `level`
+///  --> /etc/fdpassd.toml:3:1
+///   |
+/// 3 | levle = "debug"
+///   | ^^^^^
+///   |
+///   = help: did you mean "level"?
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    message: String,
+    help: Option<String>,
+    /// Line and column, unless it is about the file as a whole.
+    position: Option<(usize, usize)>,
+    display: String,
+}
+
+impl Error {
+    /// What is wrong, in one sentence, without the place.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// What to do about it, where that can be guessed.
+    #[must_use]
+    pub fn help(&self) -> Option<&str> {
+        self.help.as_deref()
+    }
+
+    /// The line, from 1; `None` if it is about the file as a whole.
+    #[must_use]
+    pub fn line(&self) -> Option<usize> {
+        self.position.map(|(line, _)| line)
+    }
+
+    /// The column in characters, from 1; `None` if it is about the file as a whole.
+    #[must_use]
+    pub fn column(&self) -> Option<usize> {
+        self.position.map(|(_, column)| column)
+    }
+
+    /// The file as a whole.
+    pub(super) fn of_file(origin: &str, message: &str) -> Error {
+        let title = Level::ERROR.primary_title(message);
+        let display = Renderer::plain().render(&[title.element(Origin::path(origin))]);
+        Error { message: message.to_owned(), help: None, position: None, display }
+    }
+
+    /// A byte at which the file stops being text.
+    pub(super) fn not_utf8(origin: &str, bytes: &[u8], offset: usize) -> Error {
+        let (valid, rest) = bytes.split_at(offset);
+        let byte = rest.first().copied().unwrap_or_default();
+        let message = format!("the byte {byte:#04x} at offset {offset} is not UTF-8");
+        let text = str::from_utf8(valid).unwrap_or_default();
+        Error::at(origin, text, offset..offset, &message, None)
+    }
+
+    /// What toml and serde found.
+    pub(super) fn of_toml(origin: &str, text: &str, error: &toml::de::Error) -> Error {
+        let message = reword(error.message());
+        match error.span() {
+            Some(span) => Error::at(origin, text, span, &message, advice(&message)),
+            None => Error::of_file(origin, &message),
+        }
+    }
+
+    /// What [`super::check`] found.
+    pub(super) fn of_fault(origin: &str, text: &str, fault: &Fault) -> Error {
+        match locate(text, fault) {
+            Some(span) => Error::at(origin, text, span, &fault.message, None),
+            None => Error::of_file(origin, &fault.message),
+        }
+    }
+
+    fn at(origin: &str, text: &str, span: Range<usize>, message: &str, help: Option<String>) -> Error {
+        let (text, span) = visible(text, span);
+        let before = &text[..span.start];
+        let line = before.rsplit('\n').next().unwrap_or_default();
+        let position = (before.matches('\n').count() + 1, line.chars().count() + 1);
+
+        let source = Snippet::source(text).path(origin).annotation(AnnotationKind::Primary.span(span));
+        let report = Level::ERROR.primary_title(message).element(source);
+        let report = report.elements(help.as_deref().map(|help| Level::HELP.message(help)));
+        let display = Renderer::plain().render(&[report]);
+        Error { message: message.to_owned(), help, position: Some(position), display }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.display)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Leaves out a byte order mark, which is no column, and all but the first line of the span: a table that
+/// lacks a key is pointed at by its head. The end of the file is the end of its last line.
+fn visible(text: &str, span: Range<usize>) -> (&str, Range<usize>) {
+    let shown = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mark = text.len() - shown.len();
+    let last_line = shown.strip_suffix('\n').map_or(shown, |lines| lines.strip_suffix('\r').unwrap_or(lines));
+    let start = boundary(shown, span.start.saturating_sub(mark)).min(last_line.len());
+    let end = boundary(shown, span.end.saturating_sub(mark)).max(start);
+    let first_line = shown[start..end].lines().next().map_or(0, str::len);
+    (shown, start..start + first_line)
+}
+
+/// The nearest beginning of a character: text is sliced here by what another crate says.
+fn boundary(text: &str, offset: usize) -> usize {
+    (0..=offset.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or_default()
+}
+
+/// serde speaks of Rust's types, the operator writes TOML.
+fn reword(message: &str) -> String {
+    let words = [
+        ("unknown field", "unknown key"),
+        ("missing field", "missing key"),
+        ("unknown variant", "unknown word"),
+        ("invalid type: sequence", "invalid type: array"),
+        ("invalid type: map", "invalid type: table"),
+    ];
+    let reworded = words.iter().find_map(|(theirs, ours)| Some(format!("{ours}{}", message.strip_prefix(theirs)?)));
+    let message = reworded.unwrap_or_else(|| message.to_owned());
+    message.strip_suffix("a sequence").map(|rest| format!("{rest}an array")).unwrap_or(message)
+}
+
+fn advice(message: &str) -> Option<String> {
+    if message.starts_with("unexpected leading zero") {
+        return Some("a mode is written in quotes, such as \"0660\"".to_owned());
+    }
+    if message.starts_with("unknown") { did_you_mean(message) } else { None }
+}
+
+/// serde tells the names that it knows only in its sentence: "unknown key `x`, expected one of `y`, `z`".
+fn did_you_mean(message: &str) -> Option<String> {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let wrong = quoted.next()?;
+    quoted
+        .map(|known| (strsim::jaro_winkler(wrong, known), known))
+        .filter(|(likeness, _)| *likeness > 0.8)
+        .max_by(|(one, _), (other, _)| one.total_cmp(other))
+        .map(|(_, known)| format!("did you mean \"{known}\"?"))
+}

@@ -1,0 +1,124 @@
+//! An entry of `listen`: an address, or a table with an address and more.
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::Mode;
+use super::notation::{Given, Notation, word};
+use super::values::UpTo;
+use crate::proto::frame::OrderRule;
+use crate::proto::names::Address;
+use crate::sys::user::{Group, User};
+
+/// Where clients connect, and how.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listen {
+    /// The address.
+    pub address: Address,
+    /// The byte order of its clients; little-endian by default.
+    pub byte_order: OrderRule,
+    /// How many connections the kernel keeps for us to accept, from 1 to 65,535; 4096 by default.
+    pub backlog: u32,
+    /// Who may connect: `Some` if and only if the address is a Unix socket's.
+    pub access: Option<Access>,
+}
+
+/// The owner and the permissions of a Unix socket: who may write to it may connect.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Access {
+    /// Its permissions; 0660 by default, so that opening it to everybody is a decision.
+    pub mode: Mode,
+    /// Its owner; the daemon's user by default.
+    pub owner: Option<User>,
+    /// Its group; the daemon's by default.
+    pub group: Option<Group>,
+}
+
+impl Listen {
+    /// A listener with nothing but defaults.
+    #[must_use]
+    pub fn new(address: Address) -> Listen {
+        let byte_order = OrderRule::default();
+        Listen::from(Table { address, byte_order, backlog: default_backlog(), mode: None, owner: None, group: None })
+    }
+}
+
+pub(super) fn default_address() -> Address {
+    Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)))
+}
+
+impl<'de> Deserialize<'de> for Listen {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Listen, D::Error> {
+        deserializer.deserialize_any(Entry)
+    }
+}
+
+impl Serialize for Listen {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Table::from(self.clone()).serialize(serializer)
+    }
+}
+
+/// By hand, since serde's `untagged` would forget which key of the table was wrong, and why.
+struct Entry;
+
+impl<'de> Visitor<'de> for Entry {
+    type Value = Listen;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an address such as \"127.0.0.1:8080\", or a table with the key `address`")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Listen, E> {
+        text.parse().map(Listen::new).map_err(E::custom)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Listen, A::Error> {
+        Table::deserialize(MapAccessDeserializer::new(map)).map(Listen::from)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Table {
+    #[serde(with = "Address")]
+    address: Address,
+    #[serde(default, deserialize_with = "word")]
+    byte_order: OrderRule,
+    #[serde(default = "default_backlog", with = "UpTo::<65_535>")]
+    backlog: NonZeroU32,
+    #[serde(default, with = "Given::<Mode>")]
+    mode: Option<Mode>,
+    #[serde(default, with = "Given::<User>")]
+    owner: Option<User>,
+    #[serde(default, with = "Given::<Group>")]
+    group: Option<Group>,
+}
+
+impl From<Table> for Listen {
+    /// Leaves [`Access`] of a TCP address in, for `check` to refuse it with a caret.
+    fn from(table: Table) -> Listen {
+        let Table { address, byte_order, backlog, mode, owner, group } = table;
+        let given = mode.is_some() || owner.is_some() || group.is_some();
+        let access = Access { mode: mode.unwrap_or(Mode(0o660)), owner, group };
+        let access = (given || matches!(address, Address::Unix(_))).then_some(access);
+        Listen { address, byte_order, backlog: backlog.get(), access }
+    }
+}
+
+impl From<Listen> for Table {
+    fn from(listen: Listen) -> Table {
+        let Listen { address, byte_order, backlog, access } = listen;
+        let (mode, owner, group) = access.map_or((None, None, None), |a| (Some(a.mode), a.owner, a.group));
+        Table { address, byte_order, backlog: NonZeroU32::new(backlog).unwrap_or(NonZeroU32::MIN), mode, owner, group }
+    }
+}
+
+fn default_backlog() -> NonZeroU32 {
+    const { NonZeroU32::new(4096).expect("not zero") }
+}

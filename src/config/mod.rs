@@ -1,0 +1,284 @@
+//! The configuration file: what the operator wants, in types that cannot hold nonsense.
+//!
+//! ```text
+//! text ─ toml + serde ──▶ Config ─ check ──▶ Config that holds together
+//!           │                        │
+//!           ╰── the first error ─────╯──▶ Error: file, line, column, caret, "did you mean"
+//! ```
+//!
+//! Everything is checked before anything is bound, so a bad file never hurts a running daemon. Every key has
+//! a default; `config/fdpassd.toml` shows all of them. Nothing here opens, binds or creates anything but the
+//! file itself; users and groups are looked up, as whoever waits for a verdict wants to know of a wrong one.
+
+mod check;
+mod error;
+mod listen;
+mod notation;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::fmt;
+use std::io::{self, Read};
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::error::Error;
+pub use self::listen::{Access, Listen};
+use self::notation::{Given, Notation, OrAuto, OrNone, table, word};
+use self::values::{BufferSize, FrameSize, KeepAlive, LogPath, Patience, SocketPath, Timeout, UpTo};
+use crate::proto::channel::{Log, LogLevel, LogTarget};
+
+/// Longest configuration file, in bytes.
+pub const MAX_FILE: u64 = 1024 * 1024;
+
+/// Most entries of `listen`.
+pub const MAX_LISTENERS: usize = 64;
+
+/// The whole configuration.
+///
+/// Get one from [`Config::load`], [`Config::parse`] or [`Config::default`]; going around them through serde
+/// leaves out the checks of keys against each other.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    /// Where clients connect: 1 to [`MAX_LISTENERS`] different addresses.
+    pub listen: Vec<Listen>,
+    /// The worker processes.
+    #[serde(deserialize_with = "table")]
+    pub workers: Workers,
+    /// What clients may take up.
+    #[serde(deserialize_with = "table")]
+    pub limits: Limits,
+    /// The control socket.
+    #[serde(deserialize_with = "table")]
+    pub control: Control,
+    /// Where log lines go.
+    #[serde(with = "log")]
+    pub log: Log,
+}
+
+impl Config {
+    /// Reads and checks the file at `path`, of at most [`MAX_FILE`] bytes.
+    ///
+    /// # Errors
+    /// When the file cannot be read, and as [`Config::parse`].
+    pub fn load(path: &Path) -> Result<Config, Error> {
+        let origin = path.display().to_string();
+        let bytes = read(path).map_err(|error| Error::of_file(&origin, &format!("cannot read the file: {error}")))?;
+        match str::from_utf8(&bytes) {
+            Ok(text) => Config::parse(text, &origin),
+            Err(error) => Err(Error::not_utf8(&origin, &bytes, error.valid_up_to())),
+        }
+    }
+
+    /// Reads and checks `text`; errors call it `origin`.
+    ///
+    /// # Errors
+    /// The first thing in it that is not TOML, not a key or not a value of its key, then the first value that
+    /// does not go with another one.
+    pub fn parse(text: &str, origin: &str) -> Result<Config, Error> {
+        let config = toml::from_str(text).map_err(|error| Error::of_toml(origin, text, &error))?;
+        check::check(&config).map_err(|fault| Error::of_fault(origin, text, &fault))?;
+        Ok(config)
+    }
+
+    /// Writes the file that [`Config::parse`] makes the same configuration of, with every key that has a value.
+    ///
+    /// A path that is not UTF-8, which no file can bring in, is written lossily.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("strings and small numbers in two levels of tables are TOML")
+    }
+}
+
+impl Default for Config {
+    /// One listener on 127.0.0.1:8080; what each other field's type says.
+    fn default() -> Config {
+        Config {
+            listen: vec![Listen::new(listen::default_address())],
+            workers: Workers::default(),
+            limits: Limits::default(),
+            control: Control::default(),
+            log: log::default(),
+        }
+    }
+}
+
+/// `[workers]`: the worker processes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Workers {
+    /// How many; by default one per CPU.
+    #[serde(with = "Count")]
+    pub count: Count,
+    /// Which of them a new client goes to; by default the least loaded one.
+    #[serde(deserialize_with = "word")]
+    pub dispatch: Dispatch,
+    /// How long one may take to become ready; 10 s by default.
+    #[serde(with = "Timeout")]
+    pub start_timeout: Duration,
+}
+
+impl Default for Workers {
+    fn default() -> Workers {
+        Workers { count: Count::Auto, dispatch: Dispatch::LeastLoaded, start_timeout: Duration::from_secs(10) }
+    }
+}
+
+/// A number of workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// As many as there are CPUs; the master finds out.
+    Auto,
+    /// That many, at most 256.
+    Exactly(NonZeroU32),
+}
+
+/// How the worker for a client is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Dispatch {
+    /// The one with the least to do.
+    LeastLoaded,
+    /// Each in its turn.
+    RoundRobin,
+}
+
+impl Dispatch {
+    /// Its name in the file and in the status.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Dispatch::LeastLoaded => "least-loaded",
+            Dispatch::RoundRobin => "round-robin",
+        }
+    }
+}
+
+/// `[limits]`: what clients may take up.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Limits {
+    /// Most clients; `None`, the default, is `"auto"`: what the limit on open files allows.
+    #[serde(with = "OrAuto::<UpTo<{ u32::MAX }>>")]
+    pub max_clients: Option<NonZeroU32>,
+    /// Most clients from one IP address; `None`, the default, sets no limit.
+    #[serde(with = "OrNone::<UpTo<{ u32::MAX }>>")]
+    pub max_clients_per_address: Option<NonZeroU32>,
+    /// Longest body of a frame, in bytes, from 64 to 256 MiB; 1 MiB by default.
+    #[serde(with = "FrameSize")]
+    pub max_frame: u32,
+    /// Bytes that may be parked over all clients, for each worker; at least four frames, 256 MiB by default.
+    #[serde(with = "BufferSize")]
+    pub buffers: u64,
+    /// A client at rest for longer is closed; `None`, the default, lets it rest.
+    #[serde(with = "OrNone::<Timeout>")]
+    pub idle_timeout: Option<Duration>,
+    /// From the first byte of a frame to its last; 30 s by default.
+    #[serde(with = "OrNone::<Timeout>")]
+    pub frame_timeout: Option<Duration>,
+    /// How long a client may take no byte of its replies; 30 s by default.
+    #[serde(with = "OrNone::<Timeout>")]
+    pub send_timeout: Option<Duration>,
+    /// How long a worker that is to exit may go on with what it is executing; 30 s by default, may be zero.
+    #[serde(with = "Patience")]
+    pub drain_timeout: Duration,
+    /// Silence of a TCP client before the kernel asks whether it is there, in whole seconds up to 32,767;
+    /// 5 min by default, `None` never asks.
+    #[serde(with = "OrNone::<KeepAlive>")]
+    pub tcp_keepalive: Option<Duration>,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            max_clients: None,
+            max_clients_per_address: None,
+            max_frame: 1 << 20,
+            buffers: 256 << 20,
+            idle_timeout: None,
+            frame_timeout: Some(Duration::from_secs(30)),
+            send_timeout: Some(Duration::from_secs(30)),
+            drain_timeout: Duration::from_secs(30),
+            tcp_keepalive: Some(Duration::from_secs(300)),
+        }
+    }
+}
+
+/// `[control]`: the socket that fdpassctl talks to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Control {
+    /// Its absolute path; `None`, the default, is the first of [`places`](crate::proto::control::places).
+    #[serde(with = "Given::<SocketPath>")]
+    pub socket: Option<PathBuf>,
+    /// Its permissions; 0660 by default.
+    #[serde(with = "Mode")]
+    pub mode: Mode,
+}
+
+impl Default for Control {
+    fn default() -> Control {
+        Control { socket: None, mode: Mode(0o660) }
+    }
+}
+
+/// The permissions of a file, from 0 to 0o777; displayed as `0660`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mode(pub u32);
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04o}", self.0)
+    }
+}
+
+/// `[log]`, for the vocabulary's [`Log`], which has no defaults and takes what the file must not have.
+mod log {
+    use serde::{Deserializer, Serializer};
+
+    use super::*;
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+    struct Section {
+        #[serde(deserialize_with = "word")]
+        target: LogTarget,
+        #[serde(with = "Given::<LogPath>")]
+        file: Option<PathBuf>,
+        #[serde(deserialize_with = "word")]
+        level: LogLevel,
+    }
+
+    impl Default for Section {
+        fn default() -> Section {
+            let Log { target, file, level } = default();
+            Section { target, file, level }
+        }
+    }
+
+    pub(super) fn default() -> Log {
+        Log { target: LogTarget::default(), file: None, level: LogLevel::default() }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Log, D::Error> {
+        table(deserializer).map(|Section { target, file, level }| Log { target, file, level })
+    }
+
+    pub(super) fn serialize<S: Serializer>(log: &Log, serializer: S) -> Result<S::Ok, S::Error> {
+        Section { target: log.target, file: log.file.clone(), level: log.level }.serialize(serializer)
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(io::Error::other(format!("it is longer than {MAX_FILE} bytes")));
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,162 @@
+//! How a field is written in the file, where serde's own way is not the operator's.
+//!
+//! serde's `with` takes a type, so `#[serde(with = "OrNone::<Timeout>")]` reads and writes a field in
+//! that notation; the notations of single values are in `values`. The spans of errors come from toml,
+//! which points at the value that was refused.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, DeserializeOwned, Deserializer, IntoDeserializer, MapAccess, Unexpected, Visitor};
+use serde::ser::Serializer;
+
+/// A way to write values of one type.
+pub(super) trait Notation: Sized {
+    type Value;
+
+    /// What to write, for whoever wrote something else.
+    fn expected() -> String;
+
+    fn read(written: &Written<'_>) -> Result<Self::Value, Refusal>;
+
+    fn write(value: &Self::Value) -> Written<'_>;
+
+    fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(Reader::<Self>(PhantomData))
+    }
+
+    fn serialize<S: Serializer>(value: &Self::Value, serializer: S) -> Result<S::Ok, S::Error> {
+        match Self::write(value) {
+            Written::Text(text) => serializer.serialize_str(&text),
+            Written::Number(number) => serializer.serialize_i64(number),
+        }
+    }
+}
+
+/// A value as it stands in the file.
+pub(super) enum Written<'a> {
+    Text(Cow<'a, str>),
+    Number(i64),
+}
+
+/// Why a value was not taken.
+pub(super) enum Refusal {
+    /// It is not what [`Notation::expected`] says.
+    Unexpected,
+    /// The whole sentence.
+    Because(String),
+}
+
+/// A value, or a word in its place.
+pub(super) struct Or<W, N>(PhantomData<(W, N)>);
+
+/// A value, or "none" if there is to be none.
+pub(super) type OrNone<N> = Or<NoneWord, N>;
+
+/// A value, or "auto" to have it chosen later.
+pub(super) type OrAuto<N> = Or<AutoWord, N>;
+
+pub(super) trait Word {
+    const WORD: &'static str;
+}
+
+pub(super) struct NoneWord;
+
+impl Word for NoneWord {
+    const WORD: &'static str = "none";
+}
+
+pub(super) struct AutoWord;
+
+impl Word for AutoWord {
+    const WORD: &'static str = "auto";
+}
+
+impl<W: Word, N: Notation> Notation for Or<W, N> {
+    type Value = Option<N::Value>;
+
+    fn expected() -> String {
+        format!("\"{}\" or {}", W::WORD, N::expected())
+    }
+
+    fn read(written: &Written<'_>) -> Result<Option<N::Value>, Refusal> {
+        match written {
+            Written::Text(text) if text == W::WORD => Ok(None),
+            _ => N::read(written).map(Some),
+        }
+    }
+
+    fn write(value: &Option<N::Value>) -> Written<'_> {
+        value.as_ref().map_or(Written::Text(W::WORD.into()), N::write)
+    }
+}
+
+/// A key that may be left out and has no word for that.
+pub(super) struct Given<N>(PhantomData<N>);
+
+impl<N: Notation> Given<N> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<N::Value>, D::Error> {
+        N::deserialize(deserializer).map(Some)
+    }
+
+    pub(super) fn serialize<S: Serializer>(value: &Option<N::Value>, serializer: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => N::serialize(value, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+}
+
+/// Reads a table. serde's derived code would also take an array, as the fields in their order.
+pub(super) fn table<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    deserializer.deserialize_any(Table(PhantomData))
+}
+
+/// Reads an enum of words. serde's derived code would also take a table with a word as its key.
+pub(super) fn word<'de, T: DeserializeOwned, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    T::deserialize(String::deserialize(deserializer)?.into_deserializer())
+}
+
+struct Reader<N>(PhantomData<N>);
+
+impl<N: Notation> Reader<N> {
+    fn read<E: serde::de::Error>(self, written: &Written<'_>) -> Result<N::Value, E> {
+        N::read(written).map_err(|refusal| match (refusal, written) {
+            (Refusal::Because(sentence), _) => E::custom(sentence),
+            (Refusal::Unexpected, Written::Text(text)) => E::invalid_value(Unexpected::Str(text), &self),
+            (Refusal::Unexpected, Written::Number(number)) => E::invalid_value(Unexpected::Signed(*number), &self),
+        })
+    }
+}
+
+impl<N: Notation> Visitor<'_> for Reader<N> {
+    type Value = N::Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&N::expected())
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<N::Value, E> {
+        self.read(&Written::Text(text.into()))
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<N::Value, E> {
+        self.read(&Written::Number(number))
+    }
+}
+
+struct Table<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for Table<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a table")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map))
+    }
+}

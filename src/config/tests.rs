@@ -1,0 +1,580 @@
+//! Every promise of the file: each fault is told in words, at its place.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::proto::frame::OrderRule;
+use crate::proto::names::Address;
+use crate::sys::user::{Group, User};
+
+const SHIPPED: &str = include_str!("../../config/fdpassd.toml");
+const ORIGIN: &str = "/etc/fdpassd.toml";
+
+fn parse(text: &str) -> Config {
+    Config::parse(text, ORIGIN).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Parses `text`, in which `«` marks the place of the fault, and checks that the caret is there.
+fn refused(marked: &str, message: &str) -> Error {
+    let (before, _) = marked.split_once('«').expect("a mark");
+    let text = marked.replacen('«', "", 1);
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().expect("a line").chars().count() + 1;
+
+    let error = Config::parse(&text, ORIGIN).expect_err(&text);
+    assert_eq!(error.message(), message, "\n{error}");
+    assert_eq!((error.line(), error.column()), (Some(line), Some(column)), "\n{error}");
+    assert_shown(&error, text.lines().nth(line - 1).expect("the line"));
+    error
+}
+
+/// Checks that the error as displayed has the origin, the line of the file and a caret under the place.
+fn assert_shown(error: &Error, source: &str) {
+    let (line, column) = error.line().zip(error.column()).expect("a place");
+    let display = error.to_string();
+    assert!(display.contains(&format!("--> {ORIGIN}:{line}:{column}\n")), "\n{error}");
+    let numbered = format!("{line} | {source}");
+    let mut rest = display.lines().skip_while(|shown| shown.trim_end() != numbered.trim_end());
+    let caret = rest.nth(1).and_then(|carets| carets.find('^')).expect("the line and a caret");
+    assert_eq!(caret, numbered.find('|').expect("a bar") + 2 + column - 1, "\n{error}");
+}
+
+#[test]
+fn an_empty_file_is_the_default() {
+    assert_eq!(parse(""), Config::default());
+    assert_eq!(parse("# nothing\n[workers]\n[limits]\n[control]\n[log]\n"), Config::default());
+}
+
+#[test]
+fn the_shipped_file_is_the_default() {
+    assert_eq!(parse(SHIPPED), Config::default());
+}
+
+#[test]
+fn the_shipped_file_names_every_key() {
+    let document: toml::Table = everything().to_toml().parse().expect("TOML");
+    for (section, value) in &document {
+        let keys = match value {
+            toml::Value::Array(entries) => {
+                assert!(SHIPPED.contains(&format!("\n{section} = [")), "{section}");
+                entries.iter().filter_map(toml::Value::as_table).flat_map(toml::Table::keys).collect::<Vec<_>>()
+            }
+            _ => value.as_table().expect("a section").keys().collect(),
+        };
+        for key in keys {
+            let written = |line: &str| line.trim_start_matches(['#', ' ']).starts_with(&format!("{key} = "));
+            assert!(SHIPPED.lines().any(written), "{section}: {key}");
+        }
+    }
+}
+
+#[test]
+fn every_example_in_the_shipped_file_is_valid() {
+    let lines: Vec<&str> = SHIPPED.lines().collect();
+    let examples: Vec<usize> = (0..lines.len()).filter(|&at| is_example(lines[at])).collect();
+    assert!(examples.len() >= 10);
+    for at in examples {
+        let (key, _) = lines[at][1..].split_once(" = ").expect("key = value");
+        // An example stands below the default that it replaces.
+        let replaced = (0..at).rev().take_while(|&i| !lines[i].starts_with('[')).find(|&i| lines[i].starts_with(key));
+        let mut edited = lines.clone();
+        edited[at] = &lines[at][1..];
+        if let Some(replaced) = replaced {
+            edited[replaced] = "";
+        }
+        let text = edited.join("\n");
+        let text = if key == "file" { text.replace("target = \"auto\"", "target = \"file\"") } else { text };
+        assert_ne!(parse(&text), Config::default(), "{}", lines[at]);
+    }
+}
+
+fn is_example(line: &str) -> bool {
+    line.strip_prefix('#').is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_lowercase()))
+}
+
+/// A configuration in which every key has a value.
+fn everything() -> Config {
+    let mut config = Config::default();
+    config.listen.push(Listen {
+        address: "unix:/run/rpc.sock".parse().expect("an address"),
+        byte_order: OrderRule::Auto,
+        backlog: 1,
+        access: Some(Access {
+            mode: Mode(0o7),
+            owner: User::find("0").expect("users"),
+            group: Group::find("0").expect("groups"),
+        }),
+    });
+    config.control.socket = Some(PathBuf::from("/run/control.sock"));
+    config.log = Log { target: LogTarget::File, file: Some(PathBuf::from("/var/log/x")), level: LogLevel::Trace };
+    config
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    for config in [Config::default(), everything()] {
+        assert_eq!(parse(&config.to_toml()), config, "{}", config.to_toml());
+    }
+}
+
+#[test]
+fn all_values_are_taken_as_written() {
+    let config = parse(
+        r#"
+        listen = ["[::1]:8080", { address = "unix:/run/x", byte-order = "big", backlog = 65535, group = "3999999999" }]
+        [workers]
+        count = 256
+        dispatch = "round-robin"
+        start-timeout = "1m 30s"
+        [limits]
+        max-clients = 1
+        max-clients-per-address = 4294967295
+        max-frame = 65535
+        buffers = "64MB"
+        idle-timeout = "1year"
+        frame-timeout = "none"
+        send-timeout = "1ms"
+        drain-timeout = "0s"
+        tcp-keepalive = "32767s"
+        [control]
+        socket = "/run/control.sock"
+        mode = "0600"
+        [log]
+        target = "syslog"
+        level = "warn"
+        "#,
+    );
+    assert_eq!(config.listen[0], Listen::new("[::1]:8080".parse().expect("an address")));
+    assert_eq!(config.listen[0].access, None);
+    assert_eq!(
+        config.listen[1],
+        Listen {
+            address: Address::Unix(PathBuf::from("/run/x")),
+            byte_order: OrderRule::Big,
+            backlog: 65_535,
+            access: Some(Access {
+                mode: Mode(0o660),
+                owner: None,
+                group: Some(Group { name: "3999999999".to_owned(), gid: 3_999_999_999 }),
+            }),
+        }
+    );
+    let number = |number| NonZeroU32::new(number).expect("not zero");
+    let workers = Workers {
+        count: Count::Exactly(number(256)),
+        dispatch: Dispatch::RoundRobin,
+        start_timeout: Duration::from_secs(90),
+    };
+    assert_eq!(config.workers, workers);
+    let limits = Limits {
+        max_clients: Some(number(1)),
+        max_clients_per_address: Some(number(u32::MAX)),
+        max_frame: 65_535,
+        buffers: 64_000_000,
+        idle_timeout: Some(Duration::from_secs(31_557_600)),
+        frame_timeout: None,
+        send_timeout: Some(Duration::from_millis(1)),
+        drain_timeout: Duration::ZERO,
+        tcp_keepalive: Some(Duration::from_secs(32_767)),
+    };
+    assert_eq!(config.limits, limits);
+    assert_eq!(config.control, Control { socket: Some(PathBuf::from("/run/control.sock")), mode: Mode(0o600) });
+    assert_eq!(config.log, Log { target: LogTarget::Syslog, file: None, level: LogLevel::Warn });
+}
+
+#[test]
+fn an_unknown_key_is_refused_and_the_known_one_like_it_is_named() {
+    let error = refused("[log]\n«levle = 1\n", "unknown key `levle`, expected one of `target`, `file`, `level`");
+    assert_eq!(error.help(), Some("did you mean \"level\"?"));
+    assert!(error.to_string().contains("help: did you mean \"level\"?"), "\n{error}");
+
+    let sections = "`listen`, `workers`, `limits`, `control`, `log`";
+    let error = refused("[«limit]\n", &format!("unknown key `limit`, expected one of {sections}"));
+    assert_eq!(error.help(), Some("did you mean \"limits\"?"));
+    let error = refused("[«metrics]\n", &format!("unknown key `metrics`, expected one of {sections}"));
+    assert_eq!(error.help(), None);
+
+    let error = Config::parse("limits.stall-timeout = \"1s\"", ORIGIN).expect_err("a key of another version");
+    assert_eq!((error.line(), error.column()), (Some(1), Some(8)));
+    let error = Config::parse("limits.max_clients = 1", ORIGIN).expect_err("not kebab-case");
+    assert_eq!(error.help(), Some("did you mean \"max-clients\"?"));
+    let error = Config::parse("\"`a\\u001b`\" = 1", ORIGIN).expect_err("a strange key");
+    assert!(!error.to_string().contains('\u{1b}'), "escaped on its way to a terminal");
+}
+
+#[test]
+fn an_unknown_word_is_refused_and_the_known_one_like_it_is_named() {
+    let cases = [
+        (
+            "[workers]\ndispatch = «\"least-load\"",
+            "`least-load`, expected `least-loaded` or `round-robin`",
+            "least-loaded",
+        ),
+        ("[log]\nlevel = «\"inof\"", "`inof`, expected one of `error`, `warn`, `info`, `debug`, `trace`", "info"),
+        ("[log]\ntarget = «\"sylsog\"", "`sylsog`, expected one of `auto`, `stderr`, `syslog`, `file`", "syslog"),
+        (
+            "listen = [{ address = \"[::]:1\", byte-order = «\"litle\" }]",
+            "`litle`, expected one of `little`, `big`, `auto`",
+            "little",
+        ),
+    ];
+    for (marked, message, like) in cases {
+        let error = refused(marked, &format!("unknown word {message}"));
+        assert_eq!(error.help(), Some(format!("did you mean \"{like}\"?").as_str()));
+    }
+}
+
+#[test]
+fn a_value_of_a_wrong_type_is_refused() {
+    refused("workers = «[\"auto\"]", "invalid type: array, expected a table");
+    refused("listen = «\"[::]:1\"", "invalid type: string \"[::]:1\", expected an array");
+    refused("log.level = «{ info = {} }", "invalid type: table, expected a string");
+    refused("workers.count = «true", "invalid type: boolean `true`, expected \"auto\" or a number from 1 to 256");
+    refused(
+        "listen = [«5]",
+        "invalid type: integer `5`, expected an address such as \"127.0.0.1:8080\", or a table with the key `address`",
+    );
+}
+
+#[test]
+fn a_count_out_of_its_range_is_refused() {
+    let count = "expected \"auto\" or a number from 1 to 256";
+    for wrong in ["0", "257", "-1"] {
+        refused(&format!("[workers]\ncount = «{wrong}"), &format!("invalid value: integer `{wrong}`, {count}"));
+    }
+    refused("[workers]\ncount = «\"4\"", &format!("invalid value: string \"4\", {count}"));
+    refused(
+        "[limits]\nmax-clients = «\"none\"",
+        "invalid value: string \"none\", expected \"auto\" or a number from 1 to 4294967295",
+    );
+    refused(
+        "[limits]\nmax-clients-per-address = «\"auto\"",
+        "invalid value: string \"auto\", expected \"none\" or a number from 1 to 4294967295",
+    );
+    refused(
+        "listen = [{ address = \"[::]:1\", backlog = «65536 }]",
+        "invalid value: integer `65536`, expected a number from 1 to 65535",
+    );
+}
+
+#[test]
+fn a_duration_out_of_its_range_is_refused() {
+    let suffix = "in quotes, such as \"30s\" or \"1m 30s\"";
+    for key in ["idle-timeout", "frame-timeout", "send-timeout"] {
+        for wrong in ["0s", "15 parsecs", "", "366days", "auto", "584554531y"] {
+            let expected = format!("expected \"none\" or a duration from 1ms to 1year {suffix}");
+            refused(
+                &format!("[limits]\n{key} = «\"{wrong}\""),
+                &format!("invalid value: string \"{wrong}\", {expected}"),
+            );
+        }
+    }
+    refused(
+        "[limits]\ndrain-timeout = «\"none\"",
+        &format!("invalid value: string \"none\", expected a duration from 0s to 1year {suffix}"),
+    );
+    refused(
+        "[workers]\nstart-timeout = «10",
+        &format!("invalid value: integer `10`, expected a duration from 1ms to 1year {suffix}"),
+    );
+    for wrong in ["0s", "1500ms", "32768s", "soon"] {
+        refused(
+            &format!("[limits]\ntcp-keepalive = «\"{wrong}\""),
+            &format!(
+                "invalid value: string \"{wrong}\", expected \"none\" or \
+                 a duration in whole seconds from 1s to 32767s in quotes, such as \"5m\""
+            ),
+        );
+    }
+}
+
+#[test]
+fn a_size_out_of_its_range_is_refused() {
+    let size =
+        |min, max| format!("expected a size from {min} to {max} such as \"64KiB\" or \"1MB\", or a number of bytes");
+    for wrong in ["63B", "256.1MiB", "1 furlong", "", "99999999999EiB", "none"] {
+        let message = format!("invalid value: string \"{wrong}\", {}", size("64B", "256MiB"));
+        refused(&format!("[limits]\nmax-frame = «\"{wrong}\""), &message);
+    }
+    refused("[limits]\nmax-frame = «-64", &format!("invalid value: integer `-64`, {}", size("64B", "256MiB")));
+    refused("[limits]\nbuffers = «\"2TiB\"", &format!("invalid value: string \"2TiB\", {}", size("256B", "1TiB")));
+}
+
+#[test]
+fn a_mode_that_is_not_four_octal_digits_in_quotes_is_refused() {
+    for wrong in ["0888", "660", "1777", "00660", "0o66", "+660", "0é1"] {
+        let message =
+            format!("invalid value: string \"{wrong}\", expected an octal mode from \"0000\" to \"0777\" in quotes");
+        refused(&format!("[control]\nmode = «\"{wrong}\""), &message);
+    }
+    refused(
+        "listen = [{ address = \"unix:/x\", mode = «660 }]",
+        "invalid value: integer `660`, expected an octal mode from \"0000\" to \"0777\" in quotes",
+    );
+    let error = Config::parse("[control]\nmode = 0660", ORIGIN).expect_err("a bare mode");
+    assert_eq!(error.help(), Some("a mode is written in quotes, such as \"0660\""));
+    assert_eq!((error.line(), error.column()), (Some(2), Some(8)));
+}
+
+#[test]
+fn an_address_that_is_none_is_refused_alone_and_in_a_table() {
+    let message = "\"localhost:80\" is no address: expected an IP address and a port (\"127.0.0.1:8080\", \
+                   \"[::1]:8080\") or a Unix socket (\"unix:/run/fdpassd/rpc.sock\")";
+    refused("listen = [\n  «\"localhost:80\",\n]", message);
+    refused("[[listen]]\naddress = «\"localhost:80\"", message);
+    refused("listen = [«\"unix:x\"]", "the path \"x\" of a Unix socket must be absolute");
+    refused(
+        "listen = [{ address = «5 }]",
+        "invalid value: integer `5`, expected an address in quotes, such as \"127.0.0.1:8080\"",
+    );
+}
+
+#[test]
+fn a_table_of_listen_is_checked_like_any_other() {
+    refused("listen = [«{ backlog = 5 }]", "missing key `address`");
+    refused("[[listen]]\naddress = \"[::]:1\"\n«[[listen]]\nbacklog = 5", "missing key `address`");
+    let error = refused(
+        "listen = [\"[::]:1\", { «adress = \"[::]:2\" }]",
+        "unknown key `adress`, expected one of `address`, `byte-order`, `backlog`, `mode`, `owner`, `group`",
+    );
+    assert_eq!(error.help(), Some("did you mean \"address\"?"));
+    refused("listen = [{ address = \"[::]:1\", «address = \"[::]:2\" }]", "duplicate key");
+}
+
+#[test]
+fn an_owner_or_a_group_that_is_nobody_is_refused() {
+    refused("listen = [{ address = \"unix:/x\", owner = «\"no one\" }]", "there is no user \"no one\"");
+    refused("listen = [{ address = \"unix:/x\", group = «\"no one\" }]", "there is no group \"no one\"");
+    let message = "invalid value: integer `0`, expected the name or the number of a user in quotes";
+    refused("listen = [{ address = \"unix:/x\", owner = «0 }]", message);
+}
+
+#[test]
+fn what_is_for_unix_sockets_is_refused_for_tcp() {
+    let message = "mode, owner and group are for Unix sockets, [::]:1 is a TCP address";
+    for key in ["mode = \"0660\"", "owner = \"0\"", "group = \"0\""] {
+        refused(&format!("listen = [{{ «{key}, address = \"[::]:1\" }}]"), message);
+        refused(&format!("[[listen]]\naddress = \"[::]:1\"\n«{key}"), message);
+    }
+}
+
+#[test]
+fn nothing_to_listen_on_is_refused() {
+    refused("\n«listen = []", "there must be at least one address to listen on");
+}
+
+#[test]
+fn the_same_address_twice_is_refused_at_the_second() {
+    refused("listen = [\"[::1]:1\", «\"[0::1]:1\"]", "[::1]:1 is already listened on by an earlier entry");
+    refused(
+        "listen = [\"unix:/x/y\", { backlog = 1, «address = \"unix:/x//y\" }]",
+        "unix:/x//y is already listened on by an earlier entry",
+    );
+    refused(
+        "[[listen]]\naddress = \"0.0.0.0:1\"\n[[listen]]\n«address = \"0.0.0.0:1\"",
+        "0.0.0.0:1 is already listened on by an earlier entry",
+    );
+    assert_eq!(parse("listen = [\"[::1]:0\", \"[::1]:0\"]").listen.len(), 2);
+}
+
+#[test]
+fn more_than_64_listeners_are_refused() {
+    let entries = |count: u16| (1..=count).map(|port| format!("\"[::]:{port}\",\n")).collect::<String>();
+    assert_eq!(parse(&format!("listen = [{}]", entries(64))).listen.len(), 64);
+    let marked = format!("listen = [{}«\"[::]:65\", \"[::]:66\"]", entries(64));
+    refused(&marked, "at most 64 addresses can be listened on, these are 66");
+}
+
+#[test]
+fn automatic_byte_order_is_refused_for_frames_that_make_it_ambiguous() {
+    let message = "byte-order \"auto\" needs a max-frame below 16MiB: with longer frames, \
+                   the length of a short big-endian one is valid in little-endian order too";
+    let listen = "listen = [\"[::]:1\", { address = \"[::]:2\", «byte-order = \"auto\" }]";
+    refused(&format!("{listen}\n[limits]\nmax-frame = \"16MiB\""), message);
+    parse(&format!("{listen}\n[limits]\nmax-frame = 16777215").replace('«', ""));
+}
+
+#[test]
+fn buffers_that_one_client_could_fill_are_refused_at_the_key_that_is_there() {
+    let message =
+        |least| format!("buffers must be at least 4 times max-frame ({least}), so that one client can never fill them");
+    refused("[limits]\n«buffers = 4194303", &message("4MiB"));
+    refused("[limits]\n«max-frame = \"65MiB\"", &message("260MiB"));
+    refused("[limits]\nmax-frame = 65\n«buffers = 259", &message("260B"));
+    parse("[limits]\nbuffers = 4194304");
+}
+
+#[test]
+fn a_control_socket_that_clients_connect_to_is_refused() {
+    let message = "unix:/run/x is already listened on for clients";
+    refused("listen = [\"unix:/run/x\"]\n[control]\n«socket = \"/run/x\"", message);
+}
+
+#[test]
+fn a_control_socket_is_an_absolute_path() {
+    refused("[control]\nsocket = «\"x\"", "the path \"x\" of a Unix socket must be absolute");
+    let message = "\"unix:/x\": only a path is expected here, without \"unix:\"";
+    refused("[control]\nsocket = «\"unix:/x\"", message);
+    refused("[control]\nsocket = «5", "invalid value: integer `5`, expected an absolute path in quotes");
+}
+
+#[test]
+fn a_log_file_and_its_target_need_each_other() {
+    refused("[log]\n«target = \"file\"", "target \"file\" needs the key `file`");
+    for target in ["auto", "stderr", "syslog"] {
+        let marked = format!("[log]\ntarget = \"{target}\"\n«file = \"/x\"");
+        refused(&marked, "`file` is only for target \"file\"");
+    }
+    refused("log = { «file = \"/x\" }", "`file` is only for target \"file\"");
+    for wrong in ["x", ""] {
+        let message = format!("invalid value: string \"{wrong}\", expected an absolute path in quotes");
+        refused(&format!("[log]\ntarget = \"file\"\nfile = «\"{wrong}\""), &message);
+    }
+}
+
+#[test]
+fn a_byte_order_mark_and_carriage_returns_move_no_caret() {
+    let message = "invalid value: integer `0`, expected \"auto\" or a number from 1 to 256";
+    for (text, column) in [("workers.count = 0\r\n", 17), ("# ü\r\n[workers]\r\ncount = 0\r\n", 9)] {
+        let line = text.lines().count();
+        for text in [text.to_owned(), format!("\u{feff}{text}"), text.replace("\r\n", "\n")] {
+            let error = Config::parse(&text, ORIGIN).expect_err(message);
+            assert_eq!(error.message(), message);
+            assert_eq!((error.line(), error.column()), (Some(line), Some(column)), "{text:?}\n{error}");
+            assert_shown(&error, text.lines().last().expect("a line").trim_start_matches('\u{feff}'));
+        }
+    }
+    assert_eq!(parse(&format!("\u{feff}{}", SHIPPED.replace('\n', "\r\n"))), Config::default());
+    refused("log = { file = \"/ü\", «levle = 1 }", "unknown key `levle`, expected one of `target`, `file`, `level`");
+}
+
+#[test]
+fn what_is_missing_at_the_end_is_shown_behind_the_last_line() {
+    for end in ["", "\n", "\r\n"] {
+        let error = Config::parse(&format!("x = \"\"\"abc{end}"), ORIGIN).expect_err("an open string");
+        assert_eq!((error.line(), error.column()), (Some(1), Some(11)), "\n{error}");
+        assert_shown(&error, "x = \"\"\"abc");
+    }
+}
+
+#[test]
+fn a_file_is_loaded_or_the_reason_names_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("x.toml");
+    let load = |content: &[u8]| {
+        std::fs::write(&path, content).expect("a file");
+        Config::load(&path)
+    };
+    assert_eq!(load(SHIPPED.as_bytes()), Ok(Config::default()));
+    assert_eq!(load(&vec![b'\n'; MAX_FILE as usize]), Ok(Config::default()));
+
+    let error = load(b"log = 5\n").expect_err("a number");
+    assert!(error.to_string().contains(&format!("{}:1:7", path.display())), "\n{error}");
+    let error = load(&vec![b'\n'; MAX_FILE as usize + 1]).expect_err("too long");
+    assert_eq!(error.message(), "cannot read the file: it is longer than 1048576 bytes");
+    let error = load(b"# fine\nx = \"\xff\"\n").expect_err("not text");
+    assert_eq!(error.message(), "the byte 0xff at offset 12 is not UTF-8");
+    assert_eq!((error.line(), error.column()), (Some(2), Some(6)));
+
+    let error = Config::load(directory.path()).expect_err("a directory");
+    assert_eq!((error.line(), error.column()), (None, None));
+    let error = Config::load(Path::new("/nowhere/x.toml")).expect_err("no file");
+    assert_eq!(error.message(), "cannot read the file: No such file or directory (os error 2)");
+    assert!(error.to_string().contains("/nowhere/x.toml"), "\n{error}");
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in any::<String>()) {
+        explained(&text);
+    }
+
+    #[test]
+    fn no_text_that_looks_like_a_file_panics(text in "([a-z\\[\\]{}=\"'#.,0-9\\\\ \r\nüß\u{feff}-]|listen|limits)*") {
+        explained(&text);
+    }
+
+    #[test]
+    fn no_damage_to_a_file_panics(
+        at in any::<prop::sample::Index>(),
+        length in 0..40usize,
+        put in "\\PC{0,3}|[\"\\[\\]{}\n=]",
+    ) {
+        let mut text: Vec<char> = everything().to_toml().chars().collect();
+        let at = at.index(text.len());
+        let end = (at + length).min(text.len());
+        text.splice(at..end, put.chars());
+        explained(&text.into_iter().collect::<String>());
+    }
+
+    #[test]
+    fn whatever_is_written_is_read_back(config in configs()) {
+        let text = config.to_toml();
+        prop_assert_eq!(Config::parse(&text, ORIGIN), Ok(config), "{}", text);
+    }
+}
+
+/// Checks that the place of an error is the one displayed.
+fn explained(text: &str) {
+    if let Err(error) = Config::parse(text, ORIGIN)
+        && let Some((line, column)) = error.line().zip(error.column())
+    {
+        assert!(error.to_string().contains(&format!("--> {ORIGIN}:{line}:{column}\n")), "{text:?}\n{error}");
+    }
+}
+
+fn configs() -> impl Strategy<Value = Config> {
+    (listeners(), workers(), limits(), any::<bool>(), 0..=0o777u32).prop_map(|(listen, workers, limits, all, mode)| {
+        let Config { control, log, .. } = if all { everything() } else { Config::default() };
+        Config { listen, workers, limits, control: Control { mode: Mode(mode), ..control }, log }
+    })
+}
+
+fn listeners() -> impl Strategy<Value = Vec<Listen>> {
+    let orders = prop::sample::select(vec![OrderRule::Little, OrderRule::Big, OrderRule::Auto]);
+    let listener = (any::<bool>(), orders, 1..=65_535u32, 0..=0o777u32);
+    prop::collection::vec(listener, 1..=MAX_LISTENERS).prop_map(|listeners| {
+        let numbered = listeners.into_iter().enumerate();
+        let listen = |(index, (unix, byte_order, backlog, mode))| {
+            let address = if unix { format!("unix:/run/\"{index}\"") } else { format!("[::1]:{index}") };
+            let access = unix.then_some(Access { mode: Mode(mode), owner: None, group: None });
+            Listen { address: address.parse().expect("an address"), byte_order, backlog, access }
+        };
+        numbered.map(listen).collect()
+    })
+}
+
+fn workers() -> impl Strategy<Value = Workers> {
+    (0..=256u32, any::<bool>(), durations()).prop_map(|(count, in_turn, start_timeout)| Workers {
+        count: NonZeroU32::new(count).map_or(Count::Auto, Count::Exactly),
+        dispatch: if in_turn { Dispatch::RoundRobin } else { Dispatch::LeastLoaded },
+        start_timeout,
+    })
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    let counts = (any::<u32>(), any::<u32>());
+    let sizes = (64..1u32 << 24, 0..1u64 << 39);
+    let timeouts = prop::array::uniform3(prop::option::of(durations()));
+    let seconds = prop::option::of(1..=32_767u64);
+    (counts, sizes, timeouts, durations(), seconds).prop_map(
+        |((all, each), (frame, more), timeouts, drain, seconds)| {
+            let [idle_timeout, frame_timeout, send_timeout] = timeouts;
+            Limits {
+                max_clients: NonZeroU32::new(all),
+                max_clients_per_address: NonZeroU32::new(each),
+                max_frame: frame,
+                buffers: 4 * u64::from(frame) + more,
+                idle_timeout,
+                frame_timeout,
+                send_timeout,
+                drain_timeout: drain,
+                tcp_keepalive: seconds.map(Duration::from_secs),
+            }
+        },
+    )
+}
+
+fn durations() -> impl Strategy<Value = Duration> {
+    (1_000_000..=31_557_600_000_000_000u64).prop_map(Duration::from_nanos)
+}

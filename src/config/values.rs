@@ -1,0 +1,293 @@
+//! The notations of single values: durations, sizes, counts, modes, paths, names.
+
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+
+use super::notation::{AutoWord, Notation, OrAuto, Refusal, Word, Written};
+use super::{Count, Mode};
+use crate::proto::names::{Address, check_unix_path};
+use crate::sys::user::{Group, User};
+
+/// A duration, in milliseconds from `MIN` to `MAX`.
+pub(super) struct Lasting<const MIN: u64, const MAX: u64>;
+
+/// A year as humantime writes it, in milliseconds: 365.25 days.
+const YEAR: u64 = 31_557_600_000;
+
+/// How long to wait for something: zero would be never to wait at all.
+pub(super) type Timeout = Lasting<1, YEAR>;
+
+/// How long to wait for something that need not be waited for.
+pub(super) type Patience = Lasting<0, YEAR>;
+
+impl<const MIN: u64, const MAX: u64> Notation for Lasting<MIN, MAX> {
+    type Value = Duration;
+
+    fn expected() -> String {
+        let [min, max] = [MIN, MAX].map(|millis| humantime::format_duration(Duration::from_millis(millis)));
+        format!("a duration from {min} to {max} in quotes, such as \"30s\" or \"1m 30s\"")
+    }
+
+    fn read(written: &Written<'_>) -> Result<Duration, Refusal> {
+        let range = Duration::from_millis(MIN)..=Duration::from_millis(MAX);
+        duration(written).filter(|duration| range.contains(duration)).ok_or(Refusal::Unexpected)
+    }
+
+    fn write(value: &Duration) -> Written<'_> {
+        Written::Text(humantime::format_duration(*value).to_string().into())
+    }
+}
+
+/// What `TCP_KEEPIDLE` takes (tcp(7)): seconds up to a limit of Linux.
+pub(super) struct KeepAlive;
+
+impl Notation for KeepAlive {
+    type Value = Duration;
+
+    fn expected() -> String {
+        "a duration in whole seconds from 1s to 32767s in quotes, such as \"5m\"".to_owned()
+    }
+
+    fn read(written: &Written<'_>) -> Result<Duration, Refusal> {
+        let fits = |duration: &Duration| (1..=32_767).contains(&duration.as_secs()) && duration.subsec_nanos() == 0;
+        duration(written).filter(fits).ok_or(Refusal::Unexpected)
+    }
+
+    fn write(value: &Duration) -> Written<'_> {
+        Timeout::write(value)
+    }
+}
+
+fn duration(written: &Written<'_>) -> Option<Duration> {
+    match written {
+        Written::Text(text) => humantime::parse_duration(text).ok(),
+        Written::Number(_) => None,
+    }
+}
+
+/// A number of bytes from `MIN` to `MAX`.
+pub(super) struct Size<const MIN: u64, const MAX: u64>;
+
+/// The length of a frame.
+pub(super) struct FrameSize;
+
+/// The room for what is parked. The upper limit is far above any machine; it keeps sums of sizes from overflowing.
+pub(super) type BufferSize = Size<{ 4 * 64 }, { 1 << 40 }>;
+
+impl<const MIN: u64, const MAX: u64> Notation for Size<MIN, MAX> {
+    type Value = u64;
+
+    fn expected() -> String {
+        let [min, max] = [MIN, MAX].map(size);
+        format!("a size from {min} to {max} such as \"64KiB\" or \"1MB\", or a number of bytes")
+    }
+
+    fn read(written: &Written<'_>) -> Result<u64, Refusal> {
+        let bytes = match written {
+            Written::Text(text) => text.parse().ok().map(|ByteSize(bytes)| bytes),
+            Written::Number(number) => u64::try_from(*number).ok(),
+        };
+        bytes.filter(|bytes| (MIN..=MAX).contains(bytes)).ok_or(Refusal::Unexpected)
+    }
+
+    fn write(value: &u64) -> Written<'_> {
+        Written::Text(size(*value).into())
+    }
+}
+
+impl Notation for FrameSize {
+    type Value = u32;
+
+    fn expected() -> String {
+        Size::<64, { 256 << 20 }>::expected()
+    }
+
+    fn read(written: &Written<'_>) -> Result<u32, Refusal> {
+        Size::<64, { 256 << 20 }>::read(written).and_then(|bytes| u32::try_from(bytes).or(Err(Refusal::Unexpected)))
+    }
+
+    fn write(value: &u32) -> Written<'_> {
+        Written::Text(size((*value).into()).into())
+    }
+}
+
+/// Writes a number of bytes exactly, unlike `ByteSize`, which rounds.
+pub(super) fn size(bytes: u64) -> String {
+    let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+    let whole = units.into_iter().find(|(shift, _)| bytes != 0 && bytes.trailing_zeros() >= *shift);
+    whole.map_or_else(|| format!("{bytes}B"), |(shift, unit)| format!("{}{unit}", bytes >> shift))
+}
+
+/// A number from 1 to `MAX`.
+pub(super) struct UpTo<const MAX: u32>;
+
+impl<const MAX: u32> Notation for UpTo<MAX> {
+    type Value = NonZeroU32;
+
+    fn expected() -> String {
+        format!("a number from 1 to {MAX}")
+    }
+
+    fn read(written: &Written<'_>) -> Result<NonZeroU32, Refusal> {
+        let number = match written {
+            Written::Text(_) => None,
+            Written::Number(number) => u32::try_from(*number).ok().and_then(NonZeroU32::new),
+        };
+        number.filter(|number| number.get() <= MAX).ok_or(Refusal::Unexpected)
+    }
+
+    fn write(value: &NonZeroU32) -> Written<'_> {
+        Written::Number(value.get().into())
+    }
+}
+
+impl Notation for Count {
+    type Value = Count;
+
+    fn expected() -> String {
+        OrAuto::<UpTo<256>>::expected()
+    }
+
+    fn read(written: &Written<'_>) -> Result<Count, Refusal> {
+        Ok(OrAuto::<UpTo<256>>::read(written)?.map_or(Count::Auto, Count::Exactly))
+    }
+
+    fn write(value: &Count) -> Written<'_> {
+        match value {
+            Count::Auto => Written::Text(AutoWord::WORD.into()),
+            Count::Exactly(count) => UpTo::<256>::write(count),
+        }
+    }
+}
+
+impl Notation for Mode {
+    type Value = Mode;
+
+    fn expected() -> String {
+        "an octal mode from \"0000\" to \"0777\" in quotes".to_owned()
+    }
+
+    fn read(written: &Written<'_>) -> Result<Mode, Refusal> {
+        match written {
+            Written::Text(text) if text.len() == 4 && text.starts_with('0') => {
+                u32::from_str_radix(text, 8).map(Mode).or(Err(Refusal::Unexpected))
+            }
+            _ => Err(Refusal::Unexpected),
+        }
+    }
+
+    fn write(value: &Mode) -> Written<'_> {
+        Written::Text(value.to_string().into())
+    }
+}
+
+impl Notation for Address {
+    type Value = Address;
+
+    fn expected() -> String {
+        "an address in quotes, such as \"127.0.0.1:8080\"".to_owned()
+    }
+
+    fn read(written: &Written<'_>) -> Result<Address, Refusal> {
+        text(written)?.parse().map_err(Refusal::Because)
+    }
+
+    fn write(value: &Address) -> Written<'_> {
+        Written::Text(value.to_string().into())
+    }
+}
+
+/// Where a Unix socket can be.
+pub(super) struct SocketPath;
+
+impl Notation for SocketPath {
+    type Value = PathBuf;
+
+    fn expected() -> String {
+        LogPath::expected()
+    }
+
+    fn read(written: &Written<'_>) -> Result<PathBuf, Refusal> {
+        let text = text(written)?;
+        if text.starts_with("unix:") {
+            return Err(Refusal::Because(format!("{text:?}: only a path is expected here, without \"unix:\"")));
+        }
+        check_unix_path(text).map_err(Refusal::Because)?;
+        Ok(PathBuf::from(text))
+    }
+
+    fn write(value: &PathBuf) -> Written<'_> {
+        Written::Text(value.to_string_lossy())
+    }
+}
+
+/// Where a log file can be.
+pub(super) struct LogPath;
+
+impl Notation for LogPath {
+    type Value = PathBuf;
+
+    fn expected() -> String {
+        "an absolute path in quotes".to_owned()
+    }
+
+    fn read(written: &Written<'_>) -> Result<PathBuf, Refusal> {
+        let text = text(written)?;
+        let fits = Path::new(text).is_absolute() && !text.contains('\0');
+        fits.then(|| PathBuf::from(text)).ok_or(Refusal::Unexpected)
+    }
+
+    fn write(value: &PathBuf) -> Written<'_> {
+        Written::Text(value.to_string_lossy())
+    }
+}
+
+impl Notation for User {
+    type Value = User;
+
+    fn expected() -> String {
+        "the name or the number of a user in quotes".to_owned()
+    }
+
+    fn read(written: &Written<'_>) -> Result<User, Refusal> {
+        let name = text(written)?;
+        match User::find(name) {
+            Ok(user) => user.ok_or_else(|| Refusal::Because(format!("there is no user {name:?}"))),
+            Err(error) => Err(Refusal::Because(format!("cannot look up the user {name:?}: {error}"))),
+        }
+    }
+
+    fn write(value: &User) -> Written<'_> {
+        Written::Text(value.name.as_str().into())
+    }
+}
+
+impl Notation for Group {
+    type Value = Group;
+
+    fn expected() -> String {
+        "the name or the number of a group in quotes".to_owned()
+    }
+
+    fn read(written: &Written<'_>) -> Result<Group, Refusal> {
+        let name = text(written)?;
+        match Group::find(name) {
+            Ok(group) => group.ok_or_else(|| Refusal::Because(format!("there is no group {name:?}"))),
+            Err(error) => Err(Refusal::Because(format!("cannot look up the group {name:?}: {error}"))),
+        }
+    }
+
+    fn write(value: &Group) -> Written<'_> {
+        Written::Text(value.name.as_str().into())
+    }
+}
+
+fn text<'a>(written: &'a Written<'_>) -> Result<&'a str, Refusal> {
+    match written {
+        Written::Text(text) => Ok(text),
+        Written::Number(_) => Err(Refusal::Unexpected),
+    }
+}

@@ -1,0 +1,38 @@
+//! How long a successor waits.
+
+use std::time::Duration;
+
+/// The first wait, and the longest.
+const FIRST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// Waits that double with each death of a streak and differ a little, so that workers that fail for one reason do not
+/// come back in step.
+#[derive(Debug)]
+pub(super) struct Jitter(u64);
+
+impl Jitter {
+    pub(super) fn new(seed: u64) -> Jitter {
+        Jitter(seed)
+    }
+
+    /// The wait after so many deaths in a row: none after none, else 100 ms to 30 s.
+    pub(super) fn backoff(&mut self, streak: u32) -> Duration {
+        if streak == 0 {
+            return Duration::ZERO;
+        }
+        let doubled = FIRST.saturating_mul(1 << (streak - 1).min(20)).min(LONGEST);
+        // From 3/4 of it to 5/4.
+        let spread = doubled.mul_f64(0.75 + self.below(1 << 20) as f64 / f64::from(1 << 21));
+        spread.clamp(FIRST, LONGEST)
+    }
+
+    /// A number below `n`, by SplitMix64 (Steele, Lea, Flood 2014): good enough for what it is for.
+    pub(super) fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n
+    }
+}
