@@ -18,6 +18,8 @@ pub(crate) enum Server {
     Echo,
     /// The same twice, on one port by SO_REUSEPORT.
     Reuseport,
+    /// The least that speaks the protocol: the same with frames and serde_json RawValue.
+    Floor,
     /// This project.
     Fdpassd,
     /// tokio, LengthDelimitedCodec, serde_json RawValue.
@@ -60,13 +62,22 @@ impl Recipe {
 
 impl Server {
     /// All, in the order of the table.
-    pub(crate) const ALL: [Server; 7] =
-        [Server::Echo, Server::Reuseport, Server::Fdpassd, Server::Tokio, Server::Node, Server::Go, Server::Seed];
+    pub(crate) const ALL: [Server; 8] = [
+        Server::Echo,
+        Server::Reuseport,
+        Server::Floor,
+        Server::Fdpassd,
+        Server::Tokio,
+        Server::Node,
+        Server::Go,
+        Server::Seed,
+    ];
 
     pub(crate) fn title(self) -> &'static str {
         match self {
             Server::Echo => "raw echo, 1 process",
             Server::Reuseport => "raw echo, SO_REUSEPORT",
+            Server::Floor => "the same, RawValue",
             Server::Fdpassd => "fdpassd",
             Server::Tokio => "tokio, RawValue",
             Server::Node => "Node cluster, round robin",
@@ -79,7 +90,7 @@ impl Server {
     pub(crate) fn check(self) -> Check {
         match self {
             Server::Echo | Server::Reuseport => Check::Echo,
-            Server::Fdpassd => Check::Bytes,
+            Server::Floor | Server::Fdpassd => Check::Bytes,
             Server::Tokio | Server::Node | Server::Go | Server::Seed => Check::Value,
         }
     }
@@ -107,6 +118,10 @@ impl Server {
             Server::Echo => Ok(Recipe::new(this_program()?, ["echo", "--port", "PORT"])),
             Server::Reuseport => {
                 Ok(Recipe::new(this_program()?, ["echo", "--port", "PORT", "--processes", workers.as_str()]))
+            }
+            Server::Floor => {
+                let arguments = ["echo", "--frames", "--port", "PORT", "--processes", workers.as_str()];
+                Ok(Recipe::new(this_program()?, arguments))
             }
             // Its port is in a file, see `server.rs`.
             Server::Fdpassd => Ok(Recipe::new(&places.fdpassd, ["-c", "fdpassd.toml"])),

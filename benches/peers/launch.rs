@@ -11,6 +11,11 @@ use nix::unistd::{Pid, getppid};
 
 use crate::failure::{Context, Result};
 
+/// Makes this process the one that reaps what its servers leave behind.
+pub(crate) fn adopt_orphans() -> Result<()> {
+    prctl::set_child_subreaper(true).context("cannot become a subreaper")
+}
+
 /// `program` with `arguments`, killed when this process dies.
 pub(crate) fn program(program: &OsString, arguments: &[OsString]) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe().context("cannot find this program's file")?);

@@ -31,7 +31,7 @@ use failure::Result;
 
 /// Measures fdpassd beside its peers and prints a table
 #[derive(Parser)]
-#[command(name = "peers", args_conflicts_with_subcommands = false)]
+#[command(name = "peers")]
 struct Arguments {
     #[command(subcommand)]
     part: Option<Part>,
@@ -49,16 +49,9 @@ enum Part {
     /// Puts load on a server that is running already, checks every reply, and tells the latency
     Load(attack::Options),
 
-    /// Sends back every byte
+    /// Serves as plainly as can be
     #[command(hide = true)]
-    Echo {
-        #[arg(long)]
-        port: u16,
-        #[arg(long, default_value_t = 1)]
-        processes: usize,
-        #[arg(long)]
-        one_of_several: bool,
-    },
+    Echo(echo::Options),
 
     /// Becomes another program, which ends with its parent
     #[command(hide = true)]
@@ -73,8 +66,7 @@ enum Part {
 fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.part {
         Some(Part::Launch { parent, words }) => launch::become_program(*parent, words),
-        Some(Part::Echo { port, one_of_several: true, .. }) => echo::serve_beside_others(*port),
-        Some(Part::Echo { port, processes, .. }) => echo::serve(*port, *processes),
+        Some(Part::Echo(options)) => echo::serve(*options),
         Some(Part::Load(options)) => interrupt::watch().and_then(|()| attack::command(options)),
         None if arguments.bench => interrupt::watch().and_then(|()| table::command(&arguments.table)),
         None => interrupt::watch().and_then(|()| smoke::test()),

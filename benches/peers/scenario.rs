@@ -8,6 +8,9 @@ use crate::failure::Result;
 use crate::load::{Load, Pace, Payload, Plan, Report};
 use crate::server::Running;
 
+/// Connections at the same time, in every scenario.
+const CONNECTIONS: usize = 16;
+
 /// A column of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum)]
 pub(crate) enum Scenario {
@@ -44,15 +47,15 @@ impl Scenario {
         }
     }
 
-    /// Connections, depth, requests per connection, payload.
-    fn shape(self) -> (usize, usize, Option<u64>, Payload) {
+    /// Depth, requests per connection, payload.
+    fn shape(self) -> (usize, Option<u64>, Payload) {
         match self {
-            Scenario::One => (16, 1, Some(1), Payload::Ping),
-            Scenario::Ten => (16, 1, Some(10), Payload::Ping),
-            Scenario::Ping | Scenario::Idle => (64, 1, None, Payload::Ping),
-            Scenario::Deep => (16, 32, None, Payload::Ping),
-            Scenario::Kilo => (64, 1, None, Payload::Kilo),
-            Scenario::Large => (8, 1, None, Payload::Large),
+            Scenario::One => (1, Some(1), Payload::Ping),
+            Scenario::Ten => (1, Some(10), Payload::Ping),
+            Scenario::Ping | Scenario::Idle => (1, None, Payload::Ping),
+            Scenario::Deep => (32, None, Payload::Ping),
+            Scenario::Kilo => (1, None, Payload::Kilo),
+            Scenario::Large => (1, None, Payload::Large),
         }
     }
 
@@ -66,8 +69,8 @@ impl Scenario {
     }
 
     pub(crate) fn plan(self, running: &Running) -> Plan {
-        let (connections, depth, per_connection, payload) = self.shape();
-        let connections = running.server.most_connections().map_or(connections, |most| most.min(connections));
+        let (depth, per_connection, payload) = self.shape();
+        let connections = running.server.most_connections().map_or(CONNECTIONS, |most| most.min(CONNECTIONS));
         Plan { connections, depth, per_connection, payload, ..running.plan() }
     }
 

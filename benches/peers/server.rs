@@ -7,7 +7,7 @@ use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
@@ -146,14 +146,18 @@ impl Running {
     }
 
     /// Kills what is left of its group (itself if it would not go, workers that outlived it), and
-    /// reaps it.
+    /// reaps it. Orphans come to this process, which is their subreaper.
     fn reap(&mut self) -> std::io::Result<ExitStatus> {
-        if !self.reaped {
-            // Fails only if nothing is left but the first process, already dead.
-            let _ = killpg(self.pid(), Signal::SIGKILL);
-            self.reaped = true;
+        if self.reaped {
+            return self.child.wait();
         }
-        self.child.wait()
+        // Fails only if nothing is left but the first process, already dead.
+        let _ = killpg(self.pid(), Signal::SIGKILL);
+        self.reaped = true;
+        let status = self.child.wait();
+        let group = Pid::from_raw(-self.pid().as_raw());
+        while waitpid(group, None).is_ok() {}
+        status
     }
 }
 
