@@ -18,7 +18,7 @@ pub(crate) enum Server {
     Echo,
     /// The same twice, on one port by SO_REUSEPORT.
     Reuseport,
-    /// The least that speaks the protocol: the same with frames and serde_json RawValue.
+    /// The least that speaks the protocol: the same with frames and serde_json RawValue added.
     Floor,
     /// This project.
     Fdpassd,
@@ -77,7 +77,7 @@ impl Server {
         match self {
             Server::Echo => "raw echo, 1 process",
             Server::Reuseport => "raw echo, SO_REUSEPORT",
-            Server::Floor => "the same, RawValue",
+            Server::Floor => "the floor: echo + RawValue",
             Server::Fdpassd => "fdpassd",
             Server::Tokio => "tokio, RawValue",
             Server::Node => "Node cluster, round robin",
@@ -103,6 +103,11 @@ impl Server {
     /// Whether it can read frames that come in pieces or several at once.
     pub(crate) fn reads_frames_in_pieces(self) -> bool {
         self != Server::Seed
+    }
+
+    /// Whether its code gets faster while it runs, and wants a second of each scenario for that.
+    pub(crate) fn compiles_as_it_runs(self) -> bool {
+        self == Server::Node
     }
 
     /// Whether it writes a line to standard output for each request; nobody wants to keep those.

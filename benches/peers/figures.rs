@@ -87,11 +87,11 @@ impl Figures {
         Spread::of(times.iter().filter_map(|(round, micros)| Some(micros / base.get(round)?)).collect())
     }
 
-    /// What stands against a goal: a ratio, or bytes.
-    pub(crate) fn reached(&self, goal: &Goal) -> Option<f64> {
+    /// What a server has reached of a goal: a ratio, or bytes.
+    pub(crate) fn reached(&self, goal: &Goal, server: Server) -> Option<f64> {
         match goal.against {
-            Some(against) => self.ratio(goal.scenario, Server::Fdpassd, against).map(|spread| spread.median),
-            None => self.memory(Server::Fdpassd).map(|bytes| bytes.pss),
+            Some(against) => self.ratio(goal.scenario, server, against).map(|spread| spread.median),
+            None => self.memory(server).map(|bytes| bytes.pss),
         }
     }
 

@@ -4,7 +4,6 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use crate::catalogue::{Recipe, Server};
 use crate::cpu::Reading;
 use crate::failure::{Context, Result};
 use crate::interrupt;
@@ -25,12 +24,11 @@ pub(crate) struct PerClient {
     pub(crate) memfds: f64,
 }
 
-/// Starts the server afresh, warms it up, connects the clients and looks at the difference. Each
+/// Warms up a server that was just started, connects the clients and looks at the difference. Each
 /// client asks once before it falls silent, so that the server has it for certain, with all that it
 /// makes at the first request.
-pub(crate) fn measure(server: Server, recipe: &Recipe, clients: usize, warm_up: Duration) -> Result<PerClient> {
-    let running = Running::start(server, recipe)?;
-    Load::new(Scenario::Ping.plan(&running))?.run(Pace::Time(warm_up))?;
+pub(crate) fn measure(running: &Running, clients: usize, warm_up: Duration) -> Result<PerClient> {
+    Load::new(Scenario::Ping.plan(running))?.run(Pace::Time(warm_up))?;
     Reading::at_rest(running.pid())?;
     let before = Memory::now(running.pid())?;
     let plan = running.plan();
@@ -38,7 +36,6 @@ pub(crate) fn measure(server: Server, recipe: &Recipe, clients: usize, warm_up: 
     Reading::at_rest(running.pid())?;
     let after = Memory::now(running.pid())?;
     drop(silent);
-    running.stop()?;
     let each = |after: i64, before: i64| (after - before) as f64 / clients as f64;
     Ok(PerClient { pss: each(after.pss, before.pss), memfds: each(after.memfds, before.memfds) })
 }

@@ -116,14 +116,13 @@ impl Running {
 
     /// Ends it as an operator would, and says so if it did not end well.
     pub(crate) fn stop(mut self) -> Result<()> {
-        let title = self.server.title();
         let in_time = self.terminate();
-        let status = self.reap().context(format!("cannot wait for {title}"))?;
+        let status = self.reap().context("cannot wait for it")?;
         // The peers just die of the signal; fdpassd promises a tidy end.
         match self.server {
-            _ if !in_time => Err(format!("{title} was still there {STOP:?} after SIGTERM").into()),
+            _ if !in_time => Err(format!("still there {STOP:?} after SIGTERM").into()),
             Server::Fdpassd if !status.success() => {
-                Err(format!("{title} ended badly after SIGTERM: {status}{}", self.last_words()).into())
+                Err(format!("ended badly after SIGTERM: {status}{}", self.last_words()).into())
             }
             _ => Ok(()),
         }

@@ -28,8 +28,8 @@ pub(crate) fn test() -> Result<()> {
         if server.check() == Check::Echo {
             wrong_replies_are_found(&running)?;
         }
+        idle::measure(&running, 50, MOMENT)?;
         running.stop()?;
-        idle::measure(server, &recipe, 50, MOMENT)?;
     }
     Ok(())
 }

@@ -15,10 +15,13 @@ use crate::{cpu, idle, interrupt, launch, memory, print};
 /// Descriptors that a server or this program needs besides those of the idle clients.
 const SPARE: u64 = 200;
 
+/// What compiles as it runs is warm after this time.
+const COMPILING: Duration = Duration::from_secs(1);
+
 /// What to measure.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Rounds; each figure is the median of so many [default: 9, 3 with --quick]
+    /// Rounds; each figure is the median of so many [default: 15, 5 with --quick]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
 
@@ -46,7 +49,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N")]
     cpu: Option<usize>,
 
-    /// Length of a measured window [default: 500ms, 200ms with --quick]
+    /// Length of a measured window [default: 250ms, 100ms with --quick]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     window: Option<Duration>,
 
@@ -57,11 +60,11 @@ pub(crate) struct Options {
 
 impl Options {
     fn rounds(&self) -> u32 {
-        self.rounds.unwrap_or(if self.quick { 3 } else { 9 })
+        self.rounds.unwrap_or(if self.quick { 5 } else { 15 })
     }
 
     fn window(&self) -> Duration {
-        self.window.unwrap_or(Duration::from_millis(if self.quick { 200 } else { 500 }))
+        self.window.unwrap_or(Duration::from_millis(if self.quick { 100 } else { 250 }))
     }
 
     fn wants(&self, scenario: Scenario) -> bool {
@@ -133,7 +136,7 @@ fn measure_times(options: &Options, recipes: &mut Vec<(Server, Recipe)>, figures
         return Err("the raw echo does not run, and everything is compared with it".into());
     }
     let mut failed = BTreeSet::new();
-    // Round 0 is not counted: what compiles while it runs, or grows its heap, does so now.
+    // Round 0 is not counted: what compiles as it runs, or grows its heap, does so now.
     for round in 0..=options.rounds() {
         progress(&format!("round {round} of {}", options.rounds()))?;
         for &scenario in &scenarios {
@@ -141,7 +144,9 @@ fn measure_times(options: &Options, recipes: &mut Vec<(Server, Recipe)>, figures
                 if !scenario.suits(server.server) || failed.contains(&(scenario, server.server)) {
                     continue;
                 }
-                let measured = scenario.measure(server, options.window() / 4, options.window());
+                let long = round == 0 && server.server.compiles_as_it_runs();
+                let warm_up = if long { COMPILING } else { options.window() / 4 };
+                let measured = scenario.measure(server, warm_up, options.window());
                 interrupt::check()?;
                 match measured {
                     Ok(_) if round == 0 => {}
@@ -157,10 +162,7 @@ fn measure_times(options: &Options, recipes: &mut Vec<(Server, Recipe)>, figures
         running.rotate_left(1);
     }
     for server in running {
-        let title = server.server;
-        if let Err(why) = server.stop() {
-            figures.complain(title, &why);
-        }
+        stop(server, figures);
     }
     Ok(())
 }
@@ -172,14 +174,29 @@ fn measure_memory(options: &Options, recipes: &[(Server, Recipe)], clients: u64,
         if !Scenario::Idle.suits(*server) {
             continue;
         }
-        let measured = idle::measure(*server, recipe, clients, options.window());
+        let running = match Running::start(*server, recipe) {
+            Ok(running) => running,
+            Err(why) => {
+                figures.skip(*server, &why);
+                continue;
+            }
+        };
+        let measured = idle::measure(&running, clients, options.window());
         interrupt::check()?;
         match measured {
             Ok(bytes) => figures.add_memory(*server, bytes),
             Err(why) => figures.fail(Scenario::Idle, *server, &why),
         }
+        stop(running, figures);
     }
     Ok(())
+}
+
+fn stop(running: Running, figures: &mut Figures) {
+    let server = running.server;
+    if let Err(why) = running.stop() {
+        figures.complain(server, &why);
+    }
 }
 
 /// The table goes to standard output, what happens until then to standard error.
