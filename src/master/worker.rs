@@ -102,28 +102,33 @@ impl Worker {
         self.clients
     }
 
-    /// How dispatch sees it; `now` is ns of CLOCK_MONOTONIC.
-    pub(super) fn candidate(&self, is_ready: bool, is_rescue: bool, now: u64) -> Candidate {
+    /// How dispatch sees it, as a ready worker; `now` is ns of CLOCK_MONOTONIC.
+    pub(super) fn candidate(&self, is_rescue: bool, now: u64) -> Candidate {
         let header = self.desk.header();
         let waiting = self.given.saturating_sub(header.picked_up());
-        let executing = u64::from(header.executing().is_some());
+        let window = if is_rescue { RESCUE_WINDOW } else { WINDOW };
         Candidate {
-            has_room: is_ready && self.has_room(is_rescue, waiting),
-            pending: executing + waiting,
+            has_room: self.takes(waiting, window),
+            pending: u64::from(header.executing().is_some()) + waiting,
             busy: header.busy(now),
             clients: self.clients as u64,
         }
     }
 
-    fn has_room(&self, is_rescue: bool, waiting: u64) -> bool {
-        let window = if is_rescue { RESCUE_WINDOW } else { WINDOW };
+    /// Whether it may be given one client more, with so many not picked up of which so many may be.
+    fn takes(&self, waiting: u64, window: u64) -> bool {
         !self.is_full && waiting < window && self.clients < self.slots as usize
+    }
+
+    /// Whether it may be given a fresh client.
+    pub(super) fn has_room(&self) -> bool {
+        self.takes(self.given.saturating_sub(self.desk.header().picked_up()), WINDOW)
     }
 
     /// Asks to be told when it picks up more; whether it has room already.
     pub(super) fn want_room(&self) -> bool {
         let picked_up = self.desk.header().want_room();
-        self.has_room(false, self.given.saturating_sub(picked_up))
+        self.takes(self.given.saturating_sub(picked_up), WINDOW)
     }
 
     /// Leases a client to it. The slot is filled first; [`Worker::flush`] sends the lease.
