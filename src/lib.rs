@@ -7,6 +7,7 @@ mod logging;
 mod pool;
 pub mod proto;
 mod sys;
+pub mod testing;
 mod worker;
 /// x
 pub fn daemon_main() -> std::process::ExitCode {
