@@ -49,14 +49,6 @@ impl<Tx: Message, Rx: Message> Channel<Tx, Rx> {
         Channel { socket, outgoing: Vec::new(), directions: PhantomData }
     }
 
-    /// Another handle of this end.
-    ///
-    /// # Errors
-    /// Those of fcntl(2).
-    pub fn try_clone(&self) -> io::Result<Channel<Tx, Rx>> {
-        self.socket.try_clone().map(Channel::over)
-    }
-
     /// Says something, without waiting. The other gets copies of the descriptors.
     ///
     /// # Errors

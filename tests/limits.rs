@@ -70,11 +70,17 @@ fn clients_beyond_max_clients_per_address_are_turned_away_and_other_addresses_ar
         ping(&mut client);
         client
     };
+    let turned_away = |address: &Address| {
+        let mut client = Client::connect(address);
+        let fault = client.reply().value().expect_err("it is one too many");
+        assert_eq!(fault.to_string(), "overloaded: there are too many connections from this address");
+        client.expect_end();
+    };
     let mut clients: Vec<Client> = (0..3).map(|_| connect(v4)).collect();
-    Client::connect(v4).expect_end();
+    turned_away(v4);
     assert_eq!(daemon.status().refused_total, 1);
     let _others: Vec<Client> = [v6, v6, v6, unix, unix, unix, unix].map(connect).into();
-    Client::connect(v6).expect_end();
+    turned_away(v6);
 
     clients.iter_mut().for_each(ping);
     clients.pop();

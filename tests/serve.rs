@@ -3,6 +3,7 @@
 mod common;
 
 use std::io::Write;
+use std::ops::Range;
 use std::thread;
 
 use common::{ping_of, start};
@@ -115,7 +116,7 @@ fn requests_cut_into_random_pieces_are_all_answered() {
     let daemon = start("workers.count = 2");
     for seed in 1..=8 {
         let mut random = Random(seed);
-        let lengths: Vec<usize> = (0..300).map(|_| 26 + random.below(1 << (3 + random.below(14)))).collect();
+        let lengths: Vec<usize> = (0..300).map(|_| 26 + random.below_a_power(3..17)).collect();
         let mut client = daemon.connect().without_delay();
         let stream: Vec<u8> = lengths.iter().flat_map(|length| client.frame(ping_of(*length))).collect();
         let mut writer = client.writer();
@@ -123,7 +124,7 @@ fn requests_cut_into_random_pieces_are_all_answered() {
             threads.spawn(move || {
                 let mut rest = &stream[..];
                 while !rest.is_empty() {
-                    let (piece, others) = rest.split_at(rest.len().min(1 + random.below(1 << random.below(16))));
+                    let (piece, others) = rest.split_at(rest.len().min(1 + random.below_a_power(0..16)));
                     writer.write_all(piece).expect("the daemon reads on");
                     rest = others;
                 }
@@ -297,5 +298,11 @@ impl Random {
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         (self.0 >> 16) as usize % bound
+    }
+
+    /// Below two to the power of one of these, so that small ones are as frequent as large ones.
+    fn below_a_power(&mut self, powers: Range<usize>) -> usize {
+        let power = powers.start + self.below(powers.len());
+        self.below(1 << power)
     }
 }

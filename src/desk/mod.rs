@@ -33,8 +33,8 @@ use std::ops::Range;
 use crate::proto::frame::PREFIX;
 use crate::sys::memory::{self, Bytes, PAGE, Words};
 
-pub use header::{Header, Recent};
-pub use slot::{Found, Lease, Marks, Place, Slot, State, View};
+pub use header::Header;
+pub use slot::{Found, Marks, Place, Slot, State, View};
 
 /// Bytes of the shared receive buffer: what one turn reads at the most.
 pub const RECEIVE: usize = 256 * 1024;
@@ -63,6 +63,14 @@ impl Layout {
     #[must_use]
     pub fn new(slots: u32, max_frame: u32) -> Layout {
         Layout { slots, max_frame }
+    }
+
+    /// Slots that a desk may have, so that all of its places can be mapped: 16 TiB of addresses, of the 128 that a
+    /// process has on the smallest of today's 64-bit machines.
+    #[must_use]
+    pub fn most_slots(max_frame: u32) -> u32 {
+        let one = Layout::new(1, max_frame);
+        u32::try_from((16 << 40) / (one.large_receive() + one.reply() + SMALL as u64 + SLOT)).unwrap_or(u32::MAX)
     }
 
     /// Slots there are.

@@ -1,6 +1,6 @@
 //! Descriptors: how many there may be, and which one is whose.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -28,21 +28,4 @@ pub fn take_stdin() -> io::Result<OwnedFd> {
     let null = File::open("/dev/null")?;
     nix::unistd::dup2_stdin(null)?;
     Ok(taken)
-}
-
-/// Opens /dev/null once more, to be closed when a descriptor is needed and none is left.
-///
-/// # Errors
-/// Those of open(2).
-pub fn reserve() -> io::Result<OwnedFd> {
-    OpenOptions::new().read(true).open("/dev/null").map(OwnedFd::from)
-}
-
-/// Descriptors that this process has open.
-///
-/// # Errors
-/// Those of reading /proc/self/fd (proc(5)).
-pub fn count() -> io::Result<usize> {
-    // One of them is the directory being read.
-    Ok(std::fs::read_dir("/proc/self/fd")?.count().saturating_sub(1))
 }

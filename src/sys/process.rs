@@ -10,8 +10,8 @@ use std::{fmt, fs};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
-use nix::unistd::{Pid, SysconfVar, getuid, sysconf};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, SysconfVar, sysconf};
 
 /// The program that this process runs, opened once: what happens to its file later changes nothing.
 #[derive(Debug)]
@@ -114,25 +114,10 @@ pub fn send(pid: u32, signal: &str) -> io::Result<()> {
     Ok(kill(pid_of(pid), signal)?)
 }
 
-/// Whether a child has ended, without collecting it.
-///
-/// # Errors
-/// Those of waitid(2).
-pub fn has_ended(pid: u32) -> io::Result<bool> {
-    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    Ok(!matches!(waitid(Id::Pid(pid_of(pid)), flags)?, WaitStatus::StillAlive))
-}
-
 /// The effective user of this process.
 #[must_use]
 pub fn user() -> u32 {
     nix::unistd::geteuid().as_raw()
-}
-
-/// The real user of this process.
-#[must_use]
-pub fn real_user() -> u32 {
-    getuid().as_raw()
 }
 
 /// Resident memory of a process in bytes, by /proc/PID/statm (proc(5)), which takes no lock of it.

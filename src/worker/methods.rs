@@ -115,6 +115,12 @@ impl<S: 'static> Methods<S> {
         self.all[self.last].inline = true;
     }
 
+    /// Whether nobody has added one yet.
+    pub(crate) fn has_no_own(&self) -> bool {
+        self.all.len() == 1 && self.mistakes.is_empty()
+    }
+
+    /// What the programmer did wrong.
     pub(crate) fn mistakes(&self) -> &[String] {
         &self.mistakes
     }

@@ -40,61 +40,69 @@ const CHANNEL: u64 = u64::MAX;
 /// Events a wait.
 const BATCH: usize = 256;
 
+/// Why a worker ended that was not told to.
+#[derive(Debug)]
+pub(crate) enum Error {
+    /// It was not started by a master.
+    NoMaster(String),
+    /// It could not start or not go on. The master was told why.
+    Failed,
+}
+
 /// Runs a worker to its end: its standard input is the channel to its master.
-///
-/// # Errors
-/// Why it could not start, or could not go on. The master has been told, if it could be.
-pub(crate) fn run<S: 'static>(methods: Methods<S>) -> Result<(), String> {
-    signal::ignore_group_signals().map_err(|e| format!("cannot catch signals: {e}"))?;
-    let socket = fd::take_stdin().map_err(|e| format!("cannot take standard input: {e}"))?;
-    // It serves as many clients as its master may have; a lower limit shows when they come.
-    let _ = fd::raise_limit();
-    let mut channel = Channel::over(socket);
-    let started = begin(&channel, methods).and_then(|(mut service, desk, settings)| {
-        let greeting = ToMaster::Ready(Ready { version: VERSION, methods: service.names() });
-        channel.send(&greeting, &[]).map_err(|e| format!("cannot greet the master: {e}"))?;
-        let channel = channel.try_clone().map_err(|e| format!("cannot copy the channel: {e}"))?;
-        Worker::new(channel, desk, settings).and_then(|worker| worker.serve(&mut service)).map_err(|e| e.to_string())
-    });
-    started.inspect_err(|reason| {
-        let _ = channel.send(&ToMaster::Failed(Failed { reason: reason.clone() }), &[]);
+pub(crate) fn run<S: 'static>(methods: Methods<S>) -> Result<(), Error> {
+    let no_master = |e: io::Error| Error::NoMaster(format!("workers are started by their master: {e}"));
+    let mut channel = Channel::over(fd::take_stdin().map_err(no_master)?);
+    let (start, file) = hear_start(&channel).map_err(no_master)?;
+    serve(&mut channel, start, file, methods).map_err(|reason| {
+        // A master that does not hear it, as it is gone, has no use for it.
+        let _ = channel.send(&ToMaster::Failed(Failed { reason }), &[]);
+        Error::Failed
     })
 }
 
-type Begun<S> = (Running<S>, WorkerDesk, Settings);
-
-/// Hears who this worker is, and makes everything that it needs before it can serve.
-fn begin<S: 'static>(channel: &Channel<ToMaster, ToWorker>, methods: Methods<S>) -> Result<Begun<S>, String> {
-    let (start, file) = hear_start(channel)?;
-    process::set_name(&start.name);
-    logging::start(&start.name, &start.settings.log).map_err(|e| format!("cannot open the log: {e}"))?;
-    let layout = Layout::new(start.slots, start.settings.max_frame);
-    let desk = WorkerDesk::map(file, layout).map_err(|e| format!("cannot map the desk: {e}"))?;
-    let info = WorkerInfo { name: start.name, worker: start.worker, place: start.place, generation: start.generation };
-    Ok((Running::start(methods, info)?, desk, start.settings))
-}
-
 /// The first message. Its sender may still be on its way to sending it.
-fn hear_start(channel: &Channel<ToMaster, ToWorker>) -> Result<(Start, File), String> {
-    let wait = || -> io::Result<Heard<ToWorker>> {
-        let mut poller = Poller::new(1)?;
-        poller.add(channel, CHANNEL, Interest::Read)?;
-        poller.wait(&mut Vec::new(), None)?;
-        channel.hear(&mut Scratch::default())
-    };
-    match wait() {
-        Ok(Heard::Message(ToWorker::Start(start), mut desk)) => match desk.pop() {
-            Some(desk) if start.version == VERSION => Ok((*start, File::from(desk))),
-            _ => Err(format!("the master speaks version {} of the channel, this worker {VERSION}", start.version)),
-        },
-        Ok(_) => Err("standard input is not a channel to a master: workers are started by one".to_owned()),
-        Err(e) => Err(format!("standard input is not a channel to a master: {e}")),
+fn hear_start(channel: &Channel<ToMaster, ToWorker>) -> io::Result<(Start, File)> {
+    let mut poller = Poller::new(1)?;
+    poller.add(channel, CHANNEL, Interest::Read)?;
+    poller.wait(&mut Vec::new(), None)?;
+    match channel.hear(&mut Scratch::default())? {
+        Heard::Message(ToWorker::Start(start), mut desk) if start.version == VERSION => {
+            let desk = desk.pop().ok_or_else(|| io::Error::other("there is no desk"))?;
+            Ok((*start, File::from(desk)))
+        }
+        Heard::Message(ToWorker::Start(start), _) => {
+            Err(io::Error::other(format!("it speaks version {} of the channel, not {VERSION}", start.version)))
+        }
+        _ => Err(io::Error::other("standard input is not a channel to one")),
     }
 }
 
+/// Makes all that this worker needs, says that it is ready, and serves.
+fn serve<S: 'static>(
+    channel: &mut Channel<ToMaster, ToWorker>,
+    start: Start,
+    file: File,
+    methods: Methods<S>,
+) -> Result<(), String> {
+    process::set_name(&start.name);
+    signal::ignore_group_signals().map_err(|e| format!("cannot catch signals: {e}"))?;
+    // It serves as many clients as its master may have; a lower limit shows when they come.
+    let _ = fd::raise_limit();
+    logging::start(&start.name, &start.settings.log).map_err(|e| format!("cannot open the log: {e}"))?;
+    let layout = Layout::new(start.slots, start.settings.max_frame);
+    let desk = WorkerDesk::map(file, layout).map_err(|e| format!("cannot map the desk: {e}"))?;
+    let Start { name, worker, place, generation, settings, .. } = start;
+    let mut service = Running::start(methods, WorkerInfo { name, worker, place, generation })?;
+    let greeting = ToMaster::Ready(Ready { version: VERSION, methods: service.names() });
+    channel.send(&greeting, &[]).map_err(|e| format!("cannot greet the master: {e}"))?;
+    let worker = Worker::new(channel, desk, settings).map_err(|e| format!("cannot make a poller: {e}"))?;
+    worker.serve(&mut service).map_err(|e| e.to_string())
+}
+
 /// A worker that serves.
-struct Worker {
-    channel: Channel<ToMaster, ToWorker>,
+struct Worker<'c> {
+    channel: &'c mut Channel<ToMaster, ToWorker>,
     /// Whether the poller tells when the channel takes messages again.
     channel_is_full: bool,
     poller: Poller,
@@ -121,10 +129,14 @@ struct Worker {
     now: u64,
 }
 
-impl Worker {
-    fn new(channel: Channel<ToMaster, ToWorker>, desk: WorkerDesk, settings: Settings) -> io::Result<Worker> {
+impl<'c> Worker<'c> {
+    fn new(
+        channel: &'c mut Channel<ToMaster, ToWorker>,
+        desk: WorkerDesk,
+        settings: Settings,
+    ) -> io::Result<Worker<'c>> {
         let poller = Poller::new(BATCH)?;
-        poller.add(&channel, CHANNEL, Interest::Read)?;
+        poller.add(&*channel, CHANNEL, Interest::Read)?;
         let parking = Parking::new(settings.buffers);
         Ok(Worker {
             channel,
@@ -186,23 +198,21 @@ impl Worker {
         self.timers.next().map(|deadline| Duration::from_nanos(deadline.saturating_sub(clock::monotonic())))
     }
 
-    /// Takes in what the master says.
+    /// Takes in what the master says: one message, as more of them are told by the next wait.
     fn hear(&mut self, scratch: &mut Scratch, service: &mut dyn Service) -> io::Result<()> {
-        loop {
-            match self.channel.hear(scratch)? {
-                Heard::Message(ToWorker::Lease(leases), sockets) => self.pick_up(&leases, sockets, service)?,
-                Heard::Message(ToWorker::Reopen, _) => reopen_log(),
-                Heard::Message(ToWorker::Stop(stop), _) => self.stop(stop, service),
-                Heard::Message(ToWorker::Start(_), _) => return Err(io::Error::other("the master said Start twice")),
-                Heard::Garbage(malformed) => return Err(io::Error::other(malformed)),
-                Heard::Nothing => return Ok(()),
-                Heard::Closed => {
-                    log::warn!("the master is gone; closing {} clients and leaving", self.leased);
-                    self.orphaned = true;
-                    return Ok(());
-                }
+        match self.channel.hear(scratch)? {
+            Heard::Message(ToWorker::Lease(leases), sockets) => self.pick_up(&leases, sockets, service)?,
+            Heard::Message(ToWorker::Reopen, _) => reopen_log(),
+            Heard::Message(ToWorker::Stop(stop), _) => self.stop(stop, service),
+            Heard::Message(ToWorker::Start(_), _) => return Err(io::Error::other("the master said Start twice")),
+            Heard::Garbage(malformed) => return Err(io::Error::other(malformed)),
+            Heard::Nothing => {}
+            Heard::Closed => {
+                log::warn!("the master is gone; closing {} clients and leaving", self.leased);
+                self.orphaned = true;
             }
         }
+        Ok(())
     }
 
     /// Takes over clients. Their requests may be there already, so each gets a turn at once.
@@ -331,7 +341,7 @@ impl Worker {
         self.forget(index, |worker| worker.closed.push(index));
     }
 
-    fn forget(&mut self, index: u32, note: impl FnOnce(&mut Worker)) {
+    fn forget(&mut self, index: u32, note: impl FnOnce(&mut Worker<'c>)) {
         let Some(connection) = self.connections.get_mut(index as usize).and_then(Option::take) else { return };
         if connection.watched.is_some() {
             let _ = self.poller.remove(&connection.socket);
@@ -399,10 +409,10 @@ impl Worker {
         self.desk.header().set_log_errors(logging::errors());
         let mut sent = Sent::Queued;
         while sent == Sent::Queued && !self.closed.is_empty() {
-            sent = tell(&mut self.channel, &mut self.closed, ToMaster::Closed)?;
+            sent = tell(self.channel, &mut self.closed, ToMaster::Closed)?;
         }
         while sent == Sent::Queued && !self.freed.is_empty() {
-            sent = tell(&mut self.channel, &mut self.freed, ToMaster::Freed)?;
+            sent = tell(self.channel, &mut self.freed, ToMaster::Freed)?;
         }
         if sent == Sent::Queued && self.room {
             sent = self.channel.send(&ToMaster::Room, &[])?;
@@ -411,7 +421,7 @@ impl Worker {
         let is_full = sent == Sent::Full;
         if is_full != self.channel_is_full {
             let interest = if is_full { Interest::Both } else { Interest::Read };
-            self.poller.modify(&self.channel, CHANNEL, interest)?;
+            self.poller.modify(&*self.channel, CHANNEL, interest)?;
             self.channel_is_full = is_full;
         }
         Ok(())

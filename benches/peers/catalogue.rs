@@ -1,0 +1,235 @@
+//! The servers: what each is called, what its replies must be, how it is built and run.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::failure::{Context, Result};
+use crate::load::Check;
+
+/// Worker processes or threads of every server that has such a number.
+const WORKERS: usize = 2;
+
+/// A server that may stand in the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum)]
+pub(crate) enum Server {
+    /// One process that echoes bytes over epoll: the yardstick.
+    Echo,
+    /// The same twice, on one port by SO_REUSEPORT.
+    Reuseport,
+    /// The least that speaks the protocol: the same with frames and serde_json RawValue added.
+    Floor,
+    /// This project.
+    Fdpassd,
+    /// tokio, LengthDelimitedCodec, serde_json RawValue.
+    Tokio,
+    /// Node.js cluster, round robin.
+    Node,
+    /// A goroutine for each connection.
+    Go,
+    /// The original Python server: a child serves one connection at a time.
+    Seed,
+}
+
+/// Where the servers are found that are not part of this program.
+pub(crate) struct Places {
+    pub(crate) fdpassd: PathBuf,
+    /// The directory of the peers' sources, if there is one.
+    pub(crate) peers: Option<PathBuf>,
+}
+
+/// A command line that serves the protocol on a port, in the foreground.
+pub(crate) struct Recipe {
+    program: OsString,
+    arguments: Vec<OsString>,
+}
+
+impl Recipe {
+    fn new<S: Into<OsString>>(program: impl Into<OsString>, arguments: impl IntoIterator<Item = S>) -> Self {
+        Recipe { program: program.into(), arguments: arguments.into_iter().map(Into::into).collect() }
+    }
+
+    pub(crate) fn program(&self) -> &OsString {
+        &self.program
+    }
+
+    /// The arguments with this port in the place of `PORT`.
+    pub(crate) fn arguments(&self, port: u16) -> Vec<OsString> {
+        self.arguments.iter().map(|a| if a == "PORT" { port.to_string().into() } else { a.clone() }).collect()
+    }
+}
+
+impl Server {
+    /// All, in the order of the table.
+    pub(crate) const ALL: [Server; 8] = [
+        Server::Echo,
+        Server::Reuseport,
+        Server::Floor,
+        Server::Fdpassd,
+        Server::Tokio,
+        Server::Node,
+        Server::Go,
+        Server::Seed,
+    ];
+
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Server::Echo => "raw echo, 1 process",
+            Server::Reuseport => "raw echo, SO_REUSEPORT",
+            Server::Floor => "the floor: echo + RawValue",
+            Server::Fdpassd => "fdpassd",
+            Server::Tokio => "tokio, RawValue",
+            Server::Node => "Node cluster, round robin",
+            Server::Go => "Go, RawMessage",
+            Server::Seed => "the original Python server",
+        }
+    }
+
+    /// Only fdpassd promises to give params back byte for byte.
+    pub(crate) fn check(self) -> Check {
+        match self {
+            Server::Echo | Server::Reuseport => Check::Echo,
+            Server::Floor | Server::Fdpassd => Check::Bytes,
+            Server::Tokio | Server::Node | Server::Go | Server::Seed => Check::Value,
+        }
+    }
+
+    /// Connections that it serves at the same time, where that is few.
+    pub(crate) fn most_connections(self) -> Option<usize> {
+        (self == Server::Seed).then_some(WORKERS)
+    }
+
+    /// Whether it can read frames that come in pieces or several at once.
+    pub(crate) fn reads_frames_in_pieces(self) -> bool {
+        self != Server::Seed
+    }
+
+    /// Whether its code gets faster while it runs, and wants a second of each scenario for that.
+    pub(crate) fn compiles_as_it_runs(self) -> bool {
+        self == Server::Node
+    }
+
+    /// Whether it writes a line to standard output for each request; nobody wants to keep those.
+    pub(crate) fn chatters(self) -> bool {
+        self == Server::Seed
+    }
+
+    /// Builds what must be built. An error says why this server cannot be had here.
+    pub(crate) fn prepare(self, places: &Places) -> Result<Recipe> {
+        let workers = WORKERS.to_string();
+        let peers = || places.peers.as_deref().context("no directory of peers: name one by --peers or PEERS");
+        match self {
+            Server::Echo => Ok(Recipe::new(this_program()?, ["echo", "--port", "PORT"])),
+            Server::Reuseport => {
+                Ok(Recipe::new(this_program()?, ["echo", "--port", "PORT", "--processes", workers.as_str()]))
+            }
+            Server::Floor => {
+                let arguments = ["echo", "--frames", "--port", "PORT", "--processes", workers.as_str()];
+                Ok(Recipe::new(this_program()?, arguments))
+            }
+            // Its port is in a file, see `server.rs`.
+            Server::Fdpassd => Ok(Recipe::new(&places.fdpassd, ["-c", "fdpassd.toml"])),
+            Server::Tokio => {
+                let program = build_tokio(&peers()?.join("tokio"))?;
+                Ok(Recipe::new(program, ["--raw", "--port", "PORT", "--workers", workers.as_str()]))
+            }
+            Server::Node => {
+                let script = present(&peers()?.join("node/server.js"))?;
+                installed("node", "--version")?;
+                let arguments = ["--policy", "rr", "--port", "PORT", "--workers", workers.as_str()];
+                Ok(Recipe::new("node", [script].into_iter().chain(arguments.map(OsString::from))))
+            }
+            Server::Go => {
+                let program = build_go(&peers()?.join("go"))?;
+                Ok(Recipe::new(program, ["-raw", "-port", "PORT", "-workers", workers.as_str()]))
+            }
+            Server::Seed => {
+                let script = present(&peers()?.join("seed/server.py"))?;
+                installed("python3", "--version")?;
+                Ok(Recipe::new("python3", [script, "PORT".into(), workers.into()]))
+            }
+        }
+    }
+}
+
+/// The configuration of fdpassd for this port, as text.
+pub(crate) fn fdpassd_config(port: u16, socket: &Path) -> String {
+    let socket = toml::Value::from(socket.to_string_lossy().into_owned());
+    format!("listen = [\"127.0.0.1:{port}\"]\n\n[workers]\ncount = {WORKERS}\n\n[control]\nsocket = {socket}\n")
+}
+
+fn this_program() -> Result<PathBuf> {
+    std::env::current_exe().context("cannot find this program's file")
+}
+
+fn present(path: &Path) -> Result<OsString> {
+    let path = path.canonicalize().context(path.display())?;
+    Ok(path.into())
+}
+
+fn installed(program: &str, question: &str) -> Result<()> {
+    let status = Command::new(program).arg(question).stdin(Stdio::null()).stdout(Stdio::null()).status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("{program} does not run: {status}").into()),
+        Err(_) => Err(format!("{program} is not installed").into()),
+    }
+}
+
+/// The peers' sources are not written to: a copy is built, in this project's target directory.
+fn copied(source: &Path) -> Result<PathBuf> {
+    let name = source.file_name().context("a peer without a name")?;
+    let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join("peers").join(name);
+    copy_tree(source, &copy)?;
+    Ok(copy)
+}
+
+/// Leaves alone what has not changed, so that nothing is built twice.
+fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).context(to.display())?;
+    for entry in fs::read_dir(from).context(from.display())? {
+        let entry = entry.context(from.display())?;
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        if entry.file_type().context(source.display())?.is_dir() {
+            if entry.file_name() != "target" {
+                copy_tree(&source, &target)?;
+            }
+            continue;
+        }
+        let content = fs::read(&source).context(source.display())?;
+        if fs::read(&target).ok().as_ref() != Some(&content) {
+            fs::write(&target, content).context(target.display())?;
+        }
+    }
+    Ok(())
+}
+
+fn build_tokio(source: &Path) -> Result<PathBuf> {
+    let copy = copied(source)?;
+    let target = copy.join("target");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.args(["build", "--release", "--quiet", "--target-dir"]).arg(&target).current_dir(&copy);
+    succeed(&mut build, "cargo")?;
+    Ok(target.join("release/tokio-peer"))
+}
+
+fn build_go(source: &Path) -> Result<PathBuf> {
+    present(source)?;
+    installed("go", "version")?;
+    let copy = copied(source)?;
+    let program = copy.join("gopeer");
+    succeed(Command::new("go").args(["build", "-o"]).arg(&program).arg(".").current_dir(&copy), "go")?;
+    Ok(program)
+}
+
+fn succeed(build: &mut Command, name: &str) -> Result<()> {
+    let output = build.stdin(Stdio::null()).output().context(format!("{name} cannot be run"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    Err(format!("it cannot be built: {name} ended with {}: {last}", output.status).into())
+}

@@ -1,0 +1,145 @@
+//! The table on standard output, in Markdown.
+
+use std::io::{self, Write, stdout};
+use std::time::Duration;
+
+use nix::sys::utsname::uname;
+
+use crate::catalogue::Server;
+use crate::failure::{Context, Result};
+use crate::figures::{Figures, Spread};
+use crate::scenario::{GOALS, Scenario};
+
+/// A raw echo whose time varies by more than this part says that others were at work meanwhile.
+const RESTLESS: f64 = 0.2;
+
+/// Everything that was found out.
+pub(crate) fn all(figures: &Figures, timed: &[Scenario], window: Duration, cpu: usize, clients: u64) -> Result<()> {
+    let mut out = Vec::new();
+    write_all(&mut out, figures, timed, window, cpu, clients)
+        .and_then(|()| stdout().write_all(&out))
+        .context("cannot write the table")
+}
+
+fn write_all(
+    out: &mut impl Write,
+    figures: &Figures,
+    timed: &[Scenario],
+    window: Duration,
+    cpu: usize,
+    clients: u64,
+) -> io::Result<()> {
+    let kernel = uname().map(|names| names.release().to_string_lossy().into_owned()).unwrap_or_default();
+    writeln!(out, "Linux {kernel}, all processes on CPU {cpu}, {} rounds of {window:?} each", figures.rounds)?;
+    if !timed.is_empty() {
+        writeln!(out, "\nCPU time of all processes of the server, ratio to the raw echo: median (range)\n")?;
+        write_grid(out, &times(figures, timed))?;
+    }
+    for &scenario in timed {
+        if let Some(Spread { median, least, most }) = figures.micros(scenario, Server::Echo)
+            && most - least > RESTLESS * median
+        {
+            let title = scenario.title();
+            writeln!(out, "\nThe raw echo itself varied by more than a fifth ({title}): the machine was not quiet.")?;
+            break;
+        }
+    }
+    let memory = memory(figures);
+    if memory.len() > 1 {
+        writeln!(out, "\nMemory of all processes of the server, {clients} idle clients\n")?;
+        write_grid(out, &memory)?;
+    }
+    writeln!(out, "\nGoals of fdpassd\n")?;
+    write_grid(out, &goals(figures))?;
+    if !figures.skipped.is_empty() || !figures.failures.is_empty() {
+        writeln!(out)?;
+    }
+    for (server, why) in &figures.skipped {
+        writeln!(out, "skipped: {}: {why}", server.title())?;
+    }
+    for failure in &figures.failures {
+        writeln!(out, "failed: {failure}")?;
+    }
+    Ok(())
+}
+
+fn times(figures: &Figures, scenarios: &[Scenario]) -> Vec<Vec<String>> {
+    let mut rows = vec![row("server", scenarios.iter().map(|scenario| scenario.title().to_owned()))];
+    let absolute = |scenario: &Scenario| match figures.micros(*scenario, Server::Echo) {
+        Some(Spread { median, least, most }) => format!("{median:.2} us ({least:.2}-{most:.2})"),
+        None => "-".to_owned(),
+    };
+    rows.push(row(Server::Echo.title(), scenarios.iter().map(absolute)));
+    for server in Server::ALL {
+        if server == Server::Echo || figures.skipped.contains_key(&server) {
+            continue;
+        }
+        let ratio = |scenario: &Scenario| match figures.ratio(*scenario, server, Server::Echo) {
+            Some(Spread { median, least, most }) => format!("{median:.2} ({least:.2}-{most:.2})"),
+            None => "-".to_owned(),
+        };
+        let cells: Vec<String> = scenarios.iter().map(ratio).collect();
+        if cells.iter().any(|cell| cell != "-") {
+            rows.push(row(server.title(), cells));
+        }
+    }
+    rows
+}
+
+fn memory(figures: &Figures) -> Vec<Vec<String>> {
+    let mut rows = vec![row("server", ["PSS, bytes a client", "memfds, bytes a client"].map(str::to_owned))];
+    for server in Server::ALL {
+        if let Some(bytes) = figures.memory(server) {
+            rows.push(row(server.title(), [bytes.pss, bytes.memfds].map(|bytes| format!("{bytes:.0}"))));
+        }
+    }
+    rows
+}
+
+fn goals(figures: &Figures) -> Vec<Vec<String>> {
+    let mut rows = vec![row("scenario", ["goal", "the floor", "fdpassd", ""].map(str::to_owned))];
+    for goal in &GOALS {
+        let wanted = match goal.against {
+            Some(against) => format!("at most {:.2} x {}", goal.most, against.title()),
+            None => format!("at most {:.0} bytes", goal.most),
+        };
+        let shown = |value: Option<f64>| match value {
+            None => "-".to_owned(),
+            Some(ratio) if goal.against.is_some() => format!("{ratio:.2}"),
+            Some(bytes) => format!("{bytes:.0}"),
+        };
+        let reached = figures.reached(goal, Server::Fdpassd);
+        let verdict = match reached {
+            None => "not measured",
+            Some(value) if value <= goal.most => "met",
+            Some(_) => "MISSED",
+        };
+        let floor = figures.reached(goal, Server::Floor);
+        rows.push(row(goal.scenario.title(), [wanted, shown(floor), shown(reached), verdict.to_owned()]));
+    }
+    rows
+}
+
+fn row(first: &str, rest: impl IntoIterator<Item = String>) -> Vec<String> {
+    std::iter::once(first.to_owned()).chain(rest).collect()
+}
+
+/// The first row is the head.
+fn write_grid(out: &mut impl Write, rows: &[Vec<String>]) -> io::Result<()> {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    for (number, row) in rows.iter().enumerate() {
+        for (cell, &width) in row.iter().zip(&widths) {
+            write!(out, "| {cell:<width$} ")?;
+        }
+        writeln!(out, "|")?;
+        if number == 0 {
+            for &width in &widths {
+                write!(out, "|{}", "-".repeat(width + 2))?;
+            }
+            writeln!(out, "|")?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,119 @@
+//! What is measured, and what is to be reached.
+
+use std::time::Duration;
+
+use crate::catalogue::Server;
+use crate::cpu::Reading;
+use crate::failure::Result;
+use crate::load::{Load, Pace, Payload, Plan, Report};
+use crate::server::Running;
+
+/// Connections at the same time, in every scenario.
+const CONNECTIONS: usize = 16;
+
+/// A column of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum)]
+pub(crate) enum Scenario {
+    /// One request per connection.
+    One,
+    /// Ten requests per connection, one after the other.
+    Ten,
+    /// Small requests on long connections, one at a time on each.
+    Ping,
+    /// The same, 32 at a time.
+    Deep,
+    /// Objects of 1 KiB, one at a time.
+    Kilo,
+    /// Objects of 64 KiB, one at a time.
+    Large,
+    /// Memory of a client that is connected and silent.
+    Idle,
+}
+
+impl Scenario {
+    /// All that measure CPU time, in the order of the table.
+    pub(crate) const TIMED: [Scenario; 6] =
+        [Scenario::One, Scenario::Ten, Scenario::Ping, Scenario::Deep, Scenario::Kilo, Scenario::Large];
+
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Scenario::One => "one request per connection",
+            Scenario::Ten => "ten per connection",
+            Scenario::Ping => "ping, depth 1",
+            Scenario::Deep => "ping, depth 32",
+            Scenario::Kilo => "1 KiB object",
+            Scenario::Large => "64 KiB object",
+            Scenario::Idle => "idle client",
+        }
+    }
+
+    /// Depth, requests per connection, payload.
+    fn shape(self) -> (usize, Option<u64>, Payload) {
+        match self {
+            Scenario::One => (1, Some(1), Payload::Ping),
+            Scenario::Ten => (1, Some(10), Payload::Ping),
+            Scenario::Ping | Scenario::Idle => (1, None, Payload::Ping),
+            Scenario::Deep => (32, None, Payload::Ping),
+            Scenario::Kilo => (1, None, Payload::Kilo),
+            Scenario::Large => (1, None, Payload::Large),
+        }
+    }
+
+    /// Whether this server can be asked that.
+    pub(crate) fn suits(self, server: Server) -> bool {
+        match self {
+            Scenario::One | Scenario::Ten | Scenario::Ping => true,
+            Scenario::Deep | Scenario::Kilo | Scenario::Large => server.reads_frames_in_pieces(),
+            Scenario::Idle => server.most_connections().is_none(),
+        }
+    }
+
+    pub(crate) fn plan(self, running: &Running) -> Plan {
+        let (depth, per_connection, payload) = self.shape();
+        let connections = running.server.most_connections().map_or(CONNECTIONS, |most| most.min(CONNECTIONS));
+        Plan { connections, depth, per_connection, payload, ..running.plan() }
+    }
+
+    /// Warm-up, then a measured window: the server's CPU time in microseconds for each client
+    /// (short connections, their setting up and closing included) or each request (long ones).
+    pub(crate) fn measure(self, running: &Running, warm_up: Duration, window: Duration) -> Result<f64> {
+        let plan = self.plan(running);
+        let mut load = Load::new(plan)?;
+        faultless(load.run(Pace::Time(warm_up))?)?;
+        let before = Reading::at_rest(running.pid())?;
+        let report = faultless(load.run(Pace::Time(window))?)?;
+        let spent = Reading::at_rest(running.pid())?.since(&before)?;
+        let units = if plan.per_connection.is_some() { report.connections } else { report.requests };
+        if units == 0 {
+            return Err("no request was answered in the whole window".into());
+        }
+        Ok(spent.as_secs_f64() * 1e6 / units as f64)
+    }
+}
+
+/// A figure counts only if every reply was right.
+fn faultless(report: Report) -> Result<Report> {
+    match report.first_error {
+        Some(why) => Err(why.into()),
+        None => Ok(report),
+    }
+}
+
+/// What fdpassd is to reach.
+pub(crate) struct Goal {
+    pub(crate) scenario: Scenario,
+    /// At most this many times as much as `against`; bytes if there is none.
+    pub(crate) most: f64,
+    pub(crate) against: Option<Server>,
+}
+
+/// The goals, in the order of the table.
+pub(crate) const GOALS: [Goal; 7] = [
+    Goal { scenario: Scenario::One, most: 1.4, against: Some(Server::Reuseport) },
+    Goal { scenario: Scenario::One, most: 0.2, against: Some(Server::Node) },
+    Goal { scenario: Scenario::Ping, most: 1.10, against: Some(Server::Echo) },
+    Goal { scenario: Scenario::Deep, most: 1.6, against: Some(Server::Echo) },
+    Goal { scenario: Scenario::Kilo, most: 1.4, against: Some(Server::Echo) },
+    Goal { scenario: Scenario::Large, most: 1.0, against: Some(Server::Tokio) },
+    Goal { scenario: Scenario::Idle, most: 256.0, against: None },
+];

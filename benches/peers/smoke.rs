@@ -1,0 +1,68 @@
+//! What `cargo test --benches` runs of this: a second of the real thing, so that it does not rot, and
+//! a proof that wrong replies are found.
+
+use std::time::Duration;
+
+use crate::catalogue::{Places, Server};
+use crate::failure::{Context, Result};
+use crate::load::{Check, Load, Pace, Payload, Plan};
+use crate::scenario::Scenario;
+use crate::server::Running;
+use crate::{idle, launch, memory};
+
+const MOMENT: Duration = Duration::from_millis(20);
+
+/// Every scenario against each server of this program, an open loop, and a load that must fail.
+pub(crate) fn test() -> Result<()> {
+    launch::adopt_orphans()?;
+    memory::raise_descriptor_limit()?;
+    let places = Places { fdpassd: env!("CARGO_BIN_EXE_fdpassd").into(), peers: None };
+    for server in [Server::Echo, Server::Reuseport, Server::Floor] {
+        let recipe = server.prepare(&places)?;
+        let running = Running::start(server, &recipe)?;
+        for scenario in Scenario::TIMED {
+            scenario.measure(&running, MOMENT, MOMENT).context(scenario.title())?;
+        }
+        open_loop(&running)?;
+        counted(&running)?;
+        if server.check() == Check::Echo {
+            wrong_replies_are_found(&running)?;
+        }
+        idle::measure(&running, 50, MOMENT)?;
+        running.stop()?;
+    }
+    Ok(())
+}
+
+fn open_loop(running: &Running) -> Result<()> {
+    for per_connection in [None, Some(3)] {
+        let plan = Plan { connections: 4, depth: 2, per_connection, ..running.plan() };
+        let report = Load::new(plan)?.run(Pace::Rate { per_second: 2000.0, time: 5 * MOMENT })?;
+        expect(report.requests, 200, "requests of the open loop")?;
+        expect(report.errors, 0, "errors of the open loop")?;
+    }
+    Ok(())
+}
+
+/// 101 requests, seven to a connection: fourteen full connections and one of three, at least.
+fn counted(running: &Running) -> Result<()> {
+    let plan = Plan { connections: 4, per_connection: Some(7), payload: Payload::Kilo, ..running.plan() };
+    let report = Load::new(plan)?.run(Pace::Requests(101))?;
+    expect(report.requests, 101, "requests counted")?;
+    expect(report.connections, 15, "connections counted")?;
+    expect(report.errors, 0, "errors")
+}
+
+/// An echo is no pong.
+fn wrong_replies_are_found(running: &Running) -> Result<()> {
+    for check in [Check::Bytes, Check::Value] {
+        let report = Load::new(Plan { check, ..running.plan() })?.run(Pace::Requests(10))?;
+        expect(report.requests, 0, "echoes taken for replies")?;
+        expect(report.errors, 10, "wrong replies found")?;
+    }
+    Ok(())
+}
+
+fn expect(found: u64, wanted: u64, what: &str) -> Result<()> {
+    if found == wanted { Ok(()) } else { Err(format!("{what}: {found}, not {wanted}").into()) }
+}

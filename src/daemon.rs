@@ -1,0 +1,306 @@
+//! The door of a daemon: its methods, its arguments, its roles.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io::Write;
+use std::panic;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+
+use crate::config::Config;
+use crate::logging;
+use crate::master::{self, Setup};
+use crate::proto::names::Address;
+use crate::worker::{self, Call, Fault, Methods, Reply, WorkerInfo};
+
+/// sysexits.h
+const EX_USAGE: u8 = 64;
+const EX_SOFTWARE: u8 = 70;
+const EX_CONFIG: u8 = 78;
+
+/// A daemon with methods of its own: `fdpassd` with another name.
+///
+/// It reads `/etc/NAME.toml`, has its control socket in `/run/NAME/`, and takes all the options of `fdpassd`. Every
+/// worker process has one state, made by [`Daemon::state`], which the methods get to change; one runs at a time.
+///
+/// ```no_run
+/// use fdpassd::{Call, Daemon, Fault};
+///
+/// fn main() -> std::process::ExitCode {
+///     Daemon::named("counterd")
+///         .state(|_worker| Ok::<u64, Fault>(0))
+///         .method("add", |total: &mut u64, n: u64, _call: &Call| -> Result<u64, Fault> {
+///             *total = total.checked_add(n).ok_or_else(|| Fault::bad_params("that is too much"))?;
+///             Ok(*total)
+///         })
+///         .run()
+/// }
+/// ```
+pub struct Daemon<S = ()> {
+    name: String,
+    version: &'static str,
+    methods: Methods<S>,
+}
+
+impl Daemon<()> {
+    /// A daemon of this name, with the methods `ping` and `methods`.
+    #[must_use]
+    pub fn named(name: &str) -> Daemon<()> {
+        let methods = Methods::new(Box::new(|_| Ok(())));
+        Daemon { name: name.to_owned(), version: env!("CARGO_PKG_VERSION"), methods }
+    }
+
+    /// Makes the state of each worker process, before it is ready. A worker whose state cannot be made is not ready:
+    /// the reason is logged, and another one tried after a while. After a method panicked its worker's state is made
+    /// anew.
+    ///
+    /// # Panics
+    /// When methods were added before: they would have been for another state.
+    #[must_use]
+    pub fn state<S: 'static, E: fmt::Display>(self, make: impl Fn(&WorkerInfo) -> Result<S, E> + 'static) -> Daemon<S> {
+        assert!(self.methods.has_no_own(), "state() comes before the first method");
+        let methods = Methods::new(Box::new(move |worker| make(worker).map_err(|e| e.to_string())));
+        Daemon { name: self.name, version: self.version, methods }
+    }
+}
+
+impl<S: 'static> Daemon<S> {
+    /// The version that `-V` and the status tell; fdpassd's own unless it is set. `env!("CARGO_PKG_VERSION")` is yours.
+    #[must_use]
+    pub fn version(mut self, version: &'static str) -> Daemon<S> {
+        self.version = version;
+        self
+    }
+
+    /// Adds a method: its `params` are parsed into `P`, and what it returns is the `result`.
+    ///
+    /// Names are `[a-z][a-z0-9_.-]{0,63}`, but not `error`. Replies are called NAME + `_r`, see [`Daemon::reply_name`].
+    /// Params that are no `P` are answered with `bad_params`. A panic is answered with `crashed`.
+    #[must_use]
+    pub fn method<P, R>(
+        mut self,
+        name: &str,
+        call: impl Fn(&mut S, P, &Call) -> Result<R, Fault> + 'static,
+    ) -> Daemon<S>
+    where
+        P: DeserializeOwned,
+        R: Serialize,
+    {
+        self.methods.add_typed(name, false, call);
+        self
+    }
+
+    /// Adds a method that may be run once more when its worker died in it: one without side effects, or whose second
+    /// run changes nothing.
+    #[must_use]
+    pub fn idempotent<P, R>(
+        mut self,
+        name: &str,
+        call: impl Fn(&mut S, P, &Call) -> Result<R, Fault> + 'static,
+    ) -> Daemon<S>
+    where
+        P: DeserializeOwned,
+        R: Serialize,
+    {
+        self.methods.add_typed(name, true, call);
+        self
+    }
+
+    /// Adds a method that sees its params as the client wrote them, and writes its result itself: nothing is copied or
+    /// parsed that it does not touch.
+    ///
+    /// ```no_run
+    /// # use fdpassd::{Daemon, RawValue, Reply};
+    /// Daemon::named("echod").raw("echo", |_, params: &RawValue, out: &mut Reply| out.raw(params)).run();
+    /// ```
+    #[must_use]
+    pub fn raw(
+        mut self,
+        name: &str,
+        call: impl Fn(&mut S, &RawValue, &mut Reply<'_>) -> Result<(), Fault> + 'static,
+    ) -> Daemon<S> {
+        self.methods.add(name, false, Box::new(call));
+        self
+    }
+
+    /// Names the replies of the method that was added last.
+    #[must_use]
+    pub fn reply_name(mut self, name: &str) -> Daemon<S> {
+        self.methods.rename_reply(name);
+        self
+    }
+
+    /// Says of the method that was added last that it takes microseconds: no clock is read around it, and replies to
+    /// pipelined requests are sent together.
+    #[must_use]
+    pub fn inline(mut self) -> Daemon<S> {
+        self.methods.make_inline();
+        self
+    }
+
+    /// Runs the daemon as its arguments say: as master, as one of its workers, or to test a configuration. Returns what
+    /// `main` is to return.
+    #[must_use]
+    pub fn run(self) -> ExitCode {
+        let Daemon { name, version, methods } = self;
+        let methods = methods.complete();
+        if let Some(mistake) = methods.mistakes().first() {
+            return fail(&name, EX_SOFTWARE, mistake);
+        }
+        let arguments: Vec<OsString> = std::env::args_os().collect();
+        if arguments.get(1).is_some_and(|role| role == "worker") {
+            return run_worker(&name, methods);
+        }
+        match Options::try_parse_from(arguments) {
+            Ok(options) => run_options(&options, &name, version),
+            Err(e) => usage(&e),
+        }
+    }
+}
+
+/// Serves a length-prefixed JSON RPC; every client's connection outlives the worker process that serves it.
+#[derive(Debug, Parser)]
+#[command(
+    disable_version_flag = true,
+    after_help = "Exit status: 0 done, 64 usage, 69 address unavailable, \
+    70 no worker became ready, 71 system, 77 permission, 78 configuration."
+)]
+struct Options {
+    /// Reads this configuration instead of /etc/NAME.toml, which need not exist
+    #[arg(short, long = "config", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Tests the configuration and exits
+    #[arg(short)]
+    test: bool,
+    /// Tests the configuration, prints it with all defaults, and exits
+    #[arg(short = 'T')]
+    dump: bool,
+    /// Prints the version and exits
+    #[arg(short = 'V', long = "version")]
+    version: bool,
+}
+
+fn usage(error: &clap::Error) -> ExitCode {
+    // Help goes to standard output and is no error. A reader that has left misses nothing.
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::from(EX_USAGE) } else { ExitCode::SUCCESS }
+}
+
+fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode {
+    if options.version {
+        return say(&format!("{name} {version}\n"));
+    }
+    let standard = PathBuf::from(format!("/etc/{name}.toml"));
+    let file = options.config.clone().or_else(|| standard.exists().then_some(standard));
+    let config = match file.as_deref().map_or_else(|| Ok(Config::default()), Config::load) {
+        Ok(config) => config,
+        Err(e) => return fail(name, EX_CONFIG, &e),
+    };
+    let origin = file.as_deref().map_or_else(|| "the embedded default".to_owned(), |file| file.display().to_string());
+    if options.dump {
+        return say(&config.to_toml());
+    }
+    if options.test {
+        return say(&format!("{origin}: the configuration is good\n"));
+    }
+    run_master(Setup {
+        name: name.to_owned(),
+        version,
+        config,
+        config_file: file,
+        announce: announcer(name.to_owned(), version),
+    })
+}
+
+fn run_master(setup: Setup) -> ExitCode {
+    let name = setup.name.clone();
+    if let Err(e) = logging::start(&name, &setup.config.log) {
+        return fail(&name, EX_CONFIG, &e);
+    }
+    abort_on_panic();
+    match master::run(setup) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            log::error!("{e}");
+            ExitCode::from(e.status())
+        }
+    }
+}
+
+/// A master that has panicked knows nothing for certain any more. Its workers leave when it is gone.
+fn abort_on_panic() {
+    panic::set_hook(Box::new(|panic| {
+        log::error!("the master panicked: {panic}");
+        std::process::abort();
+    }));
+}
+
+fn run_worker<S: 'static>(name: &str, methods: Methods<S>) -> ExitCode {
+    // A handler's panic is caught and logged in one line; this is for the place, which only the hook is told.
+    panic::set_hook(Box::new(|panic| log::debug!("{panic}")));
+    match worker::run(methods) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Somebody typed this.
+        Err(worker::Error::NoMaster(reason)) => fail(name, EX_USAGE, &reason),
+        // The master has been told, and logs it.
+        Err(worker::Error::Failed) => ExitCode::from(EX_SOFTWARE),
+    }
+}
+
+/// Says where the daemon listens and how to call it, in one line on standard output.
+fn announcer(name: String, version: &'static str) -> Box<dyn Fn(&[String])> {
+    Box::new(move |addresses| {
+        let first = addresses.first().map_or("", String::as_str);
+        let ctl = std::env::current_exe().ok().map_or_else(|| "fdpassctl".to_owned(), |exe| ctl_command(&exe));
+        let call = format!("{ctl} call ping '{{\"hello\":1}}' --to {}", reachable(first));
+        let _ = say(&format!("{name} {version} listens on {}; call it: {call}\n", addresses.join(", ")));
+    })
+}
+
+/// How to run fdpassctl: by cargo, if that has built this program, or else by its name.
+fn ctl_command(program: &Path) -> String {
+    let profile = program.parent();
+    let is_cargos = profile.and_then(Path::parent).is_some_and(|target| target.join("CACHEDIR.TAG").exists());
+    let profile = profile.and_then(Path::file_name).and_then(|name| name.to_str());
+    match profile {
+        Some("release") if is_cargos => "cargo run --release --bin fdpassctl --".to_owned(),
+        Some("debug") if is_cargos => "cargo run --bin fdpassctl --".to_owned(),
+        _ => "fdpassctl".to_owned(),
+    }
+}
+
+/// Where a client on this machine reaches a listener that is on all of its addresses.
+fn reachable(address: &str) -> String {
+    match address.parse() {
+        Ok(Address::Tcp(mut tcp)) if tcp.ip().is_unspecified() => {
+            let is_v4 = tcp.is_ipv4();
+            tcp.set_ip(if is_v4 { std::net::Ipv4Addr::LOCALHOST.into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+            tcp.to_string()
+        }
+        _ => address.to_owned(),
+    }
+}
+
+fn say(text: &str) -> ExitCode {
+    let mut out = std::io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn fail(name: &str, status: u8, reason: &dyn fmt::Display) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "{name}: {reason}");
+    ExitCode::from(status)
+}
+
+/// The whole of `fdpassd`: the methods that it ships.
+#[must_use]
+pub fn fdpassd_main() -> ExitCode {
+    Daemon::named("fdpassd").idempotent("pi", worker::pi_method).run()
+}

@@ -1,0 +1,255 @@
+//! Accepting clients and leasing them.
+//!
+//! A client is accepted only when a worker has room for it. Whenever none has, or there are enough clients, or no
+//! descriptors, the listeners are disarmed and clients wait in the kernel's queue; what ends that is an event or a
+//! deadline, never another look.
+
+use std::fmt;
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::client::{Client, Unleased};
+use super::{Master, Token};
+use crate::pool::State;
+use crate::pool::dispatch::Candidate;
+use crate::proto::frame::{ByteOrder, OrderRule};
+use crate::proto::names::{ClientId, Peer};
+use crate::proto::rpc;
+use crate::sys::poll::Interest;
+use crate::sys::{clock, socket};
+
+/// How long nothing is accepted once the system was out of descriptors or memory, unless something is freed before.
+const RECOVERY: Duration = Duration::from_millis(100);
+
+/// How long a reason for a pause is not said again.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// Why nothing is accepted at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pause {
+    /// No worker is ready.
+    NoWorker,
+    /// Every worker has as many clients to pick up as it may have.
+    NoRoom,
+    /// There are as many clients as there may be.
+    Full,
+    /// The system is out of descriptors or memory.
+    Exhausted,
+}
+
+impl fmt::Display for Pause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Pause::NoWorker => "no worker is ready",
+            Pause::NoRoom => "no worker has room",
+            Pause::Full => "there are as many clients as max-clients allows",
+            Pause::Exhausted => "the system is out of descriptors or memory",
+        })
+    }
+}
+
+/// Whether clients are being accepted.
+#[derive(Debug)]
+pub(super) struct Gate {
+    pub(super) pause: Option<Pause>,
+    /// The system was out of something, until then.
+    exhausted_until: Option<Instant>,
+    said_at: Option<(Pause, Instant)>,
+}
+
+impl Gate {
+    /// Closed, as nobody is ready at the beginning.
+    pub(super) fn new() -> Gate {
+        Gate { pause: Some(Pause::NoWorker), exhausted_until: None, said_at: None }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.exhausted_until
+    }
+
+    /// A descriptor was freed.
+    pub(super) fn relieve(&mut self) {
+        self.exhausted_until = None;
+    }
+}
+
+impl Master {
+    /// Leases the clients that have no worker, then those that wait in the queues of these listeners.
+    pub(super) fn lease_clients(&mut self, readable: &[usize], now: Instant) {
+        self.lease_unleased();
+        if self.gate.pause.is_none() {
+            let mut candidates = self.candidates(false);
+            for listener in readable {
+                self.accept(*listener, &mut candidates, now);
+            }
+        }
+        self.flush_leases();
+    }
+
+    fn candidates(&self, is_rescue: bool) -> Vec<Candidate> {
+        let monotonic = clock::monotonic();
+        let candidate = |(place, state): (&super::Place, State)| {
+            let is_ready = matches!(state, State::Ready { .. });
+            place.worker.as_ref().map_or_else(Candidate::default, |w| w.candidate(is_ready, is_rescue, monotonic))
+        };
+        self.places.iter().zip(self.pool.states()).map(candidate).collect()
+    }
+
+    /// Leases clients whose worker died, or whose lease could not be sent.
+    fn lease_unleased(&mut self) {
+        if self.unleased.is_empty() {
+            return;
+        }
+        let mut candidates = self.candidates(true);
+        while !self.unleased.is_empty() {
+            let Some(place) = self.dispatcher.pick(&candidates) else { break };
+            let Some(unleased) = self.unleased.pop_front() else { break };
+            self.lease(place, unleased, &mut candidates, true);
+        }
+    }
+
+    fn lease(&mut self, place: usize, unleased: Unleased, candidates: &mut [Candidate], is_rescue: bool) {
+        let Some(worker) = self.places[place].worker.as_mut() else { return };
+        worker.lease(unleased);
+        candidates[place] = worker.candidate(true, is_rescue, clock::monotonic());
+    }
+
+    /// Takes in the clients that wait at one listener, as far as there is room for them.
+    fn accept(&mut self, index: usize, candidates: &mut [Candidate], now: Instant) {
+        while candidates.iter().any(|candidate| candidate.has_room) && self.clients < self.max_clients {
+            let Some(listener) = self.listeners.get_mut(index) else { return };
+            let accepted = match socket::accept(&*listener) {
+                Ok(Some(accepted)) => accepted,
+                Ok(None) => return,
+                Err(e) => return self.cannot_accept(&e, now),
+            };
+            listener.accepted += 1;
+            let byte_order = listener.byte_order;
+            let id = ClientId(self.next_client);
+            self.next_client += 1;
+            let Some(peer) = peer_of(&accepted) else { continue };
+            if !self.addresses.enter(&peer) {
+                log::debug!("client {id} ({peer}) turned away: its address has as many clients as it may have");
+                self.refused += 1;
+                turn_away(&accepted, byte_order);
+                continue;
+            }
+            log::debug!("client {id} ({peer}) accepted on {}", self.listeners[index].address);
+            self.clients += 1;
+            let client = Client { id, socket: accepted.socket, peer, listener: index as u16 };
+            let place = self.dispatcher.pick(candidates).expect("one has room");
+            self.lease(place, Unleased::fresh(client, clock::monotonic()), candidates, false);
+        }
+    }
+
+    fn cannot_accept(&mut self, error: &io::Error, now: Instant) {
+        self.gate.exhausted_until = Some(now + RECOVERY);
+        self.say_pause(Pause::Exhausted, &format!("cannot accept clients: {error}; they wait until that is over"), now);
+    }
+
+    /// Sends what was leased in this turn of the loop. A worker whose channel is full gives its share back.
+    fn flush_leases(&mut self) {
+        for index in 0..self.places.len() {
+            let Some(worker) = self.places[index].worker.as_mut() else { continue };
+            let was_full = worker.is_full;
+            match worker.flush() {
+                Ok(unsent) => self.unleased.extend(unsent),
+                Err(e) => {
+                    // Whatever it is, the worker did not get them. Its end will be told as every other.
+                    log::error!("worker {} (pid {}): cannot send leases: {e}; killing it", worker.id, worker.pid);
+                    super::kill(worker);
+                }
+            }
+            let Some(worker) = self.places[index].worker.as_mut() else { continue };
+            if worker.is_full && !was_full {
+                let token = Token::Worker(worker.id).into();
+                let _ = self.poller.modify(&worker.channel, token, Interest::Both);
+            }
+        }
+    }
+
+    /// Opens or closes the gate, as things stand at the end of a turn of the loop.
+    pub(super) fn set_gate(&mut self, now: Instant) {
+        if self.gate.exhausted_until.is_some_and(|until| until <= now) {
+            self.gate.exhausted_until = None;
+        }
+        let pause = self.reason_to_pause();
+        if pause == Some(Pause::Full) && self.gate.pause != pause {
+            let sentence = format!("{} clients, as many as there may be; new ones wait until some leave", self.clients);
+            self.say_pause(Pause::Full, &sentence, now);
+        }
+        if pause.is_some() != self.gate.pause.is_some() {
+            for (index, listener) in self.listeners.iter().enumerate() {
+                let token = Token::Listener(index).into();
+                let changed = match pause {
+                    Some(_) => self.poller.disarm(listener, token),
+                    None => self.poller.modify(listener, token, Interest::Read),
+                };
+                if let Err(e) = changed {
+                    log::error!("cannot watch {}: {e}", listener.address);
+                }
+            }
+        }
+        self.gate.pause = pause;
+    }
+
+    fn reason_to_pause(&self) -> Option<Pause> {
+        if !self.pool.states().any(|state| matches!(state, State::Ready { .. })) {
+            return Some(Pause::NoWorker);
+        }
+        if self.gate.exhausted_until.is_some() {
+            return Some(Pause::Exhausted);
+        }
+        if self.clients >= self.max_clients {
+            return Some(Pause::Full);
+        }
+        if !self.unleased.is_empty() || !self.has_room() {
+            return Some(Pause::NoRoom);
+        }
+        None
+    }
+
+    /// Whether a worker has room. If none has, all are asked to tell.
+    fn has_room(&self) -> bool {
+        if self.candidates(false).iter().any(|candidate| candidate.has_room) {
+            return true;
+        }
+        let ready = self.places.iter().zip(self.pool.states()).filter(|(_, s)| matches!(s, State::Ready { .. }));
+        // Not `any`: each of them is to be asked.
+        ready.filter_map(|(place, _)| place.worker.as_ref()).filter(|worker| worker.want_room()).count() > 0
+    }
+
+    /// Says why nothing is accepted: once, and again only if it is still or again so after a while.
+    fn say_pause(&mut self, pause: Pause, sentence: &str, now: Instant) {
+        let said = self.gate.said_at.is_some_and(|(what, when)| what == pause && now.duration_since(when) < SILENCE);
+        if !said {
+            log::warn!("{sentence}");
+            self.gate.said_at = Some((pause, now));
+        }
+    }
+}
+
+/// Who has connected. Nothing when the kernel does not know any more: the client is gone then.
+fn peer_of(accepted: &socket::Accepted) -> Option<Peer> {
+    match accepted.address {
+        Some(address) => Some(Peer::from(address)),
+        None => {
+            let socket::Credentials { pid, uid, gid } = socket::credentials(&accepted.socket).ok()?;
+            Some(Peer::Unix { pid, uid, gid })
+        }
+    }
+}
+
+/// Tells a client that its address has too many, and ends it. In the order of `auto` it is told in the protocol's own.
+fn turn_away(accepted: &socket::Accepted, byte_order: OrderRule) {
+    let order = if byte_order == OrderRule::Big { ByteOrder::Big } else { ByteOrder::Little };
+    let mut body = Vec::new();
+    // Into a Vec it cannot fail.
+    let _ =
+        rpc::write_error(&mut body, rpc::Code::Overloaded.as_str(), "there are too many connections from this address");
+    let mut reply = order.prefix(body.len() as u32).to_vec();
+    reply.extend_from_slice(&body);
+    // A socket that was accepted just now has room for it.
+    let _ = socket::transmit(&accepted.socket, &reply);
+    socket::end(&accepted.socket);
+}

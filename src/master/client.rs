@@ -1,0 +1,94 @@
+//! Clients as the master has them.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::os::fd::OwnedFd;
+
+use crate::desk::{Marks, View};
+use crate::proto::names::{ClientId, Peer};
+
+/// A client: the master's copy of its socket, which keeps the connection whatever becomes of a worker.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) id: ClientId,
+    pub(super) socket: OwnedFd,
+    pub(super) peer: Peer,
+    /// The index of the listener that it came by.
+    pub(super) listener: u16,
+}
+
+/// A client without a worker, and what its next one has to know.
+#[derive(Debug)]
+pub(super) struct Unleased {
+    pub(super) client: Client,
+    pub(super) view: View,
+    pub(super) marks: Marks,
+    /// When it last did something: ns of CLOCK_MONOTONIC.
+    pub(super) active: u64,
+    pub(super) requests: u64,
+}
+
+impl Unleased {
+    /// A client that was accepted just now.
+    pub(super) fn fresh(client: Client, now: u64) -> Unleased {
+        Unleased { client, view: View::at_rest(0, 0), marks: Marks::default(), active: now, requests: 0 }
+    }
+}
+
+/// How many clients each address has, if that is limited.
+#[derive(Debug)]
+pub(super) struct Addresses {
+    most: Option<NonZeroU32>,
+    counts: HashMap<IpAddr, u32>,
+}
+
+impl Addresses {
+    pub(super) fn new(most: Option<NonZeroU32>) -> Addresses {
+        Addresses { most, counts: HashMap::new() }
+    }
+
+    /// Counts one more; false, and not counted, if that is one too many. A Unix client has no address and no limit.
+    pub(super) fn enter(&mut self, peer: &Peer) -> bool {
+        let (Some(most), Some(ip)) = (self.most, peer.ip()) else { return true };
+        let count = self.counts.entry(ip).or_default();
+        if *count >= most.get() {
+            return false;
+        }
+        *count += 1;
+        true
+    }
+
+    /// Counts one less.
+    pub(super) fn leave(&mut self, peer: &Peer) {
+        let (Some(_), Some(ip)) = (self.most, peer.ip()) else { return };
+        if let Some(count) = self.counts.get_mut(&ip) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&ip);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    #[test]
+    fn each_address_has_its_own_count_and_one_that_is_empty_is_forgotten() {
+        let mut addresses = Addresses::new(NonZeroU32::new(2));
+        let from = |last: u8, port: u16| Peer::from(SocketAddr::from((Ipv4Addr::new(127, 0, 0, last), port)));
+        assert!(addresses.enter(&from(1, 10)) && addresses.enter(&from(1, 11)));
+        assert!(!addresses.enter(&from(1, 12)));
+        assert!(addresses.enter(&from(2, 10)));
+        assert!(addresses.enter(&Peer::Unix { pid: 1, uid: 2, gid: 3 }));
+        addresses.leave(&from(1, 11));
+        assert!(addresses.enter(&from(1, 12)));
+        for peer in [from(1, 10), from(1, 12), from(2, 10)] {
+            addresses.leave(&peer);
+        }
+        assert!(addresses.counts.is_empty());
+    }
+}

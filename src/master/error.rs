@@ -1,0 +1,54 @@
+//! Why the master ends, other than by being asked to.
+
+use std::fmt;
+use std::io;
+
+/// An end that somebody must look into, each kind with its exit status (sysexits.h).
+#[derive(Debug)]
+pub enum Error {
+    /// An address or a socket cannot be had: 69.
+    Unavailable(String),
+    /// No worker ever became ready: 70.
+    NoWorker(String),
+    /// The system refuses what is needed: 71.
+    System(String),
+    /// This user may not: 77.
+    Permission(String),
+}
+
+impl Error {
+    /// The exit status.
+    #[must_use]
+    pub fn status(&self) -> u8 {
+        match self {
+            Error::Unavailable(_) => 69,
+            Error::NoWorker(_) => 70,
+            Error::System(_) => 71,
+            Error::Permission(_) => 77,
+        }
+    }
+
+    /// Of something that could not be bound, made or opened.
+    pub(super) fn unavailable(doing: &str, error: &io::Error) -> Error {
+        let sentence = format!("cannot {doing}: {error}");
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => Error::Permission(sentence),
+            _ => Error::Unavailable(sentence),
+        }
+    }
+
+    /// Of the master's own tools.
+    pub(super) fn system(doing: &str) -> impl Fn(io::Error) -> Error + '_ {
+        move |error| Error::System(format!("cannot {doing}: {error}"))
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Unavailable(s) | Error::NoWorker(s) | Error::System(s) | Error::Permission(s) => f.write_str(s),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

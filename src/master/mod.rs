@@ -1,0 +1,561 @@
+//! THE SUPERVISOR: owns every client, and lends it to workers.
+//!
+//! One thread, one loop, one order: wait; take in what happened (signals, workers, control, listeners); reconcile; act.
+//! Nothing here sleeps, and nothing blocks but the one wait. It parses nothing that a client sent. Taking in starts and
+//! kills nobody, acting decides nothing. What belongs to one client or one worker and goes wrong is dealt with where it
+//! happens; only a broken poller ends the loop.
+
+mod accept;
+mod client;
+mod control;
+mod error;
+mod listener;
+mod status;
+mod worker;
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use accept::Gate;
+use client::{Addresses, Client, Unleased};
+use control::ControlClients;
+pub use error::Error;
+use listener::{ControlListener, Listener};
+use worker::{Left, Worker};
+
+use crate::channel::{Heard, Scratch};
+use crate::config::{Config, Count};
+use crate::desk::Layout;
+use crate::logging;
+use crate::pool::dispatch::Dispatcher;
+use crate::pool::{Action, Pool};
+use crate::proto::channel::{Ready, Settings, Start, Stop, ToMaster, ToWorker, VERSION};
+use crate::proto::control::places;
+use crate::proto::names::{Generation, WorkerId};
+use crate::sys::poll::{Event, Interest, Poller};
+use crate::sys::process::{self, Executable, Exit};
+use crate::sys::signal::{Signal, Signals};
+use crate::sys::{clock, fd, socket};
+
+/// Descriptors that the master needs beside those of clients, listeners, workers and control clients: standard ones,
+/// its poller, signals, its program, its log, and what is open for a moment only.
+const OWN_DESCRIPTORS: u64 = 20;
+
+/// A worker's channel and desk, and those of its successor while it is being replaced.
+const WORKER_DESCRIPTORS: u64 = 4;
+
+/// Most clients that `auto` comes to.
+const MOST_CLIENTS: u64 = 1_000_000;
+
+/// Events a wait.
+const BATCH: usize = 256;
+
+/// What a master is to supervise.
+pub struct Setup {
+    /// The daemon's name.
+    pub name: String,
+    /// Its version.
+    pub version: &'static str,
+    /// What the operator wants.
+    pub config: Config,
+    /// Where that was read.
+    pub config_file: Option<PathBuf>,
+    /// Tells whoever started the daemon where it listens, once it serves.
+    pub announce: Box<dyn Fn(&[String])>,
+}
+
+/// Runs a master until it is asked to stop.
+///
+/// # Errors
+/// Why it cannot start, or cannot go on.
+pub fn run(setup: Setup) -> Result<(), Error> {
+    let mut master = Master::new(setup)?;
+    master.serve()?;
+    master.close();
+    Ok(())
+}
+
+/// Where an event comes from. In the order in which a turn of the loop takes them in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    Signals,
+    Worker(WorkerId),
+    Control,
+    ControlClient(u64),
+    Listener(usize),
+}
+
+/// The number that a poller keeps: the kind in the upper eight bits, so that it sorts like the kinds.
+impl From<Token> for u64 {
+    fn from(token: Token) -> u64 {
+        let (kind, index) = match token {
+            Token::Signals => (0, 0),
+            Token::Worker(id) => (1, id.0),
+            Token::Control => (2, 0),
+            Token::ControlClient(number) => (3, number),
+            Token::Listener(index) => (4, index as u64),
+        };
+        kind << 56 | index
+    }
+}
+
+impl Token {
+    fn of(number: u64) -> Option<Token> {
+        let index = number & ((1 << 56) - 1);
+        match number >> 56 {
+            0 => Some(Token::Signals),
+            1 => Some(Token::Worker(WorkerId(index))),
+            2 => Some(Token::Control),
+            3 => Some(Token::ControlClient(index)),
+            4 => Some(Token::Listener(index as usize)),
+            _ => None,
+        }
+    }
+}
+
+/// A place among the workers, and what stays when its worker is replaced.
+#[derive(Debug, Default)]
+struct Place {
+    worker: Option<Worker>,
+    /// Workers that were here.
+    spawned: u64,
+    /// What those before this one did.
+    requests: u64,
+    errors: u64,
+    /// How the last one ended that was not asked to.
+    last_death: Option<String>,
+}
+
+/// The supervisor.
+struct Master {
+    name: String,
+    version: &'static str,
+    config: Config,
+    config_file: Option<PathBuf>,
+    announce: Option<Box<dyn Fn(&[String])>>,
+    started: Instant,
+    generation: Generation,
+    executable: Executable,
+    poller: Poller,
+    signals: Signals,
+    scratch: Scratch,
+    control_listener: ControlListener,
+    control: ControlClients,
+    listeners: Vec<Listener>,
+    gate: Gate,
+    pool: Pool,
+    places: Vec<Place>,
+    dispatcher: Dispatcher,
+    layout: Layout,
+    /// Clients without a worker.
+    unleased: VecDeque<Unleased>,
+    addresses: Addresses,
+    next_client: u64,
+    clients: u64,
+    max_clients: u64,
+    refused: u64,
+    moved: u64,
+    lost: u64,
+    /// Workers that had to be killed because they did not finish in time.
+    killed: u64,
+}
+
+impl Master {
+    fn new(setup: Setup) -> Result<Master, Error> {
+        let Setup { name, version, config, config_file, announce } = setup;
+        let started = Instant::now();
+        let workers = worker_count(config.workers.count);
+        let descriptors = fd::raise_limit().map_err(Error::system("read the limit of descriptors"))?;
+        let control_clients = (descriptors / 8).clamp(4, 64);
+        let taken =
+            OWN_DESCRIPTORS + control_clients + WORKER_DESCRIPTORS * workers as u64 + config.listen.len() as u64;
+        let max_clients = most_clients(&config, descriptors, taken)?;
+        let layout = Layout::new(u32::try_from(max_clients).unwrap_or(u32::MAX), config.limits.max_frame);
+
+        let executable = Executable::current().map_err(Error::system("open the running program"))?;
+        let signals = Signals::catch(&[Signal::Terminate, Signal::Interrupt, Signal::Child, Signal::User1])
+            .map_err(Error::system("catch signals"))?;
+        let poller = Poller::new(BATCH).map_err(Error::system("make a poller"))?;
+        let control_listener = open_control(&name, &config)?;
+        let keepalive = config.limits.tcp_keepalive;
+        let listeners: Vec<Listener> =
+            config.listen.iter().map(|wanted| Listener::bind(wanted, keepalive)).collect::<Result<_, _>>()?;
+
+        let watch = Error::system("watch a descriptor");
+        poller.add(&signals, Token::Signals.into(), Interest::Read).map_err(&watch)?;
+        poller.add(&control_listener, Token::Control.into(), Interest::Read).map_err(&watch)?;
+        for (index, listener) in listeners.iter().enumerate() {
+            poller.add(listener, Token::Listener(index).into(), Interest::Read).map_err(&watch)?;
+            // The gate opens when a worker is ready.
+            poller.disarm(listener, Token::Listener(index).into()).map_err(&watch)?;
+        }
+        let seed = clock::monotonic() ^ u64::from(std::process::id()) << 32;
+        Ok(Master {
+            pool: Pool::new(workers, config.workers.start_timeout, started, seed),
+            places: std::iter::repeat_with(Place::default).take(workers).collect(),
+            dispatcher: Dispatcher::new(config.workers.dispatch),
+            addresses: Addresses::new(config.limits.max_clients_per_address),
+            control: ControlClients::new(control_clients as usize, process::user()),
+            name,
+            version,
+            config,
+            config_file,
+            announce: Some(announce),
+            started,
+            generation: Generation(1),
+            executable,
+            poller,
+            signals,
+            scratch: Scratch::default(),
+            control_listener,
+            listeners,
+            gate: Gate::new(),
+            layout,
+            unleased: VecDeque::new(),
+            next_client: 1,
+            clients: 0,
+            max_clients,
+            refused: 0,
+            moved: 0,
+            lost: 0,
+            killed: 0,
+        })
+    }
+
+    /// The loop.
+    fn serve(&mut self) -> Result<(), Error> {
+        let mut events: Vec<Event> = Vec::new();
+        let mut readable = Vec::new();
+        self.reconcile(Instant::now())?;
+        while !self.pool.is_finished() {
+            let patience = self.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            self.poller.wait(&mut events, patience).map_err(Error::system("wait for events"))?;
+            let now = Instant::now();
+            events.sort_unstable_by_key(|event| event.token);
+            readable.clear();
+            for event in &events {
+                match Token::of(event.token) {
+                    Some(Token::Signals) => self.take_signals(now),
+                    Some(Token::Worker(id)) => self.hear(id, event.writable, now),
+                    Some(Token::Control) => self.control.accept(&self.control_listener, &self.poller, now),
+                    Some(Token::ControlClient(number)) => self.serve_control(number, event, now),
+                    Some(Token::Listener(index)) => readable.push(index),
+                    None => {}
+                }
+            }
+            self.control.look_at_deadlines(&self.poller, &self.control_listener, now);
+            self.reconcile(now)?;
+            self.lease_clients(&readable, now);
+            self.set_gate(now);
+        }
+        Ok(())
+    }
+
+    /// When there is something to do although nothing happens.
+    fn deadline(&self) -> Option<Instant> {
+        [self.pool.deadline(), self.gate.deadline(), self.control.deadline()].into_iter().flatten().min()
+    }
+
+    fn take_signals(&mut self, now: Instant) {
+        for signal in self.signals.take() {
+            match signal {
+                Signal::Terminate => self.stop("SIGTERM", now),
+                Signal::Interrupt => self.stop("SIGINT", now),
+                Signal::Child => self.reap(now),
+                Signal::User1 => self.reopen_log(),
+            }
+        }
+    }
+
+    /// Begins the end; asked a second time, it comes at once.
+    fn stop(&mut self, who: &str, now: Instant) {
+        if self.pool.is_stopping() {
+            log::warn!("{who} again: killing the workers that are left");
+            return self.pool.stop(now);
+        }
+        let patience = self.config.limits.drain_timeout;
+        log::info!("{who}: stopping; {} clients get {patience:?} for what is being executed", self.clients);
+        self.pool.stop(now + patience);
+        for listener in self.listeners.drain(..) {
+            let _ = self.poller.remove(&listener);
+        }
+        self.unleased.clear();
+    }
+
+    fn reopen_log(&mut self) {
+        match logging::reopen() {
+            Ok(()) => log::info!("SIGUSR1: log file opened again"),
+            Err(e) => log::warn!("cannot open the log file again: {e}; lines still go to the one that was open"),
+        }
+        for worker in self.places.iter_mut().filter_map(|place| place.worker.as_mut()) {
+            // A worker whose channel is full is too busy for a log line that is worth waiting for.
+            let _ = worker.channel.send(&ToWorker::Reopen, &[]);
+        }
+    }
+
+    fn reap(&mut self, now: Instant) {
+        loop {
+            match process::reap() {
+                Ok(Some((pid, exit))) => self.take_death(pid, exit, now),
+                Ok(None) => return,
+                Err(e) => return log::error!("cannot collect dead workers: {e}"),
+            }
+        }
+    }
+
+    /// A process has ended. As PID 1 of a container that may be anybody.
+    fn take_death(&mut self, pid: u32, exit: Exit, now: Instant) {
+        let is_it = |place: &&mut Place| place.worker.as_ref().is_some_and(|worker| worker.pid == pid);
+        let Some(place) = self.places.iter_mut().find(is_it) else { return };
+        let Some(mut worker) = place.worker.take() else { return };
+        let _ = self.poller.remove(&worker.channel);
+        // Its last words, which its death did not take away.
+        let mut closed = Vec::new();
+        while let Ok(Heard::Message(message, _)) = worker.channel.hear(&mut self.scratch) {
+            match message {
+                ToMaster::Closed(slots) | ToMaster::Freed(slots) => {
+                    closed.extend(slots.into_iter().filter_map(|slot| worker.closed(slot)));
+                }
+                ToMaster::Failed(failed) => worker.failure = Some(failed.reason),
+                ToMaster::Ready(_) | ToMaster::Room => {}
+            }
+        }
+        let (requests, errors) = (worker.desk.header().requests(), worker.desk.header().errors());
+        place.requests = place.requests.saturating_add(requests);
+        place.errors = place.errors.saturating_add(errors);
+        let name = format!("worker {} (pid {pid}, gen {})", worker.id, self.generation);
+        let cause = match &worker.failure {
+            Some(reason) => format!("{exit}: {reason}"),
+            None => exit.to_string(),
+        };
+        let is_stopping = self.pool.is_stopping();
+        if !is_stopping {
+            place.last_death = Some(cause.clone());
+        }
+        let id = worker.id;
+        let left = worker.into_left();
+        let (moved, lost) = (left.at_rest.len(), left.in_hand.len());
+        self.take_over(left, closed);
+        match self.pool.exited(id, requests > 0, now) {
+            Some(delay) => {
+                let next = if delay.is_zero() { "now".to_owned() } else { format!("in {} ms", delay.as_millis()) };
+                log::warn!("{name} {cause}; {moved} clients moved, {lost} closed; its successor starts {next}");
+            }
+            None if exit == Exit::Status(0) => log::info!("{name} finished"),
+            None => log::warn!("{name} {cause}; {} clients closed", moved + lost),
+        }
+    }
+
+    /// What becomes of the clients of a worker that is gone.
+    fn take_over(&mut self, left: Left, closed: Vec<Client>) {
+        for client in left.in_hand {
+            socket::end(&client.socket);
+            self.lost += 1;
+            self.forget(client);
+        }
+        left.ended.into_iter().chain(closed).for_each(|client| self.forget(client));
+        if self.pool.is_stopping() {
+            left.at_rest.into_iter().for_each(|unleased| self.forget(unleased.client));
+        } else {
+            self.moved += left.at_rest.len() as u64;
+            self.unleased.extend(left.at_rest);
+        }
+    }
+
+    fn forget(&mut self, client: Client) {
+        log::debug!("client {} ({}) closed", client.id, client.peer);
+        self.addresses.leave(&client.peer);
+        self.clients -= 1;
+        self.gate.relieve();
+    }
+
+    /// Takes in what a worker says: one message, as more of them are told by the next wait.
+    fn hear(&mut self, id: WorkerId, is_writable: bool, now: Instant) {
+        let is_it = |worker: &&mut Worker| worker.id == id;
+        let Some(worker) = self.places.iter_mut().filter_map(|place| place.worker.as_mut()).find(is_it) else { return };
+        if is_writable && worker.is_full {
+            worker.is_full = false;
+            let _ = self.poller.modify(&worker.channel, Token::Worker(id).into(), Interest::Read);
+        }
+        match worker.channel.hear(&mut self.scratch) {
+            Ok(Heard::Message(ToMaster::Closed(slots) | ToMaster::Freed(slots), _)) => {
+                let closed: Vec<Client> = slots.into_iter().filter_map(|slot| worker.closed(slot)).collect();
+                closed.into_iter().for_each(|client| self.forget(client));
+            }
+            Ok(Heard::Message(ToMaster::Ready(ready), _)) => self.take_ready(id, ready, now),
+            Ok(Heard::Message(ToMaster::Failed(failed), _)) => worker.failure = Some(failed.reason),
+            // It is enough that the loop turns.
+            Ok(Heard::Message(ToMaster::Room, _) | Heard::Nothing) => {}
+            // Not its death: that is told by its being collected. But nothing will be heard any more.
+            Ok(Heard::Closed) => drop(self.poller.remove(&worker.channel)),
+            Ok(Heard::Garbage(malformed)) => {
+                log::error!("worker {id} (pid {}): {malformed}; killing it", worker.pid);
+                kill(worker);
+            }
+            Err(e) => {
+                log::error!("worker {id} (pid {}): cannot hear it: {e}; killing it", worker.pid);
+                kill(worker);
+            }
+        }
+    }
+
+    fn take_ready(&mut self, id: WorkerId, ready: Ready, now: Instant) {
+        let is_it = |worker: &&mut Worker| worker.id == id;
+        let Some(worker) = self.places.iter_mut().filter_map(|place| place.worker.as_mut()).find(is_it) else { return };
+        if ready.version != VERSION {
+            worker.failure = Some(format!("it speaks version {} of the channel, not {VERSION}", ready.version));
+            return kill(worker);
+        }
+        if !self.pool.ready(id, now) {
+            return;
+        }
+        let took = now.duration_since(worker.started);
+        worker.methods = ready.methods;
+        log::info!("worker {id} (pid {}, gen {}) is ready after {} ms", worker.pid, self.generation, took.as_millis());
+        if let Some(announce) = self.announce.take() {
+            let addresses: Vec<String> = self.listeners.iter().map(|listener| listener.address.to_string()).collect();
+            log::info!("{} {} serves on {}", self.name, self.version, addresses.join(", "));
+            announce(&addresses);
+        }
+    }
+
+    /// Does what the pool has decided.
+    fn reconcile(&mut self, now: Instant) -> Result<(), Error> {
+        // Some actions are facts of their own (a spawn that fails): until nothing is left to be done.
+        loop {
+            let actions = self.pool.reconcile(now);
+            if actions.is_empty() {
+                return Ok(());
+            }
+            for action in actions {
+                match action {
+                    Action::Spawn(place, id) => self.spawn(place, id, now),
+                    Action::Kill(place, id) => self.kill_late(place, id),
+                    Action::Stop(place, _, by) => self.tell_to_stop(place, by.saturating_duration_since(now)),
+                    Action::GiveUp => return Err(Error::NoWorker(self.reason_to_give_up())),
+                }
+            }
+        }
+    }
+
+    fn spawn(&mut self, index: usize, id: WorkerId, now: Instant) {
+        let start = Start {
+            version: VERSION,
+            name: self.name.clone(),
+            worker: id,
+            place: index as u32,
+            generation: self.generation,
+            slots: self.layout.slots(),
+            settings: self.settings(),
+        };
+        let spawned = Worker::spawn(&self.executable, start, self.layout, now).and_then(|worker| {
+            self.poller.add(&worker.channel, Token::Worker(id).into(), Interest::Read).map(|()| worker)
+        });
+        let place = &mut self.places[index];
+        match spawned {
+            Ok(worker) => {
+                log::debug!("worker {id} (pid {}, gen {}) started", worker.pid, self.generation);
+                place.spawned += 1;
+                place.worker = Some(worker);
+            }
+            Err(e) => {
+                place.last_death = Some(format!("cannot be started: {e}"));
+                let delay = self.pool.exited(id, false, now).unwrap_or_default();
+                log::error!("worker {id} cannot be started: {e}; trying again in {} ms", delay.as_millis());
+            }
+        }
+    }
+
+    fn settings(&self) -> Settings {
+        let limits = &self.config.limits;
+        Settings {
+            max_frame: limits.max_frame,
+            buffers: limits.buffers,
+            idle_timeout: limits.idle_timeout,
+            frame_timeout: limits.frame_timeout,
+            send_timeout: limits.send_timeout,
+            listeners: self.config.listen.iter().map(|listen| listen.byte_order).collect(),
+            log: self.config.log.clone(),
+        }
+    }
+
+    fn kill_late(&mut self, index: usize, id: WorkerId) {
+        let Some(worker) = self.places[index].worker.as_mut().filter(|worker| worker.id == id) else { return };
+        if self.pool.is_stopping() {
+            self.killed += 1;
+            log::warn!("worker {id} (pid {}) has not finished in time; killing it", worker.pid);
+        } else {
+            let limit = self.config.workers.start_timeout;
+            worker.failure = Some(format!("it was not ready within {limit:?}"));
+            log::warn!("worker {id} (pid {}) is not ready after {limit:?}; killing it", worker.pid);
+        }
+        kill(worker);
+    }
+
+    fn tell_to_stop(&mut self, index: usize, within: Duration) {
+        let Some(worker) = self.places[index].worker.as_mut() else { return };
+        // One that cannot be told is killed at its deadline.
+        if let Err(e) = worker.channel.send(&ToWorker::Stop(Stop { within }), &[]) {
+            log::error!("worker {} (pid {}): cannot be told to stop: {e}", worker.id, worker.pid);
+        }
+    }
+
+    fn reason_to_give_up(&self) -> String {
+        let last = self.places.iter().rev().find_map(|place| place.last_death.as_deref());
+        format!("no worker ever became ready; the last one {}", last.unwrap_or("did not even start"))
+    }
+
+    /// Leaves nothing behind, then tells those who asked for the end.
+    fn close(mut self) {
+        log::info!("stopped");
+        drop((self.listeners, self.control_listener));
+        self.control.say_stopped(self.killed);
+    }
+}
+
+/// Kills a worker. Its end is taken in like every other when it is collected.
+fn kill(worker: &Worker) {
+    if let Err(e) = process::kill_child(worker.pid) {
+        log::error!("cannot kill worker {} (pid {}): {e}", worker.id, worker.pid);
+    }
+}
+
+/// One worker per CPU that this process may use: affinity and cgroup quota.
+fn worker_count(count: Count) -> usize {
+    match count {
+        Count::Auto => std::thread::available_parallelism().map_or(1, usize::from).min(256),
+        Count::Exactly(count) => count.get() as usize,
+    }
+}
+
+/// How many clients there may be, with so many descriptors of which so many are taken.
+fn most_clients(config: &Config, descriptors: u64, taken: u64) -> Result<u64, Error> {
+    let possible = descriptors.saturating_sub(taken).min(u64::from(Layout::most_slots(config.limits.max_frame)));
+    if possible == 0 {
+        let sentence = format!("the limit of {descriptors} descriptors leaves none for clients: {taken} are needed");
+        return Err(Error::System(sentence));
+    }
+    match config.limits.max_clients {
+        None => Ok(possible.min(MOST_CLIENTS)),
+        Some(wanted) if u64::from(wanted.get()) <= possible => Ok(u64::from(wanted.get())),
+        Some(wanted) => {
+            log::warn!(
+                "max-clients lowered from {wanted} to {possible}: the limit is {descriptors} descriptors, of which \
+                 {taken} are needed for other things"
+            );
+            Ok(possible)
+        }
+    }
+}
+
+fn open_control(name: &str, config: &Config) -> Result<ControlListener, Error> {
+    let mode = config.control.mode;
+    match &config.control.socket {
+        Some(path) => ControlListener::bind(path, false, mode),
+        None => {
+            let places = places(name, process::user(), |key| std::env::var_os(key));
+            ControlListener::bind(&places[0], true, mode)
+        }
+    }
+}

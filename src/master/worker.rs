@@ -1,0 +1,223 @@
+//! The master's record of a worker: its channel, its desk, and the clients that are leased to it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
+
+use super::client::{Client, Unleased};
+use crate::channel::{Channel, Sent};
+use crate::desk::{Layout, MasterDesk, State, View};
+use crate::pool::dispatch::Candidate;
+use crate::proto::channel::{Lease, MAX_LEASES, MethodName, Start, ToMaster, ToWorker};
+use crate::proto::names::WorkerId;
+use crate::sys::process::Executable;
+
+/// Fresh leases that a worker may have that it has not picked up: so many clients can come to wait behind a request
+/// that it is stuck in.
+const WINDOW: u64 = 16;
+
+/// The same for clients that were leased before: they are there anyway, and few messages are better than many.
+const RESCUE_WINDOW: u64 = 4 * MAX_LEASES as u64;
+
+/// A worker process.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) id: WorkerId,
+    pub(super) pid: u32,
+    pub(super) started: Instant,
+    pub(super) channel: Channel<ToWorker, ToMaster>,
+    pub(super) desk: MasterDesk,
+    pub(super) methods: Vec<MethodName>,
+    /// Why it will not be ready, in its own words.
+    pub(super) failure: Option<String>,
+    /// Its channel takes nothing at the moment.
+    pub(super) is_full: bool,
+    /// By slot.
+    leases: Vec<Option<Leased>>,
+    /// Slots below `leases.len()` that are free. The last one freed is the first one used: its memory is warm.
+    free: Vec<u32>,
+    slots: u32,
+    clients: usize,
+    /// Counts leases; the last one's number is its generation.
+    generation: u32,
+    /// Leases made, less those taken back because they could not be sent.
+    given: u64,
+    /// Slots whose leases are yet to be sent.
+    outbox: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Leased {
+    client: Client,
+    generation: u32,
+}
+
+/// What a dead worker left behind.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    /// Clients of whom it had nothing in hand: to be leased again.
+    pub(super) at_rest: Vec<Unleased>,
+    /// Clients that it had ended.
+    pub(super) ended: Vec<Client>,
+    /// Clients with bytes in its hands.
+    pub(super) in_hand: Vec<Client>,
+}
+
+impl Worker {
+    /// Runs a worker and tells it who it is. What it says comes by its channel.
+    pub(super) fn spawn(executable: &Executable, start: Start, layout: Layout, now: Instant) -> io::Result<Worker> {
+        let desk = MasterDesk::new(layout)?;
+        let (mut channel, theirs) = Channel::pair()?;
+        let id = start.worker;
+        let arguments = ["worker".to_owned(), id.to_string()];
+        let name = start.name.clone();
+        // First of all, so that a worker that runs finds it there.
+        channel.send(&ToWorker::Start(Box::new(start)), &[desk.file().as_fd()])?;
+        let pid = executable.spawn(&name, &arguments, theirs)?;
+        Ok(Worker {
+            id,
+            pid,
+            started: now,
+            channel,
+            desk,
+            methods: Vec::new(),
+            failure: None,
+            is_full: false,
+            leases: Vec::new(),
+            free: Vec::new(),
+            slots: layout.slots(),
+            clients: 0,
+            generation: 0,
+            given: 0,
+            outbox: Vec::new(),
+        })
+    }
+
+    /// Clients leased to it.
+    pub(super) fn clients(&self) -> usize {
+        self.clients
+    }
+
+    /// How dispatch sees it; `now` is ns of CLOCK_MONOTONIC.
+    pub(super) fn candidate(&self, is_ready: bool, is_rescue: bool, now: u64) -> Candidate {
+        let header = self.desk.header();
+        let waiting = self.given.saturating_sub(header.picked_up());
+        let executing = u64::from(header.executing().is_some());
+        Candidate {
+            has_room: is_ready && self.has_room(is_rescue, waiting),
+            pending: executing + waiting,
+            busy: header.busy(now),
+            clients: self.clients as u64,
+        }
+    }
+
+    fn has_room(&self, is_rescue: bool, waiting: u64) -> bool {
+        let window = if is_rescue { RESCUE_WINDOW } else { WINDOW };
+        !self.is_full && waiting < window && self.clients < self.slots as usize
+    }
+
+    /// Asks to be told when it picks up more; whether it has room already.
+    pub(super) fn want_room(&self) -> bool {
+        let picked_up = self.desk.header().want_room();
+        self.has_room(false, self.given.saturating_sub(picked_up))
+    }
+
+    /// Leases a client to it. The slot is filled first; [`Worker::flush`] sends the lease.
+    ///
+    /// # Panics
+    /// Without room: dispatch has chosen it for having some.
+    pub(super) fn lease(&mut self, unleased: Unleased) {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.leases.push(None);
+            (self.leases.len() - 1) as u32
+        });
+        self.generation = self.generation.wrapping_add(1);
+        let Unleased { client, view, marks, active, requests } = unleased;
+        let on_desk = self.desk.slot(slot).expect("a worker with room has a free slot");
+        on_desk.preset(self.generation, view, marks, active, requests);
+        self.leases[slot as usize] = Some(Leased { client, generation: self.generation });
+        self.clients += 1;
+        self.given += 1;
+        self.outbox.push(slot);
+    }
+
+    /// Sends the leases that are waiting to be sent, in as few messages as it takes. Returns the clients that it had to
+    /// take back because the channel is full.
+    pub(super) fn flush(&mut self) -> io::Result<Vec<Unleased>> {
+        while !self.outbox.is_empty() {
+            let batch: Vec<u32> = self.outbox.drain(..self.outbox.len().min(MAX_LEASES)).collect();
+            match self.send_leases(&batch)? {
+                Sent::Queued => {}
+                Sent::Full => {
+                    self.is_full = true;
+                    let unsent: Vec<u32> = batch.into_iter().chain(self.outbox.drain(..)).collect();
+                    self.given -= unsent.len() as u64;
+                    return Ok(unsent.into_iter().filter_map(|slot| self.take_back(slot)).collect());
+                }
+                // It is dead. Its reaping finds them on its desk like all others.
+                Sent::Closed => self.outbox.clear(),
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    fn send_leases(&mut self, slots: &[u32]) -> io::Result<Sent> {
+        let leased = || slots.iter().filter_map(|slot| self.leases[*slot as usize].as_ref().map(|l| (*slot, l)));
+        let lease = |(slot, l): (u32, &Leased)| Lease {
+            client: l.client.id,
+            slot,
+            generation: l.generation,
+            listener: l.client.listener,
+            peer: l.client.peer,
+        };
+        let leases = leased().map(lease).collect();
+        let sockets: Vec<BorrowedFd<'_>> = leased().map(|(_, l)| l.client.socket.as_fd()).collect();
+        self.channel.send(&ToWorker::Lease(leases), &sockets)
+    }
+
+    /// Ends a lease that the worker does not know of.
+    fn take_back(&mut self, slot: u32) -> Option<Unleased> {
+        let unleased = self.leases[slot as usize].take().map(|leased| self.unleased(slot, leased.client));
+        self.vacate(slot);
+        unleased
+    }
+
+    /// What the slot of a client at rest tells.
+    fn unleased(&self, slot: u32, client: Client) -> Unleased {
+        let on_desk = self.desk.slot(slot).expect("leases have slots");
+        let (received, sent) = on_desk.view().ends();
+        let view = View::at_rest(received, sent);
+        Unleased { client, view, marks: on_desk.marks(), active: on_desk.active(), requests: on_desk.requests() }
+    }
+
+    fn vacate(&mut self, slot: u32) {
+        if let Some(on_desk) = self.desk.slot(slot) {
+            on_desk.clear();
+        }
+        self.free.push(slot);
+        self.clients -= 1;
+    }
+
+    /// The worker has ended the client in this slot. `None` if there is none, which is a mistake of the worker's.
+    pub(super) fn closed(&mut self, slot: u32) -> Option<Client> {
+        let leased = self.leases.get_mut(slot as usize)?.take()?;
+        self.vacate(slot);
+        Some(leased.client)
+    }
+
+    /// Its process is gone: what becomes of its clients.
+    pub(super) fn into_left(mut self) -> Left {
+        let mut left = Left::default();
+        for slot in 0..self.leases.len() as u32 {
+            let Some(Leased { client, generation }) = self.leases[slot as usize].take() else { continue };
+            let lease = self.desk.slot(slot).and_then(|on_desk| on_desk.lease());
+            match lease.filter(|lease| lease.generation == generation).map(|lease| lease.state) {
+                Some(State::Rest) => left.at_rest.push(self.unleased(slot, client)),
+                Some(State::Closed) => left.ended.push(client),
+                // Bytes of it were in hand, or the desk holds nonsense.
+                Some(State::Parked | State::Busy | State::Taken | State::Free) | None => left.in_hand.push(client),
+            }
+        }
+        left
+    }
+}
