@@ -58,6 +58,8 @@ mod master;
 mod pool;
 pub mod proto;
 mod sys;
+mod table;
+pub mod testing;
 mod worker;
 
 pub use daemon::{Daemon, fdpassd_main as daemon_main};
