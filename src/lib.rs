@@ -31,12 +31,12 @@
 //! A worker runs one method at a time, in one thread; more workers are more processes, each with a state of its own.
 //! What a method says of a request that it does not take is a [`Fault`]; a panic is caught and answered with `crashed`.
 //! A method that starts a program does so by fork and exec ([`std::process::Command`]): the sockets and the desk are
-//! close-on-exec, but a child that only forks would keep copies of them.
+//! close-on-exec, but a child that only forks would keep copies of them. [`testing`] starts a daemon from its tests.
 //!
 //! # The map
 //!
 //! ```text
-//! doors        daemon                               ctl     arguments in, an exit code out
+//! doors        daemon    testing                    ctl     arguments in, an exit code out
 //! processes    master    worker                      │      neither knows the other
 //! decisions    pool                                  │      pure: what is wanted against what is
 //! meetings     channel   desk    config    logging   │      of the two processes, and with the operator
@@ -45,7 +45,7 @@
 //! ```
 //!
 //! A module imports from the rows below its own and from no other; `pool` and `ctl` do without `sys`, and `sys` without
-//! `proto`. `ARCHITECTURE.md` tells the rest: the desk, the channel, the turn, the order of the loop, and where to
+//! `proto`. `table` is a container that both processes use. `ARCHITECTURE.md` tells the rest: the desk, the channel, the turn, the order of the loop, and where to
 //! change what.
 
 mod channel;
