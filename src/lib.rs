@@ -45,8 +45,8 @@
 //! ```
 //!
 //! A module imports from the rows below its own and from no other; `pool` and `ctl` do without `sys`, and `sys` without
-//! `proto`. `table` is a container that both processes use. `ARCHITECTURE.md` tells the rest: the desk, the channel, the turn, the order of the loop, and where to
-//! change what.
+//! `proto`. `table` is a container that both processes use. `ARCHITECTURE.md` tells the rest: the desk, the channel, the
+//! turn, the order of the loop, and where to change what.
 
 mod channel;
 mod config;
