@@ -302,7 +302,10 @@ fn fail(name: &str, status: u8, reason: &dyn fmt::Display) -> ExitCode {
     ExitCode::from(status)
 }
 
-/// The whole of `fdpassd`: the methods that it ships.
+/// The whole of `fdpassd`, from the arguments to what `main` is to return: a [`Daemon`] with the methods `ping`, `pi` and
+/// `methods`.
+///
+/// Its master runs this very program again for each worker, so `main` does nothing else before it.
 #[must_use]
 pub fn fdpassd_main() -> ExitCode {
     Daemon::named("fdpassd").idempotent("pi", worker::pi_method).run()
