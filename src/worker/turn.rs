@@ -74,8 +74,13 @@ pub(super) enum Purpose<'a> {
 pub(super) fn turn(connection: &mut Connection, index: u32, purpose: &Purpose<'_>, tools: &mut Tools<'_>) -> Ended {
     let Some(slot) = tools.desk.slot(index) else { return Ended::Lost };
     let Some(found) = slot.claim(connection.generation) else { return Ended::Lost };
-    let (view, marks) = (slot.view(), slot.marks());
+    let (mut view, marks) = (slot.view(), slot.marks());
     let parked = found == Found::Parked;
+    if !parked {
+        // It still tells of what its turn began with, which has been answered and sent.
+        let (received, sent) = view.ends();
+        view = View::at_rest(received, sent);
+    }
     let mut turn = Turn { connection, index, tools, view, marks, have: view.have as usize, answered: 0, unrecorded: 0 };
     let waits = match purpose {
         Purpose::Cut => None,
