@@ -25,7 +25,7 @@ fn a_client_that_writes_prefix_and_body_apart_does_not_wait_for_acknowledgements
             for piece in body.chunks(body.len().div_ceil(pieces - 1)) {
                 client.send(piece);
             }
-            assert_eq!(client.reply().name, "pong");
+            client.reply().value().expect("a result");
         }
         assert!(began.elapsed() < Duration::from_secs(1), "50 calls in {pieces} writes took {:?}", began.elapsed());
     }
@@ -125,7 +125,7 @@ fn a_prefix_that_promises_a_long_frame_costs_no_memory() {
     }
     let before = kernel::memory(worker);
     for client in &mut clients {
-        client.send(&(1u32 << 20).to_le_bytes());
+        client.send((1u32 << 20).to_le_bytes());
         client.send("{");
     }
     // The worker takes what came first first.
@@ -158,7 +158,7 @@ fn hog_buffers(config: &str, max_frame: usize, buffers: usize) {
         assert_eq!(client.reply().name, "pong");
     }
 
-    let told = hogs.iter_mut().take_while(|hog| hog.has_something()).count();
+    let told = hogs.iter_mut().position(|hog| !hog.has_something()).expect("some have room");
     let fit = buffers / 4 * 3 / (max_frame / 2);
     assert!((512 - fit - 10..512 - fit + 20).contains(&told), "{told} of 512 had to go, {fit} fit in");
     for hog in &mut hogs[..told] {
