@@ -143,12 +143,17 @@ impl<S: 'static> Daemon<S> {
         self
     }
 
+    /// What a worker is made of.
+    pub(crate) fn into_parts(self) -> (String, Methods<S>) {
+        (self.name, self.methods.complete())
+    }
+
     /// Runs the daemon as its arguments say: as master, as one of its workers, or to test a configuration. Returns what
     /// `main` is to return.
     #[must_use]
     pub fn run(self) -> ExitCode {
-        let Daemon { name, version, methods } = self;
-        let methods = methods.complete();
+        let version = self.version;
+        let (name, methods) = self.into_parts();
         if let Some(mistake) = methods.mistakes().first() {
             return fail(&name, EX_SOFTWARE, mistake);
         }
@@ -241,8 +246,6 @@ fn abort_on_panic() {
 }
 
 fn run_worker<S: 'static>(name: &str, methods: Methods<S>) -> ExitCode {
-    // A handler's panic is caught and logged in one line; this is for the place, which only the hook is told.
-    panic::set_hook(Box::new(|panic| log::debug!("{panic}")));
     match worker::run(methods) {
         Ok(()) => ExitCode::SUCCESS,
         // Somebody typed this.
@@ -299,7 +302,10 @@ fn fail(name: &str, status: u8, reason: &dyn fmt::Display) -> ExitCode {
     ExitCode::from(status)
 }
 
-/// The whole of `fdpassd`: the methods that it ships.
+/// The whole of `fdpassd`, from the arguments to what `main` is to return: a [`Daemon`] with the methods `ping`, `pi` and
+/// `methods`.
+///
+/// Its master runs this very program again for each worker, so `main` does nothing else before it.
 #[must_use]
 pub fn fdpassd_main() -> ExitCode {
     Daemon::named("fdpassd").idempotent("pi", worker::pi_method).run()

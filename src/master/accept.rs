@@ -118,7 +118,7 @@ impl Master {
     }
 
     fn lease(&mut self, place: usize, unleased: Unleased, candidates: &mut [Candidate], is_rescue: bool) {
-        let Some(worker) = self.places[place].worker.as_mut() else { return };
+        let worker = self.places[place].worker.as_mut().expect("only workers that there are have room");
         worker.lease(unleased);
         let Candidate { has_room, pending, clients, .. } = worker.candidate(is_rescue, 0);
         candidates[place] = Candidate { has_room, pending, clients, ..candidates[place] };

@@ -280,7 +280,7 @@ impl Master {
         for listener in self.listeners.drain(..) {
             let _ = self.poller.remove(&listener);
         }
-        self.unleased.clear();
+        std::mem::take(&mut self.unleased).into_iter().for_each(|unleased| self.forget(unleased.client));
     }
 
     fn reopen_log(&mut self) {
@@ -387,8 +387,12 @@ impl Master {
             Ok(Heard::Message(ToMaster::Failed(failed), _)) => worker.failure = Some(failed.reason),
             // It is enough that the loop turns.
             Ok(Heard::Message(ToMaster::Room, _) | Heard::Nothing) => {}
-            // Not its death: that is told by its being collected. But nothing will be heard any more.
-            Ok(Heard::Closed) => drop(self.poller.remove(&worker.channel)),
+            // Not its death: that is told by its being collected. But nothing will be heard of it any more. One that is
+            // about to end does so with the status that it wanted.
+            Ok(Heard::Closed) => {
+                let _ = self.poller.remove(&worker.channel);
+                kill(worker);
+            }
             Ok(Heard::Garbage(malformed)) => {
                 log::error!("worker {id} (pid {}): {malformed}; killing it", worker.pid);
                 kill(worker);
