@@ -66,6 +66,8 @@ pub(super) struct Left {
     pub(super) ended: Vec<Client>,
     /// Clients with bytes in its hands.
     pub(super) in_hand: Vec<Client>,
+    /// The method that was executing.
+    pub(super) method: Option<String>,
 }
 
 impl Worker {
@@ -229,6 +231,13 @@ impl Worker {
         Some(leased.client)
     }
 
+    /// The method that the client in this slot was waiting for. Its number is the worker's word, its name was told before.
+    fn executing(&self, slot: u32) -> Option<String> {
+        let number = self.desk.slot(slot)?.executing()?;
+        let method = self.methods.get((number as usize).checked_sub(1)?)?;
+        Some(method.name.clone())
+    }
+
     /// Its process is gone: what becomes of its clients.
     pub(super) fn into_left(mut self) -> Left {
         let mut left = Left::default();
@@ -239,7 +248,10 @@ impl Worker {
                 Some(State::Rest) => left.at_rest.push(self.unleased(slot, client)),
                 Some(State::Closed) => left.ended.push(client),
                 // Bytes of it were in hand, or the desk holds nonsense.
-                Some(State::Parked | State::Busy | State::Taken | State::Free) | None => left.in_hand.push(client),
+                Some(State::Parked | State::Busy | State::Taken | State::Free) | None => {
+                    left.method = left.method.take().or_else(|| self.executing(slot));
+                    left.in_hand.push(client);
+                }
             }
         }
         left
