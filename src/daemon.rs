@@ -14,9 +14,12 @@ use serde_json::value::RawValue;
 
 use crate::config::Config;
 use crate::logging;
-use crate::master::{self, Setup};
+use crate::master::{self, Announce, Setup};
 use crate::proto::names::Address;
 use crate::worker::{self, Call, Fault, Methods, Reply, WorkerInfo};
+
+/// The daemon of this package, as against those that are written with its library.
+const SHIPPED: &str = "fdpassd";
 
 /// sysexits.h
 const EX_USAGE: u8 = 64;
@@ -256,24 +259,24 @@ fn run_worker<S: 'static>(name: &str, methods: Methods<S>) -> ExitCode {
 }
 
 /// Says where the daemon listens and how to call it, in one line on standard output.
-fn announcer(name: String, version: &'static str) -> Box<dyn Fn(&[String])> {
+fn announcer(name: String, version: &'static str) -> Announce {
     Box::new(move |addresses| {
         let first = addresses.first().map_or("", String::as_str);
-        let ctl = std::env::current_exe().ok().map_or_else(|| "fdpassctl".to_owned(), |exe| ctl_command(&exe));
+        let ctl = std::env::current_exe().ok().filter(|_| name == SHIPPED).map_or("fdpassctl", |exe| ctl_command(&exe));
         let call = format!("{ctl} call ping '{{\"hello\":1}}' --to {}", reachable(first));
         let _ = say(&format!("{name} {version} listens on {}; call it: {call}\n", addresses.join(", ")));
     })
 }
 
 /// How to run fdpassctl: by cargo, if that has built this program, or else by its name.
-fn ctl_command(program: &Path) -> String {
+fn ctl_command(program: &Path) -> &'static str {
     let profile = program.parent();
     let is_cargos = profile.and_then(Path::parent).is_some_and(|target| target.join("CACHEDIR.TAG").exists());
     let profile = profile.and_then(Path::file_name).and_then(|name| name.to_str());
     match profile {
-        Some("release") if is_cargos => "cargo run --release --bin fdpassctl --".to_owned(),
-        Some("debug") if is_cargos => "cargo run --bin fdpassctl --".to_owned(),
-        _ => "fdpassctl".to_owned(),
+        Some("release") if is_cargos => "cargo run --release --bin fdpassctl --",
+        Some("debug") if is_cargos => "cargo run --bin fdpassctl --",
+        _ => "fdpassctl",
     }
 }
 
@@ -308,5 +311,5 @@ fn fail(name: &str, status: u8, reason: &dyn fmt::Display) -> ExitCode {
 /// Its master runs this very program again for each worker, so `main` does nothing else before it.
 #[must_use]
 pub fn fdpassd_main() -> ExitCode {
-    Daemon::named("fdpassd").idempotent("pi", worker::pi_method).run()
+    Daemon::named(SHIPPED).idempotent("pi", worker::pi_method).run()
 }

@@ -64,6 +64,34 @@ fn a_client_that_reads_late_gets_every_reply() {
     assert_eq!(client.call("ping", 1).expect("a result"), 1);
 }
 
+/// Requests with replies three times as long, so that all requests fit into the socket and their replies do not: the
+/// turn that reads the end of the connection, in the middle of a frame, is one whose replies are taken in part.
+#[test]
+fn a_client_that_leaves_in_the_middle_of_a_frame_gets_every_reply_before_it_unspoilt() {
+    let daemon = start("listen = [\"unix:{dir}/rpc.sock\"]\nworkers.count = 1");
+    // Two bytes each, and seven when they are shown as what they are.
+    let strange = "\u{80}".repeat(1_000);
+    let large = ping_of(70_000);
+    for count in 20..60 {
+        let mut client = daemon.connect();
+        let mut requests = Vec::new();
+        for number in 0..count {
+            requests.extend(client.frame(format!(r#"{{"in":"{number}{strange}"}}"#)));
+        }
+        requests.extend(client.frame(&large));
+        requests.extend(&client.frame(ping_of(500))[..100]);
+        client.send(requests);
+        client.finish();
+        for number in 0..count {
+            let fault = client.reply().value().expect_err("there is no such method");
+            assert_eq!(fault.message(), format!("there is no method {:?}", format!("{number}{strange}")));
+        }
+        assert_eq!(client.receive().len(), large.len() + 1);
+        assert_eq!(client.reply().value().expect_err("it is cut off").code(), "bad_request");
+        client.expect_end();
+    }
+}
+
 #[test]
 fn a_frame_that_is_not_complete_within_frame_timeout_is_answered_with_timeout_and_the_end() {
     let daemon = start("limits.frame-timeout = \"300ms\"");

@@ -3,7 +3,8 @@
 //! One thread, one loop, one order: wait; take in what happened (signals, workers, control, listeners); reconcile; act.
 //! Nothing here sleeps, and nothing blocks but the one wait. It parses nothing that a client sent. Taking in starts and
 //! kills nobody, acting decides nothing. What belongs to one client or one worker and goes wrong is dealt with where it
-//! happens; only a broken poller ends the loop.
+//! happens; only a broken poller ends the loop. (One exception to "taking in kills nobody": a worker that says what is no
+//! message is killed on the spot, for nothing that it says may be taken in any more.)
 
 mod accept;
 mod client;
@@ -15,7 +16,7 @@ mod worker;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use accept::Gate;
 use client::{Addresses, Client, Unleased};
@@ -30,7 +31,7 @@ use crate::desk::Layout;
 use crate::logging;
 use crate::pool::dispatch::Dispatcher;
 use crate::pool::{Action, Pool};
-use crate::proto::channel::{Ready, Settings, Start, Stop, ToMaster, ToWorker, VERSION};
+use crate::proto::channel::{Ready, Settings, Start, ToMaster, ToWorker, VERSION};
 use crate::proto::control::places;
 use crate::proto::names::{Generation, WorkerId};
 use crate::sys::poll::{Event, Interest, Poller};
@@ -51,6 +52,9 @@ const MOST_CLIENTS: u64 = 1_000_000;
 /// Events a wait.
 const BATCH: usize = 256;
 
+/// Tells whoever started the daemon at which addresses it serves.
+pub type Announce = Box<dyn Fn(&[String])>;
+
 /// What a master is to supervise.
 pub struct Setup {
     /// The daemon's name.
@@ -61,8 +65,8 @@ pub struct Setup {
     pub config: Config,
     /// Where that was read.
     pub config_file: Option<PathBuf>,
-    /// Tells whoever started the daemon where it listens, once it serves.
-    pub announce: Box<dyn Fn(&[String])>,
+    /// Called once, when the first worker is ready.
+    pub announce: Announce,
 }
 
 /// Runs a master until it is asked to stop.
@@ -121,10 +125,31 @@ struct Place {
     /// Workers that were here.
     spawned: u64,
     /// What those before this one did.
-    requests: u64,
-    errors: u64,
+    totals: Totals,
     /// How the last one ended that was not asked to.
     last_death: Option<String>,
+}
+
+/// What a worker, or all that were at a place, did.
+#[derive(Clone, Copy, Debug, Default)]
+struct Totals {
+    requests: u64,
+    errors: u64,
+    panics: u64,
+    log_errors: u64,
+}
+
+impl Totals {
+    /// This and what a worker did by now. The figures are its own word: they are summed up and no more.
+    fn plus(self, worker: &Worker) -> Totals {
+        let header = worker.desk.header();
+        Totals {
+            requests: self.requests.saturating_add(header.requests()),
+            errors: self.errors.saturating_add(header.errors()),
+            panics: self.panics.saturating_add(header.panics()),
+            log_errors: self.log_errors.saturating_add(header.log_errors()),
+        }
+    }
 }
 
 /// The supervisor.
@@ -133,7 +158,7 @@ struct Master {
     version: &'static str,
     config: Config,
     config_file: Option<PathBuf>,
-    announce: Option<Box<dyn Fn(&[String])>>,
+    announce: Option<Announce>,
     started: Instant,
     generation: Generation,
     executable: Executable,
@@ -174,8 +199,9 @@ impl Master {
         let layout = Layout::new(u32::try_from(max_clients).unwrap_or(u32::MAX), config.limits.max_frame);
 
         let executable = Executable::current().map_err(Error::system("open the running program"))?;
-        let signals = Signals::catch(&[Signal::Terminate, Signal::Interrupt, Signal::Child, Signal::User1])
-            .map_err(Error::system("catch signals"))?;
+        let signals =
+            Signals::catch(&[Signal::Terminate, Signal::Interrupt, Signal::Child, Signal::User1, Signal::Hangup])
+                .map_err(Error::system("catch signals"))?;
         let poller = Poller::new(BATCH).map_err(Error::system("make a poller"))?;
         let control_listener = open_control(&name, &config)?;
         let keepalive = config.limits.tcp_keepalive;
@@ -264,6 +290,9 @@ impl Master {
                 Signal::Interrupt => self.stop("SIGINT", now),
                 Signal::Child => self.reap(now),
                 Signal::User1 => self.reopen_log(),
+                Signal::Hangup => {
+                    log::warn!("SIGHUP: this version cannot reload its configuration; nothing is changed")
+                }
             }
         }
     }
@@ -321,23 +350,24 @@ impl Master {
                 ToMaster::Ready(_) | ToMaster::Room => {}
             }
         }
-        let (requests, errors) = (worker.desk.header().requests(), worker.desk.header().errors());
-        place.requests = place.requests.saturating_add(requests);
-        place.errors = place.errors.saturating_add(errors);
-        let name = format!("worker {} (pid {pid}, gen {})", worker.id, self.generation);
-        let cause = match &worker.failure {
-            Some(reason) => format!("{exit}: {reason}"),
-            None => exit.to_string(),
-        };
-        let is_stopping = self.pool.is_stopping();
-        if !is_stopping {
+        let has_answered = worker.desk.header().requests() > 0;
+        place.totals = place.totals.plus(&worker);
+        let (id, name) = (worker.id, format!("worker {} (pid {pid}, gen {})", worker.id, self.generation));
+        let failure = worker.failure.take();
+        let left = worker.into_left();
+        let mut cause = exit.to_string();
+        if let Some(method) = &left.method {
+            cause += &format!(" in method {method:?}");
+        }
+        if let Some(reason) = failure {
+            cause += &format!(": {reason}");
+        }
+        if !self.pool.is_stopping() {
             place.last_death = Some(cause.clone());
         }
-        let id = worker.id;
-        let left = worker.into_left();
         let (moved, lost) = (left.at_rest.len(), left.in_hand.len());
         self.take_over(left, closed);
-        match self.pool.exited(id, requests > 0, now) {
+        match self.pool.exited(id, has_answered, now) {
             Some(delay) => {
                 let next = if delay.is_zero() { "now".to_owned() } else { format!("in {} ms", delay.as_millis()) };
                 log::warn!("{name} {cause}; {moved} clients moved, {lost} closed; its successor starts {next}");
@@ -372,12 +402,12 @@ impl Master {
 
     /// Takes in what a worker says: one message, as more of them are told by the next wait.
     fn hear(&mut self, id: WorkerId, is_writable: bool, now: Instant) {
-        let is_it = |worker: &&mut Worker| worker.id == id;
-        let Some(worker) = self.places.iter_mut().filter_map(|place| place.worker.as_mut()).find(is_it) else { return };
-        if is_writable && worker.is_full {
-            worker.is_full = false;
-            let _ = self.poller.modify(&worker.channel, Token::Worker(id).into(), Interest::Read);
+        let is_it = |place: &Place| place.worker.as_ref().is_some_and(|worker| worker.id == id);
+        let Some(index) = self.places.iter().position(is_it) else { return };
+        if is_writable {
+            self.channel_takes_again(index, now);
         }
+        let Some(worker) = self.places[index].worker.as_mut() else { return };
         match worker.channel.hear(&mut self.scratch) {
             Ok(Heard::Message(ToMaster::Closed(slots) | ToMaster::Freed(slots), _)) => {
                 let closed: Vec<Client> = slots.into_iter().filter_map(|slot| worker.closed(slot)).collect();
@@ -402,6 +432,13 @@ impl Master {
                 kill(worker);
             }
         }
+    }
+
+    fn channel_takes_again(&mut self, index: usize, now: Instant) {
+        let Some(worker) = self.places[index].worker.as_mut().filter(|worker| worker.is_full) else { return };
+        worker.is_full = false;
+        let _ = self.poller.modify(&worker.channel, Token::Worker(worker.id).into(), Interest::Read);
+        self.tell_to_stop(index, now);
     }
 
     fn take_ready(&mut self, id: WorkerId, ready: Ready, now: Instant) {
@@ -436,7 +473,12 @@ impl Master {
                 match action {
                     Action::Spawn(place, id) => self.spawn(place, id, now),
                     Action::Kill(place, id) => self.kill_late(place, id),
-                    Action::Stop(place, _, by) => self.tell_to_stop(place, by.saturating_duration_since(now)),
+                    Action::Stop(place, _, by) => {
+                        if let Some(worker) = self.places[place].worker.as_mut() {
+                            worker.stop_by = Some(by);
+                        }
+                        self.tell_to_stop(place, now);
+                    }
                     Action::GiveUp => return Err(Error::NoWorker(self.reason_to_give_up())),
                 }
             }
@@ -497,12 +539,19 @@ impl Master {
         kill(worker);
     }
 
-    fn tell_to_stop(&mut self, index: usize, within: Duration) {
+    fn tell_to_stop(&mut self, index: usize, now: Instant) {
         let Some(worker) = self.places[index].worker.as_mut() else { return };
         // One that cannot be told is killed at its deadline.
-        if let Err(e) = worker.channel.send(&ToWorker::Stop(Stop { within }), &[]) {
+        if let Err(e) = worker.tell_to_stop(now) {
             log::error!("worker {} (pid {}): cannot be told to stop: {e}", worker.id, worker.pid);
         }
+        self.watch_full(index);
+    }
+
+    /// Has the poller tell when a channel that is full takes messages again.
+    fn watch_full(&mut self, index: usize) {
+        let Some(worker) = self.places[index].worker.as_ref().filter(|worker| worker.is_full) else { return };
+        let _ = self.poller.modify(&worker.channel, Token::Worker(worker.id).into(), Interest::Both);
     }
 
     fn reason_to_give_up(&self) -> String {

@@ -8,7 +8,7 @@ use super::client::{Client, Unleased};
 use crate::channel::{Channel, Sent};
 use crate::desk::{Layout, MasterDesk, State, View};
 use crate::pool::dispatch::Candidate;
-use crate::proto::channel::{Lease, MAX_LEASES, MethodName, Start, ToMaster, ToWorker};
+use crate::proto::channel::{Lease, MAX_LEASES, MethodName, Start, Stop, ToMaster, ToWorker};
 use crate::proto::names::WorkerId;
 use crate::sys::process::Executable;
 use crate::table::Table;
@@ -33,6 +33,8 @@ pub(super) struct Worker {
     pub(super) failure: Option<String>,
     /// Its channel takes nothing at the moment.
     pub(super) is_full: bool,
+    /// It is yet to be told that it has until then to finish.
+    pub(super) stop_by: Option<Instant>,
     /// By slot.
     leases: Table<Leased>,
     /// Slots below `used` that are free. The last one freed is the first one used: its memory is warm.
@@ -64,6 +66,8 @@ pub(super) struct Left {
     pub(super) ended: Vec<Client>,
     /// Clients with bytes in its hands.
     pub(super) in_hand: Vec<Client>,
+    /// The method that was executing.
+    pub(super) method: Option<String>,
 }
 
 impl Worker {
@@ -86,6 +90,7 @@ impl Worker {
             methods: Vec::new(),
             failure: None,
             is_full: false,
+            stop_by: None,
             leases: Table::new(),
             free: Vec::new(),
             used: 0,
@@ -109,7 +114,8 @@ impl Worker {
         let window = if is_rescue { RESCUE_WINDOW } else { WINDOW };
         Candidate {
             has_room: self.takes(waiting, window),
-            pending: u64::from(header.executing().is_some()) + waiting,
+            executing: u64::from(header.executing().is_some()),
+            waiting,
             busy: header.busy(now),
             clients: self.clients as u64,
         }
@@ -148,6 +154,17 @@ impl Worker {
         self.clients += 1;
         self.given += 1;
         self.outbox.push(slot);
+    }
+
+    /// Tells it to finish, if that is to be told. Who cannot be told now is told when its channel takes it.
+    pub(super) fn tell_to_stop(&mut self, now: Instant) -> io::Result<()> {
+        let Some(by) = self.stop_by else { return Ok(()) };
+        let within = by.saturating_duration_since(now);
+        match self.channel.send(&ToWorker::Stop(Stop { within }), &[])? {
+            Sent::Full => self.is_full = true,
+            Sent::Queued | Sent::Closed => self.stop_by = None,
+        }
+        Ok(())
     }
 
     /// Sends the leases that are waiting to be sent, in as few messages as it takes. Returns the clients that it had to
@@ -214,6 +231,13 @@ impl Worker {
         Some(leased.client)
     }
 
+    /// The method that the client in this slot was waiting for. Its number is the worker's word, its name was told before.
+    fn executing(&self, slot: u32) -> Option<String> {
+        let number = self.desk.slot(slot)?.executing()?;
+        let method = self.methods.get((number as usize).checked_sub(1)?)?;
+        Some(method.name.clone())
+    }
+
     /// Its process is gone: what becomes of its clients.
     pub(super) fn into_left(mut self) -> Left {
         let mut left = Left::default();
@@ -224,7 +248,10 @@ impl Worker {
                 Some(State::Rest) => left.at_rest.push(self.unleased(slot, client)),
                 Some(State::Closed) => left.ended.push(client),
                 // Bytes of it were in hand, or the desk holds nonsense.
-                Some(State::Parked | State::Busy | State::Taken | State::Free) | None => left.in_hand.push(client),
+                Some(State::Parked | State::Busy | State::Taken | State::Free) | None => {
+                    left.method = left.method.take().or_else(|| self.executing(slot));
+                    left.in_hand.push(client);
+                }
             }
         }
         left
