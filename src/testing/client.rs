@@ -30,7 +30,10 @@ impl Client {
     #[must_use]
     #[track_caller]
     pub fn connect(address: &Address) -> Client {
-        Client::try_connect(address).unwrap_or_else(|e| panic!("cannot connect to {address}: {e}"))
+        match Client::try_connect(address) {
+            Ok(client) => client,
+            Err(e) => panic!("cannot connect to {address}: {e}"),
+        }
     }
 
     fn try_connect(address: &Address) -> io::Result<Client> {
@@ -124,8 +127,10 @@ impl Client {
     #[track_caller]
     pub fn reply(&mut self) -> Reply {
         let body = self.receive();
-        serde_json::from_slice(&body)
-            .unwrap_or_else(|e| panic!("no valid reply: {e}: {:?}", String::from_utf8_lossy(&body)))
+        match serde_json::from_slice(&body) {
+            Ok(reply) => reply,
+            Err(e) => panic!("no valid reply: {e}: {:?}", String::from_utf8_lossy(&body)),
+        }
     }
 
     /// Whether something is there to be read, or the end.
