@@ -9,6 +9,7 @@ mod master;
 mod pool;
 pub mod proto;
 mod sys;
+pub mod testing;
 mod worker;
 
 pub use daemon::{Daemon, fdpassd_main as daemon_main};

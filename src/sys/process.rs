@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::{fmt, fs};
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
@@ -95,6 +95,23 @@ pub fn reap() -> io::Result<Option<(u32, Exit)>> {
 /// Those of kill(2).
 pub fn kill_child(pid: u32) -> io::Result<()> {
     Ok(kill(pid_of(pid), Signal::SIGKILL)?)
+}
+
+/// Kills a child that leads a process group, and all others in its group: nobody is forked out of it meanwhile.
+///
+/// # Errors
+/// Those of killpg(3).
+pub fn kill_group(leader: u32) -> io::Result<()> {
+    Ok(killpg(pid_of(leader), Signal::SIGKILL)?)
+}
+
+/// Sends a signal by the name that kill(1) has for it, such as `TERM`.
+///
+/// # Errors
+/// Those of kill(2); EINVAL also for a name that there is not.
+pub fn send(pid: u32, signal: &str) -> io::Result<()> {
+    let signal: Signal = format!("SIG{signal}").parse()?;
+    Ok(kill(pid_of(pid), signal)?)
 }
 
 /// The effective user of this process.

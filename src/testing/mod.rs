@@ -1,0 +1,475 @@
+//! Testing a daemon from outside: start it in a directory of its own, talk to it, do it harm, take it down.
+//!
+//! ```no_run
+//! use fdpassd::testing::Running;
+//!
+//! # let program = "";
+//! // In a test of your package: env!("CARGO_BIN_EXE_yourd").
+//! let daemon = Running::start(program, "workers.count = 2").expect("it serves");
+//! let mut client = daemon.connect();
+//! assert_eq!(client.call("ping", [1, 2]).expect("a result"), serde_json::json!([1, 2]));
+//! daemon.kill_worker(0);
+//! daemon.kill_worker(1);
+//! assert_eq!(client.call("ping", "still there").expect("a result"), "still there");
+//! ```
+//!
+//! Tests may run side by side: nothing here is shared between two daemons. Every wait is for a fact and has a
+//! deadline, [`PATIENCE`]. What does not come true panics where the test asked for it, and a daemon that is dropped by a
+//! panic shows what it logged.
+
+mod client;
+
+use std::ffi::OsStr;
+use std::io::Read;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use std::{env, fmt, fs, io, thread};
+
+use serde::Serialize;
+use serde_json::Value;
+
+pub use self::client::{Client, Reply};
+use crate::proto::control::{Status, WorkerState, WorkerStatus};
+use crate::proto::names::Address;
+use crate::sys::process;
+use crate::worker::Fault;
+
+/// How long anything is waited for.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A daemon that serves. When it is dropped, master and workers are killed and collected, and its directory is removed.
+#[derive(Debug)]
+pub struct Running {
+    master: Child,
+    output: Arc<Output>,
+    log: Arc<Output>,
+    control: Address,
+    addresses: Vec<Address>,
+    /// Last, so that it goes after the processes.
+    directory: Directory,
+}
+
+/// A daemon that is to be started.
+#[derive(Debug)]
+pub struct Setup {
+    command: Command,
+    config: String,
+}
+
+impl Setup {
+    /// `program` is to be run with this configuration.
+    ///
+    /// The text is TOML; `{dir}` in it is the daemon's own directory. Without `listen` it listens on a free port of
+    /// 127.0.0.1, without `control.socket` it has its control socket in its directory.
+    pub fn new(program: impl AsRef<OsStr>, config: &str) -> Setup {
+        let mut command = Command::new(program);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        Setup { command, config: config.to_owned() }
+    }
+
+    /// One more argument, in front of `-c FILE`.
+    #[must_use]
+    pub fn argument(mut self, argument: impl AsRef<OsStr>) -> Setup {
+        self.command.arg(argument);
+        self
+    }
+
+    /// A variable of the environment.
+    #[must_use]
+    pub fn variable(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Setup {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Starts it, and waits until it says on standard output that it serves.
+    ///
+    /// # Errors
+    /// When it does not within [`PATIENCE`]. How a daemon refuses to start is to be seen in the error.
+    pub fn start(mut self) -> Result<Running, Error> {
+        let directory = Directory::new().map_err(Error::setup)?;
+        let config = complete(&self.config, &directory.0);
+        let control = control_socket(&config).unwrap_or_else(|| directory.0.join(CONTROL));
+        let file = directory.0.join("config.toml");
+        fs::write(&file, config).map_err(Error::setup)?;
+        let mut master = self.command.arg("-c").arg(file).spawn().map_err(Error::setup)?;
+        let output = Output::of(master.stdout.take().expect("it is piped"));
+        let log = Output::of(master.stderr.take().expect("it is piped"));
+        let control = Address::Unix(control);
+        let mut running = Running { master, output, log, control, addresses: Vec::new(), directory };
+
+        running.output.wait(|output| output.ended || output.text.contains(SERVES));
+        if !running.output.text().contains(SERVES) {
+            return Err(Error::did_not_serve(running));
+        }
+        running.addresses = running.bound();
+        Ok(running)
+    }
+}
+
+impl Running {
+    /// Starts `program` with this configuration; see [`Setup::new`] for what it may be, and [`Setup`] for more.
+    ///
+    /// # Errors
+    /// As [`Setup::start`].
+    pub fn start(program: impl AsRef<OsStr>, config: &str) -> Result<Running, Error> {
+        Setup::new(program, config).start()
+    }
+
+    /// Where it listens, in the order of the configuration: the ports are those that are bound.
+    #[must_use]
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
+    }
+
+    /// The first of its addresses.
+    #[must_use]
+    pub fn address(&self) -> &Address {
+        &self.addresses[0]
+    }
+
+    /// A new client at the first address.
+    #[must_use]
+    #[track_caller]
+    pub fn connect(&self) -> Client {
+        Client::connect(self.address())
+    }
+
+    /// One request of a client that comes just for it.
+    ///
+    /// # Errors
+    /// The error reply.
+    #[track_caller]
+    pub fn call(&self, method: &str, params: impl Serialize) -> Result<Value, Fault> {
+        self.connect().call(method, params)
+    }
+
+    /// Asks over the control socket, as `fdpassctl` does.
+    ///
+    /// # Errors
+    /// The error reply.
+    #[track_caller]
+    pub fn ctl(&self, verb: &str) -> Result<Value, Fault> {
+        let mut client = Client::connect(&self.control);
+        client.send_frame(format!("{{\"in\":{verb:?}}}"));
+        client.reply().value()
+    }
+
+    /// What is going on.
+    #[must_use]
+    #[track_caller]
+    pub fn status(&self) -> Status {
+        let status = self.ctl("status").expect("the status is never refused");
+        serde_json::from_value(status).expect("the status is what proto::control says")
+    }
+
+    /// Waits until the status is so; returns it.
+    #[track_caller]
+    pub fn wait_until(&self, awaited: &str, is_so: impl Fn(&Status) -> bool) -> Status {
+        eventually(awaited, || Some(self.status()).filter(&is_so))
+    }
+
+    /// Waits until all workers serve.
+    #[track_caller]
+    pub fn wait_for_workers(&self) -> Status {
+        self.wait_until("all workers are ready", |status| status.workers.iter().all(is_ready))
+    }
+
+    /// The master's process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.master.id()
+    }
+
+    /// The workers' processes, in the order of their places.
+    #[must_use]
+    #[track_caller]
+    pub fn worker_pids(&self) -> Vec<u32> {
+        self.status().workers.iter().filter_map(|worker| worker.pid).collect()
+    }
+
+    /// Sends the master a signal, named as kill(1) names it.
+    #[track_caller]
+    pub fn signal(&self, name: &str) {
+        process::send(self.pid(), name).expect("the master can be sent a signal");
+    }
+
+    /// Sends the worker in that place a signal, named as kill(1) names it.
+    #[track_caller]
+    pub fn signal_worker(&self, place: u32, name: &str) {
+        let pid = self.worker(place).pid.expect("the worker has a process");
+        process::send(pid, name).expect("the worker can be sent a signal");
+    }
+
+    /// Kills the worker in that place; returns when its successor serves.
+    #[track_caller]
+    pub fn kill_worker(&self, place: u32) {
+        let killed = self.worker(place).id;
+        self.signal_worker(place, "KILL");
+        self.wait_until("the successor of the killed worker is ready", |status| {
+            status.workers.iter().any(|worker| worker.slot == place && worker.id != killed && is_ready(worker))
+        });
+    }
+
+    #[track_caller]
+    fn worker(&self, place: u32) -> WorkerStatus {
+        let status = self.status();
+        status.workers.into_iter().find(|worker| worker.slot == place).expect("there is a worker in that place")
+    }
+
+    /// Waits until the master has ended by itself.
+    #[track_caller]
+    pub fn wait(&mut self) -> ExitStatus {
+        eventually("the master ends", || self.master.try_wait().expect("it is our child"))
+    }
+
+    /// What master and workers have written to standard error so far.
+    #[must_use]
+    pub fn stderr(&self) -> String {
+        self.log.text()
+    }
+
+    /// Waits until the master or a worker has written these words to standard error.
+    #[track_caller]
+    pub fn wait_for_log(&self, words: &str) {
+        assert!(self.log.wait(|log| log.text.contains(words)), "the daemon did not log {words:?}");
+    }
+
+    /// The daemon's own directory: its configuration is in `config.toml`.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory.0
+    }
+
+    fn bound(&self) -> Vec<Address> {
+        let parse = |address: &String| address.parse().expect("the status has addresses that can be connected to");
+        self.status().listeners.iter().map(|listener| parse(&listener.address)).collect()
+    }
+}
+
+impl Drop for Running {
+    #[expect(clippy::print_stderr, reason = "what a test prints is shown with its failure")]
+    fn drop(&mut self) {
+        // As long as the output is open somebody is in the group, so that it is still ours.
+        if !self.log.has_ended() {
+            let _ = process::kill_group(self.master.id());
+        }
+        let _ = self.master.wait();
+        self.log.wait(|log| log.ended);
+        if thread::panicking() {
+            eprintln!("--- the daemon's standard error ---\n{}---", self.stderr());
+        }
+    }
+}
+
+/// Why a daemon does not serve.
+pub struct Error {
+    reason: String,
+    status: Option<ExitStatus>,
+    stderr: String,
+}
+
+impl Error {
+    fn setup(error: io::Error) -> Error {
+        Error { reason: format!("cannot start the daemon: {error}"), status: None, stderr: String::new() }
+    }
+
+    fn did_not_serve(mut daemon: Running) -> Error {
+        let status = daemon.output.has_ended().then(|| daemon.wait());
+        let reason = match status {
+            Some(status) => format!("the daemon ended before it served: {status}"),
+            None => format!("the daemon did not say within {PATIENCE:?} that it listens"),
+        };
+        let log = Arc::clone(&daemon.log);
+        drop(daemon);
+        Error { reason, status, stderr: log.text() }
+    }
+
+    /// The exit code of a daemon that ended.
+    #[must_use]
+    pub fn code(&self) -> Option<i32> {
+        self.status.and_then(|status| status.code())
+    }
+
+    /// What it wrote to standard error.
+    #[must_use]
+    pub fn stderr(&self) -> &str {
+        &self.stderr
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\n{}", self.reason, self.stderr)
+    }
+}
+
+/// As it is displayed, for that is what `expect` shows.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Asks until there is an answer, for what nobody tells by itself.
+///
+/// # Panics
+/// When there is none within [`PATIENCE`].
+#[track_caller]
+pub fn eventually<T>(awaited: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for this: {awaited}");
+        thread::park_timeout(PACE);
+    }
+}
+
+/// What goes on between two questions of [`eventually`].
+const PACE: Duration = Duration::from_millis(2);
+
+/// What the line on standard output says once the daemon serves.
+const SERVES: &str = " listens on ";
+
+/// The control socket's name in the daemon's directory.
+const CONTROL: &str = "control.sock";
+
+fn is_ready(worker: &WorkerStatus) -> bool {
+    worker.state == WorkerState::Ready
+}
+
+/// The configuration with what it has to have. A text that is not TOML stays as it is, for the daemon to refuse.
+fn complete(config: &str, directory: &Path) -> String {
+    let text = config.replace("{dir}", &directory.display().to_string());
+    let Ok(mut table) = text.parse::<toml::Table>() else { return text };
+    table.entry("listen").or_insert_with(|| vec!["127.0.0.1:0"].into());
+    if let toml::Value::Table(control) = table.entry("control").or_insert_with(|| toml::Table::new().into()) {
+        control.entry("socket").or_insert_with(|| directory.join(CONTROL).display().to_string().into());
+    }
+    table.to_string()
+}
+
+fn control_socket(config: &str) -> Option<PathBuf> {
+    config.parse::<toml::Table>().ok()?.get("control")?.get("socket")?.as_str().map(PathBuf::from)
+}
+
+/// A new directory, removed when this is dropped.
+#[derive(Debug)]
+struct Directory(PathBuf);
+
+impl Directory {
+    /// Its path is short: that of a Unix socket in it has to be.
+    fn new() -> io::Result<Directory> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        loop {
+            let number = COUNT.fetch_add(1, Ordering::Relaxed);
+            let path = env::temp_dir().join(format!("fdpassd-test-{}-{number}", std::process::id()));
+            match fs::DirBuilder::new().mode(0o700).create(&path) {
+                // Left over by a process that was killed.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                created => return created.map(|()| Directory(path)),
+            }
+        }
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What is written to a pipe, read by a thread as it comes. It ends when all processes that could write have ended.
+#[derive(Debug, Default)]
+struct Output {
+    written: Mutex<Written>,
+    more: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Written {
+    text: String,
+    ended: bool,
+}
+
+impl Output {
+    fn of(mut pipe: impl Read + Send + 'static) -> Arc<Output> {
+        let output = Arc::new(Output::default());
+        let shared = Arc::clone(&output);
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(n @ 1..) = pipe.read(&mut buffer) {
+                shared.add(|written| written.text.push_str(&String::from_utf8_lossy(&buffer[..n])));
+            }
+            shared.add(|written| written.ended = true);
+        });
+        output
+    }
+
+    fn add(&self, change: impl FnOnce(&mut Written)) {
+        change(&mut self.written.lock().unwrap_or_else(PoisonError::into_inner));
+        self.more.notify_all();
+    }
+
+    /// Waits until it is so; whether it is.
+    fn wait(&self, is_so: impl Fn(&Written) -> bool) -> bool {
+        let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.more.wait_timeout_while(written, PATIENCE, |written| !is_so(written));
+        let (written, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        is_so(&written)
+    }
+
+    fn text(&self) -> String {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).text.clone()
+    }
+
+    fn has_ended(&self) -> bool {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).ended
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_gets_what_it_lacks_and_keeps_what_it_has() {
+        let dir = Path::new("/d");
+        let bare = "control.socket = \"/d/control.sock\"\nlisten = [\"127.0.0.1:0\"]\n";
+        assert_eq!(complete("", dir).parse::<toml::Table>(), bare.parse());
+        let own = "listen = [\"unix:{dir}/rpc\"]\n[control]\nsocket = \"{dir}/c\"\nmode = \"0600\"";
+        assert_eq!(complete(own, dir).parse::<toml::Table>(), own.replace("{dir}", "/d").parse());
+        assert_eq!(control_socket(&complete(own, dir)), Some(PathBuf::from("/d/c")));
+        assert_eq!(complete("not TOML", dir), "not TOML");
+    }
+
+    #[test]
+    fn a_program_that_ends_is_told_with_its_code_and_its_words() {
+        let sh = Setup::new("sh", "").argument("-c").argument("echo no >&2; exit 78");
+        let error = sh.start().expect_err("it does not serve");
+        assert_eq!((error.code(), error.stderr()), (Some(78), "no\n"));
+    }
+
+    #[test]
+    fn a_daemon_is_gone_with_all_its_children_when_it_is_dropped() {
+        let mut sh = Command::new("sh");
+        sh.args(["-c", "trap '' TERM; sleep 1000 & echo up; sleep 1000"]);
+        let mut master = sh.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn().expect("sh");
+        let output = Output::of(master.stdout.take().expect("piped"));
+        let log = Output::of(master.stderr.take().expect("piped"));
+        let (directory, control) = (Directory::new().expect("a directory"), Address::Unix(PathBuf::new()));
+        let (path, last_words) = (directory.0.clone(), Arc::clone(&output));
+        let running = Running { master, output, log, control, addresses: Vec::new(), directory };
+        assert!(running.output.wait(|output| output.text == "up\n"));
+        drop(running);
+        assert!(last_words.wait(|output| output.ended) && !path.exists());
+    }
+}
