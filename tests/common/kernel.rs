@@ -1,0 +1,54 @@
+//! What the kernel knows of a process, see proc(5).
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+/// CPU time that a process has used, in clock ticks: hundredths of a second.
+pub fn cpu_ticks(pid: u32) -> u64 {
+    let stat = read(format!("/proc/{pid}/stat"));
+    let (_, after_name) = stat.rsplit_once(')').expect("the name is in brackets");
+    let fields: Vec<&str> = after_name.split_whitespace().collect();
+    fields[11..13].iter().map(|ticks| ticks.parse::<u64>().expect("utime and stime are numbers")).sum()
+}
+
+/// How often a process has gone to sleep, which is how often it was woken up.
+pub fn sleeps(pid: u32) -> u64 {
+    status(pid, "voluntary_ctxt_switches:")
+}
+
+/// Bytes of memory that a process takes up, its memory files included.
+pub fn memory(pid: u32) -> u64 {
+    let files = descriptors(pid).into_iter().filter(|(_, name)| name.starts_with("/memfd:"));
+    let blocks: u64 = files.map(|(link, _)| fs::metadata(link).expect("the descriptor is open").blocks()).sum();
+    status(pid, "RssAnon:") * 1024 + blocks * 512
+}
+
+/// Descriptors that a process has: their links in /proc and what they are of.
+pub fn descriptors(pid: u32) -> Vec<(PathBuf, String)> {
+    let links =
+        fs::read_dir(format!("/proc/{pid}/fd")).expect("the process is ours").flatten().map(|entry| entry.path());
+    // One may be closed between being listed and being looked at.
+    links.filter_map(|link| fs::read_link(&link).ok().map(|name| (link, name.display().to_string()))).collect()
+}
+
+/// How many sockets of a local TCP port over IPv4 are in CLOSE_WAIT: their peers have closed and we have not.
+pub fn close_waits(port: u16) -> usize {
+    let sockets = read("/proc/net/tcp".to_owned());
+    let local = format!(":{port:04X}");
+    let is_left = |line: &&str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields[1].ends_with(&local) && fields[3] == "08"
+    };
+    sockets.lines().skip(1).filter(is_left).count()
+}
+
+fn status(pid: u32, key: &str) -> u64 {
+    let status = read(format!("/proc/{pid}/status"));
+    let line = status.lines().find_map(|line| line.strip_prefix(key)).expect("the kernel tells it");
+    line.trim().trim_end_matches(" kB").parse().expect("it is a number")
+}
+
+fn read(path: String) -> String {
+    fs::read_to_string(&path).unwrap_or_else(|e| panic!("cannot read {path}: {e}"))
+}

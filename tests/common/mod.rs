@@ -1,0 +1,32 @@
+//! What the tests of the shipped daemon share.
+
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+pub mod kernel;
+
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+
+use fdpassd::testing::Running;
+
+/// The shipped daemon.
+pub const FDPASSD: &str = env!("CARGO_BIN_EXE_fdpassd");
+
+/// Starts it with this configuration.
+#[track_caller]
+pub fn start(config: &str) -> Running {
+    Running::start(FDPASSD, config).expect("the daemon serves")
+}
+
+/// Lets time pass: for tests of what does *not* happen meanwhile. Nothing is waited for like this.
+pub fn let_pass(time: Duration) {
+    let (_nobody, news) = mpsc::channel::<()>();
+    assert_eq!(news.recv_timeout(time), Err(RecvTimeoutError::Timeout));
+}
+
+/// A ping whose body is of just that many bytes, from 26 on.
+pub fn ping_of(length: usize) -> String {
+    let (front, back) = ("{\"in\":\"ping\",\"params\":\"", "\"}");
+    let text = "x".repeat(length - front.len() - back.len());
+    format!("{front}{text}{back}")
+}

@@ -1,0 +1,145 @@
+//! More clients than there may be, than there were, and none.
+
+mod common;
+
+use std::thread;
+use std::time::Duration;
+
+use common::{FDPASSD, kernel, let_pass, start};
+use fdpassd::proto::names::Address;
+use fdpassd::testing::{Client, Running, Setup, eventually};
+
+#[test]
+fn clients_beyond_the_limit_on_open_files_wait_and_are_served_when_others_leave() {
+    let daemon = Setup::new("sh", "workers.count = 2")
+        .argument("-c")
+        .argument("ulimit -n 64; exec \"$0\" \"$@\"")
+        .argument(FDPASSD)
+        .start()
+        .expect("64 descriptors are enough to serve");
+    let max = usize::try_from(daemon.wait_for_workers().max_clients).expect("it is small");
+    assert!((10..64).contains(&max), "with 64 descriptors there may be {max} clients");
+    wait_for_room(&daemon, max, 20);
+}
+
+#[test]
+fn clients_beyond_max_clients_wait_and_are_served_when_others_leave() {
+    let daemon = start("limits.max-clients = 5");
+    assert_eq!(daemon.wait_for_workers().max_clients, 5);
+    wait_for_room(&daemon, 5, 1);
+}
+
+/// As many clients as there may be, and some more.
+fn wait_for_room(daemon: &Running, max: usize, more: usize) {
+    let mut served: Vec<Client> = (0..max).map(|_| daemon.connect()).collect();
+    served.iter_mut().for_each(ping);
+    let mut waiting: Vec<Client> = (0..more).map(|_| daemon.connect()).collect();
+    waiting.iter_mut().for_each(|client| client.request("ping", 1));
+    let status = daemon.wait_until("nothing is accepted any more", |status| status.paused.is_some());
+    assert_eq!((status.clients, status.accepted_total), (max as u64, max as u64));
+
+    let processes: Vec<u32> = daemon.worker_pids().into_iter().chain([daemon.pid()]).collect();
+    let before: u64 = processes.iter().map(|pid| kernel::cpu_ticks(*pid)).sum();
+    let_pass(Duration::from_secs(1));
+    let spent = processes.iter().map(|pid| kernel::cpu_ticks(*pid)).sum::<u64>() - before;
+    assert!(spent <= 5, "waiting for a second took {spent} hundredths of a second of CPU time");
+
+    assert!(!waiting.iter_mut().any(Client::has_something), "nobody is served beyond the limit");
+    served.iter_mut().for_each(ping);
+    served.truncate(max - more.min(max));
+    for client in &mut waiting {
+        assert_eq!(client.reply().name, "pong");
+    }
+    served.iter_mut().chain(&mut waiting).for_each(ping);
+    drop((served, waiting));
+    daemon.wait_until("all clients have left and new ones are accepted", |s| s.clients == 0 && s.paused.is_none());
+    ping(&mut daemon.connect());
+}
+
+#[test]
+fn clients_beyond_max_clients_per_address_are_turned_away_and_other_addresses_are_not() {
+    let daemon = start(
+        r#"
+        listen = ["127.0.0.1:0", "[::1]:0", "unix:{dir}/rpc.sock"]
+        limits.max-clients-per-address = 3
+        "#,
+    );
+    let [v4, v6, unix] = daemon.addresses() else { panic!("there are three listeners") };
+    let connect = |address: &Address| {
+        let mut client = Client::connect(address);
+        ping(&mut client);
+        client
+    };
+    let turned_away = |address: &Address| {
+        let mut client = Client::connect(address);
+        let fault = client.reply().value().expect_err("it is one too many");
+        assert_eq!(fault.to_string(), "overloaded: there are too many connections from this address");
+        client.expect_end();
+    };
+    let mut clients: Vec<Client> = (0..3).map(|_| connect(v4)).collect();
+    turned_away(v4);
+    assert_eq!(daemon.status().refused_total, 1);
+    let _others: Vec<Client> = [v6, v6, v6, unix, unix, unix, unix].map(connect).into();
+    turned_away(v6);
+
+    clients.iter_mut().for_each(ping);
+    clients.pop();
+    daemon.wait_until("one has left", |status| status.clients == 9);
+    clients.push(connect(v4));
+    clients.iter_mut().for_each(ping);
+}
+
+#[test]
+fn clients_that_come_and_go_leave_nothing_behind() {
+    const AT_A_TIME: usize = 4;
+    const CLIENTS: usize = 20_000;
+    let daemon = start("workers.count = 2");
+    daemon.wait_for_workers();
+    let processes: Vec<u32> = daemon.worker_pids().into_iter().chain([daemon.pid()]).collect();
+    let descriptors = || -> Vec<usize> { processes.iter().map(|pid| kernel::descriptors(*pid).len()).collect() };
+    let come_and_go = |clients: usize| {
+        thread::scope(|threads| {
+            for _ in 0..AT_A_TIME {
+                threads.spawn(|| (0..clients / AT_A_TIME).for_each(|_| ping(&mut daemon.connect())));
+            }
+        });
+        daemon.wait_until("all clients have left", |status| status.clients == 0);
+    };
+    // What is opened once, for all that come later.
+    come_and_go(AT_A_TIME);
+    let before = descriptors();
+
+    come_and_go(CLIENTS);
+    eventually("each process has the descriptors that it had before", || (descriptors() == before).then_some(()));
+    let Address::Tcp(address) = daemon.address() else { panic!("it listens on TCP") };
+    assert_eq!(kernel::close_waits(address.port()), 0);
+    let status = daemon.status();
+    let total = (CLIENTS + AT_A_TIME) as u64;
+    assert_eq!((status.accepted_total, status.requests_total, status.errors_total), (total, total, 0));
+    assert_eq!((status.moved_total, status.lost_total, status.refused_total), (0, 0, 0));
+}
+
+#[test]
+fn without_clients_no_process_wakes_up() {
+    let daemon = start("workers.count = 2\nlimits.idle-timeout = \"1s\"");
+    daemon.wait_for_workers();
+    let mut clients: Vec<Client> = (0..20).map(|_| daemon.connect()).collect();
+    clients.iter_mut().for_each(ping);
+    drop(clients);
+    daemon.wait_until("all clients have left", |status| status.clients == 0);
+
+    let processes: Vec<u32> = daemon.worker_pids().into_iter().chain([daemon.pid()]).collect();
+    let sleeps = || -> Vec<u64> { processes.iter().map(|pid| kernel::sleeps(*pid)).collect() };
+    // Our last question over the control socket is still being put away.
+    let before = eventually("the processes come to rest", || {
+        let before = sleeps();
+        let_pass(Duration::from_millis(100));
+        (sleeps() == before).then_some(before)
+    });
+    let_pass(Duration::from_secs(3));
+    assert_eq!(sleeps(), before);
+}
+
+fn ping(client: &mut Client) {
+    assert_eq!(client.call("ping", 1).expect("a result"), 1);
+}
