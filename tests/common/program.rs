@@ -1,11 +1,15 @@
 //! A program that ends by itself.
 
-use std::io::Read;
+use std::fs::{self, Permissions};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
 
 use fdpassd::testing::{Running, eventually};
+use tempfile::TempDir;
 
 /// The operator's tool.
 pub const FDPASSCTL: &str = env!("CARGO_BIN_EXE_fdpassctl");
@@ -35,6 +39,15 @@ impl Program {
 
     pub fn is_running(&mut self) -> bool {
         self.0.try_wait().expect("it is our child").is_none()
+    }
+
+    /// Waits for the first line that it says.
+    #[track_caller]
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        let stdout = self.0.stdout.as_mut().expect("piped");
+        BufReader::new(stdout).read_line(&mut line).expect("it says text");
+        line
     }
 
     /// Waits for its end. What it says has to fit into a pipe.
@@ -80,4 +93,46 @@ pub fn ctl(daemon: &Running, arguments: &[&str]) -> Said {
 /// Where this daemon's control socket is, unless its configuration says something else.
 pub fn control_socket(daemon: &Running) -> PathBuf {
     daemon.directory().join("control.sock")
+}
+
+/// Programs that another user is to run, where everybody reaches them. Only root can become another user.
+#[derive(Debug)]
+pub struct OtherUser {
+    directory: TempDir,
+}
+
+impl OtherUser {
+    /// Nothing, and said so, when this test does not run as root.
+    pub fn new() -> Option<OtherUser> {
+        if fs::metadata("/proc/self").expect("/proc is mounted").uid() != 0 {
+            skip("only root can run programs as another user");
+            return None;
+        }
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).expect("it is ours");
+        Some(OtherUser { directory })
+    }
+
+    /// A directory in which everybody may do everything.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// This program, to be run by the user of that number.
+    pub fn command(&self, program: &str, uid: u32) -> Command {
+        let name = Path::new(program).file_name().expect("a program has a name");
+        let copy = self.directory.path().join(name);
+        if !copy.exists() {
+            fs::copy(program, &copy).expect("a copy of the program");
+        }
+        let mut command = Command::new(copy);
+        command.uid(uid).gid(uid);
+        command
+    }
+}
+
+/// Says that a test did nothing, and why. Not by a macro, of which the test's harness would keep the text to itself.
+pub fn skip(reason: &str) {
+    let name = thread::current().name().unwrap_or("a test").to_owned();
+    let _ = writeln!(io::stderr(), "skipped: {name}: {reason}");
 }
