@@ -9,6 +9,7 @@ mod master;
 mod pool;
 pub mod proto;
 mod sys;
+mod table;
 pub mod testing;
 mod worker;
 

@@ -22,6 +22,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -57,7 +58,7 @@ pub fn reopen() -> io::Result<()> {
 /// Lines that could not be written since this process began.
 #[must_use]
 pub fn errors() -> u64 {
-    output().lost_total
+    LOST.load(Ordering::Relaxed)
 }
 
 /// What the `log` crate calls.
@@ -73,12 +74,17 @@ impl log::Log for Facade {
             let mut message = String::new();
             // A `Display` that fails has said what it could.
             let _ = write!(message, "{}", Escaped(record.args()));
-            output().line(record.level(), &message);
+            let mut output = output();
+            output.line(record.level(), &message);
+            LOST.store(output.lost_total, Ordering::Relaxed);
         }
     }
 
     fn flush(&self) {}
 }
+
+/// [`Output::lost_total`], to be read at every turn of a loop without the lock.
+static LOST: AtomicU64 = AtomicU64::new(0);
 
 static OUTPUT: Mutex<Output<Stderr>> = Mutex::new(Output::new(Stderr));
 

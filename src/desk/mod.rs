@@ -252,6 +252,12 @@ impl WorkerDesk {
         Open { header: self.board.header(), slot, rx, tx }
     }
 
+    /// A place for received bytes, to be read.
+    #[must_use]
+    pub fn received(&self, index: u32, place: Place) -> &[u8] {
+        &self.bytes[self.layout.receive_range(place, index)]
+    }
+
     /// Copies received bytes from one place of a slot to the beginning of another.
     pub fn move_received(&mut self, index: u32, from: Place, bytes: Range<usize>, to: Place) {
         let source = self.layout.receive_range(from, index);

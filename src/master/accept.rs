@@ -9,7 +9,8 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::client::{Client, Unleased};
-use super::{Master, Token};
+use super::worker::Worker;
+use super::{Master, Place, Token};
 use crate::pool::State;
 use crate::pool::dispatch::Candidate;
 use crate::proto::frame::{ByteOrder, OrderRule};
@@ -76,6 +77,9 @@ impl Gate {
 impl Master {
     /// Leases the clients that have no worker, then those that wait in the queues of these listeners.
     pub(super) fn lease_clients(&mut self, readable: &[usize], now: Instant) {
+        if readable.is_empty() && self.unleased.is_empty() {
+            return;
+        }
         self.lease_unleased();
         if self.gate.pause.is_none() {
             let mut candidates = self.candidates(false);
@@ -88,11 +92,16 @@ impl Master {
 
     fn candidates(&self, is_rescue: bool) -> Vec<Candidate> {
         let monotonic = clock::monotonic();
-        let candidate = |(place, state): (&super::Place, State)| {
-            let is_ready = matches!(state, State::Ready { .. });
-            place.worker.as_ref().map_or_else(Candidate::default, |w| w.candidate(is_ready, is_rescue, monotonic))
+        let candidate = |(place, state): (&Place, State)| match (&place.worker, state) {
+            (Some(worker), State::Ready { .. }) => worker.candidate(is_rescue, monotonic),
+            _ => Candidate::default(),
         };
         self.places.iter().zip(self.pool.states()).map(candidate).collect()
+    }
+
+    fn ready_workers(&self) -> impl Iterator<Item = &Worker> {
+        let ready = self.places.iter().zip(self.pool.states()).filter(|(_, s)| matches!(s, State::Ready { .. }));
+        ready.filter_map(|(place, _)| place.worker.as_ref())
     }
 
     /// Leases clients whose worker died, or whose lease could not be sent.
@@ -111,7 +120,8 @@ impl Master {
     fn lease(&mut self, place: usize, unleased: Unleased, candidates: &mut [Candidate], is_rescue: bool) {
         let Some(worker) = self.places[place].worker.as_mut() else { return };
         worker.lease(unleased);
-        candidates[place] = worker.candidate(true, is_rescue, clock::monotonic());
+        let Candidate { has_room, pending, clients, .. } = worker.candidate(is_rescue, 0);
+        candidates[place] = Candidate { has_room, pending, clients, ..candidates[place] };
     }
 
     /// Takes in the clients that wait at one listener, as far as there is room for them.
@@ -194,7 +204,7 @@ impl Master {
     }
 
     fn reason_to_pause(&self) -> Option<Pause> {
-        if !self.pool.states().any(|state| matches!(state, State::Ready { .. })) {
+        if self.ready_workers().next().is_none() {
             return Some(Pause::NoWorker);
         }
         if self.gate.exhausted_until.is_some() {
@@ -209,14 +219,10 @@ impl Master {
         None
     }
 
-    /// Whether a worker has room. If none has, all are asked to tell.
+    /// Whether a worker has room. If none has, all are asked to tell when they have.
     fn has_room(&self) -> bool {
-        if self.candidates(false).iter().any(|candidate| candidate.has_room) {
-            return true;
-        }
-        let ready = self.places.iter().zip(self.pool.states()).filter(|(_, s)| matches!(s, State::Ready { .. }));
-        // Not `any`: each of them is to be asked.
-        ready.filter_map(|(place, _)| place.worker.as_ref()).filter(|worker| worker.want_room()).count() > 0
+        // Not `any` the second time: each of them is to be asked.
+        self.ready_workers().any(Worker::has_room) || self.ready_workers().filter(|w| w.want_room()).count() > 0
     }
 
     /// Says why nothing is accepted: once, and again only if it is still or again so after a while.

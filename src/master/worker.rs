@@ -11,6 +11,7 @@ use crate::pool::dispatch::Candidate;
 use crate::proto::channel::{Lease, MAX_LEASES, MethodName, Start, ToMaster, ToWorker};
 use crate::proto::names::WorkerId;
 use crate::sys::process::Executable;
+use crate::table::Table;
 
 /// Fresh leases that a worker may have that it has not picked up: so many clients can come to wait behind a request
 /// that it is stuck in.
@@ -33,9 +34,11 @@ pub(super) struct Worker {
     /// Its channel takes nothing at the moment.
     pub(super) is_full: bool,
     /// By slot.
-    leases: Vec<Option<Leased>>,
-    /// Slots below `leases.len()` that are free. The last one freed is the first one used: its memory is warm.
+    leases: Table<Leased>,
+    /// Slots below `used` that are free. The last one freed is the first one used: its memory is warm.
     free: Vec<u32>,
+    /// Slots that were ever used.
+    used: u32,
     slots: u32,
     clients: usize,
     /// Counts leases; the last one's number is its generation.
@@ -83,8 +86,9 @@ impl Worker {
             methods: Vec::new(),
             failure: None,
             is_full: false,
-            leases: Vec::new(),
+            leases: Table::new(),
             free: Vec::new(),
+            used: 0,
             slots: layout.slots(),
             clients: 0,
             generation: 0,
@@ -98,28 +102,33 @@ impl Worker {
         self.clients
     }
 
-    /// How dispatch sees it; `now` is ns of CLOCK_MONOTONIC.
-    pub(super) fn candidate(&self, is_ready: bool, is_rescue: bool, now: u64) -> Candidate {
+    /// How dispatch sees it, as a ready worker; `now` is ns of CLOCK_MONOTONIC.
+    pub(super) fn candidate(&self, is_rescue: bool, now: u64) -> Candidate {
         let header = self.desk.header();
         let waiting = self.given.saturating_sub(header.picked_up());
-        let executing = u64::from(header.executing().is_some());
+        let window = if is_rescue { RESCUE_WINDOW } else { WINDOW };
         Candidate {
-            has_room: is_ready && self.has_room(is_rescue, waiting),
-            pending: executing + waiting,
+            has_room: self.takes(waiting, window),
+            pending: u64::from(header.executing().is_some()) + waiting,
             busy: header.busy(now),
             clients: self.clients as u64,
         }
     }
 
-    fn has_room(&self, is_rescue: bool, waiting: u64) -> bool {
-        let window = if is_rescue { RESCUE_WINDOW } else { WINDOW };
+    /// Whether it may be given one client more, with so many not picked up of which so many may be.
+    fn takes(&self, waiting: u64, window: u64) -> bool {
         !self.is_full && waiting < window && self.clients < self.slots as usize
+    }
+
+    /// Whether it may be given a fresh client.
+    pub(super) fn has_room(&self) -> bool {
+        self.takes(self.given.saturating_sub(self.desk.header().picked_up()), WINDOW)
     }
 
     /// Asks to be told when it picks up more; whether it has room already.
     pub(super) fn want_room(&self) -> bool {
         let picked_up = self.desk.header().want_room();
-        self.has_room(false, self.given.saturating_sub(picked_up))
+        self.takes(self.given.saturating_sub(picked_up), WINDOW)
     }
 
     /// Leases a client to it. The slot is filled first; [`Worker::flush`] sends the lease.
@@ -128,14 +137,14 @@ impl Worker {
     /// Without room: dispatch has chosen it for having some.
     pub(super) fn lease(&mut self, unleased: Unleased) {
         let slot = self.free.pop().unwrap_or_else(|| {
-            self.leases.push(None);
-            (self.leases.len() - 1) as u32
+            self.used += 1;
+            self.used - 1
         });
         self.generation = self.generation.wrapping_add(1);
         let Unleased { client, view, marks, active, requests } = unleased;
         let on_desk = self.desk.slot(slot).expect("a worker with room has a free slot");
         on_desk.preset(self.generation, view, marks, active, requests);
-        self.leases[slot as usize] = Some(Leased { client, generation: self.generation });
+        self.leases.insert(slot, Leased { client, generation: self.generation });
         self.clients += 1;
         self.given += 1;
         self.outbox.push(slot);
@@ -162,7 +171,7 @@ impl Worker {
     }
 
     fn send_leases(&mut self, slots: &[u32]) -> io::Result<Sent> {
-        let leased = || slots.iter().filter_map(|slot| self.leases[*slot as usize].as_ref().map(|l| (*slot, l)));
+        let leased = || slots.iter().filter_map(|slot| self.leases.get(*slot).map(|l| (*slot, l)));
         let lease = |(slot, l): (u32, &Leased)| Lease {
             client: l.client.id,
             slot,
@@ -177,7 +186,7 @@ impl Worker {
 
     /// Ends a lease that the worker does not know of.
     fn take_back(&mut self, slot: u32) -> Option<Unleased> {
-        let unleased = self.leases[slot as usize].take().map(|leased| self.unleased(slot, leased.client));
+        let unleased = self.leases.take(slot).map(|leased| self.unleased(slot, leased.client));
         self.vacate(slot);
         unleased
     }
@@ -200,7 +209,7 @@ impl Worker {
 
     /// The worker has ended the client in this slot. `None` if there is none, which is a mistake of the worker's.
     pub(super) fn closed(&mut self, slot: u32) -> Option<Client> {
-        let leased = self.leases.get_mut(slot as usize)?.take()?;
+        let leased = self.leases.take(slot)?;
         self.vacate(slot);
         Some(leased.client)
     }
@@ -208,8 +217,8 @@ impl Worker {
     /// Its process is gone: what becomes of its clients.
     pub(super) fn into_left(mut self) -> Left {
         let mut left = Left::default();
-        for slot in 0..self.leases.len() as u32 {
-            let Some(Leased { client, generation }) = self.leases[slot as usize].take() else { continue };
+        for slot in 0..self.used {
+            let Some(Leased { client, generation }) = self.leases.take(slot) else { continue };
             let lease = self.desk.slot(slot).and_then(|on_desk| on_desk.lease());
             match lease.filter(|lease| lease.generation == generation).map(|lease| lease.state) {
                 Some(State::Rest) => left.at_rest.push(self.unleased(slot, client)),

@@ -87,8 +87,32 @@ impl<'a> Request<'a> {
         // First of all, because serde_json lets bad UTF-8 pass in members that it skips.
         let text = std::str::from_utf8(body)
             .map_err(|e| format!("the frame is not UTF-8: bad byte at {}", e.valid_up_to()))?;
-        serde_json::from_str(text).map_err(|e| e.to_string())
+        match Request::parse_usual(text) {
+            Some(request) => Ok(request),
+            None => serde_json::from_str(text).map_err(|e| e.to_string()),
+        }
     }
+
+    /// The request that nearly all are, `{"in":"NAME","params":VALUE}` with or without spaces as Python writes them, in
+    /// two thirds of the time. It is one exactly if all that is left between the text before the value and the last
+    /// brace is one JSON value; anything else is for the general parser to accept or to refuse.
+    fn parse_usual(text: &'a str) -> Option<Request<'a>> {
+        let rest = after(text.strip_prefix("{\"in\"")?, ":")?.strip_prefix('"')?;
+        let (method, rest) = rest.split_once('"')?;
+        // As it is in JSON only without escapes and control characters; as a name of a method it is without.
+        if !is_method_name(method) {
+            return None;
+        }
+        let rest = after(after(rest, ",")?.strip_prefix("\"params\"")?, ":")?;
+        let params = serde_json::from_str(rest.strip_suffix('}')?).ok()?;
+        Some(Request { method: Cow::Borrowed(method), params: Some(params) })
+    }
+}
+
+/// What comes behind this mark, and behind one space if there is one.
+fn after<'a>(text: &'a str, mark: &str) -> Option<&'a str> {
+    let rest = text.strip_prefix(mark)?;
+    Some(rest.strip_prefix(' ').unwrap_or(rest))
 }
 
 /// The members of a request that mean something.
@@ -226,6 +250,46 @@ mod tests {
         }
         assert_eq!(params(r#" { "x" : {"in":1} , "params" : [ 1 ] , "in" : "ping" } "#), "[ 1 ]");
         assert_eq!(params(r#"{"in":"ping"}"#), "null");
+    }
+
+    /// Two parsers, one language: whatever the short way takes, the general one takes for the same.
+    #[test]
+    fn the_usual_request_is_read_as_the_general_parser_reads_it() {
+        fn general(text: &str) -> Option<Request<'_>> {
+            serde_json::from_str(text).ok()
+        }
+        let parts =
+            ["{", "}", "\"in\"", "\"params\"", ":", ",", " ", "\"ping\"", "\"p\\u0069ng\"", "1", "[]", "\"x\"", "null"];
+        let usual = ["{\"in\"", ":", " ", "\"ping\"", ",", " ", "\"params\"", ":", "1", "}"];
+        let mut random = 1u64;
+        let mut next = || {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 40) as usize
+        };
+        let mut taken = 0;
+        for _ in 0..200_000 {
+            // The usual request with up to three of its parts replaced, or with parts put in.
+            let mut words = usual.to_vec();
+            for _ in 0..next() % 4 {
+                let (place, word) = (next() % words.len(), parts[next() % parts.len()]);
+                if next() % 2 == 0 {
+                    words[place] = word;
+                } else {
+                    words.insert(place, word);
+                }
+            }
+            let text = words.concat();
+            if let Some(short) = Request::parse_usual(&text) {
+                let long = general(&text).unwrap_or_else(|| panic!("{text} is no request"));
+                assert_eq!(short.method, long.method, "{text}");
+                assert_eq!(short.params.map(RawValue::get), long.params.map(RawValue::get), "{text}");
+                taken += 1;
+            }
+        }
+        assert!(taken > 50_000, "{taken}");
+        for text in [r#"{"in":"ping","params":{"a":[1]}}"#, r#"{"in": "ping", "params": [1, 2]}"#] {
+            assert!(Request::parse_usual(text).is_some(), "{text}");
+        }
     }
 
     #[test]

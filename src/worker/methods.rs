@@ -148,7 +148,7 @@ pub(crate) trait Service {
     fn names(&self) -> Vec<MethodName>;
 
     /// The index of a method.
-    fn find(&self, name: &str) -> Option<usize>;
+    fn find(&mut self, name: &str) -> Option<usize>;
 
     /// Whether it takes microseconds, so that no clock is read around it.
     fn is_inline(&self, index: usize) -> bool;
@@ -182,13 +182,15 @@ pub(crate) struct Running<S> {
     methods: Methods<S>,
     state: S,
     info: WorkerInfo,
+    /// The method that was found last.
+    last: usize,
 }
 
 impl<S: 'static> Running<S> {
     /// Makes the state.
     pub(crate) fn start(methods: Methods<S>, info: WorkerInfo) -> Result<Running<S>, String> {
         let state = construct(&methods, &info)?;
-        Ok(Running { methods, state, info })
+        Ok(Running { methods, state, info, last: 0 })
     }
 }
 
@@ -204,8 +206,12 @@ impl<S: 'static> Service for Running<S> {
         self.methods.names()
     }
 
-    fn find(&self, name: &str) -> Option<usize> {
-        self.methods.all.binary_search_by(|method| method.name.as_str().cmp(name)).ok()
+    fn find(&mut self, name: &str) -> Option<usize> {
+        // Mostly it is the same one again.
+        if self.methods.all[self.last].name != name {
+            self.last = self.methods.all.binary_search_by(|method| method.name.as_str().cmp(name)).ok()?;
+        }
+        Some(self.last)
     }
 
     fn is_inline(&self, index: usize) -> bool {

@@ -28,6 +28,7 @@ use crate::proto::channel::{Failed, Lease, MAX_SLOTS, Ready, Settings, Start, St
 use crate::proto::rpc::Code;
 use crate::sys::poll::{Event, Interest, Poller};
 use crate::sys::{clock, fd, process, signal, socket};
+use crate::table::Table;
 
 pub(crate) use builtin::pi_method;
 pub use methods::WorkerInfo;
@@ -109,7 +110,7 @@ struct Worker<'c> {
     desk: WorkerDesk,
     settings: Settings,
     /// By slot.
-    connections: Vec<Option<Connection>>,
+    connections: Table<Connection>,
     leased: usize,
     /// Slots whose clients have whole frames left: no event will come for them.
     again: Vec<u32>,
@@ -144,7 +145,7 @@ impl<'c> Worker<'c> {
             poller,
             desk,
             settings,
-            connections: Vec::new(),
+            connections: Table::new(),
             leased: 0,
             again: Vec::new(),
             timers: Timers::default(),
@@ -178,6 +179,7 @@ impl<'c> Worker<'c> {
             }
             self.look_at_deadlines(service);
             self.tell_master()?;
+            self.desk.header().set_log_errors(logging::errors());
             self.desk.header().record_busy(self.now, self.now - woken);
         }
         match self.broken {
@@ -195,7 +197,7 @@ impl<'c> Worker<'c> {
         if !self.again.is_empty() {
             return Some(Duration::ZERO);
         }
-        self.timers.next().map(|deadline| Duration::from_nanos(deadline.saturating_sub(clock::monotonic())))
+        self.timers.next().map(|deadline| Duration::from_nanos(deadline.saturating_sub(self.now)))
     }
 
     /// Takes in what the master says: one message, as more of them are told by the next wait.
@@ -219,14 +221,10 @@ impl<'c> Worker<'c> {
     fn pick_up(&mut self, leases: &[Lease], sockets: Vec<OwnedFd>, service: &mut dyn Service) -> io::Result<()> {
         self.room |= self.desk.header().pick_up(leases.len() as u64);
         for (lease, socket) in leases.iter().zip(sockets) {
-            let index = lease.slot as usize;
             if lease.slot >= self.desk.layout().slots() {
                 return Err(io::Error::other("a lease for a slot that there is not"));
             }
-            if self.connections.len() <= index {
-                self.connections.resize_with(index + 1, || None);
-            }
-            if self.connections[index].replace(Connection::new(lease, socket)).is_some() {
+            if self.connections.insert(lease.slot, Connection::new(lease, socket)).is_some() {
                 return Err(io::Error::other("a lease for a slot that is taken"));
             }
             self.leased += 1;
@@ -240,7 +238,7 @@ impl<'c> Worker<'c> {
     /// Something happened on a client's socket. An old event finds another generation, or nobody.
     fn serve_client(&mut self, token: u64, service: &mut dyn Service) {
         let (slot, generation) = (token as u32, (token >> 32) as u32);
-        let current = self.connections.get(slot as usize).and_then(Option::as_ref);
+        let current = self.connections.get(slot);
         if current.is_some_and(|connection| connection.generation == generation) {
             self.give_turn(slot, &Purpose::Serve, service);
         }
@@ -259,7 +257,7 @@ impl<'c> Worker<'c> {
     }
 
     fn give_one_turn(&mut self, slot: u32, purpose: &Purpose<'_>, service: &mut dyn Service) {
-        let Some(connection) = self.connections.get_mut(slot as usize).and_then(Option::as_mut) else { return };
+        let Some(connection) = self.connections.get_mut(slot) else { return };
         let mut tools = Tools {
             desk: &mut self.desk,
             service,
@@ -279,7 +277,8 @@ impl<'c> Worker<'c> {
 
     /// Sees to it that a client's next turn comes.
     fn wait_for(&mut self, index: u32, waits: Waits) {
-        let Some(connection) = self.connections.get_mut(index as usize).and_then(Option::as_mut) else { return };
+        let Some(connection) = self.connections.get_mut(index) else { return };
+        let was_at_rest = connection.waits == Waits::Request;
         connection.waits = waits;
         let wanted = match waits {
             Waits::Request | Waits::Bytes | Waits::End => Some(Interest::Read),
@@ -303,7 +302,9 @@ impl<'c> Worker<'c> {
         let deadline = connection.deadline(slot, &self.settings);
         self.timers.arm(index, &mut connection.armed, deadline);
         if waits == Waits::Request {
-            self.unpark(index);
+            if !was_at_rest {
+                self.unpark(index);
+            }
         } else {
             let view = slot.view();
             let (bytes, large) = view.parked();
@@ -329,7 +330,7 @@ impl<'c> Worker<'c> {
 
     fn give_up(&mut self, index: u32) {
         let slot = self.desk.slot(index).expect("the client has a slot");
-        let generation = self.connections[index as usize].as_ref().map_or(0, |connection| connection.generation);
+        let generation = self.connections.get(index).map_or(0, |connection| connection.generation);
         if slot.claim(generation).is_some() {
             self.close(index);
         }
@@ -342,7 +343,7 @@ impl<'c> Worker<'c> {
     }
 
     fn forget(&mut self, index: u32, note: impl FnOnce(&mut Worker<'c>)) {
-        let Some(connection) = self.connections.get_mut(index as usize).and_then(Option::take) else { return };
+        let Some(connection) = self.connections.take(index) else { return };
         if connection.watched.is_some() {
             let _ = self.poller.remove(&connection.socket);
         }
@@ -365,7 +366,7 @@ impl<'c> Worker<'c> {
 
     fn look_at_deadlines(&mut self, service: &mut dyn Service) {
         while let Some((deadline, index)) = self.timers.due(self.now) {
-            let Some(connection) = self.connections.get_mut(index as usize).and_then(Option::as_mut) else { continue };
+            let Some(connection) = self.connections.get_mut(index) else { continue };
             if connection.armed != deadline {
                 continue;
             }
@@ -387,13 +388,13 @@ impl<'c> Worker<'c> {
     /// From now on every client is closed as soon as what it has sent is answered.
     fn stop(&mut self, stop: Stop, service: &mut dyn Service) {
         self.stop_by = Some(Instant::now() + stop.within);
-        for slot in 0..self.connections.len() as u32 {
+        for slot in 0..self.connections.bound() {
             self.give_turn(slot, &Purpose::Serve, service);
         }
     }
 
     fn stop_client(&mut self, slot: u32, service: &mut dyn Service) {
-        let Some(connection) = self.connections.get(slot as usize).and_then(Option::as_ref) else { return };
+        let Some(connection) = self.connections.get(slot) else { return };
         match connection.waits {
             Waits::Request => self.give_one_turn(slot, &Purpose::Cut, service),
             Waits::Bytes => {
@@ -405,8 +406,10 @@ impl<'c> Worker<'c> {
     }
 
     /// Tells who left, in as few messages as it takes. What the channel does not take now waits until it does.
+    ///
+    /// At once: letting it wait for others, even a millisecond, made short connections dearer by a tenth, because the
+    /// kernel's memory of a connection that is gone was cold by the time it was used again.
     fn tell_master(&mut self) -> io::Result<()> {
-        self.desk.header().set_log_errors(logging::errors());
         let mut sent = Sent::Queued;
         while sent == Sent::Queued && !self.closed.is_empty() {
             sent = tell(self.channel, &mut self.closed, ToMaster::Closed)?;

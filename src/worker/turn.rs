@@ -22,7 +22,7 @@ use serde_json::value::RawValue;
 use super::connection::{Connection, Waits};
 use super::methods::{Failure, Service};
 use super::reply::{Call, Fault, write_fault};
-use crate::desk::{Found, Marks, Open, Place, REPLY_SOFT, SMALL, State, View, WorkerDesk};
+use crate::desk::{Found, Marks, Open, Place, REPLY_SOFT, SMALL, Slot, State, View, WorkerDesk};
 use crate::proto::channel::Settings;
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
 use crate::proto::rpc::{Code, NULL, Request};
@@ -76,7 +76,9 @@ pub(super) fn turn(connection: &mut Connection, index: u32, purpose: &Purpose<'_
     let Some(found) = slot.claim(connection.generation) else { return Ended::Lost };
     let (view, marks) = (slot.view(), slot.marks());
     let parked = found == Found::Parked;
-    let mut turn = Turn { connection, index, tools, view, marks, have: view.have as usize, answered: 0, unrecorded: 0 };
+    // Of a client at rest the view tells of bytes that are answered.
+    let have = if parked { view.have as usize } else { 0 };
+    let mut turn = Turn { connection, index, tools, view, marks, have, answered: 0, unrecorded: 0 };
     let waits = match purpose {
         Purpose::Cut => None,
         Purpose::Serve if parked && marks.closing && view.replied == 0 => turn.hear_last_words(),
@@ -124,8 +126,8 @@ impl Turn<'_, '_> {
         self.end(began, same_frame && self.view.answered == 0 && self.answered == 0)
     }
 
-    fn open(&mut self) -> Open<'_> {
-        self.tools.desk.open(self.index, self.view.rx.0, Place::Shared)
+    fn slot(&self) -> Slot<'_> {
+        self.tools.desk.slot(self.index).expect("the slot was claimed")
     }
 
     /// Makes a view hold that tells where this turn's bytes will lie.
@@ -137,8 +139,7 @@ impl Turn<'_, '_> {
         let (from, offset) = (self.view.rx.0, self.view.rx.1 as usize);
         let mut place = Place::Shared;
         if self.have > 0 {
-            let rx = self.tools.desk.open(self.index, from, Place::Shared).rx;
-            let unread = &rx[offset..offset + self.have];
+            let unread = &self.tools.desk.received(self.index, from)[offset..offset + self.have];
             let first = self.marks.order.map(|order| frame::next(unread, order, u32::MAX));
             match first {
                 Some(Next::Partial { .. }) if from == Place::Large && offset == 0 => place = Place::Large,
@@ -150,9 +151,8 @@ impl Turn<'_, '_> {
         self.flip();
     }
 
-    fn flip(&mut self) {
-        let (view, marks) = (self.view, self.marks);
-        self.open().slot.flip(&view, marks);
+    fn flip(&self) {
+        self.slot().flip(&self.view, self.marks);
     }
 
     fn serve(&mut self, began: u64) -> Result<(), Gone> {
@@ -220,10 +220,9 @@ impl Turn<'_, '_> {
         }
     }
 
-    fn unread(&mut self) -> &[u8] {
+    fn unread(&self) -> &[u8] {
         let begin = self.view.rx.1 as usize;
-        let (answered, have) = (self.view.answered as usize, self.have);
-        &self.open().rx[begin + answered..begin + have]
+        &self.tools.desk.received(self.index, self.view.rx.0)[begin + self.view.answered as usize..begin + self.have]
     }
 
     /// The client's byte order, noted on the desk as soon as it is known. An empty frame leaves it open.
@@ -235,9 +234,8 @@ impl Turn<'_, '_> {
         let settings = self.tools.settings;
         let rule = settings.listeners.get(usize::from(self.connection.listener)).copied().unwrap_or_default();
         self.marks.order = rule.decide(prefix, settings.max_frame);
-        let marks = self.marks;
-        self.open().slot.set_marks(marks);
-        Some(marks.order.unwrap_or(ByteOrder::Little))
+        self.slot().set_marks(self.marks);
+        Some(self.marks.order.unwrap_or(ByteOrder::Little))
     }
 
     /// Answers the next frame; whether that took no time worth measuring.
@@ -298,7 +296,7 @@ impl Turn<'_, '_> {
     fn reply_last(&mut self, fault: &Fault) {
         let order = self.marks.order.unwrap_or(ByteOrder::Little);
         let (replied, skipped) = (self.view.replied as usize, self.have as u32);
-        let Open { header, slot, tx, .. } = self.open();
+        let Open { header, slot, tx, .. } = self.tools.desk.open(self.index, self.view.rx.0, Place::Shared);
         let length = write_fault(&mut tx[replied..], order, fault);
         header.add_error();
         slot.commit(skipped, (replied + length) as u32);
@@ -382,21 +380,19 @@ impl Turn<'_, '_> {
             Waits::Bytes
         };
         if !(waits == Waits::Bytes && same_frame) {
-            let now = self.tools.now;
-            self.open().slot.set_since(now);
+            self.slot().set_since(self.tools.now);
         }
         Some(waits)
     }
 
-    fn ends_in_a_frame(&mut self) -> bool {
+    fn ends_in_a_frame(&self) -> bool {
         !self.unread().is_empty() && !self.next_is_whole()
     }
 
-    fn next_is_whole(&mut self) -> bool {
+    fn next_is_whole(&self) -> bool {
         let order = self.marks.order.unwrap_or(ByteOrder::Little);
         // A length over the limit is something to be answered as well.
-        let limit = self.tools.settings.max_frame;
-        !matches!(frame::next(self.unread(), order, limit), Next::Partial { .. })
+        !matches!(frame::next(self.unread(), order, self.tools.settings.max_frame), Next::Partial { .. })
     }
 
     /// Copies what is unread and unsent to the slot's own places, unless it lies there; then lets a view hold that
@@ -414,13 +410,7 @@ impl Turn<'_, '_> {
             self.tools.desk.keep_replies(self.index, begin..begin + self.view.replied as usize);
             self.view.tx = (Place::Large, 0);
         }
-        self.flip_parked();
-    }
-
-    /// Like [`Turn::flip`], for a view whose bytes may lie anywhere.
-    fn flip_parked(&mut self) {
-        let slot = self.tools.desk.slot(self.index).expect("the slot was claimed");
-        slot.flip(&self.view, self.marks);
+        self.flip();
     }
 
     /// Sends replies that were parked before this turn, and goes on if that is done.
@@ -440,8 +430,8 @@ impl Turn<'_, '_> {
                 return None;
             }
             if sent > 0 {
-                self.flip_parked();
-                self.tools.desk.slot(self.index).expect("the slot was claimed").set_since(self.tools.now);
+                self.flip();
+                self.slot().set_since(self.tools.now);
             }
             return Some(Waits::Room);
         }
@@ -457,8 +447,8 @@ impl Turn<'_, '_> {
         self.pass(sent);
         let (received, written) = self.view.ends();
         self.view = View::at_rest(received + self.have as u64, written);
-        self.flip_parked();
-        self.tools.desk.slot(self.index).expect("the slot was claimed").set_since(self.tools.now);
+        self.flip();
+        self.slot().set_since(self.tools.now);
         socket::finish_writing(&self.connection.socket);
         Some(Waits::End)
     }
