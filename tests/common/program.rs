@@ -104,8 +104,16 @@ pub struct OtherUser {
 impl OtherUser {
     /// Nothing, and said so, when this test does not run as root.
     pub fn new() -> Option<OtherUser> {
-        if fs::metadata("/proc/self").expect("/proc is mounted").uid() != 0 {
+        let other = OtherUser::if_root();
+        if other.is_none() {
             skip("only root can run programs as another user");
+        }
+        other
+    }
+
+    /// Nothing when this test does not run as root.
+    pub fn if_root() -> Option<OtherUser> {
+        if fs::metadata("/proc/self").expect("/proc is mounted").uid() != 0 {
             return None;
         }
         let directory = tempfile::tempdir().expect("a directory");
