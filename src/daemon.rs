@@ -18,6 +18,9 @@ use crate::master::{self, Setup};
 use crate::proto::names::Address;
 use crate::worker::{self, Call, Fault, Methods, Reply, WorkerInfo};
 
+/// The daemon of this package, as against those that are written with its library.
+const SHIPPED: &str = "fdpassd";
+
 /// sysexits.h
 const EX_USAGE: u8 = 64;
 const EX_SOFTWARE: u8 = 70;
@@ -143,12 +146,17 @@ impl<S: 'static> Daemon<S> {
         self
     }
 
+    /// What a worker is made of.
+    pub(crate) fn into_parts(self) -> (String, Methods<S>) {
+        (self.name, self.methods.complete())
+    }
+
     /// Runs the daemon as its arguments say: as master, as one of its workers, or to test a configuration. Returns what
     /// `main` is to return.
     #[must_use]
     pub fn run(self) -> ExitCode {
-        let Daemon { name, version, methods } = self;
-        let methods = methods.complete();
+        let version = self.version;
+        let (name, methods) = self.into_parts();
         if let Some(mistake) = methods.mistakes().first() {
             return fail(&name, EX_SOFTWARE, mistake);
         }
@@ -241,8 +249,6 @@ fn abort_on_panic() {
 }
 
 fn run_worker<S: 'static>(name: &str, methods: Methods<S>) -> ExitCode {
-    // A handler's panic is caught and logged in one line; this is for the place, which only the hook is told.
-    panic::set_hook(Box::new(|panic| log::debug!("{panic}")));
     match worker::run(methods) {
         Ok(()) => ExitCode::SUCCESS,
         // Somebody typed this.
@@ -256,21 +262,21 @@ fn run_worker<S: 'static>(name: &str, methods: Methods<S>) -> ExitCode {
 fn announcer(name: String, version: &'static str) -> Box<dyn Fn(&[String])> {
     Box::new(move |addresses| {
         let first = addresses.first().map_or("", String::as_str);
-        let ctl = std::env::current_exe().ok().map_or_else(|| "fdpassctl".to_owned(), |exe| ctl_command(&exe));
+        let ctl = std::env::current_exe().ok().filter(|_| name == SHIPPED).map_or("fdpassctl", |exe| ctl_command(&exe));
         let call = format!("{ctl} call ping '{{\"hello\":1}}' --to {}", reachable(first));
         let _ = say(&format!("{name} {version} listens on {}; call it: {call}\n", addresses.join(", ")));
     })
 }
 
 /// How to run fdpassctl: by cargo, if that has built this program, or else by its name.
-fn ctl_command(program: &Path) -> String {
+fn ctl_command(program: &Path) -> &'static str {
     let profile = program.parent();
     let is_cargos = profile.and_then(Path::parent).is_some_and(|target| target.join("CACHEDIR.TAG").exists());
     let profile = profile.and_then(Path::file_name).and_then(|name| name.to_str());
     match profile {
-        Some("release") if is_cargos => "cargo run --release --bin fdpassctl --".to_owned(),
-        Some("debug") if is_cargos => "cargo run --bin fdpassctl --".to_owned(),
-        _ => "fdpassctl".to_owned(),
+        Some("release") if is_cargos => "cargo run --release --bin fdpassctl --",
+        Some("debug") if is_cargos => "cargo run --bin fdpassctl --",
+        _ => "fdpassctl",
     }
 }
 
@@ -299,8 +305,11 @@ fn fail(name: &str, status: u8, reason: &dyn fmt::Display) -> ExitCode {
     ExitCode::from(status)
 }
 
-/// The whole of `fdpassd`: the methods that it ships.
+/// The whole of `fdpassd`, from the arguments to what `main` is to return: a [`Daemon`] with the methods `ping`, `pi` and
+/// `methods`.
+///
+/// Its master runs this very program again for each worker, so `main` does nothing else before it.
 #[must_use]
 pub fn fdpassd_main() -> ExitCode {
-    Daemon::named("fdpassd").idempotent("pi", worker::pi_method).run()
+    Daemon::named(SHIPPED).idempotent("pi", worker::pi_method).run()
 }

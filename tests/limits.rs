@@ -5,9 +5,9 @@ mod common;
 use std::thread;
 use std::time::Duration;
 
-use common::{FDPASSD, kernel, let_pass, start};
+use common::{FDPASSD, kernel, let_pass, settled, start};
 use fdpassd::proto::names::Address;
-use fdpassd::testing::{Client, Running, Setup, eventually};
+use fdpassd::testing::{Client, Running, Setup};
 
 #[test]
 fn clients_beyond_the_limit_on_open_files_wait_and_are_served_when_others_leave() {
@@ -107,10 +107,10 @@ fn clients_that_come_and_go_leave_nothing_behind() {
     };
     // What is opened once, for all that come later.
     come_and_go(AT_A_TIME);
-    let before = descriptors();
+    let before = settled(descriptors);
 
     come_and_go(CLIENTS);
-    eventually("each process has the descriptors that it had before", || (descriptors() == before).then_some(()));
+    assert_eq!(settled(descriptors), before);
     let Address::Tcp(address) = daemon.address() else { panic!("it listens on TCP") };
     assert_eq!(kernel::close_waits(address.port()), 0);
     let status = daemon.status();
@@ -130,12 +130,7 @@ fn without_clients_no_process_wakes_up() {
 
     let processes: Vec<u32> = daemon.worker_pids().into_iter().chain([daemon.pid()]).collect();
     let sleeps = || -> Vec<u64> { processes.iter().map(|pid| kernel::sleeps(*pid)).collect() };
-    // Our last question over the control socket is still being put away.
-    let before = eventually("the processes come to rest", || {
-        let before = sleeps();
-        let_pass(Duration::from_millis(100));
-        (sleeps() == before).then_some(before)
-    });
+    let before = settled(sleeps);
     let_pass(Duration::from_secs(3));
     assert_eq!(sleeps(), before);
 }

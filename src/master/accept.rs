@@ -118,10 +118,10 @@ impl Master {
     }
 
     fn lease(&mut self, place: usize, unleased: Unleased, candidates: &mut [Candidate], is_rescue: bool) {
-        let Some(worker) = self.places[place].worker.as_mut() else { return };
+        let worker = self.places[place].worker.as_mut().expect("only workers that there are have room");
         worker.lease(unleased);
-        let Candidate { has_room, pending, clients, .. } = worker.candidate(is_rescue, 0);
-        candidates[place] = Candidate { has_room, pending, clients, ..candidates[place] };
+        // But for the share of time, which takes the clock and does not change that fast.
+        candidates[place] = Candidate { busy: candidates[place].busy, ..worker.candidate(is_rescue, 0) };
     }
 
     /// Takes in the clients that wait at one listener, as far as there is room for them.
@@ -170,10 +170,8 @@ impl Master {
                     super::kill(worker);
                 }
             }
-            let Some(worker) = self.places[index].worker.as_mut() else { continue };
-            if worker.is_full && !was_full {
-                let token = Token::Worker(worker.id).into();
-                let _ = self.poller.modify(&worker.channel, token, Interest::Both);
+            if !was_full {
+                self.watch_full(index);
             }
         }
     }
@@ -257,5 +255,13 @@ fn turn_away(accepted: &socket::Accepted, byte_order: OrderRule) {
     reply.extend_from_slice(&body);
     // A socket that was accepted just now has room for it.
     let _ = socket::transmit(&accepted.socket, &reply);
-    socket::end(&accepted.socket);
+    socket::finish_writing(&accepted.socket);
+    // What it has sent by now is read, or closing would reset the connection and might destroy the reply. More than
+    // that is not worth the loop's time.
+    let mut scratch = [0; 16 * 1024];
+    for _ in 0..16 {
+        if !matches!(socket::receive(&accepted.socket, &mut scratch), Ok(socket::Moved::Bytes(_))) {
+            break;
+        }
+    }
 }

@@ -3,7 +3,8 @@
 //! One thread, one loop, one order: wait; take in what happened (signals, workers, control, listeners); reconcile; act.
 //! Nothing here sleeps, and nothing blocks but the one wait. It parses nothing that a client sent. Taking in starts and
 //! kills nobody, acting decides nothing. What belongs to one client or one worker and goes wrong is dealt with where it
-//! happens; only a broken poller ends the loop.
+//! happens; only a broken poller ends the loop. (One exception to "taking in kills nobody": a worker that says what is no
+//! message is killed on the spot, for nothing that it says may be taken in any more.)
 
 mod accept;
 mod client;
@@ -15,7 +16,7 @@ mod worker;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use accept::Gate;
 use client::{Addresses, Client, Unleased};
@@ -30,7 +31,7 @@ use crate::desk::Layout;
 use crate::logging;
 use crate::pool::dispatch::Dispatcher;
 use crate::pool::{Action, Pool};
-use crate::proto::channel::{Ready, Settings, Start, Stop, ToMaster, ToWorker, VERSION};
+use crate::proto::channel::{Ready, Settings, Start, ToMaster, ToWorker, VERSION};
 use crate::proto::control::places;
 use crate::proto::names::{Generation, WorkerId};
 use crate::sys::poll::{Event, Interest, Poller};
@@ -174,8 +175,9 @@ impl Master {
         let layout = Layout::new(u32::try_from(max_clients).unwrap_or(u32::MAX), config.limits.max_frame);
 
         let executable = Executable::current().map_err(Error::system("open the running program"))?;
-        let signals = Signals::catch(&[Signal::Terminate, Signal::Interrupt, Signal::Child, Signal::User1])
-            .map_err(Error::system("catch signals"))?;
+        let signals =
+            Signals::catch(&[Signal::Terminate, Signal::Interrupt, Signal::Child, Signal::User1, Signal::Hangup])
+                .map_err(Error::system("catch signals"))?;
         let poller = Poller::new(BATCH).map_err(Error::system("make a poller"))?;
         let control_listener = open_control(&name, &config)?;
         let keepalive = config.limits.tcp_keepalive;
@@ -264,6 +266,9 @@ impl Master {
                 Signal::Interrupt => self.stop("SIGINT", now),
                 Signal::Child => self.reap(now),
                 Signal::User1 => self.reopen_log(),
+                Signal::Hangup => {
+                    log::warn!("SIGHUP: this version cannot reload its configuration; nothing is changed")
+                }
             }
         }
     }
@@ -280,7 +285,7 @@ impl Master {
         for listener in self.listeners.drain(..) {
             let _ = self.poller.remove(&listener);
         }
-        self.unleased.clear();
+        std::mem::take(&mut self.unleased).into_iter().for_each(|unleased| self.forget(unleased.client));
     }
 
     fn reopen_log(&mut self) {
@@ -372,12 +377,12 @@ impl Master {
 
     /// Takes in what a worker says: one message, as more of them are told by the next wait.
     fn hear(&mut self, id: WorkerId, is_writable: bool, now: Instant) {
-        let is_it = |worker: &&mut Worker| worker.id == id;
-        let Some(worker) = self.places.iter_mut().filter_map(|place| place.worker.as_mut()).find(is_it) else { return };
-        if is_writable && worker.is_full {
-            worker.is_full = false;
-            let _ = self.poller.modify(&worker.channel, Token::Worker(id).into(), Interest::Read);
+        let is_it = |place: &Place| place.worker.as_ref().is_some_and(|worker| worker.id == id);
+        let Some(index) = self.places.iter().position(is_it) else { return };
+        if is_writable {
+            self.channel_takes_again(index, now);
         }
+        let Some(worker) = self.places[index].worker.as_mut() else { return };
         match worker.channel.hear(&mut self.scratch) {
             Ok(Heard::Message(ToMaster::Closed(slots) | ToMaster::Freed(slots), _)) => {
                 let closed: Vec<Client> = slots.into_iter().filter_map(|slot| worker.closed(slot)).collect();
@@ -387,8 +392,12 @@ impl Master {
             Ok(Heard::Message(ToMaster::Failed(failed), _)) => worker.failure = Some(failed.reason),
             // It is enough that the loop turns.
             Ok(Heard::Message(ToMaster::Room, _) | Heard::Nothing) => {}
-            // Not its death: that is told by its being collected. But nothing will be heard any more.
-            Ok(Heard::Closed) => drop(self.poller.remove(&worker.channel)),
+            // Not its death: that is told by its being collected. But nothing will be heard of it any more. One that is
+            // about to end does so with the status that it wanted.
+            Ok(Heard::Closed) => {
+                let _ = self.poller.remove(&worker.channel);
+                kill(worker);
+            }
             Ok(Heard::Garbage(malformed)) => {
                 log::error!("worker {id} (pid {}): {malformed}; killing it", worker.pid);
                 kill(worker);
@@ -398,6 +407,13 @@ impl Master {
                 kill(worker);
             }
         }
+    }
+
+    fn channel_takes_again(&mut self, index: usize, now: Instant) {
+        let Some(worker) = self.places[index].worker.as_mut().filter(|worker| worker.is_full) else { return };
+        worker.is_full = false;
+        let _ = self.poller.modify(&worker.channel, Token::Worker(worker.id).into(), Interest::Read);
+        self.tell_to_stop(index, now);
     }
 
     fn take_ready(&mut self, id: WorkerId, ready: Ready, now: Instant) {
@@ -432,7 +448,12 @@ impl Master {
                 match action {
                     Action::Spawn(place, id) => self.spawn(place, id, now),
                     Action::Kill(place, id) => self.kill_late(place, id),
-                    Action::Stop(place, _, by) => self.tell_to_stop(place, by.saturating_duration_since(now)),
+                    Action::Stop(place, _, by) => {
+                        if let Some(worker) = self.places[place].worker.as_mut() {
+                            worker.stop_by = Some(by);
+                        }
+                        self.tell_to_stop(place, now);
+                    }
                     Action::GiveUp => return Err(Error::NoWorker(self.reason_to_give_up())),
                 }
             }
@@ -493,12 +514,19 @@ impl Master {
         kill(worker);
     }
 
-    fn tell_to_stop(&mut self, index: usize, within: Duration) {
+    fn tell_to_stop(&mut self, index: usize, now: Instant) {
         let Some(worker) = self.places[index].worker.as_mut() else { return };
         // One that cannot be told is killed at its deadline.
-        if let Err(e) = worker.channel.send(&ToWorker::Stop(Stop { within }), &[]) {
+        if let Err(e) = worker.tell_to_stop(now) {
             log::error!("worker {} (pid {}): cannot be told to stop: {e}", worker.id, worker.pid);
         }
+        self.watch_full(index);
+    }
+
+    /// Has the poller tell when a channel that is full takes messages again.
+    fn watch_full(&mut self, index: usize) {
+        let Some(worker) = self.places[index].worker.as_ref().filter(|worker| worker.is_full) else { return };
+        let _ = self.poller.modify(&worker.channel, Token::Worker(worker.id).into(), Interest::Both);
     }
 
     fn reason_to_give_up(&self) -> String {

@@ -8,7 +8,7 @@ use super::client::{Client, Unleased};
 use crate::channel::{Channel, Sent};
 use crate::desk::{Layout, MasterDesk, State, View};
 use crate::pool::dispatch::Candidate;
-use crate::proto::channel::{Lease, MAX_LEASES, MethodName, Start, ToMaster, ToWorker};
+use crate::proto::channel::{Lease, MAX_LEASES, MethodName, Start, Stop, ToMaster, ToWorker};
 use crate::proto::names::WorkerId;
 use crate::sys::process::Executable;
 use crate::table::Table;
@@ -33,6 +33,8 @@ pub(super) struct Worker {
     pub(super) failure: Option<String>,
     /// Its channel takes nothing at the moment.
     pub(super) is_full: bool,
+    /// It is yet to be told that it has until then to finish.
+    pub(super) stop_by: Option<Instant>,
     /// By slot.
     leases: Table<Leased>,
     /// Slots below `used` that are free. The last one freed is the first one used: its memory is warm.
@@ -86,6 +88,7 @@ impl Worker {
             methods: Vec::new(),
             failure: None,
             is_full: false,
+            stop_by: None,
             leases: Table::new(),
             free: Vec::new(),
             used: 0,
@@ -109,7 +112,8 @@ impl Worker {
         let window = if is_rescue { RESCUE_WINDOW } else { WINDOW };
         Candidate {
             has_room: self.takes(waiting, window),
-            pending: u64::from(header.executing().is_some()) + waiting,
+            executing: u64::from(header.executing().is_some()),
+            waiting,
             busy: header.busy(now),
             clients: self.clients as u64,
         }
@@ -148,6 +152,17 @@ impl Worker {
         self.clients += 1;
         self.given += 1;
         self.outbox.push(slot);
+    }
+
+    /// Tells it to finish, if that is to be told. Who cannot be told now is told when its channel takes it.
+    pub(super) fn tell_to_stop(&mut self, now: Instant) -> io::Result<()> {
+        let Some(by) = self.stop_by else { return Ok(()) };
+        let within = by.saturating_duration_since(now);
+        match self.channel.send(&ToWorker::Stop(Stop { within }), &[])? {
+            Sent::Full => self.is_full = true,
+            Sent::Queued | Sent::Closed => self.stop_by = None,
+        }
+        Ok(())
     }
 
     /// Sends the leases that are waiting to be sent, in as few messages as it takes. Returns the clients that it had to

@@ -9,8 +9,10 @@ use crate::config::Dispatch;
 pub struct Candidate {
     /// Whether it is ready and can be given a client now.
     pub has_room: bool,
-    /// Requests that it is executing, and leases that it has not picked up yet.
-    pub pending: u64,
+    /// Requests that it is executing.
+    pub executing: u64,
+    /// Leases that it has not picked up yet.
+    pub waiting: u64,
     /// The share of the last seconds in which it worked, from 0 to 1.
     pub busy: f64,
     /// Clients that it has.
@@ -46,10 +48,12 @@ impl Dispatcher {
     }
 }
 
-/// Work in hand first, then recent work, then clients. Recent work counts in eighths: a difference of some percent is
-/// noise, and would give all clients of a quiet daemon to one worker.
+/// Work in hand first, then recent work, then clients.
+///
+/// Both are counted coarsely, leases in fours and recent work in eighths. One lease that is not picked up yet tells who
+/// was scheduled last, and some percent of work are noise: either would deal the clients of a quiet daemon 170 to 30.
 fn compare(a: &Candidate, b: &Candidate) -> Ordering {
-    let load = |c: &Candidate| (c.pending, (c.busy.clamp(0.0, 1.0) * 8.0) as u64, c.clients);
+    let load = |c: &Candidate| (c.executing + c.waiting / 4, (c.busy.clamp(0.0, 1.0) * 8.0) as u64, c.clients);
     load(a).cmp(&load(b))
 }
 
@@ -67,7 +71,7 @@ mod tests {
         let mut dispatcher = Dispatcher::new(Dispatch::RoundRobin);
         let mut workers = idle(4);
         workers[1].has_room = false;
-        workers[0].pending = 9;
+        workers[0].executing = 9;
         let picks: Vec<_> = (0..7).filter_map(|_| dispatcher.pick(&workers)).collect();
         assert_eq!(picks, [0, 2, 3, 0, 2, 3, 0]);
         workers.iter_mut().for_each(|w| w.has_room = false);
@@ -79,14 +83,25 @@ mod tests {
     fn least_loaded_looks_at_work_in_hand_then_at_recent_work_then_at_clients() {
         let mut dispatcher = Dispatcher::new(Dispatch::LeastLoaded);
         let mut workers = idle(3);
-        workers[0].pending = 1;
+        workers[0].executing = 1;
         workers[1].busy = 0.9;
         workers[2].clients = 500;
         assert_eq!(dispatcher.pick(&workers), Some(2));
-        workers[2].pending = 2;
+        workers[2].waiting = 8;
         assert_eq!(dispatcher.pick(&workers), Some(1));
-        workers[1].pending = 2;
+        workers[1].waiting = 8;
         assert_eq!(dispatcher.pick(&workers), Some(0));
+    }
+
+    #[test]
+    fn a_few_leases_on_their_way_tell_least_loaded_nothing() {
+        let mut dispatcher = Dispatcher::new(Dispatch::LeastLoaded);
+        let mut workers = idle(2);
+        workers[0] = Candidate { waiting: 3, clients: 1, ..workers[0] };
+        workers[1].clients = 2;
+        assert_eq!(dispatcher.pick(&workers), Some(0));
+        workers[0].waiting = 4;
+        assert_eq!(dispatcher.pick(&workers), Some(1));
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub enum Signal {
     Child,
     /// SIGUSR1.
     User1,
+    /// SIGHUP.
+    Hangup,
 }
 
 impl Signal {
@@ -29,6 +31,7 @@ impl Signal {
             Signal::Interrupt => SIGINT,
             Signal::Child => SIGCHLD,
             Signal::User1 => SIGUSR1,
+            Signal::Hangup => SIGHUP,
         }
     }
 }

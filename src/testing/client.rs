@@ -154,6 +154,17 @@ impl Client {
         self.stream.get_ref().shutdown(Shutdown::Write).expect("the connection is there");
     }
 
+    /// Waits for all replies that come until the daemon closes the connection.
+    #[must_use]
+    #[track_caller]
+    pub fn replies(&mut self) -> Vec<Reply> {
+        let mut replies = Vec::new();
+        while !self.stream.fill_buf().expect("the daemon replies or closes the connection").is_empty() {
+            replies.push(self.reply());
+        }
+        replies
+    }
+
     /// Waits until the daemon has closed the connection, and makes sure that it sent nothing before.
     #[track_caller]
     pub fn expect_end(&mut self) {

@@ -18,6 +18,7 @@
 //! panic shows what it logged.
 
 mod client;
+mod in_process;
 
 use std::ffi::OsStr;
 use std::io::Read;
@@ -34,6 +35,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 pub use self::client::{Client, Reply};
+pub use self::in_process::InProcess;
 use crate::proto::control::{Status, WorkerState, WorkerStatus};
 use crate::proto::names::Address;
 use crate::sys::process;

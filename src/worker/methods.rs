@@ -1,7 +1,7 @@
 //! The methods of a daemon, and the state they share.
 
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::cell::RefCell;
+use std::panic::{self, AssertUnwindSafe, catch_unwind};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -197,7 +197,7 @@ impl<S: 'static> Running<S> {
 fn construct<S>(methods: &Methods<S>, info: &WorkerInfo) -> Result<S, String> {
     match catch_unwind(AssertUnwindSafe(|| (methods.constructor)(info))) {
         Ok(made) => made,
-        Err(panic) => Err(format!("panic: {}", panic_message(&*panic))),
+        Err(_) => Err(format!("the state's constructor {}", last_panic())),
     }
 }
 
@@ -232,8 +232,8 @@ impl<S: 'static> Service for Running<S> {
         match catch_unwind(AssertUnwindSafe(|| (method.handler)(&mut self.state, params, &mut reply))) {
             Ok(Ok(())) => reply.seal(order).map_err(Failure::Fault),
             Ok(Err(fault)) => Err(Failure::Fault(fault)),
-            Err(panic) => {
-                log::error!("method {:?} panicked: {}; its state is made anew", method.name, panic_message(&*panic));
+            Err(_) => {
+                log::error!("method {:?} {}; its state is made anew", method.name, last_panic());
                 self.state = construct(&self.methods, &self.info).map_err(Failure::Broken)?;
                 Err(Failure::Panicked)
             }
@@ -241,8 +241,21 @@ impl<S: 'static> Service for Running<S> {
     }
 }
 
-fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("?")
+thread_local! {
+    /// Where the last panic was and what it said, which only the hook is told.
+    static LAST_PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// From now on a panic of a method is told by the worker, in the one line that says what becomes of it.
+pub(crate) fn remember_panics() {
+    panic::set_hook(Box::new(|info| {
+        LAST_PANIC.with(|last| last.replace(info.to_string().replacen('\n', " ", 1)));
+    }));
+}
+
+/// "panicked at FILE:LINE:COLUMN: MESSAGE"
+fn last_panic() -> String {
+    LAST_PANIC.with(RefCell::take)
 }
 
 /// The fault that a client is told.

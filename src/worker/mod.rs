@@ -55,27 +55,38 @@ pub(crate) fn run<S: 'static>(methods: Methods<S>) -> Result<(), Error> {
     let no_master = |e: io::Error| Error::NoMaster(format!("workers are started by their master: {e}"));
     let mut channel = Channel::over(fd::take_stdin().map_err(no_master)?);
     let (start, file) = hear_start(&channel).map_err(no_master)?;
-    serve(&mut channel, start, file, methods).map_err(|reason| {
+    let served = serve(&mut channel, start, file, methods).map_err(|reason| {
         // A master that does not hear it, as it is gone, has no use for it.
         let _ = channel.send(&ToMaster::Failed(Failed { reason }), &[]);
         Error::Failed
-    })
+    });
+    // It closes with the process: the master takes the end of the channel of a process that lives for a fault.
+    std::mem::forget(channel);
+    served
 }
 
 /// The first message. Its sender may still be on its way to sending it.
 fn hear_start(channel: &Channel<ToMaster, ToWorker>) -> io::Result<(Start, File)> {
-    let mut poller = Poller::new(1)?;
-    poller.add(channel, CHANNEL, Interest::Read)?;
-    poller.wait(&mut Vec::new(), None)?;
-    match channel.hear(&mut Scratch::default())? {
-        Heard::Message(ToWorker::Start(start), mut desk) if start.version == VERSION => {
-            let desk = desk.pop().ok_or_else(|| io::Error::other("there is no desk"))?;
-            Ok((*start, File::from(desk)))
+    let mut scratch = Scratch::default();
+    loop {
+        match channel.hear(&mut scratch)? {
+            Heard::Message(ToWorker::Start(start), mut desk) if start.version == VERSION => {
+                let desk = desk.pop().ok_or_else(|| io::Error::other("there is no desk"))?;
+                return Ok((*start, File::from(desk)));
+            }
+            Heard::Message(ToWorker::Start(start), _) => {
+                let sentence = format!("it speaks version {} of the channel, not {VERSION}", start.version);
+                return Err(io::Error::other(sentence));
+            }
+            Heard::Nothing => {
+                let mut poller = Poller::new(1)?;
+                poller.add(channel, CHANNEL, Interest::Read)?;
+                poller.wait(&mut Vec::new(), None)?;
+            }
+            Heard::Message(..) | Heard::Garbage(_) | Heard::Closed => {
+                return Err(io::Error::other("standard input is not a channel to one"));
+            }
         }
-        Heard::Message(ToWorker::Start(start), _) => {
-            Err(io::Error::other(format!("it speaks version {} of the channel, not {VERSION}", start.version)))
-        }
-        _ => Err(io::Error::other("standard input is not a channel to one")),
     }
 }
 
@@ -87,6 +98,7 @@ fn serve<S: 'static>(
     methods: Methods<S>,
 ) -> Result<(), String> {
     process::set_name(&start.name);
+    methods::remember_panics();
     signal::ignore_group_signals().map_err(|e| format!("cannot catch signals: {e}"))?;
     // It serves as many clients as its master may have; a lower limit shows when they come.
     let _ = fd::raise_limit();

@@ -78,7 +78,7 @@ pub(super) fn turn(connection: &mut Connection, index: u32, purpose: &Purpose<'_
     let parked = found == Found::Parked;
     // Of a client at rest the view tells of bytes that are answered.
     let have = if parked { view.have as usize } else { 0 };
-    let mut turn = Turn { connection, index, tools, view, marks, have, answered: 0, unrecorded: 0 };
+    let mut turn = Turn { connection, index, tools, view, marks, have, answered: 0, unrecorded: 0, blocked: false };
     let waits = match purpose {
         Purpose::Cut => None,
         Purpose::Serve if parked && marks.closing && view.replied == 0 => turn.hear_last_words(),
@@ -109,6 +109,8 @@ struct Turn<'t, 'a> {
     answered: u64,
     /// Of these, the ones whose replies are not sent yet.
     unrecorded: u64,
+    /// The client does not take its replies: they are parked as they are, and none is added to them.
+    blocked: bool,
 }
 
 /// The client is gone.
@@ -312,6 +314,7 @@ impl Turn<'_, '_> {
         let sent = self.send(since)?;
         self.pass(sent);
         if self.view.replied > 0 {
+            self.blocked = true;
             return Ok(false);
         }
         self.flip();
@@ -352,12 +355,11 @@ impl Turn<'_, '_> {
 
     /// Sends, parks what is left, and says what the client is waited for; nothing if it is over.
     fn end(&mut self, began: u64, same_frame: bool) -> Option<Waits> {
-        let has_room = self.view.replied as usize <= REPLY_SOFT;
-        if self.marks.half_closed && !self.marks.closing && has_room && self.ends_in_a_frame() {
+        if self.marks.half_closed && !self.marks.closing && !self.blocked && self.ends_in_a_frame() {
             let message = "the connection ended in the middle of a frame";
             self.reply_last(&Fault::of(Code::BadRequest, message));
         }
-        let sent = self.send(began).ok()?;
+        let sent = if self.blocked { 0 } else { self.send(began).ok()? };
         let unsent = self.view.replied as usize - sent;
         let unread = self.have - self.view.answered as usize;
         if unsent == 0 && unread == 0 {

@@ -9,7 +9,7 @@ pub mod program;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
-use fdpassd::testing::Running;
+use fdpassd::testing::{Running, eventually};
 
 /// The shipped daemon.
 pub const FDPASSD: &str = env!("CARGO_BIN_EXE_fdpassd");
@@ -24,6 +24,16 @@ pub fn start(config: &str) -> Running {
 pub fn let_pass(time: Duration) {
     let (_nobody, news) = mpsc::channel::<()>();
     assert_eq!(news.recv_timeout(time), Err(RecvTimeoutError::Timeout));
+}
+
+/// Measures until nothing changes any more: our last question over the control socket takes a while to be put away.
+#[track_caller]
+pub fn settled<T: PartialEq>(measure: impl Fn() -> T) -> T {
+    eventually("the daemon comes to rest", || {
+        let before = measure();
+        let_pass(Duration::from_millis(100));
+        (measure() == before).then_some(before)
+    })
 }
 
 /// A ping whose body is of just that many bytes, from 26 on.
