@@ -20,7 +20,7 @@ const MAY_IMPORT: [(&str, &[&str]); 14] = [
     ("worker", &["channel", "desk", "logging", "proto", "sys", "table"]),
     ("ctl", &["proto"]),
     ("daemon", &["config", "logging", "master", "worker", "proto"]),
-    ("testing", &["proto", "sys", "worker"]),
+    ("testing", &["daemon", "proto", "sys", "worker"]),
     ("bin", &[]),
 ];
 
