@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 
 use crate::config::Config;
 use crate::logging;
-use crate::master::{self, Setup};
+use crate::master::{self, Announce, Setup};
 use crate::proto::names::Address;
 use crate::worker::{self, Call, Fault, Methods, Reply, WorkerInfo};
 
@@ -259,7 +259,7 @@ fn run_worker<S: 'static>(name: &str, methods: Methods<S>) -> ExitCode {
 }
 
 /// Says where the daemon listens and how to call it, in one line on standard output.
-fn announcer(name: String, version: &'static str) -> Box<dyn Fn(&[String])> {
+fn announcer(name: String, version: &'static str) -> Announce {
     Box::new(move |addresses| {
         let first = addresses.first().map_or("", String::as_str);
         let ctl = std::env::current_exe().ok().filter(|_| name == SHIPPED).map_or("fdpassctl", |exe| ctl_command(&exe));

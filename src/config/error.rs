@@ -27,6 +27,8 @@ pub struct Error {
     display: String,
 }
 
+/// The parts, for programs: the verdict of a reload will name them.
+#[cfg_attr(not(test), allow(dead_code, reason = "people read the display, and only tests ask for its parts so far"))]
 impl Error {
     /// What is wrong, in one sentence, without the place.
     #[must_use]
@@ -51,7 +53,9 @@ impl Error {
     pub fn column(&self) -> Option<usize> {
         self.position.map(|(_, column)| column)
     }
+}
 
+impl Error {
     /// The file as a whole.
     pub(super) fn of_file(origin: &str, message: &str) -> Error {
         let title = Level::ERROR.primary_title(message);

@@ -13,6 +13,7 @@ use super::worker::Worker;
 use super::{Master, Place, Token};
 use crate::pool::State;
 use crate::pool::dispatch::Candidate;
+use crate::proto::channel::MAX_LEASES;
 use crate::proto::frame::{ByteOrder, OrderRule};
 use crate::proto::names::{ClientId, Peer};
 use crate::proto::rpc;
@@ -104,16 +105,28 @@ impl Master {
         ready.filter_map(|(place, _)| place.worker.as_ref())
     }
 
-    /// Leases clients whose worker died, or whose lease could not be sent.
+    /// Leases clients whose worker died, or whose lease could not be sent, as far as there is room.
     fn lease_unleased(&mut self) {
-        if self.unleased.is_empty() {
-            return;
-        }
-        let mut candidates = self.candidates(true);
+        let mut has_asked = false;
         while !self.unleased.is_empty() {
-            let Some(place) = self.dispatcher.pick(&candidates) else { break };
-            let Some(unleased) = self.unleased.pop_front() else { break };
-            self.lease(place, unleased, &mut candidates, true);
+            let mut candidates = self.candidates(true);
+            while let Some(unleased) = self.unleased.pop_front() {
+                match self.dispatcher.pick(&candidates) {
+                    Some(place) => self.lease(place, unleased, &mut candidates, true),
+                    None => {
+                        self.unleased.push_front(unleased);
+                        break;
+                    }
+                }
+            }
+            // Who is left waits to be told of room. Once more, for what has come to be free before that was asked for.
+            if has_asked || self.unleased.is_empty() {
+                return;
+            }
+            for worker in self.ready_workers() {
+                let _ = worker.want_room();
+            }
+            has_asked = true;
         }
     }
 
@@ -124,9 +137,13 @@ impl Master {
         candidates[place] = Candidate { busy: candidates[place].busy, ..worker.candidate(is_rescue, 0) };
     }
 
-    /// Takes in the clients that wait at one listener, as far as there is room for them.
+    /// Takes in the clients that wait at one listener, as far as there is room for them, and no more than one message of
+    /// leases: until they are flushed nobody but the master has them.
     fn accept(&mut self, index: usize, candidates: &mut [Candidate], now: Instant) {
-        while candidates.iter().any(|candidate| candidate.has_room) && self.clients < self.max_clients {
+        for _ in 0..MAX_LEASES {
+            if self.clients >= self.max_clients || !candidates.iter().any(|candidate| candidate.has_room) {
+                return;
+            }
             let Some(listener) = self.listeners.get_mut(index) else { return };
             let accepted = match socket::accept(&*listener) {
                 Ok(Some(accepted)) => accepted,

@@ -66,7 +66,8 @@ impl ControlClients {
 
     /// Takes in who wants to connect.
     pub(super) fn accept(&mut self, listener: &ControlListener, poller: &Poller, now: Instant) {
-        loop {
+        // No more a turn than there may be, however fast somebody comes back.
+        for _ in 0..self.most {
             let socket = match socket::accept(listener) {
                 Ok(Some(accepted)) => accepted.socket,
                 Ok(None) => return,

@@ -52,6 +52,9 @@ const MOST_CLIENTS: u64 = 1_000_000;
 /// Events a wait.
 const BATCH: usize = 256;
 
+/// Tells whoever started the daemon at which addresses it serves.
+pub type Announce = Box<dyn Fn(&[String])>;
+
 /// What a master is to supervise.
 pub struct Setup {
     /// The daemon's name.
@@ -62,8 +65,8 @@ pub struct Setup {
     pub config: Config,
     /// Where that was read.
     pub config_file: Option<PathBuf>,
-    /// Tells whoever started the daemon where it listens, once it serves.
-    pub announce: Box<dyn Fn(&[String])>,
+    /// Called once, when the first worker is ready.
+    pub announce: Announce,
 }
 
 /// Runs a master until it is asked to stop.
@@ -122,10 +125,31 @@ struct Place {
     /// Workers that were here.
     spawned: u64,
     /// What those before this one did.
-    requests: u64,
-    errors: u64,
+    totals: Totals,
     /// How the last one ended that was not asked to.
     last_death: Option<String>,
+}
+
+/// What a worker, or all that were at a place, did.
+#[derive(Clone, Copy, Debug, Default)]
+struct Totals {
+    requests: u64,
+    errors: u64,
+    panics: u64,
+    log_errors: u64,
+}
+
+impl Totals {
+    /// This and what a worker did by now. The figures are its own word: they are summed up and no more.
+    fn plus(self, worker: &Worker) -> Totals {
+        let header = worker.desk.header();
+        Totals {
+            requests: self.requests.saturating_add(header.requests()),
+            errors: self.errors.saturating_add(header.errors()),
+            panics: self.panics.saturating_add(header.panics()),
+            log_errors: self.log_errors.saturating_add(header.log_errors()),
+        }
+    }
 }
 
 /// The supervisor.
@@ -134,7 +158,7 @@ struct Master {
     version: &'static str,
     config: Config,
     config_file: Option<PathBuf>,
-    announce: Option<Box<dyn Fn(&[String])>>,
+    announce: Option<Announce>,
     started: Instant,
     generation: Generation,
     executable: Executable,
@@ -326,23 +350,24 @@ impl Master {
                 ToMaster::Ready(_) | ToMaster::Room => {}
             }
         }
-        let (requests, errors) = (worker.desk.header().requests(), worker.desk.header().errors());
-        place.requests = place.requests.saturating_add(requests);
-        place.errors = place.errors.saturating_add(errors);
-        let name = format!("worker {} (pid {pid}, gen {})", worker.id, self.generation);
-        let cause = match &worker.failure {
-            Some(reason) => format!("{exit}: {reason}"),
-            None => exit.to_string(),
-        };
-        let is_stopping = self.pool.is_stopping();
-        if !is_stopping {
+        let has_answered = worker.desk.header().requests() > 0;
+        place.totals = place.totals.plus(&worker);
+        let (id, name) = (worker.id, format!("worker {} (pid {pid}, gen {})", worker.id, self.generation));
+        let failure = worker.failure.take();
+        let left = worker.into_left();
+        let mut cause = exit.to_string();
+        if let Some(method) = &left.method {
+            cause += &format!(" in method {method:?}");
+        }
+        if let Some(reason) = failure {
+            cause += &format!(": {reason}");
+        }
+        if !self.pool.is_stopping() {
             place.last_death = Some(cause.clone());
         }
-        let id = worker.id;
-        let left = worker.into_left();
         let (moved, lost) = (left.at_rest.len(), left.in_hand.len());
         self.take_over(left, closed);
-        match self.pool.exited(id, requests > 0, now) {
+        match self.pool.exited(id, has_answered, now) {
             Some(delay) => {
                 let next = if delay.is_zero() { "now".to_owned() } else { format!("in {} ms", delay.as_millis()) };
                 log::warn!("{name} {cause}; {moved} clients moved, {lost} closed; its successor starts {next}");

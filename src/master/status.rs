@@ -41,13 +41,14 @@ impl Master {
             lost_total: self.lost,
             requests_total: workers.iter().fold(0, |sum, w| sum.saturating_add(w.requests_total)),
             errors_total: workers.iter().fold(0, |sum, w| sum.saturating_add(w.errors_total)),
-            log_errors_total: logging::errors(),
+            log_errors_total: workers.iter().fold(logging::errors(), |sum, w| sum.saturating_add(w.log_errors_total)),
             workers,
         }
     }
 
     fn worker_status(&self, slot: usize, (place, state): (&Place, State), now: Instant) -> WorkerStatus {
         let worker = place.worker.as_ref();
+        let totals = worker.map_or(place.totals, |worker| place.totals.plus(worker));
         let header = worker.map(|worker| worker.desk.header());
         let uptime = worker.map(|worker| now.duration_since(worker.started).as_secs_f64());
         // One second more, for the one that is not full yet.
@@ -65,8 +66,11 @@ impl Master {
             },
             clients: worker.map_or(0, |worker| worker.clients() as u64),
             executing: header.map_or(0, |header| u64::from(header.executing().is_some())),
-            requests_total: place.requests.saturating_add(header.map_or(0, |header| header.requests())),
-            errors_total: place.errors.saturating_add(header.map_or(0, |header| header.errors())),
+            requests_total: totals.requests,
+            errors_total: totals.errors,
+            panics_total: totals.panics,
+            log_errors_total: totals.log_errors,
+            parked_bytes: header.map_or(0, |header| header.parked()),
             requests_per_second: recent.map(|recent| recent.rate),
             p50_seconds: recent.and_then(|recent| recent.p50).map(|p50| p50.as_secs_f64()),
             p99_seconds: recent.and_then(|recent| recent.p99).map(|p99| p99.as_secs_f64()),

@@ -10,6 +10,7 @@ use crate::desk::{Layout, MasterDesk, State, View};
 use crate::pool::dispatch::Candidate;
 use crate::proto::channel::{Lease, MAX_LEASES, MethodName, Start, Stop, ToMaster, ToWorker};
 use crate::proto::names::WorkerId;
+use crate::sys::ledger::{self, Ledger};
 use crate::sys::process::Executable;
 use crate::table::Table;
 
@@ -66,6 +67,8 @@ pub(super) struct Left {
     pub(super) ended: Vec<Client>,
     /// Clients with bytes in its hands.
     pub(super) in_hand: Vec<Client>,
+    /// The method that was executing.
+    pub(super) method: Option<String>,
 }
 
 impl Worker {
@@ -229,6 +232,23 @@ impl Worker {
         Some(leased.client)
     }
 
+    /// Whether a client in its turn was as good as at rest when its worker died: all that was read from it is answered, and
+    /// all replies are sent. So it is most of the time when a worker is killed under load, as a process lives in system
+    /// calls, and the one that ends a turn is the sending. The kernel tells of TCP; a Unix client is in hand.
+    fn is_settled(&self, slot: u32, client: &Client) -> bool {
+        let Some(on_desk) = self.desk.slot(slot).filter(|_| client.peer.ip().is_some()) else { return false };
+        let (received, written) = on_desk.view().ends();
+        let settled = Ledger { received, written };
+        !on_desk.marks().closing && ledger::read(&client.socket).is_ok_and(|found| found == Some(settled))
+    }
+
+    /// The method that the client in this slot was waiting for. Its number is the worker's word, its name was told before.
+    fn executing(&self, slot: u32) -> Option<String> {
+        let number = self.desk.slot(slot)?.executing()?;
+        let method = self.methods.get((number as usize).checked_sub(1)?)?;
+        Some(method.name.clone())
+    }
+
     /// Its process is gone: what becomes of its clients.
     pub(super) fn into_left(mut self) -> Left {
         let mut left = Left::default();
@@ -237,9 +257,13 @@ impl Worker {
             let lease = self.desk.slot(slot).and_then(|on_desk| on_desk.lease());
             match lease.filter(|lease| lease.generation == generation).map(|lease| lease.state) {
                 Some(State::Rest) => left.at_rest.push(self.unleased(slot, client)),
+                Some(State::Busy) if self.is_settled(slot, &client) => left.at_rest.push(self.unleased(slot, client)),
                 Some(State::Closed) => left.ended.push(client),
                 // Bytes of it were in hand, or the desk holds nonsense.
-                Some(State::Parked | State::Busy | State::Taken | State::Free) | None => left.in_hand.push(client),
+                Some(State::Parked | State::Busy | State::Taken | State::Free) | None => {
+                    left.method = left.method.take().or_else(|| self.executing(slot));
+                    left.in_hand.push(client);
+                }
             }
         }
         left

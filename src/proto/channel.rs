@@ -1,7 +1,7 @@
 //! Master and worker: datagrams over one `SOCK_SEQPACKET` socketpair, which is the worker's standard input.
 //!
 //! A datagram is one byte that tells its kind, then a body: fixed records (all little-endian) for what happens
-//! with every client, JSON for what happens once. (JSON for the former was 3 % of a short connection.)
+//! with every client, JSON for what happens once.
 //!
 //! ```text
 //! to the worker    1 Start   JSON + the desk's descriptor        first, once

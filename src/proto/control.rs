@@ -154,7 +154,7 @@ pub struct Status {
     pub requests_total: u64,
     /// Of these, with an error.
     pub errors_total: u64,
-    /// Log lines that could not be written, by the master.
+    /// Log lines that could not be written, by the master or a worker.
     pub log_errors_total: u64,
     /// The workers, in the order of their slots.
     pub workers: Vec<WorkerStatus>,
@@ -196,6 +196,12 @@ pub struct WorkerStatus {
     pub requests_total: u64,
     /// Of these, with an error.
     pub errors_total: u64,
+    /// Handlers that panicked in this slot.
+    pub panics_total: u64,
+    /// Log lines that workers in this slot could not write.
+    pub log_errors_total: u64,
+    /// Bytes of unfinished frames and unread replies that it holds, beyond the 4 KiB that each client may have.
+    pub parked_bytes: u64,
     /// Requests a second over the last 10 s.
     pub requests_per_second: Option<f64>,
     /// Half of the last 10 s' requests took no longer, from being read to their reply being written.
