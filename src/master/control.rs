@@ -257,7 +257,7 @@ impl Master {
             return client.refuse(Code::UnknownVerb, &format!("there is no verb {method:?}"));
         };
         if let Some(params) = params
-            && let Err(reason) = serde_json::from_str::<Option<NoParams>>(params.get())
+            && let Err(reason) = no_params(params.get())
         {
             return client.refuse(Code::BadParams, &format!("{method} takes no params: {reason}"));
         }
@@ -281,6 +281,14 @@ impl Master {
     }
 }
 
-#[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NoParams {}
+/// `null` or an object without members.
+fn no_params(params: &str) -> Result<(), String> {
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct NoParams {}
+    if params.starts_with('[') {
+        // serde would take an array for a struct.
+        return Err("invalid type: array, expected an object".to_owned());
+    }
+    serde_json::from_str::<Option<NoParams>>(params).map(|_| ()).map_err(|e| e.to_string())
+}

@@ -12,6 +12,31 @@ pub fn cpu_ticks(pid: u32) -> u64 {
     fields[11..13].iter().map(|ticks| ticks.parse::<u64>().expect("utime and stime are numbers")).sum()
 }
 
+/// What a process is doing: `S` when it sleeps, `T` when it was stopped, `Z` when it has ended and nobody has collected
+/// it yet; nothing when it is gone.
+pub fn state(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.trim_start().chars().next()
+}
+
+/// Whether a process runs no more. One whose parent has died may stay uncollected in a container.
+pub fn is_over(pid: u32) -> bool {
+    matches!(state(pid), None | Some('Z' | 'X'))
+}
+
+/// The children of a process.
+pub fn children(pid: u32) -> Vec<u32> {
+    let all = fs::read_dir("/proc").expect("/proc can be read").flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_child = |child: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+        let parent = stat.rsplit_once(')').and_then(|(_, after)| after.split_whitespace().nth(1));
+        parent.is_some_and(|parent| parent == pid.to_string())
+    };
+    pids.filter(is_child).collect()
+}
+
 /// How often a process has gone to sleep, which is how often it was woken up.
 pub fn sleeps(pid: u32) -> u64 {
     status(pid, "voluntary_ctxt_switches:")

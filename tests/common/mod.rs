@@ -2,7 +2,9 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub mod faulty;
 pub mod kernel;
+pub mod program;
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;

@@ -1,0 +1,87 @@
+//! A daemon with every fault that a method, a state or its programmer can have. The tests run it; nobody else should.
+//!
+//! The variable `FAULTY` says what is wrong from the start: `fail`, `panic`, `exit` or `hang` instead of making the
+//! state, in all places or, as in `fail:1`, in that one; `fail-again` when the state is to be made anew; `two-methods`
+//! and `bad-name` of one.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::process::{self, ExitCode};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use std::{env, hint, io};
+
+use fdpassd::{Call, Daemon, Fault, WorkerInfo};
+use serde_json::{Value, json};
+
+/// What one worker process has.
+struct State {
+    worker: WorkerInfo,
+    /// Calls of `whoami` since the state was made.
+    calls: u64,
+}
+
+fn main() -> ExitCode {
+    let daemon = Daemon::named("faulty")
+        .state(make)
+        .method("whoami", |state: &mut State, (): (), call: &Call| Ok::<Value, Fault>(whoami(state, call)))
+        .method("exit", |_, status: i32, _| -> Result<(), Fault> { process::exit(status) })
+        .method("abort", |_, (): (), _| -> Result<(), Fault> { process::abort() })
+        .method("panic", |_, words: String, _| -> Result<(), Fault> { panic!("{words}") })
+        .method("nan", |_, (): (), _| Ok([f64::NAN, f64::INFINITY, 1.0]))
+        .method("anything", |_, any: Value, _| Ok(any))
+        .method("fault", |_, (code, message): (String, String), _| -> Result<(), Fault> {
+            Err(Fault::new(code, message))
+        })
+        .method("spin", |_, milliseconds: u64, _| {
+            spin(Duration::from_millis(milliseconds));
+            Ok(())
+        })
+        // Whose FIFO it is decides when this ends.
+        .method("read_line", |_, path: String, _| read_line(&path).map_err(|e| Fault::new("io", e.to_string())));
+    match env::var("FAULTY").as_deref() {
+        Ok("two-methods") => daemon.method("nan", |_, (): (), _| Ok(())).run(),
+        Ok("bad-name") => daemon.method("Bad Name", |_, (): (), _| Ok(())).run(),
+        _ => daemon.run(),
+    }
+}
+
+fn whoami(state: &mut State, call: &Call) -> Value {
+    state.calls += 1;
+    let WorkerInfo { worker, place, .. } = &state.worker;
+    json!({
+        "worker": worker, "place": place, "pid": process::id(), "calls": state.calls, "client": call.client,
+        "attempt": call.attempt,
+    })
+}
+
+fn make(worker: &WorkerInfo) -> Result<State, String> {
+    static MADE: AtomicBool = AtomicBool::new(false);
+    let fault = env::var("FAULTY").unwrap_or_default();
+    let (fault, place) = fault.split_once(':').map_or((fault.as_str(), None), |(fault, place)| (fault, Some(place)));
+    if place.is_none_or(|place| place == worker.place.to_string()) {
+        match fault {
+            "fail" => return Err("the model cannot be loaded".to_owned()),
+            "panic" => panic!("the model is broken"),
+            "exit" => process::exit(9),
+            "hang" => spin(Duration::MAX),
+            "fail-again" if MADE.swap(true, Ordering::Relaxed) => return Err("the model is gone".to_owned()),
+            _ => {}
+        }
+    }
+    Ok(State { worker: worker.clone(), calls: 0 })
+}
+
+fn read_line(path: &str) -> io::Result<String> {
+    let mut line = String::new();
+    BufReader::new(File::open(path)?).read_line(&mut line)?;
+    Ok(line)
+}
+
+/// Keeps the CPU busy.
+fn spin(time: Duration) {
+    let begin = Instant::now();
+    while begin.elapsed() < time {
+        hint::spin_loop();
+    }
+}

@@ -1,0 +1,99 @@
+//! `examples/faulty.rs`: a daemon whose methods do all that a method should not.
+//!
+//! Cargo builds examples for all tests together; for one test alone build it before: `cargo build --examples`.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use fdpassd::testing::{Client, Error, Running, Setup};
+use serde::Deserialize;
+
+use super::FDPASSD;
+
+/// An example's program.
+pub fn example(name: &str) -> PathBuf {
+    let program = Path::new(FDPASSD).with_file_name("examples").join(name);
+    assert!(program.exists(), "{} is not built: cargo build --examples", program.display());
+    program
+}
+
+/// Starts the faulty daemon, whose faults are to be asked for.
+#[track_caller]
+pub fn start(config: &str) -> Running {
+    Running::start(example("faulty"), config).expect("the daemon serves")
+}
+
+/// Starts it with a fault from the beginning.
+pub fn start_with(fault: impl AsRef<OsStr>, config: &str) -> Result<Running, Error> {
+    Setup::new(example("faulty"), config).variable("FAULTY", fault).start()
+}
+
+/// Which worker served a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct Server {
+    pub worker: u64,
+    pub place: u32,
+    pub pid: u32,
+    /// Such questions since its state was made.
+    pub calls: u64,
+    /// Who asked.
+    pub client: u64,
+}
+
+/// Asks who serves this client.
+#[track_caller]
+pub fn whoami(client: &mut Client) -> Server {
+    client.request("whoami", ());
+    server(client)
+}
+
+/// Waits for the reply to such a question.
+#[track_caller]
+pub fn server(client: &mut Client) -> Server {
+    let value = client.reply().value().expect("whoami does not fail");
+    serde_json::from_value(value).expect("whoami says all this")
+}
+
+/// A request that is executed for as long as the test wants.
+#[derive(Debug)]
+pub struct Execution {
+    client: Client,
+    fifo: File,
+}
+
+impl Execution {
+    /// Returns when it is being executed. One of its kind at a time.
+    #[track_caller]
+    pub fn start(daemon: &Running) -> Execution {
+        Execution::start_by(daemon, daemon.connect())
+    }
+
+    /// The same, by this client.
+    #[track_caller]
+    pub fn start_by(daemon: &Running, mut client: Client) -> Execution {
+        let path = daemon.directory().join("fifo");
+        let made = Command::new("mkfifo").arg(&path).status().expect("mkfifo runs");
+        assert!(made.success(), "mkfifo {}", path.display());
+        // Both ends, so that opening it waits for nobody and what is written stays.
+        let fifo = File::options().read(true).write(true).open(&path).expect("it is our FIFO");
+        client.request("read_line", &path);
+        daemon.wait_until("the request is being executed", |s| s.workers.iter().any(|worker| worker.executing > 0));
+        Execution { client, fifo }
+    }
+
+    /// Lets it finish; returns its client, which got the result.
+    #[track_caller]
+    pub fn finish(mut self) -> Client {
+        self.fifo.write_all(b"done\n").expect("a FIFO has room for a line");
+        assert_eq!(self.client.reply().value().expect("a result"), "done\n");
+        self.client
+    }
+
+    /// The client that waits.
+    pub fn into_client(self) -> Client {
+        self.client
+    }
+}

@@ -1,0 +1,146 @@
+//! A program that ends by itself.
+
+use std::fs::{self, Permissions};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+use fdpassd::testing::{Running, eventually};
+use tempfile::TempDir;
+
+/// The operator's tool.
+pub const FDPASSCTL: &str = env!("CARGO_BIN_EXE_fdpassctl");
+
+/// How a program ended, and what it said.
+#[derive(Debug)]
+pub struct Said {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+/// A program that runs. When it is dropped, it and its children are killed.
+#[derive(Debug)]
+pub struct Program(Child);
+
+impl Program {
+    #[track_caller]
+    pub fn start(command: &mut Command) -> Program {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        Program(command.spawn().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}")))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.0.try_wait().expect("it is our child").is_none()
+    }
+
+    /// Waits for the first line that it says.
+    #[track_caller]
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        let stdout = self.0.stdout.as_mut().expect("piped");
+        BufReader::new(stdout).read_line(&mut line).expect("it says text");
+        line
+    }
+
+    /// Waits for its end. What it says has to fit into a pipe.
+    #[track_caller]
+    pub fn finish(mut self) -> Said {
+        let status = eventually("the program ends", || self.0.try_wait().expect("it is our child"));
+        let (mut out, mut err) = (String::new(), String::new());
+        self.0.stdout.take().expect("piped").read_to_string(&mut out).expect("it says text");
+        self.0.stderr.take().expect("piped").read_to_string(&mut err).expect("it says text");
+        Said { code: status.code(), out, err }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        if let Ok(None) = self.0.try_wait() {
+            // By its group, for a daemon has workers.
+            let _ = Command::new("kill").args(["-KILL", "--", &format!("-{}", self.0.id())]).status();
+            let _ = self.0.wait();
+        }
+    }
+}
+
+/// Runs a program to its end.
+#[track_caller]
+pub fn run(program: impl AsRef<Path>, arguments: &[&str]) -> Said {
+    Program::start(Command::new(program.as_ref()).args(arguments)).finish()
+}
+
+/// fdpassctl with these arguments, for this daemon.
+pub fn ctl_command(daemon: &Running, arguments: &[&str]) -> Command {
+    let mut command = Command::new(FDPASSCTL);
+    command.args(arguments).arg("--socket").arg(control_socket(daemon));
+    command
+}
+
+/// Runs fdpassctl with these arguments, for this daemon.
+#[track_caller]
+pub fn ctl(daemon: &Running, arguments: &[&str]) -> Said {
+    Program::start(&mut ctl_command(daemon, arguments)).finish()
+}
+
+/// Where this daemon's control socket is, unless its configuration says something else.
+pub fn control_socket(daemon: &Running) -> PathBuf {
+    daemon.directory().join("control.sock")
+}
+
+/// Programs that another user is to run, where everybody reaches them. Only root can become another user.
+#[derive(Debug)]
+pub struct OtherUser {
+    directory: TempDir,
+}
+
+impl OtherUser {
+    /// Nothing, and said so, when this test does not run as root.
+    pub fn new() -> Option<OtherUser> {
+        let other = OtherUser::if_root();
+        if other.is_none() {
+            skip("only root can run programs as another user");
+        }
+        other
+    }
+
+    /// Nothing when this test does not run as root.
+    pub fn if_root() -> Option<OtherUser> {
+        if fs::metadata("/proc/self").expect("/proc is mounted").uid() != 0 {
+            return None;
+        }
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).expect("it is ours");
+        Some(OtherUser { directory })
+    }
+
+    /// A directory in which everybody may do everything.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// This program, to be run by the user of that number.
+    pub fn command(&self, program: &str, uid: u32) -> Command {
+        let name = Path::new(program).file_name().expect("a program has a name");
+        let copy = self.directory.path().join(name);
+        if !copy.exists() {
+            fs::copy(program, &copy).expect("a copy of the program");
+        }
+        let mut command = Command::new(copy);
+        command.uid(uid).gid(uid);
+        command
+    }
+}
+
+/// Says that a test did nothing, and why. Not by a macro, of which the test's harness would keep the text to itself.
+pub fn skip(reason: &str) {
+    let name = thread::current().name().unwrap_or("a test").to_owned();
+    let _ = writeln!(io::stderr(), "skipped: {name}: {reason}");
+}

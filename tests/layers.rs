@@ -1,0 +1,283 @@
+//! The arrows of the house: who may import whom. Every path of every file in src is read and held against them.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
+
+/// Each module of the crate's root, and which others of them it may know.
+const MAY_IMPORT: [(&str, &[&str]); 14] = [
+    ("proto", &[]),
+    ("sys", &[]),
+    ("table", &[]),
+    ("config", &["proto", "sys"]),
+    ("logging", &["proto", "sys"]),
+    ("channel", &["proto", "sys"]),
+    ("desk", &["proto", "sys"]),
+    ("pool", &["config", "proto"]),
+    ("master", &["pool", "channel", "desk", "config", "logging", "proto", "sys", "table"]),
+    ("worker", &["channel", "desk", "logging", "proto", "sys", "table"]),
+    ("ctl", &["proto"]),
+    ("daemon", &["config", "logging", "master", "worker", "proto"]),
+    ("testing", &["daemon", "proto", "sys", "worker"]),
+    ("bin", &[]),
+];
+
+/// What only these modules may name: crates of others, and `unsafe`.
+const ONLY_IN: [(&str, &[&str]); 7] = [
+    ("nix", &["sys"]),
+    ("libc", &["sys"]),
+    ("signal_hook", &["sys"]),
+    ("unsafe", &["sys"]),
+    ("toml", &["config", "testing"]),
+    ("syslog", &["logging"]),
+    ("clap", &["daemon", "ctl"]),
+];
+
+#[test]
+fn every_module_imports_only_what_the_map_allows() {
+    let faults: Vec<String> = sources().iter().flat_map(|(file, text)| faults_of(file, text)).collect();
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+#[test]
+fn every_module_stands_on_the_map() {
+    let on_disk: BTreeSet<String> =
+        sources().iter().filter_map(|(file, _)| module_of(file).into_iter().next()).collect();
+    let on_map: BTreeSet<String> = MAY_IMPORT.iter().map(|(module, _)| (*module).to_owned()).collect();
+    assert_eq!(on_disk, on_map);
+}
+
+#[test]
+fn a_forbidden_import_is_seen_in_every_spelling() {
+    for (file, text, fault) in [
+        ("channel.rs", "use crate::master::Setup;", "channel imports master"),
+        ("channel.rs", "use crate::{master::{self, Setup as S}};", "channel imports master"),
+        ("channel.rs", "use {crate::sys, crate::{proto, worker as w}};", "channel imports worker"),
+        ("channel.rs", "pub(crate) use super::worker;", "channel imports worker"),
+        ("channel.rs", "fn f() -> crate::config::Mode { todo!() }", "channel imports config"),
+        ("channel.rs", "fn f() { vec![super::pool::Pool::new()]; }", "channel imports pool"),
+        ("channel.rs", "#[serde(with = \"crate::config::mode\")] struct S;", "channel imports config"),
+        ("channel.rs", "macro_rules! m { () => { $crate::ctl::x() } }", "channel imports ctl"),
+        ("channel.rs", "mod tests { use super::super::worker; }", "channel imports worker"),
+        ("channel.rs", "use super::*;", "channel imports the whole crate"),
+        ("channel.rs", "use crate as root;", "channel imports the whole crate"),
+        ("channel.rs", "use crate::Fault;", "channel imports Fault"),
+        ("master/mod.rs", "use super::worker::turn;", "master imports worker"),
+        ("master/accept.rs", "use super::super::worker;", "master imports worker"),
+        ("master/accept.rs", "use self::super::super::worker;", "master imports worker"),
+        ("worker/turn.rs", "mod a { mod b { use super::super::super::super::master; } }", "worker imports master"),
+        ("bin/fdpassd.rs", "use crate::daemon;", "bin imports daemon"),
+        ("desk/mod.rs", "use nix::sys::mman;", "desk names nix"),
+        ("desk/mod.rs", "use {std::io, ::nix::{self as n}};", "desk names nix"),
+        ("desk/mod.rs", "use libc as c;", "desk names libc"),
+        ("desk/mod.rs", "extern crate libc;", "desk names libc"),
+        ("desk/mod.rs", "fn f() { ::libc::getpid(); }", "desk names libc"),
+        ("desk/mod.rs", "fn f() { unsafe { g() } }", "desk names unsafe"),
+        ("master/mod.rs", "#[derive(clap::Parser)] struct S;", "master names clap"),
+        ("pool/mod.rs", "fn f() { log::info!(\"\"); }", "pool names log"),
+        ("pool/mod.rs", "fn f() { std::time::Instant::now(); }", "pool reads the clock"),
+    ] {
+        let faults = faults_of(file, text);
+        assert!(!faults.is_empty() && faults.iter().all(|f| f.contains(fault)), "{file}: {text}: {faults:?}");
+    }
+}
+
+#[test]
+fn what_is_allowed_or_only_looks_forbidden_is_let_pass() {
+    for (file, text) in [
+        ("channel.rs", "use crate::{proto::{frame, names::*}, sys}; mod tests { use super::*; }"),
+        ("channel.rs", "// use crate::master;\n/// [`x`](crate::master::x)\nfn f() { g(\"the master: nix::x\") }"),
+        ("channel.rs", "pub(in super) fn master() { x.worker(); master::y(); }"),
+        ("master/accept.rs", "use super::{worker::Worker, Master}; use crate::pool::Pool;"),
+        ("master/mod.rs", "mod worker; use worker::Worker; use self::worker::Left;"),
+        ("pool/tests.rs", "use super::*; fn f() { Instant::now(); }"),
+        ("pool/mod.rs", "use crate::config::Dispatch; mod tests { fn f() { Instant::now(); } }"),
+        ("config/mod.rs", "mod log {} fn f() { log::default(); toml::from_str(); }"),
+    ] {
+        assert_eq!(faults_of(file, text), Vec::<String>::new(), "{file}: {text}");
+    }
+}
+
+/// What is wrong with a file, if anything is. The root itself holds the map and may name all of it.
+fn faults_of(file: &str, text: &str) -> Vec<String> {
+    let tokens: TokenStream = text.parse().unwrap_or_else(|e| panic!("{file} is no Rust: {e}"));
+    let mut names = Vec::new();
+    read(tokens, &module_of(file), &mut names);
+    names.iter().filter_map(Name::fault).map(|fault| format!("{file}: {fault}")).collect()
+}
+
+/// Something that a file names: `["crate", "proto", "frame"]`, and the module that it stands in.
+#[derive(Debug)]
+struct Name {
+    path: Vec<String>,
+    module: Vec<String>,
+    is_import: bool,
+}
+
+/// What a name leads to.
+enum Target<'a> {
+    /// Another crate, a word of the language, or something of the module's own.
+    Other(&'a str),
+    Root,
+    /// A module of the root.
+    Module(&'a str),
+}
+
+impl Name {
+    fn fault(&self) -> Option<String> {
+        let me = self.module.first()?.as_str();
+        let is_pure = me == "pool" && !self.module.iter().any(|module| module == "tests");
+        let fault = match self.target() {
+            Target::Other("log") if is_pure => "names log".to_owned(),
+            Target::Other(_) if is_pure && self.path.join("::").ends_with("Instant::now") => {
+                "reads the clock".to_owned()
+            }
+            Target::Other(word) if !may(&ONLY_IN, word, me) => format!("names {word}"),
+            Target::Module(other) if other != me && !may(&MAY_IMPORT, me, other) => format!("imports {other}"),
+            Target::Root if self.is_import => "imports the whole crate".to_owned(),
+            Target::Other(_) | Target::Module(_) | Target::Root => return None,
+        };
+        Some(format!("{me} {fault}: {}", self.path.join("::")))
+    }
+
+    /// Follows `crate`, `self` and `super`.
+    fn target(&self) -> Target<'_> {
+        let is_step = |word: &&String| ["crate", "self", "super"].contains(&word.as_str());
+        let steps = self.path.iter().take_while(is_step).count();
+        if steps == 0 {
+            return Target::Other(&self.path[0]);
+        }
+        let mut at = &self.module[..];
+        for step in &self.path[..steps] {
+            at = match step.as_str() {
+                "crate" => &[],
+                "super" => at.split_last().map_or(at, |(_, parents)| parents),
+                _ => at,
+            };
+        }
+        match at.first().or(self.path.get(steps)).map(String::as_str) {
+            None | Some("*") => Target::Root,
+            Some(module) => Target::Module(module),
+        }
+    }
+}
+
+/// Whether a table allows it. What the table does not know is not its matter.
+fn may(table: &[(&str, &[&str])], key: &str, value: &str) -> bool {
+    table.iter().find(|(known, _)| *known == key).is_none_or(|(_, values)| values.contains(&value))
+}
+
+/// Collects what these tokens name.
+fn read(tokens: TokenStream, module: &[String], names: &mut Vec<Name>) {
+    let tokens: Vec<TokenTree> = tokens.into_iter().collect();
+    let mut rest = &tokens[..];
+    while let [token, behind @ ..] = rest {
+        rest = behind;
+        match (token, behind) {
+            (TokenTree::Ident(word), [TokenTree::Ident(name), TokenTree::Group(body), behind @ ..])
+                if word == "mod" =>
+            {
+                read(body.stream(), &[module, &[name.to_string()]].concat(), names);
+                rest = behind;
+            }
+            (TokenTree::Ident(word), [TokenTree::Ident(name), ..]) if word == "extern" && name == "crate" => {
+                rest = read_path(&behind[1..], Vec::new(), module, true, names);
+            }
+            (TokenTree::Ident(word), _) if word == "use" => {
+                rest = read_path(behind, Vec::new(), module, true, names);
+            }
+            (TokenTree::Ident(word), _) => rest = read_path(behind, vec![word.to_string()], module, false, names),
+            (TokenTree::Group(group), _) if !is_doc(group) => read(group.stream(), module, names),
+            (TokenTree::Literal(literal), _) => {
+                // An attribute's string may be a path.
+                let text = literal.to_string();
+                let path = text.trim_matches('"');
+                if path.starts_with("crate::") || path.starts_with("super::") {
+                    path.parse().into_iter().for_each(|path| read(path, module, names));
+                }
+            }
+            (TokenTree::Group(_) | TokenTree::Punct(_), _) => {}
+        }
+    }
+}
+
+/// Follows a path of which these words have been read, into its braces; returns what comes behind it.
+fn read_path<'t>(
+    mut tokens: &'t [TokenTree],
+    mut path: Vec<String>,
+    module: &[String],
+    is_import: bool,
+    names: &mut Vec<Name>,
+) -> &'t [TokenTree] {
+    let is_branch = is_import && !path.is_empty();
+    // Whether the next word belongs to it.
+    let mut is_open = is_import;
+    loop {
+        match tokens {
+            [TokenTree::Punct(one), TokenTree::Punct(two), rest @ ..]
+                if one.as_char() == ':' && two.as_char() == ':' =>
+            {
+                is_open = true;
+                tokens = rest;
+            }
+            [TokenTree::Ident(word), rest @ ..] if is_open => {
+                // `self` in braces is what stands before them.
+                if !(is_branch && word == "self") {
+                    path.push(word.to_string());
+                }
+                is_open = false;
+                tokens = rest;
+            }
+            [TokenTree::Punct(star), rest @ ..] if is_open && star.as_char() == '*' => {
+                path.push("*".to_owned());
+                is_open = false;
+                tokens = rest;
+            }
+            [TokenTree::Group(group), rest @ ..] if is_open && group.delimiter() == Delimiter::Brace => {
+                let inner: Vec<TokenTree> = group.stream().into_iter().collect();
+                let is_comma = |token: &TokenTree| matches!(token, TokenTree::Punct(mark) if mark.as_char() == ',');
+                for branch in inner.split(is_comma).filter(|branch| !branch.is_empty()) {
+                    read_path(branch, path.clone(), module, true, names);
+                }
+                return rest;
+            }
+            _ => break,
+        }
+    }
+    let is_a_word = path.len() == 1 && !is_import && path[0] != "unsafe";
+    if !path.is_empty() && !is_a_word {
+        names.push(Name { path, module: module.to_vec(), is_import });
+    }
+    tokens
+}
+
+fn is_doc(group: &Group) -> bool {
+    matches!(group.stream().into_iter().next(), Some(TokenTree::Ident(word)) if word == "doc")
+}
+
+/// `master/accept.rs` is `["master", "accept"]`, `lib.rs` is nothing.
+fn module_of(file: &str) -> Vec<String> {
+    let path = file.trim_end_matches(".rs").trim_end_matches("/mod");
+    path.split('/').filter(|word| *word != "lib").map(str::to_owned).collect()
+}
+
+/// All files of src by their paths in it, with their texts.
+fn sources() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut sources = Vec::new();
+    let mut folders = vec![root.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("a folder of src can be read") {
+            let path = entry.expect("an entry of src can be read").path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let file = path.strip_prefix(&root).expect("it is in src").display().to_string();
+            sources.push((file, fs::read_to_string(&path).expect("a file of src can be read")));
+        }
+    }
+    sources
+}

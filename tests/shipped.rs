@@ -1,0 +1,198 @@
+//! What is shipped beside the programs: it says what they do, and nothing of where it was made.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use common::FDPASSD;
+use common::program::{FDPASSCTL, Said, run};
+use toml::{Table, Value};
+
+#[test]
+fn every_shipped_configuration_is_good_and_is_the_default() {
+    let empty = tempfile::NamedTempFile::new().expect("a file");
+    let default = dump(empty.path());
+    let configs: Vec<PathBuf> = files().into_iter().filter(|file| file.starts_with(root().join("config"))).collect();
+    assert!(!configs.is_empty());
+    for config in configs {
+        let said = fdpassd("-t", &config);
+        assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
+        assert_eq!(dump(&config), default, "{}", config.display());
+    }
+}
+
+#[test]
+fn every_key_that_is_in_effect_is_in_the_shipped_configuration_and_no_other() {
+    let empty = tempfile::NamedTempFile::new().expect("a file");
+    let effective: Table = dump(empty.path()).parse().expect("-T writes TOML");
+    let lines = shipped_lines();
+    let shipped: BTreeSet<String> = lines.iter().map(|line| format!("{}{}", line.section, line.key())).collect();
+    for (key, value) in &effective {
+        let keys = match value {
+            Value::Table(section) => section.keys().map(|inner| format!("{key}.{inner}")).collect(),
+            _ => vec![key.clone()],
+        };
+        assert!(keys.iter().all(|key| shipped.contains(key)), "{keys:?} are not all among {shipped:?}");
+    }
+    // Each line by itself, the examples too; one key needs another beside it.
+    for line in lines {
+        let text = match line.section.as_str() {
+            "" => line.text.clone(),
+            "log." if line.key() == "file" => format!("[log]\ntarget = \"file\"\n{}", line.text),
+            section => format!("[{}]\n{}", section.trim_end_matches('.'), line.text),
+        };
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        fs::write(file.path(), &text).expect("it is our file");
+        let said = fdpassd("-t", file.path());
+        assert_eq!(said.code, Some(0), "{}", said.err);
+    }
+}
+
+#[test]
+fn the_readme_begins_with_the_two_commands_that_build_and_test_it() {
+    let readme = read(&root().join("README.md"));
+    let top = readme.lines().take(20).collect::<Vec<_>>().join("\n");
+    let (_, code) = top.split_once("```sh\n").expect("there is a block of commands at the top");
+    let commands: Vec<&str> = code.lines().take_while(|line| *line != "```").collect();
+    assert_eq!(commands, ["cargo run --release", "cargo test"]);
+}
+
+#[test]
+fn help_tells_of_every_option_and_every_exit_status() {
+    let help = run(FDPASSD, &["-h"]).out;
+    for words in ["-c, --config <FILE>", "-t ", "-T ", "-V, --version", "-h, --help", "/etc/NAME.toml"] {
+        assert!(help.contains(words), "{words:?} is not in\n{help}");
+    }
+    for status in ["0 done", "64 usage", "69 ", "70 ", "71 ", "77 ", "78 "] {
+        assert!(help.contains(status), "{status:?} is not in\n{help}");
+    }
+    let help = run(FDPASSCTL, &["--help"]).out;
+    for words in ["status", "call", "stop", "version", "--socket <PATH>", "--json", "--timeout <TIME>"] {
+        assert!(help.contains(words), "{words:?} is not in\n{help}");
+    }
+    for code in ["0 done", "1 refused", "3 not running", "4 no valid reply", "64 usage", "75 still", "77 forbidden"] {
+        assert!(help.contains(code), "{code:?} is not in\n{help}");
+    }
+    let help = run(FDPASSCTL, &["call", "--help"]).out;
+    for words in ["<METHOD>", "[PARAMS]", "--to <ADDRESS>", "--byte-order <ORDER>"] {
+        assert!(help.contains(words), "{words:?} is not in\n{help}");
+    }
+}
+
+#[test]
+fn no_file_tells_of_the_machine_that_it_was_written_on() {
+    let here = root().display().to_string();
+    let homes = ["home", "root", "Users"].map(|name| format!("/{name}/"));
+    for file in files() {
+        let text = read(&file);
+        assert!(!text.contains(&here), "{} holds the path of this checkout", file.display());
+        for home in &homes {
+            assert!(!text.contains(home), "{} holds a path in {home}", file.display());
+        }
+    }
+}
+
+#[test]
+fn nothing_waits_by_sleeping() {
+    // Benchmarks look at a machine from time to time; nobody waits for them.
+    let files = files().into_iter().filter(|file| !file.starts_with(root().join("benches")));
+    for file in files {
+        for (number, line) in (1..).zip(read(&file).lines()) {
+            let calls = line.contains(concat!("sleep", "(")) || line.contains(concat!("sleep", "_ms("));
+            let is_command = line.trim_start().starts_with(concat!("sleep", " "));
+            assert!(!calls && !is_command, "{}:{number}: {line}", file.display());
+        }
+    }
+}
+
+#[test]
+fn the_lints_that_hold_the_house_together_are_on() {
+    let manifest: Table = read(&root().join("Cargo.toml")).parse().expect("TOML");
+    for (tool, lint, level) in [
+        ("rust", "missing_docs", "warn"),
+        ("rust", "unsafe_op_in_unsafe_fn", "deny"),
+        ("clippy", "undocumented_unsafe_blocks", "deny"),
+        ("clippy", "unwrap_used", "warn"),
+        ("clippy", "dbg_macro", "warn"),
+        ("clippy", "print_stderr", "warn"),
+    ] {
+        assert_eq!(manifest["lints"][tool][lint].as_str(), Some(level), "{tool}.{lint}");
+    }
+    let release = &manifest["profile"]["release"];
+    assert_eq!(release["panic"].as_str(), Some("unwind"), "a worker catches the panic of a handler");
+    assert_eq!(release["overflow-checks"].as_bool(), Some(true));
+}
+
+#[test]
+fn the_checks_can_be_run() {
+    let checks = fs::metadata(root().join(".ci/run")).expect("it is there");
+    assert_eq!(checks.permissions().mode() & 0o111, 0o111);
+}
+
+/// A line of the shipped configuration that has a key, without the # of an example.
+#[derive(Debug)]
+struct Line {
+    /// `workers.`, or nothing.
+    section: String,
+    text: String,
+}
+
+impl Line {
+    fn key(&self) -> &str {
+        self.text.split_once(" = ").expect("it has a key").0
+    }
+}
+
+fn shipped_lines() -> Vec<Line> {
+    let text = read(&root().join("config/fdpassd.toml"));
+    let mut section = String::new();
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        let example = line.strip_prefix('#').filter(|rest| !rest.is_empty() && !rest.starts_with(' '));
+        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            section = format!("{name}.");
+        } else if let Some(text) = example.or(Some(line).filter(|line| !line.is_empty() && !line.starts_with('#'))) {
+            lines.push(Line { section: section.clone(), text: text.to_owned() });
+        }
+    }
+    lines
+}
+
+fn fdpassd(option: &str, config: &Path) -> Said {
+    run(FDPASSD, &[option, "-c", &config.display().to_string()])
+}
+
+#[track_caller]
+fn dump(config: &Path) -> String {
+    let said = fdpassd("-T", config);
+    assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
+    said.out
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(file: &Path) -> String {
+    fs::read_to_string(file).unwrap_or_else(|e| panic!("cannot read {}: {e}", file.display()))
+}
+
+/// All files of the repository.
+fn files() -> Vec<PathBuf> {
+    let not_ours = [".git", "target"].map(|name| root().join(name));
+    let mut files = Vec::new();
+    let mut folders = vec![root().to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("a folder can be read") {
+            let path = entry.expect("an entry can be read").path();
+            if not_ours.contains(&path) {
+                continue;
+            }
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
+        }
+    }
+    files
+}
