@@ -111,7 +111,8 @@ fn a_panic_is_answered_with_crashed_and_only_the_state_is_made_anew() {
         let then = whoami(client);
         assert_eq!((then.worker, then.pid, then.calls), (first.worker, first.pid, calls));
     }
-    daemon.wait_for_log("method \"panic\" panicked: on purpose; its state is made anew");
+    daemon.wait_for_log("method \"panic\" panicked at ");
+    daemon.wait_for_log(": on purpose; its state is made anew");
     let status = daemon.status();
     assert_eq!((status.errors_total, status.workers[0].restarts), (1, 0));
 }

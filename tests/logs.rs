@@ -28,9 +28,20 @@ fn a_renamed_log_file_is_opened_again_by_the_master_and_by_every_worker() {
     // Leases come behind the word to open it by the same channel.
     panic("after");
     let (log, old) = (fs::read_to_string(&log).expect("text"), fs::read_to_string(&old).expect("text"));
-    assert_eq!((old.matches("panicked: before").count(), old.matches("panicked: between").count()), (2, 2), "{old}");
-    assert_eq!((log.matches("panicked: after").count(), log.matches("panicked").count()), (2, 2), "{log}");
-    assert!(old.contains(" serves on ") && !old.contains("panicked: after"));
+    assert_eq!(
+        (
+            old.matches(": before; its state is made anew").count(),
+            old.matches(": between; its state is made anew").count()
+        ),
+        (2, 2),
+        "{old}"
+    );
+    assert_eq!(
+        (log.matches(": after; its state is made anew").count(), log.matches("panicked").count()),
+        (2, 2),
+        "{log}"
+    );
+    assert!(old.contains(" serves on ") && !old.contains(": after; its state is made anew"));
     assert_eq!(daemon.stderr(), "");
 }
 
@@ -63,6 +74,6 @@ fn what_a_client_sends_is_escaped_in_the_log() {
     let daemon = faulty::start("log.level = \"debug\"");
     let words = "\u{1b}[31mred\nsecond line\u{202e}";
     daemon.call("panic", words).expect_err("it panics");
-    daemon.wait_for_log("panicked: \\x1b[31mred\\nsecond line\\u{202e}");
+    daemon.wait_for_log(": \\x1b[31mred\\nsecond line\\u{202e}; its state is made anew");
     assert!(!daemon.stderr().contains('\u{1b}'));
 }

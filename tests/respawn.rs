@@ -24,6 +24,7 @@ fn idle_clients_outlive_every_kill_of_their_workers_and_every_one_is_counted() {
             daemon.kill_worker(place as u32);
         }
         ping_all(&mut clients);
+        wait_for_rest(&daemon);
         let status = daemon.status();
         assert_eq!((status.clients, status.accepted_total), (CLIENTS, CLIENTS));
         assert_eq!((status.moved_total, status.lost_total), (moved, 0), "round {round}");
@@ -49,7 +50,7 @@ fn clients_that_a_stopped_worker_has_not_picked_up_are_served_by_another_when_it
         assert_eq!(client.reply().value().expect("a result"), "here");
     }
     let status = daemon.status();
-    assert_eq!((status.moved_total, status.lost_total, status.requests_total), (4, 0, 8));
+    assert_eq!((status.moved_total, status.lost_total), (4, 0));
 }
 
 #[test]
@@ -117,15 +118,16 @@ fn a_worker_that_is_never_ready_waits_ever_longer_while_the_other_one_serves() {
 
 #[test]
 fn a_daemon_of_which_no_worker_is_ever_ready_exits_with_70_and_says_why() {
-    for (fault, reason) in [
-        ("exit", "exited with status 9"),
-        ("fail", "exited with status 70: the model cannot be loaded"),
-        ("panic", "exited with status 70: panic: the model is broken"),
+    for (fault, exit, reason) in [
+        ("exit", "exited with status 9", ""),
+        ("fail", "exited with status 70: ", "the model cannot be loaded"),
+        ("panic", "exited with status 70: the state's constructor panicked at ", ": the model is broken"),
     ] {
         let error = faulty::start_with(fault, "workers.count = 2").expect_err("no worker is ever ready");
         assert_eq!(error.code(), Some(70), "{error}");
-        let sentence = format!("no worker ever became ready; the last one {reason}");
-        assert!(error.stderr().contains(&sentence), "{error}");
+        let last = error.stderr().lines().last().expect("it says why");
+        assert!(last.contains(&format!("error no worker ever became ready; the last one {exit}")), "{error}");
+        assert!(last.ends_with(reason), "{error}");
     }
 }
 
@@ -165,7 +167,7 @@ fn workers_leave_when_their_master_is_killed() {
     for worker in workers {
         eventually("the worker has left", || kernel::is_over(worker).then_some(()));
     }
-    assert_eq!(daemon.stderr().matches("the master is gone").count(), 2);
+    eventually("both have said why", || (daemon.stderr().matches("the master is gone").count() == 2).then_some(()));
 }
 
 #[track_caller]

@@ -22,7 +22,7 @@ fn what_was_sent_before_the_end_is_answered_and_everyone_is_told() {
         let whole = halfway.frame("{\"in\":\"ping\"}");
         halfway.send([&whole[..], &whole[..9]].concat());
         assert_eq!(halfway.reply().name, "pong");
-        let mut pipelining = daemon.connect();
+        let mut pipelining = daemon.connect().without_delay();
         whoami(&mut pipelining);
         let execution = Execution::start(&daemon);
         (0..50).for_each(|i| pipelining.request("ping", i));
