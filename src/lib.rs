@@ -48,6 +48,8 @@
 //! `proto`. `table` is a container that both processes use. `ARCHITECTURE.md` tells the rest: the desk, the channel, the
 //! turn, the order of the loop, and where to change what.
 
+#![deny(unsafe_code)]
+
 mod channel;
 mod config;
 mod ctl;
@@ -57,6 +59,7 @@ mod logging;
 mod master;
 mod pool;
 pub mod proto;
+#[allow(unsafe_code)]
 mod sys;
 mod table;
 pub mod testing;

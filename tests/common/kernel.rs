@@ -68,6 +68,26 @@ pub fn close_waits(port: u16) -> usize {
     sockets.lines().skip(1).filter(is_left).count()
 }
 
+/// The kind of timer by which a silent connection is probed.
+pub const KEEPALIVE: u8 = 2;
+
+/// The timer of the one connection that a local TCP port over IPv4 has: its kind, and the seconds until it expires.
+pub fn timer(port: u16) -> Option<(u8, u64)> {
+    let sockets = read("/proc/net/tcp".to_owned());
+    let local = format!(":{port:04X}");
+    let connection = sockets.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    // 01 is ESTABLISHED; the listener is 0A, and a client's own end has the port on the other side.
+    let fields = connection.into_iter().find(|fields| fields[1].ends_with(&local) && fields[3] == "01")?;
+    let (kind, ticks) = fields[5].split_once(':').expect("KIND:TICKS");
+    let kind = u8::from_str_radix(kind, 16).expect("a number");
+    (kind != 0).then(|| (kind, u64::from_str_radix(ticks, 16).expect("hundredths of a second") / 100))
+}
+
+/// The user that the tests run as.
+pub fn user() -> u32 {
+    fs::metadata("/proc/self").expect("proc is mounted").uid()
+}
+
 fn status(pid: u32, key: &str) -> u64 {
     let status = read(format!("/proc/{pid}/status"));
     let line = status.lines().find_map(|line| line.strip_prefix(key)).expect("the kernel tells it");

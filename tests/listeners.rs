@@ -1,0 +1,105 @@
+//! Where clients connect, as the configuration says.
+
+mod common;
+
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::MetadataExt;
+
+use common::program::skip;
+use common::{kernel, start};
+use fdpassd::proto::names::Address;
+use fdpassd::testing::{Client, Running, eventually};
+
+/// A user and a group that every system has.
+const NOBODY: u32 = 65_534;
+
+#[test]
+fn the_backlog_is_what_the_file_says_and_the_status_tells_who_waits_in_it() {
+    let daemon = start(
+        r#"
+        listen = [{ address = "127.0.0.1:0", backlog = 7 }, "unix:{dir}/rpc.sock"]
+        limits.max-clients = 1
+        "#,
+    );
+    let mut first = daemon.connect();
+    first.call("ping", 1).expect("a result");
+    let queue = |waiting: u32| daemon.wait_until("clients wait", |status| status.listeners[0].queue == Some(waiting));
+    queue(0);
+    let waiting: Vec<Client> = (0..3).map(|_| daemon.connect()).collect();
+    queue(3);
+    let status = daemon.status();
+    assert_eq!(status.listeners[0].queue_max, Some(7));
+    assert_eq!((status.listeners[1].queue, status.listeners[1].queue_max), (None, None));
+    assert!(status.paused.is_some_and(|reason| reason.contains("max-clients")));
+    drop(first);
+    for mut client in waiting {
+        client.call("ping", 2).expect("its turn has come");
+    }
+    queue(0);
+}
+
+#[test]
+fn silent_clients_are_probed_after_tcp_keepalive_and_never_without_it() {
+    for (keepalive, probed_within) in [("\"100s\"", Some(100)), ("\"none\"", None)] {
+        let daemon = start(&format!("limits.tcp-keepalive = {keepalive}"));
+        let mut client = daemon.connect();
+        client.call("ping", 1).expect("a result");
+        let found = eventually("no other timer of the connection is running", || {
+            let timer = kernel::timer(port(&daemon));
+            timer.is_none_or(|(kind, _)| kind == kernel::KEEPALIVE).then_some(timer)
+        });
+        assert_eq!(found.is_some(), probed_within.is_some(), "{keepalive}: {found:?}");
+        if let (Some((_, seconds)), Some(most)) = (found, probed_within) {
+            assert!((most - 20..=most).contains(&seconds), "the first probe comes after {seconds} s");
+        }
+    }
+}
+
+#[test]
+fn an_ipv6_listener_leaves_ipv4_to_others() {
+    let daemon = start(r#"listen = ["[::]:0"]"#);
+    let port = port(&daemon);
+    let mut client = Client::connect(&Address::Tcp(SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], port))));
+    assert_eq!(client.call("ping", 6).expect("a result"), 6);
+    assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+    let other = start(&format!("listen = [\"0.0.0.0:{port}\"]"));
+    let mut client = Client::connect(&Address::Tcp(SocketAddr::from(([127, 0, 0, 1], port))));
+    assert_eq!(client.call("ping", 4).expect("a result"), 4);
+    drop(other);
+}
+
+#[test]
+fn a_port_whose_last_connections_linger_can_be_listened_on_again() {
+    let mut daemon = start("");
+    let port = port(&daemon);
+    let mut client = daemon.connect();
+    client.call("ping", 1).expect("a result");
+    // The side that closes first has the connection in TIME_WAIT: here the daemon's.
+    daemon.signal("TERM");
+    client.expect_end();
+    drop(client);
+    assert!(daemon.wait().success());
+    let again = start(&format!("listen = [\"127.0.0.1:{port}\"]"));
+    again.connect().call("ping", 2).expect("a result");
+}
+
+#[test]
+fn a_unix_socket_gets_the_owner_and_the_group_that_the_file_says() {
+    if kernel::user() != 0 {
+        return skip("only root can give a file away");
+    }
+    let daemon = start(&format!(
+        "listen = [{{ address = \"unix:{{dir}}/rpc.sock\", owner = \"{NOBODY}\", group = \"{NOBODY}\", mode = \"0600\" }}]"
+    ));
+    let found = fs::metadata(daemon.directory().join("rpc.sock")).expect("it is there");
+    assert_eq!((found.uid(), found.gid(), found.mode() & 0o777), (NOBODY, NOBODY, 0o600));
+    daemon.connect().call("ping", 1).expect("root may");
+}
+
+fn port(daemon: &Running) -> u16 {
+    match daemon.address() {
+        Address::Tcp(address) => address.port(),
+        Address::Unix(path) => panic!("{} is not TCP", path.display()),
+    }
+}
