@@ -2,9 +2,14 @@
 
 mod common;
 
-use common::start;
+use std::io::Write;
+use std::thread;
+use std::time::Duration;
+
+use common::{let_pass, ping_of, pong_of, start};
 use fdpassd::proto::frame::{self, ByteOrder, Next, OrderRule};
 use fdpassd::proto::rpc::Request;
+use fdpassd::testing::Client;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -49,7 +54,7 @@ fn any_request_in_any_pieces_and_either_order_gets_the_reply_that_it_gets_in_one
     );
     let order = select(vec![ByteOrder::Little, ByteOrder::Big]);
     let cases = (vec(envelope(), 1..5), vec(any::<Index>(), 0..12), order);
-    check(&cases, |(requests, cuts, order)| {
+    check(200, &cases, |(requests, cuts, order)| {
         let mut client = daemon.connect().in_order(order).without_delay();
         let stream: Vec<u8> = requests.iter().flat_map(|request| client.frame(&request.text)).collect();
         let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len())).collect();
@@ -70,7 +75,7 @@ fn any_request_in_any_pieces_and_either_order_gets_the_reply_that_it_gets_in_one
 fn any_frame_gets_one_reply_and_no_frame_hurts_the_worker_or_the_connection() {
     let daemon = start("workers.count = 1");
     let cases = vec(mangled_envelope(), 1..10);
-    check(&cases, |frames| {
+    check(200, &cases, |frames| {
         let mut client = daemon.connect();
         frames.iter().for_each(|frame| client.send_frame(frame));
         for frame in frames {
@@ -89,7 +94,7 @@ fn any_frame_gets_one_reply_and_no_frame_hurts_the_worker_or_the_connection() {
 fn any_bytes_on_a_connection_end_in_silence_or_with_an_error_and_hurt_nobody() {
     let daemon = start("workers.count = 1");
     let mut bystander = daemon.connect();
-    check(&vec(any::<u8>(), 0..2000), |bytes| {
+    check(200, &vec(any::<u8>(), 0..2000), |bytes| {
         let mut client = daemon.connect();
         client.send(&bytes);
         client.finish();
@@ -100,10 +105,49 @@ fn any_bytes_on_a_connection_end_in_silence_or_with_an_error_and_hurt_nobody() {
     assert_eq!(daemon.status().workers[0].restarts, 0);
 }
 
-/// Runs a property against a daemon that lives for all cases.
-fn check<S: Strategy>(cases: &S, property: impl Fn(S::Value) -> Result<(), TestCaseError>) {
+/// What is sent and not read fills sockets and places in every way.
+#[test]
+fn any_amount_read_at_any_pace_and_cut_off_anywhere_gets_every_reply_and_then_the_end() {
+    let daemon = start("listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]");
+    let lengths = prop_oneof![3 => 26..100usize, 3 => 100..5_000usize, 2 => 5_000..300_000usize];
+    let bursts = vec((lengths, 1..400usize), 1..6);
+    let cases = (select(daemon.addresses().to_vec()), bursts, any::<Index>(), any::<bool>(), 1..500usize);
+    check(40, &cases, |(address, bursts, end, is_cut, at_a_time)| {
+        let mut client = Client::connect(&address);
+        // At most two megabytes of each length.
+        let bursts = bursts.into_iter().map(|(length, count)| (length, count.min(2_000_000 / length)));
+        let lengths: Vec<usize> = bursts.flat_map(|(length, count)| vec![length; count]).collect();
+        let mut stream: Vec<u8> = lengths.iter().flat_map(|length| client.frame(ping_of(*length))).collect();
+        if is_cut {
+            stream.truncate(end.index(stream.len()));
+        }
+        let (mut left, mut whole) = (stream.len(), Vec::new());
+        for length in lengths {
+            let Some(rest) = left.checked_sub(4 + length) else { break };
+            left = rest;
+            whole.push(length);
+        }
+        let mut writer = client.writer();
+        thread::spawn(move || {
+            writer.write_all(&stream).expect("the daemon reads on");
+            writer.finish();
+        });
+        for (i, length) in whole.into_iter().enumerate() {
+            if i % at_a_time == 0 {
+                let_pass(Duration::from_millis(1));
+            }
+            prop_assert!(client.receive() == pong_of(length), "reply {}", i);
+        }
+        let fault: Vec<String> = client.replies().into_iter().map(|reply| reply.name).collect();
+        prop_assert_eq!(fault.len(), usize::from(left > 0));
+        Ok(())
+    });
+}
+
+/// Runs a property in so many cases against a daemon that lives for all of them.
+fn check<S: Strategy>(count: u32, cases: &S, property: impl Fn(S::Value) -> Result<(), TestCaseError>) {
     // Not for long: a case that fails may do so by waiting in vain.
-    let config = Config { cases: 200, max_shrink_time: 1000, failure_persistence: None, ..Config::default() };
+    let config = Config { cases: count, max_shrink_time: 1000, failure_persistence: None, ..Config::default() };
     TestRunner::new(config).run(cases, property).unwrap_or_else(|e| panic!("{e}"));
 }
 

@@ -5,8 +5,9 @@ mod common;
 use std::io::Write;
 use std::ops::Range;
 use std::thread;
+use std::time::Duration;
 
-use common::{ping_of, start};
+use common::{let_pass, ping_of, pong_of, start};
 use fdpassd::proto::frame::ByteOrder;
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Reply};
@@ -99,18 +100,29 @@ fn a_half_closed_client_gets_all_its_replies_before_the_end() {
     }
 }
 
-/// The requests fit into a socket; over a Unix one the replies do not, so that many wait on the desk when the end is read.
+/// A client that has sent all, half a frame at the end, and reads a little at a time: whichever reply fills its socket,
+/// none is lost and none overwritten by the last one.
 #[test]
-fn a_client_that_reads_nothing_until_it_has_half_closed_gets_every_reply() {
-    const REQUESTS: usize = 3000;
-    let daemon = start("listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]");
-    for address in daemon.addresses() {
-        let mut client = Client::connect(address);
-        client.send(client.frame(r#"{"in":"methods"}"#).repeat(REQUESTS));
+fn a_half_closed_client_that_reads_slowly_gets_every_reply_and_is_told_of_half_a_frame() {
+    const LONG: usize = 160_000;
+    let daemon = start("listen = [\"unix:{dir}/rpc.sock\"]");
+    for small in (1000..2600).step_by(40) {
+        let mut client = daemon.connect();
+        // While this is calculated the rest arrives, to be read at once.
+        client.request("pi", 1_000_000);
+        let last = client.frame(ping_of(LONG));
+        client.send([&client.frame(r#"{"in":"methods"}"#).repeat(small), &last, &last[..50]].concat());
         client.finish();
-        let replies = client.replies();
-        assert_eq!(replies.len(), REQUESTS);
-        assert!(replies.iter().all(|reply| reply.name == "methods_r"));
+        assert_eq!(client.reply().name, "pi_r");
+        for i in 0..small {
+            if i % 400 == 0 {
+                let_pass(Duration::from_millis(5));
+            }
+            assert_eq!(client.reply().name, "methods_r", "reply {i} of {small}");
+        }
+        assert!(client.receive() == pong_of(LONG), "the reply after {small} others");
+        assert_eq!(fault(&client.reply()).0, "bad_request");
+        client.expect_end();
     }
 }
 
@@ -309,11 +321,6 @@ fn too_large_is_read_even_by_a_client_that_first_sends_megabytes() {
         assert_eq!(fault(&client.reply()).0, "too_large");
         client.expect_end();
     }
-}
-
-/// The reply to [`ping_of`].
-fn pong_of(length: usize) -> Vec<u8> {
-    ping_of(length).replace("\"in\":\"ping\",\"params\"", "\"out\":\"pong\",\"result\"").into_bytes()
 }
 
 /// Code and message of an error reply.

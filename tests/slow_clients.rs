@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{kernel, ping_of, start};
+use common::{kernel, ping_of, pong_of, start};
 use fdpassd::testing::{Client, Running};
 
 /// Without TCP_QUICKACK each call takes 40 ms and more: the client's kernel keeps back the second write until the first
@@ -58,8 +58,8 @@ fn a_client_that_reads_late_gets_every_reply() {
     let daemon = start("workers.count = 1");
     let mut client = daemon.connect();
     fill(&client);
-    for _ in 0..FILL {
-        assert_eq!(client.receive().len(), PIECE + 1);
+    for i in 0..FILL {
+        assert!(client.receive() == pong(i), "reply {i}");
     }
     assert_eq!(client.call("ping", 1).expect("a result"), 1);
 }
@@ -205,18 +205,27 @@ fn begin_frame(daemon: &Running, bytes: usize, length: usize) -> Client {
     client
 }
 
-/// The requests of [`fill`], and the length of each.
+/// The requests of [`fill`].
 const FILL: usize = 600;
-const PIECE: usize = 100_000;
+
+/// One of them: some are short, most are long, and none is as long as the next one.
+fn ping(i: usize) -> String {
+    ping_of(100 + i * 997 % 200_000)
+}
+
+/// The reply to it.
+fn pong(i: usize) -> Vec<u8> {
+    pong_of(100 + i * 997 % 200_000)
+}
 
 /// Sends more requests than the sockets have room for and reads no reply. Returns when the daemon takes no more; what
 /// is left is sent when it does.
 fn fill(client: &Client) {
     let mut writer = client.writer();
-    let frame = client.frame(ping_of(PIECE));
+    let frames: Vec<Vec<u8>> = (0..FILL).map(|i| client.frame(ping(i))).collect();
     let (tell, told) = mpsc::channel();
     thread::spawn(move || {
-        for _ in 0..FILL {
+        for frame in frames {
             if writer.write_all(&frame).is_err() {
                 return;
             }

@@ -30,7 +30,10 @@ impl Client {
     #[must_use]
     #[track_caller]
     pub fn connect(address: &Address) -> Client {
-        Client::try_connect(address).unwrap_or_else(|e| panic!("cannot connect to {address}: {e}"))
+        match Client::try_connect(address) {
+            Ok(client) => client,
+            Err(e) => panic!("cannot connect to {address}: {e}"),
+        }
     }
 
     fn try_connect(address: &Address) -> io::Result<Client> {
@@ -124,8 +127,10 @@ impl Client {
     #[track_caller]
     pub fn reply(&mut self) -> Reply {
         let body = self.receive();
-        serde_json::from_slice(&body)
-            .unwrap_or_else(|e| panic!("no valid reply: {e}: {:?}", String::from_utf8_lossy(&body)))
+        match serde_json::from_slice(&body) {
+            Ok(reply) => reply,
+            Err(e) => panic!("no valid reply: {e}: {:?}", String::from_utf8_lossy(&body)),
+        }
     }
 
     /// Whether something is there to be read, or the end.
@@ -144,8 +149,8 @@ impl Client {
     /// A second hand for writing, for a test that does so in another thread while this one reads.
     #[must_use]
     #[track_caller]
-    pub fn writer(&self) -> impl Write + Send + 'static {
-        self.stream.get_ref().try_clone().expect("the socket can be copied")
+    pub fn writer(&self) -> Writer {
+        Writer(self.stream.get_ref().try_clone().expect("the socket can be copied"))
     }
 
     /// Says that nothing more will be sent; replies can still be read.
@@ -171,6 +176,28 @@ impl Client {
         let mut rest = Vec::new();
         self.stream.read_to_end(&mut rest).expect("the daemon closes the connection");
         assert!(rest.is_empty(), "the end was expected, this came: {:?}", String::from_utf8_lossy(&rest));
+    }
+}
+
+/// A client's second hand: see [`Client::writer`].
+#[derive(Debug)]
+pub struct Writer(UnixStream);
+
+impl Write for Writer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl Writer {
+    /// As [`Client::finish`].
+    #[track_caller]
+    pub fn finish(self) {
+        self.0.shutdown(Shutdown::Write).expect("the connection is there");
     }
 }
 

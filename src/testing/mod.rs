@@ -34,7 +34,7 @@ use std::{env, fmt, fs, io, thread};
 use serde::Serialize;
 use serde_json::Value;
 
-pub use self::client::{Client, Reply};
+pub use self::client::{Client, Reply, Writer};
 pub use self::in_process::InProcess;
 use crate::proto::control::{Status, WorkerState, WorkerStatus};
 use crate::proto::names::Address;

@@ -329,6 +329,7 @@ impl Turn<'_, '_> {
         }
         let open = self.tools.desk.open(self.index, self.view.rx.0, Place::Shared);
         let begin = self.view.tx.1 as usize;
+        open.header.add_requests(self.unrecorded);
         let sent = match socket::transmit(&self.connection.socket, &open.tx[begin..begin + replied]) {
             Ok(Moved::Bytes(n)) => n,
             Ok(Moved::Nothing) => 0,

@@ -42,3 +42,8 @@ pub fn ping_of(length: usize) -> String {
     let text = "x".repeat(length - front.len() - back.len());
     format!("{front}{text}{back}")
 }
+
+/// The reply to [`ping_of`].
+pub fn pong_of(length: usize) -> Vec<u8> {
+    ping_of(length).replace("\"in\":\"ping\",\"params\"", "\"out\":\"pong\",\"result\"").into_bytes()
+}
