@@ -131,7 +131,10 @@ impl OtherUser {
         let name = Path::new(program).file_name().expect("a program has a name");
         let copy = self.directory.path().join(name);
         if !copy.exists() {
-            fs::copy(program, &copy).expect("a copy of the program");
+            // By a process of its own: a program that is open for writing cannot be run, and a child that another test
+            // starts meanwhile has a copy of all that is open here.
+            let copied = Command::new("cp").arg(program).arg(&copy).status().expect("cp runs");
+            assert!(copied.success(), "cp {program}");
         }
         let mut command = Command::new(copy);
         command.uid(uid).gid(uid);
