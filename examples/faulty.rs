@@ -1,7 +1,7 @@
 //! A daemon with every fault that a method, a state or its programmer can have. The tests run it; nobody else should.
 //!
 //! The variable `FAULTY` says what is wrong from the start: `fail`, `panic`, `exit` or `hang` instead of making the
-//! state, in all places or, as in `fail:1`, in that one; `fail-again` when the state is to be made anew; `two-methods`
+//! state, in all seats or, as in `fail:1`, in that one; `fail-again` when the state is to be made anew; `two-methods`
 //! and `bad-name` of one.
 
 use std::fs::File;
@@ -48,9 +48,9 @@ fn main() -> ExitCode {
 
 fn whoami(state: &mut State, call: &Call) -> Value {
     state.calls += 1;
-    let WorkerInfo { worker, place, .. } = &state.worker;
+    let WorkerInfo { worker, seat, .. } = &state.worker;
     json!({
-        "worker": worker, "place": place, "pid": process::id(), "calls": state.calls, "client": call.client,
+        "worker": worker, "seat": seat, "pid": process::id(), "calls": state.calls, "client": call.client,
         "attempt": call.attempt,
     })
 }
@@ -58,8 +58,8 @@ fn whoami(state: &mut State, call: &Call) -> Value {
 fn make(worker: &WorkerInfo) -> Result<State, String> {
     static MADE: AtomicBool = AtomicBool::new(false);
     let fault = env::var("FAULTY").unwrap_or_default();
-    let (fault, place) = fault.split_once(':').map_or((fault.as_str(), None), |(fault, place)| (fault, Some(place)));
-    if place.is_none_or(|place| place == worker.place.to_string()) {
+    let (fault, seat) = fault.split_once(':').map_or((fault.as_str(), None), |(fault, seat)| (fault, Some(seat)));
+    if seat.is_none_or(|seat| seat == worker.seat.to_string()) {
         match fault {
             "fail" => return Err("the model cannot be loaded".to_owned()),
             "panic" => panic!("the model is broken"),

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 /// What one worker process has. Its methods get to change it, one at a time.
 struct Resizer {
-    place: u32,
+    seat: u32,
     fitted: u64,
 }
 
@@ -31,7 +31,7 @@ struct Fit {
 
 #[derive(Serialize)]
 struct Report {
-    place: u32,
+    seat: u32,
     fitted: u64,
 }
 
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
 
 /// Loads what every worker needs: a model, a connection, a cache. Here it is only a count.
 fn open(worker: &WorkerInfo) -> Result<Resizer, Fault> {
-    Ok(Resizer { place: worker.place, fitted: 0 })
+    Ok(Resizer { seat: worker.seat, fitted: 0 })
 }
 
 /// The largest size with the picture's shape that the frame holds.
@@ -67,7 +67,7 @@ fn fit(resizer: &mut Resizer, Fit { picture, frame }: Fit, _: &Call) -> Result<S
 }
 
 fn report(resizer: &Resizer) -> Result<Report, Fault> {
-    Ok(Report { place: resizer.place, fitted: resizer.fitted })
+    Ok(Report { seat: resizer.seat, fitted: resizer.fitted })
 }
 
 /// Gives a picture back byte for byte: nothing is parsed, nothing is copied but into the reply.

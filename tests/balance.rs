@@ -14,7 +14,7 @@ fn round_robin_is_exact_over_a_thousand_clients() {
         let mut clients = Vec::new();
         for i in 0..1000 {
             let mut client = daemon.connect();
-            assert_eq!(whoami(&mut client).place, i % workers, "client {i}");
+            assert_eq!(whoami(&mut client).seat, i % workers, "client {i}");
             clients.push(client);
         }
     }
@@ -27,7 +27,7 @@ fn round_robin_is_exact_whoever_leaves_meanwhile() {
     let mut stays = Vec::new();
     for i in 0..300 {
         let mut client = daemon.connect();
-        assert_eq!(whoami(&mut client).place, i % 3, "client {i}");
+        assert_eq!(whoami(&mut client).seat, i % 3, "client {i}");
         if i % 3 == 1 {
             stays.push(client);
         }
@@ -41,16 +41,16 @@ fn least_loaded_gives_nobody_to_a_worker_that_is_busy_with_a_long_call() {
     let daemon = faulty::start("workers = { count = 2, dispatch = \"least-loaded\" }");
     daemon.wait_for_workers();
     let mut caller = daemon.connect();
-    let busy = whoami(&mut caller).place;
+    let busy = whoami(&mut caller).seat;
     let execution = Execution::start_by(&daemon, caller);
     let mut others = Vec::new();
     for _ in 0..100 {
         let mut client = daemon.connect();
-        assert_ne!(whoami(&mut client).place, busy);
+        assert_ne!(whoami(&mut client).seat, busy);
         others.push(client);
     }
     let mut caller = execution.finish();
-    assert_eq!(whoami(&mut caller).place, busy);
+    assert_eq!(whoami(&mut caller).seat, busy);
 }
 
 #[test]
@@ -92,11 +92,11 @@ fn a_stopped_worker_swallows_few_new_clients_and_all_others_are_served() {
     }
 }
 
-/// Stops the worker in that place; returns its pid.
+/// Stops the worker in that seat; returns its pid.
 #[track_caller]
-fn stop(daemon: &Running, place: u32) -> u32 {
-    daemon.signal_worker(place, "STOP");
-    let pid = daemon.worker_pids()[place as usize];
+fn stop(daemon: &Running, seat: u32) -> u32 {
+    daemon.signal_worker(seat, "STOP");
+    let pid = daemon.worker_pids()[seat as usize];
     eventually("the worker is stopped", || (kernel::state(pid) == Some('T')).then_some(()));
     pid
 }

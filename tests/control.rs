@@ -166,7 +166,7 @@ fn workers_that_stand_still_keep_nobody_waiting() {
     let daemon = start("workers.count = 2");
     let workers = daemon.wait_for_workers().workers;
     for worker in &workers {
-        daemon.signal_worker(worker.slot, "STOP");
+        daemon.signal_worker(worker.seat, "STOP");
         let pid = worker.pid.expect("it is ready");
         eventually("the worker is stopped", || (kernel::state(pid) == Some('T')).then_some(()));
     }

@@ -27,7 +27,7 @@ fn a_daemon_of_your_own_runs_and_answers_with_its_methods() {
     }
     let fault = client.call("fit", json!({"picture": [0, 5], "frame": [1, 1]})).expect_err("no pixels");
     assert_eq!(fault.to_string(), "no_pixels: a picture of 0×5 has none");
-    assert_eq!(client.call("report", ()).expect("a result"), json!({"place": 0, "fitted": 3}));
+    assert_eq!(client.call("report", ()).expect("a result"), json!({"seat": 0, "fitted": 3}));
     assert_eq!(client.call("ping", "too").expect("a result"), "too");
 
     let picture = "{ \"a\": 1e400,\t\"a\": \"\\u0041\" }";
@@ -224,14 +224,14 @@ fn its_clients_outlive_its_workers() {
     let daemon = Running::start(example("resized"), "workers.count = 2").expect("it serves");
     daemon.wait_for_workers();
     let mut clients: Vec<Client> = (0..50).map(|_| daemon.connect()).collect();
-    for place in [0, 1, 0] {
+    for seat in [0, 1, 0] {
         for client in &mut clients {
             client.call("report", ()).expect("a result");
         }
         for worker in daemon.worker_pids() {
             fdpassd::testing::eventually("the worker sleeps", || (kernel::state(worker) == Some('S')).then_some(()));
         }
-        daemon.kill_worker(place);
+        daemon.kill_worker(seat);
     }
     for client in &mut clients {
         client.call("report", ()).expect("a result");

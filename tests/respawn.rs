@@ -17,11 +17,11 @@ fn idle_clients_outlive_every_kill_of_their_workers_and_every_one_is_counted() {
     let mut clients: Vec<Client> = (0..CLIENTS).map(|_| daemon.connect()).collect();
     let mut moved = 0;
     for round in 1..=3 {
-        for place in [0, 1] {
+        for seat in [0, 1] {
             ping_all(&mut clients);
             wait_for_rest(&daemon);
-            moved += daemon.status().workers[place].clients;
-            daemon.kill_worker(place as u32);
+            moved += daemon.status().workers[seat].clients;
+            daemon.kill_worker(seat as u32);
         }
         ping_all(&mut clients);
         wait_for_rest(&daemon);
@@ -136,7 +136,7 @@ fn a_state_that_cannot_be_made_is_logged_with_its_reason_and_tried_again() {
     let daemon = faulty::start_with("fail:0", "workers.count = 2").expect("the other worker serves");
     daemon.wait_for_log("exited with status 70: the model cannot be loaded; 0 clients moved");
     daemon.wait_until("it was tried again", |status| status.workers[0].restarts > 0);
-    assert_eq!(whoami(&mut daemon.connect()).place, 1);
+    assert_eq!(whoami(&mut daemon.connect()).seat, 1);
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn a_worker_that_is_not_ready_in_time_is_killed() {
     );
     assert!(kernel::is_over(hanging));
     daemon.wait_for_log("is not ready after 2s; killing it");
-    assert_eq!(whoami(&mut daemon.connect()).place, 0);
+    assert_eq!(whoami(&mut daemon.connect()).seat, 0);
 }
 
 #[test]
@@ -186,13 +186,13 @@ fn wait_for_rest(daemon: &Running) {
 }
 
 #[track_caller]
-fn stop_worker(daemon: &Running, place: u32) {
-    daemon.signal_worker(place, "STOP");
-    let pid = daemon.worker_pids()[place as usize];
+fn stop_worker(daemon: &Running, seat: u32) {
+    daemon.signal_worker(seat, "STOP");
+    let pid = daemon.worker_pids()[seat as usize];
     eventually("the worker is stopped", || (kernel::state(pid) == Some('T')).then_some(()));
 }
 
-/// Waits until every child of the master runs, and none of them twice in a place.
+/// Waits until every child of the master runs, and none of them twice in a seat.
 #[track_caller]
 fn assert_no_zombies(daemon: &Running) {
     eventually("the dead are collected", || {

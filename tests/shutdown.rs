@@ -48,9 +48,9 @@ fn idle_workers_end_their_clients_while_another_still_executes() {
     let mut daemon = faulty::start("workers.count = 2");
     daemon.wait_for_workers();
     let mut caller = daemon.connect();
-    let busy = whoami(&mut caller).place;
+    let busy = whoami(&mut caller).seat;
     let mut clients: Vec<Client> = (0..10).map(|_| daemon.connect()).collect();
-    clients.retain_mut(|client| whoami(client).place != busy);
+    clients.retain_mut(|client| whoami(client).seat != busy);
     assert!(!clients.is_empty());
     let execution = Execution::start_by(&daemon, caller);
     daemon.signal("TERM");

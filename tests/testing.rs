@@ -16,9 +16,9 @@ fn a_killed_worker_has_a_successor_and_its_client_does_not_notice() {
     daemon.wait_for_workers();
     let before = daemon.worker_pids();
     let mut client = daemon.connect();
-    for place in 0..2 {
-        assert_eq!(client.call("ping", place).expect("a result"), place);
-        daemon.kill_worker(place);
+    for seat in 0..2 {
+        assert_eq!(client.call("ping", seat).expect("a result"), seat);
+        daemon.kill_worker(seat);
     }
     assert_eq!(client.call("ping", 2).expect("a result"), 2);
     assert!(daemon.worker_pids().iter().all(|pid| !before.contains(pid)));

@@ -116,7 +116,7 @@ fn write_deaths(to: &mut impl Write, workers: &[WorkerStatus]) -> io::Result<()>
     }
     deaths.into_iter().try_for_each(|(worker, reason)| match worker.id {
         Some(id) => writeln!(to, "last death before worker {id}: {}", Escaped(reason)),
-        None => writeln!(to, "last death in slot {}: {}", worker.slot, Escaped(reason)),
+        None => writeln!(to, "last death in seat {}: {}", worker.seat, Escaped(reason)),
     })
 }
 
@@ -212,7 +212,7 @@ ID  PID GEN STATE    CLIENTS EXEC REQUESTS REQ/S   P50   P99 UPTIME RESTARTS RSS
           3 waiting        0    0        0                                 5
 
 last death before worker 17: killed by signal 11 in method \"resize\"
-last death in slot 2: exited with status 70
+last death in seat 2: exited with status 70
 ";
         assert_eq!(shown, expected);
         assert!(shown.lines().all(|line| line.chars().count() <= 80));

@@ -16,7 +16,7 @@ use crate::proto::names::{Generation, WorkerId};
 /// A status as a daemon with three workers would tell it.
 pub(super) fn status() -> Status {
     let ready = WorkerStatus {
-        slot: 0,
+        seat: 0,
         id: Some(WorkerId(1)),
         pid: Some(4712),
         generation: Generation(3),
@@ -37,7 +37,7 @@ pub(super) fn status() -> Status {
         last_death: None,
     };
     let draining = WorkerStatus {
-        slot: 1,
+        seat: 1,
         id: Some(WorkerId(17)),
         pid: Some(9931),
         generation: Generation(2),
@@ -57,7 +57,7 @@ pub(super) fn status() -> Status {
         ..ready.clone()
     };
     let waiting = WorkerStatus {
-        slot: 2,
+        seat: 2,
         id: None,
         pid: None,
         state: WorkerState::Waiting,

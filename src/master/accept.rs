@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::client::{Client, Unleased};
 use super::worker::Worker;
-use super::{Master, Place, Token};
+use super::{Master, Seat, Token};
 use crate::pool::State;
 use crate::pool::dispatch::Candidate;
 use crate::proto::channel::MAX_LEASES;
@@ -93,16 +93,16 @@ impl Master {
 
     fn candidates(&self, is_rescue: bool) -> Vec<Candidate> {
         let monotonic = clock::monotonic();
-        let candidate = |(place, state): (&Place, State)| match (&place.worker, state) {
+        let candidate = |(seat, state): (&Seat, State)| match (&seat.worker, state) {
             (Some(worker), State::Ready { .. }) => worker.candidate(is_rescue, monotonic),
             _ => Candidate::default(),
         };
-        self.places.iter().zip(self.pool.states()).map(candidate).collect()
+        self.seats.iter().zip(self.pool.states()).map(candidate).collect()
     }
 
     fn ready_workers(&self) -> impl Iterator<Item = &Worker> {
-        let ready = self.places.iter().zip(self.pool.states()).filter(|(_, s)| matches!(s, State::Ready { .. }));
-        ready.filter_map(|(place, _)| place.worker.as_ref())
+        let ready = self.seats.iter().zip(self.pool.states()).filter(|(_, s)| matches!(s, State::Ready { .. }));
+        ready.filter_map(|(seat, _)| seat.worker.as_ref())
     }
 
     /// Leases clients whose worker died, or whose lease could not be sent, as far as there is room.
@@ -112,7 +112,7 @@ impl Master {
             let mut candidates = self.candidates(true);
             while let Some(unleased) = self.unleased.pop_front() {
                 match self.dispatcher.pick(&candidates) {
-                    Some(place) => self.lease(place, unleased, &mut candidates, true),
+                    Some(seat) => self.lease(seat, unleased, &mut candidates, true),
                     None => {
                         self.unleased.push_front(unleased);
                         break;
@@ -130,11 +130,11 @@ impl Master {
         }
     }
 
-    fn lease(&mut self, place: usize, unleased: Unleased, candidates: &mut [Candidate], is_rescue: bool) {
-        let worker = self.places[place].worker.as_mut().expect("only workers that there are have room");
+    fn lease(&mut self, seat: usize, unleased: Unleased, candidates: &mut [Candidate], is_rescue: bool) {
+        let worker = self.seats[seat].worker.as_mut().expect("only workers that there are have room");
         worker.lease(unleased);
         // But for the share of time, which takes the clock and does not change that fast.
-        candidates[place] = Candidate { busy: candidates[place].busy, ..worker.candidate(is_rescue, 0) };
+        candidates[seat] = Candidate { busy: candidates[seat].busy, ..worker.candidate(is_rescue, 0) };
     }
 
     /// Takes in the clients that wait at one listener, as far as there is room for them, and no more than one message of
@@ -164,8 +164,8 @@ impl Master {
             log::debug!("client {id} ({peer}) accepted on {}", self.listeners[index].address);
             self.clients += 1;
             let client = Client { id, socket: accepted.socket, peer, listener: index as u16 };
-            let place = self.dispatcher.pick(candidates).expect("one has room");
-            self.lease(place, Unleased::fresh(client, clock::monotonic()), candidates, false);
+            let seat = self.dispatcher.pick(candidates).expect("one has room");
+            self.lease(seat, Unleased::fresh(client, clock::monotonic()), candidates, false);
         }
     }
 
@@ -176,8 +176,8 @@ impl Master {
 
     /// Sends what was leased in this turn of the loop. A worker whose channel is full gives its share back.
     fn flush_leases(&mut self) {
-        for index in 0..self.places.len() {
-            let Some(worker) = self.places[index].worker.as_mut() else { continue };
+        for index in 0..self.seats.len() {
+            let Some(worker) = self.seats[index].worker.as_mut() else { continue };
             let was_full = worker.is_full;
             match worker.flush() {
                 Ok(unsent) => self.unleased.extend(unsent),

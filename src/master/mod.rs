@@ -118,9 +118,9 @@ impl Token {
     }
 }
 
-/// A place among the workers, and what stays when its worker is replaced.
+/// A seat among the workers, and what stays when its worker is replaced.
 #[derive(Debug, Default)]
-struct Place {
+struct Seat {
     worker: Option<Worker>,
     /// Workers that were here.
     spawned: u64,
@@ -130,7 +130,7 @@ struct Place {
     last_death: Option<String>,
 }
 
-/// What a worker, or all that were at a place, did.
+/// What a worker, or all that were at a seat, did.
 #[derive(Clone, Copy, Debug, Default)]
 struct Totals {
     requests: u64,
@@ -170,7 +170,7 @@ struct Master {
     listeners: Vec<Listener>,
     gate: Gate,
     pool: Pool,
-    places: Vec<Place>,
+    seats: Vec<Seat>,
     dispatcher: Dispatcher,
     layout: Layout,
     /// Clients without a worker.
@@ -219,7 +219,7 @@ impl Master {
         let seed = clock::monotonic() ^ u64::from(std::process::id()) << 32;
         Ok(Master {
             pool: Pool::new(workers, config.workers.start_timeout, started, seed),
-            places: std::iter::repeat_with(Place::default).take(workers).collect(),
+            seats: std::iter::repeat_with(Seat::default).take(workers).collect(),
             dispatcher: Dispatcher::new(config.workers.dispatch),
             addresses: Addresses::new(config.limits.max_clients_per_address),
             control: ControlClients::new(control_clients as usize, process::user()),
@@ -317,7 +317,7 @@ impl Master {
             Ok(()) => log::info!("SIGUSR1: log file opened again"),
             Err(e) => log::warn!("cannot open the log file again: {e}; lines still go to the one that was open"),
         }
-        for worker in self.places.iter_mut().filter_map(|place| place.worker.as_mut()) {
+        for worker in self.seats.iter_mut().filter_map(|seat| seat.worker.as_mut()) {
             // A worker whose channel is full is too busy for a log line that is worth waiting for.
             let _ = worker.channel.send(&ToWorker::Reopen, &[]);
         }
@@ -335,9 +335,9 @@ impl Master {
 
     /// A process has ended. As PID 1 of a container that may be anybody.
     fn take_death(&mut self, pid: u32, exit: Exit, now: Instant) {
-        let is_it = |place: &&mut Place| place.worker.as_ref().is_some_and(|worker| worker.pid == pid);
-        let Some(place) = self.places.iter_mut().find(is_it) else { return };
-        let Some(mut worker) = place.worker.take() else { return };
+        let is_it = |seat: &&mut Seat| seat.worker.as_ref().is_some_and(|worker| worker.pid == pid);
+        let Some(seat) = self.seats.iter_mut().find(is_it) else { return };
+        let Some(mut worker) = seat.worker.take() else { return };
         let _ = self.poller.remove(&worker.channel);
         // Its last words, which its death did not take away.
         let mut closed = Vec::new();
@@ -351,7 +351,7 @@ impl Master {
             }
         }
         let has_answered = worker.desk.header().requests() > 0;
-        place.totals = place.totals.plus(&worker);
+        seat.totals = seat.totals.plus(&worker);
         let (id, name) = (worker.id, format!("worker {} (pid {pid}, gen {})", worker.id, self.generation));
         let failure = worker.failure.take();
         let left = worker.into_left();
@@ -363,7 +363,7 @@ impl Master {
             cause += &format!(": {reason}");
         }
         if !self.pool.is_stopping() {
-            place.last_death = Some(cause.clone());
+            seat.last_death = Some(cause.clone());
         }
         let (moved, lost) = (left.at_rest.len(), left.in_hand.len());
         self.take_over(left, closed);
@@ -402,12 +402,12 @@ impl Master {
 
     /// Takes in what a worker says: one message, as more of them are told by the next wait.
     fn hear(&mut self, id: WorkerId, is_writable: bool, now: Instant) {
-        let is_it = |place: &Place| place.worker.as_ref().is_some_and(|worker| worker.id == id);
-        let Some(index) = self.places.iter().position(is_it) else { return };
+        let is_it = |seat: &Seat| seat.worker.as_ref().is_some_and(|worker| worker.id == id);
+        let Some(index) = self.seats.iter().position(is_it) else { return };
         if is_writable {
             self.channel_takes_again(index, now);
         }
-        let Some(worker) = self.places[index].worker.as_mut() else { return };
+        let Some(worker) = self.seats[index].worker.as_mut() else { return };
         match worker.channel.hear(&mut self.scratch) {
             Ok(Heard::Message(ToMaster::Closed(slots) | ToMaster::Freed(slots), _)) => {
                 let closed: Vec<Client> = slots.into_iter().filter_map(|slot| worker.closed(slot)).collect();
@@ -435,7 +435,7 @@ impl Master {
     }
 
     fn channel_takes_again(&mut self, index: usize, now: Instant) {
-        let Some(worker) = self.places[index].worker.as_mut().filter(|worker| worker.is_full) else { return };
+        let Some(worker) = self.seats[index].worker.as_mut().filter(|worker| worker.is_full) else { return };
         worker.is_full = false;
         let _ = self.poller.modify(&worker.channel, Token::Worker(worker.id).into(), Interest::Read);
         self.tell_to_stop(index, now);
@@ -443,7 +443,7 @@ impl Master {
 
     fn take_ready(&mut self, id: WorkerId, ready: Ready, now: Instant) {
         let is_it = |worker: &&mut Worker| worker.id == id;
-        let Some(worker) = self.places.iter_mut().filter_map(|place| place.worker.as_mut()).find(is_it) else { return };
+        let Some(worker) = self.seats.iter_mut().filter_map(|seat| seat.worker.as_mut()).find(is_it) else { return };
         if ready.version != VERSION {
             worker.failure = Some(format!("it speaks version {} of the channel, not {VERSION}", ready.version));
             return kill(worker);
@@ -471,13 +471,13 @@ impl Master {
             }
             for action in actions {
                 match action {
-                    Action::Spawn(place, id) => self.spawn(place, id, now),
-                    Action::Kill(place, id) => self.kill_late(place, id),
-                    Action::Stop(place, _, by) => {
-                        if let Some(worker) = self.places[place].worker.as_mut() {
+                    Action::Spawn(seat, id) => self.spawn(seat, id, now),
+                    Action::Kill(seat, id) => self.kill_late(seat, id),
+                    Action::Stop(seat, _, by) => {
+                        if let Some(worker) = self.seats[seat].worker.as_mut() {
                             worker.stop_by = Some(by);
                         }
-                        self.tell_to_stop(place, now);
+                        self.tell_to_stop(seat, now);
                     }
                     Action::GiveUp => return Err(Error::NoWorker(self.reason_to_give_up())),
                 }
@@ -490,7 +490,7 @@ impl Master {
             version: VERSION,
             name: self.name.clone(),
             worker: id,
-            place: index as u32,
+            seat: index as u32,
             generation: self.generation,
             slots: self.layout.slots(),
             settings: self.settings(),
@@ -498,15 +498,15 @@ impl Master {
         let spawned = Worker::spawn(&self.executable, start, self.layout, now).and_then(|worker| {
             self.poller.add(&worker.channel, Token::Worker(id).into(), Interest::Read).map(|()| worker)
         });
-        let place = &mut self.places[index];
+        let seat = &mut self.seats[index];
         match spawned {
             Ok(worker) => {
                 log::debug!("worker {id} (pid {}, gen {}) started", worker.pid, self.generation);
-                place.spawned += 1;
-                place.worker = Some(worker);
+                seat.spawned += 1;
+                seat.worker = Some(worker);
             }
             Err(e) => {
-                place.last_death = Some(format!("cannot be started: {e}"));
+                seat.last_death = Some(format!("cannot be started: {e}"));
                 let delay = self.pool.exited(id, false, now).unwrap_or_default();
                 log::error!("worker {id} cannot be started: {e}; trying again in {} ms", delay.as_millis());
             }
@@ -527,7 +527,7 @@ impl Master {
     }
 
     fn kill_late(&mut self, index: usize, id: WorkerId) {
-        let Some(worker) = self.places[index].worker.as_mut().filter(|worker| worker.id == id) else { return };
+        let Some(worker) = self.seats[index].worker.as_mut().filter(|worker| worker.id == id) else { return };
         if self.pool.is_stopping() {
             self.killed += 1;
             log::warn!("worker {id} (pid {}) has not finished in time; killing it", worker.pid);
@@ -540,7 +540,7 @@ impl Master {
     }
 
     fn tell_to_stop(&mut self, index: usize, now: Instant) {
-        let Some(worker) = self.places[index].worker.as_mut() else { return };
+        let Some(worker) = self.seats[index].worker.as_mut() else { return };
         // One that cannot be told is killed at its deadline.
         if let Err(e) = worker.tell_to_stop(now) {
             log::error!("worker {} (pid {}): cannot be told to stop: {e}", worker.id, worker.pid);
@@ -550,12 +550,12 @@ impl Master {
 
     /// Has the poller tell when a channel that is full takes messages again.
     fn watch_full(&mut self, index: usize) {
-        let Some(worker) = self.places[index].worker.as_ref().filter(|worker| worker.is_full) else { return };
+        let Some(worker) = self.seats[index].worker.as_ref().filter(|worker| worker.is_full) else { return };
         let _ = self.poller.modify(&worker.channel, Token::Worker(worker.id).into(), Interest::Both);
     }
 
     fn reason_to_give_up(&self) -> String {
-        let last = self.places.iter().rev().find_map(|place| place.last_death.as_deref());
+        let last = self.seats.iter().rev().find_map(|seat| seat.last_death.as_deref());
         format!("no worker ever became ready; the last one {}", last.unwrap_or("did not even start"))
     }
 

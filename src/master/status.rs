@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::listener::Listener;
-use super::{Master, Place};
+use super::{Master, Seat};
 use crate::logging;
 use crate::pool::State;
 use crate::proto::control::{ListenerStatus, Status, WorkerState, WorkerStatus};
@@ -15,13 +15,8 @@ const WINDOW: f64 = 10.0;
 impl Master {
     /// The whole of it.
     pub(super) fn status(&self, now: Instant) -> Status {
-        let workers: Vec<WorkerStatus> = self
-            .places
-            .iter()
-            .zip(self.pool.states())
-            .enumerate()
-            .map(|(i, p)| self.worker_status(i, p, now))
-            .collect();
+        let workers: Vec<WorkerStatus> =
+            self.seats.iter().zip(self.pool.states()).enumerate().map(|(i, p)| self.worker_status(i, p, now)).collect();
         Status {
             name: self.name.clone(),
             version: self.version.to_owned(),
@@ -46,15 +41,15 @@ impl Master {
         }
     }
 
-    fn worker_status(&self, slot: usize, (place, state): (&Place, State), now: Instant) -> WorkerStatus {
-        let worker = place.worker.as_ref();
-        let totals = worker.map_or(place.totals, |worker| place.totals.plus(worker));
+    fn worker_status(&self, index: usize, (seat, state): (&Seat, State), now: Instant) -> WorkerStatus {
+        let worker = seat.worker.as_ref();
+        let totals = worker.map_or(seat.totals, |worker| seat.totals.plus(worker));
         let header = worker.map(|worker| worker.desk.header());
         let uptime = worker.map(|worker| now.duration_since(worker.started).as_secs_f64());
         // One second more, for the one that is not full yet.
         let recent = header.filter(|_| uptime > Some(WINDOW + 1.0)).map(|header| header.recent(clock::monotonic()));
         WorkerStatus {
-            slot: slot as u32,
+            seat: index as u32,
             id: worker.map(|worker| worker.id),
             pid: worker.map(|worker| worker.pid),
             generation: self.generation,
@@ -75,9 +70,9 @@ impl Master {
             p50_seconds: recent.and_then(|recent| recent.p50).map(|p50| p50.as_secs_f64()),
             p99_seconds: recent.and_then(|recent| recent.p99).map(|p99| p99.as_secs_f64()),
             uptime_seconds: uptime,
-            restarts: place.spawned.saturating_sub(1),
+            restarts: seat.spawned.saturating_sub(1),
             rss_bytes: worker.and_then(|worker| process::resident_memory(worker.pid)),
-            last_death: place.last_death.clone(),
+            last_death: seat.last_death.clone(),
         }
     }
 }

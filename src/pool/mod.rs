@@ -16,8 +16,8 @@
 //! 1. Only a ready worker is given clients.
 //! 2. Every id in an action is of a worker that there is; every `Spawn` has a new one.
 //! 3. A worker that was killed while it served is replaced at once. Only one that did not become ready, or ended within
-//!    a second of it without having answered anything, lengthens its place's streak and waits.
-//! 4. A bad place never stops the others; if no worker was ever ready, the pool gives up.
+//!    a second of it without having answered anything, lengthens its seat's streak and waits.
+//! 4. A bad seat never stops the others; if no worker was ever ready, the pool gives up.
 
 mod backoff;
 pub mod dispatch;
@@ -29,13 +29,13 @@ use crate::proto::names::WorkerId;
 /// A worker that ends so soon after it became ready, without an answer given, was never really there.
 const PROBATION: Duration = Duration::from_secs(1);
 
-/// So many deaths in a row at every place, with none ever ready, are enough to see that none will be.
+/// So many deaths in a row at every seat, with none ever ready, are enough to see that none will be.
 const GIVE_UP: u32 = 3;
 
-/// Workers and the places they are at.
+/// Workers and the seats they are at.
 #[derive(Debug)]
 pub struct Pool {
-    places: Vec<Place>,
+    seats: Vec<Seat>,
     start_timeout: Duration,
     next: WorkerId,
     /// Whether a worker has ever been ready.
@@ -45,15 +45,15 @@ pub struct Pool {
     jitter: backoff::Jitter,
 }
 
-/// A place among the workers: what stays when a process is replaced.
+/// A seat among the workers: what stays when a process is replaced.
 #[derive(Debug)]
-struct Place {
+struct Seat {
     state: State,
     /// Deaths in a row that were its own fault.
     streak: u32,
 }
 
-/// Where a place's worker is in its life.
+/// Where a seat's worker is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// There is none until then.
@@ -100,7 +100,7 @@ impl State {
 /// What the master is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Start a worker at this place; it is this one.
+    /// Start a worker at this seat; it is this one.
     Spawn(usize, WorkerId),
     /// Kill it: it was not ready in time, or not gone in time.
     Kill(usize, WorkerId),
@@ -114,9 +114,9 @@ impl Pool {
     /// A pool of so many workers, all due at once. `seed` makes the backoffs of different daemons differ.
     #[must_use]
     pub fn new(count: usize, start_timeout: Duration, now: Instant, seed: u64) -> Pool {
-        let place = || Place { state: State::Waiting { until: now }, streak: 0 };
+        let seat = || Seat { state: State::Waiting { until: now }, streak: 0 };
         Pool {
-            places: std::iter::repeat_with(place).take(count).collect(),
+            seats: std::iter::repeat_with(seat).take(count).collect(),
             start_timeout,
             next: WorkerId(1),
             ever_ready: false,
@@ -125,9 +125,9 @@ impl Pool {
         }
     }
 
-    /// The states of all places, in order.
+    /// The states of all seats, in order.
     pub fn states(&self) -> impl Iterator<Item = State> + '_ {
-        self.places.iter().map(|place| place.state)
+        self.seats.iter().map(|seat| seat.state)
     }
 
     /// Whether the end was asked for.
@@ -144,9 +144,9 @@ impl Pool {
 
     /// A worker said that it can serve. False if there is none such, or it was not expected to say so.
     pub fn ready(&mut self, id: WorkerId, now: Instant) -> bool {
-        let starting = |place: &&mut Place| matches!(place.state, State::Starting { id: i, until: Some(_) } if i == id);
-        let Some(place) = self.places.iter_mut().find(starting) else { return false };
-        place.state = State::Ready { id, since: now };
+        let starting = |seat: &&mut Seat| matches!(seat.state, State::Starting { id: i, until: Some(_) } if i == id);
+        let Some(seat) = self.seats.iter_mut().find(starting) else { return false };
+        seat.state = State::Ready { id, since: now };
         self.ever_ready = true;
         true
     }
@@ -155,19 +155,19 @@ impl Pool {
     /// successor waits, if one is to come.
     pub fn exited(&mut self, id: WorkerId, has_answered: bool, now: Instant) -> Option<Duration> {
         let is_stopping = self.is_stopping();
-        let place = self.places.iter_mut().find(|place| place.state.worker() == Some(id))?;
-        let was_no_good = match place.state {
+        let seat = self.seats.iter_mut().find(|seat| seat.state.worker() == Some(id))?;
+        let was_no_good = match seat.state {
             State::Ready { since, .. } => !has_answered && now.duration_since(since) < PROBATION,
             State::Starting { .. } => true,
             State::Draining { .. } | State::Waiting { .. } | State::Gone => false,
         };
         if is_stopping {
-            place.state = State::Gone;
+            seat.state = State::Gone;
             return None;
         }
-        place.streak = if was_no_good { place.streak.saturating_add(1) } else { 0 };
-        let delay = self.jitter.backoff(place.streak);
-        place.state = State::Waiting { until: now + delay };
+        seat.streak = if was_no_good { seat.streak.saturating_add(1) } else { 0 };
+        let delay = self.jitter.backoff(seat.streak);
+        seat.state = State::Waiting { until: now + delay };
         Some(delay)
     }
 
@@ -175,8 +175,8 @@ impl Pool {
     pub fn stop(&mut self, by: Instant) {
         let by = self.stop_by.map_or(by, |before| before.min(by));
         self.stop_by = Some(by);
-        for place in &mut self.places {
-            if let State::Draining { until: Some(until), .. } = &mut place.state {
+        for seat in &mut self.seats {
+            if let State::Draining { until: Some(until), .. } = &mut seat.state {
                 *until = by.min(*until);
             }
         }
@@ -184,19 +184,19 @@ impl Pool {
 
     /// What is to be done now.
     pub fn reconcile(&mut self, now: Instant) -> Vec<Action> {
-        if !self.ever_ready && !self.is_stopping() && self.places.iter().all(|place| place.streak >= GIVE_UP) {
+        if !self.ever_ready && !self.is_stopping() && self.seats.iter().all(|seat| seat.streak >= GIVE_UP) {
             return vec![Action::GiveUp];
         }
         let mut actions = Vec::new();
-        for index in 0..self.places.len() {
+        for index in 0..self.seats.len() {
             self.reconcile_place(index, now, &mut actions);
         }
         actions
     }
 
     fn reconcile_place(&mut self, index: usize, now: Instant, actions: &mut Vec<Action>) {
-        let state = self.places[index].state;
-        self.places[index].state = match (state, self.stop_by) {
+        let state = self.seats[index].state;
+        self.seats[index].state = match (state, self.stop_by) {
             (State::Waiting { .. }, Some(_)) => State::Gone,
             (State::Waiting { until }, None) if until <= now => {
                 let id = self.next;

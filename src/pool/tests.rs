@@ -6,7 +6,7 @@ const START: Duration = Duration::from_secs(10);
 
 fn spawned(actions: &[Action]) -> Vec<(usize, WorkerId)> {
     let spawn = |action: &Action| match action {
-        Action::Spawn(place, id) => Some((*place, *id)),
+        Action::Spawn(seat, id) => Some((*seat, *id)),
         _ => None,
     };
     actions.iter().filter_map(spawn).collect()

@@ -78,8 +78,8 @@ pub struct Start {
     pub name: String,
     /// The worker's id.
     pub worker: WorkerId,
-    /// Its place among the workers, from 0; a successor takes the same one.
-    pub place: u32,
+    /// Its seat among the workers, from 0; a successor takes the same one.
+    pub seat: u32,
     /// The configuration it serves.
     pub generation: Generation,
     /// Slots on its desk.

@@ -156,7 +156,7 @@ pub struct Status {
     pub errors_total: u64,
     /// Log lines that could not be written, by the master or a worker.
     pub log_errors_total: u64,
-    /// The workers, in the order of their slots.
+    /// The workers, in the order of their seats.
     pub workers: Vec<WorkerStatus>,
 }
 
@@ -175,11 +175,11 @@ pub struct ListenerStatus {
     pub accepted_total: u64,
 }
 
-/// A worker's slot among the workers, and who is in it.
+/// A worker's seat among the workers, and who is in it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WorkerStatus {
-    /// The slot, from 0: what stays when the process is replaced.
-    pub slot: u32,
+    /// The seat, from 0: what stays when the process is replaced.
+    pub seat: u32,
     /// The worker; none while its successor waits to be started.
     pub id: Option<WorkerId>,
     /// Its process.
@@ -192,13 +192,13 @@ pub struct WorkerStatus {
     pub clients: u64,
     /// Requests it is executing.
     pub executing: u64,
-    /// Requests answered in this slot.
+    /// Requests answered in this seat.
     pub requests_total: u64,
     /// Of these, with an error.
     pub errors_total: u64,
-    /// Handlers that panicked in this slot.
+    /// Handlers that panicked in this seat.
     pub panics_total: u64,
-    /// Log lines that workers in this slot could not write.
+    /// Log lines that workers in this seat could not write.
     pub log_errors_total: u64,
     /// Bytes of unfinished frames and unread replies that it holds, beyond the 4 KiB that each client may have.
     pub parked_bytes: u64,
@@ -210,7 +210,7 @@ pub struct WorkerStatus {
     pub p99_seconds: Option<f64>,
     /// How long this process has been running.
     pub uptime_seconds: Option<f64>,
-    /// Workers in this slot that came after the first.
+    /// Workers in this seat that came after the first.
     pub restarts: u64,
     /// Resident memory of the process.
     pub rss_bytes: Option<u64>,

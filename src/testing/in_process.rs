@@ -39,7 +39,7 @@ impl InProcess {
         if let Some(mistake) = methods.mistakes().first() {
             return Err(mistake.clone());
         }
-        let info = WorkerInfo { name, worker: WorkerId(1), place: 0, generation: Generation(1) };
+        let info = WorkerInfo { name, worker: WorkerId(1), seat: 0, generation: Generation(1) };
         Ok(InProcess(Box::new(Running::start(methods, info)?)))
     }
 

@@ -187,7 +187,7 @@ impl Running {
         self.master.id()
     }
 
-    /// The workers' processes, in the order of their places.
+    /// The workers' processes, in the order of their seats.
     #[must_use]
     #[track_caller]
     pub fn worker_pids(&self) -> Vec<u32> {
@@ -200,27 +200,27 @@ impl Running {
         process::send(self.pid(), name).expect("the master can be sent a signal");
     }
 
-    /// Sends the worker in that place a signal, named as kill(1) names it.
+    /// Sends the worker in that seat a signal, named as kill(1) names it.
     #[track_caller]
-    pub fn signal_worker(&self, place: u32, name: &str) {
-        let pid = self.worker(place).pid.expect("the worker has a process");
+    pub fn signal_worker(&self, seat: u32, name: &str) {
+        let pid = self.worker(seat).pid.expect("the worker has a process");
         process::send(pid, name).expect("the worker can be sent a signal");
     }
 
-    /// Kills the worker in that place; returns when its successor serves.
+    /// Kills the worker in that seat; returns when its successor serves.
     #[track_caller]
-    pub fn kill_worker(&self, place: u32) {
-        let killed = self.worker(place).id;
-        self.signal_worker(place, "KILL");
+    pub fn kill_worker(&self, seat: u32) {
+        let killed = self.worker(seat).id;
+        self.signal_worker(seat, "KILL");
         self.wait_until("the successor of the killed worker is ready", |status| {
-            status.workers.iter().any(|worker| worker.slot == place && worker.id != killed && is_ready(worker))
+            status.workers.iter().any(|worker| worker.seat == seat && worker.id != killed && is_ready(worker))
         });
     }
 
     #[track_caller]
-    fn worker(&self, place: u32) -> WorkerStatus {
+    fn worker(&self, seat: u32) -> WorkerStatus {
         let status = self.status();
-        status.workers.into_iter().find(|worker| worker.slot == place).expect("there is a worker in that place")
+        status.workers.into_iter().find(|worker| worker.seat == seat).expect("there is a worker in that seat")
     }
 
     /// Waits until the master has ended by itself.

@@ -20,8 +20,8 @@ pub struct WorkerInfo {
     pub name: String,
     /// The worker's id; never reused.
     pub worker: WorkerId,
-    /// Its place among the workers, from 0 to their number less one; a successor takes the same one.
-    pub place: u32,
+    /// Its seat among the workers, from 0 to their number less one; a successor takes the same one.
+    pub seat: u32,
     /// The configuration it serves.
     pub generation: Generation,
 }

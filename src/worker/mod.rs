@@ -105,8 +105,8 @@ fn serve<S: 'static>(
     logging::start(&start.name, &start.settings.log).map_err(|e| format!("cannot open the log: {e}"))?;
     let layout = Layout::new(start.slots, start.settings.max_frame);
     let desk = WorkerDesk::map(file, layout).map_err(|e| format!("cannot map the desk: {e}"))?;
-    let Start { name, worker, place, generation, settings, .. } = start;
-    let mut service = Running::start(methods, WorkerInfo { name, worker, place, generation })?;
+    let Start { name, worker, seat, generation, settings, .. } = start;
+    let mut service = Running::start(methods, WorkerInfo { name, worker, seat, generation })?;
     let greeting = ToMaster::Ready(Ready { version: VERSION, methods: service.names() });
     channel.send(&greeting, &[]).map_err(|e| format!("cannot greet the master: {e}"))?;
     let worker = Worker::new(channel, desk, settings).map_err(|e| format!("cannot make a poller: {e}"))?;

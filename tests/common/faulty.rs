@@ -35,7 +35,7 @@ pub fn start_with(fault: impl AsRef<OsStr>, config: &str) -> Result<Running, Err
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub struct Server {
     pub worker: u64,
-    pub place: u32,
+    pub seat: u32,
     pub pid: u32,
     /// Such questions since its state was made.
     pub calls: u64,
