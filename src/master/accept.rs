@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::client::{Client, Unleased};
 use super::worker::Worker;
-use super::{Master, Seat, Token};
+use super::{Master, Seat, Token, supervise};
 use crate::pool::State;
 use crate::pool::dispatch::Candidate;
 use crate::proto::channel::MAX_LEASES;
@@ -184,7 +184,7 @@ impl Master {
                 Err(e) => {
                     // Whatever it is, the worker did not get them. Its end will be told as every other.
                     log::error!("worker {} (pid {}): cannot send leases: {e}; killing it", worker.id, worker.pid);
-                    super::kill(worker);
+                    supervise::kill(worker);
                 }
             }
             if !was_full {
