@@ -271,7 +271,8 @@ fn announcer(name: String, version: &'static str) -> Announce {
 /// How to run fdpassctl: by cargo, if that has built this program, or else by its name.
 fn ctl_command(program: &Path) -> &'static str {
     let profile = program.parent();
-    let is_cargos = profile.and_then(Path::parent).is_some_and(|target| target.join("CACHEDIR.TAG").exists());
+    // Cargo keeps what it builds a program from beside it.
+    let is_cargos = profile.is_some_and(|profile| profile.join("deps").is_dir());
     let profile = profile.and_then(Path::file_name).and_then(|name| name.to_str());
     match profile {
         Some("release") if is_cargos => "cargo run --release --bin fdpassctl --",

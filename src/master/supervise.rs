@@ -24,7 +24,7 @@ impl Master {
     }
 
     /// A process has ended. As PID 1 of a container that may be anybody.
-    pub(super) fn take_death(&mut self, pid: u32, exit: Exit, now: Instant) {
+    fn take_death(&mut self, pid: u32, exit: Exit, now: Instant) {
         let is_it = |seat: &&mut Seat| seat.worker.as_ref().is_some_and(|worker| worker.pid == pid);
         let Some(seat) = self.seats.iter_mut().find(is_it) else { return };
         let Some(mut worker) = seat.worker.take() else { return };
@@ -68,7 +68,7 @@ impl Master {
     }
 
     /// What becomes of the clients of a worker that is gone.
-    pub(super) fn take_over(&mut self, left: Left, closed: Vec<Client>) {
+    fn take_over(&mut self, left: Left, closed: Vec<Client>) {
         for client in left.in_hand {
             socket::end(&client.socket);
             self.lost += 1;
@@ -124,14 +124,14 @@ impl Master {
         }
     }
 
-    pub(super) fn channel_takes_again(&mut self, index: usize, now: Instant) {
+    fn channel_takes_again(&mut self, index: usize, now: Instant) {
         let Some(worker) = self.seats[index].worker.as_mut().filter(|worker| worker.is_full) else { return };
         worker.is_full = false;
         let _ = self.poller.modify(&worker.channel, Token::Worker(worker.id).into(), Interest::Read);
         self.tell_to_stop(index, now);
     }
 
-    pub(super) fn take_ready(&mut self, id: WorkerId, ready: Ready, now: Instant) {
+    fn take_ready(&mut self, id: WorkerId, ready: Ready, now: Instant) {
         let is_it = |worker: &&mut Worker| worker.id == id;
         let Some(worker) = self.seats.iter_mut().filter_map(|seat| seat.worker.as_mut()).find(is_it) else { return };
         if ready.version != VERSION {
@@ -179,7 +179,7 @@ impl Master {
         }
     }
 
-    pub(super) fn settings(&self) -> Settings {
+    fn settings(&self) -> Settings {
         let limits = &self.config.limits;
         Settings {
             max_frame: limits.max_frame,

@@ -48,12 +48,12 @@ impl Dispatcher {
     }
 }
 
-/// Work in hand first, then recent work, then clients.
+/// Requests executing first, then leases on their way, then recent work, then clients.
 ///
-/// Both are counted coarsely, leases in fours and recent work in eighths. One lease that is not picked up yet tells who
+/// Leases count in fours and recent work in eighths. One lease that is not picked up yet tells who
 /// was scheduled last, and some percent of work are noise: either would deal the clients of a quiet daemon 170 to 30.
 fn compare(a: &Candidate, b: &Candidate) -> Ordering {
-    let load = |c: &Candidate| (c.executing + c.waiting / 4, (c.busy.clamp(0.0, 1.0) * 8.0) as u64, c.clients);
+    let load = |c: &Candidate| (c.executing, c.waiting / 4, (c.busy.clamp(0.0, 1.0) * 8.0) as u64, c.clients);
     load(a).cmp(&load(b))
 }
 
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn least_loaded_looks_at_work_in_hand_then_at_recent_work_then_at_clients() {
+    fn least_loaded_looks_at_requests_then_at_leases_then_at_recent_work_then_at_clients() {
         let mut dispatcher = Dispatcher::new(Dispatch::LeastLoaded);
         let mut workers = idle(3);
         workers[0].executing = 1;
@@ -89,7 +89,9 @@ mod tests {
         assert_eq!(dispatcher.pick(&workers), Some(2));
         workers[2].waiting = 8;
         assert_eq!(dispatcher.pick(&workers), Some(1));
-        workers[1].waiting = 8;
+        workers[1].waiting = 15;
+        assert_eq!(dispatcher.pick(&workers), Some(2), "whoever executes comes last");
+        workers[0].executing = 0;
         assert_eq!(dispatcher.pick(&workers), Some(0));
     }
 

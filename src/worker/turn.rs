@@ -301,10 +301,12 @@ impl Turn<'_, '_> {
         let Open { header, slot, tx, .. } = self.tools.desk.open(self.index, self.view.rx.0, Place::Shared);
         let length = write_fault(&mut tx[replied..], order, fault);
         header.add_error();
+        self.marks.closing = true;
+        // Before the reply counts: who finds it made finds that nothing comes after it.
+        slot.set_marks(self.marks);
         slot.commit(skipped, (replied + length) as u32);
         self.view.answered = skipped;
         self.view.replied += length as u32;
-        self.marks.closing = true;
         self.answered += 1;
         self.unrecorded += 1;
     }
