@@ -27,6 +27,13 @@ fn main() -> ExitCode {
         .method("whoami", |state: &mut State, (): (), call: &Call| Ok::<Value, Fault>(whoami(state, call)))
         .method("exit", |_, status: i32, _| -> Result<(), Fault> { process::exit(status) })
         .method("abort", |_, (): (), _| -> Result<(), Fault> { process::abort() })
+        // Ends the process at each attempt up to this one.
+        .idempotent("exit_until", |_, attempt: u32, call| {
+            if call.attempt < attempt {
+                process::exit(3);
+            }
+            Ok(call.attempt)
+        })
         .method("panic", |_, words: String, _| -> Result<(), Fault> { panic!("{words}") })
         .method("nan", |_, (): (), _| Ok([f64::NAN, f64::INFINITY, 1.0]))
         .method("anything", |_, any: Value, _| Ok(any))

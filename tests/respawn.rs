@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::HashMap;
 
-use common::faulty::{self, Execution, whoami};
+use common::faulty::{self, whoami};
 use common::{kernel, start};
 use fdpassd::proto::control::WorkerState;
 use fdpassd::testing::{Client, Running, eventually};
@@ -54,24 +54,6 @@ fn clients_that_a_stopped_worker_has_not_picked_up_are_served_by_another_when_it
 }
 
 #[test]
-fn clients_with_bytes_in_the_hands_of_a_killed_worker_are_closed_and_counted_as_lost() {
-    let daemon = faulty::start("workers.count = 1");
-    let mut idle = daemon.connect();
-    let mut halfway = daemon.connect();
-    let whole = halfway.frame("{\"in\":\"ping\"}");
-    halfway.send([&whole[..], &whole[..9]].concat());
-    assert_eq!(halfway.reply().name, "pong");
-    let first = whoami(&mut idle);
-    let execution = Execution::start(&daemon);
-    daemon.kill_worker(0);
-    execution.into_client().expect_end();
-    halfway.expect_end();
-    assert_ne!(whoami(&mut idle).pid, first.pid);
-    let status = daemon.status();
-    assert_eq!((status.clients, status.moved_total, status.lost_total), (1, 1, 2));
-}
-
-#[test]
 fn a_worker_that_its_own_method_ends_is_replaced_at_once_and_its_other_clients_stay() {
     let daemon = faulty::start("workers.count = 1");
     let mut clients: Vec<Client> = (0..20).map(|_| daemon.connect()).collect();
@@ -82,15 +64,16 @@ fn a_worker_that_its_own_method_ends_is_replaced_at_once_and_its_other_clients_s
         let before = whoami(&mut clients[0]);
         ping_all(&mut clients);
         let mut caller = daemon.connect();
-        caller.request(method, params);
-        caller.expect_end();
+        let fault = caller.call(method, params).expect_err("its worker dies in it");
+        assert_eq!(fault.code(), "crashed");
         for client in &mut clients {
             assert_ne!(whoami(client).pid, before.pid);
         }
         daemon.wait_for_log(cause);
     }
     daemon.wait_for_log("its successor starts now");
-    assert_eq!(daemon.status().lost_total, 2);
+    daemon.wait_for_log("in method \"abort\"");
+    assert_eq!(daemon.status().lost_total, 0);
     assert_no_zombies(&daemon);
 }
 

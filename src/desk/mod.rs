@@ -24,6 +24,7 @@
 //! instruction never runs.
 
 mod header;
+mod recovery;
 mod slot;
 
 use std::fs::File;
@@ -34,6 +35,7 @@ use crate::proto::frame::PREFIX;
 use crate::sys::memory::{self, Bytes, PAGE, Words};
 
 pub use header::Header;
+pub use recovery::Bytes as ClientBytes;
 pub use slot::{Found, Marks, Place, Slot, State, View};
 
 /// Bytes of the shared receive buffer: what one turn reads at the most.
@@ -170,6 +172,7 @@ impl Board {
 pub struct MasterDesk {
     board: Board,
     file: File,
+    layout: Layout,
 }
 
 impl MasterDesk {
@@ -179,7 +182,7 @@ impl MasterDesk {
     /// Those of memfd_create(2), ftruncate(2) and mmap(2).
     pub fn new(layout: Layout) -> io::Result<MasterDesk> {
         let file = memory::sealed_file(c"desk", layout.length())?;
-        Ok(MasterDesk { board: Board::map(&file, layout)?, file })
+        Ok(MasterDesk { board: Board::map(&file, layout)?, file, layout })
     }
 
     /// What the worker gets.

@@ -141,7 +141,7 @@ impl View {
         [self.in_base, self.out_base, progress_bits(self.answered, self.replied), where_, u64::from(self.have)]
     }
 
-    fn decode(words: [u64; 5]) -> View {
+    pub(super) fn decode(words: [u64; 5]) -> View {
         let [in_base, out_base, progress, where_, have] = words;
         View {
             in_base,
@@ -238,18 +238,26 @@ impl<'a> Slot<'a> {
         Lease::decode(self.load(LEASE))
     }
 
-    /// Master: fills the slot for a client of whom nothing is on a desk, before its lease is sent. `since` is when
-    /// it came to rest.
-    pub fn preset(&self, generation: u32, view: View, marks: Marks, since: u64, requests: u64) {
+    /// Master: fills the slot, before the lease is sent. `state` is [`State::Rest`], or [`State::Parked`] if bytes of the
+    /// client lie in the slot's places; `since` and `active` are as [`Slot::since`] and [`Slot::active`] tell them.
+    pub fn preset(
+        &self,
+        state: State,
+        generation: u32,
+        view: View,
+        marks: Marks,
+        (since, active): (u64, u64),
+        requests: u64,
+    ) {
         self.store(EXEC, 0);
         self.store(SINCE, since);
-        self.store(ACTIVE, since);
+        self.store(ACTIVE, active);
         self.store(REQUESTS, requests);
         for (word, value) in (VIEWS[0]..).zip(view.encode()) {
             self.store(word, value);
         }
         self.store(CUR, marks.encode());
-        self.store(LEASE, Lease { generation, state: State::Rest }.encode());
+        self.store(LEASE, Lease { generation, state }.encode());
     }
 
     /// Master: makes the slot free again, once the worker has said that it is done with it.
@@ -382,7 +390,7 @@ mod tests {
     fn a_claim_succeeds_once_and_only_for_the_lease_it_is_for() {
         slot(|slot| {
             assert_eq!(slot.claim(0), None, "a free slot is nobody's");
-            slot.preset(5, View::at_rest(10, 20), Marks::default(), 1, 2);
+            slot.preset(State::Rest, 5, View::at_rest(10, 20), Marks::default(), (1, 1), 2);
             assert_eq!(slot.claim(4), None);
             assert_eq!(slot.claim(5), Some(Found::Rest));
             assert_eq!(slot.claim(5), None, "it is in a turn");
@@ -398,7 +406,7 @@ mod tests {
     fn a_flip_moves_all_of_a_view_and_keeps_what_held_before_until_then() {
         slot(|slot| {
             let marks = Marks { order: Some(ByteOrder::Big), half_closed: true, closing: false, faults: 200 };
-            slot.preset(1, View::at_rest(10, 20), Marks::default(), 1, 0);
+            slot.preset(State::Rest, 1, View::at_rest(10, 20), Marks::default(), (1, 1), 0);
             slot.flip(&some_view(), marks);
             assert_eq!((slot.view(), slot.marks()), (some_view(), marks));
             slot.commit(8, 9);
@@ -412,7 +420,7 @@ mod tests {
     #[test]
     fn a_method_is_executing_from_before_it_runs_until_its_reply_is_committed() {
         slot(|slot| {
-            slot.preset(1, View::at_rest(0, 0), Marks::default(), 1, 0);
+            slot.preset(State::Rest, 1, View::at_rest(0, 0), Marks::default(), (1, 1), 0);
             assert_eq!(slot.executing(), None);
             slot.execute(7, 0);
             assert_eq!(slot.executing(), Some(7));

@@ -132,9 +132,12 @@ impl Master {
 
     fn lease(&mut self, seat: usize, unleased: Unleased, candidates: &mut [Candidate], is_rescue: bool) {
         let worker = self.seats[seat].worker.as_mut().expect("only workers that there are have room");
-        worker.lease(unleased);
+        let leased = worker.lease(unleased);
         // But for the share of time, which takes the clock and does not change that fast.
         candidates[seat] = Candidate { busy: candidates[seat].busy, ..worker.candidate(is_rescue, 0) };
+        if let Err((reason, client)) = leased {
+            self.lose(&reason, client);
+        }
     }
 
     /// Takes in the clients that wait at one listener, as far as there is room for them, and no more than one message of
@@ -180,7 +183,14 @@ impl Master {
             let Some(worker) = self.seats[index].worker.as_mut() else { continue };
             let was_full = worker.is_full;
             match worker.flush() {
-                Ok(unsent) => self.unleased.extend(unsent),
+                Ok(unsent) => {
+                    for recovered in unsent {
+                        match recovered {
+                            Ok(unleased) => self.unleased.push_back(unleased),
+                            Err((reason, client)) => self.lose(&reason, client),
+                        }
+                    }
+                }
                 Err(e) => {
                     // Whatever it is, the worker did not get them. Its end will be told as every other.
                     log::error!("worker {} (pid {}): cannot send leases: {e}; killing it", worker.id, worker.pid);

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 
-use crate::desk::{Marks, View};
+use crate::desk::{ClientBytes, Marks};
 use crate::proto::names::{ClientId, Peer};
 
 /// A client: the master's copy of its socket, which keeps the connection whatever becomes of a worker.
@@ -22,17 +22,19 @@ pub(super) struct Client {
 #[derive(Debug)]
 pub(super) struct Unleased {
     pub(super) client: Client,
-    pub(super) view: View,
+    /// What is unread and unsent of it.
+    pub(super) bytes: ClientBytes,
     pub(super) marks: Marks,
-    /// When it last did something: ns of CLOCK_MONOTONIC.
-    pub(super) active: u64,
+    /// When what is timed began, and when it last did something: ns of CLOCK_MONOTONIC.
+    pub(super) times: (u64, u64),
     pub(super) requests: u64,
 }
 
 impl Unleased {
     /// A client that was accepted just now.
     pub(super) fn fresh(client: Client, now: u64) -> Unleased {
-        Unleased { client, view: View::at_rest(0, 0), marks: Marks::default(), active: now, requests: 0 }
+        let bytes = ClientBytes::default();
+        Unleased { client, bytes, marks: Marks::default(), times: (now, now), requests: 0 }
     }
 }
 

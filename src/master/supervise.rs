@@ -1,5 +1,6 @@
 //! The lives of workers: what they say, how they end, and what the pool wants of them.
 
+use std::io;
 use std::time::Instant;
 
 use super::client::Client;
@@ -55,12 +56,15 @@ impl Master {
         if !self.pool.is_stopping() {
             seat.last_death = Some(cause.clone());
         }
-        let (moved, lost) = (left.at_rest.len(), left.in_hand.len());
+        let (moved, faults, lost) = (left.recovered.len(), left.faults, left.lost.len());
         self.take_over(left, closed);
         match self.pool.exited(id, has_answered, now) {
             Some(delay) => {
                 let next = if delay.is_zero() { "now".to_owned() } else { format!("in {} ms", delay.as_millis()) };
-                log::warn!("{name} {cause}; {moved} clients moved, {lost} closed; its successor starts {next}");
+                log::warn!(
+                    "{name} {cause}; {moved} clients moved, {faults} of them with a request that was executing, {lost} closed; \
+                     its successor starts {next}"
+                );
             }
             None if exit == Exit::Status(0) => log::info!("{name} finished"),
             None => log::warn!("{name} {cause}; {} clients closed", moved + lost),
@@ -69,18 +73,24 @@ impl Master {
 
     /// What becomes of the clients of a worker that is gone.
     fn take_over(&mut self, left: Left, closed: Vec<Client>) {
-        for client in left.in_hand {
-            socket::end(&client.socket);
-            self.lost += 1;
-            self.forget(client);
+        for (reason, client) in left.lost {
+            self.lose(&reason, client);
         }
         left.ended.into_iter().chain(closed).for_each(|client| self.forget(client));
         if self.pool.is_stopping() {
-            left.at_rest.into_iter().for_each(|unleased| self.forget(unleased.client));
+            left.recovered.into_iter().for_each(|unleased| self.forget(unleased.client));
         } else {
-            self.moved += left.at_rest.len() as u64;
-            self.unleased.extend(left.at_rest);
+            self.moved += left.recovered.len() as u64;
+            self.unleased.extend(left.recovered);
         }
+    }
+
+    /// Closes a client that has no worker and can have none.
+    pub(super) fn lose(&mut self, reason: &io::Error, client: Client) {
+        log::debug!("client {} ({}) cannot be recovered: {reason}; closing it", client.id, client.peer);
+        socket::end(&client.socket);
+        self.lost += 1;
+        self.forget(client);
     }
 
     pub(super) fn forget(&mut self, client: Client) {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::client::{Client, Unleased};
 use crate::channel::{Channel, Sent};
-use crate::desk::{Layout, MasterDesk, State, View};
+use crate::desk::{Layout, MasterDesk, State};
 use crate::pool::dispatch::Candidate;
 use crate::proto::channel::{Lease, MAX_LEASES, MethodName, Start, Stop, ToMaster, ToWorker};
 use crate::proto::names::WorkerId;
@@ -58,15 +58,20 @@ struct Leased {
     generation: u32,
 }
 
+/// A client that was recovered, or why it could not be.
+type Recovered = Result<Unleased, (io::Error, Client)>;
+
 /// What a dead worker left behind.
 #[derive(Debug, Default)]
 pub(super) struct Left {
-    /// Clients of whom it had nothing in hand: to be leased again.
-    pub(super) at_rest: Vec<Unleased>,
+    /// Clients to be leased again, with all that is unread and unsent of them.
+    pub(super) recovered: Vec<Unleased>,
+    /// How many of them have a request that was executing.
+    pub(super) faults: u64,
     /// Clients that it had ended.
     pub(super) ended: Vec<Client>,
-    /// Clients with bytes in its hands.
-    pub(super) in_hand: Vec<Client>,
+    /// Clients that cannot be recovered, and why.
+    pub(super) lost: Vec<(io::Error, Client)>,
     /// The method that was executing.
     pub(super) method: Option<String>,
 }
@@ -138,23 +143,36 @@ impl Worker {
         self.takes(self.given.saturating_sub(picked_up), WINDOW)
     }
 
-    /// Leases a client to it. The slot is filled first; [`Worker::flush`] sends the lease.
+    /// Leases a client to it. The slot is filled first, its bytes laid into their places; [`Worker::flush`] sends the lease.
+    ///
+    /// # Errors
+    /// Those of writing to the desk, with the client.
     ///
     /// # Panics
     /// Without room: dispatch has chosen it for having some.
-    pub(super) fn lease(&mut self, unleased: Unleased) {
+    pub(super) fn lease(&mut self, unleased: Unleased) -> Result<(), (io::Error, Client)> {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.used += 1;
             self.used - 1
         });
+        let Unleased { client, bytes, marks, times, requests } = unleased;
+        let view = match self.desk.lay(slot, &bytes) {
+            Ok(view) => view,
+            Err(e) => {
+                self.free.push(slot);
+                return Err((e, client));
+            }
+        };
         self.generation = self.generation.wrapping_add(1);
-        let Unleased { client, view, marks, active, requests } = unleased;
+        let is_at_rest = bytes.unread.is_empty() && bytes.unsent.is_empty();
+        let state = if is_at_rest { State::Rest } else { State::Parked };
         let on_desk = self.desk.slot(slot).expect("a worker with room has a free slot");
-        on_desk.preset(self.generation, view, marks, active, requests);
+        on_desk.preset(state, self.generation, view, marks, times, requests);
         self.leases.insert(slot, Leased { client, generation: self.generation });
         self.clients += 1;
         self.given += 1;
         self.outbox.push(slot);
+        Ok(())
     }
 
     /// Tells it to finish, if that is to be told. Who cannot be told now is told when its channel takes it.
@@ -170,7 +188,7 @@ impl Worker {
 
     /// Sends the leases that are waiting to be sent, in as few messages as it takes. Returns the clients that it had to
     /// take back because the channel is full.
-    pub(super) fn flush(&mut self) -> io::Result<Vec<Unleased>> {
+    pub(super) fn flush(&mut self) -> io::Result<Vec<Recovered>> {
         while !self.outbox.is_empty() {
             let batch: Vec<u32> = self.outbox.drain(..self.outbox.len().min(MAX_LEASES)).collect();
             match self.send_leases(&batch)? {
@@ -203,18 +221,35 @@ impl Worker {
     }
 
     /// Ends a lease that the worker does not know of.
-    fn take_back(&mut self, slot: u32) -> Option<Unleased> {
-        let unleased = self.leases.take(slot).map(|leased| self.unleased(slot, leased.client));
+    fn take_back(&mut self, slot: u32) -> Option<Recovered> {
+        let Leased { client, .. } = self.leases.take(slot)?;
+        let recovered = self.recover(slot, client, None);
         self.vacate(slot);
-        unleased
+        Some(recovered)
     }
 
-    /// What the slot of a client at rest tells.
-    fn unleased(&self, slot: u32, client: Client) -> Unleased {
+    /// What the desk tells of a client. The ledger is that of one whose turn was not ended; of all others the desk knows
+    /// itself.
+    fn recover(&self, slot: u32, client: Client, ledger: Option<Ledger>) -> Recovered {
+        let bytes = match self.desk.recover(slot, ledger) {
+            Ok(bytes) => bytes,
+            Err(e) => return Err((e, client)),
+        };
         let on_desk = self.desk.slot(slot).expect("leases have slots");
-        let (received, sent) = on_desk.view().ends();
-        let view = View::at_rest(received, sent);
-        Unleased { client, view, marks: on_desk.marks(), active: on_desk.active(), requests: on_desk.requests() }
+        let mut marks = on_desk.marks();
+        // It has had its last reply, and what it sent after that is nobody's business.
+        if marks.closing && bytes.unsent.is_empty() {
+            return Err((io::ErrorKind::ConnectionAborted.into(), client));
+        }
+        // Faults are those of the first unread frame: once one is answered, they are of a frame that is not here any more.
+        if on_desk.view().answered > 0 {
+            marks.faults = 0;
+        }
+        if on_desk.executing().is_some() {
+            marks.faults = marks.faults.saturating_add(1);
+        }
+        let times = (on_desk.since(), on_desk.active());
+        Ok(Unleased { client, bytes, marks, times, requests: on_desk.requests() })
     }
 
     fn vacate(&mut self, slot: u32) {
@@ -232,16 +267,6 @@ impl Worker {
         Some(leased.client)
     }
 
-    /// Whether a client in its turn was as good as at rest when its worker died: all that was read from it is answered, and
-    /// all replies are sent. So it is most of the time when a worker is killed under load, as a process lives in system
-    /// calls, and the one that ends a turn is the sending. The kernel tells of TCP; a Unix client is in hand.
-    fn is_settled(&self, slot: u32, client: &Client) -> bool {
-        let Some(on_desk) = self.desk.slot(slot).filter(|_| client.peer.ip().is_some()) else { return false };
-        let (received, written) = on_desk.view().ends();
-        let settled = Ledger { received, written };
-        !on_desk.marks().closing && ledger::read(&client.socket).is_ok_and(|found| found == Some(settled))
-    }
-
     /// The method that the client in this slot was waiting for. Its number is the worker's word, its name was told before.
     fn executing(&self, slot: u32) -> Option<String> {
         let number = self.desk.slot(slot)?.executing()?;
@@ -255,17 +280,46 @@ impl Worker {
         for slot in 0..self.used {
             let Some(Leased { client, generation }) = self.leases.take(slot) else { continue };
             let lease = self.desk.slot(slot).and_then(|on_desk| on_desk.lease());
-            match lease.filter(|lease| lease.generation == generation).map(|lease| lease.state) {
-                Some(State::Rest) => left.at_rest.push(self.unleased(slot, client)),
-                Some(State::Busy) if self.is_settled(slot, &client) => left.at_rest.push(self.unleased(slot, client)),
-                Some(State::Closed) => left.ended.push(client),
-                // Bytes of it were in hand, or the desk holds nonsense.
-                Some(State::Parked | State::Busy | State::Taken | State::Free) | None => {
+            let recovered = match lease.filter(|lease| lease.generation == generation).map(|lease| lease.state) {
+                Some(State::Rest) => self.recover_at_rest(slot, client),
+                Some(State::Parked) => self.recover(slot, client, None),
+                Some(State::Busy) => {
                     left.method = left.method.take().or_else(|| self.executing(slot));
-                    left.in_hand.push(client);
+                    self.recover_from_turn(slot, client)
                 }
+                Some(State::Closed) => {
+                    left.ended.push(client);
+                    continue;
+                }
+                // Nobody takes leases yet, and a slot with a client is not free: the desk holds nonsense.
+                Some(State::Taken | State::Free) | None => Err((io::ErrorKind::InvalidData.into(), client)),
+            };
+            match recovered {
+                Ok(unleased) => {
+                    left.faults += u64::from(unleased.marks.faults > 0);
+                    left.recovered.push(unleased);
+                }
+                Err((reason, client)) => left.lost.push((reason, client)),
             }
         }
         left
+    }
+
+    /// The view of a client at rest tells of bytes that are all answered and all sent.
+    fn recover_at_rest(&self, slot: u32, client: Client) -> Recovered {
+        let (received, written) = self.desk.slot(slot).map_or((0, 0), |on_desk| on_desk.view().ends());
+        self.recover(slot, client, Some(Ledger { received, written }))
+    }
+
+    /// How much was read and written in the turn only the kernel knows, and of TCP only: a Unix client is lost.
+    fn recover_from_turn(&self, slot: u32, client: Client) -> Recovered {
+        if client.peer.ip().is_none() {
+            return Err((io::ErrorKind::Unsupported.into(), client));
+        }
+        match ledger::read(&client.socket) {
+            Ok(Some(ledger)) => self.recover(slot, client, Some(ledger)),
+            Ok(None) => Err((io::ErrorKind::ConnectionAborted.into(), client)),
+            Err(e) => Err((e, client)),
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::timers::NEVER;
-use crate::desk::Slot;
+use crate::desk::{Slot, State};
 use crate::proto::channel::{Lease, Settings};
 use crate::proto::names::{ClientId, Peer};
 use crate::sys::poll::Interest;
@@ -50,14 +50,17 @@ pub(super) enum Waits {
 }
 
 impl Connection {
-    pub(super) fn new(lease: &Lease, socket: OwnedFd) -> Connection {
+    /// A client whose lease was found, and what its slot tells of it.
+    pub(super) fn new(lease: &Lease, socket: OwnedFd, slot: Slot<'_>) -> Connection {
+        let is_parked = slot.lease().is_some_and(|lease| lease.state == State::Parked);
         Connection {
             socket,
             client: lease.client,
             peer: lease.peer,
             generation: lease.generation,
             listener: lease.listener,
-            waits: Waits::Request,
+            // So that half a frame goes on being half a frame, with what time it has left.
+            waits: if is_parked { Waits::Bytes } else { Waits::Request },
             watched: None,
             last_words: LAST_WORDS,
             armed: NEVER,

@@ -150,6 +150,9 @@ pub(crate) trait Service {
     /// The index of a method.
     fn find(&mut self, name: &str) -> Option<usize>;
 
+    /// Whether it may be run once more after a death.
+    fn is_idempotent(&self, index: usize) -> bool;
+
     /// Whether it takes microseconds, so that no clock is read around it.
     fn is_inline(&self, index: usize) -> bool;
 
@@ -212,6 +215,10 @@ impl<S: 'static> Service for Running<S> {
             self.last = self.methods.all.binary_search_by(|method| method.name.as_str().cmp(name)).ok()?;
         }
         Some(self.last)
+    }
+
+    fn is_idempotent(&self, index: usize) -> bool {
+        self.methods.all[index].idempotent
     }
 
     fn is_inline(&self, index: usize) -> bool {

@@ -165,7 +165,8 @@ impl<'c> Worker<'c> {
             if lease.slot >= self.desk.layout().slots() {
                 return Err(io::Error::other("a lease for a slot that there is not"));
             }
-            if self.connections.insert(lease.slot, Connection::new(lease, socket)).is_some() {
+            let slot = self.desk.slot(lease.slot).expect("the index was checked");
+            if self.connections.insert(lease.slot, Connection::new(lease, socket, slot)).is_some() {
                 return Err(io::Error::other("a lease for a slot that is taken"));
             }
             self.leased += 1;

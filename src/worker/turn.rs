@@ -22,7 +22,7 @@ use serde_json::value::RawValue;
 use super::connection::{Connection, Waits};
 use super::methods::{Failure, Service};
 use super::reply::{Call, Fault, write_fault};
-use crate::desk::{Found, Marks, Open, Place, REPLY_SOFT, SMALL, Slot, State, View, WorkerDesk};
+use crate::desk::{Found, Marks, Open, Place, RECEIVE, REPLY_SOFT, SMALL, Slot, State, View, WorkerDesk};
 use crate::proto::channel::Settings;
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
 use crate::proto::rpc::{Code, NULL, Request};
@@ -74,10 +74,13 @@ pub(super) enum Purpose<'a> {
 pub(super) fn turn(connection: &mut Connection, index: u32, purpose: &Purpose<'_>, tools: &mut Tools<'_>) -> Ended {
     let Some(slot) = tools.desk.slot(index) else { return Ended::Lost };
     let Some(found) = slot.claim(connection.generation) else { return Ended::Lost };
-    let (view, marks) = (slot.view(), slot.marks());
+    let (view, mut marks) = (slot.view(), slot.marks());
     let parked = found == Found::Parked;
-    // Of a client at rest the view tells of bytes that are answered.
+    // Of a client at rest the view tells of bytes that are answered, and the marks of a frame that is.
     let have = if parked { view.have as usize } else { 0 };
+    if !parked {
+        marks.faults = 0;
+    }
     let mut turn = Turn { connection, index, tools, view, marks, have, answered: 0, unrecorded: 0, blocked: false };
     let waits = match purpose {
         Purpose::Cut => None,
@@ -120,7 +123,7 @@ impl Turn<'_, '_> {
     fn work(&mut self, purpose: &Purpose<'_>) -> Option<Waits> {
         let began = self.tools.now;
         let same_frame = self.connection.waits == Waits::Bytes;
-        self.begin();
+        self.begin()?;
         match purpose {
             Purpose::Dismiss(fault) => self.reply_last(fault),
             _ => self.serve(began).ok()?,
@@ -134,23 +137,29 @@ impl Turn<'_, '_> {
 
     /// Makes a view hold that tells where this turn's bytes will lie.
     ///
-    /// Unread bytes go to the front of the shared buffer, unless they are the beginning of a frame in the large place,
-    /// which is received on in place. There they lie at its front, for a place is filled from its front.
-    fn begin(&mut self) {
+    /// Unread bytes go to the front of the shared buffer, unless they are a large frame or the beginning of one, which
+    /// lies at the front of the large place and is received and answered there. Nothing, if they are too many for the one
+    /// and lie wrong for the other, which no turn leaves behind.
+    fn begin(&mut self) -> Option<()> {
         let (in_base, out_base) = self.view.ends();
         let (from, offset) = (self.view.rx.0, self.view.rx.1 as usize);
         let mut place = Place::Shared;
         if self.have > 0 {
             let unread = &self.tools.desk.received(self.index, from)[offset..offset + self.have];
             let first = self.marks.order.map(|order| frame::next(unread, order, u32::MAX));
-            match first {
-                Some(Next::Partial { .. }) if from == Place::Large && offset == 0 => place = Place::Large,
-                _ => self.tools.desk.move_received(self.index, from, offset..offset + self.have, Place::Shared),
+            let is_large = matches!(first, Some(Next::Partial { .. })) || self.have > RECEIVE;
+            if is_large && from == Place::Large && offset == 0 {
+                place = Place::Large;
+            } else if self.have <= RECEIVE {
+                self.tools.desk.move_received(self.index, from, offset..offset + self.have, Place::Shared);
+            } else {
+                return None;
             }
         }
         let have = self.have as u32;
         self.view = View { in_base, out_base, answered: 0, replied: 0, rx: (place, 0), tx: (Place::Shared, 0), have };
         self.flip();
+        Some(())
     }
 
     fn flip(&self) {
@@ -189,6 +198,7 @@ impl Turn<'_, '_> {
         let first = marks.order.filter(|_| in_place).map(|order| frame::next(&open.rx[..have], order, u32::MAX));
         let end = match first {
             Some(Next::Partial { total: Some(total) }) => total.min(open.rx.len()),
+            Some(Next::Whole { .. }) => have,
             _ => open.rx.len(),
         };
         let Some(room) = open.rx.get_mut(have..end).filter(|room| !room.is_empty()) else { return Ok(()) };
@@ -254,6 +264,7 @@ impl Turn<'_, '_> {
         let Open { header, slot, rx, tx } = self.tools.desk.open(self.index, self.view.rx.0, Place::Shared);
         let out = &mut tx[replied..replied + reply_max];
 
+        let faults = self.marks.faults;
         let mut is_inline = true;
         let service = &mut *self.tools.service;
         let mut run = |out: &mut [u8]| -> Result<usize, Failure> {
@@ -262,6 +273,10 @@ impl Turn<'_, '_> {
             let method = service.find(&request.method).ok_or_else(|| {
                 Failure::Fault(Fault::of(Code::UnknownMethod, format!("there is no method {:?}", request.method)))
             })?;
+            if !may_run(&*service, method, faults) {
+                let sentence = format!("the worker that ran this request died in method {:?}", request.method);
+                return Err(Failure::Fault(Fault::of(Code::Crashed, sentence)));
+            }
             is_inline = service.is_inline(method);
             let number = method as u32 + 1;
             slot.execute(number, answered);
@@ -470,6 +485,11 @@ impl Turn<'_, '_> {
             Ok(Moved::End) | Err(_) => None,
         }
     }
+}
+
+/// Whether a request may be run that was executing at so many deaths: once more, if that does no harm.
+fn may_run(service: &dyn Service, method: usize, faults: u8) -> bool {
+    faults == 0 || (faults == 1 && service.is_idempotent(method))
 }
 
 fn null_params() -> &'static RawValue {

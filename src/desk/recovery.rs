@@ -1,0 +1,139 @@
+//! What a worker left of a client, and how the next one finds it: by the master, through the file.
+//!
+//! ```text
+//! unread = rx[answered .. R - in_base]      of R bytes ever read from the client
+//! unsent = tx[W - out_base .. replied]      of W bytes ever written to it
+//! ```
+//!
+//! Read and written by pread(2) and pwrite(2), not through a mapping: a look at a hole would make its page exist, a store
+//! could raise SIGBUS where pwrite returns an error, and what was copied cannot change between its check and its use.
+
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use super::{MasterDesk, Place, SMALL, View};
+use crate::sys::ledger::Ledger;
+
+/// Bytes of a client that is in no turn: all there is of it beside its socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bytes {
+    /// Position of the first unread byte in the stream of all that the client ever sent.
+    pub in_base: u64,
+    /// Read from the client, and not answered.
+    pub unread: Vec<u8>,
+    /// Position of the first unsent byte in the stream of all that it was ever sent.
+    pub out_base: u64,
+    /// Replies, and not written to the client.
+    pub unsent: Vec<u8>,
+}
+
+impl MasterDesk {
+    /// What lies here of the client in a slot whose worker is dead or in no turn of it. Without a ledger, the view's own
+    /// figures count, as they do between two turns.
+    ///
+    /// # Errors
+    /// Those of pread(2); `InvalidData` when the view and the ledger cannot both be true.
+    pub fn recover(&self, index: u32, ledger: Option<Ledger>) -> io::Result<Bytes> {
+        let slot = self.slot(index).ok_or(io::ErrorKind::InvalidData)?;
+        let view = slot.view();
+        let wrong = || io::Error::from(io::ErrorKind::InvalidData);
+        let written_here = Ledger { received: view.in_base.wrapping_add(view.have.into()), written: view.out_base };
+        let Ledger { received, written } = ledger.unwrap_or(written_here);
+        let arrived = received.checked_sub(view.in_base).ok_or_else(wrong)?;
+        let sent = written.checked_sub(view.out_base).ok_or_else(wrong)?;
+        let rx = self.layout.receive_range(view.rx.0, index);
+        let tx = self.layout.reply_range(view.tx.0, index);
+        Ok(Bytes {
+            in_base: view.in_base.wrapping_add(view.answered.into()),
+            unread: self.read(&rx, view.rx.1, view.answered.into()..arrived)?,
+            out_base: written,
+            unsent: self.read(&tx, view.tx.1, sent..view.replied.into())?,
+        })
+    }
+
+    /// Lays a client's bytes into the places of a free slot, and tells the view that finds them there.
+    ///
+    /// # Errors
+    /// Those of pwrite(2); `InvalidData` when they are more than fits.
+    pub fn lay(&self, index: u32, bytes: &Bytes) -> io::Result<View> {
+        let mut view = View::at_rest(bytes.in_base, bytes.out_base);
+        if !bytes.unread.is_empty() {
+            let place = if bytes.unread.len() <= SMALL { Place::Small } else { Place::Large };
+            self.write(&self.layout.receive_range(place, index), &bytes.unread)?;
+            (view.rx, view.have) = ((place, 0), bytes.unread.len() as u32);
+        }
+        if !bytes.unsent.is_empty() {
+            self.write(&self.layout.reply_range(Place::Large, index), &bytes.unsent)?;
+            (view.tx, view.replied) = ((Place::Large, 0), bytes.unsent.len() as u32);
+        }
+        Ok(view)
+    }
+
+    /// Reads bytes of a place, `part` counted from `offset` in it. Nothing beyond the place is ever touched.
+    fn read(&self, place: &Range<usize>, offset: u32, part: Range<u64>) -> io::Result<Vec<u8>> {
+        let length = part.end.checked_sub(part.start).ok_or(io::ErrorKind::InvalidData)?;
+        let end = u64::from(offset).checked_add(part.end).ok_or(io::ErrorKind::InvalidData)?;
+        if end > place.len() as u64 {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let mut bytes = vec![0; length as usize];
+        let begin = self.layout.bytes_at() + place.start as u64 + u64::from(offset) + part.start;
+        self.file.read_exact_at(&mut bytes, begin)?;
+        Ok(bytes)
+    }
+
+    fn write(&self, place: &Range<usize>, bytes: &[u8]) -> io::Result<()> {
+        if bytes.len() > place.len() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        self.file.write_all_at(bytes, self.layout.bytes_at() + place.start as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::{Layout, Marks, State, WorkerDesk};
+    use super::*;
+
+    fn desks() -> (MasterDesk, WorkerDesk) {
+        let layout = Layout::new(4, 1 << 20);
+        let master = MasterDesk::new(layout).expect("memfd");
+        let worker = WorkerDesk::map(master.file().try_clone().expect("dup"), layout).expect("mmap");
+        (master, worker)
+    }
+
+    #[test]
+    fn what_was_laid_is_recovered_also_after_a_part_of_it_was_answered_and_sent() {
+        let (master, mut worker) = desks();
+        for unread in [0, 1, 512, 513, 300_000] {
+            let bytes = Bytes { in_base: 1 << 40, unread: vec![7; unread], out_base: 99, unsent: vec![8; unread / 2] };
+            let view = master.lay(1, &bytes).expect("room");
+            master.slot(1).expect("a slot").preset(State::Parked, 1, view, Marks::default(), (1, 1), 0);
+            assert_eq!(master.recover(1, None).expect("whole"), bytes);
+        }
+        // A turn that has received 10 bytes, answered 4 of them with 6, and sent 5 of those.
+        let open = worker.open(1, Place::Shared, Place::Shared);
+        open.rx[..10].copy_from_slice(b"aaaabbbbcc");
+        open.tx[..6].copy_from_slice(b"answer");
+        open.slot.flip(&View::at_rest(1000, 2000), Marks::default());
+        open.slot.commit(4, 6);
+        let left = master.recover(1, Some(Ledger { received: 1010, written: 2005 })).expect("true");
+        assert_eq!(left, Bytes { in_base: 1004, unread: b"bbbbcc".to_vec(), out_base: 2005, unsent: b"r".to_vec() });
+        for (received, written) in [(1003, 2000), (999, 2000), (1010, 2007), (1010, 1999), (u64::MAX, 2000)] {
+            assert!(master.recover(1, Some(Ledger { received, written })).is_err(), "{received} {written}");
+        }
+    }
+
+    proptest! {
+        /// A broken worker may have written anything, and the kernel may say anything about it.
+        #[test]
+        fn no_desk_panics(view in any::<[u64; 5]>(), received: u64, written: u64, known: bool) {
+            let (master, worker) = desks();
+            worker.slot(0).expect("a slot").flip(&View::decode(view), Marks::default());
+            let _ = master.recover(0, known.then_some(Ledger { received, written }));
+        }
+    }
+}

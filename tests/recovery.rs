@@ -1,0 +1,223 @@
+//! Workers die with bytes of clients in their hands, and no client notices.
+
+mod common;
+
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::faulty::{self, Execution, whoami};
+use common::{ping_of, pong_of, start};
+use fdpassd::proto::frame::ByteOrder;
+use fdpassd::testing::{Client, Running};
+use serde_json::json;
+
+#[test]
+fn half_a_frame_outlives_every_worker_that_holds_it() {
+    let daemon = start(
+        r#"
+        listen = ["127.0.0.1:0", "unix:{dir}/rpc.sock", { address = "127.0.0.2:0", byte-order = "auto" }]
+        workers.count = 2
+        "#,
+    );
+    daemon.wait_for_workers();
+    let orders = [ByteOrder::Little, ByteOrder::Little, ByteOrder::Big];
+    let mut clients = Vec::new();
+    for (address, order) in daemon.addresses().iter().zip(orders) {
+        for (length, sent) in [(100, 2), (100, 50), (5_000, 3_000), (300_000, 280_000), (1_000_000, 900_000)] {
+            let mut client = Client::connect(address).in_order(order);
+            let frame = client.frame(ping_of(length));
+            client.send(&frame[..sent]);
+            clients.push((client, length, frame, sent));
+        }
+    }
+    let all = clients.len() as u64;
+    daemon.wait_until("all have been read", |status| {
+        status.clients == all && status.workers.iter().all(|worker| worker.parked_bytes > 1_000_000)
+    });
+    for seat in [0, 1, 0, 1] {
+        daemon.kill_worker(seat);
+    }
+    for (client, length, frame, sent) in &mut clients {
+        client.send(&frame[*sent..]);
+        assert!(client.receive() == pong_of(*length), "of {length} bytes");
+        assert_eq!(client.call("ping", *length).expect("a result"), *length);
+    }
+    assert_eq!(daemon.status().lost_total, 0);
+}
+
+#[test]
+fn replies_that_are_not_read_yet_outlive_every_worker_that_holds_them() {
+    let daemon = start("workers.count = 2");
+    daemon.wait_for_workers();
+    let mut client = daemon.connect();
+    const REPLIES: usize = 400;
+    let length = |number: usize| 60_000 + number;
+    let mut writer = client.writer();
+    let requests: Vec<Vec<u8>> = (0..REPLIES).map(|number| client.frame(ping_of(length(number)))).collect();
+    let writing = thread::spawn(move || requests.iter().try_for_each(|frame| writer.write_all(frame)));
+    daemon.wait_until("a reply does not fit any more", |s| s.workers.iter().any(|w| w.parked_bytes > 0));
+    for seat in [0, 1, 0, 1, 0, 1] {
+        daemon.kill_worker(seat);
+    }
+    for number in 0..REPLIES {
+        assert!(client.receive() == pong_of(length(number)), "reply {number}");
+    }
+    writing.join().expect("no panic").expect("the daemon reads all");
+    assert_eq!(daemon.status().lost_total, 0);
+}
+
+#[test]
+fn a_request_that_was_executing_is_answered_with_crashed_and_those_around_it_once_each_in_order() {
+    let daemon = faulty::start("workers.count = 2");
+    daemon.wait_for_workers();
+    let mut client = daemon.connect();
+    for round in 0..20 {
+        (0..5).for_each(|i| client.request("ping", json!([round, i])));
+        client.request("exit", 7);
+        (5..10).for_each(|i| client.request("ping", json!([round, i])));
+        for i in 0..10 {
+            if i == 5 {
+                let fault = client.reply().value().expect_err("its worker died in it");
+                assert_eq!(fault.code(), "crashed", "{fault}");
+            }
+            assert_eq!(client.reply().value().expect("a result"), json!([round, i]));
+        }
+    }
+    let status = daemon.status();
+    assert_eq!((status.clients, status.lost_total, status.moved_total), (1, 0, 20));
+    daemon.wait_for_log("exited with status 7 in method \"exit\"; 1 clients moved, 1 of them with a request");
+}
+
+#[test]
+fn an_idempotent_request_is_run_once_more_and_after_a_second_death_it_has_crashed() {
+    let daemon = faulty::start("workers.count = 2");
+    daemon.wait_for_workers();
+    let mut client = daemon.connect();
+    assert_eq!(client.call("exit_until", 2).expect("the second attempt succeeds"), 2);
+    assert_eq!(client.call("exit_until", 3).expect_err("there is no third").code(), "crashed");
+    assert_eq!(client.call("exit_until", 2).expect("faults are of one request"), 2);
+    assert_eq!(daemon.status().lost_total, 0);
+}
+
+#[test]
+fn a_worker_killed_in_a_method_costs_its_caller_an_error_and_nobody_a_connection() {
+    let daemon = faulty::start("workers.count = 1");
+    let mut idle = daemon.connect();
+    let mut halfway = daemon.connect();
+    let whole = halfway.frame(r#"{"in":"ping"}"#);
+    halfway.send([&whole[..], &whole[..9]].concat());
+    assert_eq!(halfway.reply().name, "pong");
+    let first = whoami(&mut idle);
+    let mut waiting = daemon.connect();
+    whoami(&mut waiting);
+    let execution = Execution::start(&daemon);
+    waiting.request("whoami", ());
+    daemon.kill_worker(0);
+    let mut caller = execution.into_client();
+    assert_eq!(caller.reply().value().expect_err("its worker was killed").code(), "crashed");
+    assert_eq!(caller.call("ping", 1).expect("a result"), 1);
+    assert_ne!(faulty::server(&mut waiting).pid, first.pid);
+    halfway.send(&whole[9..]);
+    assert_eq!(halfway.reply().name, "pong");
+    assert_ne!(whoami(&mut idle).pid, first.pid);
+    assert_eq!((daemon.status().clients, daemon.status().lost_total), (4, 0));
+}
+
+#[test]
+fn moving_prolongs_no_timeout() {
+    let daemon = start("limits.frame-timeout = \"1s\"\nworkers.count = 2");
+    daemon.wait_for_workers();
+    let mut client = daemon.connect();
+    let frame = client.frame(ping_of(1_000));
+    client.send(&frame[..500]);
+    let began = Instant::now();
+    while !client.has_something() {
+        daemon.kill_worker(0);
+        daemon.kill_worker(1);
+        assert!(began.elapsed() < Duration::from_secs(5), "it is never told off");
+    }
+    assert_eq!(client.reply().value().expect_err("it is late").code(), "timeout");
+    client.expect_end();
+}
+
+/// Every request is numbered and every reply compared: under random kills none is lost, doubled or out of order. For four
+/// seconds, or as many as the variable `CHAOS_SECONDS` says.
+#[test]
+fn under_random_kills_every_request_of_every_client_is_answered_once_and_in_order() {
+    let daemon =
+        start("listen = [\"127.0.0.1:0\", { address = \"127.0.0.2:0\", byte-order = \"big\" }]\nworkers.count = 2");
+    daemon.wait_for_workers();
+    let seconds = std::env::var("CHAOS_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
+    let duration = Duration::from_secs(seconds.unwrap_or(4));
+    let over = AtomicBool::new(false);
+    let requests: u64 = thread::scope(|threads| {
+        let over = &over;
+        let load = |client: usize| {
+            let (address, order) = match client % 2 {
+                0 => (&daemon.addresses()[0], ByteOrder::Little),
+                _ => (&daemon.addresses()[1], ByteOrder::Big),
+            };
+            let client_of = Client::connect(address).in_order(order);
+            threads.spawn(move || pipeline(client_of, client as u64, over))
+        };
+        let loads: Vec<_> = (0..8).map(load).collect();
+        let began = Instant::now();
+        let mut kills = 0;
+        while began.elapsed() < duration {
+            daemon.kill_worker(kills % 2);
+            kills += 1;
+        }
+        over.store(true, Ordering::Relaxed);
+        assert!(kills > 20, "{kills} kills");
+        let requests = loads.into_iter().map(|load| load.join().expect("no request is lost")).sum();
+        eprintln!("{kills} kills, {requests} requests");
+        requests
+    });
+    let status = daemon.status();
+    assert_eq!((status.lost_total, status.errors_total), (0, 0), "of {requests} requests");
+    assert_no_leak(&daemon);
+}
+
+/// Sends numbered pings of all sizes in pieces of all sizes, eight at a time, until it is over; how many.
+fn pipeline(mut client: Client, seed: u64, over: &AtomicBool) -> u64 {
+    let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = move |below: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % below
+    };
+    let mut answered = 0;
+    while !over.load(Ordering::Relaxed) {
+        let size = |n: u64| match n % 20 {
+            0 => 200_000,
+            1..4 => 20_000,
+            _ => 30,
+        };
+        let sizes: Vec<u64> = (0..8).map(|_| next(1 << 40)).map(|n| n % size(n) + 1).collect();
+        let bodies: Vec<String> = sizes
+            .iter()
+            .zip(answered..)
+            .map(|(size, number)| format!(r#"{{"in":"ping","params":[{number},"{}"]}}"#, "z".repeat(*size as usize)))
+            .collect();
+        let bytes: Vec<u8> = bodies.iter().flat_map(|body| client.frame(body)).collect();
+        let mut writer = client.writer();
+        thread::scope(|threads| {
+            let pieces = next(60_000) as usize + 1;
+            let bytes = &bytes;
+            threads.spawn(move || bytes.chunks(pieces).for_each(|piece| writer.write_all(piece).expect("it is read")));
+            for body in &bodies {
+                let expected = body.replace("\"in\":\"ping\",\"params\"", "\"out\":\"pong\",\"result\"");
+                assert!(client.receive() == expected.into_bytes(), "client {seed}: a reply near {answered} is another");
+            }
+        });
+        answered += 8;
+    }
+    answered
+}
+
+fn assert_no_leak(daemon: &Running) {
+    daemon.wait_until("all clients have left", |status| status.clients == 0);
+}
