@@ -102,7 +102,7 @@ fn every_way_to_fail_has_its_exit_code_and_its_sentence() {
         (&["call", "pi", "\"x\"", "--to", &address], 1, "fdpassctl: unknown_method: there is no method \"pi\"\n"),
         (&["call", "fault", "[\"mine\",\"a\\nb\"]", "--to", &address], 1, "fdpassctl: mine: a\\nb\n"),
         (&["call", "panic", "\"x\"", "--to", &address], 1, "fdpassctl: crashed: "),
-        (&["call", "exit", "3", "--to", &address], 4, "the connection was closed before the reply"),
+        (&["call", "exit", "3", "--to", &address], 1, "fdpassctl: crashed: "),
         (&["call", "spin", "60000", "--timeout", "0.2", "--to", &address], 4, "fdpassctl: no reply within 200ms\n"),
         (&["status", "-s", &nobody], 3, "fdpassd is not running (no socket at "),
         (&["stop", "-s", &nobody], 3, "nobody.sock"),

@@ -29,7 +29,7 @@ pub enum Code {
     TooLarge,
     /// The frame was not complete within `frame-timeout`. The connection is closed after this reply.
     Timeout,
-    /// The method panicked.
+    /// The method panicked, or its worker died in it.
     Crashed,
     /// Too much is waiting here; the connection is closed after this reply.
     Overloaded,
