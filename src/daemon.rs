@@ -7,7 +7,7 @@ use std::panic;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches, Parser};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -164,7 +164,9 @@ impl<S: 'static> Daemon<S> {
         if arguments.get(1).is_some_and(|role| role == "worker") {
             return run_worker(&name, methods);
         }
-        match Options::try_parse_from(arguments) {
+        let help = format!("Reads this configuration instead of /etc/{name}.toml, which need not exist");
+        let command = Options::command().mut_arg("config", |config| config.help(help));
+        match command.try_get_matches_from(arguments).and_then(|found| Options::from_arg_matches(&found)) {
             Ok(options) => run_options(&options, &name, version),
             Err(e) => usage(&e),
         }
@@ -179,7 +181,7 @@ impl<S: 'static> Daemon<S> {
     70 no worker became ready, 71 system, 77 permission, 78 configuration."
 )]
 struct Options {
-    /// Reads this configuration instead of /etc/NAME.toml, which need not exist
+    // Its help names the daemon's own file.
     #[arg(short, long = "config", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Tests the configuration and exits

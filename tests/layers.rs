@@ -56,7 +56,7 @@ fn a_forbidden_import_is_seen_in_every_spelling() {
         ("channel.rs", "use crate::{master::{self, Setup as S}};", "channel imports master"),
         ("channel.rs", "use {crate::sys, crate::{proto, worker as w}};", "channel imports worker"),
         ("channel.rs", "pub(crate) use super::worker;", "channel imports worker"),
-        ("channel.rs", "fn f() -> crate::config::Mode { todo!() }", "channel imports config"),
+        ("channel.rs", "fn f() -> crate::config::Mode { loop {} }", "channel imports config"),
         ("channel.rs", "fn f() { vec![super::pool::Pool::new()]; }", "channel imports pool"),
         ("channel.rs", "#[serde(with = \"crate::config::mode\")] struct S;", "channel imports config"),
         ("channel.rs", "macro_rules! m { () => { $crate::ctl::x() } }", "channel imports ctl"),

@@ -63,7 +63,7 @@ fn the_readme_begins_with_the_two_commands_that_build_and_test_it() {
 #[test]
 fn help_tells_of_every_option_and_every_exit_status() {
     let help = run(FDPASSD, &["-h"]).out;
-    for words in ["-c, --config <FILE>", "-t ", "-T ", "-V, --version", "-h, --help", "/etc/NAME.toml"] {
+    for words in ["-c, --config <FILE>", "-t ", "-T ", "-V, --version", "-h, --help", "/etc/fdpassd.toml"] {
         assert!(help.contains(words), "{words:?} is not in\n{help}");
     }
     for status in ["0 done", "64 usage", "69 ", "70 ", "71 ", "77 ", "78 "] {
