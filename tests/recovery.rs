@@ -147,8 +147,12 @@ fn moving_prolongs_no_timeout() {
 /// variable `CHAOS_SECONDS` says.
 #[test]
 fn under_random_kills_every_request_of_every_client_is_answered_once_and_in_order() {
-    let daemon =
-        start("listen = [\"127.0.0.1:0\", { address = \"127.0.0.2:0\", byte-order = \"big\" }]\nworkers.count = 2");
+    let daemon = start(
+        r#"
+        listen = ["127.0.0.1:0", { address = "127.0.0.2:0", byte-order = "big" }, "unix:{dir}/rpc.sock"]
+        workers.count = 2
+        "#,
+    );
     daemon.wait_for_workers();
     let seconds = std::env::var("CHAOS_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
     let duration = Duration::from_secs(seconds.unwrap_or(4));
@@ -156,14 +160,12 @@ fn under_random_kills_every_request_of_every_client_is_answered_once_and_in_orde
     let (requests, crashed): (u64, u64) = thread::scope(|threads| {
         let over = &over;
         let load = |client: usize| {
-            let (address, order) = match client % 2 {
-                0 => (&daemon.addresses()[0], ByteOrder::Little),
-                _ => (&daemon.addresses()[1], ByteOrder::Big),
-            };
+            let address = &daemon.addresses()[client % 3];
+            let order = if client % 3 == 1 { ByteOrder::Big } else { ByteOrder::Little };
             let client_of = Client::connect(address).in_order(order);
             threads.spawn(move || pipeline(client_of, client as u64, over))
         };
-        let loads: Vec<_> = (0..8).map(load).collect();
+        let loads: Vec<_> = (0..9).map(load).collect();
         let began = Instant::now();
         let mut kills = 0;
         while began.elapsed() < duration {

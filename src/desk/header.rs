@@ -4,8 +4,9 @@
 //! word  0  leases picked up          5  the method being executed, its number; 0 if none
 //!       1  requests answered         6  the master wants to be told of room (set by it, cleared by the worker)
 //!       2  of these, with an error   7  bytes parked
-//!       3  handlers that panicked
-//!       4  log lines lost
+//!       3  handlers that panicked    8  what the process had written before the write in progress to a Unix client
+//!       4  log lines lost            9  where in that client's stream it is; 0 if none is  10  the client's slot
+//!      11  whether 8 to 10 are kept
 //!  from 64  twelve seconds of 120 words: which second, requests, busy ns, then how many requests took how long
 //! ```
 //!
@@ -22,6 +23,10 @@ const LOG_ERRORS: usize = 4;
 const EXECUTING: usize = 5;
 const WANTS_ROOM: usize = 6;
 const PARKED: usize = 7;
+const WRITE_SUM: usize = 8;
+const WRITE_AT: usize = 9;
+const WRITE_SLOT: usize = 10;
+const KNOWS_WRITES: usize = 11;
 
 const SECONDS: usize = 64;
 const KEPT: u64 = 12;
@@ -143,6 +148,39 @@ impl<'a> Header<'a> {
     /// Worker: it runs this method, or none.
     pub fn set_executing(&self, method: Option<u32>) {
         self.0[EXECUTING].store(u64::from(method.unwrap_or(0)), Ordering::Relaxed);
+    }
+
+    /// Worker: it is about to write to the Unix client in this slot, at this position of its stream, and had written `sum`
+    /// bytes in all before. Holds until the turn ends: a death before that is one in or behind the write.
+    pub fn begin_write(&self, slot: u32, at: u64, sum: u64) {
+        self.end_write();
+        self.0[WRITE_SUM].store(sum, Ordering::Release);
+        self.0[WRITE_SLOT].store(slot.into(), Ordering::Release);
+        self.0[WRITE_AT].store(at.wrapping_add(1), Ordering::Release);
+    }
+
+    /// Worker: whatever it writes from now on is not for that client.
+    pub fn end_write(&self) {
+        self.0[WRITE_AT].store(0, Ordering::Release);
+    }
+
+    /// Worker: from now on it says so, or it cannot.
+    pub fn set_knows_writes(&self, knows: bool) {
+        self.0[KNOWS_WRITES].store(knows.into(), Ordering::Release);
+    }
+
+    /// Whether a write would be known of.
+    #[must_use]
+    pub fn knows_writes(&self) -> bool {
+        self.load(KNOWS_WRITES) != 0
+    }
+
+    /// What had been written before the write in progress, if that is to the client in this slot at this position.
+    #[must_use]
+    pub fn writing(&self, slot: u32, at: u64) -> Option<u64> {
+        let is_it =
+            self.0[WRITE_AT].load(Ordering::Acquire) == at.wrapping_add(1) && self.load(WRITE_SLOT) == u64::from(slot);
+        is_it.then(|| self.load(WRITE_SUM))
     }
 
     fn second(&self, second: u64) -> &[AtomicU64] {

@@ -18,7 +18,7 @@ use crate::proto::frame::{ByteOrder, OrderRule};
 use crate::proto::names::{ClientId, Peer};
 use crate::proto::rpc;
 use crate::sys::poll::Interest;
-use crate::sys::{clock, socket};
+use crate::sys::{clock, ledger, socket};
 
 /// How long nothing is accepted once the system was out of descriptors or memory, unless something is freed before.
 const RECOVERY: Duration = Duration::from_millis(100);
@@ -266,6 +266,8 @@ fn peer_of(accepted: &socket::Accepted) -> Option<Peer> {
         Some(address) => Some(Peer::from(address)),
         None => {
             let socket::Credentials { pid, uid, gid } = socket::credentials(&accepted.socket).ok()?;
+            // Without it the client cannot be recovered from the middle of a turn, and that is all.
+            let _ = ledger::arm(&accepted.socket);
             Some(Peer::Unix { pid, uid, gid })
         }
     }

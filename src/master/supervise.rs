@@ -11,13 +11,20 @@ use crate::proto::channel::{Ready, Settings, Start, ToMaster, VERSION};
 use crate::proto::names::WorkerId;
 use crate::sys::poll::Interest;
 use crate::sys::process::{self, Exit};
-use crate::sys::socket;
+use crate::sys::{ledger, socket};
 
 impl Master {
     pub(super) fn reap(&mut self, now: Instant) {
         loop {
-            match process::reap() {
-                Ok(Some((pid, exit))) => self.take_death(pid, exit, now),
+            match process::ended() {
+                Ok(Some((pid, exit))) => {
+                    // Before it is collected, as that is the end of /proc/PID.
+                    let written = ledger::written_by(pid).ok();
+                    if let Err(e) = process::collect(pid) {
+                        return log::error!("cannot collect process {pid}: {e}");
+                    }
+                    self.take_death(pid, exit, written, now);
+                }
                 Ok(None) => return,
                 Err(e) => return log::error!("cannot collect dead workers: {e}"),
             }
@@ -25,7 +32,7 @@ impl Master {
     }
 
     /// A process has ended. As PID 1 of a container that may be anybody.
-    fn take_death(&mut self, pid: u32, exit: Exit, now: Instant) {
+    fn take_death(&mut self, pid: u32, exit: Exit, written: Option<u64>, now: Instant) {
         let is_it = |seat: &&mut Seat| seat.worker.as_ref().is_some_and(|worker| worker.pid == pid);
         let Some(seat) = self.seats.iter_mut().find(is_it) else { return };
         let Some(mut worker) = seat.worker.take() else { return };
@@ -45,7 +52,7 @@ impl Master {
         seat.totals = seat.totals.plus(&worker);
         let (id, name) = (worker.id, format!("worker {} (pid {pid}, gen {})", worker.id, self.generation));
         let failure = worker.failure.take();
-        let left = worker.into_left();
+        let left = worker.into_left(written);
         let mut cause = exit.to_string();
         if let Some(method) = &left.method {
             cause += &format!(" in method {method:?}");

@@ -9,7 +9,7 @@ use crate::channel::{Channel, Sent};
 use crate::desk::{Layout, MasterDesk, State};
 use crate::pool::dispatch::Candidate;
 use crate::proto::channel::{Lease, MAX_LEASES, MethodName, Start, Stop, ToMaster, ToWorker};
-use crate::proto::names::WorkerId;
+use crate::proto::names::{Peer, WorkerId};
 use crate::sys::ledger::{self, Ledger};
 use crate::sys::process::Executable;
 use crate::table::Table;
@@ -274,8 +274,8 @@ impl Worker {
         Some(method.name.clone())
     }
 
-    /// Its process is gone: what becomes of its clients.
-    pub(super) fn into_left(mut self) -> Left {
+    /// Its process is gone: what becomes of its clients. `written` is the sum of all that it ever wrote, if that is known.
+    pub(super) fn into_left(mut self, written: Option<u64>) -> Left {
         let mut left = Left::default();
         for slot in 0..self.used {
             let Some(Leased { client, generation }) = self.leases.take(slot) else { continue };
@@ -285,7 +285,7 @@ impl Worker {
                 Some(State::Parked) => self.recover(slot, client, None),
                 Some(State::Busy) => {
                     left.method = left.method.take().or_else(|| self.executing(slot));
-                    self.recover_from_turn(slot, client)
+                    self.recover_from_turn(slot, client, written)
                 }
                 Some(State::Closed) => {
                     left.ended.push(client);
@@ -311,15 +311,30 @@ impl Worker {
         self.recover(slot, client, Some(Ledger { received, written }))
     }
 
-    /// How much was read and written in the turn only the kernel knows, and of TCP only: a Unix client is lost.
-    fn recover_from_turn(&self, slot: u32, client: Client) -> Recovered {
-        if client.peer.ip().is_none() {
-            return Err((io::ErrorKind::Unsupported.into(), client));
-        }
-        match ledger::read(&client.socket) {
+    /// How much was read and written in the turn only the kernel knows.
+    fn recover_from_turn(&self, slot: u32, client: Client, written: Option<u64>) -> Recovered {
+        let found = match client.peer {
+            Peer::Unix { .. } => self.unix_ledger(slot, &client, written).map(Some),
+            Peer::V4 { .. } | Peer::V6 { .. } => ledger::read(&client.socket),
+        };
+        match found {
             Ok(Some(ledger)) => self.recover(slot, client, Some(ledger)),
             Ok(None) => Err((io::ErrorKind::ConnectionAborted.into(), client)),
             Err(e) => Err((e, client)),
         }
+    }
+
+    /// The ledger of a Unix client: its socket counts what is read from it, and what was written to it is what its worker
+    /// had written more than before, if it was at that.
+    fn unix_ledger(&self, slot: u32, client: &Client, written: Option<u64>) -> io::Result<Ledger> {
+        let view = self.desk.slot(slot).ok_or(io::ErrorKind::InvalidData)?.view();
+        let received = ledger::received(&client.socket, view.in_base)?;
+        let sent = match (self.desk.header().writing(slot, view.out_base), written) {
+            (None, _) if !self.desk.header().knows_writes() => return Err(io::ErrorKind::Unsupported.into()),
+            (None, _) => 0,
+            (Some(_), None) => return Err(io::ErrorKind::Unsupported.into()),
+            (Some(before), Some(after)) => after.checked_sub(before).ok_or(io::ErrorKind::InvalidData)?,
+        };
+        Ok(Ledger { received, written: view.out_base.wrapping_add(sent) })
     }
 }

@@ -1,11 +1,19 @@
-//! The kernel as the ledger: how many bytes were ever read from a TCP client, and how many queued to it.
+//! The kernel as the ledger: how many bytes were ever read from a client, and how many queued to it.
 //!
 //! Asked after the death of the process that did so, because nobody can store it in time: SIGKILL lets a send(2) complete,
-//! and the next instruction never runs. Linux 4.1 and newer (`tcpi_bytes_acked`, `tcpi_bytes_received`).
+//! and the next instruction never runs.
+//!
+//! * TCP tells by itself ([`read`]); Linux 4.1 and newer (`tcpi_bytes_acked`, `tcpi_bytes_received`).
+//! * A Unix stream socket counts down an offset with each byte that is read from it ([`arm`], [`received`]): SO_PEEK_OFF of
+//!   socket(7), which nobody peeks by here.
+//! * What was written to it stands among all that its writer ever wrote with write(2), of which the kernel keeps a sum
+//!   ([`written_by`]): `wchar` of proc(5), where the kernel has task I/O accounting.
 
+use std::fs::File;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -101,6 +109,92 @@ impl Info {
     }
 }
 
+/// Bytes after which the count of a Unix socket begins anew. All of it is modulo this.
+const ROUND: u64 = 1 << 30;
+
+/// Sets the count of a Unix socket from which nothing has been read yet.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn arm(socket: impl AsFd) -> io::Result<()> {
+    set_peek_offset(socket.as_fd().as_raw_fd(), ROUND as libc::c_int)
+}
+
+/// Sees to it that another half of a round can be read before the count is at its end, where it would stay.
+///
+/// # Errors
+/// Those of getsockopt(2) and setsockopt(2).
+pub fn rearm(socket: impl AsFd) -> io::Result<()> {
+    let fd = socket.as_fd().as_raw_fd();
+    let left = peek_offset(fd)?;
+    if u64::from(left.unsigned_abs()) < ROUND / 2 { set_peek_offset(fd, left + ROUND as libc::c_int) } else { Ok(()) }
+}
+
+/// Bytes that were ever read from a Unix socket, which are `at_least` so many and less than a round more.
+///
+/// # Errors
+/// Those of getsockopt(2); `InvalidData` when it was never armed.
+pub fn received(socket: impl AsFd, at_least: u64) -> io::Result<u64> {
+    let left = u64::try_from(peek_offset(socket.as_fd().as_raw_fd())?).map_err(|_| io::ErrorKind::InvalidData)?;
+    let count = ROUND.wrapping_sub(left) % ROUND;
+    Ok(at_least.wrapping_add(count.wrapping_sub(at_least) % ROUND))
+}
+
+fn peek_offset(fd: libc::c_int) -> io::Result<libc::c_int> {
+    let mut left: libc::c_int = -1;
+    let mut length = mem::size_of_val(&left) as libc::socklen_t;
+    let value = (&raw mut left).cast();
+    // SAFETY: `value` points to `length` bytes that are ours to write.
+    Errno::result(unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, value, &raw mut length) })?;
+    Ok(left)
+}
+
+fn set_peek_offset(fd: libc::c_int, left: libc::c_int) -> io::Result<()> {
+    let length = mem::size_of_val(&left) as libc::socklen_t;
+    let value = (&raw const left).cast();
+    // SAFETY: the value is one int that outlives the call.
+    Errno::result(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, value, length) })?;
+    Ok(())
+}
+
+/// Bytes that a process ever wrote with write(2), to whatever. It is told of one that has ended, too, until that is
+/// collected.
+///
+/// # Errors
+/// Those of reading /proc/PID/io; `InvalidData` where the kernel keeps no such sum.
+pub fn written_by(pid: u32) -> io::Result<u64> {
+    sum_in(&std::fs::read_to_string(format!("/proc/{pid}/io"))?)
+}
+
+/// The sum of what this process wrote, to be looked at again and again.
+#[derive(Debug)]
+pub struct OwnWrites(File);
+
+impl OwnWrites {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// Those of open(2): ENOENT where the kernel keeps no such sum.
+    pub fn open() -> io::Result<OwnWrites> {
+        File::open("/proc/self/io").map(OwnWrites)
+    }
+
+    /// Bytes that this process has written by now.
+    ///
+    /// # Errors
+    /// Those of pread(2).
+    pub fn sum(&self) -> io::Result<u64> {
+        let mut text = [0; 512];
+        let length = self.0.read_at(&mut text, 0)?;
+        sum_in(&String::from_utf8_lossy(&text[..length]))
+    }
+}
+
+fn sum_in(io: &str) -> io::Result<u64> {
+    let sum = io.lines().find_map(|line| line.strip_prefix("wchar:")).and_then(|sum| sum.trim().parse().ok());
+    sum.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
@@ -133,6 +227,35 @@ mod tests {
         let mut rest = Vec::new();
         server.read_to_end(&mut rest).expect("read");
         expect(&server, 13, 1000);
+    }
+
+    #[test]
+    fn a_unix_socket_counts_what_is_read_from_it_over_more_than_a_round() {
+        let (mut client, mut server) = std::os::unix::net::UnixStream::pair().expect("socketpair");
+        assert!(received(&server, 0).is_err(), "it was never armed");
+        arm(&server).expect("armed");
+        client.write_all(&[7; 1000]).expect("write");
+        assert_eq!(received(&server, 0).expect("count"), 0);
+        server.read_exact(&mut [0; 300]).expect("read");
+        assert_eq!(received(&server, 0).expect("count"), 300);
+        assert_eq!(received(&server, 100).expect("count"), 300);
+        // As if three rounds had gone by, and 300 bytes.
+        assert_eq!(received(&server, 3 * ROUND + 5).expect("count"), 3 * ROUND + 300);
+        rearm(&server).expect("armed");
+        assert_eq!(peek_offset(server.as_raw_fd()).expect("left"), (ROUND - 300) as i32, "there is enough left");
+        set_peek_offset(server.as_raw_fd(), 1000).expect("nearly at the end");
+        rearm(&server).expect("armed");
+        server.read_exact(&mut [0; 700]).expect("read");
+        assert_eq!(received(&server, ROUND - 1000).expect("count"), ROUND - 300);
+    }
+
+    #[test]
+    fn what_a_process_writes_is_summed_up() {
+        let own = OwnWrites::open().expect("the kernel keeps the sum");
+        let before = own.sum().expect("sum");
+        File::options().write(true).open("/dev/null").expect("open").write_all(&[0; 12_345]).expect("write");
+        assert!(own.sum().expect("sum") >= before + 12_345);
+        assert!(written_by(std::process::id()).expect("sum") >= before + 12_345);
     }
 
     #[test]

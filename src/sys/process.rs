@@ -10,7 +10,7 @@ use std::{fmt, fs};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
 /// The program that this process runs, opened once: what happens to its file later changes nothing.
@@ -27,7 +27,7 @@ impl Executable {
     }
 
     /// Runs it again in a new process that has `stdin` as its standard input and inherits nothing else but
-    /// standard output and error. Returns its pid; [`reap`] collects it.
+    /// standard output and error. Returns its pid; [`collect`] collects it.
     ///
     /// # Errors
     /// Those of fork and of exec: posix_spawn(3) tells both to the caller.
@@ -68,25 +68,36 @@ impl fmt::Display for Exit {
     }
 }
 
-/// Collects one ended child: its pid and how it ended. `None` when there is none to collect.
+/// A child that has ended: its pid and how it ended. `None` when there is none. /proc/PID still tells of it, until it is
+/// collected by [`collect`].
 ///
-/// Call it until it says `None`: twenty deaths may be told by one SIGCHLD. As PID 1 of a container it also
-/// collects the orphans of others.
+/// Call both until this says `None`: twenty deaths may be told by one SIGCHLD. As PID 1 of a container it also tells of
+/// the orphans of others.
 ///
 /// # Errors
-/// Those of waitpid(2) but ECHILD.
-pub fn reap() -> io::Result<Option<(u32, Exit)>> {
+/// Those of waitid(2) but ECHILD.
+pub fn ended() -> io::Result<Option<(u32, Exit)>> {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+        match waitid(Id::All, flags) {
             Ok(WaitStatus::Exited(pid, status)) => return Ok(Some((number(pid), Exit::Status(status)))),
             Ok(WaitStatus::Signaled(pid, signal, core)) => {
                 return Ok(Some((number(pid), Exit::Signal { number: signal as i32, core })));
             }
-            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(None),
-            Ok(_) | Err(Errno::EINTR) => {}
+            Ok(_) | Err(Errno::ECHILD) => return Ok(None),
+            Err(Errno::EINTR) => {}
             Err(e) => return Err(e.into()),
         }
     }
+}
+
+/// Collects a child that has ended; its pid may be another's from then on.
+///
+/// # Errors
+/// Those of waitpid(2).
+pub fn collect(pid: u32) -> io::Result<()> {
+    waitpid(pid_of(pid), Some(WaitPidFlag::WNOHANG))?;
+    Ok(())
 }
 
 /// Kills a child that has not been collected yet, which is what makes the pid its own.

@@ -257,6 +257,23 @@ pub fn transmit(socket: impl AsFd, bytes: &[u8]) -> io::Result<Moved> {
     }
 }
 
+/// As [`transmit`], by write(2), which the kernel sums up for the process ([`super::ledger`]); for a socket that does not
+/// block. std ignores SIGPIPE.
+///
+/// # Errors
+/// Those of write(2) but EPIPE and ECONNRESET, which are [`Moved::End`].
+pub fn transmit_summed(socket: impl AsFd, bytes: &[u8]) -> io::Result<Moved> {
+    loop {
+        match nix::unistd::write(socket.as_fd(), bytes) {
+            Ok(n) => return Ok(Moved::Bytes(n)),
+            Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => return Ok(Moved::Nothing),
+            Err(Errno::EPIPE | Errno::ECONNRESET) => return Ok(Moved::End),
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
 /// Says that nothing more will be written, to everybody who holds a copy of the socket.
 pub fn finish_writing(socket: impl AsFd) {
     // ENOTCONN: the other side has said so before.

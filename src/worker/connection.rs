@@ -7,11 +7,16 @@ use super::timers::NEVER;
 use crate::desk::{Slot, State};
 use crate::proto::channel::{Lease, Settings};
 use crate::proto::names::{ClientId, Peer};
+use crate::sys::ledger;
 use crate::sys::poll::Interest;
 
 /// What a client may still send after its last reply, in bytes, before it is cut off: a reset would destroy that
 /// reply before it is read.
 const LAST_WORDS: u32 = 8 << 20;
+
+/// Bytes of a Unix client after which the kernel's count of them is seen to: far less than it counts, far more than a turn
+/// reads.
+const REARM: u32 = 1 << 28;
 
 /// How long it is given to read its last reply.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -28,6 +33,8 @@ pub(super) struct Connection {
     pub(super) waits: Waits,
     /// What the poller watches it for; `None` until it was first added.
     pub(super) watched: Option<Interest>,
+    /// Bytes read since the kernel's count of them was last seen to, for a Unix client.
+    pub(super) unarmed: u32,
     /// Bytes that it may still send although nobody listens any more.
     pub(super) last_words: u32,
     /// When the timers look at it: ns of CLOCK_MONOTONIC.
@@ -62,8 +69,18 @@ impl Connection {
             // So that half a frame goes on being half a frame, with what time it has left.
             waits: if is_parked { Waits::Bytes } else { Waits::Request },
             watched: None,
+            unarmed: REARM,
             last_words: LAST_WORDS,
             armed: NEVER,
+        }
+    }
+
+    /// Sees to it that the kernel can count what is about to be read.
+    pub(super) fn rearm(&mut self) {
+        if !self.is_tcp() && self.unarmed >= REARM {
+            // If it fails, the master finds so, and loses this one client if its worker dies in its turn.
+            let _ = ledger::rearm(&self.socket);
+            self.unarmed = 0;
         }
     }
 

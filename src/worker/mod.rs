@@ -26,6 +26,7 @@ use crate::desk::{State, WorkerDesk};
 use crate::logging;
 use crate::proto::channel::{Lease, MAX_SLOTS, Settings, Stop, ToMaster, ToWorker};
 use crate::proto::rpc::Code;
+use crate::sys::ledger::OwnWrites;
 use crate::sys::poll::{Event, Interest, Poller};
 use crate::sys::{clock, socket};
 use crate::table::Table;
@@ -57,6 +58,7 @@ struct Worker<'c> {
     again: Vec<u32>,
     timers: Timers,
     parking: Parking,
+    writes: Option<OwnWrites>,
     /// What the master has yet to be told.
     closed: Vec<u32>,
     freed: Vec<u32>,
@@ -80,6 +82,8 @@ impl<'c> Worker<'c> {
         let poller = Poller::new(BATCH)?;
         poller.add(&*channel, CHANNEL, Interest::Read)?;
         let parking = Parking::new(settings.buffers);
+        let writes = OwnWrites::open().ok();
+        desk.header().set_knows_writes(writes.is_some());
         Ok(Worker {
             channel,
             channel_is_full: false,
@@ -91,6 +95,7 @@ impl<'c> Worker<'c> {
             again: Vec::new(),
             timers: Timers::default(),
             parking,
+            writes,
             closed: Vec::new(),
             freed: Vec::new(),
             room: false,
@@ -205,6 +210,7 @@ impl<'c> Worker<'c> {
             service,
             settings: &self.settings,
             stop_by: self.stop_by,
+            writes: self.writes.as_ref(),
             broken: &mut self.broken,
             now: self.now,
         };

@@ -15,6 +15,7 @@
 //! is stored after a read or a write. `exec` is stored before the method and the commit after it: a death between the
 //! two is a fault of that request, one before or after is none, so a side effect happens at most once.
 
+use std::io;
 use std::time::Instant;
 
 use serde_json::value::RawValue;
@@ -22,11 +23,12 @@ use serde_json::value::RawValue;
 use super::connection::{Connection, Waits};
 use super::methods::{Failure, Service};
 use super::reply::{Call, Fault, write_fault};
-use crate::desk::{Found, Marks, Open, Place, RECEIVE, REPLY_SOFT, SMALL, Slot, State, View, WorkerDesk};
+use crate::desk::{Found, Header, Marks, Open, Place, RECEIVE, REPLY_SOFT, SMALL, Slot, State, View, WorkerDesk};
 use crate::proto::channel::Settings;
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
 use crate::proto::rpc::{Code, NULL, Request};
 use crate::sys::clock;
+use crate::sys::ledger::OwnWrites;
 use crate::sys::socket::{self, Moved};
 
 /// Replies wait for the ones behind them at most this long, in ns.
@@ -42,6 +44,8 @@ pub(super) struct Tools<'a> {
     pub(super) settings: &'a Settings,
     /// When the worker is killed, once it has been told to stop.
     pub(super) stop_by: Option<Instant>,
+    /// The sum of what this process wrote, where the kernel keeps one.
+    pub(super) writes: Option<&'a OwnWrites>,
     /// Why this process cannot go on, once it cannot.
     pub(super) broken: &'a mut Option<String>,
     /// The clock: ns of CLOCK_MONOTONIC at the beginning of the turn, and again at its end.
@@ -89,8 +93,12 @@ pub(super) fn turn(connection: &mut Connection, index: u32, purpose: &Purpose<'_
         _ if parked && view.replied > 0 => turn.send_parked(purpose),
         _ => turn.work(purpose),
     };
-    let Some(waits) = waits else { return Ended::Over };
     let answered = turn.answered;
+    if !connection.is_tcp() {
+        // Whatever is written from now on is for somebody else.
+        tools.desk.header().end_write();
+    }
+    let Some(waits) = waits else { return Ended::Over };
     let slot = tools.desk.slot(index).expect("the slot was claimed");
     slot.touch(tools.now, answered);
     let state = if waits == Waits::Request { State::Rest } else { State::Parked };
@@ -193,6 +201,7 @@ impl Turn<'_, '_> {
     /// Reads once, behind what is there already: as much as the buffer takes, or just the rest of the frame that is
     /// being received in place.
     fn read(&mut self) -> Result<(), Gone> {
+        self.connection.rearm();
         let (have, marks, in_place) = (self.have, self.marks, self.view.rx.0 == Place::Large);
         let open = self.tools.desk.open(self.index, self.view.rx.0, Place::Shared);
         let first = marks.order.filter(|_| in_place).map(|order| frame::next(&open.rx[..have], order, u32::MAX));
@@ -203,7 +212,10 @@ impl Turn<'_, '_> {
         };
         let Some(room) = open.rx.get_mut(have..end).filter(|room| !room.is_empty()) else { return Ok(()) };
         match socket::receive(&self.connection.socket, room) {
-            Ok(Moved::Bytes(n)) => self.have += n,
+            Ok(Moved::Bytes(n)) => {
+                self.have += n;
+                self.connection.unarmed += n as u32;
+            }
             Ok(Moved::Nothing) => {}
             Ok(Moved::End) => self.marks.half_closed = true,
             Err(e) => {
@@ -347,7 +359,9 @@ impl Turn<'_, '_> {
         let open = self.tools.desk.open(self.index, self.view.rx.0, Place::Shared);
         let begin = self.view.tx.1 as usize;
         open.header.add_requests(self.unrecorded);
-        let sent = match socket::transmit(&self.connection.socket, &open.tx[begin..begin + replied]) {
+        let at = self.view.out_base;
+        let bytes = &open.tx[begin..begin + replied];
+        let sent = match transmit(self.connection, self.tools.writes, open.header, (self.index, at), bytes) {
             Ok(Moved::Bytes(n)) => n,
             Ok(Moved::Nothing) => 0,
             Ok(Moved::End) | Err(_) => return Err(Gone),
@@ -438,7 +452,8 @@ impl Turn<'_, '_> {
         let (begin, unsent) = (self.view.tx.1 as usize, self.view.replied as usize);
         let open = self.tools.desk.open(self.index, Place::Shared, self.view.tx.0);
         let bytes = open.tx.get(begin..begin + unsent)?;
-        let sent = match socket::transmit(&self.connection.socket, bytes) {
+        let at = self.view.out_base;
+        let sent = match transmit(self.connection, self.tools.writes, open.header, (self.index, at), bytes) {
             Ok(Moved::Bytes(n)) => n,
             Ok(Moved::Nothing) => 0,
             Ok(Moved::End) | Err(_) => return None,
@@ -485,6 +500,25 @@ impl Turn<'_, '_> {
             Ok(Moved::End) | Err(_) => None,
         }
     }
+}
+
+/// Writes to a client, in the way by which the kernel can tell afterwards how much: for a Unix client, what was written
+/// before is noted first.
+fn transmit(
+    connection: &Connection,
+    writes: Option<&OwnWrites>,
+    header: Header<'_>,
+    (slot, at): (u32, u64),
+    bytes: &[u8],
+) -> io::Result<Moved> {
+    if connection.is_tcp() {
+        return socket::transmit(&connection.socket, bytes);
+    }
+    match writes.map(OwnWrites::sum) {
+        Some(Ok(sum)) => header.begin_write(slot, at, sum),
+        Some(Err(_)) | None => header.set_knows_writes(false),
+    }
+    socket::transmit_summed(&connection.socket, bytes)
 }
 
 /// Whether a request may be run that was executing at so many deaths: once more, if that does no harm.
