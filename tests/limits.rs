@@ -2,9 +2,11 @@
 
 mod common;
 
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use common::program::skip;
 use common::{FDPASSD, kernel, let_pass, settled, start};
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, Setup};
@@ -27,6 +29,43 @@ fn clients_beyond_max_clients_wait_and_are_served_when_others_leave() {
     let daemon = start("limits.max-clients = 5");
     assert_eq!(daemon.wait_for_workers().max_clients, 5);
     wait_for_room(&daemon, 5, 1);
+}
+
+/// The limit is lowered while it runs, below what the daemon has counted on: the system refuses, not the daemon.
+#[test]
+fn out_of_descriptors_nothing_spins_nobody_served_is_hurt_and_those_who_wait_are_served_later() {
+    if Command::new("prlimit").arg("--version").output().is_err() {
+        return skip("there is no prlimit(1) of util-linux");
+    }
+    let daemon = start("workers.count = 1");
+    daemon.wait_for_workers();
+    let mut served: Vec<Client> = (0..3).map(|_| daemon.connect()).collect();
+    served.iter_mut().for_each(ping);
+    let set_limit = |limit: usize| {
+        // The soft limit only: the hard one cannot be raised again by everybody.
+        let limit = format!("--nofile={limit}:");
+        let set = Command::new("prlimit").args(["--pid", &daemon.pid().to_string(), &limit]).status();
+        assert!(set.expect("prlimit(1) of util-linux runs").success(), "{limit}");
+    };
+    let most = settled(|| kernel::descriptors(daemon.pid()).len());
+    // One is left for us, to ask how it goes.
+    set_limit(most + 1);
+    let mut waiting: Vec<Client> = (0..5).map(|_| daemon.connect()).collect();
+    waiting.iter_mut().for_each(|client| client.request("ping", 1));
+    daemon.wait_for_log("cannot accept clients: ");
+    let before = kernel::cpu_ticks(daemon.pid());
+    let_pass(Duration::from_secs(1));
+    let ticks = kernel::cpu_ticks(daemon.pid()) - before;
+    assert!(ticks <= 10, "a second of waiting took {ticks} hundredths of CPU time");
+    served.iter_mut().for_each(ping);
+    assert_eq!(daemon.stderr().matches("cannot accept clients: ").count(), 1, "it is said once");
+
+    set_limit(1_000);
+    for client in &mut waiting {
+        assert_eq!(client.reply().value().expect("its turn has come"), 1);
+    }
+    served.iter_mut().for_each(ping);
+    assert_eq!(daemon.status().lost_total, 0);
 }
 
 /// As many clients as there may be, and some more.

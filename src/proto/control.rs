@@ -10,7 +10,7 @@
 //! | `version` | none | [`Version`] | whoever can connect |
 //! | `stop` | none | [`Stopped`], when all workers are gone and just before the daemon is | root and the daemon's user |
 //!
-//! Codes: `bad_request`, `unknown_verb`, `bad_params`, `too_large`, `forbidden`, `busy`, `timeout`, `stopping`.
+//! Codes: `bad_request`, `unknown_verb`, `bad_params`, `too_large`, `forbidden`, `busy`, `timeout`.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -80,8 +80,6 @@ pub enum Code {
     Busy,
     /// The request did not arrive within [`PATIENCE`].
     Timeout,
-    /// The daemon is stopping already.
-    Stopping,
 }
 
 /// A refusal, as it stands in an error reply.
