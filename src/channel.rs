@@ -105,6 +105,7 @@ mod tests {
 
     use super::*;
     use crate::proto::channel::{Lease, ToMaster, ToWorker};
+    use crate::proto::frame::OrderRule;
     use crate::proto::names::{ClientId, Peer};
 
     #[test]
@@ -114,7 +115,7 @@ mod tests {
         let mut scratch = Scratch::default();
         let null = std::fs::File::open("/dev/null").expect("/dev/null");
         let peer = Peer::Unix { pid: 1, uid: 2, gid: 3 };
-        let lease = Lease { client: ClientId(1), slot: 2, generation: 3, listener: 4, peer };
+        let lease = Lease { client: ClientId(1), slot: 2, generation: 3, order: OrderRule::Big, peer };
 
         assert!(master.send(&ToWorker::Lease(vec![lease]), &[]).is_err());
         assert_eq!(master.send(&ToWorker::Lease(vec![lease]), &[null.as_fd()]).expect("send"), Sent::Queued);

@@ -121,11 +121,23 @@ pub struct Workers {
     /// How long one may take to become ready; 10 s by default.
     #[serde(with = "Timeout")]
     pub start_timeout: Duration,
+    /// A worker that has answered so many requests is replaced; `None`, the default, keeps it.
+    #[serde(with = "OrNone::<UpTo<{ u32::MAX }>>")]
+    pub max_requests: Option<NonZeroU32>,
+    /// A worker is replaced at that age at the latest; `None`, the default, keeps it.
+    #[serde(with = "OrNone::<Timeout>")]
+    pub max_lifetime: Option<Duration>,
 }
 
 impl Default for Workers {
     fn default() -> Workers {
-        Workers { count: Count::Auto, dispatch: Dispatch::LeastLoaded, start_timeout: Duration::from_secs(10) }
+        Workers {
+            count: Count::Auto,
+            dispatch: Dispatch::LeastLoaded,
+            start_timeout: Duration::from_secs(10),
+            max_requests: None,
+            max_lifetime: None,
+        }
     }
 }
 
@@ -184,6 +196,13 @@ pub struct Limits {
     /// How long a client may take no byte of its replies; 30 s by default.
     #[serde(with = "OrNone::<Timeout>")]
     pub send_timeout: Option<Duration>,
+    /// A request that executes for longer gets the error `timeout`, and its worker is killed; 30 s by default, `None` lets
+    /// it go on.
+    #[serde(with = "OrNone::<Timeout>")]
+    pub request_timeout: Option<Duration>,
+    /// A worker that is stuck for longer loses all clients but the one that it is stuck with to the others; 1 s by default.
+    #[serde(with = "Timeout")]
+    pub stall_timeout: Duration,
     /// How long a worker that is to exit may go on with what it is executing; 30 s by default, may be zero.
     #[serde(with = "Patience")]
     pub drain_timeout: Duration,
@@ -203,6 +222,8 @@ impl Default for Limits {
             idle_timeout: None,
             frame_timeout: Some(Duration::from_secs(30)),
             send_timeout: Some(Duration::from_secs(30)),
+            request_timeout: Some(Duration::from_secs(30)),
+            stall_timeout: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(30),
             tcp_keepalive: Some(Duration::from_secs(300)),
         }

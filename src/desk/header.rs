@@ -7,6 +7,8 @@
 //!       3  handlers that panicked    8  what the process had written before the write in progress to a Unix client
 //!       4  log lines lost            9  where in that client's stream it is; 0 if none is  10  the client's slot
 //!      11  whether 8 to 10 are kept
+//!      12  beats: turns begun and probes heard        13  since when the turn or the method in progress is; 0 if none is
+//!      14  the slot of the turn in progress
 //!  from 64  twelve seconds of 120 words: which second, requests, busy ns, then how many requests took how long
 //! ```
 //!
@@ -27,6 +29,9 @@ const WRITE_SUM: usize = 8;
 const WRITE_AT: usize = 9;
 const WRITE_SLOT: usize = 10;
 const KNOWS_WRITES: usize = 11;
+const BEATS: usize = 12;
+const TURN_SINCE: usize = 13;
+const TURN_SLOT: usize = 14;
 
 const SECONDS: usize = 64;
 const KEPT: u64 = 12;
@@ -52,6 +57,15 @@ pub struct Recent {
     pub p50: Option<Duration>,
     /// 99 of 100 took no longer.
     pub p99: Option<Duration>,
+}
+
+/// A turn that a worker is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// The slot of its client.
+    pub slot: u32,
+    /// When it began, or when the method that is executing did if that is not an inline one: ns of CLOCK_MONOTONIC.
+    pub since: u64,
 }
 
 impl<'a> Header<'a> {
@@ -145,9 +159,46 @@ impl<'a> Header<'a> {
         u32::try_from(self.load(EXECUTING)).ok().filter(|n| *n != 0)
     }
 
-    /// Worker: it runs this method, or none.
-    pub fn set_executing(&self, method: Option<u32>) {
-        self.0[EXECUTING].store(u64::from(method.unwrap_or(0)), Ordering::Relaxed);
+    /// Worker: it runs this method, which is no inline one, from `now` on.
+    pub fn begin_method(&self, method: u32, now: u64) {
+        self.0[TURN_SINCE].store(now.max(1), Ordering::Relaxed);
+        self.0[EXECUTING].store(method.into(), Ordering::Relaxed);
+    }
+
+    /// Worker: the method has returned, `now`.
+    pub fn end_method(&self, now: u64) {
+        self.0[EXECUTING].store(0, Ordering::Relaxed);
+        self.0[TURN_SINCE].store(now.max(1), Ordering::Relaxed);
+    }
+
+    /// Worker: it shows that its loop turns.
+    pub fn beat(&self) {
+        self.add(BEATS, 1);
+    }
+
+    /// How often it has shown so. A count that stays the same may be that of a worker with nothing to do.
+    #[must_use]
+    pub fn beats(&self) -> u64 {
+        self.load(BEATS)
+    }
+
+    /// Worker: it begins the turn of the client in this slot.
+    pub fn begin_turn(&self, slot: u32, now: u64) {
+        self.beat();
+        self.0[TURN_SLOT].store(slot.into(), Ordering::Relaxed);
+        self.0[TURN_SINCE].store(now.max(1), Ordering::Relaxed);
+    }
+
+    /// Worker: the turn is over.
+    pub fn end_turn(&self) {
+        self.0[TURN_SINCE].store(0, Ordering::Relaxed);
+    }
+
+    /// The turn in progress, if one is. What it says may be of two turns, if one has ended just now.
+    #[must_use]
+    pub fn turn(&self) -> Option<Turn> {
+        let since = self.load(TURN_SINCE);
+        (since != 0).then(|| Turn { slot: self.load(TURN_SLOT) as u32, since })
     }
 
     /// Worker: it is about to write to the Unix client in this slot, at this position of its stream, and had written `sum`

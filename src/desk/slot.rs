@@ -186,6 +186,8 @@ pub struct Marks {
     pub half_closed: bool,
     /// Its last reply has been made; it is closed once that is written and was given time to be read.
     pub closing: bool,
+    /// Its first unread frame has been executed for as long as one may be.
+    pub timed_out: bool,
     /// How often its first unread frame was being executed when its worker died.
     pub faults: u8,
 }
@@ -197,7 +199,8 @@ impl Marks {
             Some(ByteOrder::Little) => 1,
             Some(ByteOrder::Big) => 2,
         };
-        (order | u64::from(self.half_closed) << 2 | u64::from(self.closing) << 3 | u64::from(self.faults) << 8) << 8
+        let flags = u64::from(self.half_closed) << 2 | u64::from(self.closing) << 3 | u64::from(self.timed_out) << 4;
+        (order | flags | u64::from(self.faults) << 8) << 8
     }
 
     fn decode(word: u64) -> Marks {
@@ -210,6 +213,7 @@ impl Marks {
             },
             half_closed: bits & 4 != 0,
             closing: bits & 8 != 0,
+            timed_out: bits & 16 != 0,
             faults: (bits >> 8) as u8,
         }
     }
@@ -269,10 +273,22 @@ impl<'a> Slot<'a> {
     /// it at the same instant; exactly one of the two succeeds.
     #[must_use]
     pub fn claim(&self, generation: u32) -> Option<Found> {
-        let busy = Lease { generation, state: State::Busy }.encode();
+        self.exchange(generation, State::Busy)
+    }
+
+    /// Ends the lease of a client that is in no turn: the master takes it back, or the worker gives it up. From then on
+    /// the worker touches neither the slot nor its places, and what they tell is complete. Nothing, if the client is in
+    /// a turn, or the lease another one.
+    #[must_use]
+    pub fn take(&self, generation: u32) -> Option<Found> {
+        self.exchange(generation, State::Taken)
+    }
+
+    fn exchange(&self, generation: u32, to: State) -> Option<Found> {
+        let to = Lease { generation, state: to }.encode();
         for (state, found) in [(State::Rest, Found::Rest), (State::Parked, Found::Parked)] {
-            let mine = Lease { generation, state }.encode();
-            if self.0[LEASE].compare_exchange(mine, busy, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+            let from = Lease { generation, state }.encode();
+            if self.0[LEASE].compare_exchange(from, to, Ordering::Acquire, Ordering::Relaxed).is_ok() {
                 return Some(found);
             }
         }
@@ -403,9 +419,23 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_is_taken_between_turns_and_not_in_one() {
+        slot(|slot| {
+            slot.preset(State::Rest, 5, View::at_rest(10, 20), Marks::default(), (1, 1), 2);
+            assert_eq!(slot.take(4), None);
+            assert_eq!(slot.claim(5), Some(Found::Rest));
+            assert_eq!(slot.take(5), None, "it is in a turn");
+            slot.release(5, State::Parked);
+            assert_eq!(slot.take(5), Some(Found::Parked));
+            assert_eq!((slot.claim(5), slot.take(5)), (None, None));
+        });
+    }
+
+    #[test]
     fn a_flip_moves_all_of_a_view_and_keeps_what_held_before_until_then() {
         slot(|slot| {
-            let marks = Marks { order: Some(ByteOrder::Big), half_closed: true, closing: false, faults: 200 };
+            let order = Some(ByteOrder::Big);
+            let marks = Marks { order, half_closed: true, closing: false, timed_out: true, faults: 200 };
             slot.preset(State::Rest, 1, View::at_rest(10, 20), Marks::default(), (1, 1), 0);
             slot.flip(&some_view(), marks);
             assert_eq!((slot.view(), slot.marks()), (some_view(), marks));

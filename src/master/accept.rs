@@ -166,7 +166,7 @@ impl Master {
             }
             log::debug!("client {id} ({peer}) accepted on {}", self.listeners[index].address);
             self.clients += 1;
-            let client = Client { id, socket: accepted.socket, peer, listener: index as u16 };
+            let client = Client { id, socket: accepted.socket, peer, order: byte_order };
             let seat = self.dispatcher.pick(candidates).expect("one has room");
             self.lease(seat, Unleased::fresh(client, clock::monotonic()), candidates, false);
         }

@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 
 use crate::desk::{ClientBytes, Marks};
+use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Peer};
 
 /// A client: the master's copy of its socket, which keeps the connection whatever becomes of a worker.
@@ -14,8 +15,8 @@ pub(super) struct Client {
     pub(super) id: ClientId,
     pub(super) socket: OwnedFd,
     pub(super) peer: Peer,
-    /// The index of the listener that it came by.
-    pub(super) listener: u16,
+    /// How its byte order is learnt, as its listener has it.
+    pub(super) order: OrderRule,
 }
 
 /// A client without a worker, and what its next one has to know.

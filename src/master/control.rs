@@ -190,7 +190,7 @@ impl ControlClient {
     fn refuse(&mut self, code: Code, message: &str) {
         self.frame(|body| {
             rpc::open(body, "error")?;
-            serde_json::to_writer(&mut *body, &Refusal { code, message: message.to_owned() })?;
+            serde_json::to_writer(&mut *body, &Refusal::new(code, message))?;
             body.extend_from_slice(rpc::CLOSE);
             Ok(())
         });
@@ -271,6 +271,14 @@ impl Master {
                 log::warn!("stop refused to uid {} (pid {})", client.who.uid, client.who.pid);
                 client.refuse(Code::Forbidden, "changing things needs root or the daemon's own user");
             }
+            Verb::Reload
+            | Verb::Scale
+            | Verb::Recycle
+            | Verb::Hold
+            | Verb::Release
+            | Verb::Drain
+            | Verb::Undrain
+            | Verb::Rebalance => client.refuse(Code::UnknownVerb, "not yet"),
             Verb::Stop => {
                 client.awaits_stop = true;
                 if !self.pool.is_stopping() {

@@ -6,7 +6,7 @@ use super::listener::Listener;
 use super::{Master, Seat};
 use crate::logging;
 use crate::pool::State;
-use crate::proto::control::{ListenerStatus, Status, WorkerState, WorkerStatus};
+use crate::proto::control::{ListenerStatus, Origin, Status, WorkerState, WorkerStatus};
 use crate::sys::{clock, process};
 
 /// Rates are over so many seconds; a worker that is younger has none.
@@ -37,7 +37,17 @@ impl Master {
             requests_total: workers.iter().fold(0, |sum, w| sum.saturating_add(w.requests_total)),
             errors_total: workers.iter().fold(0, |sum, w| sum.saturating_add(w.errors_total)),
             log_errors_total: workers.iter().fold(logging::errors(), |sum, w| sum.saturating_add(w.log_errors_total)),
+            count: self.seats.len() as u32,
+            count_origin: Origin::Config,
+            reloading: false,
+            last_reload: None,
+            deaths_total: 0,
+            stalls_total: 0,
+            reruns_total: 0,
+            closed_for_crashes_total: 0,
+            quarantined: Vec::new(),
             workers,
+            leaving: Vec::new(),
         }
     }
 

@@ -45,7 +45,7 @@ impl Master {
                     closed.extend(slots.into_iter().filter_map(|slot| worker.closed(slot)));
                 }
                 ToMaster::Failed(failed) => worker.failure = Some(failed.reason),
-                ToMaster::Ready(_) | ToMaster::Room => {}
+                ToMaster::Ready(_) | ToMaster::Room | ToMaster::Worn => {}
             }
         }
         let has_answered = worker.desk.header().requests() > 0;
@@ -123,7 +123,7 @@ impl Master {
             Ok(Heard::Message(ToMaster::Ready(ready), _)) => self.take_ready(id, ready, now),
             Ok(Heard::Message(ToMaster::Failed(failed), _)) => worker.failure = Some(failed.reason),
             // It is enough that the loop turns.
-            Ok(Heard::Message(ToMaster::Room, _) | Heard::Nothing) => {}
+            Ok(Heard::Message(ToMaster::Room | ToMaster::Worn, _) | Heard::Nothing) => {}
             // Not its death: that is told by its being collected. But nothing will be heard of it any more. One that is
             // about to end does so with the status that it wanted.
             Ok(Heard::Closed) => {
@@ -176,6 +176,7 @@ impl Master {
             seat: index as u32,
             generation: self.generation,
             slots: self.layout.slots(),
+            quarantined: Vec::new(),
             settings: self.settings(),
         };
         let spawned = Worker::spawn(&self.executable, start, self.layout, now).and_then(|worker| {
@@ -204,7 +205,9 @@ impl Master {
             idle_timeout: limits.idle_timeout,
             frame_timeout: limits.frame_timeout,
             send_timeout: limits.send_timeout,
-            listeners: self.config.listen.iter().map(|listen| listen.byte_order).collect(),
+            request_timeout: limits.request_timeout,
+            worn_at: None,
+            max_requests: None,
             log: self.config.log.clone(),
         }
     }

@@ -212,7 +212,7 @@ impl Worker {
             client: l.client.id,
             slot,
             generation: l.generation,
-            listener: l.client.listener,
+            order: l.client.order,
             peer: l.client.peer,
         };
         let leases = leased().map(lease).collect();

@@ -8,13 +8,19 @@
 //!                  2 Lease   records of 40 bytes + as many descriptors, in that order; at most 253
 //!                  3 Reopen  -                                    open the log file again
 //!                  4 Stop    JSON                                 finish, close every client, exit
+//!                  5 Look    -                                    some of your leases were taken: free them
+//!                  6 Probe   -                                    show on the desk that you turn
+//!                  7 Drain   -                                    give every lease up, exit
+//!                  8 Quarantine JSON                              methods that are not run any more
 //! to the master    1 Ready   JSON                                 the methods; from now on leases may come
 //!                  2 Failed  JSON                                 why there will be no Ready; exits after it
 //!                  3 Closed  u32 each                             slots whose clients this worker ended
-//!                  4 Freed   u32 each                             slots whose lease it found taken
+//!                  4 Freed   u32 each                             slots whose lease it found taken, or gave up
 //!                  5 Room    -                                    it picked up leases, as the desk asked to be told
+//!                  6 Worn    -                                    it has answered nearly as much as it is to
 //!
-//! lease record     client u64 | slot u32 | generation u32 | listener u16 | family u8 | 0 u8 | port u16 | 0 u16 | 16 bytes
+//! lease record     client u64 | slot u32 | generation u32 | order u8 | family u8 | port u16 | 0 u32 | 16 bytes
+//!                  order 0, 1, 2: little, big, auto
 //!                  family 4, 6: the address · family 1: pid, uid, gid, 0 as u32 each
 //! ```
 //!
@@ -52,6 +58,14 @@ pub enum ToWorker {
     Reopen,
     /// Finish and exit.
     Stop(Stop),
+    /// Some of its leases were taken: it drops its copies of those clients and says so.
+    Look,
+    /// It shows on the desk that its loop turns.
+    Probe,
+    /// It gives up every lease, and exits when it has said so.
+    Drain,
+    /// Methods that are not run any more, in place of those said before.
+    Quarantine(Vec<String>),
 }
 
 /// What a worker says.
@@ -63,10 +77,12 @@ pub enum ToMaster {
     Failed(Failed),
     /// Slots whose clients it ended.
     Closed(Vec<u32>),
-    /// Slots whose leases it found taken; its copies of their sockets are closed.
+    /// Slots whose leases it found taken, or gave up; its copies of their sockets are closed.
     Freed(Vec<u32>),
     /// It picked up leases.
     Room,
+    /// It has answered [`Settings::worn_at`] requests: its successor should be got ready.
+    Worn,
 }
 
 /// The first message to a worker.
@@ -84,6 +100,8 @@ pub struct Start {
     pub generation: Generation,
     /// Slots on its desk.
     pub slots: u32,
+    /// Methods that are not run.
+    pub quarantined: Vec<String>,
     /// The rules.
     pub settings: Settings,
 }
@@ -101,8 +119,12 @@ pub struct Settings {
     pub frame_timeout: Option<Duration>,
     /// How long a client may take no byte of its replies.
     pub send_timeout: Option<Duration>,
-    /// Byte order of each listener's clients; a lease names its listener by its index.
-    pub listeners: Vec<OrderRule>,
+    /// How long one request may execute before the worker is killed; methods are told when that will be.
+    pub request_timeout: Option<Duration>,
+    /// After so many requests the worker says [`ToMaster::Worn`], and goes on.
+    pub worn_at: Option<u64>,
+    /// After so many it answers no more: it gives up every lease and exits.
+    pub max_requests: Option<u64>,
     /// Where its log lines go.
     pub log: Log,
 }
@@ -159,8 +181,8 @@ pub struct Lease {
     pub slot: u32,
     /// Of the lease; the claim must find it in the lease word.
     pub generation: u32,
-    /// Index into [`Settings::listeners`].
-    pub listener: u16,
+    /// How its byte order is learnt, as long as the desk does not tell it.
+    pub order: OrderRule,
     /// Who it is.
     pub peer: Peer,
 }
@@ -235,6 +257,10 @@ impl Message for ToWorker {
             }
             ToWorker::Reopen => out.push(3),
             ToWorker::Stop(stop) => json(4, stop, out),
+            ToWorker::Look => out.push(5),
+            ToWorker::Probe => out.push(6),
+            ToWorker::Drain => out.push(7),
+            ToWorker::Quarantine(methods) => json(8, methods, out),
         }
     }
 
@@ -251,6 +277,10 @@ impl Message for ToWorker {
             }
             3 if body.is_empty() => Ok(ToWorker::Reopen),
             4 => Ok(ToWorker::Stop(from_json(body)?)),
+            5 if body.is_empty() => Ok(ToWorker::Look),
+            6 if body.is_empty() => Ok(ToWorker::Probe),
+            7 if body.is_empty() => Ok(ToWorker::Drain),
+            8 => Ok(ToWorker::Quarantine(from_json(body)?)),
             _ => Err(Malformed("unknown kind")),
         }
     }
@@ -259,7 +289,12 @@ impl Message for ToWorker {
         match self {
             ToWorker::Start(_) => 1,
             ToWorker::Lease(leases) => leases.len(),
-            ToWorker::Reopen | ToWorker::Stop(_) => 0,
+            ToWorker::Reopen
+            | ToWorker::Stop(_)
+            | ToWorker::Look
+            | ToWorker::Probe
+            | ToWorker::Drain
+            | ToWorker::Quarantine(_) => 0,
         }
     }
 }
@@ -273,6 +308,7 @@ impl Message for ToMaster {
             ToMaster::Closed(slots) => numbers(3, slots, out),
             ToMaster::Freed(slots) => numbers(4, slots, out),
             ToMaster::Room => out.push(5),
+            ToMaster::Worn => out.push(6),
         }
     }
 
@@ -284,6 +320,7 @@ impl Message for ToMaster {
             3 => from_numbers(body).map(ToMaster::Closed),
             4 => from_numbers(body).map(ToMaster::Freed),
             5 if body.is_empty() => Ok(ToMaster::Room),
+            6 if body.is_empty() => Ok(ToMaster::Worn),
             _ => Err(Malformed("unknown kind")),
         }
     }
@@ -316,10 +353,14 @@ impl Lease {
         out.extend_from_slice(&self.client.0.to_le_bytes());
         out.extend_from_slice(&self.slot.to_le_bytes());
         out.extend_from_slice(&self.generation.to_le_bytes());
-        out.extend_from_slice(&self.listener.to_le_bytes());
-        out.extend_from_slice(&[family, 0]);
+        let order = match self.order {
+            OrderRule::Little => 0,
+            OrderRule::Big => 1,
+            OrderRule::Auto => 2,
+        };
+        out.extend_from_slice(&[order, family]);
         out.extend_from_slice(&port.to_le_bytes());
-        out.extend_from_slice(&[0, 0]);
+        out.extend_from_slice(&[0; 4]);
         out.extend_from_slice(&address);
     }
 
@@ -328,10 +369,15 @@ impl Lease {
         let client = u64::from_le_bytes(take(&mut rest)?);
         let slot = u32::from_le_bytes(take(&mut rest)?);
         let generation = u32::from_le_bytes(take(&mut rest)?);
-        let listener = u16::from_le_bytes(take(&mut rest)?);
-        let [family, _] = take(&mut rest)?;
+        let [order, family] = take(&mut rest)?;
         let port = u16::from_le_bytes(take(&mut rest)?);
-        let [_, _] = take(&mut rest)?;
+        let [_, _, _, _] = take(&mut rest)?;
+        let order = match order {
+            0 => OrderRule::Little,
+            1 => OrderRule::Big,
+            2 => OrderRule::Auto,
+            _ => return Err(Malformed("unknown byte order")),
+        };
         let peer = match family {
             4 => Peer::V4 { address: Ipv4Addr::from(take::<4>(&mut rest)?), port },
             6 => Peer::V6 { address: Ipv6Addr::from(take::<16>(&mut rest)?), port },
@@ -342,7 +388,7 @@ impl Lease {
             },
             _ => return Err(Malformed("unknown address family")),
         };
-        Ok(Lease { client: ClientId(client), slot, generation, listener, peer })
+        Ok(Lease { client: ClientId(client), slot, generation, order, peer })
     }
 }
 
@@ -396,13 +442,19 @@ mod tests {
             Peer::V6 { address: Ipv6Addr::LOCALHOST, port: 1 },
             Peer::Unix { pid: 1, uid: u32::MAX, gid: 3 },
         ];
-        let leases = peers.map(|peer| Lease { client: ClientId(1 << 40), slot: 7, generation: 9, listener: 2, peer });
+        let leases =
+            peers.map(|peer| Lease { client: ClientId(1 << 40), slot: 7, generation: 9, order: OrderRule::Auto, peer });
         round(&ToWorker::Lease(leases.to_vec()));
         round(&ToWorker::Reopen);
         round(&ToWorker::Stop(Stop { within: Duration::from_millis(1500) }));
+        round(&ToWorker::Look);
+        round(&ToWorker::Probe);
+        round(&ToWorker::Drain);
+        round(&ToWorker::Quarantine(vec!["resize".to_owned()]));
         round(&ToMaster::Closed(vec![1, 2, u32::MAX]));
         round(&ToMaster::Freed(vec![0]));
         round(&ToMaster::Room);
+        round(&ToMaster::Worn);
         round(&ToMaster::Failed(Failed { reason: "no cache at \"/x\"\n".to_owned() }));
         round(&ToMaster::Ready(Ready {
             version: VERSION,

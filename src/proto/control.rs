@@ -9,8 +9,17 @@
 //! | `status` | none | [`Status`] | whoever can connect |
 //! | `version` | none | [`Version`] | whoever can connect |
 //! | `stop` | none | [`Stopped`], when all workers are gone and just before the daemon is | root and the daemon's user |
+//! | `reload` | none | [`Reloaded`], when the new configuration is applied | the same |
+//! | `scale` | [`Scale`] | [`Settled`], when so many workers are ready and the others gone | the same |
+//! | `recycle` | [`Recycle`] | [`Settled`], when successors are ready and the replaced workers gone | the same |
+//! | `hold` | [`Hold`] | [`Settled`], when all clients of the worker are elsewhere | the same |
+//! | `release` | [`Release`] | [`Settled`], at once | the same |
+//! | `drain` | [`Drain`] | [`Settled`], at once, or when the last client has left | the same |
+//! | `undrain` | none | [`Settled`], at once | the same |
+//! | `rebalance` | [`Rebalance`] | [`Rebalanced`], after a second of looking | the same |
 //!
-//! Codes: `bad_request`, `unknown_verb`, `bad_params`, `too_large`, `forbidden`, `busy`, `timeout`.
+//! Codes: `bad_request`, `unknown_verb`, `bad_params`, `too_large`, `forbidden`, `busy`, `timeout`, `rejected`,
+//! `rolled_back`, `refused`.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -39,11 +48,39 @@ pub enum Verb {
     Version,
     /// End gracefully.
     Stop,
+    /// Apply the configuration file as it is now.
+    Reload,
+    /// Have so many workers.
+    Scale,
+    /// Replace a worker, or all.
+    Recycle,
+    /// Take all clients from a worker and let it run.
+    Hold,
+    /// Give a worker clients again, or let a method run again.
+    Release,
+    /// Accept nobody new.
+    Drain,
+    /// Accept clients again.
+    Undrain,
+    /// Spread busy clients over the workers.
+    Rebalance,
 }
 
 impl Verb {
     /// All of them.
-    pub const ALL: [Verb; 3] = [Verb::Status, Verb::Version, Verb::Stop];
+    pub const ALL: [Verb; 11] = [
+        Verb::Status,
+        Verb::Version,
+        Verb::Stop,
+        Verb::Reload,
+        Verb::Scale,
+        Verb::Recycle,
+        Verb::Hold,
+        Verb::Release,
+        Verb::Drain,
+        Verb::Undrain,
+        Verb::Rebalance,
+    ];
 
     /// Its name on the wire.
     #[must_use]
@@ -52,7 +89,21 @@ impl Verb {
             Verb::Status => "status",
             Verb::Version => "version",
             Verb::Stop => "stop",
+            Verb::Reload => "reload",
+            Verb::Scale => "scale",
+            Verb::Recycle => "recycle",
+            Verb::Hold => "hold",
+            Verb::Release => "release",
+            Verb::Drain => "drain",
+            Verb::Undrain => "undrain",
+            Verb::Rebalance => "rebalance",
         }
+    }
+
+    /// Whether it changes anything.
+    #[must_use]
+    pub fn changes(self) -> bool {
+        !matches!(self, Verb::Status | Verb::Version)
     }
 
     /// The verb of that name.
@@ -76,10 +127,16 @@ pub enum Code {
     TooLarge,
     /// The asker may not.
     Forbidden,
-    /// Too many control clients.
+    /// Too many control clients, or something is going on that has to end first.
     Busy,
     /// The request did not arrive within [`PATIENCE`].
     Timeout,
+    /// The new configuration is not taken; nothing was changed.
+    Rejected,
+    /// The new configuration was given up again; the one before is in force.
+    RolledBack,
+    /// It cannot be done, for the reason in the message.
+    Refused,
 }
 
 /// A refusal, as it stands in an error reply.
@@ -89,6 +146,122 @@ pub struct Refusal {
     pub code: Code,
     /// For people.
     pub message: String,
+    /// Where in the configuration file the mistake is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
+}
+
+impl Refusal {
+    /// Of no place in particular.
+    pub fn new(code: Code, message: impl Into<String>) -> Refusal {
+        Refusal { code, message: message.into(), place: None }
+    }
+}
+
+/// A place in a configuration file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The file.
+    pub file: PathBuf,
+    /// Line, from 1; none if it is about the file as a whole.
+    pub line: Option<usize>,
+    /// Column in characters, from 1.
+    pub column: Option<usize>,
+    /// The lines that people read, with a caret below the mistake.
+    pub display: String,
+}
+
+/// Params of `scale`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scale {
+    /// Workers there are to be, from 1 to 256.
+    pub count: u32,
+}
+
+/// Params of `recycle`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recycle {
+    /// Which worker; all without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<WorkerId>,
+}
+
+/// Params of `hold`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hold {
+    /// Which worker.
+    pub worker: WorkerId,
+}
+
+/// Params of `release`: what was held.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Release {
+    /// A worker that gets clients again.
+    Worker(WorkerId),
+    /// A quarantined method that is run again.
+    Method(String),
+}
+
+/// Params of `drain`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drain {
+    /// Whether to answer when the last client has left.
+    #[serde(default)]
+    pub wait: bool,
+}
+
+/// Params of `rebalance`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rebalance {
+    /// Whether only to tell what would be done.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// A configuration was applied.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Its number.
+    pub generation: Generation,
+    /// Workers that are ready.
+    pub workers: u32,
+    /// From the request to now.
+    pub seconds: f64,
+}
+
+/// What was asked for is so.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settled {
+    /// Workers that are ready.
+    pub workers: u32,
+    /// Clients there are.
+    pub clients: u64,
+}
+
+/// What a rebalancing came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rebalanced {
+    /// Clients that were moved, or would be; none if the load is even enough.
+    pub moves: Vec<MovedLoad>,
+}
+
+/// Clients moved from one worker to another.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MovedLoad {
+    /// From which worker.
+    pub from: WorkerId,
+    /// To which.
+    pub to: WorkerId,
+    /// How many clients.
+    pub clients: u64,
+    /// The share of a worker's time that they take, from 0 to 1.
+    pub load: f64,
 }
 
 /// Which program this is.
@@ -144,7 +317,7 @@ pub struct Status {
     pub accepted_total: u64,
     /// Of these, clients turned away because their address had too many.
     pub refused_total: u64,
-    /// Clients that were leased again after the death of their worker.
+    /// Clients that were leased again, whatever for.
     pub moved_total: u64,
     /// Clients that were closed because their worker died with bytes of theirs in hand.
     pub lost_total: u64,
@@ -154,8 +327,84 @@ pub struct Status {
     pub errors_total: u64,
     /// Log lines that could not be written, by the master or a worker.
     pub log_errors_total: u64,
+    /// Workers there are to be.
+    pub count: u32,
+    /// Why so many.
+    pub count_origin: Origin,
+    /// Whether a reload is going on.
+    pub reloading: bool,
+    /// How the last reload ended.
+    pub last_reload: Option<LastReload>,
+    /// Workers that ended without being asked to.
+    pub deaths_total: u64,
+    /// Times that a worker was stuck for longer than `stall-timeout`.
+    pub stalls_total: u64,
+    /// Requests that were executing when their worker ended, and were run once more.
+    pub reruns_total: u64,
+    /// Clients that were closed because their requests ended worker after worker.
+    pub closed_for_crashes_total: u64,
+    /// Methods that are not run any more, because they ended too many workers.
+    pub quarantined: Vec<String>,
     /// The workers, in the order of their seats.
     pub workers: Vec<WorkerStatus>,
+    /// Workers on their way out, or held, in the order of their ids.
+    pub leaving: Vec<LeavingStatus>,
+}
+
+/// Why there are to be so many workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// The configuration, or its default, says so.
+    Config,
+    /// It was asked for by `scale`, SIGTTIN or SIGTTOU, and holds until the next reload.
+    Runtime,
+}
+
+/// How a reload ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LastReload {
+    /// When, in seconds since the Unix epoch.
+    pub at: u64,
+    /// What came of it.
+    pub verdict: Verdict,
+    /// Why, unless it was applied.
+    pub message: Option<String>,
+}
+
+/// What comes of a reload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The new configuration is in force.
+    Applied,
+    /// It was not taken; nothing was changed.
+    Rejected,
+    /// It was given up again; the one before is in force.
+    RolledBack,
+}
+
+/// A worker that has no seat any more.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LeavingStatus {
+    /// The worker.
+    pub id: WorkerId,
+    /// Its process.
+    pub pid: u32,
+    /// The seat that it had.
+    pub seat: u32,
+    /// The configuration it serves.
+    pub generation: Generation,
+    /// Whether it drains or is held.
+    pub state: WorkerState,
+    /// Why it is to go.
+    pub reason: String,
+    /// Why it is still there.
+    pub waits_for: String,
+    /// When it is killed, from now.
+    pub killed_in_seconds: Option<f64>,
+    /// Clients leased to it.
+    pub clients: u64,
 }
 
 /// A listener.
@@ -224,6 +473,10 @@ pub enum WorkerState {
     Starting,
     /// It serves.
     Ready,
+    /// It is stuck: it gets no clients, and those that it is not stuck with are elsewhere.
+    Stalled,
+    /// It runs without clients until it is released.
+    Held,
     /// It finishes.
     Draining,
     /// There is no process; the next one waits for its backoff to end.
@@ -237,6 +490,8 @@ impl WorkerState {
         match self {
             WorkerState::Starting => "starting",
             WorkerState::Ready => "ready",
+            WorkerState::Stalled => "stalled",
+            WorkerState::Held => "held",
             WorkerState::Draining => "draining",
             WorkerState::Waiting => "waiting",
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::timers::NEVER;
 use crate::desk::{Slot, State};
 use crate::proto::channel::{Lease, Settings};
+use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Peer};
 use crate::sys::ledger;
 use crate::sys::poll::Interest;
@@ -29,7 +30,8 @@ pub(super) struct Connection {
     pub(super) peer: Peer,
     /// Of the lease.
     pub(super) generation: u32,
-    pub(super) listener: u16,
+    /// How its byte order is learnt.
+    pub(super) order: OrderRule,
     pub(super) waits: Waits,
     /// What the poller watches it for; `None` until it was first added.
     pub(super) watched: Option<Interest>,
@@ -65,7 +67,7 @@ impl Connection {
             client: lease.client,
             peer: lease.peer,
             generation: lease.generation,
-            listener: lease.listener,
+            order: lease.order,
             // So that half a frame goes on being half a frame, with what time it has left.
             waits: if is_parked { Waits::Bytes } else { Waits::Request },
             watched: None,

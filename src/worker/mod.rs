@@ -152,6 +152,8 @@ impl<'c> Worker<'c> {
             Heard::Message(ToWorker::Lease(leases), sockets) => self.pick_up(&leases, sockets, service)?,
             Heard::Message(ToWorker::Reopen, _) => reopen_log(),
             Heard::Message(ToWorker::Stop(stop), _) => self.stop(stop, service),
+            Heard::Message(ToWorker::Look | ToWorker::Drain | ToWorker::Quarantine(_), _) => {}
+            Heard::Message(ToWorker::Probe, _) => self.desk.header().beat(),
             Heard::Message(ToWorker::Start(_), _) => return Err(io::Error::other("the master said Start twice")),
             Heard::Garbage(malformed) => return Err(io::Error::other(malformed)),
             Heard::Nothing => {}

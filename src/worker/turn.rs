@@ -78,6 +78,7 @@ pub(super) enum Purpose<'a> {
 pub(super) fn turn(connection: &mut Connection, index: u32, purpose: &Purpose<'_>, tools: &mut Tools<'_>) -> Ended {
     let Some(slot) = tools.desk.slot(index) else { return Ended::Lost };
     let Some(found) = slot.claim(connection.generation) else { return Ended::Lost };
+    tools.desk.header().begin_turn(index, tools.now);
     let (view, mut marks) = (slot.view(), slot.marks());
     let parked = found == Found::Parked;
     // Of a client at rest the view tells of bytes that are answered, and the marks of a frame that is.
@@ -94,6 +95,7 @@ pub(super) fn turn(connection: &mut Connection, index: u32, purpose: &Purpose<'_
         _ => turn.work(purpose),
     };
     let answered = turn.answered;
+    tools.desk.header().end_turn();
     if !connection.is_tcp() {
         // Whatever is written from now on is for somebody else.
         tools.desk.header().end_write();
@@ -181,10 +183,7 @@ impl Turn<'_, '_> {
         let mut sent_at = began;
         while let Some((total, order)) = self.next_frame() {
             let is_inline = self.answer(total, order);
-            let overdue = !is_inline && {
-                self.tools.now = clock::monotonic();
-                self.tools.now - sent_at > REPLY_DELAY
-            };
+            let overdue = !is_inline && self.tools.now - sent_at > REPLY_DELAY;
             if overdue || self.view.replied as usize > REPLY_SOFT {
                 if !self.send_midway(sent_at)? {
                     break;
@@ -255,9 +254,7 @@ impl Turn<'_, '_> {
             return self.marks.order;
         }
         let prefix = *self.unread().first_chunk::<PREFIX>()?;
-        let settings = self.tools.settings;
-        let rule = settings.listeners.get(usize::from(self.connection.listener)).copied().unwrap_or_default();
-        self.marks.order = rule.decide(prefix, settings.max_frame);
+        self.marks.order = self.connection.order.decide(prefix, self.tools.settings.max_frame);
         self.slot().set_marks(self.marks);
         Some(self.marks.order.unwrap_or(ByteOrder::Little))
     }
@@ -276,7 +273,7 @@ impl Turn<'_, '_> {
         let Open { header, slot, rx, tx } = self.tools.desk.open(self.index, self.view.rx.0, Place::Shared);
         let out = &mut tx[replied..replied + reply_max];
 
-        let faults = self.marks.faults;
+        let (faults, now) = (self.marks.faults, self.tools.now);
         let mut is_inline = true;
         let service = &mut *self.tools.service;
         let mut run = |out: &mut [u8]| -> Result<usize, Failure> {
@@ -293,7 +290,7 @@ impl Turn<'_, '_> {
             let number = method as u32 + 1;
             slot.execute(number, answered);
             if !is_inline {
-                header.set_executing(Some(number));
+                header.begin_method(number, now);
             }
             match request.params {
                 Some(params) => service.call(method, params, call, out, order),
@@ -311,7 +308,8 @@ impl Turn<'_, '_> {
         });
         slot.commit(answered + total as u32, (replied + length) as u32);
         if !is_inline {
-            header.set_executing(None);
+            self.tools.now = clock::monotonic();
+            header.end_method(self.tools.now);
         }
         self.marks.faults = 0;
         self.view.answered += total as u32;
