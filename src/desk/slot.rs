@@ -40,10 +40,12 @@ pub enum State {
     Parked = 2,
     /// The worker is in its turn.
     Busy = 3,
-    /// The master has ended the lease.
+    /// The lease was ended while nothing of the client was on the desk.
     Taken = 4,
     /// The worker has ended the client.
     Closed = 5,
+    /// The lease was ended while bytes of the client lay in the slot's places.
+    TakenParked = 6,
 }
 
 /// The lease word, decoded.
@@ -69,6 +71,7 @@ impl Lease {
             3 => State::Busy,
             4 => State::Taken,
             5 => State::Closed,
+            6 => State::TakenParked,
             _ => return None,
         };
         Some(Lease { generation: u32::try_from(word >> 8).ok()?, state })
@@ -273,7 +276,7 @@ impl<'a> Slot<'a> {
     /// it at the same instant; exactly one of the two succeeds.
     #[must_use]
     pub fn claim(&self, generation: u32) -> Option<Found> {
-        self.exchange(generation, State::Busy)
+        self.exchange(generation, [State::Busy, State::Busy])
     }
 
     /// Ends the lease of a client that is in no turn: the master takes it back, or the worker gives it up. From then on
@@ -281,13 +284,13 @@ impl<'a> Slot<'a> {
     /// a turn, or the lease another one.
     #[must_use]
     pub fn take(&self, generation: u32) -> Option<Found> {
-        self.exchange(generation, State::Taken)
+        self.exchange(generation, [State::Taken, State::TakenParked])
     }
 
-    fn exchange(&self, generation: u32, to: State) -> Option<Found> {
-        let to = Lease { generation, state: to }.encode();
-        for (state, found) in [(State::Rest, Found::Rest), (State::Parked, Found::Parked)] {
-            let from = Lease { generation, state }.encode();
+    fn exchange(&self, generation: u32, [from_rest, from_parked]: [State; 2]) -> Option<Found> {
+        let ways = [(State::Rest, from_rest, Found::Rest), (State::Parked, from_parked, Found::Parked)];
+        for (from, to, found) in ways {
+            let [from, to] = [from, to].map(|state| Lease { generation, state }.encode());
             if self.0[LEASE].compare_exchange(from, to, Ordering::Acquire, Ordering::Relaxed).is_ok() {
                 return Some(found);
             }
