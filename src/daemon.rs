@@ -206,7 +206,7 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
         return say(&format!("{name} {version}\n"));
     }
     let standard = PathBuf::from(format!("/etc/{name}.toml"));
-    let file = options.config.clone().or_else(|| standard.exists().then_some(standard));
+    let file = options.config.clone().or_else(|| standard.exists().then(|| standard.clone()));
     let config = match file.as_deref().map_or_else(|| Ok(Config::default()), Config::load) {
         Ok(config) => config,
         Err(e) => return fail(name, EX_CONFIG, &e),
@@ -223,6 +223,7 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
         version,
         config,
         config_file: file,
+        standard_file: standard,
         announce: announcer(name.to_owned(), version),
     })
 }

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use super::client::{Client, Unleased};
 use super::worker::Worker;
-use super::{Master, Seat, Token, supervise};
-use crate::pool::State;
+use super::{Master, Token, supervise};
 use crate::pool::dispatch::Candidate;
+use crate::pool::{Member, State};
 use crate::proto::channel::MAX_LEASES;
 use crate::proto::frame::{ByteOrder, OrderRule};
 use crate::proto::names::{ClientId, Peer};
@@ -37,6 +37,8 @@ pub(super) enum Pause {
     Full,
     /// The system is out of descriptors or memory.
     Exhausted,
+    /// The operator wants it so.
+    Drained,
 }
 
 impl fmt::Display for Pause {
@@ -46,6 +48,7 @@ impl fmt::Display for Pause {
             Pause::NoRoom => "no worker has room",
             Pause::Full => "there are as many clients as max-clients allows",
             Pause::Exhausted => "the system is out of descriptors or memory",
+            Pause::Drained => "the daemon is drained",
         })
     }
 }
@@ -77,42 +80,41 @@ impl Gate {
 
 impl Master {
     /// Leases the clients that have no worker, then those that wait in the queues of these listeners.
-    pub(super) fn lease_clients(&mut self, readable: &[usize], now: Instant) {
+    pub(super) fn lease_clients(&mut self, readable: &[u32], now: Instant) {
         if readable.is_empty() && self.unleased.is_empty() {
             return;
         }
         self.lease_unleased();
-        if self.gate.pause.is_none() {
+        if self.gate.pause.is_none() && self.unleased.is_empty() {
             let mut candidates = self.candidates(false);
             for listener in readable {
                 self.accept(*listener, &mut candidates, now);
             }
         }
         self.flush_leases();
+        self.watch_from(now);
     }
 
     fn candidates(&self, is_rescue: bool) -> Vec<Candidate> {
         let monotonic = clock::monotonic();
-        let candidate = |(seat, state): (&Seat, State)| match (&seat.worker, state) {
-            (Some(worker), State::Ready { .. }) => worker.candidate(is_rescue, monotonic),
-            _ => Candidate::default(),
-        };
-        self.seats.iter().zip(self.pool.states()).map(candidate).collect()
+        self.ready_workers().map(|worker| worker.candidate(is_rescue, monotonic)).collect()
     }
 
-    fn ready_workers(&self) -> impl Iterator<Item = &Worker> {
-        let ready = self.seats.iter().zip(self.pool.states()).filter(|(_, s)| matches!(s, State::Ready { .. }));
-        ready.filter_map(|(seat, _)| seat.worker.as_ref())
+    /// Workers that may be given clients.
+    pub(super) fn ready_workers(&self) -> impl Iterator<Item = &Worker> {
+        let takes = |m: &&Member| matches!(m.state, State::Ready { .. }) && !m.is_stalled;
+        self.pool.members().filter(takes).filter_map(|member| self.workers.get(&member.id))
     }
 
-    /// Leases clients whose worker died, or whose lease could not be sent, as far as there is room.
+    /// Leases clients whose worker lost them, or whose lease could not be sent, as far as there is room.
     fn lease_unleased(&mut self) {
         let mut has_asked = false;
         while !self.unleased.is_empty() {
             let mut candidates = self.candidates(true);
             while let Some(unleased) = self.unleased.pop_front() {
-                match self.dispatcher.pick(&candidates) {
-                    Some(seat) => self.lease(seat, unleased, &mut candidates, true),
+                let meant = unleased.to.and_then(|to| candidates.iter().position(|c| c.worker == to && c.has_room));
+                match meant.or_else(|| self.dispatcher.pick(&candidates)) {
+                    Some(index) => self.lease(index, unleased, &mut candidates, true),
                     None => {
                         self.unleased.push_front(unleased);
                         break;
@@ -130,45 +132,48 @@ impl Master {
         }
     }
 
-    fn lease(&mut self, seat: usize, unleased: Unleased, candidates: &mut [Candidate], is_rescue: bool) {
-        let worker = self.seats[seat].worker.as_mut().expect("only workers that there are have room");
-        let leased = worker.lease(unleased);
+    fn lease(&mut self, index: usize, unleased: Unleased, candidates: &mut [Candidate], is_rescue: bool) {
+        let candidate = &mut candidates[index];
+        let worker = self.workers.get_mut(&candidate.worker).expect("only workers that there are have room");
+        let leased = worker.leases.give(unleased, &worker.desk);
         // But for the share of time, which takes the clock and does not change that fast.
-        candidates[seat] = Candidate { busy: candidates[seat].busy, ..worker.candidate(is_rescue, 0) };
+        *candidate = Candidate { busy: candidate.busy, ..worker.candidate(is_rescue, 0) };
         if let Err((reason, client)) = leased {
             self.lose(&reason, client);
         }
     }
 
     /// Takes in the clients that wait at one listener, as far as there is room for them, and no more than one message of
-    /// leases: until they are flushed nobody but the master has them.
-    fn accept(&mut self, index: usize, candidates: &mut [Candidate], now: Instant) {
+    /// leases: until they are flushed nobody but the master has them. A listener that is to go does when nobody waits.
+    fn accept(&mut self, number: u32, candidates: &mut [Candidate], now: Instant) {
+        let Some(index) = self.listeners.iter().position(|listener| listener.number == number) else { return };
         for _ in 0..MAX_LEASES {
             if self.clients >= self.max_clients || !candidates.iter().any(|candidate| candidate.has_room) {
                 return;
             }
-            let Some(listener) = self.listeners.get_mut(index) else { return };
+            let listener = &mut self.listeners[index];
             let accepted = match socket::accept(&*listener) {
                 Ok(Some(accepted)) => accepted,
+                Ok(None) if self.leaving.contains(&number) => return self.close_listener(index),
                 Ok(None) => return,
                 Err(e) => return self.cannot_accept(&e, now),
             };
             listener.accepted += 1;
-            let byte_order = listener.byte_order;
+            let order = listener.wanted.byte_order;
             let id = ClientId(self.next_client);
             self.next_client += 1;
             let Some(peer) = peer_of(&accepted) else { continue };
             if !self.addresses.enter(&peer) {
                 log::debug!("client {id} ({peer}) turned away: its address has as many clients as it may have");
-                self.refused += 1;
-                turn_away(&accepted, byte_order);
+                self.counts.refused += 1;
+                turn_away(&accepted, order);
                 continue;
             }
             log::debug!("client {id} ({peer}) accepted on {}", self.listeners[index].address);
             self.clients += 1;
-            let client = Client { id, socket: accepted.socket, peer, order: byte_order };
-            let seat = self.dispatcher.pick(candidates).expect("one has room");
-            self.lease(seat, Unleased::fresh(client, clock::monotonic()), candidates, false);
+            let client = Client { id, socket: accepted.socket, peer, order };
+            let chosen = self.dispatcher.pick(candidates).expect("one has room");
+            self.lease(chosen, Unleased::fresh(client, clock::monotonic()), candidates, false);
         }
     }
 
@@ -177,28 +182,32 @@ impl Master {
         self.say_pause(Pause::Exhausted, &format!("cannot accept clients: {error}; they wait until that is over"), now);
     }
 
+    fn close_listener(&mut self, index: usize) {
+        let listener = self.listeners.remove(index);
+        let _ = self.poller.remove(&listener);
+        self.leaving.retain(|number| *number != listener.number);
+        log::info!("no longer listening on {}", listener.address);
+    }
+
     /// Sends what was leased in this turn of the loop. A worker whose channel is full gives its share back.
     fn flush_leases(&mut self) {
-        for index in 0..self.seats.len() {
-            let Some(worker) = self.seats[index].worker.as_mut() else { continue };
-            let was_full = worker.is_full;
+        let mut back = Vec::new();
+        for worker in self.workers.values_mut() {
             match worker.flush() {
-                Ok(unsent) => {
-                    for recovered in unsent {
-                        match recovered {
-                            Ok(unleased) => self.unleased.push_back(unleased),
-                            Err((reason, client)) => self.lose(&reason, client),
-                        }
-                    }
-                }
+                Ok(unsent) => back.extend(unsent),
                 Err(e) => {
                     // Whatever it is, the worker did not get them. Its end will be told as every other.
-                    log::error!("worker {} (pid {}): cannot send leases: {e}; killing it", worker.id, worker.pid);
+                    log::error!("{}: cannot send leases: {e}; killing it", worker.name());
                     supervise::kill(worker);
                 }
             }
-            if !was_full {
-                self.watch_full(index);
+            worker.watch_channel(&self.poller);
+        }
+        // They have not been anywhere: this is no move.
+        for recovered in back {
+            match recovered {
+                Ok(unleased) => self.unleased.push_back(unleased),
+                Err((reason, client)) => self.lose(&reason, client),
             }
         }
     }
@@ -214,8 +223,8 @@ impl Master {
             self.say_pause(Pause::Full, &sentence, now);
         }
         if pause.is_some() != self.gate.pause.is_some() {
-            for (index, listener) in self.listeners.iter().enumerate() {
-                let token = Token::Listener(index).into();
+            for listener in &self.listeners {
+                let token = Token::Listener(listener.number).into();
                 let changed = match pause {
                     Some(_) => self.poller.disarm(listener, token),
                     None => self.poller.modify(listener, token, Interest::Read),
@@ -229,6 +238,9 @@ impl Master {
     }
 
     fn reason_to_pause(&self) -> Option<Pause> {
+        if self.is_drained {
+            return Some(Pause::Drained);
+        }
         if self.ready_workers().next().is_none() {
             return Some(Pause::NoWorker);
         }

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 
 use crate::desk::{ClientBytes, Marks};
 use crate::proto::frame::OrderRule;
-use crate::proto::names::{ClientId, Peer};
+use crate::proto::names::{ClientId, Peer, WorkerId};
 
 /// A client: the master's copy of its socket, which keeps the connection whatever becomes of a worker.
 #[derive(Debug)]
@@ -29,37 +29,47 @@ pub(super) struct Unleased {
     /// When what is timed began, and when it last did something: ns of CLOCK_MONOTONIC.
     pub(super) times: (u64, u64),
     pub(super) requests: u64,
+    /// The worker that it is meant for, if it is for one.
+    pub(super) to: Option<WorkerId>,
 }
 
 impl Unleased {
     /// A client that was accepted just now.
     pub(super) fn fresh(client: Client, now: u64) -> Unleased {
         let bytes = ClientBytes::default();
-        Unleased { client, bytes, marks: Marks::default(), times: (now, now), requests: 0 }
+        Unleased { client, bytes, marks: Marks::default(), times: (now, now), requests: 0, to: None }
     }
 }
 
-/// How many clients each address has, if that is limited.
-#[derive(Debug)]
+/// How many clients each address has, and how many it may have.
+#[derive(Debug, Default)]
 pub(super) struct Addresses {
     most: Option<NonZeroU32>,
     counts: HashMap<IpAddr, u32>,
 }
 
 impl Addresses {
-    pub(super) fn new(most: Option<NonZeroU32>) -> Addresses {
-        Addresses { most, counts: HashMap::new() }
+    /// With these clients there already. Without a limit nothing is counted.
+    pub(super) fn new<'a>(most: Option<NonZeroU32>, there: impl Iterator<Item = &'a Peer>) -> Addresses {
+        let mut addresses = Addresses { most, counts: HashMap::new() };
+        there.for_each(|peer| addresses.count(peer));
+        addresses
     }
 
     /// Counts one more; false, and not counted, if that is one too many. A Unix client has no address and no limit.
     pub(super) fn enter(&mut self, peer: &Peer) -> bool {
         let (Some(most), Some(ip)) = (self.most, peer.ip()) else { return true };
-        let count = self.counts.entry(ip).or_default();
-        if *count >= most.get() {
-            return false;
+        let fits = self.counts.get(&ip).is_none_or(|count| *count < most.get());
+        if fits {
+            self.count(peer);
         }
-        *count += 1;
-        true
+        fits
+    }
+
+    fn count(&mut self, peer: &Peer) {
+        if let (Some(_), Some(ip)) = (self.most, peer.ip()) {
+            *self.counts.entry(ip).or_default() += 1;
+        }
     }
 
     /// Counts one less.
@@ -81,7 +91,7 @@ mod tests {
 
     #[test]
     fn each_address_has_its_own_count_and_one_that_is_empty_is_forgotten() {
-        let mut addresses = Addresses::new(NonZeroU32::new(2));
+        let mut addresses = Addresses::new(NonZeroU32::new(2), [].iter());
         let from = |last: u8, port: u16| Peer::from(SocketAddr::from((Ipv4Addr::new(127, 0, 0, last), port)));
         assert!(addresses.enter(&from(1, 10)) && addresses.enter(&from(1, 11)));
         assert!(!addresses.enter(&from(1, 12)));
@@ -89,6 +99,12 @@ mod tests {
         assert!(addresses.enter(&Peer::Unix { pid: 1, uid: 2, gid: 3 }));
         addresses.leave(&from(1, 11));
         assert!(addresses.enter(&from(1, 12)));
+        let mut lowered = Addresses::new(NonZeroU32::new(1), [from(1, 10), from(1, 12)].iter());
+        assert!(!lowered.enter(&from(1, 13)), "there are more already");
+        lowered.leave(&from(1, 10));
+        assert!(!lowered.enter(&from(1, 13)));
+        lowered.leave(&from(1, 12));
+        assert!(lowered.enter(&from(1, 13)));
         for peer in [from(1, 10), from(1, 12), from(2, 10)] {
             addresses.leave(&peer);
         }

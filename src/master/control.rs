@@ -8,12 +8,18 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 
 use super::listener::ControlListener;
 use super::{Master, Token};
-use crate::proto::control::{Code, MAX_REQUEST, PATIENCE, Refusal, Stopped, Verb, Version};
+use crate::proto::control::{
+    Code, Drain, Hold, MAX_REQUEST, PATIENCE, Rebalance, Rebalanced, Recycle, Refusal, Release, Reloaded, Scale, Settled,
+    Stopped, Verb, Version,
+};
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
-use crate::proto::rpc::{self, Request};
+use crate::proto::names::WorkerId;
+use crate::proto::rpc::{self, NULL, Request};
 use crate::sys::poll::{Event, Interest, Poller};
 use crate::sys::socket::{self, Credentials, Moved};
 
@@ -46,11 +52,28 @@ struct ControlClient {
     outgoing: Vec<u8>,
     /// Bytes of `outgoing` that are sent.
     sent: usize,
-    /// Waits for the end of the daemon.
-    awaits_stop: bool,
+    /// What it is answered by, if not at once.
+    waits: Option<Waits>,
     /// Is closed when its reply is sent.
     is_last: bool,
     deadline: Option<Instant>,
+}
+
+/// What has to come before a request is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waits {
+    /// The end of the daemon.
+    Stopped,
+    /// The verdict of the reload.
+    Reloaded,
+    /// All workers are there that there are to be, and no others.
+    Settled(Verb),
+    /// This worker has no clients.
+    Emptied(WorkerId),
+    /// There are no clients.
+    Deserted,
+    /// The rebalancing has been done.
+    Rebalanced,
 }
 
 impl ControlClients {
@@ -87,7 +110,7 @@ impl ControlClients {
                 incoming: Vec::new(),
                 outgoing: Vec::new(),
                 sent: 0,
-                awaits_stop: false,
+                waits: None,
                 is_last: false,
                 deadline: Some(now + PATIENCE),
             };
@@ -136,10 +159,20 @@ impl ControlClients {
 
     /// Answers those who asked for the end, which has come.
     pub(super) fn say_stopped(&mut self, killed: u64) {
-        for client in self.clients.values_mut().filter(|client| client.awaits_stop) {
+        for client in self.clients.values_mut().filter(|client| client.waits == Some(Waits::Stopped)) {
             client.reply(Verb::Stop, &Stopped { pid: std::process::id(), killed });
             // One reply fits into an empty socket buffer.
             let _ = client.send();
+        }
+    }
+
+    /// Tells who asked for it what came of a reload.
+    pub(super) fn say_reloaded(&mut self, verdict: &Result<Reloaded, Refusal>) {
+        for client in self.clients.values_mut().filter(|client| client.waits == Some(Waits::Reloaded)) {
+            match verdict {
+                Ok(reloaded) => client.reply(Verb::Reload, reloaded),
+                Err(refusal) => client.refuse_with(refusal),
+            }
         }
     }
 }
@@ -188,9 +221,13 @@ impl ControlClient {
     }
 
     fn refuse(&mut self, code: Code, message: &str) {
+        self.refuse_with(&Refusal::new(code, message));
+    }
+
+    fn refuse_with(&mut self, refusal: &Refusal) {
         self.frame(|body| {
             rpc::open(body, "error")?;
-            serde_json::to_writer(&mut *body, &Refusal::new(code, message))?;
+            serde_json::to_writer(&mut *body, refusal)?;
             body.extend_from_slice(rpc::CLOSE);
             Ok(())
         });
@@ -229,7 +266,7 @@ impl Master {
             if client.is_last {
                 return Err(Over);
             }
-            if client.awaits_stop {
+            if client.waits.is_some() {
                 return Ok(());
             }
             match frame::next(&client.incoming, ByteOrder::Little, MAX_REQUEST) {
@@ -243,7 +280,7 @@ impl Master {
                     self.answer(client, &request, now);
                 }
             }
-            client.deadline = if client.awaits_stop { None } else { Some(now + PATIENCE) };
+            client.deadline = if client.waits.is_some() { None } else { Some(now + PATIENCE) };
         }
         Ok(())
     }
@@ -256,47 +293,148 @@ impl Master {
         let Some(verb) = Verb::named(&method) else {
             return client.refuse(Code::UnknownVerb, &format!("there is no verb {method:?}"));
         };
-        if let Some(params) = params
-            && let Err(reason) = no_params(params.get())
-        {
-            return client.refuse(Code::BadParams, &format!("{method} takes no params: {reason}"));
+        if verb.changes() && !self.control.is_privileged(client.who) {
+            log::warn!("{method} refused to uid {} (pid {})", client.who.uid, client.who.pid);
+            return client.refuse(Code::Forbidden, "changing things needs root or the daemon's own user");
         }
-        match verb {
-            Verb::Status => client.reply(verb, &self.status(now)),
+        let asked = Asked { verb, params: params.map_or(NULL, RawValue::get) };
+        if let Err(refusal) = self.carry_out(client, asked, now) {
+            client.refuse_with(&refusal);
+        }
+    }
+
+    /// Does what was asked for, or begins to; then the answer comes with [`Master::answer_waiting`].
+    fn carry_out(&mut self, client: &mut ControlClient, asked: Asked<'_>, now: Instant) -> Result<(), Refusal> {
+        let who = format!("{} by uid {} (pid {})", asked.verb.as_str(), client.who.uid, client.who.pid);
+        if self.pool.is_stopping() && asked.verb.changes() && asked.verb != Verb::Stop {
+            return Err(Refusal::new(Code::Refused, "the daemon is stopping"));
+        }
+        client.waits = Some(match asked.verb {
+            Verb::Status => {
+                asked.no_params()?;
+                client.reply(asked.verb, &self.status(now));
+                return Ok(());
+            }
             Verb::Version => {
+                asked.no_params()?;
                 let (name, version) = (self.name.clone(), self.version.to_owned());
-                client.reply(verb, &Version { name, version, pid: std::process::id() });
+                client.reply(asked.verb, &Version { name, version, pid: std::process::id() });
+                return Ok(());
             }
-            Verb::Stop if !self.control.is_privileged(client.who) => {
-                log::warn!("stop refused to uid {} (pid {})", client.who.uid, client.who.pid);
-                client.refuse(Code::Forbidden, "changing things needs root or the daemon's own user");
-            }
-            Verb::Reload
-            | Verb::Scale
-            | Verb::Recycle
-            | Verb::Hold
-            | Verb::Release
-            | Verb::Drain
-            | Verb::Undrain
-            | Verb::Rebalance => client.refuse(Code::UnknownVerb, "not yet"),
             Verb::Stop => {
-                client.awaits_stop = true;
+                asked.no_params()?;
                 if !self.pool.is_stopping() {
-                    self.stop(&format!("stop by uid {} (pid {})", client.who.uid, client.who.pid), now);
+                    self.stop(&who, now);
                 }
+                Waits::Stopped
             }
+            Verb::Reload => {
+                asked.no_params()?;
+                self.begin_reload(&who, now)?;
+                Waits::Reloaded
+            }
+            Verb::Scale => {
+                let Scale { count } = asked.params()?;
+                self.scale(&who, count)?;
+                Waits::Settled(Verb::Scale)
+            }
+            Verb::Recycle => {
+                let Recycle { worker } = asked.params_or_default()?;
+                self.recycle(&who, worker)?;
+                Waits::Settled(Verb::Recycle)
+            }
+            Verb::Hold => {
+                let Hold { worker } = asked.params()?;
+                self.hold(&who, worker)?;
+                Waits::Emptied(worker)
+            }
+            Verb::Release => {
+                self.release(&who, &asked.params()?)?;
+                return Ok(client.reply(asked.verb, &self.settled()));
+            }
+            Verb::Drain => {
+                let Drain { wait } = asked.params_or_default()?;
+                self.set_drained(&who, true);
+                if !wait {
+                    return Ok(client.reply(asked.verb, &self.settled()));
+                }
+                Waits::Deserted
+            }
+            Verb::Undrain => {
+                asked.no_params()?;
+                self.set_drained(&who, false);
+                return Ok(client.reply(asked.verb, &self.settled()));
+            }
+            Verb::Rebalance => {
+                let Rebalance { dry_run } = asked.params_or_default()?;
+                self.begin_balance(dry_run, now)?;
+                Waits::Rebalanced
+            }
+        });
+        Ok(())
+    }
+
+    fn settled(&self) -> Settled {
+        Settled { workers: self.ready_workers().count() as u32, clients: self.clients }
+    }
+
+    /// Answers those whose time has come.
+    pub(super) fn answer_waiting(&mut self, now: Instant) {
+        let moves = self.end_balance(now);
+        let settled = self.settled();
+        let waiting: Vec<(u64, Waits)> =
+            self.control.clients.iter().filter_map(|(number, client)| Some((*number, client.waits?))).collect();
+        for (number, waits) in waiting {
+            let (verb, is_so) = match waits {
+                Waits::Stopped => continue,
+                // Its answer is there already.
+                Waits::Reloaded => (Verb::Reload, self.reload.is_none()),
+                Waits::Settled(verb) => (verb, self.pool.is_settled() || self.pool.is_stopping()),
+                Waits::Emptied(id) => (Verb::Hold, self.workers.get(&id).is_none_or(|w| w.leases.clients() == 0)),
+                Waits::Deserted => (Verb::Drain, self.clients == 0 || !self.is_drained),
+                Waits::Rebalanced => (Verb::Rebalance, moves.is_some()),
+            };
+            let Some(client) = self.control.clients.get_mut(&number).filter(|_| is_so) else { continue };
+            client.waits = None;
+            match (&moves, waits) {
+                (_, Waits::Reloaded) => {}
+                (Some(moves), Waits::Rebalanced) => client.reply(verb, &Rebalanced { moves: moves.clone() }),
+                _ if self.pool.is_stopping() => client.refuse(Code::Refused, "the daemon is stopping"),
+                _ => client.reply(verb, &settled),
+            }
+            client.deadline = Some(now + PATIENCE);
+            let event = Event { token: 0, readable: false, writable: true };
+            self.serve_control(number, &event, now);
         }
     }
 }
 
-/// `null` or an object without members.
-fn no_params(params: &str) -> Result<(), String> {
-    #[derive(serde::Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct NoParams {}
-    if params.starts_with('[') {
-        // serde would take an array for a struct.
-        return Err("invalid type: array, expected an object".to_owned());
+/// A request that is allowed.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    verb: Verb,
+    /// `null` if there are none.
+    params: &'a str,
+}
+
+impl Asked<'_> {
+    /// serde would take an array for a struct, too.
+    fn params<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
+        let found = match self.params.starts_with('{') {
+            true => serde_json::from_str(self.params).map_err(|e| e.to_string()),
+            false => Err("expected an object".to_owned()),
+        };
+        found.map_err(|why| Refusal::new(Code::BadParams, format!("params of {}: {why}", self.verb.as_str())))
     }
-    serde_json::from_str::<Option<NoParams>>(params).map(|_| ()).map_err(|e| e.to_string())
+
+    fn params_or_default<T: DeserializeOwned + Default>(&self) -> Result<T, Refusal> {
+        if self.params == NULL { Ok(T::default()) } else { self.params() }
+    }
+
+    fn no_params(&self) -> Result<(), Refusal> {
+        #[derive(Default, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct NoParams {}
+        self.params_or_default::<NoParams>().map(|NoParams {}| ())
+    }
 }

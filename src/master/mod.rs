@@ -5,25 +5,38 @@
 //! kills nobody, acting decides nothing. What belongs to one client or one worker and goes wrong is dealt with where it
 //! happens; only a broken poller ends the loop. (One exception to "taking in kills nobody": a worker that says what is no
 //! message is killed on the spot, for nothing that it says may be taken in any more.)
+//!
+//! Whatever moves a client, a death, a drain, a stall, a rebalancing, does it in one way: its lease is taken, what is unread
+//! and unsent of it is recovered from the desk, and it is leased to another worker ([`leases`]).
 
 mod accept;
+mod balance;
+mod blame;
 mod client;
 mod control;
 mod error;
+mod leases;
 mod listener;
+mod reload;
 mod status;
+mod steer;
 mod supervise;
+mod watch;
 mod worker;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::time::Instant;
 
 use accept::Gate;
+use blame::Strikes;
 use client::{Addresses, Unleased};
 use control::ControlClients;
 pub use error::Error;
 use listener::{ControlListener, Listener};
+use reload::Reload;
+use steer::AskedBalance;
+use watch::Watch;
 use worker::Worker;
 
 use crate::channel::Scratch;
@@ -31,9 +44,10 @@ use crate::config::{Config, Count};
 use crate::desk::Layout;
 use crate::logging;
 use crate::pool::dispatch::Dispatcher;
-use crate::pool::{Action, Pool};
+use crate::pool::rebalance::Rebalancer;
+use crate::pool::{Action, Pool, Target};
 use crate::proto::channel::ToWorker;
-use crate::proto::control::places;
+use crate::proto::control::{Code, LastReload, Origin, places};
 use crate::proto::names::{Generation, WorkerId};
 use crate::sys::poll::{Event, Interest, Poller};
 use crate::sys::process::{self, Executable};
@@ -64,8 +78,10 @@ pub struct Setup {
     pub version: &'static str,
     /// What the operator wants.
     pub config: Config,
-    /// Where that was read.
+    /// Where that was read; none if nobody named a file and there was none at the standard place.
     pub config_file: Option<PathBuf>,
+    /// The standard place, which a reload looks at in that case.
+    pub standard_file: PathBuf,
     /// Called once, when the first worker is ready.
     pub announce: Announce,
 }
@@ -88,7 +104,7 @@ enum Token {
     Worker(WorkerId),
     Control,
     ControlClient(u64),
-    Listener(usize),
+    Listener(u32),
 }
 
 /// The number that a poller keeps: the kind in the upper eight bits, so that it sorts like the kinds.
@@ -99,7 +115,7 @@ impl From<Token> for u64 {
             Token::Worker(id) => (1, id.0),
             Token::Control => (2, 0),
             Token::ControlClient(number) => (3, number),
-            Token::Listener(index) => (4, index as u64),
+            Token::Listener(number) => (4, number.into()),
         };
         kind << 56 | index
     }
@@ -113,22 +129,35 @@ impl Token {
             1 => Some(Token::Worker(WorkerId(index))),
             2 => Some(Token::Control),
             3 => Some(Token::ControlClient(index)),
-            4 => Some(Token::Listener(index as usize)),
+            4 => Some(Token::Listener(index as u32)),
             _ => None,
         }
     }
 }
 
-/// A seat among the workers, and what stays when its worker is replaced.
+/// A seat among the workers: what stays when its worker is replaced.
 #[derive(Debug, Default)]
 struct Seat {
-    worker: Option<Worker>,
     /// Workers that were here.
     spawned: u64,
-    /// What those before this one did.
+    /// What those before the present ones did.
     totals: Totals,
     /// How the last one ended that was not asked to.
     last_death: Option<String>,
+}
+
+/// What the master itself counts.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    refused: u64,
+    moved: u64,
+    lost: u64,
+    deaths: u64,
+    stalls: u64,
+    reruns: u64,
+    closed_for_crashes: u64,
+    /// Workers that had to be killed because they did not finish in time.
+    killed: u64,
 }
 
 /// What a worker, or all that were at a seat, did.
@@ -144,11 +173,20 @@ impl Totals {
     /// This and what a worker did by now. The figures are its own word: they are summed up and no more.
     fn plus(self, worker: &Worker) -> Totals {
         let header = worker.desk.header();
+        self.and(Totals {
+            requests: header.requests(),
+            errors: header.errors(),
+            panics: header.panics(),
+            log_errors: header.log_errors(),
+        })
+    }
+
+    fn and(self, other: Totals) -> Totals {
         Totals {
-            requests: self.requests.saturating_add(header.requests()),
-            errors: self.errors.saturating_add(header.errors()),
-            panics: self.panics.saturating_add(header.panics()),
-            log_errors: self.log_errors.saturating_add(header.log_errors()),
+            requests: self.requests.saturating_add(other.requests),
+            errors: self.errors.saturating_add(other.errors),
+            panics: self.panics.saturating_add(other.panics),
+            log_errors: self.log_errors.saturating_add(other.log_errors),
         }
     }
 }
@@ -157,21 +195,45 @@ impl Totals {
 struct Master {
     name: String,
     version: &'static str,
+    /// In force.
     config: Config,
     config_file: Option<PathBuf>,
+    standard_file: PathBuf,
     announce: Option<Announce>,
     started: Instant,
+    /// Of the configuration in force, and the last one that was given to any.
     generation: Generation,
+    last_generation: Generation,
+    reload: Option<Reload>,
+    last_reload: Option<LastReload>,
     executable: Executable,
+    /// How many descriptors this process may have.
+    descriptors: u64,
     poller: Poller,
     signals: Signals,
     scratch: Scratch,
     control_listener: ControlListener,
     control: ControlClients,
     listeners: Vec<Listener>,
+    /// Numbers of those that are to close when nobody waits there any more.
+    leaving: Vec<u32>,
+    /// The last one given.
+    listener_number: u32,
     gate: Gate,
+    /// The operator wants nobody new to be accepted.
+    is_drained: bool,
     pool: Pool,
+    count_origin: Origin,
+    workers: BTreeMap<WorkerId, Worker>,
     seats: Vec<Seat>,
+    watch: Watch,
+    rebalancer: Rebalancer,
+    asked_balance: Option<AskedBalance>,
+    strikes: Strikes,
+    /// How the last worker ended that was not asked to.
+    last_failure: Option<String>,
+    /// What the kernel had ended for lack of memory by the last death.
+    oom_kills: Option<u64>,
     dispatcher: Dispatcher,
     layout: Layout,
     /// Clients without a worker.
@@ -180,73 +242,85 @@ struct Master {
     next_client: u64,
     clients: u64,
     max_clients: u64,
-    refused: u64,
-    moved: u64,
-    lost: u64,
-    /// Workers that had to be killed because they did not finish in time.
-    killed: u64,
+    counts: Counts,
 }
 
 impl Master {
     fn new(setup: Setup) -> Result<Master, Error> {
-        let Setup { name, version, config, config_file, announce } = setup;
+        let Setup { name, version, config, config_file, standard_file, announce } = setup;
         let started = Instant::now();
-        let workers = worker_count(config.workers.count);
         let descriptors = fd::raise_limit().map_err(Error::system("read the limit of descriptors"))?;
-        let control_clients = (descriptors / 8).clamp(4, 64);
-        let taken =
-            OWN_DESCRIPTORS + control_clients + WORKER_DESCRIPTORS * workers as u64 + config.listen.len() as u64;
-        let max_clients = most_clients(&config, descriptors, taken)?;
-        let layout = Layout::new(u32::try_from(max_clients).unwrap_or(u32::MAX), config.limits.max_frame);
-
+        let limits = client_limits(&config, descriptors)?;
         let executable = Executable::current().map_err(Error::system("open the running program"))?;
-        let signals =
-            Signals::catch(&[Signal::Terminate, Signal::Interrupt, Signal::Child, Signal::User1, Signal::Hangup])
-                .map_err(Error::system("catch signals"))?;
+        let signals = Signals::catch(&[
+            Signal::Terminate,
+            Signal::Interrupt,
+            Signal::Child,
+            Signal::User1,
+            Signal::Hangup,
+            Signal::More,
+            Signal::Less,
+        ])
+        .map_err(Error::system("catch signals"))?;
         let poller = Poller::new(BATCH).map_err(Error::system("make a poller"))?;
         let control_listener = open_control(&name, &config)?;
         let keepalive = config.limits.tcp_keepalive;
-        let listeners: Vec<Listener> =
-            config.listen.iter().map(|wanted| Listener::bind(wanted, keepalive)).collect::<Result<_, _>>()?;
+        let bind = |(number, wanted)| Listener::bind(number, wanted, keepalive);
+        let listeners: Vec<Listener> = (1..).zip(&config.listen).map(bind).collect::<Result<_, _>>()?;
 
         let watch = Error::system("watch a descriptor");
         poller.add(&signals, Token::Signals.into(), Interest::Read).map_err(&watch)?;
         poller.add(&control_listener, Token::Control.into(), Interest::Read).map_err(&watch)?;
-        for (index, listener) in listeners.iter().enumerate() {
-            poller.add(listener, Token::Listener(index).into(), Interest::Read).map_err(&watch)?;
+        for listener in &listeners {
+            let token = Token::Listener(listener.number).into();
+            poller.add(listener, token, Interest::Read).map_err(&watch)?;
             // The gate opens when a worker is ready.
-            poller.disarm(listener, Token::Listener(index).into()).map_err(&watch)?;
+            poller.disarm(listener, token).map_err(&watch)?;
         }
         let seed = clock::monotonic() ^ u64::from(std::process::id()) << 32;
+        let generation = Generation(1);
         Ok(Master {
-            pool: Pool::new(workers, config.workers.start_timeout, started, seed),
-            seats: std::iter::repeat_with(Seat::default).take(workers).collect(),
+            pool: Pool::new(target(&config, generation), started, seed),
             dispatcher: Dispatcher::new(config.workers.dispatch),
-            addresses: Addresses::new(config.limits.max_clients_per_address),
-            control: ControlClients::new(control_clients as usize, process::user()),
+            addresses: Addresses::new(config.limits.max_clients_per_address, [].iter()),
+            control: ControlClients::new(control_clients(descriptors) as usize, process::user()),
+            layout: Layout::new(limits.slots, config.limits.max_frame),
+            max_clients: limits.clients,
+            listener_number: listeners.len() as u32,
             name,
             version,
             config,
             config_file,
+            standard_file,
             announce: Some(announce),
             started,
-            generation: Generation(1),
+            generation,
+            last_generation: generation,
+            reload: None,
+            last_reload: None,
             executable,
+            descriptors,
             poller,
             signals,
             scratch: Scratch::default(),
             control_listener,
             listeners,
+            leaving: Vec::new(),
             gate: Gate::new(),
-            layout,
+            is_drained: false,
+            count_origin: Origin::Config,
+            workers: BTreeMap::new(),
+            seats: Vec::new(),
+            watch: Watch::default(),
+            rebalancer: Rebalancer::new(),
+            asked_balance: None,
+            strikes: Strikes::default(),
+            last_failure: None,
+            oom_kills: process::oom_kills(),
             unleased: VecDeque::new(),
             next_client: 1,
             clients: 0,
-            max_clients,
-            refused: 0,
-            moved: 0,
-            lost: 0,
-            killed: 0,
+            counts: Counts::default(),
         })
     }
 
@@ -264,24 +338,32 @@ impl Master {
             for event in &events {
                 match Token::of(event.token) {
                     Some(Token::Signals) => self.take_signals(now),
-                    Some(Token::Worker(id)) => self.hear(id, event.writable, now),
+                    Some(Token::Worker(id)) => self.attend(id, event.writable, now),
                     Some(Token::Control) => self.control.accept(&self.control_listener, &self.poller, now),
                     Some(Token::ControlClient(number)) => self.serve_control(number, event, now),
-                    Some(Token::Listener(index)) => readable.push(index),
+                    Some(Token::Listener(number)) => readable.push(number),
                     None => {}
                 }
             }
             self.control.look_at_deadlines(&self.poller, &self.control_listener, now);
+            self.look_at_workers(now);
             self.reconcile(now)?;
+            // Where nobody waits any more no event comes, either.
+            readable.extend(self.leaving.iter().copied());
             self.lease_clients(&readable, now);
             self.set_gate(now);
+            self.answer_waiting(now);
         }
         Ok(())
     }
 
     /// When there is something to do although nothing happens.
     fn deadline(&self) -> Option<Instant> {
-        [self.pool.deadline(), self.gate.deadline(), self.control.deadline()].into_iter().flatten().min()
+        let asked_balance = self.asked_balance.as_ref().map(|asked| asked.until);
+        [self.pool.deadline(), self.gate.deadline(), self.control.deadline(), self.watch.deadline(), asked_balance]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn take_signals(&mut self, now: Instant) {
@@ -292,8 +374,15 @@ impl Master {
                 Signal::Child => self.reap(now),
                 Signal::User1 => self.reopen_log(),
                 Signal::Hangup => {
-                    log::warn!("SIGHUP: this version cannot reload its configuration; nothing is changed")
+                    // The verdict is in the log and in the status; nobody waits for it.
+                    if let Err(refusal) = self.begin_reload("SIGHUP", now)
+                        && refusal.code != Code::Rejected
+                    {
+                        log::warn!("SIGHUP: {}", refusal.message);
+                    }
                 }
+                Signal::More => self.step("SIGTTIN", 1),
+                Signal::Less => self.step("SIGTTOU", -1),
             }
         }
     }
@@ -304,9 +393,11 @@ impl Master {
             log::warn!("{who} again: killing the workers that are left");
             return self.pool.stop(now);
         }
+        self.abandon_reload("the daemon is stopping".to_owned());
         let patience = self.config.limits.drain_timeout;
         log::info!("{who}: stopping; {} clients get {patience:?} for what is being executed", self.clients);
         self.pool.stop(now + patience);
+        self.leaving.clear();
         for listener in self.listeners.drain(..) {
             let _ = self.poller.remove(&listener);
         }
@@ -318,9 +409,8 @@ impl Master {
             Ok(()) => log::info!("SIGUSR1: log file opened again"),
             Err(e) => log::warn!("cannot open the log file again: {e}; lines still go to the one that was open"),
         }
-        for worker in self.seats.iter_mut().filter_map(|seat| seat.worker.as_mut()) {
-            // A worker whose channel is full is too busy for a log line that is worth waiting for.
-            let _ = worker.channel.send(&ToWorker::Reopen, &[]);
+        for id in self.workers.keys().copied().collect::<Vec<_>>() {
+            self.tell(id, ToWorker::Reopen);
         }
     }
 
@@ -334,30 +424,64 @@ impl Master {
             }
             for action in actions {
                 match action {
-                    Action::Spawn(seat, id) => self.spawn(seat, id, now),
-                    Action::Kill(seat, id) => self.kill_late(seat, id),
-                    Action::Stop(seat, _, by) => {
-                        if let Some(worker) = self.seats[seat].worker.as_mut() {
-                            worker.stop_by = Some(by);
-                        }
-                        self.tell_to_stop(seat, now);
+                    Action::Spawn { seat, id, generation } => self.spawn(seat, id, generation, now),
+                    Action::Kill { id, why } => self.kill_late(id, why, now),
+                    Action::Drain { id, why, .. } => self.drain_worker(id, &why.to_string()),
+                    Action::Stop { id, by } => self.tell_to_stop(id, by, now),
+                    Action::Applied => self.commit_reload(now),
+                    Action::RolledBack => self.abandon_reload(self.last_failure()),
+                    Action::GiveUp => {
+                        let reason = self.last_failure();
+                        return Err(Error::NoWorker(format!("no worker ever became ready; {reason}")));
                     }
-                    Action::GiveUp => return Err(Error::NoWorker(self.reason_to_give_up())),
                 }
             }
         }
     }
 
-    fn reason_to_give_up(&self) -> String {
-        let last = self.seats.iter().rev().find_map(|seat| seat.last_death.as_deref());
-        format!("no worker ever became ready; the last one {}", last.unwrap_or("did not even start"))
+    /// Why workers do not become ready.
+    fn last_failure(&self) -> String {
+        let last = self.last_failure.as_deref();
+        format!("the last one {}", last.unwrap_or("did not even start"))
+    }
+
+    /// The record of a seat, which there is from the first time on that somebody is in it.
+    fn seat(&mut self, index: usize) -> &mut Seat {
+        if self.seats.len() <= index {
+            self.seats.resize_with(index + 1, Seat::default);
+        }
+        &mut self.seats[index]
     }
 
     /// Leaves nothing behind, then tells those who asked for the end.
     fn close(mut self) {
         log::info!("stopped");
         drop((self.listeners, self.control_listener));
-        self.control.say_stopped(self.killed);
+        self.control.say_stopped(self.counts.killed);
+    }
+
+    /// What all workers have done that there ever were.
+    fn totals(&self) -> Totals {
+        let gone = self.seats.iter().fold(Totals::default(), |totals, seat| totals.and(seat.totals));
+        self.workers.values().fold(gone, Totals::plus)
+    }
+
+    /// How many clients each address has now, if that is limited.
+    fn count_addresses(&self, config: &Config) -> Addresses {
+        let leased = self.workers.values().flat_map(|worker| worker.leases.iter()).map(|(_, client)| &client.peer);
+        let waiting = self.unleased.iter().map(|unleased| &unleased.client.peer);
+        Addresses::new(config.limits.max_clients_per_address, leased.chain(waiting))
+    }
+}
+
+/// What the pool is to bring about.
+fn target(config: &Config, generation: Generation) -> Target {
+    Target {
+        generation,
+        count: worker_count(config.workers.count),
+        start_timeout: config.workers.start_timeout,
+        drain_timeout: config.limits.drain_timeout,
+        max_lifetime: config.workers.max_lifetime,
     }
 }
 
@@ -367,6 +491,28 @@ fn worker_count(count: Count) -> usize {
         Count::Auto => std::thread::available_parallelism().map_or(1, usize::from).min(256),
         Count::Exactly(count) => count.get() as usize,
     }
+}
+
+/// Most control clients.
+fn control_clients(descriptors: u64) -> u64 {
+    (descriptors / 8).clamp(4, 64)
+}
+
+/// How many clients there may be.
+#[derive(Clone, Copy, Debug)]
+struct ClientLimits {
+    clients: u64,
+    /// Slots on each desk.
+    slots: u32,
+}
+
+/// How many there may be with so many descriptors.
+fn client_limits(config: &Config, descriptors: u64) -> Result<ClientLimits, Error> {
+    let workers = worker_count(config.workers.count) as u64;
+    let taken =
+        OWN_DESCRIPTORS + control_clients(descriptors) + WORKER_DESCRIPTORS * workers + config.listen.len() as u64;
+    let clients = most_clients(config, descriptors, taken)?;
+    Ok(ClientLimits { clients, slots: u32::try_from(clients).unwrap_or(u32::MAX) })
 }
 
 /// How many clients there may be, with so many descriptors of which so many are taken.

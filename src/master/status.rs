@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use super::listener::Listener;
-use super::{Master, Seat};
+use super::{Master, Seat, Worker};
 use crate::logging;
-use crate::pool::State;
-use crate::proto::control::{ListenerStatus, Origin, Status, WorkerState, WorkerStatus};
+use crate::pool::{Member, State};
+use crate::proto::control::{LeavingStatus, ListenerStatus, Status, WorkerState, WorkerStatus};
 use crate::sys::{clock, process};
 
 /// Rates are over so many seconds; a worker that is younger has none.
@@ -15,8 +15,10 @@ const WINDOW: f64 = 10.0;
 impl Master {
     /// The whole of it.
     pub(super) fn status(&self, now: Instant) -> Status {
-        let workers: Vec<WorkerStatus> =
-            self.seats.iter().zip(self.pool.states()).enumerate().map(|(i, p)| self.worker_status(i, p, now)).collect();
+        let workers: Vec<WorkerStatus> = (0..self.pool.seats()).map(|seat| self.seat_status(seat, now)).collect();
+        let shown: Vec<_> = workers.iter().filter_map(|worker| worker.id).collect();
+        let leaving = self.pool.members().filter(|member| !shown.contains(&member.id));
+        let totals = self.totals();
         Status {
             name: self.name.clone(),
             version: self.version.to_owned(),
@@ -31,29 +33,34 @@ impl Master {
             clients: self.clients,
             max_clients: self.max_clients,
             accepted_total: self.next_client - 1,
-            refused_total: self.refused,
-            moved_total: self.moved,
-            lost_total: self.lost,
-            requests_total: workers.iter().fold(0, |sum, w| sum.saturating_add(w.requests_total)),
-            errors_total: workers.iter().fold(0, |sum, w| sum.saturating_add(w.errors_total)),
-            log_errors_total: workers.iter().fold(logging::errors(), |sum, w| sum.saturating_add(w.log_errors_total)),
-            count: self.seats.len() as u32,
-            count_origin: Origin::Config,
-            reloading: false,
-            last_reload: None,
-            deaths_total: 0,
-            stalls_total: 0,
-            reruns_total: 0,
-            closed_for_crashes_total: 0,
-            quarantined: Vec::new(),
+            refused_total: self.counts.refused,
+            moved_total: self.counts.moved,
+            lost_total: self.counts.lost,
+            requests_total: totals.requests,
+            errors_total: totals.errors,
+            log_errors_total: logging::errors().saturating_add(totals.log_errors),
+            count: self.pool.target().count as u32,
+            count_origin: self.count_origin,
+            reloading: self.reload.is_some(),
+            last_reload: self.last_reload.clone(),
+            deaths_total: self.counts.deaths,
+            stalls_total: self.counts.stalls,
+            reruns_total: self.counts.reruns,
+            closed_for_crashes_total: self.counts.closed_for_crashes,
+            quarantined: self.strikes.quarantined().to_vec(),
+            leaving: leaving.filter_map(|member| self.leaving_status(member, now)).collect(),
             workers,
-            leaving: Vec::new(),
         }
     }
 
-    fn worker_status(&self, index: usize, (seat, state): (&Seat, State), now: Instant) -> WorkerStatus {
-        let worker = seat.worker.as_ref();
-        let totals = worker.map_or(seat.totals, |worker| seat.totals.plus(worker));
+    fn seat_status(&self, index: usize, now: Instant) -> WorkerStatus {
+        let member = self.pool.occupant(index);
+        let worker = member.and_then(|member| self.workers.get(&member.id));
+        let nobody = Seat::default();
+        let seat = self.seats.get(index).unwrap_or(&nobody);
+        // Whoever leaves the seat still adds to it.
+        let here = self.workers.values().filter(|worker| worker.seat == index);
+        let totals = here.fold(seat.totals, |totals, worker| totals.plus(worker));
         let header = worker.map(|worker| worker.desk.header());
         let uptime = worker.map(|worker| now.duration_since(worker.started).as_secs_f64());
         // One second more, for the one that is not full yet.
@@ -62,14 +69,9 @@ impl Master {
             seat: index as u32,
             id: worker.map(|worker| worker.id),
             pid: worker.map(|worker| worker.pid),
-            generation: self.generation,
-            state: match state {
-                State::Waiting { .. } | State::Gone => WorkerState::Waiting,
-                State::Starting { .. } => WorkerState::Starting,
-                State::Ready { .. } => WorkerState::Ready,
-                State::Draining { .. } => WorkerState::Draining,
-            },
-            clients: worker.map_or(0, |worker| worker.clients() as u64),
+            generation: worker.map_or(self.generation, |worker| worker.generation),
+            state: member.map_or(WorkerState::Waiting, worker_state),
+            clients: worker.map_or(0, |worker| worker.leases.clients() as u64),
             executing: header.map_or(0, |header| u64::from(header.executing().is_some())),
             requests_total: totals.requests,
             errors_total: totals.errors,
@@ -85,13 +87,57 @@ impl Master {
             last_death: seat.last_death.clone(),
         }
     }
+
+    fn leaving_status(&self, member: &Member, now: Instant) -> Option<LeavingStatus> {
+        let worker = self.workers.get(&member.id)?;
+        let clients = worker.leases.clients() as u64;
+        let (reason, by) = match member.state {
+            State::Draining { until, why } => (why.to_string(), Some(until)),
+            State::Held => ("an operator holds it".to_owned(), None),
+            State::Killed => ("it was killed".to_owned(), None),
+            State::Starting { .. } | State::Ready { .. } => ("it is being replaced".to_owned(), None),
+        };
+        Some(LeavingStatus {
+            id: worker.id,
+            pid: worker.pid,
+            seat: worker.seat as u32,
+            generation: worker.generation,
+            state: worker_state(member),
+            reason,
+            waits_for: waits_for(worker, member, clients),
+            killed_in_seconds: by.map(|by| by.saturating_duration_since(now).as_secs_f64()),
+            clients,
+        })
+    }
+}
+
+/// Why a worker is still there that has no seat any more.
+fn waits_for(worker: &Worker, member: &Member, clients: u64) -> String {
+    match (member.state, worker.method_in_turn()) {
+        (State::Held, _) if clients == 0 => "its release".to_owned(),
+        (State::Killed, _) => "its end".to_owned(),
+        (State::Starting { .. } | State::Ready { .. }, _) => "its successor".to_owned(),
+        (_, Some(method)) => format!("method {method:?} to return"),
+        (_, None) if clients > 0 => format!("the turns of {clients} clients to end"),
+        (_, None) => "its exit".to_owned(),
+    }
+}
+
+fn worker_state(member: &Member) -> WorkerState {
+    match member.state {
+        State::Starting { .. } => WorkerState::Starting,
+        State::Ready { .. } if member.is_stalled => WorkerState::Stalled,
+        State::Ready { .. } => WorkerState::Ready,
+        State::Held => WorkerState::Held,
+        State::Draining { .. } | State::Killed => WorkerState::Draining,
+    }
 }
 
 fn listener_status(listener: &Listener) -> ListenerStatus {
     let queue = listener.queue();
     ListenerStatus {
         address: listener.address.to_string(),
-        byte_order: listener.byte_order,
+        byte_order: listener.wanted.byte_order,
         queue: queue.map(|(waiting, _)| waiting),
         queue_max: queue.map(|(_, most)| most),
         accepted_total: listener.accepted,

@@ -4,11 +4,14 @@ use std::io;
 use std::time::Instant;
 
 use super::client::Client;
-use super::worker::{Left, Worker};
-use super::{Master, Seat, Token};
+use super::leases::{Done, Recovered};
+use super::worker::Worker;
+use super::{Master, Token};
 use crate::channel::Heard;
-use crate::proto::channel::{Ready, Settings, Start, ToMaster, VERSION};
-use crate::proto::names::WorkerId;
+use crate::config::Config;
+use crate::pool::Late;
+use crate::proto::channel::{Ready, Settings, Start, Stop, ToMaster, ToWorker, VERSION};
+use crate::proto::names::{Generation, WorkerId};
 use crate::sys::poll::Interest;
 use crate::sys::process::{self, Exit};
 use crate::sys::{ledger, socket};
@@ -18,12 +21,12 @@ impl Master {
         loop {
             match process::ended() {
                 Ok(Some((pid, exit))) => {
-                    // Before it is collected, as that is the end of /proc/PID.
+                    // Before it is collected, as that is the end of /proc/PID, and until then the pid is its own.
                     let written = ledger::written_by(pid).ok();
+                    self.take_death(pid, exit, written, now);
                     if let Err(e) = process::collect(pid) {
                         return log::error!("cannot collect process {pid}: {e}");
                     }
-                    self.take_death(pid, exit, written, now);
                 }
                 Ok(None) => return,
                 Err(e) => return log::error!("cannot collect dead workers: {e}"),
@@ -33,124 +36,181 @@ impl Master {
 
     /// A process has ended. As PID 1 of a container that may be anybody.
     fn take_death(&mut self, pid: u32, exit: Exit, written: Option<u64>, now: Instant) {
-        let is_it = |seat: &&mut Seat| seat.worker.as_ref().is_some_and(|worker| worker.pid == pid);
-        let Some(seat) = self.seats.iter_mut().find(is_it) else { return };
-        let Some(mut worker) = seat.worker.take() else { return };
-        let _ = self.poller.remove(&worker.channel);
+        let Some(id) = self.workers.values().find(|worker| worker.pid == pid).map(|worker| worker.id) else { return };
         // Its last words, which its death did not take away.
-        let mut closed = Vec::new();
-        while let Ok(Heard::Message(message, _)) = worker.channel.hear(&mut self.scratch) {
-            match message {
-                ToMaster::Closed(slots) | ToMaster::Freed(slots) => {
-                    closed.extend(slots.into_iter().filter_map(|slot| worker.closed(slot)));
-                }
-                ToMaster::Failed(failed) => worker.failure = Some(failed.reason),
-                ToMaster::Ready(_) | ToMaster::Room | ToMaster::Worn => {}
-            }
-        }
-        let has_answered = worker.desk.header().requests() > 0;
+        while self.hear_one(id, now) {}
+        let Some(mut worker) = self.workers.remove(&id) else { return };
+        let _ = self.poller.remove(&worker.channel);
+        let seat = self.seat(worker.seat);
         seat.totals = seat.totals.plus(&worker);
-        let (id, name) = (worker.id, format!("worker {} (pid {pid}, gen {})", worker.id, self.generation));
         let failure = worker.failure.take();
-        let left = worker.into_left(written);
+        let has_answered = worker.desk.header().requests() > 0;
+        let (name, index) = (worker.name(), worker.seat);
+        let Worker { desk, leases, methods, is_timed_out, .. } = worker;
+        let left = leases.into_left(&desk, written, is_timed_out);
+
+        let blame = self.lay_blame(exit, is_timed_out, &methods, &left, now);
         let mut cause = exit.to_string();
-        if let Some(method) = &left.method {
-            cause += &format!(" in method {method:?}");
+        if blame.is_out_of_memory {
+            cause += ", the kernel was out of memory";
+        }
+        if let Some(request) = &blame.request {
+            cause += &format!(" in {request}");
         }
         if let Some(reason) = failure {
             cause += &format!(": {reason}");
         }
-        if !self.pool.is_stopping() {
-            seat.last_death = Some(cause.clone());
+        let lost = left.lost.len();
+        left.lost.into_iter().for_each(|(reason, client)| self.lose(&reason, client));
+        left.ended.into_iter().for_each(|client| self.forget(client));
+        let recovered = left.recovered.into_iter().map(|(unleased, _)| Ok(unleased)).collect();
+        let moved = self.take_in(recovered);
+        if let Some((client, peer)) = blame.culprit {
+            self.close_culprit(client, peer);
         }
-        let (moved, faults, lost) = (left.recovered.len(), left.faults, left.lost.len());
-        self.take_over(left, closed);
-        match self.pool.exited(id, has_answered, now) {
-            Some(delay) => {
-                let next = if delay.is_zero() { "now".to_owned() } else { format!("in {} ms", delay.as_millis()) };
-                log::warn!(
-                    "{name} {cause}; {moved} clients moved, {faults} of them with a request that was executing, {lost} closed; \
-                     its successor starts {next}"
-                );
-            }
-            None if exit == Exit::Status(0) => log::info!("{name} finished"),
-            None => log::warn!("{name} {cause}; {} clients closed", moved + lost),
+
+        let is_expected = self.pool.is_stopping() || self.pool.member(id).is_none_or(|member| member.is_leaving());
+        let Some(delay) = self.pool.exited(id, has_answered || blame.request.is_some(), now) else {
+            return match exit {
+                Exit::Status(0) => log::info!("{name} finished"),
+                Exit::Status(_) | Exit::Signal { .. } if self.pool.is_stopping() => {
+                    log::warn!("{name} {cause}; {} clients closed", moved + lost);
+                }
+                Exit::Status(_) | Exit::Signal { .. } => {
+                    log::warn!("{name} {cause}; {moved} clients moved, {lost} closed, {}", blame.outcome);
+                }
+            };
+        };
+        if exit == Exit::Status(0) && (is_expected || has_answered) {
+            return log::info!("{name} finished; {moved} clients moved");
         }
+        self.counts.deaths += 1;
+        self.seat(index).last_death = Some(cause.clone());
+        let next = if delay.is_zero() { "now".to_owned() } else { format!("in {} ms", delay.as_millis()) };
+        log::warn!(
+            "{name} {cause}; {moved} clients moved, {lost} closed, {}; its successor starts {next}",
+            blame.outcome
+        );
     }
 
-    /// What becomes of the clients of a worker that is gone.
-    fn take_over(&mut self, left: Left, closed: Vec<Client>) {
-        for (reason, client) in left.lost {
-            self.lose(&reason, client);
+    /// Clients that a worker does not have any more, to be leased to others: those first that have waited longest, so that
+    /// nobody waits for ever behind one who comes back fast. Returns how many.
+    pub(super) fn take_in(&mut self, recovered: Vec<Recovered>) -> usize {
+        let mut movers = Vec::with_capacity(recovered.len());
+        for recovered in recovered {
+            match recovered {
+                Ok(unleased) if self.pool.is_stopping() => self.forget(unleased.client),
+                Ok(unleased) => movers.push(unleased),
+                Err((reason, client)) => self.lose(&reason, client),
+            }
         }
-        left.ended.into_iter().chain(closed).for_each(|client| self.forget(client));
-        if self.pool.is_stopping() {
-            left.recovered.into_iter().for_each(|unleased| self.forget(unleased.client));
-        } else {
-            self.moved += left.recovered.len() as u64;
-            self.unleased.extend(left.recovered);
-        }
+        movers.sort_by_key(|unleased| unleased.times.1);
+        let count = movers.len();
+        self.counts.moved += count as u64;
+        self.unleased.extend(movers);
+        count
+    }
+
+    /// Takes all clients of a worker that are in no turn. Returns how many; the worker is yet to be told.
+    pub(super) fn take_all(&mut self, id: WorkerId) -> usize {
+        let Some(worker) = self.workers.get_mut(&id) else { return 0 };
+        let taken = worker.leases.take_all(&worker.desk);
+        self.take_in(taken)
     }
 
     /// Closes a client that has no worker and can have none.
     pub(super) fn lose(&mut self, reason: &io::Error, client: Client) {
         log::debug!("client {} ({}) cannot be recovered: {reason}; closing it", client.id, client.peer);
         socket::end(&client.socket);
-        self.lost += 1;
+        self.counts.lost += 1;
         self.forget(client);
     }
 
     pub(super) fn forget(&mut self, client: Client) {
         log::debug!("client {} ({}) closed", client.id, client.peer);
         self.addresses.leave(&client.peer);
+        self.strikes.forget(client.id);
         self.clients -= 1;
         self.gate.relieve();
     }
 
-    /// Takes in what a worker says: one message, as more of them are told by the next wait.
-    pub(super) fn hear(&mut self, id: WorkerId, is_writable: bool, now: Instant) {
-        let is_it = |seat: &Seat| seat.worker.as_ref().is_some_and(|worker| worker.id == id);
-        let Some(index) = self.seats.iter().position(is_it) else { return };
-        if is_writable {
-            self.channel_takes_again(index, now);
+    /// Something is to be heard of a worker, or can be said to it again.
+    pub(super) fn attend(&mut self, id: WorkerId, is_writable: bool, now: Instant) {
+        if let Some(worker) = self.workers.get_mut(&id).filter(|_| is_writable)
+            && let Err(e) = worker.channel_takes_again(&self.poller)
+        {
+            log::error!("{}: cannot be spoken to: {e}; killing it", worker.name());
+            kill(worker);
         }
-        let Some(worker) = self.seats[index].worker.as_mut() else { return };
+        // One message, as more of them are told by the next wait.
+        self.hear_one(id, now);
+    }
+
+    /// Takes in one message of a worker; whether there was one.
+    fn hear_one(&mut self, id: WorkerId, now: Instant) -> bool {
+        let Some(worker) = self.workers.get_mut(&id) else { return false };
         match worker.channel.hear(&mut self.scratch) {
-            Ok(Heard::Message(ToMaster::Closed(slots) | ToMaster::Freed(slots), _)) => {
-                let closed: Vec<Client> = slots.into_iter().filter_map(|slot| worker.closed(slot)).collect();
-                closed.into_iter().for_each(|client| self.forget(client));
+            Ok(Heard::Message(message, _)) => {
+                self.take_message(id, message, now);
+                true
             }
-            Ok(Heard::Message(ToMaster::Ready(ready), _)) => self.take_ready(id, ready, now),
-            Ok(Heard::Message(ToMaster::Failed(failed), _)) => worker.failure = Some(failed.reason),
-            // It is enough that the loop turns.
-            Ok(Heard::Message(ToMaster::Room | ToMaster::Worn, _) | Heard::Nothing) => {}
+            Ok(Heard::Nothing) => false,
             // Not its death: that is told by its being collected. But nothing will be heard of it any more. One that is
             // about to end does so with the status that it wanted.
             Ok(Heard::Closed) => {
                 let _ = self.poller.remove(&worker.channel);
                 kill(worker);
+                false
             }
             Ok(Heard::Garbage(malformed)) => {
-                log::error!("worker {id} (pid {}): {malformed}; killing it", worker.pid);
+                log::error!("{}: {malformed}; killing it", worker.name());
                 kill(worker);
+                false
             }
             Err(e) => {
-                log::error!("worker {id} (pid {}): cannot hear it: {e}; killing it", worker.pid);
+                log::error!("{}: cannot hear it: {e}; killing it", worker.name());
                 kill(worker);
+                false
             }
         }
     }
 
-    fn channel_takes_again(&mut self, index: usize, now: Instant) {
-        let Some(worker) = self.seats[index].worker.as_mut().filter(|worker| worker.is_full) else { return };
-        worker.is_full = false;
-        let _ = self.poller.modify(&worker.channel, Token::Worker(worker.id).into(), Interest::Read);
-        self.tell_to_stop(index, now);
+    fn take_message(&mut self, id: WorkerId, message: ToMaster, now: Instant) {
+        match message {
+            ToMaster::Closed(slots) => self.take_done(id, &slots, |worker, slot| worker.leases.closed(slot, &worker.desk)),
+            ToMaster::Freed(slots) => self.take_done(id, &slots, |worker, slot| worker.leases.freed(slot, &worker.desk)),
+            ToMaster::Ready(ready) => self.take_ready(id, ready, now),
+            ToMaster::Failed(failed) => {
+                if let Some(worker) = self.workers.get_mut(&id) {
+                    worker.failure = Some(failed.reason);
+                }
+            }
+            // It is enough that the loop turns.
+            ToMaster::Room => {}
+            ToMaster::Worn => self.pool.worn(id),
+        }
+    }
+
+    fn take_done(&mut self, id: WorkerId, slots: &[u32], done: impl Fn(&mut Worker, u32) -> Done) {
+        let mut given_up = Vec::new();
+        for slot in slots {
+            let Some(worker) = self.workers.get_mut(&id) else { return };
+            match done(worker, *slot) {
+                Done::Known => {}
+                Done::Ended(client) => self.forget(client),
+                Done::GivenUp(recovered) => given_up.push(recovered),
+                Done::Nonsense => {
+                    log::error!("{}: it is done with slot {slot}, where it has no client; killing it", worker.name());
+                    kill(worker);
+                    break;
+                }
+            }
+        }
+        self.take_in(given_up);
     }
 
     fn take_ready(&mut self, id: WorkerId, ready: Ready, now: Instant) {
-        let is_it = |worker: &&mut Worker| worker.id == id;
-        let Some(worker) = self.seats.iter_mut().filter_map(|seat| seat.worker.as_mut()).find(is_it) else { return };
+        let Some(worker) = self.workers.get_mut(&id) else { return };
         if ready.version != VERSION {
             worker.failure = Some(format!("it speaks version {} of the channel, not {VERSION}", ready.version));
             return kill(worker);
@@ -160,7 +220,7 @@ impl Master {
         }
         let took = now.duration_since(worker.started);
         worker.methods = ready.methods;
-        log::info!("worker {id} (pid {}, gen {}) is ready after {} ms", worker.pid, self.generation, took.as_millis());
+        log::info!("{} is ready after {} ms", worker.name(), took.as_millis());
         if let Some(announce) = self.announce.take() {
             let addresses: Vec<String> = self.listeners.iter().map(|listener| listener.address.to_string()).collect();
             log::info!("{} {} serves on {}", self.name, self.version, addresses.join(", "));
@@ -168,82 +228,108 @@ impl Master {
         }
     }
 
-    pub(super) fn spawn(&mut self, index: usize, id: WorkerId, now: Instant) {
+    pub(super) fn spawn(&mut self, index: usize, id: WorkerId, generation: Generation, now: Instant) {
+        let next = self.reload.as_ref().filter(|reload| reload.generation == generation);
+        let (config, layout) = next.map_or((&self.config, self.layout), |reload| (&reload.config, reload.layout));
         let start = Start {
             version: VERSION,
             name: self.name.clone(),
             worker: id,
             seat: index as u32,
-            generation: self.generation,
-            slots: self.layout.slots(),
-            quarantined: Vec::new(),
-            settings: self.settings(),
+            generation,
+            slots: layout.slots(),
+            quarantined: self.strikes.quarantined().to_vec(),
+            settings: settings(config, id),
         };
-        let spawned = Worker::spawn(&self.executable, start, self.layout, now).and_then(|worker| {
+        let spawned = Worker::spawn(&self.executable, start, layout, now).and_then(|worker| {
             self.poller.add(&worker.channel, Token::Worker(id).into(), Interest::Read).map(|()| worker)
         });
-        let seat = &mut self.seats[index];
         match spawned {
             Ok(worker) => {
-                log::debug!("worker {id} (pid {}, gen {}) started", worker.pid, self.generation);
-                seat.spawned += 1;
-                seat.worker = Some(worker);
+                log::debug!("{} started", worker.name());
+                self.seat(index).spawned += 1;
+                self.workers.insert(id, worker);
             }
             Err(e) => {
-                seat.last_death = Some(format!("cannot be started: {e}"));
+                self.seat(index).last_death = Some(format!("cannot be started: {e}"));
                 let delay = self.pool.exited(id, false, now).unwrap_or_default();
                 log::error!("worker {id} cannot be started: {e}; trying again in {} ms", delay.as_millis());
             }
         }
     }
 
-    fn settings(&self) -> Settings {
-        let limits = &self.config.limits;
-        Settings {
-            max_frame: limits.max_frame,
-            buffers: limits.buffers,
-            idle_timeout: limits.idle_timeout,
-            frame_timeout: limits.frame_timeout,
-            send_timeout: limits.send_timeout,
-            request_timeout: limits.request_timeout,
-            worn_at: None,
-            max_requests: None,
-            log: self.config.log.clone(),
-        }
-    }
-
-    pub(super) fn kill_late(&mut self, index: usize, id: WorkerId) {
-        let Some(worker) = self.seats[index].worker.as_mut().filter(|worker| worker.id == id) else { return };
-        if self.pool.is_stopping() {
-            self.killed += 1;
-            log::warn!("worker {id} (pid {}) has not finished in time; killing it", worker.pid);
-        } else {
-            let limit = self.config.workers.start_timeout;
-            worker.failure = Some(format!("it was not ready within {limit:?}"));
-            log::warn!("worker {id} (pid {}) is not ready after {limit:?}; killing it", worker.pid);
+    pub(super) fn kill_late(&mut self, id: WorkerId, why: Late, now: Instant) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        match why {
+            Late::NotReady => {
+                let took = now.duration_since(worker.started);
+                worker.failure = Some(format!("it was not ready within {took:.1?}"));
+                log::warn!("{} is not ready after {took:.1?}; killing it", worker.name());
+            }
+            Late::NotGone => {
+                self.counts.killed += 1;
+                log::warn!("{} has not finished in time; killing it", worker.name());
+            }
+            Late::Stalled => {
+                worker.is_timed_out = worker.has_overrun(self.config.limits.request_timeout);
+                let what = if worker.is_timed_out { "executes a request for too long" } else { "is stuck for too long" };
+                log::warn!("{} {what}; killing it", worker.name());
+            }
+            Late::Unneeded => log::info!("{} is not needed any more; killing it", worker.name()),
         }
         kill(worker);
     }
 
-    pub(super) fn tell_to_stop(&mut self, index: usize, now: Instant) {
-        let Some(worker) = self.seats[index].worker.as_mut() else { return };
-        // One that cannot be told is killed at its deadline.
-        if let Err(e) = worker.tell_to_stop(now) {
-            log::error!("worker {} (pid {}): cannot be told to stop: {e}", worker.id, worker.pid);
+    /// Tells a worker something that it must hear, some time.
+    pub(super) fn tell(&mut self, id: WorkerId, message: ToWorker) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        if let Err(e) = worker.say(message) {
+            log::error!("{}: cannot be spoken to: {e}; killing it", worker.name());
+            kill(worker);
         }
-        self.watch_full(index);
+        worker.watch_channel(&self.poller);
     }
 
-    /// Has the poller tell when a channel that is full takes messages again.
-    pub(super) fn watch_full(&mut self, index: usize) {
-        let Some(worker) = self.seats[index].worker.as_ref().filter(|worker| worker.is_full) else { return };
-        let _ = self.poller.modify(&worker.channel, Token::Worker(worker.id).into(), Interest::Both);
+    pub(super) fn tell_to_stop(&mut self, id: WorkerId, by: Instant, now: Instant) {
+        self.tell(id, ToWorker::Stop(Stop { within: by.saturating_duration_since(now) }));
     }
+
+    /// Ends a worker's leases; those in whose turn it is it gives up itself, and leaves.
+    pub(super) fn drain_worker(&mut self, id: WorkerId, reason: &str) {
+        let moved = self.take_all(id);
+        let Some(worker) = self.workers.get(&id) else { return };
+        log::info!("{} drains, as {reason}; {moved} clients moved", worker.name());
+        self.tell(id, ToWorker::Drain);
+    }
+}
+
+/// The rules by which a worker is to serve.
+fn settings(config: &Config, id: WorkerId) -> Settings {
+    let limits = &config.limits;
+    let max_requests = config.workers.max_requests.map(|most| u64::from(most.get()));
+    Settings {
+        max_frame: limits.max_frame,
+        buffers: limits.buffers,
+        idle_timeout: limits.idle_timeout,
+        frame_timeout: limits.frame_timeout,
+        send_timeout: limits.send_timeout,
+        request_timeout: limits.request_timeout,
+        worn_at: max_requests.map(|most| worn_at(most, id)),
+        max_requests,
+        log: config.log.clone(),
+    }
+}
+
+/// After how many requests a worker's successor is got ready: from nine tenths to nineteen twentieths of those that it
+/// may answer, by its id, so that workers that began together do not end together.
+fn worn_at(most: u64, id: WorkerId) -> u64 {
+    let spread = most / 20;
+    most - spread - id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) % (spread + 1)
 }
 
 /// Kills a worker. Its end is taken in like every other when it is collected.
 pub(super) fn kill(worker: &Worker) {
     if let Err(e) = process::kill_child(worker.pid) {
-        log::error!("cannot kill worker {} (pid {}): {e}", worker.id, worker.pid);
+        log::error!("cannot kill {}: {e}", worker.name());
     }
 }

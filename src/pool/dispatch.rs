@@ -3,10 +3,13 @@
 use std::cmp::Ordering;
 
 use crate::config::Dispatch;
+use crate::proto::names::WorkerId;
 
 /// A worker as dispatch sees it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Candidate {
+    /// Who it is.
+    pub worker: WorkerId,
     /// Whether it is ready and can be given a client now.
     pub has_room: bool,
     /// Requests that it is executing.
@@ -32,6 +35,11 @@ impl Dispatcher {
     #[must_use]
     pub fn new(policy: Dispatch) -> Dispatcher {
         Dispatcher { policy, next: 0 }
+    }
+
+    /// From now on another policy.
+    pub fn set_policy(&mut self, policy: Dispatch) {
+        self.policy = policy;
     }
 
     /// The index of the worker for the next client; none if nobody has room.

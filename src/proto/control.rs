@@ -180,7 +180,7 @@ pub struct Scale {
 }
 
 /// Params of `recycle`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recycle {
     /// Which worker; all without it.

@@ -1,0 +1,381 @@
+//! The leases of one worker: given, taken, given back, closed, and what is left of them when it dies.
+//!
+//! A slot is used again only when the worker has said that it is done with it: a lease that is taken leaves its slot
+//! behind until the worker has freed it.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use super::client::{Client, Unleased};
+use crate::desk::{Found, MasterDesk, Slot, State};
+use crate::proto::channel::{Lease, MAX_LEASES};
+use crate::proto::names::Peer;
+use crate::sys::ledger::{self, Ledger};
+use crate::table::Table;
+
+/// A client that was recovered, or why it could not be.
+pub(super) type Recovered = Result<Unleased, (io::Error, Client)>;
+
+/// Who has which slot of a desk.
+#[derive(Debug)]
+pub(super) struct Leases {
+    entries: Table<Entry>,
+    /// Slots below `used` that are free. The last one freed is the first one used: its memory is warm.
+    free: Vec<u32>,
+    /// Slots that were ever used.
+    used: u32,
+    slots: u32,
+    clients: usize,
+    /// Counts leases; the last one's number is its generation.
+    generation: u32,
+    /// Leases made, less those taken back because they could not be sent.
+    given: u64,
+    /// Slots whose leases are yet to be sent.
+    outbox: Vec<u32>,
+}
+
+#[derive(Debug)]
+enum Entry {
+    Leased(Leased),
+    /// The client is elsewhere, and the worker has yet to say that it knows.
+    Taken,
+}
+
+#[derive(Debug)]
+struct Leased {
+    client: Client,
+    generation: u32,
+    /// Requests that it had had when it was last looked at.
+    requests: u64,
+}
+
+/// What a worker's word that a slot is done with comes to.
+#[derive(Debug)]
+pub(super) enum Done {
+    /// The client was taken before.
+    Known,
+    /// The worker has ended the client.
+    Ended(Client),
+    /// It gave the client up.
+    GivenUp(Recovered),
+    /// It cannot be: the desk says otherwise.
+    Nonsense,
+}
+
+/// A request that was executing when its worker died.
+#[derive(Clone, Debug)]
+pub(super) struct Interrupted {
+    /// Number of its method on the desk.
+    pub(super) method: u32,
+    /// When it is leased again: how often this has happened to it by then.
+    pub(super) faults: u8,
+}
+
+/// What a dead worker left behind.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    /// Clients to be leased again, with all that is unread and unsent of them; and their requests that were executing.
+    pub(super) recovered: Vec<(Unleased, Option<Interrupted>)>,
+    /// Clients that it had ended.
+    pub(super) ended: Vec<Client>,
+    /// Clients that cannot be recovered, and why.
+    pub(super) lost: Vec<(io::Error, Client)>,
+}
+
+impl Leases {
+    pub(super) fn new(slots: u32) -> Leases {
+        Leases {
+            entries: Table::new(),
+            free: Vec::new(),
+            used: 0,
+            slots,
+            clients: 0,
+            generation: 0,
+            given: 0,
+            outbox: Vec::new(),
+        }
+    }
+
+    /// Clients leased.
+    pub(super) fn clients(&self) -> usize {
+        self.clients
+    }
+
+    /// Leases made.
+    pub(super) fn given(&self) -> u64 {
+        self.given
+    }
+
+    /// Whether one more client has a place.
+    pub(super) fn has_free_slot(&self) -> bool {
+        !self.free.is_empty() || self.used < self.slots
+    }
+
+    /// The clients, each with its slot.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Client)> {
+        (0..self.used).filter_map(|slot| match self.entries.get(slot) {
+            Some(Entry::Leased(leased)) => Some((slot, &leased.client)),
+            Some(Entry::Taken) | None => None,
+        })
+    }
+
+    /// Leases a client: fills a slot, its bytes laid into their places. The lease is sent with the next batch.
+    ///
+    /// # Errors
+    /// Those of writing to the desk, with the client.
+    ///
+    /// # Panics
+    /// Without a free slot: dispatch has chosen the worker for having some.
+    pub(super) fn give(&mut self, unleased: Unleased, desk: &MasterDesk) -> Result<(), (io::Error, Client)> {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.used += 1;
+            self.used - 1
+        });
+        let Unleased { client, bytes, marks, times, requests, .. } = unleased;
+        let view = match desk.lay(slot, &bytes) {
+            Ok(view) => view,
+            Err(e) => {
+                self.free.push(slot);
+                return Err((e, client));
+            }
+        };
+        self.generation = self.generation.wrapping_add(1);
+        // One that has had its last reply is given time to read it, not served.
+        let is_at_rest = bytes.unread.is_empty() && bytes.unsent.is_empty() && !marks.closing;
+        let state = if is_at_rest { State::Rest } else { State::Parked };
+        let on_desk = desk.slot(slot).expect("a worker with room has a free slot");
+        on_desk.preset(state, self.generation, view, marks, times, requests);
+        self.entries.insert(slot, Entry::Leased(Leased { client, generation: self.generation, requests }));
+        self.clients += 1;
+        self.given += 1;
+        self.outbox.push(slot);
+        Ok(())
+    }
+
+    /// The slots of the next message of leases.
+    pub(super) fn next_batch(&mut self) -> Option<Vec<u32>> {
+        let count = self.outbox.len().min(MAX_LEASES);
+        (count > 0).then(|| self.outbox.drain(..count).collect())
+    }
+
+    /// What the message says of these slots, and the descriptors that go with it.
+    pub(super) fn records<'a>(&'a self, batch: &'a [u32]) -> impl Iterator<Item = (Lease, BorrowedFd<'a>)> {
+        batch.iter().filter_map(|slot| match self.entries.get(*slot)? {
+            Entry::Leased(Leased { client, generation, .. }) => {
+                let Client { id, order, peer, .. } = *client;
+                let lease = Lease { client: id, slot: *slot, generation: *generation, order, peer };
+                Some((lease, client.socket.as_fd()))
+            }
+            Entry::Taken => None,
+        })
+    }
+
+    /// Ends the leases of this batch and of all others that were not sent: the worker does not know of them.
+    pub(super) fn take_back(&mut self, batch: Vec<u32>, desk: &MasterDesk) -> Vec<Recovered> {
+        let unsent: Vec<u32> = batch.into_iter().chain(self.outbox.drain(..)).collect();
+        self.given -= unsent.len() as u64;
+        let mut back = Vec::new();
+        for slot in unsent {
+            // A desk that says otherwise, of a client that its worker has not heard of, keeps it: that worker is broken.
+            if let Some(recovered) = self.take(slot, desk) {
+                self.vacate(slot, desk);
+                back.push(recovered);
+            }
+        }
+        back
+    }
+
+    /// Takes a client that is in no turn, if it is in none. The worker is to be told to look.
+    pub(super) fn take(&mut self, slot: u32, desk: &MasterDesk) -> Option<Recovered> {
+        let Some(Entry::Leased(leased)) = self.entries.get(slot) else { return None };
+        let found = desk.slot(slot)?.take(leased.generation)?;
+        Some(recover_idle(slot, self.leave_behind(slot)?, found, desk))
+    }
+
+    /// Takes all clients that are in no turn.
+    pub(super) fn take_all(&mut self, desk: &MasterDesk) -> Vec<Recovered> {
+        (0..self.used).filter_map(|slot| self.take(slot, desk)).collect()
+    }
+
+    /// The worker has said that it closed the client in this slot.
+    pub(super) fn closed(&mut self, slot: u32, desk: &MasterDesk) -> Done {
+        match self.state(slot, desk) {
+            Some(State::Closed) => match self.leave_behind(slot) {
+                Some(client) => {
+                    self.vacate(slot, desk);
+                    Done::Ended(client)
+                }
+                None => Done::Nonsense,
+            },
+            _ => Done::Nonsense,
+        }
+    }
+
+    /// The worker has said that it has nothing of the client in this slot any more.
+    pub(super) fn freed(&mut self, slot: u32, desk: &MasterDesk) -> Done {
+        if matches!(self.entries.get(slot), Some(Entry::Taken)) {
+            self.vacate(slot, desk);
+            return Done::Known;
+        }
+        let found = match self.state(slot, desk) {
+            Some(State::Taken) => Found::Rest,
+            Some(State::TakenParked) => Found::Parked,
+            _ => return Done::Nonsense,
+        };
+        let Some(client) = self.leave_behind(slot) else { return Done::Nonsense };
+        let recovered = recover_idle(slot, client, found, desk);
+        self.vacate(slot, desk);
+        Done::GivenUp(recovered)
+    }
+
+    /// The lease word of a client, if it is that of its lease.
+    fn state(&self, slot: u32, desk: &MasterDesk) -> Option<State> {
+        let Some(Entry::Leased(leased)) = self.entries.get(slot) else { return None };
+        let lease = desk.slot(slot)?.lease()?;
+        (lease.generation == leased.generation).then_some(lease.state)
+    }
+
+    /// The client leaves its slot, which is not free yet.
+    fn leave_behind(&mut self, slot: u32) -> Option<Client> {
+        match mem::replace(self.entries.get_mut(slot)?, Entry::Taken) {
+            Entry::Leased(leased) => {
+                self.clients -= 1;
+                Some(leased.client)
+            }
+            Entry::Taken => None,
+        }
+    }
+
+    fn vacate(&mut self, slot: u32, desk: &MasterDesk) {
+        if self.entries.take(slot).is_some() {
+            if let Some(on_desk) = desk.slot(slot) {
+                on_desk.clear();
+            }
+            self.free.push(slot);
+        }
+    }
+
+    /// Notes how many requests each client has had by now.
+    pub(super) fn watch(&mut self, desk: &MasterDesk) {
+        for slot in 0..self.used {
+            if let (Some(Entry::Leased(leased)), Some(on_desk)) = (self.entries.get_mut(slot), desk.slot(slot)) {
+                leased.requests = on_desk.requests();
+            }
+        }
+    }
+
+    /// How many each has had since then, by slot.
+    pub(super) fn watched(&self, desk: &MasterDesk) -> Vec<(u32, u64)> {
+        let since = |slot: u32| match self.entries.get(slot) {
+            Some(Entry::Leased(leased)) => Some((slot, desk.slot(slot)?.requests().saturating_sub(leased.requests))),
+            Some(Entry::Taken) | None => None,
+        };
+        (0..self.used).filter_map(since).collect()
+    }
+
+    /// The client whose turn it is that the worker is in, by its own word.
+    pub(super) fn in_turn(&self, slot: u32, desk: &MasterDesk) -> Option<&Client> {
+        match self.entries.get(slot)? {
+            Entry::Leased(leased) if self.state(slot, desk) == Some(State::Busy) => Some(&leased.client),
+            Entry::Leased(_) | Entry::Taken => None,
+        }
+    }
+
+    /// The worker is gone: what becomes of its clients. `written` is the sum of all that it ever wrote, if that is known;
+    /// `is_timed_out` whether it was killed for the request that it was executing.
+    pub(super) fn into_left(mut self, desk: &MasterDesk, written: Option<u64>, is_timed_out: bool) -> Left {
+        let mut left = Left::default();
+        for slot in 0..self.used {
+            let state = self.state(slot, desk);
+            let Some(client) = self.leave_behind(slot) else { continue };
+            let mut interrupted = None;
+            let recovered = match state {
+                Some(State::Rest | State::Taken) => recover_idle(slot, client, Found::Rest, desk),
+                Some(State::Parked | State::TakenParked) => recover_idle(slot, client, Found::Parked, desk),
+                Some(State::Busy) => recover_from_turn(slot, client, written, desk).map(|mut unleased| {
+                    if let Some(method) = desk.slot(slot).and_then(|on_desk| on_desk.executing()) {
+                        let marks = &mut unleased.marks;
+                        if is_timed_out {
+                            marks.timed_out = true;
+                        } else {
+                            marks.faults = marks.faults.saturating_add(1);
+                        }
+                        interrupted = Some(Interrupted { method, faults: marks.faults });
+                    }
+                    unleased
+                }),
+                Some(State::Closed) => {
+                    left.ended.push(client);
+                    continue;
+                }
+                // A slot with a client is not free: the desk holds nonsense.
+                Some(State::Free) | None => Err((io::ErrorKind::InvalidData.into(), client)),
+            };
+            match recovered {
+                Ok(unleased) => left.recovered.push((unleased, interrupted)),
+                // The connection was over already.
+                Err((reason, client)) if reason.kind() == io::ErrorKind::ConnectionAborted => left.ended.push(client),
+                Err(lost) => left.lost.push(lost),
+            }
+        }
+        left
+    }
+}
+
+/// What the desk tells of a client that is in no turn. The view of one at rest tells of bytes that are all answered and
+/// all sent.
+fn recover_idle(slot: u32, client: Client, found: Found, desk: &MasterDesk) -> Recovered {
+    let ledger = match found {
+        Found::Parked => None,
+        Found::Rest => {
+            let (received, written) = desk.slot(slot).map_or((0, 0), |on_desk| on_desk.view().ends());
+            Some(Ledger { received, written })
+        }
+    };
+    recover(slot, client, ledger, desk)
+}
+
+/// What the desk tells of a client. The ledger is that of one whose turn was not ended; of all others the desk knows
+/// itself.
+fn recover(slot: u32, client: Client, ledger: Option<Ledger>, desk: &MasterDesk) -> Recovered {
+    let bytes = match desk.recover(slot, ledger) {
+        Ok(bytes) => bytes,
+        Err(e) => return Err((e, client)),
+    };
+    let on_desk: Slot<'_> = desk.slot(slot).expect("leases have slots");
+    let mut marks = on_desk.marks();
+    // Faults are those of the first unread frame: once one is answered, they are of a frame that is not here any more.
+    if on_desk.view().answered > 0 {
+        (marks.faults, marks.timed_out) = (0, false);
+    }
+    let times = (on_desk.since(), on_desk.active());
+    Ok(Unleased { client, bytes, marks, times, requests: on_desk.requests(), to: None })
+}
+
+/// How much was read and written in the turn only the kernel knows.
+fn recover_from_turn(slot: u32, client: Client, written: Option<u64>, desk: &MasterDesk) -> Recovered {
+    let found = match client.peer {
+        Peer::Unix { .. } => unix_ledger(slot, &client, written, desk).map(Some),
+        Peer::V4 { .. } | Peer::V6 { .. } => ledger::read(&client.socket),
+    };
+    match found {
+        Ok(Some(ledger)) => recover(slot, client, Some(ledger), desk),
+        Ok(None) => Err((io::ErrorKind::ConnectionAborted.into(), client)),
+        Err(e) => Err((e, client)),
+    }
+}
+
+/// The ledger of a Unix client: its socket counts what is read from it, and what was written to it is what its worker
+/// had written more than before, if it was at that.
+fn unix_ledger(slot: u32, client: &Client, written: Option<u64>, desk: &MasterDesk) -> io::Result<Ledger> {
+    let view = desk.slot(slot).ok_or(io::ErrorKind::InvalidData)?.view();
+    let received = ledger::received(&client.socket, view.in_base)?;
+    let sent = match (desk.header().writing(slot, view.out_base), written) {
+        (None, _) if !desk.header().knows_writes() => return Err(io::ErrorKind::Unsupported.into()),
+        (None, _) => 0,
+        (Some(_), None) => return Err(io::ErrorKind::Unsupported.into()),
+        (Some(before), Some(after)) => after.checked_sub(before).ok_or(io::ErrorKind::InvalidData)?,
+    };
+    Ok(Ledger { received, written: view.out_base.wrapping_add(sent) })
+}

@@ -1,0 +1,197 @@
+//! Reload: the configuration file as it is now, applied without a client noticing, or not at all.
+//!
+//! ```text
+//! prepare   read, check, open the log, bind what is new            a mistake: rejected, nothing was touched
+//! roll      new workers, one by one beside the old ones, which     not ready: rolled back, the old ones
+//!           drain as soon as theirs is ready                       come back in the same way
+//! commit    listeners, limits, log, generation                     applied
+//! ```
+//!
+//! A generation is the number of a configuration that was tried; each has its own, also one that was rolled back.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::listener::{self, Listener};
+use super::{Master, Token, client_limits, target};
+use crate::config::{self, Config};
+use crate::desk::Layout;
+use crate::logging;
+use crate::proto::control::{Code, LastReload, Origin, Place, Refusal, Reloaded, Verdict};
+use crate::proto::names::Generation;
+use crate::sys::poll::Interest;
+
+/// A configuration on its way into force.
+#[derive(Debug)]
+pub(super) struct Reload {
+    pub(super) generation: Generation,
+    pub(super) config: Config,
+    pub(super) layout: Layout,
+    config_file: Option<PathBuf>,
+    max_clients: u64,
+    listeners: Vec<Planned>,
+    log: logging::Prepared,
+    began: Instant,
+}
+
+/// What becomes of an entry of `listen`.
+#[derive(Debug)]
+enum Planned {
+    /// The listener of this number stays.
+    Keep(u32),
+    /// This one is new; clients can connect already.
+    New(Listener),
+}
+
+impl Master {
+    /// Begins to apply the configuration file as it is now.
+    ///
+    /// # Errors
+    /// Why not; nothing has changed then.
+    pub(super) fn begin_reload(&mut self, who: &str, now: Instant) -> Result<(), Refusal> {
+        if self.pool.is_stopping() {
+            return Err(Refusal::new(Code::Refused, "the daemon is stopping"));
+        }
+        if let Some(reload) = &self.reload {
+            let seconds = now.duration_since(reload.began).as_secs_f64();
+            let sentence = format!("another reload is going on since {seconds:.1} s: its workers are not all ready yet");
+            return Err(Refusal::new(Code::Busy, sentence));
+        }
+        match self.prepare(now) {
+            Ok(reload) => {
+                log::info!("{who}: reloading; generation {} is being started", reload.generation);
+                self.pool.reload(target(&reload.config, reload.generation));
+                self.reload = Some(reload);
+                Ok(())
+            }
+            Err(refusal) => {
+                log::error!("{who}: the new configuration is rejected: {}", sentence_of(&refusal));
+                self.note_verdict(Verdict::Rejected, Some(refusal.message.clone()));
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Everything that can fail before anything is changed.
+    fn prepare(&mut self, now: Instant) -> Result<Reload, Refusal> {
+        let file = self.config_file.clone().or_else(|| self.standard_file.exists().then(|| self.standard_file.clone()));
+        let config = match &file {
+            Some(path) => self.config.load_next(path).map_err(|error| rejection(path, &error))?,
+            None => Config::default(),
+        };
+        let reject = |sentence: String| Refusal::new(Code::Rejected, sentence);
+        let limits = client_limits(&config, self.descriptors).map_err(|e| reject(e.to_string()))?;
+        let log = logging::prepare(&self.name, &config.log).map_err(|e| reject(format!("cannot open the log: {e}")))?;
+        let mut listeners = Vec::new();
+        for (wanted, kept) in config.listen.iter().zip(listener::plan(&self.listeners, &config.listen)) {
+            listeners.push(match kept {
+                Some(index) => Planned::Keep(self.listeners[index].number),
+                None => {
+                    self.listener_number += 1;
+                    let bound = Listener::bind(self.listener_number, wanted, config.limits.tcp_keepalive);
+                    Planned::New(bound.map_err(|e| reject(e.to_string()))?)
+                }
+            });
+        }
+        self.last_generation = Generation(self.last_generation.0 + 1);
+        Ok(Reload {
+            generation: self.last_generation,
+            layout: Layout::new(limits.slots, config.limits.max_frame),
+            config,
+            config_file: file,
+            max_clients: limits.clients,
+            listeners,
+            log,
+            began: now,
+        })
+    }
+
+    /// All workers of the new configuration are ready: from now on it is in force.
+    pub(super) fn commit_reload(&mut self, now: Instant) {
+        let Some(reload) = self.reload.take() else { return };
+        let Reload { generation, config, layout, config_file, max_clients, listeners, log, began } = reload;
+        log.commit();
+        if config.control.mode != self.config.control.mode {
+            warn("set the mode of the control socket", self.control_listener.set_mode(config.control.mode));
+        }
+        self.exchange_listeners(listeners, &config);
+        if config.limits.max_clients_per_address != self.config.limits.max_clients_per_address {
+            self.addresses = self.count_addresses(&config);
+        }
+        self.dispatcher.set_policy(config.workers.dispatch);
+        self.strikes.forgive();
+        self.say_quarantined();
+        (self.config, self.config_file, self.generation) = (config, config_file, generation);
+        (self.layout, self.max_clients, self.count_origin) = (layout, max_clients, Origin::Config);
+        let took = now.duration_since(began);
+        log::info!("reloaded: generation {generation} is in force after {} ms", took.as_millis());
+        self.note_verdict(Verdict::Applied, None);
+        let workers = self.ready_workers().filter(|worker| worker.generation == generation).count() as u32;
+        self.control.say_reloaded(&Ok(Reloaded { generation, workers, seconds: took.as_secs_f64() }));
+    }
+
+    /// The new configuration is given up.
+    pub(super) fn abandon_reload(&mut self, why: String) {
+        let Some(reload) = self.reload.take() else { return };
+        log::error!("generation {} is rolled back: {why}", reload.generation);
+        self.note_verdict(Verdict::RolledBack, Some(why.clone()));
+        self.control.say_reloaded(&Err(Refusal::new(Code::RolledBack, why)));
+    }
+
+    fn note_verdict(&mut self, verdict: Verdict, message: Option<String>) {
+        let at = SystemTime::UNIX_EPOCH.elapsed().unwrap_or(Duration::ZERO).as_secs();
+        self.last_reload = Some(LastReload { at, verdict, message });
+    }
+
+    /// Those that stay take what is new for them, new ones are watched, and the others go when nobody waits there any more.
+    fn exchange_listeners(&mut self, planned: Vec<Planned>, config: &Config) {
+        let mut before = std::mem::take(&mut self.listeners);
+        for (planned, wanted) in planned.into_iter().zip(&config.listen) {
+            match planned {
+                Planned::Keep(number) => {
+                    let Some(index) = before.iter().position(|listener| listener.number == number) else { continue };
+                    let mut listener = before.remove(index);
+                    let adopted = listener.adopt(wanted, config.limits.tcp_keepalive);
+                    warn(&format!("change all of {}", listener.address), adopted);
+                    self.listeners.push(listener);
+                }
+                Planned::New(listener) => {
+                    let token = Token::Listener(listener.number).into();
+                    let watched = self.poller.add(&listener, token, Interest::Read).and_then(|()| {
+                        if self.gate.pause.is_some() { self.poller.disarm(&listener, token) } else { Ok(()) }
+                    });
+                    warn(&format!("watch {}", listener.address), watched);
+                    log::info!("listening on {}", listener.address);
+                    self.listeners.push(listener);
+                }
+            }
+        }
+        self.leaving.extend(before.iter().map(|listener| listener.number));
+        self.listeners.extend(before);
+    }
+}
+
+/// What was found to be possible before, and is not now: the rest is in force all the same.
+fn warn(what: &str, result: io::Result<()>) {
+    if let Err(e) = result {
+        log::error!("cannot {what}: {e}");
+    }
+}
+
+fn rejection(file: &Path, error: &config::Error) -> Refusal {
+    let place =
+        Place { file: file.to_owned(), line: error.line(), column: error.column(), display: error.to_string() };
+    Refusal { code: Code::Rejected, message: error.message().to_owned(), place: Some(place) }
+}
+
+/// A refusal in one line.
+fn sentence_of(Refusal { message, place, .. }: &Refusal) -> String {
+    match place {
+        Some(Place { file, line: Some(line), column: Some(column), .. }) => {
+            format!("{}:{line}:{column}: {message}", file.display())
+        }
+        Some(Place { file, .. }) => format!("{}: {message}", file.display()),
+        None => message.clone(),
+    }
+}

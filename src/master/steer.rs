@@ -1,0 +1,123 @@
+//! What the operator changes while it runs: how many workers, which of them, and whether clients are accepted.
+
+use std::time::Instant;
+
+use super::Master;
+use super::balance::sum_up;
+use crate::pool::rebalance;
+use crate::proto::control::{Code, MovedLoad, Origin, Refusal, Release};
+use crate::proto::names::WorkerId;
+
+/// Most workers.
+const MOST_WORKERS: u32 = 256;
+
+/// A rebalancing that was asked for: who is being watched.
+#[derive(Debug)]
+pub(super) struct AskedBalance {
+    pub(super) is_dry: bool,
+    pub(super) from: Option<WorkerId>,
+    pub(super) until: Instant,
+}
+
+fn refused(message: impl Into<String>) -> Refusal {
+    Refusal::new(Code::Refused, message)
+}
+
+impl Master {
+    /// Has so many workers, until the next reload.
+    pub(super) fn scale(&mut self, who: &str, count: u32) -> Result<(), Refusal> {
+        if !(1..=MOST_WORKERS).contains(&count) {
+            return Err(refused(format!("there can be 1 to {MOST_WORKERS} workers, not {count}")));
+        }
+        let before = self.pool.target().count;
+        log::info!("{who}: {count} workers instead of {before}");
+        self.pool.scale(count as usize);
+        self.count_origin = Origin::Runtime;
+        Ok(())
+    }
+
+    /// One worker more or less, by a signal.
+    pub(super) fn step(&mut self, who: &str, by: i32) {
+        let count = u32::try_from(self.pool.target().count).unwrap_or(MOST_WORKERS).saturating_add_signed(by);
+        if let Err(refusal) = self.scale(who, count) {
+            log::warn!("{who}: {}", refusal.message);
+        }
+    }
+
+    /// Replaces a worker, or all.
+    pub(super) fn recycle(&mut self, who: &str, worker: Option<WorkerId>) -> Result<(), Refusal> {
+        match worker {
+            None => {
+                log::info!("{who}: replacing all workers");
+                self.pool.recycle_all();
+            }
+            Some(id) if self.pool.recycle(id) => log::info!("{who}: replacing worker {id}"),
+            Some(id) => return Err(self.no_ready_worker(id)),
+        }
+        Ok(())
+    }
+
+    /// Takes all clients from a worker, and lets it run.
+    pub(super) fn hold(&mut self, who: &str, id: WorkerId) -> Result<(), Refusal> {
+        if !self.pool.hold(id) {
+            return Err(self.no_ready_worker(id));
+        }
+        let moved = self.take_and_tell(id);
+        log::info!("{who}: worker {id} is held; {moved} clients moved");
+        Ok(())
+    }
+
+    pub(super) fn release(&mut self, who: &str, what: &Release) -> Result<(), Refusal> {
+        match what {
+            Release::Worker(id) if self.pool.release(*id) => log::info!("{who}: worker {id} is released"),
+            Release::Worker(id) => return Err(refused(format!("worker {id} is not held"))),
+            Release::Method(name) if self.strikes.release(name) => {
+                log::info!("{who}: method {name:?} is run again");
+                self.say_quarantined();
+            }
+            Release::Method(name) => return Err(refused(format!("method {name:?} is not quarantined"))),
+        }
+        Ok(())
+    }
+
+    fn no_ready_worker(&self, id: WorkerId) -> Refusal {
+        match self.pool.member(id) {
+            Some(_) => refused(format!("worker {id} does not serve at the moment")),
+            None => refused(format!("there is no worker {id}")),
+        }
+    }
+
+    /// Accepts nobody, or clients again.
+    pub(super) fn set_drained(&mut self, who: &str, is_drained: bool) {
+        let sentence = if is_drained { "nobody new is accepted" } else { "clients are accepted" };
+        log::info!("{who}: {sentence}; there are {} clients", self.clients);
+        self.is_drained = is_drained;
+    }
+
+    /// Begins to watch the busiest worker, to see what of it could be moved.
+    pub(super) fn begin_balance(&mut self, is_dry: bool, now: Instant) -> Result<(), Refusal> {
+        if self.asked_balance.is_some() {
+            return Err(Refusal::new(Code::Busy, "another rebalancing is going on"));
+        }
+        let loads = self.loads(now);
+        let from = rebalance::asked(&loads);
+        if let Some(id) = from {
+            self.count_requests(id);
+        }
+        self.asked_balance = Some(AskedBalance { is_dry, from, until: now + rebalance::INTERVAL });
+        Ok(())
+    }
+
+    /// What came of a rebalancing that was asked for, once it has watched for long enough.
+    pub(super) fn end_balance(&mut self, now: Instant) -> Option<Vec<MovedLoad>> {
+        self.asked_balance.as_ref().filter(|asked| asked.until <= now)?;
+        let AskedBalance { is_dry, from, .. } = self.asked_balance.take()?;
+        let Some(from) = from else { return Some(Vec::new()) };
+        let moves = self.plan(from, &self.loads(now));
+        let sums = sum_up(from, &moves);
+        if !is_dry {
+            self.move_clients(from, moves);
+        }
+        Some(sums)
+    }
+}
