@@ -206,8 +206,10 @@ impl Master {
         let poller = Poller::new(BATCH).map_err(Error::system("make a poller"))?;
         let control_listener = open_control(&name, &config)?;
         let keepalive = config.limits.tcp_keepalive;
-        let listeners: Vec<Listener> =
-            config.listen.iter().map(|wanted| Listener::bind(wanted, keepalive)).collect::<Result<_, _>>()?;
+        let listeners: Vec<Listener> = (0..)
+            .zip(&config.listen)
+            .map(|(number, wanted)| Listener::bind(number, wanted, keepalive))
+            .collect::<Result<_, _>>()?;
 
         let watch = Error::system("watch a descriptor");
         poller.add(&signals, Token::Signals.into(), Interest::Read).map_err(&watch)?;
@@ -291,6 +293,8 @@ impl Master {
                 Signal::Interrupt => self.stop("SIGINT", now),
                 Signal::Child => self.reap(now),
                 Signal::User1 => self.reopen_log(),
+                // Not caught yet.
+                Signal::TerminalInput | Signal::TerminalOutput => {}
                 Signal::Hangup => {
                     log::warn!("SIGHUP: this version cannot reload its configuration; nothing is changed")
                 }
