@@ -37,14 +37,36 @@ use crate::sys::writable::is_writable;
 /// and level. A program that has set a logger of its own keeps it, at that level.
 ///
 /// # Errors
-/// When the file cannot be opened or there is no descriptor left. Everything stays as it was then.
+/// As [`prepare`]. Everything stays as it was then.
 pub fn start(name: &str, settings: &Log) -> io::Result<()> {
-    let target = Target::open(name, settings)?;
-    output().turn_to(name, target);
-    // Fails from the second call on, and then there is nothing more to do.
-    let _ = log::set_logger(&Facade);
-    log::set_max_level(filter(settings.level));
-    Ok(())
+    prepare(name, settings).map(Prepared::commit)
+}
+
+/// Does all of [`start`] that can fail, and changes nothing yet: lines go on to where they went until
+/// [`Prepared::commit`]. A file that was not there is made.
+///
+/// # Errors
+/// When the file cannot be opened or there is no descriptor left.
+pub fn prepare(name: &str, settings: &Log) -> io::Result<Prepared> {
+    Ok(Prepared { name: name.to_owned(), target: Target::open(name, settings)?, level: filter(settings.level) })
+}
+
+/// Where log lines can go to.
+#[must_use]
+pub struct Prepared {
+    name: String,
+    target: Target,
+    level: LevelFilter,
+}
+
+impl Prepared {
+    /// Sends them there from now on.
+    pub fn commit(self) {
+        output().turn_to(&self.name, self.target);
+        // Fails from the second call on, and then there is nothing more to do.
+        let _ = log::set_logger(&Facade);
+        log::set_max_level(self.level);
+    }
 }
 
 /// Opens the log file again, after it was renamed. Does nothing when the target is none.
@@ -545,15 +567,22 @@ mod tests {
         log::debug!("seen too");
         start("fdpassd", &settings("no/such/folder", LogLevel::Error)).expect_err("no such folder");
         log::debug!("and still");
+        let prepared = prepare("fdpassd", &settings("three", LogLevel::Info)).expect("a file that can be opened");
+        log::debug!("and before it is wanted");
+        prepared.commit();
+        log::debug!("unseen");
+        log::info!("there");
         reopen().expect("reopen");
         start("fdpassd", &Log { target: LogTarget::File, file: None, level: LogLevel::Info }).expect_err("no file");
         assert_eq!(errors(), 0);
         start("fdpassd", &Log { target: LogTarget::Auto, file: None, level: LogLevel::Error }).expect("start");
 
-        let (one, two) = (read("one"), read("two"));
+        let [one, two, three] = ["one", "two", "three"].map(read);
         assert!(one.contains("error from within\n"), "{one}");
         assert!(one.contains(r"info seen a\nb\x1b[2J\u{202e}"), "{one}");
         assert!(!one.contains("unseen") && !one.contains("seen too"), "{one}");
         assert!(two.contains("debug seen too\n") && two.contains("debug and still\n"), "{two}");
+        assert!(two.contains("debug and before it is wanted\n") && !two.contains("there"), "{two}");
+        assert!(three.contains("info there\n") && !three.contains("unseen"), "{three}");
     }
 }

@@ -92,7 +92,7 @@ fn what_is_no_file_or_no_text_is_refused() {
 fn the_effective_configuration_can_be_loaded_again_and_is_the_same() {
     let everything = r#"
         listen = ["127.0.0.1:1", { address = "unix:/run/x/rpc.sock", mode = "0666", owner = "root", group = "root" }]
-        workers = { count = 3, dispatch = "round-robin", start-timeout = "1m 30s" }
+        workers = { count = 3, dispatch = "round-robin", start-timeout = "1m 30s", max-requests = 1, max-lifetime = "1d" }
         control = { socket = "/run/x/control.sock", mode = "0600" }
         log = { target = "file", file = "/tmp/x.log", level = "debug" }
         [limits]
@@ -103,6 +103,8 @@ fn the_effective_configuration_can_be_loaded_again_and_is_the_same() {
         idle-timeout = "1h"
         frame-timeout = "none"
         send-timeout = "1500ms"
+        request-timeout = "500ms"
+        stall-timeout = "20ms"
         drain-timeout = "0s"
         tcp-keepalive = "none"
     "#;
@@ -111,7 +113,7 @@ fn the_effective_configuration_can_be_loaded_again_and_is_the_same() {
         assert_eq!(File::new(&first).dump(), first);
     }
     let dump = File::new(everything).dump();
-    for words in ["1m 30s", "round-robin", "drain-timeout = \"0s\"", "mode = \"0600\"", "max-clients = 1000"] {
+    for words in ["1m 30s", "round-robin", "drain-timeout = \"0s\"", "mode = \"0600\"", "max-lifetime = \"1day\""] {
         assert!(dump.contains(words), "{words} is not in\n{dump}");
     }
 }

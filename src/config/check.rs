@@ -27,6 +27,20 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
     check_log(&config.log)
 }
 
+/// What only a restart can change must be in `next` what it is now.
+pub(super) fn check_next(current: &Config, next: &Config) -> Result<(), Fault> {
+    if next.control.socket == current.control.socket {
+        return Ok(());
+    }
+    let place = match &current.control.socket {
+        Some(path) => path.display().to_string(),
+        None => "at its default place".to_owned(),
+    };
+    let message =
+        format!("control.socket cannot be changed by a reload; it stays {place} until the daemon is restarted");
+    fault(message, ["control.socket"])
+}
+
 fn check_listeners(listeners: &[Listen]) -> Result<(), Fault> {
     if listeners.is_empty() {
         return fault("there must be at least one address to listen on".to_owned(), ["listen"]);

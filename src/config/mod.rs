@@ -26,10 +26,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use self::check::Fault;
 pub use self::error::Error;
 pub use self::listen::{Access, Listen};
 use self::notation::{Given, Notation, OrAuto, OrNone, table, word};
-use self::values::{BufferSize, FrameSize, KeepAlive, LogPath, Patience, SocketPath, Timeout, UpTo};
+use self::values::{BufferSize, FrameSize, KeepAlive, LogPath, Patience, SocketPath, StallTimeout, Timeout, UpTo};
 use crate::proto::channel::{Log, LogLevel, LogTarget};
 
 /// Longest configuration file, in bytes.
@@ -67,12 +68,16 @@ impl Config {
     /// # Errors
     /// When the file cannot be read, and as [`Config::parse`].
     pub fn load(path: &Path) -> Result<Config, Error> {
-        let origin = path.display().to_string();
-        let bytes = read(path).map_err(|error| Error::of_file(&origin, &format!("cannot read the file: {error}")))?;
-        match str::from_utf8(&bytes) {
-            Ok(text) => Config::parse(text, &origin),
-            Err(error) => Err(Error::not_utf8(&origin, &bytes, error.valid_up_to())),
-        }
+        load(path, check::check)
+    }
+
+    /// Reads and checks the file at `path` for a daemon that runs with this configuration and is to go on with that one.
+    ///
+    /// # Errors
+    /// As [`Config::load`], and when a key has another value that only a restart can change: that of the control socket,
+    /// which whoever waits for the verdict is connected to.
+    pub fn load_next(&self, path: &Path) -> Result<Config, Error> {
+        load(path, |next| check::check(next).and_then(|()| check::check_next(self, next)))
     }
 
     /// Reads and checks `text`; errors call it `origin`.
@@ -81,9 +86,7 @@ impl Config {
     /// The first thing in it that is not TOML, not a key or not a value of its key, then the first value that
     /// does not go with another one.
     pub fn parse(text: &str, origin: &str) -> Result<Config, Error> {
-        let config = toml::from_str(text).map_err(|error| Error::of_toml(origin, text, &error))?;
-        check::check(&config).map_err(|fault| Error::of_fault(origin, text, &fault))?;
-        Ok(config)
+        parse(text, origin, check::check)
     }
 
     /// Writes the file that [`Config::parse`] makes the same configuration of, with every key that has a value.
@@ -200,8 +203,9 @@ pub struct Limits {
     /// it go on.
     #[serde(with = "OrNone::<Timeout>")]
     pub request_timeout: Option<Duration>,
-    /// A worker that is stuck for longer loses all clients but the one that it is stuck with to the others; 1 s by default.
-    #[serde(with = "Timeout")]
+    /// A worker that is stuck for longer loses all clients but the one that it is stuck with to the others; 1 s by default,
+    /// at least 10 ms. Where it is longer than `request_timeout`, they move when the worker is killed.
+    #[serde(with = "StallTimeout")]
     pub stall_timeout: Duration,
     /// How long a worker that is to exit may go on with what it is executing; 30 s by default, may be zero.
     #[serde(with = "Patience")]
@@ -293,6 +297,21 @@ mod log {
     pub(super) fn serialize<S: Serializer>(log: &Log, serializer: S) -> Result<S::Ok, S::Error> {
         Section { target: log.target, file: log.file.clone(), level: log.level }.serialize(serializer)
     }
+}
+
+fn load(path: &Path, check: impl Fn(&Config) -> Result<(), Fault>) -> Result<Config, Error> {
+    let origin = path.display().to_string();
+    let bytes = read(path).map_err(|error| Error::of_file(&origin, &format!("cannot read the file: {error}")))?;
+    match str::from_utf8(&bytes) {
+        Ok(text) => parse(text, &origin, check),
+        Err(error) => Err(Error::not_utf8(&origin, &bytes, error.valid_up_to())),
+    }
+}
+
+fn parse(text: &str, origin: &str, check: impl Fn(&Config) -> Result<(), Fault>) -> Result<Config, Error> {
+    let config = toml::from_str(text).map_err(|error| Error::of_toml(origin, text, &error))?;
+    check(&config).map_err(|fault| Error::of_fault(origin, text, &fault))?;
+    Ok(config)
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {

@@ -105,6 +105,8 @@ fn everything() -> Config {
             group: Group::find("0").expect("groups"),
         }),
     });
+    config.workers.max_requests = NonZeroU32::new(1000);
+    config.workers.max_lifetime = Some(Duration::from_secs(3600));
     config.control.socket = Some(PathBuf::from("/run/control.sock"));
     config.log = Log { target: LogTarget::File, file: Some(PathBuf::from("/var/log/x")), level: LogLevel::Trace };
     config
@@ -126,6 +128,8 @@ fn all_values_are_taken_as_written() {
         count = 256
         dispatch = "round-robin"
         start-timeout = "1m 30s"
+        max-requests = 1
+        max-lifetime = "1day"
         [limits]
         max-clients = 1
         max-clients-per-address = 4294967295
@@ -134,6 +138,8 @@ fn all_values_are_taken_as_written() {
         idle-timeout = "1year"
         frame-timeout = "none"
         send-timeout = "1ms"
+        request-timeout = "500ms"
+        stall-timeout = "20ms"
         drain-timeout = "0s"
         tcp-keepalive = "32767s"
         [control]
@@ -164,6 +170,8 @@ fn all_values_are_taken_as_written() {
         count: Count::Exactly(number(256)),
         dispatch: Dispatch::RoundRobin,
         start_timeout: Duration::from_secs(90),
+        max_requests: Some(number(1)),
+        max_lifetime: Some(Duration::from_secs(86_400)),
     };
     assert_eq!(config.workers, workers);
     let limits = Limits {
@@ -174,6 +182,8 @@ fn all_values_are_taken_as_written() {
         idle_timeout: Some(Duration::from_secs(31_557_600)),
         frame_timeout: None,
         send_timeout: Some(Duration::from_millis(1)),
+        request_timeout: Some(Duration::from_millis(500)),
+        stall_timeout: Duration::from_millis(20),
         drain_timeout: Duration::ZERO,
         tcp_keepalive: Some(Duration::from_secs(32_767)),
     };
@@ -194,7 +204,7 @@ fn an_unknown_key_is_refused_and_the_known_one_like_it_is_named() {
     let error = refused("[«metrics]\n", &format!("unknown key `metrics`, expected one of {sections}"));
     assert_eq!(error.help(), None);
 
-    let error = Config::parse("limits.stall-timeout = \"1s\"", ORIGIN).expect_err("a key of another version");
+    let error = Config::parse("limits.queue-timeout = \"1s\"", ORIGIN).expect_err("a key of another version");
     assert_eq!((error.line(), error.column()), (Some(1), Some(8)));
     let error = Config::parse("limits.max_clients = 1", ORIGIN).expect_err("not kebab-case");
     assert_eq!(error.help(), Some("did you mean \"max-clients\"?"));
@@ -248,6 +258,10 @@ fn a_count_out_of_its_range_is_refused() {
         "invalid value: string \"none\", expected \"auto\" or a number from 1 to 4294967295",
     );
     refused(
+        "[workers]\nmax-requests = «0",
+        "invalid value: integer `0`, expected \"none\" or a number from 1 to 4294967295",
+    );
+    refused(
         "[limits]\nmax-clients-per-address = «\"auto\"",
         "invalid value: string \"auto\", expected \"none\" or a number from 1 to 4294967295",
     );
@@ -260,14 +274,18 @@ fn a_count_out_of_its_range_is_refused() {
 #[test]
 fn a_duration_out_of_its_range_is_refused() {
     let suffix = "in quotes, such as \"30s\" or \"1m 30s\"";
-    for key in ["idle-timeout", "frame-timeout", "send-timeout"] {
+    let keys = ["limits.idle-timeout", "limits.frame-timeout", "limits.send-timeout", "limits.request-timeout"];
+    for key in keys.into_iter().chain(["workers.max-lifetime"]) {
         for wrong in ["0s", "15 parsecs", "", "366days", "auto", "584554531y"] {
             let expected = format!("expected \"none\" or a duration from 1ms to 1year {suffix}");
-            refused(
-                &format!("[limits]\n{key} = «\"{wrong}\""),
-                &format!("invalid value: string \"{wrong}\", {expected}"),
-            );
+            refused(&format!("{key} = «\"{wrong}\""), &format!("invalid value: string \"{wrong}\", {expected}"));
         }
+    }
+    for wrong in ["9ms", "none"] {
+        refused(
+            &format!("[limits]\nstall-timeout = «\"{wrong}\""),
+            &format!("invalid value: string \"{wrong}\", expected a duration from 10ms to 1year {suffix}"),
+        );
     }
     refused(
         "[limits]\ndrain-timeout = «\"none\"",
@@ -411,6 +429,38 @@ fn a_control_socket_that_clients_connect_to_is_refused() {
 }
 
 #[test]
+fn a_request_timeout_below_the_stall_timeout_needs_no_other_key() {
+    let limits = parse("[limits]\nrequest-timeout = \"500ms\"").limits;
+    assert!(limits.request_timeout.is_some_and(|timeout| timeout < limits.stall_timeout));
+}
+
+#[test]
+fn another_control_socket_is_refused_at_a_reload_and_nothing_else_is() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("x.toml");
+    let next = |current: &Config, text: &str| {
+        std::fs::write(&path, text).expect("a file");
+        current.load_next(&path)
+    };
+    let refusal =
+        |stays| format!("control.socket cannot be changed by a reload; it stays {stays} until the daemon is restarted");
+    let current = parse("[control]\nsocket = \"/run/x\"");
+
+    let error = next(&current, "control = { mode = \"0600\", socket = \"/run/y\" }").expect_err("another path");
+    assert_eq!(error.message(), refusal("/run/x"));
+    assert_eq!((error.line(), error.column()), (Some(1), Some(28)), "\n{error}");
+    let error = next(&current, "[control]\nmode = \"0600\"").expect_err("no path");
+    assert_eq!((error.message(), error.line()), (refusal("/run/x").as_str(), None));
+    let error = next(&parse(""), "[control]\nsocket = \"/run/y\"").expect_err("a path");
+    assert_eq!((error.message(), error.line()), (refusal("at its default place").as_str(), Some(2)));
+
+    let kept = Config { control: Control { mode: Mode(0o600), ..current.control.clone() }, ..everything() };
+    assert_eq!(next(&current, &kept.to_toml()), Ok(kept));
+    let error = next(&current, "listen = []\n[control]\nsocket = \"/run/y\"").expect_err("two faults");
+    assert_eq!(error.message(), "there must be at least one address to listen on");
+}
+
+#[test]
 fn a_control_socket_is_an_absolute_path() {
     refused("[control]\nsocket = «\"x\"", "the path \"x\" of a Unix socket must be absolute");
     let message = "\"unix:/x\": only a path is expected here, without \"unix:\"";
@@ -545,21 +595,25 @@ fn listeners() -> impl Strategy<Value = Vec<Listen>> {
 }
 
 fn workers() -> impl Strategy<Value = Workers> {
-    (0..=256u32, any::<bool>(), durations()).prop_map(|(count, in_turn, start_timeout)| Workers {
+    let replaced = (any::<u32>(), prop::option::of(durations()));
+    (0..=256u32, any::<bool>(), durations(), replaced).prop_map(|(count, in_turn, start_timeout, replaced)| Workers {
         count: NonZeroU32::new(count).map_or(Count::Auto, Count::Exactly),
         dispatch: if in_turn { Dispatch::RoundRobin } else { Dispatch::LeastLoaded },
         start_timeout,
+        max_requests: NonZeroU32::new(replaced.0),
+        max_lifetime: replaced.1,
     })
 }
 
 fn limits() -> impl Strategy<Value = Limits> {
     let counts = (any::<u32>(), any::<u32>());
     let sizes = (64..1u32 << 24, 0..1u64 << 39);
-    let timeouts = prop::array::uniform3(prop::option::of(durations()));
+    let timeouts = prop::array::uniform4(prop::option::of(durations()));
+    let stall = durations().prop_map(|duration| duration.max(Duration::from_millis(10)));
     let seconds = prop::option::of(1..=32_767u64);
-    (counts, sizes, timeouts, durations(), seconds).prop_map(
-        |((all, each), (frame, more), timeouts, drain, seconds)| {
-            let [idle_timeout, frame_timeout, send_timeout] = timeouts;
+    (counts, sizes, timeouts, stall, durations(), seconds).prop_map(
+        |((all, each), (frame, more), timeouts, stall, drain, seconds)| {
+            let [idle_timeout, frame_timeout, send_timeout, request_timeout] = timeouts;
             Limits {
                 max_clients: NonZeroU32::new(all),
                 max_clients_per_address: NonZeroU32::new(each),
@@ -568,6 +622,8 @@ fn limits() -> impl Strategy<Value = Limits> {
                 idle_timeout,
                 frame_timeout,
                 send_timeout,
+                request_timeout,
+                stall_timeout: stall,
                 drain_timeout: drain,
                 tcp_keepalive: seconds.map(Duration::from_secs),
             }

@@ -20,6 +20,9 @@ const YEAR: u64 = 31_557_600_000;
 /// How long to wait for something: zero would be never to wait at all.
 pub(super) type Timeout = Lasting<1, YEAR>;
 
+/// How long a worker may be stuck: not less than the longest turn of a worker that is not stuck at all.
+pub(super) type StallTimeout = Lasting<10, YEAR>;
+
 /// How long to wait for something that need not be waited for.
 pub(super) type Patience = Lasting<0, YEAR>;
 

@@ -159,7 +159,7 @@ impl Master {
                 Err(e) => return self.cannot_accept(&e, now),
             };
             listener.accepted += 1;
-            let order = listener.wanted.byte_order;
+            let order = listener.byte_order;
             let id = ClientId(self.next_client);
             self.next_client += 1;
             let Some(peer) = peer_of(&accepted) else { continue };

@@ -1,6 +1,6 @@
-//! Where clients and control clients connect: binding, and leaving nothing behind.
+//! Where clients and control clients connect: binding, keeping what a reload wants again, and leaving nothing behind.
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder, Metadata, Permissions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, chown};
@@ -16,18 +16,22 @@ use crate::sys::{process, socket};
 /// A listener of clients.
 #[derive(Debug)]
 pub(super) struct Listener {
+    /// Its own for good: others come and go at a reload.
+    pub(super) number: u32,
     socket: OwnedFd,
+    /// Where the configuration wants it.
+    configured: Address,
     /// Where it really is: with the port that the kernel chose, if that was asked for.
     pub(super) address: Address,
     pub(super) byte_order: OrderRule,
     pub(super) accepted: u64,
     /// Its file, for a Unix socket.
-    _file: Option<SocketFile>,
+    file: Option<SocketFile>,
 }
 
 impl Listener {
-    /// Binds and listens.
-    pub(super) fn bind(wanted: &Listen, keepalive: Option<Duration>) -> Result<Listener, Error> {
+    /// Binds and listens. No other listener has ever had `number`.
+    pub(super) fn bind(number: u32, wanted: &Listen, keepalive: Option<Duration>) -> Result<Listener, Error> {
         let fail = |e: io::Error| Error::unavailable(&format!("listen on {}", wanted.address), &e);
         let (socket, address, file) = match &wanted.address {
             Address::Tcp(address) => {
@@ -41,7 +45,24 @@ impl Listener {
             }
         };
         socket::listen(&socket, wanted.backlog).map_err(fail)?;
-        Ok(Listener { socket, address, byte_order: wanted.byte_order, accepted: 0, _file: file })
+        let (configured, byte_order) = (wanted.address.clone(), wanted.byte_order);
+        Ok(Listener { number, socket, configured, address, byte_order, accepted: 0, file })
+    }
+
+    /// Becomes what is wanted now at the address that it has; clients that wait in its queue wait on.
+    ///
+    /// Only the file of a Unix socket can be refused, so it comes first: on an error nothing else has changed. What
+    /// was adopted is undone by adopting what was wanted before.
+    pub(super) fn adopt(&mut self, wanted: &Listen, keepalive: Option<Duration>) -> Result<(), Error> {
+        let fail = |e: io::Error| Error::unavailable(&format!("change the listener {}", wanted.address), &e);
+        match (&mut self.file, &wanted.access) {
+            (Some(file), Some(access)) => file.set_access(access).map_err(fail)?,
+            (Some(_), None) => {}
+            (None, _) => socket::set_keepalive(&self.socket, keepalive).map_err(fail)?,
+        }
+        socket::listen(&self.socket, wanted.backlog).map_err(fail)?;
+        self.byte_order = wanted.byte_order;
+        Ok(())
     }
 
     /// Clients that wait, and how many can; nothing for a Unix socket, of which the kernel does not tell.
@@ -59,11 +80,23 @@ impl AsFd for Listener {
     }
 }
 
+/// For each entry of a new configuration the index of the listener that is there for it already; the others are to be
+/// bound. Port 0 is any port, so the first entry that asks for it gets the first that did, and so on.
+pub(super) fn keep(listeners: &[Listener], wanted: &[Listen]) -> Vec<Option<usize>> {
+    let mut kept = vec![false; listeners.len()];
+    let mut find = |wanted: &Listen| {
+        let index = (0..listeners.len()).find(|&i| !kept[i] && listeners[i].configured == wanted.address)?;
+        kept[index] = true;
+        Some(index)
+    };
+    wanted.iter().map(&mut find).collect()
+}
+
 /// The listener of control clients.
 #[derive(Debug)]
 pub(super) struct ControlListener {
     socket: OwnedFd,
-    _file: SocketFile,
+    file: SocketFile,
 }
 
 impl ControlListener {
@@ -77,7 +110,13 @@ impl ControlListener {
         let access = Access { mode, owner: None, group: None };
         let (socket, file) = bind_unix(path, Some(&access)).map_err(fail)?;
         socket::listen(&socket, 128).map_err(fail)?;
-        Ok(ControlListener { socket, _file: file })
+        Ok(ControlListener { socket, file })
+    }
+
+    /// Lets others connect from now on.
+    pub(super) fn set_mode(&mut self, mode: Mode) -> Result<(), Error> {
+        let set = self.file.set_access(&Access { mode, owner: None, group: None });
+        set.map_err(|e| Error::unavailable(&format!("change the control socket {}", self.file.path.display()), &e))
     }
 }
 
@@ -112,14 +151,56 @@ fn make_directory(path: &Path) -> io::Result<()> {
 struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
+    /// User and group that it was made with, which are the defaults.
+    born: (u32, u32),
+    /// What it was given last.
+    access: Option<Access>,
+}
+
+impl SocketFile {
+    /// The file of a socket that was bound just now.
+    fn of(path: &Path) -> io::Result<SocketFile> {
+        let found = fs::symlink_metadata(path)?;
+        let born = (found.uid(), found.gid());
+        Ok(SocketFile { path: path.to_owned(), identity: identity(&found), born, access: None })
+    }
+
+    /// What it is now, if it is still there.
+    fn metadata(&self) -> Option<Metadata> {
+        fs::symlink_metadata(&self.path).ok().filter(|found| identity(found) == self.identity)
+    }
+
+    /// Gives it its owner and its mode. What it was given before is not given again: the operator may have changed that
+    /// since, or have removed the file.
+    fn set_access(&mut self, access: &Access) -> io::Result<()> {
+        if self.access.as_ref() == Some(access) {
+            return Ok(());
+        }
+        let gone = || io::Error::new(io::ErrorKind::NotFound, "its file is gone, or is another one's");
+        let found = self.metadata().ok_or_else(gone)?;
+        let uid = access.owner.as_ref().map_or(self.born.0, |owner| owner.uid);
+        let gid = access.group.as_ref().map_or(self.born.1, |group| group.gid);
+        // Between the two steps it is neither what it was nor what it is to be.
+        self.access = None;
+        if (found.uid(), found.gid()) != (uid, gid) {
+            chown(&self.path, Some(uid), Some(gid))?;
+        }
+        fs::set_permissions(&self.path, Permissions::from_mode(access.mode.0))?;
+        self.access = Some(access.clone());
+        Ok(())
+    }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.identity) {
+        if self.metadata().is_some() {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+fn identity(file: &Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
 }
 
 /// Binds a Unix socket and gives its file its mode and owner, before anybody can connect. A file that a daemon before
@@ -132,14 +213,9 @@ fn bind_unix(path: &Path, access: Option<&Access>) -> io::Result<(OwnedFd, Socke
         }
         bound => bound?,
     };
-    let found = fs::symlink_metadata(path)?;
-    let file = SocketFile { path: path.to_owned(), identity: (found.dev(), found.ino()) };
+    let mut file = SocketFile::of(path)?;
     if let Some(access) = access {
-        let (owner, group) = (access.owner.as_ref().map(|o| o.uid), access.group.as_ref().map(|g| g.gid));
-        if owner.is_some() || group.is_some() {
-            chown(path, owner, group)?;
-        }
-        fs::set_permissions(path, Permissions::from_mode(access.mode.0))?;
+        file.set_access(access)?;
     }
     Ok((socket, file))
 }
@@ -159,25 +235,26 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::user::Group;
 
     fn at(path: PathBuf) -> Listen {
         Listen::new(Address::Unix(path))
     }
 
     fn refusal(wanted: &Listen) -> String {
-        Listener::bind(wanted, None).expect_err("must not bind").to_string()
+        Listener::bind(0, wanted, None).expect_err("must not bind").to_string()
     }
 
     #[test]
     fn a_stale_socket_is_replaced_a_live_one_and_a_file_are_not() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("rpc.sock");
-        let live = Listener::bind(&at(path.clone()), None).expect("bind");
+        let live = Listener::bind(0, &at(path.clone()), None).expect("bind");
         assert!(refusal(&at(path.clone())).contains("another process listens there"));
-        std::mem::forget(live._file);
+        std::mem::forget(live.file);
         drop(live.socket);
         assert!(path.exists());
-        drop(Listener::bind(&at(path.clone()), None).expect("the stale one is replaced"));
+        drop(Listener::bind(0, &at(path.clone()), None).expect("the stale one is replaced"));
         assert!(!path.exists(), "removed at the end");
         fs::write(&path, "precious").expect("write");
         assert!(refusal(&at(path.clone())).contains("not a socket"));
@@ -188,9 +265,9 @@ mod tests {
     fn a_socket_file_that_is_another_ones_is_left_alone() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("rpc.sock");
-        let first = Listener::bind(&at(path.clone()), None).expect("bind");
+        let first = Listener::bind(0, &at(path.clone()), None).expect("bind");
         fs::rename(&path, directory.path().join("moved")).expect("rename");
-        let second = Listener::bind(&at(path.clone()), None).expect("bind");
+        let second = Listener::bind(0, &at(path.clone()), None).expect("bind");
         drop(first);
         assert!(path.exists());
         drop(second);
@@ -198,10 +275,80 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wanted_again_is_kept_once_and_the_rest_is_to_be_bound() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let unix = |name: &str| at(directory.path().join(name));
+        let free = || Listen::new("127.0.0.1:0".parse().expect("an address"));
+        let there = [free(), unix("a"), free()].map(|wanted| Listener::bind(0, &wanted, None).expect("bind"));
+        let six = Listen::new("[::1]:0".parse().expect("an address"));
+        let wanted = [unix("b"), free(), Listen { backlog: 7, ..unix("a") }, six, free(), free()];
+        assert_eq!(keep(&there, &wanted), [None, Some(0), Some(1), None, Some(2), None]);
+        assert_eq!(keep(&[], &wanted[..1]), [None]);
+    }
+
+    #[test]
+    fn a_listener_that_is_kept_becomes_what_is_wanted_and_its_clients_wait_on() {
+        let wanted = Listen::new("127.0.0.1:0".parse().expect("an address"));
+        let mut listener = Listener::bind(0, &wanted, None).expect("bind");
+        let Address::Tcp(address) = listener.address else { panic!("a TCP address") };
+        let _first = std::net::TcpStream::connect(address).expect("connect");
+        let idle = Some(Duration::from_secs(100));
+        listener.adopt(&Listen { backlog: 7, byte_order: OrderRule::Big, ..wanted }, idle).expect("adopt");
+        assert_eq!((listener.byte_order, listener.queue()), (OrderRule::Big, Some((1, 7))));
+        let _second = std::net::TcpStream::connect(address).expect("connect");
+        socket::accept(&listener).expect("accept").expect("the first waits");
+        let second = socket::accept(&listener).expect("accept").expect("the second waits");
+        assert_eq!(socket::keepalive(&second.socket), idle);
+    }
+
+    #[test]
+    fn the_file_of_a_socket_that_is_kept_gets_its_new_owner_and_mode_or_nothing_changes() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let path = directory.path().join("rpc.sock");
+        let before = at(path.clone());
+        let mut listener = Listener::bind(0, &before, None).expect("bind");
+        let is = || fs::metadata(&path).map(|found| (found.gid(), found.mode() & 0o777)).expect("stat");
+        let (born, _) = is();
+        let given = |group, mode| {
+            let access = Access { mode: Mode(mode), owner: None, group };
+            Listen { byte_order: OrderRule::Big, access: Some(access), ..before.clone() }
+        };
+
+        listener.adopt(&given(None, 0o606), None).expect("it is ours");
+        assert_eq!((listener.byte_order, is()), (OrderRule::Big, (born, 0o606)));
+        listener.adopt(&before, None).expect("undo");
+        let other = Group::find("3999999999").expect("the database of groups");
+        match listener.adopt(&given(other, 0o600), None) {
+            Ok(()) => assert_eq!(is(), (3_999_999_999, 0o600)),
+            Err(e) => {
+                assert!(matches!(e, Error::Permission(_)) && process::user() != 0, "{e}");
+                assert_eq!(listener.byte_order, OrderRule::Little);
+            }
+        }
+        listener.adopt(&before, None).expect("undo");
+        assert_eq!((listener.byte_order, is()), (OrderRule::Little, (born, 0o660)));
+
+        fs::remove_file(&path).expect("it is there");
+        listener.adopt(&before, None).expect("there is nothing to change");
+        let error = listener.adopt(&given(None, 0o600), None).expect_err("there is no file");
+        assert!(error.to_string().ends_with("rpc.sock: its file is gone, or is another one's"), "{error}");
+        assert_eq!(listener.byte_order, OrderRule::Little);
+    }
+
+    #[test]
+    fn the_control_socket_gets_another_mode() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let path = directory.path().join("control.sock");
+        let mut control = ControlListener::bind(&path, false, Mode(0o660)).expect("bind");
+        control.set_mode(Mode(0o600)).expect("it is ours");
+        assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o777, 0o600);
+    }
+
+    #[test]
     fn the_mode_is_set_and_a_link_for_a_directory_is_refused() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("rpc.sock");
-        let listener = Listener::bind(&at(path.clone()), None).expect("bind");
+        let listener = Listener::bind(0, &at(path.clone()), None).expect("bind");
         assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o777, 0o660);
         assert_eq!(listener.queue(), None);
         let link = directory.path().join("link");

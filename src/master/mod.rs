@@ -258,8 +258,8 @@ impl Master {
             Signal::Child,
             Signal::User1,
             Signal::Hangup,
-            Signal::More,
-            Signal::Less,
+            Signal::TerminalInput,
+            Signal::TerminalOutput,
         ])
         .map_err(Error::system("catch signals"))?;
         let poller = Poller::new(BATCH).map_err(Error::system("make a poller"))?;
@@ -381,8 +381,8 @@ impl Master {
                         log::warn!("SIGHUP: {}", refusal.message);
                     }
                 }
-                Signal::More => self.step("SIGTTIN", 1),
-                Signal::Less => self.step("SIGTTOU", -1),
+                Signal::TerminalInput => self.step("SIGTTIN", 1),
+                Signal::TerminalOutput => self.step("SIGTTOU", -1),
             }
         }
     }

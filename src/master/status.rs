@@ -93,7 +93,7 @@ impl Master {
         let clients = worker.leases.clients() as u64;
         let (reason, by) = match member.state {
             State::Draining { until, why } => (why.to_string(), Some(until)),
-            State::Held => ("an operator holds it".to_owned(), None),
+            State::Held { .. } => ("an operator holds it".to_owned(), None),
             State::Killed => ("it was killed".to_owned(), None),
             State::Starting { .. } | State::Ready { .. } => ("it is being replaced".to_owned(), None),
         };
@@ -114,7 +114,7 @@ impl Master {
 /// Why a worker is still there that has no seat any more.
 fn waits_for(worker: &Worker, member: &Member, clients: u64) -> String {
     match (member.state, worker.method_in_turn()) {
-        (State::Held, _) if clients == 0 => "its release".to_owned(),
+        (State::Held { .. }, _) if clients == 0 => "its release".to_owned(),
         (State::Killed, _) => "its end".to_owned(),
         (State::Starting { .. } | State::Ready { .. }, _) => "its successor".to_owned(),
         (_, Some(method)) => format!("method {method:?} to return"),
@@ -128,7 +128,7 @@ fn worker_state(member: &Member) -> WorkerState {
         State::Starting { .. } => WorkerState::Starting,
         State::Ready { .. } if member.is_stalled => WorkerState::Stalled,
         State::Ready { .. } => WorkerState::Ready,
-        State::Held => WorkerState::Held,
+        State::Held { .. } => WorkerState::Held,
         State::Draining { .. } | State::Killed => WorkerState::Draining,
     }
 }
@@ -137,7 +137,7 @@ fn listener_status(listener: &Listener) -> ListenerStatus {
     let queue = listener.queue();
     ListenerStatus {
         address: listener.address.to_string(),
-        byte_order: listener.wanted.byte_order,
+        byte_order: listener.byte_order,
         queue: queue.map(|(waiting, _)| waiting),
         queue_max: queue.map(|(_, most)| most),
         accepted_total: listener.accepted,

@@ -53,6 +53,20 @@ pub enum Exit {
     },
 }
 
+impl Exit {
+    /// Whether the process did that to itself: by exiting, or by what it executed (the signals that signal(7) calls
+    /// synchronous, and abort(3)). All others, SIGKILL first, come from outside.
+    #[must_use]
+    pub fn is_own_doing(self) -> bool {
+        use Signal::*;
+        let own = [SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP];
+        match self {
+            Exit::Status(_) => true,
+            Exit::Signal { number, .. } => own.iter().any(|signal| *signal as i32 == number),
+        }
+    }
+}
+
 impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
@@ -140,6 +154,14 @@ pub fn resident_memory(pid: u32) -> Option<u64> {
     pages.checked_mul(page)
 }
 
+/// Processes that the kernel has killed for want of memory since the system began, whosever they were: `oom_kill` of
+/// /proc/vmstat (proc(5)). If it has grown when one was killed by SIGKILL, that was probably the kernel's doing.
+#[must_use]
+pub fn oom_kills() -> Option<u64> {
+    let counters = fs::read_to_string("/proc/vmstat").ok()?;
+    counters.lines().find_map(|line| line.strip_prefix("oom_kill "))?.parse().ok()
+}
+
 /// Gives this process the name that ps(1) and top(1) show, of which the kernel keeps 15 bytes. Without it a
 /// program run by its descriptor is called by the number of that.
 pub fn set_name(name: &str) {
@@ -156,4 +178,32 @@ fn pid_of(pid: u32) -> Pid {
 
 fn number(pid: Pid) -> u32 {
     pid.as_raw().unsigned_abs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_process_does_to_itself_is_told_from_what_is_done_to_it() {
+        use Signal::*;
+        let killed_by = |signal| Exit::Signal { number: signal as i32, core: false };
+        for exit in [0, 1, 70].map(Exit::Status) {
+            assert!(exit.is_own_doing(), "{exit}");
+        }
+        for exit in [SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP].map(killed_by) {
+            assert!(exit.is_own_doing(), "{exit}");
+        }
+        for exit in [SIGKILL, SIGTERM, SIGINT, SIGHUP, SIGUSR2, SIGPIPE, SIGALRM, SIGXCPU].map(killed_by) {
+            assert!(!exit.is_own_doing(), "{exit}");
+        }
+        // A real-time signal, for which nix has no name.
+        assert!(!Exit::Signal { number: 40, core: false }.is_own_doing());
+    }
+
+    #[test]
+    fn the_kernel_tells_how_often_it_was_out_of_memory() {
+        let told = fs::read_to_string("/proc/vmstat").is_ok_and(|counters| counters.contains("\noom_kill "));
+        assert_eq!(oom_kills().is_some(), told);
+    }
 }

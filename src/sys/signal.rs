@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1};
 use signal_hook::low_level::pipe;
 
 /// The signals that mean something here.
@@ -22,6 +22,10 @@ pub enum Signal {
     User1,
     /// SIGHUP.
     Hangup,
+    /// SIGTTIN.
+    TerminalInput,
+    /// SIGTTOU.
+    TerminalOutput,
 }
 
 impl Signal {
@@ -32,6 +36,8 @@ impl Signal {
             Signal::Child => SIGCHLD,
             Signal::User1 => SIGUSR1,
             Signal::Hangup => SIGHUP,
+            Signal::TerminalInput => SIGTTIN,
+            Signal::TerminalOutput => SIGTTOU,
         }
     }
 }
@@ -85,7 +91,7 @@ impl AsFd for Signals {
 /// # Errors
 /// Those of sigaction(2).
 pub fn ignore_group_signals() -> io::Result<()> {
-    for signal in [SIGTERM, SIGINT, SIGHUP, SIGUSR1] {
+    for signal in [SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGTTIN, SIGTTOU] {
         signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
     }
     Ok(())

@@ -44,8 +44,12 @@ pub fn bind_tcp(address: SocketAddr, keepalive: Option<Duration>) -> io::Result<
     Ok(listener)
 }
 
-/// A client that says nothing for `idle` is probed; one that answers none of five probes is gone.
-fn set_keepalive(socket: &OwnedFd, idle: Option<Duration>) -> io::Result<()> {
+/// A client that says nothing for `idle` is probed; one that answers none of five probes is gone. Of a listener it holds
+/// for those that it accepts from then on.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn set_keepalive(socket: &OwnedFd, idle: Option<Duration>) -> io::Result<()> {
     setsockopt(socket, sockopt::KeepAlive, &idle.is_some())?;
     if let Some(idle) = idle {
         let idle = u32::try_from(idle.as_secs()).unwrap_or(u32::MAX).clamp(1, 32_767); // tcp(7): MAX_TCP_KEEPIDLE
@@ -54,6 +58,13 @@ fn set_keepalive(socket: &OwnedFd, idle: Option<Duration>) -> io::Result<()> {
         setsockopt(socket, sockopt::TcpKeepCount, &5)?;
     }
     Ok(())
+}
+
+/// What [`set_keepalive`] set, or what was inherited of it.
+#[cfg(test)]
+pub fn keepalive(socket: &OwnedFd) -> Option<Duration> {
+    let on = getsockopt(socket, sockopt::KeepAlive).expect("SO_KEEPALIVE");
+    on.then(|| Duration::from_secs(getsockopt(socket, sockopt::TcpKeepIdle).expect("TCP_KEEPIDLE").into()))
 }
 
 /// A Unix stream socket that is bound and not yet listening, so that its file can still get its mode and owner.
@@ -66,7 +77,8 @@ pub fn bind_unix(path: &Path) -> io::Result<OwnedFd> {
     Ok(listener)
 }
 
-/// Lets clients connect. The kernel caps `backlog` at net.core.somaxconn (listen(2)).
+/// Lets clients connect. The kernel caps `backlog` at net.core.somaxconn (listen(2)). On a socket that listens already it
+/// changes the backlog, and nobody who waits is lost.
 ///
 /// # Errors
 /// Those of listen(2): EADDRINUSE among them, which is how TCP tells of another listener.
