@@ -21,6 +21,7 @@
 
 mod backoff;
 pub mod dispatch;
+pub mod rebalance;
 
 use std::time::{Duration, Instant};
 
