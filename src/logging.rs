@@ -53,6 +53,7 @@ pub fn prepare(name: &str, settings: &Log) -> io::Result<Prepared> {
 
 /// Where log lines can go to.
 #[must_use]
+#[derive(Debug)]
 pub struct Prepared {
     name: String,
     target: Target,
@@ -181,6 +182,7 @@ impl<E: Write> Output<E> {
     }
 }
 
+#[derive(Debug)]
 enum Target {
     Stderr,
     Journal,
@@ -213,6 +215,7 @@ fn open_file(path: &Path) -> io::Result<File> {
 ///
 /// Not connected: each message finds the socket that is at the path then, also after a restart of syslogd.
 /// The crate's own backend stays silent for ever after one, and blocks while nobody reads.
+#[derive(Debug)]
 struct Syslog {
     socket: UnixDatagram,
     path: PathBuf,

@@ -52,8 +52,8 @@ fn what_is_no_request_is_refused_and_the_connection_goes_on() {
         ("{\"in\":\"\\u001b[2J\"}", "unknown_verb", "\\u{1b}"),
         ("{\"in\":\"status\",\"params\":{\"all\":true}}", "bad_params", "unknown field `all`"),
         ("{\"in\":\"stop\",\"params\":{\"now\":true}}", "bad_params", "unknown field `now`"),
-        ("{\"in\":\"stop\",\"params\":7}", "bad_params", "invalid type"),
-        ("{\"in\":\"stop\",\"params\":[]}", "bad_params", "invalid type"),
+        ("{\"in\":\"stop\",\"params\":7}", "bad_params", "expected an object"),
+        ("{\"in\":\"stop\",\"params\":[]}", "bad_params", "expected an object"),
     ] {
         client.send_frame(request);
         let fault = client.reply().value().expect_err(request);

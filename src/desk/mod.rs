@@ -34,7 +34,7 @@ use std::ops::Range;
 use crate::proto::frame::PREFIX;
 use crate::sys::memory::{self, Bytes, PAGE, Words};
 
-pub use header::{Header, Turn};
+pub use header::Header;
 pub use recovery::Bytes as ClientBytes;
 pub use slot::{Found, Marks, Place, Slot, State, View};
 
@@ -79,6 +79,12 @@ impl Layout {
     #[must_use]
     pub fn slots(self) -> u32 {
         self.slots
+    }
+
+    /// Longest frame that has a place, in bytes.
+    #[must_use]
+    pub fn max_frame(self) -> u32 {
+        self.max_frame
     }
 
     /// Longest reply with its prefix, in bytes.

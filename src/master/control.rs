@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use super::listener::ControlListener;
 use super::{Master, Token};
 use crate::proto::control::{
-    Code, Drain, Hold, MAX_REQUEST, PATIENCE, Rebalance, Rebalanced, Recycle, Refusal, Release, Reloaded, Scale, Settled,
+    Code, Drain, Hold, MAX_REQUEST, PATIENCE, Rebalance, Rebalanced, Recycle, Refusal, Reloaded, Scale, Settled,
     Stopped, Verb, Version,
 };
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};

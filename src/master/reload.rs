@@ -9,12 +9,12 @@
 //!
 //! A generation is the number of a configuration that was tried; each has its own, also one that was rolled back.
 
-use std::io;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::listener::{self, Listener};
-use super::{Master, Token, client_limits, target};
+use super::{Error, Master, Token, client_limits, target};
 use crate::config::{self, Config};
 use crate::desk::Layout;
 use crate::logging;
@@ -82,22 +82,16 @@ impl Master {
         };
         let reject = |sentence: String| Refusal::new(Code::Rejected, sentence);
         let limits = client_limits(&config, self.descriptors).map_err(|e| reject(e.to_string()))?;
+        // The clients there are come along, with all that is parked of them.
+        let frame = config.limits.max_frame.max(self.config.limits.max_frame);
+        let slots = limits.slots.max(self.layout.slots()).min(Layout::most_slots(frame));
+        let layout = Layout::new(slots, frame);
         let log = logging::prepare(&self.name, &config.log).map_err(|e| reject(format!("cannot open the log: {e}")))?;
-        let mut listeners = Vec::new();
-        for (wanted, kept) in config.listen.iter().zip(listener::plan(&self.listeners, &config.listen)) {
-            listeners.push(match kept {
-                Some(index) => Planned::Keep(self.listeners[index].number),
-                None => {
-                    self.listener_number += 1;
-                    let bound = Listener::bind(self.listener_number, wanted, config.limits.tcp_keepalive);
-                    Planned::New(bound.map_err(|e| reject(e.to_string()))?)
-                }
-            });
-        }
+        let listeners = self.plan_listeners(&config).map_err(|e| reject(e.to_string()))?;
         self.last_generation = Generation(self.last_generation.0 + 1);
         Ok(Reload {
             generation: self.last_generation,
-            layout: Layout::new(limits.slots, config.limits.max_frame),
+            layout,
             config,
             config_file: file,
             max_clients: limits.clients,
@@ -105,6 +99,36 @@ impl Master {
             log,
             began: now,
         })
+    }
+
+    /// Binds what is new, and changes what stays; that is undone if not all can be done.
+    fn plan_listeners(&mut self, config: &Config) -> Result<Vec<Planned>, Error> {
+        let keepalive = config.limits.tcp_keepalive;
+        let kept = listener::keep(&self.listeners, &config.listen);
+        let mut planned = Vec::new();
+        for (wanted, kept) in config.listen.iter().zip(&kept) {
+            planned.push(match kept {
+                Some(index) => Planned::Keep(self.listeners[*index].number),
+                None => {
+                    self.listener_number += 1;
+                    Planned::New(Listener::bind(self.listener_number, wanted, keepalive)?)
+                }
+            });
+        }
+        for (wanted, index) in config.listen.iter().zip(kept).filter_map(|(wanted, kept)| Some((wanted, kept?))) {
+            if let Err(e) = self.listeners[index].adopt(wanted, keepalive) {
+                self.restore_listeners();
+                return Err(e);
+            }
+        }
+        Ok(planned)
+    }
+
+    /// All listeners are again as the configuration in force has them, which they have been before.
+    fn restore_listeners(&mut self) {
+        for (listener, wanted) in self.listeners.iter_mut().zip(&self.config.listen) {
+            warn("restore a listener", listener.adopt(wanted, self.config.limits.tcp_keepalive));
+        }
     }
 
     /// All workers of the new configuration are ready: from now on it is in force.
@@ -115,7 +139,7 @@ impl Master {
         if config.control.mode != self.config.control.mode {
             warn("set the mode of the control socket", self.control_listener.set_mode(config.control.mode));
         }
-        self.exchange_listeners(listeners, &config);
+        self.exchange_listeners(listeners);
         if config.limits.max_clients_per_address != self.config.limits.max_clients_per_address {
             self.addresses = self.count_addresses(&config);
         }
@@ -135,6 +159,7 @@ impl Master {
     pub(super) fn abandon_reload(&mut self, why: String) {
         let Some(reload) = self.reload.take() else { return };
         log::error!("generation {} is rolled back: {why}", reload.generation);
+        self.restore_listeners();
         self.note_verdict(Verdict::RolledBack, Some(why.clone()));
         self.control.say_reloaded(&Err(Refusal::new(Code::RolledBack, why)));
     }
@@ -144,17 +169,15 @@ impl Master {
         self.last_reload = Some(LastReload { at, verdict, message });
     }
 
-    /// Those that stay take what is new for them, new ones are watched, and the others go when nobody waits there any more.
-    fn exchange_listeners(&mut self, planned: Vec<Planned>, config: &Config) {
+    /// New listeners are watched, and those that are not wanted any more go when nobody waits there any more. The first ones
+    /// are in the order of the configuration.
+    fn exchange_listeners(&mut self, planned: Vec<Planned>) {
         let mut before = std::mem::take(&mut self.listeners);
-        for (planned, wanted) in planned.into_iter().zip(&config.listen) {
+        for planned in planned {
             match planned {
                 Planned::Keep(number) => {
-                    let Some(index) = before.iter().position(|listener| listener.number == number) else { continue };
-                    let mut listener = before.remove(index);
-                    let adopted = listener.adopt(wanted, config.limits.tcp_keepalive);
-                    warn(&format!("change all of {}", listener.address), adopted);
-                    self.listeners.push(listener);
+                    let kept = before.iter().position(|listener| listener.number == number);
+                    self.listeners.extend(kept.map(|index| before.remove(index)));
                 }
                 Planned::New(listener) => {
                     let token = Token::Listener(listener.number).into();
@@ -173,7 +196,7 @@ impl Master {
 }
 
 /// What was found to be possible before, and is not now: the rest is in force all the same.
-fn warn(what: &str, result: io::Result<()>) {
+fn warn(what: &str, result: Result<(), impl fmt::Display>) {
     if let Err(e) = result {
         log::error!("cannot {what}: {e}");
     }

@@ -5,11 +5,12 @@ use std::time::Instant;
 
 use super::client::Client;
 use super::leases::{Done, Recovered};
+use super::watch::Watch;
 use super::worker::Worker;
 use super::{Master, Token};
 use crate::channel::Heard;
 use crate::config::Config;
-use crate::pool::Late;
+use crate::pool::{Late, State};
 use crate::proto::channel::{Ready, Settings, Start, Stop, ToMaster, ToWorker, VERSION};
 use crate::proto::names::{Generation, WorkerId};
 use crate::sys::poll::Interest;
@@ -69,28 +70,23 @@ impl Master {
             self.close_culprit(client, peer);
         }
 
-        let is_expected = self.pool.is_stopping() || self.pool.member(id).is_none_or(|member| member.is_leaving());
-        let Some(delay) = self.pool.exited(id, has_answered || blame.request.is_some(), now) else {
-            return match exit {
-                Exit::Status(0) => log::info!("{name} finished"),
-                Exit::Status(_) | Exit::Signal { .. } if self.pool.is_stopping() => {
-                    log::warn!("{name} {cause}; {} clients closed", moved + lost);
-                }
-                Exit::Status(_) | Exit::Signal { .. } => {
-                    log::warn!("{name} {cause}; {moved} clients moved, {lost} closed, {}", blame.outcome);
-                }
-            };
-        };
-        if exit == Exit::Status(0) && (is_expected || has_answered) {
+        let is_unneeded = self.pool.member(id).is_none_or(|member| !matches!(member.state, State::Ready { .. }));
+        let delay = self.pool.exited(id, has_answered || blame.request.is_some(), now);
+        if exit == Exit::Status(0) && blame.request.is_none() && (has_answered || is_unneeded) {
             return log::info!("{name} finished; {moved} clients moved");
         }
+        if self.pool.is_stopping() {
+            return log::warn!("{name} {cause}; {} clients closed", moved + lost);
+        }
+        let next = match delay {
+            Some(delay) if delay.is_zero() => "; its successor starts now".to_owned(),
+            Some(delay) => format!("; its successor starts in {} ms", delay.as_millis()),
+            None => String::new(),
+        };
+        log::warn!("{name} {cause}; {moved} clients moved, {lost} closed, {}{next}", blame.outcome);
         self.counts.deaths += 1;
-        self.seat(index).last_death = Some(cause.clone());
-        let next = if delay.is_zero() { "now".to_owned() } else { format!("in {} ms", delay.as_millis()) };
-        log::warn!(
-            "{name} {cause}; {moved} clients moved, {lost} closed, {}; its successor starts {next}",
-            blame.outcome
-        );
+        self.last_failure = Some(cause.clone());
+        self.seat(index).last_death = Some(cause);
     }
 
     /// Clients that a worker does not have any more, to be leased to others: those first that have waited longest, so that
@@ -131,6 +127,9 @@ impl Master {
         self.addresses.leave(&client.peer);
         self.strikes.forget(client.id);
         self.clients -= 1;
+        if self.clients == 0 {
+            self.watch = Watch::default();
+        }
         self.gate.relieve();
     }
 
@@ -238,6 +237,7 @@ impl Master {
             seat: index as u32,
             generation,
             slots: layout.slots(),
+            longest: layout.max_frame(),
             quarantined: self.strikes.quarantined().to_vec(),
             settings: settings(config, id),
         };
@@ -251,7 +251,9 @@ impl Master {
                 self.workers.insert(id, worker);
             }
             Err(e) => {
-                self.seat(index).last_death = Some(format!("cannot be started: {e}"));
+                let reason = format!("cannot be started: {e}");
+                self.last_failure = Some(reason.clone());
+                self.seat(index).last_death = Some(reason);
                 let delay = self.pool.exited(id, false, now).unwrap_or_default();
                 log::error!("worker {id} cannot be started: {e}; trying again in {} ms", delay.as_millis());
             }
@@ -262,9 +264,9 @@ impl Master {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         match why {
             Late::NotReady => {
-                let took = now.duration_since(worker.started);
-                worker.failure = Some(format!("it was not ready within {took:.1?}"));
-                log::warn!("{} is not ready after {took:.1?}; killing it", worker.name());
+                let limit = self.pool.target().start_timeout;
+                worker.failure = Some(format!("it was not ready within {limit:?}"));
+                log::warn!("{} is not ready after {limit:?}; killing it", worker.name());
             }
             Late::NotGone => {
                 self.counts.killed += 1;

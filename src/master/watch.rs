@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::Master;
 use super::worker::Worker;
-use crate::pool::rebalance;
+use crate::pool::{State, rebalance};
 use crate::proto::channel::ToWorker;
 use crate::proto::names::WorkerId;
 use crate::sys::clock;
@@ -105,7 +105,7 @@ impl Master {
     fn look_at(&mut self, id: WorkerId, limit: Duration, now: Instant) -> Option<Instant> {
         let worker = self.workers.get_mut(&id).filter(|worker| worker.leases.clients() > 0)?;
         let member = *self.pool.member(id)?;
-        if member.is_held() {
+        if matches!(member.state, State::Held { .. }) {
             // It was in a turn when it was taken from before, perhaps.
             self.take_and_tell(id);
             return None;

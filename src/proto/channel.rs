@@ -100,6 +100,8 @@ pub struct Start {
     pub generation: Generation,
     /// Slots on its desk.
     pub slots: u32,
+    /// Longest frame that its desk has places for: that of the settings, or more after a reload, for what is parked.
+    pub longest: u32,
     /// Methods that are not run.
     pub quarantined: Vec<String>,
     /// The rules.

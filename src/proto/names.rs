@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub struct ClientId(pub u64);
 
 /// A worker process. Counts up for as long as the daemon lives; never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct WorkerId(pub u64);
 

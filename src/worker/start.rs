@@ -74,7 +74,7 @@ fn serve<S: 'static>(
     // It serves as many clients as its master may have; a lower limit shows when they come.
     let _ = fd::raise_limit();
     logging::start(&start.name, &start.settings.log).map_err(|e| format!("cannot open the log: {e}"))?;
-    let layout = Layout::new(start.slots, start.settings.max_frame);
+    let layout = Layout::new(start.slots, start.longest);
     let desk = WorkerDesk::map(file, layout).map_err(|e| format!("cannot map the desk: {e}"))?;
     let Start { name, worker, seat, generation, settings, .. } = start;
     let mut service = Running::start(methods, WorkerInfo { name, worker, seat, generation })?;
