@@ -10,7 +10,7 @@ use std::thread;
 
 use common::program::{FDPASSCTL, Program, control_socket, ctl, run};
 use common::{FDPASSD, faulty, start};
-use fdpassd::proto::control::{Status, Version};
+use fdpassd::proto::control::{Status, Verb, Version};
 use serde_json::{Value, json};
 
 #[test]
@@ -118,9 +118,9 @@ fn every_way_to_fail_has_its_exit_code_and_its_sentence() {
         assert_eq!((said.code, said.out.as_str()), (Some(code), ""), "{arguments:?}: {}", said.err);
         assert!(said.err.contains(words), "{arguments:?}: {words:?} is not in {:?}", said.err);
     }
-    for verb in ["status", "call", "stop", "version"] {
-        let said = run(FDPASSCTL, &["--help"]);
-        assert!(said.code == Some(0) && said.out.contains(&format!("\n  {verb} ")), "{}", said.out);
+    let said = run(FDPASSCTL, &["--help"]);
+    for verb in Verb::ALL.iter().map(|verb| verb.as_str()).chain(["call"]) {
+        assert!(said.code == Some(0) && said.out.contains(&format!("\n  {verb} ")), "{verb}: {}", said.out);
     }
 }
 

@@ -4,11 +4,13 @@ mod common;
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 
 use common::{FDPASSD, start};
 use fdpassd::testing::{Running, Setup, eventually};
+use serde_json::json;
 
 #[test]
 fn a_killed_worker_has_a_successor_and_its_client_does_not_notice() {
@@ -23,6 +25,26 @@ fn a_killed_worker_has_a_successor_and_its_client_does_not_notice() {
     assert_eq!(client.call("ping", 2).expect("a result"), 2);
     assert!(daemon.worker_pids().iter().all(|pid| !before.contains(pid)));
     daemon.wait_for_log("killed by signal 9");
+}
+
+#[test]
+fn the_operators_side_can_be_asked_with_params_and_later() {
+    let daemon = start("");
+    let mut version = daemon.ctl_request("version", ());
+    let refused = daemon.ctl_with("status", json!({ "verbose": true })).expect_err("status takes no params");
+    assert_eq!(refused.code(), "bad_params");
+    assert_eq!(version.reply().value().expect("a result")["pid"], daemon.pid());
+}
+
+#[test]
+fn another_configuration_lies_where_the_daemon_reads_it() {
+    let daemon = start("");
+    daemon.write_config("log.level = \"warn\"");
+    let checked = Command::new(FDPASSD).arg("-T").arg("-c").arg(daemon.directory().join("config.toml")).output();
+    let shown = String::from_utf8(checked.expect("it runs").stdout).expect("text");
+    assert!(shown.contains("level = \"warn\""), "{shown}");
+    let socket = daemon.directory().join("control.sock").display().to_string();
+    assert!(shown.contains(&socket) && shown.contains("127.0.0.1:0"), "{shown}");
 }
 
 #[test]

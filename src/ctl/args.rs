@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::value::RawValue;
 
+use super::change::Change;
 use crate::proto::frame::ByteOrder;
 use crate::proto::names::Address;
 
@@ -21,7 +22,7 @@ pub(super) struct Arguments {
     #[arg(long, global = true)]
     pub(super) json: bool,
 
-    /// How long to wait, in seconds or like "1m 30s" [default: 10s, for stop: 1m]
+    /// How long to wait, in seconds or like "1m 30s" [default: 10s; 1m for what takes longer, 1h for "drain --wait"]
     #[arg(long, global = true, value_name = "TIME", value_parser = timeout)]
     timeout: Option<Duration>,
 
@@ -35,10 +36,10 @@ pub(super) enum Verb {
     Status,
     /// Send one request as a client does, and print the result as it came
     Call(Call),
-    /// End the daemon gracefully and wait until it is gone
-    Stop,
     /// Show the versions of fdpassctl and of the running daemon
     Version,
+    #[command(flatten)]
+    Change(Change),
 }
 
 #[derive(Debug, clap::Args)]
@@ -61,8 +62,8 @@ pub(super) struct Call {
 
 impl Arguments {
     pub(super) fn timeout(&self) -> Duration {
-        let usual = if matches!(self.verb, Verb::Stop) { Duration::from_secs(60) } else { Duration::from_secs(10) };
-        self.timeout.unwrap_or(usual)
+        let takes_long = if let Verb::Change(change) = &self.verb { change.takes_long() } else { None };
+        self.timeout.unwrap_or(takes_long.map_or(Duration::from_secs(10), |(_, usual)| usual))
     }
 }
 
@@ -129,8 +130,20 @@ mod tests {
         for text in ["0", "-1", "nan", "1e300", "inf", "2days", "soon", "500000000000years"] {
             parse(&format!("fdpassctl status --timeout={text}")).expect_err(text);
         }
-        assert_eq!(parse("fdpassctl status").expect("valid").timeout(), Duration::from_secs(10));
-        assert_eq!(parse("fdpassctl stop").expect("valid").timeout(), Duration::from_secs(60));
+    }
+
+    #[test]
+    fn what_takes_longer_is_waited_for_longer() {
+        for (lines, seconds) in [
+            (&["status", "version", "call x", "release 1", "drain", "undrain", "rebalance"][..], 10),
+            (&["stop", "reload", "scale 4", "recycle all", "hold 1"], 60),
+            (&["drain --wait"], 3600),
+        ] {
+            for line in lines {
+                let arguments = parse(&format!("fdpassctl {line}")).expect(line);
+                assert_eq!(arguments.timeout(), Duration::from_secs(seconds), "{line}");
+            }
+        }
     }
 
     #[test]

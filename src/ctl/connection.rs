@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::error::Error;
@@ -69,18 +70,27 @@ impl Connection {
         Ok(Connection { stream: connect(address, deadline)?, order, limit: MAX_RESULT, deadline })
     }
 
-    /// Asks the daemon. The result is as the daemon wrote it.
+    /// Asks the daemon for what has no params. The result is as the daemon wrote it.
     pub(super) fn ask(&mut self, verb: Verb) -> Result<Box<RawValue>, Error> {
-        match self.call(verb.as_str(), None) {
+        self.asked(verb, None::<&()>)
+    }
+
+    /// Asks the daemon, with params. The result is as the daemon wrote it.
+    pub(super) fn ask_with(&mut self, verb: Verb, params: &impl Serialize) -> Result<Box<RawValue>, Error> {
+        self.asked(verb, Some(params))
+    }
+
+    fn asked(&mut self, verb: Verb, params: Option<&impl Serialize>) -> Result<Box<RawValue>, Error> {
+        match self.call(verb.as_str(), params) {
             Ok(reply) if reply.name == verb.as_str() => Ok(reply.result),
             Ok(reply) => Err(Error::NoReply(format!("asked for {:?}, got {:?}", verb.as_str(), reply.name))),
-            Err(Error::Refused { code, message }) if code == FORBIDDEN => Err(Error::Forbidden(message)),
+            Err(Error::Refused { code, message, .. }) if code == FORBIDDEN => Err(Error::Forbidden(message)),
             Err(error) => Err(error),
         }
     }
 
     /// Sends one request and waits for its reply. An error reply is [`Error::Refused`].
-    pub(super) fn call(&mut self, method: &str, params: Option<&RawValue>) -> Result<Reply, Error> {
+    pub(super) fn call(&mut self, method: &str, params: Option<&impl Serialize>) -> Result<Reply, Error> {
         let request = self.frame(&Request { method, params })?;
         let sent = self.write_all(&request);
         // Also when the request was not taken to its end: the reply may be the reason why.
@@ -99,7 +109,7 @@ impl Connection {
         }
     }
 
-    fn frame(&self, request: &Request) -> Result<Vec<u8>, Error> {
+    fn frame(&self, request: &Request<impl Serialize>) -> Result<Vec<u8>, Error> {
         let mut frame = vec![0; PREFIX];
         serde_json::to_writer(&mut frame, request).map_err(|e| Error::Usage(e.to_string()))?;
         let length = u32::try_from(frame.len() - PREFIX)
@@ -180,6 +190,9 @@ impl Reply {
         struct Fault {
             code: String,
             message: String,
+            /// Only the daemon's own refusals have one; a method's error may have anything of that name.
+            #[serde(default)]
+            place: Value,
         }
         let text = std::str::from_utf8(body).map_err(|e| no_reply(&e))?;
         if text.trim_start().starts_with('[') {
@@ -188,8 +201,8 @@ impl Reply {
         }
         let Envelope { out, result } = serde_json::from_str(text).map_err(|e| no_reply(&e))?;
         if out == "error" {
-            let Fault { code, message } = serde_json::from_str(result.get()).map_err(|e| no_reply(&e))?;
-            return Err(Error::Refused { code, message });
+            let Fault { code, message, place } = serde_json::from_str(result.get()).map_err(|e| no_reply(&e))?;
+            return Err(Error::Refused { code, message, display: place["display"].as_str().map(str::to_owned) });
         }
         Ok(Reply { name: out.into_owned(), result: result.to_owned() })
     }
@@ -201,11 +214,11 @@ pub(super) fn no_reply(why: &dyn std::fmt::Display) -> Error {
 }
 
 #[derive(Serialize)]
-struct Request<'a> {
+struct Request<'a, P> {
     #[serde(rename = "in")]
     method: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    params: Option<&'a RawValue>,
+    params: Option<&'a P>,
 }
 
 #[derive(Debug)]

@@ -29,14 +29,14 @@ pub(super) enum Error {
     Connect { address: Address, cause: io::Error },
     /// The kernel or the daemon does not let this user.
     Forbidden(String),
-    /// An error reply.
-    Refused { code: String, message: String },
+    /// An error reply. What it displays shows the message at its place in the configuration file.
+    Refused { code: String, message: String, display: Option<String> },
     /// What came is no reply.
     NoReply(String),
     /// Nothing came in time.
     Timeout(Duration),
-    /// The daemon did not end in time; it goes on ending.
-    StillStopping { name: String, pid: u32 },
+    /// The daemon was not ready with it in time; it goes on.
+    StillGoing { name: String, pid: u32, doing: &'static str },
     /// The arguments say something that cannot be sent.
     Usage(String),
     /// What was asked for could not be written to standard output.
@@ -50,9 +50,15 @@ impl Error {
             Error::Connect { .. } | Error::Refused { .. } | Error::Output(_) => Exit::Failed,
             Error::Forbidden(_) => Exit::Forbidden,
             Error::NoReply(_) | Error::Timeout(_) => Exit::NoReply,
-            Error::StillStopping { .. } => Exit::StillGoing,
+            Error::StillGoing { .. } => Exit::StillGoing,
             Error::Usage(_) => Exit::Usage,
         }
+    }
+
+    /// Lines that go on where the sentence ends.
+    pub(super) fn lines(&self) -> impl Iterator<Item = &str> {
+        let display = if let Error::Refused { display, .. } = self { display.as_deref() } else { None };
+        display.unwrap_or_default().lines()
     }
 }
 
@@ -66,10 +72,14 @@ impl fmt::Display for Error {
             Error::NothingListens(address) => write!(f, "nothing listens at {address}"),
             Error::Connect { address, cause } => write!(f, "cannot connect to {address}: {cause}"),
             Error::Forbidden(what) => write!(f, "forbidden: {what}"),
-            Error::Refused { code, message } => write!(f, "{code}: {message}"),
+            // A mistake in the file is found before anything is done.
+            Error::Refused { code, display: Some(_), .. } => write!(f, "{code}, and nothing was changed:"),
+            Error::Refused { code, message, .. } => write!(f, "{code}: {message}"),
             Error::NoReply(why) => f.write_str(why),
             Error::Timeout(patience) => write!(f, "no reply within {}", humantime::format_duration(*patience)),
-            Error::StillStopping { name, pid } => write!(f, "{name} (pid {pid}) is still stopping"),
+            Error::StillGoing { name, pid, doing } => {
+                write!(f, "{name} (pid {pid}) is still {doing}; it goes on, see \"fdpassctl status\"")
+            }
             Error::Usage(why) => f.write_str(why),
             Error::Output(cause) => write!(f, "cannot write the result: {cause}"),
         }

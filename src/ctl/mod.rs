@@ -4,6 +4,7 @@
 //! what came. fdpassctl knows of the daemon only what the vocabulary in [`proto`](crate::proto) says.
 
 mod args;
+mod change;
 mod connection;
 mod error;
 mod table;
@@ -20,7 +21,7 @@ use clap::Parser;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::proto::control::{self, Status, Stopped, Version};
+use crate::proto::control::{self, Status, Version};
 use crate::proto::frame::{ByteOrder, OrderRule};
 use crate::proto::names::Address;
 use crate::proto::text::Escaped;
@@ -56,6 +57,7 @@ fn run(
             // `fdpassctl status | head -1` is no mishap to talk about.
             if !matches!(&error, Error::Output(cause) if cause.kind() == ErrorKind::BrokenPipe) {
                 let _ = writeln!(err, "fdpassctl: {}", Escaped(&error));
+                let _ = error.lines().try_for_each(|line| writeln!(err, "{}", Escaped(line)));
             }
             error.exit()
         }
@@ -68,8 +70,8 @@ fn perform(arguments: &Arguments, var: impl Fn(&str) -> Option<OsString>, out: &
     match &arguments.verb {
         Verb::Status => status(Connection::to_daemon(&places, deadline)?, arguments.json, out),
         Verb::Call(call) => call_method(call, &places, deadline, out),
-        Verb::Stop => stop(Connection::to_daemon(&places, deadline)?, arguments.json, out),
         Verb::Version => version(Connection::to_daemon(&places, deadline), arguments.json, out),
+        Verb::Change(change) => change.perform(Connection::to_daemon(&places, deadline)?, arguments.json, out),
     }
 }
 
@@ -96,7 +98,7 @@ fn call_method(call: &Call, places: &[PathBuf], deadline: Deadline, out: &mut im
         None => first_listener(places, deadline)?,
     };
     let order = call.byte_order().unwrap_or(order);
-    let reply = Connection::to_listener(&address, order, deadline)?.call(&call.method, call.params.as_deref())?;
+    let reply = Connection::to_listener(&address, order, deadline)?.call(&call.method, call.params.as_ref())?;
     writeln!(out, "{}", reply.result.get()).map_err(Error::Output)
 }
 
@@ -126,26 +128,6 @@ fn reachable(address: Address) -> Address {
         }
         other => other,
     }
-}
-
-/// The reply comes just before the daemon ends; it is gone when it no longer holds the connection.
-fn stop(mut daemon: Connection, json: bool, out: &mut impl Write) -> Result<(), Error> {
-    let Version { name, pid, .. } = read(&daemon.ask(control::Verb::Version)?)?;
-    let stopped = daemon.ask(control::Verb::Stop).and_then(|result| daemon.wait_for_end().map(|()| result));
-    let result = stopped.map_err(|error| match error {
-        Error::Timeout(_) => Error::StillStopping { name: name.clone(), pid },
-        other => other,
-    })?;
-    if json {
-        return writeln!(out, "{}", result.get()).map_err(Error::Output);
-    }
-    let Stopped { pid, killed } = read(&result)?;
-    let killed = match killed {
-        0 => String::new(),
-        1 => "; 1 worker did not finish in time and was killed".to_owned(),
-        many => format!("; {many} workers did not finish in time and were killed"),
-    };
-    writeln!(out, "{} (pid {pid}) stopped{killed}", Escaped(&name)).map_err(Error::Output)
 }
 
 /// The own version is printed whatever comes after it.

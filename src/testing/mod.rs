@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 use std::{env, fmt, fs, io, thread};
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub use self::client::{Client, Reply, Writer};
 pub use self::in_process::InProcess;
@@ -96,7 +96,7 @@ impl Setup {
         let directory = Directory::new().map_err(Error::setup)?;
         let config = complete(&self.config, &directory.0);
         let control = control_socket(&config).unwrap_or_else(|| directory.0.join(CONTROL));
-        let file = directory.0.join("config.toml");
+        let file = directory.0.join(CONFIG);
         fs::write(&file, config).map_err(Error::setup)?;
         let mut master = self.command.arg("-c").arg(file).spawn().map_err(Error::setup)?;
         let output = Output::of(master.stdout.take().expect("it is piped"));
@@ -122,7 +122,8 @@ impl Running {
         Setup::new(program, config).start()
     }
 
-    /// Where it listens, in the order of the configuration: the ports are those that are bound.
+    /// Where it listened when it had started, in the order of the configuration: the ports are those that are bound. Where
+    /// it listens after a reload is in the status.
     #[must_use]
     pub fn addresses(&self) -> &[Address] {
         &self.addresses
@@ -150,15 +151,63 @@ impl Running {
         self.connect().call(method, params)
     }
 
-    /// Asks over the control socket, as `fdpassctl` does.
+    /// Asks over the control socket, as `fdpassctl` does, for what has no params.
     ///
     /// # Errors
     /// The error reply.
     #[track_caller]
     pub fn ctl(&self, verb: &str) -> Result<Value, Fault> {
+        self.ctl_with(verb, ())
+    }
+
+    /// Asks over the control socket, with params; `()` is none.
+    ///
+    /// # Errors
+    /// The error reply. What it has beside code and message is in the reply of [`Running::ctl_request`].
+    #[track_caller]
+    pub fn ctl_with(&self, verb: &str, params: impl Serialize) -> Result<Value, Fault> {
+        self.ctl_request(verb, params).reply().value()
+    }
+
+    /// Asks over the control socket and does not wait: the reply will come to the client that is returned. To drop that
+    /// client is to hang up.
+    #[must_use]
+    #[track_caller]
+    pub fn ctl_request(&self, verb: &str, params: impl Serialize) -> Client {
+        let mut request = json!({ "in": verb });
+        match serde_json::to_value(params).expect("params can be written as JSON") {
+            Value::Null => {}
+            params => request["params"] = params,
+        }
         let mut client = Client::connect(&self.control);
-        client.send_frame(format!("{{\"in\":{verb:?}}}"));
-        client.reply().value()
+        client.send_frame(request.to_string());
+        client
+    }
+
+    /// Writes another configuration, completed as [`Setup::new`] says. The daemon is not told.
+    #[track_caller]
+    pub fn write_config(&self, config: &str) {
+        let text = complete(config, &self.directory.0);
+        fs::write(self.directory.0.join(CONFIG), text).expect("the configuration can be written");
+    }
+
+    /// Has the daemon apply the configuration as it is written now.
+    ///
+    /// # Errors
+    /// The error reply.
+    #[track_caller]
+    pub fn reload(&self) -> Result<Value, Fault> {
+        self.ctl("reload")
+    }
+
+    /// Writes another configuration and has it applied.
+    ///
+    /// # Errors
+    /// The error reply.
+    #[track_caller]
+    pub fn reload_with(&self, config: &str) -> Result<Value, Fault> {
+        self.write_config(config);
+        self.reload()
     }
 
     /// What is going on.
@@ -341,6 +390,9 @@ const PACE: Duration = Duration::from_millis(2);
 /// What the line on standard output says once the daemon serves.
 const SERVES: &str = " listens on ";
 
+/// The configuration's name in the daemon's directory.
+const CONFIG: &str = "config.toml";
+
 /// The control socket's name in the daemon's directory.
 const CONTROL: &str = "control.sock";
 
@@ -440,7 +492,11 @@ impl Output {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
     use super::*;
+    use crate::proto::frame::{ByteOrder, PREFIX};
 
     #[test]
     fn a_configuration_gets_what_it_lacks_and_keeps_what_it_has() {
@@ -460,16 +516,74 @@ mod tests {
         assert_eq!((error.code(), error.stderr()), (Some(78), "no\n"));
     }
 
-    #[test]
-    fn a_daemon_is_gone_with_all_its_children_when_it_is_dropped() {
+    /// A script in the place of a master.
+    fn played_by(script: &str, control: PathBuf, directory: Directory) -> Running {
         let mut sh = Command::new("sh");
-        sh.args(["-c", "trap '' TERM; sleep 1000 & echo up; sleep 1000"]);
+        sh.args(["-c", script]);
         let mut master = sh.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn().expect("sh");
         let output = Output::of(master.stdout.take().expect("piped"));
         let log = Output::of(master.stderr.take().expect("piped"));
-        let (directory, control) = (Directory::new().expect("a directory"), Address::Unix(PathBuf::new()));
-        let (path, last_words) = (directory.0.clone(), Arc::clone(&output));
-        let running = Running { master, output, log, control, addresses: Vec::new(), directory };
+        Running { master, output, log, control: Address::Unix(control), addresses: Vec::new(), directory }
+    }
+
+    #[test]
+    fn a_control_request_has_params_if_there_are_any_and_its_reply_may_come_later() {
+        let directory = Directory::new().expect("a directory");
+        let path = directory.0.join(CONTROL);
+        let listener = UnixListener::bind(&path).expect("the path is free");
+        let running = played_by("sleep 1000", path, directory);
+        // What is asked, and whoever did so.
+        let asked = || {
+            let mut asker = listener.accept().expect("it connects").0;
+            let mut prefix = [0; PREFIX];
+            asker.read_exact(&mut prefix).expect("a prefix");
+            let mut body = vec![0; ByteOrder::Little.length(prefix) as usize];
+            asker.read_exact(&mut body).expect("a body");
+            (String::from_utf8(body).expect("JSON"), asker)
+        };
+        let answer = |mut asker: UnixStream, reply: &str| {
+            asker.write_all(&ByteOrder::Little.prefix(reply.len() as u32)).expect("it is there");
+            asker.write_all(reply.as_bytes()).expect("it is there");
+        };
+
+        let (mut first, mut second) =
+            (running.ctl_request("a\"b", ()), running.ctl_request("hold", json!({"worker": 1})));
+        let (first_asked, first_asker) = asked();
+        let (second_asked, second_asker) = asked();
+        assert_eq!(first_asked, r#"{"in":"a\"b"}"#);
+        assert_eq!(second_asked, r#"{"in":"hold","params":{"worker":1}}"#);
+        answer(second_asker, r#"{"out":"error","result":{"code":"rejected","message":"no","place":{"line":3}}}"#);
+        assert!(!first.has_something());
+        let refused = second.reply();
+        let whole: Value = serde_json::from_str(refused.result.get()).expect("JSON");
+        assert_eq!(whole["place"]["line"], 3);
+        assert_eq!(refused.value().expect_err("an error").code(), "rejected");
+        answer(first_asker, r#"{"out":"a","result":1}"#);
+        assert_eq!(first.reply().value().expect("a result"), 1);
+
+        // What is written is there when the reload is asked for.
+        let config = running.directory().join("config.toml");
+        thread::scope(|threads| {
+            threads.spawn(|| {
+                let (request, asker) = asked();
+                answer(
+                    asker,
+                    &json!({"out": "reload", "result": [request, fs::read_to_string(config).ok()]}).to_string(),
+                );
+            });
+            let result = running.reload_with("log.file = \"{dir}/log\"").expect("a result");
+            let text = complete("log.file = \"{dir}/log\"", running.directory());
+            assert_eq!(result, json!([r#"{"in":"reload"}"#, text]));
+        });
+    }
+
+    #[test]
+    fn a_daemon_is_gone_with_all_its_children_when_it_is_dropped() {
+        let directory = Directory::new().expect("a directory");
+        let path = directory.0.clone();
+        let script = "trap '' TERM; sleep 1000 & echo up; sleep 1000";
+        let running = played_by(script, PathBuf::new(), directory);
+        let last_words = Arc::clone(&running.output);
         assert!(running.output.wait(|output| output.text == "up\n"));
         drop(running);
         assert!(last_words.wait(|output| output.ended) && !path.exists());

@@ -1,0 +1,190 @@
+//! The verbs that change something: what is asked of the daemon, and what is said when it is so.
+
+use std::io::Write;
+use std::time::Duration;
+
+use clap::{Subcommand, value_parser};
+use serde_json::value::RawValue;
+
+use super::connection::Connection;
+use super::error::Error;
+use super::{read, table};
+use crate::proto::control::{self, Drain, Hold, Rebalance, Rebalanced, Recycle, Release, Reloaded, Scale, Settled};
+use crate::proto::control::{Stopped, Version};
+use crate::proto::names::WorkerId;
+use crate::proto::text::Escaped;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Change {
+    /// Apply the configuration file as it is now
+    Reload,
+    /// Have so many workers, until the next reload
+    Scale {
+        /// How many, from 1 to 256
+        #[arg(value_name = "COUNT", value_parser = value_parser!(u32).range(1..=256))]
+        count: u32,
+    },
+    /// Replace a worker, or all of them, by new processes
+    Recycle {
+        /// The worker's id, or "all"
+        #[arg(value_name = "WORKER|all", value_parser = recycled)]
+        which: Recycle,
+    },
+    /// Take all clients from a worker and let it run, for somebody to look into it
+    Hold {
+        /// The worker's id
+        #[arg(value_name = "WORKER")]
+        worker: u64,
+    },
+    /// Give a held worker clients again, or run a quarantined method again
+    Release {
+        /// The worker's id, or the method's name
+        #[arg(value_name = "WORKER|METHOD", value_parser = released)]
+        what: Release,
+    },
+    /// Accept nobody new; clients that are there stay
+    Drain {
+        /// Wait until the last client has left
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Accept clients again
+    Undrain,
+    /// Spread busy clients over the workers
+    Rebalance {
+        /// Only tell what would be done
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// End the daemon gracefully and wait until it is gone
+    Stop,
+}
+
+impl Change {
+    /// What the daemon is busy with until it answers, and how long that is waited for by default. None if it answers at once.
+    pub(super) fn takes_long(&self) -> Option<(&'static str, Duration)> {
+        let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+        match self {
+            Change::Reload => Some(("reloading", minutes(1))),
+            Change::Scale { .. } => Some(("scaling", minutes(1))),
+            Change::Recycle { .. } => Some(("replacing workers", minutes(1))),
+            Change::Hold { .. } => Some(("moving the worker's clients", minutes(1))),
+            Change::Drain { wait: true } => Some(("draining", minutes(60))),
+            Change::Stop => Some(("stopping", minutes(1))),
+            Change::Release { .. } | Change::Drain { wait: false } | Change::Undrain | Change::Rebalance { .. } => None,
+        }
+    }
+
+    /// Has it done.
+    ///
+    /// The version comes first: only of a daemon that answers can it be said that it goes on when the time is up.
+    pub(super) fn perform(&self, mut daemon: Connection, json: bool, out: &mut impl Write) -> Result<(), Error> {
+        let Version { name, pid, .. } = read(&daemon.ask(control::Verb::Version)?)?;
+        let result = self.ask(&mut daemon).map_err(|error| match (error, self.takes_long()) {
+            (Error::Timeout(_), Some((doing, _))) => Error::StillGoing { name: name.clone(), pid, doing },
+            (error, _) => error,
+        })?;
+        let said = if json { result.get().to_owned() } else { self.said(&name, &result)? };
+        writeln!(out, "{said}").map_err(Error::Output)
+    }
+
+    fn ask(&self, daemon: &mut Connection) -> Result<Box<RawValue>, Error> {
+        match self {
+            Change::Reload => daemon.ask(control::Verb::Reload),
+            Change::Scale { count } => daemon.ask_with(control::Verb::Scale, &Scale { count: *count }),
+            Change::Recycle { which } => daemon.ask_with(control::Verb::Recycle, which),
+            Change::Hold { worker } => daemon.ask_with(control::Verb::Hold, &Hold { worker: WorkerId(*worker) }),
+            Change::Release { what } => daemon.ask_with(control::Verb::Release, what),
+            Change::Drain { wait } => daemon.ask_with(control::Verb::Drain, &Drain { wait: *wait }),
+            Change::Undrain => daemon.ask(control::Verb::Undrain),
+            Change::Rebalance { dry_run } => {
+                daemon.ask_with(control::Verb::Rebalance, &Rebalance { dry_run: *dry_run })
+            }
+            // The reply comes just before the daemon ends; it is gone when it no longer holds the connection.
+            Change::Stop => {
+                let result = daemon.ask(control::Verb::Stop)?;
+                daemon.wait_for_end().map(|()| result)
+            }
+        }
+    }
+
+    /// The result, for people.
+    fn said(&self, name: &str, result: &RawValue) -> Result<String, Error> {
+        match self {
+            Change::Reload => read(result).map(applied),
+            Change::Rebalance { dry_run } => read(result).map(|result| moves(&result, *dry_run)),
+            Change::Stop => read(result).map(|result| stopped(name, result)),
+            _ => read(result).map(|result| self.settled(result)),
+        }
+    }
+
+    fn settled(&self, Settled { workers, clients }: Settled) -> String {
+        let ready = format!("{} ready", are(workers.into(), "worker"));
+        match self {
+            Change::Recycle { which: Recycle { worker: Some(worker) } } => {
+                format!("worker {worker} is replaced; {ready}")
+            }
+            Change::Recycle { which: Recycle { worker: None } } => format!("all workers are replaced; {ready}"),
+            Change::Hold { worker } => format!("worker {worker} is held; its clients are with the others"),
+            Change::Release { what: Release::Worker(id) } => format!("worker {id} is released and gets clients again"),
+            Change::Release { what: Release::Method(method) } => {
+                format!("method \"{}\" is released and run again", Escaped(method))
+            }
+            Change::Drain { wait: true } => "nobody new is accepted; the last client has left".to_owned(),
+            Change::Drain { wait: false } => format!("nobody new is accepted; {} still there", are(clients, "client")),
+            Change::Undrain => "clients are accepted again".to_owned(),
+            _ => ready,
+        }
+    }
+}
+
+fn applied(Reloaded { generation, workers, seconds }: Reloaded) -> String {
+    let workers = counted(workers.into(), "worker");
+    format!("applied: generation {generation}, {workers} ready, in {}", table::spaced_time(seconds))
+}
+
+fn moves(result: &Rebalanced, dry_run: bool) -> String {
+    let moved = if dry_run { "would move" } else { "moved" };
+    let line = |moves: &control::MovedLoad| {
+        let (clients, share) = (counted(moves.clients, "client"), moves.load * 100.0);
+        format!("{clients} {moved} from worker {} to worker {}: {share:.0}% of a worker's time", moves.from, moves.to)
+    };
+    match result.moves.as_slice() {
+        [] => "the load is even enough".to_owned(),
+        moves => moves.iter().map(line).collect::<Vec<_>>().join("\n"),
+    }
+}
+
+fn stopped(name: &str, Stopped { pid, killed }: Stopped) -> String {
+    let killed = match killed {
+        0 => String::new(),
+        1 => "; 1 worker did not finish in time and was killed".to_owned(),
+        many => format!("; {many} workers did not finish in time and were killed"),
+    };
+    format!("{} (pid {pid}) stopped{killed}", Escaped(name))
+}
+
+/// `1 worker`, `4 workers`.
+fn counted(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
+/// `1 worker is`, `4 workers are`.
+fn are(count: u64, noun: &str) -> String {
+    format!("{} {}", counted(count, noun), if count == 1 { "is" } else { "are" })
+}
+
+fn recycled(text: &str) -> Result<Recycle, String> {
+    match text {
+        "all" => Ok(Recycle { worker: None }),
+        id => match id.parse() {
+            Ok(id) => Ok(Recycle { worker: Some(WorkerId(id)) }),
+            Err(_) => Err("expected a worker's id or \"all\"".to_owned()),
+        },
+    }
+}
+
+/// No method's name is a number.
+fn released(text: &str) -> Result<Release, String> {
+    Ok(text.parse().map_or_else(|_| Release::Method(text.to_owned()), |id| Release::Worker(WorkerId(id))))
+}
