@@ -425,11 +425,14 @@ impl Master {
             for action in actions {
                 match action {
                     Action::Spawn { seat, id, generation } => self.spawn(seat, id, generation, now),
-                    Action::Kill { id, why } => self.kill_late(id, why, now),
+                    Action::Kill { id, why } => self.kill_late(id, why),
                     Action::Drain { id, why, .. } => self.drain_worker(id, &why.to_string()),
                     Action::Stop { id, by } => self.tell_to_stop(id, by, now),
                     Action::Applied => self.commit_reload(now),
-                    Action::RolledBack => self.abandon_reload(self.last_failure()),
+                    Action::RolledBack => {
+                        let reason = self.last_failure();
+                        self.abandon_reload(format!("its workers do not become ready; {reason}"));
+                    }
                     Action::GiveUp => {
                         let reason = self.last_failure();
                         return Err(Error::NoWorker(format!("no worker ever became ready; {reason}")));

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use super::client::Client;
 use super::leases::{Done, Recovered};
-use super::watch::Watch;
 use super::worker::Worker;
 use super::{Master, Token};
 use crate::channel::Heard;
@@ -128,7 +127,7 @@ impl Master {
         self.strikes.forget(client.id);
         self.clients -= 1;
         if self.clients == 0 {
-            self.watch = Watch::default();
+            self.rest();
         }
         self.gate.relieve();
     }
@@ -260,7 +259,7 @@ impl Master {
         }
     }
 
-    pub(super) fn kill_late(&mut self, id: WorkerId, why: Late, now: Instant) {
+    pub(super) fn kill_late(&mut self, id: WorkerId, why: Late) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         match why {
             Late::NotReady => {
@@ -273,7 +272,7 @@ impl Master {
                 log::warn!("{} has not finished in time; killing it", worker.name());
             }
             Late::Stalled => {
-                worker.is_timed_out = worker.has_overrun(self.config.limits.request_timeout);
+                worker.is_timed_out = worker.is_executing();
                 let what = if worker.is_timed_out { "executes a request for too long" } else { "is stuck for too long" };
                 log::warn!("{} {what}; killing it", worker.name());
             }

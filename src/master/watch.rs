@@ -33,11 +33,10 @@ impl Worker {
         self.desk.header().turn().map(|turn| turn.since)
     }
 
-    /// Whether a request has been executing for so long.
-    pub(super) fn has_overrun(&self, limit: Option<Duration>) -> bool {
-        let Some(turn) = self.desk.header().turn() else { return false };
-        let executing = self.desk.slot(turn.slot).and_then(|slot| slot.executing()).is_some();
-        executing && limit.is_some_and(|limit| ago(turn.since) >= limit)
+    /// Whether it is in the middle of a request.
+    pub(super) fn is_executing(&self) -> bool {
+        let turn = self.desk.header().turn();
+        turn.and_then(|turn| self.desk.slot(turn.slot)?.executing()).is_some()
     }
 
     /// The method that it executes, if that takes longer than a moment.
@@ -76,9 +75,22 @@ fn ago(since: u64) -> Duration {
 impl Master {
     /// There may be leases now: somebody has to look at them.
     pub(super) fn watch_from(&mut self, now: Instant) {
-        if self.watch.next_look.is_none() && self.workers.values().any(|worker| worker.leases.clients() > 0) {
+        if self.watch.next_look.is_none() && self.workers.keys().any(|id| self.is_watched(*id)) {
             self.watch.next_look = Some(now + self.config.limits.stall_timeout / 2);
             self.watch.next_balance = Some(now + rebalance::INTERVAL);
+        }
+    }
+
+    /// Whether a worker is looked at: while it has clients, and until it is back when it is stuck.
+    fn is_watched(&self, id: WorkerId) -> bool {
+        let has_clients = self.workers.get(&id).is_some_and(|worker| worker.leases.clients() > 0);
+        has_clients || self.pool.member(id).is_some_and(|member| member.is_stalled)
+    }
+
+    /// The last client has left: nobody is looked at, unless somebody is stuck.
+    pub(super) fn rest(&mut self) {
+        if !self.pool.members().any(|member| member.is_stalled) {
+            self.watch = Watch::default();
         }
     }
 
@@ -103,7 +115,8 @@ impl Master {
 
     /// Looks at one worker; when it would be stuck.
     fn look_at(&mut self, id: WorkerId, limit: Duration, now: Instant) -> Option<Instant> {
-        let worker = self.workers.get_mut(&id).filter(|worker| worker.leases.clients() > 0)?;
+        let is_watched = self.is_watched(id);
+        let worker = self.workers.get_mut(&id).filter(|_| is_watched)?;
         let member = *self.pool.member(id)?;
         if matches!(member.state, State::Held { .. }) {
             // It was in a turn when it was taken from before, perhaps.
