@@ -55,7 +55,8 @@ impl Master {
         }
         if let Some(reload) = &self.reload {
             let seconds = now.duration_since(reload.began).as_secs_f64();
-            let sentence = format!("another reload is going on since {seconds:.1} s: its workers are not all ready yet");
+            let sentence =
+                format!("another reload is going on since {seconds:.1} s: its workers are not all ready yet");
             return Err(Refusal::new(Code::Busy, sentence));
         }
         match self.prepare(now) {
@@ -203,8 +204,7 @@ fn warn(what: &str, result: Result<(), impl fmt::Display>) {
 }
 
 fn rejection(file: &Path, error: &config::Error) -> Refusal {
-    let place =
-        Place { file: file.to_owned(), line: error.line(), column: error.column(), display: error.to_string() };
+    let place = Place { file: file.to_owned(), line: error.line(), column: error.column(), display: error.to_string() };
     Refusal { code: Code::Rejected, message: error.message().to_owned(), place: Some(place) }
 }
 

@@ -175,8 +175,12 @@ impl Master {
 
     fn take_message(&mut self, id: WorkerId, message: ToMaster, now: Instant) {
         match message {
-            ToMaster::Closed(slots) => self.take_done(id, &slots, |worker, slot| worker.leases.closed(slot, &worker.desk)),
-            ToMaster::Freed(slots) => self.take_done(id, &slots, |worker, slot| worker.leases.freed(slot, &worker.desk)),
+            ToMaster::Closed(slots) => {
+                self.take_done(id, &slots, |worker, slot| worker.leases.closed(slot, &worker.desk))
+            }
+            ToMaster::Freed(slots) => {
+                self.take_done(id, &slots, |worker, slot| worker.leases.freed(slot, &worker.desk))
+            }
             ToMaster::Ready(ready) => self.take_ready(id, ready, now),
             ToMaster::Failed(failed) => {
                 if let Some(worker) = self.workers.get_mut(&id) {
@@ -273,7 +277,8 @@ impl Master {
             }
             Late::Stalled => {
                 worker.is_timed_out = worker.is_executing();
-                let what = if worker.is_timed_out { "executes a request for too long" } else { "is stuck for too long" };
+                let what =
+                    if worker.is_timed_out { "executes a request for too long" } else { "is stuck for too long" };
                 log::warn!("{} {what}; killing it", worker.name());
             }
             Late::Unneeded => log::info!("{} is not needed any more; killing it", worker.name()),

@@ -1,4 +1,4 @@
-//! How long a successor waits.
+//! What differs a little from worker to worker: how long a successor waits, how old one gets.
 
 use std::time::Duration;
 
@@ -23,8 +23,17 @@ impl Jitter {
         }
         let doubled = FIRST.saturating_mul(1 << (streak - 1).min(20)).min(LONGEST);
         // From 3/4 of it to 5/4.
-        let spread = doubled.mul_f64(0.75 + self.below(1 << 20) as f64 / f64::from(1 << 21));
-        spread.clamp(FIRST, LONGEST)
+        doubled.mul_f64(0.75 + self.share() / 2.0).clamp(FIRST, LONGEST)
+    }
+
+    /// Up to a tenth less than this, so that workers that started together do not end together.
+    pub(super) fn shortened(&mut self, lifetime: Duration) -> Duration {
+        lifetime.mul_f64(1.0 - self.share() / 10.0)
+    }
+
+    /// From 0 to 1.
+    fn share(&mut self) -> f64 {
+        self.below(1 << 20) as f64 / f64::from(1 << 20)
     }
 
     /// A number below `n`, by SplitMix64 (Steele, Lea, Flood 2014): good enough for what it is for.

@@ -1,134 +1,301 @@
 //! DECISIONS: which workers there should be, against which there are. Pure: no clock, no descriptor, no log.
 //!
-//! The master tells what happened ([`Pool::ready`], [`Pool::exited`], …), asks [`Pool::reconcile`] what to do about it,
-//! and does that. Nothing is scripted: each call compares what is wanted with what is, so that a fact that was missed
-//! costs a turn of the loop and no more.
+//! The master tells what happened ([`Pool::ready`], [`Pool::exited`], …) and what is wanted ([`Pool::reload`],
+//! [`Pool::scale`], …), asks [`Pool::reconcile`] what to do about it, and does that. Nothing is scripted: each call
+//! compares what is wanted with what is, so that a fact that was missed costs a turn of the loop and no more.
 //!
 //! ```text
-//!             due                ready               stop
-//!  Waiting ---------> Starting ---------> Ready ---------> Draining
-//!     ^                  |                  |                  |
-//!     |                  | exit, or killed  | exit             | exit, or killed at its deadline
-//!     +------------------+------------------+                  v
-//!        with a backoff if it is one more of a streak         Gone
+//!   spawn            ready           its seat has another, or is not wanted
+//!  -------> Starting -----> Ready ------------------------------------------> Draining
+//!              |            |   ^                                                |
+//!              |       hold |   | release           Ready, Draining: stuck for too long
+//!              |            v   |                             Draining: not gone in time
+//!              |            Held                                                 |
+//!              |                                                                 v
+//!              +--------------------------------------------------------------> Killed
+//!                 not ready in time, or not needed any more
+//!
+//!  From everywhere: it exits, and is gone. The end: Starting is killed, all others drain.
 //! ```
 //!
-//! 1. Only a ready worker is given clients.
-//! 2. Every id in an action is of a worker that there is; every `Spawn` has a new one.
-//! 3. A worker that was killed while it served is replaced at once. Only one that did not become ready, or ended within
+//! A *seat* is what stays when a process is replaced. Those of indices below the count are wanted. A worker is *fresh*
+//! while it starts or is ready, is of the wanted generation, and is neither worn, too old nor recycled. Every wanted
+//! seat is to have a fresh worker; all else follows:
+//!
+//! 1. Only a ready worker is given clients. Every id in an action is of a worker that there is; every `Spawn` has a new
+//!    one. An action is told once.
+//! 2. A worker is drained when another one of its seat is fresh and ready, or when its seat is not wanted and somebody
+//!    serves who is: a reload, a recycling, age and wear never take away a worker before another has its work. A seat
+//!    where somebody serves waits for its turn, so that few start at a time; others get their worker at once.
+//! 3. A *roll* goes from one generation to the next. It is over when each wanted seat has a fresh worker that is ready,
+//!    or when the new ones fail: the generation before is wanted again, and nobody waits for what the failed one did.
+//!    Until then seats beyond the count keep their workers, as they may be wanted again.
+//! 4. A worker that was killed while it served is replaced at once. Only one that did not become ready, or ended within
 //!    a second of it without having answered anything, lengthens its seat's streak and waits.
-//! 4. A bad seat never stops the others; if no worker was ever ready, the pool gives up.
+//! 5. A bad seat never stops the others; if no worker was ever ready, the pool gives up.
+//! 6. One that is stuck keeps its seat, as it may come back. When all are, an extra seat gets somebody for everybody
+//!    else, and loses it when one of the others is back.
+//! 7. One that is held is nobody's: not counted, not drained, not killed, until it is released or the end is asked for.
 
 mod backoff;
 pub mod dispatch;
+mod member;
 pub mod rebalance;
+mod reconcile;
 
 use std::time::{Duration, Instant};
 
-use crate::proto::names::WorkerId;
+use crate::proto::names::{Generation, WorkerId};
+
+pub use member::{Action, Late, Member, State, Why};
 
 /// A worker that ends so soon after it became ready, without an answer given, was never really there.
 const PROBATION: Duration = Duration::from_secs(1);
 
-/// So many deaths in a row at every seat, with none ever ready, are enough to see that none will be.
-const GIVE_UP: u32 = 3;
+/// What there is to be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Target {
+    /// The configuration that workers are started with.
+    pub generation: Generation,
+    /// How many.
+    pub count: usize,
+    /// How long one may take to become ready.
+    pub start_timeout: Duration,
+    /// How long one may take to finish.
+    pub drain_timeout: Duration,
+    /// How old one may get.
+    pub max_lifetime: Option<Duration>,
+}
 
 /// Workers and the seats they are at.
 #[derive(Debug)]
 pub struct Pool {
+    target: Target,
+    roll: Option<Roll>,
+    /// In the order of their ids, as those only grow.
+    members: Vec<Member>,
+    /// All seats that ever had somebody, wanted or not.
     seats: Vec<Seat>,
-    start_timeout: Duration,
+    /// Seats beyond the count for those who work while all others are stuck.
+    extra: usize,
     next: WorkerId,
     /// Whether a worker has ever been ready.
     ever_ready: bool,
+    /// Whether it was said that none ever will.
+    gave_up: bool,
     /// When all are to be gone, once the end was asked for.
     stop_by: Option<Instant>,
     jitter: backoff::Jitter,
 }
 
-/// A seat among the workers: what stays when a process is replaced.
+/// A generation is on trial.
 #[derive(Debug)]
+struct Roll {
+    /// What is wanted if it fails.
+    previous: Target,
+    /// How often it has.
+    failures: u32,
+}
+
+/// A seat among the workers: what stays when a process is replaced.
+#[derive(Clone, Debug, Default)]
 struct Seat {
-    state: State,
-    /// Deaths in a row that were its own fault.
+    /// Deaths in a row that were its workers' own fault.
     streak: u32,
-}
-
-/// Where a seat's worker is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// There is none until then.
-    Waiting {
-        /// When the next one is due.
-        until: Instant,
-    },
-    /// It has been spawned.
-    Starting {
-        /// Who.
-        id: WorkerId,
-        /// When it must be ready; none once it was killed because it was not.
-        until: Option<Instant>,
-    },
-    /// It serves.
-    Ready {
-        /// Who.
-        id: WorkerId,
-        /// Since when.
-        since: Instant,
-    },
-    /// It was told to finish.
-    Draining {
-        /// Who.
-        id: WorkerId,
-        /// When it must be gone; none once it was killed because it was not.
-        until: Option<Instant>,
-    },
-    /// It is gone for good.
-    Gone,
-}
-
-impl State {
-    /// The worker that is there.
-    #[must_use]
-    pub fn worker(self) -> Option<WorkerId> {
-        match self {
-            State::Waiting { .. } | State::Gone => None,
-            State::Starting { id, .. } | State::Ready { id, .. } | State::Draining { id, .. } => Some(id),
-        }
-    }
-}
-
-/// What the master is to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Start a worker at this seat; it is this one.
-    Spawn(usize, WorkerId),
-    /// Kill it: it was not ready in time, or not gone in time.
-    Kill(usize, WorkerId),
-    /// Tell it to finish; it is killed then.
-    Stop(usize, WorkerId, Instant),
-    /// No worker was ever ready, and none will be.
-    GiveUp,
+    /// Until when its next worker waits; none if it need not.
+    due: Option<Instant>,
 }
 
 impl Pool {
-    /// A pool of so many workers, all due at once. `seed` makes the backoffs of different daemons differ.
+    /// A pool whose workers are all due at once. `seed` makes the waits of different daemons differ.
     #[must_use]
-    pub fn new(count: usize, start_timeout: Duration, now: Instant, seed: u64) -> Pool {
-        let seat = || Seat { state: State::Waiting { until: now }, streak: 0 };
+    pub fn new(target: Target, now: Instant, seed: u64) -> Pool {
         Pool {
-            seats: std::iter::repeat_with(seat).take(count).collect(),
-            start_timeout,
+            roll: None,
+            members: Vec::new(),
+            seats: vec![Seat { streak: 0, due: Some(now) }; target.count],
+            target,
+            extra: 0,
             next: WorkerId(1),
             ever_ready: false,
+            gave_up: false,
             stop_by: None,
             jitter: backoff::Jitter::new(seed),
         }
     }
 
-    /// The states of all seats, in order.
-    pub fn states(&self) -> impl Iterator<Item = State> + '_ {
-        self.seats.iter().map(|seat| seat.state)
+    /// What is wanted. During a roll it is the new generation.
+    #[must_use]
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// All workers that there are, in the order of their ids.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter()
+    }
+
+    /// This worker, if there is one such.
+    #[must_use]
+    pub fn member(&self, id: WorkerId) -> Option<&Member> {
+        self.members.iter().find(|member| member.id == id)
+    }
+
+    /// How many seats there are to be seen: those wanted, or more while more have somebody.
+    #[must_use]
+    pub fn seats(&self) -> usize {
+        self.members().map(|member| member.seat + 1).max().unwrap_or(0).max(self.target.count)
+    }
+
+    /// The worker to show for a seat: the fresh one that is ready, else another one that is, else one that starts. Only
+    /// if there is none of these, one that is held, drains, or was killed and is not gone yet, in this order. Of several
+    /// alike it is the youngest.
+    #[must_use]
+    pub fn occupant(&self, seat: usize) -> Option<&Member> {
+        let rank = |member: &&Member| match member.state {
+            State::Ready { .. } if self.is_fresh(member) => 5,
+            State::Ready { .. } => 4,
+            State::Starting { .. } => 3,
+            State::Held { .. } => 2,
+            State::Draining { .. } => 1,
+            State::Killed => 0,
+        };
+        self.members().filter(|member| member.seat == seat).max_by_key(rank)
+    }
+
+    /// Until when a seat that has no fresh worker waits for its next one; none if it does not wait.
+    #[must_use]
+    pub fn due(&self, seat: usize) -> Option<Instant> {
+        let is_waiting = seat < self.wanted() && !self.has_fresh(seat) && !self.is_stopping();
+        self.seats.get(seat).filter(|_| is_waiting)?.due
+    }
+
+    /// Begins to replace all workers by those of another generation. False while that is still going on for the one
+    /// before, or the end was asked for.
+    pub fn reload(&mut self, target: Target) -> bool {
+        if self.is_rolling() || self.is_stopping() {
+            return false;
+        }
+        let previous = std::mem::replace(&mut self.target, target);
+        self.roll = Some(Roll { previous, failures: 0 });
+        self.forgive();
+        true
+    }
+
+    /// Whether a new generation is on trial.
+    #[must_use]
+    pub fn is_rolling(&self) -> bool {
+        self.roll.is_some()
+    }
+
+    /// So many workers are wanted, whatever becomes of a roll that is going on.
+    pub fn scale(&mut self, count: usize) {
+        self.target.count = count;
+        if let Some(roll) = &mut self.roll {
+            roll.previous.count = count;
+        }
+    }
+
+    /// A ready worker is to be replaced. False if it is none.
+    pub fn recycle(&mut self, id: WorkerId) -> bool {
+        let ready = |member: &&mut Member| matches!(member.state, State::Ready { .. });
+        let Some(member) = self.member_mut(id).filter(ready) else { return false };
+        member.spent.get_or_insert(Why::Recycle);
+        true
+    }
+
+    /// All ready workers are to be replaced. Those that start are new anyway.
+    pub fn recycle_all(&mut self) {
+        let ids: Vec<WorkerId> = self.members().map(|member| member.id).collect();
+        for id in ids {
+            self.recycle(id);
+        }
+    }
+
+    /// A ready worker is to be left alone, without clients; its seat gets another one. False if it is none.
+    pub fn hold(&mut self, id: WorkerId) -> bool {
+        let Some(member) = self.member_mut(id) else { return false };
+        let State::Ready { since } = member.state else { return false };
+        member.state = State::Held { since };
+        member.kill_by = None;
+        true
+    }
+
+    /// A held worker is given clients again, or drained if its seat has somebody else. False if it is none.
+    pub fn release(&mut self, id: WorkerId) -> bool {
+        let Some(member) = self.member_mut(id) else { return false };
+        let State::Held { since } = member.state else { return false };
+        member.state = State::Ready { since };
+        true
+    }
+
+    /// A worker said that it can serve. False if there is none such, or it was not expected to say so.
+    pub fn ready(&mut self, id: WorkerId, now: Instant) -> bool {
+        let starting = |member: &&mut Member| matches!(member.state, State::Starting { .. });
+        let old_at = self.target.max_lifetime.map(|lifetime| now + self.jitter.shortened(lifetime));
+        let Some(member) = self.member_mut(id).filter(starting) else { return false };
+        member.state = State::Ready { since: now };
+        member.old_at = old_at;
+        self.ever_ready = true;
+        true
+    }
+
+    /// A worker has answered nearly as many requests as it may.
+    pub fn worn(&mut self, id: WorkerId) {
+        let serves = |member: &&mut Member| matches!(member.state, State::Ready { .. } | State::Held { .. });
+        if let Some(member) = self.member_mut(id).filter(serves) {
+            member.spent.get_or_insert(Why::Worn);
+        }
+    }
+
+    /// A worker is stuck, and is killed at `kill_by` if it still is; told again, that is changed. True if it is news.
+    ///
+    /// One that starts has a deadline of its own. One that is held has none: it may be in the hands of a debugger. If it
+    /// is stuck still when it is released, that is to be told again.
+    pub fn stalled(&mut self, id: WorkerId, kill_by: Option<Instant>) -> bool {
+        let runs = |member: &&mut Member| !matches!(member.state, State::Starting { .. } | State::Killed);
+        let Some(member) = self.member_mut(id).filter(runs) else { return false };
+        member.kill_by = kill_by.filter(|_| !matches!(member.state, State::Held { .. }));
+        !std::mem::replace(&mut member.is_stalled, true)
+    }
+
+    /// A worker is not stuck any more. True if that is news.
+    pub fn revived(&mut self, id: WorkerId) -> bool {
+        let Some(member) = self.member_mut(id) else { return false };
+        member.kill_by = None;
+        std::mem::take(&mut member.is_stalled)
+    }
+
+    /// A worker's process has ended; `was_useful` tells whether it ever answered a request. Returns how long its
+    /// successor waits; none if there is one already, or none is to come.
+    pub fn exited(&mut self, id: WorkerId, was_useful: bool, now: Instant) -> Option<Duration> {
+        let index = self.members.iter().position(|member| member.id == id)?;
+        let member = self.members.remove(index);
+        if self.is_stopping() {
+            return None;
+        }
+        match member.state {
+            State::Starting { .. } => self.fail(&member, now),
+            State::Ready { since } if !was_useful && now.duration_since(since) < PROBATION => self.fail(&member, now),
+            State::Ready { .. } => self.seats[member.seat] = Seat::default(),
+            // Its end was our wish, or nobody's loss: it tells nothing of the next.
+            State::Held { .. } | State::Draining { .. } | State::Killed => {}
+        }
+        let is_missed = member.seat < self.wanted() && !self.has_fresh(member.seat);
+        let wait = |due: Instant| due.saturating_duration_since(now);
+        is_missed.then(|| self.seats[member.seat].due.map_or(Duration::ZERO, wait))
+    }
+
+    /// The end is asked for. Asked again, it can only come sooner.
+    pub fn stop(&mut self, by: Instant) {
+        let by = self.stop_by.map_or(by, |before| before.min(by));
+        self.stop_by = Some(by);
+        self.roll = None;
+        for member in &mut self.members {
+            if let State::Draining { until, .. } = &mut member.state {
+                *until = by.min(*until);
+            }
+        }
     }
 
     /// Whether the end was asked for.
@@ -140,98 +307,43 @@ impl Pool {
     /// Whether the end was asked for and has been reached.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        self.is_stopping() && self.states().all(|state| state == State::Gone)
+        self.is_stopping() && self.members.is_empty()
     }
 
-    /// A worker said that it can serve. False if there is none such, or it was not expected to say so.
-    pub fn ready(&mut self, id: WorkerId, now: Instant) -> bool {
-        let starting = |seat: &&mut Seat| matches!(seat.state, State::Starting { id: i, until: Some(_) } if i == id);
-        let Some(seat) = self.seats.iter_mut().find(starting) else { return false };
-        seat.state = State::Ready { id, since: now };
-        self.ever_ready = true;
-        true
+    fn member_mut(&mut self, id: WorkerId) -> Option<&mut Member> {
+        self.members.iter_mut().find(|member| member.id == id)
     }
 
-    /// A worker's process has ended; `has_answered` tells whether it ever answered a request. Returns how long its
-    /// successor waits, if one is to come.
-    pub fn exited(&mut self, id: WorkerId, has_answered: bool, now: Instant) -> Option<Duration> {
-        let is_stopping = self.is_stopping();
-        let seat = self.seats.iter_mut().find(|seat| seat.state.worker() == Some(id))?;
-        let was_no_good = match seat.state {
-            State::Ready { since, .. } => !has_answered && now.duration_since(since) < PROBATION,
-            State::Starting { .. } => true,
-            State::Draining { .. } | State::Waiting { .. } | State::Gone => false,
-        };
-        if is_stopping {
-            seat.state = State::Gone;
-            return None;
+    /// Seats that are to have a worker are those of indices below this.
+    fn wanted(&self) -> usize {
+        self.target.count + self.extra
+    }
+
+    fn is_fresh(&self, member: &Member) -> bool {
+        let is_there = matches!(member.state, State::Starting { .. } | State::Ready { .. });
+        is_there && member.generation == self.target.generation && member.spent.is_none()
+    }
+
+    fn has_fresh(&self, seat: usize) -> bool {
+        self.members().any(|member| member.seat == seat && self.is_fresh(member))
+    }
+
+    /// A worker was no good. If it is not of the wanted generation, that tells nothing of its successor.
+    fn fail(&mut self, member: &Member, now: Instant) {
+        if member.generation != self.target.generation {
+            return;
         }
-        seat.streak = if was_no_good { seat.streak.saturating_add(1) } else { 0 };
-        let delay = self.jitter.backoff(seat.streak);
-        seat.state = State::Waiting { until: now + delay };
-        Some(delay)
-    }
-
-    /// The end is asked for. Asked again, it can only come sooner.
-    pub fn stop(&mut self, by: Instant) {
-        let by = self.stop_by.map_or(by, |before| before.min(by));
-        self.stop_by = Some(by);
-        for seat in &mut self.seats {
-            if let State::Draining { until: Some(until), .. } = &mut seat.state {
-                *until = by.min(*until);
-            }
+        let seat = &mut self.seats[member.seat];
+        seat.streak = seat.streak.saturating_add(1);
+        seat.due = Some(now + self.jitter.backoff(seat.streak));
+        if let Some(roll) = &mut self.roll {
+            roll.failures += 1;
         }
     }
 
-    /// What is to be done now.
-    pub fn reconcile(&mut self, now: Instant) -> Vec<Action> {
-        if !self.ever_ready && !self.is_stopping() && self.seats.iter().all(|seat| seat.streak >= GIVE_UP) {
-            return vec![Action::GiveUp];
-        }
-        let mut actions = Vec::new();
-        for index in 0..self.seats.len() {
-            self.reconcile_place(index, now, &mut actions);
-        }
-        actions
-    }
-
-    fn reconcile_place(&mut self, index: usize, now: Instant, actions: &mut Vec<Action>) {
-        let state = self.seats[index].state;
-        self.seats[index].state = match (state, self.stop_by) {
-            (State::Waiting { .. }, Some(_)) => State::Gone,
-            (State::Waiting { until }, None) if until <= now => {
-                let id = self.next;
-                self.next = WorkerId(id.0 + 1);
-                actions.push(Action::Spawn(index, id));
-                State::Starting { id, until: Some(now + self.start_timeout) }
-            }
-            (State::Starting { id, until: Some(until) }, stop) if stop.is_some() || until <= now => {
-                actions.push(Action::Kill(index, id));
-                State::Starting { id, until: None }
-            }
-            (State::Ready { id, .. }, Some(by)) => {
-                actions.push(Action::Stop(index, id, by));
-                State::Draining { id, until: Some(by) }
-            }
-            (State::Draining { id, until: Some(until) }, _) if until <= now => {
-                actions.push(Action::Kill(index, id));
-                State::Draining { id, until: None }
-            }
-            (State::Waiting { .. } | State::Starting { .. } | State::Ready { .. } | State::Draining { .. }, _)
-            | (State::Gone, _) => state,
-        };
-    }
-
-    /// When [`Pool::reconcile`] will have something to do although nothing happened.
-    #[must_use]
-    pub fn deadline(&self) -> Option<Instant> {
-        self.states()
-            .filter_map(|state| match state {
-                State::Waiting { until } => Some(until),
-                State::Starting { until, .. } | State::Draining { until, .. } => until,
-                State::Ready { .. } | State::Gone => None,
-            })
-            .min()
+    /// Nobody waits for what workers of another generation did.
+    fn forgive(&mut self) {
+        self.seats.fill(Seat::default());
     }
 }
 

@@ -1,0 +1,123 @@
+//! Workers that are stuck.
+
+use super::*;
+
+#[test]
+fn a_stuck_worker_keeps_its_seat_until_it_is_killed() {
+    let now = Instant::now();
+    let at = |seconds| now + Duration::from_secs(seconds);
+    let mut pool = ready_pool(2, now);
+    assert!(pool.stalled(w(1), None) && !pool.stalled(w(1), None), "it is news once");
+    assert_eq!(turn(&mut pool, now), []);
+    assert!(pool.is_settled());
+    assert!(!pool.stalled(w(1), Some(at(5))));
+    assert_eq!(pool.deadline(), Some(at(5)));
+    assert!(!pool.stalled(w(1), Some(at(8))));
+    assert_eq!(turn(&mut pool, at(5)), []);
+    assert!(pool.revived(w(1)) && !pool.revived(w(1)));
+    assert_eq!((turn(&mut pool, at(8)), pool.deadline()), (vec![], None));
+    assert!(pool.stalled(w(1), Some(at(9))), "and again");
+    assert_eq!(turn(&mut pool, at(9))[0], Action::Kill { id: w(1), why: Late::Stalled });
+    assert_eq!(spawned(&pool.reconcile(at(9))), [], "its successor came with it");
+    assert_eq!(pool.exited(w(1), false, at(9)), None);
+    assert_eq!(pool.due(0), None, "it was no failure");
+    assert_eq!(pool.member(w(3)).map(|member| member.seat), Some(0));
+    assert!(!pool.stalled(w(3), Some(at(9))), "one that starts has its own deadline");
+}
+
+#[test]
+fn a_stuck_worker_that_drains_is_killed_at_whichever_comes_first() {
+    let now = Instant::now();
+    let mut pool = ready_pool(2, now);
+    let soon = now + Duration::from_secs(1);
+    assert!(pool.stalled(w(1), Some(soon)) && pool.stalled(w(2), Some(now + DRAIN * 2)));
+    pool.recycle_all();
+    // Who is stuck does not serve, so that nobody waits for his turn.
+    assert_eq!(spawned(&ready(&mut pool, now)).len(), 2);
+    assert_eq!(drained(&turn(&mut pool, now)).len(), 2);
+    assert_eq!(turn(&mut pool, soon), [Action::Kill { id: w(1), why: Late::Stalled }]);
+    assert_eq!(turn(&mut pool, now + DRAIN), [Action::Kill { id: w(2), why: Late::NotGone }]);
+}
+
+#[test]
+fn a_held_worker_is_never_killed_for_being_stuck() {
+    let now = Instant::now();
+    let late = now + Duration::from_secs(5);
+    let mut pool = ready_pool(1, now);
+    assert!(pool.stalled(w(1), Some(now)) && pool.hold(w(1)));
+    ready(&mut pool, now);
+    assert_eq!((turn(&mut pool, late), pool.deadline()), (vec![], None));
+    assert!(pool.exited(w(2), true, late).is_some());
+    assert!(pool.release(w(1)));
+    assert_eq!(turn(&mut pool, late), [Action::Spawn { seat: 1, id: w(3), generation: Generation(1) }], "a stand-in");
+    assert!(!pool.stalled(w(1), Some(late)), "it still is");
+    assert_eq!(killed(&turn(&mut pool, late)), [(w(1), Late::Stalled)]);
+}
+
+#[test]
+fn of_two_in_a_seat_a_stuck_one_goes() {
+    let now = Instant::now();
+    let mut pool = ready_pool(1, now);
+    assert!(pool.hold(w(1)));
+    ready(&mut pool, now);
+    assert!(pool.stalled(w(2), None) && pool.release(w(1)));
+    assert_eq!(drained(&turn(&mut pool, now)), [(w(2), Why::Surplus)]);
+}
+
+#[test]
+fn when_all_are_stuck_somebody_else_comes_and_stays_until_one_is_back() {
+    let now = Instant::now();
+    let mut pool = ready_pool(2, now);
+    assert!(pool.stalled(w(1), None));
+    assert_eq!(turn(&mut pool, now), []);
+    assert!(pool.stalled(w(2), None));
+    assert_eq!(spawned(&turn(&mut pool, now)), [(2, w(3))]);
+    assert!(pool.ready(w(3), now) && pool.is_settled());
+    assert!(pool.stalled(w(3), None));
+    assert_eq!(spawned(&ready(&mut pool, now)), [(3, w(4))]);
+    assert!(pool.stalled(w(4), None));
+    assert_eq!(turn(&mut pool, now), [], "not more of them than workers");
+    assert!(pool.revived(w(4)));
+    assert_eq!(turn(&mut pool, now), [], "that is none of those who are wanted");
+    assert!(pool.revived(w(1)));
+    assert_eq!(drained(&turn(&mut pool, now)), [(w(3), Why::Surplus), (w(4), Why::Surplus)]);
+}
+
+#[test]
+fn a_stand_in_stays_until_the_successor_of_the_stuck_one_is_ready() {
+    let now = Instant::now();
+    let mut pool = ready_pool(1, now);
+    assert!(pool.stalled(w(1), Some(now + DRAIN)));
+    assert_eq!(spawned(&ready(&mut pool, now)), [(1, w(2))]);
+    let killed_at = now + DRAIN;
+    assert_eq!(turn(&mut pool, killed_at).len(), 2);
+    assert_eq!(pool.exited(w(1), false, killed_at), None);
+    assert!(pool.ready(w(3), killed_at));
+    assert_eq!(drained(&turn(&mut pool, killed_at)), [(w(2), Why::Surplus)]);
+}
+
+#[test]
+fn a_stand_in_that_fails_waits_and_one_that_only_starts_is_killed() {
+    let now = Instant::now();
+    let mut pool = ready_pool(3, now);
+    assert!((1..=3).all(|id| pool.stalled(w(id), None)));
+    assert_eq!(spawned(&turn(&mut pool, now)), [(3, w(4))]);
+    let delay = pool.exited(w(4), false, now).expect("another is to come");
+    assert!(delay >= Duration::from_millis(100));
+    assert_eq!(turn(&mut pool, now), [], "no other seat instead");
+    assert_eq!(spawned(&turn(&mut pool, now + delay)), [(3, w(5))]);
+    assert!(pool.revived(w(2)));
+    assert_eq!(turn(&mut pool, now + delay), [Action::Kill { id: w(5), why: Late::Unneeded }]);
+    assert_eq!(pool.exited(w(5), false, now + delay), None);
+}
+
+#[test]
+fn a_roll_goes_on_although_all_are_stuck() {
+    let now = Instant::now();
+    let mut pool = ready_pool(2, now);
+    assert!(pool.stalled(w(1), None) && pool.stalled(w(2), None) && pool.reload(target(2, 2)));
+    assert_eq!(spawned(&ready(&mut pool, now)), [(0, w(3)), (1, w(4))]);
+    let drains = vec![(w(1), Why::Reload), (w(2), Why::Reload)];
+    let actions = turn(&mut pool, now);
+    assert_eq!((actions[0], drained(&actions)), (Action::Applied, drains));
+}
