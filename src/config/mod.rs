@@ -85,6 +85,7 @@ impl Config {
     /// # Errors
     /// The first thing in it that is not TOML, not a key or not a value of its key, then the first value that
     /// does not go with another one.
+    #[cfg(test)]
     pub fn parse(text: &str, origin: &str) -> Result<Config, Error> {
         parse(text, origin, check::check)
     }

@@ -72,7 +72,8 @@ impl Master {
         let is_unneeded = self.pool.member(id).is_none_or(|member| !matches!(member.state, State::Ready { .. }));
         let delay = self.pool.exited(id, has_answered || blame.request.is_some(), now);
         if exit == Exit::Status(0) && blame.request.is_none() && (has_answered || is_unneeded) {
-            return log::info!("{name} finished; {moved} clients moved");
+            let moved = if moved > 0 { format!("; {moved} clients moved") } else { String::new() };
+            return log::info!("{name} finished{moved}");
         }
         if self.pool.is_stopping() {
             return log::warn!("{name} {cause}; {} clients closed", moved + lost);

@@ -62,14 +62,19 @@ impl Connection {
     /// A client whose lease was found, and what its slot tells of it.
     pub(super) fn new(lease: &Lease, socket: OwnedFd, slot: Slot<'_>) -> Connection {
         let is_parked = slot.lease().is_some_and(|lease| lease.state == State::Parked);
+        let is_told_all = slot.marks().closing && slot.view().replied == 0;
         Connection {
             socket,
             client: lease.client,
             peer: lease.peer,
             generation: lease.generation,
             order: lease.order,
-            // So that half a frame goes on being half a frame, with what time it has left.
-            waits: if is_parked { Waits::Bytes } else { Waits::Request },
+            // So that half a frame goes on being half a frame, and an end an end, with what time it has left.
+            waits: match (is_parked, is_told_all) {
+                (false, _) => Waits::Request,
+                (true, false) => Waits::Bytes,
+                (true, true) => Waits::End,
+            },
             watched: None,
             unarmed: REARM,
             last_words: LAST_WORDS,

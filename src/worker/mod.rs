@@ -5,10 +5,14 @@
 
 mod builtin;
 mod connection;
+mod death;
+mod leaving;
 mod methods;
 mod parking;
 mod reply;
 mod start;
+#[cfg(test)]
+mod tests;
 mod timers;
 mod turn;
 
@@ -22,13 +26,13 @@ use timers::{NEVER, Timers};
 use turn::{Ended, Purpose, Tools, turn};
 
 use crate::channel::{Channel, Heard, Scratch, Sent};
-use crate::desk::{State, WorkerDesk};
+use crate::desk::WorkerDesk;
 use crate::logging;
-use crate::proto::channel::{Lease, MAX_SLOTS, Settings, Stop, ToMaster, ToWorker};
+use crate::proto::channel::{Lease, MAX_SLOTS, Settings, ToMaster, ToWorker};
 use crate::proto::rpc::Code;
+use crate::sys::clock;
 use crate::sys::ledger::OwnWrites;
 use crate::sys::poll::{Event, Interest, Poller};
-use crate::sys::{clock, socket};
 use crate::table::Table;
 
 pub(crate) use builtin::pi_method;
@@ -59,10 +63,17 @@ struct Worker<'c> {
     timers: Timers,
     parking: Parking,
     writes: Option<OwnWrites>,
+    /// Whether a method is quarantined, by its index; empty if none is.
+    quarantined: Vec<bool>,
+    /// Requests answered since the start.
+    served: u64,
+    /// It serves nobody any more: it was drained, or is worn out.
+    leaving: bool,
     /// What the master has yet to be told.
     closed: Vec<u32>,
     freed: Vec<u32>,
     room: bool,
+    worn: bool,
     /// When this process is killed, once it was told to stop.
     stop_by: Option<Instant>,
     /// The master is gone.
@@ -71,6 +82,8 @@ struct Worker<'c> {
     broken: Option<String>,
     /// ns of CLOCK_MONOTONIC.
     now: u64,
+    /// One instant by both clocks.
+    epoch: (Instant, u64),
 }
 
 impl<'c> Worker<'c> {
@@ -84,6 +97,7 @@ impl<'c> Worker<'c> {
         let parking = Parking::new(settings.buffers);
         let writes = OwnWrites::open().ok();
         desk.header().set_knows_writes(writes.is_some());
+        let now = clock::monotonic();
         Ok(Worker {
             channel,
             channel_is_full: false,
@@ -96,13 +110,18 @@ impl<'c> Worker<'c> {
             timers: Timers::default(),
             parking,
             writes,
+            quarantined: Vec::new(),
+            served: 0,
+            leaving: false,
             closed: Vec::new(),
             freed: Vec::new(),
             room: false,
+            worn: false,
             stop_by: None,
             orphaned: false,
             broken: None,
-            now: clock::monotonic(),
+            now,
+            epoch: (Instant::now(), now),
         })
     }
 
@@ -123,6 +142,9 @@ impl<'c> Worker<'c> {
             for slot in std::mem::take(&mut self.again) {
                 self.give_turn(slot, &Purpose::Serve, service);
             }
+            if self.leaving {
+                self.give_up_leases();
+            }
             self.look_at_deadlines(service);
             self.tell_master()?;
             self.desk.header().set_log_errors(logging::errors());
@@ -135,8 +157,9 @@ impl<'c> Worker<'c> {
     }
 
     fn is_finished(&self) -> bool {
-        let told = self.closed.is_empty() && self.freed.is_empty();
-        self.orphaned || self.broken.is_some() || (self.stop_by.is_some() && self.leased == 0 && told)
+        let is_told = self.closed.is_empty() && self.freed.is_empty() && !self.worn;
+        let is_done = (self.stop_by.is_some() || self.leaving) && self.leased == 0 && is_told;
+        self.orphaned || self.broken.is_some() || is_done
     }
 
     fn patience(&self) -> Option<Duration> {
@@ -152,7 +175,9 @@ impl<'c> Worker<'c> {
             Heard::Message(ToWorker::Lease(leases), sockets) => self.pick_up(&leases, sockets, service)?,
             Heard::Message(ToWorker::Reopen, _) => reopen_log(),
             Heard::Message(ToWorker::Stop(stop), _) => self.stop(stop, service),
-            Heard::Message(ToWorker::Look | ToWorker::Drain | ToWorker::Quarantine(_), _) => {}
+            Heard::Message(ToWorker::Look, _) => self.look(),
+            Heard::Message(ToWorker::Drain, _) => self.leaving = true,
+            Heard::Message(ToWorker::Quarantine(names), _) => self.quarantine(&names, service),
             Heard::Message(ToWorker::Probe, _) => self.desk.header().beat(),
             Heard::Message(ToWorker::Start(_), _) => return Err(io::Error::other("the master said Start twice")),
             Heard::Garbage(malformed) => return Err(io::Error::other(malformed)),
@@ -173,7 +198,11 @@ impl<'c> Worker<'c> {
                 return Err(io::Error::other("a lease for a slot that there is not"));
             }
             let slot = self.desk.slot(lease.slot).expect("the index was checked");
-            if self.connections.insert(lease.slot, Connection::new(lease, socket, slot)).is_some() {
+            let connection = Connection::new(lease, socket, slot);
+            if connection.waits != Waits::Request && slot.view().parked().1 > 0 {
+                self.parking.use_large(lease.slot, slot.view().parked().1);
+            }
+            if self.connections.insert(lease.slot, connection).is_some() {
                 return Err(io::Error::other("a lease for a slot that is taken"));
             }
             self.leased += 1;
@@ -198,7 +227,7 @@ impl<'c> Worker<'c> {
         if self.stop_by.is_some() {
             self.stop_client(slot, service);
         }
-        while let Some(hog) = self.parking.overloads() {
+        while let Some(hog) = self.parking.overloads().filter(|_| !self.leaving) {
             let fault = Fault::of(Code::Overloaded, "too much is buffered here; your unfinished frame was the oldest");
             log::debug!("buffers are full: closing the client in slot {hog}, whose frame is the oldest");
             self.give_one_turn(hog, &Purpose::Dismiss(&fault), service);
@@ -206,22 +235,30 @@ impl<'c> Worker<'c> {
     }
 
     fn give_one_turn(&mut self, slot: u32, purpose: &Purpose<'_>, service: &mut dyn Service) {
-        let Some(connection) = self.connections.get_mut(slot) else { return };
+        let Some(connection) = self.connections.get_mut(slot).filter(|_| !self.leaving) else { return };
         let mut tools = Tools {
             desk: &mut self.desk,
             service,
             settings: &self.settings,
             stop_by: self.stop_by,
+            epoch: self.epoch,
+            quarantined: &self.quarantined,
+            served: self.served,
             writes: self.writes.as_ref(),
             broken: &mut self.broken,
             now: self.now,
         };
         let ended = turn(connection, slot, purpose, &mut tools);
-        self.now = tools.now;
+        (self.now, self.served) = (tools.now, tools.served);
+        self.leaving = tools.is_worn_out();
+        if self.settings.worn_at.is_some_and(|requests| self.served >= requests) {
+            // Said once.
+            (self.settings.worn_at, self.worn) = (None, true);
+        }
         match ended {
             Ended::Waits(waits) => self.wait_for(slot, waits),
             Ended::Over => self.close(slot),
-            Ended::Lost => self.forget(slot, |worker| worker.freed.push(slot)),
+            Ended::Lost => self.let_go(slot),
         }
     }
 
@@ -266,8 +303,14 @@ impl<'c> Worker<'c> {
         }
         if let Err(e) = watch {
             log::warn!("cannot watch a client: {e}; closing it");
-            self.give_up(index);
+            self.end(index);
         }
+    }
+
+    /// From now on these methods are not run, and all others are.
+    fn quarantine(&mut self, names: &[String], service: &dyn Service) {
+        let methods = if names.is_empty() { Vec::new() } else { service.names() };
+        self.quarantined = methods.iter().map(|method| names.contains(&method.name)).collect();
     }
 
     /// Nothing of the slot's client is on the desk any more.
@@ -276,42 +319,6 @@ impl<'c> Worker<'c> {
             self.desk.empty_large(cold);
         }
         self.desk.header().set_parked(self.parking.total());
-    }
-
-    fn give_up(&mut self, index: u32) {
-        let slot = self.desk.slot(index).expect("the client has a slot");
-        let generation = self.connections.get(index).map_or(0, |connection| connection.generation);
-        if slot.claim(generation).is_some() {
-            self.close(index);
-        }
-    }
-
-    /// Ends a client whose slot is claimed. The order matters: a registration outlives close() while the master has a
-    /// copy, and without the shutdown that copy would keep back the FIN.
-    fn close(&mut self, index: u32) {
-        self.forget(index, |worker| worker.closed.push(index));
-    }
-
-    fn forget(&mut self, index: u32, note: impl FnOnce(&mut Worker<'c>)) {
-        let Some(connection) = self.connections.take(index) else { return };
-        if connection.watched.is_some() {
-            let _ = self.poller.remove(&connection.socket);
-        }
-        let slot = self.desk.slot(index).expect("the client has a slot");
-        let is_ours = slot.lease().is_some_and(|l| l.state == State::Busy && l.generation == connection.generation);
-        if is_ours {
-            socket::end(&connection.socket);
-        }
-        drop(connection.socket);
-        if is_ours {
-            slot.release(connection.generation, State::Closed);
-        }
-        self.leased -= 1;
-        self.unpark(index);
-        if self.leased == 0 {
-            self.timers.clear();
-        }
-        note(self);
     }
 
     fn look_at_deadlines(&mut self, service: &mut dyn Service) {
@@ -335,32 +342,16 @@ impl<'c> Worker<'c> {
         }
     }
 
-    /// From now on every client is closed as soon as what it has sent is answered.
-    fn stop(&mut self, stop: Stop, service: &mut dyn Service) {
-        self.stop_by = Some(Instant::now() + stop.within);
-        for slot in 0..self.connections.bound() {
-            self.give_turn(slot, &Purpose::Serve, service);
-        }
-    }
-
-    fn stop_client(&mut self, slot: u32, service: &mut dyn Service) {
-        let Some(connection) = self.connections.get(slot) else { return };
-        match connection.waits {
-            Waits::Request => self.give_one_turn(slot, &Purpose::Cut, service),
-            Waits::Bytes => {
-                let fault = Fault::of(Code::ShuttingDown, "the daemon is stopping");
-                self.give_one_turn(slot, &Purpose::Dismiss(&fault), service);
-            }
-            Waits::Room | Waits::Turn | Waits::End => {}
-        }
-    }
-
     /// Tells who left, in as few messages as it takes. What the channel does not take now waits until it does.
     ///
     /// At once: letting it wait for others, even a millisecond, made short connections dearer by a tenth, because the
     /// kernel's memory of a connection that is gone was cold by the time it was used again.
     fn tell_master(&mut self) -> io::Result<()> {
         let mut sent = Sent::Queued;
+        if self.worn {
+            sent = self.channel.send(&ToMaster::Worn, &[])?;
+            self.worn = sent == Sent::Full;
+        }
         while sent == Sent::Queued && !self.closed.is_empty() {
             sent = tell(self.channel, &mut self.closed, ToMaster::Closed)?;
         }

@@ -92,8 +92,28 @@ impl Parking {
         *large = Large { bytes: large.bytes.max(bytes), in_use: true };
     }
 
-    /// The slot's client has nothing parked any more, or is gone. Returns the slots whose large places are to be
-    /// emptied now.
+    /// The slot's client has ended. Whether its large place is to be emptied now: the master may lay bytes of the next
+    /// client there as soon as it is told.
+    #[must_use]
+    pub(super) fn end(&mut self, slot: u32) -> bool {
+        self.uncount(slot);
+        let Some(large) = self.large.remove(&slot) else { return false };
+        if !large.in_use {
+            self.warm -= large.bytes;
+        }
+        true
+    }
+
+    /// The lease of the slot is over: what lies in its large place is the master's. That goes on counting as used, so
+    /// that it is not emptied before another client of this worker has had the place.
+    pub(super) fn lose(&mut self, slot: u32) {
+        self.uncount(slot);
+        if self.large.contains_key(&slot) {
+            self.use_large(slot, 0);
+        }
+    }
+
+    /// The slot's client has nothing parked any more. Returns the slots whose large places are to be emptied now.
     pub(super) fn clear(&mut self, slot: u32) -> Vec<u32> {
         self.uncount(slot);
         match self.large.get_mut(&slot) {
@@ -142,8 +162,28 @@ mod tests {
         assert_eq!(parking.overloads(), None);
         parking.clear(7);
         assert_eq!(parking.total(), 40_000);
-        parking.clear(8);
+        assert!(!parking.end(8), "it had no large place");
+        parking.park(9, FREE + 1, 30);
+        parking.lose(9);
         assert_eq!((parking.total(), parking.hogs.len(), parking.counted.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn the_place_of_a_client_that_has_left_is_emptied_at_once_or_not_at_all() {
+        let mut parking = Parking::new(1 << 30);
+        for slot in 0..4 {
+            parking.use_large(slot, WARM / 4);
+        }
+        assert!([0, 1].iter().all(|slot| parking.clear(*slot).is_empty()), "they are warm");
+        assert!(parking.end(0) && parking.end(2) && !parking.end(2), "warm or in use, it has memory");
+        parking.lose(1);
+        parking.lose(3);
+        for slot in 10..20 {
+            parking.use_large(slot, WARM);
+            assert!(parking.clear(slot).iter().all(|cold| *cold >= 10), "others are emptied only");
+        }
+        // The next client of such a slot gives it back.
+        assert_eq!((parking.clear(3), parking.end(1)), (vec![19], true));
     }
 
     #[test]

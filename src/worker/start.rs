@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 
+use super::death;
 use super::methods::{Methods, Running, Service, WorkerInfo, remember_panics};
 use super::{CHANNEL, Worker};
 use crate::channel::{Channel, Heard, Scratch};
@@ -69,6 +70,7 @@ fn serve<S: 'static>(
     methods: Methods<S>,
 ) -> Result<(), String> {
     process::set_name(&start.name);
+    death::arm()?;
     remember_panics();
     signal::ignore_group_signals().map_err(|e| format!("cannot catch signals: {e}"))?;
     // It serves as many clients as its master may have; a lower limit shows when they come.
@@ -76,10 +78,11 @@ fn serve<S: 'static>(
     logging::start(&start.name, &start.settings.log).map_err(|e| format!("cannot open the log: {e}"))?;
     let layout = Layout::new(start.slots, start.longest);
     let desk = WorkerDesk::map(file, layout).map_err(|e| format!("cannot map the desk: {e}"))?;
-    let Start { name, worker, seat, generation, settings, .. } = start;
+    let Start { name, worker, seat, generation, quarantined, settings, .. } = start;
     let mut service = Running::start(methods, WorkerInfo { name, worker, seat, generation })?;
     let greeting = ToMaster::Ready(Ready { version: VERSION, methods: service.names() });
     channel.send(&greeting, &[]).map_err(|e| format!("cannot greet the master: {e}"))?;
-    let worker = Worker::new(channel, desk, settings).map_err(|e| format!("cannot make a poller: {e}"))?;
+    let mut worker = Worker::new(channel, desk, settings).map_err(|e| format!("cannot make a poller: {e}"))?;
+    worker.quarantine(&quarantined, &service);
     worker.serve(&mut service).map_err(|e| e.to_string())
 }

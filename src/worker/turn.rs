@@ -15,19 +15,19 @@
 //! is stored after a read or a write. `exec` is stored before the method and the commit after it: a death between the
 //! two is a fault of that request, one before or after is none, so a side effect happens at most once.
 
-use std::io;
-use std::time::Instant;
+mod answer;
+mod send;
 
-use serde_json::value::RawValue;
+use std::time::{Duration, Instant};
 
 use super::connection::{Connection, Waits};
-use super::methods::{Failure, Service};
-use super::reply::{Call, Fault, write_fault};
-use crate::desk::{Found, Header, Marks, Open, Place, RECEIVE, REPLY_SOFT, SMALL, Slot, State, View, WorkerDesk};
+use super::death::{self, Point};
+use super::methods::Service;
+use super::reply::Fault;
+use crate::desk::{Found, Marks, Place, RECEIVE, REPLY_SOFT, SMALL, Slot, State, View, WorkerDesk};
 use crate::proto::channel::Settings;
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
-use crate::proto::rpc::{Code, NULL, Request};
-use crate::sys::clock;
+use crate::proto::rpc::Code;
 use crate::sys::ledger::OwnWrites;
 use crate::sys::socket::{self, Moved};
 
@@ -44,12 +44,35 @@ pub(super) struct Tools<'a> {
     pub(super) settings: &'a Settings,
     /// When the worker is killed, once it has been told to stop.
     pub(super) stop_by: Option<Instant>,
+    /// The same instant by both clocks, so that none is read to tell a method its deadline.
+    pub(super) epoch: (Instant, u64),
+    /// Whether a method is not run any more, by its index; beyond the end it is.
+    pub(super) quarantined: &'a [bool],
+    /// Requests that this process has answered.
+    pub(super) served: u64,
     /// The sum of what this process wrote, where the kernel keeps one.
     pub(super) writes: Option<&'a OwnWrites>,
     /// Why this process cannot go on, once it cannot.
     pub(super) broken: &'a mut Option<String>,
     /// The clock: ns of CLOCK_MONOTONIC at the beginning of the turn, and again at its end.
     pub(super) now: u64,
+}
+
+impl Tools<'_> {
+    /// When the worker is killed, if a method begins now.
+    fn deadline(&self) -> Option<Instant> {
+        let (epoch, epoch_ns) = self.epoch;
+        let timeout = self.settings.request_timeout.and_then(|timeout| {
+            let begin = epoch + Duration::from_nanos(self.now.saturating_sub(epoch_ns));
+            begin.checked_add(timeout)
+        });
+        [self.stop_by, timeout].into_iter().flatten().min()
+    }
+
+    /// Whether this process has answered as many requests as it is to.
+    pub(super) fn is_worn_out(&self) -> bool {
+        self.settings.max_requests.is_some_and(|most| self.served >= most)
+    }
 }
 
 /// How a turn ended.
@@ -79,12 +102,13 @@ pub(super) fn turn(connection: &mut Connection, index: u32, purpose: &Purpose<'_
     let Some(slot) = tools.desk.slot(index) else { return Ended::Lost };
     let Some(found) = slot.claim(connection.generation) else { return Ended::Lost };
     tools.desk.header().begin_turn(index, tools.now);
+    death::pass(Point::AfterClaim);
     let (view, mut marks) = (slot.view(), slot.marks());
     let parked = found == Found::Parked;
     // Of a client at rest the view tells of bytes that are answered, and the marks of a frame that is.
     let have = if parked { view.have as usize } else { 0 };
     if !parked {
-        marks.faults = 0;
+        answer::forgive(&mut marks);
     }
     let mut turn = Turn { connection, index, tools, view, marks, have, answered: 0, unrecorded: 0, blocked: false };
     let waits = match purpose {
@@ -104,6 +128,7 @@ pub(super) fn turn(connection: &mut Connection, index: u32, purpose: &Purpose<'_
     let slot = tools.desk.slot(index).expect("the slot was claimed");
     slot.touch(tools.now, answered);
     let state = if waits == Waits::Request { State::Rest } else { State::Parked };
+    death::pass(Point::BeforeEnd);
     slot.release(connection.generation, state);
     Ended::Waits(waits)
 }
@@ -169,6 +194,7 @@ impl Turn<'_, '_> {
         let have = self.have as u32;
         self.view = View { in_base, out_base, answered: 0, replied: 0, rx: (place, 0), tx: (Place::Shared, 0), have };
         self.flip();
+        death::pass(Point::AfterBegin);
         Some(())
     }
 
@@ -190,7 +216,7 @@ impl Turn<'_, '_> {
                 }
                 sent_at = self.tools.now;
             }
-            if self.tools.now - began > LONGEST || self.tools.broken.is_some() {
+            if self.tools.now - began > LONGEST || self.tools.broken.is_some() || self.tools.is_worn_out() {
                 break;
             }
         }
@@ -212,6 +238,7 @@ impl Turn<'_, '_> {
         let Some(room) = open.rx.get_mut(have..end).filter(|room| !room.is_empty()) else { return Ok(()) };
         match socket::receive(&self.connection.socket, room) {
             Ok(Moved::Bytes(n)) => {
+                death::pass(Point::AfterReceive);
                 self.have += n;
                 self.connection.unarmed += n as u32;
             }
@@ -259,117 +286,6 @@ impl Turn<'_, '_> {
         Some(self.marks.order.unwrap_or(ByteOrder::Little))
     }
 
-    /// Answers the next frame; whether that took no time worth measuring.
-    fn answer(&mut self, total: usize, order: ByteOrder) -> bool {
-        let call = Call {
-            client: self.connection.client,
-            peer: self.connection.peer,
-            attempt: u32::from(self.marks.faults) + 1,
-            deadline: self.tools.stop_by,
-        };
-        let begin = self.view.rx.1 as usize + self.view.answered as usize;
-        let (answered, replied) = (self.view.answered, self.view.replied as usize);
-        let reply_max = self.tools.desk.layout().reply_max();
-        let Open { header, slot, rx, tx } = self.tools.desk.open(self.index, self.view.rx.0, Place::Shared);
-        let out = &mut tx[replied..replied + reply_max];
-
-        let (faults, now) = (self.marks.faults, self.tools.now);
-        let mut is_inline = true;
-        let service = &mut *self.tools.service;
-        let mut run = |out: &mut [u8]| -> Result<usize, Failure> {
-            let request = Request::parse(&rx[begin + PREFIX..begin + total])
-                .map_err(|reason| Failure::Fault(Fault::of(Code::BadRequest, reason)))?;
-            let method = service.find(&request.method).ok_or_else(|| {
-                Failure::Fault(Fault::of(Code::UnknownMethod, format!("there is no method {:?}", request.method)))
-            })?;
-            if !may_run(&*service, method, faults) {
-                let sentence = format!("the worker that ran this request died in method {:?}", request.method);
-                return Err(Failure::Fault(Fault::of(Code::Crashed, sentence)));
-            }
-            is_inline = service.is_inline(method);
-            let number = method as u32 + 1;
-            slot.execute(number, answered);
-            if !is_inline {
-                header.begin_method(number, now);
-            }
-            match request.params {
-                Some(params) => service.call(method, params, call, out, order),
-                None => service.call(method, null_params(), call, out, order),
-            }
-        };
-        let length = run(out).unwrap_or_else(|failure| {
-            header.add_error();
-            match &failure {
-                Failure::Panicked => header.add_panic(),
-                Failure::Broken(why) => *self.tools.broken = Some(why.clone()),
-                Failure::Fault(_) => {}
-            }
-            write_fault(out, order, &Fault::from(failure))
-        });
-        slot.commit(answered + total as u32, (replied + length) as u32);
-        if !is_inline {
-            self.tools.now = clock::monotonic();
-            header.end_method(self.tools.now);
-        }
-        self.marks.faults = 0;
-        self.view.answered += total as u32;
-        self.view.replied += length as u32;
-        self.answered += 1;
-        self.unrecorded += 1;
-        is_inline
-    }
-
-    /// Makes the reply after which the client is closed, and forgets what it sent beyond.
-    fn reply_last(&mut self, fault: &Fault) {
-        let order = self.marks.order.unwrap_or(ByteOrder::Little);
-        let (replied, skipped) = (self.view.replied as usize, self.have as u32);
-        let Open { header, slot, tx, .. } = self.tools.desk.open(self.index, self.view.rx.0, Place::Shared);
-        let length = write_fault(&mut tx[replied..], order, fault);
-        header.add_error();
-        self.marks.closing = true;
-        // Before the reply counts: who finds it made finds that nothing comes after it.
-        slot.set_marks(self.marks);
-        slot.commit(skipped, (replied + length) as u32);
-        self.view.answered = skipped;
-        self.view.replied += length as u32;
-        self.answered += 1;
-        self.unrecorded += 1;
-    }
-
-    /// Sends the replies so far and lets a view begin behind them. False when the client does not take them.
-    fn send_midway(&mut self, since: u64) -> Result<bool, Gone> {
-        let sent = self.send(since)?;
-        self.pass(sent);
-        if self.view.replied > 0 {
-            self.blocked = true;
-            return Ok(false);
-        }
-        self.flip();
-        Ok(true)
-    }
-
-    /// Sends; how many bytes the kernel took.
-    fn send(&mut self, since: u64) -> Result<usize, Gone> {
-        let replied = self.view.replied as usize;
-        if replied == 0 {
-            return Ok(0);
-        }
-        let open = self.tools.desk.open(self.index, self.view.rx.0, Place::Shared);
-        let begin = self.view.tx.1 as usize;
-        open.header.add_requests(self.unrecorded);
-        let at = self.view.out_base;
-        let bytes = &open.tx[begin..begin + replied];
-        let sent = match transmit(self.connection, self.tools.writes, open.header, (self.index, at), bytes) {
-            Ok(Moved::Bytes(n)) => n,
-            Ok(Moved::Nothing) => 0,
-            Ok(Moved::End) | Err(_) => return Err(Gone),
-        };
-        self.tools.now = clock::monotonic();
-        open.header.record(self.tools.now, self.unrecorded, self.tools.now - since);
-        self.unrecorded = 0;
-        Ok(sent)
-    }
-
     /// Moves the view, here and not yet on the desk, behind the answered frames and the bytes sent.
     fn pass(&mut self, sent: usize) {
         let answered = self.view.answered;
@@ -385,7 +301,8 @@ impl Turn<'_, '_> {
 
     /// Sends, parks what is left, and says what the client is waited for; nothing if it is over.
     fn end(&mut self, began: u64, same_frame: bool) -> Option<Waits> {
-        if self.marks.half_closed && !self.marks.closing && !self.blocked && self.ends_in_a_frame() {
+        let may_answer = !self.marks.closing && !self.blocked && !self.tools.is_worn_out();
+        if self.marks.half_closed && may_answer && self.ends_in_a_frame() {
             let message = "the connection ended in the middle of a frame";
             self.reply_last(&Fault::of(Code::BadRequest, message));
         }
@@ -442,88 +359,8 @@ impl Turn<'_, '_> {
             self.tools.desk.keep_replies(self.index, begin..begin + self.view.replied as usize);
             self.view.tx = (Place::Large, 0);
         }
+        death::pass(Point::AmidParking);
         self.flip();
+        death::pass(Point::AfterParking);
     }
-
-    /// Sends replies that were parked before this turn, and goes on if that is done.
-    fn send_parked(&mut self, purpose: &Purpose<'_>) -> Option<Waits> {
-        let (begin, unsent) = (self.view.tx.1 as usize, self.view.replied as usize);
-        let open = self.tools.desk.open(self.index, Place::Shared, self.view.tx.0);
-        let bytes = open.tx.get(begin..begin + unsent)?;
-        let at = self.view.out_base;
-        let sent = match transmit(self.connection, self.tools.writes, open.header, (self.index, at), bytes) {
-            Ok(Moved::Bytes(n)) => n,
-            Ok(Moved::Nothing) => 0,
-            Ok(Moved::End) | Err(_) => return None,
-        };
-        self.pass(sent);
-        if sent < unsent {
-            // Who is told off and does not read is not told.
-            if matches!(purpose, Purpose::Dismiss(_)) {
-                return None;
-            }
-            if sent > 0 {
-                self.flip();
-                self.slot().set_since(self.tools.now);
-            }
-            return Some(Waits::Room);
-        }
-        match (self.marks.closing, self.marks.half_closed && self.have == 0) {
-            (true, _) => self.say_goodbye(0),
-            (false, true) => None,
-            (false, false) => self.work(purpose),
-        }
-    }
-
-    /// All is sent. Nothing more is, and the client is given a while to read it.
-    fn say_goodbye(&mut self, sent: usize) -> Option<Waits> {
-        self.pass(sent);
-        let (received, written) = self.view.ends();
-        self.view = View::at_rest(received + self.have as u64, written);
-        self.flip();
-        self.slot().set_since(self.tools.now);
-        socket::finish_writing(&self.connection.socket);
-        Some(Waits::End)
-    }
-
-    /// Reads what the client still sends after its last reply, and throws it away.
-    fn hear_last_words(&mut self) -> Option<Waits> {
-        let open = self.tools.desk.open(self.index, Place::Shared, Place::Shared);
-        match socket::receive(&self.connection.socket, open.rx) {
-            Ok(Moved::Bytes(n)) => {
-                self.connection.last_words = self.connection.last_words.checked_sub(n as u32)?;
-                Some(Waits::End)
-            }
-            Ok(Moved::Nothing) => Some(Waits::End),
-            Ok(Moved::End) | Err(_) => None,
-        }
-    }
-}
-
-/// Writes to a client, in the way by which the kernel can tell afterwards how much: for a Unix client, what was written
-/// before is noted first.
-fn transmit(
-    connection: &Connection,
-    writes: Option<&OwnWrites>,
-    header: Header<'_>,
-    (slot, at): (u32, u64),
-    bytes: &[u8],
-) -> io::Result<Moved> {
-    if connection.is_tcp() {
-        return socket::transmit(&connection.socket, bytes);
-    }
-    match writes.map(OwnWrites::sum) {
-        Some(Ok(sum)) => header.begin_write(slot, at, sum),
-        Some(Err(_)) | None => header.set_knows_writes(false),
-    }
-    socket::transmit_summed(&connection.socket, bytes)
-}
-
-/// Whether a request may be run that was executing at so many deaths: once more, if that does no harm.
-fn may_run(service: &dyn Service, method: usize, faults: u8) -> bool {
-    faults == 0 || (faults == 1 && service.is_idempotent(method))
-}
-
-fn null_params() -> &'static RawValue {
-    serde_json::from_str(NULL).expect("null is JSON")
 }

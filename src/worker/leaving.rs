@@ -1,0 +1,107 @@
+//! How clients leave this worker: it ends them, or gives their leases up, or the master has taken those.
+
+use std::time::Instant;
+
+use super::Worker;
+use super::connection::{Connection, Waits};
+use super::death::{self, Point};
+use super::methods::Service;
+use super::reply::Fault;
+use super::turn::Purpose;
+use crate::desk::State;
+use crate::proto::channel::Stop;
+use crate::proto::rpc::Code;
+use crate::sys::socket;
+
+impl Worker<'_> {
+    /// Ends a client that is in no turn.
+    pub(super) fn end(&mut self, index: u32) {
+        let generation = self.connections.get(index).map_or(0, |connection| connection.generation);
+        let slot = self.desk.slot(index).expect("the client has a slot");
+        if slot.claim(generation).is_some() {
+            self.close(index);
+        }
+    }
+
+    /// Ends a client whose slot is claimed. The order matters: a registration outlives close() while the master has a
+    /// copy, without the shutdown that copy would keep back the FIN, and who finds the word finds nothing behind it.
+    pub(super) fn close(&mut self, index: u32) {
+        let Some(connection) = self.forget(index) else { return };
+        socket::end(&connection.socket);
+        if self.parking.end(index) {
+            self.desk.empty_large(index);
+        }
+        self.desk.header().set_parked(self.parking.total());
+        let slot = self.desk.slot(index).expect("the client has a slot");
+        slot.release(connection.generation, State::Closed);
+        death::pass(Point::AfterClosed);
+        self.closed.push(index);
+    }
+
+    /// Lets a client go whose lease is over. Its slot, its places and its connection are the master's now.
+    pub(super) fn let_go(&mut self, index: u32) {
+        if self.forget(index).is_none() {
+            return;
+        }
+        self.parking.lose(index);
+        self.desk.header().set_parked(self.parking.total());
+        self.freed.push(index);
+    }
+
+    fn forget(&mut self, index: u32) -> Option<Connection> {
+        let connection = self.connections.take(index)?;
+        if connection.watched.is_some() {
+            let _ = self.poller.remove(&connection.socket);
+        }
+        self.leased -= 1;
+        if self.leased == 0 {
+            self.timers.clear();
+        }
+        Some(connection)
+    }
+
+    /// Looks which leases were taken.
+    pub(super) fn look(&mut self) {
+        for index in 0..self.connections.bound() {
+            let Some(connection) = self.connections.get(index) else { continue };
+            let lease = self.desk.slot(index).and_then(|slot| slot.lease());
+            let is_mine = lease.is_some_and(|lease| {
+                lease.generation == connection.generation && matches!(lease.state, State::Rest | State::Parked)
+            });
+            if !is_mine {
+                self.let_go(index);
+            }
+        }
+    }
+
+    /// Gives up every lease: none is in a turn now, and what was taken before is let go as well.
+    pub(super) fn give_up_leases(&mut self) {
+        for index in 0..self.connections.bound() {
+            let Some(connection) = self.connections.get(index) else { continue };
+            let slot = self.desk.slot(index).expect("the client has a slot");
+            let _ = slot.take(connection.generation);
+            self.let_go(index);
+            death::pass(Point::InDrain);
+        }
+    }
+
+    /// From now on every client is closed as soon as what it has sent is answered.
+    pub(super) fn stop(&mut self, stop: Stop, service: &mut dyn Service) {
+        self.stop_by = Some(Instant::now() + stop.within);
+        for slot in 0..self.connections.bound() {
+            self.give_turn(slot, &Purpose::Serve, service);
+        }
+    }
+
+    pub(super) fn stop_client(&mut self, slot: u32, service: &mut dyn Service) {
+        let Some(connection) = self.connections.get(slot) else { return };
+        match connection.waits {
+            Waits::Request => self.give_one_turn(slot, &Purpose::Cut, service),
+            Waits::Bytes => {
+                let fault = Fault::of(Code::ShuttingDown, "the daemon is stopping");
+                self.give_one_turn(slot, &Purpose::Dismiss(&fault), service);
+            }
+            Waits::Room | Waits::Turn | Waits::End => {}
+        }
+    }
+}

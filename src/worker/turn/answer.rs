@@ -1,0 +1,126 @@
+//! One frame, one reply: what happens between its last byte and the commit.
+
+use serde_json::value::RawValue;
+
+use super::Turn;
+use crate::desk::{Marks, Open, Place};
+use crate::proto::frame::{ByteOrder, PREFIX};
+use crate::proto::rpc::{Code, NULL, Request};
+use crate::sys::clock;
+use crate::worker::death::{self, Point};
+use crate::worker::methods::{Failure, Service};
+use crate::worker::reply::{Call, Fault, write_fault};
+
+impl Turn<'_, '_> {
+    /// Answers the next frame; whether that took no time worth measuring.
+    pub(super) fn answer(&mut self, total: usize, order: ByteOrder) -> bool {
+        let call = Call {
+            client: self.connection.client,
+            peer: self.connection.peer,
+            attempt: u32::from(self.marks.faults) + 1,
+            deadline: self.tools.deadline(),
+        };
+        let begin = self.view.rx.1 as usize + self.view.answered as usize;
+        let (answered, replied) = (self.view.answered, self.view.replied as usize);
+        let reply_max = self.tools.desk.layout().reply_max();
+        let Open { header, slot, rx, tx } = self.tools.desk.open(self.index, self.view.rx.0, Place::Shared);
+        let out = &mut tx[replied..replied + reply_max];
+
+        let (marks, quarantined, now) = (self.marks, self.tools.quarantined, self.tools.now);
+        let mut is_inline = true;
+        let service = &mut *self.tools.service;
+        let mut run = |out: &mut [u8]| -> Result<usize, Failure> {
+            let request = Request::parse(&rx[begin + PREFIX..begin + total])
+                .map_err(|reason| Failure::Fault(Fault::of(Code::BadRequest, reason)))?;
+            let method = service.find(&request.method).ok_or_else(|| {
+                Failure::Fault(Fault::of(Code::UnknownMethod, format!("there is no method {:?}", request.method)))
+            })?;
+            if let Some(fault) = refusal(&*service, method, &request.method, marks, quarantined) {
+                return Err(Failure::Fault(fault));
+            }
+            death::pass(Point::BeforeHandler);
+            is_inline = service.is_inline(method);
+            let number = method as u32 + 1;
+            slot.execute(number, answered);
+            if !is_inline {
+                header.begin_method(number, now);
+            }
+            death::pass(Point::AfterExec);
+            match request.params {
+                Some(params) => service.call(method, params, call, out, order),
+                None => service.call(method, null_params(), call, out, order),
+            }
+        };
+        let length = run(out).unwrap_or_else(|failure| {
+            header.add_error();
+            match &failure {
+                Failure::Panicked => header.add_panic(),
+                Failure::Broken(why) => *self.tools.broken = Some(why.clone()),
+                Failure::Fault(_) => {}
+            }
+            write_fault(out, order, &Fault::from(failure))
+        });
+        death::pass(Point::AfterHandler);
+        slot.commit(answered + total as u32, (replied + length) as u32);
+        if !is_inline {
+            self.tools.now = clock::monotonic();
+            header.end_method(self.tools.now);
+        }
+        self.count(answered + total as u32, length);
+        death::pass(Point::AfterAnswered);
+        is_inline
+    }
+
+    /// Makes the reply after which the client is closed, and forgets what it sent beyond.
+    pub(super) fn reply_last(&mut self, fault: &Fault) {
+        let order = self.marks.order.unwrap_or(ByteOrder::Little);
+        let (replied, skipped) = (self.view.replied as usize, self.have as u32);
+        let now = self.tools.now;
+        let Open { header, slot, tx, .. } = self.tools.desk.open(self.index, self.view.rx.0, Place::Shared);
+        let length = write_fault(&mut tx[replied..], order, fault);
+        header.add_error();
+        self.marks.closing = true;
+        // Whoever takes over from here gives it the whole time to read, and not what its frame has left.
+        slot.set_since(now);
+        // Before the reply counts: who finds it made finds that nothing comes after it.
+        slot.set_marks(self.marks);
+        slot.commit(skipped, (replied + length) as u32);
+        self.count(skipped, length);
+    }
+
+    /// What was committed, here: frames are answered up to this byte, by a reply of this length.
+    fn count(&mut self, answered: u32, length: usize) {
+        forgive(&mut self.marks);
+        self.view.answered = answered;
+        self.view.replied += length as u32;
+        self.answered += 1;
+        self.unrecorded += 1;
+        self.tools.served += 1;
+    }
+}
+
+/// Forgets what is known of a first unread frame, because another one is that now, or none.
+pub(super) fn forgive(marks: &mut Marks) {
+    (marks.timed_out, marks.faults) = (false, 0);
+}
+
+/// Why a request is not to be run, if it is not. One that was executing at a death is run once more, if that does no harm;
+/// one that was executing for as long as it may is not, as it would take as long again.
+fn refusal(service: &dyn Service, method: usize, name: &str, marks: Marks, quarantined: &[bool]) -> Option<Fault> {
+    if marks.timed_out {
+        return Some(Fault::of(Code::Timeout, "the request took longer than request-timeout"));
+    }
+    if marks.faults > 1 || (marks.faults == 1 && !service.is_idempotent(method)) {
+        let sentence = format!("the worker that ran this request died in method {name:?}");
+        return Some(Fault::of(Code::Crashed, sentence));
+    }
+    if quarantined.get(method).is_some_and(|is| *is) {
+        let sentence = format!("method {name:?} is quarantined: it has crashed its workers too often");
+        return Some(Fault::of(Code::Crashed, sentence));
+    }
+    None
+}
+
+fn null_params() -> &'static RawValue {
+    serde_json::from_str(NULL).expect("null is JSON")
+}

@@ -1,0 +1,142 @@
+//! What is written to a client, and how it is parted from.
+
+use std::io;
+
+use super::{Gone, Purpose, Turn};
+use crate::desk::{Header, Place, View};
+use crate::sys::clock;
+use crate::sys::ledger::OwnWrites;
+use crate::sys::socket::{self, Moved};
+use crate::worker::connection::{Connection, Waits};
+use crate::worker::death::{self, Point};
+
+impl Turn<'_, '_> {
+    /// Sends the replies so far and lets a view begin behind them. False when the client does not take them.
+    pub(super) fn send_midway(&mut self, since: u64) -> Result<bool, Gone> {
+        let sent = self.send(since)?;
+        self.pass(sent);
+        if self.view.replied > 0 {
+            self.blocked = true;
+            return Ok(false);
+        }
+        self.flip();
+        Ok(true)
+    }
+
+    /// Sends; how many bytes the kernel took.
+    pub(super) fn send(&mut self, since: u64) -> Result<usize, Gone> {
+        let replied = self.view.replied as usize;
+        if replied == 0 {
+            return Ok(0);
+        }
+        let open = self.tools.desk.open(self.index, self.view.rx.0, Place::Shared);
+        let begin = self.view.tx.1 as usize;
+        open.header.add_requests(self.unrecorded);
+        let at = self.view.out_base;
+        let bytes = &open.tx[begin..begin + replied];
+        let sent = match transmit(self.connection, self.tools.writes, open.header, (self.index, at), bytes) {
+            Ok(Moved::Bytes(n)) => n,
+            Ok(Moved::Nothing) => 0,
+            Ok(Moved::End) | Err(_) => return Err(Gone),
+        };
+        self.tools.now = clock::monotonic();
+        open.header.record(self.tools.now, self.unrecorded, self.tools.now - since);
+        self.unrecorded = 0;
+        Ok(sent)
+    }
+
+    /// Sends replies that were parked before this turn, and goes on if that is done.
+    pub(super) fn send_parked(&mut self, purpose: &Purpose<'_>) -> Option<Waits> {
+        let (begin, unsent) = (self.view.tx.1 as usize, self.view.replied as usize);
+        let open = self.tools.desk.open(self.index, Place::Shared, self.view.tx.0);
+        let bytes = open.tx.get(begin..begin + unsent)?;
+        let at = self.view.out_base;
+        let sent = match transmit(self.connection, self.tools.writes, open.header, (self.index, at), bytes) {
+            Ok(Moved::Bytes(n)) => n,
+            Ok(Moved::Nothing) => 0,
+            Ok(Moved::End) | Err(_) => return None,
+        };
+        self.pass(sent);
+        if sent < unsent {
+            // Who is told off and does not read is not told.
+            if matches!(purpose, Purpose::Dismiss(_)) {
+                return None;
+            }
+            if sent > 0 {
+                self.flip();
+                self.slot().set_since(self.tools.now);
+            }
+            return Some(Waits::Room);
+        }
+        match (self.marks.closing, self.marks.half_closed && self.have == 0) {
+            (true, _) => self.say_goodbye(0),
+            (false, true) => None,
+            (false, false) => self.work(purpose),
+        }
+    }
+
+    /// All is sent. Nothing more is, and the client is given a while to read it.
+    pub(super) fn say_goodbye(&mut self, sent: usize) -> Option<Waits> {
+        self.pass(sent);
+        // Before a view says that it is parted from: whoever takes over from there counts the while from this.
+        self.slot().set_since(self.tools.now);
+        self.forget_received(0);
+        socket::finish_writing(&self.connection.socket);
+        Some(Waits::End)
+    }
+
+    /// Reads what the client still sends after its last reply, and throws it away.
+    pub(super) fn hear_last_words(&mut self) -> Option<Waits> {
+        if self.connection.watched.is_none() {
+            // Its first turn here. The worker before may have died, or lost it, just before it did this.
+            socket::finish_writing(&self.connection.socket);
+        }
+        let open = self.tools.desk.open(self.index, Place::Shared, Place::Shared);
+        match socket::receive(&self.connection.socket, open.rx) {
+            Ok(Moved::Bytes(n)) => {
+                self.connection.last_words = self.connection.last_words.checked_sub(n as u32)?;
+                self.forget_received(n);
+                Some(Waits::End)
+            }
+            Ok(Moved::Nothing) => Some(Waits::End),
+            Ok(Moved::End) | Err(_) => None,
+        }
+    }
+
+    /// Lets a view hold in which all that was received is answered, and `more` bytes behind it.
+    fn forget_received(&mut self, more: usize) {
+        let (received, written) = self.view.ends();
+        self.view = View::at_rest(received + (self.have + more) as u64, written);
+        self.have = 0;
+        self.flip();
+    }
+}
+
+/// Writes to a client, in the way by which the kernel can tell afterwards how much: for a Unix client, what was written
+/// before is noted first.
+fn transmit(
+    connection: &Connection,
+    writes: Option<&OwnWrites>,
+    header: Header<'_>,
+    (slot, at): (u32, u64),
+    bytes: &[u8],
+) -> io::Result<Moved> {
+    if !connection.is_tcp() {
+        match writes.map(OwnWrites::sum) {
+            Some(Ok(sum)) => header.begin_write(slot, at, sum),
+            Some(Err(_)) | None => header.set_knows_writes(false),
+        }
+    }
+    death::pass(Point::BeforeWrite);
+    let is_cut_short = death::strikes(Point::AmidWrite);
+    let bytes = if is_cut_short { &bytes[..bytes.len() / 2] } else { bytes };
+    let moved = match connection.is_tcp() {
+        true => socket::transmit(&connection.socket, bytes),
+        false => socket::transmit_summed(&connection.socket, bytes),
+    };
+    if is_cut_short {
+        death::die();
+    }
+    death::pass(Point::AfterWrite);
+    moved
+}
