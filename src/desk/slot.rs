@@ -222,12 +222,49 @@ impl Marks {
     }
 }
 
-/// One slot, on either side.
-#[derive(Clone, Copy, Debug)]
-pub struct Slot<'a>(&'a [AtomicU64; 16]);
+/// What a slot is made of. Another one than [`AtomicU64`] is for the tests only, which try every order in which two
+/// processes can see each other's stores.
+pub trait Word {
+    /// As [`AtomicU64::load`].
+    fn load(&self, order: Ordering) -> u64;
+    /// As [`AtomicU64::store`].
+    fn store(&self, value: u64, order: Ordering);
+    /// As [`AtomicU64::compare_exchange`].
+    ///
+    /// # Errors
+    /// What is there, if it is not `current`.
+    fn compare_exchange(&self, current: u64, new: u64, success: Ordering, failure: Ordering) -> Result<u64, u64>;
+}
 
-impl<'a> Slot<'a> {
-    pub(super) fn new(words: &'a [AtomicU64; 16]) -> Slot<'a> {
+impl Word for AtomicU64 {
+    fn load(&self, order: Ordering) -> u64 {
+        self.load(order)
+    }
+
+    fn store(&self, value: u64, order: Ordering) {
+        self.store(value, order);
+    }
+
+    fn compare_exchange(&self, current: u64, new: u64, success: Ordering, failure: Ordering) -> Result<u64, u64> {
+        self.compare_exchange(current, new, success, failure)
+    }
+}
+
+/// One slot, on either side.
+#[derive(Debug)]
+pub struct Slot<'a, W = AtomicU64>(&'a [W; 16]);
+
+// Derived, they would ask that a word can be copied.
+impl<W> Clone for Slot<'_, W> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<W> Copy for Slot<'_, W> {}
+
+impl<'a, W: Word> Slot<'a, W> {
+    pub(super) fn new(words: &'a [W; 16]) -> Slot<'a, W> {
         Slot(words)
     }
 
@@ -382,6 +419,9 @@ impl<'a> Slot<'a> {
         self.load(REQUESTS)
     }
 }
+
+#[cfg(test)]
+mod model;
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,216 @@
+//! Every order in which a master and a worker can see each other's stores to a slot, tried by loom. What runs is the code
+//! above, on words for which a load gives each value that C11's memory model lets it see, whatever this machine does.
+//!
+//! What is left of a client after turn `n` is made of that number alone, so that a mixture of two turns shows. Its bytes
+//! are one more number, and not an atomic one: it is a fault already if both sides may be at it at once.
+//!
+//! Not here: the wish for room in the header. It needs sequential consistency, which loom does not know of loads and
+//! stores; it takes them for acquire and release, under which both sides may miss each other.
+
+use std::sync::Arc;
+
+use loom::cell::Cell;
+use loom::sync::atomic::AtomicU64 as ModelWord;
+use loom::thread;
+
+use super::*;
+
+impl Word for ModelWord {
+    fn load(&self, order: Ordering) -> u64 {
+        self.load(order)
+    }
+
+    fn store(&self, value: u64, order: Ordering) {
+        self.store(value, order);
+    }
+
+    fn compare_exchange(&self, current: u64, new: u64, success: Ordering, failure: Ordering) -> Result<u64, u64> {
+        self.compare_exchange(current, new, success, failure)
+    }
+}
+
+/// What turn `n` leaves of a client.
+fn left(n: u32) -> (View, Marks, Found) {
+    let (rx, tx) = ((Place::Small, n), (Place::Large, n));
+    let view = View { in_base: n.into(), out_base: n.into(), answered: n, replied: n, rx, tx, have: n };
+    let found = if n.is_multiple_of(2) { Found::Rest } else { Found::Parked };
+    (view, Marks { faults: n as u8, ..Marks::default() }, found)
+}
+
+fn state(found: Found) -> State {
+    match found {
+        Found::Rest => State::Rest,
+        Found::Parked => State::Parked,
+    }
+}
+
+/// A desk of one slot.
+struct Desk<W> {
+    words: [W; 16],
+    /// What lies in the slot's places.
+    bytes: Cell<u32>,
+}
+
+impl<W: Word> Desk<W> {
+    fn slot(&self) -> Slot<'_, W> {
+        Slot::new(&self.words)
+    }
+
+    /// Master: it leases a client that was left so.
+    fn lease(&self, generation: u32, n: u32) {
+        let (view, marks, found) = left(n);
+        self.bytes.set(n);
+        self.slot().preset(state(found), generation, view, marks, (n.into(), n.into()), n.into());
+    }
+
+    /// Worker: the turn behind the one that the client was left by; which that is. None if the client is not its own.
+    fn turn(&self, generation: u32) -> Option<u32> {
+        let slot = self.slot();
+        let n = self.read(slot.claim(generation)?) + 1;
+        slot.flip(&View::at_rest(n.into(), n.into()), Marks::default());
+        slot.execute(n, 0);
+        slot.commit(1, n);
+        let (view, marks, found) = left(n);
+        self.bytes.set(n);
+        slot.flip(&view, marks);
+        slot.touch(n.into(), 1);
+        slot.release(generation, state(found));
+        Some(n)
+    }
+
+    /// Either side: it ends the lease, and learns which turn was the last.
+    fn take(&self, generation: u32) -> Option<u32> {
+        let found = self.slot().take(generation)?;
+        assert!(self.slot().claim(generation).is_none());
+        Some(self.read(found))
+    }
+
+    /// Reads the whole of a client that was claimed or taken.
+    fn read(&self, found: Found) -> u32 {
+        let (slot, n) = (self.slot(), self.bytes.get());
+        assert_eq!((slot.view(), slot.marks(), found), left(n));
+        assert_eq!((slot.active(), slot.requests(), slot.executing()), (n.into(), n.into(), None));
+        n
+    }
+}
+
+/// Runs `worker` and `master` on one desk with a client, in every way; `end` gets what they returned.
+fn model<W: Word + 'static, A: 'static, B: 'static>(
+    word: fn(u64) -> W,
+    worker: fn(&Desk<W>) -> A,
+    master: fn(&Desk<W>) -> B,
+    end: fn(&Desk<W>, A, B),
+) {
+    loom::model(move || {
+        let desk = Arc::new(Desk { words: std::array::from_fn(|_| word(0)), bytes: Cell::new(0) });
+        desk.lease(1, 0);
+        // In this order: loom begins with the thread that is there, and if that were the one which only looks, the other's
+        // own loads would hide from it that their stores must also be tried before the look.
+        let there = thread::spawn({
+            let desk = Arc::clone(&desk);
+            move || master(&desk)
+        });
+        let worker = worker(&desk);
+        let master = there.join().expect("it does not panic");
+        end(&desk, worker, master);
+    });
+}
+
+/// The turns that were made up to the last one: all of them, and none behind it.
+fn up_to(last: u32) -> Vec<u32> {
+    (1..=last).collect()
+}
+
+/// The worker makes three turns if it can, while the master takes the client.
+fn turns_and_a_take<W: Word + 'static>(word: fn(u64) -> W) {
+    model(
+        word,
+        |desk| [desk.turn(1), desk.turn(1), desk.turn(1)],
+        |desk| desk.take(1),
+        |desk, turns, taken| {
+            assert_eq!(turns.into_iter().flatten().collect::<Vec<_>>(), up_to(taken.unwrap_or(3)));
+            assert_eq!(desk.turn(1).is_some(), taken.is_none());
+        },
+    );
+}
+
+#[test]
+fn a_client_is_taken_as_its_last_turn_left_it_or_not_at_all() {
+    turns_and_a_take(ModelWord::new);
+}
+
+/// A word without any order, to see that the model would notice.
+struct Unordered(ModelWord);
+
+impl Word for Unordered {
+    fn load(&self, _: Ordering) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn store(&self, value: u64, _: Ordering) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    fn compare_exchange(&self, current: u64, new: u64, _: Ordering, _: Ordering) -> Result<u64, u64> {
+        self.0.compare_exchange(current, new, Ordering::Relaxed, Ordering::Relaxed)
+    }
+}
+
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn without_an_order_it_would_not_be() {
+    turns_and_a_take(|value| Unordered(ModelWord::new(value)));
+}
+
+#[test]
+fn of_a_master_that_takes_and_a_worker_that_gives_up_exactly_one_succeeds() {
+    model(
+        ModelWord::new,
+        |desk| (desk.turn(1), desk.take(1)),
+        |desk| desk.take(1),
+        |_, (turn, given_up), taken| {
+            assert!(given_up.is_some() != taken.is_some());
+            assert_eq!(given_up.or(taken), Some(turn.unwrap_or(0)));
+        },
+    );
+}
+
+/// An event of the old lease may come as late as it likes, also when the slot is another client's already. A worker that
+/// finds the new lease there needs nobody to tell it that it is whole.
+#[test]
+fn an_old_event_does_no_harm_to_the_next_client_of_the_slot() {
+    const NEXT: u32 = 10;
+    model(
+        ModelWord::new,
+        |desk| [desk.turn(1), desk.turn(1), desk.turn(2), desk.turn(1)],
+        |desk| {
+            let taken = desk.take(1)?;
+            desk.slot().clear();
+            desk.lease(2, NEXT);
+            Some(taken)
+        },
+        |desk, [first, second, new, late], taken| {
+            assert_eq!([first, second, late].into_iter().flatten().collect::<Vec<_>>(), up_to(taken.unwrap_or(3)));
+            assert_eq!(desk.take(2), taken.map(|_| new.unwrap_or(NEXT)));
+        },
+    );
+}
+
+/// Every moment is one at which the worker may be killed, or the master look without a take.
+#[test]
+fn a_view_is_whole_in_the_middle_of_a_flip() {
+    model(
+        ModelWord::new,
+        |desk| {
+            desk.slot().flip(&left(1).0, Marks::default());
+            desk.slot().commit(2, 3);
+        },
+        |desk| desk.slot().view(),
+        |desk, (), seen| {
+            let [before, flipped] = [left(0).0, left(1).0];
+            let committed = View { answered: 2, replied: 3, ..flipped };
+            assert!([before, flipped, committed].contains(&seen), "{seen:?}");
+            assert_eq!(desk.slot().view(), committed);
+        },
+    );
+}
