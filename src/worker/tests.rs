@@ -66,7 +66,7 @@ impl Master {
     /// Leases a new client of which this much is on the desk; its other end.
     fn lease(&mut self, slot: u32, generation: u32, bytes: &ClientBytes, marks: Marks) -> Client {
         let (ours, client) = UnixStream::pair().expect("socketpair");
-        client.set_nonblocking(true).expect("fcntl");
+        [&ours, &client].map(|socket| socket.set_nonblocking(true).expect("fcntl"));
         let is_parked = marks.closing || !(bytes.unread.is_empty() && bytes.unsent.is_empty());
         let state = if is_parked { State::Parked } else { State::Rest };
         let view = self.desk.lay(slot, bytes).expect("room");
@@ -89,8 +89,12 @@ impl Master {
         self.desk.slot(slot)?.lease().map(|lease| lease.state)
     }
 
+    /// What is unread of a client in no turn: nothing of one at rest.
     fn unread(&self, slot: u32) -> Vec<u8> {
-        self.desk.recover(slot, None).expect("the desk is whole").unread
+        match self.state(slot) {
+            Some(State::Rest | State::Taken) => Vec::new(),
+            _ => self.desk.recover(slot, None).expect("the desk is whole").unread,
+        }
     }
 
     /// All that the worker has said so far.
@@ -169,7 +173,7 @@ fn a_drained_worker_gives_up_every_client_with_all_that_is_of_it_and_ends() {
     late.send(&ping("3"));
     worker.serve(&mut service()).expect("it ends well");
     assert_eq!(master.heard(), [ToMaster::Freed(vec![0, 1])]);
-    assert_eq!([0, 1, 2].map(|slot| master.state(slot)), [Some(State::Taken), Some(State::Taken), Some(State::Rest)]);
+    assert_eq!([0, 1, 2].map(|slot| master.state(slot)), [Some(State::Taken), Some(State::TakenParked), Some(State::Rest)]);
     assert_eq!((master.unread(0), master.unread(1)), (Vec::new(), ping("2")[..9].to_vec()));
     let (replies, is_over) = idle.read();
     assert!(replies.contains("pong") && !is_over, "{replies}");
@@ -258,7 +262,7 @@ fn worker_answers_last(worker: Worker<'_>, master: &mut Master, client: &mut Cli
     let (reply, is_over) = client.read();
     assert!(reply.contains("bad_request") && is_over, "{reply}");
     assert!(master.desk.slot(0).expect("a slot").marks().closing);
-    assert_eq!((master.heard(), master.state(0)), (vec![ToMaster::Freed(vec![0])], Some(State::Taken)));
+    assert_eq!((master.heard(), master.state(0)), (vec![ToMaster::Freed(vec![0])], Some(State::TakenParked)));
 }
 
 #[test]
@@ -340,7 +344,8 @@ fn a_client_that_was_told_all_goes_on_ending_with_the_time_that_it_has_left() {
     worker.now = since + 3_600_000_000_000;
     worker.look_at_deadlines(&mut service);
     worker.tell_master().expect("the channel is open");
-    assert_eq!(master.heard(), [ToMaster::Closed(vec![0, 1])]);
+    // In the order of their deadlines.
+    assert_eq!(master.heard(), [ToMaster::Closed(vec![1, 0])]);
 }
 
 #[test]
