@@ -62,6 +62,8 @@ struct ControlClient {
 /// What has to come before a request is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Waits {
+    /// It has been done; the answer comes at the end of the loop's turn.
+    Nothing(Verb),
     /// The end of the daemon.
     Stopped,
     /// The verdict of the reload.
@@ -298,28 +300,34 @@ impl Master {
             return client.refuse(Code::Forbidden, "changing things needs root or the daemon's own user");
         }
         let asked = Asked { verb, params: params.map_or(NULL, RawValue::get) };
-        if let Err(refusal) = self.carry_out(client, asked, now) {
-            client.refuse_with(&refusal);
+        match self.carry_out(client, asked, now) {
+            Ok(waits) => client.waits = waits,
+            Err(refusal) => client.refuse_with(&refusal),
         }
     }
 
-    /// Does what was asked for, or begins to; then the answer comes with [`Master::answer_waiting`].
-    fn carry_out(&mut self, client: &mut ControlClient, asked: Asked<'_>, now: Instant) -> Result<(), Refusal> {
+    /// Does what was asked for, or begins to. What is not answered here is by [`Master::answer_waiting`].
+    fn carry_out(
+        &mut self,
+        client: &mut ControlClient,
+        asked: Asked<'_>,
+        now: Instant,
+    ) -> Result<Option<Waits>, Refusal> {
         let who = format!("{} by uid {} (pid {})", asked.verb.as_str(), client.who.uid, client.who.pid);
         if self.pool.is_stopping() && asked.verb.changes() && asked.verb != Verb::Stop {
             return Err(Refusal::new(Code::Refused, "the daemon is stopping"));
         }
-        client.waits = Some(match asked.verb {
+        Ok(Some(match asked.verb {
             Verb::Status => {
                 asked.no_params()?;
                 client.reply(asked.verb, &self.status(now));
-                return Ok(());
+                return Ok(None);
             }
             Verb::Version => {
                 asked.no_params()?;
                 let (name, version) = (self.name.clone(), self.version.to_owned());
                 client.reply(asked.verb, &Version { name, version, pid: std::process::id() });
-                return Ok(());
+                return Ok(None);
             }
             Verb::Stop => {
                 asked.no_params()?;
@@ -350,28 +358,24 @@ impl Master {
             }
             Verb::Release => {
                 self.release(&who, &asked.params()?)?;
-                return Ok(client.reply(asked.verb, &self.settled()));
+                Waits::Nothing(Verb::Release)
             }
             Verb::Drain => {
                 let Drain { wait } = asked.params_or_default()?;
                 self.set_drained(&who, true);
-                if !wait {
-                    return Ok(client.reply(asked.verb, &self.settled()));
-                }
-                Waits::Deserted
+                if wait { Waits::Deserted } else { Waits::Nothing(Verb::Drain) }
             }
             Verb::Undrain => {
                 asked.no_params()?;
                 self.set_drained(&who, false);
-                return Ok(client.reply(asked.verb, &self.settled()));
+                Waits::Nothing(Verb::Undrain)
             }
             Verb::Rebalance => {
                 let Rebalance { dry_run } = asked.params_or_default()?;
                 self.begin_balance(dry_run, now)?;
                 Waits::Rebalanced
             }
-        });
-        Ok(())
+        }))
     }
 
     fn settled(&self) -> Settled {
@@ -387,6 +391,7 @@ impl Master {
         for (number, waits) in waiting {
             let (verb, is_so) = match waits {
                 Waits::Stopped => continue,
+                Waits::Nothing(verb) => (verb, true),
                 // Its answer is there already.
                 Waits::Reloaded => (Verb::Reload, self.reload.is_none()),
                 Waits::Settled(verb) => (verb, self.pool.is_settled() || self.pool.is_stopping()),

@@ -250,7 +250,7 @@ impl Master {
         let Setup { name, version, config, config_file, standard_file, announce } = setup;
         let started = Instant::now();
         let descriptors = fd::raise_limit().map_err(Error::system("read the limit of descriptors"))?;
-        let limits = client_limits(&config, descriptors)?;
+        let limits = client_limits(&config, worker_count(config.workers.count), descriptors)?;
         let executable = Executable::current().map_err(Error::system("open the running program"))?;
         let signals = Signals::catch(&[
             Signal::Terminate,
@@ -509,11 +509,10 @@ struct ClientLimits {
     slots: u32,
 }
 
-/// How many there may be with so many descriptors.
-fn client_limits(config: &Config, descriptors: u64) -> Result<ClientLimits, Error> {
-    let workers = worker_count(config.workers.count) as u64;
-    let taken =
-        OWN_DESCRIPTORS + control_clients(descriptors) + WORKER_DESCRIPTORS * workers + config.listen.len() as u64;
+/// How many there may be beside so many workers, with so many descriptors.
+fn client_limits(config: &Config, workers: usize, descriptors: u64) -> Result<ClientLimits, Error> {
+    let for_workers = WORKER_DESCRIPTORS * workers as u64;
+    let taken = OWN_DESCRIPTORS + control_clients(descriptors) + for_workers + config.listen.len() as u64;
     let clients = most_clients(config, descriptors, taken)?;
     Ok(ClientLimits { clients, slots: u32::try_from(clients).unwrap_or(u32::MAX) })
 }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::listener::{self, Listener};
-use super::{Error, Master, Token, client_limits, target};
+use super::{Error, Master, Token, client_limits, target, worker_count};
 use crate::config::{self, Config};
 use crate::desk::Layout;
 use crate::logging;
@@ -41,7 +41,7 @@ enum Planned {
     /// The listener of this number stays.
     Keep(u32),
     /// This one is new; clients can connect already.
-    New(Listener),
+    New(Box<Listener>),
 }
 
 impl Master {
@@ -82,7 +82,8 @@ impl Master {
             None => Config::default(),
         };
         let reject = |sentence: String| Refusal::new(Code::Rejected, sentence);
-        let limits = client_limits(&config, self.descriptors).map_err(|e| reject(e.to_string()))?;
+        let workers = worker_count(config.workers.count);
+        let limits = client_limits(&config, workers, self.descriptors).map_err(|e| reject(e.to_string()))?;
         // The clients there are come along, with all that is parked of them.
         let frame = config.limits.max_frame.max(self.config.limits.max_frame);
         let slots = limits.slots.max(self.layout.slots()).min(Layout::most_slots(frame));
@@ -112,7 +113,7 @@ impl Master {
                 Some(index) => Planned::Keep(self.listeners[*index].number),
                 None => {
                     self.listener_number += 1;
-                    Planned::New(Listener::bind(self.listener_number, wanted, keepalive)?)
+                    Planned::New(Box::new(Listener::bind(self.listener_number, wanted, keepalive)?))
                 }
             });
         }
@@ -182,12 +183,12 @@ impl Master {
                 }
                 Planned::New(listener) => {
                     let token = Token::Listener(listener.number).into();
-                    let watched = self.poller.add(&listener, token, Interest::Read).and_then(|()| {
-                        if self.gate.pause.is_some() { self.poller.disarm(&listener, token) } else { Ok(()) }
+                    let watched = self.poller.add(&*listener, token, Interest::Read).and_then(|()| {
+                        if self.gate.pause.is_some() { self.poller.disarm(&*listener, token) } else { Ok(()) }
                     });
                     warn(&format!("watch {}", listener.address), watched);
                     log::info!("listening on {}", listener.address);
-                    self.listeners.push(listener);
+                    self.listeners.push(*listener);
                 }
             }
         }

@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use super::Master;
 use super::balance::sum_up;
+use super::{Master, client_limits};
 use crate::pool::rebalance;
 use crate::proto::control::{Code, MovedLoad, Origin, Refusal, Release};
 use crate::proto::names::WorkerId;
@@ -29,6 +29,10 @@ impl Master {
         if !(1..=MOST_WORKERS).contains(&count) {
             return Err(refused(format!("there can be 1 to {MOST_WORKERS} workers, not {count}")));
         }
+        let limits =
+            client_limits(&self.config, count as usize, self.descriptors).map_err(|e| refused(e.to_string()))?;
+        // Desks have as many slots as they have.
+        self.max_clients = limits.clients.min(self.layout.slots().into());
         let before = self.pool.target().count;
         log::info!("{who}: {count} workers instead of {before}");
         self.pool.scale(count as usize);

@@ -164,8 +164,8 @@ impl Pool {
     }
 
     /// Until when a seat that has no fresh worker waits for its next one; none if it does not wait.
-    #[must_use]
-    pub fn due(&self, seat: usize) -> Option<Instant> {
+    #[cfg(test)]
+    fn due(&self, seat: usize) -> Option<Instant> {
         let is_waiting = seat < self.wanted() && !self.has_fresh(seat) && !self.is_stopping();
         self.seats.get(seat).filter(|_| is_waiting)?.due
     }

@@ -66,7 +66,7 @@ impl Master {
     /// Leases a new client of which this much is on the desk; its other end.
     fn lease(&mut self, slot: u32, generation: u32, bytes: &ClientBytes, marks: Marks) -> Client {
         let (ours, client) = UnixStream::pair().expect("socketpair");
-        [&ours, &client].map(|socket| socket.set_nonblocking(true).expect("fcntl"));
+        [&ours, &client].iter().for_each(|socket| socket.set_nonblocking(true).expect("fcntl"));
         let is_parked = marks.closing || !(bytes.unread.is_empty() && bytes.unsent.is_empty());
         let state = if is_parked { State::Parked } else { State::Rest };
         let view = self.desk.lay(slot, bytes).expect("room");
@@ -173,7 +173,10 @@ fn a_drained_worker_gives_up_every_client_with_all_that_is_of_it_and_ends() {
     late.send(&ping("3"));
     worker.serve(&mut service()).expect("it ends well");
     assert_eq!(master.heard(), [ToMaster::Freed(vec![0, 1])]);
-    assert_eq!([0, 1, 2].map(|slot| master.state(slot)), [Some(State::Taken), Some(State::TakenParked), Some(State::Rest)]);
+    assert_eq!(
+        [0, 1, 2].map(|slot| master.state(slot)),
+        [Some(State::Taken), Some(State::TakenParked), Some(State::Rest)]
+    );
     assert_eq!((master.unread(0), master.unread(1)), (Vec::new(), ping("2")[..9].to_vec()));
     let (replies, is_over) = idle.read();
     assert!(replies.contains("pong") && !is_over, "{replies}");
