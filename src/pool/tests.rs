@@ -201,6 +201,11 @@ fn scaling_adds_and_takes_away_and_who_only_starts_is_killed() {
     }
     assert!(pool.is_settled());
     assert_eq!((pool.seats(), pool.target().count, pool.deadline()), (1, 1, None));
+    pool.scale(2);
+    assert_eq!((pool.seats(), pool.is_settled()), (2, false), "a seat is to be seen before somebody is there");
+    calm(&mut pool, now);
+    pool.scale(1);
+    assert!(!pool.is_settled(), "before anybody was told");
 }
 
 #[test]
@@ -220,6 +225,10 @@ fn a_recycled_worker_goes_when_its_successor_is_ready() {
     assert_eq!(turn(&mut pool, late), [Action::Kill { id: w(2), why: Late::NotGone }]);
     assert_eq!(pool.exited(w(2), false, late), None, "its successor is there");
     assert!(pool.is_settled());
+    // One that is gone before that makes nobody wait who is there.
+    assert!(pool.recycle(w(3)));
+    turn(&mut pool, late);
+    assert_eq!((pool.exited(w(3), false, now), pool.due(1)), (None, None));
 }
 
 #[test]
@@ -292,4 +301,11 @@ fn a_released_worker_gets_its_seat_back_only_if_nobody_is_there() {
     ready(&mut pool, now);
     assert!(pool.release(w(1)));
     assert_eq!(drained(&turn(&mut pool, now)), [(w(1), Why::Surplus)], "the older one goes");
+    // Unless it is the one to stay.
+    let mut pool = ready_pool(1, now);
+    assert!(pool.hold(w(1)));
+    ready(&mut pool, now);
+    assert!(pool.recycle(w(2)) && pool.release(w(1)));
+    assert_eq!(pool.occupant(0).map(|member| member.id), Some(w(1)));
+    assert_eq!(drained(&turn(&mut pool, now)), [(w(2), Why::Recycle)]);
 }

@@ -105,6 +105,21 @@ fn three_new_workers_that_die_roll_back_and_nobody_waits_for_what_they_did() {
 }
 
 #[test]
+fn a_failed_generation_gives_up_its_seats_even_where_nobody_else_is() {
+    let now = Instant::now();
+    let mut pool = ready_pool(2, now);
+    assert!(pool.reload(target(2, 2)));
+    assert_eq!(spawned(&turn(&mut pool, now)), [(0, w(3))]);
+    assert!(pool.exited(w(2), true, now).is_some());
+    let later = now + START / 2;
+    assert_eq!(spawned(&turn(&mut pool, later)), [(1, w(4))]);
+    let actions = turn(&mut pool, now + START);
+    assert_eq!(killed(&actions), [(w(3), Late::NotReady), (w(4), Late::Unneeded)]);
+    assert_eq!(spawned(&actions), [(1, w(5))]);
+    assert_eq!(pool.member(w(5)).map(|member| member.generation), Some(Generation(1)));
+}
+
+#[test]
 fn one_that_dies_right_after_it_was_ready_is_a_failure_and_one_that_served_is_none() {
     let now = Instant::now();
     let mut pool = rolling(8, 3, now);
@@ -132,6 +147,17 @@ fn a_reload_forgives_and_old_workers_are_no_failures_of_the_new_generation() {
     assert!(pool.exited(w(3), false, now) > Some(Duration::ZERO));
     assert!(pool.exited(w(4), false, now) > Some(Duration::ZERO));
     assert_eq!(turn(&mut pool, now), [], "two failures");
+    // Nor are those who were still starting, and are not ready in time.
+    let mut pool = Pool::new(target(1, 1), now, 1);
+    turn(&mut pool, now);
+    let later = now + START / 2;
+    assert!(pool.reload(target(2, 1)));
+    assert_eq!(spawned(&turn(&mut pool, later)), [(0, w(2))]);
+    assert_eq!(turn(&mut pool, now + START), [Action::Kill { id: w(1), why: Late::NotReady }]);
+    assert!(pool.is_rolling() && pool.exited(w(1), false, now + START).is_none());
+    assert!(pool.ready(w(2), now + START) && !pool.is_settled(), "it was not said that it is applied");
+    assert_eq!(turn(&mut pool, now + START), [Action::Applied]);
+    assert!(pool.is_settled());
 }
 
 #[test]
@@ -181,6 +207,12 @@ fn what_was_scaled_during_a_roll_outlives_it() {
     let actions = turn(&mut pool, now);
     assert_eq!(actions.iter().position(|action| *action == Action::Applied), Some(0), "the others are");
     assert!(drained(&actions).iter().all(|(_, why)| *why == Why::Scale));
+    // One that only starts for a seat that is not wanted any more is no use, whatever becomes of the roll.
+    let mut pool = ready_pool(1, now);
+    assert!(pool.reload(target(2, 2)));
+    assert_eq!(spawned(&turn(&mut pool, now)), [(0, w(2)), (1, w(3))]);
+    pool.scale(1);
+    assert_eq!(turn(&mut pool, now), [Action::Kill { id: w(3), why: Late::Unneeded }]);
     // Scaled, then given up.
     let mut pool = rolling(4, 1, now);
     pool.scale(3);

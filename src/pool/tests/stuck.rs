@@ -112,6 +112,20 @@ fn a_stand_in_that_fails_waits_and_one_that_only_starts_is_killed() {
 }
 
 #[test]
+fn stand_ins_are_scaled_with_the_workers() {
+    let now = Instant::now();
+    let mut pool = ready_pool(3, now);
+    for id in 1..=5 {
+        assert!(pool.stalled(w(id), None));
+        ready(&mut pool, now);
+    }
+    assert_eq!(pool.seats(), 6);
+    assert!(pool.stalled(w(6), None));
+    pool.scale(1);
+    assert_eq!(drained(&turn(&mut pool, now)).len(), 4, "one is wanted, and one more");
+}
+
+#[test]
 fn a_roll_goes_on_although_all_are_stuck() {
     let now = Instant::now();
     let mut pool = ready_pool(2, now);
