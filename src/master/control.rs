@@ -8,18 +8,13 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use serde::de::DeserializeOwned;
-use serde_json::value::RawValue;
 
 use super::listener::ControlListener;
+use super::verbs::Waits;
 use super::{Master, Token};
-use crate::proto::control::{
-    Code, Drain, Hold, MAX_REQUEST, PATIENCE, Rebalance, Rebalanced, Recycle, Refusal, Reloaded, Scale, Settled,
-    Stopped, Verb, Version,
-};
+use crate::proto::control::{Code, MAX_REQUEST, PATIENCE, Refusal, Reloaded, Stopped, Verb};
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
-use crate::proto::names::WorkerId;
-use crate::proto::rpc::{self, NULL, Request};
+use crate::proto::rpc;
 use crate::sys::poll::{Event, Interest, Poller};
 use crate::sys::socket::{self, Credentials, Moved};
 
@@ -44,38 +39,20 @@ pub(super) struct ControlClients {
     paused_until: Option<Instant>,
 }
 
+/// One of them.
 #[derive(Debug)]
-struct ControlClient {
+pub(super) struct ControlClient {
     socket: OwnedFd,
-    who: Credentials,
+    pub(super) who: Credentials,
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
     /// Bytes of `outgoing` that are sent.
     sent: usize,
     /// What it is answered by, if not at once.
-    waits: Option<Waits>,
+    pub(super) waits: Option<Waits>,
     /// Is closed when its reply is sent.
     is_last: bool,
     deadline: Option<Instant>,
-}
-
-/// What has to come before a request is answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Waits {
-    /// It has been done; the answer comes at the end of the loop's turn.
-    Nothing(Verb),
-    /// The end of the daemon.
-    Stopped,
-    /// The verdict of the reload.
-    Reloaded,
-    /// All workers are there that there are to be, and no others.
-    Settled(Verb),
-    /// This worker has no clients.
-    Emptied(WorkerId),
-    /// There are no clients.
-    Deserted,
-    /// The rebalancing has been done.
-    Rebalanced,
 }
 
 impl ControlClients {
@@ -137,7 +114,7 @@ impl ControlClients {
     }
 
     /// Whether this is root or the daemon's own user.
-    fn is_privileged(&self, who: Credentials) -> bool {
+    pub(super) fn is_privileged(&self, who: Credentials) -> bool {
         who.uid == 0 || who.uid == self.user
     }
 
@@ -157,6 +134,11 @@ impl ControlClients {
                 let _ = client.send();
             }
         }
+    }
+
+    /// Those who wait, by their numbers.
+    pub(super) fn waiting(&self) -> Vec<(u64, Waits)> {
+        self.clients.iter().filter_map(|(number, client)| Some((*number, client.waits?))).collect()
     }
 
     /// Answers those who asked for the end, which has come.
@@ -213,7 +195,7 @@ impl ControlClient {
         Ok(true)
     }
 
-    fn reply(&mut self, verb: Verb, result: &impl Serialize) {
+    pub(super) fn reply(&mut self, verb: Verb, result: &impl Serialize) {
         self.frame(|body| {
             rpc::open(body, verb.as_str())?;
             serde_json::to_writer(&mut *body, result)?;
@@ -222,11 +204,11 @@ impl ControlClient {
         });
     }
 
-    fn refuse(&mut self, code: Code, message: &str) {
+    pub(super) fn refuse(&mut self, code: Code, message: &str) {
         self.refuse_with(&Refusal::new(code, message));
     }
 
-    fn refuse_with(&mut self, refusal: &Refusal) {
+    pub(super) fn refuse_with(&mut self, refusal: &Refusal) {
         self.frame(|body| {
             rpc::open(body, "error")?;
             serde_json::to_writer(&mut *body, refusal)?;
@@ -259,6 +241,14 @@ impl Master {
         }
     }
 
+    /// Answers a control client that waited, which goes on then.
+    pub(super) fn answer_late(&mut self, number: u64, answer: impl FnOnce(&mut ControlClient), now: Instant) {
+        let Some(client) = self.control.clients.get_mut(&number) else { return };
+        (client.waits, client.deadline) = (None, Some(now + PATIENCE));
+        answer(client);
+        self.serve_control(number, &Event { token: 0, readable: false, writable: true }, now);
+    }
+
     fn converse(&mut self, client: &mut ControlClient, event: &Event, now: Instant) -> Result<(), Over> {
         if event.readable {
             client.read()?;
@@ -285,161 +275,5 @@ impl Master {
             client.deadline = if client.waits.is_some() { None } else { Some(now + PATIENCE) };
         }
         Ok(())
-    }
-
-    fn answer(&mut self, client: &mut ControlClient, request: &[u8], now: Instant) {
-        let (method, params) = match Request::parse(request) {
-            Ok(request) => (request.method, request.params),
-            Err(reason) => return client.refuse(Code::BadRequest, &reason),
-        };
-        let Some(verb) = Verb::named(&method) else {
-            return client.refuse(Code::UnknownVerb, &format!("there is no verb {method:?}"));
-        };
-        if verb.changes() && !self.control.is_privileged(client.who) {
-            log::warn!("{method} refused to uid {} (pid {})", client.who.uid, client.who.pid);
-            return client.refuse(Code::Forbidden, "changing things needs root or the daemon's own user");
-        }
-        let asked = Asked { verb, params: params.map_or(NULL, RawValue::get) };
-        match self.carry_out(client, asked, now) {
-            Ok(waits) => client.waits = waits,
-            Err(refusal) => client.refuse_with(&refusal),
-        }
-    }
-
-    /// Does what was asked for, or begins to. What is not answered here is by [`Master::answer_waiting`].
-    fn carry_out(
-        &mut self,
-        client: &mut ControlClient,
-        asked: Asked<'_>,
-        now: Instant,
-    ) -> Result<Option<Waits>, Refusal> {
-        let who = format!("{} by uid {} (pid {})", asked.verb.as_str(), client.who.uid, client.who.pid);
-        if self.pool.is_stopping() && asked.verb.changes() && asked.verb != Verb::Stop {
-            return Err(Refusal::new(Code::Refused, "the daemon is stopping"));
-        }
-        Ok(Some(match asked.verb {
-            Verb::Status => {
-                asked.no_params()?;
-                client.reply(asked.verb, &self.status(now));
-                return Ok(None);
-            }
-            Verb::Version => {
-                asked.no_params()?;
-                let (name, version) = (self.name.clone(), self.version.to_owned());
-                client.reply(asked.verb, &Version { name, version, pid: std::process::id() });
-                return Ok(None);
-            }
-            Verb::Stop => {
-                asked.no_params()?;
-                if !self.pool.is_stopping() {
-                    self.stop(&who, now);
-                }
-                Waits::Stopped
-            }
-            Verb::Reload => {
-                asked.no_params()?;
-                self.begin_reload(&who, now)?;
-                Waits::Reloaded
-            }
-            Verb::Scale => {
-                let Scale { count } = asked.params()?;
-                self.scale(&who, count)?;
-                Waits::Settled(Verb::Scale)
-            }
-            Verb::Recycle => {
-                let Recycle { worker } = asked.params_or_default()?;
-                self.recycle(&who, worker)?;
-                Waits::Settled(Verb::Recycle)
-            }
-            Verb::Hold => {
-                let Hold { worker } = asked.params()?;
-                self.hold(&who, worker)?;
-                Waits::Emptied(worker)
-            }
-            Verb::Release => {
-                self.release(&who, &asked.params()?)?;
-                Waits::Nothing(Verb::Release)
-            }
-            Verb::Drain => {
-                let Drain { wait } = asked.params_or_default()?;
-                self.set_drained(&who, true);
-                if wait { Waits::Deserted } else { Waits::Nothing(Verb::Drain) }
-            }
-            Verb::Undrain => {
-                asked.no_params()?;
-                self.set_drained(&who, false);
-                Waits::Nothing(Verb::Undrain)
-            }
-            Verb::Rebalance => {
-                let Rebalance { dry_run } = asked.params_or_default()?;
-                self.begin_balance(dry_run, now)?;
-                Waits::Rebalanced
-            }
-        }))
-    }
-
-    fn settled(&self) -> Settled {
-        Settled { workers: self.ready_workers().count() as u32, clients: self.clients }
-    }
-
-    /// Answers those whose time has come.
-    pub(super) fn answer_waiting(&mut self, now: Instant) {
-        let moves = self.end_balance(now);
-        let settled = self.settled();
-        let waiting: Vec<(u64, Waits)> =
-            self.control.clients.iter().filter_map(|(number, client)| Some((*number, client.waits?))).collect();
-        for (number, waits) in waiting {
-            let (verb, is_so) = match waits {
-                Waits::Stopped => continue,
-                Waits::Nothing(verb) => (verb, true),
-                // Its answer is there already.
-                Waits::Reloaded => (Verb::Reload, self.reload.is_none()),
-                Waits::Settled(verb) => (verb, self.pool.is_settled() || self.pool.is_stopping()),
-                Waits::Emptied(id) => (Verb::Hold, self.workers.get(&id).is_none_or(|w| w.leases.clients() == 0)),
-                Waits::Deserted => (Verb::Drain, self.clients == 0 || !self.is_drained),
-                Waits::Rebalanced => (Verb::Rebalance, moves.is_some()),
-            };
-            let Some(client) = self.control.clients.get_mut(&number).filter(|_| is_so) else { continue };
-            client.waits = None;
-            match (&moves, waits) {
-                (_, Waits::Reloaded) => {}
-                (Some(moves), Waits::Rebalanced) => client.reply(verb, &Rebalanced { moves: moves.clone() }),
-                _ if self.pool.is_stopping() => client.refuse(Code::Refused, "the daemon is stopping"),
-                _ => client.reply(verb, &settled),
-            }
-            client.deadline = Some(now + PATIENCE);
-            let event = Event { token: 0, readable: false, writable: true };
-            self.serve_control(number, &event, now);
-        }
-    }
-}
-
-/// A request that is allowed.
-#[derive(Clone, Copy)]
-struct Asked<'a> {
-    verb: Verb,
-    /// `null` if there are none.
-    params: &'a str,
-}
-
-impl Asked<'_> {
-    /// serde would take an array for a struct, too.
-    fn params<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
-        let found = match self.params.starts_with('{') {
-            true => serde_json::from_str(self.params).map_err(|e| e.to_string()),
-            false => Err("expected an object".to_owned()),
-        };
-        found.map_err(|why| Refusal::new(Code::BadParams, format!("params of {}: {why}", self.verb.as_str())))
-    }
-
-    fn params_or_default<T: DeserializeOwned + Default>(&self) -> Result<T, Refusal> {
-        if self.params == NULL { Ok(T::default()) } else { self.params() }
-    }
-
-    fn no_params(&self) -> Result<(), Refusal> {
-        #[derive(Default, serde::Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct NoParams {}
-        self.params_or_default::<NoParams>().map(|NoParams {}| ())
     }
 }

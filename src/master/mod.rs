@@ -18,9 +18,12 @@ mod error;
 mod leases;
 mod listener;
 mod reload;
+mod start;
 mod status;
 mod steer;
 mod supervise;
+mod token;
+mod verbs;
 mod watch;
 mod worker;
 
@@ -36,36 +39,23 @@ pub use error::Error;
 use listener::{ControlListener, Listener};
 use reload::Reload;
 use steer::AskedBalance;
+use token::Token;
 use watch::Watch;
 use worker::Worker;
 
 use crate::channel::Scratch;
-use crate::config::{Config, Count};
+use crate::config::Config;
 use crate::desk::Layout;
 use crate::logging;
 use crate::pool::dispatch::Dispatcher;
 use crate::pool::rebalance::Rebalancer;
-use crate::pool::{Action, Pool, Target};
+use crate::pool::{Action, Pool};
 use crate::proto::channel::ToWorker;
-use crate::proto::control::{Code, LastReload, Origin, places};
+use crate::proto::control::{Code, LastReload, Origin};
 use crate::proto::names::{Generation, WorkerId};
-use crate::sys::poll::{Event, Interest, Poller};
-use crate::sys::process::{self, Executable};
+use crate::sys::poll::{Event, Poller};
+use crate::sys::process::Executable;
 use crate::sys::signal::{Signal, Signals};
-use crate::sys::{clock, fd};
-
-/// Descriptors that the master needs beside those of clients, listeners, workers and control clients: standard ones,
-/// its poller, signals, its program, its log, and what is open for a moment only.
-const OWN_DESCRIPTORS: u64 = 20;
-
-/// A worker's channel and desk, and those of its successor while it is being replaced.
-const WORKER_DESCRIPTORS: u64 = 4;
-
-/// Most clients that `auto` comes to.
-const MOST_CLIENTS: u64 = 1_000_000;
-
-/// Events a wait.
-const BATCH: usize = 256;
 
 /// Tells whoever started the daemon at which addresses it serves.
 pub type Announce = Box<dyn Fn(&[String])>;
@@ -95,44 +85,6 @@ pub fn run(setup: Setup) -> Result<(), Error> {
     master.serve()?;
     master.close();
     Ok(())
-}
-
-/// Where an event comes from. In the order in which a turn of the loop takes them in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Token {
-    Signals,
-    Worker(WorkerId),
-    Control,
-    ControlClient(u64),
-    Listener(u32),
-}
-
-/// The number that a poller keeps: the kind in the upper eight bits, so that it sorts like the kinds.
-impl From<Token> for u64 {
-    fn from(token: Token) -> u64 {
-        let (kind, index) = match token {
-            Token::Signals => (0, 0),
-            Token::Worker(id) => (1, id.0),
-            Token::Control => (2, 0),
-            Token::ControlClient(number) => (3, number),
-            Token::Listener(number) => (4, number.into()),
-        };
-        kind << 56 | index
-    }
-}
-
-impl Token {
-    fn of(number: u64) -> Option<Token> {
-        let index = number & ((1 << 56) - 1);
-        match number >> 56 {
-            0 => Some(Token::Signals),
-            1 => Some(Token::Worker(WorkerId(index))),
-            2 => Some(Token::Control),
-            3 => Some(Token::ControlClient(index)),
-            4 => Some(Token::Listener(index as u32)),
-            _ => None,
-        }
-    }
 }
 
 /// A seat among the workers: what stays when its worker is replaced.
@@ -246,84 +198,6 @@ struct Master {
 }
 
 impl Master {
-    fn new(setup: Setup) -> Result<Master, Error> {
-        let Setup { name, version, config, config_file, standard_file, announce } = setup;
-        let started = Instant::now();
-        let descriptors = fd::raise_limit().map_err(Error::system("read the limit of descriptors"))?;
-        let limits = client_limits(&config, worker_count(config.workers.count), descriptors)?;
-        let executable = Executable::current().map_err(Error::system("open the running program"))?;
-        let signals = Signals::catch(&[
-            Signal::Terminate,
-            Signal::Interrupt,
-            Signal::Child,
-            Signal::User1,
-            Signal::Hangup,
-            Signal::TerminalInput,
-            Signal::TerminalOutput,
-        ])
-        .map_err(Error::system("catch signals"))?;
-        let poller = Poller::new(BATCH).map_err(Error::system("make a poller"))?;
-        let control_listener = open_control(&name, &config)?;
-        let keepalive = config.limits.tcp_keepalive;
-        let bind = |(number, wanted)| Listener::bind(number, wanted, keepalive);
-        let listeners: Vec<Listener> = (1..).zip(&config.listen).map(bind).collect::<Result<_, _>>()?;
-
-        let watch = Error::system("watch a descriptor");
-        poller.add(&signals, Token::Signals.into(), Interest::Read).map_err(&watch)?;
-        poller.add(&control_listener, Token::Control.into(), Interest::Read).map_err(&watch)?;
-        for listener in &listeners {
-            let token = Token::Listener(listener.number).into();
-            poller.add(listener, token, Interest::Read).map_err(&watch)?;
-            // The gate opens when a worker is ready.
-            poller.disarm(listener, token).map_err(&watch)?;
-        }
-        let seed = clock::monotonic() ^ u64::from(std::process::id()) << 32;
-        let generation = Generation(1);
-        Ok(Master {
-            pool: Pool::new(target(&config, generation), started, seed),
-            dispatcher: Dispatcher::new(config.workers.dispatch),
-            addresses: Addresses::new(config.limits.max_clients_per_address, [].iter()),
-            control: ControlClients::new(control_clients(descriptors) as usize, process::user()),
-            layout: Layout::new(limits.slots, config.limits.max_frame),
-            max_clients: limits.clients,
-            listener_number: listeners.len() as u32,
-            name,
-            version,
-            config,
-            config_file,
-            standard_file,
-            announce: Some(announce),
-            started,
-            generation,
-            last_generation: generation,
-            reload: None,
-            last_reload: None,
-            executable,
-            descriptors,
-            poller,
-            signals,
-            scratch: Scratch::default(),
-            control_listener,
-            listeners,
-            leaving: Vec::new(),
-            gate: Gate::new(),
-            is_drained: false,
-            count_origin: Origin::Config,
-            workers: BTreeMap::new(),
-            seats: Vec::new(),
-            watch: Watch::default(),
-            rebalancer: Rebalancer::new(),
-            asked_balance: None,
-            strikes: Strikes::default(),
-            last_failure: None,
-            oom_kills: process::oom_kills(),
-            unleased: VecDeque::new(),
-            next_client: 1,
-            clients: 0,
-            counts: Counts::default(),
-        })
-    }
-
     /// The loop.
     fn serve(&mut self) -> Result<(), Error> {
         let mut events: Vec<Event> = Vec::new();
@@ -474,76 +348,5 @@ impl Master {
         let leased = self.workers.values().flat_map(|worker| worker.leases.iter()).map(|(_, client)| &client.peer);
         let waiting = self.unleased.iter().map(|unleased| &unleased.client.peer);
         Addresses::new(config.limits.max_clients_per_address, leased.chain(waiting))
-    }
-}
-
-/// What the pool is to bring about.
-fn target(config: &Config, generation: Generation) -> Target {
-    Target {
-        generation,
-        count: worker_count(config.workers.count),
-        start_timeout: config.workers.start_timeout,
-        drain_timeout: config.limits.drain_timeout,
-        max_lifetime: config.workers.max_lifetime,
-    }
-}
-
-/// One worker per CPU that this process may use: affinity and cgroup quota.
-fn worker_count(count: Count) -> usize {
-    match count {
-        Count::Auto => std::thread::available_parallelism().map_or(1, usize::from).min(256),
-        Count::Exactly(count) => count.get() as usize,
-    }
-}
-
-/// Most control clients.
-fn control_clients(descriptors: u64) -> u64 {
-    (descriptors / 8).clamp(4, 64)
-}
-
-/// How many clients there may be.
-#[derive(Clone, Copy, Debug)]
-struct ClientLimits {
-    clients: u64,
-    /// Slots on each desk.
-    slots: u32,
-}
-
-/// How many there may be beside so many workers, with so many descriptors.
-fn client_limits(config: &Config, workers: usize, descriptors: u64) -> Result<ClientLimits, Error> {
-    let for_workers = WORKER_DESCRIPTORS * workers as u64;
-    let taken = OWN_DESCRIPTORS + control_clients(descriptors) + for_workers + config.listen.len() as u64;
-    let clients = most_clients(config, descriptors, taken)?;
-    Ok(ClientLimits { clients, slots: u32::try_from(clients).unwrap_or(u32::MAX) })
-}
-
-/// How many clients there may be, with so many descriptors of which so many are taken.
-fn most_clients(config: &Config, descriptors: u64, taken: u64) -> Result<u64, Error> {
-    let possible = descriptors.saturating_sub(taken).min(u64::from(Layout::most_slots(config.limits.max_frame)));
-    if possible == 0 {
-        let sentence = format!("the limit of {descriptors} descriptors leaves none for clients: {taken} are needed");
-        return Err(Error::System(sentence));
-    }
-    match config.limits.max_clients {
-        None => Ok(possible.min(MOST_CLIENTS)),
-        Some(wanted) if u64::from(wanted.get()) <= possible => Ok(u64::from(wanted.get())),
-        Some(wanted) => {
-            log::warn!(
-                "max-clients lowered from {wanted} to {possible}: the limit is {descriptors} descriptors, of which \
-                 {taken} are needed for other things"
-            );
-            Ok(possible)
-        }
-    }
-}
-
-fn open_control(name: &str, config: &Config) -> Result<ControlListener, Error> {
-    let mode = config.control.mode;
-    match &config.control.socket {
-        Some(path) => ControlListener::bind(path, false, mode),
-        None => {
-            let places = places(name, process::user(), |key| std::env::var_os(key));
-            ControlListener::bind(&places[0], true, mode)
-        }
     }
 }

@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::listener::{self, Listener};
-use super::{Error, Master, Token, client_limits, target, worker_count};
+use super::start::{client_limits, target, worker_count};
+use super::{Error, Master, Token};
 use crate::config::{self, Config};
 use crate::desk::Layout;
 use crate::logging;

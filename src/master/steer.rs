@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
+use super::Master;
 use super::balance::sum_up;
-use super::{Master, client_limits};
+use super::start::client_limits;
 use crate::pool::rebalance;
 use crate::proto::control::{Code, MovedLoad, Origin, Refusal, Release};
 use crate::proto::names::WorkerId;

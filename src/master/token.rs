@@ -1,0 +1,41 @@
+//! What the poller tells an event by.
+
+use crate::proto::names::WorkerId;
+
+/// Where an event comes from. In the order in which a turn of the loop takes them in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Token {
+    Signals,
+    Worker(WorkerId),
+    Control,
+    ControlClient(u64),
+    Listener(u32),
+}
+
+/// The number that a poller keeps: the kind in the upper eight bits, so that it sorts like the kinds.
+impl From<Token> for u64 {
+    fn from(token: Token) -> u64 {
+        let (kind, index) = match token {
+            Token::Signals => (0, 0),
+            Token::Worker(id) => (1, id.0),
+            Token::Control => (2, 0),
+            Token::ControlClient(number) => (3, number),
+            Token::Listener(number) => (4, number.into()),
+        };
+        kind << 56 | index
+    }
+}
+
+impl Token {
+    pub(super) fn of(number: u64) -> Option<Token> {
+        let index = number & ((1 << 56) - 1);
+        match number >> 56 {
+            0 => Some(Token::Signals),
+            1 => Some(Token::Worker(WorkerId(index))),
+            2 => Some(Token::Control),
+            3 => Some(Token::ControlClient(index)),
+            4 => Some(Token::Listener(index as u32)),
+            _ => None,
+        }
+    }
+}
