@@ -5,13 +5,15 @@
 //! and `bad-name` of one.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{self, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use std::{env, hint, io};
+use std::{env, hint, io, thread};
 
 use fdpassd::{Call, Daemon, Fault, WorkerInfo};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 /// What one worker process has.
@@ -34,6 +36,11 @@ fn main() -> ExitCode {
             }
             Ok(call.attempt)
         })
+        // Ends the process as a bug in C does.
+        .method("segv", |_, (): (), _| -> Result<(), Fault> {
+            let _ = kill(Pid::this(), Signal::SIGSEGV);
+            unreachable!("nobody survives that")
+        })
         .method("panic", |_, words: String, _| -> Result<(), Fault> { panic!("{words}") })
         .method("nan", |_, (): (), _| Ok([f64::NAN, f64::INFINITY, 1.0]))
         .method("anything", |_, any: Value, _| Ok(any))
@@ -43,6 +50,22 @@ fn main() -> ExitCode {
         .method("spin", |_, milliseconds: u64, _| {
             spin(Duration::from_millis(milliseconds));
             Ok(())
+        })
+        .method("sleep", |_, milliseconds: u64, _| {
+            thread::sleep(Duration::from_millis(milliseconds));
+            Ok(())
+        })
+        // Never comes back, although it has said that it takes microseconds.
+        .method("livelock", |_, (): (), _| -> Result<(), Fault> {
+            spin(Duration::MAX);
+            Ok(())
+        })
+        .inline()
+        // A side effect that can be counted: one more line in a file.
+        .method("count", |_, (path, line): (String, String), _| append(&path, &line))
+        // In how many milliseconds the process may be killed, if it may be.
+        .method("deadline", |_, (): (), call| {
+            Ok(call.deadline.map(|at| u64::try_from(at.saturating_duration_since(Instant::now()).as_millis()).ok()))
         })
         // Whose FIFO it is decides when this ends.
         .method("read_line", |_, path: String, _| read_line(&path).map_err(|e| Fault::new("io", e.to_string())));
@@ -77,6 +100,13 @@ fn make(worker: &WorkerInfo) -> Result<State, String> {
         }
     }
     Ok(State { worker: worker.clone(), calls: 0 })
+}
+
+fn append(path: &str, line: &str) -> Result<(), Fault> {
+    let fault = |e: io::Error| Fault::new("io", e.to_string());
+    let mut file = File::options().append(true).create(true).open(path).map_err(fault)?;
+    // One write, so that a kill leaves a whole line or none.
+    file.write_all(format!("{line}\n").as_bytes()).map_err(fault)
 }
 
 fn read_line(path: &str) -> io::Result<String> {
