@@ -249,6 +249,7 @@ impl<'c> Worker<'c> {
             now: self.now,
         };
         let ended = turn(connection, slot, purpose, &mut tools);
+        let is_tcp = connection.is_tcp();
         (self.now, self.served) = (tools.now, tools.served);
         self.leaving = tools.is_worn_out();
         if self.settings.worn_at.is_some_and(|requests| self.served >= requests) {
@@ -259,6 +260,10 @@ impl<'c> Worker<'c> {
             Ended::Waits(waits) => self.wait_for(slot, waits),
             Ended::Over => self.close(slot),
             Ended::Lost => self.let_go(slot),
+        }
+        if !is_tcp {
+            // Whatever is written from now on is for somebody else. Not before the lease word says that the turn is over.
+            self.desk.header().end_write();
         }
     }
 

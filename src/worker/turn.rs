@@ -120,10 +120,6 @@ pub(super) fn turn(connection: &mut Connection, index: u32, purpose: &Purpose<'_
     };
     let answered = turn.answered;
     tools.desk.header().end_turn();
-    if !connection.is_tcp() {
-        // Whatever is written from now on is for somebody else.
-        tools.desk.header().end_write();
-    }
     let Some(waits) = waits else { return Ended::Over };
     let slot = tools.desk.slot(index).expect("the slot was claimed");
     slot.touch(tools.now, answered);
@@ -313,8 +309,10 @@ impl Turn<'_, '_> {
             return match (self.marks.closing, self.marks.half_closed) {
                 (true, _) => self.say_goodbye(sent),
                 (false, true) => None,
-                // The view that holds says it already: all is answered, all is sent.
-                (false, false) => Some(Waits::Request),
+                (false, false) => {
+                    self.come_to_rest(sent);
+                    Some(Waits::Request)
+                }
             };
         }
         self.park(sent, unread);
@@ -332,6 +330,16 @@ impl Turn<'_, '_> {
             self.slot().set_since(self.tools.now);
         }
         Some(waits)
+    }
+
+    /// All is answered, and all is sent. A view that says of replies that they were made and not that they were sent is true
+    /// of both, for the kernel tells; but of a Unix client only as long as the note of its write holds. That ends with
+    /// the turn, so that a death at the beginning of the next one would find replies that nobody seems to have written.
+    fn come_to_rest(&mut self, sent: usize) {
+        if !self.connection.is_tcp() && self.view.replied > 0 {
+            self.pass(sent);
+            self.flip();
+        }
     }
 
     fn ends_in_a_frame(&self) -> bool {
