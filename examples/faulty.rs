@@ -2,14 +2,14 @@
 //!
 //! The variable `FAULTY` says what is wrong from the start: `fail`, `panic`, `exit` or `hang` instead of making the
 //! state, in all seats or, as in `fail:1`, in that one; `fail-again` when the state is to be made anew; `two-methods`
-//! and `bad-name` of one.
+//! and `bad-name` of one. Where it is `file:PATH`, the file says what is wrong with the workers made from then on.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{self, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use std::{env, hint, io, thread};
+use std::{env, fs, hint, io, thread};
 
 use fdpassd::{Call, Daemon, Fault, WorkerInfo};
 use nix::sys::signal::{Signal, kill};
@@ -68,7 +68,12 @@ fn main() -> ExitCode {
             Ok(call.deadline.map(|at| u64::try_from(at.saturating_duration_since(Instant::now()).as_millis()).ok()))
         })
         // Whose FIFO it is decides when this ends.
-        .method("read_line", |_, path: String, _| read_line(&path).map_err(|e| Fault::new("io", e.to_string())));
+        .method("read_line", |_, path: String, _| read_line(&path).map_err(|e| Fault::new("io", e.to_string())))
+        // The same, but once only: a second attempt tells which one it is.
+        .idempotent("read_line_once", |_, path: String, call| match call.attempt {
+            1 => read_line(&path).map_err(|e| Fault::new("io", e.to_string())),
+            attempt => Ok(format!("attempt {attempt}")),
+        });
     match env::var("FAULTY").as_deref() {
         Ok("two-methods") => daemon.method("nan", |_, (): (), _| Ok(())).run(),
         Ok("bad-name") => daemon.method("Bad Name", |_, (): (), _| Ok(())).run(),
@@ -88,6 +93,7 @@ fn whoami(state: &mut State, call: &Call) -> Value {
 fn make(worker: &WorkerInfo) -> Result<State, String> {
     static MADE: AtomicBool = AtomicBool::new(false);
     let fault = env::var("FAULTY").unwrap_or_default();
+    let fault = fault.strip_prefix("file:").map_or(fault.clone(), |path| fs::read_to_string(path).unwrap_or_default());
     let (fault, seat) = fault.split_once(':').map_or((fault.as_str(), None), |(fault, seat)| (fault, Some(seat)));
     if seat.is_none_or(|seat| seat == worker.seat.to_string()) {
         match fault {

@@ -234,10 +234,10 @@ impl Master {
     /// When there is something to do although nothing happens.
     fn deadline(&self) -> Option<Instant> {
         let asked_balance = self.asked_balance.as_ref().map(|asked| asked.until);
-        [self.pool.deadline(), self.gate.deadline(), self.control.deadline(), self.watch.deadline(), asked_balance]
-            .into_iter()
-            .flatten()
-            .min()
+        // The gate was opened in this turn: of a listener where nobody waits no event tells that it can go.
+        let leaving = (!self.leaving.is_empty() && self.gate.pause.is_none()).then(Instant::now);
+        let (pool, gate, control) = (self.pool.deadline(), self.gate.deadline(), self.control.deadline());
+        [pool, gate, control, self.watch.deadline(), asked_balance, leaving].into_iter().flatten().min()
     }
 
     fn take_signals(&mut self, now: Instant) {

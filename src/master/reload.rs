@@ -124,6 +124,9 @@ impl Master {
                 return Err(e);
             }
         }
+        // One that was about to go may be wanted again: it must not go now.
+        let is_kept = |number: &u32| planned.iter().any(|p| matches!(p, Planned::Keep(kept) if kept == number));
+        self.leaving.retain(|number| !is_kept(number));
         Ok(planned)
     }
 
@@ -132,6 +135,7 @@ impl Master {
         for (listener, wanted) in self.listeners.iter_mut().zip(&self.config.listen) {
             warn("restore a listener", listener.adopt(wanted, self.config.limits.tcp_keepalive));
         }
+        self.leaving = self.listeners.iter().skip(self.config.listen.len()).map(|listener| listener.number).collect();
     }
 
     /// All workers of the new configuration are ready: from now on it is in force.

@@ -268,8 +268,12 @@ impl Master {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         match why {
             Late::NotReady => {
-                let limit = self.pool.target().start_timeout;
+                // It may be what its generation is rolled back for: then the pool wants another one already, and its death
+                // will be known only later.
+                let config = self.reload.as_ref().filter(|reload| reload.generation == worker.generation);
+                let limit = config.map_or(&self.config, |reload| &reload.config).workers.start_timeout;
                 worker.failure = Some(format!("it was not ready within {limit:?}"));
+                self.last_failure = Some(format!("was not ready within {limit:?}"));
                 log::warn!("{} is not ready after {limit:?}; killing it", worker.name());
             }
             Late::NotGone => {

@@ -3,13 +3,14 @@
 //! Cargo builds examples for all tests together; for one test alone build it before: `cargo build --examples`.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use fdpassd::testing::{Client, Error, Running, Setup};
 use serde::Deserialize;
+use tempfile::TempDir;
 
 use super::FDPASSD;
 
@@ -29,6 +30,31 @@ pub fn start(config: &str) -> Running {
 /// Starts it with a fault from the beginning.
 pub fn start_with(fault: impl AsRef<OsStr>, config: &str) -> Result<Running, Error> {
     Setup::new(example("faulty"), config).variable("FAULTY", fault).start()
+}
+
+/// What is wrong with the workers that are made from now on; with those that are there it changes nothing.
+#[derive(Debug)]
+pub struct Switch(TempDir);
+
+impl Switch {
+    fn path(&self) -> PathBuf {
+        self.0.path().join("fault")
+    }
+
+    /// A fault, or none if it is empty. Whoever reads meanwhile finds the old one or the new one.
+    pub fn set(&self, fault: &str) {
+        let new = self.0.path().join("new");
+        fs::write(&new, fault).expect("it is our directory");
+        fs::rename(new, self.path()).expect("it is our directory");
+    }
+}
+
+/// Starts it without a fault, and with a switch.
+#[track_caller]
+pub fn start_with_switch(config: &str) -> (Running, Switch) {
+    let switch = Switch(tempfile::tempdir().expect("a directory"));
+    let fault = format!("file:{}", switch.path().display());
+    (start_with(fault, config).expect("the daemon serves"), switch)
 }
 
 /// Which worker served a request.
