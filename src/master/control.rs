@@ -400,6 +400,7 @@ impl Master {
                 (_, Waits::Reloaded) => {}
                 (Some(moves), Waits::Rebalanced) => client.reply(verb, &Rebalanced { moves: moves.clone() }),
                 _ if self.pool.is_stopping() => client.refuse(Code::Refused, "the daemon is stopping"),
+                (_, Waits::Deserted) if !self.is_drained => client.refuse(Code::Refused, "clients are accepted again"),
                 _ => client.reply(verb, &settled),
             }
             client.deadline = Some(now + PATIENCE);
