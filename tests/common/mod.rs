@@ -4,6 +4,7 @@
 
 pub mod faulty;
 pub mod kernel;
+pub mod load;
 pub mod program;
 
 use std::sync::mpsc::{self, RecvTimeoutError};
