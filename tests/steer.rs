@@ -285,7 +285,20 @@ fn to_wait_for_a_drain_is_to_wait_for_the_last_client() {
     // Those who wait for it and give up leave it as it is; with --timeout that has a code of its own.
     let said = ctl(&daemon, &["drain", "--wait", "--timeout", "100ms"]);
     assert_eq!(said.code, Some(75), "{}", said.err);
-    assert_eq!(daemon.status().paused.as_deref(), Some("the daemon is drained"));
+    daemon.wait_until("it is drained", |status| status.paused.as_deref() == Some("the daemon is drained"));
+}
+
+#[test]
+fn what_was_asked_is_done_although_who_asked_has_hung_up_before_it_was_heard() {
+    let daemon = start("workers.count = 1");
+    daemon.wait_for_workers();
+    daemon.signal("STOP");
+    eventually("it is stopped", || (kernel::state(daemon.pid()) == Some('T')).then_some(()));
+    drop(daemon.ctl_request("drain", json!({ "wait": true })));
+    drop(daemon.ctl_request("scale", json!({ "count": 2 })));
+    daemon.signal("CONT");
+    let is_drained = |status: &Status| status.paused.as_deref() == Some("the daemon is drained");
+    daemon.wait_until("both are done", |status| is_drained(status) && status.workers.len() == 2);
 }
 
 #[test]
