@@ -293,14 +293,14 @@ fn clients_at_work_do_not_notice_that_listeners_come_and_go() {
     let config = |more: &str| format!("listen = [{base}{more}]\nworkers.count = 2");
     let daemon = start(&config(""));
     daemon.wait_for_workers();
-    let load = Load::start(&daemon, 4);
+    let load = Load::start(&daemon, 4, 8);
     for _ in 0..5 {
         daemon.reload_with(&config(", \"127.0.0.2:0\", \"unix:{dir}/more.sock\"")).expect("it is applied");
         let more = daemon.status().listeners[2].address.parse().expect("an address");
         ping(&mut Client::connect(&more), 1);
         daemon.reload_with(&config("")).expect("it is applied");
         eventually("it is gone", || (!connects(&more)).then_some(()));
-        load.go_on(50);
+        load.wait_for(20);
     }
     load.finish();
     assert_eq!(daemon.status().lost_total, 0);

@@ -24,7 +24,7 @@ fn a_reload_is_applied_under_load_and_no_client_notices() {
     let daemon = start(&config);
     let before = daemon.wait_for_workers();
     assert_eq!((before.generation, before.last_reload), (Generation(1), None));
-    let load = Load::start(&daemon, 6);
+    let load = Load::start(&daemon, 6, 8);
     let mut pids = daemon.worker_pids();
     for generation in 2..=6 {
         if generation % 2 == 0 {
@@ -45,10 +45,10 @@ fn a_reload_is_applied_under_load_and_no_client_notices() {
         let next = daemon.worker_pids();
         assert!(next.len() == 2 && !next.iter().any(|pid| pids.contains(pid)), "{pids:?} {next:?}");
         pids = next;
-        load.go_on(300);
+        load.wait_for(50);
         daemon.wait_until("the old workers are gone", |status| status.leaving.is_empty());
     }
-    let answered = load.finish();
+    let answered: u64 = load.finish().iter().sum();
     let status = daemon.status();
     assert_eq!((status.requests_total, status.errors_total, status.lost_total), (answered, 0, 0));
     assert_eq!((status.deaths_total, status.reruns_total), (0, 0));
@@ -108,7 +108,7 @@ fn what_is_rejected_is_told_with_its_place_and_touches_nothing() {
     let before = Untouched::of(&daemon);
     let descriptors = settled(|| kernel::descriptors(daemon.pid()).len());
     let mut client = daemon.connect();
-    let load = Load::start(&daemon, 1);
+    let load = Load::start(&daemon, 1, 8);
     let listen = |more: &str| {
         format!(
             "listen = [{{ address = \"127.0.0.1:0\", backlog = 9, byte-order = \"big\" }}, \
@@ -165,7 +165,7 @@ fn what_is_rejected_is_told_with_its_place_and_touches_nothing() {
         assert!(!daemon.directory().join("new.sock").exists(), "{config}");
         assert_eq!(Untouched::of(&daemon), before, "{config}");
     }
-    load.go_on(100);
+    load.wait_for(20);
     load.finish();
     client.call("ping", 1).expect("a result");
     drop(client);
@@ -194,7 +194,7 @@ fn a_generation_that_does_not_become_ready_is_rolled_back_and_the_old_one_serves
     let (daemon, switch) = faulty::start_with_switch(&old);
     let pids = |status: &Status| status.workers.iter().map(|worker| worker.pid).collect::<Vec<_>>();
     let mut before = daemon.wait_for_workers();
-    let load = Load::start(&daemon, 4);
+    let load = Load::start(&daemon, 4, 8);
     let new = r#"
         listen = ["127.0.0.1:0", { address = "unix:{dir}/rpc.sock", mode = "0666" }, "unix:{dir}/new.sock"]
         workers = { count = 3, start-timeout = "1s" }
@@ -219,7 +219,7 @@ fn a_generation_that_does_not_become_ready_is_rolled_back_and_the_old_one_serves
         assert_eq!((said.code, said.out.as_str()), (Some(1), ""), "{fault}");
         let words = "fdpassctl: rolled_back: its workers do not become ready; the last one ";
         assert!(said.err.starts_with(words) && said.err.contains(why), "{fault}: {}", said.err);
-        load.go_on(200);
+        load.wait_for(20);
 
         let status = daemon.wait_until("only the old configuration has workers", |status| {
             let is_old = |w: &_| all_of(w, status.generation.0);
@@ -239,7 +239,7 @@ fn a_generation_that_does_not_become_ready_is_rolled_back_and_the_old_one_serves
         switch.set("");
         let generation = 3 + 2 * i;
         assert_eq!(daemon.reload_with(&old).expect("it is applied")["generation"], generation, "{fault}");
-        load.go_on(100);
+        load.wait_for(20);
         before = daemon.wait_until("the old workers are gone", |status| status.leaving.is_empty());
     }
     load.finish();

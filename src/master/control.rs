@@ -175,7 +175,7 @@ impl ControlClient {
             match socket::receive(&self.socket, &mut buffer) {
                 Ok(Moved::Bytes(n)) => self.incoming.extend_from_slice(&buffer[..n]),
                 Ok(Moved::Nothing) => return Ok(()),
-                // Who closes has no use for an answer, not even a later one.
+                // Who closes has no use for an answer, not even a later one. What came before is done all the same.
                 Ok(Moved::End) | Err(_) => return Err(Over),
             }
         }
@@ -250,9 +250,12 @@ impl Master {
     }
 
     fn converse(&mut self, client: &mut ControlClient, event: &Event, now: Instant) -> Result<(), Over> {
-        if event.readable {
-            client.read()?;
-        }
+        let heard = if event.readable { client.read() } else { Ok(()) };
+        // Who was told that it goes on has hung up, and may have done so before we got to what was asked.
+        self.answer_all(client, now).and(heard)
+    }
+
+    fn answer_all(&mut self, client: &mut ControlClient, now: Instant) -> Result<(), Over> {
         // The next request is looked at when the reply before it is gone: who does not read is not served.
         while client.send()? {
             if client.is_last {

@@ -136,7 +136,7 @@ impl Master {
         if waiting.is_empty() {
             return;
         }
-        let (settled, is_stopping) = (self.settled(), self.pool.is_stopping());
+        let (settled, is_stopping, is_drained) = (self.settled(), self.pool.is_stopping(), self.is_drained);
         for (number, waits) in waiting {
             let (verb, is_so) = match waits {
                 Waits::Stopped => continue,
@@ -145,7 +145,7 @@ impl Master {
                 Waits::Reloaded => (Verb::Reload, self.reload.is_none()),
                 Waits::Settled(verb) => (verb, self.pool.is_settled()),
                 Waits::Emptied(id) => (Verb::Hold, self.workers.get(&id).is_none_or(|w| w.leases.clients() == 0)),
-                Waits::Deserted => (Verb::Drain, self.clients == 0 || !self.is_drained),
+                Waits::Deserted => (Verb::Drain, self.clients == 0 || !is_drained),
                 Waits::Rebalanced => (Verb::Rebalance, moves.is_some()),
             };
             if !is_so && !is_stopping {
@@ -154,6 +154,7 @@ impl Master {
             let answer = |client: &mut ControlClient| match (waits, &moves) {
                 (Waits::Reloaded, _) => {}
                 _ if is_stopping => client.refuse(Code::Refused, "the daemon is stopping"),
+                (Waits::Deserted, _) if !is_drained => client.refuse(Code::Refused, "clients are accepted again"),
                 (Waits::Rebalanced, Some(moves)) => client.reply(verb, &Rebalanced { moves: moves.clone() }),
                 _ => client.reply(verb, &settled),
             };

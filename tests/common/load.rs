@@ -1,73 +1,78 @@
-//! Clients that never stop asking, and count.
+//! Clients who ask all the time: each request has its number, each reply is compared, and none may fail.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use fdpassd::testing::{Client, Running, eventually};
+use serde_json::json;
 
-/// Requests that each client has under way.
-const AHEAD: u64 = 8;
-
-/// Clients at work, each in a thread of its own: every request is numbered, every reply has to be the one to the next
-/// number, and a connection that ends is a failure.
+/// Clients with a thread each. A reply that is missing, doubled, out of order or an error fails the test when it is
+/// finished.
 #[derive(Debug)]
 pub struct Load {
     over: Arc<AtomicBool>,
-    answered: Arc<AtomicU64>,
-    clients: Vec<JoinHandle<()>>,
+    clients: Vec<(Arc<AtomicU64>, JoinHandle<()>)>,
 }
 
 impl Load {
-    /// So many clients, in turn at each of the addresses at which the daemon was started. Returns when they are served.
+    /// So many of them, at all addresses in turn, with up to `pipelined` requests under way each.
+    #[must_use]
     #[track_caller]
-    pub fn start(daemon: &Running, clients: u64) -> Load {
-        let (over, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let addresses = daemon.addresses().iter().cycle();
-        let run = |(number, address)| {
-            let (over, answered) = (Arc::clone(&over), Arc::clone(&answered));
-            let client = Client::connect(address);
-            thread::spawn(move || work(client, number, &over, &answered))
+    pub fn start(daemon: &Running, clients: usize, pipelined: usize) -> Load {
+        let over = Arc::new(AtomicBool::new(false));
+        let start = |number: usize| {
+            let client = Client::connect(&daemon.addresses()[number % daemon.addresses().len()]);
+            let (answered, over) = (Arc::new(AtomicU64::new(0)), Arc::clone(&over));
+            let counter = Arc::clone(&answered);
+            (answered, thread::spawn(move || ask(client, number, pipelined, &counter, &over)))
         };
-        let clients = (0..clients).zip(addresses).map(run).collect();
-        let load = Load { over, answered, clients };
-        load.go_on(100);
-        load
+        let clients = (0..clients).map(start).collect();
+        Load { over, clients }
     }
 
-    /// Waits until so many more requests are answered.
+    /// Requests answered so far, of each client.
+    #[must_use]
+    pub fn answered(&self) -> Vec<u64> {
+        self.clients.iter().map(|(answered, _)| answered.load(Ordering::Relaxed)).collect()
+    }
+
+    /// Waits until each client has had so many more answers: nobody is forgotten.
     #[track_caller]
-    pub fn go_on(&self, requests: u64) {
-        let enough = self.answered.load(Ordering::Relaxed) + requests;
-        eventually("requests are answered", || {
-            assert!(!self.clients.iter().any(JoinHandle::is_finished), "a client has failed");
-            (self.answered.load(Ordering::Relaxed) >= enough).then_some(())
+    pub fn wait_for(&self, more: u64) {
+        let before = self.answered();
+        eventually("each client has more answers", || {
+            let is_failed = self.clients.iter().any(|(_, thread)| thread.is_finished());
+            assert!(!is_failed, "a client has failed: {:?} answers", self.answered());
+            self.answered().iter().zip(&before).all(|(now, before)| *now >= before + more).then_some(())
         });
     }
 
-    /// Stops it; returns how many requests were answered.
+    /// Ends them; how many requests of each were answered. The clients leave.
     #[track_caller]
-    pub fn finish(self) -> u64 {
+    pub fn finish(self) -> Vec<u64> {
+        let answered = |(answered, thread): (Arc<AtomicU64>, JoinHandle<()>)| {
+            thread.join().expect("no request is lost, doubled or refused");
+            answered.load(Ordering::Relaxed)
+        };
         self.over.store(true, Ordering::Relaxed);
-        self.clients.into_iter().for_each(|client| client.join().expect("no request is lost"));
-        self.answered.load(Ordering::Relaxed)
+        self.clients.into_iter().map(answered).collect()
     }
 }
 
-fn work(mut client: Client, number: u64, over: &AtomicBool, answered: &AtomicU64) {
-    // Of lengths that differ, and as a rule in one piece each: how pieces are put together is proven elsewhere.
-    let body = |request: u64| format!("[{number},{request},\"{}\"]", "z".repeat((request * 37 % 900) as usize));
-    let mut sent = 0;
-    for next in 0.. {
-        while sent < next + AHEAD && !over.load(Ordering::Relaxed) {
-            client.send_frame(format!("{{\"in\":\"ping\",\"params\":{}}}", body(sent)));
-            sent += 1;
+fn ask(mut client: Client, number: usize, pipelined: usize, answered: &AtomicU64, over: &AtomicBool) {
+    let mut under_way = VecDeque::new();
+    for request in 0_u64.. {
+        let params = json!([number, request]);
+        client.request("ping", &params);
+        under_way.push_back(params);
+        let is_over = over.load(Ordering::Relaxed);
+        while under_way.len() >= pipelined || is_over {
+            let Some(expected) = under_way.pop_front() else { return };
+            let result = client.reply().value().unwrap_or_else(|fault| panic!("{expected} got an error: {fault}"));
+            assert_eq!(result, expected, "the reply to another request");
+            answered.fetch_add(1, Ordering::Relaxed);
         }
-        if next == sent {
-            return;
-        }
-        let reply = String::from_utf8(client.receive()).expect("text");
-        assert_eq!(reply, format!("{{\"out\":\"pong\",\"result\":{}}}", body(next)), "client {number}, request {next}");
-        answered.fetch_add(1, Ordering::Relaxed);
     }
 }
