@@ -166,7 +166,7 @@ impl Load<'_> {
         match self.random.below(20) {
             0 => ("{}".to_owned(), Expected::Error("bad_request")),
             1 => (format!(r#"{{"in":"nobody","params":"{number}"}}"#), Expected::Error("unknown_method")),
-            2..5 if self.number % 3 == 0 => {
+            2..5 if self.number.is_multiple_of(3) => {
                 let params = json!([self.counts, number]);
                 (format!(r#"{{"in":"count","params":{params}}}"#), Expected::Counted(number.to_owned()))
             }
