@@ -155,6 +155,7 @@ impl Master {
         self.say_quarantined();
         (self.config, self.config_file, self.generation) = (config, config_file, generation);
         (self.layout, self.max_clients, self.count_origin) = (layout, max_clients, Origin::Config);
+        self.watch_anew(now);
         let took = now.duration_since(began);
         log::info!("reloaded: generation {generation} is in force after {} ms", took.as_millis());
         self.note_verdict(Verdict::Applied, None);

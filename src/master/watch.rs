@@ -76,15 +76,27 @@ impl Master {
     /// There may be leases now: somebody has to look at them.
     pub(super) fn watch_from(&mut self, now: Instant) {
         if self.watch.next_look.is_none() && self.workers.keys().any(|id| self.is_watched(*id)) {
-            self.watch.next_look = Some(now + self.config.limits.stall_timeout / 2);
-            self.watch.next_balance = Some(now + rebalance::INTERVAL);
+            self.watch.next_look = Some(now + self.stall_limit() / 2);
+            self.watch.next_balance.get_or_insert(now + rebalance::INTERVAL);
         }
+    }
+
+    /// After which time a worker is stuck.
+    fn stall_limit(&self) -> Duration {
+        let limits = &self.config.limits;
+        limits.request_timeout.map_or(limits.stall_timeout, |most| most.min(limits.stall_timeout))
     }
 
     /// Whether a worker is looked at: while it has clients, and until it is back when it is stuck.
     fn is_watched(&self, id: WorkerId) -> bool {
         let has_clients = self.workers.get(&id).is_some_and(|worker| worker.leases.clients() > 0);
         has_clients || self.pool.member(id).is_some_and(|member| member.is_stalled)
+    }
+
+    /// The limits are others now, perhaps: a look that was planned by the old ones may come too late.
+    pub(super) fn watch_anew(&mut self, now: Instant) {
+        self.watch.next_look = None;
+        self.watch_from(now);
     }
 
     /// The last client has left: nobody is looked at, unless somebody is stuck.
