@@ -7,7 +7,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::faulty::{self, Switch, whoami};
 use common::program::skip;
@@ -90,7 +90,8 @@ const WORKERS: &[Row] = &[
         key: "count",
         configs: ["workers.count = 1", "workers.count = 3"],
         probe: |daemon, _| {
-            let status = daemon.wait_until("others are gone", |status| status.leaving.is_empty());
+            // Who leaves a seat that is not wanted any more is shown there until it is gone.
+            let status = daemon.wait_for_workers();
             format!("{} {}", status.workers.len(), kernel::children(daemon.pid()).len())
         },
         shows: ["1 1", "3 3"],
@@ -148,8 +149,7 @@ const WORKERS: &[Row] = &[
         configs: ["", "workers.max-lifetime = \"200ms\""],
         probe: |daemon, _| {
             let pids = daemon.worker_pids();
-            let_pass(Duration::from_millis(400));
-            (daemon.worker_pids() != pids).to_string()
+            comes_true(|| daemon.worker_pids() != pids).to_string()
         },
         shows: ["false", "true"],
     },
@@ -232,8 +232,7 @@ const LIMITS: &[Row] = &[
                     status.requests_total > 0
                         && (status.clients == 0 || status.workers.iter().any(|w| w.parked_bytes > 0))
                 });
-                let_pass(Duration::from_millis(400));
-                let is_closed = daemon.status().clients == 0;
+                let is_closed = comes_true(|| daemon.status().clients == 0);
                 if !is_closed {
                     (0..20).for_each(|_| drop(deaf.receive()));
                 }
@@ -257,9 +256,9 @@ const LIMITS: &[Row] = &[
         probe: |daemon, _| {
             let before = daemon.status().stalls_total;
             daemon.call("spin", 300).expect("a result");
-            (daemon.status().stalls_total - before).to_string()
+            (daemon.status().stalls_total > before).to_string()
         },
-        shows: ["0", "1"],
+        shows: ["false", "true"],
     },
     Row {
         key: "drain-timeout",
@@ -365,7 +364,7 @@ fn a_shorter_stall_timeout_is_in_force_at_once_for_clients_that_are_there() {
     whoami(&mut client);
     daemon.reload_with("limits.stall-timeout = \"20ms\"\nworkers.count = 1").expect("it is applied");
     client.call("spin", 300).expect("a result");
-    assert_eq!(daemon.status().stalls_total, 1);
+    assert_ne!(daemon.status().stalls_total, 0);
 }
 
 /// All that the shipped file shows is there: in it a line begins with its key, or with `#` and the key.
@@ -376,7 +375,7 @@ fn the_rows_are_all_keys_there_are() {
     let mut keys: BTreeSet<&str> = text.lines().filter_map(key).filter(|key| !key.contains([' ', '"'])).collect();
     // Within an entry of `listen`, where they are told of in words, and the one that must not change: see reload.rs.
     keys.extend(["byte-order", "backlog", "mode", "owner", "group", "control.mode"]);
-    ["socket", "address"].map(|key| keys.remove(key));
+    keys.retain(|key| !["socket", "address"].contains(key));
     let rows = [LISTEN, OWNERS, WORKERS, LIMITS, CONTROL_AND_LOG];
     let covered: BTreeSet<&str> = rows.into_iter().flatten().map(|row| row.key).collect();
     assert_eq!(covered, keys.into_iter().collect());
@@ -409,8 +408,19 @@ fn mode(daemon: &Running, name: &str) -> String {
 fn ends_by_itself(daemon: &Running, sent: &[u8]) -> String {
     let mut client = daemon.connect();
     client.send(sent);
-    let_pass(Duration::from_millis(300));
-    client.has_something().to_string()
+    comes_true(|| client.has_something()).to_string()
+}
+
+/// Whether that comes true within a second, which is ten times longer than it is to take.
+fn comes_true(mut is_so: impl FnMut() -> bool) -> bool {
+    let began = Instant::now();
+    while !is_so() {
+        if began.elapsed() > Duration::from_secs(1) {
+            return false;
+        }
+        let_pass(Duration::from_millis(10));
+    }
+    true
 }
 
 /// The rest of a frame, and its reply.
