@@ -67,6 +67,15 @@ fn main() -> ExitCode {
         .method("deadline", |_, (): (), call| {
             Ok(call.deadline.map(|at| u64::try_from(at.saturating_duration_since(Instant::now()).as_millis()).ok()))
         })
+        .method("spin_inline", |_, milliseconds: u64, _| {
+            spin(Duration::from_millis(milliseconds));
+            Ok(())
+        })
+        .inline()
+        .idempotent("sleep_again", |_, milliseconds: u64, call| {
+            thread::sleep(Duration::from_millis(milliseconds));
+            Ok(call.attempt)
+        })
         // Whose FIFO it is decides when this ends.
         .method("read_line", |_, path: String, _| read_line(&path).map_err(|e| Fault::new("io", e.to_string())))
         // The same, but once only: a second attempt tells which one it is.

@@ -46,7 +46,7 @@ impl Master {
         let failure = worker.failure.take();
         let has_answered = worker.desk.header().requests() > 0;
         let (name, index) = (worker.name(), worker.seat);
-        let Worker { desk, leases, methods, is_timed_out, .. } = worker;
+        let Worker { desk, leases, methods, is_timed_out, is_unneeded, .. } = worker;
         let left = leases.into_left(&desk, written, is_timed_out);
 
         let blame = self.lay_blame(exit, is_timed_out, &methods, &left, now);
@@ -69,9 +69,10 @@ impl Master {
             self.close_culprit(client, peer);
         }
 
-        let is_unneeded = self.pool.member(id).is_none_or(|member| !matches!(member.state, State::Ready { .. }));
+        let is_no_loss = self.pool.member(id).is_none_or(|member| !matches!(member.state, State::Ready { .. }));
         let delay = self.pool.exited(id, has_answered || blame.request.is_some(), now);
-        if exit == Exit::Status(0) && blame.request.is_none() && (has_answered || is_unneeded) {
+        let is_well = exit == Exit::Status(0) && blame.request.is_none() && (has_answered || is_no_loss);
+        if is_well || is_unneeded {
             let moved = if moved > 0 { format!("; {moved} clients moved") } else { String::new() };
             return log::info!("{name} finished{moved}");
         }
@@ -286,7 +287,10 @@ impl Master {
                     if worker.is_timed_out { "executes a request for too long" } else { "is stuck for too long" };
                 log::warn!("{} {what}; killing it", worker.name());
             }
-            Late::Unneeded => log::info!("{} is not needed any more; killing it", worker.name()),
+            Late::Unneeded => {
+                worker.is_unneeded = true;
+                log::info!("{} is not needed any more; killing it", worker.name());
+            }
         }
         kill(worker);
     }

@@ -3,7 +3,8 @@
 //! Every half `stall-timeout` the master looks at the desks. A worker that shows no sign of life since the last look is
 //! asked for one. A worker that has been in one turn, or has not answered, for `stall-timeout` is stuck: it gets no new
 //! leases, and all its clients but the one that it is stuck with are taken, without asking it. When it beats again it
-//! gets work again; if it does not within `request-timeout`, it is killed. Without clients nobody looks, and nobody wakes up.
+//! gets work again; if it does not within `request-timeout`, it is killed, but not without a last look: it may be back
+//! since the one before. Without clients nobody looks, and nobody wakes up.
 
 use std::time::{Duration, Instant};
 
@@ -41,7 +42,11 @@ impl Worker {
 
     /// The method that it executes, if that takes longer than a moment.
     pub(super) fn method_in_turn(&self) -> Option<&str> {
-        let number = self.desk.header().executing()?;
+        self.method_of(self.desk.header().executing()?)
+    }
+
+    /// The method of this number.
+    fn method_of(&self, number: u32) -> Option<&str> {
         let method = self.methods.get((number as usize).checked_sub(1)?)?;
         Some(&method.name)
     }
@@ -50,13 +55,15 @@ impl Worker {
     /// that would be for `limit`.
     fn feel_pulse(&mut self, limit: Duration, now: Instant) -> (Duration, Option<Instant>) {
         let beats = self.desk.header().beats();
-        if beats != self.pulse.beats {
+        let has_beaten = beats != self.pulse.beats;
+        if has_beaten {
             self.pulse.beats = beats;
             self.pulse.asked = None;
         }
         let silent = match (self.turn_since(), self.pulse.asked) {
             (Some(since), _) => ago(since),
             (None, Some(asked)) => now.duration_since(asked),
+            (None, None) if has_beaten => Duration::ZERO,
             (None, None) => {
                 self.pulse.asked = Some(now);
                 self.mention(&ToWorker::Probe);
@@ -108,19 +115,21 @@ impl Master {
 
     /// Looks at the workers, if it is time to.
     pub(super) fn look_at_workers(&mut self, now: Instant) {
-        if self.watch.next_look.is_some_and(|at| at <= now) {
+        let is_last_look = self.pool.members().any(|member| member.kill_by.is_some_and(|by| by <= now));
+        if is_last_look || self.watch.next_look.is_some_and(|at| at <= now) {
             self.watch.next_look = None;
-            let limits = &self.config.limits;
-            let limit = limits.request_timeout.map_or(limits.stall_timeout, |most| most.min(limits.stall_timeout));
+            let limit = self.stall_limit();
             let ids: Vec<WorkerId> = self.workers.keys().copied().collect();
             let soonest = ids.into_iter().filter_map(|id| self.look_at(id, limit, now)).min();
             self.watch_from(now);
-            if let (Some(next), Some(soonest)) = (self.watch.next_look, soonest) {
-                self.watch.next_look = Some(next.min(soonest.max(now + SOONEST)));
+            match (self.watch.next_look, soonest) {
+                (Some(next), Some(soonest)) => self.watch.next_look = Some(next.min(soonest.max(now + SOONEST))),
+                (Some(_), None) => {}
+                (None, _) => self.watch = Watch::default(),
             }
         }
         if self.watch.next_balance.is_some_and(|at| at <= now) {
-            self.watch.next_balance = self.watch.next_look.map(|_| now + rebalance::INTERVAL);
+            self.watch.next_balance = Some(now + rebalance::INTERVAL);
             self.balance(now);
         }
     }
@@ -166,7 +175,9 @@ impl Master {
         let worker = &self.workers[&id];
         let turn = worker.desk.header().turn();
         let client = turn.and_then(|turn| worker.leases.in_turn(turn.slot, &worker.desk));
-        match (client, worker.method_in_turn()) {
+        // The slot tells of inline methods, too.
+        let number = turn.and_then(|turn| worker.desk.slot(turn.slot)?.executing());
+        match (client, number.and_then(|number| worker.method_of(number))) {
             (Some(client), Some(method)) => {
                 format!("{} in method {method:?} of client {} ({})", worker.name(), client.id, client.peer)
             }

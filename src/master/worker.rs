@@ -39,6 +39,8 @@ pub(super) struct Worker {
     pub(super) pulse: Pulse,
     /// It is being killed because a request executed for too long.
     pub(super) is_timed_out: bool,
+    /// It is being killed because it was still starting when nobody needed it any more.
+    pub(super) is_unneeded: bool,
     /// Its channel takes nothing at the moment.
     is_full: bool,
     /// The poller tells when it does.
@@ -80,6 +82,7 @@ impl Worker {
             failure: None,
             pulse: Pulse::default(),
             is_timed_out: false,
+            is_unneeded: false,
             is_full: false,
             is_watched: false,
             unsaid: VecDeque::new(),

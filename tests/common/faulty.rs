@@ -7,7 +7,9 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use fdpassd::proto::control::Status;
 use fdpassd::testing::{Client, Error, Running, Setup};
 use serde::Deserialize;
 use tempfile::TempDir;
@@ -91,7 +93,7 @@ pub struct Execution {
 }
 
 impl Execution {
-    /// Returns when it is being executed. One of its kind at a time.
+    /// Returns when it is being executed.
     #[track_caller]
     pub fn start(daemon: &Running) -> Execution {
         Execution::start_by(daemon, daemon.connect())
@@ -100,13 +102,16 @@ impl Execution {
     /// The same, by this client.
     #[track_caller]
     pub fn start_by(daemon: &Running, mut client: Client) -> Execution {
-        let path = daemon.directory().join("fifo");
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let path = daemon.directory().join(format!("fifo-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
         let made = Command::new("mkfifo").arg(&path).status().expect("mkfifo runs");
         assert!(made.success(), "mkfifo {}", path.display());
         // Both ends, so that opening it waits for nobody and what is written stays.
         let fifo = File::options().read(true).write(true).open(&path).expect("it is our FIFO");
+        let executing = |status: &Status| status.workers.iter().map(|worker| worker.executing).sum::<u64>();
+        let before = executing(&daemon.status());
         client.request("read_line", &path);
-        daemon.wait_until("the request is being executed", |s| s.workers.iter().any(|worker| worker.executing > 0));
+        daemon.wait_until("the request is being executed", |status| executing(status) > before);
         Execution { client, fifo }
     }
 
