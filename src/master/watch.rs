@@ -5,15 +5,18 @@
 //! leases, and all its clients but the one that it is stuck with are taken, without asking it. When it beats again it
 //! gets work again; if it does not within `request-timeout`, it is killed, but not without a last look: it may be back
 //! since the one before. Without clients nobody looks, and nobody wakes up.
+//!
+//! A worker that is only kept waiting for a CPU is not stuck. Its clients would have to wait for one elsewhere as well, and
+//! on a machine that is too busy they were moved to and fro so fast that hardly anybody was served.
 
 use std::time::{Duration, Instant};
 
 use super::Master;
-use super::worker::Worker;
+use super::worker::{Pulse, Worker};
 use crate::pool::{State, rebalance};
 use crate::proto::channel::ToWorker;
 use crate::proto::names::WorkerId;
-use crate::sys::clock;
+use crate::sys::{clock, process};
 
 /// When who is looked at next.
 #[derive(Debug, Default)]
@@ -57,8 +60,7 @@ impl Worker {
         let beats = self.desk.header().beats();
         let has_beaten = beats != self.pulse.beats;
         if has_beaten {
-            self.pulse.beats = beats;
-            self.pulse.asked = None;
+            self.pulse = Pulse { beats, ..Pulse::default() };
         }
         let silent = match (self.turn_since(), self.pulse.asked) {
             (Some(since), _) => ago(since),
@@ -70,7 +72,16 @@ impl Worker {
                 Duration::ZERO
             }
         };
+        if !silent.is_zero() && self.pulse.ran.is_none() {
+            self.pulse.ran = process::scheduling(self.pid).map(|scheduling| scheduling.ran);
+        }
         (silent, now.checked_add(limit.saturating_sub(silent)).filter(|_| silent < limit))
+    }
+
+    /// Whether it has been silent for want of a CPU: it could run, and has hardly done so since.
+    fn is_starved(&self, limit: Duration) -> bool {
+        let (Some(then), Some(now)) = (self.pulse.ran, process::scheduling(self.pid)) else { return false };
+        now.is_runnable && now.ran.saturating_sub(then) < (limit / 4).min(LONG_RUN)
     }
 }
 
@@ -151,6 +162,10 @@ impl Master {
             }
             return stuck_at;
         }
+        let is_overdue = self.config.limits.request_timeout.is_some_and(|most| silent >= most) && worker.is_executing();
+        if !is_overdue && worker.is_starved(limit) {
+            return now.checked_add(limit / 2);
+        }
         let kill_by = self.config.limits.request_timeout.and_then(|most| now.checked_add(most.saturating_sub(silent)));
         if self.pool.stalled(id, kill_by) {
             self.counts.stalls += 1;
@@ -185,6 +200,9 @@ impl Master {
         }
     }
 }
+
+/// Who has run for so long without a beat is in no ordinary turn.
+const LONG_RUN: Duration = Duration::from_millis(10);
 
 /// The next look is not sooner than that, whatever the clocks say.
 const SOONEST: Duration = Duration::from_millis(1);

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Token;
 use super::leases::{Leases, Recovered};
@@ -56,6 +56,8 @@ pub(super) struct Pulse {
     pub(super) beats: u64,
     /// Since when it has been asked to show that it does.
     pub(super) asked: Option<Instant>,
+    /// How long it had run when it was first found silent.
+    pub(super) ran: Option<Duration>,
 }
 
 impl Worker {

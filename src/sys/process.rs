@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 use std::{fmt, fs};
 
 use nix::errno::Errno;
@@ -162,6 +163,26 @@ pub fn oom_kills() -> Option<u64> {
     counters.lines().find_map(|line| line.strip_prefix("oom_kill "))?.parse().ok()
 }
 
+/// What a process has had of the CPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scheduling {
+    /// It runs, or would if it had a CPU.
+    pub is_runnable: bool,
+    /// How long it has run in all; of one that is running it may lag behind by a tick.
+    pub ran: Duration,
+}
+
+/// What the kernel says of that: /proc/PID/stat and /proc/PID/schedstat (proc(5), sched-stats.rst). Nothing where it keeps no
+/// account, or the process is gone.
+#[must_use]
+pub fn scheduling(pid: u32) -> Option<Scheduling> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, after_name) = stat.rsplit_once(')')?;
+    let schedstat = fs::read_to_string(format!("/proc/{pid}/schedstat")).ok()?;
+    let ran = Duration::from_nanos(schedstat.split_whitespace().next()?.parse().ok()?);
+    (!ran.is_zero()).then(|| Scheduling { is_runnable: after_name.trim_start().starts_with('R'), ran })
+}
+
 /// Gives this process the name that ps(1) and top(1) show, of which the kernel keeps 15 bytes. Without it a
 /// program run by its descriptor is called by the number of that.
 pub fn set_name(name: &str) {
@@ -199,6 +220,13 @@ mod tests {
         }
         // A real-time signal, for which nix has no name.
         assert!(!Exit::Signal { number: 40, core: false }.is_own_doing());
+    }
+
+    #[test]
+    fn the_kernel_tells_what_this_process_has_had_of_the_cpus() {
+        let before = scheduling(std::process::id()).expect("the kernel keeps account");
+        assert!(!before.ran.is_zero());
+        assert_eq!(scheduling(u32::MAX >> 1), None);
     }
 
     #[test]
