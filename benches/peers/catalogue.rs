@@ -43,11 +43,31 @@ pub(crate) struct Places {
 pub(crate) struct Recipe {
     program: OsString,
     arguments: Vec<OsString>,
+    /// What fdpassd's configuration has besides.
+    config: &'static str,
 }
 
 impl Recipe {
     fn new<S: Into<OsString>>(program: impl Into<OsString>, arguments: impl IntoIterator<Item = S>) -> Self {
-        Recipe { program: program.into(), arguments: arguments.into_iter().map(Into::into).collect() }
+        Recipe { program: program.into(), arguments: arguments.into_iter().map(Into::into).collect(), config: "" }
+    }
+
+    /// The same server, with a method that blocks, and fdpassd told how soon to care.
+    pub(crate) fn for_stalls(&self, server: Server) -> Recipe {
+        let mut recipe = Recipe { program: self.program.clone(), arguments: self.arguments.clone(), config: "" };
+        match server {
+            Server::Fdpassd => recipe.config = "\n[limits]\nstall-timeout = \"20ms\"\n",
+            Server::Node => {
+                let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/block.js");
+                recipe.arguments.splice(0..0, ["-r".into(), script.into()]);
+            }
+            _ => {}
+        }
+        recipe
+    }
+
+    pub(crate) fn config(&self) -> &'static str {
+        self.config
     }
 
     pub(crate) fn program(&self) -> &OsString {

@@ -7,6 +7,7 @@ use crate::catalogue::Server;
 use crate::failure::Result;
 use crate::idle::PerClient;
 use crate::scenario::{Goal, Scenario};
+use crate::stall::Latency;
 
 /// The middle of several values, and how far they spread.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +34,8 @@ pub(crate) struct Figures {
     pub(crate) rounds: u32,
     times: BTreeMap<(Scenario, Server), BTreeMap<u32, f64>>,
     memory: BTreeMap<Server, PerClient>,
+    /// Without the client whose calls block, and with it.
+    stalls: BTreeMap<Server, Vec<[Latency; 2]>>,
     /// Servers that are not in the table, and why.
     pub(crate) skipped: BTreeMap<Server, String>,
     /// What went wrong with those that are.
@@ -45,6 +48,7 @@ impl Figures {
             rounds,
             times: BTreeMap::new(),
             memory: BTreeMap::new(),
+            stalls: BTreeMap::new(),
             skipped: BTreeMap::new(),
             failures: Vec::new(),
         }
@@ -69,6 +73,15 @@ impl Figures {
 
     pub(crate) fn add_memory(&mut self, server: Server, bytes: PerClient) {
         self.memory.insert(server, bytes);
+    }
+
+    pub(crate) fn add_stall(&mut self, server: Server, latencies: [Latency; 2]) {
+        self.stalls.entry(server).or_default().push(latencies);
+    }
+
+    /// Of all rounds, what is asked for of the latencies without that client and with it.
+    pub(crate) fn stall(&self, server: Server, of: impl Fn(&[Latency; 2]) -> f64) -> Option<Spread> {
+        Spread::of(self.stalls.get(&server)?.iter().map(of).collect())
     }
 
     pub(crate) fn memory(&self, server: Server) -> Option<PerClient> {

@@ -19,6 +19,7 @@ mod print;
 mod scenario;
 mod server;
 mod smoke;
+mod stall;
 mod table;
 
 use std::ffi::OsString;

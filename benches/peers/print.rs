@@ -49,6 +49,16 @@ fn write_all(
         writeln!(out, "\nMemory of all processes of the server, {clients} idle clients\n")?;
         write_grid(out, &memory)?;
     }
+    let stalls = stalls(figures);
+    if stalls.len() > 1 {
+        let clients = crate::stall::CLIENTS;
+        let block = crate::stall::BLOCK;
+        writeln!(
+            out,
+            "\nLatency of {clients} pinging clients beside one whose calls block its worker for {block:?}\n"
+        )?;
+        write_grid(out, &stalls)?;
+    }
     writeln!(out, "\nGoals of fdpassd\n")?;
     write_grid(out, &goals(figures))?;
     if !figures.skipped.is_empty() || !figures.failures.is_empty() {
@@ -92,6 +102,25 @@ fn memory(figures: &Figures) -> Vec<Vec<String>> {
         if let Some(bytes) = figures.memory(server) {
             rows.push(row(server.title(), [bytes.pss, bytes.memfds].map(|bytes| format!("{bytes:.0}"))));
         }
+    }
+    rows
+}
+
+fn stalls(figures: &Figures) -> Vec<Vec<String>> {
+    let heads = ["p99, undisturbed", "p99, beside it", "ratio (range)", "slowest, undisturbed", "slowest, beside it"];
+    let mut rows = vec![row("server", heads.map(str::to_owned))];
+    for server in Server::ALL {
+        let micros = |spread: Option<Spread>| spread.map(|spread| format!("{:.0} us", spread.median));
+        let cells = [
+            micros(figures.stall(server, |[calm, _]| calm.p99)),
+            micros(figures.stall(server, |[_, stalled]| stalled.p99)),
+            figures
+                .stall(server, |[calm, stalled]| stalled.p99 / calm.p99)
+                .map(|Spread { median, least, most }| format!("{median:.1} ({least:.1}-{most:.1})")),
+            micros(figures.stall(server, |[calm, _]| calm.slowest)),
+            micros(figures.stall(server, |[_, stalled]| stalled.slowest)),
+        ];
+        rows.extend(cells.into_iter().collect::<Option<Vec<_>>>().map(|cells| row(server.title(), cells)));
     }
     rows
 }

@@ -28,6 +28,8 @@ pub(crate) enum Scenario {
     Large,
     /// Memory of a client that is connected and silent.
     Idle,
+    /// Latency beside a client whose calls block its worker.
+    Stall,
 }
 
 impl Scenario {
@@ -44,6 +46,7 @@ impl Scenario {
             Scenario::Kilo => "1 KiB object",
             Scenario::Large => "64 KiB object",
             Scenario::Idle => "idle client",
+            Scenario::Stall => "beside a blocking call",
         }
     }
 
@@ -52,7 +55,7 @@ impl Scenario {
         match self {
             Scenario::One => (1, Some(1), Payload::Ping),
             Scenario::Ten => (1, Some(10), Payload::Ping),
-            Scenario::Ping | Scenario::Idle => (1, None, Payload::Ping),
+            Scenario::Ping | Scenario::Idle | Scenario::Stall => (1, None, Payload::Ping),
             Scenario::Deep => (32, None, Payload::Ping),
             Scenario::Kilo => (1, None, Payload::Kilo),
             Scenario::Large => (1, None, Payload::Large),
@@ -65,6 +68,7 @@ impl Scenario {
             Scenario::One | Scenario::Ten | Scenario::Ping => true,
             Scenario::Deep | Scenario::Kilo | Scenario::Large => server.reads_frames_in_pieces(),
             Scenario::Idle => server.most_connections().is_none(),
+            Scenario::Stall => matches!(server, Server::Fdpassd | Server::Node),
         }
     }
 
@@ -92,7 +96,7 @@ impl Scenario {
 }
 
 /// A figure counts only if every reply was right.
-fn faultless(report: Report) -> Result<Report> {
+pub(crate) fn faultless(report: Report) -> Result<Report> {
     match report.first_error {
         Some(why) => Err(why.into()),
         None => Ok(report),

@@ -44,7 +44,7 @@ impl Running {
             tempfile::Builder::new().prefix("fdpassd-bench-").tempdir().context("no temporary directory")?;
         let address = free_address()?;
         if server == Server::Fdpassd {
-            let text = fdpassd_config(address.port(), &directory.path().join("control.sock"));
+            let text = fdpassd_config(address.port(), &directory.path().join("control.sock")) + recipe.config();
             fs::write(directory.path().join("fdpassd.toml"), text).context("cannot write fdpassd.toml")?;
         }
         let log = File::create(directory.path().join("log")).context("cannot write a log")?;

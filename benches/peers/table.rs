@@ -10,13 +10,16 @@ use crate::failure::{Context, Result};
 use crate::figures::Figures;
 use crate::scenario::Scenario;
 use crate::server::Running;
-use crate::{cpu, idle, interrupt, launch, memory, print};
+use crate::{cpu, idle, interrupt, launch, memory, print, stall};
 
 /// Descriptors that a server or this program needs besides those of the idle clients.
 const SPARE: u64 = 200;
 
 /// What compiles as it runs is warm after this time.
 const COMPILING: Duration = Duration::from_secs(1);
+
+/// Several blocking calls fit into so many windows.
+const STALL_WINDOWS: u32 = 4;
 
 /// What to measure.
 #[derive(clap::Args)]
@@ -104,6 +107,9 @@ pub(crate) fn command(options: &Options) -> Result<()> {
     }
     launch::adopt_orphans()?;
     let descriptors = memory::raise_descriptor_limit()?;
+    if options.wants(Scenario::Stall) {
+        measure_stalls(options, &recipes, &mut figures)?;
+    }
     let cpu = cpu::pin(options.cpu)?;
     measure_times(options, &mut recipes, &mut figures)?;
     let clients = options.clients.min(descriptors.saturating_sub(SPARE));
@@ -189,6 +195,32 @@ fn measure_memory(options: &Options, recipes: &[(Server, Recipe)], clients: u64,
         }
         stop(running, figures);
     }
+    Ok(())
+}
+
+/// On all CPUs: on one, a call that computes would hinder the others by that alone.
+fn measure_stalls(options: &Options, recipes: &[(Server, Recipe)], figures: &mut Figures) -> Result<()> {
+    let recipes = recipes.iter().filter(|(server, _)| Scenario::Stall.suits(*server));
+    let mut running = Vec::new();
+    for (server, recipe) in recipes {
+        match Running::start(*server, &recipe.for_stalls(*server)) {
+            Ok(started) => running.push(started),
+            Err(why) => figures.fail(Scenario::Stall, *server, &why),
+        }
+    }
+    for round in 0..=options.rounds() {
+        progress(&format!("latency beside a blocking call, round {round} of {}", options.rounds()))?;
+        for server in &running {
+            let measured = stall::measure(server, options.window(), STALL_WINDOWS * options.window());
+            interrupt::check()?;
+            match measured {
+                Ok(_) if round == 0 => {}
+                Ok(latencies) => figures.add_stall(server.server, latencies),
+                Err(why) => figures.fail(Scenario::Stall, server.server, &why),
+            }
+        }
+    }
+    running.into_iter().for_each(|server| stop(server, figures));
     Ok(())
 }
 
