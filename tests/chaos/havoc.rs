@@ -108,9 +108,9 @@ impl Havoc<'_> {
             let _ = kill(pid_of(pid), Signal::SIGCONT);
             self.witness.note("continue", pid);
         }
-        for (id, _) in self.held.extract_if(.., |(_, until)| *until <= now) {
-            let released = self.daemon.ctl_with("release", json!({ "worker": id }));
-            self.witness.note("release", format!("{id}: {released:?}"));
+        let released: Vec<(u64, Instant)> = self.held.extract_if(.., |(_, until)| *until <= now).collect();
+        for (id, _) in released {
+            self.ask("release", json!({ "worker": id }));
         }
         // Some hang up before there is an answer.
         let is_done = |client: &mut Client| client.has_something();
@@ -227,13 +227,11 @@ impl Havoc<'_> {
         }
     }
 
+    /// For a while. It may be stopped, or in a long request, and then the answer takes its time.
     fn hold(&mut self) {
         if let Some((id, _)) = self.ready() {
-            let held = self.daemon.ctl_with("hold", json!({ "worker": id }));
-            self.witness.note("hold", format!("{id}: {held:?}"));
-            if held.is_ok() {
-                self.held.push((id, Instant::now() + Duration::from_millis(self.random.below(300))));
-            }
+            self.ask("hold", json!({ "worker": id }));
+            self.held.push((id, Instant::now() + Duration::from_millis(self.random.below(300))));
         }
     }
 
@@ -244,6 +242,14 @@ impl Havoc<'_> {
             self.waiting.remove(0);
         }
         self.waiting.push(self.daemon.ctl_request(verb, params));
+    }
+}
+
+impl Drop for Havoc<'_> {
+    fn drop(&mut self) {
+        for (pid, _) in &self.stopped {
+            let _ = kill(pid_of(*pid), Signal::SIGCONT);
+        }
     }
 }
 

@@ -141,14 +141,17 @@ impl Load<'_> {
         client.is_fresh = false;
         let mut bytes: Vec<u8> = requests.iter().flat_map(|request| frame(client.order, &request.body)).collect();
         let mut awaited = requests.len();
+        // Sent with one write.
+        let mut tail = Vec::new();
         match end {
             Some(End::Torn) => {
                 let more = frame(client.order, r#"{"in":"ping","params":"never"}"#);
                 bytes.extend(&more[..1 + self.random.below(more.len() as u64 - 1) as usize]);
             }
             Some(End::TooLarge) => {
-                bytes.extend(client.order.prefix(self.shared.plan.too_large as u32));
-                bytes.extend(vec![b'x'; self.random.below(30_000) as usize]);
+                // The daemon listens for a second to what comes after it.
+                tail.extend(client.order.prefix(self.shared.plan.too_large as u32));
+                tail.extend(vec![b'x'; self.random.below(2_000) as usize]);
             }
             Some(End::Vanished) => {
                 bytes.truncate(self.random.below(bytes.len() as u64 + 1) as usize);
@@ -176,6 +179,7 @@ impl Load<'_> {
                         let_pass(Duration::from_millis(pauses.below(20)));
                     }
                 }
+                writer.write_all(&tail)?;
                 match end {
                     Some(End::Finished | End::Torn) => writer.shutdown(Shutdown::Write),
                     Some(End::TooLarge | End::Vanished) | None => Ok(()),
@@ -196,7 +200,11 @@ impl Load<'_> {
                 let _ = client.stream.get_ref().shutdown(Shutdown::Both);
             }
             let sent = sending.join().expect("it does not panic");
-            assert!(sent.is_ok() || end == Some(End::Vanished), "client {}: cannot send: {sent:?}", self.number);
+            assert!(
+                sent.is_ok() || end == Some(End::Vanished),
+                "client {}, at {end:?}: cannot send: {sent:?}",
+                self.number
+            );
         });
         let last = match end {
             Some(End::Torn) => Some("bad_request"),
