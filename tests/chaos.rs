@@ -8,8 +8,6 @@ mod havoc;
 mod load;
 #[path = "chaos/plan.rs"]
 mod plan;
-#[path = "chaos/random.rs"]
-mod random;
 #[path = "chaos/witness.rs"]
 mod witness;
 
@@ -20,6 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use common::random::Random;
 use common::{faulty, kernel, settled};
 use fdpassd::proto::control::{Status, WorkerState};
 use fdpassd::testing::Running;
@@ -27,7 +26,6 @@ use fdpassd::testing::Running;
 use crate::havoc::Havoc;
 use crate::load::{DEPTH, Load, Seen, Shared};
 use crate::plan::Plan;
-use crate::random::Random;
 use crate::witness::Witness;
 
 const CLIENTS: u64 = 12;

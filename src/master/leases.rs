@@ -379,3 +379,6 @@ fn unix_ledger(slot: u32, client: &Client, written: Option<u64>, desk: &MasterDe
     };
     Ok(Ledger { received, written: view.out_base.wrapping_add(sent) })
 }
+
+#[cfg(test)]
+mod tests;

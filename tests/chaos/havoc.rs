@@ -10,8 +10,8 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use super::common::let_pass;
+use super::common::random::Random;
 use super::plan::Plan;
-use super::random::Random;
 use super::witness::Witness;
 
 /// Within this time a client may be blamed for two deaths, and not for a third.

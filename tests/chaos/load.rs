@@ -15,8 +15,8 @@ use fdpassd::proto::names::Address;
 use serde_json::json;
 
 use super::common::let_pass;
+use super::common::random::Random;
 use super::plan::{ORDERS, Plan};
-use super::random::Random;
 
 /// Most requests of one client that are under way.
 pub const DEPTH: u64 = 40;

@@ -2,7 +2,7 @@
 
 use fdpassd::proto::frame::ByteOrder;
 
-use super::random::Random;
+use super::common::random::Random;
 
 /// The order of the clients of each listener, whatever its rule is at the moment; both if it is found out.
 pub const ORDERS: [&[ByteOrder]; 5] = [

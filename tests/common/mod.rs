@@ -6,6 +6,7 @@ pub mod faulty;
 pub mod kernel;
 pub mod load;
 pub mod program;
+pub mod random;
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;

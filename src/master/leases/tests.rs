@@ -1,0 +1,672 @@
+//! Random lives of clients on a desk: with a worker that does by hand what a worker does, and with one that has gone mad.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+use proptest::test_runner::Config;
+
+use super::*;
+use crate::desk::{ClientBytes, Layout, Place, SMALL, View, WorkerDesk};
+use crate::proto::frame::OrderRule;
+use crate::proto::names::ClientId;
+
+const SLOTS: u32 = 5;
+const METHOD: u32 = 7;
+
+/// Bytes of a desk's header and of its slots.
+const WORDS: u64 = 16 * 1024 + SLOTS as u64 * 128;
+
+fn desks() -> (MasterDesk, WorkerDesk) {
+    let layout = Layout::new(SLOTS, 4096);
+    let master = MasterDesk::new(layout).expect("memfd");
+    let worker = WorkerDesk::map(master.file().try_clone().expect("dup"), layout).expect("mmap");
+    worker.header().set_knows_writes(true);
+    (master, worker)
+}
+
+/// A quarter of the usual cases, which PROPTEST_CASES sets: these are long ones.
+fn few() -> Config {
+    let usual = Config::default();
+    Config { failure_persistence: None, cases: usual.cases.div_ceil(4), ..usual }
+}
+
+/// The bytes of a part of a stream: each stream has its own.
+fn bytes_of(stream: u64, part: Range<u64>) -> Vec<u8> {
+    part.map(|position| (position.wrapping_mul(31) ^ position >> 8 ^ stream * 101) as u8).collect()
+}
+
+/// Bytes that moved, of a socket that may have none or take none now.
+fn moved(result: io::Result<usize>) -> u64 {
+    match result {
+        Ok(count) => count as u64,
+        Err(e) if e.kind() == ErrorKind::WouldBlock => 0,
+        Err(e) => panic!("{e}"),
+    }
+}
+
+/// What a client has been through, as those know who did it.
+#[derive(Debug)]
+struct Life {
+    peer: File,
+    /// The streams of its requests and of its replies.
+    input: u64,
+    output: u64,
+    /// Bytes that it sent, that were read of them, that were answered.
+    sent: u64,
+    read: u64,
+    answered: u64,
+    /// Bytes of replies that were made, that were written of them, that it has read.
+    replied: u64,
+    written: u64,
+    heard: u64,
+    faults: u8,
+    requests: u64,
+}
+
+impl Life {
+    fn begin(id: ClientId, is_unix: bool) -> (Client, Life) {
+        let (peer, socket, name): (OwnedFd, OwnedFd, _) = if is_unix {
+            let (peer, socket) = UnixStream::pair().expect("socketpair");
+            ledger::arm(&socket).expect("armed");
+            peer.set_nonblocking(true).and_then(|()| socket.set_nonblocking(true)).expect("set");
+            (peer.into(), socket.into(), Peer::Unix { pid: 1, uid: 2, gid: 3 })
+        } else {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+            let address = listener.local_addr().expect("address");
+            let peer = TcpStream::connect(address).expect("connect");
+            let socket = listener.accept().expect("accept").0;
+            peer.set_nonblocking(true).and_then(|()| socket.set_nonblocking(true)).expect("set");
+            // So that small replies are not kept back until the one before is acknowledged.
+            socket.set_nodelay(true).expect("set");
+            (peer.into(), socket.into(), Peer::from(address))
+        };
+        let (peer, input, output) = (peer.into(), id.0 * 2, id.0 * 2 + 1);
+        let [sent, read, answered, replied, written, heard, requests] = [0; 7];
+        let life = Life { peer, input, output, sent, read, answered, replied, written, heard, faults: 0, requests };
+        (Client { id, socket, peer: name, order: OrderRule::Little }, life)
+    }
+
+    fn send(&mut self, count: u64) {
+        self.sent += moved(self.peer.write(&bytes_of(self.input, self.sent..self.sent + count)));
+    }
+
+    fn hear(&mut self) {
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            let count = moved(self.peer.read(&mut buffer));
+            if count == 0 {
+                return;
+            }
+            assert!(buffer[..count as usize] == bytes_of(self.output, self.heard..self.heard + count));
+            self.heard += count;
+        }
+    }
+
+    /// What is known of it without a worker is this, to the byte.
+    fn check(&self, Unleased { client, bytes, marks, requests, .. }: &Unleased) {
+        assert_eq!((bytes.in_base, bytes.out_base), (self.answered, self.written), "{}", client.id);
+        assert!(bytes.unread == bytes_of(self.input, self.answered..self.read), "unread bytes of {}", client.id);
+        assert!(bytes.unsent == bytes_of(self.output, self.written..self.replied), "unsent bytes of {}", client.id);
+        assert_eq!((*requests, marks.faults), (self.requests, self.faults), "{}", client.id);
+    }
+}
+
+/// Where a turn may be cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Point {
+    Claim,
+    Begin,
+    Read,
+    Method,
+    Commit,
+    Write,
+    Park,
+}
+
+/// How a turn goes, as far as there are bytes.
+#[derive(Clone, Debug)]
+struct Plan {
+    read: u16,
+    /// Bytes of each frame and of its reply.
+    frames: Vec<(u16, u16)>,
+    write: u16,
+    dies_at: Option<Point>,
+}
+
+/// What is done next, and to whom.
+#[derive(Clone, Debug)]
+enum Act {
+    Accept {
+        is_unix: bool,
+    },
+    Send(Index, u16),
+    Hear(Index),
+    Give,
+    Flush,
+    /// The channel is full.
+    FlushFails,
+    Take(Index),
+    TakeAll,
+    Turn(Index, Plan),
+    /// The worker looks for leases that were taken.
+    Look,
+    GiveUp(Index),
+    Close(Index),
+    /// The master hears what the worker has said.
+    Listen,
+    Die,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let points = [Point::Claim, Point::Begin, Point::Read, Point::Method, Point::Commit, Point::Write, Point::Park];
+    let dies_at = proptest::option::weighted(0.15, select(points.to_vec()));
+    let size = || prop_oneof![3 => 0..40u16, 2 => 0..2000u16, 1 => any::<u16>()];
+    let plan = (size(), vec((size(), size()), 0..5), size(), dies_at);
+    let plan = plan.prop_map(|(read, frames, write, dies_at)| Plan { read, frames, write, dies_at });
+    prop_oneof![
+        3 => any::<bool>().prop_map(|is_unix| Act::Accept { is_unix }),
+        6 => (any::<Index>(), size()).prop_map(|(client, count)| Act::Send(client, count)),
+        2 => any::<Index>().prop_map(Act::Hear),
+        6 => Just(Act::Give),
+        6 => Just(Act::Flush),
+        1 => Just(Act::FlushFails),
+        2 => any::<Index>().prop_map(Act::Take),
+        1 => Just(Act::TakeAll),
+        20 => (any::<Index>(), plan).prop_map(|(slot, plan)| Act::Turn(slot, plan)),
+        2 => Just(Act::Look),
+        1 => any::<Index>().prop_map(Act::GiveUp),
+        1 => any::<Index>().prop_map(Act::Close),
+        4 => Just(Act::Listen),
+        1 => Just(Act::Die),
+    ]
+}
+
+/// A lease as the worker has it.
+#[derive(Debug)]
+struct Held {
+    id: ClientId,
+    generation: u32,
+    socket: File,
+}
+
+/// A master's leases, a worker that does what is said here, and their clients.
+struct World {
+    desk: MasterDesk,
+    worker: WorkerDesk,
+    leases: Leases,
+    waiting: Vec<Unleased>,
+    over: BTreeSet<ClientId>,
+    lives: BTreeMap<ClientId, Life>,
+    held: BTreeMap<u32, Held>,
+    /// Slots that the worker has freed, or closed, and the master has not heard of.
+    said: Vec<(u32, bool)>,
+    /// Slots whose clients the master has taken, and the worker has not said that it knows.
+    behind: BTreeSet<u32>,
+    /// The slot of a turn that will not end, and whether its method is running.
+    dying: Option<(u32, bool)>,
+    /// All that the worker ever wrote, and the leases that it has heard of.
+    sum: u64,
+    heard: u64,
+}
+
+impl World {
+    fn new() -> World {
+        let (desk, worker) = desks();
+        World {
+            desk,
+            worker,
+            leases: Leases::new(SLOTS),
+            waiting: Vec::new(),
+            over: BTreeSet::new(),
+            lives: BTreeMap::new(),
+            held: BTreeMap::new(),
+            said: Vec::new(),
+            behind: BTreeSet::new(),
+            dying: None,
+            sum: 0,
+            heard: 0,
+        }
+    }
+
+    fn act(&mut self, act: &Act) {
+        match act {
+            Act::Accept { is_unix } => {
+                let id = ClientId(self.lives.len() as u64);
+                let (client, life) = Life::begin(id, *is_unix);
+                self.lives.insert(id, life);
+                self.waiting.push(Unleased::fresh(client, 1));
+            }
+            Act::Send(client, count) => self.life(client, |life| life.send((*count).into())),
+            Act::Hear(client) => self.life(client, Life::hear),
+            Act::Give => {
+                if self.leases.has_free_slot() && !self.waiting.is_empty() {
+                    let unleased = self.waiting.remove(0);
+                    self.leases.give(unleased, &self.desk).expect("all bytes have a place");
+                }
+            }
+            Act::Flush => self.flush(),
+            Act::FlushFails => {
+                if let Some(batch) = self.leases.next_batch() {
+                    let back = self.leases.take_back(batch, &self.desk);
+                    back.into_iter().for_each(|recovered| self.take_in(recovered));
+                }
+            }
+            // The master takes nobody before all leases are sent.
+            Act::Take(slot) => {
+                self.flush();
+                self.take(slot.index(SLOTS as usize) as u32);
+            }
+            Act::TakeAll => {
+                self.flush();
+                let slots = |leases: &Leases| leases.iter().map(|(slot, _)| slot).collect::<BTreeSet<u32>>();
+                let before = slots(&self.leases);
+                let taken = self.leases.take_all(&self.desk);
+                self.behind.extend(before.difference(&slots(&self.leases)));
+                taken.into_iter().for_each(|recovered| self.take_in(recovered));
+            }
+            Act::Listen => self.listen(),
+            Act::Die => self.die(),
+            // The others are the worker's, which is as good as dead.
+            _ if self.dying.is_some() => {}
+            Act::Turn(slot, plan) => {
+                if let Some(slot) = self.pick(slot) {
+                    self.turn(slot, plan);
+                }
+            }
+            Act::Look => {
+                let is_taken = |slot: &u32| {
+                    let state = self.worker.slot(*slot).and_then(|slot| slot.lease()).map(|lease| lease.state);
+                    matches!(state, Some(State::Taken | State::TakenParked))
+                };
+                let taken: Vec<u32> = self.held.keys().copied().filter(is_taken).collect();
+                taken.into_iter().for_each(|slot| self.say(slot, false));
+            }
+            Act::GiveUp(slot) => {
+                if let Some(slot) = self.pick(slot) {
+                    // Taken by the master before, or by the worker now: it is done with it.
+                    let _ = self.worker.slot(slot).expect("held").take(self.held[&slot].generation);
+                    self.say(slot, false);
+                }
+            }
+            Act::Close(slot) => {
+                if let Some(slot) = self.pick(slot) {
+                    let (on_desk, generation) = (self.worker.slot(slot).expect("held"), self.held[&slot].generation);
+                    let is_ours = on_desk.claim(generation).is_some();
+                    if is_ours {
+                        on_desk.release(generation, State::Closed);
+                    }
+                    self.say(slot, is_ours);
+                }
+            }
+        }
+    }
+
+    fn life(&mut self, index: &Index, then: impl FnOnce(&mut Life)) {
+        let there: Vec<ClientId> = self.lives.keys().filter(|id| !self.over.contains(id)).copied().collect();
+        if !there.is_empty() {
+            then(self.lives.get_mut(index.get(&there)).expect("there"));
+        }
+    }
+
+    fn pick(&self, index: &Index) -> Option<u32> {
+        let held: Vec<u32> = self.held.keys().copied().collect();
+        (!held.is_empty()).then(|| *index.get(&held))
+    }
+
+    fn say(&mut self, slot: u32, is_closed: bool) {
+        self.held.remove(&slot).expect("it is held");
+        self.said.push((slot, is_closed));
+    }
+
+    fn flush(&mut self) {
+        while let Some(batch) = self.leases.next_batch() {
+            for (lease, socket) in self.leases.records(&batch) {
+                let is_still_used = self.said.iter().any(|(slot, _)| *slot == lease.slot);
+                assert!(!is_still_used && !self.behind.contains(&lease.slot), "slot {}", lease.slot);
+                let socket = File::from(socket.try_clone_to_owned().expect("dup"));
+                let held = Held { id: lease.client, generation: lease.generation, socket };
+                assert!(self.held.insert(lease.slot, held).is_none(), "slot {} is leased twice", lease.slot);
+                self.heard += 1;
+            }
+        }
+    }
+
+    fn take(&mut self, slot: u32) {
+        if let Some(recovered) = self.leases.take(slot, &self.desk) {
+            assert!(self.behind.insert(slot), "slot {slot} was taken before");
+            assert_ne!(self.dying.map(|(dying, _)| dying), Some(slot), "it is in a turn");
+            self.take_in(recovered);
+        }
+    }
+
+    fn take_in(&mut self, recovered: Recovered) {
+        let unleased = recovered.unwrap_or_else(|(reason, client)| panic!("{} is lost: {reason}", client.id));
+        self.lives[&unleased.client.id].check(&unleased);
+        self.waiting.push(unleased);
+    }
+
+    fn listen(&mut self) {
+        for (slot, is_closed) in mem::take(&mut self.said) {
+            let was_behind = self.behind.remove(&slot);
+            let done =
+                if is_closed { self.leases.closed(slot, &self.desk) } else { self.leases.freed(slot, &self.desk) };
+            match done {
+                Done::Known => assert!(was_behind && !is_closed),
+                Done::Ended(client) => assert!(is_closed && self.over.insert(client.id)),
+                Done::GivenUp(recovered) => {
+                    assert!(!was_behind && !is_closed);
+                    self.take_in(recovered);
+                }
+                Done::Nonsense => panic!("the worker has said so of slot {slot} with right"),
+            }
+        }
+    }
+
+    fn die(&mut self) {
+        let (desk, worker) = desks();
+        let old = mem::replace(&mut self.desk, desk);
+        self.worker = worker;
+        let leases = mem::replace(&mut self.leases, Leases::new(SLOTS));
+        let before = leases.clients();
+        let interrupted = self.dying.take().filter(|(_, is_running)| *is_running).map(|(slot, _)| self.held[&slot].id);
+        if let Some(id) = interrupted {
+            let life = self.lives.get_mut(&id).expect("there");
+            life.faults = life.faults.saturating_add(1);
+        }
+        let left = leases.into_left(&old, Some(self.sum), false);
+        assert!(left.lost.is_empty(), "{:?}", left.lost);
+        assert_eq!(before, left.recovered.len() + left.ended.len());
+        let mut faults = Vec::new();
+        for (unleased, request) in left.recovered {
+            if let Some(request) = request {
+                assert_eq!((request.method, request.faults), (METHOD, unleased.marks.faults));
+                faults.push(unleased.client.id);
+            }
+            self.take_in(Ok(unleased));
+        }
+        assert_eq!(faults, Vec::from_iter(interrupted));
+        self.over.extend(left.ended.iter().map(|client| client.id));
+        (self.sum, self.heard) = (0, 0);
+        self.held.clear();
+        self.said.clear();
+        self.behind.clear();
+    }
+
+    /// What `worker/turn.rs` does, of frames that mean nothing.
+    fn turn(&mut self, slot: u32, plan: &Plan) {
+        let Held { id, generation, socket } = self.held.get_mut(&slot).expect("it is held");
+        let (life, generation) = (self.lives.get_mut(id).expect("there"), *generation);
+        let on_desk = self.worker.slot(slot).expect("it is held");
+        let Some(found) = on_desk.claim(generation) else { return self.say(slot, false) };
+        let dying = &mut self.dying;
+        let mut dies = |point| {
+            let dies = plan.dies_at == Some(point);
+            if dies {
+                *dying = Some((slot, point == Point::Method));
+            }
+            dies
+        };
+        if dies(Point::Claim) {
+            return;
+        }
+        let (view, mut marks) = (on_desk.view(), on_desk.marks());
+        let is_parked = found == Found::Parked;
+        if is_parked && view.replied > 0 {
+            let open = self.worker.open(slot, Place::Shared, view.tx.0);
+            let count = view.replied.min(plan.write.into()) as usize;
+            open.header.begin_write(slot, view.out_base, self.sum);
+            let sent = if count > 0 { moved(socket.write(&open.tx[view.tx.1 as usize..][..count])) } else { 0 };
+            (self.sum, life.written) = (self.sum + sent, life.written + sent);
+            if dies(Point::Write) {
+                return;
+            }
+            let (out_base, sent) = (view.out_base + sent, sent as u32);
+            let kept = View { out_base, replied: view.replied - sent, tx: (view.tx.0, view.tx.1 + sent), ..view };
+            open.slot.flip(&kept, marks);
+            open.header.end_write();
+            let is_at_rest = kept.replied == 0 && kept.have == 0;
+            return open.slot.release(generation, if is_at_rest { State::Rest } else { State::Parked });
+        }
+        let have = if is_parked { view.have as usize } else { 0 };
+        if !is_parked {
+            (marks.faults, marks.timed_out) = (0, false);
+        }
+        let (in_base, out_base) = if is_parked { (view.in_base, view.out_base) } else { view.ends() };
+        if have > 0 {
+            let begin = view.rx.1 as usize;
+            self.worker.move_received(slot, view.rx.0, begin..begin + have, Place::Shared);
+        }
+        let open = self.worker.open(slot, Place::Shared, Place::Shared);
+        open.slot.flip(&View { have: have as u32, ..View::at_rest(in_base, out_base) }, marks);
+        if dies(Point::Begin) {
+            return;
+        }
+        let room = plan.read.into();
+        let count = moved(socket.read(&mut open.rx[have..][..room]));
+        life.read += count;
+        if dies(Point::Read) {
+            return;
+        }
+        let (arrived, mut answered, mut replied) = (have + count as usize, 0, 0);
+        for (frame, reply) in &plan.frames {
+            if answered == arrived {
+                break;
+            }
+            open.slot.execute(METHOD, answered as u32);
+            if dies(Point::Method) {
+                return;
+            }
+            // A fourth, that the reply buffer holds them all.
+            let (frame, reply) = ((arrived - answered).min(usize::from(*frame) + 1), usize::from(*reply) / 4);
+            let made = bytes_of(life.output, life.replied..life.replied + reply as u64);
+            open.tx[replied..][..reply].copy_from_slice(&made);
+            (answered, replied) = (answered + frame, replied + reply);
+            open.slot.commit(answered as u32, replied as u32);
+            open.slot.touch(2, 1);
+            (life.requests, life.faults) = (life.requests + 1, 0);
+            (life.answered, life.replied) = (life.answered + frame as u64, life.replied + reply as u64);
+            if dies(Point::Commit) {
+                return;
+            }
+        }
+        open.header.begin_write(slot, out_base, self.sum);
+        let count = replied.min(plan.write.into());
+        let sent = if count > 0 { moved(socket.write(&open.tx[..count])) } else { 0 };
+        (self.sum, life.written) = (self.sum + sent, life.written + sent);
+        if dies(Point::Write) {
+            return;
+        }
+        let (unread, unsent) = (arrived - answered, replied - sent as usize);
+        let is_at_rest = unread == 0 && unsent == 0;
+        if !is_at_rest {
+            let place = if unread <= SMALL { Place::Small } else { Place::Large };
+            self.worker.move_received(slot, Place::Shared, answered..arrived, place);
+            self.worker.keep_replies(slot, sent as usize..replied);
+            if answered > 0 {
+                (marks.faults, marks.timed_out) = (0, false);
+            }
+            let kept = View {
+                rx: (place, 0),
+                tx: (Place::Large, 0),
+                have: unread as u32,
+                replied: unsent as u32,
+                ..View::at_rest(in_base + answered as u64, out_base + sent)
+            };
+            self.worker.slot(slot).expect("it is held").flip(&kept, marks);
+            if dies(Point::Park) {
+                return;
+            }
+        }
+        self.worker.header().end_write();
+        let state = if is_at_rest { State::Rest } else { State::Parked };
+        self.worker.slot(slot).expect("it is held").release(generation, state);
+    }
+
+    /// Every client is in just one place, and all counts are right.
+    fn check(&self) {
+        let leased: Vec<ClientId> = self.leases.iter().map(|(_, client)| client.id).collect();
+        assert_eq!(self.leases.clients(), leased.len());
+        let waiting = self.waiting.iter().map(|unleased| unleased.client.id);
+        let mut all: Vec<ClientId> = leased.iter().copied().chain(waiting).chain(self.over.iter().copied()).collect();
+        all.sort_unstable_by_key(|id| id.0);
+        assert_eq!(all, self.lives.keys().copied().collect::<Vec<_>>());
+        assert_eq!(self.leases.has_free_slot(), leased.len() + self.behind.len() < SLOTS as usize);
+        assert_eq!(self.leases.given(), self.heard + self.leases.outbox.len() as u64);
+    }
+}
+
+proptest! {
+    #![proptest_config(few())]
+
+    #[test]
+    fn whatever_happens_every_client_is_in_one_place_and_its_bytes_come_back_as_they_were(acts in vec(act(), 0..150)) {
+        let mut world = World::new();
+        for act in &acts {
+            world.act(act);
+            world.check();
+        }
+        world.die();
+        world.check();
+        let over = &world.over;
+        for (_, life) in world.lives.iter_mut().filter(|(id, _)| !over.contains(id)) {
+            let begin = Instant::now();
+            while life.heard < life.written && begin.elapsed() < Duration::from_secs(10) {
+                life.hear();
+            }
+            assert_eq!(life.heard, life.written);
+        }
+    }
+}
+
+/// What a worker that has gone mad writes into a word.
+#[derive(Clone, Debug)]
+enum Scribble {
+    Anything(u64),
+    /// A lease word with this state: of the generation that it should have, or of this one.
+    Lease(u8, Option<u32>),
+    Small(u16),
+    /// A high and a low half.
+    Halves(u16, u16),
+}
+
+/// Words of the desk, by how far they are from its beginning; most of them of slots.
+fn scribbles() -> impl Strategy<Value = Vec<(u64, Scribble)>> {
+    let word = prop_oneof![1 => 0..2048u64, 6 => 2048..WORDS / 8, 4 => (0..u64::from(SLOTS)).prop_map(|slot| 2048 + slot * 16)];
+    let scribble = prop_oneof![
+        2 => any::<u64>().prop_map(Scribble::Anything),
+        4 => (0..9u8, proptest::option::weighted(0.2, any::<u32>())).prop_map(|(state, other)| Scribble::Lease(state, other)),
+        2 => any::<u16>().prop_map(Scribble::Small),
+        2 => any::<(u16, u16)>().prop_map(|(high, low)| Scribble::Halves(high, low)),
+    ];
+    vec((word, scribble), 0..60)
+}
+
+fn scribble(leases: &Leases, desk: &MasterDesk, scribbles: &[(u64, Scribble)]) {
+    for (word, scribble) in scribbles {
+        let slot = u32::try_from(word.saturating_sub(2048) / 16).expect("there are few");
+        let own = match leases.entries.get(slot) {
+            Some(Entry::Leased(leased)) => leased.generation,
+            Some(Entry::Taken) | None => 0,
+        };
+        let value = match *scribble {
+            Scribble::Anything(value) => value,
+            Scribble::Lease(state, other) => u64::from(other.unwrap_or(own)) << 8 | u64::from(state),
+            Scribble::Small(value) => value.into(),
+            Scribble::Halves(high, low) => u64::from(high) << 32 | u64::from(low),
+        };
+        desk.file().write_all_at(&value.to_ne_bytes(), word * 8).expect("the desk is that long");
+    }
+}
+
+proptest! {
+    #![proptest_config(few())]
+
+    /// Nobody can say what of them is right then, but all are there, and what is not on the desk is not read.
+    #[test]
+    fn on_a_desk_full_of_nonsense_no_client_vanishes_and_nothing_panics(
+        acts in vec(act(), 0..60),
+        nonsense in vec((scribbles(), any::<Index>(), 0..9u8), 1..8),
+        written in any::<Option<u64>>(),
+        is_timed_out: bool,
+    ) {
+        let mut world = World::new();
+        acts.iter().for_each(|act| world.act(act));
+        world.flush();
+        let mut back: Vec<Recovered> = mem::take(&mut world.waiting).into_iter().map(Ok).collect();
+        let mut ended: Vec<ClientId> = world.over.iter().copied().collect();
+        let World { desk, leases, lives, .. } = &mut world;
+        let clock = 5_000_000_000;
+        for (scribbles, slot, what) in &nonsense {
+            scribble(leases, desk, scribbles);
+            let slot = slot.index(SLOTS as usize + 1) as u32;
+            let done = match what {
+                0 => leases.closed(slot, desk),
+                1 | 2 => leases.freed(slot, desk),
+                3 => {
+                    back.extend(leases.take_all(desk));
+                    Done::Known
+                }
+                4 | 5 => {
+                    back.extend(leases.take(slot, desk));
+                    Done::Known
+                }
+                6 => {
+                    leases.watch(desk);
+                    let _ = (leases.watched(desk), leases.in_turn(slot, desk));
+                    let header = desk.header();
+                    let _ = (header.busy(clock), header.recent(clock), header.turn(), header.executing());
+                    Done::Known
+                }
+                _ => {
+                    // One is leased anew, and perhaps taken back.
+                    let next = back.iter().position(|recovered| recovered.is_ok() && leases.has_free_slot());
+                    if let Some(Ok(unleased)) = next.map(|next| back.swap_remove(next)) {
+                        back.extend(leases.give(unleased, desk).err().map(Err));
+                    }
+                    if let Some(batch) = leases.next_batch().filter(|_| *what == 7) {
+                        desk.file().write_all_at(&[0xee; 8], 2048 * 8).expect("the desk is that long");
+                        back.extend(leases.take_back(batch, desk));
+                    }
+                    Done::Known
+                }
+            };
+            match done {
+                Done::Known | Done::Nonsense => {}
+                Done::Ended(client) => ended.push(client.id),
+                Done::GivenUp(recovered) => back.push(recovered),
+            }
+            assert_eq!(leases.clients(), leases.iter().count());
+        }
+        let leases = mem::replace(leases, Leases::new(SLOTS));
+        let Left { recovered, ended: also_ended, lost } = leases.into_left(desk, written, is_timed_out);
+        back.extend(recovered.into_iter().map(|(unleased, _)| Ok(unleased)));
+        back.extend(lost.into_iter().map(Err));
+        ended.extend(also_ended.iter().map(|client| client.id));
+
+        let longest = Layout::new(SLOTS, 4096).reply_max().max(256 * 1024) + 64 * 1024;
+        let (next, _) = desks();
+        for recovered in back {
+            match recovered {
+                Err((_, client)) => ended.push(client.id),
+                Ok(unleased) => {
+                    let ClientBytes { unread, unsent, .. } = &unleased.bytes;
+                    assert!(unread.len() <= longest && unsent.len() <= longest);
+                    ended.push(unleased.client.id);
+                    Leases::new(SLOTS).give(unleased, &next).expect("what one desk held fits on another");
+                }
+            }
+        }
+        ended.sort_unstable_by_key(|id| id.0);
+        prop_assert_eq!(ended, lives.keys().copied().collect::<Vec<_>>());
+    }
+}
