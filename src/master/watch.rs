@@ -95,6 +95,7 @@ impl Master {
     pub(super) fn watch_from(&mut self, now: Instant) {
         if self.watch.next_look.is_none() && self.workers.keys().any(|id| self.is_watched(*id)) {
             self.watch.next_look = Some(now + self.stall_limit() / 2);
+            // A look begins the next one, and must not put this off with it.
             self.watch.next_balance.get_or_insert(now + rebalance::INTERVAL);
         }
     }

@@ -209,6 +209,8 @@ impl<'c> Worker<'c> {
         }
         for lease in leases {
             self.give_turn(lease.slot, &Purpose::Serve, service);
+            // Not only at the end: who answers its last request before that looks at no deadline any more, nor may the next.
+            self.look_at_deadlines(service);
         }
         Ok(())
     }

@@ -110,7 +110,8 @@ pub(super) fn turn(connection: &mut Connection, index: u32, purpose: &Purpose<'_
     if !parked {
         answer::forgive(&mut marks);
     }
-    let mut turn = Turn { connection, index, tools, view, marks, have, answered: 0, unrecorded: 0, blocked: false };
+    let mut turn =
+        Turn { connection, index, tools, view, marks, have, answered: 0, unrecorded: 0, blocked: false, moved: false };
     let waits = match purpose {
         Purpose::Cut => None,
         Purpose::Serve if parked && marks.closing && view.replied == 0 => turn.hear_last_words(),
@@ -118,11 +119,14 @@ pub(super) fn turn(connection: &mut Connection, index: u32, purpose: &Purpose<'_
         _ if parked && view.replied > 0 => turn.send_parked(purpose),
         _ => turn.work(purpose),
     };
-    let answered = turn.answered;
+    let (answered, is_active) = (turn.answered, turn.moved || turn.answered > 0);
     tools.desk.header().end_turn();
     let Some(waits) = waits else { return Ended::Over };
     let slot = tools.desk.slot(index).expect("the slot was claimed");
-    slot.touch(tools.now, answered);
+    // Not in a turn for nothing, as each lease begins with one: a client that is moved is no less idle.
+    if is_active {
+        slot.touch(tools.now, answered);
+    }
     let state = if waits == Waits::Request { State::Rest } else { State::Parked };
     death::pass(Point::BeforeEnd);
     slot.release(connection.generation, state);
@@ -145,6 +149,8 @@ struct Turn<'t, 'a> {
     unrecorded: u64,
     /// The client does not take its replies: they are parked as they are, and none is added to them.
     blocked: bool,
+    /// Bytes came from the client, or some of those that were parked for it went.
+    moved: bool,
 }
 
 /// The client is gone.
@@ -236,6 +242,7 @@ impl Turn<'_, '_> {
             Ok(Moved::Bytes(n)) => {
                 death::pass(Point::AfterReceive);
                 self.have += n;
+                self.moved = true;
                 self.connection.unarmed += n as u32;
             }
             Ok(Moved::Nothing) => {}

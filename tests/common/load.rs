@@ -4,9 +4,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use fdpassd::testing::{Client, Running, eventually};
-use serde_json::json;
+use serde_json::{Value, json};
+
+use super::let_pass;
 
 /// Clients with a thread each. A reply that is missing, doubled, out of order or an error fails the test when it is
 /// finished.
@@ -16,19 +19,37 @@ pub struct Load {
     clients: Vec<(Arc<AtomicU64>, JoinHandle<()>)>,
 }
 
+/// What such a client does.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Habit {
+    /// Requests under way, one at the least.
+    pub pipelined: usize,
+    /// How long it keeps a worker of the faulty daemon busy before each numbered request, in ms.
+    pub spin: u64,
+    /// How long it does nothing after a reply.
+    pub pause: Duration,
+}
+
 impl Load {
     /// So many of them, at all addresses in turn, with up to `pipelined` requests under way each.
     #[must_use]
     #[track_caller]
     pub fn start(daemon: &Running, clients: usize, pipelined: usize) -> Load {
+        let addresses = daemon.addresses();
+        let connect = |number: usize| Client::connect(&addresses[number % addresses.len()]);
+        Load::of((0..clients).map(connect), Habit { pipelined, ..Habit::default() })
+    }
+
+    /// These clients, of this habit.
+    #[must_use]
+    pub fn of(clients: impl IntoIterator<Item = Client>, habit: Habit) -> Load {
         let over = Arc::new(AtomicBool::new(false));
-        let start = |number: usize| {
-            let client = Client::connect(&daemon.addresses()[number % daemon.addresses().len()]);
+        let start = |(number, client): (usize, Client)| {
             let (answered, over) = (Arc::new(AtomicU64::new(0)), Arc::clone(&over));
             let counter = Arc::clone(&answered);
-            (answered, thread::spawn(move || ask(client, number, pipelined, &counter, &over)))
+            (answered, thread::spawn(move || ask(client, number, habit, &counter, &over)))
         };
-        let clients = (0..clients).map(start).collect();
+        let clients = (0..).zip(clients).map(start).collect();
         Load { over, clients }
     }
 
@@ -61,18 +82,28 @@ impl Load {
     }
 }
 
-fn ask(mut client: Client, number: usize, pipelined: usize, answered: &AtomicU64, over: &AtomicBool) {
+fn ask(mut client: Client, number: usize, habit: Habit, answered: &AtomicU64, over: &AtomicBool) {
     let mut under_way = VecDeque::new();
     for request in 0_u64.. {
         let params = json!([number, request]);
+        if habit.spin > 0 {
+            client.request("spin", habit.spin);
+            under_way.push_back(Value::Null);
+        }
         client.request("ping", &params);
         under_way.push_back(params);
         let is_over = over.load(Ordering::Relaxed);
-        while under_way.len() >= pipelined || is_over {
-            let Some(expected) = under_way.pop_front() else { return };
+        while under_way.len() >= habit.pipelined || is_over {
+            let Some(expected) = under_way.pop_front() else { break };
             let result = client.reply().value().unwrap_or_else(|fault| panic!("{expected} got an error: {fault}"));
             assert_eq!(result, expected, "the reply to another request");
             answered.fetch_add(1, Ordering::Relaxed);
+        }
+        if is_over {
+            return;
+        }
+        if !habit.pause.is_zero() {
+            let_pass(habit.pause);
         }
     }
 }

@@ -57,6 +57,7 @@ impl Turn<'_, '_> {
             Ok(Moved::End) | Err(_) => return None,
         };
         self.pass(sent);
+        self.moved = sent > 0;
         if sent < unsent {
             // Who is told off and does not read is not told.
             if matches!(purpose, Purpose::Dismiss(_)) {

@@ -1,0 +1,114 @@
+//! Busy clients spread over the workers; nobody else moves.
+
+mod common;
+
+use std::time::Duration;
+
+use common::faulty::{self, Server};
+use common::let_pass;
+use common::load::{Habit, Load};
+use common::program::ctl;
+use fdpassd::proto::control::Status;
+use fdpassd::testing::{Client, Running};
+
+/// How long it takes at most until it is known whether somebody moves: a new worker warms up for 3 s, two looks are 1 s
+/// apart, and after a move there is a pause of 3 s.
+const SEVERAL_LOOKS: Duration = Duration::from_secs(5);
+
+/// By design this takes about eight seconds: a worker warms up, loads differ for two looks, and then for some time
+/// nothing more is to happen.
+#[test]
+fn after_scaling_up_busy_clients_spread_by_themselves_idle_ones_stay_and_then_there_is_rest() {
+    const IDLE: usize = 40;
+    let daemon = faulty::start("workers.count = 1");
+    let mut idle: Vec<Client> = (0..IDLE).map(|_| daemon.connect()).collect();
+    let before: Vec<Server> = idle.iter_mut().map(faulty::whoami).collect();
+    let busy: Vec<Client> = (0..8).map(|_| daemon.connect()).collect();
+    let load = Load::of(busy, Habit { pipelined: 1, spin: 3, pause: Duration::ZERO });
+    load.wait_for(1);
+    assert_eq!(ctl(&daemon, &["scale", "2"]).code, Some(0));
+    assert_eq!(daemon.status().moved_total, 0, "a new worker takes nothing from others at once");
+    let status = daemon.wait_until("the new worker answers some", |status| {
+        status.workers.len() == 2 && status.workers[1].requests_total > 0
+    });
+    let moved = status.moved_total;
+    assert!((1..8).contains(&moved), "{moved} of 8 equally busy clients moved");
+    daemon.wait_for_log("was the busiest for a while");
+    let counts = |status: &Status| -> Vec<u64> { status.workers.iter().map(|worker| worker.requests_total).collect() };
+    let first = counts(&daemon.status());
+    let_pass(SEVERAL_LOOKS);
+    let status = daemon.status();
+    assert_eq!(status.moved_total, moved, "nobody goes to and fro");
+    let grown: Vec<u64> = counts(&status).iter().zip(first).map(|(now, then)| now - then).collect();
+    assert!(grown.iter().all(|count| count * 10 > grown.iter().sum()), "{grown:?}");
+    for (client, before) in idle.iter_mut().zip(before) {
+        let now = faulty::whoami(client);
+        assert_eq!((now.pid, now.calls > before.calls), (before.pid, true), "who asks for nothing stays");
+    }
+    end(&daemon, load);
+}
+
+/// The clients of one of two workers keep it busy for less of its time than would move anybody unasked.
+#[test]
+fn the_operator_is_told_what_would_move_and_has_it_moved() {
+    let daemon = faulty::start("workers.count = 2");
+    daemon.wait_for_workers();
+    let (mut crowd, mut idle) = (Vec::new(), Vec::new());
+    while crowd.len() < 4 {
+        let mut client = daemon.connect();
+        let server = faulty::whoami(&mut client);
+        if server.seat == 0 { crowd.push(client) } else { idle.push((client, server)) }
+    }
+    let load = Load::of(crowd, Habit { pipelined: 1, spin: 10, pause: Duration::from_millis(200) });
+    let is_warm = |status: &Status| status.workers.iter().all(|worker| worker.uptime_seconds > Some(4.0));
+    let ids: Vec<String> = daemon
+        .wait_until("both workers are warm", is_warm)
+        .workers
+        .iter()
+        .map(|worker| worker.id.expect("it is ready").to_string())
+        .collect();
+    let moves = |arguments: &[&str], word: &str| -> u64 {
+        let said = ctl(&daemon, arguments);
+        assert_eq!(said.code, Some(0), "{}", said.err);
+        let (count, rest) = said.out.split_once(' ').expect("a sentence");
+        let expected = format!("{word} from worker {} to worker {}: ", ids[0], ids[1]);
+        assert!(rest.contains(&expected) && rest.ends_with("% of a worker's time\n"), "{}", said.out);
+        count.parse().expect("a count")
+    };
+    let would_move = moves(&["rebalance", "--dry-run"], "would move");
+    assert!((1..=3).contains(&would_move), "{would_move} of 4");
+    let status = daemon.status();
+    assert_eq!((status.moved_total, status.workers[0].clients), (0, 4), "it was only asked for");
+    let moved = moves(&["rebalance"], "moved");
+    // One that is in a turn at that moment stays.
+    let status = daemon.wait_until("somebody has moved", |status| status.moved_total > 0);
+    assert!(status.moved_total <= moved, "{} of {moved}", status.moved_total);
+    load.wait_for(8);
+    let_pass(Duration::from_secs(1));
+    assert_eq!(daemon.status().moved_total, status.moved_total);
+    for (client, before) in &mut idle {
+        assert_eq!(faulty::whoami(client).pid, before.pid, "who asks for nothing stays");
+    }
+    end(&daemon, load);
+}
+
+#[test]
+fn where_nothing_is_to_be_gained_nothing_moves() {
+    let daemon = faulty::start("workers.count = 1");
+    let mut client = daemon.connect();
+    let _ = faulty::whoami(&mut client);
+    for arguments in [&["rebalance", "--dry-run"][..], &["rebalance"]] {
+        let said = ctl(&daemon, arguments);
+        assert_eq!((said.code, said.out.as_str()), (Some(0), "the load is even enough\n"), "{}", said.err);
+    }
+    assert_eq!(daemon.status().moved_total, 0);
+}
+
+/// Ends the load: nobody has had an error, and nobody was closed but by its own wish.
+#[track_caller]
+fn end(daemon: &Running, load: Load) {
+    let answered = load.finish();
+    assert!(answered.iter().all(|count| *count > 0), "{answered:?}");
+    let status = daemon.status();
+    assert_eq!((status.errors_total, status.lost_total, status.deaths_total), (0, 0, 0));
+}
