@@ -42,7 +42,7 @@ fn few() -> Config {
 
 /// The bytes of a part of a stream: each stream has its own.
 fn bytes_of(stream: u64, part: Range<u64>) -> Vec<u8> {
-    part.map(|position| (position.wrapping_mul(31) ^ position >> 8 ^ stream * 101) as u8).collect()
+    part.map(|position| (position.wrapping_mul(31) ^ (position >> 8) ^ (stream * 101)) as u8).collect()
 }
 
 /// Bytes that moved, of a socket that may have none or take none now.
