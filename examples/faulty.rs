@@ -8,8 +8,9 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{self, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
-use std::{env, fs, hint, io, thread};
+use std::{env, fs, hint, io};
 
 use fdpassd::{Call, Daemon, Fault, WorkerInfo};
 use nix::sys::signal::{Signal, kill};
@@ -52,7 +53,7 @@ fn main() -> ExitCode {
             Ok(())
         })
         .method("sleep", |_, milliseconds: u64, _| {
-            thread::sleep(Duration::from_millis(milliseconds));
+            block(Duration::from_millis(milliseconds));
             Ok(())
         })
         // Never comes back, although it has said that it takes microseconds.
@@ -73,7 +74,7 @@ fn main() -> ExitCode {
         })
         .inline()
         .idempotent("sleep_again", |_, milliseconds: u64, call| {
-            thread::sleep(Duration::from_millis(milliseconds));
+            block(Duration::from_millis(milliseconds));
             Ok(call.attempt)
         })
         // Whose FIFO it is decides when this ends.
@@ -128,6 +129,12 @@ fn read_line(path: &str) -> io::Result<String> {
     let mut line = String::new();
     BufReader::new(File::open(path)?).read_line(&mut line)?;
     Ok(line)
+}
+
+/// Waits for something that never comes.
+fn block(time: Duration) {
+    let (_nobody, news) = mpsc::channel::<()>();
+    let _ = news.recv_timeout(time);
 }
 
 /// Keeps the CPU busy.

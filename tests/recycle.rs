@@ -22,7 +22,8 @@ fn with_one_request_each_every_request_has_a_process_of_its_own() {
         let connect = |i: usize| Client::connect(&daemon.addresses()[i % 2]);
         let mut clients: Vec<Client> = (0..CLIENTS).map(connect).collect();
         // Every fifth sends all at once, some others one by one, and most of them nothing.
-        let (in_line, one_by_one) = (|i: &usize| i % 5 == 0, |i: &usize| i % 5 != 0 && i % 7 == 0);
+        let (in_line, one_by_one) =
+            (|i: &usize| i.is_multiple_of(5), |i: &usize| !i.is_multiple_of(5) && i.is_multiple_of(7));
         for i in (0..CLIENTS).filter(in_line) {
             let frame = clients[i].frame(r#"{"in":"whoami","params":null}"#);
             clients[i].send(frame.repeat(8));

@@ -28,6 +28,9 @@ pub struct Bytes {
     pub unsent: Vec<u8>,
 }
 
+/// No stream is that long. A position beyond is nonsense, which the next worker would calculate with.
+const FARTHEST: u64 = 1 << 62;
+
 impl MasterDesk {
     /// What lies here of the client in a slot whose worker is dead or in no turn of it. Without a ledger, the view's own
     /// figures count, as they do between two turns.
@@ -38,6 +41,9 @@ impl MasterDesk {
         let slot = self.slot(index).ok_or(io::ErrorKind::InvalidData)?;
         let view = slot.view();
         let wrong = || io::Error::from(io::ErrorKind::InvalidData);
+        if view.in_base.max(view.out_base) > FARTHEST {
+            return Err(wrong());
+        }
         let written_here = Ledger { received: view.in_base.wrapping_add(view.have.into()), written: view.out_base };
         let Ledger { received, written } = ledger.unwrap_or(written_here);
         let arrived = received.checked_sub(view.in_base).ok_or_else(wrong)?;
