@@ -131,7 +131,7 @@ fn a_worker_that_there_is_not_can_neither_be_recycled_nor_held_nor_released() {
 
 #[test]
 fn a_held_worker_has_no_client_left_not_even_the_one_it_was_executing_for_and_stays_whatever_is_done() {
-    let limits = "limits = { stall-timeout = \"50ms\", request-timeout = \"1s\" }\n";
+    let limits = "limits = { stall-timeout = \"200ms\", request-timeout = \"2s\" }\n";
     let config = format!("{BOTH}{limits}workers.count = 2");
     let daemon = faulty::start(&config);
     daemon.wait_for_workers();
@@ -175,7 +175,7 @@ fn a_held_worker_has_no_client_left_not_even_the_one_it_was_executing_for_and_st
     assert_eq!(ctl(&daemon, &["recycle", "all"]).code, Some(0));
     assert_eq!(ctl(&daemon, &["scale", "1"]).code, Some(0));
     daemon.reload_with(&config).expect("it is applied");
-    let_pass(Duration::from_millis(1_500));
+    let_pass(Duration::from_millis(2_500));
     daemon.wait_until("all others are new, and the held one is there", is_left);
     assert_eq!((kernel::state(held.pid), daemon.status().deaths_total), (Some('T'), 0));
     assert_ne!(whoami(&mut daemon.connect()).pid, held.pid);
