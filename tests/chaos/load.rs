@@ -73,6 +73,8 @@ pub struct Load<'a> {
     pub seen: Seen,
     /// Requests made.
     pub made: u64,
+    /// Whether this connection had its long request.
+    pub has_slept: bool,
 }
 
 /// A request, and what may be answered.
@@ -113,6 +115,7 @@ impl Load<'_> {
             let capacity = self.random.pick(&[1, 7, 1_000, 64 * 1024]);
             let mut client = Wire::connect(&self.shared.addresses[listener], order, capacity);
             self.seen.connections += 1;
+            self.has_slept = false;
             let end = self.random.pick(&[End::Finished, End::Finished, End::Torn, End::TooLarge, End::Vanished]);
             for is_last in self.rounds() {
                 let is_last = is_last || self.shared.over.load(Ordering::Relaxed);
@@ -256,7 +259,10 @@ impl Load<'_> {
                 Request { body: format!(r#"{{"in":"count","params":{params}}}"#), expected: Expected::Counted(number) }
             }
             64..68 => {
-                let milliseconds = self.random.pick(&[1, 1, 5, 80]);
+                // Once in a connection for longer than a request may take under some configurations: the third time it would
+                // be closed.
+                let may_be_long = self.random.once_in(30) && !std::mem::replace(&mut self.has_slept, true);
+                let milliseconds = if may_be_long { 1_300 } else { self.random.pick(&[1, 1, 5, 80]) };
                 let body = format!(r#"{{"in":"sleep","params":{milliseconds}}}"#);
                 Request { body, expected: Expected::Other(null("sleep")) }
             }
