@@ -70,7 +70,14 @@ fn whatever_happens_every_request_is_answered_once_and_in_order() {
     };
     let seen = thread::scope(|threads| {
         let load = |number| {
-            let load = Load { number, random: random.part(number), shared: &shared, seen: Seen::default(), made: 0 };
+            let load = Load {
+                number,
+                random: random.part(number),
+                shared: &shared,
+                seen: Seen::default(),
+                made: 0,
+                has_slept: false,
+            };
             threads.spawn(|| load.run())
         };
         let loads: Vec<_> = (0..CLIENTS).map(load).collect();

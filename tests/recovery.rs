@@ -69,6 +69,28 @@ fn replies_that_are_not_read_yet_outlive_every_worker_that_holds_them() {
 }
 
 #[test]
+fn a_reply_that_is_not_read_yet_outlives_reloads_after_which_it_would_be_too_large() {
+    let config = |max_frame: &str| {
+        format!("listen = [\"unix:{{dir}}/rpc.sock\"]\nworkers.count = 2\nlimits.max-frame = \"{max_frame}\"")
+    };
+    let daemon = start(&config("1MiB"));
+    daemon.wait_for_workers();
+    let mut client = daemon.connect();
+    client.send_frame(ping_of(1_000_000));
+    daemon.wait_until("the reply does not fit any more", |s| {
+        s.requests_total == 1 && s.workers.iter().any(|w| w.parked_bytes > 500_000)
+    });
+    for _ in 0..3 {
+        daemon.reload_with(&config("64KiB")).expect("it is applied");
+    }
+    daemon.wait_until("the workers of the first configuration are gone", |s| s.leaving.is_empty());
+    assert_eq!(daemon.status().lost_total, 0);
+    assert!(client.receive() == pong_of(1_000_000));
+    client.send_frame(ping_of(100_000));
+    assert_eq!(client.reply().value().expect_err("now it is").code(), "too_large");
+}
+
+#[test]
 fn a_request_that_was_executing_is_answered_with_crashed_and_those_around_it_once_each_in_order() {
     let daemon = faulty::start("workers.count = 2");
     daemon.wait_for_workers();

@@ -85,8 +85,10 @@ impl Master {
         let reject = |sentence: String| Refusal::new(Code::Rejected, sentence);
         let workers = worker_count(config.workers.count);
         let limits = client_limits(&config, workers, self.descriptors).map_err(|e| reject(e.to_string()))?;
-        // The clients there are come along, with all that is parked of them.
-        let frame = config.limits.max_frame.max(self.config.limits.max_frame);
+        // The clients there are come along, with all that is parked of them: some of it perhaps since a configuration before
+        // the one in force, if there were clients ever since.
+        let before = if self.clients > 0 { self.layout.max_frame() } else { self.config.limits.max_frame };
+        let frame = config.limits.max_frame.max(before);
         let slots = limits.slots.max(self.layout.slots()).min(Layout::most_slots(frame));
         let layout = Layout::new(slots, frame);
         let log = logging::prepare(&self.name, &config.log).map_err(|e| reject(format!("cannot open the log: {e}")))?;

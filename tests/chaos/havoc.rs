@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use fdpassd::proto::control::WorkerState;
+use fdpassd::proto::control::{WorkerState, WorkerStatus};
 use fdpassd::testing::{Client, Running, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -142,6 +142,13 @@ impl Havoc<'_> {
         (!pids.is_empty()).then(|| self.random.pick(&pids))
     }
 
+    /// A process that executes a request, if one can be seen.
+    fn busy(&mut self) -> Option<u32> {
+        let executing = |worker: &WorkerStatus| worker.pid.filter(|_| worker.executing > 0);
+        let look = |_| self.daemon.status().workers.iter().find_map(executing);
+        (0..20).find_map(look).or_else(|| self.victim())
+    }
+
     /// A worker that serves: its id and its process.
     fn ready(&mut self) -> Option<(u64, u32)> {
         let ready = |status: fdpassd::proto::control::Status| -> Vec<(u64, u32)> {
@@ -192,9 +199,10 @@ impl Havoc<'_> {
         let mut time = self.random.pick(&[5, 20, 60, 60, 150, 400]);
         let is_long = self.random.once_in(10) && self.may_blame();
         if is_long {
-            time = 2_500;
+            time = 1_500;
         }
-        let Some(pid) = self.victim().filter(|pid| self.stopped.iter().all(|(stopped, _)| stopped != pid)) else {
+        let victim = if is_long { self.busy() } else { self.victim() };
+        let Some(pid) = victim.filter(|pid| self.stopped.iter().all(|(stopped, _)| stopped != pid)) else {
             return;
         };
         if is_long {

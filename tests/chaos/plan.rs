@@ -67,7 +67,7 @@ impl Plan {
             clients = 200 + random.below(100),
             max_frame = random.pick(&[self.max_frame, self.max_frame * 2]),
             stall = random.pick(&["50ms", "50ms", "200ms", "1s"]),
-            request = random.pick(&["none", "30s", "30s", "2s"]),
+            request = random.pick(&["none", "30s", "1s", "1s"]),
             drain = random.pick(&["5s", "5s", "100ms"]),
             frame = random.pick(&["none", "60s"]),
         )
