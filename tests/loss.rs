@@ -114,7 +114,10 @@ fn run(daemon: &Running, happens: &[(&str, u64)]) -> String {
             let_pass(Duration::from_millis(10 + random.below(60)));
             match random.pick(&happens) {
                 "kill" => {
-                    let pids: Vec<u32> = daemon.status().workers.iter().filter_map(|worker| worker.pid).collect();
+                    // One that has answered something, which is replaced without a wait.
+                    let status = daemon.status();
+                    let served = status.workers.iter().filter(|worker| worker.requests_total > 0);
+                    let pids: Vec<u32> = served.filter_map(|worker| worker.pid).collect();
                     if !pids.is_empty() {
                         // It may have ended by now.
                         let _ = kill(Pid::from_raw(random.pick(&pids) as i32), Signal::SIGKILL);

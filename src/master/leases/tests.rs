@@ -131,6 +131,7 @@ enum Point {
     Commit,
     Write,
     Park,
+    End,
 }
 
 /// How a turn goes, as far as there are bytes.
@@ -168,7 +169,8 @@ enum Act {
 }
 
 fn act() -> impl Strategy<Value = Act> {
-    let points = [Point::Claim, Point::Begin, Point::Read, Point::Method, Point::Commit, Point::Write, Point::Park];
+    let points =
+        [Point::Claim, Point::Begin, Point::Read, Point::Method, Point::Commit, Point::Write, Point::Park, Point::End];
     let dies_at = proptest::option::weighted(0.15, select(points.to_vec()));
     let size = || prop_oneof![3 => 0..40u16, 2 => 0..2000u16, 1 => any::<u16>()];
     let plan = (size(), vec((size(), size()), 0..5), size(), dies_at);
@@ -197,6 +199,7 @@ struct Held {
     id: ClientId,
     generation: u32,
     socket: File,
+    is_unix: bool,
 }
 
 /// A master's leases, a worker that does what is said here, and their clients.
@@ -334,7 +337,8 @@ impl World {
                 let is_still_used = self.said.iter().any(|(slot, _)| *slot == lease.slot);
                 assert!(!is_still_used && !self.behind.contains(&lease.slot), "slot {}", lease.slot);
                 let socket = File::from(socket.try_clone_to_owned().expect("dup"));
-                let held = Held { id: lease.client, generation: lease.generation, socket };
+                let is_unix = matches!(lease.peer, Peer::Unix { .. });
+                let held = Held { id: lease.client, generation: lease.generation, socket, is_unix };
                 assert!(self.held.insert(lease.slot, held).is_none(), "slot {} is leased twice", lease.slot);
                 self.heard += 1;
             }
@@ -404,8 +408,8 @@ impl World {
 
     /// What `worker/turn.rs` does, of frames that mean nothing.
     fn turn(&mut self, slot: u32, plan: &Plan) {
-        let Held { id, generation, socket } = self.held.get_mut(&slot).expect("it is held");
-        let (life, generation) = (self.lives.get_mut(id).expect("there"), *generation);
+        let Held { id, generation, socket, is_unix } = self.held.get_mut(&slot).expect("it is held");
+        let (life, generation, is_unix) = (self.lives.get_mut(id).expect("there"), *generation, *is_unix);
         let on_desk = self.worker.slot(slot).expect("it is held");
         let Some(found) = on_desk.claim(generation) else { return self.say(slot, false) };
         let dying = &mut self.dying;
@@ -507,7 +511,15 @@ impl World {
                 return;
             }
         }
+        if is_at_rest && is_unix && sent > 0 {
+            let rest = View::at_rest(in_base + answered as u64, out_base + sent);
+            (marks.faults, marks.timed_out) = (0, false);
+            self.worker.slot(slot).expect("it is held").flip(&rest, marks);
+        }
         self.worker.header().end_write();
+        if dies(Point::End) {
+            return;
+        }
         let state = if is_at_rest { State::Rest } else { State::Parked };
         self.worker.slot(slot).expect("it is held").release(generation, state);
     }
