@@ -310,6 +310,11 @@ impl Turn<'_, '_> {
         let unsent = self.view.replied as usize - sent;
         let unread = self.have - self.view.answered as usize;
         if unsent == 0 && unread == 0 {
+            if self.view.replied > 0 && !self.marks.closing && !self.connection.is_tcp() {
+                // What was written to it stands nowhere once the note of it is gone.
+                self.pass(sent);
+                self.flip();
+            }
             return match (self.marks.closing, self.marks.half_closed) {
                 (true, _) => self.say_goodbye(sent),
                 (false, true) => None,

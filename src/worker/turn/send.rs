@@ -68,6 +68,7 @@ impl Turn<'_, '_> {
             }
             return Some(Waits::Room);
         }
+        self.flip();
         match (self.marks.closing, self.marks.half_closed && self.have == 0) {
             (true, _) => self.say_goodbye(0),
             (false, true) => None,
