@@ -5,6 +5,7 @@
 pub mod faulty;
 pub mod kernel;
 pub mod program;
+pub mod random;
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
