@@ -289,12 +289,13 @@ impl Turn<'_, '_> {
     /// Moves the view, here and not yet on the desk, behind the answered frames and the bytes sent.
     fn pass(&mut self, sent: usize) {
         let answered = self.view.answered;
-        self.view.in_base += u64::from(answered);
+        // They come from the worker before, which may have been broken.
+        self.view.in_base = self.view.in_base.wrapping_add(u64::from(answered));
         self.view.rx.1 += answered;
         self.have -= answered as usize;
         self.view.have = self.have as u32;
         self.view.answered = 0;
-        self.view.out_base += sent as u64;
+        self.view.out_base = self.view.out_base.wrapping_add(sent as u64);
         self.view.replied -= sent as u32;
         self.view.tx.1 = if self.view.replied == 0 { 0 } else { self.view.tx.1 + sent as u32 };
     }

@@ -107,7 +107,7 @@ impl Turn<'_, '_> {
     /// Lets a view hold in which all that was received is answered, and `more` bytes behind it.
     fn forget_received(&mut self, more: usize) {
         let (received, written) = self.view.ends();
-        self.view = View::at_rest(received + (self.have + more) as u64, written);
+        self.view = View::at_rest(received.wrapping_add((self.have + more) as u64), written);
         self.have = 0;
         self.flip();
     }
