@@ -202,7 +202,9 @@ fn assert_unrun(daemon: &Running, deaths: u64) {
 #[test]
 fn a_worker_that_its_very_first_request_ends_is_replaced_at_once() {
     let daemon = faulty::start("workers.count = 1");
-    for (method, params) in [("exit", json!(3)), ("segv", json!(null)), ("abort", json!(null)), ("exit_until", json!(3))] {
+    for (method, params) in
+        [("exit", json!(3)), ("segv", json!(null)), ("abort", json!(null)), ("exit_until", json!(3))]
+    {
         for _ in 0..3 {
             assert_eq!(daemon.call(method, &params).expect_err("its worker dies").code(), "crashed");
         }

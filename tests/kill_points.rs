@@ -111,8 +111,7 @@ fn killed_when_replies_are_not_taken_each_arrives_once_and_whole() {
 fn killed_while_giving_its_leases_up_a_worker_takes_nobody_along() {
     for times in 1..=3 {
         let daemon = start("in-drain", times, &format!("{BOTH}\nworkers.max-requests = 7"));
-        let mut clients: Vec<Client> =
-            (0..4).map(|index| Client::connect(&daemon.addresses()[index % 2])).collect();
+        let mut clients: Vec<Client> = (0..4).map(|index| Client::connect(&daemon.addresses()[index % 2])).collect();
         let halves = ask_for_halves(&daemon);
         for round in 0..15 {
             for (index, client) in clients.iter_mut().enumerate() {
@@ -251,7 +250,8 @@ fn converse(client: &mut Client, round: usize, file: &Path, cost: Cost) -> usize
             _ => client.frame(json!({ "in": "count", "params": [file, name(step)] }).to_string()),
         })
         .collect();
-    let ends: Vec<usize> = frames.iter().scan(0, |end, frame| Some(*end + frame.len()).inspect(|e| *end = *e)).collect();
+    let ends: Vec<usize> =
+        frames.iter().scan(0, |end, frame| Some(*end + frame.len()).inspect(|e| *end = *e)).collect();
     let all = frames.concat();
     let cut = all.len() * round / ROUNDS;
     client.send(&all[..cut]);
