@@ -171,7 +171,7 @@ fn killed_after_it_has_ended_a_client_that_client_is_gone_and_no_other() {
             assert_eq!(leaves.reply().value().expect("a result"), round);
             leaves.expect_end();
             assert_eq!(stays.call("ping", round).expect("a result"), round);
-            if (round + 1) % times as usize == 0 {
+            if (round + 1).is_multiple_of(times as usize) {
                 deaths += 1;
             }
             let status = daemon.wait_until("it is gone", |status| status.clients == 1 && status.deaths_total == deaths);
