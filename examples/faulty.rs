@@ -6,6 +6,8 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::RawFd;
+use std::os::unix::fs::FileExt;
 use std::process::{self, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -14,7 +16,8 @@ use std::{env, fs, hint, io};
 
 use fdpassd::{Call, Daemon, Fault, WorkerInfo};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::socket::{MsgFlags, send};
+use nix::unistd::{Pid, close};
 use serde_json::{Value, json};
 
 /// What one worker process has.
@@ -39,8 +42,10 @@ fn main() -> ExitCode {
         })
         // Ends the process as a bug in C does.
         .method("segv", |_, (): (), _| -> Result<(), Fault> {
-            let _ = kill(Pid::this(), Signal::SIGSEGV);
-            unreachable!("nobody survives that")
+            // The first is for std's handler, which takes it for no stack overflow and lets the next one through.
+            loop {
+                let _ = kill(Pid::this(), Signal::SIGSEGV);
+            }
         })
         .method("panic", |_, words: String, _| -> Result<(), Fault> { panic!("{words}") })
         .method("nan", |_, (): (), _| Ok([f64::NAN, f64::INFINITY, 1.0]))
@@ -63,10 +68,21 @@ fn main() -> ExitCode {
         })
         .inline()
         // A side effect that can be counted: one more line in a file.
-        .method("count", |_, (path, line): (String, String), _| append(&path, &line))
+        .method("count", |_, (path, line): (String, String), _| append(&path, &line).map_err(io_fault))
         // In how many milliseconds the process may be killed, if it may be.
         .method("deadline", |_, (): (), call| {
             Ok(call.deadline.map(|at| u64::try_from(at.saturating_duration_since(Instant::now()).as_millis()).ok()))
+        })
+        // What a broken worker may do to its desk: other words from this word on.
+        .method("scribble", |_, (at, words): (u64, Vec<u64>), _| scribble(at, &words).map_err(io_fault))
+        // … and to its channel: say anything, or close it and go on.
+        .method("say", |_, datagram: Vec<u8>, _| {
+            let channel = channel().map_err(io_fault)?;
+            send(channel, &datagram, MsgFlags::MSG_NOSIGNAL).map_err(|e| io_fault(e.into()))
+        })
+        .method("hang_up", |_, (): (), _| {
+            let channel = channel().map_err(io_fault)?;
+            close(channel).map_err(|e| io_fault(e.into()))
         })
         .method("spin_inline", |_, milliseconds: u64, _| {
             spin(Duration::from_millis(milliseconds));
@@ -96,7 +112,7 @@ fn whoami(state: &mut State, call: &Call) -> Value {
     let WorkerInfo { worker, seat, .. } = &state.worker;
     json!({
         "worker": worker, "seat": seat, "pid": process::id(), "calls": state.calls, "client": call.client,
-        "attempt": call.attempt,
+        "attempt": call.attempt, "peer": call.peer.to_string(),
     })
 }
 
@@ -118,11 +134,36 @@ fn make(worker: &WorkerInfo) -> Result<State, String> {
     Ok(State { worker: worker.clone(), calls: 0 })
 }
 
-fn append(path: &str, line: &str) -> Result<(), Fault> {
-    let fault = |e: io::Error| Fault::new("io", e.to_string());
-    let mut file = File::options().append(true).create(true).open(path).map_err(fault)?;
+fn append(path: &str, line: &str) -> io::Result<()> {
+    let mut file = File::options().append(true).create(true).open(path)?;
     // One write, so that a kill leaves a whole line or none.
-    file.write_all(format!("{line}\n").as_bytes()).map_err(fault)
+    file.write_all(format!("{line}\n").as_bytes())
+}
+
+fn scribble(at: u64, words: &[u64]) -> io::Result<()> {
+    let desk = descriptor("/memfd:desk")?;
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    File::options().write(true).open(format!("/proc/self/fd/{desk}"))?.write_all_at(&bytes, at * 8)
+}
+
+/// The channel to the master: of all sockets of a worker it is the oldest, so its number is the lowest.
+fn channel() -> io::Result<RawFd> {
+    descriptor("socket:")
+}
+
+/// The lowest descriptor of this kind.
+fn descriptor(kind: &str) -> io::Result<RawFd> {
+    let is_one = |number: &RawFd| {
+        let name = fs::read_link(format!("/proc/self/fd/{number}")).unwrap_or_default();
+        name.to_string_lossy().starts_with(kind)
+    };
+    let all = fs::read_dir("/proc/self/fd")?.flatten();
+    let numbers = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.filter(is_one).min().ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+fn io_fault(error: io::Error) -> Fault {
+    Fault::new("io", error.to_string())
 }
 
 fn read_line(path: &str) -> io::Result<String> {
