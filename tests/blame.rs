@@ -136,7 +136,6 @@ fn who_kills_workers_from_outside_makes_no_client_and_no_method_guilty() {
         client = execution.into_client();
         assert_eq!(client.reply().value().expect_err("its worker was killed").code(), "crashed");
         ping(&mut client);
-        std::fs::remove_file(daemon.directory().join("fifo")).expect("it was made");
     }
     let status = daemon.status();
     assert_eq!((status.deaths_total, status.errors_total), (KILLS, KILLS));

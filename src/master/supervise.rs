@@ -70,7 +70,10 @@ impl Master {
         }
 
         let is_no_loss = self.pool.member(id).is_none_or(|member| !matches!(member.state, State::Ready { .. }));
-        let delay = self.pool.exited(id, has_answered || blame.request.is_some(), now);
+        // Who is killed from outside, or by a request, was no worse than its successor will be: nobody waits for that.
+        let is_own_doing = exit.is_own_doing() || blame.is_out_of_memory;
+        let was_useful = has_answered || blame.request.is_some() || !is_own_doing;
+        let delay = self.pool.exited(id, was_useful, now);
         let is_well = exit == Exit::Status(0) && blame.request.is_none() && (has_answered || is_no_loss);
         if is_well || is_unneeded {
             let moved = if moved > 0 { format!("; {moved} clients moved") } else { String::new() };
