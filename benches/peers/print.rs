@@ -55,7 +55,7 @@ fn write_all(
         let block = crate::stall::BLOCK;
         writeln!(
             out,
-            "\nLatency of {clients} pinging clients beside one whose calls block its worker for {block:?}\n"
+            "\nLatency of {clients} pinging clients beside one whose calls block its worker for {block:?}, on all CPUs\n"
         )?;
         write_grid(out, &stalls)?;
     }
