@@ -126,7 +126,7 @@ impl Change {
             }
             Change::Recycle { which: Recycle { worker: None } } => format!("all workers are replaced; {ready}"),
             Change::Hold { worker } => format!("worker {worker} is held; its clients are with the others"),
-            Change::Release { what: Release::Worker(id) } => format!("worker {id} is released and gets clients again"),
+            Change::Release { what: Release::Worker(id) } => format!("worker {id} is released"),
             Change::Release { what: Release::Method(method) } => {
                 format!("method \"{}\" is released and run again", Escaped(method))
             }

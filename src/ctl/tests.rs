@@ -386,12 +386,7 @@ fn every_change_is_asked_for_in_the_daemons_words_and_told_in_plain_ones() {
             settled(4, 9),
             "worker 17 is held; its clients are with the others",
         ),
-        (
-            "release 17",
-            r#""release","params":{"worker":17}"#,
-            settled(4, 9),
-            "worker 17 is released and gets clients again",
-        ),
+        ("release 17", r#""release","params":{"worker":17}"#, settled(4, 9), "worker 17 is released"),
         (
             "release r\u{202e}",
             "\"release\",\"params\":{\"method\":\"r\u{202e}\"}",
