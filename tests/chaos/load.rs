@@ -244,7 +244,7 @@ impl Load<'_> {
         let (mut requests, mut bytes) = (Vec::new(), 0);
         while (requests.len() as u64) < depth && bytes < 2 * self.shared.plan.max_frame {
             let mut request = self.request();
-            if tells_order && requests.is_empty() && request.body.len() % 256 == 0 {
+            if tells_order && requests.is_empty() && request.body.len().is_multiple_of(256) {
                 request.body.push(' ');
             }
             bytes += request.body.len() as u64;
