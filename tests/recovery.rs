@@ -91,6 +91,25 @@ fn a_reply_that_is_not_read_yet_outlives_reloads_after_which_it_would_be_too_lar
 }
 
 #[test]
+fn half_a_frame_outlives_the_rollback_of_the_configuration_that_it_came_under() {
+    let daemon = faulty::start_with("hang:2", "workers.count = 2\nlimits.max-frame = \"64KiB\"").expect("it serves");
+    daemon.wait_for_workers();
+    let mut client = daemon.connect();
+    // The third worker is never ready.
+    daemon.write_config("workers = { count = 3, start-timeout = \"500ms\" }\nlimits.max-frame = \"1MiB\"");
+    let mut reload = daemon.ctl_request("reload", ());
+    daemon.wait_until("two new workers serve", |s| s.workers.iter().filter(|w| w.generation.0 == 2).count() > 1);
+    let frame = client.frame(ping_of(1_000_000));
+    client.send(&frame[..900_000]);
+    daemon.wait_until("it is half there", |s| s.workers.iter().any(|w| w.parked_bytes > 800_000));
+    assert_eq!(reload.reply().value().expect_err("one is never ready").code(), "rolled_back");
+    // It is not lost, but from now on it is too large.
+    client.send(&frame[900_000..900_001]);
+    assert_eq!(client.reply().value().expect_err("it is").code(), "too_large");
+    assert_eq!(daemon.status().lost_total, 0);
+}
+
+#[test]
 fn a_request_that_was_executing_is_answered_with_crashed_and_those_around_it_once_each_in_order() {
     let daemon = faulty::start("workers.count = 2");
     daemon.wait_for_workers();

@@ -28,7 +28,6 @@ use crate::sys::poll::Interest;
 pub(super) struct Reload {
     pub(super) generation: Generation,
     pub(super) config: Config,
-    pub(super) layout: Layout,
     config_file: Option<PathBuf>,
     max_clients: u64,
     listeners: Vec<Planned>,
@@ -90,13 +89,14 @@ impl Master {
         let before = if self.clients > 0 { self.layout.max_frame() } else { self.config.limits.max_frame };
         let frame = config.limits.max_frame.max(before);
         let slots = limits.slots.max(self.layout.slots()).min(Layout::most_slots(frame));
-        let layout = Layout::new(slots, frame);
         let log = logging::prepare(&self.name, &config.log).map_err(|e| reject(format!("cannot open the log: {e}")))?;
         let listeners = self.plan_listeners(&config).map_err(|e| reject(e.to_string()))?;
         self.last_generation = Generation(self.last_generation.0 + 1);
+        // For whoever is started from now on, also by the configuration before: it may get its clients back, with more
+        // bytes than it could have let them have.
+        self.layout = Layout::new(slots, frame);
         Ok(Reload {
             generation: self.last_generation,
-            layout,
             config,
             config_file: file,
             max_clients: limits.clients,
@@ -143,7 +143,7 @@ impl Master {
     /// All workers of the new configuration are ready: from now on it is in force.
     pub(super) fn commit_reload(&mut self, now: Instant) {
         let Some(reload) = self.reload.take() else { return };
-        let Reload { generation, config, layout, config_file, max_clients, listeners, log, began } = reload;
+        let Reload { generation, config, config_file, max_clients, listeners, log, began } = reload;
         log.commit();
         if config.control.mode != self.config.control.mode {
             warn("set the mode of the control socket", self.control_listener.set_mode(config.control.mode));
@@ -156,7 +156,7 @@ impl Master {
         self.strikes.forgive();
         self.say_quarantined();
         (self.config, self.config_file, self.generation) = (config, config_file, generation);
-        (self.layout, self.max_clients, self.count_origin) = (layout, max_clients, Origin::Config);
+        (self.max_clients, self.count_origin) = (max_clients, Origin::Config);
         self.watch_anew(now);
         let took = now.duration_since(began);
         log::info!("reloaded: generation {generation} is in force after {} ms", took.as_millis());

@@ -237,19 +237,19 @@ impl Master {
 
     pub(super) fn spawn(&mut self, index: usize, id: WorkerId, generation: Generation, now: Instant) {
         let next = self.reload.as_ref().filter(|reload| reload.generation == generation);
-        let (config, layout) = next.map_or((&self.config, self.layout), |reload| (&reload.config, reload.layout));
+        let config = next.map_or(&self.config, |reload| &reload.config);
         let start = Start {
             version: VERSION,
             name: self.name.clone(),
             worker: id,
             seat: index as u32,
             generation,
-            slots: layout.slots(),
-            longest: layout.max_frame(),
+            slots: self.layout.slots(),
+            longest: self.layout.max_frame(),
             quarantined: self.strikes.quarantined().to_vec(),
             settings: settings(config, id),
         };
-        let spawned = Worker::spawn(&self.executable, start, layout, now).and_then(|worker| {
+        let spawned = Worker::spawn(&self.executable, start, self.layout, now).and_then(|worker| {
             self.poller.add(&worker.channel, Token::Worker(id).into(), Interest::Read).map(|()| worker)
         });
         match spawned {
