@@ -15,7 +15,8 @@ const WINDOW: f64 = 10.0;
 impl Master {
     /// The whole of it.
     pub(super) fn status(&self, now: Instant) -> Status {
-        let workers: Vec<WorkerStatus> = (0..self.pool.seats()).map(|seat| self.seat_status(seat, now)).collect();
+        let seats = (0..self.pool.seats()).filter(|seat| self.is_seat_in_use(*seat));
+        let workers: Vec<WorkerStatus> = seats.map(|seat| self.seat_status(seat, now)).collect();
         let shown: Vec<_> = workers.iter().filter_map(|worker| worker.id).collect();
         let leaving = self.pool.members().filter(|member| !shown.contains(&member.id));
         let totals = self.totals();
@@ -51,6 +52,12 @@ impl Master {
             leaving: leaving.filter_map(|member| self.leaving_status(member, now)).collect(),
             workers,
         }
+    }
+
+    /// Whether a seat is wanted, or has somebody who is not on the way out.
+    fn is_seat_in_use(&self, seat: usize) -> bool {
+        let is_leaving = |member: &Member| matches!(member.state, State::Draining { .. } | State::Killed);
+        seat < self.pool.target().count || self.pool.occupant(seat).is_some_and(|member| !is_leaving(member))
     }
 
     fn seat_status(&self, index: usize, now: Instant) -> WorkerStatus {
