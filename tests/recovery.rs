@@ -144,6 +144,12 @@ fn an_idempotent_request_is_run_once_more_and_after_a_second_death_it_has_crashe
     assert_eq!(client.call("exit_until", 2).expect("the second attempt succeeds"), 2);
     assert_eq!(client.call("exit_until", 3).expect_err("there is no third").code(), "crashed");
     assert_eq!(client.call("exit_until", 2).expect("faults are of one request"), 2);
+    // Also if the next one is executing in the same turn in which the one before was run again.
+    let frames: Vec<u8> = (0..4).flat_map(|_| client.frame(r#"{"in":"exit_until","params":2}"#)).collect();
+    client.send(frames);
+    for _ in 0..4 {
+        assert_eq!(client.reply().value().expect("each has one fault"), 2);
+    }
     assert_eq!(daemon.status().lost_total, 0);
 }
 

@@ -58,6 +58,15 @@ impl MasterDesk {
         })
     }
 
+    /// Whether a client's bytes have places here. On the desk of a worker that was started before `max-frame` was raised they
+    /// may have none.
+    #[must_use]
+    pub fn has_places_for(&self, bytes: &Bytes) -> bool {
+        let unread = self.layout.receive_range(Place::Large, 0).len();
+        let unsent = self.layout.reply_range(Place::Large, 0).len();
+        bytes.unread.len() <= unread && bytes.unsent.len() <= unsent
+    }
+
     /// Lays a client's bytes into the places of a free slot, and tells the view that finds them there.
     ///
     /// # Errors
@@ -130,6 +139,15 @@ mod tests {
         assert_eq!(left, Bytes { in_base: 1004, unread: b"bbbbcc".to_vec(), out_base: 2005, unsent: b"r".to_vec() });
         for (received, written) in [(1003, 2000), (999, 2000), (1010, 2007), (1010, 1999), (u64::MAX, 2000)] {
             assert!(master.recover(1, Some(Ledger { received, written })).is_err(), "{received} {written}");
+        }
+    }
+
+    #[test]
+    fn what_has_places_can_be_laid_and_nothing_else() {
+        let (master, _) = desks();
+        for (unread, unsent) in [(0, 0), (1 << 20, 1 << 20), (2 << 20, 0), (0, 2 << 20)] {
+            let bytes = Bytes { in_base: 1, unread: vec![7; unread], out_base: 1, unsent: vec![8; unsent] };
+            assert_eq!(master.has_places_for(&bytes), master.lay(1, &bytes).is_ok(), "{unread} {unsent}");
         }
     }
 

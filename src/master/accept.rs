@@ -4,6 +4,7 @@
 //! descriptors, the listeners are disarmed and clients wait in the kernel's queue; what ends that is an event or a
 //! deadline, never another look.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::time::{Duration, Instant};
@@ -112,8 +113,9 @@ impl Master {
         while !self.unleased.is_empty() {
             let mut candidates = self.candidates(true);
             while let Some(unleased) = self.unleased.pop_front() {
-                let meant = unleased.to.and_then(|to| candidates.iter().position(|c| c.worker == to && c.has_room));
-                match meant.or_else(|| self.dispatcher.pick(&candidates)) {
+                let fitting = self.fitting(&unleased, &candidates);
+                let meant = unleased.to.and_then(|to| fitting.iter().position(|c| c.worker == to && c.has_room));
+                match meant.or_else(|| self.dispatcher.pick(&fitting)) {
                     Some(index) => self.lease(index, unleased, &mut candidates, true),
                     None => {
                         self.unleased.push_front(unleased);
@@ -130,6 +132,16 @@ impl Master {
             }
             has_asked = true;
         }
+    }
+
+    /// The candidates as they are for one client: a worker from before `max-frame` was raised may have no place for all that is
+    /// parked of it. If none has, and none is to come, it goes to any, which finds that out.
+    fn fitting<'c>(&self, unleased: &Unleased, candidates: &'c [Candidate]) -> Cow<'c, [Candidate]> {
+        let fits = |c: &Candidate| self.workers[&c.worker].desk.has_places_for(&unleased.bytes);
+        if candidates.iter().all(fits) || !(candidates.iter().any(fits) || self.pool.is_rolling()) {
+            return Cow::Borrowed(candidates);
+        }
+        Cow::Owned(candidates.iter().map(|c| Candidate { has_room: c.has_room && fits(c), ..*c }).collect())
     }
 
     fn lease(&mut self, index: usize, unleased: Unleased, candidates: &mut [Candidate], is_rescue: bool) {
