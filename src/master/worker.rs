@@ -45,6 +45,8 @@ pub(super) struct Worker {
     is_full: bool,
     /// The poller tells when it does.
     is_watched: bool,
+    /// Leases that it had picked up when no more could be sent: there is room once there are more.
+    full_at: Option<u64>,
     /// What waits until it does.
     unsaid: VecDeque<ToWorker>,
 }
@@ -86,6 +88,7 @@ impl Worker {
             is_timed_out: false,
             is_unneeded: false,
             is_full: false,
+            full_at: None,
             is_watched: false,
             unsaid: VecDeque::new(),
         })
@@ -113,7 +116,8 @@ impl Worker {
 
     /// Whether it may be given one client more, with so many not picked up of which so many may be.
     fn takes(&self, waiting: u64, window: u64) -> bool {
-        !self.is_full && waiting < window && self.leases.has_free_slot()
+        let has_picked_up = self.full_at.is_none_or(|full_at| self.desk.header().picked_up() > full_at);
+        !self.is_full && has_picked_up && waiting < window && self.leases.has_free_slot()
     }
 
     /// Whether it may be given a fresh client.
@@ -178,8 +182,16 @@ impl Worker {
             match self.channel.send(&ToWorker::Lease(leases), &sockets)? {
                 Sent::Queued => {}
                 Sent::Full => {
-                    self.is_full = true;
-                    return Ok(self.leases.take_back(batch, &self.desk));
+                    let back = self.leases.take_back(batch, &self.desk);
+                    // Too many descriptors may be under way, which no poller tells the end of: a pick-up does. Where nothing
+                    // is to be picked up, it is the channel.
+                    let picked_up = self.desk.header().want_room();
+                    if picked_up < self.leases.given() {
+                        self.full_at = Some(picked_up);
+                    } else {
+                        self.is_full = true;
+                    }
+                    return Ok(back);
                 }
                 // It is dead. Its reaping finds them on its desk like all others.
                 Sent::Closed => {}
