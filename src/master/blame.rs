@@ -91,6 +91,16 @@ pub(super) struct Blame {
     pub(super) culprit: Option<(ClientId, Peer)>,
 }
 
+impl Blame {
+    /// How people are told what a worker died of; `failure` is what is known besides.
+    pub(super) fn cause(&self, exit: Exit, failure: Option<String>) -> String {
+        let memory = if self.is_out_of_memory { ", the kernel was out of memory" } else { "" };
+        let request = self.request.as_ref().map(|request| format!(" in {request}")).unwrap_or_default();
+        let failure = failure.map(|failure| format!(": {failure}")).unwrap_or_default();
+        format!("{exit}{memory}{request}{failure}")
+    }
+}
+
 impl Master {
     /// Finds out what a worker died of, and marks who did it.
     pub(super) fn lay_blame(

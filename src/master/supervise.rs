@@ -50,16 +50,7 @@ impl Master {
         let left = leases.into_left(&desk, written, is_timed_out);
 
         let blame = self.lay_blame(exit, is_timed_out, &methods, &left, now);
-        let mut cause = exit.to_string();
-        if blame.is_out_of_memory {
-            cause += ", the kernel was out of memory";
-        }
-        if let Some(request) = &blame.request {
-            cause += &format!(" in {request}");
-        }
-        if let Some(reason) = failure {
-            cause += &format!(": {reason}");
-        }
+        let cause = blame.cause(exit, failure);
         let lost = left.lost.len();
         left.lost.into_iter().for_each(|(reason, client)| self.lose(&reason, client));
         left.ended.into_iter().for_each(|client| self.forget(client));
