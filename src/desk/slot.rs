@@ -236,19 +236,32 @@ pub trait Word {
     fn compare_exchange(&self, current: u64, new: u64, success: Ordering, failure: Ordering) -> Result<u64, u64>;
 }
 
-impl Word for AtomicU64 {
-    fn load(&self, order: Ordering) -> u64 {
-        self.load(order)
-    }
+/// Has a type be a word by its own methods of these names.
+macro_rules! word {
+    ($type:ty) => {
+        impl Word for $type {
+            fn load(&self, order: Ordering) -> u64 {
+                self.load(order)
+            }
 
-    fn store(&self, value: u64, order: Ordering) {
-        self.store(value, order);
-    }
+            fn store(&self, value: u64, order: Ordering) {
+                self.store(value, order);
+            }
 
-    fn compare_exchange(&self, current: u64, new: u64, success: Ordering, failure: Ordering) -> Result<u64, u64> {
-        self.compare_exchange(current, new, success, failure)
-    }
+            fn compare_exchange(
+                &self,
+                current: u64,
+                new: u64,
+                success: Ordering,
+                failure: Ordering,
+            ) -> Result<u64, u64> {
+                self.compare_exchange(current, new, success, failure)
+            }
+        }
+    };
 }
+
+word!(AtomicU64);
 
 /// One slot, on either side.
 #[derive(Debug)]

@@ -15,19 +15,7 @@ use loom::thread;
 
 use super::*;
 
-impl Word for ModelWord {
-    fn load(&self, order: Ordering) -> u64 {
-        self.load(order)
-    }
-
-    fn store(&self, value: u64, order: Ordering) {
-        self.store(value, order);
-    }
-
-    fn compare_exchange(&self, current: u64, new: u64, success: Ordering, failure: Ordering) -> Result<u64, u64> {
-        self.compare_exchange(current, new, success, failure)
-    }
-}
+word!(ModelWord);
 
 /// What turn `n` leaves of a client.
 fn left(n: u32) -> (View, Marks, Found) {
