@@ -111,6 +111,7 @@ pub(super) fn status() -> Status {
         reruns_total: 0,
         closed_for_crashes_total: 0,
         quarantined: Vec::new(),
+        skew: None,
         workers: vec![ready, draining, waiting],
         leaving: Vec::new(),
     }

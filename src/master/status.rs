@@ -6,7 +6,7 @@ use super::listener::Listener;
 use super::{Master, Seat, Worker};
 use crate::logging;
 use crate::pool::{Member, State};
-use crate::proto::control::{LeavingStatus, ListenerStatus, Status, WorkerState, WorkerStatus};
+use crate::proto::control::{LeavingStatus, ListenerStatus, Skew, Status, WorkerState, WorkerStatus};
 use crate::sys::{clock, process};
 
 /// Rates are over so many seconds; a worker that is younger has none.
@@ -49,9 +49,18 @@ impl Master {
             reruns_total: self.counts.reruns,
             closed_for_crashes_total: self.counts.closed_for_crashes,
             quarantined: self.strikes.quarantined().to_vec(),
+            skew: self.skew(),
             leaving: leaving.filter_map(|member| self.leaving_status(member, now)).collect(),
             workers,
         }
+    }
+
+    /// Compares the ready workers with each other.
+    fn skew(&self) -> Option<Skew> {
+        let now = clock::monotonic();
+        let workers: Vec<&Worker> = self.ready_workers().collect();
+        let clients = uneven(workers.iter().map(|worker| worker.leases.clients() as f64))?;
+        Some(Skew { clients, busy: uneven(workers.iter().map(|worker| worker.desk.header().busy(now))) })
     }
 
     /// Whether a seat is wanted, or has somebody who is not on the way out.
@@ -116,6 +125,12 @@ impl Master {
             clients,
         })
     }
+}
+
+/// The largest of these, divided by their mean; none if all are zero or there are none.
+fn uneven(values: impl Iterator<Item = f64> + Clone) -> Option<f64> {
+    let (sum, count) = values.clone().fold((0.0, 0.0), |(sum, count), value| (sum + value, count + 1.0));
+    (sum > 0.0).then(|| values.fold(0.0, f64::max) * count / sum)
 }
 
 /// Why a worker is still there that has no seat any more.

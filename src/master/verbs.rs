@@ -122,6 +122,9 @@ impl Master {
                 self.begin_balance(dry_run, now)?;
                 Waits::Rebalanced
             }
+            Verb::Clients | Verb::Kick | Verb::Events | Verb::Config | Verb::Check | Verb::LogLevel | Verb::Metrics => {
+                return Err(Refusal::new(Code::UnknownVerb, "this daemon does not know that verb yet"));
+            }
         }))
     }
 

@@ -17,9 +17,20 @@
 //! | `drain` | [`Drain`] | [`Settled`], at once, or when the last client has left | the same |
 //! | `undrain` | none | [`Settled`], at once | the same |
 //! | `rebalance` | [`Rebalance`] | [`Rebalanced`], after a second of looking | the same |
+//! | `clients` | [`ClientsAfter`] | [`Clients`], a page of them | whoever can connect |
+//! | `kick` | [`Kick`] | [`Kicked`], at once | root and the daemon's user |
+//! | `events` | [`EventsAfter`] | [`Events`], at once, or when there is one or the wait is over | whoever can connect |
+//! | `config` | none | [`Effective`] | the same |
+//! | `check` | none | [`Checked`], or `rejected` as by `reload` | the same |
+//! | `log-level` | [`SetLogLevel`] | [`LogLevelInForce`] | to look: the same; to change: root and the daemon's user |
+//! | `metrics` | none | [`Metrics`] | whoever can connect |
 //!
 //! Codes: `bad_request`, `unknown_verb`, `bad_params`, `too_large`, `forbidden`, `busy`, `timeout`, `rejected`,
 //! `rolled_back`, `refused`.
+
+mod clients;
+mod effective;
+mod events;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -29,6 +40,10 @@ use serde::{Deserialize, Serialize};
 
 use super::frame::OrderRule;
 use super::names::{Generation, WorkerId};
+
+pub use clients::{ClientStatus, Clients, ClientsAfter, Cursor, Kick, Kicked, PAGE};
+pub use effective::{Change, Checked, Effective, Key, KeyOrigin, LogLevelInForce, SetLogLevel};
+pub use events::{About, Event, Events, EventsAfter, KEPT, Kind, MAX_WAIT};
 
 /// Longest body of a request, in bytes.
 pub const MAX_REQUEST: u32 = 64 * 1024;
@@ -64,11 +79,25 @@ pub enum Verb {
     Undrain,
     /// Spread busy clients over the workers.
     Rebalance,
+    /// The clients, page by page.
+    Clients,
+    /// Close a client.
+    Kick,
+    /// What happened.
+    Events,
+    /// The configuration in force.
+    Config,
+    /// Whether the configuration file as it is now would be taken.
+    Check,
+    /// The level of the log.
+    LogLevel,
+    /// All figures, as Prometheus reads them.
+    Metrics,
 }
 
 impl Verb {
     /// All of them.
-    pub const ALL: [Verb; 11] = [
+    pub const ALL: [Verb; 18] = [
         Verb::Status,
         Verb::Version,
         Verb::Stop,
@@ -80,6 +109,13 @@ impl Verb {
         Verb::Drain,
         Verb::Undrain,
         Verb::Rebalance,
+        Verb::Clients,
+        Verb::Kick,
+        Verb::Events,
+        Verb::Config,
+        Verb::Check,
+        Verb::LogLevel,
+        Verb::Metrics,
     ];
 
     /// Its name on the wire.
@@ -97,13 +133,21 @@ impl Verb {
             Verb::Drain => "drain",
             Verb::Undrain => "undrain",
             Verb::Rebalance => "rebalance",
+            Verb::Clients => "clients",
+            Verb::Kick => "kick",
+            Verb::Events => "events",
+            Verb::Config => "config",
+            Verb::Check => "check",
+            Verb::LogLevel => "log-level",
+            Verb::Metrics => "metrics",
         }
     }
 
-    /// Whether it changes anything.
+    /// Whether it changes anything. `log-level` does so only with params.
     #[must_use]
     pub fn changes(self) -> bool {
-        !matches!(self, Verb::Status | Verb::Version)
+        use Verb::*;
+        !matches!(self, Status | Version | Clients | Events | Config | Check | LogLevel | Metrics)
     }
 
     /// The verb of that name.
@@ -264,6 +308,13 @@ pub struct MovedLoad {
     pub load: f64,
 }
 
+/// All figures.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// In the text format of Prometheus, version 0.0.4.
+    pub text: String,
+}
+
 /// Which program this is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Version {
@@ -345,10 +396,21 @@ pub struct Status {
     pub closed_for_crashes_total: u64,
     /// Methods that are not run any more, because they ended too many workers.
     pub quarantined: Vec<String>,
+    /// How unevenly the ready workers are occupied; none while there is nothing to compare.
+    pub skew: Option<Skew>,
     /// The workers, in the order of their seats.
     pub workers: Vec<WorkerStatus>,
     /// Workers on their way out, or held, in the order of their ids.
     pub leaving: Vec<LeavingStatus>,
+}
+
+/// How unevenly workers are occupied: the most that one of them has, divided by the mean. 1 is even.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Skew {
+    /// By clients.
+    pub clients: f64,
+    /// By the share of the last seconds in which they worked; none while nobody does.
+    pub busy: Option<f64>,
 }
 
 /// Why there are to be so many workers.

@@ -1,0 +1,203 @@
+//! What happened: the master keeps the last [`KEPT`] events, and tells them to whoever asks, now or when the next comes.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::super::channel::LogLevel;
+use super::super::names::{ClientId, Generation, WorkerId};
+
+/// So many events are kept; older ones are forgotten.
+pub const KEPT: usize = 1024;
+
+/// Longest that one question waits for an event. Who wants to wait for longer asks again.
+pub const MAX_WAIT: Duration = Duration::from_secs(60);
+
+/// Params of `events`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventsAfter {
+    /// Only events with a higher number; all that are kept without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<u64>,
+    /// When there is none, how many seconds to wait for one, from 0 to 60; 0 without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait: Option<f64>,
+}
+
+/// The events asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Events {
+    /// The oldest first.
+    pub events: Vec<Event>,
+    /// The highest number that was given. To be asked for next time.
+    pub last: u64,
+    /// Events that were asked for and are forgotten by now.
+    pub lost: u64,
+    /// Workers that are ready.
+    pub workers: u32,
+    /// Clients there are.
+    pub clients: u64,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// Its number. They count up from 1 for as long as the daemon lives.
+    pub id: u64,
+    /// When, in seconds since the Unix epoch.
+    pub at: f64,
+    /// How much it matters.
+    pub level: LogLevel,
+    /// What it was.
+    pub event: Kind,
+    /// The sentence that is in the log, too.
+    pub message: String,
+    /// What it is about.
+    #[serde(flatten)]
+    pub about: About,
+}
+
+/// Whom and what an event is about. Whatever does not apply is left out.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct About {
+    /// The worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<WorkerId>,
+    /// Its process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// Its seat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seat: Option<u32>,
+    /// Its generation, or that of a reload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<Generation>,
+    /// The client.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<ClientId>,
+    /// How many clients moved, or were there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clients: Option<u64>,
+    /// How many workers there are to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workers: Option<u32>,
+    /// The user who asked for it over the control socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// The process that asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asker: Option<u32>,
+}
+
+/// Names each kind of event once.
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident = $name:literal,)*) => {
+        /// A kind of event.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        pub enum Kind {
+            $($(#[$doc])* #[serde(rename = $name)] $kind,)*
+        }
+
+        impl Kind {
+            /// All of them.
+            pub const ALL: &[Kind] = &[$(Kind::$kind),*];
+
+            /// Its name on the wire and in the log.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Kind::$kind => $name,)*
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// The daemon serves.
+    Started = "started",
+    /// The daemon is on its way out.
+    Stopping = "stopping",
+    /// A worker's process was started.
+    WorkerStarted = "worker_started",
+    /// A worker serves.
+    WorkerReady = "worker_ready",
+    /// A worker gives up its clients and will exit.
+    WorkerDraining = "worker_draining",
+    /// A worker ended as it was to.
+    WorkerFinished = "worker_finished",
+    /// A worker ended without being asked to.
+    WorkerDied = "worker_died",
+    /// A worker could not be started.
+    WorkerFailed = "worker_failed",
+    /// A worker is stuck; its clients went to others.
+    WorkerStalled = "worker_stalled",
+    /// A worker that was stuck is back.
+    WorkerRevived = "worker_revived",
+    /// A worker is being killed by the daemon.
+    WorkerKilled = "worker_killed",
+    /// A worker runs on without clients, to be looked at.
+    WorkerHeld = "worker_held",
+    /// A held worker gets clients again.
+    WorkerReleased = "worker_released",
+    /// Workers are being replaced because somebody asked for it.
+    Recycling = "recycling",
+    /// There are to be more or fewer workers.
+    Scaled = "scaled",
+    /// Busy clients moved to workers with less to do.
+    Rebalanced = "rebalanced",
+    /// A new configuration is being started.
+    ReloadBegun = "reload_begun",
+    /// It is in force.
+    ReloadApplied = "reload_applied",
+    /// It was not taken.
+    ReloadRejected = "reload_rejected",
+    /// It was given up again.
+    ReloadRolledBack = "reload_rolled_back",
+    /// A listener is there.
+    ListenerOpened = "listener_opened",
+    /// A listener is gone.
+    ListenerClosed = "listener_closed",
+    /// Nobody new is accepted any more, because somebody asked for it.
+    Drained = "drained",
+    /// Clients are accepted again.
+    Undrained = "undrained",
+    /// A limit was hit: new clients wait, or were turned away.
+    Limit = "limit",
+    /// A method is not run any more.
+    MethodQuarantined = "method_quarantined",
+    /// A method is run again.
+    MethodReleased = "method_released",
+    /// A client was closed because its requests ended worker after worker.
+    ClientGivenUp = "client_given_up",
+    /// A client was closed because somebody asked for it.
+    ClientKicked = "client_kicked",
+    /// The level of the log was changed.
+    LogLevelChanged = "log_level_changed",
+    /// The log file was opened again.
+    LogReopened = "log_reopened",
+    /// Somebody asked for what they may not.
+    Forbidden = "forbidden",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_flat_and_leaves_out_what_does_not_apply() {
+        let about = About { worker: Some(WorkerId(7)), clients: Some(3), ..About::default() };
+        let (level, message) = (LogLevel::Warn, "worker 7 died".to_owned());
+        let event = Event { id: 9, at: 1.5, level, event: Kind::WorkerDied, message, about };
+        let text = serde_json::to_string(&event).expect("JSON");
+        assert_eq!(
+            text,
+            r#"{"id":9,"at":1.5,"level":"warn","event":"worker_died","message":"worker 7 died","worker":7,"clients":3}"#
+        );
+        assert_eq!(serde_json::from_str::<Event>(&text).expect("an event"), event);
+        for kind in Kind::ALL {
+            assert_eq!(serde_json::to_string(kind).expect("JSON"), format!("{:?}", kind.as_str()));
+        }
+    }
+}
