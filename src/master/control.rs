@@ -63,7 +63,11 @@ impl ControlClients {
 
     /// When somebody will have had enough time.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.clients.values().filter_map(|client| client.deadline).chain(self.paused_until).min()
+        let deadlines = self.clients.values().filter_map(|client| match client.waits {
+            Some(Waits::Event { until, .. }) => Some(until),
+            _ => client.deadline,
+        });
+        deadlines.chain(self.paused_until).min()
     }
 
     /// Takes in who wants to connect.

@@ -1,14 +1,16 @@
 //! What control clients may ask for, and what they are answered.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use super::Master;
 use super::control::ControlClient;
+use super::events::Asker;
 use crate::proto::control::{
-    Code, Drain, Hold, Rebalance, Rebalanced, Recycle, Refusal, Scale, Settled, Verb, Version,
+    Code, Drain, EventsAfter, Hold, Kick, Kind, MAX_WAIT, Metrics, Rebalance, Rebalanced, Recycle, Refusal, Scale,
+    SetLogLevel, Settled, Verb, Version,
 };
 use crate::proto::names::WorkerId;
 use crate::proto::rpc::{NULL, Request};
@@ -30,6 +32,8 @@ pub(super) enum Waits {
     Deserted,
     /// The rebalancing has been done.
     Rebalanced,
+    /// Something has happened after this one, or the time is up.
+    Event { after: u64, until: Instant },
 }
 
 impl Master {
@@ -42,11 +46,12 @@ impl Master {
         let Some(verb) = Verb::named(&method) else {
             return client.refuse(Code::UnknownVerb, &format!("there is no verb {method:?}"));
         };
-        if verb.changes() && !self.control.is_privileged(client.who) {
-            log::warn!("{method} refused to uid {} (pid {})", client.who.uid, client.who.pid);
+        let asked = Asked { verb, params: params.map_or(NULL, RawValue::get) };
+        if asked.changes() && !self.control.is_privileged(client.who) {
+            let asker = Asker { what: verb.as_str(), who: Some(client.who) };
+            self.events.note(Kind::Forbidden, asker.about(), format_args!("{asker}: refused"));
             return client.refuse(Code::Forbidden, "changing things needs root or the daemon's own user");
         }
-        let asked = Asked { verb, params: params.map_or(NULL, RawValue::get) };
         match self.carry_out(client, asked, now) {
             Ok(waits) => client.waits = waits,
             Err(refusal) => client.refuse_with(&refusal),
@@ -60,7 +65,7 @@ impl Master {
         asked: Asked<'_>,
         now: Instant,
     ) -> Result<Option<Waits>, Refusal> {
-        let who = format!("{} by uid {} (pid {})", asked.verb.as_str(), client.who.uid, client.who.pid);
+        let asker = Asker { what: asked.verb.as_str(), who: Some(client.who) };
         if self.pool.is_stopping() && asked.verb.changes() && asked.verb != Verb::Stop {
             return Err(Refusal::new(Code::Refused, "the daemon is stopping"));
         }
@@ -79,51 +84,84 @@ impl Master {
             Verb::Stop => {
                 asked.no_params()?;
                 if !self.pool.is_stopping() {
-                    self.stop(&who, now);
+                    self.stop(asker, now);
                 }
                 Waits::Stopped
             }
             Verb::Reload => {
                 asked.no_params()?;
-                self.begin_reload(&who, now)?;
+                self.begin_reload(asker, now)?;
                 Waits::Reloaded
             }
             Verb::Scale => {
                 let Scale { count } = asked.params()?;
-                self.scale(&who, count)?;
+                self.scale(asker, count)?;
                 Waits::Settled(Verb::Scale)
             }
             Verb::Recycle => {
                 let Recycle { worker } = asked.params_or_default()?;
-                self.recycle(&who, worker)?;
+                self.recycle(asker, worker)?;
                 Waits::Settled(Verb::Recycle)
             }
             Verb::Hold => {
                 let Hold { worker } = asked.params()?;
-                self.hold(&who, worker)?;
+                self.hold(asker, worker)?;
                 Waits::Emptied(worker)
             }
             Verb::Release => {
-                self.release(&who, &asked.params()?)?;
+                self.release(asker, &asked.params()?)?;
                 Waits::Nothing(Verb::Release)
             }
             Verb::Drain => {
                 let Drain { wait } = asked.params_or_default()?;
-                self.set_drained(&who, true);
+                self.set_drained(asker, true);
                 if wait { Waits::Deserted } else { Waits::Nothing(Verb::Drain) }
             }
             Verb::Undrain => {
                 asked.no_params()?;
-                self.set_drained(&who, false);
+                self.set_drained(asker, false);
                 Waits::Nothing(Verb::Undrain)
             }
             Verb::Rebalance => {
                 let Rebalance { dry_run } = asked.params_or_default()?;
-                self.begin_balance(dry_run, now)?;
+                self.begin_balance(asker, dry_run, now)?;
                 Waits::Rebalanced
             }
-            Verb::Clients | Verb::Kick | Verb::Events | Verb::Config | Verb::Check | Verb::LogLevel | Verb::Metrics => {
-                return Err(Refusal::new(Code::UnknownVerb, "this daemon does not know that verb yet"));
+            Verb::Clients => {
+                client.reply(asked.verb, &self.clients_page(asked.params_or_default()?, now)?);
+                return Ok(None);
+            }
+            Verb::Kick => {
+                let Kick { client: id } = asked.params()?;
+                client.reply(asked.verb, &self.kick(asker, id)?);
+                return Ok(None);
+            }
+            Verb::Events => {
+                let EventsAfter { after, wait } = asked.params_or_default()?;
+                let wait = Duration::try_from_secs_f64(wait.unwrap_or(0.0)).ok().filter(|wait| *wait <= MAX_WAIT);
+                let wait = wait.ok_or_else(|| {
+                    Refusal::new(Code::BadParams, format!("wait is from 0 to {} seconds", MAX_WAIT.as_secs()))
+                })?;
+                Waits::Event { after: after.unwrap_or(0), until: now + wait }
+            }
+            Verb::Config => {
+                asked.no_params()?;
+                client.reply(asked.verb, &self.effective());
+                return Ok(None);
+            }
+            Verb::Check => {
+                asked.no_params()?;
+                client.reply(asked.verb, &self.check_config()?);
+                return Ok(None);
+            }
+            Verb::LogLevel => {
+                client.reply(asked.verb, &self.log_level(asker, asked.params_or_default()?));
+                return Ok(None);
+            }
+            Verb::Metrics => {
+                asked.no_params()?;
+                client.reply(asked.verb, &Metrics { text: self.metrics(now) });
+                return Ok(None);
             }
         }))
     }
@@ -150,12 +188,17 @@ impl Master {
                 Waits::Emptied(id) => (Verb::Hold, self.workers.get(&id).is_none_or(|w| w.leases.clients() == 0)),
                 Waits::Deserted => (Verb::Drain, self.clients == 0 || !is_drained),
                 Waits::Rebalanced => (Verb::Rebalance, moves.is_some()),
+                Waits::Event { after, until } => (Verb::Events, until <= now || after != self.events.last()),
             };
-            if !is_so && !is_stopping {
+            // Events are told to the last.
+            let is_refused = is_stopping && verb != Verb::Events;
+            if !(is_so || is_refused) {
                 continue;
             }
+            let events = if let Waits::Event { after, .. } = waits { Some(self.events_after(after)) } else { None };
             let answer = |client: &mut ControlClient| match (waits, &moves) {
                 (Waits::Reloaded, _) => {}
+                (Waits::Event { .. }, _) => client.reply(verb, &events),
                 _ if is_stopping => client.refuse(Code::Refused, "the daemon is stopping"),
                 (Waits::Deserted, _) if !is_drained => client.refuse(Code::Refused, "clients are accepted again"),
                 (Waits::Rebalanced, Some(moves)) => client.reply(verb, &Rebalanced { moves: moves.clone() }),
@@ -175,6 +218,13 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
+    /// Whether that changes anything.
+    fn changes(&self) -> bool {
+        // What cannot be read is refused anyway.
+        let sets_level = || self.params_or_default::<SetLogLevel>().is_ok_and(|asked| asked.level.is_some());
+        self.verb.changes() || (self.verb == Verb::LogLevel && sets_level())
+    }
+
     /// serde would take an array for a struct, too.
     fn params<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
         let found = match self.params.starts_with('{') {
