@@ -5,6 +5,7 @@
 pub mod faulty;
 pub mod kernel;
 pub mod load;
+pub mod page;
 pub mod program;
 pub mod random;
 
