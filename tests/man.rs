@@ -75,6 +75,13 @@ fn every_verb_of_fdpassctl_and_every_option_is_in_its_page_and_no_other() {
         }
     }
     assert_eq!(page.options(), all);
+
+    let guide = read("docs/operating.md");
+    for words in guide.split("fdpassctl ").skip(1) {
+        let verb =
+            words.split(|letter: char| !(letter.is_ascii_lowercase() || letter == '-')).next().unwrap_or_default();
+        assert!(verb.is_empty() || verbs.contains(verb), "docs/operating.md tells of a verb {verb:?}");
+    }
 }
 
 #[test]
@@ -183,6 +190,20 @@ fn every_metric_with_its_labels_is_in_the_page_and_no_other() {
         let is_metric = !name.starts_with("fdpassd_") || labels.contains_key(name) || labels.contains_key(family);
         assert!(is_metric, "docs/operating.md tells of {name}, which there is not");
     }
+}
+
+#[test]
+fn the_alerts_of_the_guide_are_good_rules() {
+    if Command::new("promtool").arg("--version").output().is_err() {
+        return skip("there is no promtool");
+    }
+    let guide = read("docs/operating.md");
+    let (_, rules) = guide.split_once("```yaml\n").expect("there are rules");
+    let (rules, _) = rules.split_once("```").expect("they end");
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    fs::write(file.path(), rules).expect("it is our file");
+    let said = run("promtool", &["check", "rules", &file.path().display().to_string()]);
+    assert_eq!(said.code, Some(0), "{}{}", said.out, said.err);
 }
 
 #[test]
@@ -364,6 +385,18 @@ fn the_examples_of_configurations_are_good() {
         let said = run(FDPASSD, &["-t", "-c", &file.path().display().to_string()]);
         assert_eq!(said.code, Some(0), "{example}\n{}", said.err);
     }
+}
+
+#[test]
+fn the_example_of_a_mistake_is_what_is_shown() {
+    let display = Page::of("fdpassd.toml.5").section("DIAGNOSTICS").displays().remove(0);
+    let (_, shown) = display.split_once('\n').expect("what fdpassctl says comes first");
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let path = file.path().display().to_string();
+    fs::write(file.path(), "[workers]\ndispatch = \"least\"\n").expect("it is our file");
+    let said = run(FDPASSD, &["-t", "-c", &path]);
+    assert_eq!(said.code, Some(78));
+    assert_eq!(said.err.replace(&path, "/etc/fdpassd.toml"), format!("fdpassd: {shown}"));
 }
 
 /// Keys of the shipped configuration, with their sections as `[workers]count`, and what they are by default: nothing if it
