@@ -18,6 +18,7 @@ mod error;
 mod leases;
 mod listener;
 mod reload;
+mod roles;
 mod start;
 mod status;
 mod steer;

@@ -6,8 +6,9 @@ use std::time::Instant;
 use super::accept::Gate;
 use super::blame::Strikes;
 use super::client::Addresses;
-use super::control::ControlClients;
+use super::control::{ControlClients, MOST_CONTROL_CLIENTS};
 use super::listener::{ControlListener, Listener};
+use super::roles::Roles;
 use super::watch::Watch;
 use super::{Counts, Error, Master, Setup, Token};
 use crate::channel::Scratch;
@@ -21,6 +22,7 @@ use crate::proto::names::Generation;
 use crate::sys::poll::{Interest, Poller};
 use crate::sys::process::{self, Executable};
 use crate::sys::signal::{Signal, Signals};
+use crate::sys::user::User;
 use crate::sys::{clock, fd};
 
 /// Descriptors that the master needs beside those of clients, listeners, workers and control clients: standard ones,
@@ -69,13 +71,16 @@ impl Master {
             // The gate opens when a worker is ready.
             poller.disarm(listener, token).map_err(&watch)?;
         }
+        let user = process::user();
+        // Its name is for people only.
+        let user = User::of(user).unwrap_or_else(|_| User { name: user.to_string(), uid: user });
         let seed = clock::monotonic() ^ u64::from(std::process::id()) << 32;
         let generation = Generation(1);
         Ok(Master {
             pool: Pool::new(target(&config, generation), started, seed),
             dispatcher: Dispatcher::new(config.workers.dispatch),
             addresses: Addresses::new(config.limits.max_clients_per_address, [].iter()),
-            control: ControlClients::new(control_clients(descriptors) as usize, process::user()),
+            control: ControlClients::new(control_clients(descriptors) as usize, Roles::new(user, &config.control)),
             layout: Layout::new(limits.slots, config.limits.max_frame),
             max_clients: limits.clients,
             listener_number: listeners.len() as u32,
@@ -138,7 +143,7 @@ pub(super) fn worker_count(count: Count) -> usize {
 
 /// Most control clients.
 fn control_clients(descriptors: u64) -> u64 {
-    (descriptors / 8).clamp(4, 64)
+    (descriptors / 8).clamp(4, MOST_CONTROL_CLIENTS)
 }
 
 /// How many clients there may be.
@@ -178,7 +183,7 @@ fn most_clients(config: &Config, descriptors: u64, taken: u64) -> Result<u64, Er
 }
 
 fn open_control(name: &str, config: &Config) -> Result<ControlListener, Error> {
-    let mode = config.control.mode;
+    let mode = config.control.mode();
     match &config.control.socket {
         Some(path) => ControlListener::bind(path, false, mode),
         None => {

@@ -15,6 +15,8 @@ const MOST_WORKERS: u32 = 256;
 /// A rebalancing that was asked for: who is being watched.
 #[derive(Debug)]
 pub(super) struct AskedBalance {
+    /// The verb, and by whom.
+    who: String,
     pub(super) is_dry: bool,
     pub(super) from: Option<WorkerId>,
     pub(super) until: Instant,
@@ -100,28 +102,36 @@ impl Master {
     }
 
     /// Begins to watch the busiest worker, to see what of it could be moved.
-    pub(super) fn begin_balance(&mut self, is_dry: bool, now: Instant) -> Result<(), Refusal> {
+    pub(super) fn begin_balance(&mut self, who: &str, is_dry: bool, now: Instant) -> Result<(), Refusal> {
         if self.asked_balance.is_some() {
             return Err(Refusal::new(Code::Busy, "another rebalancing is going on"));
         }
         let loads = self.loads(now);
         let from = rebalance::asked(&loads);
-        if let Some(id) = from {
-            self.count_requests(id);
+        match from {
+            Some(id) => {
+                log::info!("{who}: looking at what could be moved from worker {id}");
+                self.count_requests(id);
+            }
+            None => log::info!("{who}: no worker has more to do than the others"),
         }
-        self.asked_balance = Some(AskedBalance { is_dry, from, until: now + rebalance::INTERVAL });
+        let until = now + rebalance::INTERVAL;
+        self.asked_balance = Some(AskedBalance { who: who.to_owned(), is_dry, from, until });
         Ok(())
     }
 
     /// What came of a rebalancing that was asked for, once it has watched for long enough.
     pub(super) fn end_balance(&mut self, now: Instant) -> Option<Vec<MovedLoad>> {
         self.asked_balance.as_ref().filter(|asked| asked.until <= now)?;
-        let AskedBalance { is_dry, from, .. } = self.asked_balance.take()?;
+        let AskedBalance { who, is_dry, from, .. } = self.asked_balance.take()?;
         let Some(from) = from else { return Some(Vec::new()) };
         let moves = self.plan(from, &self.loads(now));
-        let sums = sum_up(from, &moves);
-        if !is_dry {
+        let (sums, count) = (sum_up(from, &moves), moves.len());
+        if is_dry {
+            log::info!("{who}: {count} clients would be moved from worker {from}");
+        } else {
             self.move_clients(from, moves);
+            log::info!("{who}: {count} clients moved from worker {from}");
         }
         Some(sums)
     }

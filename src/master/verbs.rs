@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 
 use super::Master;
 use super::control::ControlClient;
+use super::roles::Role;
 use crate::proto::control::{
     Code, Drain, Hold, Rebalance, Rebalanced, Recycle, Refusal, Scale, Settled, Verb, Version,
 };
@@ -42,14 +43,20 @@ impl Master {
         let Some(verb) = Verb::named(&method) else {
             return client.refuse(Code::UnknownVerb, &format!("there is no verb {method:?}"));
         };
-        if verb.changes() && !self.control.is_privileged(client.who) {
-            log::warn!("{method} refused to uid {} (pid {})", client.who.uid, client.who.pid);
-            return client.refuse(Code::Forbidden, "changing things needs root or the daemon's own user");
-        }
+        let who = format!("{method} by {}", client.who);
         let asked = Asked { verb, params: params.map_or(NULL, RawValue::get) };
-        match self.carry_out(client, asked, now) {
+        let needed = if verb.changes() { Role::Admin } else { Role::Reader };
+        let allowed = self.control.roles.need(needed, &client.who);
+        match allowed.and_then(|()| self.carry_out(client, asked, &who, now)) {
             Ok(waits) => client.waits = waits,
-            Err(refusal) => client.refuse_with(&refusal),
+            Err(refusal) => {
+                // A configuration that is rejected has been logged with its place.
+                let is_told = (verb.changes() || refusal.code == Code::Forbidden) && refusal.code != Code::Rejected;
+                if is_told {
+                    log::warn!("{who}: refused: {}", refusal.message);
+                }
+                client.refuse_with(&refusal);
+            }
         }
     }
 
@@ -58,9 +65,9 @@ impl Master {
         &mut self,
         client: &mut ControlClient,
         asked: Asked<'_>,
+        who: &str,
         now: Instant,
     ) -> Result<Option<Waits>, Refusal> {
-        let who = format!("{} by uid {} (pid {})", asked.verb.as_str(), client.who.uid, client.who.pid);
         if self.pool.is_stopping() && asked.verb.changes() && asked.verb != Verb::Stop {
             return Err(Refusal::new(Code::Refused, "the daemon is stopping"));
         }
@@ -78,48 +85,50 @@ impl Master {
             }
             Verb::Stop => {
                 asked.no_params()?;
-                if !self.pool.is_stopping() {
-                    self.stop(&who, now);
+                if self.pool.is_stopping() {
+                    log::info!("{who}: it is stopping already");
+                } else {
+                    self.stop(who, now);
                 }
                 Waits::Stopped
             }
             Verb::Reload => {
                 asked.no_params()?;
-                self.begin_reload(&who, now)?;
+                self.begin_reload(who, now)?;
                 Waits::Reloaded
             }
             Verb::Scale => {
                 let Scale { count } = asked.params()?;
-                self.scale(&who, count)?;
+                self.scale(who, count)?;
                 Waits::Settled(Verb::Scale)
             }
             Verb::Recycle => {
                 let Recycle { worker } = asked.params_or_default()?;
-                self.recycle(&who, worker)?;
+                self.recycle(who, worker)?;
                 Waits::Settled(Verb::Recycle)
             }
             Verb::Hold => {
                 let Hold { worker } = asked.params()?;
-                self.hold(&who, worker)?;
+                self.hold(who, worker)?;
                 Waits::Emptied(worker)
             }
             Verb::Release => {
-                self.release(&who, &asked.params()?)?;
+                self.release(who, &asked.params()?)?;
                 Waits::Nothing(Verb::Release)
             }
             Verb::Drain => {
                 let Drain { wait } = asked.params_or_default()?;
-                self.set_drained(&who, true);
+                self.set_drained(who, true);
                 if wait { Waits::Deserted } else { Waits::Nothing(Verb::Drain) }
             }
             Verb::Undrain => {
                 asked.no_params()?;
-                self.set_drained(&who, false);
+                self.set_drained(who, false);
                 Waits::Nothing(Verb::Undrain)
             }
             Verb::Rebalance => {
                 let Rebalance { dry_run } = asked.params_or_default()?;
-                self.begin_balance(dry_run, now)?;
+                self.begin_balance(who, dry_run, now)?;
                 Waits::Rebalanced
             }
             Verb::Clients | Verb::Kick | Verb::Events | Verb::Config | Verb::Check | Verb::LogLevel | Verb::Metrics => {
