@@ -2,12 +2,10 @@
 
 mod common;
 
-use std::fs;
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::program::{FDPASSCTL, OtherUser, Program, control_socket};
+use common::program::{FDPASSCTL, OtherUser, Program, control_socket, wait_for_clients};
 use common::{kernel, start};
 use fdpassd::proto::control::{MAX_REQUEST, PATIENCE, Status, Version};
 use fdpassd::proto::names::Address;
@@ -222,16 +220,4 @@ fn connect(daemon: &Running) -> Client {
 fn ask_version(client: &mut Client) {
     client.send_frame("{\"in\":\"version\"}");
     assert_eq!(client.reply().name, "version");
-}
-
-/// Waits until just so many are connected to a Unix socket, accepted or not: the kernel lists each of them by the
-/// listener's path.
-#[track_caller]
-fn wait_for_clients(path: &Path, count: usize) {
-    let name = format!(" {}", path.display());
-    eventually(&format!("{count} clients are connected"), || {
-        let sockets = fs::read_to_string("/proc/net/unix").expect("Linux has it");
-        let found = sockets.lines().filter(|line| line.ends_with(&name)).count();
-        (found == 1 + count).then_some(())
-    });
 }

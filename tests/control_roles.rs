@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use common::FDPASSD;
-use common::program::{FDPASSCTL, OtherUser, Program, Said, skip};
+use common::program::{FDPASSCTL, OtherUser, Program, Said, skip, wait_for_clients};
 use fdpassd::proto::control::{Status, Verb};
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, eventually};
@@ -235,28 +235,17 @@ fn strangers_take_up_no_place_and_admins_are_not_counted_by_user() {
         (0..count).map(|_| Program::start(&mut daemon.ctl(who, &["version"]))).collect()
     };
     let strangers = start(STRANGER, 80);
-    wait_for_clients(&daemon, 80);
+    wait_for_clients(&daemon.socket(), 80);
     let admitted = [start(READER, 8), start(ADMIN, 20)].into_iter().flatten().collect::<Vec<_>>();
-    wait_for_clients(&daemon, 108);
+    wait_for_clients(&daemon.socket(), 108);
     let excess = start(READER, 1);
-    wait_for_clients(&daemon, 109);
+    wait_for_clients(&daemon.socket(), 109);
     send("-CONT").expect("kill runs");
     let codes = |programs: Vec<Program>| programs.into_iter().map(|program| program.finish().code).collect::<Vec<_>>();
     assert_eq!(codes(strangers), [Some(77); 80]);
     assert_eq!(codes(admitted), [Some(0); 28]);
     assert_eq!(codes(excess), [Some(1)]);
     assert!(daemon.program.is_running());
-}
-
-/// Waits until so many are connected to the control socket, accepted or not.
-#[track_caller]
-fn wait_for_clients(daemon: &Daemon, count: usize) {
-    let name = format!(" {}", daemon.socket().display());
-    eventually(&format!("{count} clients are connected"), || {
-        let sockets = fs::read_to_string("/proc/net/unix").expect("Linux has it");
-        let found = sockets.lines().filter(|line| line.ends_with(&name)).count();
-        (found == 1 + count).then_some(())
-    });
 }
 
 /// A connection of another user, who asks what it is told to: this very program, run once more.

@@ -1,11 +1,11 @@
 //! Who may do what over the control socket: decided by who asked, each time somebody asks.
 //!
-//! | named in `[control]` | may change things | may look, beside those | who can connect, unless `mode` is given |
+//! | named in `[control]` | may change things | may look as well | can connect, unless `mode` is set |
 //! |---|---|---|---|
-//! | no group | root, the daemon's user | whoever can connect | the daemon's user and its group (0660) |
-//! | `admin-group` | these and its members | nobody | everybody (0666) |
+//! | neither group | root, the daemon's user | whoever can connect | the daemon's user and its group (0660) |
+//! | `admin-group` | they and its members | nobody else | everybody (0666) |
 //! | `read-group` | root, the daemon's user | its members | everybody (0666) |
-//! | both | these and members of `admin-group` | members of `read-group` | everybody (0666) |
+//! | both | they and members of `admin-group` | members of `read-group` | everybody (0666) |
 //!
 //! Whoever may do neither is refused when it connects.
 

@@ -95,6 +95,18 @@ pub fn control_socket(daemon: &Running) -> PathBuf {
     daemon.directory().join("control.sock")
 }
 
+/// Waits until just so many are connected to a Unix socket, accepted or not: the kernel lists each of them by the
+/// listener's path.
+#[track_caller]
+pub fn wait_for_clients(path: &Path, count: usize) {
+    let name = format!(" {}", path.display());
+    eventually(&format!("{count} clients are connected"), || {
+        let sockets = fs::read_to_string("/proc/net/unix").expect("Linux has it");
+        let found = sockets.lines().filter(|line| line.ends_with(&name)).count();
+        (found == 1 + count).then_some(())
+    });
+}
+
 /// Programs that another user is to run, where everybody reaches them. Only root can become another user.
 #[derive(Debug)]
 pub struct OtherUser {
