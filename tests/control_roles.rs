@@ -36,8 +36,9 @@ const STRANGER: Who<'_> = (USER + 4, USER, &[7]);
 
 /// A daemon that is not root, and a directory that everybody reaches.
 struct Daemon {
-    others: OtherUser,
     program: Program,
+    /// Last, so that its directory goes after the process.
+    others: OtherUser,
 }
 
 impl Daemon {
@@ -49,7 +50,7 @@ impl Daemon {
         write_config(&others, control);
         let mut program = Program::start(command.arg("-c").arg(config));
         assert!(program.line().contains(" listens on "), "it serves");
-        Some(Daemon { others, program })
+        Some(Daemon { program, others })
     }
 
     fn socket(&self) -> PathBuf {

@@ -208,6 +208,12 @@ impl ControlClient {
         }
     }
 
+    /// Whether it is to be closed.
+    fn is_done(&self) -> bool {
+        let has_all = self.has_finished && self.waits.is_none() && !self.has_request();
+        self.outgoing.is_empty() && (self.is_last || has_all)
+    }
+
     /// Whether there is something to be answered, or refused.
     fn has_request(&self) -> bool {
         !matches!(frame::next(&self.incoming, ByteOrder::Little, MAX_REQUEST), Next::Partial { .. })
@@ -281,25 +287,31 @@ impl Master {
     pub(super) fn serve_control(&mut self, number: u64, event: &Event, now: Instant) {
         // Taken out, so that answering may look at all of the master.
         let Some(mut client) = self.control.clients.remove(&number) else { return };
-        match self.converse(&mut client, event, now) {
-            Ok(()) => drop(self.control.clients.insert(number, client)),
-            Err(Over) => drop(self.poller.remove(&client.socket)),
-        }
-        if let Some(client) = self.control.clients.get(&number) {
-            let token = Token::ControlClient(number).into();
-            let _ = match client.interest() {
-                Some(interest) => self.poller.modify(&client.socket, token, interest),
-                None => self.poller.disarm(&client.socket, token),
-            };
-        }
+        let outcome = self.converse(&mut client, event, now);
+        self.put_back(number, client, outcome);
     }
 
-    /// Answers a control client that waited, which goes on then.
+    /// Answers a control client that waited. What else it has asked is looked at in the next turn.
     pub(super) fn answer_late(&mut self, number: u64, answer: impl FnOnce(&mut ControlClient), now: Instant) {
-        let Some(client) = self.control.clients.get_mut(&number) else { return };
+        let Some(mut client) = self.control.clients.remove(&number) else { return };
         (client.waits, client.deadline) = (None, Some(now + PATIENCE));
-        answer(client);
-        self.serve_control(number, &Event { token: 0, readable: false, writable: true }, now);
+        answer(&mut client);
+        let outcome = client.send().map(|_| ());
+        self.put_back(number, client, outcome);
+    }
+
+    /// Watches a client for what it needs now, or is done with it.
+    fn put_back(&mut self, number: u64, client: ControlClient, outcome: Result<(), Over>) {
+        if outcome.is_err() || client.is_done() {
+            let _ = self.poller.remove(&client.socket);
+            return;
+        }
+        let token = Token::ControlClient(number).into();
+        let _ = match client.interest() {
+            Some(interest) => self.poller.modify(&client.socket, token, interest),
+            None => self.poller.disarm(&client.socket, token),
+        };
+        self.control.clients.insert(number, client);
     }
 
     fn converse(&mut self, client: &mut ControlClient, event: &Event, now: Instant) -> Result<(), Over> {
@@ -313,8 +325,7 @@ impl Master {
             self.answer_next(client, now);
             client.send()?;
         }
-        let is_done = client.is_last || client.has_finished && client.waits.is_none() && !client.has_request();
-        if is_done && client.outgoing.is_empty() { Err(Over) } else { heard }
+        heard
     }
 
     fn answer_next(&mut self, client: &mut ControlClient, now: Instant) {

@@ -50,9 +50,9 @@ impl Master {
         match allowed.and_then(|()| self.carry_out(client, asked, &who, now)) {
             Ok(waits) => client.waits = waits,
             Err(refusal) => {
+                let is_notable = verb.changes() || refusal.code == Code::Forbidden;
                 // A configuration that is rejected has been logged with its place.
-                let is_told = (verb.changes() || refusal.code == Code::Forbidden) && refusal.code != Code::Rejected;
-                if is_told {
+                if is_notable && refusal.code != Code::Rejected {
                     log::warn!("{who}: refused: {}", refusal.message);
                 }
                 client.refuse_with(&refusal);
