@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-use crate::config::Config;
+use crate::config::{Config, Loaded};
 use crate::logging;
 use crate::master::{self, Announce, Setup};
 use crate::proto::names::Address;
@@ -207,8 +207,8 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
     }
     let standard = PathBuf::from(format!("/etc/{name}.toml"));
     let file = options.config.clone().or_else(|| standard.exists().then(|| standard.clone()));
-    let config = match file.as_deref().map_or_else(|| Ok(Config::default()), Config::load) {
-        Ok(config) => config,
+    let Loaded { config, keys } = match file.as_deref().map_or_else(|| Ok(Loaded::default()), Config::load) {
+        Ok(loaded) => loaded,
         Err(e) => return fail(name, EX_CONFIG, &e),
     };
     let origin = file.as_deref().map_or_else(|| "the embedded default".to_owned(), |file| file.display().to_string());
@@ -222,6 +222,7 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
         name: name.to_owned(),
         version,
         config,
+        config_keys: keys,
         config_file: file,
         standard_file: standard,
         announce: announcer(name.to_owned(), version),

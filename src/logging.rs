@@ -70,6 +70,11 @@ impl Prepared {
     }
 }
 
+/// Writes lines of this importance and more from now on.
+pub fn set_level(level: LogLevel) {
+    log::set_max_level(filter(level));
+}
+
 /// Opens the log file again, after it was renamed. Does nothing when the target is none.
 ///
 /// # Errors

@@ -10,7 +10,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use common::FDPASSD;
 use common::program::{FDPASSCTL, OtherUser, Program, Said, skip, wait_for_clients};
-use fdpassd::proto::control::{Status, Verb};
+use fdpassd::proto::control::{Events, Kind, Status, Verb};
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, eventually};
 
@@ -180,6 +180,9 @@ fn who_asked_for_a_change_is_logged_whether_it_is_made_or_not() {
         let by = format!(" {} by uid {} (pid {}): refused: changing things", verb.as_str(), READER.0, reader.pid());
         daemon.wait_for_log(&[&by]);
     }
+    let reply = reader.ask(r#"{"in":"log-level","params":{"level":"debug"}}"#);
+    assert!(reply.is_some_and(|reply| reply.contains("\"forbidden\"")));
+    assert!(reader.ask(r#"{"in":"log-level"}"#).is_some_and(|reply| reply.starts_with("log-level ")));
     let mut admin = Hand::of(&daemon, SECOND_ADMIN);
     let by = format!(" by uid {} (pid {}): ", SECOND_ADMIN.0, admin.pid());
     for verb in changes() {
@@ -223,6 +226,25 @@ fn a_role_is_lost_and_won_by_a_reload_on_a_connection_that_is_open() {
     let reply = hand.ask(look).expect("it is told");
     assert!(reply.contains("looking needs root, uid 61200 or the group 61203"), "{reply}");
     assert_eq!(hand.ask(look), None, "and the connection is closed");
+}
+
+#[test]
+fn who_waits_for_events_when_its_role_is_lost_is_told_that_instead() {
+    let Some(daemon) = Daemon::start(BOTH) else { return };
+    let mut hand = Hand::of(&daemon, READER);
+    write_config(&daemon.others, "admin-group = \"61201\"");
+    let reload = Program::start(&mut daemon.ctl(ROOT, &["reload"]));
+    // It asks again as soon as it is answered, as the workers start, up to the moment when it may not any more.
+    let mut after = 0;
+    let refusal = loop {
+        let reply = hand.ask(&format!(r#"{{"in":"events","params":{{"after":{after},"wait":9}}}}"#)).expect("a reply");
+        let Some(events) = reply.strip_prefix("events ") else { break reply };
+        let events: Events = serde_json::from_str(events).expect("events");
+        assert!(events.events.iter().all(|event| event.event != Kind::ReloadApplied), "{events:?}");
+        after = events.last;
+    };
+    assert!(refusal.contains("looking needs root"), "{refusal}");
+    assert_eq!(reload.finish().code, Some(0));
 }
 
 #[test]

@@ -12,6 +12,7 @@
 
 mod check;
 mod error;
+mod keys;
 mod listen;
 mod notation;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use self::check::Fault;
 pub use self::error::Error;
+pub use self::keys::{Keys, Loaded};
 pub use self::listen::{Access, Listen};
 use self::notation::{Given, Notation, OrAuto, OrNone, table, word};
 use self::values::{BufferSize, FrameSize, KeepAlive, LogPath, Patience, SocketPath, StallTimeout, Timeout, UpTo};
@@ -68,7 +70,7 @@ impl Config {
     ///
     /// # Errors
     /// When the file cannot be read, and as [`Config::parse`].
-    pub fn load(path: &Path) -> Result<Config, Error> {
+    pub fn load(path: &Path) -> Result<Loaded, Error> {
         load(path, check::check)
     }
 
@@ -77,7 +79,7 @@ impl Config {
     /// # Errors
     /// As [`Config::load`], and when a key has another value that only a restart can change: that of the control socket,
     /// which whoever waits for the verdict is connected to.
-    pub fn load_next(&self, path: &Path) -> Result<Config, Error> {
+    pub fn load_next(&self, path: &Path) -> Result<Loaded, Error> {
         load(path, |next| check::check(next).and_then(|()| check::check_next(self, next)))
     }
 
@@ -312,11 +314,11 @@ mod log {
     }
 }
 
-fn load(path: &Path, check: impl Fn(&Config) -> Result<(), Fault>) -> Result<Config, Error> {
+fn load(path: &Path, check: impl Fn(&Config) -> Result<(), Fault>) -> Result<Loaded, Error> {
     let origin = path.display().to_string();
     let bytes = read(path).map_err(|error| Error::of_file(&origin, &format!("cannot read the file: {error}")))?;
     match str::from_utf8(&bytes) {
-        Ok(text) => parse(text, &origin, check),
+        Ok(text) => parse(text, &origin, check).map(|config| Loaded { config, keys: keys::keys_of(text) }),
         Err(error) => Err(Error::not_utf8(&origin, &bytes, error.valid_up_to())),
     }
 }

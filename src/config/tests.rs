@@ -475,7 +475,7 @@ fn another_control_socket_is_refused_at_a_reload_and_nothing_else_is() {
     let path = directory.path().join("x.toml");
     let next = |current: &Config, text: &str| {
         std::fs::write(&path, text).expect("a file");
-        current.load_next(&path)
+        current.load_next(&path).map(|loaded| loaded.config)
     };
     let refusal =
         |stays| format!("control.socket cannot be changed by a reload; it stays {stays} until the daemon is restarted");
@@ -549,7 +549,7 @@ fn a_file_is_loaded_or_the_reason_names_it() {
     let path = directory.path().join("x.toml");
     let load = |content: &[u8]| {
         std::fs::write(&path, content).expect("a file");
-        Config::load(&path)
+        Config::load(&path).map(|loaded| loaded.config)
     };
     assert_eq!(load(SHIPPED.as_bytes()), Ok(Config::default()));
     assert_eq!(load(&vec![b'\n'; MAX_FILE as usize]), Ok(Config::default()));

@@ -10,6 +10,9 @@
 //!      12  beats: turns begun and probes heard        13  since when the turn or the method in progress is; 0 if none is
 //!      14  the slot of the turn in progress
 //!  from 64  twelve seconds of 120 words: which second, requests, busy ns, then how many requests took how long
+//!    1504  how many requests took how long, of all   1616  how long they took in all, in ns
+//!    1664  for each method, by its number, how many were answered with a result, and with an error;
+//!          the first is for what is no method
 //! ```
 //!
 //! The last seconds are written by who knows them, the worker, so that nobody has to wake up to sample them.
@@ -37,7 +40,14 @@ const SECONDS: usize = 64;
 const KEPT: u64 = 12;
 const SECOND_WORDS: usize = 120;
 const BUCKETS_AT: usize = 8;
-const BUCKETS: usize = SECOND_WORDS - BUCKETS_AT;
+/// Kinds of durations that are told apart.
+pub const BUCKETS: usize = SECOND_WORDS - BUCKETS_AT;
+
+const DURATIONS: usize = SECONDS + KEPT as usize * SECOND_WORDS;
+const DURATION_SUM: usize = DURATIONS + BUCKETS;
+const METHODS: usize = 1664;
+/// Methods with counters of their own, and those without.
+const COUNTED_METHODS: usize = 192;
 
 /// Full seconds over which rates and percentiles are taken.
 const WINDOW: u64 = 10;
@@ -115,9 +125,38 @@ impl<'a> Header<'a> {
         self.load(ERRORS)
     }
 
-    /// Worker: it answered with an error.
-    pub fn add_error(&self) {
-        self.add(ERRORS, 1);
+    /// Worker: it answered a request for this method, by its number, or for none (0), with a result or an error.
+    pub fn count_answer(&self, method: u32, is_error: bool) {
+        let method = if Header::counts_method(method) { method as usize } else { 0 };
+        self.add(METHODS + 2 * method + usize::from(is_error), 1);
+        if is_error {
+            self.add(ERRORS, 1);
+        }
+    }
+
+    /// Whether this method has counters of its own.
+    #[must_use]
+    pub fn counts_method(method: u32) -> bool {
+        (method as usize) < COUNTED_METHODS
+    }
+
+    /// How many requests for this method were answered with a result, and how many with an error. Those for none, and for
+    /// methods without counters of their own, are under 0.
+    #[must_use]
+    pub fn answered(&self, method: u32) -> [u64; 2] {
+        let at = METHODS + 2 * method as usize;
+        if Header::counts_method(method) { [self.load(at), self.load(at + 1)] } else { [0; 2] }
+    }
+
+    /// How many requests took how long, ever: [`BUCKETS`] counts, the longest that each is of by [`upper`].
+    pub fn durations(&self) -> impl Iterator<Item = u64> {
+        self.0[DURATIONS..DURATIONS + BUCKETS].iter().map(|word| word.load(Ordering::Relaxed))
+    }
+
+    /// How long all of them took, in ns.
+    #[must_use]
+    pub fn duration_sum(&self) -> u64 {
+        self.load(DURATION_SUM)
     }
 
     /// Handlers that panicked.
@@ -249,6 +288,8 @@ impl<'a> Header<'a> {
         let cell = self.this_second(now);
         bump(&cell[1], requests);
         bump(&cell[BUCKETS_AT + bucket(took)], requests);
+        self.add(DURATIONS + bucket(took), requests);
+        self.add(DURATION_SUM, requests.wrapping_mul(took));
     }
 
     /// Worker: its loop worked for so many ns up to `now`.
@@ -316,7 +357,8 @@ fn bucket(ns: u64) -> usize {
 }
 
 /// The largest ns that falls into a bucket.
-fn upper(bucket: usize) -> u64 {
+#[must_use]
+pub fn upper(bucket: usize) -> u64 {
     match bucket {
         0 => 511,
         _ => {
@@ -373,6 +415,22 @@ mod tests {
             assert_eq!(recent.p50.map(|d| d.as_micros()), Some(10));
             assert_eq!(recent.p99.map(|d| d.as_micros()), Some(10));
             assert_eq!(header.recent(second(200)), Recent::default());
+        });
+    }
+
+    #[test]
+    fn what_was_answered_is_counted_by_method_and_by_how_long_it_took_for_ever() {
+        header(|header| {
+            header.record(5 * NANOSECONDS, 3, 1000);
+            header.record(500 * NANOSECONDS, 1, u64::MAX);
+            let counts: Vec<u64> = header.durations().collect();
+            assert_eq!((counts[bucket(1000)], counts[BUCKETS - 1], counts.iter().sum::<u64>()), (3, 1, 4));
+            for (method, is_error) in [(1, false), (1, true), (191, false), (192, false), (u32::MAX, true), (0, true)] {
+                header.count_answer(method, is_error);
+            }
+            let found = [0, 1, 191, 192, u32::MAX].map(|method| header.answered(method));
+            assert_eq!(found, [[1, 2], [1, 1], [1, 0], [0, 0], [0, 0]]);
+            assert_eq!(header.errors(), 3);
         });
     }
 

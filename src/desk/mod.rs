@@ -34,7 +34,7 @@ use std::ops::Range;
 use crate::proto::frame::PREFIX;
 use crate::sys::memory::{self, Bytes, PAGE, Words};
 
-pub use header::Header;
+pub use header::{BUCKETS, Header, upper};
 pub use recovery::Bytes as ClientBytes;
 pub use slot::{Found, Marks, Place, Slot, State, View};
 

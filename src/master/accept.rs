@@ -15,6 +15,7 @@ use super::{Master, Token, supervise};
 use crate::pool::dispatch::Candidate;
 use crate::pool::{Member, State};
 use crate::proto::channel::MAX_LEASES;
+use crate::proto::control::{About, Kind};
 use crate::proto::frame::{ByteOrder, OrderRule};
 use crate::proto::names::{ClientId, Peer};
 use crate::proto::rpc;
@@ -183,7 +184,8 @@ impl Master {
             }
             log::debug!("client {id} ({peer}) accepted on {}", self.listeners[index].address);
             self.clients += 1;
-            let client = Client { id, socket: accepted.socket, peer, order };
+            let since = now.duration_since(self.started).as_secs() as u32;
+            let client = Client { id, socket: accepted.socket, peer, order, listener: number, since, moves: 0 };
             let chosen = self.dispatcher.pick(candidates).expect("one has room");
             self.lease(chosen, Unleased::fresh(client, clock::monotonic()), candidates, false);
         }
@@ -198,7 +200,8 @@ impl Master {
         let listener = self.listeners.remove(index);
         let _ = self.poller.remove(&listener);
         self.leaving.retain(|number| *number != listener.number);
-        log::info!("no longer listening on {}", listener.address);
+        let sentence = format_args!("no longer listening on {}", listener.address);
+        self.events.note(Kind::ListenerClosed, About::default(), sentence);
     }
 
     /// Sends what was leased in this turn of the loop. A worker whose channel is full gives its share back.
@@ -278,7 +281,8 @@ impl Master {
     fn say_pause(&mut self, pause: Pause, sentence: &str, now: Instant) {
         let said = self.gate.said_at.is_some_and(|(what, when)| what == pause && now.duration_since(when) < SILENCE);
         if !said {
-            log::warn!("{sentence}");
+            let about = About { clients: Some(self.clients), ..About::default() };
+            self.events.note(Kind::Limit, about, sentence);
             self.gate.said_at = Some((pause, now));
         }
     }

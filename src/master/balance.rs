@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::Master;
+use super::counts::Reason;
 use super::worker::Worker;
 use crate::pool::State;
 use crate::pool::rebalance::{self, Busy, Move, Step, WorkerLoad};
 use crate::proto::channel::ToWorker;
-use crate::proto::control::MovedLoad;
+use crate::proto::control::{About, Kind, MovedLoad};
 use crate::proto::names::WorkerId;
 use crate::sys::clock;
 
@@ -23,7 +24,9 @@ impl Master {
                 let moves = self.plan(id, &loads);
                 let count = moves.len();
                 self.move_clients(id, moves);
-                log::info!("worker {id} was the busiest for a while; {count} clients moved from it");
+                let about = About { worker: Some(id), clients: Some(count as u64), ..About::default() };
+                let sentence = format_args!("worker {id} was the busiest for a while; {count} clients moved from it");
+                self.events.note(Kind::Rebalanced, about, sentence);
             }
         }
     }
@@ -73,7 +76,7 @@ impl Master {
                 })
             }));
         }
-        if self.take_in(taken) > 0 {
+        if self.take_in(taken, Reason::Rebalance) > 0 {
             self.tell(from, ToWorker::Look);
         }
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::Master;
 use super::leases::Left;
 use crate::proto::channel::{MethodName, ToWorker};
+use crate::proto::control::{About, Kind};
 use crate::proto::names::{ClientId, Peer};
 use crate::proto::text::Escaped;
 use crate::sys::process::{self, Exit};
@@ -149,10 +150,11 @@ impl Master {
 
     fn quarantine(&mut self, method: &str) {
         let (most, within) = METHOD;
-        log::error!(
+        let sentence = format_args!(
             "method {method:?} has ended {most} workers within {within:?}: it is quarantined, and answered with crashed \
              unrun, until `fdpassctl release {method}` or a reload"
         );
+        self.events.note(Kind::MethodQuarantined, About::default(), sentence);
         self.say_quarantined();
     }
 
@@ -169,7 +171,9 @@ impl Master {
         let Some(index) = self.unleased.iter().position(|unleased| unleased.client.id == client) else { return };
         let Some(unleased) = self.unleased.remove(index) else { return };
         let (most, within) = CLIENT;
-        log::warn!("client {client} ({peer}): its requests ended {most} workers within {within:?}; closing it");
+        let sentence =
+            format_args!("client {client} ({peer}): its requests ended {most} workers within {within:?}; closing it");
+        self.events.note(Kind::ClientGivenUp, About { client: Some(client), ..About::default() }, sentence);
         socket::end(&unleased.client.socket);
         self.counts.closed_for_crashes += 1;
         self.forget(unleased.client);

@@ -17,6 +17,12 @@ pub(super) struct Client {
     pub(super) peer: Peer,
     /// How its byte order is learnt, as its listener has it.
     pub(super) order: OrderRule,
+    /// Where it connected.
+    pub(super) listener: u32,
+    /// When, in seconds after the master's start.
+    pub(super) since: u32,
+    /// How often it went from one worker to another.
+    pub(super) moves: u32,
 }
 
 /// A client without a worker, and what its next one has to know.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::listener::{CONTROL_BACKLOG, ControlListener};
-use super::roles::{Asker, Role, Roles};
+use super::roles::{Peer, Role, Roles};
 use super::verbs::Waits;
 use super::{Master, Token};
 use crate::proto::control::{Code, MAX_REQUEST, PATIENCE, Refusal, Reloaded, Stopped, Verb};
@@ -52,7 +52,7 @@ pub(super) struct ControlClients {
 #[derive(Debug)]
 pub(super) struct ControlClient {
     socket: OwnedFd,
-    pub(super) who: Asker,
+    pub(super) peer: Peer,
     incoming: Vec<u8>,
     /// No more will come in: it has closed, or said that it has asked all that it will.
     has_finished: bool,
@@ -74,7 +74,11 @@ impl ControlClients {
 
     /// When somebody will have had enough time.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.clients.values().filter_map(|client| client.deadline).chain(self.paused_until).min()
+        let deadlines = self.clients.values().filter_map(|client| match client.waits {
+            Some(Waits::Event { until, .. }) => Some(until),
+            _ => client.deadline,
+        });
+        deadlines.chain(self.paused_until).min()
     }
 
     /// Takes in who wants to connect.
@@ -91,9 +95,9 @@ impl ControlClients {
                     return;
                 }
             };
-            let Ok(who) = Asker::of(&socket) else { continue };
-            let mut client = ControlClient::new(socket, who, now);
-            if let Err(refusal) = self.admit(&client.who, now) {
+            let Ok(peer) = Peer::of(&socket) else { continue };
+            let mut client = ControlClient::new(socket, peer, now);
+            if let Err(refusal) = self.admit(&client.peer, now) {
                 // It fits into an empty socket buffer; who does not take it misses nothing else.
                 client.refuse_with(&refusal);
                 let _ = client.send();
@@ -108,7 +112,7 @@ impl ControlClients {
     }
 
     /// Whether somebody may come in. Who may do nothing takes up nobody's place.
-    fn admit(&mut self, who: &Asker, now: Instant) -> Result<(), Refusal> {
+    fn admit(&mut self, who: &Peer, now: Instant) -> Result<(), Refusal> {
         if let Err(refusal) = self.roles.need(Role::Reader, who) {
             if self.told_of_stranger.is_none_or(|told| now >= told + NEXT_STRANGER) {
                 self.told_of_stranger = Some(now);
@@ -122,13 +126,13 @@ impl ControlClients {
         Ok(())
     }
 
-    fn has_room_for(&self, who: &Asker) -> bool {
-        let is_admin = |who: &Asker| self.roles.of(who) == Role::Admin;
+    fn has_room_for(&self, who: &Peer) -> bool {
+        let is_admin = |who: &Peer| self.roles.of(who) == Role::Admin;
         if self.clients.len() >= self.most || is_admin(who) {
             return self.clients.len() < self.most;
         }
-        let others = self.clients.values().filter(|client| !is_admin(&client.who));
-        let same = others.clone().filter(|client| client.who.uid == who.uid).count();
+        let others = self.clients.values().filter(|client| !is_admin(&client.peer));
+        let same = others.clone().filter(|client| client.peer.credentials.uid == who.credentials.uid).count();
         others.count() < self.most.saturating_sub(RESERVED).max(1) && same < PER_USER
     }
 
@@ -155,6 +159,14 @@ impl ControlClients {
         self.clients.iter().filter_map(|(number, client)| Some((*number, client.waits?))).collect()
     }
 
+    /// Whether a client that waits may still have what it waits for.
+    ///
+    /// # Errors
+    /// As [`Roles::need`].
+    pub(super) fn need(&self, number: u64, role: Role) -> Result<(), Refusal> {
+        self.clients.get(&number).map_or(Ok(()), |client| self.roles.need(role, &client.peer))
+    }
+
     /// Answers those who asked for the end, which has come.
     pub(super) fn say_stopped(&mut self, killed: u64) {
         for client in self.clients.values_mut().filter(|client| client.waits == Some(Waits::Stopped)) {
@@ -179,10 +191,10 @@ impl ControlClients {
 struct Over;
 
 impl ControlClient {
-    fn new(socket: OwnedFd, who: Asker, now: Instant) -> ControlClient {
+    fn new(socket: OwnedFd, peer: Peer, now: Instant) -> ControlClient {
         ControlClient {
             socket,
-            who,
+            peer,
             incoming: Vec::new(),
             has_finished: false,
             outgoing: Vec::new(),
@@ -339,7 +351,7 @@ impl Master {
                 let request: Vec<u8> = client.incoming.drain(..total).skip(PREFIX).collect();
                 self.answer(client, &request, now);
                 // A reload may have made a stranger of it.
-                client.is_last = self.control.roles.of(&client.who) == Role::Nobody;
+                client.is_last = self.control.roles.of(&client.peer) == Role::Nobody;
             }
         }
         client.deadline = if client.waits.is_some() { None } else { Some(now + PATIENCE) };

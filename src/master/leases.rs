@@ -5,12 +5,13 @@
 
 use std::io;
 use std::mem;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::client::{Client, Unleased};
 use crate::desk::{Found, MasterDesk, Slot, State};
 use crate::proto::channel::{Lease, MAX_LEASES};
-use crate::proto::names::Peer;
+use crate::proto::names::{ClientId, Peer};
 use crate::sys::ledger::{self, Ledger};
 use crate::table::Table;
 
@@ -48,6 +49,16 @@ struct Leased {
     generation: u32,
     /// Requests that it had had when it was last looked at.
     requests: u64,
+}
+
+/// What a desk tells of a client, to be shown.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct OnDesk {
+    /// When it last sent or took a byte: ns of CLOCK_MONOTONIC.
+    pub(super) active: u64,
+    pub(super) requests: u64,
+    /// Unread and unsent ones.
+    pub(super) bytes: u64,
 }
 
 /// What a worker's word that a slot is done with comes to.
@@ -114,10 +125,43 @@ impl Leases {
 
     /// The clients, each with its slot.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Client)> {
-        (0..self.used).filter_map(|slot| match self.entries.get(slot) {
-            Some(Entry::Leased(leased)) => Some((slot, &leased.client)),
-            Some(Entry::Taken) | None => None,
+        (0..self.used).filter_map(|slot| Some((slot, self.client(slot)?)))
+    }
+
+    /// Slots that were ever used are below this.
+    pub(super) fn used(&self) -> u32 {
+        self.used
+    }
+
+    /// The clients in these slots, each with what the desk tells of it.
+    pub(super) fn page<'a>(
+        &'a self,
+        slots: Range<u32>,
+        desk: &'a MasterDesk,
+    ) -> impl Iterator<Item = (&'a Client, OnDesk)> {
+        slots.filter_map(|slot| {
+            let (client, on_desk) = (self.client(slot)?, desk.slot(slot)?);
+            let view = on_desk.view();
+            // One at rest has nothing there, whatever its last view was of.
+            let is_at_rest = self.state(slot, desk) == Some(State::Rest);
+            let unsent = if is_at_rest { 0 } else { u64::from(view.replied) };
+            let unread = if is_at_rest { 0 } else { u64::from(view.have).saturating_sub(view.answered.into()) };
+            let bytes = unsent + unread;
+            Some((client, OnDesk { active: on_desk.active(), requests: on_desk.requests(), bytes }))
         })
+    }
+
+    /// The client in a slot.
+    pub(super) fn client(&self, slot: u32) -> Option<&Client> {
+        match self.entries.get(slot)? {
+            Entry::Leased(leased) => Some(&leased.client),
+            Entry::Taken => None,
+        }
+    }
+
+    /// The slot of a client.
+    pub(super) fn slot_of(&self, id: ClientId) -> Option<u32> {
+        self.iter().find(|(_, client)| client.id == id).map(|(slot, _)| slot)
     }
 
     /// Leases a client: fills a slot, its bytes laid into their places. The lease is sent with the next batch.

@@ -14,9 +14,13 @@ mod balance;
 mod blame;
 mod client;
 mod control;
+mod counts;
 mod error;
+mod events;
 mod leases;
 mod listener;
+mod looking;
+mod metrics;
 mod reload;
 mod roles;
 mod start;
@@ -36,7 +40,9 @@ use accept::Gate;
 use blame::Strikes;
 use client::{Addresses, Unleased};
 use control::ControlClients;
+use counts::{Counts, Tally, Totals};
 pub use error::Error;
+use events::{Asker, Events};
 use listener::{ControlListener, Listener};
 use reload::Reload;
 use steer::AskedBalance;
@@ -45,14 +51,14 @@ use watch::Watch;
 use worker::Worker;
 
 use crate::channel::Scratch;
-use crate::config::Config;
+use crate::config::{Config, Keys};
 use crate::desk::Layout;
 use crate::logging;
 use crate::pool::dispatch::Dispatcher;
 use crate::pool::rebalance::Rebalancer;
 use crate::pool::{Action, Pool};
-use crate::proto::channel::ToWorker;
-use crate::proto::control::{Code, LastReload, Origin};
+use crate::proto::channel::{LogLevel, ToWorker};
+use crate::proto::control::{About, Code, Kind, LastReload, Origin};
 use crate::proto::names::{Generation, WorkerId};
 use crate::sys::poll::{Event, Poller};
 use crate::sys::process::Executable;
@@ -69,6 +75,8 @@ pub struct Setup {
     pub version: &'static str,
     /// What the operator wants.
     pub config: Config,
+    /// The keys that the file has.
+    pub config_keys: Keys,
     /// Where that was read; none if nobody named a file and there was none at the standard place.
     pub config_file: Option<PathBuf>,
     /// The standard place, which a reload looks at in that case.
@@ -99,57 +107,13 @@ struct Seat {
     last_death: Option<String>,
 }
 
-/// What the master itself counts.
-#[derive(Clone, Copy, Debug, Default)]
-struct Counts {
-    refused: u64,
-    moved: u64,
-    lost: u64,
-    deaths: u64,
-    stalls: u64,
-    reruns: u64,
-    closed_for_crashes: u64,
-    /// Workers that had to be killed because they did not finish in time.
-    killed: u64,
-}
-
-/// What a worker, or all that were at a seat, did.
-#[derive(Clone, Copy, Debug, Default)]
-struct Totals {
-    requests: u64,
-    errors: u64,
-    panics: u64,
-    log_errors: u64,
-}
-
-impl Totals {
-    /// This and what a worker did by now. The figures are its own word: they are summed up and no more.
-    fn plus(self, worker: &Worker) -> Totals {
-        let header = worker.desk.header();
-        self.and(Totals {
-            requests: header.requests(),
-            errors: header.errors(),
-            panics: header.panics(),
-            log_errors: header.log_errors(),
-        })
-    }
-
-    fn and(self, other: Totals) -> Totals {
-        Totals {
-            requests: self.requests.saturating_add(other.requests),
-            errors: self.errors.saturating_add(other.errors),
-            panics: self.panics.saturating_add(other.panics),
-            log_errors: self.log_errors.saturating_add(other.log_errors),
-        }
-    }
-}
-
 /// The supervisor.
 struct Master {
     name: String,
     version: &'static str,
     /// In force.
     config: Config,
+    config_keys: Keys,
     config_file: Option<PathBuf>,
     standard_file: PathBuf,
     announce: Option<Announce>,
@@ -196,6 +160,11 @@ struct Master {
     clients: u64,
     max_clients: u64,
     counts: Counts,
+    /// What workers did that are gone.
+    tally: Tally,
+    events: Events,
+    /// The level of the log, if it is not the configuration's.
+    log_level: Option<LogLevel>,
 }
 
 impl Master {
@@ -244,33 +213,40 @@ impl Master {
     fn take_signals(&mut self, now: Instant) {
         for signal in self.signals.take() {
             match signal {
-                Signal::Terminate => self.stop("SIGTERM", now),
-                Signal::Interrupt => self.stop("SIGINT", now),
+                Signal::Terminate => self.stop(Asker::signal("SIGTERM"), now),
+                Signal::Interrupt => self.stop(Asker::signal("SIGINT"), now),
                 Signal::Child => self.reap(now),
                 Signal::User1 => self.reopen_log(),
                 Signal::Hangup => {
                     // The verdict is in the log and in the status; nobody waits for it.
-                    if let Err(refusal) = self.begin_reload("SIGHUP", now)
+                    if let Err(refusal) = self.begin_reload(Asker::signal("SIGHUP"), now)
                         && refusal.code != Code::Rejected
                     {
                         log::warn!("SIGHUP: {}", refusal.message);
                     }
                 }
-                Signal::TerminalInput => self.step("SIGTTIN", 1),
-                Signal::TerminalOutput => self.step("SIGTTOU", -1),
+                Signal::TerminalInput => self.step(Asker::signal("SIGTTIN"), 1),
+                Signal::TerminalOutput => self.step(Asker::signal("SIGTTOU"), -1),
             }
         }
     }
 
     /// Begins the end; asked a second time, it comes at once.
-    fn stop(&mut self, who: &str, now: Instant) {
+    fn stop(&mut self, asker: Asker, now: Instant) {
         if self.pool.is_stopping() {
-            log::warn!("{who} again: killing the workers that are left");
+            self.events.note(
+                Kind::Stopping,
+                asker.about(),
+                format_args!("{asker} again: killing the workers that are left"),
+            );
             return self.pool.stop(now);
         }
         self.abandon_reload("the daemon is stopping".to_owned());
         let patience = self.config.limits.drain_timeout;
-        log::info!("{who}: stopping; {} clients get {patience:?} for what is being executed", self.clients);
+        let about = About { clients: Some(self.clients), ..asker.about() };
+        let clients = self.clients;
+        let sentence = format_args!("{asker}: stopping; {clients} clients get {patience:?} for what is being executed");
+        self.events.note(Kind::Stopping, about, sentence);
         self.pool.stop(now + patience);
         self.leaving.clear();
         for listener in self.listeners.drain(..) {
@@ -281,7 +257,7 @@ impl Master {
 
     fn reopen_log(&mut self) {
         match logging::reopen() {
-            Ok(()) => log::info!("SIGUSR1: log file opened again"),
+            Ok(()) => self.events.note(Kind::LogReopened, About::default(), "SIGUSR1: log file opened again"),
             Err(e) => log::warn!("cannot open the log file again: {e}; lines still go to the one that was open"),
         }
         for id in self.workers.keys().copied().collect::<Vec<_>>() {

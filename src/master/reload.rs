@@ -13,13 +13,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::events::Asker;
 use super::listener::{self, Listener};
-use super::start::{client_limits, target, worker_count};
+use super::start::{ClientLimits, client_limits, target, worker_count};
 use super::{Error, Master, Token};
-use crate::config::{self, Config, Control};
+use crate::config::{self, Config, Control, Keys, Loaded};
 use crate::desk::Layout;
 use crate::logging;
-use crate::proto::control::{Code, LastReload, Origin, Place, Refusal, Reloaded, Verdict};
+use crate::proto::control::{About, Code, Kind, LastReload, Origin, Place, Refusal, Reloaded, Verdict};
 use crate::proto::names::Generation;
 use crate::sys::poll::Interest;
 
@@ -28,6 +29,7 @@ use crate::sys::poll::Interest;
 pub(super) struct Reload {
     pub(super) generation: Generation,
     pub(super) config: Config,
+    config_keys: Keys,
     config_file: Option<PathBuf>,
     max_clients: u64,
     listeners: Vec<Planned>,
@@ -49,7 +51,7 @@ impl Master {
     ///
     /// # Errors
     /// Why not; nothing has changed then.
-    pub(super) fn begin_reload(&mut self, who: &str, now: Instant) -> Result<(), Refusal> {
+    pub(super) fn begin_reload(&mut self, asker: Asker, now: Instant) -> Result<(), Refusal> {
         if self.pool.is_stopping() {
             return Err(Refusal::new(Code::Refused, "the daemon is stopping"));
         }
@@ -61,29 +63,50 @@ impl Master {
         }
         match self.prepare(now) {
             Ok(reload) => {
-                log::info!("{who}: reloading; generation {} is being started", reload.generation);
+                let workers = worker_count(reload.config.workers.count) as u32;
+                let generation = reload.generation;
+                let about = About { generation: Some(generation), workers: Some(workers), ..asker.about() };
+                let sentence = format_args!("{asker}: reloading; generation {generation} is being started");
+                self.events.note(Kind::ReloadBegun, about, sentence);
                 self.pool.reload(target(&reload.config, reload.generation));
                 self.reload = Some(reload);
                 Ok(())
             }
             Err(refusal) => {
-                log::error!("{who}: the new configuration is rejected: {}", sentence_of(&refusal));
+                let sentence = format_args!("{asker}: the new configuration is rejected: {}", sentence_of(&refusal));
+                self.events.note(Kind::ReloadRejected, asker.about(), sentence);
                 self.note_verdict(Verdict::Rejected, Some(refusal.message.clone()));
                 Err(refusal)
             }
         }
     }
 
+    /// The file that a reload reads; none if there is none.
+    pub(super) fn next_file(&self) -> Option<PathBuf> {
+        self.config_file.clone().or_else(|| self.standard_file.exists().then(|| self.standard_file.clone()))
+    }
+
+    /// The configuration that a reload would try.
+    pub(super) fn read_next(&self, file: Option<&Path>) -> Result<Loaded, Refusal> {
+        match file {
+            Some(path) => self.config.load_next(path).map_err(|error| rejection(path, &error)),
+            None => Ok(Loaded::default()),
+        }
+    }
+
+    /// How many clients there may be under a configuration.
+    pub(super) fn limits_under(&self, config: &Config) -> Result<ClientLimits, Refusal> {
+        client_limits(config, worker_count(config.workers.count), self.descriptors)
+            .map_err(|e| Refusal::new(Code::Rejected, e.to_string()))
+    }
+
     /// Everything that can fail before anything is changed.
     fn prepare(&mut self, now: Instant) -> Result<Reload, Refusal> {
-        let file = self.config_file.clone().or_else(|| self.standard_file.exists().then(|| self.standard_file.clone()));
-        let config = match &file {
-            Some(path) => self.config.load_next(path).map_err(|error| rejection(path, &error))?,
-            None => Config::default(),
-        };
+        let file = self.next_file();
+        let Loaded { config, keys: config_keys } = self.read_next(file.as_deref())?;
         let reject = |sentence: String| Refusal::new(Code::Rejected, sentence);
-        let workers = worker_count(config.workers.count);
-        let limits = client_limits(&config, workers, self.descriptors).map_err(|e| reject(e.to_string()))?;
+        let limits = self.limits_under(&config)?;
+        limits.warn_if_lowered();
         // The clients there are come along, with all that is parked of them: some of it perhaps since a configuration before
         // the one in force, if there were clients ever since.
         let before = if self.clients > 0 { self.layout.max_frame() } else { self.config.limits.max_frame };
@@ -98,6 +121,7 @@ impl Master {
         Ok(Reload {
             generation: self.last_generation,
             config,
+            config_keys,
             config_file: file,
             max_clients: limits.clients,
             listeners,
@@ -143,7 +167,7 @@ impl Master {
     /// All workers of the new configuration are ready: from now on it is in force.
     pub(super) fn commit_reload(&mut self, now: Instant) {
         let Some(reload) = self.reload.take() else { return };
-        let Reload { generation, config, config_file, max_clients, listeners, log, began } = reload;
+        let Reload { generation, config, config_keys, config_file, max_clients, listeners, log, began } = reload;
         log.commit();
         if config.control != self.config.control {
             self.change_control(&config.control, now);
@@ -155,20 +179,29 @@ impl Master {
         self.dispatcher.set_policy(config.workers.dispatch);
         self.strikes.forgive();
         self.say_quarantined();
-        (self.config, self.config_file, self.generation) = (config, config_file, generation);
+        (self.config, self.config_keys, self.config_file) = (config, config_keys, config_file);
+        self.generation = generation;
+        if self.log_level.take().is_some() {
+            // Those of this generation that heard of it, too.
+            self.tell_log_level();
+        }
         (self.max_clients, self.count_origin) = (max_clients, Origin::Config);
         self.watch_anew(now);
         let took = now.duration_since(began);
-        log::info!("reloaded: generation {generation} is in force after {} ms", took.as_millis());
-        self.note_verdict(Verdict::Applied, None);
         let workers = self.ready_workers().filter(|worker| worker.generation == generation).count() as u32;
+        let about = About { generation: Some(generation), workers: Some(workers), ..About::default() };
+        let sentence = format_args!("reloaded: generation {generation} is in force after {} ms", took.as_millis());
+        self.events.note(Kind::ReloadApplied, about, sentence);
+        self.note_verdict(Verdict::Applied, None);
         self.control.say_reloaded(&Ok(Reloaded { generation, workers, seconds: took.as_secs_f64() }));
     }
 
     /// The new configuration is given up.
     pub(super) fn abandon_reload(&mut self, why: String) {
         let Some(reload) = self.reload.take() else { return };
-        log::error!("generation {} is rolled back: {why}", reload.generation);
+        let about = About { generation: Some(reload.generation), ..About::default() };
+        let sentence = format_args!("generation {} is rolled back: {why}", reload.generation);
+        self.events.note(Kind::ReloadRolledBack, about, sentence);
         self.restore_listeners();
         self.note_verdict(Verdict::RolledBack, Some(why.clone()));
         self.control.say_reloaded(&Err(Refusal::new(Code::RolledBack, why)));
@@ -187,6 +220,10 @@ impl Master {
 
     fn note_verdict(&mut self, verdict: Verdict, message: Option<String>) {
         let at = SystemTime::UNIX_EPOCH.elapsed().unwrap_or(Duration::ZERO).as_secs();
+        self.counts.reloads.add(verdict, 1);
+        if verdict == Verdict::Applied {
+            self.counts.applied_at = at;
+        }
         self.last_reload = Some(LastReload { at, verdict, message });
     }
 
@@ -206,7 +243,8 @@ impl Master {
                         if self.gate.pause.is_some() { self.poller.disarm(&*listener, token) } else { Ok(()) }
                     });
                     warn(&format!("watch {}", listener.address), watched);
-                    log::info!("listening on {}", listener.address);
+                    let sentence = format_args!("listening on {}", listener.address);
+                    self.events.note(Kind::ListenerOpened, About::default(), sentence);
                     self.listeners.push(*listener);
                 }
             }

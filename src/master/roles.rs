@@ -32,21 +32,20 @@ pub(super) enum Role {
 /// Who asks, as the kernel knew it when it connected (SO_PEERCRED and SO_PEERGROUPS): a process may become another user
 /// since, and hand its connection on.
 #[derive(Clone, Debug)]
-pub(super) struct Asker {
-    pub(super) pid: u32,
-    pub(super) uid: u32,
+pub(super) struct Peer {
+    pub(super) credentials: Credentials,
     /// Its primary group among them.
     groups: Vec<u32>,
 }
 
-impl Asker {
+impl Peer {
     /// Who is at the other end.
-    pub(super) fn of(socket: impl AsFd) -> io::Result<Asker> {
-        let Credentials { pid, uid, gid } = socket::credentials(&socket)?;
+    pub(super) fn of(socket: impl AsFd) -> io::Result<Peer> {
+        let credentials = socket::credentials(&socket)?;
         // A kernel that does not tell them lets nobody in by them.
         let mut groups = socket::groups(&socket).unwrap_or_default();
-        groups.push(gid);
-        Ok(Asker { pid, uid, groups })
+        groups.push(credentials.gid);
+        Ok(Peer { credentials, groups })
     }
 
     fn is_in(&self, group: &Option<Group>) -> bool {
@@ -54,9 +53,9 @@ impl Asker {
     }
 }
 
-impl fmt::Display for Asker {
+impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "uid {} (pid {})", self.uid, self.pid)
+        write!(f, "uid {} (pid {})", self.credentials.uid, self.credentials.pid)
     }
 }
 
@@ -80,8 +79,9 @@ impl Roles {
         (self.admins, self.readers) = (control.admin_group.clone(), control.read_group.clone());
     }
 
-    pub(super) fn of(&self, who: &Asker) -> Role {
-        if who.uid == 0 || who.uid == self.user.uid || who.is_in(&self.admins) {
+    pub(super) fn of(&self, who: &Peer) -> Role {
+        let uid = who.credentials.uid;
+        if uid == 0 || uid == self.user.uid || who.is_in(&self.admins) {
             return Role::Admin;
         }
         let is_anybodys = self.admins.is_none() && self.readers.is_none();
@@ -92,7 +92,7 @@ impl Roles {
     ///
     /// # Errors
     /// `forbidden`, with who they would have to be.
-    pub(super) fn need(&self, role: Role, who: &Asker) -> Result<(), Refusal> {
+    pub(super) fn need(&self, role: Role, who: &Peer) -> Result<(), Refusal> {
         if self.of(who) >= role {
             return Ok(());
         }
@@ -137,20 +137,20 @@ mod tests {
         Roles::new(User { name: "fdpassd".to_owned(), uid: DAEMON }, &control)
     }
 
-    fn asker(uid: u32, groups: &[u32]) -> Asker {
-        Asker { pid: 1, uid, groups: groups.to_vec() }
+    fn peer(uid: u32, groups: &[u32]) -> Peer {
+        Peer { credentials: Credentials { pid: 1, uid, gid: 0 }, groups: groups.to_vec() }
     }
 
     #[test]
     fn each_line_of_the_table_is_so() {
         use Role::*;
-        let askers = [
-            asker(0, &[0]),
-            asker(DAEMON, &[DAEMON]),
-            asker(1000, &[1000, ADMINS]),
-            asker(1000, &[READERS, 7]),
-            asker(1000, &[READERS, ADMINS]),
-            asker(1000, &[DAEMON, 0]),
+        let peers = [
+            peer(0, &[0]),
+            peer(DAEMON, &[DAEMON]),
+            peer(1000, &[1000, ADMINS]),
+            peer(1000, &[READERS, 7]),
+            peer(1000, &[READERS, ADMINS]),
+            peer(1000, &[DAEMON, 0]),
         ];
         for (admins, readers, expected) in [
             (false, false, [Admin, Admin, Reader, Reader, Reader, Reader]),
@@ -159,13 +159,13 @@ mod tests {
             (true, true, [Admin, Admin, Admin, Reader, Admin, Nobody]),
         ] {
             let roles = roles(admins, readers);
-            assert_eq!(askers.each_ref().map(|who| roles.of(who)), expected, "{admins} {readers}");
+            assert_eq!(peers.each_ref().map(|who| roles.of(who)), expected, "{admins} {readers}");
         }
     }
 
     #[test]
     fn a_refusal_names_all_who_are_not_refused() {
-        let stranger = asker(1000, &[1000]);
+        let stranger = peer(1000, &[1000]);
         let refusal = |roles: &Roles, role| roles.need(role, &stranger).expect_err("a stranger");
         let both = roles(true, true);
         let changing = refusal(&both, Role::Admin);
@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn another_configuration_holds_for_those_who_are_there() {
         let mut roles = roles(true, false);
-        let who = asker(1000, &[ADMINS]);
+        let who = peer(1000, &[ADMINS]);
         roles.need(Role::Admin, &who).expect("a member");
         roles.change(&Control::default());
         assert_eq!(roles.of(&who), Role::Reader);

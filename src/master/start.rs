@@ -1,16 +1,18 @@
 //! How a master comes to be, and how much it can have.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use super::accept::Gate;
 use super::blame::Strikes;
 use super::client::Addresses;
 use super::control::{ControlClients, MOST_CONTROL_CLIENTS};
+use super::counts::{Counts, Tally};
+use super::events::Events;
 use super::listener::{ControlListener, Listener};
 use super::roles::Roles;
 use super::watch::Watch;
-use super::{Counts, Error, Master, Setup, Token};
+use super::{Error, Master, Setup, Token};
 use crate::channel::Scratch;
 use crate::config::{Config, Count};
 use crate::desk::Layout;
@@ -41,10 +43,12 @@ const BATCH: usize = 256;
 impl Master {
     /// Opens, binds and catches all that it needs; no worker is started yet.
     pub(super) fn new(setup: Setup) -> Result<Master, Error> {
-        let Setup { name, version, config, config_file, standard_file, announce } = setup;
+        let Setup { name, version, config, config_keys, config_file, standard_file, announce } = setup;
         let started = Instant::now();
         let descriptors = fd::raise_limit().map_err(Error::system("read the limit of descriptors"))?;
         let limits = client_limits(&config, worker_count(config.workers.count), descriptors)?;
+        limits.warn_if_lowered();
+        let applied_at = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
         let executable = Executable::current().map_err(Error::system("open the running program"))?;
         let signals = Signals::catch(&[
             Signal::Terminate,
@@ -87,6 +91,7 @@ impl Master {
             name,
             version,
             config,
+            config_keys,
             config_file,
             standard_file,
             announce: Some(announce),
@@ -117,7 +122,10 @@ impl Master {
             unleased: VecDeque::new(),
             next_client: 1,
             clients: 0,
-            counts: Counts::default(),
+            counts: Counts { applied_at, ..Counts::default() },
+            tally: Tally::default(),
+            events: Events::default(),
+            log_level: None,
         })
     }
 }
@@ -147,39 +155,45 @@ fn control_clients(descriptors: u64) -> u64 {
 }
 
 /// How many clients there may be.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct ClientLimits {
     pub(super) clients: u64,
     /// Slots on each desk.
     pub(super) slots: u32,
+    /// Why there may not be as many as the configuration wants.
+    lowered: Option<String>,
+}
+
+impl ClientLimits {
+    /// Whoever puts them into force says so.
+    pub(super) fn warn_if_lowered(&self) {
+        if let Some(sentence) = &self.lowered {
+            log::warn!("{sentence}");
+        }
+    }
 }
 
 /// How many there may be beside so many workers, with so many descriptors.
 pub(super) fn client_limits(config: &Config, workers: usize, descriptors: u64) -> Result<ClientLimits, Error> {
     let for_workers = WORKER_DESCRIPTORS * workers as u64;
     let taken = OWN_DESCRIPTORS + control_clients(descriptors) + for_workers + config.listen.len() as u64;
-    let clients = most_clients(config, descriptors, taken)?;
-    Ok(ClientLimits { clients, slots: u32::try_from(clients).unwrap_or(u32::MAX) })
-}
-
-/// How many clients there may be, with so many descriptors of which so many are taken.
-fn most_clients(config: &Config, descriptors: u64, taken: u64) -> Result<u64, Error> {
     let possible = descriptors.saturating_sub(taken).min(u64::from(Layout::most_slots(config.limits.max_frame)));
     if possible == 0 {
         let sentence = format!("the limit of {descriptors} descriptors leaves none for clients: {taken} are needed");
         return Err(Error::System(sentence));
     }
-    match config.limits.max_clients {
-        None => Ok(possible.min(MOST_CLIENTS)),
-        Some(wanted) if u64::from(wanted.get()) <= possible => Ok(u64::from(wanted.get())),
+    let (clients, lowered) = match config.limits.max_clients {
+        None => (possible.min(MOST_CLIENTS), None),
+        Some(wanted) if u64::from(wanted.get()) <= possible => (wanted.get().into(), None),
         Some(wanted) => {
-            log::warn!(
+            let sentence = format!(
                 "max-clients lowered from {wanted} to {possible}: the limit is {descriptors} descriptors, of which \
                  {taken} are needed for other things"
             );
-            Ok(possible)
+            (possible, Some(sentence))
         }
-    }
+    };
+    Ok(ClientLimits { clients, slots: u32::try_from(clients).unwrap_or(u32::MAX), lowered })
 }
 
 fn open_control(name: &str, config: &Config) -> Result<ControlListener, Error> {

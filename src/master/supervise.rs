@@ -4,13 +4,15 @@ use std::io;
 use std::time::Instant;
 
 use super::client::Client;
+use super::counts::{Cause, Reason};
 use super::leases::{Done, Recovered};
 use super::worker::Worker;
 use super::{Master, Token};
 use crate::channel::Heard;
 use crate::config::Config;
 use crate::pool::{Late, State};
-use crate::proto::channel::{Ready, Settings, Start, Stop, ToMaster, ToWorker, VERSION};
+use crate::proto::channel::{Log, Ready, Settings, Start, Stop, ToMaster, ToWorker, VERSION};
+use crate::proto::control::{About, Kind};
 use crate::proto::names::{Generation, WorkerId};
 use crate::sys::poll::Interest;
 use crate::sys::process::{self, Exit};
@@ -43,19 +45,21 @@ impl Master {
         let _ = self.poller.remove(&worker.channel);
         let seat = self.seat(worker.seat);
         seat.totals = seat.totals.plus(&worker);
+        self.tally.add(&worker.desk.header(), &worker.methods);
         let failure = worker.failure.take();
         let has_answered = worker.desk.header().requests() > 0;
-        let (name, index) = (worker.name(), worker.seat);
-        let Worker { desk, leases, methods, is_timed_out, is_unneeded, .. } = worker;
+        let (name, about, index) = (worker.name(), worker.about(), worker.seat);
+        let Worker { desk, leases, methods, is_timed_out, is_unneeded, killed_for, .. } = worker;
         let left = leases.into_left(&desk, written, is_timed_out);
 
         let blame = self.lay_blame(exit, is_timed_out, &methods, &left, now);
         let cause = blame.cause(exit, failure);
+        let kind_of_cause = Cause::of(exit, blame.is_out_of_memory, killed_for);
         let lost = left.lost.len();
         left.lost.into_iter().for_each(|(reason, client)| self.lose(&reason, client));
         left.ended.into_iter().for_each(|client| self.forget(client));
         let recovered = left.recovered.into_iter().map(|(unleased, _)| Ok(unleased)).collect();
-        let moved = self.take_in(recovered);
+        let moved = self.take_in(recovered, Reason::Death);
         if let Some((client, peer)) = blame.culprit {
             self.close_culprit(client, peer);
         }
@@ -66,47 +70,54 @@ impl Master {
         let was_useful = has_answered || blame.request.is_some() || !is_own_doing;
         let delay = self.pool.exited(id, was_useful, now);
         let is_well = exit == Exit::Status(0) && blame.request.is_none() && (has_answered || is_no_loss);
+        let about = About { clients: Some((moved + lost) as u64), ..about };
         if is_well || is_unneeded {
             let moved = if moved > 0 { format!("; {moved} clients moved") } else { String::new() };
-            return log::info!("{name} finished{moved}");
+            return self.events.note(Kind::WorkerFinished, about, format_args!("{name} finished{moved}"));
         }
         if self.pool.is_stopping() {
-            return log::warn!("{name} {cause}; {} clients closed", moved + lost);
+            let sentence = format_args!("{name} {cause}; {} clients closed", moved + lost);
+            return self.events.note(Kind::WorkerDied, about, sentence);
         }
         let next = match delay {
             Some(delay) if delay.is_zero() => "; its successor starts now".to_owned(),
             Some(delay) => format!("; its successor starts in {} ms", delay.as_millis()),
             None => String::new(),
         };
-        log::warn!("{name} {cause}; {moved} clients moved, {lost} closed, {}{next}", blame.outcome);
-        self.counts.deaths += 1;
+        let sentence = format_args!("{name} {cause}; {moved} clients moved, {lost} closed, {}{next}", blame.outcome);
+        self.events.note(Kind::WorkerDied, about, sentence);
+        self.counts.deaths.add(kind_of_cause, 1);
+        self.counts.rescues.add(kind_of_cause, moved as u64);
         self.last_failure = Some(cause.clone());
         self.seat(index).last_death = Some(cause);
     }
 
     /// Clients that a worker does not have any more, to be leased to others: those first that have waited longest, so that
     /// nobody waits for ever behind one who comes back fast. Returns how many.
-    pub(super) fn take_in(&mut self, recovered: Vec<Recovered>) -> usize {
+    pub(super) fn take_in(&mut self, recovered: Vec<Recovered>, reason: Reason) -> usize {
         let mut movers = Vec::with_capacity(recovered.len());
         for recovered in recovered {
             match recovered {
                 Ok(unleased) if self.pool.is_stopping() => self.forget(unleased.client),
-                Ok(unleased) => movers.push(unleased),
+                Ok(mut unleased) => {
+                    unleased.client.moves = unleased.client.moves.saturating_add(1);
+                    movers.push(unleased);
+                }
                 Err((reason, client)) => self.lose(&reason, client),
             }
         }
         movers.sort_by_key(|unleased| unleased.times.1);
         let count = movers.len();
-        self.counts.moved += count as u64;
+        self.counts.moves.add(reason, count as u64);
         self.unleased.extend(movers);
         count
     }
 
     /// Takes all clients of a worker that are in no turn. Returns how many; the worker is yet to be told.
-    pub(super) fn take_all(&mut self, id: WorkerId) -> usize {
+    pub(super) fn take_all(&mut self, id: WorkerId, reason: Reason) -> usize {
         let Some(worker) = self.workers.get_mut(&id) else { return 0 };
         let taken = worker.leases.take_all(&worker.desk);
-        self.take_in(taken)
+        self.take_in(taken, reason)
     }
 
     /// Closes a client that has no worker and can have none.
@@ -204,7 +215,7 @@ impl Master {
                 }
             }
         }
-        self.take_in(given_up);
+        self.take_in(given_up, Reason::Drain);
     }
 
     fn take_ready(&mut self, id: WorkerId, ready: Ready, now: Instant) {
@@ -218,10 +229,12 @@ impl Master {
         }
         let took = now.duration_since(worker.started);
         worker.methods = ready.methods;
-        log::info!("{} is ready after {} ms", worker.name(), took.as_millis());
+        let sentence = format_args!("{} is ready after {} ms", worker.name(), took.as_millis());
+        self.events.note(Kind::WorkerReady, worker.about(), sentence);
         if let Some(announce) = self.announce.take() {
             let addresses: Vec<String> = self.listeners.iter().map(|listener| listener.address.to_string()).collect();
-            log::info!("{} {} serves on {}", self.name, self.version, addresses.join(", "));
+            let sentence = format_args!("{} {} serves on {}", self.name, self.version, addresses.join(", "));
+            self.events.note(Kind::Started, About::default(), sentence);
             announce(&addresses);
         }
     }
@@ -229,6 +242,8 @@ impl Master {
     pub(super) fn spawn(&mut self, index: usize, id: WorkerId, generation: Generation, now: Instant) {
         let next = self.reload.as_ref().filter(|reload| reload.generation == generation);
         let config = next.map_or(&self.config, |reload| &reload.config);
+        let level = self.log_level.filter(|_| next.is_none()).unwrap_or(config.log.level);
+        let log = Log { level, ..config.log.clone() };
         let start = Start {
             version: VERSION,
             name: self.name.clone(),
@@ -238,14 +253,14 @@ impl Master {
             slots: self.layout.slots(),
             longest: self.layout.max_frame(),
             quarantined: self.strikes.quarantined().to_vec(),
-            settings: settings(config, id),
+            settings: Settings { log, ..settings(config, id) },
         };
         let spawned = Worker::spawn(&self.executable, start, self.layout, now).and_then(|worker| {
             self.poller.add(&worker.channel, Token::Worker(id).into(), Interest::Read).map(|()| worker)
         });
         match spawned {
             Ok(worker) => {
-                log::debug!("{} started", worker.name());
+                self.events.note(Kind::WorkerStarted, worker.about(), format_args!("{} started", worker.name()));
                 self.seat(index).spawned += 1;
                 self.workers.insert(id, worker);
             }
@@ -254,36 +269,49 @@ impl Master {
                 self.last_failure = Some(reason.clone());
                 self.seat(index).last_death = Some(reason);
                 let delay = self.pool.exited(id, false, now).unwrap_or_default();
-                log::error!("worker {id} cannot be started: {e}; trying again in {} ms", delay.as_millis());
+                let sentence =
+                    format_args!("worker {id} cannot be started: {e}; trying again in {} ms", delay.as_millis());
+                let about = About { worker: Some(id), seat: Some(index as u32), ..About::default() };
+                self.events.note(Kind::WorkerFailed, about, sentence);
             }
         }
     }
 
     pub(super) fn kill_late(&mut self, id: WorkerId, why: Late) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
+        let (about, name) = (worker.about(), worker.name());
         match why {
             Late::NotReady => {
+                worker.killed_for = Some(Cause::Late);
                 // It may be what its generation is rolled back for: then the pool wants another one already, and its death
                 // will be known only later.
                 let config = self.reload.as_ref().filter(|reload| reload.generation == worker.generation);
                 let limit = config.map_or(&self.config, |reload| &reload.config).workers.start_timeout;
                 worker.failure = Some(format!("it was not ready within {limit:?}"));
                 self.last_failure = Some(format!("was not ready within {limit:?}"));
-                log::warn!("{} is not ready after {limit:?}; killing it", worker.name());
+                let sentence = format_args!("{name} is not ready after {limit:?}; killing it");
+                self.events.note(Kind::WorkerKilled, about, sentence);
             }
             Late::NotGone => {
+                worker.killed_for = Some(Cause::Late);
                 self.counts.killed += 1;
-                log::warn!("{} has not finished in time; killing it", worker.name());
+                self.events.note(
+                    Kind::WorkerKilled,
+                    about,
+                    format_args!("{name} has not finished in time; killing it"),
+                );
             }
             Late::Stalled => {
+                worker.killed_for = Some(Cause::Timeout);
                 worker.is_timed_out = worker.is_executing();
                 let what =
                     if worker.is_timed_out { "executes a request for too long" } else { "is stuck for too long" };
-                log::warn!("{} {what}; killing it", worker.name());
+                self.events.note(Kind::WorkerKilled, about, format_args!("{name} {what}; killing it"));
             }
             Late::Unneeded => {
                 worker.is_unneeded = true;
-                log::info!("{} is not needed any more; killing it", worker.name());
+                let sentence = format_args!("{name} is not needed any more; killing it");
+                self.events.note(Kind::WorkerDraining, about, sentence);
             }
         }
         kill(worker);
@@ -305,9 +333,11 @@ impl Master {
 
     /// Ends a worker's leases; those in whose turn it is it gives up itself, and leaves.
     pub(super) fn drain_worker(&mut self, id: WorkerId, reason: &str) {
-        let moved = self.take_all(id);
+        let moved = self.take_all(id, Reason::Drain);
         let Some(worker) = self.workers.get(&id) else { return };
-        log::info!("{} drains, as {reason}; {moved} clients moved", worker.name());
+        let about = About { clients: Some(moved as u64), ..worker.about() };
+        let sentence = format_args!("{} drains, as {reason}; {moved} clients moved", worker.name());
+        self.events.note(Kind::WorkerDraining, about, sentence);
         self.tell(id, ToWorker::Drain);
     }
 }

@@ -1,15 +1,17 @@
 //! What control clients may ask for, and what they are answered.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use super::Master;
 use super::control::ControlClient;
+use super::events::Asker;
 use super::roles::Role;
 use crate::proto::control::{
-    Code, Drain, Hold, Rebalance, Rebalanced, Recycle, Refusal, Scale, Settled, Verb, Version,
+    Code, Drain, EventsAfter, Hold, Kick, Kind, MAX_WAIT, Metrics, Rebalance, Rebalanced, Recycle, Refusal, Scale,
+    SetLogLevel, Settled, Verb, Version,
 };
 use crate::proto::names::WorkerId;
 use crate::proto::rpc::{NULL, Request};
@@ -31,6 +33,8 @@ pub(super) enum Waits {
     Deserted,
     /// The rebalancing has been done.
     Rebalanced,
+    /// Something has happened after this one, or the time is up.
+    Event { after: u64, until: Instant },
 }
 
 impl Master {
@@ -43,17 +47,20 @@ impl Master {
         let Some(verb) = Verb::named(&method) else {
             return client.refuse(Code::UnknownVerb, &format!("there is no verb {method:?}"));
         };
-        let who = format!("{method} by {}", client.who);
         let asked = Asked { verb, params: params.map_or(NULL, RawValue::get) };
-        let needed = if verb.changes() { Role::Admin } else { Role::Reader };
-        let allowed = self.control.roles.need(needed, &client.who);
-        match allowed.and_then(|()| self.carry_out(client, asked, &who, now)) {
+        let asker = Asker { what: verb.as_str(), who: Some(client.peer.credentials) };
+        let needed = if asked.changes() { Role::Admin } else { Role::Reader };
+        let allowed = self.control.roles.need(needed, &client.peer);
+        match allowed.and_then(|()| self.carry_out(client, asked, asker, now)) {
             Ok(waits) => client.waits = waits,
             Err(refusal) => {
-                let is_notable = verb.changes() || refusal.code == Code::Forbidden;
-                // A configuration that is rejected has been logged with its place.
-                if is_notable && refusal.code != Code::Rejected {
-                    log::warn!("{who}: refused: {}", refusal.message);
+                let sentence = format_args!("{asker}: refused: {}", refusal.message);
+                match refusal.code {
+                    Code::Forbidden => self.events.note(Kind::Forbidden, asker.about(), sentence),
+                    // That has been told, with the place in the file.
+                    Code::Rejected => {}
+                    _ if asked.changes() => log::warn!("{sentence}"),
+                    _ => {}
                 }
                 client.refuse_with(&refusal);
             }
@@ -65,7 +72,7 @@ impl Master {
         &mut self,
         client: &mut ControlClient,
         asked: Asked<'_>,
-        who: &str,
+        asker: Asker,
         now: Instant,
     ) -> Result<Option<Waits>, Refusal> {
         if self.pool.is_stopping() && asked.verb.changes() && asked.verb != Verb::Stop {
@@ -86,53 +93,86 @@ impl Master {
             Verb::Stop => {
                 asked.no_params()?;
                 if self.pool.is_stopping() {
-                    log::info!("{who}: it is stopping already");
+                    log::info!("{asker}: it is stopping already");
                 } else {
-                    self.stop(who, now);
+                    self.stop(asker, now);
                 }
                 Waits::Stopped
             }
             Verb::Reload => {
                 asked.no_params()?;
-                self.begin_reload(who, now)?;
+                self.begin_reload(asker, now)?;
                 Waits::Reloaded
             }
             Verb::Scale => {
                 let Scale { count } = asked.params()?;
-                self.scale(who, count)?;
+                self.scale(asker, count)?;
                 Waits::Settled(Verb::Scale)
             }
             Verb::Recycle => {
                 let Recycle { worker } = asked.params_or_default()?;
-                self.recycle(who, worker)?;
+                self.recycle(asker, worker)?;
                 Waits::Settled(Verb::Recycle)
             }
             Verb::Hold => {
                 let Hold { worker } = asked.params()?;
-                self.hold(who, worker)?;
+                self.hold(asker, worker)?;
                 Waits::Emptied(worker)
             }
             Verb::Release => {
-                self.release(who, &asked.params()?)?;
+                self.release(asker, &asked.params()?)?;
                 Waits::Nothing(Verb::Release)
             }
             Verb::Drain => {
                 let Drain { wait } = asked.params_or_default()?;
-                self.set_drained(who, true);
+                self.set_drained(asker, true);
                 if wait { Waits::Deserted } else { Waits::Nothing(Verb::Drain) }
             }
             Verb::Undrain => {
                 asked.no_params()?;
-                self.set_drained(who, false);
+                self.set_drained(asker, false);
                 Waits::Nothing(Verb::Undrain)
             }
             Verb::Rebalance => {
                 let Rebalance { dry_run } = asked.params_or_default()?;
-                self.begin_balance(who, dry_run, now)?;
+                self.begin_balance(asker, dry_run, now)?;
                 Waits::Rebalanced
             }
-            Verb::Clients | Verb::Kick | Verb::Events | Verb::Config | Verb::Check | Verb::LogLevel | Verb::Metrics => {
-                return Err(Refusal::new(Code::UnknownVerb, "this daemon does not know that verb yet"));
+            Verb::Clients => {
+                client.reply(asked.verb, &self.clients_page(asked.params_or_default()?, now)?);
+                return Ok(None);
+            }
+            Verb::Kick => {
+                let Kick { client: id } = asked.params()?;
+                client.reply(asked.verb, &self.kick(asker, id)?);
+                return Ok(None);
+            }
+            Verb::Events => {
+                let EventsAfter { after, wait } = asked.params_or_default()?;
+                let wait = Duration::try_from_secs_f64(wait.unwrap_or(0.0)).ok().filter(|wait| *wait <= MAX_WAIT);
+                let wait = wait.ok_or_else(|| {
+                    Refusal::new(Code::BadParams, format!("wait is from 0 to {} seconds", MAX_WAIT.as_secs()))
+                })?;
+                Waits::Event { after: after.unwrap_or(0), until: now + wait }
+            }
+            Verb::Config => {
+                asked.no_params()?;
+                client.reply(asked.verb, &self.effective());
+                return Ok(None);
+            }
+            Verb::Check => {
+                asked.no_params()?;
+                client.reply(asked.verb, &self.check_config()?);
+                return Ok(None);
+            }
+            Verb::LogLevel => {
+                client.reply(asked.verb, &self.log_level(asker, asked.params_or_default()?));
+                return Ok(None);
+            }
+            Verb::Metrics => {
+                asked.no_params()?;
+                client.reply(asked.verb, &Metrics { text: self.metrics(now) });
+                return Ok(None);
             }
         }))
     }
@@ -159,8 +199,21 @@ impl Master {
                 Waits::Emptied(id) => (Verb::Hold, self.workers.get(&id).is_none_or(|w| w.leases.clients() == 0)),
                 Waits::Deserted => (Verb::Drain, self.clients == 0 || !is_drained),
                 Waits::Rebalanced => (Verb::Rebalance, moves.is_some()),
+                Waits::Event { after, until } => (Verb::Events, until <= now || after != self.events.last()),
             };
-            if !is_so && !is_stopping {
+            // Events are told to the last.
+            let is_refused = is_stopping && verb != Verb::Events;
+            if !(is_so || is_refused) {
+                continue;
+            }
+            if let Waits::Event { after, .. } = waits {
+                // A reload may have made a stranger of it meanwhile.
+                let events = self.control.need(number, Role::Reader).map(|()| self.events_after(after));
+                let answer = |client: &mut ControlClient| match &events {
+                    Ok(events) => client.reply(verb, events),
+                    Err(refusal) => client.refuse_with(refusal),
+                };
+                self.answer_late(number, answer, now);
                 continue;
             }
             let answer = |client: &mut ControlClient| match (waits, &moves) {
@@ -184,6 +237,13 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
+    /// Whether that changes anything.
+    fn changes(&self) -> bool {
+        // What cannot be read is refused anyway.
+        let sets_level = || self.params_or_default::<SetLogLevel>().is_ok_and(|asked| asked.level.is_some());
+        self.verb.changes() || (self.verb == Verb::LogLevel && sets_level())
+    }
+
     /// serde would take an array for a struct, too.
     fn params<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
         let found = match self.params.starts_with('{') {

@@ -12,9 +12,11 @@
 use std::time::{Duration, Instant};
 
 use super::Master;
+use super::counts::Reason;
 use super::worker::{Pulse, Worker};
 use crate::pool::{State, rebalance};
 use crate::proto::channel::ToWorker;
+use crate::proto::control::{About, Kind};
 use crate::proto::names::WorkerId;
 use crate::sys::{clock, process};
 
@@ -153,13 +155,15 @@ impl Master {
         let member = *self.pool.member(id)?;
         if matches!(member.state, State::Held { .. }) {
             // It was in a turn when it was taken from before, perhaps.
-            self.take_and_tell(id);
+            self.take_and_tell(id, Reason::Hold);
             return None;
         }
         let (silent, stuck_at) = worker.feel_pulse(limit, now);
         if silent < limit {
             if self.pool.revived(id) {
-                log::info!("{} is back and gets clients again", self.workers[&id].name());
+                let worker = &self.workers[&id];
+                let sentence = format_args!("{} is back and gets clients again", worker.name());
+                self.events.note(Kind::WorkerRevived, worker.about(), sentence);
             }
             return stuck_at;
         }
@@ -171,15 +175,18 @@ impl Master {
         if self.pool.stalled(id, kill_by) {
             self.counts.stalls += 1;
             let name = self.name_with_request(id);
-            let moved = self.take_and_tell(id);
-            log::warn!("{name} is stuck for {silent:.1?}; {moved} clients moved to others until it is back");
+            let moved = self.take_and_tell(id, Reason::Stall);
+            let about = About { clients: Some(moved as u64), ..self.workers[&id].about() };
+            let sentence =
+                format_args!("{name} is stuck for {silent:.1?}; {moved} clients moved to others until it is back");
+            self.events.note(Kind::WorkerStalled, about, sentence);
         }
         None
     }
 
     /// Takes all clients of a worker that are in no turn, and has it drop its copies. Returns how many.
-    pub(super) fn take_and_tell(&mut self, id: WorkerId) -> usize {
-        let moved = self.take_all(id);
+    pub(super) fn take_and_tell(&mut self, id: WorkerId, reason: Reason) -> usize {
+        let moved = self.take_all(id, reason);
         if moved > 0 {
             self.tell(id, ToWorker::Look);
         }

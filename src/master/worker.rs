@@ -6,11 +6,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use super::Token;
+use super::counts::Cause;
 use super::leases::{Leases, Recovered};
 use crate::channel::{Channel, Sent};
 use crate::desk::{Layout, MasterDesk};
 use crate::pool::dispatch::Candidate;
 use crate::proto::channel::{MAX_LEASES, MethodName, Start, ToMaster, ToWorker};
+use crate::proto::control::About;
 use crate::proto::names::{Generation, WorkerId};
 use crate::sys::poll::{Interest, Poller};
 use crate::sys::process::Executable;
@@ -37,6 +39,8 @@ pub(super) struct Worker {
     /// Why it will not be ready, in its own words.
     pub(super) failure: Option<String>,
     pub(super) pulse: Pulse,
+    /// Why we are killing it, if that is for something that it did.
+    pub(super) killed_for: Option<Cause>,
     /// It is being killed because a request executed for too long.
     pub(super) is_timed_out: bool,
     /// It is being killed because it was still starting when nobody needed it any more.
@@ -85,6 +89,7 @@ impl Worker {
             methods: Vec::new(),
             failure: None,
             pulse: Pulse::default(),
+            killed_for: None,
             is_timed_out: false,
             is_unneeded: false,
             is_full: false,
@@ -92,6 +97,17 @@ impl Worker {
             is_watched: false,
             unsaid: VecDeque::new(),
         })
+    }
+
+    /// An event of it.
+    pub(super) fn about(&self) -> About {
+        About {
+            worker: Some(self.id),
+            pid: Some(self.pid),
+            seat: Some(self.seat as u32),
+            generation: Some(self.generation),
+            ..About::default()
+        }
     }
 
     /// How people call it.

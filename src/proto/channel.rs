@@ -12,6 +12,7 @@
 //!                  6 Probe   -                                    show on the desk that you turn
 //!                  7 Drain   -                                    give every lease up, exit
 //!                  8 Quarantine JSON                              methods that are not run any more
+//!                  9 LogLevel JSON                                the least important lines to write from now on
 //! to the master    1 Ready   JSON                                 the methods; from now on leases may come
 //!                  2 Failed  JSON                                 why there will be no Ready; exits after it
 //!                  3 Closed  u32 each                             slots whose clients this worker ended
@@ -36,7 +37,7 @@ use super::frame::OrderRule;
 use super::names::{ClientId, Generation, Peer, WorkerId};
 
 /// Version of these messages and of the desk. A worker of another version refuses to start.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Most descriptors in one message: `SCM_MAX_FD` of the kernel (unix(7)).
 pub const MAX_LEASES: usize = 253;
@@ -66,6 +67,8 @@ pub enum ToWorker {
     Drain,
     /// Methods that are not run any more, in place of those said before.
     Quarantine(Vec<String>),
+    /// The least important lines that it writes from now on.
+    LogLevel(LogLevel),
 }
 
 /// What a worker says.
@@ -174,6 +177,20 @@ pub enum LogLevel {
     Trace,
 }
 
+impl LogLevel {
+    /// Its name in the file and on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        }
+    }
+}
+
 /// A client for a worker. Its socket is the descriptor at the same place in the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
@@ -263,6 +280,7 @@ impl Message for ToWorker {
             ToWorker::Probe => out.push(6),
             ToWorker::Drain => out.push(7),
             ToWorker::Quarantine(methods) => json(8, methods, out),
+            ToWorker::LogLevel(level) => json(9, level, out),
         }
     }
 
@@ -283,6 +301,7 @@ impl Message for ToWorker {
             6 if body.is_empty() => Ok(ToWorker::Probe),
             7 if body.is_empty() => Ok(ToWorker::Drain),
             8 => Ok(ToWorker::Quarantine(from_json(body)?)),
+            9 => Ok(ToWorker::LogLevel(from_json(body)?)),
             _ => Err(Malformed("unknown kind")),
         }
     }
@@ -296,7 +315,8 @@ impl Message for ToWorker {
             | ToWorker::Look
             | ToWorker::Probe
             | ToWorker::Drain
-            | ToWorker::Quarantine(_) => 0,
+            | ToWorker::Quarantine(_)
+            | ToWorker::LogLevel(_) => 0,
         }
     }
 }

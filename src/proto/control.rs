@@ -552,6 +552,16 @@ pub enum WorkerState {
 }
 
 impl WorkerState {
+    /// All of them.
+    pub const ALL: [WorkerState; 6] = [
+        WorkerState::Starting,
+        WorkerState::Ready,
+        WorkerState::Stalled,
+        WorkerState::Held,
+        WorkerState::Draining,
+        WorkerState::Waiting,
+    ];
+
     /// The word that people read.
     #[must_use]
     pub fn as_str(self) -> &'static str {

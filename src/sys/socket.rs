@@ -239,6 +239,16 @@ pub fn queue(listener: impl AsFd) -> io::Result<(u32, u32)> {
     Ok((info.tcpi_unacked, info.tcpi_sacked))
 }
 
+/// Connections that the kernel dropped because the queue of their listener was full, of all listeners in the network
+/// namespace: `ListenOverflows` of `TcpExt` in /proc/net/netstat.
+#[must_use]
+pub fn listen_overflows() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/net/netstat").ok()?;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
+    let (names, values) = (lines.next()?.split(' '), lines.next()?.split(' '));
+    names.zip(values).find(|(name, _)| *name == "ListenOverflows")?.1.parse().ok()
+}
+
 /// Sends the ACK of what was read now, and the next ones at once: tcp(7), TCP_QUICKACK. A client that writes the
 /// prefix and the body of a frame apart, without TCP_NODELAY, waits for the first ACK before it sends the second
 /// part: 44 ms a call without this. It is not permanent, so it is said after every partial read. Of a Unix socket

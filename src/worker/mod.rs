@@ -178,6 +178,7 @@ impl<'c> Worker<'c> {
             Heard::Message(ToWorker::Look, _) => self.look(),
             Heard::Message(ToWorker::Drain, _) => self.leaving = true,
             Heard::Message(ToWorker::Quarantine(names), _) => self.quarantine(&names, service),
+            Heard::Message(ToWorker::LogLevel(level), _) => logging::set_level(level),
             Heard::Message(ToWorker::Probe, _) => self.desk.header().beat(),
             Heard::Message(ToWorker::Start(_), _) => return Err(io::Error::other("the master said Start twice")),
             Heard::Garbage(malformed) => return Err(io::Error::other(malformed)),

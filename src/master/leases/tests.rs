@@ -93,7 +93,7 @@ impl Life {
         let (peer, input, output) = (peer.into(), id.0 * 2, id.0 * 2 + 1);
         let [sent, read, answered, replied, written, heard, requests] = [0; 7];
         let life = Life { peer, input, output, sent, read, answered, replied, written, heard, faults: 0, requests };
-        (Client { id, socket, peer: name, order: OrderRule::Little }, life)
+        (Client { id, socket, peer: name, order: OrderRule::Little, listener: 1, since: 0, moves: 0 }, life)
     }
 
     fn send(&mut self, count: u64) {

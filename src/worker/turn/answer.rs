@@ -27,7 +27,7 @@ impl Turn<'_, '_> {
         let out = &mut tx[replied..replied + reply_max];
 
         let (marks, quarantined, now) = (self.marks, self.tools.quarantined, self.tools.now);
-        let mut is_inline = true;
+        let (mut is_inline, mut number) = (true, 0);
         let service = &mut *self.tools.service;
         let mut run = |out: &mut [u8]| -> Result<usize, Failure> {
             let request = Request::parse(&rx[begin + PREFIX..begin + total])
@@ -35,12 +35,12 @@ impl Turn<'_, '_> {
             let method = service.find(&request.method).ok_or_else(|| {
                 Failure::Fault(Fault::of(Code::UnknownMethod, format!("there is no method {:?}", request.method)))
             })?;
+            number = method as u32 + 1;
             if let Some(fault) = refusal(&*service, method, &request.method, marks, quarantined) {
                 return Err(Failure::Fault(fault));
             }
             death::pass(Point::BeforeHandler);
             is_inline = service.is_inline(method);
-            let number = method as u32 + 1;
             slot.execute(number, answered);
             if !is_inline {
                 header.begin_method(number, now);
@@ -51,8 +51,9 @@ impl Turn<'_, '_> {
                 None => service.call(method, null_params(), call, out, order),
             }
         };
-        let length = run(out).unwrap_or_else(|failure| {
-            header.add_error();
+        let answer = run(out);
+        header.count_answer(number, answer.is_err());
+        let length = answer.unwrap_or_else(|failure| {
             match &failure {
                 Failure::Panicked => header.add_panic(),
                 Failure::Broken(why) => *self.tools.broken = Some(why.clone()),
@@ -78,7 +79,7 @@ impl Turn<'_, '_> {
         let now = self.tools.now;
         let Open { header, slot, tx, .. } = self.tools.desk.open(self.index, self.view.rx.0, Place::Shared);
         let length = write_fault(&mut tx[replied..], order, fault);
-        header.add_error();
+        header.count_answer(0, true);
         self.marks.closing = true;
         // Whoever takes over from here gives it the whole time to read, and not what its frame has left.
         slot.set_since(now);

@@ -1,0 +1,275 @@
+//! What is counted for as long as the daemon lives: by the master itself, and by workers that are gone.
+
+use std::collections::BTreeMap;
+use std::ops::Index;
+
+use super::Worker;
+use crate::desk::{BUCKETS, Header};
+use crate::proto::channel::MethodName;
+use crate::proto::control::Verdict;
+use crate::proto::rpc::is_method_name;
+use crate::sys::process::Exit;
+
+/// What the master itself counts.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Counts {
+    /// Clients turned away because their address had too many.
+    pub(super) refused: u64,
+    /// Clients leased again, by what for.
+    pub(super) moves: By<Reason>,
+    /// Of those that a death made move, by its cause.
+    pub(super) rescues: By<Cause>,
+    /// Clients closed because they could not be recovered.
+    pub(super) lost: u64,
+    /// Workers that ended without being asked to.
+    pub(super) deaths: By<Cause>,
+    pub(super) stalls: u64,
+    pub(super) reruns: u64,
+    pub(super) closed_for_crashes: u64,
+    pub(super) kicked: u64,
+    /// Workers that had to be killed because they did not finish in time.
+    pub(super) killed: u64,
+    /// Reloads, by what came of them.
+    pub(super) reloads: By<Verdict>,
+    /// When the configuration in force was applied, in seconds since the Unix epoch.
+    pub(super) applied_at: u64,
+}
+
+/// Why a client is leased again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// Its worker died.
+    Death,
+    /// Its worker is to exit.
+    Drain,
+    /// Its worker is stuck.
+    Stall,
+    /// Its worker is held.
+    Hold,
+    /// Another worker has less to do.
+    Rebalance,
+}
+
+/// What a worker died of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// It ran into a fault, or aborted.
+    Crash,
+    /// It exited.
+    Exit,
+    /// The kernel ended it for want of memory.
+    Oom,
+    /// It was killed for a request that took too long, or for being stuck.
+    Timeout,
+    /// It was killed from outside.
+    Signal,
+    /// It was killed because it did not become ready, or did not finish.
+    Late,
+}
+
+impl Cause {
+    /// Of a death; whether it was for want of memory, and why we killed it, if we did.
+    pub(super) fn of(exit: Exit, is_out_of_memory: bool, killed_for: Option<Cause>) -> Cause {
+        match (exit, killed_for) {
+            _ if is_out_of_memory => Cause::Oom,
+            (Exit::Signal { .. }, Some(ours)) => ours,
+            (Exit::Signal { .. }, None) if exit.is_own_doing() => Cause::Crash,
+            (Exit::Signal { .. }, None) => Cause::Signal,
+            (Exit::Status(_), _) => Cause::Exit,
+        }
+    }
+}
+
+/// Something that there are a few kinds of, each with its name in the figures.
+pub(super) trait Label: Copy + PartialEq + 'static {
+    const ALL: &'static [(Self, &'static str)];
+}
+
+impl Label for Reason {
+    const ALL: &'static [(Reason, &'static str)] = &[
+        (Reason::Death, "death"),
+        (Reason::Drain, "drain"),
+        (Reason::Stall, "stall"),
+        (Reason::Hold, "hold"),
+        (Reason::Rebalance, "rebalance"),
+    ];
+}
+
+impl Label for Cause {
+    const ALL: &'static [(Cause, &'static str)] = &[
+        (Cause::Crash, "crash"),
+        (Cause::Exit, "exit"),
+        (Cause::Oom, "oom"),
+        (Cause::Timeout, "timeout"),
+        (Cause::Signal, "signal"),
+        (Cause::Late, "late"),
+    ];
+}
+
+impl Label for Verdict {
+    const ALL: &'static [(Verdict, &'static str)] =
+        &[(Verdict::Applied, "applied"), (Verdict::Rejected, "rejected"), (Verdict::RolledBack, "rolled_back")];
+}
+
+/// A count for each kind.
+#[derive(Clone, Debug)]
+pub(super) struct By<L: Label> {
+    counts: Vec<u64>,
+    kind: std::marker::PhantomData<L>,
+}
+
+impl<L: Label> Default for By<L> {
+    fn default() -> By<L> {
+        By { counts: vec![0; L::ALL.len()], kind: std::marker::PhantomData }
+    }
+}
+
+impl<L: Label> By<L> {
+    pub(super) fn add(&mut self, kind: L, n: u64) {
+        self.counts[place(kind)] += n;
+    }
+
+    pub(super) fn total(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    /// Each kind by its name.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        L::ALL.iter().map(|(_, name)| *name).zip(self.counts.iter().copied())
+    }
+}
+
+impl<L: Label> Index<L> for By<L> {
+    type Output = u64;
+
+    fn index(&self, kind: L) -> &u64 {
+        &self.counts[place(kind)]
+    }
+}
+
+fn place<L: Label>(kind: L) -> usize {
+    L::ALL.iter().position(|(other, _)| *other == kind).expect("every kind has a name")
+}
+
+/// What a worker, or all that were at a seat, did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Totals {
+    pub(super) requests: u64,
+    pub(super) errors: u64,
+    pub(super) panics: u64,
+    pub(super) log_errors: u64,
+}
+
+impl Totals {
+    /// This and what a worker did by now. The figures are its own word: they are summed up and no more.
+    pub(super) fn plus(self, worker: &Worker) -> Totals {
+        let header = worker.desk.header();
+        self.and(Totals {
+            requests: header.requests(),
+            errors: header.errors(),
+            panics: header.panics(),
+            log_errors: header.log_errors(),
+        })
+    }
+
+    pub(super) fn and(self, other: Totals) -> Totals {
+        Totals {
+            requests: self.requests.saturating_add(other.requests),
+            errors: self.errors.saturating_add(other.errors),
+            panics: self.panics.saturating_add(other.panics),
+            log_errors: self.log_errors.saturating_add(other.log_errors),
+        }
+    }
+}
+
+/// Requests by method, and how long they took.
+#[derive(Clone, Debug)]
+pub(super) struct Tally {
+    /// Results and errors.
+    pub(super) methods: BTreeMap<String, [u64; 2]>,
+    pub(super) buckets: [u64; BUCKETS],
+    /// In ns.
+    pub(super) sum: u64,
+}
+
+/// Requests for what is no method, and for methods beyond [`MOST_METHODS`].
+pub(super) const OTHER: &str = "other";
+
+/// So many methods are told apart: names are a worker's word, and must not fill the master's memory.
+const MOST_METHODS: usize = 256;
+
+impl Default for Tally {
+    fn default() -> Tally {
+        Tally { methods: BTreeMap::new(), buckets: [0; BUCKETS], sum: 0 }
+    }
+}
+
+impl Tally {
+    /// Adds what a worker did by now.
+    pub(super) fn add(&mut self, header: &Header<'_>, methods: &[MethodName]) {
+        for (sum, count) in self.buckets.iter_mut().zip(header.durations()) {
+            *sum = sum.saturating_add(count);
+        }
+        self.sum = self.sum.saturating_add(header.duration_sum());
+        self.add_method(OTHER, header.answered(0));
+        for (number, method) in (1..).zip(methods) {
+            // One that the desk has no room for counts as another one there.
+            if Header::counts_method(number) {
+                self.add_method(&method.name, header.answered(number));
+            }
+        }
+    }
+
+    fn add_method(&mut self, name: &str, answered: [u64; 2]) {
+        let is_told_apart =
+            self.methods.contains_key(name) || (is_method_name(name) && self.methods.len() < MOST_METHODS);
+        let sums = self.methods.entry(if is_told_apart { name } else { OTHER }.to_owned()).or_default();
+        for (sum, count) in sums.iter_mut().zip(answered) {
+            *sum = sum.saturating_add(count);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_counted_under_its_own_name() {
+        let mut counts = By::<Cause>::default();
+        counts.add(Cause::Oom, 2);
+        counts.add(Cause::Late, 1);
+        let told: Vec<_> = counts.iter().filter(|(_, count)| *count > 0).collect();
+        assert_eq!((told, counts.total(), counts[Cause::Oom]), (vec![("oom", 2), ("late", 1)], 3, 2));
+    }
+
+    #[test]
+    fn a_death_has_one_cause() {
+        let fault = Exit::Signal { number: 11, core: false };
+        let killed = Exit::Signal { number: 9, core: false };
+        for (exit, is_out_of_memory, killed_for, cause) in [
+            (fault, false, None, Cause::Crash),
+            (killed, false, None, Cause::Signal),
+            (killed, true, Some(Cause::Timeout), Cause::Oom),
+            (killed, false, Some(Cause::Timeout), Cause::Timeout),
+            (killed, false, Some(Cause::Late), Cause::Late),
+            // It was faster.
+            (Exit::Status(3), false, Some(Cause::Late), Cause::Exit),
+        ] {
+            assert_eq!(Cause::of(exit, is_out_of_memory, killed_for), cause, "{exit}");
+        }
+    }
+
+    #[test]
+    fn names_of_methods_do_not_fill_the_memory() {
+        let mut tally = Tally::default();
+        for number in 0..1000 {
+            tally.add_method(&format!("m{number}"), [1, 1]);
+        }
+        tally.add_method("\n{}\"", [1, 0]);
+        assert!(tally.methods.len() <= MOST_METHODS + 1);
+        assert_eq!(tally.methods.values().map(|[ok, _]| ok).sum::<u64>(), 1001);
+        assert_eq!(tally.methods["m0"], [1, 1]);
+        assert!(!tally.methods.contains_key("\n{}\""));
+    }
+}

@@ -1,0 +1,170 @@
+//! What an operator looks at beside the status, and what goes with it: clients, page by page, events, the configuration key
+//! by key, the level of the log.
+//!
+//! However much there is, one answer costs the loop one page.
+
+use std::time::Instant;
+
+use super::Master;
+use super::client::{Client, Unleased};
+use super::events::{Asker, Since};
+use super::leases::OnDesk;
+use crate::logging;
+use crate::proto::channel::ToWorker;
+use crate::proto::control::{
+    About, Checked, ClientStatus, Clients, ClientsAfter, Code, Cursor, Effective, Events, Key, KeyOrigin, Kicked, Kind,
+    LogLevelInForce, Origin, PAGE, Refusal, SetLogLevel,
+};
+use crate::proto::names::{ClientId, WorkerId};
+use crate::sys::{clock, socket};
+
+/// Where clients are that have no worker.
+const NOBODY: WorkerId = WorkerId(0);
+
+impl Master {
+    /// The clients from some place on, as far as one page goes.
+    pub(super) fn clients_page(&self, asked: ClientsAfter, now: Instant) -> Result<Clients, Refusal> {
+        if let Some(id) = asked.worker.filter(|id| !self.workers.contains_key(id)) {
+            return Err(Refusal::new(Code::Refused, format!("there is no worker {id}")));
+        }
+        let first = Cursor { worker: asked.worker.unwrap_or(NOBODY), slot: 0 };
+        let from = asked.after.unwrap_or(first).max(first);
+        let (mut clients, mut looked_at) = (Vec::new(), 0);
+        if from.worker == NOBODY {
+            let waiting = self.unleased.iter().skip(from.slot as usize).take(PAGE);
+            clients.extend(waiting.map(|unleased| self.waiting_client(unleased, now)));
+            looked_at = clients.len();
+            if from.slot as usize + looked_at < self.unleased.len() {
+                let slot = from.slot + looked_at as u32;
+                return Ok(Clients { clients, next: Some(Cursor { worker: NOBODY, slot }) });
+            }
+        }
+        let last = asked.worker.unwrap_or(WorkerId(u64::MAX));
+        for (id, worker) in self.workers.range(from.worker..=last) {
+            let begin = if *id == from.worker { from.slot } else { 0 };
+            let end = worker.leases.used().max(begin);
+            let until = end.min(begin.saturating_add((PAGE - looked_at) as u32));
+            let page = worker.leases.page(begin..until, &worker.desk);
+            clients.extend(page.map(|(client, on_desk)| self.client_status(client, Some(*id), on_desk, now)));
+            looked_at += (until - begin) as usize;
+            if until < end {
+                return Ok(Clients { clients, next: Some(Cursor { worker: *id, slot: until }) });
+            }
+        }
+        Ok(Clients { clients, next: None })
+    }
+
+    fn waiting_client(&self, unleased: &Unleased, now: Instant) -> ClientStatus {
+        let bytes = (unleased.bytes.unread.len() + unleased.bytes.unsent.len()) as u64;
+        let on_desk = OnDesk { active: unleased.times.1, requests: unleased.requests, bytes };
+        self.client_status(&unleased.client, None, on_desk, now)
+    }
+
+    fn client_status(
+        &self,
+        client: &Client,
+        worker: Option<WorkerId>,
+        OnDesk { active, requests, bytes }: OnDesk,
+        now: Instant,
+    ) -> ClientStatus {
+        let listener = self.listeners.iter().find(|listener| listener.number == client.listener);
+        let up = now.duration_since(self.started).as_secs();
+        let idle = clock::monotonic().saturating_sub(active);
+        ClientStatus {
+            id: client.id,
+            peer: client.peer.to_string(),
+            listener: listener.map(|listener| listener.address.to_string()),
+            worker,
+            age_seconds: up.saturating_sub(client.since.into()) as f64,
+            idle_seconds: (idle / 1_000_000) as f64 / 1000.0,
+            requests,
+            moves: client.moves,
+            bytes,
+        }
+    }
+
+    /// Closes a client, wherever it is.
+    ///
+    /// A worker that is in a turn of it, or stuck in one, keeps its lease until it finds the connection ended; the client
+    /// knows at once.
+    pub(super) fn kick(&mut self, asker: Asker, id: ClientId) -> Result<Kicked, Refusal> {
+        let waiting = self.unleased.iter().position(|unleased| unleased.client.id == id);
+        let leased = || self.workers.iter().find_map(|(worker, w)| Some((*worker, w.leases.slot_of(id)?)));
+        let peer = if let Some(unleased) = waiting.and_then(|index| self.unleased.remove(index)) {
+            socket::end(&unleased.client.socket);
+            let peer = unleased.client.peer;
+            self.forget(unleased.client);
+            peer
+        } else if let Some((worker_id, slot)) = leased() {
+            let worker = self.workers.get_mut(&worker_id).expect("it was found there");
+            let client = worker.leases.client(slot).expect("it was found there");
+            let peer = client.peer;
+            socket::end(&client.socket);
+            if let Some(taken) = worker.leases.take(slot, &worker.desk) {
+                let client = taken.map_or_else(|(_, client)| client, |unleased| unleased.client);
+                self.forget(client);
+                self.tell(worker_id, ToWorker::Look);
+            }
+            peer
+        } else {
+            return Err(Refusal::new(Code::Refused, format!("there is no client {id}")));
+        };
+        self.counts.kicked += 1;
+        let about = About { client: Some(id), ..asker.about() };
+        self.events.note(Kind::ClientKicked, about, format_args!("{asker}: client {id} ({peer}) is closed"));
+        Ok(Kicked { client: id, peer: peer.to_string() })
+    }
+
+    /// The events after some number, and how things stand.
+    pub(super) fn events_after(&self, after: u64) -> Events {
+        let Since { events, lost } = self.events.since(after);
+        let workers = self.ready_workers().count() as u32;
+        Events { events, last: self.events.last(), lost, workers, clients: self.clients }
+    }
+
+    /// The configuration in force, key by key.
+    pub(super) fn effective(&self) -> Effective {
+        let mut keys = self.config.entries(&self.config_keys);
+        let mut change = |name: &str, value: String| {
+            if let Some(key) = keys.iter_mut().find(|key| key.key == name) {
+                *key = Key { key: key.key.clone(), value, origin: KeyOrigin::Runtime };
+            }
+        };
+        if self.count_origin == Origin::Runtime {
+            change("workers.count", self.pool.target().count.to_string());
+        }
+        if let Some(level) = self.log_level {
+            change("log.level", format!("{:?}", level.as_str()));
+        }
+        Effective { file: self.config_file.clone(), keys }
+    }
+
+    /// What a reload would change, if it would be taken.
+    pub(super) fn check_config(&self) -> Result<Checked, Refusal> {
+        let file = self.next_file();
+        let next = self.read_next(file.as_deref())?.config;
+        self.limits_under(&next)?;
+        Ok(Checked { file, changes: self.config.changes(&next) })
+    }
+
+    /// Changes the level of the log, of the master and all workers, if that is asked for.
+    pub(super) fn log_level(&mut self, asker: Asker, asked: SetLogLevel) -> LogLevelInForce {
+        let configured = self.config.log.level;
+        if let Some(level) = asked.level {
+            self.log_level = Some(level);
+            logging::set_level(level);
+            self.tell_log_level();
+            let sentence = format_args!("{asker}: the level of the log is {:?}", level.as_str());
+            self.events.note(Kind::LogLevelChanged, asker.about(), sentence);
+        }
+        LogLevelInForce { level: self.log_level.unwrap_or(configured), configured }
+    }
+
+    /// Tells all workers which lines to write.
+    pub(super) fn tell_log_level(&mut self) {
+        let level = self.log_level.unwrap_or(self.config.log.level);
+        for id in self.workers.keys().copied().collect::<Vec<_>>() {
+            self.tell(id, ToWorker::LogLevel(level));
+        }
+    }
+}
