@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::faulty::{self, Switch, whoami};
-use common::program::skip;
+use common::program::{FDPASSCTL, OtherUser, Program, control_socket, skip};
 use common::{kernel, let_pass, ping_of};
 use fdpassd::proto::frame::ByteOrder;
 use fdpassd::proto::names::Address;
@@ -331,6 +331,22 @@ const CONTROL_AND_LOG: &[Row] = &[
     },
 ];
 
+/// Only root can become a member of a group, and somebody who is none.
+const GROUPS: &[Row] = &[
+    Row {
+        key: "admin-group",
+        configs: ["control.mode = \"0666\"", "control = { mode = \"0666\", admin-group = \"61201\" }"],
+        probe: |daemon, _| format!("{} {}", asked_by(61_201, daemon, "undrain"), asked_by(61_202, daemon, "status")),
+        shows: ["forbidden done", "done forbidden"],
+    },
+    Row {
+        key: "read-group",
+        configs: ["control.mode = \"0666\"", "control = { mode = \"0666\", read-group = \"61201\" }"],
+        probe: |daemon, _| format!("{} {}", asked_by(61_201, daemon, "status"), asked_by(61_202, daemon, "status")),
+        shows: ["done done", "done forbidden"],
+    },
+];
+
 #[test]
 fn each_key_of_the_listeners_has_its_effect() {
     check(LISTEN);
@@ -354,6 +370,11 @@ fn each_key_of_the_limits_has_its_effect() {
 #[test]
 fn each_key_of_the_control_socket_and_of_the_log_has_its_effect() {
     check(CONTROL_AND_LOG);
+    if kernel::user() == 0 {
+        check(GROUPS);
+    } else {
+        skip("in part: only root can become another user");
+    }
 }
 
 /// A look that was planned by the old limit comes by the new one.
@@ -376,7 +397,7 @@ fn the_rows_are_all_keys_there_are() {
     // Within an entry of `listen`, where they are told of in words, and the one that must not change: see reload.rs.
     keys.extend(["byte-order", "backlog", "mode", "owner", "group", "control.mode"]);
     keys.retain(|key| !["socket", "address"].contains(key));
-    let rows = [LISTEN, OWNERS, WORKERS, LIMITS, CONTROL_AND_LOG];
+    let rows = [LISTEN, OWNERS, WORKERS, LIMITS, CONTROL_AND_LOG, GROUPS];
     let covered: BTreeSet<&str> = rows.into_iter().flatten().map(|row| row.key).collect();
     assert_eq!(covered, keys.into_iter().collect());
 }
@@ -402,6 +423,19 @@ fn check(rows: &[Row]) {
 fn mode(daemon: &Running, name: &str) -> String {
     let found = fs::metadata(daemon.directory().join(name)).expect("it is there");
     format!("{:o}", found.permissions().mode() & 0o777)
+}
+
+/// What fdpassctl comes to, run by this user in the group of the same number.
+fn asked_by(uid: u32, daemon: &Running, verb: &str) -> &'static str {
+    let user = OtherUser::if_root().expect("we are root");
+    // Everybody can reach the socket, but for its own mode.
+    fs::set_permissions(daemon.directory(), fs::Permissions::from_mode(0o711)).expect("it is ours");
+    let mut command = user.command(FDPASSCTL, uid);
+    match Program::start(command.arg(verb).arg("--socket").arg(control_socket(daemon))).finish().code {
+        Some(0) => "done",
+        Some(77) => "forbidden",
+        other => panic!("{verb} came to {other:?}"),
+    }
 }
 
 /// Whether the daemon closes a client within a while that has sent no more than this.

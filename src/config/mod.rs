@@ -34,6 +34,7 @@ pub use self::listen::{Access, Listen};
 use self::notation::{Given, Notation, OrAuto, OrNone, table, word};
 use self::values::{BufferSize, FrameSize, KeepAlive, LogPath, Patience, SocketPath, StallTimeout, Timeout, UpTo};
 use crate::proto::channel::{Log, LogLevel, LogTarget};
+use crate::sys::user::Group;
 
 /// Longest configuration file, in bytes.
 pub const MAX_FILE: u64 = 1024 * 1024;
@@ -238,20 +239,31 @@ impl Default for Limits {
 }
 
 /// `[control]`: the socket that fdpassctl talks to.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Control {
     /// Its absolute path; `None`, the default, is the first of [`places`](crate::proto::control::places).
     #[serde(with = "Given::<SocketPath>")]
     pub socket: Option<PathBuf>,
-    /// Its permissions; 0660 by default.
-    #[serde(with = "Mode")]
-    pub mode: Mode,
+    /// Its permissions; `None`, the default, is what [`Control::mode`] says.
+    #[serde(with = "Given::<Mode>")]
+    pub mode: Option<Mode>,
+    /// Whose members may change things, beside root and the daemon's user; `None`, the default, is nobody's.
+    #[serde(with = "Given::<Group>")]
+    pub admin_group: Option<Group>,
+    /// Whose members may look, beside those who may change things. `None`, the default, is whoever can connect if there is
+    /// no `admin_group` either, else nobody.
+    #[serde(with = "Given::<Group>")]
+    pub read_group: Option<Group>,
 }
 
-impl Default for Control {
-    fn default() -> Control {
-        Control { socket: None, mode: Mode(0o660) }
+impl Control {
+    /// The permissions in force. Unless they are given: 0660, or 0666 if a group is named, for then the master looks
+    /// itself at who connects.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        let names_a_group = self.admin_group.is_some() || self.read_group.is_some();
+        self.mode.unwrap_or(if names_a_group { Mode(0o666) } else { Mode(0o660) })
     }
 }
 

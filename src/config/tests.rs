@@ -107,7 +107,12 @@ fn everything() -> Config {
     });
     config.workers.max_requests = NonZeroU32::new(1000);
     config.workers.max_lifetime = Some(Duration::from_secs(3600));
-    config.control.socket = Some(PathBuf::from("/run/control.sock"));
+    config.control = Control {
+        socket: Some(PathBuf::from("/run/control.sock")),
+        mode: Some(Mode(0o640)),
+        admin_group: Group::find("0").expect("groups"),
+        read_group: Group::find("3999999999").expect("groups"),
+    };
     config.log = Log { target: LogTarget::File, file: Some(PathBuf::from("/var/log/x")), level: LogLevel::Trace };
     config
 }
@@ -145,6 +150,8 @@ fn all_values_are_taken_as_written() {
         [control]
         socket = "/run/control.sock"
         mode = "0600"
+        admin-group = "0"
+        read-group = "3999999999"
         [log]
         target = "syslog"
         level = "warn"
@@ -188,7 +195,13 @@ fn all_values_are_taken_as_written() {
         tcp_keepalive: Some(Duration::from_secs(32_767)),
     };
     assert_eq!(config.limits, limits);
-    assert_eq!(config.control, Control { socket: Some(PathBuf::from("/run/control.sock")), mode: Mode(0o600) });
+    let control = Control {
+        socket: Some(PathBuf::from("/run/control.sock")),
+        mode: Some(Mode(0o600)),
+        admin_group: Group::find("0").expect("groups"),
+        read_group: Some(Group { name: "3999999999".to_owned(), gid: 3_999_999_999 }),
+    };
+    assert_eq!(config.control, control);
     assert_eq!(config.log, Log { target: LogTarget::Syslog, file: None, level: LogLevel::Warn });
 }
 
@@ -335,6 +348,28 @@ fn a_mode_that_is_not_four_octal_digits_in_quotes_is_refused() {
 }
 
 #[test]
+fn the_control_socket_is_open_to_everybody_if_a_group_says_who_may_do_what_and_as_its_mode_says() {
+    for (text, mode) in [
+        ("", 0o660),
+        ("admin-group = \"0\"", 0o666),
+        ("read-group = \"0\"", 0o666),
+        ("read-group = \"0\"\nmode = \"0640\"", 0o640),
+        ("mode = \"0666\"", 0o666),
+    ] {
+        assert_eq!(parse(&format!("[control]\n{text}")).control.mode(), Mode(mode), "{text}");
+    }
+}
+
+#[test]
+fn a_group_of_the_control_socket_that_there_is_not_is_refused() {
+    for key in ["admin-group", "read-group"] {
+        refused(&format!("[control]\n{key} = «\"no such group\""), "there is no group \"no such group\"");
+        let message = "invalid value: integer `5`, expected the name or the number of a group in quotes";
+        refused(&format!("[control]\n{key} = «5"), message);
+    }
+}
+
+#[test]
 fn an_address_that_is_none_is_refused_alone_and_in_a_table() {
     let message = "\"localhost:80\" is no address: expected an IP address and a port (\"127.0.0.1:8080\", \
                    \"[::1]:8080\") or a Unix socket (\"unix:/run/fdpassd/rpc.sock\")";
@@ -454,7 +489,8 @@ fn another_control_socket_is_refused_at_a_reload_and_nothing_else_is() {
     let error = next(&parse(""), "[control]\nsocket = \"/run/y\"").expect_err("a path");
     assert_eq!((error.message(), error.line()), (refusal("at its default place").as_str(), Some(2)));
 
-    let kept = Config { control: Control { mode: Mode(0o600), ..current.control.clone() }, ..everything() };
+    let kept =
+        Config { control: Control { socket: current.control.socket.clone(), ..everything().control }, ..everything() };
     assert_eq!(next(&current, &kept.to_toml()), Ok(kept));
     let error = next(&current, "listen = []\n[control]\nsocket = \"/run/y\"").expect_err("two faults");
     assert_eq!(error.message(), "there must be at least one address to listen on");
@@ -576,7 +612,7 @@ fn explained(text: &str) {
 fn configs() -> impl Strategy<Value = Config> {
     (listeners(), workers(), limits(), any::<bool>(), 0..=0o777u32).prop_map(|(listen, workers, limits, all, mode)| {
         let Config { control, log, .. } = if all { everything() } else { Config::default() };
-        Config { listen, workers, limits, control: Control { mode: Mode(mode), ..control }, log }
+        Config { listen, workers, limits, control: Control { mode: all.then_some(Mode(mode)), ..control }, log }
     })
 }
 

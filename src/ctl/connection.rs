@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::access::who_may_connect;
 use super::error::Error;
 use crate::proto::control::{self, Verb};
 use crate::proto::frame::{ByteOrder, PREFIX};
@@ -236,10 +237,7 @@ fn connect(address: &Address, deadline: Deadline) -> Result<Stream, Error> {
         (ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::NotADirectory, _) => {
             Error::NothingListens(address.clone())
         }
-        (ErrorKind::PermissionDenied, Address::Unix(path)) => Error::Forbidden(format!(
-            "{} is for root, its owner and its group; you need to be one of them",
-            path.display()
-        )),
+        (ErrorKind::PermissionDenied, Address::Unix(path)) => Error::Forbidden(who_may_connect(path)),
         (ErrorKind::TimedOut, _) => Error::Timeout(deadline.patience),
         _ => Error::Connect { address: address.clone(), cause },
     })

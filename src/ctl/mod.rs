@@ -3,6 +3,7 @@
 //! What is printed for people is escaped; what is printed for programs (`call`, `--json`) is byte for byte
 //! what came. fdpassctl knows of the daemon only what the vocabulary in [`proto`](crate::proto) says.
 
+mod access;
 mod args;
 mod change;
 mod connection;

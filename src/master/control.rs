@@ -1,6 +1,7 @@
 //! Control clients: one request in, one reply out, from the master's own tables.
 //!
-//! Nobody here can make the master wait: what arrives and what is not read is bounded, and has a deadline.
+//! Nobody here can make the master wait: what arrives and what is not read is bounded, and has a deadline; of each client
+//! one request is answered in a turn of the loop.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,23 +10,30 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::listener::ControlListener;
+use super::listener::{CONTROL_BACKLOG, ControlListener};
+use super::roles::{Peer, Role, Roles};
 use super::verbs::Waits;
 use super::{Master, Token};
 use crate::proto::control::{Code, MAX_REQUEST, PATIENCE, Refusal, Reloaded, Stopped, Verb};
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
 use crate::proto::rpc;
 use crate::sys::poll::{Event, Interest, Poller};
-use crate::sys::socket::{self, Credentials, Moved};
+use crate::sys::socket::{self, Moved};
 
-/// Of all control clients, so many are kept for root and the daemon's own user.
+/// Most control clients there can be; fewer where descriptors are scarce.
+pub(super) const MOST_CONTROL_CLIENTS: u64 = 64 + RESERVED as u64;
+
+/// Of all control clients, so many are kept for those who may change things.
 const RESERVED: usize = 8;
 
-/// Most control clients of any other user.
-const PER_USER: usize = 4;
+/// Most control clients of any user who may only look.
+const PER_USER: usize = 8;
 
 /// How long nobody is accepted after the system was out of descriptors.
 const RECOVERY: Duration = Duration::from_millis(100);
+
+/// The log tells of no more than one stranger in this time: whoever can connect could fill it.
+const NEXT_STRANGER: Duration = Duration::from_secs(1);
 
 /// All control clients.
 #[derive(Debug)]
@@ -33,18 +41,21 @@ pub(super) struct ControlClients {
     clients: BTreeMap<u64, ControlClient>,
     next: u64,
     most: usize,
-    /// The daemon's user.
-    user: u32,
+    pub(super) roles: Roles,
     /// Nobody is accepted until then.
     paused_until: Option<Instant>,
+    /// When the log told of one who may do nothing.
+    told_of_stranger: Option<Instant>,
 }
 
 /// One of them.
 #[derive(Debug)]
 pub(super) struct ControlClient {
     socket: OwnedFd,
-    pub(super) who: Credentials,
+    pub(super) peer: Peer,
     incoming: Vec<u8>,
+    /// No more will come in: it has closed, or said that it has asked all that it will.
+    has_finished: bool,
     outgoing: Vec<u8>,
     /// Bytes of `outgoing` that are sent.
     sent: usize,
@@ -56,9 +67,9 @@ pub(super) struct ControlClient {
 }
 
 impl ControlClients {
-    /// At most so many; `user` is the daemon's.
-    pub(super) fn new(most: usize, user: u32) -> ControlClients {
-        ControlClients { clients: BTreeMap::new(), next: 0, most, user, paused_until: None }
+    /// At most so many.
+    pub(super) fn new(most: usize, roles: Roles) -> ControlClients {
+        ControlClients { clients: BTreeMap::new(), next: 0, most, roles, paused_until: None, told_of_stranger: None }
     }
 
     /// When somebody will have had enough time.
@@ -72,8 +83,8 @@ impl ControlClients {
 
     /// Takes in who wants to connect.
     pub(super) fn accept(&mut self, listener: &ControlListener, poller: &Poller, now: Instant) {
-        // No more a turn than there may be, however fast somebody comes back.
-        for _ in 0..self.most {
+        // No more a turn than can wait, however fast somebody comes back.
+        for _ in 0..=CONTROL_BACKLOG {
             let socket = match socket::accept(listener) {
                 Ok(Some(accepted)) => accepted.socket,
                 Ok(None) => return,
@@ -84,42 +95,45 @@ impl ControlClients {
                     return;
                 }
             };
-            let Ok(who) = socket::credentials(&socket) else { continue };
-            let number = self.next;
-            self.next += 1;
-            let mut client = ControlClient {
-                socket,
-                who,
-                incoming: Vec::new(),
-                outgoing: Vec::new(),
-                sent: 0,
-                waits: None,
-                is_last: false,
-                deadline: Some(now + PATIENCE),
-            };
-            if !self.has_room_for(who) {
-                client.refuse(Code::Busy, "there are too many control clients");
+            let Ok(peer) = Peer::of(&socket) else { continue };
+            let mut client = ControlClient::new(socket, peer, now);
+            if let Err(refusal) = self.admit(&client.peer, now) {
+                // It fits into an empty socket buffer; who does not take it misses nothing else.
+                client.refuse_with(&refusal);
                 let _ = client.send();
                 continue;
             }
+            let number = self.next;
+            self.next += 1;
             if poller.add(&client.socket, Token::ControlClient(number).into(), Interest::Read).is_ok() {
                 self.clients.insert(number, client);
             }
         }
     }
 
-    fn has_room_for(&self, who: Credentials) -> bool {
-        if self.is_privileged(who) {
-            return self.clients.len() < self.most;
+    /// Whether somebody may come in. Who may do nothing takes up nobody's place.
+    fn admit(&mut self, who: &Peer, now: Instant) -> Result<(), Refusal> {
+        if let Err(refusal) = self.roles.need(Role::Reader, who) {
+            if self.told_of_stranger.is_none_or(|told| now >= told + NEXT_STRANGER) {
+                self.told_of_stranger = Some(now);
+                log::warn!("{who} turned away from the control socket: {}", refusal.message);
+            }
+            return Err(refusal);
         }
-        let others = self.clients.values().filter(|client| !self.is_privileged(client.who));
-        let same = others.clone().filter(|client| client.who.uid == who.uid).count();
-        others.count() < self.most.saturating_sub(RESERVED).max(1) && same < PER_USER && self.clients.len() < self.most
+        if !self.has_room_for(who) {
+            return Err(Refusal::new(Code::Busy, "there are too many control clients"));
+        }
+        Ok(())
     }
 
-    /// Whether this is root or the daemon's own user.
-    pub(super) fn is_privileged(&self, who: Credentials) -> bool {
-        who.uid == 0 || who.uid == self.user
+    fn has_room_for(&self, who: &Peer) -> bool {
+        let is_admin = |who: &Peer| self.roles.of(who) == Role::Admin;
+        if self.clients.len() >= self.most || is_admin(who) {
+            return self.clients.len() < self.most;
+        }
+        let others = self.clients.values().filter(|client| !is_admin(&client.peer));
+        let same = others.clone().filter(|client| client.peer.credentials.uid == who.credentials.uid).count();
+        others.count() < self.most.saturating_sub(RESERVED).max(1) && same < PER_USER
     }
 
     /// Ends those whose time is up. Who has not asked is told so.
@@ -143,6 +157,14 @@ impl ControlClients {
     /// Those who wait, by their numbers.
     pub(super) fn waiting(&self) -> Vec<(u64, Waits)> {
         self.clients.iter().filter_map(|(number, client)| Some((*number, client.waits?))).collect()
+    }
+
+    /// Whether a client that waits may still have what it waits for.
+    ///
+    /// # Errors
+    /// As [`Roles::need`].
+    pub(super) fn need(&self, number: u64, role: Role) -> Result<(), Refusal> {
+        self.clients.get(&number).map_or(Ok(()), |client| self.roles.need(role, &client.peer))
     }
 
     /// Answers those who asked for the end, which has come.
@@ -169,20 +191,62 @@ impl ControlClients {
 struct Over;
 
 impl ControlClient {
+    fn new(socket: OwnedFd, peer: Peer, now: Instant) -> ControlClient {
+        ControlClient {
+            socket,
+            peer,
+            incoming: Vec::new(),
+            has_finished: false,
+            outgoing: Vec::new(),
+            sent: 0,
+            waits: None,
+            is_last: false,
+            deadline: Some(now + PATIENCE),
+        }
+    }
+
+    /// What it is to be watched for; `None` for nothing but its hang-up.
+    fn interest(&self) -> Option<Interest> {
+        let is_deaf = self.has_finished || self.is_full();
+        if !self.outgoing.is_empty() {
+            Some(Interest::Write)
+        } else if self.waits.is_some() {
+            (!is_deaf).then_some(Interest::Read)
+        } else if self.has_request() {
+            // For the next turn, which comes at once: there is room to write.
+            Some(Interest::Write)
+        } else {
+            Some(Interest::Read)
+        }
+    }
+
+    /// Whether it is to be closed.
+    fn is_done(&self) -> bool {
+        let has_all = self.has_finished && self.waits.is_none() && !self.has_request();
+        self.outgoing.is_empty() && (self.is_last || has_all)
+    }
+
+    /// Whether there is something to be answered, or refused.
+    fn has_request(&self) -> bool {
+        !matches!(frame::next(&self.incoming, ByteOrder::Little, MAX_REQUEST), Next::Partial { .. })
+    }
+
+    fn is_full(&self) -> bool {
+        self.incoming.len() > PREFIX + MAX_REQUEST as usize
+    }
+
     /// Reads what is there, one request at the most beyond the one in hand.
     fn read(&mut self) -> Result<(), Over> {
         let mut buffer = [0; 4096];
-        loop {
-            if self.incoming.len() > PREFIX + MAX_REQUEST as usize {
-                return Ok(());
-            }
+        while !self.has_finished && !self.is_full() {
             match socket::receive(&self.socket, &mut buffer) {
                 Ok(Moved::Bytes(n)) => self.incoming.extend_from_slice(&buffer[..n]),
                 Ok(Moved::Nothing) => return Ok(()),
-                // Who closes has no use for an answer, not even a later one. What came before is done all the same.
-                Ok(Moved::End) | Err(_) => return Err(Over),
+                Ok(Moved::End) => self.has_finished = true,
+                Err(_) => return Err(Over),
             }
         }
+        Ok(())
     }
 
     /// Sends what there is to send; whether that is all.
@@ -235,52 +299,61 @@ impl Master {
     pub(super) fn serve_control(&mut self, number: u64, event: &Event, now: Instant) {
         // Taken out, so that answering may look at all of the master.
         let Some(mut client) = self.control.clients.remove(&number) else { return };
-        match self.converse(&mut client, event, now) {
-            Ok(()) => drop(self.control.clients.insert(number, client)),
-            Err(Over) => drop(self.poller.remove(&client.socket)),
-        }
-        if let Some(client) = self.control.clients.get(&number) {
-            let interest = if client.outgoing.is_empty() { Interest::Read } else { Interest::Write };
-            let _ = self.poller.modify(&client.socket, Token::ControlClient(number).into(), interest);
-        }
+        let outcome = self.converse(&mut client, event, now);
+        self.put_back(number, client, outcome);
     }
 
-    /// Answers a control client that waited, which goes on then.
+    /// Answers a control client that waited. What else it has asked is looked at in the next turn.
     pub(super) fn answer_late(&mut self, number: u64, answer: impl FnOnce(&mut ControlClient), now: Instant) {
-        let Some(client) = self.control.clients.get_mut(&number) else { return };
+        let Some(mut client) = self.control.clients.remove(&number) else { return };
         (client.waits, client.deadline) = (None, Some(now + PATIENCE));
-        answer(client);
-        self.serve_control(number, &Event { token: 0, readable: false, writable: true }, now);
+        answer(&mut client);
+        let outcome = client.send().map(|_| ());
+        self.put_back(number, client, outcome);
+    }
+
+    /// Watches a client for what it needs now, or is done with it.
+    fn put_back(&mut self, number: u64, client: ControlClient, outcome: Result<(), Over>) {
+        if outcome.is_err() || client.is_done() {
+            let _ = self.poller.remove(&client.socket);
+            return;
+        }
+        let token = Token::ControlClient(number).into();
+        let _ = match client.interest() {
+            Some(interest) => self.poller.modify(&client.socket, token, interest),
+            None => self.poller.disarm(&client.socket, token),
+        };
+        self.control.clients.insert(number, client);
     }
 
     fn converse(&mut self, client: &mut ControlClient, event: &Event, now: Instant) -> Result<(), Over> {
+        // Its hang-up: who has closed has no use for a later answer. What it asked before is done all the same.
+        if client.interest().is_none() {
+            return Err(Over);
+        }
         let heard = if event.readable { client.read() } else { Ok(()) };
-        // Who was told that it goes on has hung up, and may have done so before we got to what was asked.
-        self.answer_all(client, now).and(heard)
+        // The next request is looked at when the reply before it is gone: who does not read is not served.
+        if client.send()? && client.waits.is_none() && !client.is_last {
+            self.answer_next(client, now);
+            client.send()?;
+        }
+        heard
     }
 
-    fn answer_all(&mut self, client: &mut ControlClient, now: Instant) -> Result<(), Over> {
-        // The next request is looked at when the reply before it is gone: who does not read is not served.
-        while client.send()? {
-            if client.is_last {
-                return Err(Over);
+    fn answer_next(&mut self, client: &mut ControlClient, now: Instant) {
+        match frame::next(&client.incoming, ByteOrder::Little, MAX_REQUEST) {
+            Next::Partial { .. } => return,
+            Next::TooLarge { length } => {
+                client.refuse(Code::TooLarge, &format!("a request is at most {MAX_REQUEST} bytes, not {length}"));
+                client.is_last = true;
             }
-            if client.waits.is_some() {
-                return Ok(());
+            Next::Whole { total } => {
+                let request: Vec<u8> = client.incoming.drain(..total).skip(PREFIX).collect();
+                self.answer(client, &request, now);
+                // A reload may have made a stranger of it.
+                client.is_last = self.control.roles.of(&client.peer) == Role::Nobody;
             }
-            match frame::next(&client.incoming, ByteOrder::Little, MAX_REQUEST) {
-                Next::Partial { .. } => return Ok(()),
-                Next::TooLarge { length } => {
-                    client.refuse(Code::TooLarge, &format!("a request is at most {MAX_REQUEST} bytes, not {length}"));
-                    client.is_last = true;
-                }
-                Next::Whole { total } => {
-                    let request: Vec<u8> = client.incoming.drain(..total).skip(PREFIX).collect();
-                    self.answer(client, &request, now);
-                }
-            }
-            client.deadline = if client.waits.is_some() { None } else { Some(now + PATIENCE) };
         }
-        Ok(())
+        client.deadline = if client.waits.is_some() { None } else { Some(now + PATIENCE) };
     }
 }

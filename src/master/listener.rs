@@ -92,6 +92,9 @@ pub(super) fn keep(listeners: &[Listener], wanted: &[Listen]) -> Vec<Option<usiz
     wanted.iter().map(&mut find).collect()
 }
 
+/// Control clients that can wait to be accepted; one more than that in fact (`unix_recvq_full()` in the kernel).
+pub(super) const CONTROL_BACKLOG: u32 = 128;
+
 /// The listener of control clients.
 #[derive(Debug)]
 pub(super) struct ControlListener {
@@ -109,7 +112,7 @@ impl ControlListener {
         }
         let access = Access { mode, owner: None, group: None };
         let (socket, file) = bind_unix(path, Some(&access)).map_err(fail)?;
-        socket::listen(&socket, 128).map_err(fail)?;
+        socket::listen(&socket, CONTROL_BACKLOG).map_err(fail)?;
         Ok(ControlListener { socket, file })
     }
 

@@ -22,6 +22,7 @@ mod listener;
 mod looking;
 mod metrics;
 mod reload;
+mod roles;
 mod start;
 mod status;
 mod steer;

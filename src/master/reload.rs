@@ -17,7 +17,7 @@ use super::events::Asker;
 use super::listener::{self, Listener};
 use super::start::{ClientLimits, client_limits, target, worker_count};
 use super::{Error, Master, Token};
-use crate::config::{self, Config, Keys, Loaded};
+use crate::config::{self, Config, Control, Keys, Loaded};
 use crate::desk::Layout;
 use crate::logging;
 use crate::proto::control::{About, Code, Kind, LastReload, Origin, Place, Refusal, Reloaded, Verdict};
@@ -169,8 +169,8 @@ impl Master {
         let Some(reload) = self.reload.take() else { return };
         let Reload { generation, config, config_keys, config_file, max_clients, listeners, log, began } = reload;
         log.commit();
-        if config.control.mode != self.config.control.mode {
-            warn("set the mode of the control socket", self.control_listener.set_mode(config.control.mode));
+        if config.control != self.config.control {
+            self.change_control(&config.control, now);
         }
         self.exchange_listeners(listeners);
         if config.limits.max_clients_per_address != self.config.limits.max_clients_per_address {
@@ -205,6 +205,17 @@ impl Master {
         self.restore_listeners();
         self.note_verdict(Verdict::RolledBack, Some(why.clone()));
         self.control.say_reloaded(&Err(Refusal::new(Code::RolledBack, why)));
+    }
+
+    /// Changes who can connect to the control socket, and who may do what there.
+    fn change_control(&mut self, control: &Control, now: Instant) {
+        if control.mode() != self.config.control.mode() {
+            warn("set the mode of the control socket", self.control_listener.set_mode(control.mode()));
+        }
+        // Who waits there came by the mode before, and is taken for what it was then: without groups it is the mode that
+        // keeps strangers out.
+        self.control.accept(&self.control_listener, &self.poller, now);
+        self.control.roles.change(control);
     }
 
     fn note_verdict(&mut self, verdict: Verdict, message: Option<String>) {

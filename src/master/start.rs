@@ -6,10 +6,11 @@ use std::time::{Instant, SystemTime};
 use super::accept::Gate;
 use super::blame::Strikes;
 use super::client::Addresses;
-use super::control::ControlClients;
+use super::control::{ControlClients, MOST_CONTROL_CLIENTS};
 use super::counts::{Counts, Tally};
 use super::events::Events;
 use super::listener::{ControlListener, Listener};
+use super::roles::Roles;
 use super::watch::Watch;
 use super::{Error, Master, Setup, Token};
 use crate::channel::Scratch;
@@ -23,6 +24,7 @@ use crate::proto::names::Generation;
 use crate::sys::poll::{Interest, Poller};
 use crate::sys::process::{self, Executable};
 use crate::sys::signal::{Signal, Signals};
+use crate::sys::user::User;
 use crate::sys::{clock, fd};
 
 /// Descriptors that the master needs beside those of clients, listeners, workers and control clients: standard ones,
@@ -73,13 +75,16 @@ impl Master {
             // The gate opens when a worker is ready.
             poller.disarm(listener, token).map_err(&watch)?;
         }
+        let user = process::user();
+        // Its name is for people only.
+        let user = User::of(user).unwrap_or_else(|_| User { name: user.to_string(), uid: user });
         let seed = clock::monotonic() ^ u64::from(std::process::id()) << 32;
         let generation = Generation(1);
         Ok(Master {
             pool: Pool::new(target(&config, generation), started, seed),
             dispatcher: Dispatcher::new(config.workers.dispatch),
             addresses: Addresses::new(config.limits.max_clients_per_address, [].iter()),
-            control: ControlClients::new(control_clients(descriptors) as usize, process::user()),
+            control: ControlClients::new(control_clients(descriptors) as usize, Roles::new(user, &config.control)),
             layout: Layout::new(limits.slots, config.limits.max_frame),
             max_clients: limits.clients,
             listener_number: listeners.len() as u32,
@@ -146,7 +151,7 @@ pub(super) fn worker_count(count: Count) -> usize {
 
 /// Most control clients.
 fn control_clients(descriptors: u64) -> u64 {
-    (descriptors / 8).clamp(4, 64)
+    (descriptors / 8).clamp(4, MOST_CONTROL_CLIENTS)
 }
 
 /// How many clients there may be.
@@ -192,7 +197,7 @@ pub(super) fn client_limits(config: &Config, workers: usize, descriptors: u64) -
 }
 
 fn open_control(name: &str, config: &Config) -> Result<ControlListener, Error> {
-    let mode = config.control.mode;
+    let mode = config.control.mode();
     match &config.control.socket {
         Some(path) => ControlListener::bind(path, false, mode),
         None => {

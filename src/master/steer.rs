@@ -122,8 +122,12 @@ impl Master {
         }
         let loads = self.loads(now);
         let from = rebalance::asked(&loads);
-        if let Some(id) = from {
-            self.count_requests(id);
+        match from {
+            Some(id) => {
+                log::info!("{asker}: looking at what could be moved from worker {id}");
+                self.count_requests(id);
+            }
+            None => log::info!("{asker}: no worker has more to do than the others"),
         }
         self.asked_balance = Some(AskedBalance { asker, is_dry, from, until: now + rebalance::INTERVAL });
         Ok(())
@@ -136,7 +140,9 @@ impl Master {
         let Some(from) = from else { return Some(Vec::new()) };
         let moves = self.plan(from, &self.loads(now));
         let (sums, count) = (sum_up(from, &moves), moves.len() as u64);
-        if !is_dry {
+        if is_dry {
+            log::info!("{asker}: {count} clients would be moved from worker {from}");
+        } else {
             self.move_clients(from, moves);
             let about = About { worker: Some(from), clients: Some(count), ..asker.about() };
             let sentence = format_args!("{asker}: {count} clients moved from worker {from}, the busiest");

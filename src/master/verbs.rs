@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 use super::Master;
 use super::control::ControlClient;
 use super::events::Asker;
+use super::roles::Role;
 use crate::proto::control::{
     Code, Drain, EventsAfter, Hold, Kick, Kind, MAX_WAIT, Metrics, Rebalance, Rebalanced, Recycle, Refusal, Scale,
     SetLogLevel, Settled, Verb, Version,
@@ -47,14 +48,22 @@ impl Master {
             return client.refuse(Code::UnknownVerb, &format!("there is no verb {method:?}"));
         };
         let asked = Asked { verb, params: params.map_or(NULL, RawValue::get) };
-        if asked.changes() && !self.control.is_privileged(client.who) {
-            let asker = Asker { what: verb.as_str(), who: Some(client.who) };
-            self.events.note(Kind::Forbidden, asker.about(), format_args!("{asker}: refused"));
-            return client.refuse(Code::Forbidden, "changing things needs root or the daemon's own user");
-        }
-        match self.carry_out(client, asked, now) {
+        let asker = Asker { what: verb.as_str(), who: Some(client.peer.credentials) };
+        let needed = if asked.changes() { Role::Admin } else { Role::Reader };
+        let allowed = self.control.roles.need(needed, &client.peer);
+        match allowed.and_then(|()| self.carry_out(client, asked, asker, now)) {
             Ok(waits) => client.waits = waits,
-            Err(refusal) => client.refuse_with(&refusal),
+            Err(refusal) => {
+                let sentence = format_args!("{asker}: refused: {}", refusal.message);
+                match refusal.code {
+                    Code::Forbidden => self.events.note(Kind::Forbidden, asker.about(), sentence),
+                    // That has been told, with the place in the file.
+                    Code::Rejected => {}
+                    _ if asked.changes() => log::warn!("{sentence}"),
+                    _ => {}
+                }
+                client.refuse_with(&refusal);
+            }
         }
     }
 
@@ -63,9 +72,9 @@ impl Master {
         &mut self,
         client: &mut ControlClient,
         asked: Asked<'_>,
+        asker: Asker,
         now: Instant,
     ) -> Result<Option<Waits>, Refusal> {
-        let asker = Asker { what: asked.verb.as_str(), who: Some(client.who) };
         if self.pool.is_stopping() && asked.verb.changes() && asked.verb != Verb::Stop {
             return Err(Refusal::new(Code::Refused, "the daemon is stopping"));
         }
@@ -83,7 +92,9 @@ impl Master {
             }
             Verb::Stop => {
                 asked.no_params()?;
-                if !self.pool.is_stopping() {
+                if self.pool.is_stopping() {
+                    log::info!("{asker}: it is stopping already");
+                } else {
                     self.stop(asker, now);
                 }
                 Waits::Stopped
@@ -195,10 +206,18 @@ impl Master {
             if !(is_so || is_refused) {
                 continue;
             }
-            let events = if let Waits::Event { after, .. } = waits { Some(self.events_after(after)) } else { None };
+            if let Waits::Event { after, .. } = waits {
+                // A reload may have made a stranger of it meanwhile.
+                let events = self.control.need(number, Role::Reader).map(|()| self.events_after(after));
+                let answer = |client: &mut ControlClient| match &events {
+                    Ok(events) => client.reply(verb, events),
+                    Err(refusal) => client.refuse_with(refusal),
+                };
+                self.answer_late(number, answer, now);
+                continue;
+            }
             let answer = |client: &mut ControlClient| match (waits, &moves) {
                 (Waits::Reloaded, _) => {}
-                (Waits::Event { .. }, _) => client.reply(verb, &events),
                 _ if is_stopping => client.refuse(Code::Refused, "the daemon is stopping"),
                 (Waits::Deserted, _) if !is_drained => client.refuse(Code::Refused, "clients are accepted again"),
                 (Waits::Rebalanced, Some(moves)) => client.reply(verb, &Rebalanced { moves: moves.clone() }),

@@ -2,28 +2,34 @@
 //!
 //! `{"in": VERB, "params": {…}}` is answered by exactly one `{"out": VERB, "result": {…}}` or
 //! `{"out": "error", "result": {"code": CODE, "message": TEXT}}`. A request is at most [`MAX_REQUEST`]
-//! bytes; unknown verbs and unknown parameters are refused. A connection may ask again after a reply.
+//! bytes; unknown verbs and unknown parameters are refused. A connection may ask again after a reply; who has nothing more
+//! to ask may shut its side down and still gets the replies to what it asked.
 //!
 //! | verb | params | result | who may |
 //! |---|---|---|---|
-//! | `status` | none | [`Status`] | whoever can connect |
-//! | `version` | none | [`Version`] | whoever can connect |
-//! | `stop` | none | [`Stopped`], when all workers are gone and just before the daemon is | root and the daemon's user |
-//! | `reload` | none | [`Reloaded`], when the new configuration is applied | the same |
-//! | `scale` | [`Scale`] | [`Settled`], when so many workers are ready and the others gone | the same |
-//! | `recycle` | [`Recycle`] | [`Settled`], when successors are ready and the replaced workers gone | the same |
-//! | `hold` | [`Hold`] | [`Settled`], when all clients of the worker are elsewhere | the same |
-//! | `release` | [`Release`] | [`Settled`], at once | the same |
-//! | `drain` | [`Drain`] | [`Settled`], at once, or when the last client has left | the same |
-//! | `undrain` | none | [`Settled`], at once | the same |
-//! | `rebalance` | [`Rebalance`] | [`Rebalanced`], after a second of looking | the same |
-//! | `clients` | [`ClientsAfter`] | [`Clients`], a page of them | whoever can connect |
-//! | `kick` | [`Kick`] | [`Kicked`], at once | root and the daemon's user |
-//! | `events` | [`EventsAfter`] | [`Events`], at once, or when there is one or the wait is over | whoever can connect |
-//! | `config` | none | [`Effective`] | the same |
-//! | `check` | none | [`Checked`], or `rejected` as by `reload` | the same |
-//! | `log-level` | [`SetLogLevel`] | [`LogLevelInForce`] | to look: the same; to change: root and the daemon's user |
-//! | `metrics` | none | [`Metrics`] | whoever can connect |
+//! | `status` | none | [`Status`] | readers |
+//! | `version` | none | [`Version`] | readers |
+//! | `stop` | none | [`Stopped`], when all workers are gone and just before the daemon is | admins |
+//! | `reload` | none | [`Reloaded`], when the new configuration is applied | admins |
+//! | `scale` | [`Scale`] | [`Settled`], when so many workers are ready and the others gone | admins |
+//! | `recycle` | [`Recycle`] | [`Settled`], when successors are ready and the replaced workers gone | admins |
+//! | `hold` | [`Hold`] | [`Settled`], when all clients of the worker are elsewhere | admins |
+//! | `release` | [`Release`] | [`Settled`], at once | admins |
+//! | `drain` | [`Drain`] | [`Settled`], at once, or when the last client has left | admins |
+//! | `undrain` | none | [`Settled`], at once | admins |
+//! | `rebalance` | [`Rebalance`] | [`Rebalanced`], after a second of looking | admins |
+//! | `clients` | [`ClientsAfter`] | [`Clients`], a page of them | readers |
+//! | `kick` | [`Kick`] | [`Kicked`], at once | admins |
+//! | `events` | [`EventsAfter`] | [`Events`], at once, or when there is one or the wait is over | readers |
+//! | `config` | none | [`Effective`] | readers |
+//! | `check` | none | [`Checked`], or `rejected` as by `reload` | readers |
+//! | `log-level` | [`SetLogLevel`] | [`LogLevelInForce`] | readers; with a level, admins |
+//! | `metrics` | none | [`Metrics`] | readers |
+//!
+//! Admins are root, the daemon's user and members of `[control] admin-group`; readers are these, members of `read-group` and,
+//! if neither group is named, whoever can connect. Each is known by user, primary and supplementary groups as they were when
+//! it connected. All others are told `forbidden` as soon as they connect, and are closed. The configuration that is in force
+//! at a request decides about it.
 //!
 //! Codes: `bad_request`, `unknown_verb`, `bad_params`, `too_large`, `forbidden`, `busy`, `timeout`, `rejected`,
 //! `rolled_back`, `refused`.

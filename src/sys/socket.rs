@@ -195,6 +195,34 @@ pub fn credentials(socket: impl AsFd) -> io::Result<Credentials> {
     Ok(Credentials { pid: found.pid().unsigned_abs(), uid: found.uid(), gid: found.gid() })
 }
 
+/// The supplementary groups of whoever connected to us, as they were then: SO_PEERGROUPS, which is to [`credentials`] what
+/// getgroups(2) is to getgid(2).
+///
+/// # Errors
+/// Those of getsockopt(2); ENOPROTOOPT before Linux 4.13.
+pub fn groups(socket: impl AsFd) -> io::Result<Vec<u32>> {
+    const GROUP: usize = mem::size_of::<libc::gid_t>();
+    let fd = socket.as_fd().as_raw_fd();
+    // Most users have fewer; NGROUPS_MAX is 65,536.
+    let mut groups: Vec<libc::gid_t> = vec![0; 32];
+    loop {
+        let mut length = (groups.len() * GROUP) as libc::socklen_t;
+        let value = groups.as_mut_ptr().cast();
+        // SAFETY: `value` points to `length` bytes that are ours to write.
+        let told = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERGROUPS, value, &raw mut length) };
+        let count = length as usize / GROUP;
+        match Errno::result(told) {
+            // Too short by so much. They do not change any more, so the next call is the last one.
+            Err(Errno::ERANGE) if count > groups.len() => groups.resize(count, 0),
+            Err(e) => return Err(e.into()),
+            Ok(_) => {
+                groups.truncate(count);
+                return Ok(groups);
+            }
+        }
+    }
+}
+
 /// Clients that wait in the queue of a TCP listener, and how many can: `tcpi_unacked` and `tcpi_sacked`, which
 /// mean that for a listener (tcp_get_info() in the kernel).
 ///
@@ -480,6 +508,14 @@ mod tests {
         }
         assert!(matches!(receive_message(&a, &mut buffer).expect("recvmsg"), Received::Closed));
         assert_eq!(send_message(&a, b"x", &[]).expect("sendmsg"), Sent::Closed);
+    }
+
+    #[test]
+    fn the_groups_of_the_other_end_are_told() {
+        let (a, _b) = message_pair().expect("socketpair");
+        let own: Vec<u32> = nix::unistd::getgroups().expect("getgroups").into_iter().map(|gid| gid.as_raw()).collect();
+        assert_eq!(groups(&a).expect("SO_PEERGROUPS"), own);
+        assert!(groups(null()).is_err(), "no socket");
     }
 
     #[test]

@@ -22,13 +22,19 @@ impl User {
     /// # Errors
     /// When the database cannot be read.
     pub fn find(wanted: &str) -> io::Result<Option<User>> {
-        let known = |user: nix::unistd::User| User { name: user.name, uid: user.uid.as_raw() };
-        if let Some(user) = found(nix::unistd::User::from_name(wanted))? {
-            return Ok(Some(known(user)));
+        match found(nix::unistd::User::from_name(wanted))? {
+            Some(user) => Ok(Some(User { name: user.name, uid: user.uid.as_raw() })),
+            None => number(wanted).map(User::of).transpose(),
         }
-        let Some(uid) = number(wanted) else { return Ok(None) };
+    }
+
+    /// The user of that number. May wait as [`User::find`] does.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn of(uid: u32) -> io::Result<User> {
         let user = found(nix::unistd::User::from_uid(Uid::from_raw(uid)))?;
-        Ok(Some(user.map_or_else(|| User { name: uid.to_string(), uid }, known)))
+        Ok(User { name: user.map_or_else(|| uid.to_string(), |user| user.name), uid })
     }
 }
 

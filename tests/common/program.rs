@@ -95,6 +95,18 @@ pub fn control_socket(daemon: &Running) -> PathBuf {
     daemon.directory().join("control.sock")
 }
 
+/// Waits until just so many are connected to a Unix socket, accepted or not: the kernel lists each of them by the
+/// listener's path.
+#[track_caller]
+pub fn wait_for_clients(path: &Path, count: usize) {
+    let name = format!(" {}", path.display());
+    eventually(&format!("{count} clients are connected"), || {
+        let sockets = fs::read_to_string("/proc/net/unix").expect("Linux has it");
+        let found = sockets.lines().filter(|line| line.ends_with(&name)).count();
+        (found == 1 + count).then_some(())
+    });
+}
+
 /// Programs that another user is to run, where everybody reaches them. Only root can become another user.
 #[derive(Debug)]
 pub struct OtherUser {
@@ -109,6 +121,17 @@ impl OtherUser {
             skip("only root can run programs as another user");
         }
         other
+    }
+
+    /// Nothing, and said so, when there is no setpriv(1) either, for [`OtherUser::command_in`].
+    pub fn with_groups() -> Option<OtherUser> {
+        let other = OtherUser::new()?;
+        let found = Command::new("setpriv").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        if !found.is_ok_and(|status| status.success()) {
+            skip("there is no setpriv(1)");
+            return None;
+        }
+        Some(other)
     }
 
     /// Nothing when this test does not run as root.
@@ -127,18 +150,33 @@ impl OtherUser {
     }
 
     /// This program, to be run by the user of that number.
-    pub fn command(&self, program: &str, uid: u32) -> Command {
-        let name = Path::new(program).file_name().expect("a program has a name");
+    pub fn command(&self, program: impl AsRef<Path>, uid: u32) -> Command {
+        let mut command = Command::new(self.copy(program.as_ref()));
+        command.uid(uid).gid(uid);
+        command
+    }
+
+    /// This program, to be run by setpriv(1) as that user, with that primary group and these supplementary ones.
+    pub fn command_in(&self, program: impl AsRef<Path>, uid: u32, gid: u32, groups: &[u32]) -> Command {
+        let groups: Vec<String> = groups.iter().map(u32::to_string).collect();
+        let groups =
+            if groups.is_empty() { "--clear-groups".to_owned() } else { format!("--groups={}", groups.join(",")) };
+        let mut command = Command::new("setpriv");
+        command.arg(format!("--reuid={uid}")).arg(format!("--regid={gid}")).arg(groups);
+        command.arg(self.copy(program.as_ref()));
+        command
+    }
+
+    fn copy(&self, program: &Path) -> PathBuf {
+        let name = program.file_name().expect("a program has a name");
         let copy = self.directory.path().join(name);
         if !copy.exists() {
             // By a process of its own: a program that is open for writing cannot be run, and a child that another test
             // starts meanwhile has a copy of all that is open here.
             let copied = Command::new("cp").arg(program).arg(&copy).status().expect("cp runs");
-            assert!(copied.success(), "cp {program}");
+            assert!(copied.success(), "cp {}", program.display());
         }
-        let mut command = Command::new(copy);
-        command.uid(uid).gid(uid);
-        command
+        copy
     }
 }
 
