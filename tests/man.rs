@@ -424,30 +424,29 @@ fn shipped_keys() -> BTreeMap<String, String> {
     keys
 }
 
-/// `-c` and `--config` in a help text.
+/// `-c` and `--config` in a help text: where lines begin with them, behind a title or not.
 fn options_of(help: &str) -> BTreeSet<String> {
-    let words = help.split([' ', '\n', ',', '"', ']', ')']);
-    let is_option = |word: &&str| {
-        let letters = word.trim_start_matches('-');
-        let dashes = word.len() - letters.len();
-        let is_name = letters.chars().all(|letter| letter.is_ascii_alphabetic() || letter == '-');
-        is_name && ((dashes == 1 && letters.len() == 1) || (dashes == 2 && letters.len() > 1))
-    };
-    words.filter(is_option).map(str::to_owned).collect()
+    let lines = help.lines().filter_map(line_of_help).filter(|line| line.starts_with('-'));
+    let words = lines.flat_map(|line| line.split("  ").next().unwrap_or_default().split(", "));
+    words.filter_map(|option| option.split(' ').next()).map(str::to_owned).collect()
 }
 
 /// The verbs that a help text lists, each with what it does two spaces behind.
 fn verbs_of(help: &str) -> BTreeSet<String> {
-    let listed = help.lines().filter_map(|line| {
-        let is_title = line.starts_with(|letter: char| letter.is_ascii_uppercase());
-        let line = if is_title { line.split_once("  ")?.1 } else { line.strip_prefix("  ")? };
-        line.trim_start().split_once("  ").map(|(verbs, _)| verbs)
-    });
+    let lines = help.lines().filter_map(line_of_help);
+    let words = lines.filter_map(|line| line.split_once("  ")).flat_map(|(verbs, _)| verbs.split(", "));
     let is_verb = |word: &&str| {
         word.starts_with(|letter: char| letter.is_ascii_lowercase())
             && word.chars().all(|letter| letter.is_ascii_lowercase() || letter == '-')
     };
-    listed.flat_map(|verbs| verbs.split(", ")).filter(is_verb).map(str::to_owned).collect()
+    words.filter(is_verb).map(str::to_owned).collect()
+}
+
+/// A line of a help text without its title, if it has one or is indented.
+fn line_of_help(line: &str) -> Option<&str> {
+    let is_title = line.starts_with(|letter: char| letter.is_ascii_uppercase());
+    let rest = if is_title { line.split_once("  ")?.1 } else { line.strip_prefix("  ")? };
+    Some(rest.trim_start())
 }
 
 /// `bad_request` for `BadRequest`.
