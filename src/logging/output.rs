@@ -1,0 +1,272 @@
+//! The one output of a process: each line in one piece, or counted.
+
+use std::io::{self, ErrorKind, Write};
+use std::time::SystemTime;
+
+use log::Level;
+
+use super::format::{for_file, for_journal, for_people};
+use super::target::{Target, open_file, write_line};
+use crate::proto::text::Escaped;
+
+/// Where lines go, and what has become of them.
+pub(super) struct Output<E> {
+    name: String,
+    target: Target,
+    stderr: E,
+    /// The last write ended within a line.
+    torn: bool,
+    pub(super) lost_total: u64,
+    /// Lines lost since the last one that was written, and why the last of them was.
+    gap: Option<(u64, io::Error)>,
+}
+
+impl<E: Write> Output<E> {
+    pub(super) const fn new(stderr: E) -> Output<E> {
+        Output { name: String::new(), target: Target::Stderr, stderr, torn: false, lost_total: 0, gap: None }
+    }
+
+    pub(super) fn turn_to(&mut self, name: &str, target: Target) {
+        self.name = Escaped(name).to_string();
+        self.target = target;
+        self.torn = false;
+    }
+
+    pub(super) fn reopen(&mut self) -> io::Result<()> {
+        if let Target::File(path, file) = &mut self.target {
+            *file = open_file(path)?;
+            self.torn = false;
+        }
+        Ok(())
+    }
+
+    /// Writes one line, and before it how many could not be.
+    pub(super) fn line(&mut self, level: Level, message: &str) {
+        let written = match &self.gap {
+            None => self.write(level, message),
+            Some((lines, cause)) => {
+                let gap = format!("{lines} log lines before this one could not be written: {cause}");
+                self.write(Level::Warn, &gap).and_then(|()| {
+                    self.gap = None;
+                    self.write(level, message)
+                })
+            }
+        };
+        if let Err(cause) = written {
+            self.lost_total += 1;
+            self.gap = Some((self.gap.take().map_or(0, |(lines, _)| lines) + 1, cause));
+        }
+    }
+
+    fn write(&mut self, level: Level, message: &str) -> io::Result<()> {
+        let now = SystemTime::now();
+        match &mut self.target {
+            Target::Stderr => write_line(&mut self.stderr, &mut self.torn, for_people(now, level, message)),
+            Target::Journal => write_line(&mut self.stderr, &mut self.torn, for_journal(level, message)),
+            Target::File(_, file) => write_line(file, &mut self.torn, for_file(now, &self.name, level, message)),
+            Target::Syslog(syslog) => match syslog.send(level, message) {
+                // A syslogd that is there and does not keep up loses lines; one that is not there has a stand-in.
+                Err(e) if e.kind() != ErrorKind::WouldBlock => {
+                    write_line(&mut self.stderr, &mut self.torn, for_people(now, level, message))
+                }
+                sent => sent,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixDatagram;
+    use std::path::Path;
+    use std::process;
+
+    use tempfile::TempDir;
+
+    use super::super::syslog::Syslog;
+    use crate::proto::channel::{Log, LogLevel, LogTarget};
+
+    fn to(target: Target) -> Output<Vec<u8>> {
+        let mut output = Output::new(Vec::new());
+        output.turn_to("fdpassd", target);
+        output
+    }
+
+    fn to_file(path: &Path) -> Output<Vec<u8>> {
+        let settings = Log { target: LogTarget::File, file: Some(path.to_owned()), level: LogLevel::Info };
+        to(Target::open("fdpassd", &settings).expect("open"))
+    }
+
+    fn place() -> TempDir {
+        tempfile::tempdir().expect("a directory")
+    }
+
+    /// The lines without their timestamps.
+    fn lines(bytes: &[u8]) -> Vec<String> {
+        let text = String::from_utf8(bytes.to_vec()).expect("UTF-8");
+        text.lines().map(|line| line.split_once(' ').map_or(line, |(_, rest)| rest).to_owned()).collect()
+    }
+
+    #[test]
+    fn standard_error_and_the_journal_get_whole_lines() {
+        let mut output = to(Target::Stderr);
+        output.line(Level::Info, "ready");
+        output.turn_to("fdpassd", Target::Journal);
+        output.line(Level::Warn, "worker 17");
+        assert_eq!(lines(&output.stderr), ["info ready", "17"]);
+        assert!(output.stderr.ends_with(b"\n<4>worker 17\n"));
+    }
+
+    #[test]
+    fn a_file_is_opened_again_after_it_was_renamed() {
+        let place = place();
+        let (path, old) = (place.path().join("log"), place.path().join("log.1"));
+        let mut output = to_file(&path);
+        output.line(Level::Info, "one");
+        fs::rename(&path, &old).expect("rename");
+        output.line(Level::Info, "two");
+        output.reopen().expect("reopen");
+        output.line(Level::Info, "three");
+
+        let prefix = format!("fdpassd[{}] info", process::id());
+        assert_eq!(lines(&fs::read(&old).expect("read")), [format!("{prefix} one"), format!("{prefix} two")]);
+        assert_eq!(lines(&fs::read(&path).expect("read")), [format!("{prefix} three")]);
+        assert_eq!(fs::metadata(&path).expect("stat").permissions().mode() & 0o137, 0);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_opened_again_is_kept() {
+        let place = place();
+        let (folder, moved) = (place.path().join("folder"), place.path().join("moved"));
+        fs::create_dir(&folder).expect("mkdir");
+        let mut output = to_file(&folder.join("log"));
+        fs::rename(&folder, &moved).expect("rename");
+        let error = output.reopen().expect_err("the folder is gone");
+        assert!(error.to_string().starts_with("open log file /"), "{error}");
+        output.line(Level::Info, "still here");
+        assert_eq!(fs::read_to_string(moved.join("log")).expect("read").lines().count(), 1);
+    }
+
+    #[test]
+    fn lines_that_a_full_disk_does_not_take_are_counted_and_told_of() {
+        let place = place();
+        let mut output = to_file(Path::new("/dev/full"));
+        output.line(Level::Error, "one");
+        output.line(Level::Error, "two");
+        assert_eq!(output.lost_total, 2);
+
+        let path = place.path().join("log");
+        let Target::File(_, file) = &mut output.target else { panic!("the target is a file") };
+        *file = open_file(&path).expect("open");
+        output.line(Level::Info, "three");
+        output.line(Level::Info, "four");
+        let told = lines(&fs::read(&path).expect("read"));
+        assert_eq!(told.len(), 3, "{told:?}");
+        assert!(told[0].contains("warn 2 log lines before this one could not be written: No space left"), "{told:?}");
+        assert!(told[1].ends_with("info three") && told[2].ends_with("info four"), "{told:?}");
+        assert_eq!(output.lost_total, 2);
+    }
+
+    /// Takes as many bytes of each write as it was told to, interrupted before each.
+    struct Stingy {
+        takes: Vec<usize>,
+        taken: Vec<u8>,
+        interrupted: bool,
+    }
+
+    impl Write for Stingy {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.interrupted = !self.interrupted;
+            if self.interrupted {
+                return Err(ErrorKind::Interrupted.into());
+            }
+            let takes = self.takes.pop().unwrap_or(bytes.len());
+            self.taken.extend_from_slice(&bytes[..takes]);
+            Ok(takes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_that_was_cut_off_does_not_swallow_the_next() {
+        let mut output = Output::new(Stingy { takes: vec![0, 3], taken: Vec::new(), interrupted: false });
+        output.target = Target::Journal;
+        output.line(Level::Info, "first");
+        output.line(Level::Info, "second");
+        assert_eq!((output.lost_total, output.torn), (2, true));
+        output.line(Level::Info, "third");
+        let told = String::from_utf8(output.stderr.taken).expect("UTF-8");
+        assert_eq!(
+            told,
+            "<6>\n<4>2 log lines before this one could not be written: only a part of the line was taken\n<6>third\n"
+        );
+    }
+
+    fn syslogd(path: &Path) -> UnixDatagram {
+        let _ = fs::remove_file(path);
+        let socket = UnixDatagram::bind(path).expect("bind");
+        socket.set_nonblocking(true).expect("nonblocking");
+        socket
+    }
+
+    fn received(by: &UnixDatagram) -> Option<String> {
+        let mut datagram = [0; 1024];
+        let length = by.recv(&mut datagram).ok()?;
+        Some(String::from_utf8_lossy(&datagram[..length]).into_owned())
+    }
+
+    #[test]
+    fn syslog_gets_one_datagram_a_line_with_priority_and_pid() {
+        let place = place();
+        let path = place.path().join("log");
+        let here = syslogd(&path);
+        let output = &mut to(Target::Syslog(Syslog::open("fdpassd", &path).expect("open")));
+        let (daemon, pid) = (3 << 3, process::id());
+        for (level, severity) in [(Level::Error, 3), (Level::Warn, 4), (Level::Info, 6), (Level::Trace, 7)] {
+            output.line(level, "worker 17");
+            let line = received(&here).expect("a datagram");
+            assert!(line.starts_with(&format!("<{}>", daemon | severity)), "{line}");
+            assert!(line.ends_with(&format!(" fdpassd[{pid}]: worker 17")), "{line}");
+            assert_eq!(received(&here), None);
+        }
+    }
+
+    #[test]
+    fn a_syslogd_that_does_not_read_makes_nobody_wait() {
+        let place = place();
+        let path = place.path().join("log");
+        let here = syslogd(&path);
+        let output = &mut to(Target::Syslog(Syslog::open("fdpassd", &path).expect("open")));
+        (0..1000).for_each(|n| output.line(Level::Info, &format!("line {n}")));
+        let mut kept = 0;
+        while received(&here).is_some() {
+            kept += 1;
+        }
+        assert_eq!(output.lost_total + kept, 1000);
+        assert!(output.lost_total > 0);
+        output.line(Level::Info, "again");
+        assert!(received(&here).expect("the gap").contains("log lines before this one could not be written"));
+        assert!(received(&here).expect("the line").ends_with("again"));
+    }
+
+    #[test]
+    fn a_syslogd_that_comes_back_gets_lines_again_and_standard_error_has_those_between() {
+        let place = place();
+        let path = place.path().join("log");
+        let output = &mut to(Target::Syslog(Syslog::open("fdpassd", &path).expect("open")));
+        output.line(Level::Info, "before it was there");
+        drop(syslogd(&path));
+        output.line(Level::Info, "while nobody had it open");
+        let here = syslogd(&path);
+        output.line(Level::Info, "after");
+        assert!(received(&here).expect("a datagram").ends_with("after"));
+        assert_eq!(lines(&output.stderr), ["info before it was there", "info while nobody had it open"]);
+        assert_eq!(output.lost_total, 0);
+    }
+}
