@@ -6,7 +6,8 @@ use std::fs;
 
 use common::faulty;
 use common::start;
-use fdpassd::testing::eventually;
+use fdpassd::testing::{Running, eventually};
+use serde_json::Value;
 
 #[test]
 fn a_renamed_log_file_is_opened_again_by_the_master_and_by_every_worker() {
@@ -62,9 +63,8 @@ fn a_log_that_takes_nothing_is_counted_and_hinders_nobody() {
 
 #[test]
 fn a_log_that_cannot_be_opened_is_told_at_the_start() {
-    let error =
-        fdpassd::testing::Running::start(common::FDPASSD, "log = { target = \"file\", file = \"{dir}/missing/log\" }")
-            .expect_err("there is no such directory");
+    let error = Running::start(common::FDPASSD, "log = { target = \"file\", file = \"{dir}/missing/log\" }")
+        .expect_err("there is no such directory");
     assert_eq!(error.code(), Some(78), "{error}");
     assert!(error.stderr().contains("missing/log") && error.stderr().contains("No such file"), "{error}");
 }
@@ -76,4 +76,58 @@ fn what_a_client_sends_is_escaped_in_the_log() {
     daemon.call("panic", words).expect_err("it panics");
     daemon.wait_for_log(": \\x1b[31mred\\nsecond line\\u{202e}; its state is made anew");
     assert!(!daemon.stderr().contains('\u{1b}'));
+}
+
+#[test]
+fn json_lines_are_objects_of_the_same_events_with_their_fields() {
+    let daemon = faulty::start("log.format = \"json\"\nworkers.count = 1");
+    let words = "\u{1b}[31m \"red\"\nsecond line\u{202e}";
+    let mut client = daemon.connect();
+    let server = faulty::whoami(&mut client);
+    client.call("log", (1, words)).expect("it is logged");
+    let line = json_of(&daemon, "\"event\":\"asked\"");
+    assert_eq!((&line["level"], &line["name"], &line["pid"]), (&"warn".into(), &"faulty".into(), &server.pid.into()));
+    assert_eq!(
+        (&line["event"], &line["client"], &line["message"]),
+        (&"asked".into(), &server.client.into(), &words.into())
+    );
+    let time = line["time"].as_str().expect("text");
+    assert!(time.len() == "2026-11-22T00:10:00.123Z".len() && time.ends_with('Z'), "{time}");
+    client.call("panic", "on purpose").expect_err("it panics");
+    assert_eq!(json_of(&daemon, "panicked")["level"], "error");
+
+    let log = daemon.stderr();
+    assert!(!log.contains(['\u{1b}', '\u{202e}']), "nothing acts on a terminal");
+    let ours = |line: &&str| serde_json::from_str::<Value>(line).is_ok_and(|line| line["pid"] == daemon.pid());
+    assert!(log.lines().filter(ours).any(|line| line.contains(" serves on ")), "{log}");
+    assert_eq!(log.lines().find(|line| serde_json::from_str::<Value>(line).is_err()), None);
+}
+
+/// The first line on standard error that is JSON and has these words in it.
+fn json_of(daemon: &Running, words: &str) -> Value {
+    eventually("it is logged", || {
+        daemon.stderr().lines().filter(|line| line.contains(words)).find_map(|line| serde_json::from_str(line).ok())
+    })
+}
+
+#[test]
+fn a_reload_turns_a_log_file_into_json() {
+    let daemon = faulty::start("log = { target = \"file\", file = \"{dir}/log\" }\nworkers.count = 1");
+    let json = "log = { target = \"file\", file = \"{dir}/log\", format = \"json\" }\nworkers.count = 1";
+    daemon.reload_with(json).expect("it is applied");
+    daemon.call("log", (1, "after")).expect("it is logged");
+    let log = fs::read_to_string(daemon.directory().join("log")).expect("text");
+    let is_json = |line: &&str| serde_json::from_str::<Value>(line).is_ok_and(|line| line.is_object());
+    let (json, text): (Vec<&str>, Vec<&str>) = log.lines().partition(is_json);
+    assert!(text.iter().any(|line| line.contains(" serves on ")), "{log}");
+    assert!(json.iter().any(|line| line.contains("is in force")), "{log}");
+    assert!(json.iter().any(|line| line.contains("\"message\":\"after\"")), "{log}");
+}
+
+#[test]
+fn json_for_syslog_is_refused_with_a_caret() {
+    let error =
+        Running::start(common::FDPASSD, "log = { target = \"syslog\", format = \"json\" }").expect_err("refused");
+    assert_eq!(error.code(), Some(78), "{error}");
+    assert!(error.stderr().contains("syslog have a form of their own") && error.stderr().contains('^'), "{error}");
 }

@@ -108,7 +108,12 @@ fn everything() -> Config {
     config.workers.max_requests = NonZeroU32::new(1000);
     config.workers.max_lifetime = Some(Duration::from_secs(3600));
     config.control.socket = Some(PathBuf::from("/run/control.sock"));
-    config.log = Log { target: LogTarget::File, file: Some(PathBuf::from("/var/log/x")), level: LogLevel::Trace };
+    config.log = Log {
+        target: LogTarget::File,
+        file: Some(PathBuf::from("/var/log/x")),
+        format: LogFormat::Json,
+        level: LogLevel::Trace,
+    };
     config
 }
 
@@ -147,6 +152,7 @@ fn all_values_are_taken_as_written() {
         mode = "0600"
         [log]
         target = "syslog"
+        format = "text"
         level = "warn"
         "#,
     );
@@ -189,12 +195,14 @@ fn all_values_are_taken_as_written() {
     };
     assert_eq!(config.limits, limits);
     assert_eq!(config.control, Control { socket: Some(PathBuf::from("/run/control.sock")), mode: Mode(0o600) });
-    assert_eq!(config.log, Log { target: LogTarget::Syslog, file: None, level: LogLevel::Warn });
+    let log = Log { target: LogTarget::Syslog, file: None, format: LogFormat::Text, level: LogLevel::Warn };
+    assert_eq!(config.log, log);
 }
 
 #[test]
 fn an_unknown_key_is_refused_and_the_known_one_like_it_is_named() {
-    let error = refused("[log]\n«levle = 1\n", "unknown key `levle`, expected one of `target`, `file`, `level`");
+    let error =
+        refused("[log]\n«levle = 1\n", "unknown key `levle`, expected one of `target`, `file`, `format`, `level`");
     assert_eq!(error.help(), Some("did you mean \"level\"?"));
     assert!(error.to_string().contains("help: did you mean \"level\"?"), "\n{error}");
 
@@ -220,6 +228,7 @@ fn an_unknown_word_is_refused_and_the_known_one_like_it_is_named() {
             "`least-load`, expected `least-loaded` or `round-robin`",
             "least-loaded",
         ),
+        ("[log]\nformat = «\"jsno\"", "`jsno`, expected `text` or `json`", "json"),
         ("[log]\nlevel = «\"inof\"", "`inof`, expected one of `error`, `warn`, `info`, `debug`, `trace`", "info"),
         ("[log]\ntarget = «\"sylsog\"", "`sylsog`, expected one of `auto`, `stderr`, `syslog`, `file`", "syslog"),
         (
@@ -483,6 +492,15 @@ fn a_log_file_and_its_target_need_each_other() {
 }
 
 #[test]
+fn json_is_refused_where_lines_have_a_form_of_their_own() {
+    let message = "format \"json\" is for standard error and files: lines of syslog have a form of their own";
+    refused("[log]\ntarget = \"syslog\"\n«format = \"json\"", message);
+    for target in ["target = \"auto\"", "target = \"stderr\"", "target = \"file\"\nfile = \"/x\""] {
+        assert_eq!(parse(&format!("[log]\nformat = \"json\"\n{target}")).log.format, LogFormat::Json);
+    }
+}
+
+#[test]
 fn a_byte_order_mark_and_carriage_returns_move_no_caret() {
     let message = "invalid value: integer `0`, expected \"auto\" or a number from 1 to 256";
     for (text, column) in [("workers.count = 0\r\n", 17), ("# ü\r\n[workers]\r\ncount = 0\r\n", 9)] {
@@ -495,7 +513,10 @@ fn a_byte_order_mark_and_carriage_returns_move_no_caret() {
         }
     }
     assert_eq!(parse(&format!("\u{feff}{}", SHIPPED.replace('\n', "\r\n"))), Config::default());
-    refused("log = { file = \"/ü\", «levle = 1 }", "unknown key `levle`, expected one of `target`, `file`, `level`");
+    refused(
+        "log = { file = \"/ü\", «levle = 1 }",
+        "unknown key `levle`, expected one of `target`, `file`, `format`, `level`",
+    );
 }
 
 #[test]

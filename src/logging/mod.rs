@@ -2,33 +2,39 @@
 //!
 //! ```text
 //! stderr   2026-11-22T00:10:00.123Z warn worker 17 (pid 4711, gen 3) …
-//! file     2026-11-22T00:10:00.123Z fdpassd[4711] warn worker 17 …
+//! file     2026-11-22T00:10:00.123Z fdpassd[4700] warn worker 17 …
+//! json     {"time":"2026-11-22T00:10:00.123Z","level":"warn","name":"fdpassd","pid":4700,
+//!           "event":"worker_died","worker":17,…,"message":"worker 17 …"}          to standard error or a file
 //! journal  <4>worker 17 …                    on standard error, sd-daemon(3)
-//! syslog   <28>Nov 22 00:10:00 fdpassd[4711]: worker 17 …    a datagram to /dev/log
+//! syslog   <28>Nov 22 00:10:00 fdpassd[4700]: worker 17 …    a datagram to /dev/log
 //! ```
 //!
 //! One event is one line and one write(2), so that the lines of master and workers never mix. A line that
 //! cannot be written is counted; nothing waits for it or ends because of it. Control characters are escaped.
 //!
+//! Fields are the key-values of the `log` macros: `log::warn!(event = "worker_died", worker = 17; "…")`. `pid` is there
+//! the process that logs, so an event's own is called `worker_pid`; `time`, `level`, `name` and `message` of an event get
+//! `event_` in front.
+//!
 //! A message is formatted before the lock is taken: a `Display` that logs cannot deadlock. Signal handlers must
 //! not log.
 
 mod format;
+mod line;
 mod output;
 mod syslog;
 mod target;
 
-use std::fmt::Write as _;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use log::LevelFilter;
 
+use self::line::Line;
 use self::output::Output;
 use self::target::{Stderr, Target};
 use crate::proto::channel::{Log, LogLevel};
-use crate::proto::text::Escaped;
 
 /// Sends log lines to where `settings` say, from now on; `name` is the daemon's. A later call replaces target
 /// and level. A program that has set a logger of its own keeps it, at that level.
@@ -91,11 +97,9 @@ impl log::Log for Facade {
 
     fn log(&self, record: &log::Record) {
         if self.enabled(record.metadata()) {
-            let mut message = String::new();
-            // A `Display` that fails has said what it could.
-            let _ = write!(message, "{}", Escaped(record.args()));
+            let line = Line::of(record);
             let mut output = output();
-            output.line(record.level(), &message);
+            output.line(&line);
             LOST.store(output.lost_total, Ordering::Relaxed);
         }
     }
@@ -128,7 +132,7 @@ mod tests {
     use super::*;
     use std::fs;
 
-    use crate::proto::channel::LogTarget;
+    use crate::proto::channel::{LogFormat, LogTarget};
 
     /// A value whose text logs, fails, and would forge a line.
     struct Nasty;
@@ -146,7 +150,8 @@ mod tests {
     fn the_facade_filters_escapes_and_turns_to_other_targets() {
         let place = tempfile::tempdir().expect("a directory");
         let file = |name: &str| Some(place.path().join(name));
-        let settings = |name, level| Log { target: LogTarget::File, file: file(name), level };
+        let format = LogFormat::Text;
+        let settings = |name, level| Log { target: LogTarget::File, file: file(name), format, level };
         let read = |name: &str| fs::read_to_string(place.path().join(name)).expect("read");
 
         start("fdpassd", &settings("one", LogLevel::Info)).expect("start");
@@ -162,9 +167,9 @@ mod tests {
         log::debug!("unseen");
         log::info!("there");
         reopen().expect("reopen");
-        start("fdpassd", &Log { target: LogTarget::File, file: None, level: LogLevel::Info }).expect_err("no file");
+        start("fdpassd", &Log { file: None, ..settings("", LogLevel::Info) }).expect_err("no file");
         assert_eq!(errors(), 0);
-        start("fdpassd", &Log { target: LogTarget::Auto, file: None, level: LogLevel::Error }).expect("start");
+        start("fdpassd", &Log { target: LogTarget::Auto, file: None, format, level: LogLevel::Error }).expect("start");
 
         let [one, two, three] = ["one", "two", "three"].map(read);
         assert!(one.contains("error from within\n"), "{one}");

@@ -5,9 +5,10 @@ use std::time::SystemTime;
 
 use log::Level;
 
-use super::format::{for_file, for_journal, for_people};
+use super::format::{for_file, for_journal, for_machines, for_people};
+use super::line::Line;
 use super::target::{Target, open_file, write_line};
-use crate::proto::text::Escaped;
+use crate::proto::channel::LogFormat;
 
 /// Where lines go, and what has become of them.
 pub(super) struct Output<E> {
@@ -23,17 +24,18 @@ pub(super) struct Output<E> {
 
 impl<E: Write> Output<E> {
     pub(super) const fn new(stderr: E) -> Output<E> {
-        Output { name: String::new(), target: Target::Stderr, stderr, torn: false, lost_total: 0, gap: None }
+        let target = Target::Stderr(LogFormat::Text);
+        Output { name: String::new(), target, stderr, torn: false, lost_total: 0, gap: None }
     }
 
     pub(super) fn turn_to(&mut self, name: &str, target: Target) {
-        self.name = Escaped(name).to_string();
+        self.name = name.to_owned();
         self.target = target;
         self.torn = false;
     }
 
     pub(super) fn reopen(&mut self) -> io::Result<()> {
-        if let Target::File(path, file) = &mut self.target {
+        if let Target::File(path, file, _) = &mut self.target {
             *file = open_file(path)?;
             self.torn = false;
         }
@@ -41,14 +43,14 @@ impl<E: Write> Output<E> {
     }
 
     /// Writes one line, and before it how many could not be.
-    pub(super) fn line(&mut self, level: Level, message: &str) {
+    pub(super) fn line(&mut self, line: &Line) {
         let written = match &self.gap {
-            None => self.write(level, message),
+            None => self.write(line),
             Some((lines, cause)) => {
                 let gap = format!("{lines} log lines before this one could not be written: {cause}");
-                self.write(Level::Warn, &gap).and_then(|()| {
+                self.write(&Line::new(Level::Warn, gap)).and_then(|()| {
                     self.gap = None;
-                    self.write(level, message)
+                    self.write(line)
                 })
             }
         };
@@ -58,17 +60,18 @@ impl<E: Write> Output<E> {
         }
     }
 
-    fn write(&mut self, level: Level, message: &str) -> io::Result<()> {
+    fn write(&mut self, line: &Line) -> io::Result<()> {
+        let Output { name, target, stderr, torn, .. } = self;
         let now = SystemTime::now();
-        match &mut self.target {
-            Target::Stderr => write_line(&mut self.stderr, &mut self.torn, for_people(now, level, message)),
-            Target::Journal => write_line(&mut self.stderr, &mut self.torn, for_journal(level, message)),
-            Target::File(_, file) => write_line(file, &mut self.torn, for_file(now, &self.name, level, message)),
-            Target::Syslog(syslog) => match syslog.send(level, message) {
+        match target {
+            Target::Stderr(LogFormat::Text) => write_line(stderr, torn, for_people(now, line)),
+            Target::Stderr(LogFormat::Json) => write_line(stderr, torn, for_machines(now, name, line)),
+            Target::File(_, file, LogFormat::Text) => write_line(file, torn, for_file(now, name, line)),
+            Target::File(_, file, LogFormat::Json) => write_line(file, torn, for_machines(now, name, line)),
+            Target::Journal => write_line(stderr, torn, for_journal(line)),
+            Target::Syslog(syslog) => match syslog.send(line) {
                 // A syslogd that is there and does not keep up loses lines; one that is not there has a stand-in.
-                Err(e) if e.kind() != ErrorKind::WouldBlock => {
-                    write_line(&mut self.stderr, &mut self.torn, for_people(now, level, message))
-                }
+                Err(e) if e.kind() != ErrorKind::WouldBlock => write_line(stderr, torn, for_people(now, line)),
                 sent => sent,
             },
         }
@@ -96,7 +99,12 @@ mod tests {
     }
 
     fn to_file(path: &Path) -> Output<Vec<u8>> {
-        let settings = Log { target: LogTarget::File, file: Some(path.to_owned()), level: LogLevel::Info };
+        let settings = Log {
+            target: LogTarget::File,
+            file: Some(path.to_owned()),
+            format: LogFormat::Text,
+            level: LogLevel::Info,
+        };
         to(Target::open("fdpassd", &settings).expect("open"))
     }
 
@@ -112,10 +120,10 @@ mod tests {
 
     #[test]
     fn standard_error_and_the_journal_get_whole_lines() {
-        let mut output = to(Target::Stderr);
-        output.line(Level::Info, "ready");
+        let mut output = to(Target::Stderr(LogFormat::Text));
+        output.line(&Line::new(Level::Info, "ready"));
         output.turn_to("fdpassd", Target::Journal);
-        output.line(Level::Warn, "worker 17");
+        output.line(&Line::new(Level::Warn, "worker 17"));
         assert_eq!(lines(&output.stderr), ["info ready", "17"]);
         assert!(output.stderr.ends_with(b"\n<4>worker 17\n"));
     }
@@ -125,11 +133,11 @@ mod tests {
         let place = place();
         let (path, old) = (place.path().join("log"), place.path().join("log.1"));
         let mut output = to_file(&path);
-        output.line(Level::Info, "one");
+        output.line(&Line::new(Level::Info, "one"));
         fs::rename(&path, &old).expect("rename");
-        output.line(Level::Info, "two");
+        output.line(&Line::new(Level::Info, "two"));
         output.reopen().expect("reopen");
-        output.line(Level::Info, "three");
+        output.line(&Line::new(Level::Info, "three"));
 
         let prefix = format!("fdpassd[{}] info", process::id());
         assert_eq!(lines(&fs::read(&old).expect("read")), [format!("{prefix} one"), format!("{prefix} two")]);
@@ -146,7 +154,7 @@ mod tests {
         fs::rename(&folder, &moved).expect("rename");
         let error = output.reopen().expect_err("the folder is gone");
         assert!(error.to_string().starts_with("open log file /"), "{error}");
-        output.line(Level::Info, "still here");
+        output.line(&Line::new(Level::Info, "still here"));
         assert_eq!(fs::read_to_string(moved.join("log")).expect("read").lines().count(), 1);
     }
 
@@ -154,15 +162,15 @@ mod tests {
     fn lines_that_a_full_disk_does_not_take_are_counted_and_told_of() {
         let place = place();
         let mut output = to_file(Path::new("/dev/full"));
-        output.line(Level::Error, "one");
-        output.line(Level::Error, "two");
+        output.line(&Line::new(Level::Error, "one"));
+        output.line(&Line::new(Level::Error, "two"));
         assert_eq!(output.lost_total, 2);
 
         let path = place.path().join("log");
-        let Target::File(_, file) = &mut output.target else { panic!("the target is a file") };
+        let Target::File(_, file, _) = &mut output.target else { panic!("the target is a file") };
         *file = open_file(&path).expect("open");
-        output.line(Level::Info, "three");
-        output.line(Level::Info, "four");
+        output.line(&Line::new(Level::Info, "three"));
+        output.line(&Line::new(Level::Info, "four"));
         let told = lines(&fs::read(&path).expect("read"));
         assert_eq!(told.len(), 3, "{told:?}");
         assert!(told[0].contains("warn 2 log lines before this one could not be written: No space left"), "{told:?}");
@@ -197,10 +205,10 @@ mod tests {
     fn a_line_that_was_cut_off_does_not_swallow_the_next() {
         let mut output = Output::new(Stingy { takes: vec![0, 3], taken: Vec::new(), interrupted: false });
         output.target = Target::Journal;
-        output.line(Level::Info, "first");
-        output.line(Level::Info, "second");
+        output.line(&Line::new(Level::Info, "first"));
+        output.line(&Line::new(Level::Info, "second"));
         assert_eq!((output.lost_total, output.torn), (2, true));
-        output.line(Level::Info, "third");
+        output.line(&Line::new(Level::Info, "third"));
         let told = String::from_utf8(output.stderr.taken).expect("UTF-8");
         assert_eq!(
             told,
@@ -229,7 +237,7 @@ mod tests {
         let output = &mut to(Target::Syslog(Syslog::open("fdpassd", &path).expect("open")));
         let (daemon, pid) = (3 << 3, process::id());
         for (level, severity) in [(Level::Error, 3), (Level::Warn, 4), (Level::Info, 6), (Level::Trace, 7)] {
-            output.line(level, "worker 17");
+            output.line(&Line::new(level, "worker 17"));
             let line = received(&here).expect("a datagram");
             assert!(line.starts_with(&format!("<{}>", daemon | severity)), "{line}");
             assert!(line.ends_with(&format!(" fdpassd[{pid}]: worker 17")), "{line}");
@@ -243,14 +251,14 @@ mod tests {
         let path = place.path().join("log");
         let here = syslogd(&path);
         let output = &mut to(Target::Syslog(Syslog::open("fdpassd", &path).expect("open")));
-        (0..1000).for_each(|n| output.line(Level::Info, &format!("line {n}")));
+        (0..1000).for_each(|n| output.line(&Line::new(Level::Info, &format!("line {n}"))));
         let mut kept = 0;
         while received(&here).is_some() {
             kept += 1;
         }
         assert_eq!(output.lost_total + kept, 1000);
         assert!(output.lost_total > 0);
-        output.line(Level::Info, "again");
+        output.line(&Line::new(Level::Info, "again"));
         assert!(received(&here).expect("the gap").contains("log lines before this one could not be written"));
         assert!(received(&here).expect("the line").ends_with("again"));
     }
@@ -260,11 +268,11 @@ mod tests {
         let place = place();
         let path = place.path().join("log");
         let output = &mut to(Target::Syslog(Syslog::open("fdpassd", &path).expect("open")));
-        output.line(Level::Info, "before it was there");
+        output.line(&Line::new(Level::Info, "before it was there"));
         drop(syslogd(&path));
-        output.line(Level::Info, "while nobody had it open");
+        output.line(&Line::new(Level::Info, "while nobody had it open"));
         let here = syslogd(&path);
-        output.line(Level::Info, "after");
+        output.line(&Line::new(Level::Info, "after"));
         assert!(received(&here).expect("a datagram").ends_with("after"));
         assert_eq!(lines(&output.stderr), ["info before it was there", "info while nobody had it open"]);
         assert_eq!(output.lost_total, 0);

@@ -5,10 +5,10 @@ use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process;
 
-use log::Level;
 use syslog::{Facility, Formatter3164, LogFormat};
 
 use super::format::severity;
+use super::line::Line;
 use crate::proto::text::Escaped;
 
 /// Where syslogd listens.
@@ -35,9 +35,10 @@ impl Syslog {
         Ok(Syslog { socket, path: path.into(), format })
     }
 
-    pub(super) fn send(&self, level: Level, message: &str) -> io::Result<()> {
+    pub(super) fn send(&self, line: &Line) -> io::Result<()> {
         let mut datagram = Vec::new();
-        self.format.format(&mut datagram, severity(level), message).map_err(io::Error::other)?;
+        let message = Escaped(&line.message);
+        self.format.format(&mut datagram, severity(line.level), message).map_err(io::Error::other)?;
         self.socket.send_to(&datagram, &self.path).map(|_| ())
     }
 }

@@ -8,15 +8,15 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::syslog::{DEV_LOG, Syslog};
-use crate::proto::channel::{Log, LogTarget};
+use crate::proto::channel::{Log, LogFormat, LogTarget};
 use crate::sys::writable::is_writable;
 
 #[derive(Debug)]
 pub(super) enum Target {
-    Stderr,
+    Stderr(LogFormat),
     Journal,
     Syslog(Syslog),
-    File(PathBuf, File),
+    File(PathBuf, File, LogFormat),
 }
 
 impl Target {
@@ -25,9 +25,9 @@ impl Target {
             (LogTarget::Auto, _) if is_journal(env::var("JOURNAL_STREAM").ok().as_deref(), stderr_identity()) => {
                 Ok(Target::Journal)
             }
-            (LogTarget::Auto | LogTarget::Stderr, _) => Ok(Target::Stderr),
+            (LogTarget::Auto | LogTarget::Stderr, _) => Ok(Target::Stderr(settings.format)),
             (LogTarget::Syslog, _) => Syslog::open(name, DEV_LOG).map(Target::Syslog),
-            (LogTarget::File, Some(path)) => Ok(Target::File(path.clone(), open_file(path)?)),
+            (LogTarget::File, Some(path)) => Ok(Target::File(path.clone(), open_file(path)?, settings.format)),
             (LogTarget::File, None) => {
                 Err(io::Error::new(ErrorKind::InvalidInput, "lines are to go into a file, but into none"))
             }
