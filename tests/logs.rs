@@ -3,10 +3,12 @@
 mod common;
 
 use std::fs;
+use std::path::Path;
 
 use common::faulty;
+use common::program::skip;
 use common::start;
-use fdpassd::testing::{Running, eventually};
+use fdpassd::testing::{Running, Setup, eventually};
 use serde_json::Value;
 
 #[test]
@@ -130,4 +132,23 @@ fn json_for_syslog_is_refused_with_a_caret() {
         Running::start(common::FDPASSD, "log = { target = \"syslog\", format = \"json\" }").expect_err("refused");
     assert_eq!(error.code(), Some(78), "{error}");
     assert!(error.stderr().contains("syslog have a form of their own") && error.stderr().contains('^'), "{error}");
+}
+
+/// As under systemd, but for journald: its lines have a form of their own also where machines are to read them.
+#[test]
+fn lines_for_a_journal_that_is_not_there_go_to_standard_error_with_their_priorities() {
+    if Path::new("/run/systemd/journal/socket").exists() {
+        return skip("there is a journal, and the lines would be in it");
+    }
+    let set = "JOURNAL_STREAM=$(stat -L -c %d:%i /dev/fd/2) exec \"$0\" \"$@\"";
+    let shell = Setup::new("sh", "log.format = \"json\"\nworkers.count = 1").argument("-c").argument(set);
+    let daemon = shell.argument(faulty::example("faulty")).start().expect("the daemon serves");
+    daemon.call("log", (1, "asked for")).expect("it is logged");
+    daemon.wait_for_log("<4>asked for\n");
+    assert!(
+        daemon.stderr().lines().all(|line| line.starts_with("<6>") || line == "<4>asked for"),
+        "{}",
+        daemon.stderr()
+    );
+    assert_eq!(daemon.status().log_errors_total, 0);
 }

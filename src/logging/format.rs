@@ -19,7 +19,8 @@ pub(super) fn for_file(now: SystemTime, name: &str, line: &Line) -> String {
     format!("{time} {}[{pid}] {} {}\n", Escaped(name), word(line.level), Escaped(&line.message))
 }
 
-pub(super) fn for_journal(line: &Line) -> String {
+/// sd-daemon(3)
+pub(super) fn for_journal_stream(line: &Line) -> String {
     format!("<{}>{}\n", severity(line.level) as u8, Escaped(&line.message))
 }
 
@@ -97,7 +98,7 @@ mod tests {
             "{{{time},\"level\":\"warn\",\"name\":\"fdpassd\",\"pid\":{pid},\"worker\":17,\"message\":\"worker 17\"}}\n"
         );
         assert_eq!(for_machines(now(), "fdpassd", &line), expected);
-        let shown = LEVELS.map(|level| for_journal(&Line::new(level, "x")));
+        let shown = LEVELS.map(|level| for_journal_stream(&Line::new(level, "x")));
         assert_eq!(shown, ["<3>x\n", "<4>x\n", "<6>x\n", "<7>x\n", "<7>x\n"]);
     }
 
@@ -106,7 +107,7 @@ mod tests {
         let nasty = "a\nb \"c\" \\n \x1b[2J\x7f\u{9b}\u{202e}\u{2028}\u{1f980}";
         let line =
             Line::with(Level::Info, nasty, &[(nasty, kv::Value::from(nasty)), ("event", kv::Value::from(nasty))]);
-        for text in [for_people(now(), &line), for_file(now(), "x", &line), for_journal(&line)] {
+        for text in [for_people(now(), &line), for_file(now(), "x", &line), for_journal_stream(&line)] {
             assert!(text.ends_with("a\\nb \"c\" \\n \\x1b[2J\\x7f\\u{9b}\\u{202e}\\u{2028}\u{1f980}\n"), "{text}");
         }
         let text = for_machines(now(), nasty, &line);

@@ -5,7 +5,8 @@
 //! file     2026-11-22T00:10:00.123Z fdpassd[4700] warn worker 17 …
 //! json     {"time":"2026-11-22T00:10:00.123Z","level":"warn","name":"fdpassd","pid":4700,
 //!           "event":"worker_died","worker":17,…,"message":"worker 17 …"}          to standard error or a file
-//! journal  <4>worker 17 …                    on standard error, sd-daemon(3)
+//! journal  MESSAGE=worker 17 … FDPASSD_EVENT=worker_died FDPASSD_WORKER=17 …    a datagram of fields
+//!          <4>worker 17 …    when it does not take that: on standard error, sd-daemon(3)
 //! syslog   <28>Nov 22 00:10:00 fdpassd[4700]: worker 17 …    a datagram to /dev/log
 //! ```
 //!
@@ -19,7 +20,9 @@
 //! A message is formatted before the lock is taken: a `Display` that logs cannot deadlock. Signal handlers must
 //! not log.
 
+mod datagrams;
 mod format;
+mod journal;
 mod line;
 mod output;
 mod syslog;

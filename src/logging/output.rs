@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use log::Level;
 
-use super::format::{for_file, for_journal, for_machines, for_people};
+use super::format::{for_file, for_journal_stream, for_machines, for_people};
 use super::line::Line;
 use super::target::{Target, open_file, write_line};
 use crate::proto::channel::LogFormat;
@@ -68,7 +68,11 @@ impl<E: Write> Output<E> {
             Target::Stderr(LogFormat::Json) => write_line(stderr, torn, for_machines(now, name, line)),
             Target::File(_, file, LogFormat::Text) => write_line(file, torn, for_file(now, name, line)),
             Target::File(_, file, LogFormat::Json) => write_line(file, torn, for_machines(now, name, line)),
-            Target::Journal => write_line(stderr, torn, for_journal(line)),
+            Target::Journal(journal) => match journal.send(line) {
+                // Standard error leads there as well, by another way.
+                Err(_) => write_line(stderr, torn, for_journal_stream(line)),
+                sent => sent,
+            },
             Target::Syslog(syslog) => match syslog.send(line) {
                 // A syslogd that is there and does not keep up loses lines; one that is not there has a stand-in.
                 Err(e) if e.kind() != ErrorKind::WouldBlock => write_line(stderr, torn, for_people(now, line)),
@@ -89,6 +93,7 @@ mod tests {
 
     use tempfile::TempDir;
 
+    use super::super::journal::Journal;
     use super::super::syslog::Syslog;
     use crate::proto::channel::{Log, LogLevel, LogTarget};
 
@@ -119,13 +124,13 @@ mod tests {
     }
 
     #[test]
-    fn standard_error_and_the_journal_get_whole_lines() {
+    fn standard_error_gets_whole_lines() {
         let mut output = to(Target::Stderr(LogFormat::Text));
         output.line(&Line::new(Level::Info, "ready"));
-        output.turn_to("fdpassd", Target::Journal);
+        output.turn_to("fdpassd", Target::Stderr(LogFormat::Json));
         output.line(&Line::new(Level::Warn, "worker 17"));
-        assert_eq!(lines(&output.stderr), ["info ready", "17"]);
-        assert!(output.stderr.ends_with(b"\n<4>worker 17\n"));
+        assert_eq!(lines(&output.stderr)[0], "info ready");
+        assert!(output.stderr.ends_with(b",\"message\":\"worker 17\"}\n"));
     }
 
     #[test]
@@ -203,8 +208,9 @@ mod tests {
 
     #[test]
     fn a_line_that_was_cut_off_does_not_swallow_the_next() {
+        let place = place();
         let mut output = Output::new(Stingy { takes: vec![0, 3], taken: Vec::new(), interrupted: false });
-        output.target = Target::Journal;
+        output.target = journal_at(&place.path().join("nobody"));
         output.line(&Line::new(Level::Info, "first"));
         output.line(&Line::new(Level::Info, "second"));
         assert_eq!((output.lost_total, output.torn), (2, true));
@@ -216,7 +222,7 @@ mod tests {
         );
     }
 
-    fn syslogd(path: &Path) -> UnixDatagram {
+    fn listen(path: &Path) -> UnixDatagram {
         let _ = fs::remove_file(path);
         let socket = UnixDatagram::bind(path).expect("bind");
         socket.set_nonblocking(true).expect("nonblocking");
@@ -233,7 +239,7 @@ mod tests {
     fn syslog_gets_one_datagram_a_line_with_priority_and_pid() {
         let place = place();
         let path = place.path().join("log");
-        let here = syslogd(&path);
+        let here = listen(&path);
         let output = &mut to(Target::Syslog(Syslog::open("fdpassd", &path).expect("open")));
         let (daemon, pid) = (3 << 3, process::id());
         for (level, severity) in [(Level::Error, 3), (Level::Warn, 4), (Level::Info, 6), (Level::Trace, 7)] {
@@ -249,7 +255,7 @@ mod tests {
     fn a_syslogd_that_does_not_read_makes_nobody_wait() {
         let place = place();
         let path = place.path().join("log");
-        let here = syslogd(&path);
+        let here = listen(&path);
         let output = &mut to(Target::Syslog(Syslog::open("fdpassd", &path).expect("open")));
         (0..1000).for_each(|n| output.line(&Line::new(Level::Info, &format!("line {n}"))));
         let mut kept = 0;
@@ -269,12 +275,68 @@ mod tests {
         let path = place.path().join("log");
         let output = &mut to(Target::Syslog(Syslog::open("fdpassd", &path).expect("open")));
         output.line(&Line::new(Level::Info, "before it was there"));
-        drop(syslogd(&path));
+        drop(listen(&path));
         output.line(&Line::new(Level::Info, "while nobody had it open"));
-        let here = syslogd(&path);
+        let here = listen(&path);
         output.line(&Line::new(Level::Info, "after"));
         assert!(received(&here).expect("a datagram").ends_with("after"));
         assert_eq!(lines(&output.stderr), ["info before it was there", "info while nobody had it open"]);
         assert_eq!(output.lost_total, 0);
+    }
+
+    fn journal_at(path: &Path) -> Target {
+        Target::Journal(Journal::open("fdpassd", path).expect("open"))
+    }
+
+    #[test]
+    fn the_journal_gets_one_datagram_a_line_and_standard_error_nothing() {
+        let place = place();
+        let path = place.path().join("journal");
+        let here = listen(&path);
+        let output = &mut to(journal_at(&path));
+        output.line(&Line::with(Level::Warn, "worker 17 died", &[("worker", 17_u64.into())]));
+        let entry = received(&here).expect("a datagram");
+        assert!(entry.starts_with("MESSAGE=worker 17 died\nPRIORITY=4\n"), "{entry}");
+        assert!(entry.ends_with("\nSYSLOG_IDENTIFIER=fdpassd\nFDPASSD_WORKER=17\n"), "{entry}");
+        assert_eq!((received(&here), output.stderr.as_slice(), output.lost_total), (None, &b""[..], 0));
+    }
+
+    #[test]
+    fn what_the_journal_does_not_take_goes_to_standard_error() {
+        let place = place();
+        let path = place.path().join("journal");
+        let output = &mut to(journal_at(&path));
+        output.line(&Line::new(Level::Info, "before it was there"));
+        drop(listen(&path));
+        output.line(&Line::new(Level::Warn, "while nobody had it open"));
+        assert_eq!(output.stderr, b"<6>before it was there\n<4>while nobody had it open\n");
+
+        let here = listen(&path);
+        output.stderr.clear();
+        output.line(&Line::new(Level::Error, "x".repeat(1 << 20)));
+        assert_eq!((output.stderr.len(), received(&here)), ("<3>\n".len() + (1 << 20), None));
+        output.stderr.clear();
+        (0..1000).for_each(|n| output.line(&Line::new(Level::Info, format!("line {n}"))));
+        let taken = std::iter::from_fn(|| received(&here)).count();
+        assert!(taken > 0 && output.stderr.starts_with(b"<6>line "), "{taken}");
+        assert_eq!(lines(&output.stderr).len() + taken, 1000);
+        output.line(&Line::new(Level::Info, "after"));
+        assert!(received(&here).expect("a datagram").starts_with("MESSAGE=after\n"));
+        assert_eq!(output.lost_total, 0);
+    }
+
+    #[test]
+    fn a_line_is_lost_when_neither_the_journal_nor_standard_error_takes_it() {
+        let place = place();
+        let path = place.path().join("journal");
+        let mut output = Output::new(Stingy { takes: vec![0], taken: Vec::new(), interrupted: false });
+        output.turn_to("fdpassd", journal_at(&path));
+        output.line(&Line::new(Level::Info, "lost"));
+        let here = listen(&path);
+        output.line(&Line::new(Level::Info, "after"));
+        let gap = "MESSAGE=1 log lines before this one could not be written: only a part of the line was taken\n";
+        assert!(received(&here).expect("the gap").starts_with(gap));
+        assert!(received(&here).expect("the line").starts_with("MESSAGE=after\n"));
+        assert_eq!((output.lost_total, output.stderr.taken), (1, Vec::new()));
     }
 }

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use super::journal::{self, Journal};
 use super::syslog::{DEV_LOG, Syslog};
 use crate::proto::channel::{Log, LogFormat, LogTarget};
 use crate::sys::writable::is_writable;
@@ -14,7 +15,7 @@ use crate::sys::writable::is_writable;
 #[derive(Debug)]
 pub(super) enum Target {
     Stderr(LogFormat),
-    Journal,
+    Journal(Journal),
     Syslog(Syslog),
     File(PathBuf, File, LogFormat),
 }
@@ -23,7 +24,7 @@ impl Target {
     pub(super) fn open(name: &str, settings: &Log) -> io::Result<Target> {
         match (settings.target, &settings.file) {
             (LogTarget::Auto, _) if is_journal(env::var("JOURNAL_STREAM").ok().as_deref(), stderr_identity()) => {
-                Ok(Target::Journal)
+                Journal::open(name, journal::SOCKET).map(Target::Journal)
             }
             (LogTarget::Auto | LogTarget::Stderr, _) => Ok(Target::Stderr(settings.format)),
             (LogTarget::Syslog, _) => Syslog::open(name, DEV_LOG).map(Target::Syslog),
