@@ -4,6 +4,7 @@ mod common;
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use common::faulty;
 use common::program::skip;
@@ -61,6 +62,57 @@ fn a_log_that_takes_nothing_is_counted_and_hinders_nobody() {
     assert_eq!(status.requests_total, 100);
     daemon.kill_worker(0);
     assert_eq!(daemon.call("ping", 1).expect("a result"), 1);
+}
+
+/// What a full disk costs is the lines, and the next log has all again.
+#[test]
+fn a_full_disk_delays_nobody_and_a_reload_gets_away_from_it() {
+    let full = "log = { target = \"file\", file = \"/dev/full\", level = \"debug\" }\nworkers.count = 1";
+    let daemon = faulty::start(full);
+    let mut client = daemon.connect();
+    let lost = |daemon: &Running| daemon.status().log_errors_total;
+    let before = lost(&daemon);
+    assert!(before > 0, "the lines about the start could not be written");
+    let longest = (0..100).map(|_| {
+        let began = Instant::now();
+        client.call("log", (100, "nobody will read this")).expect("a result");
+        began.elapsed()
+    });
+    let longest = longest.max().expect("there was one");
+    assert!(longest < Duration::from_secs(2), "a request took {longest:?}");
+    daemon.wait_until("each line is counted", |status| status.log_errors_total >= before + 10_000);
+
+    daemon.reload_with(&full.replace("/dev/full", "{dir}/log")).expect("it is applied");
+    let (lost_before, words) = (lost(&daemon), "somebody will read this");
+    client.call("log", (1, words)).expect("it is logged");
+    let text = fs::read_to_string(daemon.directory().join("log")).expect("text");
+    assert!(text.contains("could not be written: No space left on device"), "the master's own: {text}");
+    assert!(text.contains(" is in force after ") && text.contains(words), "{text}");
+    assert_eq!(lost(&daemon), lost_before);
+}
+
+#[test]
+fn a_message_that_comes_again_and_again_is_counted_by_each_process_to_its_end() {
+    let mut daemon = faulty::start("workers.count = 1");
+    let mut client = daemon.connect();
+    client.call("log", (1000, "the same")).expect("it is logged");
+    client.call("log", (1, "another one")).expect("it is logged");
+    client.call("log", (3, "the last one")).expect("it is logged");
+    drop(client);
+    daemon.signal("TERM");
+    daemon.wait();
+    daemon.wait_for_log(" stopped\n");
+    let log = daemon.stderr();
+    let of_the_worker = |line: &&str| line.contains(" warn ") || line.contains(" times more");
+    let told: Vec<&str> = log.lines().filter(of_the_worker).filter_map(|line| Some(line.split_once(' ')?.1)).collect();
+    let expected = [
+        "warn the same",
+        "warn the message before came 999 times more",
+        "warn another one",
+        "warn the last one",
+        "warn the message before came 2 times more",
+    ];
+    assert_eq!(told, expected);
 }
 
 #[test]

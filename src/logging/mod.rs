@@ -17,6 +17,9 @@
 //! the process that logs, so an event's own is called `worker_pid`; `time`, `level`, `name` and `message` of an event get
 //! `event_` in front.
 //!
+//! A message that says what the one before said is counted for ten seconds ([`repeats`]). How often it came is written
+//! before the next line, or by [`log::Log::flush`] at the end.
+//!
 //! A message is formatted before the lock is taken: a `Display` that logs cannot deadlock. Signal handlers must
 //! not log.
 
@@ -25,12 +28,14 @@ mod format;
 mod journal;
 mod line;
 mod output;
+mod repeats;
 mod syslog;
 mod target;
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use log::LevelFilter;
 
@@ -54,7 +59,7 @@ pub fn start(name: &str, settings: &Log) -> io::Result<()> {
 /// # Errors
 /// When the file cannot be opened or there is no descriptor left.
 pub fn prepare(name: &str, settings: &Log) -> io::Result<Prepared> {
-    Ok(Prepared { name: name.to_owned(), target: Target::open(name, settings)?, level: filter(settings.level) })
+    Ok(Prepared { name: name.to_owned(), target: Target::open(name, settings)?, level: settings.level })
 }
 
 /// Where log lines can go to.
@@ -63,16 +68,42 @@ pub fn prepare(name: &str, settings: &Log) -> io::Result<Prepared> {
 pub struct Prepared {
     name: String,
     target: Target,
-    level: LevelFilter,
+    level: LogLevel,
 }
 
 impl Prepared {
     /// Sends them there from now on.
     pub fn commit(self) {
-        output().turn_to(&self.name, self.target);
+        with_output(|output| output.turn_to(&self.name, self.target));
         // Fails from the second call on, and then there is nothing more to do.
         let _ = log::set_logger(&Facade);
-        log::set_max_level(self.level);
+        set_level(self.level);
+    }
+}
+
+/// From now on the least important level that is still written, until the next [`Prepared::commit`].
+pub fn set_level(level: LogLevel) {
+    with_output(Output::tell_repeats);
+    log::set_max_level(match level {
+        LogLevel::Error => LevelFilter::Error,
+        LogLevel::Warn => LevelFilter::Warn,
+        LogLevel::Info => LevelFilter::Info,
+        LogLevel::Debug => LevelFilter::Debug,
+        LogLevel::Trace => LevelFilter::Trace,
+    });
+}
+
+/// The least important level that is still written.
+#[must_use]
+#[cfg_attr(not(test), expect(dead_code, reason = "for the verb that tells it"))]
+pub fn level() -> LogLevel {
+    match log::max_level() {
+        // Off is only before the start, when nothing is written.
+        LevelFilter::Off | LevelFilter::Error => LogLevel::Error,
+        LevelFilter::Warn => LogLevel::Warn,
+        LevelFilter::Info => LogLevel::Info,
+        LevelFilter::Debug => LogLevel::Debug,
+        LevelFilter::Trace => LogLevel::Trace,
     }
 }
 
@@ -81,7 +112,7 @@ impl Prepared {
 /// # Errors
 /// When it cannot be opened; lines go on into the old one then.
 pub fn reopen() -> io::Result<()> {
-    output().reopen()
+    with_output(Output::reopen)
 }
 
 /// Lines that could not be written since this process began.
@@ -101,13 +132,14 @@ impl log::Log for Facade {
     fn log(&self, record: &log::Record) {
         if self.enabled(record.metadata()) {
             let line = Line::of(record);
-            let mut output = output();
-            output.line(&line);
-            LOST.store(output.lost_total, Ordering::Relaxed);
+            with_output(|output| output.line(line, Instant::now()));
         }
     }
 
-    fn flush(&self) {}
+    /// Writes what is only counted so far.
+    fn flush(&self) {
+        with_output(Output::tell_repeats);
+    }
 }
 
 /// [`Output::lost_total`], to be read at every turn of a loop without the lock.
@@ -115,19 +147,12 @@ static LOST: AtomicU64 = AtomicU64::new(0);
 
 static OUTPUT: Mutex<Output<Stderr>> = Mutex::new(Output::new(Stderr));
 
-/// A thread that panicked here has written half a line at worst: that is no reason to be silent.
-fn output() -> MutexGuard<'static, Output<Stderr>> {
-    OUTPUT.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn filter(level: LogLevel) -> LevelFilter {
-    match level {
-        LogLevel::Error => LevelFilter::Error,
-        LogLevel::Warn => LevelFilter::Warn,
-        LogLevel::Info => LevelFilter::Info,
-        LogLevel::Debug => LevelFilter::Debug,
-        LogLevel::Trace => LevelFilter::Trace,
-    }
+fn with_output<R>(act: impl FnOnce(&mut Output<Stderr>) -> R) -> R {
+    // A thread that panicked here has written half a line at worst: that is no reason to be silent.
+    let mut output = OUTPUT.lock().unwrap_or_else(PoisonError::into_inner);
+    let result = act(&mut output);
+    LOST.store(output.lost_total, Ordering::Relaxed);
+    result
 }
 
 #[cfg(test)]
@@ -168,8 +193,15 @@ mod tests {
         log::debug!("and before it is wanted");
         prepared.commit();
         log::debug!("unseen");
-        log::info!("there");
+        // Another line may come between two of them, but not between all.
+        (0..100).for_each(|_| log::info!("there"));
+        log::logger().flush();
         reopen().expect("reopen");
+        for level in [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Trace, LogLevel::Debug] {
+            set_level(level);
+            assert_eq!(self::level(), level);
+        }
+        log::debug!("seen by another level");
         start("fdpassd", &Log { file: None, ..settings("", LogLevel::Info) }).expect_err("no file");
         assert_eq!(errors(), 0);
         start("fdpassd", &Log { target: LogTarget::Auto, file: None, format, level: LogLevel::Error }).expect("start");
@@ -180,6 +212,8 @@ mod tests {
         assert!(!one.contains("unseen") && !one.contains("seen too"), "{one}");
         assert!(two.contains("debug seen too\n") && two.contains("debug and still\n"), "{two}");
         assert!(two.contains("debug and before it is wanted\n") && !two.contains("there"), "{two}");
-        assert!(three.contains("info there\n") && !three.contains("unseen"), "{three}");
+        assert!((1..100).contains(&three.matches("info there\n").count()) && !three.contains("unseen"), "{three}");
+        assert!(three.contains("info the message before came "), "{three}");
+        assert!(three.contains("debug seen by another level\n"), "{three}");
     }
 }

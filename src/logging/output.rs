@@ -1,12 +1,13 @@
 //! The one output of a process: each line in one piece, or counted.
 
 use std::io::{self, ErrorKind, Write};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use log::Level;
 
 use super::format::{for_file, for_journal_stream, for_machines, for_people};
 use super::line::Line;
+use super::repeats::Repeats;
 use super::target::{Target, open_file, write_line};
 use crate::proto::channel::LogFormat;
 
@@ -20,21 +21,24 @@ pub(super) struct Output<E> {
     pub(super) lost_total: u64,
     /// Lines lost since the last one that was written, and why the last of them was.
     gap: Option<(u64, io::Error)>,
+    repeats: Repeats,
 }
 
 impl<E: Write> Output<E> {
     pub(super) const fn new(stderr: E) -> Output<E> {
         let target = Target::Stderr(LogFormat::Text);
-        Output { name: String::new(), target, stderr, torn: false, lost_total: 0, gap: None }
+        Output { name: String::new(), target, stderr, torn: false, lost_total: 0, gap: None, repeats: Repeats::none() }
     }
 
     pub(super) fn turn_to(&mut self, name: &str, target: Target) {
+        self.tell_repeats();
         self.name = name.to_owned();
         self.target = target;
         self.torn = false;
     }
 
     pub(super) fn reopen(&mut self) -> io::Result<()> {
+        self.tell_repeats();
         if let Target::File(path, file, _) = &mut self.target {
             *file = open_file(path)?;
             self.torn = false;
@@ -42,8 +46,27 @@ impl<E: Write> Output<E> {
         Ok(())
     }
 
-    /// Writes one line, and before it how many could not be.
-    pub(super) fn line(&mut self, line: &Line) {
+    /// Writes a line, unless it is one more of the same.
+    pub(super) fn line(&mut self, line: Line, now: Instant) {
+        if self.repeats.count(&line, now) {
+            return;
+        }
+        self.tell_repeats();
+        // One that was lost would be missed when only those after it are counted.
+        if self.put(&line) {
+            self.repeats.remember(line, now);
+        }
+    }
+
+    /// Writes how often the last line came again. The next one is written in any case.
+    pub(super) fn tell_repeats(&mut self) {
+        if let Some(line) = self.repeats.take() {
+            self.put(&line);
+        }
+    }
+
+    /// Writes one line, and before it how many could not be; whether it was written.
+    fn put(&mut self, line: &Line) -> bool {
         let written = match &self.gap {
             None => self.write(line),
             Some((lines, cause)) => {
@@ -54,10 +77,10 @@ impl<E: Write> Output<E> {
                 })
             }
         };
-        if let Err(cause) = written {
-            self.lost_total += 1;
-            self.gap = Some((self.gap.take().map_or(0, |(lines, _)| lines) + 1, cause));
-        }
+        let Err(cause) = written else { return true };
+        self.lost_total += 1;
+        self.gap = Some((self.gap.take().map_or(0, |(lines, _)| lines) + 1, cause));
+        false
     }
 
     fn write(&mut self, line: &Line) -> io::Result<()> {
@@ -97,6 +120,12 @@ mod tests {
     use super::super::syslog::Syslog;
     use crate::proto::channel::{Log, LogLevel, LogTarget};
 
+    impl<E: Write> Output<E> {
+        fn say(&mut self, level: Level, message: impl Into<String>) {
+            self.line(Line::new(level, message), Instant::now());
+        }
+    }
+
     fn to(target: Target) -> Output<Vec<u8>> {
         let mut output = Output::new(Vec::new());
         output.turn_to("fdpassd", target);
@@ -126,9 +155,9 @@ mod tests {
     #[test]
     fn standard_error_gets_whole_lines() {
         let mut output = to(Target::Stderr(LogFormat::Text));
-        output.line(&Line::new(Level::Info, "ready"));
+        output.say(Level::Info, "ready");
         output.turn_to("fdpassd", Target::Stderr(LogFormat::Json));
-        output.line(&Line::new(Level::Warn, "worker 17"));
+        output.say(Level::Warn, "worker 17");
         assert_eq!(lines(&output.stderr)[0], "info ready");
         assert!(output.stderr.ends_with(b",\"message\":\"worker 17\"}\n"));
     }
@@ -138,11 +167,11 @@ mod tests {
         let place = place();
         let (path, old) = (place.path().join("log"), place.path().join("log.1"));
         let mut output = to_file(&path);
-        output.line(&Line::new(Level::Info, "one"));
+        output.say(Level::Info, "one");
         fs::rename(&path, &old).expect("rename");
-        output.line(&Line::new(Level::Info, "two"));
+        output.say(Level::Info, "two");
         output.reopen().expect("reopen");
-        output.line(&Line::new(Level::Info, "three"));
+        output.say(Level::Info, "three");
 
         let prefix = format!("fdpassd[{}] info", process::id());
         assert_eq!(lines(&fs::read(&old).expect("read")), [format!("{prefix} one"), format!("{prefix} two")]);
@@ -159,7 +188,7 @@ mod tests {
         fs::rename(&folder, &moved).expect("rename");
         let error = output.reopen().expect_err("the folder is gone");
         assert!(error.to_string().starts_with("open log file /"), "{error}");
-        output.line(&Line::new(Level::Info, "still here"));
+        output.say(Level::Info, "still here");
         assert_eq!(fs::read_to_string(moved.join("log")).expect("read").lines().count(), 1);
     }
 
@@ -167,15 +196,15 @@ mod tests {
     fn lines_that_a_full_disk_does_not_take_are_counted_and_told_of() {
         let place = place();
         let mut output = to_file(Path::new("/dev/full"));
-        output.line(&Line::new(Level::Error, "one"));
-        output.line(&Line::new(Level::Error, "two"));
+        output.say(Level::Error, "one");
+        output.say(Level::Error, "two");
         assert_eq!(output.lost_total, 2);
 
         let path = place.path().join("log");
         let Target::File(_, file, _) = &mut output.target else { panic!("the target is a file") };
         *file = open_file(&path).expect("open");
-        output.line(&Line::new(Level::Info, "three"));
-        output.line(&Line::new(Level::Info, "four"));
+        output.say(Level::Info, "three");
+        output.say(Level::Info, "four");
         let told = lines(&fs::read(&path).expect("read"));
         assert_eq!(told.len(), 3, "{told:?}");
         assert!(told[0].contains("warn 2 log lines before this one could not be written: No space left"), "{told:?}");
@@ -211,10 +240,10 @@ mod tests {
         let place = place();
         let mut output = Output::new(Stingy { takes: vec![0, 3], taken: Vec::new(), interrupted: false });
         output.target = journal_at(&place.path().join("nobody"));
-        output.line(&Line::new(Level::Info, "first"));
-        output.line(&Line::new(Level::Info, "second"));
+        output.say(Level::Info, "first");
+        output.say(Level::Info, "second");
         assert_eq!((output.lost_total, output.torn), (2, true));
-        output.line(&Line::new(Level::Info, "third"));
+        output.say(Level::Info, "third");
         let told = String::from_utf8(output.stderr.taken).expect("UTF-8");
         assert_eq!(
             told,
@@ -243,7 +272,7 @@ mod tests {
         let output = &mut to(Target::Syslog(Syslog::open("fdpassd", &path).expect("open")));
         let (daemon, pid) = (3 << 3, process::id());
         for (level, severity) in [(Level::Error, 3), (Level::Warn, 4), (Level::Info, 6), (Level::Trace, 7)] {
-            output.line(&Line::new(level, "worker 17"));
+            output.say(level, "worker 17");
             let line = received(&here).expect("a datagram");
             assert!(line.starts_with(&format!("<{}>", daemon | severity)), "{line}");
             assert!(line.ends_with(&format!(" fdpassd[{pid}]: worker 17")), "{line}");
@@ -257,14 +286,14 @@ mod tests {
         let path = place.path().join("log");
         let here = listen(&path);
         let output = &mut to(Target::Syslog(Syslog::open("fdpassd", &path).expect("open")));
-        (0..1000).for_each(|n| output.line(&Line::new(Level::Info, &format!("line {n}"))));
+        (0..1000).for_each(|n| output.say(Level::Info, format!("line {n}")));
         let mut kept = 0;
         while received(&here).is_some() {
             kept += 1;
         }
         assert_eq!(output.lost_total + kept, 1000);
         assert!(output.lost_total > 0);
-        output.line(&Line::new(Level::Info, "again"));
+        output.say(Level::Info, "again");
         assert!(received(&here).expect("the gap").contains("log lines before this one could not be written"));
         assert!(received(&here).expect("the line").ends_with("again"));
     }
@@ -274,11 +303,11 @@ mod tests {
         let place = place();
         let path = place.path().join("log");
         let output = &mut to(Target::Syslog(Syslog::open("fdpassd", &path).expect("open")));
-        output.line(&Line::new(Level::Info, "before it was there"));
+        output.say(Level::Info, "before it was there");
         drop(listen(&path));
-        output.line(&Line::new(Level::Info, "while nobody had it open"));
+        output.say(Level::Info, "while nobody had it open");
         let here = listen(&path);
-        output.line(&Line::new(Level::Info, "after"));
+        output.say(Level::Info, "after");
         assert!(received(&here).expect("a datagram").ends_with("after"));
         assert_eq!(lines(&output.stderr), ["info before it was there", "info while nobody had it open"]);
         assert_eq!(output.lost_total, 0);
@@ -294,7 +323,7 @@ mod tests {
         let path = place.path().join("journal");
         let here = listen(&path);
         let output = &mut to(journal_at(&path));
-        output.line(&Line::with(Level::Warn, "worker 17 died", &[("worker", 17_u64.into())]));
+        output.line(Line::with(Level::Warn, "worker 17 died", &[("worker", 17_u64.into())]), Instant::now());
         let entry = received(&here).expect("a datagram");
         assert!(entry.starts_with("MESSAGE=worker 17 died\nPRIORITY=4\n"), "{entry}");
         assert!(entry.ends_with("\nSYSLOG_IDENTIFIER=fdpassd\nFDPASSD_WORKER=17\n"), "{entry}");
@@ -306,21 +335,21 @@ mod tests {
         let place = place();
         let path = place.path().join("journal");
         let output = &mut to(journal_at(&path));
-        output.line(&Line::new(Level::Info, "before it was there"));
+        output.say(Level::Info, "before it was there");
         drop(listen(&path));
-        output.line(&Line::new(Level::Warn, "while nobody had it open"));
+        output.say(Level::Warn, "while nobody had it open");
         assert_eq!(output.stderr, b"<6>before it was there\n<4>while nobody had it open\n");
 
         let here = listen(&path);
         output.stderr.clear();
-        output.line(&Line::new(Level::Error, "x".repeat(1 << 20)));
+        output.say(Level::Error, "x".repeat(1 << 20));
         assert_eq!((output.stderr.len(), received(&here)), ("<3>\n".len() + (1 << 20), None));
         output.stderr.clear();
-        (0..1000).for_each(|n| output.line(&Line::new(Level::Info, format!("line {n}"))));
+        (0..1000).for_each(|n| output.say(Level::Info, format!("line {n}")));
         let taken = std::iter::from_fn(|| received(&here)).count();
         assert!(taken > 0 && output.stderr.starts_with(b"<6>line "), "{taken}");
         assert_eq!(lines(&output.stderr).len() + taken, 1000);
-        output.line(&Line::new(Level::Info, "after"));
+        output.say(Level::Info, "after");
         assert!(received(&here).expect("a datagram").starts_with("MESSAGE=after\n"));
         assert_eq!(output.lost_total, 0);
     }
@@ -331,12 +360,45 @@ mod tests {
         let path = place.path().join("journal");
         let mut output = Output::new(Stingy { takes: vec![0], taken: Vec::new(), interrupted: false });
         output.turn_to("fdpassd", journal_at(&path));
-        output.line(&Line::new(Level::Info, "lost"));
+        output.say(Level::Info, "lost");
         let here = listen(&path);
-        output.line(&Line::new(Level::Info, "after"));
+        output.say(Level::Info, "after");
         let gap = "MESSAGE=1 log lines before this one could not be written: only a part of the line was taken\n";
         assert!(received(&here).expect("the gap").starts_with(gap));
         assert!(received(&here).expect("the line").starts_with("MESSAGE=after\n"));
         assert_eq!((output.lost_total, output.stderr.taken), (1, Vec::new()));
+    }
+
+    #[test]
+    fn a_line_is_counted_while_it_is_the_same_and_told_of_where_it_was_written() {
+        let place = place();
+        let (path, old) = (place.path().join("log"), place.path().join("log.1"));
+        let mut output = to_file(&path);
+        let same = |output: &mut Output<_>| (0..3).for_each(|_| output.say(Level::Warn, "a"));
+        same(&mut output);
+        fs::rename(&path, &old).expect("rename");
+        output.reopen().expect("reopen");
+        same(&mut output);
+        output.turn_to("fdpassd", Target::Stderr(LogFormat::Text));
+        same(&mut output);
+        output.tell_repeats();
+        output.tell_repeats();
+        for bytes in [fs::read(&old).expect("read"), fs::read(&path).expect("read"), output.stderr] {
+            let told = lines(&bytes);
+            assert_eq!(told.len(), 2, "{told:?}");
+            assert!(
+                told[0].ends_with("warn a") && told[1].ends_with("warn the message before came 2 times more"),
+                "{told:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_line_that_was_lost_does_not_have_those_after_it_counted() {
+        let mut output = to_file(Path::new("/dev/full"));
+        (0..3).for_each(|_| output.say(Level::Error, "a"));
+        assert_eq!(output.lost_total, 3);
+        output.tell_repeats();
+        assert_eq!(output.lost_total, 3);
     }
 }
