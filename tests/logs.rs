@@ -83,6 +83,7 @@ fn a_full_disk_delays_nobody_and_a_reload_gets_away_from_it() {
     daemon.wait_until("each line is counted", |status| status.log_errors_total >= before + 10_000);
 
     daemon.reload_with(&full.replace("/dev/full", "{dir}/log")).expect("it is applied");
+    daemon.wait_until("nobody has the full disk any more", |status| status.leaving.is_empty());
     let (lost_before, words) = (lost(&daemon), "somebody will read this");
     client.call("log", (1, words)).expect("it is logged");
     let text = fs::read_to_string(daemon.directory().join("log")).expect("text");

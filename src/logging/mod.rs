@@ -13,9 +13,9 @@
 //! One event is one line and one write(2), so that the lines of master and workers never mix. A line that
 //! cannot be written is counted; nothing waits for it or ends because of it. Control characters are escaped.
 //!
-//! Fields are the key-values of the `log` macros: `log::warn!(event = "worker_died", worker = 17; "…")`. `pid` is there
-//! the process that logs, so an event's own is called `worker_pid`; `time`, `level`, `name` and `message` of an event get
-//! `event_` in front.
+//! Fields are the key-values of the `log` macros: `log::warn!(event = "worker_died", worker = 17; "…")`. Where one has the
+//! name of something that the line says of itself it gets another: `pid` is `worker_pid`, `time`, `level`, `name` and
+//! `message` are `event_time` and so on, in JSON and in the journal alike.
 //!
 //! A message that says what the one before said is counted for ten seconds ([`repeats`]). How often it came is written
 //! before the next line, or by [`log::Log::flush`] at the end.
