@@ -48,6 +48,10 @@ fn main() -> ExitCode {
             }
         })
         .method("panic", |_, words: String, _| -> Result<(), Fault> { panic!("{words}") })
+        .method("log", |_, (times, words): (u32, String), call| {
+            (0..times).for_each(|_| log::warn!(event = "asked", client = call.client.0; "{words}"));
+            Ok(())
+        })
         .method("nan", |_, (): (), _| Ok([f64::NAN, f64::INFINITY, 1.0]))
         .method("anything", |_, any: Value, _| Ok(any))
         .method("fault", |_, (code, message): (String, String), _| -> Result<(), Fault> {

@@ -235,13 +235,15 @@ fn run_master(setup: Setup) -> ExitCode {
         return fail(&name, EX_CONFIG, &e);
     }
     abort_on_panic();
-    match master::run(setup) {
+    let code = match master::run(setup) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             log::error!("{e}");
             ExitCode::from(e.status())
         }
-    }
+    };
+    log::logger().flush();
+    code
 }
 
 /// A master that has panicked knows nothing for certain any more. Its workers leave when it is gone.
@@ -253,7 +255,9 @@ fn abort_on_panic() {
 }
 
 fn run_worker<S: 'static>(name: &str, methods: Methods<S>) -> ExitCode {
-    match worker::run(methods) {
+    let ended = worker::run(methods);
+    log::logger().flush();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         // Somebody typed this.
         Err(worker::Error::NoMaster(reason)) => fail(name, EX_USAGE, &reason),

@@ -31,7 +31,8 @@
 //! A worker runs one method at a time, in one thread; more workers are more processes, each with a state of its own.
 //! What a method says of a request that it does not take is a [`Fault`]; a panic is caught and answered with `crashed`.
 //! A method that starts a program does so by fork and exec ([`std::process::Command`]): the sockets and the desk are
-//! close-on-exec, but a child that only forks would keep copies of them. [`testing`] starts a daemon from its tests.
+//! close-on-exec, but a child that only forks would keep copies of them. What a method logs with the `log` crate goes where
+//! the daemon's lines go, and its key-values become fields. [`testing`] starts a daemon from its tests.
 //!
 //! # The map
 //!

@@ -317,6 +317,20 @@ const CONTROL_AND_LOG: &[Row] = &[
         shows: ["log-1", "log-2"],
     },
     Row {
+        key: "format",
+        configs: ["", "log.format = \"json\""],
+        probe: |daemon, _| {
+            let count = || daemon.stderr().matches("panicked").count();
+            let before = count();
+            daemon.call("panic", "on purpose").expect_err("it panics");
+            eventually("it is logged", || (count() > before).then_some(()));
+            let text = daemon.stderr();
+            let line = text.lines().rfind(|line| line.contains("panicked")).expect("it is there");
+            if line.starts_with('{') { "json".to_owned() } else { "text".to_owned() }
+        },
+        shows: ["text", "json"],
+    },
+    Row {
         key: "level",
         configs: ["", "log.level = \"debug\""],
         probe: |daemon, _| {

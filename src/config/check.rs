@@ -6,7 +6,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::values::size;
 use super::{Config, Limits, Listen, MAX_LISTENERS};
-use crate::proto::channel::{Log, LogTarget};
+use crate::proto::channel::{Log, LogFormat, LogTarget};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::Address;
 
@@ -97,6 +97,10 @@ fn check_control(config: &Config) -> Result<(), Fault> {
 }
 
 fn check_log(log: &Log) -> Result<(), Fault> {
+    if (log.target, log.format) == (LogTarget::Syslog, LogFormat::Json) {
+        let message = "format \"json\" is for standard error and files: lines of syslog have a form of their own";
+        return fault(message.to_owned(), ["log.format"]);
+    }
     match (log.target, &log.file) {
         (LogTarget::File, None) => fault("target \"file\" needs the key `file`".to_owned(), ["log.target"]),
         (LogTarget::Auto | LogTarget::Stderr | LogTarget::Syslog, Some(_)) => {

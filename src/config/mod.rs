@@ -33,7 +33,7 @@ pub use self::keys::{Keys, Loaded};
 pub use self::listen::{Access, Listen};
 use self::notation::{Given, Notation, OrAuto, OrNone, table, word};
 use self::values::{BufferSize, FrameSize, KeepAlive, LogPath, Patience, SocketPath, StallTimeout, Timeout, UpTo};
-use crate::proto::channel::{Log, LogLevel, LogTarget};
+use crate::proto::channel::{Log, LogFormat, LogLevel, LogTarget};
 use crate::sys::user::Group;
 
 /// Longest configuration file, in bytes.
@@ -291,26 +291,29 @@ mod log {
         #[serde(with = "Given::<LogPath>")]
         file: Option<PathBuf>,
         #[serde(deserialize_with = "word")]
+        format: LogFormat,
+        #[serde(deserialize_with = "word")]
         level: LogLevel,
     }
 
     impl Default for Section {
         fn default() -> Section {
-            let Log { target, file, level } = default();
-            Section { target, file, level }
+            let Log { target, file, format, level } = default();
+            Section { target, file, format, level }
         }
     }
 
     pub(super) fn default() -> Log {
-        Log { target: LogTarget::default(), file: None, level: LogLevel::default() }
+        Log { target: LogTarget::default(), file: None, format: LogFormat::default(), level: LogLevel::default() }
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Log, D::Error> {
-        table(deserializer).map(|Section { target, file, level }| Log { target, file, level })
+        table(deserializer).map(|Section { target, file, format, level }| Log { target, file, format, level })
     }
 
     pub(super) fn serialize<S: Serializer>(log: &Log, serializer: S) -> Result<S::Ok, S::Error> {
-        Section { target: log.target, file: log.file.clone(), level: log.level }.serialize(serializer)
+        let Log { target, file, format, level } = log.clone();
+        Section { target, file, format, level }.serialize(serializer)
     }
 }
 

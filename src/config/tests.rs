@@ -113,7 +113,12 @@ fn everything() -> Config {
         admin_group: Group::find("0").expect("groups"),
         read_group: Group::find("3999999999").expect("groups"),
     };
-    config.log = Log { target: LogTarget::File, file: Some(PathBuf::from("/var/log/x")), level: LogLevel::Trace };
+    config.log = Log {
+        target: LogTarget::File,
+        file: Some(PathBuf::from("/var/log/x")),
+        format: LogFormat::Json,
+        level: LogLevel::Trace,
+    };
     config
 }
 
@@ -154,6 +159,7 @@ fn all_values_are_taken_as_written() {
         read-group = "3999999999"
         [log]
         target = "syslog"
+        format = "text"
         level = "warn"
         "#,
     );
@@ -202,12 +208,14 @@ fn all_values_are_taken_as_written() {
         read_group: Some(Group { name: "3999999999".to_owned(), gid: 3_999_999_999 }),
     };
     assert_eq!(config.control, control);
-    assert_eq!(config.log, Log { target: LogTarget::Syslog, file: None, level: LogLevel::Warn });
+    let log = Log { target: LogTarget::Syslog, file: None, format: LogFormat::Text, level: LogLevel::Warn };
+    assert_eq!(config.log, log);
 }
 
 #[test]
 fn an_unknown_key_is_refused_and_the_known_one_like_it_is_named() {
-    let error = refused("[log]\n«levle = 1\n", "unknown key `levle`, expected one of `target`, `file`, `level`");
+    let error =
+        refused("[log]\n«levle = 1\n", "unknown key `levle`, expected one of `target`, `file`, `format`, `level`");
     assert_eq!(error.help(), Some("did you mean \"level\"?"));
     assert!(error.to_string().contains("help: did you mean \"level\"?"), "\n{error}");
 
@@ -233,6 +241,7 @@ fn an_unknown_word_is_refused_and_the_known_one_like_it_is_named() {
             "`least-load`, expected `least-loaded` or `round-robin`",
             "least-loaded",
         ),
+        ("[log]\nformat = «\"jsno\"", "`jsno`, expected `text` or `json`", "json"),
         ("[log]\nlevel = «\"inof\"", "`inof`, expected one of `error`, `warn`, `info`, `debug`, `trace`", "info"),
         ("[log]\ntarget = «\"sylsog\"", "`sylsog`, expected one of `auto`, `stderr`, `syslog`, `file`", "syslog"),
         (
@@ -519,6 +528,15 @@ fn a_log_file_and_its_target_need_each_other() {
 }
 
 #[test]
+fn json_is_refused_where_lines_have_a_form_of_their_own() {
+    let message = "format \"json\" is for standard error and files: lines of syslog have a form of their own";
+    refused("[log]\ntarget = \"syslog\"\n«format = \"json\"", message);
+    for target in ["target = \"auto\"", "target = \"stderr\"", "target = \"file\"\nfile = \"/x\""] {
+        assert_eq!(parse(&format!("[log]\nformat = \"json\"\n{target}")).log.format, LogFormat::Json);
+    }
+}
+
+#[test]
 fn a_byte_order_mark_and_carriage_returns_move_no_caret() {
     let message = "invalid value: integer `0`, expected \"auto\" or a number from 1 to 256";
     for (text, column) in [("workers.count = 0\r\n", 17), ("# ü\r\n[workers]\r\ncount = 0\r\n", 9)] {
@@ -531,7 +549,10 @@ fn a_byte_order_mark_and_carriage_returns_move_no_caret() {
         }
     }
     assert_eq!(parse(&format!("\u{feff}{}", SHIPPED.replace('\n', "\r\n"))), Config::default());
-    refused("log = { file = \"/ü\", «levle = 1 }", "unknown key `levle`, expected one of `target`, `file`, `level`");
+    refused(
+        "log = { file = \"/ü\", «levle = 1 }",
+        "unknown key `levle`, expected one of `target`, `file`, `format`, `level`",
+    );
 }
 
 #[test]

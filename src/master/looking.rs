@@ -157,7 +157,7 @@ impl Master {
             let sentence = format_args!("{asker}: the level of the log is {:?}", level.as_str());
             self.events.note(Kind::LogLevelChanged, asker.about(), sentence);
         }
-        LogLevelInForce { level: self.log_level.unwrap_or(configured), configured }
+        LogLevelInForce { level: logging::level(), configured }
     }
 
     /// Tells all workers which lines to write.

@@ -141,6 +141,8 @@ pub struct Log {
     pub target: LogTarget,
     /// The file, if and only if the target is one.
     pub file: Option<PathBuf>,
+    /// The form of the lines on standard error and in the file.
+    pub format: LogFormat,
     /// The least important level that is still written.
     pub level: LogLevel,
 }
@@ -158,6 +160,17 @@ pub enum LogTarget {
     Syslog,
     /// A file that is appended to.
     File,
+}
+
+/// A form of log lines. The journal and syslog have their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One object a line, for machines.
+    Json,
 }
 
 /// How important a log line is.

@@ -12,26 +12,44 @@ pub struct Escaped<T>(pub T);
 
 impl<T: Display> Display for Escaped<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(Escaping(f), "{}", self.0)
+        write!(Escaping { to: f, escape: plainly }, "{}", self.0)
+    }
+}
+
+/// Shows JSON that has no white space between its values with the same escaped, in JSON's own way: it stays what it was.
+#[derive(Clone, Copy, Debug)]
+pub struct EscapedJson<T>(pub T);
+
+impl<T: Display> Display for EscapedJson<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // All that acts is below U+10000.
+        write!(Escaping { to: f, escape: |to, c| write!(to, "\\u{:04x}", c as u32) }, "{}", self.0)
     }
 }
 
 /// Passes text on, escaped.
-struct Escaping<'a, 'b>(&'a mut fmt::Formatter<'b>);
+struct Escaping<'a, 'b> {
+    to: &'a mut fmt::Formatter<'b>,
+    escape: fn(&mut fmt::Formatter<'_>, char) -> fmt::Result,
+}
 
 impl Write for Escaping<'_, '_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let mut rest = text;
         while let Some((at, c)) = rest.char_indices().find(|(_, c)| acts(*c)) {
-            self.0.write_str(&rest[..at])?;
-            match c {
-                '\n' | '\r' | '\t' => write!(self.0, "{}", c.escape_default())?,
-                '\0'..='\x7f' => write!(self.0, "\\x{:02x}", c as u32)?,
-                _ => write!(self.0, "{}", c.escape_unicode())?,
-            }
+            self.to.write_str(&rest[..at])?;
+            (self.escape)(self.to, c)?;
             rest = &rest[at + c.len_utf8()..];
         }
-        self.0.write_str(rest)
+        self.to.write_str(rest)
+    }
+}
+
+fn plainly(to: &mut fmt::Formatter<'_>, c: char) -> fmt::Result {
+    match c {
+        '\n' | '\r' | '\t' => write!(to, "{}", c.escape_default()),
+        '\0'..='\x7f' => write!(to, "\\x{:02x}", c as u32),
+        _ => write!(to, "{}", c.escape_unicode()),
     }
 }
 
@@ -56,5 +74,13 @@ mod tests {
         ] {
             assert_eq!(Escaped(text).to_string(), shown);
         }
+    }
+
+    #[test]
+    fn json_stays_what_it_was() {
+        let text = "a\n \x7f\u{9b}\u{202e}\u{2069}\u{2028}\u{61c} \"µ\" \\ 漢 \u{1f980}";
+        let shown = EscapedJson(serde_json::to_string(text).expect("JSON")).to_string();
+        assert_eq!(shown, r#""a\n \u007f\u009b\u202e\u2069\u2028\u061c \"µ\" \\ 漢 🦀""#);
+        assert_eq!(serde_json::from_str::<String>(&shown).expect("JSON"), text);
     }
 }

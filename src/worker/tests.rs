@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use super::connection::Waits;
 use super::*;
 use crate::desk::{ClientBytes, Layout, Marks, MasterDesk, State};
-use crate::proto::channel::{Log, LogLevel, LogTarget};
+use crate::proto::channel::{Log, LogFormat, LogLevel, LogTarget};
 use crate::proto::frame::{ByteOrder, OrderRule};
 use crate::proto::names::{ClientId, Generation, Peer, WorkerId};
 
@@ -24,7 +24,7 @@ fn settings() -> Settings {
         request_timeout: None,
         worn_at: None,
         max_requests: None,
-        log: Log { target: LogTarget::Stderr, file: None, level: LogLevel::Error },
+        log: Log { target: LogTarget::Stderr, file: None, format: LogFormat::Text, level: LogLevel::Error },
     }
 }
 

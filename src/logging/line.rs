@@ -1,0 +1,172 @@
+//! What was logged, on its way to its form.
+
+use std::fmt::Write as _;
+
+use log::kv::{self, Key, VisitSource, VisitValue};
+use log::{Level, Record};
+use serde_json::Value;
+
+/// An event as it was logged. Nothing of it is escaped: each form does that in its own way.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) level: Level,
+    pub(super) message: String,
+    /// What machines want to know of it; no name twice.
+    pub(super) fields: Vec<(String, Value)>,
+}
+
+impl Line {
+    /// A line without fields.
+    pub(super) fn new(level: Level, message: impl Into<String>) -> Line {
+        Line { level, message: message.into(), fields: Vec::new() }
+    }
+
+    /// Formats all of it now, so that nothing of the caller's runs later.
+    pub(super) fn of(record: &Record) -> Line {
+        let mut line = Line::new(record.level(), text(record.args()));
+        // Collecting fields does not fail.
+        let _ = record.key_values().visit(&mut Fields(&mut line.fields));
+        line
+    }
+}
+
+/// What a value shows. A `Display` that fails has said what it could.
+fn text(value: impl std::fmt::Display) -> String {
+    let mut text = String::new();
+    let _ = write!(text, "{value}");
+    text
+}
+
+struct Fields<'a>(&'a mut Vec<(String, Value)>);
+
+impl<'kvs> VisitSource<'kvs> for Fields<'_> {
+    fn visit_pair(&mut self, key: Key<'kvs>, value: kv::Value<'kvs>) -> Result<(), kv::Error> {
+        let name = field_name(key.as_str());
+        if self.0.iter().all(|(earlier, _)| *earlier != name) {
+            let mut read = Read(Value::Null);
+            value.visit(&mut read)?;
+            self.0.push((name, read.0));
+        }
+        Ok(())
+    }
+}
+
+/// A field never has the name of something that each line says of itself.
+fn field_name(key: &str) -> String {
+    match key {
+        // A line has that of the process that logs; an event's is that of the worker that it is about.
+        "pid" => "worker_pid".to_owned(),
+        "time" | "level" | "name" | "message" => format!("event_{key}"),
+        _ => key.to_owned(),
+    }
+}
+
+/// A value, read as what it is.
+struct Read(Value);
+
+impl<'v> VisitValue<'v> for &mut Read {
+    fn visit_any(&mut self, value: kv::Value) -> Result<(), kv::Error> {
+        self.0 = Value::from(text(value));
+        Ok(())
+    }
+
+    fn visit_null(&mut self) -> Result<(), kv::Error> {
+        self.0 = Value::Null;
+        Ok(())
+    }
+
+    fn visit_u64(&mut self, value: u64) -> Result<(), kv::Error> {
+        self.0 = Value::from(value);
+        Ok(())
+    }
+
+    fn visit_i64(&mut self, value: i64) -> Result<(), kv::Error> {
+        self.0 = Value::from(value);
+        Ok(())
+    }
+
+    /// JSON has no word for what is no number.
+    fn visit_f64(&mut self, value: f64) -> Result<(), kv::Error> {
+        self.0 = Value::from(value);
+        Ok(())
+    }
+
+    fn visit_bool(&mut self, value: bool) -> Result<(), kv::Error> {
+        self.0 = Value::from(value);
+        Ok(())
+    }
+
+    fn visit_str(&mut self, value: &str) -> Result<(), kv::Error> {
+        self.0 = Value::from(value);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+impl Line {
+    /// What becomes of `log::log!` with these fields.
+    pub(super) fn with(level: Level, message: &str, fields: &[(&str, kv::Value)]) -> Line {
+        Line::of(&Record::builder().level(level).args(format_args!("{message}")).key_values(&fields).build())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn values_are_what_they_were_logged_as() {
+        struct Broken;
+        impl std::fmt::Display for Broken {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("as far as it goes")?;
+                Err(std::fmt::Error)
+            }
+        }
+        let fields = [
+            ("event", kv::Value::from("worker_died")),
+            ("worker", kv::Value::from(u64::MAX)),
+            ("change", kv::Value::from(-1)),
+            ("sum", kv::Value::from(1_u128 << 80)),
+            ("rate", kv::Value::from(0.5)),
+            ("no number", kv::Value::from(f64::NAN)),
+            ("held", kv::Value::from(true)),
+            ("order", kv::Value::from('>')),
+            ("peer", kv::Value::from_display(&Broken)),
+            ("nothing", kv::Value::null()),
+        ];
+        let line = Line::with(Level::Warn, "worker 17 \"died\"\n", &fields);
+        assert_eq!((line.level, line.message.as_str()), (Level::Warn, "worker 17 \"died\"\n"));
+        let expected = [
+            ("event", json!("worker_died")),
+            ("worker", json!(u64::MAX)),
+            ("change", json!(-1)),
+            ("sum", json!("1208925819614629174706176")),
+            ("rate", json!(0.5)),
+            ("no number", json!(null)),
+            ("held", json!(true)),
+            ("order", json!(">")),
+            ("peer", json!("as far as it goes")),
+            ("nothing", json!(null)),
+        ];
+        assert_eq!(line.fields, expected.map(|(name, value)| (name.to_owned(), value)));
+    }
+
+    #[test]
+    fn no_field_has_the_name_of_another_or_of_what_a_line_says_of_itself() {
+        let keys = ["pid", "level", "worker", "worker", "worker_pid", "time", "name", "message", ""];
+        let fields: Vec<_> = (1_u64..).zip(keys).map(|(number, key)| (key, kv::Value::from(number))).collect();
+        let line = Line::with(Level::Info, "", &fields);
+        let expected = [
+            ("worker_pid", 1),
+            ("event_level", 2),
+            ("worker", 3),
+            ("event_time", 6),
+            ("event_name", 7),
+            ("event_message", 8),
+            ("", 9),
+        ];
+        assert_eq!(line.fields, expected.map(|(name, number)| (name.to_owned(), json!(number))));
+    }
+}

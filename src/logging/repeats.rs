@@ -1,0 +1,92 @@
+//! A message that comes again and again is written once, and counted.
+
+use std::time::{Duration, Instant};
+
+use log::Level;
+
+use super::line::Line;
+
+/// A message that still comes after so long is written again, for whoever has just begun to look.
+const LONG_ENOUGH: Duration = Duration::from_secs(10);
+
+/// The last message that was written, and how often it came again.
+#[derive(Debug)]
+pub(super) struct Repeats(Option<Last>);
+
+#[derive(Debug)]
+struct Last {
+    level: Level,
+    message: String,
+    written: Instant,
+    times: u64,
+}
+
+impl Repeats {
+    pub(super) const fn none() -> Repeats {
+        Repeats(None)
+    }
+
+    /// Whether a line says what the last one did, in level and text: it is counted then, and not to be written.
+    pub(super) fn count(&mut self, line: &Line, now: Instant) -> bool {
+        let last = self.0.as_mut().filter(|last| {
+            (last.level, &last.message) == (line.level, &line.message) && now < last.written + LONG_ENOUGH
+        });
+        last.map(|last| last.times += 1).is_some()
+    }
+
+    /// What is to be said of the last message, which is forgotten.
+    pub(super) fn take(&mut self) -> Option<Line> {
+        let Last { level, times, .. } = self.0.take().filter(|last| last.times > 0)?;
+        Some(Line::new(level, format!("the message before came {times} times more")))
+    }
+
+    /// A line was written.
+    pub(super) fn remember(&mut self, line: Line, now: Instant) {
+        self.0 = Some(Last { level: line.level, message: line.message, written: now, times: 0 });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is written of messages, each with the ms at which it comes.
+    fn written(messages: &[(u64, Level, &str)]) -> Vec<String> {
+        let (mut repeats, mut written) = (Repeats::none(), Vec::new());
+        let began = Instant::now();
+        for (at, level, message) in messages {
+            let (line, now) = (Line::new(*level, *message), began + Duration::from_millis(*at));
+            if !repeats.count(&line, now) {
+                written.extend(repeats.take());
+                written.push(Line::new(line.level, line.message.clone()));
+                repeats.remember(line, now);
+            }
+        }
+        written.extend(repeats.take());
+        assert!(repeats.take().is_none());
+        written.into_iter().map(|line| format!("{} {}", line.level, line.message)).collect()
+    }
+
+    #[test]
+    fn a_message_is_counted_until_another_one_comes() {
+        use Level::{Debug, Info, Warn};
+        let more = |level, times| format!("{level} the message before came {times} times more");
+        assert_eq!(written(&[(0, Info, "a"), (1, Info, "b"), (2, Info, "a")]), ["INFO a", "INFO b", "INFO a"]);
+        let told = written(&[(0, Warn, "a"), (1, Warn, "a"), (2, Warn, "a"), (3, Info, "b"), (4, Warn, "a")]);
+        assert_eq!(told, ["WARN a", &more(Warn, 2), "INFO b", "WARN a"]);
+        assert_eq!(
+            written(&[(0, Info, "a"), (0, Debug, "a"), (0, Debug, "a")]),
+            ["INFO a", "DEBUG a", &more(Debug, 1)]
+        );
+    }
+
+    #[test]
+    fn a_message_that_still_comes_after_ten_seconds_is_written_again() {
+        let come = |at| (at, Level::Warn, "a");
+        let more = |times| format!("WARN the message before came {times} times more");
+        assert_eq!(written(&[come(0), come(9_999), come(10_000)]), ["WARN a", &more(1), "WARN a"]);
+        assert_eq!(written(&[come(0), come(10_000)]), ["WARN a", "WARN a"]);
+        let told = written(&[come(0), come(5_000), come(9_000), come(12_000), come(21_999), come(22_000)]);
+        assert_eq!(told, ["WARN a", &more(2), "WARN a", &more(1), "WARN a"]);
+    }
+}

@@ -1,0 +1,109 @@
+//! The places that lines can go to.
+
+use std::env;
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::journal::{self, Journal};
+use super::syslog::{DEV_LOG, Syslog};
+use crate::proto::channel::{Log, LogFormat, LogTarget};
+use crate::sys::writable::is_writable;
+
+#[derive(Debug)]
+pub(super) enum Target {
+    Stderr(LogFormat),
+    Journal(Journal),
+    Syslog(Syslog),
+    File(PathBuf, File, LogFormat),
+}
+
+impl Target {
+    pub(super) fn open(name: &str, settings: &Log) -> io::Result<Target> {
+        match (settings.target, &settings.file) {
+            (LogTarget::Auto, _) if is_journal(env::var("JOURNAL_STREAM").ok().as_deref(), stderr_identity()) => {
+                Journal::open(name, journal::SOCKET).map(Target::Journal)
+            }
+            (LogTarget::Auto | LogTarget::Stderr, _) => Ok(Target::Stderr(settings.format)),
+            (LogTarget::Syslog, _) => Syslog::open(name, DEV_LOG).map(Target::Syslog),
+            (LogTarget::File, Some(path)) => Ok(Target::File(path.clone(), open_file(path)?, settings.format)),
+            (LogTarget::File, None) => {
+                Err(io::Error::new(ErrorKind::InvalidInput, "lines are to go into a file, but into none"))
+            }
+        }
+    }
+}
+
+pub(super) fn open_file(path: &Path) -> io::Result<File> {
+    let opened = OpenOptions::new().append(true).create(true).mode(0o640).open(path);
+    opened.map_err(|e| io::Error::new(e.kind(), format!("open log file {}: {e}", path.display())))
+}
+
+/// [`io::stderr`] as a value that a static can hold. It has no buffer: a write is a write(2).
+pub(super) struct Stderr;
+
+impl Write for Stderr {
+    /// Never waits for a reader: a journal that hangs must not take the daemon with it.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let stderr = io::stderr();
+        if is_writable(stderr.as_fd()) { stderr.lock().write(bytes) } else { Err(ErrorKind::WouldBlock.into()) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes a line in one piece. What is left of one that a full disk cut off gets its end before the next.
+pub(super) fn write_line(to: &mut impl Write, torn: &mut bool, mut line: String) -> io::Result<()> {
+    if *torn {
+        line.insert(0, '\n');
+    }
+    loop {
+        match to.write(line.as_bytes()) {
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+            Ok(written) if written == line.len() => {
+                *torn = false;
+                return Ok(());
+            }
+            Ok(written) => {
+                *torn |= written > 0;
+                return Err(io::Error::new(ErrorKind::WriteZero, "only a part of the line was taken"));
+            }
+        }
+    }
+}
+
+/// Whether standard error is the stream that systemd says it connected to the journal (systemd.exec(5));
+/// both are device and inode.
+fn is_journal(stream: Option<&str>, stderr: Option<(u64, u64)>) -> bool {
+    let stream = stream.and_then(|stream| {
+        let (device, inode) = stream.split_once(':')?;
+        Some((device.parse().ok()?, inode.parse().ok()?))
+    });
+    stream.is_some() && stream == stderr
+}
+
+fn stderr_identity() -> Option<(u64, u64)> {
+    let copy = File::from(io::stderr().as_fd().try_clone_to_owned().ok()?);
+    copy.metadata().ok().map(|stderr| (stderr.dev(), stderr.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_journal_is_known_by_device_and_inode() {
+        assert!(is_journal(Some("9:1234"), Some((9, 1234))));
+        for stream in ["9:1235", "8:1234", "9", "", ":", "9:1234:1", "9:x"] {
+            assert!(!is_journal(Some(stream), Some((9, 1234))), "{stream}");
+        }
+        assert!(!is_journal(Some("x"), None));
+        assert!(!is_journal(None, None));
+        assert!(stderr_identity().is_some());
+    }
+}
