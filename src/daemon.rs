@@ -207,11 +207,14 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
     }
     let standard = PathBuf::from(format!("/etc/{name}.toml"));
     let file = options.config.clone().or_else(|| standard.exists().then(|| standard.clone()));
+    let origin = file.as_deref().map_or_else(|| "the embedded default".to_owned(), |file| file.display().to_string());
     let config = match file.as_deref().map_or_else(|| Ok(Config::default()), Config::load) {
         Ok(config) => config,
-        Err(e) => return fail(name, EX_CONFIG, &e),
+        Err(e) => {
+            master::say_why(&e.in_one_line(&origin));
+            return fail(name, EX_CONFIG, &e);
+        }
     };
-    let origin = file.as_deref().map_or_else(|| "the embedded default".to_owned(), |file| file.display().to_string());
     if options.dump {
         return say(&config.to_toml());
     }
@@ -231,6 +234,7 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
 fn run_master(setup: Setup) -> ExitCode {
     let name = setup.name.clone();
     if let Err(e) = logging::start(&name, &setup.config.log) {
+        master::say_why(&e);
         return fail(&name, EX_CONFIG, &e);
     }
     abort_on_panic();
@@ -238,6 +242,7 @@ fn run_master(setup: Setup) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             log::error!("{e}");
+            master::say_why(&e);
             ExitCode::from(e.status())
         }
     }

@@ -17,6 +17,7 @@ mod control;
 mod error;
 mod leases;
 mod listener;
+mod notify;
 mod reload;
 mod start;
 mod status;
@@ -37,6 +38,8 @@ use client::{Addresses, Unleased};
 use control::ControlClients;
 pub use error::Error;
 use listener::{ControlListener, Listener};
+use notify::Notifier;
+pub use notify::say_why;
 use reload::Reload;
 use steer::AskedBalance;
 use token::Token;
@@ -161,6 +164,7 @@ struct Master {
     executable: Executable,
     /// How many descriptors this process may have.
     descriptors: u64,
+    notifier: Notifier,
     poller: Poller,
     signals: Signals,
     scratch: Scratch,
@@ -226,6 +230,7 @@ impl Master {
             readable.extend(self.leaving.iter().copied());
             self.lease_clients(&readable, now);
             self.set_gate(now);
+            self.keep_manager_informed(now);
             self.answer_waiting(now);
         }
         Ok(())
@@ -237,7 +242,8 @@ impl Master {
         // The gate was opened in this turn: of a listener where nobody waits no event tells that it can go.
         let leaving = (!self.leaving.is_empty() && self.gate.pause.is_none()).then(Instant::now);
         let (pool, gate, control) = (self.pool.deadline(), self.gate.deadline(), self.control.deadline());
-        [pool, gate, control, self.watch.deadline(), asked_balance, leaving].into_iter().flatten().min()
+        let (watch, notifier) = (self.watch.deadline(), self.notifier.deadline());
+        [pool, gate, control, watch, notifier, asked_balance, leaving].into_iter().flatten().min()
     }
 
     fn take_signals(&mut self, now: Instant) {
@@ -253,6 +259,7 @@ impl Master {
                         && refusal.code != Code::Rejected
                     {
                         log::warn!("SIGHUP: {}", refusal.message);
+                        self.tell_reloaded(false, now);
                     }
                 }
                 Signal::TerminalInput => self.step("SIGTTIN", 1),
@@ -271,6 +278,7 @@ impl Master {
         let patience = self.config.limits.drain_timeout;
         log::info!("{who}: stopping; {} clients get {patience:?} for what is being executed", self.clients);
         self.pool.stop(now + patience);
+        self.tell_stopping(now);
         self.leaving.clear();
         for listener in self.listeners.drain(..) {
             let _ = self.poller.remove(&listener);

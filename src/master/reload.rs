@@ -64,6 +64,7 @@ impl Master {
                 log::info!("{who}: reloading; generation {} is being started", reload.generation);
                 self.pool.reload(target(&reload.config, reload.generation));
                 self.reload = Some(reload);
+                self.tell_reloading(now);
                 Ok(())
             }
             Err(refusal) => {
@@ -177,6 +178,7 @@ impl Master {
     fn note_verdict(&mut self, verdict: Verdict, message: Option<String>) {
         let at = SystemTime::UNIX_EPOCH.elapsed().unwrap_or(Duration::ZERO).as_secs();
         self.last_reload = Some(LastReload { at, verdict, message });
+        self.tell_reloaded(verdict != Verdict::Rejected, Instant::now());
     }
 
     /// New listeners are watched, and those that are not wanted any more go when nobody waits there any more. The first ones

@@ -8,6 +8,7 @@ use super::blame::Strikes;
 use super::client::Addresses;
 use super::control::ControlClients;
 use super::listener::{ControlListener, Listener};
+use super::notify::Notifier;
 use super::watch::Watch;
 use super::{Counts, Error, Master, Setup, Token};
 use crate::channel::Scratch;
@@ -92,6 +93,7 @@ impl Master {
             last_reload: None,
             executable,
             descriptors,
+            notifier: Notifier::from_environment(started),
             poller,
             signals,
             scratch: Scratch::default(),

@@ -223,6 +223,7 @@ impl Master {
             let addresses: Vec<String> = self.listeners.iter().map(|listener| listener.address.to_string()).collect();
             log::info!("{} {} serves on {}", self.name, self.version, addresses.join(", "));
             announce(&addresses);
+            self.tell_ready(now);
         }
     }
 

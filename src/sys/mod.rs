@@ -7,6 +7,7 @@ pub mod clock;
 pub mod fd;
 pub mod ledger;
 pub mod memory;
+pub mod notify;
 pub mod poll;
 pub mod process;
 pub mod signal;
