@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 
 use crate::config::Config;
 use crate::logging;
-use crate::master::{self, Announce, Setup};
+use crate::master::{self, Announce, Handed, Setup};
 use crate::proto::names::Address;
 use crate::worker::{self, Call, Fault, Methods, Reply, WorkerInfo};
 
@@ -221,6 +221,14 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
     if options.test {
         return say(&format!("{origin}: the configuration is good\n"));
     }
+    // Before anything is opened that stays open, such as the log.
+    let handed = match Handed::take() {
+        Ok(handed) => handed,
+        Err(e) => {
+            master::say_why(&e);
+            return fail(name, e.status(), &e);
+        }
+    };
     run_master(Setup {
         name: name.to_owned(),
         version,
@@ -228,6 +236,7 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
         config_file: file,
         standard_file: standard,
         announce: announcer(name.to_owned(), version),
+        handed,
     })
 }
 

@@ -15,6 +15,7 @@ mod blame;
 mod client;
 mod control;
 mod error;
+mod handed;
 mod leases;
 mod listener;
 mod notify;
@@ -37,6 +38,7 @@ use blame::Strikes;
 use client::{Addresses, Unleased};
 use control::ControlClients;
 pub use error::Error;
+pub use handed::Handed;
 use listener::{ControlListener, Listener};
 use notify::Notifier;
 pub use notify::say_why;
@@ -77,6 +79,8 @@ pub struct Setup {
     pub standard_file: PathBuf,
     /// Called once, when the first worker is ready.
     pub announce: Announce,
+    /// The sockets that systemd has bound for it.
+    pub handed: Handed,
 }
 
 /// Runs a master until it is asked to stop.
@@ -162,7 +166,7 @@ struct Master {
     reload: Option<Reload>,
     last_reload: Option<LastReload>,
     executable: Executable,
-    /// How many descriptors this process may have.
+    /// How many descriptors this process may have, beside those for what was handed over.
     descriptors: u64,
     notifier: Notifier,
     poller: Poller,
@@ -170,6 +174,7 @@ struct Master {
     scratch: Scratch,
     control_listener: ControlListener,
     control: ControlClients,
+    handed: Handed,
     listeners: Vec<Listener>,
     /// Numbers of those that are to close when nobody waits there any more.
     leaving: Vec<u32>,

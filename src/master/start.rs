@@ -31,6 +31,9 @@ const OWN_DESCRIPTORS: u64 = 20;
 /// A worker's channel and desk, and those of its successor while it is being replaced.
 const WORKER_DESCRIPTORS: u64 = 4;
 
+/// A socket that was handed over, and the copy of it that its listener has.
+const DESCRIPTORS_PER_HANDED: u64 = 2;
+
 /// Most clients that `auto` comes to.
 const MOST_CLIENTS: u64 = 1_000_000;
 
@@ -40,9 +43,10 @@ const BATCH: usize = 256;
 impl Master {
     /// Opens, binds and catches all that it needs; no worker is started yet.
     pub(super) fn new(setup: Setup) -> Result<Master, Error> {
-        let Setup { name, version, config, config_file, standard_file, announce } = setup;
+        let Setup { name, version, config, config_file, standard_file, announce, handed } = setup;
         let started = Instant::now();
         let descriptors = fd::raise_limit().map_err(Error::system("read the limit of descriptors"))?;
+        let descriptors = descriptors.saturating_sub(DESCRIPTORS_PER_HANDED * handed.count() as u64);
         let limits = client_limits(&config, worker_count(config.workers.count), descriptors)?;
         let executable = Executable::current().map_err(Error::system("open the running program"))?;
         let signals = Signals::catch(&[
@@ -58,8 +62,10 @@ impl Master {
         let poller = Poller::new(BATCH).map_err(Error::system("make a poller"))?;
         let control_listener = open_control(&name, &config)?;
         let keepalive = config.limits.tcp_keepalive;
-        let bind = |(number, wanted)| Listener::bind(number, wanted, keepalive);
-        let listeners: Vec<Listener> = (1..).zip(&config.listen).map(bind).collect::<Result<_, _>>()?;
+        let open = |(number, wanted)| Listener::open(number, wanted, &handed, keepalive);
+        let wanted = handed.wanted(&config.listen)?;
+        let listeners: Vec<Listener> = (1..).zip(&wanted).map(open).collect::<Result<_, _>>()?;
+        handed.warn_of_unused(&config.listen);
 
         let watch = Error::system("watch a descriptor");
         poller.add(&signals, Token::Signals.into(), Interest::Read).map_err(&watch)?;
@@ -98,6 +104,7 @@ impl Master {
             signals,
             scratch: Scratch::default(),
             control_listener,
+            handed,
             listeners,
             leaving: Vec::new(),
             gate: Gate::new(),

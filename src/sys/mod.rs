@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod fd;
+pub mod inherited;
 pub mod ledger;
 pub mod memory;
 pub mod notify;
