@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 
 use crate::config::{Config, Loaded};
 use crate::logging;
-use crate::master::{self, Announce, Setup};
+use crate::master::{self, Announce, Handed, Setup};
 use crate::proto::names::Address;
 use crate::worker::{self, Call, Fault, Methods, Reply, WorkerInfo};
 
@@ -207,17 +207,28 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
     }
     let standard = PathBuf::from(format!("/etc/{name}.toml"));
     let file = options.config.clone().or_else(|| standard.exists().then(|| standard.clone()));
+    let origin = file.as_deref().map_or_else(|| "the embedded default".to_owned(), |file| file.display().to_string());
     let Loaded { config, keys } = match file.as_deref().map_or_else(|| Ok(Loaded::default()), Config::load) {
         Ok(loaded) => loaded,
-        Err(e) => return fail(name, EX_CONFIG, &e),
+        Err(e) => {
+            master::say_why(&e.in_one_line(&origin));
+            return fail(name, EX_CONFIG, &e);
+        }
     };
-    let origin = file.as_deref().map_or_else(|| "the embedded default".to_owned(), |file| file.display().to_string());
     if options.dump {
         return say(&config.to_toml());
     }
     if options.test {
         return say(&format!("{origin}: the configuration is good\n"));
     }
+    // Before anything is opened that stays open, such as the log.
+    let handed = match Handed::take() {
+        Ok(handed) => handed,
+        Err(e) => {
+            master::say_why(&e);
+            return fail(name, e.status(), &e);
+        }
+    };
     run_master(Setup {
         name: name.to_owned(),
         version,
@@ -226,12 +237,14 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
         config_file: file,
         standard_file: standard,
         announce: announcer(name.to_owned(), version),
+        handed,
     })
 }
 
 fn run_master(setup: Setup) -> ExitCode {
     let name = setup.name.clone();
     if let Err(e) = logging::start(&name, &setup.config.log) {
+        master::say_why(&e);
         return fail(&name, EX_CONFIG, &e);
     }
     abort_on_panic();
@@ -239,6 +252,7 @@ fn run_master(setup: Setup) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             log::error!("{e}");
+            master::say_why(&e);
             ExitCode::from(e.status())
         }
     };

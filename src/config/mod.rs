@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use self::check::Fault;
 pub use self::error::Error;
 pub use self::keys::{Keys, Loaded};
-pub use self::listen::{Access, Listen};
+pub use self::listen::{Access, Listen, Source};
 use self::notation::{Given, Notation, OrAuto, OrNone, table, word};
 use self::values::{BufferSize, FrameSize, KeepAlive, LogPath, Patience, SocketPath, StallTimeout, Timeout, UpTo};
 use crate::proto::channel::{Log, LogFormat, LogLevel, LogTarget};
@@ -106,7 +106,7 @@ impl Default for Config {
     /// One listener on 127.0.0.1:8080; what each other field's type says.
     fn default() -> Config {
         Config {
-            listen: vec![Listen::new(listen::default_address())],
+            listen: vec![Listen::new(listen::default_source())],
             workers: Workers::default(),
             limits: Limits::default(),
             control: Control::default(),

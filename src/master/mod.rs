@@ -17,10 +17,12 @@ mod control;
 mod counts;
 mod error;
 mod events;
+mod handed;
 mod leases;
 mod listener;
 mod looking;
 mod metrics;
+mod notify;
 mod reload;
 mod roles;
 mod start;
@@ -43,7 +45,10 @@ use control::ControlClients;
 use counts::{Counts, Tally, Totals};
 pub use error::Error;
 use events::{Asker, Events};
+pub use handed::Handed;
 use listener::{ControlListener, Listener};
+use notify::Notifier;
+pub use notify::say_why;
 use reload::Reload;
 use steer::AskedBalance;
 use token::Token;
@@ -83,6 +88,8 @@ pub struct Setup {
     pub standard_file: PathBuf,
     /// Called once, when the first worker is ready.
     pub announce: Announce,
+    /// The sockets that systemd has bound for it.
+    pub handed: Handed,
 }
 
 /// Runs a master until it is asked to stop.
@@ -124,13 +131,15 @@ struct Master {
     reload: Option<Reload>,
     last_reload: Option<LastReload>,
     executable: Executable,
-    /// How many descriptors this process may have.
+    /// How many descriptors this process may have, beside those for what was handed over.
     descriptors: u64,
+    notifier: Notifier,
     poller: Poller,
     signals: Signals,
     scratch: Scratch,
     control_listener: ControlListener,
     control: ControlClients,
+    handed: Handed,
     listeners: Vec<Listener>,
     /// Numbers of those that are to close when nobody waits there any more.
     leaving: Vec<u32>,
@@ -196,6 +205,7 @@ impl Master {
             readable.extend(self.leaving.iter().copied());
             self.lease_clients(&readable, now);
             self.set_gate(now);
+            self.keep_manager_informed(now);
             self.answer_waiting(now);
         }
         Ok(())
@@ -207,7 +217,8 @@ impl Master {
         // The gate was opened in this turn: of a listener where nobody waits no event tells that it can go.
         let leaving = (!self.leaving.is_empty() && self.gate.pause.is_none()).then(Instant::now);
         let (pool, gate, control) = (self.pool.deadline(), self.gate.deadline(), self.control.deadline());
-        [pool, gate, control, self.watch.deadline(), asked_balance, leaving].into_iter().flatten().min()
+        let (watch, notifier) = (self.watch.deadline(), self.notifier.deadline());
+        [pool, gate, control, watch, notifier, asked_balance, leaving].into_iter().flatten().min()
     }
 
     fn take_signals(&mut self, now: Instant) {
@@ -223,6 +234,7 @@ impl Master {
                         && refusal.code != Code::Rejected
                     {
                         log::warn!("SIGHUP: {}", refusal.message);
+                        self.tell_reloaded(false, now);
                     }
                 }
                 Signal::TerminalInput => self.step(Asker::signal("SIGTTIN"), 1),
@@ -248,6 +260,7 @@ impl Master {
         let sentence = format_args!("{asker}: stopping; {clients} clients get {patience:?} for what is being executed");
         self.events.note(Kind::Stopping, about, sentence);
         self.pool.stop(now + patience);
+        self.tell_stopping(now);
         self.leaving.clear();
         for listener in self.listeners.drain(..) {
             let _ = self.poller.remove(&listener);

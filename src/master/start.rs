@@ -10,6 +10,7 @@ use super::control::{ControlClients, MOST_CONTROL_CLIENTS};
 use super::counts::{Counts, Tally};
 use super::events::Events;
 use super::listener::{ControlListener, Listener};
+use super::notify::Notifier;
 use super::roles::Roles;
 use super::watch::Watch;
 use super::{Error, Master, Setup, Token};
@@ -34,6 +35,9 @@ const OWN_DESCRIPTORS: u64 = 20;
 /// A worker's channel and desk, and those of its successor while it is being replaced.
 const WORKER_DESCRIPTORS: u64 = 4;
 
+/// A socket that was handed over, and the copy of it that its listener has.
+const DESCRIPTORS_PER_HANDED: u64 = 2;
+
 /// Most clients that `auto` comes to.
 const MOST_CLIENTS: u64 = 1_000_000;
 
@@ -43,9 +47,10 @@ const BATCH: usize = 256;
 impl Master {
     /// Opens, binds and catches all that it needs; no worker is started yet.
     pub(super) fn new(setup: Setup) -> Result<Master, Error> {
-        let Setup { name, version, config, config_keys, config_file, standard_file, announce } = setup;
+        let Setup { name, version, config, config_keys, config_file, standard_file, announce, handed } = setup;
         let started = Instant::now();
         let descriptors = fd::raise_limit().map_err(Error::system("read the limit of descriptors"))?;
+        let descriptors = descriptors.saturating_sub(DESCRIPTORS_PER_HANDED * handed.count() as u64);
         let limits = client_limits(&config, worker_count(config.workers.count), descriptors)?;
         limits.warn_if_lowered();
         let applied_at = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
@@ -63,8 +68,10 @@ impl Master {
         let poller = Poller::new(BATCH).map_err(Error::system("make a poller"))?;
         let control_listener = open_control(&name, &config)?;
         let keepalive = config.limits.tcp_keepalive;
-        let bind = |(number, wanted)| Listener::bind(number, wanted, keepalive);
-        let listeners: Vec<Listener> = (1..).zip(&config.listen).map(bind).collect::<Result<_, _>>()?;
+        let open = |(number, wanted)| Listener::open(number, wanted, &handed, keepalive);
+        let wanted = handed.wanted(&config.listen)?;
+        let listeners: Vec<Listener> = (1..).zip(&wanted).map(open).collect::<Result<_, _>>()?;
+        handed.warn_of_unused(&config.listen);
 
         let watch = Error::system("watch a descriptor");
         poller.add(&signals, Token::Signals.into(), Interest::Read).map_err(&watch)?;
@@ -102,10 +109,12 @@ impl Master {
             last_reload: None,
             executable,
             descriptors,
+            notifier: Notifier::from_environment(started),
             poller,
             signals,
             scratch: Scratch::default(),
             control_listener,
+            handed,
             listeners,
             leaving: Vec::new(),
             gate: Gate::new(),

@@ -236,6 +236,7 @@ impl Master {
             let sentence = format_args!("{} {} serves on {}", self.name, self.version, addresses.join(", "));
             self.events.note(Kind::Started, About::default(), sentence);
             announce(&addresses);
+            self.tell_ready(now);
         }
     }
 

@@ -14,6 +14,10 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
+/// What a service manager tells the process that it has started, and no other (systemd.exec(5)).
+const MANAGERS: [&str; 6] =
+    ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+
 /// The program that this process runs, opened once: what happens to its file later changes nothing.
 #[derive(Debug)]
 pub struct Executable(File);
@@ -28,13 +32,19 @@ impl Executable {
     }
 
     /// Runs it again in a new process that has `stdin` as its standard input and inherits nothing else but
-    /// standard output and error. Returns its pid; [`collect`] collects it.
+    /// standard output and error, and the environment without what the service manager has told this one there.
+    /// Returns its pid; [`collect`] collects it.
     ///
     /// # Errors
     /// Those of fork and of exec: posix_spawn(3) tells both to the caller.
     pub fn spawn<A: AsRef<OsStr>>(&self, name: &str, arguments: &[A], stdin: OwnedFd) -> io::Result<u32> {
         let program = format!("/proc/self/fd/{}", self.0.as_raw_fd());
-        let child = Command::new(program).arg0(name).args(arguments).stdin(Stdio::from(stdin)).spawn()?;
+        let mut command = Command::new(program);
+        // Not from our own environment, which nobody may change who cannot know of all threads.
+        MANAGERS.iter().for_each(|variable| {
+            command.env_remove(variable);
+        });
+        let child = command.arg0(name).args(arguments).stdin(Stdio::from(stdin)).spawn()?;
         // The handle is dropped without waiting: there is one reaper.
         Ok(child.id())
     }

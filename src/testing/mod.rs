@@ -22,6 +22,7 @@ mod in_process;
 
 use std::ffi::OsStr;
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -38,7 +39,7 @@ pub use self::client::{Client, Reply, Writer};
 pub use self::in_process::InProcess;
 use crate::proto::control::{Status, WorkerState, WorkerStatus};
 use crate::proto::names::Address;
-use crate::sys::process;
+use crate::sys::{inherited, process};
 use crate::worker::Fault;
 
 /// How long anything is waited for.
@@ -61,6 +62,7 @@ pub struct Running {
 pub struct Setup {
     command: Command,
     config: String,
+    handed: Vec<(String, OwnedFd)>,
 }
 
 impl Setup {
@@ -69,9 +71,7 @@ impl Setup {
     /// The text is TOML; `{dir}` in it is the daemon's own directory. Without `listen` it listens on a free port of
     /// 127.0.0.1, without `control.socket` it has its control socket in its directory.
     pub fn new(program: impl AsRef<OsStr>, config: &str) -> Setup {
-        let mut command = Command::new(program);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        Setup { command, config: config.to_owned() }
+        Setup { command: Command::new(program), config: config.to_owned(), handed: Vec::new() }
     }
 
     /// One more argument, in front of `-c FILE`.
@@ -88,6 +88,14 @@ impl Setup {
         self
     }
 
+    /// A listener that is handed over as systemd does it: `listen = ["systemd:NAME"]`. Those that are not dropped here as
+    /// well outlive the daemon, as systemd's do.
+    #[must_use]
+    pub fn handed(mut self, name: &str, listener: impl Into<OwnedFd>) -> Setup {
+        self.handed.push((name.to_owned(), listener.into()));
+        self
+    }
+
     /// Starts it, and waits until it says on standard output that it serves.
     ///
     /// # Errors
@@ -98,7 +106,12 @@ impl Setup {
         let control = control_socket(&config).unwrap_or_else(|| directory.0.join(CONTROL));
         let file = directory.0.join(CONFIG);
         fs::write(&file, config).map_err(Error::setup)?;
-        let mut master = self.command.arg("-c").arg(file).spawn().map_err(Error::setup)?;
+        self.command.arg("-c").arg(file);
+        if !self.handed.is_empty() {
+            self.command = hand_over(&self.command, self.handed).map_err(Error::setup)?;
+        }
+        self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let mut master = self.command.spawn().map_err(Error::setup)?;
         let output = Output::of(master.stdout.take().expect("it is piped"));
         let log = Output::of(master.stderr.take().expect("it is piped"));
         let control = Address::Unix(control);
@@ -409,6 +422,19 @@ fn complete(config: &str, directory: &Path) -> String {
         control.entry("socket").or_insert_with(|| directory.join(CONTROL).display().to_string().into());
     }
     table.to_string()
+}
+
+/// The same program with these descriptors and what sd_listen_fds(3) wants to be told of them. Its pid is known only when
+/// there is a process, to which a shell belongs first.
+fn hand_over(program: &Command, handed: Vec<(String, OwnedFd)>) -> io::Result<Command> {
+    let (names, descriptors): (Vec<String>, Vec<OwnedFd>) = handed.into_iter().unzip();
+    let mut command = Command::new("sh");
+    command.args(["-c", "LISTEN_PID=$$; export LISTEN_PID; exec \"$0\" \"$@\""]);
+    command.arg(program.get_program()).args(program.get_args());
+    command.envs(program.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    command.env("LISTEN_FDS", descriptors.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
+    inherited::leave(&mut command, &descriptors)?;
+    Ok(command)
 }
 
 fn control_socket(config: &str) -> Option<PathBuf> {
