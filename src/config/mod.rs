@@ -88,7 +88,6 @@ impl Config {
     /// # Errors
     /// The first thing in it that is not TOML, not a key or not a value of its key, then the first value that
     /// does not go with another one.
-    #[cfg(test)]
     pub fn parse(text: &str, origin: &str) -> Result<Config, Error> {
         parse(text, origin, check::check)
     }
@@ -214,6 +213,9 @@ pub struct Limits {
     /// How long a worker that is to exit may go on with what it is executing; 30 s by default, may be zero.
     #[serde(with = "Patience")]
     pub drain_timeout: Duration,
+    /// How long requests may go on executing when the daemon is restarted and keeps its clients; 200 ms by default.
+    #[serde(with = "Patience")]
+    pub restart_grace: Duration,
     /// Silence of a TCP client before the kernel asks whether it is there, in whole seconds up to 32,767;
     /// 5 min by default, `None` never asks.
     #[serde(with = "OrNone::<KeepAlive>")]
@@ -233,6 +235,7 @@ impl Default for Limits {
             request_timeout: Some(Duration::from_secs(30)),
             stall_timeout: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(30),
+            restart_grace: Duration::from_millis(200),
             tcp_keepalive: Some(Duration::from_secs(300)),
         }
     }

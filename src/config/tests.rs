@@ -151,6 +151,7 @@ fn all_values_are_taken_as_written() {
         request-timeout = "500ms"
         stall-timeout = "20ms"
         drain-timeout = "0s"
+        restart-grace = "50ms"
         tcp-keepalive = "32767s"
         [control]
         socket = "/run/control.sock"
@@ -198,6 +199,7 @@ fn all_values_are_taken_as_written() {
         request_timeout: Some(Duration::from_millis(500)),
         stall_timeout: Duration::from_millis(20),
         drain_timeout: Duration::ZERO,
+        restart_grace: Duration::from_millis(50),
         tcp_keepalive: Some(Duration::from_secs(32_767)),
     };
     assert_eq!(config.limits, limits);
@@ -684,8 +686,8 @@ fn limits() -> impl Strategy<Value = Limits> {
     let timeouts = prop::array::uniform4(prop::option::of(durations()));
     let stall = durations().prop_map(|duration| duration.max(Duration::from_millis(10)));
     let seconds = prop::option::of(1..=32_767u64);
-    (counts, sizes, timeouts, stall, durations(), seconds).prop_map(
-        |((all, each), (frame, more), timeouts, stall, drain, seconds)| {
+    (counts, sizes, timeouts, stall, [durations(), durations()], seconds).prop_map(
+        |((all, each), (frame, more), timeouts, stall, [drain, grace], seconds)| {
             let [idle_timeout, frame_timeout, send_timeout, request_timeout] = timeouts;
             Limits {
                 max_clients: NonZeroU32::new(all),
@@ -698,6 +700,7 @@ fn limits() -> impl Strategy<Value = Limits> {
                 request_timeout,
                 stall_timeout: stall,
                 drain_timeout: drain,
+                restart_grace: grace,
                 tcp_keepalive: seconds.map(Duration::from_secs),
             }
         },

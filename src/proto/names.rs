@@ -44,7 +44,7 @@ impl fmt::Display for Generation {
 ///
 /// Smaller than [`SocketAddr`] (20 bytes, not 32) because master and worker keep one a client.
 /// The scope of a link-local IPv6 address is not kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Peer {
     /// A TCP client over IPv4.
     V4 {

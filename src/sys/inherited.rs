@@ -1,5 +1,6 @@
 //! Descriptors that whoever started this process has left open for it, from number 3 on (sd_listen_fds(3)).
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -37,6 +38,29 @@ pub fn take(count: u32) -> io::Result<Vec<OwnedFd>> {
     }
     // SAFETY: they are open, as was seen just now, and this is the only time that they get an owner.
     Ok((FIRST..end).map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
+}
+
+/// Descriptors that this process had when it was another program, and left open for itself: see
+/// [`Executable::become_it`](super::process::Executable::become_it).
+#[derive(Debug, Default)]
+pub struct LeftOpen {
+    taken: BTreeSet<RawFd>,
+}
+
+impl LeftOpen {
+    /// The one of this number, close-on-exec again.
+    ///
+    /// # Errors
+    /// EBADF when it is not open, or was taken before.
+    pub fn take(&mut self, number: RawFd) -> io::Result<OwnedFd> {
+        if number < FIRST || !self.taken.insert(number) {
+            return Err(Errno::EBADF.into());
+        }
+        // SAFETY: it says EBADF of a number that is no descriptor, and changes nothing but whether it outlives exec.
+        Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, FdFlag::FD_CLOEXEC.bits()) })?;
+        // SAFETY: it is open, and each number is taken once: whoever was this process before has left it for this.
+        Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    }
 }
 
 /// What a descriptor is that somebody else has made.

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod fd;
 pub mod inherited;
 pub mod ledger;
+pub mod lifeboat;
 pub mod memory;
 pub mod notify;
 pub mod poll;

@@ -2,12 +2,12 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr};
+use nix::sys::socket::{self, AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr};
 
 /// A socket that sends datagrams to one address, without ever blocking.
 #[derive(Debug)]
@@ -32,13 +32,17 @@ impl NotifySocket {
         Ok(NotifySocket { socket, manager })
     }
 
-    /// Sends one datagram.
+    /// Sends one datagram, with copies of some descriptors.
     ///
     /// # Errors
-    /// `WouldBlock` when there is no room for it now, and those of sendto(2): nobody listens there, among others.
-    pub fn send(&self, message: &[u8]) -> io::Result<()> {
+    /// `WouldBlock` when there is no room for it now, and those of sendmsg(2): nobody listens there, among others.
+    pub fn send(&self, message: &[u8], descriptors: &[OwnedFd]) -> io::Result<()> {
+        let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&raw)];
+        let control: &[_] = if raw.is_empty() { &[] } else { &rights };
+        let (parts, to) = ([io::IoSlice::new(message)], Some(&self.manager));
         loop {
-            match socket::sendto(self.socket.as_raw_fd(), message, &self.manager, MsgFlags::MSG_NOSIGNAL) {
+            match socket::sendmsg(self.socket.as_raw_fd(), &parts, control, MsgFlags::MSG_NOSIGNAL, to) {
                 Ok(_) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 Err(Errno::ENOBUFS | Errno::ENOMEM) => return Err(io::ErrorKind::WouldBlock.into()),
@@ -66,13 +70,16 @@ mod tests {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("notify");
         let by_path = UnixDatagram::bind(&path).expect("bind");
-        NotifySocket::to(path.as_os_str()).expect("an address").send(b"READY=1").expect("there is room");
+        NotifySocket::to(path.as_os_str()).expect("an address").send(b"READY=1", &[]).expect("there is room");
         assert_eq!(received(&by_path), "READY=1");
 
         let name = path.display().to_string();
         let address = SocketAddr::from_abstract_name(&name).expect("a name");
         let by_name = UnixDatagram::bind_addr(&address).expect("bind");
-        NotifySocket::to(format!("@{name}").as_ref()).expect("an address").send(b"STOPPING=1").expect("there is room");
+        NotifySocket::to(format!("@{name}").as_ref())
+            .expect("an address")
+            .send(b"STOPPING=1", &[])
+            .expect("there is room");
         assert_eq!(received(&by_name), "STOPPING=1");
 
         for bad in ["", "@", "relative", "vsock:2:1234"] {
@@ -87,11 +94,11 @@ mod tests {
         let path = directory.path().join("notify");
         let manager = UnixDatagram::bind(&path).expect("bind");
         let socket = NotifySocket::to(path.as_os_str()).expect("an address");
-        let full = (0..100_000).find_map(|_| socket.send(b"WATCHDOG=1").err()).expect("it is full some time");
+        let full = (0..100_000).find_map(|_| socket.send(b"WATCHDOG=1", &[]).err()).expect("it is full some time");
         assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
         received(&manager);
-        socket.send(b"WATCHDOG=1").expect("there is room again");
+        socket.send(b"WATCHDOG=1", &[]).expect("there is room again");
         drop(manager);
-        assert_eq!(socket.send(b"WATCHDOG=1").expect_err("nobody").kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(socket.send(b"WATCHDOG=1", &[]).expect_err("nobody").kind(), io::ErrorKind::ConnectionRefused);
     }
 }

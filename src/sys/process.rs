@@ -1,18 +1,21 @@
 //! Processes: start, end, collect.
 
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 use std::{fmt, fs};
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg, sigprocmask};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
-use nix::unistd::{Pid, SysconfVar, sysconf};
+use nix::unistd::{Pid, SysconfVar, execve, sysconf};
 
 /// What a service manager tells the process that it has started, and no other (systemd.exec(5)).
 const MANAGERS: [&str; 6] =
@@ -29,6 +32,34 @@ impl Executable {
     /// Those of open(2) on /proc/self/exe.
     pub fn current() -> io::Result<Executable> {
         File::open("/proc/self/exe").map(Executable)
+    }
+
+    /// The one in this file.
+    #[must_use]
+    pub fn of(file: File) -> Executable {
+        Executable(file)
+    }
+
+    /// Becomes this program: same process, same children, and these descriptors, which it finds under the numbers that they
+    /// have. Signals that arrive meanwhile wait until it calls [`unblock_signals`].
+    ///
+    /// Returns only if it fails, and then everything is as it was: why.
+    pub fn become_it(&self, name: &str, arguments: &[String], left_open: &[BorrowedFd<'_>]) -> io::Error {
+        let c_string = |text: &[u8]| CString::new(text).unwrap_or_default();
+        let program = c_string(format!("/proc/self/fd/{}", self.0.as_raw_fd()).as_bytes());
+        let arguments: Vec<CString> =
+            std::iter::once(name).chain(arguments.iter().map(String::as_str)).map(|a| c_string(a.as_bytes())).collect();
+        let variable =
+            |(key, value): (OsString, OsString)| c_string(&[key.as_bytes(), b"=", value.as_bytes()].concat());
+        let environment: Vec<CString> = std::env::vars_os().map(variable).collect();
+        let inherit = |flag: FdFlag| left_open.iter().try_for_each(|fd| fcntl(fd, FcntlArg::F_SETFD(flag)).map(|_| ()));
+        let mut before = SigSet::empty();
+        let failed = sigprocmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before))
+            .and_then(|()| inherit(FdFlag::empty()))
+            .and_then(|()| execve(&program, &arguments, &environment).map(|never| match never {}));
+        let _ = inherit(FdFlag::FD_CLOEXEC);
+        let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
+        failed.err().unwrap_or(Errno::EINVAL).into()
     }
 
     /// Runs it again in a new process that has `stdin` as its standard input and inherits nothing else but
@@ -48,6 +79,19 @@ impl Executable {
         // The handle is dropped without waiting: there is one reaper.
         Ok(child.id())
     }
+}
+
+/// Where the running program was when it was started; none if it has been replaced or removed since.
+#[must_use]
+pub fn program_path() -> Option<PathBuf> {
+    let path = std::env::current_exe().ok()?;
+    path.exists().then_some(path)
+}
+
+/// Signals are let through that were held back while this process became another program.
+pub fn unblock_signals() {
+    // It fails for a bad argument only.
+    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
 }
 
 /// How a process ended.

@@ -356,6 +356,30 @@ pub fn message_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?)
 }
 
+/// Wants room for so many bytes of messages that nobody has received yet. What is allowed is taken: with CAP_NET_ADMIN all
+/// of it, else what net.core.wmem_max says (socket(7)).
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn want_send_buffer(socket: &impl AsFd, bytes: usize) -> io::Result<()> {
+    if setsockopt(socket, sockopt::SndBufForce, &bytes).is_err() {
+        setsockopt(socket, sockopt::SndBuf, &bytes)?;
+    }
+    Ok(())
+}
+
+/// Who is at the other end of a connection: the address of a TCP client, or the credentials of a Unix client.
+///
+/// # Errors
+/// Those of getpeername(2): ENOTCONN when the connection is over, and of getsockopt(2).
+pub fn peer(socket: &OwnedFd) -> io::Result<Result<SocketAddr, Credentials>> {
+    let address: SockaddrStorage = socket::getpeername(socket.as_raw_fd())?;
+    match internet_address(&address) {
+        Some(address) => Ok(Ok(address)),
+        None => credentials(socket).map(Err),
+    }
+}
+
 /// What sending a message came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
