@@ -106,6 +106,7 @@ pub(super) fn status() -> Status {
         count_origin: Origin::Config,
         reloading: false,
         last_reload: None,
+        config_stale: None,
         deaths_total: 0,
         stalls_total: 0,
         reruns_total: 0,

@@ -15,6 +15,9 @@ use crate::config::{Listen, Source};
 use crate::proto::names::Address;
 use crate::sys::inherited::{self, Found};
 
+/// What the names of descriptors begin with that a master has left for the next.
+pub(super) const KEPT: &str = "fdpassd-";
+
 /// Most descriptors that are taken over.
 const MOST: usize = 65_536;
 
@@ -33,6 +36,21 @@ impl Handed {
         let sockets = inherited::take(names.len() as u32)
             .map_err(|e| fail(format!("LISTEN_FDS={}, and not all of them are there: {e}", names.len())))?;
         Ok(Handed(names.into_iter().zip(sockets).collect()))
+    }
+
+    /// What was handed over to this process when it was another program.
+    pub(super) fn again(named: Vec<(String, OwnedFd)>) -> Handed {
+        Handed(named)
+    }
+
+    /// All of them, each with its name.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &(String, OwnedFd)> {
+        self.0.iter()
+    }
+
+    /// Takes out what a master before this one has left.
+    pub(super) fn take_kept(&mut self) -> Vec<(String, OwnedFd)> {
+        self.0.extract_if(.., |(name, _)| name.starts_with(KEPT)).collect()
     }
 
     /// How many there are.

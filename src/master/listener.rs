@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::error::Error;
 use super::handed::Handed;
+use super::handover::ListenerRecord;
 use crate::config::{Access, Listen, Mode};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::Address;
@@ -88,6 +89,35 @@ impl Listener {
         socket::listen(&socket, entry.backlog).map_err(fail)?;
         let (place, byte_order) = (place.clone(), entry.byte_order);
         Ok(Listener { number, socket, place, address, byte_order, accepted: 0, file })
+    }
+
+    /// One that a master before this one had, as it was left.
+    ///
+    /// # Errors
+    /// When the socket is not what the record says.
+    pub(super) fn kept(record: &ListenerRecord, socket: OwnedFd) -> Result<Listener, String> {
+        let configured: Address = record.configured.parse()?;
+        let address: Address = record.address.parse()?;
+        let file = match &address {
+            Address::Tcp(_) => None,
+            // The operator may have removed it since.
+            Address::Unix(path) => SocketFile::of(path).ok(),
+        };
+        let place = Place::Bound(configured);
+        let byte_order = OrderRule::Little;
+        Ok(Listener { number: record.number, socket, place, address, byte_order, accepted: record.accepted, file })
+    }
+
+    /// How the next master is told of it; nothing if it gets this one from whoever has bound it.
+    pub(super) fn record(&self) -> Option<ListenerRecord> {
+        let Place::Bound(configured) = &self.place else { return None };
+        let (configured, address) = (configured.to_string(), self.address.to_string());
+        Some(ListenerRecord { number: self.number, configured, address, accepted: self.accepted })
+    }
+
+    /// Leaves the file where it is, for the next master.
+    pub(super) fn leave_file(&mut self) {
+        std::mem::forget(self.file.take());
     }
 
     /// Becomes what is wanted now at the address that it has; clients that wait in its queue wait on.
@@ -176,6 +206,19 @@ impl ControlListener {
         let (socket, file) = bind_unix(path, Some(&access)).map_err(fail)?;
         socket::listen(&socket, CONTROL_BACKLOG).map_err(fail)?;
         Ok(ControlListener { socket, file })
+    }
+
+    /// One that this process has since before it became this program.
+    ///
+    /// # Errors
+    /// Those of lstat(2) on its file.
+    pub(super) fn again(socket: OwnedFd, path: &Path) -> io::Result<ControlListener> {
+        Ok(ControlListener { socket, file: SocketFile::of(path)? })
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.file.path
     }
 
     /// Lets others connect from now on.

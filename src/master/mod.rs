@@ -12,12 +12,16 @@
 mod accept;
 mod balance;
 mod blame;
+mod boats;
 mod client;
 mod control;
 mod counts;
 mod error;
 mod events;
 mod handed;
+mod handover;
+mod image;
+mod keep;
 mod leases;
 mod listener;
 mod looking;
@@ -30,6 +34,7 @@ mod status;
 mod steer;
 mod supervise;
 mod token;
+mod upgrade;
 mod verbs;
 mod watch;
 mod worker;
@@ -37,6 +42,8 @@ mod worker;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
 
 use accept::Gate;
 use blame::Strikes;
@@ -46,12 +53,17 @@ use counts::{Counts, Tally, Totals};
 pub use error::Error;
 use events::{Asker, Events};
 pub use handed::Handed;
+pub use handover::{Inherited, Unusable};
+pub use image::{Resumed, resume};
+use keep::Keeper;
 use listener::{ControlListener, Listener};
 use notify::Notifier;
 pub use notify::say_why;
 use reload::Reload;
 use steer::AskedBalance;
 use token::Token;
+use upgrade::Upgrade;
+pub use upgrade::check_handover;
 use watch::Watch;
 use worker::Worker;
 
@@ -90,6 +102,10 @@ pub struct Setup {
     pub announce: Announce,
     /// The sockets that systemd has bound for it.
     pub handed: Handed,
+    /// What a master before this one has left.
+    pub inherited: Result<Option<Inherited>, Unusable>,
+    /// Why this is not the configuration of the file.
+    pub config_stale: Option<String>,
 }
 
 /// Runs a master until it is asked to stop.
@@ -104,7 +120,7 @@ pub fn run(setup: Setup) -> Result<(), Error> {
 }
 
 /// A seat among the workers: what stays when its worker is replaced.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Seat {
     /// Workers that were here.
     spawned: u64,
@@ -131,6 +147,10 @@ struct Master {
     reload: Option<Reload>,
     last_reload: Option<LastReload>,
     executable: Executable,
+    /// Where that was when it was started: there the next one is looked for.
+    executable_path: Option<PathBuf>,
+    /// This process is about to become another program.
+    upgrade: Option<Upgrade>,
     /// How many descriptors this process may have, beside those for what was handed over.
     descriptors: u64,
     notifier: Notifier,
@@ -172,6 +192,10 @@ struct Master {
     /// What workers did that are gone.
     tally: Tally,
     events: Events,
+    /// What the next master is left with, if another one is to come.
+    keeper: Option<Keeper>,
+    /// Why the configuration in force is not that of the file.
+    config_stale: Option<String>,
     /// The level of the log, if it is not the configuration's.
     log_level: Option<LogLevel>,
 }
@@ -181,6 +205,8 @@ impl Master {
     fn serve(&mut self) -> Result<(), Error> {
         let mut events: Vec<Event> = Vec::new();
         let mut readable = Vec::new();
+        // Those who ended while this process became this program.
+        self.reap(Instant::now());
         self.reconcile(Instant::now())?;
         while !self.pool.is_finished() {
             let patience = self.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -207,6 +233,8 @@ impl Master {
             self.set_gate(now);
             self.keep_manager_informed(now);
             self.answer_waiting(now);
+            self.keep_book();
+            self.upgrade(now);
         }
         Ok(())
     }
@@ -218,16 +246,23 @@ impl Master {
         let leaving = (!self.leaving.is_empty() && self.gate.pause.is_none()).then(Instant::now);
         let (pool, gate, control) = (self.pool.deadline(), self.gate.deadline(), self.control.deadline());
         let (watch, notifier) = (self.watch.deadline(), self.notifier.deadline());
-        [pool, gate, control, watch, notifier, asked_balance, leaving].into_iter().flatten().min()
+        let upgrade = self.upgrade.as_ref().map(Upgrade::deadline);
+        [pool, gate, control, watch, notifier, asked_balance, leaving, upgrade].into_iter().flatten().min()
     }
 
     fn take_signals(&mut self, now: Instant) {
         for signal in self.signals.take() {
             match signal {
+                Signal::Terminate if self.keeper.is_some() => self.leave(Asker::signal("SIGTERM"), now),
                 Signal::Terminate => self.stop(Asker::signal("SIGTERM"), now),
                 Signal::Interrupt => self.stop(Asker::signal("SIGINT"), now),
                 Signal::Child => self.reap(now),
                 Signal::User1 => self.reopen_log(),
+                Signal::User2 => {
+                    if let Err(refusal) = self.begin_upgrade(Asker::signal("SIGUSR2"), None, now) {
+                        log::warn!("SIGUSR2: {}", refusal.message);
+                    }
+                }
                 Signal::Hangup => {
                     // The verdict is in the log and in the status; nobody waits for it.
                     if let Err(refusal) = self.begin_reload(Asker::signal("SIGHUP"), now)
@@ -291,6 +326,7 @@ impl Master {
                     Action::Spawn { seat, id, generation } => self.spawn(seat, id, generation, now),
                     Action::Kill { id, why } => self.kill_late(id, why),
                     Action::Drain { id, why, .. } => self.drain_worker(id, &why.to_string()),
+                    Action::Stop { id, .. } if self.is_leaving() => self.tell(id, ToWorker::Drain),
                     Action::Stop { id, by } => self.tell_to_stop(id, by, now),
                     Action::Applied => self.commit_reload(now),
                     Action::RolledBack => {
@@ -322,6 +358,9 @@ impl Master {
 
     /// Leaves nothing behind, then tells those who asked for the end.
     fn close(mut self) {
+        if self.is_leaving() {
+            return self.hand_over();
+        }
         log::info!("stopped");
         drop((self.listeners, self.control_listener));
         self.control.say_stopped(self.counts.killed);

@@ -17,6 +17,7 @@ use std::env;
 use std::ffi::OsString;
 use std::fmt::{self, Write};
 use std::io::ErrorKind;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
@@ -26,8 +27,8 @@ use super::accept::Pause;
 use crate::proto::control::{LastReload, Verdict};
 use crate::proto::names::Generation;
 use crate::proto::text::Escaped;
-use crate::sys::clock;
 use crate::sys::notify::NotifySocket;
+use crate::sys::{clock, fd, poll};
 
 /// A status is at least that old before the next one is sent.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
@@ -49,7 +50,7 @@ pub(super) struct Notifier(Option<Manager>);
 struct Manager {
     socket: NotifySocket,
     /// Not taken yet; the oldest is first.
-    unsent: VecDeque<String>,
+    unsent: VecDeque<Message>,
     retry_at: Option<Instant>,
     watchdog: Option<Watchdog>,
     /// In the last status.
@@ -60,6 +61,13 @@ struct Manager {
     has_changed: bool,
     /// It was said that nobody listens.
     is_complained_of: bool,
+}
+
+/// A datagram for the manager.
+#[derive(Debug)]
+struct Message {
+    text: String,
+    descriptors: Vec<OwnedFd>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +102,42 @@ impl Notifier {
         }))
     }
 
+    /// Has the manager keep a descriptor under this name for whoever is started after us: FDSTORE=1 of sd_notify(3). It is kept
+    /// whatever happens at its other end.
+    pub(super) fn store(&mut self, name: &str, descriptor: BorrowedFd<'_>, now: Instant) {
+        let Some(manager) = &mut self.0 else { return };
+        match descriptor.try_clone_to_owned() {
+            Ok(copy) => {
+                let states = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
+                let text = states.iter().map(NotifyState::to_string).collect::<Vec<_>>().join("\n");
+                manager.queue(Message { text, descriptors: vec![copy] }, now);
+            }
+            Err(e) => log::error!("cannot have the service manager keep {name}: {e}"),
+        }
+    }
+
+    /// It need not keep what it has under this name any more.
+    pub(super) fn drop_stored(&mut self, name: &str, now: Instant) {
+        if let Some(manager) = &mut self.0 {
+            manager.tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)], now);
+        }
+    }
+
+    /// Waits until the manager has taken in all that it was told (BARRIER=1 of sd_notify(3)), but not for ever. At the end only.
+    pub(super) fn flush(&mut self, patience: Duration) {
+        let Some(manager) = &mut self.0 else { return };
+        let deadline = Instant::now() + patience;
+        let Ok((end, theirs)) = fd::pipe() else { return };
+        manager.queue(Message { text: "BARRIER=1".to_owned(), descriptors: vec![theirs] }, Instant::now());
+        // The pipe's other end is with the manager when it is told, and closed when it has taken all in.
+        while !manager.unsent.is_empty() && Instant::now() < deadline && !poll::is_readable_within(&end, RETRY) {
+            manager.send(Instant::now());
+        }
+        if !poll::is_readable_within(&end, deadline.saturating_duration_since(Instant::now())) {
+            log::warn!("the service manager has not confirmed what it is to keep");
+        }
+    }
+
     /// When there is something to tell although nothing happens.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let manager = self.0.as_ref()?;
@@ -105,9 +149,16 @@ impl Notifier {
 impl Manager {
     /// Sends these in one datagram, behind what waits already.
     fn tell(&mut self, states: &[NotifyState<'_>], now: Instant) {
-        self.unsent.push_back(states.iter().map(NotifyState::to_string).collect::<Vec<_>>().join("\n"));
-        if self.unsent.len() > MOST_UNSENT {
-            self.unsent.pop_front();
+        let text = states.iter().map(NotifyState::to_string).collect::<Vec<_>>().join("\n");
+        self.queue(Message { text, descriptors: Vec::new() }, now);
+    }
+
+    fn queue(&mut self, message: Message, now: Instant) {
+        self.unsent.push_back(message);
+        // What is to be kept is not said again.
+        let forgettable = self.unsent.iter().position(|message| message.descriptors.is_empty());
+        if let Some(index) = forgettable.filter(|_| self.unsent.len() > MOST_UNSENT) {
+            self.unsent.remove(index);
         }
         self.send(now);
     }
@@ -116,7 +167,7 @@ impl Manager {
     fn send(&mut self, now: Instant) {
         self.retry_at = None;
         while let Some(message) = self.unsent.front() {
-            match self.socket.send(message.as_bytes()) {
+            match self.socket.send(message.text.as_bytes(), &message.descriptors) {
                 Ok(()) => self.is_complained_of = false,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
                     self.retry_at = Some(now + RETRY);

@@ -178,6 +178,7 @@ impl Master {
             self.change_control(&config.control, now);
         }
         self.exchange_listeners(listeners);
+        self.keep_listeners(now);
         if config.limits.max_clients_per_address != self.config.limits.max_clients_per_address {
             self.addresses = self.count_addresses(&config);
         }
@@ -190,6 +191,7 @@ impl Master {
             // Those of this generation that heard of it, too.
             self.tell_log_level();
         }
+        self.config_stale = None;
         (self.max_clients, self.count_origin) = (max_clients, Origin::Config);
         self.watch_anew(now);
         self.handed.warn_of_unused(&self.config.listen);

@@ -19,6 +19,7 @@
 
 mod client;
 mod in_process;
+mod manager;
 
 use std::ffi::OsStr;
 use std::io::Read;
@@ -37,6 +38,7 @@ use serde_json::{Value, json};
 
 pub use self::client::{Client, Reply, Writer};
 pub use self::in_process::InProcess;
+pub use self::manager::ServiceManager;
 use crate::proto::control::{Status, WorkerState, WorkerStatus};
 use crate::proto::names::Address;
 use crate::sys::{inherited, process};
@@ -100,8 +102,25 @@ impl Setup {
     ///
     /// # Errors
     /// When it does not within [`PATIENCE`]. How a daemon refuses to start is to be seen in the error.
-    pub fn start(mut self) -> Result<Running, Error> {
-        let directory = Directory::new().map_err(Error::setup)?;
+    pub fn start(self) -> Result<Running, Error> {
+        self.start_in(Directory::new().map_err(Error::setup)?)
+    }
+
+    /// Starts it in the place of one whose master has ended: in the same directory, with the configuration as it is written
+    /// there.
+    ///
+    /// # Errors
+    /// As [`Setup::start`].
+    #[track_caller]
+    pub fn start_after(mut self, mut before: Running) -> Result<Running, Error> {
+        before.wait();
+        // So have its workers then.
+        before.log.wait(|log| log.ended);
+        self.config = fs::read_to_string(before.directory().join(CONFIG)).map_err(Error::setup)?;
+        self.start_in(before.leave_directory())
+    }
+
+    fn start_in(mut self, directory: Directory) -> Result<Running, Error> {
         let config = complete(&self.config, &directory.0);
         let control = control_socket(&config).unwrap_or_else(|| directory.0.join(CONTROL));
         let file = directory.0.join(CONFIG);
@@ -309,6 +328,11 @@ impl Running {
         &self.directory.0
     }
 
+    /// Takes its directory away from it: nothing is removed. Processes that are left of it are killed.
+    fn leave_directory(mut self) -> Directory {
+        std::mem::replace(&mut self.directory, Directory(PathBuf::new()))
+    }
+
     fn bound(&self) -> Vec<Address> {
         let parse = |address: &String| address.parse().expect("the status has addresses that can be connected to");
         self.status().listeners.iter().map(|listener| parse(&listener.address)).collect()
@@ -463,6 +487,9 @@ impl Directory {
 
 impl Drop for Directory {
     fn drop(&mut self) {
+        if self.0.as_os_str().is_empty() {
+            return;
+        }
         let _ = fs::remove_dir_all(&self.0);
     }
 }
