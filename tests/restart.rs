@@ -130,6 +130,10 @@ fn what_executes_gets_the_grace_and_then_the_rule_of_a_crash() {
         let mut beside: Vec<Client> = (0..20).map(|_| daemon.connect()).collect();
         ping_all(&mut beside);
         let blocked = Execution::start(&daemon);
+        // Some wait behind it, in the channel.
+        let mut behind: Vec<Client> = (0..20).map(|_| daemon.connect()).collect();
+        behind.iter_mut().for_each(|client| client.request("ping", 7));
+        daemon.wait_until("all are accepted", |status| status.clients == 41);
         if grace == "10s" {
             daemon.signal("TERM");
             daemon.wait_for_log("leaving");
@@ -137,6 +141,7 @@ fn what_executes_gets_the_grace_and_then_the_rule_of_a_crash() {
             let daemon = manager.setup(&faulty, "").start_after(daemon).expect("it serves");
             client.call("ping", 1).expect("a pong");
             ping_all(&mut beside);
+            behind.iter_mut().for_each(|client| assert_eq!(client.reply().value().expect("a pong"), 7));
             assert_eq!(daemon.status().lost_total, 0);
             continue;
         }
@@ -147,6 +152,7 @@ fn what_executes_gets_the_grace_and_then_the_rule_of_a_crash() {
         assert_eq!(fault.code(), "crashed", "{how:?}: {fault}");
         client.call("ping", 1).expect("a pong");
         ping_all(&mut beside);
+        behind.iter_mut().for_each(|client| assert_eq!(client.reply().value().expect("a pong"), 7));
         assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
         assert_eq!(daemon.status().lost_total, 0);
     }

@@ -75,6 +75,12 @@ impl From<&Lease> for Passenger {
     }
 }
 
+/// The record of a client in a datagram of leases that nobody has read: the one whose socket has this index.
+#[must_use]
+pub fn passenger_in(datagram: &[u8], index: usize) -> Option<[u8; RECORD]> {
+    Lease::nth(datagram, index).map(|lease| Passenger::from(&lease).encode())
+}
+
 /// Bytes of a record.
 pub const RECORD: usize = 28;
 

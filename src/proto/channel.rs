@@ -383,6 +383,14 @@ impl Message for ToMaster {
 const LEASE: usize = 48;
 
 impl Lease {
+    /// One of those in a datagram, by its place. For who may not allocate.
+    pub(super) fn nth(datagram: &[u8], index: usize) -> Option<Lease> {
+        let (2, records) = datagram.split_first().map(|(kind, body)| (*kind, body.as_chunks::<LEASE>().0))? else {
+            return None;
+        };
+        Lease::decode(records.get(index)?).ok()
+    }
+
     fn encode(&self, out: &mut Vec<u8>) {
         let (family, port, address) = match self.peer {
             Peer::V4 { address, port } => {

@@ -65,10 +65,14 @@ pub struct Lifeboat {
     places: Places,
     writes: Option<OwnWrites>,
     grace: Duration,
+    unread: Unread,
     /// Slots that were ever used are below this.
     used: AtomicU64,
     is_packed: AtomicBool,
 }
+
+/// What a datagram of the channel that nobody has read tells of the client whose socket is the descriptor of this index.
+pub type Unread = fn(datagram: &[u8], index: usize) -> Option<[u8; RECORD]>;
 
 /// What came of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -91,7 +95,7 @@ impl Lifeboat {
         desk: File,
         (first, front): (Vec<u8>, [u8; FRONT]),
         places: Places,
-        grace: Duration,
+        (grace, unread): (Duration, Unread),
     ) -> io::Result<&'static Lifeboat> {
         let count = places.slots as usize * CLIENT;
         let aboard = Words::map(&sealed_file(c"aboard", count as u64 * 8)?, count)?;
@@ -107,11 +111,12 @@ impl Lifeboat {
             places,
             writes: OwnWrites::open().ok(),
             grace,
+            unread,
             used: AtomicU64::new(0),
             is_packed: AtomicBool::new(false),
         }));
-        // SAFETY: all that the two handlers do is poll(2), setitimer(2), atomic loads and stores, pread(2), sendmsg(2) and
-        // _exit(2), on memory that is there for good.
+        // SAFETY: all that the two handlers do is poll(2), setitimer(2), atomic loads and stores, pread(2), recvmsg(2),
+        // sendmsg(2) and _exit(2), on memory that is there for good.
         unsafe {
             low_level::register(SIGTERM, move || lifeboat.set_alarm())?;
             low_level::register(SIGALRM, move || lifeboat.abandon_ship())?;
@@ -187,38 +192,47 @@ impl Lifeboat {
         }
         let mut boat = 0;
         let is_off = self.send(&mut boat, &self.first, &[self.desk.as_raw_fd()]);
-        let mut payload = [0; FRONT + MAX_PASSED * RECORD];
-        payload[..FRONT].copy_from_slice(&self.front);
-        let (mut sockets, mut count) = ([0; MAX_PASSED], 0);
+        let mut batch = Batch { payload: [0; BATCH], sockets: [0; MAX_PASSED], count: 0 };
+        batch.payload[..FRONT].copy_from_slice(&self.front);
+        let mut pack = |socket: RawFd, record: [u8; RECORD]| {
+            if self.is_here(&record) && batch.add(socket, record) {
+                outcome.add(batch.count, is_off && self.send(&mut boat, batch.payload(), batch.sockets()));
+                batch.count = 0;
+            }
+        };
         for slot in 0..self.used.load(Ordering::Acquire) as u32 {
             if let Some((socket, record)) = self.client(slot) {
-                let begin = FRONT + count * RECORD;
-                payload[begin..begin + RECORD].copy_from_slice(&record);
-                sockets[count] = socket;
-                count += 1;
-            }
-            if count == MAX_PASSED {
-                outcome.add(count, is_off && self.send(&mut boat, &payload, &sockets));
-                count = 0;
+                pack(socket, record);
             }
         }
-        if count > 0 {
-            let length = FRONT + count * RECORD;
-            outcome.add(count, is_off && self.send(&mut boat, &payload[..length], &sockets[..count]));
+        // Leases that are still in the channel. Their copies end with this process.
+        let (mut datagram, mut sockets) = ([0; LONGEST], [0; MAX_PASSED]);
+        while let Some((length, count)) = receive_raw(self.channel, &mut datagram, &mut sockets) {
+            for (index, socket) in sockets[..count].iter().enumerate() {
+                if let Some(record) = (self.unread)(&datagram[..length], index) {
+                    pack(*socket, record);
+                }
+            }
+        }
+        if batch.count > 0 {
+            outcome.add(batch.count, is_off && self.send(&mut boat, batch.payload(), batch.sockets()));
         }
         outcome
     }
 
-    /// A client that is here, if the desk says so, too.
+    /// Whether the desk says so, too.
+    fn is_here(&self, record: &[u8; RECORD]) -> bool {
+        let [slot, generation] = [8, 12].map(|at| u32::from_le_bytes(chunk(record, at)));
+        let lease = self.words.get(self.places.first_lease + slot as usize * self.places.stride);
+        let is_there = slot < self.places.slots;
+        is_there && lease.is_some_and(|lease| (self.places.is_here)(lease.load(Ordering::Acquire), generation))
+    }
+
+    /// A client that was taken aboard.
     fn client(&self, slot: u32) -> Option<(RawFd, [u8; RECORD])> {
         let entry = self.entry(slot)?;
         let word = |index: usize| entry[index].load(Ordering::Acquire);
         let socket = (word(0) as u32).checked_sub(1)?;
-        let generation = (word(2) >> 32) as u32;
-        let lease = self.words.get(self.places.first_lease + slot as usize * self.places.stride)?;
-        if !(self.places.is_here)(lease.load(Ordering::Acquire), generation) {
-            return None;
-        }
         let mut record = [0; RECORD];
         for (place, index) in [0, 8, 16].into_iter().zip(1..) {
             record[place..place + 8].copy_from_slice(&word(index).to_le_bytes());
@@ -236,6 +250,38 @@ impl Lifeboat {
             *boat += 1;
         }
         false
+    }
+}
+
+/// Bytes of a full datagram of clients.
+const BATCH: usize = FRONT + MAX_PASSED * RECORD;
+
+/// Bytes of the longest datagram that comes with sockets. What is longer is none of these, and cut off.
+const LONGEST: usize = 16 * 1024;
+
+/// A datagram of clients under way.
+struct Batch {
+    payload: [u8; BATCH],
+    sockets: [RawFd; MAX_PASSED],
+    count: usize,
+}
+
+impl Batch {
+    /// Whether it is full with that.
+    fn add(&mut self, socket: RawFd, record: [u8; RECORD]) -> bool {
+        let begin = FRONT + self.count * RECORD;
+        self.payload[begin..begin + RECORD].copy_from_slice(&record);
+        self.sockets[self.count] = socket;
+        self.count += 1;
+        self.count == MAX_PASSED
+    }
+
+    fn payload(&self) -> &[u8] {
+        &self.payload[..FRONT + self.count * RECORD]
+    }
+
+    fn sockets(&self) -> &[RawFd] {
+        &self.sockets[..self.count]
     }
 }
 
@@ -282,4 +328,49 @@ fn send_raw(to: RawFd, payload: &[u8], descriptors: &[RawFd]) -> bool {
             return sent >= 0;
         }
     }
+}
+
+/// Receives a datagram without waiting, and without allocating; its length, and how many descriptors came with it.
+fn receive_raw(from: RawFd, datagram: &mut [u8], descriptors: &mut [RawFd; MAX_PASSED]) -> Option<(usize, usize)> {
+    let mut control = Control([MaybeUninit::uninit(); 1040]);
+    let mut part = libc::iovec { iov_base: datagram.as_mut_ptr().cast(), iov_len: datagram.len() };
+    // SAFETY: all-zero bytes are a msghdr without anything in it.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    let received = loop {
+        message.msg_control = control.0.as_mut_ptr().cast();
+        message.msg_controllen = size_of_val(&control) as _;
+        // SAFETY: every pointer in the message is to live memory of the length that stands beside it.
+        let received = unsafe { libc::recvmsg(from, &raw mut message, libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) };
+        // SAFETY: the address of this thread's errno.
+        let errno = unsafe { *libc::__errno_location() };
+        // ECONNRESET comes once, before what is queued.
+        if received >= 0 || (errno != libc::EINTR && errno != libc::ECONNRESET) {
+            break received;
+        }
+    };
+    let length = usize::try_from(received).ok().filter(|length| *length > 0)?;
+    // SAFETY: the message is as recvmsg left it, and its control buffer is alive.
+    let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    if header.is_null() {
+        return Some((length, 0));
+    }
+    // SAFETY: it is a whole header in the buffer.
+    let head = unsafe { &*header };
+    if (head.cmsg_level, head.cmsg_type) != (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+        return Some((length, 0));
+    }
+    // SAFETY: pure arithmetic.
+    let bytes = (head.cmsg_len as usize).saturating_sub(unsafe { libc::CMSG_LEN(0) } as usize);
+    let count = (bytes / size_of::<RawFd>()).min(MAX_PASSED);
+    // SAFETY: cmsg_len says that so many descriptors are there, and there is room for as many.
+    unsafe {
+        std::ptr::copy_nonoverlapping(
+            libc::CMSG_DATA(header),
+            descriptors.as_mut_ptr().cast(),
+            count * size_of::<RawFd>(),
+        );
+    }
+    Some((length, count))
 }

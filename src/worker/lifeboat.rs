@@ -26,7 +26,8 @@ pub(super) fn ready(
     let mut front = [0; FRONT];
     front[0] = boat::CLIENTS;
     front[1..].copy_from_slice(&told.worker.0.to_le_bytes());
-    Lifeboat::ready(&channel.as_fd().as_raw_fd(), boats, desk, (first, front), layout.places(), grace)
+    let channel = channel.as_fd().as_raw_fd();
+    Lifeboat::ready(&channel, boats, desk, (first, front), layout.places(), (grace, boat::passenger_in))
 }
 
 impl Worker<'_> {
