@@ -82,7 +82,7 @@ fn the_package_is_of_this_version() {
 
 #[test]
 fn scripts_can_be_run() {
-    for script in ["packaging/build-deb", "packaging/debian/rules"] {
+    for script in ["packaging/build-deb", "packaging/debian/rules", "tests/systemd/run", "tests/systemd/lab"] {
         let found = fs::metadata(root().join(script)).unwrap_or_else(|e| panic!("{script}: {e}"));
         assert_eq!(found.permissions().mode() & 0o111, 0o111, "{script}");
     }
