@@ -115,7 +115,16 @@ mod tests {
         let mut scratch = Scratch::default();
         let null = std::fs::File::open("/dev/null").expect("/dev/null");
         let peer = Peer::Unix { pid: 1, uid: 2, gid: 3 };
-        let lease = Lease { client: ClientId(1), slot: 2, generation: 3, order: OrderRule::Big, peer };
+        let lease = Lease {
+            client: ClientId(1),
+            slot: 2,
+            generation: 3,
+            order: OrderRule::Big,
+            peer,
+            moves: 4,
+            listener: 5,
+            since: 6,
+        };
 
         assert!(master.send(&ToWorker::Lease(vec![lease]), &[]).is_err());
         assert_eq!(master.send(&ToWorker::Lease(vec![lease]), &[null.as_fd()]).expect("send"), Sent::Queued);

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 
 use crate::config::{Config, Loaded};
 use crate::logging;
-use crate::master::{self, Announce, Setup};
+use crate::master::{self, Announce, Handed, Inherited, Resumed, Setup};
 use crate::proto::names::Address;
 use crate::worker::{self, Call, Fault, Methods, Reply, WorkerInfo};
 
@@ -161,8 +161,13 @@ impl<S: 'static> Daemon<S> {
             return fail(&name, EX_SOFTWARE, mistake);
         }
         let arguments: Vec<OsString> = std::env::args_os().collect();
-        if arguments.get(1).is_some_and(|role| role == "worker") {
-            return run_worker(&name, methods);
+        // Roles that this program runs itself in; nobody types them.
+        let role = |index: usize| arguments.get(index).and_then(|argument| argument.to_str());
+        match (role(1), role(2)) {
+            (Some("worker"), _) => return run_worker(&name, methods),
+            (Some("check-handover"), Some(length)) => return check_handover(&name, length),
+            (Some("resume"), Some(number)) => return resume_master(&name, version, number),
+            _ => {}
         }
         let help = format!("Reads this configuration instead of /etc/{name}.toml, which need not exist");
         let command = Options::command().mut_arg("config", |config| config.help(help));
@@ -207,31 +212,77 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
     }
     let standard = PathBuf::from(format!("/etc/{name}.toml"));
     let file = options.config.clone().or_else(|| standard.exists().then(|| standard.clone()));
-    let Loaded { config, keys } = match file.as_deref().map_or_else(|| Ok(Loaded::default()), Config::load) {
-        Ok(loaded) => loaded,
-        Err(e) => return fail(name, EX_CONFIG, &e),
-    };
     let origin = file.as_deref().map_or_else(|| "the embedded default".to_owned(), |file| file.display().to_string());
-    if options.dump {
-        return say(&config.to_toml());
+    let loaded = file.as_deref().map_or_else(|| Ok(Loaded::default()), Config::load);
+    match &loaded {
+        Err(e) if options.dump || options.test => return fail(name, EX_CONFIG, e),
+        Ok(loaded) if options.dump => return say(&loaded.config.to_toml()),
+        Ok(_) if options.test => return say(&format!("{origin}: the configuration is good\n")),
+        _ => {}
     }
-    if options.test {
-        return say(&format!("{origin}: the configuration is good\n"));
-    }
+    // Before anything is opened that stays open, such as the log.
+    let mut handed = match Handed::take() {
+        Ok(handed) => handed,
+        Err(e) => {
+            master::say_why(&e);
+            return fail(name, e.status(), &e);
+        }
+    };
+    let inherited = Inherited::find(&mut handed);
+    let (loaded, config_file, config_stale) = match loaded {
+        Ok(loaded) => (loaded, file, None),
+        Err(e) => {
+            // Clients are not closed for a mistake in a file that others have been served by.
+            let last = inherited.as_ref().ok().and_then(|inherited| inherited.as_ref()?.last_for_clients());
+            master::say_why(&e.in_one_line(&origin));
+            let Some(last) = last else { return fail(name, EX_CONFIG, &e) };
+            (last, file, Some(e.in_one_line(&origin)))
+        }
+    };
     run_master(Setup {
         name: name.to_owned(),
         version,
-        config,
-        config_keys: keys,
-        config_file: file,
+        config: loaded.config,
+        config_keys: loaded.keys,
+        config_file,
         standard_file: standard,
         announce: announcer(name.to_owned(), version),
+        handed,
+        inherited,
+        config_stale,
     })
+}
+
+fn check_handover(name: &str, length: &str) -> ExitCode {
+    match master::check_handover(length) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => fail(name, EX_SOFTWARE, &why),
+    }
+}
+
+/// This process was a master, and has become this program.
+fn resume_master(name: &str, version: &'static str, number: &str) -> ExitCode {
+    match master::resume(number) {
+        Ok(Resumed { name, loaded, config_file, standard_file, handed, inherited }) => run_master(Setup {
+            announce: announcer(name.clone(), version),
+            name,
+            version,
+            config: loaded.config,
+            config_keys: loaded.keys,
+            config_file,
+            standard_file,
+            handed,
+            inherited: Ok(Some(inherited)),
+            config_stale: None,
+        }),
+        Err(why) => fail(name, EX_SOFTWARE, &format!("cannot go on with the master that it was: {why}")),
+    }
 }
 
 fn run_master(setup: Setup) -> ExitCode {
     let name = setup.name.clone();
     if let Err(e) = logging::start(&name, &setup.config.log) {
+        master::say_why(&e);
         return fail(&name, EX_CONFIG, &e);
     }
     abort_on_panic();
@@ -239,6 +290,7 @@ fn run_master(setup: Setup) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             log::error!("{e}");
+            master::say_why(&e);
             ExitCode::from(e.status())
         }
     };

@@ -25,10 +25,11 @@ const MAY_IMPORT: [(&str, &[&str]); 14] = [
 ];
 
 /// What only these modules may name: crates of others, and `unsafe`.
-const ONLY_IN: [(&str, &[&str]); 7] = [
+const ONLY_IN: [(&str, &[&str]); 8] = [
     ("nix", &["sys"]),
     ("libc", &["sys"]),
     ("signal_hook", &["sys"]),
+    ("sd_notify", &["master"]),
     ("unsafe", &["sys"]),
     ("toml", &["config", "testing"]),
     ("syslog", &["logging"]),

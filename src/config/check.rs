@@ -5,7 +5,7 @@ use std::ops::Range;
 use toml::de::{DeTable, DeValue};
 
 use super::values::size;
-use super::{Config, Limits, Listen, MAX_LISTENERS};
+use super::{Config, Limits, Listen, MAX_LISTENERS, Source};
 use crate::proto::channel::{Log, LogFormat, LogTarget};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::Address;
@@ -49,16 +49,21 @@ fn check_listeners(listeners: &[Listen]) -> Result<(), Fault> {
         let message = format!("at most {MAX_LISTENERS} addresses can be listened on, these are {}", listeners.len());
         return fault(message, [format!("listen.{MAX_LISTENERS}")]);
     }
-    for (index, Listen { address, access, .. }) in listeners.iter().enumerate() {
-        if access.is_some() && matches!(address, Address::Tcp(_)) {
-            let message = format!("mode, owner and group are for Unix sockets, {address} is a TCP address");
+    for (index, Listen { source, access, .. }) in listeners.iter().enumerate() {
+        let has_no_access = match source {
+            Source::Bound(Address::Unix(_)) => None,
+            Source::Bound(Address::Tcp(_)) => Some("is a TCP address"),
+            Source::Handed(_) => Some("is made by systemd (SocketMode=, SocketUser=, SocketGroup=)"),
+        };
+        if let Some(why) = has_no_access.filter(|_| access.is_some()) {
+            let message = format!("mode, owner and group are for Unix sockets, {source} {why}");
             return fault(message, ["mode", "owner", "group"].map(|key| format!("listen.{index}.{key}")));
         }
         // Port 0 is a free port, another one each time.
-        let repeatable = matches!(address, Address::Tcp(address) if address.port() == 0);
-        if !repeatable && listeners[..index].iter().any(|earlier| earlier.address == *address) {
+        let repeatable = matches!(source, Source::Bound(Address::Tcp(address)) if address.port() == 0);
+        if !repeatable && listeners[..index].iter().any(|earlier| earlier.source == *source) {
             let places = [format!("listen.{index}.address"), format!("listen.{index}")];
-            return fault(format!("{address} is already listened on by an earlier entry"), places);
+            return fault(format!("{source} is already listened on by an earlier entry"), places);
         }
     }
     Ok(())
@@ -89,9 +94,9 @@ fn check_buffers(limits: &Limits) -> Result<(), Fault> {
 
 fn check_control(config: &Config) -> Result<(), Fault> {
     let Some(socket) = &config.control.socket else { return Ok(()) };
-    let address = Address::Unix(socket.clone());
-    if config.listen.iter().any(|listen| listen.address == address) {
-        return fault(format!("{address} is already listened on for clients"), ["control.socket"]);
+    let source = Source::Bound(Address::Unix(socket.clone()));
+    if config.listen.iter().any(|listen| listen.source == source) {
+        return fault(format!("{source} is already listened on for clients"), ["control.socket"]);
     }
     Ok(())
 }

@@ -27,8 +27,7 @@ pub struct Error {
     display: String,
 }
 
-/// The parts, for programs: the verdict of a reload will name them.
-#[cfg_attr(not(test), allow(dead_code, reason = "people read the display, and only tests ask for its parts so far"))]
+/// The parts, for programs.
 impl Error {
     /// What is wrong, in one sentence, without the place.
     #[must_use]
@@ -37,7 +36,7 @@ impl Error {
     }
 
     /// What to do about it, where that can be guessed.
-    #[must_use]
+    #[cfg(test)]
     pub fn help(&self) -> Option<&str> {
         self.help.as_deref()
     }
@@ -52,6 +51,15 @@ impl Error {
     #[must_use]
     pub fn column(&self) -> Option<usize> {
         self.position.map(|(_, column)| column)
+    }
+
+    /// `/etc/fdpassd.toml:3:1: unknown key …`, for where one line is all there is.
+    #[must_use]
+    pub fn in_one_line(&self, origin: &str) -> String {
+        match self.position {
+            Some((line, column)) => format!("{origin}:{line}:{column}: {}", self.message),
+            None => format!("{origin}: {}", self.message),
+        }
     }
 }
 

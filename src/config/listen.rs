@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
+use std::str::FromStr;
 
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
@@ -18,14 +19,50 @@ use crate::sys::user::{Group, User};
 /// Where clients connect, and how.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Listen {
-    /// The address.
-    pub address: Address,
+    /// Where its socket comes from; the key `address`.
+    pub source: Source,
     /// The byte order of its clients; little-endian by default.
     pub byte_order: OrderRule,
     /// How many connections the kernel keeps for us to accept, from 1 to 65,535; 4096 by default.
     pub backlog: u32,
-    /// Who may connect: `Some` if and only if the address is a Unix socket's.
+    /// Who may connect: `Some` if and only if the address is a Unix socket's that the daemon binds.
     pub access: Option<Access>,
+}
+
+/// Where the socket of a listener comes from: `127.0.0.1:8080`, `unix:/run/fdpassd/rpc.sock` or `systemd:rpc`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The daemon binds it to this address.
+    Bound(Address),
+    /// systemd has bound it, and hands it over under this name (`FileDescriptorName=` of systemd.socket(5)), perhaps
+    /// several of them.
+    Handed(String),
+}
+
+impl FromStr for Source {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Source, String> {
+        if let Some(name) = text.strip_prefix("systemd:") {
+            // As systemd has it in fd_name_is_valid().
+            let fits = |c: char| c.is_ascii() && !c.is_ascii_control() && c != ':';
+            return match (1..=255).contains(&name.len()) && name.chars().all(fits) {
+                true => Ok(Source::Handed(name.to_owned())),
+                false => Err(format!("{name:?} is no name of a descriptor: 1 to 255 ASCII characters but \":\"")),
+            };
+        }
+        let or_handed = if text.starts_with("unix:") { "" } else { ", or a socket of systemd's (\"systemd:rpc\")" };
+        text.parse().map(Source::Bound).map_err(|why: String| format!("{why}{or_handed}"))
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Bound(address) => address.fmt(f),
+            Source::Handed(name) => write!(f, "systemd:{name}"),
+        }
+    }
 }
 
 /// The owner and the permissions of a Unix socket: who may write to it may connect.
@@ -42,14 +79,14 @@ pub struct Access {
 impl Listen {
     /// A listener with nothing but defaults.
     #[must_use]
-    pub fn new(address: Address) -> Listen {
+    pub fn new(source: Source) -> Listen {
         let byte_order = OrderRule::default();
-        Listen::from(Table { address, byte_order, backlog: default_backlog(), mode: None, owner: None, group: None })
+        Listen::from(Table { source, byte_order, backlog: default_backlog(), mode: None, owner: None, group: None })
     }
 }
 
-pub(super) fn default_address() -> Address {
-    Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)))
+pub(super) fn default_source() -> Source {
+    Source::Bound(Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))))
 }
 
 impl<'de> Deserialize<'de> for Listen {
@@ -86,8 +123,8 @@ impl<'de> Visitor<'de> for Entry {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Table {
-    #[serde(with = "Address")]
-    address: Address,
+    #[serde(rename = "address", with = "Source")]
+    source: Source,
     #[serde(default, deserialize_with = "word")]
     byte_order: OrderRule,
     #[serde(default = "default_backlog", with = "UpTo::<65_535>")]
@@ -101,21 +138,21 @@ struct Table {
 }
 
 impl From<Table> for Listen {
-    /// Leaves [`Access`] of a TCP address in, for `check` to refuse it with a caret.
+    /// Leaves [`Access`] where there can be none in, for `check` to refuse it with a caret.
     fn from(table: Table) -> Listen {
-        let Table { address, byte_order, backlog, mode, owner, group } = table;
+        let Table { source, byte_order, backlog, mode, owner, group } = table;
         let given = mode.is_some() || owner.is_some() || group.is_some();
         let access = Access { mode: mode.unwrap_or(Mode(0o660)), owner, group };
-        let access = (given || matches!(address, Address::Unix(_))).then_some(access);
-        Listen { address, byte_order, backlog: backlog.get(), access }
+        let access = (given || matches!(source, Source::Bound(Address::Unix(_)))).then_some(access);
+        Listen { source, byte_order, backlog: backlog.get(), access }
     }
 }
 
 impl From<Listen> for Table {
     fn from(listen: Listen) -> Table {
-        let Listen { address, byte_order, backlog, access } = listen;
+        let Listen { source, byte_order, backlog, access } = listen;
         let (mode, owner, group) = access.map_or((None, None, None), |a| (Some(a.mode), a.owner, a.group));
-        Table { address, byte_order, backlog: NonZeroU32::new(backlog).unwrap_or(NonZeroU32::MIN), mode, owner, group }
+        Table { source, byte_order, backlog: NonZeroU32::new(backlog).unwrap_or(NonZeroU32::MIN), mode, owner, group }
     }
 }
 

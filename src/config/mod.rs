@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use self::check::Fault;
 pub use self::error::Error;
 pub use self::keys::{Keys, Loaded};
-pub use self::listen::{Access, Listen};
+pub use self::listen::{Access, Listen, Source};
 use self::notation::{Given, Notation, OrAuto, OrNone, table, word};
 use self::values::{BufferSize, FrameSize, KeepAlive, LogPath, Patience, SocketPath, StallTimeout, Timeout, UpTo};
 use crate::proto::channel::{Log, LogFormat, LogLevel, LogTarget};
@@ -88,7 +88,6 @@ impl Config {
     /// # Errors
     /// The first thing in it that is not TOML, not a key or not a value of its key, then the first value that
     /// does not go with another one.
-    #[cfg(test)]
     pub fn parse(text: &str, origin: &str) -> Result<Config, Error> {
         parse(text, origin, check::check)
     }
@@ -106,7 +105,7 @@ impl Default for Config {
     /// One listener on 127.0.0.1:8080; what each other field's type says.
     fn default() -> Config {
         Config {
-            listen: vec![Listen::new(listen::default_address())],
+            listen: vec![Listen::new(listen::default_source())],
             workers: Workers::default(),
             limits: Limits::default(),
             control: Control::default(),
@@ -214,6 +213,9 @@ pub struct Limits {
     /// How long a worker that is to exit may go on with what it is executing; 30 s by default, may be zero.
     #[serde(with = "Patience")]
     pub drain_timeout: Duration,
+    /// How long requests may go on executing when the daemon is restarted and keeps its clients; 200 ms by default.
+    #[serde(with = "Patience")]
+    pub restart_grace: Duration,
     /// Silence of a TCP client before the kernel asks whether it is there, in whole seconds up to 32,767;
     /// 5 min by default, `None` never asks.
     #[serde(with = "OrNone::<KeepAlive>")]
@@ -233,6 +235,7 @@ impl Default for Limits {
             request_timeout: Some(Duration::from_secs(30)),
             stall_timeout: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(30),
+            restart_grace: Duration::from_millis(200),
             tcp_keepalive: Some(Duration::from_secs(300)),
         }
     }

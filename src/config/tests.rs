@@ -96,7 +96,7 @@ fn is_example(line: &str) -> bool {
 fn everything() -> Config {
     let mut config = Config::default();
     config.listen.push(Listen {
-        address: "unix:/run/rpc.sock".parse().expect("an address"),
+        source: "unix:/run/rpc.sock".parse().expect("an address"),
         byte_order: OrderRule::Auto,
         backlog: 1,
         access: Some(Access {
@@ -151,6 +151,7 @@ fn all_values_are_taken_as_written() {
         request-timeout = "500ms"
         stall-timeout = "20ms"
         drain-timeout = "0s"
+        restart-grace = "50ms"
         tcp-keepalive = "32767s"
         [control]
         socket = "/run/control.sock"
@@ -168,7 +169,7 @@ fn all_values_are_taken_as_written() {
     assert_eq!(
         config.listen[1],
         Listen {
-            address: Address::Unix(PathBuf::from("/run/x")),
+            source: Source::Bound(Address::Unix(PathBuf::from("/run/x"))),
             byte_order: OrderRule::Big,
             backlog: 65_535,
             access: Some(Access {
@@ -198,6 +199,7 @@ fn all_values_are_taken_as_written() {
         request_timeout: Some(Duration::from_millis(500)),
         stall_timeout: Duration::from_millis(20),
         drain_timeout: Duration::ZERO,
+        restart_grace: Duration::from_millis(50),
         tcp_keepalive: Some(Duration::from_secs(32_767)),
     };
     assert_eq!(config.limits, limits);
@@ -381,10 +383,18 @@ fn a_group_of_the_control_socket_that_there_is_not_is_refused() {
 #[test]
 fn an_address_that_is_none_is_refused_alone_and_in_a_table() {
     let message = "\"localhost:80\" is no address: expected an IP address and a port (\"127.0.0.1:8080\", \
-                   \"[::1]:8080\") or a Unix socket (\"unix:/run/fdpassd/rpc.sock\")";
+                   \"[::1]:8080\") or a Unix socket (\"unix:/run/fdpassd/rpc.sock\"), or a socket of \
+                   systemd's (\"systemd:rpc\")";
     refused("listen = [\n  «\"localhost:80\",\n]", message);
     refused("[[listen]]\naddress = «\"localhost:80\"", message);
     refused("listen = [«\"unix:x\"]", "the path \"x\" of a Unix socket must be absolute");
+    for name in ["", "a:b", "ä", "a\tb"] {
+        let message = format!("{name:?} is no name of a descriptor: 1 to 255 ASCII characters but \":\"");
+        refused(&format!("listen = [«{}]", serde_json::json!(format!("systemd:{name}"))), &message);
+    }
+    for (length, fits) in [(255, true), (256, false)] {
+        assert_eq!(format!("systemd:{}", "x".repeat(length)).parse::<Source>().is_ok(), fits);
+    }
     refused(
         "listen = [{ address = «5 }]",
         "invalid value: integer `5`, expected an address in quotes, such as \"127.0.0.1:8080\"",
@@ -417,6 +427,9 @@ fn what_is_for_unix_sockets_is_refused_for_tcp() {
     for key in ["mode = \"0660\"", "owner = \"0\"", "group = \"0\""] {
         refused(&format!("listen = [{{ «{key}, address = \"[::]:1\" }}]"), message);
         refused(&format!("[[listen]]\naddress = \"[::]:1\"\n«{key}"), message);
+        let message = "mode, owner and group are for Unix sockets, systemd:rpc is made by systemd (SocketMode=, \
+                       SocketUser=, SocketGroup=)";
+        refused(&format!("listen = [{{ address = \"systemd:rpc\", «{key} }}]"), message);
     }
 }
 
@@ -436,7 +449,8 @@ fn the_same_address_twice_is_refused_at_the_second() {
         "[[listen]]\naddress = \"0.0.0.0:1\"\n[[listen]]\n«address = \"0.0.0.0:1\"",
         "0.0.0.0:1 is already listened on by an earlier entry",
     );
-    assert_eq!(parse("listen = [\"[::1]:0\", \"[::1]:0\"]").listen.len(), 2);
+    refused("listen = [\"systemd:rpc\", «\"systemd:rpc\"]", "systemd:rpc is already listened on by an earlier entry");
+    assert_eq!(parse("listen = [\"[::1]:0\", \"[::1]:0\", \"systemd:a\", \"systemd:b\"]").listen.len(), 4);
 }
 
 #[test]
@@ -639,13 +653,17 @@ fn configs() -> impl Strategy<Value = Config> {
 
 fn listeners() -> impl Strategy<Value = Vec<Listen>> {
     let orders = prop::sample::select(vec![OrderRule::Little, OrderRule::Big, OrderRule::Auto]);
-    let listener = (any::<bool>(), orders, 1..=65_535u32, 0..=0o777u32);
+    let listener = (0..3, orders, 1..=65_535u32, 0..=0o777u32);
     prop::collection::vec(listener, 1..=MAX_LISTENERS).prop_map(|listeners| {
         let numbered = listeners.into_iter().enumerate();
-        let listen = |(index, (unix, byte_order, backlog, mode))| {
-            let address = if unix { format!("unix:/run/\"{index}\"") } else { format!("[::1]:{index}") };
-            let access = unix.then_some(Access { mode: Mode(mode), owner: None, group: None });
-            Listen { address: address.parse().expect("an address"), byte_order, backlog, access }
+        let listen = |(index, (kind, byte_order, backlog, mode))| {
+            let source = match kind {
+                0 => format!("unix:/run/\"{index}\""),
+                1 => format!("systemd:\"{index}\""),
+                _ => format!("[::1]:{index}"),
+            };
+            let access = (kind == 0).then_some(Access { mode: Mode(mode), owner: None, group: None });
+            Listen { source: source.parse().expect("an address"), byte_order, backlog, access }
         };
         numbered.map(listen).collect()
     })
@@ -668,8 +686,8 @@ fn limits() -> impl Strategy<Value = Limits> {
     let timeouts = prop::array::uniform4(prop::option::of(durations()));
     let stall = durations().prop_map(|duration| duration.max(Duration::from_millis(10)));
     let seconds = prop::option::of(1..=32_767u64);
-    (counts, sizes, timeouts, stall, durations(), seconds).prop_map(
-        |((all, each), (frame, more), timeouts, stall, drain, seconds)| {
+    (counts, sizes, timeouts, stall, [durations(), durations()], seconds).prop_map(
+        |((all, each), (frame, more), timeouts, stall, [drain, grace], seconds)| {
             let [idle_timeout, frame_timeout, send_timeout, request_timeout] = timeouts;
             Limits {
                 max_clients: NonZeroU32::new(all),
@@ -682,6 +700,7 @@ fn limits() -> impl Strategy<Value = Limits> {
                 request_timeout,
                 stall_timeout: stall,
                 drain_timeout: drain,
+                restart_grace: grace,
                 tcp_keepalive: seconds.map(Duration::from_secs),
             }
         },

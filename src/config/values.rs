@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use super::notation::{AutoWord, Notation, OrAuto, Refusal, Word, Written};
-use super::{Count, Mode};
-use crate::proto::names::{Address, check_unix_path};
+use super::{Count, Mode, Source};
+use crate::proto::names::check_unix_path;
 use crate::sys::user::{Group, User};
 
 /// A duration, in milliseconds from `MIN` to `MAX`.
@@ -187,18 +187,18 @@ impl Notation for Mode {
     }
 }
 
-impl Notation for Address {
-    type Value = Address;
+impl Notation for Source {
+    type Value = Source;
 
     fn expected() -> String {
         "an address in quotes, such as \"127.0.0.1:8080\"".to_owned()
     }
 
-    fn read(written: &Written<'_>) -> Result<Address, Refusal> {
+    fn read(written: &Written<'_>) -> Result<Source, Refusal> {
         text(written)?.parse().map_err(Refusal::Because)
     }
 
-    fn write(value: &Address) -> Written<'_> {
+    fn write(value: &Source) -> Written<'_> {
         Written::Text(value.to_string().into())
     }
 }

@@ -26,6 +26,10 @@ pub(super) struct Arguments {
     #[arg(long, global = true, value_name = "TIME", value_parser = timeout)]
     timeout: Option<Duration>,
 
+    /// The daemon that fdpassd@NAME.service runs
+    #[arg(short, long, global = true, value_name = "NAME", value_parser = instance, conflicts_with = "socket")]
+    pub(super) instance: Option<String>,
+
     #[command(subcommand)]
     pub(super) verb: Verb,
 }
@@ -95,6 +99,15 @@ fn timeout(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// What systemd may call an instance, which is what is left between directories.
+fn instance(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("must not be empty".to_owned()),
+        name if name.contains('/') => Err("is a name, without \"/\"".to_owned()),
+        name => Ok(name.to_owned()),
+    }
+}
+
 fn json(text: &str) -> Result<Box<RawValue>, String> {
     serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))
 }
@@ -143,6 +156,16 @@ mod tests {
                 let arguments = parse(&format!("fdpassctl {line}")).expect(line);
                 assert_eq!(arguments.timeout(), Duration::from_secs(seconds), "{line}");
             }
+        }
+    }
+
+    #[test]
+    fn an_instance_is_a_name_and_not_a_socket_as_well() {
+        for line in ["fdpassctl -i blue status", "fdpassctl status --instance blue"] {
+            assert_eq!(parse(line).expect(line).instance.as_deref(), Some("blue"));
+        }
+        for line in ["status -i a/b", "status --instance=", "status -i blue -s /x"] {
+            parse(&format!("fdpassctl {line}")).expect_err(line);
         }
     }
 

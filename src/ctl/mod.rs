@@ -78,6 +78,10 @@ fn perform(arguments: &Arguments, var: impl Fn(&str) -> Option<OsString>, out: &
 
 /// Where the control socket may be: one place if somebody said so, else all the usual ones.
 fn places(arguments: &Arguments, var: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    if let Some(name) = &arguments.instance {
+        // The RuntimeDirectory= of fdpassd@.service.
+        return vec![PathBuf::from(format!("/run/{DAEMON}-{name}/control.sock"))];
+    }
     let from_environment = || var("FDPASSD_SOCKET").filter(|path| !path.is_empty()).map(PathBuf::from);
     match arguments.socket.clone().or_else(from_environment) {
         Some(path) => vec![path],

@@ -106,6 +106,7 @@ pub(super) fn status() -> Status {
         count_origin: Origin::Config,
         reloading: false,
         last_reload: None,
+        config_stale: None,
         deaths_total: 0,
         stalls_total: 0,
         reruns_total: 0,
@@ -301,6 +302,9 @@ fn without_a_daemon_every_place_is_named() {
     // A socket whose daemon is gone, and one that was said to be there.
     let path = format!("{here}/old.sock");
     drop(UnixListener::bind(&path).expect("bind"));
+    let ran = ctl(&["status", "-i", "no one's"], &[("FDPASSD_SOCKET", "/elsewhere")]);
+    let words = "fdpassctl: fdpassd is not running (no socket at /run/fdpassd-no one's/control.sock)\n";
+    assert_eq!((ran.exit, ran.err.as_str()), (Exit::NotRunning, words));
     let ran = ctl(&["status", "-s", &path], &[("FDPASSD_SOCKET", "/elsewhere")]);
     assert_eq!(ran.exit, Exit::NotRunning);
     assert_eq!(ran.err, format!("fdpassctl: fdpassd is not running (no socket at {path})\n"));

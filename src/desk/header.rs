@@ -9,6 +9,7 @@
 //!      11  whether 8 to 10 are kept
 //!      12  beats: turns begun and probes heard        13  since when the turn or the method in progress is; 0 if none is
 //!      14  the slot of the turn in progress
+//!      15  what the process had written in all when its master was gone, plus 1; 0 while that is there
 //!  from 64  twelve seconds of 120 words: which second, requests, busy ns, then how many requests took how long
 //!    1504  how many requests took how long, of all   1616  how long they took in all, in ns
 //!    1664  for each method, by its number, how many were answered with a result, and with an error;
@@ -35,6 +36,7 @@ const KNOWS_WRITES: usize = 11;
 const BEATS: usize = 12;
 const TURN_SINCE: usize = 13;
 const TURN_SLOT: usize = 14;
+pub(super) const FINAL_WRITES: usize = 15;
 
 const SECONDS: usize = 64;
 const KEPT: u64 = 12;
@@ -263,6 +265,17 @@ impl<'a> Header<'a> {
     #[must_use]
     pub fn knows_writes(&self) -> bool {
         self.load(KNOWS_WRITES) != 0
+    }
+
+    /// What this process had written in all when it packed its clients, if it did and the kernel keeps account.
+    #[must_use]
+    pub fn final_writes(&self) -> Option<u64> {
+        self.0[FINAL_WRITES].load(Ordering::Acquire).checked_sub(1)
+    }
+
+    /// Master: so much the worker had written, which is gone.
+    pub fn set_final_writes(&self, sum: u64) {
+        self.0[FINAL_WRITES].store(sum.wrapping_add(1), Ordering::Release);
     }
 
     /// What had been written before the write in progress, if that is to the client in this slot at this position.

@@ -32,6 +32,7 @@ use std::io;
 use std::ops::Range;
 
 use crate::proto::frame::PREFIX;
+use crate::sys::lifeboat::Places;
 use crate::sys::memory::{self, Bytes, PAGE, Words};
 
 pub use header::{BUCKETS, Header, upper};
@@ -122,6 +123,19 @@ impl Layout {
         begin + u64::from(slot) * (self.large_receive() + self.reply())
     }
 
+    /// Where a worker finds what it needs to pack its clients.
+    #[must_use]
+    pub fn places(self) -> Places {
+        Places {
+            words: self.words(),
+            first_lease: (HEADER / 8) as usize,
+            stride: (SLOT / 8) as usize,
+            slots: self.slots,
+            final_writes: header::FINAL_WRITES,
+            is_here: slot::is_with_its_worker,
+        }
+    }
+
     /// All bytes of the file.
     fn length(self) -> u64 {
         self.bytes_at() + self.large_at(self.slots)
@@ -189,6 +203,23 @@ impl MasterDesk {
     pub fn new(layout: Layout) -> io::Result<MasterDesk> {
         let file = memory::sealed_file(c"desk", layout.length())?;
         Ok(MasterDesk { board: Board::map(&file, layout)?, file, layout })
+    }
+
+    /// A desk that another master made.
+    ///
+    /// # Errors
+    /// Those of fcntl(2) and mmap(2); `InvalidData` when the file can be cut short, or is not as long as that.
+    pub fn found(file: File, layout: Layout) -> io::Result<MasterDesk> {
+        if layout.slots > Layout::most_slots(layout.max_frame) || !memory::is_sealed(&file, layout.length())? {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        Ok(MasterDesk { board: Board::map(&file, layout)?, file, layout })
+    }
+
+    /// Where what lies.
+    #[must_use]
+    pub fn layout(&self) -> Layout {
+        self.layout
     }
 
     /// What the worker gets.

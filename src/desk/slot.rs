@@ -78,6 +78,13 @@ impl Lease {
     }
 }
 
+/// Whether a lease word says that the client of this lease is with the worker, be it in a turn or not; or was, and nobody
+/// has said yet where it went: if somebody else has it by now, that one's lease is the later one.
+pub(super) fn is_with_its_worker(word: u64, generation: u32) -> bool {
+    let is_over = |state| matches!(state, State::Free | State::Closed);
+    Lease::decode(word).is_some_and(|lease| lease.generation == generation && !is_over(lease.state))
+}
+
 /// What a claim found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {

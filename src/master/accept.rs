@@ -41,6 +41,8 @@ pub(super) enum Pause {
     Exhausted,
     /// The operator wants it so.
     Drained,
+    /// The next master will.
+    Leaving,
 }
 
 impl fmt::Display for Pause {
@@ -51,6 +53,7 @@ impl fmt::Display for Pause {
             Pause::Full => "there are as many clients as max-clients allows",
             Pause::Exhausted => "the system is out of descriptors or memory",
             Pause::Drained => "the daemon is drained",
+            Pause::Leaving => "the daemon is being restarted",
         })
     }
 }
@@ -167,7 +170,7 @@ impl Master {
             let listener = &mut self.listeners[index];
             let accepted = match socket::accept(&*listener) {
                 Ok(Some(accepted)) => accepted,
-                Ok(None) if self.leaving.contains(&number) => return self.close_listener(index),
+                Ok(None) if self.leaving.contains(&number) => return self.close_listener(index, now),
                 Ok(None) => return,
                 Err(e) => return self.cannot_accept(&e, now),
             };
@@ -175,16 +178,18 @@ impl Master {
             let order = listener.byte_order;
             let id = ClientId(self.next_client);
             self.next_client += 1;
+            self.note_client();
             let Some(peer) = peer_of(&accepted) else { continue };
             if !self.addresses.enter(&peer) {
                 log::debug!("client {id} ({peer}) turned away: its address has as many clients as it may have");
                 self.counts.refused += 1;
+                self.note_client();
                 turn_away(&accepted, order);
                 continue;
             }
             log::debug!("client {id} ({peer}) accepted on {}", self.listeners[index].address);
             self.clients += 1;
-            let since = now.duration_since(self.started).as_secs() as u32;
+            let since = clock::monotonic_seconds();
             let client = Client { id, socket: accepted.socket, peer, order, listener: number, since, moves: 0 };
             let chosen = self.dispatcher.pick(candidates).expect("one has room");
             self.lease(chosen, Unleased::fresh(client, clock::monotonic()), candidates, false);
@@ -196,12 +201,13 @@ impl Master {
         self.say_pause(Pause::Exhausted, &format!("cannot accept clients: {error}; they wait until that is over"), now);
     }
 
-    fn close_listener(&mut self, index: usize) {
+    fn close_listener(&mut self, index: usize, now: Instant) {
         let listener = self.listeners.remove(index);
         let _ = self.poller.remove(&listener);
         self.leaving.retain(|number| *number != listener.number);
         let sentence = format_args!("no longer listening on {}", listener.address);
         self.events.note(Kind::ListenerClosed, About::default(), sentence);
+        self.keep_listeners(now);
     }
 
     /// Sends what was leased in this turn of the loop. A worker whose channel is full gives its share back.
@@ -253,6 +259,9 @@ impl Master {
     }
 
     fn reason_to_pause(&self) -> Option<Pause> {
+        if self.is_leaving() {
+            return Some(Pause::Leaving);
+        }
         if self.is_drained {
             return Some(Pause::Drained);
         }

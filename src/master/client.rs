@@ -19,7 +19,7 @@ pub(super) struct Client {
     pub(super) order: OrderRule,
     /// Where it connected.
     pub(super) listener: u32,
-    /// When, in seconds after the master's start.
+    /// When, in seconds of CLOCK_MONOTONIC.
     pub(super) since: u32,
     /// How often it went from one worker to another.
     pub(super) moves: u32,

@@ -176,6 +176,37 @@ impl ControlClients {
         }
     }
 
+    /// Those who asked for an upgrade, which has begun or will not.
+    pub(super) fn askers(&self) -> impl Iterator<Item = &OwnedFd> {
+        let waiting = self.clients.values().filter(|client| client.waits == Some(Waits::Upgraded));
+        waiting.map(|client| &client.socket)
+    }
+
+    /// Those who asked for it when this process was another program.
+    pub(super) fn adopt(&mut self, askers: Vec<OwnedFd>, poller: &Poller, now: Instant) {
+        for socket in askers {
+            let Ok(peer) = Peer::of(&socket) else { continue };
+            let mut client = ControlClient::new(socket, peer, now);
+            (client.waits, client.deadline) = (Some(Waits::Renewed), None);
+            let number = self.next;
+            self.next += 1;
+            if poller.add(&client.socket, Token::ControlClient(number).into(), Interest::Read).is_ok() {
+                self.clients.insert(number, client);
+            }
+        }
+    }
+
+    /// Tells who asked for it that there is no upgrade.
+    pub(super) fn refuse_upgrade(&mut self, refusal: &Refusal) -> Vec<u64> {
+        let waiting = self.clients.iter().filter(|(_, client)| client.waits == Some(Waits::Upgraded));
+        let numbers: Vec<u64> = waiting.map(|(number, _)| *number).collect();
+        numbers
+            .iter()
+            .filter_map(|number| self.clients.get_mut(number).map(|client| client.refuse_with(refusal)))
+            .count();
+        numbers
+    }
+
     /// Tells who asked for it what came of a reload.
     pub(super) fn say_reloaded(&mut self, verdict: &Result<Reloaded, Refusal>) {
         for client in self.clients.values_mut().filter(|client| client.waits == Some(Waits::Reloaded)) {

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Index;
 
+use serde::{Deserialize, Serialize};
+
 use super::Worker;
 use crate::desk::{BUCKETS, Header};
 use crate::proto::channel::MethodName;
@@ -11,7 +13,8 @@ use crate::proto::rpc::is_method_name;
 use crate::sys::process::Exit;
 
 /// What the master itself counts.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Counts {
     /// Clients turned away because their address had too many.
     pub(super) refused: u64,
@@ -48,6 +51,8 @@ pub(super) enum Reason {
     Hold,
     /// Another worker has less to do.
     Rebalance,
+    /// The master was replaced, and all workers with it.
+    Restart,
 }
 
 /// What a worker died of.
@@ -92,6 +97,7 @@ impl Label for Reason {
         (Reason::Stall, "stall"),
         (Reason::Hold, "hold"),
         (Reason::Rebalance, "rebalance"),
+        (Reason::Restart, "restart"),
     ];
 }
 
@@ -111,8 +117,9 @@ impl Label for Verdict {
         &[(Verdict::Applied, "applied"), (Verdict::Rejected, "rejected"), (Verdict::RolledBack, "rolled_back")];
 }
 
-/// A count for each kind.
-#[derive(Clone, Debug)]
+/// A count for each kind. The next master reads it by the names, as it may know of other kinds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(from = "BTreeMap<String, u64>", into = "BTreeMap<&'static str, u64>")]
 pub(super) struct By<L: Label> {
     counts: Vec<u64>,
     kind: std::marker::PhantomData<L>,
@@ -121,6 +128,19 @@ pub(super) struct By<L: Label> {
 impl<L: Label> Default for By<L> {
     fn default() -> By<L> {
         By { counts: vec![0; L::ALL.len()], kind: std::marker::PhantomData }
+    }
+}
+
+impl<L: Label> From<BTreeMap<String, u64>> for By<L> {
+    fn from(named: BTreeMap<String, u64>) -> By<L> {
+        let counts = L::ALL.iter().map(|(_, name)| named.get(*name).copied().unwrap_or_default()).collect();
+        By { counts, kind: std::marker::PhantomData }
+    }
+}
+
+impl<L: Label> From<By<L>> for BTreeMap<&'static str, u64> {
+    fn from(counts: By<L>) -> BTreeMap<&'static str, u64> {
+        counts.iter().collect()
     }
 }
 
@@ -152,7 +172,7 @@ fn place<L: Label>(kind: L) -> usize {
 }
 
 /// What a worker, or all that were at a seat, did.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Totals {
     pub(super) requests: u64,
     pub(super) errors: u64,
@@ -163,7 +183,11 @@ pub(super) struct Totals {
 impl Totals {
     /// This and what a worker did by now. The figures are its own word: they are summed up and no more.
     pub(super) fn plus(self, worker: &Worker) -> Totals {
-        let header = worker.desk.header();
+        self.plus_header(&worker.desk.header())
+    }
+
+    /// This and what a desk tells of.
+    pub(super) fn plus_header(self, header: &Header<'_>) -> Totals {
         self.and(Totals {
             requests: header.requests(),
             errors: header.errors(),
@@ -183,11 +207,12 @@ impl Totals {
 }
 
 /// Requests by method, and how long they took.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Tally {
     /// Results and errors.
     pub(super) methods: BTreeMap<String, [u64; 2]>,
-    pub(super) buckets: [u64; BUCKETS],
+    /// As many as [`BUCKETS`].
+    pub(super) buckets: Vec<u64>,
     /// In ns.
     pub(super) sum: u64,
 }
@@ -200,13 +225,15 @@ const MOST_METHODS: usize = 256;
 
 impl Default for Tally {
     fn default() -> Tally {
-        Tally { methods: BTreeMap::new(), buckets: [0; BUCKETS], sum: 0 }
+        Tally { methods: BTreeMap::new(), buckets: vec![0; BUCKETS], sum: 0 }
     }
 }
 
 impl Tally {
     /// Adds what a worker did by now.
     pub(super) fn add(&mut self, header: &Header<'_>, methods: &[MethodName]) {
+        // As they were written by a master before, perhaps.
+        self.buckets.resize(BUCKETS, 0);
         for (sum, count) in self.buckets.iter_mut().zip(header.durations()) {
             *sum = sum.saturating_add(count);
         }

@@ -37,6 +37,14 @@ impl Error {
         }
     }
 
+    /// The same, with more to say of it.
+    pub(super) fn with(mut self, more: &str) -> Error {
+        match &mut self {
+            Error::Unavailable(s) | Error::NoWorker(s) | Error::System(s) | Error::Permission(s) => s.push_str(more),
+        }
+        self
+    }
+
     /// Of the master's own tools.
     pub(super) fn system(doing: &str) -> impl Fn(io::Error) -> Error + '_ {
         move |error| Error::System(format!("cannot {doing}: {error}"))

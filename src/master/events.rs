@@ -53,6 +53,11 @@ impl Events {
         self.kept.push_back(Event { id: self.last, at, level, event: kind, message, about });
     }
 
+    /// The next one has the number behind this one, as a master before has told of that one.
+    pub(super) fn go_on_from(&mut self, last: u64) {
+        self.last = last.max(self.last);
+    }
+
     /// The number of the last one.
     pub(super) fn last(&self) -> u64 {
         self.last

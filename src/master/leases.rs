@@ -6,9 +6,10 @@
 use std::io;
 use std::mem;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::client::{Client, Unleased};
+use super::image::{ClientImage, LeasesImage};
 use crate::desk::{Found, MasterDesk, Slot, State};
 use crate::proto::channel::{Lease, MAX_LEASES};
 use crate::proto::names::{ClientId, Peer};
@@ -106,6 +107,75 @@ impl Leases {
             given: 0,
             outbox: Vec::new(),
         }
+    }
+
+    /// Those of a worker that another master had, as its boat tells of them: slot, generation, client. Of two in one slot, and
+    /// of one in a slot that there is not, nobody can tell what is true.
+    pub(super) fn found(slots: u32, clients: Vec<(u32, u32, Client)>) -> Leases {
+        let mut leases = Leases::new(slots);
+        for (slot, generation, client) in clients.into_iter().filter(|(slot, _, _)| *slot < slots) {
+            leases.entries.insert(slot, Entry::Leased(Leased { client, generation, requests: 0 }));
+            leases.used = leases.used.max(slot + 1);
+        }
+        leases.clients = leases.iter().count();
+        leases
+    }
+
+    /// How another image of this master finds them again. None while some are yet to be sent.
+    pub(super) fn image(&self) -> Option<LeasesImage> {
+        let entry = |slot: u32| match self.entries.get(slot)? {
+            Entry::Taken => Some((slot, None)),
+            Entry::Leased(Leased { client, generation, requests }) => {
+                let Client { id, peer, order, listener, since, moves, .. } = *client;
+                let socket = client.socket.as_raw_fd();
+                let (generation, requests) = (*generation, *requests);
+                let client = ClientImage { id, socket, peer, order, listener, since, moves, generation, requests };
+                Some((slot, Some(client)))
+            }
+        };
+        let (used, generation, given) = (self.used, self.generation, self.given);
+        let entries = (0..self.used).filter_map(entry).collect();
+        self.outbox.is_empty().then_some(LeasesImage { used, generation, given, entries })
+    }
+
+    /// The sockets of all clients.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.iter().map(|(_, client)| client.socket.as_fd())
+    }
+
+    /// Finds them again. `take` gives the descriptor of a number.
+    ///
+    /// # Errors
+    /// Those of `take`; `InvalidData` for a slot beyond those that there are.
+    pub(super) fn of_image(
+        slots: u32,
+        image: LeasesImage,
+        mut take: impl FnMut(RawFd) -> io::Result<OwnedFd>,
+    ) -> io::Result<Leases> {
+        let mut leases = Leases::new(slots);
+        (leases.used, leases.generation, leases.given) = (image.used, image.generation, image.given);
+        for (slot, client) in image.entries {
+            if slot >= image.used || image.used > slots {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            let entry = match client {
+                None => Entry::Taken,
+                Some(ClientImage { id, socket, peer, order, listener, since, moves, generation, requests }) => {
+                    let client = Client { id, socket: take(socket)?, peer, order, listener, since, moves };
+                    leases.clients += 1;
+                    Entry::Leased(Leased { client, generation, requests })
+                }
+            };
+            leases.entries.insert(slot, entry);
+        }
+        leases.free = (0..leases.used).rev().filter(|slot| leases.entries.get(*slot).is_none()).collect();
+        Ok(leases)
+    }
+
+    /// The slots of all clients, by as many as one message takes.
+    pub(super) fn batches(&self) -> Vec<Vec<u32>> {
+        let slots: Vec<u32> = self.iter().map(|(slot, _)| slot).collect();
+        slots.chunks(MAX_LEASES).map(<[u32]>::to_vec).collect()
     }
 
     /// Clients leased.
@@ -207,8 +277,9 @@ impl Leases {
     pub(super) fn records<'a>(&'a self, batch: &'a [u32]) -> impl Iterator<Item = (Lease, BorrowedFd<'a>)> {
         batch.iter().filter_map(|slot| match self.entries.get(*slot)? {
             Entry::Leased(Leased { client, generation, .. }) => {
-                let Client { id, order, peer, .. } = *client;
-                let lease = Lease { client: id, slot: *slot, generation: *generation, order, peer };
+                let Client { id, order, peer, moves, listener, since, .. } = *client;
+                let (slot, generation) = (*slot, *generation);
+                let lease = Lease { client: id, slot, generation, order, peer, moves, listener, since };
                 Some((lease, client.socket.as_fd()))
             }
             Entry::Taken => None,

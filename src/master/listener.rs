@@ -8,10 +8,29 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::error::Error;
+use super::handed::Handed;
+use super::handover::ListenerRecord;
 use crate::config::{Access, Listen, Mode};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::Address;
 use crate::sys::{process, socket};
+
+/// A listener that is to be.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted<'c> {
+    /// As whose entry.
+    pub(super) entry: &'c Listen,
+    pub(super) place: Place,
+}
+
+/// What tells a listener from all others in a configuration, and finds it again in the next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The address that it is to be bound to.
+    Bound(Address),
+    /// The number of a socket that was handed over.
+    Handed(usize),
+}
 
 /// A listener of clients.
 #[derive(Debug)]
@@ -20,33 +39,85 @@ pub(super) struct Listener {
     pub(super) number: u32,
     socket: OwnedFd,
     /// Where the configuration wants it.
-    configured: Address,
+    place: Place,
     /// Where it really is: with the port that the kernel chose, if that was asked for.
     pub(super) address: Address,
     pub(super) byte_order: OrderRule,
     pub(super) accepted: u64,
-    /// Its file, for a Unix socket.
+    /// Its file, for a Unix socket that we have bound.
     file: Option<SocketFile>,
 }
 
 impl Listener {
-    /// Binds and listens. No other listener has ever had `number`.
-    pub(super) fn bind(number: u32, wanted: &Listen, keepalive: Option<Duration>) -> Result<Listener, Error> {
-        let fail = |e: io::Error| Error::unavailable(&format!("listen on {}", wanted.address), &e);
-        let (socket, address, file) = match &wanted.address {
-            Address::Tcp(address) => {
-                let socket = socket::bind_tcp(*address, keepalive).map_err(fail)?;
+    /// Binds and listens, or takes up what was handed over. No other listener has ever had `number`.
+    pub(super) fn open(
+        number: u32,
+        wanted: &Wanted<'_>,
+        handed: &Handed,
+        keepalive: Option<Duration>,
+    ) -> Result<Listener, Error> {
+        let Wanted { entry, place } = wanted;
+        let fail = |e: io::Error| {
+            let doing = format!("listen on {}", entry.source);
+            match place {
+                Place::Bound(address) => match handed.name_at(address) {
+                    Some(name) => Error::unavailable(&doing, &e)
+                        .with(&format!("; systemd has bound it and handed it over: write \"systemd:{name}\"")),
+                    None => cannot_bind(&doing, address, &e),
+                },
+                Place::Handed(_) => Error::unavailable(&doing, &e),
+            }
+        };
+        let (socket, address, file) = match place {
+            Place::Bound(Address::Tcp(address)) => {
+                let socket = socket::bind_tcp(*address).map_err(fail)?;
                 let bound = socket::local_address(&socket).map_err(fail)?.unwrap_or(*address);
                 (socket, Address::Tcp(bound), None)
             }
-            Address::Unix(path) => {
-                let (socket, file) = bind_unix(path, wanted.access.as_ref()).map_err(fail)?;
-                (socket, wanted.address.clone(), Some(file))
+            Place::Bound(address @ Address::Unix(path)) => {
+                let (socket, file) = bind_unix(path, entry.access.as_ref()).map_err(fail)?;
+                (socket, address.clone(), Some(file))
+            }
+            Place::Handed(index) => {
+                let (socket, address) = handed.listener(*index).map_err(fail)?;
+                (socket, address, None)
             }
         };
-        socket::listen(&socket, wanted.backlog).map_err(fail)?;
-        let (configured, byte_order) = (wanted.address.clone(), wanted.byte_order);
-        Ok(Listener { number, socket, configured, address, byte_order, accepted: 0, file })
+        if let Address::Tcp(_) = address {
+            socket::set_keepalive(&socket, keepalive).map_err(fail)?;
+        }
+        socket::listen(&socket, entry.backlog).map_err(fail)?;
+        let (place, byte_order) = (place.clone(), entry.byte_order);
+        Ok(Listener { number, socket, place, address, byte_order, accepted: 0, file })
+    }
+
+    /// One that a master before this one had, as it was left.
+    ///
+    /// # Errors
+    /// When the socket is not what the record says.
+    pub(super) fn kept(record: &ListenerRecord, socket: OwnedFd) -> Result<Listener, String> {
+        let configured: Address = record.configured.parse()?;
+        let address: Address = record.address.parse()?;
+        let file = match &address {
+            Address::Tcp(_) => None,
+            // The operator may have removed it since.
+            Address::Unix(path) => SocketFile::of(path).ok(),
+        };
+        let place = Place::Bound(configured);
+        let byte_order = OrderRule::Little;
+        Ok(Listener { number: record.number, socket, place, address, byte_order, accepted: record.accepted, file })
+    }
+
+    /// How the next master is told of it; nothing if it gets this one from whoever has bound it.
+    pub(super) fn record(&self) -> Option<ListenerRecord> {
+        let Place::Bound(configured) = &self.place else { return None };
+        let (configured, address) = (configured.to_string(), self.address.to_string());
+        Some(ListenerRecord { number: self.number, configured, address, accepted: self.accepted })
+    }
+
+    /// Leaves the file where it is, for the next master.
+    pub(super) fn leave_file(&mut self) {
+        std::mem::forget(self.file.take());
     }
 
     /// Becomes what is wanted now at the address that it has; clients that wait in its queue wait on.
@@ -54,11 +125,12 @@ impl Listener {
     /// Only the file of a Unix socket can be refused, so it comes first: on an error nothing else has changed. What
     /// was adopted is undone by adopting what was wanted before.
     pub(super) fn adopt(&mut self, wanted: &Listen, keepalive: Option<Duration>) -> Result<(), Error> {
-        let fail = |e: io::Error| Error::unavailable(&format!("change the listener {}", wanted.address), &e);
-        match (&mut self.file, &wanted.access) {
-            (Some(file), Some(access)) => file.set_access(access).map_err(fail)?,
-            (Some(_), None) => {}
-            (None, _) => socket::set_keepalive(&self.socket, keepalive).map_err(fail)?,
+        let fail = |e: io::Error| Error::unavailable(&format!("change the listener {}", wanted.source), &e);
+        if let (Some(file), Some(access)) = (&mut self.file, &wanted.access) {
+            file.set_access(access).map_err(fail)?;
+        }
+        if let Address::Tcp(_) = self.address {
+            socket::set_keepalive(&self.socket, keepalive).map_err(fail)?;
         }
         socket::listen(&self.socket, wanted.backlog).map_err(fail)?;
         self.byte_order = wanted.byte_order;
@@ -80,12 +152,31 @@ impl AsFd for Listener {
     }
 }
 
+/// Why a socket cannot be bound, and what to do about it, as far as the error tells.
+fn cannot_bind(doing: &str, address: &Address, error: &io::Error) -> Error {
+    let advice = match (address, error.kind()) {
+        (Address::Tcp(_), io::ErrorKind::AddrInUse) => "; another process listens there".to_owned(),
+        (Address::Tcp(address), io::ErrorKind::PermissionDenied) if address.port() < 1024 => {
+            "; ports below 1024 need the capability CAP_NET_BIND_SERVICE".to_owned()
+        }
+        (Address::Tcp(_), _) if socket::is_family_unavailable(error) => {
+            "; RestrictAddressFamilies= of its unit forbids it, or the kernel cannot do it".to_owned()
+        }
+        (Address::Unix(_), io::ErrorKind::NotFound) => "; its directory must exist".to_owned(),
+        (Address::Unix(_), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {
+            format!("; uid {} must be able to write to its directory", process::user())
+        }
+        _ => String::new(),
+    };
+    Error::unavailable(doing, error).with(&advice)
+}
+
 /// For each entry of a new configuration the index of the listener that is there for it already; the others are to be
 /// bound. Port 0 is any port, so the first entry that asks for it gets the first that did, and so on.
-pub(super) fn keep(listeners: &[Listener], wanted: &[Listen]) -> Vec<Option<usize>> {
+pub(super) fn keep(listeners: &[Listener], wanted: &[Wanted<'_>]) -> Vec<Option<usize>> {
     let mut kept = vec![false; listeners.len()];
-    let mut find = |wanted: &Listen| {
-        let index = (0..listeners.len()).find(|&i| !kept[i] && listeners[i].configured == wanted.address)?;
+    let mut find = |wanted: &Wanted<'_>| {
+        let index = (0..listeners.len()).find(|&i| !kept[i] && listeners[i].place == wanted.place)?;
         kept[index] = true;
         Some(index)
     };
@@ -106,7 +197,8 @@ impl ControlListener {
     /// Binds and listens at `path`. `is_default` is whether nobody asked for just that path; then its directory is
     /// made, if need be.
     pub(super) fn bind(path: &Path, is_default: bool, mode: Mode) -> Result<ControlListener, Error> {
-        let fail = |e: io::Error| Error::unavailable(&format!("open the control socket {}", path.display()), &e);
+        let doing = format!("open the control socket {}", path.display());
+        let fail = |e: io::Error| cannot_bind(&doing, &Address::Unix(path.to_owned()), &e);
         if is_default {
             make_directory(path.parent().unwrap_or(Path::new("/"))).map_err(fail)?;
         }
@@ -114,6 +206,19 @@ impl ControlListener {
         let (socket, file) = bind_unix(path, Some(&access)).map_err(fail)?;
         socket::listen(&socket, CONTROL_BACKLOG).map_err(fail)?;
         Ok(ControlListener { socket, file })
+    }
+
+    /// One that this process has since before it became this program.
+    ///
+    /// # Errors
+    /// Those of lstat(2) on its file.
+    pub(super) fn again(socket: OwnedFd, path: &Path) -> io::Result<ControlListener> {
+        Ok(ControlListener { socket, file: SocketFile::of(path)? })
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.file.path
     }
 
     /// Lets others connect from now on.
@@ -238,26 +343,34 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Source;
     use crate::sys::user::Group;
 
     fn at(path: PathBuf) -> Listen {
-        Listen::new(Address::Unix(path))
+        Listen::new(Source::Bound(Address::Unix(path)))
     }
 
-    fn refusal(wanted: &Listen) -> String {
-        Listener::bind(0, wanted, None).expect_err("must not bind").to_string()
+    /// The only listener that an entry stands for.
+    fn open(entry: &Listen) -> Result<Listener, Error> {
+        let handed = Handed::default();
+        let wanted = handed.wanted(std::slice::from_ref(entry))?;
+        Listener::open(0, &wanted[0], &handed, None)
+    }
+
+    fn refusal(entry: &Listen) -> String {
+        open(entry).expect_err("must not bind").to_string()
     }
 
     #[test]
     fn a_stale_socket_is_replaced_a_live_one_and_a_file_are_not() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("rpc.sock");
-        let live = Listener::bind(0, &at(path.clone()), None).expect("bind");
+        let live = open(&at(path.clone())).expect("bind");
         assert!(refusal(&at(path.clone())).contains("another process listens there"));
         std::mem::forget(live.file);
         drop(live.socket);
         assert!(path.exists());
-        drop(Listener::bind(0, &at(path.clone()), None).expect("the stale one is replaced"));
+        drop(open(&at(path.clone())).expect("the stale one is replaced"));
         assert!(!path.exists(), "removed at the end");
         fs::write(&path, "precious").expect("write");
         assert!(refusal(&at(path.clone())).contains("not a socket"));
@@ -268,9 +381,9 @@ mod tests {
     fn a_socket_file_that_is_another_ones_is_left_alone() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("rpc.sock");
-        let first = Listener::bind(0, &at(path.clone()), None).expect("bind");
+        let first = open(&at(path.clone())).expect("bind");
         fs::rename(&path, directory.path().join("moved")).expect("rename");
-        let second = Listener::bind(0, &at(path.clone()), None).expect("bind");
+        let second = open(&at(path.clone())).expect("bind");
         drop(first);
         assert!(path.exists());
         drop(second);
@@ -282,9 +395,10 @@ mod tests {
         let directory = tempfile::tempdir().expect("tempdir");
         let unix = |name: &str| at(directory.path().join(name));
         let free = || Listen::new("127.0.0.1:0".parse().expect("an address"));
-        let there = [free(), unix("a"), free()].map(|wanted| Listener::bind(0, &wanted, None).expect("bind"));
+        let there = [free(), unix("a"), free()].map(|entry| open(&entry).expect("bind"));
         let six = Listen::new("[::1]:0".parse().expect("an address"));
         let wanted = [unix("b"), free(), Listen { backlog: 7, ..unix("a") }, six, free(), free()];
+        let wanted = Handed::default().wanted(&wanted).expect("nothing is handed over");
         assert_eq!(keep(&there, &wanted), [None, Some(0), Some(1), None, Some(2), None]);
         assert_eq!(keep(&[], &wanted[..1]), [None]);
     }
@@ -292,7 +406,7 @@ mod tests {
     #[test]
     fn a_listener_that_is_kept_becomes_what_is_wanted_and_its_clients_wait_on() {
         let wanted = Listen::new("127.0.0.1:0".parse().expect("an address"));
-        let mut listener = Listener::bind(0, &wanted, None).expect("bind");
+        let mut listener = open(&wanted).expect("bind");
         let Address::Tcp(address) = listener.address else { panic!("a TCP address") };
         let _first = std::net::TcpStream::connect(address).expect("connect");
         let idle = Some(Duration::from_secs(100));
@@ -309,7 +423,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("rpc.sock");
         let before = at(path.clone());
-        let mut listener = Listener::bind(0, &before, None).expect("bind");
+        let mut listener = open(&before).expect("bind");
         let is = || fs::metadata(&path).map(|found| (found.gid(), found.mode() & 0o777)).expect("stat");
         let (born, _) = is();
         let given = |group, mode| {
@@ -351,7 +465,7 @@ mod tests {
     fn the_mode_is_set_and_a_link_for_a_directory_is_refused() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("rpc.sock");
-        let listener = Listener::bind(0, &at(path.clone()), None).expect("bind");
+        let listener = open(&at(path.clone())).expect("bind");
         assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o777, 0o660);
         assert_eq!(listener.queue(), None);
         let link = directory.path().join("link");

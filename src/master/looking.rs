@@ -3,8 +3,6 @@
 //!
 //! However much there is, one answer costs the loop one page.
 
-use std::time::Instant;
-
 use super::Master;
 use super::client::{Client, Unleased};
 use super::events::{Asker, Since};
@@ -23,7 +21,7 @@ const NOBODY: WorkerId = WorkerId(0);
 
 impl Master {
     /// The clients from some place on, as far as one page goes.
-    pub(super) fn clients_page(&self, asked: ClientsAfter, now: Instant) -> Result<Clients, Refusal> {
+    pub(super) fn clients_page(&self, asked: ClientsAfter) -> Result<Clients, Refusal> {
         if let Some(id) = asked.worker.filter(|id| !self.workers.contains_key(id)) {
             return Err(Refusal::new(Code::Refused, format!("there is no worker {id}")));
         }
@@ -32,7 +30,7 @@ impl Master {
         let (mut clients, mut looked_at) = (Vec::new(), 0);
         if from.worker == NOBODY {
             let waiting = self.unleased.iter().skip(from.slot as usize).take(PAGE);
-            clients.extend(waiting.map(|unleased| self.waiting_client(unleased, now)));
+            clients.extend(waiting.map(|unleased| self.waiting_client(unleased)));
             looked_at = clients.len();
             if from.slot as usize + looked_at < self.unleased.len() {
                 let slot = from.slot + looked_at as u32;
@@ -45,7 +43,7 @@ impl Master {
             let end = worker.leases.used().max(begin);
             let until = end.min(begin.saturating_add((PAGE - looked_at) as u32));
             let page = worker.leases.page(begin..until, &worker.desk);
-            clients.extend(page.map(|(client, on_desk)| self.client_status(client, Some(*id), on_desk, now)));
+            clients.extend(page.map(|(client, on_desk)| self.client_status(client, Some(*id), on_desk)));
             looked_at += (until - begin) as usize;
             if until < end {
                 return Ok(Clients { clients, next: Some(Cursor { worker: *id, slot: until }) });
@@ -54,10 +52,10 @@ impl Master {
         Ok(Clients { clients, next: None })
     }
 
-    fn waiting_client(&self, unleased: &Unleased, now: Instant) -> ClientStatus {
+    fn waiting_client(&self, unleased: &Unleased) -> ClientStatus {
         let bytes = (unleased.bytes.unread.len() + unleased.bytes.unsent.len()) as u64;
         let on_desk = OnDesk { active: unleased.times.1, requests: unleased.requests, bytes };
-        self.client_status(&unleased.client, None, on_desk, now)
+        self.client_status(&unleased.client, None, on_desk)
     }
 
     fn client_status(
@@ -65,17 +63,15 @@ impl Master {
         client: &Client,
         worker: Option<WorkerId>,
         OnDesk { active, requests, bytes }: OnDesk,
-        now: Instant,
     ) -> ClientStatus {
         let listener = self.listeners.iter().find(|listener| listener.number == client.listener);
-        let up = now.duration_since(self.started).as_secs();
         let idle = clock::monotonic().saturating_sub(active);
         ClientStatus {
             id: client.id,
             peer: client.peer.to_string(),
             listener: listener.map(|listener| listener.address.to_string()),
             worker,
-            age_seconds: up.saturating_sub(client.since.into()) as f64,
+            age_seconds: clock::monotonic_seconds().saturating_sub(client.since).into(),
             idle_seconds: (idle / 1_000_000) as f64 / 1000.0,
             requests,
             moves: client.moves,

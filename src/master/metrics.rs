@@ -51,6 +51,8 @@ impl Master {
 
     fn write_reloads(&self, text: &mut Text) {
         text.gauge("config_generation", "Number of the configuration in force.", self.generation);
+        let is_stale = u8::from(self.config_stale.is_some());
+        text.gauge("config_stale", "Whether the configuration in force is an older one than the file's.", is_stale);
         let failed = self.last_reload.as_ref().is_some_and(|reload| reload.verdict != Verdict::Applied);
         text.gauge("config_last_reload_successful", "Whether the last reload was applied.", u8::from(!failed));
         text.gauge(
@@ -174,7 +176,7 @@ fn write_durations(text: &mut Text, tally: &Tally) {
     let (mut count, mut bucket) = (0u64, 0);
     for power in SHORTEST..=LONGEST {
         while bucket < BUCKETS && upper(bucket) < 1 << power {
-            count = count.saturating_add(tally.buckets[bucket]);
+            count = count.saturating_add(tally.buckets.get(bucket).copied().unwrap_or_default());
             bucket += 1;
         }
         let le = (1u64 << power) as f64 / 1e9;

@@ -12,15 +12,21 @@
 mod accept;
 mod balance;
 mod blame;
+mod boats;
 mod client;
 mod control;
 mod counts;
 mod error;
 mod events;
+mod handed;
+mod handover;
+mod image;
+mod keep;
 mod leases;
 mod listener;
 mod looking;
 mod metrics;
+mod notify;
 mod reload;
 mod roles;
 mod start;
@@ -28,6 +34,7 @@ mod status;
 mod steer;
 mod supervise;
 mod token;
+mod upgrade;
 mod verbs;
 mod watch;
 mod worker;
@@ -36,6 +43,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 use accept::Gate;
 use blame::Strikes;
 use client::{Addresses, Unleased};
@@ -43,10 +52,18 @@ use control::ControlClients;
 use counts::{Counts, Tally, Totals};
 pub use error::Error;
 use events::{Asker, Events};
+pub use handed::Handed;
+pub use handover::{Inherited, Unusable};
+pub use image::{Resumed, resume};
+use keep::Keeper;
 use listener::{ControlListener, Listener};
+use notify::Notifier;
+pub use notify::say_why;
 use reload::Reload;
 use steer::AskedBalance;
 use token::Token;
+use upgrade::Upgrade;
+pub use upgrade::check_handover;
 use watch::Watch;
 use worker::Worker;
 
@@ -83,6 +100,12 @@ pub struct Setup {
     pub standard_file: PathBuf,
     /// Called once, when the first worker is ready.
     pub announce: Announce,
+    /// The sockets that systemd has bound for it.
+    pub handed: Handed,
+    /// What a master before this one has left.
+    pub inherited: Result<Option<Inherited>, Unusable>,
+    /// Why this is not the configuration of the file.
+    pub config_stale: Option<String>,
 }
 
 /// Runs a master until it is asked to stop.
@@ -97,7 +120,7 @@ pub fn run(setup: Setup) -> Result<(), Error> {
 }
 
 /// A seat among the workers: what stays when its worker is replaced.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Seat {
     /// Workers that were here.
     spawned: u64,
@@ -124,13 +147,19 @@ struct Master {
     reload: Option<Reload>,
     last_reload: Option<LastReload>,
     executable: Executable,
-    /// How many descriptors this process may have.
+    /// Where that was when it was started: there the next one is looked for.
+    executable_path: Option<PathBuf>,
+    /// This process is about to become another program.
+    upgrade: Option<Upgrade>,
+    /// How many descriptors this process may have, beside those for what was handed over.
     descriptors: u64,
+    notifier: Notifier,
     poller: Poller,
     signals: Signals,
     scratch: Scratch,
     control_listener: ControlListener,
     control: ControlClients,
+    handed: Handed,
     listeners: Vec<Listener>,
     /// Numbers of those that are to close when nobody waits there any more.
     leaving: Vec<u32>,
@@ -163,6 +192,10 @@ struct Master {
     /// What workers did that are gone.
     tally: Tally,
     events: Events,
+    /// What the next master is left with, if another one is to come.
+    keeper: Option<Keeper>,
+    /// Why the configuration in force is not that of the file.
+    config_stale: Option<String>,
     /// The level of the log, if it is not the configuration's.
     log_level: Option<LogLevel>,
 }
@@ -172,6 +205,8 @@ impl Master {
     fn serve(&mut self) -> Result<(), Error> {
         let mut events: Vec<Event> = Vec::new();
         let mut readable = Vec::new();
+        // Those who ended while this process became this program.
+        self.reap(Instant::now());
         self.reconcile(Instant::now())?;
         while !self.pool.is_finished() {
             let patience = self.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -196,7 +231,10 @@ impl Master {
             readable.extend(self.leaving.iter().copied());
             self.lease_clients(&readable, now);
             self.set_gate(now);
+            self.keep_manager_informed(now);
             self.answer_waiting(now);
+            self.keep_book();
+            self.upgrade(now);
         }
         Ok(())
     }
@@ -207,22 +245,31 @@ impl Master {
         // The gate was opened in this turn: of a listener where nobody waits no event tells that it can go.
         let leaving = (!self.leaving.is_empty() && self.gate.pause.is_none()).then(Instant::now);
         let (pool, gate, control) = (self.pool.deadline(), self.gate.deadline(), self.control.deadline());
-        [pool, gate, control, self.watch.deadline(), asked_balance, leaving].into_iter().flatten().min()
+        let (watch, notifier) = (self.watch.deadline(), self.notifier.deadline());
+        let upgrade = self.upgrade.as_ref().map(Upgrade::deadline);
+        [pool, gate, control, watch, notifier, asked_balance, leaving, upgrade].into_iter().flatten().min()
     }
 
     fn take_signals(&mut self, now: Instant) {
         for signal in self.signals.take() {
             match signal {
+                Signal::Terminate if self.keeper.is_some() => self.leave(Asker::signal("SIGTERM"), now),
                 Signal::Terminate => self.stop(Asker::signal("SIGTERM"), now),
                 Signal::Interrupt => self.stop(Asker::signal("SIGINT"), now),
                 Signal::Child => self.reap(now),
                 Signal::User1 => self.reopen_log(),
+                Signal::User2 => {
+                    if let Err(refusal) = self.begin_upgrade(Asker::signal("SIGUSR2"), None, now) {
+                        log::warn!("SIGUSR2: {}", refusal.message);
+                    }
+                }
                 Signal::Hangup => {
                     // The verdict is in the log and in the status; nobody waits for it.
                     if let Err(refusal) = self.begin_reload(Asker::signal("SIGHUP"), now)
                         && refusal.code != Code::Rejected
                     {
                         log::warn!("SIGHUP: {}", refusal.message);
+                        self.tell_reloaded(false, now);
                     }
                 }
                 Signal::TerminalInput => self.step(Asker::signal("SIGTTIN"), 1),
@@ -248,6 +295,7 @@ impl Master {
         let sentence = format_args!("{asker}: stopping; {clients} clients get {patience:?} for what is being executed");
         self.events.note(Kind::Stopping, about, sentence);
         self.pool.stop(now + patience);
+        self.tell_stopping(now);
         self.leaving.clear();
         for listener in self.listeners.drain(..) {
             let _ = self.poller.remove(&listener);
@@ -278,6 +326,7 @@ impl Master {
                     Action::Spawn { seat, id, generation } => self.spawn(seat, id, generation, now),
                     Action::Kill { id, why } => self.kill_late(id, why),
                     Action::Drain { id, why, .. } => self.drain_worker(id, &why.to_string()),
+                    Action::Stop { id, .. } if self.is_leaving() => self.tell(id, ToWorker::Drain),
                     Action::Stop { id, by } => self.tell_to_stop(id, by, now),
                     Action::Applied => self.commit_reload(now),
                     Action::RolledBack => {
@@ -309,6 +358,9 @@ impl Master {
 
     /// Leaves nothing behind, then tells those who asked for the end.
     fn close(mut self) {
+        if self.is_leaving() {
+            return self.hand_over();
+        }
         log::info!("stopped");
         drop((self.listeners, self.control_listener));
         self.control.say_stopped(self.counts.killed);

@@ -70,6 +70,7 @@ impl Master {
                 self.events.note(Kind::ReloadBegun, about, sentence);
                 self.pool.reload(target(&reload.config, reload.generation));
                 self.reload = Some(reload);
+                self.tell_reloading(now);
                 Ok(())
             }
             Err(refusal) => {
@@ -133,19 +134,21 @@ impl Master {
     /// Binds what is new, and changes what stays; that is undone if not all can be done.
     fn plan_listeners(&mut self, config: &Config) -> Result<Vec<Planned>, Error> {
         let keepalive = config.limits.tcp_keepalive;
-        let kept = listener::keep(&self.listeners, &config.listen);
+        let wanted = self.handed.wanted(&config.listen)?;
+        let kept = listener::keep(&self.listeners, &wanted);
         let mut planned = Vec::new();
-        for (wanted, kept) in config.listen.iter().zip(&kept) {
+        for (wanted, kept) in wanted.iter().zip(&kept) {
             planned.push(match kept {
                 Some(index) => Planned::Keep(self.listeners[*index].number),
                 None => {
                     self.listener_number += 1;
-                    Planned::New(Box::new(Listener::bind(self.listener_number, wanted, keepalive)?))
+                    let opened = Listener::open(self.listener_number, wanted, &self.handed, keepalive)?;
+                    Planned::New(Box::new(opened))
                 }
             });
         }
-        for (wanted, index) in config.listen.iter().zip(kept).filter_map(|(wanted, kept)| Some((wanted, kept?))) {
-            if let Err(e) = self.listeners[index].adopt(wanted, keepalive) {
+        for (wanted, index) in wanted.iter().zip(kept).filter_map(|(wanted, kept)| Some((wanted, kept?))) {
+            if let Err(e) = self.listeners[index].adopt(wanted.entry, keepalive) {
                 self.restore_listeners();
                 return Err(e);
             }
@@ -158,10 +161,12 @@ impl Master {
 
     /// All listeners are again as the configuration in force has them, which they have been before.
     fn restore_listeners(&mut self) {
-        for (listener, wanted) in self.listeners.iter_mut().zip(&self.config.listen) {
-            warn("restore a listener", listener.adopt(wanted, self.config.limits.tcp_keepalive));
+        // There have been sockets of all names when it was applied, and there are.
+        let wanted = self.handed.wanted(&self.config.listen).unwrap_or_default();
+        for (listener, wanted) in self.listeners.iter_mut().zip(&wanted) {
+            warn("restore a listener", listener.adopt(wanted.entry, self.config.limits.tcp_keepalive));
         }
-        self.leaving = self.listeners.iter().skip(self.config.listen.len()).map(|listener| listener.number).collect();
+        self.leaving = self.listeners.iter().skip(wanted.len()).map(|listener| listener.number).collect();
     }
 
     /// All workers of the new configuration are ready: from now on it is in force.
@@ -173,6 +178,7 @@ impl Master {
             self.change_control(&config.control, now);
         }
         self.exchange_listeners(listeners);
+        self.keep_listeners(now);
         if config.limits.max_clients_per_address != self.config.limits.max_clients_per_address {
             self.addresses = self.count_addresses(&config);
         }
@@ -185,8 +191,10 @@ impl Master {
             // Those of this generation that heard of it, too.
             self.tell_log_level();
         }
+        self.config_stale = None;
         (self.max_clients, self.count_origin) = (max_clients, Origin::Config);
         self.watch_anew(now);
+        self.handed.warn_of_unused(&self.config.listen);
         let took = now.duration_since(began);
         let workers = self.ready_workers().filter(|worker| worker.generation == generation).count() as u32;
         let about = About { generation: Some(generation), workers: Some(workers), ..About::default() };
@@ -225,6 +233,7 @@ impl Master {
             self.counts.applied_at = at;
         }
         self.last_reload = Some(LastReload { at, verdict, message });
+        self.tell_reloaded(verdict != Verdict::Rejected, Instant::now());
     }
 
     /// New listeners are watched, and those that are not wanted any more go when nobody waits there any more. The first ones

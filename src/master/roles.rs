@@ -100,6 +100,19 @@ impl Roles {
         Err(Refusal::new(Code::Forbidden, format!("{what} needs {}", self.who_has(role))))
     }
 
+    /// Lets root and the daemon's user pass, who can run any program as the daemon anyway.
+    ///
+    /// # Errors
+    /// `forbidden`.
+    pub(super) fn need_owner(&self, who: &Peer) -> Result<(), Refusal> {
+        let uid = who.credentials.uid;
+        if uid == 0 || uid == self.user.uid {
+            return Ok(());
+        }
+        let owner = if self.user.uid == 0 { String::new() } else { format!(" or {}", self.user.name) };
+        Err(Refusal::new(Code::Forbidden, format!("choosing the program needs root{owner}")))
+    }
+
     /// Those who have this role, in words.
     fn who_has(&self, role: Role) -> String {
         let User { name, uid } = &self.user;

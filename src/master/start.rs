@@ -1,7 +1,7 @@
 //! How a master comes to be, and how much it can have.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::accept::Gate;
 use super::blame::Strikes;
@@ -9,18 +9,22 @@ use super::client::Addresses;
 use super::control::{ControlClients, MOST_CONTROL_CLIENTS};
 use super::counts::{Counts, Tally};
 use super::events::Events;
-use super::listener::{ControlListener, Listener};
+use super::handed::Handed;
+use super::handover::{Inherited, Unusable};
+use super::keep::{self, Keeper};
+use super::listener::{self, ControlListener, Listener};
+use super::notify::Notifier;
 use super::roles::Roles;
 use super::watch::Watch;
 use super::{Error, Master, Setup, Token};
 use crate::channel::Scratch;
-use crate::config::{Config, Count};
+use crate::config::{Config, Count, Listen};
 use crate::desk::Layout;
 use crate::pool::dispatch::Dispatcher;
 use crate::pool::rebalance::Rebalancer;
 use crate::pool::{Pool, Target};
 use crate::proto::control::{Origin, places};
-use crate::proto::names::Generation;
+use crate::proto::names::{Generation, WorkerId};
 use crate::sys::poll::{Interest, Poller};
 use crate::sys::process::{self, Executable};
 use crate::sys::signal::{Signal, Signals};
@@ -34,6 +38,9 @@ const OWN_DESCRIPTORS: u64 = 20;
 /// A worker's channel and desk, and those of its successor while it is being replaced.
 const WORKER_DESCRIPTORS: u64 = 4;
 
+/// A socket that was handed over, and the copy of it that its listener has.
+const DESCRIPTORS_PER_HANDED: u64 = 2;
+
 /// Most clients that `auto` comes to.
 const MOST_CLIENTS: u64 = 1_000_000;
 
@@ -43,9 +50,19 @@ const BATCH: usize = 256;
 impl Master {
     /// Opens, binds and catches all that it needs; no worker is started yet.
     pub(super) fn new(setup: Setup) -> Result<Master, Error> {
-        let Setup { name, version, config, config_keys, config_file, standard_file, announce } = setup;
+        let Setup { name, version, mut config, mut config_keys, config_file, standard_file, announce, handed, .. } =
+            setup;
+        let mut config_stale = setup.config_stale;
+        let (inherited, unusable) = match setup.inherited {
+            Ok(inherited) => (inherited, Vec::new()),
+            Err(Unusable { why, names }) => {
+                log::error!("what the daemon before left cannot be used, and its clients are closed: {why}");
+                (None, names)
+            }
+        };
         let started = Instant::now();
         let descriptors = fd::raise_limit().map_err(Error::system("read the limit of descriptors"))?;
+        let descriptors = descriptors.saturating_sub(DESCRIPTORS_PER_HANDED * handed.count() as u64);
         let limits = client_limits(&config, worker_count(config.workers.count), descriptors)?;
         limits.warn_if_lowered();
         let applied_at = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
@@ -55,17 +72,45 @@ impl Master {
             Signal::Interrupt,
             Signal::Child,
             Signal::User1,
+            Signal::User2,
             Signal::Hangup,
             Signal::TerminalInput,
             Signal::TerminalOutput,
         ])
         .map_err(Error::system("catch signals"))?;
         let poller = Poller::new(BATCH).map_err(Error::system("make a poller"))?;
-        let control_listener = open_control(&name, &config)?;
         let keepalive = config.limits.tcp_keepalive;
-        let bind = |(number, wanted)| Listener::bind(number, wanted, keepalive);
-        let listeners: Vec<Listener> = (1..).zip(&config.listen).map(bind).collect::<Result<_, _>>()?;
+        let is_new = inherited.is_none();
+        let (mut keeper, mut left, mut kept, mut listener_number) = (None, None, Vec::new(), 0);
+        let last = inherited.as_ref().and_then(Inherited::last_for_clients);
+        let mut living = None;
+        if let Some(Inherited { handover, kept: has, unpacked, listeners, living: goes_on }) = inherited {
+            listener_number = handover.listener_number;
+            let numbers = listeners.iter().map(|(record, _)| record.number).collect();
+            keeper = has.map(|(book, boats)| Keeper::over(boats, book, numbers));
+            living = goes_on;
+            kept = listeners.into_iter().filter_map(|(record, socket)| Listener::kept(&record, socket).ok()).collect();
+            left = Some((handover, unpacked));
+        } else if keep::is_wanted() {
+            keeper = Some(Keeper::new(limits.clients).map_err(Error::system("make boats"))?);
+        }
+        let generation = Generation(left.as_ref().map_or(0, |(handover, _)| handover.last_generation) + 1);
+        let next_worker = left.as_ref().map_or(WorkerId(1), |(handover, _)| handover.next_worker);
+        let opened = match (open_new(&config.listen, &handed, &kept, &mut listener_number, keepalive), last) {
+            (Err(e), Some(last)) => {
+                config_stale = Some(e.to_string());
+                (config, config_keys) = (last.config, last.keys);
+                open_new(&config.listen, &handed, &kept, &mut listener_number, keepalive)?
+            }
+            (opened, _) => opened?,
+        };
+        let (listeners, leaving) = join_listeners(&config.listen, &handed, kept, opened, keepalive)?;
+        handed.warn_of_unused(&config.listen);
 
+        let control_listener = match living.as_mut().and_then(|living| living.control.take()) {
+            Some(control) => control,
+            None => open_control(&name, &config)?,
+        };
         let watch = Error::system("watch a descriptor");
         poller.add(&signals, Token::Signals.into(), Interest::Read).map_err(&watch)?;
         poller.add(&control_listener, Token::Control.into(), Interest::Read).map_err(&watch)?;
@@ -78,16 +123,17 @@ impl Master {
         let user = process::user();
         // Its name is for people only.
         let user = User::of(user).unwrap_or_else(|_| User { name: user.to_string(), uid: user });
+        // They were held back while this process became this program, if it was another one.
+        process::unblock_signals();
         let seed = clock::monotonic() ^ u64::from(std::process::id()) << 32;
-        let generation = Generation(1);
-        Ok(Master {
-            pool: Pool::new(target(&config, generation), started, seed),
+        let mut master = Master {
+            pool: Pool::new(target(&config, generation), started, seed).beginning_with(next_worker),
             dispatcher: Dispatcher::new(config.workers.dispatch),
             addresses: Addresses::new(config.limits.max_clients_per_address, [].iter()),
             control: ControlClients::new(control_clients(descriptors) as usize, Roles::new(user, &config.control)),
             layout: Layout::new(limits.slots, config.limits.max_frame),
             max_clients: limits.clients,
-            listener_number: listeners.len() as u32,
+            listener_number,
             name,
             version,
             config,
@@ -95,19 +141,23 @@ impl Master {
             config_file,
             standard_file,
             announce: Some(announce),
-            started,
+            started: living.as_ref().map_or(started, |living| living.started),
             generation,
             last_generation: generation,
             reload: None,
             last_reload: None,
             executable,
+            executable_path: process::program_path(),
+            upgrade: None,
             descriptors,
+            notifier: Notifier::from_environment(started),
             poller,
             signals,
             scratch: Scratch::default(),
             control_listener,
+            handed,
             listeners,
-            leaving: Vec::new(),
+            leaving,
             gate: Gate::new(),
             is_drained: false,
             count_origin: Origin::Config,
@@ -126,8 +176,65 @@ impl Master {
             tally: Tally::default(),
             events: Events::default(),
             log_level: None,
-        })
+            keeper,
+            config_stale,
+        };
+        if let Some((handover, unpacked)) = left {
+            master.take_over(handover, unpacked);
+        }
+        if let Some(living) = living {
+            master.go_on(living, started).map_err(&watch)?;
+        }
+        unusable.iter().for_each(|name| master.notifier.drop_stored(name, started));
+        master.store_all(is_new, started);
+        Ok(master)
     }
+}
+
+/// For each listener of a configuration the one that is new, or nothing where a master before has left one.
+fn open_new(
+    entries: &[Listen],
+    handed: &Handed,
+    kept: &[Listener],
+    number: &mut u32,
+    keepalive: Option<Duration>,
+) -> Result<Vec<Option<Listener>>, Error> {
+    let wanted = handed.wanted(entries)?;
+    let places = listener::keep(kept, &wanted);
+    let mut open = |(wanted, place): (_, Option<usize>)| match place {
+        Some(_) => Ok(None),
+        None => {
+            *number += 1;
+            Listener::open(*number, wanted, handed, keepalive).map(Some)
+        }
+    };
+    wanted.iter().zip(places).map(&mut open).collect()
+}
+
+/// All listeners, in the order of the configuration; behind them those that were left and are not wanted any more, whose
+/// numbers are told.
+fn join_listeners(
+    entries: &[Listen],
+    handed: &Handed,
+    kept: Vec<Listener>,
+    opened: Vec<Option<Listener>>,
+    keepalive: Option<Duration>,
+) -> Result<(Vec<Listener>, Vec<u32>), Error> {
+    let wanted = handed.wanted(entries)?;
+    let places = listener::keep(&kept, &wanted);
+    let mut kept: Vec<Option<Listener>> = kept.into_iter().map(Some).collect();
+    let mut listeners = Vec::new();
+    for ((wanted, place), opened) in wanted.iter().zip(places).zip(opened) {
+        if let Some(mut listener) = place.and_then(|index| kept[index].take()) {
+            listener.adopt(wanted.entry, keepalive)?;
+            listeners.push(listener);
+        }
+        listeners.extend(opened);
+    }
+    let rest: Vec<Listener> = kept.into_iter().flatten().collect();
+    let leaving = rest.iter().map(|listener| listener.number).collect();
+    listeners.extend(rest);
+    Ok((listeners, leaving))
 }
 
 /// What the pool is to bring about.

@@ -44,6 +44,7 @@ impl Master {
             count_origin: self.count_origin,
             reloading: self.reload.is_some(),
             last_reload: self.last_reload.clone(),
+            config_stale: self.config_stale.clone(),
             deaths_total: self.counts.deaths.total(),
             stalls_total: self.counts.stalls,
             reruns_total: self.counts.reruns,

@@ -12,7 +12,7 @@ use crate::proto::control::{About, Code, Kind, MovedLoad, Origin, Refusal, Relea
 use crate::proto::names::WorkerId;
 
 /// Most workers.
-const MOST_WORKERS: u32 = 256;
+pub(super) const MOST_WORKERS: u32 = 256;
 
 /// A rebalancing that was asked for: who is being watched.
 #[derive(Debug)]

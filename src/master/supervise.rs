@@ -38,7 +38,9 @@ impl Master {
 
     /// A process has ended. As PID 1 of a container that may be anybody.
     fn take_death(&mut self, pid: u32, exit: Exit, written: Option<u64>, now: Instant) {
-        let Some(id) = self.workers.values().find(|worker| worker.pid == pid).map(|worker| worker.id) else { return };
+        let Some(id) = self.workers.values().find(|worker| worker.pid == pid).map(|worker| worker.id) else {
+            return self.candidate_ended(pid, exit, now);
+        };
         // Its last words, which its death did not take away.
         while self.hear_one(id, now) {}
         let Some(mut worker) = self.workers.remove(&id) else { return };
@@ -46,6 +48,9 @@ impl Master {
         let seat = self.seat(worker.seat);
         seat.totals = seat.totals.plus(&worker);
         self.tally.add(&worker.desk.header(), &worker.methods);
+        if self.is_leaving() {
+            return self.keep_wreck(worker, written, now);
+        }
         let failure = worker.failure.take();
         let has_answered = worker.desk.header().requests() > 0;
         let (name, about, index) = (worker.name(), worker.about(), worker.seat);
@@ -98,7 +103,7 @@ impl Master {
         let mut movers = Vec::with_capacity(recovered.len());
         for recovered in recovered {
             match recovered {
-                Ok(unleased) if self.pool.is_stopping() => self.forget(unleased.client),
+                Ok(unleased) if self.pool.is_stopping() && !self.is_leaving() => self.forget(unleased.client),
                 Ok(mut unleased) => {
                     unleased.client.moves = unleased.client.moves.saturating_add(1);
                     movers.push(unleased);
@@ -185,6 +190,8 @@ impl Master {
             ToMaster::Closed(slots) => {
                 self.take_done(id, &slots, |worker, slot| worker.leases.closed(slot, &worker.desk))
             }
+            // What it gives up is the next master's.
+            ToMaster::Freed(_) if self.is_leaving() => {}
             ToMaster::Freed(slots) => {
                 self.take_done(id, &slots, |worker, slot| worker.leases.freed(slot, &worker.desk))
             }
@@ -236,6 +243,7 @@ impl Master {
             let sentence = format_args!("{} {} serves on {}", self.name, self.version, addresses.join(", "));
             self.events.note(Kind::Started, About::default(), sentence);
             announce(&addresses);
+            self.tell_ready(now);
         }
     }
 
@@ -253,9 +261,11 @@ impl Master {
             slots: self.layout.slots(),
             longest: self.layout.max_frame(),
             quarantined: self.strikes.quarantined().to_vec(),
+            boats: self.keeper.as_ref().map_or(0, |keeper| keeper.boats.ends().len() as u32),
             settings: Settings { log, ..settings(config, id) },
         };
-        let spawned = Worker::spawn(&self.executable, start, self.layout, now).and_then(|worker| {
+        let boats = self.keeper.iter().flat_map(|keeper| keeper.boats.descriptors()).collect();
+        let spawned = Worker::spawn(&self.executable, start, boats, self.layout, now).and_then(|worker| {
             self.poller.add(&worker.channel, Token::Worker(id).into(), Interest::Read).map(|()| worker)
         });
         match spawned {
@@ -353,6 +363,7 @@ fn settings(config: &Config, id: WorkerId) -> Settings {
         frame_timeout: limits.frame_timeout,
         send_timeout: limits.send_timeout,
         request_timeout: limits.request_timeout,
+        restart_grace: limits.restart_grace,
         worn_at: max_requests.map(|most| worn_at(most, id)),
         max_requests,
         log: config.log.clone(),

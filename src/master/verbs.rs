@@ -11,7 +11,7 @@ use super::events::Asker;
 use super::roles::Role;
 use crate::proto::control::{
     Code, Drain, EventsAfter, Hold, Kick, Kind, MAX_WAIT, Metrics, Rebalance, Rebalanced, Recycle, Refusal, Scale,
-    SetLogLevel, Settled, Verb, Version,
+    SetLogLevel, Settled, UpgradeTo, Upgraded, Verb, Version,
 };
 use crate::proto::names::WorkerId;
 use crate::proto::rpc::{NULL, Request};
@@ -33,6 +33,10 @@ pub(super) enum Waits {
     Deserted,
     /// The rebalancing has been done.
     Rebalanced,
+    /// This process is another program, or will not be.
+    Upgraded,
+    /// It is, and all workers are of it.
+    Renewed,
     /// Something has happened after this one, or the time is up.
     Event { after: u64, until: Instant },
 }
@@ -139,7 +143,7 @@ impl Master {
                 Waits::Rebalanced
             }
             Verb::Clients => {
-                client.reply(asked.verb, &self.clients_page(asked.params_or_default()?, now)?);
+                client.reply(asked.verb, &self.clients_page(asked.params_or_default()?)?);
                 return Ok(None);
             }
             Verb::Kick => {
@@ -169,6 +173,14 @@ impl Master {
                 client.reply(asked.verb, &self.log_level(asker, asked.params_or_default()?));
                 return Ok(None);
             }
+            Verb::Upgrade => {
+                let UpgradeTo { binary } = asked.params_or_default()?;
+                if binary.is_some() {
+                    self.control.roles.need_owner(&client.peer)?;
+                }
+                self.begin_upgrade(asker, binary, now)?;
+                Waits::Upgraded
+            }
             Verb::Metrics => {
                 asked.no_params()?;
                 client.reply(asked.verb, &Metrics { text: self.metrics(now) });
@@ -189,6 +201,8 @@ impl Master {
             return;
         }
         let (settled, is_stopping, is_drained) = (self.settled(), self.pool.is_stopping(), self.is_drained);
+        let Settled { workers, clients } = settled;
+        let upgraded = Upgraded { version: self.version.to_owned(), workers, clients };
         for (number, waits) in waiting {
             let (verb, is_so) = match waits {
                 Waits::Stopped => continue,
@@ -199,6 +213,9 @@ impl Master {
                 Waits::Emptied(id) => (Verb::Hold, self.workers.get(&id).is_none_or(|w| w.leases.clients() == 0)),
                 Waits::Deserted => (Verb::Drain, self.clients == 0 || !is_drained),
                 Waits::Rebalanced => (Verb::Rebalance, moves.is_some()),
+                // Its answer is there already, or comes from that program.
+                Waits::Upgraded => (Verb::Upgrade, false),
+                Waits::Renewed => (Verb::Upgrade, self.pool.is_settled()),
                 Waits::Event { after, until } => (Verb::Events, until <= now || after != self.events.last()),
             };
             // Events are told to the last.
@@ -221,6 +238,7 @@ impl Master {
                 _ if is_stopping => client.refuse(Code::Refused, "the daemon is stopping"),
                 (Waits::Deserted, _) if !is_drained => client.refuse(Code::Refused, "clients are accepted again"),
                 (Waits::Rebalanced, Some(moves)) => client.reply(verb, &Rebalanced { moves: moves.clone() }),
+                (Waits::Renewed, _) => client.reply(verb, &upgraded),
                 _ => client.reply(verb, &settled),
             };
             self.answer_late(number, answer, now);

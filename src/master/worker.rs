@@ -68,14 +68,21 @@ pub(super) struct Pulse {
 
 impl Worker {
     /// Runs a worker and tells it who it is. What it says comes by its channel.
-    pub(super) fn spawn(executable: &Executable, start: Start, layout: Layout, now: Instant) -> io::Result<Worker> {
+    pub(super) fn spawn(
+        executable: &Executable,
+        start: Start,
+        boats: Vec<BorrowedFd<'_>>,
+        layout: Layout,
+        now: Instant,
+    ) -> io::Result<Worker> {
         let desk = MasterDesk::new(layout)?;
         let (mut channel, theirs) = Channel::pair()?;
         let (id, seat, generation) = (start.worker, start.seat as usize, start.generation);
         let arguments = ["worker".to_owned(), id.to_string()];
         let name = start.name.clone();
         // First of all, so that a worker that runs finds it there.
-        channel.send(&ToWorker::Start(Box::new(start)), &[desk.file().as_fd()])?;
+        let descriptors: Vec<BorrowedFd<'_>> = std::iter::once(desk.file().as_fd()).chain(boats).collect();
+        channel.send(&ToWorker::Start(Box::new(start)), &descriptors)?;
         let pid = executable.spawn(&name, &arguments, theirs)?;
         Ok(Worker {
             id,
@@ -97,6 +104,42 @@ impl Worker {
             is_watched: false,
             unsaid: VecDeque::new(),
         })
+    }
+
+    /// One that this process has since before it became this program.
+    pub(super) fn again(
+        (id, pid, seat, generation): (WorkerId, u32, usize, Generation),
+        channel: Channel<ToWorker, ToMaster>,
+        desk: MasterDesk,
+        leases: Leases,
+        methods: Vec<MethodName>,
+        started: Instant,
+    ) -> Worker {
+        Worker {
+            id,
+            pid,
+            seat,
+            generation,
+            started,
+            channel,
+            desk,
+            leases,
+            methods,
+            failure: None,
+            pulse: Pulse::default(),
+            killed_for: None,
+            is_timed_out: false,
+            is_unneeded: false,
+            is_full: false,
+            full_at: None,
+            is_watched: false,
+            unsaid: VecDeque::new(),
+        }
+    }
+
+    /// Whether it has been told all that it is to hear.
+    pub(super) fn is_told_all(&self) -> bool {
+        self.unsaid.is_empty()
     }
 
     /// An event of it.

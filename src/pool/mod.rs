@@ -124,6 +124,40 @@ impl Pool {
         }
     }
 
+    /// The same pool, whose next worker is this one at the earliest: others had the numbers before.
+    #[must_use]
+    pub fn beginning_with(mut self, next: WorkerId) -> Pool {
+        self.next = self.next.max(next);
+        self
+    }
+
+    /// A worker that serves, or is held, since before this pool was.
+    pub fn adopt(&mut self, id: WorkerId, seat: usize, generation: Generation, is_held: bool, now: Instant) {
+        let state = if is_held { State::Held { since: now } } else { State::Ready { since: now } };
+        let member = Member {
+            id,
+            seat,
+            generation,
+            state,
+            is_stalled: false,
+            kill_by: None,
+            spent: None,
+            old_at: None,
+            is_extra: false,
+        };
+        let place = self.members.partition_point(|other| other.id < id);
+        self.members.insert(place, member);
+        self.next = self.next.max(WorkerId(id.0 + 1));
+        self.seats.resize_with(self.seats.len().max(seat + 1), Default::default);
+        self.ever_ready = true;
+    }
+
+    /// The next worker's id.
+    #[must_use]
+    pub fn next(&self) -> WorkerId {
+        self.next
+    }
+
     /// What is wanted. During a roll it is the new generation.
     #[must_use]
     pub fn target(&self) -> &Target {

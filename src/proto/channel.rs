@@ -4,8 +4,8 @@
 //! with every client, JSON for what happens once.
 //!
 //! ```text
-//! to the worker    1 Start   JSON + the desk's descriptor        first, once
-//!                  2 Lease   records of 40 bytes + as many descriptors, in that order; at most 253
+//! to the worker    1 Start   JSON + the desk's descriptor        first, once; and those of boats, if there are any
+//!                  2 Lease   records of 48 bytes + as many descriptors, in that order; at most 253
 //!                  3 Reopen  -                                    open the log file again
 //!                  4 Stop    JSON                                 finish, close every client, exit
 //!                  5 Look    -                                    some of your leases were taken: free them
@@ -20,7 +20,8 @@
 //!                  5 Room    -                                    it picked up leases, as the desk asked to be told
 //!                  6 Worn    -                                    it has answered nearly as much as it is to
 //!
-//! lease record     client u64 | slot u32 | generation u32 | order u8 | family u8 | port u16 | 0 u32 | 16 bytes
+//! lease record     client u64 | slot u32 | generation u32 | order u8 | family u8 | port u16 | moves u32 | 16 bytes |
+//!                  listener u32 | since u32
 //!                  order 0, 1, 2: little, big, auto
 //!                  family 4, 6: the address · family 1: pid, uid, gid, 0 as u32 each
 //! ```
@@ -44,6 +45,9 @@ pub const MAX_LEASES: usize = 253;
 
 /// Longest datagram that either side takes, in bytes.
 pub const MAX_MESSAGE: usize = 64 * 1024;
+
+/// Most boats.
+pub const MAX_BOATS: usize = 64;
 
 /// Most slots that one `Closed` or `Freed` names.
 pub const MAX_SLOTS: usize = 4096;
@@ -107,6 +111,8 @@ pub struct Start {
     pub longest: u32,
     /// Methods that are not run.
     pub quarantined: Vec<String>,
+    /// How many boats there are, at most [`MAX_BOATS`]; their descriptors come behind that of the desk.
+    pub boats: u32,
     /// The rules.
     pub settings: Settings,
 }
@@ -126,6 +132,8 @@ pub struct Settings {
     pub send_timeout: Option<Duration>,
     /// How long one request may execute before the worker is killed; methods are told when that will be.
     pub request_timeout: Option<Duration>,
+    /// How long a request may go on executing once the master is gone, before the worker packs its clients.
+    pub restart_grace: Duration,
     /// After so many requests the worker says [`ToMaster::Worn`], and goes on.
     pub worn_at: Option<u64>,
     /// After so many it answers no more: it gives up every lease and exits.
@@ -217,6 +225,12 @@ pub struct Lease {
     pub order: OrderRule,
     /// Who it is.
     pub peer: Peer,
+    /// How often it was leased again: of two leases of a client the one with more is the later one.
+    pub moves: u32,
+    /// The number of the listener where it connected.
+    pub listener: u32,
+    /// When it connected, in seconds of CLOCK_MONOTONIC.
+    pub since: u32,
 }
 
 /// The worker can serve.
@@ -321,7 +335,7 @@ impl Message for ToWorker {
 
     fn descriptors(&self) -> usize {
         match self {
-            ToWorker::Start(_) => 1,
+            ToWorker::Start(start) => 1 + start.boats as usize,
             ToWorker::Lease(leases) => leases.len(),
             ToWorker::Reopen
             | ToWorker::Stop(_)
@@ -366,9 +380,17 @@ impl Message for ToMaster {
 }
 
 /// Bytes of a lease record.
-const LEASE: usize = 40;
+const LEASE: usize = 48;
 
 impl Lease {
+    /// One of those in a datagram, by its place. For who may not allocate.
+    pub(super) fn nth(datagram: &[u8], index: usize) -> Option<Lease> {
+        let (2, records) = datagram.split_first().map(|(kind, body)| (*kind, body.as_chunks::<LEASE>().0))? else {
+            return None;
+        };
+        Lease::decode(records.get(index)?).ok()
+    }
+
     fn encode(&self, out: &mut Vec<u8>) {
         let (family, port, address) = match self.peer {
             Peer::V4 { address, port } => {
@@ -388,15 +410,12 @@ impl Lease {
         out.extend_from_slice(&self.client.0.to_le_bytes());
         out.extend_from_slice(&self.slot.to_le_bytes());
         out.extend_from_slice(&self.generation.to_le_bytes());
-        let order = match self.order {
-            OrderRule::Little => 0,
-            OrderRule::Big => 1,
-            OrderRule::Auto => 2,
-        };
-        out.extend_from_slice(&[order, family]);
+        out.extend_from_slice(&[order_number(self.order), family]);
         out.extend_from_slice(&port.to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&self.moves.to_le_bytes());
         out.extend_from_slice(&address);
+        out.extend_from_slice(&self.listener.to_le_bytes());
+        out.extend_from_slice(&self.since.to_le_bytes());
     }
 
     fn decode(record: &[u8; LEASE]) -> Result<Lease, Malformed> {
@@ -406,40 +425,54 @@ impl Lease {
         let generation = u32::from_le_bytes(take(&mut rest)?);
         let [order, family] = take(&mut rest)?;
         let port = u16::from_le_bytes(take(&mut rest)?);
-        let [_, _, _, _] = take(&mut rest)?;
-        let order = match order {
-            0 => OrderRule::Little,
-            1 => OrderRule::Big,
-            2 => OrderRule::Auto,
-            _ => return Err(Malformed("unknown byte order")),
-        };
+        let moves = u32::from_le_bytes(take(&mut rest)?);
+        let order = order_of(order)?;
+        let mut address: &[u8] = &take::<16>(&mut rest)?;
         let peer = match family {
-            4 => Peer::V4 { address: Ipv4Addr::from(take::<4>(&mut rest)?), port },
-            6 => Peer::V6 { address: Ipv6Addr::from(take::<16>(&mut rest)?), port },
+            4 => Peer::V4 { address: Ipv4Addr::from(take::<4>(&mut address)?), port },
+            6 => Peer::V6 { address: Ipv6Addr::from(take::<16>(&mut address)?), port },
             1 => Peer::Unix {
-                pid: u32::from_le_bytes(take(&mut rest)?),
-                uid: u32::from_le_bytes(take(&mut rest)?),
-                gid: u32::from_le_bytes(take(&mut rest)?),
+                pid: u32::from_le_bytes(take(&mut address)?),
+                uid: u32::from_le_bytes(take(&mut address)?),
+                gid: u32::from_le_bytes(take(&mut address)?),
             },
             _ => return Err(Malformed("unknown address family")),
         };
-        Ok(Lease { client: ClientId(client), slot, generation, order, peer })
+        let (listener, since) = (u32::from_le_bytes(take(&mut rest)?), u32::from_le_bytes(take(&mut rest)?));
+        Ok(Lease { client: ClientId(client), slot, generation, order, peer, moves, listener, since })
     }
 }
 
-fn take<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N], Malformed> {
+pub(super) fn order_number(order: OrderRule) -> u8 {
+    match order {
+        OrderRule::Little => 0,
+        OrderRule::Big => 1,
+        OrderRule::Auto => 2,
+    }
+}
+
+pub(super) fn order_of(number: u8) -> Result<OrderRule, Malformed> {
+    match number {
+        0 => Ok(OrderRule::Little),
+        1 => Ok(OrderRule::Big),
+        2 => Ok(OrderRule::Auto),
+        _ => Err(Malformed("unknown byte order")),
+    }
+}
+
+pub(super) fn take<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N], Malformed> {
     let (head, rest) = bytes.split_first_chunk::<N>().ok_or(Malformed("too short"))?;
     *bytes = rest;
     Ok(*head)
 }
 
-fn json(kind: u8, body: &impl Serialize, out: &mut Vec<u8>) {
+pub(super) fn json(kind: u8, body: &impl Serialize, out: &mut Vec<u8>) {
     out.push(kind);
     // A Vec takes everything, and none of these types has a map with keys that are not strings.
     serde_json::to_writer(out, body).expect("plain data is written as JSON");
 }
 
-fn from_json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Malformed> {
+pub(super) fn from_json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Malformed> {
     serde_json::from_slice(body).map_err(|_| Malformed("not the JSON expected"))
 }
 
@@ -477,8 +510,9 @@ mod tests {
             Peer::V6 { address: Ipv6Addr::LOCALHOST, port: 1 },
             Peer::Unix { pid: 1, uid: u32::MAX, gid: 3 },
         ];
+        let (client, order) = (ClientId(1 << 40), OrderRule::Auto);
         let leases =
-            peers.map(|peer| Lease { client: ClientId(1 << 40), slot: 7, generation: 9, order: OrderRule::Auto, peer });
+            peers.map(|peer| Lease { client, slot: 7, generation: 9, order, peer, moves: 3, listener: 2, since: 99 });
         round(&ToWorker::Lease(leases.to_vec()));
         round(&ToWorker::Reopen);
         round(&ToWorker::Stop(Stop { within: Duration::from_millis(1500) }));

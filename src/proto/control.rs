@@ -24,6 +24,7 @@
 //! | `config` | none | [`Effective`] | readers |
 //! | `check` | none | [`Checked`], or `rejected` as by `reload` | readers |
 //! | `log-level` | [`SetLogLevel`] | [`LogLevelInForce`] | readers; with a level, admins |
+//! | `upgrade` | [`UpgradeTo`] | [`Upgraded`], when all workers are of the new program | who may change; with `binary` root and the daemon's user |
 //! | `metrics` | none | [`Metrics`] | readers |
 //!
 //! Admins are root, the daemon's user and members of `[control] admin-group`; readers are these, members of `read-group` and,
@@ -99,11 +100,13 @@ pub enum Verb {
     LogLevel,
     /// All figures, as Prometheus reads them.
     Metrics,
+    /// Become another program.
+    Upgrade,
 }
 
 impl Verb {
     /// All of them.
-    pub const ALL: [Verb; 18] = [
+    pub const ALL: [Verb; 19] = [
         Verb::Status,
         Verb::Version,
         Verb::Stop,
@@ -122,6 +125,7 @@ impl Verb {
         Verb::Check,
         Verb::LogLevel,
         Verb::Metrics,
+        Verb::Upgrade,
     ];
 
     /// Its name on the wire.
@@ -146,6 +150,7 @@ impl Verb {
             Verb::Check => "check",
             Verb::LogLevel => "log-level",
             Verb::Metrics => "metrics",
+            Verb::Upgrade => "upgrade",
         }
     }
 
@@ -314,6 +319,26 @@ pub struct MovedLoad {
     pub load: f64,
 }
 
+/// Params of `upgrade`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpgradeTo {
+    /// The program; without it the one at the path that the daemon was started from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binary: Option<PathBuf>,
+}
+
+/// The daemon is another program now, and so are its workers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upgraded {
+    /// Its version.
+    pub version: String,
+    /// Workers that are ready.
+    pub workers: u32,
+    /// Clients there are.
+    pub clients: u64,
+}
+
 /// All figures.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Metrics {
@@ -392,6 +417,8 @@ pub struct Status {
     pub reloading: bool,
     /// How the last reload ended.
     pub last_reload: Option<LastReload>,
+    /// Why the configuration in force is not that of the file, as it was when the daemon was restarted.
+    pub config_stale: Option<String>,
     /// Workers that ended without being asked to.
     pub deaths_total: u64,
     /// Times that a worker was stuck for longer than `stall-timeout`.

@@ -44,7 +44,7 @@ impl fmt::Display for Generation {
 ///
 /// Smaller than [`SocketAddr`] (20 bytes, not 32) because master and worker keep one a client.
 /// The scope of a link-local IPv6 address is not kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Peer {
     /// A TCP client over IPv4.
     V4 {
@@ -84,10 +84,12 @@ impl Peer {
 }
 
 impl From<SocketAddr> for Peer {
+    /// An IPv4 client of a listener for both families is an IPv4 client, and not what ipv6(7) calls it there.
     fn from(address: SocketAddr) -> Peer {
-        match address {
-            SocketAddr::V4(a) => Peer::V4 { address: *a.ip(), port: a.port() },
-            SocketAddr::V6(a) => Peer::V6 { address: *a.ip(), port: a.port() },
+        let port = address.port();
+        match address.ip().to_canonical() {
+            IpAddr::V4(address) => Peer::V4 { address, port },
+            IpAddr::V6(address) => Peer::V6 { address, port },
         }
     }
 }

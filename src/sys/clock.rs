@@ -2,6 +2,12 @@
 
 use nix::time::{ClockId, clock_gettime};
 
+/// Full seconds of `CLOCK_MONOTONIC`: the machine has not been up for the 136 years that they suffice for.
+#[must_use]
+pub fn monotonic_seconds() -> u32 {
+    (monotonic() / 1_000_000_000) as u32
+}
+
 /// Nanoseconds of `CLOCK_MONOTONIC` (clock_gettime(2)): comparable between processes, hence fit for a desk.
 #[must_use]
 pub fn monotonic() -> u64 {

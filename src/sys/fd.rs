@@ -25,6 +25,14 @@ pub fn open() -> Option<u64> {
     std::fs::metadata("/proc/self/fd").ok().map(|folder| folder.len()).filter(|count| *count > 0)
 }
 
+/// A pipe: what is written into the second end comes out of the first.
+///
+/// # Errors
+/// Those of pipe2(2).
+pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?)
+}
+
 /// Takes standard input away from whoever would read it: the descriptor, close-on-exec, with /dev/null in
 /// its place. It is where a worker finds its channel.
 ///

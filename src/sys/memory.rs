@@ -30,6 +30,23 @@ pub fn sealed_file(name: &CStr, length: u64) -> io::Result<File> {
     Ok(file)
 }
 
+/// A file in memory, empty and growing with what is written.
+///
+/// # Errors
+/// Those of memfd_create(2).
+pub fn plain_file(name: &CStr) -> io::Result<File> {
+    Ok(File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC)?))
+}
+
+/// Whether a file is one of [`sealed_file`], of this length.
+///
+/// # Errors
+/// Those of fcntl(2) and fstat(2): EINVAL for a file that is none in memory.
+pub fn is_sealed(file: &File, length: u64) -> io::Result<bool> {
+    let seals = SealFlag::from_bits_retain(fcntl(file, FcntlArg::F_GET_SEALS)?);
+    Ok(seals.contains(SealFlag::F_SEAL_SHRINK) && file.metadata()?.len() == length)
+}
+
 /// Gives the memory behind some bytes of the file back; they read as zeros from then on.
 ///
 /// # Errors

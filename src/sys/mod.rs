@@ -5,8 +5,11 @@
 
 pub mod clock;
 pub mod fd;
+pub mod inherited;
 pub mod ledger;
+pub mod lifeboat;
 pub mod memory;
+pub mod notify;
 pub mod poll;
 pub mod process;
 pub mod signal;

@@ -116,6 +116,17 @@ impl Poller {
     }
 }
 
+/// Waits for one descriptor to be readable, or at its end; whether it was in time.
+#[must_use]
+pub fn is_readable_within(fd: impl AsFd, timeout: Duration) -> bool {
+    let mut ready = Vec::new();
+    let waited = Poller::new(1).and_then(|mut poller| {
+        poller.add(fd, 0, Interest::Read)?;
+        poller.wait(&mut ready, Some(timeout))
+    });
+    waited.is_ok() && !ready.is_empty()
+}
+
 /// Rounded up, or the last fraction of a millisecond before a deadline would be spent spinning.
 fn in_milliseconds(timeout: Option<Duration>) -> EpollTimeout {
     match timeout {

@@ -1,18 +1,25 @@
 //! Processes: start, end, collect.
 
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 use std::{fmt, fs};
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg, sigprocmask};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
-use nix::unistd::{Pid, SysconfVar, sysconf};
+use nix::unistd::{Pid, SysconfVar, execve, sysconf};
+
+/// What a service manager tells the process that it has started, and no other (systemd.exec(5)).
+const MANAGERS: [&str; 6] =
+    ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
 /// The program that this process runs, opened once: what happens to its file later changes nothing.
 #[derive(Debug)]
@@ -27,17 +34,64 @@ impl Executable {
         File::open("/proc/self/exe").map(Executable)
     }
 
+    /// The one in this file.
+    #[must_use]
+    pub fn of(file: File) -> Executable {
+        Executable(file)
+    }
+
+    /// Becomes this program: same process, same children, and these descriptors, which it finds under the numbers that they
+    /// have. Signals that arrive meanwhile wait until it calls [`unblock_signals`].
+    ///
+    /// Returns only if it fails, and then everything is as it was: why.
+    pub fn become_it(&self, name: &str, arguments: &[String], left_open: &[BorrowedFd<'_>]) -> io::Error {
+        let c_string = |text: &[u8]| CString::new(text).unwrap_or_default();
+        let program = c_string(format!("/proc/self/fd/{}", self.0.as_raw_fd()).as_bytes());
+        let arguments: Vec<CString> =
+            std::iter::once(name).chain(arguments.iter().map(String::as_str)).map(|a| c_string(a.as_bytes())).collect();
+        let variable =
+            |(key, value): (OsString, OsString)| c_string(&[key.as_bytes(), b"=", value.as_bytes()].concat());
+        let environment: Vec<CString> = std::env::vars_os().map(variable).collect();
+        let inherit = |flag: FdFlag| left_open.iter().try_for_each(|fd| fcntl(fd, FcntlArg::F_SETFD(flag)).map(|_| ()));
+        let mut before = SigSet::empty();
+        let failed = sigprocmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before))
+            .and_then(|()| inherit(FdFlag::empty()))
+            .and_then(|()| execve(&program, &arguments, &environment).map(|never| match never {}));
+        let _ = inherit(FdFlag::FD_CLOEXEC);
+        let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
+        failed.err().unwrap_or(Errno::EINVAL).into()
+    }
+
     /// Runs it again in a new process that has `stdin` as its standard input and inherits nothing else but
-    /// standard output and error. Returns its pid; [`collect`] collects it.
+    /// standard output and error, and the environment without what the service manager has told this one there.
+    /// Returns its pid; [`collect`] collects it.
     ///
     /// # Errors
     /// Those of fork and of exec: posix_spawn(3) tells both to the caller.
     pub fn spawn<A: AsRef<OsStr>>(&self, name: &str, arguments: &[A], stdin: OwnedFd) -> io::Result<u32> {
         let program = format!("/proc/self/fd/{}", self.0.as_raw_fd());
-        let child = Command::new(program).arg0(name).args(arguments).stdin(Stdio::from(stdin)).spawn()?;
+        let mut command = Command::new(program);
+        // Not from our own environment, which nobody may change who cannot know of all threads.
+        MANAGERS.iter().for_each(|variable| {
+            command.env_remove(variable);
+        });
+        let child = command.arg0(name).args(arguments).stdin(Stdio::from(stdin)).spawn()?;
         // The handle is dropped without waiting: there is one reaper.
         Ok(child.id())
     }
+}
+
+/// Where the running program was when it was started; none if it has been replaced or removed since.
+#[must_use]
+pub fn program_path() -> Option<PathBuf> {
+    let path = std::env::current_exe().ok()?;
+    path.exists().then_some(path)
+}
+
+/// Signals are let through that were held back while this process became another program.
+pub fn unblock_signals() {
+    // It fails for a bad argument only.
+    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
 }
 
 /// How a process ended.

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2};
 use signal_hook::low_level::pipe;
 
 /// The signals that mean something here.
@@ -20,6 +20,8 @@ pub enum Signal {
     Child,
     /// SIGUSR1.
     User1,
+    /// SIGUSR2.
+    User2,
     /// SIGHUP.
     Hangup,
     /// SIGTTIN.
@@ -35,6 +37,7 @@ impl Signal {
             Signal::Interrupt => SIGINT,
             Signal::Child => SIGCHLD,
             Signal::User1 => SIGUSR1,
+            Signal::User2 => SIGUSR2,
             Signal::Hangup => SIGHUP,
             Signal::TerminalInput => SIGTTIN,
             Signal::TerminalOutput => SIGTTOU,
@@ -91,7 +94,7 @@ impl AsFd for Signals {
 /// # Errors
 /// Those of sigaction(2).
 pub fn ignore_group_signals() -> io::Result<()> {
-    for signal in [SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGTTIN, SIGTTOU] {
+    for signal in [SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2, SIGTTIN, SIGTTOU] {
         signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
     }
     Ok(())

@@ -20,28 +20,39 @@ pub const MAX_PASSED: usize = 253;
 
 /// A TCP listener that is bound and not yet listening.
 ///
-/// What is set here is inherited by every socket that it accepts: TCP_NODELAY, keepalive probes after `keepalive`
-/// of silence, and SO_OOBINLINE, without which a byte of urgent data would stand between the kernel's count of
-/// unread bytes and ours. IPv6 listeners take IPv6 only, whatever the system's default is (ipv6(7)).
+/// What is set here is inherited by every socket that it accepts: TCP_NODELAY, and SO_OOBINLINE, without which a byte of
+/// urgent data would stand between the kernel's count of unread bytes and ours. IPv6 listeners take IPv6 only, whatever
+/// the system's default is (ipv6(7)).
 ///
 /// # Errors
 /// Those of socket(2), setsockopt(2) and bind(2).
-pub fn bind_tcp(address: SocketAddr, keepalive: Option<Duration>) -> io::Result<OwnedFd> {
+pub fn bind_tcp(address: SocketAddr) -> io::Result<OwnedFd> {
     let family = if address.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let listener = socket::socket(family, SockType::Stream, flags, None)?;
     setsockopt(&listener, sockopt::ReuseAddr, &true)?;
-    setsockopt(&listener, sockopt::TcpNoDelay, &true)?;
-    setsockopt(&listener, sockopt::OobInline, &true)?;
+    set_client_options(&listener)?;
     if address.is_ipv6() {
         setsockopt(&listener, sockopt::Ipv6V6Only, &true)?;
     }
-    set_keepalive(&listener, keepalive)?;
     match address {
         SocketAddr::V4(a) => socket::bind(listener.as_raw_fd(), &SockaddrIn::from(a))?,
         SocketAddr::V6(a) => socket::bind(listener.as_raw_fd(), &SockaddrIn6::from(a))?,
     }
     Ok(listener)
+}
+
+/// Whether an error is that of a family of addresses that this process may not use, or the kernel cannot: EAFNOSUPPORT.
+#[must_use]
+pub fn is_family_unavailable(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EAFNOSUPPORT)
+}
+
+/// What all sockets that a TCP listener accepts are to have, but for [`set_keepalive`].
+pub(super) fn set_client_options(listener: &OwnedFd) -> io::Result<()> {
+    setsockopt(listener, sockopt::TcpNoDelay, &true)?;
+    setsockopt(listener, sockopt::OobInline, &true)?;
+    Ok(())
 }
 
 /// A client that says nothing for `idle` is probed; one that answers none of five probes is gone. Of a listener it holds
@@ -115,7 +126,7 @@ pub fn local_address(socket: impl AsFd) -> io::Result<Option<SocketAddr>> {
     Ok(internet_address(&address))
 }
 
-fn internet_address(address: &SockaddrStorage) -> Option<SocketAddr> {
+pub(super) fn internet_address(address: &SockaddrStorage) -> Option<SocketAddr> {
     if let Some(v4) = address.as_sockaddr_in() {
         return Some(SocketAddr::V4((*v4).into()));
     }
@@ -343,6 +354,30 @@ pub fn end(socket: impl AsFd) {
 pub fn message_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     Ok(socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?)
+}
+
+/// Wants room for so many bytes of messages that nobody has received yet. What is allowed is taken: with CAP_NET_ADMIN all
+/// of it, else what net.core.wmem_max says (socket(7)).
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn want_send_buffer(socket: &impl AsFd, bytes: usize) -> io::Result<()> {
+    if setsockopt(socket, sockopt::SndBufForce, &bytes).is_err() {
+        setsockopt(socket, sockopt::SndBuf, &bytes)?;
+    }
+    Ok(())
+}
+
+/// Who is at the other end of a connection: the address of a TCP client, or the credentials of a Unix client.
+///
+/// # Errors
+/// Those of getpeername(2): ENOTCONN when the connection is over, and of getsockopt(2).
+pub fn peer(socket: &OwnedFd) -> io::Result<Result<SocketAddr, Credentials>> {
+    let address: SockaddrStorage = socket::getpeername(socket.as_raw_fd())?;
+    match internet_address(&address) {
+        Some(address) => Ok(Ok(address)),
+        None => credentials(socket).map(Err),
+    }
 }
 
 /// What sending a message came to.

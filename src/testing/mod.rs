@@ -19,9 +19,11 @@
 
 mod client;
 mod in_process;
+mod manager;
 
 use std::ffi::OsStr;
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -36,9 +38,10 @@ use serde_json::{Value, json};
 
 pub use self::client::{Client, Reply, Writer};
 pub use self::in_process::InProcess;
+pub use self::manager::ServiceManager;
 use crate::proto::control::{Status, WorkerState, WorkerStatus};
 use crate::proto::names::Address;
-use crate::sys::process;
+use crate::sys::{inherited, process};
 use crate::worker::Fault;
 
 /// How long anything is waited for.
@@ -61,6 +64,7 @@ pub struct Running {
 pub struct Setup {
     command: Command,
     config: String,
+    handed: Vec<(String, OwnedFd)>,
 }
 
 impl Setup {
@@ -69,9 +73,7 @@ impl Setup {
     /// The text is TOML; `{dir}` in it is the daemon's own directory. Without `listen` it listens on a free port of
     /// 127.0.0.1, without `control.socket` it has its control socket in its directory.
     pub fn new(program: impl AsRef<OsStr>, config: &str) -> Setup {
-        let mut command = Command::new(program);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        Setup { command, config: config.to_owned() }
+        Setup { command: Command::new(program), config: config.to_owned(), handed: Vec::new() }
     }
 
     /// One more argument, in front of `-c FILE`.
@@ -88,17 +90,47 @@ impl Setup {
         self
     }
 
+    /// A listener that is handed over as systemd does it: `listen = ["systemd:NAME"]`. Those that are not dropped here as
+    /// well outlive the daemon, as systemd's do.
+    #[must_use]
+    pub fn handed(mut self, name: &str, listener: impl Into<OwnedFd>) -> Setup {
+        self.handed.push((name.to_owned(), listener.into()));
+        self
+    }
+
     /// Starts it, and waits until it says on standard output that it serves.
     ///
     /// # Errors
     /// When it does not within [`PATIENCE`]. How a daemon refuses to start is to be seen in the error.
-    pub fn start(mut self) -> Result<Running, Error> {
-        let directory = Directory::new().map_err(Error::setup)?;
+    pub fn start(self) -> Result<Running, Error> {
+        self.start_in(Directory::new().map_err(Error::setup)?)
+    }
+
+    /// Starts it in the place of one whose master has ended: in the same directory, with the configuration as it is written
+    /// there.
+    ///
+    /// # Errors
+    /// As [`Setup::start`].
+    #[track_caller]
+    pub fn start_after(mut self, mut before: Running) -> Result<Running, Error> {
+        before.wait();
+        // So have its workers then.
+        before.log.wait(|log| log.ended);
+        self.config = fs::read_to_string(before.directory().join(CONFIG)).map_err(Error::setup)?;
+        self.start_in(before.leave_directory())
+    }
+
+    fn start_in(mut self, directory: Directory) -> Result<Running, Error> {
         let config = complete(&self.config, &directory.0);
         let control = control_socket(&config).unwrap_or_else(|| directory.0.join(CONTROL));
         let file = directory.0.join(CONFIG);
         fs::write(&file, config).map_err(Error::setup)?;
-        let mut master = self.command.arg("-c").arg(file).spawn().map_err(Error::setup)?;
+        self.command.arg("-c").arg(file);
+        if !self.handed.is_empty() {
+            self.command = hand_over(&self.command, self.handed).map_err(Error::setup)?;
+        }
+        self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let mut master = self.command.spawn().map_err(Error::setup)?;
         let output = Output::of(master.stdout.take().expect("it is piped"));
         let log = Output::of(master.stderr.take().expect("it is piped"));
         let control = Address::Unix(control);
@@ -296,6 +328,11 @@ impl Running {
         &self.directory.0
     }
 
+    /// Takes its directory away from it: nothing is removed. Processes that are left of it are killed.
+    fn leave_directory(mut self) -> Directory {
+        std::mem::replace(&mut self.directory, Directory(PathBuf::new()))
+    }
+
     fn bound(&self) -> Vec<Address> {
         let parse = |address: &String| address.parse().expect("the status has addresses that can be connected to");
         self.status().listeners.iter().map(|listener| parse(&listener.address)).collect()
@@ -411,6 +448,19 @@ fn complete(config: &str, directory: &Path) -> String {
     table.to_string()
 }
 
+/// The same program with these descriptors and what sd_listen_fds(3) wants to be told of them. Its pid is known only when
+/// there is a process, to which a shell belongs first.
+fn hand_over(program: &Command, handed: Vec<(String, OwnedFd)>) -> io::Result<Command> {
+    let (names, descriptors): (Vec<String>, Vec<OwnedFd>) = handed.into_iter().unzip();
+    let mut command = Command::new("sh");
+    command.args(["-c", "LISTEN_PID=$$; export LISTEN_PID; exec \"$0\" \"$@\""]);
+    command.arg(program.get_program()).args(program.get_args());
+    command.envs(program.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    command.env("LISTEN_FDS", descriptors.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
+    inherited::leave(&mut command, &descriptors)?;
+    Ok(command)
+}
+
 fn control_socket(config: &str) -> Option<PathBuf> {
     config.parse::<toml::Table>().ok()?.get("control")?.get("socket")?.as_str().map(PathBuf::from)
 }
@@ -437,6 +487,9 @@ impl Directory {
 
 impl Drop for Directory {
     fn drop(&mut self) {
+        if self.0.as_os_str().is_empty() {
+            return;
+        }
         let _ = fs::remove_dir_all(&self.0);
     }
 }

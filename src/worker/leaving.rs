@@ -50,6 +50,9 @@ impl Worker<'_> {
 
     fn forget(&mut self, index: u32) -> Option<Connection> {
         let connection = self.connections.take(index)?;
+        if let Some(lifeboat) = self.lifeboat {
+            lifeboat.put_ashore(index);
+        }
         if connection.watched.is_some() {
             let _ = self.poller.remove(&connection.socket);
         }

@@ -7,6 +7,7 @@ mod builtin;
 mod connection;
 mod death;
 mod leaving;
+mod lifeboat;
 mod methods;
 mod parking;
 mod reply;
@@ -32,6 +33,7 @@ use crate::proto::channel::{Lease, MAX_SLOTS, Settings, ToMaster, ToWorker};
 use crate::proto::rpc::Code;
 use crate::sys::clock;
 use crate::sys::ledger::OwnWrites;
+use crate::sys::lifeboat::Lifeboat;
 use crate::sys::poll::{Event, Interest, Poller};
 use crate::table::Table;
 
@@ -76,6 +78,8 @@ struct Worker<'c> {
     worn: bool,
     /// When this process is killed, once it was told to stop.
     stop_by: Option<Instant>,
+    /// What clients are packed with when the master is gone, if another one will come.
+    lifeboat: Option<&'static Lifeboat>,
     /// The master is gone.
     orphaned: bool,
     /// Why this process cannot go on.
@@ -91,6 +95,7 @@ impl<'c> Worker<'c> {
         channel: &'c mut Channel<ToMaster, ToWorker>,
         desk: WorkerDesk,
         settings: Settings,
+        lifeboat: Option<&'static Lifeboat>,
     ) -> io::Result<Worker<'c>> {
         let poller = Poller::new(BATCH)?;
         poller.add(&*channel, CHANNEL, Interest::Read)?;
@@ -118,6 +123,7 @@ impl<'c> Worker<'c> {
             room: false,
             worn: false,
             stop_by: None,
+            lifeboat,
             orphaned: false,
             broken: None,
             now,
@@ -183,10 +189,7 @@ impl<'c> Worker<'c> {
             Heard::Message(ToWorker::Start(_), _) => return Err(io::Error::other("the master said Start twice")),
             Heard::Garbage(malformed) => return Err(io::Error::other(malformed)),
             Heard::Nothing => {}
-            Heard::Closed => {
-                log::warn!("the master is gone; closing {} clients and leaving", self.leased);
-                self.orphaned = true;
-            }
+            Heard::Closed => self.abandon_ship(),
         }
         Ok(())
     }
@@ -198,6 +201,7 @@ impl<'c> Worker<'c> {
             if lease.slot >= self.desk.layout().slots() {
                 return Err(io::Error::other("a lease for a slot that there is not"));
             }
+            self.take_aboard(lease, &socket);
             let slot = self.desk.slot(lease.slot).expect("the index was checked");
             let connection = Connection::new(lease, socket, slot);
             if connection.waits != Waits::Request && slot.view().parked().1 > 0 {

@@ -2,13 +2,15 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 
 use super::death;
 use super::methods::{Methods, Running, Service, WorkerInfo, remember_panics};
-use super::{CHANNEL, Worker};
+use super::{CHANNEL, Worker, lifeboat};
 use crate::channel::{Channel, Heard, Scratch};
 use crate::desk::{Layout, WorkerDesk};
 use crate::logging;
+use crate::proto::boat::LastDesk;
 use crate::proto::channel::{Failed, Ready, Start, ToMaster, ToWorker, VERSION};
 use crate::sys::poll::{Interest, Poller};
 use crate::sys::{fd, process, signal};
@@ -26,8 +28,8 @@ pub(crate) enum Error {
 pub(crate) fn run<S: 'static>(methods: Methods<S>) -> Result<(), Error> {
     let no_master = |e: io::Error| Error::NoMaster(format!("workers are started by their master: {e}"));
     let mut channel = Channel::over(fd::take_stdin().map_err(no_master)?);
-    let (start, file) = hear_start(&channel).map_err(no_master)?;
-    let served = serve(&mut channel, start, file, methods).map_err(|reason| {
+    let (start, descriptors) = hear_start(&channel).map_err(no_master)?;
+    let served = serve(&mut channel, start, descriptors, methods).map_err(|reason| {
         // A master that does not hear it, as it is gone, has no use for it.
         let _ = channel.send(&ToMaster::Failed(Failed { reason }), &[]);
         Error::Failed
@@ -38,13 +40,12 @@ pub(crate) fn run<S: 'static>(methods: Methods<S>) -> Result<(), Error> {
 }
 
 /// The first message. Its sender may still be on its way to sending it.
-fn hear_start(channel: &Channel<ToMaster, ToWorker>) -> io::Result<(Start, File)> {
+fn hear_start(channel: &Channel<ToMaster, ToWorker>) -> io::Result<(Start, Vec<OwnedFd>)> {
     let mut scratch = Scratch::default();
     loop {
         match channel.hear(&mut scratch)? {
-            Heard::Message(ToWorker::Start(start), mut desk) if start.version == VERSION => {
-                let desk = desk.pop().ok_or_else(|| io::Error::other("there is no desk"))?;
-                return Ok((*start, File::from(desk)));
+            Heard::Message(ToWorker::Start(start), descriptors) if start.version == VERSION => {
+                return Ok((*start, descriptors));
             }
             Heard::Message(ToWorker::Start(start), _) => {
                 let sentence = format!("it speaks version {} of the channel, not {VERSION}", start.version);
@@ -66,7 +67,7 @@ fn hear_start(channel: &Channel<ToMaster, ToWorker>) -> io::Result<(Start, File)
 fn serve<S: 'static>(
     channel: &mut Channel<ToMaster, ToWorker>,
     start: Start,
-    file: File,
+    mut descriptors: Vec<OwnedFd>,
     methods: Methods<S>,
 ) -> Result<(), String> {
     process::set_name(&start.name);
@@ -77,12 +78,24 @@ fn serve<S: 'static>(
     let _ = fd::raise_limit();
     logging::start(&start.name, &start.settings.log).map_err(|e| format!("cannot open the log: {e}"))?;
     let layout = Layout::new(start.slots, start.longest);
+    // The others are boats.
+    let file = File::from(descriptors.remove(0));
+    let last_desk = file.try_clone().map_err(|e| format!("cannot copy the desk: {e}"))?;
     let desk = WorkerDesk::map(file, layout).map_err(|e| format!("cannot map the desk: {e}"))?;
-    let Start { name, worker, seat, generation, quarantined, settings, .. } = start;
+    let Start { name, worker, seat, generation, quarantined, settings, slots, longest, .. } = start;
     let mut service = Running::start(methods, WorkerInfo { name, worker, seat, generation })?;
-    let greeting = ToMaster::Ready(Ready { version: VERSION, methods: service.names() });
+    let methods = service.names();
+    let lifeboat = if descriptors.is_empty() {
+        None
+    } else {
+        let told = LastDesk { worker, seat, generation, slots, longest, methods: methods.clone(), is_counted: false };
+        let ready = lifeboat::ready(channel, descriptors, last_desk, &told, layout, settings.restart_grace);
+        Some(ready.map_err(|e| format!("cannot get ready to pack its clients: {e}"))?)
+    };
+    let greeting = ToMaster::Ready(Ready { version: VERSION, methods });
     channel.send(&greeting, &[]).map_err(|e| format!("cannot greet the master: {e}"))?;
-    let mut worker = Worker::new(channel, desk, settings).map_err(|e| format!("cannot make a poller: {e}"))?;
+    let mut worker =
+        Worker::new(channel, desk, settings, lifeboat).map_err(|e| format!("cannot make a poller: {e}"))?;
     worker.quarantine(&quarantined, &service);
     worker.serve(&mut service).map_err(|e| e.to_string())
 }

@@ -22,6 +22,7 @@ fn settings() -> Settings {
         frame_timeout: None,
         send_timeout: None,
         request_timeout: None,
+        restart_grace: Duration::ZERO,
         worn_at: None,
         max_requests: None,
         log: Log { target: LogTarget::Stderr, file: None, format: LogFormat::Text, level: LogLevel::Error },
@@ -56,7 +57,7 @@ impl Master {
     fn worker<'c>(&self, theirs: &'c mut Channel<ToMaster, ToWorker>, settings: Settings) -> Worker<'c> {
         let file = self.desk.file().try_clone().expect("dup");
         let desk = WorkerDesk::map(file, Layout::new(32, MAX_FRAME)).expect("mmap");
-        Worker::new(theirs, desk, settings).expect("epoll")
+        Worker::new(theirs, desk, settings, None).expect("epoll")
     }
 
     fn say(&mut self, message: &ToWorker) {
@@ -73,7 +74,8 @@ impl Master {
         let now = clock::monotonic();
         self.desk.slot(slot).expect("a slot").preset(state, generation, view, marks, (now, now), 0);
         let peer = Peer::Unix { pid: 1, uid: 2, gid: 3 };
-        let lease = Lease { client: ClientId(slot.into()), slot, generation, order: OrderRule::Little, peer };
+        let (id, order) = (ClientId(slot.into()), OrderRule::Little);
+        let lease = Lease { client: id, slot, generation, order, peer, moves: 0, listener: 1, since: 0 };
         let sent = self.channel.send(&ToWorker::Lease(vec![lease]), &[ours.as_fd()]).expect("send");
         assert_eq!(sent, Sent::Queued);
         self.sockets.push(ours);

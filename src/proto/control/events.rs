@@ -117,6 +117,8 @@ macro_rules! kinds {
 kinds! {
     /// The daemon serves.
     Started = "started",
+    /// The clients of the master before were taken over.
+    TookOver = "took_over",
     /// The daemon is on its way out.
     Stopping = "stopping",
     /// A worker's process was started.
@@ -155,6 +157,12 @@ kinds! {
     ReloadRejected = "reload_rejected",
     /// It was given up again.
     ReloadRolledBack = "reload_rolled_back",
+    /// A program is being looked at that the daemon is to become.
+    UpgradeBegun = "upgrade_begun",
+    /// It is not fit for that.
+    UpgradeRefused = "upgrade_refused",
+    /// The daemon is another program now.
+    Upgraded = "upgraded",
     /// A listener is there.
     ListenerOpened = "listener_opened",
     /// A listener is gone.

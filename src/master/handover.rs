@@ -1,0 +1,271 @@
+//! What one master leaves for the next: all that it knows beside its clients, which are in boats.
+//!
+//! It lies in a book, a file in memory that the service manager keeps. The book is always true, for nobody tells a master
+//! that it is about to be killed: it is written when something has happened, into the half that does not count, and then one
+//! word says that from now on this half does. Two figures that change with every client are words of their own.
+//!
+//! ```text
+//! word 0   what it is, and its version       2  the number of the next client
+//!      1   which half counts, its length     3  clients turned away
+//! from one page on: two halves of JSON, see [`Handover`]
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
+use serde::{Deserialize, Serialize};
+
+use super::boats::{Boats, Ends, Unpacked};
+use super::counts::{Counts, Tally};
+use super::image::Living;
+use super::{Handed, Seat};
+use crate::channel::{Channel, Scratch};
+use crate::config::{Config, Keys, Loaded};
+use crate::proto::channel::LogLevel;
+use crate::proto::control::LastReload;
+use crate::proto::names::WorkerId;
+use crate::sys::fd;
+use crate::sys::memory::{PAGE, Words, is_sealed, sealed_file};
+
+/// "fdpassd" and the version of all that is here, of the desk and of the boats.
+pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"fdpassd\x01");
+
+const WHAT: usize = 0;
+const HALF: usize = 1;
+const NEXT_CLIENT: usize = 2;
+const REFUSED: usize = 3;
+
+/// Bytes of a half: a few KiB are usual; 256 seats and as many methods with long names take a fifth of it.
+const HALF_LENGTH: u64 = 1 << 20;
+
+const LENGTH: u64 = PAGE + 2 * HALF_LENGTH;
+
+/// Names under which the service manager keeps what is ours.
+pub(super) const BOOK: &str = "fdpassd-book";
+pub(super) const BOAT: &str = "fdpassd-boat";
+pub(super) const LISTENER: &str = "fdpassd-listener";
+
+/// All that a master knows, and the next one has to.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Handover {
+    /// The configuration that was applied last, its file and the keys that the file had.
+    pub(super) config: String,
+    pub(super) config_file: Option<PathBuf>,
+    pub(super) config_keys: Keys,
+    pub(super) last_generation: u64,
+    pub(super) next_worker: WorkerId,
+    pub(super) listener_number: u32,
+    pub(super) listeners: Vec<ListenerRecord>,
+    /// What was changed while it ran.
+    pub(super) count: Option<u32>,
+    pub(super) log_level: Option<LogLevel>,
+    pub(super) is_drained: bool,
+    pub(super) quarantined: Vec<String>,
+    pub(super) last_reload: Option<LastReload>,
+    pub(super) counts: Counts,
+    pub(super) tally: Tally,
+    pub(super) seats: Vec<Seat>,
+    /// The number of the last event.
+    pub(super) events: u64,
+}
+
+/// A listener that lies with the service manager.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct ListenerRecord {
+    pub(super) number: u32,
+    /// Where the configuration wants it, and where it really is.
+    pub(super) configured: String,
+    pub(super) address: String,
+    pub(super) accepted: u64,
+}
+
+/// The book.
+#[derive(Debug)]
+pub(super) struct Book {
+    words: Words,
+    file: File,
+}
+
+impl Book {
+    pub(super) fn new() -> io::Result<Book> {
+        let book = Book::over(sealed_file(c"book", LENGTH)?)?;
+        book.words[WHAT].store(MAGIC, Ordering::Release);
+        Ok(book)
+    }
+
+    fn over(file: File) -> io::Result<Book> {
+        Ok(Book { words: Words::map(&file, 4)?, file })
+    }
+
+    /// One that another master wrote.
+    pub(super) fn found(file: File) -> Result<Book, String> {
+        if !is_sealed(&file, LENGTH).map_err(|e| e.to_string())? {
+            return Err("it is no book of this version".to_owned());
+        }
+        let book = Book::over(file).map_err(|e| e.to_string())?;
+        let what = book.words[WHAT].load(Ordering::Acquire);
+        match what {
+            MAGIC => Ok(book),
+            _ => Err(format!("it is of version {}, and this is {}", what >> 56, MAGIC >> 56)),
+        }
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Notes figures that change with every client.
+    pub(super) fn note(&self, next_client: u64, refused: u64) {
+        self.words[NEXT_CLIENT].store(next_client, Ordering::Relaxed);
+        self.words[REFUSED].store(refused, Ordering::Relaxed);
+    }
+
+    pub(super) fn next_client(&self) -> u64 {
+        self.words[NEXT_CLIENT].load(Ordering::Relaxed).max(1)
+    }
+
+    pub(super) fn refused(&self) -> u64 {
+        self.words[REFUSED].load(Ordering::Relaxed)
+    }
+
+    /// Writes all of it anew.
+    ///
+    /// # Errors
+    /// Those of pwrite(2); `FileTooLarge` for more than a half takes. What was there before still counts then.
+    pub(super) fn write(&self, handover: &Handover) -> io::Result<()> {
+        let text = serde_json::to_vec(handover)?;
+        if text.len() as u64 > HALF_LENGTH {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let idle = 1 - (self.words[HALF].load(Ordering::Relaxed) & 1);
+        self.file.write_all_at(&text, PAGE + idle * HALF_LENGTH)?;
+        self.words[HALF].store((text.len() as u64) << 1 | idle, Ordering::Release);
+        Ok(())
+    }
+
+    fn read(&self) -> Result<Handover, String> {
+        let half = self.words[HALF].load(Ordering::Acquire);
+        let (index, length) = (half & 1, half >> 1);
+        if length > HALF_LENGTH {
+            return Err("its length is nonsense".to_owned());
+        }
+        let mut text = vec![0; length as usize];
+        self.file.read_exact_at(&mut text, PAGE + index * HALF_LENGTH).map_err(|e| e.to_string())?;
+        serde_json::from_slice(&text).map_err(|e| e.to_string())
+    }
+}
+
+/// What a master before this one has left, and nobody can make anything of: its clients are closed.
+#[derive(Debug)]
+pub struct Unusable {
+    pub(super) why: String,
+    /// What the service manager has it under.
+    pub(super) names: Vec<String>,
+}
+
+/// What a master before this one has left.
+#[derive(Debug)]
+pub struct Inherited {
+    pub(super) handover: Handover,
+    /// None if nothing is kept for another master.
+    pub(super) kept: Option<(Book, Boats)>,
+    pub(super) unpacked: Unpacked,
+    pub(super) listeners: Vec<(ListenerRecord, OwnedFd)>,
+    /// What goes on without having been left, if this process was that master.
+    pub(super) living: Option<Living>,
+}
+
+impl Inherited {
+    /// Finds it among what was handed over, if there is any, and unpacks the boats.
+    ///
+    /// # Errors
+    /// When what there is is damaged, or of another version: then it is dropped, and its clients are closed.
+    pub fn find(handed: &mut Handed) -> Result<Option<Inherited>, Unusable> {
+        let kept = handed.take_kept();
+        let names: Vec<String> = kept.iter().map(|(name, _)| name.clone()).collect();
+        // Every client is a descriptor.
+        let raised = fd::raise_limit().map_err(|e| e.to_string());
+        raised.and_then(|_| Inherited::among(kept)).map_err(|why| Unusable { why, names })
+    }
+
+    fn among(kept: Vec<(String, OwnedFd)>) -> Result<Option<Inherited>, String> {
+        let (mut book, mut boats, mut listeners) = (None, BTreeMap::new(), Vec::new());
+        for (name, descriptor) in kept {
+            match name.split_once('.').map_or((name.as_str(), ""), |(kind, which)| (kind, which)) {
+                (BOOK, _) => book = Some(descriptor),
+                (BOAT, which) => drop(boats.insert(which.to_owned(), descriptor)),
+                (LISTENER, which) => listeners.push((which.to_owned(), descriptor)),
+                _ => {}
+            }
+        }
+        let Some(book) = book else { return Ok(None) };
+        let boats = Boats::found(pair_up(boats));
+        let found = Book::found(File::from(book)).and_then(|book| book.read().map(|handover| (book, handover)));
+        let (book, handover) = found.inspect_err(|_| boats.empty(&mut Scratch::default()))?;
+        let unpacked = boats.unpack(&mut Scratch::default());
+        let recorded = |(which, socket): (String, OwnedFd)| {
+            let number: u32 = which.parse().ok()?;
+            let record = handover.listeners.iter().find(|record| record.number == number)?;
+            Some((record.clone(), socket))
+        };
+        let listeners = listeners.into_iter().filter_map(recorded).collect();
+        Ok(Some(Inherited { handover, kept: Some((book, boats)), unpacked, listeners, living: None }))
+    }
+
+    /// The configuration that was applied last, if there are clients who would be closed without it.
+    #[must_use]
+    pub fn last_for_clients(&self) -> Option<Loaded> {
+        let has_clients = self.unpacked.left.iter().any(|left| !left.recovered.is_empty());
+        let config = has_clients.then(|| Config::parse(&self.handover.config, "the last configuration").ok())??;
+        Some(Loaded { config, keys: self.handover.config_keys.clone() })
+    }
+}
+
+/// Both ends of each boat, by their names `N-into` and `N-out`.
+fn pair_up(mut ends: BTreeMap<String, OwnedFd>) -> Vec<Ends> {
+    let numbers: Vec<String> = ends.keys().filter_map(|name| name.strip_suffix("-into")).map(str::to_owned).collect();
+    numbers
+        .into_iter()
+        .filter_map(|number| {
+            let (into, out) = (ends.remove(&format!("{number}-into"))?, ends.remove(&format!("{number}-out"))?);
+            Some(Ends { into: Channel::over(into), out: Channel::over(out) })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_book_says_what_was_written_last_and_one_that_is_none_is_refused() {
+        let book = Book::new().expect("memfd");
+        let written = |events| Handover { events, last_generation: 7, ..Handover::default() };
+        for events in 1..5 {
+            book.write(&written(events)).expect("there is room");
+            book.note(events * 10, events);
+            let again = Book::found(book.file().try_clone().expect("dup")).expect("it is one");
+            assert_eq!(again.read().expect("it is whole").events, events);
+            assert_eq!((again.next_client(), again.refused()), (events * 10, events));
+        }
+        let too_long = Handover { config: "x".repeat(HALF_LENGTH as usize), ..written(9) };
+        assert!(book.write(&too_long).is_err());
+        assert_eq!(book.read().expect("it is as it was").events, 4);
+
+        book.words[HALF].store(u64::MAX, Ordering::Relaxed);
+        assert!(book.read().is_err());
+        book.words[HALF].store(9 << 1, Ordering::Relaxed);
+        assert!(book.read().is_err(), "cut short");
+        book.words[WHAT].store(MAGIC + (1 << 56), Ordering::Relaxed);
+        let error = Book::found(book.file().try_clone().expect("dup")).expect_err("another version");
+        assert!(error.contains("version 2"), "{error}");
+        assert!(Book::found(sealed_file(c"x", 4096).expect("memfd")).is_err());
+        assert!(Book::found(File::open("/dev/null").expect("open")).is_err());
+    }
+}

@@ -1,0 +1,301 @@
+//! What a master leaves for itself when it becomes another program: its workers and all that it has of them.
+//!
+//! Processes, descriptors, desks and leases go on; only what can be found out again is left out. It is written into a file
+//! in memory, whose number the new program is told, with the numbers of all descriptors.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::boats::{Boats, Ends, Unpacked};
+use super::handover::{Book, Handover, Inherited, ListenerRecord, MAGIC};
+use super::leases::Leases;
+use super::listener::ControlListener;
+use super::worker::Worker;
+use super::{Handed, Master, Token};
+use crate::channel::Channel;
+use crate::config::{Config, Loaded};
+use crate::desk::{Layout, MasterDesk};
+use crate::pool::State;
+use crate::proto::channel::{MethodName, VERSION};
+use crate::proto::frame::OrderRule;
+use crate::proto::names::{ClientId, Generation, Peer, WorkerId};
+use crate::sys::inherited::LeftOpen;
+use crate::sys::memory::plain_file;
+use crate::sys::poll::Interest;
+
+/// A master, to be gone on with.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Image {
+    /// Of all that is here.
+    pub(super) version: u64,
+    /// Of the channel and the desk.
+    pub(super) channel: u32,
+    pub(super) name: String,
+    pub(super) handover: Handover,
+    next_client: u64,
+    refused: u64,
+    standard_file: PathBuf,
+    executable: Option<PathBuf>,
+    up: Duration,
+    control: (RawFd, PathBuf),
+    listeners: Vec<(ListenerRecord, RawFd)>,
+    handed: Vec<(String, RawFd)>,
+    boats: Vec<(RawFd, RawFd)>,
+    book: Option<RawFd>,
+    workers: Vec<WorkerImage>,
+    /// Control clients that are to hear how it ends.
+    askers: Vec<RawFd>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct WorkerImage {
+    id: WorkerId,
+    pid: u32,
+    seat: usize,
+    generation: Generation,
+    up: Duration,
+    channel: RawFd,
+    desk: RawFd,
+    slots: u32,
+    longest: u32,
+    methods: Vec<MethodName>,
+    is_held: bool,
+    leases: LeasesImage,
+}
+
+/// The leases of a worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct LeasesImage {
+    pub(super) used: u32,
+    pub(super) generation: u32,
+    pub(super) given: u64,
+    /// By slot; nobody where one was taken, and the worker has yet to say that it knows.
+    pub(super) entries: Vec<(u32, Option<ClientImage>)>,
+}
+
+/// A client with its lease.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ClientImage {
+    pub(super) id: ClientId,
+    pub(super) socket: RawFd,
+    pub(super) peer: Peer,
+    pub(super) order: OrderRule,
+    pub(super) listener: u32,
+    pub(super) since: u32,
+    pub(super) moves: u32,
+    pub(super) generation: u32,
+    pub(super) requests: u64,
+}
+
+/// What goes on while this process becomes another program.
+#[derive(Debug)]
+pub(super) struct Living {
+    pub(super) next_client: u64,
+    pub(super) refused: u64,
+    pub(super) started: Instant,
+    pub(super) control: Option<ControlListener>,
+    pub(super) executable: Option<PathBuf>,
+    pub(super) askers: Vec<OwnedFd>,
+    pub(super) workers: Vec<(Worker, bool)>,
+}
+
+/// A master that this process was before it became this program.
+#[derive(Debug)]
+pub struct Resumed {
+    /// The daemon's name.
+    pub name: String,
+    /// What was in force.
+    pub loaded: Loaded,
+    /// Its file.
+    pub config_file: Option<PathBuf>,
+    /// Where that would be.
+    pub standard_file: PathBuf,
+    /// What was handed over to it.
+    pub handed: Handed,
+    /// All the rest.
+    pub inherited: Inherited,
+}
+
+impl Image {
+    /// Written into a file.
+    pub(super) fn write(&self) -> io::Result<File> {
+        let text = serde_json::to_vec(self)?;
+        let file = plain_file(c"image")?;
+        file.write_all_at(&text, 0)?;
+        Ok(file)
+    }
+
+    /// Reads one, as far as the length tells.
+    pub(super) fn read(file: &File, length: u64) -> Result<Image, String> {
+        let mut text = vec![0; usize::try_from(length).map_err(|e| e.to_string())?];
+        file.read_exact_at(&mut text, 0).map_err(|e| e.to_string())?;
+        serde_json::from_slice(&text).map_err(|e| format!("its state cannot be read: {e}"))
+    }
+
+    /// Whether this program can go on with it.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn check(&self) -> Result<Loaded, String> {
+        if self.version != MAGIC {
+            return Err(format!("its state is of version {}, this is {}", self.version >> 56, MAGIC >> 56));
+        }
+        if self.channel != VERSION {
+            return Err(format!("its workers speak version {} of the channel, this is {VERSION}", self.channel));
+        }
+        let config = Config::parse(&self.handover.config, "the configuration in force")
+            .map_err(|e| format!("the configuration in force is not good for it: {}", e.message()))?;
+        Ok(Loaded { config, keys: self.handover.config_keys.clone() })
+    }
+
+    /// Takes over all descriptors.
+    ///
+    /// # Errors
+    /// When one of them is not there, or a desk is none.
+    fn revive(self, loaded: Loaded) -> io::Result<Resumed> {
+        let (mut left, now) = (LeftOpen::default(), Instant::now());
+        let ago = |up: Duration| now.checked_sub(up).unwrap_or(now);
+        let mut workers = Vec::new();
+        for WorkerImage { id, pid, seat, generation, up, channel, desk, slots, longest, methods, is_held, leases } in
+            self.workers
+        {
+            let desk = MasterDesk::found(File::from(left.take(desk)?), Layout::new(slots, longest))?;
+            let channel = Channel::over(left.take(channel)?);
+            let leases = Leases::of_image(slots, leases, |number| left.take(number))?;
+            let worker = Worker::again((id, pid, seat, generation), channel, desk, leases, methods, ago(up));
+            workers.push((worker, is_held));
+        }
+        let control = Some(ControlListener::again(left.take(self.control.0)?, &self.control.1)?);
+        let mut ends = Vec::new();
+        for (into, out) in self.boats {
+            ends.push(Ends { into: Channel::over(left.take(into)?), out: Channel::over(left.take(out)?) });
+        }
+        let book = self.book.map(|book| left.take(book)).transpose()?.map(File::from);
+        let book = book.map(Book::found).transpose().map_err(io::Error::other)?;
+        let mut take = |number| left.take(number);
+        let listeners = self.listeners.into_iter().map(|(record, number)| Ok((record, take(number)?)));
+        let listeners = listeners.collect::<io::Result<_>>()?;
+        let handed = self.handed.into_iter().map(|(name, number)| Ok((name, take(number)?)));
+        let handed = Handed::again(handed.collect::<io::Result<_>>()?);
+        let askers = self.askers.into_iter().filter_map(|number| take(number).ok()).collect();
+        let (next_client, refused, executable) = (self.next_client, self.refused, self.executable);
+        let living = Living { next_client, refused, started: ago(self.up), control, executable, askers, workers };
+        let config_file = self.handover.config_file.clone();
+        let kept = book.map(|book| (book, Boats::found(ends)));
+        let (handover, unpacked) = (self.handover, Unpacked::default());
+        let inherited = Inherited { handover, kept, unpacked, listeners, living: Some(living) };
+        Ok(Resumed { name: self.name, loaded, config_file, standard_file: self.standard_file, handed, inherited })
+    }
+}
+
+/// Goes on with the master that this process was, by the number of the file that it left.
+///
+/// # Errors
+/// Why that cannot be.
+pub fn resume(number: &str) -> Result<Resumed, String> {
+    let number = number.parse().map_err(|_| "it was not told where its state is".to_owned())?;
+    let file = LeftOpen::default().take(number).map(File::from).map_err(|e| e.to_string())?;
+    let length = file.metadata().map_err(|e| e.to_string())?.len();
+    let image = Image::read(&file, length)?;
+    let loaded = image.check()?;
+    image.revive(loaded).map_err(|e| format!("not all of its state is there: {e}"))
+}
+
+impl Master {
+    /// All of it, and the descriptors that are in it. None while something is under way that it does not tell of.
+    pub(super) fn image(&self, askers: Vec<RawFd>, now: Instant) -> Option<Image> {
+        let is_quiet = self.unleased.is_empty() && self.workers.values().all(Worker::is_told_all);
+        if !is_quiet || !self.pool.is_settled() {
+            return None;
+        }
+        let workers = self.workers.values().map(|worker| self.worker_image(worker, now)).collect::<Option<_>>()?;
+        Some(Image { workers, askers, ..self.image_to_check(now) })
+    }
+
+    /// The same without workers: enough to find out whether a program could go on with it.
+    pub(super) fn image_to_check(&self, now: Instant) -> Image {
+        let number = |fd: BorrowedFd<'_>| fd.as_raw_fd();
+        let listeners =
+            self.listeners.iter().filter_map(|listener| Some((listener.record()?, number(listener.as_fd()))));
+        let keeper = self.keeper.as_ref();
+        let ends = keeper.into_iter().flat_map(|keeper| keeper.boats.ends());
+        Image {
+            version: MAGIC,
+            channel: VERSION,
+            name: self.name.clone(),
+            handover: self.handover(),
+            next_client: self.next_client,
+            refused: self.counts.refused,
+            standard_file: self.standard_file.clone(),
+            executable: self.executable_path.clone(),
+            up: now.duration_since(self.started),
+            control: (number(self.control_listener.as_fd()), self.control_listener.path().to_owned()),
+            listeners: listeners.collect(),
+            handed: self.handed.iter().map(|(name, socket)| (name.clone(), number(socket.as_fd()))).collect(),
+            boats: ends.map(|ends| (number(ends.into.as_fd()), number(ends.out.as_fd()))).collect(),
+            book: keeper.map(|keeper| number(keeper.book().file().as_fd())),
+            workers: Vec::new(),
+            askers: Vec::new(),
+        }
+    }
+
+    fn worker_image(&self, worker: &Worker, now: Instant) -> Option<WorkerImage> {
+        let layout = worker.desk.layout();
+        let state = self.pool.member(worker.id)?.state;
+        Some(WorkerImage {
+            id: worker.id,
+            pid: worker.pid,
+            seat: worker.seat,
+            generation: worker.generation,
+            up: now.duration_since(worker.started),
+            channel: worker.channel.as_fd().as_raw_fd(),
+            desk: worker.desk.file().as_raw_fd(),
+            slots: layout.slots(),
+            longest: layout.max_frame(),
+            methods: worker.methods.clone(),
+            is_held: matches!(state, State::Held { .. }),
+            leases: worker.leases.image()?,
+        })
+    }
+
+    /// The descriptors that an image tells of, but for those of control clients.
+    pub(super) fn left_open(&self) -> Vec<BorrowedFd<'_>> {
+        let mut all = vec![self.control_listener.as_fd()];
+        all.extend(self.listeners.iter().filter(|listener| listener.record().is_some()).map(|l| l.as_fd()));
+        all.extend(self.handed.iter().map(|(_, socket)| socket.as_fd()));
+        if let Some(keeper) = &self.keeper {
+            all.push(keeper.book().file().as_fd());
+            all.extend(keeper.boats.ends().iter().flat_map(|ends| [ends.into.as_fd(), ends.out.as_fd()]));
+        }
+        for worker in self.workers.values() {
+            all.extend([worker.channel.as_fd(), worker.desk.file().as_fd()]);
+            all.extend(worker.leases.sockets());
+        }
+        all
+    }
+
+    /// Goes on with the workers and control clients that this process has had.
+    pub(super) fn go_on(&mut self, living: Living, now: Instant) -> io::Result<()> {
+        let Living { next_client, refused, executable, askers, workers, .. } = living;
+        (self.next_client, self.counts.refused, self.executable_path) = (next_client, refused, executable);
+        // Nobody is told again where it listens.
+        self.announce = None;
+        for (worker, is_held) in workers {
+            self.poller.add(&worker.channel, Token::Worker(worker.id).into(), Interest::Read)?;
+            self.pool.adopt(worker.id, worker.seat, worker.generation, is_held, now);
+            self.clients += worker.leases.clients() as u64;
+            self.workers.insert(worker.id, worker);
+        }
+        self.addresses = self.count_addresses(&self.config);
+        self.control.adopt(askers, &self.poller, now);
+        self.watch_from(now);
+        self.note_upgraded();
+        Ok(())
+    }
+}

@@ -1,0 +1,275 @@
+//! Leaving clients for the next master: what the service manager keeps for us, and the end that is none for them.
+//!
+//! ```text
+//! from the beginning   the book, both ends of each boat, the listeners lie with the service manager
+//! SIGTERM              workers get restart-grace to finish what they execute, then they are killed; their desks, as they
+//!                      are then, go into the boats with all clients, and we exit
+//! killed               workers notice, and pack themselves
+//! ```
+//!
+//! The next master, which is started with all that, recovers every client as after the death of its worker. `systemctl stop`
+//! makes the manager drop it all: then the clients are closed by the kernel.
+
+use std::env;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use super::boats::{Boats, Unpacked, Wreck};
+use super::counts::{Counts, Reason};
+use super::events::Asker;
+use super::handover::{BOAT, BOOK, Book, Handover, LISTENER};
+use super::steer::MOST_WORKERS;
+use super::worker::Worker;
+use super::{Master, Seat};
+use crate::logging;
+use crate::proto::boat::LastDesk;
+use crate::proto::control::{About, Kind, Origin};
+use crate::proto::names::WorkerId;
+
+/// Set by the unit: the service manager keeps descriptors for us (systemd before 254 does not tell so itself).
+const WANTED: &str = "FDPASSD_KEEP_CLIENTS";
+
+/// How long the service manager may take to take in what it is to keep, at the end.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// What the next master will find.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    pub(super) boats: Boats,
+    book: Book,
+    /// The last event that is in the book.
+    written: Option<u64>,
+    /// Listeners that the service manager has.
+    listeners: Vec<u32>,
+    /// We are on our way out, and leave our clients.
+    is_leaving: bool,
+    /// Desks of workers that are gone since.
+    wrecks: Vec<Wreck>,
+}
+
+/// Whether the service manager is to keep clients for us.
+pub(super) fn is_wanted() -> bool {
+    let is_set = |key| env::var_os(key).is_some_and(|value| !value.is_empty());
+    env::var_os(WANTED).is_some_and(|value| value == "1") && is_set("NOTIFY_SOCKET")
+}
+
+impl Keeper {
+    /// With all of it new.
+    pub(super) fn new(clients: u64) -> std::io::Result<Keeper> {
+        Ok(Keeper::over(Boats::make(clients)?, Book::new()?, Vec::new()))
+    }
+
+    /// With what a master before has left, which the service manager has.
+    pub(super) fn over(boats: Boats, book: Book, listeners: Vec<u32>) -> Keeper {
+        Keeper { boats, book, written: None, listeners, is_leaving: false, wrecks: Vec::new() }
+    }
+
+    pub(super) fn book(&self) -> &Book {
+        &self.book
+    }
+}
+
+impl Master {
+    /// Whether we are on our way out, and leave our clients.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.keeper.as_ref().is_some_and(|keeper| keeper.is_leaving)
+    }
+
+    /// Gives the service manager what it is to keep from the beginning.
+    pub(super) fn store_all(&mut self, is_new: bool, now: Instant) {
+        let Some(keeper) = &self.keeper else { return };
+        if is_new {
+            self.notifier.store(BOOK, keeper.book.file().as_fd(), now);
+            for (number, ends) in keeper.boats.ends().iter().enumerate() {
+                self.notifier.store(&format!("{BOAT}.{number}-into"), ends.into.as_fd(), now);
+                self.notifier.store(&format!("{BOAT}.{number}-out"), ends.out.as_fd(), now);
+            }
+        }
+        self.keep_listeners(now);
+    }
+
+    /// The service manager has the listeners that there are, and no others.
+    pub(super) fn keep_listeners(&mut self, now: Instant) {
+        let Some(keeper) = &mut self.keeper else { return };
+        let there: Vec<u32> =
+            self.listeners.iter().filter(|l| l.record().is_some()).map(|listener| listener.number).collect();
+        for gone in keeper.listeners.iter().filter(|number| !there.contains(number)) {
+            self.notifier.drop_stored(&format!("{LISTENER}.{gone}"), now);
+        }
+        for listener in self.listeners.iter().filter(|l| there.contains(&l.number)) {
+            if !keeper.listeners.contains(&listener.number) {
+                self.notifier.store(&format!("{LISTENER}.{}", listener.number), listener.as_fd(), now);
+            }
+        }
+        keeper.listeners = there;
+    }
+
+    /// Notes figures that change with every client.
+    pub(super) fn note_client(&self) {
+        if let Some(keeper) = &self.keeper {
+            keeper.book.note(self.next_client, self.counts.refused);
+        }
+    }
+
+    /// Writes the book anew, if something has happened since it was written.
+    pub(super) fn keep_book(&mut self) {
+        let last = self.events.last();
+        if self.keeper.as_ref().is_none_or(|keeper| keeper.written == Some(last)) {
+            return;
+        }
+        let handover = self.handover();
+        let Some(keeper) = &mut self.keeper else { return };
+        if let Err(e) = keeper.book.write(&handover) {
+            log::error!("cannot write down what the next master is to know: {e}");
+        }
+        keeper.written = Some(last);
+    }
+
+    /// All that the next master has to know.
+    pub(super) fn handover(&self) -> Handover {
+        Handover {
+            config: self.config.to_toml(),
+            config_file: self.config_file.clone(),
+            config_keys: self.config_keys.clone(),
+            last_generation: self.last_generation.0,
+            next_worker: self.pool.next(),
+            listener_number: self.listener_number,
+            listeners: self.listeners.iter().filter_map(|listener| listener.record()).collect(),
+            count: (self.count_origin == Origin::Runtime).then(|| self.pool.target().count as u32),
+            log_level: self.log_level,
+            is_drained: self.is_drained,
+            quarantined: self.strikes.quarantined().to_vec(),
+            last_reload: self.last_reload.clone(),
+            counts: self.counts.clone(),
+            tally: self.tally.clone(),
+            seats: self.seats.clone(),
+            events: self.events.last(),
+        }
+    }
+
+    /// Begins the end that is none for the clients; asked a second time, it comes at once.
+    pub(super) fn leave(&mut self, asker: Asker, now: Instant) {
+        let grace = self.config.limits.restart_grace;
+        let is_again = self.pool.is_stopping();
+        self.pool.stop(if is_again { now } else { now + grace });
+        if is_again {
+            return;
+        }
+        self.abandon_reload("the daemon is being restarted".to_owned());
+        let about = About { clients: Some(self.clients), ..asker.about() };
+        let sentence =
+            format_args!("{asker}: leaving {} clients to the next master; what executes gets {grace:?}", self.clients);
+        self.events.note(Kind::Stopping, about, sentence);
+        self.tell_stopping(now);
+        if let Some(keeper) = &mut self.keeper {
+            keeper.is_leaving = true;
+        }
+    }
+
+    /// A worker is gone while we leave: its desk stays as it is, for the next master. `written` is the sum of all that it
+    /// wrote.
+    pub(super) fn keep_wreck(&mut self, worker: Worker, written: Option<u64>, now: Instant) {
+        let Worker { id, seat, generation, desk, leases, methods, .. } = worker;
+        if let Some(written) = written {
+            desk.header().set_final_writes(written);
+        }
+        self.pool.exited(id, true, now);
+        let (slots, longest) = (desk.layout().slots(), desk.layout().max_frame());
+        let told = LastDesk { worker: id, seat: seat as u32, generation, slots, longest, methods, is_counted: true };
+        if let Some(keeper) = &mut self.keeper {
+            keeper.wrecks.push(Wreck { told, desk, leases });
+        }
+    }
+
+    /// All workers are gone: packs all clients, and leaves everything where the next master finds it.
+    pub(super) fn hand_over(mut self) {
+        self.lay_waiting();
+        self.keep_book();
+        let Some(mut keeper) = self.keeper.take() else { return };
+        let mut left = 0;
+        for wreck in std::mem::take(&mut keeper.wrecks) {
+            left += keeper.boats.pack(&wreck);
+        }
+        match left {
+            0 => log::info!("left {} clients to the next master", self.clients),
+            left => log::error!("there is no room for {left} of {} clients; they are closed", self.clients),
+        }
+        self.listeners.iter_mut().for_each(|listener| listener.leave_file());
+        self.notifier.flush(LAST_WORDS);
+    }
+
+    /// Clients that have no worker are laid on a desk of their own, as if they had one that is gone.
+    fn lay_waiting(&mut self) {
+        let waiting = std::mem::take(&mut self.unleased);
+        if waiting.is_empty() {
+            return;
+        }
+        // No worker has had that number, nor will any.
+        let (worker, generation) = (WorkerId(u64::MAX), self.generation);
+        let desk = match crate::desk::MasterDesk::new(self.layout) {
+            Ok(desk) => desk,
+            Err(e) => return log::error!("cannot make a desk for {} clients without a worker: {e}", waiting.len()),
+        };
+        let mut leases = super::leases::Leases::new(self.layout.slots());
+        for unleased in waiting {
+            if let Err((reason, client)) = leases.give(unleased, &desk) {
+                self.lose(&reason, client);
+            }
+        }
+        let (slots, longest) = (self.layout.slots(), self.layout.max_frame());
+        let told = LastDesk { worker, seat: 0, generation, slots, longest, methods: Vec::new(), is_counted: true };
+        if let Some(keeper) = &mut self.keeper {
+            keeper.wrecks.push(Wreck { told, desk, leases });
+        }
+    }
+
+    /// Takes over what a master before has left: figures, what was changed while it ran, and its clients.
+    pub(super) fn take_over(&mut self, handover: Handover, unpacked: Unpacked) {
+        let Handover { counts, tally, seats, events, log_level, is_drained, last_reload, count, quarantined, .. } =
+            handover;
+        (self.counts, self.tally, self.seats) = (Counts { applied_at: self.counts.applied_at, ..counts }, tally, seats);
+        (self.is_drained, self.last_reload, self.log_level) = (is_drained, last_reload, log_level);
+        log_level.into_iter().for_each(logging::set_level);
+        if let Some(count) = count.filter(|count| (1..=MOST_WORKERS).contains(count)) {
+            self.pool.scale(count as usize);
+            self.count_origin = Origin::Runtime;
+        }
+        self.strikes.go_on(quarantined);
+        self.events.go_on_from(events);
+        self.seats.truncate(MOST_SEATS);
+        if let Some(keeper) = &self.keeper {
+            self.next_client = keeper.book.next_client();
+            self.counts.refused = keeper.book.refused();
+        }
+        for (told, desk) in unpacked.desks.iter().filter(|(told, _)| !told.is_counted) {
+            self.tally.add(&desk.header(), &told.methods);
+            let seat: &mut Seat = self.seat((told.seat as usize).min(MOST_SEATS - 1));
+            seat.totals = seat.totals.plus_header(&desk.header());
+        }
+        let is_restart = !unpacked.desks.is_empty();
+        let (mut moved, mut lost) = (0, unpacked.stray as u64);
+        self.counts.lost += lost;
+        for left in unpacked.left {
+            for (_, client) in left.lost {
+                self.clients += 1;
+                self.lose(&std::io::ErrorKind::InvalidData.into(), client);
+                lost += 1;
+            }
+            let recovered: Vec<_> = left.recovered.into_iter().map(|(unleased, _)| Ok(unleased)).collect();
+            self.clients += recovered.len() as u64;
+            moved += self.take_in(recovered, Reason::Restart);
+        }
+        self.next_client =
+            self.unleased.iter().map(|unleased| unleased.client.id.0 + 1).max().unwrap_or(1).max(self.next_client);
+        self.addresses = self.count_addresses(&self.config);
+        if !is_restart {
+            return;
+        }
+        let about = About { clients: Some(moved as u64), ..About::default() };
+        let sentence = format_args!("took over {moved} clients from the master before; {lost} are lost");
+        self.events.note(Kind::TookOver, about, sentence);
+    }
+}
+
+/// As many as there can be workers, and some for those that leave.
+const MOST_SEATS: usize = 1024;

@@ -1,0 +1,192 @@
+//! Descriptors that whoever started this process has left open for it, from number 3 on (sd_listen_fds(3)).
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::sys::socket::sockopt::{AcceptConn, SockType as KindOfSocket};
+use nix::sys::socket::{SockType, SockaddrStorage, getsockname, getsockopt};
+use nix::{getsockopt_impl, libc, sockopt_impl};
+
+use super::socket::{internet_address, set_client_options};
+
+/// The number of the first one: SD_LISTEN_FDS_START.
+const FIRST: RawFd = 3;
+
+/// Takes the first `count` of them, in their order and close-on-exec from now on. A second time there are none.
+///
+/// It has to come before this process opens anything: what is open at these numbers must be what was left open there.
+///
+/// # Errors
+/// EBADF when one of them is not open. None is taken then.
+pub fn take(count: u32) -> io::Result<Vec<OwnedFd>> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if count == 0 || TAKEN.swap(true, Ordering::Relaxed) {
+        return Ok(Vec::new());
+    }
+    let end = i32::try_from(count).ok().and_then(|count| FIRST.checked_add(count)).ok_or(Errno::EBADF)?;
+    for number in FIRST..end {
+        // SAFETY: it says EBADF of a number that is no descriptor, and changes nothing but whether it outlives exec.
+        Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, FdFlag::FD_CLOEXEC.bits()) })?;
+    }
+    // SAFETY: they are open, as was seen just now, and this is the only time that they get an owner.
+    Ok((FIRST..end).map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
+}
+
+/// Descriptors that this process had when it was another program, and left open for itself: see
+/// [`Executable::become_it`](super::process::Executable::become_it).
+#[derive(Debug, Default)]
+pub struct LeftOpen {
+    taken: BTreeSet<RawFd>,
+}
+
+impl LeftOpen {
+    /// The one of this number, close-on-exec again.
+    ///
+    /// # Errors
+    /// EBADF when it is not open, or was taken before.
+    pub fn take(&mut self, number: RawFd) -> io::Result<OwnedFd> {
+        if number < FIRST || !self.taken.insert(number) {
+            return Err(Errno::EBADF.into());
+        }
+        // SAFETY: it says EBADF of a number that is no descriptor, and changes nothing but whether it outlives exec.
+        Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, FdFlag::FD_CLOEXEC.bits()) })?;
+        // SAFETY: it is open, and each number is taken once: whoever was this process before has left it for this.
+        Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    }
+}
+
+/// What a descriptor is that somebody else has made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// A TCP listener, bound to this address.
+    Tcp(SocketAddr),
+    /// The listener of a Unix stream socket, bound to this path.
+    Unix(PathBuf),
+    /// That of one in the abstract namespace, or without a name.
+    UnixWithoutPath,
+    /// A stream socket that does not listen: a connection, for example.
+    NoListener,
+    /// A socket, but neither of TCP nor of Unix streams.
+    OtherSocket,
+    /// No socket.
+    NoSocket,
+}
+
+/// Finds out what a descriptor is.
+///
+/// # Errors
+/// Those of getsockopt(2) and getsockname(2) that say neither.
+pub fn examine(descriptor: &OwnedFd) -> io::Result<Found> {
+    match getsockopt(descriptor, KindOfSocket) {
+        Ok(SockType::Stream) => {}
+        Ok(_) => return Ok(Found::OtherSocket),
+        Err(Errno::ENOTSOCK) => return Ok(Found::NoSocket),
+        Err(e) => return Err(e.into()),
+    }
+    let address: SockaddrStorage = getsockname(descriptor.as_raw_fd())?;
+    // An MPTCP or SCTP socket has the same address and kind, and keeps no account as TCP does.
+    let is_tcp = || Ok::<bool, Errno>(getsockopt(descriptor, SocketProtocol)? == libc::IPPROTO_TCP);
+    let found = match (internet_address(&address), address.as_unix_addr()) {
+        (Some(address), _) if is_tcp()? => Found::Tcp(address),
+        (None, Some(unix)) => unix.path().map_or(Found::UnixWithoutPath, |path| Found::Unix(path.to_owned())),
+        _ => return Ok(Found::OtherSocket),
+    };
+    Ok(if getsockopt(descriptor, AcceptConn)? { found } else { Found::NoListener })
+}
+
+sockopt_impl!(
+    /// Which protocol a socket speaks: SO_PROTOCOL of socket(7).
+    SocketProtocol,
+    GetOnly,
+    libc::SOL_SOCKET,
+    libc::SO_PROTOCOL,
+    libc::c_int
+);
+
+/// A copy of a listener that somebody else has made, with all that our own have: it does not block, and what it accepts
+/// if it is one of TCP is as [`bind_tcp`](super::socket::bind_tcp) says, but for the probes.
+///
+/// # Errors
+/// Those of fcntl(2) and setsockopt(2).
+pub fn copy_listener(theirs: &OwnedFd, is_tcp: bool) -> io::Result<OwnedFd> {
+    let listener = theirs.try_clone()?;
+    let flags = OFlag::from_bits_retain(fcntl(&listener, FcntlArg::F_GETFL)?);
+    fcntl(&listener, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    if is_tcp {
+        set_client_options(&listener)?;
+    }
+    Ok(listener)
+}
+
+/// Leaves these open for the program that `command` runs, as systemd does: from number 3 on, in this order.
+///
+/// # Errors
+/// Those of fcntl(2).
+pub fn leave(command: &mut Command, descriptors: &[OwnedFd]) -> io::Result<()> {
+    let end = FIRST + i32::try_from(descriptors.len()).map_err(|_| Errno::EMFILE)?;
+    // Out of the way of each other, for the numbers that they are to have may be those that they have.
+    let aside = |descriptor: &OwnedFd| {
+        let number = fcntl(descriptor.as_fd(), FcntlArg::F_DUPFD_CLOEXEC(end))?;
+        // SAFETY: fcntl has just made it, and nobody else knows of it.
+        Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    };
+    let aside = descriptors.iter().map(aside).collect::<io::Result<Vec<OwnedFd>>>()?;
+    let place = move || {
+        for (number, descriptor) in (FIRST..).zip(&aside) {
+            // SAFETY: in the child between fork and exec nobody uses what is at this number.
+            Errno::result(unsafe { libc::dup2(descriptor.as_raw_fd(), number) })?;
+        }
+        Ok(())
+    };
+    // SAFETY: the child calls dup2(2) only, which is async-signal-safe; nothing is allocated.
+    unsafe { command.pre_exec(place) };
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    use nix::sys::socket::sockopt::{OobInline, TcpNoDelay};
+
+    use crate::sys::socket::{bind_tcp, listen};
+
+    #[test]
+    fn a_copy_of_a_listener_is_as_ours_are() {
+        let theirs: OwnedFd = TcpListener::bind("127.0.0.1:0").expect("a free port").into();
+        let ours = copy_listener(&theirs, true).expect("it is a socket");
+        assert!(
+            getsockopt(&ours, TcpNoDelay).expect("it is of TCP") && getsockopt(&ours, OobInline).expect("a socket")
+        );
+        let flags = |command| fcntl(&ours, command).expect("it is open");
+        assert_eq!(flags(FcntlArg::F_GETFL) & OFlag::O_NONBLOCK.bits(), OFlag::O_NONBLOCK.bits());
+        assert_eq!(flags(FcntlArg::F_GETFD), FdFlag::FD_CLOEXEC.bits());
+    }
+
+    #[test]
+    fn a_socket_is_one_of_tcp_if_it_speaks_tcp_and_a_listener_if_it_listens() {
+        let socket = bind_tcp("127.0.0.1:0".parse().expect("an address")).expect("a free port");
+        assert_eq!(examine(&socket).expect("it is a socket"), Found::NoListener);
+        listen(&socket, 1).expect("it is bound");
+        assert!(matches!(examine(&socket).expect("it is a socket"), Found::Tcp(address) if address.port() > 0));
+
+        // SAFETY: socket(2) reads three numbers.
+        let number =
+            unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, libc::IPPROTO_MPTCP) };
+        if number >= 0 {
+            // SAFETY: socket(2) has just made it, and nobody else knows of it.
+            let multipath = unsafe { OwnedFd::from_raw_fd(number) };
+            listen(&multipath, 1).expect("it binds itself");
+            assert_eq!(examine(&multipath).expect("it is a socket"), Found::OtherSocket);
+        }
+    }
+}

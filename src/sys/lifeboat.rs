@@ -1,0 +1,376 @@
+//! The last thing that a worker does when its master is gone: it packs its clients' sockets into boats.
+//!
+//! It can be in the middle of a call that does not return, so this can be done from within a signal handler: everything
+//! that is needed for it is written down beforehand, and nothing here allocates, locks or panics (signal-safety(7)).
+//!
+//! ```text
+//! SIGTERM   the master is there: nothing           it is gone: an alarm, for the loop might find out by itself
+//! SIGALRM   pack, and exit
+//! ```
+
+use std::fs::File;
+use std::io;
+use std::mem::{self, MaybeUninit};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use nix::libc;
+use signal_hook::consts::{SIGALRM, SIGTERM};
+use signal_hook::low_level;
+
+use super::ledger::OwnWrites;
+use super::memory::{Words, sealed_file};
+use super::socket::MAX_PASSED;
+
+/// Words that are written down of a client: which descriptor, and its record.
+const CLIENT: usize = 4;
+
+/// Bytes of a record.
+const RECORD: usize = 28;
+
+/// Bytes that a datagram of clients begins with.
+pub const FRONT: usize = 9;
+
+/// Where what lies on the desk that the clients are on.
+#[derive(Clone, Copy, Debug)]
+pub struct Places {
+    /// All words up to the end of the slots.
+    pub words: usize,
+    /// The lease word of the first slot.
+    pub first_lease: usize,
+    /// Words from one lease word to the next.
+    pub stride: usize,
+    /// How many slots there are.
+    pub slots: u32,
+    /// Where the sum of what was written in all goes at the end.
+    pub final_writes: usize,
+    /// Whether a lease word says that the client of this lease is still with this worker.
+    pub is_here: fn(word: u64, generation: u32) -> bool,
+}
+
+/// What is needed to pack.
+#[derive(Debug)]
+pub struct Lifeboat {
+    channel: RawFd,
+    boats: Vec<OwnedFd>,
+    desk: File,
+    /// The datagram that the desk goes with.
+    first: Vec<u8>,
+    /// What each datagram of clients begins with.
+    front: [u8; FRONT],
+    /// [`CLIENT`] words a slot: descriptor + 1 and `since`; client; slot and generation; moves and listener.
+    aboard: Words,
+    words: Words,
+    places: Places,
+    writes: Option<OwnWrites>,
+    grace: Duration,
+    unread: Unread,
+    /// Slots that were ever used are below this.
+    used: AtomicU64,
+    is_packed: AtomicBool,
+}
+
+/// What a datagram of the channel that nobody has read tells of the client whose socket is the descriptor of this index.
+pub type Unread = fn(datagram: &[u8], index: usize) -> Option<[u8; RECORD]>;
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Packed {
+    /// Clients that are in a boat.
+    pub packed: usize,
+    /// Clients for whom there was no room in any.
+    pub left: usize,
+}
+
+impl Lifeboat {
+    /// Gets all ready for the clients of a desk, and catches the two signals. `channel` is what the master is at the other
+    /// end of, and stays open for as long as this process lives.
+    ///
+    /// # Errors
+    /// Those of memfd_create(2), mmap(2) and sigaction(2).
+    pub fn ready(
+        channel: &impl AsRawFd,
+        boats: Vec<OwnedFd>,
+        desk: File,
+        (first, front): (Vec<u8>, [u8; FRONT]),
+        places: Places,
+        (grace, unread): (Duration, Unread),
+    ) -> io::Result<&'static Lifeboat> {
+        let count = places.slots as usize * CLIENT;
+        let aboard = Words::map(&sealed_file(c"aboard", count as u64 * 8)?, count)?;
+        let words = Words::map(&desk, places.words)?;
+        let lifeboat: &'static Lifeboat = Box::leak(Box::new(Lifeboat {
+            channel: channel.as_raw_fd(),
+            boats,
+            desk,
+            first,
+            front,
+            aboard,
+            words,
+            places,
+            writes: OwnWrites::open().ok(),
+            grace,
+            unread,
+            used: AtomicU64::new(0),
+            is_packed: AtomicBool::new(false),
+        }));
+        // SAFETY: all that the two handlers do is poll(2), setitimer(2), atomic loads and stores, pread(2), recvmsg(2),
+        // sendmsg(2) and _exit(2), on memory that is there for good.
+        unsafe {
+            low_level::register(SIGTERM, move || lifeboat.set_alarm())?;
+            low_level::register(SIGALRM, move || lifeboat.abandon_ship())?;
+        }
+        Ok(lifeboat)
+    }
+
+    /// From now on this client is here. `record` is how the boats tell of it, see `proto/boat.rs`.
+    pub fn take_aboard(&self, slot: u32, socket: &OwnedFd, record: &[u8; RECORD]) {
+        let Some(entry) = self.entry(slot) else { return };
+        let [client, place, moved] = [0, 8, 16].map(|at| u64::from_le_bytes(chunk(record, at)));
+        let since = u64::from(u32::from_le_bytes(chunk(record, 24)));
+        for (word, value) in entry[1..].iter().zip([client, place, moved]) {
+            word.store(value, Ordering::Relaxed);
+        }
+        // Last, for from then on it counts.
+        entry[0].store((socket.as_raw_fd() as u64 + 1) | since << 32, Ordering::Release);
+        self.used.fetch_max(u64::from(slot) + 1, Ordering::Relaxed);
+    }
+
+    /// It is not any more. To be said before its socket is closed, as its number may be another's then.
+    pub fn put_ashore(&self, slot: u32) {
+        if let Some(entry) = self.entry(slot) {
+            entry[0].store(0, Ordering::Release);
+        }
+    }
+
+    fn entry(&self, slot: u32) -> Option<&[AtomicU64]> {
+        let begin = slot as usize * CLIENT;
+        self.aboard.get(begin..begin + CLIENT).filter(|_| slot < self.places.slots)
+    }
+
+    fn set_alarm(&self) {
+        if !self.has_lost_its_master() || self.is_packed.load(Ordering::Acquire) {
+            return;
+        }
+        let grace = libc::timeval {
+            tv_sec: self.grace.as_secs() as libc::time_t,
+            tv_usec: self.grace.subsec_micros().max(1) as libc::suseconds_t,
+        };
+        // SAFETY: all-zero bytes are a timeval.
+        let timer = libc::itimerval { it_interval: unsafe { mem::zeroed() }, it_value: grace };
+        // SAFETY: it reads one struct.
+        unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
+    }
+
+    fn has_lost_its_master(&self) -> bool {
+        let mut poll = libc::pollfd { fd: self.channel, events: 0, revents: 0 };
+        // SAFETY: one struct that is ours.
+        let found = unsafe { libc::poll(&raw mut poll, 1, 0) };
+        found == 1 && poll.revents & libc::POLLHUP != 0
+    }
+
+    fn abandon_ship(&self) {
+        // Somebody else's alarm is none of ours.
+        if self.has_lost_its_master() {
+            self.pack();
+            // SAFETY: it runs nothing of this process any more, as a handler must not.
+            unsafe { libc::_exit(0) };
+        }
+    }
+
+    /// Packs the desk and all clients that are still here. Once: a second time there is nothing to do.
+    pub fn pack(&self) -> Packed {
+        let mut outcome = Packed::default();
+        if self.is_packed.swap(true, Ordering::AcqRel) {
+            return outcome;
+        }
+        if let (Some(sum), Some(word)) =
+            (self.writes.as_ref().and_then(|writes| writes.sum().ok()), self.words.get(self.places.final_writes))
+        {
+            word.store(sum.wrapping_add(1), Ordering::Release);
+        }
+        let mut boat = 0;
+        let is_off = self.send(&mut boat, &self.first, &[self.desk.as_raw_fd()]);
+        let mut batch = Batch { payload: [0; BATCH], sockets: [0; MAX_PASSED], count: 0 };
+        batch.payload[..FRONT].copy_from_slice(&self.front);
+        let mut pack = |socket: RawFd, record: [u8; RECORD]| {
+            if self.is_here(&record) && batch.add(socket, record) {
+                outcome.add(batch.count, is_off && self.send(&mut boat, batch.payload(), batch.sockets()));
+                batch.count = 0;
+            }
+        };
+        for slot in 0..self.used.load(Ordering::Acquire) as u32 {
+            if let Some((socket, record)) = self.client(slot) {
+                pack(socket, record);
+            }
+        }
+        // Leases that are still in the channel. Their copies end with this process.
+        let (mut datagram, mut sockets) = ([0; LONGEST], [0; MAX_PASSED]);
+        while let Some((length, count)) = receive_raw(self.channel, &mut datagram, &mut sockets) {
+            for (index, socket) in sockets[..count].iter().enumerate() {
+                if let Some(record) = (self.unread)(&datagram[..length], index) {
+                    pack(*socket, record);
+                }
+            }
+        }
+        if batch.count > 0 {
+            outcome.add(batch.count, is_off && self.send(&mut boat, batch.payload(), batch.sockets()));
+        }
+        outcome
+    }
+
+    /// Whether the desk says so, too.
+    fn is_here(&self, record: &[u8; RECORD]) -> bool {
+        let [slot, generation] = [8, 12].map(|at| u32::from_le_bytes(chunk(record, at)));
+        let lease = self.words.get(self.places.first_lease + slot as usize * self.places.stride);
+        let is_there = slot < self.places.slots;
+        is_there && lease.is_some_and(|lease| (self.places.is_here)(lease.load(Ordering::Acquire), generation))
+    }
+
+    /// A client that was taken aboard.
+    fn client(&self, slot: u32) -> Option<(RawFd, [u8; RECORD])> {
+        let entry = self.entry(slot)?;
+        let word = |index: usize| entry[index].load(Ordering::Acquire);
+        let socket = (word(0) as u32).checked_sub(1)?;
+        let mut record = [0; RECORD];
+        for (place, index) in [0, 8, 16].into_iter().zip(1..) {
+            record[place..place + 8].copy_from_slice(&word(index).to_le_bytes());
+        }
+        record[24..].copy_from_slice(&((word(0) >> 32) as u32).to_le_bytes());
+        Some((socket as RawFd, record))
+    }
+
+    /// Sends into the first boat from `boat` on that has room.
+    fn send(&self, boat: &mut usize, payload: &[u8], descriptors: &[RawFd]) -> bool {
+        while let Some(to) = self.boats.get(*boat) {
+            if send_raw(to.as_raw_fd(), payload, descriptors) {
+                return true;
+            }
+            *boat += 1;
+        }
+        false
+    }
+}
+
+/// Bytes of a full datagram of clients.
+const BATCH: usize = FRONT + MAX_PASSED * RECORD;
+
+/// Bytes of the longest datagram that comes with sockets. What is longer is none of these, and cut off.
+const LONGEST: usize = 16 * 1024;
+
+/// A datagram of clients under way.
+struct Batch {
+    payload: [u8; BATCH],
+    sockets: [RawFd; MAX_PASSED],
+    count: usize,
+}
+
+impl Batch {
+    /// Whether it is full with that.
+    fn add(&mut self, socket: RawFd, record: [u8; RECORD]) -> bool {
+        let begin = FRONT + self.count * RECORD;
+        self.payload[begin..begin + RECORD].copy_from_slice(&record);
+        self.sockets[self.count] = socket;
+        self.count += 1;
+        self.count == MAX_PASSED
+    }
+
+    fn payload(&self) -> &[u8] {
+        &self.payload[..FRONT + self.count * RECORD]
+    }
+
+    fn sockets(&self) -> &[RawFd] {
+        &self.sockets[..self.count]
+    }
+}
+
+impl Packed {
+    fn add(&mut self, count: usize, is_packed: bool) {
+        *(if is_packed { &mut self.packed } else { &mut self.left }) += count;
+    }
+}
+
+fn chunk<const N: usize>(record: &[u8; RECORD], at: usize) -> [u8; N] {
+    record[at..].first_chunk().copied().unwrap_or([0; N])
+}
+
+/// Room for the control message of [`MAX_PASSED`] descriptors, aligned as cmsghdr wants it.
+#[repr(C, align(8))]
+struct Control([MaybeUninit<u8>; 1040]);
+
+/// Sends without waiting, and without allocating, which nix does; whether it was taken.
+fn send_raw(to: RawFd, payload: &[u8], descriptors: &[RawFd]) -> bool {
+    let mut control = Control([MaybeUninit::uninit(); 1040]);
+    let bytes = size_of_val(descriptors);
+    let mut part = libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
+    // SAFETY: all-zero bytes are a msghdr without anything in it.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.0.as_mut_ptr().cast();
+    // SAFETY: it only calculates.
+    message.msg_controllen = unsafe { libc::CMSG_SPACE(bytes as u32) } as _;
+    // SAFETY: the control buffer is aligned and longer than that space, at most 1,032 bytes; what is written into it is a
+    // header and as many descriptors as the space is for.
+    unsafe {
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(bytes as u32) as _;
+        std::ptr::copy_nonoverlapping(descriptors.as_ptr().cast(), libc::CMSG_DATA(header), bytes);
+    }
+    loop {
+        // SAFETY: everything that the message points to is on this stack or lives for good.
+        let sent = unsafe { libc::sendmsg(to, &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+        // SAFETY: the address of this thread's errno.
+        if sent >= 0 || unsafe { *libc::__errno_location() } != libc::EINTR {
+            return sent >= 0;
+        }
+    }
+}
+
+/// Receives a datagram without waiting, and without allocating; its length, and how many descriptors came with it.
+fn receive_raw(from: RawFd, datagram: &mut [u8], descriptors: &mut [RawFd; MAX_PASSED]) -> Option<(usize, usize)> {
+    let mut control = Control([MaybeUninit::uninit(); 1040]);
+    let mut part = libc::iovec { iov_base: datagram.as_mut_ptr().cast(), iov_len: datagram.len() };
+    // SAFETY: all-zero bytes are a msghdr without anything in it.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    let received = loop {
+        message.msg_control = control.0.as_mut_ptr().cast();
+        message.msg_controllen = size_of_val(&control) as _;
+        // SAFETY: every pointer in the message is to live memory of the length that stands beside it.
+        let received = unsafe { libc::recvmsg(from, &raw mut message, libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) };
+        // SAFETY: the address of this thread's errno.
+        let errno = unsafe { *libc::__errno_location() };
+        // ECONNRESET comes once, before what is queued.
+        if received >= 0 || (errno != libc::EINTR && errno != libc::ECONNRESET) {
+            break received;
+        }
+    };
+    let length = usize::try_from(received).ok().filter(|length| *length > 0)?;
+    // SAFETY: the message is as recvmsg left it, and its control buffer is alive.
+    let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    if header.is_null() {
+        return Some((length, 0));
+    }
+    // SAFETY: it is a whole header in the buffer.
+    let head = unsafe { &*header };
+    if (head.cmsg_level, head.cmsg_type) != (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+        return Some((length, 0));
+    }
+    // SAFETY: pure arithmetic.
+    let bytes = (head.cmsg_len as usize).saturating_sub(unsafe { libc::CMSG_LEN(0) } as usize);
+    let count = (bytes / size_of::<RawFd>()).min(MAX_PASSED);
+    // SAFETY: cmsg_len says that so many descriptors are there, and there is room for as many.
+    unsafe {
+        std::ptr::copy_nonoverlapping(
+            libc::CMSG_DATA(header),
+            descriptors.as_mut_ptr().cast(),
+            count * size_of::<RawFd>(),
+        );
+    }
+    Some((length, count))
+}

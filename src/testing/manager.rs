@@ -1,0 +1,137 @@
+//! A service manager for tests: it keeps descriptors for a daemon, as systemd does, and hands them to the next one.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::{fs, io};
+
+use super::{Directory, Setup};
+use crate::sys::poll::{Interest, Poller};
+use crate::sys::socket::{self, Received};
+
+/// A service manager with a store of descriptors.
+#[derive(Debug)]
+pub struct ServiceManager {
+    path: PathBuf,
+    heard: Arc<Mutex<Heard>>,
+    /// What it is ended by.
+    end: Option<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+    _directory: Directory,
+}
+
+#[derive(Debug, Default)]
+struct Heard {
+    told: Vec<String>,
+    stored: Vec<(String, OwnedFd)>,
+}
+
+impl ServiceManager {
+    /// One that has been told nothing yet.
+    ///
+    /// # Panics
+    /// When there are no descriptors left.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "it is a process's worth of things")]
+    pub fn new() -> ServiceManager {
+        let directory = Directory::new().expect("a directory");
+        let path = directory.0.join("notify");
+        let socket = UnixDatagram::bind(&path).expect("the path is free");
+        let (ours, theirs) = socket::message_pair().expect("a pair of sockets");
+        let heard = Arc::new(Mutex::new(Heard::default()));
+        let shared = Arc::clone(&heard);
+        let thread = thread::spawn(move || listen(&socket, &theirs, &shared));
+        ServiceManager { path, heard, end: Some(ours), thread: Some(thread), _directory: directory }
+    }
+
+    /// A daemon that it starts, with all that it keeps.
+    ///
+    /// # Panics
+    /// When there are no descriptors left.
+    #[must_use]
+    pub fn setup(&self, program: impl AsRef<OsStr>, config: &str) -> Setup {
+        let setup = Setup::new(program, config);
+        let setup = setup.variable("NOTIFY_SOCKET", &self.path).variable("FDPASSD_KEEP_CLIENTS", "1");
+        self.lock().stored.iter().fold(setup, |setup, (name, descriptor)| {
+            setup.handed(name, descriptor.try_clone().expect("a descriptor can be copied"))
+        })
+    }
+
+    /// What it was told so far, one message each.
+    #[must_use]
+    pub fn told(&self) -> Vec<String> {
+        self.lock().told.clone()
+    }
+
+    /// The names of all that it keeps.
+    #[must_use]
+    pub fn stored(&self) -> Vec<String> {
+        self.lock().stored.iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Does something with a copy of what it keeps under this name.
+    ///
+    /// # Panics
+    /// When there is nothing.
+    pub fn with_stored(&self, name: &str, act: impl FnOnce(OwnedFd)) {
+        let heard = self.lock();
+        let (_, stored) = heard.stored.iter().find(|(other, _)| other == name).expect("it is kept");
+        act(stored.try_clone().expect("a descriptor can be copied"));
+    }
+
+    /// Forgets all that it keeps, as systemd does when a service is stopped.
+    pub fn forget(&self) {
+        self.lock().stored.clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for ServiceManager {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn listen(socket: &UnixDatagram, end: &OwnedFd, heard: &Mutex<Heard>) {
+    let mut poller = Poller::new(2).expect("a poller");
+    poller.add(socket, 0, Interest::Read).and_then(|()| poller.add(end, 1, Interest::Read)).expect("they are watched");
+    let (mut events, mut datagram) = (Vec::new(), vec![0; 8192]);
+    loop {
+        poller.wait(&mut events, None).expect("events are told");
+        while let Ok(Received::Message { length, descriptors, .. }) = receive(socket, &mut datagram) {
+            let text = String::from_utf8_lossy(&datagram[..length]).into_owned();
+            heard.lock().unwrap_or_else(PoisonError::into_inner).take_in(text, descriptors);
+        }
+        if events.iter().any(|event| event.token == 1) {
+            return;
+        }
+    }
+}
+
+fn receive(socket: &UnixDatagram, datagram: &mut [u8]) -> io::Result<Received> {
+    socket::receive_message(socket.as_fd(), datagram)
+}
+
+impl Heard {
+    fn take_in(&mut self, text: String, descriptors: Vec<OwnedFd>) {
+        let named = text.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or("stored").to_owned();
+        let says = |what: &str| text.lines().any(|line| line == what);
+        if says("FDSTORE=1") {
+            self.stored.extend(descriptors.into_iter().map(|descriptor| (named.clone(), descriptor)));
+        } else if says("FDSTOREREMOVE=1") {
+            self.stored.retain(|(name, _)| *name != named);
+        }
+        // What comes with a BARRIER is closed here, which is its answer.
+        self.told.push(text);
+    }
+}
