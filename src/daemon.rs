@@ -224,10 +224,7 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
     // Before anything is opened that stays open, such as the log.
     let handed = match Handed::take() {
         Ok(handed) => handed,
-        Err(e) => {
-            master::say_why(&e);
-            return fail(name, e.status(), &e);
-        }
+        Err(e) => return refuse(name, e.status(), &e),
     };
     run_master(Setup {
         name: name.to_owned(),
@@ -243,8 +240,7 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
 fn run_master(setup: Setup) -> ExitCode {
     let name = setup.name.clone();
     if let Err(e) = logging::start(&name, &setup.config.log) {
-        master::say_why(&e);
-        return fail(&name, EX_CONFIG, &e);
+        return refuse(&name, EX_CONFIG, &e);
     }
     abort_on_panic();
     match master::run(setup) {
@@ -316,6 +312,12 @@ fn say(text: &str) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
+}
+
+/// As [`fail`], for the service manager as well.
+fn refuse(name: &str, status: u8, reason: &dyn fmt::Display) -> ExitCode {
+    master::say_why(reason);
+    fail(name, status, reason)
 }
 
 fn fail(name: &str, status: u8, reason: &dyn fmt::Display) -> ExitCode {
