@@ -223,10 +223,7 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
     // Before anything is opened that stays open, such as the log.
     let mut handed = match Handed::take() {
         Ok(handed) => handed,
-        Err(e) => {
-            master::say_why(&e);
-            return fail(name, e.status(), &e);
-        }
+        Err(e) => return refuse(name, e.status(), &e),
     };
     let inherited = Inherited::find(&mut handed);
     let (loaded, config_file, config_stale) = match loaded {
@@ -282,8 +279,7 @@ fn resume_master(name: &str, version: &'static str, number: &str) -> ExitCode {
 fn run_master(setup: Setup) -> ExitCode {
     let name = setup.name.clone();
     if let Err(e) = logging::start(&name, &setup.config.log) {
-        master::say_why(&e);
-        return fail(&name, EX_CONFIG, &e);
+        return refuse(&name, EX_CONFIG, &e);
     }
     abort_on_panic();
     let code = match master::run(setup) {
@@ -359,6 +355,12 @@ fn say(text: &str) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
+}
+
+/// As [`fail`], for the service manager as well.
+fn refuse(name: &str, status: u8, reason: &dyn fmt::Display) -> ExitCode {
+    master::say_why(reason);
+    fail(name, status, reason)
 }
 
 fn fail(name: &str, status: u8, reason: &dyn fmt::Display) -> ExitCode {

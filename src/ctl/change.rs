@@ -1,6 +1,7 @@
 //! The verbs that change something: what is asked of the daemon, and what is said when it is so.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Subcommand, value_parser};
@@ -10,7 +11,7 @@ use super::connection::Connection;
 use super::error::Error;
 use super::{read, table};
 use crate::proto::control::{self, Drain, Hold, Rebalance, Rebalanced, Recycle, Release, Reloaded, Scale, Settled};
-use crate::proto::control::{Stopped, Version};
+use crate::proto::control::{Stopped, UpgradeTo, Upgraded, Version};
 use crate::proto::names::WorkerId;
 use crate::proto::text::Escaped;
 
@@ -56,6 +57,12 @@ pub(super) enum Change {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Become the program that is installed now, in place, and replace the workers
+    Upgrade {
+        /// Another program than that; for root and the daemon's user
+        #[arg(long, value_name = "PATH")]
+        binary: Option<PathBuf>,
+    },
     /// End the daemon gracefully and wait until it is gone
     Stop,
 }
@@ -70,6 +77,7 @@ impl Change {
             Change::Recycle { .. } => Some(("replacing workers", minutes(1))),
             Change::Hold { .. } => Some(("moving the worker's clients", minutes(1))),
             Change::Drain { wait: true } => Some(("draining", minutes(60))),
+            Change::Upgrade { .. } => Some(("upgrading", minutes(1))),
             Change::Stop => Some(("stopping", minutes(1))),
             Change::Release { .. } | Change::Drain { wait: false } | Change::Undrain | Change::Rebalance { .. } => None,
         }
@@ -100,6 +108,9 @@ impl Change {
             Change::Rebalance { dry_run } => {
                 daemon.ask_with(control::Verb::Rebalance, &Rebalance { dry_run: *dry_run })
             }
+            Change::Upgrade { binary } => {
+                daemon.ask_with(control::Verb::Upgrade, &UpgradeTo { binary: binary.clone() })
+            }
             // The reply comes just before the daemon ends; it is gone when it no longer holds the connection.
             Change::Stop => {
                 let result = daemon.ask(control::Verb::Stop)?;
@@ -113,6 +124,7 @@ impl Change {
         match self {
             Change::Reload => read(result).map(applied),
             Change::Rebalance { dry_run } => read(result).map(|result| moves(&result, *dry_run)),
+            Change::Upgrade { .. } => read(result).map(|result| upgraded(name, &result)),
             Change::Stop => read(result).map(|result| stopped(name, result)),
             _ => read(result).map(|result| self.settled(result)),
         }
@@ -153,6 +165,11 @@ fn moves(result: &Rebalanced, dry_run: bool) -> String {
         [] => "the load is even enough".to_owned(),
         moves => moves.iter().map(line).collect::<Vec<_>>().join("\n"),
     }
+}
+
+fn upgraded(name: &str, Upgraded { version, workers, clients }: &Upgraded) -> String {
+    let (workers, clients) = (counted((*workers).into(), "worker"), counted(*clients, "client"));
+    format!("{} is upgraded to {}; {workers} ready, {clients} kept", Escaped(name), Escaped(version))
 }
 
 fn stopped(name: &str, Stopped { pid, killed }: Stopped) -> String {

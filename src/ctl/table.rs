@@ -47,6 +47,9 @@ fn write_daemon(to: &mut impl Write, status: &Status) -> io::Result<()> {
         Some(path) => writeln!(to, "config    {}", Escaped(path.display()))?,
         None => writeln!(to, "config    embedded default")?,
     }
+    if let Some(why) = &status.config_stale {
+        writeln!(to, "STALE     the configuration of before is in force: {}", Escaped(why))?;
+    }
     if let Some(reload) = &status.last_reload {
         writeln!(to, "reload    {}", Escaped(in_one_line(reload)))?;
     }

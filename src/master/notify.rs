@@ -185,14 +185,8 @@ impl Manager {
     }
 
     /// Sends these with a status behind them.
-    fn tell_with_status(
-        &mut self,
-        states: &[NotifyState<'_>],
-        summary: Summary,
-        reload: Option<&LastReload>,
-        now: Instant,
-    ) {
-        let status = status_text(&format_args!("{summary}{}", Outcome(reload)));
+    fn tell_with_status(&mut self, states: &[NotifyState<'_>], summary: Summary, outcome: Outcome<'_>, now: Instant) {
+        let status = status_text(&format_args!("{summary}{outcome}"));
         self.tell(&[states, &[NotifyState::Status(&status)]].concat(), now);
         (self.told, self.next_status, self.has_changed) = (Some(summary), now + STATUS_INTERVAL, false);
     }
@@ -211,7 +205,8 @@ impl Master {
     /// Something of importance, and how things are then.
     fn tell_manager(&mut self, states: &[NotifyState<'_>], now: Instant) {
         let (Some(summary), Some(manager)) = (self.summary(), &mut self.notifier.0) else { return };
-        manager.tell_with_status(states, summary, self.last_reload.as_ref(), now);
+        let outcome = Outcome { reload: self.last_reload.as_ref(), stale: self.config_stale.as_deref() };
+        manager.tell_with_status(states, summary, outcome, now);
     }
 
     /// The first worker is ready.
@@ -250,7 +245,8 @@ impl Master {
         // Until it is ready, which comes with a status of its own, there is nothing to tell of.
         manager.has_changed = self.announce.is_none() && manager.told != Some(summary);
         if manager.has_changed && manager.next_status <= now {
-            manager.tell_with_status(&[], summary, self.last_reload.as_ref(), now);
+            let outcome = Outcome { reload: self.last_reload.as_ref(), stale: self.config_stale.as_deref() };
+            manager.tell_with_status(&[], summary, outcome, now);
         }
     }
 
@@ -316,12 +312,18 @@ impl fmt::Display for Summary {
     }
 }
 
-/// What came of the last reload, if that was not what the operator wanted.
-struct Outcome<'a>(Option<&'a LastReload>);
+/// What came of the last reload, if that was not what the operator wanted; or of the file at the last restart.
+struct Outcome<'a> {
+    reload: Option<&'a LastReload>,
+    stale: Option<&'a str>,
+}
 
 impl fmt::Display for Outcome<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(LastReload { verdict, message, .. }) = self.0 else { return Ok(()) };
+        if let Some(why) = self.stale {
+            return write!(f, "; the configuration of before is in force: {why}");
+        }
+        let Some(LastReload { verdict, message, .. }) = self.reload else { return Ok(()) };
         f.write_str(match verdict {
             Verdict::Applied => return Ok(()),
             Verdict::Rejected => "; last reload rejected",
@@ -391,7 +393,10 @@ mod tests {
     #[test]
     fn nothing_in_a_status_is_an_assignment_and_a_long_one_is_cut() {
         let reload = LastReload { at: 0, verdict: Verdict::Rejected, message: Some("bad\nMAINPID=1\x1b".to_owned()) };
-        assert_eq!(status_text(&Outcome(Some(&reload))), r"; last reload rejected: bad\nMAINPID=1\x1b");
+        assert_eq!(
+            status_text(&Outcome { reload: Some(&reload), stale: None }),
+            r"; last reload rejected: bad\nMAINPID=1\x1b"
+        );
         let long = status_text(&"ä".repeat(LONGEST_STATUS));
         assert!(long.len() <= LONGEST_STATUS + '…'.len_utf8() && long.ends_with("ä…"), "{long}");
     }

@@ -126,6 +126,9 @@ impl Master {
         // They were held back while this process became this program, if it was another one.
         process::unblock_signals();
         let seed = clock::monotonic() ^ u64::from(std::process::id()) << 32;
+        if let Some(why) = &config_stale {
+            log::error!("the configuration that was applied last stays in force, for the sake of its clients: {why}");
+        }
         let mut master = Master {
             pool: Pool::new(target(&config, generation), started, seed).beginning_with(next_worker),
             dispatcher: Dispatcher::new(config.workers.dispatch),

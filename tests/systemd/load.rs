@@ -1,0 +1,161 @@
+//! Clients for the tests under systemd: they stay whatever happens to the daemon, and count what they see.
+//!
+//! ```text
+//! load IDLE BUSY ADDRESS…
+//! ```
+//!
+//! IDLE clients ask once and stay, BUSY ones ask all the time, and one after another comes, asks and goes. Says `ready` when
+//! all are there, and goes on until the end of standard input. Then each idle one asks once more, and one line tells how many
+//! requests were answered, how many clients came meanwhile, the longest wait for a reply, and how many were lost or refused.
+//! The exit status is 0 if nobody was.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Longer than any restart.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a busy client rests between two requests.
+const PACE: Duration = Duration::from_millis(2);
+
+#[derive(Default)]
+struct Seen {
+    over: AtomicBool,
+    requests: AtomicU64,
+    comers: AtomicU64,
+    lost: AtomicU64,
+    refused: AtomicU64,
+    longest: Mutex<Duration>,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [idle, busy, addresses @ ..] = arguments.as_slice() else { return usage() };
+    let (Ok(idle), Ok(busy)) = (idle.parse::<usize>(), busy.parse::<usize>()) else { return usage() };
+    if addresses.is_empty() {
+        return usage();
+    }
+    let seen = Seen::default();
+    let at = |index: usize| addresses[index % addresses.len()].as_str();
+    let mut clients: Vec<Client> = (0..idle).filter_map(|index| seen.connect(at(index))).collect();
+    for (client, number) in clients.iter_mut().zip(0..) {
+        seen.ask(client, number);
+    }
+    thread::scope(|threads| {
+        for index in 0..busy {
+            let client = seen.connect(at(index));
+            threads.spawn(|| seen.keep_asking(client));
+        }
+        for address in addresses {
+            threads.spawn(|| seen.come_and_go(address));
+        }
+        let _ = writeln!(io::stdout(), "ready");
+        let _ = io::stdin().read_to_end(&mut Vec::new());
+        seen.over.store(true, Ordering::Relaxed);
+    });
+    for (client, number) in clients.iter_mut().zip(1_000_000..) {
+        seen.ask(client, number);
+    }
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let (lost, refused) = (count(&seen.lost), count(&seen.refused));
+    let longest = seen.longest.lock().map_or(0, |longest| longest.as_millis());
+    let (requests, comers) = (count(&seen.requests), count(&seen.comers));
+    let _ = writeln!(
+        io::stdout(),
+        "requests {requests} comers {comers} longest {longest} ms lost {lost} refused {refused}"
+    );
+    if lost + refused == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn usage() -> ExitCode {
+    let _ = writeln!(io::stderr(), "usage: load IDLE BUSY ADDRESS…");
+    ExitCode::from(64)
+}
+
+impl Seen {
+    fn connect(&self, address: &str) -> Option<Client> {
+        match Client::connect(address) {
+            Ok(client) => Some(client),
+            Err(e) => {
+                self.refused.fetch_add(1, Ordering::Relaxed);
+                let _ = writeln!(io::stderr(), "refused at {address}: {e}");
+                None
+            }
+        }
+    }
+
+    /// Whether the client is still there.
+    fn ask(&self, client: &mut Client, number: u64) -> bool {
+        let begin = Instant::now();
+        let answered = client.ping(number);
+        if let Ok(mut longest) = self.longest.lock() {
+            *longest = longest.max(begin.elapsed());
+        }
+        match answered {
+            Ok(()) => drop(self.requests.fetch_add(1, Ordering::Relaxed)),
+            Err(ref e) => {
+                self.lost.fetch_add(1, Ordering::Relaxed);
+                let _ = writeln!(io::stderr(), "request {number} failed: {e}");
+            }
+        }
+        answered.is_ok()
+    }
+
+    fn keep_asking(&self, client: Option<Client>) {
+        let Some(mut client) = client else { return };
+        let (_nobody, news) = mpsc::channel::<()>();
+        let mut number = 0;
+        while !self.over.load(Ordering::Relaxed) && self.ask(&mut client, number) {
+            number += 1;
+            let _ = news.recv_timeout(PACE);
+        }
+    }
+
+    fn come_and_go(&self, address: &str) {
+        let (_nobody, news) = mpsc::channel::<()>();
+        while !self.over.load(Ordering::Relaxed) {
+            if let Some(mut client) = self.connect(address) {
+                self.ask(&mut client, 7);
+                self.comers.fetch_add(1, Ordering::Relaxed);
+            }
+            let _ = news.recv_timeout(PACE);
+        }
+    }
+}
+
+/// Of either family: calls on stream sockets are the same for both.
+struct Client(UnixStream);
+
+impl Client {
+    fn connect(address: &str) -> io::Result<Client> {
+        let stream = match address.strip_prefix("unix:") {
+            Some(path) => UnixStream::connect(path)?,
+            None => {
+                let to: SocketAddr = address.parse().map_err(io::Error::other)?;
+                UnixStream::from(OwnedFd::from(TcpStream::connect_timeout(&to, PATIENCE)?))
+            }
+        };
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Client(stream))
+    }
+
+    fn ping(&mut self, number: u64) -> io::Result<()> {
+        let body = format!("{{\"in\":\"ping\",\"params\":{number}}}");
+        let length = body.len() as u32;
+        self.0.write_all(&[&length.to_le_bytes(), body.as_bytes()].concat())?;
+        let mut prefix = [0; 4];
+        self.0.read_exact(&mut prefix)?;
+        let mut reply = vec![0; u32::from_le_bytes(prefix).min(1 << 20) as usize];
+        self.0.read_exact(&mut reply)?;
+        let expected = format!("{{\"out\":\"pong\",\"result\":{number}}}");
+        let reply = String::from_utf8_lossy(&reply);
+        if reply == expected { Ok(()) } else { Err(io::Error::other(format!("the reply is {reply}"))) }
+    }
+}
