@@ -54,7 +54,12 @@ fn every_verb_of_fdpassctl_and_every_option_is_in_its_page_and_no_other() {
     let description = page.section("DESCRIPTION");
     let entries = description.entries("Ic");
     let help = |words: &[&str]| run(FDPASSCTL, &[&["help"], words].concat()).out;
-    let general = options_of(&help(&[]));
+    let mut general = options_of(&help(&[]));
+    // These are understood everywhere, whether its help has room for them or not.
+    for option in ["-h", "--help", "-V", "--version"] {
+        assert_eq!(run(FDPASSCTL, &[option]).code, Some(0), "{option}");
+        general.insert(option.to_owned());
+    }
     let mut verbs = verbs_of(&help(&[]));
     verbs.insert("help".to_owned());
     let told: BTreeSet<String> = entries.iter().map(|entry| entry.head[1].clone()).collect();
