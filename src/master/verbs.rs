@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use super::Master;
 use super::control::ControlClient;
 use crate::proto::control::{
-    Code, Drain, Hold, Rebalance, Rebalanced, Recycle, Refusal, Scale, Settled, Verb, Version,
+    Code, Drain, Hold, Metrics, Rebalance, Rebalanced, Recycle, Refusal, Scale, Settled, Verb, Version,
 };
 use crate::proto::names::WorkerId;
 use crate::proto::rpc::{NULL, Request};
@@ -76,6 +76,11 @@ impl Master {
                 client.reply(asked.verb, &Version { name, version, pid: std::process::id() });
                 return Ok(None);
             }
+            Verb::Metrics => {
+                asked.no_params()?;
+                client.reply(asked.verb, &self.metrics());
+                return Ok(None);
+            }
             Verb::Stop => {
                 asked.no_params()?;
                 if !self.pool.is_stopping() {
@@ -123,6 +128,17 @@ impl Master {
                 Waits::Rebalanced
             }
         }))
+    }
+
+    fn metrics(&self) -> Metrics {
+        let (version, clients) = (self.version, self.clients);
+        let text = format!(
+            "# HELP fdpassd_build_info The running program.\n# TYPE fdpassd_build_info gauge\n\
+             fdpassd_build_info{{version={version:?}}} 1\n\
+             # HELP fdpassd_clients Clients there are now.\n# TYPE fdpassd_clients gauge\n\
+             fdpassd_clients {clients}\n"
+        );
+        Metrics { text }
     }
 
     fn settled(&self) -> Settled {

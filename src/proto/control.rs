@@ -8,6 +8,7 @@
 //! |---|---|---|---|
 //! | `status` | none | [`Status`] | whoever can connect |
 //! | `version` | none | [`Version`] | whoever can connect |
+//! | `metrics` | none | [`Metrics`] | whoever can connect |
 //! | `stop` | none | [`Stopped`], when all workers are gone and just before the daemon is | root and the daemon's user |
 //! | `reload` | none | [`Reloaded`], when the new configuration is applied | the same |
 //! | `scale` | [`Scale`] | [`Settled`], when so many workers are ready and the others gone | the same |
@@ -46,6 +47,8 @@ pub enum Verb {
     Status,
     /// Which program this is.
     Version,
+    /// What is counted and measured.
+    Metrics,
     /// End gracefully.
     Stop,
     /// Apply the configuration file as it is now.
@@ -68,9 +71,10 @@ pub enum Verb {
 
 impl Verb {
     /// All of them.
-    pub const ALL: [Verb; 11] = [
+    pub const ALL: [Verb; 12] = [
         Verb::Status,
         Verb::Version,
+        Verb::Metrics,
         Verb::Stop,
         Verb::Reload,
         Verb::Scale,
@@ -88,6 +92,7 @@ impl Verb {
         match self {
             Verb::Status => "status",
             Verb::Version => "version",
+            Verb::Metrics => "metrics",
             Verb::Stop => "stop",
             Verb::Reload => "reload",
             Verb::Scale => "scale",
@@ -103,7 +108,7 @@ impl Verb {
     /// Whether it changes anything.
     #[must_use]
     pub fn changes(self) -> bool {
-        !matches!(self, Verb::Status | Verb::Version)
+        !matches!(self, Verb::Status | Verb::Version | Verb::Metrics)
     }
 
     /// The verb of that name.
@@ -273,6 +278,13 @@ pub struct Version {
     pub version: String,
     /// The master's process.
     pub pid: u32,
+}
+
+/// What is counted and measured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// In the text format of Prometheus, version 0.0.4.
+    pub text: String,
 }
 
 /// The end.
