@@ -90,8 +90,11 @@ impl Deadline {
         Deadline { at: Instant::now() + patience, patience }
     }
 
-    /// Never zero, which the kernel would read as "for ever".
-    fn left(&self) -> io::Result<Duration> {
+    /// How long that is from now. Never zero, which the kernel would read as "for ever".
+    ///
+    /// # Errors
+    /// `TimedOut` from then on.
+    pub fn left(&self) -> io::Result<Duration> {
         let left = self.at.saturating_duration_since(Instant::now());
         if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
     }
@@ -117,13 +120,20 @@ impl Connection {
             match connect(&Address::Unix(path.clone()), deadline) {
                 Err(Error::NothingListens(_)) => {}
                 Err(error) => return Err(error),
-                Ok(stream) => {
-                    let (order, limit) = (ByteOrder::Little, control::MAX_REPLY);
-                    return Ok(Connection { stream, order, limit, deadline });
-                }
+                Ok(stream) => return Ok(Connection::to_control(stream, deadline)),
             }
         }
         Err(Error::NotRunning { tried: places.to_vec() })
+    }
+
+    /// To the daemon, by somebody who has connected to its control socket.
+    #[must_use]
+    pub fn over(stream: UnixStream, deadline: Deadline) -> Connection {
+        Connection::to_control(Stream::Unix(stream), deadline)
+    }
+
+    fn to_control(stream: Stream, deadline: Deadline) -> Connection {
+        Connection { stream, order: ByteOrder::Little, limit: control::MAX_REPLY, deadline }
     }
 
     /// To a listener, as a client.

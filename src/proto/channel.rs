@@ -400,13 +400,13 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N], Malformed> {
     Ok(*head)
 }
 
-fn json(kind: u8, body: &impl Serialize, out: &mut Vec<u8>) {
+pub(super) fn json(kind: u8, body: &impl Serialize, out: &mut Vec<u8>) {
     out.push(kind);
     // A Vec takes everything, and none of these types has a map with keys that are not strings.
     serde_json::to_writer(out, body).expect("plain data is written as JSON");
 }
 
-fn from_json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Malformed> {
+pub(super) fn from_json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Malformed> {
     serde_json::from_slice(body).map_err(|_| Malformed("not the JSON expected"))
 }
 
