@@ -94,6 +94,7 @@ fn the_effective_configuration_can_be_loaded_again_and_is_the_same() {
         listen = ["127.0.0.1:1", { address = "unix:/run/x/rpc.sock", mode = "0666", owner = "root", group = "root" }]
         workers = { count = 3, dispatch = "round-robin", start-timeout = "1m 30s", max-requests = 1, max-lifetime = "1d" }
         control = { socket = "/run/x/control.sock", mode = "0600" }
+        metrics = { listen = "127.0.0.1:2", hosts = ["node1.example.org"] }
         log = { target = "file", file = "/tmp/x.log", level = "debug" }
         [limits]
         max-clients = 1000
@@ -113,7 +114,14 @@ fn the_effective_configuration_can_be_loaded_again_and_is_the_same() {
         assert_eq!(File::new(&first).dump(), first);
     }
     let dump = File::new(everything).dump();
-    for words in ["1m 30s", "round-robin", "drain-timeout = \"0s\"", "mode = \"0600\"", "max-lifetime = \"1day\""] {
+    for words in [
+        "1m 30s",
+        "round-robin",
+        "drain-timeout = \"0s\"",
+        "mode = \"0600\"",
+        "max-lifetime = \"1day\"",
+        "node1.example.org",
+    ] {
         assert!(dump.contains(words), "{words} is not in\n{dump}");
     }
 }

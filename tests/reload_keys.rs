@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::faulty::{self, Switch, whoami};
 use common::program::skip;
-use common::{kernel, let_pass, ping_of};
+use common::{http, kernel, let_pass, ping_of};
 use fdpassd::proto::frame::ByteOrder;
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Reply, Running, eventually};
@@ -294,6 +294,31 @@ const LIMITS: &[Row] = &[
     },
 ];
 
+const METRICS: &[Row] = &[
+    Row {
+        key: "metrics.listen",
+        configs: ["", "metrics.listen = \"unix:{dir}/metrics.sock\""],
+        probe: |daemon, _| {
+            let path = daemon.directory().join("metrics.sock");
+            let answer = path.exists().then(|| http::get(&Address::Unix(path), "/healthz"));
+            answer.map_or("nobody".to_owned(), |answer| answer.body)
+        },
+        shows: ["nobody", "ok\n"],
+    },
+    Row {
+        key: "hosts",
+        configs: [
+            "metrics.listen = \"127.0.0.1:0\"",
+            "metrics = { listen = \"127.0.0.1:0\", hosts = [\"node1.example.org\"] }",
+        ],
+        probe: |daemon, _| {
+            let request = http::request("/healthz").replace("localhost", "node1.example.org:9464");
+            http::ask(&http::metrics_address(daemon), request).status.to_string()
+        },
+        shows: ["403", "200"],
+    },
+];
+
 const CONTROL_AND_LOG: &[Row] = &[
     Row {
         key: "control.mode",
@@ -356,6 +381,11 @@ fn each_key_of_the_control_socket_and_of_the_log_has_its_effect() {
     check(CONTROL_AND_LOG);
 }
 
+#[test]
+fn each_key_of_the_metrics_has_its_effect() {
+    check(METRICS);
+}
+
 /// A look that was planned by the old limit comes by the new one.
 #[test]
 fn a_shorter_stall_timeout_is_in_force_at_once_for_clients_that_are_there() {
@@ -373,10 +403,11 @@ fn the_rows_are_all_keys_there_are() {
     let text = include_str!("../config/fdpassd.toml");
     let key = |line: &'static str| line.strip_prefix('#').unwrap_or(line).split_once(" = ").map(|(key, _)| key.trim());
     let mut keys: BTreeSet<&str> = text.lines().filter_map(key).filter(|key| !key.contains([' ', '"'])).collect();
-    // Within an entry of `listen`, where they are told of in words, and the one that must not change: see reload.rs.
-    keys.extend(["byte-order", "backlog", "mode", "owner", "group", "control.mode"]);
+    // Within an entry of `listen`, where they are told of in words, or of a name that there is twice. One must not change:
+    // see reload.rs.
+    keys.extend(["byte-order", "backlog", "mode", "owner", "group", "control.mode", "metrics.listen"]);
     keys.retain(|key| !["socket", "address"].contains(key));
-    let rows = [LISTEN, OWNERS, WORKERS, LIMITS, CONTROL_AND_LOG];
+    let rows = [LISTEN, OWNERS, WORKERS, LIMITS, METRICS, CONTROL_AND_LOG];
     let covered: BTreeSet<&str> = rows.into_iter().flatten().map(|row| row.key).collect();
     assert_eq!(covered, keys.into_iter().collect());
 }

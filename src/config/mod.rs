@@ -30,14 +30,19 @@ use self::check::Fault;
 pub use self::error::Error;
 pub use self::listen::{Access, Listen};
 use self::notation::{Given, Notation, OrAuto, OrNone, table, word};
+pub use self::values::HostName;
 use self::values::{BufferSize, FrameSize, KeepAlive, LogPath, Patience, SocketPath, StallTimeout, Timeout, UpTo};
 use crate::proto::channel::{Log, LogLevel, LogTarget};
+use crate::proto::names::Address;
 
 /// Longest configuration file, in bytes.
 pub const MAX_FILE: u64 = 1024 * 1024;
 
 /// Most entries of `listen`.
 pub const MAX_LISTENERS: usize = 64;
+
+/// Most entries of `metrics.hosts`.
+pub const MAX_HOSTS: usize = 64;
 
 /// The whole configuration.
 ///
@@ -57,6 +62,9 @@ pub struct Config {
     /// The control socket.
     #[serde(deserialize_with = "table")]
     pub control: Control,
+    /// Metrics over HTTP.
+    #[serde(deserialize_with = "table")]
+    pub metrics: Metrics,
     /// Where log lines go.
     #[serde(with = "log")]
     pub log: Log,
@@ -107,6 +115,7 @@ impl Default for Config {
             workers: Workers::default(),
             limits: Limits::default(),
             control: Control::default(),
+            metrics: Metrics::default(),
             log: log::default(),
         }
     }
@@ -251,6 +260,18 @@ impl Default for Control {
     fn default() -> Control {
         Control { socket: None, mode: Mode(0o660) }
     }
+}
+
+/// `[metrics]`: where metrics and the daemon's health are asked for over HTTP.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Metrics {
+    /// The address; `None`, the default, is nowhere.
+    #[serde(with = "Given::<Address>")]
+    pub listen: Option<Address>,
+    /// Names by which they may be asked for over TCP, beside IP addresses and `localhost`: at most [`MAX_HOSTS`], by default
+    /// none.
+    pub hosts: Vec<HostName>,
 }
 
 /// The permissions of a file, from 0 to 0o777; displayed as `0660`.

@@ -32,19 +32,8 @@ pub(super) struct Listener {
 impl Listener {
     /// Binds and listens. No other listener has ever had `number`.
     pub(super) fn bind(number: u32, wanted: &Listen, keepalive: Option<Duration>) -> Result<Listener, Error> {
-        let fail = |e: io::Error| Error::unavailable(&format!("listen on {}", wanted.address), &e);
-        let (socket, address, file) = match &wanted.address {
-            Address::Tcp(address) => {
-                let socket = socket::bind_tcp(*address, keepalive).map_err(fail)?;
-                let bound = socket::local_address(&socket).map_err(fail)?.unwrap_or(*address);
-                (socket, Address::Tcp(bound), None)
-            }
-            Address::Unix(path) => {
-                let (socket, file) = bind_unix(path, wanted.access.as_ref()).map_err(fail)?;
-                (socket, wanted.address.clone(), Some(file))
-            }
-        };
-        socket::listen(&socket, wanted.backlog).map_err(fail)?;
+        let (socket, address, file) = listen(&wanted.address, wanted.access.as_ref(), wanted.backlog, keepalive)
+            .map_err(|e| Error::unavailable(&format!("listen on {}", wanted.address), &e))?;
         let (configured, byte_order) = (wanted.address.clone(), wanted.byte_order);
         Ok(Listener { number, socket, configured, address, byte_order, accepted: 0, file })
     }
@@ -92,6 +81,40 @@ pub(super) fn keep(listeners: &[Listener], wanted: &[Listen]) -> Vec<Option<usiz
     wanted.iter().map(&mut find).collect()
 }
 
+/// The listener of those who ask for metrics over HTTP. It listens until it is dropped, also while another process has a
+/// copy of it.
+#[derive(Debug)]
+pub(super) struct ExporterListener {
+    socket: OwnedFd,
+    /// Where it really is.
+    pub(super) address: Address,
+    /// Its file, for a Unix socket.
+    _file: Option<SocketFile>,
+}
+
+impl ExporterListener {
+    /// Binds and listens.
+    pub(super) fn bind(wanted: &Address) -> Result<ExporterListener, Error> {
+        let access = Access { mode: Mode(0o660), owner: None, group: None };
+        let (socket, address, file) = listen(wanted, Some(&access), 128, None)
+            .map_err(|e| Error::unavailable(&format!("listen on {wanted} for metrics"), &e))?;
+        Ok(ExporterListener { socket, address, _file: file })
+    }
+}
+
+impl Drop for ExporterListener {
+    fn drop(&mut self) {
+        // Or the address would be taken until the exporter is gone.
+        socket::end(&self.socket);
+    }
+}
+
+impl AsFd for ExporterListener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
 /// The listener of control clients.
 #[derive(Debug)]
 pub(super) struct ControlListener {
@@ -113,6 +136,11 @@ impl ControlListener {
         Ok(ControlListener { socket, file })
     }
 
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.file.path
+    }
+
     /// Lets others connect from now on.
     pub(super) fn set_mode(&mut self, mode: Mode) -> Result<(), Error> {
         let set = self.file.set_access(&Access { mode, owner: None, group: None });
@@ -124,6 +152,29 @@ impl AsFd for ControlListener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+/// Binds and listens at an address; `access` is for a Unix socket, `keepalive` for TCP. Beside the socket it tells where that
+/// really is, with the port that the kernel chose, if that was asked for, and its file.
+fn listen(
+    wanted: &Address,
+    access: Option<&Access>,
+    backlog: u32,
+    keepalive: Option<Duration>,
+) -> io::Result<(OwnedFd, Address, Option<SocketFile>)> {
+    let (socket, address, file) = match wanted {
+        Address::Tcp(address) => {
+            let socket = socket::bind_tcp(*address, keepalive)?;
+            let bound = socket::local_address(&socket)?.unwrap_or(*address);
+            (socket, Address::Tcp(bound), None)
+        }
+        Address::Unix(path) => {
+            let (socket, file) = bind_unix(path, access)?;
+            (socket, wanted.clone(), Some(file))
+        }
+    };
+    socket::listen(&socket, backlog)?;
+    Ok((socket, address, file))
 }
 
 /// A directory for the control socket, that others may look into only where that is the custom. What is there
@@ -333,6 +384,16 @@ mod tests {
         let error = listener.adopt(&given(None, 0o600), None).expect_err("there is no file");
         assert!(error.to_string().ends_with("rpc.sock: its file is gone, or is another one's"), "{error}");
         assert_eq!(listener.byte_order, OrderRule::Little);
+    }
+
+    #[test]
+    fn a_port_where_metrics_were_asked_for_is_free_although_another_process_has_the_socket() {
+        let listener = ExporterListener::bind(&"127.0.0.1:0".parse().expect("an address")).expect("bind");
+        let (address, copy) = (listener.address.clone(), listener.as_fd().try_clone_to_owned().expect("dup"));
+        assert!(ExporterListener::bind(&address).is_err(), "{address}");
+        drop(listener);
+        ExporterListener::bind(&address).expect("it is free");
+        assert!(socket::accept(&copy).is_err(), "{address}");
     }
 
     #[test]

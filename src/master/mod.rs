@@ -15,6 +15,7 @@ mod blame;
 mod client;
 mod control;
 mod error;
+mod exporter;
 mod leases;
 mod listener;
 mod reload;
@@ -36,6 +37,7 @@ use blame::Strikes;
 use client::{Addresses, Unleased};
 use control::ControlClients;
 pub use error::Error;
+use exporter::Exporter;
 use listener::{ControlListener, Listener};
 use reload::Reload;
 use steer::AskedBalance;
@@ -171,6 +173,7 @@ struct Master {
     leaving: Vec<u32>,
     /// The last one given.
     listener_number: u32,
+    exporter: Option<Exporter>,
     gate: Gate,
     /// The operator wants nobody new to be accepted.
     is_drained: bool,
@@ -202,7 +205,9 @@ impl Master {
     fn serve(&mut self) -> Result<(), Error> {
         let mut events: Vec<Event> = Vec::new();
         let mut readable = Vec::new();
-        self.reconcile(Instant::now())?;
+        let now = Instant::now();
+        self.reconcile(now)?;
+        self.keep_exporter(now);
         while !self.pool.is_finished() {
             let patience = self.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
             self.poller.wait(&mut events, patience).map_err(Error::system("wait for events"))?;
@@ -222,6 +227,7 @@ impl Master {
             self.control.look_at_deadlines(&self.poller, &self.control_listener, now);
             self.look_at_workers(now);
             self.reconcile(now)?;
+            self.keep_exporter(now);
             // Where nobody waits any more no event comes, either.
             readable.extend(self.leaving.iter().copied());
             self.lease_clients(&readable, now);
@@ -236,8 +242,9 @@ impl Master {
         let asked_balance = self.asked_balance.as_ref().map(|asked| asked.until);
         // The gate was opened in this turn: of a listener where nobody waits no event tells that it can go.
         let leaving = (!self.leaving.is_empty() && self.gate.pause.is_none()).then(Instant::now);
+        let exporter = self.exporter.as_ref().and_then(Exporter::deadline);
         let (pool, gate, control) = (self.pool.deadline(), self.gate.deadline(), self.control.deadline());
-        [pool, gate, control, self.watch.deadline(), asked_balance, leaving].into_iter().flatten().min()
+        [pool, gate, control, self.watch.deadline(), asked_balance, leaving, exporter].into_iter().flatten().min()
     }
 
     fn take_signals(&mut self, now: Instant) {
@@ -246,7 +253,7 @@ impl Master {
                 Signal::Terminate => self.stop("SIGTERM", now),
                 Signal::Interrupt => self.stop("SIGINT", now),
                 Signal::Child => self.reap(now),
-                Signal::User1 => self.reopen_log(),
+                Signal::User1 => self.reopen_log(now),
                 Signal::Hangup => {
                     // The verdict is in the log and in the status; nobody waits for it.
                     if let Err(refusal) = self.begin_reload("SIGHUP", now)
@@ -278,13 +285,16 @@ impl Master {
         std::mem::take(&mut self.unleased).into_iter().for_each(|unleased| self.forget(unleased.client));
     }
 
-    fn reopen_log(&mut self) {
+    fn reopen_log(&mut self, now: Instant) {
         match logging::reopen() {
             Ok(()) => log::info!("SIGUSR1: log file opened again"),
             Err(e) => log::warn!("cannot open the log file again: {e}; lines still go to the one that was open"),
         }
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
             self.tell(id, ToWorker::Reopen);
+        }
+        if let Some(exporter) = &mut self.exporter {
+            exporter.reopen_log(now);
         }
     }
 
@@ -333,7 +343,7 @@ impl Master {
     /// Leaves nothing behind, then tells those who asked for the end.
     fn close(mut self) {
         log::info!("stopped");
-        drop((self.listeners, self.control_listener));
+        drop((self.listeners, self.exporter, self.control_listener));
         self.control.say_stopped(self.counts.killed);
     }
 

@@ -13,6 +13,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::exporter;
 use super::listener::{self, Listener};
 use super::start::{client_limits, target, worker_count};
 use super::{Error, Master, Token};
@@ -31,6 +32,7 @@ pub(super) struct Reload {
     config_file: Option<PathBuf>,
     max_clients: u64,
     listeners: Vec<Planned>,
+    exporter: exporter::Planned,
     log: logging::Prepared,
     began: Instant,
 }
@@ -90,6 +92,7 @@ impl Master {
         let frame = config.limits.max_frame.max(before);
         let slots = limits.slots.max(self.layout.slots()).min(Layout::most_slots(frame));
         let log = logging::prepare(&self.name, &config.log).map_err(|e| reject(format!("cannot open the log: {e}")))?;
+        let exporter = self.plan_exporter(&config).map_err(|e| reject(e.to_string()))?;
         let listeners = self.plan_listeners(&config).map_err(|e| reject(e.to_string()))?;
         self.last_generation = Generation(self.last_generation.0 + 1);
         // For whoever is started from now on, also by the configuration before: it may get its clients back, with more
@@ -101,6 +104,7 @@ impl Master {
             config_file: file,
             max_clients: limits.clients,
             listeners,
+            exporter,
             log,
             began: now,
         })
@@ -143,7 +147,7 @@ impl Master {
     /// All workers of the new configuration are ready: from now on it is in force.
     pub(super) fn commit_reload(&mut self, now: Instant) {
         let Some(reload) = self.reload.take() else { return };
-        let Reload { generation, config, config_file, max_clients, listeners, log, began } = reload;
+        let Reload { generation, config, config_file, max_clients, listeners, exporter, log, began } = reload;
         log.commit();
         if config.control.mode != self.config.control.mode {
             warn("set the mode of the control socket", self.control_listener.set_mode(config.control.mode));
@@ -157,6 +161,7 @@ impl Master {
         self.say_quarantined();
         (self.config, self.config_file, self.generation) = (config, config_file, generation);
         (self.max_clients, self.count_origin) = (max_clients, Origin::Config);
+        self.exchange_exporter(exporter, now);
         self.watch_anew(now);
         let took = now.duration_since(began);
         log::info!("reloaded: generation {generation} is in force after {} ms", took.as_millis());

@@ -7,7 +7,8 @@ use super::accept::Gate;
 use super::blame::Strikes;
 use super::client::Addresses;
 use super::control::ControlClients;
-use super::listener::{ControlListener, Listener};
+use super::exporter::{self, Exporter};
+use super::listener::{ControlListener, ExporterListener, Listener};
 use super::watch::Watch;
 use super::{Counts, Error, Master, Setup, Token};
 use crate::channel::Scratch;
@@ -29,6 +30,9 @@ const OWN_DESCRIPTORS: u64 = 20;
 
 /// A worker's channel and desk, and those of its successor while it is being replaced.
 const WORKER_DESCRIPTORS: u64 = 4;
+
+/// The exporter's listener and its channel, and the listener that a reload brings.
+const EXPORTER_DESCRIPTORS: u64 = 3;
 
 /// Most clients that `auto` comes to.
 const MOST_CLIENTS: u64 = 1_000_000;
@@ -59,6 +63,10 @@ impl Master {
         let keepalive = config.limits.tcp_keepalive;
         let bind = |(number, wanted)| Listener::bind(number, wanted, keepalive);
         let listeners: Vec<Listener> = (1..).zip(&config.listen).map(bind).collect::<Result<_, _>>()?;
+
+        let exporter = config.metrics.listen.as_ref().map(ExporterListener::bind).transpose()?;
+        let exporter = exporter
+            .map(|listener| Exporter::new(listener, exporter::start(&name, &config, control_listener.path()), started));
 
         let watch = Error::system("watch a descriptor");
         poller.add(&signals, Token::Signals.into(), Interest::Read).map_err(&watch)?;
@@ -98,6 +106,7 @@ impl Master {
             control_listener,
             listeners,
             leaving: Vec::new(),
+            exporter,
             gate: Gate::new(),
             is_drained: false,
             count_origin: Origin::Config,
@@ -152,7 +161,9 @@ pub(super) struct ClientLimits {
 /// How many there may be beside so many workers, with so many descriptors.
 pub(super) fn client_limits(config: &Config, workers: usize, descriptors: u64) -> Result<ClientLimits, Error> {
     let for_workers = WORKER_DESCRIPTORS * workers as u64;
-    let taken = OWN_DESCRIPTORS + control_clients(descriptors) + for_workers + config.listen.len() as u64;
+    let for_exporter = config.metrics.listen.as_ref().map_or(0, |_| EXPORTER_DESCRIPTORS);
+    let for_listeners = config.listen.len() as u64 + for_exporter;
+    let taken = OWN_DESCRIPTORS + control_clients(descriptors) + for_workers + for_listeners;
     let clients = most_clients(config, descriptors, taken)?;
     Ok(ClientLimits { clients, slots: u32::try_from(clients).unwrap_or(u32::MAX) })
 }
