@@ -88,6 +88,7 @@ pub(super) fn status() -> Status {
         config_file: Some("/etc/fdpassd.toml".into()),
         dispatch: "least-loaded".to_owned(),
         stopping: false,
+        drained: false,
         paused: None,
         listeners: vec![
             listener("127.0.0.1:8080", OrderRule::Little, Some(0)),
