@@ -7,18 +7,19 @@ use std::path::Path;
 use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 
 /// Each module of the crate's root, and which others of them it may know.
-const MAY_IMPORT: [(&str, &[&str]); 14] = [
+const MAY_IMPORT: [(&str, &[&str]); 15] = [
     ("proto", &[]),
     ("sys", &[]),
     ("table", &[]),
     ("config", &["proto", "sys"]),
     ("logging", &["proto", "sys"]),
     ("channel", &["proto", "sys"]),
+    ("connection", &["proto"]),
     ("desk", &["proto", "sys"]),
     ("pool", &["config", "proto"]),
     ("master", &["pool", "channel", "desk", "config", "logging", "proto", "sys", "table"]),
     ("worker", &["channel", "desk", "logging", "proto", "sys", "table"]),
-    ("ctl", &["proto"]),
+    ("ctl", &["connection", "proto"]),
     ("daemon", &["config", "logging", "master", "worker", "proto"]),
     ("testing", &["daemon", "proto", "sys", "worker"]),
     ("bin", &[]),

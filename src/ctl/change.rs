@@ -7,9 +7,9 @@ use std::time::Duration;
 use clap::{Subcommand, value_parser};
 use serde_json::value::RawValue;
 
-use super::connection::Connection;
 use super::error::Error;
 use super::{read, table};
+use crate::connection::{self, Connection};
 use crate::proto::control::{self, Drain, Hold, Rebalance, Rebalanced, Recycle, Release, Reloaded, Scale, Settled};
 use crate::proto::control::{Stopped, UpgradeTo, Upgraded, Version};
 use crate::proto::names::WorkerId;
@@ -89,14 +89,14 @@ impl Change {
     pub(super) fn perform(&self, mut daemon: Connection, json: bool, out: &mut impl Write) -> Result<(), Error> {
         let Version { name, pid, .. } = read(&daemon.ask(control::Verb::Version)?)?;
         let result = self.ask(&mut daemon).map_err(|error| match (error, self.takes_long()) {
-            (Error::Timeout(_), Some((doing, _))) => Error::StillGoing { name: name.clone(), pid, doing },
-            (error, _) => error,
+            (connection::Error::Timeout(_), Some((doing, _))) => Error::StillGoing { name: name.clone(), pid, doing },
+            (error, _) => error.into(),
         })?;
         let said = if json { result.get().to_owned() } else { self.said(&name, &result)? };
         writeln!(out, "{said}").map_err(Error::Output)
     }
 
-    fn ask(&self, daemon: &mut Connection) -> Result<Box<RawValue>, Error> {
+    fn ask(&self, daemon: &mut Connection) -> Result<Box<RawValue>, connection::Error> {
         match self {
             Change::Reload => daemon.ask(control::Verb::Reload),
             Change::Scale { count } => daemon.ask_with(control::Verb::Scale, &Scale { count: *count }),

@@ -3,10 +3,8 @@
 //! What is printed for people is escaped; what is printed for programs (`call`, `--json`) is byte for byte
 //! what came. fdpassctl knows of the daemon only what the vocabulary in [`proto`](crate::proto) says.
 
-mod access;
 mod args;
 mod change;
-mod connection;
 mod error;
 mod table;
 
@@ -22,13 +20,13 @@ use clap::Parser;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use crate::connection::{self, Connection, Deadline, no_reply};
 use crate::proto::control::{self, Status, Version};
 use crate::proto::frame::{ByteOrder, OrderRule};
 use crate::proto::names::Address;
 use crate::proto::text::Escaped;
 
 use args::{Arguments, Call, Verb};
-use connection::{Connection, Deadline, no_reply};
 use error::{Error, Exit};
 
 /// The whole of `fdpassctl`.
@@ -113,8 +111,10 @@ fn first_listener(places: &[PathBuf], deadline: Deadline) -> Result<(Address, By
     let status = match asked {
         Ok(result) => read::<Status>(&result)?,
         // A client needs no permission to look at the daemon: it may still be where daemons usually are.
-        Err(Error::NotRunning { .. } | Error::Forbidden(_)) => return Ok((USUAL, ByteOrder::Little)),
-        Err(error) => return Err(error),
+        Err(connection::Error::NotRunning { .. } | connection::Error::Forbidden(_)) => {
+            return Ok((USUAL, ByteOrder::Little));
+        }
+        Err(error) => return Err(error.into()),
     };
     let Some(listener) = status.listeners.first() else {
         return Ok((USUAL, ByteOrder::Little));
@@ -136,15 +136,15 @@ fn reachable(address: Address) -> Address {
 }
 
 /// The own version is printed whatever comes after it.
-fn version(daemon: Result<Connection, Error>, json: bool, out: &mut impl Write) -> Result<(), Error> {
+fn version(daemon: Result<Connection, connection::Error>, json: bool, out: &mut impl Write) -> Result<(), Error> {
     let own = env!("CARGO_PKG_VERSION");
     if !json {
         writeln!(out, "fdpassctl {own}").map_err(Error::Output)?;
     }
     let daemons = match daemon.and_then(|mut daemon| daemon.ask(control::Verb::Version)) {
         Ok(result) => Some(result),
-        Err(Error::NotRunning { .. }) => None,
-        Err(error) => return Err(error),
+        Err(connection::Error::NotRunning { .. }) => None,
+        Err(error) => return Err(error.into()),
     };
     let written = match daemons {
         _ if json => {
@@ -162,7 +162,7 @@ fn version(daemon: Result<Connection, Error>, json: bool, out: &mut impl Write) 
 
 /// What the daemon said, as what it is expected to be.
 fn read<'a, T: Deserialize<'a>>(result: &'a RawValue) -> Result<T, Error> {
-    serde_json::from_str(result.get()).map_err(|e| no_reply(&e))
+    serde_json::from_str(result.get()).map_err(|e| no_reply(&e).into())
 }
 
 /// The effective user, as the kernel shows it on the own process. Without /proc nobody in particular,

@@ -2,7 +2,10 @@
 //!
 //! Nothing here waits for longer than its [`Deadline`], and a reply takes memory only as it arrives.
 
+mod access;
+
 use std::borrow::Cow;
+use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
@@ -15,21 +18,79 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::access::who_may_connect;
-use super::error::Error;
+use access::who_may_connect;
+
 use crate::proto::control::{self, Verb};
 use crate::proto::frame::{ByteOrder, PREFIX};
 use crate::proto::names::Address;
 
+/// What comes in place of a reply that is none of an error.
+#[derive(Debug)]
+pub enum Error {
+    /// No daemon at any place where its control socket may be.
+    NotRunning {
+        /// All these.
+        tried: Vec<PathBuf>,
+    },
+    /// No listener where the call was to go.
+    NothingListens(Address),
+    /// Neither of the two above, and no connection either.
+    Connect {
+        /// To where.
+        address: Address,
+        /// What connect(2) said.
+        cause: io::Error,
+    },
+    /// The kernel or the daemon does not let this user.
+    Forbidden(String),
+    /// An error reply.
+    Refused {
+        /// For programs.
+        code: String,
+        /// For people.
+        message: String,
+        /// Shows the message at its place in the configuration file.
+        display: Option<String>,
+    },
+    /// What came is no reply.
+    NoReply(String),
+    /// Nothing came in time.
+    Timeout(Duration),
+    /// The request says something that cannot be sent.
+    Usage(String),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::NotRunning { tried } => {
+                let tried: Vec<_> = tried.iter().map(|path| path.display().to_string()).collect();
+                write!(f, "fdpassd is not running (no socket at {})", tried.join(", "))
+            }
+            Error::NothingListens(address) => write!(f, "nothing listens at {address}"),
+            Error::Connect { address, cause } => write!(f, "cannot connect to {address}: {cause}"),
+            Error::Forbidden(what) => write!(f, "forbidden: {what}"),
+            // A mistake in the file is found before anything is done.
+            Error::Refused { code, display: Some(_), .. } => write!(f, "{code}, and nothing was changed:"),
+            Error::Refused { code, message, .. } => write!(f, "{code}: {message}"),
+            Error::NoReply(why) => f.write_str(why),
+            Error::Timeout(patience) => write!(f, "no reply within {}", humantime::format_duration(*patience)),
+            Error::Usage(why) => f.write_str(why),
+        }
+    }
+}
+
 /// When to give up.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Deadline {
+pub struct Deadline {
     at: Instant,
     patience: Duration,
 }
 
 impl Deadline {
-    pub(super) fn after(patience: Duration) -> Deadline {
+    /// So long from now.
+    #[must_use]
+    pub fn after(patience: Duration) -> Deadline {
         Deadline { at: Instant::now() + patience, patience }
     }
 
@@ -42,7 +103,7 @@ impl Deadline {
 
 /// A connection on which one end asks and the other answers.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub struct Connection {
     stream: Stream,
     order: ByteOrder,
     /// Longest body of a reply, in bytes.
@@ -52,7 +113,10 @@ pub(super) struct Connection {
 
 impl Connection {
     /// To the daemon, at the first of `places` where one answers.
-    pub(super) fn to_daemon(places: &[PathBuf], deadline: Deadline) -> Result<Connection, Error> {
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`] where nobody does; why that cannot be known of a place, if it cannot.
+    pub fn to_daemon(places: &[PathBuf], deadline: Deadline) -> Result<Connection, Error> {
         for path in places {
             match connect(&Address::Unix(path.clone()), deadline) {
                 Err(Error::NothingListens(_)) => {}
@@ -67,17 +131,26 @@ impl Connection {
     }
 
     /// To a listener, as a client.
-    pub(super) fn to_listener(address: &Address, order: ByteOrder, deadline: Deadline) -> Result<Connection, Error> {
+    ///
+    /// # Errors
+    /// Those of connecting.
+    pub fn to_listener(address: &Address, order: ByteOrder, deadline: Deadline) -> Result<Connection, Error> {
         Ok(Connection { stream: connect(address, deadline)?, order, limit: MAX_RESULT, deadline })
     }
 
     /// Asks the daemon for what has no params. The result is as the daemon wrote it.
-    pub(super) fn ask(&mut self, verb: Verb) -> Result<Box<RawValue>, Error> {
+    ///
+    /// # Errors
+    /// As [`Connection::call`]; a refusal for want of rights is [`Error::Forbidden`].
+    pub fn ask(&mut self, verb: Verb) -> Result<Box<RawValue>, Error> {
         self.asked(verb, None::<&()>)
     }
 
     /// Asks the daemon, with params. The result is as the daemon wrote it.
-    pub(super) fn ask_with(&mut self, verb: Verb, params: &impl Serialize) -> Result<Box<RawValue>, Error> {
+    ///
+    /// # Errors
+    /// As [`Connection::ask`].
+    pub fn ask_with(&mut self, verb: Verb, params: &impl Serialize) -> Result<Box<RawValue>, Error> {
         self.asked(verb, Some(params))
     }
 
@@ -90,8 +163,11 @@ impl Connection {
         }
     }
 
-    /// Sends one request and waits for its reply. An error reply is [`Error::Refused`].
-    pub(super) fn call(&mut self, method: &str, params: Option<&impl Serialize>) -> Result<Reply, Error> {
+    /// Sends one request and waits for its reply.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for an error reply, and what kept a reply from coming.
+    pub fn call(&mut self, method: &str, params: Option<&impl Serialize>) -> Result<Reply, Error> {
         let request = self.frame(&Request { method, params })?;
         let sent = self.write_all(&request);
         // Also when the request was not taken to its end: the reply may be the reason why.
@@ -103,7 +179,10 @@ impl Connection {
     }
 
     /// Waits until the other end closes, as it does when its process ends.
-    pub(super) fn wait_for_end(&mut self) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] when it does not.
+    pub fn wait_for_end(&mut self) -> Result<(), Error> {
         match io::copy(self, &mut io::sink()) {
             Err(e) if e.kind() == ErrorKind::TimedOut => Err(Error::Timeout(self.deadline.patience)),
             _ => Ok(()),
@@ -172,10 +251,10 @@ impl Write for Connection {
 
 /// A reply that is none of an error.
 #[derive(Debug)]
-pub(super) struct Reply {
+pub struct Reply {
     name: String,
     /// Byte for byte as it came.
-    pub(super) result: Box<RawValue>,
+    pub result: Box<RawValue>,
 }
 
 impl Reply {
@@ -210,7 +289,7 @@ impl Reply {
 }
 
 /// The error for an answer that cannot be understood.
-pub(super) fn no_reply(why: &dyn std::fmt::Display) -> Error {
+pub fn no_reply(why: &dyn fmt::Display) -> Error {
     Error::NoReply(format!("the answer is no valid reply: {why}"))
 }
 
