@@ -26,7 +26,7 @@ const MAY_IMPORT: [(&str, &[&str]); 15] = [
 ];
 
 /// What only these modules may name: crates of others, and `unsafe`.
-const ONLY_IN: [(&str, &[&str]); 8] = [
+const ONLY_IN: [(&str, &[&str]); 10] = [
     ("nix", &["sys"]),
     ("libc", &["sys"]),
     ("signal_hook", &["sys"]),
@@ -35,6 +35,8 @@ const ONLY_IN: [(&str, &[&str]); 8] = [
     ("toml", &["config", "testing"]),
     ("syslog", &["logging"]),
     ("clap", &["daemon", "ctl"]),
+    ("clap_complete", &["ctl"]),
+    ("anstyle", &["ctl"]),
 ];
 
 #[test]
