@@ -7,7 +7,7 @@ mod access;
 use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -51,6 +51,8 @@ pub enum Error {
         /// Shows the message at its place in the configuration file.
         display: Option<String>,
     },
+    /// The other end closed the connection instead of replying.
+    Closed,
     /// What came is no reply.
     NoReply(String),
     /// Nothing came in time.
@@ -72,6 +74,7 @@ impl fmt::Display for Error {
             // A mistake in the file is found before anything is done.
             Error::Refused { code, display: Some(_), .. } => write!(f, "{code}, and nothing was changed:"),
             Error::Refused { code, message, .. } => write!(f, "{code}: {message}"),
+            Error::Closed => f.write_str("the connection was closed before the reply"),
             Error::NoReply(why) => f.write_str(why),
             Error::Timeout(patience) => write!(f, "no reply within {}", humantime::format_duration(*patience)),
             Error::Usage(why) => f.write_str(why),
@@ -164,12 +167,43 @@ impl Connection {
     }
 
     fn asked(&mut self, verb: Verb, params: Option<&impl Serialize>) -> Result<Box<RawValue>, Error> {
-        match self.call(verb.as_str(), params) {
-            Ok(reply) if reply.name == verb.as_str() => Ok(reply.result),
-            Ok(reply) => Err(Error::NoReply(format!("asked for {:?}, got {:?}", verb.as_str(), reply.name))),
-            Err(Error::Refused { code, message, .. }) if code == FORBIDDEN => Err(Error::Forbidden(message)),
-            Err(error) => Err(error),
-        }
+        let reply = self.call(verb.as_str(), params);
+        result_of(verb, reply)
+    }
+
+    /// Begins to ask the daemon; [`Connection::answered`] is to wait for what it says.
+    ///
+    /// # Errors
+    /// What kept the request from being sent.
+    pub fn begin(&mut self, verb: Verb, params: &impl Serialize) -> Result<(), Error> {
+        let request = self.frame(&Request { method: verb.as_str(), params: Some(params) })?;
+        self.write_all(&request).map_err(|e| self.read_error(e))
+    }
+
+    /// The answer to what [`Connection::begin`] has asked.
+    ///
+    /// # Errors
+    /// The daemon's refusal, and what kept a reply from coming.
+    pub fn answered(&mut self, verb: Verb) -> Result<Box<RawValue>, Error> {
+        let reply = self.receive().and_then(|body| Reply::parse(&body));
+        result_of(verb, reply)
+    }
+
+    /// What is asked from now on is waited for until then.
+    pub fn extend(&mut self, deadline: Deadline) {
+        self.deadline = deadline;
+    }
+
+    /// What ends this connection while another thread waits on it.
+    ///
+    /// # Errors
+    /// When there is no descriptor left for it.
+    pub fn closer(&self) -> io::Result<Closer> {
+        let stream = match &self.stream {
+            Stream::Unix(stream) => stream.try_clone().map(Stream::Unix),
+            Stream::Tcp(stream) => stream.try_clone().map(Stream::Tcp),
+        };
+        stream.map(Closer)
     }
 
     /// Sends one request and waits for its reply.
@@ -226,7 +260,7 @@ impl Connection {
     fn read_error(&self, error: io::Error) -> Error {
         match error.kind() {
             ErrorKind::TimedOut => Error::Timeout(self.deadline.patience),
-            ErrorKind::UnexpectedEof => Error::NoReply("the connection was closed before the reply".to_owned()),
+            ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => Error::Closed,
             _ => Error::NoReply(format!("the connection broke before the reply: {error}")),
         }
     }
@@ -255,6 +289,21 @@ impl Write for Connection {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// The end of a [`Connection`], for another thread. What has arrived by then can still be read.
+#[derive(Debug)]
+pub struct Closer(Stream);
+
+impl Closer {
+    /// Ends it.
+    pub fn close(&self) {
+        // It may be closed by the other end already.
+        let _ = match &self.0 {
+            Stream::Unix(stream) => stream.shutdown(Shutdown::Both),
+            Stream::Tcp(stream) => stream.shutdown(Shutdown::Both),
+        };
     }
 }
 
@@ -294,6 +343,16 @@ impl Reply {
             return Err(Error::Refused { code, message, display: place["display"].as_str().map(str::to_owned) });
         }
         Ok(Reply { name: out.into_owned(), result: result.to_owned() })
+    }
+}
+
+/// The daemon's result, if it is one of that verb.
+fn result_of(verb: Verb, reply: Result<Reply, Error>) -> Result<Box<RawValue>, Error> {
+    match reply {
+        Ok(reply) if reply.name == verb.as_str() => Ok(reply.result),
+        Ok(reply) => Err(Error::NoReply(format!("asked for {:?}, got {:?}", verb.as_str(), reply.name))),
+        Err(Error::Refused { code, message, .. }) if code == FORBIDDEN => Err(Error::Forbidden(message)),
+        Err(error) => Err(error),
     }
 }
 

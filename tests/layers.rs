@@ -27,7 +27,7 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
 ];
 
 /// What only these modules may name: crates of others, and `unsafe`.
-const ONLY_IN: [(&str, &[&str]); 9] = [
+const ONLY_IN: [(&str, &[&str]); 11] = [
     ("nix", &["sys"]),
     ("libc", &["sys"]),
     ("signal_hook", &["sys"]),
@@ -37,6 +37,8 @@ const ONLY_IN: [(&str, &[&str]); 9] = [
     ("syslog", &["logging"]),
     ("clap", &["daemon", "ctl"]),
     ("httparse", &["exporter"]),
+    ("clap_complete", &["ctl"]),
+    ("anstyle", &["ctl"]),
 ];
 
 #[test]

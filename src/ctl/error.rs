@@ -4,7 +4,9 @@ use std::fmt;
 use std::io;
 
 use crate::connection;
-use crate::connection::Error::{Connect, Forbidden, NoReply, NotRunning, NothingListens, Refused, Timeout, Usage};
+use crate::connection::Error::{
+    Closed, Connect, Forbidden, NoReply, NotRunning, NothingListens, Refused, Timeout, Usage,
+};
 
 /// How fdpassctl ends; the same for every verb.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub(super) enum Error {
     Connection(connection::Error),
     /// The daemon was not ready with it in time; it goes on.
     StillGoing { name: String, pid: u32, doing: &'static str },
+    /// The daemon that was followed is there no more.
+    Ended { name: String, pid: u32 },
     /// What was asked for could not be written to standard output.
     Output(io::Error),
 }
@@ -35,10 +39,11 @@ impl Error {
                 NotRunning { .. } | NothingListens(_) => Exit::NotRunning,
                 Connect { .. } | Refused { .. } => Exit::Failed,
                 Forbidden(_) => Exit::Forbidden,
-                NoReply(_) | Timeout(_) => Exit::NoReply,
+                Closed | NoReply(_) | Timeout(_) => Exit::NoReply,
                 Usage(_) => Exit::Usage,
             },
             Error::Output(_) => Exit::Failed,
+            Error::Ended { .. } => Exit::NotRunning,
             Error::StillGoing { .. } => Exit::StillGoing,
         }
     }
@@ -63,6 +68,7 @@ impl fmt::Display for Error {
             Error::StillGoing { name, pid, doing } => {
                 write!(f, "{name} (pid {pid}) is still {doing}; it goes on, see \"fdpassctl status\"")
             }
+            Error::Ended { name, pid } => write!(f, "{name} (pid {pid}) has ended"),
             Error::Output(cause) => write!(f, "cannot write the result: {cause}"),
         }
     }
