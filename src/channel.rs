@@ -1,6 +1,6 @@
-//! The channel between the master and one worker: typed by direction, and descriptors ride inside messages.
+//! The channel between the master and one worker, or the exporter: typed by direction, and descriptors ride inside messages.
 //!
-//! One `SOCK_SEQPACKET` pair a worker. EOF tells the worker that its master is gone; it tells the master
+//! One `SOCK_SEQPACKET` pair each. EOF tells the worker that its master is gone; it tells the master
 //! nothing (a worker may have closed it and still be in a call): death is told by waitid(2) alone.
 
 use std::io;

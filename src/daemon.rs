@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use crate::config::{Config, Loaded};
+use crate::exporter;
 use crate::logging;
 use crate::master::{self, Announce, Handed, Inherited, Resumed, Setup};
 use crate::proto::names::Address;
@@ -24,6 +25,7 @@ const SHIPPED: &str = "fdpassd";
 /// sysexits.h
 const EX_USAGE: u8 = 64;
 const EX_SOFTWARE: u8 = 70;
+const EX_OSERR: u8 = 71;
 const EX_CONFIG: u8 = 78;
 
 /// A daemon with methods of its own: `fdpassd` with another name.
@@ -151,8 +153,8 @@ impl<S: 'static> Daemon<S> {
         (self.name, self.methods.complete())
     }
 
-    /// Runs the daemon as its arguments say: as master, as one of its workers, or to test a configuration. Returns what
-    /// `main` is to return.
+    /// Runs the daemon as its arguments say: as master, as one of its workers, as its exporter, or to test a configuration.
+    /// Returns what `main` is to return.
     #[must_use]
     pub fn run(self) -> ExitCode {
         let version = self.version;
@@ -165,6 +167,7 @@ impl<S: 'static> Daemon<S> {
         let role = |index: usize| arguments.get(index).and_then(|argument| argument.to_str());
         match (role(1), role(2)) {
             (Some("worker"), _) => return run_worker(&name, methods),
+            (Some("metrics"), _) => return run_exporter(&name),
             (Some("check-handover"), Some(length)) => return check_handover(&name, length),
             (Some("resume"), Some(number)) => return resume_master(&name, version, number),
             _ => {}
@@ -311,6 +314,15 @@ fn run_worker<S: 'static>(name: &str, methods: Methods<S>) -> ExitCode {
         Err(worker::Error::NoMaster(reason)) => fail(name, EX_USAGE, &reason),
         // The master has been told, and logs it.
         Err(worker::Error::Failed) => ExitCode::from(EX_SOFTWARE),
+    }
+}
+
+fn run_exporter(name: &str) -> ExitCode {
+    match exporter::run() {
+        Ok(()) => ExitCode::SUCCESS,
+        // Somebody typed this.
+        Err(exporter::Error::NoMaster(reason)) => fail(name, EX_USAGE, &reason),
+        Err(exporter::Error::Failed(reason)) => fail(name, EX_OSERR, &reason),
     }
 }
 

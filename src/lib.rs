@@ -38,24 +38,26 @@
 //!
 //! ```text
 //! doors        daemon    testing                    ctl     arguments in, an exit code out
-//! processes    master    worker                      │      neither knows the other
+//! processes    master    worker    exporter          │      none knows another
 //! decisions    pool                                  │      pure: what is wanted against what is
-//! meetings     channel   desk    config    logging   │      of the two processes, and with the operator
+//! meetings     channel   desk   config   logging   connection   of the two processes, and with the operator
 //! syscalls     sys                                   │      all that is unsafe; decides nothing
 //! words        proto ◀───────────────────────────────╯      plain data, no I/O
 //! ```
 //!
-//! A module imports from the rows below its own and from no other; `pool` and `ctl` do without `sys`, and `sys` without
-//! `proto`. `table` is a container that both processes use. `ARCHITECTURE.md` tells the rest: the desk, the channel, the
-//! turn, the order of the loop, and where to change what.
+//! A module imports from the rows below its own and from no other; `pool`, `ctl` and `connection` do without `sys`, and
+//! `sys` without `proto`. `table` is a container that master and worker use. `ARCHITECTURE.md` tells the rest: the desk, the
+//! channel, the turn, the order of the loop, and where to change what.
 
 #![deny(unsafe_code)]
 
 mod channel;
 mod config;
+mod connection;
 mod ctl;
 mod daemon;
 mod desk;
+mod exporter;
 mod logging;
 mod master;
 mod pool;

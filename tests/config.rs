@@ -94,6 +94,7 @@ fn the_effective_configuration_can_be_loaded_again_and_is_the_same() {
         listen = ["127.0.0.1:1", { address = "unix:/run/x/rpc.sock", mode = "0666", owner = "root", group = "root" }]
         workers = { count = 3, dispatch = "round-robin", start-timeout = "1m 30s", max-requests = 1, max-lifetime = "1d" }
         control = { socket = "/run/x/control.sock", mode = "0600", admin-group = "root", read-group = "61200" }
+        metrics = { listen = "127.0.0.1:2", hosts = ["node1.example.org"] }
         log = { target = "file", file = "/tmp/x.log", format = "json", level = "debug" }
         [limits]
         max-clients = 1000
@@ -121,6 +122,7 @@ fn the_effective_configuration_can_be_loaded_again_and_is_the_same() {
         "admin-group = \"root\"",
         "read-group = \"61200\"",
         "max-lifetime = \"1day\"",
+        "node1.example.org",
     ] {
         assert!(dump.contains(words), "{words} is not in\n{dump}");
     }

@@ -10,7 +10,8 @@ use std::thread;
 
 use common::program::{FDPASSCTL, Program, control_socket, ctl, run};
 use common::{FDPASSD, faulty, start};
-use fdpassd::proto::control::{Status, Verb, Version};
+use fdpassd::proto::control::{Checked, ClientStatus, Effective, Kicked, Settled, Status, Verb, Version};
+use fdpassd::testing::Running;
 use serde_json::{Value, json};
 
 #[test]
@@ -91,6 +92,145 @@ fn a_stop_in_json_says_what_it_took() {
     assert_eq!(daemon.wait().code(), Some(0));
 }
 
+/// Runs a verb in both ways: what it says in words, and what in JSON, on one line.
+#[track_caller]
+fn both(daemon: &Running, arguments: &[&str]) -> (String, Value) {
+    let words = ctl(daemon, &[arguments, &["--quiet"]].concat());
+    assert_eq!((words.code, words.err.as_str()), (Some(0), ""), "{arguments:?}");
+    let said = ctl(daemon, &[arguments, &["--json"]].concat());
+    assert_eq!((said.code, said.err.as_str(), said.out.matches('\n').count()), (Some(0), "", 1), "{arguments:?}");
+    (words.out, serde_json::from_str(&said.out).expect("JSON"))
+}
+
+#[test]
+fn clients_are_shown_sorted_and_kicked() {
+    let daemon = start("workers.count = 2");
+    daemon.wait_for_workers();
+    let mut clients: Vec<_> = (0..3).map(|_| daemon.connect()).collect();
+    for (requests, client) in clients.iter_mut().enumerate() {
+        (0..=requests).for_each(|i| drop(client.call("ping", i).expect("a pong")));
+    }
+    let (words, json) = both(&daemon, &["clients", "--sort", "requests", "--most", "2"]);
+    let lines: Vec<Vec<&str>> = words.lines().map(|line| line.split_whitespace().collect()).collect();
+    let header = ["ID", "PEER", "LISTENER", "WORKER", "AGE", "IDLE", "REQUESTS", "MOVES", "BYTES"];
+    assert_eq!((lines.len(), lines[0].as_slice()), (4, &header[..]), "{words}");
+    let address = daemon.address().to_string();
+    assert_eq!((lines[1][0], lines[1][2], lines[1][6]), ("3", address.as_str(), "3"), "{words}");
+    assert_eq!(
+        (lines[2][0], lines[2][6], lines[3].as_slice()),
+        ("2", "2", &["2", "of", "3", "clients"][..]),
+        "{words}"
+    );
+    assert_eq!(json["clients"].as_array().map(Vec::len), Some(2));
+    assert_eq!(
+        (&json["clients"][0]["id"], &json["clients"][1]["id"], &json["next"]),
+        (&json!(3), &json!(2), &json!(null))
+    );
+    // Each is a client as the daemon has it.
+    let shown: ClientStatus = serde_json::from_value(json["clients"][0].clone()).expect("a client");
+    assert_eq!((shown.peer.as_str(), shown.requests), (lines[1][1], 3));
+    let worker = shown.worker.expect("it is leased").to_string();
+    let (words, json) = both(&daemon, &["clients", "--worker", &worker]);
+    let of_worker = words.lines().skip(1).all(|line| line.split_whitespace().nth(3) == Some(&worker));
+    assert!(of_worker && json["clients"].as_array().is_some_and(|clients| (1..3).contains(&clients.len())), "{words}");
+
+    let said = ctl(&daemon, &["kick", "3"]);
+    assert_eq!((said.code, said.out), (Some(0), format!("client 3 ({}) is closed\n", shown.peer)), "{}", said.err);
+    clients.pop().expect("the third").expect_end();
+    let said = ctl(&daemon, &["kick", "2", "--json"]);
+    let kicked: Kicked = serde_json::from_str(&said.out).expect("JSON");
+    assert_eq!((said.code, kicked.client.0), (Some(0), 2));
+    for arguments in [["kick", "3"], ["clients", "--worker=4711"]] {
+        let said = ctl(&daemon, &arguments);
+        assert!(said.code == Some(1) && said.err.starts_with("fdpassctl: refused: there is no "), "{}", said.err);
+    }
+}
+
+#[test]
+fn the_configuration_is_shown_with_its_origins_and_what_a_reload_would_change() {
+    let daemon = start("workers.count = 2");
+    daemon.wait_for_workers();
+    ctl(&daemon, &["scale", "3"]);
+    let (words, json) = both(&daemon, &["config", "show"]);
+    let file = daemon.directory().join("config.toml").display().to_string();
+    assert!(words.starts_with(&format!("{file}\n\nlisten ")), "{words}");
+    let row = |key: &str| -> Vec<&str> {
+        let line = words.lines().find(|line| line.starts_with(&format!("{key} ")));
+        line.unwrap_or_else(|| panic!("{key} is not in\n{words}")).split_whitespace().collect()
+    };
+    assert_eq!(row("workers.count"), ["workers.count", "=", "3", "runtime"]);
+    assert_eq!(row("control.socket")[3], "file");
+    assert_eq!(row("limits.max-frame"), ["limits.max-frame", "=", "\"1MiB\"", "default"]);
+    let effective: Effective = serde_json::from_value(json).expect("the configuration");
+    assert_eq!(words.lines().count(), 2 + effective.keys.len());
+
+    daemon.write_config("workers.count = 2\nlimits.max-frame = \"2MiB\"");
+    let (words, json) = both(&daemon, &["config", "check"]);
+    assert!(words.starts_with(&format!("{file}: good; a reload would change ")), "{words}");
+    assert!(words.contains("\nlimits.max-frame: \"1MiB\" -> \"2MiB\"\n"), "{words}");
+    let checked: Checked = serde_json::from_value(json).expect("what would change");
+    assert_eq!(words.lines().count(), 1 + checked.changes.len());
+    daemon.write_config("workers.cuont = 2");
+    for json in [&[][..], &["--json"]] {
+        let said = ctl(&daemon, &[&["config", "check"], json].concat());
+        assert_eq!((said.code, said.out.as_str()), (Some(1), ""));
+        let shown = said.err.starts_with("fdpassctl: rejected, and nothing was changed:\n") && said.err.contains('^');
+        assert!(shown && said.err.contains("unknown key `cuont`"), "{}", said.err);
+    }
+}
+
+#[test]
+fn the_level_of_the_log_is_changed_while_the_daemon_runs() {
+    let daemon = start("log.level = \"warn\"");
+    let configured = "warn\n".to_owned();
+    assert_eq!(both(&daemon, &["log-level"]), (configured, json!({"level": "warn", "configured": "warn"})));
+    let debug = json!({"level": "debug", "configured": "warn"});
+    let words = "debug (runtime; configured: warn)\n".to_owned();
+    assert_eq!(both(&daemon, &["log-level", "debug"]), (words.clone(), debug.clone()));
+    assert_eq!(both(&daemon, &["log-level"]), (words, debug));
+    assert_eq!(ctl(&daemon, &["log-level", "loud"]).code, Some(64));
+}
+
+#[test]
+fn figures_are_the_daemons_own_text() {
+    let daemon = start("workers.count = 1");
+    let (words, json) = both(&daemon, &["metrics"]);
+    assert!(words.starts_with("# HELP fdpassd_build_info ") && words.contains("\nfdpassd_clients_max "), "{words}");
+    assert!(json["text"].as_str().is_some_and(|text| text.starts_with("# HELP fdpassd_build_info ")), "{json}");
+}
+
+#[test]
+fn every_verb_that_changes_something_says_so_in_both_ways() {
+    let daemon = start("workers.count = 2");
+    daemon.wait_for_workers();
+    let first = || daemon.status().workers[0].id.expect("it is ready").to_string();
+    let (words, json) = both(&daemon, &["reload"]);
+    assert!(words.starts_with("applied: generation 2, 2 workers ready, in "), "{words}");
+    assert_eq!((&json["generation"], &json["workers"]), (&json!(3), &json!(2)));
+    let settled = json!({"workers": 2, "clients": 0});
+    let all = "all workers are replaced; 2 workers are ready\n".to_owned();
+    assert_eq!(both(&daemon, &["recycle", "all"]), (all, settled.clone()));
+    assert_eq!(both(&daemon, &["scale", "2"]), ("2 workers are ready\n".to_owned(), settled.clone()));
+    let there = "nobody new is accepted; 0 clients are still there\n".to_owned();
+    assert_eq!(both(&daemon, &["drain"]), (there, settled.clone()));
+    let left = "nobody new is accepted; the last client has left\n".to_owned();
+    assert_eq!(both(&daemon, &["drain", "--wait"]), (left, settled.clone()));
+    assert_eq!(both(&daemon, &["undrain"]), ("clients are accepted again\n".to_owned(), settled.clone()));
+    let even = ("the load is even enough\n".to_owned(), json!({"moves": []}));
+    assert_eq!(both(&daemon, &["rebalance", "--dry-run"]), even);
+    // A worker can be held once.
+    let held = first();
+    let said = ctl(&daemon, &["hold", &held]);
+    assert_eq!((said.code, said.out), (Some(0), format!("worker {held} is held; its clients are with the others\n")));
+    let said = ctl(&daemon, &["release", &held, "--json"]);
+    assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
+    let released: Settled = serde_json::from_str(&said.out).expect("JSON");
+    assert_eq!(released.clients, 0);
+    let held = first();
+    assert_eq!(ctl(&daemon, &["hold", &held, "--json"]).code, Some(0));
+    assert_eq!(ctl(&daemon, &["release", &held]).out, format!("worker {held} is released\n"));
+}
+
 #[test]
 fn every_way_to_fail_has_its_exit_code_and_its_sentence() {
     let daemon = faulty::start("workers.count = 1");
@@ -119,8 +259,10 @@ fn every_way_to_fail_has_its_exit_code_and_its_sentence() {
         assert!(said.err.contains(words), "{arguments:?}: {words:?} is not in {:?}", said.err);
     }
     let said = run(FDPASSCTL, &["--help"]);
-    for verb in Verb::ALL.iter().map(|verb| verb.as_str()).chain(["call"]) {
-        assert!(said.code == Some(0) && said.out.contains(&format!("\n  {verb} ")), "{verb}: {}", said.out);
+    assert!(said.out.lines().count() < 24 && said.out.lines().all(|line| line.chars().count() <= 80), "{}", said.out);
+    for verb in Verb::ALL.iter().map(|verb| verb.as_str()).chain(["call", "completions"]) {
+        let mut words = said.out.split([' ', ',', '\n']);
+        assert!(said.code == Some(0) && words.any(|word| word == verb), "{verb}: {}", said.out);
     }
 }
 
@@ -182,5 +324,16 @@ fn the_line_that_the_daemon_prints_can_be_taken_and_run() {
         // As a shell reads it, but without building anything.
         let said = run("/bin/sh", &["-c", &format!("exec \"$0\" call {arguments}"), FDPASSCTL]);
         assert_eq!((said.code, said.out.as_str()), (Some(0), "{\"hello\":1}\n"), "{}", said.err);
+    }
+}
+
+#[test]
+fn whoever_closes_the_pipe_hears_no_complaint() {
+    let daemon = start("workers.count = 1");
+    let socket = control_socket(&daemon).display().to_string();
+    for verb in ["status", "events", "metrics", "config show", "completions zsh"] {
+        let script = format!("\"$0\" {verb} -s \"$1\" | head -1");
+        let said = run("/bin/sh", &["-c", &script, FDPASSCTL, &socket]);
+        assert_eq!((said.code, said.err.as_str(), said.out.lines().count()), (Some(0), "", 1), "{verb}");
     }
 }

@@ -28,7 +28,7 @@ fn a_reload_is_applied_under_load_and_no_client_notices() {
     let mut pids = daemon.worker_pids();
     for generation in 2..=6 {
         if generation % 2 == 0 {
-            let said = ctl(&daemon, &["reload"]);
+            let said = ctl(&daemon, &["reload", "--quiet"]);
             assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
             let words = format!("applied: generation {generation}, 2 workers ready, in ");
             assert!(said.out.starts_with(&words), "{}", said.out);
@@ -215,7 +215,7 @@ fn a_generation_that_does_not_become_ready_is_rolled_back_and_the_old_one_serves
     {
         switch.set(fault);
         daemon.write_config(new);
-        let said = ctl(&daemon, &["reload"]);
+        let said = ctl(&daemon, &["reload", "--quiet"]);
         assert_eq!((said.code, said.out.as_str()), (Some(1), ""), "{fault}");
         let words = "fdpassctl: rolled_back: its workers do not become ready; the last one ";
         assert!(said.err.starts_with(words) && said.err.contains(why), "{fault}: {}", said.err);
@@ -254,7 +254,7 @@ fn a_second_reload_meanwhile_is_refused_and_one_that_takes_long_goes_on_when_nob
     let mut client = daemon.connect();
     let old = whoami(&mut client).pid;
     switch.set("hang");
-    let said = ctl(&daemon, &["reload", "--timeout", "0.3"]);
+    let said = ctl(&daemon, &["reload", "--quiet", "--timeout", "0.3"]);
     assert_eq!((said.code, said.out.as_str()), (Some(75), ""));
     let words =
         format!("fdpassctl: faulty (pid {}) is still reloading; it goes on, see \"fdpassctl status\"\n", daemon.pid());

@@ -9,12 +9,12 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::faulty::{self, Switch, whoami};
+use common::faulty::{self, Execution, Switch, whoami};
 use common::program::{FDPASSCTL, OtherUser, Program, control_socket, skip};
-use common::{kernel, let_pass, ping_of};
+use common::{http, kernel, let_pass, ping_of};
 use fdpassd::proto::frame::ByteOrder;
 use fdpassd::proto::names::Address;
-use fdpassd::testing::{Client, Reply, Running, eventually};
+use fdpassd::testing::{Client, Reply, Running, ServiceManager, eventually};
 
 /// A key, two configurations that differ in nothing but it, and what shows that each is in force.
 struct Row {
@@ -294,6 +294,31 @@ const LIMITS: &[Row] = &[
     },
 ];
 
+const METRICS: &[Row] = &[
+    Row {
+        key: "metrics.listen",
+        configs: ["", "metrics.listen = \"unix:{dir}/metrics.sock\""],
+        probe: |daemon, _| {
+            let path = daemon.directory().join("metrics.sock");
+            let answer = path.exists().then(|| http::get(&Address::Unix(path), "/healthz"));
+            answer.map_or("nobody".to_owned(), |answer| answer.body)
+        },
+        shows: ["nobody", "ok\n"],
+    },
+    Row {
+        key: "hosts",
+        configs: [
+            "metrics.listen = \"127.0.0.1:0\"",
+            "metrics = { listen = \"127.0.0.1:0\", hosts = [\"node1.example.org\"] }",
+        ],
+        probe: |daemon, _| {
+            let request = http::request("/healthz").replace("localhost", "node1.example.org:9464");
+            http::ask(&http::metrics_address(daemon), request).status.to_string()
+        },
+        shows: ["403", "200"],
+    },
+];
+
 const CONTROL_AND_LOG: &[Row] = &[
     Row {
         key: "control.mode",
@@ -391,6 +416,11 @@ fn each_key_of_the_control_socket_and_of_the_log_has_its_effect() {
     }
 }
 
+#[test]
+fn each_key_of_the_metrics_has_its_effect() {
+    check(METRICS);
+}
+
 /// A look that was planned by the old limit comes by the new one.
 #[test]
 fn a_shorter_stall_timeout_is_in_force_at_once_for_clients_that_are_there() {
@@ -402,17 +432,44 @@ fn a_shorter_stall_timeout_is_in_force_at_once_for_clients_that_are_there() {
     assert_ne!(daemon.status().stalls_total, 0);
 }
 
+/// The grace is the daemon's last: a row of its own, for nothing comes after it.
+#[test]
+fn restart_grace_has_its_effect() {
+    for (from, to) in [("100s", "50ms"), ("50ms", "100s")] {
+        let manager = ServiceManager::new();
+        let config = |grace| format!("workers.count = 1\nlimits.restart-grace = \"{grace}\"");
+        let daemon = manager.setup(faulty::example("faulty"), &config(from)).start().expect("it serves");
+        daemon.wait_for_workers();
+        daemon.reload_with(&config(to)).expect("it is applied");
+        let blocked = Execution::start(&daemon);
+        daemon.signal("TERM");
+        daemon.wait_for_log("leaving");
+        let next = |daemon| manager.setup(faulty::example("faulty"), "").start_after(daemon).expect("it serves");
+        if to == "50ms" {
+            let _daemon = next(daemon);
+            let fault = blocked.into_client().reply().value().expect_err("its worker is gone");
+            assert_eq!(fault.code(), "crashed");
+        } else {
+            let mut client = blocked.finish();
+            let _daemon = next(daemon);
+            client.call("ping", 1).expect("a pong");
+        }
+    }
+}
+
 /// All that the shipped file shows is there: in it a line begins with its key, or with `#` and the key.
 #[test]
 fn the_rows_are_all_keys_there_are() {
     let text = include_str!("../config/fdpassd.toml");
     let key = |line: &'static str| line.strip_prefix('#').unwrap_or(line).split_once(" = ").map(|(key, _)| key.trim());
     let mut keys: BTreeSet<&str> = text.lines().filter_map(key).filter(|key| !key.contains([' ', '"'])).collect();
-    // Within an entry of `listen`, where they are told of in words, and the one that must not change: see reload.rs.
-    keys.extend(["byte-order", "backlog", "mode", "owner", "group", "control.mode"]);
+    // Within an entry of `listen`, where they are told of in words, or of a name that there is twice. One must not change:
+    // see reload.rs.
+    keys.extend(["byte-order", "backlog", "mode", "owner", "group", "control.mode", "metrics.listen"]);
     keys.retain(|key| !["socket", "address"].contains(key));
-    let rows = [LISTEN, OWNERS, WORKERS, LIMITS, CONTROL_AND_LOG, GROUPS];
-    let covered: BTreeSet<&str> = rows.into_iter().flatten().map(|row| row.key).collect();
+    let rows = [LISTEN, OWNERS, WORKERS, LIMITS, METRICS, CONTROL_AND_LOG, GROUPS];
+    let rows = rows.into_iter().flatten().map(|row| row.key);
+    let covered: BTreeSet<&str> = rows.chain(["restart-grace"]).collect();
     assert_eq!(covered, keys.into_iter().collect());
 }
 

@@ -287,7 +287,7 @@ fn restart(manager: &ServiceManager, daemon: Running, how: How) -> Running {
 #[track_caller]
 fn restart_program(
     manager: &ServiceManager,
-    daemon: Running,
+    mut daemon: Running,
     how: How,
     program: impl AsRef<std::ffi::OsStr>,
 ) -> Running {
@@ -296,6 +296,7 @@ fn restart_program(
         How::Kill => {
             let workers = daemon.worker_pids();
             daemon.signal("KILL");
+            daemon.wait();
             for worker in workers {
                 let _ = Command::new("kill").arg("-TERM").arg(worker.to_string()).status();
             }

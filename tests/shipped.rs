@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use common::FDPASSD;
 use common::program::{FDPASSCTL, Said, run};
+use fdpassd::proto::control::Verb;
 use toml::{Table, Value};
 
 #[test]
@@ -70,15 +71,52 @@ fn help_tells_of_every_option_and_every_exit_status() {
         assert!(help.contains(status), "{status:?} is not in\n{help}");
     }
     let help = run(FDPASSCTL, &["--help"]).out;
-    for words in ["status", "call", "stop", "version", "--socket <PATH>", "--json", "--timeout <TIME>"] {
+    for words in ["--socket <PATH>", "--json", "--instance <NAME>", "--quiet", "--timeout <TIME>"] {
         assert!(help.contains(words), "{words:?} is not in\n{help}");
     }
     for code in ["0 done", "1 refused", "3 not running", "4 no valid reply", "64 usage", "75 still", "77 forbidden"] {
         assert!(help.contains(code), "{code:?} is not in\n{help}");
     }
-    let help = run(FDPASSCTL, &["call", "--help"]).out;
-    for words in ["<METHOD>", "[PARAMS]", "--to <ADDRESS>", "--byte-order <ORDER>"] {
-        assert!(help.contains(words), "{words:?} is not in\n{help}");
+}
+
+#[test]
+fn the_help_of_each_verb_tells_of_its_own_arguments_and_the_readme_of_the_verb() {
+    let readme = read(&root().join("README.md"));
+    let (_, verbs) = readme.split_once("## fdpassctl").expect("it has a section");
+    let own: [(&str, &[&str]); 20] = [
+        ("status", &[]),
+        ("clients", &["--worker <WORKER>", "--sort <BY>", "--reverse", "--most <COUNT>"]),
+        ("events", &["-f, --follow", "--after <NUMBER>", "exit code 3"]),
+        ("config", &["show ", "check "]),
+        ("log-level", &["[LEVEL]", "error, warn, info, debug or trace"]),
+        ("metrics", &[]),
+        ("reload", &[]),
+        ("scale", &["<COUNT>"]),
+        ("recycle", &["<WORKER|all>"]),
+        ("hold", &["<WORKER>"]),
+        ("release", &["<WORKER|METHOD>"]),
+        ("drain", &["--wait"]),
+        ("undrain", &[]),
+        ("rebalance", &["--dry-run"]),
+        ("kick", &["<CLIENT>"]),
+        ("upgrade", &["--binary <PATH>"]),
+        ("stop", &[]),
+        ("call", &["<METHOD>", "[PARAMS]", "--to <ADDRESS>", "--byte-order <ORDER>"]),
+        ("version", &[]),
+        ("completions", &["<SHELL>", "bash, zsh or fish"]),
+    ];
+    assert!(Verb::ALL.iter().all(|verb| verb.as_str() == "check" || own.iter().any(|(own, _)| *own == verb.as_str())));
+    for (verb, arguments) in own {
+        let said = run(FDPASSCTL, &[verb, "--help"]);
+        assert_eq!((said.code, said.err.as_str()), (Some(0), ""), "{verb}");
+        let common = ["--socket <PATH>", "--instance <NAME>", "--json", "--quiet", "--timeout <TIME>"];
+        for words in arguments.iter().chain(&common) {
+            assert!(said.out.contains(words), "{words:?} is not in\n{}", said.out);
+        }
+        assert!(
+            verbs.contains(&format!("`{verb}`")) || verbs.contains(&format!("`{verb} ")),
+            "{verb} is not in README.md"
+        );
     }
 }
 

@@ -125,7 +125,7 @@ fn a_stop_tells_of_workers_that_had_to_be_killed() {
 fn a_stop_that_is_not_waited_for_goes_on() {
     let mut daemon = faulty::start("workers.count = 1");
     let execution = Execution::start(&daemon);
-    let said = ctl(&daemon, &["stop", "--timeout", "0.1"]);
+    let said = ctl(&daemon, &["stop", "--quiet", "--timeout", "0.1"]);
     assert_eq!((said.code, said.out.as_str()), (Some(75), ""));
     let still = format!("fdpassctl: faulty (pid {}) is still stopping; it goes on, ", daemon.pid());
     assert!(said.err.starts_with(&still), "{}", said.err);

@@ -231,11 +231,12 @@ fn a_drained_daemon_serves_who_is_there_and_lets_others_wait_until_it_is_not() {
     load.wait_for(20);
     let status = daemon.status();
     assert_eq!((status.accepted_total, status.clients), (4, 4));
-    assert_eq!(status.paused.as_deref(), Some("the daemon is drained"));
+    assert_eq!((status.drained, status.paused.as_deref()), (true, Some("the daemon is drained")));
     assert_eq!(status.listeners[0].queue, Some(5));
     assert!(!waiting.iter_mut().any(Client::has_something));
     let said = ctl(&daemon, &["undrain"]);
     assert_eq!((said.code, said.out.as_str()), (Some(0), "clients are accepted again\n"));
+    assert!(!daemon.status().drained);
     for (client, i) in waiting.iter_mut().zip(0..) {
         assert_eq!(client.reply().value().expect("a result"), i);
     }

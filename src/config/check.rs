@@ -5,7 +5,7 @@ use std::ops::Range;
 use toml::de::{DeTable, DeValue};
 
 use super::values::size;
-use super::{Config, Limits, Listen, MAX_LISTENERS, Source};
+use super::{Config, Limits, Listen, MAX_HOSTS, MAX_LISTENERS, Metrics, Source};
 use crate::proto::channel::{Log, LogFormat, LogTarget};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::Address;
@@ -24,6 +24,7 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
     check_orders(&config.listen, &config.limits)?;
     check_buffers(&config.limits)?;
     check_control(config)?;
+    check_metrics(config)?;
     check_log(&config.log)
 }
 
@@ -59,14 +60,18 @@ fn check_listeners(listeners: &[Listen]) -> Result<(), Fault> {
             let message = format!("mode, owner and group are for Unix sockets, {source} {why}");
             return fault(message, ["mode", "owner", "group"].map(|key| format!("listen.{index}.{key}")));
         }
-        // Port 0 is a free port, another one each time.
-        let repeatable = matches!(source, Source::Bound(Address::Tcp(address)) if address.port() == 0);
-        if !repeatable && listeners[..index].iter().any(|earlier| earlier.source == *source) {
+        if is_among(source, &listeners[..index]) {
             let places = [format!("listen.{index}.address"), format!("listen.{index}")];
             return fault(format!("{source} is already listened on by an earlier entry"), places);
         }
     }
     Ok(())
+}
+
+/// Whether that is the address of a listener. Port 0 is a free port, another one each time.
+fn is_among(source: &Source, listeners: &[Listen]) -> bool {
+    let is_any = matches!(source, Source::Bound(Address::Tcp(address)) if address.port() == 0);
+    !is_any && listeners.iter().any(|listen| listen.source == *source)
 }
 
 /// From 2^24 bytes on, the big-endian prefix 00 00 00 01 is within the limit as a little-endian one too.
@@ -95,10 +100,27 @@ fn check_buffers(limits: &Limits) -> Result<(), Fault> {
 fn check_control(config: &Config) -> Result<(), Fault> {
     let Some(socket) = &config.control.socket else { return Ok(()) };
     let source = Source::Bound(Address::Unix(socket.clone()));
-    if config.listen.iter().any(|listen| listen.source == source) {
+    if is_among(&source, &config.listen) {
         return fault(format!("{source} is already listened on for clients"), ["control.socket"]);
     }
     Ok(())
+}
+
+fn check_metrics(Config { listen: listeners, control, metrics, .. }: &Config) -> Result<(), Fault> {
+    let Metrics { listen, hosts } = metrics;
+    if hosts.len() > MAX_HOSTS {
+        let message = format!("there can be at most {MAX_HOSTS} names, these are {}", hosts.len());
+        return fault(message, [format!("metrics.hosts.{MAX_HOSTS}")]);
+    }
+    match listen {
+        Some(address) if is_among(&Source::Bound(address.clone()), listeners) => {
+            fault(format!("{address} is already listened on for clients"), ["metrics.listen"])
+        }
+        Some(Address::Unix(path)) if Some(path) == control.socket.as_ref() => {
+            fault(format!("unix:{} is the control socket", path.display()), ["metrics.listen"])
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_log(log: &Log) -> Result<(), Fault> {

@@ -32,8 +32,10 @@ pub use self::error::Error;
 pub use self::keys::{Keys, Loaded};
 pub use self::listen::{Access, Listen, Source};
 use self::notation::{Given, Notation, OrAuto, OrNone, table, word};
+pub use self::values::HostName;
 use self::values::{BufferSize, FrameSize, KeepAlive, LogPath, Patience, SocketPath, StallTimeout, Timeout, UpTo};
 use crate::proto::channel::{Log, LogFormat, LogLevel, LogTarget};
+use crate::proto::names::Address;
 use crate::sys::user::Group;
 
 /// Longest configuration file, in bytes.
@@ -41,6 +43,9 @@ pub const MAX_FILE: u64 = 1024 * 1024;
 
 /// Most entries of `listen`.
 pub const MAX_LISTENERS: usize = 64;
+
+/// Most entries of `metrics.hosts`.
+pub const MAX_HOSTS: usize = 64;
 
 /// The whole configuration.
 ///
@@ -60,6 +65,9 @@ pub struct Config {
     /// The control socket.
     #[serde(deserialize_with = "table")]
     pub control: Control,
+    /// Metrics over HTTP.
+    #[serde(deserialize_with = "table")]
+    pub metrics: Metrics,
     /// Where log lines go.
     #[serde(with = "log")]
     pub log: Log,
@@ -109,6 +117,7 @@ impl Default for Config {
             workers: Workers::default(),
             limits: Limits::default(),
             control: Control::default(),
+            metrics: Metrics::default(),
             log: log::default(),
         }
     }
@@ -268,6 +277,18 @@ impl Control {
         let names_a_group = self.admin_group.is_some() || self.read_group.is_some();
         self.mode.unwrap_or(if names_a_group { Mode(0o666) } else { Mode(0o660) })
     }
+}
+
+/// `[metrics]`: where metrics and the daemon's health are asked for over HTTP.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Metrics {
+    /// The address; `None`, the default, is nowhere.
+    #[serde(with = "Given::<Address>")]
+    pub listen: Option<Address>,
+    /// Names by which they may be asked for over TCP, beside IP addresses and `localhost`: at most [`MAX_HOSTS`], by default
+    /// none.
+    pub hosts: Vec<HostName>,
 }
 
 /// The permissions of a file, from 0 to 0o777; displayed as `0660`.

@@ -42,7 +42,7 @@ fn assert_shown(error: &Error, source: &str) {
 #[test]
 fn an_empty_file_is_the_default() {
     assert_eq!(parse(""), Config::default());
-    assert_eq!(parse("# nothing\n[workers]\n[limits]\n[control]\n[log]\n"), Config::default());
+    assert_eq!(parse("# nothing\n[workers]\n[limits]\n[control]\n[metrics]\n[log]\n"), Config::default());
 }
 
 #[test]
@@ -113,6 +113,8 @@ fn everything() -> Config {
         admin_group: Group::find("0").expect("groups"),
         read_group: Group::find("3999999999").expect("groups"),
     };
+    config.metrics.listen = Some("127.0.0.1:9464".parse().expect("an address"));
+    config.metrics.hosts = ["node1", "node1.example.org"].map(|name| HostName(name.to_owned())).to_vec();
     config.log = Log {
         target: LogTarget::File,
         file: Some(PathBuf::from("/var/log/x")),
@@ -158,6 +160,9 @@ fn all_values_are_taken_as_written() {
         mode = "0600"
         admin-group = "0"
         read-group = "3999999999"
+        [metrics]
+        listen = "unix:/run/metrics.sock"
+        hosts = ["Node-1.example.org", "my_service"]
         [log]
         target = "syslog"
         format = "text"
@@ -210,6 +215,9 @@ fn all_values_are_taken_as_written() {
         read_group: Some(Group { name: "3999999999".to_owned(), gid: 3_999_999_999 }),
     };
     assert_eq!(config.control, control);
+    let hosts = ["Node-1.example.org", "my_service"].map(|name| HostName(name.to_owned())).to_vec();
+    let listen = Some(Address::Unix(PathBuf::from("/run/metrics.sock")));
+    assert_eq!(config.metrics, Metrics { listen, hosts });
     let log = Log { target: LogTarget::Syslog, file: None, format: LogFormat::Text, level: LogLevel::Warn };
     assert_eq!(config.log, log);
 }
@@ -221,10 +229,10 @@ fn an_unknown_key_is_refused_and_the_known_one_like_it_is_named() {
     assert_eq!(error.help(), Some("did you mean \"level\"?"));
     assert!(error.to_string().contains("help: did you mean \"level\"?"), "\n{error}");
 
-    let sections = "`listen`, `workers`, `limits`, `control`, `log`";
+    let sections = "`listen`, `workers`, `limits`, `control`, `metrics`, `log`";
     let error = refused("[«limit]\n", &format!("unknown key `limit`, expected one of {sections}"));
     assert_eq!(error.help(), Some("did you mean \"limits\"?"));
-    let error = refused("[«metrics]\n", &format!("unknown key `metrics`, expected one of {sections}"));
+    let error = refused("[«systemd]\n", &format!("unknown key `systemd`, expected one of {sections}"));
     assert_eq!(error.help(), None);
 
     let error = Config::parse("limits.queue-timeout = \"1s\"", ORIGIN).expect_err("a key of another version");
@@ -528,6 +536,42 @@ fn a_control_socket_is_an_absolute_path() {
 }
 
 #[test]
+fn an_address_of_others_is_refused_for_metrics() {
+    for address in ["127.0.0.1:1", "unix:/run/x"] {
+        let message = format!("{address} is already listened on for clients");
+        refused(&format!("listen = [\"[::]:2\", \"{address}\"]\n[metrics]\n«listen = \"{address}\""), &message);
+    }
+    let marked = "control.socket = \"/run/x\"\nmetrics = { hosts = [], «listen = \"unix:/run//x\" }";
+    refused(marked, "unix:/run//x is the control socket");
+    refused(
+        "metrics.listen = «9464",
+        "invalid value: integer `9464`, expected an address in quotes, such as \"127.0.0.1:8080\"",
+    );
+    assert!(parse("listen = [\"[::1]:0\"]\nmetrics.listen = \"[::1]:0\"").metrics.listen.is_some());
+}
+
+#[test]
+fn what_is_no_name_of_a_host_is_refused() {
+    let expected = "expected a host's name of letters, digits, \"-\", \"_\" and \".\" in quotes and without a port, \
+                    such as \"node1.example.org\"";
+    let long = "a".repeat(64);
+    let longer = [&long[1..]; 4].join(".");
+    for wrong in ["", ".", "a.", "a..b", "-a", "a-", "*.example.org", "a:80", "::1", "a b", "ü", &long] {
+        refused(
+            &format!("metrics.hosts = [\"a\", «\"{wrong}\"]"),
+            &format!("invalid value: string \"{wrong}\", {expected}"),
+        );
+    }
+    Config::parse(&format!("metrics.hosts = [{longer:?}]"), ORIGIN)
+        .expect_err("255 bytes, and a line too long to show");
+    refused("metrics.hosts = [«1]", &format!("invalid value: integer `1`, {expected}"));
+    refused("metrics.hosts = «\"a\"", "invalid type: string \"a\", expected an array");
+    let names = |count: usize| (1..=count).map(|i| format!("\"{}{i}\",\n", &longer[..248])).collect::<String>();
+    assert_eq!(parse(&format!("metrics.hosts = [{}]", names(64))).metrics.hosts.len(), 64);
+    refused(&format!("metrics.hosts = [{}«\"b\", \"c\"]", names(64)), "there can be at most 64 names, these are 66");
+}
+
+#[test]
 fn a_log_file_and_its_target_need_each_other() {
     refused("[log]\n«target = \"file\"", "target \"file\" needs the key `file`");
     for target in ["auto", "stderr", "syslog"] {
@@ -646,8 +690,9 @@ fn explained(text: &str) {
 
 fn configs() -> impl Strategy<Value = Config> {
     (listeners(), workers(), limits(), any::<bool>(), 0..=0o777u32).prop_map(|(listen, workers, limits, all, mode)| {
-        let Config { control, log, .. } = if all { everything() } else { Config::default() };
-        Config { listen, workers, limits, control: Control { mode: all.then_some(Mode(mode)), ..control }, log }
+        let Config { control, metrics, log, .. } = if all { everything() } else { Config::default() };
+        let control = Control { mode: all.then_some(Mode(mode)), ..control };
+        Config { listen, workers, limits, control, metrics, log }
     })
 }
 

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::notation::{AutoWord, Notation, OrAuto, Refusal, Word, Written};
 use super::{Count, Mode, Source};
-use crate::proto::names::check_unix_path;
+use crate::proto::names::{Address, check_unix_path};
 use crate::sys::user::{Group, User};
 
 /// A duration, in milliseconds from `MIN` to `MAX`.
@@ -187,6 +188,22 @@ impl Notation for Mode {
     }
 }
 
+impl Notation for Address {
+    type Value = Address;
+
+    fn expected() -> String {
+        Source::expected()
+    }
+
+    fn read(written: &Written<'_>) -> Result<Address, Refusal> {
+        text(written)?.parse().map_err(Refusal::Because)
+    }
+
+    fn write(value: &Address) -> Written<'_> {
+        Written::Text(value.to_string().into())
+    }
+}
+
 impl Notation for Source {
     type Value = Source;
 
@@ -285,6 +302,50 @@ impl Notation for Group {
 
     fn write(value: &Group) -> Written<'_> {
         Written::Text(value.name.as_str().into())
+    }
+}
+
+/// The name of a host, as it stands in a URL: 1 to 253 bytes, without a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostName(pub String);
+
+impl Notation for HostName {
+    type Value = HostName;
+
+    fn expected() -> String {
+        "a host's name of letters, digits, \"-\", \"_\" and \".\" in quotes and without a port, such as \"node1.example.org\""
+            .to_owned()
+    }
+
+    fn read(written: &Written<'_>) -> Result<HostName, Refusal> {
+        let name = text(written)?;
+        let is_within = |c: u8| c.is_ascii_alphanumeric() || c == b'-' || c == b'_';
+        // RFC 1123, section 2.1, and the `_` that names of containers have.
+        let is_label = |label: &str| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(is_within)
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        let fits = name.len() <= 253 && name.split('.').all(is_label);
+        fits.then(|| HostName(name.to_owned())).ok_or(Refusal::Unexpected)
+    }
+
+    fn write(value: &HostName) -> Written<'_> {
+        Written::Text(value.0.as_str().into())
+    }
+}
+
+/// For arrays, whose elements no `with` can name.
+impl<'de> Deserialize<'de> for HostName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<HostName, D::Error> {
+        <HostName as Notation>::deserialize(deserializer)
+    }
+}
+
+impl Serialize for HostName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        <HostName as Notation>::serialize(self, serializer)
     }
 }
 

@@ -3,31 +3,41 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum, ValueHint};
+use clap_complete::Shell;
 use serde_json::value::RawValue;
 
 use super::change::Change;
+use super::progress::Doing;
+use crate::proto::channel::LogLevel;
 use crate::proto::frame::ByteOrder;
-use crate::proto::names::Address;
+use crate::proto::names::{Address, WorkerId};
 
 /// Talks to a running fdpassd
 #[derive(Debug, Parser)]
-#[command(name = "fdpassctl", version, after_help = EXIT_CODES)]
+#[command(name = "fdpassctl", version, override_help = HELP, subcommand_value_name = "VERB")]
 pub(super) struct Arguments {
-    /// The daemon's control socket, if it is not where it usually is; also $FDPASSD_SOCKET
-    #[arg(short, long, global = true, value_name = "PATH")]
+    /// The daemon's control socket; also $FDPASSD_SOCKET
+    #[arg(short, long, global = true, help_heading = COMMON, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub(super) socket: Option<PathBuf>,
 
-    /// Print what the daemon says, as JSON on one line
-    #[arg(long, global = true)]
+    /// Print what the daemon says: JSON, on one line
+    #[arg(long, global = true, help_heading = COMMON)]
     pub(super) json: bool,
 
-    /// How long to wait, in seconds or like "1m 30s" [default: 10s; 1m for what takes longer, 1h for "drain --wait"]
-    #[arg(long, global = true, value_name = "TIME", value_parser = timeout)]
+    /// No progress on standard error
+    #[arg(short, long, global = true, help_heading = COMMON)]
+    pub(super) quiet: bool,
+
+    /// How long to wait, like 30 (seconds), 250ms or "1m 30s"
+    ///
+    /// Left out: 10s; 1m for what takes longer, 1h for "drain --wait".
+    #[arg(long, global = true, help_heading = COMMON, value_name = "TIME", value_parser = timeout)]
     timeout: Option<Duration>,
 
     /// The daemon that fdpassd@NAME.service runs
-    #[arg(short, long, global = true, value_name = "NAME", value_parser = instance, conflicts_with = "socket")]
+    #[arg(short, long, global = true, help_heading = COMMON, value_name = "NAME", value_parser = instance)]
+    #[arg(conflicts_with = "socket")]
     pub(super) instance: Option<String>,
 
     #[command(subcommand)]
@@ -38,12 +48,101 @@ pub(super) struct Arguments {
 pub(super) enum Verb {
     /// Show the daemon, its listeners and its workers
     Status,
+    /// Show who is connected
+    Clients(Clients),
+    /// Show what happened, the last 1,024 events: starts, deaths, reloads, …
+    ///
+    /// With --json each is an object on a line of its own.
+    ///
+    /// Those that were forgotten before they could be shown are counted.
+    Events(Events),
+    /// Show the configuration in force, or what a reload would change
+    #[command(subcommand_value_name = "show|check", disable_help_subcommand = true)]
+    Config {
+        #[command(subcommand)]
+        what: Config,
+    },
+    /// Show the level of the log, or change it until the next reload
+    LogLevel {
+        /// Write what matters so much: error, warn, info, debug or trace
+        #[arg(value_name = "LEVEL", hide_possible_values = true)]
+        level: Option<Level>,
+    },
+    /// Show all figures, in the text format of Prometheus
+    Metrics,
     /// Send one request as a client does, and print the result as it came
     Call(Call),
     /// Show the versions of fdpassctl and of the running daemon
     Version,
     #[command(flatten)]
     Change(Change),
+    /// Print what has a shell complete these words
+    ///
+    /// For example: source <(fdpassctl completions bash)
+    Completions {
+        /// bash, zsh or fish
+        #[arg(value_name = "SHELL", hide_possible_values = true)]
+        shell: Completed,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Clients {
+    /// Only those of this worker
+    #[arg(long, value_name = "WORKER")]
+    worker: Option<u64>,
+
+    /// By requests, age, idle or bytes, the largest first
+    ///
+    /// Left out: by their numbers, as they came.
+    #[arg(long, value_name = "BY", hide_possible_values = true)]
+    pub(super) sort: Option<Sort>,
+
+    /// The other way round
+    #[arg(short, long)]
+    pub(super) reverse: bool,
+
+    /// Only the first so many
+    #[arg(long, value_name = "COUNT")]
+    pub(super) most: Option<usize>,
+}
+
+impl Clients {
+    pub(super) fn worker(&self) -> Option<WorkerId> {
+        self.worker.map(WorkerId)
+    }
+}
+
+/// By what clients are sorted.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Sort {
+    Requests,
+    Age,
+    Idle,
+    Bytes,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Events {
+    /// Go on with what happens, until interrupted
+    ///
+    /// The end of the daemon ends it, too (exit code 3). --timeout does not.
+    #[arg(short, long)]
+    pub(super) follow: bool,
+
+    /// Only events with a higher number
+    #[arg(long, value_name = "NUMBER")]
+    pub(super) after: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub(super) enum Config {
+    /// Show every key with its value, and where that comes from
+    ///
+    /// That is the default, the file, or what was changed at run time.
+    Show,
+    /// Tell what a reload would change, or what is wrong with the file
+    Check,
 }
 
 #[derive(Debug, clap::Args)]
@@ -55,19 +154,24 @@ pub(super) struct Call {
     #[arg(value_name = "PARAMS", value_parser = json, allow_negative_numbers = true)]
     pub(super) params: Option<Box<RawValue>>,
 
-    /// Where to: "127.0.0.1:8080", "[::1]:8080" or "unix:/path" [default: the daemon's first listener]
+    /// Where to: an IP address and a port, or unix:/path
+    ///
+    /// Left out: to the daemon's first listener.
     #[arg(long, value_name = "ADDRESS")]
     pub(super) to: Option<Address>,
 
-    /// Byte order of the length before each frame [default: the listener's, else little]
-    #[arg(long, value_name = "ORDER")]
+    /// Of the length before each frame: little or big
+    ///
+    /// Left out: the listener's, else little.
+    #[arg(long, value_name = "ORDER", hide_possible_values = true)]
     byte_order: Option<Order>,
 }
 
 impl Arguments {
     pub(super) fn timeout(&self) -> Duration {
-        let takes_long = if let Verb::Change(change) = &self.verb { change.takes_long() } else { None };
-        self.timeout.unwrap_or(takes_long.map_or(Duration::from_secs(10), |(_, usual)| usual))
+        let doing = if let Verb::Change(change) = &self.verb { change.doing() } else { None };
+        let usual = doing.and_then(Doing::takes_long).map_or(Duration::from_secs(10), |(_, usual)| usual);
+        self.timeout.unwrap_or(usual)
     }
 }
 
@@ -85,6 +189,46 @@ impl Call {
 enum Order {
     Little,
     Big,
+}
+
+/// [`LogLevel`] as an argument.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Level {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl From<Level> for LogLevel {
+    fn from(level: Level) -> LogLevel {
+        match level {
+            Level::Error => LogLevel::Error,
+            Level::Warn => LogLevel::Warn,
+            Level::Info => LogLevel::Info,
+            Level::Debug => LogLevel::Debug,
+            Level::Trace => LogLevel::Trace,
+        }
+    }
+}
+
+/// The shells that are held to work.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Completed {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+impl From<Completed> for Shell {
+    fn from(shell: Completed) -> Shell {
+        match shell {
+            Completed::Bash => Shell::Bash,
+            Completed::Zsh => Shell::Zsh,
+            Completed::Fish => Shell::Fish,
+        }
+    }
 }
 
 fn timeout(text: &str) -> Result<Duration, String> {
@@ -115,12 +259,40 @@ fn json(text: &str) -> Result<Box<RawValue>, String> {
 /// So that a deadline always has an instant.
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
-const EXIT_CODES: &str = "\
-Exit codes: 0 done, 1 refused or failed, 3 not running, 4 no valid reply in time,
-64 usage, 75 still going on, 77 forbidden";
+/// Above the options that every verb has.
+const COMMON: &str = "With every verb";
+
+/// By hand, for clap has no groups of verbs: on one screen, and held to be complete by a test.
+const HELP: &str = "\
+Usage: fdpassctl [OPTIONS] <VERB>; \"fdpassctl help VERB\" tells more of one
+
+Look     status           the daemon, its listeners and its workers
+         clients          who is connected, and what they have asked for
+         events           what happened; with --follow it goes on
+         config           show what is in force, or check the file as it is now
+         metrics          all figures, as Prometheus reads them
+Clients  drain, undrain   accept nobody new; accept clients again
+         rebalance        spread busy ones over the workers
+         kick             close one
+         call             send a request as one of them does
+Workers  scale, recycle   have so many of them; replace one or all of them
+         hold, release    let one run without clients; end that, or a quarantine
+Daemon   reload, upgrade  take the configuration, or the program, as it is now
+         stop             end it gracefully
+         log-level        show the level of the log, or change it
+         version          of fdpassctl and of the daemon
+         completions      of these words, for bash, zsh or fish
+Options  -s, --socket <PATH>, -i, --instance <NAME>   which daemon, if another
+         --timeout <TIME>      how long to wait: 10s, 1m for what takes longer
+         --json, -q, --quiet   one line of JSON; no progress on standard error
+Exit     0 done, 1 refused or failed, 3 not running, 4 no valid reply in time,
+         64 usage, 75 still going on, 77 forbidden
+";
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     fn parse(line: &str) -> Result<Arguments, String> {
@@ -148,8 +320,11 @@ mod tests {
     #[test]
     fn what_takes_longer_is_waited_for_longer() {
         for (lines, seconds) in [
-            (&["status", "version", "call x", "release 1", "drain", "undrain", "rebalance"][..], 10),
-            (&["stop", "reload", "scale 4", "recycle all", "hold 1"], 60),
+            (
+                &["status", "version", "call x", "release 1", "drain", "undrain", "rebalance", "kick 1", "events -f"][..],
+                10,
+            ),
+            (&["stop", "reload", "scale 4", "recycle all", "hold 1", "upgrade"], 60),
             (&["drain --wait"], 3600),
         ] {
             for line in lines {
@@ -186,5 +361,37 @@ mod tests {
         let call = call("fdpassctl call ping --to unix:/x --byte-order big");
         assert_eq!(call.to, Some(Address::Unix("/x".into())));
         assert_eq!(call.byte_order(), Some(ByteOrder::Big));
+    }
+
+    #[test]
+    fn the_help_is_one_screen_and_tells_of_every_verb_and_every_option() {
+        // And the prompt below it.
+        assert!(HELP.lines().count() < 24, "{HELP}");
+        let words: Vec<_> = HELP.split([' ', ',', '\n']).collect();
+        let mut command = Arguments::command();
+        command.build();
+        for verb in command.get_subcommands() {
+            assert!(words.contains(&verb.get_name()), "{}", verb.get_name());
+        }
+        // Of these two everybody knows.
+        let is_usual = |option: &&str| ["help", "version"].contains(option);
+        for option in command.get_arguments().filter_map(clap::Arg::get_long).filter(|option| !is_usual(option)) {
+            assert!(words.contains(&format!("--{option}").as_str()), "{option}");
+        }
+    }
+
+    #[test]
+    fn no_help_is_wider_than_a_terminal_and_every_argument_is_explained() {
+        let mut commands = vec![Arguments::command()];
+        commands[0].build();
+        while let Some(mut command) = commands.pop() {
+            for help in [command.render_help(), command.render_long_help()].map(|help| help.to_string()) {
+                assert!(help.lines().all(|line| line.chars().count() <= 80), "{help}");
+            }
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} of {}", argument.get_id(), command.get_name());
+            }
+            commands.extend(command.get_subcommands().filter(|inner| inner.get_name() != "help").cloned());
+        }
     }
 }

@@ -2,17 +2,20 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use clap::{Subcommand, value_parser};
+use clap::{Subcommand, ValueHint, value_parser};
 use serde_json::value::RawValue;
 
-use super::connection::Connection;
 use super::error::Error;
-use super::{read, table};
-use crate::proto::control::{self, Drain, Hold, Rebalance, Rebalanced, Recycle, Release, Reloaded, Scale, Settled};
-use crate::proto::control::{Stopped, UpgradeTo, Upgraded, Version};
-use crate::proto::names::WorkerId;
+use super::figures::{are, counted, spaced_time};
+use super::progress::{Doing, Progress};
+use super::{Session, read};
+use crate::connection::{self, Connection};
+use crate::proto::control::{
+    self, Drain, Hold, Kick, Kicked, Rebalance, Rebalanced, Recycle, Release, Reloaded, Scale, Settled, Stopped,
+    UpgradeTo, Upgraded, Version,
+};
+use crate::proto::names::{ClientId, WorkerId};
 use crate::proto::text::Escaped;
 
 #[derive(Debug, Subcommand)]
@@ -60,43 +63,60 @@ pub(super) enum Change {
     /// Become the program that is installed now, in place, and replace the workers
     Upgrade {
         /// Another program than that; for root and the daemon's user
-        #[arg(long, value_name = "PATH")]
+        #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
         binary: Option<PathBuf>,
+    },
+    /// Close a client
+    Kick {
+        /// Its number, as "fdpassctl clients" shows it
+        #[arg(value_name = "CLIENT")]
+        client: u64,
     },
     /// End the daemon gracefully and wait until it is gone
     Stop,
 }
 
 impl Change {
-    /// What the daemon is busy with until it answers, and how long that is waited for by default. None if it answers at once.
-    pub(super) fn takes_long(&self) -> Option<(&'static str, Duration)> {
-        let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+    /// What the daemon is busy with until it answers; none if it answers at once.
+    pub(super) fn doing(&self) -> Option<Doing> {
         match self {
-            Change::Reload => Some(("reloading", minutes(1))),
-            Change::Scale { .. } => Some(("scaling", minutes(1))),
-            Change::Recycle { .. } => Some(("replacing workers", minutes(1))),
-            Change::Hold { .. } => Some(("moving the worker's clients", minutes(1))),
-            Change::Drain { wait: true } => Some(("draining", minutes(60))),
-            Change::Upgrade { .. } => Some(("upgrading", minutes(1))),
-            Change::Stop => Some(("stopping", minutes(1))),
-            Change::Release { .. } | Change::Drain { wait: false } | Change::Undrain | Change::Rebalance { .. } => None,
+            Change::Reload => Some(Doing::Reload),
+            Change::Scale { count } => Some(Doing::Scale { count: *count }),
+            Change::Recycle { which } => Some(Doing::Recycle { one: which.worker.is_some() }),
+            Change::Hold { worker } => Some(Doing::Hold { worker: *worker }),
+            Change::Drain { wait: true } => Some(Doing::Drain),
+            Change::Rebalance { .. } => Some(Doing::Rebalance),
+            Change::Upgrade { .. } => Some(Doing::Upgrade),
+            Change::Stop => Some(Doing::Stop),
+            Change::Kick { .. } | Change::Release { .. } | Change::Drain { wait: false } | Change::Undrain => None,
         }
     }
 
     /// Has it done.
     ///
     /// The version comes first: only of a daemon that answers can it be said that it goes on when the time is up.
-    pub(super) fn perform(&self, mut daemon: Connection, json: bool, out: &mut impl Write) -> Result<(), Error> {
+    pub(super) fn perform(
+        &self,
+        session: &Session,
+        out: &mut impl Write,
+        err: &mut (impl Write + Send),
+    ) -> Result<(), Error> {
+        let mut daemon = session.daemon()?;
         let Version { name, pid, .. } = read(&daemon.ask(control::Verb::Version)?)?;
-        let result = self.ask(&mut daemon).map_err(|error| match (error, self.takes_long()) {
-            (Error::Timeout(_), Some((doing, _))) => Error::StillGoing { name: name.clone(), pid, doing },
-            (error, _) => error,
+        let doing = self.doing();
+        let progress = doing.map(|doing| Progress::of(doing, session, &mut daemon)).transpose()?.flatten();
+        let done = match progress {
+            Some(progress) => progress.during(&mut daemon, err, |daemon| self.ask(daemon)),
+            None => self.ask(&mut daemon),
+        };
+        let result = done.map_err(|error| match (error, doing.and_then(Doing::takes_long)) {
+            (connection::Error::Timeout(_), Some((doing, _))) => Error::StillGoing { name: name.clone(), pid, doing },
+            (error, _) => error.into(),
         })?;
-        let said = if json { result.get().to_owned() } else { self.said(&name, &result)? };
-        writeln!(out, "{said}").map_err(Error::Output)
+        session.print(out, &result, |out| writeln!(out, "{}", self.said(&name, &result)?).map_err(Error::Output))
     }
 
-    fn ask(&self, daemon: &mut Connection) -> Result<Box<RawValue>, Error> {
+    fn ask(&self, daemon: &mut Connection) -> Result<Box<RawValue>, connection::Error> {
         match self {
             Change::Reload => daemon.ask(control::Verb::Reload),
             Change::Scale { count } => daemon.ask_with(control::Verb::Scale, &Scale { count: *count }),
@@ -105,6 +125,7 @@ impl Change {
             Change::Release { what } => daemon.ask_with(control::Verb::Release, what),
             Change::Drain { wait } => daemon.ask_with(control::Verb::Drain, &Drain { wait: *wait }),
             Change::Undrain => daemon.ask(control::Verb::Undrain),
+            Change::Kick { client } => daemon.ask_with(control::Verb::Kick, &Kick { client: ClientId(*client) }),
             Change::Rebalance { dry_run } => {
                 daemon.ask_with(control::Verb::Rebalance, &Rebalance { dry_run: *dry_run })
             }
@@ -120,11 +141,14 @@ impl Change {
     }
 
     /// The result, for people.
-    fn said(&self, name: &str, result: &RawValue) -> Result<String, Error> {
+    fn said(&self, name: &str, result: &RawValue) -> Result<String, connection::Error> {
         match self {
             Change::Reload => read(result).map(applied),
             Change::Rebalance { dry_run } => read(result).map(|result| moves(&result, *dry_run)),
             Change::Upgrade { .. } => read(result).map(|result| upgraded(name, &result)),
+            Change::Kick { .. } => {
+                read(result).map(|Kicked { client, peer }| format!("client {client} ({}) is closed", Escaped(peer)))
+            }
             Change::Stop => read(result).map(|result| stopped(name, result)),
             _ => read(result).map(|result| self.settled(result)),
         }
@@ -152,7 +176,7 @@ impl Change {
 
 fn applied(Reloaded { generation, workers, seconds }: Reloaded) -> String {
     let workers = counted(workers.into(), "worker");
-    format!("applied: generation {generation}, {workers} ready, in {}", table::spaced_time(seconds))
+    format!("applied: generation {generation}, {workers} ready, in {}", spaced_time(seconds))
 }
 
 fn moves(result: &Rebalanced, dry_run: bool) -> String {
@@ -179,16 +203,6 @@ fn stopped(name: &str, Stopped { pid, killed }: Stopped) -> String {
         many => format!("; {many} workers did not finish in time and were killed"),
     };
     format!("{} (pid {pid}) stopped{killed}", Escaped(name))
-}
-
-/// `1 worker`, `4 workers`.
-fn counted(count: u64, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
-}
-
-/// `1 worker is`, `4 workers are`.
-fn are(count: u64, noun: &str) -> String {
-    format!("{} {}", counted(count, noun), if count == 1 { "is" } else { "are" })
 }
 
 fn recycled(text: &str) -> Result<Recycle, String> {

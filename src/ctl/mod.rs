@@ -1,50 +1,61 @@
-//! fdpassctl: one request to a running daemon, its reply, and an exit code that scripts can rely on.
+//! fdpassctl: one request to a running daemon, its reply, and an exit code that scripts can rely on. What takes its time is
+//! told of meanwhile ([`progress`]); clients come in pages, and events one after the other, by several requests.
 //!
 //! What is printed for people is escaped; what is printed for programs (`call`, `--json`) is byte for byte
 //! what came. fdpassctl knows of the daemon only what the vocabulary in [`proto`](crate::proto) says.
 
-mod access;
 mod args;
+mod call;
 mod change;
-mod connection;
+mod clients;
+mod config;
 mod error;
+mod events;
+mod figures;
+mod progress;
+mod status;
+mod style;
 mod table;
 
 use std::env;
 use std::ffi::OsString;
-use std::io::{self, ErrorKind, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io::{self, BufWriter, ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
+use clap_complete::Shell;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::proto::control::{self, Status, Version};
-use crate::proto::frame::{ByteOrder, OrderRule};
-use crate::proto::names::Address;
+use crate::connection::{self, Connection, Deadline, no_reply};
+use crate::proto::control::{self, Metrics, Status, Version};
 use crate::proto::text::Escaped;
 
-use args::{Arguments, Call, Verb};
-use connection::{Connection, Deadline, no_reply};
+use args::{Arguments, Verb};
 use error::{Error, Exit};
+use style::{BAD, Seen};
 
 /// The whole of `fdpassctl`.
 pub(crate) fn main() -> ExitCode {
-    let exit = run(env::args_os(), |key| env::var_os(key), &mut io::stdout().lock(), &mut io::stderr().lock());
+    let var = |key: &str| env::var_os(key);
+    // Not by the line, as standard output is otherwise: there may be a hundred thousand of them.
+    let mut out = BufWriter::with_capacity(64 << 10, io::stdout().lock());
+    let exit = run(env::args_os(), var, Seen::now(var), &mut out, &mut io::stderr());
     ExitCode::from(exit as u8)
 }
 
 fn run(
     arguments: impl IntoIterator<Item = OsString>,
     var: impl Fn(&str) -> Option<OsString>,
+    seen: Seen,
     out: &mut impl Write,
-    err: &mut impl Write,
+    err: &mut (impl Write + Send),
 ) -> Exit {
     let done = match Arguments::try_parse_from(arguments) {
-        Ok(arguments) => perform(&arguments, var, out),
+        Ok(arguments) => perform(&arguments, &Session::new(&arguments, var, seen), out, err),
         Err(usage) if usage.use_stderr() => {
             // Nothing is left to be done if even this cannot be written.
             let _ = write!(err, "{usage}");
@@ -57,7 +68,7 @@ fn run(
         Err(error) => {
             // `fdpassctl status | head -1` is no mishap to talk about.
             if !matches!(&error, Error::Output(cause) if cause.kind() == ErrorKind::BrokenPipe) {
-                let _ = writeln!(err, "fdpassctl: {}", Escaped(&error));
+                let _ = writeln!(err, "{} {}", seen.error_paint().on(BAD, "fdpassctl:"), Escaped(&error));
                 let _ = error.lines().try_for_each(|line| writeln!(err, "{}", Escaped(line)));
             }
             error.exit()
@@ -65,14 +76,63 @@ fn run(
     }
 }
 
-fn perform(arguments: &Arguments, var: impl Fn(&str) -> Option<OsString>, out: &mut impl Write) -> Result<(), Error> {
-    let places = places(arguments, var);
-    let deadline = Deadline::after(arguments.timeout());
+fn perform(
+    arguments: &Arguments,
+    session: &Session,
+    out: &mut impl Write,
+    err: &mut (impl Write + Send),
+) -> Result<(), Error> {
     match &arguments.verb {
-        Verb::Status => status(Connection::to_daemon(&places, deadline)?, arguments.json, out),
-        Verb::Call(call) => call_method(call, &places, deadline, out),
-        Verb::Version => version(Connection::to_daemon(&places, deadline), arguments.json, out),
-        Verb::Change(change) => change.perform(Connection::to_daemon(&places, deadline)?, arguments.json, out),
+        Verb::Status => status(session, out),
+        Verb::Clients(wanted) => clients::show(wanted, session, out),
+        Verb::Events(wanted) => events::show(wanted, session, out),
+        Verb::Config { what } => config::perform(*what, session, out),
+        Verb::LogLevel { level } => config::log_level(level.map(Into::into), session, out),
+        Verb::Metrics => metrics(session, out),
+        Verb::Call(call) => call::perform(call, session, out),
+        Verb::Version => version(session, out),
+        Verb::Change(change) => change.perform(session, out, err),
+        Verb::Completions { shell } => completions((*shell).into(), out),
+    }
+}
+
+/// Where the daemon may be, how long it is waited for, and how what it says is to be shown.
+#[derive(Debug)]
+struct Session {
+    places: Vec<PathBuf>,
+    patience: Duration,
+    deadline: Deadline,
+    json: bool,
+    quiet: bool,
+    seen: Seen,
+}
+
+impl Session {
+    fn new(arguments: &Arguments, var: impl Fn(&str) -> Option<OsString>, seen: Seen) -> Session {
+        let patience = arguments.timeout();
+        Session {
+            places: places(arguments, var),
+            patience,
+            deadline: Deadline::after(patience),
+            json: arguments.json,
+            quiet: arguments.quiet,
+            seen,
+        }
+    }
+
+    /// A connection to it; all of what is asked on it has to be answered in time.
+    fn daemon(&self) -> Result<Connection, connection::Error> {
+        Connection::to_daemon(&self.places, self.deadline)
+    }
+
+    /// Prints a reply: as it came, or for people what `in_words` makes of it.
+    fn print<W: Write>(
+        &self,
+        out: &mut W,
+        result: &RawValue,
+        in_words: impl FnOnce(&mut W) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        if self.json { writeln!(out, "{}", result.get()).map_err(Error::Output) } else { in_words(out) }
     }
 }
 
@@ -89,62 +149,44 @@ fn places(arguments: &Arguments, var: impl Fn(&str) -> Option<OsString>) -> Vec<
     }
 }
 
-fn status(mut daemon: Connection, json: bool, out: &mut impl Write) -> Result<(), Error> {
-    let result = daemon.ask(control::Verb::Status)?;
-    if json {
-        return writeln!(out, "{}", result.get()).map_err(Error::Output);
-    }
-    table::write(out, &read::<Status>(&result)?).map_err(Error::Output)
+fn status(session: &Session, out: &mut impl Write) -> Result<(), Error> {
+    let result = session.daemon()?.ask(control::Verb::Status)?;
+    session.print(out, &result, |out| {
+        status::write(out, session.seen.paint(), &read::<Status>(&result)?).map_err(Error::Output)
+    })
 }
 
-fn call_method(call: &Call, places: &[PathBuf], deadline: Deadline, out: &mut impl Write) -> Result<(), Error> {
-    let (address, order) = match &call.to {
-        Some(address) => (address.clone(), ByteOrder::Little),
-        None => first_listener(places, deadline)?,
-    };
-    let order = call.byte_order().unwrap_or(order);
-    let reply = Connection::to_listener(&address, order, deadline)?.call(&call.method, call.params.as_ref())?;
-    writeln!(out, "{}", reply.result.get()).map_err(Error::Output)
+/// As they are, for they are for programs; but a terminal is not to act on what they hold.
+fn metrics(session: &Session, out: &mut impl Write) -> Result<(), Error> {
+    let result = session.daemon()?.ask(control::Verb::Metrics)?;
+    session.print(out, &result, |out| {
+        let Metrics { text } = read(&result)?;
+        let written = match session.seen.out {
+            true => text.lines().try_for_each(|line| writeln!(out, "{}", Escaped(line))),
+            false => out.write_all(text.as_bytes()),
+        };
+        written.map_err(Error::Output)
+    })
 }
 
-/// Where to call when nobody said so, and in which byte order.
-fn first_listener(places: &[PathBuf], deadline: Deadline) -> Result<(Address, ByteOrder), Error> {
-    let asked = Connection::to_daemon(places, deadline).and_then(|mut daemon| daemon.ask(control::Verb::Status));
-    let status = match asked {
-        Ok(result) => read::<Status>(&result)?,
-        // A client needs no permission to look at the daemon: it may still be where daemons usually are.
-        Err(Error::NotRunning { .. } | Error::Forbidden(_)) => return Ok((USUAL, ByteOrder::Little)),
-        Err(error) => return Err(error),
-    };
-    let Some(listener) = status.listeners.first() else {
-        return Ok((USUAL, ByteOrder::Little));
-    };
-    let address = listener.address.parse().map_err(|e: String| no_reply(&e))?;
-    let order = if listener.byte_order == OrderRule::Big { ByteOrder::Big } else { ByteOrder::Little };
-    Ok((reachable(address), order))
-}
-
-/// A wildcard is where a daemon listens, not where a client connects.
-fn reachable(address: Address) -> Address {
-    match address {
-        Address::Tcp(mut tcp) if tcp.ip().is_unspecified() => {
-            tcp.set_ip(if tcp.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
-            Address::Tcp(tcp)
-        }
-        other => other,
-    }
+/// Into memory first: clap_complete panics when it cannot write.
+fn completions(shell: Shell, out: &mut impl Write) -> Result<(), Error> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "fdpassctl", &mut script);
+    out.write_all(&script).map_err(Error::Output)
 }
 
 /// The own version is printed whatever comes after it.
-fn version(daemon: Result<Connection, Error>, json: bool, out: &mut impl Write) -> Result<(), Error> {
+fn version(session: &Session, out: &mut impl Write) -> Result<(), Error> {
+    let json = session.json;
     let own = env!("CARGO_PKG_VERSION");
     if !json {
         writeln!(out, "fdpassctl {own}").map_err(Error::Output)?;
     }
-    let daemons = match daemon.and_then(|mut daemon| daemon.ask(control::Verb::Version)) {
+    let daemons = match session.daemon().and_then(|mut daemon| daemon.ask(control::Verb::Version)) {
         Ok(result) => Some(result),
-        Err(Error::NotRunning { .. }) => None,
-        Err(error) => return Err(error),
+        Err(connection::Error::NotRunning { .. }) => None,
+        Err(error) => return Err(error.into()),
     };
     let written = match daemons {
         _ if json => {
@@ -161,7 +203,7 @@ fn version(daemon: Result<Connection, Error>, json: bool, out: &mut impl Write) 
 }
 
 /// What the daemon said, as what it is expected to be.
-fn read<'a, T: Deserialize<'a>>(result: &'a RawValue) -> Result<T, Error> {
+fn read<'a, T: Deserialize<'a>>(result: &'a RawValue) -> Result<T, connection::Error> {
     serde_json::from_str(result.get()).map_err(|e| no_reply(&e))
 }
 
@@ -172,9 +214,6 @@ fn user() -> u32 {
 }
 
 const DAEMON: &str = "fdpassd";
-
-/// Where the daemon listens when it is not configured.
-const USUAL: Address = Address::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080));
 
 #[cfg(test)]
 mod tests;

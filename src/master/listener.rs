@@ -69,15 +69,7 @@ impl Listener {
             }
         };
         let (socket, address, file) = match place {
-            Place::Bound(Address::Tcp(address)) => {
-                let socket = socket::bind_tcp(*address).map_err(fail)?;
-                let bound = socket::local_address(&socket).map_err(fail)?.unwrap_or(*address);
-                (socket, Address::Tcp(bound), None)
-            }
-            Place::Bound(address @ Address::Unix(path)) => {
-                let (socket, file) = bind_unix(path, entry.access.as_ref()).map_err(fail)?;
-                (socket, address.clone(), Some(file))
-            }
+            Place::Bound(address) => bind(address, entry.access.as_ref()).map_err(fail)?,
             Place::Handed(index) => {
                 let (socket, address) = handed.listener(*index).map_err(fail)?;
                 (socket, address, None)
@@ -185,6 +177,40 @@ pub(super) fn keep(listeners: &[Listener], wanted: &[Wanted<'_>]) -> Vec<Option<
 
 /// Control clients that can wait to be accepted; one more than that in fact (`unix_recvq_full()` in the kernel).
 pub(super) const CONTROL_BACKLOG: u32 = 128;
+/// The listener of those who ask for metrics over HTTP. It listens until it is dropped, also while another process has a
+/// copy of it.
+#[derive(Debug)]
+pub(super) struct ExporterListener {
+    socket: OwnedFd,
+    /// Where it really is.
+    pub(super) address: Address,
+    /// Its file, for a Unix socket.
+    _file: Option<SocketFile>,
+}
+
+impl ExporterListener {
+    /// Binds and listens.
+    pub(super) fn bind(wanted: &Address) -> Result<ExporterListener, Error> {
+        let access = Access { mode: Mode(0o660), owner: None, group: None };
+        let fail = |e: io::Error| cannot_bind(&format!("listen on {wanted} for metrics"), wanted, &e);
+        let (socket, address, file) = bind(wanted, Some(&access)).map_err(fail)?;
+        socket::listen(&socket, 128).map_err(fail)?;
+        Ok(ExporterListener { socket, address, _file: file })
+    }
+}
+
+impl Drop for ExporterListener {
+    fn drop(&mut self) {
+        // Or the address would be taken until the exporter is gone.
+        socket::end(&self.socket);
+    }
+}
+
+impl AsFd for ExporterListener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
 
 /// The listener of control clients.
 #[derive(Debug)]
@@ -231,6 +257,21 @@ impl ControlListener {
 impl AsFd for ControlListener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// A socket that is bound and not yet listening, where it really is, and its file if it has one.
+fn bind(wanted: &Address, access: Option<&Access>) -> io::Result<(OwnedFd, Address, Option<SocketFile>)> {
+    match wanted {
+        Address::Tcp(address) => {
+            let socket = socket::bind_tcp(*address)?;
+            let bound = socket::local_address(&socket)?.unwrap_or(*address);
+            Ok((socket, Address::Tcp(bound), None))
+        }
+        Address::Unix(path) => {
+            let (socket, file) = bind_unix(path, access)?;
+            Ok((socket, wanted.clone(), Some(file)))
+        }
     }
 }
 
@@ -450,6 +491,16 @@ mod tests {
         let error = listener.adopt(&given(None, 0o600), None).expect_err("there is no file");
         assert!(error.to_string().ends_with("rpc.sock: its file is gone, or is another one's"), "{error}");
         assert_eq!(listener.byte_order, OrderRule::Little);
+    }
+
+    #[test]
+    fn a_port_where_metrics_were_asked_for_is_free_although_another_process_has_the_socket() {
+        let listener = ExporterListener::bind(&"127.0.0.1:0".parse().expect("an address")).expect("bind");
+        let (address, copy) = (listener.address.clone(), listener.as_fd().try_clone_to_owned().expect("dup"));
+        assert!(ExporterListener::bind(&address).is_err(), "{address}");
+        drop(listener);
+        ExporterListener::bind(&address).expect("it is free");
+        assert!(socket::accept(&copy).is_err(), "{address}");
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod control;
 mod counts;
 mod error;
 mod events;
+mod exporter;
 mod handed;
 mod handover;
 mod image;
@@ -52,6 +53,7 @@ use control::ControlClients;
 use counts::{Counts, Tally, Totals};
 pub use error::Error;
 use events::{Asker, Events};
+use exporter::Exporter;
 pub use handed::Handed;
 pub use handover::{Inherited, Unusable};
 pub use image::{Resumed, resume};
@@ -165,6 +167,7 @@ struct Master {
     leaving: Vec<u32>,
     /// The last one given.
     listener_number: u32,
+    exporter: Option<Exporter>,
     gate: Gate,
     /// The operator wants nobody new to be accepted.
     is_drained: bool,
@@ -205,9 +208,11 @@ impl Master {
     fn serve(&mut self) -> Result<(), Error> {
         let mut events: Vec<Event> = Vec::new();
         let mut readable = Vec::new();
+        let now = Instant::now();
         // Those who ended while this process became this program.
-        self.reap(Instant::now());
-        self.reconcile(Instant::now())?;
+        self.reap(now);
+        self.reconcile(now)?;
+        self.keep_exporter(now);
         while !self.pool.is_finished() {
             let patience = self.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
             self.poller.wait(&mut events, patience).map_err(Error::system("wait for events"))?;
@@ -227,6 +232,7 @@ impl Master {
             self.control.look_at_deadlines(&self.poller, &self.control_listener, now);
             self.look_at_workers(now);
             self.reconcile(now)?;
+            self.keep_exporter(now);
             // Where nobody waits any more no event comes, either.
             readable.extend(self.leaving.iter().copied());
             self.lease_clients(&readable, now);
@@ -244,10 +250,12 @@ impl Master {
         let asked_balance = self.asked_balance.as_ref().map(|asked| asked.until);
         // The gate was opened in this turn: of a listener where nobody waits no event tells that it can go.
         let leaving = (!self.leaving.is_empty() && self.gate.pause.is_none()).then(Instant::now);
+        let exporter = self.exporter.as_ref().and_then(Exporter::deadline);
         let (pool, gate, control) = (self.pool.deadline(), self.gate.deadline(), self.control.deadline());
         let (watch, notifier) = (self.watch.deadline(), self.notifier.deadline());
         let upgrade = self.upgrade.as_ref().map(Upgrade::deadline);
-        [pool, gate, control, watch, notifier, asked_balance, leaving, upgrade].into_iter().flatten().min()
+        let others = [watch, notifier, asked_balance, leaving, upgrade, exporter];
+        [pool, gate, control].into_iter().chain(others).flatten().min()
     }
 
     fn take_signals(&mut self, now: Instant) {
@@ -257,7 +265,7 @@ impl Master {
                 Signal::Terminate => self.stop(Asker::signal("SIGTERM"), now),
                 Signal::Interrupt => self.stop(Asker::signal("SIGINT"), now),
                 Signal::Child => self.reap(now),
-                Signal::User1 => self.reopen_log(),
+                Signal::User1 => self.reopen_log(now),
                 Signal::User2 => {
                     if let Err(refusal) = self.begin_upgrade(Asker::signal("SIGUSR2"), None, now) {
                         log::warn!("SIGUSR2: {}", refusal.message);
@@ -303,13 +311,16 @@ impl Master {
         std::mem::take(&mut self.unleased).into_iter().for_each(|unleased| self.forget(unleased.client));
     }
 
-    fn reopen_log(&mut self) {
+    fn reopen_log(&mut self, now: Instant) {
         match logging::reopen() {
             Ok(()) => self.events.note(Kind::LogReopened, About::default(), "SIGUSR1: log file opened again"),
             Err(e) => log::warn!("cannot open the log file again: {e}; lines still go to the one that was open"),
         }
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
             self.tell(id, ToWorker::Reopen);
+        }
+        if let Some(exporter) = &mut self.exporter {
+            exporter.reopen_log(now);
         }
     }
 
@@ -362,7 +373,7 @@ impl Master {
             return self.hand_over();
         }
         log::info!("stopped");
-        drop((self.listeners, self.control_listener));
+        drop((self.listeners, self.exporter, self.control_listener));
         self.control.say_stopped(self.counts.killed);
     }
 

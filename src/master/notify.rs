@@ -28,7 +28,8 @@ use crate::proto::control::{LastReload, Verdict};
 use crate::proto::names::Generation;
 use crate::proto::text::Escaped;
 use crate::sys::notify::NotifySocket;
-use crate::sys::{clock, fd, poll};
+use crate::sys::poll::{self, Interest};
+use crate::sys::{clock, fd};
 
 /// A status is at least that old before the next one is sent.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
@@ -130,10 +131,11 @@ impl Notifier {
         let Ok((end, theirs)) = fd::pipe() else { return };
         manager.queue(Message { text: "BARRIER=1".to_owned(), descriptors: vec![theirs] }, Instant::now());
         // The pipe's other end is with the manager when it is told, and closed when it has taken all in.
-        while !manager.unsent.is_empty() && Instant::now() < deadline && !poll::is_readable_within(&end, RETRY) {
+        let is_confirmed = |patience| poll::wait_for(&end, Interest::Read, patience).unwrap_or(false);
+        while !manager.unsent.is_empty() && Instant::now() < deadline && !is_confirmed(RETRY) {
             manager.send(Instant::now());
         }
-        if !poll::is_readable_within(&end, deadline.saturating_duration_since(Instant::now())) {
+        if !is_confirmed(deadline.saturating_duration_since(Instant::now())) {
             log::warn!("the service manager has not confirmed what it is to keep");
         }
     }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::events::Asker;
+use super::exporter;
 use super::listener::{self, Listener};
 use super::start::{ClientLimits, client_limits, target, worker_count};
 use super::{Error, Master, Token};
@@ -33,6 +34,7 @@ pub(super) struct Reload {
     config_file: Option<PathBuf>,
     max_clients: u64,
     listeners: Vec<Planned>,
+    exporter: exporter::Planned,
     log: logging::Prepared,
     began: Instant,
 }
@@ -114,6 +116,7 @@ impl Master {
         let frame = config.limits.max_frame.max(before);
         let slots = limits.slots.max(self.layout.slots()).min(Layout::most_slots(frame));
         let log = logging::prepare(&self.name, &config.log).map_err(|e| reject(format!("cannot open the log: {e}")))?;
+        let exporter = self.plan_exporter(&config).map_err(|e| reject(e.to_string()))?;
         let listeners = self.plan_listeners(&config).map_err(|e| reject(e.to_string()))?;
         self.last_generation = Generation(self.last_generation.0 + 1);
         // For whoever is started from now on, also by the configuration before: it may get its clients back, with more
@@ -126,6 +129,7 @@ impl Master {
             config_file: file,
             max_clients: limits.clients,
             listeners,
+            exporter,
             log,
             began: now,
         })
@@ -172,7 +176,8 @@ impl Master {
     /// All workers of the new configuration are ready: from now on it is in force.
     pub(super) fn commit_reload(&mut self, now: Instant) {
         let Some(reload) = self.reload.take() else { return };
-        let Reload { generation, config, config_keys, config_file, max_clients, listeners, log, began } = reload;
+        let Reload { generation, config, config_keys, config_file, max_clients, listeners, exporter, log, began } =
+            reload;
         log.commit();
         if config.control != self.config.control {
             self.change_control(&config.control, now);
@@ -193,6 +198,7 @@ impl Master {
         }
         self.config_stale = None;
         (self.max_clients, self.count_origin) = (max_clients, Origin::Config);
+        self.exchange_exporter(exporter, now);
         self.watch_anew(now);
         self.handed.warn_of_unused(&self.config.listen);
         let took = now.duration_since(began);

@@ -9,10 +9,11 @@ use super::client::Addresses;
 use super::control::{ControlClients, MOST_CONTROL_CLIENTS};
 use super::counts::{Counts, Tally};
 use super::events::Events;
+use super::exporter::{self, Exporter};
 use super::handed::Handed;
 use super::handover::{Inherited, Unusable};
 use super::keep::{self, Keeper};
-use super::listener::{self, ControlListener, Listener};
+use super::listener::{self, ControlListener, ExporterListener, Listener};
 use super::notify::Notifier;
 use super::roles::Roles;
 use super::watch::Watch;
@@ -40,6 +41,8 @@ const WORKER_DESCRIPTORS: u64 = 4;
 
 /// A socket that was handed over, and the copy of it that its listener has.
 const DESCRIPTORS_PER_HANDED: u64 = 2;
+/// The exporter's listener and its channel, and the listener that a reload brings.
+const EXPORTER_DESCRIPTORS: u64 = 3;
 
 /// Most clients that `auto` comes to.
 const MOST_CLIENTS: u64 = 1_000_000;
@@ -111,6 +114,17 @@ impl Master {
             Some(control) => control,
             None => open_control(&name, &config)?,
         };
+        let exporter = match config.metrics.listen.as_ref().map(ExporterListener::bind).transpose() {
+            // Clients that are there are not closed for want of metrics.
+            Err(e) if left.is_some() => {
+                log::error!("no metrics are served: {e}");
+                None
+            }
+            bound => bound?,
+        };
+        let exporter = exporter
+            .map(|listener| Exporter::new(listener, exporter::start(&name, &config, control_listener.path()), started));
+
         let watch = Error::system("watch a descriptor");
         poller.add(&signals, Token::Signals.into(), Interest::Read).map_err(&watch)?;
         poller.add(&control_listener, Token::Control.into(), Interest::Read).map_err(&watch)?;
@@ -161,6 +175,7 @@ impl Master {
             handed,
             listeners,
             leaving,
+            exporter,
             gate: Gate::new(),
             is_drained: false,
             count_origin: Origin::Config,
@@ -286,7 +301,9 @@ impl ClientLimits {
 /// How many there may be beside so many workers, with so many descriptors.
 pub(super) fn client_limits(config: &Config, workers: usize, descriptors: u64) -> Result<ClientLimits, Error> {
     let for_workers = WORKER_DESCRIPTORS * workers as u64;
-    let taken = OWN_DESCRIPTORS + control_clients(descriptors) + for_workers + config.listen.len() as u64;
+    let for_exporter = config.metrics.listen.as_ref().map_or(0, |_| EXPORTER_DESCRIPTORS);
+    let for_listeners = config.listen.len() as u64 + for_exporter;
+    let taken = OWN_DESCRIPTORS + control_clients(descriptors) + for_workers + for_listeners;
     let possible = descriptors.saturating_sub(taken).min(u64::from(Layout::most_slots(config.limits.max_frame)));
     if possible == 0 {
         let sentence = format!("the limit of {descriptors} descriptors leaves none for clients: {taken} are needed");

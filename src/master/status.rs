@@ -29,6 +29,7 @@ impl Master {
             config_file: self.config_file.clone(),
             dispatch: self.config.workers.dispatch.as_str().to_owned(),
             stopping: self.pool.is_stopping(),
+            drained: self.is_drained,
             paused: self.gate.pause.filter(|_| !self.pool.is_stopping()).map(|pause| pause.to_string()),
             listeners: self.listeners.iter().map(listener_status).collect(),
             clients: self.clients,

@@ -38,6 +38,9 @@ impl Master {
 
     /// A process has ended. As PID 1 of a container that may be anybody.
     fn take_death(&mut self, pid: u32, exit: Exit, written: Option<u64>, now: Instant) {
+        if self.exporter.as_mut().is_some_and(|exporter| exporter.take_death(pid, exit, now)) {
+            return;
+        }
         let Some(id) = self.workers.values().find(|worker| worker.pid == pid).map(|worker| worker.id) else {
             return self.candidate_ended(pid, exit, now);
         };

@@ -135,6 +135,8 @@ impl Master {
 
     fn become_it(&mut self, image: &Image, now: Instant) {
         let Some(upgrade) = self.upgrade.take() else { return };
+        // It is told another program by then, and its address must be free.
+        let had_exporter = self.exporter.take().is_some();
         let written = image.write().and_then(|file| Ok((file, upgrade.executable.try_clone()?)));
         let why = match written {
             Ok((file, executable)) => {
@@ -148,6 +150,9 @@ impl Master {
             Err(e) => e,
         };
         self.upgrade = Some(upgrade);
+        if had_exporter {
+            self.bind_exporter(now);
+        }
         self.give_upgrade_up(&format!("it cannot be run: {why}"), now);
     }
 

@@ -9,15 +9,17 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// Waits that double with each death of a streak and differ a little, so that workers that fail for one reason do not
 /// come back in step.
 #[derive(Debug)]
-pub(super) struct Jitter(u64);
+pub struct Jitter(u64);
 
 impl Jitter {
-    pub(super) fn new(seed: u64) -> Jitter {
+    /// Waits that differ from those of another seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Jitter {
         Jitter(seed)
     }
 
     /// The wait after so many deaths in a row: none after none, else 100 ms to 30 s.
-    pub(super) fn backoff(&mut self, streak: u32) -> Duration {
+    pub fn backoff(&mut self, streak: u32) -> Duration {
         if streak == 0 {
             return Duration::ZERO;
         }

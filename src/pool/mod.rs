@@ -37,7 +37,7 @@
 //!    else, and loses it when one of the others is back.
 //! 7. One that is held is nobody's: not counted, not drained, not killed, until it is released or the end is asked for.
 
-mod backoff;
+pub mod backoff;
 pub mod dispatch;
 mod member;
 pub mod rebalance;

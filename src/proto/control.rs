@@ -387,6 +387,8 @@ pub struct Status {
     pub dispatch: String,
     /// Whether the daemon is on its way out.
     pub stopping: bool,
+    /// Whether an operator wants nobody new to be accepted.
+    pub drained: bool,
     /// Why nothing is being accepted at the moment; none when clients are.
     pub paused: Option<String>,
     /// Where clients connect.

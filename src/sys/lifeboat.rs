@@ -4,8 +4,8 @@
 //! that is needed for it is written down beforehand, and nothing here allocates, locks or panics (signal-safety(7)).
 //!
 //! ```text
-//! SIGTERM   the master is there: nothing           it is gone: an alarm, for the loop might find out by itself
-//! SIGALRM   pack, and exit
+//! SIGTERM   an alarm after the grace, for the loop might find out by itself
+//! SIGALRM   the master is there: nothing           it is gone: pack, and exit
 //! ```
 
 use std::fs::File;
@@ -149,8 +149,9 @@ impl Lifeboat {
         self.aboard.get(begin..begin + CLIENT).filter(|_| slot < self.places.slots)
     }
 
+    /// Whether the master is gone is asked then, not now: it may be about to be.
     fn set_alarm(&self) {
-        if !self.has_lost_its_master() || self.is_packed.load(Ordering::Acquire) {
+        if self.is_packed.load(Ordering::Acquire) {
             return;
         }
         let grace = libc::timeval {

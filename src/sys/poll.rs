@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 /// What a descriptor is watched for. Errors and hang-ups are always told.
@@ -116,15 +117,22 @@ impl Poller {
     }
 }
 
-/// Waits for one descriptor to be readable, or at its end; whether it was in time.
-#[must_use]
-pub fn is_readable_within(fd: impl AsFd, timeout: Duration) -> bool {
-    let mut ready = Vec::new();
-    let waited = Poller::new(1).and_then(|mut poller| {
-        poller.add(fd, 0, Interest::Read)?;
-        poller.wait(&mut ready, Some(timeout))
-    });
-    waited.is_ok() && !ready.is_empty()
+/// Waits for this one descriptor: whether it came to that, or to its end, within `timeout`. For a thread that has nothing
+/// else to wait for; a signal may have it look too early.
+///
+/// # Errors
+/// Those of poll(2) but EINTR.
+pub fn wait_for(fd: impl AsFd, interest: Interest, timeout: Duration) -> io::Result<bool> {
+    let flags = match interest {
+        Interest::Read => PollFlags::POLLIN,
+        Interest::Write => PollFlags::POLLOUT,
+        Interest::Both => PollFlags::POLLIN | PollFlags::POLLOUT,
+    };
+    match poll(&mut [PollFd::new(fd.as_fd(), flags)], in_milliseconds(Some(timeout))) {
+        Ok(count) => Ok(count > 0),
+        Err(Errno::EINTR) => Ok(true),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// Rounded up, or the last fraction of a millisecond before a deadline would be spent spinning.

@@ -4,6 +4,7 @@ use std::io;
 use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -109,6 +110,26 @@ pub fn is_unix_alive(path: &Path) -> io::Result<bool> {
         Ok(()) | Err(Errno::EAGAIN) => Ok(true),
         Err(Errno::ECONNREFUSED) => Ok(false),
         Err(e) => Err(e.into()),
+    }
+}
+
+/// Connects to the Unix socket at `path`. For room in its queue it waits no longer than `within`; the stream blocks.
+///
+/// # Errors
+/// Those of connect(2); `TimedOut` when there was no room.
+pub fn connect_unix(path: &Path, within: Duration) -> io::Result<UnixStream> {
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let stream = UnixStream::from(socket);
+    // The one timeout that connect(2) knows, of a Unix socket too; zero would be none.
+    stream.set_write_timeout(Some(within))?;
+    let address = UnixAddr::new(path)?;
+    loop {
+        match socket::connect(stream.as_raw_fd(), &address) {
+            Ok(()) => return Ok(stream),
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => return Err(io::ErrorKind::TimedOut.into()),
+            Err(e) => return Err(e.into()),
+        }
     }
 }
 
@@ -526,6 +547,22 @@ mod tests {
         }
         assert!(send_message(&a, b"x", &[lent[0]; MAX_PASSED + 1]).is_err());
         assert!(send_message(&a, b"", &lent[..1]).is_err());
+    }
+
+    #[test]
+    fn room_in_the_queue_of_a_unix_socket_is_waited_for_no_longer_than_was_said() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("x.sock");
+        let patience = Duration::from_millis(20);
+        let refused = connect_unix(&path, patience).expect_err("nobody is there");
+        assert_eq!(refused.kind(), io::ErrorKind::NotFound);
+        let listener = bind_unix(&path).expect("bind");
+        listen(&listener, 0).expect("listen");
+        let _first = connect_unix(&path, patience).expect("there is room for one");
+        let refused = connect_unix(&path, patience).expect_err("and for no other");
+        assert_eq!(refused.kind(), io::ErrorKind::TimedOut);
+        accept(&listener).expect("accept").expect("the first");
+        connect_unix(&path, patience).expect("there is room again");
     }
 
     #[test]

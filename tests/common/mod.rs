@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 pub mod faulty;
+pub mod http;
 pub mod kernel;
 pub mod load;
 pub mod page;

@@ -2,9 +2,12 @@
 //!
 //! Nothing here waits for longer than its [`Deadline`], and a reply takes memory only as it arrives.
 
+mod access;
+
 use std::borrow::Cow;
+use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -15,26 +18,89 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::access::who_may_connect;
-use super::error::Error;
+use self::access::who_may_connect;
 use crate::proto::control::{self, Verb};
 use crate::proto::frame::{ByteOrder, PREFIX};
 use crate::proto::names::Address;
 
+/// What comes in place of a reply that is none of an error.
+#[derive(Debug)]
+pub enum Error {
+    /// No daemon at any place where its control socket may be.
+    NotRunning {
+        /// All these.
+        tried: Vec<PathBuf>,
+    },
+    /// No listener where the call was to go.
+    NothingListens(Address),
+    /// Neither of the two above, and no connection either.
+    Connect {
+        /// To where.
+        address: Address,
+        /// What connect(2) said.
+        cause: io::Error,
+    },
+    /// The kernel or the daemon does not let this user.
+    Forbidden(String),
+    /// An error reply.
+    Refused {
+        /// For programs.
+        code: String,
+        /// For people.
+        message: String,
+        /// Shows the message at its place in the configuration file.
+        display: Option<String>,
+    },
+    /// The other end closed the connection instead of replying.
+    Closed,
+    /// What came is no reply.
+    NoReply(String),
+    /// Nothing came in time.
+    Timeout(Duration),
+    /// The request says something that cannot be sent.
+    Usage(String),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::NotRunning { tried } => {
+                let tried: Vec<_> = tried.iter().map(|path| path.display().to_string()).collect();
+                write!(f, "fdpassd is not running (no socket at {})", tried.join(", "))
+            }
+            Error::NothingListens(address) => write!(f, "nothing listens at {address}"),
+            Error::Connect { address, cause } => write!(f, "cannot connect to {address}: {cause}"),
+            Error::Forbidden(what) => write!(f, "forbidden: {what}"),
+            // A mistake in the file is found before anything is done.
+            Error::Refused { code, display: Some(_), .. } => write!(f, "{code}, and nothing was changed:"),
+            Error::Refused { code, message, .. } => write!(f, "{code}: {message}"),
+            Error::Closed => f.write_str("the connection was closed before the reply"),
+            Error::NoReply(why) => f.write_str(why),
+            Error::Timeout(patience) => write!(f, "no reply within {}", humantime::format_duration(*patience)),
+            Error::Usage(why) => f.write_str(why),
+        }
+    }
+}
+
 /// When to give up.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Deadline {
+pub struct Deadline {
     at: Instant,
     patience: Duration,
 }
 
 impl Deadline {
-    pub(super) fn after(patience: Duration) -> Deadline {
+    /// So long from now.
+    #[must_use]
+    pub fn after(patience: Duration) -> Deadline {
         Deadline { at: Instant::now() + patience, patience }
     }
 
-    /// Never zero, which the kernel would read as "for ever".
-    fn left(&self) -> io::Result<Duration> {
+    /// How long that is from now. Never zero, which the kernel would read as "for ever".
+    ///
+    /// # Errors
+    /// `TimedOut` from then on.
+    pub fn left(&self) -> io::Result<Duration> {
         let left = self.at.saturating_duration_since(Instant::now());
         if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
     }
@@ -42,7 +108,7 @@ impl Deadline {
 
 /// A connection on which one end asks and the other answers.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub struct Connection {
     stream: Stream,
     order: ByteOrder,
     /// Longest body of a reply, in bytes.
@@ -52,46 +118,99 @@ pub(super) struct Connection {
 
 impl Connection {
     /// To the daemon, at the first of `places` where one answers.
-    pub(super) fn to_daemon(places: &[PathBuf], deadline: Deadline) -> Result<Connection, Error> {
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`] where nobody does; why that cannot be known of a place, if it cannot.
+    pub fn to_daemon(places: &[PathBuf], deadline: Deadline) -> Result<Connection, Error> {
         for path in places {
             match connect(&Address::Unix(path.clone()), deadline) {
                 Err(Error::NothingListens(_)) => {}
                 Err(error) => return Err(error),
-                Ok(stream) => {
-                    let (order, limit) = (ByteOrder::Little, control::MAX_REPLY);
-                    return Ok(Connection { stream, order, limit, deadline });
-                }
+                Ok(stream) => return Ok(Connection::to_control(stream, deadline)),
             }
         }
         Err(Error::NotRunning { tried: places.to_vec() })
     }
 
+    /// To the daemon, by somebody who has connected to its control socket.
+    #[must_use]
+    pub fn over(stream: UnixStream, deadline: Deadline) -> Connection {
+        Connection::to_control(Stream::Unix(stream), deadline)
+    }
+
+    fn to_control(stream: Stream, deadline: Deadline) -> Connection {
+        Connection { stream, order: ByteOrder::Little, limit: control::MAX_REPLY, deadline }
+    }
+
     /// To a listener, as a client.
-    pub(super) fn to_listener(address: &Address, order: ByteOrder, deadline: Deadline) -> Result<Connection, Error> {
+    ///
+    /// # Errors
+    /// Those of connecting.
+    pub fn to_listener(address: &Address, order: ByteOrder, deadline: Deadline) -> Result<Connection, Error> {
         Ok(Connection { stream: connect(address, deadline)?, order, limit: MAX_RESULT, deadline })
     }
 
     /// Asks the daemon for what has no params. The result is as the daemon wrote it.
-    pub(super) fn ask(&mut self, verb: Verb) -> Result<Box<RawValue>, Error> {
+    ///
+    /// # Errors
+    /// As [`Connection::call`]; a refusal for want of rights is [`Error::Forbidden`].
+    pub fn ask(&mut self, verb: Verb) -> Result<Box<RawValue>, Error> {
         self.asked(verb, None::<&()>)
     }
 
     /// Asks the daemon, with params. The result is as the daemon wrote it.
-    pub(super) fn ask_with(&mut self, verb: Verb, params: &impl Serialize) -> Result<Box<RawValue>, Error> {
+    ///
+    /// # Errors
+    /// As [`Connection::ask`].
+    pub fn ask_with(&mut self, verb: Verb, params: &impl Serialize) -> Result<Box<RawValue>, Error> {
         self.asked(verb, Some(params))
     }
 
     fn asked(&mut self, verb: Verb, params: Option<&impl Serialize>) -> Result<Box<RawValue>, Error> {
-        match self.call(verb.as_str(), params) {
-            Ok(reply) if reply.name == verb.as_str() => Ok(reply.result),
-            Ok(reply) => Err(Error::NoReply(format!("asked for {:?}, got {:?}", verb.as_str(), reply.name))),
-            Err(Error::Refused { code, message, .. }) if code == FORBIDDEN => Err(Error::Forbidden(message)),
-            Err(error) => Err(error),
-        }
+        let reply = self.call(verb.as_str(), params);
+        result_of(verb, reply)
     }
 
-    /// Sends one request and waits for its reply. An error reply is [`Error::Refused`].
-    pub(super) fn call(&mut self, method: &str, params: Option<&impl Serialize>) -> Result<Reply, Error> {
+    /// Begins to ask the daemon; [`Connection::answered`] is to wait for what it says.
+    ///
+    /// # Errors
+    /// What kept the request from being sent.
+    pub fn begin(&mut self, verb: Verb, params: &impl Serialize) -> Result<(), Error> {
+        let request = self.frame(&Request { method: verb.as_str(), params: Some(params) })?;
+        self.write_all(&request).map_err(|e| self.read_error(e))
+    }
+
+    /// The answer to what [`Connection::begin`] has asked.
+    ///
+    /// # Errors
+    /// The daemon's refusal, and what kept a reply from coming.
+    pub fn answered(&mut self, verb: Verb) -> Result<Box<RawValue>, Error> {
+        let reply = self.receive().and_then(|body| Reply::parse(&body));
+        result_of(verb, reply)
+    }
+
+    /// What is asked from now on is waited for until then.
+    pub fn extend(&mut self, deadline: Deadline) {
+        self.deadline = deadline;
+    }
+
+    /// What ends this connection while another thread waits on it.
+    ///
+    /// # Errors
+    /// When there is no descriptor left for it.
+    pub fn closer(&self) -> io::Result<Closer> {
+        let stream = match &self.stream {
+            Stream::Unix(stream) => stream.try_clone().map(Stream::Unix),
+            Stream::Tcp(stream) => stream.try_clone().map(Stream::Tcp),
+        };
+        stream.map(Closer)
+    }
+
+    /// Sends one request and waits for its reply.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for an error reply, and what kept a reply from coming.
+    pub fn call(&mut self, method: &str, params: Option<&impl Serialize>) -> Result<Reply, Error> {
         let request = self.frame(&Request { method, params })?;
         let sent = self.write_all(&request);
         // Also when the request was not taken to its end: the reply may be the reason why.
@@ -103,7 +222,10 @@ impl Connection {
     }
 
     /// Waits until the other end closes, as it does when its process ends.
-    pub(super) fn wait_for_end(&mut self) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] when it does not.
+    pub fn wait_for_end(&mut self) -> Result<(), Error> {
         match io::copy(self, &mut io::sink()) {
             Err(e) if e.kind() == ErrorKind::TimedOut => Err(Error::Timeout(self.deadline.patience)),
             _ => Ok(()),
@@ -138,7 +260,7 @@ impl Connection {
     fn read_error(&self, error: io::Error) -> Error {
         match error.kind() {
             ErrorKind::TimedOut => Error::Timeout(self.deadline.patience),
-            ErrorKind::UnexpectedEof => Error::NoReply("the connection was closed before the reply".to_owned()),
+            ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => Error::Closed,
             _ => Error::NoReply(format!("the connection broke before the reply: {error}")),
         }
     }
@@ -170,12 +292,27 @@ impl Write for Connection {
     }
 }
 
+/// The end of a [`Connection`], for another thread. What has arrived by then can still be read.
+#[derive(Debug)]
+pub struct Closer(Stream);
+
+impl Closer {
+    /// Ends it.
+    pub fn close(&self) {
+        // It may be closed by the other end already.
+        let _ = match &self.0 {
+            Stream::Unix(stream) => stream.shutdown(Shutdown::Both),
+            Stream::Tcp(stream) => stream.shutdown(Shutdown::Both),
+        };
+    }
+}
+
 /// A reply that is none of an error.
 #[derive(Debug)]
-pub(super) struct Reply {
+pub struct Reply {
     name: String,
     /// Byte for byte as it came.
-    pub(super) result: Box<RawValue>,
+    pub result: Box<RawValue>,
 }
 
 impl Reply {
@@ -209,8 +346,18 @@ impl Reply {
     }
 }
 
+/// The daemon's result, if it is one of that verb.
+fn result_of(verb: Verb, reply: Result<Reply, Error>) -> Result<Box<RawValue>, Error> {
+    match reply {
+        Ok(reply) if reply.name == verb.as_str() => Ok(reply.result),
+        Ok(reply) => Err(Error::NoReply(format!("asked for {:?}, got {:?}", verb.as_str(), reply.name))),
+        Err(Error::Refused { code, message, .. }) if code == FORBIDDEN => Err(Error::Forbidden(message)),
+        Err(error) => Err(error),
+    }
+}
+
 /// The error for an answer that cannot be understood.
-pub(super) fn no_reply(why: &dyn std::fmt::Display) -> Error {
+pub fn no_reply(why: &dyn fmt::Display) -> Error {
     Error::NoReply(format!("the answer is no valid reply: {why}"))
 }
 

@@ -1,0 +1,215 @@
+//! Who is connected: asked for page by page, so that however many they are the daemon never has to do more than one page
+//! at a time, and sorted here.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::io::{self, Write};
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::args::{Clients as Wanted, Sort};
+use super::error::Error;
+use super::figures::{grouped, in_letters, short};
+use super::style::Seen;
+use super::table::{self, Cell, Columns};
+use super::{Session, read};
+use crate::connection::{Connection, no_reply};
+use crate::proto::control::{ClientStatus, ClientsAfter, Cursor, Verb};
+use crate::proto::names::{ClientId, WorkerId};
+
+/// Shows those that are wanted: a table, or the pages joined to one in the shape of a reply.
+pub(super) fn show(wanted: &Wanted, session: &Session, out: &mut impl Write) -> Result<(), Error> {
+    let mut clients = all(&mut session.daemon()?, wanted.worker())?;
+    clients.sort_by(|a, b| {
+        let order = order(wanted.sort, &a.status, &b.status);
+        if wanted.reverse { order.reverse() } else { order }
+    });
+    let there_are = clients.len();
+    clients.truncate(wanted.most.unwrap_or(there_are));
+    let written = match session.json {
+        true => write_json(out, &clients),
+        false => write_table(out, session.seen, &clients, there_are),
+    };
+    written.map_err(Error::Output)
+}
+
+/// A client, understood and as it came.
+#[derive(Debug)]
+struct Client {
+    status: ClientStatus,
+    raw: Box<RawValue>,
+}
+
+/// All of them, in no order. Of one that moved in between, and is on two pages, what was told last.
+fn all(daemon: &mut Connection, worker: Option<WorkerId>) -> Result<Vec<Client>, Error> {
+    /// [`control::Clients`](crate::proto::control::Clients), with each client as it came.
+    #[derive(Deserialize)]
+    struct Page<'a> {
+        #[serde(borrow)]
+        clients: Vec<&'a RawValue>,
+        next: Option<Cursor>,
+    }
+    let mut found: HashMap<ClientId, Client> = HashMap::new();
+    let mut after = None;
+    loop {
+        let result = daemon.ask_with(Verb::Clients, &ClientsAfter { worker, after })?;
+        let page: Page = read(&result)?;
+        for raw in page.clients {
+            let status: ClientStatus = read(raw)?;
+            found.insert(status.id, Client { status, raw: raw.to_owned() });
+        }
+        match (after, page.next) {
+            (_, None) => return Ok(found.into_values().collect()),
+            (Some(after), Some(next)) if next <= after => return Err(no_reply(&"its pages come round again").into()),
+            (_, next) => after = next,
+        }
+    }
+}
+
+/// The largest first, else as they came; among equals as they came.
+fn order(sort: Option<Sort>, a: &ClientStatus, b: &ClientStatus) -> Ordering {
+    let by = match sort {
+        None => Ordering::Equal,
+        Some(Sort::Requests) => b.requests.cmp(&a.requests),
+        Some(Sort::Age) => b.age_seconds.total_cmp(&a.age_seconds),
+        Some(Sort::Idle) => b.idle_seconds.total_cmp(&a.idle_seconds),
+        Some(Sort::Bytes) => b.bytes.cmp(&a.bytes),
+    };
+    by.then(a.id.cmp(&b.id))
+}
+
+fn write_json(to: &mut impl Write, clients: &[Client]) -> io::Result<()> {
+    to.write_all(br#"{"clients":["#)?;
+    for (index, client) in clients.iter().enumerate() {
+        write!(to, "{}{}", if index > 0 { "," } else { "" }, client.raw.get())?;
+    }
+    writeln!(to, r#"],"next":null}}"#)
+}
+
+/// On a terminal the listeners, of which there are few, give way to what tells one client from the other.
+fn write_table(to: &mut impl Write, seen: Seen, clients: &[Client], there_are: usize) -> io::Result<()> {
+    let header = ["ID", "PEER", "LISTENER", "WORKER", "AGE", "IDLE", "REQUESTS", "MOVES", "BYTES"];
+    let columns = Columns { header, words: &[1, 2], gives_way: seen.out.then_some((2, seen.width)) };
+    let rows: Vec<_> = clients.iter().map(|client| row(&client.status)).collect();
+    table::write(to, seen.paint(), columns, &rows)?;
+    match there_are {
+        0 => writeln!(to, "no clients"),
+        all if all > clients.len() => {
+            writeln!(to, "{} of {} clients", grouped(clients.len() as u64), grouped(all as u64))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn row(client: &ClientStatus) -> [Cell; 9] {
+    [
+        client.id.to_string().into(),
+        Cell::foreign(&client.peer, LONGEST_PEER),
+        Cell::foreign(client.listener.as_deref().unwrap_or_default(), LONGEST_LISTENER),
+        client.worker.map(|worker| worker.to_string()).unwrap_or_default().into(),
+        in_letters(client.age_seconds).into(),
+        in_letters(client.idle_seconds).into(),
+        short(client.requests).into(),
+        short(client.moves.into()).into(),
+        short(client.bytes).into(),
+    ]
+}
+
+/// Every address has room, with its port.
+const LONGEST_PEER: usize = 48;
+/// So has every path of a socket that is escaped nowhere.
+const LONGEST_LISTENER: usize = 112;
+
+#[cfg(test)]
+mod tests {
+    use std::slice;
+
+    use super::*;
+
+    fn client(id: u64, requests: u64, age_seconds: f64, peer: &str) -> ClientStatus {
+        ClientStatus {
+            id: ClientId(id),
+            peer: peer.to_owned(),
+            listener: Some("127.0.0.1:8080".to_owned()),
+            worker: Some(WorkerId(3)),
+            age_seconds,
+            idle_seconds: 0.5,
+            requests,
+            moves: 0,
+            bytes: 0,
+        }
+    }
+
+    fn table(clients: &[ClientStatus], there_are: usize) -> String {
+        table_seen(clients, there_are, Seen::default())
+    }
+
+    fn table_seen(clients: &[ClientStatus], there_are: usize, seen: Seen) -> String {
+        let clients: Vec<_> = clients
+            .iter()
+            .map(|status| Client {
+                status: status.clone(),
+                raw: serde_json::value::to_raw_value(status).expect("JSON"),
+            })
+            .collect();
+        let mut out = Vec::new();
+        write_table(&mut out, seen, &clients, there_are).expect("a Vec takes everything");
+        String::from_utf8(out).expect("UTF-8")
+    }
+
+    #[test]
+    fn the_table_fits_eighty_columns_where_it_must_and_nothing_from_outside_breaks_it() {
+        let waiting = ClientStatus {
+            worker: None,
+            listener: None,
+            idle_seconds: 90_000.0,
+            age_seconds: 273_600.0,
+            moves: 12,
+            bytes: 1_234_567,
+            ..client(98_765, 12_345_678, 0.0, "pid 4711 (uid 1000)")
+        };
+        let hostile = ClientStatus {
+            listener: Some("unix:/run/\n/rpc.sock".to_owned()),
+            ..client(7, 1, 3.0, "\x1b[2J\n\u{202e}")
+        };
+        let shown = table(&[client(1, 1234, 754.0, "127.0.0.1:50412"), waiting.clone()], 20_000);
+        let expected = "   \
+   ID PEER                LISTENER       WORKER    AGE IDLE REQUESTS MOVES BYTES
+    1 127.0.0.1:50412     127.0.0.1:8080      3 12m34s   0s    1,234     0     0
+98765 pid 4711 (uid 1000)                         3d4h 1d1h      12M    12  1.2M
+2 of 20,000 clients
+";
+        assert_eq!(shown, expected);
+        assert!(shown.lines().all(|line| line.chars().count() <= 80));
+        let shown = table(&[hostile], 1);
+        let row = shown.lines().nth(1).expect("a row");
+        assert!(row.starts_with(r" 7 \x1b[2J\n\u{202e} unix:/run/\n/rpc.sock "), "{row}");
+        assert_eq!(shown.lines().count(), 2);
+        let unix = ClientStatus { listener: Some("unix:/run/fdpassd/rpc.sock".to_owned()), ..waiting };
+        let seen = Seen::of(true, false, |_| None);
+        let shown = table_seen(slice::from_ref(&unix), 1, seen);
+        assert!(shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
+        assert!(shown.contains("\n98765 pid 4711 (uid 1000) unix:/r…rpc.sock "), "{shown}");
+        assert!(
+            table(&[unix], 1).contains("\n98765 pid 4711 (uid 1000) unix:/run/fdpassd/rpc.sock "),
+            "in full elsewhere"
+        );
+        assert!(table(&[], 0).ends_with("\nno clients\n"));
+    }
+
+    #[test]
+    fn the_largest_come_first_and_equals_as_they_came() {
+        let clients = [client(1, 5, 2.0, ""), client(2, 9, 1.0, ""), client(3, 5, f64::MAX, "")];
+        let sorted = |sort| {
+            let mut clients = clients.clone();
+            clients.sort_by(|a, b| order(sort, a, b));
+            clients.map(|client| client.id.0)
+        };
+        assert_eq!(sorted(None), [1, 2, 3]);
+        assert_eq!(sorted(Some(Sort::Requests)), [2, 1, 3]);
+        assert_eq!(sorted(Some(Sort::Age)), [3, 1, 2]);
+        assert_eq!(sorted(Some(Sort::Idle)), [1, 2, 3]);
+        assert_eq!(sorted(Some(Sort::Bytes)), [1, 2, 3]);
+    }
+}

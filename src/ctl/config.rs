@@ -1,0 +1,141 @@
+//! What is in force: the configuration key by key, what a reload would change of it, and the level of the log.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use super::args::Config;
+use super::error::Error;
+use super::figures::counted;
+use super::style::{FAINT, GOOD, NOTED, Paint};
+use super::{Session, read};
+use crate::proto::channel::LogLevel;
+use crate::proto::control::{Change, Checked, Effective, Key, KeyOrigin, LogLevelInForce, SetLogLevel, Verb};
+use crate::proto::text::Escaped;
+
+/// `config show` and `config check`.
+pub(super) fn perform(what: Config, session: &Session, out: &mut impl Write) -> Result<(), Error> {
+    let mut daemon = session.daemon()?;
+    let paint = session.seen.paint();
+    match what {
+        Config::Show => {
+            let result = daemon.ask(Verb::Config)?;
+            session.print(out, &result, |out| write_effective(out, paint, &read(&result)?).map_err(Error::Output))
+        }
+        Config::Check => {
+            let result = daemon.ask(Verb::Check)?;
+            session.print(out, &result, |out| write_checked(out, paint, &read(&result)?).map_err(Error::Output))
+        }
+    }
+}
+
+/// Shows the level of the log, or that which is in force from now on.
+pub(super) fn log_level(level: Option<LogLevel>, session: &Session, out: &mut impl Write) -> Result<(), Error> {
+    let mut daemon = session.daemon()?;
+    let result = match level {
+        Some(_) => daemon.ask_with(Verb::LogLevel, &SetLogLevel { level })?,
+        None => daemon.ask(Verb::LogLevel)?,
+    };
+    session.print(out, &result, |out| {
+        let LogLevelInForce { level, configured } = read(&result)?;
+        let because = match level == configured {
+            true => String::new(),
+            false => format!(" (runtime; configured: {})", configured.as_str()),
+        };
+        writeln!(out, "{}{because}", level.as_str()).map_err(Error::Output)
+    })
+}
+
+/// Where it comes from stands at the right, behind all values but those that are too long for a column.
+fn write_effective(to: &mut impl Write, paint: Paint, effective: &Effective) -> io::Result<()> {
+    writeln!(to, "{}\n", named(effective.file.as_deref()))?;
+    let shown: Vec<_> = effective.keys.iter().map(|key| (shown(key), key.origin)).collect();
+    let width = |of: fn(&(String, String)) -> &String, most: usize| {
+        let lengths = shown.iter().map(|(pair, _)| of(pair).chars().count());
+        lengths.filter(|length| *length <= most).max().unwrap_or_default()
+    };
+    let (keys, values) = (width(|(key, _)| key, usize::MAX), width(|(_, value)| value, LONGEST_VALUE));
+    shown.iter().try_for_each(|((key, value), origin)| {
+        let style = match origin {
+            KeyOrigin::Default => FAINT,
+            KeyOrigin::File => GOOD,
+            KeyOrigin::Runtime => NOTED,
+        };
+        writeln!(to, "{key:keys$} = {value:values$}  {}", paint.on(style, origin.as_str()))
+    })
+}
+
+fn shown(key: &Key) -> (String, String) {
+    (Escaped(&key.key).to_string(), Escaped(&key.value).to_string())
+}
+
+fn write_checked(to: &mut impl Write, paint: Paint, checked: &Checked) -> io::Result<()> {
+    let (file, good) = (named(checked.file.as_deref()), paint.on(GOOD, "good"));
+    if checked.changes.is_empty() {
+        return writeln!(to, "{file}: {good}; a reload would change nothing");
+    }
+    writeln!(to, "{file}: {good}; a reload would change {}", counted(checked.changes.len() as u64, "key"))?;
+    checked.changes.iter().try_for_each(|Change { key, from, to: new }| {
+        let value = |value: &Option<String>| Escaped(value.as_deref().unwrap_or("(nothing)")).to_string();
+        writeln!(to, "{}: {} -> {}", Escaped(key), value(from), value(new))
+    })
+}
+
+fn named(file: Option<&Path>) -> String {
+    file.map_or_else(|| "embedded default".to_owned(), |file| Escaped(file.display()).to_string())
+}
+
+/// With the longest key and its origin it fills a line of 80 columns.
+const LONGEST_VALUE: usize = 36;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> String {
+        let mut out = Vec::new();
+        write(&mut out).expect("a Vec takes everything");
+        String::from_utf8(out).expect("UTF-8")
+    }
+
+    #[test]
+    fn a_key_has_its_value_and_where_that_comes_from() {
+        let key = |key: &str, value: &str, origin| Key { key: key.to_owned(), value: value.to_owned(), origin };
+        let long = format!("[{}]", ["\"127.0.0.1:8080\""; 3].join(", "));
+        let effective = Effective {
+            file: Some("/etc/fdpassd.toml".into()),
+            keys: vec![
+                key("listen", &long, KeyOrigin::File),
+                key("workers.count", "4", KeyOrigin::Runtime),
+                key("limits.max-clients-per-address", "\"a\x1b\"", KeyOrigin::Default),
+            ],
+        };
+        let expected = format!(
+            "/etc/fdpassd.toml\n\n\
+             listen                         = {long}  file\n\
+             workers.count                  = 4        runtime\n\
+             limits.max-clients-per-address = \"a\\x1b\"  default\n"
+        );
+        assert_eq!(written(|to| write_effective(to, Paint::default(), &effective)), expected);
+        let none = Effective { file: None, keys: Vec::new() };
+        assert_eq!(written(|to| write_effective(to, Paint::default(), &none)), "embedded default\n\n");
+    }
+
+    #[test]
+    fn a_check_tells_what_a_reload_would_change() {
+        let mut checked = Checked { file: Some("/etc/x.toml".into()), changes: Vec::new() };
+        let shown = |checked: &Checked| written(|to| write_checked(to, Paint::default(), checked));
+        assert_eq!(shown(&checked), "/etc/x.toml: good; a reload would change nothing\n");
+        let change = |from: Option<&str>, to: Option<&str>| Change {
+            key: "limits.max-frame".to_owned(),
+            from: from.map(str::to_owned),
+            to: to.map(str::to_owned),
+        };
+        checked.changes = vec![change(Some("\"1MiB\""), Some("\"2MiB\"")), change(None, Some("\"\n\""))];
+        let expected = "/etc/x.toml: good; a reload would change 2 keys\n\
+                        limits.max-frame: \"1MiB\" -> \"2MiB\"\n\
+                        limits.max-frame: (nothing) -> \"\\n\"\n";
+        assert_eq!(shown(&checked), expected);
+        checked.changes = vec![change(Some("1"), None)];
+        assert!(shown(&checked).ends_with("change 1 key\nlimits.max-frame: 1 -> (nothing)\n"));
+    }
+}

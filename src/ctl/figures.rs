@@ -1,0 +1,149 @@
+//! Numbers, durations and instants as people read them: as long as they must be to be compared.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// `1,234,567`.
+pub(super) fn grouped(number: u64) -> String {
+    match (number / 1000, number % 1000) {
+        (0, rest) => rest.to_string(),
+        (thousands, rest) => format!("{},{rest:03}", grouped(thousands)),
+    }
+}
+
+/// `123,456`, from a million on `1.2M`.
+pub(super) fn short(number: u64) -> String {
+    if number < 1_000_000 { grouped(number) } else { scaled(number as f64, &COUNTS) }
+}
+
+/// `42`, `1.2k`.
+pub(super) fn rate(per_second: f64) -> String {
+    scaled(per_second, &COUNTS)
+}
+
+/// `35ms`.
+pub(super) fn time(seconds: f64) -> String {
+    scaled(seconds * 1e6, &["µs", "ms", "s"])
+}
+
+/// `35 ms`, to stand in a sentence.
+pub(super) fn spaced_time(seconds: f64) -> String {
+    scaled(seconds * 1e6, &[" µs", " ms", " s"])
+}
+
+/// `1 worker`, `4 workers`.
+pub(super) fn counted(count: u64, noun: &str) -> String {
+    format!("{} {noun}{}", grouped(count), if count == 1 { "" } else { "s" })
+}
+
+/// `1 worker is`, `4 workers are`.
+pub(super) fn are(count: u64, noun: &str) -> String {
+    format!("{} {}", counted(count, noun), if count == 1 { "is" } else { "are" })
+}
+
+/// `3 days 4 hours`.
+pub(super) fn in_words(seconds: f64) -> String {
+    let word = |(count, (name, _, _))| if count == 1 { format!("1 {name}") } else { format!("{count} {name}s") };
+    parts(seconds).map(word).collect::<Vec<_>>().join(" ")
+}
+
+/// `3d4h`.
+pub(super) fn in_letters(seconds: f64) -> String {
+    parts(seconds).map(|(count, (_, letter, _))| format!("{count}{letter}")).collect()
+}
+
+/// `2026-11-24T12:00:01Z`, of seconds since the Unix epoch.
+pub(super) fn instant(at: u64) -> String {
+    humantime::format_rfc3339_seconds(system_time(Duration::from_secs(at))).to_string()
+}
+
+/// `2026-11-24T12:00:01.123Z`, of seconds since the Unix epoch.
+pub(super) fn exact_instant(at: f64) -> String {
+    let millis = Duration::from_millis((at * 1000.0).round() as u64);
+    humantime::format_rfc3339_millis(system_time(millis)).to_string()
+}
+
+/// `12:00:01` of that day, in UTC as all instants are.
+pub(super) fn clock(at: f64) -> String {
+    exact_instant(at)[11..19].to_owned()
+}
+
+/// humantime refuses to display a year of five digits, and to be refused so is a panic.
+fn system_time(since_epoch: Duration) -> SystemTime {
+    UNIX_EPOCH + since_epoch.min(LAST_SECOND)
+}
+
+/// Three digits at most, in the first of `units` (each a thousand of the one before) where they suffice.
+fn scaled(value: f64, units: &[&str]) -> String {
+    let (mut value, mut unit) = (value, 0);
+    while value >= 999.5 && unit + 1 < units.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    let digits = if value < 9.95 && value.fract() != 0.0 { 1 } else { 0 };
+    format!("{value:.digits$}{}", units[unit])
+}
+
+/// A duration in its largest unit and the one below, that one only when it counts something.
+fn parts(seconds: f64) -> impl Iterator<Item = (u64, (&'static str, &'static str, u64))> {
+    let seconds = Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs();
+    let largest = UNITS.iter().position(|(_, _, length)| seconds >= *length).unwrap_or(UNITS.len() - 1);
+    UNITS.into_iter().enumerate().skip(largest).take(2).filter_map(move |(at, unit)| {
+        let within = if at == 0 { seconds } else { seconds % UNITS[at - 1].2 };
+        let count = within / unit.2;
+        (count > 0 || at == UNITS.len() - 1 && largest == at).then_some((count, unit))
+    })
+}
+
+/// That of the year 9999, since the Unix epoch.
+const LAST_SECOND: Duration = Duration::from_secs(253_402_300_799);
+
+const COUNTS: [&str; 6] = ["", "k", "M", "G", "T", "P"];
+/// Name, letter and length in seconds.
+const UNITS: [(&str, &str, u64); 4] =
+    [("day", "d", 86_400), ("hour", "h", 3600), ("minute", "m", 60), ("second", "s", 1)];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_as_long_as_they_must_be() {
+        let times = [0.0, 4.2, 42.4, 999.4, 999.6, 1300.0, 9960.0, 123_456.0, 1.2e6, 12e6, 1.5e9];
+        let shown = times.map(|micros| time(micros / 1e6));
+        assert_eq!(shown, ["0µs", "4.2µs", "42µs", "999µs", "1.0ms", "1.3ms", "10ms", "123ms", "1.2s", "12s", "1500s"]);
+        let counts = [0, 999, 1000, 999_999, 1_000_000, 12_345_678, u64::MAX];
+        assert_eq!(counts.map(short), ["0", "999", "1,000", "999,999", "1M", "12M", "18447P"]);
+        assert_eq!(grouped(u64::MAX), "18,446,744,073,709,551,615");
+        assert_eq!([0, 1, 1234].map(|count| counted(count, "client")), ["0 clients", "1 client", "1,234 clients"]);
+        assert_eq!([1, 2].map(|count| are(count, "worker")), ["1 worker is", "2 workers are"]);
+    }
+
+    #[test]
+    fn durations_have_two_units_at_most() {
+        for (seconds, words, letters) in [
+            (0.0, "0 seconds", "0s"),
+            (-1.0, "0 seconds", "0s"),
+            (1.9, "1 second", "1s"),
+            (60.0, "1 minute", "1m"),
+            (3661.0, "1 hour 1 minute", "1h1m"),
+            (3601.0, "1 hour", "1h"),
+            (86_400.0 * 3.0 + 3600.0 * 4.0, "3 days 4 hours", "3d4h"),
+        ] {
+            assert_eq!((in_words(seconds).as_str(), in_letters(seconds).as_str()), (words, letters));
+        }
+    }
+
+    #[test]
+    fn whatever_time_a_daemon_says_it_was_is_an_instant() {
+        for (at, shown) in [
+            (1_795_521_601.123, "2026-11-24T12:00:01.123Z"),
+            (0.0, "1970-01-01T00:00:00.000Z"),
+            (-1e300, "1970-01-01T00:00:00.000Z"),
+            (1e300, "9999-12-31T23:59:59.000Z"),
+            (f64::NAN, "1970-01-01T00:00:00.000Z"),
+        ] {
+            assert_eq!((exact_instant(at).as_str(), clock(at).as_str()), (shown, &shown[11..19]));
+        }
+        assert_eq!(instant(u64::MAX), "9999-12-31T23:59:59Z");
+    }
+}

@@ -1,0 +1,378 @@
+//! The status, for people: some lines about the daemon, then a row for each worker, and for each that has no seat any more.
+//!
+//! Numbers are shortened to what an operator compares (`--json` has them in full), and the table is 80 columns
+//! wide in the usual case. Memory is in MiB. What cannot be known is left blank.
+
+use std::io::{self, Write};
+
+use super::figures::{grouped, in_letters, in_words, instant, rate, short, time};
+use super::style::{BAD, GOOD, NOTED, Paint, of_state};
+use super::table::{self, Cell, Columns};
+use crate::proto::control::{
+    LastReload, LeavingStatus, ListenerStatus, Origin, Skew, Status, Verdict, WorkerState, WorkerStatus,
+};
+use crate::proto::frame::OrderRule;
+use crate::proto::text::Escaped;
+
+/// Writes the whole status.
+pub(super) fn write(to: &mut impl Write, paint: Paint, status: &Status) -> io::Result<()> {
+    write_notices(to, paint, status)?;
+    write_daemon(to, paint, status)?;
+    write_listeners(to, &status.listeners)?;
+    writeln!(to)?;
+    let rows: Vec<_> = status.workers.iter().map(row).collect();
+    table::write(to, paint, WORKERS, &rows)?;
+    if !status.leaving.is_empty() {
+        writeln!(to)?;
+        let rows: Vec<_> = status.leaving.iter().map(leaving_row).collect();
+        table::write(to, paint, LEAVING, &rows)?;
+    }
+    write_deaths(to, &status.workers)
+}
+
+/// Which daemon it is, and below it what is not as usual.
+fn write_notices(to: &mut impl Write, paint: Paint, status: &Status) -> io::Result<()> {
+    let (name, version) = (Escaped(&status.name), Escaped(&status.version));
+    let uptime = in_words(status.uptime_seconds);
+    writeln!(to, "{name} {version}, pid {}, up {uptime}, generation {}", status.pid, status.generation)?;
+    if status.stopping {
+        let word = paint.on(NOTED, "STOPPING");
+        writeln!(to, "{word}  no new clients; workers finish what they have")?;
+    }
+    if let Some(reason) = &status.paused {
+        writeln!(to, "{}    no new clients: {}", paint.on(NOTED, "PAUSED"), Escaped(reason))?;
+    }
+    if status.reloading {
+        writeln!(to, "{} workers are replaced one by one", paint.on(NOTED, "RELOADING"))?;
+    }
+    if status.quarantined.is_empty() {
+        return Ok(());
+    }
+    let methods = Escaped(status.quarantined.join(", "));
+    let word = paint.on(BAD, "METHODS");
+    writeln!(to, "{word}   quarantined: {methods}; lifted by \"fdpassctl release METHOD\"")
+}
+
+fn write_daemon(to: &mut impl Write, paint: Paint, status: &Status) -> io::Result<()> {
+    match &status.config_file {
+        Some(path) => writeln!(to, "config    {}", Escaped(path.display()))?,
+        None => writeln!(to, "config    embedded default")?,
+    }
+    if let Some(why) = &status.config_stale {
+        writeln!(to, "{}     the configuration of before is in force: {}", paint.on(BAD, "STALE"), Escaped(why))?;
+    }
+    if let Some(reload) = &status.last_reload {
+        write_reload(to, paint, reload)?;
+    }
+    writeln!(to, "dispatch  {}", Escaped(&status.dispatch))?;
+    let origin = match status.count_origin {
+        Origin::Config => "",
+        Origin::Runtime => " (runtime)",
+    };
+    let rare = if_any(&[("stalls", status.stalls_total), ("clients given up", status.closed_for_crashes_total)]);
+    writeln!(to, "workers   {}{origin}; deaths {}{rare}", status.count, grouped(status.deaths_total))?;
+    writeln!(
+        to,
+        "clients   {} of {}; accepted {}, refused {}, moved {}, lost {}",
+        grouped(status.clients),
+        grouped(status.max_clients),
+        grouped(status.accepted_total),
+        grouped(status.refused_total),
+        grouped(status.moved_total),
+        grouped(status.lost_total),
+    )?;
+    let (requests, errors) = (grouped(status.requests_total), grouped(status.errors_total));
+    writeln!(to, "requests  {requests}; errors {errors}{}", if_any(&[("run again", status.reruns_total)]))?;
+    if let Some(skew) = status.skew {
+        writeln!(to, "skew      {}", in_figures(skew))?;
+    }
+    match status.log_errors_total {
+        0 => Ok(()),
+        lost => writeln!(to, "log       {}", paint.on(BAD, format_args!("lines lost {}", grouped(lost)))),
+    }
+}
+
+/// Those totals that count something, each behind its name.
+fn if_any(totals: &[(&str, u64)]) -> String {
+    totals.iter().filter(|(_, total)| *total > 0).map(|(name, total)| format!(", {name} {}", grouped(*total))).collect()
+}
+
+/// `reload    rejected 2026-11-24T00:16:02Z: unknown key`.
+fn write_reload(to: &mut impl Write, paint: Paint, reload: &LastReload) -> io::Result<()> {
+    let (verdict, style) = match reload.verdict {
+        Verdict::Applied => ("applied", GOOD),
+        Verdict::Rejected => ("rejected", BAD),
+        Verdict::RolledBack => ("rolled back", BAD),
+    };
+    let why = reload.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
+    writeln!(to, "reload    {} {}{}", paint.on(style, verdict), instant(reload.at), Escaped(why))
+}
+
+/// `clients 1.02, load 1.20`.
+fn in_figures(Skew { clients, busy }: Skew) -> String {
+    let load = busy.map(|busy| format!(", load {busy:.2}")).unwrap_or_default();
+    format!("clients {clients:.2}{load}")
+}
+
+fn write_listeners(to: &mut impl Write, listeners: &[ListenerStatus]) -> io::Result<()> {
+    let addresses: Vec<_> = listeners.iter().map(|listener| Escaped(&listener.address).to_string()).collect();
+    let width = addresses.iter().map(|address| address.chars().count()).max().unwrap_or(0);
+    for (listener, address) in listeners.iter().zip(&addresses) {
+        let order = match listener.byte_order {
+            OrderRule::Little => "little",
+            OrderRule::Big => "big",
+            OrderRule::Auto => "auto",
+        };
+        let queue = match (listener.queue, listener.queue_max) {
+            (Some(queue), Some(max)) => format!("queue {queue}/{max}"),
+            _ => String::new(),
+        };
+        let line = format!("listener  {address:width$}  {order:6}  {queue}");
+        writeln!(to, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+fn row(worker: &WorkerStatus) -> [Cell; 13] {
+    [
+        shown(worker.id, |id| id.to_string()),
+        shown(worker.pid, |pid| pid.to_string()),
+        worker.generation.to_string().into(),
+        state(worker.state),
+        short(worker.clients).into(),
+        short(worker.executing).into(),
+        short(worker.requests_total).into(),
+        shown(worker.requests_per_second, rate),
+        shown(worker.p50_seconds, time),
+        shown(worker.p99_seconds, time),
+        shown(worker.uptime_seconds, in_letters),
+        short(worker.restarts).into(),
+        shown(worker.rss_bytes, |bytes| format!("{:.0}M", bytes as f64 / MIB)),
+    ]
+}
+
+fn leaving_row(worker: &LeavingStatus) -> [Cell; 9] {
+    [
+        worker.id.to_string().into(),
+        worker.pid.to_string().into(),
+        worker.seat.to_string().into(),
+        worker.generation.to_string().into(),
+        state(worker.state),
+        short(worker.clients).into(),
+        shown(worker.killed_in_seconds, in_letters),
+        Escaped(&worker.reason).to_string().into(),
+        Escaped(&worker.waits_for).to_string().into(),
+    ]
+}
+
+fn state(state: WorkerState) -> Cell {
+    Cell::styled(state.as_str(), of_state(state))
+}
+
+/// Why workers died, which no row has room for.
+fn write_deaths(to: &mut impl Write, workers: &[WorkerStatus]) -> io::Result<()> {
+    let deaths: Vec<_> = workers.iter().filter_map(|worker| Some((worker, worker.last_death.as_ref()?))).collect();
+    if !deaths.is_empty() {
+        writeln!(to)?;
+    }
+    deaths.into_iter().try_for_each(|(worker, reason)| match worker.id {
+        Some(id) => writeln!(to, "last death before worker {id}: {}", Escaped(reason)),
+        None => writeln!(to, "last death in seat {}: {}", worker.seat, Escaped(reason)),
+    })
+}
+
+fn shown<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> Cell {
+    value.map(show).unwrap_or_default().into()
+}
+
+const WORKERS: Columns<13> = Columns {
+    header: [
+        "ID", "PID", "GEN", "STATE", "CLIENTS", "EXEC", "REQUESTS", "REQ/S", "P50", "P99", "UPTIME", "RESTARTS", "RSS",
+    ],
+    words: &[3],
+    gives_way: None,
+};
+
+const LEAVING: Columns<9> = Columns {
+    header: ["ID", "PID", "SEAT", "GEN", "STATE", "CLIENTS", "KILLED IN", "REASON", "WAITS FOR"],
+    words: &[4, 7, 8],
+    gives_way: None,
+};
+
+const MIB: f64 = (1 << 20) as f64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ctl::style::Seen;
+    use crate::ctl::tests::status;
+    use crate::proto::names::{Generation, WorkerId};
+
+    fn table(status: &Status) -> String {
+        let mut out = Vec::new();
+        write(&mut out, Paint::default(), status).expect("a Vec takes everything");
+        String::from_utf8(out).expect("UTF-8")
+    }
+
+    #[test]
+    fn the_status_fits_eighty_columns() {
+        let shown = table(&status());
+        let expected = "\
+fdpassd 0.1.0, pid 4711, up 3 days 4 hours, generation 3
+config    /etc/fdpassd.toml
+dispatch  least-loaded
+workers   3; deaths 0
+clients   1,234 of 65,536; accepted 98,765, refused 3, moved 128, lost 1
+requests  12,444,443; errors 42
+listener  127.0.0.1:8080              little  queue 0/4096
+listener  unix:/run/fdpassd/rpc.sock  auto
+
+ID  PID GEN STATE    CLIENTS EXEC REQUESTS REQ/S   P50   P99 UPTIME RESTARTS RSS
+ 1 4712   3 ready        617    2      12M  1.2k  42µs 1.3ms   3d4h        0 12M
+17 9931   2 draining     617    2   98,765   0.5 250ms   12s 12m34s        3  8M
+          3 waiting        0    0        0                                 5
+
+last death before worker 17: killed by signal 11 in method \"resize\"
+last death in seat 2: exited with status 70
+";
+        assert_eq!(shown, expected);
+        assert!(shown.lines().all(|line| line.chars().count() <= 80));
+    }
+
+    #[test]
+    fn what_stops_new_clients_is_in_plain_sight_and_nothing_from_outside_acts() {
+        let mut status = status();
+        status.stopping = true;
+        status.paused = Some("no descriptors\x1b[2J\nleft".to_owned());
+        status.config_file = None;
+        status.listeners[0].address = "unix:/\x1b]0;x\x07".to_owned();
+        status.workers[1].last_death = Some("killed in \"\u{202e}gnip\"".to_owned());
+        status.log_errors_total = 7;
+        let shown = table(&status);
+        for line in [
+            "STOPPING  no new clients; workers finish what they have",
+            r"PAUSED    no new clients: no descriptors\x1b[2J\nleft",
+            "config    embedded default",
+            "log       lines lost 7",
+            r#"last death before worker 17: killed in "\u{202e}gnip""#,
+        ] {
+            assert!(shown.lines().any(|shown| shown == line), "{line:?} is not in\n{shown}");
+        }
+        assert!(shown.contains(r"listener  unix:/\x1b]0;x\x07"));
+        assert!(!shown.chars().any(|c| c.is_control() && c != '\n'));
+    }
+
+    #[test]
+    fn what_has_happened_and_what_is_going_on_is_told_when_there_is_something() {
+        let mut status = status();
+        status.reloading = true;
+        status.quarantined = vec!["resize".to_owned(), "crop".to_owned()];
+        let message = Some("the byte 0xff at offset 7 is not UTF-8".to_owned());
+        status.last_reload = Some(LastReload { at: 1_795_479_362, verdict: Verdict::Rejected, message });
+        (status.count, status.count_origin) = (4, Origin::Runtime);
+        (status.deaths_total, status.stalls_total, status.closed_for_crashes_total) = (8, 2, 1);
+        status.reruns_total = 5;
+        (status.workers[0].state, status.workers[1].state) = (WorkerState::Stalled, WorkerState::Ready);
+        status.leaving = vec![
+            LeavingStatus {
+                id: WorkerId(9),
+                pid: 8011,
+                seat: 0,
+                generation: Generation(2),
+                state: WorkerState::Draining,
+                reason: "reload".to_owned(),
+                waits_for: "its turn in \"resize\"".to_owned(),
+                killed_in_seconds: Some(25.3),
+                clients: 1,
+            },
+            LeavingStatus {
+                id: WorkerId(12),
+                pid: 812_011,
+                seat: 1,
+                generation: Generation(3),
+                state: WorkerState::Held,
+                reason: "held by uid 0".to_owned(),
+                waits_for: "release\x1b[2J".to_owned(),
+                killed_in_seconds: None,
+                clients: 0,
+            },
+        ];
+        let shown = table(&status);
+        let expected = "\
+fdpassd 0.1.0, pid 4711, up 3 days 4 hours, generation 3
+RELOADING workers are replaced one by one
+METHODS   quarantined: resize, crop; lifted by \"fdpassctl release METHOD\"
+config    /etc/fdpassd.toml
+reload    rejected 2026-11-24T00:16:02Z: the byte 0xff at offset 7 is not UTF-8
+dispatch  least-loaded
+workers   4 (runtime); deaths 8, stalls 2, clients given up 1
+clients   1,234 of 65,536; accepted 98,765, refused 3, moved 128, lost 1
+requests  12,444,443; errors 42, run again 5
+listener  127.0.0.1:8080              little  queue 0/4096
+listener  unix:/run/fdpassd/rpc.sock  auto
+
+ID  PID GEN STATE   CLIENTS EXEC REQUESTS REQ/S   P50   P99 UPTIME RESTARTS RSS
+ 1 4712   3 stalled     617    2      12M  1.2k  42µs 1.3ms   3d4h        0 12M
+17 9931   2 ready       617    2   98,765   0.5 250ms   12s 12m34s        3  8M
+          3 waiting       0    0        0                                 5
+
+ID    PID SEAT GEN STATE    CLIENTS KILLED IN REASON        WAITS FOR
+ 9   8011    0   2 draining       1       25s reload        its turn in \"resize\"
+12 812011    1   3 held           0           held by uid 0 release\\x1b[2J
+
+last death before worker 17: killed by signal 11 in method \"resize\"
+last death in seat 2: exited with status 70
+";
+        assert_eq!(shown, expected);
+        assert!(shown.lines().all(|line| line.chars().count() <= 80));
+    }
+
+    #[test]
+    fn the_end_of_a_reload_is_told_whatever_time_the_daemon_says_it_was() {
+        for (at, verdict, message, shown) in [
+            (0, Verdict::Applied, None, "applied 1970-01-01T00:00:00Z"),
+            (u64::MAX, Verdict::RolledBack, Some("no\n"), "rolled back 9999-12-31T23:59:59Z: no\\n"),
+        ] {
+            let mut status = status();
+            status.last_reload = Some(LastReload { at, verdict, message: message.map(str::to_owned) });
+            assert!(table(&status).contains(&format!("\nreload    {shown}\n")), "{}", table(&status));
+        }
+    }
+
+    #[test]
+    fn how_even_it_is_is_told_when_there_is_something_to_compare() {
+        let mut status = status();
+        for (busy, shown) in [(None, "clients 1.02"), (Some(1.2), "clients 1.02, load 1.20")] {
+            status.skew = Some(Skew { clients: 1.0249, busy });
+            assert!(table(&status).contains(&format!("\nskew      {shown}\n")), "{}", table(&status));
+        }
+    }
+
+    #[test]
+    fn colours_change_nothing_but_the_colour() {
+        let mut status = status();
+        (status.stopping, status.reloading, status.paused) = (true, true, Some("full".to_owned()));
+        status.quarantined = vec!["resize".to_owned()];
+        status.last_reload = Some(LastReload { at: 0, verdict: Verdict::RolledBack, message: None });
+        status.log_errors_total = 1;
+        let mut out = Vec::new();
+        write(&mut out, Seen::of(true, false, |_| None).paint(), &status).expect("a Vec takes everything");
+        let painted = String::from_utf8(out).expect("UTF-8");
+        for words in [
+            "\x1b[33mSTOPPING\x1b[0m  no",
+            "\x1b[33mPAUSED\x1b[0m    no",
+            "\x1b[33mRELOADING\x1b[0m w",
+            "\x1b[31mMETHODS\x1b[0m   q",
+            "\x1b[31mrolled back\x1b[0m 1970",
+            "\x1b[31mlines lost 1\x1b[0m\n",
+            " \x1b[32mready\x1b[0m        617",
+            " \x1b[33mdraining\x1b[0m ",
+            " \x1b[33mwaiting\x1b[0m ",
+        ] {
+            assert!(painted.contains(words), "{words:?} is not in\n{painted}");
+        }
+        let plain =
+            ["\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[0m"].iter().fold(painted, |text, code| text.replace(code, ""));
+        assert_eq!(plain, table(&status));
+    }
+}

@@ -1,0 +1,64 @@
+//! What is asked for over HTTP, and what is answered.
+
+use super::daemon::Daemon;
+use super::host;
+use super::http::{self, Reply, Request};
+use crate::proto::control::{Metrics, Status, Verb, WorkerState};
+
+/// Answers requests.
+#[derive(Debug)]
+pub(super) struct Answers {
+    pub(super) daemon: Daemon,
+    /// Names by which it may be asked; none if it does not matter.
+    pub(super) hosts: Option<Vec<String>>,
+}
+
+impl Answers {
+    /// The reply to a request.
+    pub(super) fn reply_to(&self, request: &Request) -> Reply {
+        self.answer(request).unwrap_or_else(|refusal| refusal)
+    }
+
+    fn answer(&self, request: &Request) -> Result<Reply, Reply> {
+        if let Some(names) = &self.hosts {
+            host::check(request, names)?;
+        }
+        if !["GET", "HEAD"].contains(&request.method.as_str()) {
+            return Err(Reply::sentence(http::Status::MethodNotAllowed, "only GET and HEAD are answered"));
+        }
+        if request.has_body {
+            return Err(Reply::sentence(http::Status::ContentTooLarge, "a request has no body here"));
+        }
+        match request.path.as_str() {
+            "/metrics" => self.daemon.ask(Verb::Metrics).map(|Metrics { text }| Reply::metrics(text)),
+            "/healthz" => self.daemon.ask(Verb::Status).map(|status| verdict(illness(&status))),
+            "/readyz" => self.daemon.ask(Verb::Status).map(|status| verdict(unreadiness(&status))),
+            _ => Err(Reply::sentence(http::Status::NotFound, "there are /metrics, /healthz and /readyz")),
+        }
+    }
+}
+
+fn verdict(reason: Option<&str>) -> Reply {
+    match reason {
+        None => Reply::sentence(http::Status::Ok, "ok"),
+        Some(reason) => Reply::sentence(http::Status::Unavailable, reason),
+    }
+}
+
+/// Why nobody is served.
+fn illness(status: &Status) -> Option<&'static str> {
+    // One that is leaving serves until its successor does.
+    let states = status.workers.iter().map(|w| w.state).chain(status.leaving.iter().map(|w| w.state));
+    let is_ready = states.into_iter().any(|state| state == WorkerState::Ready);
+    let reason = if status.stopping { "the daemon is stopping" } else { "no worker is ready" };
+    (!is_ready).then_some(reason)
+}
+
+/// Why nobody new should be sent here.
+fn unreadiness(status: &Status) -> Option<&'static str> {
+    match status {
+        Status { stopping: true, .. } => Some("the daemon is stopping"),
+        Status { drained: true, .. } => Some("the daemon is drained"),
+        _ => illness(status),
+    }
+}

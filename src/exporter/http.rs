@@ -1,0 +1,302 @@
+//! HTTP/1.1 (RFC 9112) as far as it is needed here: the head of one request in, one reply out. Pure.
+
+use httparse::{EMPTY_HEADER, Error, Header, Status as Parsed};
+
+/// Longest head of a request that is taken, in bytes.
+pub(super) const MAX_HEAD: usize = 8 * 1024;
+
+/// Most header fields of a request.
+const MAX_FIELDS: usize = 64;
+
+/// What has arrived of a request.
+#[derive(Debug, PartialEq)]
+pub(super) enum Next {
+    /// Its head is not complete.
+    Partial,
+    /// All of its head.
+    Whole(Request),
+    /// There will be no request: this is the reply.
+    Refused(Reply),
+}
+
+/// What of a request matters here.
+#[derive(Debug, PartialEq)]
+pub(super) struct Request {
+    pub(super) method: String,
+    /// Of the target, without the query.
+    pub(super) path: String,
+    /// The host that it is meant for, by the field `Host` or, which is the same, by the target.
+    pub(super) host: Option<String>,
+    /// In HTTP/1.0 a request need not name its host.
+    pub(super) is_1_0: bool,
+    pub(super) has_body: bool,
+}
+
+/// A reply: there is nothing else in it that depends on the request.
+#[derive(Debug, PartialEq)]
+pub(super) struct Reply {
+    pub(super) status: Status,
+    content_type: &'static str,
+    body: String,
+}
+
+/// How it went, by the number of RFC 9110 and RFC 6585.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Status {
+    Ok = 200,
+    BadRequest = 400,
+    Forbidden = 403,
+    NotFound = 404,
+    MethodNotAllowed = 405,
+    RequestTimeout = 408,
+    ContentTooLarge = 413,
+    UriTooLong = 414,
+    HeadTooLarge = 431,
+    BadGateway = 502,
+    Unavailable = 503,
+    VersionNotSupported = 505,
+}
+
+/// Looks at what has arrived so far, at most [`MAX_HEAD`] bytes. What comes after the head is left alone: the connection
+/// ends with the reply.
+pub(super) fn next(received: &[u8]) -> Next {
+    let mut fields = [EMPTY_HEADER; MAX_FIELDS];
+    let mut head = httparse::Request::new(&mut fields);
+    let refused = |status, sentence: &str| Next::Refused(Reply::sentence(status, sentence));
+    match head.parse(received) {
+        Ok(Parsed::Complete(_)) => Request::of(&head).map_or_else(Next::Refused, Next::Whole),
+        Ok(Parsed::Partial) if received.len() < MAX_HEAD => Next::Partial,
+        Ok(Parsed::Partial) if received.contains(&b'\n') => {
+            refused(Status::HeadTooLarge, &format!("the head of a request is at most {MAX_HEAD} bytes"))
+        }
+        Ok(Parsed::Partial) => refused(Status::UriTooLong, &format!("the target is longer than {MAX_HEAD} bytes")),
+        Err(Error::TooManyHeaders) => {
+            refused(Status::HeadTooLarge, &format!("a request has at most {MAX_FIELDS} header fields"))
+        }
+        Err(Error::Version) => refused(Status::VersionNotSupported, "HTTP/1.1 and HTTP/1.0 are spoken here"),
+        Err(e) => refused(Status::BadRequest, &format!("this is no request of HTTP: {e}")),
+    }
+}
+
+impl Request {
+    fn of(head: &httparse::Request<'_, '_>) -> Result<Request, Reply> {
+        let bad = |sentence: &str| Reply::sentence(Status::BadRequest, sentence);
+        let fields = || head.headers.iter();
+        let mut hosts = fields().filter(is_named("Host")).map(|field| String::from_utf8_lossy(field.value));
+        let (host, second) = (hosts.next(), hosts.next());
+        if second.is_some() {
+            return Err(bad("a request has one field Host, not several"));
+        }
+        let (authority, path) = split(head.path.unwrap_or_default());
+        // RFC 9112, section 3.2.2, has the target win. They can differ only if somebody wants them to.
+        if let (Some(authority), Some(host)) = (authority, &host)
+            && !authority.eq_ignore_ascii_case(host)
+        {
+            return Err(bad("the field Host names another host than the target"));
+        }
+        Ok(Request {
+            method: head.method.unwrap_or_default().to_owned(),
+            path: path.to_owned(),
+            host: authority.map(str::to_owned).or(host.map(Into::into)),
+            is_1_0: head.version == Some(0),
+            has_body: has_body(fields())?,
+        })
+    }
+}
+
+fn is_named<'a>(name: &'static str) -> impl Fn(&&'a Header<'a>) -> bool {
+    move |field| field.name.eq_ignore_ascii_case(name)
+}
+
+/// The authority of a target, if it is in absolute form, and its path.
+fn split(target: &str) -> (Option<&str>, &str) {
+    const SCHEME: &str = "http://";
+    let (authority, rest) = match target.split_at_checked(SCHEME.len()) {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case(SCHEME) => {
+            let (authority, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+            (Some(authority), rest)
+        }
+        _ => (None, target),
+    };
+    (authority, rest.split('?').next().unwrap_or_default())
+}
+
+/// Whether something is to follow the head. RFC 9112, section 6.3.
+fn has_body<'a>(mut fields: impl Iterator<Item = &'a Header<'a>> + Clone) -> Result<bool, Reply> {
+    for length in fields.clone().filter(is_named("Content-Length")) {
+        if length.value.is_empty() || !length.value.iter().all(u8::is_ascii_digit) {
+            return Err(Reply::sentence(Status::BadRequest, "the field Content-Length is a number"));
+        }
+    }
+    let is_something = |field: &Header<'_>| field.value.iter().any(|digit| *digit != b'0');
+    Ok(fields.any(|field| {
+        is_named("Transfer-Encoding")(&field) || is_named("Content-Length")(&field) && is_something(field)
+    }))
+}
+
+impl Reply {
+    /// For people: one line.
+    pub(super) fn sentence(status: Status, sentence: &str) -> Reply {
+        Reply { status, content_type: "text/plain; charset=utf-8", body: format!("{sentence}\n") }
+    }
+
+    /// For Prometheus, in its text format.
+    pub(super) fn metrics(text: String) -> Reply {
+        Reply { status: Status::Ok, content_type: "text/plain; version=0.0.4; charset=utf-8", body: text }
+    }
+
+    /// As it is sent. The reply to HEAD is that to GET without its body.
+    pub(super) fn encode(&self, is_to_head: bool) -> Vec<u8> {
+        let (code, reason, length) = (self.status as u16, self.status.reason(), self.body.len());
+        let allow = if self.status == Status::MethodNotAllowed { "Allow: GET, HEAD\r\n" } else { "" };
+        let body = if is_to_head { "" } else { &self.body };
+        let content_type = self.content_type;
+        format!(
+            "HTTP/1.1 {code} {reason}\r\n\
+             Content-Type: {content_type}\r\n\
+             Content-Length: {length}\r\n\
+             Cache-Control: no-store\r\n\
+             X-Content-Type-Options: nosniff\r\n\
+             Connection: close\r\n\
+             {allow}\r\n{body}"
+        )
+        .into_bytes()
+    }
+}
+
+impl Status {
+    fn reason(self) -> &'static str {
+        match self {
+            Status::Ok => "OK",
+            Status::BadRequest => "Bad Request",
+            Status::Forbidden => "Forbidden",
+            Status::NotFound => "Not Found",
+            Status::MethodNotAllowed => "Method Not Allowed",
+            Status::RequestTimeout => "Request Timeout",
+            Status::ContentTooLarge => "Content Too Large",
+            Status::UriTooLong => "URI Too Long",
+            Status::HeadTooLarge => "Request Header Fields Too Large",
+            Status::BadGateway => "Bad Gateway",
+            Status::Unavailable => "Service Unavailable",
+            Status::VersionNotSupported => "HTTP Version Not Supported",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn whole(head: &str) -> Request {
+        match next(head.as_bytes()) {
+            Next::Whole(request) => request,
+            other => panic!("{head:?}: {other:?}"),
+        }
+    }
+
+    fn refusal(head: impl AsRef<[u8]>) -> Status {
+        match next(head.as_ref()) {
+            Next::Refused(reply) => reply.status,
+            other => panic!("{:?}: {other:?}", String::from_utf8_lossy(head.as_ref())),
+        }
+    }
+
+    #[test]
+    fn what_matters_of_a_request_is_found_in_every_spelling() {
+        for (head, method, path, host) in [
+            ("GET /metrics HTTP/1.1\r\nHost: a:1\r\n\r\n", "GET", "/metrics", Some("a:1")),
+            ("\r\nGET /metrics HTTP/1.1\nhOST:  a \nX: \u{fc}\n\nrest", "GET", "/metrics", Some("a")),
+            ("HEAD /healthz?x=/y?z HTTP/1.0\r\n\r\n", "HEAD", "/healthz", None),
+            ("GET /a HTTP/1.1\r\nHost:\r\n\r\n", "GET", "/a", Some("")),
+            ("GET HTTP://a:1/metrics?x HTTP/1.1\r\nHost: A:1\r\n\r\n", "GET", "/metrics", Some("a:1")),
+            ("GET http://a HTTP/1.1\r\nHost: a\r\n\r\n", "GET", "", Some("a")),
+            ("GET http://a?/metrics HTTP/1.0\r\n\r\n", "GET", "", Some("a")),
+            ("GET https://a/metrics HTTP/1.1\r\nHost: b\r\n\r\n", "GET", "https://a/metrics", Some("b")),
+            ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", "OPTIONS", "*", Some("a")),
+            ("CONNECT b:80 HTTP/1.1\r\nHost: a\r\n\r\n", "CONNECT", "b:80", Some("a")),
+        ] {
+            let request = whole(head);
+            assert_eq!((request.method.as_str(), request.path.as_str(), request.host.as_deref()), (method, path, host));
+            assert_eq!(request.is_1_0, head.contains("HTTP/1.0"), "{head:?}");
+            assert!(!request.has_body, "{head:?}");
+        }
+        for fields in ["Content-Length: 1", "content-length: 0\r\nContent-Length: 20", "Transfer-Encoding: chunked"] {
+            assert!(whole(&format!("GET / HTTP/1.0\r\n{fields}\r\n\r\n")).has_body, "{fields}");
+        }
+        for fields in ["Content-Length: 0", "Content-Length: 00\r\nContent-Length: 0", "Content: 7"] {
+            assert!(!whole(&format!("GET / HTTP/1.0\r\n{fields}\r\n\r\n")).has_body, "{fields}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused_by_its_own_status() {
+        for bad in [
+            "\x16\x03\x01\x02\x00",
+            "GET\r\n",
+            "GET /metrics\r\n",
+            " GET / HTTP/1.1\r\n",
+            "G\u{fc}T / HTTP/1.1\r\n",
+            "GET / HTTP/1.1\r\n Host: a\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n folded\r\n",
+            "GET / HTTP/1.1\r\nHost : a\r\n",
+            "GET / HTTP/1.1\r\nHost\r\n",
+            "GET / HTTP/1.1\r\nHost: a\0\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nhost: a\r\n\r\n",
+            "GET http://a/ HTTP/1.1\r\nHost: b\r\n\r\n",
+            "GET http://a:80/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET http:///metrics HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.0\r\nContent-Length: -1\r\n\r\n",
+            "GET / HTTP/1.0\r\nContent-Length: 0, 0\r\n\r\n",
+            "GET / HTTP/1.0\r\nContent-Length:\r\n\r\n",
+        ] {
+            assert_eq!(refusal(bad), Status::BadRequest, "{bad:?}");
+        }
+        assert_eq!(refusal("GET / HTTP/2.0\r\n"), Status::VersionNotSupported);
+        assert_eq!(refusal("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), Status::VersionNotSupported);
+        assert_eq!(refusal("GET / FTP"), Status::VersionNotSupported);
+        let fields = |count: usize| (0..count).map(|i| format!("X{i}: y\r\n")).collect::<String>();
+        whole(&format!("GET / HTTP/1.0\r\n{}\r\n", fields(MAX_FIELDS)));
+        assert_eq!(refusal(format!("GET / HTTP/1.0\r\n{}\r\n", fields(MAX_FIELDS + 1))), Status::HeadTooLarge);
+    }
+
+    #[test]
+    fn a_head_is_partial_until_it_is_whole_or_too_long() {
+        let head = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX: y\r\n\r\n";
+        for cut in 0..head.len() {
+            assert_eq!(next(&head[..cut]), Next::Partial, "{cut}");
+        }
+        let longest =
+            |front: &str, back: &str| format!("{front}{}{back}", "x".repeat(MAX_HEAD - front.len() - back.len()));
+        whole(&longest("GET /", " HTTP/1.0\r\n\r\n"));
+        whole(&longest("GET / HTTP/1.0\r\nX: ", "\r\n\r\n"));
+        assert_eq!(refusal(longest("GET /", " HTTP/1.0\r\n\r")), Status::HeadTooLarge);
+        assert_eq!(refusal(longest("GET /", "")), Status::UriTooLong);
+        assert_eq!(refusal(longest("GET / HTTP/1.0\r\nX: ", "\r\n\r")), Status::HeadTooLarge);
+        assert_eq!(refusal([b'\n'; MAX_HEAD]), Status::HeadTooLarge);
+    }
+
+    #[test]
+    fn a_reply_to_head_has_the_fields_of_that_to_get_and_no_body() {
+        let reply = Reply::sentence(Status::MethodNotAllowed, "no");
+        let text = String::from_utf8(reply.encode(false)).expect("text");
+        let (head, body) = text.split_once("\r\n\r\n").expect("an empty line");
+        assert_eq!(body, "no\n");
+        assert!(
+            head.starts_with("HTTP/1.1 405 Method Not Allowed\r\n") && head.ends_with("\r\nAllow: GET, HEAD"),
+            "{head}"
+        );
+        assert!(head.contains("\r\nContent-Length: 3\r\n"), "{head}");
+        assert_eq!(reply.encode(true), format!("{head}\r\n\r\n").into_bytes());
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_that_is_sent_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            next(&bytes);
+            next(&[&b"GET http://"[..], &bytes, b" HTTP/1.1\r\n\r\n"].concat());
+            next(&[&b"GET / HTTP/1.1\r\nHost: "[..], &bytes, b"\r\n\r\n"].concat());
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! THE EXPORTER: answers over HTTP what it asks of the control socket. A process of its own, so that no HTTP comes near the
+//! master and nobody who speaks it can delay or harm anything else.
+//!
+//! ```text
+//!  who asks ──connect──▶ listener, bound by the master
+//!           ◀───HTTP───▶ visitor, a thread each, 16 at most ──control.sock──▶ master
+//! ```
+//!
+//! It keeps nothing of the daemon, so that nothing it says is old and its own death costs nobody anything. When all threads
+//! are taken and somebody else wants in, who has been slow for longest has to go: 16 who say nothing keep nobody out. Who
+//! waits for the daemon stays, as that is over soon. It ends when its channel does.
+
+mod answers;
+mod daemon;
+mod host;
+mod http;
+mod visitor;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::panic;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use answers::Answers;
+use daemon::Daemon;
+use visitor::Visitor;
+
+use crate::channel::{Channel, Heard, Scratch};
+use crate::logging;
+use crate::proto::exporter::{Nothing, Start, ToExporter};
+use crate::sys::poll::{Event, Interest, Poller};
+use crate::sys::{fd, process, signal, socket};
+
+/// Most visitors at a time.
+const MOST: usize = 16;
+
+/// How long nobody is accepted when there is no room, or the system was out of something, unless somebody leaves before.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What the poller tells an event by.
+const CHANNEL: u64 = 0;
+const LEFT: u64 = 1;
+const LISTENER: u64 = 2;
+
+/// Why an exporter ended that was not told to.
+#[derive(Debug)]
+pub(crate) enum Error {
+    /// It was not started by a master.
+    NoMaster(String),
+    /// It could not start or not go on.
+    Failed(String),
+}
+
+/// Runs an exporter to its end: its standard input is the channel to its master.
+pub(crate) fn run() -> Result<(), Error> {
+    let no_master = |e: io::Error| Error::NoMaster(format!("the exporter is started by its master: {e}"));
+    let mut scratch = Scratch::default();
+    let channel = Channel::over(fd::take_stdin().map_err(no_master)?);
+    let (start, listener) = hear_start(&channel, &mut scratch).map_err(no_master)?;
+    serve(channel, scratch, start, listener).map_err(|e| Error::Failed(format!("the exporter cannot go on: {e}")))
+}
+
+/// The first message, which was sent before this process was started.
+fn hear_start(channel: &Channel<Nothing, ToExporter>, scratch: &mut Scratch) -> io::Result<(Start, OwnedFd)> {
+    if let Heard::Message(ToExporter::Start(start), mut descriptors) = channel.hear(scratch)?
+        && let Some(listener) = descriptors.pop()
+    {
+        return Ok((start, listener));
+    }
+    Err(io::Error::other("standard input is not a channel to one"))
+}
+
+fn serve(channel: Channel<Nothing, ToExporter>, scratch: Scratch, start: Start, listener: OwnedFd) -> io::Result<()> {
+    process::set_name(&start.name);
+    signal::ignore_group_signals()?;
+    logging::start(&start.name, &start.log)?;
+    panic::set_hook(Box::new(|panic| log::error!("the exporter panicked: {panic}")));
+    let daemon = Daemon::at(PathBuf::from(OsString::from_vec(start.control)));
+    let answers = Answers { daemon, hosts: start.hosts };
+    Server::new(channel, scratch, listener, answers)?.serve()
+}
+
+/// The exporter's own thread: accepts, and hears the master.
+struct Server {
+    channel: Channel<Nothing, ToExporter>,
+    scratch: Scratch,
+    listener: OwnedFd,
+    poller: Poller,
+    shared: Arc<Shared>,
+    /// A byte for each visitor that has left.
+    left: PipeReader,
+    /// Visitors that there ever were.
+    visits: u64,
+    /// Nobody is accepted at the moment.
+    is_closed: bool,
+}
+
+/// What the threads share.
+struct Shared {
+    answers: Answers,
+    visitors: Mutex<BTreeMap<u64, Arc<Visitor>>>,
+    left: PipeWriter,
+}
+
+impl Shared {
+    fn visitors(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Visitor>>> {
+        self.visitors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Server {
+    fn new(
+        channel: Channel<Nothing, ToExporter>,
+        scratch: Scratch,
+        listener: OwnedFd,
+        answers: Answers,
+    ) -> io::Result<Server> {
+        let (left, leave) = io::pipe()?;
+        let poller = Poller::new(8)?;
+        poller.add(&channel, CHANNEL, Interest::Read)?;
+        poller.add(&left, LEFT, Interest::Read)?;
+        poller.add(&listener, LISTENER, Interest::Read)?;
+        let shared = Arc::new(Shared { answers, visitors: Mutex::default(), left: leave });
+        Ok(Server { channel, scratch, listener, poller, shared, left, visits: 0, is_closed: false })
+    }
+
+    /// Until the master is gone, or wants no more of it.
+    fn serve(&mut self) -> io::Result<()> {
+        let mut events: Vec<Event> = Vec::new();
+        loop {
+            self.poller.wait(&mut events, self.is_closed.then_some(PAUSE))?;
+            if std::mem::take(&mut self.is_closed) {
+                self.poller.modify(&self.listener, LISTENER, Interest::Read)?;
+            }
+            for event in &events {
+                match event.token {
+                    CHANNEL if self.hear_end()? => return Ok(()),
+                    LEFT => {
+                        let _bytes = self.left.read(&mut [0; MOST])?;
+                    }
+                    LISTENER => self.admit()?,
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Hears the master; whether that was the last of it.
+    fn hear_end(&mut self) -> io::Result<bool> {
+        match self.channel.hear(&mut self.scratch)? {
+            Heard::Message(ToExporter::Reopen, _) => {
+                if let Err(e) = logging::reopen() {
+                    log::warn!("cannot open the log file again: {e}; lines still go to the one that was open");
+                }
+                Ok(false)
+            }
+            Heard::Nothing => Ok(false),
+            Heard::Closed => Ok(true),
+            Heard::Message(ToExporter::Start(_), _) => Err(io::Error::other("a second start")),
+            Heard::Garbage(malformed) => Err(io::Error::other(malformed)),
+        }
+    }
+
+    /// Lets in one who waits; the poller tells of the next. If there are enough, the slowest has to go first.
+    fn admit(&mut self) -> io::Result<()> {
+        if !self.has_room() {
+            return self.close();
+        }
+        let admitted = match socket::accept(&self.listener) {
+            Ok(None) => return Ok(()),
+            Ok(Some(accepted)) => self.attend(Visitor::new(accepted.socket)),
+            Err(e) => Err(e),
+        };
+        admitted.or_else(|e| {
+            log::warn!("cannot accept who asks for metrics: {e}");
+            self.close()
+        })
+    }
+
+    /// Whether there is room for one more; if not, whoever is the slowest is on its way out now.
+    fn has_room(&self) -> bool {
+        let visitors = self.shared.visitors();
+        let is_full = visitors.len() >= MOST;
+        // They are in the order in which they came.
+        if is_full && let Some(slow) = visitors.values().find(|visitor| visitor.is_slow()) {
+            slow.cut();
+        }
+        !is_full
+    }
+
+    /// Serves a visitor in a thread of its own.
+    fn attend(&mut self, visitor: Visitor) -> io::Result<()> {
+        self.visits += 1;
+        let visitor = Arc::new(visitor);
+        self.shared.visitors().insert(self.visits, Arc::clone(&visitor));
+        // Dropped in any case: when the thread ends, whatever by, or if there is none.
+        let visit = Visit { shared: Arc::clone(&self.shared), number: self.visits };
+        thread::Builder::new().spawn(move || visitor.serve(&visit.shared.answers)).map(drop)
+    }
+
+    /// Has those who want in wait in the kernel's queue until the next look.
+    fn close(&mut self) -> io::Result<()> {
+        self.is_closed = true;
+        self.poller.disarm(&self.listener, LISTENER)
+    }
+}
+
+/// Somebody is inside.
+struct Visit {
+    shared: Arc<Shared>,
+    number: u64,
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        self.shared.visitors().remove(&self.number);
+        // It is read all the time; if it is not, the process is on its way out.
+        let _ = (&self.shared.left).write(&[0]);
+    }
+}

@@ -1,0 +1,127 @@
+//! Who asks over HTTP, from accept to close: one request, one reply.
+
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::answers::Answers;
+use super::http::{self, MAX_HEAD, Next, Reply, Request, Status};
+use crate::connection::Deadline;
+use crate::sys::poll::{Interest, wait_for};
+use crate::sys::socket::{self, Moved};
+
+/// From accept to the end of the request's head, and again for all of the reply to be taken.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Who has been there for less is not called slow: what was sent along may not have been looked at.
+const GRACE: Duration = Duration::from_millis(200);
+
+/// For how long and how much it is read on after the reply.
+const LEFTOVERS: (Duration, usize) = (Duration::from_secs(1), 256 * 1024);
+
+/// A connection. Its own thread serves it; the server may end it meanwhile.
+#[derive(Debug)]
+pub(super) struct Visitor {
+    socket: OwnedFd,
+    since: Instant,
+    /// It has said what it wants, and waits for the daemon.
+    is_asking: AtomicBool,
+}
+
+impl Visitor {
+    /// One that was accepted just now; its socket does not block.
+    pub(super) fn new(socket: OwnedFd) -> Visitor {
+        Visitor { socket, since: Instant::now(), is_asking: AtomicBool::new(false) }
+    }
+
+    /// Takes a request, and sees to it that the reply arrives.
+    pub(super) fn serve(&self, answers: &Answers) {
+        let (reply, is_to_head) = match self.request() {
+            Some(Ok(request)) => {
+                self.is_asking.store(true, Ordering::Relaxed);
+                let reply = answers.reply_to(&request);
+                self.is_asking.store(false, Ordering::Relaxed);
+                (reply, request.method == "HEAD")
+            }
+            Some(Err(refusal)) => (refusal, false),
+            None => return,
+        };
+        if self.send(&reply.encode(is_to_head)).is_ok() {
+            self.read_on();
+        }
+    }
+
+    /// Whether it is itself that has been waited for for a while, and not the daemon.
+    pub(super) fn is_slow(&self) -> bool {
+        !self.is_asking.load(Ordering::Relaxed) && self.since.elapsed() >= GRACE
+    }
+
+    /// Has [`Visitor::serve`] come to its end.
+    pub(super) fn cut(&self) {
+        socket::end(&self.socket);
+    }
+
+    /// A request, or the reply to what is none. Nothing from one who leaves without a word.
+    fn request(&self) -> Option<Result<Request, Reply>> {
+        let deadline = Deadline::after(PATIENCE);
+        let mut head = [0; MAX_HEAD];
+        let mut length = 0;
+        loop {
+            match self.receive(&mut head[length..], deadline) {
+                Ok(0) if length == 0 => return None,
+                Ok(0) => return Some(Err(Reply::sentence(Status::BadRequest, "the request ends within its head"))),
+                Ok(more) => length += more,
+                Err(e) if e.kind() == ErrorKind::TimedOut => {
+                    let sentence = format!("the request did not arrive within {PATIENCE:?}");
+                    return Some(Err(Reply::sentence(Status::RequestTimeout, &sentence)));
+                }
+                Err(_) => return None,
+            }
+            // One as long as the buffer is never partial.
+            match http::next(&head[..length]) {
+                Next::Partial => {}
+                Next::Whole(request) => return Some(Ok(request)),
+                Next::Refused(reply) => return Some(Err(reply)),
+            }
+        }
+    }
+
+    fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
+        let deadline = Deadline::after(PATIENCE);
+        while !bytes.is_empty() {
+            match socket::transmit(&self.socket, bytes)? {
+                Moved::Bytes(sent) => bytes = &bytes[sent..],
+                Moved::Nothing => drop(wait_for(&self.socket, Interest::Write, deadline.left()?)?),
+                Moved::End => return Err(ErrorKind::BrokenPipe.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the end of what was not asked for: to close with bytes unread would be a reset, and destroy the reply on
+    /// its way.
+    fn read_on(&self) {
+        socket::finish_writing(&self.socket);
+        let (patience, mut most) = LEFTOVERS;
+        let deadline = Deadline::after(patience);
+        let mut leftovers = [0; 4096];
+        while let Ok(more @ 1..) = self.receive(&mut leftovers, deadline) {
+            most = most.saturating_sub(more);
+            if most == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Waits for bytes, at least one; 0 is the end.
+    fn receive(&self, buffer: &mut [u8], deadline: Deadline) -> io::Result<usize> {
+        loop {
+            match socket::receive(&self.socket, buffer)? {
+                Moved::Bytes(count) => return Ok(count),
+                Moved::Nothing => drop(wait_for(&self.socket, Interest::Read, deadline.left()?)?),
+                Moved::End => return Ok(0),
+            }
+        }
+    }
+}

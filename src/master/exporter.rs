@@ -1,0 +1,207 @@
+//! Metrics over HTTP: the master binds where they are asked for, so that a reload can be refused, and has a process of its
+//! own answer there. The listener stays when that process dies or is replaced: who asks meanwhile waits in its queue.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::listener::ExporterListener;
+use super::{Error, Master};
+use crate::channel::{Channel, Sent};
+use crate::config::{Config, HostName};
+use crate::pool::backoff::Jitter;
+use crate::proto::exporter::{Nothing, Start, ToExporter};
+use crate::proto::names::Address;
+use crate::sys::clock;
+use crate::sys::process::{self, Executable, Exit};
+
+/// An exporter that lived for so long was none that cannot.
+const PROBATION: Duration = Duration::from_secs(10);
+
+/// Where metrics are asked for, and the process that answers. Dropped, both are gone.
+#[derive(Debug)]
+pub(super) struct Exporter {
+    listener: ExporterListener,
+    /// What the process is told.
+    start: Start,
+    state: State,
+    /// Deaths in a row, each soon after the start.
+    streak: u32,
+    jitter: Jitter,
+}
+
+#[derive(Debug)]
+enum State {
+    /// It is to be started then.
+    Due(Instant),
+    Running {
+        pid: u32,
+        since: Instant,
+        channel: Channel<ToExporter, Nothing>,
+    },
+}
+
+/// What becomes of it at a reload.
+#[derive(Debug)]
+pub(super) enum Planned {
+    /// Its listener stays, if there is one.
+    Keep,
+    /// There is this one; who asks there waits.
+    New(Box<ExporterListener>),
+    /// There is none any more.
+    Gone,
+}
+
+impl Exporter {
+    /// To be started at once. What it is told is `start`.
+    pub(super) fn new(listener: ExporterListener, start: Start, now: Instant) -> Exporter {
+        log::info!("metrics are served on {}", listener.address);
+        Exporter { listener, start, state: State::Due(now), streak: 0, jitter: Jitter::new(clock::monotonic()) }
+    }
+
+    /// When it is to be started.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match self.state {
+            State::Due(at) => Some(at),
+            State::Running { .. } => None,
+        }
+    }
+
+    /// Starts it if it is time to.
+    fn keep(&mut self, executable: &Executable, now: Instant) {
+        if self.deadline().is_none_or(|due| due > now) {
+            return;
+        }
+        match self.spawn(executable) {
+            Ok((pid, channel)) => {
+                log::debug!("exporter (pid {pid}) started");
+                self.state = State::Running { pid, since: now, channel };
+            }
+            Err(e) => {
+                let wait = self.back_off(now);
+                log::error!("the exporter cannot be started: {e}; trying again in {} ms", wait.as_millis());
+            }
+        }
+    }
+
+    fn spawn(&self, executable: &Executable) -> io::Result<(u32, Channel<ToExporter, Nothing>)> {
+        let (mut channel, theirs) = Channel::pair()?;
+        // First of all, so that the process finds it there.
+        match channel.send(&ToExporter::Start(self.start.clone()), &[self.listener.as_fd()])? {
+            Sent::Queued => {}
+            Sent::Full | Sent::Closed => return Err(io::Error::other("too many descriptors are under way")),
+        }
+        Ok((executable.spawn(&self.start.name, &["metrics"], theirs)?, channel))
+    }
+
+    /// Has it started again after a wait that grows from death to death.
+    fn back_off(&mut self, now: Instant) -> Duration {
+        self.streak += 1;
+        let wait = self.jitter.backoff(self.streak);
+        self.state = State::Due(now + wait);
+        wait
+    }
+
+    /// Whether that child was the exporter, which has ended now.
+    pub(super) fn take_death(&mut self, child: u32, exit: Exit, now: Instant) -> bool {
+        let State::Running { pid, since, .. } = self.state else { return false };
+        if pid != child {
+            return false;
+        }
+        if now.duration_since(since) >= PROBATION {
+            self.streak = 0;
+        }
+        let wait = self.back_off(now);
+        log::warn!("exporter (pid {pid}) {exit}; its successor starts in {} ms", wait.as_millis());
+        true
+    }
+
+    /// From now on it is told this. One that was told something else is replaced.
+    fn tell(&mut self, start: Start, now: Instant) {
+        if self.start != start {
+            self.start = start;
+            self.end();
+            self.state = State::Due(now);
+        }
+    }
+
+    /// Has it open the log file again.
+    pub(super) fn reopen_log(&mut self, now: Instant) {
+        let State::Running { channel, .. } = &mut self.state else { return };
+        if !matches!(channel.send(&ToExporter::Reopen, &[]), Ok(Sent::Queued)) {
+            // It is stopped, or dead and not collected yet. Its successor opens the new file.
+            self.end();
+            self.state = State::Due(now);
+        }
+    }
+
+    /// Ends the process. The end of its channel would do, but not if it is stopped; and nobody waits for it.
+    fn end(&self) {
+        let State::Running { pid, .. } = self.state else { return };
+        if let Err(e) = process::kill_child(pid) {
+            log::error!("cannot kill the exporter (pid {pid}): {e}");
+        }
+    }
+}
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Master {
+    /// Has the exporter run, if there is to be one.
+    pub(super) fn keep_exporter(&mut self, now: Instant) {
+        if let Some(exporter) = &mut self.exporter {
+            exporter.keep(&self.executable, now);
+        }
+    }
+
+    /// What a configuration wants of it; binds what is new.
+    pub(super) fn plan_exporter(&self, config: &Config) -> Result<Planned, Error> {
+        match &config.metrics.listen {
+            listen if *listen == self.config.metrics.listen => Ok(Planned::Keep),
+            Some(address) => ExporterListener::bind(address).map(|listener| Planned::New(Box::new(listener))),
+            None => Ok(Planned::Gone),
+        }
+    }
+
+    /// Has one again, which there was until just now.
+    pub(super) fn bind_exporter(&mut self, now: Instant) {
+        match self.config.metrics.listen.as_ref().map(ExporterListener::bind).transpose() {
+            Ok(listener) => {
+                let planned = listener.map_or(Planned::Gone, |listener| Planned::New(Box::new(listener)));
+                self.exchange_exporter(planned, now);
+            }
+            Err(e) => log::error!("no metrics are served: {e}"),
+        }
+    }
+
+    /// Puts into force what was planned for the configuration that is in force now.
+    pub(super) fn exchange_exporter(&mut self, planned: Planned, now: Instant) {
+        let start = start(&self.name, &self.config, self.control_listener.path());
+        match planned {
+            Planned::New(listener) => self.exporter = Some(Exporter::new(*listener, start, now)),
+            Planned::Gone => self.exporter = None,
+            Planned::Keep => {
+                if let Some(exporter) = &mut self.exporter {
+                    exporter.tell(start, now);
+                }
+            }
+        }
+    }
+}
+
+/// What an exporter is told.
+pub(super) fn start(name: &str, config: &Config, control: &Path) -> Start {
+    let names = || config.metrics.hosts.iter().map(|HostName(name)| name.clone()).collect();
+    Start {
+        name: name.to_owned(),
+        control: control.as_os_str().as_bytes().to_owned(),
+        hosts: matches!(config.metrics.listen, Some(Address::Tcp(_))).then(names),
+        log: config.log.clone(),
+    }
+}

@@ -1,0 +1,140 @@
+//! HTTP as the exporter's peers speak it, byte for byte.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::unix::net::UnixStream;
+
+use fdpassd::proto::names::Address;
+use fdpassd::testing::{PATIENCE, Running, eventually};
+
+use super::kernel;
+
+/// A connection.
+#[derive(Debug)]
+pub enum Visitor {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// A reply.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: u16,
+    head: String,
+    pub body: String,
+}
+
+impl Visitor {
+    #[track_caller]
+    pub fn connect(address: &Address) -> Visitor {
+        let visitor = match address {
+            Address::Tcp(to) => TcpStream::connect(to).map(Visitor::Tcp),
+            Address::Unix(path) => UnixStream::connect(path).map(Visitor::Unix),
+        };
+        let visitor = visitor.unwrap_or_else(|e| panic!("cannot connect to {address}: {e}"));
+        match &visitor {
+            Visitor::Tcp(stream) => stream.set_read_timeout(Some(PATIENCE)),
+            Visitor::Unix(stream) => stream.set_read_timeout(Some(PATIENCE)),
+        }
+        .expect("a socket takes a timeout");
+        visitor
+    }
+
+    /// Sends this. Who has been cut off need not take it.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        match self {
+            Visitor::Tcp(stream) => stream.write_all(bytes.as_ref()),
+            Visitor::Unix(stream) => stream.write_all(bytes.as_ref()),
+        }
+    }
+
+    /// Sends no more.
+    pub fn finish(&mut self) {
+        let finished = match self {
+            Visitor::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Visitor::Unix(stream) => stream.shutdown(Shutdown::Write),
+        };
+        finished.expect("it is connected");
+    }
+
+    /// All that comes, to the end.
+    pub fn receive(&mut self) -> io::Result<String> {
+        let mut text = String::new();
+        match self {
+            Visitor::Tcp(stream) => stream.read_to_string(&mut text)?,
+            Visitor::Unix(stream) => stream.read_to_string(&mut text)?,
+        };
+        Ok(text)
+    }
+
+    /// The reply, and then the end.
+    #[track_caller]
+    pub fn answer(&mut self) -> Answer {
+        let text = self.receive().expect("a reply, and its end");
+        Answer::parse(&text).unwrap_or_else(|| panic!("no reply: {text:?}"))
+    }
+}
+
+impl Answer {
+    fn parse(text: &str) -> Option<Answer> {
+        let (head, body) = text.split_once("\r\n\r\n")?;
+        let status = head.strip_prefix("HTTP/1.1 ")?.split(' ').next()?.parse().ok()?;
+        Some(Answer { status, head: head.to_owned(), body: body.to_owned() })
+    }
+
+    /// A field of its head.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        let mut fields = self.head.lines().skip(1).filter_map(|line| line.split_once(": "));
+        fields.find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    /// Status and body, which is what most tests look at.
+    pub fn said(&self) -> (u16, &str) {
+        (self.status, self.body.as_str())
+    }
+}
+
+/// What is answered to these bytes.
+#[track_caller]
+pub fn ask(address: &Address, request: impl AsRef<[u8]>) -> Answer {
+    let mut visitor = Visitor::connect(address);
+    visitor.send(request).expect("it is taken");
+    visitor.answer()
+}
+
+/// What is answered to who asks for this path.
+#[track_caller]
+pub fn get(address: &Address, path: &str) -> Answer {
+    ask(address, request(path))
+}
+
+/// How this path is asked for.
+pub fn request(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")
+}
+
+/// Where a daemon serves metrics, as it logged last on standard error.
+#[track_caller]
+pub fn metrics_address(daemon: &Running) -> Address {
+    eventually("it logs where it serves metrics", || {
+        let log = daemon.stderr();
+        let (_, last) = log.rsplit_once("metrics are served on ")?;
+        last.split_once('\n')?.0.parse().ok()
+    })
+}
+
+/// The processes that answer for this daemon.
+pub fn exporters(daemon: &Running) -> Vec<u32> {
+    let is_one = |pid: &u32| {
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        arguments.split(|byte| *byte == 0).nth(1) == Some(b"metrics") && !kernel::is_over(*pid)
+    };
+    kernel::children(daemon.pid()).into_iter().filter(is_one).collect()
+}
+
+/// The process that answers for it.
+#[track_caller]
+pub fn exporter(daemon: &Running) -> u32 {
+    eventually("there is one exporter", || if let [pid] = exporters(daemon)[..] { Some(pid) } else { None })
+}
