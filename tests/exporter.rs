@@ -501,14 +501,20 @@ fn it_asks_one_question_at_a_time_and_nonsense_for_an_answer_is_told() {
     common::let_pass(Duration::from_millis(200));
     assert_eq!(stranger.listener.accept().expect_err("the others wait").kind(), ErrorKind::WouldBlock);
     drop(asked);
-    for nonsense in [&b"\x02\0\0\0{}"[..], b"HTTP/1.1 400 Bad Request\r\n\r\n"].into_iter().cycle().take(9) {
-        stranger.asked().write_all(nonsense).expect("it is taken");
-    }
-    for visitor in &mut visitors {
-        let answer = visitor.answer();
-        assert!(answer.status == 502 && answer.body.starts_with("the daemon does not answer: "), "{answer:?}");
-    }
-    drop(stranger);
+    let nonsense = [&b"\x02\0\0\0{}"[..], b"HTTP/1.1 400 Bad Request\r\n\r\n"].into_iter().cycle().take(9);
+    let asked: Vec<UnixStream> = nonsense
+        .map(|nonsense| {
+            let mut asked = stranger.asked();
+            asked.write_all(nonsense).expect("it is taken");
+            asked
+        })
+        .collect();
+    let answers: Vec<Answer> = visitors.iter_mut().map(Visitor::answer).collect();
+    assert!(answers.iter().all(|answer| answer.body.starts_with("the daemon does not answer: ")), "{answers:?}");
+    let mut statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+    statuses.sort_unstable();
+    assert_eq!(statuses, [[502; 9].as_slice(), &[503]].concat(), "no answer, and answers that are none");
+    drop((stranger, asked));
     assert_eq!(get(&address, "/healthz").said(), (200, "ok\n"));
 }
 

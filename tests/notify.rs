@@ -176,7 +176,9 @@ fn a_file_that_is_rejected_is_told_as_an_end_at_once_and_nothing_in_it_acts() {
     }
     // The next one that is applied is all that is left of it.
     daemon.reload_with("workers.count = 1").expect("it is applied");
-    assert!(manager.told_of_importance().ends_with("; reloading; last reload rejected: unknown key `\\nMAINPID=1\\n\\x1b[2J`, expected one of `listen`, `workers`, `limits`, `control`, `log`"));
+    let told = manager.told_of_importance();
+    let rejected = "; reloading; last reload rejected: unknown key `\\nMAINPID=1\\n\\x1b[2J`, expected";
+    assert!(told.contains(rejected), "{told:?}");
     assert_eq!(manager.told_of_importance(), "READY=1\nSTATUS=1 worker, 0 clients, generation 2");
 }
 
