@@ -303,7 +303,7 @@ fn an_old_worker_stays_for_a_long_request_is_shown_with_what_it_waits_for_and_it
     let status = daemon.status();
     let [leaving] = status.leaving.as_slice() else { panic!("{:?}", status.leaving) };
     assert_eq!((leaving.pid, leaving.generation, leaving.state), (old.pid, Generation(1), WorkerState::Draining));
-    assert_eq!(leaving.reason, "the configuration was reloaded");
+    assert_eq!(leaving.reason, "its configuration or program is an older one");
     assert_eq!(leaving.waits_for, "method \"read_line\" to return");
     assert!(leaving.killed_in_seconds.is_some_and(|seconds| (20.0..=30.0).contains(&seconds)), "{leaving:?}");
     assert_eq!((leaving.clients, status.workers[0].clients), (1, 1));

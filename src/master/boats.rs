@@ -57,8 +57,12 @@ pub(super) struct Unpacked {
 impl Boats {
     /// So many that all of these clients find room.
     pub(super) fn make(clients: u64) -> io::Result<Boats> {
-        let count = (clients / CLIENTS_A_BOAT + 2).min(MAX_BOATS as u64);
-        (0..count).map(|_| Ends::make()).collect::<io::Result<_>>().map(Boats)
+        (0..Boats::wanted(clients)).map(|_| Ends::make()).collect::<io::Result<_>>().map(Boats)
+    }
+
+    /// How many that are.
+    pub(super) fn wanted(clients: u64) -> u64 {
+        (clients / CLIENTS_A_BOAT + 2).min(MAX_BOATS as u64)
     }
 
     /// Those that were made before.

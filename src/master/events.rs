@@ -132,7 +132,11 @@ impl Source for Fields<'_> {
 
 fn level(kind: Kind) -> Level {
     match kind {
-        Kind::WorkerFailed | Kind::ReloadRejected | Kind::ReloadRolledBack | Kind::MethodQuarantined => Level::Error,
+        Kind::WorkerFailed
+        | Kind::ReloadRejected
+        | Kind::ReloadRolledBack
+        | Kind::UpgradeRefused
+        | Kind::MethodQuarantined => Level::Error,
         Kind::WorkerDied
         | Kind::WorkerStalled
         | Kind::WorkerKilled

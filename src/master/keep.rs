@@ -53,8 +53,13 @@ pub(super) fn is_wanted() -> bool {
     env::var_os(WANTED).is_some_and(|value| value == "1") && is_set("NOTIFY_SOCKET")
 }
 
+/// How many descriptors of so many the book and the boats are.
+pub(super) fn descriptors(all: u64) -> u64 {
+    if is_wanted() { 1 + 2 * Boats::wanted(all) } else { 0 }
+}
+
 impl Keeper {
-    /// With all of it new.
+    /// With all of it new, for as many clients as there can ever be: a reload may want more than now.
     pub(super) fn new(clients: u64) -> std::io::Result<Keeper> {
         Ok(Keeper::over(Boats::make(clients)?, Book::new()?, Vec::new()))
     }

@@ -163,7 +163,7 @@ impl Master {
             }
         }
         if let Some(overflows) = socket::listen_overflows() {
-            let help = "Connections that the kernel dropped because a queue was full, of all listeners of the machine.";
+            let help = "Connections that the kernel dropped because a queue was full, of all listeners of this network namespace.";
             text.counter("listen_overflows_total", help, overflows);
         }
     }

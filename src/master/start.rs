@@ -65,7 +65,8 @@ impl Master {
         };
         let started = Instant::now();
         let descriptors = fd::raise_limit().map_err(Error::system("read the limit of descriptors"))?;
-        let descriptors = descriptors.saturating_sub(DESCRIPTORS_PER_HANDED * handed.count() as u64);
+        let for_handed = DESCRIPTORS_PER_HANDED * handed.count() as u64;
+        let descriptors = descriptors.saturating_sub(for_handed + keep::descriptors(descriptors));
         let limits = client_limits(&config, worker_count(config.workers.count), descriptors)?;
         limits.warn_if_lowered();
         let applied_at = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
@@ -95,7 +96,7 @@ impl Master {
             kept = listeners.into_iter().filter_map(|(record, socket)| Listener::kept(&record, socket).ok()).collect();
             left = Some((handover, unpacked));
         } else if keep::is_wanted() {
-            keeper = Some(Keeper::new(limits.clients).map_err(Error::system("make boats"))?);
+            keeper = Some(Keeper::new(descriptors).map_err(Error::system("make boats"))?);
         }
         let generation = Generation(left.as_ref().map_or(0, |(handover, _)| handover.last_generation) + 1);
         let next_worker = left.as_ref().map_or(WorkerId(1), |(handover, _)| handover.next_worker);

@@ -81,7 +81,7 @@ pub enum Why {
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Why::Reload => "the configuration was reloaded",
+            Why::Reload => "its configuration or program is an older one",
             Why::Rollback => "its configuration was rolled back",
             Why::Scale => "fewer workers are wanted",
             Why::Worn => "it has answered as many requests as it may",

@@ -612,8 +612,11 @@ impl WorkerState {
 #[must_use]
 pub fn places(name: &str, uid: u32, var: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     let set = |key| var(key).filter(|value| !value.is_empty()).map(PathBuf::from);
+    // Of several that a unit has, systemd separates them by colons.
+    let first =
+        |list: PathBuf| list.to_str().and_then(|list| list.split(':').next()).map(PathBuf::from).unwrap_or(list);
     let mut places = Vec::new();
-    places.extend(set("RUNTIME_DIRECTORY"));
+    places.extend(set("RUNTIME_DIRECTORY").map(first));
     if uid != 0 {
         places.extend(set("XDG_RUNTIME_DIR").map(|dir| dir.join(name)));
         places.push(PathBuf::from(format!("/tmp/{name}-{uid}")));
@@ -636,7 +639,10 @@ mod tests {
     #[test]
     fn the_control_socket_is_looked_for_where_the_design_says() {
         assert_eq!(found(0, &[("XDG_RUNTIME_DIR", "/run/user/0")]), ["/run/fdpassd/control.sock"]);
-        assert_eq!(found(0, &[("RUNTIME_DIRECTORY", "/run/x")]), ["/run/x/control.sock", "/run/fdpassd/control.sock"]);
+        for directories in ["/run/x", "/run/x:/run/y"] {
+            let found = found(0, &[("RUNTIME_DIRECTORY", directories)]);
+            assert_eq!(found, ["/run/x/control.sock", "/run/fdpassd/control.sock"]);
+        }
         assert_eq!(
             found(7, &[("XDG_RUNTIME_DIR", "/run/user/7")]),
             ["/run/user/7/fdpassd/control.sock", "/tmp/fdpassd-7/control.sock", "/run/fdpassd/control.sock"]
