@@ -168,7 +168,7 @@ impl Image {
             let desk = MasterDesk::found(File::from(left.take(desk)?), Layout::new(slots, longest))?;
             let channel = Channel::over(left.take(channel)?);
             let leases = Leases::of_image(slots, leases, |number| left.take(number))?;
-            let worker = Worker::again((id, pid, seat, generation), channel, desk, leases, methods, ago(up));
+            let worker = Worker::over((id, pid, seat, generation), channel, desk, leases, methods, ago(up));
             workers.push((worker, is_held));
         }
         let control = Some(ControlListener::again(left.take(self.control.0)?, &self.control.1)?);

@@ -84,30 +84,12 @@ impl Worker {
         let descriptors: Vec<BorrowedFd<'_>> = std::iter::once(desk.file().as_fd()).chain(boats).collect();
         channel.send(&ToWorker::Start(Box::new(start)), &descriptors)?;
         let pid = executable.spawn(&name, &arguments, theirs)?;
-        Ok(Worker {
-            id,
-            pid,
-            seat,
-            generation,
-            started: now,
-            channel,
-            desk,
-            leases: Leases::new(layout.slots()),
-            methods: Vec::new(),
-            failure: None,
-            pulse: Pulse::default(),
-            killed_for: None,
-            is_timed_out: false,
-            is_unneeded: false,
-            is_full: false,
-            full_at: None,
-            is_watched: false,
-            unsaid: VecDeque::new(),
-        })
+        let leases = Leases::new(layout.slots());
+        Ok(Worker::over((id, pid, seat, generation), channel, desk, leases, Vec::new(), now))
     }
 
-    /// One that this process has since before it became this program.
-    pub(super) fn again(
+    /// One that runs: just now, or since before this process became this program.
+    pub(super) fn over(
         (id, pid, seat, generation): (WorkerId, u32, usize, Generation),
         channel: Channel<ToWorker, ToMaster>,
         desk: MasterDesk,

@@ -1,0 +1,247 @@
+//! What `status` tells: all of the daemon but its clients.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::super::frame::OrderRule;
+use super::super::names::{Generation, WorkerId};
+
+/// What is going on: the one type of what can be seen from outside.
+///
+/// Totals go on over respawns of workers. What is `None` cannot be known (yet).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon's name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// The master's process.
+    pub pid: u32,
+    /// How long the master has been running.
+    pub uptime_seconds: f64,
+    /// Counts the configurations that were applied.
+    pub generation: Generation,
+    /// The configuration file; none when the embedded default is in force.
+    pub config_file: Option<PathBuf>,
+    /// `least-loaded` or `round-robin`.
+    pub dispatch: String,
+    /// Whether the daemon is on its way out.
+    pub stopping: bool,
+    /// Whether an operator wants nobody new to be accepted.
+    pub drained: bool,
+    /// Why nothing is being accepted at the moment; none when clients are.
+    pub paused: Option<String>,
+    /// Where clients connect.
+    pub listeners: Vec<ListenerStatus>,
+    /// Clients there are now.
+    pub clients: u64,
+    /// Clients there may be.
+    pub max_clients: u64,
+    /// Clients ever accepted.
+    pub accepted_total: u64,
+    /// Of these, clients turned away because their address had too many.
+    pub refused_total: u64,
+    /// Clients that were leased again, whatever for.
+    pub moved_total: u64,
+    /// Clients that were closed because their worker died with bytes of theirs in hand.
+    pub lost_total: u64,
+    /// Requests ever answered, with a result or an error.
+    pub requests_total: u64,
+    /// Of these, with an error.
+    pub errors_total: u64,
+    /// Log lines that could not be written, by the master or a worker.
+    pub log_errors_total: u64,
+    /// Workers there are to be.
+    pub count: u32,
+    /// Why so many.
+    pub count_origin: Origin,
+    /// Whether a reload is going on.
+    pub reloading: bool,
+    /// How the last reload ended.
+    pub last_reload: Option<LastReload>,
+    /// Why the configuration in force is not that of the file, as it was when the daemon was restarted.
+    pub config_stale: Option<String>,
+    /// Workers that ended without being asked to.
+    pub deaths_total: u64,
+    /// Times that a worker was stuck for longer than `stall-timeout`.
+    pub stalls_total: u64,
+    /// Requests that were executing when their worker ended, and were run once more.
+    pub reruns_total: u64,
+    /// Clients that were closed because their requests ended worker after worker.
+    pub closed_for_crashes_total: u64,
+    /// Methods that are not run any more, because they ended too many workers.
+    pub quarantined: Vec<String>,
+    /// How unevenly the ready workers are occupied; none while there is nothing to compare.
+    pub skew: Option<Skew>,
+    /// The workers, in the order of their seats.
+    pub workers: Vec<WorkerStatus>,
+    /// Workers on their way out, or held, in the order of their ids.
+    pub leaving: Vec<LeavingStatus>,
+}
+
+/// How unevenly workers are occupied: the most that one of them has, divided by the mean. 1 is even.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Skew {
+    /// By clients.
+    pub clients: f64,
+    /// By the share of the last seconds in which they worked; none while nobody does.
+    pub busy: Option<f64>,
+}
+
+/// Why there are to be so many workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// The configuration, or its default, says so.
+    Config,
+    /// It was asked for by `scale`, SIGTTIN or SIGTTOU, and holds until the next reload.
+    Runtime,
+}
+
+/// How a reload ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LastReload {
+    /// When, in seconds since the Unix epoch.
+    pub at: u64,
+    /// What came of it.
+    pub verdict: Verdict,
+    /// Why, unless it was applied.
+    pub message: Option<String>,
+}
+
+/// What comes of a reload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The new configuration is in force.
+    Applied,
+    /// It was not taken; nothing was changed.
+    Rejected,
+    /// It was given up again; the one before is in force.
+    RolledBack,
+}
+
+/// A worker that has no seat any more.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LeavingStatus {
+    /// The worker.
+    pub id: WorkerId,
+    /// Its process.
+    pub pid: u32,
+    /// The seat that it had.
+    pub seat: u32,
+    /// The configuration it serves.
+    pub generation: Generation,
+    /// Whether it drains or is held.
+    pub state: WorkerState,
+    /// Why it is to go.
+    pub reason: String,
+    /// Why it is still there.
+    pub waits_for: String,
+    /// When it is killed, from now.
+    pub killed_in_seconds: Option<f64>,
+    /// Clients leased to it.
+    pub clients: u64,
+}
+
+/// A listener.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ListenerStatus {
+    /// Where it listens, with the port really bound.
+    pub address: String,
+    /// How it learns its clients' byte order.
+    pub byte_order: OrderRule,
+    /// Clients waiting in the kernel to be accepted; none for a Unix socket.
+    pub queue: Option<u32>,
+    /// Clients that can wait there; none for a Unix socket.
+    pub queue_max: Option<u32>,
+    /// Clients accepted here.
+    pub accepted_total: u64,
+}
+
+/// A worker's seat among the workers, and who is in it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// The seat, from 0: what stays when the process is replaced.
+    pub seat: u32,
+    /// The worker; none while its successor waits to be started.
+    pub id: Option<WorkerId>,
+    /// Its process.
+    pub pid: Option<u32>,
+    /// The configuration it serves.
+    pub generation: Generation,
+    /// Where it is in its life.
+    pub state: WorkerState,
+    /// Clients leased to it.
+    pub clients: u64,
+    /// Requests it is executing.
+    pub executing: u64,
+    /// Requests answered in this seat.
+    pub requests_total: u64,
+    /// Of these, with an error.
+    pub errors_total: u64,
+    /// Handlers that panicked in this seat.
+    pub panics_total: u64,
+    /// Log lines that workers in this seat could not write.
+    pub log_errors_total: u64,
+    /// Bytes of unfinished frames and unread replies that it holds, beyond the 4 KiB that each client may have.
+    pub parked_bytes: u64,
+    /// Requests a second over the last 10 s.
+    pub requests_per_second: Option<f64>,
+    /// Half of the last 10 s' requests took no longer, from being read to their reply being written.
+    pub p50_seconds: Option<f64>,
+    /// 99 of 100 of them took no longer.
+    pub p99_seconds: Option<f64>,
+    /// How long this process has been running.
+    pub uptime_seconds: Option<f64>,
+    /// Workers in this seat that came after the first.
+    pub restarts: u64,
+    /// Resident memory of the process.
+    pub rss_bytes: Option<u64>,
+    /// Why the worker before this one ended, when it was not asked to.
+    pub last_death: Option<String>,
+}
+
+/// Where a worker is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerState {
+    /// Its process runs and is not ready yet.
+    Starting,
+    /// It serves.
+    Ready,
+    /// It is stuck: it gets no clients, and those that it is not stuck with are elsewhere.
+    Stalled,
+    /// It runs without clients until it is released.
+    Held,
+    /// It finishes.
+    Draining,
+    /// There is no process; the next one waits for its backoff to end.
+    Waiting,
+}
+
+impl WorkerState {
+    /// All of them.
+    pub const ALL: [WorkerState; 6] = [
+        WorkerState::Starting,
+        WorkerState::Ready,
+        WorkerState::Stalled,
+        WorkerState::Held,
+        WorkerState::Draining,
+        WorkerState::Waiting,
+    ];
+
+    /// The word that people read.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            WorkerState::Starting => "starting",
+            WorkerState::Ready => "ready",
+            WorkerState::Stalled => "stalled",
+            WorkerState::Held => "held",
+            WorkerState::Draining => "draining",
+            WorkerState::Waiting => "waiting",
+        }
+    }
+}
