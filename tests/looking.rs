@@ -156,6 +156,14 @@ fn a_check_tells_what_a_reload_would_change_and_changes_nothing() {
     }
     let status = daemon.status();
     assert_eq!((status.generation.0, status.last_reload), (1, None));
+
+    // A reload undoes what was changed since.
+    daemon.write_config("workers.count = 2");
+    daemon.ctl_with("scale", json!({ "count": 1 })).expect("it is done");
+    daemon.ctl_with("log-level", json!({ "level": "debug" })).expect("it is done");
+    let changes: Vec<_> = check().changes.into_iter().map(|change| (change.key, change.from, change.to)).collect();
+    let change = |key: &str, from: &str, to: &str| (key.to_owned(), Some(from.to_owned()), Some(to.to_owned()));
+    assert_eq!(changes, [change("workers.count", "1", "2"), change("log.level", "\"debug\"", "\"info\"")]);
 }
 
 #[test]

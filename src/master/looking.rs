@@ -3,14 +3,17 @@
 //!
 //! However much there is, one answer costs the loop one page.
 
+use std::num::NonZeroU32;
+
 use super::Master;
 use super::client::{Client, Unleased};
 use super::events::{Asker, Since};
 use super::leases::OnDesk;
+use crate::config::{Config, Count};
 use crate::logging;
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{
-    About, Checked, ClientStatus, Clients, ClientsAfter, Code, Cursor, Effective, Events, Key, KeyOrigin, Kicked, Kind,
+    About, Checked, ClientStatus, Clients, ClientsAfter, Code, Cursor, Effective, Events, KeyOrigin, Kicked, Kind,
     LogLevelInForce, Origin, PAGE, Refusal, SetLogLevel,
 };
 use crate::proto::names::{ClientId, WorkerId};
@@ -120,17 +123,13 @@ impl Master {
 
     /// The configuration in force, key by key.
     pub(super) fn effective(&self) -> Effective {
-        let mut keys = self.config.entries(&self.config_keys);
-        let mut change = |name: &str, value: String| {
-            if let Some(key) = keys.iter_mut().find(|key| key.key == name) {
-                *key = Key { key: key.key.clone(), value, origin: KeyOrigin::Runtime };
+        let mut keys = self.in_force().entries(&self.config_keys);
+        for (name, is_runtime) in
+            [("workers.count", self.count_origin == Origin::Runtime), ("log.level", self.log_level.is_some())]
+        {
+            if let Some(key) = keys.iter_mut().find(|key| is_runtime && key.key == name) {
+                key.origin = KeyOrigin::Runtime;
             }
-        };
-        if self.count_origin == Origin::Runtime {
-            change("workers.count", self.pool.target().count.to_string());
-        }
-        if let Some(level) = self.log_level {
-            change("log.level", format!("{:?}", level.as_str()));
         }
         Effective { file: self.config_file.clone(), keys }
     }
@@ -140,7 +139,19 @@ impl Master {
         let file = self.next_file();
         let next = self.read_next(file.as_deref())?.config;
         self.limits_under(&next)?;
-        Ok(Checked { file, changes: self.config.changes(&next) })
+        Ok(Checked { file, changes: self.in_force().changes(&next) })
+    }
+
+    /// The configuration with what was changed since.
+    fn in_force(&self) -> Config {
+        let mut config = self.config.clone();
+        if let Some(count) = NonZeroU32::new(self.pool.target().count as u32)
+            && self.count_origin == Origin::Runtime
+        {
+            config.workers.count = Count::Exactly(count);
+        }
+        config.log.level = self.log_level.unwrap_or(config.log.level);
+        config
     }
 
     /// Changes the level of the log, of the master and all workers, if that is asked for.
