@@ -125,8 +125,7 @@ impl Master {
         if self.pool.is_stopping() || self.reload.is_some() {
             return self.give_upgrade_up("something else began meanwhile", now);
         }
-        let askers = self.control.askers().map(|socket| socket.as_raw_fd()).collect();
-        match self.image(askers, now) {
+        match self.image(now) {
             Some(image) => self.become_it(&image, now),
             None if is_late => self.give_upgrade_up("workers are being replaced, or clients have none", now),
             None => {}
@@ -142,7 +141,6 @@ impl Master {
             Ok((file, executable)) => {
                 log::logger().flush();
                 let mut left_open = self.left_open();
-                left_open.extend(self.control.askers().map(|socket| socket.as_fd()));
                 left_open.push(file.as_fd());
                 let arguments = [RESUME.to_owned(), file.as_raw_fd().to_string()];
                 Executable::of(executable).become_it(&self.name, &arguments, &left_open)
