@@ -115,9 +115,8 @@ impl Master {
     pub(super) fn upgrade(&mut self, now: Instant) {
         let Some(upgrade) = &self.upgrade else { return };
         let is_late = upgrade.until <= now;
-        if let Some(check) = &upgrade.check {
+        if upgrade.check.is_some() {
             if is_late {
-                let _ = process::kill_child(check.pid);
                 self.give_upgrade_up("it did not say in time whether it is fit", now);
             }
             return;
@@ -177,6 +176,13 @@ impl Master {
     }
 }
 
+/// Not collected yet: what is collected was taken out before. One that never says anything would be there for ever.
+impl Drop for Check {
+    fn drop(&mut self) {
+        let _ = process::kill_child(self.pid);
+    }
+}
+
 impl Check {
     /// What the candidate wrote behind what it was told. Any program can exit with 0, so one that is fit says so.
     fn verdict(&self) -> Option<String> {
@@ -205,7 +211,8 @@ pub fn check_handover(length: &str) -> Result<(), String> {
 /// Opens a program that nobody can have changed but root and this user: not the file, nor what leads there.
 fn open_trusted(path: &Path, user: u32) -> Result<File, String> {
     let path = path.canonicalize().map_err(|e| format!("cannot be opened: {e}"))?;
-    let file = File::open(&path).map_err(|e| format!("cannot be opened: {e}"))?;
+    // Nobody waits here for who writes into a FIFO.
+    let file = fd::open_at_once(&path).map_err(|e| format!("cannot be opened: {e}"))?;
     let found = file.metadata().map_err(|e| e.to_string())?;
     if !found.is_file() {
         return Err("is no file".to_owned());
