@@ -8,6 +8,8 @@ pub mod kernel;
 pub mod load;
 pub mod program;
 pub mod random;
+pub mod strace;
+pub mod upgrade;
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
