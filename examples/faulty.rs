@@ -2,7 +2,8 @@
 //!
 //! The variable `FAULTY` says what is wrong from the start: `fail`, `panic`, `exit` or `hang` instead of making the
 //! state, in all seats or, as in `fail:1`, in that one; `fail-again` when the state is to be made anew; `two-methods`
-//! and `bad-name` of one. Where it is `file:PATH`, the file says what is wrong with the workers made from then on.
+//! and `bad-name` of one; `mute` instead of saying whether it could go on with another master. Where it is `file:PATH`,
+//! the file says what is wrong with the workers made from then on.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -106,6 +107,10 @@ fn main() -> ExitCode {
         });
     match env::var("FAULTY").as_deref() {
         Ok("two-methods") => daemon.method("nan", |_, (): (), _| Ok(())).run(),
+        Ok("mute") if env::args().nth(1).is_some_and(|role| role == "check-handover") => {
+            block(Duration::MAX);
+            ExitCode::FAILURE
+        }
         Ok("bad-name") => daemon.method("Bad Name", |_, (): (), _| Ok(())).run(),
         _ => daemon.run(),
     }

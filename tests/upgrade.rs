@@ -2,17 +2,21 @@
 
 mod common;
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::fs;
+use std::os::unix::fs::{chown, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
 
 use common::faulty::{Execution, example, whoami};
 use common::load::Load;
+use common::program::{control_socket, skip};
+use common::upgrade::{Programs, assert_refused, begin, ping_all, upgrade, verdict};
 use common::{FDPASSD, kernel, settled, start};
 use fdpassd::proto::control::WorkerState;
+use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, ServiceManager, eventually};
-use serde_json::{Value, json};
-use tempfile::TempDir;
+use serde_json::json;
 
 const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n";
 
@@ -79,6 +83,30 @@ fn a_signal_upgrades_to_what_is_at_the_installed_path_now() {
 }
 
 #[test]
+fn who_is_in_the_middle_of_asking_over_the_control_socket_is_answered_by_the_new_program() {
+    let programs = Programs::new();
+    let faulty = programs.copy(&example("faulty"));
+    let daemon = Running::start(programs.copy(Path::new(FDPASSD)), "workers.count = 1").expect("it serves");
+    let control = Address::Unix(control_socket(&daemon));
+    let mut halfway = Client::connect(&control);
+    let frame = halfway.frame("{\"in\":\"version\"}");
+    halfway.send(&frame[..7]);
+    let mut again = Client::connect(&control);
+    again.call("version", ()).expect("it is told");
+    thread::scope(|scope| {
+        // It asks all the time, on a connection of its own each time.
+        let asks = scope.spawn(|| daemon.wait_until("the last upgrade", |status| status.generation.0 == 4));
+        for program in [Some(faulty.as_path()), None, None] {
+            upgrade(&daemon, program).expect("it is fit");
+            again.call("version", ()).expect("it is told");
+        }
+        asks.join().expect("nobody is turned away");
+    });
+    halfway.send(&frame[7..]);
+    assert_eq!(halfway.reply().value().expect("it is told")["pid"], daemon.pid());
+}
+
+#[test]
 fn a_candidate_that_is_not_fit_is_refused_with_the_reason_and_nothing_changes() {
     let programs = Programs::new();
     let daemon = start("workers.count = 1");
@@ -86,18 +114,28 @@ fn a_candidate_that_is_not_fit_is_refused_with_the_reason_and_nothing_changes() 
     let mut client = daemon.connect();
     client.call("ping", 1).expect("a pong");
     let text = programs.write("text", "no program", 0o755);
-    let writable = programs.write("writable", "no program", 0o777);
+    let link = |name: &str, to: &Path| -> PathBuf {
+        symlink(to, programs.directory().join(name)).expect("it is new");
+        programs.directory().join(name)
+    };
     for (program, words) in [
-        (Path::new("/nowhere/fdpassd"), "No such file"),
-        (text.as_path(), "cannot be tried"),
-        (writable.as_path(), "can be written by others (mode 0777)"),
-        (programs.0.path(), "is no file"),
-        (Path::new("/bin/true"), "did not say that it is fit"),
-        (Path::new("/bin/false"), "exited with status 1"),
+        (PathBuf::from("/nowhere/fdpassd"), "No such file"),
+        (link("dangling", Path::new("nothing")), "No such file"),
+        (text.clone(), "cannot be tried: Exec format error"),
+        (link("to-text", &text), "cannot be tried: Exec format error"),
+        (programs.write("plain", "no program", 0o644), "cannot be tried: Permission denied"),
+        (programs.directory().to_owned(), "is no file"),
+        (link("to-folder", programs.directory()), "is no file"),
+        (PathBuf::from("/dev/null"), "is no file"),
+        (PathBuf::from("/bin/true"), "did not say that it is fit"),
+        (PathBuf::from("/bin/false"), "exited with status 1"),
     ] {
-        let fault = upgrade(&daemon, Some(program)).expect_err("it is not fit");
-        assert!(fault["code"] == "refused" && fault["message"].as_str().is_some_and(|m| m.contains(words)), "{fault}");
+        assert_refused(upgrade(&daemon, Some(&program)), "refused", words);
     }
+    // Whoever opens it waits for somebody who writes.
+    let fifo = programs.directory().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo runs").success());
+    assert_refused(upgrade(&daemon, Some(&fifo)), "refused", "is no file");
     let after = daemon.status();
     assert_eq!(
         (after.pid, after.generation, &after.workers[0].pid),
@@ -108,24 +146,62 @@ fn a_candidate_that_is_not_fit_is_refused_with_the_reason_and_nothing_changes() 
 }
 
 #[test]
+fn a_program_that_somebody_else_could_change_is_refused() {
+    let programs = Programs::new();
+    let fdpassd = Path::new(FDPASSD);
+    let program = programs.copy(fdpassd);
+    let daemon = Running::start(&program, "workers.count = 1").expect("it serves");
+    for folder in [("open", 0o777), ("shared", 0o775), ("sticky", 0o1777)] {
+        programs.folder(folder.0, folder.1);
+        programs.folder(&format!("{}/inner", folder.0), 0o755);
+        programs.copy_to(fdpassd, format!("{}/inner/fdpassd", folder.0));
+    }
+    let at = |path: &str| programs.directory().join(path);
+    symlink(at("open/inner/fdpassd"), at("link")).expect("it is new");
+    let refused = |path: &Path, words: &str| assert_refused(upgrade(&daemon, Some(path)), "refused", words);
+    refused(&programs.write("by-all", "", 0o777), "is not trusted: it can be written by others (mode 0777)");
+    refused(&programs.write("by-group", "", 0o775), "is not trusted: it can be written by others (mode 0775)");
+    let open = format!("its directory {} can be written by others (mode 0777)", at("open").display());
+    refused(&at("open/inner/fdpassd"), &open);
+    refused(&at("link"), &open);
+    refused(&at("shared/inner/fdpassd"), "can be written by others (mode 0775)");
+    if kernel::user() == 0 {
+        let (theirs, folder) = (programs.copy_to(fdpassd, "theirs"), programs.folder("home", 0o755));
+        let inside = programs.copy_to(fdpassd, "home/fdpassd");
+        [&theirs, &folder].into_iter().for_each(|path| chown(path, Some(61_234), None).expect("root may"));
+        refused(&theirs, "is not trusted: it belongs to uid 61234");
+        refused(&inside, &format!("its directory {} belongs to uid 61234", folder.display()));
+    } else {
+        skip("only root can give a file to another user: that part");
+    }
+    assert_eq!((daemon.status().generation.0, daemon.status().lost_total), (1, 0));
+
+    // What is trusted is where a link leads, not where it is; and nobody replaces another's file where the sticky bit is.
+    symlink(&program, at("open/link")).expect("it is new");
+    upgrade(&daemon, Some(&at("open/link"))).expect("nobody else can change it");
+    upgrade(&daemon, Some(&at("sticky/inner/fdpassd"))).expect("nobody else can change it");
+}
+
+#[test]
 fn an_upgrade_waits_for_nobody_who_executes_and_is_refused_while_something_else_goes_on() {
     let programs = Programs::new();
     let faulty = programs.copy(&example("faulty"));
     let daemon = Running::start(&faulty, "workers.count = 2").expect("it serves");
     daemon.wait_for_workers();
     let blocked = Execution::start(&daemon);
-    let request = daemon.ctl_request("upgrade", json!({ "binary": faulty }));
+    let mut request = begin(&daemon, Some(&faulty));
     daemon.wait_for_log("upgraded: this is faulty");
     let mut client = blocked.finish();
-    let mut request = request;
-    assert_eq!(request.reply().name, "upgrade");
+    verdict(&mut request).expect("it is fit");
     assert_eq!(whoami(&mut client).calls, 1);
 
     let blocked = Execution::start(&daemon);
     let reload = daemon.ctl_request("recycle", json!({}));
     daemon.wait_until("a worker drains", |status| !status.leaving.is_empty());
-    let fault = upgrade_after(&daemon, &faulty, || drop(blocked.finish()));
-    assert!(fault.is_ok(), "it waits until the workers are replaced: {fault:?}");
+    let mut request = begin(&daemon, Some(&faulty));
+    daemon.wait_for_log("which the daemon is to become");
+    drop(blocked.finish());
+    verdict(&mut request).expect("it waits until the workers are replaced");
     drop(reload);
     daemon.ctl("stop").expect("it stops");
 }
@@ -147,54 +223,4 @@ fn what_is_kept_for_another_master_is_kept_over_an_upgrade() {
     let daemon = manager.setup(&program, "").start_after(daemon).expect("it serves");
     ping_all(&mut clients);
     assert_eq!((daemon.status().lost_total, daemon.status().accepted_total), (0, 20));
-}
-
-/// The reply's result, or that of the error reply.
-fn upgrade(daemon: &Running, to: Option<&Path>) -> Result<Value, Value> {
-    let params = to.map_or(json!({}), |path| json!({ "binary": path }));
-    let reply = daemon.ctl_request("upgrade", params).reply();
-    let result = serde_json::from_str(reply.result.get()).expect("JSON");
-    if reply.name == "error" { Err(result) } else { Ok(result) }
-}
-
-fn upgrade_after(daemon: &Running, to: &Path, meanwhile: impl FnOnce()) -> Result<Value, Value> {
-    let mut request = daemon.ctl_request("upgrade", json!({ "binary": to }));
-    daemon.wait_for_log("which the daemon is to become");
-    meanwhile();
-    let reply = request.reply();
-    let result = serde_json::from_str(reply.result.get()).expect("JSON");
-    if reply.name == "error" { Err(result) } else { Ok(result) }
-}
-
-/// Programs where nobody else can change them.
-struct Programs(TempDir);
-
-impl Programs {
-    fn new() -> Programs {
-        let directory = tempfile::tempdir().expect("a directory");
-        fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).expect("it is ours");
-        Programs(directory)
-    }
-
-    fn copy(&self, program: &Path) -> PathBuf {
-        let name = program.file_name().expect("a program has a name");
-        let copy = self.0.path().join(name);
-        fs::copy(program, &copy).expect("it can be copied");
-        fs::set_permissions(&copy, Permissions::from_mode(0o755)).expect("it is ours");
-        copy
-    }
-
-    fn write(&self, name: &str, text: &str, mode: u32) -> PathBuf {
-        let path = self.0.path().join(name);
-        fs::write(&path, text).expect("it can be written");
-        fs::set_permissions(&path, Permissions::from_mode(mode)).expect("it is ours");
-        path
-    }
-}
-
-#[track_caller]
-fn ping_all(clients: &mut [Client]) {
-    for (client, number) in clients.iter_mut().zip(0_u64..) {
-        assert_eq!(client.call("ping", number).expect("a pong"), number);
-    }
 }

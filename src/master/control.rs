@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::image::ControlImage;
 use super::listener::{CONTROL_BACKLOG, ControlListener};
 use super::roles::{Peer, Role, Roles};
 use super::verbs::Waits;
@@ -176,21 +177,41 @@ impl ControlClients {
         }
     }
 
-    /// Those who asked for an upgrade, which has begun or will not.
-    pub(super) fn askers(&self) -> impl Iterator<Item = &OwnedFd> {
-        let waiting = self.clients.values().filter(|client| client.waits == Some(Waits::Upgraded));
-        waiting.map(|client| &client.socket)
+    /// Those who stay while this process becomes another program: who asked for that, and who is in the middle of asking.
+    /// Others wait for what that program cannot tell them.
+    fn staying(&self) -> impl Iterator<Item = &ControlClient> {
+        self.clients.values().filter(|client| matches!(client.waits, None | Some(Waits::Upgraded)) && !client.is_last)
     }
 
-    /// Those who asked for it when this process was another program.
-    pub(super) fn adopt(&mut self, askers: Vec<OwnedFd>, poller: &Poller, now: Instant) {
-        for socket in askers {
+    /// Their sockets.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.staying().map(|client| client.socket.as_fd())
+    }
+
+    /// How the image of this master tells of them.
+    pub(super) fn image(&self) -> Vec<ControlImage> {
+        let image = |client: &ControlClient| ControlImage {
+            socket: client.socket.as_raw_fd(),
+            is_asker: client.waits.is_some(),
+            incoming: client.incoming.clone(),
+            outgoing: client.outgoing[client.sent..].to_vec(),
+        };
+        self.staying().map(image).collect()
+    }
+
+    /// Those who were there when this process was another program.
+    pub(super) fn adopt(&mut self, clients: Vec<(OwnedFd, ControlImage)>, poller: &Poller, now: Instant) {
+        for (socket, image) in clients {
             let Ok(peer) = Peer::of(&socket) else { continue };
             let mut client = ControlClient::new(socket, peer, now);
-            (client.waits, client.deadline) = (Some(Waits::Renewed), None);
+            (client.incoming, client.outgoing) = (image.incoming, image.outgoing);
+            if image.is_asker {
+                (client.waits, client.deadline) = (Some(Waits::Renewed), None);
+            }
             let number = self.next;
             self.next += 1;
-            if poller.add(&client.socket, Token::ControlClient(number).into(), Interest::Read).is_ok() {
+            let interest = client.interest().unwrap_or(Interest::Read);
+            if poller.add(&client.socket, Token::ControlClient(number).into(), interest).is_ok() {
                 self.clients.insert(number, client);
             }
         }

@@ -49,8 +49,17 @@ pub(super) struct Image {
     boats: Vec<(RawFd, RawFd)>,
     book: Option<RawFd>,
     workers: Vec<WorkerImage>,
-    /// Control clients that are to hear how it ends.
-    askers: Vec<RawFd>,
+    control_clients: Vec<ControlImage>,
+}
+
+/// A control client that is to hear how it ends, or is in the middle of asking for something.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ControlImage {
+    pub(super) socket: RawFd,
+    pub(super) is_asker: bool,
+    /// What has come of its request, and what has not been sent of its reply.
+    pub(super) incoming: Vec<u8>,
+    pub(super) outgoing: Vec<u8>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -101,7 +110,7 @@ pub(super) struct Living {
     pub(super) started: Instant,
     pub(super) control: Option<ControlListener>,
     pub(super) executable: Option<PathBuf>,
-    pub(super) askers: Vec<OwnedFd>,
+    pub(super) control_clients: Vec<(OwnedFd, ControlImage)>,
     pub(super) workers: Vec<(Worker, bool)>,
 }
 
@@ -183,9 +192,11 @@ impl Image {
         let listeners = listeners.collect::<io::Result<_>>()?;
         let handed = self.handed.into_iter().map(|(name, number)| Ok((name, take(number)?)));
         let handed = Handed::again(handed.collect::<io::Result<_>>()?);
-        let askers = self.askers.into_iter().filter_map(|number| take(number).ok()).collect();
+        let control_clients = self.control_clients.into_iter();
+        let control_clients = control_clients.filter_map(|client| Some((take(client.socket).ok()?, client))).collect();
         let (next_client, refused, executable) = (self.next_client, self.refused, self.executable);
-        let living = Living { next_client, refused, started: ago(self.up), control, executable, askers, workers };
+        let living =
+            Living { next_client, refused, started: ago(self.up), control, executable, control_clients, workers };
         let config_file = self.handover.config_file.clone();
         let kept = book.map(|book| (book, Boats::found(ends)));
         let (handover, unpacked) = (self.handover, Unpacked::default());
@@ -209,13 +220,13 @@ pub fn resume(number: &str) -> Result<Resumed, String> {
 
 impl Master {
     /// All of it, and the descriptors that are in it. None while something is under way that it does not tell of.
-    pub(super) fn image(&self, askers: Vec<RawFd>, now: Instant) -> Option<Image> {
+    pub(super) fn image(&self, now: Instant) -> Option<Image> {
         let is_quiet = self.unleased.is_empty() && self.workers.values().all(Worker::is_told_all);
         if !is_quiet || !self.pool.is_settled() {
             return None;
         }
         let workers = self.workers.values().map(|worker| self.worker_image(worker, now)).collect::<Option<_>>()?;
-        Some(Image { workers, askers, ..self.image_to_check(now) })
+        Some(Image { workers, control_clients: self.control.image(), ..self.image_to_check(now) })
     }
 
     /// The same without workers: enough to find out whether a program could go on with it.
@@ -241,7 +252,7 @@ impl Master {
             boats: ends.map(|ends| (number(ends.into.as_fd()), number(ends.out.as_fd()))).collect(),
             book: keeper.map(|keeper| number(keeper.book().file().as_fd())),
             workers: Vec::new(),
-            askers: Vec::new(),
+            control_clients: Vec::new(),
         }
     }
 
@@ -264,7 +275,7 @@ impl Master {
         })
     }
 
-    /// The descriptors that an image tells of, but for those of control clients.
+    /// The descriptors that an image tells of.
     pub(super) fn left_open(&self) -> Vec<BorrowedFd<'_>> {
         let mut all = vec![self.control_listener.as_fd()];
         all.extend(self.listeners.iter().filter(|listener| listener.record().is_some()).map(|l| l.as_fd()));
@@ -277,12 +288,13 @@ impl Master {
             all.extend([worker.channel.as_fd(), worker.desk.file().as_fd()]);
             all.extend(worker.leases.sockets());
         }
+        all.extend(self.control.sockets());
         all
     }
 
     /// Goes on with the workers and control clients that this process has had.
     pub(super) fn go_on(&mut self, living: Living, now: Instant) -> io::Result<()> {
-        let Living { next_client, refused, executable, askers, workers, .. } = living;
+        let Living { next_client, refused, executable, control_clients, workers, .. } = living;
         (self.next_client, self.counts.refused, self.executable_path) = (next_client, refused, executable);
         // Nobody is told again where it listens.
         self.announce = None;
@@ -293,7 +305,7 @@ impl Master {
             self.workers.insert(worker.id, worker);
         }
         self.addresses = self.count_addresses(&self.config);
-        self.control.adopt(askers, &self.poller, now);
+        self.control.adopt(control_clients, &self.poller, now);
         self.watch_from(now);
         self.note_upgraded();
         Ok(())

@@ -115,9 +115,8 @@ impl Master {
     pub(super) fn upgrade(&mut self, now: Instant) {
         let Some(upgrade) = &self.upgrade else { return };
         let is_late = upgrade.until <= now;
-        if let Some(check) = &upgrade.check {
+        if upgrade.check.is_some() {
             if is_late {
-                let _ = process::kill_child(check.pid);
                 self.give_upgrade_up("it did not say in time whether it is fit", now);
             }
             return;
@@ -125,8 +124,7 @@ impl Master {
         if self.pool.is_stopping() || self.reload.is_some() {
             return self.give_upgrade_up("something else began meanwhile", now);
         }
-        let askers = self.control.askers().map(|socket| socket.as_raw_fd()).collect();
-        match self.image(askers, now) {
+        match self.image(now) {
             Some(image) => self.become_it(&image, now),
             None if is_late => self.give_upgrade_up("workers are being replaced, or clients have none", now),
             None => {}
@@ -142,7 +140,6 @@ impl Master {
             Ok((file, executable)) => {
                 log::logger().flush();
                 let mut left_open = self.left_open();
-                left_open.extend(self.control.askers().map(|socket| socket.as_fd()));
                 left_open.push(file.as_fd());
                 let arguments = [RESUME.to_owned(), file.as_raw_fd().to_string()];
                 Executable::of(executable).become_it(&self.name, &arguments, &left_open)
@@ -179,6 +176,13 @@ impl Master {
     }
 }
 
+/// Not collected yet: what is collected was taken out before. One that never says anything would be there for ever.
+impl Drop for Check {
+    fn drop(&mut self) {
+        let _ = process::kill_child(self.pid);
+    }
+}
+
 impl Check {
     /// What the candidate wrote behind what it was told. Any program can exit with 0, so one that is fit says so.
     fn verdict(&self) -> Option<String> {
@@ -207,7 +211,8 @@ pub fn check_handover(length: &str) -> Result<(), String> {
 /// Opens a program that nobody can have changed but root and this user: not the file, nor what leads there.
 fn open_trusted(path: &Path, user: u32) -> Result<File, String> {
     let path = path.canonicalize().map_err(|e| format!("cannot be opened: {e}"))?;
-    let file = File::open(&path).map_err(|e| format!("cannot be opened: {e}"))?;
+    // Nobody waits here for who writes into a FIFO.
+    let file = fd::open_at_once(&path).map_err(|e| format!("cannot be opened: {e}"))?;
     let found = file.metadata().map_err(|e| e.to_string())?;
     if !found.is_file() {
         return Err("is no file".to_owned());

@@ -3,7 +3,10 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
+use nix::fcntl::OFlag;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Raises the soft limit of open descriptors to the hard one; the limit now in force.
@@ -25,12 +28,20 @@ pub fn open() -> Option<u64> {
     std::fs::metadata("/proc/self/fd").ok().map(|folder| folder.len()).filter(|count| *count > 0)
 }
 
+/// Opens a file for reading, whatever it is: a FIFO that nobody writes into keeps nobody waiting (fifo(7)).
+///
+/// # Errors
+/// Those of open(2).
+pub fn open_at_once(path: &Path) -> io::Result<File> {
+    File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)
+}
+
 /// A pipe: what is written into the second end comes out of the first.
 ///
 /// # Errors
 /// Those of pipe2(2).
 pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?)
+    Ok(nix::unistd::pipe2(OFlag::O_CLOEXEC)?)
 }
 
 /// Takes standard input away from whoever would read it: the descriptor, close-on-exec, with /dev/null in

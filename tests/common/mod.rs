@@ -9,6 +9,8 @@ pub mod load;
 pub mod page;
 pub mod program;
 pub mod random;
+pub mod strace;
+pub mod upgrade;
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;

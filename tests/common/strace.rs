@@ -1,0 +1,57 @@
+//! strace(1), which has system calls of a process fail, or something happen to it at one.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use super::program::skip;
+
+/// A process that is traced, without its children, until this is dropped.
+pub struct Traced {
+    strace: Child,
+    trace: tempfile::NamedTempFile,
+}
+
+impl Traced {
+    /// Traces these calls of the process, with `inject` as strace(1) says. Nothing, and said so, where that cannot be.
+    #[track_caller]
+    pub fn attach(pid: u32, calls: &str, inject: &str) -> Option<Traced> {
+        let trace = tempfile::NamedTempFile::new().expect("a file");
+        let mut command = Command::new("strace");
+        command
+            .arg("-o")
+            .arg(trace.path())
+            .args(["-e", &format!("trace={calls}"), "-e"])
+            .arg(format!("inject={inject}"));
+        command.args(["-p", &pid.to_string()]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut strace = match command.spawn() {
+            Ok(strace) => strace,
+            Err(e) => {
+                skip(&format!("strace(1) cannot be run: {e}"));
+                return None;
+            }
+        };
+        let mut said = String::new();
+        // It says so when nothing escapes it any more.
+        BufReader::new(strace.stderr.take().expect("it is piped")).read_line(&mut said).expect("it says text");
+        if !said.contains(" attached") {
+            let _ = strace.wait();
+            skip(&format!("strace(1) cannot trace: {said}"));
+            return None;
+        }
+        Some(Traced { strace, trace })
+    }
+
+    /// What was traced so far.
+    pub fn text(&self) -> String {
+        fs::read_to_string(self.trace.path()).expect("strace writes it")
+    }
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        // The kernel lets go of what is traced, as it is.
+        let _ = self.strace.kill();
+        let _ = self.strace.wait();
+    }
+}

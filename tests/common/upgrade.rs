@@ -1,0 +1,90 @@
+//! What tests of upgrades share.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use fdpassd::testing::{Client, Running};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Programs where nobody else can change them.
+pub struct Programs(TempDir);
+
+impl Programs {
+    pub fn new() -> Programs {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).expect("it is ours");
+        Programs(directory)
+    }
+
+    pub fn directory(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// A directory among them.
+    pub fn folder(&self, name: &str, mode: u32) -> PathBuf {
+        let path = self.0.path().join(name);
+        fs::create_dir(&path).expect("it is new");
+        fs::set_permissions(&path, Permissions::from_mode(mode)).expect("it is ours");
+        path
+    }
+
+    pub fn copy(&self, program: &Path) -> PathBuf {
+        let name = program.file_name().expect("a program has a name");
+        self.copy_to(program, name)
+    }
+
+    /// A copy of that name, which may be in a directory among them.
+    pub fn copy_to(&self, program: &Path, name: impl AsRef<Path>) -> PathBuf {
+        let copy = self.0.path().join(name);
+        // By a process of its own: a program that is open for writing cannot be run, and a child that another test
+        // starts meanwhile has a copy of all that is open here.
+        let copied = Command::new("cp").arg(program).arg(&copy).status().expect("cp runs");
+        assert!(copied.success(), "cp {}", program.display());
+        fs::set_permissions(&copy, Permissions::from_mode(0o755)).expect("it is ours");
+        copy
+    }
+
+    pub fn write(&self, name: &str, text: &str, mode: u32) -> PathBuf {
+        let path = self.0.path().join(name);
+        fs::write(&path, text).expect("it can be written");
+        fs::set_permissions(&path, Permissions::from_mode(mode)).expect("it is ours");
+        path
+    }
+}
+
+/// Upgrades to this program, or to what is where the running one was; the reply's result, or that of the error reply.
+#[track_caller]
+pub fn upgrade(daemon: &Running, to: Option<&Path>) -> Result<Value, Value> {
+    verdict(&mut begin(daemon, to))
+}
+
+/// Asks for it and does not wait.
+#[track_caller]
+pub fn begin(daemon: &Running, to: Option<&Path>) -> Client {
+    daemon.ctl_request("upgrade", to.map_or(json!({}), |path| json!({ "binary": path })))
+}
+
+/// What comes of it.
+#[track_caller]
+pub fn verdict(asker: &mut Client) -> Result<Value, Value> {
+    let reply = asker.reply();
+    let result = serde_json::from_str(reply.result.get()).expect("JSON");
+    if reply.name == "error" { Err(result) } else { Ok(result) }
+}
+
+/// It is refused with this code, and these words.
+#[track_caller]
+pub fn assert_refused(told: Result<Value, Value>, code: &str, words: &str) {
+    let fault = told.expect_err("it is refused");
+    assert!(fault["code"] == code && fault["message"].as_str().is_some_and(|m| m.contains(words)), "{fault}");
+}
+
+#[track_caller]
+pub fn ping_all(clients: &mut [Client]) {
+    for (client, number) in clients.iter_mut().zip(0_u64..) {
+        assert_eq!(client.call("ping", number).expect("a pong"), number);
+    }
+}
