@@ -71,25 +71,27 @@ fn a_program_that_cannot_be_run_after_all_changes_nothing() {
 
 #[test]
 fn workers_that_die_while_the_master_becomes_another_program_are_missed() {
-    // Stopped when all is written down and the old program still runs, and when the new one is about to: where nobody
-    // hears of the death, and where the news of it wait.
-    for (call, is_over, victims) in [("memfd_create:signal=STOP:when=2", false, 1), ("execve:signal=STOP", true, 2)] {
+    // Stopped when all is written down and the old program still runs, where nobody hears of the death, and when the new
+    // one is about to, where the news of it wait. A single worker has no other one whose end would tell of it.
+    let (early, late) = ("memfd_create:signal=STOP:when=2", "execve:signal=STOP");
+    for (call, workers, victims) in [(early, 1, 1), (early, 2, 1), (late, 2, 1), (late, 2, 2)] {
         let programs = Programs::new();
         let program = programs.copy(&example("faulty"));
-        let daemon = Running::start(&program, BOTH).expect("it serves");
+        let config = BOTH.replace("count = 2", &format!("count = {workers}"));
+        let daemon = Running::start(&program, &config).expect("it serves");
         daemon.wait_for_workers();
         let mut idle = some_clients(&daemon);
         let load = Load::start(&daemon, 6, 4);
         load.wait_for(10);
-        let (pid, workers) = (daemon.pid(), daemon.worker_pids());
+        let (pid, pids) = (daemon.pid(), daemon.worker_pids());
         let name = call.split(':').next().expect("a call");
         let Some(traced) = Traced::attach(pid, name, call) else { return };
         let mut asker = begin(&daemon, Some(&program));
         eventually("it is stopped", || traced.text().contains("stopped by SIGSTOP").then_some(()));
         drop(traced);
         eventually("it stays stopped", || (kernel::state(pid) == Some('T')).then_some(()));
-        assert_eq!(arguments(pid).contains("resume"), is_over, "{call}: {}", arguments(pid));
-        for worker in &workers[..victims] {
+        assert_eq!(arguments(pid).contains("resume"), call == late, "{call}: {}", arguments(pid));
+        for worker in &pids[..victims] {
             signal(*worker, "KILL");
             eventually("it is dead", || kernel::is_over(*worker).then_some(()));
         }
@@ -104,11 +106,11 @@ fn workers_that_die_while_the_master_becomes_another_program_are_missed() {
         assert_eq!(status.deaths_total, victims as u64);
         let died = of_kind(&daemon, Kind::WorkerDied);
         let dead: BTreeSet<u32> = died.iter().filter_map(|event| event.about.pid).collect();
-        assert_eq!(dead, workers[..victims].iter().copied().collect());
+        assert_eq!(dead, pids[..victims].iter().copied().collect());
         assert!(died.iter().all(|event| event.message.contains("killed by signal 9")), "{died:?}");
         let figures = daemon.ctl("metrics").expect("it is told")["text"].to_string();
         assert!(figures.contains(&format!("worker_deaths_total{{cause=\\\"signal\\\"}} {victims}")), "{figures}");
-        assert_children(&daemon, 2);
+        assert_children(&daemon, workers);
     }
 }
 
