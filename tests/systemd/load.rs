@@ -7,9 +7,10 @@
 //! IDLE clients ask once and stay, BUSY ones ask all the time, and one after another comes, asks and goes. Says `ready` when
 //! all are there, and goes on until the end of standard input. Then each idle one asks once more, and one line tells how many
 //! requests were answered, how many clients came meanwhile, the longest wait for a reply, and how many were lost or refused.
-//! The exit status is 0 if nobody was.
+//! Counted apart are those who had just come and were cut before their first reply: a master that is killed takes along whom
+//! it had accepted and not leased yet. The exit status is 0 if nobody else was lost, and nobody refused.
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -31,6 +32,7 @@ struct Seen {
     requests: AtomicU64,
     comers: AtomicU64,
     lost: AtomicU64,
+    early: AtomicU64,
     refused: AtomicU64,
     longest: Mutex<Duration>,
 }
@@ -46,7 +48,7 @@ fn main() -> ExitCode {
     let at = |index: usize| addresses[index % addresses.len()].as_str();
     let mut clients: Vec<Client> = (0..idle).filter_map(|index| seen.connect(at(index))).collect();
     for (client, number) in clients.iter_mut().zip(0..) {
-        seen.ask(client, number);
+        seen.ask(client, number, &seen.lost);
     }
     thread::scope(|threads| {
         for index in 0..busy {
@@ -61,15 +63,15 @@ fn main() -> ExitCode {
         seen.over.store(true, Ordering::Relaxed);
     });
     for (client, number) in clients.iter_mut().zip(1_000_000..) {
-        seen.ask(client, number);
+        seen.ask(client, number, &seen.lost);
     }
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let (lost, refused) = (count(&seen.lost), count(&seen.refused));
     let longest = seen.longest.lock().map_or(0, |longest| longest.as_millis());
-    let (requests, comers) = (count(&seen.requests), count(&seen.comers));
+    let (requests, comers, early) = (count(&seen.requests), count(&seen.comers), count(&seen.early));
     let _ = writeln!(
         io::stdout(),
-        "requests {requests} comers {comers} longest {longest} ms lost {lost} refused {refused}"
+        "requests {requests} comers {comers} longest {longest} ms lost {lost} refused {refused} early {early}"
     );
     if lost + refused == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -91,8 +93,8 @@ impl Seen {
         }
     }
 
-    /// Whether the client is still there.
-    fn ask(&self, client: &mut Client, number: u64) -> bool {
+    /// Whether the client is still there. If it was cut, it is counted as `cut`.
+    fn ask(&self, client: &mut Client, number: u64, cut: &AtomicU64) -> bool {
         let begin = Instant::now();
         let answered = client.ping(number);
         if let Ok(mut longest) = self.longest.lock() {
@@ -101,7 +103,9 @@ impl Seen {
         match answered {
             Ok(()) => drop(self.requests.fetch_add(1, Ordering::Relaxed)),
             Err(ref e) => {
-                self.lost.fetch_add(1, Ordering::Relaxed);
+                let is_cut =
+                    matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof);
+                (if is_cut { cut } else { &self.lost }).fetch_add(1, Ordering::Relaxed);
                 let _ = writeln!(io::stderr(), "request {number} failed: {e}");
             }
         }
@@ -112,7 +116,7 @@ impl Seen {
         let Some(mut client) = client else { return };
         let (_nobody, news) = mpsc::channel::<()>();
         let mut number = 0;
-        while !self.over.load(Ordering::Relaxed) && self.ask(&mut client, number) {
+        while !self.over.load(Ordering::Relaxed) && self.ask(&mut client, number, &self.lost) {
             number += 1;
             let _ = news.recv_timeout(PACE);
         }
@@ -122,7 +126,7 @@ impl Seen {
         let (_nobody, news) = mpsc::channel::<()>();
         while !self.over.load(Ordering::Relaxed) {
             if let Some(mut client) = self.connect(address) {
-                self.ask(&mut client, 7);
+                self.ask(&mut client, 7, &self.early);
                 self.comers.fetch_add(1, Ordering::Relaxed);
             }
             let _ = news.recv_timeout(PACE);
