@@ -69,7 +69,11 @@ fn write_daemon(to: &mut impl Write, paint: Paint, status: &Status) -> io::Resul
         Origin::Config => "",
         Origin::Runtime => " (runtime)",
     };
-    let rare = if_any(&[("stalls", status.stalls_total), ("clients given up", status.closed_for_crashes_total)]);
+    let rare = if_any(&[
+        ("failed starts", status.failed_starts_total),
+        ("stalls", status.stalls_total),
+        ("clients given up", status.closed_for_crashes_total),
+    ]);
     writeln!(to, "workers   {}{origin}; deaths {}{rare}", status.count, grouped(status.deaths_total))?;
     writeln!(
         to,

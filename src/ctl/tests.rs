@@ -114,6 +114,7 @@ pub(super) fn status() -> Status {
         reloading: false,
         last_reload: None,
         config_stale: None,
+        failed_starts_total: 0,
         deaths_total: 0,
         stalls_total: 0,
         reruns_total: 0,

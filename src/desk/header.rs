@@ -10,6 +10,7 @@
 //!      12  beats: turns begun and probes heard        13  since when the turn or the method in progress is; 0 if none is
 //!      14  the slot of the turn in progress
 //!      15  what the process had written in all when its master was gone, plus 1; 0 while that is there
+//!      17  clients that were closed because they could not be watched, read from or written to
 //!  from 64  twelve seconds of 120 words: which second, requests, busy ns, then how many requests took how long
 //!    1504  how many requests took how long, of all   1616  how long they took in all, in ns
 //!    1664  for each method, by its number, how many were answered with a result, and with an error;
@@ -37,6 +38,7 @@ const BEATS: usize = 12;
 const TURN_SINCE: usize = 13;
 const TURN_SLOT: usize = 14;
 pub(super) const FINAL_WRITES: usize = 15;
+const LOST: usize = 17;
 
 const SECONDS: usize = 64;
 const KEPT: u64 = 12;
@@ -181,6 +183,17 @@ impl<'a> Header<'a> {
     /// Worker: so many it could not.
     pub fn set_log_errors(&self, n: u64) {
         self.0[LOG_ERRORS].store(n, Ordering::Relaxed);
+    }
+
+    /// Clients that the worker closed because it could not watch them, read from them or write to them.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.load(LOST)
+    }
+
+    /// Worker: it closes another one.
+    pub fn add_lost(&self) {
+        self.add(LOST, 1);
     }
 
     /// Bytes parked over all clients.

@@ -10,6 +10,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::client::{Client, Unleased};
+use super::counts::Loss;
 use super::worker::Worker;
 use super::{Master, Token, supervise};
 use crate::pool::dispatch::Candidate;
@@ -155,7 +156,7 @@ impl Master {
         // But for the share of time, which takes the clock and does not change that fast.
         *candidate = Candidate { busy: candidate.busy, ..worker.candidate(is_rescue, 0) };
         if let Err((reason, client)) = leased {
-            self.lose(&reason, client);
+            self.lose(Loss::of(&reason), &reason, client);
         }
     }
 
@@ -228,7 +229,7 @@ impl Master {
         for recovered in back {
             match recovered {
                 Ok(unleased) => self.unleased.push_back(unleased),
-                Err((reason, client)) => self.lose(&reason, client),
+                Err((reason, client)) => self.lose(Loss::of(&reason), &reason, client),
             }
         }
     }

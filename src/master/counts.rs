@@ -1,6 +1,7 @@
 //! What is counted for as long as the daemon lives: by the master itself, and by workers that are gone.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::Index;
 
 use serde::{Deserialize, Serialize};
@@ -22,10 +23,14 @@ pub(super) struct Counts {
     pub(super) moves: By<Reason>,
     /// Of those that a death made move, by its cause.
     pub(super) rescues: By<Cause>,
-    /// Clients closed because they could not be recovered.
+    /// Clients lost, as a master counted them that did not count why.
     pub(super) lost: u64,
-    /// Workers that ended without being asked to.
+    /// Clients that the master lost, by why.
+    pub(super) losses: By<Loss>,
+    /// Workers that had been ready and ended without being asked to.
     pub(super) deaths: By<Cause>,
+    /// Workers that ended before they were ready, or could not be started.
+    pub(super) failed_starts: u64,
     pub(super) stalls: u64,
     pub(super) reruns: u64,
     pub(super) closed_for_crashes: u64,
@@ -36,6 +41,16 @@ pub(super) struct Counts {
     pub(super) reloads: By<Verdict>,
     /// When the configuration in force was applied, in seconds since the Unix epoch.
     pub(super) applied_at: u64,
+}
+
+impl Counts {
+    /// Clients lost, by why, those of the workers' own count among them.
+    pub(super) fn lost(&self, by_workers: u64) -> By<Loss> {
+        let mut lost = self.losses.clone();
+        lost.add(Loss::Worker, by_workers);
+        lost.add(Loss::Unknown, self.lost);
+        lost
+    }
 }
 
 /// Why a client is leased again.
@@ -55,6 +70,37 @@ pub(super) enum Reason {
     Restart,
 }
 
+/// Why a client is lost: closed for a reason of the daemon's own, and not for what the client or an operator did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// What its worker left of it contradicts itself, or the kernel did not count its bytes.
+    Unrecoverable,
+    /// There was no memory for its bytes.
+    Memory,
+    /// There was no descriptor for it.
+    Descriptors,
+    /// It did not fit into what is kept for the next master, or was not kept.
+    Store,
+    /// The state of the master before could not be read.
+    State,
+    /// The master was killed while no worker had it.
+    Master,
+    /// Its worker could not watch it, read from it or write to it. The worker counts it.
+    Worker,
+    /// A master lost it that did not count why.
+    Unknown,
+}
+
+impl Loss {
+    /// Why a client is lost that could not be recovered, or not be leased again.
+    pub(super) fn of(error: &io::Error) -> Loss {
+        match error.kind() {
+            io::ErrorKind::InvalidData | io::ErrorKind::Unsupported => Loss::Unrecoverable,
+            _ => Loss::Memory,
+        }
+    }
+}
+
 /// What a worker died of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
@@ -68,7 +114,7 @@ pub(super) enum Cause {
     Timeout,
     /// It was killed from outside.
     Signal,
-    /// It was killed because it did not become ready, or did not finish.
+    /// It was killed because it did not finish.
     Late,
 }
 
@@ -98,6 +144,19 @@ impl Label for Reason {
         (Reason::Hold, "hold"),
         (Reason::Rebalance, "rebalance"),
         (Reason::Restart, "restart"),
+    ];
+}
+
+impl Label for Loss {
+    const ALL: &'static [(Loss, &'static str)] = &[
+        (Loss::Unrecoverable, "unrecoverable"),
+        (Loss::Memory, "memory"),
+        (Loss::Descriptors, "descriptors"),
+        (Loss::Store, "store"),
+        (Loss::State, "state"),
+        (Loss::Master, "master"),
+        (Loss::Worker, "worker"),
+        (Loss::Unknown, "unknown"),
     ];
 }
 
@@ -146,11 +205,12 @@ impl<L: Label> From<By<L>> for BTreeMap<&'static str, u64> {
 
 impl<L: Label> By<L> {
     pub(super) fn add(&mut self, kind: L, n: u64) {
-        self.counts[place(kind)] += n;
+        let count = &mut self.counts[place(kind)];
+        *count = count.saturating_add(n);
     }
 
     pub(super) fn total(&self) -> u64 {
-        self.counts.iter().sum()
+        self.counts.iter().fold(0, |sum, count| sum.saturating_add(*count))
     }
 
     /// Each kind by its name.
@@ -178,6 +238,9 @@ pub(super) struct Totals {
     pub(super) errors: u64,
     pub(super) panics: u64,
     pub(super) log_errors: u64,
+    /// Clients that it closed because it could not watch them, read from them or write to them.
+    #[serde(default)]
+    pub(super) lost: u64,
 }
 
 impl Totals {
@@ -193,6 +256,7 @@ impl Totals {
             errors: header.errors(),
             panics: header.panics(),
             log_errors: header.log_errors(),
+            lost: header.lost(),
         })
     }
 
@@ -202,6 +266,7 @@ impl Totals {
             errors: self.errors.saturating_add(other.errors),
             panics: self.panics.saturating_add(other.panics),
             log_errors: self.log_errors.saturating_add(other.log_errors),
+            lost: self.lost.saturating_add(other.lost),
         }
     }
 }

@@ -177,7 +177,9 @@ impl Image {
             let desk = MasterDesk::found(File::from(left.take(desk)?), Layout::new(slots, longest))?;
             let channel = Channel::over(left.take(channel)?);
             let leases = Leases::of_image(slots, leases, |number| left.take(number))?;
-            let worker = Worker::over((id, pid, seat, generation), channel, desk, leases, methods, ago(up));
+            let mut worker = Worker::over((id, pid, seat, generation), channel, desk, leases, methods, ago(up));
+            // An image is made when none is starting.
+            worker.has_been_ready = true;
             workers.push((worker, is_held));
         }
         let control = Some(ControlListener::again(left.take(self.control.0)?, &self.control.1)?);

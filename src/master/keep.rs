@@ -15,7 +15,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use super::boats::{Boats, Unpacked, Wreck};
-use super::counts::{Counts, Reason};
+use super::counts::{Counts, Loss, Reason};
 use super::events::Asker;
 use super::handover::{BOAT, BOOK, Book, Handover, LISTENER};
 use super::steer::MOST_WORKERS;
@@ -122,12 +122,21 @@ impl Master {
         if self.keeper.as_ref().is_none_or(|keeper| keeper.written == Some(last)) {
             return;
         }
-        let handover = self.handover();
-        let Some(keeper) = &mut self.keeper else { return };
-        if let Err(e) = keeper.book.write(&handover) {
+        self.write_book_now();
+    }
+
+    /// Writes the book anew, whatever has happened since.
+    fn write_book_now(&mut self) {
+        let Some(mut keeper) = self.keeper.take() else { return };
+        self.write_book(&mut keeper);
+        self.keeper = Some(keeper);
+    }
+
+    fn write_book(&self, keeper: &mut Keeper) {
+        if let Err(e) = keeper.book.write(&self.handover()) {
             log::error!("cannot write down what the next master is to know: {e}");
         }
-        keeper.written = Some(last);
+        keeper.written = Some(self.events.last());
     }
 
     /// All that the next master has to know.
@@ -189,11 +198,16 @@ impl Master {
     /// All workers are gone: packs all clients, and leaves everything where the next master finds it.
     pub(super) fn hand_over(mut self) {
         self.lay_waiting();
-        self.keep_book();
+        // Workers that were asked to end have done so without an event.
+        self.write_book_now();
         let Some(mut keeper) = self.keeper.take() else { return };
         let mut left = 0;
         for wreck in std::mem::take(&mut keeper.wrecks) {
             left += keeper.boats.pack(&wreck);
+        }
+        if left > 0 {
+            self.count_lost(Loss::Store, left as u64);
+            self.write_book(&mut keeper);
         }
         match left {
             0 => log::info!("left {} clients to the next master", self.clients),
@@ -213,12 +227,15 @@ impl Master {
         let (worker, generation) = (WorkerId(u64::MAX), self.generation);
         let desk = match crate::desk::MasterDesk::new(self.layout) {
             Ok(desk) => desk,
-            Err(e) => return log::error!("cannot make a desk for {} clients without a worker: {e}", waiting.len()),
+            Err(e) => {
+                log::error!("cannot make shared memory for {} clients without a worker: {e}", waiting.len());
+                return waiting.into_iter().for_each(|unleased| self.lose(Loss::Memory, &e, unleased.client));
+            }
         };
         let mut leases = super::leases::Leases::new(self.layout.slots());
         for unleased in waiting {
             if let Err((reason, client)) = leases.give(unleased, &desk) {
-                self.lose(&reason, client);
+                self.lose(Loss::of(&reason), &reason, client);
             }
         }
         let (slots, longest) = (self.layout.slots(), self.layout.max_frame());
@@ -253,11 +270,11 @@ impl Master {
         }
         let is_restart = !unpacked.desks.is_empty();
         let (mut moved, mut lost) = (0, unpacked.stray as u64);
-        self.counts.lost += lost;
+        self.count_lost(Loss::Store, lost);
         for left in unpacked.left {
-            for (_, client) in left.lost {
+            for (reason, client) in left.lost {
                 self.clients += 1;
-                self.lose(&std::io::ErrorKind::InvalidData.into(), client);
+                self.lose(Loss::of(&reason), &reason, client);
                 lost += 1;
             }
             let recovered: Vec<_> = left.recovered.into_iter().map(|(unleased, _)| Ok(unleased)).collect();

@@ -76,8 +76,10 @@ impl Master {
         text.gauge("old_generation_workers", "Workers of another configuration than that in force.", old);
         let starts = self.seats.iter().map(|seat| seat.spawned).sum::<u64>();
         text.counter("worker_starts_total", "Workers that were started.", starts);
-        let help = "Workers that ended without being asked to, by what ended them.";
+        let help = "Workers that had been ready and ended without being asked to, by what ended them.";
         text.by("worker_deaths_total", help, "cause", &self.counts.deaths);
+        let help = "Workers that ended before they were ready, or could not be started.";
+        text.counter("worker_failed_starts_total", help, self.counts.failed_starts);
         text.counter("worker_stalls_total", "Times that a worker was stuck.", self.counts.stalls);
 
         let each: [(&str, &str, &str, Figure); 5] = [
@@ -113,12 +115,15 @@ impl Master {
         text.counter("clients_accepted_total", "Clients that were accepted.", self.next_client - 1);
         text.family("clients_rejected_total", COUNTER, "Of those, clients that were turned away at once.");
         text.sample("clients_rejected_total", &[("reason", &"per_address")], self.counts.refused);
-        text.family("clients_closed_total", COUNTER, "Clients that the master closed.");
+        let (counts, lost) = (&self.counts, self.counts.lost(self.totals().lost));
+        text.family("clients_closed_total", COUNTER, "Clients that the daemon closed: lost ones and misbehaving ones.");
         for (reason, count) in
-            [("lost", self.counts.lost), ("crashes", self.counts.closed_for_crashes), ("kicked", self.counts.kicked)]
+            [("lost", lost.total()), ("crashes", counts.closed_for_crashes), ("kicked", counts.kicked)]
         {
             text.sample("clients_closed_total", &[("reason", &reason)], count);
         }
+        let help = "Clients that were closed for a reason of the daemon's own, by that reason.";
+        text.by("clients_lost_total", help, "reason", &lost);
         text.by("moves_total", "Clients that went to another worker, by what for.", "reason", &self.counts.moves);
         let help = "Clients that went to another worker because theirs died, by what it died of.";
         text.by("rescues_total", help, "cause", &self.counts.rescues);

@@ -4,7 +4,7 @@ use std::io;
 use std::time::Instant;
 
 use super::client::Client;
-use super::counts::{Cause, Reason};
+use super::counts::{Cause, Loss, Reason};
 use super::leases::{Done, Recovered};
 use super::worker::Worker;
 use super::{Master, Token};
@@ -57,14 +57,14 @@ impl Master {
         let failure = worker.failure.take();
         let has_answered = worker.desk.header().requests() > 0;
         let (name, about, index) = (worker.name(), worker.about(), worker.seat);
-        let Worker { desk, leases, methods, is_timed_out, is_unneeded, killed_for, .. } = worker;
+        let Worker { desk, leases, methods, is_timed_out, is_unneeded, killed_for, has_been_ready, .. } = worker;
         let left = leases.into_left(&desk, written, is_timed_out);
 
         let blame = self.lay_blame(exit, is_timed_out, &methods, &left, now);
         let cause = blame.cause(exit, failure);
         let kind_of_cause = Cause::of(exit, blame.is_out_of_memory, killed_for);
         let lost = left.lost.len();
-        left.lost.into_iter().for_each(|(reason, client)| self.lose(&reason, client));
+        left.lost.into_iter().for_each(|(reason, client)| self.lose(Loss::of(&reason), &reason, client));
         left.ended.into_iter().for_each(|client| self.forget(client));
         let recovered = left.recovered.into_iter().map(|(unleased, _)| Ok(unleased)).collect();
         let moved = self.take_in(recovered, Reason::Death);
@@ -83,6 +83,12 @@ impl Master {
             let moved = if moved > 0 { format!("; {moved} clients moved") } else { String::new() };
             return self.events.note(Kind::WorkerFinished, about, format_args!("{name} finished{moved}"));
         }
+        if has_been_ready {
+            self.counts.deaths.add(kind_of_cause, 1);
+            self.counts.rescues.add(kind_of_cause, moved as u64);
+        } else {
+            self.counts.failed_starts += 1;
+        }
         if self.pool.is_stopping() {
             let sentence = format_args!("{name} {cause}; {} clients closed", moved + lost);
             return self.events.note(Kind::WorkerDied, about, sentence);
@@ -94,8 +100,6 @@ impl Master {
         };
         let sentence = format_args!("{name} {cause}; {moved} clients moved, {lost} closed, {}{next}", blame.outcome);
         self.events.note(Kind::WorkerDied, about, sentence);
-        self.counts.deaths.add(kind_of_cause, 1);
-        self.counts.rescues.add(kind_of_cause, moved as u64);
         self.last_failure = Some(cause.clone());
         self.seat(index).last_death = Some(cause);
     }
@@ -111,7 +115,7 @@ impl Master {
                     unleased.client.moves = unleased.client.moves.saturating_add(1);
                     movers.push(unleased);
                 }
-                Err((reason, client)) => self.lose(&reason, client),
+                Err((reason, client)) => self.lose(Loss::of(&reason), &reason, client),
             }
         }
         movers.sort_by_key(|unleased| unleased.times.1);
@@ -128,12 +132,18 @@ impl Master {
         self.take_in(taken, reason)
     }
 
-    /// Closes a client that has no worker and can have none.
-    pub(super) fn lose(&mut self, reason: &io::Error, client: Client) {
+    /// Closes a client that has no worker and can have none. Every client that the master closes for a reason of the
+    /// daemon's own goes through here or, where the master has no [`Client`] of it, is counted by [`Master::count_lost`].
+    pub(super) fn lose(&mut self, why: Loss, reason: &io::Error, client: Client) {
         log::debug!("client {} ({}) cannot be recovered: {reason}; closing it", client.id, client.peer);
         socket::end(&client.socket);
-        self.counts.lost += 1;
+        self.count_lost(why, 1);
         self.forget(client);
+    }
+
+    /// Counts clients that are closed for a reason of the daemon's own.
+    pub(super) fn count_lost(&mut self, why: Loss, clients: u64) {
+        self.counts.losses.add(why, clients);
     }
 
     pub(super) fn forget(&mut self, client: Client) {
@@ -238,7 +248,7 @@ impl Master {
             return;
         }
         let took = now.duration_since(worker.started);
-        worker.methods = ready.methods;
+        (worker.methods, worker.has_been_ready) = (ready.methods, true);
         let sentence = format_args!("{} is ready after {} ms", worker.name(), took.as_millis());
         self.events.note(Kind::WorkerReady, worker.about(), sentence);
         if let Some(announce) = self.announce.take() {
@@ -280,6 +290,7 @@ impl Master {
             Err(e) => {
                 let reason = format!("cannot be started: {e}");
                 self.last_failure = Some(reason.clone());
+                self.counts.failed_starts += 1;
                 self.seat(index).last_death = Some(reason);
                 let delay = self.pool.exited(id, false, now).unwrap_or_default();
                 let sentence =

@@ -38,6 +38,8 @@ pub(super) struct Worker {
     pub(super) methods: Vec<MethodName>,
     /// Why it will not be ready, in its own words.
     pub(super) failure: Option<String>,
+    /// It has served, or could have.
+    pub(super) has_been_ready: bool,
     pub(super) pulse: Pulse,
     /// Why we are killing it, if that is for something that it did.
     pub(super) killed_for: Option<Cause>,
@@ -108,6 +110,7 @@ impl Worker {
             leases,
             methods,
             failure: None,
+            has_been_ready: false,
             pulse: Pulse::default(),
             killed_for: None,
             is_timed_out: false,

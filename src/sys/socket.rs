@@ -401,6 +401,29 @@ pub fn peer(socket: &OwnedFd) -> io::Result<Result<SocketAddr, Credentials>> {
     }
 }
 
+/// Whether a connection has failed because of the peer or of the network between, and not because of this machine. What
+/// ICMP reports is among it (tcp(7), ip(7)).
+#[must_use]
+pub fn is_broken_by_peer(error: &io::Error) -> bool {
+    const BY_PEER: [Errno; 14] = [
+        Errno::ECONNRESET,
+        Errno::EPIPE,
+        Errno::ETIMEDOUT,
+        Errno::ECONNABORTED,
+        Errno::ECONNREFUSED,
+        Errno::ENOTCONN,
+        Errno::EHOSTUNREACH,
+        Errno::EHOSTDOWN,
+        Errno::ENETUNREACH,
+        Errno::ENETDOWN,
+        Errno::ENONET,
+        Errno::EPROTO,
+        Errno::ENOPROTOOPT,
+        Errno::EACCES,
+    ];
+    error.raw_os_error().is_some_and(|errno| BY_PEER.contains(&Errno::from_raw(errno)))
+}
+
 /// What sending a message came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {

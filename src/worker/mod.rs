@@ -315,6 +315,7 @@ impl<'c> Worker<'c> {
         }
         if let Err(e) = watch {
             log::warn!("cannot watch a client: {e}; closing it");
+            self.desk.header().add_lost();
             self.end(index);
         }
     }

@@ -18,6 +18,7 @@
 mod answer;
 mod send;
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use super::connection::{Connection, Waits};
@@ -160,7 +161,10 @@ impl Turn<'_, '_> {
     fn work(&mut self, purpose: &Purpose<'_>) -> Option<Waits> {
         let began = self.tools.now;
         let same_frame = self.connection.waits == Waits::Bytes;
-        self.begin()?;
+        if self.begin().is_none() {
+            self.tools.desk.header().add_lost();
+            return None;
+        }
         match purpose {
             Purpose::Dismiss(fault) => self.reply_last(fault),
             _ => self.serve(began).ok()?,
@@ -248,11 +252,20 @@ impl Turn<'_, '_> {
             Ok(Moved::Nothing) => {}
             Ok(Moved::End) => self.marks.half_closed = true,
             Err(e) => {
-                log::debug!("client {} ({}): {e}", self.connection.client, self.connection.peer);
+                self.broke_off(&e);
                 return Err(Gone);
             }
         }
         Ok(())
+    }
+
+    /// A read or a write has failed, and the client is to be closed. It is lost unless the error is its own doing, or the
+    /// network's.
+    fn broke_off(&self, error: &io::Error) {
+        log::debug!("client {} ({}): {error}", self.connection.client, self.connection.peer);
+        if !socket::is_broken_by_peer(error) {
+            self.tools.desk.header().add_lost();
+        }
     }
 
     /// The next whole frame that is to be answered: its length with the prefix, and the client's byte order.

@@ -44,7 +44,7 @@ pub struct Status {
     pub refused_total: u64,
     /// Clients that were leased again, whatever for.
     pub moved_total: u64,
-    /// Clients that were closed because their worker died with bytes of theirs in hand.
+    /// Clients that were closed for a reason of the daemon's own, and not for what they or an operator did.
     pub lost_total: u64,
     /// Requests ever answered, with a result or an error.
     pub requests_total: u64,
@@ -62,8 +62,11 @@ pub struct Status {
     pub last_reload: Option<LastReload>,
     /// Why the configuration in force is not that of the file, as it was when the daemon was restarted.
     pub config_stale: Option<String>,
-    /// Workers that ended without being asked to.
+    /// Workers that had been ready and ended without being asked to.
     pub deaths_total: u64,
+    /// Workers that ended before they were ready, or could not be started.
+    #[serde(default)]
+    pub failed_starts_total: u64,
     /// Times that a worker was stuck for longer than `stall-timeout`.
     pub stalls_total: u64,
     /// Requests that were executing when their worker ended, and were run once more.

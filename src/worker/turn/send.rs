@@ -37,7 +37,11 @@ impl Turn<'_, '_> {
         let sent = match transmit(self.connection, self.tools.writes, open.header, (self.index, at), bytes) {
             Ok(Moved::Bytes(n)) => n,
             Ok(Moved::Nothing) => 0,
-            Ok(Moved::End) | Err(_) => return Err(Gone),
+            Ok(Moved::End) => return Err(Gone),
+            Err(e) => {
+                self.broke_off(&e);
+                return Err(Gone);
+            }
         };
         self.tools.now = clock::monotonic();
         open.header.record(self.tools.now, self.unrecorded, self.tools.now - since);
@@ -49,12 +53,19 @@ impl Turn<'_, '_> {
     pub(super) fn send_parked(&mut self, purpose: &Purpose<'_>) -> Option<Waits> {
         let (begin, unsent) = (self.view.tx.1 as usize, self.view.replied as usize);
         let open = self.tools.desk.open(self.index, Place::Shared, self.view.tx.0);
-        let bytes = open.tx.get(begin..begin + unsent)?;
+        let Some(bytes) = open.tx.get(begin..begin + unsent) else {
+            open.header.add_lost();
+            return None;
+        };
         let at = self.view.out_base;
         let sent = match transmit(self.connection, self.tools.writes, open.header, (self.index, at), bytes) {
             Ok(Moved::Bytes(n)) => n,
             Ok(Moved::Nothing) => 0,
-            Ok(Moved::End) | Err(_) => return None,
+            Ok(Moved::End) => return None,
+            Err(e) => {
+                self.broke_off(&e);
+                return None;
+            }
         };
         self.pass(sent);
         self.moved = sent > 0;
