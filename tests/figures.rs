@@ -4,10 +4,14 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::faulty;
+use common::faulty::{self, example};
+use common::figures::{assert_counted, figures, sum};
+use common::restart::{How, restart};
 use common::start;
 use common::strace::Traced;
-use fdpassd::testing::{Client, Running};
+use common::upgrade::Programs;
+use fdpassd::testing::{Client, ServiceManager};
+use serde_json::json;
 
 #[test]
 fn failed_starts_are_no_deaths() {
@@ -39,18 +43,102 @@ fn clients_that_a_worker_cannot_watch_are_lost_and_counted() {
     assert_eq!(daemon.status().lost_total, 1);
 }
 
-/// Each sample by its name and labels.
-#[track_caller]
-fn figures(daemon: &Running) -> BTreeMap<String, f64> {
-    let told = daemon.ctl("metrics").expect("they are told");
-    let samples = told["text"].as_str().expect("a text").lines().filter(|line| !line.starts_with('#'));
-    let value = |line: &str| {
-        let (name, value) = line.rsplit_once(' ').expect("a name and a value");
-        (name.to_owned(), value.parse().expect("a number"))
-    };
-    samples.map(value).collect()
+/// A worker that is killed in a turn has made replies, sent some of them and recorded none of the last ones.
+#[test]
+fn answers_of_a_killed_worker_are_counted() {
+    const ANSWERS: u64 = 200;
+    let daemon = faulty::start("workers.count = 1\nlimits.stall-timeout = \"10m\"");
+    let mut client = daemon.connect();
+    let pings = (0..ANSWERS).flat_map(|number| client.frame(format!(r#"{{"in":"ping","params":{number}}}"#)));
+    let mut frames: Vec<u8> = pings.collect();
+    frames.extend(client.frame(r#"{"in":"sleep","params":60000}"#));
+    client.send(&frames);
+    daemon.wait_until("the last request executes", |status| status.workers[0].executing == 1);
+    assert_counted(&daemon, ANSWERS, 0);
+    daemon.kill_worker(0);
+    for number in 0..ANSWERS {
+        assert_eq!(client.reply().value().expect("a pong"), number);
+    }
+    assert_eq!(client.reply().value().expect_err("its worker died").code(), "crashed");
+    assert_counted(&daemon, ANSWERS + 1, 1);
+    let clients = daemon.ctl("clients").expect("they are told");
+    assert_eq!(clients["clients"][0]["requests"], ANSWERS + 1);
 }
 
-fn sum(figures: &BTreeMap<String, f64>, family: &str) -> f64 {
-    figures.iter().filter(|(name, _)| name.starts_with(family)).map(|(_, value)| value).sum()
+#[test]
+fn a_hundred_restarts_forget_no_request() {
+    const RESTARTS: usize = 100;
+    let manager = ServiceManager::new();
+    let programs = Programs::new();
+    let program = programs.copy(&example("faulty"));
+    let mut daemon = manager.setup(&program, "workers.count = 2").start().expect("it serves");
+    let mut client = daemon.connect();
+    let (mut requests, mut errors, mut panics) = (0, 0, 0);
+    let mut before = BTreeMap::new();
+    for round in 0..RESTARTS {
+        for (method, params) in [("ping", json!(round)), ("whoami", json!(null)), ("no_such_method", json!(null))] {
+            errors += u64::from(client.call(method, params).is_err());
+            requests += 1;
+        }
+        if round % 10 == 5 {
+            client.call("panic", "oh").expect_err("it panics");
+            (requests, errors, panics) = (requests + 1, errors + 1, panics + 1);
+        }
+        let how = How::ALL[round % How::ALL.len()];
+        daemon = restart(&manager, daemon, how, &program);
+        assert_counted(&daemon, requests, errors);
+        let now = figures(&daemon);
+        assert_eq!(now["fdpassd_handler_panics_total"], panics as f64);
+        for (name, value) in before.iter().filter(|(name, _): &(&String, &f64)| is_lasting(name)) {
+            assert!(
+                now.get(name).is_some_and(|now| now >= value),
+                "{how:?}: {name} was {value}, is {:?}",
+                now.get(name)
+            );
+        }
+        before = now;
+    }
+    let ok = |method: &str| before[&format!("fdpassd_requests_total{{method=\"{method}\",result=\"ok\"}}")];
+    assert_eq!([ok("ping"), ok("whoami")], [RESTARTS as f64; 2]);
+    assert_eq!(before["fdpassd_requests_total{method=\"other\",result=\"error\"}"], RESTARTS as f64);
+    assert_eq!((sum(&before, "fdpassd_worker_deaths_total"), daemon.status().lost_total), (0.0, 0));
+}
+
+/// Whether a figure counts for as long as the daemon is installed. What the kernel counts for all programs does not, nor a
+/// seat that may be gone.
+fn is_lasting(name: &str) -> bool {
+    let family = name.split('{').next().unwrap_or_default();
+    let is_counter = family.ends_with("_total") || family.starts_with("fdpassd_request_duration_seconds");
+    is_counter && family != "fdpassd_listen_overflows_total"
+}
+
+/// A worker's counters are words in its shared memory: see `desk/header.rs` for where they are.
+#[test]
+fn counters_that_a_worker_scribbled_are_not_believed() {
+    const METHODS: u64 = 1664;
+    const DURATIONS: u64 = 1504;
+    let scribbles: [(u64, Vec<u64>); 5] = [
+        (METHODS, vec![u64::MAX]),
+        (METHODS + 2, vec![1 << 40, 1 << 40]),
+        (METHODS, vec![0; 384]),
+        (DURATIONS, vec![1 << 50]),
+        (DURATIONS + 112, vec![u64::MAX]),
+    ];
+    let daemon = faulty::start("workers.count = 1");
+    let mut client = daemon.connect();
+    let mut requests = 0;
+    for (round, (at, words)) in (1..).zip(scribbles) {
+        (0..10).for_each(|number| drop(client.call("ping", number).expect("a pong")));
+        requests += 10;
+        assert_counted(&daemon, requests, 0);
+        client.call("scribble", (at, words)).expect("it was let");
+        // What is broken is not counted from there on: neither this call nor those behind it.
+        client.call("ping", 1).expect("a pong");
+        assert_counted(&daemon, requests, 0);
+        assert_eq!(figures(&daemon)["fdpassd_worker_counters_rejected_total"], f64::from(round));
+        daemon.wait_for_log("its counters cannot be true");
+        daemon.kill_worker(0);
+        assert_counted(&daemon, requests, 0);
+        assert_eq!(figures(&daemon)["fdpassd_worker_counters_rejected_total"], f64::from(round));
+    }
 }

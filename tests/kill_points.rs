@@ -8,12 +8,16 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use common::figures::assert_counted;
 use common::{FDPASSD, faulty, ping_of, pong_of};
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, Setup};
 use serde_json::json;
 
 const ROUNDS: usize = 12;
+
+/// Of each round.
+const REQUESTS: usize = 5;
 
 fn start(point: &str, n: u32) -> Running {
     let config = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2";
@@ -27,9 +31,11 @@ fn start(point: &str, n: u32) -> Running {
 /// each that counts and whether it got its result; all else has to be as if nothing had happened.
 ///
 /// If `is_executing`, a ping may have crashed: two workers that both come to their last passing with it are all it takes.
-fn talk(address: &Address, name: &str, counts: &Path, is_executing: bool) -> HashMap<String, bool> {
+fn talk(address: &Address, name: &str, counts: &Path, is_executing: bool) -> (HashMap<String, bool>, u64) {
+    let mut crashed = 0;
     let is_crash = |reply: &[u8]| reply.starts_with(br#"{"out":"error","result":{"code":"crashed""#);
-    let expect = |reply: Vec<u8>, expected: Vec<u8>| {
+    let mut expect = |reply: Vec<u8>, expected: Vec<u8>| {
+        crashed += u64::from(is_crash(&reply));
         let shown = String::from_utf8_lossy(&reply[..reply.len().min(200)]);
         assert!(reply == expected || (is_executing && is_crash(&reply)), "{name}: this came: {shown}");
     };
@@ -40,7 +46,7 @@ fn talk(address: &Address, name: &str, counts: &Path, is_executing: bool) -> Has
         let number = format!("{name}{round}");
         let ping = |index: usize| format!(r#"{{"in":"ping","params":"{number} {index}"}}"#);
         let count = format!(r#"{{"in":"count","params":{}}}"#, json!([counts, number]));
-        let bodies = [ping(0), count, ping(1), ping_of(large), ping(2)];
+        let bodies: [String; REQUESTS] = [ping(0), count, ping(1), ping_of(large), ping(2)];
         let frames: Vec<u8> = bodies.iter().flat_map(|body| client.frame(body)).collect();
         let mut writer = client.writer();
         let writing = thread::spawn(move || writer.write_all(&frames));
@@ -55,23 +61,27 @@ fn talk(address: &Address, name: &str, counts: &Path, is_executing: bool) -> Has
         expect(client.receive(), pong(2));
         writing.join().expect("no panic").expect("the connection stays");
     }
-    counted
+    crashed += counted.values().filter(|is_result| !**is_result).count() as u64;
+    (counted, crashed)
 }
 
 /// Lets clients of both kinds talk while workers die at this point, each at its `n`-th passing. Returns, for each request
-/// that counts, whether it got its result and how often it was done.
+/// that counts, whether it got its result and how often it was done. The daemon has counted every reply, and each once.
 #[track_caller]
 fn outcomes(point: &str, n: u32, is_executing: bool) -> Vec<(bool, usize)> {
     let daemon = start(point, n);
     let counts: PathBuf = daemon.directory().join("counts");
-    let counted: HashMap<String, bool> = thread::scope(|threads| {
+    let talks: Vec<(HashMap<String, bool>, u64)> = thread::scope(|threads| {
         let talks = daemon.addresses().iter().zip(["tcp", "unix"]);
         let talks: Vec<_> = talks.map(|(to, name)| threads.spawn(|| talk(to, name, &counts, is_executing))).collect();
-        talks.into_iter().flat_map(|talk| talk.join().expect("nobody is answered wrongly")).collect()
+        talks.into_iter().map(|talk| talk.join().expect("nobody is answered wrongly")).collect()
     });
     let status = daemon.wait_until("all have left", |status| status.clients == 0);
     assert!(status.deaths_total > 0, "nobody died at {point}");
     assert_eq!((status.lost_total, status.closed_for_crashes_total), (0, 0));
+    let crashed = talks.iter().map(|(_, crashed)| crashed).sum();
+    assert_counted(&daemon, (talks.len() * ROUNDS * REQUESTS) as u64, crashed);
+    let counted: HashMap<String, bool> = talks.into_iter().flat_map(|(counted, _)| counted).collect();
     let lines = fs::read_to_string(&counts).unwrap_or_default();
     let times = |number: &str| lines.lines().filter(|line| *line == number).count();
     counted.iter().map(|(number, is_result)| (*is_result, times(number))).collect()
@@ -120,6 +130,18 @@ fn in_a_method_before_it_has_done_anything() {
 #[test]
 fn in_a_method_when_all_is_done() {
     callers_are_told("after-handler", 7, 1);
+}
+
+#[test]
+fn when_the_reply_is_made_and_not_committed() {
+    callers_are_told("before-commit", 7, 1);
+}
+
+#[test]
+fn when_the_reply_is_committed_and_not_counted() {
+    for n in [1, 3, 4] {
+        nobody_notices("after-commit", n);
+    }
 }
 
 #[test]

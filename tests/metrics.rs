@@ -2,14 +2,14 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
 use common::faulty::{self, Execution};
+use common::figures::{figures, sum, text};
 use common::program::skip;
 use common::{kernel, start};
-use fdpassd::testing::{Client, Running, eventually};
+use fdpassd::testing::{Client, eventually};
 use serde_json::json;
 
 #[test]
@@ -185,29 +185,6 @@ fn every_family_is_described_once_and_before_its_samples() {
         }
     }
     assert!(described.len() > 30, "{described:?}");
-}
-
-#[track_caller]
-fn text(daemon: &Running) -> String {
-    let told = daemon.ctl("metrics").expect("they are told");
-    told["text"].as_str().expect("a text").to_owned()
-}
-
-/// Each sample by its name and labels.
-#[track_caller]
-fn figures(daemon: &Running) -> BTreeMap<String, f64> {
-    let text = text(daemon);
-    let samples = text.lines().filter(|line| !line.starts_with('#'));
-    samples
-        .map(|line| {
-            let (name, value) = line.rsplit_once(' ').expect("a name and a value");
-            (name.to_owned(), value.parse().expect("a number"))
-        })
-        .collect()
-}
-
-fn sum(figures: &BTreeMap<String, f64>, family: &str) -> f64 {
-    figures.iter().filter(|(name, _)| name.starts_with(family)).map(|(_, value)| value).sum()
 }
 
 fn is_counter(name: &str) -> bool {

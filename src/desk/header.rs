@@ -2,14 +2,15 @@
 //!
 //! ```text
 //! word  0  leases picked up          5  the method being executed, its number; 0 if none
-//!       1  requests answered         6  the master wants to be told of room (set by it, cleared by the worker)
-//!       2  of these, with an error   7  bytes parked
+//!       1  free                      6  the master wants to be told of room (set by it, cleared by the worker)
+//!       2  free                      7  bytes parked
 //!       3  handlers that panicked    8  what the process had written before the write in progress to a Unix client
 //!       4  log lines lost            9  where in that client's stream it is; 0 if none is  10  the client's slot
 //!      11  whether 8 to 10 are kept
 //!      12  beats: turns begun and probes heard        13  since when the turn or the method in progress is; 0 if none is
 //!      14  the slot of the turn in progress
 //!      15  what the process had written in all when its master was gone, plus 1; 0 while that is there
+//!      16  what the next commit counts, see `desk/counters.rs`
 //!      17  clients that were closed because they could not be watched, read from or written to
 //!  from 64  twelve seconds of 120 words: which second, requests, busy ns, then how many requests took how long
 //!    1504  how many requests took how long, of all   1616  how long they took in all, in ns
@@ -23,8 +24,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 const PICKED_UP: usize = 0;
-const REQUESTS: usize = 1;
-const ERRORS: usize = 2;
 const PANICS: usize = 3;
 const LOG_ERRORS: usize = 4;
 const EXECUTING: usize = 5;
@@ -38,6 +37,7 @@ const BEATS: usize = 12;
 const TURN_SINCE: usize = 13;
 const TURN_SLOT: usize = 14;
 pub(super) const FINAL_WRITES: usize = 15;
+const NOTE: usize = 16;
 const LOST: usize = 17;
 
 const SECONDS: usize = 64;
@@ -51,7 +51,7 @@ const DURATIONS: usize = SECONDS + KEPT as usize * SECOND_WORDS;
 const DURATION_SUM: usize = DURATIONS + BUCKETS;
 const METHODS: usize = 1664;
 /// Methods with counters of their own, and those without.
-const COUNTED_METHODS: usize = 192;
+pub(super) const COUNTED_METHODS: u32 = 192;
 
 /// Full seconds over which rates and percentiles are taken.
 const WINDOW: u64 = 10;
@@ -117,39 +117,41 @@ impl<'a> Header<'a> {
         self.0[PICKED_UP].load(Ordering::SeqCst)
     }
 
-    /// Requests answered, with a result or an error.
-    #[must_use]
-    pub fn requests(&self) -> u64 {
-        self.load(REQUESTS)
-    }
-
-    /// Of these, with an error.
-    #[must_use]
-    pub fn errors(&self) -> u64 {
-        self.load(ERRORS)
-    }
-
-    /// Worker: it answered a request for this method, by its number, or for none (0), with a result or an error.
-    pub fn count_answer(&self, method: u32, is_error: bool) {
-        let method = if Header::counts_method(method) { method as usize } else { 0 };
-        self.add(METHODS + 2 * method + usize::from(is_error), 1);
-        if is_error {
-            self.add(ERRORS, 1);
-        }
-    }
-
     /// Whether this method has counters of its own.
     #[must_use]
     pub fn counts_method(method: u32) -> bool {
-        (method as usize) < COUNTED_METHODS
+        method < COUNTED_METHODS
     }
 
-    /// How many requests for this method were answered with a result, and how many with an error. Those for none, and for
-    /// methods without counters of their own, are under 0.
-    #[must_use]
-    pub fn answered(&self, method: u32) -> [u64; 2] {
-        let at = METHODS + 2 * method as usize;
-        if Header::counts_method(method) { [self.load(at), self.load(at + 1)] } else { [0; 2] }
+    /// The number of the counter for requests for this method that are answered with a result or an error.
+    pub(super) fn counter_of(method: u32, is_error: bool) -> usize {
+        let method = if Header::counts_method(method) { method as usize } else { 0 };
+        2 * method + usize::from(is_error)
+    }
+
+    /// A counter, by its number.
+    pub(super) fn counter(&self, counter: usize) -> u64 {
+        self.load(METHODS + counter)
+    }
+
+    /// Sets it. A release, so that it comes after the commit that it counts.
+    pub(super) fn set_counter(&self, counter: usize, count: u64) {
+        self.0[METHODS + counter].store(count, Ordering::Release);
+    }
+
+    /// Notes what the next commit counts.
+    pub(super) fn note(&self, word: u64) {
+        self.0[NOTE].store(word, Ordering::Release);
+    }
+
+    /// What is noted.
+    pub(super) fn noted(&self) -> u64 {
+        self.0[NOTE].load(Ordering::Acquire)
+    }
+
+    /// The slot of the turn in progress, or of the last one.
+    pub(super) fn last_slot(&self) -> u32 {
+        self.load(TURN_SLOT) as u32
     }
 
     /// How many requests took how long, ever: [`BUCKETS`] counts, the longest that each is of by [`upper`].
@@ -304,18 +306,15 @@ impl<'a> Header<'a> {
         &self.0[begin..begin + SECOND_WORDS]
     }
 
-    /// Worker: it answered so many requests. Said before the replies are sent, so that none is counted less than seen.
-    pub fn add_requests(&self, requests: u64) {
-        self.add(REQUESTS, requests);
-    }
-
     /// Worker: `requests` were answered `took` after they had been read; `now` is ns of CLOCK_MONOTONIC.
     pub fn record(&self, now: u64, requests: u64, took: u64) {
         let cell = self.this_second(now);
         bump(&cell[1], requests);
         bump(&cell[BUCKETS_AT + bucket(took)], requests);
         self.add(DURATIONS + bucket(took), requests);
-        self.add(DURATION_SUM, requests.wrapping_mul(took));
+        // A sum that was scribbled is not to look like a true one when it has come round.
+        let sum = self.load(DURATION_SUM).saturating_add(requests.saturating_mul(took));
+        self.0[DURATION_SUM].store(sum, Ordering::Relaxed);
     }
 
     /// Worker: its loop worked for so many ns up to `now`.
@@ -373,7 +372,7 @@ fn bump(word: &AtomicU64, n: u64) {
 }
 
 /// Bucket 0 takes what is below 512 ns; from there on each doubling is cut in four, up to about a minute.
-fn bucket(ns: u64) -> usize {
+pub(super) fn bucket(ns: u64) -> usize {
     if ns < 512 {
         return 0;
     }
@@ -445,18 +444,12 @@ mod tests {
     }
 
     #[test]
-    fn what_was_answered_is_counted_by_method_and_by_how_long_it_took_for_ever() {
+    fn requests_are_counted_by_how_long_they_took_for_ever() {
         header(|header| {
             header.record(5 * NANOSECONDS, 3, 1000);
             header.record(500 * NANOSECONDS, 1, u64::MAX);
             let counts: Vec<u64> = header.durations().collect();
             assert_eq!((counts[bucket(1000)], counts[BUCKETS - 1], counts.iter().sum::<u64>()), (3, 1, 4));
-            for (method, is_error) in [(1, false), (1, true), (191, false), (192, false), (u32::MAX, true), (0, true)] {
-                header.count_answer(method, is_error);
-            }
-            let found = [0, 1, 191, 192, u32::MAX].map(|method| header.answered(method));
-            assert_eq!(found, [[1, 2], [1, 1], [1, 0], [0, 0], [0, 0]]);
-            assert_eq!(header.errors(), 3);
         });
     }
 

@@ -1,7 +1,7 @@
 //! The desk: the memory that one worker shares with the master, in which it holds everything it has of a client.
 //!
 //! ```text
-//! header   16 KiB   counters, the second by second record of what was served          [`Header`]
+//! header   16 KiB   counters, the second by second record of what was served          [`Header`], [`Counters`]
 //! slots    128 B each, page-rounded together: one client each, index chosen by master [`Slot`]
 //! ------------------------------------------------- mapped by both up to here --------
 //! rx, tx   the receive and the reply buffer of the turn in progress
@@ -23,6 +23,7 @@
 //! stored before the call. Nothing is stored after recv or send: SIGKILL lets the call complete, and the next
 //! instruction never runs.
 
+mod counters;
 mod header;
 mod recovery;
 mod slot;
@@ -35,6 +36,7 @@ use crate::proto::frame::PREFIX;
 use crate::sys::lifeboat::Places;
 use crate::sys::memory::{self, Bytes, PAGE, Words};
 
+pub use counters::{Counters, Note};
 pub use header::{BUCKETS, Header, upper};
 pub use recovery::Bytes as ClientBytes;
 pub use slot::{Found, Marks, Place, Slot, State, View};

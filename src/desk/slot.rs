@@ -425,18 +425,20 @@ impl<'a, W: Word> Slot<'a, W> {
         self.load(ACTIVE)
     }
 
-    /// Worker: it did so now, and `answered` more of its requests were.
-    pub fn touch(&self, now: u64, answered: u64) {
+    /// Worker: it did so now.
+    pub fn touch(&self, now: u64) {
         self.store(ACTIVE, now);
-        if answered > 0 {
-            self.store(REQUESTS, self.load(REQUESTS).wrapping_add(answered));
-        }
     }
 
     /// Requests of the client that were answered so far.
     #[must_use]
     pub fn requests(&self) -> u64 {
         self.load(REQUESTS)
+    }
+
+    /// So many they are.
+    pub(super) fn set_requests(&self, requests: u64) {
+        self.store(REQUESTS, requests);
     }
 }
 

@@ -175,6 +175,7 @@ fn sort_out(
     for (worker, clients) in by_worker {
         let Some((told, desk)) = desks.get(&worker) else { continue };
         let leases = Leases::found(told.slots, clients);
+        desk.settle();
         unpacked.left.push(leases.into_left(desk, desk.header().final_writes(), false));
     }
     unpacked.desks = std::mem::take(&mut desks).into_values().collect();

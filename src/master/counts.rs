@@ -6,8 +6,7 @@ use std::ops::Index;
 
 use serde::{Deserialize, Serialize};
 
-use super::Worker;
-use crate::desk::{BUCKETS, Header};
+use crate::desk::{BUCKETS, Counters};
 use crate::proto::channel::MethodName;
 use crate::proto::control::Verdict;
 use crate::proto::rpc::is_method_name;
@@ -31,6 +30,10 @@ pub(super) struct Counts {
     pub(super) deaths: By<Cause>,
     /// Workers that ended before they were ready, or could not be started.
     pub(super) failed_starts: u64,
+    /// Workers whose counters were not believed.
+    pub(super) rejected_counters: u64,
+    /// Log lines that masters before could not write.
+    pub(super) log_errors: u64,
     pub(super) stalls: u64,
     pub(super) reruns: u64,
     pub(super) closed_for_crashes: u64,
@@ -244,19 +247,14 @@ pub(super) struct Totals {
 }
 
 impl Totals {
-    /// This and what a worker did by now. The figures are its own word: they are summed up and no more.
-    pub(super) fn plus(self, worker: &Worker) -> Totals {
-        self.plus_header(&worker.desk.header())
-    }
-
-    /// This and what a desk tells of.
-    pub(super) fn plus_header(self, header: &Header<'_>) -> Totals {
+    /// This and what a worker did.
+    pub(super) fn plus(self, counters: &Counters) -> Totals {
         self.and(Totals {
-            requests: header.requests(),
-            errors: header.errors(),
-            panics: header.panics(),
-            log_errors: header.log_errors(),
-            lost: header.lost(),
+            requests: counters.requests(),
+            errors: counters.errors(),
+            panics: counters.panics,
+            log_errors: counters.log_errors,
+            lost: counters.lost,
         })
     }
 
@@ -295,21 +293,22 @@ impl Default for Tally {
 }
 
 impl Tally {
-    /// Adds what a worker did by now.
-    pub(super) fn add(&mut self, header: &Header<'_>, methods: &[MethodName]) {
+    /// Adds what a worker did.
+    pub(super) fn add(&mut self, counters: &Counters, methods: &[MethodName]) {
         // As they were written by a master before, perhaps.
         self.buckets.resize(BUCKETS, 0);
-        for (sum, count) in self.buckets.iter_mut().zip(header.durations()) {
-            *sum = sum.saturating_add(count);
+        for (sum, count) in self.buckets.iter_mut().zip(&counters.durations) {
+            *sum = sum.saturating_add(*count);
         }
-        self.sum = self.sum.saturating_add(header.duration_sum());
-        self.add_method(OTHER, header.answered(0));
-        for (number, method) in (1..).zip(methods) {
-            // One that the desk has no room for counts as another one there.
-            if Header::counts_method(number) {
-                self.add_method(&method.name, header.answered(number));
-            }
+        self.sum = self.sum.saturating_add(counters.duration_sum);
+        for (name, answered) in counters.by_method(methods) {
+            self.add_method(name.unwrap_or(OTHER), answered);
         }
+    }
+
+    /// All requests.
+    pub(super) fn requests(&self) -> u64 {
+        self.methods.values().flatten().fold(0, |sum, count| sum.saturating_add(*count))
     }
 
     fn add_method(&mut self, name: &str, answered: [u64; 2]) {

@@ -16,11 +16,12 @@ use super::boats::{Boats, Ends, Unpacked};
 use super::handover::{Book, Handover, Inherited, ListenerRecord, MAGIC};
 use super::leases::Leases;
 use super::listener::ControlListener;
+use super::trust::Believed;
 use super::worker::Worker;
 use super::{Handed, Master, Token};
 use crate::channel::Channel;
 use crate::config::{Config, Loaded};
-use crate::desk::{Layout, MasterDesk};
+use crate::desk::{Counters, Layout, MasterDesk};
 use crate::pool::State;
 use crate::proto::channel::{MethodName, VERSION};
 use crate::proto::frame::OrderRule;
@@ -75,6 +76,9 @@ struct WorkerImage {
     longest: u32,
     methods: Vec<MethodName>,
     is_held: bool,
+    /// What is believed of its counters, if those are not believed any more.
+    #[serde(default)]
+    counters: Option<Counters>,
     leases: LeasesImage,
 }
 
@@ -171,15 +175,18 @@ impl Image {
         let (mut left, now) = (LeftOpen::default(), Instant::now());
         let ago = |up: Duration| now.checked_sub(up).unwrap_or(now);
         let mut workers = Vec::new();
-        for WorkerImage { id, pid, seat, generation, up, channel, desk, slots, longest, methods, is_held, leases } in
-            self.workers
-        {
+        for image in self.workers {
+            let WorkerImage { id, pid, seat, generation, up, channel, desk, slots, longest, methods, .. } = image;
+            let WorkerImage { is_held, counters, leases, .. } = image;
             let desk = MasterDesk::found(File::from(left.take(desk)?), Layout::new(slots, longest))?;
             let channel = Channel::over(left.take(channel)?);
             let leases = Leases::of_image(slots, leases, |number| left.take(number))?;
             let mut worker = Worker::over((id, pid, seat, generation), channel, desk, leases, methods, ago(up));
             // An image is made when none is starting.
             worker.has_been_ready = true;
+            if let Some(counters) = counters {
+                worker.believed = Believed::until(counters, now);
+            }
             workers.push((worker, is_held));
         }
         let control = Some(ControlListener::again(left.take(self.control.0)?, &self.control.1)?);
@@ -273,6 +280,7 @@ impl Master {
             longest: layout.max_frame(),
             methods: worker.methods.clone(),
             is_held: matches!(state, State::Held { .. }),
+            counters: worker.believed.last().cloned(),
             leases: worker.leases.image()?,
         })
     }

@@ -20,7 +20,7 @@ use super::events::Asker;
 use super::handover::{BOAT, BOOK, Book, Handover, LISTENER};
 use super::steer::MOST_WORKERS;
 use super::worker::Worker;
-use super::{Master, Seat};
+use super::{Master, trust};
 use crate::logging;
 use crate::proto::boat::LastDesk;
 use crate::proto::control::{About, Kind, Origin};
@@ -154,7 +154,7 @@ impl Master {
             is_drained: self.is_drained,
             quarantined: self.strikes.quarantined().to_vec(),
             last_reload: self.last_reload.clone(),
-            counts: self.counts.clone(),
+            counts: Counts { log_errors: self.counts.log_errors + logging::errors(), ..self.counts.clone() },
             tally: self.tally.clone(),
             seats: self.seats.clone(),
             events: self.events.last(),
@@ -264,9 +264,12 @@ impl Master {
             self.counts.refused = keeper.book.refused();
         }
         for (told, desk) in unpacked.desks.iter().filter(|(told, _)| !told.is_counted) {
-            self.tally.add(&desk.header(), &told.methods);
-            let seat: &mut Seat = self.seat((told.seat as usize).min(MOST_SEATS - 1));
-            seat.totals = seat.totals.plus_header(&desk.header());
+            match trust::counted_on(desk, told.methods.len()) {
+                Ok(counters) => {
+                    self.add_counters((told.seat as usize).min(MOST_SEATS - 1), &counters, &told.methods);
+                }
+                Err(why) => self.reject_counters(&format!("worker {} of the master before", told.worker), why),
+            }
         }
         let is_restart = !unpacked.desks.is_empty();
         let (mut moved, mut lost) = (0, unpacked.stray as u64);

@@ -11,7 +11,6 @@ use self::text::{COUNTER, GAUGE, Text};
 use super::Master;
 use super::counts::Tally;
 use crate::desk::{BUCKETS, upper};
-use crate::logging;
 use crate::proto::control::{ListenerStatus, Status, Verdict, WorkerState, WorkerStatus};
 use crate::sys::{clock, fd, socket};
 
@@ -23,7 +22,7 @@ type FigureOfListener = fn(&ListenerStatus) -> Option<u64>;
 
 impl Master {
     /// The whole text.
-    pub(super) fn metrics(&self, now: Instant) -> String {
+    pub(super) fn metrics(&mut self, now: Instant) -> String {
         let status = self.status(now);
         let mut text = Text::default();
         self.write_daemon(&mut text, now);
@@ -44,8 +43,8 @@ impl Master {
             text.gauge("open_fds", "Descriptors that the master has open.", open);
         }
         text.gauge("max_fds", "Descriptors that the master may have open.", self.descriptors);
-        let lost = logging::errors().saturating_add(self.totals().log_errors);
-        text.counter("log_lines_lost_total", "Log lines that could not be written, by master or workers.", lost);
+        let help = "Log lines that could not be written, by master or workers.";
+        text.counter("log_lines_lost_total", help, self.log_errors());
         text.counter("events_total", "Events told by \"fdpassctl events\".", self.events.last());
     }
 
@@ -80,6 +79,8 @@ impl Master {
         text.by("worker_deaths_total", help, "cause", &self.counts.deaths);
         let help = "Workers that ended before they were ready, or could not be started.";
         text.counter("worker_failed_starts_total", help, self.counts.failed_starts);
+        let help = "Workers whose counters could not be true and were left out from then on.";
+        text.counter("worker_counters_rejected_total", help, self.counts.rejected_counters);
         text.counter("worker_stalls_total", "Times that a worker was stuck.", self.counts.stalls);
 
         let each: [(&str, &str, &str, Figure); 5] = [
@@ -137,7 +138,7 @@ impl Master {
 
     fn write_requests(&self, text: &mut Text) {
         let mut tally = self.tally.clone();
-        self.workers.values().for_each(|worker| tally.add(&worker.desk.header(), &worker.methods));
+        self.workers.values().for_each(|worker| tally.add(worker.believed.counters(), &worker.methods));
         text.family("requests_total", COUNTER, "Requests that were answered.");
         for (method, answered) in &tally.methods {
             for (result, count) in ["ok", "error"].iter().zip(answered) {
@@ -187,7 +188,8 @@ fn write_durations(text: &mut Text, tally: &Tally) {
         let le = (1u64 << power) as f64 / 1e9;
         text.sample("request_duration_seconds_bucket", &[("le", &le)], count);
     }
-    let all = tally.buckets.iter().fold(0u64, |sum, count| sum.saturating_add(*count));
+    // Those whose replies are not sent yet are in no bucket.
+    let all = tally.requests();
     text.sample("request_duration_seconds_bucket", &[("le", &"+Inf")], all);
     text.sample("request_duration_seconds_sum", &[], tally.sum as f64 / 1e9);
     text.sample("request_duration_seconds_count", &[], all);

@@ -35,6 +35,7 @@ mod status;
 mod steer;
 mod supervise;
 mod token;
+mod trust;
 mod upgrade;
 mod verbs;
 mod watch;
@@ -380,7 +381,13 @@ impl Master {
     /// What all workers have done that there ever were.
     fn totals(&self) -> Totals {
         let gone = self.seats.iter().fold(Totals::default(), |totals, seat| totals.and(seat.totals));
-        self.workers.values().fold(gone, Totals::plus)
+        self.workers.values().fold(gone, |totals, worker| totals.plus(worker.believed.counters()))
+    }
+
+    /// Log lines that could not be written, by masters or workers.
+    fn log_errors(&self) -> u64 {
+        let own = self.counts.log_errors.saturating_add(logging::errors());
+        own.saturating_add(self.totals().log_errors)
     }
 
     /// How many clients each address has now, if that is limited.

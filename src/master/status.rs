@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use super::listener::Listener;
 use super::{Master, Seat, Worker};
-use crate::logging;
 use crate::pool::{Member, State};
 use crate::proto::control::{LeavingStatus, ListenerStatus, Skew, Status, WorkerState, WorkerStatus};
 use crate::sys::{clock, process};
@@ -14,7 +13,8 @@ const WINDOW: f64 = 10.0;
 
 impl Master {
     /// The whole of it.
-    pub(super) fn status(&self, now: Instant) -> Status {
+    pub(super) fn status(&mut self, now: Instant) -> Status {
+        self.look_at_counters(now);
         let seats = (0..self.pool.seats()).filter(|seat| self.is_seat_in_use(*seat));
         let workers: Vec<WorkerStatus> = seats.map(|seat| self.seat_status(seat, now)).collect();
         let shown: Vec<_> = workers.iter().filter_map(|worker| worker.id).collect();
@@ -40,7 +40,7 @@ impl Master {
             lost_total: self.counts.lost(totals.lost).total(),
             requests_total: totals.requests,
             errors_total: totals.errors,
-            log_errors_total: logging::errors().saturating_add(totals.log_errors),
+            log_errors_total: self.log_errors(),
             count: self.pool.target().count as u32,
             count_origin: self.count_origin,
             reloading: self.reload.is_some(),
@@ -79,7 +79,7 @@ impl Master {
         let seat = self.seats.get(index).unwrap_or(&nobody);
         // Whoever leaves the seat still adds to it.
         let here = self.workers.values().filter(|worker| worker.seat == index);
-        let totals = here.fold(seat.totals, |totals, worker| totals.plus(worker));
+        let totals = here.fold(seat.totals, |totals, worker| totals.plus(worker.believed.counters()));
         let header = worker.map(|worker| worker.desk.header());
         let uptime = worker.map(|worker| now.duration_since(worker.started).as_secs_f64());
         // One second more, for the one that is not full yet.

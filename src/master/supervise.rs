@@ -48,14 +48,12 @@ impl Master {
         while self.hear_one(id, now) {}
         let Some(mut worker) = self.workers.remove(&id) else { return };
         let _ = self.poller.remove(&worker.channel);
-        let seat = self.seat(worker.seat);
-        seat.totals = seat.totals.plus(&worker);
-        self.tally.add(&worker.desk.header(), &worker.methods);
+        self.count_in(&mut worker, now);
         if self.is_leaving() {
             return self.keep_wreck(worker, written, now);
         }
         let failure = worker.failure.take();
-        let has_answered = worker.desk.header().requests() > 0;
+        let has_answered = worker.believed.counters().requests() > 0;
         let (name, about, index) = (worker.name(), worker.about(), worker.seat);
         let Worker { desk, leases, methods, is_timed_out, is_unneeded, killed_for, has_been_ready, .. } = worker;
         let left = leases.into_left(&desk, written, is_timed_out);

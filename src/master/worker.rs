@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::Token;
 use super::counts::Cause;
 use super::leases::{Leases, Recovered};
+use super::trust::Believed;
 use crate::channel::{Channel, Sent};
 use crate::desk::{Layout, MasterDesk};
 use crate::pool::dispatch::Candidate;
@@ -40,6 +41,8 @@ pub(super) struct Worker {
     pub(super) failure: Option<String>,
     /// It has served, or could have.
     pub(super) has_been_ready: bool,
+    /// What it has counted, as far as that is believed.
+    pub(super) believed: Believed,
     pub(super) pulse: Pulse,
     /// Why we are killing it, if that is for something that it did.
     pub(super) killed_for: Option<Cause>,
@@ -111,6 +114,7 @@ impl Worker {
             methods,
             failure: None,
             has_been_ready: false,
+            believed: Believed::since(started),
             pulse: Pulse::default(),
             killed_for: None,
             is_timed_out: false,

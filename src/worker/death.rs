@@ -20,7 +20,11 @@ pub(super) enum Point {
     AfterExec,
     /// The method has returned, and the reply is not committed yet.
     AfterHandler,
-    /// The reply is committed.
+    /// What the commit will count is noted.
+    BeforeCommit,
+    /// The reply is committed, and not counted yet.
+    AfterCommit,
+    /// The reply is committed and counted.
     AfterAnswered,
     /// Replies are about to be written.
     BeforeWrite,
@@ -80,13 +84,15 @@ mod armed {
 
     const VARIABLE: &str = "FDPASSD_DIE_AT";
 
-    const NAMES: [(&str, Point); 15] = [
+    const NAMES: [(&str, Point); 17] = [
         ("after-claim", Point::AfterClaim),
         ("after-begin", Point::AfterBegin),
         ("after-receive", Point::AfterReceive),
         ("before-handler", Point::BeforeHandler),
         ("after-exec", Point::AfterExec),
         ("after-handler", Point::AfterHandler),
+        ("before-commit", Point::BeforeCommit),
+        ("after-commit", Point::AfterCommit),
         ("after-answered", Point::AfterAnswered),
         ("before-write", Point::BeforeWrite),
         ("amid-write", Point::AmidWrite),

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 
 use super::connection::Waits;
 use super::*;
-use crate::desk::{ClientBytes, Layout, Marks, MasterDesk, State};
+use crate::desk::{ClientBytes, Counters, Layout, Marks, MasterDesk, State};
 use crate::proto::channel::{Log, LogFormat, LogLevel, LogTarget};
 use crate::proto::frame::{ByteOrder, OrderRule};
 use crate::proto::names::{ClientId, Generation, Peer, WorkerId};
@@ -239,7 +239,7 @@ fn a_worn_out_worker_has_answered_exactly_so_many_and_leaves_the_rest_where_it_i
     assert_eq!((master.unread(0), master.state(1)), (rest, Some(State::Rest)));
     let replies = first.read_replies();
     assert_eq!((count(&replies, "\"out\""), count(&replies, "pong")), (3, 1), "{replies}");
-    assert_eq!((master.desk.header().requests(), master.desk.header().turn()), (3, None));
+    assert_eq!((Counters::read(master.desk.header()).requests(), master.desk.header().turn()), (3, None));
     assert_eq!(second.read(), (String::new(), false));
 }
 

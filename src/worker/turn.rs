@@ -120,13 +120,13 @@ pub(super) fn turn(connection: &mut Connection, index: u32, purpose: &Purpose<'_
         _ if parked && view.replied > 0 => turn.send_parked(purpose),
         _ => turn.work(purpose),
     };
-    let (answered, is_active) = (turn.answered, turn.moved || turn.answered > 0);
+    let is_active = turn.moved || turn.answered > 0;
     tools.desk.header().end_turn();
     let Some(waits) = waits else { return Ended::Over };
     let slot = tools.desk.slot(index).expect("the slot was claimed");
     // Not in a turn for nothing, as each lease begins with one: a client that is moved is no less idle.
     if is_active {
-        slot.touch(tools.now, answered);
+        slot.touch(tools.now);
     }
     let state = if waits == Waits::Request { State::Rest } else { State::Parked };
     death::pass(Point::BeforeEnd);

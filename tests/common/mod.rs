@@ -3,12 +3,14 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 pub mod faulty;
+pub mod figures;
 pub mod http;
 pub mod kernel;
 pub mod load;
 pub mod page;
 pub mod program;
 pub mod random;
+pub mod restart;
 pub mod strace;
 pub mod upgrade;
 

@@ -61,7 +61,8 @@ impl<W: Word> Desk<W> {
         let (view, marks, found) = left(n);
         self.bytes.set(n);
         slot.flip(&view, marks);
-        slot.touch(n.into(), 1);
+        slot.set_requests(n.into());
+        slot.touch(n.into());
         slot.release(generation, state(found));
         Some(n)
     }

@@ -16,7 +16,7 @@ use proptest::sample::{Index, select};
 use proptest::test_runner::Config;
 
 use super::*;
-use crate::desk::{ClientBytes, Layout, Place, SMALL, View, WorkerDesk};
+use crate::desk::{ClientBytes, Layout, Note, Place, SMALL, View, WorkerDesk};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::ClientId;
 
@@ -475,8 +475,10 @@ impl World {
             let made = bytes_of(life.output, life.replied..life.replied + reply as u64);
             open.tx[replied..][..reply].copy_from_slice(&made);
             (answered, replied) = (answered + frame, replied + reply);
+            let note = Note::make(open.header, open.slot, (METHOD, false), replied as u32);
             open.slot.commit(answered as u32, replied as u32);
-            open.slot.touch(2, 1);
+            note.count(open.header, open.slot);
+            open.slot.touch(2);
             (life.requests, life.faults) = (life.requests + 1, 0);
             (life.answered, life.replied) = (life.answered + frame as u64, life.replied + reply as u64);
             if dies(Point::Commit) {

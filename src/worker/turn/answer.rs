@@ -3,7 +3,7 @@
 use serde_json::value::RawValue;
 
 use super::Turn;
-use crate::desk::{Marks, Open, Place};
+use crate::desk::{Header, Marks, Note, Open, Place, Slot};
 use crate::proto::frame::{ByteOrder, PREFIX};
 use crate::proto::rpc::{Code, NULL, Request};
 use crate::sys::clock;
@@ -52,7 +52,7 @@ impl Turn<'_, '_> {
             }
         };
         let answer = run(out);
-        header.count_answer(number, answer.is_err());
+        let is_error = answer.is_err();
         let length = answer.unwrap_or_else(|failure| {
             match &failure {
                 Failure::Panicked => header.add_panic(),
@@ -62,7 +62,7 @@ impl Turn<'_, '_> {
             write_fault(out, order, &Fault::from(failure))
         });
         death::pass(Point::AfterHandler);
-        slot.commit(answered + total as u32, (replied + length) as u32);
+        commit((header, slot), (number, is_error), answered + total as u32, (replied + length) as u32);
         if !is_inline {
             self.tools.now = clock::monotonic();
             header.end_method(self.tools.now);
@@ -79,13 +79,12 @@ impl Turn<'_, '_> {
         let now = self.tools.now;
         let Open { header, slot, tx, .. } = self.tools.desk.open(self.index, self.view.rx.0, Place::Shared);
         let length = write_fault(&mut tx[replied..], order, fault);
-        header.count_answer(0, true);
         self.marks.closing = true;
         // Whoever takes over from here gives it the whole time to read, and not what its frame has left.
         slot.set_since(now);
         // Before the reply counts: who finds it made finds that nothing comes after it.
         slot.set_marks(self.marks);
-        slot.commit(skipped, (replied + length) as u32);
+        commit((header, slot), (0, true), skipped, (replied + length) as u32);
         self.count(skipped, length);
     }
 
@@ -98,6 +97,16 @@ impl Turn<'_, '_> {
         self.unrecorded += 1;
         self.tools.served += 1;
     }
+}
+
+/// Commits a reply and counts it: frames are answered up to this byte, and replies made up to that one. Each request is
+/// counted once, by its method and by whether it is answered with an error, wherever the process ends in here.
+fn commit((header, slot): (Header<'_>, Slot<'_>), counted: (u32, bool), answered: u32, replied: u32) {
+    let note = Note::make(header, slot, counted, replied);
+    death::pass(Point::BeforeCommit);
+    slot.commit(answered, replied);
+    death::pass(Point::AfterCommit);
+    note.count(header, slot);
 }
 
 /// Forgets what is known of a first unread frame, because another one is that now, or none.

@@ -31,22 +31,21 @@ impl Turn<'_, '_> {
         }
         let open = self.tools.desk.open(self.index, self.view.rx.0, Place::Shared);
         let begin = self.view.tx.1 as usize;
-        open.header.add_requests(self.unrecorded);
         let at = self.view.out_base;
         let bytes = &open.tx[begin..begin + replied];
-        let sent = match transmit(self.connection, self.tools.writes, open.header, (self.index, at), bytes) {
-            Ok(Moved::Bytes(n)) => n,
-            Ok(Moved::Nothing) => 0,
-            Ok(Moved::End) => return Err(Gone),
-            Err(e) => {
-                self.broke_off(&e);
-                return Err(Gone);
-            }
-        };
+        let sent = transmit(self.connection, self.tools.writes, open.header, (self.index, at), bytes);
         self.tools.now = clock::monotonic();
         open.header.record(self.tools.now, self.unrecorded, self.tools.now - since);
         self.unrecorded = 0;
-        Ok(sent)
+        match sent {
+            Ok(Moved::Bytes(n)) => Ok(n),
+            Ok(Moved::Nothing) => Ok(0),
+            Ok(Moved::End) => Err(Gone),
+            Err(e) => {
+                self.broke_off(&e);
+                Err(Gone)
+            }
+        }
     }
 
     /// Sends replies that were parked before this turn, and goes on if that is done.

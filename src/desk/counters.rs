@@ -1,0 +1,384 @@
+//! What a worker has counted, exact to its last instruction: one store counts what one store commits.
+//!
+//! A reply is committed by one store into the slot, and counted by others after it. So that a death between them is no
+//! miscount, the worker notes before the commit what it will count:
+//!
+//! ```text
+//! note     which counter, what it and the client's own will be, and what `replied` will be     header, one store
+//! commit   `answered` and `replied` of the view                                                slot, one store
+//! count    the client's requests, then the counter                                             two stores
+//! ```
+//!
+//! After a death the note is true of the last commit, or of one that never came. If `replied` has reached what is noted and
+//! the counter has not, the counting is made up for ([`MasterDesk::settle`]); doing so twice does no harm. The counters of
+//! methods are the only ones that requests are counted in: all others are sums of them.
+//!
+//! How long a request took is recorded when its reply is sent, and is an estimate for those that were committed and not
+//! sent ([`Counters::close`]).
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::header::{self, BUCKETS, COUNTED_METHODS, Header, upper};
+use super::{MasterDesk, Slot};
+use crate::proto::channel::MethodName;
+
+/// Bits of a note: `replied`, the number of the counter, and as much of both counts as tells one from the next.
+const REPLIED_BITS: u32 = 30;
+const COUNTER_BITS: u32 = 9;
+const COUNT_BITS: u32 = 12;
+const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
+const NOTED: u64 = 1 << 63;
+
+/// Replies that can be committed and not sent: a turn sends once it has [`super::REPLY_SOFT`] bytes, and no reply is shorter
+/// than 24 bytes.
+const MAX_UNSENT: u64 = super::REPLY_SOFT as u64 / 24 + 1;
+
+/// No worker answers faster than this, on average over the replies that wait to be sent.
+const FASTEST: Duration = Duration::from_nanos(20);
+
+/// A count that is about to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Note {
+    counter: u64,
+    replied: u32,
+    count: u64,
+    requests: u64,
+}
+
+impl Note {
+    /// Worker: notes that the next commit, of so many bytes `replied`, answers a request for this method, by its number, or
+    /// for none (0), with a result or an error.
+    #[must_use]
+    pub fn make(header: Header<'_>, slot: Slot<'_>, (method, is_error): (u32, bool), replied: u32) -> Note {
+        let counter = Header::counter_of(method, is_error);
+        let (count, requests) = (header.counter(counter).wrapping_add(1), slot.requests().wrapping_add(1));
+        let note = Note { counter: counter as u64, replied, count, requests };
+        header.note(note.encode());
+        note
+    }
+
+    /// Worker: the commit is made, and is counted.
+    pub fn count(self, header: Header<'_>, slot: Slot<'_>) {
+        // The counter comes last: as long as it is as it was, all of this is yet to be done.
+        slot.set_requests(self.requests);
+        header.set_counter(self.counter as usize, self.count);
+    }
+
+    fn encode(self) -> u64 {
+        let counts = (self.count & COUNT_MASK) << COUNT_BITS | self.requests & COUNT_MASK;
+        NOTED | (counts << COUNTER_BITS | self.counter) << REPLIED_BITS | u64::from(self.replied)
+    }
+
+    /// `None` if nothing was noted yet. Of both counts only the last bits are known.
+    fn decode(word: u64) -> Option<Note> {
+        let bits = |from: u32, count: u32| word >> from & ((1 << count) - 1);
+        let counts = REPLIED_BITS + COUNTER_BITS;
+        (word & NOTED != 0).then(|| Note {
+            counter: bits(REPLIED_BITS, COUNTER_BITS),
+            replied: bits(0, REPLIED_BITS) as u32,
+            count: bits(counts + COUNT_BITS, COUNT_BITS),
+            requests: bits(counts, COUNT_BITS),
+        })
+    }
+}
+
+impl MasterDesk {
+    /// The worker is gone: counts the reply that it has committed and not counted, if there is one.
+    pub fn settle(&self) {
+        let header = self.header();
+        let Some(note) = Note::decode(header.noted()) else { return };
+        let Some(slot) = self.slot(header.last_slot()) else { return };
+        let counter = note.counter as usize;
+        if counter >= 2 * COUNTED_METHODS as usize {
+            return;
+        }
+        let (count, requests) = (header.counter(counter).wrapping_add(1), slot.requests().wrapping_add(1));
+        if count & COUNT_MASK != note.count || slot.view().replied < note.replied {
+            return;
+        }
+        if requests & COUNT_MASK == note.requests {
+            slot.set_requests(requests);
+        }
+        header.set_counter(counter, count);
+    }
+}
+
+/// All that a worker has counted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// By method and result, twice the method's number and 1 for an error.
+    methods: Vec<u64>,
+    /// How many requests took how long, the longest that each is of by [`upper`].
+    pub durations: Vec<u64>,
+    /// How long all of them took, in ns.
+    pub duration_sum: u64,
+    /// Methods that panicked.
+    pub panics: u64,
+    /// Log lines that the worker could not write.
+    pub log_errors: u64,
+    /// Clients that it closed because it could not watch them, read from them or write to them.
+    pub lost: u64,
+    /// Requests that had been answered before the durations were read.
+    at_least: u64,
+}
+
+impl Default for Counters {
+    fn default() -> Counters {
+        let (methods, durations) = (vec![0; 2 * COUNTED_METHODS as usize], vec![0; BUCKETS]);
+        Counters { methods, durations, duration_sum: 0, panics: 0, log_errors: 0, lost: 0, at_least: 0 }
+    }
+}
+
+impl Counters {
+    /// What a worker has counted by now.
+    #[must_use]
+    pub fn read(header: Header<'_>) -> Counters {
+        let counters = || (0..2 * COUNTED_METHODS as usize).map(|counter| header.counter(counter));
+        let at_least = sum(counters());
+        // A request is counted first, then recorded, and summed up last: read in another order, there may be more durations
+        // than requests, or less than their sum.
+        let duration_sum = header.duration_sum();
+        let durations = header.durations().collect();
+        let (panics, log_errors, lost) = (header.panics(), header.log_errors(), header.lost());
+        Counters { methods: counters().collect(), durations, duration_sum, panics, log_errors, lost, at_least }
+    }
+
+    /// Requests answered, with a result or an error.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        sum(self.methods.iter().copied())
+    }
+
+    /// Of these, with an error.
+    #[must_use]
+    pub fn errors(&self) -> u64 {
+        sum(self.methods.iter().skip(1).step_by(2).copied())
+    }
+
+    /// Those for this method, by its number, with a result and with an error. Those for none, and for methods without
+    /// counters of their own, are under 0.
+    #[must_use]
+    pub fn answered(&self, method: u32) -> [u64; 2] {
+        let at = 2 * method as usize;
+        if Header::counts_method(method) { [self.methods[at], self.methods[at + 1]] } else { [0; 2] }
+    }
+
+    /// Each of these methods with its requests, and those for none without a name. A method that there is no counter for
+    /// counts as none.
+    pub fn by_method<'a>(&'a self, methods: &'a [MethodName]) -> impl Iterator<Item = (Option<&'a str>, [u64; 2])> {
+        let named = (1..).zip(methods).filter(|(number, _)| Header::counts_method(*number));
+        let named = named.map(|(number, method)| (Some(method.name.as_str()), self.answered(number)));
+        std::iter::once((None, self.answered(0))).chain(named)
+    }
+
+    /// The worker is gone: its replies that were committed and not sent took, as far as can be known, as long as the turn
+    /// that they were made in had lasted.
+    pub fn close(&mut self, turn: Duration) {
+        let ns = u64::try_from(turn.as_nanos()).unwrap_or(u64::MAX);
+        let unsent = self.requests().saturating_sub(sum(self.durations.iter().copied()));
+        let bucket = &mut self.durations[header::bucket(ns)];
+        *bucket = bucket.saturating_add(unsent);
+        self.duration_sum = self.duration_sum.saturating_add(unsent.saturating_mul(ns));
+    }
+
+    /// Why these cannot be the counters of a worker that works, which had counted `before` so long ago and counts for
+    /// `methods` methods. Nothing, if they can.
+    #[must_use]
+    pub fn fault(&self, before: &Counters, passed: Duration, methods: usize) -> Option<&'static str> {
+        let counters = |all: &Counters| -> Vec<u64> {
+            let others = [all.duration_sum, all.panics, all.log_errors, all.lost];
+            all.methods.iter().chain(&all.durations).copied().chain(others).collect()
+        };
+        if counters(self).iter().zip(counters(before)).any(|(now, before)| *now < before) {
+            return Some("a counter has decreased");
+        }
+        if self.methods.iter().skip(2 * (methods + 1)).any(|count| *count > 0) {
+            return Some("requests are counted for methods that there are not");
+        }
+        let (requests, recorded) = (self.requests(), sum(self.durations.iter().copied()));
+        if recorded > requests || recorded.saturating_add(MAX_UNSENT) < self.at_least {
+            return Some("there are not as many durations as requests");
+        }
+        let most = u64::try_from(passed.as_nanos() / FASTEST.as_nanos()).unwrap_or(u64::MAX).saturating_add(MAX_UNSENT);
+        let new =
+            [requests.saturating_sub(before.requests()), self.log_errors - before.log_errors, self.lost - before.lost];
+        if new.iter().any(|count| *count > most) {
+            return Some("so much cannot have happened in the time");
+        }
+        if self.panics > self.errors().saturating_add(1) {
+            return Some("there are more panics than errors");
+        }
+        let longest = self.durations.iter().zip(0..).map(|(count, bucket)| u128::from(*count) * longest_of(bucket));
+        if u128::from(self.duration_sum) > longest.sum() {
+            return Some("the durations are not as long as their sum");
+        }
+        None
+    }
+}
+
+/// The longest that a request of this bucket may have taken, in ns: the last one has no end.
+fn longest_of(bucket: usize) -> u128 {
+    if bucket + 1 == BUCKETS { u64::MAX.into() } else { upper(bucket).into() }
+}
+
+fn sum(counts: impl Iterator<Item = u64>) -> u64 {
+    counts.fold(0, u64::saturating_add)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Layout, Marks, State, View, WorkerDesk};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn desk() -> (MasterDesk, WorkerDesk) {
+        let layout = Layout::new(2, 1 << 20);
+        let master = MasterDesk::new(layout).expect("memfd");
+        let worker = WorkerDesk::map(master.file().try_clone().expect("dup"), layout).expect("mmap");
+        (master, worker)
+    }
+
+    /// Commits and counts a reply of ten bytes as a turn does, up to this many stores. Whether it was committed.
+    fn answer(worker: &WorkerDesk, slot: u32, (method, is_error): (u32, bool), stores: usize) -> bool {
+        let (header, slot) = (worker.header(), worker.slot(slot).expect("a slot"));
+        let (answered, replied) = (slot.view().answered + 5, slot.view().replied + 10);
+        if stores == 0 {
+            return false;
+        }
+        let note = Note::make(header, slot, (method, is_error), replied);
+        if stores > 1 {
+            slot.commit(answered, replied);
+        }
+        if stores > 2 {
+            slot.set_requests(note.requests);
+        }
+        if stores > 3 {
+            note.count(header, slot);
+        }
+        stores > 1
+    }
+
+    #[test]
+    fn a_reply_counts_once_wherever_its_worker_dies() {
+        for stores in 0..=4 {
+            for before in [0, 1, 4094, 4095, 4096] {
+                let (master, worker) = desk();
+                let header = worker.header();
+                for slot in [0, 1] {
+                    let slot = worker.slot(slot).expect("a slot");
+                    slot.preset(State::Rest, 1, View::at_rest(0, 0), Marks::default(), (1, 1), 7);
+                }
+                // A turn of the other client, a long one, which leaves replies behind.
+                header.begin_turn(0, 1);
+                (0..before).for_each(|_| assert!(answer(&worker, 0, (3, false), 4)));
+                header.begin_turn(1, 1);
+                (0..3).for_each(|_| assert!(answer(&worker, 1, (3, true), 4)));
+                // What was sent midway is in another view.
+                let slot = worker.slot(1).expect("a slot");
+                slot.flip(&View::at_rest(15, 30), Marks::default());
+                let is_committed = answer(&worker, 1, (3, false), stores);
+                for _ in 0..2 {
+                    master.settle();
+                    let counters = Counters::read(master.header());
+                    let expected = before + u64::from(is_committed);
+                    assert_eq!(counters.answered(3), [expected, 3], "{stores} stores after {before}");
+                    assert_eq!((counters.requests(), counters.errors()), (expected + 3, 3));
+                    assert_eq!(slot.requests(), 10 + u64::from(is_committed), "{stores} stores after {before}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn methods_without_a_counter_count_as_none() {
+        let (master, worker) = desk();
+        worker.slot(0).expect("a slot").preset(State::Rest, 1, View::at_rest(0, 0), Marks::default(), (1, 1), 0);
+        for counted in [(1, false), (1, true), (191, false), (192, false), (u32::MAX, true), (0, true)] {
+            answer(&worker, 0, counted, 4);
+        }
+        let counters = Counters::read(master.header());
+        let found = [0, 1, 191, 192, u32::MAX].map(|method| counters.answered(method));
+        assert_eq!(found, [[1, 2], [1, 1], [1, 0], [0, 0], [0, 0]]);
+        assert_eq!((counters.requests(), counters.errors()), (6, 3));
+        let methods = vec![MethodName { name: "m".to_owned(), idempotent: false }; 200];
+        assert_eq!(counters.by_method(&methods).map(|(_, [ok, error])| ok + error).sum::<u64>(), 6);
+    }
+
+    #[test]
+    fn replies_that_were_not_sent_took_as_long_as_their_turn() {
+        let (_, worker) = desk();
+        worker.slot(0).expect("a slot").preset(State::Rest, 1, View::at_rest(0, 0), Marks::default(), (1, 1), 0);
+        (0..5).for_each(|_| assert!(answer(&worker, 0, (1, false), 4)));
+        worker.header().record(5, 2, 1000);
+        let mut counters = Counters::read(worker.header());
+        counters.close(Duration::from_millis(1));
+        assert_eq!((sum(counters.durations.iter().copied()), counters.duration_sum), (5, 2 * 1000 + 3 * 1_000_000));
+        assert_eq!(counters.durations[header::bucket(1_000_000)], 3);
+    }
+
+    #[test]
+    fn counters_that_cannot_be_true_are_found_out() {
+        let second = Duration::from_secs(1);
+        let counted = |requests: u64| {
+            let mut counters = Counters::default();
+            (counters.methods[2], counters.at_least) = (requests, requests);
+            (counters.durations[9], counters.duration_sum) = (requests, requests * 1000);
+            counters
+        };
+        let (before, now) = (counted(1000), counted(2000));
+        assert_eq!(now.fault(&before, second, 1), None);
+        assert_eq!(before.fault(&before, Duration::ZERO, 1), None);
+        let broken = |change: fn(&mut Counters)| {
+            let mut broken = now.clone();
+            change(&mut broken);
+            broken.fault(&before, second, 1)
+        };
+        type Change = fn(&mut Counters);
+        let changes: [Change; 10] = [
+            |c| c.methods[2] = 999,
+            |c| c.methods[2] += 1_000_000_000,
+            |c| (c.methods[3], c.at_least) = (1 << 40, 1 << 40),
+            |c| c.methods[9] = 1,
+            |c| c.durations[9] = 999,
+            |c| c.durations[8] = 1 << 50,
+            |c| c.duration_sum = 1 << 60,
+            |c| c.panics = 2,
+            |c| c.log_errors = u64::MAX,
+            |c| c.lost = 1 << 40,
+        ];
+        for (number, change) in changes.into_iter().enumerate() {
+            assert!(broken(change).is_some(), "{number}");
+        }
+        let soon = Duration::from_micros(1);
+        assert!(counted(1_000_000).fault(&before, soon, 1).is_some(), "not so fast");
+        // As many as can be made before they are sent.
+        let mut unsent = now.clone();
+        (unsent.methods[2], unsent.at_least) = (2000 + MAX_UNSENT, 2000 + MAX_UNSENT);
+        assert_eq!(unsent.fault(&before, second, 1), None);
+    }
+
+    proptest! {
+        /// A broken worker may have written anything.
+        #[test]
+        fn no_words_panic(note: u64, slot: u32, counts: [u64; 4]) {
+            let (master, worker) = desk();
+            let header = worker.header();
+            header.note(note);
+            header.begin_turn(slot, 1);
+            (0..4).for_each(|counter| header.set_counter(counter * 100, counts[counter]));
+            master.settle();
+            let mut counters = Counters::read(header);
+            let _ = counters.fault(&Counters::default(), Duration::MAX, 3);
+            counters.close(Duration::MAX);
+        }
+
+        #[test]
+        fn a_note_is_read_as_it_was_written(replied in 0..1u32 << 30, counter in 0..384u64, count: u64, requests: u64) {
+            let note = Note { counter, replied, count, requests };
+            let shortened = Note { count: count & COUNT_MASK, requests: requests & COUNT_MASK, ..note };
+            prop_assert_eq!(Note::decode(note.encode()), Some(shortened));
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! How a master ends, and the next one begins with what it has left.
+
+use std::path::Path;
+
+use fdpassd::testing::{Running, ServiceManager};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::upgrade::upgrade;
+
+/// What brings the next master.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// SIGTERM to the master.
+    Term,
+    /// SIGTERM to all processes of the daemon at once.
+    TermAll,
+    /// SIGKILL to the master; its workers get SIGTERM then, as by systemd.
+    Kill,
+    /// An upgrade in place, to the same program.
+    Upgrade,
+}
+
+impl How {
+    pub const ALL: [How; 4] = [How::Term, How::Kill, How::TermAll, How::Upgrade];
+}
+
+/// Has the daemon become the next one of this program.
+#[track_caller]
+pub fn restart(manager: &ServiceManager, mut daemon: Running, how: How, program: &Path) -> Running {
+    if how == How::Upgrade {
+        upgrade(&daemon, Some(program)).expect("the program is fit");
+        return daemon;
+    }
+    let workers = daemon.worker_pids();
+    if how == How::Kill {
+        daemon.signal("KILL");
+        daemon.wait();
+    } else {
+        daemon.signal("TERM");
+    }
+    if how != How::Term {
+        for worker in workers {
+            let sent = kill(Pid::from_raw(worker.cast_signed()), Signal::SIGTERM);
+            assert!(matches!(sent, Ok(()) | Err(Errno::ESRCH)), "{sent:?}");
+        }
+    }
+    let daemon = manager.setup(program, "").start_after(daemon).expect("the next master serves");
+    daemon.wait_for_workers();
+    daemon
+}
