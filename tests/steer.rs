@@ -211,6 +211,25 @@ fn the_only_worker_can_be_held_and_what_is_asked_meanwhile_is_answered_by_its_su
 }
 
 #[test]
+fn released_worker_serves_and_its_substitute_leaves() {
+    let daemon = faulty::start("workers.count = 1");
+    let held = whoami(&mut daemon.connect());
+    assert_eq!(ctl(&daemon, &["hold", &held.worker.to_string()]).code, Some(0));
+    let mut client = daemon.connect();
+    let substitute = whoami(&mut client);
+    assert_ne!(substitute.pid, held.pid);
+    let load = Load::start(&daemon, 4, 4);
+    load.wait_for(20);
+    let said = ctl(&daemon, &["release", &held.worker.to_string()]);
+    assert_eq!((said.code, said.out), (Some(0), format!("worker {} is released\n", held.worker)), "{}", said.err);
+    eventually("the substitute has ended", || kernel::is_over(substitute.pid).then_some(()));
+    assert_eq!(whoami(&mut client).pid, held.pid, "the client has moved to it");
+    assert_eq!(whoami(&mut daemon.connect()).pid, held.pid);
+    load.wait_for(20);
+    end(&daemon, load, 1);
+}
+
+#[test]
 fn a_drained_daemon_serves_who_is_there_and_lets_others_wait_until_it_is_not() {
     let daemon = start(&format!("{BOTH}workers.count = 2"));
     daemon.wait_for_workers();

@@ -26,6 +26,8 @@ pub struct Member {
     pub(super) old_at: Option<Instant>,
     /// Whether it was started beyond the count, because all others were stuck.
     pub(super) is_extra: bool,
+    /// Whether it was held and released, the last one of its seat: it stays, and its substitute goes.
+    pub(super) is_released: bool,
 }
 
 /// Where a worker is in its life.

@@ -144,6 +144,7 @@ impl Pool {
             spent: None,
             old_at: None,
             is_extra: false,
+            is_released: false,
         };
         let place = self.members.partition_point(|other| other.id < id);
         self.members.insert(place, member);
@@ -255,11 +256,16 @@ impl Pool {
         true
     }
 
-    /// A held worker is given clients again, or drained if its seat has somebody else. False if it is none.
+    /// Returns a held worker to its seat, from which its substitute is drained. A worker that is not fresh any more is
+    /// drained itself. False if the worker is not held.
     pub fn release(&mut self, id: WorkerId) -> bool {
         let Some(member) = self.member_mut(id) else { return false };
         let State::Held { since } = member.state else { return false };
         member.state = State::Ready { since };
+        let seat = member.seat;
+        for member in self.members.iter_mut().filter(|member| member.seat == seat) {
+            member.is_released = member.id == id;
+        }
         true
     }
 

@@ -15,18 +15,33 @@ const ROLL_BACK: u32 = 3;
 /// What a seat has, of what counts.
 #[derive(Clone, Copy, Default)]
 struct Crew {
-    /// The fresh worker that is ready; of several the youngest, but rather one that is not stuck.
-    keeper: Option<(bool, WorkerId)>,
+    /// The fresh worker that is ready. Of several it is one that is not stuck, then the one that was released, then the
+    /// youngest.
+    keeper: Option<Keeper>,
     /// Whether a fresh one is being started.
     is_coming: bool,
     /// Whether anybody is ready and not stuck, fresh or not.
     has_well: bool,
 }
 
+/// The order of the fields ranks the workers of a seat.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Keeper {
+    is_well: bool,
+    is_released: bool,
+    id: WorkerId,
+}
+
+impl Keeper {
+    fn of(member: &Member) -> Keeper {
+        Keeper { is_well: !member.is_stalled, is_released: member.is_released, id: member.id }
+    }
+}
+
 impl Crew {
     /// Whether somebody serves and will do so: who is not the keeper goes when there is one.
     fn is_served(&self) -> bool {
-        self.keeper.map_or(self.has_well, |(is_well, _)| is_well)
+        self.keeper.map_or(self.has_well, |keeper| keeper.is_well)
     }
 }
 
@@ -64,7 +79,7 @@ impl Pool {
     pub fn is_settled(&self) -> bool {
         let crews = self.crews();
         let is_in_place = |member: &Member| {
-            let keeps = crews[member.seat].keeper.is_some_and(|(_, id)| id == member.id);
+            let keeps = crews[member.seat].keeper.is_some_and(|keeper| keeper.id == member.id);
             matches!(member.state, State::Held { .. }) || keeps && member.seat < self.wanted()
         };
         let is_idle = !self.is_rolling() && !self.is_stopping();
@@ -183,7 +198,7 @@ impl Pool {
         let until = now + self.target.drain_timeout;
         let is_served = crews[..wanted].iter().any(Crew::is_served);
         for member in &mut self.members {
-            let keeper = crews[member.seat].keeper.map(|(_, id)| id);
+            let keeper = crews[member.seat].keeper.map(|keeper| keeper.id);
             let is_wanted = member.seat < wanted;
             let has_another = keeper.is_some_and(|id| id != member.id);
             let is_too_much = !is_wanted && !is_rolling && (is_served || member.is_stalled);
@@ -241,6 +256,7 @@ impl Pool {
             spent: None,
             old_at: None,
             is_extra: seat >= self.target.count,
+            is_released: false,
         };
         self.members.push(member);
         actions.push(Action::Spawn { seat, id, generation });
@@ -266,7 +282,7 @@ impl Pool {
                 State::Starting { .. } => crew.is_coming |= is_fresh,
                 State::Ready { .. } => {
                     crew.has_well |= !member.is_stalled;
-                    crew.keeper = crew.keeper.max(is_fresh.then_some((!member.is_stalled, member.id)));
+                    crew.keeper = crew.keeper.max(is_fresh.then(|| Keeper::of(member)));
                 }
                 State::Held { .. } | State::Draining { .. } | State::Killed => {}
             }

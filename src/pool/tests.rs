@@ -287,7 +287,7 @@ fn a_held_worker_is_left_alone_until_it_is_released() {
 }
 
 #[test]
-fn a_released_worker_gets_its_seat_back_only_if_nobody_is_there() {
+fn a_released_worker_gets_its_seat_back() {
     let now = Instant::now();
     let mut pool = ready_pool(1, now);
     assert!(pool.hold(w(1)));
@@ -300,8 +300,15 @@ fn a_released_worker_gets_its_seat_back_only_if_nobody_is_there() {
     assert!(pool.hold(w(1)));
     ready(&mut pool, now);
     assert!(pool.release(w(1)));
-    assert_eq!(drained(&turn(&mut pool, now)), [(w(1), Why::Surplus)], "the older one goes");
-    // Unless it is the one to stay.
+    assert_eq!(drained(&turn(&mut pool, now)), [(w(3), Why::Surplus)], "its substitute goes");
+    assert_eq!(turn(&mut pool, now), [], "and no other one comes");
+    // Of two that are released the later one stays.
+    let mut pool = ready_pool(1, now);
+    assert!(pool.hold(w(1)));
+    ready(&mut pool, now);
+    assert!(pool.hold(w(2)) && pool.release(w(2)) && pool.release(w(1)));
+    assert_eq!(drained(&turn(&mut pool, now)), [(w(2), Why::Surplus)]);
+    // Its substitute is recycled meanwhile.
     let mut pool = ready_pool(1, now);
     assert!(pool.hold(w(1)));
     ready(&mut pool, now);
