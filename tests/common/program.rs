@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use fdpassd::testing::{Running, eventually};
 use tempfile::TempDir;
@@ -50,15 +50,23 @@ impl Program {
         line
     }
 
-    /// Waits for its end. What it says has to fit into a pipe.
+    /// Waits for its end, and reads what it prints meanwhile: a pipe holds 64 KiB.
     #[track_caller]
     pub fn finish(mut self) -> Said {
+        let out = read_all(self.0.stdout.take().expect("piped"));
+        let err = read_all(self.0.stderr.take().expect("piped"));
         let status = eventually("the program ends", || self.0.try_wait().expect("it is our child"));
-        let (mut out, mut err) = (String::new(), String::new());
-        self.0.stdout.take().expect("piped").read_to_string(&mut out).expect("it says text");
-        self.0.stderr.take().expect("piped").read_to_string(&mut err).expect("it says text");
-        Said { code: status.code(), out, err }
+        let text = |reader: JoinHandle<String>| reader.join().expect("it says text");
+        Said { code: status.code(), out: text(out), err: text(err) }
     }
+}
+
+fn read_all(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
+    thread::spawn(move || {
+        let mut text = String::new();
+        pipe.read_to_string(&mut text).expect("it says text");
+        text
+    })
 }
 
 impl Drop for Program {
