@@ -36,7 +36,7 @@ fn bash_completes_verbs_and_their_values() {
         words.sort();
         words.join(" ")
     };
-    assert_eq!(words(&lines[0]), "rebalance recycle release reload");
+    assert_eq!(words(&lines[0]), "rebalance recycle release reload reopen-log");
     assert_eq!(words(&lines[1]), "age bytes idle requests");
     assert_eq!(words(&lines[2]), "check show");
 }
@@ -54,6 +54,6 @@ fn fish_completes_verbs_and_their_values() {
     let script = "source $1; complete -C 'fdpassctl re'; complete -C 'fdpassctl clients --sort '; complete -C 'fdpassctl config '";
     let Some(lines) = completed("fish", &["--no-config"], script) else { return };
     let words: Vec<&str> = lines.iter().filter_map(|line| line.split('\t').next()).collect();
-    let expected = "rebalance recycle release reload age bytes idle requests check show";
+    let expected = "rebalance recycle release reload reopen-log age bytes idle requests check show";
     assert_eq!(words.join(" "), expected);
 }

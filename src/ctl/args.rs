@@ -279,7 +279,7 @@ Workers  scale, recycle   have so many of them; replace one or all of them
          hold, release    let one run without clients; end that, or a quarantine
 Daemon   reload, upgrade  take the configuration, or the program, as it is now
          stop             end it gracefully
-         log-level        show the level of the log, or change it
+         log-level, reopen-log   show or change its level; open its file again
          version          of fdpassctl and of the daemon
          completions      of these words, for bash, zsh or fish
 Options  -s, --socket <PATH>, -i, --instance <NAME>   which daemon, if another

@@ -72,6 +72,8 @@ pub(super) enum Change {
         #[arg(value_name = "CLIENT")]
         client: u64,
     },
+    /// Open the log file again, after it was renamed
+    ReopenLog,
     /// End the daemon gracefully and wait until it is gone
     Stop,
 }
@@ -88,7 +90,11 @@ impl Change {
             Change::Rebalance { .. } => Some(Doing::Rebalance),
             Change::Upgrade { .. } => Some(Doing::Upgrade),
             Change::Stop => Some(Doing::Stop),
-            Change::Kick { .. } | Change::Release { .. } | Change::Drain { wait: false } | Change::Undrain => None,
+            Change::Kick { .. }
+            | Change::Release { .. }
+            | Change::Drain { wait: false }
+            | Change::Undrain
+            | Change::ReopenLog => None,
         }
     }
 
@@ -125,6 +131,7 @@ impl Change {
             Change::Release { what } => daemon.ask_with(control::Verb::Release, what),
             Change::Drain { wait } => daemon.ask_with(control::Verb::Drain, &Drain { wait: *wait }),
             Change::Undrain => daemon.ask(control::Verb::Undrain),
+            Change::ReopenLog => daemon.ask(control::Verb::ReopenLog),
             Change::Kick { client } => daemon.ask_with(control::Verb::Kick, &Kick { client: ClientId(*client) }),
             Change::Rebalance { dry_run } => {
                 daemon.ask_with(control::Verb::Rebalance, &Rebalance { dry_run: *dry_run })
@@ -169,6 +176,7 @@ impl Change {
             Change::Drain { wait: true } => "nobody new is accepted; the last client has left".to_owned(),
             Change::Drain { wait: false } => format!("nobody new is accepted; {} still there", are(clients, "client")),
             Change::Undrain => "clients are accepted again".to_owned(),
+            Change::ReopenLog => "the log file is open again".to_owned(),
             _ => ready,
         }
     }

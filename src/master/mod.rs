@@ -78,7 +78,7 @@ use crate::pool::dispatch::Dispatcher;
 use crate::pool::rebalance::Rebalancer;
 use crate::pool::{Action, Pool};
 use crate::proto::channel::{LogLevel, ToWorker};
-use crate::proto::control::{About, Code, Kind, LastReload, Origin};
+use crate::proto::control::{About, Code, Kind, LastReload, Origin, Refusal};
 use crate::proto::names::{Generation, WorkerId};
 use crate::sys::poll::{Event, Poller};
 use crate::sys::process::Executable;
@@ -266,7 +266,11 @@ impl Master {
                 Signal::Terminate => self.stop(Asker::signal("SIGTERM"), now),
                 Signal::Interrupt => self.stop(Asker::signal("SIGINT"), now),
                 Signal::Child => self.reap(now),
-                Signal::User1 => self.reopen_log(now),
+                Signal::User1 => {
+                    if let Err(refusal) = self.reopen_log(Asker::signal("SIGUSR1"), now) {
+                        log::warn!("SIGUSR1: {}", refusal.message);
+                    }
+                }
                 Signal::User2 => {
                     if let Err(refusal) = self.begin_upgrade(Asker::signal("SIGUSR2"), None, now) {
                         log::warn!("SIGUSR2: {}", refusal.message);
@@ -312,17 +316,25 @@ impl Master {
         std::mem::take(&mut self.unleased).into_iter().for_each(|unleased| self.forget(unleased.client));
     }
 
-    fn reopen_log(&mut self, now: Instant) {
-        match logging::reopen() {
-            Ok(()) => self.events.note(Kind::LogReopened, About::default(), "SIGUSR1: log file opened again"),
-            Err(e) => log::warn!("cannot open the log file again: {e}; lines still go to the one that was open"),
-        }
+    /// Opens the log file again, here and in all other processes of the daemon.
+    ///
+    /// # Errors
+    /// `Refused` when the master cannot open it; lines still go to the file that was open.
+    fn reopen_log(&mut self, asker: Asker, now: Instant) -> Result<(), Refusal> {
+        let opened = logging::reopen();
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
             self.tell(id, ToWorker::Reopen);
         }
         if let Some(exporter) = &mut self.exporter {
             exporter.reopen_log(now);
         }
+        opened.map_err(|e| {
+            let why = format!("cannot open the log file again: {e}; lines still go to the one that was open");
+            Refusal::new(Code::Refused, why)
+        })?;
+        let about = asker.about();
+        self.events.note(Kind::LogReopened, about, format_args!("{asker}: log file opened again"));
+        Ok(())
     }
 
     /// Does what the pool has decided.

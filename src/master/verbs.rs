@@ -181,6 +181,11 @@ impl Master {
                 self.begin_upgrade(asker, binary, now)?;
                 Waits::Upgraded
             }
+            Verb::ReopenLog => {
+                asked.no_params()?;
+                self.reopen_log(asker, now)?;
+                Waits::Nothing(Verb::ReopenLog)
+            }
             Verb::Metrics => {
                 asked.no_params()?;
                 client.reply(asked.verb, &Metrics { text: self.metrics(now) });

@@ -26,6 +26,7 @@
 //! | `log-level` | [`SetLogLevel`] | [`LogLevelInForce`] | readers; with a level, admins |
 //! | `upgrade` | [`UpgradeTo`] | [`Upgraded`], when all workers are of the new program | who may change; with `binary` root and the daemon's user |
 //! | `metrics` | none | [`Metrics`] | readers |
+//! | `reopen-log` | none | [`Settled`], at once | admins |
 //!
 //! Admins are root, the daemon's user and members of `[control] admin-group`; readers are these, members of `read-group` and,
 //! if neither group is named, whoever can connect. Each is known by user, primary and supplementary groups as they were when
@@ -103,11 +104,13 @@ pub enum Verb {
     Metrics,
     /// Become another program.
     Upgrade,
+    /// Open the log file again.
+    ReopenLog,
 }
 
 impl Verb {
     /// All of them.
-    pub const ALL: [Verb; 19] = [
+    pub const ALL: [Verb; 20] = [
         Verb::Status,
         Verb::Version,
         Verb::Stop,
@@ -127,6 +130,7 @@ impl Verb {
         Verb::LogLevel,
         Verb::Metrics,
         Verb::Upgrade,
+        Verb::ReopenLog,
     ];
 
     /// Its name on the wire.
@@ -152,6 +156,7 @@ impl Verb {
             Verb::LogLevel => "log-level",
             Verb::Metrics => "metrics",
             Verb::Upgrade => "upgrade",
+            Verb::ReopenLog => "reopen-log",
         }
     }
 
