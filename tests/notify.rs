@@ -107,7 +107,10 @@ fn start_clients_and_end_are_told_in_their_order() {
     daemon.ctl("drain").expect("it is drained");
     manager.wait_for("STATUS=1 worker, 0 clients, generation 1; nobody is accepted: the daemon is drained");
     daemon.signal("TERM");
-    assert_eq!(manager.told(), "STOPPING=1\nSTATUS=1 worker, 0 clients, generation 1; stopping");
+    assert_eq!(
+        manager.told(),
+        "STOPPING=1\nEXTEND_TIMEOUT_USEC=40000000\nSTATUS=1 worker, 0 clients, generation 1; stopping"
+    );
     assert!(daemon.wait().success());
     assert_eq!(manager.told_by_now(), None);
 }
@@ -208,7 +211,8 @@ fn a_reload_that_is_rolled_back_or_given_up_is_over_as_well() {
     daemon.signal("TERM");
     let told = manager.told_of_importance();
     assert!(told.starts_with("READY=1\nSTATUS=") && told.contains("rolled back: the daemon is stopping"), "{told}");
-    assert!(manager.told_of_importance().starts_with("STOPPING=1\nSTATUS="));
+    let told = manager.told_of_importance();
+    assert!(told.starts_with("STOPPING=1\nEXTEND_TIMEOUT_USEC="), "{told}");
     assert!(daemon.wait().success());
 }
 

@@ -46,9 +46,10 @@ fn the_unit_says_what_the_daemon_relies_on() {
 #[test]
 fn an_instance_is_the_same_with_names_of_its_own() {
     let own = read("packaging/systemd/fdpassd.service")
-        .replace("outlive its workers\n", "outlive its workers, instance %I\n")
+        .replace("outlive its workers\n", "outlive its workers, instance %i\n")
         .replace("/etc/fdpassd.toml", "/etc/fdpassd/%i.toml")
         .replace("fdpassctl reload", "fdpassctl -i %i reload")
+        .replace("fdpassctl stop", "fdpassctl -i %i stop")
         .replace("RuntimeDirectory=fdpassd\n", "RuntimeDirectory=fdpassd-%i\n");
     assert_eq!(read("packaging/systemd/fdpassd@.service"), own);
 }

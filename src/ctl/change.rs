@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 
 use super::error::Error;
 use super::figures::{are, counted, spaced_time};
+use super::job::Job;
 use super::progress::{Doing, Progress};
 use super::{Session, read};
 use crate::connection::{self, Connection};
@@ -75,7 +76,13 @@ pub(super) enum Change {
     /// Open the log file again, after it was renamed
     ReopenLog,
     /// End the daemon gracefully and wait until it is gone
-    Stop,
+    Stop {
+        /// Only if systemd stops this unit; for its ExecStop=
+        ///
+        /// With any other job fdpassctl prints it, and keeps the clients.
+        #[arg(long, value_name = "UNIT")]
+        if_stopping: Option<String>,
+    },
 }
 
 impl Change {
@@ -89,7 +96,7 @@ impl Change {
             Change::Drain { wait: true } => Some(Doing::Drain),
             Change::Rebalance { .. } => Some(Doing::Rebalance),
             Change::Upgrade { .. } => Some(Doing::Upgrade),
-            Change::Stop => Some(Doing::Stop),
+            Change::Stop { .. } => Some(Doing::Stop),
             Change::Kick { .. }
             | Change::Release { .. }
             | Change::Drain { wait: false }
@@ -107,6 +114,9 @@ impl Change {
         out: &mut impl Write,
         err: &mut (impl Write + Send),
     ) -> Result<(), Error> {
+        if let Some(job) = self.job_that_keeps_clients() {
+            return writeln!(out, "clients are kept: {}", Escaped(job)).map_err(Error::Output);
+        }
         let mut daemon = session.daemon()?;
         let Version { name, pid, .. } = read(&daemon.ask(control::Verb::Version)?)?;
         let doing = self.doing();
@@ -120,6 +130,12 @@ impl Change {
             (error, _) => error.into(),
         })?;
         session.print(out, &result, |out| writeln!(out, "{}", self.said(&name, &result)?).map_err(Error::Output))
+    }
+
+    /// What systemd does with the unit of `--if-stopping`, unless that is its end.
+    fn job_that_keeps_clients(&self) -> Option<Job> {
+        let Change::Stop { if_stopping: Some(unit) } = self else { return None };
+        Some(Job::of(unit)).filter(|job| *job != Job::Stop)
     }
 
     fn ask(&self, daemon: &mut Connection) -> Result<Box<RawValue>, connection::Error> {
@@ -140,7 +156,7 @@ impl Change {
                 daemon.ask_with(control::Verb::Upgrade, &UpgradeTo { binary: binary.clone() })
             }
             // The reply comes just before the daemon ends; it is gone when it no longer holds the connection.
-            Change::Stop => {
+            Change::Stop { .. } => {
                 let result = daemon.ask(control::Verb::Stop)?;
                 daemon.wait_for_end().map(|()| result)
             }
@@ -156,7 +172,7 @@ impl Change {
             Change::Kick { .. } => {
                 read(result).map(|Kicked { client, peer }| format!("client {client} ({}) is closed", Escaped(peer)))
             }
-            Change::Stop => read(result).map(|result| stopped(name, result)),
+            Change::Stop { .. } => read(result).map(|result| stopped(name, result)),
             _ => read(result).map(|result| self.settled(result)),
         }
     }

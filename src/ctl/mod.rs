@@ -12,6 +12,7 @@ mod config;
 mod error;
 mod events;
 mod figures;
+mod job;
 mod progress;
 mod status;
 mod style;

@@ -174,7 +174,7 @@ impl Master {
         let sentence =
             format_args!("{asker}: leaving {} clients to the next master; what executes gets {grace:?}", self.clients);
         self.events.note(Kind::Stopping, about, sentence);
-        self.tell_stopping(now);
+        self.tell_stopping(grace, now);
         if let Some(keeper) = &mut self.keeper {
             keeper.is_leaving = true;
         }

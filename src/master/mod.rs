@@ -308,7 +308,7 @@ impl Master {
         let sentence = format_args!("{asker}: stopping; {clients} clients get {patience:?} for what is being executed");
         self.events.note(Kind::Stopping, about, sentence);
         self.pool.stop(now + patience);
-        self.tell_stopping(now);
+        self.tell_stopping(patience, now);
         self.leaving.clear();
         for listener in self.listeners.drain(..) {
             let _ = self.poller.remove(&listener);

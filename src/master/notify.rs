@@ -3,7 +3,7 @@
 //! ```text
 //! READY=1       the first worker is ready; a reload has its verdict, whatever it is
 //! RELOADING=1   a new configuration was accepted, and its workers are being started
-//! STOPPING=1    the end has begun
+//! STOPPING=1    the end has begun, with EXTEND_TIMEOUT_USEC= if it may take longer than the unit's TimeoutStopSec=
 //! STATUS=…      what `systemctl status` shows
 //! WATCHDOG=1    the loop turns: said at half the time that it may take, and by nobody else
 //! ```
@@ -39,6 +39,9 @@ const RETRY: Duration = Duration::from_millis(100);
 
 /// Most messages that wait for the manager. It has been away for long then, and the last ones tell it all.
 const MOST_UNSENT: usize = 64;
+
+/// Time for the manager beside what workers may take at the end: for the signals, and for the last of them to be collected.
+const STOP_MARGIN: Duration = Duration::from_secs(10);
 
 /// Longest status, in bytes; systemd drops datagrams of more than 4 KiB.
 const LONGEST_STATUS: usize = 1000;
@@ -232,9 +235,11 @@ impl Master {
         }
     }
 
-    /// The end has begun.
-    pub(super) fn tell_stopping(&mut self, now: Instant) {
-        self.tell_manager(&[NotifyState::Stopping], now);
+    /// The end has begun, and takes `timeout` at most. The manager kills nobody until then.
+    pub(super) fn tell_stopping(&mut self, timeout: Duration, now: Instant) {
+        let extension = (timeout + STOP_MARGIN).as_micros();
+        let extend = format!("EXTEND_TIMEOUT_USEC={extension}");
+        self.tell_manager(&[NotifyState::Stopping, NotifyState::Custom(&extend)], now);
     }
 
     /// At the end of each turn of the loop: that it turns, what could not be sent, and how things are, each if it is time to.
