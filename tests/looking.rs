@@ -128,7 +128,8 @@ fn the_configuration_is_shown_with_where_each_value_comes_from() {
     assert_eq!(of("workers.count"), ("3".to_owned(), KeyOrigin::Runtime));
     assert_eq!(of("log.level"), ("\"debug\"".to_owned(), KeyOrigin::Runtime));
     daemon.reload_with("log.level = \"info\"").expect("it is applied");
-    assert_eq!(of("workers.count"), ("\"auto\"".to_owned(), KeyOrigin::Default));
+    assert_eq!(of("workers.count"), (format!("\"auto\" # {}", daemon.status().count), KeyOrigin::Default));
+    assert_eq!(of("limits.max-clients").0, format!("\"auto\" # {}", daemon.status().max_clients));
     assert_eq!(of("log.level"), ("\"info\"".to_owned(), KeyOrigin::File));
 }
 

@@ -88,8 +88,8 @@ fn check_orders(listeners: &[Listen], limits: &Limits) -> Result<(), Fault> {
 }
 
 fn check_buffers(limits: &Limits) -> Result<(), Fault> {
-    let least = 4 * u64::from(limits.max_frame);
-    if limits.buffers >= least {
+    let least = limits.least_buffers();
+    if limits.buffers.is_none_or(|buffers| buffers >= least) {
         return Ok(());
     }
     let message =

@@ -32,8 +32,8 @@ pub use self::error::Error;
 pub use self::keys::{Keys, Loaded};
 pub use self::listen::{Access, Listen, Source};
 use self::notation::{Given, Notation, OrAuto, OrNone, table, word};
-pub use self::values::HostName;
 use self::values::{BufferSize, FrameSize, KeepAlive, LogPath, Patience, SocketPath, StallTimeout, Timeout, UpTo};
+pub use self::values::{HostName, size};
 use crate::proto::channel::{Log, LogFormat, LogLevel, LogTarget};
 use crate::proto::names::Address;
 use crate::sys::user::Group;
@@ -199,9 +199,10 @@ pub struct Limits {
     /// Longest body of a frame, in bytes, from 64 to 256 MiB; 1 MiB by default.
     #[serde(with = "FrameSize")]
     pub max_frame: u32,
-    /// Bytes that may be parked over all clients, for each worker; at least four frames, 256 MiB by default.
-    #[serde(with = "BufferSize")]
-    pub buffers: u64,
+    /// Bytes that may be parked over all clients, for each worker; at least four frames. `None`, the default, is `"auto"`:
+    /// what the limits of memory of the daemon's cgroups allow, at most 256 MiB.
+    #[serde(with = "OrAuto::<BufferSize>")]
+    pub buffers: Option<u64>,
     /// A client at rest for longer is closed; `None`, the default, lets it rest.
     #[serde(with = "OrNone::<Timeout>")]
     pub idle_timeout: Option<Duration>,
@@ -231,13 +232,21 @@ pub struct Limits {
     pub tcp_keepalive: Option<Duration>,
 }
 
+impl Limits {
+    /// The smallest `buffers`, in bytes: four frames, so that one client can never fill them.
+    #[must_use]
+    pub fn least_buffers(&self) -> u64 {
+        4 * u64::from(self.max_frame)
+    }
+}
+
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
             max_clients: None,
             max_clients_per_address: None,
             max_frame: 1 << 20,
-            buffers: 256 << 20,
+            buffers: None,
             idle_timeout: None,
             frame_timeout: Some(Duration::from_secs(30)),
             send_timeout: Some(Duration::from_secs(30)),

@@ -118,8 +118,9 @@ impl Notation for FrameSize {
     }
 }
 
-/// Writes a number of bytes exactly, unlike `ByteSize`, which rounds.
-pub(super) fn size(bytes: u64) -> String {
+/// Writes a number of bytes as the file has it: exactly, unlike `ByteSize`, which rounds.
+#[must_use]
+pub fn size(bytes: u64) -> String {
     let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
     let whole = units.into_iter().find(|(shift, _)| bytes != 0 && bytes.trailing_zeros() >= *shift);
     whole.map_or_else(|| format!("{bytes}B"), |(shift, unit)| format!("{}{unit}", bytes >> shift))

@@ -87,6 +87,10 @@ fn write_daemon(to: &mut impl Write, paint: Paint, status: &Status) -> io::Resul
     )?;
     let (requests, errors) = (grouped(status.requests_total), grouped(status.errors_total));
     writeln!(to, "requests  {requests}; errors {errors}{}", if_any(&[("run again", status.reruns_total)]))?;
+    if let Some(limit) = status.memory_limit {
+        let [limit, buffers] = [limit, status.buffers].map(|bytes| grouped(bytes >> 20));
+        writeln!(to, "memory    limit {limit} MiB; buffers {buffers} MiB a worker")?;
+    }
     if let Some(skew) = status.skew {
         writeln!(to, "skew      {}", in_figures(skew))?;
     }

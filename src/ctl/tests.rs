@@ -109,6 +109,8 @@ pub(super) fn status() -> Status {
         requests_total: 12_444_443,
         errors_total: 42,
         log_errors_total: 0,
+        buffers: 64 << 20,
+        memory_limit: None,
         count: 3,
         count_origin: Origin::Config,
         reloading: false,

@@ -27,10 +27,12 @@ mod counters;
 mod header;
 mod recovery;
 mod slot;
+mod stretch;
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::proto::frame::PREFIX;
 use crate::sys::lifeboat::Places;
@@ -38,8 +40,10 @@ use crate::sys::memory::{self, Bytes, PAGE, Words};
 
 pub use counters::{Counters, Note};
 pub use header::{BUCKETS, Header, upper};
-pub use recovery::Bytes as ClientBytes;
+pub use recovery::{Bytes as ClientBytes, Owner};
 pub use slot::{Found, Marks, Place, Slot, State, View};
+#[cfg(test)]
+pub use stretch::Stretch;
 
 /// Bytes of the shared receive buffer: what one turn reads at the most.
 pub const RECEIVE: usize = 256 * 1024;
@@ -193,7 +197,7 @@ impl Board {
 #[derive(Debug)]
 pub struct MasterDesk {
     board: Board,
-    file: File,
+    file: Arc<File>,
     layout: Layout,
 }
 
@@ -204,7 +208,7 @@ impl MasterDesk {
     /// Those of memfd_create(2), ftruncate(2) and mmap(2).
     pub fn new(layout: Layout) -> io::Result<MasterDesk> {
         let file = memory::sealed_file(c"desk", layout.length())?;
-        Ok(MasterDesk { board: Board::map(&file, layout)?, file, layout })
+        Ok(MasterDesk { board: Board::map(&file, layout)?, file: Arc::new(file), layout })
     }
 
     /// A desk that another master made.
@@ -215,7 +219,7 @@ impl MasterDesk {
         if layout.slots > Layout::most_slots(layout.max_frame) || !memory::is_sealed(&file, layout.length())? {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        Ok(MasterDesk { board: Board::map(&file, layout)?, file, layout })
+        Ok(MasterDesk { board: Board::map(&file, layout)?, file: Arc::new(file), layout })
     }
 
     /// Where what lies.

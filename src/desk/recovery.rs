@@ -12,20 +12,30 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use super::stretch::Stretch;
 use super::{MasterDesk, Place, SMALL, View};
 use crate::sys::ledger::Ledger;
 
 /// Bytes of a client that is in no turn: all there is of it beside its socket.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Bytes {
     /// Position of the first unread byte in the stream of all that the client ever sent.
     pub in_base: u64,
     /// Read from the client, and not answered.
-    pub unread: Vec<u8>,
+    pub unread: Stretch,
     /// Position of the first unsent byte in the stream of all that it was ever sent.
     pub out_base: u64,
     /// Replies, and not written to the client.
-    pub unsent: Vec<u8>,
+    pub unsent: Stretch,
+}
+
+/// Whether the worker whose memory it is may still use it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// It lives, and may use the places again: the bytes are copied.
+    Alive,
+    /// It is dead: what is more than a few bytes stays where it is until it is laid elsewhere or dropped.
+    Dead,
 }
 
 /// No stream is that long. A position beyond is nonsense, which the next worker would calculate with.
@@ -37,7 +47,7 @@ impl MasterDesk {
     ///
     /// # Errors
     /// Those of pread(2); `InvalidData` when the view and the ledger cannot both be true.
-    pub fn recover(&self, index: u32, ledger: Option<Ledger>) -> io::Result<Bytes> {
+    pub fn recover(&self, index: u32, ledger: Option<Ledger>, owner: Owner) -> io::Result<Bytes> {
         let slot = self.slot(index).ok_or(io::ErrorKind::InvalidData)?;
         let view = slot.view();
         let wrong = || io::Error::from(io::ErrorKind::InvalidData);
@@ -52,9 +62,9 @@ impl MasterDesk {
         let tx = self.layout.reply_range(view.tx.0, index);
         Ok(Bytes {
             in_base: view.in_base.wrapping_add(view.answered.into()),
-            unread: self.read(&rx, view.rx.1, view.answered.into()..arrived)?,
+            unread: self.read(&rx, view.rx.1, view.answered.into()..arrived, owner)?,
             out_base: written,
-            unsent: self.read(&tx, view.tx.1, sent..view.replied.into())?,
+            unsent: self.read(&tx, view.tx.1, sent..view.replied.into(), owner)?,
         })
     }
 
@@ -86,23 +96,27 @@ impl MasterDesk {
     }
 
     /// Reads bytes of a place, `part` counted from `offset` in it. Nothing beyond the place is ever touched.
-    fn read(&self, place: &Range<usize>, offset: u32, part: Range<u64>) -> io::Result<Vec<u8>> {
+    fn read(&self, place: &Range<usize>, offset: u32, part: Range<u64>, owner: Owner) -> io::Result<Stretch> {
         let length = part.end.checked_sub(part.start).ok_or(io::ErrorKind::InvalidData)?;
         let end = u64::from(offset).checked_add(part.end).ok_or(io::ErrorKind::InvalidData)?;
         if end > place.len() as u64 {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        let mut bytes = vec![0; length as usize];
         let begin = self.layout.bytes_at() + place.start as u64 + u64::from(offset) + part.start;
+        // Small places of several slots share a page.
+        if owner == Owner::Dead && length > SMALL as u64 {
+            return Ok(Stretch::left(&self.file, begin, length));
+        }
+        let mut bytes = vec![0; length as usize];
         self.file.read_exact_at(&mut bytes, begin)?;
-        Ok(bytes)
+        Ok(bytes.into())
     }
 
-    fn write(&self, place: &Range<usize>, bytes: &[u8]) -> io::Result<()> {
+    fn write(&self, place: &Range<usize>, bytes: &Stretch) -> io::Result<()> {
         if bytes.len() > place.len() {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        self.file.write_all_at(bytes, self.layout.bytes_at() + place.start as u64)
+        bytes.move_to(&self.file, self.layout.bytes_at() + place.start as u64)
     }
 }
 
@@ -112,6 +126,12 @@ mod tests {
 
     use super::super::{Layout, Marks, State, WorkerDesk};
     use super::*;
+
+    /// What was recovered, to be compared: positions and bytes.
+    fn all(bytes: &Bytes) -> (u64, Vec<u8>, u64, Vec<u8>) {
+        let vec = |stretch: &Stretch| stretch.to_vec().expect("pread");
+        (bytes.in_base, vec(&bytes.unread), bytes.out_base, vec(&bytes.unsent))
+    }
 
     fn desks() -> (MasterDesk, WorkerDesk) {
         let layout = Layout::new(4, 1 << 20);
@@ -124,10 +144,16 @@ mod tests {
     fn what_was_laid_is_recovered_also_after_a_part_of_it_was_answered_and_sent() {
         let (master, mut worker) = desks();
         for unread in [0, 1, 512, 513, 300_000] {
-            let bytes = Bytes { in_base: 1 << 40, unread: vec![7; unread], out_base: 99, unsent: vec![8; unread / 2] };
+            let (input, output) = (vec![7; unread], vec![8; unread / 2]);
+            let bytes = Bytes { in_base: 1 << 40, unread: input.into(), out_base: 99, unsent: output.into() };
             let view = master.lay(1, &bytes).expect("room");
             master.slot(1).expect("a slot").preset(State::Parked, 1, view, Marks::default(), (1, 1), 0);
-            assert_eq!(master.recover(1, None).expect("whole"), bytes);
+            for owner in [Owner::Alive, Owner::Dead, Owner::Alive] {
+                let found = master.recover(1, None, owner).expect("whole");
+                assert_eq!(all(&found), all(&bytes));
+                // Dropped, what a dead worker left is gone.
+                std::mem::forget(found);
+            }
         }
         // A turn that has received 10 bytes, answered 4 of them with 6, and sent 5 of those.
         let open = worker.open(1, Place::Shared, Place::Shared);
@@ -135,10 +161,11 @@ mod tests {
         open.tx[..6].copy_from_slice(b"answer");
         open.slot.flip(&View::at_rest(1000, 2000), Marks::default());
         open.slot.commit(4, 6);
-        let left = master.recover(1, Some(Ledger { received: 1010, written: 2005 })).expect("true");
-        assert_eq!(left, Bytes { in_base: 1004, unread: b"bbbbcc".to_vec(), out_base: 2005, unsent: b"r".to_vec() });
+        let left = master.recover(1, Some(Ledger { received: 1010, written: 2005 }), Owner::Dead).expect("true");
+        assert_eq!(all(&left), (1004, b"bbbbcc".to_vec(), 2005, b"r".to_vec()));
         for (received, written) in [(1003, 2000), (999, 2000), (1010, 2007), (1010, 1999), (u64::MAX, 2000)] {
-            assert!(master.recover(1, Some(Ledger { received, written })).is_err(), "{received} {written}");
+            let left = master.recover(1, Some(Ledger { received, written }), Owner::Dead);
+            assert!(left.is_err(), "{received} {written}");
         }
     }
 
@@ -146,7 +173,8 @@ mod tests {
     fn what_has_places_can_be_laid_and_nothing_else() {
         let (master, _) = desks();
         for (unread, unsent) in [(0, 0), (1 << 20, 1 << 20), (2 << 20, 0), (0, 2 << 20)] {
-            let bytes = Bytes { in_base: 1, unread: vec![7; unread], out_base: 1, unsent: vec![8; unsent] };
+            let (input, output) = (vec![7; unread], vec![8; unsent]);
+            let bytes = Bytes { in_base: 1, unread: input.into(), out_base: 1, unsent: output.into() };
             assert_eq!(master.has_places_for(&bytes), master.lay(1, &bytes).is_ok(), "{unread} {unsent}");
         }
     }
@@ -157,7 +185,9 @@ mod tests {
         fn no_desk_panics(view in any::<[u64; 5]>(), received: u64, written: u64, known: bool) {
             let (master, worker) = desks();
             worker.slot(0).expect("a slot").flip(&View::decode(view), Marks::default());
-            let _ = master.recover(0, known.then_some(Ledger { received, written }));
+            let ledger = known.then_some(Ledger { received, written });
+            let _ = master.recover(0, ledger, Owner::Alive);
+            let _ = master.recover(0, ledger, Owner::Dead);
         }
     }
 }

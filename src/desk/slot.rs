@@ -198,6 +198,8 @@ pub struct Marks {
     pub closing: bool,
     /// Its first unread frame has been executed for as long as one may be.
     pub timed_out: bool,
+    /// What was unread of it has been dropped for want of memory; it is closed after a reply that says so.
+    pub overloaded: bool,
     /// How often its first unread frame was being executed when its worker died.
     pub faults: u8,
 }
@@ -209,7 +211,10 @@ impl Marks {
             Some(ByteOrder::Little) => 1,
             Some(ByteOrder::Big) => 2,
         };
-        let flags = u64::from(self.half_closed) << 2 | u64::from(self.closing) << 3 | u64::from(self.timed_out) << 4;
+        let flags = u64::from(self.half_closed) << 2
+            | u64::from(self.closing) << 3
+            | u64::from(self.timed_out) << 4
+            | u64::from(self.overloaded) << 5;
         (order | flags | u64::from(self.faults) << 8) << 8
     }
 
@@ -224,6 +229,7 @@ impl Marks {
             half_closed: bits & 4 != 0,
             closing: bits & 8 != 0,
             timed_out: bits & 16 != 0,
+            overloaded: bits & 32 != 0,
             faults: (bits >> 8) as u8,
         }
     }
@@ -500,7 +506,8 @@ mod tests {
     fn a_flip_moves_all_of_a_view_and_keeps_what_held_before_until_then() {
         slot(|slot| {
             let order = Some(ByteOrder::Big);
-            let marks = Marks { order, half_closed: true, closing: false, timed_out: true, faults: 200 };
+            let marks =
+                Marks { order, half_closed: true, closing: false, timed_out: true, overloaded: true, faults: 200 };
             slot.preset(State::Rest, 1, View::at_rest(10, 20), Marks::default(), (1, 1), 0);
             slot.flip(&some_view(), marks);
             assert_eq!((slot.view(), slot.marks()), (some_view(), marks));

@@ -57,6 +57,9 @@ pub(crate) enum Error {
     Failed(String),
 }
 
+/// By how much the exporter is likelier than its master to be killed for want of memory.
+const OOM_SCORE: i32 = 500;
+
 /// Runs an exporter to its end: its standard input is the channel to its master.
 pub(crate) fn run() -> Result<(), Error> {
     let no_master = |e: io::Error| Error::NoMaster(format!("the exporter is started by its master: {e}"));
@@ -78,6 +81,8 @@ fn hear_start(channel: &Channel<Nothing, ToExporter>, scratch: &mut Scratch) -> 
 
 fn serve(channel: Channel<Nothing, ToExporter>, scratch: Scratch, start: Start, listener: OwnedFd) -> io::Result<()> {
     process::set_name(&start.name);
+    // It is replaced as a worker is. Where it cannot be done, the kernel chooses by size.
+    let _ = process::raise_oom_score(OOM_SCORE);
     signal::ignore_group_signals()?;
     logging::start(&start.name, &start.log)?;
     panic::set_hook(Box::new(|panic| log::error!("the exporter panicked: {panic}")));

@@ -84,6 +84,44 @@ fn strike(strikes: &mut VecDeque<Instant>, (most, within): (usize, Duration), no
     strikes.len() >= most
 }
 
+/// What the kernel has killed for want of memory, and no death explains yet. Several may be killed before the first of them
+/// has ended.
+#[derive(Debug)]
+pub(super) struct OomKills {
+    /// As the kernel counted them last.
+    counted: Option<u64>,
+    unexplained: u64,
+    /// When the last of these was counted.
+    at: Instant,
+}
+
+impl OomKills {
+    /// From now on.
+    pub(super) fn new(counted: Option<u64>, now: Instant) -> OomKills {
+        OomKills { counted, unexplained: 0, at: now }
+    }
+
+    /// Whether one of them explains that a process was killed just now.
+    fn take(&mut self, counted: Option<u64>, now: Instant) -> bool {
+        if now.duration_since(self.at) > OOM_DEATH {
+            // These were of others.
+            self.unexplained = 0;
+        }
+        if let (Some(before), Some(after)) = (self.counted, counted)
+            && after > before
+        {
+            (self.unexplained, self.at) = (self.unexplained + (after - before), now);
+        }
+        self.counted = counted;
+        let explains = self.unexplained > 0;
+        self.unexplained = self.unexplained.saturating_sub(1);
+        explains
+    }
+}
+
+/// How long a process that the kernel kills may take to end.
+const OOM_DEATH: Duration = Duration::from_secs(1);
+
 /// What is known of a death.
 #[derive(Debug, Default)]
 pub(super) struct Blame {
@@ -118,9 +156,8 @@ impl Master {
         now: Instant,
     ) -> Blame {
         let mut blame = Blame { outcome: "no request was executing", ..Blame::default() };
-        let oom_kills = process::oom_kills();
-        blame.is_out_of_memory = matches!(exit, Exit::Signal { number: KILL, .. }) && oom_kills > self.oom_kills;
-        self.oom_kills = oom_kills;
+        let is_killed = matches!(exit, Exit::Signal { number: KILL, .. });
+        blame.is_out_of_memory = is_killed && self.oom_kills.take(process::oom_kills(), now);
         let interrupted = left.recovered.iter().find_map(|(unleased, request)| Some((unleased, request.as_ref()?)));
         let Some((unleased, request)) = interrupted else { return blame };
         // A number that it had no method for is the worker's own mistake.
@@ -204,6 +241,17 @@ mod tests {
         assert!(strikes.strike_client(client, at(61)));
         strikes.forget(client);
         assert!(!strikes.strike_client(client, at(62)));
+    }
+
+    #[test]
+    fn each_oom_kill_explains_one_death_and_not_for_long() {
+        let begin = Instant::now();
+        let at = |seconds: u64| begin + Duration::from_secs(seconds);
+        let mut kills = OomKills::new(Some(5), begin);
+        assert!(!kills.take(Some(5), at(1)));
+        assert!(kills.take(Some(7), at(2)) && kills.take(Some(7), at(3)) && !kills.take(Some(7), at(3)));
+        assert!(kills.take(Some(9), at(4)) && !kills.take(Some(9), at(6)), "that was of another process");
+        assert!(!kills.take(None, at(6)) && !kills.take(Some(99), at(6)), "not counted for a while");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::client::{Client, Unleased};
 use super::image::{ClientImage, LeasesImage};
-use crate::desk::{Found, MasterDesk, Slot, State};
+use crate::desk::{Found, MasterDesk, Owner, Slot, State};
 use crate::proto::channel::{Lease, MAX_LEASES};
 use crate::proto::names::{ClientId, Peer};
 use crate::sys::ledger::{self, Ledger};
@@ -256,7 +256,7 @@ impl Leases {
         };
         self.generation = self.generation.wrapping_add(1);
         // One that has had its last reply is given time to read it, not served.
-        let is_at_rest = bytes.unread.is_empty() && bytes.unsent.is_empty() && !marks.closing;
+        let is_at_rest = bytes.unread.is_empty() && bytes.unsent.is_empty() && !marks.closing && !marks.overloaded;
         let state = if is_at_rest { State::Rest } else { State::Parked };
         let on_desk = desk.slot(slot).expect("a worker with room has a free slot");
         on_desk.preset(state, self.generation, view, marks, times, requests);
@@ -305,7 +305,7 @@ impl Leases {
     pub(super) fn take(&mut self, slot: u32, desk: &MasterDesk) -> Option<Recovered> {
         let Some(Entry::Leased(leased)) = self.entries.get(slot) else { return None };
         let found = desk.slot(slot)?.take(leased.generation)?;
-        Some(recover_idle(slot, self.leave_behind(slot)?, found, desk))
+        Some(recover_idle(slot, self.leave_behind(slot)?, found, desk, Owner::Alive))
     }
 
     /// Takes all clients that are in no turn.
@@ -339,7 +339,7 @@ impl Leases {
             _ => return Done::Nonsense,
         };
         let Some(client) = self.leave_behind(slot) else { return Done::Nonsense };
-        let recovered = recover_idle(slot, client, found, desk);
+        let recovered = recover_idle(slot, client, found, desk, Owner::Alive);
         self.vacate(slot, desk);
         Done::GivenUp(recovered)
     }
@@ -406,8 +406,10 @@ impl Leases {
             let Some(client) = self.leave_behind(slot) else { continue };
             let mut interrupted = None;
             let recovered = match state {
-                Some(State::Rest | State::Taken) => recover_idle(slot, client, Found::Rest, desk),
-                Some(State::Parked | State::TakenParked) => recover_idle(slot, client, Found::Parked, desk),
+                Some(State::Rest | State::Taken) => recover_idle(slot, client, Found::Rest, desk, Owner::Dead),
+                Some(State::Parked | State::TakenParked) => {
+                    recover_idle(slot, client, Found::Parked, desk, Owner::Dead)
+                }
                 Some(State::Busy) => recover_from_turn(slot, client, written, desk).map(|mut unleased| {
                     if let Some(method) = desk.slot(slot).and_then(|on_desk| on_desk.executing()) {
                         let marks = &mut unleased.marks;
@@ -440,7 +442,7 @@ impl Leases {
 
 /// What the desk tells of a client that is in no turn. The view of one at rest tells of bytes that are all answered and
 /// all sent.
-fn recover_idle(slot: u32, client: Client, found: Found, desk: &MasterDesk) -> Recovered {
+fn recover_idle(slot: u32, client: Client, found: Found, desk: &MasterDesk, owner: Owner) -> Recovered {
     let ledger = match found {
         Found::Parked => None,
         Found::Rest => {
@@ -448,13 +450,13 @@ fn recover_idle(slot: u32, client: Client, found: Found, desk: &MasterDesk) -> R
             Some(Ledger { received, written })
         }
     };
-    recover(slot, client, ledger, desk)
+    recover(slot, client, ledger, desk, owner)
 }
 
 /// What the desk tells of a client. The ledger is that of one whose turn was not ended; of all others the desk knows
 /// itself.
-fn recover(slot: u32, client: Client, ledger: Option<Ledger>, desk: &MasterDesk) -> Recovered {
-    let bytes = match desk.recover(slot, ledger) {
+fn recover(slot: u32, client: Client, ledger: Option<Ledger>, desk: &MasterDesk, owner: Owner) -> Recovered {
+    let bytes = match desk.recover(slot, ledger, owner) {
         Ok(bytes) => bytes,
         Err(e) => return Err((e, client)),
     };
@@ -475,7 +477,7 @@ fn recover_from_turn(slot: u32, client: Client, written: Option<u64>, desk: &Mas
         Peer::V4 { .. } | Peer::V6 { .. } => ledger::read(&client.socket),
     };
     match found {
-        Ok(Some(ledger)) => recover(slot, client, Some(ledger), desk),
+        Ok(Some(ledger)) => recover(slot, client, Some(ledger), desk, Owner::Dead),
         Ok(None) => Err((io::ErrorKind::ConnectionAborted.into(), client)),
         Err(e) => Err((e, client)),
     }

@@ -9,7 +9,7 @@ use super::Master;
 use super::client::{Client, Unleased};
 use super::events::{Asker, Since};
 use super::leases::OnDesk;
-use crate::config::{Config, Count};
+use crate::config::{Config, Count, size};
 use crate::logging;
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{
@@ -21,6 +21,9 @@ use crate::sys::{clock, socket};
 
 /// Where clients are that have no worker.
 const NOBODY: WorkerId = WorkerId(0);
+
+/// A value that is chosen by the master, in TOML.
+const AUTO: &str = "\"auto\"";
 
 impl Master {
     /// The clients from some place on, as far as one page goes.
@@ -129,6 +132,15 @@ impl Master {
         {
             if let Some(key) = keys.iter_mut().find(|key| is_runtime && key.key == name) {
                 key.origin = KeyOrigin::Runtime;
+            }
+        }
+        for (name, comes_to) in [
+            ("workers.count", self.pool.target().count.to_string()),
+            ("limits.max-clients", self.max_clients.to_string()),
+            ("limits.buffers", format!("{:?}", size(self.buffers()))),
+        ] {
+            if let Some(key) = keys.iter_mut().find(|key| key.key == name && key.value == AUTO) {
+                key.value = format!("{AUTO} # {comes_to}");
             }
         }
         Effective { file: self.config_file.clone(), keys }

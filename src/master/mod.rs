@@ -26,6 +26,7 @@ mod keep;
 mod leases;
 mod listener;
 mod looking;
+mod memory;
 mod metrics;
 mod notify;
 mod reload;
@@ -48,7 +49,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use accept::Gate;
-use blame::Strikes;
+use blame::{OomKills, Strikes};
 use client::{Addresses, Unleased};
 use control::ControlClients;
 use counts::{Counts, Tally, Totals};
@@ -60,6 +61,7 @@ pub use handover::{Inherited, Unusable};
 pub use image::{Resumed, resume};
 use keep::Keeper;
 use listener::{ControlListener, Listener};
+use memory::Memory;
 use notify::Notifier;
 pub use notify::say_why;
 use reload::Reload;
@@ -182,8 +184,9 @@ struct Master {
     strikes: Strikes,
     /// How the last worker ended that was not asked to.
     last_failure: Option<String>,
-    /// What the kernel had ended for lack of memory by the last death.
-    oom_kills: Option<u64>,
+    oom_kills: OomKills,
+    /// What the limits of memory left when the configuration in force was applied.
+    memory: Option<Memory>,
     dispatcher: Dispatcher,
     layout: Layout,
     /// Clients without a worker.

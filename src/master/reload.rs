@@ -16,6 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::events::Asker;
 use super::exporter;
 use super::listener::{self, Listener};
+use super::memory::{self, Memory};
 use super::start::{ClientLimits, client_limits, target, worker_count};
 use super::{Error, Master, Token};
 use crate::config::{self, Config, Control, Keys, Loaded};
@@ -33,6 +34,7 @@ pub(super) struct Reload {
     config_keys: Keys,
     config_file: Option<PathBuf>,
     max_clients: u64,
+    pub(super) memory: Option<Memory>,
     listeners: Vec<Planned>,
     exporter: exporter::Planned,
     log: logging::Prepared,
@@ -110,6 +112,8 @@ impl Master {
         let reject = |sentence: String| Refusal::new(Code::Rejected, sentence);
         let limits = self.limits_under(&config)?;
         limits.warn_if_lowered();
+        let memory = Memory::read(self.parked());
+        memory::warn_if_short(&config.limits, memory, worker_count(config.workers.count));
         // The clients there are come along, with all that is parked of them: some of it perhaps since a configuration before
         // the one in force, if there were clients ever since.
         let before = if self.clients > 0 { self.layout.max_frame() } else { self.config.limits.max_frame };
@@ -128,6 +132,7 @@ impl Master {
             config_keys,
             config_file: file,
             max_clients: limits.clients,
+            memory,
             listeners,
             exporter,
             log,
@@ -176,8 +181,18 @@ impl Master {
     /// All workers of the new configuration are ready: from now on it is in force.
     pub(super) fn commit_reload(&mut self, now: Instant) {
         let Some(reload) = self.reload.take() else { return };
-        let Reload { generation, config, config_keys, config_file, max_clients, listeners, exporter, log, began } =
-            reload;
+        let Reload {
+            generation,
+            config,
+            config_keys,
+            config_file,
+            max_clients,
+            memory,
+            listeners,
+            exporter,
+            log,
+            began,
+        } = reload;
         log.commit();
         if config.control != self.config.control {
             self.change_control(&config.control, now);
@@ -191,7 +206,7 @@ impl Master {
         self.strikes.forgive();
         self.say_quarantined();
         (self.config, self.config_keys, self.config_file) = (config, config_keys, config_file);
-        self.generation = generation;
+        (self.generation, self.memory) = (generation, memory);
         if self.log_level.take().is_some() {
             // Those of this generation that heard of it, too.
             self.tell_log_level();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::accept::Gate;
-use super::blame::Strikes;
+use super::blame::{OomKills, Strikes};
 use super::client::Addresses;
 use super::control::{ControlClients, MOST_CONTROL_CLIENTS};
 use super::counts::{Counts, Tally};
@@ -14,6 +14,7 @@ use super::handed::Handed;
 use super::handover::{Inherited, Unusable};
 use super::keep::{self, Keeper};
 use super::listener::{self, ControlListener, ExporterListener, Listener};
+use super::memory::{self, Memory};
 use super::notify::Notifier;
 use super::roles::Roles;
 use super::watch::Watch;
@@ -70,6 +71,8 @@ impl Master {
         let limits = client_limits(&config, worker_count(config.workers.count), descriptors)?;
         limits.warn_if_lowered();
         let applied_at = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+        let memory = Memory::read(0);
+        memory::warn_if_short(&config.limits, memory, worker_count(config.workers.count));
         let executable = Executable::current().map_err(Error::system("open the running program"))?;
         let signals = Signals::catch(&[
             Signal::Terminate,
@@ -187,7 +190,8 @@ impl Master {
             asked_balance: None,
             strikes: Strikes::default(),
             last_failure: None,
-            oom_kills: process::oom_kills(),
+            oom_kills: OomKills::new(process::oom_kills(), started),
+            memory,
             unleased: VecDeque::new(),
             next_client: 1,
             clients: 0,

@@ -41,6 +41,8 @@ impl Master {
             requests_total: totals.requests,
             errors_total: totals.errors,
             log_errors_total: self.log_errors(),
+            buffers: self.buffers(),
+            memory_limit: self.memory.map(|memory| memory.limit),
             count: self.pool.target().count as u32,
             count_origin: self.count_origin,
             reloading: self.reload.is_some(),

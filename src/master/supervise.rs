@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::client::Client;
 use super::counts::{Cause, Loss, Reason};
 use super::leases::{Done, Recovered};
+use super::memory;
 use super::worker::Worker;
 use super::{Master, Token};
 use crate::channel::Heard;
@@ -66,6 +67,7 @@ impl Master {
         left.ended.into_iter().for_each(|client| self.forget(client));
         let recovered = left.recovered.into_iter().map(|(unleased, _)| Ok(unleased)).collect();
         let moved = self.take_in(recovered, Reason::Death);
+        let overloaded = if blame.is_out_of_memory { self.relieve_memory() } else { 0 };
         if let Some((client, peer)) = blame.culprit {
             self.close_culprit(client, peer);
         }
@@ -96,7 +98,12 @@ impl Master {
             Some(delay) => format!("; its successor starts in {} ms", delay.as_millis()),
             None => String::new(),
         };
-        let sentence = format_args!("{name} {cause}; {moved} clients moved, {lost} closed, {}{next}", blame.outcome);
+        let dropped = match overloaded {
+            0 => String::new(),
+            clients => format!("; {clients} unfinished frames dropped, as memory is short"),
+        };
+        let sentence =
+            format_args!("{name} {cause}; {moved} clients moved, {lost} closed, {}{dropped}{next}", blame.outcome);
         self.events.note(Kind::WorkerDied, about, sentence);
         self.last_failure = Some(cause.clone());
         self.seat(index).last_death = Some(cause);
@@ -263,6 +270,8 @@ impl Master {
         let config = next.map_or(&self.config, |reload| &reload.config);
         let level = self.log_level.filter(|_| next.is_none()).unwrap_or(config.log.level);
         let log = Log { level, ..config.log.clone() };
+        let memory = next.map_or(self.memory, |reload| reload.memory);
+        let buffers = memory::buffers(&config.limits, memory, self.pool.target().count);
         let start = Start {
             version: VERSION,
             name: self.name.clone(),
@@ -273,7 +282,7 @@ impl Master {
             longest: self.layout.max_frame(),
             quarantined: self.strikes.quarantined().to_vec(),
             boats: self.keeper.as_ref().map_or(0, |keeper| keeper.boats.ends().len() as u32),
-            settings: Settings { log, ..settings(config, id) },
+            settings: Settings { log, ..settings(config, id, buffers) },
         };
         let boats = self.keeper.iter().flat_map(|keeper| keeper.boats.descriptors()).collect();
         let spawned = Worker::spawn(&self.executable, start, boats, self.layout, now).and_then(|worker| {
@@ -365,12 +374,12 @@ impl Master {
 }
 
 /// The rules by which a worker is to serve.
-fn settings(config: &Config, id: WorkerId) -> Settings {
+fn settings(config: &Config, id: WorkerId, buffers: u64) -> Settings {
     let limits = &config.limits;
     let max_requests = config.workers.max_requests.map(|most| u64::from(most.get()));
     Settings {
         max_frame: limits.max_frame,
-        buffers: limits.buffers,
+        buffers,
         idle_timeout: limits.idle_timeout,
         frame_timeout: limits.frame_timeout,
         send_timeout: limits.send_timeout,

@@ -3,6 +3,7 @@
 //! Rules of this folder: nothing of ours is imported; every descriptor is close-on-exec from birth and has
 //! one owner; every `unsafe` block says why it is sound. EINTR is dealt with here and seen by nobody else.
 
+pub mod cgroup;
 pub mod clock;
 pub mod fd;
 pub mod inherited;

@@ -15,6 +15,10 @@ use crate::proto::channel::{Failed, Ready, Start, ToMaster, ToWorker, VERSION};
 use crate::sys::poll::{Interest, Poller};
 use crate::sys::{fd, process, signal};
 
+/// By how much a worker is likelier than its master to be killed for want of memory: it is replaced and its clients stay.
+/// It is more than the share of the limit that a master has in memory of its own.
+const OOM_SCORE: i32 = 500;
+
 /// Why a worker ended that was not told to.
 #[derive(Debug)]
 pub(crate) enum Error {
@@ -72,6 +76,9 @@ fn serve<S: 'static>(
 ) -> Result<(), String> {
     process::set_name(&start.name);
     death::arm()?;
+    if let Err(e) = process::raise_oom_score(OOM_SCORE) {
+        log::debug!("cannot have the kernel prefer this process when memory is out: {e}");
+    }
     remember_panics();
     signal::ignore_group_signals().map_err(|e| format!("cannot catch signals: {e}"))?;
     // It serves as many clients as its master may have; a lower limit shows when they come.

@@ -111,6 +111,12 @@ pub(super) fn turn(connection: &mut Connection, index: u32, purpose: &Purpose<'_
     if !parked {
         answer::forgive(&mut marks);
     }
+    let overloaded =
+        Purpose::Dismiss(&Fault::of(Code::Overloaded, "there is too little memory for your unfinished frame"));
+    let purpose = match purpose {
+        Purpose::Serve if marks.overloaded && !marks.closing => &overloaded,
+        purpose => purpose,
+    };
     let mut turn =
         Turn { connection, index, tools, view, marks, have, answered: 0, unrecorded: 0, blocked: false, moved: false };
     let waits = match purpose {

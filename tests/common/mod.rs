@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub mod cgroup;
 pub mod faulty;
 pub mod figures;
 pub mod http;

@@ -16,7 +16,7 @@ use proptest::sample::{Index, select};
 use proptest::test_runner::Config;
 
 use super::*;
-use crate::desk::{ClientBytes, Layout, Note, Place, SMALL, View, WorkerDesk};
+use crate::desk::{ClientBytes, Layout, Note, Place, SMALL, Stretch, View, WorkerDesk};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::ClientId;
 
@@ -115,10 +115,18 @@ impl Life {
     /// What is known of it without a worker is this, to the byte.
     fn check(&self, Unleased { client, bytes, marks, requests, .. }: &Unleased) {
         assert_eq!((bytes.in_base, bytes.out_base), (self.answered, self.written), "{}", client.id);
-        assert!(bytes.unread == bytes_of(self.input, self.answered..self.read), "unread bytes of {}", client.id);
-        assert!(bytes.unsent == bytes_of(self.output, self.written..self.replied), "unsent bytes of {}", client.id);
+        assert!(all(&bytes.unread) == bytes_of(self.input, self.answered..self.read), "unread bytes of {}", client.id);
+        assert!(
+            all(&bytes.unsent) == bytes_of(self.output, self.written..self.replied),
+            "unsent bytes of {}",
+            client.id
+        );
         assert_eq!((*requests, marks.faults), (self.requests, self.faults), "{}", client.id);
     }
+}
+
+fn all(stretch: &Stretch) -> Vec<u8> {
+    stretch.to_vec().expect("pread")
 }
 
 /// Where a turn may be cut off.

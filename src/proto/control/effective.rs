@@ -20,7 +20,7 @@ pub struct Effective {
 pub struct Key {
     /// Its name with its section, such as `limits.max-frame`.
     pub key: String,
-    /// Its value as the file would have it, in TOML on one line.
+    /// Its value as the file would have it, in TOML on one line. Behind `"auto"` a comment has the value that it comes to.
     pub value: String,
     /// Where that comes from.
     pub origin: KeyOrigin,

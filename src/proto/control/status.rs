@@ -52,6 +52,13 @@ pub struct Status {
     pub errors_total: u64,
     /// Log lines that could not be written, by the master or a worker.
     pub log_errors_total: u64,
+    /// What each worker may keep of requests that have not fully arrived and of replies that are not taken, in bytes.
+    #[serde(default)]
+    pub buffers: u64,
+    /// The tightest limit of memory of the daemon's cgroup and those above it, in bytes, as it was when the configuration
+    /// was applied; none if there is no limit.
+    #[serde(default)]
+    pub memory_limit: Option<u64>,
     /// Workers there are to be.
     pub count: u32,
     /// Why so many.

@@ -1,0 +1,162 @@
+//! Bytes of a client without a worker: copied, or still where a dead worker left them.
+//!
+//! A worker may have died because there was no memory. So what it left is not copied to the memory of the master, but from
+//! its file to that of the next worker, part by part, each of which is given back before the next one is copied.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use crate::sys::memory::{self, PAGE};
+
+/// Bytes that are copied at a time.
+const PART: u64 = 64 * 1024;
+
+/// A stretch of what a client sent or is to be sent.
+#[derive(Debug)]
+pub struct Stretch(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Copied(Vec<u8>),
+    Left(Left),
+}
+
+/// Bytes in the file of a dead worker. When this is dropped, their memory is given back.
+#[derive(Debug)]
+struct Left {
+    file: Arc<File>,
+    begin: u64,
+    end: u64,
+}
+
+impl Stretch {
+    /// These bytes of the file of a dead worker, from `begin` on, which lie there until they are copied or dropped. No other
+    /// bytes that are needed may lie in the same pages.
+    pub(super) fn left(file: &Arc<File>, begin: u64, length: u64) -> Stretch {
+        Stretch(Kind::Left(Left { file: Arc::clone(file), begin, end: begin + length }))
+    }
+
+    /// How many bytes it has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match &self.0 {
+            Kind::Copied(bytes) => bytes.len(),
+            Kind::Left(left) => (left.end - left.begin) as usize,
+        }
+    }
+
+    /// Whether it has none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Its bytes.
+    ///
+    /// # Errors
+    /// Those of pread(2).
+    #[cfg(test)]
+    pub fn to_vec(&self) -> io::Result<Vec<u8>> {
+        match &self.0 {
+            Kind::Copied(bytes) => Ok(bytes.clone()),
+            Kind::Left(left) => {
+                let mut bytes = vec![0; self.len()];
+                left.file.read_exact_at(&mut bytes, left.begin)?;
+                Ok(bytes)
+            }
+        }
+    }
+
+    /// Copies its bytes to a file, from there on. Of bytes that a dead worker left the memory is given back meanwhile: this
+    /// is done once.
+    ///
+    /// # Errors
+    /// Those of pread(2) and pwrite(2).
+    pub(super) fn move_to(&self, file: &File, to: u64) -> io::Result<()> {
+        let left = match &self.0 {
+            Kind::Copied(bytes) => return file.write_all_at(bytes, to),
+            Kind::Left(left) => left,
+        };
+        let mut buffer = [0; PART as usize];
+        let mut at = left.begin;
+        while at < left.end {
+            // Up to the end of a page, which is given back whole.
+            let end = (at + PART).next_multiple_of(PAGE).saturating_sub(PAGE).clamp(at + 1, left.end);
+            let part = &mut buffer[..(end - at) as usize];
+            left.file.read_exact_at(part, at)?;
+            file.write_all_at(part, to + (at - left.begin))?;
+            give_back(&left.file, at, end);
+            at = end;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        give_back(&self.file, self.begin, self.end);
+    }
+}
+
+/// Gives back the pages in which these bytes lie.
+fn give_back(file: &File, begin: u64, end: u64) {
+    let (begin, end) = (begin - begin % PAGE, end.next_multiple_of(PAGE));
+    // If it fails, that memory is kept until the file is gone.
+    let _ = memory::punch(file, begin, end - begin);
+}
+
+impl Default for Stretch {
+    fn default() -> Stretch {
+        Stretch::from(Vec::new())
+    }
+}
+
+impl From<Vec<u8>> for Stretch {
+    fn from(bytes: Vec<u8>) -> Stretch {
+        Stretch(Kind::Copied(bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    fn file() -> Arc<File> {
+        Arc::new(memory::sealed_file(c"test", 1 << 30).expect("memfd"))
+    }
+
+    /// Pages that a file has.
+    fn pages(file: &File) -> u64 {
+        file.metadata().expect("fstat").blocks() * 512 / PAGE
+    }
+
+    #[test]
+    fn bytes_are_moved_without_being_in_memory_twice() {
+        for (offset, length) in [(0, 1), (0, PAGE), (100, 3 * PART), (PAGE - 1, 300_000), (7, 5), (0, PART)] {
+            let (source, target) = (file(), file());
+            let bytes: Vec<u8> = (0..length).map(|i| (i % 251) as u8).collect();
+            source.write_all_at(&bytes, (1 << 20) + offset).expect("pwrite");
+            let stretch = Stretch::left(&source, (1 << 20) + offset, length);
+            assert!(stretch.len() as u64 == length && stretch.to_vec().expect("pread") == bytes);
+            stretch.move_to(&target, 12_345).expect("pwrite");
+            let mut moved = vec![0; length as usize];
+            target.read_exact_at(&mut moved, 12_345).expect("pread");
+            assert!(moved == bytes, "{length} bytes at {offset}");
+            assert_eq!(pages(&source), 0, "{length} bytes at {offset}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_dropped_give_their_memory_back_and_no_other() {
+        let file = file();
+        file.write_all_at(&[7; 1 << 20], 0).expect("pwrite");
+        let stretch = Stretch::left(&file, 4 * PAGE + 4, 8 * PAGE);
+        assert_eq!(pages(&file), 256);
+        drop(stretch);
+        assert_eq!(pages(&file), 256 - 9);
+    }
+}

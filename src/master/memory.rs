@@ -1,0 +1,171 @@
+//! Memory that clients' bytes may take up, where the daemon's cgroup or one above it has a limit.
+//!
+//! Bytes of clients lie in memory that workers share with the master, so they outlive a worker that the kernel kills for
+//! want of memory, and killing it gives hardly any memory back. What is too much must go by our own doing: with
+//! `buffers = "auto"` the workers see to it before the limit is reached. If the kernel has killed a worker nevertheless,
+//! the oldest unfinished frames that it left are dropped here, down to three quarters of the limit.
+
+use super::Master;
+use super::client::Unleased;
+use crate::config::Limits;
+use crate::sys::cgroup::{MemoryLimit, memory_limits};
+
+/// The most that `auto` comes to, in bytes.
+const MAX_AUTO: u64 = 256 << 20;
+
+/// What no client is asked to give up, in bytes: less would not help.
+const FREE: usize = 4096;
+
+/// The tightest limit of memory, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Memory {
+    pub(super) limit: u64,
+    /// What is left of it, beside what is parked.
+    room: u64,
+}
+
+impl Memory {
+    /// As it is now, with so many bytes parked by all workers. None without a limit.
+    pub(super) fn read(parked: u64) -> Option<Memory> {
+        tightest(&memory_limits(), parked)
+    }
+}
+
+fn tightest(limits: &[MemoryLimit], parked: u64) -> Option<Memory> {
+    let room = |limit: &MemoryLimit| limit.limit.saturating_sub(limit.used.saturating_sub(parked));
+    limits.iter().map(|limit| Memory { limit: limit.limit, room: room(limit) }).min_by_key(|memory| memory.room)
+}
+
+/// What each of so many workers may keep of its clients' bytes.
+pub(super) fn buffers(limits: &Limits, memory: Option<Memory>, workers: usize) -> u64 {
+    let auto = || {
+        let each = memory.map_or(MAX_AUTO, |memory| memory.room / 2 / (workers as u64).max(1));
+        // Whole MiB, for people.
+        (each >> 20 << 20).min(MAX_AUTO).max(limits.least_buffers())
+    };
+    limits.buffers.unwrap_or_else(auto)
+}
+
+/// Warns of a configuration by which workers may keep more than there can be.
+pub(super) fn warn_if_short(limits: &Limits, memory: Option<Memory>, workers: usize) {
+    let Some(memory) = memory else { return };
+    let all = buffers(limits, Some(memory), workers).saturating_mul(workers as u64);
+    if all > memory.limit {
+        log::warn!(
+            "{workers} workers may buffer {} MiB of clients' bytes, and the cgroup allows {} MiB of memory: the kernel will \
+             kill workers",
+            all >> 20,
+            memory.limit >> 20
+        );
+    }
+}
+
+/// Bytes above three quarters of a limit.
+fn excess(limits: &[MemoryLimit]) -> u64 {
+    limits.iter().map(|MemoryLimit { limit, used }| used.saturating_sub(limit / 4 * 3)).max().unwrap_or(0)
+}
+
+impl Master {
+    /// Bytes that all workers have parked.
+    pub(super) fn parked(&self) -> u64 {
+        self.workers.values().map(|worker| worker.desk.header().parked()).fold(0, u64::saturating_add)
+    }
+
+    /// What each worker may keep of its clients' bytes, by the configuration in force.
+    pub(super) fn buffers(&self) -> u64 {
+        buffers(&self.config.limits, self.memory, self.pool.target().count)
+    }
+
+    /// A worker was killed for want of memory, and its clients are without one: drops the unread bytes of those whose frames
+    /// have been unfinished for longest, until there is memory again. They are closed after a reply `overloaded`. Returns how
+    /// many.
+    pub(super) fn relieve_memory(&mut self) -> usize {
+        drop_oldest(self.unleased.iter_mut(), excess(&memory_limits()))
+    }
+}
+
+fn drop_oldest<'a>(clients: impl Iterator<Item = &'a mut Unleased>, excess: u64) -> usize {
+    // A request that was executing gets its own reply.
+    let is_unfinished = |client: &&mut Unleased| {
+        let marks = client.marks;
+        client.bytes.unread.len() > FREE && !marks.closing && !marks.timed_out && marks.faults == 0
+    };
+    let mut unfinished: Vec<&mut Unleased> = clients.filter(is_unfinished).collect();
+    unfinished.sort_by_key(|client| client.times.0);
+    let (mut dropped, mut count) = (0, 0);
+    for client in unfinished {
+        if dropped >= excess {
+            break;
+        }
+        let unread = std::mem::take(&mut client.bytes.unread);
+        client.bytes.in_base = client.bytes.in_base.saturating_add(unread.len() as u64);
+        client.marks.overloaded = true;
+        (dropped, count) = (dropped + unread.len() as u64, count + 1);
+    }
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+    use crate::desk::{ClientBytes, Marks};
+    use crate::master::client::Client;
+    use crate::proto::frame::OrderRule;
+    use crate::proto::names::{ClientId, Peer};
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn auto_is_half_of_the_room_below_the_tightest_limit() {
+        let limits = Limits::default();
+        let at = |limits: &[(u64, u64)], parked: u64| {
+            let limits: Vec<_> =
+                limits.iter().map(|(limit, used)| MemoryLimit { limit: limit * MIB, used: used * MIB }).collect();
+            tightest(&limits, parked * MIB)
+        };
+        let auto = |memory, workers| buffers(&limits, memory, workers) / MIB;
+        assert_eq!((auto(None, 1), auto(None, 200)), (256, 256));
+        assert_eq!(auto(at(&[(4096, 0)], 0), 4), 256);
+        assert_eq!(auto(at(&[(520, 20), (1000, 900)], 0), 2), 25);
+        assert_eq!(auto(at(&[(520, 120)], 100), 5), 50, "what is parked is not in its own way");
+        assert_eq!(buffers(&limits, at(&[(100, 0)], 0), 3), 16 * MIB);
+        assert_eq!(auto(at(&[(100, 300)], 0), 5), 4, "four frames at least");
+        let given = Limits { buffers: Some(7 * MIB), ..Limits::default() };
+        assert_eq!(buffers(&given, at(&[(1, 1)], 0), 9), 7 * MIB);
+        let long = Limits { max_frame: 100 << 20, ..Limits::default() };
+        assert_eq!(buffers(&long, None, 1), 400 * MIB);
+    }
+
+    #[test]
+    fn the_oldest_unfinished_frames_go_until_three_quarters_are_left() {
+        let limit = |limit, used| MemoryLimit { limit, used };
+        assert_eq!(excess(&[limit(1000, 750), limit(4000, 3100), limit(400, 350)]), 100);
+        assert_eq!(excess(&[]), 0);
+        let client = |since: u64, unread: usize, marks: Marks| {
+            let socket = File::open("/dev/null").expect("/dev/null").into();
+            let (peer, order) = (Peer::Unix { pid: 1, uid: 2, gid: 3 }, OrderRule::Little);
+            let client = Client { id: ClientId(since), socket, peer, order, listener: 1, since: 0, moves: 0 };
+            let bytes = ClientBytes { in_base: 7, unread: vec![0; unread].into(), ..ClientBytes::default() };
+            Unleased { marks, times: (since, 0), bytes, ..Unleased::fresh(client, 0) }
+        };
+        let spared = [
+            Marks { closing: true, ..Marks::default() },
+            Marks { timed_out: true, ..Marks::default() },
+            Marks { faults: 1, ..Marks::default() },
+        ];
+        let mut clients: Vec<Unleased> = (1..9).rev().map(|since| client(since, 5000, Marks::default())).collect();
+        clients.extend(spared.map(|marks| client(0, 5000, marks)));
+        clients.push(client(0, FREE, Marks::default()));
+        assert_eq!(drop_oldest(clients.iter_mut(), 0), 0);
+        assert_eq!(drop_oldest(clients.iter_mut(), 10_001), 3);
+        let gone: Vec<u64> = clients.iter().filter(|c| c.marks.overloaded).map(|c| c.client.id.0).collect();
+        assert_eq!(gone, [3, 2, 1]);
+        for client in &clients {
+            let (in_base, length) = (client.bytes.in_base, client.bytes.unread.len());
+            assert_eq!((in_base == 5007, length == 0), (client.marks.overloaded, client.marks.overloaded));
+        }
+        assert_eq!(drop_oldest(clients.iter_mut(), u64::MAX), 5);
+    }
+}

@@ -1,0 +1,73 @@
+//! A memory cgroup of a test's own, v1 or v2, whichever is there and can be written (cgroups(7)).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use fdpassd::testing::{Setup, eventually};
+
+use super::program::skip;
+
+/// Where the memory controller may be: v2, v1, and v2 beside v1.
+const HIERARCHIES: [&str; 3] = ["/sys/fs/cgroup", "/sys/fs/cgroup/memory", "/sys/fs/cgroup/unified"];
+
+/// A cgroup with a limit of memory, and one below it without a limit of its own, in which a daemon runs. When it is
+/// dropped, after the daemon, both are removed.
+#[derive(Debug)]
+pub struct MemoryCgroup {
+    outer: PathBuf,
+    inner: PathBuf,
+}
+
+impl MemoryCgroup {
+    /// Nothing, and said so, where no memory cgroup can be made.
+    pub fn new(limit: u64) -> Option<MemoryCgroup> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("fdpassd-test-{}-{}", process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        for hierarchy in HIERARCHIES.map(Path::new) {
+            let cgroup = MemoryCgroup { outer: hierarchy.join(&name), inner: hierarchy.join(&name).join("daemon") };
+            if !hierarchy.join("cgroup.procs").exists() || fs::create_dir(&cgroup.outer).is_err() {
+                continue;
+            }
+            if cgroup.limit_file().is_some() && fs::create_dir(&cgroup.inner).is_ok() {
+                cgroup.set_limit(limit);
+                return Some(cgroup);
+            }
+        }
+        skip("no memory cgroup can be made: only root can, where the memory controller is there");
+        None
+    }
+
+    fn limit_file(&self) -> Option<PathBuf> {
+        let files = ["memory.max", "memory.limit_in_bytes"].map(|name| self.outer.join(name));
+        files.into_iter().find(|file| file.exists())
+    }
+
+    /// Bytes that all in it may have together.
+    pub fn set_limit(&self, bytes: u64) {
+        let file = self.limit_file().expect("it was there before");
+        fs::write(&file, bytes.to_string()).unwrap_or_else(|e| panic!("cannot write {}: {e}", file.display()));
+    }
+
+    /// This program, to be run in it.
+    pub fn setup(&self, program: impl AsRef<Path>, config: &str) -> Setup {
+        let enter = "echo $$ > \"$0/cgroup.procs\" && exec \"$@\"";
+        Setup::new("sh", config).argument("-c").argument(enter).argument(&self.inner).argument(program.as_ref())
+    }
+
+    /// Processes in it.
+    fn processes(&self) -> usize {
+        fs::read_to_string(self.inner.join("cgroup.procs")).map_or(0, |pids| pids.lines().count())
+    }
+}
+
+impl Drop for MemoryCgroup {
+    fn drop(&mut self) {
+        if self.inner.exists() && !std::thread::panicking() {
+            eventually("the processes of the cgroup have ended", || (self.processes() == 0).then_some(()));
+        }
+        let _ = fs::remove_dir(&self.inner);
+        let _ = fs::remove_dir(&self.outer);
+    }
+}
