@@ -92,6 +92,13 @@ impl<Tx, Rx> AsFd for Channel<Tx, Rx> {
 #[derive(Debug)]
 pub struct Scratch(Box<[u8]>);
 
+impl Scratch {
+    /// All of it.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
 impl Default for Scratch {
     fn default() -> Scratch {
         Scratch(vec![0; MAX_MESSAGE].into_boxed_slice())

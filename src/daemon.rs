@@ -228,12 +228,15 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
         Ok(handed) => handed,
         Err(e) => return refuse(name, e.status(), &e),
     };
-    let inherited = Inherited::find(&mut handed);
+    let inherited = match Inherited::find(&mut handed, loaded.as_ref().ok().map(|loaded| &loaded.config)) {
+        Ok(inherited) => inherited,
+        Err(e) => return refuse(name, e.status(), &e),
+    };
     let (loaded, config_file, config_stale) = match loaded {
         Ok(loaded) => (loaded, file, None),
         Err(e) => {
             // Clients are not closed for a mistake in a file that others have been served by.
-            let last = inherited.as_ref().ok().and_then(|inherited| inherited.as_ref()?.last_for_clients());
+            let last = inherited.as_ref().and_then(Inherited::last_for_clients);
             master::say_why(&e.in_one_line(&origin));
             let Some(last) = last else { return fail(name, EX_CONFIG, &e) };
             (last, file, Some(e.in_one_line(&origin)))
@@ -272,7 +275,7 @@ fn resume_master(name: &str, version: &'static str, number: &str) -> ExitCode {
             config_file,
             standard_file,
             handed,
-            inherited: Ok(Some(inherited)),
+            inherited: Some(inherited),
             config_stale: None,
         }),
         Err(why) => fail(name, EX_SOFTWARE, &format!("cannot go on with the master that it was: {why}")),

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -192,23 +192,6 @@ fn a_bad_file_or_an_address_that_cannot_be_had_does_not_end_clients_that_are_the
     daemon.signal("TERM");
     let error = manager.setup(FDPASSD, "").start_after(daemon).expect_err("the file is bad");
     assert_eq!(error.code(), Some(78), "{error}");
-}
-
-#[test]
-fn what_is_damaged_or_of_another_version_is_told_and_dropped_and_the_daemon_serves() {
-    let manager = ServiceManager::new();
-    let daemon = start(&manager, FDPASSD, "workers.count = 1");
-    let mut client = daemon.connect();
-    client.call("ping", 1).expect("a pong");
-    manager.with_stored("fdpassd-book", |book| {
-        use std::os::unix::fs::FileExt;
-        File::from(book).write_all_at(&[b'f', b'd', b'p', b'a', b's', b's', b'd', 99], 0).expect("it can be written");
-    });
-    let daemon = restart(&manager, daemon, How::Term);
-    daemon.wait_for_log("what the daemon before left cannot be used");
-    client.expect_end();
-    daemon.connect().call("ping", 1).expect("a pong");
-    assert_eq!(daemon.status().accepted_total, 1);
 }
 
 #[test]

@@ -11,15 +11,14 @@ use std::time::{Duration, Instant};
 
 use super::client::{Client, Unleased};
 use super::counts::Loss;
+use super::reject::turn_away;
 use super::worker::Worker;
 use super::{Master, Token, supervise};
 use crate::pool::dispatch::Candidate;
 use crate::pool::{Member, State};
 use crate::proto::channel::MAX_LEASES;
 use crate::proto::control::{About, Kind};
-use crate::proto::frame::{ByteOrder, OrderRule};
 use crate::proto::names::{ClientId, Peer};
-use crate::proto::rpc;
 use crate::sys::poll::Interest;
 use crate::sys::{clock, ledger, socket};
 
@@ -185,11 +184,12 @@ impl Master {
                 log::debug!("client {id} ({peer}) turned away: its address has as many clients as it may have");
                 self.counts.refused += 1;
                 self.note_client();
-                turn_away(&accepted, order);
+                turn_away(&accepted.socket, order, "there are too many connections from this address");
                 continue;
             }
             log::debug!("client {id} ({peer}) accepted on {}", self.listeners[index].address);
             self.clients += 1;
+            self.note_client();
             let since = clock::monotonic_seconds();
             let client = Client { id, socket: accepted.socket, peer, order, listener: number, since, moves: 0 };
             let chosen = self.dispatcher.pick(candidates).expect("one has room");
@@ -307,28 +307,6 @@ fn peer_of(accepted: &socket::Accepted) -> Option<Peer> {
             // Without it the client cannot be recovered from the middle of a turn, and that is all.
             let _ = ledger::arm(&accepted.socket);
             Some(Peer::Unix { pid, uid, gid })
-        }
-    }
-}
-
-/// Tells a client that its address has too many, and ends it. In the order of `auto` it is told in the protocol's own.
-fn turn_away(accepted: &socket::Accepted, byte_order: OrderRule) {
-    let order = if byte_order == OrderRule::Big { ByteOrder::Big } else { ByteOrder::Little };
-    let mut body = Vec::new();
-    // Into a Vec it cannot fail.
-    let _ =
-        rpc::write_error(&mut body, rpc::Code::Overloaded.as_str(), "there are too many connections from this address");
-    let mut reply = order.prefix(body.len() as u32).to_vec();
-    reply.extend_from_slice(&body);
-    // A socket that was accepted just now has room for it.
-    let _ = socket::transmit(&accepted.socket, &reply);
-    socket::finish_writing(&accepted.socket);
-    // What it has sent by now is read, or closing would reset the connection and might destroy the reply. More than
-    // that is not worth the loop's time.
-    let mut scratch = [0; 16 * 1024];
-    for _ in 0..16 {
-        if !matches!(socket::receive(&accepted.socket, &mut scratch), Ok(socket::Moved::Bytes(_))) {
-            break;
         }
     }
 }

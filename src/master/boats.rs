@@ -5,17 +5,14 @@
 //! master unpacks is recovered as after the death of a worker: the desk tells all, and comes along.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
-use super::client::Client;
-use super::leases::{Leases, Left};
-use crate::channel::{Channel, Heard, Scratch, Sent};
-use crate::desk::{Layout, MasterDesk};
+use super::leases::Leases;
+use crate::channel::{Channel, Sent};
+use crate::desk::MasterDesk;
 use crate::proto::boat::{Boat, LastDesk, Passenger};
 use crate::proto::channel::MAX_BOATS;
-use crate::proto::names::{ClientId, Peer, WorkerId};
 use crate::sys::socket;
 
 /// Clients for whom there is one more boat: with the smallest buffer that the kernel gives, it takes twice as many.
@@ -25,7 +22,7 @@ const CLIENTS_A_BOAT: u64 = 3000;
 const BUFFER: usize = 4 << 20;
 
 /// All boats.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Boats(Vec<Ends>);
 
 /// What goes into the first end comes out of the second.
@@ -43,21 +40,10 @@ pub(super) struct Wreck {
     pub(super) leases: Leases,
 }
 
-/// What lay in the boats.
-#[derive(Debug, Default)]
-pub(super) struct Unpacked {
-    /// The clients, by how they were left.
-    pub(super) left: Vec<Left>,
-    /// The desks.
-    pub(super) desks: Vec<(LastDesk, MasterDesk)>,
-    /// Clients of whom nobody knows where they were.
-    pub(super) stray: usize,
-}
-
 impl Boats {
     /// So many that all of these clients find room.
     pub(super) fn make(clients: u64) -> io::Result<Boats> {
-        (0..Boats::wanted(clients)).map(|_| Ends::make()).collect::<io::Result<_>>().map(Boats)
+        Boats::complete(BTreeMap::new(), clients).map(|(boats, _)| boats)
     }
 
     /// How many that are.
@@ -65,8 +51,28 @@ impl Boats {
         (clients / CLIENTS_A_BOAT + 2).min(MAX_BOATS as u64)
     }
 
-    /// Those that were made before.
-    pub(super) fn found(ends: Vec<Ends>) -> Boats {
+    /// Those that were made before, each by its number, and new ones in the place of those that are missing: so many in all
+    /// that these clients find room. Returns the numbers of the new ones as well.
+    ///
+    /// # Errors
+    /// Those of socketpair(2).
+    pub(super) fn complete(mut found: BTreeMap<usize, Ends>, clients: u64) -> io::Result<(Boats, Vec<usize>)> {
+        let last = found.last_key_value().map_or(0, |(number, _)| number + 1);
+        let (mut ends, mut new) = (Vec::new(), Vec::new());
+        for number in 0..last.max(Boats::wanted(clients) as usize) {
+            ends.push(match found.remove(&number) {
+                Some(ends) => ends,
+                None => {
+                    new.push(number);
+                    Ends::make()?
+                }
+            });
+        }
+        Ok((Boats(ends), new))
+    }
+
+    /// Those of a master that goes on.
+    pub(super) fn again(ends: Vec<Ends>) -> Boats {
         Boats(ends)
     }
 
@@ -94,45 +100,9 @@ impl Boats {
         left
     }
 
-    fn load(&mut self, what: &Boat, descriptors: &[BorrowedFd<'_>]) -> bool {
+    /// Sends a datagram into the first boat that has room; whether one had.
+    pub(super) fn load(&mut self, what: &Boat, descriptors: &[BorrowedFd<'_>]) -> bool {
         self.0.iter_mut().any(|ends| matches!(ends.into.send(what, descriptors), Ok(Sent::Queued)))
-    }
-
-    /// Takes everything out and closes it.
-    pub(super) fn empty(&self, scratch: &mut Scratch) {
-        for ends in &self.0 {
-            while let Ok(Heard::Message(..) | Heard::Garbage(_)) = ends.out.hear(scratch) {}
-        }
-    }
-
-    /// Takes everything out. What is no valid datagram is told and dropped.
-    pub(super) fn unpack(&self, scratch: &mut Scratch) -> Unpacked {
-        let mut desks: BTreeMap<WorkerId, (LastDesk, MasterDesk)> = BTreeMap::new();
-        let mut found = Vec::new();
-        for ends in &self.0 {
-            loop {
-                match ends.out.hear(scratch) {
-                    Ok(Heard::Message(Boat::Desk(told), mut files)) => {
-                        let layout = Layout::new(told.slots, told.longest);
-                        let file = files.pop().map(File::from).ok_or_else(|| io::ErrorKind::InvalidData.into());
-                        match file.and_then(|file| MasterDesk::found(file, layout)) {
-                            Ok(desk) => drop(desks.insert(told.worker, (*told, desk))),
-                            Err(e) => log::error!("the desk of worker {} cannot be used: {e}", told.worker),
-                        }
-                    }
-                    Ok(Heard::Message(Boat::Clients(worker, passengers), sockets)) => {
-                        found.extend(passengers.into_iter().zip(sockets).map(|(who, socket)| (worker, who, socket)));
-                    }
-                    Ok(Heard::Garbage(malformed)) => log::error!("in a boat: {malformed}"),
-                    Ok(Heard::Nothing | Heard::Closed) => break,
-                    Err(e) => {
-                        log::error!("cannot unpack a boat: {e}");
-                        break;
-                    }
-                }
-            }
-        }
-        sort_out(desks, found)
     }
 }
 
@@ -143,41 +113,4 @@ impl Ends {
         let _ = socket::want_send_buffer(&into, BUFFER);
         Ok(Ends { into, out: Channel::over(out) })
     }
-}
-
-/// Finds out what was left of each client: of two leases the later one counts.
-fn sort_out(
-    mut desks: BTreeMap<WorkerId, (LastDesk, MasterDesk)>,
-    found: Vec<(WorkerId, Passenger, OwnedFd)>,
-) -> Unpacked {
-    let mut latest: BTreeMap<ClientId, (WorkerId, Passenger, OwnedFd)> = BTreeMap::new();
-    for (worker, passenger, socket) in found {
-        let is_later = latest.get(&passenger.client).is_none_or(|(_, other, _)| other.moves < passenger.moves);
-        if is_later {
-            latest.insert(passenger.client, (worker, passenger, socket));
-        }
-    }
-    let mut unpacked = Unpacked::default();
-    let mut by_worker: BTreeMap<WorkerId, Vec<(u32, u32, Client)>> = BTreeMap::new();
-    for (worker, passenger, socket) in latest.into_values() {
-        let Passenger { client: id, slot, generation, order, moves, listener, since } = passenger;
-        match socket::peer(&socket) {
-            Ok(peer) if desks.contains_key(&worker) => {
-                let peer = peer.map_or_else(|who| Peer::Unix { pid: who.pid, uid: who.uid, gid: who.gid }, Peer::from);
-                let client = Client { id, socket, peer, order, listener, since, moves };
-                by_worker.entry(worker).or_default().push((slot, generation, client));
-            }
-            // It has left meanwhile.
-            Err(_) => drop(socket),
-            Ok(_) => unpacked.stray += 1,
-        }
-    }
-    for (worker, clients) in by_worker {
-        let Some((told, desk)) = desks.get(&worker) else { continue };
-        let leases = Leases::found(told.slots, clients);
-        desk.settle();
-        unpacked.left.push(leases.into_left(desk, desk.header().final_writes(), false));
-    }
-    unpacked.desks = std::mem::take(&mut desks).into_values().collect();
-    unpacked
 }

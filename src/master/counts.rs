@@ -1,8 +1,8 @@
 //! What is counted for as long as the daemon lives: by the master itself, and by workers that are gone.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::ops::Index;
+use std::{fmt, io};
 
 use serde::{Deserialize, Serialize};
 
@@ -212,6 +212,17 @@ impl<L: Label> By<L> {
         *count = count.saturating_add(n);
     }
 
+    /// Adds all of another one.
+    pub(super) fn add_all(&mut self, other: &By<L>) {
+        self.counts.iter_mut().zip(&other.counts).for_each(|(count, n)| *count = count.saturating_add(*n));
+    }
+
+    /// What was counted after `before`.
+    pub(super) fn since(&self, before: &By<L>) -> By<L> {
+        let counts = self.counts.iter().zip(&before.counts).map(|(now, before)| now.saturating_sub(*before)).collect();
+        By { counts, kind: std::marker::PhantomData }
+    }
+
     pub(super) fn total(&self) -> u64 {
         self.counts.iter().fold(0, |sum, count| sum.saturating_add(*count))
     }
@@ -227,6 +238,16 @@ impl<L: Label> Index<L> for By<L> {
 
     fn index(&self, kind: L) -> &u64 {
         &self.counts[place(kind)]
+    }
+}
+
+/// The kinds that there were any of: `descriptors 3, store 1`.
+impl<L: Label> fmt::Display for By<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (name, count)) in self.iter().filter(|(_, count)| *count > 0).enumerate() {
+            write!(f, "{}{name} {count}", if index > 0 { ", " } else { "" })?;
+        }
+        Ok(())
     }
 }
 

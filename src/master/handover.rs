@@ -2,34 +2,28 @@
 //!
 //! It lies in a book, a file in memory that the service manager keeps. The book is always true, for nobody tells a master
 //! that it is about to be killed: it is written when something has happened, into the half that does not count, and then one
-//! word says that from now on this half does. Two figures that change with every client are words of their own.
+//! word says that from now on this half does. Three figures that change with every client are words of their own.
 //!
 //! ```text
-//! word 0   what it is, and its version       2  the number of the next client
-//!      1   which half counts, its length     3  clients turned away
+//! word 0   what it is, and its version       2  the number of the next client     4  clients there are, plus 1;
+//!      1   which half counts, its length     3  clients turned away                 0 is not known
 //! from one page on: two halves of JSON, see [`Handover`]
 //! ```
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
-use super::boats::{Boats, Ends, Unpacked};
+use super::Seat;
 use super::counts::{Counts, Tally};
-use super::image::Living;
-use super::{Handed, Seat};
-use crate::channel::{Channel, Scratch};
-use crate::config::{Config, Keys, Loaded};
+use crate::config::Keys;
 use crate::proto::channel::LogLevel;
 use crate::proto::control::LastReload;
 use crate::proto::names::WorkerId;
-use crate::sys::fd;
 use crate::sys::memory::{PAGE, Words, is_sealed, sealed_file};
 
 /// "fdpassd" and the version of all that is here, of the desk and of the boats.
@@ -39,6 +33,10 @@ const WHAT: usize = 0;
 const HALF: usize = 1;
 const NEXT_CLIENT: usize = 2;
 const REFUSED: usize = 3;
+const CLIENTS: usize = 4;
+
+/// Words that have a meaning.
+const WORDS: usize = 5;
 
 /// Bytes of a half: a few KiB are usual; 256 seats and as many methods with long names take a fifth of it.
 const HALF_LENGTH: u64 = 1 << 20;
@@ -62,6 +60,8 @@ pub(super) struct Handover {
     pub(super) next_worker: WorkerId,
     pub(super) listener_number: u32,
     pub(super) listeners: Vec<ListenerRecord>,
+    /// How many boats there are.
+    pub(super) boats: usize,
     /// What was changed while it ran.
     pub(super) count: Option<u32>,
     pub(super) log_level: Option<LogLevel>,
@@ -76,13 +76,21 @@ pub(super) struct Handover {
 }
 
 /// A listener that lies with the service manager.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct ListenerRecord {
     pub(super) number: u32,
-    /// Where the configuration wants it, and where it really is.
+    /// Where the configuration wants it, if that is known, and where it really is.
     pub(super) configured: String,
     pub(super) address: String,
     pub(super) accepted: u64,
+}
+
+impl ListenerRecord {
+    /// One of which only the address is known.
+    pub(super) fn at(number: u32, address: String) -> ListenerRecord {
+        ListenerRecord { number, address, ..ListenerRecord::default() }
+    }
 }
 
 /// The book.
@@ -100,7 +108,7 @@ impl Book {
     }
 
     fn over(file: File) -> io::Result<Book> {
-        Ok(Book { words: Words::map(&file, 4)?, file })
+        Ok(Book { words: Words::map(&file, WORDS)?, file })
     }
 
     /// One that another master wrote.
@@ -121,9 +129,15 @@ impl Book {
     }
 
     /// Notes figures that change with every client.
-    pub(super) fn note(&self, next_client: u64, refused: u64) {
+    pub(super) fn note(&self, next_client: u64, refused: u64, clients: u64) {
         self.words[NEXT_CLIENT].store(next_client, Ordering::Relaxed);
         self.words[REFUSED].store(refused, Ordering::Relaxed);
+        self.words[CLIENTS].store(clients.wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// Clients that there were; none where that is not known.
+    pub(super) fn clients(&self) -> Option<u64> {
+        self.words[CLIENTS].load(Ordering::Relaxed).checked_sub(1)
     }
 
     pub(super) fn next_client(&self) -> u64 {
@@ -149,7 +163,11 @@ impl Book {
         Ok(())
     }
 
-    fn read(&self) -> Result<Handover, String> {
+    /// What was written last.
+    ///
+    /// # Errors
+    /// Why that is nothing that can be read.
+    pub(super) fn read(&self) -> Result<Handover, String> {
         let half = self.words[HALF].load(Ordering::Acquire);
         let (index, length) = (half & 1, half >> 1);
         if length > HALF_LENGTH {
@@ -159,84 +177,6 @@ impl Book {
         self.file.read_exact_at(&mut text, PAGE + index * HALF_LENGTH).map_err(|e| e.to_string())?;
         serde_json::from_slice(&text).map_err(|e| e.to_string())
     }
-}
-
-/// What a master before this one has left, and nobody can make anything of: its clients are closed.
-#[derive(Debug)]
-pub struct Unusable {
-    pub(super) why: String,
-    /// What the service manager has it under.
-    pub(super) names: Vec<String>,
-}
-
-/// What a master before this one has left.
-#[derive(Debug)]
-pub struct Inherited {
-    pub(super) handover: Handover,
-    /// None if nothing is kept for another master.
-    pub(super) kept: Option<(Book, Boats)>,
-    pub(super) unpacked: Unpacked,
-    pub(super) listeners: Vec<(ListenerRecord, OwnedFd)>,
-    /// What goes on without having been left, if this process was that master.
-    pub(super) living: Option<Living>,
-}
-
-impl Inherited {
-    /// Finds it among what was handed over, if there is any, and unpacks the boats.
-    ///
-    /// # Errors
-    /// When what there is is damaged, or of another version: then it is dropped, and its clients are closed.
-    pub fn find(handed: &mut Handed) -> Result<Option<Inherited>, Unusable> {
-        let kept = handed.take_kept();
-        let names: Vec<String> = kept.iter().map(|(name, _)| name.clone()).collect();
-        // Every client is a descriptor.
-        let raised = fd::raise_limit().map_err(|e| e.to_string());
-        raised.and_then(|_| Inherited::among(kept)).map_err(|why| Unusable { why, names })
-    }
-
-    fn among(kept: Vec<(String, OwnedFd)>) -> Result<Option<Inherited>, String> {
-        let (mut book, mut boats, mut listeners) = (None, BTreeMap::new(), Vec::new());
-        for (name, descriptor) in kept {
-            match name.split_once('.').map_or((name.as_str(), ""), |(kind, which)| (kind, which)) {
-                (BOOK, _) => book = Some(descriptor),
-                (BOAT, which) => drop(boats.insert(which.to_owned(), descriptor)),
-                (LISTENER, which) => listeners.push((which.to_owned(), descriptor)),
-                _ => {}
-            }
-        }
-        let Some(book) = book else { return Ok(None) };
-        let boats = Boats::found(pair_up(boats));
-        let found = Book::found(File::from(book)).and_then(|book| book.read().map(|handover| (book, handover)));
-        let (book, handover) = found.inspect_err(|_| boats.empty(&mut Scratch::default()))?;
-        let unpacked = boats.unpack(&mut Scratch::default());
-        let recorded = |(which, socket): (String, OwnedFd)| {
-            let number: u32 = which.parse().ok()?;
-            let record = handover.listeners.iter().find(|record| record.number == number)?;
-            Some((record.clone(), socket))
-        };
-        let listeners = listeners.into_iter().filter_map(recorded).collect();
-        Ok(Some(Inherited { handover, kept: Some((book, boats)), unpacked, listeners, living: None }))
-    }
-
-    /// The configuration that was applied last, if there are clients who would be closed without it.
-    #[must_use]
-    pub fn last_for_clients(&self) -> Option<Loaded> {
-        let has_clients = self.unpacked.left.iter().any(|left| !left.recovered.is_empty());
-        let config = has_clients.then(|| Config::parse(&self.handover.config, "the last configuration").ok())??;
-        Some(Loaded { config, keys: self.handover.config_keys.clone() })
-    }
-}
-
-/// Both ends of each boat, by their names `N-into` and `N-out`.
-fn pair_up(mut ends: BTreeMap<String, OwnedFd>) -> Vec<Ends> {
-    let numbers: Vec<String> = ends.keys().filter_map(|name| name.strip_suffix("-into")).map(str::to_owned).collect();
-    numbers
-        .into_iter()
-        .filter_map(|number| {
-            let (into, out) = (ends.remove(&format!("{number}-into"))?, ends.remove(&format!("{number}-out"))?);
-            Some(Ends { into: Channel::over(into), out: Channel::over(out) })
-        })
-        .collect()
 }
 
 #[cfg(test)]
@@ -249,10 +189,11 @@ mod tests {
         let written = |events| Handover { events, last_generation: 7, ..Handover::default() };
         for events in 1..5 {
             book.write(&written(events)).expect("there is room");
-            book.note(events * 10, events);
+            book.note(events * 10, events, events + 1);
             let again = Book::found(book.file().try_clone().expect("dup")).expect("it is one");
             assert_eq!(again.read().expect("it is whole").events, events);
-            assert_eq!((again.next_client(), again.refused()), (events * 10, events));
+            let figures = (again.next_client(), again.refused(), again.clients());
+            assert_eq!(figures, (events * 10, events, Some(events + 1)));
         }
         let too_long = Handover { config: "x".repeat(HALF_LENGTH as usize), ..written(9) };
         assert!(book.write(&too_long).is_err());

@@ -3,6 +3,7 @@
 //! Processes, descriptors, desks and leases go on; only what can be found out again is left out. It is written into a file
 //! in memory, whose number the new program is told, with the numbers of all descriptors.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -12,11 +13,13 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::boats::{Boats, Ends, Unpacked};
-use super::handover::{Book, Handover, Inherited, ListenerRecord, MAGIC};
+use super::boats::{Boats, Ends};
+use super::handover::{Book, Handover, ListenerRecord, MAGIC};
+use super::inherited::{Inherited, Stored};
 use super::leases::Leases;
 use super::listener::ControlListener;
 use super::trust::Believed;
+use super::unpack::Handoff;
 use super::worker::Worker;
 use super::{Handed, Master, Token};
 use crate::channel::Channel;
@@ -49,6 +52,9 @@ pub(super) struct Image {
     handed: Vec<(String, RawFd)>,
     boats: Vec<(RawFd, RawFd)>,
     book: Option<RawFd>,
+    /// Names under which the service manager has what it keeps.
+    #[serde(default)]
+    stored: BTreeSet<String>,
     workers: Vec<WorkerImage>,
     control_clients: Vec<ControlImage>,
 }
@@ -207,9 +213,10 @@ impl Image {
         let living =
             Living { next_client, refused, started: ago(self.up), control, executable, control_clients, workers };
         let config_file = self.handover.config_file.clone();
-        let kept = book.map(|book| (book, Boats::found(ends)));
-        let (handover, unpacked) = (self.handover, Unpacked::default());
-        let inherited = Inherited { handover, kept, unpacked, listeners, living: Some(living) };
+        let kept = book.map(|book| (book, Handoff::empty(Boats::again(ends))));
+        let stored = Stored { names: self.stored, ..Stored::default() };
+        let (handover, living, faults) = (self.handover, Some(living), Vec::new());
+        let inherited = Inherited { handover, kept, listeners, living, stored, faults };
         Ok(Resumed { name: self.name, loaded, config_file, standard_file: self.standard_file, handed, inherited })
     }
 }
@@ -260,6 +267,7 @@ impl Master {
             handed: self.handed.iter().map(|(name, socket)| (name.clone(), number(socket.as_fd()))).collect(),
             boats: ends.map(|ends| (number(ends.into.as_fd()), number(ends.out.as_fd()))).collect(),
             book: keeper.map(|keeper| number(keeper.book().file().as_fd())),
+            stored: keeper.map(|keeper| keeper.stored().clone()).unwrap_or_default(),
             workers: Vec::new(),
             control_clients: Vec::new(),
         }

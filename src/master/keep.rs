@@ -10,15 +10,19 @@
 //! The next master, which is started with all that, recovers every client as after the death of its worker. `systemctl stop`
 //! makes the manager drop it all: then the clients are closed by the kernel.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use super::boats::{Boats, Unpacked, Wreck};
+use super::boats::{Boats, Wreck};
 use super::counts::{Counts, Loss, Reason};
 use super::events::Asker;
-use super::handover::{BOAT, BOOK, Book, Handover, LISTENER};
+use super::handover::{BOOK, Book, Handover, LISTENER};
+use super::inherited::{Stored, ends_of};
+use super::listener::Listener;
 use super::steer::MOST_WORKERS;
+use super::unpack::Unpacked;
 use super::worker::Worker;
 use super::{Master, trust};
 use crate::logging;
@@ -39,8 +43,8 @@ pub(super) struct Keeper {
     book: Book,
     /// The last event that is in the book.
     written: Option<u64>,
-    /// Listeners that the service manager has.
-    listeners: Vec<u32>,
+    /// What the service manager has.
+    stored: Stored,
     /// We are on our way out, and leave our clients.
     is_leaving: bool,
     /// Desks of workers that are gone since.
@@ -53,24 +57,24 @@ pub(super) fn is_wanted() -> bool {
     env::var_os(WANTED).is_some_and(|value| value == "1") && is_set("NOTIFY_SOCKET")
 }
 
-/// How many descriptors of so many the book and the boats are.
-pub(super) fn descriptors(all: u64) -> u64 {
-    if is_wanted() { 1 + 2 * Boats::wanted(all) } else { 0 }
-}
-
 impl Keeper {
     /// With all of it new, for as many clients as there can ever be: a reload may want more than now.
     pub(super) fn new(clients: u64) -> std::io::Result<Keeper> {
-        Ok(Keeper::over(Boats::make(clients)?, Book::new()?, Vec::new()))
+        Ok(Keeper::over(Boats::make(clients)?, Book::new()?, Stored::default()))
     }
 
     /// With what a master before has left, which the service manager has.
-    pub(super) fn over(boats: Boats, book: Book, listeners: Vec<u32>) -> Keeper {
-        Keeper { boats, book, written: None, listeners, is_leaving: false, wrecks: Vec::new() }
+    pub(super) fn over(boats: Boats, book: Book, stored: Stored) -> Keeper {
+        Keeper { boats, book, written: None, stored, is_leaving: false, wrecks: Vec::new() }
     }
 
     pub(super) fn book(&self) -> &Book {
         &self.book
+    }
+
+    /// Names of what the service manager has.
+    pub(super) fn stored(&self) -> &BTreeSet<String> {
+        &self.stored.names
     }
 }
 
@@ -80,14 +84,21 @@ impl Master {
         self.keeper.as_ref().is_some_and(|keeper| keeper.is_leaving)
     }
 
-    /// Gives the service manager what it is to keep from the beginning.
-    pub(super) fn store_all(&mut self, is_new: bool, now: Instant) {
-        let Some(keeper) = &self.keeper else { return };
-        if is_new {
-            self.notifier.store(BOOK, keeper.book.file().as_fd(), now);
-            for (number, ends) in keeper.boats.ends().iter().enumerate() {
-                self.notifier.store(&format!("{BOAT}.{number}-into"), ends.into.as_fd(), now);
-                self.notifier.store(&format!("{BOAT}.{number}-out"), ends.out.as_fd(), now);
+    /// Gives the service manager what it is to keep from the beginning, as far as it has not got it.
+    pub(super) fn store_all(&mut self, now: Instant) {
+        let Some(keeper) = &mut self.keeper else { return };
+        for name in std::mem::take(&mut keeper.stored.spoilt) {
+            self.notifier.drop_stored(&name, now);
+        }
+        let book = (BOOK.to_owned(), keeper.book.file().as_fd());
+        let ends = keeper.boats.ends().iter().enumerate().flat_map(|(number, ends)| {
+            let [into, out] = ends_of(number);
+            [(into, ends.into.as_fd()), (out, ends.out.as_fd())]
+        });
+        for (name, descriptor) in std::iter::once(book).chain(ends) {
+            if !keeper.stored.names.contains(&name) {
+                self.notifier.store(&name, descriptor, now);
+                keeper.stored.names.insert(name);
             }
         }
         self.keep_listeners(now);
@@ -96,23 +107,26 @@ impl Master {
     /// The service manager has the listeners that there are, and no others.
     pub(super) fn keep_listeners(&mut self, now: Instant) {
         let Some(keeper) = &mut self.keeper else { return };
-        let there: Vec<u32> =
-            self.listeners.iter().filter(|l| l.record().is_some()).map(|listener| listener.number).collect();
-        for gone in keeper.listeners.iter().filter(|number| !there.contains(number)) {
-            self.notifier.drop_stored(&format!("{LISTENER}.{gone}"), now);
+        let there = self.listeners.iter().filter(|listener| listener.record().is_some());
+        let there: BTreeMap<String, &Listener> =
+            there.map(|listener| (format!("{LISTENER}.{}", listener.number), listener)).collect();
+        let is_gone = |name: &&String| name.starts_with(LISTENER) && !there.contains_key(*name);
+        for gone in keeper.stored.names.iter().filter(is_gone).cloned().collect::<Vec<_>>() {
+            self.notifier.drop_stored(&gone, now);
+            keeper.stored.names.remove(&gone);
         }
-        for listener in self.listeners.iter().filter(|l| there.contains(&l.number)) {
-            if !keeper.listeners.contains(&listener.number) {
-                self.notifier.store(&format!("{LISTENER}.{}", listener.number), listener.as_fd(), now);
+        for (name, listener) in there {
+            if !keeper.stored.names.contains(&name) {
+                self.notifier.store(&name, listener.as_fd(), now);
+                keeper.stored.names.insert(name);
             }
         }
-        keeper.listeners = there;
     }
 
     /// Notes figures that change with every client.
     pub(super) fn note_client(&self) {
         if let Some(keeper) = &self.keeper {
-            keeper.book.note(self.next_client, self.counts.refused);
+            keeper.book.note(self.next_client, self.counts.refused, self.clients);
         }
     }
 
@@ -133,7 +147,8 @@ impl Master {
     }
 
     fn write_book(&self, keeper: &mut Keeper) {
-        if let Err(e) = keeper.book.write(&self.handover()) {
+        let handover = Handover { boats: keeper.boats.ends().len(), ..self.handover() };
+        if let Err(e) = keeper.book.write(&handover) {
             log::error!("cannot write down what the next master is to know: {e}");
         }
         keeper.written = Some(self.events.last());
@@ -149,6 +164,8 @@ impl Master {
             next_worker: self.pool.next(),
             listener_number: self.listener_number,
             listeners: self.listeners.iter().filter_map(|listener| listener.record()).collect(),
+            // Those of the keeper, who writes it down.
+            boats: 0,
             count: (self.count_origin == Origin::Runtime).then(|| self.pool.target().count as u32),
             log_level: self.log_level,
             is_drained: self.is_drained,
@@ -206,12 +223,14 @@ impl Master {
             left += keeper.boats.pack(&wreck);
         }
         if left > 0 {
+            self.clients -= left as u64;
             self.count_lost(Loss::Store, left as u64);
             self.write_book(&mut keeper);
         }
+        keeper.book.note(self.next_client, self.counts.refused, self.clients);
         match left {
             0 => log::info!("left {} clients to the next master", self.clients),
-            left => log::error!("there is no room for {left} of {} clients; they are closed", self.clients),
+            left => log::error!("there is no room for {left} clients, and they are closed; left {}", self.clients),
         }
         self.listeners.iter_mut().for_each(|listener| listener.leave_file());
         self.notifier.flush(LAST_WORDS);
@@ -246,7 +265,7 @@ impl Master {
     }
 
     /// Takes over what a master before has left: figures, what was changed while it ran, and its clients.
-    pub(super) fn take_over(&mut self, handover: Handover, unpacked: Unpacked) {
+    pub(super) fn take_over(&mut self, handover: Handover, mut unpacked: Unpacked) {
         let Handover { counts, tally, seats, events, log_level, is_drained, last_reload, count, quarantined, .. } =
             handover;
         (self.counts, self.tally, self.seats) = (Counts { applied_at: self.counts.applied_at, ..counts }, tally, seats);
@@ -263,7 +282,7 @@ impl Master {
             self.next_client = keeper.book.next_client();
             self.counts.refused = keeper.book.refused();
         }
-        for (told, desk) in unpacked.desks.iter().filter(|(told, _)| !told.is_counted) {
+        for (told, desk) in unpacked.desks().filter(|(told, _)| !told.is_counted) {
             match trust::counted_on(desk, told.methods.len()) {
                 Ok(counters) => {
                     self.add_counters((told.seat as usize).min(MOST_SEATS - 1), &counters, &told.methods);
@@ -271,27 +290,29 @@ impl Master {
                 Err(why) => self.reject_counters(&format!("worker {} of the master before", told.worker), why),
             }
         }
-        let is_restart = !unpacked.desks.is_empty();
-        let (mut moved, mut lost) = (0, unpacked.stray as u64);
-        self.count_lost(Loss::Store, lost);
-        for left in unpacked.left {
+        let is_restart = unpacked.desks().next().is_some();
+        let (before, mut moved) = (self.counts.losses.clone(), 0);
+        for left in unpacked.take_left() {
             for (reason, client) in left.lost {
                 self.clients += 1;
                 self.lose(Loss::of(&reason), &reason, client);
-                lost += 1;
             }
             let recovered: Vec<_> = left.recovered.into_iter().map(|(unleased, _)| Ok(unleased)).collect();
             self.clients += recovered.len() as u64;
             moved += self.take_in(recovered, Reason::Restart);
         }
+        self.counts.losses.add_all(&unpacked.lost);
         self.next_client =
             self.unleased.iter().map(|unleased| unleased.client.id.0 + 1).max().unwrap_or(1).max(self.next_client);
         self.addresses = self.count_addresses(&self.config);
-        if !is_restart {
+        let losses = self.counts.losses.since(&before);
+        let lost = losses.total();
+        if !is_restart && lost == 0 {
             return;
         }
         let about = About { clients: Some(moved as u64), ..About::default() };
-        let sentence = format_args!("took over {moved} clients from the master before; {lost} are lost");
+        let why = if lost > 0 { format!(": {losses}") } else { String::new() };
+        let sentence = format_args!("took over {moved} clients from the master before; {lost} are lost{why}");
         self.events.note(Kind::TookOver, about, sentence);
     }
 }

@@ -40,6 +40,8 @@ pub(super) struct Listener {
     socket: OwnedFd,
     /// Where the configuration wants it.
     place: Place,
+    /// Where it was wanted is not known: a configuration that wants any port of its host gets it.
+    is_found: bool,
     /// Where it really is: with the port that the kernel chose, if that was asked for.
     pub(super) address: Address,
     pub(super) byte_order: OrderRule,
@@ -80,7 +82,7 @@ impl Listener {
         }
         socket::listen(&socket, entry.backlog).map_err(fail)?;
         let (place, byte_order) = (place.clone(), entry.byte_order);
-        Ok(Listener { number, socket, place, address, byte_order, accepted: 0, file })
+        Ok(Listener { number, socket, place, is_found: false, address, byte_order, accepted: 0, file })
     }
 
     /// One that a master before this one had, as it was left.
@@ -88,16 +90,47 @@ impl Listener {
     /// # Errors
     /// When the socket is not what the record says.
     pub(super) fn kept(record: &ListenerRecord, socket: OwnedFd) -> Result<Listener, String> {
-        let configured: Address = record.configured.parse()?;
         let address: Address = record.address.parse()?;
+        let is_found = record.configured.is_empty();
+        let configured = if is_found { address.clone() } else { record.configured.parse()? };
         let file = match &address {
             Address::Tcp(_) => None,
-            // The operator may have removed it since.
-            Address::Unix(path) => SocketFile::of(path).ok(),
+            // The operator may have removed it since. Until this master serves it is left where it is.
+            Address::Unix(path) => SocketFile::of(path).ok().map(SocketFile::left),
         };
+        let ListenerRecord { number, accepted, .. } = *record;
         let place = Place::Bound(configured);
-        let byte_order = OrderRule::Little;
-        Ok(Listener { number: record.number, socket, place, address, byte_order, accepted: record.accepted, file })
+        Ok(Listener { number, socket, place, is_found, address, byte_order: OrderRule::Little, accepted, file })
+    }
+
+    /// It is this master's from now on.
+    pub(super) fn own(&mut self) {
+        if let Some(file) = &mut self.file {
+            file.is_left = false;
+        }
+    }
+
+    /// The configuration wants it there.
+    pub(super) fn set_place(&mut self, place: &Place) {
+        (self.place, self.is_found) = (place.clone(), false);
+    }
+
+    /// Whether it is where this entry wants a listener to be, although another one may have been what it was made for.
+    fn is_at(&self, wanted: &Place) -> bool {
+        match (wanted, &self.place) {
+            (Place::Bound(wanted), Place::Bound(_)) => *wanted == self.address,
+            (Place::Bound(_) | Place::Handed(_), _) => false,
+        }
+    }
+
+    /// Whether it is on the host of which an entry wants any port.
+    fn is_on_host(&self, wanted: &Place) -> bool {
+        match (wanted, &self.address) {
+            (Place::Bound(Address::Tcp(wanted)), Address::Tcp(address)) => {
+                self.is_found && wanted.port() == 0 && wanted.ip() == address.ip()
+            }
+            _ => false,
+        }
     }
 
     /// How the next master is told of it; nothing if it gets this one from whoever has bound it.
@@ -109,7 +142,9 @@ impl Listener {
 
     /// Leaves the file where it is, for the next master.
     pub(super) fn leave_file(&mut self) {
-        std::mem::forget(self.file.take());
+        if let Some(file) = &mut self.file {
+            file.is_left = true;
+        }
     }
 
     /// Becomes what is wanted now at the address that it has; clients that wait in its queue wait on.
@@ -165,14 +200,22 @@ fn cannot_bind(doing: &str, address: &Address, error: &io::Error) -> Error {
 
 /// For each entry of a new configuration the index of the listener that is there for it already; the others are to be
 /// bound. Port 0 is any port, so the first entry that asks for it gets the first that did, and so on.
+///
+/// A listener that no entry wants as it was wanted before goes to one that wants its address: nothing else can be bound there.
 pub(super) fn keep(listeners: &[Listener], wanted: &[Wanted<'_>]) -> Vec<Option<usize>> {
-    let mut kept = vec![false; listeners.len()];
-    let mut find = |wanted: &Wanted<'_>| {
-        let index = (0..listeners.len()).find(|&i| !kept[i] && listeners[i].place == wanted.place)?;
-        kept[index] = true;
-        Some(index)
-    };
-    wanted.iter().map(&mut find).collect()
+    let mut free = vec![true; listeners.len()];
+    let mut kept = vec![None; wanted.len()];
+    let fits: [fn(&Listener, &Place) -> bool; 3] =
+        [|listener, place| listener.place == *place, Listener::is_at, Listener::is_on_host];
+    for fits in fits {
+        for (kept, wanted) in kept.iter_mut().zip(wanted).filter(|(kept, _)| kept.is_none()) {
+            *kept = (0..listeners.len()).find(|&i| free[i] && fits(&listeners[i], &wanted.place));
+            if let Some(index) = *kept {
+                free[index] = false;
+            }
+        }
+    }
+    kept
 }
 
 /// Control clients that can wait to be accepted; one more than that in fact (`unix_recvq_full()` in the kernel).
@@ -304,6 +347,8 @@ struct SocketFile {
     born: (u32, u32),
     /// What it was given last.
     access: Option<Access>,
+    /// It is the next master's, or that of the one before as long as this one does not serve.
+    is_left: bool,
 }
 
 impl SocketFile {
@@ -311,7 +356,13 @@ impl SocketFile {
     fn of(path: &Path) -> io::Result<SocketFile> {
         let found = fs::symlink_metadata(path)?;
         let born = (found.uid(), found.gid());
-        Ok(SocketFile { path: path.to_owned(), identity: identity(&found), born, access: None })
+        Ok(SocketFile { path: path.to_owned(), identity: identity(&found), born, access: None, is_left: false })
+    }
+
+    /// It stays where it is.
+    fn left(mut self) -> SocketFile {
+        self.is_left = true;
+        self
     }
 
     /// What it is now, if it is still there.
@@ -342,7 +393,7 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.metadata().is_some() {
+        if !self.is_left && self.metadata().is_some() {
             let _ = fs::remove_file(&self.path);
         }
     }

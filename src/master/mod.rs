@@ -22,6 +22,7 @@ mod exporter;
 mod handed;
 mod handover;
 mod image;
+mod inherited;
 mod keep;
 mod leases;
 mod listener;
@@ -29,6 +30,7 @@ mod looking;
 mod memory;
 mod metrics;
 mod notify;
+mod reject;
 mod reload;
 mod roles;
 mod start;
@@ -37,6 +39,7 @@ mod steer;
 mod supervise;
 mod token;
 mod trust;
+mod unpack;
 mod upgrade;
 mod verbs;
 mod watch;
@@ -57,8 +60,8 @@ pub use error::Error;
 use events::{Asker, Events};
 use exporter::Exporter;
 pub use handed::Handed;
-pub use handover::{Inherited, Unusable};
 pub use image::{Resumed, resume};
+pub use inherited::Inherited;
 use keep::Keeper;
 use listener::{ControlListener, Listener};
 use memory::Memory;
@@ -108,7 +111,7 @@ pub struct Setup {
     /// The sockets that systemd has bound for it.
     pub handed: Handed,
     /// What a master before this one has left.
-    pub inherited: Result<Option<Inherited>, Unusable>,
+    pub inherited: Option<Inherited>,
     /// Why this is not the configuration of the file.
     pub config_stale: Option<String>,
 }

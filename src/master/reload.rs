@@ -20,7 +20,6 @@ use super::memory::{self, Memory};
 use super::start::{ClientLimits, client_limits, target, worker_count};
 use super::{Error, Master, Token};
 use crate::config::{self, Config, Control, Keys, Loaded};
-use crate::desk::Layout;
 use crate::logging;
 use crate::proto::control::{About, Code, Kind, LastReload, Origin, Place, Refusal, Reloaded, Verdict};
 use crate::proto::names::Generation;
@@ -118,14 +117,13 @@ impl Master {
         // the one in force, if there were clients ever since.
         let before = if self.clients > 0 { self.layout.max_frame() } else { self.config.limits.max_frame };
         let frame = config.limits.max_frame.max(before);
-        let slots = limits.slots.max(self.layout.slots()).min(Layout::most_slots(frame));
         let log = logging::prepare(&self.name, &config.log).map_err(|e| reject(format!("cannot open the log: {e}")))?;
         let exporter = self.plan_exporter(&config).map_err(|e| reject(e.to_string()))?;
         let listeners = self.plan_listeners(&config).map_err(|e| reject(e.to_string()))?;
         self.last_generation = Generation(self.last_generation.0 + 1);
         // For whoever is started from now on, also by the configuration before: it may get its clients back, with more
         // bytes than it could have let them have.
-        self.layout = Layout::new(slots, frame);
+        self.layout = limits.layout(frame, self.layout.slots());
         Ok(Reload {
             generation: self.last_generation,
             config,
@@ -197,7 +195,7 @@ impl Master {
         if config.control != self.config.control {
             self.change_control(&config.control, now);
         }
-        self.exchange_listeners(listeners);
+        self.exchange_listeners(listeners, &config);
         self.keep_listeners(now);
         if config.limits.max_clients_per_address != self.config.limits.max_clients_per_address {
             self.addresses = self.count_addresses(&config);
@@ -259,13 +257,19 @@ impl Master {
 
     /// New listeners are watched, and those that are not wanted any more go when nobody waits there any more. The first ones
     /// are in the order of the configuration.
-    fn exchange_listeners(&mut self, planned: Vec<Planned>) {
+    fn exchange_listeners(&mut self, planned: Vec<Planned>, config: &Config) {
         let mut before = std::mem::take(&mut self.listeners);
-        for planned in planned {
+        // There were sockets of all names when it was planned, and there are.
+        let wanted = self.handed.wanted(&config.listen).unwrap_or_default();
+        for (planned, wanted) in planned.into_iter().zip(&wanted) {
             match planned {
                 Planned::Keep(number) => {
                     let kept = before.iter().position(|listener| listener.number == number);
-                    self.listeners.extend(kept.map(|index| before.remove(index)));
+                    self.listeners.extend(kept.map(|index| {
+                        let mut listener = before.remove(index);
+                        listener.set_place(&wanted.place);
+                        listener
+                    }));
                 }
                 Planned::New(listener) => {
                     let token = Token::Listener(listener.number).into();

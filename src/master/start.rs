@@ -5,18 +5,21 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::accept::Gate;
 use super::blame::{OomKills, Strikes};
+use super::boats::Boats;
 use super::client::Addresses;
 use super::control::{ControlClients, MOST_CONTROL_CLIENTS};
 use super::counts::{Counts, Tally};
 use super::events::Events;
 use super::exporter::{self, Exporter};
 use super::handed::Handed;
-use super::handover::{Inherited, Unusable};
+use super::image::Living;
+use super::inherited::Inherited;
 use super::keep::{self, Keeper};
 use super::listener::{self, ControlListener, ExporterListener, Listener};
 use super::memory::{self, Memory};
 use super::notify::Notifier;
 use super::roles::Roles;
+use super::unpack::Unpacked;
 use super::watch::Watch;
 use super::{Error, Master, Setup, Token};
 use crate::channel::Scratch;
@@ -25,6 +28,7 @@ use crate::desk::Layout;
 use crate::pool::dispatch::Dispatcher;
 use crate::pool::rebalance::Rebalancer;
 use crate::pool::{Pool, Target};
+use crate::proto::channel::MAX_LEASES;
 use crate::proto::control::{Origin, places};
 use crate::proto::names::{Generation, WorkerId};
 use crate::sys::poll::{Interest, Poller};
@@ -57,17 +61,11 @@ impl Master {
         let Setup { name, version, mut config, mut config_keys, config_file, standard_file, announce, handed, .. } =
             setup;
         let mut config_stale = setup.config_stale;
-        let (inherited, unusable) = match setup.inherited {
-            Ok(inherited) => (inherited, Vec::new()),
-            Err(Unusable { why, names }) => {
-                log::error!("what the daemon before left cannot be used, and its clients are closed: {why}");
-                (None, names)
-            }
-        };
+        let inherited = setup.inherited;
         let started = Instant::now();
-        let descriptors = fd::raise_limit().map_err(Error::system("read the limit of descriptors"))?;
-        let for_handed = DESCRIPTORS_PER_HANDED * handed.count() as u64;
-        let descriptors = descriptors.saturating_sub(for_handed + keep::descriptors(descriptors));
+        let limit = fd::raise_limit().map_err(Error::system("read the limit of descriptors"))?;
+        let boats = inherited.as_ref().map_or(0, Inherited::boats);
+        let descriptors = descriptors_left(limit, handed.count(), boats);
         let limits = client_limits(&config, worker_count(config.workers.count), descriptors)?;
         limits.warn_if_lowered();
         let applied_at = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
@@ -87,22 +85,20 @@ impl Master {
         .map_err(Error::system("catch signals"))?;
         let poller = Poller::new(BATCH).map_err(Error::system("make a poller"))?;
         let keepalive = config.limits.tcp_keepalive;
-        let is_new = inherited.is_none();
-        let (mut keeper, mut left, mut kept, mut listener_number) = (None, None, Vec::new(), 0);
+        let (mut keeps, mut left, mut kept, mut listener_number) = (None, None, Vec::new(), 0);
         let last = inherited.as_ref().and_then(Inherited::last_for_clients);
         let mut living = None;
-        if let Some(Inherited { handover, kept: has, unpacked, listeners, living: goes_on }) = inherited {
+        let mut there = Layout::new(0, 0);
+        if let Some(Inherited { handover, kept: has, listeners, living: goes_on, stored, faults }) = inherited {
+            faults.iter().for_each(|fault| log::error!("of what the master before left: {fault}"));
             listener_number = handover.listener_number;
-            let numbers = listeners.iter().map(|(record, _)| record.number).collect();
-            keeper = has.map(|(book, boats)| Keeper::over(boats, book, numbers));
+            there = needed(has.as_ref().map(|(_, handoff)| handoff.unpacked()), goes_on.as_ref());
             living = goes_on;
             kept = listeners.into_iter().filter_map(|(record, socket)| Listener::kept(&record, socket).ok()).collect();
-            left = Some((handover, unpacked));
-        } else if keep::is_wanted() {
-            keeper = Some(Keeper::new(descriptors).map_err(Error::system("make boats"))?);
+            (keeps, left) = (has.map(|(book, handoff)| (book, handoff, stored)), Some(handover));
         }
-        let generation = Generation(left.as_ref().map_or(0, |(handover, _)| handover.last_generation) + 1);
-        let next_worker = left.as_ref().map_or(WorkerId(1), |(handover, _)| handover.next_worker);
+        let generation = Generation(left.as_ref().map_or(0, |handover| handover.last_generation) + 1);
+        let next_worker = left.as_ref().map_or(WorkerId(1), |handover| handover.next_worker);
         let opened = match (open_new(&config.listen, &handed, &kept, &mut listener_number, keepalive), last) {
             (Err(e), Some(last)) => {
                 config_stale = Some(e.to_string());
@@ -152,7 +148,8 @@ impl Master {
             dispatcher: Dispatcher::new(config.workers.dispatch),
             addresses: Addresses::new(config.limits.max_clients_per_address, [].iter()),
             control: ControlClients::new(control_clients(descriptors) as usize, Roles::new(user, &config.control)),
-            layout: Layout::new(limits.slots, config.limits.max_frame),
+            // As at a reload: clients that are there have room, with all that is parked of them.
+            layout: limits.layout(config.limits.max_frame.max(there.max_frame()), there.slots()),
             max_clients: limits.clients,
             listener_number,
             name,
@@ -199,19 +196,60 @@ impl Master {
             tally: Tally::default(),
             events: Events::default(),
             log_level: None,
-            keeper,
+            keeper: None,
             config_stale,
         };
-        if let Some((handover, unpacked)) = left {
+        // From here on nothing fails that would close the clients that were left.
+        let mut unpacked = Unpacked::default();
+        if let Some((book, handoff, stored)) = keeps {
+            let boats;
+            (boats, unpacked) = handoff.take_over();
+            master.keeper = Some(Keeper::over(boats, book, stored));
+        } else if keep::is_wanted() {
+            master.keeper = Some(Keeper::new(limit).map_err(Error::system("make boats"))?);
+        }
+        master.listeners.iter_mut().for_each(Listener::own);
+        if let Some(handover) = left {
             master.take_over(handover, unpacked);
         }
         if let Some(living) = living {
             master.go_on(living, started).map_err(&watch)?;
         }
-        unusable.iter().for_each(|name| master.notifier.drop_stored(name, started));
-        master.store_all(is_new, started);
+        master.store_all(started);
         Ok(master)
     }
+}
+
+/// Descriptors for clients and for what the number of workers and listeners decides, out of so many, beside so many sockets
+/// that were handed over and so many boats that there are.
+fn descriptors_left(limit: u64, handed: usize, boats: usize) -> u64 {
+    let boats = if boats > 0 || keep::is_wanted() { Boats::wanted(limit).max(boats as u64) } else { 0 };
+    let kept = if boats > 0 { 1 + 2 * boats } else { 0 };
+    limit.saturating_sub(DESCRIPTORS_PER_HANDED * handed as u64 + kept)
+}
+
+/// How many clients, and desks that they lie on, can be taken out of boats under this configuration.
+///
+/// # Errors
+/// When there are no descriptors for any.
+pub(super) fn room_for_clients(config: &Config, limit: u64, handed: usize, boats: usize) -> Result<usize, Error> {
+    let descriptors = descriptors_left(limit, handed, boats);
+    let possible = client_limits(config, worker_count(config.workers.count), descriptors)?.possible;
+    // One datagram of clients is there before it is known which of them stay.
+    let open = fd::open().unwrap_or(limit - descriptors) + OWN_DESCRIPTORS;
+    let room = limit.saturating_sub(open + MAX_LEASES as u64).min(possible).max(1);
+    Ok(usize::try_from(room).unwrap_or(usize::MAX))
+}
+
+/// Slots for all clients that there are, and the longest frame that may be parked of one.
+fn needed(unpacked: Option<&Unpacked>, living: Option<&Living>) -> Layout {
+    let workers = living.into_iter().flat_map(|living| &living.workers);
+    let lives = workers.map(|(worker, _)| (worker.desk.layout(), worker.leases.clients()));
+    let desks = unpacked.into_iter().flat_map(|unpacked| unpacked.occupied());
+    let all: Vec<(Layout, usize)> = lives.chain(desks).filter(|(_, clients)| *clients > 0).collect();
+    let clients: usize = all.iter().map(|(_, clients)| clients).sum();
+    let longest = all.iter().map(|(layout, _)| layout.max_frame()).max().unwrap_or_default();
+    Layout::new(u32::try_from(clients).unwrap_or(u32::MAX), longest)
 }
 
 /// For each listener of a configuration the one that is new, or nothing where a master before has left one.
@@ -250,6 +288,7 @@ fn join_listeners(
     for ((wanted, place), opened) in wanted.iter().zip(places).zip(opened) {
         if let Some(mut listener) = place.and_then(|index| kept[index].take()) {
             listener.adopt(wanted.entry, keepalive)?;
+            listener.set_place(&wanted.place);
             listeners.push(listener);
         }
         listeners.extend(opened);
@@ -290,11 +329,18 @@ pub(super) struct ClientLimits {
     pub(super) clients: u64,
     /// Slots on each desk.
     pub(super) slots: u32,
+    /// As many as there are descriptors for, whatever the configuration wants.
+    possible: u64,
     /// Why there may not be as many as the configuration wants.
     lowered: Option<String>,
 }
 
 impl ClientLimits {
+    /// Desks that have room for so many clients at least, and for frames of this length.
+    pub(super) fn layout(&self, max_frame: u32, slots: u32) -> Layout {
+        Layout::new(self.slots.max(slots).min(Layout::most_slots(max_frame)), max_frame)
+    }
+
     /// Whoever puts them into force says so.
     pub(super) fn warn_if_lowered(&self) {
         if let Some(sentence) = &self.lowered {
@@ -325,7 +371,7 @@ pub(super) fn client_limits(config: &Config, workers: usize, descriptors: u64) -
             (possible, Some(sentence))
         }
     };
-    Ok(ClientLimits { clients, slots: u32::try_from(clients).unwrap_or(u32::MAX), lowered })
+    Ok(ClientLimits { clients, slots: u32::try_from(clients).unwrap_or(u32::MAX), possible, lowered })
 }
 
 fn open_control(name: &str, config: &Config) -> Result<ControlListener, Error> {

@@ -156,6 +156,7 @@ impl Master {
         self.addresses.leave(&client.peer);
         self.strikes.forget(client.id);
         self.clients -= 1;
+        self.note_client();
         if self.clients == 0 {
             self.rest();
         }

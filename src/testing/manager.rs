@@ -84,7 +84,12 @@ impl ServiceManager {
 
     /// Forgets all that it keeps, as systemd does when a service is stopped.
     pub fn forget(&self) {
-        self.lock().stored.clear();
+        self.forget_those(|_| true);
+    }
+
+    /// Forgets what it keeps under these names, as systemd does when `FileDescriptorStoreMax` is lowered.
+    pub fn forget_those(&self, is_forgotten: impl Fn(&str) -> bool) {
+        self.lock().stored.retain(|(name, _)| !is_forgotten(name));
     }
 
     fn lock(&self) -> MutexGuard<'_, Heard> {
