@@ -3,7 +3,7 @@
 //! Asked after the death of the process that did so, because nobody can store it in time: SIGKILL lets a send(2) complete,
 //! and the next instruction never runs.
 //!
-//! * TCP tells by itself ([`read`]); Linux 4.1 and newer (`tcpi_bytes_acked`, `tcpi_bytes_received`).
+//! * TCP tells by itself ([`read`]); Linux 4.6 and newer (`tcpi_notsent_bytes`).
 //! * A Unix stream socket counts down an offset with each byte that is read from it ([`arm`], [`received`]): SO_PEEK_OFF of
 //!   socket(7), which nobody peeks by here.
 //! * What was written to it stands among all that its writer ever wrote with write(2), of which the kernel keeps a sum
@@ -31,9 +31,13 @@ nix::ioctl_read_bad!(
     libc::c_int
 );
 
-/// `TCP_ESTABLISHED` and `TCP_CLOSE_WAIT` of the kernel's net/tcp_states.h.
+/// `TCP_ESTABLISHED`, `TCP_SYN_RECV` and `TCP_CLOSE_WAIT` of the kernel's net/tcp_states.h.
 const ESTABLISHED: u8 = 1;
+const SYN_RECV: u8 = 3;
 const CLOSE_WAIT: u8 = 8;
+
+/// Longest data that a SYN can carry, in bytes, and some more.
+const SYN_DATA: usize = 64 * 1024;
 
 /// What has gone over a TCP connection, for all who ever held a copy of its socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,28 +54,54 @@ pub struct Ledger {
 /// The client's FIN counts among the bytes received, and never among those to be read. The client goes on meanwhile, so
 /// it is read until two looks agree.
 ///
+/// A connection by TCP Fast Open serves before its handshake is complete, in SYN_RECV, where both queue ioctls are 0
+/// whatever lies in the queues. What is unread then is what a peek finds. What was written and is in flight the kernel
+/// does not count there.
+///
 /// # Errors
-/// Those of getsockopt(2) and ioctl(2).
+/// Those of getsockopt(2), ioctl(2) and recv(2); `WouldBlock` for a connection in SYN_RECV with bytes in flight: the end of
+/// the handshake, or of the connection, has to be waited for.
 pub fn read(socket: impl AsFd) -> io::Result<Option<Ledger>> {
     let fd = socket.as_fd().as_raw_fd();
     let mut before = Info::of(fd)?;
     loop {
-        if ![ESTABLISHED, CLOSE_WAIT].contains(&before.state) {
-            return Ok(None);
-        }
-        let (mut unread, mut unacknowledged) = (0, 0);
-        // SAFETY: both want a pointer to an int, which these are.
-        unsafe { unread_bytes(fd, &raw mut unread) }?;
-        // SAFETY: as above.
-        unsafe { unacknowledged_bytes(fd, &raw mut unacknowledged) }?;
+        let (unread, unacknowledged) = match before.state {
+            ESTABLISHED | CLOSE_WAIT => queues(fd)?,
+            // Nothing of what was written is sent, so all of it is unsent.
+            SYN_RECV if before.unacked_segments == 0 => (peek(fd)?, before.unsent.into()),
+            SYN_RECV => return Err(io::ErrorKind::WouldBlock.into()),
+            _ => return Ok(None),
+        };
         let after = Info::of(fd)?;
         if before == after {
             let fin = u64::from(after.state == CLOSE_WAIT);
-            let received = after.bytes_received.wrapping_sub(u64::from(unread.unsigned_abs())).wrapping_sub(fin);
-            let written = after.bytes_acked.wrapping_add(u64::from(unacknowledged.unsigned_abs()));
+            let received = after.bytes_received.wrapping_sub(unread).wrapping_sub(fin);
+            let written = after.bytes_acked.wrapping_add(unacknowledged);
             return Ok(Some(Ledger { received, written }));
         }
         before = after;
+    }
+}
+
+/// Bytes received and not read, and bytes written and not acknowledged.
+fn queues(fd: libc::c_int) -> io::Result<(u64, u64)> {
+    let (mut unread, mut unacknowledged) = (0, 0);
+    // SAFETY: both want a pointer to an int, which these are.
+    unsafe { unread_bytes(fd, &raw mut unread) }?;
+    // SAFETY: as above.
+    unsafe { unacknowledged_bytes(fd, &raw mut unacknowledged) }?;
+    Ok((unread.unsigned_abs().into(), unacknowledged.unsigned_abs().into()))
+}
+
+/// Bytes received and not read of a connection that has received its SYN only.
+fn peek(fd: libc::c_int) -> io::Result<u64> {
+    let mut bytes = [0u8; SYN_DATA];
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: the buffer has that many bytes that are ours to write.
+    match Errno::result(unsafe { libc::recv(fd, bytes.as_mut_ptr().cast(), bytes.len(), flags) }) {
+        Ok(count) => Ok(count.unsigned_abs() as u64),
+        Err(Errno::EAGAIN) => Ok(0),
+        Err(e) => Err(e.into()),
     }
 }
 
@@ -79,6 +109,10 @@ pub fn read(socket: impl AsFd) -> io::Result<Option<Ledger>> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Info {
     state: u8,
+    /// Segments that are sent and not acknowledged.
+    unacked_segments: u32,
+    /// Bytes that are written and not sent.
+    unsent: u32,
     bytes_acked: u64,
     bytes_received: u64,
 }
@@ -90,11 +124,18 @@ impl Info {
         struct TcpInfo {
             state: u8,
             others: [u8; 7],
-            more: [u32; 24],
+            // Timeouts and sizes of segments.
+            timing: [u32; 4],
+            unacked: u32,
+            more: [u32; 19],
             pacing_rate: u64,
             max_pacing_rate: u64,
             bytes_acked: u64,
             bytes_received: u64,
+            segs_out: u32,
+            segs_in: u32,
+            notsent_bytes: u32,
+            min_rtt: u32,
         }
         // SAFETY: all-zero bytes are a TcpInfo.
         let mut info: TcpInfo = unsafe { mem::zeroed() };
@@ -105,7 +146,13 @@ impl Info {
         if (length as usize) < mem::size_of::<TcpInfo>() {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        Ok(Info { state: info.state, bytes_acked: info.bytes_acked, bytes_received: info.bytes_received })
+        Ok(Info {
+            state: info.state,
+            unacked_segments: info.unacked,
+            unsent: info.notsent_bytes,
+            bytes_acked: info.bytes_acked,
+            bytes_received: info.bytes_received,
+        })
     }
 }
 
