@@ -1,12 +1,15 @@
-//! Memory that is short: a daemon in a memory cgroup of its own, whose kernel kills what is above the limit.
+//! Memory: a daemon in a memory cgroup of its own, where the kernel kills what is above the limit; and what a core dump has
+//! of it.
 
 mod common;
 
+use std::fs;
 use std::io::Write;
 
 use common::cgroup::MemoryCgroup;
+use common::program::skip;
 use common::{FDPASSD, ping_of, pong_of};
-use fdpassd::testing::{Client, Running};
+use fdpassd::testing::{Client, Running, ServiceManager, Setup};
 
 const MIB: u64 = 1 << 20;
 
@@ -97,7 +100,7 @@ fn auto_buffers_stay_below_the_limit_and_follow_it_at_a_reload() {
 fn workers_are_killed_before_the_master_when_memory_is_out() {
     let daemon = common::start("workers.count = 2");
     let score = |pid: u32| -> i32 {
-        let text = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).expect("it runs");
+        let text = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).expect("it runs");
         text.trim().parse().expect("a number")
     };
     daemon.wait_for_workers();
@@ -105,4 +108,72 @@ fn workers_are_killed_before_the_master_when_memory_is_out() {
     for worker in daemon.worker_pids() {
         assert_eq!(score(worker), (master + 500).min(1000));
     }
+}
+
+/// Mappings of memory that master and workers share, each with its flags.
+fn shared_mappings(pid: u32) -> Vec<(String, String)> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).expect("it runs");
+    let mut found = Vec::new();
+    let mut name = String::new();
+    for line in smaps.lines() {
+        match line.split_once("VmFlags:") {
+            Some((_, flags)) if name.contains("memfd:") => found.push((name.clone(), flags.to_owned())),
+            Some(_) => {}
+            // What is told of a mapping has a word and a colon in front, its own line an address.
+            None if line.split_once(' ').is_some_and(|(first, _)| !first.ends_with(':')) => line.clone_into(&mut name),
+            None => {}
+        }
+    }
+    found
+}
+
+#[test]
+fn memory_with_client_bytes_is_left_out_of_core_dumps() {
+    let manager = ServiceManager::new();
+    let daemon = manager.setup(FDPASSD, "workers.count = 2").start().expect("it serves");
+    daemon.wait_for_workers();
+    for (pid, least) in [(daemon.pid(), 2), (daemon.worker_pids()[0], 3), (daemon.worker_pids()[1], 3)] {
+        let mappings = shared_mappings(pid);
+        assert!(mappings.len() >= least, "{pid}: {mappings:?}");
+        for (name, flags) in mappings {
+            assert!(flags.split(' ').any(|flag| flag == "dd"), "{name}: {flags}");
+        }
+    }
+}
+
+#[test]
+fn a_core_file_of_a_worker_has_no_byte_of_a_client() {
+    const WORDS: &str = "what-a-client-sends-is-its-own";
+    let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
+    if pattern.trim().is_empty() || pattern.contains(['|', '/', '@']) {
+        return skip(&format!("core_pattern is {:?}, which writes no file beside the process", pattern.trim()));
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let enter = "ulimit -c unlimited && cd \"$0\" && exec \"$@\"";
+    let setup = Setup::new("sh", "workers.count = 1").argument("-c").argument(enter).argument(directory.path());
+    let daemon = match setup.argument(FDPASSD).start() {
+        Ok(daemon) => daemon,
+        Err(e) => return skip(&format!("no core file may be written: {e}")),
+    };
+    daemon.wait_for_workers();
+    let text = WORDS.repeat(10_000);
+    let request = format!(r#"{{"in":"ping","params":"{text}"}}"#);
+    let frames: Vec<Vec<u8>> = (0..100).map(|_| daemon.connect().frame(&request)).collect();
+    let mut clients: Vec<Client> = frames.iter().map(|_| daemon.connect()).collect();
+    let half = request.len() / 2;
+    clients.iter_mut().zip(&frames).for_each(|(client, frame)| client.send(&frame[..half]));
+    daemon.wait_until("all is parked", |status| status.workers[0].parked_bytes > 90 * half as u64);
+
+    daemon.signal_worker(0, "ABRT");
+    let status = daemon.wait_until("the worker has died", |status| status.deaths_total == 1);
+    daemon.wait_for_log("core dumped");
+    let mut files = fs::read_dir(directory.path()).expect("it is ours").flatten();
+    let core = fs::read(files.next().expect("a core file").path()).expect("it is ours");
+    let is_there = core.windows(WORDS.len()).any(|window| window == WORDS.as_bytes());
+    assert!(!is_there && core.len() < 64 << 20, "{} bytes", core.len());
+    for (client, frame) in clients.iter_mut().zip(&frames) {
+        client.send(&frame[half..]);
+        assert_eq!(client.reply().name, "pong");
+    }
+    assert_eq!(status.lost_total, 0);
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicU64;
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::libc::off_t;
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 
 /// Bytes of a page on every machine that this is meant for; a larger one only makes holes coarser.
 pub const PAGE: u64 = 4096;
@@ -112,7 +112,7 @@ impl DerefMut for Bytes {
     }
 }
 
-/// An mmap(2) that is undone when dropped.
+/// An mmap(2) that is undone when dropped. Core dumps do not contain it (MADV_DONTDUMP of madvise(2)).
 #[derive(Debug)]
 struct Mapping {
     start: NonNull<std::ffi::c_void>,
@@ -134,7 +134,12 @@ impl Mapping {
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: no address is asked for, so that nothing mapped before is replaced.
         let start = unsafe { mmap(None, size, access, MapFlags::MAP_SHARED, file.as_fd(), signed(offset)?) }?;
-        Ok(Mapping { start, length })
+        let mapping = Mapping { start, length };
+        // What clients sent does not belong into a core file. And the kernel, to dump a hole, makes its pages exist, which
+        // takes time and as much memory as the hole is long.
+        // SAFETY: the range is that of the mapping, and the advice changes what a dump contains, not the memory.
+        unsafe { madvise(mapping.start, mapping.length, MmapAdvise::MADV_DONTDUMP) }?;
+        Ok(mapping)
     }
 }
 
