@@ -131,9 +131,10 @@ fn write_listeners(to: &mut impl Write, listeners: &[ListenerStatus]) -> io::Res
             OrderRule::Big => "big",
             OrderRule::Auto => "auto",
         };
-        let queue = match (listener.queue, listener.queue_max) {
-            (Some(queue), Some(max)) => format!("queue {queue}/{max}"),
-            _ => String::new(),
+        let queue = match (&listener.outage, listener.queue, listener.queue_max) {
+            (Some(reason), ..) => format!("DOWN: {}", Escaped(reason)),
+            (None, Some(queue), Some(max)) => format!("queue {queue}/{max}"),
+            (None, ..) => String::new(),
         };
         let line = format!("listener  {address:width$}  {order:6}  {queue}");
         writeln!(to, "{}", line.trim_end())?;
@@ -254,6 +255,7 @@ last death in seat 2: exited with status 70
         status.paused = Some("no descriptors\x1b[2J\nleft".to_owned());
         status.config_file = None;
         status.listeners[0].address = "unix:/\x1b]0;x\x07".to_owned();
+        status.listeners[1].outage = Some("it was ended\x07".to_owned());
         status.workers[1].last_death = Some("killed in \"\u{202e}gnip\"".to_owned());
         status.log_errors_total = 7;
         let shown = table(&status);
@@ -267,6 +269,7 @@ last death in seat 2: exited with status 70
             assert!(shown.lines().any(|shown| shown == line), "{line:?} is not in\n{shown}");
         }
         assert!(shown.contains(r"listener  unix:/\x1b]0;x\x07"));
+        assert!(shown.contains(r"listener  unix:/run/fdpassd/rpc.sock  auto    DOWN: it was ended\x07"), "{shown}");
         assert!(!shown.chars().any(|c| c.is_control() && c != '\n'));
     }
 

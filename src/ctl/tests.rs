@@ -130,7 +130,7 @@ pub(super) fn status() -> Status {
 
 fn listener(address: &str, byte_order: OrderRule, queue: Option<u32>) -> ListenerStatus {
     let queue_max = queue.map(|_| 4096);
-    ListenerStatus { address: address.to_owned(), byte_order, queue, queue_max, accepted_total: 1 }
+    ListenerStatus { address: address.to_owned(), byte_order, queue, queue_max, accepted_total: 1, outage: None }
 }
 
 /// What one run of fdpassctl left behind.

@@ -59,6 +59,9 @@ fn unreadiness(status: &Status) -> Option<&'static str> {
     match status {
         Status { stopping: true, .. } => Some("the daemon is stopping"),
         Status { drained: true, .. } => Some("the daemon is drained"),
+        Status { listeners, .. } if listeners.iter().any(|l| l.outage.is_some()) => {
+            Some("clients cannot connect to a listener")
+        }
         _ => illness(status),
     }
 }

@@ -34,8 +34,9 @@ use visitor::Visitor;
 use crate::channel::{Channel, Heard, Scratch};
 use crate::logging;
 use crate::proto::exporter::{Nothing, Start, ToExporter};
+use crate::sys::listening::{Look, Offer, accept, is_listening};
 use crate::sys::poll::{Event, Interest, Poller};
-use crate::sys::{fd, process, signal, socket};
+use crate::sys::{fd, process, signal};
 
 /// Most visitors at a time.
 const MOST: usize = 16;
@@ -104,6 +105,8 @@ struct Server {
     visits: u64,
     /// Nobody is accepted at the moment.
     is_closed: bool,
+    /// Another process that holds the listener has ended it. The master binds a new one and replaces this exporter.
+    has_ended: bool,
 }
 
 /// What the threads share.
@@ -130,9 +133,9 @@ impl Server {
         let poller = Poller::new(8)?;
         poller.add(&channel, CHANNEL, Interest::Read)?;
         poller.add(&left, LEFT, Interest::Read)?;
-        poller.add(&listener, LISTENER, Interest::Read)?;
+        poller.add(&listener, LISTENER, Interest::Clients)?;
         let shared = Arc::new(Shared { answers, visitors: Mutex::default(), left: leave });
-        Ok(Server { channel, scratch, listener, poller, shared, left, visits: 0, is_closed: false })
+        Ok(Server { channel, scratch, listener, poller, shared, left, visits: 0, is_closed: false, has_ended: false })
     }
 
     /// Until the master is gone, or wants no more of it.
@@ -140,8 +143,8 @@ impl Server {
         let mut events: Vec<Event> = Vec::new();
         loop {
             self.poller.wait(&mut events, self.is_closed.then_some(PAUSE))?;
-            if std::mem::take(&mut self.is_closed) {
-                self.poller.modify(&self.listener, LISTENER, Interest::Read)?;
+            if std::mem::take(&mut self.is_closed) && !self.has_ended {
+                self.poller.modify(&self.listener, LISTENER, Interest::Clients)?;
             }
             for event in &events {
                 match event.token {
@@ -149,11 +152,18 @@ impl Server {
                     LEFT => {
                         let _bytes = self.left.read(&mut [0; MOST])?;
                     }
+                    LISTENER if event.has_ended && !is_listening(&self.listener) => self.leave_listener()?,
                     LISTENER => self.admit()?,
                     _ => {}
                 }
             }
         }
+    }
+
+    /// Its hang-up would be reported for ever.
+    fn leave_listener(&mut self) -> io::Result<()> {
+        self.has_ended = true;
+        self.poller.remove(&self.listener)
     }
 
     /// Hears the master; whether that was the last of it.
@@ -177,9 +187,9 @@ impl Server {
         if !self.has_room() {
             return self.close();
         }
-        let admitted = match socket::accept(&self.listener) {
-            Ok(None) => return Ok(()),
-            Ok(Some(accepted)) => self.attend(Visitor::new(accepted.socket)),
+        let admitted = match accept(&self.listener, Look::First) {
+            Ok(Offer::Empty | Offer::Ended) => return Ok(()),
+            Ok(Offer::Client(accepted)) => self.attend(Visitor::new(accepted.socket)),
             Err(e) => Err(e),
         };
         admitted.or_else(|e| {
@@ -212,7 +222,7 @@ impl Server {
     /// Has those who want in wait in the kernel's queue until the next look.
     fn close(&mut self) -> io::Result<()> {
         self.is_closed = true;
-        self.poller.disarm(&self.listener, LISTENER)
+        if self.has_ended { Ok(()) } else { self.poller.modify(&self.listener, LISTENER, Interest::End) }
     }
 }
 

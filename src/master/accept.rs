@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::client::{Client, Unleased};
 use super::counts::Loss;
+use super::listener::Listener;
 use super::reject::turn_away;
 use super::worker::Worker;
 use super::{Master, Token, supervise};
@@ -19,6 +20,7 @@ use crate::pool::{Member, State};
 use crate::proto::channel::MAX_LEASES;
 use crate::proto::control::{About, Kind};
 use crate::proto::names::{ClientId, Peer};
+use crate::sys::listening::{Accepted, Look, Offer, accept};
 use crate::sys::poll::Interest;
 use crate::sys::{clock, ledger, socket};
 
@@ -163,15 +165,18 @@ impl Master {
     /// leases: until they are flushed nobody but the master has them. A listener that is to go does when nobody waits.
     fn accept(&mut self, number: u32, candidates: &mut [Candidate], now: Instant) {
         let Some(index) = self.listeners.iter().position(|listener| listener.number == number) else { return };
-        for _ in 0..MAX_LEASES {
+        let looks = std::iter::once(Look::First).chain(std::iter::repeat(Look::Next));
+        for look in looks.take(MAX_LEASES) {
             if self.clients >= self.max_clients || !candidates.iter().any(|candidate| candidate.has_room) {
                 return;
             }
             let listener = &mut self.listeners[index];
-            let accepted = match socket::accept(&*listener) {
-                Ok(Some(accepted)) => accepted,
-                Ok(None) if self.leaving.contains(&number) => return self.close_listener(index, now),
-                Ok(None) => return,
+            let accepted = match accept(&*listener, look) {
+                Ok(Offer::Client(accepted)) => accepted,
+                Ok(Offer::Empty | Offer::Ended) if self.leaving.contains(&number) => {
+                    return self.close_listener(index, now);
+                }
+                Ok(Offer::Empty | Offer::Ended) => return,
                 Err(e) => return self.cannot_accept(&e, now),
             };
             listener.accepted += 1;
@@ -202,7 +207,13 @@ impl Master {
         self.say_pause(Pause::Exhausted, &format!("cannot accept clients: {error}; they wait until that is over"), now);
     }
 
-    fn close_listener(&mut self, index: usize, now: Instant) {
+    /// Has a new listener watched, as the gate is.
+    pub(super) fn watch_listener(&self, listener: &Listener) -> io::Result<()> {
+        let interest = if self.gate.pause.is_some() { Interest::End } else { Interest::Clients };
+        self.poller.add(listener, Token::Listener(listener.number).into(), interest)
+    }
+
+    pub(super) fn close_listener(&mut self, index: usize, now: Instant) {
         let listener = self.listeners.remove(index);
         let _ = self.poller.remove(&listener);
         self.leaving.retain(|number| *number != listener.number);
@@ -245,13 +256,10 @@ impl Master {
             self.say_pause(Pause::Full, &sentence, now);
         }
         if pause.is_some() != self.gate.pause.is_some() {
-            for listener in &self.listeners {
+            for listener in self.listeners.iter().filter(|listener| listener.outage.is_none()) {
                 let token = Token::Listener(listener.number).into();
-                let changed = match pause {
-                    Some(_) => self.poller.disarm(listener, token),
-                    None => self.poller.modify(listener, token, Interest::Read),
-                };
-                if let Err(e) = changed {
+                let interest = if pause.is_some() { Interest::End } else { Interest::Clients };
+                if let Err(e) = self.poller.modify(listener, token, interest) {
                     log::error!("cannot watch {}: {e}", listener.address);
                 }
             }
@@ -299,7 +307,7 @@ impl Master {
 }
 
 /// Who has connected. Nothing when the kernel does not know any more: the client is gone then.
-fn peer_of(accepted: &socket::Accepted) -> Option<Peer> {
+fn peer_of(accepted: &Accepted) -> Option<Peer> {
     match accepted.address {
         Some(address) => Some(Peer::from(address)),
         None => {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::iter;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use super::{Master, Token};
 use crate::proto::control::{Code, MAX_REQUEST, PATIENCE, Refusal, Reloaded, Stopped, Verb};
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
 use crate::proto::rpc;
+use crate::sys::listening::{Look, Offer, accept};
 use crate::sys::poll::{Event, Interest, Poller};
 use crate::sys::socket::{self, Moved};
 
@@ -85,14 +87,15 @@ impl ControlClients {
     /// Takes in who wants to connect.
     pub(super) fn accept(&mut self, listener: &ControlListener, poller: &Poller, now: Instant) {
         // No more a turn than can wait, however fast somebody comes back.
-        for _ in 0..=CONTROL_BACKLOG {
-            let socket = match socket::accept(listener) {
-                Ok(Some(accepted)) => accepted.socket,
-                Ok(None) => return,
+        let looks = iter::once(Look::First).chain(iter::repeat(Look::Next));
+        for look in looks.take(CONTROL_BACKLOG as usize + 1) {
+            let socket = match accept(listener, look) {
+                Ok(Offer::Client(accepted)) => accepted.socket,
+                Ok(Offer::Empty | Offer::Ended) => return,
                 Err(e) => {
                     log::warn!("cannot accept control clients: {e}");
                     self.paused_until = Some(now + RECOVERY);
-                    let _ = poller.disarm(listener, Token::Control.into());
+                    let _ = poller.modify(listener, Token::Control.into(), Interest::End);
                     return;
                 }
             };
@@ -141,7 +144,7 @@ impl ControlClients {
     pub(super) fn look_at_deadlines(&mut self, poller: &Poller, listener: &ControlListener, now: Instant) {
         if self.paused_until.is_some_and(|until| until <= now) {
             self.paused_until = None;
-            let _ = poller.modify(listener, Token::Control.into(), Interest::Read);
+            let _ = poller.modify(listener, Token::Control.into(), Interest::Clients);
         }
         let is_late = |client: &ControlClient| client.deadline.is_some_and(|deadline| deadline <= now);
         let late: Vec<u64> = self.clients.iter().filter(|(_, c)| is_late(c)).map(|(number, _)| *number).collect();

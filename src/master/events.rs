@@ -138,6 +138,7 @@ fn level(kind: Kind) -> Level {
         | Kind::UpgradeRefused
         | Kind::MethodQuarantined => Level::Error,
         Kind::WorkerDied
+        | Kind::ListenerEnded
         | Kind::WorkerStalled
         | Kind::WorkerKilled
         | Kind::Limit

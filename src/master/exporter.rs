@@ -8,13 +8,17 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::listener::ExporterListener;
-use super::{Error, Master};
+use super::outage::Outage;
+use super::{Error, Master, Token};
 use crate::channel::{Channel, Sent};
 use crate::config::{Config, HostName};
 use crate::pool::backoff::Jitter;
+use crate::proto::control::{About, Kind};
 use crate::proto::exporter::{Nothing, Start, ToExporter};
 use crate::proto::names::Address;
 use crate::sys::clock;
+use crate::sys::listening::is_listening;
+use crate::sys::poll::{Interest, Poller};
 use crate::sys::process::{self, Executable, Exit};
 
 /// An exporter that lived for so long was none that cannot.
@@ -24,6 +28,8 @@ const PROBATION: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Exporter {
     listener: ExporterListener,
+    /// Another process has ended the listener, and it is not bound again yet. Then it is not in the poller.
+    outage: Option<Outage>,
     /// What the process is told.
     start: Start,
     state: State,
@@ -58,20 +64,74 @@ impl Exporter {
     /// To be started at once. What it is told is `start`.
     pub(super) fn new(listener: ExporterListener, start: Start, now: Instant) -> Exporter {
         log::info!("metrics are served on {}", listener.address);
-        Exporter { listener, start, state: State::Due(now), streak: 0, jitter: Jitter::new(clock::monotonic()) }
+        Exporter {
+            listener,
+            outage: None,
+            start,
+            state: State::Due(now),
+            streak: 0,
+            jitter: Jitter::new(clock::monotonic()),
+        }
     }
 
     /// When it is to be started.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        match self.state {
-            State::Due(at) => Some(at),
-            State::Running { .. } => None,
+        match (&self.outage, &self.state) {
+            (Some(outage), _) => Some(outage.deadline()),
+            (None, State::Due(at)) => Some(*at),
+            (None, State::Running { .. }) => None,
         }
+    }
+
+    /// Where it is reached.
+    pub(super) fn address(&self) -> &Address {
+        &self.listener.address
+    }
+
+    /// Whether its listener has not ended.
+    pub(super) fn is_listening(&self) -> bool {
+        is_listening(&self.listener)
+    }
+
+    /// Its listener has ended. Whether that was not known.
+    pub(super) fn note_ended(&mut self, outage: Outage, poller: &Poller) -> bool {
+        let is_new = self.outage.is_none();
+        if is_new {
+            self.forget_listener(poller);
+            self.outage = Some(outage);
+        }
+        is_new
+    }
+
+    /// Has the end of the listener reported.
+    pub(super) fn watch_listener(&self, poller: &Poller) -> io::Result<()> {
+        poller.add(&self.listener, Token::Metrics.into(), Interest::End)
+    }
+
+    /// The exporter's process may have the socket for longer, so that the poller would not forget it by itself.
+    pub(super) fn forget_listener(&self, poller: &Poller) {
+        let _ = poller.remove(&self.listener);
+    }
+
+    /// Binds the listener anew if it has ended and it is time to; then a new process gets it.
+    fn bind_ended(&mut self, poller: &Poller, now: Instant) -> Option<String> {
+        let outage = self.outage.as_mut().filter(|outage| outage.is_due(now))?;
+        if let Err(e) = self.listener.bind_anew() {
+            outage.failed(&e, now);
+            return None;
+        }
+        self.outage = None;
+        if let Err(e) = self.watch_listener(poller) {
+            log::error!("cannot watch the listener for metrics: {e}");
+        }
+        self.end();
+        self.state = State::Due(now);
+        Some(format!("metrics are served on {} again", self.listener.address))
     }
 
     /// Starts it if it is time to.
     fn keep(&mut self, executable: &Executable, now: Instant) {
-        if self.deadline().is_none_or(|due| due > now) {
+        if self.outage.is_some() || self.deadline().is_none_or(|due| due > now) {
             return;
         }
         match self.spawn(executable) {
@@ -155,9 +215,11 @@ impl Drop for Exporter {
 impl Master {
     /// Has the exporter run, if there is to be one.
     pub(super) fn keep_exporter(&mut self, now: Instant) {
-        if let Some(exporter) = &mut self.exporter {
-            exporter.keep(&self.executable, now);
+        let Some(exporter) = &mut self.exporter else { return };
+        if let Some(sentence) = exporter.bind_ended(&self.poller, now) {
+            self.events.note(Kind::ListenerOpened, About::default(), sentence);
         }
+        exporter.keep(&self.executable, now);
     }
 
     /// What a configuration wants of it; binds what is new.
@@ -184,8 +246,13 @@ impl Master {
     pub(super) fn exchange_exporter(&mut self, planned: Planned, now: Instant) {
         let start = start(&self.name, &self.config, self.control_listener.path());
         match planned {
-            Planned::New(listener) => self.exporter = Some(Exporter::new(*listener, start, now)),
-            Planned::Gone => self.exporter = None,
+            Planned::New(listener) => {
+                self.drop_exporter();
+                let exporter = Exporter::new(*listener, start, now);
+                self.watch_metrics(&exporter);
+                self.exporter = Some(exporter);
+            }
+            Planned::Gone => self.drop_exporter(),
             Planned::Keep => {
                 if let Some(exporter) = &mut self.exporter {
                     exporter.tell(start, now);

@@ -87,7 +87,7 @@ impl Handed {
     pub(super) fn listener(&self, index: usize) -> io::Result<(OwnedFd, Address)> {
         let (_, socket) = &self.0[index];
         let address = match inherited::examine(socket)? {
-            Found::Tcp(address) => Address::Tcp(address),
+            Found::Tcp(address) | Found::Ended(address) => Address::Tcp(address),
             Found::Unix(path) => Address::Unix(path),
             Found::UnixWithoutPath => return Err(io::Error::other("it has no path, so that anybody could connect")),
             Found::NoListener => return Err(io::Error::other("it does not listen; its unit must not say Accept=yes")),
@@ -97,6 +97,15 @@ impl Handed {
         };
         let copy = inherited::copy_listener(socket, matches!(address, Address::Tcp(_)))?;
         Ok((copy, address))
+    }
+
+    /// A listener's socket has ended, and it has another one in its place now.
+    ///
+    /// # Errors
+    /// Those of fcntl(2).
+    pub(super) fn replace(&mut self, index: usize, socket: &OwnedFd) -> io::Result<()> {
+        self.0[index].1 = socket.try_clone()?;
+        Ok(())
     }
 
     /// Under which name a listener at this address was handed over, if one was.

@@ -123,6 +123,16 @@ impl Master {
         }
     }
 
+    /// The service manager gets the socket that a listener has now, in place of one that has ended.
+    pub(super) fn store_listener_anew(&mut self, number: u32, now: Instant) {
+        let Some(keeper) = &mut self.keeper else { return };
+        let name = format!("{LISTENER}.{number}");
+        if keeper.stored.names.remove(&name) {
+            self.notifier.drop_stored(&name, now);
+        }
+        self.keep_listeners(now);
+    }
+
     /// Notes figures that change with every client.
     pub(super) fn note_client(&self) {
         if let Some(keeper) = &self.keeper {

@@ -10,9 +10,12 @@ use std::time::Duration;
 use super::error::Error;
 use super::handed::Handed;
 use super::handover::ListenerRecord;
-use crate::config::{Access, Listen, Mode};
+use super::outage::Outage;
+use crate::config::{Access, Listen, Mode, Source};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::Address;
+use crate::sys::listening::{is_listening, listen, share_address};
+use crate::sys::user::{Group, User};
 use crate::sys::{process, socket};
 
 /// A listener that is to be.
@@ -48,6 +51,10 @@ pub(super) struct Listener {
     pub(super) accepted: u64,
     /// Its file, for a Unix socket that we have bound.
     file: Option<SocketFile>,
+    /// What it was opened or adopted for last.
+    entry: Listen,
+    /// Another process has ended it, and it is not bound again yet. Then it is not in the poller.
+    pub(super) outage: Option<Outage>,
 }
 
 impl Listener {
@@ -80,9 +87,23 @@ impl Listener {
         if let Address::Tcp(_) = address {
             socket::set_keepalive(&socket, keepalive).map_err(fail)?;
         }
-        socket::listen(&socket, entry.backlog).map_err(fail)?;
-        let (place, byte_order) = (place.clone(), entry.byte_order);
-        Ok(Listener { number, socket, place, is_found: false, address, byte_order, accepted: 0, file })
+        // One that was handed over may have been ended: the poller reports that.
+        if file.is_some() || matches!(place, Place::Bound(_)) || is_listening(&socket) {
+            listen(&socket, entry.backlog).map_err(fail)?;
+        }
+        let (place, byte_order, entry) = (place.clone(), entry.byte_order, (*entry).clone());
+        Ok(Listener {
+            number,
+            socket,
+            place,
+            is_found: false,
+            address,
+            byte_order,
+            accepted: 0,
+            file,
+            entry,
+            outage: None,
+        })
     }
 
     /// One that a master before this one had, as it was left.
@@ -99,8 +120,9 @@ impl Listener {
             Address::Unix(path) => SocketFile::of(path).ok().map(SocketFile::left),
         };
         let ListenerRecord { number, accepted, .. } = *record;
-        let place = Place::Bound(configured);
-        Ok(Listener { number, socket, place, is_found, address, byte_order: OrderRule::Little, accepted, file })
+        let entry = Listen::new(Source::Bound(configured.clone()));
+        let (place, byte_order) = (Place::Bound(configured), OrderRule::Little);
+        Ok(Listener { number, socket, place, is_found, address, byte_order, accepted, file, entry, outage: None })
     }
 
     /// It is this master's from now on.
@@ -159,14 +181,44 @@ impl Listener {
         if let Address::Tcp(_) = self.address {
             socket::set_keepalive(&self.socket, keepalive).map_err(fail)?;
         }
-        socket::listen(&self.socket, wanted.backlog).map_err(fail)?;
+        // If it has ended the poller reports that, and another one is bound.
+        if is_listening(&self.socket) {
+            listen(&self.socket, wanted.backlog).map_err(fail)?;
+        }
         self.byte_order = wanted.byte_order;
+        self.entry = wanted.clone();
+        Ok(())
+    }
+
+    /// Replaces a socket that has ended by another one at the same address.
+    pub(super) fn bind_anew(&mut self, handed: &mut Handed, keepalive: Option<Duration>) -> Result<(), Error> {
+        let fail = |e: io::Error| cannot_bind(&format!("listen on {}", self.address), &self.address, &e);
+        let access = match &self.address {
+            Address::Tcp(_) => {
+                share_address(&self.socket).map_err(fail)?;
+                None
+            }
+            Address::Unix(path) => self.entry.access.clone().or_else(|| access_of(path)),
+        };
+        let (socket, _, file) = bind(&self.address, access.as_ref()).map_err(fail)?;
+        if let Address::Tcp(_) = self.address {
+            socket::set_keepalive(&socket, keepalive).map_err(fail)?;
+        }
+        listen(&socket, self.entry.backlog).map_err(fail)?;
+        if let Place::Handed(index) = self.place {
+            // From now on a reload and an upgrade find this one.
+            handed.replace(index, &socket).map_err(fail)?;
+        }
+        // The file of before was replaced. Its number may be that of the new one.
+        self.leave_file();
+        (self.socket, self.file) = (socket, file);
         Ok(())
     }
 
     /// Clients that wait, and how many can; nothing for a Unix socket, of which the kernel does not tell.
     pub(super) fn queue(&self) -> Option<(u32, u32)> {
         match self.address {
+            Address::Tcp(_) if self.outage.is_some() => None,
             Address::Tcp(_) => socket::queue(&self.socket).ok(),
             Address::Unix(_) => None,
         }
@@ -228,7 +280,7 @@ pub(super) struct ExporterListener {
     /// Where it really is.
     pub(super) address: Address,
     /// Its file, for a Unix socket.
-    _file: Option<SocketFile>,
+    file: Option<SocketFile>,
 }
 
 impl ExporterListener {
@@ -237,8 +289,17 @@ impl ExporterListener {
         let access = Access { mode: Mode(0o660), owner: None, group: None };
         let fail = |e: io::Error| cannot_bind(&format!("listen on {wanted} for metrics"), wanted, &e);
         let (socket, address, file) = bind(wanted, Some(&access)).map_err(fail)?;
-        socket::listen(&socket, 128).map_err(fail)?;
-        Ok(ExporterListener { socket, address, _file: file })
+        listen(&socket, 128).map_err(fail)?;
+        Ok(ExporterListener { socket, address, file })
+    }
+
+    /// Replaces a socket that has ended by another one at the same address.
+    pub(super) fn bind_anew(&mut self) -> Result<(), Error> {
+        let another = ExporterListener::bind(&self.address)?;
+        // The file of before was replaced. Its number may be that of the new one.
+        drop(self.file.take().map(SocketFile::left));
+        *self = another;
+        Ok(())
     }
 }
 
@@ -273,8 +334,16 @@ impl ControlListener {
         }
         let access = Access { mode, owner: None, group: None };
         let (socket, file) = bind_unix(path, Some(&access)).map_err(fail)?;
-        socket::listen(&socket, CONTROL_BACKLOG).map_err(fail)?;
+        listen(&socket, CONTROL_BACKLOG).map_err(fail)?;
         Ok(ControlListener { socket, file })
+    }
+
+    /// Replaces a socket that has ended by another one at the same path.
+    pub(super) fn bind_anew(&mut self, mode: Mode) -> Result<(), Error> {
+        let another = ControlListener::bind(self.path(), false, mode)?;
+        // The file of before was replaced. Its number may be that of the new one.
+        drop(std::mem::replace(self, another).file.left());
+        Ok(())
     }
 
     /// One that this process has since before it became this program.
@@ -399,6 +468,14 @@ impl Drop for SocketFile {
     }
 }
 
+/// The access to the file of a Unix socket that another process has bound, if it is there.
+fn access_of(path: &Path) -> Option<Access> {
+    let found = fs::symlink_metadata(path).ok().filter(|found| found.file_type().is_socket())?;
+    let owner = User { name: found.uid().to_string(), uid: found.uid() };
+    let group = Group { name: found.gid().to_string(), gid: found.gid() };
+    Some(Access { mode: Mode(found.mode() & 0o777), owner: Some(owner), group: Some(group) })
+}
+
 fn identity(file: &Metadata) -> (u64, u64) {
     (file.dev(), file.ino())
 }
@@ -436,7 +513,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::config::Source;
-    use crate::sys::user::Group;
+    use crate::sys::listening::{Look, Offer, accept};
 
     fn at(path: PathBuf) -> Listen {
         Listen::new(Source::Bound(Address::Unix(path)))
@@ -505,8 +582,8 @@ mod tests {
         listener.adopt(&Listen { backlog: 7, byte_order: OrderRule::Big, ..wanted }, idle).expect("adopt");
         assert_eq!((listener.byte_order, listener.queue()), (OrderRule::Big, Some((1, 7))));
         let _second = std::net::TcpStream::connect(address).expect("connect");
-        socket::accept(&listener).expect("accept").expect("the first waits");
-        let second = socket::accept(&listener).expect("accept").expect("the second waits");
+        assert!(matches!(accept(&listener, Look::First).expect("accept"), Offer::Client(_)));
+        let Offer::Client(second) = accept(&listener, Look::Next).expect("accept") else { panic!("the second waits") };
         assert_eq!(socket::keepalive(&second.socket), idle);
     }
 
@@ -551,7 +628,7 @@ mod tests {
         assert!(ExporterListener::bind(&address).is_err(), "{address}");
         drop(listener);
         ExporterListener::bind(&address).expect("it is free");
-        assert!(socket::accept(&copy).is_err(), "{address}");
+        assert!(matches!(accept(&copy, Look::First).expect("accept"), Offer::Ended), "{address}");
     }
 
     #[test]

@@ -155,7 +155,8 @@ impl Master {
 
     fn write_listeners(&self, text: &mut Text, status: &Status) {
         text.gauge("accepting", "Whether new clients are being accepted.", u8::from(self.gate.pause.is_none()));
-        let each: [(&str, &str, &str, FigureOfListener); 3] = [
+        let each: [(&str, &str, &str, FigureOfListener); 4] = [
+            ("listener_up", GAUGE, "Whether clients can connect to the listener.", |l| Some(l.outage.is_none().into())),
             ("listener_accepted_total", COUNTER, "Clients accepted at the listener.", |l| Some(l.accepted_total)),
             ("listen_queue", GAUGE, "Clients waiting in the kernel.", |l| l.queue.map(u64::from)),
             ("listen_queue_max", GAUGE, "Clients that can wait there.", |l| l.queue_max.map(u64::from)),

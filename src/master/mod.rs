@@ -30,6 +30,7 @@ mod looking;
 mod memory;
 mod metrics;
 mod notify;
+mod outage;
 mod reject;
 mod reload;
 mod roles;
@@ -67,6 +68,7 @@ use listener::{ControlListener, Listener};
 use memory::Memory;
 use notify::Notifier;
 pub use notify::say_why;
+use outage::Outage;
 use reload::Reload;
 use steer::AskedBalance;
 use token::Token;
@@ -166,6 +168,8 @@ struct Master {
     signals: Signals,
     scratch: Scratch,
     control_listener: ControlListener,
+    /// Another process has ended the control socket, and it is not open again yet.
+    control_outage: Option<Outage>,
     control: ControlClients,
     handed: Handed,
     listeners: Vec<Listener>,
@@ -214,7 +218,7 @@ impl Master {
     /// The loop.
     fn serve(&mut self) -> Result<(), Error> {
         let mut events: Vec<Event> = Vec::new();
-        let mut readable = Vec::new();
+        let (mut readable, mut ended) = (Vec::new(), Vec::new());
         let now = Instant::now();
         // Those who ended while this process became this program.
         self.reap(now);
@@ -226,13 +230,23 @@ impl Master {
             let now = Instant::now();
             events.sort_unstable_by_key(|event| event.token);
             readable.clear();
+            ended.clear();
             for event in &events {
                 match Token::of(event.token) {
                     Some(Token::Signals) => self.take_signals(now),
                     Some(Token::Worker(id)) => self.attend(id, event.writable, now),
-                    Some(Token::Control) => self.control.accept(&self.control_listener, &self.poller, now),
+                    Some(Token::Control) => {
+                        self.control.accept(&self.control_listener, &self.poller, now);
+                        if event.has_ended {
+                            self.look_at_control(now);
+                        }
+                    }
+                    Some(Token::Metrics) => self.look_at_metrics(now),
                     Some(Token::ControlClient(number)) => self.serve_control(number, event, now),
-                    Some(Token::Listener(number)) => readable.push(number),
+                    Some(Token::Listener(number)) => {
+                        readable.push(number);
+                        ended.extend(event.has_ended.then_some(number));
+                    }
                     None => {}
                 }
             }
@@ -243,6 +257,8 @@ impl Master {
             // Where nobody waits any more no event comes, either.
             readable.extend(self.leaving.iter().copied());
             self.lease_clients(&readable, now);
+            self.look_at_ended(&ended, now);
+            self.bind_ended(now);
             self.set_gate(now);
             self.keep_manager_informed(now);
             self.answer_waiting(now);
@@ -261,7 +277,7 @@ impl Master {
         let (pool, gate, control) = (self.pool.deadline(), self.gate.deadline(), self.control.deadline());
         let (watch, notifier) = (self.watch.deadline(), self.notifier.deadline());
         let upgrade = self.upgrade.as_ref().map(Upgrade::deadline);
-        let others = [watch, notifier, asked_balance, leaving, upgrade, exporter];
+        let others = [watch, notifier, asked_balance, leaving, upgrade, exporter, self.outage_deadline()];
         [pool, gate, control].into_iter().chain(others).flatten().min()
     }
 

@@ -268,6 +268,8 @@ impl Master {
             generation: self.generation,
             is_reloading: self.reload.is_some(),
             is_stopping,
+            outages: self.listeners.iter().filter(|listener| listener.outage.is_some()).count()
+                + usize::from(self.control_outage.is_some()),
             // Others pass in moments.
             pause: self.gate.pause.filter(|pause| matches!(pause, Pause::Drained | Pause::Full)),
         })
@@ -292,6 +294,8 @@ struct Summary {
     generation: Generation,
     is_reloading: bool,
     is_stopping: bool,
+    /// Listeners and control socket that clients cannot connect to.
+    outages: usize,
     pause: Option<Pause>,
 }
 
@@ -311,6 +315,11 @@ impl fmt::Display for Summary {
         }
         if self.is_reloading {
             f.write_str("; reloading")?;
+        }
+        match self.outages {
+            0 => {}
+            1 => f.write_str("; 1 listener is down")?,
+            outages => write!(f, "; {outages} listeners are down")?,
         }
         if let Some(pause) = self.pause {
             write!(f, "; nobody is accepted: {pause}")?;
@@ -379,6 +388,7 @@ mod tests {
             generation: Generation(3),
             is_reloading: false,
             is_stopping: false,
+            outages: 0,
             pause: None,
         };
         for (summary, text) in [
@@ -386,6 +396,8 @@ mod tests {
             (Summary { ready: 1, wanted: 1, clients: 1, ..usual }, "1 worker, 1 client, generation 3"),
             (Summary { ready: 1, clients: 0, ..usual }, "1 of 2 workers, 0 clients, generation 3"),
             (Summary { ready: 3, ..usual }, "3 workers, 120 clients, generation 3"),
+            (Summary { outages: 1, ..usual }, "2 workers, 120 clients, generation 3; 1 listener is down"),
+            (Summary { outages: 2, ..usual }, "2 workers, 120 clients, generation 3; 2 listeners are down"),
             (Summary { is_reloading: true, ..usual }, "2 workers, 120 clients, generation 3; reloading"),
             (Summary { is_stopping: true, ready: 1, ..usual }, "1 worker, 120 clients, generation 3; stopping"),
             (

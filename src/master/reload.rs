@@ -18,12 +18,11 @@ use super::exporter;
 use super::listener::{self, Listener};
 use super::memory::{self, Memory};
 use super::start::{ClientLimits, client_limits, target, worker_count};
-use super::{Error, Master, Token};
+use super::{Error, Master};
 use crate::config::{self, Config, Control, Keys, Loaded};
 use crate::logging;
 use crate::proto::control::{About, Code, Kind, LastReload, Origin, Place, Refusal, Reloaded, Verdict};
 use crate::proto::names::Generation;
-use crate::sys::poll::Interest;
 
 /// A configuration on its way into force.
 #[derive(Debug)]
@@ -272,11 +271,7 @@ impl Master {
                     }));
                 }
                 Planned::New(listener) => {
-                    let token = Token::Listener(listener.number).into();
-                    let watched = self.poller.add(&*listener, token, Interest::Read).and_then(|()| {
-                        if self.gate.pause.is_some() { self.poller.disarm(&*listener, token) } else { Ok(()) }
-                    });
-                    warn(&format!("watch {}", listener.address), watched);
+                    warn(&format!("watch {}", listener.address), self.watch_listener(&listener));
                     let sentence = format_args!("listening on {}", listener.address);
                     self.events.note(Kind::ListenerOpened, About::default(), sentence);
                     self.listeners.push(*listener);

@@ -127,12 +127,10 @@ impl Master {
 
         let watch = Error::system("watch a descriptor");
         poller.add(&signals, Token::Signals.into(), Interest::Read).map_err(&watch)?;
-        poller.add(&control_listener, Token::Control.into(), Interest::Read).map_err(&watch)?;
+        poller.add(&control_listener, Token::Control.into(), Interest::Clients).map_err(&watch)?;
         for listener in &listeners {
-            let token = Token::Listener(listener.number).into();
-            poller.add(listener, token, Interest::Read).map_err(&watch)?;
             // The gate opens when a worker is ready.
-            poller.disarm(listener, token).map_err(&watch)?;
+            poller.add(listener, Token::Listener(listener.number).into(), Interest::End).map_err(&watch)?;
         }
         let user = process::user();
         // Its name is for people only.
@@ -173,6 +171,7 @@ impl Master {
             signals,
             scratch: Scratch::default(),
             control_listener,
+            control_outage: None,
             handed,
             listeners,
             leaving,
@@ -211,6 +210,9 @@ impl Master {
         master.listeners.iter_mut().for_each(Listener::own);
         if let Some(handover) = left {
             master.take_over(handover, unpacked);
+        }
+        if let Some(exporter) = &master.exporter {
+            master.watch_metrics(exporter);
         }
         if let Some(living) = living {
             master.go_on(living, started).map_err(&watch)?;

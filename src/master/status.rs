@@ -168,5 +168,6 @@ fn listener_status(listener: &Listener) -> ListenerStatus {
         queue: queue.map(|(waiting, _)| waiting),
         queue_max: queue.map(|(_, most)| most),
         accepted_total: listener.accepted,
+        outage: listener.outage.as_ref().map(|outage| outage.reason.clone()),
     }
 }

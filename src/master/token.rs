@@ -10,6 +10,8 @@ pub(super) enum Token {
     Control,
     ControlClient(u64),
     Listener(u32),
+    /// The listener of the exporter, whose end alone is reported.
+    Metrics,
 }
 
 /// The number that a poller keeps: the kind in the upper eight bits, so that it sorts like the kinds.
@@ -21,6 +23,7 @@ impl From<Token> for u64 {
             Token::Control => (2, 0),
             Token::ControlClient(number) => (3, number),
             Token::Listener(number) => (4, number.into()),
+            Token::Metrics => (5, 0),
         };
         kind << 56 | index
     }
@@ -35,6 +38,7 @@ impl Token {
             2 => Some(Token::Control),
             3 => Some(Token::ControlClient(index)),
             4 => Some(Token::Listener(index as u32)),
+            5 => Some(Token::Metrics),
             _ => None,
         }
     }

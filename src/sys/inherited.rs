@@ -10,11 +10,12 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::sockopt::{AcceptConn, SockType as KindOfSocket};
-use nix::sys::socket::{SockType, SockaddrStorage, getsockname, getsockopt};
+use nix::sys::socket::{SockType, SockaddrStorage, getpeername, getsockname, getsockopt};
 use nix::{getsockopt_impl, libc, sockopt_impl};
 
+use super::listening::set_nonblocking;
 use super::socket::{internet_address, set_client_options};
 
 /// The number of the first one: SD_LISTEN_FDS_START.
@@ -72,6 +73,8 @@ pub enum Found {
     Unix(PathBuf),
     /// That of one in the abstract namespace, or without a name.
     UnixWithoutPath,
+    /// A TCP socket that is bound to this address, has no peer and does not listen: a listener that a holder has ended.
+    Ended(SocketAddr),
     /// A stream socket that does not listen: a connection, for example.
     NoListener,
     /// A socket, but neither of TCP nor of Unix streams.
@@ -99,7 +102,15 @@ pub fn examine(descriptor: &OwnedFd) -> io::Result<Found> {
         (None, Some(unix)) => unix.path().map_or(Found::UnixWithoutPath, |path| Found::Unix(path.to_owned())),
         _ => return Ok(Found::OtherSocket),
     };
-    Ok(if getsockopt(descriptor, AcceptConn)? { found } else { Found::NoListener })
+    Ok(match found {
+        found if getsockopt(descriptor, AcceptConn)? => found,
+        Found::Tcp(address) if address.port() > 0 && has_no_peer(descriptor) => Found::Ended(address),
+        _ => Found::NoListener,
+    })
+}
+
+fn has_no_peer(socket: &OwnedFd) -> bool {
+    matches!(getpeername::<SockaddrStorage>(socket.as_raw_fd()), Err(Errno::ENOTCONN))
 }
 
 sockopt_impl!(
@@ -118,8 +129,7 @@ sockopt_impl!(
 /// Those of fcntl(2) and setsockopt(2).
 pub fn copy_listener(theirs: &OwnedFd, is_tcp: bool) -> io::Result<OwnedFd> {
     let listener = theirs.try_clone()?;
-    let flags = OFlag::from_bits_retain(fcntl(&listener, FcntlArg::F_GETFL)?);
-    fcntl(&listener, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    set_nonblocking(listener.as_fd())?;
     if is_tcp {
         set_client_options(&listener)?;
     }
@@ -156,9 +166,11 @@ mod tests {
     use super::*;
     use std::net::TcpListener;
 
+    use nix::fcntl::OFlag;
     use nix::sys::socket::sockopt::{OobInline, TcpNoDelay};
 
-    use crate::sys::socket::{bind_tcp, listen};
+    use crate::sys::listening::listen;
+    use crate::sys::socket::bind_tcp;
 
     #[test]
     fn a_copy_of_a_listener_is_as_ours_are() {
@@ -175,7 +187,7 @@ mod tests {
     #[test]
     fn a_socket_is_one_of_tcp_if_it_speaks_tcp_and_a_listener_if_it_listens() {
         let socket = bind_tcp("127.0.0.1:0".parse().expect("an address")).expect("a free port");
-        assert_eq!(examine(&socket).expect("it is a socket"), Found::NoListener);
+        assert!(matches!(examine(&socket).expect("it is a socket"), Found::Ended(address) if address.port() > 0));
         listen(&socket, 1).expect("it is bound");
         assert!(matches!(examine(&socket).expect("it is a socket"), Found::Tcp(address) if address.port() > 0));
 

@@ -9,6 +9,7 @@ pub mod fd;
 pub mod inherited;
 pub mod ledger;
 pub mod lifeboat;
+pub mod listening;
 pub mod memory;
 pub mod notify;
 pub mod poll;

@@ -17,6 +17,11 @@ pub enum Interest {
     Write,
     /// Either.
     Both,
+    /// Of a listener: a client waits, or another holder of the socket has ended it. A Unix listener of which only the
+    /// receiving side was shut down does not hang up.
+    Clients,
+    /// Of a listener: that another holder has ended it, and nothing else.
+    End,
 }
 
 impl From<Interest> for EpollFlags {
@@ -25,6 +30,8 @@ impl From<Interest> for EpollFlags {
             Interest::Read => EpollFlags::EPOLLIN,
             Interest::Write => EpollFlags::EPOLLOUT,
             Interest::Both => EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT,
+            Interest::Clients => EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP,
+            Interest::End => EpollFlags::EPOLLRDHUP,
         }
     }
 }
@@ -38,6 +45,8 @@ pub struct Event {
     pub readable: bool,
     /// There is room to write, or an error.
     pub writable: bool,
+    /// Both sides have ended; or an error; or, of [`Interest::Clients`] and [`Interest::End`], the listener has ended.
+    pub has_ended: bool,
 }
 
 /// Descriptors and what they are watched for.
@@ -111,6 +120,7 @@ impl Poller {
                 token: event.data(),
                 readable: broken || flags.contains(EpollFlags::EPOLLIN),
                 writable: broken || flags.contains(EpollFlags::EPOLLOUT),
+                has_ended: broken || flags.contains(EpollFlags::EPOLLRDHUP),
             }
         }));
         Ok(())
@@ -124,7 +134,8 @@ impl Poller {
 /// Those of poll(2) but EINTR.
 pub fn wait_for(fd: impl AsFd, interest: Interest, timeout: Duration) -> io::Result<bool> {
     let flags = match interest {
-        Interest::Read => PollFlags::POLLIN,
+        Interest::Read | Interest::Clients => PollFlags::POLLIN,
+        Interest::End => PollFlags::empty(),
         Interest::Write => PollFlags::POLLOUT,
         Interest::Both => PollFlags::POLLIN | PollFlags::POLLOUT,
     };

@@ -12,8 +12,8 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::sockopt::{self, PeerCredentials};
 use nix::sys::socket::{
-    self, AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrStorage,
-    UnixAddr, getsockopt, setsockopt,
+    self, AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrStorage, UnixAddr,
+    getsockopt, setsockopt,
 };
 
 /// Most descriptors that one message can carry: `SCM_MAX_FD` (unix(7)).
@@ -89,17 +89,6 @@ pub fn bind_unix(path: &Path) -> io::Result<OwnedFd> {
     Ok(listener)
 }
 
-/// Lets clients connect. The kernel caps `backlog` at net.core.somaxconn (listen(2)). On a socket that listens already it
-/// changes the backlog, and nobody who waits is lost.
-///
-/// # Errors
-/// Those of listen(2): EADDRINUSE among them, which is how TCP tells of another listener.
-pub fn listen(listener: &OwnedFd, backlog: u32) -> io::Result<()> {
-    // nix's type refuses what is over SOMAXCONN of the C library; the kernel's own limit is what counts.
-    let backlog = i32::try_from(backlog).ok().and_then(|n| Backlog::new(n).ok()).unwrap_or(Backlog::MAXCONN);
-    Ok(socket::listen(listener, backlog)?)
-}
-
 /// Whether somebody listens on the Unix socket at `path`. Only a refusal proves that nobody does.
 ///
 /// # Errors
@@ -152,59 +141,6 @@ pub(super) fn internet_address(address: &SockaddrStorage) -> Option<SocketAddr> 
         return Some(SocketAddr::V4((*v4).into()));
     }
     address.as_sockaddr_in6().map(|v6| SocketAddr::V6((*v6).into()))
-}
-
-/// A client that was accepted, and where it comes from; the address is none for a Unix client.
-#[derive(Debug)]
-pub struct Accepted {
-    /// Its socket, non-blocking.
-    pub socket: OwnedFd,
-    /// Its TCP address.
-    pub address: Option<SocketAddr>,
-}
-
-/// Takes the next client from the queue of a listener. `None` when it is empty.
-///
-/// # Errors
-/// Those of accept4(2). A client that left while it waited is skipped, not told.
-pub fn accept(listener: impl AsFd) -> io::Result<Option<Accepted>> {
-    loop {
-        // SAFETY: all-zero bytes are a sockaddr_storage.
-        let mut storage: libc::sockaddr_storage = unsafe { mem::zeroed() };
-        let mut length = mem::size_of_val(&storage) as libc::socklen_t;
-        let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-        let name = (&raw mut storage).cast();
-        // SAFETY: `name` points to `length` bytes that are ours to write.
-        let fd = unsafe { libc::accept4(listener.as_fd().as_raw_fd(), name, &raw mut length, flags) };
-        match Errno::result(fd) {
-            Ok(fd) => {
-                // SAFETY: accept4 has just made this descriptor, and nobody else knows of it.
-                let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-                return Ok(Some(Accepted { socket, address: address_in(&storage) }));
-            }
-            Err(Errno::EAGAIN) => return Ok(None),
-            // accept(2): errors of the connection itself, to be treated like "try again".
-            Err(Errno::EINTR | Errno::ECONNABORTED | Errno::EPROTO | Errno::EPERM) => {}
-            Err(Errno::ENETDOWN | Errno::EHOSTDOWN | Errno::ENONET | Errno::EHOSTUNREACH | Errno::ENETUNREACH) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-}
-
-fn address_in(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
-    match i32::from(storage.ss_family) {
-        libc::AF_INET => {
-            // SAFETY: the kernel wrote a sockaddr_in here, and the storage is aligned for every address.
-            let v4 = unsafe { *(&raw const *storage).cast::<libc::sockaddr_in>() };
-            Some(SocketAddr::V4(SockaddrIn::from(v4).into()))
-        }
-        libc::AF_INET6 => {
-            // SAFETY: as above, a sockaddr_in6.
-            let v6 = unsafe { *(&raw const *storage).cast::<libc::sockaddr_in6>() };
-            Some(SocketAddr::V6(SockaddrIn6::from(v6).into()))
-        }
-        _ => None,
-    }
 }
 
 /// Who is at the other end of a Unix socket.
@@ -549,6 +485,7 @@ fn descriptors_in(header: &libc::msghdr) -> Vec<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::listening::{Look, Offer, accept, listen};
     use std::fs::File;
 
     fn null() -> OwnedFd {
@@ -584,7 +521,7 @@ mod tests {
         let _first = connect_unix(&path, patience).expect("there is room for one");
         let refused = connect_unix(&path, patience).expect_err("and for no other");
         assert_eq!(refused.kind(), io::ErrorKind::TimedOut);
-        accept(&listener).expect("accept").expect("the first");
+        assert!(matches!(accept(&listener, Look::First).expect("accept"), Offer::Client(_)));
         connect_unix(&path, patience).expect("there is room again");
     }
 

@@ -5,6 +5,7 @@
 pub mod cgroup;
 pub mod faulty;
 pub mod figures;
+pub mod holder;
 pub mod http;
 pub mod kernel;
 pub mod load;

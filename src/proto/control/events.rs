@@ -165,6 +165,8 @@ kinds! {
     Upgraded = "upgraded",
     /// A listener is there.
     ListenerOpened = "listener_opened",
+    /// Another process that holds a listener's socket has ended it; another one is bound to its address.
+    ListenerEnded = "listener_ended",
     /// A listener is gone.
     ListenerClosed = "listener_closed",
     /// Nobody new is accepted any more, because somebody asked for it.

@@ -168,6 +168,9 @@ pub struct ListenerStatus {
     pub queue_max: Option<u32>,
     /// Clients accepted here.
     pub accepted_total: u64,
+    /// Why no client can connect here at the moment; none if clients can.
+    #[serde(default)]
+    pub outage: Option<String>,
 }
 
 /// A worker's seat among the workers, and who is in it.

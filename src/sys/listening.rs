@@ -1,0 +1,234 @@
+//! Listening sockets: taking clients from them, although other processes may hold the same socket.
+//!
+//! A listening socket is often shared: by the service manager that has bound it, by a program that was started with it, by
+//! whoever it was handed on to. Each holder can end it for all (shutdown(2)), and each can clear its O_NONBLOCK, which
+//! belongs to the open file description: systemd does so at each start of a service that gets the socket without
+//! `NonBlocking=yes`. Neither makes a call here wait for longer than a tick of the kernel.
+
+use std::io;
+use std::mem;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc;
+use nix::sys::socket::sockopt::{AcceptConn, ReceiveTimeout, ReuseAddr};
+use nix::sys::socket::{self, Backlog, SockaddrIn, SockaddrIn6, getsockopt, setsockopt};
+use nix::sys::time::TimeVal;
+
+/// Lets clients connect. The kernel caps `backlog` at net.core.somaxconn (listen(2)). On a socket that listens already it
+/// changes the backlog, and no waiting client is lost.
+///
+/// On a TCP socket that was ended it must not be called: the kernel would accept clients again, and each of them is shut
+/// down from birth if the socket was ended by `ss -K` ([`is_listening`]).
+///
+/// # Errors
+/// Those of listen(2): EADDRINUSE among them, which is how TCP reports another listener; those of setsockopt(2).
+pub fn listen(listener: &OwnedFd, backlog: u32) -> io::Result<()> {
+    // One tick of the kernel, the shortest that there is: it bounds an accept(2) that blocks because another holder has
+    // cleared O_NONBLOCK and another process has taken the client. socket(7): SO_RCVTIMEO holds for accept(2), too.
+    setsockopt(listener, ReceiveTimeout, &TimeVal::new(0, 1))?;
+    // nix's type refuses what is over SOMAXCONN of the C library; the kernel's own limit is what counts.
+    let backlog = i32::try_from(backlog).ok().and_then(|n| Backlog::new(n).ok()).unwrap_or(Backlog::MAXCONN);
+    Ok(socket::listen(listener, backlog)?)
+}
+
+/// Returns whether clients can connect to this socket. A holder that calls shutdown(2), or `ss -K`, ends it for all.
+///
+/// SO_ACCEPTCONN tells of TCP. A Unix socket that was shut down has it set still, but hangs up (poll(2)).
+#[must_use]
+pub fn is_listening(listener: impl AsFd) -> bool {
+    let is_accepting = getsockopt(&listener, AcceptConn).unwrap_or(false);
+    is_accepting && poll_now(listener.as_fd(), libc::POLLRDHUP) & (libc::POLLHUP | libc::POLLRDHUP) == 0
+}
+
+/// Lets another socket be bound to the address of this one, which was ended: bind(2) looks at SO_REUSEADDR of both.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn share_address(ended: impl AsFd) -> io::Result<()> {
+    Ok(setsockopt(&ended, ReuseAddr, &true)?)
+}
+
+/// Which look at a queue it is since the poller has reported the listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// The first: a client should be there. O_NONBLOCK is set again, in case that another holder has cleared it.
+    First,
+    /// Another one: the queue may be empty, so poll(2) is asked first.
+    Next,
+}
+
+/// A client that was accepted, and where it comes from; the address is none for a Unix client.
+#[derive(Debug)]
+pub struct Accepted {
+    /// Its socket, non-blocking.
+    pub socket: OwnedFd,
+    /// Its TCP address.
+    pub address: Option<SocketAddr>,
+}
+
+/// What a listener has.
+#[derive(Debug)]
+pub enum Offer {
+    /// The next client.
+    Client(Accepted),
+    /// No client now.
+    Empty,
+    /// No client any more: the listener was ended. Of a Unix listener only [`is_listening`] tells so: accept(2) says EAGAIN.
+    Ended,
+}
+
+/// Takes the next client from the queue of a listener.
+///
+/// # Errors
+/// Those of accept4(2). A client that left while it waited is skipped. EINTR is [`Offer::Empty`]: the poller will report the
+/// listener again, and the signal is looked at first.
+pub fn accept(listener: impl AsFd, look: Look) -> io::Result<Offer> {
+    let listener = listener.as_fd();
+    let mut look = look;
+    loop {
+        match look {
+            Look::First => set_nonblocking(listener)?,
+            Look::Next if poll_now(listener, libc::POLLIN) == 0 => return Ok(Offer::Empty),
+            Look::Next => {}
+        }
+        look = Look::Next;
+        match accept_now(listener) {
+            Ok(accepted) => return Ok(Offer::Client(accepted)),
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(Offer::Empty),
+            Err(Errno::EINVAL) => return Ok(Offer::Ended),
+            // accept(2): errors of the connection itself, to be treated like "try again".
+            Err(Errno::ECONNABORTED | Errno::EPROTO | Errno::EPERM) => {}
+            Err(Errno::ENETDOWN | Errno::EHOSTDOWN | Errno::ENONET | Errno::EHOSTUNREACH | Errno::ENETUNREACH) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+fn accept_now(listener: BorrowedFd<'_>) -> Result<Accepted, Errno> {
+    // SAFETY: all-zero bytes are a sockaddr_storage.
+    let mut storage: libc::sockaddr_storage = unsafe { mem::zeroed() };
+    let mut length = mem::size_of_val(&storage) as libc::socklen_t;
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    let name = (&raw mut storage).cast();
+    // SAFETY: `name` points to `length` bytes that are ours to write.
+    let fd = Errno::result(unsafe { libc::accept4(listener.as_raw_fd(), name, &raw mut length, flags) })?;
+    // SAFETY: accept4 has just made this descriptor, and nobody else knows of it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(Accepted { socket, address: address_in(&storage) })
+}
+
+fn address_in(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
+    match i32::from(storage.ss_family) {
+        libc::AF_INET => {
+            // SAFETY: the kernel wrote a sockaddr_in here, and the storage is aligned for every address.
+            let v4 = unsafe { *(&raw const *storage).cast::<libc::sockaddr_in>() };
+            Some(SocketAddr::V4(SockaddrIn::from(v4).into()))
+        }
+        libc::AF_INET6 => {
+            // SAFETY: as above, a sockaddr_in6.
+            let v6 = unsafe { *(&raw const *storage).cast::<libc::sockaddr_in6>() };
+            Some(SocketAddr::V6(SockaddrIn6::from(v6).into()))
+        }
+        _ => None,
+    }
+}
+
+/// Sets O_NONBLOCK of the open file description, for all that hold it.
+///
+/// # Errors
+/// Those of fcntl(2).
+pub(super) fn set_nonblocking(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL)?);
+    if !flags.contains(OFlag::O_NONBLOCK) {
+        fcntl(socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    }
+    Ok(())
+}
+
+/// What poll(2) reports at once; 0 if it fails, too.
+fn poll_now(socket: BorrowedFd<'_>, events: libc::c_short) -> libc::c_short {
+    let mut entry = libc::pollfd { fd: socket.as_raw_fd(), events, revents: 0 };
+    // SAFETY: one entry is there, and with a timeout of 0 nothing is waited for.
+    let count = unsafe { libc::poll(&raw mut entry, 1, 0) };
+    if count == 1 { entry.revents } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Shutdown, TcpListener, TcpStream};
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::time::{Duration, Instant};
+
+    use nix::sys::socket::Shutdown as How;
+
+    use super::*;
+
+    fn clear(listener: &OwnedFd) {
+        let flags = OFlag::from_bits_retain(fcntl(listener, FcntlArg::F_GETFL).expect("it is open"));
+        fcntl(listener, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK)).expect("it is open");
+    }
+
+    #[test]
+    fn a_listener_made_blocking_by_another_holder_never_blocks() {
+        let std = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let at = std.local_addr().expect("it is bound");
+        let listener = OwnedFd::from(std);
+        listen(&listener, 8).expect("it is bound");
+        let _client = TcpStream::connect(at).expect("it listens");
+        clear(&listener);
+        assert!(matches!(accept(&listener, Look::First).expect("accept"), Offer::Client(_)));
+        clear(&listener);
+        assert!(matches!(accept(&listener, Look::Next).expect("accept"), Offer::Empty));
+        assert!(matches!(accept(&listener, Look::First).expect("accept"), Offer::Empty), "it is non-blocking again");
+        // The race that is left: the flag was cleared, and the client taken, after the look.
+        clear(&listener);
+        let began = Instant::now();
+        assert_eq!(accept_now(listener.as_fd()).map(|_| ()), Err(Errno::EAGAIN));
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn an_ended_listener_is_told_from_one_that_listens() {
+        let tcp = OwnedFd::from(TcpListener::bind("127.0.0.1:0").expect("a free port"));
+        assert!(is_listening(&tcp));
+        socket::shutdown(tcp.as_raw_fd(), How::Read).expect("it listens");
+        assert!(!is_listening(&tcp));
+        assert!(matches!(accept(&tcp, Look::First).expect("accept"), Offer::Ended));
+
+        let directory = tempfile::tempdir().expect("a directory");
+        for (name, how) in [("both", How::Both), ("read", How::Read)] {
+            let path = directory.path().join(name);
+            let unix = OwnedFd::from(UnixListener::bind(&path).expect("the path is free"));
+            let _waits = UnixStream::connect(&path).expect("it listens");
+            assert!(is_listening(&unix));
+            socket::shutdown(unix.as_raw_fd(), how).expect("it listens");
+            assert!(!is_listening(&unix), "{name}");
+            assert!(
+                matches!(accept(&unix, Look::First).expect("accept"), Offer::Client(_)),
+                "{name}: it waited before"
+            );
+            assert!(matches!(accept(&unix, Look::Next).expect("accept"), Offer::Empty), "{name}");
+        }
+        let (connection, _theirs) = UnixStream::pair().expect("a pair");
+        connection.shutdown(Shutdown::Both).expect("it is connected");
+        assert!(!is_listening(&connection), "no listener");
+    }
+
+    #[test]
+    fn the_address_of_an_ended_listener_can_be_bound_again_while_it_is_held() {
+        let held =
+            socket::socket(socket::AddressFamily::Inet, socket::SockType::Stream, socket::SockFlag::SOCK_CLOEXEC, None)
+                .expect("a socket");
+        socket::bind(held.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).expect("a free port");
+        listen(&held, 1).expect("it is bound");
+        let at = super::super::socket::local_address(&held).expect("it is bound").expect("of TCP");
+        socket::shutdown(held.as_raw_fd(), How::Both).expect("it listens");
+        share_address(&held).expect("SO_REUSEADDR");
+        let again = super::super::socket::bind_tcp(at).expect("the address is free");
+        listen(&again, 1).expect("nothing listens there");
+        TcpStream::connect(at).expect("it listens");
+    }
+}
