@@ -3,17 +3,18 @@
 //! The variable `FAULTY` says what is wrong from the start: `fail`, `panic`, `exit` or `hang` instead of making the
 //! state, in all seats or, as in `fail:1`, in that one; `fail-again` when the state is to be made anew; `two-methods`
 //! and `bad-name` of one; `mute` instead of saying whether it could go on with another master. Where it is `file:PATH`,
-//! the file says what is wrong with the workers made from then on.
+//! the file says what is wrong with the workers made from then on. With `writer` the state has a thread that writes and
+//! starts programs all the time; with `second-thread` the daemon is not run by the first one.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::RawFd;
 use std::os::unix::fs::FileExt;
-use std::process::{self, ExitCode};
+use std::process::{self, Command, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
-use std::{env, fs, hint, io};
+use std::{env, fs, hint, io, thread};
 
 use fdpassd::{Call, Daemon, Fault, WorkerInfo};
 use nix::sys::signal::{Signal, kill};
@@ -29,6 +30,13 @@ struct State {
 }
 
 fn main() -> ExitCode {
+    if env::var("FAULTY").as_deref() == Ok("second-thread") {
+        return thread::spawn(run).join().unwrap_or(ExitCode::FAILURE);
+    }
+    run()
+}
+
+fn run() -> ExitCode {
     let daemon = Daemon::named("faulty")
         .state(make)
         .method("whoami", |state: &mut State, (): (), call: &Call| Ok::<Value, Fault>(whoami(state, call)))
@@ -136,11 +144,26 @@ fn make(worker: &WorkerInfo) -> Result<State, String> {
             "panic" => panic!("the model is broken"),
             "exit" => process::exit(9),
             "hang" => spin(Duration::MAX),
+            "writer" => drop(thread::spawn(write_for_ever)),
             "fail-again" if MADE.swap(true, Ordering::Relaxed) => return Err("the model is gone".to_owned()),
             _ => {}
         }
     }
     Ok(State { worker: worker.clone(), calls: 0 })
+}
+
+/// Writes from 1 byte to 64 KiB at a time, to what is no client's business.
+fn write_for_ever() {
+    let mut null = File::options().write(true).open("/dev/null").expect("it is there");
+    for round in 0u64.. {
+        let length = 1 + (round.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48);
+        null.write_all(&vec![0; length as usize]).expect("it takes everything");
+        match round % 4096 {
+            0 => drop(Command::new("sh").args(["-c", "echo what a child that is waited for has written"]).output()),
+            round if round % 16 == 0 => block(Duration::from_micros(50)),
+            _ => {}
+        }
+    }
 }
 
 fn append(path: &str, line: &str) -> io::Result<()> {

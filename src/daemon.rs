@@ -155,6 +155,9 @@ impl<S: 'static> Daemon<S> {
 
     /// Runs the daemon as its arguments say: as master, as one of its workers, as its exporter, or to test a configuration.
     /// Returns what `main` is to return.
+    ///
+    /// To be called by the first thread of the process: of no other does the kernel keep account until the master looks, and
+    /// a client of a Unix socket is closed if its worker is killed while it writes to it.
     #[must_use]
     pub fn run(self) -> ExitCode {
         let version = self.version;

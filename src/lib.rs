@@ -34,6 +34,12 @@
 //! close-on-exec, but a child that only forks would keep copies of them. What a method logs with the `log` crate goes where
 //! the daemon's lines go, and its key-values become fields. [`testing`] starts a daemon from its tests.
 //!
+//! A state may have threads of its own, and they may write to what they like. Clients of Unix sockets outlive a worker that is
+//! killed while it writes to them if [`Daemon::run`] is called by the first thread of the process, the one of `main`: the
+//! kernel's account of what that thread has written (`wchar` and `syscw` of `/proc/PID/task/TID/io`) says how much of the
+//! reply went out, and an account of another thread ends with the thread. A client whose count is not certain is closed and
+//! counted as `lost`.
+//!
 //! # The map
 //!
 //! ```text

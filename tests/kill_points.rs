@@ -20,8 +20,13 @@ const ROUNDS: usize = 12;
 const REQUESTS: usize = 5;
 
 fn start(point: &str, n: u32) -> Running {
+    start_with(point, n, "")
+}
+
+fn start_with(point: &str, n: u32, fault: &str) -> Running {
     let config = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2";
     let setup = Setup::new(faulty::example("faulty"), config).variable("FDPASSD_DIE_AT", format!("{point}:{n}"));
+    let setup = setup.variable("FAULTY", fault);
     let daemon = setup.start().expect("the daemon serves");
     daemon.wait_for_workers();
     daemon
@@ -69,7 +74,13 @@ fn talk(address: &Address, name: &str, counts: &Path, is_executing: bool) -> (Ha
 /// that counts, whether it got its result and how often it was done. The daemon has counted every reply, and each once.
 #[track_caller]
 fn outcomes(point: &str, n: u32, is_executing: bool) -> Vec<(bool, usize)> {
-    let daemon = start(point, n);
+    outcomes_with("", point, n, is_executing)
+}
+
+/// The same, of workers with this fault.
+#[track_caller]
+fn outcomes_with(fault: &str, point: &str, n: u32, is_executing: bool) -> Vec<(bool, usize)> {
+    let daemon = start_with(point, n, fault);
     let counts: PathBuf = daemon.directory().join("counts");
     let talks: Vec<(HashMap<String, bool>, u64)> = thread::scope(|threads| {
         let talks = daemon.addresses().iter().zip(["tcp", "unix"]);
@@ -162,6 +173,35 @@ fn when_half_of_the_replies_are_written() {
 #[test]
 fn after_replies_are_written() {
     nobody_notices("after-write", 2);
+}
+
+/// The kernel's count of what a process writes is of all its threads, and of its children.
+#[test]
+fn amid_the_writes_of_another_thread() {
+    for point in ["before-write", "amid-write", "after-write"] {
+        let outcomes = outcomes_with("writer", point, 2, false);
+        assert!(outcomes.iter().all(|outcome| *outcome == (true, 1)), "{point}: {outcomes:?}");
+    }
+}
+
+/// The account of a thread that is not the first one is gone when its worker is: the client that was written to is closed.
+#[test]
+fn amid_a_write_of_which_no_account_is_left() {
+    for point in ["before-write", "after-write"] {
+        let config = "listen = [\"unix:{dir}/rpc.sock\"]\nworkers.count = 1";
+        let setup = Setup::new(faulty::example("faulty"), config).variable("FDPASSD_DIE_AT", format!("{point}:2"));
+        let daemon = setup.variable("FAULTY", "second-thread").start().expect("the daemon serves");
+        let [mut idle, mut caller] = [daemon.connect(), daemon.connect()];
+        assert_eq!(idle.call("ping", 1).expect("a result"), 1);
+        caller.request("ping", 2);
+        if point == "after-write" {
+            assert_eq!(caller.receive(), br#"{"out":"pong","result":2}"#);
+        }
+        caller.expect_end();
+        assert_eq!(idle.call("ping", 3).expect("a result"), 3);
+        let status = daemon.status();
+        assert_eq!((status.clients, status.lost_total, status.deaths_total), (1, 1, 1), "{point}");
+    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use common::program::skip;
 use common::random::Random;
-use common::{let_pass, start};
+use common::{faulty, let_pass, start};
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running};
 use nix::sys::signal::{Signal, kill};
@@ -53,7 +53,7 @@ fn on_a_link_that_drops_packets_no_byte_is_lost_or_sent_twice_when_workers_die()
         limits.max-frame = 400000
         "#,
     );
-    let told = run(&daemon, &[("kill", 6), ("reload", 1)]);
+    let told = run(&daemon, &[("kill", 6), ("reload", 1)], &PINGS);
     let output = Command::new("tc").args(["-s", "qdisc", "show", "dev", "lo"]).output().expect("tc ran before");
     let shown = String::from_utf8_lossy(&output.stdout).into_owned();
     let dropped = shown.split("dropped ").nth(1).and_then(|rest| rest.split(',').next()?.parse::<u64>().ok());
@@ -73,9 +73,35 @@ fn over_unix_sockets_no_byte_is_lost_or_sent_twice_when_workers_die_and_are_recy
         limits.max-frame = 400000
         "#,
     );
-    let told = run(&daemon, &[("kill", 4), ("recycle", 2)]);
+    let told = run(&daemon, &[("kill", 4), ("recycle", 2)], &PINGS);
     println!("{told}");
 }
+
+/// What a reply took with a death amid its write is in the kernel's account of the thread that wrote it, and of no other.
+#[test]
+fn over_unix_sockets_another_thread_may_write_while_workers_die() {
+    if env::var_os(INSIDE).is_some() {
+        return;
+    }
+    let config = r#"
+        listen = ["unix:{dir}/rpc.sock"]
+        workers.count = 2
+    "#;
+    let daemon = faulty::start_with("writer", config).expect("the daemon serves");
+    let told = run(&daemon, &[("kill", 1)], &Asks { longest: 900_000, ..PINGS });
+    println!("{told}");
+}
+
+/// What the clients ask.
+#[derive(Clone, Copy)]
+struct Asks {
+    /// Requests ahead of their replies.
+    batch: u64,
+    /// Bytes of the longest, about; every sixth is up to that long.
+    longest: u64,
+}
+
+const PINGS: Asks = Asks { batch: 8, longest: 300_000 };
 
 /// TCP segments that were sent once more, in this namespace.
 fn retransmitted() -> u64 {
@@ -96,7 +122,7 @@ struct Seen {
 }
 
 /// All clients ask while all that happens to the daemon, each thing as often as it weighs. What came of it, in words.
-fn run(daemon: &Running, happens: &[(&str, u64)]) -> String {
+fn run(daemon: &Running, happens: &[(&str, u64)], asks: &Asks) -> String {
     let seed = variable("LOSS_SEED").unwrap_or(1);
     let duration = Duration::from_secs(variable("LOSS_SECONDS").unwrap_or(3));
     daemon.wait_for_workers();
@@ -104,11 +130,11 @@ fn run(daemon: &Running, happens: &[(&str, u64)]) -> String {
     let happens: Vec<&str> = happens.iter().flat_map(|(what, weight)| vec![*what; *weight as usize]).collect();
     let mut random = Random(seed);
     thread::scope(|threads| {
-        let asks = |number: u64| {
+        let start = |number: u64| {
             let (address, over, seen) = (daemon.address(), &over, &seen);
-            threads.spawn(move || ask(address, number, Random(seed ^ (number + 1) << 32), over, seen))
+            threads.spawn(move || ask(address, number, Random(seed ^ (number + 1) << 32), asks, over, seen))
         };
-        let loads: Vec<_> = (0..CLIENTS).map(asks).collect();
+        let loads: Vec<_> = (0..CLIENTS).map(start).collect();
         let begin = Instant::now();
         while begin.elapsed() < duration && !loads.iter().any(|load| load.is_finished()) {
             let_pass(Duration::from_millis(10 + random.below(60)));
@@ -141,16 +167,16 @@ fn run(daemon: &Running, happens: &[(&str, u64)]) -> String {
     format!("{requests} requests, {} MB, {deaths} deaths, {moved} clients moved, {crashed} crashed twice", bytes >> 20)
 }
 
-/// One client: batches of numbered requests, up to eight ahead of their replies; every sixth or so is of up to 300 KB.
-fn ask(address: &Address, number: u64, mut random: Random, over: &AtomicBool, seen: &Seen) {
+/// One client: batches of numbered requests, ahead of their replies.
+fn ask(address: &Address, number: u64, mut random: Random, asks: &Asks, over: &AtomicBool, seen: &Seen) {
     let mut client = Client::connect(address);
     let mut count = 0;
     while !over.load(Ordering::Relaxed) {
         let mut params = Vec::new();
-        for _ in 0..=random.below(8) {
+        for _ in 0..=random.below(asks.batch) {
             count += 1;
             let length = match random.below(6) {
-                0 => random.below(300_000),
+                0 => random.below(asks.longest),
                 1 => random.below(20_000),
                 _ => random.below(100),
             };

@@ -4,14 +4,17 @@
 //! word  0  leases picked up          5  the method being executed, its number; 0 if none
 //!       1  free                      6  the master wants to be told of room (set by it, cleared by the worker)
 //!       2  free                      7  bytes parked
-//!       3  handlers that panicked    8  what the process had written before the write in progress to a Unix client
+//!       3  handlers that panicked    8  bytes that the thread had written before the write in progress to a Unix client
 //!       4  log lines lost            9  where in that client's stream it is; 0 if none is  10  the client's slot
-//!      11  whether 8 to 10 are kept
+//!      11  whether 8 and 20 are known
 //!      12  beats: turns begun and probes heard        13  since when the turn or the method in progress is; 0 if none is
 //!      14  the slot of the turn in progress
-//!      15  what the process had written in all when its master was gone, plus 1; 0 while that is there
+//!      15  bytes that the thread had written in all when its master was gone, plus 1; 0 while that is there
 //!      16  what the next commit counts, see `desk/counters.rs`
 //!      17  clients that were closed because they could not be watched, read from or written to
+//!      20  calls that the thread had written with before that write   21  bytes that the write took, plus 1; 0 until it is over
+//!      22  the thread that serves and writes; 0 in version 1, where 8 and 15 are of the whole process
+//!      23  calls that the thread had written with in all when its master was gone
 //!  from 64  twelve seconds of 120 words: which second, requests, busy ns, then how many requests took how long
 //!    1504  how many requests took how long, of all   1616  how long they took in all, in ns
 //!    1664  for each method, by its number, how many were answered with a result, and with an error;
@@ -22,6 +25,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use crate::sys::ledger::Writes;
 
 const PICKED_UP: usize = 0;
 const PANICS: usize = 3;
@@ -39,6 +44,10 @@ const TURN_SLOT: usize = 14;
 pub(super) const FINAL_WRITES: usize = 15;
 const NOTE: usize = 16;
 const LOST: usize = 17;
+const WRITE_CALLS: usize = 20;
+const WRITE_TOOK: usize = 21;
+const WRITER: usize = 22;
+pub(super) const FINAL_WRITE_CALLS: usize = 23;
 
 const SECONDS: usize = 64;
 const KEPT: u64 = 12;
@@ -71,6 +80,15 @@ pub struct Recent {
     pub p50: Option<Duration>,
     /// 99 of 100 took no longer.
     pub p99: Option<Duration>,
+}
+
+/// A write to a Unix client that a worker began in the turn that it is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// The kernel took so many bytes.
+    Took(u64),
+    /// Whether it is over is not known. What the thread had written before, if that is known.
+    Began(Option<Writes>),
 }
 
 /// A turn that a worker is in.
@@ -257,13 +275,23 @@ impl<'a> Header<'a> {
         (since != 0).then(|| Turn { slot: self.load(TURN_SLOT) as u32, since })
     }
 
-    /// Worker: it is about to write to the Unix client in this slot, at this position of its stream, and had written `sum`
-    /// bytes in all before. Holds until the turn ends: a death before that is one in or behind the write.
-    pub fn begin_write(&self, slot: u32, at: u64, sum: u64) {
+    /// Worker: it is about to write to the Unix client in this slot, at this position of its stream. `before` is what its
+    /// thread had written until now, if that is known. Holds until the turn ends: a death before that is one in or behind
+    /// the write.
+    pub fn begin_write(&self, slot: u32, at: u64, before: Option<Writes>) {
         self.end_write();
-        self.0[WRITE_SUM].store(sum, Ordering::Release);
+        self.0[WRITE_TOOK].store(0, Ordering::Release);
+        self.0[KNOWS_WRITES].store(before.is_some().into(), Ordering::Release);
+        let Writes { bytes, calls } = before.unwrap_or_default();
+        self.0[WRITE_SUM].store(bytes, Ordering::Release);
+        self.0[WRITE_CALLS].store(calls, Ordering::Release);
         self.0[WRITE_SLOT].store(slot.into(), Ordering::Release);
         self.0[WRITE_AT].store(at.wrapping_add(1), Ordering::Release);
+    }
+
+    /// Worker: the kernel took so many bytes. Whatever the thread writes from now on is not counted as that client's.
+    pub fn complete_write(&self, took: u64) {
+        self.0[WRITE_TOOK].store(took.wrapping_add(1), Ordering::Release);
     }
 
     /// Worker: whatever it writes from now on is not for that client.
@@ -271,34 +299,45 @@ impl<'a> Header<'a> {
         self.0[WRITE_AT].store(0, Ordering::Release);
     }
 
-    /// Worker: from now on it says so, or it cannot.
-    pub fn set_knows_writes(&self, knows: bool) {
-        self.0[KNOWS_WRITES].store(knows.into(), Ordering::Release);
+    /// Worker: this thread of its process serves and writes to clients.
+    pub fn set_writer(&self, thread: u32) {
+        self.0[WRITER].store(thread.into(), Ordering::Release);
     }
 
-    /// Whether a write would be known of.
+    /// The thread that writes. `None` for a worker of version 1, which noted what its whole process had written.
     #[must_use]
-    pub fn knows_writes(&self) -> bool {
-        self.load(KNOWS_WRITES) != 0
+    pub fn writer(&self) -> Option<u32> {
+        u32::try_from(self.0[WRITER].load(Ordering::Acquire)).ok().filter(|thread| *thread != 0)
     }
 
-    /// What this process had written in all when it packed its clients, if it did and the kernel keeps account.
+    /// What the thread had written in all when it packed its clients, if it did and the kernel keeps account.
     #[must_use]
-    pub fn final_writes(&self) -> Option<u64> {
-        self.0[FINAL_WRITES].load(Ordering::Acquire).checked_sub(1)
+    pub fn final_writes(&self) -> Option<Writes> {
+        let bytes = self.0[FINAL_WRITES].load(Ordering::Acquire).checked_sub(1)?;
+        Some(Writes { bytes, calls: self.load(FINAL_WRITE_CALLS) })
     }
 
     /// Master: so much the worker had written, which is gone.
-    pub fn set_final_writes(&self, sum: u64) {
-        self.0[FINAL_WRITES].store(sum.wrapping_add(1), Ordering::Release);
+    pub fn set_final_writes(&self, Writes { bytes, calls }: Writes) {
+        self.0[FINAL_WRITE_CALLS].store(calls, Ordering::Relaxed);
+        self.0[FINAL_WRITES].store(bytes.wrapping_add(1), Ordering::Release);
     }
 
-    /// What had been written before the write in progress, if that is to the client in this slot at this position.
+    /// The write in progress, if that is to the client in this slot at this position.
     #[must_use]
-    pub fn writing(&self, slot: u32, at: u64) -> Option<u64> {
+    pub fn writing(&self, slot: u32, at: u64) -> Option<Write> {
         let is_it =
             self.0[WRITE_AT].load(Ordering::Acquire) == at.wrapping_add(1) && self.load(WRITE_SLOT) == u64::from(slot);
-        is_it.then(|| self.load(WRITE_SUM))
+        let took = self.0[WRITE_TOOK].load(Ordering::Acquire).checked_sub(1).filter(|_| self.writer().is_some());
+        let before = Writes { bytes: self.load(WRITE_SUM), calls: self.load(WRITE_CALLS) };
+        let began = Write::Began(Some(before).filter(|_| self.load(KNOWS_WRITES) != 0));
+        is_it.then(|| took.map_or(began, Write::Took))
+    }
+
+    /// Whether a worker of version 1 would have noted a write in progress.
+    #[must_use]
+    pub fn notes_every_write(&self) -> bool {
+        self.writer().is_some() || self.load(KNOWS_WRITES) != 0
     }
 
     fn second(&self, second: u64) -> &[AtomicU64] {

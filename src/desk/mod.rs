@@ -39,7 +39,7 @@ use crate::sys::lifeboat::Places;
 use crate::sys::memory::{self, Bytes, PAGE, Words};
 
 pub use counters::{Counters, Note};
-pub use header::{BUCKETS, Header, upper};
+pub use header::{BUCKETS, Header, Write, upper};
 pub use recovery::{Bytes as ClientBytes, Owner};
 pub use slot::{Found, Marks, Place, Slot, State, View};
 #[cfg(test)]
@@ -138,6 +138,7 @@ impl Layout {
             stride: (SLOT / 8) as usize,
             slots: self.slots,
             final_writes: header::FINAL_WRITES,
+            final_write_calls: header::FINAL_WRITE_CALLS,
             is_here: slot::is_with_its_worker,
         }
     }

@@ -29,6 +29,7 @@ use crate::logging;
 use crate::proto::boat::LastDesk;
 use crate::proto::control::{About, Kind, Origin};
 use crate::proto::names::WorkerId;
+use crate::sys::ledger::Writes;
 
 /// Set by the unit: the service manager keeps descriptors for us (systemd before 254 does not tell so itself).
 const WANTED: &str = "FDPASSD_KEEP_CLIENTS";
@@ -207,9 +208,8 @@ impl Master {
         }
     }
 
-    /// A worker is gone while we leave: its desk stays as it is, for the next master. `written` is the sum of all that it
-    /// wrote.
-    pub(super) fn keep_wreck(&mut self, worker: Worker, written: Option<u64>, now: Instant) {
+    /// A worker is gone while we leave: its desk stays as it is, for the next master. `written` is what its thread wrote.
+    pub(super) fn keep_wreck(&mut self, worker: Worker, written: Option<Writes>, now: Instant) {
         let Worker { id, seat, generation, desk, leases, methods, .. } = worker;
         if let Some(written) = written {
             desk.header().set_final_writes(written);

@@ -10,10 +10,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::client::{Client, Unleased};
 use super::image::{ClientImage, LeasesImage};
-use crate::desk::{Found, MasterDesk, Owner, Slot, State};
+use crate::desk::{Found, Header, MasterDesk, Owner, Slot, State, Write};
 use crate::proto::channel::{Lease, MAX_LEASES};
 use crate::proto::names::{ClientId, Peer};
-use crate::sys::ledger::{self, Ledger};
+use crate::sys::ledger::{self, Ledger, Writes};
 use crate::table::Table;
 
 /// A client that was recovered, or why it could not be.
@@ -397,9 +397,9 @@ impl Leases {
         }
     }
 
-    /// The worker is gone: what becomes of its clients. `written` is the sum of all that it ever wrote, if that is known;
+    /// The worker is gone: what becomes of its clients. `written` is what its thread ever wrote, if that is known;
     /// `is_timed_out` whether it was killed for the request that it was executing.
-    pub(super) fn into_left(mut self, desk: &MasterDesk, written: Option<u64>, is_timed_out: bool) -> Left {
+    pub(super) fn into_left(mut self, desk: &MasterDesk, written: Option<Writes>, is_timed_out: bool) -> Left {
         let mut left = Left::default();
         for slot in 0..self.used {
             let state = self.state(slot, desk);
@@ -471,7 +471,7 @@ fn recover(slot: u32, client: Client, ledger: Option<Ledger>, desk: &MasterDesk,
 }
 
 /// How much was read and written in the turn only the kernel knows.
-fn recover_from_turn(slot: u32, client: Client, written: Option<u64>, desk: &MasterDesk) -> Recovered {
+fn recover_from_turn(slot: u32, client: Client, written: Option<Writes>, desk: &MasterDesk) -> Recovered {
     let found = match client.peer {
         Peer::Unix { .. } => unix_ledger(slot, &client, written, desk).map(Some),
         Peer::V4 { .. } | Peer::V6 { .. } => ledger::read(&client.socket),
@@ -483,18 +483,30 @@ fn recover_from_turn(slot: u32, client: Client, written: Option<u64>, desk: &Mas
     }
 }
 
-/// The ledger of a Unix client: its socket counts what is read from it, and what was written to it is what its worker
-/// had written more than before, if it was at that.
-fn unix_ledger(slot: u32, client: &Client, written: Option<u64>, desk: &MasterDesk) -> io::Result<Ledger> {
+/// The ledger of a Unix client: its socket counts what is read from it. What was written to it, the worker has noted, or the
+/// kernel's account of its thread says.
+fn unix_ledger(slot: u32, client: &Client, written: Option<Writes>, desk: &MasterDesk) -> io::Result<Ledger> {
     let view = desk.slot(slot).ok_or(io::ErrorKind::InvalidData)?.view();
     let received = ledger::received(&client.socket, view.in_base)?;
-    let sent = match (desk.header().writing(slot, view.out_base), written) {
-        (None, _) if !desk.header().knows_writes() => return Err(io::ErrorKind::Unsupported.into()),
-        (None, _) => 0,
-        (Some(_), None) => return Err(io::ErrorKind::Unsupported.into()),
-        (Some(before), Some(after)) => after.checked_sub(before).ok_or(io::ErrorKind::InvalidData)?,
+    let header = desk.header();
+    let sent = match header.writing(slot, view.out_base) {
+        None if !header.notes_every_write() => return Err(io::ErrorKind::Unsupported.into()),
+        None => 0,
+        Some(Write::Took(bytes)) => bytes,
+        Some(Write::Began(before)) => {
+            let (before, after) = before.zip(written).ok_or(io::ErrorKind::Unsupported)?;
+            written_since(before, after, header)?
+        }
     };
     Ok(Ledger { received, written: view.out_base.wrapping_add(sent) })
+}
+
+/// Bytes of the write in progress. A worker of version 1 noted the bytes of its whole process, and no calls.
+fn written_since(before: Writes, after: Writes, header: Header<'_>) -> io::Result<u64> {
+    match header.writer() {
+        Some(_) => after.by_one_call_since(before),
+        None => after.bytes.checked_sub(before.bytes).ok_or_else(|| io::ErrorKind::InvalidData.into()),
+    }
 }
 
 #[cfg(test)]

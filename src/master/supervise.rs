@@ -24,9 +24,7 @@ impl Master {
         loop {
             match process::ended() {
                 Ok(Some((pid, exit))) => {
-                    // Before it is collected, as that is the end of /proc/PID, and until then the pid is its own.
-                    let written = ledger::written_by(pid).ok();
-                    self.take_death(pid, exit, written, now);
+                    self.take_death(pid, exit, now);
                     if let Err(e) = process::collect(pid) {
                         return log::error!("cannot collect process {pid}: {e}");
                     }
@@ -38,7 +36,7 @@ impl Master {
     }
 
     /// A process has ended. As PID 1 of a container that may be anybody.
-    fn take_death(&mut self, pid: u32, exit: Exit, written: Option<u64>, now: Instant) {
+    fn take_death(&mut self, pid: u32, exit: Exit, now: Instant) {
         if self.exporter.as_mut().is_some_and(|exporter| exporter.take_death(pid, exit, now)) {
             return;
         }
@@ -48,6 +46,11 @@ impl Master {
         // Its last words, which its death did not take away.
         while self.hear_one(id, now) {}
         let Some(mut worker) = self.workers.remove(&id) else { return };
+        // It is not collected yet: until that /proc/PID is there, and the pid its own.
+        let written = match worker.desk.header().writer() {
+            Some(thread) => ledger::written_by_thread(pid, thread).ok(),
+            None => ledger::written_by_process(pid).ok(),
+        };
         let _ = self.poller.remove(&worker.channel);
         self.count_in(&mut worker, now);
         if self.is_leaving() {

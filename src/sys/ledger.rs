@@ -6,13 +6,13 @@
 //! * TCP tells by itself ([`read`]); Linux 4.6 and newer (`tcpi_notsent_bytes`).
 //! * A Unix stream socket counts down an offset with each byte that is read from it ([`arm`], [`received`]): SO_PEEK_OFF of
 //!   socket(7), which nobody peeks by here.
-//! * What was written to it stands among all that its writer ever wrote with write(2), of which the kernel keeps a sum
-//!   ([`written_by`]): `wchar` of proc(5), where the kernel has task I/O accounting.
+//! * What was written to it by the call that a death interrupted stands in the account that the kernel keeps of each thread
+//!   ([`written_by_thread`]): `wchar` and `syscw` of proc_pid_io(5), where the kernel has task I/O accounting.
 
 use std::fs::File;
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
@@ -204,42 +204,84 @@ fn set_peek_offset(fd: libc::c_int, left: libc::c_int) -> io::Result<()> {
     Ok(())
 }
 
-/// Bytes that a process ever wrote with write(2), to whatever. It is told of one that has ended, too, until that is
-/// collected.
-///
-/// # Errors
-/// Those of reading /proc/PID/io; `InvalidData` where the kernel keeps no such sum.
-pub fn written_by(pid: u32) -> io::Result<u64> {
-    sum_in(&std::fs::read_to_string(format!("/proc/{pid}/io"))?)
+/// What was written with the system calls that the kernel keeps account of: write(2), writev(2), pwrite(2), sendfile(2),
+/// copy_file_range(2), an eventfd, a core dump. send(2), splice(2), io_submit(2) and io_uring are not among them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Writes {
+    /// Bytes: `wchar` of proc_pid_io(5).
+    pub bytes: u64,
+    /// Calls, those that wrote nothing included: `syscw`.
+    pub calls: u64,
 }
 
-/// The sum of what this process wrote, to be looked at again and again.
+impl Writes {
+    /// Bytes that one call has written since `before`, at the most. A thread that has called more often in between has
+    /// written something else as well, and how much of it went where is not known.
+    ///
+    /// # Errors
+    /// `InvalidData` when it was more than one call, or this account is none that goes on from `before`.
+    pub fn by_one_call_since(self, before: Writes) -> io::Result<u64> {
+        match (self.calls.checked_sub(before.calls), self.bytes.checked_sub(before.bytes)) {
+            (Some(0), Some(0)) => Ok(0),
+            (Some(1), Some(bytes)) => Ok(bytes),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+/// What one thread of a process ever wrote; neither other threads nor children count. The account of the first thread of a
+/// process that has ended is there until the process is collected, that of another thread ends with the thread.
+///
+/// # Errors
+/// Those of reading /proc/PID/task/TID/io; `InvalidData` where the kernel keeps no such account.
+pub fn written_by_thread(pid: u32, thread: u32) -> io::Result<Writes> {
+    account_in(&std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/io"))?)
+}
+
+/// What all threads of a process and the children that it has waited for ever wrote: what a worker of version 1 noted.
+///
+/// # Errors
+/// As for [`written_by_thread`].
+pub fn written_by_process(pid: u32) -> io::Result<Writes> {
+    account_in(&std::fs::read_to_string(format!("/proc/{pid}/io"))?)
+}
+
+/// What the thread that opened this has written, to be read again and again.
 #[derive(Debug)]
 pub struct OwnWrites(File);
 
 impl OwnWrites {
-    /// Opens it.
+    /// Opens the account of the calling thread.
     ///
     /// # Errors
-    /// Those of open(2): ENOENT where the kernel keeps no such sum.
+    /// Those of open(2): ENOENT where the kernel keeps no such account.
     pub fn open() -> io::Result<OwnWrites> {
-        File::open("/proc/self/io").map(OwnWrites)
+        File::open("/proc/thread-self/io").map(OwnWrites)
     }
 
-    /// Bytes that this process has written by now.
+    /// What the thread has written by now.
     ///
     /// # Errors
-    /// Those of pread(2).
-    pub fn sum(&self) -> io::Result<u64> {
+    /// Those of pread(2); `InvalidData` when the file is no account.
+    pub fn sum(&self) -> io::Result<Writes> {
         let mut text = [0; 512];
         let length = self.0.read_at(&mut text, 0)?;
-        sum_in(&String::from_utf8_lossy(&text[..length]))
+        account_in(std::str::from_utf8(&text[..length]).map_err(|_| io::ErrorKind::InvalidData)?)
     }
 }
 
-fn sum_in(io: &str) -> io::Result<u64> {
-    let sum = io.lines().find_map(|line| line.strip_prefix("wchar:")).and_then(|sum| sum.trim().parse().ok());
-    sum.ok_or_else(|| io::ErrorKind::InvalidData.into())
+impl AsRawFd for OwnWrites {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+fn account_in(io: &str) -> io::Result<Writes> {
+    let number = |name: &str| {
+        let number = io.lines().find_map(|line| line.strip_prefix(name)).and_then(|sum| sum.trim().parse().ok());
+        number.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+    };
+    Ok(Writes { bytes: number("wchar:")?, calls: number("syscw:")? })
 }
 
 #[cfg(test)]
@@ -296,13 +338,30 @@ mod tests {
         assert_eq!(received(&server, ROUND - 1000).expect("count"), ROUND - 300);
     }
 
+    fn write_to_null(length: usize) {
+        File::options().write(true).open("/dev/null").expect("open").write_all(&vec![0; length]).expect("write");
+    }
+
     #[test]
-    fn what_a_process_writes_is_summed_up() {
-        let own = OwnWrites::open().expect("the kernel keeps the sum");
-        let before = own.sum().expect("sum");
-        File::options().write(true).open("/dev/null").expect("open").write_all(&[0; 12_345]).expect("write");
-        assert!(own.sum().expect("sum") >= before + 12_345);
-        assert!(written_by(std::process::id()).expect("sum") >= before + 12_345);
+    fn the_account_of_a_thread_is_its_own() {
+        let own = OwnWrites::open().expect("the kernel keeps the account");
+        let (pid, thread) = (std::process::id(), super::super::fork::thread_id());
+        let before = own.sum().expect("an account");
+        std::thread::spawn(|| (0..9).for_each(|_| write_to_null(777))).join().expect("no panic");
+        assert!(std::process::Command::new("sh").args(["-c", "echo 12345"]).output().expect("sh").status.success());
+        assert_eq!(own.sum().expect("an account"), before);
+        write_to_null(12_345);
+        let after = written_by_thread(pid, thread).expect("an account");
+        assert_eq!(after, Writes { bytes: before.bytes + 12_345, calls: before.calls + 1 });
+        assert!(written_by_process(pid).expect("an account").bytes >= before.bytes + 12_345 + 9 * 777);
+    }
+
+    #[test]
+    fn more_than_one_call_is_not_believed() {
+        let before = Writes { bytes: 1000, calls: 7 };
+        let since = |bytes, calls| Writes { bytes, calls }.by_one_call_since(before).ok();
+        assert_eq!((since(1000, 7), since(1000, 8), since(1005, 8)), (Some(0), Some(0), Some(5)));
+        assert_eq!([since(1005, 7), since(1005, 9), since(999, 8), since(1005, 6)], [None; 4]);
     }
 
     #[test]

@@ -7,6 +7,9 @@
 //! SIGTERM   an alarm after the grace, for the loop might find out by itself
 //! SIGALRM   the master is there: nothing           it is gone: pack, and exit
 //! ```
+//!
+//! The thread that serves packs, once: a signal that another thread gets goes on to that one, so that no write of it is under
+//! way; one that interrupts the loop while that packs changes nothing; and a child that a method forked does nothing.
 
 use std::fs::File;
 use std::io;
@@ -19,7 +22,8 @@ use nix::libc;
 use signal_hook::consts::{SIGALRM, SIGTERM};
 use signal_hook::low_level;
 
-use super::ledger::OwnWrites;
+use super::fork;
+use super::ledger::{OwnWrites, Writes};
 use super::memory::{Words, sealed_file};
 use super::socket::MAX_PASSED;
 
@@ -43,8 +47,10 @@ pub struct Places {
     pub stride: usize,
     /// How many slots there are.
     pub slots: u32,
-    /// Where the sum of what was written in all goes at the end.
+    /// Where what the thread has written in all goes at the end: bytes and 1,
     pub final_writes: usize,
+    /// and calls.
+    pub final_write_calls: usize,
     /// Whether a lease word says that the client of this lease is still with this worker.
     pub is_here: fn(word: u64, generation: u32) -> bool,
 }
@@ -64,11 +70,15 @@ pub struct Lifeboat {
     words: Words,
     places: Places,
     writes: Option<OwnWrites>,
+    /// The process, and the thread of it that serves.
+    pid: u32,
+    thread: u32,
     grace: Duration,
     unread: Unread,
     /// Slots that were ever used are below this.
     used: AtomicU64,
-    is_packed: AtomicBool,
+    /// Packing has begun.
+    has_begun: AtomicBool,
 }
 
 /// What a datagram of the channel that nobody has read tells of the client whose socket is the descriptor of this index.
@@ -84,8 +94,8 @@ pub struct Packed {
 }
 
 impl Lifeboat {
-    /// Gets all ready for the clients of a desk, and catches the two signals. `channel` is what the master is at the other
-    /// end of, and stays open for as long as this process lives.
+    /// Gets all ready for the clients of a desk, which the calling thread serves, and catches the two signals. `channel` is
+    /// what the master is at the other end of, and stays open for as long as this process lives.
     ///
     /// # Errors
     /// Those of memfd_create(2), mmap(2) and sigaction(2).
@@ -110,13 +120,15 @@ impl Lifeboat {
             words,
             places,
             writes: OwnWrites::open().ok(),
+            pid: fork::process_id(),
+            thread: fork::thread_id(),
             grace,
             unread,
             used: AtomicU64::new(0),
-            is_packed: AtomicBool::new(false),
+            has_begun: AtomicBool::new(false),
         }));
-        // SAFETY: all that the two handlers do is poll(2), setitimer(2), atomic loads and stores, pread(2), recvmsg(2),
-        // sendmsg(2) and _exit(2), on memory that is there for good.
+        // SAFETY: all that the two handlers do is getpid(2), gettid(2), tgkill(2), poll(2), setitimer(2), atomic loads and
+        // stores, pread(2), recvmsg(2), sendmsg(2) and _exit(2), on memory that is there for good.
         unsafe {
             low_level::register(SIGTERM, move || lifeboat.set_alarm())?;
             low_level::register(SIGALRM, move || lifeboat.abandon_ship())?;
@@ -151,7 +163,7 @@ impl Lifeboat {
 
     /// Whether the master is gone is asked then, not now: it may be about to be.
     fn set_alarm(&self) {
-        if self.is_packed.load(Ordering::Acquire) {
+        if !self.is_ours() || self.has_begun.load(Ordering::Acquire) {
             return;
         }
         let grace = libc::timeval {
@@ -172,6 +184,17 @@ impl Lifeboat {
     }
 
     fn abandon_ship(&self) {
+        if !self.is_ours() {
+            return;
+        }
+        if fork::thread_id() != self.thread {
+            return fork::signal_thread(self.thread, SIGALRM);
+        }
+        // The loop that this interrupts packs, or has packed, and then ends by itself. To exit here would leave the rest of
+        // its clients behind.
+        if self.has_begun.load(Ordering::Acquire) {
+            return;
+        }
         // Somebody else's alarm is none of ours.
         if self.has_lost_its_master() {
             self.pack();
@@ -180,17 +203,18 @@ impl Lifeboat {
         }
     }
 
-    /// Packs the desk and all clients that are still here. Once: a second time there is nothing to do.
+    /// Whether this process is the worker, and not a child that it forked.
+    fn is_ours(&self) -> bool {
+        fork::process_id() == self.pid
+    }
+
+    /// Packs the desk and all clients that are still here. Once: a second time there is nothing to do, nor for a child.
     pub fn pack(&self) -> Packed {
         let mut outcome = Packed::default();
-        if self.is_packed.swap(true, Ordering::AcqRel) {
+        if !self.is_ours() || self.has_begun.swap(true, Ordering::AcqRel) {
             return outcome;
         }
-        if let (Some(sum), Some(word)) =
-            (self.writes.as_ref().and_then(|writes| writes.sum().ok()), self.words.get(self.places.final_writes))
-        {
-            word.store(sum.wrapping_add(1), Ordering::Release);
-        }
+        self.note_final_writes();
         let mut boat = 0;
         let is_off = self.send(&mut boat, &self.first, &[self.desk.as_raw_fd()]);
         let mut batch = Batch { payload: [0; BATCH], sockets: [0; MAX_PASSED], count: 0 };
@@ -219,6 +243,16 @@ impl Lifeboat {
             outcome.add(batch.count, is_off && self.send(&mut boat, batch.payload(), batch.sockets()));
         }
         outcome
+    }
+
+    fn note_final_writes(&self) {
+        let Some(Ok(Writes { bytes, calls })) = self.writes.as_ref().map(OwnWrites::sum) else { return };
+        let Places { final_writes, final_write_calls, .. } = self.places;
+        if let (Some(bytes_word), Some(calls_word)) = (self.words.get(final_writes), self.words.get(final_write_calls))
+        {
+            calls_word.store(calls, Ordering::Relaxed);
+            bytes_word.store(bytes.wrapping_add(1), Ordering::Release);
+        }
     }
 
     /// Whether the desk says so, too.

@@ -6,6 +6,7 @@
 pub mod cgroup;
 pub mod clock;
 pub mod fd;
+pub mod fork;
 pub mod inherited;
 pub mod ledger;
 pub mod lifeboat;

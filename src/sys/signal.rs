@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::sys::signal::{SigSet, SigmaskHow};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2};
 use signal_hook::low_level::pipe;
 
@@ -84,6 +85,25 @@ impl Signals {
 impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pipe.as_fd()
+    }
+}
+
+/// The calling thread runs no signal handler while this is there; signals wait for it, or for another thread.
+#[derive(Debug)]
+pub struct HeldBack(Option<SigSet>);
+
+impl HeldBack {
+    /// Holds back every signal but SIGKILL and SIGSTOP, which cannot be.
+    #[must_use]
+    pub fn all() -> HeldBack {
+        // It fails for a bad argument only.
+        HeldBack(SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).ok())
+    }
+}
+
+impl Drop for HeldBack {
+    fn drop(&mut self) {
+        let _ = self.0.map(|before| before.thread_set_mask());
     }
 }
 

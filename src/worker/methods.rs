@@ -12,6 +12,7 @@ use super::reply::{Call, Fault, Reply};
 use crate::proto::channel::MethodName;
 use crate::proto::names::{Generation, WorkerId};
 use crate::proto::rpc::{Code, is_method_name};
+use crate::sys::fork;
 
 /// Which worker process the state is being made for.
 #[derive(Clone, Debug)]
@@ -198,7 +199,9 @@ impl<S: 'static> Running<S> {
 }
 
 fn construct<S>(methods: &Methods<S>, info: &WorkerInfo) -> Result<S, String> {
-    match catch_unwind(AssertUnwindSafe(|| (methods.constructor)(info))) {
+    let made = catch_unwind(AssertUnwindSafe(|| (methods.constructor)(info)));
+    fork::end_child();
+    match made {
         Ok(made) => made,
         Err(_) => Err(format!("the state's constructor {}", last_panic())),
     }
@@ -236,7 +239,10 @@ impl<S: 'static> Service for Running<S> {
         let method = &self.methods.all[index];
         let mut reply = Reply::new(buffer, &method.reply_name, call);
         // The state may be left half changed by a panic: it is thrown away.
-        match catch_unwind(AssertUnwindSafe(|| (method.handler)(&mut self.state, params, &mut reply))) {
+        let returned = catch_unwind(AssertUnwindSafe(|| (method.handler)(&mut self.state, params, &mut reply)));
+        // A child that the method forked would answer a second time.
+        fork::end_child();
+        match returned {
             Ok(Ok(())) => reply.seal(order).map_err(Failure::Fault),
             Ok(Err(fault)) => Err(Failure::Fault(fault)),
             Err(_) => {

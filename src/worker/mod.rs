@@ -32,6 +32,7 @@ use crate::logging;
 use crate::proto::channel::{Lease, MAX_SLOTS, Settings, ToMaster, ToWorker};
 use crate::proto::rpc::Code;
 use crate::sys::clock;
+use crate::sys::fork;
 use crate::sys::ledger::OwnWrites;
 use crate::sys::lifeboat::Lifeboat;
 use crate::sys::poll::{Event, Interest, Poller};
@@ -101,7 +102,7 @@ impl<'c> Worker<'c> {
         poller.add(&*channel, CHANNEL, Interest::Read)?;
         let parking = Parking::new(settings.buffers);
         let writes = OwnWrites::open().ok();
-        desk.header().set_knows_writes(writes.is_some());
+        desk.header().set_writer(fork::thread_id());
         let now = clock::monotonic();
         Ok(Worker {
             channel,

@@ -13,7 +13,7 @@ use crate::logging;
 use crate::proto::boat::LastDesk;
 use crate::proto::channel::{Failed, Ready, Start, ToMaster, ToWorker, VERSION};
 use crate::sys::poll::{Interest, Poller};
-use crate::sys::{fd, process, signal};
+use crate::sys::{fd, fork, process, signal};
 
 /// By how much a worker is likelier than its master to be killed for want of memory: it is replaced and its clients stay.
 /// It is more than the share of the limit that a master has in memory of its own.
@@ -79,6 +79,7 @@ fn serve<S: 'static>(
     if let Err(e) = process::raise_oom_score(OOM_SCORE) {
         log::debug!("cannot have the kernel prefer this process when memory is out: {e}");
     }
+    fork::remember();
     remember_panics();
     signal::ignore_group_signals().map_err(|e| format!("cannot catch signals: {e}"))?;
     // It serves as many clients as its master may have; a lower limit shows when they come.

@@ -51,7 +51,7 @@ pub(super) struct Tools<'a> {
     pub(super) quarantined: &'a [bool],
     /// Requests that this process has answered.
     pub(super) served: u64,
-    /// The sum of what this process wrote, where the kernel keeps one.
+    /// What this thread wrote, where the kernel keeps account.
     pub(super) writes: Option<&'a OwnWrites>,
     /// Why this process cannot go on, once it cannot.
     pub(super) broken: &'a mut Option<String>,

@@ -30,7 +30,7 @@ fn desks() -> (MasterDesk, WorkerDesk) {
     let layout = Layout::new(SLOTS, 4096);
     let master = MasterDesk::new(layout).expect("memfd");
     let worker = WorkerDesk::map(master.file().try_clone().expect("dup"), layout).expect("mmap");
-    worker.header().set_knows_writes(true);
+    worker.header().set_writer(1);
     (master, worker)
 }
 
@@ -43,6 +43,11 @@ fn few() -> Config {
 /// The bytes of a part of a stream: each stream has its own.
 fn bytes_of(stream: u64, part: Range<u64>) -> Vec<u8> {
     part.map(|position| (position.wrapping_mul(31) ^ (position >> 8) ^ (stream * 101)) as u8).collect()
+}
+
+/// What a thread has written after one more call.
+fn and_a_call_of(bytes: u64, before: Writes) -> Writes {
+    Writes { bytes: before.bytes + bytes, calls: before.calls + 1 }
 }
 
 /// Bytes that moved, of a socket that may have none or take none now.
@@ -226,7 +231,7 @@ struct World {
     /// The slot of a turn that will not end, and whether its method is running.
     dying: Option<(u32, bool)>,
     /// All that the worker ever wrote, and the leases that it has heard of.
-    sum: u64,
+    sum: Writes,
     heard: u64,
 }
 
@@ -244,7 +249,7 @@ impl World {
             said: Vec::new(),
             behind: BTreeSet::new(),
             dying: None,
-            sum: 0,
+            sum: Writes::default(),
             heard: 0,
         }
     }
@@ -408,7 +413,7 @@ impl World {
         }
         assert_eq!(faults, Vec::from_iter(interrupted));
         self.over.extend(left.ended.iter().map(|client| client.id));
-        (self.sum, self.heard) = (0, 0);
+        (self.sum, self.heard) = (Writes::default(), 0);
         self.held.clear();
         self.said.clear();
         self.behind.clear();
@@ -436,12 +441,15 @@ impl World {
         if is_parked && view.replied > 0 {
             let open = self.worker.open(slot, Place::Shared, view.tx.0);
             let count = view.replied.min(plan.write.into()) as usize;
-            open.header.begin_write(slot, view.out_base, self.sum);
+            open.header.begin_write(slot, view.out_base, Some(self.sum));
             let sent = if count > 0 { moved(socket.write(&open.tx[view.tx.1 as usize..][..count])) } else { 0 };
-            (self.sum, life.written) = (self.sum + sent, life.written + sent);
+            (self.sum, life.written) = (and_a_call_of(sent, self.sum), life.written + sent);
             if dies(Point::Write) {
                 return;
             }
+            open.header.complete_write(sent);
+            // Such as a line of the log.
+            self.sum = and_a_call_of(77, self.sum);
             let (out_base, sent) = (view.out_base + sent, sent as u32);
             let kept = View { out_base, replied: view.replied - sent, tx: (view.tx.0, view.tx.1 + sent), ..view };
             open.slot.flip(&kept, marks);
@@ -493,13 +501,15 @@ impl World {
                 return;
             }
         }
-        open.header.begin_write(slot, out_base, self.sum);
+        open.header.begin_write(slot, out_base, Some(self.sum));
         let count = replied.min(plan.write.into());
         let sent = if count > 0 { moved(socket.write(&open.tx[..count])) } else { 0 };
-        (self.sum, life.written) = (self.sum + sent, life.written + sent);
+        (self.sum, life.written) = (and_a_call_of(sent, self.sum), life.written + sent);
         if dies(Point::Write) {
             return;
         }
+        open.header.complete_write(sent);
+        self.sum = and_a_call_of(77, self.sum);
         let (unread, unsent) = (arrived - answered, replied - sent as usize);
         let is_at_rest = unread == 0 && unsent == 0;
         if !is_at_rest {
@@ -618,7 +628,7 @@ proptest! {
     fn on_a_desk_full_of_nonsense_no_client_vanishes_and_nothing_panics(
         acts in vec(act(), 0..60),
         nonsense in vec((scribbles(), any::<Index>(), 0..9u8), 1..8),
-        written in any::<Option<u64>>(),
+        written in any::<Option<(u64, u64)>>(),
         is_timed_out: bool,
     ) {
         let mut world = World::new();
@@ -670,7 +680,7 @@ proptest! {
             assert_eq!(leases.clients(), leases.iter().count());
         }
         let leases = mem::replace(leases, Leases::new(SLOTS));
-        let Left { recovered, ended: also_ended, lost } = leases.into_left(desk, written, is_timed_out);
+        let Left { recovered, ended: also_ended, lost } = leases.into_left(desk, written.map(|(bytes, calls)| Writes { bytes, calls }), is_timed_out);
         back.extend(recovered.into_iter().map(|(unleased, _)| Ok(unleased)));
         back.extend(lost.into_iter().map(Err));
         ended.extend(also_ended.iter().map(|client| client.id));

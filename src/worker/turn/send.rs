@@ -6,6 +6,7 @@ use super::{Gone, Purpose, Turn};
 use crate::desk::{Header, Place, View};
 use crate::sys::clock;
 use crate::sys::ledger::OwnWrites;
+use crate::sys::signal::HeldBack;
 use crate::sys::socket::{self, Moved};
 use crate::worker::connection::{Connection, Waits};
 use crate::worker::death::{self, Point};
@@ -123,8 +124,7 @@ impl Turn<'_, '_> {
     }
 }
 
-/// Writes to a client, in the way by which the kernel can tell afterwards how much: for a Unix client, what was written
-/// before is noted first.
+/// Writes to a client, in the way by which it can be found out afterwards how much.
 fn transmit(
     connection: &Connection,
     writes: Option<&OwnWrites>,
@@ -132,22 +132,29 @@ fn transmit(
     (slot, at): (u32, u64),
     bytes: &[u8],
 ) -> io::Result<Moved> {
-    if !connection.is_tcp() {
-        match writes.map(OwnWrites::sum) {
-            Some(Ok(sum)) => header.begin_write(slot, at, sum),
-            Some(Err(_)) | None => header.set_knows_writes(false),
-        }
+    if connection.is_tcp() {
+        return write(bytes, |bytes| socket::transmit(&connection.socket, bytes), |_| {});
     }
+    // What the thread has written is noted before, and what the kernel took behind: a death between the two is the one whose
+    // outcome the account of the thread tells, as it has called write(2) once, or not yet. A signal handler could write.
+    let _held_back = HeldBack::all();
+    header.begin_write(slot, at, writes.and_then(|writes| writes.sum().ok()));
+    write(bytes, |bytes| socket::transmit_summed(&connection.socket, bytes), |took| header.complete_write(took))
+}
+
+/// Writes, with the points at which the tests let a worker die.
+fn write(
+    bytes: &[u8],
+    transmit: impl FnOnce(&[u8]) -> io::Result<Moved>,
+    complete: impl FnOnce(u64),
+) -> io::Result<Moved> {
     death::pass(Point::BeforeWrite);
     let is_cut_short = death::strikes(Point::AmidWrite);
-    let bytes = if is_cut_short { &bytes[..bytes.len() / 2] } else { bytes };
-    let moved = match connection.is_tcp() {
-        true => socket::transmit(&connection.socket, bytes),
-        false => socket::transmit_summed(&connection.socket, bytes),
-    };
+    let moved = transmit(if is_cut_short { &bytes[..bytes.len() / 2] } else { bytes });
     if is_cut_short {
         death::die();
     }
     death::pass(Point::AfterWrite);
+    complete(if let Ok(Moved::Bytes(took)) = moved { took as u64 } else { 0 });
     moved
 }
