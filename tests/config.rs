@@ -92,7 +92,7 @@ fn what_is_no_file_or_no_text_is_refused() {
 fn the_effective_configuration_can_be_loaded_again_and_is_the_same() {
     let everything = r#"
         listen = ["127.0.0.1:1", { address = "unix:/run/x/rpc.sock", mode = "0666", owner = "root", group = "root" }]
-        workers = { count = 3, dispatch = "round-robin", start-timeout = "1m 30s", max-requests = 1, max-lifetime = "1d" }
+        workers = { count = 3, dispatch = "round-robin", rebalance = "manual", start-timeout = "1m 30s", max-requests = 1, max-lifetime = "1d" }
         control = { socket = "/run/x/control.sock", mode = "0600", admin-group = "root", read-group = "61200" }
         metrics = { listen = "127.0.0.1:2", hosts = ["node1.example.org"] }
         log = { target = "file", file = "/tmp/x.log", format = "json", level = "debug" }
@@ -117,6 +117,7 @@ fn the_effective_configuration_can_be_loaded_again_and_is_the_same() {
     for words in [
         "1m 30s",
         "round-robin",
+        "rebalance = \"manual\"",
         "drain-timeout = \"0s\"",
         "mode = \"0600\"",
         "admin-group = \"root\"",

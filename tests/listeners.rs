@@ -6,6 +6,7 @@ use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
 
+use common::port::Reserved;
 use common::program::skip;
 use common::{kernel, start};
 use fdpassd::proto::names::Address;
@@ -58,21 +59,23 @@ fn silent_clients_are_probed_after_tcp_keepalive_and_never_without_it() {
 
 #[test]
 fn an_ipv6_listener_leaves_ipv4_to_others() {
-    let daemon = start(r#"listen = ["[::]:0"]"#);
-    let port = port(&daemon);
+    let reserved = Reserved::of_both_families();
+    let port = reserved.address.port();
+    let daemon = start(&format!("listen = [\"{}\"]", reserved.address));
     let mut client = Client::connect(&Address::Tcp(SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], port))));
     assert_eq!(client.call("ping", 6).expect("a result"), 6);
     assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
     let other = start(&format!("listen = [\"0.0.0.0:{port}\"]"));
     let mut client = Client::connect(&Address::Tcp(SocketAddr::from(([127, 0, 0, 1], port))));
     assert_eq!(client.call("ping", 4).expect("a result"), 4);
-    drop(other);
+    drop((daemon, other));
 }
 
 #[test]
 fn a_port_whose_last_connections_linger_can_be_listened_on_again() {
-    let mut daemon = start("");
-    let port = port(&daemon);
+    let reserved = Reserved::new();
+    let config = format!("listen = [\"{}\"]", reserved.address);
+    let mut daemon = start(&config);
     let mut client = daemon.connect();
     client.call("ping", 1).expect("a result");
     // The side that closes first has the connection in TIME_WAIT: here the daemon's.
@@ -80,8 +83,7 @@ fn a_port_whose_last_connections_linger_can_be_listened_on_again() {
     client.expect_end();
     drop(client);
     assert!(daemon.wait().success());
-    let again = start(&format!("listen = [\"127.0.0.1:{port}\"]"));
-    again.connect().call("ping", 2).expect("a result");
+    start(&config).connect().call("ping", 2).expect("a result");
 }
 
 #[test]

@@ -3,25 +3,20 @@
 mod common;
 
 use std::iter;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::load::Load;
+use common::port::Reserved;
 use common::program::{ctl, skip};
 use common::{kernel, start};
 use fdpassd::proto::frame::{ByteOrder, OrderRule};
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, eventually};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-
-/// A port that nobody has at the moment.
-fn free_port() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("it is bound")
-}
 
 fn connects(address: &Address) -> bool {
     match address {
@@ -96,7 +91,8 @@ fn nobody_who_connects_during_twenty_reloads_is_refused() {
 
 #[test]
 fn new_listeners_serve_and_leaving_ones_go_when_nobody_waits_there_any_more() {
-    let (stays, leaves, comes) = (free_port(), free_port(), free_port());
+    let ports = [(); 3].map(|()| Reserved::new());
+    let [stays, leaves, comes] = [0, 1, 2].map(|i| ports[i].address);
     let old = format!("listen = [\"{stays}\", \"{leaves}\", \"unix:{{dir}}/old.sock\"]\nworkers.count = 2");
     let new = format!("listen = [\"unix:{{dir}}/new.sock\", \"{comes}\", \"{stays}\"]\nworkers.count = 2");
     let daemon = start(&old);
@@ -144,7 +140,8 @@ fn new_listeners_serve_and_leaving_ones_go_when_nobody_waits_there_any_more() {
 
 #[test]
 fn a_listener_that_is_to_go_and_is_wanted_again_before_it_has_gone_stays() {
-    let leaves = free_port();
+    let reserved = Reserved::new();
+    let leaves = reserved.address;
     let with = format!("listen = [\"127.0.0.1:0\", \"{leaves}\", \"unix:{{dir}}/rpc.sock\"]\nworkers.count = 1");
     let daemon = start(&with);
     let leaving = [&Address::Tcp(leaves), &Address::Unix(daemon.directory().join("rpc.sock"))];
@@ -162,7 +159,8 @@ fn a_listener_that_is_to_go_and_is_wanted_again_before_it_has_gone_stays() {
 
 #[test]
 fn a_listener_goes_when_clients_are_accepted_again_although_nobody_waits_there() {
-    let leaves = free_port();
+    let reserved = Reserved::new();
+    let leaves = reserved.address;
     let limit = "workers.count = 1\nlimits.max-clients = 1\n";
     let daemon = start(&format!("{limit}listen = [\"127.0.0.1:0\", \"{leaves}\"]"));
     let mut client = Client::connect(&Address::Tcp(leaves));

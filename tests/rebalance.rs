@@ -21,7 +21,9 @@ const SEVERAL_LOOKS: Duration = Duration::from_secs(5);
 fn after_scaling_up_busy_clients_spread_by_themselves_idle_ones_stay_and_then_there_is_rest() {
     const IDLE: usize = 40;
     // Nobody is to be moved for being stuck, but the looks at who is are to be as frequent as others'.
-    let daemon = faulty::start("limits.stall-timeout = \"1900ms\"\nworkers.count = 1");
+    let config = |rebalance| format!("limits.stall-timeout = \"1900ms\"\nworkers = {{ count = 1, {rebalance} }}");
+    let daemon = faulty::start(&config("rebalance = \"manual\""));
+    daemon.reload_with(&config("rebalance = \"auto\"")).expect("it is applied");
     let mut idle: Vec<Client> = (0..IDLE).map(|_| daemon.connect()).collect();
     let before: Vec<Server> = idle.iter_mut().map(faulty::whoami).collect();
     let busy: Vec<Client> = (0..8).map(|_| daemon.connect()).collect();
@@ -50,19 +52,22 @@ fn after_scaling_up_busy_clients_spread_by_themselves_idle_ones_stay_and_then_th
     end(&daemon, load);
 }
 
-/// The clients of one of two workers keep it busy for less of its time than would move anybody unasked.
+/// The clients of one of two workers keep it busy all the time, and with `rebalance = "manual"` none moves unasked.
 #[test]
 fn the_operator_is_told_what_would_move_and_has_it_moved() {
-    let daemon = faulty::start("limits.stall-timeout = \"5s\"\nworkers.count = 2");
+    let daemon = faulty::start(
+        "limits.stall-timeout = \"1h\"\nworkers = { count = 2, dispatch = \"round-robin\", rebalance = \"manual\" }",
+    );
     daemon.wait_for_workers();
     let (mut crowd, mut idle) = (Vec::new(), Vec::new());
-    while crowd.len() < 4 {
+    // Of five that are about equally busy two are moved at least, of which one at most is in a turn.
+    while crowd.len() < 5 {
         let mut client = daemon.connect();
         let server = faulty::whoami(&mut client);
         if server.seat == 0 { crowd.push(client) } else { idle.push((client, server)) }
     }
     let others = idle.len() as u64;
-    let load = Load::of(crowd, Habit { pipelined: 1, spin: 10, pause: Duration::from_millis(200) });
+    let load = Load::of(crowd, Habit { pipelined: 8, spin: 10, pause: Duration::ZERO });
     let is_warm = |status: &Status| status.workers.iter().all(|worker| worker.uptime_seconds > Some(4.0));
     let ids: Vec<String> = daemon
         .wait_until("both workers are warm", is_warm)
@@ -83,15 +88,15 @@ fn the_operator_is_told_what_would_move_and_has_it_moved() {
         count.parse().expect("a count")
     };
     let would_move = moves(&["rebalance", "--dry-run"], "would move");
-    assert!((1..=3).contains(&would_move), "{would_move} of 4");
+    assert!((1..=4).contains(&would_move), "{would_move} of 5");
     let status = daemon.status();
     assert_eq!((status.moved_total, status.workers[1].clients), (0, others), "it was only asked for");
-    let moved = moves(&["rebalance"], "moved");
-    assert!(moved > 0);
-    // One that is in a turn at that moment stays, but not all are.
-    daemon.wait_until("somebody asks the other worker", |status| {
-        status.moved_total > 0 && status.workers[1].clients > others
+    // One that is in a turn at that moment stays. On a machine that is too busy for five it may be the only one.
+    eventually("somebody is moved", || {
+        assert!(moves(&["rebalance"], "moved") > 0);
+        (daemon.status().moved_total > 0).then_some(())
     });
+    daemon.wait_until("somebody asks the other worker", |status| status.workers[1].clients > others);
     load.wait_for(8);
     for (client, before) in &mut idle {
         assert_eq!(faulty::whoami(client).pid, before.pid, "who asks for nothing stays");

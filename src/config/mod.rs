@@ -133,6 +133,9 @@ pub struct Workers {
     /// Which of them a new client goes to; by default the least loaded one.
     #[serde(deserialize_with = "word")]
     pub dispatch: Dispatch,
+    /// Whether busy clients move to other workers unasked; by default they do.
+    #[serde(deserialize_with = "word")]
+    pub rebalance: Rebalance,
     /// How long one may take to become ready; 10 s by default.
     #[serde(with = "Timeout")]
     pub start_timeout: Duration,
@@ -149,6 +152,7 @@ impl Default for Workers {
         Workers {
             count: Count::Auto,
             dispatch: Dispatch::LeastLoaded,
+            rebalance: Rebalance::Auto,
             start_timeout: Duration::from_secs(10),
             max_requests: None,
             max_lifetime: None,
@@ -184,6 +188,16 @@ impl Dispatch {
             Dispatch::RoundRobin => "round-robin",
         }
     }
+}
+
+/// When busy clients move from a worker with much to do to one with little.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rebalance {
+    /// Whenever the load has been uneven for a while.
+    Auto,
+    /// Only at an operator's request.
+    Manual,
 }
 
 /// `[limits]`: what clients may take up.

@@ -139,6 +139,7 @@ fn all_values_are_taken_as_written() {
         [workers]
         count = 256
         dispatch = "round-robin"
+        rebalance = "manual"
         start-timeout = "1m 30s"
         max-requests = 1
         max-lifetime = "1day"
@@ -188,6 +189,7 @@ fn all_values_are_taken_as_written() {
     let workers = Workers {
         count: Count::Exactly(number(256)),
         dispatch: Dispatch::RoundRobin,
+        rebalance: Rebalance::Manual,
         start_timeout: Duration::from_secs(90),
         max_requests: Some(number(1)),
         max_lifetime: Some(Duration::from_secs(86_400)),
@@ -723,6 +725,7 @@ fn workers() -> impl Strategy<Value = Workers> {
     (0..=256u32, any::<bool>(), durations(), replaced).prop_map(|(count, in_turn, start_timeout, replaced)| Workers {
         count: NonZeroU32::new(count).map_or(Count::Auto, Count::Exactly),
         dispatch: if in_turn { Dispatch::RoundRobin } else { Dispatch::LeastLoaded },
+        rebalance: if in_turn { Rebalance::Manual } else { Rebalance::Auto },
         start_timeout,
         max_requests: NonZeroU32::new(replaced.0),
         max_lifetime: replaced.1,

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use super::Master;
 use super::counts::Reason;
 use super::worker::{Pulse, Worker};
+use crate::config::Rebalance;
 use crate::pool::{State, rebalance};
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{About, Kind};
@@ -98,7 +99,9 @@ impl Master {
         if self.watch.next_look.is_none() && self.workers.keys().any(|id| self.is_watched(*id)) {
             self.watch.next_look = Some(now + self.stall_limit() / 2);
             // A look begins the next one, and must not put this off with it.
-            self.watch.next_balance.get_or_insert(now + rebalance::INTERVAL);
+            if self.config.workers.rebalance == Rebalance::Auto {
+                self.watch.next_balance.get_or_insert(now + rebalance::INTERVAL);
+            }
         }
     }
 
@@ -114,9 +117,9 @@ impl Master {
         has_clients || self.pool.member(id).is_some_and(|member| member.is_stalled)
     }
 
-    /// The limits are others now, perhaps: a look that was planned by the old ones may come too late.
+    /// The configuration is another one now: a look that was planned by the old one may come too late, or not be wanted.
     pub(super) fn watch_anew(&mut self, now: Instant) {
-        self.watch.next_look = None;
+        self.watch = Watch::default();
         self.watch_from(now);
     }
 

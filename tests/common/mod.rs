@@ -10,6 +10,7 @@ pub mod http;
 pub mod kernel;
 pub mod load;
 pub mod page;
+pub mod port;
 pub mod program;
 pub mod random;
 pub mod restart;
