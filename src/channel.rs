@@ -144,8 +144,11 @@ mod tests {
         assert!(matches!(worker.hear(&mut scratch).expect("hear"), Heard::Nothing));
 
         let (mut watch, passed) = UnixStream::pair().expect("socketpair");
-        socket::send_message(&master, b"\x03", &[passed.as_fd()]).expect("a Reopen with a descriptor");
-        socket::send_message(&master, b"\xff", &[passed.as_fd()]).expect("garbage with a descriptor");
+        // A Reopen with a descriptor, and garbage with one.
+        for message in [b"\x03", b"\xff"] {
+            let sent = socket::send_message(&master, message, &[passed.as_fd()]).expect("sendmsg");
+            assert_eq!(sent, Sent::Queued);
+        }
         drop(passed);
         assert!(matches!(worker.hear(&mut scratch).expect("hear"), Heard::Garbage(_)));
         assert!(matches!(worker.hear(&mut scratch).expect("hear"), Heard::Garbage(_)));

@@ -9,7 +9,7 @@ use std::env;
 use std::fs;
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::process::Command;
 
 use common::faulty;
@@ -74,7 +74,7 @@ fn connect_and_stop(to: SocketAddr, data: &[u8]) -> TcpStream {
     tc(&format!("qdisc add dev lo root tbf rate 8bit burst {BURST} limit 1m"));
     let sent = sendto(client.as_raw_fd(), data, &SockaddrIn::from(v4), FAST_OPEN).expect("sendto");
     assert_eq!(sent, data.len());
-    let client = TcpStream::from(OwnedFd::from(client));
+    let client = TcpStream::from(client);
     client.set_nonblocking(false).expect("fcntl");
     client.set_read_timeout(Some(PATIENCE)).expect("SO_RCVTIMEO");
     client

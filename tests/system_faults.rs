@@ -125,6 +125,22 @@ fn a_worker_that_cannot_be_started_is_started_later_and_clients_stay() {
     }
 }
 
+#[test]
+fn a_worker_that_cannot_be_sent_its_start_is_started_soon() {
+    for error in ["ETOOMANYREFS", "EAGAIN"] {
+        // The first two are those of the first two workers.
+        let inject = format!("inject=sendmsg:error={error}:when=3..4");
+        let config = "workers.count = 2\nworkers.start-timeout = \"1h\"";
+        let Some(traced) = Traced::start(&["-e", "trace=sendmsg", "-e", &inject], config) else { return };
+        let daemon = &traced.daemon;
+        daemon.wait_for_workers();
+        daemon.kill_worker(0);
+        assert!(traced.failed() >= 2, "{error}");
+        daemon.wait_for_log("cannot be started: too many descriptors are under way; trying again in 100 ms");
+        assert_all_are_served(&traced);
+    }
+}
+
 const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2";
 
 /// Clients that come and ask, again and again.

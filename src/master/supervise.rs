@@ -7,7 +7,7 @@ use super::client::Client;
 use super::counts::{Cause, Loss, Reason};
 use super::leases::{Done, Recovered};
 use super::memory;
-use super::worker::Worker;
+use super::worker::{NOT_NOW, Worker};
 use super::{Master, Token};
 use crate::channel::Heard;
 use crate::config::Config;
@@ -298,17 +298,26 @@ impl Master {
                 self.seat(index).spawned += 1;
                 self.workers.insert(id, worker);
             }
-            Err(e) => {
-                let reason = format!("cannot be started: {e}");
-                self.last_failure = Some(reason.clone());
-                self.counts.failed_starts += 1;
-                self.seat(index).last_death = Some(reason);
-                let delay = self.pool.exited(id, false, now).unwrap_or_default();
-                let sentence =
-                    format_args!("worker {id} cannot be started: {e}; trying again in {} ms", delay.as_millis());
-                let about = About { worker: Some(id), seat: Some(index as u32), ..About::default() };
-                self.events.note(Kind::WorkerFailed, about, sentence);
-            }
+            Err(e) => self.not_started(index, id, &e, now),
+        }
+    }
+
+    fn not_started(&mut self, index: usize, id: WorkerId, error: &io::Error, now: Instant) {
+        let reason = format!("cannot be started: {error}");
+        let (delay, is_known) = match error.kind() {
+            // No fault of the worker: nobody gives up for that.
+            NOT_NOW => (self.pool.postponed(id, now), self.last_failure.as_ref() == Some(&reason)),
+            _ => (self.pool.exited(id, false, now).unwrap_or_default(), false),
+        };
+        self.last_failure = Some(reason.clone());
+        self.counts.failed_starts += 1;
+        self.seat(index).last_death = Some(reason.clone());
+        let sentence = format_args!("worker {id} {reason}; trying again in {} ms", delay.as_millis());
+        let about = About { worker: Some(id), seat: Some(index as u32), ..About::default() };
+        if is_known {
+            log::debug!("{sentence}");
+        } else {
+            self.events.note(Kind::WorkerFailed, about, sentence);
         }
     }
 

@@ -25,6 +25,9 @@ const WINDOW: u64 = 16;
 /// The same for clients that were leased before: they are there anyway, and few messages are better than many.
 const RESCUE_WINDOW: u64 = 4 * MAX_LEASES as u64;
 
+/// The kind of error of a worker that cannot be started for what others have under way, and is to be tried again soon.
+pub(super) const NOT_NOW: io::ErrorKind = io::ErrorKind::ResourceBusy;
+
 /// A worker process.
 #[derive(Debug)]
 pub(super) struct Worker {
@@ -73,6 +76,9 @@ pub(super) struct Pulse {
 
 impl Worker {
     /// Runs a worker and tells it who it is. What it says comes by its channel.
+    ///
+    /// # Errors
+    /// Those of the system calls; [`NOT_NOW`] when the kernel takes no more descriptors at the moment.
     pub(super) fn spawn(
         executable: &Executable,
         start: Start,
@@ -87,7 +93,11 @@ impl Worker {
         let name = start.name.clone();
         // First of all, so that a worker that runs finds it there.
         let descriptors: Vec<BorrowedFd<'_>> = std::iter::once(desk.file().as_fd()).chain(boats).collect();
-        channel.send(&ToWorker::Start(Box::new(start)), &descriptors)?;
+        match channel.send(&ToWorker::Start(Box::new(start)), &descriptors)? {
+            Sent::Queued => {}
+            // Its queue is empty, so there is no room for descriptors anywhere.
+            Sent::Full | Sent::Closed => return Err(io::Error::new(NOT_NOW, "too many descriptors are under way")),
+        }
         let pid = executable.spawn(&name, &arguments, theirs)?;
         let leases = Leases::new(layout.slots());
         Ok(Worker::over((id, pid, seat, generation), channel, desk, leases, Vec::new(), now))

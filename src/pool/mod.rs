@@ -88,6 +88,9 @@ pub struct Pool {
     jitter: backoff::Jitter,
 }
 
+/// How long the start of a worker is put off for what the system has under way.
+const POSTPONED: Duration = Duration::from_millis(100);
+
 /// A generation is on trial.
 #[derive(Debug)]
 struct Roll {
@@ -324,6 +327,15 @@ impl Pool {
         let is_missed = member.seat < self.wanted() && !self.has_fresh(member.seat);
         let wait = |due: Instant| due.saturating_duration_since(now);
         is_missed.then(|| self.seats[member.seat].due.map_or(Duration::ZERO, wait))
+    }
+
+    /// A worker could not be started, by no fault of its own. Returns how long its successor waits.
+    pub fn postponed(&mut self, id: WorkerId, now: Instant) -> Duration {
+        if let Some(index) = self.members.iter().position(|member| member.id == id) {
+            let member = self.members.remove(index);
+            self.seats[member.seat].due = Some(now + POSTPONED);
+        }
+        POSTPONED
     }
 
     /// The end is asked for. Asked again, it can only come sooner.

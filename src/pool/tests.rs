@@ -123,6 +123,20 @@ fn a_streak_of_useless_workers_waits_ever_longer_and_the_others_are_left_alone()
 }
 
 #[test]
+fn a_postponed_start_is_no_failure_and_comes_soon() {
+    let now = Instant::now();
+    let mut pool = Pool::new(target(1, 1), now, 1);
+    let mut at = now;
+    for id in 1..100 {
+        assert_eq!(spawned(&turn(&mut pool, at)), [(0, w(id))]);
+        assert_eq!(pool.postponed(w(id), at), Duration::from_millis(100));
+        at += Duration::from_millis(100);
+        assert_eq!((pool.deadline(), turn(&mut pool, at - Duration::from_millis(1))), (Some(at), Vec::new()));
+    }
+    assert_eq!(spawned(&turn(&mut pool, at)), [(0, w(100))]);
+}
+
+#[test]
 fn a_worker_that_is_not_ready_in_time_is_killed_once_and_its_seat_waits() {
     let now = Instant::now();
     let mut pool = Pool::new(target(1, 1), now, 1);

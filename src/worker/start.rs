@@ -3,11 +3,13 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::thread;
+use std::time::Duration;
 
 use super::death;
 use super::methods::{Methods, Running, Service, WorkerInfo, remember_panics};
 use super::{CHANNEL, Worker, lifeboat};
-use crate::channel::{Channel, Heard, Scratch};
+use crate::channel::{Channel, Heard, Scratch, Sent};
 use crate::desk::{Layout, WorkerDesk};
 use crate::logging;
 use crate::proto::boat::LastDesk;
@@ -35,7 +37,7 @@ pub(crate) fn run<S: 'static>(methods: Methods<S>) -> Result<(), Error> {
     let (start, descriptors) = hear_start(&channel).map_err(no_master)?;
     let served = serve(&mut channel, start, descriptors, methods).map_err(|reason| {
         // A master that does not hear it, as it is gone, has no use for it.
-        let _ = channel.send(&ToMaster::Failed(Failed { reason }), &[]);
+        let _ = say(&mut channel, &ToMaster::Failed(Failed { reason }));
         Error::Failed
     });
     // It closes with the process: the master takes the end of the channel of a process that lives for a fault.
@@ -66,6 +68,18 @@ fn hear_start(channel: &Channel<ToMaster, ToWorker>) -> io::Result<(Start, Vec<O
         }
     }
 }
+
+/// Says something before there is a loop that would say it later. Its queue is empty: it can only be memory that the kernel
+/// does not have.
+fn say(channel: &mut Channel<ToMaster, ToWorker>, message: &ToMaster) -> io::Result<()> {
+    while channel.send(message, &[])? == Sent::Full {
+        thread::sleep(NO_MEMORY);
+    }
+    Ok(())
+}
+
+/// How long a worker waits until it tries again to say something.
+const NO_MEMORY: Duration = Duration::from_millis(10);
 
 /// Makes all that this worker needs, says that it is ready, and serves.
 fn serve<S: 'static>(
@@ -101,7 +115,7 @@ fn serve<S: 'static>(
         Some(ready.map_err(|e| format!("cannot get ready to pack its clients: {e}"))?)
     };
     let greeting = ToMaster::Ready(Ready { version: VERSION, methods });
-    channel.send(&greeting, &[]).map_err(|e| format!("cannot greet the master: {e}"))?;
+    say(channel, &greeting).map_err(|e| format!("cannot greet the master: {e}"))?;
     let mut worker =
         Worker::new(channel, desk, settings, lifeboat).map_err(|e| format!("cannot make a poller: {e}"))?;
     worker.quarantine(&quarantined, &service);
