@@ -178,7 +178,14 @@ impl<S: 'static> Daemon<S> {
         let help = format!("Reads this configuration instead of /etc/{name}.toml, which need not exist");
         let command = Options::command().mut_arg("config", |config| config.help(help));
         match command.try_get_matches_from(arguments).and_then(|found| Options::from_arg_matches(&found)) {
-            Ok(options) => run_options(&options, &name, version),
+            Ok(options) => {
+                let mut is_awaited = false;
+                let code = run_options(&options, &name, version, &mut is_awaited);
+                if is_awaited && code != ExitCode::SUCCESS {
+                    master::wait_before_failing();
+                }
+                code
+            }
             Err(e) => usage(&e),
         }
     }
@@ -212,7 +219,8 @@ fn usage(error: &clap::Error) -> ExitCode {
     if error.use_stderr() { ExitCode::from(EX_USAGE) } else { ExitCode::SUCCESS }
 }
 
-fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode {
+/// `is_awaited` becomes whether a client waits at a socket of systemd's.
+fn run_options(options: &Options, name: &str, version: &'static str, is_awaited: &mut bool) -> ExitCode {
     if options.version {
         return say(&format!("{name} {version}\n"));
     }
@@ -235,6 +243,7 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
         Ok(inherited) => inherited,
         Err(e) => return refuse(name, e.status(), &e),
     };
+    *is_awaited = handed.is_awaited();
     let (loaded, config_file, config_stale) = match loaded {
         Ok(loaded) => (loaded, file, None),
         Err(e) => {

@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use common::{FDPASSD, kernel};
 use fdpassd::proto::names::Address;
@@ -180,6 +181,18 @@ fn what_cannot_be_served_is_refused_with_what_to_do() {
                        over: write \"systemd:rpc\""
     );
     assert!(code == Some(69) && said.contains(&why), "{said}");
+}
+
+#[test]
+fn failed_start_with_a_waiting_client_takes_two_seconds() {
+    let bound = Bound::tcp("127.0.0.1:0");
+    let Address::Tcp(address) = bound.address else { panic!("it is TCP") };
+    let _waiting = TcpStream::connect(address).expect("it listens");
+    let began = Instant::now();
+    let config = "listen = [\"systemd:rpc\"]\nworkers.count = 0";
+    let (code, said) = refused(Setup::new(FDPASSD, config).handed("rpc", bound.copy()));
+    assert_eq!(code, Some(78), "{said}");
+    assert!(began.elapsed() >= Duration::from_secs(2), "systemd would try it again at once");
 }
 
 #[test]

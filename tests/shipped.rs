@@ -83,7 +83,7 @@ fn help_tells_of_every_option_and_every_exit_status() {
 fn the_help_of_each_verb_tells_of_its_own_arguments_and_the_readme_of_the_verb() {
     let readme = read(&root().join("README.md"));
     let (_, verbs) = readme.split_once("## fdpassctl").expect("it has a section");
-    let own: [(&str, &[&str]); 20] = [
+    let own: [(&str, &[&str]); 21] = [
         ("status", &[]),
         ("clients", &["--worker <WORKER>", "--sort <BY>", "--reverse", "--most <COUNT>"]),
         ("events", &["-f, --follow", "--after <NUMBER>", "exit code 3"]),
@@ -100,7 +100,8 @@ fn the_help_of_each_verb_tells_of_its_own_arguments_and_the_readme_of_the_verb()
         ("rebalance", &["--dry-run"]),
         ("kick", &["<CLIENT>"]),
         ("upgrade", &["--binary <PATH>"]),
-        ("stop", &[]),
+        ("stop", &["--if-stopping <UNIT>"]),
+        ("reopen-log", &[]),
         ("call", &["<METHOD>", "[PARAMS]", "--to <ADDRESS>", "--byte-order <ORDER>"]),
         ("version", &[]),
         ("completions", &["<SHELL>", "bash, zsh or fish"]),

@@ -179,27 +179,33 @@ impl Master {
                 Ok(Offer::Empty | Offer::Ended) => return,
                 Err(e) => return self.cannot_accept(&e, now),
             };
-            listener.accepted += 1;
-            let order = listener.byte_order;
-            let id = ClientId(self.next_client);
-            self.next_client += 1;
-            self.note_client();
-            let Some(peer) = peer_of(&accepted) else { continue };
-            if !self.addresses.enter(&peer) {
-                log::debug!("client {id} ({peer}) turned away: its address has as many clients as it may have");
-                self.counts.refused += 1;
-                self.note_client();
-                turn_away(&accepted.socket, order, "there are too many connections from this address");
-                continue;
-            }
-            log::debug!("client {id} ({peer}) accepted on {}", self.listeners[index].address);
-            self.clients += 1;
-            self.note_client();
-            let since = clock::monotonic_seconds();
-            let client = Client { id, socket: accepted.socket, peer, order, listener: number, since, moves: 0 };
+            let Some(client) = self.admit(index, accepted) else { continue };
             let chosen = self.dispatcher.pick(candidates).expect("one has room");
             self.lease(chosen, Unleased::fresh(client, clock::monotonic()), candidates, false);
         }
+    }
+
+    /// Makes a client of a connection that was accepted at a listener. None if it is over already, or turned away.
+    pub(super) fn admit(&mut self, index: usize, accepted: Accepted) -> Option<Client> {
+        let listener = &mut self.listeners[index];
+        listener.accepted += 1;
+        let (order, number) = (listener.byte_order, listener.number);
+        let id = ClientId(self.next_client);
+        self.next_client += 1;
+        self.note_client();
+        let peer = peer_of(&accepted)?;
+        if !self.addresses.enter(&peer) {
+            log::debug!("client {id} ({peer}) turned away: its address has as many clients as it may have");
+            self.counts.refused += 1;
+            self.note_client();
+            turn_away(&accepted.socket, order, "there are too many connections from this address");
+            return None;
+        }
+        log::debug!("client {id} ({peer}) accepted on {}", self.listeners[index].address);
+        self.clients += 1;
+        self.note_client();
+        let since = clock::monotonic_seconds();
+        Some(Client { id, socket: accepted.socket, peer, order, listener: number, since, moves: 0 })
     }
 
     fn cannot_accept(&mut self, error: &io::Error, now: Instant) {

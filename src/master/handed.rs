@@ -8,12 +8,14 @@ use std::ffi::OsString;
 use std::fmt::Write;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use super::error::Error;
 use super::listener::{Place, Wanted};
 use crate::config::{Listen, Source};
 use crate::proto::names::Address;
 use crate::sys::inherited::{self, Found};
+use crate::sys::poll::{self, Interest};
 
 /// What the names of descriptors begin with that a master has left for the next.
 pub(super) const KEPT: &str = "fdpassd-";
@@ -51,6 +53,14 @@ impl Handed {
     /// Takes out what a master before this one has left.
     pub(super) fn take_kept(&mut self) -> Vec<(String, OwnedFd)> {
         self.0.extract_if(.., |(name, _)| name.starts_with(KEPT)).collect()
+    }
+
+    /// Whether a client waits at one of them. systemd starts a service whose start has failed again at once for it, and
+    /// gives its socket up after `TriggerLimitBurst=` of systemd.socket(5) starts.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        let waits = |(_, socket): &(String, OwnedFd)| poll::wait_for(socket, Interest::Read, Duration::ZERO);
+        self.0.iter().any(|socket| waits(socket).unwrap_or(false))
     }
 
     /// How many there are.

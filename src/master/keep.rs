@@ -224,6 +224,7 @@ impl Master {
 
     /// All workers are gone: packs all clients, and leaves everything where the next master finds it.
     pub(super) fn hand_over(mut self) {
+        self.yield_listeners(Instant::now());
         self.lay_waiting();
         // Workers that were asked to end have done so without an event.
         self.write_book_now();

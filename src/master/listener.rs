@@ -155,10 +155,14 @@ impl Listener {
         }
     }
 
+    /// The address that it was bound to, as configured; none if it was handed over.
+    pub(super) fn configured(&self) -> Option<&Address> {
+        if let Place::Bound(address) = &self.place { Some(address) } else { None }
+    }
+
     /// How the next master is told of it; nothing if it gets this one from whoever has bound it.
     pub(super) fn record(&self) -> Option<ListenerRecord> {
-        let Place::Bound(configured) = &self.place else { return None };
-        let (configured, address) = (configured.to_string(), self.address.to_string());
+        let (configured, address) = (self.configured()?.to_string(), self.address.to_string());
         Some(ListenerRecord { number: self.number, configured, address, accepted: self.accepted })
     }
 

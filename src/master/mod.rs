@@ -45,6 +45,7 @@ mod upgrade;
 mod verbs;
 mod watch;
 mod worker;
+mod yielding;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -67,7 +68,7 @@ use keep::Keeper;
 use listener::{ControlListener, Listener};
 use memory::Memory;
 use notify::Notifier;
-pub use notify::say_why;
+pub use notify::{say_why, wait_before_failing};
 use outage::Outage;
 use reload::Reload;
 use steer::AskedBalance;

@@ -43,6 +43,10 @@ const MOST_UNSENT: usize = 64;
 /// Time for the manager beside what workers may take at the end: for the signals, and for the last of them to be collected.
 const STOP_MARGIN: Duration = Duration::from_secs(10);
 
+/// The interval of starts that fail while a client waits at a socket of systemd's: 30 a minute, of the 60 that the shipped
+/// unit allows.
+const ACTIVATION_INTERVAL: Duration = Duration::from_secs(2);
+
 /// Longest status, in bytes; systemd drops datagrams of more than 4 KiB.
 const LONGEST_STATUS: usize = 1000;
 
@@ -281,6 +285,14 @@ pub fn say_why(reason: &dyn fmt::Display) {
     let now = Instant::now();
     if let Some(manager) = &mut Notifier::from_environment(now).0 {
         manager.tell(&[NotifyState::Status(&status_text(reason))], now);
+    }
+}
+
+/// Waits for two seconds, so that a socket unit whose service cannot start does not start it so often that systemd gives it up.
+pub fn wait_before_failing() {
+    // Nothing is ever written to the pipe; a signal may end the wait.
+    if let Ok((end, _writer)) = fd::pipe() {
+        let _ = poll::wait_for(&end, Interest::Read, ACTIVATION_INTERVAL);
     }
 }
 
