@@ -113,7 +113,7 @@ mod tests {
     use super::*;
     use crate::proto::channel::{Lease, ToMaster, ToWorker};
     use crate::proto::frame::OrderRule;
-    use crate::proto::names::{ClientId, Peer};
+    use crate::proto::names::{ClientId, Offsets, Peer};
 
     #[test]
     fn descriptors_arrive_inside_their_message_and_stray_ones_are_closed() {
@@ -131,6 +131,7 @@ mod tests {
             moves: 4,
             listener: 5,
             since: 6,
+            offsets: Offsets { received: 7, sent: 8 },
         };
 
         assert!(master.send(&ToWorker::Lease(vec![lease]), &[]).is_err());

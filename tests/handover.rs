@@ -4,15 +4,20 @@
 mod common;
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 
 use common::upgrade::Programs;
-use common::{FDPASSD, ping_of, pong_of};
+use common::{FDPASSD, kernel, ping_of, pong_of};
 use fdpassd::proto::control::Status;
 use fdpassd::proto::names::Address;
-use fdpassd::testing::{Client, Running, ServiceManager, Setup};
+use fdpassd::testing::{Client, Running, ServiceManager, Setup, eventually};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde_json::{Value, json};
 
 const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n";
 const STATE_FILE: &str = "fdpassd-book";
@@ -21,13 +26,20 @@ const STATE_FILE: &str = "fdpassd-book";
 fn clients_and_listeners_outlive_an_unreadable_state_file() {
     let write = |at, bytes: &'static [u8]| {
         move |manager: &ServiceManager| {
-            manager.with_stored(STATE_FILE, |file| File::from(file).write_all_at(bytes, at).expect("it is a file"));
+            manager.with_stored(STATE_FILE, |file| {
+                let file = File::from(file);
+                file.write_all_at(bytes, at).expect("it is a file");
+                // Only that version can read it.
+                if at == 0 {
+                    file.write_all_at(bytes, 40).expect("it is a file");
+                }
+            });
         }
     };
     type Damage = Box<dyn Fn(&ServiceManager)>;
     let damages: [(&str, Damage); 5] = [
         ("it is of version 99", Box::new(write(0, b"fdpassd\x63"))),
-        ("it is of version 255", Box::new(write(0, &[0xff; 8]))),
+        ("it is of no version of fdpassd", Box::new(write(0, &[0xff; 8]))),
         ("its length is nonsense", Box::new(write(8, &[0xff; 8]))),
         ("expected value", Box::new(write(4096, b"fdpassd"))),
         ("the state file is missing", Box::new(|manager| manager.forget_those(|name| name == STATE_FILE))),
@@ -67,15 +79,17 @@ fn what_is_left_of_a_store_is_taken_over() {
         let daemon = start(&manager, BOTH);
         let mut clients = clients_of(&daemon, 20);
         let daemon = end(daemon);
-        let stored = sorted(manager.stored());
+        let stored = manager.stored().len();
         manager.forget_those(|name| name.starts_with(lost));
         let daemon = restart(&manager, daemon);
         ping_all(&mut clients);
         clients_of(&daemon, 2);
-        assert_eq!((daemon.status().lost_total, manager.stored().len()), (0, stored.len()), "{lost}");
+        assert_eq!(daemon.status().lost_total, 0, "{lost}");
+        // A listener that is bound anew has another number.
+        eventually("the manager has all of it again", || (manager.stored().len() == stored).then_some(()));
         let daemon = restart(&manager, end(daemon));
         ping_all(&mut clients);
-        assert_eq!((daemon.status().lost_total, manager.stored().len()), (0, stored.len()), "{lost}");
+        assert_eq!(daemon.status().lost_total, 0, "{lost}");
     }
 }
 
@@ -269,7 +283,92 @@ fn metrics(daemon: &Running) -> String {
     daemon.ctl("metrics").expect("they are told")["text"].as_str().expect("text").to_owned()
 }
 
-fn sorted(mut names: Vec<String>) -> Vec<String> {
-    names.sort();
-    names
+/// The state that version 0.1.0 hands to the program that it becomes, with a worker that is somebody else.
+#[test]
+fn an_upgrade_from_0_1_0_ends_its_workers_and_goes_on() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| Address::Unix(directory.path().join(name));
+    let listeners = ["control", "clients", "later"].map(|name| {
+        let Address::Unix(path) = at(name) else { unreachable!("it is a path") };
+        UnixListener::bind(path).expect("bind")
+    });
+    for listener in [&listeners[0], &listeners[2]] {
+        listener.set_nonblocking(true).expect("set");
+    }
+    let mut clients: Vec<Client> = (0..4).map(|_| Client::connect(&at("clients"))).collect();
+    let sockets: Vec<OwnedFd> = (0..4).map(|_| accepted(&listeners[1])).collect();
+    let (channel, _theirs) = UnixStream::pair().expect("socketpair");
+    let mut snapshot: Value = serde_json::from_str(&format_of("snapshot.json")).expect("JSON");
+    // From number 3 on: the snapshot, and then these in this order.
+    let left: Vec<OwnedFd> = [listeners[0].try_clone(), listeners[2].try_clone()]
+        .into_iter()
+        .map(|listener| listener.expect("dup").into())
+        .chain([channel.into(), shared_memory().into()])
+        .chain(sockets)
+        .collect();
+    snapshot["control"] = json!([4, directory.path().join("control")]);
+    let later = format!("unix:{}", directory.path().join("later").display());
+    let config = format!(
+        "listen = [\"{later}\"]\nworkers.count = 1\n[limits]\nmax-frame = \"64KiB\"\nframe-timeout = \"none\"\n"
+    );
+    let config = format!("{config}[control]\nsocket = \"{}\"\n", directory.path().join("control").display());
+    snapshot["handover"]["config"] = json!(config);
+    snapshot["listeners"] = json!([[{ "number": 1, "configured": later, "address": later, "accepted": 0 }, 5]]);
+    (snapshot["boats"], snapshot["book"]) = (json!([]), Value::Null);
+    let worker = &mut snapshot["workers"][0];
+    (worker["channel"], worker["desk"], worker["pid"]) = (json!(6), json!(7), json!(0));
+    for (number, entry) in (8..).zip(worker["leases"]["entries"].as_array_mut().expect("an array")) {
+        entry[1]["socket"] = json!(number);
+    }
+
+    let script = "sleep 1000 & printf %s \"$SNAPSHOT\" | sed \"s/\\\"pid\\\":0/\\\"pid\\\":$!/\" >&3; \
+        echo \" listens on $ADDRESS; call it\"; exec \"$0\" resume 3";
+    let setup = Setup::new("sh", &config).argument("-c").argument(script).argument(FDPASSD);
+    let setup = setup.variable("SNAPSHOT", snapshot.to_string()).variable("ADDRESS", &later);
+    let setup = setup.handed("left", tempfile::tempfile().expect("a file"));
+    let daemon = left.into_iter().fold(setup, |setup, left| setup.handed("left", left)).start().expect("it goes on");
+
+    let status = daemon.wait_for_workers();
+    assert_eq!((status.clients, status.lost_total, status.deaths_total), (4, 0, 0));
+    // It does not free what it has: that is recovered as after a death.
+    daemon.wait_for_log("gen 1) is of another version; killing it with 4 clients");
+    let ours = status.workers[0].id.expect("it is there");
+    assert!(ours.0 > 1, "{status:?}");
+    // Two of them are in half a frame.
+    for (client, (length, sent, letter)) in clients[1..3].iter_mut().zip([(40, 30, "a"), (1000, 700, "b")]) {
+        let body = format!("{{\"in\":\"ping\",\"params\":\"{}\"}}", letter.repeat(length));
+        let frame = client.frame(body);
+        client.send(&frame[sent..]);
+        assert_eq!(client.reply().value().expect("a pong"), letter.repeat(length));
+    }
+    ping_all(&mut clients);
+    daemon.connect().call("ping", 1).expect("a pong");
+    assert_eq!(kernel::children(daemon.pid()).len(), 1, "the old worker is collected");
+}
+
+fn accepted(listener: &UnixListener) -> OwnedFd {
+    let (socket, _) = listener.accept().expect("accept");
+    socket.set_nonblocking(true).expect("set");
+    socket.into()
+}
+
+fn format_of(name: &str) -> String {
+    std::fs::read_to_string(format!("{}/tests/formats/0.1.0/{name}", env!("CARGO_MANIFEST_DIR"))).expect(name)
+}
+
+/// As version 0.1.0 left it, sealed as that did.
+fn shared_memory() -> File {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let file = File::from(memfd_create(c"desk", flags).expect("memfd"));
+    file.set_len(2_834_432).expect("it grows");
+    fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW)).expect("it is sealed");
+    for line in format_of("shm.hex").lines() {
+        let (offset, bytes) = line.split_once(' ').expect("two words");
+        let bytes: Vec<u8> = (0..bytes.len() / 2)
+            .map(|i| u8::from_str_radix(&bytes[2 * i..2 * i + 2], 16).expect("hexadecimal"))
+            .collect();
+        let offset = u64::from_str_radix(offset, 16).expect("hexadecimal");
+        file.write_all_at(&bytes, offset).expect("it is as long as that");
+    }
+    file
 }

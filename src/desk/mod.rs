@@ -60,9 +60,21 @@ const REPLY_EXTRA: usize = 4096;
 const HEADER: u64 = 16 * 1024;
 const SLOT: u64 = 128;
 
+/// The version of the layout that desks are made with.
+///
+/// A word that had no meaning in a version is 0 on its desks. Who gives one a meaning sees to it that 0 says nothing; who changes
+/// the meaning or the place of one raises this number, and the code here goes on to read the versions before.
+///
+/// ```text
+/// 1   version 0.1.0
+/// 2   words 16 and up of the header, bit 5 of the marks
+/// ```
+pub const LAYOUT: u32 = 2;
+
 /// Where what lies on a desk: a function of the number of slots and of the longest frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
+    version: u32,
     slots: u32,
     max_frame: u32,
 }
@@ -71,7 +83,19 @@ impl Layout {
     /// For so many clients, with frames of up to `max_frame` bytes.
     #[must_use]
     pub fn new(slots: u32, max_frame: u32) -> Layout {
-        Layout { slots, max_frame }
+        Layout { version: LAYOUT, slots, max_frame }
+    }
+
+    /// The one of a desk that a program of another version has made; none for a version that this one does not read.
+    #[must_use]
+    pub fn of(version: u32, slots: u32, max_frame: u32) -> Option<Layout> {
+        (1..=LAYOUT).contains(&version).then_some(Layout { version, slots, max_frame })
+    }
+
+    /// Which version of the layout it is.
+    #[must_use]
+    pub fn version(self) -> u32 {
+        self.version
     }
 
     /// Slots that a desk may have, so that all of its places can be mapped: 16 TiB of addresses, of the 128 that a

@@ -19,7 +19,7 @@ use crate::pool::dispatch::Candidate;
 use crate::pool::{Member, State};
 use crate::proto::channel::MAX_LEASES;
 use crate::proto::control::{About, Kind};
-use crate::proto::names::{ClientId, Peer};
+use crate::proto::names::{ClientId, Offsets, Peer};
 use crate::sys::listening::{Accepted, Look, Offer, accept};
 use crate::sys::poll::Interest;
 use crate::sys::{clock, ledger, socket};
@@ -205,7 +205,8 @@ impl Master {
         self.clients += 1;
         self.note_client();
         let since = clock::monotonic_seconds();
-        Some(Client { id, socket: accepted.socket, peer, order, listener: number, since, moves: 0 })
+        let (socket, offsets) = (accepted.socket, Offsets::default());
+        Some(Client { id, socket, peer, order, listener: number, since, moves: 0, offsets })
     }
 
     fn cannot_accept(&mut self, error: &io::Error, now: Instant) {

@@ -87,21 +87,31 @@ impl Boats {
 
     /// Packs a desk and all clients on it. Returns how many found no room.
     pub(super) fn pack(&mut self, wreck: &Wreck) -> usize {
-        let told = Boat::Desk(Box::new(wreck.told.clone()));
-        let mut is_off = self.load(&told, &[wreck.desk.file().as_fd()]);
+        let slots = wreck.leases.slots();
+        let records = wreck.leases.records(&slots).map(|(lease, socket)| (Passenger::from(&lease), socket)).collect();
+        self.pack_all(&wreck.told, &wreck.desk, records)
+    }
+
+    /// Packs a desk and these clients on it. Returns how many found no room.
+    pub(super) fn pack_all(
+        &mut self,
+        told: &LastDesk,
+        desk: &MasterDesk,
+        clients: Vec<(Passenger, BorrowedFd<'_>)>,
+    ) -> usize {
+        let mut is_off = self.load(&Boat::Desk(Box::new(told.clone())), &[desk.file().as_fd()]);
+        let (records, sockets): (Vec<Passenger>, Vec<BorrowedFd<'_>>) = clients.into_iter().unzip();
+        let most = Passenger::most_in_datagram(&records);
         let mut left = 0;
-        for batch in wreck.leases.batches() {
-            let (passengers, sockets): (Vec<Passenger>, Vec<BorrowedFd<'_>>) =
-                wreck.leases.records(&batch).map(|(lease, socket)| (Passenger::from(&lease), socket)).unzip();
-            let count = passengers.len();
-            is_off = is_off && self.load(&Boat::Clients(wreck.told.worker, passengers), &sockets);
-            left += if is_off { 0 } else { count };
+        for (records, sockets) in records.chunks(most).zip(sockets.chunks(most)) {
+            is_off = is_off && self.load(&Boat::Clients(told.worker, records.to_vec()), sockets);
+            left += if is_off { 0 } else { records.len() };
         }
         left
     }
 
     /// Sends a datagram into the first boat that has room; whether one had.
-    pub(super) fn load(&mut self, what: &Boat, descriptors: &[BorrowedFd<'_>]) -> bool {
+    fn load(&mut self, what: &Boat, descriptors: &[BorrowedFd<'_>]) -> bool {
         self.0.iter_mut().any(|ends| matches!(ends.into.send(what, descriptors), Ok(Sent::Queued)))
     }
 }

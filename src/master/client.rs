@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 
 use crate::desk::{ClientBytes, Marks};
 use crate::proto::frame::OrderRule;
-use crate::proto::names::{ClientId, Peer, WorkerId};
+use crate::proto::names::{ClientId, Offsets, Peer, WorkerId};
 
 /// A client: the master's copy of its socket, which keeps the connection whatever becomes of a worker.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub(super) struct Client {
     pub(super) since: u32,
     /// How often it went from one worker to another.
     pub(super) moves: u32,
+    /// Of its byte counts.
+    pub(super) offsets: Offsets,
 }
 
 /// A client without a worker, and what its next one has to know.

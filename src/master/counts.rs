@@ -257,6 +257,7 @@ fn place<L: Label>(kind: L) -> usize {
 
 /// What a worker, or all that were at a seat, did.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Totals {
     pub(super) requests: u64,
     pub(super) errors: u64,
@@ -292,6 +293,7 @@ impl Totals {
 
 /// Requests by method, and how long they took.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Tally {
     /// Results and errors.
     pub(super) methods: BTreeMap<String, [u64; 2]>,

@@ -5,8 +5,9 @@
 //! word says that from now on this half does. Three figures that change with every client are words of their own.
 //!
 //! ```text
-//! word 0   what it is, and its version       2  the number of the next client     4  clients there are, plus 1;
-//!      1   which half counts, its length     3  clients turned away                 0 is not known
+//! word 0   what it is, and its version       3  clients turned away
+//!      1   which half counts, its length     4  clients there are, plus 1; 0 if that is not known
+//!      2   the number of the next client     5  the oldest version that can read it
 //! from one page on: two halves of JSON, see [`Handover`]
 //! ```
 
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::Seat;
 use super::counts::{Counts, Tally};
@@ -26,17 +28,44 @@ use crate::proto::control::LastReload;
 use crate::proto::names::WorkerId;
 use crate::sys::memory::{PAGE, Words, is_sealed, sealed_file};
 
-/// "fdpassd" and the version of all that is here, of the desk and of the boats.
-pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"fdpassd\x01");
+/// "fdpassd" and the version of the book and of the image.
+///
+/// ```text
+/// 1   version 0.1.0
+/// 2   words 4 and 5 of the book; `oldest` and `layout` of the image
+/// ```
+pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"fdpassd\x02");
+
+/// The oldest version that can read what this one writes. What it does not know it leaves; what is missing it takes as if nothing
+/// had been said.
+pub(super) const OLDEST: u64 = u64::from_le_bytes(*b"fdpassd\x02");
+
+/// Whether this program can read what another one has written, by the version that it wrote and the oldest one that it wrote for.
+///
+/// # Errors
+/// Why not.
+pub(super) fn check_version(version: u64, oldest: u64) -> Result<(), String> {
+    let (name, number) = (|word: u64| word << 8, |word: u64| word >> 56);
+    if name(version) != name(MAGIC) {
+        return Err("it is of no version of fdpassd".to_owned());
+    }
+    let is_older = number(version) <= number(MAGIC);
+    let is_readable = name(oldest) == name(MAGIC) && number(oldest) <= number(MAGIC);
+    if number(version) > 0 && (is_older || is_readable) {
+        return Ok(());
+    }
+    Err(format!("it is of version {}, and this is {}", number(version), number(MAGIC)))
+}
 
 const WHAT: usize = 0;
 const HALF: usize = 1;
 const NEXT_CLIENT: usize = 2;
 const REFUSED: usize = 3;
 const CLIENTS: usize = 4;
+const WHAT_FOR: usize = 5;
 
 /// Words that have a meaning.
-const WORDS: usize = 5;
+const WORDS: usize = 6;
 
 /// Bytes of a half: a few KiB are usual; 256 seats and as many methods with long names take a fifth of it.
 const HALF_LENGTH: u64 = 1 << 20;
@@ -86,6 +115,18 @@ pub(super) struct ListenerRecord {
     pub(super) accepted: u64,
 }
 
+impl Handover {
+    /// What another version wrote. A member that cannot be read is left out, and the others count.
+    fn of_json(text: &[u8]) -> Result<Handover, String> {
+        let mut members: Map<String, Value> = serde_json::from_slice(text).map_err(|e| e.to_string())?;
+        members.retain(|name, value| {
+            let alone = Map::from_iter([(name.clone(), value.clone())]);
+            serde_json::from_value::<Handover>(alone.into()).is_ok()
+        });
+        serde_json::from_value(members.into()).map_err(|e| e.to_string())
+    }
+}
+
 impl ListenerRecord {
     /// One of which only the address is known.
     pub(super) fn at(number: u32, address: String) -> ListenerRecord {
@@ -103,7 +144,7 @@ pub(super) struct Book {
 impl Book {
     pub(super) fn new() -> io::Result<Book> {
         let book = Book::over(sealed_file(c"book", LENGTH)?)?;
-        book.words[WHAT].store(MAGIC, Ordering::Release);
+        book.mark();
         Ok(book)
     }
 
@@ -111,17 +152,20 @@ impl Book {
         Ok(Book { words: Words::map(&file, WORDS)?, file })
     }
 
-    /// One that another master wrote.
+    /// It is of this version from now on.
+    fn mark(&self) {
+        self.words[WHAT_FOR].store(OLDEST, Ordering::Release);
+        self.words[WHAT].store(MAGIC, Ordering::Release);
+    }
+
+    /// One that another master wrote. It stays what it is until this one writes.
     pub(super) fn found(file: File) -> Result<Book, String> {
         if !is_sealed(&file, LENGTH).map_err(|e| e.to_string())? {
             return Err("it is no book of this version".to_owned());
         }
         let book = Book::over(file).map_err(|e| e.to_string())?;
-        let what = book.words[WHAT].load(Ordering::Acquire);
-        match what {
-            MAGIC => Ok(book),
-            _ => Err(format!("it is of version {}, and this is {}", what >> 56, MAGIC >> 56)),
-        }
+        let word = |index: usize| book.words[index].load(Ordering::Acquire);
+        check_version(word(WHAT), word(WHAT_FOR)).map(|()| book)
     }
 
     pub(super) fn file(&self) -> &File {
@@ -157,6 +201,7 @@ impl Book {
         if text.len() as u64 > HALF_LENGTH {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
+        self.mark();
         let idle = 1 - (self.words[HALF].load(Ordering::Relaxed) & 1);
         self.file.write_all_at(&text, PAGE + idle * HALF_LENGTH)?;
         self.words[HALF].store((text.len() as u64) << 1 | idle, Ordering::Release);
@@ -175,7 +220,7 @@ impl Book {
         }
         let mut text = vec![0; length as usize];
         self.file.read_exact_at(&mut text, PAGE + index * HALF_LENGTH).map_err(|e| e.to_string())?;
-        serde_json::from_slice(&text).map_err(|e| e.to_string())
+        Handover::of_json(&text)
     }
 }
 
@@ -203,10 +248,32 @@ mod tests {
         assert!(book.read().is_err());
         book.words[HALF].store(9 << 1, Ordering::Relaxed);
         assert!(book.read().is_err(), "cut short");
-        book.words[WHAT].store(MAGIC + (1 << 56), Ordering::Relaxed);
-        let error = Book::found(book.file().try_clone().expect("dup")).expect_err("another version");
-        assert!(error.contains("version 2"), "{error}");
+        let found = |version: u8, oldest: u8| {
+            let word = |number| u64::from_le_bytes([b'f', b'd', b'p', b'a', b's', b's', b'd', number]);
+            book.words[WHAT].store(word(version), Ordering::Relaxed);
+            book.words[WHAT_FOR].store(word(oldest), Ordering::Relaxed);
+            Book::found(book.file().try_clone().expect("dup")).map(drop)
+        };
+        for (version, oldest) in [(1, 0), (2, 2), (3, 2), (200, 1)] {
+            found(version, oldest).expect("it can be read");
+        }
+        for (version, oldest) in [(3, 3), (200, 199), (0, 0)] {
+            let error = found(version, oldest).expect_err("it cannot be read");
+            assert!(error.contains(&format!("it is of version {version}, and this is 2")), "{error}");
+        }
+        book.words[WHAT].store(7, Ordering::Relaxed);
+        assert!(Book::found(book.file().try_clone().expect("dup")).is_err(), "it is nothing of fdpassd");
         assert!(Book::found(sealed_file(c"x", 4096).expect("memfd")).is_err());
         assert!(Book::found(File::open("/dev/null").expect("open")).is_err());
+    }
+
+    #[test]
+    fn members_that_cannot_be_read_are_left_out_and_no_others() {
+        let text =
+            br#"{"events":7,"log_level":"shout","new":{"a":[1]},"seats":[{"spawned":3}],"count":[],"tally":{"sum":5}}"#;
+        let read = Handover::of_json(text).expect("it is JSON");
+        assert_eq!((read.events, read.log_level, read.count), (7, None, None));
+        assert_eq!((read.seats[0].spawned, read.tally.sum), (3, 5));
+        assert!(Handover::of_json(b"[]").is_err());
     }
 }

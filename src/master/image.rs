@@ -14,21 +14,22 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::boats::{Boats, Ends};
-use super::handover::{Book, Handover, ListenerRecord, MAGIC};
+use super::handover::{Book, Handover, ListenerRecord, MAGIC, OLDEST, check_version};
 use super::inherited::{Inherited, Stored};
 use super::leases::Leases;
 use super::listener::ControlListener;
+use super::outgoing::Outgoing;
 use super::trust::Believed;
 use super::unpack::Handoff;
 use super::worker::Worker;
 use super::{Handed, Master, Token};
 use crate::channel::Channel;
 use crate::config::{Config, Loaded};
-use crate::desk::{Counters, Layout, MasterDesk};
+use crate::desk::{Counters, LAYOUT, Layout, MasterDesk};
 use crate::pool::State;
 use crate::proto::channel::{MethodName, VERSION};
 use crate::proto::frame::OrderRule;
-use crate::proto::names::{ClientId, Generation, Peer, WorkerId};
+use crate::proto::names::{ClientId, Generation, Offsets, Peer, WorkerId};
 use crate::sys::inherited::LeftOpen;
 use crate::sys::memory::plain_file;
 use crate::sys::poll::Interest;
@@ -36,10 +37,14 @@ use crate::sys::poll::Interest;
 /// A master, to be gone on with.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Image {
-    /// Of all that is here.
+    /// Of all that is here, and the oldest version that can read it.
     pub(super) version: u64,
-    /// Of the channel and the desk.
+    #[serde(default)]
+    oldest: u64,
+    /// Of the channel, and of the layout of desks.
     pub(super) channel: u32,
+    #[serde(default = "first_layout")]
+    layout: u32,
     pub(super) name: String,
     pub(super) handover: Handover,
     next_client: u64,
@@ -57,6 +62,11 @@ pub(super) struct Image {
     stored: BTreeSet<String>,
     workers: Vec<WorkerImage>,
     control_clients: Vec<ControlImage>,
+}
+
+/// That of version 0.1.0, which did not tell it.
+fn first_layout() -> u32 {
+    1
 }
 
 /// A control client that is to hear how it ends, or is in the middle of asking for something.
@@ -110,6 +120,8 @@ pub(super) struct ClientImage {
     pub(super) moves: u32,
     pub(super) generation: u32,
     pub(super) requests: u64,
+    #[serde(default)]
+    pub(super) offsets: Offsets,
 }
 
 /// What goes on while this process becomes another program.
@@ -122,6 +134,8 @@ pub(super) struct Living {
     pub(super) executable: Option<PathBuf>,
     pub(super) control_clients: Vec<(OwnedFd, ControlImage)>,
     pub(super) workers: Vec<(Worker, bool)>,
+    /// They are of another version, and are to be replaced before anything is leased to them.
+    pub(super) are_foreign: bool,
 }
 
 /// A master that this process was before it became this program.
@@ -162,15 +176,18 @@ impl Image {
     /// # Errors
     /// Why not.
     pub(super) fn check(&self) -> Result<Loaded, String> {
-        if self.version != MAGIC {
-            return Err(format!("its state is of version {}, this is {}", self.version >> 56, MAGIC >> 56));
-        }
-        if self.channel != VERSION {
-            return Err(format!("its workers speak version {} of the channel, this is {VERSION}", self.channel));
+        check_version(self.version, self.oldest).map_err(|why| format!("its state cannot be read: {why}"))?;
+        if Layout::of(self.layout, 1, 1).is_none() {
+            return Err(format!("the desks of its workers have layout {}, which it does not know", self.layout));
         }
         let config = Config::parse(&self.handover.config, "the configuration in force")
             .map_err(|e| format!("the configuration in force is not good for it: {}", e.message()))?;
         Ok(Loaded { config, keys: self.handover.config_keys.clone() })
+    }
+
+    /// Whether its workers speak another channel, or have desks of another layout.
+    pub(super) fn has_foreign_workers(&self) -> bool {
+        self.channel != VERSION || self.layout != LAYOUT
     }
 
     /// Takes over all descriptors.
@@ -179,12 +196,14 @@ impl Image {
     /// When one of them is not there, or a desk is none.
     fn revive(self, loaded: Loaded) -> io::Result<Resumed> {
         let (mut left, now) = (LeftOpen::default(), Instant::now());
+        let are_foreign = self.has_foreign_workers();
         let ago = |up: Duration| now.checked_sub(up).unwrap_or(now);
         let mut workers = Vec::new();
         for image in self.workers {
             let WorkerImage { id, pid, seat, generation, up, channel, desk, slots, longest, methods, .. } = image;
             let WorkerImage { is_held, counters, leases, .. } = image;
-            let desk = MasterDesk::found(File::from(left.take(desk)?), Layout::new(slots, longest))?;
+            let layout = Layout::of(self.layout, slots, longest).ok_or(io::ErrorKind::InvalidData)?;
+            let desk = MasterDesk::found(File::from(left.take(desk)?), layout)?;
             let channel = Channel::over(left.take(channel)?);
             let leases = Leases::of_image(slots, leases, |number| left.take(number))?;
             let mut worker = Worker::over((id, pid, seat, generation), channel, desk, leases, methods, ago(up));
@@ -210,8 +229,9 @@ impl Image {
         let control_clients = self.control_clients.into_iter();
         let control_clients = control_clients.filter_map(|client| Some((take(client.socket).ok()?, client))).collect();
         let (next_client, refused, executable) = (self.next_client, self.refused, self.executable);
+        let started = ago(self.up);
         let living =
-            Living { next_client, refused, started: ago(self.up), control, executable, control_clients, workers };
+            Living { next_client, refused, started, control, executable, control_clients, workers, are_foreign };
         let config_file = self.handover.config_file.clone();
         let kept = book.map(|book| (book, Handoff::empty(Boats::again(ends))));
         let stored = Stored { names: self.stored, ..Stored::default() };
@@ -254,7 +274,9 @@ impl Master {
         let ends = keeper.into_iter().flat_map(|keeper| keeper.boats.ends());
         Image {
             version: MAGIC,
+            oldest: OLDEST,
             channel: VERSION,
+            layout: LAYOUT,
             name: self.name.clone(),
             handover: self.handover(),
             next_client: self.next_client,
@@ -312,15 +334,21 @@ impl Master {
 
     /// Goes on with the workers and control clients that this process has had.
     pub(super) fn go_on(&mut self, living: Living, now: Instant) -> io::Result<()> {
-        let Living { next_client, refused, executable, control_clients, workers, .. } = living;
+        let Living { next_client, refused, executable, control_clients, workers, are_foreign, .. } = living;
         (self.next_client, self.counts.refused, self.executable_path) = (next_client, refused, executable);
         // Nobody is told again where it listens.
         self.announce = None;
         for (worker, is_held) in workers {
             self.poller.add(&worker.channel, Token::Worker(worker.id).into(), Interest::Read)?;
-            self.pool.adopt(worker.id, worker.seat, worker.generation, is_held, now);
+            if !are_foreign {
+                self.pool.adopt(worker.id, worker.seat, worker.generation, is_held, now);
+            }
             self.clients += worker.leases.clients() as u64;
             self.workers.insert(worker.id, worker);
+        }
+        if are_foreign {
+            self.pool.go_on();
+            self.outgoing = Some(Outgoing::new(now, self.config.limits.restart_grace));
         }
         self.addresses = self.count_addresses(&self.config);
         self.control.adopt(control_clients, &self.poller, now);

@@ -227,3 +227,6 @@ fn find_listeners(
     }
     listeners
 }
+
+#[cfg(test)]
+mod tests;

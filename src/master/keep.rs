@@ -194,6 +194,7 @@ impl Master {
         let grace = self.config.limits.restart_grace;
         let is_again = self.pool.is_stopping();
         self.pool.stop(if is_again { now } else { now + grace });
+        self.hurry_outgoing(now);
         if is_again {
             return;
         }
@@ -216,7 +217,9 @@ impl Master {
         }
         self.pool.exited(id, true, now);
         let (slots, longest) = (desk.layout().slots(), desk.layout().max_frame());
-        let told = LastDesk { worker: id, seat: seat as u32, generation, slots, longest, methods, is_counted: true };
+        let layout = desk.layout().version();
+        let (seat, is_counted) = (seat as u32, true);
+        let told = LastDesk { worker: id, seat, generation, slots, longest, methods, is_counted, layout };
         if let Some(keeper) = &mut self.keeper {
             keeper.wrecks.push(Wreck { told, desk, leases });
         }
@@ -269,7 +272,8 @@ impl Master {
             }
         }
         let (slots, longest) = (self.layout.slots(), self.layout.max_frame());
-        let told = LastDesk { worker, seat: 0, generation, slots, longest, methods: Vec::new(), is_counted: true };
+        let (layout, methods, is_counted) = (self.layout.version(), Vec::new(), true);
+        let told = LastDesk { worker, seat: 0, generation, slots, longest, methods, is_counted, layout };
         if let Some(keeper) = &mut self.keeper {
             keeper.wrecks.push(Wreck { told, desk, leases });
         }

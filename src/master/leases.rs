@@ -12,7 +12,7 @@ use super::client::{Client, Unleased};
 use super::image::{ClientImage, LeasesImage};
 use crate::desk::{Found, Header, MasterDesk, Owner, Slot, State, Write};
 use crate::proto::channel::{Lease, MAX_LEASES};
-use crate::proto::names::{ClientId, Peer};
+use crate::proto::names::{ClientId, Offsets, Peer};
 use crate::sys::ledger::{self, Ledger, Writes};
 use crate::table::Table;
 
@@ -126,10 +126,11 @@ impl Leases {
         let entry = |slot: u32| match self.entries.get(slot)? {
             Entry::Taken => Some((slot, None)),
             Entry::Leased(Leased { client, generation, requests }) => {
-                let Client { id, peer, order, listener, since, moves, .. } = *client;
+                let Client { id, peer, order, listener, since, moves, offsets, .. } = *client;
                 let socket = client.socket.as_raw_fd();
                 let (generation, requests) = (*generation, *requests);
-                let client = ClientImage { id, socket, peer, order, listener, since, moves, generation, requests };
+                let client =
+                    ClientImage { id, socket, peer, order, listener, since, moves, generation, requests, offsets };
                 Some((slot, Some(client)))
             }
         };
@@ -160,8 +161,19 @@ impl Leases {
             }
             let entry = match client {
                 None => Entry::Taken,
-                Some(ClientImage { id, socket, peer, order, listener, since, moves, generation, requests }) => {
-                    let client = Client { id, socket: take(socket)?, peer, order, listener, since, moves };
+                Some(ClientImage {
+                    id,
+                    socket,
+                    peer,
+                    order,
+                    listener,
+                    since,
+                    moves,
+                    generation,
+                    requests,
+                    offsets,
+                }) => {
+                    let client = Client { id, socket: take(socket)?, peer, order, listener, since, moves, offsets };
                     leases.clients += 1;
                     Entry::Leased(Leased { client, generation, requests })
                 }
@@ -172,10 +184,9 @@ impl Leases {
         Ok(leases)
     }
 
-    /// The slots of all clients, by as many as one message takes.
-    pub(super) fn batches(&self) -> Vec<Vec<u32>> {
-        let slots: Vec<u32> = self.iter().map(|(slot, _)| slot).collect();
-        slots.chunks(MAX_LEASES).map(<[u32]>::to_vec).collect()
+    /// The slots of all clients.
+    pub(super) fn slots(&self) -> Vec<u32> {
+        self.iter().map(|(slot, _)| slot).collect()
     }
 
     /// Clients leased.
@@ -277,9 +288,9 @@ impl Leases {
     pub(super) fn records<'a>(&'a self, batch: &'a [u32]) -> impl Iterator<Item = (Lease, BorrowedFd<'a>)> {
         batch.iter().filter_map(|slot| match self.entries.get(*slot)? {
             Entry::Leased(Leased { client, generation, .. }) => {
-                let Client { id, order, peer, moves, listener, since, .. } = *client;
+                let Client { id, order, peer, moves, listener, since, offsets, .. } = *client;
                 let (slot, generation) = (*slot, *generation);
-                let lease = Lease { client: id, slot, generation, order, peer, moves, listener, since };
+                let lease = Lease { client: id, slot, generation, order, peer, moves, listener, since, offsets };
                 Some((lease, client.socket.as_fd()))
             }
             Entry::Taken => None,
@@ -474,7 +485,7 @@ fn recover(slot: u32, client: Client, ledger: Option<Ledger>, desk: &MasterDesk,
 fn recover_from_turn(slot: u32, client: Client, written: Option<Writes>, desk: &MasterDesk) -> Recovered {
     let found = match client.peer {
         Peer::Unix { .. } => unix_ledger(slot, &client, written, desk).map(Some),
-        Peer::V4 { .. } | Peer::V6 { .. } => ledger::read(&client.socket),
+        Peer::V4 { .. } | Peer::V6 { .. } => tcp_ledger(&client),
     };
     match found {
         Ok(Some(ledger)) => recover(slot, client, Some(ledger), desk, Owner::Dead),
@@ -483,11 +494,22 @@ fn recover_from_turn(slot: u32, client: Client, written: Option<Writes>, desk: &
     }
 }
 
+/// The ledger of a TCP client, if its connection is not over.
+fn tcp_ledger(client: &Client) -> io::Result<Option<Ledger>> {
+    let Offsets { received, sent } = client.offsets;
+    let counted = ledger::read(&client.socket)?;
+    Ok(counted.map(|counted| Ledger {
+        received: counted.received.wrapping_add(received),
+        written: counted.written.wrapping_add(sent),
+    }))
+}
+
 /// The ledger of a Unix client: its socket counts what is read from it. What was written to it, the worker has noted, or the
 /// kernel's account of its thread says.
 fn unix_ledger(slot: u32, client: &Client, written: Option<Writes>, desk: &MasterDesk) -> io::Result<Ledger> {
     let view = desk.slot(slot).ok_or(io::ErrorKind::InvalidData)?.view();
-    let received = ledger::received(&client.socket, view.in_base)?;
+    let before = client.offsets.received;
+    let received = ledger::received(&client.socket, view.in_base.wrapping_sub(before))?.wrapping_add(before);
     let header = desk.header();
     let sent = match header.writing(slot, view.out_base) {
         None if !header.notes_every_write() => return Err(io::ErrorKind::Unsupported.into()),

@@ -146,7 +146,16 @@ mod tests {
         let client = |since: u64, unread: usize, marks: Marks| {
             let socket = File::open("/dev/null").expect("/dev/null").into();
             let (peer, order) = (Peer::Unix { pid: 1, uid: 2, gid: 3 }, OrderRule::Little);
-            let client = Client { id: ClientId(since), socket, peer, order, listener: 1, since: 0, moves: 0 };
+            let client = Client {
+                id: ClientId(since),
+                socket,
+                peer,
+                order,
+                listener: 1,
+                since: 0,
+                moves: 0,
+                offsets: Default::default(),
+            };
             let bytes = ClientBytes { in_base: 7, unread: vec![0; unread].into(), ..ClientBytes::default() };
             Unleased { marks, times: (since, 0), bytes, ..Unleased::fresh(client, 0) }
         };

@@ -31,6 +31,7 @@ mod memory;
 mod metrics;
 mod notify;
 mod outage;
+mod outgoing;
 mod reject;
 mod reload;
 mod roles;
@@ -70,6 +71,7 @@ use memory::Memory;
 use notify::Notifier;
 pub use notify::{say_why, wait_before_failing};
 use outage::Outage;
+use outgoing::Outgoing;
 use reload::Reload;
 use steer::AskedBalance;
 use token::Token;
@@ -132,6 +134,7 @@ pub fn run(setup: Setup) -> Result<(), Error> {
 
 /// A seat among the workers: what stays when its worker is replaced.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 struct Seat {
     /// Workers that were here.
     spawned: u64,
@@ -185,6 +188,8 @@ struct Master {
     pool: Pool,
     count_origin: Origin,
     workers: BTreeMap<WorkerId, Worker>,
+    /// All of them are of another version, and no others are started before they are gone.
+    outgoing: Option<Outgoing>,
     seats: Vec<Seat>,
     watch: Watch,
     rebalancer: Rebalancer,
@@ -225,7 +230,7 @@ impl Master {
         self.reap(now);
         self.reconcile(now)?;
         self.keep_exporter(now);
-        while !self.pool.is_finished() {
+        while !self.pool.is_finished() || self.outgoing.is_some() {
             let patience = self.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
             self.poller.wait(&mut events, patience).map_err(Error::system("wait for events"))?;
             let now = Instant::now();
@@ -278,7 +283,8 @@ impl Master {
         let (pool, gate, control) = (self.pool.deadline(), self.gate.deadline(), self.control.deadline());
         let (watch, notifier) = (self.watch.deadline(), self.notifier.deadline());
         let upgrade = self.upgrade.as_ref().map(Upgrade::deadline);
-        let others = [watch, notifier, asked_balance, leaving, upgrade, exporter, self.outage_deadline()];
+        let outgoing = self.outgoing.as_ref().map(Outgoing::deadline);
+        let others = [watch, notifier, asked_balance, leaving, upgrade, exporter, outgoing, self.outage_deadline()];
         [pool, gate, control].into_iter().chain(others).flatten().min()
     }
 
@@ -331,6 +337,7 @@ impl Master {
         let sentence = format_args!("{asker}: stopping; {clients} clients get {patience:?} for what is being executed");
         self.events.note(Kind::Stopping, about, sentence);
         self.pool.stop(now + patience);
+        self.hurry_outgoing(now);
         self.tell_stopping(patience, now);
         self.leaving.clear();
         for listener in self.listeners.drain(..) {
@@ -362,6 +369,9 @@ impl Master {
 
     /// Does what the pool has decided.
     fn reconcile(&mut self, now: Instant) -> Result<(), Error> {
+        if self.end_outgoing(now) {
+            return Ok(());
+        }
         // Some actions are facts of their own (a spawn that fails): until nothing is left to be done.
         loop {
             let actions = self.pool.reconcile(now);

@@ -180,6 +180,7 @@ impl Master {
             is_drained: false,
             count_origin: Origin::Config,
             workers: BTreeMap::new(),
+            outgoing: None,
             seats: Vec::new(),
             watch: Watch::default(),
             rebalancer: Rebalancer::new(),

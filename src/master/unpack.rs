@@ -18,7 +18,7 @@ use super::reject::reject;
 use crate::channel::{Channel, Scratch};
 use crate::desk::{Layout, MasterDesk};
 use crate::proto::boat::{Boat, LastDesk, Passenger};
-use crate::proto::channel::{MAX_LEASES, Message};
+use crate::proto::channel::Message;
 use crate::proto::names::{ClientId, Peer, WorkerId};
 use crate::proto::rpc;
 use crate::sys::socket::{self, Received};
@@ -119,8 +119,11 @@ impl Unpacked {
         let arrived = descriptors.len();
         match Boat::decode(datagram) {
             Ok(Boat::Desk(told)) => {
-                let file = descriptors.pop().map(File::from).ok_or_else(|| io::ErrorKind::InvalidData.into());
-                match file.and_then(|file| MasterDesk::found(file, Layout::new(told.slots, told.longest))) {
+                let layout = Layout::of(told.layout, told.slots, told.longest)
+                    .ok_or_else(|| io::Error::other(format!("its layout has the number {}", told.layout)));
+                let file: io::Result<File> =
+                    descriptors.pop().map(File::from).ok_or_else(|| io::ErrorKind::InvalidData.into());
+                match layout.and_then(|layout| MasterDesk::found(file?, layout)) {
                     Ok(desk) => drop(self.desks.insert(told.worker, (*told, desk))),
                     Err(e) => self.faults.push(format!("the desk of worker {} cannot be used: {e}", told.worker)),
                 }
@@ -179,12 +182,12 @@ impl Unpacked {
         let mut stray = 0;
         let mut by_worker: BTreeMap<WorkerId, Vec<(u32, u32, Client)>> = BTreeMap::new();
         for Aboard { worker, record, socket } in clients {
-            let Passenger { client: id, slot, generation, order, moves, listener, since } = record;
+            let Passenger { client: id, slot, generation, order, moves, listener, since, offsets } = record;
             match socket::peer(&socket) {
                 Ok(peer) if self.desks.contains_key(&worker) => {
                     let peer =
                         peer.map_or_else(|who| Peer::Unix { pid: who.pid, uid: who.uid, gid: who.gid }, Peer::from);
-                    let client = Client { id, socket, peer, order, listener, since, moves };
+                    let client = Client { id, socket, peer, order, listener, since, moves, offsets };
                     by_worker.entry(worker).or_default().push((slot, generation, client));
                 }
                 // It has left meanwhile.
@@ -226,19 +229,12 @@ impl Unpacked {
 
     /// Puts everything back for the next master.
     fn pack_into(&mut self, boats: &mut Boats) {
-        for (told, desk) in mem::take(&mut self.desks).into_values() {
-            boats.load(&Boat::Desk(Box::new(told)), &[desk.file().as_fd()]);
+        let mut by_worker: BTreeMap<WorkerId, Vec<(Passenger, BorrowedFd<'_>)>> = BTreeMap::new();
+        for Aboard { worker, record, socket } in self.clients.values() {
+            by_worker.entry(*worker).or_default().push((*record, socket.as_fd()));
         }
-        let mut by_worker: BTreeMap<WorkerId, Vec<Aboard>> = BTreeMap::new();
-        for aboard in mem::take(&mut self.clients).into_values() {
-            by_worker.entry(aboard.worker).or_default().push(aboard);
-        }
-        for (worker, clients) in by_worker {
-            for batch in clients.chunks(MAX_LEASES) {
-                let records = batch.iter().map(|aboard| aboard.record).collect();
-                let sockets: Vec<BorrowedFd<'_>> = batch.iter().map(|aboard| aboard.socket.as_fd()).collect();
-                boats.load(&Boat::Clients(worker, records), &sockets);
-            }
+        for (worker, (told, desk)) in &self.desks {
+            boats.pack_all(told, desk, by_worker.remove(worker).unwrap_or_default());
         }
     }
 }

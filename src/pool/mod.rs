@@ -134,6 +134,11 @@ impl Pool {
         self
     }
 
+    /// There were workers before this pool was, so that it does not give up.
+    pub fn go_on(&mut self) {
+        self.ever_ready = true;
+    }
+
     /// A worker that serves, or is held, since before this pool was.
     pub fn adopt(&mut self, id: WorkerId, seat: usize, generation: Generation, is_held: bool, now: Instant) {
         let state = if is_held { State::Held { since: now } } else { State::Ready { since: now } };
@@ -153,7 +158,7 @@ impl Pool {
         self.members.insert(place, member);
         self.next = self.next.max(WorkerId(id.0 + 1));
         self.seats.resize_with(self.seats.len().max(seat + 1), Default::default);
-        self.ever_ready = true;
+        self.go_on();
     }
 
     /// The next worker's id.

@@ -5,13 +5,20 @@
 //!
 //! ```text
 //! 1 Desk      JSON + the desk's descriptor           first, once a worker
-//! 2 Clients   worker u64 | records of 28 bytes + as many descriptors, in that order; at most 253
+//! 3 Clients   worker u64 | length of a record u16 | records + as many descriptors, in that order; at most 253
+//! 2 Clients   the same without the length, which is 28: of version 0.1.0
 //!
 //! record      client u64 | slot u32 | generation u32 | order in bits 30 and 31, moves below u32 | listener u32 | since u32
+//!             to 28 · offset received u64 | offset sent u64 to 44: all 0 if it ends before
 //! ```
 //!
 //! A record says where on the desk all is that is known of the client; **no client bytes ride in boats**. It is as small as
-//! that because a datagram of 253 of them has to fit into 8 KiB of the kernel's memory: above, half as many find room.
+//! that because a datagram of 253 of them has to fit into 8 KiB of the kernel's memory: above, half as many find room. So only
+//! datagrams with a client that has offsets have longer ones, and fewer of them.
+//!
+//! A boat may be unpacked by another version than has packed it. Fields are only ever added, at the end of a record or to the
+//! JSON, and mean nothing if they are missing; who reads a record that is longer than it knows leaves the rest. What cannot be
+//! left out has another kind.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +26,7 @@ use super::channel::{
     Lease, MAX_LEASES, Malformed, Message, MethodName, from_json, json, order_number, order_of, take,
 };
 use super::frame::OrderRule;
-use super::names::{ClientId, Generation, WorkerId};
+use super::names::{ClientId, Generation, Offsets, WorkerId};
 
 /// A datagram.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,6 +54,14 @@ pub struct LastDesk {
     pub methods: Vec<MethodName>,
     /// Whether what it counts has been added to the totals.
     pub is_counted: bool,
+    /// The version of its layout.
+    #[serde(default = "first_layout")]
+    pub layout: u32,
+}
+
+/// That of version 0.1.0, which did not tell it.
+fn first_layout() -> u32 {
+    1
 }
 
 /// A client on a desk.
@@ -66,12 +81,14 @@ pub struct Passenger {
     pub listener: u32,
     /// When it connected, in seconds of CLOCK_MONOTONIC.
     pub since: u32,
+    /// Of its byte counts.
+    pub offsets: Offsets,
 }
 
 impl From<&Lease> for Passenger {
     fn from(lease: &Lease) -> Passenger {
-        let Lease { client, slot, generation, order, moves, listener, since, .. } = *lease;
-        Passenger { client, slot, generation, order, moves, listener, since }
+        let Lease { client, slot, generation, order, moves, listener, since, offsets, .. } = *lease;
+        Passenger { client, slot, generation, order, moves, listener, since, offsets }
     }
 }
 
@@ -81,13 +98,19 @@ pub fn passenger_in(datagram: &[u8], index: usize) -> Option<[u8; RECORD]> {
     Lease::nth(datagram, index).map(|lease| Passenger::from(&lease).encode())
 }
 
-/// Bytes of a record.
-pub const RECORD: usize = 28;
+/// Bytes of a record with all fields.
+pub const RECORD: usize = 44;
+
+/// Bytes of one without offsets.
+pub const SHORT_RECORD: usize = 28;
+
+/// Most records with all fields in a datagram: as many as fit into 8 KiB with what the kernel adds.
+pub const MAX_LONG_RECORDS: usize = 172;
 
 const ORDER_SHIFT: u32 = 30;
 
 impl Passenger {
-    /// The record.
+    /// The record, with all fields.
     #[must_use]
     pub fn encode(&self) -> [u8; RECORD] {
         let order = u32::from(order_number(self.order)) << ORDER_SHIFT;
@@ -95,27 +118,50 @@ impl Passenger {
             [self.slot, self.generation, order | self.moves.min((1 << ORDER_SHIFT) - 1), self.listener, self.since];
         let mut record = [0; RECORD];
         record[..8].copy_from_slice(&self.client.0.to_le_bytes());
-        for (place, number) in record[8..].chunks_exact_mut(4).zip(numbers) {
+        for (place, number) in record[8..SHORT_RECORD].chunks_exact_mut(4).zip(numbers) {
             place.copy_from_slice(&number.to_le_bytes());
+        }
+        let offsets = [self.offsets.received, self.offsets.sent];
+        for (place, offset) in record[SHORT_RECORD..].chunks_exact_mut(8).zip(offsets) {
+            place.copy_from_slice(&offset.to_le_bytes());
         }
         record
     }
 
-    fn decode(record: &[u8; RECORD]) -> Result<Passenger, Malformed> {
-        let mut rest = &record[..];
+    fn decode(record: &[u8]) -> Result<Passenger, Malformed> {
+        let mut rest = record;
         let client = ClientId(u64::from_le_bytes(take(&mut rest)?));
         let mut number = || take(&mut rest).map(u32::from_le_bytes);
         let (slot, generation, moves) = (number()?, number()?, number()?);
+        let (listener, since) = (number()?, number()?);
+        let mut offset = || take(&mut rest).map(u64::from_le_bytes);
+        let offsets = match (offset(), offset()) {
+            (Ok(received), Ok(sent)) => Offsets { received, sent },
+            _ => Offsets::default(),
+        };
         let order = order_of((moves >> ORDER_SHIFT) as u8)?;
         let moves = moves & ((1 << ORDER_SHIFT) - 1);
-        Ok(Passenger { client, slot, generation, order, moves, listener: number()?, since: number()? })
+        Ok(Passenger { client, slot, generation, order, moves, listener, since, offsets })
+    }
+
+    /// Bytes of each record of a datagram of these clients.
+    fn length(all: &[Passenger]) -> usize {
+        if all.iter().all(|passenger| passenger.offsets.is_zero()) { SHORT_RECORD } else { RECORD }
+    }
+
+    /// How many of these clients a datagram may have.
+    #[must_use]
+    pub fn most_in_datagram(all: &[Passenger]) -> usize {
+        if Passenger::length(all) == SHORT_RECORD { MAX_LEASES } else { MAX_LONG_RECORDS }
     }
 }
 
 /// Kinds, for who writes datagrams by hand.
 pub const DESK: u8 = 1;
 /// As above.
-pub const CLIENTS: u8 = 2;
+pub const CLIENTS: u8 = 3;
+/// Records of 28 bytes.
+const CLIENTS_OF_VERSION_1: u8 = 2;
 
 impl Message for Boat {
     fn encode(&self, out: &mut Vec<u8>) {
@@ -125,7 +171,9 @@ impl Message for Boat {
             Boat::Clients(worker, passengers) => {
                 out.push(CLIENTS);
                 out.extend_from_slice(&worker.0.to_le_bytes());
-                passengers.iter().for_each(|passenger| out.extend_from_slice(&passenger.encode()));
+                let length = Passenger::length(passengers);
+                out.extend_from_slice(&(length as u16).to_le_bytes());
+                passengers.iter().for_each(|passenger| out.extend_from_slice(&passenger.encode()[..length]));
             }
         }
     }
@@ -134,13 +182,20 @@ impl Message for Boat {
         let (kind, mut body) = datagram.split_first().ok_or(Malformed("empty"))?;
         match *kind {
             DESK => Ok(Boat::Desk(Box::new(from_json(body)?))),
-            CLIENTS => {
+            CLIENTS | CLIENTS_OF_VERSION_1 => {
                 let worker = WorkerId(u64::from_le_bytes(take(&mut body)?));
-                let (records, rest) = body.as_chunks::<RECORD>();
-                if !rest.is_empty() || records.is_empty() || records.len() > MAX_LEASES {
+                let length = match *kind {
+                    CLIENTS => u16::from_le_bytes(take(&mut body)?).into(),
+                    _ => SHORT_RECORD,
+                };
+                if length < SHORT_RECORD || body.is_empty() || body.len() % length != 0 {
                     return Err(Malformed("clients of a wrong length"));
                 }
-                records.iter().map(Passenger::decode).collect::<Result<_, _>>().map(|all| Boat::Clients(worker, all))
+                let records = body.chunks_exact(length);
+                if records.len() > MAX_LEASES {
+                    return Err(Malformed("more clients than descriptors"));
+                }
+                records.map(Passenger::decode).collect::<Result<_, _>>().map(|all| Boat::Clients(worker, all))
             }
             _ => Err(Malformed("unknown kind")),
         }
@@ -160,18 +215,21 @@ mod tests {
     use proptest::prelude::*;
 
     fn passenger(client: u64, order: OrderRule) -> Passenger {
-        let client = ClientId(client);
-        Passenger { client, slot: 2, generation: 3, order, moves: (1 << 30) - 1, listener: 5, since: u32::MAX }
+        let (client, offsets) = (ClientId(client), Offsets::default());
+        Passenger { client, slot: 2, generation: 3, order, moves: (1 << 30) - 1, listener: 5, since: u32::MAX, offsets }
     }
 
     #[test]
     fn what_is_packed_is_unpacked() {
         let methods = vec![MethodName { name: "ping".to_owned(), idempotent: true }];
         let (worker, generation) = (WorkerId(7), Generation(3));
-        let desk = LastDesk { worker, seat: 1, generation, slots: 9, longest: 64, methods, is_counted: true };
+        let desk =
+            LastDesk { worker, seat: 1, generation, slots: 9, longest: 64, methods, is_counted: true, layout: 9 };
         let orders = [OrderRule::Little, OrderRule::Big, OrderRule::Auto];
-        let all = (1..).zip(orders).map(|(client, order)| passenger(client, order)).collect();
-        for boat in [Boat::Desk(Box::new(desk)), Boat::Clients(worker, all)] {
+        let all: Vec<_> = (1..).zip(orders).map(|(client, order)| passenger(client, order)).collect();
+        let mut far = all.clone();
+        far[1].offsets = Offsets { received: u64::MAX, sent: 1 };
+        for boat in [Boat::Desk(Box::new(desk)), Boat::Clients(worker, all), Boat::Clients(worker, far)] {
             let mut datagram = Vec::new();
             boat.encode(&mut datagram);
             assert_eq!(Boat::decode(&datagram), Ok(boat));
@@ -180,11 +238,38 @@ mod tests {
 
     #[test]
     fn a_full_datagram_fits_into_eight_kib_with_what_the_kernel_adds() {
-        let all = Boat::Clients(WorkerId(1), vec![passenger(1, OrderRule::Big); MAX_LEASES]);
-        let mut datagram = Vec::new();
-        all.encode(&mut datagram);
-        // skb_shared_info of 320 bytes on 64-bit machines, and headroom.
-        assert!(datagram.len() + 320 + 256 <= 8192, "{}", datagram.len());
+        let usual = passenger(1, OrderRule::Big);
+        let far = Passenger { offsets: Offsets { received: 1, sent: 0 }, ..usual };
+        for (one, most) in [(usual, MAX_LEASES), (far, MAX_LONG_RECORDS)] {
+            assert_eq!(Passenger::most_in_datagram(&[one]), most);
+            let mut datagram = Vec::new();
+            Boat::Clients(WorkerId(1), vec![one; most]).encode(&mut datagram);
+            // skb_shared_info of 320 bytes on 64-bit machines, and headroom.
+            assert!(datagram.len() + 320 + 256 <= 8192, "{}", datagram.len());
+        }
+    }
+
+    #[test]
+    fn records_of_other_versions_are_read_as_far_as_they_are_known() {
+        let far = Passenger { offsets: Offsets { received: 1, sent: 2 }, ..passenger(1, OrderRule::Auto) };
+        let boat = |kind: u8, length: Option<u16>, records: &[u8]| {
+            let length = length.map_or(Vec::new(), |length| length.to_le_bytes().to_vec());
+            Boat::decode(&[&[kind][..], &7u64.to_le_bytes(), &length, records].concat())
+        };
+        let near = Passenger { offsets: Offsets::default(), ..far };
+        let record = far.encode();
+        let short = &record[..SHORT_RECORD];
+        assert_eq!(boat(2, None, &[short, short].concat()), Ok(Boat::Clients(WorkerId(7), vec![near, near])));
+        assert_eq!(boat(3, Some(36), &[short, &[9; 8]].concat()), Ok(Boat::Clients(WorkerId(7), vec![near])));
+        let longer = [&record[..], &[9; 16]].concat();
+        assert_eq!(boat(3, Some(60), &longer.repeat(2)), Ok(Boat::Clients(WorkerId(7), vec![far, far])));
+        for (length, records) in [(27, 27), (0, 28), (28, 0), (28, 29), (28, 28 * 254)] {
+            assert!(boat(3, Some(length), &vec![0; records]).is_err(), "{length} {records}");
+        }
+        let old =
+            r#"{"worker":1,"seat":0,"generation":1,"slots":6,"longest":64,"methods":[],"is_counted":true,"new":[]}"#;
+        let Ok(Boat::Desk(desk)) = Boat::decode(&[&[DESK][..], old.as_bytes()].concat()) else { panic!("a desk") };
+        assert_eq!(desk.layout, 1);
     }
 
     proptest! {

@@ -13,6 +13,7 @@
 //!                  7 Drain   -                                    give every lease up, exit
 //!                  8 Quarantine JSON                              methods that are not run any more
 //!                  9 LogLevel JSON                                the least important lines to write from now on
+//!                 10 Lease   records of 64 bytes + as many descriptors: if one of them has offsets
 //! to the master    1 Ready   JSON                                 the methods; from now on leases may come
 //!                  2 Failed  JSON                                 why there will be no Ready; exits after it
 //!                  3 Closed  u32 each                             slots whose clients this worker ended
@@ -24,7 +25,11 @@
 //!                  listener u32 | since u32
 //!                  order 0, 1, 2: little, big, auto
 //!                  family 4, 6: the address · family 1: pid, uid, gid, 0 as u32 each
+//!                  of 64 bytes: offset received u64 | offset sent u64 behind that
 //! ```
+//!
+//! Kinds are only ever added, and JSON members as well, which have a default: a master reads the last messages of workers of an
+//! older version.
 //!
 //! No client bytes ride in messages: they lie on the desk.
 
@@ -35,10 +40,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::frame::OrderRule;
-use super::names::{ClientId, Generation, Peer, WorkerId};
+use super::names::{ClientId, Generation, Offsets, Peer, WorkerId};
 
-/// Version of these messages and of the desk. A worker of another version refuses to start.
-pub const VERSION: u32 = 2;
+/// Version of these messages. A worker of another version refuses to start.
+pub const VERSION: u32 = 3;
 
 /// Most descriptors in one message: `SCM_MAX_FD` of the kernel (unix(7)).
 pub const MAX_LEASES: usize = 253;
@@ -231,6 +236,8 @@ pub struct Lease {
     pub listener: u32,
     /// When it connected, in seconds of CLOCK_MONOTONIC.
     pub since: u32,
+    /// Of its byte counts.
+    pub offsets: Offsets,
 }
 
 /// The worker can serve.
@@ -298,8 +305,15 @@ impl Message for ToWorker {
         match self {
             ToWorker::Start(start) => json(1, start, out),
             ToWorker::Lease(leases) => {
-                out.push(2);
-                leases.iter().for_each(|lease| lease.encode(out));
+                let has_offsets = leases.iter().any(|lease| !lease.offsets.is_zero());
+                out.push(if has_offsets { LEASE_WITH_OFFSETS } else { LEASE });
+                for lease in leases {
+                    lease.encode(out);
+                    if has_offsets {
+                        out.extend_from_slice(&lease.offsets.received.to_le_bytes());
+                        out.extend_from_slice(&lease.offsets.sent.to_le_bytes());
+                    }
+                }
             }
             ToWorker::Reopen => out.push(3),
             ToWorker::Stop(stop) => json(4, stop, out),
@@ -313,14 +327,14 @@ impl Message for ToWorker {
 
     fn decode(datagram: &[u8]) -> Result<ToWorker, Malformed> {
         let (kind, body) = datagram.split_first().ok_or(Malformed("empty"))?;
-        match kind {
+        match *kind {
             1 => Ok(ToWorker::Start(Box::new(from_json(body)?))),
-            2 => {
-                let (records, rest) = body.as_chunks::<LEASE>();
-                if !rest.is_empty() || records.is_empty() || records.len() > MAX_LEASES {
+            kind @ (LEASE | LEASE_WITH_OFFSETS) => {
+                let records = body.chunks(Lease::length(kind));
+                if records.len() == 0 || records.len() > MAX_LEASES {
                     return Err(Malformed("leases of a wrong length"));
                 }
-                records.iter().map(Lease::decode).collect::<Result<_, _>>().map(ToWorker::Lease)
+                records.map(|record| Lease::decode(kind, record)).collect::<Result<_, _>>().map(ToWorker::Lease)
             }
             3 if body.is_empty() => Ok(ToWorker::Reopen),
             4 => Ok(ToWorker::Stop(from_json(body)?)),
@@ -379,16 +393,24 @@ impl Message for ToMaster {
     }
 }
 
-/// Bytes of a lease record.
-const LEASE: usize = 48;
+/// Kinds of messages of leases.
+const LEASE: u8 = 2;
+const LEASE_WITH_OFFSETS: u8 = 10;
 
 impl Lease {
+    /// Bytes of a record in messages of this kind.
+    fn length(kind: u8) -> usize {
+        if kind == LEASE_WITH_OFFSETS { 64 } else { 48 }
+    }
+
     /// One of those in a datagram, by its place. For who may not allocate.
     pub(super) fn nth(datagram: &[u8], index: usize) -> Option<Lease> {
-        let (2, records) = datagram.split_first().map(|(kind, body)| (*kind, body.as_chunks::<LEASE>().0))? else {
+        let (kind @ (LEASE | LEASE_WITH_OFFSETS), records) =
+            datagram.split_first().map(|(kind, body)| (*kind, body))?
+        else {
             return None;
         };
-        Lease::decode(records.get(index)?).ok()
+        Lease::decode(kind, records.chunks(Lease::length(kind)).nth(index)?).ok()
     }
 
     fn encode(&self, out: &mut Vec<u8>) {
@@ -418,8 +440,8 @@ impl Lease {
         out.extend_from_slice(&self.since.to_le_bytes());
     }
 
-    fn decode(record: &[u8; LEASE]) -> Result<Lease, Malformed> {
-        let mut rest = &record[..];
+    fn decode(kind: u8, record: &[u8]) -> Result<Lease, Malformed> {
+        let mut rest = record;
         let client = u64::from_le_bytes(take(&mut rest)?);
         let slot = u32::from_le_bytes(take(&mut rest)?);
         let generation = u32::from_le_bytes(take(&mut rest)?);
@@ -439,7 +461,13 @@ impl Lease {
             _ => return Err(Malformed("unknown address family")),
         };
         let (listener, since) = (u32::from_le_bytes(take(&mut rest)?), u32::from_le_bytes(take(&mut rest)?));
-        Ok(Lease { client: ClientId(client), slot, generation, order, peer, moves, listener, since })
+        let offsets = match kind {
+            LEASE_WITH_OFFSETS => {
+                Offsets { received: u64::from_le_bytes(take(&mut rest)?), sent: u64::from_le_bytes(take(&mut rest)?) }
+            }
+            _ => Offsets::default(),
+        };
+        Ok(Lease { client: ClientId(client), slot, generation, order, peer, moves, listener, since, offsets })
     }
 }
 
@@ -511,9 +539,24 @@ mod tests {
             Peer::Unix { pid: 1, uid: u32::MAX, gid: 3 },
         ];
         let (client, order) = (ClientId(1 << 40), OrderRule::Auto);
-        let leases =
-            peers.map(|peer| Lease { client, slot: 7, generation: 9, order, peer, moves: 3, listener: 2, since: 99 });
+        let offsets = Offsets::default();
+        let mut leases = peers.map(|peer| Lease {
+            client,
+            slot: 7,
+            generation: 9,
+            order,
+            peer,
+            moves: 3,
+            listener: 2,
+            since: 99,
+            offsets,
+        });
         round(&ToWorker::Lease(leases.to_vec()));
+        leases[1].offsets = Offsets { received: u64::MAX, sent: 1 << 40 };
+        round(&ToWorker::Lease(leases.to_vec()));
+        let mut datagram = Vec::new();
+        ToWorker::Lease(leases.to_vec()).encode(&mut datagram);
+        assert_eq!(Lease::nth(&datagram, 1), Some(leases[1]));
         round(&ToWorker::Reopen);
         round(&ToWorker::Stop(Stop { within: Duration::from_millis(1500) }));
         round(&ToWorker::Look);

@@ -104,6 +104,24 @@ impl fmt::Display for Peer {
     }
 }
 
+/// What is added to the kernel's byte counts of a connection to get positions in its two streams. Both are 0 for a connection
+/// that the kernel has counted from its first byte on; one that was set up anew by another kernel begins at 0 there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offsets {
+    /// Bytes received before the kernel began to count.
+    pub received: u64,
+    /// Bytes sent before that.
+    pub sent: u64,
+}
+
+impl Offsets {
+    /// Whether there is nothing to add.
+    #[must_use]
+    pub fn is_zero(self) -> bool {
+        self == Offsets::default()
+    }
+}
+
 /// Where a listener is: `127.0.0.1:8080`, `[::1]:8080` or `unix:/run/fdpassd/rpc.sock`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Address {

@@ -28,13 +28,17 @@ use super::memory::{Words, sealed_file};
 use super::socket::MAX_PASSED;
 
 /// Words that are written down of a client: which descriptor, and its record.
-const CLIENT: usize = 4;
+const CLIENT: usize = 6;
 
-/// Bytes of a record.
-const RECORD: usize = 28;
+/// Bytes of a record with all fields, and of one whose last fields are 0, and need not be told.
+const RECORD: usize = 44;
+const SHORT_RECORD: usize = 28;
 
-/// Bytes that a datagram of clients begins with.
-pub const FRONT: usize = 9;
+/// Most records with all fields in a datagram, whose memory would be twice as much with more.
+const MAX_LONG_RECORDS: usize = 172;
+
+/// Bytes that a datagram of clients begins with; the last two are the length of its records.
+pub const FRONT: usize = 11;
 
 /// Where what lies on the desk that the clients are on.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +69,7 @@ pub struct Lifeboat {
     first: Vec<u8>,
     /// What each datagram of clients begins with.
     front: [u8; FRONT],
-    /// [`CLIENT`] words a slot: descriptor + 1 and `since`; client; slot and generation; moves and listener.
+    /// [`CLIENT`] words a slot: descriptor + 1 and `since`; client; slot and generation; moves and listener; offsets.
     aboard: Words,
     words: Words,
     places: Places,
@@ -141,7 +145,8 @@ impl Lifeboat {
         let Some(entry) = self.entry(slot) else { return };
         let [client, place, moved] = [0, 8, 16].map(|at| u64::from_le_bytes(chunk(record, at)));
         let since = u64::from(u32::from_le_bytes(chunk(record, 24)));
-        for (word, value) in entry[1..].iter().zip([client, place, moved]) {
+        let [received, sent] = [28, 36].map(|at| u64::from_le_bytes(chunk(record, at)));
+        for (word, value) in entry[1..].iter().zip([client, place, moved, received, sent]) {
             word.store(value, Ordering::Relaxed);
         }
         // Last, for from then on it counts.
@@ -217,10 +222,10 @@ impl Lifeboat {
         self.note_final_writes();
         let mut boat = 0;
         let is_off = self.send(&mut boat, &self.first, &[self.desk.as_raw_fd()]);
-        let mut batch = Batch { payload: [0; BATCH], sockets: [0; MAX_PASSED], count: 0 };
-        batch.payload[..FRONT].copy_from_slice(&self.front);
+        let mut batches = [SHORT_RECORD, RECORD].map(|length| Batch::new(self.front, length));
         let mut pack = |socket: RawFd, record: [u8; RECORD]| {
-            if self.is_here(&record) && batch.add(socket, record) {
+            let batch = &mut batches[usize::from(record[SHORT_RECORD..].iter().any(|byte| *byte != 0))];
+            if self.is_here(&record) && batch.add(socket, &record) {
                 outcome.add(batch.count, is_off && self.send(&mut boat, batch.payload(), batch.sockets()));
                 batch.count = 0;
             }
@@ -239,7 +244,7 @@ impl Lifeboat {
                 }
             }
         }
-        if batch.count > 0 {
+        for batch in batches.iter().filter(|batch| batch.count > 0) {
             outcome.add(batch.count, is_off && self.send(&mut boat, batch.payload(), batch.sockets()));
         }
         outcome
@@ -272,7 +277,10 @@ impl Lifeboat {
         for (place, index) in [0, 8, 16].into_iter().zip(1..) {
             record[place..place + 8].copy_from_slice(&word(index).to_le_bytes());
         }
-        record[24..].copy_from_slice(&((word(0) >> 32) as u32).to_le_bytes());
+        record[24..SHORT_RECORD].copy_from_slice(&((word(0) >> 32) as u32).to_le_bytes());
+        for (place, index) in [28, 36].into_iter().zip(4..) {
+            record[place..place + 8].copy_from_slice(&word(index).to_le_bytes());
+        }
         Some((socket as RawFd, record))
     }
 
@@ -288,8 +296,9 @@ impl Lifeboat {
     }
 }
 
-/// Bytes of a full datagram of clients.
-const BATCH: usize = FRONT + MAX_PASSED * RECORD;
+/// Bytes of the longest datagram of clients.
+const BATCH: usize = FRONT + MAX_LONG_RECORDS * RECORD;
+const _: () = assert!(BATCH >= FRONT + MAX_PASSED * SHORT_RECORD);
 
 /// Bytes of the longest datagram that comes with sockets. What is longer is none of these, and cut off.
 const LONGEST: usize = 16 * 1024;
@@ -299,20 +308,29 @@ struct Batch {
     payload: [u8; BATCH],
     sockets: [RawFd; MAX_PASSED],
     count: usize,
+    /// Bytes of a record.
+    length: usize,
 }
 
 impl Batch {
+    fn new(front: [u8; FRONT], length: usize) -> Batch {
+        let mut batch = Batch { payload: [0; BATCH], sockets: [0; MAX_PASSED], count: 0, length };
+        batch.payload[..FRONT].copy_from_slice(&front);
+        batch.payload[FRONT - 2..FRONT].copy_from_slice(&(length as u16).to_le_bytes());
+        batch
+    }
+
     /// Whether it is full with that.
-    fn add(&mut self, socket: RawFd, record: [u8; RECORD]) -> bool {
-        let begin = FRONT + self.count * RECORD;
-        self.payload[begin..begin + RECORD].copy_from_slice(&record);
+    fn add(&mut self, socket: RawFd, record: &[u8; RECORD]) -> bool {
+        let begin = FRONT + self.count * self.length;
+        self.payload[begin..begin + self.length].copy_from_slice(&record[..self.length]);
         self.sockets[self.count] = socket;
         self.count += 1;
-        self.count == MAX_PASSED
+        self.count == if self.length == RECORD { MAX_LONG_RECORDS } else { MAX_PASSED }
     }
 
     fn payload(&self) -> &[u8] {
-        &self.payload[..FRONT + self.count * RECORD]
+        &self.payload[..FRONT + self.count * self.length]
     }
 
     fn sockets(&self) -> &[RawFd] {

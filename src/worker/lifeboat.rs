@@ -25,7 +25,7 @@ pub(super) fn ready(
     Boat::Desk(Box::new(told.clone())).encode(&mut first);
     let mut front = [0; FRONT];
     front[0] = boat::CLIENTS;
-    front[1..].copy_from_slice(&told.worker.0.to_le_bytes());
+    front[1..9].copy_from_slice(&told.worker.0.to_le_bytes());
     let channel = channel.as_fd().as_raw_fd();
     Lifeboat::ready(&channel, boats, desk, (first, front), layout.places(), (grace, boat::passenger_in))
 }

@@ -110,8 +110,9 @@ fn serve<S: 'static>(
     let lifeboat = if descriptors.is_empty() {
         None
     } else {
-        let told = LastDesk { worker, seat, generation, slots, longest, methods: methods.clone(), is_counted: false };
-        let ready = lifeboat::ready(channel, descriptors, last_desk, &told, layout, settings.restart_grace);
+        let (methods, layout) = (methods.clone(), layout.version());
+        let told = LastDesk { worker, seat, generation, slots, longest, methods, is_counted: false, layout };
+        let ready = lifeboat::ready(channel, descriptors, last_desk, &told, desk.layout(), settings.restart_grace);
         Some(ready.map_err(|e| format!("cannot get ready to pack its clients: {e}"))?)
     };
     let greeting = ToMaster::Ready(Ready { version: VERSION, methods });

@@ -75,7 +75,17 @@ impl Master {
         self.desk.slot(slot).expect("a slot").preset(state, generation, view, marks, (now, now), 0);
         let peer = Peer::Unix { pid: 1, uid: 2, gid: 3 };
         let (id, order) = (ClientId(slot.into()), OrderRule::Little);
-        let lease = Lease { client: id, slot, generation, order, peer, moves: 0, listener: 1, since: 0 };
+        let lease = Lease {
+            client: id,
+            slot,
+            generation,
+            order,
+            peer,
+            moves: 0,
+            listener: 1,
+            since: 0,
+            offsets: Default::default(),
+        };
         let sent = self.channel.send(&ToWorker::Lease(vec![lease]), &[ours.as_fd()]).expect("send");
         assert_eq!(sent, Sent::Queued);
         self.sockets.push(ours);
