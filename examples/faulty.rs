@@ -8,8 +8,9 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::os::fd::RawFd;
+use std::os::fd::{IntoRawFd, RawFd};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::process::{self, Command, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -19,7 +20,7 @@ use std::{env, fs, hint, io, thread};
 use fdpassd::{Call, Daemon, Fault, WorkerInfo};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{MsgFlags, send};
-use nix::unistd::{Pid, close};
+use nix::unistd::{Pid, close, fork};
 use serde_json::{Value, json};
 
 /// What one worker process has.
@@ -96,6 +97,13 @@ fn run() -> ExitCode {
         .method("hang_up", |_, (): (), _| {
             let channel = channel().map_err(io_fault)?;
             close(channel).map_err(|e| io_fault(e.into()))
+        })
+        // Closes sockets that are of others: the clients'. Their numbers may be of something else then.
+        .method("close_others", |_, (how, count): (String, usize), _| close_others(&how, count).map_err(io_fault))
+        // Forks, and returns twice.
+        .method("fork", |_, (): (), _| {
+            // SAFETY: the child does what this is about: it comes back.
+            unsafe { fork() }.map(|_| ()).map_err(|e| io_fault(e.into()))
         })
         .method("spin_inline", |_, milliseconds: u64, _| {
             spin(Duration::from_millis(milliseconds));
@@ -183,15 +191,40 @@ fn channel() -> io::Result<RawFd> {
     descriptor("socket:")
 }
 
+/// Closes as many sockets, from the second one on, which is a client's if no service manager and no log has one. Puts
+/// files or other sockets in their places, as `how` says.
+fn close_others(how: &str, count: usize) -> io::Result<()> {
+    let mut sockets = descriptors("socket:")?;
+    sockets.sort_unstable();
+    for number in sockets.into_iter().skip(1).take(count) {
+        close(number).map_err(io::Error::from)?;
+        match how {
+            // The lowest number that is free.
+            "file" => drop(File::open("/dev/null")?.into_raw_fd()),
+            "socket" => {
+                let (mut one, mut other) = UnixStream::pair()?;
+                one.write_all(&[0xee; 100]).and_then(|()| other.write_all(&[0xee; 100]))?;
+                let _ = (one.into_raw_fd(), other.into_raw_fd());
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// The lowest descriptor of this kind.
 fn descriptor(kind: &str) -> io::Result<RawFd> {
+    descriptors(kind)?.into_iter().min().ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+fn descriptors(kind: &str) -> io::Result<Vec<RawFd>> {
     let is_one = |number: &RawFd| {
         let name = fs::read_link(format!("/proc/self/fd/{number}")).unwrap_or_default();
         name.to_string_lossy().starts_with(kind)
     };
     let all = fs::read_dir("/proc/self/fd")?.flatten();
     let numbers = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    numbers.filter(is_one).min().ok_or_else(|| io::ErrorKind::NotFound.into())
+    Ok(numbers.filter(is_one).collect())
 }
 
 fn io_fault(error: io::Error) -> Fault {

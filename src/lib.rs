@@ -31,7 +31,9 @@
 //! A worker runs one method at a time, in one thread; more workers are more processes, each with a state of its own.
 //! What a method says of a request that it does not take is a [`Fault`]; a panic is caught and answered with `crashed`.
 //! A method that starts a program does so by fork and exec ([`std::process::Command`]): the sockets and the desk are
-//! close-on-exec, but a child that only forks would keep copies of them. What a method logs with the `log` crate goes where
+//! close-on-exec, but a child that only forks would keep copies of them. A child may do nothing but execute or exit: one that
+//! returns from the method that forked it ends there. A method that closes a descriptor that is not its own (a double close)
+//! ends its worker as soon as that finds out, and the clients are recovered. What a method logs with the `log` crate goes where
 //! the daemon's lines go, and its key-values become fields. [`testing`] starts a daemon from its tests.
 //!
 //! A state may have threads of its own, and they may write to what they like. Clients of Unix sockets outlive a worker that is

@@ -1,6 +1,7 @@
 //! Log lines by datagram.
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 
@@ -12,6 +13,12 @@ use std::path::PathBuf;
 pub(super) struct Datagrams {
     socket: UnixDatagram,
     path: PathBuf,
+}
+
+impl AsRawFd for Datagrams {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
 }
 
 impl Datagrams {

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 
 use serde_json::Value;
@@ -24,6 +25,12 @@ pub(super) struct Journal {
     socket: Datagrams,
     /// The daemon's, as what its lines are shown.
     name: String,
+}
+
+impl AsRawFd for Journal {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
 }
 
 impl Journal {

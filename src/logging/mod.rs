@@ -33,6 +33,7 @@ mod syslog;
 mod target;
 
 use std::io;
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -112,6 +113,12 @@ pub fn level() -> LogLevel {
 /// When it cannot be opened; lines go on into the old one then.
 pub fn reopen() -> io::Result<()> {
     with_output(Output::reopen)
+}
+
+/// The descriptor that lines go to, if it is not standard error.
+#[must_use]
+pub fn descriptor() -> Option<RawFd> {
+    with_output(|output| output.descriptor())
 }
 
 /// Lines that could not be written since this process began.

@@ -1,6 +1,7 @@
 //! The one output of a process: each line in one piece, or counted.
 
 use std::io::{self, ErrorKind, Write};
+use std::os::fd::RawFd;
 use std::time::{Instant, SystemTime};
 
 use log::Level;
@@ -35,6 +36,10 @@ impl<E: Write> Output<E> {
         self.name = name.to_owned();
         self.target = target;
         self.torn = false;
+    }
+
+    pub(super) fn descriptor(&self) -> Option<RawFd> {
+        self.target.descriptor()
     }
 
     pub(super) fn reopen(&mut self) -> io::Result<()> {

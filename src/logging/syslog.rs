@@ -1,6 +1,7 @@
 //! syslog(3), without its blocking.
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::process;
 
@@ -19,6 +20,12 @@ pub(super) const DEV_LOG: &str = "/dev/log";
 pub(super) struct Syslog {
     socket: Datagrams,
     format: Formatter3164,
+}
+
+impl AsRawFd for Syslog {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
 }
 
 impl Syslog {

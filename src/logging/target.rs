@@ -3,7 +3,7 @@
 use std::env;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -21,6 +21,16 @@ pub(super) enum Target {
 }
 
 impl Target {
+    /// What lines are written to, if that is not standard error.
+    pub(super) fn descriptor(&self) -> Option<RawFd> {
+        match self {
+            Target::Stderr(_) => None,
+            Target::Journal(journal) => Some(journal.as_raw_fd()),
+            Target::Syslog(syslog) => Some(syslog.as_raw_fd()),
+            Target::File(_, file, _) => Some(file.as_raw_fd()),
+        }
+    }
+
     pub(super) fn open(name: &str, settings: &Log) -> io::Result<Target> {
         match (settings.target, &settings.file) {
             (LogTarget::Auto, _) if is_journal(env::var("JOURNAL_STREAM").ok().as_deref(), stderr_identity()) => {

@@ -427,3 +427,107 @@ fn receive_raw(from: RawFd, datagram: &mut [u8], descriptors: &mut [RawFd; MAX_P
     }
     Some((length, count))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::env;
+    use std::process::{Command, exit};
+    use std::thread;
+
+    use nix::sys::signal::{Signal, raise};
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use nix::unistd::{ForkResult, fork};
+
+    use super::super::signal::HeldBack;
+    use super::super::socket::message_pair;
+    use super::*;
+
+    /// Set in the process that may end.
+    const INSIDE: &str = "LIFEBOAT_INSIDE";
+
+    /// The status of a process in which nothing has been packed but what was to be.
+    const AS_EXPECTED: i32 = 42;
+
+    /// Runs the scenario in a process of its own: one whose master is gone, with a client and a boat.
+    #[track_caller]
+    fn inside(name: &str, scenario: fn(&'static Lifeboat, RawFd)) {
+        if env::var_os(INSIDE).is_some() {
+            let (channel, master) = message_pair().expect("socketpair");
+            let (boat, next_master) = message_pair().expect("socketpair");
+            let (client, _peer) = message_pair().expect("socketpair");
+            let places = Places {
+                words: 64,
+                first_lease: 32,
+                stride: 16,
+                slots: 2,
+                final_writes: 15,
+                final_write_calls: 23,
+                is_here: |_, _| true,
+            };
+            let desk = sealed_file(c"desk", 4096).expect("memfd");
+            let front = (vec![1], [2; FRONT]);
+            let lifeboat = Lifeboat::ready(&channel, vec![boat], desk, front, places, (Duration::ZERO, |_, _| None));
+            let lifeboat = lifeboat.expect("sigaction");
+            lifeboat.take_aboard(0, &client, &[0; RECORD]);
+            drop(master);
+            scenario(lifeboat, next_master.as_raw_fd());
+            exit(AS_EXPECTED);
+        }
+        let own = env::current_exe().expect("a test knows itself");
+        let arguments = ["--exact", &format!("sys::lifeboat::tests::{name}"), "--nocapture"];
+        let output = Command::new(own).args(arguments).env(INSIDE, "1").output().expect("it runs");
+        assert_eq!(output.status.code(), Some(AS_EXPECTED), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Datagrams in the boat: one with the desk and one with the client, once.
+    fn datagrams(boat: RawFd) -> usize {
+        let (mut datagram, mut sockets) = ([0; LONGEST], [0; MAX_PASSED]);
+        std::iter::from_fn(|| receive_raw(boat, &mut datagram, &mut sockets)).count()
+    }
+
+    #[test]
+    fn the_handler_returns_to_a_loop_that_packs() {
+        inside("the_handler_returns_to_a_loop_that_packs", |lifeboat, boat| {
+            assert_eq!(lifeboat.pack(), Packed { packed: 1, left: 0 });
+            raise(Signal::SIGALRM).expect("it can be raised");
+            raise(Signal::SIGTERM).expect("it can be raised");
+            assert_eq!((lifeboat.pack(), datagrams(boat)), (Packed::default(), 2));
+        });
+    }
+
+    #[test]
+    fn a_forked_child_packs_nothing() {
+        inside("a_forked_child_packs_nothing", |lifeboat, boat| {
+            // SAFETY: the child raises signals, makes system calls and exits.
+            match unsafe { fork() }.expect("fork") {
+                ForkResult::Child => {
+                    let is_raised = raise(Signal::SIGALRM).and_then(|()| raise(Signal::SIGTERM)).is_ok();
+                    let is_packed = lifeboat.pack() != Packed::default();
+                    // SAFETY: it ends the process.
+                    unsafe { libc::_exit(if is_raised && !is_packed { 7 } else { 8 }) };
+                }
+                ForkResult::Parent { child } => {
+                    assert_eq!(waitpid(child, None), Ok(WaitStatus::Exited(child, 7)));
+                    assert_eq!((datagrams(boat), lifeboat.pack().packed), (0, 1));
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_signal_that_another_thread_gets_goes_on() {
+        inside("a_signal_that_another_thread_gets_goes_on", |_, boat| {
+            // As during a write of this thread.
+            let held_back = HeldBack::all();
+            let other = thread::spawn(|| {
+                let all = nix::sys::signal::SigSet::all();
+                all.thread_unblock().and_then(|()| raise(Signal::SIGALRM)).expect("it can be raised");
+            });
+            other.join().expect("no panic");
+            if datagrams(boat) == 0 {
+                exit(AS_EXPECTED);
+            }
+            drop(held_back);
+        });
+    }
+}

@@ -1,12 +1,18 @@
 //! Waiting: epoll(7), level-triggered.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+impl AsRawFd for Poller {
+    fn as_raw_fd(&self) -> RawFd {
+        self.epoll.0.as_raw_fd()
+    }
+}
 
 /// What a descriptor is watched for. Errors and hang-ups are always told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +131,13 @@ impl Poller {
         }));
         Ok(())
     }
+}
+
+/// Whether an error of [`Poller::add`], [`Poller::modify`] or [`Poller::remove`] says that the system is short of something,
+/// and not that a descriptor is another one than it was.
+#[must_use]
+pub fn is_shortage(error: &io::Error) -> bool {
+    [Errno::ENOSPC, Errno::ENOMEM].iter().any(|shortage| error.raw_os_error() == Some(*shortage as i32))
 }
 
 /// Waits for this one descriptor: whether it came to that, or to its end, within `timeout`. For a thread that has nothing

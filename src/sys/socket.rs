@@ -337,6 +337,23 @@ pub fn peer(socket: &OwnedFd) -> io::Result<Result<SocketAddr, Credentials>> {
     }
 }
 
+/// A number that no other socket has as long as this system runs: SO_COOKIE of socket(7). `None` where the kernel has no such
+/// numbers, before Linux 4.12.
+///
+/// # Errors
+/// Those of getsockopt(2): EBADF and ENOTSOCK for what is no socket.
+pub fn cookie(socket: impl AsFd) -> io::Result<Option<u64>> {
+    let mut cookie: u64 = 0;
+    let mut length = mem::size_of_val(&cookie) as libc::socklen_t;
+    let (fd, value) = (socket.as_fd().as_raw_fd(), (&raw mut cookie).cast());
+    // SAFETY: `value` points to `length` bytes that are ours to write.
+    match Errno::result(unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_COOKIE, value, &raw mut length) }) {
+        Ok(_) => Ok(Some(cookie)),
+        Err(Errno::ENOPROTOOPT) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Whether a connection has failed because of the peer or of the network between, and not because of this machine. What
 /// ICMP reports is among it (tcp(7), ip(7)).
 #[must_use]

@@ -10,6 +10,7 @@ use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Peer};
 use crate::sys::ledger;
 use crate::sys::poll::Interest;
+use crate::sys::socket;
 
 /// What a client may still send after its last reply, in bytes, before it is cut off: a reset would destroy that
 /// reply before it is read.
@@ -26,6 +27,8 @@ const GOODBYE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) socket: OwnedFd,
+    /// What the kernel calls that socket, if it does.
+    cookie: Option<u64>,
     pub(super) client: ClientId,
     pub(super) peer: Peer,
     /// Of the lease.
@@ -64,6 +67,7 @@ impl Connection {
         let is_parked = slot.lease().is_some_and(|lease| lease.state == State::Parked);
         let is_told_all = slot.marks().closing && slot.view().replied == 0;
         Connection {
+            cookie: socket::cookie(&socket).ok().flatten(),
             socket,
             client: lease.client,
             peer: lease.peer,
@@ -89,6 +93,12 @@ impl Connection {
             let _ = ledger::rearm(&self.socket);
             self.unarmed = 0;
         }
+    }
+
+    /// Whether the descriptor still is the client's socket. Other code of this process may have closed it, and its number may be
+    /// of something else by now.
+    pub(super) fn has_its_socket(&self) -> bool {
+        socket::cookie(&self.socket).is_ok_and(|cookie| cookie == self.cookie)
     }
 
     /// Whether it came over TCP.

@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use super::Worker;
 use super::connection::{Connection, Waits};
 use super::death::{self, Point};
 use super::methods::Service;
 use super::reply::Fault;
-use super::turn::Purpose;
+use super::turn::{FOREIGN, Purpose};
+use super::{Worker, number};
 use crate::desk::State;
 use crate::proto::channel::Stop;
 use crate::proto::rpc::Code;
@@ -26,6 +26,9 @@ impl Worker<'_> {
     /// Ends a client whose slot is claimed. The order matters: a registration outlives close() while the master has a
     /// copy, without the shutdown that copy would keep back the FIN, and who finds the word finds nothing behind it.
     pub(super) fn close(&mut self, index: u32) {
+        if self.connections.get(index).is_some_and(|connection| !connection.has_its_socket()) {
+            return self.break_off(FOREIGN);
+        }
         let Some(connection) = self.forget(index) else { return };
         socket::end(&connection.socket);
         if self.parking.end(index) {
@@ -53,14 +56,20 @@ impl Worker<'_> {
         if let Some(lifeboat) = self.lifeboat {
             lifeboat.put_ashore(index);
         }
-        if connection.watched.is_some() {
-            let _ = self.poller.remove(&connection.socket);
+        if connection.watched.is_some() && self.poller.remove(&connection.socket).is_err() {
+            self.break_off(FOREIGN);
         }
+        self.numbers.take(number(&connection.socket));
         self.leased -= 1;
         if self.leased == 0 {
             self.timers.clear();
         }
         Some(connection)
+    }
+
+    /// This process cannot go on: it ends after this round of its loop, and begins no turn any more. Its clients are recovered.
+    pub(super) fn break_off(&mut self, reason: &str) {
+        self.broken.get_or_insert_with(|| reason.to_owned());
     }
 
     /// Looks which leases were taken.

@@ -18,13 +18,13 @@ mod timers;
 mod turn;
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use connection::{Connection, Waits};
 use parking::Parking;
 use timers::{NEVER, Timers};
-use turn::{Ended, Purpose, Tools, turn};
+use turn::{Ended, FOREIGN, Purpose, Tools, turn};
 
 use crate::channel::{Channel, Heard, Scratch, Sent};
 use crate::desk::WorkerDesk;
@@ -35,7 +35,7 @@ use crate::sys::clock;
 use crate::sys::fork;
 use crate::sys::ledger::OwnWrites;
 use crate::sys::lifeboat::Lifeboat;
-use crate::sys::poll::{Event, Interest, Poller};
+use crate::sys::poll::{self, Event, Interest, Poller};
 use crate::table::Table;
 
 pub(crate) use builtin::pi_method;
@@ -60,6 +60,8 @@ struct Worker<'c> {
     settings: Settings,
     /// By slot.
     connections: Table<Connection>,
+    /// Numbers of descriptors that are in use, as far as it is known for what.
+    numbers: Table<()>,
     leased: usize,
     /// Slots whose clients have whole frames left: no event will come for them.
     again: Vec<u32>,
@@ -103,6 +105,12 @@ impl<'c> Worker<'c> {
         let parking = Parking::new(settings.buffers);
         let writes = OwnWrites::open().ok();
         desk.header().set_writer(fork::thread_id());
+        let mut numbers = Table::new();
+        let own =
+            [Some(channel.as_fd().as_raw_fd()), Some(poller.as_raw_fd()), writes.as_ref().map(AsRawFd::as_raw_fd)];
+        for fd in own.into_iter().flatten() {
+            numbers.insert(fd.unsigned_abs(), ());
+        }
         let now = clock::monotonic();
         Ok(Worker {
             channel,
@@ -111,6 +119,7 @@ impl<'c> Worker<'c> {
             desk,
             settings,
             connections: Table::new(),
+            numbers,
             leased: 0,
             again: Vec::new(),
             timers: Timers::default(),
@@ -198,6 +207,7 @@ impl<'c> Worker<'c> {
     /// Takes over clients. Their requests may be there already, so each gets a turn at once.
     fn pick_up(&mut self, leases: &[Lease], sockets: Vec<OwnedFd>, service: &mut dyn Service) -> io::Result<()> {
         self.room |= self.desk.header().pick_up(leases.len() as u64);
+        self.check_numbers(&sockets)?;
         for (lease, socket) in leases.iter().zip(sockets) {
             if lease.slot >= self.desk.layout().slots() {
                 return Err(io::Error::other("a lease for a slot that there is not"));
@@ -221,6 +231,18 @@ impl<'c> Worker<'c> {
         Ok(())
     }
 
+    /// Finds out whether the numbers of new descriptors were free: the kernel gives no number twice, so another descriptor of
+    /// that number was closed by other code of this process, and what is meant for the one client would reach another.
+    fn check_numbers(&mut self, sockets: &[OwnedFd]) -> io::Result<()> {
+        let log = logging::descriptor();
+        for socket in sockets {
+            if self.numbers.insert(number(socket), ()).is_some() || log == Some(socket.as_raw_fd()) {
+                return Err(io::Error::other(FOREIGN));
+            }
+        }
+        Ok(())
+    }
+
     /// Something happened on a client's socket. An old event finds another generation, or nobody.
     fn serve_client(&mut self, token: u64, service: &mut dyn Service) {
         let (slot, generation) = (token as u32, (token >> 32) as u32);
@@ -235,7 +257,7 @@ impl<'c> Worker<'c> {
         if self.stop_by.is_some() {
             self.stop_client(slot, service);
         }
-        while let Some(hog) = self.parking.overloads().filter(|_| !self.leaving) {
+        while let Some(hog) = self.parking.overloads().filter(|_| !self.leaving && self.broken.is_none()) {
             let fault = Fault::of(Code::Overloaded, "too much is buffered here; your unfinished frame was the oldest");
             log::debug!("buffers are full: closing the client in slot {hog}, whose frame is the oldest");
             self.give_one_turn(hog, &Purpose::Dismiss(&fault), service);
@@ -243,7 +265,8 @@ impl<'c> Worker<'c> {
     }
 
     fn give_one_turn(&mut self, slot: u32, purpose: &Purpose<'_>, service: &mut dyn Service) {
-        let Some(connection) = self.connections.get_mut(slot).filter(|_| !self.leaving) else { return };
+        let may_serve = !self.leaving && self.broken.is_none();
+        let Some(connection) = self.connections.get_mut(slot).filter(|_| may_serve) else { return };
         let mut tools = Tools {
             desk: &mut self.desk,
             service,
@@ -268,6 +291,7 @@ impl<'c> Worker<'c> {
             Ended::Waits(waits) => self.wait_for(slot, waits),
             Ended::Over => self.close(slot),
             Ended::Lost => self.let_go(slot),
+            Ended::Foreign => return,
         }
         if !is_tcp {
             // Whatever is written from now on is for somebody else. Not before the lease word says that the turn is over.
@@ -297,7 +321,9 @@ impl<'c> Worker<'c> {
             }
             _ => Ok(()),
         };
-        connection.watched = wanted;
+        if watch.is_ok() {
+            connection.watched = wanted;
+        }
         let slot = self.desk.slot(index).expect("the client has a slot");
         let deadline = connection.deadline(slot, &self.settings);
         self.timers.arm(index, &mut connection.armed, deadline);
@@ -315,6 +341,9 @@ impl<'c> Worker<'c> {
             self.desk.header().set_parked(self.parking.total());
         }
         if let Err(e) = watch {
+            if !poll::is_shortage(&e) {
+                return self.break_off(FOREIGN);
+            }
             log::warn!("cannot watch a client: {e}; closing it");
             self.desk.header().add_lost();
             self.end(index);
@@ -405,6 +434,11 @@ fn tell(
         slots.drain(..count);
     }
     Ok(sent)
+}
+
+/// The number of a descriptor.
+fn number(descriptor: &OwnedFd) -> u32 {
+    descriptor.as_raw_fd().unsigned_abs()
 }
 
 fn token(slot: u32, generation: u32) -> u64 {

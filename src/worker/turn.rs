@@ -85,6 +85,8 @@ pub(super) enum Ended {
     Over,
     /// The lease was not ours any more.
     Lost,
+    /// The descriptor is not the client's socket any more. The slot is still claimed, as at a death.
+    Foreign,
 }
 
 /// What a turn is for.
@@ -117,16 +119,34 @@ pub(super) fn turn(connection: &mut Connection, index: u32, purpose: &Purpose<'_
         Purpose::Serve if marks.overloaded && !marks.closing => &overloaded,
         purpose => purpose,
     };
-    let mut turn =
-        Turn { connection, index, tools, view, marks, have, answered: 0, unrecorded: 0, blocked: false, moved: false };
+    let mut turn = Turn {
+        connection,
+        index,
+        tools,
+        view,
+        marks,
+        have,
+        answered: 0,
+        unrecorded: 0,
+        blocked: false,
+        moved: false,
+        is_doubtful: false,
+        is_foreign: false,
+    };
+    // Those that write or end it before they read.
+    let is_at_its_end = !matches!(purpose, Purpose::Serve) || (parked && (view.replied > 0 || marks.closing));
     let waits = match purpose {
+        _ if is_at_its_end && turn.check_socket().is_err() => None,
         Purpose::Cut => None,
         Purpose::Serve if parked && marks.closing && view.replied == 0 => turn.hear_last_words(),
         Purpose::Dismiss(_) if marks.closing => None,
         _ if parked && view.replied > 0 => turn.send_parked(purpose),
         _ => turn.work(purpose),
     };
-    let is_active = turn.moved || turn.answered > 0;
+    let (is_active, is_foreign) = (turn.moved || turn.answered > 0, turn.is_foreign);
+    if is_foreign {
+        return Ended::Foreign;
+    }
     tools.desk.header().end_turn();
     let Some(waits) = waits else { return Ended::Over };
     let slot = tools.desk.slot(index).expect("the slot was claimed");
@@ -158,10 +178,18 @@ struct Turn<'t, 'a> {
     blocked: bool,
     /// Bytes came from the client, or some of those that were parked for it went.
     moved: bool,
+    /// A method that is no inline one has run, or there is nothing to read although there was: the descriptor has to be
+    /// looked at before more is done with it.
+    is_doubtful: bool,
+    /// The descriptor is not the client's socket.
+    is_foreign: bool,
 }
 
 /// The client is gone.
 struct Gone;
+
+/// Why a worker ends whose descriptors other code has closed.
+pub(super) const FOREIGN: &str = "the descriptor of a client was closed by other code of this process";
 
 impl Turn<'_, '_> {
     fn work(&mut self, purpose: &Purpose<'_>) -> Option<Waits> {
@@ -176,6 +204,18 @@ impl Turn<'_, '_> {
             _ => self.serve(began).ok()?,
         }
         self.end(began, same_frame && self.view.answered == 0 && self.answered == 0)
+    }
+
+    /// Finds out whether the descriptor still is the client's socket. If it is not, this process cannot go on, and the client
+    /// is recovered as from a death: nothing more is done for it here, nor said on its desk.
+    fn check_socket(&mut self) -> Result<(), Gone> {
+        if !self.connection.has_its_socket() {
+            *self.tools.broken = Some(FOREIGN.to_owned());
+            self.is_foreign = true;
+            return Err(Gone);
+        }
+        self.is_doubtful = false;
+        Ok(())
     }
 
     fn slot(&self) -> Slot<'_> {
@@ -221,6 +261,7 @@ impl Turn<'_, '_> {
         let mut sent_at = began;
         while let Some((total, order)) = self.next_frame() {
             let is_inline = self.answer(total, order);
+            self.is_doubtful |= !is_inline;
             let overdue = !is_inline && self.tools.now - sent_at > REPLY_DELAY;
             if overdue || self.view.replied as usize > REPLY_SOFT {
                 if !self.send_midway(sent_at)? {
@@ -256,8 +297,9 @@ impl Turn<'_, '_> {
                 self.connection.unarmed += n as u32;
             }
             Ok(Moved::Nothing) => {}
-            Ok(Moved::End) => self.marks.half_closed = true,
+            Ok(Moved::End) => (self.marks.half_closed, self.is_doubtful) = (true, true),
             Err(e) => {
+                self.check_socket()?;
                 self.broke_off(&e);
                 return Err(Gone);
             }
@@ -284,6 +326,7 @@ impl Turn<'_, '_> {
         match frame::next(self.unread(), order, limit) {
             Next::Whole { total } => Some((total, order)),
             Next::Partial { .. } => None,
+            Next::TooLarge { .. } if self.check_socket().is_err() => None,
             Next::TooLarge { length } => {
                 let message = format!("a frame of {length} bytes is longer than max-frame, {limit} bytes");
                 self.reply_last(&Fault::of(Code::TooLarge, message));
@@ -323,6 +366,9 @@ impl Turn<'_, '_> {
 
     /// Sends, parks what is left, and says what the client is waited for; nothing if it is over.
     fn end(&mut self, began: u64, same_frame: bool) -> Option<Waits> {
+        if self.is_doubtful || self.answered == 0 {
+            self.check_socket().ok()?;
+        }
         let may_answer = !self.marks.closing && !self.blocked && !self.tools.is_worn_out();
         if self.marks.half_closed && may_answer && self.ends_in_a_frame() {
             let message = "the connection ended in the middle of a frame";

@@ -14,6 +14,9 @@ use crate::worker::death::{self, Point};
 impl Turn<'_, '_> {
     /// Sends the replies so far and lets a view begin behind them. False when the client does not take them.
     pub(super) fn send_midway(&mut self, since: u64) -> Result<bool, Gone> {
+        if self.is_doubtful {
+            self.check_socket()?;
+        }
         let sent = self.send(since)?;
         self.pass(sent);
         if self.view.replied > 0 {
