@@ -54,7 +54,7 @@
 //! ```
 //!
 //! A module imports from the rows below its own and from no other; `pool`, `ctl` and `connection` do without `sys`, and
-//! `sys` without `proto`. `table` is a container that master and worker use. `ARCHITECTURE.md` tells the rest: the desk, the
+//! `sys` without `proto`. `table` is a container, `loop_clock` a clock that master and worker use. `ARCHITECTURE.md` tells the rest: the desk, the
 //! channel, the turn, the order of the loop, and where to change what.
 
 #![deny(unsafe_code)]
@@ -67,6 +67,7 @@ mod daemon;
 mod desk;
 mod exporter;
 mod logging;
+mod loop_clock;
 mod master;
 mod pool;
 pub mod proto;

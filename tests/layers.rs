@@ -7,18 +7,19 @@ use std::path::Path;
 use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 
 /// Each module of the crate's root, and which others of them it may know.
-const MAY_IMPORT: [(&str, &[&str]); 16] = [
+const MAY_IMPORT: [(&str, &[&str]); 17] = [
     ("proto", &[]),
     ("sys", &[]),
     ("table", &[]),
+    ("loop_clock", &["sys"]),
     ("config", &["proto", "sys"]),
     ("logging", &["proto", "sys"]),
     ("channel", &["proto", "sys"]),
     ("connection", &["proto"]),
     ("desk", &["proto", "sys"]),
     ("pool", &["config", "proto"]),
-    ("master", &["pool", "channel", "desk", "config", "logging", "proto", "sys", "table"]),
-    ("worker", &["channel", "desk", "logging", "proto", "sys", "table"]),
+    ("master", &["pool", "channel", "desk", "config", "logging", "loop_clock", "proto", "sys", "table"]),
+    ("worker", &["channel", "desk", "logging", "loop_clock", "proto", "sys", "table"]),
     ("exporter", &["channel", "connection", "logging", "proto", "sys"]),
     ("ctl", &["connection", "proto"]),
     ("daemon", &["config", "exporter", "logging", "master", "worker", "proto"]),

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use super::answers::Answers;
 use super::http::{self, MAX_HEAD, Next, Reply, Request, Status};
-use crate::connection::Deadline;
 use crate::sys::poll::{Interest, wait_for};
 use crate::sys::socket::{self, Moved};
 
@@ -64,11 +63,11 @@ impl Visitor {
 
     /// A request, or the reply to what is none. Nothing from one who leaves without a word.
     fn request(&self) -> Option<Result<Request, Reply>> {
-        let deadline = Deadline::after(PATIENCE);
+        let mut patience = Patience(PATIENCE);
         let mut head = [0; MAX_HEAD];
         let mut length = 0;
         loop {
-            match self.receive(&mut head[length..], deadline) {
+            match self.receive(&mut head[length..], &mut patience) {
                 Ok(0) if length == 0 => return None,
                 Ok(0) => return Some(Err(Reply::sentence(Status::BadRequest, "the request ends within its head"))),
                 Ok(more) => length += more,
@@ -88,11 +87,11 @@ impl Visitor {
     }
 
     fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
-        let deadline = Deadline::after(PATIENCE);
+        let mut patience = Patience(PATIENCE);
         while !bytes.is_empty() {
             match socket::transmit(&self.socket, bytes)? {
                 Moved::Bytes(sent) => bytes = &bytes[sent..],
-                Moved::Nothing => drop(wait_for(&self.socket, Interest::Write, deadline.left()?)?),
+                Moved::Nothing => patience.wait_for(&self.socket, Interest::Write)?,
                 Moved::End => return Err(ErrorKind::BrokenPipe.into()),
             }
         }
@@ -103,10 +102,10 @@ impl Visitor {
     /// its way.
     fn read_on(&self) {
         socket::finish_writing(&self.socket);
-        let (patience, mut most) = LEFTOVERS;
-        let deadline = Deadline::after(patience);
+        let (within, mut most) = LEFTOVERS;
+        let mut patience = Patience(within);
         let mut leftovers = [0; 4096];
-        while let Ok(more @ 1..) = self.receive(&mut leftovers, deadline) {
+        while let Ok(more @ 1..) = self.receive(&mut leftovers, &mut patience) {
             most = most.saturating_sub(more);
             if most == 0 {
                 return;
@@ -115,13 +114,33 @@ impl Visitor {
     }
 
     /// Waits for bytes, at least one; 0 is the end.
-    fn receive(&self, buffer: &mut [u8], deadline: Deadline) -> io::Result<usize> {
+    fn receive(&self, buffer: &mut [u8], patience: &mut Patience) -> io::Result<usize> {
         loop {
             match socket::receive(&self.socket, buffer)? {
                 Moved::Bytes(count) => return Ok(count),
-                Moved::Nothing => drop(wait_for(&self.socket, Interest::Read, deadline.left()?)?),
+                Moved::Nothing => patience.wait_for(&self.socket, Interest::Read)?,
                 Moved::End => return Ok(0),
             }
         }
+    }
+}
+
+/// How long a visitor is waited for yet. Only the time counts in which this process could run: of a wait that was longer than
+/// it was asked to be, because the process was stopped meanwhile, no more than that.
+struct Patience(Duration);
+
+/// The longest wait at a time, so that not much counts of one in which the process was stopped.
+const AT_A_TIME: Duration = Duration::from_millis(250);
+
+impl Patience {
+    /// Waits for this, or for a while. Whoever calls looks then, whatever it was.
+    fn wait_for(&mut self, socket: &OwnedFd, interest: Interest) -> io::Result<()> {
+        if self.0.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        let (asked, began) = (self.0.min(AT_A_TIME), Instant::now());
+        wait_for(socket, interest, asked)?;
+        self.0 -= began.elapsed().min(asked);
+        Ok(())
     }
 }

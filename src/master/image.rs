@@ -210,7 +210,7 @@ impl Image {
             // An image is made when none is starting.
             worker.has_been_ready = true;
             if let Some(counters) = counters {
-                worker.believed = Believed::until(counters, now);
+                worker.believed = Believed::until(counters, Instant::now());
             }
             workers.push((worker, is_held));
         }
@@ -262,11 +262,11 @@ impl Master {
             return None;
         }
         let workers = self.workers.values().map(|worker| self.worker_image(worker, now)).collect::<Option<_>>()?;
-        Some(Image { workers, control_clients: self.control.image(), ..self.image_to_check(now) })
+        Some(Image { workers, control_clients: self.control.image(), ..self.image_to_check() })
     }
 
     /// The same without workers: enough to find out whether a program could go on with it.
-    pub(super) fn image_to_check(&self, now: Instant) -> Image {
+    pub(super) fn image_to_check(&self) -> Image {
         let number = |fd: BorrowedFd<'_>| fd.as_raw_fd();
         let listeners =
             self.listeners.iter().filter_map(|listener| Some((listener.record()?, number(listener.as_fd()))));
@@ -283,7 +283,7 @@ impl Master {
             refused: self.counts.refused,
             standard_file: self.standard_file.clone(),
             executable: self.executable_path.clone(),
-            up: now.duration_since(self.started),
+            up: self.started.elapsed(),
             control: (number(self.control_listener.as_fd()), self.control_listener.path().to_owned()),
             listeners: listeners.collect(),
             handed: self.handed.iter().map(|(name, socket)| (name.clone(), number(socket.as_fd()))).collect(),

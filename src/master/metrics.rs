@@ -25,7 +25,7 @@ impl Master {
     pub(super) fn metrics(&mut self, now: Instant) -> String {
         let status = self.status(now);
         let mut text = Text::default();
-        self.write_daemon(&mut text, now);
+        self.write_daemon(&mut text);
         self.write_reloads(&mut text);
         self.write_workers(&mut text, &status);
         self.write_clients(&mut text, &status);
@@ -34,8 +34,8 @@ impl Master {
         text.into_string()
     }
 
-    fn write_daemon(&self, text: &mut Text, now: Instant) {
-        let started = SystemTime::UNIX_EPOCH.elapsed().unwrap_or(Duration::ZERO).saturating_sub(now - self.started);
+    fn write_daemon(&self, text: &mut Text) {
+        let started = SystemTime::UNIX_EPOCH.elapsed().unwrap_or(Duration::ZERO).saturating_sub(self.started.elapsed());
         text.family("build_info", GAUGE, "Always 1; which program this is.");
         text.sample("build_info", &[("name", &self.name), ("version", &self.version)], 1);
         text.gauge("start_time_seconds", "When the daemon was started, since the Unix epoch.", started.as_secs());

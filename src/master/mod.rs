@@ -50,7 +50,7 @@ mod yielding;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -84,13 +84,15 @@ use crate::channel::Scratch;
 use crate::config::{Config, Keys};
 use crate::desk::Layout;
 use crate::logging;
+use crate::loop_clock::LoopClock;
 use crate::pool::dispatch::Dispatcher;
 use crate::pool::rebalance::Rebalancer;
 use crate::pool::{Action, Pool};
 use crate::proto::channel::{LogLevel, ToWorker};
 use crate::proto::control::{About, Code, Kind, LastReload, Origin, Refusal};
 use crate::proto::names::{Generation, WorkerId};
-use crate::sys::poll::{Event, Poller};
+use crate::sys::clock;
+use crate::sys::poll::{Event, Poller, Woken};
 use crate::sys::process::Executable;
 use crate::sys::signal::{Signal, Signals};
 
@@ -169,7 +171,11 @@ struct Master {
     descriptors: u64,
     notifier: Notifier,
     poller: Poller,
+    /// All that is waited for is timed by it.
+    clock: LoopClock,
     signals: Signals,
+    /// What has arrived and is not dealt with yet.
+    arrived: Vec<Signal>,
     scratch: Scratch,
     control_listener: ControlListener,
     /// Another process has ended the control socket, and it is not open again yet.
@@ -225,15 +231,17 @@ impl Master {
     fn serve(&mut self) -> Result<(), Error> {
         let mut events: Vec<Event> = Vec::new();
         let (mut readable, mut ended) = (Vec::new(), Vec::new());
-        let now = Instant::now();
+        let now = self.clock.now();
         // Those who ended while this process became this program.
         self.reap(now);
         self.reconcile(now)?;
         self.keep_exporter(now);
         while !self.pool.is_finished() || self.outgoing.is_some() {
-            let patience = self.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            self.poller.wait(&mut events, patience).map_err(Error::system("wait for events"))?;
-            let now = Instant::now();
+            self.wait(&mut events)?;
+            let now = self.clock.now();
+            if !self.arrived.is_empty() {
+                self.take_signals(now);
+            }
             events.sort_unstable_by_key(|event| event.token);
             readable.clear();
             ended.clear();
@@ -274,11 +282,31 @@ impl Master {
         Ok(())
     }
 
+    /// Waits for events. If this process could not run meanwhile, what has arrived by now is among them, and the manager is
+    /// told at once that it runs again.
+    fn wait(&mut self, events: &mut Vec<Event>) -> Result<(), Error> {
+        let patience = self.deadline().map(|deadline| deadline.saturating_duration_since(self.clock.now()));
+        self.clock.begin_wait(clock::monotonic(), patience);
+        let mut is_interrupted =
+            self.poller.wait(events, patience).map_err(Error::system("wait for events"))? == Woken::Interrupted;
+        if is_interrupted {
+            self.poller.wait(events, Some(Duration::ZERO)).map_err(Error::system("wait for events"))?;
+            // That of a child tells only that it was stopped, too.
+            self.arrived.extend(self.signals.take());
+            is_interrupted = self.arrived.is_empty() || self.arrived.contains(&Signal::Continue);
+        }
+        if self.clock.end_wait(is_interrupted) {
+            self.poller.wait(events, Some(Duration::ZERO)).map_err(Error::system("wait for events"))?;
+            self.notifier.hurry(self.clock.now());
+        }
+        Ok(())
+    }
+
     /// When there is something to do although nothing happens.
     fn deadline(&self) -> Option<Instant> {
         let asked_balance = self.asked_balance.as_ref().map(|asked| asked.until);
         // The gate was opened in this turn: of a listener where nobody waits no event tells that it can go.
-        let leaving = (!self.leaving.is_empty() && self.gate.pause.is_none()).then(Instant::now);
+        let leaving = (!self.leaving.is_empty() && self.gate.pause.is_none()).then(|| self.clock.now());
         let exporter = self.exporter.as_ref().and_then(Exporter::deadline);
         let (pool, gate, control) = (self.pool.deadline(), self.gate.deadline(), self.control.deadline());
         let (watch, notifier) = (self.watch.deadline(), self.notifier.deadline());
@@ -289,8 +317,11 @@ impl Master {
     }
 
     fn take_signals(&mut self, now: Instant) {
-        for signal in self.signals.take() {
+        let arrived = std::mem::take(&mut self.arrived).into_iter().chain(self.signals.take());
+        for signal in arrived.collect::<Vec<_>>() {
             match signal {
+                // What it tells is known by now.
+                Signal::Continue => {}
                 Signal::Terminate if self.keeper.is_some() => self.leave(Asker::signal("SIGTERM"), now),
                 Signal::Terminate => self.stop(Asker::signal("SIGTERM"), now),
                 Signal::Interrupt => self.stop(Asker::signal("SIGINT"), now),

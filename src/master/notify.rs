@@ -147,6 +147,13 @@ impl Notifier {
         }
     }
 
+    /// This process could not run for a while: the manager, whose time went on, is told as soon as may be that it does.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        if let Some(watchdog) = self.0.as_mut().and_then(|manager| manager.watchdog.as_mut()) {
+            watchdog.due = now;
+        }
+    }
+
     /// When there is something to tell although nothing happens.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let manager = self.0.as_ref()?;

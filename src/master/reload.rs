@@ -251,7 +251,7 @@ impl Master {
             self.counts.applied_at = at;
         }
         self.last_reload = Some(LastReload { at, verdict, message });
-        self.tell_reloaded(verdict != Verdict::Rejected, Instant::now());
+        self.tell_reloaded(verdict != Verdict::Rejected, self.clock.now());
     }
 
     /// New listeners are watched, and those that are not wanted any more go when nobody waits there any more. The first ones

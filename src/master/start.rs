@@ -25,6 +25,7 @@ use super::{Error, Master, Setup, Token};
 use crate::channel::Scratch;
 use crate::config::{Config, Count, Listen};
 use crate::desk::Layout;
+use crate::loop_clock::LoopClock;
 use crate::pool::dispatch::Dispatcher;
 use crate::pool::rebalance::Rebalancer;
 use crate::pool::{Pool, Target};
@@ -76,6 +77,7 @@ impl Master {
             Signal::Terminate,
             Signal::Interrupt,
             Signal::Child,
+            Signal::Continue,
             Signal::User1,
             Signal::User2,
             Signal::Hangup,
@@ -177,6 +179,8 @@ impl Master {
             leaving,
             exporter,
             gate: Gate::new(),
+            clock: LoopClock::new(),
+            arrived: Vec::new(),
             is_drained: false,
             count_origin: Origin::Config,
             workers: BTreeMap::new(),

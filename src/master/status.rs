@@ -14,7 +14,7 @@ const WINDOW: f64 = 10.0;
 impl Master {
     /// The whole of it.
     pub(super) fn status(&mut self, now: Instant) -> Status {
-        self.look_at_counters(now);
+        self.look_at_counters();
         let seats = (0..self.pool.seats()).filter(|seat| self.is_seat_in_use(*seat));
         let workers: Vec<WorkerStatus> = seats.map(|seat| self.seat_status(seat, now)).collect();
         let shown: Vec<_> = workers.iter().filter_map(|worker| worker.id).collect();
@@ -24,7 +24,7 @@ impl Master {
             name: self.name.clone(),
             version: self.version.to_owned(),
             pid: std::process::id(),
-            uptime_seconds: now.duration_since(self.started).as_secs_f64(),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
             generation: self.generation,
             config_file: self.config_file.clone(),
             dispatch: self.config.workers.dispatch.as_str().to_owned(),

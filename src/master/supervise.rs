@@ -52,7 +52,7 @@ impl Master {
             None => ledger::written_by_process(pid).ok(),
         };
         let _ = self.poller.remove(&worker.channel);
-        self.count_in(&mut worker, now);
+        self.count_in(&mut worker);
         if self.is_leaving() {
             return self.keep_wreck(worker, written, now);
         }

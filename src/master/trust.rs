@@ -41,11 +41,13 @@ impl Believed {
     }
 
     /// Looks at them again. Why they are not believed any more, once.
-    fn look(&mut self, header: Header<'_>, methods: usize, now: Instant) -> Option<&'static str> {
+    ///
+    /// By the time that has really passed: workers may have run in a gap of the master's own.
+    fn look(&mut self, header: Header<'_>, methods: usize) -> Option<&'static str> {
         if self.is_broken {
             return None;
         }
-        let counters = Counters::read(header);
+        let (counters, now) = (Counters::read(header), Instant::now());
         let fault = counters.fault(&self.counters, now.duration_since(self.at), methods);
         match fault {
             None => (self.counters, self.at) = (counters, now),
@@ -83,15 +85,15 @@ pub(super) fn counted_on(desk: &MasterDesk, methods: usize) -> Result<Counters, 
 
 impl Master {
     /// Looks at the counters of all workers, so that the totals are those of now.
-    pub(super) fn look_at_counters(&mut self, now: Instant) {
+    pub(super) fn look_at_counters(&mut self) {
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
-            self.look_at_counters_of(id, now);
+            self.look_at_counters_of(id);
         }
     }
 
-    fn look_at_counters_of(&mut self, id: WorkerId, now: Instant) {
+    fn look_at_counters_of(&mut self, id: WorkerId) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        let fault = worker.believed.look(worker.desk.header(), worker.methods.len(), now);
+        let fault = worker.believed.look(worker.desk.header(), worker.methods.len());
         if let Some(why) = fault {
             let name = worker.name();
             self.reject_counters(&name, why);
@@ -105,9 +107,9 @@ impl Master {
     }
 
     /// A worker has ended: adds all that it has counted to the totals.
-    pub(super) fn count_in(&mut self, worker: &mut Worker, now: Instant) {
+    pub(super) fn count_in(&mut self, worker: &mut Worker) {
         worker.desk.settle();
-        if let Some(why) = worker.believed.look(worker.desk.header(), worker.methods.len(), now) {
+        if let Some(why) = worker.believed.look(worker.desk.header(), worker.methods.len()) {
             self.reject_counters(&worker.name(), why);
         }
         worker.believed.close(last_turn(worker.desk.header()));

@@ -78,7 +78,7 @@ impl Master {
         let nowhere = || refused("nobody knows where the program was started from".to_owned());
         let path = to.or_else(|| self.executable_path.clone()).ok_or_else(nowhere)?;
         let begun = open_trusted(&path, process::user()).and_then(|executable| {
-            let check = self.start_check(&executable, now).map_err(|e| format!("cannot be tried: {e}"))?;
+            let check = self.start_check(&executable).map_err(|e| format!("cannot be tried: {e}"))?;
             Ok((executable, check))
         });
         let (executable, check) = begun.map_err(|why| refused(format!("{} {why}", Escaped(path.display()))))?;
@@ -88,9 +88,9 @@ impl Master {
         Ok(())
     }
 
-    fn start_check(&self, executable: &File, now: Instant) -> io::Result<Check> {
+    fn start_check(&self, executable: &File) -> io::Result<Check> {
         // What is under way now does not matter to whether it could.
-        let image = self.image_to_check(now);
+        let image = self.image_to_check();
         let told = image.write()?;
         let length = told.metadata()?.len();
         let stdin = told.try_clone()?.into();

@@ -15,6 +15,7 @@ use super::Master;
 use super::counts::Reason;
 use super::worker::{Pulse, Worker};
 use crate::config::Rebalance;
+use crate::loop_clock::LoopClock;
 use crate::pool::{State, rebalance};
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{About, Kind};
@@ -59,14 +60,14 @@ impl Worker {
 
     /// Looks whether it shows signs of life, and asks it for one if not. How long it has been stuck, if it may be; and when
     /// that would be for `limit`.
-    fn feel_pulse(&mut self, limit: Duration, now: Instant) -> (Duration, Option<Instant>) {
+    fn feel_pulse(&mut self, limit: Duration, clock: &LoopClock, now: Instant) -> (Duration, Option<Instant>) {
         let beats = self.desk.header().beats();
         let has_beaten = beats != self.pulse.beats;
         if has_beaten {
             self.pulse = Pulse { beats, ..Pulse::default() };
         }
         let silent = match (self.turn_since(), self.pulse.asked) {
-            (Some(since), _) => ago(since),
+            (Some(since), _) => ago(since, clock),
             (None, Some(asked)) => now.duration_since(asked),
             (None, None) if has_beaten => Duration::ZERO,
             (None, None) => {
@@ -88,9 +89,9 @@ impl Worker {
     }
 }
 
-/// How long ago that was, by the same clock.
-fn ago(since: u64) -> Duration {
-    Duration::from_nanos(clock::monotonic().saturating_sub(since))
+/// How long ago that was, by the same clock, without the time in which this process could not run.
+fn ago(since: u64, clock: &LoopClock) -> Duration {
+    Duration::from_nanos(clock::monotonic().saturating_sub(since).saturating_sub(clock.gaps_since(since)))
 }
 
 impl Master {
@@ -135,6 +136,7 @@ impl Master {
         let is_last_look = self.pool.members().any(|member| member.kill_by.is_some_and(|by| by <= now));
         if is_last_look || self.watch.next_look.is_some_and(|at| at <= now) {
             self.watch.next_look = None;
+            self.look_at_counters();
             let limit = self.stall_limit();
             let ids: Vec<WorkerId> = self.workers.keys().copied().collect();
             let soonest = ids.into_iter().filter_map(|id| self.look_at(id, limit, now)).min();
@@ -161,7 +163,7 @@ impl Master {
             self.take_and_tell(id, Reason::Hold);
             return None;
         }
-        let (silent, stuck_at) = worker.feel_pulse(limit, now);
+        let (silent, stuck_at) = worker.feel_pulse(limit, &self.clock, now);
         if silent < limit {
             if self.pool.revived(id) {
                 let worker = &self.workers[&id];

@@ -8,6 +8,14 @@ pub fn monotonic_seconds() -> u32 {
     (monotonic() / 1_000_000_000) as u32
 }
 
+/// Nanoseconds that the calling thread has run on a CPU: `CLOCK_THREAD_CPUTIME_ID` of clock_gettime(2).
+#[must_use]
+pub fn thread_cpu() -> u64 {
+    // As above.
+    let ran = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("every thread has a clock");
+    ran.tv_sec().unsigned_abs() * 1_000_000_000 + ran.tv_nsec().unsigned_abs()
+}
+
 /// Nanoseconds of `CLOCK_MONOTONIC` (clock_gettime(2)): comparable between processes, hence fit for a desk.
 #[must_use]
 pub fn monotonic() -> u64 {

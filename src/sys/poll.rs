@@ -55,6 +55,15 @@ pub struct Event {
     pub has_ended: bool,
 }
 
+/// What ended a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// What has happened, or the end of the time.
+    Told,
+    /// A signal; or this process was stopped, and goes on (EINTR).
+    Interrupted,
+}
+
 /// Descriptors and what they are watched for.
 ///
 /// There is no excuse to skip [`Poller::remove`]: a registration belongs to the open file, not to the
@@ -111,12 +120,12 @@ impl Poller {
     /// `ready`, in place of what was there.
     ///
     /// # Errors
-    /// Those of epoll_wait(2) but EINTR, which tells nothing.
-    pub fn wait(&mut self, ready: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<()> {
+    /// Those of epoll_wait(2) but EINTR.
+    pub fn wait(&mut self, ready: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<Woken> {
         ready.clear();
         let count = match self.epoll.wait(&mut self.events, in_milliseconds(timeout)) {
             Ok(count) => count,
-            Err(Errno::EINTR) => 0,
+            Err(Errno::EINTR) => return Ok(Woken::Interrupted),
             Err(e) => return Err(e.into()),
         };
         ready.extend(self.events[..count].iter().map(|event| {
@@ -129,7 +138,7 @@ impl Poller {
                 has_ended: broken || flags.contains(EpollFlags::EPOLLRDHUP),
             }
         }));
-        Ok(())
+        Ok(Woken::Told)
     }
 }
 

@@ -3,11 +3,11 @@
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use nix::sys::signal::{SigSet, SigmaskHow};
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2};
+use signal_hook::consts::{SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2};
 use signal_hook::low_level::pipe;
 
 /// The signals that mean something here.
@@ -19,6 +19,8 @@ pub enum Signal {
     Interrupt,
     /// SIGCHLD.
     Child,
+    /// SIGCONT: this process was stopped, and goes on.
+    Continue,
     /// SIGUSR1.
     User1,
     /// SIGUSR2.
@@ -37,6 +39,7 @@ impl Signal {
             Signal::Terminate => SIGTERM,
             Signal::Interrupt => SIGINT,
             Signal::Child => SIGCHLD,
+            Signal::Continue => SIGCONT,
             Signal::User1 => SIGUSR1,
             Signal::User2 => SIGUSR2,
             Signal::Hangup => SIGHUP,
@@ -114,8 +117,16 @@ impl Drop for HeldBack {
 /// # Errors
 /// Those of sigaction(2).
 pub fn ignore_group_signals() -> io::Result<()> {
+    let arrived = IGNORED.get_or_init(Arc::default);
     for signal in [SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2, SIGTTIN, SIGTTOU] {
-        signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
+        signal_hook::flag::register(signal, Arc::clone(arrived))?;
     }
     Ok(())
 }
+
+/// Whether one of the signals that this process is deaf to has arrived since the last call.
+pub fn take_ignored() -> bool {
+    IGNORED.get().is_some_and(|arrived| arrived.swap(false, Ordering::Relaxed))
+}
+
+static IGNORED: OnceLock<Arc<AtomicBool>> = OnceLock::new();

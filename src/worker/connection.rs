@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::timers::NEVER;
 use crate::desk::{Slot, State};
+use crate::loop_clock::LoopClock;
 use crate::proto::channel::{Lease, Settings};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Peer};
@@ -107,7 +108,9 @@ impl Connection {
     }
 
     /// When it has been waited for long enough: ns of CLOCK_MONOTONIC.
-    pub(super) fn deadline(&self, slot: Slot<'_>, settings: &Settings) -> u64 {
+    ///
+    /// Time in which this process could not run is none that it was waited for.
+    pub(super) fn deadline(&self, slot: Slot<'_>, settings: &Settings, clock: &LoopClock) -> u64 {
         let (begin, limit) = match self.waits {
             Waits::Request => (slot.active(), settings.idle_timeout),
             Waits::Bytes => (slot.since(), settings.frame_timeout),
@@ -116,6 +119,6 @@ impl Connection {
             Waits::Turn => (0, None),
         };
         let ns = limit.map_or(NEVER, |limit| u64::try_from(limit.as_nanos()).unwrap_or(NEVER));
-        begin.saturating_add(ns)
+        begin.saturating_add(ns).saturating_add(clock.gaps_since(begin))
     }
 }

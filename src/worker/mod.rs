@@ -29,13 +29,13 @@ use turn::{Ended, FOREIGN, Purpose, Tools, turn};
 use crate::channel::{Channel, Heard, Scratch, Sent};
 use crate::desk::WorkerDesk;
 use crate::logging;
+use crate::loop_clock::LoopClock;
 use crate::proto::channel::{Lease, MAX_SLOTS, Settings, ToMaster, ToWorker};
 use crate::proto::rpc::Code;
-use crate::sys::clock;
-use crate::sys::fork;
 use crate::sys::ledger::OwnWrites;
 use crate::sys::lifeboat::Lifeboat;
-use crate::sys::poll::{self, Event, Interest, Poller};
+use crate::sys::poll::{self, Event, Interest, Poller, Woken};
+use crate::sys::{clock, fork, signal};
 use crate::table::Table;
 
 pub(crate) use builtin::pi_method;
@@ -66,6 +66,9 @@ struct Worker<'c> {
     /// Slots whose clients have whole frames left: no event will come for them.
     again: Vec<u32>,
     timers: Timers,
+    clock: LoopClock,
+    /// Turns of the loop in a row in which deadlines were not looked at, as there was more to be looked at first.
+    deferred: usize,
     parking: Parking,
     writes: Option<OwnWrites>,
     /// Whether a method is quarantined, by its index; empty if none is.
@@ -111,7 +114,9 @@ impl<'c> Worker<'c> {
         for fd in own.into_iter().flatten() {
             numbers.insert(fd.unsigned_abs(), ());
         }
-        let now = clock::monotonic();
+        let clock = LoopClock::new();
+        // With nothing between them for which this process could be taken off its CPU.
+        let epoch = (Instant::now(), clock::monotonic());
         Ok(Worker {
             channel,
             channel_is_full: false,
@@ -123,6 +128,8 @@ impl<'c> Worker<'c> {
             leased: 0,
             again: Vec::new(),
             timers: Timers::default(),
+            clock,
+            deferred: 0,
             parking,
             writes,
             quarantined: Vec::new(),
@@ -136,8 +143,8 @@ impl<'c> Worker<'c> {
             lifeboat,
             orphaned: false,
             broken: None,
-            now,
-            epoch: (Instant::now(), now),
+            now: epoch.1,
+            epoch,
         })
     }
 
@@ -146,8 +153,11 @@ impl<'c> Worker<'c> {
         let mut ready: Vec<Event> = Vec::new();
         let mut scratch = Scratch::default();
         while !self.is_finished() {
-            self.poller.wait(&mut ready, self.patience())?;
-            let woken = clock::monotonic();
+            let patience = self.patience();
+            self.clock.begin_wait(self.now, patience);
+            let woken_by = self.poller.wait(&mut ready, patience)?;
+            let had_gap = self.clock.end_wait(woken_by == Woken::Interrupted && !signal::take_ignored());
+            let woken = self.clock.woken();
             self.now = woken;
             for event in &ready {
                 match event.token {
@@ -161,7 +171,9 @@ impl<'c> Worker<'c> {
             if self.leaving {
                 self.give_up_leases();
             }
-            self.look_at_deadlines(service);
+            if self.has_looked_at_all(had_gap || ready.len() == BATCH) {
+                self.look_at_deadlines(woken, service);
+            }
             self.tell_master()?;
             self.desk.header().set_log_errors(logging::errors());
             self.desk.header().record_busy(self.now, self.now - woken);
@@ -178,8 +190,16 @@ impl<'c> Worker<'c> {
         self.orphaned || self.broken.is_some() || is_done
     }
 
+    /// Whether every client has had its turn that has sent something by now. `is_more_to_come` if there may be events that
+    /// the last wait did not tell; but those are not waited for without end.
+    fn has_looked_at_all(&mut self, is_more_to_come: bool) -> bool {
+        let most = 1 + self.leased / BATCH;
+        self.deferred = if is_more_to_come && self.deferred < most { self.deferred + 1 } else { 0 };
+        self.deferred == 0
+    }
+
     fn patience(&self) -> Option<Duration> {
-        if !self.again.is_empty() {
+        if !self.again.is_empty() || self.deferred > 0 {
             return Some(Duration::ZERO);
         }
         self.timers.next().map(|deadline| Duration::from_nanos(deadline.saturating_sub(self.now)))
@@ -226,7 +246,7 @@ impl<'c> Worker<'c> {
         for lease in leases {
             self.give_turn(lease.slot, &Purpose::Serve, service);
             // Not only at the end: who answers its last request before that looks at no deadline any more, nor may the next.
-            self.look_at_deadlines(service);
+            self.look_at_deadline(lease.slot, service);
         }
         Ok(())
     }
@@ -325,7 +345,7 @@ impl<'c> Worker<'c> {
             connection.watched = wanted;
         }
         let slot = self.desk.slot(index).expect("the client has a slot");
-        let deadline = connection.deadline(slot, &self.settings);
+        let deadline = connection.deadline(slot, &self.settings, &self.clock);
         self.timers.arm(index, &mut connection.armed, deadline);
         if waits == Waits::Request {
             if !was_at_rest {
@@ -364,25 +384,49 @@ impl<'c> Worker<'c> {
         self.desk.header().set_parked(self.parking.total());
     }
 
-    fn look_at_deadlines(&mut self, service: &mut dyn Service) {
-        while let Some((deadline, index)) = self.timers.due(self.now) {
+    /// Looks at the deadlines that were over by then: ns of CLOCK_MONOTONIC, of a moment of which all that had arrived by
+    /// then was looked at.
+    fn look_at_deadlines(&mut self, by: u64, service: &mut dyn Service) {
+        while let Some((deadline, index)) = self.timers.due(by) {
             let Some(connection) = self.connections.get_mut(index) else { continue };
             if connection.armed != deadline {
                 continue;
             }
             connection.armed = NEVER;
-            let slot = self.desk.slot(index).expect("the client has a slot");
-            let really = connection.deadline(slot, &self.settings);
-            if really > self.now {
-                self.timers.arm(index, &mut connection.armed, really);
+            if !self.is_overdue(index, by) {
                 continue;
             }
-            let (client, peer, waits) = (connection.client, connection.peer, connection.waits);
-            log::debug!("client {client} ({peer}) was waited for long enough ({waits:?}); closing it");
-            let late = Fault::of(Code::Timeout, "the frame was not complete within frame-timeout");
-            let purpose = if waits == Waits::Bytes { Purpose::Dismiss(&late) } else { Purpose::Cut };
-            self.give_turn(index, &purpose, service);
+            self.give_up_on(index, service);
         }
+    }
+
+    /// Looks at the deadline of a client that has had its turn just now.
+    fn look_at_deadline(&mut self, index: u32, service: &mut dyn Service) {
+        let by = self.now;
+        if self.is_overdue(index, by) {
+            self.give_up_on(index, service);
+        }
+    }
+
+    /// Whether a client was waited for long enough by then. If not, the timers see to it.
+    fn is_overdue(&mut self, index: u32, by: u64) -> bool {
+        let Some(connection) = self.connections.get_mut(index) else { return false };
+        let slot = self.desk.slot(index).expect("the client has a slot");
+        let deadline = connection.deadline(slot, &self.settings, &self.clock);
+        if deadline > by {
+            self.timers.arm(index, &mut connection.armed, deadline);
+        }
+        deadline <= by
+    }
+
+    /// A client was waited for long enough.
+    fn give_up_on(&mut self, index: u32, service: &mut dyn Service) {
+        let Some(connection) = self.connections.get(index) else { return };
+        let (client, peer, waits) = (connection.client, connection.peer, connection.waits);
+        log::debug!("client {client} ({peer}) was waited for long enough ({waits:?}); closing it");
+        let late = Fault::of(Code::Timeout, "the frame was not complete within frame-timeout");
+        let purpose = if waits == Waits::Bytes { Purpose::Dismiss(&late) } else { Purpose::Cut };
+        self.give_turn(index, &purpose, service);
     }
 
     /// Tells who left, in as few messages as it takes. What the channel does not take now waits until it does.

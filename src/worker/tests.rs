@@ -360,7 +360,7 @@ fn a_client_that_was_told_all_goes_on_ending_with_the_time_that_it_has_left() {
     // What is thrown away counts as answered: the positions stay true.
     assert_eq!(master.desk.slot(0).expect("a slot").view().ends(), (10, 0));
     worker.now = since + 3_600_000_000_000;
-    worker.look_at_deadlines(&mut service);
+    worker.look_at_deadlines(worker.now, &mut service);
     worker.tell_master().expect("the channel is open");
     // In the order of their deadlines.
     assert_eq!(master.heard(), [ToMaster::Closed(vec![1, 0])]);

@@ -1,0 +1,198 @@
+//! Time as a loop sees it: without the gaps in which its process could not run.
+//!
+//! A process that is stopped (SIGSTOP, a freezer, a debugger), or that waits for a CPU or a disk, looks at nothing that
+//! arrives meanwhile. What others owe to it within some time must not be held against them for that. A gap is noticed
+//! where it ends:
+//!
+//! ```text
+//! in the wait       it was interrupted, though by no signal that was caught: all of the wait counts as a gap
+//!                   or it came back far later than it was asked to: what is above that
+//! between waits     the time that passed, less the time on a CPU
+//! ```
+//!
+//! After a gap the loop polls once more before it looks at any deadline, so that what has arrived counts.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crate::sys::clock;
+
+/// Lateness that is none yet, in ns: busy machines are as late as that.
+const USUAL: u64 = 50_000_000;
+
+/// The shortest wait whose interruption is a gap, in ns.
+const SHORTEST: u64 = 1_000_000;
+
+/// How old the last look at the CPU time may be, in ns, before a stretch between two waits begins.
+const REFRESH: u64 = 100_000_000;
+
+/// Gaps that are told apart. Older ones are joined, as if they had lasted until the later one's end.
+const MAX_GAPS: usize = 16;
+
+/// A gap: when it ended, and how long it was, in ns.
+#[derive(Clone, Copy, Debug)]
+struct Gap {
+    end: u64,
+    length: u64,
+}
+
+/// The clock of one loop.
+#[derive(Debug)]
+pub struct LoopClock {
+    /// The oldest first.
+    gaps: VecDeque<Gap>,
+    /// The length of all gaps that there ever were.
+    total: u64,
+    /// When the wait began, and for how long it was asked.
+    asked: u64,
+    timeout: Option<u64>,
+    /// When it ended.
+    woken: u64,
+    /// CPU time of the thread, and when that was read.
+    ran: u64,
+    ran_at: u64,
+    /// A gap was found before the wait.
+    is_late: bool,
+}
+
+impl LoopClock {
+    /// A clock of which no time was taken yet.
+    #[must_use]
+    pub fn new() -> LoopClock {
+        let now = clock::monotonic();
+        let (ran, gaps) = (clock::thread_cpu(), VecDeque::new());
+        LoopClock { gaps, total: 0, asked: now, timeout: None, woken: now, ran, ran_at: now, is_late: false }
+    }
+
+    /// The loop is about to wait; `now` is ns of CLOCK_MONOTONIC, of the end of what it did since the last wait.
+    pub fn begin_wait(&mut self, now: u64, timeout: Option<Duration>) {
+        let passed = now.saturating_sub(self.woken);
+        let is_stale = now.saturating_sub(self.ran_at) > REFRESH;
+        if passed >= USUAL || is_stale {
+            let ran = clock::thread_cpu();
+            let gap = passed.saturating_sub(ran.saturating_sub(self.ran));
+            (self.ran, self.ran_at) = (ran, now);
+            if gap >= USUAL {
+                self.add(now, gap);
+            }
+        }
+        (self.asked, self.timeout) = (now, timeout.map(ns));
+    }
+
+    /// The wait is over; `is_interrupted` by no signal that was caught. Whether there was a gap: then what has arrived is to
+    /// be looked at, by another wait of no length, before any deadline is.
+    #[must_use]
+    pub fn end_wait(&mut self, is_interrupted: bool) -> bool {
+        let now = clock::monotonic();
+        let waited = now.saturating_sub(self.asked);
+        let late = self.timeout.map_or(0, |timeout| waited.saturating_sub(timeout));
+        if is_interrupted && waited >= SHORTEST {
+            self.add(now, waited);
+        } else if late >= USUAL {
+            self.add(now, late);
+        }
+        self.woken = now;
+        std::mem::take(&mut self.is_late)
+    }
+
+    /// When the last wait ended: ns of CLOCK_MONOTONIC.
+    #[must_use]
+    pub fn woken(&self) -> u64 {
+        self.woken
+    }
+
+    /// How much of the time since then was gaps, in ns.
+    #[must_use]
+    pub fn gaps_since(&self, since: u64) -> u64 {
+        if self.gaps.back().is_none_or(|last| last.end <= since) {
+            return 0;
+        }
+        let newer = self.gaps.iter().rev().take_while(|gap| gap.end > since);
+        newer.map(|gap| gap.length.min(gap.end - since)).sum()
+    }
+
+    /// Now, by a clock that stands still in a gap. It is the usual one as long as there was none.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        let now = Instant::now();
+        now.checked_sub(Duration::from_nanos(self.total)).unwrap_or(now)
+    }
+
+    fn add(&mut self, end: u64, length: u64) {
+        self.is_late = true;
+        self.total += length;
+        self.gaps.push_back(Gap { end, length });
+        if self.gaps.len() > MAX_GAPS
+            && let Some(oldest) = self.gaps.pop_front()
+            && let Some(next) = self.gaps.front_mut()
+        {
+            next.length += oldest.length;
+        }
+    }
+}
+
+fn ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    /// A clock that has seen these gaps: ends and lengths in seconds.
+    fn with_gaps(gaps: &[(u64, u64)]) -> LoopClock {
+        let mut clock = LoopClock::new();
+        gaps.iter().for_each(|(end, length)| clock.add(end * SECOND, length * SECOND));
+        clock
+    }
+
+    #[test]
+    fn gaps_count_as_far_as_they_were_after_the_beginning() {
+        let clock = with_gaps(&[(20, 5), (40, 10)]);
+        for (since, gaps) in [(50, 0), (40, 0), (35, 5), (30, 10), (20, 10), (18, 12), (15, 15), (0, 15)] {
+            assert_eq!(clock.gaps_since(since * SECOND), gaps * SECOND, "since {since}");
+        }
+        assert_eq!(LoopClock::new().gaps_since(0), 0);
+    }
+
+    #[test]
+    fn of_many_gaps_none_is_forgotten() {
+        let gaps: Vec<(u64, u64)> = (1..=100).map(|number| (number * 10, 1)).collect();
+        let clock = with_gaps(&gaps);
+        assert_eq!((clock.gaps_since(0), clock.gaps_since(990 * SECOND)), (100 * SECOND, SECOND));
+        assert!(clock.gaps.len() <= MAX_GAPS);
+    }
+
+    #[test]
+    fn what_is_late_or_interrupted_is_a_gap_and_nothing_else() {
+        let mut clock = LoopClock::new();
+        let ago = |ns: u64| clock::monotonic() - ns;
+        // It came back when it was asked to, or before.
+        for (waited, timeout) in [(SECOND, Some(1)), (SECOND / 2, Some(1)), (SECOND, None)] {
+            clock.begin_wait(ago(0), timeout.map(Duration::from_secs));
+            clock.asked = ago(waited);
+            assert!(!clock.end_wait(false), "{waited} of {timeout:?}");
+        }
+        clock.begin_wait(ago(0), Some(Duration::from_secs(1)));
+        clock.asked = ago(3 * SECOND);
+        assert!(clock.end_wait(false));
+        let late = clock.gaps_since(0);
+        assert!((2 * SECOND..3 * SECOND).contains(&late), "{late}");
+        for timeout in [None, Some(Duration::from_secs(60))] {
+            let before = clock.gaps_since(0);
+            clock.begin_wait(ago(0), timeout);
+            clock.asked = ago(3 * SECOND);
+            assert!(clock.end_wait(true));
+            assert!(clock.gaps_since(0) - before >= 3 * SECOND);
+        }
+        let real = Instant::now();
+        assert!(real.duration_since(clock.now()) >= Duration::from_secs(8));
+        // Between two waits it did nothing for a while.
+        let before = clock.gaps_since(0);
+        clock.begin_wait(clock.woken + SECOND, None);
+        assert!(clock.gaps_since(0) - before >= SECOND / 2, "{}", clock.gaps_since(0) - before);
+        assert!(clock.end_wait(false));
+    }
+}
