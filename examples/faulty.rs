@@ -114,6 +114,11 @@ fn run() -> ExitCode {
             block(Duration::from_millis(milliseconds));
             Ok(call.attempt)
         })
+        // Runs a script, and waits for it.
+        .method("shell", |_, script: String, _| {
+            let status = process::Command::new("sh").args(["-c", &script]).status().map_err(io_fault)?;
+            Ok(status.code())
+        })
         // Whose FIFO it is decides when this ends.
         .method("read_line", |_, path: String, _| read_line(&path).map_err(|e| Fault::new("io", e.to_string())))
         // The same, but once only: a second attempt tells which one it is.

@@ -32,7 +32,9 @@
 //! What a method says of a request that it does not take is a [`Fault`]; a panic is caught and answered with `crashed`.
 //! A method that starts a program does so by fork and exec ([`std::process::Command`]): the sockets and the desk are
 //! close-on-exec, but a child that only forks would keep copies of them. A child may do nothing but execute or exit: one that
-//! returns from the method that forked it ends there. A method that closes a descriptor that is not its own (a double close)
+//! returns from the method that forked it ends there. All that a method has started is killed when its worker ends, in
+//! whatever way: each worker leads a session (setsid(2)). A program that is to live on asks for a session of its own
+//! (setsid(1)). A method that closes a descriptor that is not its own (a double close)
 //! ends its worker as soon as that finds out, and the clients are recovered. What a method logs with the `log` crate goes where
 //! the daemon's lines go, and its key-values become fields. [`testing`] starts a daemon from its tests.
 //!

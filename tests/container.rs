@@ -8,7 +8,7 @@ mod common;
 
 use std::process::{Child, Command, Stdio};
 
-use common::kernel::children;
+use common::kernel::{children, is_over};
 use common::program::skip;
 use common::{FDPASSD, settled};
 use fdpassd::testing::{Running, Setup, eventually};
@@ -117,6 +117,9 @@ fn orphans_are_collected_however_they_end_and_are_no_deaths_of_workers() {
         send(pid, Signal::SIGKILL);
     }
     assert_eq!(client.call("ping", 2).expect("a result"), 2);
+    // What is of no worker is let live.
+    container.daemon.wait_until("both deaths are known", |status| status.deaths_total == 2);
+    assert!(!is_over(orphans[1]));
     drop(input);
     let status = daemon.wait_for_workers();
     assert_eq!((status.deaths_total, status.lost_total), (2, 0));

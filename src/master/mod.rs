@@ -16,6 +16,7 @@ mod boats;
 mod client;
 mod control;
 mod counts;
+mod descendants;
 mod error;
 mod events;
 mod exporter;
@@ -204,6 +205,8 @@ struct Master {
     /// How the last worker ended that was not asked to.
     last_failure: Option<String>,
     oom_kills: OomKills,
+    /// Sessions of workers that have ended, of which something may be left.
+    ended_sessions: Vec<u32>,
     /// What the limits of memory left when the configuration in force was applied.
     memory: Option<Memory>,
     dispatcher: Dispatcher,

@@ -72,6 +72,9 @@ impl Master {
         let applied_at = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
         let memory = Memory::read(0);
         memory::warn_if_short(&config.limits, memory, worker_count(config.workers.count));
+        if let Err(e) = process::adopt_orphans() {
+            log::warn!("what workers start may outlive them: {e}");
+        }
         let executable = Executable::current().map_err(Error::system("open the running program"))?;
         let signals = Signals::catch(&[
             Signal::Terminate,
@@ -192,6 +195,7 @@ impl Master {
             strikes: Strikes::default(),
             last_failure: None,
             oom_kills: OomKills::new(process::oom_kills(), started),
+            ended_sessions: Vec::new(),
             memory,
             unleased: VecDeque::new(),
             next_client: 1,

@@ -29,7 +29,7 @@ impl Master {
                         return log::error!("cannot collect process {pid}: {e}");
                     }
                 }
-                Ok(None) => return,
+                Ok(None) => return self.end_sessions(),
                 Err(e) => return log::error!("cannot collect dead workers: {e}"),
             }
         }
@@ -43,6 +43,7 @@ impl Master {
         let Some(id) = self.workers.values().find(|worker| worker.pid == pid).map(|worker| worker.id) else {
             return self.candidate_ended(pid, exit, now);
         };
+        self.end_descendants(pid);
         // Its last words, which its death did not take away.
         while self.hear_one(id, now) {}
         let Some(mut worker) = self.workers.remove(&id) else { return };

@@ -3,8 +3,9 @@
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -185,6 +186,97 @@ pub fn kill_group(leader: u32) -> io::Result<()> {
     Ok(killpg(pid_of(leader), Signal::SIGKILL)?)
 }
 
+/// Makes this process the leader of a session, and of a process group in it, without a terminal.
+///
+/// # Errors
+/// Those of setsid(2): EPERM when it leads a process group already.
+pub fn begin_session() -> io::Result<()> {
+    nix::unistd::setsid()?;
+    Ok(())
+}
+
+/// Kills the process group that this process leads, and with it this process. Does nothing where it leads none.
+pub fn end_group_with_its_leader() {
+    if nix::unistd::getpgrp() == Pid::this() {
+        // It fails for a bad argument only.
+        let _ = killpg(Pid::this(), Signal::SIGKILL);
+    }
+}
+
+/// From now on the children of a descendant that ends become children of this process (PR_SET_CHILD_SUBREAPER of prctl(2)),
+/// which is to collect them.
+///
+/// # Errors
+/// Those of prctl(2).
+pub fn adopt_orphans() -> io::Result<()> {
+    Ok(nix::sys::prctl::set_child_subreaper(true)?)
+}
+
+/// A child of this process, own or adopted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Child {
+    /// Its number.
+    pub pid: u32,
+    /// Its process group.
+    pub group: u32,
+    /// Its session.
+    pub session: u32,
+}
+
+/// All children of this process, those that have ended and are not collected among them: /proc/PID/task/TID/children and
+/// /proc/PID/stat (proc(5)). None where the kernel does not list them (CONFIG_PROC_CHILDREN).
+#[must_use]
+pub fn children() -> Vec<Child> {
+    let Ok(tasks) = fs::read_dir("/proc/self/task") else { return Vec::new() };
+    let lists = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let pids: Vec<u32> =
+        lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect();
+    let child = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // Behind the name: state, parent, group, session.
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(2).map(str::parse);
+        let (group, session) = (fields.next()?.ok()?, fields.next()?.ok()?);
+        Some(Child { pid, group, session })
+    };
+    pids.into_iter().filter_map(child).collect()
+}
+
+/// Which file it is that is open, whoever has it open. Both ends of a pipe are one file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileId {
+    device: u64,
+    number: u64,
+}
+
+impl FileId {
+    /// That of an open file.
+    ///
+    /// # Errors
+    /// Those of stat(2) on /proc/self/fd.
+    pub fn of(file: impl AsFd) -> io::Result<FileId> {
+        FileId::at(&format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()))
+    }
+
+    fn at(path: &str) -> io::Result<FileId> {
+        fs::metadata(path).map(|found| FileId { device: found.dev(), number: found.ino() })
+    }
+}
+
+/// Kills all processes but this one whose standard output or error this file is.
+///
+/// # Errors
+/// Those of reading /proc.
+pub fn kill_writers(file: FileId) -> io::Result<()> {
+    let pids = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    for pid in pids.filter(|pid| *pid != std::process::id()) {
+        if [1, 2].iter().any(|fd| FileId::at(&format!("/proc/{pid}/fd/{fd}")).is_ok_and(|found| found == file)) {
+            // It may have ended since.
+            let _ = kill(pid_of(pid), Signal::SIGKILL);
+        }
+    }
+    Ok(())
+}
+
 /// Sends a signal by the name that kill(1) has for it, such as `TERM`.
 ///
 /// # Errors
@@ -285,6 +377,18 @@ mod tests {
         }
         // A real-time signal, for which nix has no name.
         assert!(!Exit::Signal { number: 40, core: false }.is_own_doing());
+    }
+
+    #[test]
+    fn children_are_listed_with_group_and_session() {
+        let mut child = Command::new("sleep").arg("1000").process_group(0).spawn().expect("sleep");
+        let session = nix::unistd::getsid(None).expect("a session").as_raw().unsigned_abs();
+        let wanted = Child { pid: child.id(), group: child.id(), session };
+        assert!(children().contains(&wanted), "{wanted:?}: {:?}", children());
+        child.kill().expect("it is ours");
+        assert!(children().contains(&wanted), "it is not collected yet");
+        child.wait().expect("it is ours");
+        assert!(!children().contains(&wanted));
     }
 
     #[test]

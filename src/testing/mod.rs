@@ -23,7 +23,7 @@ mod manager;
 
 use std::ffi::OsStr;
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -41,6 +41,7 @@ pub use self::in_process::InProcess;
 pub use self::manager::ServiceManager;
 use crate::proto::control::{Status, WorkerState, WorkerStatus};
 use crate::proto::names::Address;
+use crate::sys::process::FileId;
 use crate::sys::{inherited, process};
 use crate::worker::Fault;
 
@@ -342,12 +343,16 @@ impl Running {
 impl Drop for Running {
     #[expect(clippy::print_stderr, reason = "what a test prints is shown with its failure")]
     fn drop(&mut self) {
-        // As long as the output is open somebody is in the group, so that it is still ours.
+        // As long as the output is open somebody is left, so that the group is still ours. Workers are in none of ours.
         if !self.log.has_ended() {
             let _ = process::kill_group(self.master.id());
         }
         let _ = self.master.wait();
-        self.log.wait(|log| log.ended);
+        let deadline = Instant::now() + PATIENCE;
+        while !self.log.has_ended() && Instant::now() < deadline {
+            let _ = process::kill_writers(self.log.pipe);
+            self.log.wait_for(PACE, |log| log.ended);
+        }
         if thread::panicking() {
             eprintln!("--- the daemon's standard error ---\n{}---", self.stderr());
         }
@@ -497,6 +502,8 @@ impl Drop for Directory {
 /// What is written to a pipe, read by a thread as it comes. It ends when all processes that could write have ended.
 #[derive(Debug, Default)]
 struct Output {
+    /// Which pipe it is.
+    pipe: FileId,
     written: Mutex<Written>,
     more: Condvar,
 }
@@ -508,8 +515,9 @@ struct Written {
 }
 
 impl Output {
-    fn of(mut pipe: impl Read + Send + 'static) -> Arc<Output> {
-        let output = Arc::new(Output::default());
+    fn of(mut pipe: impl Read + AsFd + Send + 'static) -> Arc<Output> {
+        let output = Output { pipe: FileId::of(&pipe).expect("it is open"), ..Output::default() };
+        let output = Arc::new(output);
         let shared = Arc::clone(&output);
         thread::spawn(move || {
             let mut buffer = [0; 4096];
@@ -528,8 +536,12 @@ impl Output {
 
     /// Waits until it is so; whether it is.
     fn wait(&self, is_so: impl Fn(&Written) -> bool) -> bool {
+        self.wait_for(PATIENCE, is_so)
+    }
+
+    fn wait_for(&self, time: Duration, is_so: impl Fn(&Written) -> bool) -> bool {
         let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.more.wait_timeout_while(written, PATIENCE, |written| !is_so(written));
+        let waited = self.more.wait_timeout_while(written, time, |written| !is_so(written));
         let (written, _) = waited.unwrap_or_else(PoisonError::into_inner);
         is_so(&written)
     }

@@ -148,8 +148,8 @@ impl<'c> Worker<'c> {
         })
     }
 
-    /// The loop, until the master wants no more of it or is gone.
-    fn serve(mut self, service: &mut dyn Service) -> io::Result<()> {
+    /// The loop, until the master wants no more of it or is gone; whether it is gone.
+    fn serve(mut self, service: &mut dyn Service) -> io::Result<bool> {
         let mut ready: Vec<Event> = Vec::new();
         let mut scratch = Scratch::default();
         while !self.is_finished() {
@@ -180,7 +180,7 @@ impl<'c> Worker<'c> {
         }
         match self.broken {
             Some(reason) => Err(io::Error::other(reason)),
-            None => Ok(()),
+            None => Ok(self.orphaned),
         }
     }
 

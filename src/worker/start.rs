@@ -35,6 +35,9 @@ pub(crate) fn run<S: 'static>(methods: Methods<S>) -> Result<(), Error> {
     let no_master = |e: io::Error| Error::NoMaster(format!("workers are started by their master: {e}"));
     let mut channel = Channel::over(fd::take_stdin().map_err(no_master)?);
     let (start, descriptors) = hear_start(&channel).map_err(no_master)?;
+    // So that what methods start can be told from all others, and ends with this process. It fails for one that was run by
+    // hand, which has no methods to run.
+    let _ = process::begin_session();
     let served = serve(&mut channel, start, descriptors, methods).map_err(|reason| {
         // A master that does not hear it, as it is gone, has no use for it.
         let _ = say(&mut channel, &ToMaster::Failed(Failed { reason }));
@@ -42,7 +45,12 @@ pub(crate) fn run<S: 'static>(methods: Methods<S>) -> Result<(), Error> {
     });
     // It closes with the process: the master takes the end of the channel of a process that lives for a fault.
     std::mem::forget(channel);
-    served
+    if served? {
+        log::logger().flush();
+        // A master would kill what methods of this worker have started.
+        process::end_group_with_its_leader();
+    }
+    Ok(())
 }
 
 /// The first message. Its sender may still be on its way to sending it.
@@ -81,13 +89,13 @@ fn say(channel: &mut Channel<ToMaster, ToWorker>, message: &ToMaster) -> io::Res
 /// How long a worker waits until it tries again to say something.
 const NO_MEMORY: Duration = Duration::from_millis(10);
 
-/// Makes all that this worker needs, says that it is ready, and serves.
+/// Makes all that this worker needs, says that it is ready, and serves; whether it ended because its master is gone.
 fn serve<S: 'static>(
     channel: &mut Channel<ToMaster, ToWorker>,
     start: Start,
     mut descriptors: Vec<OwnedFd>,
     methods: Methods<S>,
-) -> Result<(), String> {
+) -> Result<bool, String> {
     process::set_name(&start.name);
     death::arm()?;
     if let Err(e) = process::raise_oom_score(OOM_SCORE) {
