@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-use crate::config::{Config, Loaded};
+use crate::config::Config;
 use crate::exporter;
 use crate::logging;
 use crate::master::{self, Announce, Handed, Inherited, Resumed, Setup};
@@ -226,12 +226,11 @@ fn run_options(options: &Options, name: &str, version: &'static str, is_awaited:
     }
     let standard = PathBuf::from(format!("/etc/{name}.toml"));
     let file = options.config.clone().or_else(|| standard.exists().then(|| standard.clone()));
-    let origin = file.as_deref().map_or_else(|| "the embedded default".to_owned(), |file| file.display().to_string());
-    let loaded = file.as_deref().map_or_else(|| Ok(Loaded::default()), Config::load);
+    let loaded = Config::load(file.as_deref(), &standard);
     match &loaded {
         Err(e) if options.dump || options.test => return fail(name, EX_CONFIG, e),
-        Ok(loaded) if options.dump => return say(&loaded.config.to_toml()),
-        Ok(_) if options.test => return say(&format!("{origin}: the configuration is good\n")),
+        Ok(loaded) if options.dump => return say(&loaded.config.dump()),
+        Ok(loaded) if options.test => return say(&format!("{}: the configuration is good\n", named(&loaded.files))),
         _ => {}
     }
     // Before anything is opened that stays open, such as the log.
@@ -249,9 +248,9 @@ fn run_options(options: &Options, name: &str, version: &'static str, is_awaited:
         Err(e) => {
             // Clients are not closed for a mistake in a file that others have been served by.
             let last = inherited.as_ref().and_then(Inherited::last_for_clients);
-            master::say_why(&e.in_one_line(&origin));
+            master::say_why(&e.in_one_line());
             let Some(last) = last else { return fail(name, EX_CONFIG, &e) };
-            (last, file, Some(e.in_one_line(&origin)))
+            (last, file, Some(e.in_one_line()))
         }
     };
     run_master(Setup {
@@ -260,12 +259,19 @@ fn run_options(options: &Options, name: &str, version: &'static str, is_awaited:
         config: loaded.config,
         config_keys: loaded.keys,
         config_file,
+        config_files: loaded.files,
         standard_file: standard,
         announce: announcer(name.to_owned(), version),
         handed,
         inherited,
         config_stale,
     })
+}
+
+/// Files of a configuration, in one line.
+fn named(files: &[PathBuf]) -> String {
+    let names: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
+    if names.is_empty() { "the embedded default".to_owned() } else { names.join(", ") }
 }
 
 fn check_handover(name: &str, length: &str) -> ExitCode {
@@ -285,6 +291,7 @@ fn resume_master(name: &str, version: &'static str, number: &str) -> ExitCode {
             config: loaded.config,
             config_keys: loaded.keys,
             config_file,
+            config_files: loaded.files,
             standard_file,
             handed,
             inherited: Some(inherited),

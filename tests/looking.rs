@@ -120,17 +120,19 @@ fn the_configuration_is_shown_with_where_each_value_comes_from() {
         let key = shown.keys.into_iter().find(|other| other.key == key).expect("there is such a key");
         (key.value, key.origin)
     };
-    assert_eq!(of("workers.count"), ("2".to_owned(), KeyOrigin::File));
-    assert_eq!(of("limits.max-frame"), ("\"64KiB\"".to_owned(), KeyOrigin::File));
-    assert_eq!(of("limits.drain-timeout"), ("\"30s\"".to_owned(), KeyOrigin::Default));
+    assert_eq!(of("workers.count"), (Some("2".to_owned()), KeyOrigin::File));
+    assert_eq!(of("limits.max-frame"), (Some("\"64KiB\"".to_owned()), KeyOrigin::File));
+    assert_eq!(of("limits.drain-timeout"), (Some("\"30s\"".to_owned()), KeyOrigin::Default));
+    assert_eq!(of("control.mode"), (Some("\"0660\"".to_owned()), KeyOrigin::Default));
+    assert_eq!(of("metrics.listen"), (None, KeyOrigin::Default));
     daemon.ctl_with("scale", json!({ "count": 3 })).expect("it is done");
     daemon.ctl_with("log-level", json!({ "level": "debug" })).expect("it is done");
-    assert_eq!(of("workers.count"), ("3".to_owned(), KeyOrigin::Runtime));
-    assert_eq!(of("log.level"), ("\"debug\"".to_owned(), KeyOrigin::Runtime));
+    assert_eq!(of("workers.count"), (Some("3".to_owned()), KeyOrigin::Runtime));
+    assert_eq!(of("log.level"), (Some("\"debug\"".to_owned()), KeyOrigin::Runtime));
     daemon.reload_with("log.level = \"info\"").expect("it is applied");
-    assert_eq!(of("workers.count"), (format!("\"auto\" # {}", daemon.status().count), KeyOrigin::Default));
-    assert_eq!(of("limits.max-clients").0, format!("\"auto\" # {}", daemon.status().max_clients));
-    assert_eq!(of("log.level"), ("\"info\"".to_owned(), KeyOrigin::File));
+    assert_eq!(of("workers.count"), (Some(format!("\"auto\" # {}", daemon.status().count)), KeyOrigin::Default));
+    assert_eq!(of("limits.max-clients").0, Some(format!("\"auto\" # {}", daemon.status().max_clients)));
+    assert_eq!(of("log.level"), (Some("\"info\"".to_owned()), KeyOrigin::File));
 }
 
 #[test]

@@ -407,24 +407,35 @@ fn the_example_of_a_mistake_is_what_is_shown() {
 /// Keys of the shipped configuration, with their sections as `[workers]count`, and what they are by default: nothing if it
 /// has them as examples only. Those of a listener are told in the comment of `listen`.
 fn shipped_keys() -> BTreeMap<String, String> {
+    let nothing = tempfile::NamedTempFile::new().expect("a file");
+    let dump = run(FDPASSD, &["-T", "-c", &nothing.path().display().to_string()]).out;
+    let is_unset = |section: &str, key: &str| {
+        let (_, section) = dump.split_once(&format!("\n{section}\n")).expect("every section is shown");
+        section
+            .lines()
+            .take_while(|line| !line.starts_with('['))
+            .any(|line| line.starts_with(&format!("#{key} is not set")))
+    };
     let mut keys = BTreeMap::new();
-    let mut section = String::new();
     for line in read("config/fdpassd.toml").lines() {
-        let of_listener = line.strip_prefix("#   ").filter(|_| section.is_empty());
-        let is_example = line.starts_with('#') && !line.starts_with("# ") && of_listener.is_none();
-        if line.starts_with('[') {
-            section = line.to_owned();
-        } else if let Some((key, value)) = of_listener.unwrap_or(line).trim_start_matches('#').split_once(" = ") {
-            if key.contains(' ') {
-                continue;
-            }
-            let value = if of_listener.is_some() { value.split(' ').next().unwrap_or_default() } else { value };
-            let default = if is_example || value == "\"…\"" { "" } else { value };
-            let told: &mut String = keys.entry(format!("{section}{key}")).or_default();
-            if told.is_empty() {
-                *told = default.to_owned();
-            }
+        let of_listener = line.strip_prefix("#   ");
+        let Some((key, value)) = of_listener.or_else(|| line.strip_prefix('#')).and_then(|line| line.split_once(" = "))
+        else {
+            continue;
+        };
+        if key.contains(' ') {
+            continue;
         }
+        let value = if of_listener.is_some() { value.split(' ').next().unwrap_or_default() } else { value };
+        let (key, default) = match key.split_once('.') {
+            Some((section, key)) => {
+                let section = format!("[{section}]");
+                (format!("{section}{key}"), if is_unset(&section, key) { "" } else { value })
+            }
+            None => (key.to_owned(), if value == "\"…\"" { "" } else { value }),
+        };
+        // The default comes first.
+        keys.entry(key).or_insert_with(|| default.to_owned());
     }
     keys
 }

@@ -141,12 +141,53 @@ fn fault<T: Into<String>>(message: String, places: impl IntoIterator<Item = T>) 
     Err(Fault { message, places: places.into_iter().map(T::into).collect() })
 }
 
-/// Finds the first of a fault's places that `text` has: a key with its value, or an element of an array.
+/// Finds a place in `text`: a key with its value, or an element of an array.
 ///
 /// The text is parsed once more for it, so that no [`Config`] has to remember where it came from.
-pub(super) fn locate(text: &str, fault: &Fault) -> Option<Range<usize>> {
+pub(super) fn locate(text: &str, place: &str) -> Option<Range<usize>> {
     let document = DeValue::Table(DeTable::parse(text).ok()?.into_inner());
-    fault.places.iter().find_map(|place| span(&document, place))
+    span(&document, place)
+}
+
+/// Finds where a key is given first that is given again at `again`. TOML's own parser tells of the second place only.
+pub(super) fn locate_first(text: &str, again: Range<usize>) -> Option<Range<usize>> {
+    let (document, _) = DeTable::parse_recoverable(text);
+    let name = text.get(again.clone())?;
+    let mut found = Vec::new();
+    keys_named(document.get_ref(), name, &mut found);
+    // Of those in other sections, the nearest one is in the same.
+    let first = found.into_iter().filter(|span| span.end <= again.start).max_by_key(|span| span.start);
+    first.or_else(|| section_before(text.get(..again.start)?, name))
+}
+
+/// The first head or key of a section: of one that is there twice the parser keeps the second place.
+fn section_before(text: &str, name: &str) -> Option<Range<usize>> {
+    let mut start = 0;
+    text.split_inclusive('\n').find_map(|line| {
+        let rest = line.trim_start().trim_start_matches('[').trim_start();
+        let at = start + line.len() - rest.len();
+        start += line.len();
+        let is_it = rest.strip_prefix(name)?.trim_start().starts_with([']', '.', '=']);
+        is_it.then(|| at..at + name.len())
+    })
+}
+
+fn keys_named(table: &DeTable<'_>, name: &str, found: &mut Vec<Range<usize>>) {
+    for (key, value) in table {
+        if key.get_ref() == name {
+            found.push(key.span());
+        }
+        match value.get_ref() {
+            DeValue::Table(inner) => keys_named(inner, name, found),
+            DeValue::Array(entries) => {
+                entries
+                    .iter()
+                    .filter_map(|entry| entry.get_ref().as_table())
+                    .for_each(|inner| keys_named(inner, name, found));
+            }
+            _ => {}
+        }
+    }
 }
 
 fn span(document: &DeValue<'_>, place: &str) -> Option<Range<usize>> {

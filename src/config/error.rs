@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
 
-use super::check::{Fault, locate};
+use super::check::{self, Fault};
+use super::files::{self, Text};
 
 /// Why a configuration was not taken. Displayed as the operator reads it:
 ///
@@ -20,6 +21,8 @@ use super::check::{Fault, locate};
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
+    /// How the file is called.
+    origin: String,
     message: String,
     help: Option<String>,
     /// Line and column, unless it is about the file as a whole.
@@ -33,6 +36,12 @@ impl Error {
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message
+    }
+
+    /// The file that it is in.
+    #[must_use]
+    pub fn origin(&self) -> &str {
+        &self.origin
     }
 
     /// What to do about it, where that can be guessed.
@@ -55,10 +64,11 @@ impl Error {
 
     /// `/etc/fdpassd.toml:3:1: unknown key …`, for where one line is all there is.
     #[must_use]
-    pub fn in_one_line(&self, origin: &str) -> String {
+    pub fn in_one_line(&self) -> String {
+        let Error { origin, message, .. } = self;
         match self.position {
-            Some((line, column)) => format!("{origin}:{line}:{column}: {}", self.message),
-            None => format!("{origin}: {}", self.message),
+            Some((line, column)) => format!("{origin}:{line}:{column}: {message}"),
+            None => format!("{origin}: {message}"),
         }
     }
 }
@@ -68,7 +78,7 @@ impl Error {
     pub(super) fn of_file(origin: &str, message: &str) -> Error {
         let title = Level::ERROR.primary_title(message);
         let display = Renderer::plain().render(&[title.element(Origin::path(origin))]);
-        Error { message: message.to_owned(), help: None, position: None, display }
+        Error { origin: origin.to_owned(), message: message.to_owned(), help: None, position: None, display }
     }
 
     /// A byte at which the file stops being text.
@@ -81,34 +91,66 @@ impl Error {
     }
 
     /// What toml and serde found.
-    pub(super) fn of_toml(origin: &str, text: &str, error: &toml::de::Error) -> Error {
+    pub(super) fn of_toml(source: &Text, error: &toml::de::Error) -> Error {
+        let Text { origin, text } = source;
         let message = reword(error.message());
-        match error.span() {
-            Some(span) => Error::at(origin, text, span, &message, advice(&message)),
-            None => Error::of_file(origin, &message),
+        let Some(span) = error.span() else { return Error::of_file(origin, &message) };
+        match check::locate_first(text, span.clone()).filter(|_| message == "duplicate key") {
+            Some(first) => Error::twice(&text[span.clone()], (source, first), (source, span)),
+            None => Error::at(origin, text, span, &message, advice(&message)),
         }
     }
 
     /// What [`super::check`] found.
-    pub(super) fn of_fault(origin: &str, text: &str, fault: &Fault) -> Error {
-        match locate(text, fault) {
-            Some(span) => Error::at(origin, text, span, &fault.message, None),
-            None => Error::of_file(origin, &fault.message),
+    pub(super) fn of_fault(texts: &[Text], fault: &Fault) -> Error {
+        match files::locate(texts, fault) {
+            Some((source, span)) => Error::at(&source.origin, &source.text, span, &fault.message, None),
+            None => Error::of_file(texts.first().map_or("the default", |source| &source.origin), &fault.message),
         }
+    }
+
+    /// A key that two files have.
+    pub(super) fn given_twice(first: &Text, again: &Text, key: &str) -> Error {
+        let place = |source: &Text| check::locate(&source.text, key).unwrap_or_default();
+        Error::twice(key, (first, place(first)), (again, place(again)))
+    }
+
+    fn twice(key: &str, (first, first_span): (&Text, Range<usize>), (again, span): (&Text, Range<usize>)) -> Error {
+        let (first_text, first_span) = visible(&first.text, first_span);
+        let (text, span) = visible(&again.text, span);
+        let [there, position] =
+            [(first_text, &first_span), (text, &span)].map(|(text, span)| position(text, span.start));
+        let message = format!("`{key}` is given twice, the first time at {}:{}:{}", first.origin, there.0, there.1);
+        let (before, after) = (
+            AnnotationKind::Context.span(first_span).label("given here first"),
+            AnnotationKind::Primary.span(span).label("and again here"),
+        );
+        let snippet = Snippet::source(text).path(&again.origin).annotation(after);
+        let title = Level::ERROR.primary_title(format!("`{key}` is given twice"));
+        let report = match first.origin == again.origin {
+            true => title.element(snippet.annotation(before)),
+            false => title.element(snippet).element(Snippet::source(first_text).path(&first.origin).annotation(before)),
+        };
+        let display = Renderer::plain().render(&[report]);
+        Error { origin: again.origin.clone(), message, help: None, position: Some(position), display }
     }
 
     fn at(origin: &str, text: &str, span: Range<usize>, message: &str, help: Option<String>) -> Error {
         let (text, span) = visible(text, span);
-        let before = &text[..span.start];
-        let line = before.rsplit('\n').next().unwrap_or_default();
-        let position = (before.matches('\n').count() + 1, line.chars().count() + 1);
-
+        let position = position(text, span.start);
         let source = Snippet::source(text).path(origin).annotation(AnnotationKind::Primary.span(span));
         let report = Level::ERROR.primary_title(message).element(source);
         let report = report.elements(help.as_deref().map(|help| Level::HELP.message(help)));
         let display = Renderer::plain().render(&[report]);
-        Error { message: message.to_owned(), help, position: Some(position), display }
+        Error { origin: origin.to_owned(), message: message.to_owned(), help, position: Some(position), display }
     }
+}
+
+/// The line and the column, from 1.
+fn position(text: &str, offset: usize) -> (usize, usize) {
+    let before = &text[..offset];
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    (before.matches('\n').count() + 1, line.chars().count() + 1)
 }
 
 impl fmt::Display for Error {

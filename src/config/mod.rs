@@ -12,6 +12,7 @@
 
 mod check;
 mod error;
+mod files;
 mod keys;
 mod listen;
 mod notation;
@@ -27,9 +28,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use self::check::Fault;
 pub use self::error::Error;
-pub use self::keys::{Keys, Loaded};
+use self::files::Text;
+pub use self::keys::{Keys, Loaded, quoted};
 pub use self::listen::{Access, Listen, Source};
 use self::notation::{Given, Notation, OrAuto, OrNone, table, word};
 use self::values::{BufferSize, FrameSize, KeepAlive, LogPath, Patience, SocketPath, StallTimeout, Timeout, UpTo};
@@ -74,21 +75,28 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads and checks the file at `path`, of at most [`MAX_FILE`] bytes.
+    /// Reads and checks the files of a daemon: `file` if one is named, else `standard` if it exists, and those in the
+    /// directory beside a standard file. Each has at most [`MAX_FILE`] bytes. Without a file it is the default.
     ///
     /// # Errors
-    /// When the file cannot be read, and as [`Config::parse`].
-    pub fn load(path: &Path) -> Result<Loaded, Error> {
-        load(path, check::check)
+    /// When a file cannot be read, when a key is in two of them, and as [`Config::parse`].
+    pub fn load(file: Option<&Path>, standard: &Path) -> Result<Loaded, Error> {
+        files::parse(&read_all(file, standard)?, check::check)
     }
 
-    /// Reads and checks the file at `path` for a daemon that runs with this configuration and is to go on with that one.
+    /// Reads and checks the files for a daemon that runs with this configuration, whose files had `keys`, and is to go on
+    /// with that one.
     ///
     /// # Errors
-    /// As [`Config::load`], and when a key has another value that only a restart can change: that of the control socket,
-    /// which whoever waits for the verdict is connected to.
-    pub fn load_next(&self, path: &Path) -> Result<Loaded, Error> {
-        load(path, |next| check::check(next).and_then(|()| check::check_next(self, next)))
+    /// As [`Config::load`]; when a key has another value that only a restart can change: that of the control socket, which
+    /// whoever waits for the verdict is connected to; and, unless `force`, when a file is empty and keys are gone.
+    pub fn load_next(&self, keys: &Keys, file: Option<&Path>, standard: &Path, force: bool) -> Result<Loaded, Error> {
+        let texts = read_all(file, standard)?;
+        let loaded = files::parse(&texts, |next| check::check(next).and_then(|()| check::check_next(self, next)))?;
+        if !force {
+            files::check_not_emptied(&texts, &loaded.keys, keys)?;
+        }
+        Ok(loaded)
     }
 
     /// Reads and checks `text`; errors call it `origin`.
@@ -97,7 +105,8 @@ impl Config {
     /// The first thing in it that is not TOML, not a key or not a value of its key, then the first value that
     /// does not go with another one.
     pub fn parse(text: &str, origin: &str) -> Result<Config, Error> {
-        parse(text, origin, check::check)
+        let text = Text { origin: origin.to_owned(), text: text.to_owned() };
+        files::parse(&[text], check::check).map(|loaded| loaded.config)
     }
 
     /// Writes the file that [`Config::parse`] makes the same configuration of, with every key that has a value.
@@ -364,19 +373,17 @@ mod log {
     }
 }
 
-fn load(path: &Path, check: impl Fn(&Config) -> Result<(), Fault>) -> Result<Loaded, Error> {
-    let origin = path.display().to_string();
-    let bytes = read(path).map_err(|error| Error::of_file(&origin, &format!("cannot read the file: {error}")))?;
-    match str::from_utf8(&bytes) {
-        Ok(text) => parse(text, &origin, check).map(|config| Loaded { config, keys: keys::keys_of(text) }),
-        Err(error) => Err(Error::not_utf8(&origin, &bytes, error.valid_up_to())),
-    }
+fn read_all(file: Option<&Path>, standard: &Path) -> Result<Vec<Text>, Error> {
+    files::list(file, standard)?.iter().map(|path| text_of(path)).collect()
 }
 
-fn parse(text: &str, origin: &str, check: impl Fn(&Config) -> Result<(), Fault>) -> Result<Config, Error> {
-    let config = toml::from_str(text).map_err(|error| Error::of_toml(origin, text, &error))?;
-    check(&config).map_err(|fault| Error::of_fault(origin, text, &fault))?;
-    Ok(config)
+fn text_of(path: &Path) -> Result<Text, Error> {
+    let origin = path.display().to_string();
+    let bytes = read(path).map_err(|error| Error::of_file(&origin, &format!("cannot read the file: {error}")))?;
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(Text { origin, text }),
+        Err(error) => Err(Error::not_utf8(&origin, error.as_bytes(), error.utf8_error().valid_up_to())),
+    }
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {

@@ -56,39 +56,48 @@ fn the_shipped_file_names_every_key() {
     for (section, value) in &document {
         let keys = match value {
             toml::Value::Array(entries) => {
-                assert!(SHIPPED.contains(&format!("\n{section} = [")), "{section}");
+                assert!(SHIPPED.contains(&format!("\n#{section} = [")), "{section}");
                 entries.iter().filter_map(toml::Value::as_table).flat_map(toml::Table::keys).collect::<Vec<_>>()
             }
             _ => value.as_table().expect("a section").keys().collect(),
         };
         for key in keys {
-            let written = |line: &str| line.trim_start_matches(['#', ' ']).starts_with(&format!("{key} = "));
-            assert!(SHIPPED.lines().any(written), "{section}: {key}");
+            // Those of an entry of `listen` are in a list of their own.
+            let (full, of_entry) = (format!("#{section}.{key} = "), format!("#   {key} = "));
+            let is_written =
+                |line: &str| if section == "listen" { line.starts_with(&of_entry) } else { line.starts_with(&full) };
+            assert!(SHIPPED.lines().any(is_written), "{section}: {key}");
         }
     }
 }
 
 #[test]
-fn every_example_in_the_shipped_file_is_valid() {
-    let lines: Vec<&str> = SHIPPED.lines().collect();
-    let examples: Vec<usize> = (0..lines.len()).filter(|&at| is_example(lines[at])).collect();
-    assert!(examples.len() >= 10);
-    for at in examples {
-        let (key, _) = lines[at][1..].split_once(" = ").expect("key = value");
-        // An example stands below the default that it replaces.
-        let replaced = (0..at).rev().take_while(|&i| !lines[i].starts_with('[')).find(|&i| lines[i].starts_with(key));
-        let mut edited = lines.clone();
-        edited[at] = &lines[at][1..];
-        if let Some(replaced) = replaced {
-            edited[replaced] = "";
-        }
-        let text = edited.join("\n");
-        let text = if key == "file" { text.replace("target = \"auto\"", "target = \"file\"") } else { text };
-        assert_ne!(parse(&text), Config::default(), "{}", lines[at]);
+fn the_shipped_file_has_no_key_in_force_so_that_any_section_can_be_added() {
+    assert!(SHIPPED.lines().all(|line| line.is_empty() || line.starts_with('#')));
+    for section in ["workers", "limits", "control", "metrics", "log"] {
+        parse(&format!("{SHIPPED}\n[{section}]\n"));
     }
 }
 
-fn is_example(line: &str) -> bool {
+#[test]
+fn the_shipped_file_has_each_default_and_then_valid_examples() {
+    let lines: Vec<&str> = SHIPPED.lines().filter(|line| is_key(line)).map(|line| &line[1..]).collect();
+    let defaults = Config::default().to_toml();
+    let mut seen = Keys::new();
+    for line in &lines {
+        let (key, value) = line.split_once(" = ").expect("key = value");
+        let name = key.rsplit('.').next().unwrap_or_default();
+        let is_first = seen.insert(key.to_owned());
+        let needs_target = if key == "log.file" { "log.target = \"file\"\n" } else { "" };
+        let config = parse(&format!("{needs_target}{line}\n"));
+        // Where there is a default it is first.
+        let has_default = key == "listen" || (key != "metrics.listen" && defaults.contains(&format!("\n{name} = ")));
+        assert_eq!(config == Config::default(), is_first && has_default, "{key} = {value}");
+    }
+    assert!(lines.len() >= seen.len() + 10, "there are examples");
+}
+
+fn is_key(line: &str) -> bool {
     line.strip_prefix('#').is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_lowercase()))
 }
 
@@ -306,6 +315,17 @@ fn a_count_out_of_its_range_is_refused() {
 }
 
 #[test]
+fn a_duration_in_months_is_refused_if_minutes_are_meant() {
+    for (written, meant) in [("1M", "1m"), ("1h 30M", "1h 30m"), ("2 M", "2 m"), ("1h5M3s", "1h5m3s")] {
+        for key in ["idle-timeout", "stall-timeout", "drain-timeout", "tcp-keepalive"] {
+            let message = format!("\"{written}\": M stands for months; did you mean \"{meant}\"?");
+            refused(&format!("[limits]\n{key} = «\"{written}\""), &message);
+        }
+    }
+    parse("[limits]\nidle-timeout = \"1month\"\nsend-timeout = \"2months 1ms\"");
+}
+
+#[test]
 fn a_duration_out_of_its_range_is_refused() {
     let suffix = "in quotes, such as \"30s\" or \"1m 30s\"";
     let keys = ["limits.idle-timeout", "limits.frame-timeout", "limits.send-timeout", "limits.request-timeout"];
@@ -423,7 +443,10 @@ fn a_table_of_listen_is_checked_like_any_other() {
         "unknown key `adress`, expected one of `address`, `byte-order`, `backlog`, `mode`, `owner`, `group`",
     );
     assert_eq!(error.help(), Some("did you mean \"address\"?"));
-    refused("listen = [{ address = \"[::]:1\", «address = \"[::]:2\" }]", "duplicate key");
+    refused(
+        "listen = [{ address = \"[::]:1\", «address = \"[::]:2\" }]",
+        "`address` is given twice, the first time at /etc/fdpassd.toml:1:13",
+    );
 }
 
 #[test]
@@ -512,7 +535,7 @@ fn another_control_socket_is_refused_at_a_reload_and_nothing_else_is() {
     let path = directory.path().join("x.toml");
     let next = |current: &Config, text: &str| {
         std::fs::write(&path, text).expect("a file");
-        current.load_next(&path).map(|loaded| loaded.config)
+        current.load_next(&Keys::new(), Some(&path), Path::new(ORIGIN), false).map(|loaded| loaded.config)
     };
     let refusal =
         |stays| format!("control.socket cannot be changed by a reload; it stays {stays} until the daemon is restarted");
@@ -634,7 +657,7 @@ fn a_file_is_loaded_or_the_reason_names_it() {
     let path = directory.path().join("x.toml");
     let load = |content: &[u8]| {
         std::fs::write(&path, content).expect("a file");
-        Config::load(&path).map(|loaded| loaded.config)
+        Config::load(Some(&path), Path::new(ORIGIN)).map(|loaded| loaded.config)
     };
     assert_eq!(load(SHIPPED.as_bytes()), Ok(Config::default()));
     assert_eq!(load(&vec![b'\n'; MAX_FILE as usize]), Ok(Config::default()));
@@ -647,9 +670,9 @@ fn a_file_is_loaded_or_the_reason_names_it() {
     assert_eq!(error.message(), "the byte 0xff at offset 12 is not UTF-8");
     assert_eq!((error.line(), error.column()), (Some(2), Some(6)));
 
-    let error = Config::load(directory.path()).expect_err("a directory");
+    let error = Config::load(Some(directory.path()), Path::new(ORIGIN)).expect_err("a directory");
     assert_eq!((error.line(), error.column()), (None, None));
-    let error = Config::load(Path::new("/nowhere/x.toml")).expect_err("no file");
+    let error = Config::load(Some(Path::new("/nowhere/x.toml")), Path::new(ORIGIN)).expect_err("no file");
     assert_eq!(error.message(), "cannot read the file: No such file or directory (os error 2)");
     assert!(error.to_string().contains("/nowhere/x.toml"), "\n{error}");
 }

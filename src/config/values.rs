@@ -37,7 +37,7 @@ impl<const MIN: u64, const MAX: u64> Notation for Lasting<MIN, MAX> {
 
     fn read(written: &Written<'_>) -> Result<Duration, Refusal> {
         let range = Duration::from_millis(MIN)..=Duration::from_millis(MAX);
-        duration(written).filter(|duration| range.contains(duration)).ok_or(Refusal::Unexpected)
+        duration(written)?.filter(|duration| range.contains(duration)).ok_or(Refusal::Unexpected)
     }
 
     fn write(value: &Duration) -> Written<'_> {
@@ -57,7 +57,7 @@ impl Notation for KeepAlive {
 
     fn read(written: &Written<'_>) -> Result<Duration, Refusal> {
         let fits = |duration: &Duration| (1..=32_767).contains(&duration.as_secs()) && duration.subsec_nanos() == 0;
-        duration(written).filter(fits).ok_or(Refusal::Unexpected)
+        duration(written)?.filter(fits).ok_or(Refusal::Unexpected)
     }
 
     fn write(value: &Duration) -> Written<'_> {
@@ -65,11 +65,25 @@ impl Notation for KeepAlive {
     }
 }
 
-fn duration(written: &Written<'_>) -> Option<Duration> {
-    match written {
-        Written::Text(text) => humantime::parse_duration(text).ok(),
-        Written::Number(_) => None,
+/// `M` is humantime's unit for months, and a slip of the finger for minutes: months are written in full.
+fn duration(written: &Written<'_>) -> Result<Option<Duration>, Refusal> {
+    let Written::Text(text) = written else { return Ok(None) };
+    let Ok(duration) = humantime::parse_duration(text) else { return Ok(None) };
+    let minutes = with_minutes(text);
+    if minutes != *text {
+        return Err(Refusal::Because(format!("{text:?}: M stands for months; did you mean {minutes:?}?")));
     }
+    Ok(Some(duration))
+}
+
+/// The text with `m` for each unit `M`.
+fn with_minutes(text: &str) -> String {
+    let is_letter = |at: usize| text.as_bytes().get(at).is_some_and(u8::is_ascii_alphabetic);
+    let unit = |(at, c): (usize, char)| {
+        let is_alone = !is_letter(at + 1) && (at == 0 || !is_letter(at - 1));
+        if c == 'M' && is_alone { 'm' } else { c }
+    };
+    text.char_indices().map(unit).collect()
 }
 
 /// A number of bytes from `MIN` to `MAX`.

@@ -22,7 +22,11 @@ use crate::proto::text::Escaped;
 #[derive(Debug, Subcommand)]
 pub(super) enum Change {
     /// Apply the configuration file as it is now
-    Reload,
+    Reload {
+        /// Take it also if a file is empty and leaves out what is in force
+        #[arg(long)]
+        force: bool,
+    },
     /// Have so many workers, until the next reload
     Scale {
         /// How many, from 1 to 256
@@ -89,7 +93,7 @@ impl Change {
     /// What the daemon is busy with until it answers; none if it answers at once.
     pub(super) fn doing(&self) -> Option<Doing> {
         match self {
-            Change::Reload => Some(Doing::Reload),
+            Change::Reload { .. } => Some(Doing::Reload),
             Change::Scale { count } => Some(Doing::Scale { count: *count }),
             Change::Recycle { which } => Some(Doing::Recycle { one: which.worker.is_some() }),
             Change::Hold { worker } => Some(Doing::Hold { worker: *worker }),
@@ -140,7 +144,8 @@ impl Change {
 
     fn ask(&self, daemon: &mut Connection) -> Result<Box<RawValue>, connection::Error> {
         match self {
-            Change::Reload => daemon.ask(control::Verb::Reload),
+            Change::Reload { force: false } => daemon.ask(control::Verb::Reload),
+            Change::Reload { force } => daemon.ask_with(control::Verb::Reload, &control::Reload { force: *force }),
             Change::Scale { count } => daemon.ask_with(control::Verb::Scale, &Scale { count: *count }),
             Change::Recycle { which } => daemon.ask_with(control::Verb::Recycle, which),
             Change::Hold { worker } => daemon.ask_with(control::Verb::Hold, &Hold { worker: WorkerId(*worker) }),
@@ -166,7 +171,7 @@ impl Change {
     /// The result, for people.
     fn said(&self, name: &str, result: &RawValue) -> Result<String, connection::Error> {
         match self {
-            Change::Reload => read(result).map(applied),
+            Change::Reload { .. } => read(result).map(applied),
             Change::Rebalance { dry_run } => read(result).map(|result| moves(&result, *dry_run)),
             Change::Upgrade { .. } => read(result).map(|result| upgraded(name, &result)),
             Change::Kick { .. } => {

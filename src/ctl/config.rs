@@ -1,7 +1,7 @@
 //! What is in force: the configuration key by key, what a reload would change of it, and the level of the log.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::PathBuf;
 
 use super::args::Config;
 use super::error::Error;
@@ -47,7 +47,7 @@ pub(super) fn log_level(level: Option<LogLevel>, session: &Session, out: &mut im
 
 /// Where it comes from stands at the right, behind all values but those that are too long for a column.
 fn write_effective(to: &mut impl Write, paint: Paint, effective: &Effective) -> io::Result<()> {
-    writeln!(to, "{}\n", named(effective.file.as_deref()))?;
+    writeln!(to, "{}\n", named(&effective.files))?;
     let shown: Vec<_> = effective.keys.iter().map(|key| (shown(key), key.origin)).collect();
     let width = |of: fn(&(String, String)) -> &String, most: usize| {
         let lengths = shown.iter().map(|(pair, _)| of(pair).chars().count());
@@ -65,11 +65,12 @@ fn write_effective(to: &mut impl Write, paint: Paint, effective: &Effective) -> 
 }
 
 fn shown(key: &Key) -> (String, String) {
-    (Escaped(&key.key).to_string(), Escaped(&key.value).to_string())
+    let value = key.value.as_deref().unwrap_or("(not set)");
+    (Escaped(&key.key).to_string(), Escaped(value).to_string())
 }
 
 fn write_checked(to: &mut impl Write, paint: Paint, checked: &Checked) -> io::Result<()> {
-    let (file, good) = (named(checked.file.as_deref()), paint.on(GOOD, "good"));
+    let (file, good) = (named(&checked.files), paint.on(GOOD, "good"));
     if checked.changes.is_empty() {
         return writeln!(to, "{file}: {good}; a reload would change nothing");
     }
@@ -80,8 +81,9 @@ fn write_checked(to: &mut impl Write, paint: Paint, checked: &Checked) -> io::Re
     })
 }
 
-fn named(file: Option<&Path>) -> String {
-    file.map_or_else(|| "embedded default".to_owned(), |file| Escaped(file.display()).to_string())
+fn named(files: &[PathBuf]) -> String {
+    let names: Vec<String> = files.iter().map(|file| Escaped(file.display()).to_string()).collect();
+    if names.is_empty() { "embedded default".to_owned() } else { names.join(", ") }
 }
 
 /// With the longest key and its origin it fills a line of 80 columns.
@@ -99,10 +101,11 @@ mod tests {
 
     #[test]
     fn a_key_has_its_value_and_where_that_comes_from() {
-        let key = |key: &str, value: &str, origin| Key { key: key.to_owned(), value: value.to_owned(), origin };
+        let key = |key: &str, value: &str, origin| Key { key: key.to_owned(), value: Some(value.to_owned()), origin };
         let long = format!("[{}]", ["\"127.0.0.1:8080\""; 3].join(", "));
         let effective = Effective {
             file: Some("/etc/fdpassd.toml".into()),
+            files: vec!["/etc/fdpassd.toml".into(), "/etc/fdpassd.d/a.toml".into()],
             keys: vec![
                 key("listen", &long, KeyOrigin::File),
                 key("workers.count", "4", KeyOrigin::Runtime),
@@ -110,19 +113,20 @@ mod tests {
             ],
         };
         let expected = format!(
-            "/etc/fdpassd.toml\n\n\
+            "/etc/fdpassd.toml, /etc/fdpassd.d/a.toml\n\n\
              listen                         = {long}  file\n\
              workers.count                  = 4        runtime\n\
              limits.max-clients-per-address = \"a\\x1b\"  default\n"
         );
         assert_eq!(written(|to| write_effective(to, Paint::default(), &effective)), expected);
-        let none = Effective { file: None, keys: Vec::new() };
+        let none = Effective { file: None, files: Vec::new(), keys: Vec::new() };
         assert_eq!(written(|to| write_effective(to, Paint::default(), &none)), "embedded default\n\n");
     }
 
     #[test]
     fn a_check_tells_what_a_reload_would_change() {
-        let mut checked = Checked { file: Some("/etc/x.toml".into()), changes: Vec::new() };
+        let mut checked =
+            Checked { file: Some("/etc/x.toml".into()), files: vec!["/etc/x.toml".into()], changes: Vec::new() };
         let shown = |checked: &Checked| written(|to| write_checked(to, Paint::default(), checked));
         assert_eq!(shown(&checked), "/etc/x.toml: good; a reload would change nothing\n");
         let change = |from: Option<&str>, to: Option<&str>| Change {

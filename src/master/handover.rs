@@ -85,6 +85,9 @@ pub(super) struct Handover {
     pub(super) config: String,
     pub(super) config_file: Option<PathBuf>,
     pub(super) config_keys: Keys,
+    /// All files that it was read from.
+    #[serde(default)]
+    pub(super) config_files: Vec<PathBuf>,
     pub(super) last_generation: u64,
     pub(super) next_worker: WorkerId,
     pub(super) listener_number: u32,

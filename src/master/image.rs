@@ -182,7 +182,7 @@ impl Image {
         }
         let config = Config::parse(&self.handover.config, "the configuration in force")
             .map_err(|e| format!("the configuration in force is not good for it: {}", e.message()))?;
-        Ok(Loaded { config, keys: self.handover.config_keys.clone() })
+        Ok(Loaded { config, keys: self.handover.config_keys.clone(), files: self.handover.config_files.clone() })
     }
 
     /// Whether its workers speak another channel, or have desks of another layout.

@@ -111,7 +111,7 @@ impl Inherited {
     pub fn last_for_clients(&self) -> Option<Loaded> {
         let has_clients = self.kept.as_ref().is_some_and(|(_, handoff)| handoff.unpacked().has_clients());
         let config = has_clients.then(|| last_config(&self.handover)).flatten()?;
-        Some(Loaded { config, keys: self.handover.config_keys.clone() })
+        Some(Loaded { config, keys: self.handover.config_keys.clone(), files: self.handover.config_files.clone() })
     }
 }
 

@@ -171,6 +171,7 @@ impl Master {
             config: self.config.to_toml(),
             config_file: self.config_file.clone(),
             config_keys: self.config_keys.clone(),
+            config_files: self.config_files.clone(),
             last_generation: self.last_generation.0,
             next_worker: self.pool.next(),
             listener_number: self.listener_number,

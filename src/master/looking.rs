@@ -9,7 +9,7 @@ use super::Master;
 use super::client::{Client, Unleased};
 use super::events::{Asker, Since};
 use super::leases::OnDesk;
-use crate::config::{Config, Count, size};
+use crate::config::{self, Config, Count, Loaded, size};
 use crate::logging;
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{
@@ -139,19 +139,22 @@ impl Master {
             ("limits.max-clients", self.max_clients.to_string()),
             ("limits.buffers", format!("{:?}", size(self.buffers()))),
         ] {
-            if let Some(key) = keys.iter_mut().find(|key| key.key == name && key.value == AUTO) {
-                key.value = format!("{AUTO} # {comes_to}");
+            if let Some(key) = keys.iter_mut().find(|key| key.key == name && key.value.as_deref() == Some(AUTO)) {
+                key.value = Some(format!("{AUTO} # {comes_to}"));
             }
         }
-        Effective { file: self.config_file.clone(), keys }
+        if let Some(socket) = keys.iter_mut().find(|key| key.key == "control.socket" && key.value.is_none()) {
+            socket.value = Some(config::quoted(&self.control_listener.path().to_string_lossy()));
+        }
+        Effective { file: self.config_file.clone(), files: self.config_files.clone(), keys }
     }
 
     /// What a reload would change, if it would be taken.
     pub(super) fn check_config(&self) -> Result<Checked, Refusal> {
         let file = self.next_file();
-        let next = self.read_next(file.as_deref())?.config;
+        let Loaded { config: next, files, .. } = self.read_next(file.as_deref(), false)?;
         self.limits_under(&next)?;
-        Ok(Checked { file, changes: self.in_force().changes(&next) })
+        Ok(Checked { file, files, changes: self.in_force().changes(&next) })
     }
 
     /// The configuration with what was changed since.

@@ -112,6 +112,8 @@ pub struct Setup {
     pub config_keys: Keys,
     /// Where that was read; none if nobody named a file and there was none at the standard place.
     pub config_file: Option<PathBuf>,
+    /// All files that were read, in their order.
+    pub config_files: Vec<PathBuf>,
     /// The standard place, which a reload looks at in that case.
     pub standard_file: PathBuf,
     /// Called once, when the first worker is ready.
@@ -155,6 +157,7 @@ struct Master {
     config: Config,
     config_keys: Keys,
     config_file: Option<PathBuf>,
+    config_files: Vec<PathBuf>,
     standard_file: PathBuf,
     announce: Option<Announce>,
     started: Instant,
@@ -341,7 +344,7 @@ impl Master {
                 }
                 Signal::Hangup => {
                     // The verdict is in the log and in the status; nobody waits for it.
-                    if let Err(refusal) = self.begin_reload(Asker::signal("SIGHUP"), now)
+                    if let Err(refusal) = self.begin_reload(Asker::signal("SIGHUP"), false, now)
                         && refusal.code != Code::Rejected
                     {
                         log::warn!("SIGHUP: {}", refusal.message);

@@ -31,6 +31,7 @@ pub(super) struct Reload {
     pub(super) config: Config,
     config_keys: Keys,
     config_file: Option<PathBuf>,
+    config_files: Vec<PathBuf>,
     max_clients: u64,
     pub(super) memory: Option<Memory>,
     listeners: Vec<Planned>,
@@ -49,11 +50,11 @@ enum Planned {
 }
 
 impl Master {
-    /// Begins to apply the configuration file as it is now.
+    /// Begins to apply the configuration files as they are now, with `force` also if one of them is empty.
     ///
     /// # Errors
     /// Why not; nothing has changed then.
-    pub(super) fn begin_reload(&mut self, asker: Asker, now: Instant) -> Result<(), Refusal> {
+    pub(super) fn begin_reload(&mut self, asker: Asker, force: bool, now: Instant) -> Result<(), Refusal> {
         if self.pool.is_stopping() {
             return Err(Refusal::new(Code::Refused, "the daemon is stopping"));
         }
@@ -63,7 +64,7 @@ impl Master {
                 format!("another reload is going on since {seconds:.1} s: its workers are not all ready yet");
             return Err(Refusal::new(Code::Busy, sentence));
         }
-        match self.prepare(now) {
+        match self.prepare(force, now) {
             Ok(reload) => {
                 let workers = worker_count(reload.config.workers.count) as u32;
                 let generation = reload.generation;
@@ -90,11 +91,9 @@ impl Master {
     }
 
     /// The configuration that a reload would try.
-    pub(super) fn read_next(&self, file: Option<&Path>) -> Result<Loaded, Refusal> {
-        match file {
-            Some(path) => self.config.load_next(path).map_err(|error| rejection(path, &error)),
-            None => Ok(Loaded::default()),
-        }
+    pub(super) fn read_next(&self, file: Option<&Path>, force: bool) -> Result<Loaded, Refusal> {
+        let loaded = self.config.load_next(&self.config_keys, file, &self.standard_file, force);
+        loaded.map_err(|error| rejection(&error))
     }
 
     /// How many clients there may be under a configuration.
@@ -104,9 +103,9 @@ impl Master {
     }
 
     /// Everything that can fail before anything is changed.
-    fn prepare(&mut self, now: Instant) -> Result<Reload, Refusal> {
+    fn prepare(&mut self, force: bool, now: Instant) -> Result<Reload, Refusal> {
         let file = self.next_file();
-        let Loaded { config, keys: config_keys } = self.read_next(file.as_deref())?;
+        let Loaded { config, keys: config_keys, files: config_files } = self.read_next(file.as_deref(), force)?;
         let reject = |sentence: String| Refusal::new(Code::Rejected, sentence);
         let limits = self.limits_under(&config)?;
         limits.warn_if_lowered();
@@ -128,6 +127,7 @@ impl Master {
             config,
             config_keys,
             config_file: file,
+            config_files,
             max_clients: limits.clients,
             memory,
             listeners,
@@ -183,6 +183,7 @@ impl Master {
             config,
             config_keys,
             config_file,
+            config_files,
             max_clients,
             memory,
             listeners,
@@ -202,7 +203,8 @@ impl Master {
         self.dispatcher.set_policy(config.workers.dispatch);
         self.strikes.forgive();
         self.say_quarantined();
-        (self.config, self.config_keys, self.config_file) = (config, config_keys, config_file);
+        (self.config, self.config_keys) = (config, config_keys);
+        (self.config_file, self.config_files) = (config_file, config_files);
         (self.generation, self.memory) = (generation, memory);
         if self.log_level.take().is_some() {
             // Those of this generation that heard of it, too.
@@ -290,8 +292,9 @@ fn warn(what: &str, result: Result<(), impl fmt::Display>) {
     }
 }
 
-fn rejection(file: &Path, error: &config::Error) -> Refusal {
-    let place = Place { file: file.to_owned(), line: error.line(), column: error.column(), display: error.to_string() };
+fn rejection(error: &config::Error) -> Refusal {
+    let place =
+        Place { file: error.origin().into(), line: error.line(), column: error.column(), display: error.to_string() };
     Refusal { code: Code::Rejected, message: error.message().to_owned(), place: Some(place) }
 }
 

@@ -59,8 +59,18 @@ const BATCH: usize = 256;
 impl Master {
     /// Opens, binds and catches all that it needs; no worker is started yet.
     pub(super) fn new(setup: Setup) -> Result<Master, Error> {
-        let Setup { name, version, mut config, mut config_keys, config_file, standard_file, announce, handed, .. } =
-            setup;
+        let Setup {
+            name,
+            version,
+            mut config,
+            mut config_keys,
+            config_file,
+            mut config_files,
+            standard_file,
+            announce,
+            handed,
+            ..
+        } = setup;
         let mut config_stale = setup.config_stale;
         let inherited = setup.inherited;
         let started = Instant::now();
@@ -107,7 +117,7 @@ impl Master {
         let opened = match (open_new(&config.listen, &handed, &kept, &mut listener_number, keepalive), last) {
             (Err(e), Some(last)) => {
                 config_stale = Some(e.to_string());
-                (config, config_keys) = (last.config, last.keys);
+                (config, config_keys, config_files) = (last.config, last.keys, last.files);
                 open_new(&config.listen, &handed, &kept, &mut listener_number, keepalive)?
             }
             (opened, _) => opened?,
@@ -160,6 +170,7 @@ impl Master {
             config,
             config_keys,
             config_file,
+            config_files,
             standard_file,
             announce: Some(announce),
             started: living.as_ref().map_or(started, |living| living.started),

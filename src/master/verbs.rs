@@ -10,8 +10,8 @@ use super::control::ControlClient;
 use super::events::Asker;
 use super::roles::Role;
 use crate::proto::control::{
-    Code, Drain, EventsAfter, Hold, Kick, Kind, MAX_WAIT, Metrics, Rebalance, Rebalanced, Recycle, Refusal, Scale,
-    SetLogLevel, Settled, UpgradeTo, Upgraded, Verb, Version,
+    Code, Drain, EventsAfter, Hold, Kick, Kind, MAX_WAIT, Metrics, Rebalance, Rebalanced, Recycle, Refusal, Reload,
+    Scale, SetLogLevel, Settled, UpgradeTo, Upgraded, Verb, Version,
 };
 use crate::proto::names::WorkerId;
 use crate::proto::rpc::{NULL, Request};
@@ -104,8 +104,8 @@ impl Master {
                 Waits::Stopped
             }
             Verb::Reload => {
-                asked.no_params()?;
-                self.begin_reload(asker, now)?;
+                let Reload { force } = asked.params_or_default()?;
+                self.begin_reload(asker, force, now)?;
                 Waits::Reloaded
             }
             Verb::Scale => {

@@ -10,7 +10,7 @@
 //! | `status` | none | [`Status`] | readers |
 //! | `version` | none | [`Version`] | readers |
 //! | `stop` | none | [`Stopped`], when all workers are gone and just before the daemon is | admins |
-//! | `reload` | none | [`Reloaded`], when the new configuration is applied | admins |
+//! | `reload` | [`Reload`], or none | [`Reloaded`], when the new configuration is applied | admins |
 //! | `scale` | [`Scale`] | [`Settled`], when so many workers are ready and the others gone | admins |
 //! | `recycle` | [`Recycle`] | [`Settled`], when successors are ready and the replaced workers gone | admins |
 //! | `hold` | [`Hold`] | [`Settled`], when all clients of the worker are elsewhere | admins |
@@ -230,6 +230,15 @@ pub struct Place {
     pub column: Option<usize>,
     /// The lines that people read, with a caret below the mistake.
     pub display: String,
+}
+
+/// Params of `reload`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reload {
+    /// Whether to take files that leave out keys of the configuration in force because one of them is empty.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// Params of `scale`.

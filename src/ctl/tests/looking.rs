@@ -1,5 +1,6 @@
 //! The verbs that look: what is asked for, and what is made of the replies, in words and in JSON.
 
+use std::path::PathBuf;
 use std::sync::Mutex;
 
 use serde_json::json;
@@ -140,12 +141,15 @@ fn looked(line: &str, request: &str, result: &impl serde::Serialize, words: &str
 
 #[test]
 fn the_configuration_is_shown_and_checked() {
-    let key = |key: &str, value: &str, origin| Key { key: key.to_owned(), value: value.to_owned(), origin };
+    let key = |key: &str, value: &str, origin| Key { key: key.to_owned(), value: Some(value.to_owned()), origin };
     let keys = vec![key("listen", "[\"a\"]", KeyOrigin::File), key("log.level", "\"debug\"", KeyOrigin::Runtime)];
-    let effective = Effective { file: Some("/etc/fdpassd.toml".into()), keys };
-    let words = "/etc/fdpassd.toml\n\nlisten    = [\"a\"]    file\nlog.level = \"debug\"  runtime\n";
+    let unset = Key { key: "log.file".to_owned(), value: None, origin: KeyOrigin::Default };
+    let keys = [keys, vec![unset]].concat();
+    let file = PathBuf::from("/etc/fdpassd.toml");
+    let effective = Effective { file: Some(file.clone()), files: vec![file], keys };
+    let words = "/etc/fdpassd.toml\n\nlisten    = [\"a\"]      file\nlog.level = \"debug\"    runtime\nlog.file  = (not set)  default\n";
     looked("config show", r#""config""#, &effective, words);
-    let mut checked = Checked { file: None, changes: Vec::new() };
+    let mut checked = Checked { file: None, files: Vec::new(), changes: Vec::new() };
     looked("config check", r#""check""#, &checked, "embedded default: good; a reload would change nothing\n");
     checked.changes = vec![Change { key: "log.level".to_owned(), from: None, to: Some("\"warn\"".to_owned()) }];
     let words = "embedded default: good; a reload would change 1 key\nlog.level: (nothing) -> \"warn\"\n";

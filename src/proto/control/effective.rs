@@ -9,9 +9,12 @@ use super::super::channel::LogLevel;
 /// The configuration in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Effective {
-    /// The file; none when the embedded default is in force.
+    /// The file; none when nobody named one and the standard one does not exist.
     pub file: Option<PathBuf>,
-    /// Every key that has a value, in the order of the reference.
+    /// All files that the configuration was read from, in their order; none when the embedded default is in force.
+    #[serde(default)]
+    pub files: Vec<PathBuf>,
+    /// Every key, in the order of the reference.
     pub keys: Vec<Key>,
 }
 
@@ -21,7 +24,8 @@ pub struct Key {
     /// Its name with its section, such as `limits.max-frame`.
     pub key: String,
     /// Its value as the file would have it, in TOML on one line. Behind `"auto"` a comment has the value that it comes to.
-    pub value: String,
+    /// None if the key is not set and nothing stands for it.
+    pub value: Option<String>,
     /// Where that comes from.
     pub origin: KeyOrigin,
 }
@@ -53,8 +57,11 @@ impl KeyOrigin {
 /// The file as it is now is good, and would be taken as far as can be told without binding anything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checked {
-    /// The file; none when there is none, and the embedded default would be taken.
+    /// The file; none when nobody named one and the standard one does not exist.
     pub file: Option<PathBuf>,
+    /// All files that were read, in their order; none when the embedded default would be taken.
+    #[serde(default)]
+    pub files: Vec<PathBuf>,
     /// What a reload would change; nothing if the configuration in force is the same.
     pub changes: Vec<Change>,
 }
