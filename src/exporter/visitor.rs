@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::answers::Answers;
 use super::http::{self, MAX_HEAD, Next, Reply, Request, Status};
+use crate::sys::passed::{ClientSocket, Passed};
 use crate::sys::poll::{Interest, wait_for};
 use crate::sys::socket::{self, Moved};
 
@@ -22,7 +23,8 @@ const LEFTOVERS: (Duration, usize) = (Duration::from_secs(1), 256 * 1024);
 /// A connection. Its own thread serves it; the server may end it meanwhile.
 #[derive(Debug)]
 pub(super) struct Visitor {
-    socket: OwnedFd,
+    socket: ClientSocket,
+    passed: Passed,
     since: Instant,
     /// It has said what it wants, and waits for the daemon.
     is_asking: AtomicBool,
@@ -31,7 +33,12 @@ pub(super) struct Visitor {
 impl Visitor {
     /// One that was accepted just now; its socket does not block.
     pub(super) fn new(socket: OwnedFd) -> Visitor {
-        Visitor { socket, since: Instant::now(), is_asking: AtomicBool::new(false) }
+        Visitor {
+            socket: ClientSocket::own(socket),
+            passed: Passed::default(),
+            since: Instant::now(),
+            is_asking: AtomicBool::new(false),
+        }
     }
 
     /// Takes a request, and sees to it that the reply arrives.
@@ -116,7 +123,7 @@ impl Visitor {
     /// Waits for bytes, at least one; 0 is the end.
     fn receive(&self, buffer: &mut [u8], patience: &mut Patience) -> io::Result<usize> {
         loop {
-            match socket::receive(&self.socket, buffer)? {
+            match self.passed.receive(&self.socket, buffer)? {
                 Moved::Bytes(count) => return Ok(count),
                 Moved::Nothing => patience.wait_for(&self.socket, Interest::Read)?,
                 Moved::End => return Ok(0),
@@ -134,7 +141,7 @@ const AT_A_TIME: Duration = Duration::from_millis(250);
 
 impl Patience {
     /// Waits for this, or for a while. Whoever calls looks then, whatever it was.
-    fn wait_for(&mut self, socket: &OwnedFd, interest: Interest) -> io::Result<()> {
+    fn wait_for(&mut self, socket: &ClientSocket, interest: Interest) -> io::Result<()> {
         if self.0.is_zero() {
             return Err(ErrorKind::TimedOut.into());
         }

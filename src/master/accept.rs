@@ -21,6 +21,7 @@ use crate::proto::channel::MAX_LEASES;
 use crate::proto::control::{About, Kind};
 use crate::proto::names::{ClientId, Offsets, Peer};
 use crate::sys::listening::{Accepted, Look, Offer, accept};
+use crate::sys::passed::ClientSocket;
 use crate::sys::poll::Interest;
 use crate::sys::{clock, ledger, socket};
 
@@ -194,18 +195,19 @@ impl Master {
         self.next_client += 1;
         self.note_client();
         let peer = peer_of(&accepted)?;
+        let socket = ClientSocket::shared(accepted.socket, accepted.address.is_none());
         if !self.addresses.enter(&peer) {
             log::debug!("client {id} ({peer}) turned away: its address has as many clients as it may have");
             self.counts.refused += 1;
             self.note_client();
-            turn_away(&accepted.socket, order, "there are too many connections from this address");
+            turn_away(&socket, order, "there are too many connections from this address");
             return None;
         }
         log::debug!("client {id} ({peer}) accepted on {}", self.listeners[index].address);
         self.clients += 1;
         self.note_client();
         let since = clock::monotonic_seconds();
-        let (socket, offsets) = (accepted.socket, Offsets::default());
+        let offsets = Offsets::default();
         Some(Client { id, socket, peer, order, listener: number, since, moves: 0, offsets })
     }
 

@@ -3,17 +3,17 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::os::fd::OwnedFd;
 
 use crate::desk::{ClientBytes, Marks};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Offsets, Peer, WorkerId};
+use crate::sys::passed::ClientSocket;
 
 /// A client: the master's copy of its socket, which keeps the connection whatever becomes of a worker.
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) id: ClientId,
-    pub(super) socket: OwnedFd,
+    pub(super) socket: ClientSocket,
     pub(super) peer: Peer,
     /// How its byte order is learnt, as its listener has it.
     pub(super) order: OrderRule,

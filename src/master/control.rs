@@ -20,6 +20,7 @@ use crate::proto::control::{Code, MAX_REQUEST, PATIENCE, Refusal, Reloaded, Stop
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
 use crate::proto::rpc;
 use crate::sys::listening::{Look, Offer, accept};
+use crate::sys::passed::{ClientSocket, Passed};
 use crate::sys::poll::{Event, Interest, Poller};
 use crate::sys::socket::{self, Moved};
 
@@ -54,7 +55,8 @@ pub(super) struct ControlClients {
 /// One of them.
 #[derive(Debug)]
 pub(super) struct ControlClient {
-    socket: OwnedFd,
+    socket: ClientSocket,
+    passed: Passed,
     pub(super) peer: Peer,
     incoming: Vec<u8>,
     /// No more will come in: it has closed, or said that it has asked all that it will.
@@ -248,7 +250,8 @@ struct Over;
 impl ControlClient {
     fn new(socket: OwnedFd, peer: Peer, now: Instant) -> ControlClient {
         ControlClient {
-            socket,
+            socket: ClientSocket::own(socket),
+            passed: Passed::default(),
             peer,
             incoming: Vec::new(),
             has_finished: false,
@@ -294,7 +297,7 @@ impl ControlClient {
     fn read(&mut self) -> Result<(), Over> {
         let mut buffer = [0; 4096];
         while !self.has_finished && !self.is_full() {
-            match socket::receive(&self.socket, &mut buffer) {
+            match self.passed.receive(&self.socket, &mut buffer) {
                 Ok(Moved::Bytes(n)) => self.incoming.extend_from_slice(&buffer[..n]),
                 Ok(Moved::Nothing) => return Ok(()),
                 Ok(Moved::End) => self.has_finished = true,

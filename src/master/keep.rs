@@ -30,6 +30,7 @@ use crate::proto::boat::LastDesk;
 use crate::proto::control::{About, Kind, Origin};
 use crate::proto::names::WorkerId;
 use crate::sys::ledger::Writes;
+use crate::sys::passed;
 
 /// Set by the unit: the service manager keeps descriptors for us (systemd before 254 does not tell so itself).
 const WANTED: &str = "FDPASSD_KEEP_CLIENTS";
@@ -229,6 +230,7 @@ impl Master {
     /// All workers are gone: packs all clients, and leaves everything where the next master finds it.
     pub(super) fn hand_over(mut self) {
         self.yield_listeners(Instant::now());
+        passed::leave_clients();
         self.lay_waiting();
         // Workers that were asked to end have done so without an event.
         self.write_book_now();

@@ -14,6 +14,7 @@ use crate::desk::{Found, Header, MasterDesk, Owner, Slot, State, Write};
 use crate::proto::channel::{Lease, MAX_LEASES};
 use crate::proto::names::{ClientId, Offsets, Peer};
 use crate::sys::ledger::{self, Ledger, Writes};
+use crate::sys::passed::ClientSocket;
 use crate::table::Table;
 
 /// A client that was recovered, or why it could not be.
@@ -173,7 +174,8 @@ impl Leases {
                     requests,
                     offsets,
                 }) => {
-                    let client = Client { id, socket: take(socket)?, peer, order, listener, since, moves, offsets };
+                    let socket = ClientSocket::shared(take(socket)?, matches!(peer, Peer::Unix { .. }));
+                    let client = Client { id, socket, peer, order, listener, since, moves, offsets };
                     leases.clients += 1;
                     Entry::Leased(Leased { client, generation, requests })
                 }

@@ -114,6 +114,7 @@ mod tests {
     use crate::master::client::Client;
     use crate::proto::frame::OrderRule;
     use crate::proto::names::{ClientId, Peer};
+    use crate::sys::passed::ClientSocket;
 
     const MIB: u64 = 1 << 20;
 
@@ -144,7 +145,7 @@ mod tests {
         assert_eq!(excess(&[limit(1000, 750), limit(4000, 3100), limit(400, 350)]), 100);
         assert_eq!(excess(&[]), 0);
         let client = |since: u64, unread: usize, marks: Marks| {
-            let socket = File::open("/dev/null").expect("/dev/null").into();
+            let socket = ClientSocket::shared(File::open("/dev/null").expect("/dev/null").into(), false);
             let (peer, order) = (Peer::Unix { pid: 1, uid: 2, gid: 3 }, OrderRule::Little);
             let client = Client {
                 id: ClientId(since),

@@ -1,6 +1,7 @@
 //! THE SUPERVISOR: owns every client, and lends it to workers.
 //!
-//! One thread, one loop, one order: wait; take in what happened (signals, workers, control, listeners); reconcile; act.
+//! One thread, one loop, one order: wait; take in what happened (signals, workers, control, listeners); reconcile; act. (On
+//! an old kernel a second thread closes what clients pass, and does nothing else: [`crate::sys::passed`].)
 //! Nothing here sleeps, and nothing blocks but the one wait. It parses nothing that a client sent. Taking in starts and
 //! kills nobody, acting decides nothing. What belongs to one client or one worker and goes wrong is dealt with where it
 //! happens; only a broken poller ends the loop. (One exception to "taking in kills nobody": a worker that says what is no

@@ -1,10 +1,9 @@
 //! Ends clients with an error reply, where the protocol allows one.
 
-use std::os::fd::OwnedFd;
-
 use super::client::Unleased;
 use crate::proto::frame::{ByteOrder, OrderRule};
 use crate::proto::rpc;
+use crate::sys::passed::{ClientSocket, Passed};
 use crate::sys::socket;
 
 /// Ends a client that waits for nothing but replies to what it has sent or begun to send. One that has got half of a reply
@@ -19,7 +18,7 @@ pub(super) fn reject(unleased: &Unleased, code: rpc::Code, sentence: &str) {
 }
 
 /// Tells a client that was accepted just now that it cannot stay, and ends it.
-pub(super) fn turn_away(socket: &OwnedFd, order: OrderRule, sentence: &str) {
+pub(super) fn turn_away(socket: &ClientSocket, order: OrderRule, sentence: &str) {
     end_with(socket, first_order(order), rpc::Code::Overloaded, sentence);
 }
 
@@ -28,7 +27,7 @@ fn first_order(order: OrderRule) -> ByteOrder {
     if order == OrderRule::Big { ByteOrder::Big } else { ByteOrder::Little }
 }
 
-fn end_with(socket: &OwnedFd, order: ByteOrder, code: rpc::Code, sentence: &str) {
+fn end_with(socket: &ClientSocket, order: ByteOrder, code: rpc::Code, sentence: &str) {
     let mut body = Vec::new();
     // Into a Vec it cannot fail.
     let _ = rpc::write_error(&mut body, code.as_str(), sentence);
@@ -39,9 +38,9 @@ fn end_with(socket: &OwnedFd, order: ByteOrder, code: rpc::Code, sentence: &str)
     socket::finish_writing(socket);
     // What the client has sent by now is read, or closing would reset the connection and might destroy the reply. More than
     // that is not worth the loop's time.
-    let mut scratch = [0; 16 * 1024];
+    let (mut scratch, passed) = ([0; 16 * 1024], Passed::default());
     for _ in 0..16 {
-        if !matches!(socket::receive(socket, &mut scratch), Ok(socket::Moved::Bytes(_))) {
+        if !matches!(passed.receive(socket, &mut scratch), Ok(socket::Moved::Bytes(_))) {
             break;
         }
     }

@@ -21,6 +21,7 @@ use crate::proto::boat::{Boat, LastDesk, Passenger};
 use crate::proto::channel::Message;
 use crate::proto::names::{ClientId, Peer, WorkerId};
 use crate::proto::rpc;
+use crate::sys::passed::ClientSocket;
 use crate::sys::socket::{self, Received};
 
 /// The reply to a client that is closed because too many descriptors are open.
@@ -187,6 +188,7 @@ impl Unpacked {
                 Ok(peer) if self.desks.contains_key(&worker) => {
                     let peer =
                         peer.map_or_else(|who| Peer::Unix { pid: who.pid, uid: who.uid, gid: who.gid }, Peer::from);
+                    let socket = ClientSocket::shared(socket, matches!(peer, Peer::Unix { .. }));
                     let client = Client { id, socket, peer, order, listener, since, moves, offsets };
                     by_worker.entry(worker).or_default().push((slot, generation, client));
                 }

@@ -17,6 +17,8 @@ use nix::sys::socket::sockopt::{AcceptConn, ReceiveTimeout, ReuseAddr};
 use nix::sys::socket::{self, Backlog, SockaddrIn, SockaddrIn6, getsockopt, setsockopt};
 use nix::sys::time::TimeVal;
 
+use super::passed::refuse_descriptors;
+
 /// Lets clients connect. The kernel caps `backlog` at net.core.somaxconn (listen(2)). On a socket that listens already it
 /// changes the backlog, and no waiting client is lost.
 ///
@@ -29,6 +31,7 @@ pub fn listen(listener: &OwnedFd, backlog: u32) -> io::Result<()> {
     // One tick of the kernel, the shortest that there is: it bounds an accept(2) that blocks because another holder has
     // cleared O_NONBLOCK and another process has taken the client. socket(7): SO_RCVTIMEO holds for accept(2), too.
     setsockopt(listener, ReceiveTimeout, &TimeVal::new(0, 1))?;
+    refuse_descriptors(listener);
     // nix's type refuses what is over SOMAXCONN of the C library; the kernel's own limit is what counts.
     let backlog = i32::try_from(backlog).ok().and_then(|n| Backlog::new(n).ok()).unwrap_or(Backlog::MAXCONN);
     Ok(socket::listen(listener, backlog)?)

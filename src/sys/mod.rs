@@ -13,6 +13,7 @@ pub mod lifeboat;
 pub mod listening;
 pub mod memory;
 pub mod notify;
+pub mod passed;
 pub mod poll;
 pub mod process;
 pub mod signal;

@@ -358,7 +358,9 @@ pub fn cookie(socket: impl AsFd) -> io::Result<Option<u64>> {
 /// ICMP reports is among it (tcp(7), ip(7)).
 #[must_use]
 pub fn is_broken_by_peer(error: &io::Error) -> bool {
-    const BY_PEER: [Errno; 14] = [
+    const BY_PEER: [Errno; 15] = [
+        // It has passed too many descriptors (sys::passed).
+        Errno::ETOOMANYREFS,
         Errno::ECONNRESET,
         Errno::EPIPE,
         Errno::ETIMEDOUT,

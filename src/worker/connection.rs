@@ -1,5 +1,6 @@
 //! A client as its worker has it, between its turns.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -10,8 +11,9 @@ use crate::proto::channel::{Lease, Settings};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Peer};
 use crate::sys::ledger;
+use crate::sys::passed::Passed;
 use crate::sys::poll::Interest;
-use crate::sys::socket;
+use crate::sys::socket::{self, Moved};
 
 /// What a client may still send after its last reply, in bytes, before it is cut off: a reset would destroy that
 /// reply before it is read.
@@ -30,6 +32,7 @@ pub(super) struct Connection {
     pub(super) socket: OwnedFd,
     /// What the kernel calls that socket, if it does.
     cookie: Option<u64>,
+    passed: Passed,
     pub(super) client: ClientId,
     pub(super) peer: Peer,
     /// Of the lease.
@@ -70,6 +73,7 @@ impl Connection {
         Connection {
             cookie: socket::cookie(&socket).ok().flatten(),
             socket,
+            passed: Passed::default(),
             client: lease.client,
             peer: lease.peer,
             generation: lease.generation,
@@ -94,6 +98,14 @@ impl Connection {
             let _ = ledger::rearm(&self.socket);
             self.unarmed = 0;
         }
+    }
+
+    /// Reads what is there into `buffer`, which is not empty.
+    ///
+    /// # Errors
+    /// Those that end the connection.
+    pub(super) fn receive(&self, buffer: &mut [u8]) -> io::Result<Moved> {
+        if self.is_tcp() { socket::receive(&self.socket, buffer) } else { self.passed.receive(&self.socket, buffer) }
     }
 
     /// Whether the descriptor still is the client's socket. Other code of this process may have closed it, and its number may be

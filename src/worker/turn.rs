@@ -289,7 +289,7 @@ impl Turn<'_, '_> {
             _ => open.rx.len(),
         };
         let Some(room) = open.rx.get_mut(have..end).filter(|room| !room.is_empty()) else { return Ok(()) };
-        match socket::receive(&self.connection.socket, room) {
+        match self.connection.receive(room) {
             Ok(Moved::Bytes(n)) => {
                 death::pass(Point::AfterReceive);
                 self.have += n;

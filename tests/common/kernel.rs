@@ -83,6 +83,13 @@ pub fn timer(port: u16) -> Option<(u8, u64)> {
     (kind != 0).then(|| (kind, u64::from_str_radix(ticks, 16).expect("hundredths of a second") / 100))
 }
 
+/// Whether a Unix socket can refuse descriptors: SO_PASSRIGHTS, Linux 6.16.
+pub fn can_refuse_descriptors() -> bool {
+    let version = read("/proc/sys/kernel/osrelease".to_owned());
+    let mut numbers = version.split(['.', '-']).map_while(|part| part.trim().parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(16))
+}
+
 /// The user that the tests run as.
 pub fn user() -> u32 {
     fs::metadata("/proc/self").expect("proc is mounted").uid()

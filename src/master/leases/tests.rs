@@ -102,6 +102,7 @@ impl Life {
         let [sent, read, answered] = [offsets.received; 3];
         let ([replied, written, heard], requests) = ([offsets.sent; 3], 0);
         let life = Life { peer, input, output, sent, read, answered, replied, written, heard, faults: 0, requests };
+        let socket = ClientSocket::shared(socket, matches!(name, Peer::Unix { .. }));
         (Client { id, socket, peer: name, order: OrderRule::Little, listener: 1, since: 0, moves: 0, offsets }, life)
     }
 

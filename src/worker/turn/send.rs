@@ -107,7 +107,7 @@ impl Turn<'_, '_> {
             socket::finish_writing(&self.connection.socket);
         }
         let open = self.tools.desk.open(self.index, Place::Shared, Place::Shared);
-        match socket::receive(&self.connection.socket, open.rx) {
+        match self.connection.receive(open.rx) {
             Ok(Moved::Bytes(n)) => {
                 self.connection.last_words = self.connection.last_words.checked_sub(n as u32)?;
                 self.forget_received(n);
