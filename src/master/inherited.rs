@@ -213,11 +213,12 @@ fn find_listeners(
     let mut listeners = Vec::new();
     for (number, socket) in found {
         let address = match examine(&socket) {
-            Ok(Found::Tcp(address)) => Address::Tcp(address).to_string(),
+            // One that has ended is bound anew at its address.
+            Ok(Found::Tcp(address) | Found::Ended(address)) => Address::Tcp(address).to_string(),
             Ok(Found::Unix(path)) => Address::Unix(path).to_string(),
             Ok(_) | Err(_) => {
                 stored.spoil(&format!("{LISTENER}.{number}"));
-                faults.push(format!("what was kept as listener {number} does not listen any more"));
+                faults.push(format!("what was kept as listener {number} is no listener"));
                 continue;
             }
         };
