@@ -3,14 +3,19 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use common::faulty::{self, example};
 use common::figures::{assert_counted, figures, sum};
+use common::random::Random;
 use common::restart::{How, restart};
 use common::start;
 use common::strace::Traced;
 use common::upgrade::Programs;
-use fdpassd::testing::{Client, ServiceManager};
+use fdpassd::proto::names::Address;
+use fdpassd::testing::{Client, Running, ServiceManager};
 use serde_json::json;
 
 #[test]
@@ -141,4 +146,100 @@ fn counters_that_a_worker_scribbled_are_not_believed() {
         assert_counted(&daemon, requests, 0);
         assert_eq!(figures(&daemon)["fdpassd_worker_counters_rejected_total"], f64::from(round));
     }
+}
+
+/// Workers are killed, replaced and moved from, and masters end in every way, under clients that read every reply before they
+/// leave. What they have counted is what the daemon has counted. For four seconds, or as many as `STORM_SECONDS` says.
+#[test]
+fn figures_are_exact_after_a_storm() {
+    const CLIENTS: usize = 8;
+    let mut random = Random::new("STORM_SEED");
+    let seconds = std::env::var("STORM_SECONDS").map_or(4, |value| value.parse().expect("a number"));
+    let manager = ServiceManager::new();
+    let programs = Programs::new();
+    let program = programs.copy(&example("faulty"));
+    let config = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 3";
+    let mut daemon = manager.setup(&program, config).start().expect("it serves");
+    let addresses = daemon.addresses().to_vec();
+    let is_over = &AtomicBool::new(false);
+    let (mut done, mut kills) = (BTreeMap::new(), 0);
+    let (daemon, seen): (Running, Vec<Seen>) = thread::scope(|threads| {
+        let over = Over(is_over);
+        let clients = (0..CLIENTS).map(|number| (&addresses[number % 2], random.part(number as u64)));
+        let clients: Vec<_> = clients.map(|(to, random)| threads.spawn(move || ask(to, random, is_over))).collect();
+        let until = Instant::now() + Duration::from_secs(seconds);
+        while Instant::now() < until && !clients.iter().any(|client| client.is_finished()) {
+            let what = random.below(10);
+            match what {
+                0..4 => {
+                    daemon.kill_worker(random.below(3) as u32);
+                    kills += 1;
+                }
+                4 => drop(daemon.reload().expect("it is applied")),
+                5 => drop(daemon.ctl("recycle").expect("it is done")),
+                _ => {
+                    let how = How::ALL[what as usize - 6];
+                    daemon = restart(&manager, daemon, how, &program);
+                }
+            }
+            *done.entry(what).or_insert(0) += 1;
+            daemon.wait_for_workers();
+            // What a worker has counted that has finished is the master's alone until that has collected it.
+            daemon.wait_until("nobody is on the way out", |status| status.leaving.is_empty());
+        }
+        drop(over);
+        (daemon, clients.into_iter().map(|client| client.join().expect("nobody is answered wrongly")).collect())
+    });
+    let sum = |of: fn(&Seen) -> u64| seen.iter().map(of).sum::<u64>();
+    let (requests, errors, connections) = (sum(|s| s.requests), sum(|s| s.errors), sum(|s| s.connections));
+    println!("{requests} requests, {errors} errors, {connections} connections; {done:?}");
+    let status = daemon.wait_until("all clients have left", |status| status.clients == 0);
+    assert_counted(&daemon, requests, errors);
+    assert_eq!((status.accepted_total, status.lost_total, status.deaths_total), (connections, 0, kills));
+    assert_eq!((status.failed_starts_total, figures(&daemon)["fdpassd_worker_counters_rejected_total"]), (0, 0.0));
+}
+
+/// What a client has counted.
+#[derive(Debug, Default)]
+struct Seen {
+    requests: u64,
+    errors: u64,
+    connections: u64,
+}
+
+/// The clients are told that it is over when this is dropped.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Asks by several at a time, in one connection after the other, until it is over.
+fn ask(to: &Address, mut random: Random, over: &AtomicBool) -> Seen {
+    let mut seen = Seen::default();
+    while !over.load(Ordering::Relaxed) {
+        let mut client = Client::connect(to);
+        seen.connections += 1;
+        for _ in 0..random.below(200) {
+            let count = 1 + random.below(20);
+            for number in 0..count {
+                match random.below(8) {
+                    0 => client.request("no_such_method", number),
+                    1 => client.request("anything", vec![number; 500]),
+                    _ => client.request("ping", number),
+                }
+            }
+            for _ in 0..count {
+                let reply = client.reply();
+                seen.requests += 1;
+                seen.errors += u64::from(reply.name == "error");
+            }
+            if over.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+    }
+    seen
 }

@@ -145,6 +145,11 @@ impl Counters {
         Counters { methods: counters().collect(), durations, duration_sum, panics, log_errors, lost, at_least }
     }
 
+    /// They are those of a worker that did not record how long a request took whose reply could not be sent.
+    pub fn accept_unrecorded(&mut self) {
+        self.at_least = 0;
+    }
+
     /// Requests answered, with a result or an error.
     #[must_use]
     pub fn requests(&self) -> u64 {

@@ -225,6 +225,8 @@ impl Master {
         if let Some(keeper) = &mut self.keeper {
             keeper.wrecks.push(Wreck { told, desk, leases });
         }
+        // What it has counted is in the totals: nothing is to be forgotten of it if this process is killed now.
+        self.write_book_now();
     }
 
     /// All workers are gone: packs all clients, and leaves everything where the next master finds it.

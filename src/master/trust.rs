@@ -72,6 +72,9 @@ fn last_turn(header: Header<'_>) -> Duration {
 pub(super) fn counted_on(desk: &MasterDesk, methods: usize) -> Result<Counters, &'static str> {
     desk.settle();
     let mut counters = Counters::read(desk.header());
+    if desk.layout().version() < 2 {
+        counters.accept_unrecorded();
+    }
     // It was started after the machine.
     let passed = Duration::from_nanos(clock::monotonic());
     match counters.fault(&Counters::default(), passed, methods) {

@@ -449,6 +449,11 @@ impl<'c> Worker<'c> {
             sent = self.channel.send(&ToMaster::Room, &[])?;
             self.room = sent == Sent::Full;
         }
+        if sent == Sent::Closed && !self.orphaned {
+            // Before this worker ends because it has nothing left to do: what it has counted is to be kept.
+            self.abandon_ship();
+            return Ok(());
+        }
         let is_full = sent == Sent::Full;
         if is_full != self.channel_is_full {
             let interest = if is_full { Interest::Both } else { Interest::Read };
