@@ -79,7 +79,8 @@ fn a_queue_and_shared_memory_of_0_1_0_are_recovered() {
             "1" => vec![shm.as_fd()],
             _ => sockets.iter().map(|(_, ours)| ours.as_fd()).collect(),
         };
-        socket::send_message(&boats.ends()[0].into, &unhex(datagram), &ours).expect("there is room");
+        let sent = socket::send_message(&boats.ends()[0].into, &unhex(datagram), &ours).expect("sendmsg");
+        assert_eq!(sent, socket::Sent::Queued);
     }
     let mut unpacked = Handoff::unpack(std::mem::take(&mut boats), &[], 100).take_over().1;
     assert!(unpacked.faults.is_empty() && unpacked.lost.total() == 0, "{unpacked:?}");
