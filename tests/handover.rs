@@ -6,10 +6,11 @@ mod common;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 
+use common::faulty::example;
 use common::upgrade::Programs;
 use common::{FDPASSD, kernel, ping_of, pong_of};
 use fdpassd::proto::control::Status;
@@ -109,6 +110,73 @@ fn clients_in_a_lost_queue_are_counted() {
     let mut clients = clients_of(&daemon, 3);
     let _daemon = restart(&manager, end(daemon));
     ping_all(&mut clients);
+}
+
+#[test]
+fn clients_without_room_in_the_queue_are_counted() {
+    for (how, room) in [("TERM", 0), ("KILL", 0), ("TERM", 2), ("KILL", 2)] {
+        let manager = ServiceManager::new();
+        let daemon = start(&manager, "workers.count = 1");
+        let mut clients = clients_of(&daemon, 600);
+        // All of it is full but for so many datagrams.
+        for name in manager.stored().iter().filter(|name| name.ends_with("-into")) {
+            manager.with_stored(name, |boat| fill(&UnixDatagram::from(boat)));
+        }
+        manager.with_stored("fdpassd-boat.0-out", |boat| {
+            let boat = UnixDatagram::from(boat);
+            for _ in 0..room {
+                boat.recv(&mut [0; 8192]).expect("it is full");
+            }
+        });
+        let daemon = restart(&manager, end_by(daemon, how));
+        let status = daemon.status();
+        assert!(status.clients + status.lost_total == 600 && status.lost_total > 0, "{how} {room}: {status:?}");
+        assert_eq!(status.clients > 0, room > 0, "{how} {room}");
+        let mut served = 0;
+        for client in &mut clients {
+            if !client.has_something() {
+                ping_all(std::slice::from_mut(client));
+                served += 1;
+            }
+        }
+        assert_eq!(served, status.clients, "{how} {room}");
+    }
+}
+
+/// Until it takes nothing more.
+fn fill(boat: &UnixDatagram) {
+    boat.set_nonblocking(true).expect("set");
+    for length in [7000, 1] {
+        while boat.send(&vec![99; length]).is_ok() {}
+    }
+}
+
+#[test]
+fn workers_that_do_not_become_ready_lose_no_client() {
+    let manager = ServiceManager::new();
+    let program = example("faulty");
+    let daemon = manager.setup(&program, "workers.count = 1").start().expect("it serves");
+    let mut clients = clients_of(&daemon, 20);
+    let daemon = end(daemon);
+    let control = daemon.directory().join("control.sock");
+    let config = std::fs::read_to_string(daemon.directory().join("config.toml")).expect("it is there");
+    let broken = std::thread::scope(|scope| {
+        let failing = scope.spawn(|| manager.setup(&program, &config).variable("FAULTY", "fail").start());
+        // It would have given up by then, had it no clients.
+        eventually("four workers have failed", || {
+            let mut asker = control.exists().then(|| Client::connect(&Address::Unix(control.clone())))?;
+            let status = asker.call("status", ()).ok()?;
+            (status["failed_starts_total"].as_u64()? > 3).then_some(())
+        });
+        let pid =
+            Client::connect(&Address::Unix(control.clone())).call("version", ()).expect("it answers")["pid"].clone();
+        assert!(Command::new("kill").arg("-TERM").arg(pid.to_string()).status().expect("kill runs").success());
+        failing.join().expect("it is started")
+    });
+    assert_eq!(broken.expect_err("no worker is ready").code(), Some(0));
+    let daemon = manager.setup(&program, "").start_after(daemon).expect("it serves");
+    ping_all(&mut clients);
+    assert_eq!(daemon.status().lost_total, 0);
 }
 
 #[test]

@@ -12,6 +12,7 @@
 //!      15  bytes that the thread had written in all when its master was gone, plus 1; 0 while that is there
 //!      16  what the next commit counts, see `desk/counters.rs`
 //!      17  clients that were closed because they could not be watched, read from or written to
+//!      18  clients that found no room in a boat when the master was gone
 //!      20  calls that the thread had written with before that write   21  bytes that the write took, plus 1; 0 until it is over
 //!      22  the thread that serves and writes; 0 in version 1, where 8 and 15 are of the whole process
 //!      23  calls that the thread had written with in all when its master was gone
@@ -44,6 +45,7 @@ const TURN_SLOT: usize = 14;
 pub(super) const FINAL_WRITES: usize = 15;
 const NOTE: usize = 16;
 const LOST: usize = 17;
+pub(super) const LEFT_BEHIND: usize = 18;
 const WRITE_CALLS: usize = 20;
 const WRITE_TOOK: usize = 21;
 const WRITER: usize = 22;
@@ -315,6 +317,12 @@ impl<'a> Header<'a> {
     pub fn final_writes(&self) -> Option<Writes> {
         let bytes = self.0[FINAL_WRITES].load(Ordering::Acquire).checked_sub(1)?;
         Some(Writes { bytes, calls: self.load(FINAL_WRITE_CALLS) })
+    }
+
+    /// Clients that the worker could not pack when its master was gone.
+    #[must_use]
+    pub fn left_behind(&self) -> u64 {
+        self.0[LEFT_BEHIND].load(Ordering::Acquire)
     }
 
     /// Master: so much the worker had written, which is gone.

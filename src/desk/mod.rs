@@ -163,6 +163,7 @@ impl Layout {
             slots: self.slots,
             final_writes: header::FINAL_WRITES,
             final_write_calls: header::FINAL_WRITE_CALLS,
+            left_behind: header::LEFT_BEHIND,
             is_here: slot::is_with_its_worker,
         }
     }

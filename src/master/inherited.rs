@@ -89,10 +89,12 @@ impl Inherited {
         }
         let capacity = room_for_clients(config, limit, handed.count(), boats.ends().len())?;
         let mut handoff = Handoff::unpack(boats, &single, capacity);
-        if outlets < handover.boats
-            && let Some(clients) = book.as_ref().and_then(Book::clients)
-        {
+        // Without room for a desk there was none for the clients on it, either.
+        let is_incomplete = outlets < handover.boats || handoff.unpacked().desks().next().is_none();
+        if let Some(clients) = book.as_ref().and_then(Book::clients).filter(|_| is_incomplete) {
             handoff.count_missing(clients);
+        }
+        if outlets < handover.boats {
             faults.push(format!("{} of {} boats are missing", handover.boats - outlets, handover.boats));
         }
         faults.extend(handoff.unpacked().faults.iter().cloned());

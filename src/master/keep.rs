@@ -229,7 +229,8 @@ impl Master {
         self.write_book_now();
     }
 
-    /// All workers are gone: packs all clients, and leaves everything where the next master finds it.
+    /// Packs all clients whose workers are gone, and leaves everything where the next master finds it. Workers that are there
+    /// still pack theirs when this one is gone.
     pub(super) fn hand_over(mut self) {
         self.yield_listeners(Instant::now());
         passed::leave_clients();
@@ -325,6 +326,10 @@ impl Master {
         self.next_client =
             self.unleased.iter().map(|unleased| unleased.client.id.0 + 1).max().unwrap_or(1).max(self.next_client);
         self.addresses = self.count_addresses(&self.config);
+        if self.clients > 0 {
+            // They wait for workers, whatever becomes of the first ones.
+            self.pool.go_on();
+        }
         let losses = self.counts.losses.since(&before);
         let lost = losses.total();
         if !is_restart && lost == 0 {

@@ -133,8 +133,14 @@ pub struct Setup {
 /// Why it cannot start, or cannot go on.
 pub fn run(setup: Setup) -> Result<(), Error> {
     let mut master = Master::new(setup)?;
-    master.serve()?;
-    master.close();
+    match master.serve() {
+        Ok(()) => master.close(),
+        // What ends this master need not end the next one.
+        Err(e) => {
+            master.hand_over();
+            return Err(e);
+        }
+    }
     Ok(())
 }
 

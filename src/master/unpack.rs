@@ -81,10 +81,10 @@ impl Handoff {
         &self.unpacked
     }
 
-    /// Some boats are lost, and there were so many clients: those that lay there are closed.
+    /// Some of what lay in the boats is lost, and there were so many clients: the others are closed.
     pub(super) fn count_missing(&mut self, clients: u64) {
         let unpacked = &mut self.unpacked;
-        let known = unpacked.clients.len() as u64 + unpacked.lost.total() + unpacked.ended;
+        let known = unpacked.clients.len() as u64 + unpacked.lost.total() + unpacked.left_behind() + unpacked.ended;
         unpacked.lost.add(Loss::Store, clients.saturating_sub(known));
     }
 
@@ -209,8 +209,13 @@ impl Unpacked {
     pub(super) fn take_left(&mut self) -> Vec<Left> {
         let clients = mem::take(&mut self.clients).into_values().collect();
         let (left, stray) = self.sort_out(clients);
-        self.lost.add(Loss::Store, stray);
+        self.lost.add(Loss::Store, stray + self.left_behind());
         left
+    }
+
+    /// Clients for whom their workers found no room.
+    fn left_behind(&self) -> u64 {
+        self.desks().map(|(told, desk)| desk.header().left_behind().min(told.slots.into())).sum()
     }
 
     /// The desks that lay there, and what they were told to be.

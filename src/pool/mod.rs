@@ -134,7 +134,7 @@ impl Pool {
         self
     }
 
-    /// There were workers before this pool was, so that it does not give up.
+    /// There were workers before this pool was, or clients wait for some, so that it does not give up.
     pub fn go_on(&mut self) {
         self.ever_ready = true;
     }

@@ -55,6 +55,8 @@ pub struct Places {
     pub final_writes: usize,
     /// and calls.
     pub final_write_calls: usize,
+    /// Where the number of clients goes that found no room in any boat.
+    pub left_behind: usize,
     /// Whether a lease word says that the client of this lease is still with this worker.
     pub is_here: fn(word: u64, generation: u32) -> bool,
 }
@@ -246,6 +248,9 @@ impl Lifeboat {
         }
         for batch in batches.iter().filter(|batch| batch.count > 0) {
             outcome.add(batch.count, is_off && self.send(&mut boat, batch.payload(), batch.sockets()));
+        }
+        if let Some(word) = self.words.get(self.places.left_behind) {
+            word.store(outcome.left as u64, Ordering::Release);
         }
         outcome
     }
@@ -462,6 +467,7 @@ mod tests {
                 slots: 2,
                 final_writes: 15,
                 final_write_calls: 23,
+                left_behind: 18,
                 is_here: |_, _| true,
             };
             let desk = sealed_file(c"desk", 4096).expect("memfd");

@@ -7,10 +7,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 
+use super::super::client::Unleased;
+use super::super::counts::Loss;
 use super::super::image::Image;
 use super::*;
-use crate::desk::{LAYOUT, Layout, MasterDesk};
-use crate::proto::names::ClientId;
+use crate::desk::{LAYOUT, Layout, Marks, MasterDesk, State, View};
+use crate::proto::boat::{LastDesk, Passenger};
+use crate::proto::frame::OrderRule;
+use crate::proto::names::{ClientId, Generation, Offsets};
 use crate::sys::memory::{plain_file, sealed_file};
 use crate::sys::socket;
 
@@ -135,4 +139,62 @@ fn desks_of_this_version_are_found_again_and_those_of_a_later_one_are_not() {
     let layout = Layout::of(LAYOUT, 3, 64).expect("it is this one");
     MasterDesk::found(desk.file().try_clone().expect("dup"), layout).expect("it is one");
     assert!(Layout::of(LAYOUT + 1, 3, 64).is_none() && Layout::of(0, 3, 64).is_none());
+}
+
+#[test]
+fn what_nobody_took_over_is_packed_again_offsets_and_all() {
+    let desk = MasterDesk::new(Layout::new(400, 64)).expect("memfd");
+    let (worker, generation, layout) = (WorkerId(7), Generation(1), LAYOUT);
+    let told = LastDesk {
+        worker,
+        seat: 0,
+        generation,
+        slots: 400,
+        longest: 64,
+        methods: Vec::new(),
+        is_counted: true,
+        layout,
+    };
+    let sockets: Vec<(UnixStream, UnixStream)> = (0..400).map(|_| UnixStream::pair().expect("socketpair")).collect();
+    let record = |slot: u32| {
+        let offsets =
+            if slot % 100 == 3 { Offsets { received: 1 << 40, sent: slot.into() } } else { Offsets::default() };
+        let (client, order) = (ClientId(slot.into()), OrderRule::Auto);
+        Passenger { client, slot, generation: 1, order, moves: 2, listener: 3, since: 4, offsets }
+    };
+    for slot in 0..400 {
+        let at_rest = View::at_rest(slot.into(), 9);
+        let times = (1, u64::from(slot) + 1);
+        desk.slot(slot).expect("a slot").preset(State::Rest, 1, at_rest, Marks::default(), times, 5);
+    }
+    let mut boats = Boats::make(1).expect("socketpair");
+    let packed = (0..).zip(&sockets).map(|(slot, (_, ours))| (record(slot), ours.as_fd())).collect();
+    assert_eq!(boats.pack_all(&told, &desk, packed), 0);
+    let copy = |boats: &Boats| {
+        let dup = |channel: &Channel<Boat, Boat>| Channel::over(channel.as_fd().try_clone_to_owned().expect("dup"));
+        Boats::again(boats.ends().iter().map(|ends| Ends { into: dup(&ends.into), out: dup(&ends.out) }).collect())
+    };
+    for _ in 0..3 {
+        drop(Handoff::unpack(copy(&boats), &[], 1000));
+    }
+    let mut unpacked = Handoff::unpack(copy(&boats), &[], 1000).take_over().1;
+    let left = unpacked.take_left().pop().expect("there is one");
+    assert_eq!((left.recovered.len(), left.lost.len(), unpacked.lost.total()), (400, 0, 0));
+    for (Unleased { client, bytes, requests, .. }, _) in left.recovered {
+        let expected = record(u32::try_from(client.id.0).expect("it is one of these"));
+        assert_eq!((client.offsets, client.moves, client.order), (expected.offsets, 2, OrderRule::Auto));
+        assert_eq!((bytes.in_base, bytes.out_base, requests), (client.id.0, 9, 5));
+    }
+    // With fewer descriptors, the desk among them, the latest stay.
+    let packed = (0..).zip(&sockets).map(|(slot, (_, ours))| (record(slot), ours.as_fd())).collect();
+    assert_eq!(boats.pack_all(&told, &desk, packed), 0);
+    let mut unpacked = Handoff::unpack(copy(&boats), &[], 101).take_over().1;
+    let mut kept: Vec<u64> = unpacked
+        .take_left()
+        .into_iter()
+        .flat_map(|left| left.recovered)
+        .map(|(unleased, _)| unleased.client.id.0)
+        .collect();
+    kept.sort_unstable();
+    assert_eq!((kept, unpacked.lost[Loss::Descriptors]), ((300..400).collect(), 300));
 }
