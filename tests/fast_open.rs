@@ -11,8 +11,10 @@ use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process::Command;
+use std::time::Duration;
 
 use common::faulty;
+use common::let_pass;
 use common::program::skip;
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{PATIENCE, Running, eventually};
@@ -138,4 +140,31 @@ fn a_fast_open_client_in_its_handshake_outlives_its_worker() {
     assert_eq!(receive(&mut client), r#"{"out":"pong","result":7}"#);
     eventually("the handshake is complete", || (!states(to.port()).contains(&SYN_RECV.to_owned())).then_some(()));
     assert_eq!(daemon.status().lost_total, 0);
+}
+
+/// A reply is in flight when the worker ends in the request behind it: what of it went out is not counted before the
+/// handshake is complete.
+#[test]
+fn a_fast_open_client_with_a_reply_in_flight_outlives_its_worker() {
+    if !is_inside("a_fast_open_client_with_a_reply_in_flight_outlives_its_worker") {
+        return;
+    }
+    let daemon = faulty::start("workers.count = 2");
+    daemon.wait_for_workers();
+    let to = address(&daemon);
+    let exit = frame(r#"{"in":"exit_until","params":2}"#);
+    let sleep = frame(r#"{"in":"sleep","params":20}"#);
+    let (ping, pong) = filling(4 + exit.len() + sleep.len());
+    let mut client = connect_and_stop(to, &[frame(&ping), sleep, exit].concat());
+    let status = daemon.wait_until("its worker has died", |status| status.deaths_total == 1);
+    assert_eq!((status.lost_total, status.clients), (0, 1), "{}", daemon.stderr());
+    // Others are served meanwhile; nothing is run again before it is known what was answered.
+    let_pass(Duration::from_millis(300));
+    assert_eq!((states(to.port()), daemon.status().requests_total), (vec![SYN_RECV.to_owned()], 2));
+    open(to);
+    assert_eq!(receive(&mut client), pong);
+    assert_eq!(receive(&mut client), r#"{"out":"sleep_r","result":null}"#);
+    assert_eq!(receive(&mut client), r#"{"out":"exit_until_r","result":2}"#);
+    let status = daemon.status();
+    assert_eq!((status.lost_total, status.deaths_total), (0, 1), "{}", daemon.stderr());
 }

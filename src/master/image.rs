@@ -257,7 +257,8 @@ pub fn resume(number: &str) -> Result<Resumed, String> {
 impl Master {
     /// All of it, and the descriptors that are in it. None while something is under way that it does not tell of.
     pub(super) fn image(&self, now: Instant) -> Option<Image> {
-        let is_quiet = self.unleased.is_empty() && self.workers.values().all(Worker::is_told_all);
+        let is_quiet =
+            self.unleased.is_empty() && self.handshakes.is_empty() && self.workers.values().all(Worker::is_told_all);
         if !is_quiet || !self.pool.is_settled() {
             return None;
         }

@@ -258,6 +258,7 @@ impl Master {
 
     /// Clients that have no worker are laid on a desk of their own, as if they had one that is gone.
     fn lay_waiting(&mut self) {
+        self.lose_handshakes();
         let waiting = std::mem::take(&mut self.unleased);
         if waiting.is_empty() {
             return;

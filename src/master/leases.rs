@@ -94,6 +94,17 @@ pub(super) struct Left {
     pub(super) ended: Vec<Client>,
     /// Clients that cannot be recovered, and why.
     pub(super) lost: Vec<(io::Error, Client)>,
+    /// Clients of which cannot be known yet what is unsent, each with its slot.
+    pub(super) waiting: Vec<(u32, Client)>,
+}
+
+impl Left {
+    /// The same, without a wait for what cannot be known yet: these clients are lost.
+    pub(super) fn at_once(mut self) -> Left {
+        let unknown = |(_, client)| (io::ErrorKind::WouldBlock.into(), client);
+        self.lost.extend(self.waiting.drain(..).map(unknown));
+        self
+    }
 }
 
 impl Leases {
@@ -423,18 +434,13 @@ impl Leases {
                 Some(State::Parked | State::TakenParked) => {
                     recover_idle(slot, client, Found::Parked, desk, Owner::Dead)
                 }
-                Some(State::Busy) => recover_from_turn(slot, client, written, desk).map(|mut unleased| {
-                    if let Some(method) = desk.slot(slot).and_then(|on_desk| on_desk.executing()) {
-                        let marks = &mut unleased.marks;
-                        if is_timed_out {
-                            marks.timed_out = true;
-                        } else {
-                            marks.faults = marks.faults.saturating_add(1);
-                        }
-                        interrupted = Some(Interrupted { method, faults: marks.faults });
-                    }
-                    unleased
-                }),
+                Some(State::Busy) => {
+                    let found = recover_after_death(slot, client, written, desk, is_timed_out);
+                    found.map(|(unleased, request)| {
+                        interrupted = request;
+                        unleased
+                    })
+                }
                 Some(State::Closed) => {
                     left.ended.push(client);
                     continue;
@@ -446,11 +452,39 @@ impl Leases {
                 Ok(unleased) => left.recovered.push((unleased, interrupted)),
                 // The connection was over already.
                 Err((reason, client)) if reason.kind() == io::ErrorKind::ConnectionAborted => left.ended.push(client),
+                Err((reason, client)) if reason.kind() == io::ErrorKind::WouldBlock => {
+                    left.waiting.push((slot, client))
+                }
                 Err(lost) => left.lost.push(lost),
             }
         }
         left
     }
+}
+
+/// What is left of a client in whose turn its worker died; and its request that was executing.
+///
+/// # Errors
+/// `ConnectionAborted` when the connection is over, `WouldBlock` when it cannot be known yet, else why it never can.
+pub(super) fn recover_after_death(
+    slot: u32,
+    client: Client,
+    written: Option<Writes>,
+    desk: &MasterDesk,
+    is_timed_out: bool,
+) -> Result<(Unleased, Option<Interrupted>), (io::Error, Client)> {
+    let mut unleased = recover_from_turn(slot, client, written, desk)?;
+    let executing = desk.slot(slot).and_then(|on_desk| on_desk.executing());
+    let interrupted = executing.map(|method| {
+        let marks = &mut unleased.marks;
+        if is_timed_out {
+            marks.timed_out = true;
+        } else {
+            marks.faults = marks.faults.saturating_add(1);
+        }
+        Interrupted { method, faults: marks.faults }
+    });
+    Ok((unleased, interrupted))
 }
 
 /// What the desk tells of a client that is in no turn. The view of one at rest tells of bytes that are all answered and

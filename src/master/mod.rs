@@ -23,6 +23,7 @@ mod events;
 mod exporter;
 mod handed;
 mod handover;
+mod handshakes;
 mod image;
 mod inherited;
 mod keep;
@@ -65,6 +66,7 @@ pub use error::Error;
 use events::{Asker, Events};
 use exporter::Exporter;
 pub use handed::Handed;
+use handshakes::Handshakes;
 pub use image::{Resumed, resume};
 pub use inherited::Inherited;
 use keep::Keeper;
@@ -223,6 +225,8 @@ struct Master {
     layout: Layout,
     /// Clients without a worker.
     unleased: VecDeque<Unleased>,
+    /// Clients whose bytes cannot be counted yet.
+    handshakes: Vec<Handshakes>,
     addresses: Addresses,
     next_client: u64,
     clients: u64,
@@ -279,6 +283,7 @@ impl Master {
             }
             self.control.look_at_deadlines(&self.poller, &self.control_listener, now);
             self.look_at_workers(now);
+            self.look_at_handshakes(now);
             self.reconcile(now)?;
             self.keep_exporter(now);
             // Where nobody waits any more no event comes, either.
@@ -325,7 +330,17 @@ impl Master {
         let (watch, notifier) = (self.watch.deadline(), self.notifier.deadline());
         let upgrade = self.upgrade.as_ref().map(Upgrade::deadline);
         let outgoing = self.outgoing.as_ref().map(Outgoing::deadline);
-        let others = [watch, notifier, asked_balance, leaving, upgrade, exporter, outgoing, self.outage_deadline()];
+        let others = [
+            watch,
+            notifier,
+            asked_balance,
+            leaving,
+            upgrade,
+            exporter,
+            outgoing,
+            self.outage_deadline(),
+            self.handshakes_deadline(),
+        ];
         [pool, gate, control].into_iter().chain(others).flatten().min()
     }
 
@@ -388,6 +403,8 @@ impl Master {
             let _ = self.poller.remove(&listener);
         }
         std::mem::take(&mut self.unleased).into_iter().for_each(|unleased| self.forget(unleased.client));
+        let waiting = std::mem::take(&mut self.handshakes).into_iter().flat_map(Handshakes::into_clients);
+        waiting.for_each(|client| self.forget(client));
     }
 
     /// Opens the log file again, here and in all other processes of the daemon.

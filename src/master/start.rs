@@ -209,6 +209,7 @@ impl Master {
             ended_sessions: Vec::new(),
             memory,
             unleased: VecDeque::new(),
+            handshakes: Vec::new(),
             next_client: 1,
             clients: 0,
             counts: Counts { applied_at, ..Counts::default() },

@@ -64,6 +64,7 @@ impl Master {
         let left = leases.into_left(&desk, written, is_timed_out);
 
         let blame = self.lay_blame(exit, is_timed_out, &methods, &left, now);
+        self.await_handshakes(desk, left.waiting, is_timed_out, now);
         let cause = blame.cause(exit, failure);
         let kind_of_cause = Cause::of(exit, blame.is_out_of_memory, killed_for);
         let lost = left.lost.len();

@@ -200,7 +200,7 @@ impl Unpacked {
         let left_of = |(worker, clients)| {
             let (told, desk) = self.desks.get(&worker)?;
             desk.settle();
-            Some(Leases::found(told.slots, clients).into_left(desk, desk.header().final_writes(), false))
+            Some(Leases::found(told.slots, clients).into_left(desk, desk.header().final_writes(), false).at_once())
         };
         (by_worker.into_iter().filter_map(left_of).collect(), stray)
     }

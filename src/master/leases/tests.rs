@@ -688,7 +688,7 @@ proptest! {
             assert_eq!(leases.clients(), leases.iter().count());
         }
         let leases = mem::replace(leases, Leases::new(SLOTS));
-        let Left { recovered, ended: also_ended, lost } = leases.into_left(desk, written.map(|(bytes, calls)| Writes { bytes, calls }), is_timed_out);
+        let Left { recovered, ended: also_ended, lost, .. } = leases.into_left(desk, written.map(|(bytes, calls)| Writes { bytes, calls }), is_timed_out);
         back.extend(recovered.into_iter().map(|(unleased, _)| Ok(unleased)));
         back.extend(lost.into_iter().map(Err));
         ended.extend(also_ended.iter().map(|client| client.id));
