@@ -165,6 +165,9 @@ impl<S: 'static> Daemon<S> {
         if let Some(mistake) = methods.mistakes().first() {
             return fail(&name, EX_SOFTWARE, mistake);
         }
+        if let Err(e) = logging::survive_file_size_limit() {
+            return fail(&name, EX_OSERR, &format!("cannot catch SIGXFSZ: {e}"));
+        }
         let arguments: Vec<OsString> = std::env::args_os().collect();
         // Roles that this program runs itself in; nobody types them.
         let role = |index: usize| arguments.get(index).and_then(|argument| argument.to_str());
@@ -354,7 +357,7 @@ fn announcer(name: String, version: &'static str) -> Announce {
         let first = addresses.first().map_or("", String::as_str);
         let ctl = std::env::current_exe().ok().filter(|_| name == SHIPPED).map_or("fdpassctl", |exe| ctl_command(&exe));
         let call = format!("{ctl} call ping '{{\"hello\":1}}' --to {}", reachable(first));
-        let _ = say(&format!("{name} {version} listens on {}; call it: {call}\n", addresses.join(", ")));
+        logging::announce(&format!("{name} {version} listens on {}; call it: {call}\n", addresses.join(", ")));
     })
 }
 

@@ -79,7 +79,7 @@ fn what_is_no_file_or_no_text_is_refused() {
     fs::write(&binary, b"[workers]\ncount = \xff").expect("it is our directory");
     for (path, words) in [
         (missing.as_path(), "cannot read the file: No such file or directory"),
-        (directory.path(), "cannot read the file: Is a directory"),
+        (directory.path(), "cannot read the file: it is a directory, not a regular file"),
         (&huge, "it is longer than 1048576 bytes"),
         (&binary, "the byte 0xff at offset 18 is not UTF-8"),
     ] {

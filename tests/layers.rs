@@ -21,17 +21,18 @@ const MAY_IMPORT: [(&str, &[&str]); 17] = [
     ("master", &["pool", "channel", "desk", "config", "logging", "loop_clock", "proto", "sys", "table"]),
     ("worker", &["channel", "desk", "logging", "loop_clock", "proto", "sys", "table"]),
     ("exporter", &["channel", "connection", "logging", "proto", "sys"]),
-    ("ctl", &["connection", "proto"]),
+    ("ctl", &["connection", "proto", "sys"]),
     ("daemon", &["config", "exporter", "logging", "master", "worker", "proto"]),
     ("testing", &["daemon", "proto", "sys", "worker"]),
     ("bin", &[]),
 ];
 
 /// What only these modules may name: crates of others, and `unsafe`.
-const ONLY_IN: [(&str, &[&str]); 11] = [
+const ONLY_IN: [(&str, &[&str]); 12] = [
     ("nix", &["sys"]),
     ("libc", &["sys"]),
     ("signal_hook", &["sys"]),
+    ("signal_hook_registry", &["sys"]),
     ("sd_notify", &["master"]),
     ("unsafe", &["sys"]),
     ("toml", &["config", "testing"]),

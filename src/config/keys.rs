@@ -120,8 +120,8 @@ impl Config {
 
     /// Keys with their values in TOML, each on one line.
     fn values(&self) -> Vec<(String, String)> {
-        let listen = toml::Value::try_from(&self.listen).expect("a listener is a table of strings and numbers");
-        let mut values = vec![("listen".to_owned(), listen.to_string())];
+        let listen = toml::Value::try_from(&self.listen).map_or_else(|e| format!("# {e}"), |listen| listen.to_string());
+        let mut values = vec![("listen".to_owned(), listen)];
         let mut section = String::new();
         for line in self.to_toml().lines() {
             if let Some(name) = line.strip_prefix('[') {

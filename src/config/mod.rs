@@ -16,12 +16,12 @@ mod files;
 mod keys;
 mod listen;
 mod notation;
+mod read;
 #[cfg(test)]
 mod tests;
 mod values;
 
 use std::fmt;
-use std::io::{self, Read};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -33,6 +33,7 @@ use self::files::Text;
 pub use self::keys::{Keys, Loaded, quoted};
 pub use self::listen::{Access, Listen, Source};
 use self::notation::{Given, Notation, OrAuto, OrNone, table, word};
+use self::read::{Pipes, read};
 use self::values::{BufferSize, FrameSize, KeepAlive, LogPath, Patience, SocketPath, StallTimeout, Timeout, UpTo};
 pub use self::values::{HostName, size};
 use crate::proto::channel::{Log, LogFormat, LogLevel, LogTarget};
@@ -76,12 +77,12 @@ pub struct Config {
 
 impl Config {
     /// Reads and checks the files of a daemon: `file` if one is named, else `standard` if it exists, and those in the
-    /// directory beside a standard file. Each has at most [`MAX_FILE`] bytes. Without a file it is the default.
+    /// directory beside a standard file. Each has at most [`MAX_FILE`] bytes, and may be a pipe. Without a file it is the default.
     ///
     /// # Errors
     /// When a file cannot be read, when a key is in two of them, and as [`Config::parse`].
     pub fn load(file: Option<&Path>, standard: &Path) -> Result<Loaded, Error> {
-        files::parse(&read_all(file, standard)?, check::check)
+        files::parse(&read_all(file, standard, Pipes::Read)?, check::check)
     }
 
     /// Reads and checks the files for a daemon that runs with this configuration, whose files had `keys`, and is to go on
@@ -91,7 +92,7 @@ impl Config {
     /// As [`Config::load`]; when a key has another value that only a restart can change: that of the control socket, which
     /// whoever waits for the verdict is connected to; and, unless `force`, when a file is empty and keys are gone.
     pub fn load_next(&self, keys: &Keys, file: Option<&Path>, standard: &Path, force: bool) -> Result<Loaded, Error> {
-        let texts = read_all(file, standard)?;
+        let texts = read_all(file, standard, Pipes::Refuse)?;
         let loaded = files::parse(&texts, |next| check::check(next).and_then(|()| check::check_next(self, next)))?;
         if !force {
             files::check_not_emptied(&texts, &loaded.keys, keys)?;
@@ -114,7 +115,7 @@ impl Config {
     /// A path that is not UTF-8, which no file can bring in, is written lossily.
     #[must_use]
     pub fn to_toml(&self) -> String {
-        toml::to_string(self).expect("strings and small numbers in two levels of tables are TOML")
+        toml::to_string(self).unwrap_or_else(|e| format!("# cannot be written: {e}\n"))
     }
 }
 
@@ -373,24 +374,16 @@ mod log {
     }
 }
 
-fn read_all(file: Option<&Path>, standard: &Path) -> Result<Vec<Text>, Error> {
-    files::list(file, standard)?.iter().map(|path| text_of(path)).collect()
+fn read_all(file: Option<&Path>, standard: &Path, pipes: Pipes) -> Result<Vec<Text>, Error> {
+    files::list(file, standard)?.iter().map(|path| text_of(path, pipes)).collect()
 }
 
-fn text_of(path: &Path) -> Result<Text, Error> {
+fn text_of(path: &Path, pipes: Pipes) -> Result<Text, Error> {
     let origin = path.display().to_string();
-    let bytes = read(path).map_err(|error| Error::of_file(&origin, &format!("cannot read the file: {error}")))?;
+    let bytes =
+        read(path, pipes).map_err(|error| Error::of_file(&origin, &format!("cannot read the file: {error}")))?;
     match String::from_utf8(bytes) {
         Ok(text) => Ok(Text { origin, text }),
         Err(error) => Err(Error::not_utf8(&origin, error.as_bytes(), error.utf8_error().valid_up_to())),
     }
-}
-
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_FILE {
-        return Err(io::Error::other(format!("it is longer than {MAX_FILE} bytes")));
-    }
-    Ok(bytes)
 }

@@ -13,6 +13,7 @@ mod error;
 mod events;
 mod figures;
 mod job;
+mod output;
 mod progress;
 mod status;
 mod style;
@@ -37,14 +38,15 @@ use crate::proto::text::Escaped;
 
 use args::{Arguments, Verb};
 use error::{Error, Exit};
+use output::Patient;
 use style::{BAD, Seen};
 
 /// The whole of `fdpassctl`.
 pub(crate) fn main() -> ExitCode {
     let var = |key: &str| env::var_os(key);
     // Not by the line, as standard output is otherwise: there may be a hundred thousand of them.
-    let mut out = BufWriter::with_capacity(64 << 10, io::stdout().lock());
-    let exit = run(env::args_os(), var, Seen::now(var), &mut out, &mut io::stderr());
+    let mut out = BufWriter::with_capacity(64 << 10, Patient(io::stdout().lock()));
+    let exit = run(env::args_os(), var, Seen::now(var), &mut out, &mut Patient(io::stderr()));
     ExitCode::from(exit as u8)
 }
 

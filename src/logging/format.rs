@@ -26,7 +26,8 @@ pub(super) fn for_journal_stream(line: &Line) -> String {
 
 /// One object a line, whatever the line says: strings hold what was logged, escaped by JSON's own means.
 pub(super) fn for_machines(now: SystemTime, name: &str, line: &Line) -> String {
-    let json = serde_json::to_string(&Json { now, name, line }).expect("strings and numbers in one object are JSON");
+    let json = serde_json::to_string(&Json { now, name, line })
+        .unwrap_or_else(|e| format!("{{\"error\":{:?}}}", e.to_string()));
     format!("{}\n", EscapedJson(json))
 }
 

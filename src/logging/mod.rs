@@ -32,6 +32,7 @@ mod repeats;
 mod syslog;
 mod target;
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,6 +45,9 @@ use self::line::Line;
 use self::output::Output;
 use self::target::{Stderr, Target};
 use crate::proto::channel::{Log, LogLevel};
+use crate::proto::text::Escaped;
+pub use crate::sys::signal::survive_file_size_limit;
+use crate::sys::writable::write_at_once;
 
 /// Sends log lines to where `settings` say, from now on; `name` is the daemon's. A later call replaces target
 /// and level. A program that has set a logger of its own keeps it, at that level.
@@ -127,6 +131,11 @@ pub fn errors() -> u64 {
     LOST.load(Ordering::Relaxed)
 }
 
+/// Writes a line to standard output, for whoever started the daemon, if that takes it at once.
+pub fn announce(line: &str) {
+    let _ = write_at_once(io::stdout(), line.as_bytes());
+}
+
 /// What the `log` crate calls.
 struct Facade;
 
@@ -136,6 +145,11 @@ impl log::Log for Facade {
     }
 
     fn log(&self, record: &log::Record) {
+        // The logger itself has panicked, and the hook reports it: the lock would be waited for for ever.
+        if IS_INSIDE.get() {
+            let _ = write_at_once(io::stderr(), format!("{}\n", Escaped(record.args())).as_bytes());
+            return;
+        }
         if self.enabled(record.metadata()) {
             let line = Line::of(record);
             with_output(|output| output.line(line, Instant::now()));
@@ -144,7 +158,9 @@ impl log::Log for Facade {
 
     /// Writes what is only counted so far.
     fn flush(&self) {
-        with_output(Output::tell_repeats);
+        if !IS_INSIDE.get() {
+            with_output(Output::tell_repeats);
+        }
     }
 }
 
@@ -153,9 +169,33 @@ static LOST: AtomicU64 = AtomicU64::new(0);
 
 static OUTPUT: Mutex<Output<Stderr>> = Mutex::new(Output::new(Stderr));
 
+thread_local! {
+    /// This thread has the lock.
+    static IS_INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// While it is there, a panic ends the process: half a line may be written, and what comes after is not known.
+struct Inside;
+
+impl Inside {
+    fn enter() -> Inside {
+        IS_INSIDE.set(true);
+        Inside
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        IS_INSIDE.set(false);
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
 fn with_output<R>(act: impl FnOnce(&mut Output<Stderr>) -> R) -> R {
-    // A thread that panicked here has written half a line at worst: that is no reason to be silent.
     let mut output = OUTPUT.lock().unwrap_or_else(PoisonError::into_inner);
+    let _inside = Inside::enter();
     let result = act(&mut output);
     LOST.store(output.lost_total, Ordering::Relaxed);
     result
@@ -177,6 +217,39 @@ mod tests {
             f.write_str("a\nb\x1b[2J\u{202e}")?;
             Err(std::fmt::Error)
         }
+    }
+
+    const PANIC: &str = "FDPASSD_TEST_PANIC_OF_THE_LOGGER";
+
+    /// Run by the next test in a process of its own, which it ends.
+    #[test]
+    fn panics_inside() {
+        if std::env::var_os(PANIC).is_none() {
+            return;
+        }
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            log::error!("reported: {panic}");
+            hook(panic);
+        }));
+        start(
+            "fdpassd",
+            &Log { target: LogTarget::Stderr, file: None, format: LogFormat::Text, level: LogLevel::Info },
+        )
+        .expect("standard error is there");
+        let _ = std::panic::catch_unwind(|| with_output(|_| panic!("inside")));
+    }
+
+    #[test]
+    fn a_panic_of_the_logger_aborts_and_does_not_hang() {
+        let test = std::env::current_exe().expect("this program");
+        let mut command = std::process::Command::new(test);
+        command.args(["--exact", "--nocapture", "logging::tests::panics_inside"]).env(PANIC, "1");
+        let child = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn();
+        let ended = child.expect("it runs").wait_with_output().expect("it is our child");
+        let text = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended.status), Some(6), "{text}");
+        assert!(text.contains("reported: ") && text.contains("inside"), "{text}");
     }
 
     /// The only test that goes through the global logger; tests of other modules may log into its file.

@@ -318,6 +318,34 @@ mod tests {
         assert_eq!(output.lost_total, 0);
     }
 
+    #[test]
+    fn syslogd_on_a_stream_gets_each_line_with_its_end() {
+        use std::io::Read;
+        use std::os::unix::net::UnixListener;
+
+        let place = place();
+        let path = place.path().join("log");
+        let listener = UnixListener::bind(&path).expect("bind");
+        let output = &mut to(Target::Syslog(Syslog::open("fdpassd", &path).expect("open")));
+        output.say(Level::Info, "one");
+        output.say(Level::Info, "two");
+        let (mut first, _) = listener.accept().expect("it has connected");
+        let mut bytes = vec![0; 200];
+        let n = first.read(&mut bytes).expect("lines");
+        let text = String::from_utf8_lossy(&bytes[..n]).into_owned();
+        let messages: Vec<&str> = text.split_terminator('\0').map(|line| &line[line.len() - 5..]).collect();
+        assert_eq!(messages, [": one", ": two"], "{text:?}");
+        // syslogd is started again.
+        drop((first, listener));
+        fs::remove_file(&path).expect("it is our directory");
+        let listener = UnixListener::bind(&path).expect("bind");
+        output.say(Level::Info, "three");
+        let (mut second, _) = listener.accept().expect("it has connected again");
+        let n = second.read(&mut bytes).expect("a line");
+        assert!(bytes[..n].ends_with(b": three\0"), "{:?}", String::from_utf8_lossy(&bytes[..n]));
+        assert_eq!((output.lost_total, output.stderr.len()), (0, 0));
+    }
+
     fn journal_at(path: &Path) -> Target {
         Target::Journal(Journal::open("fdpassd", path).expect("open"))
     }

@@ -1,23 +1,24 @@
 //! The places that lines can go to.
 
 use std::env;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::journal::{self, Journal};
 use super::syslog::{DEV_LOG, Syslog};
 use crate::proto::channel::{Log, LogFormat, LogTarget};
-use crate::sys::writable::is_writable;
+use crate::sys::fd;
+use crate::sys::writable::write_at_once;
 
 #[derive(Debug)]
 pub(super) enum Target {
     Stderr(LogFormat),
     Journal(Journal),
     Syslog(Syslog),
-    File(PathBuf, File, LogFormat),
+    File(PathBuf, LogFile, LogFormat),
 }
 
 impl Target {
@@ -46,9 +47,56 @@ impl Target {
     }
 }
 
-pub(super) fn open_file(path: &Path) -> io::Result<File> {
-    let opened = OpenOptions::new().append(true).create(true).mode(0o640).open(path);
-    opened.map_err(|e| io::Error::new(e.kind(), format!("open log file {}: {e}", path.display())))
+pub(super) fn open_file(path: &Path) -> io::Result<LogFile> {
+    LogFile::open(path).map_err(|e| io::Error::new(e.kind(), format!("open log file {}: {e}", path.display())))
+}
+
+/// An open log file.
+#[derive(Debug)]
+pub(super) struct LogFile {
+    file: File,
+    /// A regular one takes what is written at once; everything else may be slow.
+    is_regular: bool,
+}
+
+impl LogFile {
+    /// Opens a regular file or a character device. `/dev/stdout` and `/dev/stderr` mean the descriptor, whatever that is:
+    /// to open them would open its file again, and a socket cannot be.
+    fn open(path: &Path) -> io::Result<LogFile> {
+        let file = match path.to_str() {
+            Some("/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1") => copy_of(io::stdout())?,
+            Some("/dev/stderr" | "/dev/fd/2" | "/proc/self/fd/2") => copy_of(io::stderr())?,
+            _ => {
+                let file = fd::append_at_once(path, 0o640)?;
+                match fd::kind(&file.metadata()?) {
+                    "a regular file" | "a character device" => file,
+                    other => return Err(io::Error::other(format!("it is {other}, not a regular file"))),
+                }
+            }
+        };
+        let is_regular = file.metadata()?.is_file();
+        Ok(LogFile { file, is_regular })
+    }
+}
+
+impl AsRawFd for LogFile {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+impl Write for LogFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.is_regular { self.file.write(bytes) } else { write_at_once(&self.file, bytes) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn copy_of(descriptor: impl AsFd) -> io::Result<File> {
+    descriptor.as_fd().try_clone_to_owned().map(File::from)
 }
 
 /// [`io::stderr`] as a value that a static can hold. It has no buffer: a write is a write(2).
@@ -57,8 +105,7 @@ pub(super) struct Stderr;
 impl Write for Stderr {
     /// Never waits for a reader: a journal that hangs must not take the daemon with it.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let stderr = io::stderr();
-        if is_writable(stderr.as_fd()) { stderr.lock().write(bytes) } else { Err(ErrorKind::WouldBlock.into()) }
+        write_at_once(io::stderr(), bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -98,8 +145,7 @@ fn is_journal(stream: Option<&str>, stderr: Option<(u64, u64)>) -> bool {
 }
 
 fn stderr_identity() -> Option<(u64, u64)> {
-    let copy = File::from(io::stderr().as_fd().try_clone_to_owned().ok()?);
-    copy.metadata().ok().map(|stderr| (stderr.dev(), stderr.ino()))
+    copy_of(io::stderr()).ok()?.metadata().ok().map(|stderr| (stderr.dev(), stderr.ino()))
 }
 
 #[cfg(test)]

@@ -345,10 +345,17 @@ impl ControlClient {
 
     fn frame(&mut self, write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) {
         let mut body = Vec::new();
-        write(&mut body).expect("plain data goes into a Vec");
-        let length = u32::try_from(body.len()).expect("a status is far below 4 GiB");
-        self.outgoing.extend_from_slice(&ByteOrder::Little.prefix(length));
-        self.outgoing.extend_from_slice(&body);
+        let written = write(&mut body).and_then(|()| u32::try_from(body.len()).map_err(io::Error::other));
+        match written {
+            Ok(length) => {
+                self.outgoing.extend_from_slice(&ByteOrder::Little.prefix(length));
+                self.outgoing.extend_from_slice(&body);
+            }
+            Err(e) => {
+                log::error!("a reply to {} cannot be written: {e}", self.peer);
+                self.is_last = true;
+            }
+        }
     }
 }
 

@@ -26,6 +26,7 @@ use crate::config::Keys;
 use crate::proto::channel::LogLevel;
 use crate::proto::control::LastReload;
 use crate::proto::names::WorkerId;
+use crate::proto::paths::exact;
 use crate::sys::memory::{PAGE, Words, is_sealed, sealed_file};
 
 /// "fdpassd" and the version of the book and of the image.
@@ -83,6 +84,7 @@ pub(super) const LISTENER: &str = "fdpassd-listener";
 pub(super) struct Handover {
     /// The configuration that was applied last, its file and the keys that the file had.
     pub(super) config: String,
+    #[serde(with = "exact")]
     pub(super) config_file: Option<PathBuf>,
     pub(super) config_keys: Keys,
     /// All files that it was read from.

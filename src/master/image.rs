@@ -30,6 +30,7 @@ use crate::pool::State;
 use crate::proto::channel::{MethodName, VERSION};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Generation, Offsets, Peer, WorkerId};
+use crate::proto::paths::{Exact, exact};
 use crate::sys::inherited::LeftOpen;
 use crate::sys::memory::plain_file;
 use crate::sys::poll::Interest;
@@ -49,10 +50,12 @@ pub(super) struct Image {
     pub(super) handover: Handover,
     next_client: u64,
     refused: u64,
+    #[serde(with = "exact")]
     standard_file: PathBuf,
+    #[serde(with = "exact", default)]
     executable: Option<PathBuf>,
     up: Duration,
-    control: (RawFd, PathBuf),
+    control: (RawFd, Exact),
     listeners: Vec<(ListenerRecord, RawFd)>,
     handed: Vec<(String, RawFd)>,
     boats: Vec<(RawFd, RawFd)>,
@@ -214,7 +217,7 @@ impl Image {
             }
             workers.push((worker, is_held));
         }
-        let control = Some(ControlListener::again(left.take(self.control.0)?, &self.control.1)?);
+        let control = Some(ControlListener::again(left.take(self.control.0)?, &self.control.1.0)?);
         let mut ends = Vec::new();
         for (into, out) in self.boats {
             ends.push(Ends { into: Channel::over(left.take(into)?), out: Channel::over(left.take(out)?) });
@@ -285,7 +288,7 @@ impl Master {
             standard_file: self.standard_file.clone(),
             executable: self.executable_path.clone(),
             up: self.started.elapsed(),
-            control: (number(self.control_listener.as_fd()), self.control_listener.path().to_owned()),
+            control: (number(self.control_listener.as_fd()), Exact(self.control_listener.path().to_owned())),
             listeners: listeners.collect(),
             handed: self.handed.iter().map(|(name, socket)| (name.clone(), number(socket.as_fd()))).collect(),
             boats: ends.map(|ends| (number(ends.into.as_fd()), number(ends.out.as_fd()))).collect(),

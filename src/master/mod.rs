@@ -146,6 +146,9 @@ pub fn run(setup: Setup) -> Result<(), Error> {
     Ok(())
 }
 
+/// Two signals to stop within this time are one.
+const ECHO: Duration = Duration::from_millis(200);
+
 /// A seat among the workers: what stays when its worker is replaced.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -189,6 +192,8 @@ struct Master {
     signals: Signals,
     /// What has arrived and is not dealt with yet.
     arrived: Vec<Signal>,
+    /// The last signal to stop, and when it came.
+    asked_to_stop: Option<(Signal, Instant)>,
     scratch: Scratch,
     control_listener: ControlListener,
     /// Another process has ended the control socket, and it is not open again yet.
@@ -350,6 +355,7 @@ impl Master {
             match signal {
                 // What it tells is known by now.
                 Signal::Continue => {}
+                Signal::Terminate | Signal::Interrupt if self.is_echo(signal, now) => {}
                 Signal::Terminate if self.keeper.is_some() => self.leave(Asker::signal("SIGTERM"), now),
                 Signal::Terminate => self.stop(Asker::signal("SIGTERM"), now),
                 Signal::Interrupt => self.stop(Asker::signal("SIGINT"), now),
@@ -377,6 +383,15 @@ impl Master {
                 Signal::TerminalOutput => self.step(Asker::signal("SIGTTOU"), -1),
             }
         }
+    }
+
+    /// Whether a signal to stop is the one before once more: timeout(1) sends it to its child, then to the whole group.
+    fn is_echo(&mut self, signal: Signal, now: Instant) -> bool {
+        let is_echo = matches!(self.asked_to_stop, Some((same, at)) if same == signal && now < at + ECHO);
+        if !is_echo {
+            self.asked_to_stop = Some((signal, now));
+        }
+        is_echo
     }
 
     /// Begins the end; asked a second time, it comes at once.

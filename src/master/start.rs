@@ -185,6 +185,7 @@ impl Master {
             notifier: Notifier::from_environment(started),
             poller,
             signals,
+            asked_to_stop: None,
             scratch: Scratch::default(),
             control_listener,
             control_outage: None,

@@ -496,8 +496,9 @@ pub(super) fn take<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N], Malform
 
 pub(super) fn json(kind: u8, body: &impl Serialize, out: &mut Vec<u8>) {
     out.push(kind);
-    // A Vec takes everything, and none of these types has a map with keys that are not strings.
-    serde_json::to_writer(out, body).expect("plain data is written as JSON");
+    // A Vec takes everything, and none of these types has a map with keys that are not strings, or a path. What could not be
+    // written is refused at the other end as no JSON.
+    let _ = serde_json::to_writer(out, body);
 }
 
 pub(super) fn from_json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Malformed> {

@@ -48,6 +48,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::names::{Generation, WorkerId};
+use super::paths::{exact, shown};
 
 pub use clients::{ClientStatus, Clients, ClientsAfter, Cursor, Kick, Kicked, PAGE};
 pub use effective::{Change, Checked, Effective, Key, KeyOrigin, LogLevelInForce, SetLogLevel};
@@ -222,7 +223,8 @@ impl Refusal {
 /// A place in a configuration file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
-    /// The file.
+    /// The file, as text: bytes that are not UTF-8 are U+FFFD.
+    #[serde(serialize_with = "shown")]
     pub file: PathBuf,
     /// Line, from 1; none if it is about the file as a whole.
     pub line: Option<usize>,
@@ -339,7 +341,7 @@ pub struct MovedLoad {
 #[serde(deny_unknown_fields)]
 pub struct UpgradeTo {
     /// The program; without it the one at the path that the daemon was started from.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "exact")]
     pub binary: Option<PathBuf>,
 }
 

@@ -16,5 +16,6 @@ pub mod control;
 pub mod exporter;
 pub mod frame;
 pub mod names;
+pub mod paths;
 pub mod rpc;
 pub mod text;

@@ -1,11 +1,12 @@
 //! Descriptors: how many there may be, and which one is whose.
 
-use std::fs::File;
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -28,12 +29,46 @@ pub fn open() -> Option<u64> {
     std::fs::metadata("/proc/self/fd").ok().map(|folder| folder.len()).filter(|count| *count > 0)
 }
 
-/// Opens a file for reading, whatever it is: a FIFO that nobody writes into keeps nobody waiting (fifo(7)).
+/// Opens a file for reading, whatever it is: a FIFO without a writer does not block (fifo(7)), and a terminal does not become
+/// the controlling one.
 ///
 /// # Errors
-/// Those of open(2).
+/// Those of open(2). A socket, which open(2) calls no such device, is named.
 pub fn open_at_once(path: &Path) -> io::Result<File> {
-    File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)
+    open_with(path, File::options().read(true))
+}
+
+/// Opens a file to append to it, as [`open_at_once`] does, and makes it with `mode` if there is none.
+///
+/// # Errors
+/// Those of open(2). A socket, and a FIFO without a reader, which open(2) calls no such device, are named.
+pub fn append_at_once(path: &Path, mode: u32) -> io::Result<File> {
+    open_with(path, File::options().append(true).create(true).mode(mode))
+}
+
+fn open_with(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let opened = options.custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits()).open(path);
+    opened.map_err(|e| match fs::metadata(path) {
+        Ok(found) if e.raw_os_error() == Some(Errno::ENXIO as i32) => {
+            io::Error::other(format!("it is {}", kind(&found)))
+        }
+        _ => e,
+    })
+}
+
+/// What a file is, for people: `a directory`.
+#[must_use]
+pub fn kind(found: &Metadata) -> &'static str {
+    let kind = found.file_type();
+    match () {
+        () if kind.is_file() => "a regular file",
+        () if kind.is_dir() => "a directory",
+        () if kind.is_fifo() => "a pipe",
+        () if kind.is_socket() => "a socket",
+        () if kind.is_char_device() => "a character device",
+        () if kind.is_block_device() => "a block device",
+        () => "no file",
+    }
 }
 
 /// A pipe: what is written into the second end comes out of the first.

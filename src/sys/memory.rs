@@ -9,10 +9,13 @@ use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
+use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::libc::off_t;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+
+use super::limit;
 
 /// Bytes of a page on every machine that this is meant for; a larger one only makes holes coarser.
 pub const PAGE: u64 = 4096;
@@ -23,8 +26,8 @@ pub const PAGE: u64 = 4096;
 /// # Errors
 /// Those of memfd_create(2), ftruncate(2) and fcntl(2).
 pub fn sealed_file(name: &CStr, length: u64) -> io::Result<File> {
-    let file = File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
-    file.set_len(length)?;
+    let file = File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).map_err(named)?);
+    file.set_len(length).map_err(limit::named)?;
     let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
     Ok(file)
@@ -35,7 +38,12 @@ pub fn sealed_file(name: &CStr, length: u64) -> io::Result<File> {
 /// # Errors
 /// Those of memfd_create(2).
 pub fn plain_file(name: &CStr) -> io::Result<File> {
-    Ok(File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC)?))
+    Ok(File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC).map_err(named)?))
+}
+
+/// The error with the limit that it comes from.
+fn named(error: Errno) -> io::Error {
+    limit::named(error.into())
 }
 
 /// Whether a file is one of [`sealed_file`], of this length.
@@ -133,7 +141,8 @@ impl Mapping {
         let size = NonZeroUsize::new(length).ok_or(io::ErrorKind::InvalidInput)?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: no address is asked for, so that nothing mapped before is replaced.
-        let start = unsafe { mmap(None, size, access, MapFlags::MAP_SHARED, file.as_fd(), signed(offset)?) }?;
+        let start =
+            unsafe { mmap(None, size, access, MapFlags::MAP_SHARED, file.as_fd(), signed(offset)?) }.map_err(named)?;
         let mapping = Mapping { start, length };
         // What clients sent does not belong into a core file. And the kernel, to dump a hole, makes its pages exist, which
         // takes time and as much memory as the hole is long.

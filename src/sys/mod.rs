@@ -10,6 +10,7 @@ pub mod fork;
 pub mod inherited;
 pub mod ledger;
 pub mod lifeboat;
+pub mod limit;
 pub mod listening;
 pub mod memory;
 pub mod notify;

@@ -18,6 +18,8 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg, sigprocmask};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Pid, SysconfVar, execve, sysconf};
 
+use super::limit;
+
 /// What a service manager tells the process that it has started, and no other (systemd.exec(5)).
 const MANAGERS: [&str; 6] =
     ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
@@ -32,7 +34,15 @@ impl Executable {
     /// # Errors
     /// Those of open(2) on /proc/self/exe.
     pub fn current() -> io::Result<Executable> {
-        File::open("/proc/self/exe").map(Executable)
+        File::open("/proc/self/exe").map(Executable).map_err(|e| match e.kind() {
+            io::ErrorKind::PermissionDenied => {
+                let path = fs::read_link("/proc/self/exe").unwrap_or_else(|_| PathBuf::from("it"));
+                let (path, user) = (path.display(), user());
+                let why = format!("{e}: {path} must be readable for uid {user}, because workers are started from it");
+                io::Error::new(e.kind(), why)
+            }
+            _ => e,
+        })
     }
 
     /// The one in this file.
@@ -76,7 +86,7 @@ impl Executable {
         MANAGERS.iter().for_each(|variable| {
             command.env_remove(variable);
         });
-        let child = command.arg0(name).args(arguments).stdin(Stdio::from(stdin)).spawn()?;
+        let child = command.arg0(name).args(arguments).stdin(Stdio::from(stdin)).spawn().map_err(limit::named)?;
         // The handle is dropped without waiting: there is one reaper.
         Ok(child.id())
     }

@@ -6,8 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use nix::sys::signal::{SigSet, SigmaskHow};
-use signal_hook::consts::{SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2};
+use nix::libc::SI_KERNEL;
+use nix::sys::signal::{self, SigSet, SigmaskHow};
+use signal_hook::consts::{SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGXFSZ};
 use signal_hook::low_level::pipe;
 
 /// The signals that mean something here.
@@ -47,6 +48,11 @@ impl Signal {
             Signal::TerminalOutput => SIGTTOU,
         }
     }
+
+    /// Whether the kernel sent it because a background process used its terminal, and no process did (sigaction(2)).
+    fn is_of_terminal(self, code: i32) -> bool {
+        matches!(self, Signal::TerminalInput | Signal::TerminalOutput) && code == SI_KERNEL
+    }
 }
 
 /// A descriptor that becomes readable when one of some signals has arrived.
@@ -68,7 +74,15 @@ impl Signals {
         for &signal in signals {
             let flag = Arc::new(AtomicBool::new(false));
             // Flag before byte: who reads the byte finds the flag.
-            signal_hook::flag::register(signal.number(), Arc::clone(&flag))?;
+            let noted = Arc::clone(&flag);
+            // SAFETY: the action reads a field of the siginfo_t that it is given, and stores a flag: both are allowed in a
+            // signal handler (signal-safety(7)).
+            unsafe {
+                // The terminal's own SIGTTIN and SIGTTOU are no commands.
+                signal_hook_registry::register_sigaction(signal.number(), move |info| {
+                    noted.fetch_or(!signal.is_of_terminal(info.si_code), Ordering::SeqCst);
+                })?;
+            }
             pipe::register(signal.number(), write.try_clone()?)?;
             arrived.push((signal, flag));
         }
@@ -110,18 +124,54 @@ impl Drop for HeldBack {
     }
 }
 
-/// Makes this process deaf to what a terminal or an operator sends to a whole group: a worker ends when its
-/// master says so. Handlers that do nothing, not SIG_IGN, because that would be inherited by the programs
-/// that a method starts.
+/// The calling thread may write to a terminal from the background while this is there, also with `stty tostop`.
+#[derive(Debug)]
+pub struct StopHeldBack(Option<SigSet>);
+
+impl StopHeldBack {
+    /// Blocks SIGTTOU. A handler would not do: with SA_RESTART the write would be tried for ever.
+    #[must_use]
+    pub fn new() -> StopHeldBack {
+        // It fails for a bad argument only.
+        StopHeldBack(SigSet::from(signal::Signal::SIGTTOU).thread_swap_mask(SigmaskHow::SIG_BLOCK).ok())
+    }
+}
+
+impl Default for StopHeldBack {
+    fn default() -> StopHeldBack {
+        StopHeldBack::new()
+    }
+}
+
+impl Drop for StopHeldBack {
+    fn drop(&mut self) {
+        let _ = self.0.map(|before| before.thread_set_mask());
+    }
+}
+
+/// A write beyond the limit on the size of files fails from now on with EFBIG, and does not end this process (setrlimit(2)).
+/// By a handler that does nothing, not by SIG_IGN, which programs that a method starts would inherit.
 ///
 /// # Errors
 /// Those of sigaction(2).
+pub fn survive_file_size_limit() -> io::Result<()> {
+    signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false))).map(drop)
+}
+
+/// Makes this process deaf to what a terminal or an operator sends to a whole group: a worker ends when its
+/// master says so. Handlers that do nothing, not SIG_IGN, because that would be inherited by the programs
+/// that a method starts. The two of the terminal are blocked: a handler would have a method's write to a terminal with
+/// `stty tostop` tried for ever.
+///
+/// # Errors
+/// Those of sigaction(2) and pthread_sigmask(3).
 pub fn ignore_group_signals() -> io::Result<()> {
     let arrived = IGNORED.get_or_init(Arc::default);
-    for signal in [SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2, SIGTTIN, SIGTTOU] {
+    for signal in [SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2] {
         signal_hook::flag::register(signal, Arc::clone(arrived))?;
     }
-    Ok(())
+    let terminal = SigSet::from_iter([signal::Signal::SIGTTIN, signal::Signal::SIGTTOU]);
+    Ok(terminal.thread_block()?)
 }
 
 /// Whether one of the signals that this process is deaf to has arrived since the last call.

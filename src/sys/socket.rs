@@ -122,6 +122,22 @@ pub fn connect_unix(path: &Path, within: Duration) -> io::Result<UnixStream> {
     }
 }
 
+/// Connects to the Unix stream socket at `path` without waiting. The socket does not block.
+///
+/// # Errors
+/// Those of connect(2); `WouldBlock` when its queue is full.
+pub fn connect_unix_at_once(path: &Path) -> io::Result<OwnedFd> {
+    let stream = unix_stream()?;
+    socket::connect(stream.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(stream)
+}
+
+/// Whether an error of sendto(2) says that another type of socket is at the path.
+#[must_use]
+pub fn is_of_another_type(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EPROTOTYPE)
+}
+
 fn unix_stream() -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     Ok(socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?)

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::super::channel::LogLevel;
+use super::super::paths::shown;
 
 /// The configuration in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Effective {
     /// The file; none when nobody named one and the standard one does not exist.
+    #[serde(serialize_with = "shown")]
     pub file: Option<PathBuf>,
     /// All files that the configuration was read from, in their order; none when the embedded default is in force.
     #[serde(default)]
@@ -58,6 +60,7 @@ impl KeyOrigin {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checked {
     /// The file; none when nobody named one and the standard one does not exist.
+    #[serde(serialize_with = "shown")]
     pub file: Option<PathBuf>,
     /// All files that were read, in their order; none when the embedded default would be taken.
     #[serde(default)]

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::frame::OrderRule;
 use super::super::names::{Generation, WorkerId};
+use super::super::paths::shown;
 
 /// What is going on: the one type of what can be seen from outside.
 ///
@@ -23,6 +24,7 @@ pub struct Status {
     /// Counts the configurations that were applied.
     pub generation: Generation,
     /// The configuration file; none when the embedded default is in force.
+    #[serde(serialize_with = "shown")]
     pub config_file: Option<PathBuf>,
     /// `least-loaded` or `round-robin`.
     pub dispatch: String,
