@@ -9,7 +9,7 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::Command;
 
-use common::program::{OtherUser, Program, Said, ctl, run, skip};
+use common::program::{FDPASSCTL, OtherUser, Program, Said, ctl, run, skip};
 use common::{FDPASSD, start};
 use fdpassd::testing::{Running, Setup};
 use tempfile::TempDir;
@@ -202,6 +202,71 @@ fn a_unix_socket_of_the_living_is_left_alone_and_one_of_the_dead_is_replaced() {
     let error = Running::start(FDPASSD, &config).expect_err("a file is in the way");
     assert!(error.code() == Some(69) && error.stderr().contains("which is not a socket"), "{error}");
     assert_eq!(fs::read_to_string(&path).expect("it is there"), "precious");
+}
+
+#[test]
+fn an_address_that_the_daemon_itself_has_is_told_as_its_own() {
+    let daemon = start("listen = [\"127.0.0.1:0\"]\nworkers.count = 1");
+    let (address, dir) = (daemon.address().to_string(), daemon.directory().display().to_string());
+    for (config, doing, own) in [
+        (
+            format!("metrics.listen = \"{address}\""),
+            format!("listen on {address} for metrics: Address already in use (os error 98)"),
+            format!("{address}, for clients"),
+        ),
+        (
+            format!("listen = [\"127.0.0.1:0\", \"unix:/proc/self/root{dir}/control.sock\"]"),
+            format!("listen on unix:/proc/self/root{dir}/control.sock"),
+            format!("unix:{dir}/control.sock, for fdpassctl"),
+        ),
+    ] {
+        let fault = daemon.reload_with(&config).expect_err("it is taken");
+        let said = fault.to_string();
+        assert!(said.contains(&format!("cannot {doing}")), "{said}");
+        assert!(said.contains(&format!("the daemon itself listens there, at {own}")), "{said}");
+    }
+    for (config, own) in [
+        ("listen = [\"unix:{dir}/a\", \"unix:/proc/self/root{dir}/a\"]", "/a, for clients"),
+        ("listen = [\"unix:/proc/self/root{dir}/control.sock\"]", "/control.sock, for clients"),
+        (
+            "listen = [\"unix:{dir}/a\"]\nmetrics.listen = \"unix:/proc/self/root{dir}/control.sock\"",
+            "/control.sock, for fdpassctl",
+        ),
+    ] {
+        let error = Running::start(FDPASSD, config).expect_err("it is taken");
+        assert_eq!(error.code(), Some(69), "{error}");
+        let said = error.stderr();
+        assert!(said.contains("the daemon itself listens there, at unix:") && said.contains(own), "{error}");
+    }
+}
+
+#[test]
+fn a_control_socket_elsewhere_is_found_in_the_runtime_directory() {
+    let place = tempfile::tempdir().expect("a directory");
+    let config = "workers.count = 1\ncontrol.socket = \"{dir}/elsewhere.sock\"";
+    let setup = || Setup::new(FDPASSD, config).variable("RUNTIME_DIRECTORY", place.path());
+    let daemon = setup().start().expect("it serves");
+    let ask =
+        |verb: &str| Program::start(Command::new(FDPASSCTL).arg(verb).env("RUNTIME_DIRECTORY", place.path())).finish();
+    for verb in ["reload", "upgrade", "reload"] {
+        let said = ask(verb);
+        assert_eq!(said.code, Some(0), "{verb}: {}", said.err);
+    }
+    // One that a killed daemon has left leads to nobody.
+    daemon.signal("KILL");
+    drop(daemon);
+    let link = place.path().join("control.sock");
+    assert!(link.symlink_metadata().is_ok());
+    let daemon = setup().start().expect("it serves");
+    let said = ask("stop");
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    drop(daemon);
+    assert!(link.symlink_metadata().is_err(), "nothing is left behind");
+
+    fs::write(&link, "precious").expect("it is ours");
+    let daemon = setup().start().expect("it serves all the same");
+    daemon.wait_for_log("\"systemctl reload\" and fdpassctl do not find the daemon without --socket");
+    assert_eq!(fs::read_to_string(&link).expect("it is there"), "precious");
 }
 
 #[test]

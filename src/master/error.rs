@@ -45,6 +45,16 @@ impl Error {
         self
     }
 
+    /// The same, with other words for some of it.
+    pub(super) fn replace(mut self, words: &str, by: &str) -> Error {
+        match &mut self {
+            Error::Unavailable(s) | Error::NoWorker(s) | Error::System(s) | Error::Permission(s) => {
+                *s = s.replace(words, by)
+            }
+        }
+        self
+    }
+
     /// Of the master's own tools.
     pub(super) fn system(doing: &str) -> impl Fn(io::Error) -> Error + '_ {
         move |error| Error::System(format!("cannot {doing}: {error}"))

@@ -61,6 +61,10 @@ pub(super) enum Planned {
 }
 
 impl Exporter {
+    pub(super) fn listener(&self) -> &ExporterListener {
+        &self.listener
+    }
+
     /// To be started at once. What it is told is `start`.
     pub(super) fn new(listener: ExporterListener, start: Start, now: Instant) -> Exporter {
         log::info!("metrics are served on {}", listener.address);
@@ -226,7 +230,11 @@ impl Master {
     pub(super) fn plan_exporter(&self, config: &Config) -> Result<Planned, Error> {
         match &config.metrics.listen {
             listen if *listen == self.config.metrics.listen => Ok(Planned::Keep),
-            Some(address) => ExporterListener::bind(address).map(|listener| Planned::New(Box::new(listener))),
+            Some(address) => {
+                let bound =
+                    ExporterListener::bind(address).map_err(|e| self.own_addresses().named_in(e, Some(address)));
+                bound.map(|listener| Planned::New(Box::new(listener)))
+            }
             None => Ok(Planned::Gone),
         }
     }

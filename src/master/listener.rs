@@ -7,9 +7,11 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt,
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::control_link::{self, ControlLink};
 use super::error::Error;
 use super::handed::Handed;
 use super::handover::ListenerRecord;
+use super::itself::ANOTHER;
 use super::outage::Outage;
 use crate::config::{Access, Listen, Mode, Source};
 use crate::proto::frame::OrderRule;
@@ -24,6 +26,16 @@ pub(super) struct Wanted<'c> {
     /// As whose entry.
     pub(super) entry: &'c Listen,
     pub(super) place: Place,
+}
+
+impl Wanted<'_> {
+    /// Where it is to be bound, if it is.
+    pub(super) fn address(&self) -> Option<&Address> {
+        match &self.place {
+            Place::Bound(address) => Some(address),
+            Place::Handed(_) => None,
+        }
+    }
 }
 
 /// What tells a listener from all others in a configuration, and finds it again in the next.
@@ -238,7 +250,7 @@ impl AsFd for Listener {
 /// Why a socket cannot be bound, and what to do about it, as far as the error tells.
 fn cannot_bind(doing: &str, address: &Address, error: &io::Error) -> Error {
     let advice = match (address, error.kind()) {
-        (Address::Tcp(_), io::ErrorKind::AddrInUse) => "; another process listens there".to_owned(),
+        (Address::Tcp(_), io::ErrorKind::AddrInUse) => format!("; {ANOTHER}"),
         (Address::Tcp(address), io::ErrorKind::PermissionDenied) if address.port() < 1024 => {
             "; ports below 1024 need the capability CAP_NET_BIND_SERVICE".to_owned()
         }
@@ -325,6 +337,8 @@ impl AsFd for ExporterListener {
 pub(super) struct ControlListener {
     socket: OwnedFd,
     file: SocketFile,
+    /// Where it would be by default.
+    link: Option<ControlLink>,
 }
 
 impl ControlListener {
@@ -335,16 +349,18 @@ impl ControlListener {
         let fail = |e: io::Error| cannot_bind(&doing, &Address::Unix(path.to_owned()), &e);
         if is_default {
             make_directory(path.parent().unwrap_or(Path::new("/"))).map_err(fail)?;
+            control_link::remove_link(path).map_err(fail)?;
         }
         let access = Access { mode, owner: None, group: None };
         let (socket, file) = bind_unix(path, Some(&access)).map_err(fail)?;
         listen(&socket, CONTROL_BACKLOG).map_err(fail)?;
-        Ok(ControlListener { socket, file })
+        Ok(ControlListener { socket, file, link: None })
     }
 
     /// Replaces a socket that has ended by another one at the same path.
     pub(super) fn bind_anew(&mut self, mode: Mode) -> Result<(), Error> {
-        let another = ControlListener::bind(self.path(), false, mode)?;
+        let mut another = ControlListener::bind(self.path(), false, mode)?;
+        another.link = self.link.take();
         // The file of before was replaced. Its number may be that of the new one.
         drop(std::mem::replace(self, another).file.left());
         Ok(())
@@ -355,7 +371,12 @@ impl ControlListener {
     /// # Errors
     /// Those of lstat(2) on its file.
     pub(super) fn again(socket: OwnedFd, path: &Path) -> io::Result<ControlListener> {
-        Ok(ControlListener { socket, file: SocketFile::of(path)? })
+        Ok(ControlListener { socket, file: SocketFile::of(path)?, link: None })
+    }
+
+    /// Has it found at the usual place as well, if it is elsewhere.
+    pub(super) fn link(&mut self, name: &str) {
+        self.link = ControlLink::put(name, &self.file.path);
     }
 
     /// Where it is.
@@ -507,7 +528,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         return Err(in_use("there is a file of that name, which is not a socket"));
     }
     if socket::is_unix_alive(path)? {
-        return Err(in_use("another process listens there"));
+        return Err(in_use(ANOTHER));
     }
     log::info!("{} was left by a process that is gone; replacing it", path.display());
     fs::remove_file(path)

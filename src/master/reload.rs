@@ -148,7 +148,8 @@ impl Master {
                 Some(index) => Planned::Keep(self.listeners[*index].number),
                 None => {
                     self.listener_number += 1;
-                    let opened = Listener::open(self.listener_number, wanted, &self.handed, keepalive)?;
+                    let opened = Listener::open(self.listener_number, wanted, &self.handed, keepalive)
+                        .map_err(|e| self.own_addresses().named_in(e, wanted.address()))?;
                     Planned::New(Box::new(opened))
                 }
             });

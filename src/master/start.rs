@@ -14,6 +14,7 @@ use super::exporter::{self, Exporter};
 use super::handed::Handed;
 use super::image::Living;
 use super::inherited::Inherited;
+use super::itself::Own;
 use super::keep::{self, Keeper};
 use super::listener::{self, ControlListener, ExporterListener, Listener};
 use super::memory::{self, Memory};
@@ -31,7 +32,7 @@ use crate::pool::rebalance::Rebalancer;
 use crate::pool::{Pool, Target};
 use crate::proto::channel::MAX_LEASES;
 use crate::proto::control::{Origin, places};
-use crate::proto::names::{Generation, WorkerId};
+use crate::proto::names::{Address, Generation, WorkerId};
 use crate::sys::poll::{Interest, Poller};
 use crate::sys::process::{self, Executable};
 use crate::sys::signal::{Signal, Signals};
@@ -125,11 +126,16 @@ impl Master {
         let (listeners, leaving) = join_listeners(&config.listen, &handed, kept, opened, keepalive)?;
         handed.warn_of_unused(&config.listen);
 
-        let control_listener = match living.as_mut().and_then(|living| living.control.take()) {
+        let mut control_listener = match living.as_mut().and_then(|living| living.control.take()) {
             Some(control) => control,
-            None => open_control(&name, &config)?,
+            None => open_control(&name, &config, &listeners)?,
         };
-        let exporter = match config.metrics.listen.as_ref().map(ExporterListener::bind).transpose() {
+        control_listener.link(&name);
+        let bind_exporter = |address| {
+            let own = || Own::of(&listeners, None, Some(&control_listener));
+            ExporterListener::bind(address).map_err(|e| own().named_in(e, Some(address)))
+        };
+        let exporter = match config.metrics.listen.as_ref().map(bind_exporter).transpose() {
             // Clients that are there are not closed for want of metrics.
             Err(e) if left.is_some() => {
                 log::error!("no metrics are served: {e}");
@@ -286,14 +292,19 @@ fn open_new(
 ) -> Result<Vec<Option<Listener>>, Error> {
     let wanted = handed.wanted(entries)?;
     let places = listener::keep(kept, &wanted);
-    let mut open = |(wanted, place): (_, Option<usize>)| match place {
-        Some(_) => Ok(None),
-        None => {
-            *number += 1;
-            Listener::open(*number, wanted, handed, keepalive).map(Some)
+    let mut opened: Vec<Option<Listener>> = Vec::new();
+    for (wanted, place) in wanted.iter().zip(places) {
+        if place.is_some() {
+            opened.push(None);
+            continue;
         }
-    };
-    wanted.iter().zip(places).map(&mut open).collect()
+        *number += 1;
+        let listener = Listener::open(*number, wanted, handed, keepalive);
+        let own = || Own::of(kept.iter().chain(opened.iter().flatten()), None, None);
+        let listener = listener.map_err(|e| own().named_in(e, wanted.address()))?;
+        opened.push(Some(listener));
+    }
+    Ok(opened)
 }
 
 /// All listeners, in the order of the configuration; behind them those that were left and are not wanted any more, whose
@@ -398,13 +409,9 @@ pub(super) fn client_limits(config: &Config, workers: usize, descriptors: u64) -
     Ok(ClientLimits { clients, slots: u32::try_from(clients).unwrap_or(u32::MAX), possible, lowered })
 }
 
-fn open_control(name: &str, config: &Config) -> Result<ControlListener, Error> {
-    let mode = config.control.mode();
-    match &config.control.socket {
-        Some(path) => ControlListener::bind(path, false, mode),
-        None => {
-            let places = places(name, process::user(), |key| std::env::var_os(key));
-            ControlListener::bind(&places[0], true, mode)
-        }
-    }
+fn open_control(name: &str, config: &Config, listeners: &[Listener]) -> Result<ControlListener, Error> {
+    let usual = || places(name, process::user(), |key| std::env::var_os(key)).swap_remove(0);
+    let path = config.control.socket.clone().unwrap_or_else(usual);
+    ControlListener::bind(&path, config.control.socket.is_none(), config.control.mode())
+        .map_err(|e| Own::of(listeners, None, None).named_in(e, Some(&Address::Unix(path))))
 }
