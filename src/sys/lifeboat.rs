@@ -25,10 +25,10 @@ use signal_hook::low_level;
 use super::fork;
 use super::ledger::{OwnWrites, Writes};
 use super::memory::{Words, sealed_file};
-use super::socket::MAX_PASSED;
+use super::socket::{MAX_PASSED, raw_cookie};
 
-/// Words that are written down of a client: which descriptor, and its record.
-const CLIENT: usize = 6;
+/// Words that are written down of a client: which descriptor, its record, and what the kernel calls its socket.
+const CLIENT: usize = 7;
 
 /// Bytes of a record with all fields, and of one whose last fields are 0, and need not be told.
 const RECORD: usize = 44;
@@ -95,7 +95,7 @@ pub type Unread = fn(datagram: &[u8], index: usize) -> Option<[u8; RECORD]>;
 pub struct Packed {
     /// Clients that are in a boat.
     pub packed: usize,
-    /// Clients for whom there was no room in any.
+    /// Clients that are in none: there was no room, or their descriptor was not their socket any more.
     pub left: usize,
 }
 
@@ -134,7 +134,7 @@ impl Lifeboat {
             has_begun: AtomicBool::new(false),
         }));
         // SAFETY: all that the two handlers do is getpid(2), gettid(2), tgkill(2), poll(2), setitimer(2), atomic loads and
-        // stores, pread(2), recvmsg(2), sendmsg(2) and _exit(2), on memory that is there for good.
+        // stores, pread(2), getsockopt(2), recvmsg(2), sendmsg(2) and _exit(2), on memory that is there for good.
         unsafe {
             low_level::register(SIGTERM, move || lifeboat.set_alarm())?;
             low_level::register(SIGALRM, move || lifeboat.abandon_ship())?;
@@ -142,13 +142,14 @@ impl Lifeboat {
         Ok(lifeboat)
     }
 
-    /// From now on this client is here. `record` is how the boats tell of it, see `proto/boat.rs`.
-    pub fn take_aboard(&self, slot: u32, socket: &OwnedFd, record: &[u8; RECORD]) {
+    /// From now on this client is here. `cookie` is that of its socket, if the kernel has one; `record` is how the boats tell of
+    /// it, see `proto/boat.rs`.
+    pub fn take_aboard(&self, slot: u32, socket: &OwnedFd, cookie: Option<u64>, record: &[u8; RECORD]) {
         let Some(entry) = self.entry(slot) else { return };
         let [client, place, moved] = [0, 8, 16].map(|at| u64::from_le_bytes(chunk(record, at)));
         let since = u64::from(u32::from_le_bytes(chunk(record, 24)));
         let [received, sent] = [28, 36].map(|at| u64::from_le_bytes(chunk(record, at)));
-        for (word, value) in entry[1..].iter().zip([client, place, moved, received, sent]) {
+        for (word, value) in entry[1..].iter().zip([client, place, moved, received, sent, cookie.unwrap_or(0)]) {
             word.store(value, Ordering::Relaxed);
         }
         // Last, for from then on it counts.
@@ -232,9 +233,15 @@ impl Lifeboat {
                 batch.count = 0;
             }
         };
+        let mut foreign = 0;
         for slot in 0..self.used.load(Ordering::Acquire) as u32 {
             if let Some((socket, record)) = self.client(slot) {
-                pack(socket, record);
+                // One descriptor that other code has closed would keep back all that are sent with it.
+                if self.has_its_socket(slot, socket) {
+                    pack(socket, record);
+                } else if self.is_here(&record) {
+                    foreign += 1;
+                }
             }
         }
         // Leases that are still in the channel. Their copies end with this process.
@@ -249,10 +256,17 @@ impl Lifeboat {
         for batch in batches.iter().filter(|batch| batch.count > 0) {
             outcome.add(batch.count, is_off && self.send(&mut boat, batch.payload(), batch.sockets()));
         }
+        outcome.left += foreign;
         if let Some(word) = self.words.get(self.places.left_behind) {
             word.store(outcome.left as u64, Ordering::Release);
         }
         outcome
+    }
+
+    /// Whether the descriptor still is the socket that was taken aboard.
+    fn has_its_socket(&self, slot: u32, socket: RawFd) -> bool {
+        let cookie = self.entry(slot).map_or(0, |entry| entry[CLIENT - 1].load(Ordering::Acquire));
+        raw_cookie(socket).is_ok_and(|now| now.unwrap_or(0) == cookie)
     }
 
     fn note_final_writes(&self) {
@@ -444,7 +458,7 @@ mod tests {
     use nix::unistd::{ForkResult, fork};
 
     use super::super::signal::HeldBack;
-    use super::super::socket::message_pair;
+    use super::super::socket::{self, message_pair};
     use super::*;
 
     /// Set in the process that may end.
@@ -474,7 +488,7 @@ mod tests {
             let front = (vec![1], [2; FRONT]);
             let lifeboat = Lifeboat::ready(&channel, vec![boat], desk, front, places, (Duration::ZERO, |_, _| None));
             let lifeboat = lifeboat.expect("sigaction");
-            lifeboat.take_aboard(0, &client, &[0; RECORD]);
+            lifeboat.take_aboard(0, &client, socket::cookie(&client).expect("a socket"), &[0; RECORD]);
             drop(master);
             scenario(lifeboat, next_master.as_raw_fd());
             exit(AS_EXPECTED);
@@ -498,6 +512,17 @@ mod tests {
             raise(Signal::SIGALRM).expect("it can be raised");
             raise(Signal::SIGTERM).expect("it can be raised");
             assert_eq!((lifeboat.pack(), datagrams(boat)), (Packed::default(), 2));
+        });
+    }
+
+    #[test]
+    fn a_descriptor_of_something_else_is_not_packed() {
+        inside("a_descriptor_of_something_else_is_not_packed", |lifeboat, boat| {
+            let (other, _peer) = message_pair().expect("socketpair");
+            let mut record = [0; RECORD];
+            record[8] = 1;
+            lifeboat.take_aboard(1, &other, Some(u64::MAX), &record);
+            assert_eq!((lifeboat.pack(), datagrams(boat)), (Packed { packed: 1, left: 1 }, 2));
         });
     }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::mem;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -359,9 +359,17 @@ pub fn peer(socket: &OwnedFd) -> io::Result<Result<SocketAddr, Credentials>> {
 /// # Errors
 /// Those of getsockopt(2): EBADF and ENOTSOCK for what is no socket.
 pub fn cookie(socket: impl AsFd) -> io::Result<Option<u64>> {
+    raw_cookie(socket.as_fd().as_raw_fd())
+}
+
+/// As [`cookie`], of whatever has this number. Safe in a signal handler.
+///
+/// # Errors
+/// As for [`cookie`].
+pub(super) fn raw_cookie(fd: RawFd) -> io::Result<Option<u64>> {
     let mut cookie: u64 = 0;
     let mut length = mem::size_of_val(&cookie) as libc::socklen_t;
-    let (fd, value) = (socket.as_fd().as_raw_fd(), (&raw mut cookie).cast());
+    let value = (&raw mut cookie).cast();
     // SAFETY: `value` points to `length` bytes that are ours to write.
     match Errno::result(unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_COOKIE, value, &raw mut length) }) {
         Ok(_) => Ok(Some(cookie)),

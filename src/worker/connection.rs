@@ -66,13 +66,13 @@ pub(super) enum Waits {
 }
 
 impl Connection {
-    /// A client whose lease was found, and what its slot tells of it.
-    pub(super) fn new(lease: &Lease, socket: OwnedFd, slot: Slot<'_>) -> Connection {
+    /// A client whose lease was found, and what its slot tells of it. `cookie` is that of its socket, if the kernel has one.
+    pub(super) fn new(lease: &Lease, socket: OwnedFd, cookie: Option<u64>, slot: Slot<'_>) -> Connection {
         let is_parked = slot.lease().is_some_and(|lease| lease.state == State::Parked);
         let is_told_all = slot.marks().closing && slot.view().replied == 0;
         Connection {
-            cookie: socket::cookie(&socket).ok().flatten(),
             socket,
+            cookie,
             passed: Passed::default(),
             client: lease.client,
             peer: lease.peer,

@@ -32,9 +32,9 @@ pub(super) fn ready(
 
 impl Worker<'_> {
     /// This client would have to be packed from now on.
-    pub(super) fn take_aboard(&self, lease: &Lease, socket: &OwnedFd) {
+    pub(super) fn take_aboard(&self, lease: &Lease, socket: &OwnedFd, cookie: Option<u64>) {
         if let Some(lifeboat) = self.lifeboat {
-            lifeboat.take_aboard(lease.slot, socket, &Passenger::from(lease).encode());
+            lifeboat.take_aboard(lease.slot, socket, cookie, &Passenger::from(lease).encode());
         }
     }
 
@@ -46,7 +46,7 @@ impl Worker<'_> {
                 log::info!("the master is gone; {packed} clients wait for the next one")
             }
             Some(Packed { packed, left }) => {
-                log::error!("the master is gone; {packed} clients wait for the next one, there is no room for {left}");
+                log::error!("the master is gone; {packed} clients wait for the next one, {left} could not be packed");
             }
         }
         self.orphaned = true;

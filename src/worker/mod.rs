@@ -35,6 +35,7 @@ use crate::proto::rpc::Code;
 use crate::sys::ledger::OwnWrites;
 use crate::sys::lifeboat::Lifeboat;
 use crate::sys::poll::{self, Event, Interest, Poller, Woken};
+use crate::sys::socket;
 use crate::sys::{clock, fork, signal};
 use crate::table::Table;
 
@@ -232,9 +233,10 @@ impl<'c> Worker<'c> {
             if lease.slot >= self.desk.layout().slots() {
                 return Err(io::Error::other("a lease for a slot that there is not"));
             }
-            self.take_aboard(lease, &socket);
+            let cookie = socket::cookie(&socket).ok().flatten();
+            self.take_aboard(lease, &socket, cookie);
             let slot = self.desk.slot(lease.slot).expect("the index was checked");
-            let connection = Connection::new(lease, socket, slot);
+            let connection = Connection::new(lease, socket, cookie, slot);
             if connection.waits != Waits::Request && slot.view().parked().1 > 0 {
                 self.parking.use_large(lease.slot, slot.view().parked().1);
             }
