@@ -250,23 +250,52 @@ fn a_socket_that_was_ended_before_it_was_handed_over_is_bound_anew() {
     assert_idle(daemon.pid());
 }
 
+/// Ends the listener of a TCP port as an administrator can. None, and said so, where this process may not.
+fn kill_listener(address: &Address) -> Option<()> {
+    let Address::Tcp(to) = address else { panic!("TCP first") };
+    let port = format!("sport = :{}", to.port());
+    let killed = Command::new("ss").args(["-K", "-H", "-t", "state", "listening", &port]).output();
+    if !killed.is_ok_and(|output| !output.stdout.is_empty()) {
+        skip("ss(8) cannot end a socket: it needs root and INET_DIAG_DESTROY");
+        return None;
+    }
+    Some(())
+}
+
 #[test]
 fn a_listener_that_ss_killed_is_no_black_hole_after_a_reload() {
     let daemon = start(BOTH);
-    let Address::Tcp(to) = daemon.address() else { panic!("TCP first") };
-    let port = format!("sport = :{}", to.port());
     for _ in 0..3 {
-        let killed = Command::new("ss").args(["-K", "-H", "-t", "state", "listening", &port]).output();
-        if !killed
-            .is_ok_and(|output| output.stdout.windows(6).any(|part| part == b"LISTEN") || !output.stdout.is_empty())
-        {
-            skip("ss(8) cannot end a socket: it needs root and INET_DIAG_DESTROY");
+        let generation = daemon.status().generation;
+        // Both are there when it goes on, and the signal is taken in first.
+        daemon.signal("STOP");
+        let killed = kill_listener(daemon.address());
+        daemon.signal("HUP");
+        daemon.signal("CONT");
+        if killed.is_none() {
             return;
         }
-        daemon.reload().expect("a reload");
+        daemon.wait_until("it has reloaded", |status| status.generation > generation && !status.reloading);
         for _ in 0..4 {
             assert_served_again(daemon.address());
         }
+    }
+    assert_idle(daemon.pid());
+}
+
+#[test]
+fn a_listener_that_ss_killed_is_no_black_hole_after_a_restart() {
+    let manager = ServiceManager::new();
+    let daemon = manager.setup(FDPASSD, BOTH).start().expect("the daemon serves");
+    let address = daemon.address().clone();
+    daemon.signal("TERM");
+    eventually("the master has ended", || kernel::is_over(daemon.pid()).then_some(()));
+    if kill_listener(&address).is_none() {
+        return;
+    }
+    let daemon = manager.setup(FDPASSD, BOTH).start_after(daemon).expect("the next one serves");
+    for _ in 0..4 {
+        assert_served_again(&address);
     }
     assert_idle(daemon.pid());
 }
