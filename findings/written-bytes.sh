@@ -1,0 +1,154 @@
+#!/usr/bin/env bash
+# What the kernel counts as written (wchar and syscw of proc_pid_io(5)), and of whom.
+#
+# The manual says of wchar that it is "a sum of values passed to write(2) and similar system calls". A thread's own account is
+# /proc/PID/task/TID/io; /proc/PID/io is not the sum of those of its threads, but has ended threads and children that were
+# waited for as well. Seen on Linux 6.18:
+#  - sendfile(2), copy_file_range(2) and a write to an eventfd count; send(2) to the very same socket does not;
+#  - splice(2) does not, nor do io_submit(2) and io_uring, not even IORING_OP_WRITE that completes within io_uring_enter(2);
+#  - a call that writes nothing (EAGAIN) is one of syscw;
+#  - the account of a process's first thread can be read of the zombie, and ends when that is waited for.
+#
+# It needs cc and Linux with task I/O accounting; the rows of io_uring are left out where that is not allowed.
+set -euo pipefail
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cat > "$folder/count.c" <<'C'
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/aio_abi.h>
+#include <linux/io_uring.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/sendfile.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+typedef struct { long long wchar, syscw; } account;
+
+static account read_account(const char *path) {
+    account found = {-1, -1};
+    char line[128];
+    FILE *file = fopen(path, "r");
+    while (file && fgets(line, sizeof line, file)) {
+        sscanf(line, "wchar: %lld", &found.wchar);
+        sscanf(line, "syscw: %lld", &found.syscw);
+    }
+    if (file) fclose(file);
+    return found;
+}
+
+static account thread, process;
+static int failed;
+
+static void begin(void) {
+    thread = read_account("/proc/thread-self/io");
+    process = read_account("/proc/self/io");
+}
+
+/* bytes and calls that are expected in the account of the thread and in that of the process */
+static void end(const char *what, int bytes, int calls, int all_bytes, int all_calls) {
+    account t = read_account("/proc/thread-self/io"), p = read_account("/proc/self/io");
+    long long found[] = {t.wchar - thread.wchar, t.syscw - thread.syscw, p.wchar - process.wchar, p.syscw - process.syscw};
+    long long expected[] = {bytes, calls, all_bytes, all_calls};
+    int differs = memcmp(found, expected, sizeof found) != 0;
+    printf("%-46s thread %5lld bytes %lld calls, process %5lld bytes %lld calls%s\n", what, found[0], found[1], found[2],
+           found[3], differs ? "  <- another one than before" : "");
+    fflush(stdout); /* by itself a write, so before the next begin() */
+    failed |= differs;
+}
+
+static char data[5000];
+static int null;
+
+static void *write_elsewhere(void *nothing) {
+    return write(null, data, 5000) == 5000 ? nothing : data;
+}
+
+static void io_uring_row(const char *what, int op, int fd, int flags) {
+    struct io_uring_params parameters = {0};
+    int ring = syscall(SYS_io_uring_setup, 4, &parameters);
+    if (ring < 0) { printf("%-46s skipped: %s\n", what, strerror(errno)); fflush(stdout); return; }
+    size_t length = parameters.sq_off.array + parameters.sq_entries * sizeof(unsigned);
+    char *queue = mmap(0, length, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQ_RING);
+    struct io_uring_sqe *entry = mmap(0, parameters.sq_entries * sizeof *entry, PROT_READ | PROT_WRITE, MAP_SHARED, ring,
+                                      IORING_OFF_SQES);
+    memset(entry, 0, sizeof *entry);
+    entry->opcode = op;
+    entry->fd = fd;
+    entry->addr = (unsigned long)data;
+    entry->len = 5000;
+    entry->flags = flags;
+    *(unsigned *)(queue + parameters.sq_off.array) = 0;
+    __atomic_store_n((unsigned *)(queue + parameters.sq_off.tail), 1, __ATOMIC_RELEASE);
+    begin();
+    if (syscall(SYS_io_uring_enter, ring, 1, 1, IORING_ENTER_GETEVENTS, 0, 0) != 1) perror("io_uring_enter");
+    end(what, 0, 0, 0, 0);
+    close(ring);
+}
+
+int main(void) {
+    FILE *temporary = tmpfile(), *copy = tmpfile();
+    int file = fileno(temporary), sockets[2], pipes[2], counter = eventfd(0, 0), status;
+    uint64_t one = 1;
+    null = open("/dev/null", O_WRONLY);
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, sockets) || pipe(pipes)) return 2;
+    if (read_account("/proc/thread-self/io").wchar < 0) { puts("skipped: no task I/O accounting"); return 0; }
+
+    begin(); write(sockets[0], data, 5000); end("write(2) to a Unix socket", 5000, 1, 5000, 1);
+    begin(); send(sockets[0], data, 5000, 0); end("send(2) to the same", 0, 0, 0, 0);
+    while (send(sockets[0], data, 5000, 0) > 0) {}
+    begin(); write(sockets[0], data, 5000); end("write(2), which says EAGAIN", 0, 1, 0, 1);
+    begin(); write(counter, &one, 8); end("an eventfd", 8, 1, 8, 1);
+    write(file, data, 5000);
+    off_t offset = 0;
+    begin(); sendfile(null, file, &offset, 5000); end("sendfile(2)", 5000, 1, 5000, 1);
+    loff_t from = 0;
+    begin(); copy_file_range(file, &from, fileno(copy), 0, 5000, 0); end("copy_file_range(2)", 5000, 1, 5000, 1);
+    from = 0;
+    begin(); splice(file, &from, pipes[1], 0, 5000, 0); end("splice(2) into a pipe", 0, 0, 0, 0);
+    begin(); splice(pipes[0], 0, null, 0, 5000, 0); end("splice(2) out of it", 0, 0, 0, 0);
+    aio_context_t context = 0;
+    struct iocb block = {.aio_lio_opcode = IOCB_CMD_PWRITE, .aio_fildes = file, .aio_buf = (unsigned long)data, .aio_nbytes = 5000};
+    struct iocb *blocks = &block;
+    struct io_event event;
+    syscall(SYS_io_setup, 4, &context);
+    begin(); syscall(SYS_io_submit, context, 1, &blocks); syscall(SYS_io_getevents, context, 1, 1, &event, 0);
+    end("io_submit(2) of a pwrite", 0, 0, 0, 0);
+    io_uring_row("io_uring: IORING_OP_WRITE", IORING_OP_WRITE, file, 0);
+    io_uring_row("io_uring: the same in a kernel thread", IORING_OP_WRITE, file, IOSQE_ASYNC);
+
+    pthread_t other;
+    begin(); pthread_create(&other, 0, write_elsewhere, 0); pthread_join(other, 0); end("another thread, which has ended", 0, 0, 5000, 1);
+    begin();
+    pid_t child = fork();
+    if (child == 0) { write(null, data, 5000); _exit(0); }
+    siginfo_t info;
+    waitid(P_PID, child, &info, WEXITED | WNOWAIT);
+    end("a child, before it is waited for", 0, 0, 0, 0);
+    begin(); waitpid(child, &status, 0); end("a child, when it is waited for", 0, 0, 5000, 1);
+
+    child = fork();
+    if (child == 0) { write(null, data, 4321); kill(getpid(), 9); }
+    waitid(P_PID, child, &info, WEXITED | WNOWAIT);
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/task/%d/io", child, child);
+    account zombie = read_account(path);
+    waitpid(child, &status, 0);
+    account after = read_account(path);
+    printf("%-46s thread %5lld bytes %lld calls; once it is waited for: %s\n", "a zombie that was killed", zombie.wchar,
+           zombie.syscw, after.wchar < 0 ? "gone" : "still there");
+    failed |= zombie.wchar != 4321 || zombie.syscw != 1 || after.wchar >= 0;
+    return failed;
+}
+C
+cc -D_GNU_SOURCE -w -include signal.h -include stdint.h -o "$folder/count" "$folder/count.c" -lpthread
+echo "Linux $(uname -r)"
+if "$folder/count"; then echo "as before"; else echo "the kernel counts otherwise now"; exit 1; fi
