@@ -8,9 +8,9 @@ use std::time::Duration;
 use common::faulty::{self, Execution};
 use common::http::{Visitor, metrics_address};
 use common::program::control_socket;
-use common::{kernel, let_pass, ping_of, pong_of};
+use common::{FDPASSD, kernel, let_pass, ping_of, pong_of};
 use fdpassd::proto::names::Address;
-use fdpassd::testing::{Client, Running, eventually};
+use fdpassd::testing::{Client, Running, ServiceManager, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -186,4 +186,29 @@ fn what_arrives_while_a_worker_is_in_a_method_is_not_late() {
         assert!(client.receive() == pong_of(100), "the reply is another one");
     }
     assert_eq!(idle.reply().value().expect("a pong"), 1);
+}
+
+/// From the end of one master to the beginning of the next nobody can serve them.
+#[test]
+fn time_without_a_master_is_no_time_of_its_clients() {
+    for how in ["TERM", "KILL"] {
+        let manager = ServiceManager::new();
+        let config = "workers.count = 1\nlimits = { frame-timeout = \"2s\", idle-timeout = \"2s\" }";
+        let mut daemon = manager.setup(FDPASSD, config).start().expect("it serves");
+        daemon.wait_for_workers();
+        let mut frames = halves(&daemon, 4);
+        let mut idle = daemon.connect();
+        idle.call("ping", 0).expect("a pong");
+        daemon.signal(how);
+        daemon.wait();
+        let_pass(Duration::from_millis(2_500));
+        let daemon = manager.setup(FDPASSD, "").start_after(daemon).expect("the next master serves");
+        daemon.wait_for_workers();
+        let_pass(Duration::from_millis(300));
+        frames.iter_mut().for_each(|(client, rest)| client.send(rest));
+        for (client, _) in &mut frames {
+            assert!(client.receive() == pong_of(100), "{how}: the reply is another one");
+        }
+        assert_eq!(idle.call("ping", 1).expect("a pong"), 1, "{how}");
+    }
 }

@@ -13,6 +13,7 @@
 //!      16  what the next commit counts, see `desk/counters.rs`
 //!      17  clients that were closed because they could not be watched, read from or written to
 //!      18  clients that found no room in a boat when the master was gone
+//!      19  when the desk was packed for the next master: ns of CLOCK_MONOTONIC; 0 if it was not
 //!      20  calls that the thread had written with before that write   21  bytes that the write took, plus 1; 0 until it is over
 //!      22  the thread that serves and writes; 0 in version 1, where 8 and 15 are of the whole process
 //!      23  calls that the thread had written with in all when its master was gone
@@ -46,6 +47,7 @@ pub(super) const FINAL_WRITES: usize = 15;
 const NOTE: usize = 16;
 const LOST: usize = 17;
 pub(super) const LEFT_BEHIND: usize = 18;
+pub(super) const PACKED_AT: usize = 19;
 const WRITE_CALLS: usize = 20;
 const WRITE_TOOK: usize = 21;
 const WRITER: usize = 22;
@@ -205,6 +207,17 @@ impl<'a> Header<'a> {
     /// Worker: so many it could not.
     pub fn set_log_errors(&self, n: u64) {
         self.0[LOG_ERRORS].store(n, Ordering::Relaxed);
+    }
+
+    /// When this was packed for the next master, in ns of CLOCK_MONOTONIC, if it was and that is known.
+    #[must_use]
+    pub fn packed_at(&self) -> Option<u64> {
+        Some(self.load(PACKED_AT)).filter(|at| *at > 0)
+    }
+
+    /// It is packed now, or about to be.
+    pub fn set_packed_at(&self, now: u64) {
+        self.0[PACKED_AT].store(now, Ordering::Release);
     }
 
     /// Clients that the worker closed because it could not watch them, read from them or write to them.

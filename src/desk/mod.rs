@@ -164,6 +164,7 @@ impl Layout {
             final_writes: header::FINAL_WRITES,
             final_write_calls: header::FINAL_WRITE_CALLS,
             left_behind: header::LEFT_BEHIND,
+            packed_at: header::PACKED_AT,
             is_here: slot::is_with_its_worker,
         }
     }

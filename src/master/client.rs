@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use crate::desk::{ClientBytes, Marks};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Offsets, Peer, WorkerId};
+use crate::sys::clock;
 use crate::sys::passed::ClientSocket;
 
 /// A client: the master's copy of its socket, which keeps the connection whatever becomes of a worker.
@@ -46,6 +48,15 @@ impl Unleased {
     pub(super) fn fresh(client: Client, now: u64) -> Unleased {
         let bytes = ClientBytes::default();
         Unleased { client, bytes, marks: Marks::default(), times: (now, now), requests: 0, to: None }
+    }
+}
+
+impl Unleased {
+    /// Nobody has served it for so long, which is not held against it: what is timed of it began that much later.
+    pub(super) fn excuse(&mut self, gap: Duration) {
+        let now = clock::monotonic();
+        let later = |time: u64| time.saturating_add(u64::try_from(gap.as_nanos()).unwrap_or(u64::MAX)).min(now);
+        self.times = (later(self.times.0), later(self.times.1));
     }
 }
 

@@ -29,6 +29,7 @@ use crate::logging;
 use crate::proto::boat::LastDesk;
 use crate::proto::control::{About, Kind, Origin};
 use crate::proto::names::WorkerId;
+use crate::sys::clock;
 use crate::sys::ledger::Writes;
 use crate::sys::passed;
 
@@ -217,6 +218,7 @@ impl Master {
         if let Some(written) = written {
             desk.header().set_final_writes(written);
         }
+        desk.header().set_packed_at(clock::monotonic());
         self.pool.exited(id, true, now);
         let (slots, longest) = (desk.layout().slots(), desk.layout().max_frame());
         let layout = desk.layout().version();
@@ -272,6 +274,7 @@ impl Master {
                 return waiting.into_iter().for_each(|unleased| self.lose(Loss::Memory, &e, unleased.client));
             }
         };
+        desk.header().set_packed_at(clock::monotonic());
         let mut leases = super::leases::Leases::new(self.layout.slots());
         for unleased in waiting {
             if let Err((reason, client)) = leases.give(unleased, &desk) {

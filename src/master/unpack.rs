@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use super::boats::Boats;
 use super::client::Client;
@@ -21,6 +22,7 @@ use crate::proto::boat::{Boat, LastDesk, Passenger};
 use crate::proto::channel::Message;
 use crate::proto::names::{ClientId, Peer, WorkerId};
 use crate::proto::rpc;
+use crate::sys::clock;
 use crate::sys::passed::ClientSocket;
 use crate::sys::socket::{self, Received};
 
@@ -200,7 +202,12 @@ impl Unpacked {
         let left_of = |(worker, clients)| {
             let (told, desk) = self.desks.get(&worker)?;
             desk.settle();
-            Some(Leases::found(told.slots, clients).into_left(desk, desk.header().final_writes(), false).at_once())
+            let left = Leases::found(told.slots, clients).into_left(desk, desk.header().final_writes(), false);
+            let mut left = left.at_once();
+            // Nobody served them meanwhile.
+            let packed_at = desk.header().packed_at().map_or(Duration::ZERO, clock::since);
+            left.recovered.iter_mut().for_each(|(unleased, _)| unleased.excuse(packed_at));
+            Some(left)
         };
         (by_worker.into_iter().filter_map(left_of).collect(), stray)
     }

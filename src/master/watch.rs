@@ -180,7 +180,7 @@ impl Master {
         if self.pool.stalled(id, kill_by) {
             self.counts.stalls += 1;
             let name = self.name_with_request(id);
-            let moved = self.take_and_tell(id, Reason::Stall);
+            let moved = self.take_stalled(id, silent);
             let about = About { clients: Some(moved as u64), ..self.workers[&id].about() };
             let sentence =
                 format_args!("{name} is stuck for {silent:.1?}; {moved} clients moved to others until it is back");
@@ -192,6 +192,18 @@ impl Master {
     /// Takes all clients of a worker that are in no turn, and has it drop its copies. Returns how many.
     pub(super) fn take_and_tell(&mut self, id: WorkerId, reason: Reason) -> usize {
         let moved = self.take_all(id, reason);
+        if moved > 0 {
+            self.tell(id, ToWorker::Look);
+        }
+        moved
+    }
+
+    /// The same of a worker that is stuck for so long, which is not held against its clients.
+    fn take_stalled(&mut self, id: WorkerId, silent: Duration) -> usize {
+        let Some(worker) = self.workers.get_mut(&id) else { return 0 };
+        let mut taken = worker.leases.take_all(&worker.desk);
+        taken.iter_mut().flatten().for_each(|unleased| unleased.excuse(silent));
+        let moved = self.take_in(taken, Reason::Stall);
         if moved > 0 {
             self.tell(id, ToWorker::Look);
         }

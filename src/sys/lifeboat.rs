@@ -22,6 +22,7 @@ use nix::libc;
 use signal_hook::consts::{SIGALRM, SIGTERM};
 use signal_hook::low_level;
 
+use super::clock;
 use super::fork;
 use super::ledger::{OwnWrites, Writes};
 use super::memory::{Words, sealed_file};
@@ -57,6 +58,8 @@ pub struct Places {
     pub final_write_calls: usize,
     /// Where the number of clients goes that found no room in any boat.
     pub left_behind: usize,
+    /// Where the time goes at which it is packed.
+    pub packed_at: usize,
     /// Whether a lease word says that the client of this lease is still with this worker.
     pub is_here: fn(word: u64, generation: u32) -> bool,
 }
@@ -223,6 +226,9 @@ impl Lifeboat {
             return outcome;
         }
         self.note_final_writes();
+        if let Some(word) = self.words.get(self.places.packed_at) {
+            word.store(clock::monotonic(), Ordering::Release);
+        }
         let mut boat = 0;
         let is_off = self.send(&mut boat, &self.first, &[self.desk.as_raw_fd()]);
         let mut batches = [SHORT_RECORD, RECORD].map(|length| Batch::new(self.front, length));
@@ -482,6 +488,7 @@ mod tests {
                 final_writes: 15,
                 final_write_calls: 23,
                 left_behind: 18,
+                packed_at: 19,
                 is_here: |_, _| true,
             };
             let desk = sealed_file(c"desk", 4096).expect("memfd");
