@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::fs::File;
 use std::io::Write;
 use std::panic;
 use std::path::{Path, PathBuf};
@@ -256,19 +257,23 @@ fn run_options(options: &Options, name: &str, version: &'static str, is_awaited:
             (last, file, Some(e.in_one_line()))
         }
     };
-    run_master(Setup {
-        name: name.to_owned(),
-        version,
-        config: loaded.config,
-        config_keys: loaded.keys,
-        config_file,
-        config_files: loaded.files,
-        standard_file: standard,
-        announce: announcer(name.to_owned(), version),
-        handed,
-        inherited,
-        config_stale,
-    })
+    run_master(
+        Setup {
+            name: name.to_owned(),
+            version,
+            config: loaded.config,
+            config_keys: loaded.keys,
+            config_file,
+            config_files: loaded.files,
+            standard_file: standard,
+            announce: announcer(name.to_owned(), version),
+            handed,
+            inherited,
+            config_stale,
+            missing_log: None,
+        },
+        None,
+    )
 }
 
 /// Files of a configuration, in one line.
@@ -287,27 +292,36 @@ fn check_handover(name: &str, length: &str) -> ExitCode {
 /// This process was a master, and has become this program.
 fn resume_master(name: &str, version: &'static str, number: &str) -> ExitCode {
     match master::resume(number) {
-        Ok(Resumed { name, loaded, config_file, standard_file, handed, inherited }) => run_master(Setup {
-            announce: announcer(name.clone(), version),
-            name,
-            version,
-            config: loaded.config,
-            config_keys: loaded.keys,
-            config_file,
-            config_files: loaded.files,
-            standard_file,
-            handed,
-            inherited: Some(inherited),
-            config_stale: None,
-        }),
+        Ok(Resumed { name, loaded, config_file, standard_file, handed, inherited, log }) => run_master(
+            Setup {
+                announce: announcer(name.clone(), version),
+                name,
+                version,
+                config: loaded.config,
+                config_keys: loaded.keys,
+                config_file,
+                config_files: loaded.files,
+                standard_file,
+                handed,
+                inherited: Some(inherited),
+                config_stale: None,
+                missing_log: None,
+            },
+            log,
+        ),
         Err(why) => fail(name, EX_SOFTWARE, &format!("cannot go on with the master that it was: {why}")),
     }
 }
 
-fn run_master(setup: Setup) -> ExitCode {
+/// `log` is the file of the log, if it is open already.
+fn run_master(mut setup: Setup, log: Option<File>) -> ExitCode {
     let name = setup.name.clone();
-    if let Err(e) = logging::start(&name, &setup.config.log) {
-        return refuse(&name, EX_CONFIG, &e);
+    if let Err(e) = logging::start_with(&name, &setup.config.log, log) {
+        // Clients are not closed for want of a log.
+        if setup.inherited.is_none() {
+            return refuse(&name, EX_CONFIG, &e);
+        }
+        setup.missing_log = logging::start_anyhow(&name, &setup.config.log).map(|e| format!("log: {e}"));
     }
     abort_on_panic();
     let code = match master::run(setup) {

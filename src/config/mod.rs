@@ -15,6 +15,7 @@ mod error;
 mod files;
 mod keys;
 mod listen;
+mod names;
 mod notation;
 mod read;
 #[cfg(test)]
@@ -32,6 +33,8 @@ pub use self::error::Error;
 use self::files::Text;
 pub use self::keys::{Keys, Loaded, quoted};
 pub use self::listen::{Access, Listen, Source};
+pub use self::names::Identities;
+use self::names::Names;
 use self::notation::{Given, Notation, OrAuto, OrNone, table, word};
 use self::read::{Pipes, read};
 use self::values::{BufferSize, FrameSize, KeepAlive, LogPath, Patience, SocketPath, StallTimeout, Timeout, UpTo};
@@ -108,6 +111,15 @@ impl Config {
     pub fn parse(text: &str, origin: &str) -> Result<Config, Error> {
         let text = Text { origin: origin.to_owned(), text: text.to_owned() };
         files::parse(&[text], check::check).map(|loaded| loaded.config)
+    }
+
+    /// Parses the configuration that a master before this one had in force. Users and groups have the numbers of `known`;
+    /// without it they are looked up, and what cannot be resolved is nobody's.
+    ///
+    /// # Errors
+    /// As [`Config::parse`], but for names.
+    pub fn parse_kept(text: &str, origin: &str, known: Option<&Identities>) -> Result<Config, Error> {
+        known.map_or(Names::Lenient, |known| Names::Known(known.clone())).during(|| Config::parse(text, origin))
     }
 
     /// Writes the file that [`Config::parse`] makes the same configuration of, with every key that has a value.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::names;
 use super::notation::{AutoWord, Notation, OrAuto, Refusal, Word, Written};
 use super::{Count, Mode, Source};
 use crate::proto::names::{Address, check_unix_path};
@@ -288,11 +289,7 @@ impl Notation for User {
     }
 
     fn read(written: &Written<'_>) -> Result<User, Refusal> {
-        let name = text(written)?;
-        match User::find(name) {
-            Ok(user) => user.ok_or_else(|| Refusal::Because(format!("there is no user {name:?}"))),
-            Err(error) => Err(Refusal::Because(format!("cannot look up the user {name:?}: {error}"))),
-        }
+        names::user(text(written)?)
     }
 
     fn write(value: &User) -> Written<'_> {
@@ -308,11 +305,7 @@ impl Notation for Group {
     }
 
     fn read(written: &Written<'_>) -> Result<Group, Refusal> {
-        let name = text(written)?;
-        match Group::find(name) {
-            Ok(group) => group.ok_or_else(|| Refusal::Because(format!("there is no group {name:?}"))),
-            Err(error) => Err(Refusal::Because(format!("cannot look up the group {name:?}: {error}"))),
-        }
+        names::group(text(written)?)
     }
 
     fn write(value: &Group) -> Written<'_> {

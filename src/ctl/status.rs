@@ -61,6 +61,9 @@ fn write_daemon(to: &mut impl Write, paint: Paint, status: &Status) -> io::Resul
     if let Some(why) = &status.config_stale {
         writeln!(to, "{}     the configuration of before is in force: {}", paint.on(BAD, "STALE"), Escaped(why))?;
     }
+    for missing in &status.missing {
+        writeln!(to, "{}   {}", paint.on(BAD, "MISSING"), Escaped(missing))?;
+    }
     if let Some(reload) = &status.last_reload {
         write_reload(to, paint, reload)?;
     }

@@ -116,6 +116,7 @@ pub(super) fn status() -> Status {
         reloading: false,
         last_reload: None,
         config_stale: None,
+        missing: Vec::new(),
         failed_starts_total: 0,
         deaths_total: 0,
         stalls_total: 0,

@@ -31,7 +31,10 @@ impl Answers {
         }
         match request.path.as_str() {
             "/metrics" => self.daemon.ask(Verb::Metrics).map(|Metrics { text }| Reply::metrics(text)),
-            "/healthz" => self.daemon.ask(Verb::Status).map(|status| verdict(illness(&status))),
+            "/healthz" => self.daemon.ask(Verb::Status).map(|status| match illness(&status) {
+                None => Reply::sentence(http::Status::Ok, &wellness(&status)),
+                reason => verdict(reason),
+            }),
             "/readyz" => self.daemon.ask(Verb::Status).map(|status| verdict(unreadiness(&status))),
             _ => Err(Reply::sentence(http::Status::NotFound, "there are /metrics, /healthz and /readyz")),
         }
@@ -43,6 +46,13 @@ fn verdict(reason: Option<&str>) -> Reply {
         None => Reply::sentence(http::Status::Ok, "ok"),
         Some(reason) => Reply::sentence(http::Status::Unavailable, reason),
     }
+}
+
+/// That clients are served, and what is amiss beside that.
+fn wellness(status: &Status) -> String {
+    let stale = status.config_stale.as_ref().map(|why| format!("the configuration of before is in force: {why}"));
+    let amiss: Vec<String> = status.missing.iter().map(|missing| format!("missing: {missing}")).chain(stale).collect();
+    if amiss.is_empty() { "ok".to_owned() } else { format!("ok; {}", amiss.join("; ")) }
 }
 
 /// Why nobody is served.

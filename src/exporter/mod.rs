@@ -85,7 +85,7 @@ fn serve(channel: Channel<Nothing, ToExporter>, scratch: Scratch, start: Start, 
     // It is replaced as a worker is. Where it cannot be done, the kernel chooses by size.
     let _ = process::raise_oom_score(OOM_SCORE);
     signal::ignore_group_signals()?;
-    logging::start(&start.name, &start.log)?;
+    let _ = logging::start_anyhow(&start.name, &start.log);
     panic::set_hook(Box::new(|panic| log::error!("the exporter panicked: {panic}")));
     let daemon = Daemon::at(PathBuf::from(OsString::from_vec(start.control)));
     let answers = Answers { daemon, hosts: start.hosts };

@@ -33,6 +33,7 @@ mod syslog;
 mod target;
 
 use std::cell::Cell;
+use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,8 +44,8 @@ use log::LevelFilter;
 
 use self::line::Line;
 use self::output::Output;
-use self::target::{Stderr, Target};
-use crate::proto::channel::{Log, LogLevel};
+use self::target::{LogFile, Stderr, Target};
+use crate::proto::channel::{Log, LogLevel, LogTarget};
 use crate::proto::text::Escaped;
 pub use crate::sys::signal::survive_file_size_limit;
 use crate::sys::writable::write_at_once;
@@ -123,6 +124,34 @@ pub fn reopen() -> io::Result<()> {
 #[must_use]
 pub fn descriptor() -> Option<RawFd> {
     with_output(|output| output.descriptor())
+}
+
+/// The file that lines go to, for a program that this process becomes.
+#[must_use]
+pub fn copy_of_file() -> Option<File> {
+    with_output(|output| output.copy_of_file())
+}
+
+/// As [`start`] with a file that is open already. With another target than a file it is closed.
+///
+/// # Errors
+/// As [`start`].
+pub fn start_with(name: &str, settings: &Log, file: Option<File>) -> io::Result<()> {
+    let target = match (settings.target, &settings.file, file) {
+        (LogTarget::File, Some(path), Some(file)) => Target::File(path.clone(), LogFile::over(file)?, settings.format),
+        _ => Target::open(name, settings)?,
+    };
+    Prepared { name: name.to_owned(), target, level: settings.level }.commit();
+    Ok(())
+}
+
+/// As [`start`], but sends lines to standard error where that cannot be, and returns why.
+pub fn start_anyhow(name: &str, settings: &Log) -> Option<io::Error> {
+    let error = start(name, settings).err()?;
+    let target = Target::Stderr(settings.format);
+    Prepared { name: name.to_owned(), target, level: settings.level }.commit();
+    log::error!("cannot open the log: {error}; lines go to standard error");
+    Some(error)
 }
 
 /// Lines that could not be written since this process began.

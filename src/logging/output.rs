@@ -1,5 +1,6 @@
 //! The one output of a process: each line in one piece, or counted.
 
+use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::RawFd;
 use std::time::{Instant, SystemTime};
@@ -40,6 +41,11 @@ impl<E: Write> Output<E> {
 
     pub(super) fn descriptor(&self) -> Option<RawFd> {
         self.target.descriptor()
+    }
+
+    /// Another descriptor of the file that lines go to.
+    pub(super) fn copy_of_file(&self) -> Option<File> {
+        if let Target::File(_, file, _) = &self.target { file.copy().ok() } else { None }
     }
 
     pub(super) fn reopen(&mut self) -> io::Result<()> {

@@ -74,8 +74,18 @@ impl LogFile {
                 }
             }
         };
+        LogFile::over(file)
+    }
+
+    /// One that is open already.
+    pub(super) fn over(file: File) -> io::Result<LogFile> {
         let is_regular = file.metadata()?.is_file();
         Ok(LogFile { file, is_regular })
+    }
+
+    /// Another descriptor of it.
+    pub(super) fn copy(&self) -> io::Result<File> {
+        self.file.try_clone()
     }
 }
 

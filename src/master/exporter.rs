@@ -68,14 +68,31 @@ impl Exporter {
     /// To be started at once. What it is told is `start`.
     pub(super) fn new(listener: ExporterListener, start: Start, now: Instant) -> Exporter {
         log::info!("metrics are served on {}", listener.address);
-        Exporter {
-            listener,
-            outage: None,
-            start,
-            state: State::Due(now),
-            streak: 0,
-            jitter: Jitter::new(clock::monotonic()),
+        Exporter::over(listener, None, start, now)
+    }
+
+    fn over(listener: ExporterListener, outage: Option<Outage>, start: Start, now: Instant) -> Exporter {
+        let jitter = Jitter::new(clock::monotonic());
+        Exporter { listener, outage, start, state: State::Due(now), streak: 0, jitter }
+    }
+
+    /// Binds the address. If there are clients and it cannot be had, it is tried again.
+    ///
+    /// # Errors
+    /// Those of [`ExporterListener::bind`], unless there are clients.
+    pub(super) fn open(address: &Address, start: Start, has_clients: bool, now: Instant) -> Result<Exporter, Error> {
+        match ExporterListener::bind(address) {
+            Err(e) if has_clients => {
+                let missing = ExporterListener::missing(address).map_err(Error::system("make a socket"))?;
+                Ok(Exporter::over(missing, Some(Outage::after(&e, now)), start, now))
+            }
+            bound => bound.map(|listener| Exporter::new(listener, start, now)),
         }
+    }
+
+    /// Why nobody can ask for metrics, if so.
+    pub(super) fn outage(&self) -> Option<&str> {
+        self.outage.as_ref().map(|outage| outage.reason.as_str())
     }
 
     /// When it is to be started.
@@ -107,8 +124,11 @@ impl Exporter {
         is_new
     }
 
-    /// Has the end of the listener reported.
+    /// Has the end of the listener reported, if it is there.
     pub(super) fn watch_listener(&self, poller: &Poller) -> io::Result<()> {
+        if self.outage.is_some() {
+            return Ok(());
+        }
         poller.add(&self.listener, Token::Metrics.into(), Interest::End)
     }
 
@@ -241,10 +261,12 @@ impl Master {
 
     /// Has one again, which there was until just now.
     pub(super) fn bind_exporter(&mut self, now: Instant) {
-        match self.config.metrics.listen.as_ref().map(ExporterListener::bind).transpose() {
-            Ok(listener) => {
-                let planned = listener.map_or(Planned::Gone, |listener| Planned::New(Box::new(listener)));
-                self.exchange_exporter(planned, now);
+        let Some(address) = &self.config.metrics.listen else { return };
+        let start = start(&self.name, &self.config, self.control_listener.path());
+        match Exporter::open(address, start, true, now) {
+            Ok(exporter) => {
+                self.watch_metrics(&exporter);
+                self.exporter = Some(exporter);
             }
             Err(e) => log::error!("no metrics are served: {e}"),
         }

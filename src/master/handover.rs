@@ -22,7 +22,7 @@ use serde_json::{Map, Value};
 
 use super::Seat;
 use super::counts::{Counts, Tally};
-use crate::config::Keys;
+use crate::config::{Identities, Keys};
 use crate::proto::channel::LogLevel;
 use crate::proto::control::LastReload;
 use crate::proto::names::WorkerId;
@@ -90,6 +90,8 @@ pub(super) struct Handover {
     /// All files that it was read from.
     #[serde(default)]
     pub(super) config_files: Vec<PathBuf>,
+    /// Of the users and groups in it; none before version 2.
+    pub(super) identities: Option<Identities>,
     pub(super) last_generation: u64,
     pub(super) next_worker: WorkerId,
     pub(super) listener_number: u32,

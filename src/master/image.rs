@@ -56,6 +56,9 @@ pub(super) struct Image {
     executable: Option<PathBuf>,
     up: Duration,
     control: (RawFd, Exact),
+    /// The log file, if lines go to one.
+    #[serde(default)]
+    pub(super) log: Option<RawFd>,
     listeners: Vec<(ListenerRecord, RawFd)>,
     handed: Vec<(String, RawFd)>,
     boats: Vec<(RawFd, RawFd)>,
@@ -156,6 +159,8 @@ pub struct Resumed {
     pub handed: Handed,
     /// All the rest.
     pub inherited: Inherited,
+    /// The log file, as it was open.
+    pub log: Option<File>,
 }
 
 impl Image {
@@ -183,7 +188,8 @@ impl Image {
         if Layout::of(self.layout, 1, 1).is_none() {
             return Err(format!("the desks of its workers have layout {}, which it does not know", self.layout));
         }
-        let config = Config::parse(&self.handover.config, "the configuration in force")
+        let known = self.handover.identities.as_ref();
+        let config = Config::parse_kept(&self.handover.config, "the configuration in force", known)
             .map_err(|e| format!("the configuration in force is not good for it: {}", e.message()))?;
         Ok(Loaded { config, keys: self.handover.config_keys.clone(), files: self.handover.config_files.clone() })
     }
@@ -217,7 +223,8 @@ impl Image {
             }
             workers.push((worker, is_held));
         }
-        let control = Some(ControlListener::again(left.take(self.control.0)?, &self.control.1.0)?);
+        let control = Some(ControlListener::again(left.take(self.control.0)?, &self.control.1.0));
+        let log = self.log.and_then(|number| left.take(number).ok()).map(File::from);
         let mut ends = Vec::new();
         for (into, out) in self.boats {
             ends.push(Ends { into: Channel::over(left.take(into)?), out: Channel::over(left.take(out)?) });
@@ -240,7 +247,8 @@ impl Image {
         let stored = Stored { names: self.stored, ..Stored::default() };
         let (handover, living, faults) = (self.handover, Some(living), Vec::new());
         let inherited = Inherited { handover, kept, listeners, living, stored, faults };
-        Ok(Resumed { name: self.name, loaded, config_file, standard_file: self.standard_file, handed, inherited })
+        let standard_file = self.standard_file;
+        Ok(Resumed { name: self.name, loaded, config_file, standard_file, handed, inherited, log })
     }
 }
 
@@ -289,6 +297,7 @@ impl Master {
             executable: self.executable_path.clone(),
             up: self.started.elapsed(),
             control: (number(self.control_listener.as_fd()), Exact(self.control_listener.path().to_owned())),
+            log: None,
             listeners: listeners.collect(),
             handed: self.handed.iter().map(|(name, socket)| (name.clone(), number(socket.as_fd()))).collect(),
             boats: ends.map(|ends| (number(ends.into.as_fd()), number(ends.out.as_fd()))).collect(),

@@ -120,7 +120,7 @@ impl Inherited {
 /// Without a state file there is none.
 fn last_config(handover: &Handover) -> Option<Config> {
     let text = Some(&handover.config).filter(|text| !text.is_empty())?;
-    Config::parse(text, "the last configuration").ok()
+    Config::parse_kept(text, "the last configuration", None).ok()
 }
 
 impl Handover {

@@ -25,6 +25,7 @@ use super::steer::MOST_WORKERS;
 use super::unpack::Unpacked;
 use super::worker::Worker;
 use super::{Master, trust};
+use crate::config::Identities;
 use crate::logging;
 use crate::proto::boat::LastDesk;
 use crate::proto::control::{About, Kind, Origin};
@@ -171,6 +172,7 @@ impl Master {
     pub(super) fn handover(&self) -> Handover {
         Handover {
             config: self.config.to_toml(),
+            identities: Some(Identities::of(&self.config)),
             config_file: self.config_file.clone(),
             config_keys: self.config_keys.clone(),
             config_files: self.config_files.clone(),

@@ -309,6 +309,14 @@ impl ExporterListener {
         Ok(ExporterListener { socket, address, file })
     }
 
+    /// In the place of one that cannot be bound now.
+    ///
+    /// # Errors
+    /// Those of socket(2).
+    pub(super) fn missing(address: &Address) -> io::Result<ExporterListener> {
+        Ok(ExporterListener { socket: socket::unbound()?, address: address.clone(), file: None })
+    }
+
     /// Replaces a socket that has ended by another one at the same address.
     pub(super) fn bind_anew(&mut self) -> Result<(), Error> {
         let another = ExporterListener::bind(&self.address)?;
@@ -358,20 +366,31 @@ impl ControlListener {
     }
 
     /// Replaces a socket that has ended by another one at the same path.
-    pub(super) fn bind_anew(&mut self, mode: Mode) -> Result<(), Error> {
-        let mut another = ControlListener::bind(self.path(), false, mode)?;
+    pub(super) fn bind_anew(&mut self, is_default: bool, mode: Mode) -> Result<(), Error> {
+        let mut another = ControlListener::bind(self.path(), is_default, mode)?;
         another.link = self.link.take();
         // The file of before was replaced. Its number may be that of the new one.
         drop(std::mem::replace(self, another).file.left());
         Ok(())
     }
 
-    /// One that this process has since before it became this program.
+    /// One that this process has since before it became this program. Its file may be gone.
+    pub(super) fn again(socket: OwnedFd, path: &Path) -> ControlListener {
+        let file = SocketFile::of(path).unwrap_or_else(|_| SocketFile::missing(path));
+        ControlListener { socket, file, link: None }
+    }
+
+    /// In the place of one that cannot be opened now: nobody can connect until it is bound anew.
     ///
     /// # Errors
-    /// Those of lstat(2) on its file.
-    pub(super) fn again(socket: OwnedFd, path: &Path) -> io::Result<ControlListener> {
-        Ok(ControlListener { socket, file: SocketFile::of(path)?, link: None })
+    /// Those of socket(2).
+    pub(super) fn missing(path: &Path) -> io::Result<ControlListener> {
+        Ok(ControlListener { socket: socket::unbound()?, file: SocketFile::missing(path), link: None })
+    }
+
+    /// Whether its file is there, by which others find it.
+    pub(super) fn is_reachable(&self) -> bool {
+        self.file.metadata().is_some()
     }
 
     /// Has it found at the usual place as well, if it is elsewhere.
@@ -451,6 +470,11 @@ impl SocketFile {
         let found = fs::symlink_metadata(path)?;
         let born = (found.uid(), found.gid());
         Ok(SocketFile { path: path.to_owned(), identity: identity(&found), born, access: None, is_left: false })
+    }
+
+    /// One that is not there.
+    fn missing(path: &Path) -> SocketFile {
+        SocketFile { path: path.to_owned(), identity: (0, 0), born: (0, 0), access: None, is_left: false }
     }
 
     /// It stays where it is.

@@ -129,6 +129,8 @@ pub struct Setup {
     pub inherited: Option<Inherited>,
     /// Why this is not the configuration of the file.
     pub config_stale: Option<String>,
+    /// Why lines go to standard error instead of the log.
+    pub missing_log: Option<String>,
 }
 
 /// Runs a master until it is asked to stop.
@@ -246,6 +248,8 @@ struct Master {
     keeper: Option<Keeper>,
     /// Why the configuration in force is not that of the file.
     config_stale: Option<String>,
+    /// Why lines go to standard error instead of the log.
+    missing_log: Option<String>,
     /// The level of the log, if it is not the configuration's.
     log_level: Option<LogLevel>,
 }

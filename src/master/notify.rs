@@ -220,8 +220,10 @@ impl Manager {
 impl Master {
     /// Something of importance, and how things are then.
     fn tell_manager(&mut self, states: &[NotifyState<'_>], now: Instant) {
-        let (Some(summary), Some(manager)) = (self.summary(), &mut self.notifier.0) else { return };
-        let outcome = Outcome { reload: self.last_reload.as_ref(), stale: self.config_stale.as_deref() };
+        let (summary, missing) = (self.summary(), self.missing());
+        let (Some(summary), Some(manager)) = (summary, &mut self.notifier.0) else { return };
+        let outcome =
+            Outcome { reload: self.last_reload.as_ref(), stale: self.config_stale.as_deref(), missing: &missing };
         manager.tell_with_status(states, summary, outcome, now);
     }
 
@@ -255,7 +257,8 @@ impl Master {
 
     /// At the end of each turn of the loop: that it turns, what could not be sent, and how things are, each if it is time to.
     pub(super) fn keep_manager_informed(&mut self, now: Instant) {
-        let (Some(summary), Some(manager)) = (self.summary(), &mut self.notifier.0) else { return };
+        let (summary, missing) = (self.summary(), self.missing());
+        let (Some(summary), Some(manager)) = (summary, &mut self.notifier.0) else { return };
         if manager.retry_at.is_some_and(|at| at <= now) {
             manager.send(now);
         }
@@ -263,7 +266,8 @@ impl Master {
         // Until it is ready, which comes with a status of its own, there is nothing to tell of.
         manager.has_changed = self.announce.is_none() && manager.told != Some(summary);
         if manager.has_changed && manager.next_status <= now {
-            let outcome = Outcome { reload: self.last_reload.as_ref(), stale: self.config_stale.as_deref() };
+            let outcome =
+                Outcome { reload: self.last_reload.as_ref(), stale: self.config_stale.as_deref(), missing: &missing };
             manager.tell_with_status(&[], summary, outcome, now);
         }
     }
@@ -279,8 +283,8 @@ impl Master {
             generation: self.generation,
             is_reloading: self.reload.is_some(),
             is_stopping,
-            outages: self.listeners.iter().filter(|listener| listener.outage.is_some()).count()
-                + usize::from(self.control_outage.is_some()),
+            outages: self.listeners.iter().filter(|listener| listener.outage.is_some()).count(),
+            missing: self.missing().len(),
             // Others pass in moments.
             pause: self.gate.pause.filter(|pause| matches!(pause, Pause::Drained | Pause::Full)),
         })
@@ -313,8 +317,10 @@ struct Summary {
     generation: Generation,
     is_reloading: bool,
     is_stopping: bool,
-    /// Listeners and control socket that clients cannot connect to.
+    /// Listeners that clients cannot connect to.
     outages: usize,
+    /// What is missing beside them: see [`Master::missing`].
+    missing: usize,
     pause: Option<Pause>,
 }
 
@@ -351,10 +357,14 @@ impl fmt::Display for Summary {
 struct Outcome<'a> {
     reload: Option<&'a LastReload>,
     stale: Option<&'a str>,
+    missing: &'a [String],
 }
 
 impl fmt::Display for Outcome<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for missing in self.missing {
+            write!(f, "; missing: {missing}")?;
+        }
         if let Some(why) = self.stale {
             return write!(f, "; the configuration of before is in force: {why}");
         }
@@ -408,6 +418,7 @@ mod tests {
             is_reloading: false,
             is_stopping: false,
             outages: 0,
+            missing: 0,
             pause: None,
         };
         for (summary, text) in [
@@ -432,7 +443,7 @@ mod tests {
     fn nothing_in_a_status_is_an_assignment_and_a_long_one_is_cut() {
         let reload = LastReload { at: 0, verdict: Verdict::Rejected, message: Some("bad\nMAINPID=1\x1b".to_owned()) };
         assert_eq!(
-            status_text(&Outcome { reload: Some(&reload), stale: None }),
+            status_text(&Outcome { reload: Some(&reload), stale: None, missing: &[] }),
             r"; last reload rejected: bad\nMAINPID=1\x1b"
         );
         let long = status_text(&"ä".repeat(LONGEST_STATUS));

@@ -33,6 +33,13 @@ impl Outage {
         Outage { reason: reason.to_owned(), next_try: now, tries: 0 }
     }
 
+    /// The first try has failed. Logs the reason.
+    pub(super) fn after(error: &Error, now: Instant) -> Outage {
+        let mut outage = Outage::since(now, "");
+        outage.failed(error, now);
+        outage
+    }
+
     /// When it is tried again.
     pub(super) fn deadline(&self) -> Instant {
         self.next_try
@@ -141,7 +148,9 @@ impl Master {
 
     fn bind_control(&mut self, now: Instant) {
         let Some(outage) = self.control_outage.as_mut().filter(|outage| outage.is_due(now)) else { return };
-        if let Err(e) = self.control_listener.bind_anew(self.config.control.mode()) {
+        if let Err(e) =
+            self.control_listener.bind_anew(self.config.control.socket.is_none(), self.config.control.mode())
+        {
             return outage.failed(&e, now);
         }
         if let Err(e) = self.poller.add(&self.control_listener, Token::Control.into(), Interest::Clients) {

@@ -212,6 +212,7 @@ impl Master {
             self.tell_log_level();
         }
         self.config_stale = None;
+        self.missing_log = None;
         (self.max_clients, self.count_origin) = (max_clients, Origin::Config);
         self.exchange_exporter(exporter, now);
         self.watch_anew(now);

@@ -16,9 +16,10 @@ use super::image::Living;
 use super::inherited::Inherited;
 use super::itself::Own;
 use super::keep::{self, Keeper};
-use super::listener::{self, ControlListener, ExporterListener, Listener};
+use super::listener::{self, ControlListener, Listener};
 use super::memory::{self, Memory};
 use super::notify::Notifier;
+use super::outage::Outage;
 use super::roles::Roles;
 use super::unpack::Unpacked;
 use super::watch::Watch;
@@ -126,29 +127,23 @@ impl Master {
         let (listeners, leaving) = join_listeners(&config.listen, &handed, kept, opened, keepalive)?;
         handed.warn_of_unused(&config.listen);
 
-        let mut control_listener = match living.as_mut().and_then(|living| living.control.take()) {
-            Some(control) => control,
-            None => open_control(&name, &config, &listeners)?,
-        };
+        // Clients that are there are not closed for want of these two, which are tried again.
+        let (has_clients, had) = (left.is_some(), living.as_mut().and_then(|living| living.control.take()));
+        let (mut control_listener, control_outage) =
+            open_control(&name, &config, &listeners, had, has_clients.then_some(started))?;
         control_listener.link(&name);
-        let bind_exporter = |address| {
+        let start = exporter::start(&name, &config, control_listener.path());
+        let open_exporter = |address| {
             let own = || Own::of(&listeners, None, Some(&control_listener));
-            ExporterListener::bind(address).map_err(|e| own().named_in(e, Some(address)))
+            Exporter::open(address, start, has_clients, started).map_err(|e| own().named_in(e, Some(address)))
         };
-        let exporter = match config.metrics.listen.as_ref().map(bind_exporter).transpose() {
-            // Clients that are there are not closed for want of metrics.
-            Err(e) if left.is_some() => {
-                log::error!("no metrics are served: {e}");
-                None
-            }
-            bound => bound?,
-        };
-        let exporter = exporter
-            .map(|listener| Exporter::new(listener, exporter::start(&name, &config, control_listener.path()), started));
+        let exporter = config.metrics.listen.as_ref().map(open_exporter).transpose()?;
 
         let watch = Error::system("watch a descriptor");
         poller.add(&signals, Token::Signals.into(), Interest::Read).map_err(&watch)?;
-        poller.add(&control_listener, Token::Control.into(), Interest::Clients).map_err(&watch)?;
+        if control_outage.is_none() {
+            poller.add(&control_listener, Token::Control.into(), Interest::Clients).map_err(&watch)?;
+        }
         for listener in &listeners {
             // The gate opens when a worker is ready.
             poller.add(listener, Token::Listener(listener.number).into(), Interest::End).map_err(&watch)?;
@@ -194,7 +189,7 @@ impl Master {
             asked_to_stop: None,
             scratch: Scratch::default(),
             control_listener,
-            control_outage: None,
+            control_outage,
             handed,
             listeners,
             leaving,
@@ -225,6 +220,7 @@ impl Master {
             log_level: None,
             keeper: None,
             config_stale,
+            missing_log: setup.missing_log,
         };
         // From here on nothing fails that would close the clients that were left.
         let mut unpacked = Unpacked::default();
@@ -409,9 +405,28 @@ pub(super) fn client_limits(config: &Config, workers: usize, descriptors: u64) -
     Ok(ClientLimits { clients, slots: u32::try_from(clients).unwrap_or(u32::MAX), possible, lowered })
 }
 
-fn open_control(name: &str, config: &Config, listeners: &[Listener]) -> Result<ControlListener, Error> {
+/// The control socket: the one that this process `had` before it became this program, or a new one. If there are clients,
+/// since then, and it cannot be had, another one takes its place that nobody can connect to, with the reason.
+fn open_control(
+    name: &str,
+    config: &Config,
+    listeners: &[Listener],
+    had: Option<ControlListener>,
+    clients_since: Option<Instant>,
+) -> Result<(ControlListener, Option<Outage>), Error> {
+    if let Some(control) = had {
+        let is_gone = !control.is_reachable();
+        return Ok((control, clients_since.filter(|_| is_gone).map(|now| Outage::since(now, "its file is gone"))));
+    }
     let usual = || places(name, process::user(), |key| std::env::var_os(key)).swap_remove(0);
     let path = config.control.socket.clone().unwrap_or_else(usual);
-    ControlListener::bind(&path, config.control.socket.is_none(), config.control.mode())
-        .map_err(|e| Own::of(listeners, None, None).named_in(e, Some(&Address::Unix(path))))
+    let bound = ControlListener::bind(&path, config.control.socket.is_none(), config.control.mode());
+    match (bound, clients_since) {
+        (Ok(control), _) => Ok((control, None)),
+        (Err(e), Some(now)) => {
+            let missing = ControlListener::missing(&path).map_err(Error::system("make a socket"))?;
+            Ok((missing, Some(Outage::after(&e, now))))
+        }
+        (Err(e), None) => Err(Own::of(listeners, None, None).named_in(e, Some(&Address::Unix(path)))),
+    }
 }

@@ -12,6 +12,18 @@ use crate::sys::{clock, process};
 const WINDOW: f64 = 10.0;
 
 impl Master {
+    /// What the configuration wants and there is not, each with the reason.
+    pub(super) fn missing(&self) -> Vec<String> {
+        let control = self
+            .control_outage
+            .as_ref()
+            .map(|outage| format!("control socket {}: {}", self.control_listener.path().display(), outage.reason));
+        let metrics = self.exporter.as_ref().and_then(|exporter| {
+            exporter.outage().map(|reason| format!("metrics on {}: {reason}", exporter.address()))
+        });
+        self.missing_log.iter().cloned().chain(control).chain(metrics).collect()
+    }
+
     /// The whole of it.
     pub(super) fn status(&mut self, now: Instant) -> Status {
         self.look_at_counters();
@@ -48,6 +60,7 @@ impl Master {
             reloading: self.reload.is_some(),
             last_reload: self.last_reload.clone(),
             config_stale: self.config_stale.clone(),
+            missing: self.missing(),
             deaths_total: self.counts.deaths.total(),
             failed_starts_total: self.counts.failed_starts,
             stalls_total: self.counts.stalls,

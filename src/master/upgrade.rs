@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use super::Master;
 use super::events::Asker;
 use super::image::Image;
+use crate::logging;
 use crate::proto::control::{About, Code, Kind, Refusal};
 use crate::proto::text::Escaped;
 use crate::sys::fd;
@@ -125,22 +126,26 @@ impl Master {
             return self.give_upgrade_up("something else began meanwhile", now);
         }
         match self.image(now) {
-            Some(image) => self.become_it(&image, now),
+            Some(image) => self.become_it(image, now),
             None if is_late => self.give_upgrade_up("workers are being replaced, or clients have none", now),
             None => {}
         }
     }
 
-    fn become_it(&mut self, image: &Image, now: Instant) {
+    fn become_it(&mut self, mut image: Image, now: Instant) {
         let Some(upgrade) = self.upgrade.take() else { return };
         // It is told another program by then, and its address must be free.
         let had_exporter = self.exporter.take().is_some();
+        // Its directory may be gone when the program would open it.
+        let log = logging::copy_of_file();
+        image.log = log.as_ref().map(AsRawFd::as_raw_fd);
         let written = image.write().and_then(|file| Ok((file, upgrade.executable.try_clone()?)));
         let why = match written {
             Ok((file, executable)) => {
                 log::logger().flush();
                 let mut left_open = self.left_open();
                 left_open.push(file.as_fd());
+                left_open.extend(log.as_ref().map(AsFd::as_fd));
                 let arguments = [RESUME.to_owned(), file.as_raw_fd().to_string()];
                 Executable::of(executable).become_it(&self.name, &arguments, &left_open)
             }

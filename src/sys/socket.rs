@@ -138,6 +138,14 @@ pub fn is_of_another_type(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EPROTOTYPE)
 }
 
+/// A Unix socket that is bound to nothing, so that nobody can connect to it.
+///
+/// # Errors
+/// Those of socket(2).
+pub fn unbound() -> io::Result<OwnedFd> {
+    unix_stream()
+}
+
 fn unix_stream() -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     Ok(socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?)

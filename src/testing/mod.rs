@@ -336,6 +336,10 @@ impl Running {
 
     fn bound(&self) -> Vec<Address> {
         let parse = |address: &String| address.parse().expect("the status has addresses that can be connected to");
+        // A master that takes over clients serves even without it.
+        if let Address::Unix(path) = &self.control {
+            eventually("the control socket is there", || path.exists().then_some(()));
+        }
         self.status().listeners.iter().map(|listener| parse(&listener.address)).collect()
     }
 }

@@ -106,7 +106,8 @@ fn serve<S: 'static>(
     signal::ignore_group_signals().map_err(|e| format!("cannot catch signals: {e}"))?;
     // It serves as many clients as its master may have; a lower limit shows when they come.
     let _ = fd::raise_limit();
-    logging::start(&start.name, &start.settings.log).map_err(|e| format!("cannot open the log: {e}"))?;
+    // The master has opened it, or goes on without it.
+    let _ = logging::start_anyhow(&start.name, &start.settings.log);
     let layout = Layout::new(start.slots, start.longest);
     // The others are boats.
     let file = File::from(descriptors.remove(0));

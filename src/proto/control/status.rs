@@ -71,6 +71,9 @@ pub struct Status {
     pub last_reload: Option<LastReload>,
     /// Why the configuration in force is not that of the file, as it was when the daemon was restarted.
     pub config_stale: Option<String>,
+    /// What the configuration wants and the daemon serves on without, each with the reason: the log, the control socket, metrics.
+    #[serde(default)]
+    pub missing: Vec<String>,
     /// Workers that had been ready and ended without being asked to.
     pub deaths_total: u64,
     /// Workers that ended before they were ready, or could not be started.
