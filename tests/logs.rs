@@ -51,20 +51,19 @@ fn a_renamed_log_file_is_opened_again_by_the_master_and_by_every_worker() {
 
 #[test]
 fn reopen_log_opens_a_renamed_file_or_gives_the_reason() {
-    let daemon = start("log = { target = \"file\", file = \"{dir}/logs/log\" }\nworkers.count = 1");
-    let (logs, away) = (daemon.directory().join("logs"), daemon.directory().join("away"));
-    let log = logs.join("log");
-    fs::rename(&log, logs.join("log.1")).expect("it is our directory");
+    let daemon = start("log = { target = \"file\", file = \"{dir}/log\" }\nworkers.count = 1");
+    let path = |name: &str| daemon.directory().join(name);
+    fs::rename(path("log"), path("log.1")).expect("it is our directory");
     let done = ctl(&daemon, &["reopen-log"]);
     assert_eq!((done.code, done.out.as_str()), (Some(0), "the log file is open again\n"), "{}", done.err);
-    let text = fs::read_to_string(&log).expect("it is there when the reply comes");
+    let text = fs::read_to_string(path("log")).expect("it is there when the reply comes");
     assert!(text.contains("reopen-log by uid ") && text.contains(": log file opened again"), "{text}");
-    fs::rename(&logs, &away).expect("it is our directory");
+    fs::rename(path("log"), path("log.2")).expect("it is our directory");
+    fs::create_dir(path("log")).expect("it is our directory");
     let refused = ctl(&daemon, &["reopen-log"]);
     assert_eq!(refused.code, Some(1));
     assert!(refused.err.contains("cannot open the log file again: "), "{}", refused.err);
-    assert!(refused.err.contains("No such file or directory"), "{}", refused.err);
-    let text = fs::read_to_string(away.join("log")).expect("it is still written");
+    let text = fs::read_to_string(path("log.2")).expect("it is still written");
     assert!(text.contains("refused: cannot open the log file again"), "{text}");
 }
 
