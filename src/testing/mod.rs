@@ -338,7 +338,7 @@ impl Running {
         let parse = |address: &String| address.parse().expect("the status has addresses that can be connected to");
         // A master that takes over clients serves even without it.
         if let Address::Unix(path) = &self.control {
-            eventually("the control socket is there", || path.exists().then_some(()));
+            eventually("the control socket is there", || std::os::unix::net::UnixStream::connect(path).ok().map(drop));
         }
         self.status().listeners.iter().map(|listener| parse(&listener.address)).collect()
     }
