@@ -66,4 +66,5 @@ expect("handshake complete", seen(server), {"state": 1, "SIOCINQ": 400, "peeked"
 PYTHON
 uname -sr
 python3 --version
+# shellcheck disable=SC2016 # $0 is the argument of the inner shell
 unshare -rn sh -c 'ip link set lo up && exec python3 "$0"' "$script"
