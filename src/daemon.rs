@@ -176,6 +176,7 @@ impl<S: 'static> Daemon<S> {
             (Some("worker"), _) => return run_worker(&name, methods),
             (Some("metrics"), _) => return run_exporter(&name),
             (Some("check-handover"), Some(length)) => return check_handover(&name, length),
+            (Some("read-configuration"), Some(length)) => return read_configuration(&name, length),
             (Some("resume"), Some(number)) => return resume_master(&name, version, number),
             _ => {}
         }
@@ -280,6 +281,13 @@ fn run_options(options: &Options, name: &str, version: &'static str, is_awaited:
 fn named(files: &[PathBuf]) -> String {
     let names: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
     if names.is_empty() { "the embedded default".to_owned() } else { names.join(", ") }
+}
+
+fn read_configuration(name: &str, length: &str) -> ExitCode {
+    match master::read_configuration(length) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => fail(name, EX_SOFTWARE, &why),
+    }
 }
 
 fn check_handover(name: &str, length: &str) -> ExitCode {

@@ -12,10 +12,13 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
-use common::program::{FDPASSCTL, OtherUser, Program, ctl, ctl_command, run, skip};
-use common::{FDPASSD, faulty, start};
-use fdpassd::testing::{Running, eventually};
+use common::program::{FDPASSCTL, OtherUser, Program, control_socket, ctl, ctl_command, run, skip};
+use common::{FDPASSD, faulty, let_pass, start};
+use fdpassd::testing::{Running, Setup, eventually};
+use serde_json::Value;
+use tempfile::TempDir;
 
 fn make_fifo(path: &Path) {
     let _ = fs::remove_file(path);
@@ -269,4 +272,89 @@ fn a_program_that_cannot_be_read_is_named() {
     let said = Program::start(command.arg("-c").arg(&config)).finish();
     assert_eq!(said.code, Some(71), "{said:?}");
     assert!(said.err.contains("unreadable must be readable for uid 61234"), "{}", said.err);
+}
+
+/// A daemon in a namespace of mounts, where /etc/group can be made one that never answers. Nothing, and said so, where there
+/// are no such namespaces.
+fn start_with_names(config: &str) -> Option<(Running, TempDir)> {
+    let place = tempfile::tempdir().expect("a directory");
+    let namespace: &[&str] = if OtherUser::if_root().is_some() { &["-m"] } else { &["-m", "-U", "-r"] };
+    if !Command::new("unshare").args(namespace).arg("true").status().is_ok_and(|status| status.success()) {
+        skip("there are no namespaces of mounts");
+        return None;
+    }
+    make_fifo(&place.path().join("group"));
+    make_fifo(&place.path().join("now"));
+    let path = place.path().display();
+    let script = format!(
+        "read now <{path}/now && mount --bind {path}/group /etc/group && echo >{path}/done & exec {FDPASSD} \"$@\""
+    );
+    let mut setup = Setup::new("unshare", config);
+    for argument in namespace.iter().chain(&["sh", "-c", &script, "sh"]) {
+        setup = setup.argument(argument);
+    }
+    let daemon = setup.start().expect("the daemon serves");
+    daemon.wait_for_workers();
+    fs::write(place.path().join("now"), "\n").expect("somebody reads");
+    eventually("groups do not answer any more", || place.path().join("done").exists().then_some(()));
+    Some((daemon, place))
+}
+
+#[test]
+fn names_that_are_not_answered_delay_one_reload_alone() {
+    let Some((daemon, _place)) = start_with_names("workers.count = 1\ncontrol.read-group = \"root\"") else { return };
+    let mut client = daemon.connect();
+    let in_force = fs::read_to_string(daemon.directory().join("config.toml")).expect("it is there");
+    daemon.write_config(&in_force.replace("\"root\"", "\"not-here\""));
+    let mut reload = daemon.ctl_request("reload", Value::Null);
+    let mut check = daemon.ctl_request("check", Value::Null);
+    for i in 0..20 {
+        assert_eq!(client.call("ping", i).expect("a result"), i);
+        assert_eq!(daemon.connect().call("ping", i).expect("a result"), i);
+        assert!(daemon.status().clients >= 1);
+        let_pass(Duration::from_millis(100));
+    }
+    let busy = daemon.ctl("reload").expect_err("one is going on");
+    assert!(busy.message().contains("its configuration is being read"), "{busy:?}");
+    for asked in [&mut reload, &mut check] {
+        let refused = asked.reply().value().expect_err("it takes too long");
+        assert_eq!(refused.code(), "rejected");
+        assert!(refused.message().contains("could not be read within 10 s"), "{}", refused.message());
+    }
+    daemon.wait_for_log("reload by uid ");
+    // What is in force needs no name again.
+    let before = daemon.pid();
+    let upgraded = ctl(&daemon, &["upgrade"]);
+    assert_eq!((upgraded.code, daemon.pid()), (Some(0), before), "{upgraded:?}");
+    assert_eq!(client.call("ping", 1).expect("a result"), 1);
+}
+
+#[test]
+fn refused_requests_of_a_reader_are_reported_by_a_limit() {
+    let Some(other) = OtherUser::new() else { return };
+    let daemon = start("workers.count = 1\ncontrol.mode = \"0666\"");
+    daemon.wait_for_workers();
+    let socket = control_socket(&daemon);
+    for path in [daemon.directory(), &socket] {
+        fs::set_permissions(path, Permissions::from_mode(0o777)).expect("it is ours");
+    }
+    let tool = other.directory().join("fdpassctl");
+    fs::copy(FDPASSCTL, &tool).expect("there is room");
+    let script = format!(
+        "for i in 1 2 3 4 5 6 7; do for j in 1 2 3 4 5 6; do {} -s {} scale 3; done; done",
+        tool.display(),
+        socket.display()
+    );
+    let begin = Instant::now();
+    let mut command = other.command("/bin/sh", 61_234);
+    let said = Program::start(command.args(["-c", &script])).finish();
+    let most = 16 + begin.elapsed().as_secs() + 2;
+    assert_eq!(said.err.matches("forbidden: changing things needs root").count(), 42, "{}", said.err);
+    let_pass(Duration::from_millis(1100));
+    Program::start(other.command(&tool, 61_234).args(["-s", &socket.display().to_string(), "scale", "3"])).finish();
+    let events = ctl(&daemon, &["events", "--json"]).out;
+    let reported = events.matches("\"forbidden\"").count() as u64;
+    assert!((17..=most + 2).contains(&reported), "{reported} reports, at most {most}: {events}");
+    assert!(events.contains("requests before it were forbidden, too"), "{events}");
+    assert_eq!(daemon.stderr().matches("refused: changing things").count() as u64, reported);
 }

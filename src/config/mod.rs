@@ -103,6 +103,15 @@ impl Config {
         Ok(loaded)
     }
 
+    /// As [`Config::load_next`] without `force`, for what does not depend on users and groups: none is looked up, each is
+    /// that of nobody.
+    ///
+    /// # Errors
+    /// As [`Config::load_next`], but for names.
+    pub fn load_next_unresolved(&self, keys: &Keys, file: Option<&Path>, standard: &Path) -> Result<Loaded, Error> {
+        Names::Known(Identities::default()).during(|| self.load_next(keys, file, standard, false))
+    }
+
     /// Reads and checks `text`; errors call it `origin`.
     ///
     /// # Errors

@@ -33,11 +33,18 @@ const RESERVED: usize = 8;
 /// Most control clients of any user who may only look.
 const PER_USER: usize = 8;
 
+/// How long requests are answered in a turn of the loop, so that many that take long delay clients by no more than this and
+/// one request.
+const CONTROL_BUDGET: Duration = Duration::from_millis(5);
+
 /// How long nobody is accepted after the system was out of descriptors.
 const RECOVERY: Duration = Duration::from_millis(100);
 
 /// The log tells of no more than one stranger in this time: whoever can connect could fill it.
 const NEXT_STRANGER: Duration = Duration::from_secs(1);
+
+/// Most forbidden requests that are reported at once.
+const MAX_REFUSALS: u32 = 16;
 
 /// All control clients.
 #[derive(Debug)]
@@ -50,6 +57,33 @@ pub(super) struct ControlClients {
     paused_until: Option<Instant>,
     /// When the log told of one who may do nothing.
     told_of_stranger: Option<Instant>,
+    /// The last one that was served.
+    last_served: u64,
+    refusals: Refusals,
+}
+
+/// Reports of forbidden requests: [`MAX_REFUSALS`] at once, and in the long run one in [`NEXT_STRANGER`], as of strangers.
+#[derive(Debug, Default)]
+struct Refusals {
+    /// Reports of late, and since when one less counts.
+    recent: u32,
+    since: Option<Instant>,
+    unreported: u64,
+}
+
+impl Refusals {
+    fn report(&mut self, now: Instant) -> Option<u64> {
+        let since = *self.since.get_or_insert(now);
+        let seconds = now.duration_since(since).as_secs();
+        self.recent = self.recent.saturating_sub(u32::try_from(seconds).unwrap_or(u32::MAX));
+        self.since = Some(since + NEXT_STRANGER * u32::try_from(seconds).unwrap_or(u32::MAX));
+        if self.recent >= MAX_REFUSALS {
+            self.unreported += 1;
+            return None;
+        }
+        self.recent += 1;
+        Some(std::mem::take(&mut self.unreported))
+    }
 }
 
 /// One of them.
@@ -74,7 +108,21 @@ pub(super) struct ControlClient {
 impl ControlClients {
     /// At most so many.
     pub(super) fn new(most: usize, roles: Roles) -> ControlClients {
-        ControlClients { clients: BTreeMap::new(), next: 0, most, roles, paused_until: None, told_of_stranger: None }
+        ControlClients {
+            clients: BTreeMap::new(),
+            next: 0,
+            most,
+            roles,
+            paused_until: None,
+            told_of_stranger: None,
+            last_served: 0,
+            refusals: Refusals::default(),
+        }
+    }
+
+    /// Whether a request that is forbidden is reported, and if so how many before it were not.
+    pub(super) fn report_refusal(&mut self, now: Instant) -> Option<u64> {
+        self.refusals.report(now)
     }
 
     /// When somebody will have had enough time.
@@ -360,8 +408,27 @@ impl ControlClient {
 }
 
 impl Master {
+    /// Serves control clients on whose sockets something happened, for [`CONTROL_BUDGET`] a turn; the others are served in
+    /// the next turn, before those that have been.
+    pub(super) fn serve_control_clients(&mut self, events: &[Event], now: Instant) {
+        let begin = Instant::now();
+        let ready = events.iter().filter_map(|event| match Token::of(event.token) {
+            Some(Token::ControlClient(number)) => Some((number, event)),
+            _ => None,
+        });
+        let last = self.control.last_served;
+        let (after, before): (Vec<_>, Vec<_>) = ready.partition(|(number, _)| *number > last);
+        for (number, event) in after.into_iter().chain(before) {
+            self.serve_control(number, event, now);
+            self.control.last_served = number;
+            if begin.elapsed() >= CONTROL_BUDGET {
+                return;
+            }
+        }
+    }
+
     /// Something happened on a control client's socket.
-    pub(super) fn serve_control(&mut self, number: u64, event: &Event, now: Instant) {
+    fn serve_control(&mut self, number: u64, event: &Event, now: Instant) {
         // Taken out, so that answering may look at all of the master.
         let Some(mut client) = self.control.clients.remove(&number) else { return };
         let outcome = self.converse(&mut client, event, now);

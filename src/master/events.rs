@@ -136,7 +136,6 @@ fn level(kind: Kind) -> Level {
         | Kind::ReloadRejected
         | Kind::ReloadRolledBack
         | Kind::UpgradeRefused
-        | Kind::StoreLost
         | Kind::MethodQuarantined => Level::Error,
         Kind::WorkerDied
         | Kind::ListenerEnded

@@ -77,7 +77,6 @@ const LENGTH: u64 = PAGE + 2 * HALF_LENGTH;
 pub(super) const BOOK: &str = "fdpassd-book";
 pub(super) const BOAT: &str = "fdpassd-boat";
 pub(super) const LISTENER: &str = "fdpassd-listener";
-pub(super) const CANARY: &str = "fdpassd-canary";
 
 /// All that a master knows, and the next one has to.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -93,6 +92,9 @@ pub(super) struct Handover {
     pub(super) config_files: Vec<PathBuf>,
     /// Of the users and groups in it; none before version 2.
     pub(super) identities: Option<Identities>,
+    /// Name and number of the daemon's own user.
+    #[serde(default)]
+    pub(super) user: Option<(String, u32)>,
     pub(super) last_generation: u64,
     pub(super) next_worker: WorkerId,
     pub(super) listener_number: u32,

@@ -4,6 +4,7 @@
 //! However much there is, one answer costs the loop one page.
 
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 
 use super::Master;
 use super::client::{Client, Unleased};
@@ -150,9 +151,8 @@ impl Master {
     }
 
     /// What a reload would change, if it would be taken.
-    pub(super) fn check_config(&self) -> Result<Checked, Refusal> {
-        let file = self.next_file();
-        let Loaded { config: next, files, .. } = self.read_next(file.as_deref(), false)?;
+    pub(super) fn check(&self, file: Option<PathBuf>, next: Loaded) -> Result<Checked, Refusal> {
+        let Loaded { config: next, files, .. } = next;
         self.limits_under(&next)?;
         Ok(Checked { file, files, changes: self.in_force().changes(&next) })
     }

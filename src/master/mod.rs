@@ -14,7 +14,6 @@ mod accept;
 mod balance;
 mod blame;
 mod boats;
-mod canary;
 mod client;
 mod control;
 mod control_link;
@@ -38,6 +37,7 @@ mod metrics;
 mod notify;
 mod outage;
 mod outgoing;
+mod reading;
 mod reject;
 mod reload;
 mod roles;
@@ -79,6 +79,8 @@ use notify::Notifier;
 pub use notify::{say_why, wait_before_failing};
 use outage::Outage;
 use outgoing::Outgoing;
+pub use reading::read_configuration;
+use reading::{Checks, ReloadReading};
 use reload::Reload;
 use steer::AskedBalance;
 use token::Token;
@@ -183,6 +185,9 @@ struct Master {
     last_generation: Generation,
     reload: Option<Reload>,
     last_reload: Option<LastReload>,
+    /// The configuration of a reload is being read.
+    reload_reading: Option<ReloadReading>,
+    checks: Checks,
     executable: Executable,
     /// Where that was when it was started: there the next one is looked for.
     executable_path: Option<PathBuf>,
@@ -285,8 +290,8 @@ impl Master {
                         }
                     }
                     Some(Token::Metrics) => self.look_at_metrics(now),
-                    Some(Token::Store) => self.look_at_store(now),
-                    Some(Token::ControlClient(number)) => self.serve_control(number, event, now),
+                    // After everybody else.
+                    Some(Token::ControlClient(_)) => {}
                     Some(Token::Listener(number)) => {
                         readable.push(number);
                         ended.extend(event.has_ended.then_some(number));
@@ -294,6 +299,8 @@ impl Master {
                     None => {}
                 }
             }
+            self.serve_control_clients(&events, now);
+            self.look_at_readings(now);
             self.control.look_at_deadlines(&self.poller, &self.control_listener, now);
             self.look_at_workers(now);
             self.look_at_handshakes(now);
@@ -304,7 +311,6 @@ impl Master {
             self.lease_clients(&readable, now);
             self.look_at_ended(&ended, now);
             self.bind_ended(now);
-            self.try_store(now);
             self.set_gate(now);
             self.keep_manager_informed(now);
             self.answer_waiting(now);
@@ -344,7 +350,6 @@ impl Master {
         let (watch, notifier) = (self.watch.deadline(), self.notifier.deadline());
         let upgrade = self.upgrade.as_ref().map(Upgrade::deadline);
         let outgoing = self.outgoing.as_ref().map(Outgoing::deadline);
-        let store = self.keeper.as_ref().and_then(|keeper| keeper.canaries.deadline());
         let others = [
             watch,
             notifier,
@@ -353,7 +358,7 @@ impl Master {
             upgrade,
             exporter,
             outgoing,
-            store,
+            self.reading_deadline(),
             self.outage_deadline(),
             self.handshakes_deadline(),
         ];
@@ -367,7 +372,7 @@ impl Master {
                 // What it tells is known by now.
                 Signal::Continue => {}
                 Signal::Terminate | Signal::Interrupt if self.is_echo(signal, now) => {}
-                Signal::Terminate if self.keeper.is_some() => self.terminate(Asker::signal("SIGTERM"), now),
+                Signal::Terminate if self.keeper.is_some() => self.leave(Asker::signal("SIGTERM"), now),
                 Signal::Terminate => self.stop(Asker::signal("SIGTERM"), now),
                 Signal::Interrupt => self.stop(Asker::signal("SIGINT"), now),
                 Signal::Child => self.reap(now),

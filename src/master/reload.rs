@@ -17,6 +17,7 @@ use super::events::Asker;
 use super::exporter;
 use super::listener::{self, Listener};
 use super::memory::{self, Memory};
+use super::reading::ReloadReading;
 use super::start::{ClientLimits, client_limits, target, worker_count};
 use super::{Error, Master};
 use crate::config::{self, Config, Control, Keys, Loaded};
@@ -58,13 +59,25 @@ impl Master {
         if self.pool.is_stopping() {
             return Err(Refusal::new(Code::Refused, "the daemon is stopping"));
         }
-        if let Some(reload) = &self.reload {
-            let seconds = now.duration_since(reload.began).as_secs_f64();
-            let sentence =
-                format!("another reload is going on since {seconds:.1} s: its workers are not all ready yet");
-            return Err(Refusal::new(Code::Busy, sentence));
+        let reading = self.reload_reading.as_ref().map(|reload| (reload.began, "its configuration is being read"));
+        let going_on = self.reload.as_ref().map(|reload| (reload.began, "its workers are not all ready yet"));
+        if let Some((began, what)) = reading.or(going_on) {
+            let seconds = now.duration_since(began).as_secs_f64();
+            return Err(Refusal::new(Code::Busy, format!("another reload is going on since {seconds:.1} s: {what}")));
         }
-        match self.prepare(force, now) {
+        self.read_for_reload(asker, force, now).inspect_err(|refusal| self.reject_reload(asker, refusal))
+    }
+
+    /// The configuration has been read, or not.
+    pub(super) fn finish_reload(
+        &mut self,
+        asked: &ReloadReading,
+        file: Option<PathBuf>,
+        loaded: Result<Loaded, Refusal>,
+        now: Instant,
+    ) {
+        let asker = asked.asker;
+        match loaded.and_then(|loaded| self.prepare(file, loaded, asked.began)) {
             Ok(reload) => {
                 let workers = worker_count(reload.config.workers.count) as u32;
                 let generation = reload.generation;
@@ -74,15 +87,18 @@ impl Master {
                 self.pool.reload(target(&reload.config, reload.generation));
                 self.reload = Some(reload);
                 self.tell_reloading(now);
-                Ok(())
             }
             Err(refusal) => {
-                let sentence = format_args!("{asker}: the new configuration is rejected: {}", sentence_of(&refusal));
-                self.events.note(Kind::ReloadRejected, asker.about(), sentence);
-                self.note_verdict(Verdict::Rejected, Some(refusal.message.clone()));
-                Err(refusal)
+                self.reject_reload(asker, &refusal);
+                self.control.say_reloaded(&Err(refusal));
             }
         }
+    }
+
+    fn reject_reload(&mut self, asker: Asker, refusal: &Refusal) {
+        let sentence = format_args!("{asker}: the new configuration is rejected: {}", sentence_of(refusal));
+        self.events.note(Kind::ReloadRejected, asker.about(), sentence);
+        self.note_verdict(Verdict::Rejected, Some(refusal.message.clone()));
     }
 
     /// The file that a reload reads; none if there is none.
@@ -90,9 +106,9 @@ impl Master {
         self.config_file.clone().or_else(|| self.standard_file.exists().then(|| self.standard_file.clone()))
     }
 
-    /// The configuration that a reload would try.
-    pub(super) fn read_next(&self, file: Option<&Path>, force: bool) -> Result<Loaded, Refusal> {
-        let loaded = self.config.load_next(&self.config_keys, file, &self.standard_file, force);
+    /// The configuration that a reload would try, but for the numbers of its users and groups, which are not looked up.
+    pub(super) fn read_next(&self, file: Option<&Path>) -> Result<Loaded, Refusal> {
+        let loaded = self.config.load_next_unresolved(&self.config_keys, file, &self.standard_file);
         loaded.map_err(|error| rejection(&error))
     }
 
@@ -103,9 +119,8 @@ impl Master {
     }
 
     /// Everything that can fail before anything is changed.
-    fn prepare(&mut self, force: bool, now: Instant) -> Result<Reload, Refusal> {
-        let file = self.next_file();
-        let Loaded { config, keys: config_keys, files: config_files } = self.read_next(file.as_deref(), force)?;
+    fn prepare(&mut self, file: Option<PathBuf>, loaded: Loaded, began: Instant) -> Result<Reload, Refusal> {
+        let Loaded { config, keys: config_keys, files: config_files } = loaded;
         let reject = |sentence: String| Refusal::new(Code::Rejected, sentence);
         let limits = self.limits_under(&config)?;
         limits.warn_if_lowered();
@@ -133,7 +148,7 @@ impl Master {
             listeners,
             exporter,
             log,
-            began: now,
+            began,
         })
     }
 
@@ -197,7 +212,7 @@ impl Master {
             self.change_control(&config.control, now);
         }
         self.exchange_listeners(listeners, &config);
-        self.store_all(now);
+        self.keep_listeners(now);
         if config.limits.max_clients_per_address != self.config.limits.max_clients_per_address {
             self.addresses = self.count_addresses(&config);
         }
@@ -228,6 +243,10 @@ impl Master {
 
     /// The new configuration is given up.
     pub(super) fn abandon_reload(&mut self, why: String) {
+        if self.reload_reading.take().is_some() {
+            self.note_verdict(Verdict::RolledBack, Some(why.clone()));
+            return self.control.say_reloaded(&Err(Refusal::new(Code::RolledBack, why)));
+        }
         let Some(reload) = self.reload.take() else { return };
         let about = About { generation: Some(reload.generation), ..About::default() };
         let sentence = format_args!("generation {} is rolled back: {why}", reload.generation);
@@ -294,7 +313,7 @@ fn warn(what: &str, result: Result<(), impl fmt::Display>) {
     }
 }
 
-fn rejection(error: &config::Error) -> Refusal {
+pub(super) fn rejection(error: &config::Error) -> Refusal {
     let place =
         Place { file: error.origin().into(), line: error.line(), column: error.column(), display: error.to_string() };
     Refusal { code: Code::Rejected, message: error.message().to_owned(), place: Some(place) }

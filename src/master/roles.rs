@@ -79,6 +79,11 @@ impl Roles {
         (self.admins, self.readers) = (control.admin_group.clone(), control.read_group.clone());
     }
 
+    /// Name and number of the daemon's user.
+    pub(super) fn user(&self) -> (String, u32) {
+        (self.user.name.clone(), self.user.uid)
+    }
+
     pub(super) fn of(&self, who: &Peer) -> Role {
         let uid = who.credentials.uid;
         if uid == 0 || uid == self.user.uid || who.is_in(&self.admins) {

@@ -20,6 +20,7 @@ use super::listener::{self, ControlListener, Listener};
 use super::memory::{self, Memory};
 use super::notify::Notifier;
 use super::outage::Outage;
+use super::reading::Checks;
 use super::roles::Roles;
 use super::unpack::Unpacked;
 use super::watch::Watch;
@@ -41,7 +42,7 @@ use crate::sys::user::User;
 use crate::sys::{clock, fd};
 
 /// Descriptors that the master needs beside those of clients, listeners, workers and control clients: standard ones,
-/// its poller, signals, its program, its log, what the store is watched by, and what is open for a moment only.
+/// its poller, signals, its program, its log, and what is open for a moment only.
 const OWN_DESCRIPTORS: u64 = 20;
 
 /// A worker's channel and desk, and those of its successor while it is being replaced.
@@ -150,7 +151,11 @@ impl Master {
         }
         let user = process::user();
         // Its name is for people only.
-        let user = User::of(user).unwrap_or_else(|_| User { name: user.to_string(), uid: user });
+        let known = left.as_ref().and_then(|handover| handover.user.clone()).filter(|(_, uid)| *uid == user);
+        let user = known.map_or_else(
+            || User::of(user).unwrap_or_else(|_| User { name: user.to_string(), uid: user }),
+            |(name, uid)| User { name, uid },
+        );
         // They were held back while this process became this program, if it was another one.
         process::unblock_signals();
         let seed = clock::monotonic() ^ u64::from(std::process::id()) << 32;
@@ -179,6 +184,8 @@ impl Master {
             last_generation: generation,
             reload: None,
             last_reload: None,
+            reload_reading: None,
+            checks: Checks::default(),
             executable,
             executable_path: process::program_path(),
             upgrade: None,

@@ -41,7 +41,10 @@ impl Master {
             return;
         }
         let Some(id) = self.workers.values().find(|worker| worker.pid == pid).map(|worker| worker.id) else {
-            return self.candidate_ended(pid, exit, now);
+            if !self.reading_ended(pid, exit, now) {
+                self.candidate_ended(pid, exit, now);
+            }
+            return;
         };
         self.end_descendants(pid);
         // Its last words, which its death did not take away.

@@ -72,7 +72,7 @@ impl Master {
         if self.pool.is_stopping() {
             return Err(refused("the daemon is stopping".to_owned()));
         }
-        if self.upgrade.is_some() || self.reload.is_some() {
+        if self.upgrade.is_some() || self.reload.is_some() || self.reload_reading.is_some() {
             let what = if self.upgrade.is_some() { "upgrade" } else { "reload" };
             return Err(Refusal::new(Code::Busy, format!("another {what} is going on")));
         }
@@ -122,7 +122,7 @@ impl Master {
             }
             return;
         }
-        if self.pool.is_stopping() || self.reload.is_some() {
+        if self.pool.is_stopping() || self.reload.is_some() || self.reload_reading.is_some() {
             return self.give_upgrade_up("something else began meanwhile", now);
         }
         match self.image(now) {
@@ -134,6 +134,7 @@ impl Master {
 
     fn become_it(&mut self, mut image: Image, now: Instant) {
         let Some(upgrade) = self.upgrade.take() else { return };
+        self.end_checks();
         // It is told another program by then, and its address must be free.
         let had_exporter = self.exporter.take().is_some();
         // Its directory may be gone when the program would open it.

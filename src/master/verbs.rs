@@ -25,6 +25,8 @@ pub(super) enum Waits {
     Stopped,
     /// The verdict of the reload.
     Reloaded,
+    /// The check of this number has been made.
+    Checked(u64),
     /// All workers are there that there are to be, and no others.
     Settled(Verb),
     /// This worker has no clients.
@@ -60,7 +62,14 @@ impl Master {
             Err(refusal) => {
                 let sentence = format_args!("{asker}: refused: {}", refusal.message);
                 match refusal.code {
-                    Code::Forbidden => self.events.note(Kind::Forbidden, asker.about(), sentence),
+                    Code::Forbidden => match self.control.report_refusal(now) {
+                        Some(0) => self.events.note(Kind::Forbidden, asker.about(), sentence),
+                        Some(others) => {
+                            let sentence = format_args!("{sentence}; {others} requests before it were forbidden, too");
+                            self.events.note(Kind::Forbidden, asker.about(), sentence);
+                        }
+                        None => {}
+                    },
                     // That has been told, with the place in the file.
                     Code::Rejected => {}
                     _ if asked.changes() => log::warn!("{sentence}"),
@@ -166,8 +175,7 @@ impl Master {
             }
             Verb::Check => {
                 asked.no_params()?;
-                client.reply(asked.verb, &self.check_config()?);
-                return Ok(None);
+                self.ask_for_check()
             }
             Verb::LogLevel => {
                 client.reply(asked.verb, &self.log_level(asker, asked.params_or_default()?));
@@ -213,7 +221,9 @@ impl Master {
                 Waits::Stopped => continue,
                 Waits::Nothing(verb) => (verb, true),
                 // Its answer is there already.
-                Waits::Reloaded => (Verb::Reload, self.reload.is_none()),
+                Waits::Reloaded => (Verb::Reload, self.reload.is_none() && self.reload_reading.is_none()),
+                // Its answer comes when the configuration has been read.
+                Waits::Checked(_) => (Verb::Check, false),
                 Waits::Settled(verb) => (verb, self.pool.is_settled()),
                 Waits::Emptied(id) => (Verb::Hold, self.workers.get(&id).is_none_or(|w| w.leases.clients() == 0)),
                 Waits::Deserted => (Verb::Drain, self.clients == 0 || !is_drained),

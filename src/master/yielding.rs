@@ -20,7 +20,7 @@ impl Master {
     pub(super) fn yield_listeners(&mut self, now: Instant) {
         let file = self.next_file();
         // What is wrong with the file is for the next master to report, which keeps these listeners then.
-        let Ok(loaded) = self.read_next(file.as_deref(), false) else { return };
+        let Ok(loaded) = self.read_next(file.as_deref()) else { return };
         if self.handed.wanted(&loaded.config.listen).is_ok() {
             return;
         }

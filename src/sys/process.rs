@@ -350,6 +350,12 @@ pub fn scheduling(pid: u32) -> Option<Scheduling> {
     (!ran.is_zero()).then(|| Scheduling { is_runnable: after_name.trim_start().starts_with('R'), ran })
 }
 
+/// Has the kernel end this process when its parent ends (PR_SET_PDEATHSIG of prctl(2)).
+pub fn end_with_parent() {
+    // It fails for a bad signal only.
+    let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+}
+
 /// Gives this process the name that ps(1) and top(1) show, of which the kernel keeps 15 bytes. Without it a
 /// program run by its descriptor is called by the number of that.
 pub fn set_name(name: &str) {

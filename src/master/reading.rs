@@ -1,0 +1,251 @@
+//! The configuration is read by a child: its names of users and groups may be known to a directory server only, and its files
+//! may lie on another machine. Both may take long (nsswitch.conf(5)), while the loop goes on.
+//!
+//! ```text
+//! reload, SIGHUP, check ─▶ question ─▶ child: reads, looks up, checks ─▶ answer, behind the question in the same file
+//!                                      not within 10 s: it is killed, and this one reload or check is rejected
+//! ```
+//!
+//! The answer has every name with its number, so that the master looks up nothing when it parses it.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::Master;
+use super::events::Asker;
+use super::reload::rejection;
+use super::verbs::Waits;
+use crate::config::{Config, Identities, Keys, Loaded};
+use crate::proto::control::{Checked, Code, Refusal, Verb};
+use crate::proto::paths::exact;
+use crate::sys::fd;
+use crate::sys::memory::plain_file;
+use crate::sys::process::{self, Exit};
+
+/// The role of the child, by what stands first on its command line.
+pub(crate) const READ: &str = "read-configuration";
+
+/// How long the child may take.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the child is to read.
+#[derive(Debug, Serialize, Deserialize)]
+struct Question {
+    in_force: Known,
+    #[serde(with = "exact")]
+    file: Option<PathBuf>,
+    #[serde(with = "exact")]
+    standard_file: PathBuf,
+    force: bool,
+}
+
+/// A configuration with the numbers of its names.
+#[derive(Debug, Serialize, Deserialize)]
+struct Known {
+    config: String,
+    identities: Identities,
+    keys: Keys,
+    files: Vec<PathBuf>,
+}
+
+impl Known {
+    fn of(config: &Config, keys: &Keys, files: &[PathBuf]) -> Known {
+        Known {
+            config: config.to_toml(),
+            identities: Identities::of(config),
+            keys: keys.clone(),
+            files: files.to_vec(),
+        }
+    }
+
+    fn parse(self) -> Result<Loaded, Refusal> {
+        let config = Config::parse_kept(&self.config, "the configuration", Some(&self.identities));
+        let config = config.map_err(|e| Refusal::new(Code::Rejected, e.to_string()))?;
+        Ok(Loaded { config, keys: self.keys, files: self.files })
+    }
+}
+
+/// A child that reads.
+#[derive(Debug)]
+pub(super) struct Reading {
+    pid: u32,
+    shared: File,
+    length: u64,
+    file: Option<PathBuf>,
+    until: Instant,
+}
+
+/// A reload whose configuration is being read.
+#[derive(Debug)]
+pub(super) struct ReloadReading {
+    reading: Reading,
+    pub(super) asker: Asker,
+    pub(super) began: Instant,
+}
+
+/// Checks, of which one is made at a time.
+#[derive(Debug, Default)]
+pub(super) struct Checks {
+    reading: Option<Reading>,
+    /// Number of the last one that was begun. Whoever asks waits for the next one, which reads the files as they are then.
+    last: u64,
+}
+
+/// A child that has answered was collected, and one that is not wanted any more is killed.
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let _ = process::kill_child(self.pid);
+    }
+}
+
+impl Reading {
+    /// What the child has answered.
+    fn answer(&self, exit: Exit) -> Result<Loaded, Refusal> {
+        let end = self.shared.metadata().map(|found| found.len()).unwrap_or_default();
+        let length = usize::try_from(end.saturating_sub(self.length)).unwrap_or_default();
+        let mut text = vec![0; length];
+        let read = self.shared.read_exact_at(&mut text, self.length).map_err(|e| e.to_string());
+        let answer: Result<Result<Known, Refusal>, String> =
+            read.and_then(|()| serde_json::from_slice(&text).map_err(|e| e.to_string()));
+        match answer {
+            Ok(answer) => answer.and_then(Known::parse),
+            Err(_) => Err(rejected(format!("the process that reads the configuration {exit} without an answer"))),
+        }
+    }
+
+    fn too_late() -> Refusal {
+        let seconds = READ_TIMEOUT.as_secs();
+        rejected(format!(
+            "the configuration could not be read within {seconds} s: its files, or the databases of users and groups \
+             (nsswitch.conf(5)), do not answer"
+        ))
+    }
+}
+
+fn rejected(sentence: String) -> Refusal {
+    Refusal::new(Code::Rejected, sentence)
+}
+
+impl Master {
+    /// When a child will have had enough time.
+    pub(super) fn reading_deadline(&self) -> Option<Instant> {
+        let reload = self.reload_reading.as_ref().map(|reload| reload.reading.until);
+        let check = self.checks.reading.as_ref().map(|reading| reading.until);
+        reload.into_iter().chain(check).min()
+    }
+
+    fn begin_reading(&self, force: bool, now: Instant) -> Result<Reading, Refusal> {
+        let file = self.next_file();
+        let question = Question {
+            in_force: Known::of(&self.config, &self.config_keys, &self.config_files),
+            file: file.clone(),
+            standard_file: self.standard_file.clone(),
+            force,
+        };
+        let begun = || -> io::Result<(u32, File, u64)> {
+            let text = serde_json::to_vec(&question)?;
+            let shared = plain_file(c"configuration")?;
+            shared.write_all_at(&text, 0)?;
+            let length = text.len() as u64;
+            let arguments = [READ.to_owned(), length.to_string()];
+            let pid = self.executable.spawn(&self.name, &arguments, shared.try_clone()?.into())?;
+            Ok((pid, shared, length))
+        };
+        let (pid, shared, length) =
+            begun().map_err(|e| rejected(format!("no process can be started that reads the configuration: {e}")))?;
+        Ok(Reading { pid, shared, length, file, until: now + READ_TIMEOUT })
+    }
+
+    /// Begins to read the configuration that is to come into force; [`Master::finish_reload`] gets it.
+    pub(super) fn read_for_reload(&mut self, asker: Asker, force: bool, now: Instant) -> Result<(), Refusal> {
+        let reading = self.begin_reading(force, now)?;
+        self.reload_reading = Some(ReloadReading { reading, asker, began: now });
+        Ok(())
+    }
+
+    /// What a control client that asks for a check is to wait for.
+    pub(super) fn ask_for_check(&self) -> Waits {
+        Waits::Checked(self.checks.last + 1)
+    }
+
+    /// No check is being made.
+    pub(super) fn end_checks(&mut self) {
+        self.checks.reading = None;
+    }
+
+    /// A child has ended: whether it was one that reads.
+    pub(super) fn reading_ended(&mut self, pid: u32, exit: Exit, now: Instant) -> bool {
+        if let Some(reload) = self.reload_reading.take_if(|reload| reload.reading.pid == pid) {
+            let loaded = reload.reading.answer(exit);
+            let file = reload.reading.file.clone();
+            self.finish_reload(&reload, file, loaded, now);
+        } else if let Some(reading) = self.checks.reading.take_if(|reading| reading.pid == pid) {
+            let checked = reading.answer(exit).and_then(|next| self.check(reading.file.clone(), next));
+            self.finish_check(&checked, now);
+        } else {
+            return false;
+        }
+        true
+    }
+
+    /// Ends what takes too long, and begins the check that is waited for.
+    pub(super) fn look_at_readings(&mut self, now: Instant) {
+        if let Some(reload) = self.reload_reading.take_if(|reload| reload.reading.until <= now) {
+            let file = reload.reading.file.clone();
+            self.finish_reload(&reload, file, Err(Reading::too_late()), now);
+        }
+        if self.checks.reading.take_if(|reading| reading.until <= now).is_some() {
+            self.finish_check(&Err(Reading::too_late()), now);
+        }
+        let next = self.checks.last + 1;
+        let is_wanted = || self.control.waiting().iter().any(|(_, waits)| *waits == Waits::Checked(next));
+        if self.checks.reading.is_none() && !self.pool.is_stopping() && is_wanted() {
+            self.checks.last = next;
+            match self.begin_reading(false, now) {
+                Ok(reading) => self.checks.reading = Some(reading),
+                Err(refusal) => self.finish_check(&Err(refusal), now),
+            }
+        }
+    }
+
+    fn finish_check(&mut self, checked: &Result<Checked, Refusal>, now: Instant) {
+        for (number, waits) in self.control.waiting() {
+            if !matches!(waits, Waits::Checked(check) if check <= self.checks.last) {
+                continue;
+            }
+            self.answer_late(
+                number,
+                |client| match checked {
+                    Ok(checked) => client.reply(Verb::Check, checked),
+                    Err(refusal) => client.refuse_with(refusal),
+                },
+                now,
+            );
+        }
+    }
+}
+
+/// The child's side: reads what standard input asks for, and writes the answer behind that.
+///
+/// # Errors
+/// When it has no master.
+pub fn read_configuration(length: &str) -> Result<(), String> {
+    process::end_with_parent();
+    let shared = fd::take_stdin().map(File::from).map_err(|e| e.to_string())?;
+    let length: u64 = length.parse().map_err(|_| "the length of the question is no number".to_owned())?;
+    let mut text = vec![0; usize::try_from(length).map_err(|e| e.to_string())?];
+    shared.read_exact_at(&mut text, 0).map_err(|e| e.to_string())?;
+    let Question { in_force, file, standard_file, force } = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
+    let answer: Result<Known, Refusal> = in_force.parse().and_then(|in_force| {
+        let next = in_force.config.load_next(&in_force.keys, file.as_deref(), &standard_file, force);
+        let Loaded { config, keys, files } = next.map_err(|error| rejection(&error))?;
+        Ok(Known::of(&config, &keys, &files))
+    });
+    let text = serde_json::to_vec(&answer).map_err(|e| e.to_string())?;
+    shared.write_all_at(&text, length).map_err(|e| e.to_string())
+}
