@@ -169,6 +169,7 @@ impl<S: 'static> Daemon<S> {
         if let Err(e) = logging::survive_file_size_limit() {
             return fail(&name, EX_OSERR, &format!("cannot catch SIGXFSZ: {e}"));
         }
+        master::name_process(&name);
         let arguments: Vec<OsString> = std::env::args_os().collect();
         // Roles that this program runs itself in; nobody types them.
         let role = |index: usize| arguments.get(index).and_then(|argument| argument.to_str());
@@ -324,6 +325,8 @@ fn resume_master(name: &str, version: &'static str, number: &str) -> ExitCode {
 /// `log` is the file of the log, if it is open already.
 fn run_master(mut setup: Setup, log: Option<File>) -> ExitCode {
     let name = setup.name.clone();
+    // After an upgrade that of before.
+    master::name_process(&name);
     if let Err(e) = logging::start_with(&name, &setup.config.log, log) {
         // Clients are not closed for want of a log.
         if setup.inherited.is_none() {

@@ -10,7 +10,7 @@ use std::thread;
 
 use common::faulty::{Execution, example, whoami};
 use common::load::Load;
-use common::program::{control_socket, skip};
+use common::program::{FDPASSCTL, Program, control_socket, run, skip};
 use common::upgrade::{Programs, assert_refused, begin, ping_all, upgrade, verdict};
 use common::{FDPASSD, kernel, settled, start};
 use fdpassd::proto::control::WorkerState;
@@ -80,6 +80,70 @@ fn a_signal_upgrades_to_what_is_at_the_installed_path_now() {
     });
     eventually("the client is served by the new program", || client.call("whoami", ()).ok());
     daemon.wait_for_log("upgraded: this is fdpassd");
+}
+
+#[test]
+fn an_upgrade_follows_a_symbolic_link_as_it_is_now() {
+    let programs = Programs::new();
+    let copied = |release: &str, program: &Path| {
+        programs.folder(release, 0o755);
+        programs.copy_to(program, format!("{release}/fdpassd"))
+    };
+    let (first, second) = (copied("1", Path::new(FDPASSD)), copied("2", &example("faulty")));
+    let again = copied("3", &example("faulty"));
+    let current = programs.directory().join("current");
+    let point_to = |release: &str| {
+        let new = programs.directory().join("new");
+        symlink(release, &new).expect("it is new");
+        fs::rename(&new, &current).expect("it is our directory");
+    };
+    point_to("1");
+    let daemon = Running::start(current.join("fdpassd"), "workers.count = 1").expect("it serves");
+    let pid = daemon.pid();
+    let running = || fs::read_link(format!("/proc/{pid}/exe")).expect("it runs");
+    let own_name = fs::read_to_string(format!("/proc/{pid}/comm")).expect("it runs");
+    assert_eq!((own_name.as_str(), running()), ("fdpassd\n", first.clone()));
+    for (release, program, is_unchanged) in [
+        ("1", &first, true),
+        ("2", &second, false),
+        ("2", &second, true),
+        // Another file with the same content.
+        ("3", &again, true),
+        ("1", &first, false),
+    ] {
+        point_to(release);
+        let told = upgrade(&daemon, None).expect("it is fit");
+        assert_eq!((&told["unchanged"], running()), (&json!(is_unchanged), program.clone()), "{release}: {told}");
+        // As pgrep(1) and `systemctl status` read it, and not the number of a descriptor.
+        assert_eq!(fs::read_to_string(format!("/proc/{pid}/comm")).expect("it runs"), own_name);
+    }
+    daemon.wait_for_log("still, the same program as before, with 1 workers");
+}
+
+#[test]
+fn a_program_that_was_found_by_path_is_found_there_again() {
+    let programs = Programs::new();
+    let (link, config) = (programs.directory().join("fdpassd"), programs.directory().join("c.toml"));
+    let control = programs.directory().join("control.sock");
+    let text = format!("listen = [\"127.0.0.1:0\"]\nworkers.count = 1\ncontrol.socket = {control:?}\n");
+    fs::write(&config, text).expect("it is our directory");
+    let first = programs.copy_to(Path::new(FDPASSD), "first");
+    symlink(&first, &link).expect("it is new");
+    let search = format!("/nowhere:{}:/usr/bin:/bin", programs.directory().display());
+    // The shell gives the name alone as the first argument, and env(1) its own choice of one.
+    for (name, follows) in [("fdpassd", true), ("/bin/false", false)] {
+        let mut command = Command::new(&link);
+        std::os::unix::process::CommandExt::arg0(&mut command, name);
+        let mut daemon = Program::start(command.arg("-c").arg(&config).env("PATH", &search));
+        assert!(daemon.line().contains(" listens on "));
+        let second = programs.copy_to(Path::new(FDPASSD), "second");
+        fs::remove_file(&link).and_then(|()| symlink(&second, &link)).expect("it is our directory");
+        let said = run(FDPASSCTL, &["-s", &control.display().to_string(), "upgrade"]);
+        assert!(said.code == Some(0) && said.out.contains("the program has not changed"), "{said:?}");
+        let running = fs::read_link(format!("/proc/{}/exe", daemon.pid())).expect("it runs");
+        assert_eq!(running, if follows { second } else { first.clone() });
+        fs::remove_file(&link).and_then(|()| symlink(&first, &link)).expect("it is our directory");
+    }
 }
 
 #[test]

@@ -220,9 +220,13 @@ fn moves(result: &Rebalanced, dry_run: bool) -> String {
     }
 }
 
-fn upgraded(name: &str, Upgraded { version, workers, clients }: &Upgraded) -> String {
+fn upgraded(name: &str, Upgraded { version, workers, clients, unchanged }: &Upgraded) -> String {
     let (workers, clients) = (counted((*workers).into(), "worker"), counted(*clients, "client"));
-    format!("{} is upgraded to {}; {workers} ready, {clients} kept", Escaped(name), Escaped(version))
+    let (name, version) = (Escaped(name), Escaped(version));
+    match unchanged {
+        true => format!("{name} is still {version}: the program has not changed; {workers} ready, {clients} kept"),
+        false => format!("{name} is upgraded to {version}; {workers} ready, {clients} kept"),
+    }
 }
 
 fn stopped(name: &str, Stopped { pid, killed }: Stopped) -> String {

@@ -21,6 +21,7 @@ use super::listener::ControlListener;
 use super::outgoing::Outgoing;
 use super::trust::Believed;
 use super::unpack::Handoff;
+use super::upgrade::Upgrade;
 use super::worker::Worker;
 use super::{Handed, Master, Token};
 use crate::channel::Channel;
@@ -54,6 +55,9 @@ pub(super) struct Image {
     standard_file: PathBuf,
     #[serde(with = "exact", default)]
     executable: Option<PathBuf>,
+    /// Whether the program is the one that wrote this. None by a version that does not ask for that.
+    #[serde(default)]
+    pub(super) same: Option<bool>,
     up: Duration,
     control: (RawFd, Exact),
     /// The log file, if lines go to one.
@@ -138,6 +142,8 @@ pub(super) struct Living {
     pub(super) started: Instant,
     pub(super) control: Option<ControlListener>,
     pub(super) executable: Option<PathBuf>,
+    /// Whether this program is the same as before.
+    pub(super) is_same: bool,
     pub(super) control_clients: Vec<(OwnedFd, ControlImage)>,
     pub(super) workers: Vec<(Worker, bool)>,
     /// They are of another version, and are to be replaced before anything is leased to them.
@@ -239,9 +245,19 @@ impl Image {
         let control_clients = self.control_clients.into_iter();
         let control_clients = control_clients.filter_map(|client| Some((take(client.socket).ok()?, client))).collect();
         let (next_client, refused, executable) = (self.next_client, self.refused, self.executable);
+        let is_same = self.same.unwrap_or(false);
         let started = ago(self.up);
-        let living =
-            Living { next_client, refused, started, control, executable, control_clients, workers, are_foreign };
+        let living = Living {
+            next_client,
+            refused,
+            started,
+            control,
+            executable,
+            is_same,
+            control_clients,
+            workers,
+            are_foreign,
+        };
         let config_file = self.handover.config_file.clone();
         let kept = book.map(|book| (book, Handoff::empty(Boats::again(ends))));
         let stored = Stored { names: self.stored, ..Stored::default() };
@@ -295,6 +311,7 @@ impl Master {
             refused: self.counts.refused,
             standard_file: self.standard_file.clone(),
             executable: self.executable_path.clone(),
+            same: Some(self.upgrade.as_ref().is_some_and(Upgrade::is_same)),
             up: self.started.elapsed(),
             control: (number(self.control_listener.as_fd()), Exact(self.control_listener.path().to_owned())),
             log: None,
@@ -347,7 +364,8 @@ impl Master {
 
     /// Goes on with the workers and control clients that this process has had.
     pub(super) fn go_on(&mut self, living: Living, now: Instant) -> io::Result<()> {
-        let Living { next_client, refused, executable, control_clients, workers, are_foreign, .. } = living;
+        let Living { next_client, refused, executable, is_same, control_clients, workers, are_foreign, .. } = living;
+        self.is_same_program = is_same;
         (self.next_client, self.counts.refused, self.executable_path) = (next_client, refused, executable);
         // Nobody is told again where it listens.
         self.announce = None;

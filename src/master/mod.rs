@@ -85,7 +85,7 @@ use reload::Reload;
 use steer::AskedBalance;
 use token::Token;
 use upgrade::Upgrade;
-pub use upgrade::check_handover;
+pub use upgrade::{check_handover, name_process};
 use watch::Watch;
 use worker::Worker;
 
@@ -191,6 +191,8 @@ struct Master {
     executable: Executable,
     /// Where that was when it was started: there the next one is looked for.
     executable_path: Option<PathBuf>,
+    /// Whether this process was upgraded to the program that it ran already.
+    is_same_program: bool,
     /// This process is about to become another program.
     upgrade: Option<Upgrade>,
     /// How many descriptors this process may have, beside those for what was handed over.

@@ -188,6 +188,7 @@ impl Master {
             checks: Checks::default(),
             executable,
             executable_path: process::program_path(),
+            is_same_program: false,
             upgrade: None,
             descriptors,
             notifier: Notifier::from_environment(started),

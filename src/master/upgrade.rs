@@ -33,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a candidate says that can go on with a master.
 const FIT: &str = "fit";
+/// The same, of one that the master already runs, if the master asks for that.
+const FIT_AND_SAME: &str = "fit, and the same program";
 
 /// Longest reason that a candidate may give, in bytes.
 const LONGEST_REASON: u64 = 1000;
@@ -45,6 +47,7 @@ pub(super) struct Upgrade {
     asker: Asker,
     until: Instant,
     check: Option<Check>,
+    is_same: bool,
 }
 
 /// The candidate runs as a child.
@@ -59,6 +62,11 @@ struct Check {
 impl Upgrade {
     pub(super) fn deadline(&self) -> Instant {
         self.until
+    }
+
+    /// Whether the program is the one that this process runs already.
+    pub(super) fn is_same(&self) -> bool {
+        self.is_same
     }
 }
 
@@ -85,7 +93,8 @@ impl Master {
         let (executable, check) = begun.map_err(|why| refused(format!("{} {why}", Escaped(path.display()))))?;
         let sentence = format_args!("{asker}: trying {}, which the daemon is to become", path.display());
         self.events.note(Kind::UpgradeBegun, asker.about(), sentence);
-        self.upgrade = Some(Upgrade { executable, path, asker, until: now + PATIENCE, check: Some(check) });
+        self.upgrade =
+            Some(Upgrade { executable, path, asker, until: now + PATIENCE, check: Some(check), is_same: false });
         Ok(())
     }
 
@@ -105,8 +114,10 @@ impl Master {
         let Some(upgrade) = &mut self.upgrade else { return };
         let Some(check) = upgrade.check.take_if(|check| check.pid == pid) else { return };
         match check.verdict() {
-            Some(verdict) if verdict == FIT && exit == Exit::Status(0) => upgrade.until = now + PATIENCE,
-            Some(verdict) if verdict != FIT => self.give_upgrade_up(&verdict, now),
+            Some(verdict) if is_fit(&verdict) && exit == Exit::Status(0) => {
+                (upgrade.until, upgrade.is_same) = (now + PATIENCE, verdict == FIT_AND_SAME);
+            }
+            Some(verdict) if !is_fit(&verdict) => self.give_upgrade_up(&verdict, now),
             _ => self.give_upgrade_up(&format!("it {exit} when it was tried, and did not say that it is fit"), now),
         }
     }
@@ -172,14 +183,19 @@ impl Master {
     pub(super) fn note_upgraded(&mut self) {
         let about = About { clients: Some(self.clients), ..About::default() };
         let sentence = format_args!(
-            "upgraded: this is {} {} now, with {} workers and {} clients of before; the workers are replaced",
+            "upgraded: this is {} {} {}, with {} workers and {} clients of before; the workers are replaced",
             self.name,
             self.version,
+            if self.is_same_program { "still, the same program as before" } else { "now" },
             self.workers.len(),
             self.clients
         );
         self.events.note(Kind::Upgraded, about, sentence);
     }
+}
+
+fn is_fit(verdict: &str) -> bool {
+    [FIT, FIT_AND_SAME].contains(&verdict)
 }
 
 /// Not collected yet: what is collected was taken out before. One that never says anything would be there for ever.
@@ -200,6 +216,12 @@ impl Check {
     }
 }
 
+/// Gives this process the daemon's name for ps(1), pgrep(1) and `systemctl status`: the kernel calls a program that was run by
+/// its descriptor by the number of that.
+pub fn name_process(name: &str) {
+    process::set_name(name);
+}
+
 /// The candidate's side: whether this program could go on with the master whose image is standard input. What it says if not
 /// is written behind that.
 ///
@@ -208,10 +230,15 @@ impl Check {
 pub fn check_handover(length: &str) -> Result<(), String> {
     let told = fd::take_stdin().map(File::from).map_err(|e| e.to_string())?;
     let length: u64 = length.parse().map_err(|_| "it was not told how long what it is told is".to_owned())?;
-    let checked = Image::read(&told, length).and_then(|image| image.check()).map(drop);
-    let verdict = checked.as_ref().err().map_or(FIT, String::as_str);
+    let checked = Image::read(&told, length).and_then(|image| image.check().map(|_| image.same.is_some()));
+    let verdict = match &checked {
+        Err(why) => why,
+        // Here, as reading both files may take longer than the master may wait.
+        Ok(is_compared) if *is_compared && process::is_parents_program() => FIT_AND_SAME,
+        Ok(_) => FIT,
+    };
     told.write_all_at(verdict.as_bytes(), length).map_err(|e| e.to_string())?;
-    checked
+    checked.map(drop)
 }
 
 /// Opens a program that nobody can have changed but root and this user: not the file, nor what leads there.

@@ -215,7 +215,8 @@ impl Master {
         }
         let (settled, is_stopping, is_drained) = (self.settled(), self.pool.is_stopping(), self.is_drained);
         let Settled { workers, clients } = settled;
-        let upgraded = Upgraded { version: self.version.to_owned(), workers, clients };
+        let (version, unchanged) = (self.version.to_owned(), self.is_same_program);
+        let upgraded = Upgraded { version, workers, clients, unchanged };
         for (number, waits) in waiting {
             let (verb, is_so) = match waits {
                 Waits::Stopped => continue,

@@ -354,6 +354,9 @@ pub struct Upgraded {
     pub workers: u32,
     /// Clients there are.
     pub clients: u64,
+    /// Whether the program is the same as before, by its file or its content.
+    #[serde(default)]
+    pub unchanged: bool,
 }
 
 /// All figures.

@@ -5,9 +5,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 use std::{fmt, fs};
@@ -92,11 +92,52 @@ impl Executable {
     }
 }
 
-/// Where the running program was when it was started; none if it has been replaced or removed since.
+/// The path that the running program was called by, symbolic links and all: its first argument, from the working directory
+/// or from `$PATH`. If that leads to another file, such as when the caller chose another first argument, it is the path that
+/// the kernel reports. None if the file has been replaced or removed since.
 #[must_use]
 pub fn program_path() -> Option<PathBuf> {
-    let path = std::env::current_exe().ok()?;
-    path.exists().then_some(path)
+    let running = FileId::at("/proc/self/exe").ok()?;
+    let is_running = |path: &PathBuf| FileId::at(path).is_ok_and(|found| found == running);
+    let called = PathBuf::from(std::env::args_os().next().unwrap_or_default());
+    let directories: Vec<PathBuf> = match called.as_os_str().as_bytes().contains(&b'/') {
+        true => vec![PathBuf::new()],
+        false => std::env::var_os("PATH").iter().flat_map(std::env::split_paths).collect(),
+    };
+    let paths = directories.into_iter().filter_map(|directory| std::path::absolute(directory.join(&called)).ok());
+    paths.chain(std::env::current_exe()).find(is_running)
+}
+
+/// Whether the parent process runs the same program as this one: one file, or two with the same content. False if one of
+/// them cannot be read.
+#[must_use]
+pub fn is_parents_program() -> bool {
+    let compared = || {
+        let [own, parents] = ["self".to_owned(), nix::unistd::getppid().to_string()]
+            .map(|process| File::open(format!("/proc/{process}/exe")));
+        let (own, parents) = (own?, parents?);
+        Ok::<bool, io::Error>(FileId::of(&own)? == FileId::of(&parents)? || have_same_content(&own, &parents)?)
+    };
+    compared().unwrap_or(false)
+}
+
+fn have_same_content(one: &File, other: &File) -> io::Result<bool> {
+    let length = one.metadata()?.len();
+    if other.metadata()?.len() != length {
+        return Ok(false);
+    }
+    let (mut mine, mut theirs) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+    let mut at = 0;
+    while at < length {
+        let count = usize::try_from(length - at).map_or(mine.len(), |left| left.min(mine.len()));
+        one.read_exact_at(&mut mine[..count], at)?;
+        other.read_exact_at(&mut theirs[..count], at)?;
+        if mine[..count] != theirs[..count] {
+            return Ok(false);
+        }
+        at += count as u64;
+    }
+    Ok(true)
 }
 
 /// Signals are let through that were held back while this process became another program.
@@ -264,10 +305,10 @@ impl FileId {
     /// # Errors
     /// Those of stat(2) on /proc/self/fd.
     pub fn of(file: impl AsFd) -> io::Result<FileId> {
-        FileId::at(&format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()))
+        FileId::at(format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()))
     }
 
-    fn at(path: &str) -> io::Result<FileId> {
+    fn at(path: impl AsRef<Path>) -> io::Result<FileId> {
         fs::metadata(path).map(|found| FileId { device: found.dev(), number: found.ino() })
     }
 }
@@ -279,7 +320,7 @@ impl FileId {
 pub fn kill_writers(file: FileId) -> io::Result<()> {
     let pids = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     for pid in pids.filter(|pid| *pid != std::process::id()) {
-        if [1, 2].iter().any(|fd| FileId::at(&format!("/proc/{pid}/fd/{fd}")).is_ok_and(|found| found == file)) {
+        if [1, 2].iter().any(|fd| FileId::at(format!("/proc/{pid}/fd/{fd}")).is_ok_and(|found| found == file)) {
             // It may have ended since.
             let _ = kill(pid_of(pid), Signal::SIGKILL);
         }

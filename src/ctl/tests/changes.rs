@@ -48,7 +48,8 @@ fn every_change_is_asked_for_in_the_daemons_words_and_told_in_plain_ones() {
     let moves = |moves| serde_json::to_value(Rebalanced { moves }).expect("plain data");
     let moved = |from, to, clients, load| MovedLoad { from: WorkerId(from), to: WorkerId(to), clients, load };
     let some = || moves(vec![moved(1, 3, 12, 0.348), moved(1, 2, 1, 0.02)]);
-    let upgraded = Upgraded { version: "0.2.0".to_owned(), workers: 4, clients: 1234 };
+    let upgraded = Upgraded { version: "0.2.0".to_owned(), workers: 4, clients: 1234, unchanged: false };
+    let same = Upgraded { unchanged: true, ..upgraded.clone() };
     let cases = [
         ("reload", r#""reload""#, reloaded(4, 0.0352), "applied: generation 3, 4 workers ready, in 35 ms"),
         ("reload", r#""reload""#, reloaded(1, 61.0), "applied: generation 3, 1 worker ready, in 61 s"),
@@ -107,6 +108,12 @@ fn every_change_is_asked_for_in_the_daemons_words_and_told_in_plain_ones() {
             r#""upgrade","params":{}"#,
             serde_json::to_value(&upgraded).expect("plain data"),
             "fdpassd is upgraded to 0.2.0; 4 workers ready, 1,234 clients kept",
+        ),
+        (
+            "upgrade",
+            r#""upgrade","params":{}"#,
+            serde_json::to_value(&same).expect("plain data"),
+            "fdpassd is still 0.2.0: the program has not changed; 4 workers ready, 1,234 clients kept",
         ),
         (
             "upgrade --binary /x",
