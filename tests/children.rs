@@ -15,7 +15,7 @@ use nix::unistd::{Pid, getsid};
 /// timeout(1) makes it; a grandchild in such a group; and one in a session of its own. Then waits for them.
 const SCRIPT: &str = "
     cd DIRECTORY
-    sleep 1000 & echo $! >>in
+    tail -f /dev/null & echo $! >>in
     timeout 2000 sleep 1000 & echo $! >>in
     sh -c 'timeout 2000 sleep 1000 & echo $! >>in; wait' & echo $! >>in
     setsid sleep 1000 & echo $! >>out
