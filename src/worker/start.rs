@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::thread;
 use std::time::Duration;
 
 use super::death;
@@ -14,7 +13,7 @@ use crate::desk::{Layout, WorkerDesk};
 use crate::logging;
 use crate::proto::boat::LastDesk;
 use crate::proto::channel::{Failed, Ready, Start, ToMaster, ToWorker, VERSION};
-use crate::sys::poll::{Interest, Poller};
+use crate::sys::poll::{self, Interest, Poller};
 use crate::sys::{fd, fork, process, signal};
 
 /// By how much a worker is likelier than its master to be killed for want of memory: it is replaced and its clients stay.
@@ -81,7 +80,8 @@ fn hear_start(channel: &Channel<ToMaster, ToWorker>) -> io::Result<(Start, Vec<O
 /// does not have.
 fn say(channel: &mut Channel<ToMaster, ToWorker>, message: &ToMaster) -> io::Result<()> {
     while channel.send(message, &[])? == Sent::Full {
-        thread::sleep(NO_MEMORY);
+        // The master says nothing before it has heard this; its end is one.
+        poll::wait_for(&*channel, Interest::Read, NO_MEMORY)?;
     }
     Ok(())
 }
