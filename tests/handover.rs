@@ -79,6 +79,7 @@ fn what_is_left_of_a_store_is_taken_over() {
         let manager = ServiceManager::new();
         let daemon = start(&manager, BOTH);
         let mut clients = clients_of(&daemon, 20);
+        daemon.wait_until("the store is confirmed", |status| status.restart_keeps_clients);
         let daemon = end(daemon);
         let stored = manager.stored().len();
         manager.forget_those(|name| name.starts_with(lost));

@@ -223,6 +223,7 @@ fn many_restarts_and_kills_in_a_row_lose_nobody() {
     let mut idle: Vec<Client> = (0..50).map(|i| Client::connect(&daemon.addresses()[i % 2])).collect();
     let load = Load::start(&daemon, 4, 2);
     load.wait_for(5);
+    daemon.wait_until("the store is confirmed", |status| status.restart_keeps_clients);
     let kept = manager.stored().len();
     for round in 0..20 {
         daemon = restart(&manager, daemon, if round % 2 == 0 { How::Term } else { How::Kill });
@@ -230,6 +231,7 @@ fn many_restarts_and_kills_in_a_row_lose_nobody() {
     }
     ping_all(&mut idle);
     load.finish();
+    daemon.wait_until("the store is confirmed", |status| status.restart_keeps_clients);
     assert_eq!(manager.stored().len(), kept, "nothing piles up");
     let status = daemon.wait_until("the load has left", |status| status.clients == 50);
     assert_eq!((status.lost_total, status.errors_total, status.accepted_total), (0, 0, 54));

@@ -270,6 +270,15 @@ fn an_upgrade_waits_for_nobody_who_executes_and_is_refused_while_something_else_
     daemon.ctl("stop").expect("it stops");
 }
 
+/// What the manager keeps when it has confirmed that it does.
+#[track_caller]
+fn stored_for(manager: &ServiceManager, daemon: &Running) -> Vec<String> {
+    daemon.wait_until("the store is confirmed", |status| status.restart_keeps_clients);
+    let mut stored = manager.stored();
+    stored.sort();
+    stored
+}
+
 #[test]
 fn what_is_kept_for_another_master_is_kept_over_an_upgrade() {
     let manager = ServiceManager::new();
@@ -279,10 +288,10 @@ fn what_is_kept_for_another_master_is_kept_over_an_upgrade() {
     daemon.wait_for_workers();
     let mut clients: Vec<Client> = (0..20).map(|i| Client::connect(&daemon.addresses()[i % 2])).collect();
     ping_all(&mut clients);
-    let kept = manager.stored();
+    let kept = stored_for(&manager, &daemon);
     upgrade(&daemon, None).expect("it is fit");
     ping_all(&mut clients);
-    assert_eq!(manager.stored(), kept);
+    assert_eq!(stored_for(&manager, &daemon), kept);
     daemon.signal("KILL");
     let daemon = manager.setup(&program, "").start_after(daemon).expect("it serves");
     ping_all(&mut clients);

@@ -64,6 +64,9 @@ fn write_daemon(to: &mut impl Write, paint: Paint, status: &Status) -> io::Resul
     for missing in &status.missing {
         writeln!(to, "{}   {}", paint.on(BAD, "MISSING"), Escaped(missing))?;
     }
+    if let Some(why) = &status.store_outage {
+        writeln!(to, "{}   would lose all clients: {}", paint.on(BAD, "RESTART"), Escaped(why))?;
+    }
     if let Some(reload) = &status.last_reload {
         write_reload(to, paint, reload)?;
     }

@@ -117,6 +117,8 @@ pub(super) fn status() -> Status {
         last_reload: None,
         config_stale: None,
         missing: Vec::new(),
+        restart_keeps_clients: true,
+        store_outage: None,
         failed_starts_total: 0,
         deaths_total: 0,
         stalls_total: 0,

@@ -136,6 +136,7 @@ fn level(kind: Kind) -> Level {
         | Kind::ReloadRejected
         | Kind::ReloadRolledBack
         | Kind::UpgradeRefused
+        | Kind::StoreLost
         | Kind::MethodQuarantined => Level::Error,
         Kind::WorkerDied
         | Kind::ListenerEnded

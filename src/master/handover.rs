@@ -77,6 +77,7 @@ const LENGTH: u64 = PAGE + 2 * HALF_LENGTH;
 pub(super) const BOOK: &str = "fdpassd-book";
 pub(super) const BOAT: &str = "fdpassd-boat";
 pub(super) const LISTENER: &str = "fdpassd-listener";
+pub(super) const CANARY: &str = "fdpassd-canary";
 
 /// All that a master knows, and the next one has to.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -11,11 +11,12 @@
 //! makes the manager drop it all: then the clients are closed by the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::env;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
+use std::{env, io};
 
 use super::boats::{Boats, Wreck};
+use super::canary::Canaries;
 use super::counts::{Counts, Loss, Reason};
 use super::events::Asker;
 use super::handover::{BOOK, Book, Handover, LISTENER};
@@ -49,10 +50,18 @@ pub(super) struct Keeper {
     written: Option<u64>,
     /// What the service manager has.
     stored: Stored,
+    /// Whether it has it.
+    pub(super) canaries: Canaries,
     /// We are on our way out, and leave our clients.
     is_leaving: bool,
     /// Desks of workers that are gone since.
     wrecks: Vec<Wreck>,
+}
+
+/// The listeners that the service manager is to have, by their names there.
+fn kept_listeners(listeners: &[Listener]) -> BTreeMap<String, &Listener> {
+    let there = listeners.iter().filter(|listener| listener.record().is_some());
+    there.map(|listener| (format!("{LISTENER}.{}", listener.number), listener)).collect()
 }
 
 /// Whether the service manager is to keep clients for us.
@@ -69,7 +78,15 @@ impl Keeper {
 
     /// With what a master before has left, which the service manager has.
     pub(super) fn over(boats: Boats, book: Book, stored: Stored) -> Keeper {
-        Keeper { boats, book, written: None, stored, is_leaving: false, wrecks: Vec::new() }
+        Keeper {
+            boats,
+            book,
+            written: None,
+            stored,
+            canaries: Canaries::default(),
+            is_leaving: false,
+            wrecks: Vec::new(),
+        }
     }
 
     pub(super) fn book(&self) -> &Book {
@@ -88,32 +105,42 @@ impl Master {
         self.keeper.as_ref().is_some_and(|keeper| keeper.is_leaving)
     }
 
-    /// Gives the service manager what it is to keep from the beginning, as far as it has not got it.
+    /// Gives the service manager all that it is to keep, whatever it has: what it has it ignores.
     pub(super) fn store_all(&mut self, now: Instant) {
-        let Some(keeper) = &mut self.keeper else { return };
+        if let Err(e) = self.store_everything(now) {
+            self.lose_store(&format!("cannot make a canary: {e}"), now);
+        }
+    }
+
+    fn store_everything(&mut self, now: Instant) -> io::Result<()> {
+        let Some(keeper) = &mut self.keeper else { return Ok(()) };
         for name in std::mem::take(&mut keeper.stored.spoilt) {
             self.notifier.drop_stored(&name, now);
         }
+        keeper.canaries.retire(&mut self.notifier, &self.poller, now);
+        keeper.canaries.send(&mut self.notifier, &self.poller, now)?;
         let book = (BOOK.to_owned(), keeper.book.file().as_fd());
         let ends = keeper.boats.ends().iter().enumerate().flat_map(|(number, ends)| {
             let [into, out] = ends_of(number);
             [(into, ends.into.as_fd()), (out, ends.out.as_fd())]
         });
         for (name, descriptor) in std::iter::once(book).chain(ends) {
-            if !keeper.stored.names.contains(&name) {
-                self.notifier.store(&name, descriptor, now);
-                keeper.stored.names.insert(name);
-            }
+            self.notifier.store(&name, descriptor, now);
+            keeper.stored.names.insert(name);
         }
         self.keep_listeners(now);
+        let Some(keeper) = &mut self.keeper else { return Ok(()) };
+        for (name, listener) in kept_listeners(&self.listeners) {
+            self.notifier.store(&name, listener.as_fd(), now);
+        }
+        keeper.canaries.send(&mut self.notifier, &self.poller, now)?;
+        keeper.canaries.confirm(&mut self.notifier, &self.poller, now)
     }
 
     /// The service manager has the listeners that there are, and no others.
     pub(super) fn keep_listeners(&mut self, now: Instant) {
         let Some(keeper) = &mut self.keeper else { return };
-        let there = self.listeners.iter().filter(|listener| listener.record().is_some());
-        let there: BTreeMap<String, &Listener> =
-            there.map(|listener| (format!("{LISTENER}.{}", listener.number), listener)).collect();
+        let there = kept_listeners(&self.listeners);
         let is_gone = |name: &&String| name.starts_with(LISTENER) && !there.contains_key(*name);
         for gone in keeper.stored.names.iter().filter(is_gone).cloned().collect::<Vec<_>>() {
             self.notifier.drop_stored(&gone, now);
@@ -195,8 +222,14 @@ impl Master {
         }
     }
 
+    /// SIGTERM, with clients that another master is to have.
+    pub(super) fn terminate(&mut self, asker: Asker, now: Instant) {
+        let will_leave = if self.pool.is_stopping() { self.is_leaving() } else { self.is_kept(now) };
+        if will_leave { self.leave(asker, now) } else { self.stop_unkept(asker, now) }
+    }
+
     /// Begins the end that is none for the clients; asked a second time, it comes at once.
-    pub(super) fn leave(&mut self, asker: Asker, now: Instant) {
+    fn leave(&mut self, asker: Asker, now: Instant) {
         let grace = self.config.limits.restart_grace;
         let is_again = self.pool.is_stopping();
         self.pool.stop(if is_again { now } else { now + grace });
@@ -253,12 +286,20 @@ impl Master {
             self.write_book(&mut keeper);
         }
         keeper.book.note(self.next_client, self.counts.refused, self.clients);
+        let is_in_doubt = keeper.canaries.outage().is_some();
+        self.keeper = Some(keeper);
+        if is_in_doubt {
+            self.store_all(Instant::now());
+        }
+        self.notifier.flush(LAST_WORDS);
         match left {
+            _ if self.has_store_ended() => {
+                log::error!("the service manager has kept nothing: {} clients are lost", self.clients)
+            }
             0 => log::info!("left {} clients to the next master", self.clients),
             left => log::error!("there is no room for {left} clients, and they are closed; left {}", self.clients),
         }
         self.listeners.iter_mut().for_each(|listener| listener.leave_file());
-        self.notifier.flush(LAST_WORDS);
     }
 
     /// Clients that have no worker are laid on a desk of their own, as if they had one that is gone.

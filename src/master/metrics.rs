@@ -52,6 +52,9 @@ impl Master {
         text.gauge("config_generation", "Number of the configuration in force.", self.generation);
         let is_stale = u8::from(self.config_stale.is_some());
         text.gauge("config_stale", "Whether the configuration in force is an older one than the file's.", is_stale);
+        let is_kept = self.keeper.as_ref().is_some_and(|keeper| keeper.canaries.is_confirmed());
+        let help = "Whether the service manager has confirmed that a restart keeps the clients.";
+        text.gauge("restart_keeps_clients", help, u8::from(is_kept));
         let failed = self.last_reload.as_ref().is_some_and(|reload| reload.verdict != Verdict::Applied);
         text.gauge("config_last_reload_successful", "Whether the last reload was applied.", u8::from(!failed));
         text.gauge(

@@ -14,6 +14,7 @@ mod accept;
 mod balance;
 mod blame;
 mod boats;
+mod canary;
 mod client;
 mod control;
 mod control_link;
@@ -292,6 +293,7 @@ impl Master {
                         }
                     }
                     Some(Token::Metrics) => self.look_at_metrics(now),
+                    Some(Token::Store) => self.look_at_store(now),
                     // After everybody else.
                     Some(Token::ControlClient(_)) => {}
                     Some(Token::Listener(number)) => {
@@ -313,6 +315,7 @@ impl Master {
             self.lease_clients(&readable, now);
             self.look_at_ended(&ended, now);
             self.bind_ended(now);
+            self.try_store(now);
             self.set_gate(now);
             self.keep_manager_informed(now);
             self.answer_waiting(now);
@@ -352,6 +355,7 @@ impl Master {
         let (watch, notifier) = (self.watch.deadline(), self.notifier.deadline());
         let upgrade = self.upgrade.as_ref().map(Upgrade::deadline);
         let outgoing = self.outgoing.as_ref().map(Outgoing::deadline);
+        let store = self.keeper.as_ref().and_then(|keeper| keeper.canaries.deadline());
         let others = [
             watch,
             notifier,
@@ -360,6 +364,7 @@ impl Master {
             upgrade,
             exporter,
             outgoing,
+            store,
             self.reading_deadline(),
             self.outage_deadline(),
             self.handshakes_deadline(),
@@ -374,7 +379,7 @@ impl Master {
                 // What it tells is known by now.
                 Signal::Continue => {}
                 Signal::Terminate | Signal::Interrupt if self.is_echo(signal, now) => {}
-                Signal::Terminate if self.keeper.is_some() => self.leave(Asker::signal("SIGTERM"), now),
+                Signal::Terminate if self.keeper.is_some() => self.terminate(Asker::signal("SIGTERM"), now),
                 Signal::Terminate => self.stop(Asker::signal("SIGTERM"), now),
                 Signal::Interrupt => self.stop(Asker::signal("SIGINT"), now),
                 Signal::Child => self.reap(now),

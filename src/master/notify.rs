@@ -78,6 +78,12 @@ struct Message {
     descriptors: Vec<OwnedFd>,
 }
 
+impl Message {
+    fn barrier(theirs: OwnedFd) -> Message {
+        Message { text: "BARRIER=1".to_owned(), descriptors: vec![theirs] }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Watchdog {
     interval: Duration,
@@ -131,12 +137,19 @@ impl Notifier {
         }
     }
 
+    /// Has the manager close this when it has taken in all that it was told before.
+    pub(super) fn send_barrier(&mut self, theirs: OwnedFd, now: Instant) {
+        if let Some(manager) = &mut self.0 {
+            manager.queue(Message::barrier(theirs), now);
+        }
+    }
+
     /// Waits until the manager has taken in all that it was told (BARRIER=1 of sd_notify(3)), but not for ever. At the end only.
     pub(super) fn flush(&mut self, patience: Duration) {
         let Some(manager) = &mut self.0 else { return };
         let deadline = Instant::now() + patience;
         let Ok((end, theirs)) = fd::pipe() else { return };
-        manager.queue(Message { text: "BARRIER=1".to_owned(), descriptors: vec![theirs] }, Instant::now());
+        manager.queue(Message::barrier(theirs), Instant::now());
         // The pipe's other end is with the manager when it is told, and closed when it has taken all in.
         let is_confirmed = |patience| poll::wait_for(&end, Interest::Read, patience).unwrap_or(false);
         while !manager.unsent.is_empty() && Instant::now() < deadline && !is_confirmed(RETRY) {
@@ -285,6 +298,7 @@ impl Master {
             is_stopping,
             outages: self.listeners.iter().filter(|listener| listener.outage.is_some()).count(),
             missing: self.missing().len(),
+            is_unkept: self.keeper.as_ref().is_some_and(|keeper| keeper.canaries.outage().is_some()),
             // Others pass in moments.
             pause: self.gate.pause.filter(|pause| matches!(pause, Pause::Drained | Pause::Full)),
         })
@@ -321,6 +335,8 @@ struct Summary {
     outages: usize,
     /// What is missing beside them: see [`Master::missing`].
     missing: usize,
+    /// The service manager does not keep what it was given.
+    is_unkept: bool,
     pause: Option<Pause>,
 }
 
@@ -345,6 +361,9 @@ impl fmt::Display for Summary {
             0 => {}
             1 => f.write_str("; 1 listener is down")?,
             outages => write!(f, "; {outages} listeners are down")?,
+        }
+        if self.is_unkept {
+            f.write_str("; a restart would lose all clients")?;
         }
         if let Some(pause) = self.pause {
             write!(f, "; nobody is accepted: {pause}")?;
@@ -419,6 +438,7 @@ mod tests {
             is_stopping: false,
             outages: 0,
             missing: 0,
+            is_unkept: false,
             pause: None,
         };
         for (summary, text) in [
@@ -428,6 +448,10 @@ mod tests {
             (Summary { ready: 3, ..usual }, "3 workers, 120 clients, generation 3"),
             (Summary { outages: 1, ..usual }, "2 workers, 120 clients, generation 3; 1 listener is down"),
             (Summary { outages: 2, ..usual }, "2 workers, 120 clients, generation 3; 2 listeners are down"),
+            (
+                Summary { is_unkept: true, ..usual },
+                "2 workers, 120 clients, generation 3; a restart would lose all clients",
+            ),
             (Summary { is_reloading: true, ..usual }, "2 workers, 120 clients, generation 3; reloading"),
             (Summary { is_stopping: true, ready: 1, ..usual }, "1 worker, 120 clients, generation 3; stopping"),
             (

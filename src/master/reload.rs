@@ -212,7 +212,7 @@ impl Master {
             self.change_control(&config.control, now);
         }
         self.exchange_listeners(listeners, &config);
-        self.keep_listeners(now);
+        self.store_all(now);
         if config.limits.max_clients_per_address != self.config.limits.max_clients_per_address {
             self.addresses = self.count_addresses(&config);
         }

@@ -42,7 +42,7 @@ use crate::sys::user::User;
 use crate::sys::{clock, fd};
 
 /// Descriptors that the master needs beside those of clients, listeners, workers and control clients: standard ones,
-/// its poller, signals, its program, its log, and what is open for a moment only.
+/// its poller, signals, its program, its log, what the store is watched by, and what is open for a moment only.
 const OWN_DESCRIPTORS: u64 = 20;
 
 /// A worker's channel and desk, and those of its successor while it is being replaced.

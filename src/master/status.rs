@@ -61,6 +61,8 @@ impl Master {
             last_reload: self.last_reload.clone(),
             config_stale: self.config_stale.clone(),
             missing: self.missing(),
+            restart_keeps_clients: self.keeper.as_ref().is_some_and(|keeper| keeper.canaries.is_confirmed()),
+            store_outage: self.keeper.as_ref().and_then(|keeper| keeper.canaries.outage()).map(str::to_owned),
             deaths_total: self.counts.deaths.total(),
             failed_starts_total: self.counts.failed_starts,
             stalls_total: self.counts.stalls,

@@ -12,6 +12,8 @@ pub(super) enum Token {
     Listener(u32),
     /// The listener of the exporter, whose end alone is reported.
     Metrics,
+    /// Something that the service manager has closed.
+    Store,
 }
 
 /// The number that a poller keeps: the kind in the upper eight bits, so that it sorts like the kinds.
@@ -24,6 +26,7 @@ impl From<Token> for u64 {
             Token::ControlClient(number) => (3, number),
             Token::Listener(number) => (4, number.into()),
             Token::Metrics => (5, 0),
+            Token::Store => (6, 0),
         };
         kind << 56 | index
     }
@@ -39,6 +42,7 @@ impl Token {
             3 => Some(Token::ControlClient(index)),
             4 => Some(Token::Listener(index as u32)),
             5 => Some(Token::Metrics),
+            6 => Some(Token::Store),
             _ => None,
         }
     }

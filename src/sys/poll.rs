@@ -168,6 +168,21 @@ pub fn wait_for(fd: impl AsFd, interest: Interest, timeout: Duration) -> io::Res
     }
 }
 
+/// Whether the other end is gone, of a pipe or of a pair of sockets. It does not wait.
+///
+/// # Errors
+/// Those of poll(2) but EINTR.
+pub fn has_ended(fd: impl AsFd) -> io::Result<bool> {
+    loop {
+        let mut polled = [PollFd::new(fd.as_fd(), PollFlags::empty())];
+        match poll(&mut polled, EpollTimeout::ZERO) {
+            Ok(count) => return Ok(count > 0),
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
 /// Rounded up, or the last fraction of a millisecond before a deadline would be spent spinning.
 fn in_milliseconds(timeout: Option<Duration>) -> EpollTimeout {
     match timeout {

@@ -1,7 +1,9 @@
 //! A service manager for tests: it keeps descriptors for a daemon, as systemd does, and hands them to the next one.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,6 +29,8 @@ pub struct ServiceManager {
 struct Heard {
     told: Vec<String>,
     stored: Vec<(String, OwnedFd)>,
+    /// How many descriptors it keeps at most, if that is limited.
+    most: Option<usize>,
 }
 
 impl ServiceManager {
@@ -92,6 +96,11 @@ impl ServiceManager {
         self.lock().stored.retain(|(name, _)| !is_forgotten(name));
     }
 
+    /// Keeps so many descriptors from now on, as with `FileDescriptorStoreMax`: what comes above that is closed.
+    pub fn limit(&self, most: impl Into<Option<usize>>) {
+        self.lock().most = most.into();
+    }
+
     fn lock(&self) -> MutexGuard<'_, Heard> {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -128,15 +137,30 @@ fn receive(socket: &UnixDatagram, datagram: &mut [u8]) -> io::Result<Received> {
 }
 
 impl Heard {
+    /// What it has it ignores, and what there is no room for is closed, both like systemd.
+    fn store(&mut self, name: &str, descriptor: OwnedFd) {
+        let is_there = self.stored.iter().any(|(_, stored)| identity(stored) == identity(&descriptor));
+        if !is_there && self.most.is_none_or(|most| self.stored.len() < most) {
+            self.stored.push((name.to_owned(), descriptor));
+        }
+    }
+
     fn take_in(&mut self, text: String, descriptors: Vec<OwnedFd>) {
         let named = text.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or("stored").to_owned();
         let says = |what: &str| text.lines().any(|line| line == what);
         if says("FDSTORE=1") {
-            self.stored.extend(descriptors.into_iter().map(|descriptor| (named.clone(), descriptor)));
+            descriptors.into_iter().for_each(|descriptor| self.store(&named, descriptor));
         } else if says("FDSTOREREMOVE=1") {
             self.stored.retain(|(name, _)| *name != named);
         }
         // What comes with a BARRIER is closed here, which is its answer.
         self.told.push(text);
     }
+}
+
+/// Device and inode of what is open.
+fn identity(descriptor: &OwnedFd) -> (u64, u64) {
+    let file = File::from(descriptor.try_clone().expect("a descriptor can be copied"));
+    let metadata = file.metadata().expect("it is open");
+    (metadata.dev(), metadata.ino())
 }

@@ -169,6 +169,10 @@ kinds! {
     ListenerEnded = "listener_ended",
     /// A listener is gone.
     ListenerClosed = "listener_closed",
+    /// The service manager does not keep what the next master needs: a restart would lose all clients.
+    StoreLost = "store_lost",
+    /// The service manager keeps it again.
+    StoreRestored = "store_restored",
     /// Nobody new is accepted any more, because somebody asked for it.
     Drained = "drained",
     /// Clients are accepted again.

@@ -74,6 +74,12 @@ pub struct Status {
     /// What the configuration wants and the daemon serves on without, each with the reason: the log, the control socket, metrics.
     #[serde(default)]
     pub missing: Vec<String>,
+    /// Whether the service manager has confirmed that it keeps what the next master needs: a restart keeps the clients.
+    #[serde(default)]
+    pub restart_keeps_clients: bool,
+    /// Why a restart would lose the clients, although a service manager was to keep them.
+    #[serde(default)]
+    pub store_outage: Option<String>,
     /// Workers that had been ready and ended without being asked to.
     pub deaths_total: u64,
     /// Workers that ended before they were ready, or could not be started.
