@@ -183,18 +183,29 @@ fn a_configuration_path_that_is_not_utf8_is_kept() {
 
 #[test]
 fn two_sigterms_at_once_are_one() {
-    let mut daemon = faulty::start("workers.count = 1\nlimits.drain-timeout = \"20s\"");
-    daemon.wait_for_workers();
-    let mut client = daemon.connect();
-    client.request("sleep", 1000);
-    daemon.wait_until("it executes", |status| status.workers.iter().any(|worker| worker.executing > 0));
-    // As timeout(1) does: to its child, then to its group.
-    let pid = daemon.pid().to_string();
-    let twice = format!("kill -TERM {pid}; kill -TERM {pid}");
-    assert!(Command::new("sh").args(["-c", &twice]).status().expect("a shell").success());
-    assert!(client.reply().value().is_ok(), "the reply comes: {}", daemon.stderr());
-    assert!(daemon.wait().success());
-    assert!(!daemon.stderr().contains("SIGTERM again"), "{}", daemon.stderr());
+    let together = (0..10).any(|_| {
+        let mut daemon = faulty::start("workers.count = 1\nlimits.drain-timeout = \"20s\"");
+        daemon.wait_for_workers();
+        let mut client = daemon.connect();
+        client.request("sleep", 1000);
+        daemon.wait_until("it executes", |status| status.workers.iter().any(|worker| worker.executing > 0));
+        // As timeout(1) does: to its child, then to its group. The first one has been taken by then.
+        let begin = Instant::now();
+        daemon.signal("TERM");
+        let_pass(Duration::from_millis(30));
+        daemon.signal("TERM");
+        if begin.elapsed() > Duration::from_millis(120) {
+            // Not at once, on a busy machine: that shows nothing.
+            return false;
+        }
+        assert!(client.reply().value().is_ok(), "the reply comes: {}", daemon.stderr());
+        assert!(daemon.wait().success());
+        assert!(!daemon.stderr().contains("SIGTERM again"), "{}", daemon.stderr());
+        true
+    });
+    if !together {
+        skip("the machine is too busy for two signals at once");
+    }
 }
 
 #[test]
@@ -212,11 +223,10 @@ fn a_terminal_with_tostop_neither_blocks_nor_counts() {
     let line = format!("stty tostop; set -m; {} -c {} & wait", faulty.display(), config.display());
     let mut command = Command::new("script");
     command.args(["-qec", &line, "/dev/null"]).env("SHELL", "/bin/sh");
-    let mut terminal = Program::start(&mut command);
-    let listens = terminal.line();
+    let terminal = Program::start(&mut command);
     let control = control.display().to_string();
     let tool = |arguments: &[&str]| run(FDPASSCTL, &[&["-s", &control], arguments].concat());
-    eventually(&format!("three workers are there: {listens}"), || {
+    eventually("three workers are there", || {
         (tool(&["status", "--json"]).out.matches("\"state\":\"ready\"").count() == 3).then_some(())
     });
     // The line about the panic is a worker's, that about the level the master's.
@@ -248,6 +258,8 @@ fn fdpassctl_waits_for_room_in_a_non_blocking_pipe() {
     let mut command = ctl_command(&daemon, &["metrics"]);
     let mut child = command.stdin(Stdio::null()).stdout(OwnedFd::from(there)).spawn().expect("it starts");
     drop(command);
+    // One that does not wait ends meanwhile.
+    let_pass(Duration::from_millis(300));
     let reader = thread::spawn(move || {
         here.read_exact(&mut vec![0; filled]).expect("what was written first");
         let mut text = String::new();
