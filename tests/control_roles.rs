@@ -3,9 +3,11 @@
 mod common;
 
 use std::env;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{self, BufRead, BufReader, Lines, Write};
-use std::path::PathBuf;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use common::FDPASSD;
@@ -152,7 +154,7 @@ fn a_refusal_names_whoever_is_not_refused() {
     assert_eq!((said.code, said.err), (Some(77), format!("fdpassctl: forbidden: {sentence}\n")));
     let hidden = tempfile::tempdir().expect("a directory");
     let inner = hidden.path().join("control.sock");
-    fs::set_permissions(hidden.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("it is ours");
+    fs::set_permissions(hidden.path(), PermissionsExt::from_mode(0o700)).expect("it is ours");
     let (uid, gid, groups) = STRANGER;
     let mut command = daemon.others.command_in(FDPASSCTL, uid, gid, groups);
     let said = Program::start(command.arg("status").arg("--socket").arg(&inner)).finish();
@@ -326,5 +328,55 @@ fn hand() {
         let reply = client.reply();
         // Past the harness, which may be in the middle of a line.
         writeln!(io::stdout(), "\n>{} {}", reply.name, reply.result).expect("somebody reads");
+    }
+}
+
+#[test]
+fn a_directory_in_tmp_of_another_user_is_passed_over() {
+    let Some(others) = OtherUser::new() else { return };
+    // Unlike that of another run of this test.
+    let user = 1_000_000 + std::process::id();
+    let temporary = PathBuf::from(format!("/tmp/fdpassd-{user}"));
+    let (config, home) = (others.directory().join("config.toml"), others.directory().join("home"));
+    fs::write(&config, "listen = [\"127.0.0.1:0\"]\nworkers.count = 1\n").expect("it is our directory");
+    fs::create_dir(&home).and_then(|()| chown(&home, Some(user), Some(user))).expect("root may");
+    let prepared = |program: &str| {
+        let mut command = others.command(program, user);
+        command.env_remove("RUNTIME_DIRECTORY").env_remove("XDG_RUNTIME_DIR").env_remove("FDPASSD_SOCKET");
+        command.env("HOME", &home);
+        command
+    };
+    for (owner, mode, is_used) in [(user + 1, 0o755, false), (user, 0o777, false), (user, 0o700, true)] {
+        fs::create_dir(&temporary).expect("it is new");
+        let _removed = Removed(&temporary);
+        // Where somebody waits for fdpassctl.
+        let trap = (!is_used).then(|| UnixListener::bind(temporary.join("control.sock")).expect("it is free"));
+        if trap.is_some() {
+            fs::set_permissions(temporary.join("control.sock"), Permissions::from_mode(0o666)).expect("root may");
+        }
+        chown(&temporary, Some(owner), Some(owner)).expect("root may");
+        fs::set_permissions(&temporary, Permissions::from_mode(mode)).expect("root may");
+        let said = Program::start(prepared(FDPASSCTL).arg("status")).finish();
+        assert_eq!(said.code, Some(3), "{said:?}");
+        assert_eq!(said.err.contains("/tmp/fdpassd-"), is_used, "{}", said.err);
+
+        let mut daemon = Program::start(prepared(FDPASSD).arg("-c").arg(&config));
+        assert!(daemon.line().contains(" listens on "));
+        let place = if is_used { temporary.join("control.sock") } else { home.join(".fdpassd/control.sock") };
+        let said = Program::start(prepared(FDPASSCTL).args(["version", "--json"])).finish();
+        assert!(said.out.contains(&format!("\"pid\":{}", daemon.pid())), "{place:?}: {said:?}");
+        assert!(UnixStream::connect(&place).is_ok(), "{place:?}");
+        if let Some(trap) = trap {
+            trap.set_nonblocking(true).expect("it is a socket");
+            assert_eq!(trap.accept().expect_err("nobody came").kind(), io::ErrorKind::WouldBlock);
+        }
+    }
+}
+
+struct Removed<'a>(&'a Path);
+
+impl Drop for Removed<'_> {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(self.0);
     }
 }

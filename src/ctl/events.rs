@@ -56,7 +56,7 @@ fn follow(after: Option<u64>, daemon: Connection, session: &Session, out: &mut i
 
 /// Another connection to the daemon of that process, if it is still there.
 fn again(session: &Session, pid: u32) -> Result<Option<Connection>, connection::Error> {
-    let asked = Connection::to_daemon(&session.places, Deadline::after(session.patience)).and_then(|mut daemon| {
+    let asked = Connection::to_daemon(&session.places(), Deadline::after(session.patience)).and_then(|mut daemon| {
         let version: Version = read(&daemon.ask(Verb::Version)?)?;
         Ok((daemon, version.pid))
     });

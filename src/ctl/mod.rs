@@ -35,6 +35,7 @@ use serde_json::value::RawValue;
 use crate::connection::{self, Connection, Deadline, no_reply};
 use crate::proto::control::{self, Metrics, Status, Version};
 use crate::proto::text::Escaped;
+use crate::sys::user::Holder;
 
 use args::{Arguments, Verb};
 use error::{Error, Exit};
@@ -103,6 +104,8 @@ fn perform(
 #[derive(Debug)]
 struct Session {
     places: Vec<PathBuf>,
+    /// A directory among those places that may be another user's.
+    temporary: Option<PathBuf>,
     patience: Duration,
     deadline: Deadline,
     json: bool,
@@ -113,8 +116,10 @@ struct Session {
 impl Session {
     fn new(arguments: &Arguments, var: impl Fn(&str) -> Option<OsString>, seen: Seen) -> Session {
         let patience = arguments.timeout();
+        let (places, temporary) = places(arguments, var);
         Session {
-            places: places(arguments, var),
+            places,
+            temporary,
             patience,
             deadline: Deadline::after(patience),
             json: arguments.json,
@@ -125,7 +130,26 @@ impl Session {
 
     /// A connection to it; all of what is asked on it has to be answered in time.
     fn daemon(&self) -> Result<Connection, connection::Error> {
-        Connection::to_daemon(&self.places, self.deadline)
+        Connection::to_daemon(&self.places(), self.deadline).map_err(|error| match error {
+            connection::Error::NotRunning { .. } => {
+                connection::Error::NotRunning { tried: self.places_but(&[Holder::Others]) }
+            }
+            error => error,
+        })
+    }
+
+    /// The places as they are now, without one that another user has made. One that is not there is left out, too: another
+    /// user could make it at this moment.
+    fn places(&self) -> Vec<PathBuf> {
+        self.places_but(&[Holder::Others, Holder::Nobody])
+    }
+
+    fn places_but(&self, holders: &[Holder]) -> Vec<PathBuf> {
+        let is_kept = |place: &&PathBuf| match &self.temporary {
+            Some(temporary) if place.parent() == Some(temporary) => !holders.contains(&Holder::of(temporary)),
+            _ => true,
+        };
+        self.places.iter().filter(is_kept).cloned().collect()
     }
 
     /// Prints a reply: as it came, or for people what `in_words` makes of it.
@@ -139,16 +163,17 @@ impl Session {
     }
 }
 
-/// Where the control socket may be: one place if somebody said so, else all the usual ones.
-fn places(arguments: &Arguments, var: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+/// Where the control socket may be: one place if somebody said so, else all the usual ones, with the directory of one that
+/// another user may have made.
+fn places(arguments: &Arguments, var: impl Fn(&str) -> Option<OsString>) -> (Vec<PathBuf>, Option<PathBuf>) {
     if let Some(name) = &arguments.instance {
         // The RuntimeDirectory= of fdpassd@.service.
-        return vec![PathBuf::from(format!("/run/{DAEMON}-{name}/control.sock"))];
+        return (vec![PathBuf::from(format!("/run/{DAEMON}-{name}/control.sock"))], None);
     }
     let from_environment = || var("FDPASSD_SOCKET").filter(|path| !path.is_empty()).map(PathBuf::from);
     match arguments.socket.clone().or_else(from_environment) {
-        Some(path) => vec![path],
-        None => control::places(DAEMON, user(), var),
+        Some(path) => (vec![path], None),
+        None => (control::places(DAEMON, user(), var), Some(control::temporary(DAEMON, user()))),
     }
 }
 

@@ -110,7 +110,7 @@ impl<'a> Progress<'a> {
 
 /// A second connection.
 fn connect(session: &Session) -> Result<Connection, connection::Error> {
-    let mut events = Connection::to_daemon(&session.places, Deadline::after(A_MOMENT))?;
+    let mut events = Connection::to_daemon(&session.places(), Deadline::after(A_MOMENT))?;
     events.extend(session.deadline);
     Ok(events)
 }

@@ -1,6 +1,7 @@
 //! How a master comes to be, and how much it can have.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::accept::Gate;
@@ -33,12 +34,12 @@ use crate::pool::dispatch::Dispatcher;
 use crate::pool::rebalance::Rebalancer;
 use crate::pool::{Pool, Target};
 use crate::proto::channel::MAX_LEASES;
-use crate::proto::control::{Origin, places};
+use crate::proto::control::{Origin, places, temporary};
 use crate::proto::names::{Address, Generation, WorkerId};
 use crate::sys::poll::{Interest, Poller};
 use crate::sys::process::{self, Executable};
 use crate::sys::signal::{Signal, Signals};
-use crate::sys::user::User;
+use crate::sys::user::{Holder, User};
 use crate::sys::{clock, fd};
 
 /// Descriptors that the master needs beside those of clients, listeners, workers and control clients: standard ones,
@@ -413,6 +414,21 @@ pub(super) fn client_limits(config: &Config, workers: usize, descriptors: u64) -
     Ok(ClientLimits { clients, slots: u32::try_from(clients).unwrap_or(u32::MAX), possible, lowered })
 }
 
+/// Where the control socket is if it is not configured.
+fn usual_place(name: &str, user: u32) -> PathBuf {
+    let temporary = temporary(name, user);
+    let mut places = places(name, user, |key| std::env::var_os(key));
+    if places[0].parent() == Some(&temporary) && Holder::of(&temporary) == Holder::Others {
+        places.remove(0);
+        log::warn!(
+            "{} is not a directory of uid {user} alone: the control socket is {}",
+            temporary.display(),
+            places[0].display()
+        );
+    }
+    places.swap_remove(0)
+}
+
 /// The control socket: the one that this process `had` before it became this program, or a new one. If there are clients,
 /// since then, and it cannot be had, another one takes its place that nobody can connect to, with the reason.
 fn open_control(
@@ -426,7 +442,7 @@ fn open_control(
         let is_gone = !control.is_reachable();
         return Ok((control, clients_since.filter(|_| is_gone).map(|now| Outage::since(now, "its file is gone"))));
     }
-    let usual = || places(name, process::user(), |key| std::env::var_os(key)).swap_remove(0);
+    let usual = || usual_place(name, process::user());
     let path = config.control.socket.clone().unwrap_or_else(usual);
     let bound = ControlListener::bind(&path, config.control.socket.is_none(), config.control.mode());
     match (bound, clients_since) {

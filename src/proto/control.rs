@@ -387,7 +387,7 @@ pub struct Stopped {
 }
 
 /// Where the control socket of daemon `name` may be. The daemon binds the first unless it is configured
-/// otherwise; fdpassctl tries all in this order.
+/// otherwise; fdpassctl tries all in this order. Both pass the one in [`temporary`] over if that is another user's.
 ///
 /// `var` reads the environment, `uid` is the effective user.
 #[must_use]
@@ -400,12 +400,19 @@ pub fn places(name: &str, uid: u32, var: impl Fn(&str) -> Option<OsString>) -> V
     places.extend(set("RUNTIME_DIRECTORY").map(first));
     if uid != 0 {
         places.extend(set("XDG_RUNTIME_DIR").map(|dir| dir.join(name)));
-        places.push(PathBuf::from(format!("/tmp/{name}-{uid}")));
+        places.push(temporary(name, uid));
+        places.extend(set("HOME").filter(|home| home.is_absolute()).map(|home| home.join(format!(".{name}"))));
     }
     // Last for those who are not root: the system's daemon, after one of their own.
     places.push(Path::new("/run").join(name));
     places.iter_mut().for_each(|dir| dir.push("control.sock"));
     places
+}
+
+/// The directory of the control socket in /tmp, where anybody may have made it before.
+#[must_use]
+pub fn temporary(name: &str, uid: u32) -> PathBuf {
+    PathBuf::from(format!("/tmp/{name}-{uid}"))
 }
 
 #[cfg(test)]
@@ -428,6 +435,8 @@ mod tests {
             found(7, &[("XDG_RUNTIME_DIR", "/run/user/7")]),
             ["/run/user/7/fdpassd/control.sock", "/tmp/fdpassd-7/control.sock", "/run/fdpassd/control.sock"]
         );
-        assert_eq!(found(7, &[("XDG_RUNTIME_DIR", "")]).len(), 2);
+        assert_eq!(found(7, &[("XDG_RUNTIME_DIR", ""), ("HOME", "here")]).len(), 2);
+        let home = found(7, &[("HOME", "/home/x")]);
+        assert_eq!(home[..2], ["/tmp/fdpassd-7/control.sock", "/home/x/.fdpassd/control.sock"]);
     }
 }
