@@ -436,7 +436,7 @@ mod tests {
             ["/run/user/7/fdpassd/control.sock", "/tmp/fdpassd-7/control.sock", "/run/fdpassd/control.sock"]
         );
         assert_eq!(found(7, &[("XDG_RUNTIME_DIR", ""), ("HOME", "here")]).len(), 2);
-        let home = found(7, &[("HOME", "/home/x")]);
-        assert_eq!(home[..2], ["/tmp/fdpassd-7/control.sock", "/home/x/.fdpassd/control.sock"]);
+        let home = found(7, &[("HOME", "/users/x")]);
+        assert_eq!(home[..2], ["/tmp/fdpassd-7/control.sock", "/users/x/.fdpassd/control.sock"]);
     }
 }
