@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::fs;
 use std::iter;
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
@@ -302,4 +303,36 @@ fn clients_at_work_do_not_notice_that_listeners_come_and_go() {
     }
     load.finish();
     assert_eq!(daemon.status().lost_total, 0);
+}
+
+#[test]
+fn sockets_whose_files_were_removed_come_back_by_a_reload() {
+    const CONFIG: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 1\n\
+        control.socket = \"{dir}/c.sock\"\nmetrics.listen = \"unix:{dir}/metrics.sock\"\n";
+    let daemon = start(CONFIG);
+    let unix = &daemon.addresses()[1];
+    let mut client = Client::connect(unix);
+    ping(&mut client, 1);
+    let in_dir = |name: &str| daemon.directory().join(name);
+    for name in ["rpc.sock", "metrics.sock"] {
+        fs::remove_file(in_dir(name)).expect("it was bound");
+    }
+    let status = daemon.status();
+    assert_eq!(status.listeners[0].outage, None);
+    assert_eq!(status.listeners[1].outage.as_deref(), Some("its file is gone"));
+    let metrics = format!("metrics on unix:{}: its file is gone", in_dir("metrics.sock").display());
+    assert_eq!(status.missing, [metrics]);
+
+    daemon.reload().expect("it is applied");
+    let status = daemon.wait_until("the old listener has gone", |status| status.listeners.len() == 2);
+    assert_eq!((&status.listeners[1].outage, &status.missing[..]), (&None, &[][..]));
+    assert!(connects(&Address::Unix(in_dir("metrics.sock"))));
+    ping(&mut client, 2);
+    ping(&mut Client::connect(unix), 3);
+
+    fs::remove_file(in_dir("c.sock")).expect("it was bound");
+    daemon.signal("HUP");
+    eventually("the control socket is there", || connects(&Address::Unix(in_dir("c.sock"))).then_some(()));
+    assert_eq!(daemon.status().missing, [] as [String; 0]);
+    ping(&mut client, 4);
 }

@@ -101,8 +101,9 @@ fn what_is_rejected_is_told_with_its_place_and_touches_nothing() {
     "#;
     let daemon = start(base);
     daemon.wait_for_workers();
-    // From here on there is no file of a mode to be changed.
+    // From here on no socket can be bound in the place of that one.
     fs::remove_file(daemon.directory().join("b.sock")).expect("it is there");
+    fs::write(daemon.directory().join("b.sock"), "").expect("it is our directory");
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let taken = taken.local_addr().expect("it is bound");
     let before = Untouched::of(&daemon);
@@ -133,7 +134,7 @@ fn what_is_rejected_is_told_with_its_place_and_touches_nothing() {
         ),
         (listen(&format!("\"{taken}\"")), "Address already in use", None),
         (listen("\"unix:{dir}/missing/rpc.sock\""), "No such file", None),
-        (listen("{ address = \"unix:{dir}/b.sock\", mode = \"0666\" }"), "its file is gone", None),
+        (listen("{ address = \"unix:{dir}/b.sock\", mode = \"0666\" }"), "which is not a socket", None),
         (
             format!("{}log = {{ target = \"file\", file = \"{{dir}}/missing/log\" }}", listen("")),
             "cannot open the log: open log file",
@@ -185,6 +186,7 @@ fn what_is_rejected_is_told_with_its_place_and_touches_nothing() {
     assert!(said.code == Some(1) && said.err.contains("cannot read the file"), "{}", said.err);
 
     // Mistakes leave nothing that would be in the way of what is right.
+    fs::remove_file(daemon.directory().join("b.sock")).expect("it is in the way");
     assert_eq!(daemon.reload_with(base).expect("it is applied")["generation"], 2);
 }
 

@@ -95,6 +95,11 @@ impl Exporter {
         self.outage.as_ref().map(|outage| outage.reason.as_str())
     }
 
+    /// Whether its Unix socket listens, and nobody finds it.
+    pub(super) fn is_file_gone(&self) -> bool {
+        self.outage.is_none() && self.listener.is_file_gone()
+    }
+
     /// When it is to be started.
     pub(super) fn deadline(&self) -> Option<Instant> {
         match (&self.outage, &self.state) {
@@ -249,7 +254,12 @@ impl Master {
     /// What a configuration wants of it; binds what is new.
     pub(super) fn plan_exporter(&self, config: &Config) -> Result<Planned, Error> {
         match &config.metrics.listen {
-            listen if *listen == self.config.metrics.listen => Ok(Planned::Keep),
+            listen
+                if *listen == self.config.metrics.listen
+                    && !self.exporter.as_ref().is_some_and(Exporter::is_file_gone) =>
+            {
+                Ok(Planned::Keep)
+            }
             Some(address) => {
                 let bound =
                     ExporterListener::bind(address).map_err(|e| self.own_addresses().named_in(e, Some(address)));

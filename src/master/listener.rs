@@ -12,7 +12,7 @@ use super::error::Error;
 use super::handed::Handed;
 use super::handover::ListenerRecord;
 use super::itself::ANOTHER;
-use super::outage::Outage;
+use super::outage::{FILE_GONE, Outage};
 use crate::config::{Access, Listen, Mode, Source};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::Address;
@@ -129,7 +129,7 @@ impl Listener {
         let file = match &address {
             Address::Tcp(_) => None,
             // The operator may have removed it since. Until this master serves it is left where it is.
-            Address::Unix(path) => SocketFile::of(path).ok().map(SocketFile::left),
+            Address::Unix(path) => Some(SocketFile::of(path).unwrap_or_else(|_| SocketFile::missing(path)).left()),
         };
         let ListenerRecord { number, accepted, .. } = *record;
         let entry = Listen::new(Source::Bound(configured.clone()));
@@ -178,11 +178,30 @@ impl Listener {
         Some(ListenerRecord { number: self.number, configured, address, accepted: self.accepted })
     }
 
+    /// Why no client can connect, if so. Looks whether the file of a Unix socket is there.
+    pub(super) fn outage_reason(&self) -> Option<&str> {
+        match &self.outage {
+            Some(outage) => Some(&outage.reason),
+            None => self.is_file_gone().then_some(FILE_GONE),
+        }
+    }
+
+    /// Whether its file was removed, or replaced by another one.
+    fn is_file_gone(&self) -> bool {
+        self.outage.is_none() && self.file.as_ref().is_some_and(|file| file.metadata().is_none())
+    }
+
     /// Leaves the file where it is, for the next master.
     pub(super) fn leave_file(&mut self) {
         if let Some(file) = &mut self.file {
             file.is_left = true;
         }
+    }
+
+    /// The file at its path is another listener's.
+    pub(super) fn disown_file(&mut self) {
+        self.leave_file();
+        self.file = None;
     }
 
     /// Becomes what is wanted now at the address that it has; clients that wait in its queue wait on.
@@ -191,7 +210,10 @@ impl Listener {
     /// was adopted is undone by adopting what was wanted before.
     pub(super) fn adopt(&mut self, wanted: &Listen, keepalive: Option<Duration>) -> Result<(), Error> {
         let fail = |e: io::Error| Error::unavailable(&format!("change the listener {}", wanted.source), &e);
-        if let (Some(file), Some(access)) = (&mut self.file, &wanted.access) {
+        // One that is gone, or down, gets its access when it is bound anew.
+        if let (false, None, Some(file), Some(access)) =
+            (self.is_file_gone(), &self.outage, &mut self.file, &wanted.access)
+        {
             file.set_access(access).map_err(fail)?;
         }
         if let Address::Tcp(_) = self.address {
@@ -270,8 +292,10 @@ fn cannot_bind(doing: &str, address: &Address, error: &io::Error) -> Error {
 /// bound. Port 0 is any port, so the first entry that asks for it gets the first that did, and so on.
 ///
 /// A listener that no entry wants as it was wanted before goes to one that wants its address: nothing else can be bound there.
-pub(super) fn keep(listeners: &[Listener], wanted: &[Wanted<'_>]) -> Vec<Option<usize>> {
-    let mut free = vec![true; listeners.len()];
+///
+/// `is_fit` is whether a listener can be kept at all.
+pub(super) fn keep(listeners: &[Listener], wanted: &[Wanted<'_>], is_fit: fn(&Listener) -> bool) -> Vec<Option<usize>> {
+    let mut free: Vec<bool> = listeners.iter().map(is_fit).collect();
     let mut kept = vec![None; wanted.len()];
     let fits: [fn(&Listener, &Place) -> bool; 3] =
         [|listener, place| listener.place == *place, Listener::is_at, Listener::is_on_host];
@@ -284,6 +308,17 @@ pub(super) fn keep(listeners: &[Listener], wanted: &[Wanted<'_>]) -> Vec<Option<
         }
     }
     kept
+}
+
+/// For [`keep`]: those that clients can find. Another socket is bound in the place of one whose file is gone; who waits in
+/// the queue of the one before is still served.
+pub(super) fn is_found(listener: &Listener) -> bool {
+    !listener.is_file_gone()
+}
+
+/// For [`keep`]: all. Clients that wait are not lost because of a file that cannot be made again.
+pub(super) fn is_any(_: &Listener) -> bool {
+    true
 }
 
 /// Control clients that can wait to be accepted; one more than that in fact (`unix_recvq_full()` in the kernel).
@@ -307,6 +342,11 @@ impl ExporterListener {
         let (socket, address, file) = bind(wanted, Some(&access)).map_err(fail)?;
         listen(&socket, 128).map_err(fail)?;
         Ok(ExporterListener { socket, address, file })
+    }
+
+    /// Whether its file was removed, or replaced by another one.
+    pub(super) fn is_file_gone(&self) -> bool {
+        self.file.as_ref().is_some_and(|file| file.metadata().is_none())
     }
 
     /// In the place of one that cannot be bound now.
@@ -617,8 +657,8 @@ mod tests {
         let six = Listen::new("[::1]:0".parse().expect("an address"));
         let wanted = [unix("b"), free(), Listen { backlog: 7, ..unix("a") }, six, free(), free()];
         let wanted = Handed::default().wanted(&wanted).expect("nothing is handed over");
-        assert_eq!(keep(&there, &wanted), [None, Some(0), Some(1), None, Some(2), None]);
-        assert_eq!(keep(&[], &wanted[..1]), [None]);
+        assert_eq!(keep(&there, &wanted, is_any), [None, Some(0), Some(1), None, Some(2), None]);
+        assert_eq!(keep(&[], &wanted[..1], is_any), [None]);
     }
 
     #[test]
@@ -665,9 +705,12 @@ mod tests {
 
         fs::remove_file(&path).expect("it is there");
         listener.adopt(&before, None).expect("there is nothing to change");
-        let error = listener.adopt(&given(None, 0o600), None).expect_err("there is no file");
-        assert!(error.to_string().ends_with("rpc.sock: its file is gone, or is another one's"), "{error}");
-        assert_eq!(listener.byte_order, OrderRule::Little);
+        listener.adopt(&given(None, 0o600), None).expect("the next one gets its access");
+        assert_eq!((listener.byte_order, listener.outage_reason()), (OrderRule::Big, Some(FILE_GONE)));
+        let wanted = [before];
+        let wanted = Handed::default().wanted(&wanted).expect("nothing is handed over");
+        let there = [listener];
+        assert_eq!((keep(&there, &wanted, is_found), keep(&there, &wanted, is_any)), (vec![None], vec![Some(0)]));
     }
 
     #[test]

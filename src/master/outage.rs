@@ -66,6 +66,9 @@ impl Outage {
 /// Why there is an outage at first.
 const ENDED: &str = "another process that holds the socket has ended it";
 
+/// Why nobody can connect to a Unix socket that listens.
+pub(super) const FILE_GONE: &str = "its file is gone";
+
 impl Master {
     /// Looks at the listeners that the poller has reported as ended. Clients that waited there are accepted by now, if there
     /// was room for them.
@@ -99,7 +102,18 @@ impl Master {
         self.events.note(Kind::ListenerEnded, About::default(), sentence);
     }
 
-    /// The same of the listener for metrics, which the exporter accepts from.
+    /// Has the control socket bound anew if its file is gone.
+    pub(super) fn replace_lost_control(&mut self, now: Instant) {
+        if self.control_outage.is_some() || self.control_listener.is_reachable() {
+            return;
+        }
+        // Who waits there is served.
+        self.control.accept(&self.control_listener, &self.poller, now);
+        let _ = self.poller.remove(&self.control_listener);
+        self.control_outage = Some(Outage::since(now, FILE_GONE));
+    }
+
+    /// Looks at the listener for metrics, which the exporter accepts from.
     pub(super) fn look_at_metrics(&mut self, now: Instant) {
         let Some(exporter) = self.exporter.as_mut().filter(|exporter| !exporter.is_listening()) else { return };
         if !exporter.note_ended(Outage::since(now, ENDED), &self.poller) {

@@ -156,7 +156,7 @@ impl Master {
     fn plan_listeners(&mut self, config: &Config) -> Result<Vec<Planned>, Error> {
         let keepalive = config.limits.tcp_keepalive;
         let wanted = self.handed.wanted(&config.listen)?;
-        let kept = listener::keep(&self.listeners, &wanted);
+        let kept = listener::keep(&self.listeners, &wanted, listener::is_found);
         let mut planned = Vec::new();
         for (wanted, kept) in wanted.iter().zip(&kept) {
             planned.push(match kept {
@@ -230,6 +230,7 @@ impl Master {
         self.missing_log = None;
         (self.max_clients, self.count_origin) = (max_clients, Origin::Config);
         self.exchange_exporter(exporter, now);
+        self.replace_lost_control(now);
         self.watch_anew(now);
         self.handed.warn_of_unused(&self.config.listen);
         let took = now.duration_since(began);
@@ -258,7 +259,7 @@ impl Master {
 
     /// Changes who can connect to the control socket, and who may do what there.
     fn change_control(&mut self, control: &Control, now: Instant) {
-        if control.mode() != self.config.control.mode() {
+        if control.mode() != self.config.control.mode() && self.control_listener.is_reachable() {
             warn("set the mode of the control socket", self.control_listener.set_mode(control.mode()));
         }
         // Who waits there came by the mode before, and is taken for what it was then: without groups it is the mode that

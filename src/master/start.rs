@@ -20,7 +20,7 @@ use super::keep::{self, Keeper};
 use super::listener::{self, ControlListener, Listener};
 use super::memory::{self, Memory};
 use super::notify::Notifier;
-use super::outage::Outage;
+use super::outage::{FILE_GONE, Outage};
 use super::reading::Checks;
 use super::roles::Roles;
 use super::unpack::Unpacked;
@@ -296,7 +296,7 @@ fn open_new(
     keepalive: Option<Duration>,
 ) -> Result<Vec<Option<Listener>>, Error> {
     let wanted = handed.wanted(entries)?;
-    let places = listener::keep(kept, &wanted);
+    let places = listener::keep(kept, &wanted, listener::is_any);
     let mut opened: Vec<Option<Listener>> = Vec::new();
     for (wanted, place) in wanted.iter().zip(places) {
         if place.is_some() {
@@ -322,7 +322,7 @@ fn join_listeners(
     keepalive: Option<Duration>,
 ) -> Result<(Vec<Listener>, Vec<u32>), Error> {
     let wanted = handed.wanted(entries)?;
-    let places = listener::keep(&kept, &wanted);
+    let places = listener::keep(&kept, &wanted, listener::is_any);
     let mut kept: Vec<Option<Listener>> = kept.into_iter().map(Some).collect();
     let mut listeners = Vec::new();
     for ((wanted, place), opened) in wanted.iter().zip(places).zip(opened) {
@@ -333,7 +333,10 @@ fn join_listeners(
         }
         listeners.extend(opened);
     }
-    let rest: Vec<Listener> = kept.into_iter().flatten().collect();
+    let mut rest: Vec<Listener> = kept.into_iter().flatten().collect();
+    // The file is that of the one that was bound in its place.
+    let is_replaced = |listener: &Listener| listeners.iter().any(|other| other.address == listener.address);
+    rest.iter_mut().filter(|listener| is_replaced(listener)).for_each(Listener::disown_file);
     let leaving = rest.iter().map(|listener| listener.number).collect();
     listeners.extend(rest);
     Ok((listeners, leaving))
@@ -440,7 +443,7 @@ fn open_control(
 ) -> Result<(ControlListener, Option<Outage>), Error> {
     if let Some(control) = had {
         let is_gone = !control.is_reachable();
-        return Ok((control, clients_since.filter(|_| is_gone).map(|now| Outage::since(now, "its file is gone"))));
+        return Ok((control, clients_since.filter(|_| is_gone).map(|now| Outage::since(now, FILE_GONE))));
     }
     let usual = || usual_place(name, process::user());
     let path = config.control.socket.clone().unwrap_or_else(usual);

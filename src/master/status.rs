@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
+use super::exporter::Exporter;
 use super::listener::Listener;
+use super::outage::FILE_GONE;
 use super::{Master, Seat, Worker};
 use crate::pool::{Member, State};
 use crate::proto::control::{LeavingStatus, ListenerStatus, Skew, Status, WorkerState, WorkerStatus};
@@ -12,15 +14,30 @@ use crate::sys::{clock, process};
 const WINDOW: f64 = 10.0;
 
 impl Master {
-    /// What the configuration wants and there is not, each with the reason.
+    /// What the configuration wants and there is not, each with the reason, as far as that is known.
     pub(super) fn missing(&self) -> Vec<String> {
-        let control = self
-            .control_outage
-            .as_ref()
-            .map(|outage| format!("control socket {}: {}", self.control_listener.path().display(), outage.reason));
-        let metrics = self.exporter.as_ref().and_then(|exporter| {
-            exporter.outage().map(|reason| format!("metrics on {}: {reason}", exporter.address()))
-        });
+        let control = self.control_outage.as_ref().map(|outage| outage.reason.as_str());
+        let metrics = self.exporter.as_ref().and_then(Exporter::outage);
+        self.missing_for(control, metrics)
+    }
+
+    /// The same, and the files of Unix sockets are looked at.
+    fn look_at_missing(&self) -> Vec<String> {
+        let control = match &self.control_outage {
+            Some(outage) => Some(outage.reason.as_str()),
+            None => (!self.control_listener.is_reachable()).then_some(FILE_GONE),
+        };
+        let metrics = self.exporter.as_ref();
+        let metrics =
+            metrics.and_then(|exporter| exporter.outage().or_else(|| exporter.is_file_gone().then_some(FILE_GONE)));
+        self.missing_for(control, metrics)
+    }
+
+    fn missing_for(&self, control: Option<&str>, metrics: Option<&str>) -> Vec<String> {
+        let control =
+            control.map(|reason| format!("control socket {}: {reason}", self.control_listener.path().display()));
+        let address = self.exporter.as_ref().map(Exporter::address);
+        let metrics = address.zip(metrics).map(|(address, reason)| format!("metrics on {address}: {reason}"));
         self.missing_log.iter().cloned().chain(control).chain(metrics).collect()
     }
 
@@ -60,9 +77,9 @@ impl Master {
             reloading: self.reload.is_some(),
             last_reload: self.last_reload.clone(),
             config_stale: self.config_stale.clone(),
-            missing: self.missing(),
             restart_keeps_clients: self.keeper.as_ref().is_some_and(|keeper| keeper.canaries.is_confirmed()),
             store_outage: self.keeper.as_ref().and_then(|keeper| keeper.canaries.outage()).map(str::to_owned),
+            missing: self.look_at_missing(),
             deaths_total: self.counts.deaths.total(),
             failed_starts_total: self.counts.failed_starts,
             stalls_total: self.counts.stalls,
@@ -183,6 +200,6 @@ fn listener_status(listener: &Listener) -> ListenerStatus {
         queue: queue.map(|(waiting, _)| waiting),
         queue_max: queue.map(|(_, most)| most),
         accepted_total: listener.accepted,
-        outage: listener.outage.as_ref().map(|outage| outage.reason.clone()),
+        outage: listener.outage_reason().map(str::to_owned),
     }
 }
