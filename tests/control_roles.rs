@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use common::FDPASSD;
-use common::program::{FDPASSCTL, OtherUser, Program, Said, skip, wait_for_clients};
+use common::program::{FDPASSCTL, OtherUser, Program, Said, ctl, skip, wait_for_clients};
 use fdpassd::proto::control::{Events, Kind, Status, Verb};
 use fdpassd::proto::names::Address;
-use fdpassd::testing::{Client, eventually};
+use fdpassd::testing::{Client, Setup, eventually};
 
 /// The user that the daemon runs as, and its group. Neither has a name, nor has any of the others.
 const DAEMON: u32 = 61_200;
@@ -371,6 +371,22 @@ fn a_directory_in_tmp_of_another_user_is_passed_over() {
             assert_eq!(trap.accept().expect_err("nobody came").kind(), io::ErrorKind::WouldBlock);
         }
     }
+}
+
+#[test]
+fn whoever_is_unmapped_in_a_user_namespace_changes_nothing() {
+    let tried = Command::new("unshare").args(["--user", "true"]).output();
+    if !tried.as_ref().is_ok_and(|output| output.status.success()) {
+        return skip(&format!("no user namespace can be made: {tried:?}"));
+    }
+    // It has the same number there as all others: none is mapped.
+    let daemon = Setup::new("unshare", "workers.count = 1").argument("--user").argument(FDPASSD).start();
+    let daemon = daemon.expect("it serves");
+    daemon.wait_for_log("is also that of all users from outside of its user namespace");
+    let said = ctl(&daemon, &["undrain"]);
+    let sentence = "fdpassctl: forbidden: changing things needs root\n";
+    assert_eq!((said.code, said.err.as_str()), (Some(77), sentence));
+    assert_eq!(ctl(&daemon, &["status"]).code, Some(0));
 }
 
 struct Removed<'a>(&'a Path);

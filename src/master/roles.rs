@@ -16,7 +16,7 @@ use std::os::fd::AsFd;
 use crate::config::Control;
 use crate::proto::control::{Code, Refusal};
 use crate::sys::socket::{self, Credentials};
-use crate::sys::user::{Group, User};
+use crate::sys::user::{Group, Unmapped, User};
 
 /// What somebody may do; each may also do what those before it may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,12 +66,30 @@ pub(super) struct Roles {
     user: User,
     admins: Option<Group>,
     readers: Option<Group>,
+    /// Numbers that give no right, as everybody from outside of the user namespace has them.
+    unmapped: Unmapped,
 }
 
 impl Roles {
     /// `user` is the daemon's.
-    pub(super) fn new(user: User, control: &Control) -> Roles {
-        Roles { user, admins: control.admin_group.clone(), readers: control.read_group.clone() }
+    pub(super) fn new(user: User, control: &Control, unmapped: Unmapped) -> Roles {
+        if unmapped.user == Some(user.uid) {
+            log::warn!(
+                "uid {} of this daemon is also that of all users from outside of its user namespace: it may change nothing \
+                 over the control socket; run the daemon as a user that the namespace maps",
+                user.uid
+            );
+        }
+        Roles { user, admins: control.admin_group.clone(), readers: control.read_group.clone(), unmapped }
+    }
+
+    /// Whether that is root, or the daemon's user.
+    fn is_owner(&self, uid: u32) -> bool {
+        (uid == 0 || uid == self.user.uid) && self.unmapped.user != Some(uid)
+    }
+
+    fn is_in(&self, who: &Peer, group: &Option<Group>) -> bool {
+        who.is_in(group) && group.as_ref().map(|group| group.gid) != self.unmapped.group
     }
 
     /// From now on those of another configuration.
@@ -85,12 +103,11 @@ impl Roles {
     }
 
     pub(super) fn of(&self, who: &Peer) -> Role {
-        let uid = who.credentials.uid;
-        if uid == 0 || uid == self.user.uid || who.is_in(&self.admins) {
+        if self.is_owner(who.credentials.uid) || self.is_in(who, &self.admins) {
             return Role::Admin;
         }
         let is_anybodys = self.admins.is_none() && self.readers.is_none();
-        if is_anybodys || who.is_in(&self.readers) { Role::Reader } else { Role::Nobody }
+        if is_anybodys || self.is_in(who, &self.readers) { Role::Reader } else { Role::Nobody }
     }
 
     /// Lets those pass who have this role, or more than that.
@@ -110,11 +127,14 @@ impl Roles {
     /// # Errors
     /// `forbidden`.
     pub(super) fn need_owner(&self, who: &Peer) -> Result<(), Refusal> {
-        let uid = who.credentials.uid;
-        if uid == 0 || uid == self.user.uid {
+        if self.is_owner(who.credentials.uid) {
             return Ok(());
         }
-        let owner = if self.user.uid == 0 { String::new() } else { format!(" or {}", self.user.name) };
+        let owner = if self.user.uid == 0 || self.unmapped.user == Some(self.user.uid) {
+            String::new()
+        } else {
+            format!(" or {}", self.user.name)
+        };
         Err(Refusal::new(Code::Forbidden, format!("choosing the program needs root{owner}")))
     }
 
@@ -123,7 +143,7 @@ impl Roles {
         let User { name, uid } = &self.user;
         let group = |group: &Option<Group>| group.as_ref().map(|group| format!("the group {}", group.name));
         let mut all = vec!["root".to_owned()];
-        if *uid != 0 {
+        if *uid != 0 && self.unmapped.user != Some(*uid) {
             all.push(if name.parse() == Ok(*uid) { format!("uid {uid}") } else { name.clone() });
         }
         all.extend(group(&self.admins));
@@ -152,7 +172,7 @@ mod tests {
             read_group: group("monitoring", READERS).filter(|_| readers),
             ..Control::default()
         };
-        Roles::new(User { name: "fdpassd".to_owned(), uid: DAEMON }, &control)
+        Roles::new(User { name: "fdpassd".to_owned(), uid: DAEMON }, &control, Unmapped::default())
     }
 
     fn peer(uid: u32, groups: &[u32]) -> Peer {
@@ -204,6 +224,21 @@ mod tests {
         assert_eq!(said(nameless(), false, true, Role::Admin).as_deref(), Some("root or uid 4711"));
         let one = Roles { readers: roles(true, false).admins, ..roles(true, true) };
         assert_eq!(refusal(&one, Role::Reader).message, "looking needs root, fdpassd or the group ops");
+    }
+
+    #[test]
+    fn what_everybody_from_outside_has_gives_no_right() {
+        let unmapped = Unmapped { user: Some(DAEMON), group: Some(ADMINS) };
+        let roles = Roles { unmapped, ..roles(true, true) };
+        for (who, role) in [
+            (peer(DAEMON, &[ADMINS]), Role::Nobody),
+            (peer(DAEMON, &[ADMINS, READERS]), Role::Reader),
+            (peer(0, &[0]), Role::Admin),
+        ] {
+            assert_eq!(roles.of(&who), role, "{who}");
+        }
+        let stranger = peer(DAEMON, &[]);
+        assert_eq!(roles.need_owner(&stranger).expect_err("anybody").message, "choosing the program needs root");
     }
 
     #[test]

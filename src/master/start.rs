@@ -39,7 +39,7 @@ use crate::proto::names::{Address, Generation, WorkerId};
 use crate::sys::poll::{Interest, Poller};
 use crate::sys::process::{self, Executable};
 use crate::sys::signal::{Signal, Signals};
-use crate::sys::user::{Holder, User};
+use crate::sys::user::{Holder, Unmapped, User};
 use crate::sys::{clock, fd};
 
 /// Descriptors that the master needs beside those of clients, listeners, workers and control clients: standard ones,
@@ -167,7 +167,10 @@ impl Master {
             pool: Pool::new(target(&config, generation), started, seed).beginning_with(next_worker),
             dispatcher: Dispatcher::new(config.workers.dispatch),
             addresses: Addresses::new(config.limits.max_clients_per_address, [].iter()),
-            control: ControlClients::new(control_clients(descriptors) as usize, Roles::new(user, &config.control)),
+            control: ControlClients::new(
+                control_clients(descriptors) as usize,
+                Roles::new(user, &config.control, Unmapped::read()),
+            ),
             // As at a reload: clients that are there have room, with all that is parked of them.
             layout: limits.layout(config.limits.max_frame.max(there.max_frame()), there.slots()),
             max_clients: limits.clients,

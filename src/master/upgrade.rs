@@ -23,6 +23,7 @@ use crate::proto::control::{About, Code, Kind, Refusal};
 use crate::proto::text::Escaped;
 use crate::sys::fd;
 use crate::sys::process::{self, Executable, Exit};
+use crate::sys::user::Unmapped;
 
 /// The roles that a program is run in, by what stands first on its command line.
 pub(crate) const CHECK: &str = "check-handover";
@@ -262,7 +263,8 @@ fn open_trusted(path: &Path, user: u32) -> Result<File, String> {
 /// Others may add to a directory with the sticky bit, and change nothing that is there (chmod(1)).
 fn check_trust(found: &Metadata, user: u32, is_folder: bool) -> Result<(), String> {
     let mode = found.mode();
-    if found.uid() != 0 && found.uid() != user {
+    // Nor is a file trusted that may be anybody's.
+    if found.uid() != 0 && found.uid() != user || Unmapped::read().user == Some(found.uid()) {
         return Err(format!("belongs to uid {}", found.uid()));
     }
     if mode & 0o022 != 0 && !(is_folder && mode & 0o1000 != 0) {
