@@ -100,6 +100,7 @@ fn the_effective_configuration_can_be_loaded_again_and_is_the_same() {
         [limits]
         max-clients = 1000
         max-clients-per-address = 10
+        ipv6-prefix = 56
         max-frame = "64KiB"
         buffers = "1MiB"
         idle-timeout = "1h"

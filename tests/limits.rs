@@ -177,3 +177,41 @@ fn without_clients_no_process_wakes_up() {
 fn ping(client: &mut Client) {
     assert_eq!(client.call("ping", 1).expect("a result"), 1);
 }
+
+/// Set in the process that is in the namespace.
+const INSIDE: &str = "LIMITS_INSIDE";
+
+#[test]
+fn clients_of_an_ipv6_network_share_a_limit() {
+    if std::env::var_os(INSIDE).is_none() {
+        let own = std::env::current_exe().expect("a test knows itself");
+        let prepare = "ip link set lo up && for ip in 1::1 1:ffff::2 2::1; do \
+                       ip -6 addr add fd00:0:0:$ip/128 dev lo; done";
+        let tried = Command::new("unshare").args(["-rn", "sh", "-c", prepare]).output();
+        if !tried.as_ref().is_ok_and(|output| output.status.success()) {
+            return skip(&format!("no namespace with addresses of IPv6 can be made: {tried:?}"));
+        }
+        let run = format!("{prepare} && exec \"$0\" --exact clients_of_an_ipv6_network_share_a_limit --nocapture");
+        let status = Command::new("unshare").args(["-rn", "sh", "-c", &run]).arg(own).env(INSIDE, "1").status();
+        assert!(status.expect("it ran a moment ago").success(), "it failed in its namespace");
+        return;
+    }
+    let config = "listen = [\"[::]:0\"]\nworkers.count = 1\nlimits.max-clients-per-address = 1\n";
+    let daemon = start(config);
+    let Address::Tcp(bound) = daemon.address() else { panic!("it is one of TCP") };
+    // Who connects to a local address has it itself.
+    let connect = |ip: &str| {
+        Client::connect(&Address::Tcp(std::net::SocketAddr::new(ip.parse().expect("an address"), bound.port())))
+    };
+    let is_served = |client: &mut Client| client.call("ping", 1).is_ok();
+    let mut first = connect("fd00:0:0:1::1");
+    assert!(is_served(&mut first));
+    assert!(connect("fd00:0:0:1:ffff::2").reply().value().is_err(), "the same /64");
+    let mut other = connect("fd00:0:0:2::1");
+    assert!(is_served(&mut other));
+
+    daemon.reload_with(&format!("{config}limits.ipv6-prefix = 128")).expect("it is applied");
+    assert!(is_served(&mut connect("fd00:0:0:1:ffff::2")), "each address for itself");
+    assert!(connect("fd00:0:0:1::1").reply().value().is_err(), "the clients that were there are counted");
+    assert!(is_served(&mut first) && is_served(&mut other));
+}

@@ -241,6 +241,9 @@ pub struct Limits {
     /// Most clients from one IP address; `None`, the default, sets no limit.
     #[serde(with = "OrNone::<UpTo<{ u32::MAX }>>")]
     pub max_clients_per_address: Option<NonZeroU32>,
+    /// Leading bits of IPv6 addresses that `max_clients_per_address` takes for one, from 1 to 128; 64 by default.
+    #[serde(with = "UpTo::<128>")]
+    pub ipv6_prefix: NonZeroU32,
     /// Longest body of a frame, in bytes, from 64 to 256 MiB; 1 MiB by default.
     #[serde(with = "FrameSize")]
     pub max_frame: u32,
@@ -290,6 +293,7 @@ impl Default for Limits {
         Limits {
             max_clients: None,
             max_clients_per_address: None,
+            ipv6_prefix: const { NonZeroU32::new(64).expect("not zero") },
             max_frame: 1 << 20,
             buffers: None,
             idle_timeout: None,

@@ -155,6 +155,7 @@ fn all_values_are_taken_as_written() {
         [limits]
         max-clients = 1
         max-clients-per-address = 4294967295
+        ipv6-prefix = 56
         max-frame = 65535
         buffers = "64MB"
         idle-timeout = "1year"
@@ -207,6 +208,7 @@ fn all_values_are_taken_as_written() {
     let limits = Limits {
         max_clients: Some(number(1)),
         max_clients_per_address: Some(number(u32::MAX)),
+        ipv6_prefix: number(56),
         max_frame: 65_535,
         buffers: Some(64_000_000),
         idle_timeout: Some(Duration::from_secs(31_557_600)),
@@ -308,6 +310,7 @@ fn a_count_out_of_its_range_is_refused() {
         "[limits]\nmax-clients-per-address = «\"auto\"",
         "invalid value: string \"auto\", expected \"none\" or a number from 1 to 4294967295",
     );
+    refused("[limits]\nipv6-prefix = «129", "invalid value: integer `129`, expected a number from 1 to 128");
     refused(
         "listen = [{ address = \"[::]:1\", backlog = «65536 }]",
         "invalid value: integer `65536`, expected a number from 1 to 65535",
@@ -767,6 +770,7 @@ fn limits() -> impl Strategy<Value = Limits> {
             Limits {
                 max_clients: NonZeroU32::new(all),
                 max_clients_per_address: NonZeroU32::new(each),
+                ipv6_prefix: NonZeroU32::new(each % 128 + 1).expect("not zero"),
                 max_frame: frame,
                 buffers: more.map(|more| 4 * u64::from(frame) + more),
                 idle_timeout,

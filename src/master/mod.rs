@@ -538,6 +538,6 @@ impl Master {
     fn count_addresses(&self, config: &Config) -> Addresses {
         let leased = self.workers.values().flat_map(|worker| worker.leases.iter()).map(|(_, client)| &client.peer);
         let waiting = self.unleased.iter().map(|unleased| &unleased.client.peer);
-        Addresses::new(config.limits.max_clients_per_address, leased.chain(waiting))
+        Addresses::new(&config.limits, leased.chain(waiting))
     }
 }

@@ -213,7 +213,8 @@ impl Master {
         }
         self.exchange_listeners(listeners, &config);
         self.store_all(now);
-        if config.limits.max_clients_per_address != self.config.limits.max_clients_per_address {
+        let counting = |config: &Config| (config.limits.max_clients_per_address, config.limits.ipv6_prefix);
+        if counting(&config) != counting(&self.config) {
             self.addresses = self.count_addresses(&config);
         }
         self.dispatcher.set_policy(config.workers.dispatch);

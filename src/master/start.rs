@@ -166,7 +166,7 @@ impl Master {
         let mut master = Master {
             pool: Pool::new(target(&config, generation), started, seed).beginning_with(next_worker),
             dispatcher: Dispatcher::new(config.workers.dispatch),
-            addresses: Addresses::new(config.limits.max_clients_per_address, [].iter()),
+            addresses: Addresses::new(&config.limits, [].iter()),
             control: ControlClients::new(
                 control_clients(descriptors) as usize,
                 Roles::new(user, &config.control, Unmapped::read()),

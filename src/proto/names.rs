@@ -72,7 +72,7 @@ pub enum Peer {
 }
 
 impl Peer {
-    /// The address that `max-clients-per-address` counts; none for a Unix client.
+    /// The address, of which `max-clients-per-address` counts the network if it is one of IPv6; none for a Unix client.
     #[must_use]
     pub fn ip(&self) -> Option<IpAddr> {
         match *self {
