@@ -5,10 +5,11 @@ mod common;
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
+use std::process::Command;
 
 use common::port::Reserved;
 use common::program::skip;
-use common::{kernel, start};
+use common::{FDPASSD, kernel, start};
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, eventually};
 
@@ -97,6 +98,52 @@ fn a_unix_socket_gets_the_owner_and_the_group_that_the_file_says() {
     let found = fs::metadata(daemon.directory().join("rpc.sock")).expect("it is there");
     assert_eq!((found.uid(), found.gid(), found.mode() & 0o777), (NOBODY, NOBODY, 0o600));
     daemon.connect().call("ping", 1).expect("root may");
+}
+
+#[test]
+fn freebind_listens_on_an_address_that_no_interface_has() {
+    let elsewhere = |more: &str| format!("{{ address = \"192.0.2.1:0\"{more} }}");
+    let error = Running::start(FDPASSD, &format!("listen = [{}]", elsewhere(""))).expect_err("no interface has it");
+    assert_eq!(error.code(), Some(69));
+    assert!(error.stderr().contains("192.0.2.1:0: Cannot assign requested address"), "{}", error.stderr());
+    let six = "{ address = \"[2001:db8::1]:0\", freebind = true }";
+    let daemon = start(&format!("listen = [{}, {six}]", elsewhere(", freebind = true")));
+    let listeners = daemon.status().listeners;
+    assert!(listeners.iter().all(|listener| listener.outage.is_none()), "{listeners:?}");
+    let is_at = |index: usize, host: &str| {
+        let address = &listeners[index].address;
+        address.starts_with(host) && !address.ends_with(":0")
+    };
+    assert!(is_at(0, "192.0.2.1:") && is_at(1, "[2001:db8::1]:"), "{listeners:?}");
+}
+
+/// Set in the process that is in the namespace.
+const INSIDE: &str = "LISTENERS_INSIDE";
+
+#[test]
+fn an_address_that_comes_after_the_start_is_listened_on() {
+    if std::env::var_os(INSIDE).is_none() {
+        let own = std::env::current_exe().expect("a test knows itself");
+        let tried = Command::new("unshare").args(["-rn", "ip", "link", "set", "lo", "up"]).output();
+        if !tried.as_ref().is_ok_and(|output| output.status.success()) {
+            return skip(&format!("no network namespace can be made: {tried:?}"));
+        }
+        let run = "ip link set lo up && exec \"$0\" --exact an_address_that_comes_after_the_start_is_listened_on";
+        let status = Command::new("unshare").args(["-rn", "sh", "-c", run]).arg(own).env(INSIDE, "1").status();
+        assert!(status.expect("it ran a moment ago").success(), "it failed in its namespace");
+        return;
+    }
+    let daemon = start(r#"listen = ["127.0.0.1:0", "192.0.2.1:4242"]"#);
+    daemon.connect().call("ping", 1).expect("the other listener serves");
+    let outage = daemon.status().listeners[1].outage.clone().expect("no interface has the address");
+    assert!(outage.contains("192.0.2.1:4242: Cannot assign requested address"), "{outage}");
+    let added = Command::new("ip").args(["addr", "add", "192.0.2.1/32", "dev", "lo"]).status();
+    assert!(added.expect("it ran before").success());
+    daemon.wait_until("it is bound", |status| status.listeners[1].outage.is_none());
+    let address = "192.0.2.1:4242".parse().expect("an address");
+    Client::connect(&address).call("ping", 2).expect("it serves");
+    daemon.reload().expect("it is a listener like any other");
+    Client::connect(&address).call("ping", 3).expect("it serves");
 }
 
 fn port(daemon: &Running) -> u16 {

@@ -50,7 +50,11 @@ fn check_listeners(listeners: &[Listen]) -> Result<(), Fault> {
         let message = format!("at most {MAX_LISTENERS} addresses can be listened on, these are {}", listeners.len());
         return fault(message, [format!("listen.{MAX_LISTENERS}")]);
     }
-    for (index, Listen { source, access, .. }) in listeners.iter().enumerate() {
+    for (index, Listen { source, access, freebind, .. }) in listeners.iter().enumerate() {
+        if *freebind && !matches!(source, Source::Bound(Address::Tcp(_))) {
+            let message = format!("freebind is for TCP addresses that the daemon binds, {source} is none");
+            return fault(message, [format!("listen.{index}.freebind")]);
+        }
         let has_no_access = match source {
             Source::Bound(Address::Unix(_)) => None,
             Source::Bound(Address::Tcp(_)) => Some("is a TCP address"),

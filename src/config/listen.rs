@@ -27,6 +27,8 @@ pub struct Listen {
     pub backlog: u32,
     /// Who may connect: `Some` if and only if the address is a Unix socket's that the daemon binds.
     pub access: Option<Access>,
+    /// Whether a TCP address is bound although no interface has it; false by default.
+    pub freebind: bool,
 }
 
 /// Where the socket of a listener comes from: `127.0.0.1:8080`, `unix:/run/fdpassd/rpc.sock` or `systemd:rpc`.
@@ -81,7 +83,15 @@ impl Listen {
     #[must_use]
     pub fn new(source: Source) -> Listen {
         let byte_order = OrderRule::default();
-        Listen::from(Table { source, byte_order, backlog: default_backlog(), mode: None, owner: None, group: None })
+        Listen::from(Table {
+            source,
+            byte_order,
+            backlog: default_backlog(),
+            mode: None,
+            owner: None,
+            group: None,
+            freebind: false,
+        })
     }
 }
 
@@ -135,24 +145,27 @@ struct Table {
     owner: Option<User>,
     #[serde(default, with = "Given::<Group>")]
     group: Option<Group>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    freebind: bool,
 }
 
 impl From<Table> for Listen {
     /// Leaves [`Access`] where there can be none in, for `check` to refuse it with a caret.
     fn from(table: Table) -> Listen {
-        let Table { source, byte_order, backlog, mode, owner, group } = table;
+        let Table { source, byte_order, backlog, mode, owner, group, freebind } = table;
         let given = mode.is_some() || owner.is_some() || group.is_some();
         let access = Access { mode: mode.unwrap_or(Mode(0o660)), owner, group };
         let access = (given || matches!(source, Source::Bound(Address::Unix(_)))).then_some(access);
-        Listen { source, byte_order, backlog: backlog.get(), access }
+        Listen { source, byte_order, backlog: backlog.get(), access, freebind }
     }
 }
 
 impl From<Listen> for Table {
     fn from(listen: Listen) -> Table {
-        let Listen { source, byte_order, backlog, access } = listen;
+        let Listen { source, byte_order, backlog, access, freebind } = listen;
         let (mode, owner, group) = access.map_or((None, None, None), |a| (Some(a.mode), a.owner, a.group));
-        Table { source, byte_order, backlog: NonZeroU32::new(backlog).unwrap_or(NonZeroU32::MIN), mode, owner, group }
+        let backlog = NonZeroU32::new(backlog).unwrap_or(NonZeroU32::MIN);
+        Table { source, byte_order, backlog, mode, owner, group, freebind }
     }
 }
 

@@ -113,6 +113,7 @@ fn everything() -> Config {
             owner: User::find("0").expect("users"),
             group: Group::find("0").expect("groups"),
         }),
+        freebind: false,
     });
     config.workers.max_requests = NonZeroU32::new(1000);
     config.workers.max_lifetime = Some(Duration::from_secs(3600));
@@ -193,6 +194,7 @@ fn all_values_are_taken_as_written() {
                 owner: None,
                 group: Some(Group { name: "3999999999".to_owned(), gid: 3_999_999_999 }),
             }),
+            freebind: false,
         }
     );
     let number = |number| NonZeroU32::new(number).expect("not zero");
@@ -443,7 +445,7 @@ fn a_table_of_listen_is_checked_like_any_other() {
     refused("[[listen]]\naddress = \"[::]:1\"\n«[[listen]]\nbacklog = 5", "missing key `address`");
     let error = refused(
         "listen = [\"[::]:1\", { «adress = \"[::]:2\" }]",
-        "unknown key `adress`, expected one of `address`, `byte-order`, `backlog`, `mode`, `owner`, `group`",
+        "unknown key `adress`, expected one of `address`, `byte-order`, `backlog`, `mode`, `owner`, `group`, `freebind`",
     );
     assert_eq!(error.help(), Some("did you mean \"address\"?"));
     refused(
@@ -740,7 +742,13 @@ fn listeners() -> impl Strategy<Value = Vec<Listen>> {
                 _ => format!("[::1]:{index}"),
             };
             let access = (kind == 0).then_some(Access { mode: Mode(mode), owner: None, group: None });
-            Listen { source: source.parse().expect("an address"), byte_order, backlog, access }
+            Listen {
+                source: source.parse().expect("an address"),
+                byte_order,
+                backlog,
+                access,
+                freebind: kind == 2 && backlog % 2 == 0,
+            }
         };
         numbered.map(listen).collect()
     })

@@ -8,6 +8,8 @@ use std::io;
 pub enum Error {
     /// An address or a socket cannot be had: 69.
     Unavailable(String),
+    /// No interface has an address: 69.
+    NoAddress(String),
     /// No worker ever became ready: 70.
     NoWorker(String),
     /// The system refuses what is needed: 71.
@@ -21,7 +23,7 @@ impl Error {
     #[must_use]
     pub fn status(&self) -> u8 {
         match self {
-            Error::Unavailable(_) => 69,
+            Error::Unavailable(_) | Error::NoAddress(_) => 69,
             Error::NoWorker(_) => 70,
             Error::System(_) => 71,
             Error::Permission(_) => 77,
@@ -33,6 +35,7 @@ impl Error {
         let sentence = format!("cannot {doing}: {error}");
         match error.kind() {
             io::ErrorKind::PermissionDenied => Error::Permission(sentence),
+            io::ErrorKind::AddrNotAvailable => Error::NoAddress(sentence),
             _ => Error::Unavailable(sentence),
         }
     }
@@ -40,7 +43,11 @@ impl Error {
     /// The same, with more to say of it.
     pub(super) fn with(mut self, more: &str) -> Error {
         match &mut self {
-            Error::Unavailable(s) | Error::NoWorker(s) | Error::System(s) | Error::Permission(s) => s.push_str(more),
+            Error::Unavailable(s)
+            | Error::NoAddress(s)
+            | Error::NoWorker(s)
+            | Error::System(s)
+            | Error::Permission(s) => s.push_str(more),
         }
         self
     }
@@ -48,9 +55,11 @@ impl Error {
     /// The same, with other words for some of it.
     pub(super) fn replace(mut self, words: &str, by: &str) -> Error {
         match &mut self {
-            Error::Unavailable(s) | Error::NoWorker(s) | Error::System(s) | Error::Permission(s) => {
-                *s = s.replace(words, by)
-            }
+            Error::Unavailable(s)
+            | Error::NoAddress(s)
+            | Error::NoWorker(s)
+            | Error::System(s)
+            | Error::Permission(s) => *s = s.replace(words, by),
         }
         self
     }
@@ -64,7 +73,11 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Unavailable(s) | Error::NoWorker(s) | Error::System(s) | Error::Permission(s) => f.write_str(s),
+            Error::Unavailable(s)
+            | Error::NoAddress(s)
+            | Error::NoWorker(s)
+            | Error::System(s)
+            | Error::Permission(s) => f.write_str(s),
         }
     }
 }

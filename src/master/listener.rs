@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::control_link::{self, ControlLink};
 use super::error::Error;
@@ -65,8 +65,11 @@ pub(super) struct Listener {
     file: Option<SocketFile>,
     /// What it was opened or adopted for last.
     entry: Listen,
-    /// Another process has ended it, and it is not bound again yet. Then it is not in the poller.
+    /// Another process has ended it, or its address is not there yet, and it is not bound again. Then it is not in the
+    /// poller.
     pub(super) outage: Option<Outage>,
+    /// It was never bound.
+    is_missing: bool,
 }
 
 impl Listener {
@@ -90,7 +93,7 @@ impl Listener {
             }
         };
         let (socket, address, file) = match place {
-            Place::Bound(address) => bind(address, entry.access.as_ref()).map_err(fail)?,
+            Place::Bound(address) => bind(address, entry.access.as_ref(), entry.freebind).map_err(fail)?,
             Place::Handed(index) => {
                 let (socket, address) = handed.listener(*index).map_err(fail)?;
                 (socket, address, None)
@@ -115,7 +118,23 @@ impl Listener {
             file,
             entry,
             outage: None,
+            is_missing: false,
         })
+    }
+
+    /// In the place of one whose address no interface has yet. It is bound as soon as one has it.
+    ///
+    /// # Errors
+    /// `refusal`, unless that is what is wrong.
+    pub(super) fn missing(number: u32, wanted: &Wanted<'_>, refusal: Error, now: Instant) -> Result<Listener, Error> {
+        let (Place::Bound(Address::Tcp(at)), Error::NoAddress(_)) = (&wanted.place, &refusal) else {
+            return Err(refusal);
+        };
+        let socket = socket::unbound_tcp(*at).map_err(Error::system("make a socket"))?;
+        let (place, entry, address) = (wanted.place.clone(), wanted.entry.clone(), Address::Tcp(*at));
+        let (byte_order, outage) = (entry.byte_order, Some(Outage::after(&refusal, now)));
+        let (accepted, file, is_found, is_missing) = (0, None, false, true);
+        Ok(Listener { number, socket, place, is_found, address, byte_order, accepted, file, entry, outage, is_missing })
     }
 
     /// One that a master before this one had, as it was left.
@@ -134,7 +153,19 @@ impl Listener {
         let ListenerRecord { number, accepted, .. } = *record;
         let entry = Listen::new(Source::Bound(configured.clone()));
         let (place, byte_order) = (Place::Bound(configured), OrderRule::Little);
-        Ok(Listener { number, socket, place, is_found, address, byte_order, accepted, file, entry, outage: None })
+        Ok(Listener {
+            number,
+            socket,
+            place,
+            is_found,
+            address,
+            byte_order,
+            accepted,
+            file,
+            entry,
+            outage: None,
+            is_missing: false,
+        })
     }
 
     /// It is this master's from now on.
@@ -174,6 +205,9 @@ impl Listener {
 
     /// How the next master is told of it; nothing if it gets this one from whoever has bound it.
     pub(super) fn record(&self) -> Option<ListenerRecord> {
+        if self.is_missing {
+            return None;
+        }
         let (configured, address) = (self.configured()?.to_string(), self.address.to_string());
         Some(ListenerRecord { number: self.number, configured, address, accepted: self.accepted })
     }
@@ -238,7 +272,7 @@ impl Listener {
             }
             Address::Unix(path) => self.entry.access.clone().or_else(|| access_of(path)),
         };
-        let (socket, _, file) = bind(&self.address, access.as_ref()).map_err(fail)?;
+        let (socket, address, file) = bind(&self.address, access.as_ref(), self.entry.freebind).map_err(fail)?;
         if let Address::Tcp(_) = self.address {
             socket::set_keepalive(&socket, keepalive).map_err(fail)?;
         }
@@ -250,6 +284,9 @@ impl Listener {
         // The file of before was replaced. Its number may be that of the new one.
         self.leave_file();
         (self.socket, self.file) = (socket, file);
+        if std::mem::take(&mut self.is_missing) {
+            self.address = address;
+        }
         Ok(())
     }
 
@@ -339,7 +376,7 @@ impl ExporterListener {
     pub(super) fn bind(wanted: &Address) -> Result<ExporterListener, Error> {
         let access = Access { mode: Mode(0o660), owner: None, group: None };
         let fail = |e: io::Error| cannot_bind(&format!("listen on {wanted} for metrics"), wanted, &e);
-        let (socket, address, file) = bind(wanted, Some(&access)).map_err(fail)?;
+        let (socket, address, file) = bind(wanted, Some(&access), false).map_err(fail)?;
         listen(&socket, 128).map_err(fail)?;
         Ok(ExporterListener { socket, address, file })
     }
@@ -457,10 +494,14 @@ impl AsFd for ControlListener {
 }
 
 /// A socket that is bound and not yet listening, where it really is, and its file if it has one.
-fn bind(wanted: &Address, access: Option<&Access>) -> io::Result<(OwnedFd, Address, Option<SocketFile>)> {
+fn bind(
+    wanted: &Address,
+    access: Option<&Access>,
+    freebind: bool,
+) -> io::Result<(OwnedFd, Address, Option<SocketFile>)> {
     match wanted {
         Address::Tcp(address) => {
-            let socket = socket::bind_tcp(*address)?;
+            let socket = socket::bind_tcp(*address, freebind)?;
             let bound = socket::local_address(&socket)?.unwrap_or(*address);
             Ok((socket, Address::Tcp(bound), None))
         }

@@ -118,11 +118,11 @@ impl Master {
         }
         let generation = Generation(left.as_ref().map_or(0, |handover| handover.last_generation) + 1);
         let next_worker = left.as_ref().map_or(WorkerId(1), |handover| handover.next_worker);
-        let opened = match (open_new(&config.listen, &handed, &kept, &mut listener_number, keepalive), last) {
+        let opened = match (open_new(&config.listen, &handed, &kept, &mut listener_number, keepalive, started), last) {
             (Err(e), Some(last)) => {
                 config_stale = Some(e.to_string());
                 (config, config_keys, config_files) = (last.config, last.keys, last.files);
-                open_new(&config.listen, &handed, &kept, &mut listener_number, keepalive)?
+                open_new(&config.listen, &handed, &kept, &mut listener_number, keepalive, started)?
             }
             (opened, _) => opened?,
         };
@@ -146,7 +146,7 @@ impl Master {
         if control_outage.is_none() {
             poller.add(&control_listener, Token::Control.into(), Interest::Clients).map_err(&watch)?;
         }
-        for listener in &listeners {
+        for listener in listeners.iter().filter(|listener| listener.outage.is_none()) {
             // The gate opens when a worker is ready.
             poller.add(listener, Token::Listener(listener.number).into(), Interest::End).map_err(&watch)?;
         }
@@ -297,9 +297,11 @@ fn open_new(
     kept: &[Listener],
     number: &mut u32,
     keepalive: Option<Duration>,
+    now: Instant,
 ) -> Result<Vec<Option<Listener>>, Error> {
     let wanted = handed.wanted(entries)?;
     let places = listener::keep(kept, &wanted, listener::is_any);
+    let wanted_count = wanted.len();
     let mut opened: Vec<Option<Listener>> = Vec::new();
     for (wanted, place) in wanted.iter().zip(places) {
         if place.is_some() {
@@ -309,10 +311,19 @@ fn open_new(
         *number += 1;
         let listener = Listener::open(*number, wanted, handed, keepalive);
         let own = || Own::of(kept.iter().chain(opened.iter().flatten()), None, None);
-        let listener = listener.map_err(|e| own().named_in(e, wanted.address()))?;
+        let listener = listener.map_err(|e| own().named_in(e, wanted.address()));
+        // With another listener to serve at, an address may come later.
+        let listener = match listener {
+            Err(e) if wanted_count > 1 => Listener::missing(*number, wanted, e, now)?,
+            opened => opened?,
+        };
         opened.push(Some(listener));
     }
-    Ok(opened)
+    let is_served = opened.iter().any(|listener| listener.as_ref().is_none_or(|listener| listener.outage.is_none()));
+    match opened.iter().flatten().find_map(|listener| listener.outage.as_ref()) {
+        Some(outage) if !is_served => Err(Error::Unavailable(outage.reason.clone())),
+        _ => Ok(opened),
+    }
 }
 
 /// All listeners, in the order of the configuration; behind them those that were left and are not wanted any more, whose

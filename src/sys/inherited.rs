@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_socket_is_one_of_tcp_if_it_speaks_tcp_and_a_listener_if_it_listens() {
-        let socket = bind_tcp("127.0.0.1:0".parse().expect("an address")).expect("a free port");
+        let socket = bind_tcp("127.0.0.1:0".parse().expect("an address"), false).expect("a free port");
         assert!(matches!(examine(&socket).expect("it is a socket"), Found::Ended(address) if address.port() > 0));
         listen(&socket, 1).expect("it is bound");
         assert!(matches!(examine(&socket).expect("it is a socket"), Found::Tcp(address) if address.port() > 0));

@@ -230,7 +230,7 @@ mod tests {
         let at = super::super::socket::local_address(&held).expect("it is bound").expect("of TCP");
         socket::shutdown(held.as_raw_fd(), How::Both).expect("it listens");
         share_address(&held).expect("SO_REUSEADDR");
-        let again = super::super::socket::bind_tcp(at).expect("the address is free");
+        let again = super::super::socket::bind_tcp(at, false).expect("the address is free");
         listen(&again, 1).expect("nothing listens there");
         TcpStream::connect(at).expect("it listens");
     }

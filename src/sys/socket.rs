@@ -9,12 +9,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::libc;
 use nix::sys::socket::sockopt::{self, PeerCredentials};
 use nix::sys::socket::{
     self, AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrStorage, UnixAddr,
     getsockopt, setsockopt,
 };
+use nix::{libc, setsockopt_impl, sockopt_impl};
 
 /// Most descriptors that one message can carry: `SCM_MAX_FD` (unix(7)).
 pub const MAX_PASSED: usize = 253;
@@ -25,9 +25,38 @@ pub const MAX_PASSED: usize = 253;
 /// urgent data would stand between the kernel's count of unread bytes and ours. IPv6 listeners take IPv6 only, whatever
 /// the system's default is (ipv6(7)).
 ///
+/// With `freebind` the address need not be one of this host (IP_FREEBIND of ip(7)).
+///
 /// # Errors
 /// Those of socket(2), setsockopt(2) and bind(2).
-pub fn bind_tcp(address: SocketAddr) -> io::Result<OwnedFd> {
+pub fn bind_tcp(address: SocketAddr, freebind: bool) -> io::Result<OwnedFd> {
+    let listener = unbound_tcp(address)?;
+    match address {
+        SocketAddr::V4(_) if freebind => setsockopt(&listener, sockopt::IpFreebind, &true)?,
+        SocketAddr::V6(_) if freebind => setsockopt(&listener, Ipv6Freebind, &true)?,
+        _ => {}
+    }
+    match address {
+        SocketAddr::V4(a) => socket::bind(listener.as_raw_fd(), &SockaddrIn::from(a))?,
+        SocketAddr::V6(a) => socket::bind(listener.as_raw_fd(), &SockaddrIn6::from(a))?,
+    }
+    Ok(listener)
+}
+
+sockopt_impl!(
+    /// Whether an address may be bound that no interface has: IPV6_FREEBIND, as IP_FREEBIND of ip(7).
+    Ipv6Freebind,
+    SetOnly,
+    libc::IPPROTO_IPV6,
+    libc::IPV6_FREEBIND,
+    bool
+);
+
+/// A TCP socket that is to be bound to this address, and is not.
+///
+/// # Errors
+/// Those of socket(2) and setsockopt(2).
+pub fn unbound_tcp(address: SocketAddr) -> io::Result<OwnedFd> {
     let family = if address.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let listener = socket::socket(family, SockType::Stream, flags, None)?;
@@ -35,10 +64,6 @@ pub fn bind_tcp(address: SocketAddr) -> io::Result<OwnedFd> {
     set_client_options(&listener)?;
     if address.is_ipv6() {
         setsockopt(&listener, sockopt::Ipv6V6Only, &true)?;
-    }
-    match address {
-        SocketAddr::V4(a) => socket::bind(listener.as_raw_fd(), &SockaddrIn::from(a))?,
-        SocketAddr::V6(a) => socket::bind(listener.as_raw_fd(), &SockaddrIn6::from(a))?,
     }
     Ok(listener)
 }
