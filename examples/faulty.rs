@@ -102,8 +102,12 @@ fn run() -> ExitCode {
         .method("close_others", |_, (how, count): (String, usize), _| close_others(&how, count).map_err(io_fault))
         // Forks, and returns twice.
         .method("fork", |_, (): (), _| {
-            // SAFETY: the child does what this is about: it comes back.
-            unsafe { fork() }.map(|_| ()).map_err(|e| io_fault(e.into()))
+            // SAFETY: the child does what this is about: it comes back, while its parent answers others.
+            let forked = unsafe { fork() }.map_err(|e| io_fault(e.into()))?;
+            if forked.is_child() {
+                spin(Duration::from_millis(3));
+            }
+            Ok(())
         })
         .method("spin_inline", |_, milliseconds: u64, _| {
             spin(Duration::from_millis(milliseconds));

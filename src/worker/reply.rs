@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use crate::proto::frame::{ByteOrder, PREFIX};
 use crate::proto::names::{ClientId, Peer};
 use crate::proto::rpc::{self, Code, NULL};
+use crate::sys::fork;
 
 /// The circumstances of one request.
 #[derive(Clone, Copy, Debug)]
@@ -117,6 +118,9 @@ impl<'a> Reply<'a> {
     }
 
     fn begin(&mut self) -> Result<(), Fault> {
+        // The buffer is shared with the master, and so with every child that a method forks: a child that came back would
+        // write into what its parent sends by now.
+        fork::end_child();
         if self.has_result {
             return Err(Fault::of(Code::Internal, "the method gave two results"));
         }
