@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
 use common::port::Reserved;
-use common::program::skip;
+use common::program::{ctl, skip};
 use common::{FDPASSD, kernel, start};
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, eventually};
@@ -144,6 +144,28 @@ fn an_address_that_comes_after_the_start_is_listened_on() {
     Client::connect(&address).call("ping", 2).expect("it serves");
     daemon.reload().expect("it is a listener like any other");
     Client::connect(&address).call("ping", 3).expect("it serves");
+}
+
+#[test]
+fn a_link_local_address_has_its_zone_by_name() {
+    if std::env::var_os(INSIDE).is_none() {
+        let own = std::env::current_exe().expect("a test knows itself");
+        let prepare = "ip link set lo up && ip -6 addr add fe80::1/64 dev lo";
+        let tried = Command::new("unshare").args(["-rn", "sh", "-c", prepare]).output();
+        if !tried.as_ref().is_ok_and(|output| output.status.success()) {
+            return skip(&format!("no network namespace with IPv6 can be made: {tried:?}"));
+        }
+        let run = format!("{prepare} && exec \"$0\" --exact a_link_local_address_has_its_zone_by_name");
+        let status = Command::new("unshare").args(["-rn", "sh", "-c", &run]).arg(own).env(INSIDE, "1").status();
+        assert!(status.expect("it ran a moment ago").success(), "it failed in its namespace");
+        return;
+    }
+    let daemon = start("listen = [\"[fe80::1%lo]:4242\"]");
+    assert_eq!(daemon.status().listeners[0].address, "[fe80::1%1]:4242");
+    let done = ctl(&daemon, &["call", "ping", "7", "--to", "[fe80::1%lo]:4242"]);
+    assert_eq!((done.code, done.out.as_str()), (Some(0), "7\n"), "{}", done.err);
+    daemon.reload().expect("the name is the same interface");
+    assert_eq!(daemon.status().listeners.len(), 1);
 }
 
 fn port(daemon: &Running) -> u16 {

@@ -29,7 +29,7 @@ fn every_key_of_the_configuration_is_in_its_page_with_its_default_and_no_other()
             assert!(entry.body.contains("\nReload: "), "{key}: what a reload does with it is not told");
             // Only what stands in the file in that way is a value, and not a word about it.
             let default = entry.parenthesis().unwrap_or_default();
-            let is_value = default.starts_with(['"', '[']) || default.parse::<u64>().is_ok();
+            let is_value = default.starts_with(['"', '[']) || default == "false" || default.parse::<u64>().is_ok();
             told.insert(key, if is_value { default } else { String::new() });
         }
     }

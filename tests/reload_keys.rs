@@ -468,12 +468,13 @@ fn the_rows_are_all_keys_there_are() {
     let mut keys: BTreeSet<&str> = text.lines().filter_map(key).filter(|key| !key.contains([' ', '"'])).collect();
     // Within an entry of `listen`, where they are told of in words, or of a name that there is twice. One must not change:
     // see reload.rs.
-    keys.extend(["byte-order", "backlog", "mode", "owner", "group", "control.mode", "metrics.listen"]);
+    keys.extend(["byte-order", "backlog", "freebind", "mode", "owner", "group", "control.mode", "metrics.listen"]);
     keys.retain(|key| !["socket", "address"].contains(key));
     let rows = [LISTEN, OWNERS, WORKERS, LIMITS, METRICS, CONTROL_AND_LOG, GROUPS];
     let rows = rows.into_iter().flatten().map(|row| row.key);
-    // Those have tests of their own: restart-grace above, rebalance in rebalance.rs, ipv6-prefix in limits.rs.
-    let covered: BTreeSet<&str> = rows.chain(["restart-grace", "rebalance", "ipv6-prefix"]).collect();
+    // Those have tests of their own: restart-grace above, rebalance in rebalance.rs, ipv6-prefix in limits.rs, freebind
+    // in listeners.rs.
+    let covered: BTreeSet<&str> = rows.chain(["restart-grace", "rebalance", "ipv6-prefix", "freebind"]).collect();
     assert_eq!(covered, keys.into_iter().collect());
 }
 

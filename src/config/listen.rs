@@ -15,6 +15,7 @@ use super::values::UpTo;
 use crate::proto::frame::OrderRule;
 use crate::proto::names::Address;
 use crate::sys::user::{Group, User};
+use crate::sys::zone;
 
 /// Where clients connect, and how.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,7 +55,7 @@ impl FromStr for Source {
             };
         }
         let or_handed = if text.starts_with("unix:") { "" } else { ", or a socket of systemd's (\"systemd:rpc\")" };
-        text.parse().map(Source::Bound).map_err(|why: String| format!("{why}{or_handed}"))
+        zone::numbered(text)?.parse().map(Source::Bound).map_err(|why: String| format!("{why}{or_handed}"))
     }
 }
 
@@ -145,7 +146,7 @@ struct Table {
     owner: Option<User>,
     #[serde(default, with = "Given::<Group>")]
     group: Option<Group>,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default)]
     freebind: bool,
 }
 

@@ -12,6 +12,7 @@ use super::notation::{AutoWord, Notation, OrAuto, Refusal, Word, Written};
 use super::{Count, Mode, Source};
 use crate::proto::names::{Address, check_unix_path};
 use crate::sys::user::{Group, User};
+use crate::sys::zone;
 
 /// A duration, in milliseconds from `MIN` to `MAX`.
 pub(super) struct Lasting<const MIN: u64, const MAX: u64>;
@@ -212,7 +213,8 @@ impl Notation for Address {
     }
 
     fn read(written: &Written<'_>) -> Result<Address, Refusal> {
-        text(written)?.parse().map_err(Refusal::Because)
+        let text = zone::numbered(text(written)?).map_err(Refusal::Because)?;
+        text.parse().map_err(Refusal::Because)
     }
 
     fn write(value: &Address) -> Written<'_> {

@@ -12,6 +12,7 @@ use super::progress::Doing;
 use crate::proto::channel::LogLevel;
 use crate::proto::frame::ByteOrder;
 use crate::proto::names::{Address, WorkerId};
+use crate::sys::zone;
 
 /// Talks to a running fdpassd
 #[derive(Debug, Parser)]
@@ -157,7 +158,7 @@ pub(super) struct Call {
     /// Where to: an IP address and a port, or unix:/path
     ///
     /// Left out: to the daemon's first listener.
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
     pub(super) to: Option<Address>,
 
     /// Of the length before each frame: little or big
@@ -250,6 +251,10 @@ fn instance(text: &str) -> Result<String, String> {
         name if name.contains('/') => Err("is a name, without \"/\"".to_owned()),
         name => Ok(name.to_owned()),
     }
+}
+
+fn address(text: &str) -> Result<Address, String> {
+    zone::numbered(text)?.parse()
 }
 
 fn json(text: &str) -> Result<Box<RawValue>, String> {

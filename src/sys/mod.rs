@@ -21,3 +21,4 @@ pub mod signal;
 pub mod socket;
 pub mod user;
 pub mod writable;
+pub mod zone;
