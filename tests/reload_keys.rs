@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -300,7 +301,8 @@ const METRICS: &[Row] = &[
         configs: ["", "metrics.listen = \"unix:{dir}/metrics.sock\""],
         probe: |daemon, _| {
             let path = daemon.directory().join("metrics.sock");
-            let answer = path.exists().then(|| http::get(&Address::Unix(path), "/healthz"));
+            let is_there = UnixStream::connect(&path).is_ok();
+            let answer = is_there.then(|| http::get(&Address::Unix(path), "/healthz"));
             answer.map_or("nobody".to_owned(), |answer| answer.body)
         },
         shows: ["nobody", "ok\n"],
