@@ -40,9 +40,15 @@ fn main() -> ExitCode {
 fn run() -> ExitCode {
     let daemon = Daemon::named("faulty")
         .state(make)
-        .method("whoami", |state: &mut State, (): (), call: &Call| Ok::<Value, Fault>(whoami(state, call)))
-        .method("exit", |_, status: i32, _| -> Result<(), Fault> { process::exit(status) })
-        .method("abort", |_, (): (), _| -> Result<(), Fault> { process::abort() })
+        .method("whoami", |state: &mut State, (): (), call: &Call| {
+            Ok::<Value, Fault>(whoami(state, call))
+        })
+        .method("exit", |_, status: i32, _| -> Result<(), Fault> {
+            process::exit(status)
+        })
+        .method("abort", |_, (): (), _| -> Result<(), Fault> {
+            process::abort()
+        })
         // Ends the process at each attempt up to this one.
         .idempotent("exit_until", |_, attempt: u32, call| {
             if call.attempt < attempt {
@@ -57,16 +63,21 @@ fn run() -> ExitCode {
                 let _ = kill(Pid::this(), Signal::SIGSEGV);
             }
         })
-        .method("panic", |_, words: String, _| -> Result<(), Fault> { panic!("{words}") })
+        .method("panic", |_, words: String, _| -> Result<(), Fault> {
+            panic!("{words}")
+        })
         .method("log", |_, (times, words): (u32, String), call| {
             (0..times).for_each(|_| log::warn!(event = "asked", client = call.client.0; "{words}"));
             Ok(())
         })
         .method("nan", |_, (): (), _| Ok([f64::NAN, f64::INFINITY, 1.0]))
         .method("anything", |_, any: Value, _| Ok(any))
-        .method("fault", |_, (code, message): (String, String), _| -> Result<(), Fault> {
-            Err(Fault::new(code, message))
-        })
+        .method(
+            "fault",
+            |_, (code, message): (String, String), _| -> Result<(), Fault> {
+                Err(Fault::new(code, message))
+            },
+        )
         .method("spin", |_, milliseconds: u64, _| {
             spin(Duration::from_millis(milliseconds));
             Ok(())
@@ -82,13 +93,19 @@ fn run() -> ExitCode {
         })
         .inline()
         // A side effect that can be counted: one more line in a file.
-        .method("count", |_, (path, line): (String, String), _| append(&path, &line).map_err(io_fault))
+        .method("count", |_, (path, line): (String, String), _| {
+            append(&path, &line).map_err(io_fault)
+        })
         // In how many milliseconds the process may be killed, if it may be.
         .method("deadline", |_, (): (), call| {
-            Ok(call.deadline.map(|at| u64::try_from(at.saturating_duration_since(Instant::now()).as_millis()).ok()))
+            Ok(call.deadline.map(|at| {
+                u64::try_from(at.saturating_duration_since(Instant::now()).as_millis()).ok()
+            }))
         })
         // What a broken worker may do to its desk: other words from this word on.
-        .method("scribble", |_, (at, words): (u64, Vec<u64>), _| scribble(at, &words).map_err(io_fault))
+        .method("scribble", |_, (at, words): (u64, Vec<u64>), _| {
+            scribble(at, &words).map_err(io_fault)
+        })
         // … and to its channel: say anything, or close it and go on.
         .method("say", |_, datagram: Vec<u8>, _| {
             let channel = channel().map_err(io_fault)?;
@@ -99,7 +116,9 @@ fn run() -> ExitCode {
             close(channel).map_err(|e| io_fault(e.into()))
         })
         // Closes sockets that are of others: the clients'. Their numbers may be of something else then.
-        .method("close_others", |_, (how, count): (String, usize), _| close_others(&how, count).map_err(io_fault))
+        .method("close_others", |_, (how, count): (String, usize), _| {
+            close_others(&how, count).map_err(io_fault)
+        })
         // Forks, and returns twice.
         .method("fork", |_, (): (), _| {
             // SAFETY: the child does what this is about: it comes back, while its parent answers others.
@@ -120,19 +139,30 @@ fn run() -> ExitCode {
         })
         // Runs a script, and waits for it.
         .method("shell", |_, script: String, _| {
-            let status = process::Command::new("sh").args(["-c", &script]).status().map_err(io_fault)?;
+            let status = process::Command::new("sh")
+                .args(["-c", &script])
+                .status()
+                .map_err(io_fault)?;
             Ok(status.code())
         })
         // Whose FIFO it is decides when this ends.
-        .method("read_line", |_, path: String, _| read_line(&path).map_err(|e| Fault::new("io", e.to_string())))
+        .method("read_line", |_, path: String, _| {
+            read_line(&path).map_err(|e| Fault::new("io", e.to_string()))
+        })
         // The same, but once only: a second attempt tells which one it is.
-        .idempotent("read_line_once", |_, path: String, call| match call.attempt {
-            1 => read_line(&path).map_err(|e| Fault::new("io", e.to_string())),
-            attempt => Ok(format!("attempt {attempt}")),
+        .idempotent("read_line_once", |_, path: String, call| {
+            match call.attempt {
+                1 => read_line(&path).map_err(|e| Fault::new("io", e.to_string())),
+                attempt => Ok(format!("attempt {attempt}")),
+            }
         });
     match env::var("FAULTY").as_deref() {
         Ok("two-methods") => daemon.method("nan", |_, (): (), _| Ok(())).run(),
-        Ok("mute") if env::args().nth(1).is_some_and(|role| role == "check-handover") => {
+        Ok("mute")
+            if env::args()
+                .nth(1)
+                .is_some_and(|role| role == "check-handover") =>
+        {
             block(Duration::MAX);
             ExitCode::FAILURE
         }
@@ -153,8 +183,12 @@ fn whoami(state: &mut State, call: &Call) -> Value {
 fn make(worker: &WorkerInfo) -> Result<State, String> {
     static MADE: AtomicBool = AtomicBool::new(false);
     let fault = env::var("FAULTY").unwrap_or_default();
-    let fault = fault.strip_prefix("file:").map_or(fault.clone(), |path| fs::read_to_string(path).unwrap_or_default());
-    let (fault, seat) = fault.split_once(':').map_or((fault.as_str(), None), |(fault, seat)| (fault, Some(seat)));
+    let fault = fault.strip_prefix("file:").map_or(fault.clone(), |path| {
+        fs::read_to_string(path).unwrap_or_default()
+    });
+    let (fault, seat) = fault
+        .split_once(':')
+        .map_or((fault.as_str(), None), |(fault, seat)| (fault, Some(seat)));
     if seat.is_none_or(|seat| seat == worker.seat.to_string()) {
         match fault {
             "fail" => return Err("the model cannot be loaded".to_owned()),
@@ -162,21 +196,34 @@ fn make(worker: &WorkerInfo) -> Result<State, String> {
             "exit" => process::exit(9),
             "hang" => spin(Duration::MAX),
             "writer" => drop(thread::spawn(write_for_ever)),
-            "fail-again" if MADE.swap(true, Ordering::Relaxed) => return Err("the model is gone".to_owned()),
+            "fail-again" if MADE.swap(true, Ordering::Relaxed) => {
+                return Err("the model is gone".to_owned());
+            }
             _ => {}
         }
     }
-    Ok(State { worker: worker.clone(), calls: 0 })
+    Ok(State {
+        worker: worker.clone(),
+        calls: 0,
+    })
 }
 
 /// Writes from 1 byte to 64 KiB at a time, to what is no client's business.
 fn write_for_ever() {
-    let mut null = File::options().write(true).open("/dev/null").expect("it is there");
+    let mut null = File::options()
+        .write(true)
+        .open("/dev/null")
+        .expect("it is there");
     for round in 0u64.. {
         let length = 1 + (round.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48);
-        null.write_all(&vec![0; length as usize]).expect("it takes everything");
+        null.write_all(&vec![0; length as usize])
+            .expect("it takes everything");
         match round % 4096 {
-            0 => drop(Command::new("sh").args(["-c", "echo what a child that is waited for has written"]).output()),
+            0 => drop(
+                Command::new("sh")
+                    .args(["-c", "echo what a child that is waited for has written"])
+                    .output(),
+            ),
             round if round % 16 == 0 => block(Duration::from_micros(50)),
             _ => {}
         }
@@ -192,7 +239,10 @@ fn append(path: &str, line: &str) -> io::Result<()> {
 fn scribble(at: u64, words: &[u64]) -> io::Result<()> {
     let desk = descriptor("/memfd:desk")?;
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-    File::options().write(true).open(format!("/proc/self/fd/{desk}"))?.write_all_at(&bytes, at * 8)
+    File::options()
+        .write(true)
+        .open(format!("/proc/self/fd/{desk}"))?
+        .write_all_at(&bytes, at * 8)
 }
 
 /// The channel to the master: of all sockets of a worker it is the oldest, so its number is the lowest.
@@ -212,7 +262,8 @@ fn close_others(how: &str, count: usize) -> io::Result<()> {
             "file" => drop(File::open("/dev/null")?.into_raw_fd()),
             "socket" => {
                 let (mut one, mut other) = UnixStream::pair()?;
-                one.write_all(&[0xee; 100]).and_then(|()| other.write_all(&[0xee; 100]))?;
+                one.write_all(&[0xee; 100])
+                    .and_then(|()| other.write_all(&[0xee; 100]))?;
                 let _ = (one.into_raw_fd(), other.into_raw_fd());
             }
             _ => {}
@@ -223,7 +274,10 @@ fn close_others(how: &str, count: usize) -> io::Result<()> {
 
 /// The lowest descriptor of this kind.
 fn descriptor(kind: &str) -> io::Result<RawFd> {
-    descriptors(kind)?.into_iter().min().ok_or_else(|| io::ErrorKind::NotFound.into())
+    descriptors(kind)?
+        .into_iter()
+        .min()
+        .ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 fn descriptors(kind: &str) -> io::Result<Vec<RawFd>> {

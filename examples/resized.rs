@@ -41,7 +41,9 @@ fn main() -> ExitCode {
         .state(open)
         // Run a second time it would give the same: another worker may do so if the first one dies in it.
         .idempotent("fit", fit)
-        .method("report", |resizer: &mut Resizer, (): (), _: &Call| report(resizer))
+        .method("report", |resizer: &mut Resizer, (): (), _: &Call| {
+            report(resizer)
+        })
         .raw("original", original)
         .reply_name("picture")
         .run()
@@ -49,14 +51,20 @@ fn main() -> ExitCode {
 
 /// Loads what every worker needs: a model, a connection, a cache. Here it is only a count.
 fn open(worker: &WorkerInfo) -> Result<Resizer, Fault> {
-    Ok(Resizer { seat: worker.seat, fitted: 0 })
+    Ok(Resizer {
+        seat: worker.seat,
+        fitted: 0,
+    })
 }
 
 /// The largest size with the picture's shape that the frame holds.
 fn fit(resizer: &mut Resizer, Fit { picture, frame }: Fit, _: &Call) -> Result<Size, Fault> {
     let (width, height) = (u64::from(picture.0), u64::from(picture.1));
     if width == 0 || height == 0 {
-        return Err(Fault::new("no_pixels", format!("a picture of {width}×{height} has none")));
+        return Err(Fault::new(
+            "no_pixels",
+            format!("a picture of {width}×{height} has none"),
+        ));
     }
     resizer.fitted += 1;
     let by_width = (u64::from(frame.0), height * u64::from(frame.0) / width);
@@ -67,7 +75,10 @@ fn fit(resizer: &mut Resizer, Fit { picture, frame }: Fit, _: &Call) -> Result<S
 }
 
 fn report(resizer: &Resizer) -> Result<Report, Fault> {
-    Ok(Report { seat: resizer.seat, fitted: resizer.fitted })
+    Ok(Report {
+        seat: resizer.seat,
+        fitted: resizer.fitted,
+    })
 }
 
 /// Gives a picture back byte for byte: nothing is parsed, nothing is copied but into the reply.

@@ -46,7 +46,11 @@ impl<Tx: Message, Rx: Message> Channel<Tx, Rx> {
     /// The end that another process has made.
     #[must_use]
     pub fn over(socket: OwnedFd) -> Channel<Tx, Rx> {
-        Channel { socket, outgoing: Vec::new(), directions: PhantomData }
+        Channel {
+            socket,
+            outgoing: Vec::new(),
+            directions: PhantomData,
+        }
     }
 
     /// Says something, without waiting. The other gets copies of the descriptors.
@@ -66,16 +70,25 @@ impl<Tx: Message, Rx: Message> Channel<Tx, Rx> {
     /// # Errors
     /// Those of recvmsg(2).
     pub fn hear(&self, scratch: &mut Scratch) -> io::Result<Heard<Rx>> {
-        let (length, descriptors, cut) = match socket::receive_message(&self.socket, &mut scratch.0)? {
-            Received::Nothing => return Ok(Heard::Nothing),
-            Received::Closed => return Ok(Heard::Closed),
-            Received::Message { length, descriptors, cut } => (length, descriptors, cut),
-        };
+        let (length, descriptors, cut) =
+            match socket::receive_message(&self.socket, &mut scratch.0)? {
+                Received::Nothing => return Ok(Heard::Nothing),
+                Received::Closed => return Ok(Heard::Closed),
+                Received::Message {
+                    length,
+                    descriptors,
+                    cut,
+                } => (length, descriptors, cut),
+            };
         if cut {
-            return Ok(Heard::Garbage(Malformed("cut short: too long, or out of descriptors")));
+            return Ok(Heard::Garbage(Malformed(
+                "cut short: too long, or out of descriptors",
+            )));
         }
         Ok(match Rx::decode(&scratch.0[..length]) {
-            Ok(message) if message.descriptors() == descriptors.len() => Heard::Message(message, descriptors),
+            Ok(message) if message.descriptors() == descriptors.len() => {
+                Heard::Message(message, descriptors)
+            }
             Ok(_) => Heard::Garbage(Malformed("not as many descriptors as it wants")),
             Err(malformed) => Heard::Garbage(malformed),
         })
@@ -121,7 +134,11 @@ mod tests {
         let worker = Channel::<ToMaster, ToWorker>::over(theirs);
         let mut scratch = Scratch::default();
         let null = std::fs::File::open("/dev/null").expect("/dev/null");
-        let peer = Peer::Unix { pid: 1, uid: 2, gid: 3 };
+        let peer = Peer::Unix {
+            pid: 1,
+            uid: 2,
+            gid: 3,
+        };
         let lease = Lease {
             client: ClientId(1),
             slot: 2,
@@ -131,18 +148,29 @@ mod tests {
             moves: 4,
             listener: 5,
             since: 6,
-            offsets: Offsets { received: 7, sent: 8 },
+            offsets: Offsets {
+                received: 7,
+                sent: 8,
+            },
         };
 
         assert!(master.send(&ToWorker::Lease(vec![lease]), &[]).is_err());
-        assert_eq!(master.send(&ToWorker::Lease(vec![lease]), &[null.as_fd()]).expect("send"), Sent::Queued);
+        assert_eq!(
+            master
+                .send(&ToWorker::Lease(vec![lease]), &[null.as_fd()])
+                .expect("send"),
+            Sent::Queued
+        );
         match worker.hear(&mut scratch).expect("hear") {
             Heard::Message(ToWorker::Lease(leases), descriptors) => {
                 assert_eq!((leases, descriptors.len()), (vec![lease], 1))
             }
             other => panic!("{other:?}"),
         }
-        assert!(matches!(worker.hear(&mut scratch).expect("hear"), Heard::Nothing));
+        assert!(matches!(
+            worker.hear(&mut scratch).expect("hear"),
+            Heard::Nothing
+        ));
 
         let (mut watch, passed) = UnixStream::pair().expect("socketpair");
         // A Reopen with a descriptor, and garbage with one.
@@ -151,10 +179,22 @@ mod tests {
             assert_eq!(sent, Sent::Queued);
         }
         drop(passed);
-        assert!(matches!(worker.hear(&mut scratch).expect("hear"), Heard::Garbage(_)));
-        assert!(matches!(worker.hear(&mut scratch).expect("hear"), Heard::Garbage(_)));
-        assert_eq!(watch.read(&mut [0]).expect("EOF, because no copy is left"), 0);
+        assert!(matches!(
+            worker.hear(&mut scratch).expect("hear"),
+            Heard::Garbage(_)
+        ));
+        assert!(matches!(
+            worker.hear(&mut scratch).expect("hear"),
+            Heard::Garbage(_)
+        ));
+        assert_eq!(
+            watch.read(&mut [0]).expect("EOF, because no copy is left"),
+            0
+        );
         drop(master);
-        assert!(matches!(worker.hear(&mut scratch).expect("hear"), Heard::Closed));
+        assert!(matches!(
+            worker.hear(&mut scratch).expect("hear"),
+            Heard::Closed
+        ));
     }
 }

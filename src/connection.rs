@@ -65,18 +65,33 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::NotRunning { tried } => {
-                let tried: Vec<_> = tried.iter().map(|path| path.display().to_string()).collect();
-                write!(f, "fdpassd is not running (no socket at {})", tried.join(", "))
+                let tried: Vec<_> = tried
+                    .iter()
+                    .map(|path| path.display().to_string())
+                    .collect();
+                write!(
+                    f,
+                    "fdpassd is not running (no socket at {})",
+                    tried.join(", ")
+                )
             }
             Error::NothingListens(address) => write!(f, "nothing listens at {address}"),
             Error::Connect { address, cause } => write!(f, "cannot connect to {address}: {cause}"),
             Error::Forbidden(what) => write!(f, "forbidden: {what}"),
             // A mistake in the file is found before anything is done.
-            Error::Refused { code, display: Some(_), .. } => write!(f, "{code}, and nothing was changed:"),
+            Error::Refused {
+                code,
+                display: Some(_),
+                ..
+            } => write!(f, "{code}, and nothing was changed:"),
             Error::Refused { code, message, .. } => write!(f, "{code}: {message}"),
             Error::Closed => f.write_str("the connection was closed before the reply"),
             Error::NoReply(why) => f.write_str(why),
-            Error::Timeout(patience) => write!(f, "no reply within {}", humantime::format_duration(*patience)),
+            Error::Timeout(patience) => write!(
+                f,
+                "no reply within {}",
+                humantime::format_duration(*patience)
+            ),
             Error::Usage(why) => f.write_str(why),
         }
     }
@@ -93,7 +108,10 @@ impl Deadline {
     /// So long from now.
     #[must_use]
     pub fn after(patience: Duration) -> Deadline {
-        Deadline { at: Instant::now() + patience, patience }
+        Deadline {
+            at: Instant::now() + patience,
+            patience,
+        }
     }
 
     /// How long that is from now. Never zero, which the kernel would read as "for ever".
@@ -102,7 +120,11 @@ impl Deadline {
     /// `TimedOut` from then on.
     pub fn left(&self) -> io::Result<Duration> {
         let left = self.at.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
+        if left.is_zero() {
+            Err(ErrorKind::TimedOut.into())
+        } else {
+            Ok(left)
+        }
     }
 }
 
@@ -129,7 +151,9 @@ impl Connection {
                 Ok(stream) => return Ok(Connection::to_control(stream, deadline)),
             }
         }
-        Err(Error::NotRunning { tried: places.to_vec() })
+        Err(Error::NotRunning {
+            tried: places.to_vec(),
+        })
     }
 
     /// To the daemon, by somebody who has connected to its control socket.
@@ -139,15 +163,29 @@ impl Connection {
     }
 
     fn to_control(stream: Stream, deadline: Deadline) -> Connection {
-        Connection { stream, order: ByteOrder::Little, limit: control::MAX_REPLY, deadline }
+        Connection {
+            stream,
+            order: ByteOrder::Little,
+            limit: control::MAX_REPLY,
+            deadline,
+        }
     }
 
     /// To a listener, as a client.
     ///
     /// # Errors
     /// Those of connecting.
-    pub fn to_listener(address: &Address, order: ByteOrder, deadline: Deadline) -> Result<Connection, Error> {
-        Ok(Connection { stream: connect(address, deadline)?, order, limit: MAX_RESULT, deadline })
+    pub fn to_listener(
+        address: &Address,
+        order: ByteOrder,
+        deadline: Deadline,
+    ) -> Result<Connection, Error> {
+        Ok(Connection {
+            stream: connect(address, deadline)?,
+            order,
+            limit: MAX_RESULT,
+            deadline,
+        })
     }
 
     /// Asks the daemon for what has no params. The result is as the daemon wrote it.
@@ -162,11 +200,19 @@ impl Connection {
     ///
     /// # Errors
     /// As [`Connection::ask`].
-    pub fn ask_with(&mut self, verb: Verb, params: &impl Serialize) -> Result<Box<RawValue>, Error> {
+    pub fn ask_with(
+        &mut self,
+        verb: Verb,
+        params: &impl Serialize,
+    ) -> Result<Box<RawValue>, Error> {
         self.asked(verb, Some(params))
     }
 
-    fn asked(&mut self, verb: Verb, params: Option<&impl Serialize>) -> Result<Box<RawValue>, Error> {
+    fn asked(
+        &mut self,
+        verb: Verb,
+        params: Option<&impl Serialize>,
+    ) -> Result<Box<RawValue>, Error> {
         let reply = self.call(verb.as_str(), params);
         result_of(verb, reply)
     }
@@ -176,7 +222,10 @@ impl Connection {
     /// # Errors
     /// What kept the request from being sent.
     pub fn begin(&mut self, verb: Verb, params: &impl Serialize) -> Result<(), Error> {
-        let request = self.frame(&Request { method: verb.as_str(), params: Some(params) })?;
+        let request = self.frame(&Request {
+            method: verb.as_str(),
+            params: Some(params),
+        })?;
         self.write_all(&request).map_err(|e| self.read_error(e))
     }
 
@@ -227,7 +276,9 @@ impl Connection {
     /// [`Error::Timeout`] when it does not.
     pub fn wait_for_end(&mut self) -> Result<(), Error> {
         match io::copy(self, &mut io::sink()) {
-            Err(e) if e.kind() == ErrorKind::TimedOut => Err(Error::Timeout(self.deadline.patience)),
+            Err(e) if e.kind() == ErrorKind::TimedOut => {
+                Err(Error::Timeout(self.deadline.patience))
+            }
             _ => Ok(()),
         }
     }
@@ -243,14 +294,20 @@ impl Connection {
 
     fn receive(&mut self) -> Result<Vec<u8>, Error> {
         let mut prefix = [0; PREFIX];
-        self.read_exact(&mut prefix).map_err(|e| self.read_error(e))?;
+        self.read_exact(&mut prefix)
+            .map_err(|e| self.read_error(e))?;
         let length = self.order.length(prefix);
         if length > self.limit {
             let limit = self.limit;
-            return Err(Error::NoReply(format!("a reply of {length} bytes is announced, at most {limit} are taken")));
+            return Err(Error::NoReply(format!(
+                "a reply of {length} bytes is announced, at most {limit} are taken"
+            )));
         }
         let mut body = Vec::new();
-        Read::by_ref(self).take(length.into()).read_to_end(&mut body).map_err(|e| self.read_error(e))?;
+        Read::by_ref(self)
+            .take(length.into())
+            .read_to_end(&mut body)
+            .map_err(|e| self.read_error(e))?;
         if body.len() < length as usize {
             return Err(self.read_error(ErrorKind::UnexpectedEof.into()));
         }
@@ -260,7 +317,9 @@ impl Connection {
     fn read_error(&self, error: io::Error) -> Error {
         match error.kind() {
             ErrorKind::TimedOut => Error::Timeout(self.deadline.patience),
-            ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => Error::Closed,
+            ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => {
+                Error::Closed
+            }
             _ => Error::NoReply(format!("the connection broke before the reply: {error}")),
         }
     }
@@ -270,8 +329,12 @@ impl Read for Connection {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = Some(self.deadline.left()?);
         let read = match &mut self.stream {
-            Stream::Unix(stream) => stream.set_read_timeout(left).and_then(|()| stream.read(buffer)),
-            Stream::Tcp(stream) => stream.set_read_timeout(left).and_then(|()| stream.read(buffer)),
+            Stream::Unix(stream) => stream
+                .set_read_timeout(left)
+                .and_then(|()| stream.read(buffer)),
+            Stream::Tcp(stream) => stream
+                .set_read_timeout(left)
+                .and_then(|()| stream.read(buffer)),
         };
         read.map_err(timed_out)
     }
@@ -281,8 +344,12 @@ impl Write for Connection {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let left = Some(self.deadline.left()?);
         let written = match &mut self.stream {
-            Stream::Unix(stream) => stream.set_write_timeout(left).and_then(|()| stream.write(bytes)),
-            Stream::Tcp(stream) => stream.set_write_timeout(left).and_then(|()| stream.write(bytes)),
+            Stream::Unix(stream) => stream
+                .set_write_timeout(left)
+                .and_then(|()| stream.write(bytes)),
+            Stream::Tcp(stream) => stream
+                .set_write_timeout(left)
+                .and_then(|()| stream.write(bytes)),
         };
         written.map_err(timed_out)
     }
@@ -339,10 +406,21 @@ impl Reply {
         }
         let Envelope { out, result } = serde_json::from_str(text).map_err(|e| no_reply(&e))?;
         if out == "error" {
-            let Fault { code, message, place } = serde_json::from_str(result.get()).map_err(|e| no_reply(&e))?;
-            return Err(Error::Refused { code, message, display: place["display"].as_str().map(str::to_owned) });
+            let Fault {
+                code,
+                message,
+                place,
+            } = serde_json::from_str(result.get()).map_err(|e| no_reply(&e))?;
+            return Err(Error::Refused {
+                code,
+                message,
+                display: place["display"].as_str().map(str::to_owned),
+            });
         }
-        Ok(Reply { name: out.into_owned(), result: result.to_owned() })
+        Ok(Reply {
+            name: out.into_owned(),
+            result: result.to_owned(),
+        })
     }
 }
 
@@ -350,8 +428,14 @@ impl Reply {
 fn result_of(verb: Verb, reply: Result<Reply, Error>) -> Result<Box<RawValue>, Error> {
     match reply {
         Ok(reply) if reply.name == verb.as_str() => Ok(reply.result),
-        Ok(reply) => Err(Error::NoReply(format!("asked for {:?}, got {:?}", verb.as_str(), reply.name))),
-        Err(Error::Refused { code, message, .. }) if code == FORBIDDEN => Err(Error::Forbidden(message)),
+        Ok(reply) => Err(Error::NoReply(format!(
+            "asked for {:?}, got {:?}",
+            verb.as_str(),
+            reply.name
+        ))),
+        Err(Error::Refused { code, message, .. }) if code == FORBIDDEN => {
+            Err(Error::Forbidden(message))
+        }
         Err(error) => Err(error),
     }
 }
@@ -377,16 +461,24 @@ enum Stream {
 
 fn connect(address: &Address, deadline: Deadline) -> Result<Stream, Error> {
     let connected = match address {
-        Address::Tcp(to) => deadline.left().and_then(|left| TcpStream::connect_timeout(to, left)).map(Stream::Tcp),
+        Address::Tcp(to) => deadline
+            .left()
+            .and_then(|left| TcpStream::connect_timeout(to, left))
+            .map(Stream::Tcp),
         Address::Unix(path) => connect_unix(path, deadline).map(Stream::Unix),
     };
     connected.map_err(|cause| match (cause.kind(), address) {
         (ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::NotADirectory, _) => {
             Error::NothingListens(address.clone())
         }
-        (ErrorKind::PermissionDenied, Address::Unix(path)) => Error::Forbidden(who_may_connect(path)),
+        (ErrorKind::PermissionDenied, Address::Unix(path)) => {
+            Error::Forbidden(who_may_connect(path))
+        }
         (ErrorKind::TimedOut, _) => Error::Timeout(deadline.patience),
-        _ => Error::Connect { address: address.clone(), cause },
+        _ => Error::Connect {
+            address: address.clone(),
+            cause,
+        },
     })
 }
 
@@ -396,12 +488,17 @@ fn connect_unix(path: &Path, deadline: Deadline) -> io::Result<UnixStream> {
     let (tell, told) = mpsc::channel();
     let path = path.to_owned();
     thread::Builder::new().spawn(move || tell.send(UnixStream::connect(path)))?;
-    told.recv_timeout(deadline.left()?).unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
+    told.recv_timeout(deadline.left()?)
+        .unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
 }
 
 /// A socket's own timeout is told as EAGAIN (socket(7)).
 fn timed_out(error: io::Error) -> io::Error {
-    if error.kind() == ErrorKind::WouldBlock { ErrorKind::TimedOut.into() } else { error }
+    if error.kind() == ErrorKind::WouldBlock {
+        ErrorKind::TimedOut.into()
+    } else {
+        error
+    }
 }
 
 /// [`control::Code::Forbidden`] on the wire. Codes are compared as text, so that those of a newer daemon are shown too.
@@ -416,15 +513,29 @@ mod tests {
 
     #[test]
     fn forbidden_is_written_as_the_daemon_writes_it() {
-        assert_eq!(serde_json::to_string(&control::Code::Forbidden).expect("a string"), format!("{FORBIDDEN:?}"));
+        assert_eq!(
+            serde_json::to_string(&control::Code::Forbidden).expect("a string"),
+            format!("{FORBIDDEN:?}")
+        );
     }
 
     #[test]
     fn a_reply_is_an_object_with_out_and_result() {
-        let reply = Reply::parse(br#" {"out":"p\u006fng","more":[1],"result": 1e400 }"#).expect("valid");
+        let reply =
+            Reply::parse(br#" {"out":"p\u006fng","more":[1],"result": 1e400 }"#).expect("valid");
         assert_eq!((reply.name.as_str(), reply.result.get()), ("pong", "1e400"));
-        for bad in ["", "[\"pong\",1]", " [\"pong\",1]", "{}", r#"{"out":"pong"}"#, r#"{"out":"error","result":1}"#] {
-            assert!(matches!(Reply::parse(bad.as_bytes()), Err(Error::NoReply(_))), "{bad}");
+        for bad in [
+            "",
+            "[\"pong\",1]",
+            " [\"pong\",1]",
+            "{}",
+            r#"{"out":"pong"}"#,
+            r#"{"out":"error","result":1}"#,
+        ] {
+            assert!(
+                matches!(Reply::parse(bad.as_bytes()), Err(Error::NoReply(_))),
+                "{bad}"
+            );
         }
         assert!(matches!(Reply::parse(b"\xff"), Err(Error::NoReply(_))));
     }

@@ -58,7 +58,11 @@ impl Daemon<()> {
     #[must_use]
     pub fn named(name: &str) -> Daemon<()> {
         let methods = Methods::new(Box::new(|_| Ok(())));
-        Daemon { name: name.to_owned(), version: env!("CARGO_PKG_VERSION"), methods }
+        Daemon {
+            name: name.to_owned(),
+            version: env!("CARGO_PKG_VERSION"),
+            methods,
+        }
     }
 
     /// Makes the state of each worker process, before it is ready. A worker whose state cannot be made is not ready:
@@ -68,10 +72,22 @@ impl Daemon<()> {
     /// # Panics
     /// When methods were added before: they would have been for another state.
     #[must_use]
-    pub fn state<S: 'static, E: fmt::Display>(self, make: impl Fn(&WorkerInfo) -> Result<S, E> + 'static) -> Daemon<S> {
-        assert!(self.methods.has_no_own(), "state() comes before the first method");
-        let methods = Methods::new(Box::new(move |worker| make(worker).map_err(|e| e.to_string())));
-        Daemon { name: self.name, version: self.version, methods }
+    pub fn state<S: 'static, E: fmt::Display>(
+        self,
+        make: impl Fn(&WorkerInfo) -> Result<S, E> + 'static,
+    ) -> Daemon<S> {
+        assert!(
+            self.methods.has_no_own(),
+            "state() comes before the first method"
+        );
+        let methods = Methods::new(Box::new(move |worker| {
+            make(worker).map_err(|e| e.to_string())
+        }));
+        Daemon {
+            name: self.name,
+            version: self.version,
+            methods,
+        }
     }
 }
 
@@ -181,9 +197,13 @@ impl<S: 'static> Daemon<S> {
             (Some("resume"), Some(number)) => return resume_master(&name, version, number),
             _ => {}
         }
-        let help = format!("Reads this configuration instead of /etc/{name}.toml, which need not exist");
+        let help =
+            format!("Reads this configuration instead of /etc/{name}.toml, which need not exist");
         let command = Options::command().mut_arg("config", |config| config.help(help));
-        match command.try_get_matches_from(arguments).and_then(|found| Options::from_arg_matches(&found)) {
+        match command
+            .try_get_matches_from(arguments)
+            .and_then(|found| Options::from_arg_matches(&found))
+        {
             Ok(options) => {
                 let mut is_awaited = false;
                 let code = run_options(&options, &name, version, &mut is_awaited);
@@ -222,21 +242,38 @@ struct Options {
 fn usage(error: &clap::Error) -> ExitCode {
     // Help goes to standard output and is no error. A reader that has left misses nothing.
     let _ = error.print();
-    if error.use_stderr() { ExitCode::from(EX_USAGE) } else { ExitCode::SUCCESS }
+    if error.use_stderr() {
+        ExitCode::from(EX_USAGE)
+    } else {
+        ExitCode::SUCCESS
+    }
 }
 
 /// `is_awaited` becomes whether a client waits at a socket of systemd's.
-fn run_options(options: &Options, name: &str, version: &'static str, is_awaited: &mut bool) -> ExitCode {
+fn run_options(
+    options: &Options,
+    name: &str,
+    version: &'static str,
+    is_awaited: &mut bool,
+) -> ExitCode {
     if options.version {
         return say(&format!("{name} {version}\n"));
     }
     let standard = PathBuf::from(format!("/etc/{name}.toml"));
-    let file = options.config.clone().or_else(|| standard.exists().then(|| standard.clone()));
+    let file = options
+        .config
+        .clone()
+        .or_else(|| standard.exists().then(|| standard.clone()));
     let loaded = Config::load(file.as_deref(), &standard);
     match &loaded {
         Err(e) if options.dump || options.test => return fail(name, EX_CONFIG, e),
         Ok(loaded) if options.dump => return say(&loaded.config.dump()),
-        Ok(loaded) if options.test => return say(&format!("{}: the configuration is good\n", named(&loaded.files))),
+        Ok(loaded) if options.test => {
+            return say(&format!(
+                "{}: the configuration is good\n",
+                named(&loaded.files)
+            ));
+        }
         _ => {}
     }
     // Before anything is opened that stays open, such as the log.
@@ -244,7 +281,10 @@ fn run_options(options: &Options, name: &str, version: &'static str, is_awaited:
         Ok(handed) => handed,
         Err(e) => return refuse(name, e.status(), &e),
     };
-    let inherited = match Inherited::find(&mut handed, loaded.as_ref().ok().map(|loaded| &loaded.config)) {
+    let inherited = match Inherited::find(
+        &mut handed,
+        loaded.as_ref().ok().map(|loaded| &loaded.config),
+    ) {
         Ok(inherited) => inherited,
         Err(e) => return refuse(name, e.status(), &e),
     };
@@ -255,7 +295,9 @@ fn run_options(options: &Options, name: &str, version: &'static str, is_awaited:
             // Clients are not closed for a mistake in a file that others have been served by.
             let last = inherited.as_ref().and_then(Inherited::last_for_clients);
             master::say_why(&e.in_one_line());
-            let Some(last) = last else { return fail(name, EX_CONFIG, &e) };
+            let Some(last) = last else {
+                return fail(name, EX_CONFIG, &e);
+            };
             (last, file, Some(e.in_one_line()))
         }
     };
@@ -280,8 +322,15 @@ fn run_options(options: &Options, name: &str, version: &'static str, is_awaited:
 
 /// Files of a configuration, in one line.
 fn named(files: &[PathBuf]) -> String {
-    let names: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
-    if names.is_empty() { "the embedded default".to_owned() } else { names.join(", ") }
+    let names: Vec<String> = files
+        .iter()
+        .map(|file| file.display().to_string())
+        .collect();
+    if names.is_empty() {
+        "the embedded default".to_owned()
+    } else {
+        names.join(", ")
+    }
 }
 
 fn read_configuration(name: &str, length: &str) -> ExitCode {
@@ -301,7 +350,15 @@ fn check_handover(name: &str, length: &str) -> ExitCode {
 /// This process was a master, and has become this program.
 fn resume_master(name: &str, version: &'static str, number: &str) -> ExitCode {
     match master::resume(number) {
-        Ok(Resumed { name, loaded, config_file, standard_file, handed, inherited, log }) => run_master(
+        Ok(Resumed {
+            name,
+            loaded,
+            config_file,
+            standard_file,
+            handed,
+            inherited,
+            log,
+        }) => run_master(
             Setup {
                 announce: announcer(name.clone(), version),
                 name,
@@ -318,7 +375,11 @@ fn resume_master(name: &str, version: &'static str, number: &str) -> ExitCode {
             },
             log,
         ),
-        Err(why) => fail(name, EX_SOFTWARE, &format!("cannot go on with the master that it was: {why}")),
+        Err(why) => fail(
+            name,
+            EX_SOFTWARE,
+            &format!("cannot go on with the master that it was: {why}"),
+        ),
     }
 }
 
@@ -332,7 +393,8 @@ fn run_master(mut setup: Setup, log: Option<File>) -> ExitCode {
         if setup.inherited.is_none() {
             return refuse(&name, EX_CONFIG, &e);
         }
-        setup.missing_log = logging::start_anyhow(&name, &setup.config.log).map(|e| format!("log: {e}"));
+        setup.missing_log =
+            logging::start_anyhow(&name, &setup.config.log).map(|e| format!("log: {e}"));
     }
     abort_on_panic();
     let code = match master::run(setup) {
@@ -380,9 +442,18 @@ fn run_exporter(name: &str) -> ExitCode {
 fn announcer(name: String, version: &'static str) -> Announce {
     Box::new(move |addresses| {
         let first = addresses.first().map_or("", String::as_str);
-        let ctl = std::env::current_exe().ok().filter(|_| name == SHIPPED).map_or("fdpassctl", |exe| ctl_command(&exe));
-        let call = format!("{ctl} call ping '{{\"hello\":1}}' --to {}", reachable(first));
-        logging::announce(&format!("{name} {version} listens on {}; call it: {call}\n", addresses.join(", ")));
+        let ctl = std::env::current_exe()
+            .ok()
+            .filter(|_| name == SHIPPED)
+            .map_or("fdpassctl", |exe| ctl_command(&exe));
+        let call = format!(
+            "{ctl} call ping '{{\"hello\":1}}' --to {}",
+            reachable(first)
+        );
+        logging::announce(&format!(
+            "{name} {version} listens on {}; call it: {call}\n",
+            addresses.join(", ")
+        ));
     })
 }
 
@@ -391,7 +462,9 @@ fn ctl_command(program: &Path) -> &'static str {
     let profile = program.parent();
     // Cargo keeps what it builds a program from beside it.
     let is_cargos = profile.is_some_and(|profile| profile.join("deps").is_dir());
-    let profile = profile.and_then(Path::file_name).and_then(|name| name.to_str());
+    let profile = profile
+        .and_then(Path::file_name)
+        .and_then(|name| name.to_str());
     match profile {
         Some("release") if is_cargos => "cargo run --release --bin fdpassctl --",
         Some("debug") if is_cargos => "cargo run --bin fdpassctl --",
@@ -404,7 +477,11 @@ fn reachable(address: &str) -> String {
     match address.parse() {
         Ok(Address::Tcp(mut tcp)) if tcp.ip().is_unspecified() => {
             let is_v4 = tcp.is_ipv4();
-            tcp.set_ip(if is_v4 { std::net::Ipv4Addr::LOCALHOST.into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+            tcp.set_ip(if is_v4 {
+                std::net::Ipv4Addr::LOCALHOST.into()
+            } else {
+                std::net::Ipv6Addr::LOCALHOST.into()
+            });
             tcp.to_string()
         }
         _ => address.to_owned(),
@@ -436,5 +513,7 @@ fn fail(name: &str, status: u8, reason: &dyn fmt::Display) -> ExitCode {
 /// Its master runs this very program again for each worker, so `main` does nothing else before it.
 #[must_use]
 pub fn fdpassd_main() -> ExitCode {
-    Daemon::named(SHIPPED).idempotent("pi", worker::pi_method).run()
+    Daemon::named(SHIPPED)
+        .idempotent("pi", worker::pi_method)
+        .run()
 }

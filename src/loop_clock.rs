@@ -61,7 +61,16 @@ impl LoopClock {
     pub fn new() -> LoopClock {
         let now = clock::monotonic();
         let (ran, gaps) = (clock::thread_cpu(), VecDeque::new());
-        LoopClock { gaps, total: 0, asked: now, timeout: None, woken: now, ran, ran_at: now, is_late: false }
+        LoopClock {
+            gaps,
+            total: 0,
+            asked: now,
+            timeout: None,
+            woken: now,
+            ran,
+            ran_at: now,
+            is_late: false,
+        }
     }
 
     /// The loop is about to wait; `now` is ns of CLOCK_MONOTONIC, of the end of what it did since the last wait.
@@ -85,7 +94,9 @@ impl LoopClock {
     pub fn end_wait(&mut self, is_interrupted: bool) -> bool {
         let now = clock::monotonic();
         let waited = now.saturating_sub(self.asked);
-        let late = self.timeout.map_or(0, |timeout| waited.saturating_sub(timeout));
+        let late = self
+            .timeout
+            .map_or(0, |timeout| waited.saturating_sub(timeout));
         if is_interrupted && waited >= SHORTEST {
             self.add(now, waited);
         } else if late >= USUAL {
@@ -115,7 +126,8 @@ impl LoopClock {
     #[must_use]
     pub fn now(&self) -> Instant {
         let now = Instant::now();
-        now.checked_sub(Duration::from_nanos(self.total)).unwrap_or(now)
+        now.checked_sub(Duration::from_nanos(self.total))
+            .unwrap_or(now)
     }
 
     fn add(&mut self, end: u64, length: u64) {
@@ -144,15 +156,29 @@ mod tests {
     /// A clock that has seen these gaps: ends and lengths in seconds.
     fn with_gaps(gaps: &[(u64, u64)]) -> LoopClock {
         let mut clock = LoopClock::new();
-        gaps.iter().for_each(|(end, length)| clock.add(end * SECOND, length * SECOND));
+        gaps.iter()
+            .for_each(|(end, length)| clock.add(end * SECOND, length * SECOND));
         clock
     }
 
     #[test]
     fn gaps_count_as_far_as_they_were_after_the_beginning() {
         let clock = with_gaps(&[(20, 5), (40, 10)]);
-        for (since, gaps) in [(50, 0), (40, 0), (35, 5), (30, 10), (20, 10), (18, 12), (15, 15), (0, 15)] {
-            assert_eq!(clock.gaps_since(since * SECOND), gaps * SECOND, "since {since}");
+        for (since, gaps) in [
+            (50, 0),
+            (40, 0),
+            (35, 5),
+            (30, 10),
+            (20, 10),
+            (18, 12),
+            (15, 15),
+            (0, 15),
+        ] {
+            assert_eq!(
+                clock.gaps_since(since * SECOND),
+                gaps * SECOND,
+                "since {since}"
+            );
         }
         assert_eq!(LoopClock::new().gaps_since(0), 0);
     }
@@ -161,7 +187,10 @@ mod tests {
     fn of_many_gaps_none_is_forgotten() {
         let gaps: Vec<(u64, u64)> = (1..=100).map(|number| (number * 10, 1)).collect();
         let clock = with_gaps(&gaps);
-        assert_eq!((clock.gaps_since(0), clock.gaps_since(990 * SECOND)), (100 * SECOND, SECOND));
+        assert_eq!(
+            (clock.gaps_since(0), clock.gaps_since(990 * SECOND)),
+            (100 * SECOND, SECOND)
+        );
         assert!(clock.gaps.len() <= MAX_GAPS);
     }
 
@@ -192,7 +221,11 @@ mod tests {
         // Between two waits it did nothing for a while.
         let before = clock.gaps_since(0);
         clock.begin_wait(clock.woken + SECOND, None);
-        assert!(clock.gaps_since(0) - before >= SECOND / 2, "{}", clock.gaps_since(0) - before);
+        assert!(
+            clock.gaps_since(0) - before >= SECOND / 2,
+            "{}",
+            clock.gaps_since(0) - before
+        );
         assert!(clock.end_wait(false));
     }
 }

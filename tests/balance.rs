@@ -9,7 +9,9 @@ use fdpassd::testing::{Client, Running, eventually};
 #[test]
 fn round_robin_is_exact_over_a_thousand_clients() {
     for workers in [2, 3] {
-        let daemon = faulty::start(&format!("workers = {{ count = {workers}, dispatch = \"round-robin\" }}"));
+        let daemon = faulty::start(&format!(
+            "workers = {{ count = {workers}, dispatch = \"round-robin\" }}"
+        ));
         daemon.wait_for_workers();
         let mut clients = Vec::new();
         for i in 0..1000 {
@@ -33,7 +35,14 @@ fn round_robin_is_exact_whoever_leaves_meanwhile() {
         }
     }
     let status = daemon.wait_until("the others have left", |status| status.clients == 100);
-    assert_eq!(status.workers.iter().map(|worker| worker.clients).collect::<Vec<_>>(), [0, 100, 0]);
+    assert_eq!(
+        status
+            .workers
+            .iter()
+            .map(|worker| worker.clients)
+            .collect::<Vec<_>>(),
+        [0, 100, 0]
+    );
 }
 
 #[test]
@@ -67,7 +76,10 @@ fn least_loaded_spreads_idle_clients_evenly() {
         let status = daemon.status();
         let counts: Vec<u64> = status.workers.iter().map(|worker| worker.clients).collect();
         let even = 400 / workers;
-        assert!(counts.iter().all(|count| count.abs_diff(even) <= even / 4), "{counts:?}");
+        assert!(
+            counts.iter().all(|count| count.abs_diff(even) <= even / 4),
+            "{counts:?}"
+        );
     }
 }
 
@@ -76,19 +88,31 @@ fn a_stopped_worker_swallows_few_new_clients_and_all_others_are_served() {
     const CLIENTS: u64 = 200;
     const WINDOW: u64 = 16;
     for dispatch in ["round-robin", "least-loaded"] {
-        let daemon = faulty::start(&format!("workers = {{ count = 2, dispatch = \"{dispatch}\" }}"));
+        let daemon = faulty::start(&format!(
+            "workers = {{ count = 2, dispatch = \"{dispatch}\" }}"
+        ));
         daemon.wait_for_workers();
         let stopped = stop(&daemon, 1);
         let mut clients: Vec<Client> = (0..CLIENTS).map(|_| daemon.connect()).collect();
-        clients.iter_mut().for_each(|client| client.request("whoami", ()));
-        let status = daemon.wait_until("all but those of the stopped worker are served", |status| {
-            status.clients == CLIENTS && status.requests_total == CLIENTS - status.workers[1].clients
-        });
+        clients
+            .iter_mut()
+            .for_each(|client| client.request("whoami", ()));
+        let status =
+            daemon.wait_until("all but those of the stopped worker are served", |status| {
+                status.clients == CLIENTS
+                    && status.requests_total == CLIENTS - status.workers[1].clients
+            });
         let swallowed = status.workers[1].clients;
-        assert!(swallowed <= WINDOW, "{dispatch}: the stopped worker got {swallowed} of {CLIENTS}");
+        assert!(
+            swallowed <= WINDOW,
+            "{dispatch}: the stopped worker got {swallowed} of {CLIENTS}"
+        );
         daemon.signal_worker(1, "CONT");
         let served = clients.iter_mut().map(|client| faulty::server(client));
-        assert_eq!(served.filter(|server| server.pid == stopped).count() as u64, swallowed);
+        assert_eq!(
+            served.filter(|server| server.pid == stopped).count() as u64,
+            swallowed
+        );
     }
 }
 
@@ -97,6 +121,8 @@ fn a_stopped_worker_swallows_few_new_clients_and_all_others_are_served() {
 fn stop(daemon: &Running, seat: u32) -> u32 {
     daemon.signal_worker(seat, "STOP");
     let pid = daemon.worker_pids()[seat as usize];
-    eventually("the worker is stopped", || (kernel::state(pid) == Some('T')).then_some(()));
+    eventually("the worker is stopped", || {
+        (kernel::state(pid) == Some('T')).then_some(())
+    });
     pid
 }

@@ -57,7 +57,10 @@ fn whatever_happens_every_request_is_answered_once_and_in_order() {
     let first = plan.config(&mut random).replace("700ms", "none");
     let daemon = faulty::start(&first);
     let mut witness = Witness::new(seed, &daemon.directory().join("log"));
-    witness.note("start", first.split_whitespace().collect::<Vec<_>>().join(" "));
+    witness.note(
+        "start",
+        first.split_whitespace().collect::<Vec<_>>().join(" "),
+    );
     daemon.wait_for_workers();
     let descriptors = settled(|| kernel::descriptors(daemon.pid()).len());
 
@@ -91,7 +94,10 @@ fn whatever_happens_every_request_is_answered_once_and_in_order() {
             let elapsed = havoc.witness.elapsed().as_secs();
             if elapsed / 60 > minutes {
                 minutes = elapsed / 60;
-                println!("{elapsed} s: {} requests", shared.requests.load(Ordering::Relaxed));
+                println!(
+                    "{elapsed} s: {} requests",
+                    shared.requests.load(Ordering::Relaxed)
+                );
             }
         }
         havoc.finish();
@@ -99,9 +105,13 @@ fn whatever_happens_every_request_is_answered_once_and_in_order() {
         let mut seen = Seen::default();
         let mut failed = 0;
         for load in loads {
-            load.join().map_or_else(|_| failed += 1, |of_load| seen.add(of_load));
+            load.join()
+                .map_or_else(|_| failed += 1, |of_load| seen.add(of_load));
         }
-        assert_eq!(failed, 0, "clients of {CLIENTS} were answered wrongly, or were not: see above");
+        assert_eq!(
+            failed, 0,
+            "clients of {CLIENTS} were answered wrongly, or were not: see above"
+        );
         seen
     });
 
@@ -125,12 +135,21 @@ fn whatever_happens_every_request_is_answered_once_and_in_order() {
     compare(&seen, &status, &witness);
     assert_counted(&daemon, status.requests_total, status.errors_total);
     check_counts(&counts, &seen.counted);
-    check_rest(&daemon, &plan.config(&mut random.part(CLIENTS + 1)), &first, descriptors);
+    check_rest(
+        &daemon,
+        &plan.config(&mut random.part(CLIENTS + 1)),
+        &first,
+        descriptors,
+    );
 }
 
 fn variable(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
+    Some(
+        value
+            .parse()
+            .unwrap_or_else(|_| panic!("{name}={value} is no number")),
+    )
 }
 
 /// The clients are told that it is over when this is dropped.
@@ -144,35 +163,64 @@ impl Drop for Over<'_> {
 
 /// What the daemon has counted is what the clients have seen.
 fn compare(seen: &Seen, status: &Status, witness: &Witness) {
-    assert_eq!((status.lost_total, status.refused_total, status.closed_for_crashes_total), (0, 0, 0));
-    assert_eq!((&status.quarantined, status.log_errors_total), (&Vec::new(), 0));
+    assert_eq!(
+        (
+            status.lost_total,
+            status.refused_total,
+            status.closed_for_crashes_total
+        ),
+        (0, 0, 0)
+    );
+    assert_eq!(
+        (&status.quarantined, status.log_errors_total),
+        (&Vec::new(), 0)
+    );
     assert_eq!(status.accepted_total, seen.connections);
     // Nobody has seen what those that vanished were to be answered.
     let log = &witness.log;
     let [idempotent, others] = seen.crashed;
     let answered = |daemon: u64, seen_by_clients: u64, what: &str| {
         let most = seen_by_clients + seen.abandoned.min(status.deaths_total);
-        assert!((seen_by_clients..=most).contains(&daemon), "{daemon} {what} logged, {seen_by_clients} to {most} seen");
+        assert!(
+            (seen_by_clients..=most).contains(&daemon),
+            "{daemon} {what} logged, {seen_by_clients} to {most} seen"
+        );
     };
     answered(log.crashed, idempotent + others, "crashed");
     answered(log.timeouts, seen.timeouts, "timeouts");
     assert_eq!(log.reruns, status.reruns_total);
-    assert!(idempotent <= 1 + status.deaths_total / 20, "{idempotent} at {} deaths", status.deaths_total);
+    assert!(
+        idempotent <= 1 + status.deaths_total / 20,
+        "{idempotent} at {} deaths",
+        status.deaths_total
+    );
     // Each that was seen was counted, and once; but some of those whose replies nobody waited for were answered, too.
     let requests = seen.requests..=seen.requests + seen.abandoned;
-    assert!(requests.contains(&status.requests_total), "{} requests, not {requests:?}", status.requests_total);
+    assert!(
+        requests.contains(&status.requests_total),
+        "{} requests, not {requests:?}",
+        status.requests_total
+    );
     let errors = seen.errors..=seen.errors + seen.abandoned;
-    assert!(errors.contains(&status.errors_total), "{} errors, not {errors:?}", status.errors_total);
+    assert!(
+        errors.contains(&status.errors_total),
+        "{} errors, not {errors:?}",
+        status.errors_total
+    );
 }
 
 /// Every request that was answered with its result had its effect once, and those that were not at most once.
 fn check_counts(path: &Path, counted: &HashMap<String, bool>) {
     let text = fs::read_to_string(path).unwrap_or_default();
     let mut lines: HashMap<&str, u64> = HashMap::new();
-    text.lines().for_each(|line| *lines.entry(line).or_default() += 1);
+    text.lines()
+        .for_each(|line| *lines.entry(line).or_default() += 1);
     for (number, is_result) in counted {
         let times = lines.remove(number.as_str()).unwrap_or(0);
-        assert!(times == 1 || (times == 0 && !is_result), "{number} was done {times} times, result: {is_result}");
+        assert!(
+            times == 1 || (times == 0 && !is_result),
+            "{number} was done {times} times, result: {is_result}"
+        );
     }
     assert!(lines.is_empty(), "nobody asked for {lines:?}");
 }
@@ -182,14 +230,26 @@ fn check_rest(daemon: &Running, another: &str, first: &str, descriptors: usize) 
     daemon.reload_with(another).expect("nobody disturbs it");
     daemon.reload_with(first).expect("nobody disturbs it");
     let status = daemon.wait_until("nobody is on the way out", |status| {
-        status.leaving.is_empty() && status.workers.iter().all(|worker| worker.state == WorkerState::Ready)
+        status.leaving.is_empty()
+            && status
+                .workers
+                .iter()
+                .all(|worker| worker.state == WorkerState::Ready)
     });
     assert_eq!(status.workers.len(), status.count as usize);
     let now = settled(|| kernel::descriptors(daemon.pid()).len());
     assert_eq!(now, descriptors, "{:?}", kernel::descriptors(daemon.pid()));
-    let is_known = |pid: u32| daemon.worker_pids().contains(&pid) && kernel::state(pid) != Some('Z');
-    let strangers =
-        settled(|| -> Vec<u32> { kernel::children(daemon.pid()).into_iter().filter(|pid| !is_known(*pid)).collect() });
-    assert!(strangers.is_empty(), "children that are no workers: {strangers:?}");
+    let is_known =
+        |pid: u32| daemon.worker_pids().contains(&pid) && kernel::state(pid) != Some('Z');
+    let strangers = settled(|| -> Vec<u32> {
+        kernel::children(daemon.pid())
+            .into_iter()
+            .filter(|pid| !is_known(*pid))
+            .collect()
+    });
+    assert!(
+        strangers.is_empty(),
+        "children that are no workers: {strangers:?}"
+    );
     assert_eq!(daemon.connect().call("ping", 1).expect("a result"), 1);
 }

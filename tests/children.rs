@@ -36,24 +36,40 @@ impl Family {
         let directory: PathBuf = daemon.directory().to_owned();
         let pids = |name: &str| -> Vec<u32> {
             let text = fs::read_to_string(directory.join(name)).unwrap_or_default();
-            text.lines().map(|pid| pid.parse().expect("a pid")).collect()
+            text.lines()
+                .map(|pid| pid.parse().expect("a pid"))
+                .collect()
         };
-        ["in", "out", "up"].iter().for_each(|name| drop(fs::remove_file(directory.join(name))));
+        ["in", "out", "up"]
+            .iter()
+            .for_each(|name| drop(fs::remove_file(directory.join(name))));
         let mut client = daemon.connect();
-        client.request("shell", SCRIPT.replace("DIRECTORY", &directory.display().to_string()));
+        client.request(
+            "shell",
+            SCRIPT.replace("DIRECTORY", &directory.display().to_string()),
+        );
         eventually("all processes are started", || {
-            let is_own_session =
-                |pid: &u32| getsid(Some(Pid::from_raw(*pid as i32))).is_ok_and(|s| s.as_raw() as u32 == *pid);
+            let is_own_session = |pid: &u32| {
+                getsid(Some(Pid::from_raw(*pid as i32))).is_ok_and(|s| s.as_raw() as u32 == *pid)
+            };
             let out = pids("out");
             (pids("in").len() == 4 && out.first().is_some_and(is_own_session)).then_some(())
         });
-        (Family { inside: pids("in"), outside: pids("out")[0] }, client)
+        (
+            Family {
+                inside: pids("in"),
+                outside: pids("out")[0],
+            },
+            client,
+        )
     }
 
     #[track_caller]
     fn expect_end(&self) {
         for pid in &self.inside {
-            eventually("what the worker started has ended", || is_over(*pid).then_some(()));
+            eventually("what the worker started has ended", || {
+                is_over(*pid).then_some(())
+            });
         }
         assert!(!is_over(self.outside), "it has left on purpose");
     }
@@ -69,7 +85,14 @@ impl Drop for Family {
 fn what_a_method_started_ends_with_a_worker_that_is_killed() {
     let daemon = faulty::start("workers.count = 1\nlimits.request-timeout = \"700ms\"");
     let (family, mut client) = Family::start(&daemon);
-    assert_eq!(client.reply().value().expect_err("it takes too long").code(), "timeout");
+    assert_eq!(
+        client
+            .reply()
+            .value()
+            .expect_err("it takes too long")
+            .code(),
+        "timeout"
+    );
     family.expect_end();
     // None of them is left to be collected, but the one that lives.
     eventually("all that has ended is collected", || {
@@ -77,12 +100,23 @@ fn what_a_method_started_ends_with_a_worker_that_is_killed() {
         (left.len() == 2 && left.contains(&family.outside)).then_some(())
     });
     drop(family);
-    eventually("so is that one", || (children(daemon.pid()).len() == 1).then_some(()));
+    eventually("so is that one", || {
+        (children(daemon.pid()).len() == 1).then_some(())
+    });
 
-    daemon.reload_with("workers.count = 1").expect("it is applied");
+    daemon
+        .reload_with("workers.count = 1")
+        .expect("it is applied");
     let (family, mut client) = Family::start(&daemon);
     daemon.signal_worker(0, "KILL");
-    assert_eq!(client.reply().value().expect_err("its worker has died").code(), "crashed");
+    assert_eq!(
+        client
+            .reply()
+            .value()
+            .expect_err("its worker has died")
+            .code(),
+        "crashed"
+    );
     family.expect_end();
     assert_eq!(daemon.status().lost_total, 0);
 }
@@ -90,31 +124,76 @@ fn what_a_method_started_ends_with_a_worker_that_is_killed() {
 #[test]
 fn what_a_method_left_behind_ends_with_a_worker_that_exits() {
     let daemon = faulty::start("workers.count = 1");
-    assert_eq!(daemon.call("shell", "sleep 1000 & echo $! >&2").expect("a result"), 0);
-    let pid = eventually("the pid is written", || daemon.stderr().lines().find_map(|line| line.parse::<u32>().ok()));
+    assert_eq!(
+        daemon
+            .call("shell", "sleep 1000 & echo $! >&2")
+            .expect("a result"),
+        0
+    );
+    let pid = eventually("the pid is written", || {
+        daemon
+            .stderr()
+            .lines()
+            .find_map(|line| line.parse::<u32>().ok())
+    });
     assert!(!is_over(pid));
-    daemon.ctl_with("recycle", serde_json::json!({ "worker": daemon.status().workers[0].id })).expect("it is recycled");
-    eventually("what was left in the background has ended", || is_over(pid).then_some(()));
+    daemon
+        .ctl_with(
+            "recycle",
+            serde_json::json!({ "worker": daemon.status().workers[0].id }),
+        )
+        .expect("it is recycled");
+    eventually("what was left in the background has ended", || {
+        is_over(pid).then_some(())
+    });
 }
 
 #[test]
 fn what_a_method_started_ends_when_the_master_is_killed() {
     let daemon = faulty::start("workers.count = 1");
     daemon.wait_for_workers();
-    assert_eq!(daemon.call("shell", "sleep 1000 & echo $! >&2").expect("a result"), 0);
-    let pid = eventually("the pid is written", || daemon.stderr().lines().find_map(|line| line.parse::<u32>().ok()));
+    assert_eq!(
+        daemon
+            .call("shell", "sleep 1000 & echo $! >&2")
+            .expect("a result"),
+        0
+    );
+    let pid = eventually("the pid is written", || {
+        daemon
+            .stderr()
+            .lines()
+            .find_map(|line| line.parse::<u32>().ok())
+    });
     daemon.signal("KILL");
-    eventually("what was left in the background has ended", || is_over(pid).then_some(()));
+    eventually("what was left in the background has ended", || {
+        is_over(pid).then_some(())
+    });
 }
 
 #[test]
 fn a_worker_has_a_session_of_its_own_and_the_exporter_has_not() {
-    let setup = Setup::new(example("faulty"), "workers.count = 2\nmetrics.listen = \"unix:{dir}/metrics.sock\"");
+    let setup = Setup::new(
+        example("faulty"),
+        "workers.count = 2\nmetrics.listen = \"unix:{dir}/metrics.sock\"",
+    );
     let daemon = setup.start().expect("it serves");
     daemon.wait_for_workers();
-    let session = |pid: u32| getsid(Some(Pid::from_raw(pid as i32))).expect("it runs").as_raw() as u32;
+    let session = |pid: u32| {
+        getsid(Some(Pid::from_raw(pid as i32)))
+            .expect("it runs")
+            .as_raw() as u32
+    };
     let workers = daemon.worker_pids();
-    assert!(workers.iter().all(|worker| session(*worker) == *worker), "{workers:?}");
-    let others: Vec<u32> = children(daemon.pid()).into_iter().filter(|pid| !workers.contains(pid)).collect();
-    assert!(others.len() == 1 && session(others[0]) == session(daemon.pid()), "{others:?}");
+    assert!(
+        workers.iter().all(|worker| session(*worker) == *worker),
+        "{workers:?}"
+    );
+    let others: Vec<u32> = children(daemon.pid())
+        .into_iter()
+        .filter(|pid| !workers.contains(pid))
+        .collect();
+    assert!(
+        others.len() == 1 && session(others[0]) == session(daemon.pid()),
+        "{others:?}"
+    );
 }

@@ -14,7 +14,8 @@ fn completed(shell: &str, options: &[&str], script: &str) -> Option<Vec<String>>
     }
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("completions");
-    std::fs::write(&file, run(FDPASSCTL, &["completions", shell]).out).expect("it is our directory");
+    std::fs::write(&file, run(FDPASSCTL, &["completions", shell]).out)
+        .expect("it is our directory");
     let script = script.replace("$1", &file.display().to_string());
     let said = run(shell, &[options, &["-c", &script]].concat());
     assert_eq!((said.code, said.err.as_str()), (Some(0), ""), "{shell}");
@@ -30,30 +31,45 @@ fn bash_completes_verbs_and_their_values() {
         ask fdpassctl re
         ask fdpassctl clients --sort ''
         ask fdpassctl config ''";
-    let Some(lines) = completed("bash", &["--norc", "--noprofile"], script) else { return };
+    let Some(lines) = completed("bash", &["--norc", "--noprofile"], script) else {
+        return;
+    };
     let words = |line: &str| {
-        let mut words: Vec<String> = line.split(' ').filter(|word| !word.starts_with('-')).map(str::to_owned).collect();
+        let mut words: Vec<String> = line
+            .split(' ')
+            .filter(|word| !word.starts_with('-'))
+            .map(str::to_owned)
+            .collect();
         words.sort();
         words.join(" ")
     };
-    assert_eq!(words(&lines[0]), "rebalance recycle release reload reopen-log");
+    assert_eq!(
+        words(&lines[0]),
+        "rebalance recycle release reload reopen-log"
+    );
     assert_eq!(words(&lines[1]), "age bytes idle requests");
     assert_eq!(words(&lines[2]), "check show");
 }
 
 #[test]
 fn zsh_takes_them_for_the_completions_of_fdpassctl() {
-    let script =
-        "autoload -Uz compinit && compinit -D -u && source $1 && print -- $_comps[fdpassctl] && whence -w _fdpassctl";
-    let Some(lines) = completed("zsh", &["-f"], script) else { return };
+    let script = "autoload -Uz compinit && compinit -D -u && source $1 && print -- $_comps[fdpassctl] && whence -w _fdpassctl";
+    let Some(lines) = completed("zsh", &["-f"], script) else {
+        return;
+    };
     assert_eq!(lines, ["_fdpassctl", "_fdpassctl: function"]);
 }
 
 #[test]
 fn fish_completes_verbs_and_their_values() {
     let script = "source $1; complete -C 'fdpassctl re'; complete -C 'fdpassctl clients --sort '; complete -C 'fdpassctl config '";
-    let Some(lines) = completed("fish", &["--no-config"], script) else { return };
-    let words: Vec<&str> = lines.iter().filter_map(|line| line.split('\t').next()).collect();
+    let Some(lines) = completed("fish", &["--no-config"], script) else {
+        return;
+    };
+    let words: Vec<&str> = lines
+        .iter()
+        .filter_map(|line| line.split('\t').next())
+        .collect();
     let expected = "rebalance recycle release reload reopen-log age bytes idle requests check show";
     assert_eq!(words.join(" "), expected);
 }

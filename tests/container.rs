@@ -27,12 +27,17 @@ struct Container {
 
 impl Container {
     fn start(config: &str) -> Option<Container> {
-        let tried = Command::new("unshare").args(OPTIONS).args(["nsenter", "--version"]).output();
+        let tried = Command::new("unshare")
+            .args(OPTIONS)
+            .args(["nsenter", "--version"])
+            .output();
         if !tried.as_ref().is_ok_and(|output| output.status.success()) {
             skip(&format!("no PID namespace can be made: {tried:?}"));
             return None;
         }
-        let setup = OPTIONS.iter().fold(Setup::new("unshare", config), Setup::argument);
+        let setup = OPTIONS
+            .iter()
+            .fold(Setup::new("unshare", config), Setup::argument);
         let daemon = setup.argument(FDPASSD).start().expect("it serves");
         let status = daemon.wait_for_workers();
         assert_eq!(status.pid, 1);
@@ -50,22 +55,33 @@ impl Container {
     /// Waits until it has just these children.
     #[track_caller]
     fn wait_for_children(&self, wanted: &[u32]) {
-        eventually(&format!("it has the children {wanted:?}"), || (self.children() == wanted).then_some(()));
+        eventually(&format!("it has the children {wanted:?}"), || {
+            (self.children() == wanted).then_some(())
+        });
     }
 
     /// A shell in the container that runs this.
     fn shell(&self, script: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg("--target").arg(self.init.to_string()).args(["--pid", "sh", "-c", script]);
+        command
+            .arg("--target")
+            .arg(self.init.to_string())
+            .args(["--pid", "sh", "-c", script]);
         // Orphans have no output of the tests, which would be waited for.
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         command
     }
 
     /// Has a shell run this, and waits for the shell only. What it reads is ours to write or to close.
     #[track_caller]
     fn run(&self, script: &str) -> Child {
-        let mut shell = self.shell(script).spawn().expect("nsenter ran a moment ago");
+        let mut shell = self
+            .shell(script)
+            .spawn()
+            .expect("nsenter ran a moment ago");
         let input = shell.stdin.take();
         assert!(shell.wait().expect("it is our child").success(), "{script}");
         shell.stdin = input;
@@ -78,7 +94,11 @@ impl Container {
         let before = self.children();
         let shell = self.run(&format!("for i in $(seq {count}); do cat <&3 & done 3<&0"));
         let orphans = eventually("it has the orphans", || {
-            let orphans: Vec<u32> = self.children().into_iter().filter(|pid| !before.contains(pid)).collect();
+            let orphans: Vec<u32> = self
+                .children()
+                .into_iter()
+                .filter(|pid| !before.contains(pid))
+                .collect();
             (orphans.len() == count).then_some(orphans)
         });
         (shell, orphans)
@@ -91,7 +111,9 @@ fn send(pid: u32, signal: Signal) {
 
 #[test]
 fn orphans_are_collected_however_they_end_and_are_no_deaths_of_workers() {
-    let Some(container) = Container::start("workers.count = 2") else { return };
+    let Some(container) = Container::start("workers.count = 2") else {
+        return;
+    };
     let daemon = &container.daemon;
     let mut client = daemon.connect();
     let workers = settled(|| container.children());
@@ -100,7 +122,11 @@ fn orphans_are_collected_however_they_end_and_are_no_deaths_of_workers() {
     let (input, orphans) = container.orphans(5);
     send(orphans[0], Signal::SIGKILL);
     send(orphans[1], Signal::SIGSEGV);
-    let left: Vec<u32> = container.children().into_iter().filter(|pid| !orphans[..2].contains(pid)).collect();
+    let left: Vec<u32> = container
+        .children()
+        .into_iter()
+        .filter(|pid| !orphans[..2].contains(pid))
+        .collect();
     container.wait_for_children(&left);
     drop(input);
     container.wait_for_children(&workers);
@@ -109,7 +135,11 @@ fn orphans_are_collected_however_they_end_and_are_no_deaths_of_workers() {
     container.wait_for_children(&workers);
     assert_eq!(client.call("ping", 1).expect("a result"), 1);
     assert_eq!(daemon.status().deaths_total, 0);
-    assert!(!daemon.stderr().contains("killed by"), "{}", daemon.stderr());
+    assert!(
+        !daemon.stderr().contains("killed by"),
+        "{}",
+        daemon.stderr()
+    );
 
     // Its own are told from them as ever.
     let (input, orphans) = container.orphans(2);
@@ -118,21 +148,29 @@ fn orphans_are_collected_however_they_end_and_are_no_deaths_of_workers() {
     }
     assert_eq!(client.call("ping", 2).expect("a result"), 2);
     // What is of no worker is let live.
-    container.daemon.wait_until("both deaths are known", |status| status.deaths_total == 2);
+    container
+        .daemon
+        .wait_until("both deaths are known", |status| status.deaths_total == 2);
     assert!(!is_over(orphans[1]));
     drop(input);
     let status = daemon.wait_for_workers();
     assert_eq!((status.deaths_total, status.lost_total), (2, 0));
     eventually("only the successors are left", || {
         let now = container.children();
-        (now.len() == 2 && !now.iter().any(|pid| workers.contains(pid) || orphans.contains(pid))).then_some(())
+        (now.len() == 2
+            && !now
+                .iter()
+                .any(|pid| workers.contains(pid) || orphans.contains(pid)))
+        .then_some(())
     });
 }
 
 #[test]
 fn it_stops_by_sigterm_from_inside_and_outside_though_there_are_orphans() {
     for inside in [false, true] {
-        let Some(mut container) = Container::start("workers.count = 2") else { return };
+        let Some(mut container) = Container::start("workers.count = 2") else {
+            return;
+        };
         let (_input, _) = container.orphans(2);
         let mut client = container.daemon.connect();
         assert_eq!(client.call("ping", "here").expect("a result"), "here");
@@ -141,7 +179,10 @@ fn it_stops_by_sigterm_from_inside_and_outside_though_there_are_orphans() {
         assert_eq!(client.reply().value().expect("a result"), 0);
         if inside {
             // The end of the container may be its own.
-            container.shell("kill -TERM 1").status().expect("nsenter ran a moment ago");
+            container
+                .shell("kill -TERM 1")
+                .status()
+                .expect("nsenter ran a moment ago");
         } else {
             send(container.init, Signal::SIGTERM);
         }
@@ -149,8 +190,18 @@ fn it_stops_by_sigterm_from_inside_and_outside_though_there_are_orphans() {
             assert_eq!(client.reply().value().expect("a result"), i);
         }
         client.expect_end();
-        assert_eq!(container.daemon.wait().code(), Some(0), "{}", container.daemon.stderr());
-        for words in [" serves on ", " worker 2 (pid 3, gen 1) is ready", " SIGTERM: stopping", " stopped"] {
+        assert_eq!(
+            container.daemon.wait().code(),
+            Some(0),
+            "{}",
+            container.daemon.stderr()
+        );
+        for words in [
+            " serves on ",
+            " worker 2 (pid 3, gen 1) is ready",
+            " SIGTERM: stopping",
+            " stopped",
+        ] {
             container.daemon.wait_for_log(words);
         }
     }

@@ -40,7 +40,11 @@ fn those_who_wait_hang_or_do_not_read_delay_nobody_and_nothing_spins() {
     let mut eager = connect(&daemon);
     let more = eager.frame("{\"in\":\"version\"}").repeat(5_000);
     let (mut writer, first) = (eager.writer(), eager.frame(&drain));
-    let sending = thread::spawn(move || writer.write_all(&[first, more].concat()).expect("it is taken in the end"));
+    let sending = thread::spawn(move || {
+        writer
+            .write_all(&[first, more].concat())
+            .expect("it is taken in the end")
+    });
     daemon.wait_until("it is drained", |status| status.paused.is_some());
 
     let before = kernel::cpu_ticks(daemon.pid());
@@ -48,9 +52,11 @@ fn those_who_wait_hang_or_do_not_read_delay_nobody_and_nothing_spins() {
     let ticks = kernel::cpu_ticks(daemon.pid()) - before;
     assert!(ticks < 20, "the master was busy for {ticks} of 100 ticks");
     answers(&daemon, &mut rpc, 100);
-    for (who, client) in
-        [("who waits", &mut waiting), ("who half-closed", &mut half_closed), ("who goes on", &mut eager)]
-    {
+    for (who, client) in [
+        ("who waits", &mut waiting),
+        ("who half-closed", &mut half_closed),
+        ("who goes on", &mut eager),
+    ] {
         assert!(!client.has_something(), "{who} waits for the last client");
     }
     drop(rpc);
@@ -75,7 +81,10 @@ fn who_asks_for_much_at_once_is_answered_in_turn_with_the_others() {
         let mut client = connect(&daemon);
         // No two are the same, for lines that repeat are counted.
         for number in 0..count {
-            client.send_frame(json!({"in": "release", "params": {"method": format!("{method}-{number}")}}).to_string());
+            client.send_frame(
+                json!({"in": "release", "params": {"method": format!("{method}-{number}")}})
+                    .to_string(),
+            );
         }
         client
     };
@@ -87,20 +96,39 @@ fn who_asks_for_much_at_once_is_answered_in_turn_with_the_others() {
     let refusals: Vec<bool> = eventually("all is logged", || {
         let log = daemon.stderr();
         let refusals = log.lines().filter(|line| line.contains("refused: method"));
-        Some(refusals.map(|line| line.contains("\"little-")).collect::<Vec<_>>()).filter(|found| found.len() == 103)
+        Some(
+            refusals
+                .map(|line| line.contains("\"little-"))
+                .collect::<Vec<_>>(),
+        )
+        .filter(|found| found.len() == 103)
     });
-    let last = refusals.iter().rposition(|is_little| *is_little).expect("it was logged");
-    assert!(last < 10, "its three requests were answered after {last} others");
+    let last = refusals
+        .iter()
+        .rposition(|is_little| *is_little)
+        .expect("it was logged");
+    assert!(
+        last < 10,
+        "its three requests were answered after {last} others"
+    );
 }
 
 #[test]
 fn what_was_asked_before_the_end_is_answered_and_then_the_connection_is_closed() {
     let daemon = start("");
     let mut client = connect(&daemon);
-    let asked = [client.frame("{\"in\":\"status\"}"), client.frame("{\"in\":\"version\"}")].concat();
+    let asked = [
+        client.frame("{\"in\":\"status\"}"),
+        client.frame("{\"in\":\"version\"}"),
+    ]
+    .concat();
     client.send([&asked[..], b"\x05\0"].concat());
     client.finish();
-    let names: Vec<String> = client.replies().into_iter().map(|reply| reply.name).collect();
+    let names: Vec<String> = client
+        .replies()
+        .into_iter()
+        .map(|reply| reply.name)
+        .collect();
     assert_eq!(names, ["status", "version"]);
 }
 
@@ -138,27 +166,56 @@ const HABITS: [(&str, Habit); 7] = [
         }
         Ok(())
     }),
-    ("4 GiB", |socket| refused(socket, &u32::MAX.to_le_bytes(), "too_large")),
-    ("one byte too much", |socket| refused(socket, &(MAX_REQUEST + 1).to_le_bytes(), "too_large")),
-    ("64 KiB of nothing", |socket| {
-        refused(socket, &[&MAX_REQUEST.to_le_bytes()[..], &[b' '; MAX_REQUEST as usize]].concat(), "bad_request")
+    ("4 GiB", |socket| {
+        refused(socket, &u32::MAX.to_le_bytes(), "too_large")
     }),
-    ("garbage", |socket| refused(socket, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n", "too_large")),
+    ("one byte too much", |socket| {
+        refused(socket, &(MAX_REQUEST + 1).to_le_bytes(), "too_large")
+    }),
+    ("64 KiB of nothing", |socket| {
+        refused(
+            socket,
+            &[
+                &MAX_REQUEST.to_le_bytes()[..],
+                &[b' '; MAX_REQUEST as usize],
+            ]
+            .concat(),
+            "bad_request",
+        )
+    }),
+    ("garbage", |socket| {
+        refused(
+            socket,
+            b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            "too_large",
+        )
+    }),
     ("much at once", |socket| {
         let (body, count) = (b"{\"in\":\"status\"}", 200);
         let frame = [&(body.len() as u32).to_le_bytes()[..], body].concat();
-        let (mut stream, mut writer) = UnixStream::connect(socket).and_then(|s| Ok((s.try_clone()?, s)))?;
+        let (mut stream, mut writer) =
+            UnixStream::connect(socket).and_then(|s| Ok((s.try_clone()?, s)))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         thread::scope(|threads| {
-            threads
-                .spawn(move || writer.write_all(&frame.repeat(count)).and_then(|()| writer.shutdown(Shutdown::Write)));
+            threads.spawn(move || {
+                writer
+                    .write_all(&frame.repeat(count))
+                    .and_then(|()| writer.shutdown(Shutdown::Write))
+            });
             let mut replies = Vec::new();
             stream.read_to_end(&mut replies)?;
-            assert_eq!(String::from_utf8_lossy(&replies).matches("\"out\":\"status\"").count(), count);
+            assert_eq!(
+                String::from_utf8_lossy(&replies)
+                    .matches("\"out\":\"status\"")
+                    .count(),
+                count
+            );
             Ok(())
         })
     }),
-    ("up and away", |socket| UnixStream::connect(socket)?.write_all(b"\x0f\0\0\0{\"in\":\"status\"}")),
+    ("up and away", |socket| {
+        UnixStream::connect(socket)?.write_all(b"\x0f\0\0\0{\"in\":\"status\"}")
+    }),
 ];
 
 #[test]

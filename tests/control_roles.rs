@@ -83,7 +83,9 @@ impl Daemon {
         let path = self.others.directory().join("log");
         eventually(&format!("{words:?} are logged"), || {
             let log = fs::read_to_string(&path).expect("the daemon made it");
-            log.lines().any(|line| words.iter().all(|words| line.contains(words))).then_some(())
+            log.lines()
+                .any(|line| words.iter().all(|words| line.contains(words)))
+                .then_some(())
         });
     }
 }
@@ -101,8 +103,18 @@ fn write_config(others: &OtherUser, control: &str) {
 
 #[test]
 fn each_may_do_what_the_table_says_and_a_reload_changes_it() {
-    let Some(daemon) = Daemon::start("") else { return };
-    let askers = [ROOT, OWNER, ADMIN, SECOND_ADMIN, READER, COLLEAGUE, STRANGER];
+    let Some(daemon) = Daemon::start("") else {
+        return;
+    };
+    let askers = [
+        ROOT,
+        OWNER,
+        ADMIN,
+        SECOND_ADMIN,
+        READER,
+        COLLEAGUE,
+        STRANGER,
+    ];
     for (control, may) in [
         // Who may change things, who may look, and who may not.
         ("", "AA---R-"),
@@ -117,7 +129,10 @@ fn each_may_do_what_the_table_says_and_a_reload_changes_it() {
         let asked = |who, verb: &str| {
             let said = daemon.ask(who, &[verb]);
             let is_done = said.code == Some(0);
-            assert!(is_done || said.code == Some(77) && said.err.contains("forbidden: "), "{who:?} {verb}: {said:?}");
+            assert!(
+                is_done || said.code == Some(77) && said.err.contains("forbidden: "),
+                "{who:?} {verb}: {said:?}"
+            );
             is_done
         };
         let found: String = askers
@@ -135,89 +150,164 @@ fn each_may_do_what_the_table_says_and_a_reload_changes_it() {
 
 #[test]
 fn a_refusal_names_whoever_is_not_refused() {
-    let Some(daemon) = Daemon::start(BOTH) else { return };
+    let Some(daemon) = Daemon::start(BOTH) else {
+        return;
+    };
     let changing = "changing things needs root, uid 61200 or the group 61201";
     let looking = "looking needs root, uid 61200, the group 61201 or the group 61202";
-    for (who, verb, sentence) in
-        [(READER, "stop", changing), (STRANGER, "stop", looking), (STRANGER, "status", looking)]
-    {
+    for (who, verb, sentence) in [
+        (READER, "stop", changing),
+        (STRANGER, "stop", looking),
+        (STRANGER, "status", looking),
+    ] {
         let said = daemon.ask(who, &[verb]);
-        assert_eq!((said.code, said.err), (Some(77), format!("fdpassctl: forbidden: {sentence}\n")), "{verb}");
+        assert_eq!(
+            (said.code, said.err),
+            (Some(77), format!("fdpassctl: forbidden: {sentence}\n")),
+            "{verb}"
+        );
     }
-    daemon.wait_for_log(&["uid 61304 (pid ", ") turned away from the control socket: looking needs root"]);
+    daemon.wait_for_log(&[
+        "uid 61304 (pid ",
+        ") turned away from the control socket: looking needs root",
+    ]);
 
     // What the kernel refuses, fdpassctl explains as well as it can.
     let socket = daemon.socket();
     daemon.reload("mode = \"0660\"");
     let said = daemon.ask(STRANGER, &["status"]);
-    let sentence = format!("{} is for root, uid 61200 and the group 61200", socket.display());
-    assert_eq!((said.code, said.err), (Some(77), format!("fdpassctl: forbidden: {sentence}\n")));
+    let sentence = format!(
+        "{} is for root, uid 61200 and the group 61200",
+        socket.display()
+    );
+    assert_eq!(
+        (said.code, said.err),
+        (Some(77), format!("fdpassctl: forbidden: {sentence}\n"))
+    );
     let hidden = tempfile::tempdir().expect("a directory");
     let inner = hidden.path().join("control.sock");
     fs::set_permissions(hidden.path(), PermissionsExt::from_mode(0o700)).expect("it is ours");
     let (uid, gid, groups) = STRANGER;
     let mut command = daemon.others.command_in(FDPASSCTL, uid, gid, groups);
     let said = Program::start(command.arg("status").arg("--socket").arg(&inner)).finish();
-    let sentence = format!("{} is in {}, which is for root only", inner.display(), hidden.path().display());
-    assert_eq!((said.code, said.err), (Some(77), format!("fdpassctl: forbidden: {sentence}\n")));
+    let sentence = format!(
+        "{} is in {}, which is for root only",
+        inner.display(),
+        hidden.path().display()
+    );
+    assert_eq!(
+        (said.code, said.err),
+        (Some(77), format!("fdpassctl: forbidden: {sentence}\n"))
+    );
 }
 
 #[test]
 fn one_of_very_many_groups_is_enough() {
-    let Some(daemon) = Daemon::start(BOTH) else { return };
+    let Some(daemon) = Daemon::start(BOTH) else {
+        return;
+    };
     let others: Vec<u32> = (70_000..70_300).collect();
     let with = |group: u32| [&others[..], &[group]].concat();
-    assert_eq!(daemon.ask((USER, USER, &with(ADMINS)), &["undrain"]).code, Some(0));
-    assert_eq!(daemon.ask((USER, USER, &with(80_000)), &["status"]).code, Some(77));
+    assert_eq!(
+        daemon.ask((USER, USER, &with(ADMINS)), &["undrain"]).code,
+        Some(0)
+    );
+    assert_eq!(
+        daemon.ask((USER, USER, &with(80_000)), &["status"]).code,
+        Some(77)
+    );
 }
 
 #[test]
 fn who_asked_for_a_change_is_logged_whether_it_is_made_or_not() {
-    let Some(daemon) = Daemon::start(BOTH) else { return };
+    let Some(daemon) = Daemon::start(BOTH) else {
+        return;
+    };
     let changes = || Verb::ALL.into_iter().filter(|verb| verb.changes());
     let mut reader = Hand::of(&daemon, READER);
     for verb in changes() {
         let reply = reader.ask(&format!(r#"{{"in":"{}"}}"#, verb.as_str()));
-        assert!(reply.is_some_and(|reply| reply.contains("\"forbidden\"")), "{verb:?}");
-        let by = format!(" {} by uid {} (pid {}): refused: changing things", verb.as_str(), READER.0, reader.pid());
+        assert!(
+            reply.is_some_and(|reply| reply.contains("\"forbidden\"")),
+            "{verb:?}"
+        );
+        let by = format!(
+            " {} by uid {} (pid {}): refused: changing things",
+            verb.as_str(),
+            READER.0,
+            reader.pid()
+        );
         daemon.wait_for_log(&[&by]);
     }
     let reply = reader.ask(r#"{"in":"log-level","params":{"level":"debug"}}"#);
     assert!(reply.is_some_and(|reply| reply.contains("\"forbidden\"")));
-    assert!(reader.ask(r#"{"in":"log-level"}"#).is_some_and(|reply| reply.starts_with("log-level ")));
+    assert!(
+        reader
+            .ask(r#"{"in":"log-level"}"#)
+            .is_some_and(|reply| reply.starts_with("log-level "))
+    );
     let mut admin = Hand::of(&daemon, SECOND_ADMIN);
     let by = format!(" by uid {} (pid {}): ", SECOND_ADMIN.0, admin.pid());
     for verb in changes() {
-        let reply = admin.ask(&format!(r#"{{"in":"{}","params":[]}}"#, verb.as_str())).expect("a reply");
-        assert!(!reply.contains("\"forbidden\"") && reply.starts_with("error "), "{verb:?}: {reply}");
+        let reply = admin
+            .ask(&format!(r#"{{"in":"{}","params":[]}}"#, verb.as_str()))
+            .expect("a reply");
+        assert!(
+            !reply.contains("\"forbidden\"") && reply.starts_with("error "),
+            "{verb:?}: {reply}"
+        );
         daemon.wait_for_log(&[&format!(" {}{by}refused: ", verb.as_str())]);
     }
-    let status: Status = serde_json::from_str(&daemon.ask(ROOT, &["status", "--json"]).out).expect("a status");
+    let status: Status =
+        serde_json::from_str(&daemon.ask(ROOT, &["status", "--json"]).out).expect("a status");
     let worker = status.workers[0].id.expect("it is ready").0;
     for (verb, params, words) in [
         ("scale", r#"{"count":1}"#, "1 workers instead of 2"),
         ("recycle", "{}", "replacing all workers"),
-        ("recycle", r#"{"worker":99}"#, "refused: there is no worker 99"),
+        (
+            "recycle",
+            r#"{"worker":99}"#,
+            "refused: there is no worker 99",
+        ),
         ("hold", r#"{"worker":99}"#, "refused: there is no worker 99"),
-        ("release", r#"{"method":"pi"}"#, "refused: method \"pi\" is not quarantined"),
+        (
+            "release",
+            r#"{"method":"pi"}"#,
+            "refused: method \"pi\" is not quarantined",
+        ),
         ("drain", "{}", "nobody new is accepted"),
         ("undrain", "{}", "clients are accepted"),
-        ("rebalance", "{}", "no worker has more to do than the others"),
+        (
+            "rebalance",
+            "{}",
+            "no worker has more to do than the others",
+        ),
         ("reload", "{}", "reloading; generation 2"),
-        ("hold", &format!(r#"{{"worker":{worker}}}"#), "refused: there is no worker"),
+        (
+            "hold",
+            &format!(r#"{{"worker":{worker}}}"#),
+            "refused: there is no worker",
+        ),
         ("stop", "{}", "stopping"),
     ] {
-        admin.ask(&format!(r#"{{"in":"{verb}","params":{params}}}"#)).expect("a reply");
+        admin
+            .ask(&format!(r#"{{"in":"{verb}","params":{params}}}"#))
+            .expect("a reply");
         daemon.wait_for_log(&[&format!(" {verb}{by}"), words]);
     }
 }
 
 #[test]
 fn a_role_is_lost_and_won_by_a_reload_on_a_connection_that_is_open() {
-    let Some(daemon) = Daemon::start(BOTH) else { return };
+    let Some(daemon) = Daemon::start(BOTH) else {
+        return;
+    };
     let mut hand = Hand::of(&daemon, SECOND_ADMIN);
     let (look, change) = (r#"{"in":"version"}"#, r#"{"in":"undrain"}"#);
-    let mut is_done = |request| hand.ask(request).is_some_and(|reply| !reply.starts_with("error "));
+    let mut is_done = |request| {
+        hand.ask(request)
+            .is_some_and(|reply| !reply.starts_with("error "))
+    };
     assert!(is_done(look) && is_done(change));
     daemon.reload("read-group = \"61201\"");
     assert!(is_done(look) && !is_done(change));
@@ -226,23 +316,40 @@ fn a_role_is_lost_and_won_by_a_reload_on_a_connection_that_is_open() {
 
     daemon.reload("admin-group = \"61203\"");
     let reply = hand.ask(look).expect("it is told");
-    assert!(reply.contains("looking needs root, uid 61200 or the group 61203"), "{reply}");
+    assert!(
+        reply.contains("looking needs root, uid 61200 or the group 61203"),
+        "{reply}"
+    );
     assert_eq!(hand.ask(look), None, "and the connection is closed");
 }
 
 #[test]
 fn who_waits_for_events_when_its_role_is_lost_is_told_that_instead() {
-    let Some(daemon) = Daemon::start(BOTH) else { return };
+    let Some(daemon) = Daemon::start(BOTH) else {
+        return;
+    };
     let mut hand = Hand::of(&daemon, READER);
     write_config(&daemon.others, "admin-group = \"61201\"");
     let reload = Program::start(&mut daemon.ctl(ROOT, &["reload"]));
     // It asks again as soon as it is answered, as the workers start, up to the moment when it may not any more.
     let mut after = 0;
     let refusal = loop {
-        let reply = hand.ask(&format!(r#"{{"in":"events","params":{{"after":{after},"wait":9}}}}"#)).expect("a reply");
-        let Some(events) = reply.strip_prefix("events ") else { break reply };
+        let reply = hand
+            .ask(&format!(
+                r#"{{"in":"events","params":{{"after":{after},"wait":9}}}}"#
+            ))
+            .expect("a reply");
+        let Some(events) = reply.strip_prefix("events ") else {
+            break reply;
+        };
         let events: Events = serde_json::from_str(events).expect("events");
-        assert!(events.events.iter().all(|event| event.event != Kind::ReloadApplied), "{events:?}");
+        assert!(
+            events
+                .events
+                .iter()
+                .all(|event| event.event != Kind::ReloadApplied),
+            "{events:?}"
+        );
         after = events.last;
     };
     assert!(refusal.contains("looking needs root"), "{refusal}");
@@ -251,22 +358,39 @@ fn who_waits_for_events_when_its_role_is_lost_is_told_that_instead() {
 
 #[test]
 fn strangers_take_up_no_place_and_admins_are_not_counted_by_user() {
-    let Some(mut daemon) = Daemon::start(BOTH) else { return };
+    let Some(mut daemon) = Daemon::start(BOTH) else {
+        return;
+    };
     // All wait in the queue while the master stands still: it accepts them in one go, the first come first. Of the
     // strangers there are more than there may be clients at all.
-    let send = |signal| Command::new("kill").arg(signal).arg(daemon.program.pid().to_string()).status();
+    let send = |signal| {
+        Command::new("kill")
+            .arg(signal)
+            .arg(daemon.program.pid().to_string())
+            .status()
+    };
     send("-STOP").expect("kill runs");
     let start = |who, count: usize| -> Vec<Program> {
-        (0..count).map(|_| Program::start(&mut daemon.ctl(who, &["version"]))).collect()
+        (0..count)
+            .map(|_| Program::start(&mut daemon.ctl(who, &["version"])))
+            .collect()
     };
     let strangers = start(STRANGER, 80);
     wait_for_clients(&daemon.socket(), 80);
-    let admitted = [start(READER, 8), start(ADMIN, 20)].into_iter().flatten().collect::<Vec<_>>();
+    let admitted = [start(READER, 8), start(ADMIN, 20)]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>();
     wait_for_clients(&daemon.socket(), 108);
     let excess = start(READER, 1);
     wait_for_clients(&daemon.socket(), 109);
     send("-CONT").expect("kill runs");
-    let codes = |programs: Vec<Program>| programs.into_iter().map(|program| program.finish().code).collect::<Vec<_>>();
+    let codes = |programs: Vec<Program>| {
+        programs
+            .into_iter()
+            .map(|program| program.finish().code)
+            .collect::<Vec<_>>()
+    };
     assert_eq!(codes(strangers), [Some(77); 80]);
     assert_eq!(codes(admitted), [Some(0); 28]);
     assert_eq!(codes(excess), [Some(1)]);
@@ -288,13 +412,22 @@ impl Hand {
     fn of(daemon: &Daemon, (uid, gid, groups): Who<'_>) -> Hand {
         let program = env::current_exe().expect("/proc is mounted");
         let mut command = daemon.others.command_in(program, uid, gid, groups);
-        command.args(["--exact", "hand", "--ignored", "--nocapture"]).env(SOCKET, daemon.socket());
+        command
+            .args(["--exact", "hand", "--ignored", "--nocapture"])
+            .env(SOCKET, daemon.socket());
         // It panics when the connection is closed.
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
         let mut child = command.spawn().expect("it runs");
         let asks = child.stdin.take().expect("piped");
         let replies = BufReader::new(child.stdout.take().expect("piped")).lines();
-        Hand { child, asks, replies }
+        Hand {
+            child,
+            asks,
+            replies,
+        }
     }
 
     /// It connects itself, and setpriv(1) becomes it.
@@ -306,7 +439,11 @@ impl Hand {
     #[track_caller]
     fn ask(&mut self, request: &str) -> Option<String> {
         writeln!(self.asks, "{request}").ok()?;
-        let says = |line: io::Result<String>| line.expect("it says text").strip_prefix('>').map(str::to_owned);
+        let says = |line: io::Result<String>| {
+            line.expect("it says text")
+                .strip_prefix('>')
+                .map(str::to_owned)
+        };
         self.replies.by_ref().find_map(says)
     }
 }
@@ -321,7 +458,9 @@ impl Drop for Hand {
 #[test]
 #[ignore = "what another user runs, see Hand"]
 fn hand() {
-    let Some(socket) = env::var_os(SOCKET) else { return skip("it is for other tests") };
+    let Some(socket) = env::var_os(SOCKET) else {
+        return skip("it is for other tests");
+    };
     let mut client = Client::connect(&Address::Unix(PathBuf::from(socket)));
     for request in io::stdin().lines() {
         client.send_frame(request.expect("a line"));
@@ -333,26 +472,46 @@ fn hand() {
 
 #[test]
 fn a_directory_in_tmp_of_another_user_is_passed_over() {
-    let Some(others) = OtherUser::new() else { return };
+    let Some(others) = OtherUser::new() else {
+        return;
+    };
     // Unlike that of another run of this test.
     let user = 1_000_000 + std::process::id();
     let temporary = PathBuf::from(format!("/tmp/fdpassd-{user}"));
-    let (config, home) = (others.directory().join("config.toml"), others.directory().join("home"));
-    fs::write(&config, "listen = [\"127.0.0.1:0\"]\nworkers.count = 1\n").expect("it is our directory");
-    fs::create_dir(&home).and_then(|()| chown(&home, Some(user), Some(user))).expect("root may");
+    let (config, home) = (
+        others.directory().join("config.toml"),
+        others.directory().join("home"),
+    );
+    fs::write(&config, "listen = [\"127.0.0.1:0\"]\nworkers.count = 1\n")
+        .expect("it is our directory");
+    fs::create_dir(&home)
+        .and_then(|()| chown(&home, Some(user), Some(user)))
+        .expect("root may");
     let prepared = |program: &str| {
         let mut command = others.command(program, user);
-        command.env_remove("RUNTIME_DIRECTORY").env_remove("XDG_RUNTIME_DIR").env_remove("FDPASSD_SOCKET");
+        command
+            .env_remove("RUNTIME_DIRECTORY")
+            .env_remove("XDG_RUNTIME_DIR")
+            .env_remove("FDPASSD_SOCKET");
         command.env("HOME", &home);
         command
     };
-    for (owner, mode, is_used) in [(user + 1, 0o755, false), (user, 0o777, false), (user, 0o700, true)] {
+    for (owner, mode, is_used) in [
+        (user + 1, 0o755, false),
+        (user, 0o777, false),
+        (user, 0o700, true),
+    ] {
         fs::create_dir(&temporary).expect("it is new");
         let _removed = Removed(&temporary);
         // Where somebody waits for fdpassctl.
-        let trap = (!is_used).then(|| UnixListener::bind(temporary.join("control.sock")).expect("it is free"));
+        let trap = (!is_used)
+            .then(|| UnixListener::bind(temporary.join("control.sock")).expect("it is free"));
         if trap.is_some() {
-            fs::set_permissions(temporary.join("control.sock"), Permissions::from_mode(0o666)).expect("root may");
+            fs::set_permissions(
+                temporary.join("control.sock"),
+                Permissions::from_mode(0o666),
+            )
+            .expect("root may");
         }
         chown(&temporary, Some(owner), Some(owner)).expect("root may");
         fs::set_permissions(&temporary, Permissions::from_mode(mode)).expect("root may");
@@ -362,13 +521,23 @@ fn a_directory_in_tmp_of_another_user_is_passed_over() {
 
         let mut daemon = Program::start(prepared(FDPASSD).arg("-c").arg(&config));
         assert!(daemon.line().contains(" listens on "));
-        let place = if is_used { temporary.join("control.sock") } else { home.join(".fdpassd/control.sock") };
+        let place = if is_used {
+            temporary.join("control.sock")
+        } else {
+            home.join(".fdpassd/control.sock")
+        };
         let said = Program::start(prepared(FDPASSCTL).args(["version", "--json"])).finish();
-        assert!(said.out.contains(&format!("\"pid\":{}", daemon.pid())), "{place:?}: {said:?}");
+        assert!(
+            said.out.contains(&format!("\"pid\":{}", daemon.pid())),
+            "{place:?}: {said:?}"
+        );
         assert!(UnixStream::connect(&place).is_ok(), "{place:?}");
         if let Some(trap) = trap {
             trap.set_nonblocking(true).expect("it is a socket");
-            assert_eq!(trap.accept().expect_err("nobody came").kind(), io::ErrorKind::WouldBlock);
+            assert_eq!(
+                trap.accept().expect_err("nobody came").kind(),
+                io::ErrorKind::WouldBlock
+            );
         }
     }
 }
@@ -380,7 +549,10 @@ fn whoever_is_unmapped_in_a_user_namespace_changes_nothing() {
         return skip(&format!("no user namespace can be made: {tried:?}"));
     }
     // It has the same number there as all others: none is mapped.
-    let daemon = Setup::new("unshare", "workers.count = 1").argument("--user").argument(FDPASSD).start();
+    let daemon = Setup::new("unshare", "workers.count = 1")
+        .argument("--user")
+        .argument(FDPASSD)
+        .start();
     let daemon = daemon.expect("it serves");
     daemon.wait_for_log("is also that of all users from outside of its user namespace");
     let said = ctl(&daemon, &["undrain"]);

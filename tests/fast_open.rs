@@ -45,20 +45,34 @@ fn is_inside(name: &str) -> bool {
         "ip link set lo up && echo {ALWAYS} >/proc/sys/net/ipv4/tcp_fastopen && \
          tc qdisc add dev lo root tbf rate 1gbit burst 100k limit 1m && tc qdisc del dev lo root"
     );
-    let tried = Command::new("unshare").args(["-rn", "sh", "-c", &prepare]).output();
+    let tried = Command::new("unshare")
+        .args(["-rn", "sh", "-c", &prepare])
+        .output();
     if !tried.as_ref().is_ok_and(|output| output.status.success()) {
-        skip(&format!("no link that can be stopped can be made: {tried:?}"));
+        skip(&format!(
+            "no link that can be stopped can be made: {tried:?}"
+        ));
         return false;
     }
     let run = format!("{prepare} && exec \"$0\" --exact {name} --nocapture");
-    let status = Command::new("unshare").args(["-rn", "sh", "-c", &run]).arg(own).env(INSIDE, "1").status();
-    assert!(status.expect("it ran a moment ago").success(), "it failed in its namespace");
+    let status = Command::new("unshare")
+        .args(["-rn", "sh", "-c", &run])
+        .arg(own)
+        .env(INSIDE, "1")
+        .status();
+    assert!(
+        status.expect("it ran a moment ago").success(),
+        "it failed in its namespace"
+    );
     false
 }
 
 fn tc(arguments: &str) {
     let status = Command::new("tc").args(arguments.split(' ')).status();
-    assert!(status.is_ok_and(|status| status.success()), "tc {arguments}");
+    assert!(
+        status.is_ok_and(|status| status.success()),
+        "tc {arguments}"
+    );
 }
 
 fn address(daemon: &Running) -> SocketAddr {
@@ -70,15 +84,26 @@ fn address(daemon: &Running) -> SocketAddr {
 
 /// Connects with these bytes in the SYN, behind which the link is stopped.
 fn connect_and_stop(to: SocketAddr, data: &[u8]) -> TcpStream {
-    let client = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)
-        .expect("socket");
-    let SocketAddr::V4(v4) = to else { panic!("{to} is not of IPv4") };
-    tc(&format!("qdisc add dev lo root tbf rate 8bit burst {BURST} limit 1m"));
+    let client = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        None,
+    )
+    .expect("socket");
+    let SocketAddr::V4(v4) = to else {
+        panic!("{to} is not of IPv4")
+    };
+    tc(&format!(
+        "qdisc add dev lo root tbf rate 8bit burst {BURST} limit 1m"
+    ));
     let sent = sendto(client.as_raw_fd(), data, &SockaddrIn::from(v4), FAST_OPEN).expect("sendto");
     assert_eq!(sent, data.len());
     let client = TcpStream::from(client);
     client.set_nonblocking(false).expect("fcntl");
-    client.set_read_timeout(Some(PATIENCE)).expect("SO_RCVTIMEO");
+    client
+        .set_read_timeout(Some(PATIENCE))
+        .expect("SO_RCVTIMEO");
     client
 }
 
@@ -92,7 +117,9 @@ fn open(to: SocketAddr) {
 fn states(port: u16) -> Vec<String> {
     let sockets = fs::read_to_string("/proc/net/tcp").expect("proc is mounted");
     let local = format!(":{port:04X}");
-    let fields = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let fields = sockets
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>());
     let of_port = fields.filter(|fields| fields[1].ends_with(&local) && fields[3] != "0A");
     of_port.map(|fields| fields[3].to_owned()).collect()
 }
@@ -113,7 +140,10 @@ fn receive(client: &mut TcpStream) -> String {
 fn filling(others: usize) -> (String, String) {
     // Headers of Ethernet, IPv4 and TCP with its options.
     let text = "x".repeat(BURST - 90 - others - 40);
-    (format!(r#"{{"in":"ping","params":"{text}"}}"#), format!(r#"{{"out":"pong","result":"{text}"}}"#))
+    (
+        format!(r#"{{"in":"ping","params":"{text}"}}"#),
+        format!(r#"{{"out":"pong","result":"{text}"}}"#),
+    )
 }
 
 /// Half a frame, a whole one and one whose first run ends its worker come with the SYN.
@@ -125,20 +155,32 @@ fn a_fast_open_client_in_its_handshake_outlives_its_worker() {
     let daemon = faulty::start("workers.count = 2");
     daemon.wait_for_workers();
     let to = address(&daemon);
-    let (exit, half) = (frame(r#"{"in":"exit_until","params":2}"#), frame(r#"{"in":"ping","params":7}"#));
+    let (exit, half) = (
+        frame(r#"{"in":"exit_until","params":2}"#),
+        frame(r#"{"in":"ping","params":7}"#),
+    );
     let (ping, pong) = filling(4 + exit.len() + 10);
     let data = [frame(&ping), exit, half[..10].to_vec()].concat();
     let mut client = connect_and_stop(to, &data);
     let status = daemon.wait_until("its worker has died", |status| status.deaths_total == 1);
     assert_eq!(states(to.port()), [SYN_RECV]);
-    assert_eq!((status.lost_total, status.clients), (0, 1), "{}", daemon.stderr());
-    daemon.wait_until("its request was run again", |status| status.requests_total == 2);
+    assert_eq!(
+        (status.lost_total, status.clients),
+        (0, 1),
+        "{}",
+        daemon.stderr()
+    );
+    daemon.wait_until("its request was run again", |status| {
+        status.requests_total == 2
+    });
     open(to);
     assert_eq!(receive(&mut client), pong);
     assert_eq!(receive(&mut client), r#"{"out":"exit_until_r","result":2}"#);
     std::io::Write::write_all(&mut client, &half[10..]).expect("it is connected");
     assert_eq!(receive(&mut client), r#"{"out":"pong","result":7}"#);
-    eventually("the handshake is complete", || (!states(to.port()).contains(&SYN_RECV.to_owned())).then_some(()));
+    eventually("the handshake is complete", || {
+        (!states(to.port()).contains(&SYN_RECV.to_owned())).then_some(())
+    });
     assert_eq!(daemon.status().lost_total, 0);
 }
 
@@ -157,14 +199,27 @@ fn a_fast_open_client_with_a_reply_in_flight_outlives_its_worker() {
     let (ping, pong) = filling(4 + exit.len() + sleep.len());
     let mut client = connect_and_stop(to, &[frame(&ping), sleep, exit].concat());
     let status = daemon.wait_until("its worker has died", |status| status.deaths_total == 1);
-    assert_eq!((status.lost_total, status.clients), (0, 1), "{}", daemon.stderr());
+    assert_eq!(
+        (status.lost_total, status.clients),
+        (0, 1),
+        "{}",
+        daemon.stderr()
+    );
     // Others are served meanwhile; nothing is run again before it is known what was answered.
     let_pass(Duration::from_millis(300));
-    assert_eq!((states(to.port()), daemon.status().requests_total), (vec![SYN_RECV.to_owned()], 2));
+    assert_eq!(
+        (states(to.port()), daemon.status().requests_total),
+        (vec![SYN_RECV.to_owned()], 2)
+    );
     open(to);
     assert_eq!(receive(&mut client), pong);
     assert_eq!(receive(&mut client), r#"{"out":"sleep_r","result":null}"#);
     assert_eq!(receive(&mut client), r#"{"out":"exit_until_r","result":2}"#);
     let status = daemon.status();
-    assert_eq!((status.lost_total, status.deaths_total), (0, 1), "{}", daemon.stderr());
+    assert_eq!(
+        (status.lost_total, status.deaths_total),
+        (0, 1),
+        "{}",
+        daemon.stderr()
+    );
 }

@@ -20,8 +20,11 @@ use serde_json::json;
 
 #[test]
 fn failed_starts_are_no_deaths() {
-    let daemon = faulty::start_with("exit:1", "workers.count = 2").expect("the other worker serves");
-    let status = daemon.wait_until("several workers have failed to start", |status| status.failed_starts_total >= 3);
+    let daemon =
+        faulty::start_with("exit:1", "workers.count = 2").expect("the other worker serves");
+    let status = daemon.wait_until("several workers have failed to start", |status| {
+        status.failed_starts_total >= 3
+    });
     assert_eq!(status.deaths_total, 0);
     daemon.kill_worker(0);
     assert_eq!(daemon.status().deaths_total, 1);
@@ -35,14 +38,24 @@ fn clients_that_a_worker_cannot_watch_are_lost_and_counted() {
     let daemon = start("workers.count = 1");
     daemon.wait_for_workers();
     let worker = daemon.worker_pids()[0];
-    let Some(traced) = Traced::attach(worker, "epoll_ctl", "epoll_ctl:error=ENOSPC:when=1") else { return };
+    let Some(traced) = Traced::attach(worker, "epoll_ctl", "epoll_ctl:error=ENOSPC:when=1") else {
+        return;
+    };
     daemon.connect().expect_end();
     drop(traced);
-    daemon.wait_until("the client is counted", |status| (status.clients, status.lost_total) == (0, 1));
-    assert_eq!(figures(&daemon)["fdpassd_clients_lost_total{reason=\"worker\"}"], 1.0);
+    daemon.wait_until("the client is counted", |status| {
+        (status.clients, status.lost_total) == (0, 1)
+    });
+    assert_eq!(
+        figures(&daemon)["fdpassd_clients_lost_total{reason=\"worker\"}"],
+        1.0
+    );
     // What a worker has counted stays when it is gone.
     daemon.kill_worker(0);
-    assert_eq!(figures(&daemon)["fdpassd_clients_lost_total{reason=\"worker\"}"], 1.0);
+    assert_eq!(
+        figures(&daemon)["fdpassd_clients_lost_total{reason=\"worker\"}"],
+        1.0
+    );
     let mut client: Client = daemon.connect();
     client.call("ping", 1).expect("a pong");
     assert_eq!(daemon.status().lost_total, 1);
@@ -54,17 +67,23 @@ fn answers_of_a_killed_worker_are_counted() {
     const ANSWERS: u64 = 200;
     let daemon = faulty::start("workers.count = 1\nlimits.stall-timeout = \"10m\"");
     let mut client = daemon.connect();
-    let pings = (0..ANSWERS).flat_map(|number| client.frame(format!(r#"{{"in":"ping","params":{number}}}"#)));
+    let pings = (0..ANSWERS)
+        .flat_map(|number| client.frame(format!(r#"{{"in":"ping","params":{number}}}"#)));
     let mut frames: Vec<u8> = pings.collect();
     frames.extend(client.frame(r#"{"in":"sleep","params":60000}"#));
     client.send(&frames);
-    daemon.wait_until("the last request executes", |status| status.workers[0].executing == 1);
+    daemon.wait_until("the last request executes", |status| {
+        status.workers[0].executing == 1
+    });
     assert_counted(&daemon, ANSWERS, 0);
     daemon.kill_worker(0);
     for number in 0..ANSWERS {
         assert_eq!(client.reply().value().expect("a pong"), number);
     }
-    assert_eq!(client.reply().value().expect_err("its worker died").code(), "crashed");
+    assert_eq!(
+        client.reply().value().expect_err("its worker died").code(),
+        "crashed"
+    );
     assert_counted(&daemon, ANSWERS + 1, 1);
     let clients = daemon.ctl("clients").expect("they are told");
     assert_eq!(clients["clients"][0]["requests"], ANSWERS + 1);
@@ -76,12 +95,19 @@ fn a_hundred_restarts_forget_no_request() {
     let manager = ServiceManager::new();
     let programs = Programs::new();
     let program = programs.copy(&example("faulty"));
-    let mut daemon = manager.setup(&program, "workers.count = 2").start().expect("it serves");
+    let mut daemon = manager
+        .setup(&program, "workers.count = 2")
+        .start()
+        .expect("it serves");
     let mut client = daemon.connect();
     let (mut requests, mut errors, mut panics) = (0, 0, 0);
     let mut before = BTreeMap::new();
     for round in 0..RESTARTS {
-        for (method, params) in [("ping", json!(round)), ("whoami", json!(null)), ("no_such_method", json!(null))] {
+        for (method, params) in [
+            ("ping", json!(round)),
+            ("whoami", json!(null)),
+            ("no_such_method", json!(null)),
+        ] {
             errors += u64::from(client.call(method, params).is_err());
             requests += 1;
         }
@@ -94,7 +120,10 @@ fn a_hundred_restarts_forget_no_request() {
         assert_counted(&daemon, requests, errors);
         let now = figures(&daemon);
         assert_eq!(now["fdpassd_handler_panics_total"], panics as f64);
-        for (name, value) in before.iter().filter(|(name, _): &(&String, &f64)| is_lasting(name)) {
+        for (name, value) in before
+            .iter()
+            .filter(|(name, _): &(&String, &f64)| is_lasting(name))
+        {
             assert!(
                 now.get(name).is_some_and(|now| now >= value),
                 "{how:?}: {name} was {value}, is {:?}",
@@ -103,17 +132,29 @@ fn a_hundred_restarts_forget_no_request() {
         }
         before = now;
     }
-    let ok = |method: &str| before[&format!("fdpassd_requests_total{{method=\"{method}\",result=\"ok\"}}")];
+    let ok = |method: &str| {
+        before[&format!("fdpassd_requests_total{{method=\"{method}\",result=\"ok\"}}")]
+    };
     assert_eq!([ok("ping"), ok("whoami")], [RESTARTS as f64; 2]);
-    assert_eq!(before["fdpassd_requests_total{method=\"other\",result=\"error\"}"], RESTARTS as f64);
-    assert_eq!((sum(&before, "fdpassd_worker_deaths_total"), daemon.status().lost_total), (0.0, 0));
+    assert_eq!(
+        before["fdpassd_requests_total{method=\"other\",result=\"error\"}"],
+        RESTARTS as f64
+    );
+    assert_eq!(
+        (
+            sum(&before, "fdpassd_worker_deaths_total"),
+            daemon.status().lost_total
+        ),
+        (0.0, 0)
+    );
 }
 
 /// Whether a figure counts for as long as the daemon is installed. What the kernel counts for all programs does not, nor a
 /// seat that may be gone.
 fn is_lasting(name: &str) -> bool {
     let family = name.split('{').next().unwrap_or_default();
-    let is_counter = family.ends_with("_total") || family.starts_with("fdpassd_request_duration_seconds");
+    let is_counter =
+        family.ends_with("_total") || family.starts_with("fdpassd_request_duration_seconds");
     is_counter && family != "fdpassd_listen_overflows_total"
 }
 
@@ -140,11 +181,17 @@ fn counters_that_a_worker_scribbled_are_not_believed() {
         // What is broken is not counted from there on: neither this call nor those behind it.
         client.call("ping", 1).expect("a pong");
         assert_counted(&daemon, requests, 0);
-        assert_eq!(figures(&daemon)["fdpassd_worker_counters_rejected_total"], f64::from(round));
+        assert_eq!(
+            figures(&daemon)["fdpassd_worker_counters_rejected_total"],
+            f64::from(round)
+        );
         daemon.wait_for_log("its counters cannot be true");
         daemon.kill_worker(0);
         assert_counted(&daemon, requests, 0);
-        assert_eq!(figures(&daemon)["fdpassd_worker_counters_rejected_total"], f64::from(round));
+        assert_eq!(
+            figures(&daemon)["fdpassd_worker_counters_rejected_total"],
+            f64::from(round)
+        );
     }
 }
 
@@ -154,7 +201,8 @@ fn counters_that_a_worker_scribbled_are_not_believed() {
 fn figures_are_exact_after_a_storm() {
     const CLIENTS: usize = 8;
     let mut random = Random::new("STORM_SEED");
-    let seconds = std::env::var("STORM_SECONDS").map_or(4, |value| value.parse().expect("a number"));
+    let seconds =
+        std::env::var("STORM_SECONDS").map_or(4, |value| value.parse().expect("a number"));
     let manager = ServiceManager::new();
     let programs = Programs::new();
     let program = programs.copy(&example("faulty"));
@@ -165,8 +213,11 @@ fn figures_are_exact_after_a_storm() {
     let (mut done, mut kills) = (BTreeMap::new(), 0);
     let (daemon, seen): (Running, Vec<Seen>) = thread::scope(|threads| {
         let over = Over(is_over);
-        let clients = (0..CLIENTS).map(|number| (&addresses[number % 2], random.part(number as u64)));
-        let clients: Vec<_> = clients.map(|(to, random)| threads.spawn(move || ask(to, random, is_over))).collect();
+        let clients =
+            (0..CLIENTS).map(|number| (&addresses[number % 2], random.part(number as u64)));
+        let clients: Vec<_> = clients
+            .map(|(to, random)| threads.spawn(move || ask(to, random, is_over)))
+            .collect();
         let until = Instant::now() + Duration::from_secs(seconds);
         while Instant::now() < until && !clients.iter().any(|client| client.is_finished()) {
             let what = random.below(10);
@@ -185,18 +236,43 @@ fn figures_are_exact_after_a_storm() {
             *done.entry(what).or_insert(0) += 1;
             daemon.wait_for_workers();
             // What a worker has counted that has finished is the master's alone until that has collected it.
-            daemon.wait_until("nobody is on the way out", |status| status.leaving.is_empty());
+            daemon.wait_until("nobody is on the way out", |status| {
+                status.leaving.is_empty()
+            });
         }
         drop(over);
-        (daemon, clients.into_iter().map(|client| client.join().expect("nobody is answered wrongly")).collect())
+        (
+            daemon,
+            clients
+                .into_iter()
+                .map(|client| client.join().expect("nobody is answered wrongly"))
+                .collect(),
+        )
     });
     let sum = |of: fn(&Seen) -> u64| seen.iter().map(of).sum::<u64>();
-    let (requests, errors, connections) = (sum(|s| s.requests), sum(|s| s.errors), sum(|s| s.connections));
+    let (requests, errors, connections) = (
+        sum(|s| s.requests),
+        sum(|s| s.errors),
+        sum(|s| s.connections),
+    );
     println!("{requests} requests, {errors} errors, {connections} connections; {done:?}");
     let status = daemon.wait_until("all clients have left", |status| status.clients == 0);
     assert_counted(&daemon, requests, errors);
-    assert_eq!((status.accepted_total, status.lost_total, status.deaths_total), (connections, 0, kills));
-    assert_eq!((status.failed_starts_total, figures(&daemon)["fdpassd_worker_counters_rejected_total"]), (0, 0.0));
+    assert_eq!(
+        (
+            status.accepted_total,
+            status.lost_total,
+            status.deaths_total
+        ),
+        (connections, 0, kills)
+    );
+    assert_eq!(
+        (
+            status.failed_starts_total,
+            figures(&daemon)["fdpassd_worker_counters_rejected_total"]
+        ),
+        (0, 0.0)
+    );
 }
 
 /// What a client has counted.

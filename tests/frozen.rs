@@ -26,7 +26,9 @@ impl Frozen {
         let frozen = Frozen(pids);
         frozen.send(Signal::SIGSTOP);
         for pid in &frozen.0 {
-            eventually("the process is stopped", || (kernel::state(*pid) == Some('T')).then_some(()));
+            eventually("the process is stopped", || {
+                (kernel::state(*pid) == Some('T')).then_some(())
+            });
         }
         frozen
     }
@@ -73,24 +75,42 @@ fn what_is_waited_for_is_not_late_for_time_that_stood_still() {
     daemon.wait_for_workers();
     let metrics = metrics_address(&daemon);
     let mut frames = halves(&daemon, 20);
-    let mut idle: Vec<Client> = (0..20).map(|number| Client::connect(&daemon.addresses()[number % 2])).collect();
-    idle.iter_mut().for_each(|client| drop(client.call("ping", 0).expect("a pong")));
+    let mut idle: Vec<Client> = (0..20)
+        .map(|number| Client::connect(&daemon.addresses()[number % 2]))
+        .collect();
+    idle.iter_mut()
+        .for_each(|client| drop(client.call("ping", 0).expect("a pong")));
     let mut deaf = daemon.connect();
     (0..8).for_each(|_| deaf.send_frame(ping_of(500_000)));
     let control = Address::Unix(control_socket(&daemon));
     let mut controls: Vec<Client> = (0..2).map(|_| Client::connect(&control)).collect();
     let asked = controls[0].frame(r#"{"in":"version"}"#);
-    controls.iter_mut().for_each(|client| client.send(&asked[..9]));
+    controls
+        .iter_mut()
+        .for_each(|client| client.send(&asked[..9]));
     let mut visitors: Vec<Visitor> = (0..2).map(|_| Visitor::connect(&metrics)).collect();
-    visitors.iter_mut().for_each(|visitor| visitor.send("GET /healthz HTTP/1.1\r\n").expect("it is open"));
+    visitors.iter_mut().for_each(|visitor| {
+        visitor
+            .send("GET /healthz HTTP/1.1\r\n")
+            .expect("it is open")
+    });
     let execution = Execution::start(&daemon);
 
     let frozen = Frozen::all(&daemon);
     let mut goes_on = |half: usize| {
-        frames.iter_mut().skip(half).step_by(2).for_each(|(client, rest)| client.send(rest));
-        idle.iter_mut().skip(half).step_by(2).for_each(|client| client.request("ping", half));
+        frames
+            .iter_mut()
+            .skip(half)
+            .step_by(2)
+            .for_each(|(client, rest)| client.send(rest));
+        idle.iter_mut()
+            .skip(half)
+            .step_by(2)
+            .for_each(|client| client.request("ping", half));
         controls[half].send(&asked[9..]);
-        visitors[half].send("Host: localhost\r\n\r\n").expect("it is open");
+        visitors[half]
+            .send("Host: localhost\r\n\r\n")
+            .expect("it is open");
     };
     goes_on(0);
     let_pass(STILL);
@@ -110,15 +130,25 @@ fn what_is_waited_for_is_not_late_for_time_that_stood_still() {
     for visitor in &mut visitors {
         assert_eq!(visitor.answer().status, 200);
     }
-    (0..8).for_each(|_| assert!(deaf.receive() == pong_of(500_000), "the reply is another one"));
+    (0..8).for_each(|_| {
+        assert!(
+            deaf.receive() == pong_of(500_000),
+            "the reply is another one"
+        )
+    });
     execution.finish();
     let status = daemon.status();
-    assert_eq!((status.errors_total, status.lost_total, status.deaths_total), (0, 0, 0));
+    assert_eq!(
+        (status.errors_total, status.lost_total, status.deaths_total),
+        (0, 0, 0)
+    );
 }
 
 #[test]
 fn a_gap_of_the_master_alone_is_no_time_of_a_worker() {
-    let daemon = faulty::start("workers.count = 2\nlimits.request-timeout = \"2s\"\nlimits.stall-timeout = \"500ms\"");
+    let daemon = faulty::start(
+        "workers.count = 2\nlimits.request-timeout = \"2s\"\nlimits.stall-timeout = \"500ms\"",
+    );
     daemon.wait_for_workers();
     let execution = Execution::start(&daemon);
     let control = Address::Unix(control_socket(&daemon));
@@ -136,7 +166,10 @@ fn a_gap_of_the_master_alone_is_no_time_of_a_worker() {
     // As long as it runs it counts.
     let mut late = daemon.connect();
     late.request("sleep", 60_000);
-    assert_eq!(late.reply().value().expect_err("it takes too long").code(), "timeout");
+    assert_eq!(
+        late.reply().value().expect_err("it takes too long").code(),
+        "timeout"
+    );
 }
 
 #[test]
@@ -151,18 +184,27 @@ fn a_gap_of_a_worker_alone_is_no_time_of_its_clients() {
     let mut idle = daemon.connect();
     idle.call("ping", 0).expect("a pong");
     let frozen = Frozen::new(vec![worker]);
-    frames.iter_mut().take(2).for_each(|(client, rest)| client.send(rest));
+    frames
+        .iter_mut()
+        .take(2)
+        .for_each(|(client, rest)| client.send(rest));
     let_pass(Duration::from_secs(3));
     drop(frozen);
     let_pass(Duration::from_millis(500));
-    frames.iter_mut().skip(2).for_each(|(client, rest)| client.send(rest));
+    frames
+        .iter_mut()
+        .skip(2)
+        .for_each(|(client, rest)| client.send(rest));
     for (client, _) in &mut frames {
         assert!(client.receive() == pong_of(100), "the reply is another one");
     }
     assert_eq!(idle.call("ping", 1).expect("a pong"), 1);
     // As long as it runs it counts.
     let (mut late, _) = halves(&daemon, 1).remove(0);
-    assert_eq!(late.reply().value().expect_err("it is late").code(), "timeout");
+    assert_eq!(
+        late.reply().value().expect_err("it is late").code(),
+        "timeout"
+    );
     idle.expect_end();
 }
 
@@ -178,7 +220,9 @@ fn what_arrives_while_a_worker_is_in_a_method_is_not_late() {
     let mut idle = daemon.connect();
     idle.call("ping", 0).expect("a pong");
     let execution = Execution::start(&daemon);
-    frames.iter_mut().for_each(|(client, rest)| client.send(rest));
+    frames
+        .iter_mut()
+        .for_each(|(client, rest)| client.send(rest));
     idle.request("ping", 1);
     let_pass(Duration::from_secs(3));
     execution.finish();
@@ -193,7 +237,8 @@ fn what_arrives_while_a_worker_is_in_a_method_is_not_late() {
 fn time_without_a_master_is_no_time_of_its_clients() {
     for how in ["TERM", "KILL"] {
         let manager = ServiceManager::new();
-        let config = "workers.count = 1\nlimits = { frame-timeout = \"2s\", idle-timeout = \"2s\" }";
+        let config =
+            "workers.count = 1\nlimits = { frame-timeout = \"2s\", idle-timeout = \"2s\" }";
         let mut daemon = manager.setup(FDPASSD, config).start().expect("it serves");
         daemon.wait_for_workers();
         let mut frames = halves(&daemon, 4);
@@ -202,12 +247,20 @@ fn time_without_a_master_is_no_time_of_its_clients() {
         daemon.signal(how);
         daemon.wait();
         let_pass(Duration::from_millis(2_500));
-        let daemon = manager.setup(FDPASSD, "").start_after(daemon).expect("the next master serves");
+        let daemon = manager
+            .setup(FDPASSD, "")
+            .start_after(daemon)
+            .expect("the next master serves");
         daemon.wait_for_workers();
         let_pass(Duration::from_millis(300));
-        frames.iter_mut().for_each(|(client, rest)| client.send(rest));
+        frames
+            .iter_mut()
+            .for_each(|(client, rest)| client.send(rest));
         for (client, _) in &mut frames {
-            assert!(client.receive() == pong_of(100), "{how}: the reply is another one");
+            assert!(
+                client.receive() == pong_of(100),
+                "{how}: the reply is another one"
+            );
         }
         assert_eq!(idle.call("ping", 1).expect("a pong"), 1, "{how}");
     }

@@ -25,7 +25,8 @@ fn start(point: &str, n: u32) -> Running {
 
 fn start_with(point: &str, n: u32, fault: &str) -> Running {
     let config = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2";
-    let setup = Setup::new(faulty::example("faulty"), config).variable("FDPASSD_DIE_AT", format!("{point}:{n}"));
+    let setup = Setup::new(faulty::example("faulty"), config)
+        .variable("FDPASSD_DIE_AT", format!("{point}:{n}"));
     let setup = setup.variable("FAULTY", fault);
     let daemon = setup.start().expect("the daemon serves");
     daemon.wait_for_workers();
@@ -36,13 +37,22 @@ fn start_with(point: &str, n: u32, fault: &str) -> Running {
 /// each that counts and whether it got its result; all else has to be as if nothing had happened.
 ///
 /// If `is_executing`, a ping may have crashed: two workers that both come to their last passing with it are all it takes.
-fn talk(address: &Address, name: &str, counts: &Path, is_executing: bool) -> (HashMap<String, bool>, u64) {
+fn talk(
+    address: &Address,
+    name: &str,
+    counts: &Path,
+    is_executing: bool,
+) -> (HashMap<String, bool>, u64) {
     let mut crashed = 0;
-    let is_crash = |reply: &[u8]| reply.starts_with(br#"{"out":"error","result":{"code":"crashed""#);
+    let is_crash =
+        |reply: &[u8]| reply.starts_with(br#"{"out":"error","result":{"code":"crashed""#);
     let mut expect = |reply: Vec<u8>, expected: Vec<u8>| {
         crashed += u64::from(is_crash(&reply));
         let shown = String::from_utf8_lossy(&reply[..reply.len().min(200)]);
-        assert!(reply == expected || (is_executing && is_crash(&reply)), "{name}: this came: {shown}");
+        assert!(
+            reply == expected || (is_executing && is_crash(&reply)),
+            "{name}: this came: {shown}"
+        );
     };
     let mut client = Client::connect(address);
     let mut counted = HashMap::new();
@@ -55,16 +65,24 @@ fn talk(address: &Address, name: &str, counts: &Path, is_executing: bool) -> (Ha
         let frames: Vec<u8> = bodies.iter().flat_map(|body| client.frame(body)).collect();
         let mut writer = client.writer();
         let writing = thread::spawn(move || writer.write_all(&frames));
-        let pong = |index: usize| format!(r#"{{"out":"pong","result":"{number} {index}"}}"#).into_bytes();
+        let pong =
+            |index: usize| format!(r#"{{"out":"pong","result":"{number} {index}"}}"#).into_bytes();
         expect(client.receive(), pong(0));
         let reply = client.receive();
         let is_result = reply == br#"{"out":"count_r","result":null}"#;
-        assert!(is_result || is_crash(&reply), "{}", String::from_utf8_lossy(&reply));
+        assert!(
+            is_result || is_crash(&reply),
+            "{}",
+            String::from_utf8_lossy(&reply)
+        );
         counted.insert(number.clone(), is_result);
         expect(client.receive(), pong(1));
         expect(client.receive(), pong_of(large));
         expect(client.receive(), pong(2));
-        writing.join().expect("no panic").expect("the connection stays");
+        writing
+            .join()
+            .expect("no panic")
+            .expect("the connection stays");
     }
     crashed += counted.values().filter(|is_result| !**is_result).count() as u64;
     (counted, crashed)
@@ -84,33 +102,53 @@ fn outcomes_with(fault: &str, point: &str, n: u32, is_executing: bool) -> Vec<(b
     let counts: PathBuf = daemon.directory().join("counts");
     let talks: Vec<(HashMap<String, bool>, u64)> = thread::scope(|threads| {
         let talks = daemon.addresses().iter().zip(["tcp", "unix"]);
-        let talks: Vec<_> = talks.map(|(to, name)| threads.spawn(|| talk(to, name, &counts, is_executing))).collect();
-        talks.into_iter().map(|talk| talk.join().expect("nobody is answered wrongly")).collect()
+        let talks: Vec<_> = talks
+            .map(|(to, name)| threads.spawn(|| talk(to, name, &counts, is_executing)))
+            .collect();
+        talks
+            .into_iter()
+            .map(|talk| talk.join().expect("nobody is answered wrongly"))
+            .collect()
     });
     let status = daemon.wait_until("all have left", |status| status.clients == 0);
     assert!(status.deaths_total > 0, "nobody died at {point}");
     assert_eq!((status.lost_total, status.closed_for_crashes_total), (0, 0));
     let crashed = talks.iter().map(|(_, crashed)| crashed).sum();
     assert_counted(&daemon, (talks.len() * ROUNDS * REQUESTS) as u64, crashed);
-    let counted: HashMap<String, bool> = talks.into_iter().flat_map(|(counted, _)| counted).collect();
+    let counted: HashMap<String, bool> =
+        talks.into_iter().flat_map(|(counted, _)| counted).collect();
     let lines = fs::read_to_string(&counts).unwrap_or_default();
     let times = |number: &str| lines.lines().filter(|line| *line == number).count();
-    counted.iter().map(|(number, is_result)| (*is_result, times(number))).collect()
+    counted
+        .iter()
+        .map(|(number, is_result)| (*is_result, times(number)))
+        .collect()
 }
 
 /// At these points no request is executing: nobody notices, and everything was done once.
 #[track_caller]
 fn nobody_notices(point: &str, n: u32) {
     let outcomes = outcomes(point, n, false);
-    assert!(outcomes.iter().all(|outcome| *outcome == (true, 1)), "{point}: {outcomes:?}");
+    assert!(
+        outcomes.iter().all(|outcome| *outcome == (true, 1)),
+        "{point}: {outcomes:?}"
+    );
 }
 
 /// At these points one is: it crashes, and was done so many times.
 #[track_caller]
 fn callers_are_told(point: &str, n: u32, done: usize) {
     let outcomes = outcomes(point, n, true);
-    assert!(outcomes.iter().all(|outcome| [(true, 1), (false, done)].contains(outcome)), "{point}: {outcomes:?}");
-    assert!(outcomes.contains(&(false, done)), "{point}: none was executing");
+    assert!(
+        outcomes
+            .iter()
+            .all(|outcome| [(true, 1), (false, done)].contains(outcome)),
+        "{point}: {outcomes:?}"
+    );
+    assert!(
+        outcomes.contains(&(false, done)),
+        "{point}: none was executing"
+    );
 }
 
 #[test]
@@ -180,7 +218,10 @@ fn after_replies_are_written() {
 fn amid_the_writes_of_another_thread() {
     for point in ["before-write", "amid-write", "after-write"] {
         let outcomes = outcomes_with("writer", point, 2, false);
-        assert!(outcomes.iter().all(|outcome| *outcome == (true, 1)), "{point}: {outcomes:?}");
+        assert!(
+            outcomes.iter().all(|outcome| *outcome == (true, 1)),
+            "{point}: {outcomes:?}"
+        );
     }
 }
 
@@ -189,8 +230,12 @@ fn amid_the_writes_of_another_thread() {
 fn amid_a_write_of_which_no_account_is_left() {
     for point in ["before-write", "after-write"] {
         let config = "listen = [\"unix:{dir}/rpc.sock\"]\nworkers.count = 1";
-        let setup = Setup::new(faulty::example("faulty"), config).variable("FDPASSD_DIE_AT", format!("{point}:2"));
-        let daemon = setup.variable("FAULTY", "second-thread").start().expect("the daemon serves");
+        let setup = Setup::new(faulty::example("faulty"), config)
+            .variable("FDPASSD_DIE_AT", format!("{point}:2"));
+        let daemon = setup
+            .variable("FAULTY", "second-thread")
+            .start()
+            .expect("the daemon serves");
         let [mut idle, mut caller] = [daemon.connect(), daemon.connect()];
         assert_eq!(idle.call("ping", 1).expect("a result"), 1);
         caller.request("ping", 2);
@@ -200,7 +245,11 @@ fn amid_a_write_of_which_no_account_is_left() {
         caller.expect_end();
         assert_eq!(idle.call("ping", 3).expect("a result"), 3);
         let status = daemon.status();
-        assert_eq!((status.clients, status.lost_total, status.deaths_total), (1, 1, 1), "{point}");
+        assert_eq!(
+            (status.clients, status.lost_total, status.deaths_total),
+            (1, 1, 1),
+            "{point}"
+        );
     }
 }
 
@@ -222,13 +271,21 @@ fn before_the_turn_ends() {
 #[test]
 fn when_leases_are_given_up_and_the_master_was_not_told() {
     let daemon = start("in-drain", 1);
-    let mut clients: Vec<Client> = daemon.addresses().iter().cycle().take(20).map(Client::connect).collect();
+    let mut clients: Vec<Client> = daemon
+        .addresses()
+        .iter()
+        .cycle()
+        .take(20)
+        .map(Client::connect)
+        .collect();
     let whole = clients[0].frame(ping_of(5_000));
     for round in 0..3 {
         for client in &mut clients {
             client.send(&whole[..3_000]);
         }
-        daemon.wait_until("all have parked", |s| s.workers.iter().map(|w| w.clients).sum::<u64>() == 20);
+        daemon.wait_until("all have parked", |s| {
+            s.workers.iter().map(|w| w.clients).sum::<u64>() == 20
+        });
         daemon.ctl("recycle").expect("successors serve");
         for client in &mut clients {
             client.send(&whole[3_000..]);
@@ -256,7 +313,8 @@ fn when_a_client_was_ended_and_the_master_was_not_told() {
 
 #[test]
 fn a_point_that_there_is_not_is_refused() {
-    let setup = Setup::new(faulty::example("faulty"), "workers.count = 1").variable("FDPASSD_DIE_AT", "nowhere:1");
+    let setup = Setup::new(faulty::example("faulty"), "workers.count = 1")
+        .variable("FDPASSD_DIE_AT", "nowhere:1");
     let error = setup.start().expect_err("no worker starts");
     assert_eq!(error.code(), Some(70));
     assert!(error.stderr().contains("nowhere"), "{error}");

@@ -18,11 +18,41 @@ const MAY_IMPORT: [(&str, &[&str]); 17] = [
     ("connection", &["proto"]),
     ("desk", &["proto", "sys"]),
     ("pool", &["config", "proto"]),
-    ("master", &["pool", "channel", "desk", "config", "logging", "loop_clock", "proto", "sys", "table"]),
-    ("worker", &["channel", "desk", "logging", "loop_clock", "proto", "sys", "table"]),
-    ("exporter", &["channel", "connection", "logging", "proto", "sys"]),
+    (
+        "master",
+        &[
+            "pool",
+            "channel",
+            "desk",
+            "config",
+            "logging",
+            "loop_clock",
+            "proto",
+            "sys",
+            "table",
+        ],
+    ),
+    (
+        "worker",
+        &[
+            "channel",
+            "desk",
+            "logging",
+            "loop_clock",
+            "proto",
+            "sys",
+            "table",
+        ],
+    ),
+    (
+        "exporter",
+        &["channel", "connection", "logging", "proto", "sys"],
+    ),
     ("ctl", &["connection", "proto", "sys"]),
-    ("daemon", &["config", "exporter", "logging", "master", "worker", "proto"]),
+    (
+        "daemon",
+        &["config", "exporter", "logging", "master", "worker", "proto"],
+    ),
     ("testing", &["daemon", "proto", "sys", "worker"]),
     ("bin", &[]),
 ];
@@ -45,76 +75,206 @@ const ONLY_IN: [(&str, &[&str]); 12] = [
 
 #[test]
 fn every_module_imports_only_what_the_map_allows() {
-    let faults: Vec<String> = sources().iter().flat_map(|(file, text)| faults_of(file, text)).collect();
+    let faults: Vec<String> = sources()
+        .iter()
+        .flat_map(|(file, text)| faults_of(file, text))
+        .collect();
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 
 #[test]
 fn every_module_stands_on_the_map() {
-    let on_disk: BTreeSet<String> =
-        sources().iter().filter_map(|(file, _)| module_of(file).into_iter().next()).collect();
-    let on_map: BTreeSet<String> = MAY_IMPORT.iter().map(|(module, _)| (*module).to_owned()).collect();
+    let on_disk: BTreeSet<String> = sources()
+        .iter()
+        .filter_map(|(file, _)| module_of(file).into_iter().next())
+        .collect();
+    let on_map: BTreeSet<String> = MAY_IMPORT
+        .iter()
+        .map(|(module, _)| (*module).to_owned())
+        .collect();
     assert_eq!(on_disk, on_map);
 }
 
 #[test]
 fn a_forbidden_import_is_seen_in_every_spelling() {
     for (file, text, fault) in [
-        ("channel.rs", "use crate::master::Setup;", "channel imports master"),
-        ("channel.rs", "use crate::{master::{self, Setup as S}};", "channel imports master"),
-        ("channel.rs", "use {crate::sys, crate::{proto, worker as w}};", "channel imports worker"),
-        ("channel.rs", "pub(crate) use super::worker;", "channel imports worker"),
-        ("channel.rs", "fn f() -> crate::config::Mode { loop {} }", "channel imports config"),
-        ("channel.rs", "fn f() { vec![super::pool::Pool::new()]; }", "channel imports pool"),
-        ("channel.rs", "#[serde(with = \"crate::config::mode\")] struct S;", "channel imports config"),
-        ("channel.rs", "macro_rules! m { () => { $crate::ctl::x() } }", "channel imports ctl"),
-        ("channel.rs", "mod tests { use super::super::worker; }", "channel imports worker"),
-        ("channel.rs", "use super::*;", "channel imports the whole crate"),
-        ("channel.rs", "use crate as root;", "channel imports the whole crate"),
+        (
+            "channel.rs",
+            "use crate::master::Setup;",
+            "channel imports master",
+        ),
+        (
+            "channel.rs",
+            "use crate::{master::{self, Setup as S}};",
+            "channel imports master",
+        ),
+        (
+            "channel.rs",
+            "use {crate::sys, crate::{proto, worker as w}};",
+            "channel imports worker",
+        ),
+        (
+            "channel.rs",
+            "pub(crate) use super::worker;",
+            "channel imports worker",
+        ),
+        (
+            "channel.rs",
+            "fn f() -> crate::config::Mode { loop {} }",
+            "channel imports config",
+        ),
+        (
+            "channel.rs",
+            "fn f() { vec![super::pool::Pool::new()]; }",
+            "channel imports pool",
+        ),
+        (
+            "channel.rs",
+            "#[serde(with = \"crate::config::mode\")] struct S;",
+            "channel imports config",
+        ),
+        (
+            "channel.rs",
+            "macro_rules! m { () => { $crate::ctl::x() } }",
+            "channel imports ctl",
+        ),
+        (
+            "channel.rs",
+            "mod tests { use super::super::worker; }",
+            "channel imports worker",
+        ),
+        (
+            "channel.rs",
+            "use super::*;",
+            "channel imports the whole crate",
+        ),
+        (
+            "channel.rs",
+            "use crate as root;",
+            "channel imports the whole crate",
+        ),
         ("channel.rs", "use crate::Fault;", "channel imports Fault"),
-        ("master/mod.rs", "use super::worker::turn;", "master imports worker"),
-        ("exporter/mod.rs", "use crate::master::Exporter;", "exporter imports master"),
-        ("master/accept.rs", "use super::super::worker;", "master imports worker"),
-        ("master/accept.rs", "use self::super::super::worker;", "master imports worker"),
-        ("worker/turn.rs", "mod a { mod b { use super::super::super::super::master; } }", "worker imports master"),
+        (
+            "master/mod.rs",
+            "use super::worker::turn;",
+            "master imports worker",
+        ),
+        (
+            "exporter/mod.rs",
+            "use crate::master::Exporter;",
+            "exporter imports master",
+        ),
+        (
+            "master/accept.rs",
+            "use super::super::worker;",
+            "master imports worker",
+        ),
+        (
+            "master/accept.rs",
+            "use self::super::super::worker;",
+            "master imports worker",
+        ),
+        (
+            "worker/turn.rs",
+            "mod a { mod b { use super::super::super::super::master; } }",
+            "worker imports master",
+        ),
         ("bin/fdpassd.rs", "use crate::daemon;", "bin imports daemon"),
         ("desk/mod.rs", "use nix::sys::mman;", "desk names nix"),
-        ("desk/mod.rs", "use {std::io, ::nix::{self as n}};", "desk names nix"),
+        (
+            "desk/mod.rs",
+            "use {std::io, ::nix::{self as n}};",
+            "desk names nix",
+        ),
         ("desk/mod.rs", "use libc as c;", "desk names libc"),
         ("desk/mod.rs", "extern crate libc;", "desk names libc"),
-        ("desk/mod.rs", "fn f() { ::libc::getpid(); }", "desk names libc"),
-        ("desk/mod.rs", "fn f() { unsafe { g() } }", "desk names unsafe"),
-        ("master/mod.rs", "#[derive(clap::Parser)] struct S;", "master names clap"),
-        ("pool/mod.rs", "fn f() { log::info!(\"\"); }", "pool names log"),
-        ("pool/mod.rs", "fn f() { std::time::Instant::now(); }", "pool reads the clock"),
+        (
+            "desk/mod.rs",
+            "fn f() { ::libc::getpid(); }",
+            "desk names libc",
+        ),
+        (
+            "desk/mod.rs",
+            "fn f() { unsafe { g() } }",
+            "desk names unsafe",
+        ),
+        (
+            "master/mod.rs",
+            "#[derive(clap::Parser)] struct S;",
+            "master names clap",
+        ),
+        (
+            "pool/mod.rs",
+            "fn f() { log::info!(\"\"); }",
+            "pool names log",
+        ),
+        (
+            "pool/mod.rs",
+            "fn f() { std::time::Instant::now(); }",
+            "pool reads the clock",
+        ),
     ] {
         let faults = faults_of(file, text);
-        assert!(!faults.is_empty() && faults.iter().all(|f| f.contains(fault)), "{file}: {text}: {faults:?}");
+        assert!(
+            !faults.is_empty() && faults.iter().all(|f| f.contains(fault)),
+            "{file}: {text}: {faults:?}"
+        );
     }
 }
 
 #[test]
 fn what_is_allowed_or_only_looks_forbidden_is_let_pass() {
     for (file, text) in [
-        ("channel.rs", "use crate::{proto::{frame, names::*}, sys}; mod tests { use super::*; }"),
-        ("channel.rs", "// use crate::master;\n/// [`x`](crate::master::x)\nfn f() { g(\"the master: nix::x\") }"),
-        ("channel.rs", "pub(in super) fn master() { x.worker(); master::y(); }"),
-        ("master/accept.rs", "use super::{worker::Worker, Master}; use crate::pool::Pool;"),
-        ("master/mod.rs", "mod worker; use worker::Worker; use self::worker::Left;"),
+        (
+            "channel.rs",
+            "use crate::{proto::{frame, names::*}, sys}; mod tests { use super::*; }",
+        ),
+        (
+            "channel.rs",
+            "// use crate::master;\n/// [`x`](crate::master::x)\nfn f() { g(\"the master: nix::x\") }",
+        ),
+        (
+            "channel.rs",
+            "pub(in super) fn master() { x.worker(); master::y(); }",
+        ),
+        (
+            "master/accept.rs",
+            "use super::{worker::Worker, Master}; use crate::pool::Pool;",
+        ),
+        (
+            "master/mod.rs",
+            "mod worker; use worker::Worker; use self::worker::Left;",
+        ),
         ("pool/tests.rs", "use super::*; fn f() { Instant::now(); }"),
-        ("pool/mod.rs", "use crate::config::Dispatch; mod tests { fn f() { Instant::now(); } }"),
-        ("config/mod.rs", "mod log {} fn f() { log::default(); toml::from_str(); }"),
+        (
+            "pool/mod.rs",
+            "use crate::config::Dispatch; mod tests { fn f() { Instant::now(); } }",
+        ),
+        (
+            "config/mod.rs",
+            "mod log {} fn f() { log::default(); toml::from_str(); }",
+        ),
     ] {
-        assert_eq!(faults_of(file, text), Vec::<String>::new(), "{file}: {text}");
+        assert_eq!(
+            faults_of(file, text),
+            Vec::<String>::new(),
+            "{file}: {text}"
+        );
     }
 }
 
 /// What is wrong with a file, if anything is. The root itself holds the map and may name all of it.
 fn faults_of(file: &str, text: &str) -> Vec<String> {
-    let tokens: TokenStream = text.parse().unwrap_or_else(|e| panic!("{file} is no Rust: {e}"));
+    let tokens: TokenStream = text
+        .parse()
+        .unwrap_or_else(|e| panic!("{file} is no Rust: {e}"));
     let mut names = Vec::new();
     read(tokens, &module_of(file), &mut names);
-    names.iter().filter_map(Name::fault).map(|fault| format!("{file}: {fault}")).collect()
+    names
+        .iter()
+        .filter_map(Name::fault)
+        .map(|fault| format!("{file}: {fault}"))
+        .collect()
 }
 
 /// Something that a file names: `["crate", "proto", "frame"]`, and the module that it stands in.
@@ -144,7 +304,9 @@ impl Name {
                 "reads the clock".to_owned()
             }
             Target::Other(word) if !may(&ONLY_IN, word, me) => format!("names {word}"),
-            Target::Module(other) if other != me && !may(&MAY_IMPORT, me, other) => format!("imports {other}"),
+            Target::Module(other) if other != me && !may(&MAY_IMPORT, me, other) => {
+                format!("imports {other}")
+            }
             Target::Root if self.is_import => "imports the whole crate".to_owned(),
             Target::Other(_) | Target::Module(_) | Target::Root => return None,
         };
@@ -175,7 +337,10 @@ impl Name {
 
 /// Whether a table allows it. What the table does not know is not its matter.
 fn may(table: &[(&str, &[&str])], key: &str, value: &str) -> bool {
-    table.iter().find(|(known, _)| *known == key).is_none_or(|(_, values)| values.contains(&value))
+    table
+        .iter()
+        .find(|(known, _)| *known == key)
+        .is_none_or(|(_, values)| values.contains(&value))
 }
 
 /// Collects what these tokens name.
@@ -185,26 +350,37 @@ fn read(tokens: TokenStream, module: &[String], names: &mut Vec<Name>) {
     while let [token, behind @ ..] = rest {
         rest = behind;
         match (token, behind) {
-            (TokenTree::Ident(word), [TokenTree::Ident(name), TokenTree::Group(body), behind @ ..])
-                if word == "mod" =>
-            {
-                read(body.stream(), &[module, &[name.to_string()]].concat(), names);
+            (
+                TokenTree::Ident(word),
+                [TokenTree::Ident(name), TokenTree::Group(body), behind @ ..],
+            ) if word == "mod" => {
+                read(
+                    body.stream(),
+                    &[module, &[name.to_string()]].concat(),
+                    names,
+                );
                 rest = behind;
             }
-            (TokenTree::Ident(word), [TokenTree::Ident(name), ..]) if word == "extern" && name == "crate" => {
+            (TokenTree::Ident(word), [TokenTree::Ident(name), ..])
+                if word == "extern" && name == "crate" =>
+            {
                 rest = read_path(&behind[1..], Vec::new(), module, true, names);
             }
             (TokenTree::Ident(word), _) if word == "use" => {
                 rest = read_path(behind, Vec::new(), module, true, names);
             }
-            (TokenTree::Ident(word), _) => rest = read_path(behind, vec![word.to_string()], module, false, names),
+            (TokenTree::Ident(word), _) => {
+                rest = read_path(behind, vec![word.to_string()], module, false, names)
+            }
             (TokenTree::Group(group), _) if !is_doc(group) => read(group.stream(), module, names),
             (TokenTree::Literal(literal), _) => {
                 // An attribute's string may be a path.
                 let text = literal.to_string();
                 let path = text.trim_matches('"');
                 if path.starts_with("crate::") || path.starts_with("super::") {
-                    path.parse().into_iter().for_each(|path| read(path, module, names));
+                    path.parse()
+                        .into_iter()
+                        .for_each(|path| read(path, module, names));
                 }
             }
             (TokenTree::Group(_) | TokenTree::Punct(_), _) => {}
@@ -244,7 +420,9 @@ fn read_path<'t>(
                 is_open = false;
                 tokens = rest;
             }
-            [TokenTree::Group(group), rest @ ..] if is_open && group.delimiter() == Delimiter::Brace => {
+            [TokenTree::Group(group), rest @ ..]
+                if is_open && group.delimiter() == Delimiter::Brace =>
+            {
                 let inner: Vec<TokenTree> = group.stream().into_iter().collect();
                 let is_comma = |token: &TokenTree| matches!(token, TokenTree::Punct(mark) if mark.as_char() == ',');
                 for branch in inner.split(is_comma).filter(|branch| !branch.is_empty()) {
@@ -257,7 +435,11 @@ fn read_path<'t>(
     }
     let is_a_word = path.len() == 1 && !is_import && path[0] != "unsafe";
     if !path.is_empty() && !is_a_word {
-        names.push(Name { path, module: module.to_vec(), is_import });
+        names.push(Name {
+            path,
+            module: module.to_vec(),
+            is_import,
+        });
     }
     tokens
 }
@@ -269,7 +451,10 @@ fn is_doc(group: &Group) -> bool {
 /// `master/accept.rs` is `["master", "accept"]`, `lib.rs` is nothing.
 fn module_of(file: &str) -> Vec<String> {
     let path = file.trim_end_matches(".rs").trim_end_matches("/mod");
-    path.split('/').filter(|word| *word != "lib").map(str::to_owned).collect()
+    path.split('/')
+        .filter(|word| *word != "lib")
+        .map(str::to_owned)
+        .collect()
 }
 
 /// All files of src by their paths in it, with their texts.
@@ -284,8 +469,15 @@ fn sources() -> Vec<(String, String)> {
                 folders.push(path);
                 continue;
             }
-            let file = path.strip_prefix(&root).expect("it is in src").display().to_string();
-            sources.push((file, fs::read_to_string(&path).expect("a file of src can be read")));
+            let file = path
+                .strip_prefix(&root)
+                .expect("it is in src")
+                .display()
+                .to_string();
+            sources.push((
+                file,
+                fs::read_to_string(&path).expect("a file of src can be read"),
+            ));
         }
     }
     sources

@@ -20,7 +20,10 @@ fn clients_beyond_the_limit_on_open_files_wait_and_are_served_when_others_leave(
         .start()
         .expect("64 descriptors are enough to serve");
     let max = usize::try_from(daemon.wait_for_workers().max_clients).expect("it is small");
-    assert!((10..64).contains(&max), "with 64 descriptors there may be {max} clients");
+    assert!(
+        (10..64).contains(&max),
+        "with 64 descriptors there may be {max} clients"
+    );
     wait_for_room(&daemon, max, 20);
 }
 
@@ -44,21 +47,35 @@ fn out_of_descriptors_nothing_spins_nobody_served_is_hurt_and_those_who_wait_are
     let set_limit = |limit: usize| {
         // The soft limit only: the hard one cannot be raised again by everybody.
         let limit = format!("--nofile={limit}:");
-        let set = Command::new("prlimit").args(["--pid", &daemon.pid().to_string(), &limit]).status();
-        assert!(set.expect("prlimit(1) of util-linux runs").success(), "{limit}");
+        let set = Command::new("prlimit")
+            .args(["--pid", &daemon.pid().to_string(), &limit])
+            .status();
+        assert!(
+            set.expect("prlimit(1) of util-linux runs").success(),
+            "{limit}"
+        );
     };
     let most = settled(|| kernel::descriptors(daemon.pid()).len());
     // One is left for us, to ask how it goes.
     set_limit(most + 1);
     let mut waiting: Vec<Client> = (0..5).map(|_| daemon.connect()).collect();
-    waiting.iter_mut().for_each(|client| client.request("ping", 1));
+    waiting
+        .iter_mut()
+        .for_each(|client| client.request("ping", 1));
     daemon.wait_for_log("cannot accept clients: ");
     let before = kernel::cpu_ticks(daemon.pid());
     let_pass(Duration::from_secs(1));
     let ticks = kernel::cpu_ticks(daemon.pid()) - before;
-    assert!(ticks <= 10, "a second of waiting took {ticks} hundredths of CPU time");
+    assert!(
+        ticks <= 10,
+        "a second of waiting took {ticks} hundredths of CPU time"
+    );
     served.iter_mut().for_each(ping);
-    assert_eq!(daemon.stderr().matches("cannot accept clients: ").count(), 1, "it is said once");
+    assert_eq!(
+        daemon.stderr().matches("cannot accept clients: ").count(),
+        1,
+        "it is said once"
+    );
 
     set_limit(1_000);
     for client in &mut waiting {
@@ -73,17 +90,38 @@ fn wait_for_room(daemon: &Running, max: usize, more: usize) {
     let mut served: Vec<Client> = (0..max).map(|_| daemon.connect()).collect();
     served.iter_mut().for_each(ping);
     let mut waiting: Vec<Client> = (0..more).map(|_| daemon.connect()).collect();
-    waiting.iter_mut().for_each(|client| client.request("ping", 1));
-    let status = daemon.wait_until("nothing is accepted any more", |status| status.paused.is_some());
-    assert_eq!((status.clients, status.accepted_total), (max as u64, max as u64));
+    waiting
+        .iter_mut()
+        .for_each(|client| client.request("ping", 1));
+    let status = daemon.wait_until("nothing is accepted any more", |status| {
+        status.paused.is_some()
+    });
+    assert_eq!(
+        (status.clients, status.accepted_total),
+        (max as u64, max as u64)
+    );
 
-    let processes: Vec<u32> = daemon.worker_pids().into_iter().chain([daemon.pid()]).collect();
+    let processes: Vec<u32> = daemon
+        .worker_pids()
+        .into_iter()
+        .chain([daemon.pid()])
+        .collect();
     let before: u64 = processes.iter().map(|pid| kernel::cpu_ticks(*pid)).sum();
     let_pass(Duration::from_secs(1));
-    let spent = processes.iter().map(|pid| kernel::cpu_ticks(*pid)).sum::<u64>() - before;
-    assert!(spent <= 5, "waiting for a second took {spent} hundredths of a second of CPU time");
+    let spent = processes
+        .iter()
+        .map(|pid| kernel::cpu_ticks(*pid))
+        .sum::<u64>()
+        - before;
+    assert!(
+        spent <= 5,
+        "waiting for a second took {spent} hundredths of a second of CPU time"
+    );
 
-    assert!(!waiting.iter_mut().any(Client::has_something), "nobody is served beyond the limit");
+    assert!(
+        !waiting.iter_mut().any(Client::has_something),
+        "nobody is served beyond the limit"
+    );
     served.iter_mut().for_each(ping);
     served.truncate(max - more.min(max));
     for client in &mut waiting {
@@ -91,7 +129,9 @@ fn wait_for_room(daemon: &Running, max: usize, more: usize) {
     }
     served.iter_mut().chain(&mut waiting).for_each(ping);
     drop((served, waiting));
-    daemon.wait_until("all clients have left and new ones are accepted", |s| s.clients == 0 && s.paused.is_none());
+    daemon.wait_until("all clients have left and new ones are accepted", |s| {
+        s.clients == 0 && s.paused.is_none()
+    });
     ping(&mut daemon.connect());
 }
 
@@ -103,7 +143,9 @@ fn clients_beyond_max_clients_per_address_are_turned_away_and_other_addresses_ar
         limits.max-clients-per-address = 3
         "#,
     );
-    let [v4, v6, unix] = daemon.addresses() else { panic!("there are three listeners") };
+    let [v4, v6, unix] = daemon.addresses() else {
+        panic!("there are three listeners")
+    };
     let connect = |address: &Address| {
         let mut client = Client::connect(address);
         ping(&mut client);
@@ -112,7 +154,10 @@ fn clients_beyond_max_clients_per_address_are_turned_away_and_other_addresses_ar
     let turned_away = |address: &Address| {
         let mut client = Client::connect(address);
         let fault = client.reply().value().expect_err("it is one too many");
-        assert_eq!(fault.to_string(), "overloaded: there are too many connections from this address");
+        assert_eq!(
+            fault.to_string(),
+            "overloaded: there are too many connections from this address"
+        );
         client.expect_end();
     };
     let mut clients: Vec<Client> = (0..3).map(|_| connect(v4)).collect();
@@ -134,12 +179,22 @@ fn clients_that_come_and_go_leave_nothing_behind() {
     const CLIENTS: usize = 20_000;
     let daemon = start("workers.count = 2");
     daemon.wait_for_workers();
-    let processes: Vec<u32> = daemon.worker_pids().into_iter().chain([daemon.pid()]).collect();
-    let descriptors = || -> Vec<usize> { processes.iter().map(|pid| kernel::descriptors(*pid).len()).collect() };
+    let processes: Vec<u32> = daemon
+        .worker_pids()
+        .into_iter()
+        .chain([daemon.pid()])
+        .collect();
+    let descriptors = || -> Vec<usize> {
+        processes
+            .iter()
+            .map(|pid| kernel::descriptors(*pid).len())
+            .collect()
+    };
     let come_and_go = |clients: usize| {
         thread::scope(|threads| {
             for _ in 0..AT_A_TIME {
-                threads.spawn(|| (0..clients / AT_A_TIME).for_each(|_| ping(&mut daemon.connect())));
+                threads
+                    .spawn(|| (0..clients / AT_A_TIME).for_each(|_| ping(&mut daemon.connect())));
             }
         });
         daemon.wait_until("all clients have left", |status| status.clients == 0);
@@ -150,12 +205,24 @@ fn clients_that_come_and_go_leave_nothing_behind() {
 
     come_and_go(CLIENTS);
     assert_eq!(settled(descriptors), before);
-    let Address::Tcp(address) = daemon.address() else { panic!("it listens on TCP") };
+    let Address::Tcp(address) = daemon.address() else {
+        panic!("it listens on TCP")
+    };
     assert_eq!(kernel::close_waits(address.port()), 0);
     let status = daemon.status();
     let total = (CLIENTS + AT_A_TIME) as u64;
-    assert_eq!((status.accepted_total, status.requests_total, status.errors_total), (total, total, 0));
-    assert_eq!((status.moved_total, status.lost_total, status.refused_total), (0, 0, 0));
+    assert_eq!(
+        (
+            status.accepted_total,
+            status.requests_total,
+            status.errors_total
+        ),
+        (total, total, 0)
+    );
+    assert_eq!(
+        (status.moved_total, status.lost_total, status.refused_total),
+        (0, 0, 0)
+    );
 }
 
 #[test]
@@ -167,7 +234,11 @@ fn without_clients_no_process_wakes_up() {
     drop(clients);
     daemon.wait_until("all clients have left", |status| status.clients == 0);
 
-    let processes: Vec<u32> = daemon.worker_pids().into_iter().chain([daemon.pid()]).collect();
+    let processes: Vec<u32> = daemon
+        .worker_pids()
+        .into_iter()
+        .chain([daemon.pid()])
+        .collect();
     let sleeps = || -> Vec<u64> { processes.iter().map(|pid| kernel::sleeps(*pid)).collect() };
     let before = settled(sleeps);
     let_pass(Duration::from_secs(3));
@@ -187,31 +258,60 @@ fn clients_of_an_ipv6_network_share_a_limit() {
         let own = std::env::current_exe().expect("a test knows itself");
         let prepare = "ip link set lo up && for ip in 1::1 1:ffff::2 2::1; do \
                        ip -6 addr add fd00:0:0:$ip/128 dev lo; done";
-        let tried = Command::new("unshare").args(["-rn", "sh", "-c", prepare]).output();
+        let tried = Command::new("unshare")
+            .args(["-rn", "sh", "-c", prepare])
+            .output();
         if !tried.as_ref().is_ok_and(|output| output.status.success()) {
-            return skip(&format!("no namespace with addresses of IPv6 can be made: {tried:?}"));
+            return skip(&format!(
+                "no namespace with addresses of IPv6 can be made: {tried:?}"
+            ));
         }
-        let run = format!("{prepare} && exec \"$0\" --exact clients_of_an_ipv6_network_share_a_limit --nocapture");
-        let status = Command::new("unshare").args(["-rn", "sh", "-c", &run]).arg(own).env(INSIDE, "1").status();
-        assert!(status.expect("it ran a moment ago").success(), "it failed in its namespace");
+        let run = format!(
+            "{prepare} && exec \"$0\" --exact clients_of_an_ipv6_network_share_a_limit --nocapture"
+        );
+        let status = Command::new("unshare")
+            .args(["-rn", "sh", "-c", &run])
+            .arg(own)
+            .env(INSIDE, "1")
+            .status();
+        assert!(
+            status.expect("it ran a moment ago").success(),
+            "it failed in its namespace"
+        );
         return;
     }
     let config = "listen = [\"[::]:0\"]\nworkers.count = 1\nlimits.max-clients-per-address = 1\n";
     let daemon = start(config);
-    let Address::Tcp(bound) = daemon.address() else { panic!("it is one of TCP") };
+    let Address::Tcp(bound) = daemon.address() else {
+        panic!("it is one of TCP")
+    };
     // Who connects to a local address has it itself.
     let connect = |ip: &str| {
-        Client::connect(&Address::Tcp(std::net::SocketAddr::new(ip.parse().expect("an address"), bound.port())))
+        Client::connect(&Address::Tcp(std::net::SocketAddr::new(
+            ip.parse().expect("an address"),
+            bound.port(),
+        )))
     };
     let is_served = |client: &mut Client| client.call("ping", 1).is_ok();
     let mut first = connect("fd00:0:0:1::1");
     assert!(is_served(&mut first));
-    assert!(connect("fd00:0:0:1:ffff::2").reply().value().is_err(), "the same /64");
+    assert!(
+        connect("fd00:0:0:1:ffff::2").reply().value().is_err(),
+        "the same /64"
+    );
     let mut other = connect("fd00:0:0:2::1");
     assert!(is_served(&mut other));
 
-    daemon.reload_with(&format!("{config}limits.ipv6-prefix = 128")).expect("it is applied");
-    assert!(is_served(&mut connect("fd00:0:0:1:ffff::2")), "each address for itself");
-    assert!(connect("fd00:0:0:1::1").reply().value().is_err(), "the clients that were there are counted");
+    daemon
+        .reload_with(&format!("{config}limits.ipv6-prefix = 128"))
+        .expect("it is applied");
+    assert!(
+        is_served(&mut connect("fd00:0:0:1:ffff::2")),
+        "each address for itself"
+    );
+    assert!(
+        connect("fd00:0:0:1::1").reply().value().is_err(),
+        "the clients that were there are counted"
+    );
     assert!(is_served(&mut first) && is_served(&mut other));
 }

@@ -26,14 +26,25 @@ fn the_backlog_is_what_the_file_says_and_the_status_tells_who_waits_in_it() {
     );
     let mut first = daemon.connect();
     first.call("ping", 1).expect("a result");
-    let queue = |waiting: u32| daemon.wait_until("clients wait", |status| status.listeners[0].queue == Some(waiting));
+    let queue = |waiting: u32| {
+        daemon.wait_until("clients wait", |status| {
+            status.listeners[0].queue == Some(waiting)
+        })
+    };
     queue(0);
     let waiting: Vec<Client> = (0..3).map(|_| daemon.connect()).collect();
     queue(3);
     let status = daemon.status();
     assert_eq!(status.listeners[0].queue_max, Some(7));
-    assert_eq!((status.listeners[1].queue, status.listeners[1].queue_max), (None, None));
-    assert!(status.paused.is_some_and(|reason| reason.contains("max-clients")));
+    assert_eq!(
+        (status.listeners[1].queue, status.listeners[1].queue_max),
+        (None, None)
+    );
+    assert!(
+        status
+            .paused
+            .is_some_and(|reason| reason.contains("max-clients"))
+    );
     drop(first);
     for mut client in waiting {
         client.call("ping", 2).expect("its turn has come");
@@ -49,11 +60,20 @@ fn silent_clients_are_probed_after_tcp_keepalive_and_never_without_it() {
         client.call("ping", 1).expect("a result");
         let found = eventually("no other timer of the connection is running", || {
             let timer = kernel::timer(port(&daemon));
-            timer.is_none_or(|(kind, _)| kind == kernel::KEEPALIVE).then_some(timer)
+            timer
+                .is_none_or(|(kind, _)| kind == kernel::KEEPALIVE)
+                .then_some(timer)
         });
-        assert_eq!(found.is_some(), probed_within.is_some(), "{keepalive}: {found:?}");
+        assert_eq!(
+            found.is_some(),
+            probed_within.is_some(),
+            "{keepalive}: {found:?}"
+        );
         if let (Some((_, seconds)), Some(most)) = (found, probed_within) {
-            assert!((most - 20..=most).contains(&seconds), "the first probe comes after {seconds} s");
+            assert!(
+                (most - 20..=most).contains(&seconds),
+                "the first probe comes after {seconds} s"
+            );
         }
     }
 }
@@ -63,7 +83,10 @@ fn an_ipv6_listener_leaves_ipv4_to_others() {
     let reserved = Reserved::of_both_families();
     let port = reserved.address.port();
     let daemon = start(&format!("listen = [\"{}\"]", reserved.address));
-    let mut client = Client::connect(&Address::Tcp(SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], port))));
+    let mut client = Client::connect(&Address::Tcp(SocketAddr::from((
+        [0, 0, 0, 0, 0, 0, 0, 1],
+        port,
+    ))));
     assert_eq!(client.call("ping", 6).expect("a result"), 6);
     assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
     let other = start(&format!("listen = [\"0.0.0.0:{port}\"]"));
@@ -96,25 +119,44 @@ fn a_unix_socket_gets_the_owner_and_the_group_that_the_file_says() {
         "listen = [{{ address = \"unix:{{dir}}/rpc.sock\", owner = \"{NOBODY}\", group = \"{NOBODY}\", mode = \"0600\" }}]"
     ));
     let found = fs::metadata(daemon.directory().join("rpc.sock")).expect("it is there");
-    assert_eq!((found.uid(), found.gid(), found.mode() & 0o777), (NOBODY, NOBODY, 0o600));
+    assert_eq!(
+        (found.uid(), found.gid(), found.mode() & 0o777),
+        (NOBODY, NOBODY, 0o600)
+    );
     daemon.connect().call("ping", 1).expect("root may");
 }
 
 #[test]
 fn freebind_listens_on_an_address_that_no_interface_has() {
     let elsewhere = |more: &str| format!("{{ address = \"192.0.2.1:0\"{more} }}");
-    let error = Running::start(FDPASSD, &format!("listen = [{}]", elsewhere(""))).expect_err("no interface has it");
+    let error = Running::start(FDPASSD, &format!("listen = [{}]", elsewhere("")))
+        .expect_err("no interface has it");
     assert_eq!(error.code(), Some(69));
-    assert!(error.stderr().contains("192.0.2.1:0: Cannot assign requested address"), "{}", error.stderr());
+    assert!(
+        error
+            .stderr()
+            .contains("192.0.2.1:0: Cannot assign requested address"),
+        "{}",
+        error.stderr()
+    );
     let six = "{ address = \"[2001:db8::1]:0\", freebind = true }";
-    let daemon = start(&format!("listen = [{}, {six}]", elsewhere(", freebind = true")));
+    let daemon = start(&format!(
+        "listen = [{}, {six}]",
+        elsewhere(", freebind = true")
+    ));
     let listeners = daemon.status().listeners;
-    assert!(listeners.iter().all(|listener| listener.outage.is_none()), "{listeners:?}");
+    assert!(
+        listeners.iter().all(|listener| listener.outage.is_none()),
+        "{listeners:?}"
+    );
     let is_at = |index: usize, host: &str| {
         let address = &listeners[index].address;
         address.starts_with(host) && !address.ends_with(":0")
     };
-    assert!(is_at(0, "192.0.2.1:") && is_at(1, "[2001:db8::1]:"), "{listeners:?}");
+    assert!(
+        is_at(0, "192.0.2.1:") && is_at(1, "[2001:db8::1]:"),
+        "{listeners:?}"
+    );
 }
 
 /// Set in the process that is in the namespace.
@@ -124,26 +166,50 @@ const INSIDE: &str = "LISTENERS_INSIDE";
 fn an_address_that_comes_after_the_start_is_listened_on() {
     if std::env::var_os(INSIDE).is_none() {
         let own = std::env::current_exe().expect("a test knows itself");
-        let tried = Command::new("unshare").args(["-rn", "ip", "link", "set", "lo", "up"]).output();
+        let tried = Command::new("unshare")
+            .args(["-rn", "ip", "link", "set", "lo", "up"])
+            .output();
         if !tried.as_ref().is_ok_and(|output| output.status.success()) {
             return skip(&format!("no network namespace can be made: {tried:?}"));
         }
         let run = "ip link set lo up && exec \"$0\" --exact an_address_that_comes_after_the_start_is_listened_on";
-        let status = Command::new("unshare").args(["-rn", "sh", "-c", run]).arg(own).env(INSIDE, "1").status();
-        assert!(status.expect("it ran a moment ago").success(), "it failed in its namespace");
+        let status = Command::new("unshare")
+            .args(["-rn", "sh", "-c", run])
+            .arg(own)
+            .env(INSIDE, "1")
+            .status();
+        assert!(
+            status.expect("it ran a moment ago").success(),
+            "it failed in its namespace"
+        );
         return;
     }
     let daemon = start(r#"listen = ["127.0.0.1:0", "192.0.2.1:4242"]"#);
-    daemon.connect().call("ping", 1).expect("the other listener serves");
-    let outage = daemon.status().listeners[1].outage.clone().expect("no interface has the address");
-    assert!(outage.contains("192.0.2.1:4242: Cannot assign requested address"), "{outage}");
-    let added = Command::new("ip").args(["addr", "add", "192.0.2.1/32", "dev", "lo"]).status();
+    daemon
+        .connect()
+        .call("ping", 1)
+        .expect("the other listener serves");
+    let outage = daemon.status().listeners[1]
+        .outage
+        .clone()
+        .expect("no interface has the address");
+    assert!(
+        outage.contains("192.0.2.1:4242: Cannot assign requested address"),
+        "{outage}"
+    );
+    let added = Command::new("ip")
+        .args(["addr", "add", "192.0.2.1/32", "dev", "lo"])
+        .status();
     assert!(added.expect("it ran before").success());
     daemon.wait_until("it is bound", |status| status.listeners[1].outage.is_none());
     let address = "192.0.2.1:4242".parse().expect("an address");
-    Client::connect(&address).call("ping", 2).expect("it serves");
+    Client::connect(&address)
+        .call("ping", 2)
+        .expect("it serves");
     daemon.reload().expect("it is a listener like any other");
-    Client::connect(&address).call("ping", 3).expect("it serves");
+    Client::connect(&address)
+        .call("ping", 3)
+        .expect("it serves");
 }
 
 #[test]
@@ -151,19 +217,36 @@ fn a_link_local_address_has_its_zone_by_name() {
     if std::env::var_os(INSIDE).is_none() {
         let own = std::env::current_exe().expect("a test knows itself");
         let prepare = "ip link set lo up && ip -6 addr add fe80::1/64 dev lo";
-        let tried = Command::new("unshare").args(["-rn", "sh", "-c", prepare]).output();
+        let tried = Command::new("unshare")
+            .args(["-rn", "sh", "-c", prepare])
+            .output();
         if !tried.as_ref().is_ok_and(|output| output.status.success()) {
-            return skip(&format!("no network namespace with IPv6 can be made: {tried:?}"));
+            return skip(&format!(
+                "no network namespace with IPv6 can be made: {tried:?}"
+            ));
         }
-        let run = format!("{prepare} && exec \"$0\" --exact a_link_local_address_has_its_zone_by_name");
-        let status = Command::new("unshare").args(["-rn", "sh", "-c", &run]).arg(own).env(INSIDE, "1").status();
-        assert!(status.expect("it ran a moment ago").success(), "it failed in its namespace");
+        let run =
+            format!("{prepare} && exec \"$0\" --exact a_link_local_address_has_its_zone_by_name");
+        let status = Command::new("unshare")
+            .args(["-rn", "sh", "-c", &run])
+            .arg(own)
+            .env(INSIDE, "1")
+            .status();
+        assert!(
+            status.expect("it ran a moment ago").success(),
+            "it failed in its namespace"
+        );
         return;
     }
     let daemon = start("listen = [\"[fe80::1%lo]:4242\"]");
     assert_eq!(daemon.status().listeners[0].address, "[fe80::1%1]:4242");
     let done = ctl(&daemon, &["call", "ping", "7", "--to", "[fe80::1%lo]:4242"]);
-    assert_eq!((done.code, done.out.as_str()), (Some(0), "7\n"), "{}", done.err);
+    assert_eq!(
+        (done.code, done.out.as_str()),
+        (Some(0), "7\n"),
+        "{}",
+        done.err
+    );
     daemon.reload().expect("the name is the same interface");
     assert_eq!(daemon.status().listeners.len(), 1);
 }

@@ -37,25 +37,43 @@ fn clients_in_the_queues_of_listeners_that_stay_are_served_after_a_reload() {
     let daemon = start(listen);
     let before = daemon.wait_for_workers();
     assert_eq!(ctl(&daemon, &["drain"]).code, Some(0));
-    let mut waiting: Vec<Client> = (0..100).map(|i| Client::connect(&daemon.addresses()[i % 2])).collect();
+    let mut waiting: Vec<Client> = (0..100)
+        .map(|i| Client::connect(&daemon.addresses()[i % 2]))
+        .collect();
     for (client, i) in waiting.iter_mut().zip(0_u64..) {
         client.request("ping", i);
     }
     for more in ["", "limits.max-frame = \"64KiB\""] {
-        daemon.reload_with(&format!("{listen}{more}")).expect("it is applied");
+        daemon
+            .reload_with(&format!("{listen}{more}"))
+            .expect("it is applied");
     }
     let status = daemon.status();
-    assert_eq!((status.accepted_total, status.listeners[0].queue), (0, Some(50)));
+    assert_eq!(
+        (status.accepted_total, status.listeners[0].queue),
+        (0, Some(50))
+    );
     let addresses = |status: &fdpassd::proto::control::Status| -> Vec<String> {
-        status.listeners.iter().map(|listener| listener.address.clone()).collect()
+        status
+            .listeners
+            .iter()
+            .map(|listener| listener.address.clone())
+            .collect()
     };
-    assert_eq!(addresses(&status), addresses(&before), "port 0 is still the same one");
+    assert_eq!(
+        addresses(&status),
+        addresses(&before),
+        "port 0 is still the same one"
+    );
     assert!(!waiting.iter_mut().any(Client::has_something));
     assert_eq!(ctl(&daemon, &["undrain"]).code, Some(0));
     for (client, i) in waiting.iter_mut().zip(0_u64..) {
         assert_eq!(client.reply().value().expect("a result"), i);
     }
-    assert_eq!((daemon.status().accepted_total, daemon.status().lost_total), (100, 0));
+    assert_eq!(
+        (daemon.status().accepted_total, daemon.status().lost_total),
+        (100, 0)
+    );
 }
 
 #[test]
@@ -69,7 +87,10 @@ fn nobody_who_connects_during_twenty_reloads_is_refused() {
             let over = &over;
             threads.spawn(move || {
                 let until_over = iter::repeat(()).take_while(|()| !over.load(Ordering::Relaxed));
-                until_over.zip(0..).map(|((), i)| ping(&mut Client::connect(address), i)).count() as u64
+                until_over
+                    .zip(0..)
+                    .map(|((), i)| ping(&mut Client::connect(address), i))
+                    .count() as u64
             })
         };
         let comers: Vec<_> = daemon.addresses().iter().map(come_and_go).collect();
@@ -83,59 +104,104 @@ fn nobody_who_connects_during_twenty_reloads_is_refused() {
             daemon.wait_until("clients come", |status| status.requests_total > served + 20);
         }
         over.store(true, Ordering::Relaxed);
-        comers.into_iter().map(|comer| comer.join().expect("nobody is refused")).sum::<u64>()
+        comers
+            .into_iter()
+            .map(|comer| comer.join().expect("nobody is refused"))
+            .sum::<u64>()
     });
     let status = daemon.wait_until("all have left", |status| status.clients == 0);
-    assert_eq!((status.accepted_total, status.requests_total), (served, served));
-    assert_eq!((status.errors_total, status.lost_total, status.refused_total), (0, 0, 0));
+    assert_eq!(
+        (status.accepted_total, status.requests_total),
+        (served, served)
+    );
+    assert_eq!(
+        (status.errors_total, status.lost_total, status.refused_total),
+        (0, 0, 0)
+    );
 }
 
 #[test]
 fn new_listeners_serve_and_leaving_ones_go_when_nobody_waits_there_any_more() {
     let ports = [(); 3].map(|()| Reserved::new());
     let [stays, leaves, comes] = [0, 1, 2].map(|i| ports[i].address);
-    let old = format!("listen = [\"{stays}\", \"{leaves}\", \"unix:{{dir}}/old.sock\"]\nworkers.count = 2");
-    let new = format!("listen = [\"unix:{{dir}}/new.sock\", \"{comes}\", \"{stays}\"]\nworkers.count = 2");
+    let old = format!(
+        "listen = [\"{stays}\", \"{leaves}\", \"unix:{{dir}}/old.sock\"]\nworkers.count = 2"
+    );
+    let new = format!(
+        "listen = [\"unix:{{dir}}/new.sock\", \"{comes}\", \"{stays}\"]\nworkers.count = 2"
+    );
     let daemon = start(&old);
     daemon.wait_for_workers();
     let unix = |name: &str| Address::Unix(daemon.directory().join(name));
     let (old_unix, new_unix) = (unix("old.sock"), unix("new.sock"));
     let leaving = [Address::Tcp(leaves), old_unix.clone()];
-    let mut came_by_them: Vec<Client> = leaving.iter().cycle().take(10).map(Client::connect).collect();
+    let mut came_by_them: Vec<Client> = leaving
+        .iter()
+        .cycle()
+        .take(10)
+        .map(Client::connect)
+        .collect();
     came_by_them.iter_mut().for_each(|client| ping(client, 1));
     ctl(&daemon, &["drain"]);
-    let mut wait_there: Vec<Client> = leaving.iter().cycle().take(40).map(Client::connect).collect();
-    wait_there.iter_mut().for_each(|client| client.request("ping", 2));
+    let mut wait_there: Vec<Client> = leaving
+        .iter()
+        .cycle()
+        .take(40)
+        .map(Client::connect)
+        .collect();
+    wait_there
+        .iter_mut()
+        .for_each(|client| client.request("ping", 2));
     assert!(!connects(&new_unix) && !connects(&Address::Tcp(comes)));
 
     daemon.reload_with(&new).expect("it is applied");
-    let mut wait_at_new: Vec<Client> = [&new_unix, &Address::Tcp(comes)].map(Client::connect).into();
-    wait_at_new.iter_mut().for_each(|client| client.request("ping", 3));
+    let mut wait_at_new: Vec<Client> = [&new_unix, &Address::Tcp(comes)]
+        .map(Client::connect)
+        .into();
+    wait_at_new
+        .iter_mut()
+        .for_each(|client| client.request("ping", 3));
     let listed = |daemon: &Running| -> Vec<String> {
-        daemon.status().listeners.iter().map(|listener| listener.address.clone()).collect()
+        daemon
+            .status()
+            .listeners
+            .iter()
+            .map(|listener| listener.address.clone())
+            .collect()
     };
     let wanted: Vec<String> = vec![new_unix.to_string(), comes.to_string(), stays.to_string()];
     assert_eq!(listed(&daemon)[..3], wanted);
-    assert_eq!(listed(&daemon).len(), 5, "somebody waits at those that are to go");
+    assert_eq!(
+        listed(&daemon).len(),
+        5,
+        "somebody waits at those that are to go"
+    );
     ctl(&daemon, &["undrain"]);
     for (clients, value) in [(&mut wait_there, 2), (&mut wait_at_new, 3)] {
         for client in clients {
             assert_eq!(client.reply().value().expect("a result"), value);
         }
     }
-    eventually("those that are to go are closed", || (listed(&daemon) == wanted).then_some(()));
+    eventually("those that are to go are closed", || {
+        (listed(&daemon) == wanted).then_some(())
+    });
     for address in &leaving {
         assert!(!connects(address), "{address}");
     }
     assert!(!daemon.directory().join("old.sock").exists());
-    let all = came_by_them.iter_mut().chain(&mut wait_there).chain(&mut wait_at_new);
+    let all = came_by_them
+        .iter_mut()
+        .chain(&mut wait_there)
+        .chain(&mut wait_at_new);
     all.for_each(|client| ping(client, 4));
     for address in [&Address::Tcp(stays), &Address::Tcp(comes), &new_unix] {
         ping(&mut Client::connect(address), 5);
     }
     // What was closed can be bound again.
     daemon.reload_with(&old).expect("it is applied");
-    leaving.iter().for_each(|address| ping(&mut Client::connect(address), 6));
+    leaving
+        .iter()
+        .for_each(|address| ping(&mut Client::connect(address), 6));
     assert_eq!(daemon.status().lost_total, 0);
 }
 
@@ -143,17 +209,29 @@ fn new_listeners_serve_and_leaving_ones_go_when_nobody_waits_there_any_more() {
 fn a_listener_that_is_to_go_and_is_wanted_again_before_it_has_gone_stays() {
     let reserved = Reserved::new();
     let leaves = reserved.address;
-    let with = format!("listen = [\"127.0.0.1:0\", \"{leaves}\", \"unix:{{dir}}/rpc.sock\"]\nworkers.count = 1");
+    let with = format!(
+        "listen = [\"127.0.0.1:0\", \"{leaves}\", \"unix:{{dir}}/rpc.sock\"]\nworkers.count = 1"
+    );
     let daemon = start(&with);
-    let leaving = [&Address::Tcp(leaves), &Address::Unix(daemon.directory().join("rpc.sock"))];
+    let leaving = [
+        &Address::Tcp(leaves),
+        &Address::Unix(daemon.directory().join("rpc.sock")),
+    ];
     ctl(&daemon, &["drain"]);
-    let mut waiting: Vec<Client> = leaving.iter().map(|address| Client::connect(address)).collect();
-    daemon.reload_with("listen = [\"127.0.0.1:0\"]\nworkers.count = 1").expect("it is applied");
+    let mut waiting: Vec<Client> = leaving
+        .iter()
+        .map(|address| Client::connect(address))
+        .collect();
+    daemon
+        .reload_with("listen = [\"127.0.0.1:0\"]\nworkers.count = 1")
+        .expect("it is applied");
     daemon.reload_with(&with).expect("it is applied");
     ctl(&daemon, &["undrain"]);
     waiting.iter_mut().for_each(|client| ping(client, 1));
     for round in 0..20 {
-        leaving.iter().for_each(|address| ping(&mut Client::connect(address), round));
+        leaving
+            .iter()
+            .for_each(|address| ping(&mut Client::connect(address), round));
     }
     assert_eq!(daemon.status().listeners.len(), 3);
 }
@@ -166,12 +244,16 @@ fn a_listener_goes_when_clients_are_accepted_again_although_nobody_waits_there()
     let daemon = start(&format!("{limit}listen = [\"127.0.0.1:0\", \"{leaves}\"]"));
     let mut client = Client::connect(&Address::Tcp(leaves));
     ping(&mut client, 1);
-    daemon.reload_with(&format!("{limit}listen = [\"127.0.0.1:0\"]")).expect("it is applied");
+    daemon
+        .reload_with(&format!("{limit}listen = [\"127.0.0.1:0\"]"))
+        .expect("it is applied");
     ping(&mut client, 2);
     drop(client);
     // It is its log that tells, as it wakes up for every question of ours.
     daemon.wait_for_log(&format!("no longer listening on {leaves}"));
-    eventually("it is closed", || (!connects(&Address::Tcp(leaves))).then_some(()));
+    eventually("it is closed", || {
+        (!connects(&Address::Tcp(leaves))).then_some(())
+    });
 }
 
 #[test]
@@ -183,7 +265,9 @@ fn a_listener_that_stays_has_its_new_byte_order_for_new_clients_and_the_old_one_
     let frame = halfway.frame("{\"in\":\"ping\",\"params\":2}");
     halfway.send(&frame[..3]);
     daemon.wait_until("both are accepted", |status| status.clients == 2);
-    daemon.reload_with("listen = [{ address = \"127.0.0.1:0\", byte-order = \"big\" }]").expect("it is applied");
+    daemon
+        .reload_with("listen = [{ address = \"127.0.0.1:0\", byte-order = \"big\" }]")
+        .expect("it is applied");
     assert_eq!(daemon.status().listeners[0].byte_order, OrderRule::Big);
     ping(&mut daemon.connect().in_order(ByteOrder::Big), 3);
     halfway.send(&frame[3..]);
@@ -197,9 +281,15 @@ fn a_limit_of_clients_per_address_counts_those_who_are_there() {
     daemon.wait_for_workers();
     let mut clients: Vec<Client> = (0..5).map(|_| daemon.connect()).collect();
     clients.iter_mut().for_each(|client| ping(client, 1));
-    daemon.reload_with("workers.count = 2\nlimits.max-clients-per-address = 4").expect("it is applied");
+    daemon
+        .reload_with("workers.count = 2\nlimits.max-clients-per-address = 4")
+        .expect("it is applied");
     clients.iter_mut().for_each(|client| ping(client, 2));
-    let fault = daemon.connect().reply().value().expect_err("there are too many already");
+    let fault = daemon
+        .connect()
+        .reply()
+        .value()
+        .expect_err("there are too many already");
     assert_eq!(fault.code(), "overloaded");
     for left in [4, 3] {
         clients.pop();
@@ -207,8 +297,18 @@ fn a_limit_of_clients_per_address_counts_those_who_are_there() {
     }
     clients.push(daemon.connect());
     clients.iter_mut().for_each(|client| ping(client, 3));
-    assert_eq!(daemon.connect().reply().value().expect_err("it is full again").code(), "overloaded");
-    daemon.reload_with("workers.count = 2").expect("it is applied");
+    assert_eq!(
+        daemon
+            .connect()
+            .reply()
+            .value()
+            .expect_err("it is full again")
+            .code(),
+        "overloaded"
+    );
+    daemon
+        .reload_with("workers.count = 2")
+        .expect("it is applied");
     clients.extend((0..5).map(|_| daemon.connect()));
     clients.iter_mut().for_each(|client| ping(client, 4));
 }
@@ -232,7 +332,9 @@ fn ten_thousand_idle_clients_and_two_hundred_busy_ones_do_not_notice_a_reload() 
             let over = &over;
             threads.spawn(move || {
                 // Two requests of each are under way.
-                clients.iter_mut().for_each(|client| client.request("ping", 0));
+                clients
+                    .iter_mut()
+                    .for_each(|client| client.request("ping", 0));
                 for i in 0_u64.. {
                     let is_over = over.load(Ordering::Relaxed);
                     for client in &mut clients {
@@ -249,30 +351,45 @@ fn ten_thousand_idle_clients_and_two_hundred_busy_ones_do_not_notice_a_reload() 
             })
         };
         let busy: Vec<_> = (0..THREADS).map(work).collect();
-        daemon.wait_until("all are there and at work", |s| s.clients == all && s.requests_total > 2 * BUSY);
+        daemon.wait_until("all are there and at work", |s| {
+            s.clients == all && s.requests_total > 2 * BUSY
+        });
         for round in 0..3 {
             let old = daemon.worker_pids();
             let began = Instant::now();
             daemon.reload().expect("it is applied");
             let applied = began.elapsed();
-            eventually("the old workers are gone", || old.iter().all(|pid| kernel::is_over(*pid)).then_some(()));
+            eventually("the old workers are gone", || {
+                old.iter().all(|pid| kernel::is_over(*pid)).then_some(())
+            });
             let gone = began.elapsed();
             println!(
                 "{all} clients, {BUSY} of them busy: applied after {applied:.0?}, old workers gone after {gone:.0?}"
             );
-            assert!(gone < Duration::from_secs(5), "reload {round} took {gone:?}");
+            assert!(
+                gone < Duration::from_secs(5),
+                "reload {round} took {gone:?}"
+            );
             let status = daemon.wait_until("none is leaving", |status| status.leaving.is_empty());
             assert_eq!((status.clients, status.accepted_total), (all, all));
             let served = status.requests_total;
-            daemon.wait_until("the busy ones go on", |status| status.requests_total > served + 2 * BUSY);
+            daemon.wait_until("the busy ones go on", |status| {
+                status.requests_total > served + 2 * BUSY
+            });
         }
         over.store(true, Ordering::Relaxed);
-        let requests: u64 = busy.into_iter().map(|busy| busy.join().expect("none is lost")).sum();
+        let requests: u64 = busy
+            .into_iter()
+            .map(|busy| busy.join().expect("none is lost"))
+            .sum();
         assert_eq!(daemon.status().requests_total, requests);
     });
     idle.iter_mut().for_each(|client| ping(client, 7));
     let status = daemon.status();
-    assert_eq!((status.lost_total, status.errors_total, status.refused_total), (0, 0, 0));
+    assert_eq!(
+        (status.lost_total, status.errors_total, status.refused_total),
+        (0, 0, 0)
+    );
 }
 
 /// So many clients if this process may have as many descriptors, and the daemon as well.
@@ -281,7 +398,9 @@ fn room_for(clients: u64) -> u64 {
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("up to the hard limit everybody may");
     let room = hard.saturating_sub(1_500);
     if room < clients {
-        skip(&format!("in part: with {hard} descriptors there are {room} idle clients instead of {clients}"));
+        skip(&format!(
+            "in part: with {hard} descriptors there are {room} idle clients instead of {clients}"
+        ));
     }
     room.min(clients)
 }
@@ -294,8 +413,13 @@ fn clients_at_work_do_not_notice_that_listeners_come_and_go() {
     daemon.wait_for_workers();
     let load = Load::start(&daemon, 4, 8);
     for _ in 0..5 {
-        daemon.reload_with(&config(", \"127.0.0.2:0\", \"unix:{dir}/more.sock\"")).expect("it is applied");
-        let more = daemon.status().listeners[2].address.parse().expect("an address");
+        daemon
+            .reload_with(&config(", \"127.0.0.2:0\", \"unix:{dir}/more.sock\""))
+            .expect("it is applied");
+        let more = daemon.status().listeners[2]
+            .address
+            .parse()
+            .expect("an address");
         ping(&mut Client::connect(&more), 1);
         daemon.reload_with(&config("")).expect("it is applied");
         eventually("it is gone", || (!connects(&more)).then_some(()));
@@ -319,20 +443,33 @@ fn sockets_whose_files_were_removed_come_back_by_a_reload() {
     }
     let status = daemon.status();
     assert_eq!(status.listeners[0].outage, None);
-    assert_eq!(status.listeners[1].outage.as_deref(), Some("its file is gone"));
-    let metrics = format!("metrics on unix:{}: its file is gone", in_dir("metrics.sock").display());
+    assert_eq!(
+        status.listeners[1].outage.as_deref(),
+        Some("its file is gone")
+    );
+    let metrics = format!(
+        "metrics on unix:{}: its file is gone",
+        in_dir("metrics.sock").display()
+    );
     assert_eq!(status.missing, [metrics]);
 
     daemon.reload().expect("it is applied");
-    let status = daemon.wait_until("the old listener has gone", |status| status.listeners.len() == 2);
-    assert_eq!((&status.listeners[1].outage, &status.missing[..]), (&None, &[][..]));
+    let status = daemon.wait_until("the old listener has gone", |status| {
+        status.listeners.len() == 2
+    });
+    assert_eq!(
+        (&status.listeners[1].outage, &status.missing[..]),
+        (&None, &[][..])
+    );
     assert!(connects(&Address::Unix(in_dir("metrics.sock"))));
     ping(&mut client, 2);
     ping(&mut Client::connect(unix), 3);
 
     fs::remove_file(in_dir("c.sock")).expect("it was bound");
     daemon.signal("HUP");
-    eventually("the control socket is there", || connects(&Address::Unix(in_dir("c.sock"))).then_some(()));
+    eventually("the control socket is there", || {
+        connects(&Address::Unix(in_dir("c.sock"))).then_some(())
+    });
     assert_eq!(daemon.status().missing, [] as [String; 0]);
     ping(&mut client, 4);
 }

@@ -38,13 +38,27 @@ fn on_a_link_that_drops_packets_no_byte_is_lost_or_sent_twice_when_workers_die()
         let name = "on_a_link_that_drops_packets_no_byte_is_lost_or_sent_twice_when_workers_die";
         let own = env::current_exe().expect("a test knows itself");
         let lossy = "ip link set lo mtu 1500 up && tc qdisc add dev lo root tbf rate 400mbit burst 16k limit 40k";
-        let is_there = Command::new("unshare").args(["-rn", "sh", "-c", lossy]).output();
-        if !is_there.as_ref().is_ok_and(|output| output.status.success()) {
-            return skip(&format!("no link that drops packets can be made: {is_there:?}"));
+        let is_there = Command::new("unshare")
+            .args(["-rn", "sh", "-c", lossy])
+            .output();
+        if !is_there
+            .as_ref()
+            .is_ok_and(|output| output.status.success())
+        {
+            return skip(&format!(
+                "no link that drops packets can be made: {is_there:?}"
+            ));
         }
         let run = format!("{lossy} && exec \"$0\" --exact {name} --nocapture");
-        let status = Command::new("unshare").args(["-rn", "sh", "-c", &run]).arg(own).env(INSIDE, "1").status();
-        return assert!(status.expect("it ran a moment ago").success(), "it failed in its namespace");
+        let status = Command::new("unshare")
+            .args(["-rn", "sh", "-c", &run])
+            .arg(own)
+            .env(INSIDE, "1")
+            .status();
+        return assert!(
+            status.expect("it ran a moment ago").success(),
+            "it failed in its namespace"
+        );
     }
     let daemon = start(
         r#"
@@ -54,11 +68,24 @@ fn on_a_link_that_drops_packets_no_byte_is_lost_or_sent_twice_when_workers_die()
         "#,
     );
     let told = run(&daemon, &[("kill", 6), ("reload", 1)], &PINGS);
-    let output = Command::new("tc").args(["-s", "qdisc", "show", "dev", "lo"]).output().expect("tc ran before");
+    let output = Command::new("tc")
+        .args(["-s", "qdisc", "show", "dev", "lo"])
+        .output()
+        .expect("tc ran before");
     let shown = String::from_utf8_lossy(&output.stdout).into_owned();
-    let dropped = shown.split("dropped ").nth(1).and_then(|rest| rest.split(',').next()?.parse::<u64>().ok());
-    println!("{told}; {} packets dropped, {} sent again", dropped.unwrap_or(0), retransmitted());
-    assert!(dropped.is_some_and(|dropped| dropped > 20), "the link drops too little: {shown}");
+    let dropped = shown
+        .split("dropped ")
+        .nth(1)
+        .and_then(|rest| rest.split(',').next()?.parse::<u64>().ok());
+    println!(
+        "{told}; {} packets dropped, {} sent again",
+        dropped.unwrap_or(0),
+        retransmitted()
+    );
+    assert!(
+        dropped.is_some_and(|dropped| dropped > 20),
+        "the link drops too little: {shown}"
+    );
 }
 
 #[test]
@@ -88,7 +115,14 @@ fn over_unix_sockets_another_thread_may_write_while_workers_die() {
         workers.count = 2
     "#;
     let daemon = faulty::start_with("writer", config).expect("the daemon serves");
-    let told = run(&daemon, &[("kill", 1)], &Asks { longest: 900_000, ..PINGS });
+    let told = run(
+        &daemon,
+        &[("kill", 1)],
+        &Asks {
+            longest: 900_000,
+            ..PINGS
+        },
+    );
     println!("{told}");
 }
 
@@ -101,15 +135,25 @@ struct Asks {
     longest: u64,
 }
 
-const PINGS: Asks = Asks { batch: 8, longest: 300_000 };
+const PINGS: Asks = Asks {
+    batch: 8,
+    longest: 300_000,
+};
 
 /// TCP segments that were sent once more, in this namespace.
 fn retransmitted() -> u64 {
     let text = fs::read_to_string("/proc/net/snmp").expect("proc is mounted");
     let mut lines = text.lines().filter(|line| line.starts_with("Tcp:"));
     let (names, values) = (lines.next().unwrap_or(""), lines.next().unwrap_or(""));
-    let index = names.split(' ').position(|name| name == "RetransSegs").expect("the kernel counts them");
-    values.split(' ').nth(index).and_then(|value| value.parse().ok()).expect("a number")
+    let index = names
+        .split(' ')
+        .position(|name| name == "RetransSegs")
+        .expect("the kernel counts them");
+    values
+        .split(' ')
+        .nth(index)
+        .and_then(|value| value.parse().ok())
+        .expect("a number")
 }
 
 /// What the clients have seen.
@@ -127,12 +171,24 @@ fn run(daemon: &Running, happens: &[(&str, u64)], asks: &Asks) -> String {
     let duration = Duration::from_secs(variable("LOSS_SECONDS").unwrap_or(3));
     daemon.wait_for_workers();
     let (over, seen) = (AtomicBool::new(false), Seen::default());
-    let happens: Vec<&str> = happens.iter().flat_map(|(what, weight)| vec![*what; *weight as usize]).collect();
+    let happens: Vec<&str> = happens
+        .iter()
+        .flat_map(|(what, weight)| vec![*what; *weight as usize])
+        .collect();
     let mut random = Random(seed);
     thread::scope(|threads| {
         let start = |number: u64| {
             let (address, over, seen) = (daemon.address(), &over, &seen);
-            threads.spawn(move || ask(address, number, Random(seed ^ (number + 1) << 32), asks, over, seen))
+            threads.spawn(move || {
+                ask(
+                    address,
+                    number,
+                    Random(seed ^ (number + 1) << 32),
+                    asks,
+                    over,
+                    seen,
+                )
+            })
         };
         let loads: Vec<_> = (0..CLIENTS).map(start).collect();
         let begin = Instant::now();
@@ -142,7 +198,10 @@ fn run(daemon: &Running, happens: &[(&str, u64)], asks: &Asks) -> String {
                 "kill" => {
                     // One that has answered something, which is replaced without a wait.
                     let status = daemon.status();
-                    let served = status.workers.iter().filter(|worker| worker.requests_total > 0);
+                    let served = status
+                        .workers
+                        .iter()
+                        .filter(|worker| worker.requests_total > 0);
                     let pids: Vec<u32> = served.filter_map(|worker| worker.pid).collect();
                     if !pids.is_empty() {
                         // It may have ended by now.
@@ -154,21 +213,47 @@ fn run(daemon: &Running, happens: &[(&str, u64)], asks: &Asks) -> String {
             }
         }
         over.store(true, Ordering::Relaxed);
-        let failed = loads.into_iter().filter_map(|load| load.join().err()).count();
-        assert_eq!(failed, 0, "clients of {CLIENTS} were answered wrongly (LOSS_SEED={seed})");
+        let failed = loads
+            .into_iter()
+            .filter_map(|load| load.join().err())
+            .count();
+        assert_eq!(
+            failed, 0,
+            "clients of {CLIENTS} were answered wrongly (LOSS_SEED={seed})"
+        );
     });
     let status = daemon.wait_until("all clients have left", |status| status.clients == 0);
     let (deaths, moved) = (status.deaths_total, status.moved_total);
     let crashed = seen.crashed.into_inner();
-    assert_eq!((status.lost_total, status.closed_for_crashes_total), (0, 0), "LOSS_SEED={seed}");
-    assert!(crashed <= 1 + deaths / 10, "{crashed} of {deaths} deaths (LOSS_SEED={seed})");
-    assert!(deaths > 2 && moved > deaths, "{deaths} deaths moved {moved} clients only");
+    assert_eq!(
+        (status.lost_total, status.closed_for_crashes_total),
+        (0, 0),
+        "LOSS_SEED={seed}"
+    );
+    assert!(
+        crashed <= 1 + deaths / 10,
+        "{crashed} of {deaths} deaths (LOSS_SEED={seed})"
+    );
+    assert!(
+        deaths > 2 && moved > deaths,
+        "{deaths} deaths moved {moved} clients only"
+    );
     let (requests, bytes) = (seen.requests.into_inner(), seen.bytes.into_inner());
-    format!("{requests} requests, {} MB, {deaths} deaths, {moved} clients moved, {crashed} crashed twice", bytes >> 20)
+    format!(
+        "{requests} requests, {} MB, {deaths} deaths, {moved} clients moved, {crashed} crashed twice",
+        bytes >> 20
+    )
 }
 
 /// One client: batches of numbered requests, ahead of their replies.
-fn ask(address: &Address, number: u64, mut random: Random, asks: &Asks, over: &AtomicBool, seen: &Seen) {
+fn ask(
+    address: &Address,
+    number: u64,
+    mut random: Random,
+    asks: &Asks,
+    over: &AtomicBool,
+    seen: &Seen,
+) {
     let mut client = Client::connect(address);
     let mut count = 0;
     while !over.load(Ordering::Relaxed) {
@@ -183,8 +268,10 @@ fn ask(address: &Address, number: u64, mut random: Random, asks: &Asks, over: &A
             let filling: String = format!("{number}.{count}.").repeat(1 + length as usize / 8);
             params.push(json!([number, count, filling]).to_string());
         }
-        let bytes: Vec<u8> =
-            params.iter().flat_map(|params| client.frame(format!(r#"{{"in":"ping","params":{params}}}"#))).collect();
+        let bytes: Vec<u8> = params
+            .iter()
+            .flat_map(|params| client.frame(format!(r#"{{"in":"ping","params":{params}}}"#)))
+            .collect();
         let mut writer = client.writer();
         thread::scope(|threads| {
             threads.spawn(move || writer.write_all(&bytes).expect("the connection stays"));
@@ -194,7 +281,10 @@ fn ask(address: &Address, number: u64, mut random: Random, asks: &Asks, over: &A
                     seen.crashed.fetch_add(1, Ordering::Relaxed);
                 } else {
                     let expected = format!(r#"{{"out":"pong","result":{params}}}"#);
-                    assert!(reply == expected.as_bytes(), "client {number}: another reply than that of {count}");
+                    assert!(
+                        reply == expected.as_bytes(),
+                        "client {number}: another reply than that of {count}"
+                    );
                 }
                 seen.requests.fetch_add(1, Ordering::Relaxed);
                 seen.bytes.fetch_add(reply.len() as u64, Ordering::Relaxed);

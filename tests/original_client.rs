@@ -20,15 +20,25 @@ fn it_is_served_without_a_stall() {
     let began = Instant::now();
     for i in 0..100 {
         let text = format!("ireader {i}");
-        assert_eq!(rpc(&mut socket, "ping", &json!(text)).expect("a reply"), ("pong".to_owned(), json!(text)));
+        assert_eq!(
+            rpc(&mut socket, "ping", &json!(text)).expect("a reply"),
+            ("pong".to_owned(), json!(text))
+        );
     }
     for i in 0..100 {
         let (out, result) = rpc(&mut socket, "pi", &json!(i)).expect("a reply");
         let odd_squares = (0..i).map(|k| f64::from(2 * k + 1).powi(2));
         let pi = (8.0 * odd_squares.map(|square| 1.0 / square).sum::<f64>()).sqrt();
-        assert!(out == "pi_r" && (result.as_f64().expect("a number") - pi).abs() < 1e-9, "{out}: {result}");
+        assert!(
+            out == "pi_r" && (result.as_f64().expect("a number") - pi).abs() < 1e-9,
+            "{out}: {result}"
+        );
     }
-    assert!(began.elapsed() < Duration::from_secs(2), "200 calls took {:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "200 calls took {:?}",
+        began.elapsed()
+    );
 }
 
 fn rpc(socket: &mut TcpStream, method: &str, params: &Value) -> io::Result<(String, Value)> {
@@ -40,24 +50,45 @@ fn rpc(socket: &mut TcpStream, method: &str, params: &Value) -> io::Result<(Stri
     let mut body = vec![0; u32::from_ne_bytes(prefix) as usize];
     assert_eq!(socket.read(&mut body)?, body.len());
     let reply: Value = serde_json::from_slice(&body)?;
-    Ok((reply["out"].as_str().unwrap_or_default().to_owned(), reply["result"].clone()))
+    Ok((
+        reply["out"].as_str().unwrap_or_default().to_owned(),
+        reply["result"].clone(),
+    ))
 }
 
 #[test]
 fn it_is_served_in_python() {
     let daemon = start(CONFIG);
-    let port = address(&daemon).rsplit_once(':').expect("a TCP address").1.to_owned();
-    let python = Command::new("python3").args(["-c", PYTHON, &port]).stdin(Stdio::null()).output();
+    let port = address(&daemon)
+        .rsplit_once(':')
+        .expect("a TCP address")
+        .1
+        .to_owned();
+    let python = Command::new("python3")
+        .args(["-c", PYTHON, &port])
+        .stdin(Stdio::null())
+        .output();
     let output = match python {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             // To the real standard error, for the test harness shows nothing of a test that passes.
-            writeln!(io::stderr(), "SKIPPED, there is no python3: it_is_served_in_python").expect("it is open");
+            writeln!(
+                io::stderr(),
+                "SKIPPED, there is no python3: it_is_served_in_python"
+            )
+            .expect("it is open");
             return;
         }
         output => output.expect("python3 runs"),
     };
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "pong ireader 49\npi_r 3.135\n");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "pong ireader 49\npi_r 3.135\n"
+    );
 }
 
 const PYTHON: &str = r#"
@@ -85,8 +116,11 @@ s.close()
 "#;
 
 /// Listeners are little-endian by default, because the machines of these clients are.
-const CONFIG: &str =
-    if cfg!(target_endian = "little") { "" } else { "listen = [{ address = \"127.0.0.1:0\", byte-order = \"big\" }]" };
+const CONFIG: &str = if cfg!(target_endian = "little") {
+    ""
+} else {
+    "listen = [{ address = \"127.0.0.1:0\", byte-order = \"big\" }]"
+};
 
 fn address(daemon: &Running) -> String {
     match daemon.address() {

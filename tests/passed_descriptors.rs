@@ -44,24 +44,44 @@ impl Lingering {
     fn new() -> Lingering {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         setsockopt(&listener, sockopt::RcvBuf, &4096).expect("SO_RCVBUF");
-        let mut socket = TcpStream::connect(listener.local_addr().expect("it is bound")).expect("it listens");
+        let mut socket =
+            TcpStream::connect(listener.local_addr().expect("it is bound")).expect("it listens");
         let (peer, _) = listener.accept().expect("it waits");
         socket.set_nonblocking(true).expect("a socket takes it");
         while socket.write(&[0; 65_536]).is_ok() {}
-        let minute = libc::linger { l_onoff: 1, l_linger: 60 };
+        let minute = libc::linger {
+            l_onoff: 1,
+            l_linger: 60,
+        };
         setsockopt(&socket, sockopt::Linger, &minute).expect("SO_LINGER");
-        Lingering { socket, peer: Peer { _stream: peer } }
+        Lingering {
+            socket,
+            peer: Peer { _stream: peer },
+        }
     }
 
     /// Passes it along with these bytes, and has no copy any more; or the receiver takes none.
     fn pass(self, to: &UnixStream, bytes: &[u8], copies: usize) -> Result<Peer, Errno> {
         let numbers = vec![self.socket.as_raw_fd(); copies];
         let parts = [IoSlice::new(bytes)];
-        let sent =
-            sendmsg::<()>(to.as_raw_fd(), &parts, &[ControlMessage::ScmRights(&numbers)], MsgFlags::empty(), None);
+        let sent = sendmsg::<()>(
+            to.as_raw_fd(),
+            &parts,
+            &[ControlMessage::ScmRights(&numbers)],
+            MsgFlags::empty(),
+            None,
+        );
         if sent.is_err() {
             // So that we do not wait ourselves.
-            setsockopt(&self.socket, sockopt::Linger, &libc::linger { l_onoff: 0, l_linger: 0 }).expect("SO_LINGER");
+            setsockopt(
+                &self.socket,
+                sockopt::Linger,
+                &libc::linger {
+                    l_onoff: 0,
+                    l_linger: 0,
+                },
+            )
+            .expect("SO_LINGER");
         }
         sent.map(|_| self.peer)
     }
@@ -82,8 +102,14 @@ struct Sockets {
 }
 
 fn sockets(daemon: &Running) -> Sockets {
-    let Address::Unix(metrics) = metrics_address(daemon) else { panic!("a Unix socket") };
-    Sockets { rpc: daemon.directory().join("rpc.sock"), control: control_socket(daemon), metrics }
+    let Address::Unix(metrics) = metrics_address(daemon) else {
+        panic!("a Unix socket")
+    };
+    Sockets {
+        rpc: daemon.directory().join("rpc.sock"),
+        control: control_socket(daemon),
+        metrics,
+    }
 }
 
 /// Everybody is served: new clients by the master, requests by the only worker, HTTP by the exporter. None of them waits for
@@ -91,7 +117,10 @@ fn sockets(daemon: &Running) -> Sockets {
 #[track_caller]
 fn assert_all_served(daemon: &Running) {
     for address in daemon.addresses() {
-        assert_eq!(Client::connect(address).call("ping", 1).expect("a result"), 1);
+        assert_eq!(
+            Client::connect(address).call("ping", 1).expect("a result"),
+            1
+        );
     }
     assert_eq!(daemon.status().workers.len(), 1);
     assert_eq!(get(&metrics_address(daemon), "/healthz").status, 200);
@@ -112,7 +141,9 @@ fn where_the_kernel_can_refuse_them_no_socket_takes_descriptors() {
         }
     }
     upgrade(&daemon, None).expect("it is fit");
-    let refused = Lingering::new().pass(&before, b"x", 1).expect_err("nor after an upgrade");
+    let refused = Lingering::new()
+        .pass(&before, b"x", 1)
+        .expect_err("nor after an upgrade");
     assert_eq!(refused, Errno::EPERM);
     assert_all_served(&daemon);
 }
@@ -122,14 +153,20 @@ fn closing_what_a_request_passes_delays_nobody() {
     let daemon = without_refusal();
     let to = sockets(&daemon);
     let mut rpc = connect(&to.rpc);
-    let _rpc = Lingering::new().pass(&rpc, &frame("{\"in\":\"ping\",\"params\":7}"), 1).expect("it is taken");
+    let _rpc = Lingering::new()
+        .pass(&rpc, &frame("{\"in\":\"ping\",\"params\":7}"), 1)
+        .expect("it is taken");
     assert_eq!(reply(&mut rpc), "{\"out\":\"pong\",\"result\":7}");
     let mut control = connect(&to.control);
-    let _control = Lingering::new().pass(&control, &frame("{\"in\":\"version\"}"), 1).expect("it is taken");
+    let _control = Lingering::new()
+        .pass(&control, &frame("{\"in\":\"version\"}"), 1)
+        .expect("it is taken");
     let told = reply(&mut control);
     assert!(told.contains("version"), "{told}");
     let mut metrics = connect(&to.metrics);
-    let _metrics = Lingering::new().pass(&metrics, b"GET /healthz HTTP/1.0\r\n\r\n", 1).expect("it is taken");
+    let _metrics = Lingering::new()
+        .pass(&metrics, b"GET /healthz HTTP/1.0\r\n\r\n", 1)
+        .expect("it is taken");
     let mut answer = String::new();
     metrics.read_to_string(&mut answer).expect("an answer");
     assert!(answer.contains("200 OK"), "{answer}");
@@ -149,13 +186,21 @@ fn closing_what_is_passed_unread_delays_nobody() {
         let _ = client.write_all(&[0xff; 16]);
         peers.extend(Lingering::new().pass(&client, &[0; 1], 1).ok());
         let mut rest = Vec::new();
-        drop(client.shutdown(std::net::Shutdown::Write).and_then(|()| client.read_to_end(&mut rest)));
+        drop(
+            client
+                .shutdown(std::net::Shutdown::Write)
+                .and_then(|()| client.read_to_end(&mut rest)),
+        );
     }
     // One that is closed by its client at once, while the master has not accepted it.
     daemon.signal("STOP");
     for path in [&to.rpc, &to.control, &to.metrics] {
         let client = connect(path);
-        peers.push(Lingering::new().pass(&client, &[0; 1], 1).expect("it is taken"));
+        peers.push(
+            Lingering::new()
+                .pass(&client, &[0; 1], 1)
+                .expect("it is taken"),
+        );
     }
     daemon.signal("CONT");
     assert_all_served(&daemon);
@@ -165,7 +210,11 @@ fn closing_what_is_passed_unread_delays_nobody() {
     let mut control = connect(&to.control);
     daemon.signal("STOP");
     control.write_all(&[0xff; 80_000]).expect("there is room");
-    peers.push(Lingering::new().pass(&control, &[0; 1], 1).expect("it is taken"));
+    peers.push(
+        Lingering::new()
+            .pass(&control, &[0; 1], 1)
+            .expect("it is taken"),
+    );
     daemon.signal("CONT");
     assert!(reply(&mut control).contains("too_large"));
     assert_all_served(&daemon);
@@ -174,8 +223,14 @@ fn closing_what_is_passed_unread_delays_nobody() {
     let rpc = connect(&to.rpc);
     let status = daemon.wait_until("it is accepted", |status| status.clients == 1);
     daemon.signal_worker(0, "STOP");
-    peers.push(Lingering::new().pass(&rpc, &[0; 1], 1).expect("it is taken"));
-    daemon.ctl_with("kick", json!({ "client": status.accepted_total })).expect("it is closed");
+    peers.push(
+        Lingering::new()
+            .pass(&rpc, &[0; 1], 1)
+            .expect("it is taken"),
+    );
+    daemon
+        .ctl_with("kick", json!({ "client": status.accepted_total }))
+        .expect("it is closed");
     daemon.signal_worker(0, "CONT");
     assert_all_served(&daemon);
 }
@@ -186,7 +241,9 @@ fn a_client_that_passes_more_than_16_descriptors_is_ended() {
     let to = sockets(&daemon);
     for path in [&to.rpc, &to.control, &to.metrics] {
         let mut client = connect(path);
-        let _peer = Lingering::new().pass(&client, &[0; 1], 17).expect("it is taken");
+        let _peer = Lingering::new()
+            .pass(&client, &[0; 1], 17)
+            .expect("it is taken");
         match client.read(&mut [0; 1]) {
             Ok(0) => {}
             Err(e) if e.kind() == io::ErrorKind::ConnectionReset => {}
@@ -197,7 +254,9 @@ fn a_client_that_passes_more_than_16_descriptors_is_ended() {
     assert_eq!(daemon.status().lost_total, 0, "it is its own doing");
     eventually("all that was passed is closed", || {
         let of_tcp = |pid| {
-            let sockets = kernel::descriptors(pid).into_iter().filter(|(_, name)| name.starts_with("socket:"));
+            let sockets = kernel::descriptors(pid)
+                .into_iter()
+                .filter(|(_, name)| name.starts_with("socket:"));
             sockets.count()
         };
         (of_tcp(daemon.worker_pids()[0]) <= 3).then_some(())
@@ -212,7 +271,9 @@ fn without_refusal() -> Running {
 #[track_caller]
 fn reply(client: &mut UnixStream) -> String {
     let mut length = [0; 4];
-    client.set_read_timeout(Some(fdpassd::testing::PATIENCE)).expect("a socket takes it");
+    client
+        .set_read_timeout(Some(fdpassd::testing::PATIENCE))
+        .expect("a socket takes it");
     client.read_exact(&mut length).expect("a reply");
     let mut body = vec![0; u32::from_le_bytes(length) as usize];
     client.read_exact(&mut body).expect("all of it");

@@ -56,14 +56,21 @@ fn any_request_in_any_pieces_and_either_order_gets_the_reply_that_it_gets_in_one
     let cases = (vec(envelope(), 1..5), vec(any::<Index>(), 0..12), order);
     check(200, &cases, |(requests, cuts, order)| {
         let mut client = daemon.connect().in_order(order).without_delay();
-        let stream: Vec<u8> = requests.iter().flat_map(|request| client.frame(&request.text)).collect();
+        let stream: Vec<u8> = requests
+            .iter()
+            .flat_map(|request| client.frame(&request.text))
+            .collect();
         let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len())).collect();
         cuts.extend([0, stream.len()]);
         cuts.sort_unstable();
-        cuts.windows(2).for_each(|piece| client.send(&stream[piece[0]..piece[1]]));
+        cuts.windows(2)
+            .for_each(|piece| client.send(&stream[piece[0]..piece[1]]));
         for request in requests {
             let reply = client.reply();
-            prop_assert_eq!((reply.name.as_str(), reply.result.get()), ("pong", request.params.as_str()));
+            prop_assert_eq!(
+                (reply.name.as_str(), reply.result.get()),
+                ("pong", request.params.as_str())
+            );
         }
         client.finish();
         client.expect_end();
@@ -111,19 +118,34 @@ fn any_amount_read_at_any_pace_and_cut_off_anywhere_gets_every_reply_and_then_th
     let daemon = start("listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]");
     let lengths = prop_oneof![3 => 26..100usize, 3 => 100..5_000usize, 2 => 5_000..300_000usize];
     let bursts = vec((lengths, 1..400usize), 1..6);
-    let cases = (select(daemon.addresses().to_vec()), bursts, any::<Index>(), any::<bool>(), 1..500usize);
+    let cases = (
+        select(daemon.addresses().to_vec()),
+        bursts,
+        any::<Index>(),
+        any::<bool>(),
+        1..500usize,
+    );
     check(40, &cases, |(address, bursts, end, is_cut, at_a_time)| {
         let mut client = Client::connect(&address);
         // At most two megabytes of each length.
-        let bursts = bursts.into_iter().map(|(length, count)| (length, count.min(2_000_000 / length)));
-        let lengths: Vec<usize> = bursts.flat_map(|(length, count)| vec![length; count]).collect();
-        let mut stream: Vec<u8> = lengths.iter().flat_map(|length| client.frame(ping_of(*length))).collect();
+        let bursts = bursts
+            .into_iter()
+            .map(|(length, count)| (length, count.min(2_000_000 / length)));
+        let lengths: Vec<usize> = bursts
+            .flat_map(|(length, count)| vec![length; count])
+            .collect();
+        let mut stream: Vec<u8> = lengths
+            .iter()
+            .flat_map(|length| client.frame(ping_of(*length)))
+            .collect();
         if is_cut {
             stream.truncate(end.index(stream.len()));
         }
         let (mut left, mut whole) = (stream.len(), Vec::new());
         for length in lengths {
-            let Some(rest) = left.checked_sub(4 + length) else { break };
+            let Some(rest) = left.checked_sub(4 + length) else {
+                break;
+            };
             left = rest;
             whole.push(length);
         }
@@ -138,17 +160,32 @@ fn any_amount_read_at_any_pace_and_cut_off_anywhere_gets_every_reply_and_then_th
             }
             prop_assert!(client.receive() == pong_of(length), "reply {}", i);
         }
-        let fault: Vec<String> = client.replies().into_iter().map(|reply| reply.name).collect();
+        let fault: Vec<String> = client
+            .replies()
+            .into_iter()
+            .map(|reply| reply.name)
+            .collect();
         prop_assert_eq!(fault.len(), usize::from(left > 0));
         Ok(())
     });
 }
 
 /// Runs a property in so many cases against a daemon that lives for all of them.
-fn check<S: Strategy>(count: u32, cases: &S, property: impl Fn(S::Value) -> Result<(), TestCaseError>) {
+fn check<S: Strategy>(
+    count: u32,
+    cases: &S,
+    property: impl Fn(S::Value) -> Result<(), TestCaseError>,
+) {
     // Not for long: a case that fails may do so by waiting in vain.
-    let config = Config { cases: count, max_shrink_time: 1000, failure_persistence: None, ..Config::default() };
-    TestRunner::new(config).run(cases, property).unwrap_or_else(|e| panic!("{e}"));
+    let config = Config {
+        cases: count,
+        max_shrink_time: 1000,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    TestRunner::new(config)
+        .run(cases, property)
+        .unwrap_or_else(|e| panic!("{e}"));
 }
 
 /// A valid request of `ping`.
@@ -163,7 +200,10 @@ fn envelope() -> impl Strategy<Value = Envelope> {
     let ping = select(vec!["\"ping\"", "\"p\\u0069ng\"", "\"\\u0070ing\""]);
     let others = vec(("[a-hj-or-z]{1,5}", json()), 0..3);
     (ping, json(), others, space()).prop_perturb(|(ping, params, others, space), mut random| {
-        let mut members = vec![("in".to_owned(), ping.to_owned()), ("params".to_owned(), params.clone())];
+        let mut members = vec![
+            ("in".to_owned(), ping.to_owned()),
+            ("params".to_owned(), params.clone()),
+        ];
         for other in others {
             let place = random.random_range(0..=members.len());
             members.insert(place, other);
@@ -171,9 +211,14 @@ fn envelope() -> impl Strategy<Value = Envelope> {
         if random.random() {
             members.reverse();
         }
-        let members: Vec<String> =
-            members.iter().map(|(key, value)| format!("{space}\"{key}\"{space}:{space}{value}{space}")).collect();
-        Envelope { text: format!("{space}{{{}}}{space}", members.join(",")), params }
+        let members: Vec<String> = members
+            .iter()
+            .map(|(key, value)| format!("{space}\"{key}\"{space}:{space}{value}{space}"))
+            .collect();
+        Envelope {
+            text: format!("{space}{{{}}}{space}", members.join(",")),
+            params,
+        }
     })
 }
 
@@ -181,11 +226,18 @@ fn envelope() -> impl Strategy<Value = Envelope> {
 fn json() -> impl Strategy<Value = String> {
     let number = "-?(0|[1-9][0-9]{0,40})(\\.[0-9]{1,30})?([eE][+-]?[0-9]{1,4})?";
     let string = "\"([^\"\\\\\\x00-\\x1f]|\\\\[\"\\\\/bfnrt]|\\\\u[0-9a-fA-F]{4}){0,20}\"";
-    let scalar = prop_oneof![select(vec!["null", "true", "false"]).prop_map(str::to_owned), number, string];
+    let scalar = prop_oneof![
+        select(vec!["null", "true", "false"]).prop_map(str::to_owned),
+        number,
+        string
+    ];
     scalar.prop_recursive(6, 50, 5, move |inner| {
         let array = vec(inner.clone(), 0..5).prop_map(|items| format!("[{}]", items.join(" , ")));
         let object = vec((string, inner), 0..5).prop_map(|members| {
-            let members: Vec<String> = members.iter().map(|(key, value)| format!("{key} :{value}")).collect();
+            let members: Vec<String> = members
+                .iter()
+                .map(|(key, value)| format!("{key} :{value}"))
+                .collect();
             format!("{{ {} }}", members.join(","))
         });
         prop_oneof![array, object]
@@ -198,7 +250,12 @@ fn space() -> impl Strategy<Value = String> {
 
 /// Bytes that begin like a request as a rule: some are one, most have something broken in them.
 fn mangled_envelope() -> impl Strategy<Value = Vec<u8>> {
-    let broken = (envelope(), vec((any::<Index>(), any::<u8>()), 0..3), any::<Index>(), any::<bool>());
+    let broken = (
+        envelope(),
+        vec((any::<Index>(), any::<u8>()), 0..3),
+        any::<Index>(),
+        any::<bool>(),
+    );
     let broken = broken.prop_map(|(envelope, changes, end, cut)| {
         let mut bytes = envelope.text.into_bytes();
         for (place, byte) in changes {

@@ -28,20 +28,29 @@ struct Row {
 const LISTEN: &[Row] = &[
     Row {
         key: "listen",
-        configs: ["listen = [\"127.0.0.1:0\"]", "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]"],
+        configs: [
+            "listen = [\"127.0.0.1:0\"]",
+            "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]",
+        ],
         probe: |daemon, _| daemon.directory().join("rpc.sock").exists().to_string(),
         shows: ["false", "true"],
     },
     Row {
         key: "byte-order",
-        configs: ["", "listen = [{ address = \"127.0.0.1:0\", byte-order = \"big\" }]"],
+        configs: [
+            "",
+            "listen = [{ address = \"127.0.0.1:0\", byte-order = \"big\" }]",
+        ],
         probe: |daemon, _| {
             let mut client = daemon.connect().in_order(ByteOrder::Big);
             client.request("ping", 1);
             // Read as little-endian the length is too much, and the refusal is not for a big-endian reader.
             eventually("there is a reply", || client.has_something().then_some(()));
             let order = daemon.status().listeners[0].byte_order;
-            format!("{order:?} {}", order == fdpassd::proto::frame::OrderRule::Big && client.reply().name == "pong")
+            format!(
+                "{order:?} {}",
+                order == fdpassd::proto::frame::OrderRule::Big && client.reply().name == "pong"
+            )
         },
         shows: ["Little false", "Big true"],
     },
@@ -70,7 +79,12 @@ const OWNERS: &[Row] = &[
             "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]",
             "listen = [\"127.0.0.1:0\", { address = \"unix:{dir}/rpc.sock\", owner = \"65534\" }]",
         ],
-        probe: |daemon, _| fs::metadata(daemon.directory().join("rpc.sock")).expect("it is there").uid().to_string(),
+        probe: |daemon, _| {
+            fs::metadata(daemon.directory().join("rpc.sock"))
+                .expect("it is there")
+                .uid()
+                .to_string()
+        },
         shows: ["0", "65534"],
     },
     Row {
@@ -80,7 +94,11 @@ const OWNERS: &[Row] = &[
             "listen = [\"127.0.0.1:0\", { address = \"unix:{dir}/rpc.sock\", group = \"65534\" }]",
         ],
         probe: |daemon, _| {
-            (fs::metadata(daemon.directory().join("rpc.sock")).expect("it is there").gid() == 65_534).to_string()
+            (fs::metadata(daemon.directory().join("rpc.sock"))
+                .expect("it is there")
+                .gid()
+                == 65_534)
+                .to_string()
         },
         shows: ["false", "true"],
     },
@@ -93,13 +111,20 @@ const WORKERS: &[Row] = &[
         probe: |daemon, _| {
             // Who leaves a seat that is not wanted any more is shown there until it is gone.
             let status = daemon.wait_for_workers();
-            format!("{} {}", status.workers.len(), kernel::children(daemon.pid()).len())
+            format!(
+                "{} {}",
+                status.workers.len(),
+                kernel::children(daemon.pid()).len()
+            )
         },
         shows: ["1 1", "3 3"],
     },
     Row {
         key: "dispatch",
-        configs: ["workers.dispatch = \"round-robin\"", "workers.dispatch = \"least-loaded\""],
+        configs: [
+            "workers.dispatch = \"round-robin\"",
+            "workers.dispatch = \"least-loaded\"",
+        ],
         probe: |daemon, _| {
             // Three stay with one worker and none with the other.
             let mut clients: Vec<(u32, Client)> = (0..6)
@@ -120,18 +145,35 @@ const WORKERS: &[Row] = &[
     },
     Row {
         key: "start-timeout",
-        configs: ["workers.start-timeout = \"500ms\"", "workers.start-timeout = \"1s\""],
+        configs: [
+            "workers.start-timeout = \"500ms\"",
+            "workers.start-timeout = \"1s\"",
+        ],
         probe: |daemon, switch| {
-            let late = || daemon.stderr().lines().filter(|line| line.contains(" is not ready after ")).count();
+            let late = || {
+                daemon
+                    .stderr()
+                    .lines()
+                    .filter(|line| line.contains(" is not ready after "))
+                    .count()
+            };
             let before = late();
             switch.set("hang:1");
             daemon.signal_worker(1, "KILL");
-            eventually("its successor is not ready in time", || (late() > before).then_some(()));
+            eventually("its successor is not ready in time", || {
+                (late() > before).then_some(())
+            });
             switch.set("");
             daemon.wait_for_workers();
             let log = daemon.stderr();
-            let (_, limit) = log.rsplit_once(" is not ready after ").expect("it was there");
-            limit.split_once(';').expect("what is done about it").0.to_owned()
+            let (_, limit) = log
+                .rsplit_once(" is not ready after ")
+                .expect("it was there");
+            limit
+                .split_once(';')
+                .expect("what is done about it")
+                .0
+                .to_owned()
         },
         shows: ["500ms", "1s"],
     },
@@ -162,7 +204,9 @@ const LIMITS: &[Row] = &[
         configs: ["", "limits.max-clients = 2"],
         probe: |daemon, _| {
             let _clients: Vec<Client> = (0..3).map(|_| daemon.connect()).collect();
-            let status = daemon.wait_until("all are looked at", |s| s.clients == 3 || s.paused.is_some());
+            let status = daemon.wait_until("all are looked at", |s| {
+                s.clients == 3 || s.paused.is_some()
+            });
             format!("{} {}", status.clients, status.max_clients == 2)
         },
         shows: ["3 false", "2 true"],
@@ -183,7 +227,10 @@ const LIMITS: &[Row] = &[
         probe: |daemon, _| {
             let mut client = daemon.connect();
             client.send_frame(ping_of(5_000));
-            client.reply().value().map_or_else(|fault| fault.code().to_owned(), |_| "pong".to_owned())
+            client
+                .reply()
+                .value()
+                .map_or_else(|fault| fault.code().to_owned(), |_| "pong".to_owned())
         },
         shows: ["pong", "too_large"],
     },
@@ -201,8 +248,16 @@ const LIMITS: &[Row] = &[
             }
             let mut told_off = 0;
             for client in &mut clients {
-                let reply = if client.has_something() { client.reply() } else { finish(client, &frame[60_000..]) };
-                told_off += u32::from(reply.value().is_err_and(|fault| fault.code() == "overloaded"));
+                let reply = if client.has_something() {
+                    client.reply()
+                } else {
+                    finish(client, &frame[60_000..])
+                };
+                told_off += u32::from(
+                    reply
+                        .value()
+                        .is_err_and(|fault| fault.code() == "overloaded"),
+                );
             }
             (told_off > 0).to_string()
         },
@@ -231,7 +286,8 @@ const LIMITS: &[Row] = &[
                 threads.spawn(move || (0..20).try_for_each(|_| writer.write_all(&frame)));
                 daemon.wait_until("replies wait, or it is closed", |status| {
                     status.requests_total > 0
-                        && (status.clients == 0 || status.workers.iter().any(|w| w.parked_bytes > 0))
+                        && (status.clients == 0
+                            || status.workers.iter().any(|w| w.parked_bytes > 0))
                 });
                 let is_closed = comes_true(|| daemon.status().clients == 0);
                 if !is_closed {
@@ -253,7 +309,10 @@ const LIMITS: &[Row] = &[
     },
     Row {
         key: "stall-timeout",
-        configs: ["limits.stall-timeout = \"1h\"", "limits.stall-timeout = \"20ms\""],
+        configs: [
+            "limits.stall-timeout = \"1h\"",
+            "limits.stall-timeout = \"20ms\"",
+        ],
         probe: |daemon, _| {
             let before = daemon.status().stalls_total;
             daemon.call("spin", 300).expect("a result");
@@ -267,10 +326,22 @@ const LIMITS: &[Row] = &[
         probe: |daemon, _| {
             let mut client = daemon.connect();
             client.request("spin", 300);
-            let status = daemon.wait_until("it is executed", |s| s.workers.iter().any(|worker| worker.executing > 0));
-            let busy = status.workers.iter().find(|worker| worker.executing > 0).and_then(|worker| worker.id);
+            let status = daemon.wait_until("it is executed", |s| {
+                s.workers.iter().any(|worker| worker.executing > 0)
+            });
+            let busy = status
+                .workers
+                .iter()
+                .find(|worker| worker.executing > 0)
+                .and_then(|worker| worker.id);
             let recycling = daemon.ctl_request("recycle", serde_json::json!({ "worker": busy }));
-            let limit = || daemon.status().leaving.first().and_then(|leaving| leaving.killed_in_seconds);
+            let limit = || {
+                daemon
+                    .status()
+                    .leaving
+                    .first()
+                    .and_then(|leaving| leaving.killed_in_seconds)
+            };
             let left = eventually("it drains", limit);
             client.reply().value().expect("a result");
             drop(recycling);
@@ -280,16 +351,25 @@ const LIMITS: &[Row] = &[
     },
     Row {
         key: "tcp-keepalive",
-        configs: ["limits.tcp-keepalive = \"none\"", "limits.tcp-keepalive = \"100s\""],
+        configs: [
+            "limits.tcp-keepalive = \"none\"",
+            "limits.tcp-keepalive = \"100s\"",
+        ],
         probe: |daemon, _| {
-            let Address::Tcp(address) = daemon.address() else { panic!("it listens on TCP") };
+            let Address::Tcp(address) = daemon.address() else {
+                panic!("it listens on TCP")
+            };
             let mut client = daemon.connect();
             client.call("ping", 1).expect("a result");
             let timer = eventually("no other timer of the connection is running", || {
                 let timer = kernel::timer(address.port());
-                timer.is_none_or(|(kind, _)| kind == kernel::KEEPALIVE).then_some(timer)
+                timer
+                    .is_none_or(|(kind, _)| kind == kernel::KEEPALIVE)
+                    .then_some(timer)
             });
-            timer.is_some_and(|(_, seconds)| (80..=100).contains(&seconds)).to_string()
+            timer
+                .is_some_and(|(_, seconds)| (80..=100).contains(&seconds))
+                .to_string()
         },
         shows: ["false", "true"],
     },
@@ -315,7 +395,9 @@ const METRICS: &[Row] = &[
         ],
         probe: |daemon, _| {
             let request = http::request("/healthz").replace("localhost", "node1.example.org:9464");
-            http::ask(&http::metrics_address(daemon), request).status.to_string()
+            http::ask(&http::metrics_address(daemon), request)
+                .status
+                .to_string()
         },
         shows: ["403", "200"],
     },
@@ -352,8 +434,15 @@ const CONTROL_AND_LOG: &[Row] = &[
             daemon.call("panic", "on purpose").expect_err("it panics");
             eventually("it is logged", || (count() > before).then_some(()));
             let text = daemon.stderr();
-            let line = text.lines().rfind(|line| line.contains("panicked")).expect("it is there");
-            if line.starts_with('{') { "json".to_owned() } else { "text".to_owned() }
+            let line = text
+                .lines()
+                .rfind(|line| line.contains("panicked"))
+                .expect("it is there");
+            if line.starts_with('{') {
+                "json".to_owned()
+            } else {
+                "text".to_owned()
+            }
         },
         shows: ["text", "json"],
     },
@@ -365,7 +454,9 @@ const CONTROL_AND_LOG: &[Row] = &[
             let (debug, errors) = (count(" debug client "), count("panicked"));
             daemon.call("panic", "on purpose").expect_err("it panics");
             // What is logged later is read later.
-            eventually("the panic is logged", || (count("panicked") > errors).then_some(()));
+            eventually("the panic is logged", || {
+                (count("panicked") > errors).then_some(())
+            });
             (count(" debug client ") > debug).to_string()
         },
         shows: ["false", "true"],
@@ -376,14 +467,32 @@ const CONTROL_AND_LOG: &[Row] = &[
 const GROUPS: &[Row] = &[
     Row {
         key: "admin-group",
-        configs: ["control.mode = \"0666\"", "control = { mode = \"0666\", admin-group = \"61201\" }"],
-        probe: |daemon, _| format!("{} {}", asked_by(61_201, daemon, "undrain"), asked_by(61_202, daemon, "status")),
+        configs: [
+            "control.mode = \"0666\"",
+            "control = { mode = \"0666\", admin-group = \"61201\" }",
+        ],
+        probe: |daemon, _| {
+            format!(
+                "{} {}",
+                asked_by(61_201, daemon, "undrain"),
+                asked_by(61_202, daemon, "status")
+            )
+        },
         shows: ["forbidden done", "done forbidden"],
     },
     Row {
         key: "read-group",
-        configs: ["control.mode = \"0666\"", "control = { mode = \"0666\", read-group = \"61201\" }"],
-        probe: |daemon, _| format!("{} {}", asked_by(61_201, daemon, "status"), asked_by(61_202, daemon, "status")),
+        configs: [
+            "control.mode = \"0666\"",
+            "control = { mode = \"0666\", read-group = \"61201\" }",
+        ],
+        probe: |daemon, _| {
+            format!(
+                "{} {}",
+                asked_by(61_201, daemon, "status"),
+                asked_by(61_202, daemon, "status")
+            )
+        },
         shows: ["done done", "done forbidden"],
     },
 ];
@@ -405,7 +514,11 @@ fn each_key_of_the_workers_has_its_effect() {
 
 #[test]
 fn each_key_of_the_limits_has_its_effect() {
-    thread::scope(|threads| LIMITS.chunks(4).for_each(|rows| drop(threads.spawn(|| check(rows)))));
+    thread::scope(|threads| {
+        LIMITS
+            .chunks(4)
+            .for_each(|rows| drop(threads.spawn(|| check(rows))))
+    });
 }
 
 #[test]
@@ -426,10 +539,13 @@ fn each_key_of_the_metrics_has_its_effect() {
 /// A look that was planned by the old limit comes by the new one.
 #[test]
 fn a_shorter_stall_timeout_is_in_force_at_once_for_clients_that_are_there() {
-    let (daemon, _switch) = faulty::start_with_switch("limits.stall-timeout = \"1h\"\nworkers.count = 1");
+    let (daemon, _switch) =
+        faulty::start_with_switch("limits.stall-timeout = \"1h\"\nworkers.count = 1");
     let mut client = daemon.connect();
     whoami(&mut client);
-    daemon.reload_with("limits.stall-timeout = \"20ms\"\nworkers.count = 1").expect("it is applied");
+    daemon
+        .reload_with("limits.stall-timeout = \"20ms\"\nworkers.count = 1")
+        .expect("it is applied");
     client.call("spin", 300).expect("a result");
     assert_ne!(daemon.status().stalls_total, 0);
 }
@@ -440,16 +556,28 @@ fn restart_grace_has_its_effect() {
     for (from, to) in [("100s", "50ms"), ("50ms", "100s")] {
         let manager = ServiceManager::new();
         let config = |grace| format!("workers.count = 1\nlimits.restart-grace = \"{grace}\"");
-        let daemon = manager.setup(faulty::example("faulty"), &config(from)).start().expect("it serves");
+        let daemon = manager
+            .setup(faulty::example("faulty"), &config(from))
+            .start()
+            .expect("it serves");
         daemon.wait_for_workers();
         daemon.reload_with(&config(to)).expect("it is applied");
         let blocked = Execution::start(&daemon);
         daemon.signal("TERM");
         daemon.wait_for_log("leaving");
-        let next = |daemon| manager.setup(faulty::example("faulty"), "").start_after(daemon).expect("it serves");
+        let next = |daemon| {
+            manager
+                .setup(faulty::example("faulty"), "")
+                .start_after(daemon)
+                .expect("it serves")
+        };
         if to == "50ms" {
             let _daemon = next(daemon);
-            let fault = blocked.into_client().reply().value().expect_err("its worker is gone");
+            let fault = blocked
+                .into_client()
+                .reply()
+                .value()
+                .expect_err("its worker is gone");
             assert_eq!(fault.code(), "crashed");
         } else {
             let mut client = blocked.finish();
@@ -467,16 +595,39 @@ fn the_rows_are_all_keys_there_are() {
         let (key, _) = line.strip_prefix('#')?.split_once(" = ")?;
         key.trim().rsplit('.').next()
     };
-    let mut keys: BTreeSet<&str> = text.lines().filter_map(key).filter(|key| !key.contains([' ', '"'])).collect();
+    let mut keys: BTreeSet<&str> = text
+        .lines()
+        .filter_map(key)
+        .filter(|key| !key.contains([' ', '"']))
+        .collect();
     // Within an entry of `listen`, where they are told of in words, or of a name that there is twice. One must not change:
     // see reload.rs.
-    keys.extend(["byte-order", "backlog", "freebind", "mode", "owner", "group", "control.mode", "metrics.listen"]);
+    keys.extend([
+        "byte-order",
+        "backlog",
+        "freebind",
+        "mode",
+        "owner",
+        "group",
+        "control.mode",
+        "metrics.listen",
+    ]);
     keys.retain(|key| !["socket", "address"].contains(key));
-    let rows = [LISTEN, OWNERS, WORKERS, LIMITS, METRICS, CONTROL_AND_LOG, GROUPS];
+    let rows = [
+        LISTEN,
+        OWNERS,
+        WORKERS,
+        LIMITS,
+        METRICS,
+        CONTROL_AND_LOG,
+        GROUPS,
+    ];
     let rows = rows.into_iter().flatten().map(|row| row.key);
     // Those have tests of their own: restart-grace above, rebalance in rebalance.rs, ipv6-prefix in limits.rs, freebind
     // in listeners.rs.
-    let covered: BTreeSet<&str> = rows.chain(["restart-grace", "rebalance", "ipv6-prefix", "freebind"]).collect();
+    let covered: BTreeSet<&str> = rows
+        .chain(["restart-grace", "rebalance", "ipv6-prefix", "freebind"])
+        .collect();
     assert_eq!(covered, keys.into_iter().collect());
 }
 
@@ -485,12 +636,24 @@ fn the_rows_are_all_keys_there_are() {
 fn check(rows: &[Row]) {
     let (daemon, switch) = faulty::start_with_switch("workers.count = 2");
     daemon.wait_for_workers();
-    for Row { key, configs, probe, shows } in rows {
+    for Row {
+        key,
+        configs,
+        probe,
+        shows,
+    } in rows
+    {
         for i in [0, 1, 0] {
-            let count = if configs[i].contains("workers.count") { "" } else { "workers.count = 2\n" };
+            let count = if configs[i].contains("workers.count") {
+                ""
+            } else {
+                "workers.count = 2\n"
+            };
             let reloaded = daemon.reload_with(&format!("{count}{}", configs[i]));
             assert!(reloaded.is_ok(), "{key}: {reloaded:?}");
-            daemon.wait_until("nobody is there", |status| status.clients == 0 && status.leaving.is_empty());
+            daemon.wait_until("nobody is there", |status| {
+                status.clients == 0 && status.leaving.is_empty()
+            });
             assert_eq!(probe(&daemon, &switch), shows[i], "{key}: {:?}", configs[i]);
         }
         daemon.wait_until("nobody is there", |status| status.clients == 0);
@@ -509,7 +672,15 @@ fn asked_by(uid: u32, daemon: &Running, verb: &str) -> &'static str {
     // Everybody can reach the socket, but for its own mode.
     fs::set_permissions(daemon.directory(), fs::Permissions::from_mode(0o711)).expect("it is ours");
     let mut command = user.command(FDPASSCTL, uid);
-    match Program::start(command.arg(verb).arg("--socket").arg(control_socket(daemon))).finish().code {
+    match Program::start(
+        command
+            .arg(verb)
+            .arg("--socket")
+            .arg(control_socket(daemon)),
+    )
+    .finish()
+    .code
+    {
         Some(0) => "done",
         Some(77) => "forbidden",
         other => panic!("{verb} came to {other:?}"),
@@ -550,7 +721,15 @@ fn panics_are_told(daemon: &Running, files: &[&str]) -> String {
     };
     let before = counts();
     daemon.call("panic", "on purpose").expect_err("it panics");
-    let after = eventually("it is logged", || Some(counts()).filter(|after| *after != before));
-    let grown = (0..after.len()).find(|i| after[*i] > before[*i]).expect("one has more");
-    files.get(grown).copied().unwrap_or("standard error").to_owned()
+    let after = eventually("it is logged", || {
+        Some(counts()).filter(|after| *after != before)
+    });
+    let grown = (0..after.len())
+        .find(|i| after[*i] > before[*i])
+        .expect("one has more");
+    files
+        .get(grown)
+        .copied()
+        .unwrap_or("standard error")
+        .to_owned()
 }

@@ -22,7 +22,9 @@ fn a_restart_keeps_every_client_whatever_it_is_at() {
     for how in [How::Term, How::Kill] {
         let manager = ServiceManager::new();
         let daemon = start(&manager, FDPASSD, BOTH);
-        let mut idle: Vec<Client> = (0..200).map(|i| Client::connect(&daemon.addresses()[i % 2])).collect();
+        let mut idle: Vec<Client> = (0..200)
+            .map(|i| Client::connect(&daemon.addresses()[i % 2]))
+            .collect();
         ping_all(&mut idle);
         // Half a frame on the desk, whole frames behind it that nobody has read, and replies that nobody takes.
         let mut halfway: Vec<Client> = daemon.addresses().iter().map(Client::connect).collect();
@@ -43,16 +45,32 @@ fn a_restart_keeps_every_client_whatever_it_is_at() {
         for client in &mut halfway {
             let frame = client.frame(&large);
             client.send(&frame[200_000..]);
-            assert!(client.receive() == pong_of(300_000), "the reply is another one");
+            assert!(
+                client.receive() == pong_of(300_000),
+                "the reply is another one"
+            );
         }
         for client in &mut deaf {
-            (0..4).for_each(|_| assert!(client.receive() == pong_of(100_000), "the reply is another one"));
+            (0..4).for_each(|_| {
+                assert!(
+                    client.receive() == pong_of(100_000),
+                    "the reply is another one"
+                )
+            });
         }
         ping_all(&mut idle);
         load.finish();
         drop((idle, halfway, deaf));
         let status = daemon.wait_until("all clients have left", |status| status.clients == 0);
-        assert_eq!((status.lost_total, status.errors_total, status.accepted_total), (0, 0, 210), "{how:?}");
+        assert_eq!(
+            (
+                status.lost_total,
+                status.errors_total,
+                status.accepted_total
+            ),
+            (0, 0, 210),
+            "{how:?}"
+        );
     }
 }
 
@@ -65,8 +83,12 @@ fn figures_numbers_and_what_was_changed_go_on() {
         (0..10).for_each(|i| drop(client.call("ping", i).expect("a pong")));
         daemon.kill_worker(0);
         daemon.reload().expect("it is applied");
-        daemon.ctl_with("scale", json!({ "count": 3 })).expect("it is done");
-        daemon.ctl_with("log-level", json!({ "level": "debug" })).expect("it is done");
+        daemon
+            .ctl_with("scale", json!({ "count": 3 }))
+            .expect("it is done");
+        daemon
+            .ctl_with("log-level", json!({ "level": "debug" }))
+            .expect("it is done");
         let before = daemon.status();
         let (events, id) = (last_event(&daemon), client_id(&daemon));
 
@@ -74,22 +96,48 @@ fn figures_numbers_and_what_was_changed_go_on() {
         daemon.wait_for_workers();
         let after = daemon.status();
         assert_eq!((after.count, after.count_origin), (3, Origin::Runtime));
-        assert_eq!(daemon.ctl("log-level").expect("it is told")["level"], "debug");
-        assert_eq!((after.requests_total, after.accepted_total), (10, 1), "{how:?}");
-        assert_eq!((after.deaths_total, after.clients), (before.deaths_total, 1));
+        assert_eq!(
+            daemon.ctl("log-level").expect("it is told")["level"],
+            "debug"
+        );
+        assert_eq!(
+            (after.requests_total, after.accepted_total),
+            (10, 1),
+            "{how:?}"
+        );
+        assert_eq!(
+            (after.deaths_total, after.clients),
+            (before.deaths_total, 1)
+        );
         assert_eq!(after.last_reload, before.last_reload);
-        assert!(after.generation > before.generation, "each master has its own");
+        assert!(
+            after.generation > before.generation,
+            "each master has its own"
+        );
         let oldest = |status: &Status| status.workers.iter().filter_map(|worker| worker.id).min();
         let newest = |status: &Status| status.workers.iter().filter_map(|worker| worker.id).max();
-        assert!(oldest(&after) > newest(&before), "no worker has the number of another one");
+        assert!(
+            oldest(&after) > newest(&before),
+            "no worker has the number of another one"
+        );
         assert!(last_event(&daemon) > events);
-        assert_eq!(client_id(&daemon), id, "the client has the number that it had");
+        assert_eq!(
+            client_id(&daemon),
+            id,
+            "the client has the number that it had"
+        );
         client.call("ping", 1).expect("a pong");
         let mut next = daemon.connect();
         next.call("ping", 1).expect("a pong");
         assert_eq!(daemon.status().accepted_total, 2);
-        let metrics = daemon.ctl("metrics").expect("they are told")["text"].as_str().expect("text").to_owned();
-        assert!(metrics.contains("\nfdpassd_requests_total{method=\"ping\",result=\"ok\"} 12\n"), "{metrics}");
+        let metrics = daemon.ctl("metrics").expect("they are told")["text"]
+            .as_str()
+            .expect("text")
+            .to_owned();
+        assert!(
+            metrics.contains("\nfdpassd_requests_total{method=\"ping\",result=\"ok\"} 12\n"),
+            "{metrics}"
+        );
     }
 }
 
@@ -104,17 +152,34 @@ fn nobody_who_connects_meanwhile_is_refused_and_paths_stay_where_they_are() {
     let mut daemon = daemon;
     daemon.wait();
     // There is no daemon now.
-    let mut early: Vec<Client> = (0..40).map(|i| Client::connect(&addresses[i % 2])).collect();
-    early.iter_mut().for_each(|client| client.request("ping", 7));
+    let mut early: Vec<Client> = (0..40)
+        .map(|i| Client::connect(&addresses[i % 2]))
+        .collect();
+    early
+        .iter_mut()
+        .for_each(|client| client.request("ping", 7));
     assert_eq!(fs::metadata(&path).expect("it is there").ino(), inode);
-    let daemon = manager.setup(FDPASSD, "").start_after(daemon).expect("it serves");
-    early.iter_mut().for_each(|client| assert_eq!(client.reply().value().expect("a pong"), 7));
+    let daemon = manager
+        .setup(FDPASSD, "")
+        .start_after(daemon)
+        .expect("it serves");
+    early
+        .iter_mut()
+        .for_each(|client| assert_eq!(client.reply().value().expect("a pong"), 7));
     assert_eq!(daemon.addresses(), addresses);
     assert_eq!(fs::metadata(&path).expect("it is there").ino(), inode);
     // A listener that is not wanted any more goes, and is not kept.
-    daemon.reload_with("listen = [\"127.0.0.1:0\"]").expect("it is applied");
+    daemon
+        .reload_with("listen = [\"127.0.0.1:0\"]")
+        .expect("it is applied");
     eventually("its socket is not kept any more", || {
-        (manager.stored().iter().filter(|name| name.starts_with("fdpassd-listener")).count() == 1).then_some(())
+        (manager
+            .stored()
+            .iter()
+            .filter(|name| name.starts_with("fdpassd-listener"))
+            .count()
+            == 1)
+            .then_some(())
     });
     eventually("its path is gone", || (!path.exists()).then_some(()));
 }
@@ -124,7 +189,9 @@ fn what_executes_gets_the_grace_and_then_the_rule_of_a_crash() {
     for (how, grace) in [(How::Term, "10s"), (How::Term, "50ms"), (How::Kill, "50ms")] {
         let manager = ServiceManager::new();
         let faulty = example("faulty");
-        let config = format!("workers.count = 2\nlimits.restart-grace = \"{grace}\"\nlimits.stall-timeout = \"10m\"");
+        let config = format!(
+            "workers.count = 2\nlimits.restart-grace = \"{grace}\"\nlimits.stall-timeout = \"10m\""
+        );
         let daemon = manager.setup(&faulty, &config).start().expect("it serves");
         daemon.wait_for_workers();
         let mut beside: Vec<Client> = (0..20).map(|_| daemon.connect()).collect();
@@ -132,16 +199,23 @@ fn what_executes_gets_the_grace_and_then_the_rule_of_a_crash() {
         let blocked = Execution::start(&daemon);
         // Some wait behind it, in the channel.
         let mut behind: Vec<Client> = (0..20).map(|_| daemon.connect()).collect();
-        behind.iter_mut().for_each(|client| client.request("ping", 7));
+        behind
+            .iter_mut()
+            .for_each(|client| client.request("ping", 7));
         daemon.wait_until("all are accepted", |status| status.clients == 41);
         if grace == "10s" {
             daemon.signal("TERM");
             daemon.wait_for_log("leaving");
             let mut client = blocked.finish();
-            let daemon = manager.setup(&faulty, "").start_after(daemon).expect("it serves");
+            let daemon = manager
+                .setup(&faulty, "")
+                .start_after(daemon)
+                .expect("it serves");
             client.call("ping", 1).expect("a pong");
             ping_all(&mut beside);
-            behind.iter_mut().for_each(|client| assert_eq!(client.reply().value().expect("a pong"), 7));
+            behind
+                .iter_mut()
+                .for_each(|client| assert_eq!(client.reply().value().expect("a pong"), 7));
             assert_eq!(daemon.status().lost_total, 0);
             continue;
         }
@@ -152,8 +226,14 @@ fn what_executes_gets_the_grace_and_then_the_rule_of_a_crash() {
         assert_eq!(fault.code(), "crashed", "{how:?}: {fault}");
         client.call("ping", 1).expect("a pong");
         ping_all(&mut beside);
-        behind.iter_mut().for_each(|client| assert_eq!(client.reply().value().expect("a pong"), 7));
-        assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+        behind
+            .iter_mut()
+            .for_each(|client| assert_eq!(client.reply().value().expect("a pong"), 7));
+        assert!(
+            begin.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            begin.elapsed()
+        );
         assert_eq!(daemon.status().lost_total, 0);
     }
 }
@@ -161,7 +241,11 @@ fn what_executes_gets_the_grace_and_then_the_rule_of_a_crash() {
 #[test]
 fn a_bad_file_or_an_address_that_cannot_be_had_does_not_end_clients_that_are_there() {
     let manager = ServiceManager::new();
-    let daemon = start(&manager, FDPASSD, "workers.count = 1\nlimits.max-frame = \"128KiB\"");
+    let daemon = start(
+        &manager,
+        FDPASSD,
+        "workers.count = 1\nlimits.max-frame = \"128KiB\"",
+    );
     let mut client = daemon.connect();
     client.call("ping", 1).expect("a pong");
     daemon.write_config("workers.cuont = 1");
@@ -174,15 +258,22 @@ fn a_bad_file_or_an_address_that_cannot_be_had_does_not_end_clients_that_are_the
 
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = taken.local_addr().expect("it has one");
-    daemon.write_config(&format!("listen = [\"127.0.0.1:0\", \"{address}\"]\nworkers.count = 1"));
+    daemon.write_config(&format!(
+        "listen = [\"127.0.0.1:0\", \"{address}\"]\nworkers.count = 1"
+    ));
     let daemon = restart(&manager, daemon, How::Kill);
     client.call("ping", 3).expect("a pong");
     let stale = daemon.status().config_stale.expect("it is told");
     assert!(stale.contains(&address.to_string()), "{stale}");
-    let metrics = daemon.ctl("metrics").expect("they are told")["text"].as_str().expect("text").to_owned();
+    let metrics = daemon.ctl("metrics").expect("they are told")["text"]
+        .as_str()
+        .expect("text")
+        .to_owned();
     assert!(metrics.contains("\nfdpassd_config_stale 1\n"), "{metrics}");
 
-    daemon.reload_with("workers.count = 1").expect("it is applied");
+    daemon
+        .reload_with("workers.count = 1")
+        .expect("it is applied");
     assert_eq!(daemon.status().config_stale, None);
     client.call("ping", 4).expect("a pong");
     drop(client);
@@ -190,7 +281,10 @@ fn a_bad_file_or_an_address_that_cannot_be_had_does_not_end_clients_that_are_the
     // Without clients it is as for every other start.
     daemon.write_config("workers.cuont = 1");
     daemon.signal("TERM");
-    let error = manager.setup(FDPASSD, "").start_after(daemon).expect_err("the file is bad");
+    let error = manager
+        .setup(FDPASSD, "")
+        .start_after(daemon)
+        .expect_err("the file is bad");
     assert_eq!(error.code(), Some(78), "{error}");
 }
 
@@ -220,21 +314,38 @@ fn stopping_is_the_end_for_all_and_so_is_what_the_manager_forgets() {
 fn many_restarts_and_kills_in_a_row_lose_nobody() {
     let manager = ServiceManager::new();
     let mut daemon = start(&manager, FDPASSD, BOTH);
-    let mut idle: Vec<Client> = (0..50).map(|i| Client::connect(&daemon.addresses()[i % 2])).collect();
+    let mut idle: Vec<Client> = (0..50)
+        .map(|i| Client::connect(&daemon.addresses()[i % 2]))
+        .collect();
     let load = Load::start(&daemon, 4, 2);
     load.wait_for(5);
-    daemon.wait_until("the store is confirmed", |status| status.restart_keeps_clients);
+    daemon.wait_until("the store is confirmed", |status| {
+        status.restart_keeps_clients
+    });
     let kept = manager.stored().len();
     for round in 0..20 {
-        daemon = restart(&manager, daemon, if round % 2 == 0 { How::Term } else { How::Kill });
+        daemon = restart(
+            &manager,
+            daemon,
+            if round % 2 == 0 { How::Term } else { How::Kill },
+        );
         load.wait_for(5);
     }
     ping_all(&mut idle);
     load.finish();
-    daemon.wait_until("the store is confirmed", |status| status.restart_keeps_clients);
+    daemon.wait_until("the store is confirmed", |status| {
+        status.restart_keeps_clients
+    });
     assert_eq!(manager.stored().len(), kept, "nothing piles up");
     let status = daemon.wait_until("the load has left", |status| status.clients == 50);
-    assert_eq!((status.lost_total, status.errors_total, status.accepted_total), (0, 0, 54));
+    assert_eq!(
+        (
+            status.lost_total,
+            status.errors_total,
+            status.accepted_total
+        ),
+        (0, 0, 54)
+    );
     let descriptors = kernel::descriptors(daemon.pid()).len();
     assert!(descriptors < 150, "{descriptors}");
 }
@@ -283,11 +394,17 @@ fn restart_program(
             daemon.signal("KILL");
             daemon.wait();
             for worker in workers {
-                let _ = Command::new("kill").arg("-TERM").arg(worker.to_string()).status();
+                let _ = Command::new("kill")
+                    .arg("-TERM")
+                    .arg(worker.to_string())
+                    .status();
             }
         }
     }
-    let daemon = manager.setup(program, "").start_after(daemon).expect("the next master serves");
+    let daemon = manager
+        .setup(program, "")
+        .start_after(daemon)
+        .expect("the next master serves");
     daemon.wait_for_workers();
     daemon
 }
@@ -300,9 +417,13 @@ fn ping_all(clients: &mut [Client]) {
 }
 
 fn last_event(daemon: &Running) -> u64 {
-    daemon.ctl("events").expect("they are told")["last"].as_u64().expect("a number")
+    daemon.ctl("events").expect("they are told")["last"]
+        .as_u64()
+        .expect("a number")
 }
 
 fn client_id(daemon: &Running) -> u64 {
-    daemon.ctl("clients").expect("they are told")["clients"][0]["id"].as_u64().expect("a number")
+    daemon.ctl("clients").expect("they are told")["clients"][0]["id"]
+        .as_u64()
+        .expect("a number")
 }

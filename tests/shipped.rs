@@ -16,7 +16,10 @@ use toml::Table;
 fn every_shipped_configuration_is_good_and_is_the_default() {
     let empty = tempfile::NamedTempFile::new().expect("a file");
     let default = dump(empty.path());
-    let configs: Vec<PathBuf> = files().into_iter().filter(|file| file.starts_with(root().join("config"))).collect();
+    let configs: Vec<PathBuf> = files()
+        .into_iter()
+        .filter(|file| file.starts_with(root().join("config")))
+        .collect();
     assert!(!configs.is_empty());
     for config in configs {
         let said = fdpassd("-t", &config);
@@ -32,7 +35,9 @@ fn every_key_that_is_in_effect_is_in_the_shipped_configuration_and_no_other() {
     let mut section = String::new();
     let mut effective = BTreeSet::new();
     for line in dump(empty.path()).lines() {
-        let unset = line.strip_prefix('#').and_then(|rest| rest.split_once(" is not set"));
+        let unset = line
+            .strip_prefix('#')
+            .and_then(|rest| rest.split_once(" is not set"));
         if line == "[[listen]]" {
             effective.insert("listen".to_owned());
             section = "listen.".to_owned();
@@ -49,7 +54,11 @@ fn every_key_that_is_in_effect_is_in_the_shipped_configuration_and_no_other() {
     assert_eq!(effective, lines.iter().map(key).collect());
     // Each line by itself, the examples too; one key needs another beside it.
     for line in lines {
-        let text = if line.starts_with("log.file = ") { format!("log.target = \"file\"\n{line}") } else { line };
+        let text = if line.starts_with("log.file = ") {
+            format!("log.target = \"file\"\n{line}")
+        } else {
+            line
+        };
         let file = tempfile::NamedTempFile::new().expect("a file");
         fs::write(file.path(), &text).expect("it is our file");
         let said = fdpassd("-t", file.path());
@@ -61,7 +70,9 @@ fn every_key_that_is_in_effect_is_in_the_shipped_configuration_and_no_other() {
 fn the_readme_begins_with_the_two_commands_that_build_and_test_it() {
     let readme = read(&root().join("README.md"));
     let top = readme.lines().take(20).collect::<Vec<_>>().join("\n");
-    let (_, code) = top.split_once("```sh\n").expect("there is a block of commands at the top");
+    let (_, code) = top
+        .split_once("```sh\n")
+        .expect("there is a block of commands at the top");
     let commands: Vec<&str> = code.lines().take_while(|line| *line != "```").collect();
     assert_eq!(commands, ["cargo run --release", "cargo test"]);
 }
@@ -69,17 +80,38 @@ fn the_readme_begins_with_the_two_commands_that_build_and_test_it() {
 #[test]
 fn help_tells_of_every_option_and_every_exit_status() {
     let help = run(FDPASSD, &["-h"]).out;
-    for words in ["-c, --config <FILE>", "-t ", "-T ", "-V, --version", "-h, --help", "/etc/fdpassd.toml"] {
+    for words in [
+        "-c, --config <FILE>",
+        "-t ",
+        "-T ",
+        "-V, --version",
+        "-h, --help",
+        "/etc/fdpassd.toml",
+    ] {
         assert!(help.contains(words), "{words:?} is not in\n{help}");
     }
     for status in ["0 done", "64 usage", "69 ", "70 ", "71 ", "77 ", "78 "] {
         assert!(help.contains(status), "{status:?} is not in\n{help}");
     }
     let help = run(FDPASSCTL, &["--help"]).out;
-    for words in ["--socket <PATH>", "--json", "--instance <NAME>", "--quiet", "--timeout <TIME>"] {
+    for words in [
+        "--socket <PATH>",
+        "--json",
+        "--instance <NAME>",
+        "--quiet",
+        "--timeout <TIME>",
+    ] {
         assert!(help.contains(words), "{words:?} is not in\n{help}");
     }
-    for code in ["0 done", "1 refused", "3 not running", "4 no valid reply", "64 usage", "75 still", "77 forbidden"] {
+    for code in [
+        "0 done",
+        "1 refused",
+        "3 not running",
+        "4 no valid reply",
+        "64 usage",
+        "75 still",
+        "77 forbidden",
+    ] {
         assert!(help.contains(code), "{code:?} is not in\n{help}");
     }
 }
@@ -90,10 +122,24 @@ fn the_help_of_each_verb_tells_of_its_own_arguments_and_the_readme_of_the_verb()
     let (_, verbs) = readme.split_once("## fdpassctl").expect("it has a section");
     let own: [(&str, &[&str]); 21] = [
         ("status", &[]),
-        ("clients", &["--worker <WORKER>", "--sort <BY>", "--reverse", "--most <COUNT>"]),
-        ("events", &["-f, --follow", "--after <NUMBER>", "exit code 3"]),
+        (
+            "clients",
+            &[
+                "--worker <WORKER>",
+                "--sort <BY>",
+                "--reverse",
+                "--most <COUNT>",
+            ],
+        ),
+        (
+            "events",
+            &["-f, --follow", "--after <NUMBER>", "exit code 3"],
+        ),
         ("config", &["show ", "check "]),
-        ("log-level", &["[LEVEL]", "error, warn, info, debug or trace"]),
+        (
+            "log-level",
+            &["[LEVEL]", "error, warn, info, debug or trace"],
+        ),
         ("metrics", &[]),
         ("reload", &["--force"]),
         ("scale", &["<COUNT>"]),
@@ -107,17 +153,39 @@ fn the_help_of_each_verb_tells_of_its_own_arguments_and_the_readme_of_the_verb()
         ("upgrade", &["--binary <PATH>"]),
         ("stop", &["--if-stopping <UNIT>"]),
         ("reopen-log", &[]),
-        ("call", &["<METHOD>", "[PARAMS]", "--to <ADDRESS>", "--byte-order <ORDER>"]),
+        (
+            "call",
+            &[
+                "<METHOD>",
+                "[PARAMS]",
+                "--to <ADDRESS>",
+                "--byte-order <ORDER>",
+            ],
+        ),
         ("version", &[]),
         ("completions", &["<SHELL>", "bash, zsh or fish"]),
     ];
-    assert!(Verb::ALL.iter().all(|verb| verb.as_str() == "check" || own.iter().any(|(own, _)| *own == verb.as_str())));
+    assert!(
+        Verb::ALL.iter().all(
+            |verb| verb.as_str() == "check" || own.iter().any(|(own, _)| *own == verb.as_str())
+        )
+    );
     for (verb, arguments) in own {
         let said = run(FDPASSCTL, &[verb, "--help"]);
         assert_eq!((said.code, said.err.as_str()), (Some(0), ""), "{verb}");
-        let common = ["--socket <PATH>", "--instance <NAME>", "--json", "--quiet", "--timeout <TIME>"];
+        let common = [
+            "--socket <PATH>",
+            "--instance <NAME>",
+            "--json",
+            "--quiet",
+            "--timeout <TIME>",
+        ];
         for words in arguments.iter().chain(&common) {
-            assert!(said.out.contains(words), "{words:?} is not in\n{}", said.out);
+            assert!(
+                said.out.contains(words),
+                "{words:?} is not in\n{}",
+                said.out
+            );
         }
         assert!(
             verbs.contains(&format!("`{verb}`")) || verbs.contains(&format!("`{verb} ")),
@@ -132,9 +200,17 @@ fn no_file_tells_of_the_machine_that_it_was_written_on() {
     let homes = ["home", "root", "Users"].map(|name| format!("/{name}/"));
     for file in files() {
         let text = read(&file);
-        assert!(!text.contains(&here), "{} holds the path of this checkout", file.display());
+        assert!(
+            !text.contains(&here),
+            "{} holds the path of this checkout",
+            file.display()
+        );
         for home in &homes {
-            assert!(!text.contains(home), "{} holds a path in {home}", file.display());
+            assert!(
+                !text.contains(home),
+                "{} holds a path in {home}",
+                file.display()
+            );
         }
     }
 }
@@ -142,10 +218,13 @@ fn no_file_tells_of_the_machine_that_it_was_written_on() {
 #[test]
 fn nothing_waits_by_sleeping() {
     // Benchmarks look at a machine from time to time; nobody waits for them.
-    let files = files().into_iter().filter(|file| !file.starts_with(root().join("benches")));
+    let files = files()
+        .into_iter()
+        .filter(|file| !file.starts_with(root().join("benches")));
     for file in files {
         for (number, line) in (1..).zip(read(&file).lines()) {
-            let calls = line.contains(concat!("sleep", "(")) || line.contains(concat!("sleep", "_ms("));
+            let calls =
+                line.contains(concat!("sleep", "(")) || line.contains(concat!("sleep", "_ms("));
             let is_command = line.trim_start().starts_with(concat!("sleep", " "));
             assert!(!calls && !is_command, "{}:{number}: {line}", file.display());
         }
@@ -163,10 +242,18 @@ fn the_lints_that_hold_the_house_together_are_on() {
         ("clippy", "dbg_macro", "warn"),
         ("clippy", "print_stderr", "warn"),
     ] {
-        assert_eq!(manifest["lints"][tool][lint].as_str(), Some(level), "{tool}.{lint}");
+        assert_eq!(
+            manifest["lints"][tool][lint].as_str(),
+            Some(level),
+            "{tool}.{lint}"
+        );
     }
     let release = &manifest["profile"]["release"];
-    assert_eq!(release["panic"].as_str(), Some("unwind"), "a worker catches the panic of a handler");
+    assert_eq!(
+        release["panic"].as_str(),
+        Some("unwind"),
+        "a worker catches the panic of a handler"
+    );
     assert_eq!(release["overflow-checks"].as_bool(), Some(true));
 }
 
@@ -216,7 +303,11 @@ fn files() -> Vec<PathBuf> {
             if not_ours.contains(&path) {
                 continue;
             }
-            if path.is_dir() { folders.push(path) } else { files.push(path) }
+            if path.is_dir() {
+                folders.push(path)
+            } else {
+                files.push(path)
+            }
         }
     }
     files

@@ -15,7 +15,8 @@ use fdpassd::testing::{Client, PATIENCE, Running, eventually};
 #[test]
 fn what_was_sent_before_the_end_is_answered_and_everyone_is_told() {
     for signal in ["TERM", "INT"] {
-        let mut daemon = faulty::start("listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 1");
+        let mut daemon =
+            faulty::start("listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 1");
         let mut idle = daemon.connect();
         whoami(&mut idle);
         let mut halfway = daemon.connect();
@@ -37,7 +38,14 @@ fn what_was_sent_before_the_end_is_answered_and_everyone_is_told() {
         }
         pipelining.expect_end();
         idle.expect_end();
-        assert_eq!(halfway.reply().value().expect_err("a frame that never came").code(), "shutting_down");
+        assert_eq!(
+            halfway
+                .reply()
+                .value()
+                .expect_err("a frame that never came")
+                .code(),
+            "shutting_down"
+        );
         halfway.expect_end();
         assert_eq!(daemon.wait().code(), Some(0), "{signal}");
     }
@@ -55,7 +63,9 @@ fn idle_workers_end_their_clients_while_another_still_executes() {
     let execution = Execution::start_by(&daemon, caller);
     daemon.signal("TERM");
     clients.iter_mut().for_each(Client::expect_end);
-    daemon.wait_until("the idle worker is gone", |status| status.workers.iter().filter_map(|w| w.pid).count() == 1);
+    daemon.wait_until("the idle worker is gone", |status| {
+        status.workers.iter().filter_map(|w| w.pid).count() == 1
+    });
     execution.finish().expect_end();
     assert_eq!(daemon.wait().code(), Some(0));
 }
@@ -78,7 +88,10 @@ fn a_worker_that_does_not_finish_in_time_is_killed_and_the_end_is_as_good() {
     daemon.signal("TERM");
     assert_eq!(daemon.wait().code(), Some(0));
     let took = begin.elapsed();
-    assert!(took >= Duration::from_secs(1) && took < PATIENCE / 2, "it took {took:?}");
+    assert!(
+        took >= Duration::from_secs(1) && took < PATIENCE / 2,
+        "it took {took:?}"
+    );
     stuck.expect_end();
     daemon.wait_for_log("has not finished in time; killing it");
 }
@@ -95,7 +108,9 @@ fn a_second_signal_ends_it_at_once() {
         daemon.signal(second);
         assert_eq!(daemon.wait().code(), Some(0));
         stuck.expect_end();
-        daemon.wait_for_log(&format!("SIG{second} again: killing the workers that are left"));
+        daemon.wait_for_log(&format!(
+            "SIG{second} again: killing the workers that are left"
+        ));
     }
 }
 
@@ -108,7 +123,12 @@ fn a_stop_waits_for_the_end_and_says_how_it_went() {
     assert!(stop.is_running());
     execution.finish().expect_end();
     let said = stop.finish();
-    assert_eq!((said.code, said.out), (Some(0), format!("faulty (pid {}) stopped\n", daemon.pid())), "{}", said.err);
+    assert_eq!(
+        (said.code, said.out),
+        (Some(0), format!("faulty (pid {}) stopped\n", daemon.pid())),
+        "{}",
+        said.err
+    );
     assert_eq!(daemon.wait().code(), Some(0));
     assert_eq!(ctl(&daemon, &["stop"]).code, Some(3));
 }
@@ -118,7 +138,10 @@ fn a_stop_tells_of_workers_that_had_to_be_killed() {
     let mut daemon = faulty::start("workers.count = 2\nlimits.drain-timeout = \"200ms\"");
     let _stuck = spin(&daemon);
     let said = ctl(&daemon, &["stop"]);
-    let sentence = format!("faulty (pid {}) stopped; 1 worker did not finish in time and was killed\n", daemon.pid());
+    let sentence = format!(
+        "faulty (pid {}) stopped; 1 worker did not finish in time and was killed\n",
+        daemon.pid()
+    );
     assert_eq!((said.code, said.out), (Some(0), sentence), "{}", said.err);
     assert_eq!(daemon.wait().code(), Some(0));
 }
@@ -129,7 +152,10 @@ fn a_stop_that_is_not_waited_for_goes_on() {
     let execution = Execution::start(&daemon);
     let said = ctl(&daemon, &["stop", "--quiet", "--timeout", "0.1"]);
     assert_eq!((said.code, said.out.as_str()), (Some(75), ""));
-    let still = format!("fdpassctl: faulty (pid {}) is still stopping; it goes on, ", daemon.pid());
+    let still = format!(
+        "fdpassctl: faulty (pid {}) is still stopping; it goes on, ",
+        daemon.pid()
+    );
     assert!(said.err.starts_with(&still), "{}", said.err);
     execution.finish().expect_end();
     assert_eq!(daemon.wait().code(), Some(0));
@@ -143,10 +169,16 @@ fn two_who_ask_for_the_end_are_both_answered() {
     daemon.wait_until("the daemon is stopping", |status| status.stopping);
     let mut second = Client::connect(&Address::Unix(control_socket(&daemon)));
     second.send_frame("{\"in\":\"stop\"}");
-    assert!(daemon.status().stopping, "who asks later is answered later, so the second one is heard now");
+    assert!(
+        daemon.status().stopping,
+        "who asks later is answered later, so the second one is heard now"
+    );
     execution.finish().expect_end();
     let stopped = second.reply().value().expect("it is stopped");
-    assert_eq!(stopped, serde_json::json!({"pid": daemon.pid(), "killed": 0}));
+    assert_eq!(
+        stopped,
+        serde_json::json!({"pid": daemon.pid(), "killed": 0})
+    );
     second.expect_end();
     assert_eq!(first.finish().code, Some(0));
     assert_eq!(daemon.wait().code(), Some(0));
@@ -166,13 +198,19 @@ fn spin(daemon: &Running) -> Client {
     daemon.wait_for_workers();
     let mut client = daemon.connect();
     client.request("spin", u64::MAX);
-    daemon.wait_until("the request is being executed", |s| s.workers.iter().any(|worker| worker.executing > 0));
+    daemon.wait_until("the request is being executed", |s| {
+        s.workers.iter().any(|worker| worker.executing > 0)
+    });
     client
 }
 
 #[track_caller]
 fn expect_refused(address: &Address) {
-    let Address::Tcp(address) = address else { panic!("{address} is no TCP address") };
-    let error = eventually("new clients are refused", || TcpStream::connect(address).err());
+    let Address::Tcp(address) = address else {
+        panic!("{address} is no TCP address")
+    };
+    let error = eventually("new clients are refused", || {
+        TcpStream::connect(address).err()
+    });
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
 }

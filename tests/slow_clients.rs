@@ -27,7 +27,11 @@ fn a_client_that_writes_prefix_and_body_apart_does_not_wait_for_acknowledgements
             }
             client.reply().value().expect("a result");
         }
-        assert!(began.elapsed() < Duration::from_secs(1), "50 calls in {pieces} writes took {:?}", began.elapsed());
+        assert!(
+            began.elapsed() < Duration::from_secs(1),
+            "50 calls in {pieces} writes took {:?}",
+            began.elapsed()
+        );
     }
 }
 
@@ -47,9 +51,16 @@ fn a_client_that_dribbles_stops_or_does_not_read_delays_nobody_else() {
     for byte in &frame {
         dribbling.send([*byte]);
         assert_eq!(other.call("ping", byte).expect("a result"), *byte);
-        assert_eq!(daemon.connect().call("ping", byte).expect("a result"), *byte);
+        assert_eq!(
+            daemon.connect().call("ping", byte).expect("a result"),
+            *byte
+        );
     }
-    assert!(began.elapsed() < Duration::from_secs(5), "1008 calls took {:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "1008 calls took {:?}",
+        began.elapsed()
+    );
     assert_eq!(dribbling.reply().name, "pong");
 }
 
@@ -84,10 +95,16 @@ fn a_client_that_leaves_in_the_middle_of_a_frame_gets_every_reply_before_it_unsp
         client.finish();
         for number in 0..count {
             let fault = client.reply().value().expect_err("there is no such method");
-            assert_eq!(fault.message(), format!("there is no method {:?}", format!("{number}{strange}")));
+            assert_eq!(
+                fault.message(),
+                format!("there is no method {:?}", format!("{number}{strange}"))
+            );
         }
         assert_eq!(client.receive().len(), large.len() + 1);
-        assert_eq!(client.reply().value().expect_err("it is cut off").code(), "bad_request");
+        assert_eq!(
+            client.reply().value().expect_err("it is cut off").code(),
+            "bad_request"
+        );
         client.expect_end();
     }
 }
@@ -96,7 +113,9 @@ fn a_client_that_leaves_in_the_middle_of_a_frame_gets_every_reply_before_it_unsp
 fn a_frame_that_is_not_complete_within_frame_timeout_is_answered_with_timeout_and_the_end() {
     let daemon = start("limits.frame-timeout = \"300ms\"");
     let began = Instant::now();
-    let mut clients: Vec<Client> = [2, 4, 50, 90_000].map(|bytes| begin_frame(&daemon, bytes, 100_000)).into();
+    let mut clients: Vec<Client> = [2, 4, 50, 90_000]
+        .map(|bytes| begin_frame(&daemon, bytes, 100_000))
+        .into();
     // Bytes that trickle in do not prolong it.
     let mut trickling = daemon.connect().without_delay();
     let frame = trickling.frame(ping_of(1 << 20));
@@ -109,14 +128,18 @@ fn a_frame_that_is_not_complete_within_frame_timeout_is_answered_with_timeout_an
     clients.push(trickling);
     for client in &mut clients {
         let fault = client.reply().value().expect_err("no result can be");
-        assert_eq!(fault.to_string(), "timeout: the frame was not complete within frame-timeout");
+        assert_eq!(
+            fault.to_string(),
+            "timeout: the frame was not complete within frame-timeout"
+        );
     }
     assert!(began.elapsed() >= Duration::from_millis(300));
     clients.iter_mut().for_each(Client::expect_end);
 }
 
 #[test]
-fn a_client_at_rest_for_longer_than_idle_timeout_is_closed_without_a_word_and_an_active_one_is_not() {
+fn a_client_at_rest_for_longer_than_idle_timeout_is_closed_without_a_word_and_an_active_one_is_not()
+{
     let daemon = start("limits.idle-timeout = \"300ms\"");
     let mut active = daemon.connect();
     let began = Instant::now();
@@ -138,7 +161,9 @@ fn a_client_that_takes_no_reply_for_longer_than_send_timeout_is_closed() {
     let deaf = daemon.connect();
     let mut other = daemon.connect();
     fill(&deaf);
-    daemon.wait_until("the client that does not read is closed", |status| status.clients == 1);
+    daemon.wait_until("the client that does not read is closed", |status| {
+        status.clients == 1
+    });
     assert_eq!(other.call("ping", 1).expect("a result"), 1);
 }
 
@@ -146,7 +171,9 @@ fn a_client_that_takes_no_reply_for_longer_than_send_timeout_is_closed() {
 fn a_prefix_that_promises_a_long_frame_costs_no_memory() {
     const CLIENTS: u64 = 500;
     let daemon = start("workers.count = 1");
-    let [worker] = daemon.worker_pids()[..] else { panic!("there is one worker") };
+    let [worker] = daemon.worker_pids()[..] else {
+        panic!("there is one worker")
+    };
     let mut clients: Vec<Client> = (0..CLIENTS).map(|_| daemon.connect()).collect();
     for client in &mut clients {
         assert_eq!(client.call("ping", 1).expect("a result"), 1);
@@ -164,7 +191,10 @@ fn a_prefix_that_promises_a_long_frame_costs_no_memory() {
 
 #[test]
 fn when_buffers_are_full_the_oldest_unfinished_frames_go_and_all_others_are_served() {
-    hog_buffers("workers.count = 1\nlimits = { max-frame = \"256KiB\", buffers = \"16MiB\" }", 256 << 10);
+    hog_buffers(
+        "workers.count = 1\nlimits = { max-frame = \"256KiB\", buffers = \"16MiB\" }",
+        256 << 10,
+    );
 }
 
 #[test]
@@ -176,7 +206,9 @@ fn so_it_is_with_the_default_limits() {
 fn hog_buffers(config: &str, max_frame: usize) {
     let daemon = start(config);
     let buffers = usize::try_from(daemon.status().buffers).expect("it is in memory");
-    let mut hogs: Vec<Client> = (0..512).map(|_| begin_frame(&daemon, max_frame / 2, max_frame)).collect();
+    let mut hogs: Vec<Client> = (0..512)
+        .map(|_| begin_frame(&daemon, max_frame / 2, max_frame))
+        .collect();
 
     let mut others: Vec<Client> = (0..100).map(|_| daemon.connect()).collect();
     let frame = others[0].frame(ping_of(20_000));
@@ -187,15 +219,24 @@ fn hog_buffers(config: &str, max_frame: usize) {
         assert_eq!(client.reply().name, "pong");
     }
 
-    let told = hogs.iter_mut().position(|hog| !hog.has_something()).expect("some have room");
+    let told = hogs
+        .iter_mut()
+        .position(|hog| !hog.has_something())
+        .expect("some have room");
     let fit = buffers / 4 * 3 / (max_frame / 2);
-    assert!((512 - fit - 10..512 - fit + 20).contains(&told), "{told} of 512 had to go, {fit} fit in");
+    assert!(
+        (512 - fit - 10..512 - fit + 20).contains(&told),
+        "{told} of 512 had to go, {fit} fit in"
+    );
     for hog in &mut hogs[..told] {
         let fault = hog.reply().value().expect_err("no result can be");
         assert_eq!(fault.code(), "overloaded");
         hog.expect_end();
     }
-    assert!(!hogs[told..].iter_mut().any(Client::has_something), "the oldest go first");
+    assert!(
+        !hogs[told..].iter_mut().any(Client::has_something),
+        "the oldest go first"
+    );
 }
 
 /// A client that has sent so many bytes of a frame with a body of that length.
@@ -237,5 +278,8 @@ fn fill(client: &Client) {
     while told.recv_timeout(Duration::from_millis(300)).is_ok() {
         sent += 1;
     }
-    assert!(sent < FILL, "the daemon took {sent} requests of a client that reads nothing");
+    assert!(
+        sent < FILL,
+        "the daemon took {sent} requests of a client that reads nothing"
+    );
 }

@@ -7,8 +7,7 @@ use common::faulty::{Execution, example};
 use common::program::ctl;
 use fdpassd::testing::{Client, Running, ServiceManager, eventually};
 
-const LOSES: &str =
-    "a restart would lose all clients: the service manager keeps no descriptors of this daemon, or not all";
+const LOSES: &str = "a restart would lose all clients: the service manager keeps no descriptors of this daemon, or not all";
 
 #[test]
 fn an_emptied_store_is_filled_again() {
@@ -22,17 +21,25 @@ fn an_emptied_store_is_filled_again() {
     let status = daemon.wait_until("it is noticed", |status| status.store_outage.is_some());
     assert!(!status.restart_keeps_clients);
     let said = ctl(&daemon, &["status"]).out;
-    assert!(said.contains("RESTART   would lose all clients: the service manager keeps no"), "{said}");
+    assert!(
+        said.contains("RESTART   would lose all clients: the service manager keeps no"),
+        "{said}"
+    );
     assert!(metrics(&daemon).contains("\nfdpassd_restart_keeps_clients 0\n"));
     eventually("the manager gets a status", || {
         let lost = |told: &String| told.ends_with("; a restart would lose all clients");
         manager.told().iter().any(lost).then_some(())
     });
     manager.limit(None);
-    daemon.wait_until("all of it is stored again", |status| status.restart_keeps_clients);
+    daemon.wait_until("all of it is stored again", |status| {
+        status.restart_keeps_clients
+    });
     assert_eq!(stored(&manager), names);
     assert!(metrics(&daemon).contains("\nfdpassd_restart_keeps_clients 1\n"));
-    for sentence in [LOSES, "the service manager has all of it again: a restart keeps the clients"] {
+    for sentence in [
+        LOSES,
+        "the service manager has all of it again: a restart keeps the clients",
+    ] {
         daemon.wait_for_log(sentence);
     }
     let daemon = restart(&manager, daemon);
@@ -64,7 +71,9 @@ fn a_reload_and_an_upgrade_store_everything_again() {
         manager.forget_those(|name| !name.starts_with("fdpassd-canary"));
         let said = ctl(&daemon, &[verb]);
         assert_eq!(said.code, Some(0), "{said:?}");
-        eventually("all of it is stored again", || (stored(&manager) == names).then_some(()));
+        eventually("all of it is stored again", || {
+            (stored(&manager) == names).then_some(())
+        });
     }
     let mut clients = clients_of(&daemon, 5);
     let _daemon = restart(&manager, daemon);
@@ -76,14 +85,19 @@ fn a_store_without_room_turns_a_restart_into_a_stop() {
     for most in [0, 5] {
         let manager = ServiceManager::new();
         manager.limit(most);
-        let mut daemon = manager.setup(example("faulty"), "workers.count = 1").start().expect("it serves");
+        let mut daemon = manager
+            .setup(example("faulty"), "workers.count = 1")
+            .start()
+            .expect("it serves");
         daemon.wait_for_workers();
         daemon.wait_for_log(LOSES);
         assert!(daemon.status().store_outage.is_some(), "{most}");
         let mut idle = clients_of(&daemon, 4);
         let execution = Execution::start(&daemon);
         daemon.signal("TERM");
-        daemon.wait_for_log("the service manager does not keep 5 clients for the next master: they are lost");
+        daemon.wait_for_log(
+            "the service manager does not keep 5 clients for the next master: they are lost",
+        );
         daemon.wait_until("they are counted", |status| status.lost_total == 5);
         // It gets the time of a stop, not of a restart.
         execution.finish();
@@ -96,10 +110,15 @@ fn a_store_without_room_turns_a_restart_into_a_stop() {
 fn what_the_store_lets_go_of_at_the_end_is_reported() {
     let manager = ServiceManager::new();
     let mut daemon = manager
-        .setup(example("faulty"), "workers.count = 1\nlimits.restart-grace = \"60s\"")
+        .setup(
+            example("faulty"),
+            "workers.count = 1\nlimits.restart-grace = \"60s\"",
+        )
         .start()
         .expect("it serves");
-    daemon.wait_until("the store is confirmed", |status| status.restart_keeps_clients);
+    daemon.wait_until("the store is confirmed", |status| {
+        status.restart_keeps_clients
+    });
     let execution = Execution::start(&daemon);
     daemon.signal("TERM");
     daemon.wait_for_log("leaving 1 clients to the next master");
@@ -113,9 +132,14 @@ fn what_the_store_lets_go_of_at_the_end_is_reported() {
 
 #[track_caller]
 fn start(manager: &ServiceManager, program: &str) -> Running {
-    let daemon = manager.setup(program, "workers.count = 1").start().expect("it serves");
+    let daemon = manager
+        .setup(program, "workers.count = 1")
+        .start()
+        .expect("it serves");
     daemon.wait_for_workers();
-    daemon.wait_until("the store is confirmed", |status| status.restart_keeps_clients);
+    daemon.wait_until("the store is confirmed", |status| {
+        status.restart_keeps_clients
+    });
     daemon
 }
 
@@ -123,7 +147,10 @@ fn start(manager: &ServiceManager, program: &str) -> Running {
 fn restart(manager: &ServiceManager, mut daemon: Running) -> Running {
     daemon.signal("TERM");
     assert_eq!(daemon.wait().code(), Some(0));
-    let daemon = manager.setup(FDPASSD, "").start_after(daemon).expect("the next master serves");
+    let daemon = manager
+        .setup(FDPASSD, "")
+        .start_after(daemon)
+        .expect("the next master serves");
     daemon.wait_for_workers();
     daemon
 }
@@ -150,5 +177,8 @@ fn ping_all(clients: &mut [Client]) {
 }
 
 fn metrics(daemon: &Running) -> String {
-    daemon.ctl("metrics").expect("they are told")["text"].as_str().expect("text").to_owned()
+    daemon.ctl("metrics").expect("they are told")["text"]
+        .as_str()
+        .expect("text")
+        .to_owned()
 }

@@ -114,7 +114,9 @@ pub(crate) fn command(options: &Options) -> Result<()> {
         (Some(pid), Some(before)) => Some(Reading::at_rest(pid)?.since(&before)?),
         _ => None,
     };
-    stdout().write_all(describe(&report, spent).as_bytes()).context("cannot write the report")?;
+    stdout()
+        .write_all(describe(&report, spent).as_bytes())
+        .context("cannot write the report")?;
     match report.first_error {
         None => Ok(()),
         Some(why) => Err(format!("{} connections failed, the first: {why}", report.errors).into()),
@@ -129,7 +131,10 @@ fn describe(report: &Report, spent: Option<Duration>) -> String {
         ("connections closed", report.connections.to_string()),
         ("connections failed", report.errors.to_string()),
         ("time", format!("{seconds:.3} s")),
-        ("requests a second", format!("{:.0}", report.requests as f64 / seconds)),
+        (
+            "requests a second",
+            format!("{:.0}", report.requests as f64 / seconds),
+        ),
         ("latency p50", micros(report.latency.quantile(0.5))),
         ("latency p99", micros(report.latency.quantile(0.99))),
         ("latency max", micros(report.latency.max())),
@@ -143,5 +148,8 @@ fn describe(report: &Report, spent: Option<Duration>) -> String {
         lines.push(("server CPU a request", each(report.requests)));
         lines.push(("server CPU a connection closed", each(report.connections)));
     }
-    lines.iter().map(|(what, value)| format!("{what:<31}{value}\n")).collect()
+    lines
+        .iter()
+        .map(|(what, value)| format!("{what:<31}{value}\n"))
+        .collect()
 }

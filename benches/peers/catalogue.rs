@@ -48,13 +48,24 @@ pub(crate) struct Recipe {
 }
 
 impl Recipe {
-    fn new<S: Into<OsString>>(program: impl Into<OsString>, arguments: impl IntoIterator<Item = S>) -> Self {
-        Recipe { program: program.into(), arguments: arguments.into_iter().map(Into::into).collect(), config: "" }
+    fn new<S: Into<OsString>>(
+        program: impl Into<OsString>,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Self {
+        Recipe {
+            program: program.into(),
+            arguments: arguments.into_iter().map(Into::into).collect(),
+            config: "",
+        }
     }
 
     /// The same server, with a method that blocks, and fdpassd told how soon to care.
     pub(crate) fn for_stalls(&self, server: Server) -> Recipe {
-        let mut recipe = Recipe { program: self.program.clone(), arguments: self.arguments.clone(), config: "" };
+        let mut recipe = Recipe {
+            program: self.program.clone(),
+            arguments: self.arguments.clone(),
+            config: "",
+        };
         match server {
             Server::Fdpassd => recipe.config = "\n[limits]\nstall-timeout = \"20ms\"\n",
             Server::Node => {
@@ -76,7 +87,16 @@ impl Recipe {
 
     /// The arguments with this port in the place of `PORT`.
     pub(crate) fn arguments(&self, port: u16) -> Vec<OsString> {
-        self.arguments.iter().map(|a| if a == "PORT" { port.to_string().into() } else { a.clone() }).collect()
+        self.arguments
+            .iter()
+            .map(|a| {
+                if a == "PORT" {
+                    port.to_string().into()
+                } else {
+                    a.clone()
+                }
+            })
+            .collect()
     }
 }
 
@@ -138,36 +158,68 @@ impl Server {
     /// Builds what must be built. An error says why this server cannot be had here.
     pub(crate) fn prepare(self, places: &Places) -> Result<Recipe> {
         let workers = WORKERS.to_string();
-        let peers = || places.peers.as_deref().context("no directory of peers: name one by --peers or PEERS");
+        let peers = || {
+            places
+                .peers
+                .as_deref()
+                .context("no directory of peers: name one by --peers or PEERS")
+        };
         match self {
             Server::Echo => Ok(Recipe::new(this_program()?, ["echo", "--port", "PORT"])),
-            Server::Reuseport => {
-                Ok(Recipe::new(this_program()?, ["echo", "--port", "PORT", "--processes", workers.as_str()]))
-            }
+            Server::Reuseport => Ok(Recipe::new(
+                this_program()?,
+                ["echo", "--port", "PORT", "--processes", workers.as_str()],
+            )),
             Server::Floor => {
-                let arguments = ["echo", "--frames", "--port", "PORT", "--processes", workers.as_str()];
+                let arguments = [
+                    "echo",
+                    "--frames",
+                    "--port",
+                    "PORT",
+                    "--processes",
+                    workers.as_str(),
+                ];
                 Ok(Recipe::new(this_program()?, arguments))
             }
             // Its port is in a file, see `server.rs`.
             Server::Fdpassd => Ok(Recipe::new(&places.fdpassd, ["-c", "fdpassd.toml"])),
             Server::Tokio => {
                 let program = build_tokio(&peers()?.join("tokio"))?;
-                Ok(Recipe::new(program, ["--raw", "--port", "PORT", "--workers", workers.as_str()]))
+                Ok(Recipe::new(
+                    program,
+                    ["--raw", "--port", "PORT", "--workers", workers.as_str()],
+                ))
             }
             Server::Node => {
                 let script = present(&peers()?.join("node/server.js"))?;
                 installed("node", "--version")?;
-                let arguments = ["--policy", "rr", "--port", "PORT", "--workers", workers.as_str()];
-                Ok(Recipe::new("node", [script].into_iter().chain(arguments.map(OsString::from))))
+                let arguments = [
+                    "--policy",
+                    "rr",
+                    "--port",
+                    "PORT",
+                    "--workers",
+                    workers.as_str(),
+                ];
+                Ok(Recipe::new(
+                    "node",
+                    [script].into_iter().chain(arguments.map(OsString::from)),
+                ))
             }
             Server::Go => {
                 let program = build_go(&peers()?.join("go"))?;
-                Ok(Recipe::new(program, ["-raw", "-port", "PORT", "-workers", workers.as_str()]))
+                Ok(Recipe::new(
+                    program,
+                    ["-raw", "-port", "PORT", "-workers", workers.as_str()],
+                ))
             }
             Server::Seed => {
                 let script = present(&peers()?.join("seed/server.py"))?;
                 installed("python3", "--version")?;
-                Ok(Recipe::new("python3", [script, "PORT".into(), workers.into()]))
+                Ok(Recipe::new(
+                    "python3",
+                    [script, "PORT".into(), workers.into()],
+                ))
             }
         }
     }
@@ -176,7 +228,9 @@ impl Server {
 /// The configuration of fdpassd for this port, as text.
 pub(crate) fn fdpassd_config(port: u16, socket: &Path) -> String {
     let socket = toml::Value::from(socket.to_string_lossy().into_owned());
-    format!("listen = [\"127.0.0.1:{port}\"]\n\n[workers]\ncount = {WORKERS}\n\n[control]\nsocket = {socket}\n")
+    format!(
+        "listen = [\"127.0.0.1:{port}\"]\n\n[workers]\ncount = {WORKERS}\n\n[control]\nsocket = {socket}\n"
+    )
 }
 
 fn this_program() -> Result<PathBuf> {
@@ -189,7 +243,11 @@ fn present(path: &Path) -> Result<OsString> {
 }
 
 fn installed(program: &str, question: &str) -> Result<()> {
-    let status = Command::new(program).arg(question).stdin(Stdio::null()).stdout(Stdio::null()).status();
+    let status = Command::new(program)
+        .arg(question)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status();
     match status {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(format!("{program} does not run: {status}").into()),
@@ -200,7 +258,9 @@ fn installed(program: &str, question: &str) -> Result<()> {
 /// The peers' sources are not written to: a copy is built, in this project's target directory.
 fn copied(source: &Path) -> Result<PathBuf> {
     let name = source.file_name().context("a peer without a name")?;
-    let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join("peers").join(name);
+    let copy = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join("peers")
+        .join(name);
     copy_tree(source, &copy)?;
     Ok(copy)
 }
@@ -230,7 +290,10 @@ fn build_tokio(source: &Path) -> Result<PathBuf> {
     let target = copy.join("target");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
-    build.args(["build", "--release", "--quiet", "--target-dir"]).arg(&target).current_dir(&copy);
+    build
+        .args(["build", "--release", "--quiet", "--target-dir"])
+        .arg(&target)
+        .current_dir(&copy);
     succeed(&mut build, "cargo")?;
     Ok(target.join("release/tokio-peer"))
 }
@@ -240,16 +303,34 @@ fn build_go(source: &Path) -> Result<PathBuf> {
     installed("go", "version")?;
     let copy = copied(source)?;
     let program = copy.join("gopeer");
-    succeed(Command::new("go").args(["build", "-o"]).arg(&program).arg(".").current_dir(&copy), "go")?;
+    succeed(
+        Command::new("go")
+            .args(["build", "-o"])
+            .arg(&program)
+            .arg(".")
+            .current_dir(&copy),
+        "go",
+    )?;
     Ok(program)
 }
 
 fn succeed(build: &mut Command, name: &str) -> Result<()> {
-    let output = build.stdin(Stdio::null()).output().context(format!("{name} cannot be run"))?;
+    let output = build
+        .stdin(Stdio::null())
+        .output()
+        .context(format!("{name} cannot be run"))?;
     if output.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
-    Err(format!("it cannot be built: {name} ended with {}: {last}", output.status).into())
+    let last = said
+        .lines()
+        .rev()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or_default();
+    Err(format!(
+        "it cannot be built: {name} ended with {}: {last}",
+        output.status
+    )
+    .into())
 }

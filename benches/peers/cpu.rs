@@ -16,7 +16,11 @@ use crate::interrupt;
 pub(crate) fn pin(wanted: Option<usize>) -> Result<usize> {
     let this = Pid::from_raw(0);
     let allowed = sched_getaffinity(this).context("cannot ask for the CPUs allowed")?;
-    let last = || (0..CpuSet::count()).rev().find(|cpu| allowed.is_set(*cpu).unwrap_or(false));
+    let last = || {
+        (0..CpuSet::count())
+            .rev()
+            .find(|cpu| allowed.is_set(*cpu).unwrap_or(false))
+    };
     let cpu = wanted.or_else(last).context("no CPU is allowed")?;
     let mut one = CpuSet::new();
     one.set(cpu).context(format!("CPU {cpu}"))?;
@@ -28,9 +32,17 @@ pub(crate) fn pin(wanted: Option<usize>) -> Result<usize> {
 pub(crate) fn family(root: Pid) -> Result<Vec<Pid>> {
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
     for entry in fs::read_dir("/proc").context("cannot list /proc")? {
-        let Some(pid) = entry.ok().and_then(|e| e.file_name().to_str()?.parse::<i32>().ok()) else { continue };
+        let Some(pid) = entry
+            .ok()
+            .and_then(|e| e.file_name().to_str()?.parse::<i32>().ok())
+        else {
+            continue;
+        };
         // A process may be gone by now.
-        let Some(parent) = fs::read_to_string(format!("/proc/{pid}/stat")).ok().and_then(|s| parent(&s)) else {
+        let Some(parent) = fs::read_to_string(format!("/proc/{pid}/stat"))
+            .ok()
+            .and_then(|s| parent(&s))
+        else {
             continue;
         };
         children.entry(parent).or_default().push(pid);
@@ -46,7 +58,12 @@ pub(crate) fn family(root: Pid) -> Result<Vec<Pid>> {
 
 /// The fourth field of /proc/PID/stat; the second is a name that may contain anything.
 fn parent(stat: &str) -> Option<i32> {
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    stat.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
 }
 
 /// The CPU time, user and system, that each process of a server had used at some moment.
@@ -61,7 +78,11 @@ impl Reading {
                 times.insert(pid, time.into());
             }
         }
-        if times.contains_key(&root) { Ok(Reading(times)) } else { Err(format!("process {root} is gone").into()) }
+        if times.contains_key(&root) {
+            Ok(Reading(times))
+        } else {
+            Err(format!("process {root} is gone").into())
+        }
     }
 
     /// As soon as the server has come to rest: its time no longer grows. Half a second at most.
@@ -83,8 +104,14 @@ impl Reading {
     /// What was used since `before`, by processes started since then too.
     pub(crate) fn since(&self, before: &Reading) -> Result<Duration> {
         if let Some(gone) = before.0.keys().find(|pid| !self.0.contains_key(*pid)) {
-            return Err(format!("process {gone} of the server ended, and its CPU time is lost").into());
+            return Err(
+                format!("process {gone} of the server ended, and its CPU time is lost").into(),
+            );
         }
-        Ok(self.0.iter().map(|(pid, time)| *time - before.0.get(pid).copied().unwrap_or_default()).sum())
+        Ok(self
+            .0
+            .iter()
+            .map(|(pid, time)| *time - before.0.get(pid).copied().unwrap_or_default())
+            .sum())
     }
 }

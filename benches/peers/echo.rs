@@ -10,7 +10,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::socket::{self, AddressFamily, Backlog, MsgFlags, SockFlag, SockType, SockaddrIn, sockopt};
+use nix::sys::socket::{
+    self, AddressFamily, Backlog, MsgFlags, SockFlag, SockType, SockaddrIn, sockopt,
+};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -43,8 +45,14 @@ struct Client {
 
 /// Serves for ever.
 pub(crate) fn serve(options: Options) -> Result<()> {
-    let Options { port, frames, processes, share } = options;
-    let listener = listen(port, share || processes > 1).context(format!("cannot listen on port {port}"))?;
+    let Options {
+        port,
+        frames,
+        processes,
+        share,
+    } = options;
+    let listener =
+        listen(port, share || processes > 1).context(format!("cannot listen on port {port}"))?;
     for _ in 1..processes {
         let port = port.to_string();
         let mut words = vec!["echo", "--share", "--port", &port];
@@ -61,14 +69,19 @@ fn listen(port: u16, share: bool) -> nix::Result<TcpListener> {
     socket::setsockopt(&fd, sockopt::ReuseAddr, &true)?;
     socket::setsockopt(&fd, sockopt::ReusePort, &share)?;
     socket::setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
-    socket::bind(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)))?;
+    socket::bind(
+        fd.as_raw_fd(),
+        &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)),
+    )?;
     socket::listen(&fd, Backlog::MAXCONN)?;
     Ok(TcpListener::from(fd))
 }
 
 fn run(listener: &TcpListener, frames: bool) -> Result<()> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot make an epoll")?;
-    epoll.add(listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER)).context("cannot watch the listener")?;
+    epoll
+        .add(listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))
+        .context("cannot watch the listener")?;
     let mut clients: Vec<Option<Client>> = Vec::new();
     let mut events = [EpollEvent::empty(); 256];
     let mut buffer = vec![0; 128 << 10];
@@ -88,7 +101,8 @@ fn run(listener: &TcpListener, frames: bool) -> Result<()> {
             let goes_on = match receive(&client.stream, &mut buffer) {
                 Ok(bytes) if frames => {
                     replies.clear();
-                    client.answer(bytes, &mut replies).is_some() && send(&client.stream, &replies).is_ok()
+                    client.answer(bytes, &mut replies).is_some()
+                        && send(&client.stream, &replies).is_ok()
                 }
                 Ok(bytes) => send(&client.stream, bytes).is_ok(),
                 Err(errno) => errno == Errno::EAGAIN,
@@ -103,11 +117,16 @@ fn run(listener: &TcpListener, frames: bool) -> Result<()> {
 fn accept(listener: &TcpListener, epoll: &Epoll, clients: &mut Vec<Option<Client>>) -> Result<()> {
     while let Ok((stream, _)) = listener.accept() {
         let place = stream.as_raw_fd().cast_unsigned() as usize;
-        epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, place as u64)).context("cannot watch a client")?;
+        epoll
+            .add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, place as u64))
+            .context("cannot watch a client")?;
         if place >= clients.len() {
             clients.resize_with(place + 1, || None);
         }
-        clients[place] = Some(Client { stream, rest: Vec::new() });
+        clients[place] = Some(Client {
+            stream,
+            rest: Vec::new(),
+        });
     }
     Ok(())
 }
@@ -130,7 +149,10 @@ fn send(stream: &TcpStream, mut bytes: &[u8]) -> nix::Result<()> {
         match socket::send(stream.as_raw_fd(), bytes, flags()) {
             Ok(n) => bytes = &bytes[n..],
             Err(Errno::EAGAIN) => {
-                poll(&mut [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)], PollTimeout::from(1000u16))?;
+                poll(
+                    &mut [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)],
+                    PollTimeout::from(1000u16),
+                )?;
             }
             Err(errno) => return Err(errno),
         }
@@ -166,9 +188,12 @@ fn answer_frames(bytes: &[u8], replies: &mut Vec<u8>) -> Option<usize> {
     const HEAD: &[u8] = br#"{"out":"pong","result":"#;
     let mut used = 0;
     while let Some((prefix, rest)) = bytes[used..].split_first_chunk() {
-        let Some(body) = rest.get(..u32::from_le_bytes(*prefix) as usize) else { break };
-        let request: Request =
-            serde_json::from_slice(body).ok().filter(|request: &Request| request.method == "ping")?;
+        let Some(body) = rest.get(..u32::from_le_bytes(*prefix) as usize) else {
+            break;
+        };
+        let request: Request = serde_json::from_slice(body)
+            .ok()
+            .filter(|request: &Request| request.method == "ping")?;
         let params = request.params.get().as_bytes();
         let length = u32::try_from(HEAD.len() + params.len() + 1).ok()?;
         replies.extend_from_slice(&length.to_le_bytes());

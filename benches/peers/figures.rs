@@ -23,9 +23,16 @@ impl Spread {
         values.sort_by(f64::total_cmp);
         let (least, most) = (*values.first()?, *values.last()?);
         let middle = values.len() / 2;
-        let median =
-            if values.len() % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) };
-        Some(Spread { median, least, most })
+        let median = if values.len() % 2 == 1 {
+            values[middle]
+        } else {
+            f64::midpoint(values[middle - 1], values[middle])
+        };
+        Some(Spread {
+            median,
+            least,
+            most,
+        })
     }
 }
 
@@ -59,7 +66,8 @@ impl Figures {
     }
 
     pub(crate) fn fail(&mut self, scenario: Scenario, server: Server, why: &impl Display) {
-        self.failures.push(format!("{}, {}: {why}", server.title(), scenario.title()));
+        self.failures
+            .push(format!("{}, {}: {why}", server.title(), scenario.title()));
     }
 
     pub(crate) fn complain(&mut self, server: Server, why: &impl Display) {
@@ -68,7 +76,10 @@ impl Figures {
 
     /// Microseconds for each client or request.
     pub(crate) fn add(&mut self, scenario: Scenario, server: Server, round: u32, micros: f64) {
-        self.times.entry((scenario, server)).or_default().insert(round, micros);
+        self.times
+            .entry((scenario, server))
+            .or_default()
+            .insert(round, micros);
     }
 
     pub(crate) fn add_memory(&mut self, server: Server, bytes: PerClient) {
@@ -80,7 +91,11 @@ impl Figures {
     }
 
     /// Of all rounds, what is asked for of the latencies without that client and with it.
-    pub(crate) fn stall(&self, server: Server, of: impl Fn(&[Latency; 2]) -> f64) -> Option<Spread> {
+    pub(crate) fn stall(
+        &self,
+        server: Server,
+        of: impl Fn(&[Latency; 2]) -> f64,
+    ) -> Option<Spread> {
         Spread::of(self.stalls.get(&server)?.iter().map(of).collect())
     }
 
@@ -90,20 +105,38 @@ impl Figures {
 
     /// Microseconds over all rounds.
     pub(crate) fn micros(&self, scenario: Scenario, server: Server) -> Option<Spread> {
-        Spread::of(self.times.get(&(scenario, server))?.values().copied().collect())
+        Spread::of(
+            self.times
+                .get(&(scenario, server))?
+                .values()
+                .copied()
+                .collect(),
+        )
     }
 
     /// How many times as much as `against`, round by round.
-    pub(crate) fn ratio(&self, scenario: Scenario, server: Server, against: Server) -> Option<Spread> {
+    pub(crate) fn ratio(
+        &self,
+        scenario: Scenario,
+        server: Server,
+        against: Server,
+    ) -> Option<Spread> {
         let base = self.times.get(&(scenario, against))?;
         let times = self.times.get(&(scenario, server))?;
-        Spread::of(times.iter().filter_map(|(round, micros)| Some(micros / base.get(round)?)).collect())
+        Spread::of(
+            times
+                .iter()
+                .filter_map(|(round, micros)| Some(micros / base.get(round)?))
+                .collect(),
+        )
     }
 
     /// What a server has reached of a goal: a ratio, or bytes.
     pub(crate) fn reached(&self, goal: &Goal, server: Server) -> Option<f64> {
         match goal.against {
-            Some(against) => self.ratio(goal.scenario, server, against).map(|spread| spread.median),
+            Some(against) => self
+                .ratio(goal.scenario, server, against)
+                .map(|spread| spread.median),
             None => self.memory(server).map(|bytes| bytes.pss),
         }
     }

@@ -32,21 +32,32 @@ pub(crate) fn measure(running: &Running, clients: usize, warm_up: Duration) -> R
     Reading::at_rest(running.pid())?;
     let before = Memory::now(running.pid())?;
     let plan = running.plan();
-    let silent = (0..clients).map(|n| ask_once(&plan).context(format!("client {n}"))).collect::<Result<Vec<_>>>()?;
+    let silent = (0..clients)
+        .map(|n| ask_once(&plan).context(format!("client {n}")))
+        .collect::<Result<Vec<_>>>()?;
     Reading::at_rest(running.pid())?;
     let after = Memory::now(running.pid())?;
     drop(silent);
     let each = |after: i64, before: i64| (after - before) as f64 / clients as f64;
-    Ok(PerClient { pss: each(after.pss, before.pss), memfds: each(after.memfds, before.memfds) })
+    Ok(PerClient {
+        pss: each(after.pss, before.pss),
+        memfds: each(after.memfds, before.memfds),
+    })
 }
 
 fn ask_once(plan: &Plan) -> Result<TcpStream> {
     interrupt::check()?;
     let (request, reply) = plan.first_exchange()?;
     let mut client = TcpStream::connect(plan.to).context("cannot connect")?;
-    client.set_read_timeout(Some(PATIENCE)).context("cannot set a timeout")?;
+    client
+        .set_read_timeout(Some(PATIENCE))
+        .context("cannot set a timeout")?;
     client.write_all(&request).context("cannot write")?;
     let mut answer = vec![0; reply.len()];
     client.read_exact(&mut answer).context("no reply")?;
-    if answer == reply { Ok(client) } else { Err("a wrong reply".into()) }
+    if answer == reply {
+        Ok(client)
+    } else {
+        Err("a wrong reply".into())
+    }
 }

@@ -15,7 +15,8 @@ static ASKED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 pub(crate) fn watch() -> Result<()> {
     let asked = ASKED.get_or_init(Arc::default);
     for signal in [SIGINT, SIGTERM] {
-        flag::register_conditional_shutdown(signal, 130, Arc::clone(asked)).context("cannot watch for signals")?;
+        flag::register_conditional_shutdown(signal, 130, Arc::clone(asked))
+            .context("cannot watch for signals")?;
         flag::register(signal, Arc::clone(asked)).context("cannot watch for signals")?;
     }
     Ok(())

@@ -18,15 +18,25 @@ pub(crate) fn adopt_orphans() -> Result<()> {
 
 /// `program` with `arguments`, killed when this process dies.
 pub(crate) fn program(program: &OsString, arguments: &[OsString]) -> Result<Command> {
-    let mut command = Command::new(std::env::current_exe().context("cannot find this program's file")?);
-    command.arg("launch").arg("--parent").arg(std::process::id().to_string()).arg("--").arg(program).args(arguments);
+    let mut command =
+        Command::new(std::env::current_exe().context("cannot find this program's file")?);
+    command
+        .arg("launch")
+        .arg("--parent")
+        .arg(std::process::id().to_string())
+        .arg("--")
+        .arg(program)
+        .args(arguments);
     Ok(command)
 }
 
 /// This program with other arguments, killed when this process dies.
 pub(crate) fn itself(arguments: &[&str]) -> Result<Command> {
     let this = std::env::current_exe().context("cannot find this program's file")?;
-    program(&this.into(), &arguments.iter().map(OsString::from).collect::<Vec<_>>())
+    program(
+        &this.into(),
+        &arguments.iter().map(OsString::from).collect::<Vec<_>>(),
+    )
 }
 
 /// The second half, in the child: becomes the program.

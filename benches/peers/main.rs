@@ -69,7 +69,9 @@ fn run(arguments: &Arguments) -> Result<()> {
         Some(Part::Launch { parent, words }) => launch::become_program(*parent, words),
         Some(Part::Echo(options)) => echo::serve(*options),
         Some(Part::Load(options)) => interrupt::watch().and_then(|()| attack::command(options)),
-        None if arguments.bench => interrupt::watch().and_then(|()| table::command(&arguments.table)),
+        None if arguments.bench => {
+            interrupt::watch().and_then(|()| table::command(&arguments.table))
+        }
         None => interrupt::watch().and_then(|()| smoke::test()),
     }
 }

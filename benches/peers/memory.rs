@@ -12,8 +12,10 @@ use crate::failure::{Context, Result};
 
 /// Raises the limit of open files to what is allowed, for this process and its children; the limit.
 pub(crate) fn raise_descriptor_limit() -> Result<u64> {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot ask for the limit of open files")?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise the limit of open files")?;
+    let (_, hard) =
+        getrlimit(Resource::RLIMIT_NOFILE).context("cannot ask for the limit of open files")?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+        .context("cannot raise the limit of open files")?;
     Ok(hard)
 }
 
@@ -43,8 +45,16 @@ impl Memory {
 fn pss(pid: Pid) -> Result<i64> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = fs::read_to_string(&path).context(&path)?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context(format!("{path} tells no Pss"))?;
-    let kib: i64 = line.trim().trim_end_matches("kB").trim_end().parse().context(&path)?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Pss:"))
+        .context(format!("{path} tells no Pss"))?;
+    let kib: i64 = line
+        .trim()
+        .trim_end_matches("kB")
+        .trim_end()
+        .parse()
+        .context(&path)?;
     Ok(kib << 10)
 }
 
@@ -53,7 +63,9 @@ fn collect_memfds(pid: Pid, found: &mut HashMap<u64, i64>) -> Result<()> {
     let path = format!("/proc/{pid}/fd");
     for entry in fs::read_dir(&path).context(&path)?.flatten() {
         // A descriptor may be closed by now.
-        let Ok(target) = fs::read_link(entry.path()) else { continue };
+        let Ok(target) = fs::read_link(entry.path()) else {
+            continue;
+        };
         if target.to_string_lossy().starts_with("/memfd:")
             && let Ok(metadata) = fs::metadata(entry.path())
         {

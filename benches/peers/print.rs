@@ -14,7 +14,13 @@ use crate::scenario::{GOALS, Scenario};
 const RESTLESS: f64 = 0.2;
 
 /// Everything that was found out.
-pub(crate) fn all(figures: &Figures, timed: &[Scenario], window: Duration, cpu: usize, clients: u64) -> Result<()> {
+pub(crate) fn all(
+    figures: &Figures,
+    timed: &[Scenario],
+    window: Duration,
+    cpu: usize,
+    clients: u64,
+) -> Result<()> {
     let mut out = Vec::new();
     write_all(&mut out, figures, timed, window, cpu, clients)
         .and_then(|()| stdout().write_all(&out))
@@ -29,24 +35,43 @@ fn write_all(
     cpu: usize,
     clients: u64,
 ) -> io::Result<()> {
-    let kernel = uname().map(|names| names.release().to_string_lossy().into_owned()).unwrap_or_default();
-    writeln!(out, "Linux {kernel}, all processes on CPU {cpu}, {} rounds of {window:?} each", figures.rounds)?;
+    let kernel = uname()
+        .map(|names| names.release().to_string_lossy().into_owned())
+        .unwrap_or_default();
+    writeln!(
+        out,
+        "Linux {kernel}, all processes on CPU {cpu}, {} rounds of {window:?} each",
+        figures.rounds
+    )?;
     if !timed.is_empty() {
-        writeln!(out, "\nCPU time of all processes of the server, ratio to the raw echo: median (range)\n")?;
+        writeln!(
+            out,
+            "\nCPU time of all processes of the server, ratio to the raw echo: median (range)\n"
+        )?;
         write_grid(out, &times(figures, timed))?;
     }
     for &scenario in timed {
-        if let Some(Spread { median, least, most }) = figures.micros(scenario, Server::Echo)
+        if let Some(Spread {
+            median,
+            least,
+            most,
+        }) = figures.micros(scenario, Server::Echo)
             && most - least > RESTLESS * median
         {
             let title = scenario.title();
-            writeln!(out, "\nThe raw echo itself varied by more than a fifth ({title}): the machine was not quiet.")?;
+            writeln!(
+                out,
+                "\nThe raw echo itself varied by more than a fifth ({title}): the machine was not quiet."
+            )?;
             break;
         }
     }
     let memory = memory(figures);
     if memory.len() > 1 {
-        writeln!(out, "\nMemory of all processes of the server, {clients} idle clients\n")?;
+        writeln!(
+            out,
+            "\nMemory of all processes of the server, {clients} idle clients\n"
+        )?;
         write_grid(out, &memory)?;
     }
     let stalls = stalls(figures);
@@ -74,9 +99,16 @@ fn write_all(
 }
 
 fn times(figures: &Figures, scenarios: &[Scenario]) -> Vec<Vec<String>> {
-    let mut rows = vec![row("server", scenarios.iter().map(|scenario| scenario.title().to_owned()))];
+    let mut rows = vec![row(
+        "server",
+        scenarios.iter().map(|scenario| scenario.title().to_owned()),
+    )];
     let absolute = |scenario: &Scenario| match figures.micros(*scenario, Server::Echo) {
-        Some(Spread { median, least, most }) => format!("{median:.2} us ({least:.2}-{most:.2})"),
+        Some(Spread {
+            median,
+            least,
+            most,
+        }) => format!("{median:.2} us ({least:.2}-{most:.2})"),
         None => "-".to_owned(),
     };
     rows.push(row(Server::Echo.title(), scenarios.iter().map(absolute)));
@@ -85,7 +117,11 @@ fn times(figures: &Figures, scenarios: &[Scenario]) -> Vec<Vec<String>> {
             continue;
         }
         let ratio = |scenario: &Scenario| match figures.ratio(*scenario, server, Server::Echo) {
-            Some(Spread { median, least, most }) => format!("{median:.2} ({least:.2}-{most:.2})"),
+            Some(Spread {
+                median,
+                least,
+                most,
+            }) => format!("{median:.2} ({least:.2}-{most:.2})"),
             None => "-".to_owned(),
         };
         let cells: Vec<String> = scenarios.iter().map(ratio).collect();
@@ -97,36 +133,63 @@ fn times(figures: &Figures, scenarios: &[Scenario]) -> Vec<Vec<String>> {
 }
 
 fn memory(figures: &Figures) -> Vec<Vec<String>> {
-    let mut rows = vec![row("server", ["PSS, bytes a client", "memfds, bytes a client"].map(str::to_owned))];
+    let mut rows = vec![row(
+        "server",
+        ["PSS, bytes a client", "memfds, bytes a client"].map(str::to_owned),
+    )];
     for server in Server::ALL {
         if let Some(bytes) = figures.memory(server) {
-            rows.push(row(server.title(), [bytes.pss, bytes.memfds].map(|bytes| format!("{bytes:.0}"))));
+            rows.push(row(
+                server.title(),
+                [bytes.pss, bytes.memfds].map(|bytes| format!("{bytes:.0}")),
+            ));
         }
     }
     rows
 }
 
 fn stalls(figures: &Figures) -> Vec<Vec<String>> {
-    let heads = ["p99, undisturbed", "p99, beside it", "ratio (range)", "slowest, undisturbed", "slowest, beside it"];
+    let heads = [
+        "p99, undisturbed",
+        "p99, beside it",
+        "ratio (range)",
+        "slowest, undisturbed",
+        "slowest, beside it",
+    ];
     let mut rows = vec![row("server", heads.map(str::to_owned))];
     for server in Server::ALL {
-        let micros = |spread: Option<Spread>| spread.map(|spread| format!("{:.0} us", spread.median));
+        let micros =
+            |spread: Option<Spread>| spread.map(|spread| format!("{:.0} us", spread.median));
         let cells = [
             micros(figures.stall(server, |[calm, _]| calm.p99)),
             micros(figures.stall(server, |[_, stalled]| stalled.p99)),
             figures
                 .stall(server, |[calm, stalled]| stalled.p99 / calm.p99)
-                .map(|Spread { median, least, most }| format!("{median:.1} ({least:.1}-{most:.1})")),
+                .map(
+                    |Spread {
+                         median,
+                         least,
+                         most,
+                     }| format!("{median:.1} ({least:.1}-{most:.1})"),
+                ),
             micros(figures.stall(server, |[calm, _]| calm.slowest)),
             micros(figures.stall(server, |[_, stalled]| stalled.slowest)),
         ];
-        rows.extend(cells.into_iter().collect::<Option<Vec<_>>>().map(|cells| row(server.title(), cells)));
+        rows.extend(
+            cells
+                .into_iter()
+                .collect::<Option<Vec<_>>>()
+                .map(|cells| row(server.title(), cells)),
+        );
     }
     rows
 }
 
 fn goals(figures: &Figures) -> Vec<Vec<String>> {
-    let mut rows = vec![row("scenario", ["goal", "the floor", "fdpassd", ""].map(str::to_owned))];
+    let mut rows = vec![row(
+        "scenario",
+        ["goal", "the floor", "fdpassd", ""].map(str::to_owned),
+    )];
     for goal in &GOALS {
         let wanted = match goal.against {
             Some(against) => format!("at most {:.2} x {}", goal.most, against.title()),
@@ -144,7 +207,10 @@ fn goals(figures: &Figures) -> Vec<Vec<String>> {
             Some(_) => "MISSED",
         };
         let floor = figures.reached(goal, Server::Floor);
-        rows.push(row(goal.scenario.title(), [wanted, shown(floor), shown(reached), verdict.to_owned()]));
+        rows.push(row(
+            goal.scenario.title(),
+            [wanted, shown(floor), shown(reached), verdict.to_owned()],
+        ));
     }
     rows
 }
@@ -156,7 +222,12 @@ fn row(first: &str, rest: impl IntoIterator<Item = String>) -> Vec<String> {
 /// The first row is the head.
 fn write_grid(out: &mut impl Write, rows: &[Vec<String>]) -> io::Result<()> {
     let columns = rows.first().map_or(0, Vec::len);
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter()
+            .map(|row| row[column].chars().count())
+            .max()
+            .unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     for (number, row) in rows.iter().enumerate() {
         for (cell, &width) in row.iter().zip(&widths) {

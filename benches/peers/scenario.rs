@@ -34,8 +34,14 @@ pub(crate) enum Scenario {
 
 impl Scenario {
     /// All that measure CPU time, in the order of the table.
-    pub(crate) const TIMED: [Scenario; 6] =
-        [Scenario::One, Scenario::Ten, Scenario::Ping, Scenario::Deep, Scenario::Kilo, Scenario::Large];
+    pub(crate) const TIMED: [Scenario; 6] = [
+        Scenario::One,
+        Scenario::Ten,
+        Scenario::Ping,
+        Scenario::Deep,
+        Scenario::Kilo,
+        Scenario::Large,
+    ];
 
     pub(crate) fn title(self) -> &'static str {
         match self {
@@ -74,20 +80,38 @@ impl Scenario {
 
     pub(crate) fn plan(self, running: &Running) -> Plan {
         let (depth, per_connection, payload) = self.shape();
-        let connections = running.server.most_connections().map_or(CONNECTIONS, |most| most.min(CONNECTIONS));
-        Plan { connections, depth, per_connection, payload, ..running.plan() }
+        let connections = running
+            .server
+            .most_connections()
+            .map_or(CONNECTIONS, |most| most.min(CONNECTIONS));
+        Plan {
+            connections,
+            depth,
+            per_connection,
+            payload,
+            ..running.plan()
+        }
     }
 
     /// Warm-up, then a measured window: the server's CPU time in microseconds for each client
     /// (short connections, their setting up and closing included) or each request (long ones).
-    pub(crate) fn measure(self, running: &Running, warm_up: Duration, window: Duration) -> Result<f64> {
+    pub(crate) fn measure(
+        self,
+        running: &Running,
+        warm_up: Duration,
+        window: Duration,
+    ) -> Result<f64> {
         let plan = self.plan(running);
         let mut load = Load::new(plan)?;
         faultless(load.run(Pace::Time(warm_up))?)?;
         let before = Reading::at_rest(running.pid())?;
         let report = faultless(load.run(Pace::Time(window))?)?;
         let spent = Reading::at_rest(running.pid())?.since(&before)?;
-        let units = if plan.per_connection.is_some() { report.connections } else { report.requests };
+        let units = if plan.per_connection.is_some() {
+            report.connections
+        } else {
+            report.requests
+        };
         if units == 0 {
             return Err("no request was answered in the whole window".into());
         }
@@ -113,11 +137,39 @@ pub(crate) struct Goal {
 
 /// The goals, in the order of the table.
 pub(crate) const GOALS: [Goal; 7] = [
-    Goal { scenario: Scenario::One, most: 1.4, against: Some(Server::Reuseport) },
-    Goal { scenario: Scenario::One, most: 0.2, against: Some(Server::Node) },
-    Goal { scenario: Scenario::Ping, most: 1.10, against: Some(Server::Echo) },
-    Goal { scenario: Scenario::Deep, most: 1.6, against: Some(Server::Echo) },
-    Goal { scenario: Scenario::Kilo, most: 1.4, against: Some(Server::Echo) },
-    Goal { scenario: Scenario::Large, most: 1.0, against: Some(Server::Tokio) },
-    Goal { scenario: Scenario::Idle, most: 256.0, against: None },
+    Goal {
+        scenario: Scenario::One,
+        most: 1.4,
+        against: Some(Server::Reuseport),
+    },
+    Goal {
+        scenario: Scenario::One,
+        most: 0.2,
+        against: Some(Server::Node),
+    },
+    Goal {
+        scenario: Scenario::Ping,
+        most: 1.10,
+        against: Some(Server::Echo),
+    },
+    Goal {
+        scenario: Scenario::Deep,
+        most: 1.6,
+        against: Some(Server::Echo),
+    },
+    Goal {
+        scenario: Scenario::Kilo,
+        most: 1.4,
+        against: Some(Server::Echo),
+    },
+    Goal {
+        scenario: Scenario::Large,
+        most: 1.0,
+        against: Some(Server::Tokio),
+    },
+    Goal {
+        scenario: Scenario::Idle,
+        most: 256.0,
+        against: None,
+    },
 ];

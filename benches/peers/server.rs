@@ -40,15 +40,23 @@ pub(crate) struct Running {
 impl Running {
     /// Starts it on a free port and waits until it has answered one request.
     pub(crate) fn start(server: Server, recipe: &Recipe) -> Result<Self> {
-        let directory =
-            tempfile::Builder::new().prefix("fdpassd-bench-").tempdir().context("no temporary directory")?;
+        let directory = tempfile::Builder::new()
+            .prefix("fdpassd-bench-")
+            .tempdir()
+            .context("no temporary directory")?;
         let address = free_address()?;
         if server == Server::Fdpassd {
-            let text = fdpassd_config(address.port(), &directory.path().join("control.sock")) + recipe.config();
-            fs::write(directory.path().join("fdpassd.toml"), text).context("cannot write fdpassd.toml")?;
+            let text = fdpassd_config(address.port(), &directory.path().join("control.sock"))
+                + recipe.config();
+            fs::write(directory.path().join("fdpassd.toml"), text)
+                .context("cannot write fdpassd.toml")?;
         }
         let log = File::create(directory.path().join("log")).context("cannot write a log")?;
-        let output = if server.chatters() { Stdio::null() } else { log.try_clone().context("a log")?.into() };
+        let output = if server.chatters() {
+            Stdio::null()
+        } else {
+            log.try_clone().context("a log")?.into()
+        };
         let child = launch::program(recipe.program(), &recipe.arguments(address.port()))?
             .current_dir(directory.path())
             .process_group(0)
@@ -57,7 +65,13 @@ impl Running {
             .stderr(log)
             .spawn()
             .context(format!("cannot start {}", server.title()))?;
-        let mut running = Running { server, address, child, reaped: false, directory };
+        let mut running = Running {
+            server,
+            address,
+            child,
+            reaped: false,
+            directory,
+        };
         running.wait_until_it_answers()?;
         Ok(running)
     }
@@ -88,7 +102,9 @@ impl Running {
                 return Err(format!("it ended at once: {status}{}", self.last_words()).into());
             }
             if Instant::now() > deadline {
-                return Err(format!("it does not listen after {START:?}{}", self.last_words()).into());
+                return Err(
+                    format!("it does not listen after {START:?}{}", self.last_words()).into(),
+                );
             }
             std::thread::sleep(LOOK);
         }
@@ -111,7 +127,10 @@ impl Running {
     /// Whether its first process has ended. It is not reaped, so its pid and its group stay its own.
     fn has_ended(&self) -> bool {
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        !matches!(waitid(Id::Pid(self.pid()), flags), Ok(WaitStatus::StillAlive))
+        !matches!(
+            waitid(Id::Pid(self.pid()), flags),
+            Ok(WaitStatus::StillAlive)
+        )
     }
 
     /// Ends it as an operator would, and says so if it did not end well.

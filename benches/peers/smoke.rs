@@ -16,12 +16,17 @@ const MOMENT: Duration = Duration::from_millis(20);
 pub(crate) fn test() -> Result<()> {
     launch::adopt_orphans()?;
     memory::raise_descriptor_limit()?;
-    let places = Places { fdpassd: env!("CARGO_BIN_EXE_fdpassd").into(), peers: None };
+    let places = Places {
+        fdpassd: env!("CARGO_BIN_EXE_fdpassd").into(),
+        peers: None,
+    };
     for server in [Server::Echo, Server::Reuseport, Server::Floor] {
         let recipe = server.prepare(&places)?;
         let running = Running::start(server, &recipe)?;
         for scenario in Scenario::TIMED {
-            scenario.measure(&running, MOMENT, MOMENT).context(scenario.title())?;
+            scenario
+                .measure(&running, MOMENT, MOMENT)
+                .context(scenario.title())?;
         }
         open_loop(&running)?;
         counted(&running)?;
@@ -36,8 +41,16 @@ pub(crate) fn test() -> Result<()> {
 
 fn open_loop(running: &Running) -> Result<()> {
     for per_connection in [None, Some(3)] {
-        let plan = Plan { connections: 4, depth: 2, per_connection, ..running.plan() };
-        let report = Load::new(plan)?.run(Pace::Rate { per_second: 2000.0, time: 5 * MOMENT })?;
+        let plan = Plan {
+            connections: 4,
+            depth: 2,
+            per_connection,
+            ..running.plan()
+        };
+        let report = Load::new(plan)?.run(Pace::Rate {
+            per_second: 2000.0,
+            time: 5 * MOMENT,
+        })?;
         expect(report.requests, 200, "requests of the open loop")?;
         expect(report.errors, 0, "errors of the open loop")?;
     }
@@ -46,7 +59,12 @@ fn open_loop(running: &Running) -> Result<()> {
 
 /// 101 requests, seven to a connection: fourteen full connections and one of three, at least.
 fn counted(running: &Running) -> Result<()> {
-    let plan = Plan { connections: 4, per_connection: Some(7), payload: Payload::Kilo, ..running.plan() };
+    let plan = Plan {
+        connections: 4,
+        per_connection: Some(7),
+        payload: Payload::Kilo,
+        ..running.plan()
+    };
     let report = Load::new(plan)?.run(Pace::Requests(101))?;
     expect(report.requests, 101, "requests counted")?;
     expect(report.connections, 15, "connections counted")?;
@@ -56,7 +74,11 @@ fn counted(running: &Running) -> Result<()> {
 /// An echo is no pong.
 fn wrong_replies_are_found(running: &Running) -> Result<()> {
     for check in [Check::Bytes, Check::Value] {
-        let report = Load::new(Plan { check, ..running.plan() })?.run(Pace::Requests(10))?;
+        let report = Load::new(Plan {
+            check,
+            ..running.plan()
+        })?
+        .run(Pace::Requests(10))?;
         expect(report.requests, 0, "echoes taken for replies")?;
         expect(report.errors, 10, "wrong replies found")?;
     }
@@ -64,5 +86,9 @@ fn wrong_replies_are_found(running: &Running) -> Result<()> {
 }
 
 fn expect(found: u64, wanted: u64, what: &str) -> Result<()> {
-    if found == wanted { Ok(()) } else { Err(format!("{what}: {found}, not {wanted}").into()) }
+    if found == wanted {
+        Ok(())
+    } else {
+        Err(format!("{what}: {found}, not {wanted}").into())
+    }
 }

@@ -32,10 +32,20 @@ pub(crate) struct Latency {
 }
 
 /// The same clients, without that one and then with it.
-pub(crate) fn measure(running: &Running, warm_up: Duration, window: Duration) -> Result<[Latency; 2]> {
-    let mut load = Load::new(Plan { connections: CLIENTS, ..running.plan() })?;
+pub(crate) fn measure(
+    running: &Running,
+    warm_up: Duration,
+    window: Duration,
+) -> Result<[Latency; 2]> {
+    let mut load = Load::new(Plan {
+        connections: CLIENTS,
+        ..running.plan()
+    })?;
     faultless(load.run(Pace::Time(warm_up))?)?;
-    let pace = Pace::Rate { per_second: RATE, time: window };
+    let pace = Pace::Rate {
+        per_second: RATE,
+        time: window,
+    };
     let calm = faultless(load.run(pace)?)?;
     let mut caller = Caller::connect(running.address)?;
     let params = caller.calibrate(running.server)?;
@@ -43,7 +53,9 @@ pub(crate) fn measure(running: &Running, warm_up: Duration, window: Duration) ->
     let (stalled, called) = thread::scope(|threads| {
         let calling = threads.spawn(|| -> std::result::Result<(), String> {
             while !is_over.load(Ordering::Relaxed) {
-                caller.call(params).map_err(|why| format!("the caller: {why}"))?;
+                caller
+                    .call(params)
+                    .map_err(|why| format!("the caller: {why}"))?;
             }
             Ok(())
         });
@@ -57,7 +69,10 @@ pub(crate) fn measure(running: &Running, warm_up: Duration, window: Duration) ->
 
 fn latency(report: &Report) -> Latency {
     let micros = |latency: Duration| latency.as_secs_f64() * 1e6;
-    Latency { p99: micros(report.latency.quantile(0.99)), slowest: micros(report.latency.max()) }
+    Latency {
+        p99: micros(report.latency.quantile(0.99)),
+        slowest: micros(report.latency.max()),
+    }
 }
 
 /// The client that blocks its worker.
@@ -66,7 +81,9 @@ struct Caller(TcpStream);
 impl Caller {
     fn connect(to: SocketAddrV4) -> Result<Caller> {
         let stream = TcpStream::connect(to).context("cannot connect")?;
-        stream.set_read_timeout(Some(PATIENCE)).context("cannot set a timeout")?;
+        stream
+            .set_read_timeout(Some(PATIENCE))
+            .context("cannot set a timeout")?;
         Ok(Caller(stream))
     }
 

@@ -67,7 +67,8 @@ impl Options {
     }
 
     fn window(&self) -> Duration {
-        self.window.unwrap_or(Duration::from_millis(if self.quick { 100 } else { 250 }))
+        self.window
+            .unwrap_or(Duration::from_millis(if self.quick { 100 } else { 250 }))
     }
 
     fn wants(&self, scenario: Scenario) -> bool {
@@ -75,19 +76,31 @@ impl Options {
     }
 
     fn timed(&self) -> Vec<Scenario> {
-        Scenario::TIMED.into_iter().filter(|scenario| self.wants(*scenario)).collect()
+        Scenario::TIMED
+            .into_iter()
+            .filter(|scenario| self.wants(*scenario))
+            .collect()
     }
 
     fn servers(&self) -> Vec<Server> {
         let wanted = |server: &Server| self.servers.is_empty() || self.servers.contains(server);
-        Server::ALL.into_iter().filter(|server| *server == Server::Echo || wanted(server)).collect()
+        Server::ALL
+            .into_iter()
+            .filter(|server| *server == Server::Echo || wanted(server))
+            .collect()
     }
 
     fn places(&self) -> Result<Places> {
         let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/peers");
-        let named = self.peers.clone().or_else(|| std::env::var_os("PEERS").map(PathBuf::from));
+        let named = self
+            .peers
+            .clone()
+            .or_else(|| std::env::var_os("PEERS").map(PathBuf::from));
         let peers = named.or_else(|| beside.is_dir().then_some(beside));
-        let fdpassd = self.fdpassd.canonicalize().context(self.fdpassd.display())?;
+        let fdpassd = self
+            .fdpassd
+            .canonicalize()
+            .context(self.fdpassd.display())?;
         Ok(Places { fdpassd, peers })
     }
 }
@@ -122,7 +135,11 @@ pub(crate) fn command(options: &Options) -> Result<()> {
 
 /// All servers run at once and are measured in turns, so that what changes on the machine meanwhile
 /// changes for all.
-fn measure_times(options: &Options, recipes: &mut Vec<(Server, Recipe)>, figures: &mut Figures) -> Result<()> {
+fn measure_times(
+    options: &Options,
+    recipes: &mut Vec<(Server, Recipe)>,
+    figures: &mut Figures,
+) -> Result<()> {
     let scenarios = options.timed();
     if scenarios.is_empty() {
         return Ok(());
@@ -138,7 +155,10 @@ fn measure_times(options: &Options, recipes: &mut Vec<(Server, Recipe)>, figures
             false
         }
     });
-    if running.first().is_none_or(|first| first.server != Server::Echo) {
+    if running
+        .first()
+        .is_none_or(|first| first.server != Server::Echo)
+    {
         return Err("the raw echo does not run, and everything is compared with it".into());
     }
     let mut failed = BTreeSet::new();
@@ -151,7 +171,11 @@ fn measure_times(options: &Options, recipes: &mut Vec<(Server, Recipe)>, figures
                     continue;
                 }
                 let long = round == 0 && server.server.compiles_as_it_runs();
-                let warm_up = if long { COMPILING } else { options.window() / 4 };
+                let warm_up = if long {
+                    COMPILING
+                } else {
+                    options.window() / 4
+                };
                 let measured = scenario.measure(server, warm_up, options.window());
                 interrupt::check()?;
                 match measured {
@@ -173,7 +197,12 @@ fn measure_times(options: &Options, recipes: &mut Vec<(Server, Recipe)>, figures
     Ok(())
 }
 
-fn measure_memory(options: &Options, recipes: &[(Server, Recipe)], clients: u64, figures: &mut Figures) -> Result<()> {
+fn measure_memory(
+    options: &Options,
+    recipes: &[(Server, Recipe)],
+    clients: u64,
+    figures: &mut Figures,
+) -> Result<()> {
     let clients = usize::try_from(clients).context("too many clients")?;
     progress(&format!("memory with {clients} idle clients"))?;
     for (server, recipe) in recipes {
@@ -199,8 +228,14 @@ fn measure_memory(options: &Options, recipes: &[(Server, Recipe)], clients: u64,
 }
 
 /// On all CPUs: on one, a call that computes would hinder the others by that alone.
-fn measure_stalls(options: &Options, recipes: &[(Server, Recipe)], figures: &mut Figures) -> Result<()> {
-    let recipes = recipes.iter().filter(|(server, _)| Scenario::Stall.suits(*server));
+fn measure_stalls(
+    options: &Options,
+    recipes: &[(Server, Recipe)],
+    figures: &mut Figures,
+) -> Result<()> {
+    let recipes = recipes
+        .iter()
+        .filter(|(server, _)| Scenario::Stall.suits(*server));
     let mut running = Vec::new();
     for (server, recipe) in recipes {
         match Running::start(*server, &recipe.for_stalls(*server)) {
@@ -209,9 +244,13 @@ fn measure_stalls(options: &Options, recipes: &[(Server, Recipe)], figures: &mut
         }
     }
     for round in 0..=options.rounds() {
-        progress(&format!("latency beside a blocking call, round {round} of {}", options.rounds()))?;
+        progress(&format!(
+            "latency beside a blocking call, round {round} of {}",
+            options.rounds()
+        ))?;
         for server in &running {
-            let measured = stall::measure(server, options.window(), STALL_WINDOWS * options.window());
+            let measured =
+                stall::measure(server, options.window(), STALL_WINDOWS * options.window());
             interrupt::check()?;
             match measured {
                 Ok(_) if round == 0 => {}

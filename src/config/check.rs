@@ -37,36 +37,61 @@ pub(super) fn check_next(current: &Config, next: &Config) -> Result<(), Fault> {
         Some(path) => path.display().to_string(),
         None => "at its default place".to_owned(),
     };
-    let message =
-        format!("control.socket cannot be changed by a reload; it stays {place} until the daemon is restarted");
+    let message = format!(
+        "control.socket cannot be changed by a reload; it stays {place} until the daemon is restarted"
+    );
     fault(message, ["control.socket"])
 }
 
 fn check_listeners(listeners: &[Listen]) -> Result<(), Fault> {
     if listeners.is_empty() {
-        return fault("there must be at least one address to listen on".to_owned(), ["listen"]);
+        return fault(
+            "there must be at least one address to listen on".to_owned(),
+            ["listen"],
+        );
     }
     if listeners.len() > MAX_LISTENERS {
-        let message = format!("at most {MAX_LISTENERS} addresses can be listened on, these are {}", listeners.len());
+        let message = format!(
+            "at most {MAX_LISTENERS} addresses can be listened on, these are {}",
+            listeners.len()
+        );
         return fault(message, [format!("listen.{MAX_LISTENERS}")]);
     }
-    for (index, Listen { source, access, freebind, .. }) in listeners.iter().enumerate() {
+    for (
+        index,
+        Listen {
+            source,
+            access,
+            freebind,
+            ..
+        },
+    ) in listeners.iter().enumerate()
+    {
         if *freebind && !matches!(source, Source::Bound(Address::Tcp(_))) {
-            let message = format!("freebind is for TCP addresses that the daemon binds, {source} is none");
+            let message =
+                format!("freebind is for TCP addresses that the daemon binds, {source} is none");
             return fault(message, [format!("listen.{index}.freebind")]);
         }
         let has_no_access = match source {
             Source::Bound(Address::Unix(_)) => None,
             Source::Bound(Address::Tcp(_)) => Some("is a TCP address"),
-            Source::Handed(_) => Some("is made by systemd (SocketMode=, SocketUser=, SocketGroup=)"),
+            Source::Handed(_) => {
+                Some("is made by systemd (SocketMode=, SocketUser=, SocketGroup=)")
+            }
         };
         if let Some(why) = has_no_access.filter(|_| access.is_some()) {
             let message = format!("mode, owner and group are for Unix sockets, {source} {why}");
-            return fault(message, ["mode", "owner", "group"].map(|key| format!("listen.{index}.{key}")));
+            return fault(
+                message,
+                ["mode", "owner", "group"].map(|key| format!("listen.{index}.{key}")),
+            );
         }
         if is_among(source, &listeners[..index]) {
             let places = [format!("listen.{index}.address"), format!("listen.{index}")];
-            return fault(format!("{source} is already listened on by an earlier entry"), places);
+            return fault(
+                format!("{source} is already listened on by an earlier entry"),
+                places,
+            );
         }
     }
     Ok(())
@@ -80,7 +105,9 @@ fn is_among(source: &Source, listeners: &[Listen]) -> bool {
 
 /// From 2^24 bytes on, the big-endian prefix 00 00 00 01 is within the limit as a little-endian one too.
 fn check_orders(listeners: &[Listen], limits: &Limits) -> Result<(), Fault> {
-    let automatic = listeners.iter().position(|listen| listen.byte_order == OrderRule::Auto);
+    let automatic = listeners
+        .iter()
+        .position(|listen| listen.byte_order == OrderRule::Auto);
     match automatic {
         Some(index) if limits.max_frame >= 1 << 24 => {
             let message = "byte-order \"auto\" needs a max-frame below 16MiB: with longer frames, \
@@ -96,33 +123,52 @@ fn check_buffers(limits: &Limits) -> Result<(), Fault> {
     if limits.buffers.is_none_or(|buffers| buffers >= least) {
         return Ok(());
     }
-    let message =
-        format!("buffers must be at least 4 times max-frame ({}), so that one client can never fill them", size(least));
+    let message = format!(
+        "buffers must be at least 4 times max-frame ({}), so that one client can never fill them",
+        size(least)
+    );
     fault(message, ["limits.buffers", "limits.max-frame"])
 }
 
 fn check_control(config: &Config) -> Result<(), Fault> {
-    let Some(socket) = &config.control.socket else { return Ok(()) };
+    let Some(socket) = &config.control.socket else {
+        return Ok(());
+    };
     let source = Source::Bound(Address::Unix(socket.clone()));
     if is_among(&source, &config.listen) {
-        return fault(format!("{source} is already listened on for clients"), ["control.socket"]);
+        return fault(
+            format!("{source} is already listened on for clients"),
+            ["control.socket"],
+        );
     }
     Ok(())
 }
 
-fn check_metrics(Config { listen: listeners, control, metrics, .. }: &Config) -> Result<(), Fault> {
+fn check_metrics(
+    Config {
+        listen: listeners,
+        control,
+        metrics,
+        ..
+    }: &Config,
+) -> Result<(), Fault> {
     let Metrics { listen, hosts } = metrics;
     if hosts.len() > MAX_HOSTS {
-        let message = format!("there can be at most {MAX_HOSTS} names, these are {}", hosts.len());
+        let message = format!(
+            "there can be at most {MAX_HOSTS} names, these are {}",
+            hosts.len()
+        );
         return fault(message, [format!("metrics.hosts.{MAX_HOSTS}")]);
     }
     match listen {
-        Some(address) if is_among(&Source::Bound(address.clone()), listeners) => {
-            fault(format!("{address} is already listened on for clients"), ["metrics.listen"])
-        }
-        Some(Address::Unix(path)) if Some(path) == control.socket.as_ref() => {
-            fault(format!("unix:{} is the control socket", path.display()), ["metrics.listen"])
-        }
+        Some(address) if is_among(&Source::Bound(address.clone()), listeners) => fault(
+            format!("{address} is already listened on for clients"),
+            ["metrics.listen"],
+        ),
+        Some(Address::Unix(path)) if Some(path) == control.socket.as_ref() => fault(
+            format!("unix:{} is the control socket", path.display()),
+            ["metrics.listen"],
+        ),
         _ => Ok(()),
     }
 }
@@ -133,16 +179,26 @@ fn check_log(log: &Log) -> Result<(), Fault> {
         return fault(message.to_owned(), ["log.format"]);
     }
     match (log.target, &log.file) {
-        (LogTarget::File, None) => fault("target \"file\" needs the key `file`".to_owned(), ["log.target"]),
-        (LogTarget::Auto | LogTarget::Stderr | LogTarget::Syslog, Some(_)) => {
-            fault("`file` is only for target \"file\"".to_owned(), ["log.file"])
-        }
+        (LogTarget::File, None) => fault(
+            "target \"file\" needs the key `file`".to_owned(),
+            ["log.target"],
+        ),
+        (LogTarget::Auto | LogTarget::Stderr | LogTarget::Syslog, Some(_)) => fault(
+            "`file` is only for target \"file\"".to_owned(),
+            ["log.file"],
+        ),
         (LogTarget::File, Some(_)) | (_, None) => Ok(()),
     }
 }
 
-fn fault<T: Into<String>>(message: String, places: impl IntoIterator<Item = T>) -> Result<(), Fault> {
-    Err(Fault { message, places: places.into_iter().map(T::into).collect() })
+fn fault<T: Into<String>>(
+    message: String,
+    places: impl IntoIterator<Item = T>,
+) -> Result<(), Fault> {
+    Err(Fault {
+        message,
+        places: places.into_iter().map(T::into).collect(),
+    })
 }
 
 /// Finds a place in `text`: a key with its value, or an element of an array.
@@ -160,7 +216,10 @@ pub(super) fn locate_first(text: &str, again: Range<usize>) -> Option<Range<usiz
     let mut found = Vec::new();
     keys_named(document.get_ref(), name, &mut found);
     // Of those in other sections, the nearest one is in the same.
-    let first = found.into_iter().filter(|span| span.end <= again.start).max_by_key(|span| span.start);
+    let first = found
+        .into_iter()
+        .filter(|span| span.end <= again.start)
+        .max_by_key(|span| span.start);
     first.or_else(|| section_before(text.get(..again.start)?, name))
 }
 
@@ -171,7 +230,10 @@ fn section_before(text: &str, name: &str) -> Option<Range<usize>> {
         let rest = line.trim_start().trim_start_matches('[').trim_start();
         let at = start + line.len() - rest.len();
         start += line.len();
-        let is_it = rest.strip_prefix(name)?.trim_start().starts_with([']', '.', '=']);
+        let is_it = rest
+            .strip_prefix(name)?
+            .trim_start()
+            .starts_with([']', '.', '=']);
         is_it.then(|| at..at + name.len())
     })
 }

@@ -65,7 +65,9 @@ impl Error {
     /// `/etc/fdpassd.toml:3:1: unknown key …`, for where one line is all there is.
     #[must_use]
     pub fn in_one_line(&self) -> String {
-        let Error { origin, message, .. } = self;
+        let Error {
+            origin, message, ..
+        } = self;
         match self.position {
             Some((line, column)) => format!("{origin}:{line}:{column}: {message}"),
             None => format!("{origin}: {message}"),
@@ -78,7 +80,13 @@ impl Error {
     pub(super) fn of_file(origin: &str, message: &str) -> Error {
         let title = Level::ERROR.primary_title(message);
         let display = Renderer::plain().render(&[title.element(Origin::path(origin))]);
-        Error { origin: origin.to_owned(), message: message.to_owned(), help: None, position: None, display }
+        Error {
+            origin: origin.to_owned(),
+            message: message.to_owned(),
+            help: None,
+            position: None,
+            display,
+        }
     }
 
     /// A byte at which the file stops being text.
@@ -94,7 +102,9 @@ impl Error {
     pub(super) fn of_toml(source: &Text, error: &toml::de::Error) -> Error {
         let Text { origin, text } = source;
         let message = reword(error.message());
-        let Some(span) = error.span() else { return Error::of_file(origin, &message) };
+        let Some(span) = error.span() else {
+            return Error::of_file(origin, &message);
+        };
         match check::locate_first(text, span.clone()).filter(|_| message == "duplicate key") {
             Some(first) => Error::twice(&text[span.clone()], (source, first), (source, span)),
             None => Error::at(origin, text, span, &message, advice(&message)),
@@ -104,8 +114,13 @@ impl Error {
     /// What [`super::check`] found.
     pub(super) fn of_fault(texts: &[Text], fault: &Fault) -> Error {
         match files::locate(texts, fault) {
-            Some((source, span)) => Error::at(&source.origin, &source.text, span, &fault.message, None),
-            None => Error::of_file(texts.first().map_or("the default", |source| &source.origin), &fault.message),
+            Some((source, span)) => {
+                Error::at(&source.origin, &source.text, span, &fault.message, None)
+            }
+            None => Error::of_file(
+                texts.first().map_or("the default", |source| &source.origin),
+                &fault.message,
+            ),
         }
     }
 
@@ -115,34 +130,67 @@ impl Error {
         Error::twice(key, (first, place(first)), (again, place(again)))
     }
 
-    fn twice(key: &str, (first, first_span): (&Text, Range<usize>), (again, span): (&Text, Range<usize>)) -> Error {
+    fn twice(
+        key: &str,
+        (first, first_span): (&Text, Range<usize>),
+        (again, span): (&Text, Range<usize>),
+    ) -> Error {
         let (first_text, first_span) = visible(&first.text, first_span);
         let (text, span) = visible(&again.text, span);
-        let [there, position] =
-            [(first_text, &first_span), (text, &span)].map(|(text, span)| position(text, span.start));
-        let message = format!("`{key}` is given twice, the first time at {}:{}:{}", first.origin, there.0, there.1);
+        let [there, position] = [(first_text, &first_span), (text, &span)]
+            .map(|(text, span)| position(text, span.start));
+        let message = format!(
+            "`{key}` is given twice, the first time at {}:{}:{}",
+            first.origin, there.0, there.1
+        );
         let (before, after) = (
-            AnnotationKind::Context.span(first_span).label("given here first"),
+            AnnotationKind::Context
+                .span(first_span)
+                .label("given here first"),
             AnnotationKind::Primary.span(span).label("and again here"),
         );
         let snippet = Snippet::source(text).path(&again.origin).annotation(after);
         let title = Level::ERROR.primary_title(format!("`{key}` is given twice"));
         let report = match first.origin == again.origin {
             true => title.element(snippet.annotation(before)),
-            false => title.element(snippet).element(Snippet::source(first_text).path(&first.origin).annotation(before)),
+            false => title.element(snippet).element(
+                Snippet::source(first_text)
+                    .path(&first.origin)
+                    .annotation(before),
+            ),
         };
         let display = Renderer::plain().render(&[report]);
-        Error { origin: again.origin.clone(), message, help: None, position: Some(position), display }
+        Error {
+            origin: again.origin.clone(),
+            message,
+            help: None,
+            position: Some(position),
+            display,
+        }
     }
 
-    fn at(origin: &str, text: &str, span: Range<usize>, message: &str, help: Option<String>) -> Error {
+    fn at(
+        origin: &str,
+        text: &str,
+        span: Range<usize>,
+        message: &str,
+        help: Option<String>,
+    ) -> Error {
         let (text, span) = visible(text, span);
         let position = position(text, span.start);
-        let source = Snippet::source(text).path(origin).annotation(AnnotationKind::Primary.span(span));
+        let source = Snippet::source(text)
+            .path(origin)
+            .annotation(AnnotationKind::Primary.span(span));
         let report = Level::ERROR.primary_title(message).element(source);
         let report = report.elements(help.as_deref().map(|help| Level::HELP.message(help)));
         let display = Renderer::plain().render(&[report]);
-        Error { origin: origin.to_owned(), message: message.to_owned(), help, position: Some(position), display }
+        Error {
+            origin: origin.to_owned(),
+            message: message.to_owned(),
+            help,
+            position: Some(position),
+            display,
+        }
     }
 }
 
@@ -166,7 +214,9 @@ impl std::error::Error for Error {}
 fn visible(text: &str, span: Range<usize>) -> (&str, Range<usize>) {
     let shown = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mark = text.len() - shown.len();
-    let last_line = shown.strip_suffix('\n').map_or(shown, |lines| lines.strip_suffix('\r').unwrap_or(lines));
+    let last_line = shown
+        .strip_suffix('\n')
+        .map_or(shown, |lines| lines.strip_suffix('\r').unwrap_or(lines));
     let start = boundary(shown, span.start.saturating_sub(mark)).min(last_line.len());
     let end = boundary(shown, span.end.saturating_sub(mark)).max(start);
     let first_line = shown[start..end].lines().next().map_or(0, str::len);
@@ -175,7 +225,10 @@ fn visible(text: &str, span: Range<usize>) -> (&str, Range<usize>) {
 
 /// The nearest beginning of a character: text is sliced here by what another crate says.
 fn boundary(text: &str, offset: usize) -> usize {
-    (0..=offset.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or_default()
+    (0..=offset.min(text.len()))
+        .rev()
+        .find(|&at| text.is_char_boundary(at))
+        .unwrap_or_default()
 }
 
 /// serde speaks of Rust's types, the operator writes TOML.
@@ -187,16 +240,25 @@ fn reword(message: &str) -> String {
         ("invalid type: sequence", "invalid type: array"),
         ("invalid type: map", "invalid type: table"),
     ];
-    let reworded = words.iter().find_map(|(theirs, ours)| Some(format!("{ours}{}", message.strip_prefix(theirs)?)));
+    let reworded = words
+        .iter()
+        .find_map(|(theirs, ours)| Some(format!("{ours}{}", message.strip_prefix(theirs)?)));
     let message = reworded.unwrap_or_else(|| message.to_owned());
-    message.strip_suffix("a sequence").map(|rest| format!("{rest}an array")).unwrap_or(message)
+    message
+        .strip_suffix("a sequence")
+        .map(|rest| format!("{rest}an array"))
+        .unwrap_or(message)
 }
 
 fn advice(message: &str) -> Option<String> {
     if message.starts_with("unexpected leading zero") {
         return Some("a mode is written in quotes, such as \"0660\"".to_owned());
     }
-    if message.starts_with("unknown") { did_you_mean(message) } else { None }
+    if message.starts_with("unknown") {
+        did_you_mean(message)
+    } else {
+        None
+    }
 }
 
 /// serde tells the names that it knows only in its sentence: "unknown key `x`, expected one of `y`, `z`".

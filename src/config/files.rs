@@ -40,14 +40,21 @@ pub(super) struct Text {
 /// When there is a directory of such files that cannot be listed, or more than [`MAX_DROP_INS`] are in it.
 pub(super) fn list(file: Option<&Path>, standard: &Path) -> Result<Vec<PathBuf>, Error> {
     let base = file.unwrap_or(standard);
-    let mut files: Vec<PathBuf> =
-        Some(base).filter(|base| file.is_some() || base.exists()).map(PathBuf::from).into_iter().collect();
+    let mut files: Vec<PathBuf> = Some(base)
+        .filter(|base| file.is_some() || base.exists())
+        .map(PathBuf::from)
+        .into_iter()
+        .collect();
     if is_standard(base, standard) {
         let directory = base.with_extension("d");
         let fail = |why: &str| Error::of_file(&directory.display().to_string(), why);
-        let found = drop_ins(&directory).map_err(|error| fail(&format!("cannot list the directory: {error}")))?;
+        let found = drop_ins(&directory)
+            .map_err(|error| fail(&format!("cannot list the directory: {error}")))?;
         if found.len() > MAX_DROP_INS {
-            return Err(fail(&format!("at most {MAX_DROP_INS} files are read, these are {}", found.len())));
+            return Err(fail(&format!(
+                "at most {MAX_DROP_INS} files are read, these are {}",
+                found.len()
+            )));
         }
         files.extend(found);
     }
@@ -56,8 +63,10 @@ pub(super) fn list(file: Option<&Path>, standard: &Path) -> Result<Vec<PathBuf>,
 
 /// Whether that is the file of the daemon, or that of an instance of its unit: directly in the directory of its name.
 fn is_standard(file: &Path, standard: &Path) -> bool {
-    let is_instance =
-        || file.parent() == Some(&standard.with_extension("")) && file.extension() == Some(OsStr::new("toml"));
+    let is_instance = || {
+        file.parent() == Some(&standard.with_extension(""))
+            && file.extension() == Some(OsStr::new("toml"))
+    };
     file == standard || is_instance()
 }
 
@@ -67,14 +76,19 @@ fn drop_ins(directory: &Path) -> io::Result<Vec<PathBuf>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
     };
-    let mut names = entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<Vec<_>>>()?;
+    let mut names = entries
+        .map(|entry| entry.map(|entry| entry.file_name()))
+        .collect::<io::Result<Vec<_>>>()?;
     names.retain(|name| name.as_bytes().ends_with(b".toml") && !name.as_bytes().starts_with(b"."));
     names.sort();
     Ok(names.into_iter().map(|name| directory.join(name)).collect())
 }
 
 /// Parses all of them as one configuration, and checks that.
-pub(super) fn parse(texts: &[Text], check: impl Fn(&Config) -> Result<(), Fault>) -> Result<Loaded, Error> {
+pub(super) fn parse(
+    texts: &[Text],
+    check: impl Fn(&Config) -> Result<(), Fault>,
+) -> Result<Loaded, Error> {
     let mut keys = BTreeMap::new();
     let mut merged = Table::new();
     let mut config = Config::default();
@@ -86,14 +100,25 @@ pub(super) fn parse(texts: &[Text], check: impl Fn(&Config) -> Result<(), Fault>
                 return Err(Error::given_twice(first, source, &key));
             }
         }
-        merge(&mut merged, toml::from_str(&source.text).map_err(|error| Error::of_toml(source, &error))?);
+        merge(
+            &mut merged,
+            toml::from_str(&source.text).map_err(|error| Error::of_toml(source, &error))?,
+        );
     }
     if texts.len() > 1 {
-        config = Config::deserialize(merged).map_err(|error| Error::of_file(&texts[0].origin, error.message()))?;
+        config = Config::deserialize(merged)
+            .map_err(|error| Error::of_file(&texts[0].origin, error.message()))?;
     }
     check(&config).map_err(|fault| Error::of_fault(texts, &fault))?;
-    let files = texts.iter().map(|text| PathBuf::from(&text.origin)).collect();
-    Ok(Loaded { config, keys: keys.into_keys().collect(), files })
+    let files = texts
+        .iter()
+        .map(|text| PathBuf::from(&text.origin))
+        .collect();
+    Ok(Loaded {
+        config,
+        keys: keys.into_keys().collect(),
+        files,
+    })
 }
 
 /// Adds keys that are not there yet.
@@ -109,12 +134,22 @@ fn merge(merged: &mut Table, more: Table) {
 /// A set of files that leaves out keys of the configuration in force because a file is empty: that is how a file looks to a
 /// reload while it is being written.
 pub(super) fn check_not_emptied(texts: &[Text], keys: &Keys, in_force: &Keys) -> Result<(), Error> {
-    let empty = texts.iter().find(|source| keys.is_empty() || source.text.trim().is_empty());
+    let empty = texts
+        .iter()
+        .find(|source| keys.is_empty() || source.text.trim().is_empty());
     let gone: Vec<&str> = in_force.difference(keys).map(String::as_str).collect();
     match (empty, gone.as_slice()) {
         (Some(source), [first, rest @ ..]) => {
-            let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
-            let what = if source.text.trim().is_empty() { "the file is empty" } else { "the file has no keys" };
+            let more = if rest.is_empty() {
+                String::new()
+            } else {
+                format!(" and {} more", rest.len())
+            };
+            let what = if source.text.trim().is_empty() {
+                "the file is empty"
+            } else {
+                "the file has no keys"
+            };
             let message = format!(
                 "{what}, as while it is being written; the configuration in force has {first}{more} from a file; \
                  \"reload --force\" takes the file as it is"
@@ -126,11 +161,15 @@ pub(super) fn check_not_emptied(texts: &[Text], keys: &Keys, in_force: &Keys) ->
 }
 
 /// Finds the first of a fault's places that one of the files has.
-pub(super) fn locate<'s>(texts: &'s [Text], fault: &Fault) -> Option<(&'s Text, std::ops::Range<usize>)> {
-    fault
-        .places
-        .iter()
-        .find_map(|place| texts.iter().find_map(|source| check::locate(&source.text, place).map(|span| (source, span))))
+pub(super) fn locate<'s>(
+    texts: &'s [Text],
+    fault: &Fault,
+) -> Option<(&'s Text, std::ops::Range<usize>)> {
+    fault.places.iter().find_map(|place| {
+        texts
+            .iter()
+            .find_map(|source| check::locate(&source.text, place).map(|span| (source, span)))
+    })
 }
 
 #[cfg(test)]
@@ -150,7 +189,15 @@ mod tests {
     }
 
     fn names(files: &[PathBuf], directory: &Path) -> Vec<String> {
-        files.iter().map(|file| file.strip_prefix(directory).expect("inside").display().to_string()).collect()
+        files
+            .iter()
+            .map(|file| {
+                file.strip_prefix(directory)
+                    .expect("inside")
+                    .display()
+                    .to_string()
+            })
+            .collect()
     }
 
     #[test]
@@ -169,50 +216,87 @@ mod tests {
         ]);
         let listed = |file: Option<&str>| {
             let file = file.map(|file| directory.path().join(file));
-            names(&list(file.as_deref(), &standard).expect("they can be listed"), directory.path())
+            names(
+                &list(file.as_deref(), &standard).expect("they can be listed"),
+                directory.path(),
+            )
         };
         let all = ["x.toml", "x.d/10-a.toml", "x.d/20-b.toml", "x.d/9.toml"];
         assert_eq!(listed(None), all);
         assert_eq!(listed(Some("x.toml")), all);
-        assert_eq!(listed(Some("x/blue.toml")), ["x/blue.toml", "x/blue.d/a.toml"]);
+        assert_eq!(
+            listed(Some("x/blue.toml")),
+            ["x/blue.toml", "x/blue.d/a.toml"]
+        );
         assert_eq!(listed(Some("other.toml")), ["other.toml"]);
         assert_eq!(listed(Some("missing.toml")), ["missing.toml"]);
         fs::remove_file(&standard).expect("it is ours");
         assert_eq!(listed(None), all[1..]);
         for number in 0..=MAX_DROP_INS {
-            fs::write(directory.path().join(format!("x.d/{number:03}.toml")), "").expect("it is ours");
+            fs::write(directory.path().join(format!("x.d/{number:03}.toml")), "")
+                .expect("it is ours");
         }
         let error = list(None, &standard).expect_err("too many");
-        assert!(error.message().starts_with("at most 64 files are read"), "{error}");
+        assert!(
+            error.message().starts_with("at most 64 files are read"),
+            "{error}"
+        );
     }
 
     #[test]
     fn keys_of_several_files_make_one_configuration() {
         let (directory, standard) = set(&[
-            ("x.toml", "listen = [\"127.0.0.1:1\"]\n[workers]\ncount = 3\n"),
-            ("x.d/a.toml", "workers.dispatch = \"round-robin\"\n[limits]\nmax-frame = \"64KiB\"\n"),
+            (
+                "x.toml",
+                "listen = [\"127.0.0.1:1\"]\n[workers]\ncount = 3\n",
+            ),
+            (
+                "x.d/a.toml",
+                "workers.dispatch = \"round-robin\"\n[limits]\nmax-frame = \"64KiB\"\n",
+            ),
             ("x.d/b.toml", "limits = { buffers = \"1MiB\" }\n"),
         ]);
         let whole = "listen = [\"127.0.0.1:1\"]\nworkers = { count = 3, dispatch = \"round-robin\" }\n\
                      limits = { max-frame = \"64KiB\", buffers = \"1MiB\" }";
         let loaded = Config::load(None, &standard).expect("it is good");
-        assert_eq!(loaded.config, Config::parse(whole, "test").expect("it is good"));
+        assert_eq!(
+            loaded.config,
+            Config::parse(whole, "test").expect("it is good")
+        );
         assert_eq!(loaded.keys, keys_of(whole));
         drop(directory);
-        assert_eq!(Config::load(None, &standard).expect("there is none"), Loaded::default());
+        assert_eq!(
+            Config::load(None, &standard).expect("there is none"),
+            Loaded::default()
+        );
     }
 
     #[test]
     fn a_mistake_is_shown_in_the_file_that_has_it() {
         for (text, place, message) in [
             ("[log]\nlevle = 1", "x.d/a.toml:2:1", "unknown key `levle`"),
-            ("limits.buffers = \"64KiB\"", "x.d/a.toml:1:8", "buffers must be at least 4 times max-frame (4MiB)"),
-            ("[log]\nfile = \"/x\"", "x.d/a.toml:2:1", "`file` is only for target"),
+            (
+                "limits.buffers = \"64KiB\"",
+                "x.d/a.toml:1:8",
+                "buffers must be at least 4 times max-frame (4MiB)",
+            ),
+            (
+                "[log]\nfile = \"/x\"",
+                "x.d/a.toml:2:1",
+                "`file` is only for target",
+            ),
         ] {
-            let (_directory, standard) = set(&[("x.toml", "[limits]\nmax-frame = \"1MiB\"\n"), ("x.d/a.toml", text)]);
+            let (_directory, standard) = set(&[
+                ("x.toml", "[limits]\nmax-frame = \"1MiB\"\n"),
+                ("x.d/a.toml", text),
+            ]);
             let error = Config::load(None, &standard).expect_err(text);
             assert!(error.message().contains(message), "{error}");
-            assert!(error.in_one_line().contains(&format!("{place}: ")), "{}", error.in_one_line());
+            assert!(
+                error.in_one_line().contains(&format!("{place}: ")),
+                "{}",
+                error.in_one_line()
+            );
         }
     }
 
@@ -221,49 +305,127 @@ mod tests {
         let (directory, standard) = set(&[
             ("x.toml", "# mine\n[workers]\ncount = 3\n"),
             ("x.d/a.toml", "log.level = \"warn\"\n"),
-            ("x.d/b.toml", "log.format = \"json\"\nworkers = { count = 4 }\n"),
+            (
+                "x.d/b.toml",
+                "log.format = \"json\"\nworkers = { count = 4 }\n",
+            ),
         ]);
         let error = Config::load(None, &standard).expect_err("it is there twice");
         let path = |name: &str| directory.path().join(name).display().to_string();
         let first = format!("{}:3:1", path("x.toml"));
-        assert_eq!(error.message(), format!("`workers.count` is given twice, the first time at {first}"));
-        assert_eq!(error.in_one_line(), format!("{}:2:13: {}", path("x.d/b.toml"), error.message()));
-        for words in [&first, "3 | count = 3", "workers = { count = 4 }", "given here first", "and again here"] {
-            assert!(error.to_string().contains(words), "{words} is not in\n{error}");
+        assert_eq!(
+            error.message(),
+            format!("`workers.count` is given twice, the first time at {first}")
+        );
+        assert_eq!(
+            error.in_one_line(),
+            format!("{}:2:13: {}", path("x.d/b.toml"), error.message())
+        );
+        for words in [
+            &first,
+            "3 | count = 3",
+            "workers = { count = 4 }",
+            "given here first",
+            "and again here",
+        ] {
+            assert!(
+                error.to_string().contains(words),
+                "{words} is not in\n{error}"
+            );
         }
 
         for (text, first, again, name) in [
-            ("[control]\nmode = \"0600\"\n[workers]\ncount = 1\n\ncount = 2\n", "4:1", "6:1", "count"),
-            ("[workers]\ncount = 1\n\n[log]\n[workers]\ndispatch = \"round-robin\"\n", "1:2", "5:2", "workers"),
-            ("listen = [\"[::]:1\"]\nlisten = [\"[::]:2\"]\n", "1:1", "2:1", "listen"),
-            ("# x\nworkers.count = 1\n[log]\n[workers]\ndispatch = \"round-robin\"", "2:1", "4:2", "workers"),
-            ("workers.count = 1\nworkers.count = 1\n", "1:9", "2:9", "count"),
-            ("listen = [{ address = \"[::]:1\", backlog = 1, backlog = 2 }]", "1:33", "1:46", "backlog"),
+            (
+                "[control]\nmode = \"0600\"\n[workers]\ncount = 1\n\ncount = 2\n",
+                "4:1",
+                "6:1",
+                "count",
+            ),
+            (
+                "[workers]\ncount = 1\n\n[log]\n[workers]\ndispatch = \"round-robin\"\n",
+                "1:2",
+                "5:2",
+                "workers",
+            ),
+            (
+                "listen = [\"[::]:1\"]\nlisten = [\"[::]:2\"]\n",
+                "1:1",
+                "2:1",
+                "listen",
+            ),
+            (
+                "# x\nworkers.count = 1\n[log]\n[workers]\ndispatch = \"round-robin\"",
+                "2:1",
+                "4:2",
+                "workers",
+            ),
+            (
+                "workers.count = 1\nworkers.count = 1\n",
+                "1:9",
+                "2:9",
+                "count",
+            ),
+            (
+                "listen = [{ address = \"[::]:1\", backlog = 1, backlog = 2 }]",
+                "1:33",
+                "1:46",
+                "backlog",
+            ),
         ] {
             let error = Config::parse(text, "one.toml").expect_err(text);
             let message = format!("`{name}` is given twice, the first time at one.toml:{first}");
-            assert_eq!(error.in_one_line(), format!("one.toml:{again}: {message}"), "\n{error}");
+            assert_eq!(
+                error.in_one_line(),
+                format!("one.toml:{again}: {message}"),
+                "\n{error}"
+            );
             assert!(error.to_string().contains("given here first"), "{error}");
         }
     }
 
     #[test]
     fn a_file_that_is_being_written_is_no_reason_to_drop_what_is_in_force() {
-        let (directory, standard) = set(&[("x.toml", "listen = [\"[::]:1\"]"), ("x.d/a.toml", "workers.count = 1")]);
+        let (directory, standard) = set(&[
+            ("x.toml", "listen = [\"[::]:1\"]"),
+            ("x.d/a.toml", "workers.count = 1"),
+        ]);
         let before = Config::load(None, &standard).expect("it is good");
-        let next = |force| before.config.load_next(&before.keys, None, &standard, force);
-        let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).expect("it is ours");
+        let next = |force| {
+            before
+                .config
+                .load_next(&before.keys, None, &standard, force)
+        };
+        let write = |name: &str, text: &str| {
+            fs::write(directory.path().join(name), text).expect("it is ours")
+        };
         write("x.toml", "");
         let error = next(false).expect_err("it is empty");
-        assert!(error.message().starts_with("the file is empty, as while"), "{error}");
-        assert!(error.message().contains("has listen from a file"), "{error}");
-        assert_eq!(next(true).expect("it is good").config.workers, before.config.workers);
+        assert!(
+            error.message().starts_with("the file is empty, as while"),
+            "{error}"
+        );
+        assert!(
+            error.message().contains("has listen from a file"),
+            "{error}"
+        );
+        assert_eq!(
+            next(true).expect("it is good").config.workers,
+            before.config.workers
+        );
         write("x.toml", "# soon\n");
         next(false).expect("it has a comment, and another file has keys");
         write("x.d/a.toml", "# soon\n");
         let error = next(false).expect_err("nothing has keys");
-        assert!(error.message().starts_with("the file has no keys"), "{error}");
-        assert!(error.message().contains("has listen and 1 more from a file"), "{error}");
+        assert!(
+            error.message().starts_with("the file has no keys"),
+            "{error}"
+        );
+        assert!(
+            error
+                .message()
+                .contains("has listen and 1 more from a file"),
+            "{error}"
+        );
         write("x.toml", "listen = [\"[::]:1\"]\nworkers.count = 1");
         write("x.d/a.toml", "");
         next(false).expect("nothing is missing");

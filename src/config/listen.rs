@@ -51,11 +51,20 @@ impl FromStr for Source {
             let fits = |c: char| c.is_ascii() && !c.is_ascii_control() && c != ':';
             return match (1..=255).contains(&name.len()) && name.chars().all(fits) {
                 true => Ok(Source::Handed(name.to_owned())),
-                false => Err(format!("{name:?} is no name of a descriptor: 1 to 255 ASCII characters but \":\"")),
+                false => Err(format!(
+                    "{name:?} is no name of a descriptor: 1 to 255 ASCII characters but \":\""
+                )),
             };
         }
-        let or_handed = if text.starts_with("unix:") { "" } else { ", or a socket of systemd's (\"systemd:rpc\")" };
-        zone::numbered(text)?.parse().map(Source::Bound).map_err(|why: String| format!("{why}{or_handed}"))
+        let or_handed = if text.starts_with("unix:") {
+            ""
+        } else {
+            ", or a socket of systemd's (\"systemd:rpc\")"
+        };
+        zone::numbered(text)?
+            .parse()
+            .map(Source::Bound)
+            .map_err(|why: String| format!("{why}{or_handed}"))
     }
 }
 
@@ -153,20 +162,53 @@ struct Table {
 impl From<Table> for Listen {
     /// Leaves [`Access`] where there can be none in, for `check` to refuse it with a caret.
     fn from(table: Table) -> Listen {
-        let Table { source, byte_order, backlog, mode, owner, group, freebind } = table;
+        let Table {
+            source,
+            byte_order,
+            backlog,
+            mode,
+            owner,
+            group,
+            freebind,
+        } = table;
         let given = mode.is_some() || owner.is_some() || group.is_some();
-        let access = Access { mode: mode.unwrap_or(Mode(0o660)), owner, group };
+        let access = Access {
+            mode: mode.unwrap_or(Mode(0o660)),
+            owner,
+            group,
+        };
         let access = (given || matches!(source, Source::Bound(Address::Unix(_)))).then_some(access);
-        Listen { source, byte_order, backlog: backlog.get(), access, freebind }
+        Listen {
+            source,
+            byte_order,
+            backlog: backlog.get(),
+            access,
+            freebind,
+        }
     }
 }
 
 impl From<Listen> for Table {
     fn from(listen: Listen) -> Table {
-        let Listen { source, byte_order, backlog, access, freebind } = listen;
-        let (mode, owner, group) = access.map_or((None, None, None), |a| (Some(a.mode), a.owner, a.group));
+        let Listen {
+            source,
+            byte_order,
+            backlog,
+            access,
+            freebind,
+        } = listen;
+        let (mode, owner, group) =
+            access.map_or((None, None, None), |a| (Some(a.mode), a.owner, a.group));
         let backlog = NonZeroU32::new(backlog).unwrap_or(NonZeroU32::MIN);
-        Table { source, byte_order, backlog, mode, owner, group, freebind }
+        Table {
+            source,
+            byte_order,
+            backlog,
+            mode,
+            owner,
+            group,
+            freebind,
+        }
     }
 }
 

@@ -37,7 +37,9 @@ pub use self::names::Identities;
 use self::names::Names;
 use self::notation::{Given, Notation, OrAuto, OrNone, table, word};
 use self::read::{Pipes, read};
-use self::values::{BufferSize, FrameSize, KeepAlive, LogPath, Patience, SocketPath, StallTimeout, Timeout, UpTo};
+use self::values::{
+    BufferSize, FrameSize, KeepAlive, LogPath, Patience, SocketPath, StallTimeout, Timeout, UpTo,
+};
 pub use self::values::{HostName, size};
 use crate::proto::channel::{Log, LogFormat, LogLevel, LogTarget};
 use crate::proto::names::Address;
@@ -94,9 +96,17 @@ impl Config {
     /// # Errors
     /// As [`Config::load`]; when a key has another value that only a restart can change: that of the control socket, which
     /// whoever waits for the verdict is connected to; and, unless `force`, when a file is empty and keys are gone.
-    pub fn load_next(&self, keys: &Keys, file: Option<&Path>, standard: &Path, force: bool) -> Result<Loaded, Error> {
+    pub fn load_next(
+        &self,
+        keys: &Keys,
+        file: Option<&Path>,
+        standard: &Path,
+        force: bool,
+    ) -> Result<Loaded, Error> {
         let texts = read_all(file, standard, Pipes::Refuse)?;
-        let loaded = files::parse(&texts, |next| check::check(next).and_then(|()| check::check_next(self, next)))?;
+        let loaded = files::parse(&texts, |next| {
+            check::check(next).and_then(|()| check::check_next(self, next))
+        })?;
         if !force {
             files::check_not_emptied(&texts, &loaded.keys, keys)?;
         }
@@ -108,7 +118,12 @@ impl Config {
     ///
     /// # Errors
     /// As [`Config::load_next`], but for names.
-    pub fn load_next_unresolved(&self, keys: &Keys, file: Option<&Path>, standard: &Path) -> Result<Loaded, Error> {
+    pub fn load_next_unresolved(
+        &self,
+        keys: &Keys,
+        file: Option<&Path>,
+        standard: &Path,
+    ) -> Result<Loaded, Error> {
         Names::Known(Identities::default()).during(|| self.load_next(keys, file, standard, false))
     }
 
@@ -118,7 +133,10 @@ impl Config {
     /// The first thing in it that is not TOML, not a key or not a value of its key, then the first value that
     /// does not go with another one.
     pub fn parse(text: &str, origin: &str) -> Result<Config, Error> {
-        let text = Text { origin: origin.to_owned(), text: text.to_owned() };
+        let text = Text {
+            origin: origin.to_owned(),
+            text: text.to_owned(),
+        };
         files::parse(&[text], check::check).map(|loaded| loaded.config)
     }
 
@@ -127,8 +145,14 @@ impl Config {
     ///
     /// # Errors
     /// As [`Config::parse`], but for names.
-    pub fn parse_kept(text: &str, origin: &str, known: Option<&Identities>) -> Result<Config, Error> {
-        known.map_or(Names::Lenient, |known| Names::Known(known.clone())).during(|| Config::parse(text, origin))
+    pub fn parse_kept(
+        text: &str,
+        origin: &str,
+        known: Option<&Identities>,
+    ) -> Result<Config, Error> {
+        known
+            .map_or(Names::Lenient, |known| Names::Known(known.clone()))
+            .during(|| Config::parse(text, origin))
     }
 
     /// Writes the file that [`Config::parse`] makes the same configuration of, with every key that has a value.
@@ -333,7 +357,11 @@ impl Control {
     #[must_use]
     pub fn mode(&self) -> Mode {
         let names_a_group = self.admin_group.is_some() || self.read_group.is_some();
-        self.mode.unwrap_or(if names_a_group { Mode(0o666) } else { Mode(0o660) })
+        self.mode.unwrap_or(if names_a_group {
+            Mode(0o666)
+        } else {
+            Mode(0o660)
+        })
     }
 }
 
@@ -380,35 +408,80 @@ mod log {
 
     impl Default for Section {
         fn default() -> Section {
-            let Log { target, file, format, level } = default();
-            Section { target, file, format, level }
+            let Log {
+                target,
+                file,
+                format,
+                level,
+            } = default();
+            Section {
+                target,
+                file,
+                format,
+                level,
+            }
         }
     }
 
     pub(super) fn default() -> Log {
-        Log { target: LogTarget::default(), file: None, format: LogFormat::default(), level: LogLevel::default() }
+        Log {
+            target: LogTarget::default(),
+            file: None,
+            format: LogFormat::default(),
+            level: LogLevel::default(),
+        }
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Log, D::Error> {
-        table(deserializer).map(|Section { target, file, format, level }| Log { target, file, format, level })
+        table(deserializer).map(
+            |Section {
+                 target,
+                 file,
+                 format,
+                 level,
+             }| Log {
+                target,
+                file,
+                format,
+                level,
+            },
+        )
     }
 
     pub(super) fn serialize<S: Serializer>(log: &Log, serializer: S) -> Result<S::Ok, S::Error> {
-        let Log { target, file, format, level } = log.clone();
-        Section { target, file, format, level }.serialize(serializer)
+        let Log {
+            target,
+            file,
+            format,
+            level,
+        } = log.clone();
+        Section {
+            target,
+            file,
+            format,
+            level,
+        }
+        .serialize(serializer)
     }
 }
 
 fn read_all(file: Option<&Path>, standard: &Path, pipes: Pipes) -> Result<Vec<Text>, Error> {
-    files::list(file, standard)?.iter().map(|path| text_of(path, pipes)).collect()
+    files::list(file, standard)?
+        .iter()
+        .map(|path| text_of(path, pipes))
+        .collect()
 }
 
 fn text_of(path: &Path, pipes: Pipes) -> Result<Text, Error> {
     let origin = path.display().to_string();
-    let bytes =
-        read(path, pipes).map_err(|error| Error::of_file(&origin, &format!("cannot read the file: {error}")))?;
+    let bytes = read(path, pipes)
+        .map_err(|error| Error::of_file(&origin, &format!("cannot read the file: {error}")))?;
     match String::from_utf8(bytes) {
         Ok(text) => Ok(Text { origin, text }),
-        Err(error) => Err(Error::not_utf8(&origin, error.as_bytes(), error.utf8_error().valid_up_to())),
+        Err(error) => Err(Error::not_utf8(
+            &origin,
+            error.as_bytes(),
+            error.utf8_error().valid_up_to(),
+        )),
     }
 }

@@ -29,13 +29,24 @@ impl Identities {
     /// Those of a configuration.
     #[must_use]
     pub fn of(config: &Config) -> Identities {
-        let access = || config.listen.iter().filter_map(|listen| listen.access.as_ref());
-        let control = [&config.control.admin_group, &config.control.read_group].into_iter().flatten();
-        let groups = access().filter_map(|access| access.group.as_ref()).chain(control);
+        let access = || {
+            config
+                .listen
+                .iter()
+                .filter_map(|listen| listen.access.as_ref())
+        };
+        let control = [&config.control.admin_group, &config.control.read_group]
+            .into_iter()
+            .flatten();
+        let groups = access()
+            .filter_map(|access| access.group.as_ref())
+            .chain(control);
         let users = access().filter_map(|access| access.owner.as_ref());
         Identities {
             users: users.map(|user| (user.name.clone(), user.uid)).collect(),
-            groups: groups.map(|group| (group.name.clone(), group.gid)).collect(),
+            groups: groups
+                .map(|group| (group.name.clone(), group.gid))
+                .collect(),
         }
     }
 }
@@ -73,32 +84,50 @@ impl Names {
 
 /// The user of a name or number.
 pub(super) fn user(name: &str) -> Result<User, Refusal> {
-    let nobody = || User { name: name.to_owned(), uid: NONE };
+    let nobody = || User {
+        name: name.to_owned(),
+        uid: NONE,
+    };
     NAMES.with_borrow(|names| match names {
-        Names::Known(known) => Ok(known.users.get(name).map_or_else(nobody, |&uid| User { uid, ..nobody() })),
+        Names::Known(known) => Ok(known
+            .users
+            .get(name)
+            .map_or_else(nobody, |&uid| User { uid, ..nobody() })),
         Names::Lenient => Ok(User::find(name).ok().flatten().unwrap_or_else(|| {
             log::warn!("user {name:?} cannot be resolved; its files keep their owner");
             nobody()
         })),
         Names::Strict => match User::find(name) {
             Ok(user) => user.ok_or_else(|| Refusal::Because(format!("there is no user {name:?}"))),
-            Err(error) => Err(Refusal::Because(format!("cannot look up the user {name:?}: {error}"))),
+            Err(error) => Err(Refusal::Because(format!(
+                "cannot look up the user {name:?}: {error}"
+            ))),
         },
     })
 }
 
 /// The group of a name or number.
 pub(super) fn group(name: &str) -> Result<Group, Refusal> {
-    let nobodys = || Group { name: name.to_owned(), gid: NONE };
+    let nobodys = || Group {
+        name: name.to_owned(),
+        gid: NONE,
+    };
     NAMES.with_borrow(|names| match names {
-        Names::Known(known) => Ok(known.groups.get(name).map_or_else(nobodys, |&gid| Group { gid, ..nobodys() })),
+        Names::Known(known) => Ok(known
+            .groups
+            .get(name)
+            .map_or_else(nobodys, |&gid| Group { gid, ..nobodys() })),
         Names::Lenient => Ok(Group::find(name).ok().flatten().unwrap_or_else(|| {
             log::warn!("group {name:?} cannot be resolved; it admits nobody");
             nobodys()
         })),
         Names::Strict => match Group::find(name) {
-            Ok(group) => group.ok_or_else(|| Refusal::Because(format!("there is no group {name:?}"))),
-            Err(error) => Err(Refusal::Because(format!("cannot look up the group {name:?}: {error}"))),
+            Ok(group) => {
+                group.ok_or_else(|| Refusal::Because(format!("there is no group {name:?}")))
+            }
+            Err(error) => Err(Refusal::Because(format!(
+                "cannot look up the group {name:?}: {error}"
+            ))),
         },
     })
 }
@@ -112,14 +141,23 @@ mod tests {
     #[test]
     fn unknown_group_of_a_kept_configuration_admits_nobody() {
         let admins = |config: &Config| config.control.admin_group.clone().map(|group| group.gid);
-        assert!(Config::parse(TEXT, "file").expect_err("a mistake").to_string().contains("there is no group"));
+        assert!(
+            Config::parse(TEXT, "file")
+                .expect_err("a mistake")
+                .to_string()
+                .contains("there is no group")
+        );
         let kept = Config::parse_kept(TEXT, "the last configuration", None).expect("it is lenient");
         assert_eq!(admins(&kept), Some(NONE));
-        let known =
-            Identities { groups: BTreeMap::from([("no-such-group".to_owned(), 4711)]), ..Identities::default() };
-        let kept = Config::parse_kept(TEXT, "the last configuration", Some(&known)).expect("it is known");
+        let known = Identities {
+            groups: BTreeMap::from([("no-such-group".to_owned(), 4711)]),
+            ..Identities::default()
+        };
+        let kept =
+            Config::parse_kept(TEXT, "the last configuration", Some(&known)).expect("it is known");
         assert_eq!((admins(&kept), Identities::of(&kept)), (Some(4711), known));
-        let kept = Config::parse_kept(TEXT, "x", Some(&Identities::default())).expect("it is not known");
+        let kept =
+            Config::parse_kept(TEXT, "x", Some(&Identities::default())).expect("it is not known");
         assert_eq!(admins(&kept), Some(NONE));
         Config::parse(TEXT, "file").expect_err("strict again");
     }

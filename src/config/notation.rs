@@ -9,7 +9,9 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserialize, DeserializeOwned, Deserializer, IntoDeserializer, MapAccess, Unexpected, Visitor};
+use serde::de::{
+    Deserialize, DeserializeOwned, Deserializer, IntoDeserializer, MapAccess, Unexpected, Visitor,
+};
 use serde::ser::Serializer;
 
 /// A way to write values of one type.
@@ -89,7 +91,9 @@ impl<W: Word, N: Notation> Notation for Or<W, N> {
     }
 
     fn write(value: &Option<N::Value>) -> Written<'_> {
-        value.as_ref().map_or(Written::Text(W::WORD.into()), N::write)
+        value
+            .as_ref()
+            .map_or(Written::Text(W::WORD.into()), N::write)
     }
 }
 
@@ -97,11 +101,16 @@ impl<W: Word, N: Notation> Notation for Or<W, N> {
 pub(super) struct Given<N>(PhantomData<N>);
 
 impl<N: Notation> Given<N> {
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<N::Value>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<N::Value>, D::Error> {
         N::deserialize(deserializer).map(Some)
     }
 
-    pub(super) fn serialize<S: Serializer>(value: &Option<N::Value>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        value: &Option<N::Value>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         match value {
             Some(value) => N::serialize(value, serializer),
             None => serializer.serialize_none(),
@@ -110,12 +119,16 @@ impl<N: Notation> Given<N> {
 }
 
 /// Reads a table. serde's derived code would also take an array, as the fields in their order.
-pub(super) fn table<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+pub(super) fn table<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
     deserializer.deserialize_any(Table(PhantomData))
 }
 
 /// Reads an enum of words. serde's derived code would also take a table with a word as its key.
-pub(super) fn word<'de, T: DeserializeOwned, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+pub(super) fn word<'de, T: DeserializeOwned, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
     T::deserialize(String::deserialize(deserializer)?.into_deserializer())
 }
 
@@ -125,8 +138,12 @@ impl<N: Notation> Reader<N> {
     fn read<E: serde::de::Error>(self, written: &Written<'_>) -> Result<N::Value, E> {
         N::read(written).map_err(|refusal| match (refusal, written) {
             (Refusal::Because(sentence), _) => E::custom(sentence),
-            (Refusal::Unexpected, Written::Text(text)) => E::invalid_value(Unexpected::Str(text), &self),
-            (Refusal::Unexpected, Written::Number(number)) => E::invalid_value(Unexpected::Signed(*number), &self),
+            (Refusal::Unexpected, Written::Text(text)) => {
+                E::invalid_value(Unexpected::Str(text), &self)
+            }
+            (Refusal::Unexpected, Written::Number(number)) => {
+                E::invalid_value(Unexpected::Signed(*number), &self)
+            }
         })
     }
 }

@@ -43,10 +43,17 @@ pub(super) fn read(path: &Path, pipes: Pipes) -> io::Result<Vec<u8>> {
                 "it is a pipe, whose content is there once only: a reload needs a regular file",
             ));
         }
-        _ => return Err(io::Error::other(format!("it is {}, not a regular file", fd::kind(&found)))),
+        _ => {
+            return Err(io::Error::other(format!(
+                "it is {}, not a regular file",
+                fd::kind(&found)
+            )));
+        }
     };
     if bytes.len() as u64 > MAX_FILE {
-        return Err(io::Error::other(format!("it is longer than {MAX_FILE} bytes")));
+        return Err(io::Error::other(format!(
+            "it is longer than {MAX_FILE} bytes"
+        )));
     }
     Ok(bytes)
 }
@@ -58,7 +65,10 @@ fn read_pipe(mut pipe: File, until: Instant) -> io::Result<Vec<u8>> {
     while bytes.len() as u64 <= MAX_FILE {
         let left = until.saturating_duration_since(Instant::now());
         if !wait_readable(pipe.as_fd(), left)? {
-            let why = format!("its writer did not end it within {} s", PIPE_TIMEOUT.as_secs());
+            let why = format!(
+                "its writer did not end it within {} s",
+                PIPE_TIMEOUT.as_secs()
+            );
             return Err(io::Error::new(ErrorKind::TimedOut, why));
         }
         match pipe.read(&mut buffer) {

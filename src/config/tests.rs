@@ -23,7 +23,11 @@ fn refused(marked: &str, message: &str) -> Error {
 
     let error = Config::parse(&text, ORIGIN).expect_err(&text);
     assert_eq!(error.message(), message, "\n{error}");
-    assert_eq!((error.line(), error.column()), (Some(line), Some(column)), "\n{error}");
+    assert_eq!(
+        (error.line(), error.column()),
+        (Some(line), Some(column)),
+        "\n{error}"
+    );
     assert_shown(&error, text.lines().nth(line - 1).expect("the line"));
     error
 }
@@ -32,17 +36,32 @@ fn refused(marked: &str, message: &str) -> Error {
 fn assert_shown(error: &Error, source: &str) {
     let (line, column) = error.line().zip(error.column()).expect("a place");
     let display = error.to_string();
-    assert!(display.contains(&format!("--> {ORIGIN}:{line}:{column}\n")), "\n{error}");
+    assert!(
+        display.contains(&format!("--> {ORIGIN}:{line}:{column}\n")),
+        "\n{error}"
+    );
     let numbered = format!("{line} | {source}");
-    let mut rest = display.lines().skip_while(|shown| shown.trim_end() != numbered.trim_end());
-    let caret = rest.nth(1).and_then(|carets| carets.find('^')).expect("the line and a caret");
-    assert_eq!(caret, numbered.find('|').expect("a bar") + 2 + column - 1, "\n{error}");
+    let mut rest = display
+        .lines()
+        .skip_while(|shown| shown.trim_end() != numbered.trim_end());
+    let caret = rest
+        .nth(1)
+        .and_then(|carets| carets.find('^'))
+        .expect("the line and a caret");
+    assert_eq!(
+        caret,
+        numbered.find('|').expect("a bar") + 2 + column - 1,
+        "\n{error}"
+    );
 }
 
 #[test]
 fn an_empty_file_is_the_default() {
     assert_eq!(parse(""), Config::default());
-    assert_eq!(parse("# nothing\n[workers]\n[limits]\n[control]\n[metrics]\n[log]\n"), Config::default());
+    assert_eq!(
+        parse("# nothing\n[workers]\n[limits]\n[control]\n[metrics]\n[log]\n"),
+        Config::default()
+    );
 }
 
 #[test]
@@ -57,15 +76,24 @@ fn the_shipped_file_names_every_key() {
         let keys = match value {
             toml::Value::Array(entries) => {
                 assert!(SHIPPED.contains(&format!("\n#{section} = [")), "{section}");
-                entries.iter().filter_map(toml::Value::as_table).flat_map(toml::Table::keys).collect::<Vec<_>>()
+                entries
+                    .iter()
+                    .filter_map(toml::Value::as_table)
+                    .flat_map(toml::Table::keys)
+                    .collect::<Vec<_>>()
             }
             _ => value.as_table().expect("a section").keys().collect(),
         };
         for key in keys {
             // Those of an entry of `listen` are in a list of their own.
             let (full, of_entry) = (format!("#{section}.{key} = "), format!("#   {key} = "));
-            let is_written =
-                |line: &str| if section == "listen" { line.starts_with(&of_entry) } else { line.starts_with(&full) };
+            let is_written = |line: &str| {
+                if section == "listen" {
+                    line.starts_with(&of_entry)
+                } else {
+                    line.starts_with(&full)
+                }
+            };
             assert!(SHIPPED.lines().any(is_written), "{section}: {key}");
         }
     }
@@ -73,7 +101,11 @@ fn the_shipped_file_names_every_key() {
 
 #[test]
 fn the_shipped_file_has_no_key_in_force_so_that_any_section_can_be_added() {
-    assert!(SHIPPED.lines().all(|line| line.is_empty() || line.starts_with('#')));
+    assert!(
+        SHIPPED
+            .lines()
+            .all(|line| line.is_empty() || line.starts_with('#'))
+    );
     for section in ["workers", "limits", "control", "metrics", "log"] {
         parse(&format!("{SHIPPED}\n[{section}]\n"));
     }
@@ -81,24 +113,38 @@ fn the_shipped_file_has_no_key_in_force_so_that_any_section_can_be_added() {
 
 #[test]
 fn the_shipped_file_has_each_default_and_then_valid_examples() {
-    let lines: Vec<&str> = SHIPPED.lines().filter(|line| is_key(line)).map(|line| &line[1..]).collect();
+    let lines: Vec<&str> = SHIPPED
+        .lines()
+        .filter(|line| is_key(line))
+        .map(|line| &line[1..])
+        .collect();
     let defaults = Config::default().to_toml();
     let mut seen = Keys::new();
     for line in &lines {
         let (key, value) = line.split_once(" = ").expect("key = value");
         let name = key.rsplit('.').next().unwrap_or_default();
         let is_first = seen.insert(key.to_owned());
-        let needs_target = if key == "log.file" { "log.target = \"file\"\n" } else { "" };
+        let needs_target = if key == "log.file" {
+            "log.target = \"file\"\n"
+        } else {
+            ""
+        };
         let config = parse(&format!("{needs_target}{line}\n"));
         // Where there is a default it is first.
-        let has_default = key == "listen" || (key != "metrics.listen" && defaults.contains(&format!("\n{name} = ")));
-        assert_eq!(config == Config::default(), is_first && has_default, "{key} = {value}");
+        let has_default = key == "listen"
+            || (key != "metrics.listen" && defaults.contains(&format!("\n{name} = ")));
+        assert_eq!(
+            config == Config::default(),
+            is_first && has_default,
+            "{key} = {value}"
+        );
     }
     assert!(lines.len() >= seen.len() + 10, "there are examples");
 }
 
 fn is_key(line: &str) -> bool {
-    line.strip_prefix('#').is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_lowercase()))
+    line.strip_prefix('#')
+        .is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_lowercase()))
 }
 
 /// A configuration in which every key has a value.
@@ -124,7 +170,9 @@ fn everything() -> Config {
         read_group: Group::find("3999999999").expect("groups"),
     };
     config.metrics.listen = Some("127.0.0.1:9464".parse().expect("an address"));
-    config.metrics.hosts = ["node1", "node1.example.org"].map(|name| HostName(name.to_owned())).to_vec();
+    config.metrics.hosts = ["node1", "node1.example.org"]
+        .map(|name| HostName(name.to_owned()))
+        .to_vec();
     config.log = Log {
         target: LogTarget::File,
         file: Some(PathBuf::from("/var/log/x")),
@@ -181,7 +229,10 @@ fn all_values_are_taken_as_written() {
         level = "warn"
         "#,
     );
-    assert_eq!(config.listen[0], Listen::new("[::1]:8080".parse().expect("an address")));
+    assert_eq!(
+        config.listen[0],
+        Listen::new("[::1]:8080".parse().expect("an address"))
+    );
     assert_eq!(config.listen[0].access, None);
     assert_eq!(
         config.listen[1],
@@ -192,7 +243,10 @@ fn all_values_are_taken_as_written() {
             access: Some(Access {
                 mode: Mode(0o660),
                 owner: None,
-                group: Some(Group { name: "3999999999".to_owned(), gid: 3_999_999_999 }),
+                group: Some(Group {
+                    name: "3999999999".to_owned(),
+                    gid: 3_999_999_999
+                }),
             }),
             freebind: false,
         }
@@ -227,35 +281,60 @@ fn all_values_are_taken_as_written() {
         socket: Some(PathBuf::from("/run/control.sock")),
         mode: Some(Mode(0o600)),
         admin_group: Group::find("0").expect("groups"),
-        read_group: Some(Group { name: "3999999999".to_owned(), gid: 3_999_999_999 }),
+        read_group: Some(Group {
+            name: "3999999999".to_owned(),
+            gid: 3_999_999_999,
+        }),
     };
     assert_eq!(config.control, control);
-    let hosts = ["Node-1.example.org", "my_service"].map(|name| HostName(name.to_owned())).to_vec();
+    let hosts = ["Node-1.example.org", "my_service"]
+        .map(|name| HostName(name.to_owned()))
+        .to_vec();
     let listen = Some(Address::Unix(PathBuf::from("/run/metrics.sock")));
     assert_eq!(config.metrics, Metrics { listen, hosts });
-    let log = Log { target: LogTarget::Syslog, file: None, format: LogFormat::Text, level: LogLevel::Warn };
+    let log = Log {
+        target: LogTarget::Syslog,
+        file: None,
+        format: LogFormat::Text,
+        level: LogLevel::Warn,
+    };
     assert_eq!(config.log, log);
 }
 
 #[test]
 fn an_unknown_key_is_refused_and_the_known_one_like_it_is_named() {
-    let error =
-        refused("[log]\n«levle = 1\n", "unknown key `levle`, expected one of `target`, `file`, `format`, `level`");
+    let error = refused(
+        "[log]\n«levle = 1\n",
+        "unknown key `levle`, expected one of `target`, `file`, `format`, `level`",
+    );
     assert_eq!(error.help(), Some("did you mean \"level\"?"));
-    assert!(error.to_string().contains("help: did you mean \"level\"?"), "\n{error}");
+    assert!(
+        error.to_string().contains("help: did you mean \"level\"?"),
+        "\n{error}"
+    );
 
     let sections = "`listen`, `workers`, `limits`, `control`, `metrics`, `log`";
-    let error = refused("[«limit]\n", &format!("unknown key `limit`, expected one of {sections}"));
+    let error = refused(
+        "[«limit]\n",
+        &format!("unknown key `limit`, expected one of {sections}"),
+    );
     assert_eq!(error.help(), Some("did you mean \"limits\"?"));
-    let error = refused("[«systemd]\n", &format!("unknown key `systemd`, expected one of {sections}"));
+    let error = refused(
+        "[«systemd]\n",
+        &format!("unknown key `systemd`, expected one of {sections}"),
+    );
     assert_eq!(error.help(), None);
 
-    let error = Config::parse("limits.queue-timeout = \"1s\"", ORIGIN).expect_err("a key of another version");
+    let error = Config::parse("limits.queue-timeout = \"1s\"", ORIGIN)
+        .expect_err("a key of another version");
     assert_eq!((error.line(), error.column()), (Some(1), Some(8)));
     let error = Config::parse("limits.max_clients = 1", ORIGIN).expect_err("not kebab-case");
     assert_eq!(error.help(), Some("did you mean \"max-clients\"?"));
     let error = Config::parse("\"`a\\u001b`\" = 1", ORIGIN).expect_err("a strange key");
-    assert!(!error.to_string().contains('\u{1b}'), "escaped on its way to a terminal");
+    assert!(
+        !error.to_string().contains('\u{1b}'),
+        "escaped on its way to a terminal"
+    );
 }
 
 #[test]
@@ -266,9 +345,21 @@ fn an_unknown_word_is_refused_and_the_known_one_like_it_is_named() {
             "`least-load`, expected `least-loaded` or `round-robin`",
             "least-loaded",
         ),
-        ("[log]\nformat = «\"jsno\"", "`jsno`, expected `text` or `json`", "json"),
-        ("[log]\nlevel = «\"inof\"", "`inof`, expected one of `error`, `warn`, `info`, `debug`, `trace`", "info"),
-        ("[log]\ntarget = «\"sylsog\"", "`sylsog`, expected one of `auto`, `stderr`, `syslog`, `file`", "syslog"),
+        (
+            "[log]\nformat = «\"jsno\"",
+            "`jsno`, expected `text` or `json`",
+            "json",
+        ),
+        (
+            "[log]\nlevel = «\"inof\"",
+            "`inof`, expected one of `error`, `warn`, `info`, `debug`, `trace`",
+            "info",
+        ),
+        (
+            "[log]\ntarget = «\"sylsog\"",
+            "`sylsog`, expected one of `auto`, `stderr`, `syslog`, `file`",
+            "syslog",
+        ),
         (
             "listen = [{ address = \"[::]:1\", byte-order = «\"litle\" }]",
             "`litle`, expected one of `little`, `big`, `auto`",
@@ -277,16 +368,31 @@ fn an_unknown_word_is_refused_and_the_known_one_like_it_is_named() {
     ];
     for (marked, message, like) in cases {
         let error = refused(marked, &format!("unknown word {message}"));
-        assert_eq!(error.help(), Some(format!("did you mean \"{like}\"?").as_str()));
+        assert_eq!(
+            error.help(),
+            Some(format!("did you mean \"{like}\"?").as_str())
+        );
     }
 }
 
 #[test]
 fn a_value_of_a_wrong_type_is_refused() {
-    refused("workers = «[\"auto\"]", "invalid type: array, expected a table");
-    refused("listen = «\"[::]:1\"", "invalid type: string \"[::]:1\", expected an array");
-    refused("log.level = «{ info = {} }", "invalid type: table, expected a string");
-    refused("workers.count = «true", "invalid type: boolean `true`, expected \"auto\" or a number from 1 to 256");
+    refused(
+        "workers = «[\"auto\"]",
+        "invalid type: array, expected a table",
+    );
+    refused(
+        "listen = «\"[::]:1\"",
+        "invalid type: string \"[::]:1\", expected an array",
+    );
+    refused(
+        "log.level = «{ info = {} }",
+        "invalid type: table, expected a string",
+    );
+    refused(
+        "workers.count = «true",
+        "invalid type: boolean `true`, expected \"auto\" or a number from 1 to 256",
+    );
     refused(
         "listen = [«5]",
         "invalid type: integer `5`, expected an address such as \"127.0.0.1:8080\", or a table with the key `address`",
@@ -297,9 +403,15 @@ fn a_value_of_a_wrong_type_is_refused() {
 fn a_count_out_of_its_range_is_refused() {
     let count = "expected \"auto\" or a number from 1 to 256";
     for wrong in ["0", "257", "-1"] {
-        refused(&format!("[workers]\ncount = «{wrong}"), &format!("invalid value: integer `{wrong}`, {count}"));
+        refused(
+            &format!("[workers]\ncount = «{wrong}"),
+            &format!("invalid value: integer `{wrong}`, {count}"),
+        );
     }
-    refused("[workers]\ncount = «\"4\"", &format!("invalid value: string \"4\", {count}"));
+    refused(
+        "[workers]\ncount = «\"4\"",
+        &format!("invalid value: string \"4\", {count}"),
+    );
     refused(
         "[limits]\nmax-clients = «\"none\"",
         "invalid value: string \"none\", expected \"auto\" or a number from 1 to 4294967295",
@@ -312,7 +424,10 @@ fn a_count_out_of_its_range_is_refused() {
         "[limits]\nmax-clients-per-address = «\"auto\"",
         "invalid value: string \"auto\", expected \"none\" or a number from 1 to 4294967295",
     );
-    refused("[limits]\nipv6-prefix = «129", "invalid value: integer `129`, expected a number from 1 to 128");
+    refused(
+        "[limits]\nipv6-prefix = «129",
+        "invalid value: integer `129`, expected a number from 1 to 128",
+    );
     refused(
         "listen = [{ address = \"[::]:1\", backlog = «65536 }]",
         "invalid value: integer `65536`, expected a number from 1 to 65535",
@@ -321,8 +436,18 @@ fn a_count_out_of_its_range_is_refused() {
 
 #[test]
 fn a_duration_in_months_is_refused_if_minutes_are_meant() {
-    for (written, meant) in [("1M", "1m"), ("1h 30M", "1h 30m"), ("2 M", "2 m"), ("1h5M3s", "1h5m3s")] {
-        for key in ["idle-timeout", "stall-timeout", "drain-timeout", "tcp-keepalive"] {
+    for (written, meant) in [
+        ("1M", "1m"),
+        ("1h 30M", "1h 30m"),
+        ("2 M", "2 m"),
+        ("1h5M3s", "1h5m3s"),
+    ] {
+        for key in [
+            "idle-timeout",
+            "stall-timeout",
+            "drain-timeout",
+            "tcp-keepalive",
+        ] {
             let message = format!("\"{written}\": M stands for months; did you mean \"{meant}\"?");
             refused(&format!("[limits]\n{key} = «\"{written}\""), &message);
         }
@@ -333,17 +458,27 @@ fn a_duration_in_months_is_refused_if_minutes_are_meant() {
 #[test]
 fn a_duration_out_of_its_range_is_refused() {
     let suffix = "in quotes, such as \"30s\" or \"1m 30s\"";
-    let keys = ["limits.idle-timeout", "limits.frame-timeout", "limits.send-timeout", "limits.request-timeout"];
+    let keys = [
+        "limits.idle-timeout",
+        "limits.frame-timeout",
+        "limits.send-timeout",
+        "limits.request-timeout",
+    ];
     for key in keys.into_iter().chain(["workers.max-lifetime"]) {
         for wrong in ["0s", "15 parsecs", "", "366days", "auto", "584554531y"] {
             let expected = format!("expected \"none\" or a duration from 1ms to 1year {suffix}");
-            refused(&format!("{key} = «\"{wrong}\""), &format!("invalid value: string \"{wrong}\", {expected}"));
+            refused(
+                &format!("{key} = «\"{wrong}\""),
+                &format!("invalid value: string \"{wrong}\", {expected}"),
+            );
         }
     }
     for wrong in ["9ms", "none"] {
         refused(
             &format!("[limits]\nstall-timeout = «\"{wrong}\""),
-            &format!("invalid value: string \"{wrong}\", expected a duration from 10ms to 1year {suffix}"),
+            &format!(
+                "invalid value: string \"{wrong}\", expected a duration from 10ms to 1year {suffix}"
+            ),
         );
     }
     refused(
@@ -367,13 +502,22 @@ fn a_duration_out_of_its_range_is_refused() {
 
 #[test]
 fn a_size_out_of_its_range_is_refused() {
-    let size =
-        |min, max| format!("expected a size from {min} to {max} such as \"64KiB\" or \"1MB\", or a number of bytes");
+    let size = |min, max| {
+        format!(
+            "expected a size from {min} to {max} such as \"64KiB\" or \"1MB\", or a number of bytes"
+        )
+    };
     for wrong in ["63B", "256.1MiB", "1 furlong", "", "99999999999EiB", "none"] {
-        let message = format!("invalid value: string \"{wrong}\", {}", size("64B", "256MiB"));
+        let message = format!(
+            "invalid value: string \"{wrong}\", {}",
+            size("64B", "256MiB")
+        );
         refused(&format!("[limits]\nmax-frame = «\"{wrong}\""), &message);
     }
-    refused("[limits]\nmax-frame = «-64", &format!("invalid value: integer `-64`, {}", size("64B", "256MiB")));
+    refused(
+        "[limits]\nmax-frame = «-64",
+        &format!("invalid value: integer `-64`, {}", size("64B", "256MiB")),
+    );
     refused(
         "[limits]\nbuffers = «\"2TiB\"",
         "invalid value: string \"2TiB\", expected \"auto\" or a size from 256B to 1TiB such as \"64KiB\" or \"1MB\", or a number of bytes",
@@ -383,8 +527,9 @@ fn a_size_out_of_its_range_is_refused() {
 #[test]
 fn a_mode_that_is_not_four_octal_digits_in_quotes_is_refused() {
     for wrong in ["0888", "660", "1777", "00660", "0o66", "+660", "0é1"] {
-        let message =
-            format!("invalid value: string \"{wrong}\", expected an octal mode from \"0000\" to \"0777\" in quotes");
+        let message = format!(
+            "invalid value: string \"{wrong}\", expected an octal mode from \"0000\" to \"0777\" in quotes"
+        );
         refused(&format!("[control]\nmode = «\"{wrong}\""), &message);
     }
     refused(
@@ -392,7 +537,10 @@ fn a_mode_that_is_not_four_octal_digits_in_quotes_is_refused() {
         "invalid value: integer `660`, expected an octal mode from \"0000\" to \"0777\" in quotes",
     );
     let error = Config::parse("[control]\nmode = 0660", ORIGIN).expect_err("a bare mode");
-    assert_eq!(error.help(), Some("a mode is written in quotes, such as \"0660\""));
+    assert_eq!(
+        error.help(),
+        Some("a mode is written in quotes, such as \"0660\"")
+    );
     assert_eq!((error.line(), error.column()), (Some(2), Some(8)));
 }
 
@@ -405,15 +553,23 @@ fn the_control_socket_is_open_to_everybody_if_a_group_says_who_may_do_what_and_a
         ("read-group = \"0\"\nmode = \"0640\"", 0o640),
         ("mode = \"0666\"", 0o666),
     ] {
-        assert_eq!(parse(&format!("[control]\n{text}")).control.mode(), Mode(mode), "{text}");
+        assert_eq!(
+            parse(&format!("[control]\n{text}")).control.mode(),
+            Mode(mode),
+            "{text}"
+        );
     }
 }
 
 #[test]
 fn a_group_of_the_control_socket_that_there_is_not_is_refused() {
     for key in ["admin-group", "read-group"] {
-        refused(&format!("[control]\n{key} = «\"no such group\""), "there is no group \"no such group\"");
-        let message = "invalid value: integer `5`, expected the name or the number of a group in quotes";
+        refused(
+            &format!("[control]\n{key} = «\"no such group\""),
+            "there is no group \"no such group\"",
+        );
+        let message =
+            "invalid value: integer `5`, expected the name or the number of a group in quotes";
         refused(&format!("[control]\n{key} = «5"), message);
     }
 }
@@ -425,13 +581,28 @@ fn an_address_that_is_none_is_refused_alone_and_in_a_table() {
                    systemd's (\"systemd:rpc\")";
     refused("listen = [\n  «\"localhost:80\",\n]", message);
     refused("[[listen]]\naddress = «\"localhost:80\"", message);
-    refused("listen = [«\"unix:x\"]", "the path \"x\" of a Unix socket must be absolute");
+    refused(
+        "listen = [«\"unix:x\"]",
+        "the path \"x\" of a Unix socket must be absolute",
+    );
     for name in ["", "a:b", "ä", "a\tb"] {
-        let message = format!("{name:?} is no name of a descriptor: 1 to 255 ASCII characters but \":\"");
-        refused(&format!("listen = [«{}]", serde_json::json!(format!("systemd:{name}"))), &message);
+        let message =
+            format!("{name:?} is no name of a descriptor: 1 to 255 ASCII characters but \":\"");
+        refused(
+            &format!(
+                "listen = [«{}]",
+                serde_json::json!(format!("systemd:{name}"))
+            ),
+            &message,
+        );
     }
     for (length, fits) in [(255, true), (256, false)] {
-        assert_eq!(format!("systemd:{}", "x".repeat(length)).parse::<Source>().is_ok(), fits);
+        assert_eq!(
+            format!("systemd:{}", "x".repeat(length))
+                .parse::<Source>()
+                .is_ok(),
+            fits
+        );
     }
     refused(
         "listen = [{ address = «5 }]",
@@ -442,7 +613,10 @@ fn an_address_that_is_none_is_refused_alone_and_in_a_table() {
 #[test]
 fn a_table_of_listen_is_checked_like_any_other() {
     refused("listen = [«{ backlog = 5 }]", "missing key `address`");
-    refused("[[listen]]\naddress = \"[::]:1\"\n«[[listen]]\nbacklog = 5", "missing key `address`");
+    refused(
+        "[[listen]]\naddress = \"[::]:1\"\n«[[listen]]\nbacklog = 5",
+        "missing key `address`",
+    );
     let error = refused(
         "listen = [\"[::]:1\", { «adress = \"[::]:2\" }]",
         "unknown key `adress`, expected one of `address`, `byte-order`, `backlog`, `mode`, `owner`, `group`, `freebind`",
@@ -456,8 +630,14 @@ fn a_table_of_listen_is_checked_like_any_other() {
 
 #[test]
 fn an_owner_or_a_group_that_is_nobody_is_refused() {
-    refused("listen = [{ address = \"unix:/x\", owner = «\"no one\" }]", "there is no user \"no one\"");
-    refused("listen = [{ address = \"unix:/x\", group = «\"no one\" }]", "there is no group \"no one\"");
+    refused(
+        "listen = [{ address = \"unix:/x\", owner = «\"no one\" }]",
+        "there is no user \"no one\"",
+    );
+    refused(
+        "listen = [{ address = \"unix:/x\", group = «\"no one\" }]",
+        "there is no group \"no one\"",
+    );
     let message = "invalid value: integer `0`, expected the name or the number of a user in quotes";
     refused("listen = [{ address = \"unix:/x\", owner = «0 }]", message);
 }
@@ -466,22 +646,37 @@ fn an_owner_or_a_group_that_is_nobody_is_refused() {
 fn what_is_for_unix_sockets_is_refused_for_tcp() {
     let message = "mode, owner and group are for Unix sockets, [::]:1 is a TCP address";
     for key in ["mode = \"0660\"", "owner = \"0\"", "group = \"0\""] {
-        refused(&format!("listen = [{{ «{key}, address = \"[::]:1\" }}]"), message);
-        refused(&format!("[[listen]]\naddress = \"[::]:1\"\n«{key}"), message);
+        refused(
+            &format!("listen = [{{ «{key}, address = \"[::]:1\" }}]"),
+            message,
+        );
+        refused(
+            &format!("[[listen]]\naddress = \"[::]:1\"\n«{key}"),
+            message,
+        );
         let message = "mode, owner and group are for Unix sockets, systemd:rpc is made by systemd (SocketMode=, \
                        SocketUser=, SocketGroup=)";
-        refused(&format!("listen = [{{ address = \"systemd:rpc\", «{key} }}]"), message);
+        refused(
+            &format!("listen = [{{ address = \"systemd:rpc\", «{key} }}]"),
+            message,
+        );
     }
 }
 
 #[test]
 fn nothing_to_listen_on_is_refused() {
-    refused("\n«listen = []", "there must be at least one address to listen on");
+    refused(
+        "\n«listen = []",
+        "there must be at least one address to listen on",
+    );
 }
 
 #[test]
 fn the_same_address_twice_is_refused_at_the_second() {
-    refused("listen = [\"[::1]:1\", «\"[0::1]:1\"]", "[::1]:1 is already listened on by an earlier entry");
+    refused(
+        "listen = [\"[::1]:1\", «\"[0::1]:1\"]",
+        "[::1]:1 is already listened on by an earlier entry",
+    );
     refused(
         "listen = [\"unix:/x/y\", { backlog = 1, «address = \"unix:/x//y\" }]",
         "unix:/x//y is already listened on by an earlier entry",
@@ -490,16 +685,34 @@ fn the_same_address_twice_is_refused_at_the_second() {
         "[[listen]]\naddress = \"0.0.0.0:1\"\n[[listen]]\n«address = \"0.0.0.0:1\"",
         "0.0.0.0:1 is already listened on by an earlier entry",
     );
-    refused("listen = [\"systemd:rpc\", «\"systemd:rpc\"]", "systemd:rpc is already listened on by an earlier entry");
-    assert_eq!(parse("listen = [\"[::1]:0\", \"[::1]:0\", \"systemd:a\", \"systemd:b\"]").listen.len(), 4);
+    refused(
+        "listen = [\"systemd:rpc\", «\"systemd:rpc\"]",
+        "systemd:rpc is already listened on by an earlier entry",
+    );
+    assert_eq!(
+        parse("listen = [\"[::1]:0\", \"[::1]:0\", \"systemd:a\", \"systemd:b\"]")
+            .listen
+            .len(),
+        4
+    );
 }
 
 #[test]
 fn more_than_64_listeners_are_refused() {
-    let entries = |count: u16| (1..=count).map(|port| format!("\"[::]:{port}\",\n")).collect::<String>();
-    assert_eq!(parse(&format!("listen = [{}]", entries(64))).listen.len(), 64);
+    let entries = |count: u16| {
+        (1..=count)
+            .map(|port| format!("\"[::]:{port}\",\n"))
+            .collect::<String>()
+    };
+    assert_eq!(
+        parse(&format!("listen = [{}]", entries(64))).listen.len(),
+        64
+    );
     let marked = format!("listen = [{}«\"[::]:65\", \"[::]:66\"]", entries(64));
-    refused(&marked, "at most 64 addresses can be listened on, these are 66");
+    refused(
+        &marked,
+        "at most 64 addresses can be listened on, these are 66",
+    );
 }
 
 #[test]
@@ -507,16 +720,25 @@ fn automatic_byte_order_is_refused_for_frames_that_make_it_ambiguous() {
     let message = "byte-order \"auto\" needs a max-frame below 16MiB: with longer frames, \
                    the length of a short big-endian one is valid in little-endian order too";
     let listen = "listen = [\"[::]:1\", { address = \"[::]:2\", «byte-order = \"auto\" }]";
-    refused(&format!("{listen}\n[limits]\nmax-frame = \"16MiB\""), message);
+    refused(
+        &format!("{listen}\n[limits]\nmax-frame = \"16MiB\""),
+        message,
+    );
     parse(&format!("{listen}\n[limits]\nmax-frame = 16777215").replace('«', ""));
 }
 
 #[test]
 fn buffers_that_one_client_could_fill_are_refused_at_the_key_that_is_there() {
-    let message =
-        |least| format!("buffers must be at least 4 times max-frame ({least}), so that one client can never fill them");
+    let message = |least| {
+        format!(
+            "buffers must be at least 4 times max-frame ({least}), so that one client can never fill them"
+        )
+    };
     refused("[limits]\n«buffers = 4194303", &message("4MiB"));
-    refused("[limits]\nmax-frame = \"65MiB\"\n«buffers = \"256MiB\"", &message("260MiB"));
+    refused(
+        "[limits]\nmax-frame = \"65MiB\"\n«buffers = \"256MiB\"",
+        &message("260MiB"),
+    );
     parse("[limits]\nmax-frame = \"65MiB\"");
     refused("[limits]\nmax-frame = 65\n«buffers = 259", &message("260B"));
     parse("[limits]\nbuffers = 4194304");
@@ -525,13 +747,20 @@ fn buffers_that_one_client_could_fill_are_refused_at_the_key_that_is_there() {
 #[test]
 fn a_control_socket_that_clients_connect_to_is_refused() {
     let message = "unix:/run/x is already listened on for clients";
-    refused("listen = [\"unix:/run/x\"]\n[control]\n«socket = \"/run/x\"", message);
+    refused(
+        "listen = [\"unix:/run/x\"]\n[control]\n«socket = \"/run/x\"",
+        message,
+    );
 }
 
 #[test]
 fn a_request_timeout_below_the_stall_timeout_needs_no_other_key() {
     let limits = parse("[limits]\nrequest-timeout = \"500ms\"").limits;
-    assert!(limits.request_timeout.is_some_and(|timeout| timeout < limits.stall_timeout));
+    assert!(
+        limits
+            .request_timeout
+            .is_some_and(|timeout| timeout < limits.stall_timeout)
+    );
 }
 
 #[test]
@@ -540,48 +769,91 @@ fn another_control_socket_is_refused_at_a_reload_and_nothing_else_is() {
     let path = directory.path().join("x.toml");
     let next = |current: &Config, text: &str| {
         std::fs::write(&path, text).expect("a file");
-        current.load_next(&Keys::new(), Some(&path), Path::new(ORIGIN), false).map(|loaded| loaded.config)
+        current
+            .load_next(&Keys::new(), Some(&path), Path::new(ORIGIN), false)
+            .map(|loaded| loaded.config)
     };
-    let refusal =
-        |stays| format!("control.socket cannot be changed by a reload; it stays {stays} until the daemon is restarted");
+    let refusal = |stays| {
+        format!(
+            "control.socket cannot be changed by a reload; it stays {stays} until the daemon is restarted"
+        )
+    };
     let current = parse("[control]\nsocket = \"/run/x\"");
 
-    let error = next(&current, "control = { mode = \"0600\", socket = \"/run/y\" }").expect_err("another path");
+    let error = next(
+        &current,
+        "control = { mode = \"0600\", socket = \"/run/y\" }",
+    )
+    .expect_err("another path");
     assert_eq!(error.message(), refusal("/run/x"));
-    assert_eq!((error.line(), error.column()), (Some(1), Some(28)), "\n{error}");
+    assert_eq!(
+        (error.line(), error.column()),
+        (Some(1), Some(28)),
+        "\n{error}"
+    );
     let error = next(&current, "[control]\nmode = \"0600\"").expect_err("no path");
-    assert_eq!((error.message(), error.line()), (refusal("/run/x").as_str(), None));
+    assert_eq!(
+        (error.message(), error.line()),
+        (refusal("/run/x").as_str(), None)
+    );
     let error = next(&parse(""), "[control]\nsocket = \"/run/y\"").expect_err("a path");
-    assert_eq!((error.message(), error.line()), (refusal("at its default place").as_str(), Some(2)));
+    assert_eq!(
+        (error.message(), error.line()),
+        (refusal("at its default place").as_str(), Some(2))
+    );
 
-    let kept =
-        Config { control: Control { socket: current.control.socket.clone(), ..everything().control }, ..everything() };
+    let kept = Config {
+        control: Control {
+            socket: current.control.socket.clone(),
+            ..everything().control
+        },
+        ..everything()
+    };
     assert_eq!(next(&current, &kept.to_toml()), Ok(kept));
-    let error = next(&current, "listen = []\n[control]\nsocket = \"/run/y\"").expect_err("two faults");
-    assert_eq!(error.message(), "there must be at least one address to listen on");
+    let error =
+        next(&current, "listen = []\n[control]\nsocket = \"/run/y\"").expect_err("two faults");
+    assert_eq!(
+        error.message(),
+        "there must be at least one address to listen on"
+    );
 }
 
 #[test]
 fn a_control_socket_is_an_absolute_path() {
-    refused("[control]\nsocket = «\"x\"", "the path \"x\" of a Unix socket must be absolute");
+    refused(
+        "[control]\nsocket = «\"x\"",
+        "the path \"x\" of a Unix socket must be absolute",
+    );
     let message = "\"unix:/x\": only a path is expected here, without \"unix:\"";
     refused("[control]\nsocket = «\"unix:/x\"", message);
-    refused("[control]\nsocket = «5", "invalid value: integer `5`, expected an absolute path in quotes");
+    refused(
+        "[control]\nsocket = «5",
+        "invalid value: integer `5`, expected an absolute path in quotes",
+    );
 }
 
 #[test]
 fn an_address_of_others_is_refused_for_metrics() {
     for address in ["127.0.0.1:1", "unix:/run/x"] {
         let message = format!("{address} is already listened on for clients");
-        refused(&format!("listen = [\"[::]:2\", \"{address}\"]\n[metrics]\n«listen = \"{address}\""), &message);
+        refused(
+            &format!("listen = [\"[::]:2\", \"{address}\"]\n[metrics]\n«listen = \"{address}\""),
+            &message,
+        );
     }
-    let marked = "control.socket = \"/run/x\"\nmetrics = { hosts = [], «listen = \"unix:/run//x\" }";
+    let marked =
+        "control.socket = \"/run/x\"\nmetrics = { hosts = [], «listen = \"unix:/run//x\" }";
     refused(marked, "unix:/run//x is the control socket");
     refused(
         "metrics.listen = «9464",
         "invalid value: integer `9464`, expected an address in quotes, such as \"127.0.0.1:8080\"",
     );
-    assert!(parse("listen = [\"[::1]:0\"]\nmetrics.listen = \"[::1]:0\"").metrics.listen.is_some());
+    assert!(
+        parse("listen = [\"[::1]:0\"]\nmetrics.listen = \"[::1]:0\"")
+            .metrics
+            .listen
+            .is_some()
+    );
 }
 
 #[test]
@@ -590,7 +862,20 @@ fn what_is_no_name_of_a_host_is_refused() {
                     such as \"node1.example.org\"";
     let long = "a".repeat(64);
     let longer = [&long[1..]; 4].join(".");
-    for wrong in ["", ".", "a.", "a..b", "-a", "a-", "*.example.org", "a:80", "::1", "a b", "ü", &long] {
+    for wrong in [
+        "",
+        ".",
+        "a.",
+        "a..b",
+        "-a",
+        "a-",
+        "*.example.org",
+        "a:80",
+        "::1",
+        "a b",
+        "ü",
+        &long,
+    ] {
         refused(
             &format!("metrics.hosts = [\"a\", «\"{wrong}\"]"),
             &format!("invalid value: string \"{wrong}\", {expected}"),
@@ -598,49 +883,108 @@ fn what_is_no_name_of_a_host_is_refused() {
     }
     Config::parse(&format!("metrics.hosts = [{longer:?}]"), ORIGIN)
         .expect_err("255 bytes, and a line too long to show");
-    refused("metrics.hosts = [«1]", &format!("invalid value: integer `1`, {expected}"));
-    refused("metrics.hosts = «\"a\"", "invalid type: string \"a\", expected an array");
-    let names = |count: usize| (1..=count).map(|i| format!("\"{}{i}\",\n", &longer[..248])).collect::<String>();
-    assert_eq!(parse(&format!("metrics.hosts = [{}]", names(64))).metrics.hosts.len(), 64);
-    refused(&format!("metrics.hosts = [{}«\"b\", \"c\"]", names(64)), "there can be at most 64 names, these are 66");
+    refused(
+        "metrics.hosts = [«1]",
+        &format!("invalid value: integer `1`, {expected}"),
+    );
+    refused(
+        "metrics.hosts = «\"a\"",
+        "invalid type: string \"a\", expected an array",
+    );
+    let names = |count: usize| {
+        (1..=count)
+            .map(|i| format!("\"{}{i}\",\n", &longer[..248]))
+            .collect::<String>()
+    };
+    assert_eq!(
+        parse(&format!("metrics.hosts = [{}]", names(64)))
+            .metrics
+            .hosts
+            .len(),
+        64
+    );
+    refused(
+        &format!("metrics.hosts = [{}«\"b\", \"c\"]", names(64)),
+        "there can be at most 64 names, these are 66",
+    );
 }
 
 #[test]
 fn a_log_file_and_its_target_need_each_other() {
-    refused("[log]\n«target = \"file\"", "target \"file\" needs the key `file`");
+    refused(
+        "[log]\n«target = \"file\"",
+        "target \"file\" needs the key `file`",
+    );
     for target in ["auto", "stderr", "syslog"] {
         let marked = format!("[log]\ntarget = \"{target}\"\n«file = \"/x\"");
         refused(&marked, "`file` is only for target \"file\"");
     }
-    refused("log = { «file = \"/x\" }", "`file` is only for target \"file\"");
+    refused(
+        "log = { «file = \"/x\" }",
+        "`file` is only for target \"file\"",
+    );
     for wrong in ["x", ""] {
-        let message = format!("invalid value: string \"{wrong}\", expected an absolute path in quotes");
-        refused(&format!("[log]\ntarget = \"file\"\nfile = «\"{wrong}\""), &message);
+        let message =
+            format!("invalid value: string \"{wrong}\", expected an absolute path in quotes");
+        refused(
+            &format!("[log]\ntarget = \"file\"\nfile = «\"{wrong}\""),
+            &message,
+        );
     }
 }
 
 #[test]
 fn json_is_refused_where_lines_have_a_form_of_their_own() {
-    let message = "format \"json\" is for standard error and files: lines of syslog have a form of their own";
+    let message =
+        "format \"json\" is for standard error and files: lines of syslog have a form of their own";
     refused("[log]\ntarget = \"syslog\"\n«format = \"json\"", message);
-    for target in ["target = \"auto\"", "target = \"stderr\"", "target = \"file\"\nfile = \"/x\""] {
-        assert_eq!(parse(&format!("[log]\nformat = \"json\"\n{target}")).log.format, LogFormat::Json);
+    for target in [
+        "target = \"auto\"",
+        "target = \"stderr\"",
+        "target = \"file\"\nfile = \"/x\"",
+    ] {
+        assert_eq!(
+            parse(&format!("[log]\nformat = \"json\"\n{target}"))
+                .log
+                .format,
+            LogFormat::Json
+        );
     }
 }
 
 #[test]
 fn a_byte_order_mark_and_carriage_returns_move_no_caret() {
     let message = "invalid value: integer `0`, expected \"auto\" or a number from 1 to 256";
-    for (text, column) in [("workers.count = 0\r\n", 17), ("# ü\r\n[workers]\r\ncount = 0\r\n", 9)] {
+    for (text, column) in [
+        ("workers.count = 0\r\n", 17),
+        ("# ü\r\n[workers]\r\ncount = 0\r\n", 9),
+    ] {
         let line = text.lines().count();
-        for text in [text.to_owned(), format!("\u{feff}{text}"), text.replace("\r\n", "\n")] {
+        for text in [
+            text.to_owned(),
+            format!("\u{feff}{text}"),
+            text.replace("\r\n", "\n"),
+        ] {
             let error = Config::parse(&text, ORIGIN).expect_err(message);
             assert_eq!(error.message(), message);
-            assert_eq!((error.line(), error.column()), (Some(line), Some(column)), "{text:?}\n{error}");
-            assert_shown(&error, text.lines().last().expect("a line").trim_start_matches('\u{feff}'));
+            assert_eq!(
+                (error.line(), error.column()),
+                (Some(line), Some(column)),
+                "{text:?}\n{error}"
+            );
+            assert_shown(
+                &error,
+                text.lines()
+                    .last()
+                    .expect("a line")
+                    .trim_start_matches('\u{feff}'),
+            );
         }
     }
-    assert_eq!(parse(&format!("\u{feff}{}", SHIPPED.replace('\n', "\r\n"))), Config::default());
+    assert_eq!(
+        parse(&format!("\u{feff}{}", SHIPPED.replace('\n', "\r\n"))),
+        Config::default()
+    );
     refused(
         "log = { file = \"/ü\", «levle = 1 }",
         "unknown key `levle`, expected one of `target`, `file`, `format`, `level`",
@@ -650,8 +994,13 @@ fn a_byte_order_mark_and_carriage_returns_move_no_caret() {
 #[test]
 fn what_is_missing_at_the_end_is_shown_behind_the_last_line() {
     for end in ["", "\n", "\r\n"] {
-        let error = Config::parse(&format!("x = \"\"\"abc{end}"), ORIGIN).expect_err("an open string");
-        assert_eq!((error.line(), error.column()), (Some(1), Some(11)), "\n{error}");
+        let error =
+            Config::parse(&format!("x = \"\"\"abc{end}"), ORIGIN).expect_err("an open string");
+        assert_eq!(
+            (error.line(), error.column()),
+            (Some(1), Some(11)),
+            "\n{error}"
+        );
         assert_shown(&error, "x = \"\"\"abc");
     }
 }
@@ -668,17 +1017,29 @@ fn a_file_is_loaded_or_the_reason_names_it() {
     assert_eq!(load(&vec![b'\n'; MAX_FILE as usize]), Ok(Config::default()));
 
     let error = load(b"log = 5\n").expect_err("a number");
-    assert!(error.to_string().contains(&format!("{}:1:7", path.display())), "\n{error}");
+    assert!(
+        error
+            .to_string()
+            .contains(&format!("{}:1:7", path.display())),
+        "\n{error}"
+    );
     let error = load(&vec![b'\n'; MAX_FILE as usize + 1]).expect_err("too long");
-    assert_eq!(error.message(), "cannot read the file: it is longer than 1048576 bytes");
+    assert_eq!(
+        error.message(),
+        "cannot read the file: it is longer than 1048576 bytes"
+    );
     let error = load(b"# fine\nx = \"\xff\"\n").expect_err("not text");
     assert_eq!(error.message(), "the byte 0xff at offset 12 is not UTF-8");
     assert_eq!((error.line(), error.column()), (Some(2), Some(6)));
 
     let error = Config::load(Some(directory.path()), Path::new(ORIGIN)).expect_err("a directory");
     assert_eq!((error.line(), error.column()), (None, None));
-    let error = Config::load(Some(Path::new("/nowhere/x.toml")), Path::new(ORIGIN)).expect_err("no file");
-    assert_eq!(error.message(), "cannot read the file: No such file or directory (os error 2)");
+    let error =
+        Config::load(Some(Path::new("/nowhere/x.toml")), Path::new(ORIGIN)).expect_err("no file");
+    assert_eq!(
+        error.message(),
+        "cannot read the file: No such file or directory (os error 2)"
+    );
     assert!(error.to_string().contains("/nowhere/x.toml"), "\n{error}");
 }
 
@@ -718,16 +1079,43 @@ fn explained(text: &str) {
     if let Err(error) = Config::parse(text, ORIGIN)
         && let Some((line, column)) = error.line().zip(error.column())
     {
-        assert!(error.to_string().contains(&format!("--> {ORIGIN}:{line}:{column}\n")), "{text:?}\n{error}");
+        assert!(
+            error
+                .to_string()
+                .contains(&format!("--> {ORIGIN}:{line}:{column}\n")),
+            "{text:?}\n{error}"
+        );
     }
 }
 
 fn configs() -> impl Strategy<Value = Config> {
-    (listeners(), workers(), limits(), any::<bool>(), 0..=0o777u32).prop_map(|(listen, workers, limits, all, mode)| {
-        let Config { control, metrics, log, .. } = if all { everything() } else { Config::default() };
-        let control = Control { mode: all.then_some(Mode(mode)), ..control };
-        Config { listen, workers, limits, control, metrics, log }
-    })
+    (
+        listeners(),
+        workers(),
+        limits(),
+        any::<bool>(),
+        0..=0o777u32,
+    )
+        .prop_map(|(listen, workers, limits, all, mode)| {
+            let Config {
+                control,
+                metrics,
+                log,
+                ..
+            } = if all { everything() } else { Config::default() };
+            let control = Control {
+                mode: all.then_some(Mode(mode)),
+                ..control
+            };
+            Config {
+                listen,
+                workers,
+                limits,
+                control,
+                metrics,
+                log,
+            }
+        })
 }
 
 fn listeners() -> impl Strategy<Value = Vec<Listen>> {
@@ -741,7 +1129,11 @@ fn listeners() -> impl Strategy<Value = Vec<Listen>> {
                 1 => format!("systemd:\"{index}\""),
                 _ => format!("[::1]:{index}"),
             };
-            let access = (kind == 0).then_some(Access { mode: Mode(mode), owner: None, group: None });
+            let access = (kind == 0).then_some(Access {
+                mode: Mode(mode),
+                owner: None,
+                group: None,
+            });
             Listen {
                 source: source.parse().expect("an address"),
                 byte_order,
@@ -756,14 +1148,24 @@ fn listeners() -> impl Strategy<Value = Vec<Listen>> {
 
 fn workers() -> impl Strategy<Value = Workers> {
     let replaced = (any::<u32>(), prop::option::of(durations()));
-    (0..=256u32, any::<bool>(), durations(), replaced).prop_map(|(count, in_turn, start_timeout, replaced)| Workers {
-        count: NonZeroU32::new(count).map_or(Count::Auto, Count::Exactly),
-        dispatch: if in_turn { Dispatch::RoundRobin } else { Dispatch::LeastLoaded },
-        rebalance: if in_turn { Rebalance::Manual } else { Rebalance::Auto },
-        start_timeout,
-        max_requests: NonZeroU32::new(replaced.0),
-        max_lifetime: replaced.1,
-    })
+    (0..=256u32, any::<bool>(), durations(), replaced).prop_map(
+        |(count, in_turn, start_timeout, replaced)| Workers {
+            count: NonZeroU32::new(count).map_or(Count::Auto, Count::Exactly),
+            dispatch: if in_turn {
+                Dispatch::RoundRobin
+            } else {
+                Dispatch::LeastLoaded
+            },
+            rebalance: if in_turn {
+                Rebalance::Manual
+            } else {
+                Rebalance::Auto
+            },
+            start_timeout,
+            max_requests: NonZeroU32::new(replaced.0),
+            max_lifetime: replaced.1,
+        },
+    )
 }
 
 fn limits() -> impl Strategy<Value = Limits> {
@@ -772,26 +1174,34 @@ fn limits() -> impl Strategy<Value = Limits> {
     let timeouts = prop::array::uniform4(prop::option::of(durations()));
     let stall = durations().prop_map(|duration| duration.max(Duration::from_millis(10)));
     let seconds = prop::option::of(1..=32_767u64);
-    (counts, sizes, timeouts, stall, [durations(), durations()], seconds).prop_map(
-        |((all, each), (frame, more), timeouts, stall, [drain, grace], seconds)| {
-            let [idle_timeout, frame_timeout, send_timeout, request_timeout] = timeouts;
-            Limits {
-                max_clients: NonZeroU32::new(all),
-                max_clients_per_address: NonZeroU32::new(each),
-                ipv6_prefix: NonZeroU32::new(each % 128 + 1).expect("not zero"),
-                max_frame: frame,
-                buffers: more.map(|more| 4 * u64::from(frame) + more),
-                idle_timeout,
-                frame_timeout,
-                send_timeout,
-                request_timeout,
-                stall_timeout: stall,
-                drain_timeout: drain,
-                restart_grace: grace,
-                tcp_keepalive: seconds.map(Duration::from_secs),
-            }
-        },
+    (
+        counts,
+        sizes,
+        timeouts,
+        stall,
+        [durations(), durations()],
+        seconds,
     )
+        .prop_map(
+            |((all, each), (frame, more), timeouts, stall, [drain, grace], seconds)| {
+                let [idle_timeout, frame_timeout, send_timeout, request_timeout] = timeouts;
+                Limits {
+                    max_clients: NonZeroU32::new(all),
+                    max_clients_per_address: NonZeroU32::new(each),
+                    ipv6_prefix: NonZeroU32::new(each % 128 + 1).expect("not zero"),
+                    max_frame: frame,
+                    buffers: more.map(|more| 4 * u64::from(frame) + more),
+                    idle_timeout,
+                    frame_timeout,
+                    send_timeout,
+                    request_timeout,
+                    stall_timeout: stall,
+                    drain_timeout: drain,
+                    restart_grace: grace,
+                    tcp_keepalive: seconds.map(Duration::from_secs),
+                }
+            },
+        )
 }
 
 fn durations() -> impl Strategy<Value = Duration> {

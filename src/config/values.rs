@@ -33,13 +33,16 @@ impl<const MIN: u64, const MAX: u64> Notation for Lasting<MIN, MAX> {
     type Value = Duration;
 
     fn expected() -> String {
-        let [min, max] = [MIN, MAX].map(|millis| humantime::format_duration(Duration::from_millis(millis)));
+        let [min, max] =
+            [MIN, MAX].map(|millis| humantime::format_duration(Duration::from_millis(millis)));
         format!("a duration from {min} to {max} in quotes, such as \"30s\" or \"1m 30s\"")
     }
 
     fn read(written: &Written<'_>) -> Result<Duration, Refusal> {
         let range = Duration::from_millis(MIN)..=Duration::from_millis(MAX);
-        duration(written)?.filter(|duration| range.contains(duration)).ok_or(Refusal::Unexpected)
+        duration(written)?
+            .filter(|duration| range.contains(duration))
+            .ok_or(Refusal::Unexpected)
     }
 
     fn write(value: &Duration) -> Written<'_> {
@@ -58,7 +61,9 @@ impl Notation for KeepAlive {
     }
 
     fn read(written: &Written<'_>) -> Result<Duration, Refusal> {
-        let fits = |duration: &Duration| (1..=32_767).contains(&duration.as_secs()) && duration.subsec_nanos() == 0;
+        let fits = |duration: &Duration| {
+            (1..=32_767).contains(&duration.as_secs()) && duration.subsec_nanos() == 0
+        };
         duration(written)?.filter(fits).ok_or(Refusal::Unexpected)
     }
 
@@ -69,11 +74,17 @@ impl Notation for KeepAlive {
 
 /// `M` is humantime's unit for months, and a slip of the finger for minutes: months are written in full.
 fn duration(written: &Written<'_>) -> Result<Option<Duration>, Refusal> {
-    let Written::Text(text) = written else { return Ok(None) };
-    let Ok(duration) = humantime::parse_duration(text) else { return Ok(None) };
+    let Written::Text(text) = written else {
+        return Ok(None);
+    };
+    let Ok(duration) = humantime::parse_duration(text) else {
+        return Ok(None);
+    };
     let minutes = with_minutes(text);
     if minutes != *text {
-        return Err(Refusal::Because(format!("{text:?}: M stands for months; did you mean {minutes:?}?")));
+        return Err(Refusal::Because(format!(
+            "{text:?}: M stands for months; did you mean {minutes:?}?"
+        )));
     }
     Ok(Some(duration))
 }
@@ -110,7 +121,9 @@ impl<const MIN: u64, const MAX: u64> Notation for Size<MIN, MAX> {
             Written::Text(text) => text.parse().ok().map(|ByteSize(bytes)| bytes),
             Written::Number(number) => u64::try_from(*number).ok(),
         };
-        bytes.filter(|bytes| (MIN..=MAX).contains(bytes)).ok_or(Refusal::Unexpected)
+        bytes
+            .filter(|bytes| (MIN..=MAX).contains(bytes))
+            .ok_or(Refusal::Unexpected)
     }
 
     fn write(value: &u64) -> Written<'_> {
@@ -126,7 +139,8 @@ impl Notation for FrameSize {
     }
 
     fn read(written: &Written<'_>) -> Result<u32, Refusal> {
-        Size::<64, { 256 << 20 }>::read(written).and_then(|bytes| u32::try_from(bytes).or(Err(Refusal::Unexpected)))
+        Size::<64, { 256 << 20 }>::read(written)
+            .and_then(|bytes| u32::try_from(bytes).or(Err(Refusal::Unexpected)))
     }
 
     fn write(value: &u32) -> Written<'_> {
@@ -138,8 +152,13 @@ impl Notation for FrameSize {
 #[must_use]
 pub fn size(bytes: u64) -> String {
     let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
-    let whole = units.into_iter().find(|(shift, _)| bytes != 0 && bytes.trailing_zeros() >= *shift);
-    whole.map_or_else(|| format!("{bytes}B"), |(shift, unit)| format!("{}{unit}", bytes >> shift))
+    let whole = units
+        .into_iter()
+        .find(|(shift, _)| bytes != 0 && bytes.trailing_zeros() >= *shift);
+    whole.map_or_else(
+        || format!("{bytes}B"),
+        |(shift, unit)| format!("{}{unit}", bytes >> shift),
+    )
 }
 
 /// A number from 1 to `MAX`.
@@ -157,7 +176,9 @@ impl<const MAX: u32> Notation for UpTo<MAX> {
             Written::Text(_) => None,
             Written::Number(number) => u32::try_from(*number).ok().and_then(NonZeroU32::new),
         };
-        number.filter(|number| number.get() <= MAX).ok_or(Refusal::Unexpected)
+        number
+            .filter(|number| number.get() <= MAX)
+            .ok_or(Refusal::Unexpected)
     }
 
     fn write(value: &NonZeroU32) -> Written<'_> {
@@ -194,7 +215,9 @@ impl Notation for Mode {
     fn read(written: &Written<'_>) -> Result<Mode, Refusal> {
         match written {
             Written::Text(text) if text.len() == 4 && text.starts_with('0') => {
-                u32::from_str_radix(text, 8).map(Mode).or(Err(Refusal::Unexpected))
+                u32::from_str_radix(text, 8)
+                    .map(Mode)
+                    .or(Err(Refusal::Unexpected))
             }
             _ => Err(Refusal::Unexpected),
         }
@@ -251,7 +274,9 @@ impl Notation for SocketPath {
     fn read(written: &Written<'_>) -> Result<PathBuf, Refusal> {
         let text = text(written)?;
         if text.starts_with("unix:") {
-            return Err(Refusal::Because(format!("{text:?}: only a path is expected here, without \"unix:\"")));
+            return Err(Refusal::Because(format!(
+                "{text:?}: only a path is expected here, without \"unix:\""
+            )));
         }
         check_unix_path(text).map_err(Refusal::Because)?;
         Ok(PathBuf::from(text))
@@ -338,7 +363,8 @@ impl Notation for HostName {
                 && !label.ends_with('-')
         };
         let fits = name.len() <= 253 && name.split('.').all(is_label);
-        fits.then(|| HostName(name.to_owned())).ok_or(Refusal::Unexpected)
+        fits.then(|| HostName(name.to_owned()))
+            .ok_or(Refusal::Unexpected)
     }
 
     fn write(value: &HostName) -> Written<'_> {

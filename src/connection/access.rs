@@ -8,11 +8,15 @@ use std::path::Path;
 /// search the directories before it (unix(7)).
 pub(super) fn who_may_connect(path: &Path) -> String {
     // What cannot even be looked at is in a directory that may not be searched: the first one that can be looked at.
-    let barrier = path.ancestors().find_map(|place| Some((place, fs::metadata(place).ok()?)));
+    let barrier = path
+        .ancestors()
+        .find_map(|place| Some((place, fs::metadata(place).ok()?)));
     let shown = path.display();
     match barrier.and_then(|(place, found)| Some((place, those_let_in(&found)?))) {
         Some((place, who)) if place == path => format!("{shown} is for {who}"),
-        Some((directory, who)) => format!("{shown} is in {}, which is for {who}", directory.display()),
+        Some((directory, who)) => {
+            format!("{shown} is in {}, which is for {who}", directory.display())
+        }
         // An access control list, a security module, a mount.
         None => format!("you may not connect to {shown}"),
     }
@@ -45,7 +49,10 @@ fn name(database: &str, id: u32, word: &str) -> String {
         let name = fields.next()?;
         (fields.nth(1)?.parse() == Ok(id)).then(|| name.to_owned())
     };
-    entries.lines().find_map(name_of).unwrap_or_else(|| format!("{word}{id}"))
+    entries
+        .lines()
+        .find_map(name_of)
+        .unwrap_or_else(|| format!("{word}{id}"))
 }
 
 #[cfg(test)]
@@ -59,7 +66,10 @@ mod tests {
         let place = tempfile::tempdir().expect("a directory");
         let file = place.path().join("control.sock");
         fs::write(&file, "").expect("it is ours");
-        let (own, group) = (fs::metadata(&file).expect("it is there"), "the group 3999999999");
+        let (own, group) = (
+            fs::metadata(&file).expect("it is there"),
+            "the group 3999999999",
+        );
         let is_root = own.uid() == 0;
         if is_root {
             chown(&file, Some(3_999_999_998), Some(3_999_999_999)).expect("we are root");
@@ -67,7 +77,9 @@ mod tests {
         let said = |mode| {
             fs::set_permissions(&file, fs::Permissions::from_mode(mode)).expect("it is ours");
             let said = who_may_connect(&file);
-            said.strip_prefix(&format!("{} is for ", file.display())).map(str::to_owned).ok_or(said)
+            said.strip_prefix(&format!("{} is for ", file.display()))
+                .map(str::to_owned)
+                .ok_or(said)
         };
         if is_root {
             assert_eq!(said(0o660), Ok(format!("root, uid 3999999998 and {group}")));
@@ -76,12 +88,23 @@ mod tests {
             assert_eq!(said(0o460), Ok(format!("root and {group}")));
         }
         assert_eq!(said(0o444), Ok("root only".to_owned()));
-        assert_eq!(said(0o666), Err(format!("you may not connect to {}", file.display())));
+        assert_eq!(
+            said(0o666),
+            Err(format!("you may not connect to {}", file.display()))
+        );
         // To all others what is in it is as if it were not there.
         fs::set_permissions(place.path(), fs::Permissions::from_mode(0o700)).expect("it is ours");
         let hidden = place.path().join("hidden.sock");
-        let sentence = format!("{} is in {}, which is for root", hidden.display(), place.path().display());
-        assert!(who_may_connect(&hidden).starts_with(&sentence), "{}", who_may_connect(&hidden));
+        let sentence = format!(
+            "{} is in {}, which is for root",
+            hidden.display(),
+            place.path().display()
+        );
+        assert!(
+            who_may_connect(&hidden).starts_with(&sentence),
+            "{}",
+            who_may_connect(&hidden)
+        );
     }
 
     #[test]

@@ -170,8 +170,14 @@ pub(super) struct Call {
 
 impl Arguments {
     pub(super) fn timeout(&self) -> Duration {
-        let doing = if let Verb::Change(change) = &self.verb { change.doing() } else { None };
-        let usual = doing.and_then(Doing::takes_long).map_or(Duration::from_secs(10), |(_, usual)| usual);
+        let doing = if let Verb::Change(change) = &self.verb {
+            change.doing()
+        } else {
+            None
+        };
+        let usual = doing
+            .and_then(Doing::takes_long)
+            .map_or(Duration::from_secs(10), |(_, usual)| usual);
         self.timeout.unwrap_or(usual)
     }
 }
@@ -313,11 +319,26 @@ mod tests {
 
     #[test]
     fn a_timeout_is_in_seconds_or_has_its_unit() {
-        for (text, time) in [("3", 3000), ("0.5", 500), ("10s", 10_000), ("2m", 120_000), ("250ms", 250)] {
+        for (text, time) in [
+            ("3", 3000),
+            ("0.5", 500),
+            ("10s", 10_000),
+            ("2m", 120_000),
+            ("250ms", 250),
+        ] {
             let arguments = parse(&format!("fdpassctl status --timeout {text}")).expect(text);
             assert_eq!(arguments.timeout(), Duration::from_millis(time));
         }
-        for text in ["0", "-1", "nan", "1e300", "inf", "2days", "soon", "500000000000years"] {
+        for text in [
+            "0",
+            "-1",
+            "nan",
+            "1e300",
+            "inf",
+            "2days",
+            "soon",
+            "500000000000years",
+        ] {
             parse(&format!("fdpassctl status --timeout={text}")).expect_err(text);
         }
     }
@@ -326,10 +347,30 @@ mod tests {
     fn what_takes_longer_is_waited_for_longer() {
         for (lines, seconds) in [
             (
-                &["status", "version", "call x", "release 1", "drain", "undrain", "rebalance", "kick 1", "events -f"][..],
+                &[
+                    "status",
+                    "version",
+                    "call x",
+                    "release 1",
+                    "drain",
+                    "undrain",
+                    "rebalance",
+                    "kick 1",
+                    "events -f",
+                ][..],
                 10,
             ),
-            (&["stop", "reload", "scale 4", "recycle all", "hold 1", "upgrade"], 60),
+            (
+                &[
+                    "stop",
+                    "reload",
+                    "scale 4",
+                    "recycle all",
+                    "hold 1",
+                    "upgrade",
+                ],
+                60,
+            ),
             (&["drain --wait"], 3600),
         ] {
             for line in lines {
@@ -341,10 +382,17 @@ mod tests {
 
     #[test]
     fn an_instance_is_a_name_and_not_a_socket_as_well() {
-        for line in ["fdpassctl -i blue status", "fdpassctl status --instance blue"] {
+        for line in [
+            "fdpassctl -i blue status",
+            "fdpassctl status --instance blue",
+        ] {
             assert_eq!(parse(line).expect(line).instance.as_deref(), Some("blue"));
         }
-        for line in ["status -i a/b", "status --instance=", "status -i blue -s /x"] {
+        for line in [
+            "status -i a/b",
+            "status --instance=",
+            "status -i blue -s /x",
+        ] {
             parse(&format!("fdpassctl {line}")).expect_err(line);
         }
     }
@@ -352,11 +400,16 @@ mod tests {
     #[test]
     fn params_are_any_json_and_stay_as_they_are() {
         for text in ["-5", "-1e3", "1e400", r#"{"a":1,"a":2}"#, "null", r#""\/""#] {
-            let params = call(&format!("fdpassctl call ping {text}")).params.expect("given");
+            let params = call(&format!("fdpassctl call ping {text}"))
+                .params
+                .expect("given");
             assert_eq!(params.get(), text);
         }
         let said = parse("fdpassctl call ping {a:1}").expect_err("no JSON");
-        assert!(said.contains("not JSON: key must be a string at line 1 column 2"), "{said}");
+        assert!(
+            said.contains("not JSON: key must be a string at line 1 column 2"),
+            "{said}"
+        );
     }
 
     #[test]
@@ -380,7 +433,11 @@ mod tests {
         }
         // Of these two everybody knows.
         let is_usual = |option: &&str| ["help", "version"].contains(option);
-        for option in command.get_arguments().filter_map(clap::Arg::get_long).filter(|option| !is_usual(option)) {
+        for option in command
+            .get_arguments()
+            .filter_map(clap::Arg::get_long)
+            .filter(|option| !is_usual(option))
+        {
             assert!(words.contains(&format!("--{option}").as_str()), "{option}");
         }
     }
@@ -390,13 +447,28 @@ mod tests {
         let mut commands = vec![Arguments::command()];
         commands[0].build();
         while let Some(mut command) = commands.pop() {
-            for help in [command.render_help(), command.render_long_help()].map(|help| help.to_string()) {
-                assert!(help.lines().all(|line| line.chars().count() <= 80), "{help}");
+            for help in
+                [command.render_help(), command.render_long_help()].map(|help| help.to_string())
+            {
+                assert!(
+                    help.lines().all(|line| line.chars().count() <= 80),
+                    "{help}"
+                );
             }
             for argument in command.get_arguments() {
-                assert!(argument.get_help().is_some(), "{} of {}", argument.get_id(), command.get_name());
+                assert!(
+                    argument.get_help().is_some(),
+                    "{} of {}",
+                    argument.get_id(),
+                    command.get_name()
+                );
             }
-            commands.extend(command.get_subcommands().filter(|inner| inner.get_name() != "help").cloned());
+            commands.extend(
+                command
+                    .get_subcommands()
+                    .filter(|inner| inner.get_name() != "help")
+                    .cloned(),
+            );
         }
     }
 }

@@ -18,13 +18,16 @@ pub(super) fn perform(call: &Call, session: &Session, out: &mut impl Write) -> R
         None => first_listener(session)?,
     };
     let order = call.byte_order().unwrap_or(order);
-    let reply = Connection::to_listener(&address, order, session.deadline)?.call(&call.method, call.params.as_ref())?;
+    let reply = Connection::to_listener(&address, order, session.deadline)?
+        .call(&call.method, call.params.as_ref())?;
     writeln!(out, "{}", reply.result.get()).map_err(Error::Output)
 }
 
 /// Where to call when nobody said so, and in which byte order.
 fn first_listener(session: &Session) -> Result<(Address, ByteOrder), Error> {
-    let asked = session.daemon().and_then(|mut daemon| daemon.ask(control::Verb::Status));
+    let asked = session
+        .daemon()
+        .and_then(|mut daemon| daemon.ask(control::Verb::Status));
     let status = match asked {
         Ok(result) => read::<Status>(&result)?,
         // A client needs no permission to look at the daemon: it may still be where daemons usually are.
@@ -37,7 +40,11 @@ fn first_listener(session: &Session) -> Result<(Address, ByteOrder), Error> {
         return Ok((USUAL, ByteOrder::Little));
     };
     let address = listener.address.parse().map_err(|e: String| no_reply(&e))?;
-    let order = if listener.byte_order == OrderRule::Big { ByteOrder::Big } else { ByteOrder::Little };
+    let order = if listener.byte_order == OrderRule::Big {
+        ByteOrder::Big
+    } else {
+        ByteOrder::Little
+    };
     Ok((reachable(address), order))
 }
 
@@ -45,7 +52,11 @@ fn first_listener(session: &Session) -> Result<(Address, ByteOrder), Error> {
 pub(super) fn reachable(address: Address) -> Address {
     match address {
         Address::Tcp(mut tcp) if tcp.ip().is_unspecified() => {
-            tcp.set_ip(if tcp.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+            tcp.set_ip(if tcp.is_ipv4() {
+                Ipv4Addr::LOCALHOST.into()
+            } else {
+                Ipv6Addr::LOCALHOST.into()
+            });
             Address::Tcp(tcp)
         }
         other => other,

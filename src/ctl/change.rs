@@ -13,8 +13,8 @@ use super::progress::{Doing, Progress};
 use super::{Session, read};
 use crate::connection::{self, Connection};
 use crate::proto::control::{
-    self, Drain, Hold, Kick, Kicked, Rebalance, Rebalanced, Recycle, Release, Reloaded, Scale, Settled, Stopped,
-    UpgradeTo, Upgraded, Version,
+    self, Drain, Hold, Kick, Kicked, Rebalance, Rebalanced, Recycle, Release, Reloaded, Scale,
+    Settled, Stopped, UpgradeTo, Upgraded, Version,
 };
 use crate::proto::names::{ClientId, WorkerId};
 use crate::proto::text::Escaped;
@@ -95,7 +95,9 @@ impl Change {
         match self {
             Change::Reload { .. } => Some(Doing::Reload),
             Change::Scale { count } => Some(Doing::Scale { count: *count }),
-            Change::Recycle { which } => Some(Doing::Recycle { one: which.worker.is_some() }),
+            Change::Recycle { which } => Some(Doing::Recycle {
+                one: which.worker.is_some(),
+            }),
             Change::Hold { worker } => Some(Doing::Hold { worker: *worker }),
             Change::Drain { wait: true } => Some(Doing::Drain),
             Change::Rebalance { .. } => Some(Doing::Rebalance),
@@ -124,42 +126,73 @@ impl Change {
         let mut daemon = session.daemon()?;
         let Version { name, pid, .. } = read(&daemon.ask(control::Verb::Version)?)?;
         let doing = self.doing();
-        let progress = doing.map(|doing| Progress::of(doing, session, &mut daemon)).transpose()?.flatten();
+        let progress = doing
+            .map(|doing| Progress::of(doing, session, &mut daemon))
+            .transpose()?
+            .flatten();
         let done = match progress {
             Some(progress) => progress.during(&mut daemon, err, |daemon| self.ask(daemon)),
             None => self.ask(&mut daemon),
         };
         let result = done.map_err(|error| match (error, doing.and_then(Doing::takes_long)) {
-            (connection::Error::Timeout(_), Some((doing, _))) => Error::StillGoing { name: name.clone(), pid, doing },
+            (connection::Error::Timeout(_), Some((doing, _))) => Error::StillGoing {
+                name: name.clone(),
+                pid,
+                doing,
+            },
             (error, _) => error.into(),
         })?;
-        session.print(out, &result, |out| writeln!(out, "{}", self.said(&name, &result)?).map_err(Error::Output))
+        session.print(out, &result, |out| {
+            writeln!(out, "{}", self.said(&name, &result)?).map_err(Error::Output)
+        })
     }
 
     /// What systemd does with the unit of `--if-stopping`, unless that is its end.
     fn job_that_keeps_clients(&self) -> Option<Job> {
-        let Change::Stop { if_stopping: Some(unit) } = self else { return None };
+        let Change::Stop {
+            if_stopping: Some(unit),
+        } = self
+        else {
+            return None;
+        };
         Some(Job::of(unit)).filter(|job| *job != Job::Stop)
     }
 
     fn ask(&self, daemon: &mut Connection) -> Result<Box<RawValue>, connection::Error> {
         match self {
             Change::Reload { force: false } => daemon.ask(control::Verb::Reload),
-            Change::Reload { force } => daemon.ask_with(control::Verb::Reload, &control::Reload { force: *force }),
-            Change::Scale { count } => daemon.ask_with(control::Verb::Scale, &Scale { count: *count }),
+            Change::Reload { force } => {
+                daemon.ask_with(control::Verb::Reload, &control::Reload { force: *force })
+            }
+            Change::Scale { count } => {
+                daemon.ask_with(control::Verb::Scale, &Scale { count: *count })
+            }
             Change::Recycle { which } => daemon.ask_with(control::Verb::Recycle, which),
-            Change::Hold { worker } => daemon.ask_with(control::Verb::Hold, &Hold { worker: WorkerId(*worker) }),
+            Change::Hold { worker } => daemon.ask_with(
+                control::Verb::Hold,
+                &Hold {
+                    worker: WorkerId(*worker),
+                },
+            ),
             Change::Release { what } => daemon.ask_with(control::Verb::Release, what),
             Change::Drain { wait } => daemon.ask_with(control::Verb::Drain, &Drain { wait: *wait }),
             Change::Undrain => daemon.ask(control::Verb::Undrain),
             Change::ReopenLog => daemon.ask(control::Verb::ReopenLog),
-            Change::Kick { client } => daemon.ask_with(control::Verb::Kick, &Kick { client: ClientId(*client) }),
+            Change::Kick { client } => daemon.ask_with(
+                control::Verb::Kick,
+                &Kick {
+                    client: ClientId(*client),
+                },
+            ),
             Change::Rebalance { dry_run } => {
                 daemon.ask_with(control::Verb::Rebalance, &Rebalance { dry_run: *dry_run })
             }
-            Change::Upgrade { binary } => {
-                daemon.ask_with(control::Verb::Upgrade, &UpgradeTo { binary: binary.clone() })
-            }
+            Change::Upgrade { binary } => daemon.ask_with(
+                control::Verb::Upgrade,
+                &UpgradeTo {
+                    binary: binary.clone(),
+                },
+            ),
             // The reply comes just before the daemon ends; it is gone when it no longer holds the connection.
             Change::Stop { .. } => {
                 let result = daemon.ask(control::Verb::Stop)?;
@@ -174,9 +207,9 @@ impl Change {
             Change::Reload { .. } => read(result).map(applied),
             Change::Rebalance { dry_run } => read(result).map(|result| moves(&result, *dry_run)),
             Change::Upgrade { .. } => read(result).map(|result| upgraded(name, &result)),
-            Change::Kick { .. } => {
-                read(result).map(|Kicked { client, peer }| format!("client {client} ({}) is closed", Escaped(peer)))
-            }
+            Change::Kick { .. } => read(result).map(|Kicked { client, peer }| {
+                format!("client {client} ({}) is closed", Escaped(peer))
+            }),
             Change::Stop { .. } => read(result).map(|result| stopped(name, result)),
             _ => read(result).map(|result| self.settled(result)),
         }
@@ -185,17 +218,34 @@ impl Change {
     fn settled(&self, Settled { workers, clients }: Settled) -> String {
         let ready = format!("{} ready", are(workers.into(), "worker"));
         match self {
-            Change::Recycle { which: Recycle { worker: Some(worker) } } => {
+            Change::Recycle {
+                which: Recycle {
+                    worker: Some(worker),
+                },
+            } => {
                 format!("worker {worker} is replaced; {ready}")
             }
-            Change::Recycle { which: Recycle { worker: None } } => format!("all workers are replaced; {ready}"),
-            Change::Hold { worker } => format!("worker {worker} is held; its clients are with the others"),
-            Change::Release { what: Release::Worker(id) } => format!("worker {id} is released"),
-            Change::Release { what: Release::Method(method) } => {
+            Change::Recycle {
+                which: Recycle { worker: None },
+            } => format!("all workers are replaced; {ready}"),
+            Change::Hold { worker } => {
+                format!("worker {worker} is held; its clients are with the others")
+            }
+            Change::Release {
+                what: Release::Worker(id),
+            } => format!("worker {id} is released"),
+            Change::Release {
+                what: Release::Method(method),
+            } => {
                 format!("method \"{}\" is released and run again", Escaped(method))
             }
-            Change::Drain { wait: true } => "nobody new is accepted; the last client has left".to_owned(),
-            Change::Drain { wait: false } => format!("nobody new is accepted; {} still there", are(clients, "client")),
+            Change::Drain { wait: true } => {
+                "nobody new is accepted; the last client has left".to_owned()
+            }
+            Change::Drain { wait: false } => format!(
+                "nobody new is accepted; {} still there",
+                are(clients, "client")
+            ),
             Change::Undrain => "clients are accepted again".to_owned(),
             Change::ReopenLog => "the log file is open again".to_owned(),
             _ => ready,
@@ -203,16 +253,28 @@ impl Change {
     }
 }
 
-fn applied(Reloaded { generation, workers, seconds }: Reloaded) -> String {
+fn applied(
+    Reloaded {
+        generation,
+        workers,
+        seconds,
+    }: Reloaded,
+) -> String {
     let workers = counted(workers.into(), "worker");
-    format!("applied: generation {generation}, {workers} ready, in {}", spaced_time(seconds))
+    format!(
+        "applied: generation {generation}, {workers} ready, in {}",
+        spaced_time(seconds)
+    )
 }
 
 fn moves(result: &Rebalanced, dry_run: bool) -> String {
     let moved = if dry_run { "would move" } else { "moved" };
     let line = |moves: &control::MovedLoad| {
         let (clients, share) = (counted(moves.clients, "client"), moves.load * 100.0);
-        format!("{clients} {moved} from worker {} to worker {}: {share:.0}% of a worker's time", moves.from, moves.to)
+        format!(
+            "{clients} {moved} from worker {} to worker {}: {share:.0}% of a worker's time",
+            moves.from, moves.to
+        )
     };
     match result.moves.as_slice() {
         [] => "the load is even enough".to_owned(),
@@ -220,11 +282,24 @@ fn moves(result: &Rebalanced, dry_run: bool) -> String {
     }
 }
 
-fn upgraded(name: &str, Upgraded { version, workers, clients, unchanged }: &Upgraded) -> String {
-    let (workers, clients) = (counted((*workers).into(), "worker"), counted(*clients, "client"));
+fn upgraded(
+    name: &str,
+    Upgraded {
+        version,
+        workers,
+        clients,
+        unchanged,
+    }: &Upgraded,
+) -> String {
+    let (workers, clients) = (
+        counted((*workers).into(), "worker"),
+        counted(*clients, "client"),
+    );
     let (name, version) = (Escaped(name), Escaped(version));
     match unchanged {
-        true => format!("{name} is still {version}: the program has not changed; {workers} ready, {clients} kept"),
+        true => format!(
+            "{name} is still {version}: the program has not changed; {workers} ready, {clients} kept"
+        ),
         false => format!("{name} is upgraded to {version}; {workers} ready, {clients} kept"),
     }
 }
@@ -242,7 +317,9 @@ fn recycled(text: &str) -> Result<Recycle, String> {
     match text {
         "all" => Ok(Recycle { worker: None }),
         id => match id.parse() {
-            Ok(id) => Ok(Recycle { worker: Some(WorkerId(id)) }),
+            Ok(id) => Ok(Recycle {
+                worker: Some(WorkerId(id)),
+            }),
             Err(_) => Err("expected a worker's id or \"all\"".to_owned()),
         },
     }
@@ -250,5 +327,8 @@ fn recycled(text: &str) -> Result<Recycle, String> {
 
 /// No method's name is a number.
 fn released(text: &str) -> Result<Release, String> {
-    Ok(text.parse().map_or_else(|_| Release::Method(text.to_owned()), |id| Release::Worker(WorkerId(id))))
+    Ok(text.parse().map_or_else(
+        |_| Release::Method(text.to_owned()),
+        |id| Release::Worker(WorkerId(id)),
+    ))
 }

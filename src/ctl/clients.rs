@@ -23,7 +23,11 @@ pub(super) fn show(wanted: &Wanted, session: &Session, out: &mut impl Write) -> 
     let mut clients = all(&mut session.daemon()?, wanted.worker())?;
     clients.sort_by(|a, b| {
         let order = order(wanted.sort, &a.status, &b.status);
-        if wanted.reverse { order.reverse() } else { order }
+        if wanted.reverse {
+            order.reverse()
+        } else {
+            order
+        }
     });
     let there_are = clients.len();
     clients.truncate(wanted.most.unwrap_or(there_are));
@@ -57,11 +61,19 @@ fn all(daemon: &mut Connection, worker: Option<WorkerId>) -> Result<Vec<Client>,
         let page: Page = read(&result)?;
         for raw in page.clients {
             let status: ClientStatus = read(raw)?;
-            found.insert(status.id, Client { status, raw: raw.to_owned() });
+            found.insert(
+                status.id,
+                Client {
+                    status,
+                    raw: raw.to_owned(),
+                },
+            );
         }
         match (after, page.next) {
             (_, None) => return Ok(found.into_values().collect()),
-            (Some(after), Some(next)) if next <= after => return Err(no_reply(&"its pages come round again").into()),
+            (Some(after), Some(next)) if next <= after => {
+                return Err(no_reply(&"its pages come round again").into());
+            }
             (_, next) => after = next,
         }
     }
@@ -82,21 +94,42 @@ fn order(sort: Option<Sort>, a: &ClientStatus, b: &ClientStatus) -> Ordering {
 fn write_json(to: &mut impl Write, clients: &[Client]) -> io::Result<()> {
     to.write_all(br#"{"clients":["#)?;
     for (index, client) in clients.iter().enumerate() {
-        write!(to, "{}{}", if index > 0 { "," } else { "" }, client.raw.get())?;
+        write!(
+            to,
+            "{}{}",
+            if index > 0 { "," } else { "" },
+            client.raw.get()
+        )?;
     }
     writeln!(to, r#"],"next":null}}"#)
 }
 
 /// On a terminal the listeners, of which there are few, give way to what tells one client from the other.
-fn write_table(to: &mut impl Write, seen: Seen, clients: &[Client], there_are: usize) -> io::Result<()> {
-    let header = ["ID", "PEER", "LISTENER", "WORKER", "AGE", "IDLE", "REQUESTS", "MOVES", "BYTES"];
-    let columns = Columns { header, words: &[1, 2], gives_way: seen.out.then_some((2, seen.width)) };
+fn write_table(
+    to: &mut impl Write,
+    seen: Seen,
+    clients: &[Client],
+    there_are: usize,
+) -> io::Result<()> {
+    let header = [
+        "ID", "PEER", "LISTENER", "WORKER", "AGE", "IDLE", "REQUESTS", "MOVES", "BYTES",
+    ];
+    let columns = Columns {
+        header,
+        words: &[1, 2],
+        gives_way: seen.out.then_some((2, seen.width)),
+    };
     let rows: Vec<_> = clients.iter().map(|client| row(&client.status)).collect();
     table::write(to, seen.paint(), columns, &rows)?;
     match there_are {
         0 => writeln!(to, "no clients"),
         all if all > clients.len() => {
-            writeln!(to, "{} of {} clients", grouped(clients.len() as u64), grouped(all as u64))
+            writeln!(
+                to,
+                "{} of {} clients",
+                grouped(clients.len() as u64),
+                grouped(all as u64)
+            )
         }
         _ => Ok(()),
     }
@@ -106,8 +139,15 @@ fn row(client: &ClientStatus) -> [Cell; 9] {
     [
         client.id.to_string().into(),
         Cell::foreign(&client.peer, LONGEST_PEER),
-        Cell::foreign(client.listener.as_deref().unwrap_or_default(), LONGEST_LISTENER),
-        client.worker.map(|worker| worker.to_string()).unwrap_or_default().into(),
+        Cell::foreign(
+            client.listener.as_deref().unwrap_or_default(),
+            LONGEST_LISTENER,
+        ),
+        client
+            .worker
+            .map(|worker| worker.to_string())
+            .unwrap_or_default()
+            .into(),
         in_letters(client.age_seconds).into(),
         in_letters(client.idle_seconds).into(),
         short(client.requests).into(),
@@ -173,7 +213,10 @@ mod tests {
             listener: Some("unix:/run/\n/rpc.sock".to_owned()),
             ..client(7, 1, 3.0, "\x1b[2J\n\u{202e}")
         };
-        let shown = table(&[client(1, 1234, 754.0, "127.0.0.1:50412"), waiting.clone()], 20_000);
+        let shown = table(
+            &[client(1, 1234, 754.0, "127.0.0.1:50412"), waiting.clone()],
+            20_000,
+        );
         let expected = "   \
    ID PEER                LISTENER       WORKER    AGE IDLE REQUESTS MOVES BYTES
     1 127.0.0.1:50412     127.0.0.1:8080      3 12m34s   0s    1,234     0     0
@@ -184,13 +227,25 @@ mod tests {
         assert!(shown.lines().all(|line| line.chars().count() <= 80));
         let shown = table(&[hostile], 1);
         let row = shown.lines().nth(1).expect("a row");
-        assert!(row.starts_with(r" 7 \x1b[2J\n\u{202e} unix:/run/\n/rpc.sock "), "{row}");
+        assert!(
+            row.starts_with(r" 7 \x1b[2J\n\u{202e} unix:/run/\n/rpc.sock "),
+            "{row}"
+        );
         assert_eq!(shown.lines().count(), 2);
-        let unix = ClientStatus { listener: Some("unix:/run/fdpassd/rpc.sock".to_owned()), ..waiting };
+        let unix = ClientStatus {
+            listener: Some("unix:/run/fdpassd/rpc.sock".to_owned()),
+            ..waiting
+        };
         let seen = Seen::of(true, false, |_| None);
         let shown = table_seen(slice::from_ref(&unix), 1, seen);
-        assert!(shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
-        assert!(shown.contains("\n98765 pid 4711 (uid 1000) unix:/r…rpc.sock "), "{shown}");
+        assert!(
+            shown.lines().all(|line| line.chars().count() <= 80),
+            "{shown}"
+        );
+        assert!(
+            shown.contains("\n98765 pid 4711 (uid 1000) unix:/r…rpc.sock "),
+            "{shown}"
+        );
         assert!(
             table(&[unix], 1).contains("\n98765 pid 4711 (uid 1000) unix:/run/fdpassd/rpc.sock "),
             "in full elsewhere"
@@ -200,7 +255,11 @@ mod tests {
 
     #[test]
     fn the_largest_come_first_and_equals_as_they_came() {
-        let clients = [client(1, 5, 2.0, ""), client(2, 9, 1.0, ""), client(3, 5, f64::MAX, "")];
+        let clients = [
+            client(1, 5, 2.0, ""),
+            client(2, 9, 1.0, ""),
+            client(3, 5, f64::MAX, ""),
+        ];
         let sorted = |sort| {
             let mut clients = clients.clone();
             clients.sort_by(|a, b| order(sort, a, b));

@@ -9,7 +9,9 @@ use super::figures::counted;
 use super::style::{FAINT, GOOD, NOTED, Paint};
 use super::{Session, read};
 use crate::proto::channel::LogLevel;
-use crate::proto::control::{Change, Checked, Effective, Key, KeyOrigin, LogLevelInForce, SetLogLevel, Verb};
+use crate::proto::control::{
+    Change, Checked, Effective, Key, KeyOrigin, LogLevelInForce, SetLogLevel, Verb,
+};
 use crate::proto::text::Escaped;
 
 /// `config show` and `config check`.
@@ -19,17 +21,25 @@ pub(super) fn perform(what: Config, session: &Session, out: &mut impl Write) -> 
     match what {
         Config::Show => {
             let result = daemon.ask(Verb::Config)?;
-            session.print(out, &result, |out| write_effective(out, paint, &read(&result)?).map_err(Error::Output))
+            session.print(out, &result, |out| {
+                write_effective(out, paint, &read(&result)?).map_err(Error::Output)
+            })
         }
         Config::Check => {
             let result = daemon.ask(Verb::Check)?;
-            session.print(out, &result, |out| write_checked(out, paint, &read(&result)?).map_err(Error::Output))
+            session.print(out, &result, |out| {
+                write_checked(out, paint, &read(&result)?).map_err(Error::Output)
+            })
         }
     }
 }
 
 /// Shows the level of the log, or that which is in force from now on.
-pub(super) fn log_level(level: Option<LogLevel>, session: &Session, out: &mut impl Write) -> Result<(), Error> {
+pub(super) fn log_level(
+    level: Option<LogLevel>,
+    session: &Session,
+    out: &mut impl Write,
+) -> Result<(), Error> {
     let mut daemon = session.daemon()?;
     let result = match level {
         Some(_) => daemon.ask_with(Verb::LogLevel, &SetLogLevel { level })?,
@@ -48,19 +58,33 @@ pub(super) fn log_level(level: Option<LogLevel>, session: &Session, out: &mut im
 /// Where it comes from stands at the right, behind all values but those that are too long for a column.
 fn write_effective(to: &mut impl Write, paint: Paint, effective: &Effective) -> io::Result<()> {
     writeln!(to, "{}\n", named(&effective.files))?;
-    let shown: Vec<_> = effective.keys.iter().map(|key| (shown(key), key.origin)).collect();
+    let shown: Vec<_> = effective
+        .keys
+        .iter()
+        .map(|key| (shown(key), key.origin))
+        .collect();
     let width = |of: fn(&(String, String)) -> &String, most: usize| {
         let lengths = shown.iter().map(|(pair, _)| of(pair).chars().count());
-        lengths.filter(|length| *length <= most).max().unwrap_or_default()
+        lengths
+            .filter(|length| *length <= most)
+            .max()
+            .unwrap_or_default()
     };
-    let (keys, values) = (width(|(key, _)| key, usize::MAX), width(|(_, value)| value, LONGEST_VALUE));
+    let (keys, values) = (
+        width(|(key, _)| key, usize::MAX),
+        width(|(_, value)| value, LONGEST_VALUE),
+    );
     shown.iter().try_for_each(|((key, value), origin)| {
         let style = match origin {
             KeyOrigin::Default => FAINT,
             KeyOrigin::File => GOOD,
             KeyOrigin::Runtime => NOTED,
         };
-        writeln!(to, "{key:keys$} = {value:values$}  {}", paint.on(style, origin.as_str()))
+        writeln!(
+            to,
+            "{key:keys$} = {value:values$}  {}",
+            paint.on(style, origin.as_str())
+        )
     })
 }
 
@@ -74,16 +98,32 @@ fn write_checked(to: &mut impl Write, paint: Paint, checked: &Checked) -> io::Re
     if checked.changes.is_empty() {
         return writeln!(to, "{file}: {good}; a reload would change nothing");
     }
-    writeln!(to, "{file}: {good}; a reload would change {}", counted(checked.changes.len() as u64, "key"))?;
-    checked.changes.iter().try_for_each(|Change { key, from, to: new }| {
-        let value = |value: &Option<String>| Escaped(value.as_deref().unwrap_or("(nothing)")).to_string();
-        writeln!(to, "{}: {} -> {}", Escaped(key), value(from), value(new))
-    })
+    writeln!(
+        to,
+        "{file}: {good}; a reload would change {}",
+        counted(checked.changes.len() as u64, "key")
+    )?;
+    checked
+        .changes
+        .iter()
+        .try_for_each(|Change { key, from, to: new }| {
+            let value = |value: &Option<String>| {
+                Escaped(value.as_deref().unwrap_or("(nothing)")).to_string()
+            };
+            writeln!(to, "{}: {} -> {}", Escaped(key), value(from), value(new))
+        })
 }
 
 fn named(files: &[PathBuf]) -> String {
-    let names: Vec<String> = files.iter().map(|file| Escaped(file.display()).to_string()).collect();
-    if names.is_empty() { "embedded default".to_owned() } else { names.join(", ") }
+    let names: Vec<String> = files
+        .iter()
+        .map(|file| Escaped(file.display()).to_string())
+        .collect();
+    if names.is_empty() {
+        "embedded default".to_owned()
+    } else {
+        names.join(", ")
+    }
 }
 
 /// With the longest key and its origin it fills a line of 80 columns.
@@ -101,7 +141,11 @@ mod tests {
 
     #[test]
     fn a_key_has_its_value_and_where_that_comes_from() {
-        let key = |key: &str, value: &str, origin| Key { key: key.to_owned(), value: Some(value.to_owned()), origin };
+        let key = |key: &str, value: &str, origin| Key {
+            key: key.to_owned(),
+            value: Some(value.to_owned()),
+            origin,
+        };
         let long = format!("[{}]", ["\"127.0.0.1:8080\""; 3].join(", "));
         let effective = Effective {
             file: Some("/etc/fdpassd.toml".into()),
@@ -109,7 +153,11 @@ mod tests {
             keys: vec![
                 key("listen", &long, KeyOrigin::File),
                 key("workers.count", "4", KeyOrigin::Runtime),
-                key("limits.max-clients-per-address", "\"a\x1b\"", KeyOrigin::Default),
+                key(
+                    "limits.max-clients-per-address",
+                    "\"a\x1b\"",
+                    KeyOrigin::Default,
+                ),
             ],
         };
         let expected = format!(
@@ -118,23 +166,42 @@ mod tests {
              workers.count                  = 4        runtime\n\
              limits.max-clients-per-address = \"a\\x1b\"  default\n"
         );
-        assert_eq!(written(|to| write_effective(to, Paint::default(), &effective)), expected);
-        let none = Effective { file: None, files: Vec::new(), keys: Vec::new() };
-        assert_eq!(written(|to| write_effective(to, Paint::default(), &none)), "embedded default\n\n");
+        assert_eq!(
+            written(|to| write_effective(to, Paint::default(), &effective)),
+            expected
+        );
+        let none = Effective {
+            file: None,
+            files: Vec::new(),
+            keys: Vec::new(),
+        };
+        assert_eq!(
+            written(|to| write_effective(to, Paint::default(), &none)),
+            "embedded default\n\n"
+        );
     }
 
     #[test]
     fn a_check_tells_what_a_reload_would_change() {
-        let mut checked =
-            Checked { file: Some("/etc/x.toml".into()), files: vec!["/etc/x.toml".into()], changes: Vec::new() };
+        let mut checked = Checked {
+            file: Some("/etc/x.toml".into()),
+            files: vec!["/etc/x.toml".into()],
+            changes: Vec::new(),
+        };
         let shown = |checked: &Checked| written(|to| write_checked(to, Paint::default(), checked));
-        assert_eq!(shown(&checked), "/etc/x.toml: good; a reload would change nothing\n");
+        assert_eq!(
+            shown(&checked),
+            "/etc/x.toml: good; a reload would change nothing\n"
+        );
         let change = |from: Option<&str>, to: Option<&str>| Change {
             key: "limits.max-frame".to_owned(),
             from: from.map(str::to_owned),
             to: to.map(str::to_owned),
         };
-        checked.changes = vec![change(Some("\"1MiB\""), Some("\"2MiB\"")), change(None, Some("\"\n\""))];
+        checked.changes = vec![
+            change(Some("\"1MiB\""), Some("\"2MiB\"")),
+            change(None, Some("\"\n\"")),
+        ];
         let expected = "/etc/x.toml: good; a reload would change 2 keys\n\
                         limits.max-frame: \"1MiB\" -> \"2MiB\"\n\
                         limits.max-frame: (nothing) -> \"\\n\"\n";

@@ -25,7 +25,11 @@ pub(super) enum Error {
     /// There is no reply, or it is one of an error.
     Connection(connection::Error),
     /// The daemon was not ready with it in time; it goes on.
-    StillGoing { name: String, pid: u32, doing: &'static str },
+    StillGoing {
+        name: String,
+        pid: u32,
+        doing: &'static str,
+    },
     /// The daemon that was followed is there no more.
     Ended { name: String, pid: u32 },
     /// What was asked for could not be written to standard output.
@@ -50,7 +54,11 @@ impl Error {
 
     /// Lines that go on where the sentence ends.
     pub(super) fn lines(&self) -> impl Iterator<Item = &str> {
-        let display = if let Error::Connection(Refused { display, .. }) = self { display.as_deref() } else { None };
+        let display = if let Error::Connection(Refused { display, .. }) = self {
+            display.as_deref()
+        } else {
+            None
+        };
         display.unwrap_or_default().lines()
     }
 }
@@ -66,7 +74,10 @@ impl fmt::Display for Error {
         match self {
             Error::Connection(error) => error.fmt(f),
             Error::StillGoing { name, pid, doing } => {
-                write!(f, "{name} (pid {pid}) is still {doing}; it goes on, see \"fdpassctl status\"")
+                write!(
+                    f,
+                    "{name} (pid {pid}) is still {doing}; it goes on, see \"fdpassctl status\""
+                )
             }
             Error::Ended { name, pid } => write!(f, "{name} (pid {pid}) has ended"),
             Error::Output(cause) => write!(f, "cannot write the result: {cause}"),

@@ -32,13 +32,28 @@ pub(super) fn show(wanted: &Wanted, session: &Session, out: &mut impl Write) -> 
     if wanted.follow {
         return follow(wanted.after, daemon, session, out);
     }
-    let result = daemon.ask_with(Verb::Events, &EventsAfter { after: wanted.after, wait: None })?;
+    let result = daemon.ask_with(
+        Verb::Events,
+        &EventsAfter {
+            after: wanted.after,
+            wait: None,
+        },
+    )?;
     write(&read(&result)?, session, out)
 }
 
 /// Ends only with the daemon, or when nobody takes what is written.
-fn follow(after: Option<u64>, daemon: Connection, session: &Session, out: &mut impl Write) -> Result<(), Error> {
-    let mut following = Following { daemon, after, wait: None };
+fn follow(
+    after: Option<u64>,
+    daemon: Connection,
+    session: &Session,
+    out: &mut impl Write,
+) -> Result<(), Error> {
+    let mut following = Following {
+        daemon,
+        after,
+        wait: None,
+    };
     let Version { name, pid, .. } = read(&following.daemon.ask(Verb::Version)?)?;
     let mut is_new = false;
     loop {
@@ -46,7 +61,10 @@ fn follow(after: Option<u64>, daemon: Connection, session: &Session, out: &mut i
             Ok(()) => is_new = false,
             // The daemon has become another program, or closed the connection because nobody took what was written.
             Err(Error::Connection(connection::Error::Closed)) if !is_new => {
-                following.daemon = again(session, pid)?.ok_or(Error::Ended { name: name.clone(), pid })?;
+                following.daemon = again(session, pid)?.ok_or(Error::Ended {
+                    name: name.clone(),
+                    pid,
+                })?;
                 is_new = true;
             }
             Err(error) => return Err(error),
@@ -56,10 +74,11 @@ fn follow(after: Option<u64>, daemon: Connection, session: &Session, out: &mut i
 
 /// Another connection to the daemon of that process, if it is still there.
 fn again(session: &Session, pid: u32) -> Result<Option<Connection>, connection::Error> {
-    let asked = Connection::to_daemon(&session.places(), Deadline::after(session.patience)).and_then(|mut daemon| {
-        let version: Version = read(&daemon.ask(Verb::Version)?)?;
-        Ok((daemon, version.pid))
-    });
+    let asked = Connection::to_daemon(&session.places(), Deadline::after(session.patience))
+        .and_then(|mut daemon| {
+            let version: Version = read(&daemon.ask(Verb::Version)?)?;
+            Ok((daemon, version.pid))
+        });
     match asked {
         Ok((daemon, same)) => Ok((same == pid).then_some(daemon)),
         // It is on its way out when it takes a connection and closes it.
@@ -81,7 +100,10 @@ impl Following {
     fn next(&mut self, session: &Session, out: &mut impl Write) -> Result<(), Error> {
         let wait = self.wait.unwrap_or_default();
         self.daemon.extend(Deadline::after(wait + session.patience));
-        let asked = EventsAfter { after: self.after, wait: self.wait.map(|wait| wait.as_secs_f64()) };
+        let asked = EventsAfter {
+            after: self.after,
+            wait: self.wait.map(|wait| wait.as_secs_f64()),
+        };
         let result = self.daemon.ask_with(Verb::Events, &asked)?;
         let page: Page = read(&result)?;
         write(&page, session, out)?;
@@ -112,7 +134,23 @@ pub(super) fn forgotten(lost: u64) -> String {
 
 /// `2026-11-24T12:00:01.123Z warn  worker_died      worker 17 (pid 4711, gen 3) was killed by signal 11`.
 fn line(paint: Paint, raw: &RawValue) -> String {
-    let Ok(Event { at, level, event, message, .. }) = read(raw) else { return Escaped(raw.get()).to_string() };
-    let word = paint.on(of_level(level), format_args!("{:5}", level.as_str())).to_string();
-    format!("{} {word} {:15}  {}", exact_instant(at), event.as_str(), Escaped(message))
+    let Ok(Event {
+        at,
+        level,
+        event,
+        message,
+        ..
+    }) = read(raw)
+    else {
+        return Escaped(raw.get()).to_string();
+    };
+    let word = paint
+        .on(of_level(level), format_args!("{:5}", level.as_str()))
+        .to_string();
+    format!(
+        "{} {word} {:15}  {}",
+        exact_instant(at),
+        event.as_str(),
+        Escaped(message)
+    )
 }

@@ -12,7 +12,11 @@ pub(super) fn grouped(number: u64) -> String {
 
 /// `123,456`, from a million on `1.2M`.
 pub(super) fn short(number: u64) -> String {
-    if number < 1_000_000 { grouped(number) } else { scaled(number as f64, &COUNTS) }
+    if number < 1_000_000 {
+        grouped(number)
+    } else {
+        scaled(number as f64, &COUNTS)
+    }
 }
 
 /// `42`, `1.2k`.
@@ -32,23 +36,39 @@ pub(super) fn spaced_time(seconds: f64) -> String {
 
 /// `1 worker`, `4 workers`.
 pub(super) fn counted(count: u64, noun: &str) -> String {
-    format!("{} {noun}{}", grouped(count), if count == 1 { "" } else { "s" })
+    format!(
+        "{} {noun}{}",
+        grouped(count),
+        if count == 1 { "" } else { "s" }
+    )
 }
 
 /// `1 worker is`, `4 workers are`.
 pub(super) fn are(count: u64, noun: &str) -> String {
-    format!("{} {}", counted(count, noun), if count == 1 { "is" } else { "are" })
+    format!(
+        "{} {}",
+        counted(count, noun),
+        if count == 1 { "is" } else { "are" }
+    )
 }
 
 /// `3 days 4 hours`.
 pub(super) fn in_words(seconds: f64) -> String {
-    let word = |(count, (name, _, _))| if count == 1 { format!("1 {name}") } else { format!("{count} {name}s") };
+    let word = |(count, (name, _, _))| {
+        if count == 1 {
+            format!("1 {name}")
+        } else {
+            format!("{count} {name}s")
+        }
+    };
     parts(seconds).map(word).collect::<Vec<_>>().join(" ")
 }
 
 /// `3d4h`.
 pub(super) fn in_letters(seconds: f64) -> String {
-    parts(seconds).map(|(count, (_, letter, _))| format!("{count}{letter}")).collect()
+    parts(seconds)
+        .map(|(count, (_, letter, _))| format!("{count}{letter}"))
+        .collect()
 }
 
 /// `2026-11-24T12:00:01Z`, of seconds since the Unix epoch.
@@ -79,19 +99,37 @@ fn scaled(value: f64, units: &[&str]) -> String {
         value /= 1000.0;
         unit += 1;
     }
-    let digits = if value < 9.95 && value.fract() != 0.0 { 1 } else { 0 };
+    let digits = if value < 9.95 && value.fract() != 0.0 {
+        1
+    } else {
+        0
+    };
     format!("{value:.digits$}{}", units[unit])
 }
 
 /// A duration in its largest unit and the one below, that one only when it counts something.
 fn parts(seconds: f64) -> impl Iterator<Item = (u64, (&'static str, &'static str, u64))> {
-    let seconds = Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs();
-    let largest = UNITS.iter().position(|(_, _, length)| seconds >= *length).unwrap_or(UNITS.len() - 1);
-    UNITS.into_iter().enumerate().skip(largest).take(2).filter_map(move |(at, unit)| {
-        let within = if at == 0 { seconds } else { seconds % UNITS[at - 1].2 };
-        let count = within / unit.2;
-        (count > 0 || at == UNITS.len() - 1 && largest == at).then_some((count, unit))
-    })
+    let seconds = Duration::try_from_secs_f64(seconds)
+        .unwrap_or_default()
+        .as_secs();
+    let largest = UNITS
+        .iter()
+        .position(|(_, _, length)| seconds >= *length)
+        .unwrap_or(UNITS.len() - 1);
+    UNITS
+        .into_iter()
+        .enumerate()
+        .skip(largest)
+        .take(2)
+        .filter_map(move |(at, unit)| {
+            let within = if at == 0 {
+                seconds
+            } else {
+                seconds % UNITS[at - 1].2
+            };
+            let count = within / unit.2;
+            (count > 0 || at == UNITS.len() - 1 && largest == at).then_some((count, unit))
+        })
 }
 
 /// That of the year 9999, since the Unix epoch.
@@ -99,8 +137,12 @@ const LAST_SECOND: Duration = Duration::from_secs(253_402_300_799);
 
 const COUNTS: [&str; 6] = ["", "k", "M", "G", "T", "P"];
 /// Name, letter and length in seconds.
-const UNITS: [(&str, &str, u64); 4] =
-    [("day", "d", 86_400), ("hour", "h", 3600), ("minute", "m", 60), ("second", "s", 1)];
+const UNITS: [(&str, &str, u64); 4] = [
+    ("day", "d", 86_400),
+    ("hour", "h", 3600),
+    ("minute", "m", 60),
+    ("second", "s", 1),
+];
 
 #[cfg(test)]
 mod tests {
@@ -108,14 +150,31 @@ mod tests {
 
     #[test]
     fn numbers_are_as_long_as_they_must_be() {
-        let times = [0.0, 4.2, 42.4, 999.4, 999.6, 1300.0, 9960.0, 123_456.0, 1.2e6, 12e6, 1.5e9];
+        let times = [
+            0.0, 4.2, 42.4, 999.4, 999.6, 1300.0, 9960.0, 123_456.0, 1.2e6, 12e6, 1.5e9,
+        ];
         let shown = times.map(|micros| time(micros / 1e6));
-        assert_eq!(shown, ["0µs", "4.2µs", "42µs", "999µs", "1.0ms", "1.3ms", "10ms", "123ms", "1.2s", "12s", "1500s"]);
+        assert_eq!(
+            shown,
+            [
+                "0µs", "4.2µs", "42µs", "999µs", "1.0ms", "1.3ms", "10ms", "123ms", "1.2s", "12s",
+                "1500s"
+            ]
+        );
         let counts = [0, 999, 1000, 999_999, 1_000_000, 12_345_678, u64::MAX];
-        assert_eq!(counts.map(short), ["0", "999", "1,000", "999,999", "1M", "12M", "18447P"]);
+        assert_eq!(
+            counts.map(short),
+            ["0", "999", "1,000", "999,999", "1M", "12M", "18447P"]
+        );
         assert_eq!(grouped(u64::MAX), "18,446,744,073,709,551,615");
-        assert_eq!([0, 1, 1234].map(|count| counted(count, "client")), ["0 clients", "1 client", "1,234 clients"]);
-        assert_eq!([1, 2].map(|count| are(count, "worker")), ["1 worker is", "2 workers are"]);
+        assert_eq!(
+            [0, 1, 1234].map(|count| counted(count, "client")),
+            ["0 clients", "1 client", "1,234 clients"]
+        );
+        assert_eq!(
+            [1, 2].map(|count| are(count, "worker")),
+            ["1 worker is", "2 workers are"]
+        );
     }
 
     #[test]
@@ -129,7 +188,10 @@ mod tests {
             (3601.0, "1 hour", "1h"),
             (86_400.0 * 3.0 + 3600.0 * 4.0, "3 days 4 hours", "3d4h"),
         ] {
-            assert_eq!((in_words(seconds).as_str(), in_letters(seconds).as_str()), (words, letters));
+            assert_eq!(
+                (in_words(seconds).as_str(), in_letters(seconds).as_str()),
+                (words, letters)
+            );
         }
     }
 
@@ -142,7 +204,10 @@ mod tests {
             (1e300, "9999-12-31T23:59:59.000Z"),
             (f64::NAN, "1970-01-01T00:00:00.000Z"),
         ] {
-            assert_eq!((exact_instant(at).as_str(), clock(at).as_str()), (shown, &shown[11..19]));
+            assert_eq!(
+                (exact_instant(at).as_str(), clock(at).as_str()),
+                (shown, &shown[11..19])
+            );
         }
         assert_eq!(instant(u64::MAX), "9999-12-31T23:59:59Z");
     }

@@ -53,12 +53,20 @@ impl fmt::Display for Job {
 /// What `systemctl list-jobs` prints. A thread waits for it, and ends with this process if systemctl does not.
 fn list_jobs() -> Result<String, String> {
     let mut command = Command::new("systemctl");
-    command.args(["list-jobs", "--full", "--plain", "--no-legend", "--no-pager"]);
+    command.args([
+        "list-jobs",
+        "--full",
+        "--plain",
+        "--no-legend",
+        "--no-pager",
+    ]);
     command.stdin(Stdio::null()).stderr(Stdio::null());
     let (send, receive) = mpsc::channel();
     thread::spawn(move || send.send(command.output()));
     match receive.recv_timeout(SYSTEMCTL_TIMEOUT) {
-        Ok(Ok(output)) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Ok(Ok(output)) if output.status.success() => {
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        }
         Ok(Ok(output)) => Err(output.status.to_string()),
         Ok(Err(e)) => Err(e.to_string()),
         Err(RecvTimeoutError::Timeout) => Err(format!("no answer within {SYSTEMCTL_TIMEOUT:?}")),

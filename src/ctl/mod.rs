@@ -47,7 +47,13 @@ pub(crate) fn main() -> ExitCode {
     let var = |key: &str| env::var_os(key);
     // Not by the line, as standard output is otherwise: there may be a hundred thousand of them.
     let mut out = BufWriter::with_capacity(64 << 10, Patient(io::stdout().lock()));
-    let exit = run(env::args_os(), var, Seen::now(var), &mut out, &mut Patient(io::stderr()));
+    let exit = run(
+        env::args_os(),
+        var,
+        Seen::now(var),
+        &mut out,
+        &mut Patient(io::stderr()),
+    );
     ExitCode::from(exit as u8)
 }
 
@@ -72,8 +78,15 @@ fn run(
         Err(error) => {
             // `fdpassctl status | head -1` is no mishap to talk about.
             if !matches!(&error, Error::Output(cause) if cause.kind() == ErrorKind::BrokenPipe) {
-                let _ = writeln!(err, "{} {}", seen.error_paint().on(BAD, "fdpassctl:"), Escaped(&error));
-                let _ = error.lines().try_for_each(|line| writeln!(err, "{}", Escaped(line)));
+                let _ = writeln!(
+                    err,
+                    "{} {}",
+                    seen.error_paint().on(BAD, "fdpassctl:"),
+                    Escaped(&error)
+                );
+                let _ = error
+                    .lines()
+                    .try_for_each(|line| writeln!(err, "{}", Escaped(line)));
             }
             error.exit()
         }
@@ -131,9 +144,9 @@ impl Session {
     /// A connection to it; all of what is asked on it has to be answered in time.
     fn daemon(&self) -> Result<Connection, connection::Error> {
         Connection::to_daemon(&self.places(), self.deadline).map_err(|error| match error {
-            connection::Error::NotRunning { .. } => {
-                connection::Error::NotRunning { tried: self.places_but(&[Holder::Others]) }
-            }
+            connection::Error::NotRunning { .. } => connection::Error::NotRunning {
+                tried: self.places_but(&[Holder::Others]),
+            },
             error => error,
         })
     }
@@ -146,7 +159,9 @@ impl Session {
 
     fn places_but(&self, holders: &[Holder]) -> Vec<PathBuf> {
         let is_kept = |place: &&PathBuf| match &self.temporary {
-            Some(temporary) if place.parent() == Some(temporary) => !holders.contains(&Holder::of(temporary)),
+            Some(temporary) if place.parent() == Some(temporary) => {
+                !holders.contains(&Holder::of(temporary))
+            }
             _ => true,
         };
         self.places.iter().filter(is_kept).cloned().collect()
@@ -159,21 +174,38 @@ impl Session {
         result: &RawValue,
         in_words: impl FnOnce(&mut W) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        if self.json { writeln!(out, "{}", result.get()).map_err(Error::Output) } else { in_words(out) }
+        if self.json {
+            writeln!(out, "{}", result.get()).map_err(Error::Output)
+        } else {
+            in_words(out)
+        }
     }
 }
 
 /// Where the control socket may be: one place if somebody said so, else all the usual ones, with the directory of one that
 /// another user may have made.
-fn places(arguments: &Arguments, var: impl Fn(&str) -> Option<OsString>) -> (Vec<PathBuf>, Option<PathBuf>) {
+fn places(
+    arguments: &Arguments,
+    var: impl Fn(&str) -> Option<OsString>,
+) -> (Vec<PathBuf>, Option<PathBuf>) {
     if let Some(name) = &arguments.instance {
         // The RuntimeDirectory= of fdpassd@.service.
-        return (vec![PathBuf::from(format!("/run/{DAEMON}-{name}/control.sock"))], None);
+        return (
+            vec![PathBuf::from(format!("/run/{DAEMON}-{name}/control.sock"))],
+            None,
+        );
     }
-    let from_environment = || var("FDPASSD_SOCKET").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let from_environment = || {
+        var("FDPASSD_SOCKET")
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from)
+    };
     match arguments.socket.clone().or_else(from_environment) {
         Some(path) => (vec![path], None),
-        None => (control::places(DAEMON, user(), var), Some(control::temporary(DAEMON, user()))),
+        None => (
+            control::places(DAEMON, user(), var),
+            Some(control::temporary(DAEMON, user())),
+        ),
     }
 }
 
@@ -190,7 +222,9 @@ fn metrics(session: &Session, out: &mut impl Write) -> Result<(), Error> {
     session.print(out, &result, |out| {
         let Metrics { text } = read(&result)?;
         let written = match session.seen.out {
-            true => text.lines().try_for_each(|line| writeln!(out, "{}", Escaped(line))),
+            true => text
+                .lines()
+                .try_for_each(|line| writeln!(out, "{}", Escaped(line))),
             false => out.write_all(text.as_bytes()),
         };
         written.map_err(Error::Output)
@@ -211,7 +245,10 @@ fn version(session: &Session, out: &mut impl Write) -> Result<(), Error> {
     if !json {
         writeln!(out, "fdpassctl {own}").map_err(Error::Output)?;
     }
-    let daemons = match session.daemon().and_then(|mut daemon| daemon.ask(control::Verb::Version)) {
+    let daemons = match session
+        .daemon()
+        .and_then(|mut daemon| daemon.ask(control::Verb::Version))
+    {
         Ok(result) => Some(result),
         Err(connection::Error::NotRunning { .. }) => None,
         Err(error) => return Err(error.into()),

@@ -70,15 +70,32 @@ impl<'a> Progress<'a> {
         }
         let result = match daemon.ask_with(Verb::Events, &EventsAfter::default()) {
             Ok(result) => result,
-            Err(connection::Error::Refused { .. } | connection::Error::Forbidden(_)) => return Ok(None),
+            Err(connection::Error::Refused { .. } | connection::Error::Forbidden(_)) => {
+                return Ok(None);
+            }
             Err(error) => return Err(error),
         };
-        let Ok(page) = read::<Page>(&result) else { return Ok(None) };
-        let Ok(events) = connect(session) else { return Ok(None) };
-        let Ok(closer) = events.closer() else { return Ok(None) };
+        let Ok(page) = read::<Page>(&result) else {
+            return Ok(None);
+        };
+        let Ok(events) = connect(session) else {
+            return Ok(None);
+        };
+        let Ok(closer) = events.closer() else {
+            return Ok(None);
+        };
         let width = session.seen.err.then_some(session.seen.width);
-        let teller = Teller { last: page.last, width, counters: Counters::new(doing, &page) };
-        Ok(Some(Progress { session, events, line: Line(Mutex::new(Some(closer))), teller }))
+        let teller = Teller {
+            last: page.last,
+            width,
+            counters: Counters::new(doing, &page),
+        };
+        Ok(Some(Progress {
+            session,
+            events,
+            line: Line(Mutex::new(Some(closer))),
+            teller,
+        }))
     }
 
     /// Has something done, and tells of it until it is.
@@ -88,7 +105,12 @@ impl<'a> Progress<'a> {
         err: &mut (impl Write + Send),
         ask: impl FnOnce(&mut Connection) -> Result<T, connection::Error>,
     ) -> Result<T, connection::Error> {
-        let Progress { session, mut events, line, mut teller } = self;
+        let Progress {
+            session,
+            mut events,
+            line,
+            mut teller,
+        } = self;
         // Before anything begins, so that the daemon tells its first event whenever the thread comes to run.
         let is_asked = teller.ask(&mut events);
         let done = thread::scope(|threads| {
@@ -100,7 +122,10 @@ impl<'a> Progress<'a> {
             done
         });
         // What happened since the last of them was heard. Somebody who still owes an answer cannot be asked.
-        if matches!(done, Ok(_) | Err(connection::Error::Refused { .. } | connection::Error::Forbidden(_))) {
+        if matches!(
+            done,
+            Ok(_) | Err(connection::Error::Refused { .. } | connection::Error::Forbidden(_))
+        ) {
             let _ = teller.finish(daemon, err);
         }
         let _ = teller.erase(err);
@@ -126,7 +151,9 @@ impl Line {
 
     /// It goes on by another connection, unless it is over.
     fn goes_on(&self, events: &Connection) -> bool {
-        let Ok(new) = events.closer() else { return false };
+        let Ok(new) = events.closer() else {
+            return false;
+        };
         self.closer().as_mut().map(|closer| *closer = new).is_some()
     }
 
@@ -193,13 +220,29 @@ impl Teller {
 
     fn ask(&self, events: &mut Connection) -> Result<(), connection::Error> {
         // A count of clients changes without an event.
-        let wait = if self.width.is_some() { Duration::from_secs(1) } else { MAX_WAIT };
-        events.begin(Verb::Events, &EventsAfter { after: Some(self.last), wait: Some(wait.as_secs_f64()) })
+        let wait = if self.width.is_some() {
+            Duration::from_secs(1)
+        } else {
+            MAX_WAIT
+        };
+        events.begin(
+            Verb::Events,
+            &EventsAfter {
+                after: Some(self.last),
+                wait: Some(wait.as_secs_f64()),
+            },
+        )
     }
 
     /// Tells what nobody waits for any more.
     fn finish(&mut self, daemon: &mut Connection, err: &mut impl Write) -> Result<(), Error> {
-        let result = daemon.ask_with(Verb::Events, &EventsAfter { after: Some(self.last), wait: None })?;
+        let result = daemon.ask_with(
+            Verb::Events,
+            &EventsAfter {
+                after: Some(self.last),
+                wait: None,
+            },
+        )?;
         self.take(&read(&result)?, err).map_err(Error::Output)
     }
 
@@ -212,14 +255,20 @@ impl Teller {
     }
 
     fn draw(&self, err: &mut impl Write) -> io::Result<()> {
-        let Some(width) = self.width else { return Ok(()) };
+        let Some(width) = self.width else {
+            return Ok(());
+        };
         // A line that goes on in the next one could not be written over.
         let line: String = self.counters.to_string().chars().take(width - 1).collect();
         write!(err, "\r{line}{ERASE}").and_then(|()| err.flush())
     }
 
     fn erase(&self, err: &mut impl Write) -> io::Result<()> {
-        if self.width.is_some() { write!(err, "\r{ERASE}").and_then(|()| err.flush()) } else { Ok(()) }
+        if self.width.is_some() {
+            write!(err, "\r{ERASE}").and_then(|()| err.flush())
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -230,7 +279,10 @@ fn tell(page: &Page, err: &mut impl Write) -> io::Result<()> {
     }
     page.events.iter().try_for_each(|raw| match read(raw) {
         // The verdict says so.
-        Ok(Event { event: Kind::ReloadRejected | Kind::UpgradeRefused | Kind::Forbidden, .. }) => Ok(()),
+        Ok(Event {
+            event: Kind::ReloadRejected | Kind::UpgradeRefused | Kind::Forbidden,
+            ..
+        }) => Ok(()),
         Ok(Event { at, message, .. }) => writeln!(err, "{} {}", clock(at), Escaped(message)),
         Err(_) => writeln!(err, "{}", Escaped(raw.get())),
     })
@@ -258,10 +310,27 @@ struct Counters {
 
 impl Counters {
     fn new(doing: Doing, page: &Page) -> Counters {
-        let before = if let Doing::Recycle { one: true } = doing { 1 } else { page.workers };
-        let wanted = if let Doing::Reload = doing { None } else { Some(before) };
+        let before = if let Doing::Recycle { one: true } = doing {
+            1
+        } else {
+            page.workers
+        };
+        let wanted = if let Doing::Reload = doing {
+            None
+        } else {
+            Some(before)
+        };
         let (ready, clients) = (page.workers, page.clients);
-        Counters { doing, wanted, generation: None, before, became_ready: 0, gone: 0, ready, clients }
+        Counters {
+            doing,
+            wanted,
+            generation: None,
+            before,
+            became_ready: 0,
+            gone: 0,
+            ready,
+            clients,
+        }
     }
 
     fn take(&mut self, page: &Page) {
@@ -269,7 +338,9 @@ impl Counters {
         for event in page.events.iter().filter_map(|raw| read::<Event>(raw).ok()) {
             let is_new = self.generation.is_some() && event.about.generation == self.generation;
             match event.event {
-                Kind::ReloadBegun => (self.generation, self.wanted) = (event.about.generation, event.about.workers),
+                Kind::ReloadBegun => {
+                    (self.generation, self.wanted) = (event.about.generation, event.about.workers)
+                }
                 Kind::WorkerReady if is_new || self.generation.is_none() => self.became_ready += 1,
                 Kind::WorkerFinished | Kind::WorkerDied if !is_new => self.gone += 1,
                 _ => {}
@@ -280,9 +351,14 @@ impl Counters {
     /// Workers may die in between, and be replaced: no more are told than there are to be.
     fn replaced(&self, f: &mut fmt::Formatter<'_>, doing: &str) -> fmt::Result {
         let (ready, gone, before) = (self.became_ready, self.gone.min(self.before), self.before);
-        let Some(wanted) = self.wanted else { return f.write_str(doing) };
+        let Some(wanted) = self.wanted else {
+            return f.write_str(doing);
+        };
         let ready = ready.min(wanted);
-        write!(f, "{doing}: {ready} of {wanted} workers ready, {gone} of {before} old ones gone")
+        write!(
+            f,
+            "{doing}: {ready} of {wanted} workers ready, {gone} of {before} old ones gone"
+        )
     }
 }
 
@@ -292,13 +368,24 @@ impl fmt::Display for Counters {
             Doing::Reload => self.replaced(f, "reloading"),
             Doing::Recycle { .. } => self.replaced(f, "replacing"),
             Doing::Upgrade => self.replaced(f, "upgrading"),
-            Doing::Scale { count } => write!(f, "scaling to {count}: {} ready", counted(self.ready.into(), "worker")),
-            Doing::Hold { worker } => write!(f, "holding worker {worker}: its clients go to the others"),
+            Doing::Scale { count } => write!(
+                f,
+                "scaling to {count}: {} ready",
+                counted(self.ready.into(), "worker")
+            ),
+            Doing::Hold { worker } => {
+                write!(f, "holding worker {worker}: its clients go to the others")
+            }
             Doing::Drain => write!(f, "draining: {} left", counted(self.clients, "client")),
             Doing::Rebalance => f.write_str("rebalancing: looking at what workers do"),
             Doing::Stop => {
                 let left = self.before.saturating_sub(self.gone);
-                write!(f, "stopping: {} and {} left", counted(left.into(), "worker"), counted(self.clients, "client"))
+                write!(
+                    f,
+                    "stopping: {} and {} left",
+                    counted(left.into(), "worker"),
+                    counted(self.clients, "client")
+                )
             }
         }
     }
@@ -319,14 +406,32 @@ mod tests {
     use crate::proto::control::About;
 
     fn event(kind: Kind, generation: u64, workers: Option<u32>) -> Box<RawValue> {
-        let about = About { generation: Some(Generation(generation)), workers, ..About::default() };
+        let about = About {
+            generation: Some(Generation(generation)),
+            workers,
+            ..About::default()
+        };
         let (level, message) = (LogLevel::Info, String::new());
-        to_raw_value(&Event { id: 1, at: 0.0, level, event: kind, message, about }).expect("JSON")
+        to_raw_value(&Event {
+            id: 1,
+            at: 0.0,
+            level,
+            event: kind,
+            message,
+            about,
+        })
+        .expect("JSON")
     }
 
     /// What the line says at first, and when this has happened.
     fn counted(doing: Doing, events: &[Box<RawValue>]) -> [String; 2] {
-        let page = |events, workers, clients| Page { events, last: 1, lost: 0, workers, clients };
+        let page = |events, workers, clients| Page {
+            events,
+            last: 1,
+            lost: 0,
+            workers,
+            clients,
+        };
         let mut counters = Counters::new(doing, &page(Vec::new(), 3, 1234));
         let first = counters.to_string();
         counters.take(&page(events.iter().map(|event| &**event).collect(), 2, 1));
@@ -348,13 +453,24 @@ mod tests {
         let last = "reloading: 1 of 4 workers ready, 2 of 3 old ones gone";
         assert_eq!(counted(Doing::Reload, &events), ["reloading", last]);
         // Those that die and come back are not more than there are to be.
-        let more: Vec<_> = events.iter().chain([&events[1]; 9]).chain([&events[4]; 9]).cloned().collect();
-        assert_eq!(counted(Doing::Reload, &more)[1], "reloading: 4 of 4 workers ready, 3 of 3 old ones gone");
+        let more: Vec<_> = events
+            .iter()
+            .chain([&events[1]; 9])
+            .chain([&events[4]; 9])
+            .cloned()
+            .collect();
+        assert_eq!(
+            counted(Doing::Reload, &more)[1],
+            "reloading: 4 of 4 workers ready, 3 of 3 old ones gone"
+        );
     }
 
     #[test]
     fn each_change_counts_what_it_waits_for() {
-        let events = [event(Kind::WorkerReady, 6, None), event(Kind::WorkerFinished, 6, None)];
+        let events = [
+            event(Kind::WorkerReady, 6, None),
+            event(Kind::WorkerFinished, 6, None),
+        ];
         for (doing, first, last) in [
             (
                 Doing::Recycle { one: false },
@@ -371,15 +487,31 @@ mod tests {
                 "upgrading: 0 of 3 workers ready, 0 of 3 old ones gone",
                 "upgrading: 1 of 3 workers ready, 1 of 3 old ones gone",
             ),
-            (Doing::Scale { count: 2 }, "scaling to 2: 3 workers ready", "scaling to 2: 2 workers ready"),
-            (Doing::Drain, "draining: 1,234 clients left", "draining: 1 client left"),
-            (Doing::Stop, "stopping: 3 workers and 1,234 clients left", "stopping: 2 workers and 1 client left"),
+            (
+                Doing::Scale { count: 2 },
+                "scaling to 2: 3 workers ready",
+                "scaling to 2: 2 workers ready",
+            ),
+            (
+                Doing::Drain,
+                "draining: 1,234 clients left",
+                "draining: 1 client left",
+            ),
+            (
+                Doing::Stop,
+                "stopping: 3 workers and 1,234 clients left",
+                "stopping: 2 workers and 1 client left",
+            ),
             (
                 Doing::Hold { worker: 5 },
                 "holding worker 5: its clients go to the others",
                 "holding worker 5: its clients go to the others",
             ),
-            (Doing::Rebalance, "rebalancing: looking at what workers do", "rebalancing: looking at what workers do"),
+            (
+                Doing::Rebalance,
+                "rebalancing: looking at what workers do",
+                "rebalancing: looking at what workers do",
+            ),
         ] {
             assert_eq!(counted(doing, &events), [first, last]);
         }

@@ -9,7 +9,8 @@ use super::figures::{grouped, in_letters, in_words, instant, rate, short, time};
 use super::style::{BAD, GOOD, NOTED, Paint, of_state};
 use super::table::{self, Cell, Columns};
 use crate::proto::control::{
-    LastReload, LeavingStatus, ListenerStatus, Origin, Skew, Status, Verdict, WorkerState, WorkerStatus,
+    LastReload, LeavingStatus, ListenerStatus, Origin, Skew, Status, Verdict, WorkerState,
+    WorkerStatus,
 };
 use crate::proto::frame::OrderRule;
 use crate::proto::text::Escaped;
@@ -34,23 +35,39 @@ pub(super) fn write(to: &mut impl Write, paint: Paint, status: &Status) -> io::R
 fn write_notices(to: &mut impl Write, paint: Paint, status: &Status) -> io::Result<()> {
     let (name, version) = (Escaped(&status.name), Escaped(&status.version));
     let uptime = in_words(status.uptime_seconds);
-    writeln!(to, "{name} {version}, pid {}, up {uptime}, generation {}", status.pid, status.generation)?;
+    writeln!(
+        to,
+        "{name} {version}, pid {}, up {uptime}, generation {}",
+        status.pid, status.generation
+    )?;
     if status.stopping {
         let word = paint.on(NOTED, "STOPPING");
         writeln!(to, "{word}  no new clients; workers finish what they have")?;
     }
     if let Some(reason) = &status.paused {
-        writeln!(to, "{}    no new clients: {}", paint.on(NOTED, "PAUSED"), Escaped(reason))?;
+        writeln!(
+            to,
+            "{}    no new clients: {}",
+            paint.on(NOTED, "PAUSED"),
+            Escaped(reason)
+        )?;
     }
     if status.reloading {
-        writeln!(to, "{} workers are replaced one by one", paint.on(NOTED, "RELOADING"))?;
+        writeln!(
+            to,
+            "{} workers are replaced one by one",
+            paint.on(NOTED, "RELOADING")
+        )?;
     }
     if status.quarantined.is_empty() {
         return Ok(());
     }
     let methods = Escaped(status.quarantined.join(", "));
     let word = paint.on(BAD, "METHODS");
-    writeln!(to, "{word}   quarantined: {methods}; lifted by \"fdpassctl release METHOD\"")
+    writeln!(
+        to,
+        "{word}   quarantined: {methods}; lifted by \"fdpassctl release METHOD\""
+    )
 }
 
 fn write_daemon(to: &mut impl Write, paint: Paint, status: &Status) -> io::Result<()> {
@@ -59,13 +76,23 @@ fn write_daemon(to: &mut impl Write, paint: Paint, status: &Status) -> io::Resul
         None => writeln!(to, "config    embedded default")?,
     }
     if let Some(why) = &status.config_stale {
-        writeln!(to, "{}     the configuration of before is in force: {}", paint.on(BAD, "STALE"), Escaped(why))?;
+        writeln!(
+            to,
+            "{}     the configuration of before is in force: {}",
+            paint.on(BAD, "STALE"),
+            Escaped(why)
+        )?;
     }
     for missing in &status.missing {
         writeln!(to, "{}   {}", paint.on(BAD, "MISSING"), Escaped(missing))?;
     }
     if let Some(why) = &status.store_outage {
-        writeln!(to, "{}   would lose all clients: {}", paint.on(BAD, "RESTART"), Escaped(why))?;
+        writeln!(
+            to,
+            "{}   would lose all clients: {}",
+            paint.on(BAD, "RESTART"),
+            Escaped(why)
+        )?;
     }
     if let Some(reload) = &status.last_reload {
         write_reload(to, paint, reload)?;
@@ -80,7 +107,12 @@ fn write_daemon(to: &mut impl Write, paint: Paint, status: &Status) -> io::Resul
         ("stalls", status.stalls_total),
         ("clients given up", status.closed_for_crashes_total),
     ]);
-    writeln!(to, "workers   {}{origin}; deaths {}{rare}", status.count, grouped(status.deaths_total))?;
+    writeln!(
+        to,
+        "workers   {}{origin}; deaths {}{rare}",
+        status.count,
+        grouped(status.deaths_total)
+    )?;
     writeln!(
         to,
         "clients   {} of {}; accepted {}, refused {}, moved {}, lost {}",
@@ -92,23 +124,38 @@ fn write_daemon(to: &mut impl Write, paint: Paint, status: &Status) -> io::Resul
         grouped(status.lost_total),
     )?;
     let (requests, errors) = (grouped(status.requests_total), grouped(status.errors_total));
-    writeln!(to, "requests  {requests}; errors {errors}{}", if_any(&[("run again", status.reruns_total)]))?;
+    writeln!(
+        to,
+        "requests  {requests}; errors {errors}{}",
+        if_any(&[("run again", status.reruns_total)])
+    )?;
     if let Some(limit) = status.memory_limit {
         let [limit, buffers] = [limit, status.buffers].map(|bytes| grouped(bytes >> 20));
-        writeln!(to, "memory    limit {limit} MiB; buffers {buffers} MiB a worker")?;
+        writeln!(
+            to,
+            "memory    limit {limit} MiB; buffers {buffers} MiB a worker"
+        )?;
     }
     if let Some(skew) = status.skew {
         writeln!(to, "skew      {}", in_figures(skew))?;
     }
     match status.log_errors_total {
         0 => Ok(()),
-        lost => writeln!(to, "log       {}", paint.on(BAD, format_args!("lines lost {}", grouped(lost)))),
+        lost => writeln!(
+            to,
+            "log       {}",
+            paint.on(BAD, format_args!("lines lost {}", grouped(lost)))
+        ),
     }
 }
 
 /// Those totals that count something, each behind its name.
 fn if_any(totals: &[(&str, u64)]) -> String {
-    totals.iter().filter(|(_, total)| *total > 0).map(|(name, total)| format!(", {name} {}", grouped(*total))).collect()
+    totals
+        .iter()
+        .filter(|(_, total)| *total > 0)
+        .map(|(name, total)| format!(", {name} {}", grouped(*total)))
+        .collect()
 }
 
 /// `reload    rejected 2026-11-24T00:16:02Z: unknown key`.
@@ -118,19 +165,38 @@ fn write_reload(to: &mut impl Write, paint: Paint, reload: &LastReload) -> io::R
         Verdict::Rejected => ("rejected", BAD),
         Verdict::RolledBack => ("rolled back", BAD),
     };
-    let why = reload.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
-    writeln!(to, "reload    {} {}{}", paint.on(style, verdict), instant(reload.at), Escaped(why))
+    let why = reload
+        .message
+        .as_ref()
+        .map(|message| format!(": {message}"))
+        .unwrap_or_default();
+    writeln!(
+        to,
+        "reload    {} {}{}",
+        paint.on(style, verdict),
+        instant(reload.at),
+        Escaped(why)
+    )
 }
 
 /// `clients 1.02, load 1.20`.
 fn in_figures(Skew { clients, busy }: Skew) -> String {
-    let load = busy.map(|busy| format!(", load {busy:.2}")).unwrap_or_default();
+    let load = busy
+        .map(|busy| format!(", load {busy:.2}"))
+        .unwrap_or_default();
     format!("clients {clients:.2}{load}")
 }
 
 fn write_listeners(to: &mut impl Write, listeners: &[ListenerStatus]) -> io::Result<()> {
-    let addresses: Vec<_> = listeners.iter().map(|listener| Escaped(&listener.address).to_string()).collect();
-    let width = addresses.iter().map(|address| address.chars().count()).max().unwrap_or(0);
+    let addresses: Vec<_> = listeners
+        .iter()
+        .map(|listener| Escaped(&listener.address).to_string())
+        .collect();
+    let width = addresses
+        .iter()
+        .map(|address| address.chars().count())
+        .max()
+        .unwrap_or(0);
     for (listener, address) in listeners.iter().zip(&addresses) {
         let order = match listener.byte_order {
             OrderRule::Little => "little",
@@ -162,7 +228,9 @@ fn row(worker: &WorkerStatus) -> [Cell; 13] {
         shown(worker.p99_seconds, time),
         shown(worker.uptime_seconds, in_letters),
         short(worker.restarts).into(),
-        shown(worker.rss_bytes, |bytes| format!("{:.0}M", bytes as f64 / MIB)),
+        shown(worker.rss_bytes, |bytes| {
+            format!("{:.0}M", bytes as f64 / MIB)
+        }),
     ]
 }
 
@@ -186,14 +254,24 @@ fn state(state: WorkerState) -> Cell {
 
 /// Why workers died, which no row has room for.
 fn write_deaths(to: &mut impl Write, workers: &[WorkerStatus]) -> io::Result<()> {
-    let deaths: Vec<_> = workers.iter().filter_map(|worker| Some((worker, worker.last_death.as_ref()?))).collect();
+    let deaths: Vec<_> = workers
+        .iter()
+        .filter_map(|worker| Some((worker, worker.last_death.as_ref()?)))
+        .collect();
     if !deaths.is_empty() {
         writeln!(to)?;
     }
-    deaths.into_iter().try_for_each(|(worker, reason)| match worker.id {
-        Some(id) => writeln!(to, "last death before worker {id}: {}", Escaped(reason)),
-        None => writeln!(to, "last death in seat {}: {}", worker.seat, Escaped(reason)),
-    })
+    deaths
+        .into_iter()
+        .try_for_each(|(worker, reason)| match worker.id {
+            Some(id) => writeln!(to, "last death before worker {id}: {}", Escaped(reason)),
+            None => writeln!(
+                to,
+                "last death in seat {}: {}",
+                worker.seat,
+                Escaped(reason)
+            ),
+        })
 }
 
 fn shown<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> Cell {
@@ -202,14 +280,25 @@ fn shown<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> Cell {
 
 const WORKERS: Columns<13> = Columns {
     header: [
-        "ID", "PID", "GEN", "STATE", "CLIENTS", "EXEC", "REQUESTS", "REQ/S", "P50", "P99", "UPTIME", "RESTARTS", "RSS",
+        "ID", "PID", "GEN", "STATE", "CLIENTS", "EXEC", "REQUESTS", "REQ/S", "P50", "P99",
+        "UPTIME", "RESTARTS", "RSS",
     ],
     words: &[3],
     gives_way: None,
 };
 
 const LEAVING: Columns<9> = Columns {
-    header: ["ID", "PID", "SEAT", "GEN", "STATE", "CLIENTS", "KILLED IN", "REASON", "WAITS FOR"],
+    header: [
+        "ID",
+        "PID",
+        "SEAT",
+        "GEN",
+        "STATE",
+        "CLIENTS",
+        "KILLED IN",
+        "REASON",
+        "WAITS FOR",
+    ],
     words: &[4, 7, 8],
     gives_way: None,
 };
@@ -272,10 +361,16 @@ last death in seat 2: exited with status 70
             "log       lines lost 7",
             r#"last death before worker 17: killed in "\u{202e}gnip""#,
         ] {
-            assert!(shown.lines().any(|shown| shown == line), "{line:?} is not in\n{shown}");
+            assert!(
+                shown.lines().any(|shown| shown == line),
+                "{line:?} is not in\n{shown}"
+            );
         }
         assert!(shown.contains(r"listener  unix:/\x1b]0;x\x07"));
-        assert!(shown.contains(r"listener  unix:/run/fdpassd/rpc.sock  auto    DOWN: it was ended\x07"), "{shown}");
+        assert!(
+            shown.contains(r"listener  unix:/run/fdpassd/rpc.sock  auto    DOWN: it was ended\x07"),
+            "{shown}"
+        );
         assert!(!shown.chars().any(|c| c.is_control() && c != '\n'));
     }
 
@@ -285,11 +380,20 @@ last death in seat 2: exited with status 70
         status.reloading = true;
         status.quarantined = vec!["resize".to_owned(), "crop".to_owned()];
         let message = Some("the byte 0xff at offset 7 is not UTF-8".to_owned());
-        status.last_reload = Some(LastReload { at: 1_795_479_362, verdict: Verdict::Rejected, message });
+        status.last_reload = Some(LastReload {
+            at: 1_795_479_362,
+            verdict: Verdict::Rejected,
+            message,
+        });
         (status.count, status.count_origin) = (4, Origin::Runtime);
-        (status.deaths_total, status.stalls_total, status.closed_for_crashes_total) = (8, 2, 1);
+        (
+            status.deaths_total,
+            status.stalls_total,
+            status.closed_for_crashes_total,
+        ) = (8, 2, 1);
         status.reruns_total = 5;
-        (status.workers[0].state, status.workers[1].state) = (WorkerState::Stalled, WorkerState::Ready);
+        (status.workers[0].state, status.workers[1].state) =
+            (WorkerState::Stalled, WorkerState::Ready);
         status.leaving = vec![
             LeavingStatus {
                 id: WorkerId(9),
@@ -348,20 +452,43 @@ last death in seat 2: exited with status 70
     fn the_end_of_a_reload_is_told_whatever_time_the_daemon_says_it_was() {
         for (at, verdict, message, shown) in [
             (0, Verdict::Applied, None, "applied 1970-01-01T00:00:00Z"),
-            (u64::MAX, Verdict::RolledBack, Some("no\n"), "rolled back 9999-12-31T23:59:59Z: no\\n"),
+            (
+                u64::MAX,
+                Verdict::RolledBack,
+                Some("no\n"),
+                "rolled back 9999-12-31T23:59:59Z: no\\n",
+            ),
         ] {
             let mut status = status();
-            status.last_reload = Some(LastReload { at, verdict, message: message.map(str::to_owned) });
-            assert!(table(&status).contains(&format!("\nreload    {shown}\n")), "{}", table(&status));
+            status.last_reload = Some(LastReload {
+                at,
+                verdict,
+                message: message.map(str::to_owned),
+            });
+            assert!(
+                table(&status).contains(&format!("\nreload    {shown}\n")),
+                "{}",
+                table(&status)
+            );
         }
     }
 
     #[test]
     fn how_even_it_is_is_told_when_there_is_something_to_compare() {
         let mut status = status();
-        for (busy, shown) in [(None, "clients 1.02"), (Some(1.2), "clients 1.02, load 1.20")] {
-            status.skew = Some(Skew { clients: 1.0249, busy });
-            assert!(table(&status).contains(&format!("\nskew      {shown}\n")), "{}", table(&status));
+        for (busy, shown) in [
+            (None, "clients 1.02"),
+            (Some(1.2), "clients 1.02, load 1.20"),
+        ] {
+            status.skew = Some(Skew {
+                clients: 1.0249,
+                busy,
+            });
+            assert!(
+                table(&status).contains(&format!("\nskew      {shown}\n")),
+                "{}",
+                table(&status)
+            );
         }
     }
 
@@ -370,10 +497,15 @@ last death in seat 2: exited with status 70
         let mut status = status();
         (status.stopping, status.reloading, status.paused) = (true, true, Some("full".to_owned()));
         status.quarantined = vec!["resize".to_owned()];
-        status.last_reload = Some(LastReload { at: 0, verdict: Verdict::RolledBack, message: None });
+        status.last_reload = Some(LastReload {
+            at: 0,
+            verdict: Verdict::RolledBack,
+            message: None,
+        });
         status.log_errors_total = 1;
         let mut out = Vec::new();
-        write(&mut out, Seen::of(true, false, |_| None).paint(), &status).expect("a Vec takes everything");
+        write(&mut out, Seen::of(true, false, |_| None).paint(), &status)
+            .expect("a Vec takes everything");
         let painted = String::from_utf8(out).expect("UTF-8");
         for words in [
             "\x1b[33mSTOPPING\x1b[0m  no",
@@ -388,8 +520,9 @@ last death in seat 2: exited with status 70
         ] {
             assert!(painted.contains(words), "{words:?} is not in\n{painted}");
         }
-        let plain =
-            ["\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[0m"].iter().fold(painted, |text, code| text.replace(code, ""));
+        let plain = ["\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[0m"]
+            .iter()
+            .fold(painted, |text, code| text.replace(code, ""));
         assert_eq!(plain, table(&status));
     }
 }

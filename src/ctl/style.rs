@@ -42,8 +42,15 @@ impl Seen {
         let is_able = var("TERM").is_none_or(|term| term != "dumb");
         let colours = var("NO_COLOR").is_none_or(|value| value.is_empty());
         let columns = var("COLUMNS").and_then(|columns| columns.to_str()?.parse().ok());
-        let width = columns.filter(|columns| *columns > 0).unwrap_or(USUAL_WIDTH);
-        Seen { out: out && is_able, err: err && is_able, colours, width }
+        let width = columns
+            .filter(|columns| *columns > 0)
+            .unwrap_or(USUAL_WIDTH);
+        Seen {
+            out: out && is_able,
+            err: err && is_able,
+            colours,
+            width,
+        }
     }
 
     /// How standard output is written.
@@ -64,7 +71,10 @@ pub(super) struct Paint(bool);
 impl Paint {
     /// The text in that style, if there are colours. Whoever pads it has to do so inside or beside it.
     pub(super) fn on<T: Display>(self, style: Style, text: T) -> Painted<T> {
-        Painted { style: if self.0 { style } else { Style::new() }, text }
+        Painted {
+            style: if self.0 { style } else { Style::new() },
+            text,
+        }
     }
 }
 
@@ -77,7 +87,13 @@ pub(super) struct Painted<T> {
 
 impl<T: Display> Display for Painted<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}{}", self.style.render(), self.text, self.style.render_reset())
+        write!(
+            f,
+            "{}{}{}",
+            self.style.render(),
+            self.text,
+            self.style.render_reset()
+        )
     }
 }
 
@@ -108,7 +124,12 @@ mod tests {
     use super::*;
 
     fn seen(out: bool, environment: &[(&str, &str)]) -> Seen {
-        Seen::of(out, !out, |key| environment.iter().find(|(k, _)| *k == key).map(|(_, value)| OsString::from(value)))
+        Seen::of(out, !out, |key| {
+            environment
+                .iter()
+                .find(|(k, _)| *k == key)
+                .map(|(_, value)| OsString::from(value))
+        })
     }
 
     #[test]
@@ -123,7 +144,13 @@ mod tests {
             let expected = if is_painted { "\x1b[31mx\x1b[0m" } else { "x" };
             assert_eq!(shown(seen(true, environment)), expected, "{environment:?}");
             assert_eq!(shown(seen(false, environment)), "x", "{environment:?}");
-            assert_eq!(seen(false, environment).error_paint().on(BAD, "x").to_string(), expected);
+            assert_eq!(
+                seen(false, environment)
+                    .error_paint()
+                    .on(BAD, "x")
+                    .to_string(),
+                expected
+            );
         }
         // Colours are a matter of taste; a line that is written over is none of colour.
         assert!(seen(true, &[("NO_COLOR", "1")]).out && !seen(true, &[("TERM", "dumb")]).out);

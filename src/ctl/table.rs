@@ -22,7 +22,10 @@ pub(super) struct Cell {
 impl Cell {
     /// A text that has a style, where there are any.
     pub(super) fn styled(text: impl Into<String>, style: Style) -> Cell {
-        Cell { text: text.into(), style }
+        Cell {
+            text: text.into(),
+            style,
+        }
     }
 
     /// Something from outside, at most `most` characters of it.
@@ -37,7 +40,10 @@ impl Cell {
 
 impl From<String> for Cell {
     fn from(text: String) -> Cell {
-        Cell { text, style: Style::new() }
+        Cell {
+            text,
+            style: Style::new(),
+        }
     }
 }
 
@@ -60,7 +66,9 @@ impl<const N: usize> Columns<'_, N> {
         if let Some((column, most)) = self.gives_way {
             let all = widths.iter().sum::<usize>() + N - 1;
             let least = self.header[column].len();
-            widths[column] = widths[column].saturating_sub(all.saturating_sub(most)).max(least);
+            widths[column] = widths[column]
+                .saturating_sub(all.saturating_sub(most))
+                .max(least);
         }
         widths
     }
@@ -99,7 +107,11 @@ fn shortened(text: &str, most: usize) -> Cow<'_, str> {
     }
     let front = (most - 1) / 2;
     let back = length - (most - 1 - front);
-    let kept = |(at, c)| (at < front || at >= back).then_some(c).or((at == front).then_some('…'));
+    let kept = |(at, c)| {
+        (at < front || at >= back)
+            .then_some(c)
+            .or((at == front).then_some('…'))
+    };
     text.chars().enumerate().filter_map(kept).collect()
 }
 
@@ -110,20 +122,33 @@ mod tests {
 
     fn written(paint: Paint, gives_way: Option<(usize, usize)>, rows: &[[Cell; 3]]) -> String {
         let mut out = Vec::new();
-        let columns = Columns { header: ["N", "WORD", "LAST"], words: &[1], gives_way };
+        let columns = Columns {
+            header: ["N", "WORD", "LAST"],
+            words: &[1],
+            gives_way,
+        };
         write(&mut out, paint, columns, rows).expect("a Vec takes everything");
         String::from_utf8(out).expect("UTF-8")
     }
 
     #[test]
     fn words_are_flush_left_and_numbers_flush_right_painted_or_not() {
-        let row = |[a, b, c]: [&str; 3]| [Cell::from(a.to_owned()), Cell::styled(b, BAD), Cell::from(c.to_owned())];
+        let row = |[a, b, c]: [&str; 3]| {
+            [
+                Cell::from(a.to_owned()),
+                Cell::styled(b, BAD),
+                Cell::from(c.to_owned()),
+            ]
+        };
         let rows = [row(["1", "µ", "7"]), row(["1,234", "longer", ""])];
         let plain = "    N WORD   LAST\n    1 µ         7\n1,234 longer\n";
         assert_eq!(written(Paint::default(), None, &rows), plain);
         let painted = written(Seen::of(true, false, |_| None).paint(), None, &rows);
         assert!(painted.contains("\x1b[31mµ\x1b[0m      "), "{painted:?}");
-        assert_eq!(painted.replace("\x1b[31m", "").replace("\x1b[0m", ""), plain);
+        assert_eq!(
+            painted.replace("\x1b[31m", "").replace("\x1b[0m", ""),
+            plain
+        );
     }
 
     #[test]
@@ -134,7 +159,11 @@ mod tests {
             (17, "N WORD       LAST\n1 unix….sock    7\n"),
             (3, "N WORD LAST\n1 u…ck    7\n"),
         ] {
-            assert_eq!(written(Paint::default(), Some((1, most)), &rows), shown, "{most}");
+            assert_eq!(
+                written(Paint::default(), Some((1, most)), &rows),
+                shown,
+                "{most}"
+            );
         }
     }
 

@@ -17,7 +17,8 @@ mod telling;
 
 use super::*;
 use crate::proto::control::{
-    Code, ListenerStatus, MovedLoad, Origin, Rebalanced, Refusal, Reloaded, Settled, Stopped, WorkerState, WorkerStatus,
+    Code, ListenerStatus, MovedLoad, Origin, Rebalanced, Refusal, Reloaded, Settled, Stopped,
+    WorkerState, WorkerStatus,
 };
 use crate::proto::frame::{ByteOrder, OrderRule, PREFIX};
 use crate::proto::names::{Generation, WorkerId};
@@ -133,7 +134,14 @@ pub(super) fn status() -> Status {
 
 fn listener(address: &str, byte_order: OrderRule, queue: Option<u32>) -> ListenerStatus {
     let queue_max = queue.map(|_| 4096);
-    ListenerStatus { address: address.to_owned(), byte_order, queue, queue_max, accepted_total: 1, outage: None }
+    ListenerStatus {
+        address: address.to_owned(),
+        byte_order,
+        queue,
+        queue_max,
+        accepted_total: 1,
+        outage: None,
+    }
 }
 
 /// What one run of fdpassctl left behind.
@@ -150,11 +158,20 @@ fn ctl(arguments: &[&str], environment: &[(&str, &str)]) -> Ran {
 
 fn ctl_seen(arguments: &[&str], environment: &[(&str, &str)], seen: Seen) -> Ran {
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let var = |key: &str| environment.iter().find(|(k, _)| *k == key).map(|(_, value)| OsString::from(value));
+    let var = |key: &str| {
+        environment
+            .iter()
+            .find(|(k, _)| *k == key)
+            .map(|(_, value)| OsString::from(value))
+    };
     let arguments = ["fdpassctl"].iter().chain(arguments).map(OsString::from);
     let exit = run(arguments, var, seen, &mut out, &mut err);
     let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-    Ran { exit, out: text(out), err: text(err) }
+    Ran {
+        exit,
+        out: text(out),
+        err: text(err),
+    }
 }
 
 /// A daemon's control socket.
@@ -172,7 +189,12 @@ impl Daemon {
         let listener = UnixListener::bind(&path).expect("bind");
         let is_done = Arc::default();
         let serving = thread::spawn(move || serve(listener));
-        Daemon { socket: path.display().to_string(), serving, is_done, _place: place }
+        Daemon {
+            socket: path.display().to_string(),
+            serving,
+            is_done,
+            _place: place,
+        }
     }
 
     /// For any number of connections, until fdpassctl has ended.
@@ -182,8 +204,11 @@ impl Daemon {
         let daemon = Daemon::listening(move |listener| {
             let serve = &serve;
             thread::scope(|threads| {
-                let clients = listener.incoming().take_while(|_| !until.load(Ordering::Relaxed));
-                clients.for_each(|client| drop(threads.spawn(move || serve(client.expect("accept")))));
+                let clients = listener
+                    .incoming()
+                    .take_while(|_| !until.load(Ordering::Relaxed));
+                clients
+                    .for_each(|client| drop(threads.spawn(move || serve(client.expect("accept")))));
             });
         });
         Daemon { is_done, ..daemon }
@@ -191,12 +216,16 @@ impl Daemon {
 
     /// Answers each request by its verb and its params, on any number of connections; closes that for which it has no
     /// answer.
-    fn that_answers(answer: impl Fn(&str, &Value) -> Option<String> + Send + Sync + 'static) -> Daemon {
+    fn that_answers(
+        answer: impl Fn(&str, &Value) -> Option<String> + Send + Sync + 'static,
+    ) -> Daemon {
         Daemon::serving(move |mut client| {
             while let Some(request) = next_request(&mut client) {
                 let request: Value = serde_json::from_str(&request).expect("JSON");
                 let verb = request["in"].as_str().expect("a verb");
-                let Some(reply) = answer(verb, &request["params"]) else { return };
+                let Some(reply) = answer(verb, &request["params"]) else {
+                    return;
+                };
                 // It may have gone by now.
                 let _ = client.write_all(&frame(&reply));
             }
@@ -262,7 +291,8 @@ fn asked_for(client: &mut UnixStream) -> String {
 }
 
 fn send(to: &mut impl Write, order: ByteOrder, body: &str) {
-    to.write_all(&order.prefix(body.len() as u32)).expect("the prefix is taken");
+    to.write_all(&order.prefix(body.len() as u32))
+        .expect("the prefix is taken");
     to.write_all(body.as_bytes()).expect("the body is taken");
 }
 
@@ -272,11 +302,18 @@ fn say(client: &mut UnixStream, reply: &str) {
 }
 
 fn frame(reply: &str) -> Vec<u8> {
-    [&ByteOrder::Little.prefix(reply.len() as u32)[..], reply.as_bytes()].concat()
+    [
+        &ByteOrder::Little.prefix(reply.len() as u32)[..],
+        reply.as_bytes(),
+    ]
+    .concat()
 }
 
 fn reply(name: &str, result: &impl serde::Serialize) -> String {
-    format!(r#"{{"out":"{name}","result":{}}}"#, serde_json::to_string(result).expect("plain data"))
+    format!(
+        r#"{{"out":"{name}","result":{}}}"#,
+        serde_json::to_string(result).expect("plain data")
+    )
 }
 
 fn fault(code: &str, message: &str) -> String {
@@ -284,36 +321,61 @@ fn fault(code: &str, message: &str) -> String {
 }
 
 fn daemons_version() -> String {
-    reply("version", &Version { name: "fdpassd".to_owned(), version: "0.1.0".to_owned(), pid: 4711 })
+    reply(
+        "version",
+        &Version {
+            name: "fdpassd".to_owned(),
+            version: "0.1.0".to_owned(),
+            pid: 4711,
+        },
+    )
 }
 
 #[test]
 fn status_is_a_table_or_the_daemons_own_json() {
     let ran = Daemon::that_says([reply("status", &status())]).asked(&["status"]);
     assert_eq!((ran.exit, ran.err.as_str()), (Exit::Done, ""));
-    assert!(ran.out.starts_with("fdpassd 0.1.0, pid 4711, up 3 days 4 hours"), "{}", ran.out);
+    assert!(
+        ran.out
+            .starts_with("fdpassd 0.1.0, pid 4711, up 3 days 4 hours"),
+        "{}",
+        ran.out
+    );
 
     // Also one of another version, with members that this program does not know.
     let result = r#"{ "name":"x", "future" : 1e400 }"#;
-    let ran = Daemon::that_says([format!(r#"{{"out":"status","result":{result}}}"#)]).asked(&["--json", "status"]);
+    let ran = Daemon::that_says([format!(r#"{{"out":"status","result":{result}}}"#)])
+        .asked(&["--json", "status"]);
     assert_eq!((ran.exit, ran.out), (Exit::Done, format!("{result}\n")));
 }
 
 #[test]
 fn an_error_reply_is_said_and_its_exit_code_is_one_or_that_of_forbidden() {
     let ran = Daemon::that_says([fault("busy", r"too \u001b[1mmany")]).asked(&["status"]);
-    assert_eq!((ran.exit, ran.err.as_str()), (Exit::Failed, "fdpassctl: busy: too \\x1b[1mmany\n"));
-    let ran = Daemon::that_says([daemons_version(), fault("forbidden", "stop needs root")]).asked(&["stop"]);
-    assert_eq!((ran.exit, ran.err.as_str()), (Exit::Forbidden, "fdpassctl: forbidden: stop needs root\n"));
+    assert_eq!(
+        (ran.exit, ran.err.as_str()),
+        (Exit::Failed, "fdpassctl: busy: too \\x1b[1mmany\n")
+    );
+    let ran = Daemon::that_says([daemons_version(), fault("forbidden", "stop needs root")])
+        .asked(&["stop"]);
+    assert_eq!(
+        (ran.exit, ran.err.as_str()),
+        (Exit::Forbidden, "fdpassctl: forbidden: stop needs root\n")
+    );
     let ran = Daemon::that_says([fault("of_the_future", "x")]).asked(&["status"]);
     assert_eq!(ran.exit, Exit::Failed);
 }
 
 #[test]
 fn what_is_no_reply_is_never_taken_for_one() {
-    for garbage in
-        ["", "garbage", "[\"status\",{}]", "{}", r#"{"out":"status","result":{}}"#, r#"{"out":"x","result":1}"#]
-    {
+    for garbage in [
+        "",
+        "garbage",
+        "[\"status\",{}]",
+        "{}",
+        r#"{"out":"status","result":{}}"#,
+        r#"{"out":"x","result":1}"#,
+    ] {
         let ran = Daemon::that_says([garbage.to_owned()]).asked(&["status"]);
         assert_eq!(ran.exit, Exit::NoReply, "{garbage}: {}", ran.err);
     }
@@ -330,7 +392,10 @@ fn a_connection_that_ends_early_is_no_reply() {
     .asked(&["status"]);
     assert_eq!(
         (ran.exit, ran.err.as_str()),
-        (Exit::NoReply, "fdpassctl: the connection was closed before the reply\n")
+        (
+            Exit::NoReply,
+            "fdpassctl: the connection was closed before the reply\n"
+        )
     );
 }
 
@@ -338,7 +403,10 @@ fn a_connection_that_ends_early_is_no_reply() {
 fn a_daemon_that_never_answers_is_not_waited_for() {
     let until_closed = |mut client: UnixStream| drop(client.read_to_end(&mut Vec::new()));
     let ran = Daemon::start(until_closed).asked(&["status", "--timeout", "20ms"]);
-    assert_eq!((ran.exit, ran.err.as_str()), (Exit::NoReply, "fdpassctl: no reply within 20ms\n"));
+    assert_eq!(
+        (ran.exit, ran.err.as_str()),
+        (Exit::NoReply, "fdpassctl: no reply within 20ms\n")
+    );
     // Nor is one that begins a reply and does not end it.
     let ran = Daemon::start(|mut client| {
         let _ = client.write_all(&[8, 0, 0, 0, b' ']);
@@ -352,12 +420,18 @@ fn a_daemon_that_never_answers_is_not_waited_for() {
 fn a_reply_over_the_limit_is_not_read() {
     let ran = Daemon::start(|mut client| {
         asked_for(&mut client);
-        client.write_all(&(control::MAX_REPLY + 1).to_le_bytes()).expect("taken");
+        client
+            .write_all(&(control::MAX_REPLY + 1).to_le_bytes())
+            .expect("taken");
         let _ = client.read_to_end(&mut Vec::new());
     })
     .asked(&["status"]);
     assert_eq!(ran.exit, Exit::NoReply);
-    assert!(ran.err.contains("67108865 bytes is announced"), "{}", ran.err);
+    assert!(
+        ran.err.contains("67108865 bytes is announced"),
+        "{}",
+        ran.err
+    );
 }
 
 #[test]
@@ -372,12 +446,22 @@ fn without_a_daemon_every_place_is_named() {
     // A socket whose daemon is gone, and one that was said to be there.
     let path = format!("{here}/old.sock");
     drop(UnixListener::bind(&path).expect("bind"));
-    let ran = ctl(&["status", "-i", "no one's"], &[("FDPASSD_SOCKET", "/elsewhere")]);
-    let words = "fdpassctl: fdpassd is not running (no socket at /run/fdpassd-no one's/control.sock)\n";
+    let ran = ctl(
+        &["status", "-i", "no one's"],
+        &[("FDPASSD_SOCKET", "/elsewhere")],
+    );
+    let words =
+        "fdpassctl: fdpassd is not running (no socket at /run/fdpassd-no one's/control.sock)\n";
     assert_eq!((ran.exit, ran.err.as_str()), (Exit::NotRunning, words));
-    let ran = ctl(&["status", "-s", &path], &[("FDPASSD_SOCKET", "/elsewhere")]);
+    let ran = ctl(
+        &["status", "-s", &path],
+        &[("FDPASSD_SOCKET", "/elsewhere")],
+    );
     assert_eq!(ran.exit, Exit::NotRunning);
-    assert_eq!(ran.err, format!("fdpassctl: fdpassd is not running (no socket at {path})\n"));
+    assert_eq!(
+        ran.err,
+        format!("fdpassctl: fdpassd is not running (no socket at {path})\n")
+    );
 }
 
 #[test]
@@ -390,11 +474,17 @@ fn a_socket_that_is_out_of_bounds_is_forbidden() {
         return; // Root may connect to everything.
     }
     let path = path.display();
-    for ran in
-        [ctl(&["status", "-s", &path.to_string()], &[]), ctl(&["call", "ping", "--to", &format!("unix:{path}")], &[])]
-    {
+    for ran in [
+        ctl(&["status", "-s", &path.to_string()], &[]),
+        ctl(&["call", "ping", "--to", &format!("unix:{path}")], &[]),
+    ] {
         assert_eq!(ran.exit, Exit::Forbidden);
-        assert!(ran.err.starts_with(&format!("fdpassctl: forbidden: {path} is for root")), "{}", ran.err);
+        assert!(
+            ran.err
+                .starts_with(&format!("fdpassctl: forbidden: {path} is for root")),
+            "{}",
+            ran.err
+        );
     }
 }
 
@@ -402,11 +492,29 @@ fn a_socket_that_is_out_of_bounds_is_forbidden() {
 fn version_needs_no_daemon() {
     let own = env!("CARGO_PKG_VERSION");
     let ran = ctl(&["version", "-s", "/nonexistent/control.sock"], &[]);
-    assert_eq!((ran.exit, ran.out), (Exit::Done, format!("fdpassctl {own}\nfdpassd: not running\n")));
-    let ran = ctl(&["version", "--json", "-s", "/nonexistent/control.sock"], &[]);
-    assert_eq!(ran.out, format!("{{\"fdpassctl\":\"{own}\",\"daemon\":null}}\n"));
+    assert_eq!(
+        (ran.exit, ran.out),
+        (
+            Exit::Done,
+            format!("fdpassctl {own}\nfdpassd: not running\n")
+        )
+    );
+    let ran = ctl(
+        &["version", "--json", "-s", "/nonexistent/control.sock"],
+        &[],
+    );
+    assert_eq!(
+        ran.out,
+        format!("{{\"fdpassctl\":\"{own}\",\"daemon\":null}}\n")
+    );
     let ran = Daemon::that_says([daemons_version()]).asked(&["version"]);
-    assert_eq!((ran.exit, ran.out), (Exit::Done, format!("fdpassctl {own}\nfdpassd 0.1.0, pid 4711\n")));
+    assert_eq!(
+        (ran.exit, ran.out),
+        (
+            Exit::Done,
+            format!("fdpassctl {own}\nfdpassd 0.1.0, pid 4711\n")
+        )
+    );
 }
 
 #[test]
@@ -432,12 +540,20 @@ fn wrong_usage_is_64_and_help_is_not_wrong() {
         &["rebalance", "--wait"],
     ] {
         let ran = ctl(arguments, &[]);
-        assert_eq!((ran.exit, ran.out.as_str()), (Exit::Usage, ""), "{arguments:?}");
+        assert_eq!(
+            (ran.exit, ran.out.as_str()),
+            (Exit::Usage, ""),
+            "{arguments:?}"
+        );
         assert!(!ran.err.is_empty());
     }
     for arguments in [&["--help"][..], &["--version"], &["call", "--help"]] {
         let ran = ctl(arguments, &[]);
-        assert_eq!((ran.exit, ran.err.as_str()), (Exit::Done, ""), "{arguments:?}");
+        assert_eq!(
+            (ran.exit, ran.err.as_str()),
+            (Exit::Done, ""),
+            "{arguments:?}"
+        );
         assert!(ran.out.contains("fdpassctl"));
     }
 }
@@ -456,13 +572,26 @@ impl Write for Broken {
 
 #[test]
 fn a_closed_pipe_is_left_quietly_and_a_full_disk_is_not() {
-    for (kind, said) in [(ErrorKind::BrokenPipe, ""), (ErrorKind::StorageFull, "fdpassctl: cannot write the result: ")]
-    {
+    for (kind, said) in [
+        (ErrorKind::BrokenPipe, ""),
+        (
+            ErrorKind::StorageFull,
+            "fdpassctl: cannot write the result: ",
+        ),
+    ] {
         let mut err = Vec::new();
-        let exit =
-            run(["fdpassctl", "--version"].map(OsString::from), |_| None, Seen::default(), &mut Broken(kind), &mut err);
+        let exit = run(
+            ["fdpassctl", "--version"].map(OsString::from),
+            |_| None,
+            Seen::default(),
+            &mut Broken(kind),
+            &mut err,
+        );
         assert_eq!(exit, Exit::Failed);
         let err = String::from_utf8(err).expect("UTF-8");
-        assert!(err.starts_with(said) && err.is_empty() == said.is_empty(), "{err}");
+        assert!(
+            err.starts_with(said) && err.is_empty() == said.is_empty(),
+            "{err}"
+        );
     }
 }

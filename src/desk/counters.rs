@@ -51,10 +51,23 @@ impl Note {
     /// Worker: notes that the next commit, of so many bytes `replied`, answers a request for this method, by its number, or
     /// for none (0), with a result or an error.
     #[must_use]
-    pub fn make(header: Header<'_>, slot: Slot<'_>, (method, is_error): (u32, bool), replied: u32) -> Note {
+    pub fn make(
+        header: Header<'_>,
+        slot: Slot<'_>,
+        (method, is_error): (u32, bool),
+        replied: u32,
+    ) -> Note {
         let counter = Header::counter_of(method, is_error);
-        let (count, requests) = (header.counter(counter).wrapping_add(1), slot.requests().wrapping_add(1));
-        let note = Note { counter: counter as u64, replied, count, requests };
+        let (count, requests) = (
+            header.counter(counter).wrapping_add(1),
+            slot.requests().wrapping_add(1),
+        );
+        let note = Note {
+            counter: counter as u64,
+            replied,
+            count,
+            requests,
+        };
         header.note(note.encode());
         note
     }
@@ -88,13 +101,20 @@ impl MasterDesk {
     /// The worker is gone: counts the reply that it has committed and not counted, if there is one.
     pub fn settle(&self) {
         let header = self.header();
-        let Some(note) = Note::decode(header.noted()) else { return };
-        let Some(slot) = self.slot(header.last_slot()) else { return };
+        let Some(note) = Note::decode(header.noted()) else {
+            return;
+        };
+        let Some(slot) = self.slot(header.last_slot()) else {
+            return;
+        };
         let counter = note.counter as usize;
         if counter >= 2 * COUNTED_METHODS as usize {
             return;
         }
-        let (count, requests) = (header.counter(counter).wrapping_add(1), slot.requests().wrapping_add(1));
+        let (count, requests) = (
+            header.counter(counter).wrapping_add(1),
+            slot.requests().wrapping_add(1),
+        );
         if count & COUNT_MASK != note.count || slot.view().replied < note.replied {
             return;
         }
@@ -127,7 +147,15 @@ pub struct Counters {
 impl Default for Counters {
     fn default() -> Counters {
         let (methods, durations) = (vec![0; 2 * COUNTED_METHODS as usize], vec![0; BUCKETS]);
-        Counters { methods, durations, duration_sum: 0, panics: 0, log_errors: 0, lost: 0, at_least: 0 }
+        Counters {
+            methods,
+            durations,
+            duration_sum: 0,
+            panics: 0,
+            log_errors: 0,
+            lost: 0,
+            at_least: 0,
+        }
     }
 }
 
@@ -142,7 +170,15 @@ impl Counters {
         let duration_sum = header.duration_sum();
         let durations = header.durations().collect();
         let (panics, log_errors, lost) = (header.panics(), header.log_errors(), header.lost());
-        Counters { methods: counters().collect(), durations, duration_sum, panics, log_errors, lost, at_least }
+        Counters {
+            methods: counters().collect(),
+            durations,
+            duration_sum,
+            panics,
+            log_errors,
+            lost,
+            at_least,
+        }
     }
 
     /// They are those of a worker that did not record how long a request took whose reply could not be sent.
@@ -167,14 +203,24 @@ impl Counters {
     #[must_use]
     pub fn answered(&self, method: u32) -> [u64; 2] {
         let at = 2 * method as usize;
-        if Header::counts_method(method) { [self.methods[at], self.methods[at + 1]] } else { [0; 2] }
+        if Header::counts_method(method) {
+            [self.methods[at], self.methods[at + 1]]
+        } else {
+            [0; 2]
+        }
     }
 
     /// Each of these methods with its requests, and those for none without a name. A method that there is no counter for
     /// counts as none.
-    pub fn by_method<'a>(&'a self, methods: &'a [MethodName]) -> impl Iterator<Item = (Option<&'a str>, [u64; 2])> {
-        let named = (1..).zip(methods).filter(|(number, _)| Header::counts_method(*number));
-        let named = named.map(|(number, method)| (Some(method.name.as_str()), self.answered(number)));
+    pub fn by_method<'a>(
+        &'a self,
+        methods: &'a [MethodName],
+    ) -> impl Iterator<Item = (Option<&'a str>, [u64; 2])> {
+        let named = (1..)
+            .zip(methods)
+            .filter(|(number, _)| Header::counts_method(*number));
+        let named =
+            named.map(|(number, method)| (Some(method.name.as_str()), self.answered(number)));
         std::iter::once((None, self.answered(0))).chain(named)
     }
 
@@ -182,7 +228,9 @@ impl Counters {
     /// that they were made in had lasted.
     pub fn close(&mut self, turn: Duration) {
         let ns = u64::try_from(turn.as_nanos()).unwrap_or(u64::MAX);
-        let unsent = self.requests().saturating_sub(sum(self.durations.iter().copied()));
+        let unsent = self
+            .requests()
+            .saturating_sub(sum(self.durations.iter().copied()));
         let bucket = &mut self.durations[header::bucket(ns)];
         *bucket = bucket.saturating_add(unsent);
         self.duration_sum = self.duration_sum.saturating_add(unsent.saturating_mul(ns));
@@ -191,31 +239,59 @@ impl Counters {
     /// Why these cannot be the counters of a worker that works, which had counted `before` so long ago and counts for
     /// `methods` methods. Nothing, if they can.
     #[must_use]
-    pub fn fault(&self, before: &Counters, passed: Duration, methods: usize) -> Option<&'static str> {
+    pub fn fault(
+        &self,
+        before: &Counters,
+        passed: Duration,
+        methods: usize,
+    ) -> Option<&'static str> {
         let counters = |all: &Counters| -> Vec<u64> {
             let others = [all.duration_sum, all.panics, all.log_errors, all.lost];
-            all.methods.iter().chain(&all.durations).copied().chain(others).collect()
+            all.methods
+                .iter()
+                .chain(&all.durations)
+                .copied()
+                .chain(others)
+                .collect()
         };
-        if counters(self).iter().zip(counters(before)).any(|(now, before)| *now < before) {
+        if counters(self)
+            .iter()
+            .zip(counters(before))
+            .any(|(now, before)| *now < before)
+        {
             return Some("a counter has decreased");
         }
-        if self.methods.iter().skip(2 * (methods + 1)).any(|count| *count > 0) {
+        if self
+            .methods
+            .iter()
+            .skip(2 * (methods + 1))
+            .any(|count| *count > 0)
+        {
             return Some("requests are counted for methods that there are not");
         }
         let (requests, recorded) = (self.requests(), sum(self.durations.iter().copied()));
         if recorded > requests || recorded.saturating_add(MAX_UNSENT) < self.at_least {
             return Some("there are not as many durations as requests");
         }
-        let most = u64::try_from(passed.as_nanos() / FASTEST.as_nanos()).unwrap_or(u64::MAX).saturating_add(MAX_UNSENT);
-        let new =
-            [requests.saturating_sub(before.requests()), self.log_errors - before.log_errors, self.lost - before.lost];
+        let most = u64::try_from(passed.as_nanos() / FASTEST.as_nanos())
+            .unwrap_or(u64::MAX)
+            .saturating_add(MAX_UNSENT);
+        let new = [
+            requests.saturating_sub(before.requests()),
+            self.log_errors - before.log_errors,
+            self.lost - before.lost,
+        ];
         if new.iter().any(|count| *count > most) {
             return Some("so much cannot have happened in the time");
         }
         if self.panics > self.errors().saturating_add(1) {
             return Some("there are more panics than errors");
         }
-        let longest = self.durations.iter().zip(0..).map(|(count, bucket)| u128::from(*count) * longest_of(bucket));
+        let longest = self
+            .durations
+            .iter()
+            .zip(0..)
+            .map(|(count, bucket)| u128::from(*count) * longest_of(bucket));
         if u128::from(self.duration_sum) > longest.sum() {
             return Some("the durations are not as long as their sum");
         }
@@ -225,7 +301,11 @@ impl Counters {
 
 /// The longest that a request of this bucket may have taken, in ns: the last one has no end.
 fn longest_of(bucket: usize) -> u128 {
-    if bucket + 1 == BUCKETS { u64::MAX.into() } else { upper(bucket).into() }
+    if bucket + 1 == BUCKETS {
+        u64::MAX.into()
+    } else {
+        upper(bucket).into()
+    }
 }
 
 fn sum(counts: impl Iterator<Item = u64>) -> u64 {
@@ -241,12 +321,18 @@ mod tests {
     fn desk() -> (MasterDesk, WorkerDesk) {
         let layout = Layout::new(2, 1 << 20);
         let master = MasterDesk::new(layout).expect("memfd");
-        let worker = WorkerDesk::map(master.file().try_clone().expect("dup"), layout).expect("mmap");
+        let worker =
+            WorkerDesk::map(master.file().try_clone().expect("dup"), layout).expect("mmap");
         (master, worker)
     }
 
     /// Commits and counts a reply of ten bytes as a turn does, up to this many stores. Whether it was committed.
-    fn answer(worker: &WorkerDesk, slot: u32, (method, is_error): (u32, bool), stores: usize) -> bool {
+    fn answer(
+        worker: &WorkerDesk,
+        slot: u32,
+        (method, is_error): (u32, bool),
+        stores: usize,
+    ) -> bool {
         let (header, slot) = (worker.header(), worker.slot(slot).expect("a slot"));
         let (answered, replied) = (slot.view().answered + 5, slot.view().replied + 10);
         if stores == 0 {
@@ -273,7 +359,14 @@ mod tests {
                 let header = worker.header();
                 for slot in [0, 1] {
                     let slot = worker.slot(slot).expect("a slot");
-                    slot.preset(State::Rest, 1, View::at_rest(0, 0), Marks::default(), (1, 1), 7);
+                    slot.preset(
+                        State::Rest,
+                        1,
+                        View::at_rest(0, 0),
+                        Marks::default(),
+                        (1, 1),
+                        7,
+                    );
                 }
                 // A turn of the other client, a long one, which leaves replies behind.
                 header.begin_turn(0, 1);
@@ -288,9 +381,17 @@ mod tests {
                     master.settle();
                     let counters = Counters::read(master.header());
                     let expected = before + u64::from(is_committed);
-                    assert_eq!(counters.answered(3), [expected, 3], "{stores} stores after {before}");
+                    assert_eq!(
+                        counters.answered(3),
+                        [expected, 3],
+                        "{stores} stores after {before}"
+                    );
                     assert_eq!((counters.requests(), counters.errors()), (expected + 3, 3));
-                    assert_eq!(slot.requests(), 10 + u64::from(is_committed), "{stores} stores after {before}");
+                    assert_eq!(
+                        slot.requests(),
+                        10 + u64::from(is_committed),
+                        "{stores} stores after {before}"
+                    );
                 }
             }
         }
@@ -299,27 +400,66 @@ mod tests {
     #[test]
     fn methods_without_a_counter_count_as_none() {
         let (master, worker) = desk();
-        worker.slot(0).expect("a slot").preset(State::Rest, 1, View::at_rest(0, 0), Marks::default(), (1, 1), 0);
-        for counted in [(1, false), (1, true), (191, false), (192, false), (u32::MAX, true), (0, true)] {
+        worker.slot(0).expect("a slot").preset(
+            State::Rest,
+            1,
+            View::at_rest(0, 0),
+            Marks::default(),
+            (1, 1),
+            0,
+        );
+        for counted in [
+            (1, false),
+            (1, true),
+            (191, false),
+            (192, false),
+            (u32::MAX, true),
+            (0, true),
+        ] {
             answer(&worker, 0, counted, 4);
         }
         let counters = Counters::read(master.header());
         let found = [0, 1, 191, 192, u32::MAX].map(|method| counters.answered(method));
         assert_eq!(found, [[1, 2], [1, 1], [1, 0], [0, 0], [0, 0]]);
         assert_eq!((counters.requests(), counters.errors()), (6, 3));
-        let methods = vec![MethodName { name: "m".to_owned(), idempotent: false }; 200];
-        assert_eq!(counters.by_method(&methods).map(|(_, [ok, error])| ok + error).sum::<u64>(), 6);
+        let methods = vec![
+            MethodName {
+                name: "m".to_owned(),
+                idempotent: false
+            };
+            200
+        ];
+        assert_eq!(
+            counters
+                .by_method(&methods)
+                .map(|(_, [ok, error])| ok + error)
+                .sum::<u64>(),
+            6
+        );
     }
 
     #[test]
     fn replies_that_were_not_sent_took_as_long_as_their_turn() {
         let (_, worker) = desk();
-        worker.slot(0).expect("a slot").preset(State::Rest, 1, View::at_rest(0, 0), Marks::default(), (1, 1), 0);
+        worker.slot(0).expect("a slot").preset(
+            State::Rest,
+            1,
+            View::at_rest(0, 0),
+            Marks::default(),
+            (1, 1),
+            0,
+        );
         (0..5).for_each(|_| assert!(answer(&worker, 0, (1, false), 4)));
         worker.header().record(5, 2, 1000);
         let mut counters = Counters::read(worker.header());
         counters.close(Duration::from_millis(1));
-        assert_eq!((sum(counters.durations.iter().copied()), counters.duration_sum), (5, 2 * 1000 + 3 * 1_000_000));
+        assert_eq!(
+            (
+                sum(counters.durations.iter().copied()),
+                counters.duration_sum
+            ),
+            (5, 2 * 1000 + 3 * 1_000_000)
+        );
         assert_eq!(counters.durations[header::bucket(1_000_000)], 3);
     }
 
@@ -357,7 +497,10 @@ mod tests {
             assert!(broken(change).is_some(), "{number}");
         }
         let soon = Duration::from_micros(1);
-        assert!(counted(1_000_000).fault(&before, soon, 1).is_some(), "not so fast");
+        assert!(
+            counted(1_000_000).fault(&before, soon, 1).is_some(),
+            "not so fast"
+        );
         // As many as can be made before they are sent.
         let mut unsent = now.clone();
         (unsent.methods[2], unsent.at_least) = (2000 + MAX_UNSENT, 2000 + MAX_UNSENT);

@@ -129,7 +129,8 @@ impl<'a> Header<'a> {
         // Sequentially consistent with `want_room`: of "I count" and "do you want to know" here, "I want to know"
         // and "what is the count" there, at least one side sees the other's.
         self.0[PICKED_UP].fetch_add(n, Ordering::SeqCst);
-        self.0[WANTS_ROOM].load(Ordering::SeqCst) != 0 && self.0[WANTS_ROOM].swap(0, Ordering::SeqCst) != 0
+        self.0[WANTS_ROOM].load(Ordering::SeqCst) != 0
+            && self.0[WANTS_ROOM].swap(0, Ordering::SeqCst) != 0
     }
 
     /// Master: wants a message when more leases are picked up than the count that it returns.
@@ -147,7 +148,11 @@ impl<'a> Header<'a> {
 
     /// The number of the counter for requests for this method that are answered with a result or an error.
     pub(super) fn counter_of(method: u32, is_error: bool) -> usize {
-        let method = if Header::counts_method(method) { method as usize } else { 0 };
+        let method = if Header::counts_method(method) {
+            method as usize
+        } else {
+            0
+        };
         2 * method + usize::from(is_error)
     }
 
@@ -178,7 +183,9 @@ impl<'a> Header<'a> {
 
     /// How many requests took how long, ever: [`BUCKETS`] counts, the longest that each is of by [`upper`].
     pub fn durations(&self) -> impl Iterator<Item = u64> {
-        self.0[DURATIONS..DURATIONS + BUCKETS].iter().map(|word| word.load(Ordering::Relaxed))
+        self.0[DURATIONS..DURATIONS + BUCKETS]
+            .iter()
+            .map(|word| word.load(Ordering::Relaxed))
     }
 
     /// How long all of them took, in ns.
@@ -287,7 +294,10 @@ impl<'a> Header<'a> {
     #[must_use]
     pub fn turn(&self) -> Option<Turn> {
         let since = self.load(TURN_SINCE);
-        (since != 0).then(|| Turn { slot: self.load(TURN_SLOT) as u32, since })
+        (since != 0).then(|| Turn {
+            slot: self.load(TURN_SLOT) as u32,
+            since,
+        })
     }
 
     /// Worker: it is about to write to the Unix client in this slot, at this position of its stream. `before` is what its
@@ -322,14 +332,21 @@ impl<'a> Header<'a> {
     /// The thread that writes. `None` for a worker of version 1, which noted what its whole process had written.
     #[must_use]
     pub fn writer(&self) -> Option<u32> {
-        u32::try_from(self.0[WRITER].load(Ordering::Acquire)).ok().filter(|thread| *thread != 0)
+        u32::try_from(self.0[WRITER].load(Ordering::Acquire))
+            .ok()
+            .filter(|thread| *thread != 0)
     }
 
     /// What the thread had written in all when it packed its clients, if it did and the kernel keeps account.
     #[must_use]
     pub fn final_writes(&self) -> Option<Writes> {
-        let bytes = self.0[FINAL_WRITES].load(Ordering::Acquire).checked_sub(1)?;
-        Some(Writes { bytes, calls: self.load(FINAL_WRITE_CALLS) })
+        let bytes = self.0[FINAL_WRITES]
+            .load(Ordering::Acquire)
+            .checked_sub(1)?;
+        Some(Writes {
+            bytes,
+            calls: self.load(FINAL_WRITE_CALLS),
+        })
     }
 
     /// Clients that the worker could not pack when its master was gone.
@@ -347,10 +364,16 @@ impl<'a> Header<'a> {
     /// The write in progress, if that is to the client in this slot at this position.
     #[must_use]
     pub fn writing(&self, slot: u32, at: u64) -> Option<Write> {
-        let is_it =
-            self.0[WRITE_AT].load(Ordering::Acquire) == at.wrapping_add(1) && self.load(WRITE_SLOT) == u64::from(slot);
-        let took = self.0[WRITE_TOOK].load(Ordering::Acquire).checked_sub(1).filter(|_| self.writer().is_some());
-        let before = Writes { bytes: self.load(WRITE_SUM), calls: self.load(WRITE_CALLS) };
+        let is_it = self.0[WRITE_AT].load(Ordering::Acquire) == at.wrapping_add(1)
+            && self.load(WRITE_SLOT) == u64::from(slot);
+        let took = self.0[WRITE_TOOK]
+            .load(Ordering::Acquire)
+            .checked_sub(1)
+            .filter(|_| self.writer().is_some());
+        let before = Writes {
+            bytes: self.load(WRITE_SUM),
+            calls: self.load(WRITE_CALLS),
+        };
         let began = Write::Began(Some(before).filter(|_| self.load(KNOWS_WRITES) != 0));
         is_it.then(|| took.map_or(began, Write::Took))
     }
@@ -373,7 +396,9 @@ impl<'a> Header<'a> {
         bump(&cell[BUCKETS_AT + bucket(took)], requests);
         self.add(DURATIONS + bucket(took), requests);
         // A sum that was scribbled is not to look like a true one when it has come round.
-        let sum = self.load(DURATION_SUM).saturating_add(requests.saturating_mul(took));
+        let sum = self
+            .load(DURATION_SUM)
+            .saturating_add(requests.saturating_mul(took));
         self.0[DURATION_SUM].store(sum, Ordering::Relaxed);
     }
 
@@ -386,7 +411,8 @@ impl<'a> Header<'a> {
         let second = now / NANOSECONDS;
         let cell = self.second(second);
         if cell[0].load(Ordering::Relaxed) != second {
-            cell.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+            cell.iter()
+                .for_each(|word| word.store(0, Ordering::Relaxed));
             cell[0].store(second, Ordering::Release);
         }
         cell
@@ -423,12 +449,19 @@ impl<'a> Header<'a> {
             }
         }
         let rate = requests as f64 / WINDOW as f64;
-        Recent { rate, p50: quantile(&buckets, 0.50), p99: quantile(&buckets, 0.99) }
+        Recent {
+            rate,
+            p50: quantile(&buckets, 0.50),
+            p99: quantile(&buckets, 0.99),
+        }
     }
 }
 
 fn bump(word: &AtomicU64, n: u64) {
-    word.store(word.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    word.store(
+        word.load(Ordering::Relaxed).wrapping_add(n),
+        Ordering::Relaxed,
+    );
 }
 
 /// Bucket 0 takes what is below 512 ns; from there on each doubling is cut in four, up to about a minute.
@@ -478,7 +511,14 @@ mod tests {
 
     #[test]
     fn every_duration_is_in_a_bucket_whose_end_is_at_most_a_quarter_above_it() {
-        for ns in (9..36).flat_map(|shift| [1u64 << shift, (1 << shift) + 1, (3 << shift) / 2, (2 << shift) - 1]) {
+        for ns in (9..36).flat_map(|shift| {
+            [
+                1u64 << shift,
+                (1 << shift) + 1,
+                (3 << shift) / 2,
+                (2 << shift) - 1,
+            ]
+        }) {
             let end = upper(bucket(ns));
             assert!(ns <= end && end <= ns + ns / 4, "{ns} {end}");
         }
@@ -509,7 +549,14 @@ mod tests {
             header.record(5 * NANOSECONDS, 3, 1000);
             header.record(500 * NANOSECONDS, 1, u64::MAX);
             let counts: Vec<u64> = header.durations().collect();
-            assert_eq!((counts[bucket(1000)], counts[BUCKETS - 1], counts.iter().sum::<u64>()), (3, 1, 4));
+            assert_eq!(
+                (
+                    counts[bucket(1000)],
+                    counts[BUCKETS - 1],
+                    counts.iter().sum::<u64>()
+                ),
+                (3, 1, 4)
+            );
         });
     }
 

@@ -83,13 +83,21 @@ impl Layout {
     /// For so many clients, with frames of up to `max_frame` bytes.
     #[must_use]
     pub fn new(slots: u32, max_frame: u32) -> Layout {
-        Layout { version: LAYOUT, slots, max_frame }
+        Layout {
+            version: LAYOUT,
+            slots,
+            max_frame,
+        }
     }
 
     /// The one of a desk that a program of another version has made; none for a version that this one does not read.
     #[must_use]
     pub fn of(version: u32, slots: u32, max_frame: u32) -> Option<Layout> {
-        (1..=LAYOUT).contains(&version).then_some(Layout { version, slots, max_frame })
+        (1..=LAYOUT).contains(&version).then_some(Layout {
+            version,
+            slots,
+            max_frame,
+        })
     }
 
     /// Which version of the layout it is.
@@ -103,7 +111,8 @@ impl Layout {
     #[must_use]
     pub fn most_slots(max_frame: u32) -> u32 {
         let one = Layout::new(1, max_frame);
-        u32::try_from((16 << 40) / (one.large_receive() + one.reply() + SMALL as u64 + SLOT)).unwrap_or(u32::MAX)
+        u32::try_from((16 << 40) / (one.large_receive() + one.reply() + SMALL as u64 + SLOT))
+            .unwrap_or(u32::MAX)
     }
 
     /// Slots there are.
@@ -178,7 +187,10 @@ impl Layout {
     fn receive_range(self, place: Place, slot: u32) -> Range<usize> {
         let (begin, length) = match place {
             Place::Shared => (0, RECEIVE as u64),
-            Place::Small => (self.small_at() + u64::from(slot) * SMALL as u64, SMALL as u64),
+            Place::Small => (
+                self.small_at() + u64::from(slot) * SMALL as u64,
+                SMALL as u64,
+            ),
             Place::Large => (self.large_at(slot), self.large_receive()),
         };
         begin as usize..(begin + length) as usize
@@ -207,7 +219,10 @@ struct Board {
 
 impl Board {
     fn map(file: &File, layout: Layout) -> io::Result<Board> {
-        Ok(Board { words: Words::map(file, layout.words())?, slots: layout.slots })
+        Ok(Board {
+            words: Words::map(file, layout.words())?,
+            slots: layout.slots,
+        })
     }
 
     fn header(&self) -> Header<'_> {
@@ -216,7 +231,10 @@ impl Board {
 
     fn slot(&self, index: u32) -> Option<Slot<'_>> {
         let words = self.words[(HEADER / 8) as usize..].as_chunks().0;
-        words.get(index as usize).filter(|_| index < self.slots).map(Slot::new)
+        words
+            .get(index as usize)
+            .filter(|_| index < self.slots)
+            .map(Slot::new)
     }
 }
 
@@ -235,7 +253,11 @@ impl MasterDesk {
     /// Those of memfd_create(2), ftruncate(2) and mmap(2).
     pub fn new(layout: Layout) -> io::Result<MasterDesk> {
         let file = memory::sealed_file(c"desk", layout.length())?;
-        Ok(MasterDesk { board: Board::map(&file, layout)?, file: Arc::new(file), layout })
+        Ok(MasterDesk {
+            board: Board::map(&file, layout)?,
+            file: Arc::new(file),
+            layout,
+        })
     }
 
     /// A desk that another master made.
@@ -243,10 +265,16 @@ impl MasterDesk {
     /// # Errors
     /// Those of fcntl(2) and mmap(2); `InvalidData` when the file can be cut short, or is not as long as that.
     pub fn found(file: File, layout: Layout) -> io::Result<MasterDesk> {
-        if layout.slots > Layout::most_slots(layout.max_frame) || !memory::is_sealed(&file, layout.length())? {
+        if layout.slots > Layout::most_slots(layout.max_frame)
+            || !memory::is_sealed(&file, layout.length())?
+        {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        Ok(MasterDesk { board: Board::map(&file, layout)?, file: Arc::new(file), layout })
+        Ok(MasterDesk {
+            board: Board::map(&file, layout)?,
+            file: Arc::new(file),
+            layout,
+        })
     }
 
     /// Where what lies.
@@ -290,9 +318,15 @@ impl WorkerDesk {
     /// Those of mmap(2); `InvalidInput` when the file is shorter than the layout.
     pub fn map(file: File, layout: Layout) -> io::Result<WorkerDesk> {
         let board = Board::map(&file, layout)?;
-        let length = usize::try_from(layout.length() - layout.bytes_at()).map_err(io::Error::other)?;
+        let length =
+            usize::try_from(layout.length() - layout.bytes_at()).map_err(io::Error::other)?;
         let bytes = Bytes::map(&file, layout.bytes_at(), length)?;
-        Ok(WorkerDesk { board, bytes, file, layout })
+        Ok(WorkerDesk {
+            board,
+            bytes,
+            file,
+            layout,
+        })
     }
 
     /// Where what lies.
@@ -319,10 +353,21 @@ impl WorkerDesk {
     /// For a slot that there is not: callers have claimed it.
     #[must_use]
     pub fn open(&mut self, index: u32, receive: Place, reply: Place) -> Open<'_> {
-        let ranges = [self.layout.receive_range(receive, index), self.layout.reply_range(reply, index)];
-        let [rx, tx] = self.bytes.get_disjoint_mut(ranges).expect("a receive and a reply place never overlap");
+        let ranges = [
+            self.layout.receive_range(receive, index),
+            self.layout.reply_range(reply, index),
+        ];
+        let [rx, tx] = self
+            .bytes
+            .get_disjoint_mut(ranges)
+            .expect("a receive and a reply place never overlap");
         let slot = self.board.slot(index).expect("the slot was claimed");
-        Open { header: self.board.header(), slot, rx, tx }
+        Open {
+            header: self.board.header(),
+            slot,
+            rx,
+            tx,
+        }
     }
 
     /// A place for received bytes, to be read.
@@ -335,21 +380,31 @@ impl WorkerDesk {
     pub fn move_received(&mut self, index: u32, from: Place, bytes: Range<usize>, to: Place) {
         let source = self.layout.receive_range(from, index);
         let target = self.layout.receive_range(to, index);
-        self.bytes.copy_within(source.start + bytes.start..source.start + bytes.end, target.start);
+        self.bytes.copy_within(
+            source.start + bytes.start..source.start + bytes.end,
+            target.start,
+        );
     }
 
     /// Copies replies of the turn in progress to the beginning of the slot's large place.
     pub fn keep_replies(&mut self, index: u32, bytes: Range<usize>) {
         let source = self.layout.reply_range(Place::Shared, index);
         let target = self.layout.reply_range(Place::Large, index);
-        self.bytes.copy_within(source.start + bytes.start..source.start + bytes.end, target.start);
+        self.bytes.copy_within(
+            source.start + bytes.start..source.start + bytes.end,
+            target.start,
+        );
     }
 
     /// Gives back the memory of a slot's large place.
     pub fn empty_large(&self, index: u32) {
         let begin = self.layout.bytes_at() + self.layout.large_at(index);
         // If it fails, memory is kept that was to be given back, and the next client overwrites it.
-        let _ = memory::punch(&self.file, begin, self.layout.large_at(1) - self.layout.large_at(0));
+        let _ = memory::punch(
+            &self.file,
+            begin,
+            self.layout.large_at(1) - self.layout.large_at(0),
+        );
     }
 }
 
@@ -374,7 +429,10 @@ mod tests {
     fn no_two_places_overlap_and_all_lie_in_the_file() {
         for (slots, max_frame) in [(1, 64), (3, 65_535), (40, 1 << 20), (7, 256 << 20)] {
             let layout = Layout::new(slots, max_frame);
-            let mut ranges = vec![layout.receive_range(Place::Shared, 0), layout.reply_range(Place::Shared, 0)];
+            let mut ranges = vec![
+                layout.receive_range(Place::Shared, 0),
+                layout.reply_range(Place::Shared, 0),
+            ];
             for slot in 0..slots {
                 ranges.push(layout.receive_range(Place::Small, slot));
                 ranges.push(layout.receive_range(Place::Large, slot));
@@ -397,7 +455,8 @@ mod tests {
         let layout = Layout::new(20_000, 1 << 20);
         let master = MasterDesk::new(layout).expect("memfd");
         let blocks = |desk: &MasterDesk| desk.file().metadata().expect("fstat").blocks();
-        let mut worker = WorkerDesk::map(master.file().try_clone().expect("dup"), layout).expect("mmap");
+        let mut worker =
+            WorkerDesk::map(master.file().try_clone().expect("dup"), layout).expect("mmap");
         assert_eq!(blocks(&master), 0);
         worker.open(19_999, Place::Large, Place::Shared).rx[0] = 1;
         assert_eq!(blocks(&master), 8);

@@ -54,7 +54,10 @@ impl MasterDesk {
         if view.in_base.max(view.out_base) > FARTHEST {
             return Err(wrong());
         }
-        let written_here = Ledger { received: view.in_base.wrapping_add(view.have.into()), written: view.out_base };
+        let written_here = Ledger {
+            received: view.in_base.wrapping_add(view.have.into()),
+            written: view.out_base,
+        };
         let Ledger { received, written } = ledger.unwrap_or(written_here);
         let arrived = received.checked_sub(view.in_base).ok_or_else(wrong)?;
         let sent = written.checked_sub(view.out_base).ok_or_else(wrong)?;
@@ -84,7 +87,11 @@ impl MasterDesk {
     pub fn lay(&self, index: u32, bytes: &Bytes) -> io::Result<View> {
         let mut view = View::at_rest(bytes.in_base, bytes.out_base);
         if !bytes.unread.is_empty() {
-            let place = if bytes.unread.len() <= SMALL { Place::Small } else { Place::Large };
+            let place = if bytes.unread.len() <= SMALL {
+                Place::Small
+            } else {
+                Place::Large
+            };
             self.write(&self.layout.receive_range(place, index), &bytes.unread)?;
             (view.rx, view.have) = ((place, 0), bytes.unread.len() as u32);
         }
@@ -96,9 +103,20 @@ impl MasterDesk {
     }
 
     /// Reads bytes of a place, `part` counted from `offset` in it. Nothing beyond the place is ever touched.
-    fn read(&self, place: &Range<usize>, offset: u32, part: Range<u64>, owner: Owner) -> io::Result<Stretch> {
-        let length = part.end.checked_sub(part.start).ok_or(io::ErrorKind::InvalidData)?;
-        let end = u64::from(offset).checked_add(part.end).ok_or(io::ErrorKind::InvalidData)?;
+    fn read(
+        &self,
+        place: &Range<usize>,
+        offset: u32,
+        part: Range<u64>,
+        owner: Owner,
+    ) -> io::Result<Stretch> {
+        let length = part
+            .end
+            .checked_sub(part.start)
+            .ok_or(io::ErrorKind::InvalidData)?;
+        let end = u64::from(offset)
+            .checked_add(part.end)
+            .ok_or(io::ErrorKind::InvalidData)?;
         if end > place.len() as u64 {
             return Err(io::ErrorKind::InvalidData.into());
         }
@@ -130,13 +148,19 @@ mod tests {
     /// What was recovered, to be compared: positions and bytes.
     fn all(bytes: &Bytes) -> (u64, Vec<u8>, u64, Vec<u8>) {
         let vec = |stretch: &Stretch| stretch.to_vec().expect("pread");
-        (bytes.in_base, vec(&bytes.unread), bytes.out_base, vec(&bytes.unsent))
+        (
+            bytes.in_base,
+            vec(&bytes.unread),
+            bytes.out_base,
+            vec(&bytes.unsent),
+        )
     }
 
     fn desks() -> (MasterDesk, WorkerDesk) {
         let layout = Layout::new(4, 1 << 20);
         let master = MasterDesk::new(layout).expect("memfd");
-        let worker = WorkerDesk::map(master.file().try_clone().expect("dup"), layout).expect("mmap");
+        let worker =
+            WorkerDesk::map(master.file().try_clone().expect("dup"), layout).expect("mmap");
         (master, worker)
     }
 
@@ -145,9 +169,21 @@ mod tests {
         let (master, mut worker) = desks();
         for unread in [0, 1, 512, 513, 300_000] {
             let (input, output) = (vec![7; unread], vec![8; unread / 2]);
-            let bytes = Bytes { in_base: 1 << 40, unread: input.into(), out_base: 99, unsent: output.into() };
+            let bytes = Bytes {
+                in_base: 1 << 40,
+                unread: input.into(),
+                out_base: 99,
+                unsent: output.into(),
+            };
             let view = master.lay(1, &bytes).expect("room");
-            master.slot(1).expect("a slot").preset(State::Parked, 1, view, Marks::default(), (1, 1), 0);
+            master.slot(1).expect("a slot").preset(
+                State::Parked,
+                1,
+                view,
+                Marks::default(),
+                (1, 1),
+                0,
+            );
             for owner in [Owner::Alive, Owner::Dead, Owner::Alive] {
                 let found = master.recover(1, None, owner).expect("whole");
                 assert_eq!(all(&found), all(&bytes));
@@ -161,9 +197,24 @@ mod tests {
         open.tx[..6].copy_from_slice(b"answer");
         open.slot.flip(&View::at_rest(1000, 2000), Marks::default());
         open.slot.commit(4, 6);
-        let left = master.recover(1, Some(Ledger { received: 1010, written: 2005 }), Owner::Dead).expect("true");
+        let left = master
+            .recover(
+                1,
+                Some(Ledger {
+                    received: 1010,
+                    written: 2005,
+                }),
+                Owner::Dead,
+            )
+            .expect("true");
         assert_eq!(all(&left), (1004, b"bbbbcc".to_vec(), 2005, b"r".to_vec()));
-        for (received, written) in [(1003, 2000), (999, 2000), (1010, 2007), (1010, 1999), (u64::MAX, 2000)] {
+        for (received, written) in [
+            (1003, 2000),
+            (999, 2000),
+            (1010, 2007),
+            (1010, 1999),
+            (u64::MAX, 2000),
+        ] {
             let left = master.recover(1, Some(Ledger { received, written }), Owner::Dead);
             assert!(left.is_err(), "{received} {written}");
         }
@@ -174,8 +225,17 @@ mod tests {
         let (master, _) = desks();
         for (unread, unsent) in [(0, 0), (1 << 20, 1 << 20), (2 << 20, 0), (0, 2 << 20)] {
             let (input, output) = (vec![7; unread], vec![8; unsent]);
-            let bytes = Bytes { in_base: 1, unread: input.into(), out_base: 1, unsent: output.into() };
-            assert_eq!(master.has_places_for(&bytes), master.lay(1, &bytes).is_ok(), "{unread} {unsent}");
+            let bytes = Bytes {
+                in_base: 1,
+                unread: input.into(),
+                out_base: 1,
+                unsent: output.into(),
+            };
+            assert_eq!(
+                master.has_places_for(&bytes),
+                master.lay(1, &bytes).is_ok(),
+                "{unread} {unsent}"
+            );
         }
     }
 

@@ -74,7 +74,10 @@ impl Lease {
             6 => State::TakenParked,
             _ => return None,
         };
-        Some(Lease { generation: u32::try_from(word >> 8).ok()?, state })
+        Some(Lease {
+            generation: u32::try_from(word >> 8).ok()?,
+            state,
+        })
     }
 }
 
@@ -129,26 +132,52 @@ impl View {
     #[must_use]
     pub fn at_rest(received: u64, sent: u64) -> View {
         let nowhere = (Place::Shared, 0);
-        View { in_base: received, out_base: sent, answered: 0, replied: 0, rx: nowhere, tx: nowhere, have: 0 }
+        View {
+            in_base: received,
+            out_base: sent,
+            answered: 0,
+            replied: 0,
+            rx: nowhere,
+            tx: nowhere,
+            have: 0,
+        }
     }
 
     /// Positions in both streams behind everything that this view tells of, if the client is at rest.
     #[must_use]
     pub fn ends(&self) -> (u64, u64) {
-        (self.in_base.wrapping_add(u64::from(self.answered)), self.out_base.wrapping_add(u64::from(self.replied)))
+        (
+            self.in_base.wrapping_add(u64::from(self.answered)),
+            self.out_base.wrapping_add(u64::from(self.replied)),
+        )
     }
 
     /// Bytes of the client in the slot's own places, and how many of them in the large one, if nothing is answered.
     #[must_use]
     pub fn parked(&self) -> (u64, u64) {
-        let in_large = |(place, _), bytes: u32| if place == Place::Large { u64::from(bytes) } else { 0 };
+        let in_large = |(place, _), bytes: u32| {
+            if place == Place::Large {
+                u64::from(bytes)
+            } else {
+                0
+            }
+        };
         let bytes = u64::from(self.have) + u64::from(self.replied);
-        (bytes, in_large(self.rx, self.have) + in_large(self.tx, self.replied))
+        (
+            bytes,
+            in_large(self.rx, self.have) + in_large(self.tx, self.replied),
+        )
     }
 
     fn encode(&self) -> [u64; 5] {
         let where_ = u64::from(place_bits(self.rx)) << 32 | u64::from(place_bits(self.tx));
-        [self.in_base, self.out_base, progress_bits(self.answered, self.replied), where_, u64::from(self.have)]
+        [
+            self.in_base,
+            self.out_base,
+            progress_bits(self.answered, self.replied),
+            where_,
+            u64::from(self.have),
+        ]
     }
 
     pub(super) fn decode(words: [u64; 5]) -> View {
@@ -246,7 +275,13 @@ pub trait Word {
     ///
     /// # Errors
     /// What is there, if it is not `current`.
-    fn compare_exchange(&self, current: u64, new: u64, success: Ordering, failure: Ordering) -> Result<u64, u64>;
+    fn compare_exchange(
+        &self,
+        current: u64,
+        new: u64,
+        success: Ordering,
+        failure: Ordering,
+    ) -> Result<u64, u64>;
 }
 
 /// Has a type be a word by its own methods of these names.
@@ -332,7 +367,14 @@ impl<'a, W: Word> Slot<'a, W> {
 
     /// Master: makes the slot free again, once the worker has said that it is done with it.
     pub fn clear(&self) {
-        self.store(LEASE, Lease { generation: 0, state: State::Free }.encode());
+        self.store(
+            LEASE,
+            Lease {
+                generation: 0,
+                state: State::Free,
+            }
+            .encode(),
+        );
     }
 
     /// Worker: begins a turn, if the lease is still its own. By compare-exchange, because the master may be taking
@@ -351,10 +393,16 @@ impl<'a, W: Word> Slot<'a, W> {
     }
 
     fn exchange(&self, generation: u32, [from_rest, from_parked]: [State; 2]) -> Option<Found> {
-        let ways = [(State::Rest, from_rest, Found::Rest), (State::Parked, from_parked, Found::Parked)];
+        let ways = [
+            (State::Rest, from_rest, Found::Rest),
+            (State::Parked, from_parked, Found::Parked),
+        ];
         for (from, to, found) in ways {
             let [from, to] = [from, to].map(|state| Lease { generation, state }.encode());
-            if self.0[LEASE].compare_exchange(from, to, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+            if self.0[LEASE]
+                .compare_exchange(from, to, Ordering::Acquire, Ordering::Relaxed)
+                .is_ok()
+            {
                 return Some(found);
             }
         }
@@ -387,12 +435,18 @@ impl<'a, W: Word> Slot<'a, W> {
     /// Worker: `method` is about to run for the frame that begins behind `answered` bytes of the view. The store
     /// comes before the handler, so that a death in it is known for what it is.
     pub fn execute(&self, method: u32, answered: u32) {
-        self.store(EXEC, u64::from(method) << 32 | u64::from(answered.wrapping_add(1)));
+        self.store(
+            EXEC,
+            u64::from(method) << 32 | u64::from(answered.wrapping_add(1)),
+        );
     }
 
     /// Worker: the frame is answered, and its reply made. One store commits both.
     pub fn commit(&self, answered: u32, replied: u32) {
-        self.store(VIEWS[(self.load(CUR) & 1) as usize] + 2, progress_bits(answered, replied));
+        self.store(
+            VIEWS[(self.load(CUR) & 1) as usize] + 2,
+            progress_bits(answered, replied),
+        );
     }
 
     /// The method that was executing when the worker died, if one was.
@@ -477,7 +531,14 @@ mod tests {
     fn a_claim_succeeds_once_and_only_for_the_lease_it_is_for() {
         slot(|slot| {
             assert_eq!(slot.claim(0), None, "a free slot is nobody's");
-            slot.preset(State::Rest, 5, View::at_rest(10, 20), Marks::default(), (1, 1), 2);
+            slot.preset(
+                State::Rest,
+                5,
+                View::at_rest(10, 20),
+                Marks::default(),
+                (1, 1),
+                2,
+            );
             assert_eq!(slot.claim(4), None);
             assert_eq!(slot.claim(5), Some(Found::Rest));
             assert_eq!(slot.claim(5), None, "it is in a turn");
@@ -485,14 +546,27 @@ mod tests {
             assert_eq!(slot.claim(5), Some(Found::Parked));
             slot.release(5, State::Closed);
             assert_eq!(slot.claim(5), None);
-            assert_eq!(slot.lease(), Some(Lease { generation: 5, state: State::Closed }));
+            assert_eq!(
+                slot.lease(),
+                Some(Lease {
+                    generation: 5,
+                    state: State::Closed
+                })
+            );
         });
     }
 
     #[test]
     fn a_lease_is_taken_between_turns_and_not_in_one() {
         slot(|slot| {
-            slot.preset(State::Rest, 5, View::at_rest(10, 20), Marks::default(), (1, 1), 2);
+            slot.preset(
+                State::Rest,
+                5,
+                View::at_rest(10, 20),
+                Marks::default(),
+                (1, 1),
+                2,
+            );
             assert_eq!(slot.take(4), None);
             assert_eq!(slot.claim(5), Some(Found::Rest));
             assert_eq!(slot.take(5), None, "it is in a turn");
@@ -506,13 +580,33 @@ mod tests {
     fn a_flip_moves_all_of_a_view_and_keeps_what_held_before_until_then() {
         slot(|slot| {
             let order = Some(ByteOrder::Big);
-            let marks =
-                Marks { order, half_closed: true, closing: false, timed_out: true, overloaded: true, faults: 200 };
-            slot.preset(State::Rest, 1, View::at_rest(10, 20), Marks::default(), (1, 1), 0);
+            let marks = Marks {
+                order,
+                half_closed: true,
+                closing: false,
+                timed_out: true,
+                overloaded: true,
+                faults: 200,
+            };
+            slot.preset(
+                State::Rest,
+                1,
+                View::at_rest(10, 20),
+                Marks::default(),
+                (1, 1),
+                0,
+            );
             slot.flip(&some_view(), marks);
             assert_eq!((slot.view(), slot.marks()), (some_view(), marks));
             slot.commit(8, 9);
-            assert_eq!(slot.view(), View { answered: 8, replied: 9, ..some_view() });
+            assert_eq!(
+                slot.view(),
+                View {
+                    answered: 8,
+                    replied: 9,
+                    ..some_view()
+                }
+            );
             assert_eq!(slot.view().ends(), ((1 << 40) + 8, 16));
             slot.flip(&View::at_rest(1, 2), Marks::default());
             assert_eq!(slot.view(), View::at_rest(1, 2));
@@ -522,7 +616,14 @@ mod tests {
     #[test]
     fn a_method_is_executing_from_before_it_runs_until_its_reply_is_committed() {
         slot(|slot| {
-            slot.preset(State::Rest, 1, View::at_rest(0, 0), Marks::default(), (1, 1), 0);
+            slot.preset(
+                State::Rest,
+                1,
+                View::at_rest(0, 0),
+                Marks::default(),
+                (1, 1),
+                0,
+            );
             assert_eq!(slot.executing(), None);
             slot.execute(7, 0);
             assert_eq!(slot.executing(), Some(7));

@@ -35,7 +35,11 @@ impl Stretch {
     /// These bytes of the file of a dead worker, from `begin` on, which lie there until they are copied or dropped. No other
     /// bytes that are needed may lie in the same pages.
     pub(super) fn left(file: &Arc<File>, begin: u64, length: u64) -> Stretch {
-        Stretch(Kind::Left(Left { file: Arc::clone(file), begin, end: begin + length }))
+        Stretch(Kind::Left(Left {
+            file: Arc::clone(file),
+            begin,
+            end: begin + length,
+        }))
     }
 
     /// How many bytes it has.
@@ -83,7 +87,10 @@ impl Stretch {
         let mut at = left.begin;
         while at < left.end {
             // Up to the end of a page, which is given back whole.
-            let end = (at + PART).next_multiple_of(PAGE).saturating_sub(PAGE).clamp(at + 1, left.end);
+            let end = (at + PART)
+                .next_multiple_of(PAGE)
+                .saturating_sub(PAGE)
+                .clamp(at + 1, left.end);
             let part = &mut buffer[..(end - at) as usize];
             left.file.read_exact_at(part, at)?;
             file.write_all_at(part, to + (at - left.begin))?;
@@ -136,10 +143,19 @@ mod tests {
 
     #[test]
     fn bytes_are_moved_without_being_in_memory_twice() {
-        for (offset, length) in [(0, 1), (0, PAGE), (100, 3 * PART), (PAGE - 1, 300_000), (7, 5), (0, PART)] {
+        for (offset, length) in [
+            (0, 1),
+            (0, PAGE),
+            (100, 3 * PART),
+            (PAGE - 1, 300_000),
+            (7, 5),
+            (0, PART),
+        ] {
             let (source, target) = (file(), file());
             let bytes: Vec<u8> = (0..length).map(|i| (i % 251) as u8).collect();
-            source.write_all_at(&bytes, (1 << 20) + offset).expect("pwrite");
+            source
+                .write_all_at(&bytes, (1 << 20) + offset)
+                .expect("pwrite");
             let stretch = Stretch::left(&source, (1 << 20) + offset, length);
             assert!(stretch.len() as u64 == length && stretch.to_vec().expect("pread") == bytes);
             stretch.move_to(&target, 12_345).expect("pwrite");

@@ -24,19 +24,37 @@ impl Answers {
             host::check(request, names)?;
         }
         if !["GET", "HEAD"].contains(&request.method.as_str()) {
-            return Err(Reply::sentence(http::Status::MethodNotAllowed, "only GET and HEAD are answered"));
+            return Err(Reply::sentence(
+                http::Status::MethodNotAllowed,
+                "only GET and HEAD are answered",
+            ));
         }
         if request.has_body {
-            return Err(Reply::sentence(http::Status::ContentTooLarge, "a request has no body here"));
+            return Err(Reply::sentence(
+                http::Status::ContentTooLarge,
+                "a request has no body here",
+            ));
         }
         match request.path.as_str() {
-            "/metrics" => self.daemon.ask(Verb::Metrics).map(|Metrics { text }| Reply::metrics(text)),
-            "/healthz" => self.daemon.ask(Verb::Status).map(|status| match illness(&status) {
-                None => Reply::sentence(http::Status::Ok, &wellness(&status)),
-                reason => verdict(reason),
-            }),
-            "/readyz" => self.daemon.ask(Verb::Status).map(|status| verdict(unreadiness(&status))),
-            _ => Err(Reply::sentence(http::Status::NotFound, "there are /metrics, /healthz and /readyz")),
+            "/metrics" => self
+                .daemon
+                .ask(Verb::Metrics)
+                .map(|Metrics { text }| Reply::metrics(text)),
+            "/healthz" => self
+                .daemon
+                .ask(Verb::Status)
+                .map(|status| match illness(&status) {
+                    None => Reply::sentence(http::Status::Ok, &wellness(&status)),
+                    reason => verdict(reason),
+                }),
+            "/readyz" => self
+                .daemon
+                .ask(Verb::Status)
+                .map(|status| verdict(unreadiness(&status))),
+            _ => Err(Reply::sentence(
+                http::Status::NotFound,
+                "there are /metrics, /healthz and /readyz",
+            )),
         }
     }
 }
@@ -50,17 +68,37 @@ fn verdict(reason: Option<&str>) -> Reply {
 
 /// That clients are served, and what is amiss beside that.
 fn wellness(status: &Status) -> String {
-    let stale = status.config_stale.as_ref().map(|why| format!("the configuration of before is in force: {why}"));
-    let amiss: Vec<String> = status.missing.iter().map(|missing| format!("missing: {missing}")).chain(stale).collect();
-    if amiss.is_empty() { "ok".to_owned() } else { format!("ok; {}", amiss.join("; ")) }
+    let stale = status
+        .config_stale
+        .as_ref()
+        .map(|why| format!("the configuration of before is in force: {why}"));
+    let amiss: Vec<String> = status
+        .missing
+        .iter()
+        .map(|missing| format!("missing: {missing}"))
+        .chain(stale)
+        .collect();
+    if amiss.is_empty() {
+        "ok".to_owned()
+    } else {
+        format!("ok; {}", amiss.join("; "))
+    }
 }
 
 /// Why nobody is served.
 fn illness(status: &Status) -> Option<&'static str> {
     // One that is leaving serves until its successor does.
-    let states = status.workers.iter().map(|w| w.state).chain(status.leaving.iter().map(|w| w.state));
+    let states = status
+        .workers
+        .iter()
+        .map(|w| w.state)
+        .chain(status.leaving.iter().map(|w| w.state));
     let is_ready = states.into_iter().any(|state| state == WorkerState::Ready);
-    let reason = if status.stopping { "the daemon is stopping" } else { "no worker is ready" };
+    let reason = if status.stopping {
+        "the daemon is stopping"
+    } else {
+        "no worker is ready"
+    };
     (!is_ready).then_some(reason)
 }
 

@@ -39,8 +39,15 @@ struct Line {
 impl Daemon {
     /// That has its control socket there.
     pub(super) fn at(control: PathBuf) -> Daemon {
-        let line = Mutex::new(Line { is_being_asked: false, next: Instant::now() });
-        Daemon { control, line, moved: Condvar::new() }
+        let line = Mutex::new(Line {
+            is_being_asked: false,
+            next: Instant::now(),
+        });
+        Daemon {
+            control,
+            line,
+            moved: Condvar::new(),
+        }
     }
 
     /// Asks for what has no params.
@@ -49,12 +56,19 @@ impl Daemon {
     /// The reply to whoever wanted to know: 503 if there is no answer, 502 if it is none.
     pub(super) fn ask<T: DeserializeOwned>(&self, verb: Verb) -> Result<T, Reply> {
         self.answer(verb).map_err(|error| match error {
-            Error::NoReply(_) => Reply::sentence(Status::BadGateway, &format!("the daemon does not answer: {error}")),
+            Error::NoReply(_) => Reply::sentence(
+                Status::BadGateway,
+                &format!("the daemon does not answer: {error}"),
+            ),
             // Without the path, which is nobody's business over TCP.
-            Error::Connect { cause, .. } => {
-                Reply::sentence(Status::Unavailable, &format!("the daemon cannot be asked: {cause}"))
-            }
-            _ => Reply::sentence(Status::Unavailable, &format!("the daemon does not answer: {error}")),
+            Error::Connect { cause, .. } => Reply::sentence(
+                Status::Unavailable,
+                &format!("the daemon cannot be asked: {cause}"),
+            ),
+            _ => Reply::sentence(
+                Status::Unavailable,
+                &format!("the daemon does not answer: {error}"),
+            ),
         })
     }
 
@@ -62,10 +76,15 @@ impl Daemon {
         let deadline = Deadline::after(PATIENCE);
         let failed = |cause: io::Error| match cause.kind() {
             ErrorKind::TimedOut => Error::Timeout(PATIENCE),
-            _ => Error::Connect { address: Address::Unix(self.control.clone()), cause },
+            _ => Error::Connect {
+                address: Address::Unix(self.control.clone()),
+                cause,
+            },
         };
         let _turn = self.turn(deadline).map_err(failed)?;
-        let connected = deadline.left().and_then(|left| socket::connect_unix(&self.control, left));
+        let connected = deadline
+            .left()
+            .and_then(|left| socket::connect_unix(&self.control, left));
         let result = Connection::over(connected.map_err(failed)?, deadline).ask(verb)?;
         serde_json::from_str(result.get()).map_err(|e| no_reply(&e))
     }
@@ -75,13 +94,23 @@ impl Daemon {
         let mut line = self.line();
         loop {
             let left = deadline.left()?;
-            let wait = if line.is_being_asked { left } else { line.next.saturating_duration_since(Instant::now()) };
+            let wait = if line.is_being_asked {
+                left
+            } else {
+                line.next.saturating_duration_since(Instant::now())
+            };
             if wait.is_zero() {
                 break;
             }
-            (line, _) = self.moved.wait_timeout(line, wait.min(left)).unwrap_or_else(PoisonError::into_inner);
+            (line, _) = self
+                .moved
+                .wait_timeout(line, wait.min(left))
+                .unwrap_or_else(PoisonError::into_inner);
         }
-        *line = Line { is_being_asked: true, next: Instant::now() + PACE };
+        *line = Line {
+            is_being_asked: true,
+            next: Instant::now() + PACE,
+        };
         Ok(Turn(self))
     }
 

@@ -21,7 +21,10 @@ pub(super) fn check(request: &Request, names: &[String]) -> Result<(), Reply> {
         )),
         // No browser speaks it; simple probes do.
         None if request.is_1_0 => Ok(()),
-        None => Err(Reply::sentence(Status::BadRequest, "a request of HTTP/1.1 has a field Host")),
+        None => Err(Reply::sentence(
+            Status::BadRequest,
+            "a request of HTTP/1.1 has a field Host",
+        )),
     }
 }
 
@@ -34,13 +37,16 @@ fn is_ours(host: &str, names: &[String]) -> bool {
     // The name as the root of all names knows it.
     let name = name.strip_suffix('.').unwrap_or(name);
     let is_known = |known: &str| known.eq_ignore_ascii_case(name);
-    let is_one = name.parse::<Ipv4Addr>().is_ok() || is_known("localhost") || names.iter().any(|known| is_known(known));
+    let is_one = name.parse::<Ipv4Addr>().is_ok()
+        || is_known("localhost")
+        || names.iter().any(|known| is_known(known));
     is_one && is_port(port)
 }
 
 /// What may stand behind a host: nothing, or a colon with or without a number.
 fn is_port(text: &str) -> bool {
-    let is_number = |digits: &str| digits.len() <= 5 && digits.bytes().all(|digit| digit.is_ascii_digit());
+    let is_number =
+        |digits: &str| digits.len() <= 5 && digits.bytes().all(|digit| digit.is_ascii_digit());
     text.is_empty() || text.strip_prefix(':').is_some_and(is_number)
 }
 

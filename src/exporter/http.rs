@@ -66,15 +66,26 @@ pub(super) fn next(received: &[u8]) -> Next {
     match head.parse(received) {
         Ok(Parsed::Complete(_)) => Request::of(&head).map_or_else(Next::Refused, Next::Whole),
         Ok(Parsed::Partial) if received.len() < MAX_HEAD => Next::Partial,
-        Ok(Parsed::Partial) if received.contains(&b'\n') => {
-            refused(Status::HeadTooLarge, &format!("the head of a request is at most {MAX_HEAD} bytes"))
-        }
-        Ok(Parsed::Partial) => refused(Status::UriTooLong, &format!("the target is longer than {MAX_HEAD} bytes")),
-        Err(Error::TooManyHeaders) => {
-            refused(Status::HeadTooLarge, &format!("a request has at most {MAX_FIELDS} header fields"))
-        }
-        Err(Error::Version) => refused(Status::VersionNotSupported, "HTTP/1.1 and HTTP/1.0 are spoken here"),
-        Err(e) => refused(Status::BadRequest, &format!("this is no request of HTTP: {e}")),
+        Ok(Parsed::Partial) if received.contains(&b'\n') => refused(
+            Status::HeadTooLarge,
+            &format!("the head of a request is at most {MAX_HEAD} bytes"),
+        ),
+        Ok(Parsed::Partial) => refused(
+            Status::UriTooLong,
+            &format!("the target is longer than {MAX_HEAD} bytes"),
+        ),
+        Err(Error::TooManyHeaders) => refused(
+            Status::HeadTooLarge,
+            &format!("a request has at most {MAX_FIELDS} header fields"),
+        ),
+        Err(Error::Version) => refused(
+            Status::VersionNotSupported,
+            "HTTP/1.1 and HTTP/1.0 are spoken here",
+        ),
+        Err(e) => refused(
+            Status::BadRequest,
+            &format!("this is no request of HTTP: {e}"),
+        ),
     }
 }
 
@@ -82,7 +93,9 @@ impl Request {
     fn of(head: &httparse::Request<'_, '_>) -> Result<Request, Reply> {
         let bad = |sentence: &str| Reply::sentence(Status::BadRequest, sentence);
         let fields = || head.headers.iter();
-        let mut hosts = fields().filter(is_named("Host")).map(|field| String::from_utf8_lossy(field.value));
+        let mut hosts = fields()
+            .filter(is_named("Host"))
+            .map(|field| String::from_utf8_lossy(field.value));
         let (host, second) = (hosts.next(), hosts.next());
         if second.is_some() {
             return Err(bad("a request has one field Host, not several"));
@@ -125,30 +138,46 @@ fn split(target: &str) -> (Option<&str>, &str) {
 fn has_body<'a>(mut fields: impl Iterator<Item = &'a Header<'a>> + Clone) -> Result<bool, Reply> {
     for length in fields.clone().filter(is_named("Content-Length")) {
         if length.value.is_empty() || !length.value.iter().all(u8::is_ascii_digit) {
-            return Err(Reply::sentence(Status::BadRequest, "the field Content-Length is a number"));
+            return Err(Reply::sentence(
+                Status::BadRequest,
+                "the field Content-Length is a number",
+            ));
         }
     }
     let is_something = |field: &Header<'_>| field.value.iter().any(|digit| *digit != b'0');
     Ok(fields.any(|field| {
-        is_named("Transfer-Encoding")(&field) || is_named("Content-Length")(&field) && is_something(field)
+        is_named("Transfer-Encoding")(&field)
+            || is_named("Content-Length")(&field) && is_something(field)
     }))
 }
 
 impl Reply {
     /// For people: one line.
     pub(super) fn sentence(status: Status, sentence: &str) -> Reply {
-        Reply { status, content_type: "text/plain; charset=utf-8", body: format!("{sentence}\n") }
+        Reply {
+            status,
+            content_type: "text/plain; charset=utf-8",
+            body: format!("{sentence}\n"),
+        }
     }
 
     /// For Prometheus, in its text format.
     pub(super) fn metrics(text: String) -> Reply {
-        Reply { status: Status::Ok, content_type: "text/plain; version=0.0.4; charset=utf-8", body: text }
+        Reply {
+            status: Status::Ok,
+            content_type: "text/plain; version=0.0.4; charset=utf-8",
+            body: text,
+        }
     }
 
     /// As it is sent. The reply to HEAD is that to GET without its body.
     pub(super) fn encode(&self, is_to_head: bool) -> Vec<u8> {
         let (code, reason, length) = (self.status as u16, self.status.reason(), self.body.len());
-        let allow = if self.status == Status::MethodNotAllowed { "Allow: GET, HEAD\r\n" } else { "" };
+        let allow = if self.status == Status::MethodNotAllowed {
+            "Allow: GET, HEAD\r\n"
+        } else {
+            ""
+        };
         let body = if is_to_head { "" } else { &self.body };
         let content_type = self.content_type;
         format!(
@@ -206,27 +235,93 @@ mod tests {
     #[test]
     fn what_matters_of_a_request_is_found_in_every_spelling() {
         for (head, method, path, host) in [
-            ("GET /metrics HTTP/1.1\r\nHost: a:1\r\n\r\n", "GET", "/metrics", Some("a:1")),
-            ("\r\nGET /metrics HTTP/1.1\nhOST:  a \nX: \u{fc}\n\nrest", "GET", "/metrics", Some("a")),
-            ("HEAD /healthz?x=/y?z HTTP/1.0\r\n\r\n", "HEAD", "/healthz", None),
+            (
+                "GET /metrics HTTP/1.1\r\nHost: a:1\r\n\r\n",
+                "GET",
+                "/metrics",
+                Some("a:1"),
+            ),
+            (
+                "\r\nGET /metrics HTTP/1.1\nhOST:  a \nX: \u{fc}\n\nrest",
+                "GET",
+                "/metrics",
+                Some("a"),
+            ),
+            (
+                "HEAD /healthz?x=/y?z HTTP/1.0\r\n\r\n",
+                "HEAD",
+                "/healthz",
+                None,
+            ),
             ("GET /a HTTP/1.1\r\nHost:\r\n\r\n", "GET", "/a", Some("")),
-            ("GET HTTP://a:1/metrics?x HTTP/1.1\r\nHost: A:1\r\n\r\n", "GET", "/metrics", Some("a:1")),
-            ("GET http://a HTTP/1.1\r\nHost: a\r\n\r\n", "GET", "", Some("a")),
-            ("GET http://a?/metrics HTTP/1.0\r\n\r\n", "GET", "", Some("a")),
-            ("GET https://a/metrics HTTP/1.1\r\nHost: b\r\n\r\n", "GET", "https://a/metrics", Some("b")),
-            ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", "OPTIONS", "*", Some("a")),
-            ("CONNECT b:80 HTTP/1.1\r\nHost: a\r\n\r\n", "CONNECT", "b:80", Some("a")),
+            (
+                "GET HTTP://a:1/metrics?x HTTP/1.1\r\nHost: A:1\r\n\r\n",
+                "GET",
+                "/metrics",
+                Some("a:1"),
+            ),
+            (
+                "GET http://a HTTP/1.1\r\nHost: a\r\n\r\n",
+                "GET",
+                "",
+                Some("a"),
+            ),
+            (
+                "GET http://a?/metrics HTTP/1.0\r\n\r\n",
+                "GET",
+                "",
+                Some("a"),
+            ),
+            (
+                "GET https://a/metrics HTTP/1.1\r\nHost: b\r\n\r\n",
+                "GET",
+                "https://a/metrics",
+                Some("b"),
+            ),
+            (
+                "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
+                "OPTIONS",
+                "*",
+                Some("a"),
+            ),
+            (
+                "CONNECT b:80 HTTP/1.1\r\nHost: a\r\n\r\n",
+                "CONNECT",
+                "b:80",
+                Some("a"),
+            ),
         ] {
             let request = whole(head);
-            assert_eq!((request.method.as_str(), request.path.as_str(), request.host.as_deref()), (method, path, host));
+            assert_eq!(
+                (
+                    request.method.as_str(),
+                    request.path.as_str(),
+                    request.host.as_deref()
+                ),
+                (method, path, host)
+            );
             assert_eq!(request.is_1_0, head.contains("HTTP/1.0"), "{head:?}");
             assert!(!request.has_body, "{head:?}");
         }
-        for fields in ["Content-Length: 1", "content-length: 0\r\nContent-Length: 20", "Transfer-Encoding: chunked"] {
-            assert!(whole(&format!("GET / HTTP/1.0\r\n{fields}\r\n\r\n")).has_body, "{fields}");
+        for fields in [
+            "Content-Length: 1",
+            "content-length: 0\r\nContent-Length: 20",
+            "Transfer-Encoding: chunked",
+        ] {
+            assert!(
+                whole(&format!("GET / HTTP/1.0\r\n{fields}\r\n\r\n")).has_body,
+                "{fields}"
+            );
         }
-        for fields in ["Content-Length: 0", "Content-Length: 00\r\nContent-Length: 0", "Content: 7"] {
-            assert!(!whole(&format!("GET / HTTP/1.0\r\n{fields}\r\n\r\n")).has_body, "{fields}");
+        for fields in [
+            "Content-Length: 0",
+            "Content-Length: 00\r\nContent-Length: 0",
+            "Content: 7",
+        ] {
+            assert!(
+                !whole(&format!("GET / HTTP/1.0\r\n{fields}\r\n\r\n")).has_body,
+                "{fields}"
+            );
         }
     }
 
@@ -254,11 +349,21 @@ mod tests {
             assert_eq!(refusal(bad), Status::BadRequest, "{bad:?}");
         }
         assert_eq!(refusal("GET / HTTP/2.0\r\n"), Status::VersionNotSupported);
-        assert_eq!(refusal("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), Status::VersionNotSupported);
+        assert_eq!(
+            refusal("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+            Status::VersionNotSupported
+        );
         assert_eq!(refusal("GET / FTP"), Status::VersionNotSupported);
-        let fields = |count: usize| (0..count).map(|i| format!("X{i}: y\r\n")).collect::<String>();
+        let fields = |count: usize| {
+            (0..count)
+                .map(|i| format!("X{i}: y\r\n"))
+                .collect::<String>()
+        };
         whole(&format!("GET / HTTP/1.0\r\n{}\r\n", fields(MAX_FIELDS)));
-        assert_eq!(refusal(format!("GET / HTTP/1.0\r\n{}\r\n", fields(MAX_FIELDS + 1))), Status::HeadTooLarge);
+        assert_eq!(
+            refusal(format!("GET / HTTP/1.0\r\n{}\r\n", fields(MAX_FIELDS + 1))),
+            Status::HeadTooLarge
+        );
     }
 
     #[test]
@@ -267,13 +372,23 @@ mod tests {
         for cut in 0..head.len() {
             assert_eq!(next(&head[..cut]), Next::Partial, "{cut}");
         }
-        let longest =
-            |front: &str, back: &str| format!("{front}{}{back}", "x".repeat(MAX_HEAD - front.len() - back.len()));
+        let longest = |front: &str, back: &str| {
+            format!(
+                "{front}{}{back}",
+                "x".repeat(MAX_HEAD - front.len() - back.len())
+            )
+        };
         whole(&longest("GET /", " HTTP/1.0\r\n\r\n"));
         whole(&longest("GET / HTTP/1.0\r\nX: ", "\r\n\r\n"));
-        assert_eq!(refusal(longest("GET /", " HTTP/1.0\r\n\r")), Status::HeadTooLarge);
+        assert_eq!(
+            refusal(longest("GET /", " HTTP/1.0\r\n\r")),
+            Status::HeadTooLarge
+        );
         assert_eq!(refusal(longest("GET /", "")), Status::UriTooLong);
-        assert_eq!(refusal(longest("GET / HTTP/1.0\r\nX: ", "\r\n\r")), Status::HeadTooLarge);
+        assert_eq!(
+            refusal(longest("GET / HTTP/1.0\r\nX: ", "\r\n\r")),
+            Status::HeadTooLarge
+        );
         assert_eq!(refusal([b'\n'; MAX_HEAD]), Status::HeadTooLarge);
     }
 
@@ -284,7 +399,8 @@ mod tests {
         let (head, body) = text.split_once("\r\n\r\n").expect("an empty line");
         assert_eq!(body, "no\n");
         assert!(
-            head.starts_with("HTTP/1.1 405 Method Not Allowed\r\n") && head.ends_with("\r\nAllow: GET, HEAD"),
+            head.starts_with("HTTP/1.1 405 Method Not Allowed\r\n")
+                && head.ends_with("\r\nAllow: GET, HEAD"),
             "{head}"
         );
         assert!(head.contains("\r\nContent-Length: 3\r\n"), "{head}");

@@ -63,15 +63,20 @@ const OOM_SCORE: i32 = 500;
 
 /// Runs an exporter to its end: its standard input is the channel to its master.
 pub(crate) fn run() -> Result<(), Error> {
-    let no_master = |e: io::Error| Error::NoMaster(format!("the exporter is started by its master: {e}"));
+    let no_master =
+        |e: io::Error| Error::NoMaster(format!("the exporter is started by its master: {e}"));
     let mut scratch = Scratch::default();
     let channel = Channel::over(fd::take_stdin().map_err(no_master)?);
     let (start, listener) = hear_start(&channel, &mut scratch).map_err(no_master)?;
-    serve(channel, scratch, start, listener).map_err(|e| Error::Failed(format!("the exporter cannot go on: {e}")))
+    serve(channel, scratch, start, listener)
+        .map_err(|e| Error::Failed(format!("the exporter cannot go on: {e}")))
 }
 
 /// The first message, which was sent before this process was started.
-fn hear_start(channel: &Channel<Nothing, ToExporter>, scratch: &mut Scratch) -> io::Result<(Start, OwnedFd)> {
+fn hear_start(
+    channel: &Channel<Nothing, ToExporter>,
+    scratch: &mut Scratch,
+) -> io::Result<(Start, OwnedFd)> {
     if let Heard::Message(ToExporter::Start(start), mut descriptors) = channel.hear(scratch)?
         && let Some(listener) = descriptors.pop()
     {
@@ -80,15 +85,25 @@ fn hear_start(channel: &Channel<Nothing, ToExporter>, scratch: &mut Scratch) -> 
     Err(io::Error::other("standard input is not a channel to one"))
 }
 
-fn serve(channel: Channel<Nothing, ToExporter>, scratch: Scratch, start: Start, listener: OwnedFd) -> io::Result<()> {
+fn serve(
+    channel: Channel<Nothing, ToExporter>,
+    scratch: Scratch,
+    start: Start,
+    listener: OwnedFd,
+) -> io::Result<()> {
     process::set_name(&start.name);
     // It is replaced as a worker is. Where it cannot be done, the kernel chooses by size.
     let _ = process::raise_oom_score(OOM_SCORE);
     signal::ignore_group_signals()?;
     let _ = logging::start_anyhow(&start.name, &start.log);
-    panic::set_hook(Box::new(|panic| log::error!("the exporter panicked: {panic}")));
+    panic::set_hook(Box::new(|panic| {
+        log::error!("the exporter panicked: {panic}")
+    }));
     let daemon = Daemon::at(PathBuf::from(OsString::from_vec(start.control)));
-    let answers = Answers { daemon, hosts: start.hosts };
+    let answers = Answers {
+        daemon,
+        hosts: start.hosts,
+    };
     Server::new(channel, scratch, listener, answers)?.serve()
 }
 
@@ -134,17 +149,33 @@ impl Server {
         poller.add(&channel, CHANNEL, Interest::Read)?;
         poller.add(&left, LEFT, Interest::Read)?;
         poller.add(&listener, LISTENER, Interest::Clients)?;
-        let shared = Arc::new(Shared { answers, visitors: Mutex::default(), left: leave });
-        Ok(Server { channel, scratch, listener, poller, shared, left, visits: 0, is_closed: false, has_ended: false })
+        let shared = Arc::new(Shared {
+            answers,
+            visitors: Mutex::default(),
+            left: leave,
+        });
+        Ok(Server {
+            channel,
+            scratch,
+            listener,
+            poller,
+            shared,
+            left,
+            visits: 0,
+            is_closed: false,
+            has_ended: false,
+        })
     }
 
     /// Until the master is gone, or wants no more of it.
     fn serve(&mut self) -> io::Result<()> {
         let mut events: Vec<Event> = Vec::new();
         loop {
-            self.poller.wait(&mut events, self.is_closed.then_some(PAUSE))?;
+            self.poller
+                .wait(&mut events, self.is_closed.then_some(PAUSE))?;
             if std::mem::take(&mut self.is_closed) && !self.has_ended {
-                self.poller.modify(&self.listener, LISTENER, Interest::Clients)?;
+                self.poller
+                    .modify(&self.listener, LISTENER, Interest::Clients)?;
             }
             for event in &events {
                 match event.token {
@@ -152,7 +183,9 @@ impl Server {
                     LEFT => {
                         let _bytes = self.left.read(&mut [0; MOST])?;
                     }
-                    LISTENER if event.has_ended && !is_listening(&self.listener) => self.leave_listener()?,
+                    LISTENER if event.has_ended && !is_listening(&self.listener) => {
+                        self.leave_listener()?
+                    }
                     LISTENER => self.admit()?,
                     _ => {}
                 }
@@ -171,7 +204,9 @@ impl Server {
         match self.channel.hear(&mut self.scratch)? {
             Heard::Message(ToExporter::Reopen, _) => {
                 if let Err(e) = logging::reopen() {
-                    log::warn!("cannot open the log file again: {e}; lines still go to the one that was open");
+                    log::warn!(
+                        "cannot open the log file again: {e}; lines still go to the one that was open"
+                    );
                 }
                 Ok(false)
             }
@@ -213,16 +248,27 @@ impl Server {
     fn attend(&mut self, visitor: Visitor) -> io::Result<()> {
         self.visits += 1;
         let visitor = Arc::new(visitor);
-        self.shared.visitors().insert(self.visits, Arc::clone(&visitor));
+        self.shared
+            .visitors()
+            .insert(self.visits, Arc::clone(&visitor));
         // Dropped in any case: when the thread ends, whatever by, or if there is none.
-        let visit = Visit { shared: Arc::clone(&self.shared), number: self.visits };
-        thread::Builder::new().spawn(move || visitor.serve(&visit.shared.answers)).map(drop)
+        let visit = Visit {
+            shared: Arc::clone(&self.shared),
+            number: self.visits,
+        };
+        thread::Builder::new()
+            .spawn(move || visitor.serve(&visit.shared.answers))
+            .map(drop)
     }
 
     /// Has those who want in wait in the kernel's queue until the next look.
     fn close(&mut self) -> io::Result<()> {
         self.is_closed = true;
-        if self.has_ended { Ok(()) } else { self.poller.modify(&self.listener, LISTENER, Interest::End) }
+        if self.has_ended {
+            Ok(())
+        } else {
+            self.poller.modify(&self.listener, LISTENER, Interest::End)
+        }
     }
 }
 

@@ -76,7 +76,12 @@ impl Visitor {
         loop {
             match self.receive(&mut head[length..], &mut patience) {
                 Ok(0) if length == 0 => return None,
-                Ok(0) => return Some(Err(Reply::sentence(Status::BadRequest, "the request ends within its head"))),
+                Ok(0) => {
+                    return Some(Err(Reply::sentence(
+                        Status::BadRequest,
+                        "the request ends within its head",
+                    )));
+                }
                 Ok(more) => length += more,
                 Err(e) if e.kind() == ErrorKind::TimedOut => {
                     let sentence = format!("the request did not arrive within {PATIENCE:?}");

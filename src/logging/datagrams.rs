@@ -32,7 +32,11 @@ impl Datagrams {
     pub(super) fn to(path: impl Into<PathBuf>) -> io::Result<Datagrams> {
         let socket = UnixDatagram::unbound()?;
         socket.set_nonblocking(true)?;
-        Ok(Datagrams { socket, path: path.into(), stream: RefCell::new(None) })
+        Ok(Datagrams {
+            socket,
+            path: path.into(),
+            stream: RefCell::new(None),
+        })
     }
 
     /// # Errors
@@ -66,7 +70,10 @@ impl Datagrams {
                 }
                 // The rest of this message would become the next one: the connection is given up.
                 Ok(Moved::Bytes(_)) => {
-                    return Err(io::Error::new(io::ErrorKind::WouldBlock, "only a part of the line was taken"));
+                    return Err(io::Error::new(
+                        io::ErrorKind::WouldBlock,
+                        "only a part of the line was taken",
+                    ));
                 }
                 Ok(Moved::End) | Err(_) if !is_new => {}
                 Ok(Moved::End) => return Err(io::ErrorKind::BrokenPipe.into()),

@@ -11,17 +11,31 @@ use super::line::Line;
 use crate::proto::text::{Escaped, EscapedJson};
 
 pub(super) fn for_people(now: SystemTime, line: &Line) -> String {
-    format!("{} {} {}\n", humantime::format_rfc3339_millis(now), word(line.level), Escaped(&line.message))
+    format!(
+        "{} {} {}\n",
+        humantime::format_rfc3339_millis(now),
+        word(line.level),
+        Escaped(&line.message)
+    )
 }
 
 pub(super) fn for_file(now: SystemTime, name: &str, line: &Line) -> String {
     let (time, pid) = (humantime::format_rfc3339_millis(now), process::id());
-    format!("{time} {}[{pid}] {} {}\n", Escaped(name), word(line.level), Escaped(&line.message))
+    format!(
+        "{time} {}[{pid}] {} {}\n",
+        Escaped(name),
+        word(line.level),
+        Escaped(&line.message)
+    )
 }
 
 /// sd-daemon(3)
 pub(super) fn for_journal_stream(line: &Line) -> String {
-    format!("<{}>{}\n", severity(line.level) as u8, Escaped(&line.message))
+    format!(
+        "<{}>{}\n",
+        severity(line.level) as u8,
+        Escaped(&line.message)
+    )
 }
 
 /// One object a line, whatever the line says: strings hold what was logged, escaped by JSON's own means.
@@ -40,7 +54,10 @@ struct Json<'a> {
 impl Serialize for Json<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut object = serializer.serialize_map(None)?;
-        object.serialize_entry("time", &humantime::format_rfc3339_millis(self.now).to_string())?;
+        object.serialize_entry(
+            "time",
+            &humantime::format_rfc3339_millis(self.now).to_string(),
+        )?;
         object.serialize_entry("level", word(self.line.level))?;
         object.serialize_entry("name", self.name)?;
         object.serialize_entry("pid", &process::id())?;
@@ -79,7 +96,13 @@ mod tests {
     use log::kv;
     use serde_json::{Value, json};
 
-    const LEVELS: [Level; 5] = [Level::Error, Level::Warn, Level::Info, Level::Debug, Level::Trace];
+    const LEVELS: [Level; 5] = [
+        Level::Error,
+        Level::Warn,
+        Level::Info,
+        Level::Debug,
+        Level::Trace,
+    ];
 
     fn now() -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_306_200_123)
@@ -89,7 +112,10 @@ mod tests {
     fn each_place_has_its_form() {
         let line = Line::with(Level::Warn, "worker 17", &[("worker", kv::Value::from(17))]);
         let pid = process::id();
-        assert_eq!(for_people(now(), &line), "2026-11-22T00:10:00.123Z warn worker 17\n");
+        assert_eq!(
+            for_people(now(), &line),
+            "2026-11-22T00:10:00.123Z warn worker 17\n"
+        );
         assert_eq!(
             for_file(now(), "fdpassd", &line),
             format!("2026-11-22T00:10:00.123Z fdpassd[{pid}] warn worker 17\n")
@@ -106,14 +132,29 @@ mod tests {
     #[test]
     fn no_message_and_no_field_breaks_out_of_its_line() {
         let nasty = "a\nb \"c\" \\n \x1b[2J\x7f\u{9b}\u{202e}\u{2028}\u{1f980}";
-        let line =
-            Line::with(Level::Info, nasty, &[(nasty, kv::Value::from(nasty)), ("event", kv::Value::from(nasty))]);
-        for text in [for_people(now(), &line), for_file(now(), "x", &line), for_journal_stream(&line)] {
-            assert!(text.ends_with("a\\nb \"c\" \\n \\x1b[2J\\x7f\\u{9b}\\u{202e}\\u{2028}\u{1f980}\n"), "{text}");
+        let line = Line::with(
+            Level::Info,
+            nasty,
+            &[
+                (nasty, kv::Value::from(nasty)),
+                ("event", kv::Value::from(nasty)),
+            ],
+        );
+        for text in [
+            for_people(now(), &line),
+            for_file(now(), "x", &line),
+            for_journal_stream(&line),
+        ] {
+            assert!(
+                text.ends_with("a\\nb \"c\" \\n \\x1b[2J\\x7f\\u{9b}\\u{202e}\\u{2028}\u{1f980}\n"),
+                "{text}"
+            );
         }
         let text = for_machines(now(), nasty, &line);
         assert!(
-            text.trim_end_matches('\n').chars().all(|c| !c.is_control() && c != '\u{202e}' && c != '\u{2028}'),
+            text.trim_end_matches('\n')
+                .chars()
+                .all(|c| !c.is_control() && c != '\u{202e}' && c != '\u{2028}'),
             "{text}"
         );
         let mut object: Value = serde_json::from_str(&text).expect("it is JSON");

@@ -35,7 +35,10 @@ impl AsRawFd for Journal {
 
 impl Journal {
     pub(super) fn open(name: &str, path: impl Into<PathBuf>) -> io::Result<Journal> {
-        Ok(Journal { socket: Datagrams::to(path)?, name: name.to_owned() })
+        Ok(Journal {
+            socket: Datagrams::to(path)?,
+            name: name.to_owned(),
+        })
     }
 
     pub(super) fn send(&self, line: &Line) -> io::Result<()> {
@@ -47,9 +50,17 @@ impl Journal {
 fn entry(name: &str, line: &Line) -> Vec<u8> {
     let mut entry = Vec::new();
     put(&mut entry, "MESSAGE", &Escaped(&line.message).to_string());
-    put(&mut entry, "PRIORITY", &(severity(line.level) as u8).to_string());
+    put(
+        &mut entry,
+        "PRIORITY",
+        &(severity(line.level) as u8).to_string(),
+    );
     // As it is for what comes over standard error. The crate has it shifted, as it is in a syslog header.
-    put(&mut entry, "SYSLOG_FACILITY", &(Facility::LOG_DAEMON as u32 >> 3).to_string());
+    put(
+        &mut entry,
+        "SYSLOG_FACILITY",
+        &(Facility::LOG_DAEMON as u32 >> 3).to_string(),
+    );
     put(&mut entry, "SYSLOG_IDENTIFIER", name);
     for (name, value) in &line.fields {
         let value = match value {
@@ -75,8 +86,18 @@ fn put(entry: &mut Vec<u8>, name: &str, value: &str) {
 
 /// Of capital letters, digits and underscores only: anything else could end the name, and the field.
 fn field_name(name: &str) -> String {
-    let letter = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
-    "FDPASSD_".chars().chain(name.chars().map(letter)).take(LONGEST_NAME).collect()
+    let letter = |c: char| {
+        if c.is_ascii_alphanumeric() {
+            c.to_ascii_uppercase()
+        } else {
+            '_'
+        }
+    };
+    "FDPASSD_"
+        .chars()
+        .chain(name.chars().map(letter))
+        .take(LONGEST_NAME)
+        .collect()
 }
 
 #[cfg(test)]
@@ -94,11 +115,23 @@ mod tests {
         let line = Line::with(Level::Warn, "worker 17\n\x1b[2J", &fields);
         let expected = "MESSAGE=worker 17\\n\\x1b[2J\nPRIORITY=4\nSYSLOG_FACILITY=3\nSYSLOG_IDENTIFIER=fdpassd\n\
                         FDPASSD_EVENT=worker_died\nFDPASSD_WORKER=17\nFDPASSD_WORKER_PID=4711\n";
-        assert_eq!(String::from_utf8(entry("fdpassd", &line)).expect("UTF-8"), expected);
-        let levels = [Level::Error, Level::Warn, Level::Info, Level::Debug, Level::Trace];
+        assert_eq!(
+            String::from_utf8(entry("fdpassd", &line)).expect("UTF-8"),
+            expected
+        );
+        let levels = [
+            Level::Error,
+            Level::Warn,
+            Level::Info,
+            Level::Debug,
+            Level::Trace,
+        ];
         for (level, priority) in levels.into_iter().zip([3, 4, 6, 7, 7]) {
             let entry = String::from_utf8(entry("fdpassd", &Line::new(level, "x"))).expect("UTF-8");
-            assert!(entry.contains(&format!("\nPRIORITY={priority}\n")), "{entry}");
+            assert!(
+                entry.contains(&format!("\nPRIORITY={priority}\n")),
+                "{entry}"
+            );
         }
     }
 

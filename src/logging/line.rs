@@ -18,7 +18,11 @@ pub(super) struct Line {
 impl Line {
     /// A line without fields.
     pub(super) fn new(level: Level, message: impl Into<String>) -> Line {
-        Line { level, message: message.into(), fields: Vec::new() }
+        Line {
+            level,
+            message: message.into(),
+            fields: Vec::new(),
+        }
     }
 
     /// Formats all of it now, so that nothing of the caller's runs later.
@@ -106,7 +110,13 @@ impl<'v> VisitValue<'v> for &mut Read {
 impl Line {
     /// What becomes of `log::log!` with these fields.
     pub(super) fn with(level: Level, message: &str, fields: &[(&str, kv::Value)]) -> Line {
-        Line::of(&Record::builder().level(level).args(format_args!("{message}")).key_values(&fields).build())
+        Line::of(
+            &Record::builder()
+                .level(level)
+                .args(format_args!("{message}"))
+                .key_values(&fields)
+                .build(),
+        )
     }
 }
 
@@ -137,7 +147,10 @@ mod tests {
             ("nothing", kv::Value::null()),
         ];
         let line = Line::with(Level::Warn, "worker 17 \"died\"\n", &fields);
-        assert_eq!((line.level, line.message.as_str()), (Level::Warn, "worker 17 \"died\"\n"));
+        assert_eq!(
+            (line.level, line.message.as_str()),
+            (Level::Warn, "worker 17 \"died\"\n")
+        );
         let expected = [
             ("event", json!("worker_died")),
             ("worker", json!(u64::MAX)),
@@ -150,13 +163,29 @@ mod tests {
             ("peer", json!("as far as it goes")),
             ("nothing", json!(null)),
         ];
-        assert_eq!(line.fields, expected.map(|(name, value)| (name.to_owned(), value)));
+        assert_eq!(
+            line.fields,
+            expected.map(|(name, value)| (name.to_owned(), value))
+        );
     }
 
     #[test]
     fn no_field_has_the_name_of_another_or_of_what_a_line_says_of_itself() {
-        let keys = ["pid", "level", "worker", "worker", "worker_pid", "time", "name", "message", ""];
-        let fields: Vec<_> = (1_u64..).zip(keys).map(|(number, key)| (key, kv::Value::from(number))).collect();
+        let keys = [
+            "pid",
+            "level",
+            "worker",
+            "worker",
+            "worker_pid",
+            "time",
+            "name",
+            "message",
+            "",
+        ];
+        let fields: Vec<_> = (1_u64..)
+            .zip(keys)
+            .map(|(number, key)| (key, kv::Value::from(number)))
+            .collect();
         let line = Line::with(Level::Info, "", &fields);
         let expected = [
             ("worker_pid", 1),
@@ -167,6 +196,9 @@ mod tests {
             ("event_message", 8),
             ("", 9),
         ];
-        assert_eq!(line.fields, expected.map(|(name, number)| (name.to_owned(), json!(number))));
+        assert_eq!(
+            line.fields,
+            expected.map(|(name, number)| (name.to_owned(), json!(number)))
+        );
     }
 }

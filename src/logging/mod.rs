@@ -65,7 +65,11 @@ pub fn start(name: &str, settings: &Log) -> io::Result<()> {
 /// # Errors
 /// When the file cannot be opened or there is no descriptor left.
 pub fn prepare(name: &str, settings: &Log) -> io::Result<Prepared> {
-    Ok(Prepared { name: name.to_owned(), target: Target::open(name, settings)?, level: settings.level })
+    Ok(Prepared {
+        name: name.to_owned(),
+        target: Target::open(name, settings)?,
+        level: settings.level,
+    })
 }
 
 /// Where log lines can go to.
@@ -138,10 +142,17 @@ pub fn copy_of_file() -> Option<File> {
 /// As [`start`].
 pub fn start_with(name: &str, settings: &Log, file: Option<File>) -> io::Result<()> {
     let target = match (settings.target, &settings.file, file) {
-        (LogTarget::File, Some(path), Some(file)) => Target::File(path.clone(), LogFile::over(file)?, settings.format),
+        (LogTarget::File, Some(path), Some(file)) => {
+            Target::File(path.clone(), LogFile::over(file)?, settings.format)
+        }
         _ => Target::open(name, settings)?,
     };
-    Prepared { name: name.to_owned(), target, level: settings.level }.commit();
+    Prepared {
+        name: name.to_owned(),
+        target,
+        level: settings.level,
+    }
+    .commit();
     Ok(())
 }
 
@@ -149,7 +160,12 @@ pub fn start_with(name: &str, settings: &Log, file: Option<File>) -> io::Result<
 pub fn start_anyhow(name: &str, settings: &Log) -> Option<io::Error> {
     let error = start(name, settings).err()?;
     let target = Target::Stderr(settings.format);
-    Prepared { name: name.to_owned(), target, level: settings.level }.commit();
+    Prepared {
+        name: name.to_owned(),
+        target,
+        level: settings.level,
+    }
+    .commit();
     log::error!("cannot open the log: {error}; lines go to standard error");
     Some(error)
 }
@@ -176,7 +192,10 @@ impl log::Log for Facade {
     fn log(&self, record: &log::Record) {
         // The logger itself has panicked, and the hook reports it: the lock would be waited for for ever.
         if IS_INSIDE.get() {
-            let _ = write_at_once(io::stderr(), format!("{}\n", Escaped(record.args())).as_bytes());
+            let _ = write_at_once(
+                io::stderr(),
+                format!("{}\n", Escaped(record.args())).as_bytes(),
+            );
             return;
         }
         if self.enabled(record.metadata()) {
@@ -263,7 +282,12 @@ mod tests {
         }));
         start(
             "fdpassd",
-            &Log { target: LogTarget::Stderr, file: None, format: LogFormat::Text, level: LogLevel::Info },
+            &Log {
+                target: LogTarget::Stderr,
+                file: None,
+                format: LogFormat::Text,
+                level: LogLevel::Info,
+            },
         )
         .expect("standard error is there");
         let _ = std::panic::catch_unwind(|| with_output(|_| panic!("inside")));
@@ -273,12 +297,27 @@ mod tests {
     fn a_panic_of_the_logger_aborts_and_does_not_hang() {
         let test = std::env::current_exe().expect("this program");
         let mut command = std::process::Command::new(test);
-        command.args(["--exact", "--nocapture", "logging::tests::panics_inside"]).env(PANIC, "1");
-        let child = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn();
-        let ended = child.expect("it runs").wait_with_output().expect("it is our child");
+        command
+            .args(["--exact", "--nocapture", "logging::tests::panics_inside"])
+            .env(PANIC, "1");
+        let child = command
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn();
+        let ended = child
+            .expect("it runs")
+            .wait_with_output()
+            .expect("it is our child");
         let text = String::from_utf8_lossy(&ended.stderr);
-        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended.status), Some(6), "{text}");
-        assert!(text.contains("reported: ") && text.contains("inside"), "{text}");
+        assert_eq!(
+            std::os::unix::process::ExitStatusExt::signal(&ended.status),
+            Some(6),
+            "{text}"
+        );
+        assert!(
+            text.contains("reported: ") && text.contains("inside"),
+            "{text}"
+        );
     }
 
     /// The only test that goes through the global logger; tests of other modules may log into its file.
@@ -287,7 +326,12 @@ mod tests {
         let place = tempfile::tempdir().expect("a directory");
         let file = |name: &str| Some(place.path().join(name));
         let format = LogFormat::Text;
-        let settings = |name, level| Log { target: LogTarget::File, file: file(name), format, level };
+        let settings = |name, level| Log {
+            target: LogTarget::File,
+            file: file(name),
+            format,
+            level,
+        };
         let read = |name: &str| fs::read_to_string(place.path().join(name)).expect("read");
 
         start("fdpassd", &settings("one", LogLevel::Info)).expect("start");
@@ -297,7 +341,8 @@ mod tests {
         log::debug!("seen too");
         start("fdpassd", &settings("no/such/folder", LogLevel::Error)).expect_err("no such folder");
         log::debug!("and still");
-        let prepared = prepare("fdpassd", &settings("three", LogLevel::Info)).expect("a file that can be opened");
+        let prepared = prepare("fdpassd", &settings("three", LogLevel::Info))
+            .expect("a file that can be opened");
         log::debug!("and before it is wanted");
         prepared.commit();
         log::debug!("unseen");
@@ -305,22 +350,56 @@ mod tests {
         (0..100).for_each(|_| log::info!("there"));
         log::logger().flush();
         reopen().expect("reopen");
-        for level in [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Trace, LogLevel::Debug] {
+        for level in [
+            LogLevel::Error,
+            LogLevel::Warn,
+            LogLevel::Info,
+            LogLevel::Trace,
+            LogLevel::Debug,
+        ] {
             set_level(level);
             assert_eq!(self::level(), level);
         }
         log::debug!("seen by another level");
-        start("fdpassd", &Log { file: None, ..settings("", LogLevel::Info) }).expect_err("no file");
+        start(
+            "fdpassd",
+            &Log {
+                file: None,
+                ..settings("", LogLevel::Info)
+            },
+        )
+        .expect_err("no file");
         assert_eq!(errors(), 0);
-        start("fdpassd", &Log { target: LogTarget::Auto, file: None, format, level: LogLevel::Error }).expect("start");
+        start(
+            "fdpassd",
+            &Log {
+                target: LogTarget::Auto,
+                file: None,
+                format,
+                level: LogLevel::Error,
+            },
+        )
+        .expect("start");
 
         let [one, two, three] = ["one", "two", "three"].map(read);
         assert!(one.contains("error from within\n"), "{one}");
         assert!(one.contains(r"info seen a\nb\x1b[2J\u{202e}"), "{one}");
-        assert!(!one.contains("unseen") && !one.contains("seen too"), "{one}");
-        assert!(two.contains("debug seen too\n") && two.contains("debug and still\n"), "{two}");
-        assert!(two.contains("debug and before it is wanted\n") && !two.contains("there"), "{two}");
-        assert!((1..100).contains(&three.matches("info there\n").count()) && !three.contains("unseen"), "{three}");
+        assert!(
+            !one.contains("unseen") && !one.contains("seen too"),
+            "{one}"
+        );
+        assert!(
+            two.contains("debug seen too\n") && two.contains("debug and still\n"),
+            "{two}"
+        );
+        assert!(
+            two.contains("debug and before it is wanted\n") && !two.contains("there"),
+            "{two}"
+        );
+        assert!(
+            (1..100).contains(&three.matches("info there\n").count()) && !three.contains("unseen"),
+            "{three}"
+        );
         assert!(three.contains("info the message before came "), "{three}");
         assert!(three.contains("debug seen by another level\n"), "{three}");
     }

@@ -29,7 +29,15 @@ pub(super) struct Output<E> {
 impl<E: Write> Output<E> {
     pub(super) const fn new(stderr: E) -> Output<E> {
         let target = Target::Stderr(LogFormat::Text);
-        Output { name: String::new(), target, stderr, torn: false, lost_total: 0, gap: None, repeats: Repeats::none() }
+        Output {
+            name: String::new(),
+            target,
+            stderr,
+            torn: false,
+            lost_total: 0,
+            gap: None,
+            repeats: Repeats::none(),
+        }
     }
 
     pub(super) fn turn_to(&mut self, name: &str, target: Target) {
@@ -45,7 +53,11 @@ impl<E: Write> Output<E> {
 
     /// Another descriptor of the file that lines go to.
     pub(super) fn copy_of_file(&self) -> Option<File> {
-        if let Target::File(_, file, _) = &self.target { file.copy().ok() } else { None }
+        if let Target::File(_, file, _) = &self.target {
+            file.copy().ok()
+        } else {
+            None
+        }
     }
 
     pub(super) fn reopen(&mut self) -> io::Result<()> {
@@ -81,7 +93,8 @@ impl<E: Write> Output<E> {
         let written = match &self.gap {
             None => self.write(line),
             Some((lines, cause)) => {
-                let gap = format!("{lines} log lines before this one could not be written: {cause}");
+                let gap =
+                    format!("{lines} log lines before this one could not be written: {cause}");
                 self.write(&Line::new(Level::Warn, gap)).and_then(|()| {
                     self.gap = None;
                     self.write(line)
@@ -95,13 +108,25 @@ impl<E: Write> Output<E> {
     }
 
     fn write(&mut self, line: &Line) -> io::Result<()> {
-        let Output { name, target, stderr, torn, .. } = self;
+        let Output {
+            name,
+            target,
+            stderr,
+            torn,
+            ..
+        } = self;
         let now = SystemTime::now();
         match target {
             Target::Stderr(LogFormat::Text) => write_line(stderr, torn, for_people(now, line)),
-            Target::Stderr(LogFormat::Json) => write_line(stderr, torn, for_machines(now, name, line)),
-            Target::File(_, file, LogFormat::Text) => write_line(file, torn, for_file(now, name, line)),
-            Target::File(_, file, LogFormat::Json) => write_line(file, torn, for_machines(now, name, line)),
+            Target::Stderr(LogFormat::Json) => {
+                write_line(stderr, torn, for_machines(now, name, line))
+            }
+            Target::File(_, file, LogFormat::Text) => {
+                write_line(file, torn, for_file(now, name, line))
+            }
+            Target::File(_, file, LogFormat::Json) => {
+                write_line(file, torn, for_machines(now, name, line))
+            }
             Target::Journal(journal) => match journal.send(line) {
                 // Standard error leads there as well, by another way.
                 Err(_) => write_line(stderr, torn, for_journal_stream(line)),
@@ -109,7 +134,9 @@ impl<E: Write> Output<E> {
             },
             Target::Syslog(syslog) => match syslog.send(line) {
                 // A syslogd that is there and does not keep up loses lines; one that is not there has a stand-in.
-                Err(e) if e.kind() != ErrorKind::WouldBlock => write_line(stderr, torn, for_people(now, line)),
+                Err(e) if e.kind() != ErrorKind::WouldBlock => {
+                    write_line(stderr, torn, for_people(now, line))
+                }
                 sent => sent,
             },
         }
@@ -160,7 +187,13 @@ mod tests {
     /// The lines without their timestamps.
     fn lines(bytes: &[u8]) -> Vec<String> {
         let text = String::from_utf8(bytes.to_vec()).expect("UTF-8");
-        text.lines().map(|line| line.split_once(' ').map_or(line, |(_, rest)| rest).to_owned()).collect()
+        text.lines()
+            .map(|line| {
+                line.split_once(' ')
+                    .map_or(line, |(_, rest)| rest)
+                    .to_owned()
+            })
+            .collect()
     }
 
     #[test]
@@ -185,9 +218,18 @@ mod tests {
         output.say(Level::Info, "three");
 
         let prefix = format!("fdpassd[{}] info", process::id());
-        assert_eq!(lines(&fs::read(&old).expect("read")), [format!("{prefix} one"), format!("{prefix} two")]);
-        assert_eq!(lines(&fs::read(&path).expect("read")), [format!("{prefix} three")]);
-        assert_eq!(fs::metadata(&path).expect("stat").permissions().mode() & 0o137, 0);
+        assert_eq!(
+            lines(&fs::read(&old).expect("read")),
+            [format!("{prefix} one"), format!("{prefix} two")]
+        );
+        assert_eq!(
+            lines(&fs::read(&path).expect("read")),
+            [format!("{prefix} three")]
+        );
+        assert_eq!(
+            fs::metadata(&path).expect("stat").permissions().mode() & 0o137,
+            0
+        );
     }
 
     #[test]
@@ -200,7 +242,13 @@ mod tests {
         let error = output.reopen().expect_err("the folder is gone");
         assert!(error.to_string().starts_with("open log file /"), "{error}");
         output.say(Level::Info, "still here");
-        assert_eq!(fs::read_to_string(moved.join("log")).expect("read").lines().count(), 1);
+        assert_eq!(
+            fs::read_to_string(moved.join("log"))
+                .expect("read")
+                .lines()
+                .count(),
+            1
+        );
     }
 
     #[test]
@@ -212,14 +260,23 @@ mod tests {
         assert_eq!(output.lost_total, 2);
 
         let path = place.path().join("log");
-        let Target::File(_, file, _) = &mut output.target else { panic!("the target is a file") };
+        let Target::File(_, file, _) = &mut output.target else {
+            panic!("the target is a file")
+        };
         *file = open_file(&path).expect("open");
         output.say(Level::Info, "three");
         output.say(Level::Info, "four");
         let told = lines(&fs::read(&path).expect("read"));
         assert_eq!(told.len(), 3, "{told:?}");
-        assert!(told[0].contains("warn 2 log lines before this one could not be written: No space left"), "{told:?}");
-        assert!(told[1].ends_with("info three") && told[2].ends_with("info four"), "{told:?}");
+        assert!(
+            told[0]
+                .contains("warn 2 log lines before this one could not be written: No space left"),
+            "{told:?}"
+        );
+        assert!(
+            told[1].ends_with("info three") && told[2].ends_with("info four"),
+            "{told:?}"
+        );
         assert_eq!(output.lost_total, 2);
     }
 
@@ -249,7 +306,11 @@ mod tests {
     #[test]
     fn a_line_that_was_cut_off_does_not_swallow_the_next() {
         let place = place();
-        let mut output = Output::new(Stingy { takes: vec![0, 3], taken: Vec::new(), interrupted: false });
+        let mut output = Output::new(Stingy {
+            takes: vec![0, 3],
+            taken: Vec::new(),
+            interrupted: false,
+        });
         output.target = journal_at(&place.path().join("nobody"));
         output.say(Level::Info, "first");
         output.say(Level::Info, "second");
@@ -280,13 +341,26 @@ mod tests {
         let place = place();
         let path = place.path().join("log");
         let here = listen(&path);
-        let output = &mut to(Target::Syslog(Syslog::open("fdpassd", &path).expect("open")));
+        let output = &mut to(Target::Syslog(
+            Syslog::open("fdpassd", &path).expect("open"),
+        ));
         let (daemon, pid) = (3 << 3, process::id());
-        for (level, severity) in [(Level::Error, 3), (Level::Warn, 4), (Level::Info, 6), (Level::Trace, 7)] {
+        for (level, severity) in [
+            (Level::Error, 3),
+            (Level::Warn, 4),
+            (Level::Info, 6),
+            (Level::Trace, 7),
+        ] {
             output.say(level, "worker 17");
             let line = received(&here).expect("a datagram");
-            assert!(line.starts_with(&format!("<{}>", daemon | severity)), "{line}");
-            assert!(line.ends_with(&format!(" fdpassd[{pid}]: worker 17")), "{line}");
+            assert!(
+                line.starts_with(&format!("<{}>", daemon | severity)),
+                "{line}"
+            );
+            assert!(
+                line.ends_with(&format!(" fdpassd[{pid}]: worker 17")),
+                "{line}"
+            );
             assert_eq!(received(&here), None);
         }
     }
@@ -296,7 +370,9 @@ mod tests {
         let place = place();
         let path = place.path().join("log");
         let here = listen(&path);
-        let output = &mut to(Target::Syslog(Syslog::open("fdpassd", &path).expect("open")));
+        let output = &mut to(Target::Syslog(
+            Syslog::open("fdpassd", &path).expect("open"),
+        ));
         (0..1000).for_each(|n| output.say(Level::Info, format!("line {n}")));
         let mut kept = 0;
         while received(&here).is_some() {
@@ -305,7 +381,11 @@ mod tests {
         assert_eq!(output.lost_total + kept, 1000);
         assert!(output.lost_total > 0);
         output.say(Level::Info, "again");
-        assert!(received(&here).expect("the gap").contains("log lines before this one could not be written"));
+        assert!(
+            received(&here)
+                .expect("the gap")
+                .contains("log lines before this one could not be written")
+        );
         assert!(received(&here).expect("the line").ends_with("again"));
     }
 
@@ -313,14 +393,19 @@ mod tests {
     fn a_syslogd_that_comes_back_gets_lines_again_and_standard_error_has_those_between() {
         let place = place();
         let path = place.path().join("log");
-        let output = &mut to(Target::Syslog(Syslog::open("fdpassd", &path).expect("open")));
+        let output = &mut to(Target::Syslog(
+            Syslog::open("fdpassd", &path).expect("open"),
+        ));
         output.say(Level::Info, "before it was there");
         drop(listen(&path));
         output.say(Level::Info, "while nobody had it open");
         let here = listen(&path);
         output.say(Level::Info, "after");
         assert!(received(&here).expect("a datagram").ends_with("after"));
-        assert_eq!(lines(&output.stderr), ["info before it was there", "info while nobody had it open"]);
+        assert_eq!(
+            lines(&output.stderr),
+            ["info before it was there", "info while nobody had it open"]
+        );
         assert_eq!(output.lost_total, 0);
     }
 
@@ -332,14 +417,19 @@ mod tests {
         let place = place();
         let path = place.path().join("log");
         let listener = UnixListener::bind(&path).expect("bind");
-        let output = &mut to(Target::Syslog(Syslog::open("fdpassd", &path).expect("open")));
+        let output = &mut to(Target::Syslog(
+            Syslog::open("fdpassd", &path).expect("open"),
+        ));
         output.say(Level::Info, "one");
         output.say(Level::Info, "two");
         let (mut first, _) = listener.accept().expect("it has connected");
         let mut bytes = vec![0; 200];
         let n = first.read(&mut bytes).expect("lines");
         let text = String::from_utf8_lossy(&bytes[..n]).into_owned();
-        let messages: Vec<&str> = text.split_terminator('\0').map(|line| &line[line.len() - 5..]).collect();
+        let messages: Vec<&str> = text
+            .split_terminator('\0')
+            .map(|line| &line[line.len() - 5..])
+            .collect();
         assert_eq!(messages, [": one", ": two"], "{text:?}");
         // syslogd is started again.
         drop((first, listener));
@@ -348,7 +438,11 @@ mod tests {
         output.say(Level::Info, "three");
         let (mut second, _) = listener.accept().expect("it has connected again");
         let n = second.read(&mut bytes).expect("a line");
-        assert!(bytes[..n].ends_with(b": three\0"), "{:?}", String::from_utf8_lossy(&bytes[..n]));
+        assert!(
+            bytes[..n].ends_with(b": three\0"),
+            "{:?}",
+            String::from_utf8_lossy(&bytes[..n])
+        );
         assert_eq!((output.lost_total, output.stderr.len()), (0, 0));
     }
 
@@ -362,11 +456,23 @@ mod tests {
         let path = place.path().join("journal");
         let here = listen(&path);
         let output = &mut to(journal_at(&path));
-        output.line(Line::with(Level::Warn, "worker 17 died", &[("worker", 17_u64.into())]), Instant::now());
+        output.line(
+            Line::with(Level::Warn, "worker 17 died", &[("worker", 17_u64.into())]),
+            Instant::now(),
+        );
         let entry = received(&here).expect("a datagram");
-        assert!(entry.starts_with("MESSAGE=worker 17 died\nPRIORITY=4\n"), "{entry}");
-        assert!(entry.ends_with("\nSYSLOG_IDENTIFIER=fdpassd\nFDPASSD_WORKER=17\n"), "{entry}");
-        assert_eq!((received(&here), output.stderr.as_slice(), output.lost_total), (None, &b""[..], 0));
+        assert!(
+            entry.starts_with("MESSAGE=worker 17 died\nPRIORITY=4\n"),
+            "{entry}"
+        );
+        assert!(
+            entry.ends_with("\nSYSLOG_IDENTIFIER=fdpassd\nFDPASSD_WORKER=17\n"),
+            "{entry}"
+        );
+        assert_eq!(
+            (received(&here), output.stderr.as_slice(), output.lost_total),
+            (None, &b""[..], 0)
+        );
     }
 
     #[test]
@@ -377,19 +483,32 @@ mod tests {
         output.say(Level::Info, "before it was there");
         drop(listen(&path));
         output.say(Level::Warn, "while nobody had it open");
-        assert_eq!(output.stderr, b"<6>before it was there\n<4>while nobody had it open\n");
+        assert_eq!(
+            output.stderr,
+            b"<6>before it was there\n<4>while nobody had it open\n"
+        );
 
         let here = listen(&path);
         output.stderr.clear();
         output.say(Level::Error, "x".repeat(1 << 20));
-        assert_eq!((output.stderr.len(), received(&here)), ("<3>\n".len() + (1 << 20), None));
+        assert_eq!(
+            (output.stderr.len(), received(&here)),
+            ("<3>\n".len() + (1 << 20), None)
+        );
         output.stderr.clear();
         (0..1000).for_each(|n| output.say(Level::Info, format!("line {n}")));
         let taken = std::iter::from_fn(|| received(&here)).count();
-        assert!(taken > 0 && output.stderr.starts_with(b"<6>line "), "{taken}");
+        assert!(
+            taken > 0 && output.stderr.starts_with(b"<6>line "),
+            "{taken}"
+        );
         assert_eq!(lines(&output.stderr).len() + taken, 1000);
         output.say(Level::Info, "after");
-        assert!(received(&here).expect("a datagram").starts_with("MESSAGE=after\n"));
+        assert!(
+            received(&here)
+                .expect("a datagram")
+                .starts_with("MESSAGE=after\n")
+        );
         assert_eq!(output.lost_total, 0);
     }
 
@@ -397,14 +516,22 @@ mod tests {
     fn a_line_is_lost_when_neither_the_journal_nor_standard_error_takes_it() {
         let place = place();
         let path = place.path().join("journal");
-        let mut output = Output::new(Stingy { takes: vec![0], taken: Vec::new(), interrupted: false });
+        let mut output = Output::new(Stingy {
+            takes: vec![0],
+            taken: Vec::new(),
+            interrupted: false,
+        });
         output.turn_to("fdpassd", journal_at(&path));
         output.say(Level::Info, "lost");
         let here = listen(&path);
         output.say(Level::Info, "after");
         let gap = "MESSAGE=1 log lines before this one could not be written: only a part of the line was taken\n";
         assert!(received(&here).expect("the gap").starts_with(gap));
-        assert!(received(&here).expect("the line").starts_with("MESSAGE=after\n"));
+        assert!(
+            received(&here)
+                .expect("the line")
+                .starts_with("MESSAGE=after\n")
+        );
         assert_eq!((output.lost_total, output.stderr.taken), (1, Vec::new()));
     }
 
@@ -422,11 +549,16 @@ mod tests {
         same(&mut output);
         output.tell_repeats();
         output.tell_repeats();
-        for bytes in [fs::read(&old).expect("read"), fs::read(&path).expect("read"), output.stderr] {
+        for bytes in [
+            fs::read(&old).expect("read"),
+            fs::read(&path).expect("read"),
+            output.stderr,
+        ] {
             let told = lines(&bytes);
             assert_eq!(told.len(), 2, "{told:?}");
             assert!(
-                told[0].ends_with("warn a") && told[1].ends_with("warn the message before came 2 times more"),
+                told[0].ends_with("warn a")
+                    && told[1].ends_with("warn the message before came 2 times more"),
                 "{told:?}"
             );
         }

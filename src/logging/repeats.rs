@@ -29,7 +29,8 @@ impl Repeats {
     /// Whether a line says what the last one did, in level and text: it is counted then, and not to be written.
     pub(super) fn count(&mut self, line: &Line, now: Instant) -> bool {
         let last = self.0.as_mut().filter(|last| {
-            (last.level, &last.message) == (line.level, &line.message) && now < last.written + LONG_ENOUGH
+            (last.level, &last.message) == (line.level, &line.message)
+                && now < last.written + LONG_ENOUGH
         });
         last.map(|last| last.times += 1).is_some()
     }
@@ -37,12 +38,20 @@ impl Repeats {
     /// What is to be said of the last message, which is forgotten.
     pub(super) fn take(&mut self) -> Option<Line> {
         let Last { level, times, .. } = self.0.take().filter(|last| last.times > 0)?;
-        Some(Line::new(level, format!("the message before came {times} times more")))
+        Some(Line::new(
+            level,
+            format!("the message before came {times} times more"),
+        ))
     }
 
     /// A line was written.
     pub(super) fn remember(&mut self, line: Line, now: Instant) {
-        self.0 = Some(Last { level: line.level, message: line.message, written: now, times: 0 });
+        self.0 = Some(Last {
+            level: line.level,
+            message: line.message,
+            written: now,
+            times: 0,
+        });
     }
 }
 
@@ -55,7 +64,10 @@ mod tests {
         let (mut repeats, mut written) = (Repeats::none(), Vec::new());
         let began = Instant::now();
         for (at, level, message) in messages {
-            let (line, now) = (Line::new(*level, *message), began + Duration::from_millis(*at));
+            let (line, now) = (
+                Line::new(*level, *message),
+                began + Duration::from_millis(*at),
+            );
             if !repeats.count(&line, now) {
                 written.extend(repeats.take());
                 written.push(Line::new(line.level, line.message.clone()));
@@ -64,15 +76,27 @@ mod tests {
         }
         written.extend(repeats.take());
         assert!(repeats.take().is_none());
-        written.into_iter().map(|line| format!("{} {}", line.level, line.message)).collect()
+        written
+            .into_iter()
+            .map(|line| format!("{} {}", line.level, line.message))
+            .collect()
     }
 
     #[test]
     fn a_message_is_counted_until_another_one_comes() {
         use Level::{Debug, Info, Warn};
         let more = |level, times| format!("{level} the message before came {times} times more");
-        assert_eq!(written(&[(0, Info, "a"), (1, Info, "b"), (2, Info, "a")]), ["INFO a", "INFO b", "INFO a"]);
-        let told = written(&[(0, Warn, "a"), (1, Warn, "a"), (2, Warn, "a"), (3, Info, "b"), (4, Warn, "a")]);
+        assert_eq!(
+            written(&[(0, Info, "a"), (1, Info, "b"), (2, Info, "a")]),
+            ["INFO a", "INFO b", "INFO a"]
+        );
+        let told = written(&[
+            (0, Warn, "a"),
+            (1, Warn, "a"),
+            (2, Warn, "a"),
+            (3, Info, "b"),
+            (4, Warn, "a"),
+        ]);
         assert_eq!(told, ["WARN a", &more(Warn, 2), "INFO b", "WARN a"]);
         assert_eq!(
             written(&[(0, Info, "a"), (0, Debug, "a"), (0, Debug, "a")]),
@@ -84,9 +108,19 @@ mod tests {
     fn a_message_that_still_comes_after_ten_seconds_is_written_again() {
         let come = |at| (at, Level::Warn, "a");
         let more = |times| format!("WARN the message before came {times} times more");
-        assert_eq!(written(&[come(0), come(9_999), come(10_000)]), ["WARN a", &more(1), "WARN a"]);
+        assert_eq!(
+            written(&[come(0), come(9_999), come(10_000)]),
+            ["WARN a", &more(1), "WARN a"]
+        );
         assert_eq!(written(&[come(0), come(10_000)]), ["WARN a", "WARN a"]);
-        let told = written(&[come(0), come(5_000), come(9_000), come(12_000), come(21_999), come(22_000)]);
+        let told = written(&[
+            come(0),
+            come(5_000),
+            come(9_000),
+            come(12_000),
+            come(21_999),
+            come(22_000),
+        ]);
         assert_eq!(told, ["WARN a", &more(2), "WARN a", &more(1), "WARN a"]);
     }
 }

@@ -32,14 +32,24 @@ impl Syslog {
     pub(super) fn open(name: &str, path: impl Into<PathBuf>) -> io::Result<Syslog> {
         // The form of RFC 5424 is misread on this socket by journald and rsyslog alike.
         let process = Escaped(name).to_string();
-        let format = Formatter3164 { facility: Facility::LOG_DAEMON, hostname: None, process, pid: process::id() };
-        Ok(Syslog { socket: Datagrams::to(path)?, format })
+        let format = Formatter3164 {
+            facility: Facility::LOG_DAEMON,
+            hostname: None,
+            process,
+            pid: process::id(),
+        };
+        Ok(Syslog {
+            socket: Datagrams::to(path)?,
+            format,
+        })
     }
 
     pub(super) fn send(&self, line: &Line) -> io::Result<()> {
         let mut datagram = Vec::new();
         let message = Escaped(&line.message);
-        self.format.format(&mut datagram, severity(line.level), message).map_err(io::Error::other)?;
+        self.format
+            .format(&mut datagram, severity(line.level), message)
+            .map_err(io::Error::other)?;
         self.socket.send(&datagram)
     }
 }

@@ -34,21 +34,32 @@ impl Target {
 
     pub(super) fn open(name: &str, settings: &Log) -> io::Result<Target> {
         match (settings.target, &settings.file) {
-            (LogTarget::Auto, _) if is_journal(env::var("JOURNAL_STREAM").ok().as_deref(), stderr_identity()) => {
+            (LogTarget::Auto, _)
+                if is_journal(
+                    env::var("JOURNAL_STREAM").ok().as_deref(),
+                    stderr_identity(),
+                ) =>
+            {
                 Journal::open(name, journal::SOCKET).map(Target::Journal)
             }
             (LogTarget::Auto | LogTarget::Stderr, _) => Ok(Target::Stderr(settings.format)),
             (LogTarget::Syslog, _) => Syslog::open(name, DEV_LOG).map(Target::Syslog),
-            (LogTarget::File, Some(path)) => Ok(Target::File(path.clone(), open_file(path)?, settings.format)),
-            (LogTarget::File, None) => {
-                Err(io::Error::new(ErrorKind::InvalidInput, "lines are to go into a file, but into none"))
-            }
+            (LogTarget::File, Some(path)) => Ok(Target::File(
+                path.clone(),
+                open_file(path)?,
+                settings.format,
+            )),
+            (LogTarget::File, None) => Err(io::Error::new(
+                ErrorKind::InvalidInput,
+                "lines are to go into a file, but into none",
+            )),
         }
     }
 }
 
 pub(super) fn open_file(path: &Path) -> io::Result<LogFile> {
-    LogFile::open(path).map_err(|e| io::Error::new(e.kind(), format!("open log file {}: {e}", path.display())))
+    LogFile::open(path)
+        .map_err(|e| io::Error::new(e.kind(), format!("open log file {}: {e}", path.display())))
 }
 
 /// An open log file.
@@ -70,7 +81,11 @@ impl LogFile {
                 let file = fd::append_at_once(path, 0o640)?;
                 match fd::kind(&file.metadata()?) {
                     "a regular file" | "a character device" => file,
-                    other => return Err(io::Error::other(format!("it is {other}, not a regular file"))),
+                    other => {
+                        return Err(io::Error::other(format!(
+                            "it is {other}, not a regular file"
+                        )));
+                    }
                 }
             }
         };
@@ -97,7 +112,11 @@ impl AsRawFd for LogFile {
 
 impl Write for LogFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.is_regular { self.file.write(bytes) } else { write_at_once(&self.file, bytes) }
+        if self.is_regular {
+            self.file.write(bytes)
+        } else {
+            write_at_once(&self.file, bytes)
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -138,7 +157,10 @@ pub(super) fn write_line(to: &mut impl Write, torn: &mut bool, mut line: String)
             }
             Ok(written) => {
                 *torn |= written > 0;
-                return Err(io::Error::new(ErrorKind::WriteZero, "only a part of the line was taken"));
+                return Err(io::Error::new(
+                    ErrorKind::WriteZero,
+                    "only a part of the line was taken",
+                ));
             }
         }
     }
@@ -155,7 +177,11 @@ fn is_journal(stream: Option<&str>, stderr: Option<(u64, u64)>) -> bool {
 }
 
 fn stderr_identity() -> Option<(u64, u64)> {
-    copy_of(io::stderr()).ok()?.metadata().ok().map(|stderr| (stderr.dev(), stderr.ino()))
+    copy_of(io::stderr())
+        .ok()?
+        .metadata()
+        .ok()
+        .map(|stderr| (stderr.dev(), stderr.ino()))
 }
 
 #[cfg(test)]

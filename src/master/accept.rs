@@ -73,7 +73,11 @@ pub(super) struct Gate {
 impl Gate {
     /// Closed, as nobody is ready at the beginning.
     pub(super) fn new() -> Gate {
-        Gate { pause: Some(Pause::NoWorker), exhausted_until: None, said_at: None }
+        Gate {
+            pause: Some(Pause::NoWorker),
+            exhausted_until: None,
+            said_at: None,
+        }
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
@@ -105,13 +109,18 @@ impl Master {
 
     fn candidates(&self, is_rescue: bool) -> Vec<Candidate> {
         let monotonic = clock::monotonic();
-        self.ready_workers().map(|worker| worker.candidate(is_rescue, monotonic)).collect()
+        self.ready_workers()
+            .map(|worker| worker.candidate(is_rescue, monotonic))
+            .collect()
     }
 
     /// Workers that may be given clients.
     pub(super) fn ready_workers(&self) -> impl Iterator<Item = &Worker> {
         let takes = |m: &&Member| matches!(m.state, State::Ready { .. }) && !m.is_stalled;
-        self.pool.members().filter(takes).filter_map(|member| self.workers.get(&member.id))
+        self.pool
+            .members()
+            .filter(takes)
+            .filter_map(|member| self.workers.get(&member.id))
     }
 
     /// Leases clients whose worker lost them, or whose lease could not be sent, as far as there is room.
@@ -121,7 +130,9 @@ impl Master {
             let mut candidates = self.candidates(true);
             while let Some(unleased) = self.unleased.pop_front() {
                 let fitting = self.fitting(&unleased, &candidates);
-                let meant = unleased.to.and_then(|to| fitting.iter().position(|c| c.worker == to && c.has_room));
+                let meant = unleased
+                    .to
+                    .and_then(|to| fitting.iter().position(|c| c.worker == to && c.has_room));
                 match meant.or_else(|| self.dispatcher.pick(&fitting)) {
                     Some(index) => self.lease(index, unleased, &mut candidates, true),
                     None => {
@@ -143,20 +154,44 @@ impl Master {
 
     /// The candidates as they are for one client: a worker from before `max-frame` was raised may have no place for all that is
     /// parked of it. If none has, and none is to come, it goes to any, which finds that out.
-    fn fitting<'c>(&self, unleased: &Unleased, candidates: &'c [Candidate]) -> Cow<'c, [Candidate]> {
+    fn fitting<'c>(
+        &self,
+        unleased: &Unleased,
+        candidates: &'c [Candidate],
+    ) -> Cow<'c, [Candidate]> {
         let fits = |c: &Candidate| self.workers[&c.worker].desk.has_places_for(&unleased.bytes);
         if candidates.iter().all(fits) || !(candidates.iter().any(fits) || self.pool.is_rolling()) {
             return Cow::Borrowed(candidates);
         }
-        Cow::Owned(candidates.iter().map(|c| Candidate { has_room: c.has_room && fits(c), ..*c }).collect())
+        Cow::Owned(
+            candidates
+                .iter()
+                .map(|c| Candidate {
+                    has_room: c.has_room && fits(c),
+                    ..*c
+                })
+                .collect(),
+        )
     }
 
-    fn lease(&mut self, index: usize, unleased: Unleased, candidates: &mut [Candidate], is_rescue: bool) {
+    fn lease(
+        &mut self,
+        index: usize,
+        unleased: Unleased,
+        candidates: &mut [Candidate],
+        is_rescue: bool,
+    ) {
         let candidate = &mut candidates[index];
-        let worker = self.workers.get_mut(&candidate.worker).expect("only workers that there are have room");
+        let worker = self
+            .workers
+            .get_mut(&candidate.worker)
+            .expect("only workers that there are have room");
         let leased = worker.leases.give(unleased, &worker.desk);
         // But for the share of time, which takes the clock and does not change that fast.
-        *candidate = Candidate { busy: candidate.busy, ..worker.candidate(is_rescue, 0) };
+        *candidate = Candidate {
+            busy: candidate.busy,
+            ..worker.candidate(is_rescue, 0)
+        };
         if let Err((reason, client)) = leased {
             self.lose(Loss::of(&reason), &reason, client);
         }
@@ -165,10 +200,18 @@ impl Master {
     /// Takes in the clients that wait at one listener, as far as there is room for them, and no more than one message of
     /// leases: until they are flushed nobody but the master has them. A listener that is to go does when nobody waits.
     fn accept(&mut self, number: u32, candidates: &mut [Candidate], now: Instant) {
-        let Some(index) = self.listeners.iter().position(|listener| listener.number == number) else { return };
+        let Some(index) = self
+            .listeners
+            .iter()
+            .position(|listener| listener.number == number)
+        else {
+            return;
+        };
         let looks = std::iter::once(Look::First).chain(std::iter::repeat(Look::Next));
         for look in looks.take(MAX_LEASES) {
-            if self.clients >= self.max_clients || !candidates.iter().any(|candidate| candidate.has_room) {
+            if self.clients >= self.max_clients
+                || !candidates.iter().any(|candidate| candidate.has_room)
+            {
                 return;
             }
             let listener = &mut self.listeners[index];
@@ -180,9 +223,16 @@ impl Master {
                 Ok(Offer::Empty | Offer::Ended) => return,
                 Err(e) => return self.cannot_accept(&e, now),
             };
-            let Some(client) = self.admit(index, accepted) else { continue };
+            let Some(client) = self.admit(index, accepted) else {
+                continue;
+            };
             let chosen = self.dispatcher.pick(candidates).expect("one has room");
-            self.lease(chosen, Unleased::fresh(client, clock::monotonic()), candidates, false);
+            self.lease(
+                chosen,
+                Unleased::fresh(client, clock::monotonic()),
+                candidates,
+                false,
+            );
         }
     }
 
@@ -197,29 +247,56 @@ impl Master {
         let peer = peer_of(&accepted)?;
         let socket = ClientSocket::shared(accepted.socket, accepted.address.is_none());
         if !self.addresses.enter(&peer) {
-            log::debug!("client {id} ({peer}) turned away: its address has as many clients as it may have");
+            log::debug!(
+                "client {id} ({peer}) turned away: its address has as many clients as it may have"
+            );
             self.counts.refused += 1;
             self.note_client();
-            turn_away(&socket, order, "there are too many connections from this address");
+            turn_away(
+                &socket,
+                order,
+                "there are too many connections from this address",
+            );
             return None;
         }
-        log::debug!("client {id} ({peer}) accepted on {}", self.listeners[index].address);
+        log::debug!(
+            "client {id} ({peer}) accepted on {}",
+            self.listeners[index].address
+        );
         self.clients += 1;
         self.note_client();
         let since = clock::monotonic_seconds();
         let offsets = Offsets::default();
-        Some(Client { id, socket, peer, order, listener: number, since, moves: 0, offsets })
+        Some(Client {
+            id,
+            socket,
+            peer,
+            order,
+            listener: number,
+            since,
+            moves: 0,
+            offsets,
+        })
     }
 
     fn cannot_accept(&mut self, error: &io::Error, now: Instant) {
         self.gate.exhausted_until = Some(now + RECOVERY);
-        self.say_pause(Pause::Exhausted, &format!("cannot accept clients: {error}; they wait until that is over"), now);
+        self.say_pause(
+            Pause::Exhausted,
+            &format!("cannot accept clients: {error}; they wait until that is over"),
+            now,
+        );
     }
 
     /// Has a new listener watched, as the gate is.
     pub(super) fn watch_listener(&self, listener: &Listener) -> io::Result<()> {
-        let interest = if self.gate.pause.is_some() { Interest::End } else { Interest::Clients };
-        self.poller.add(listener, Token::Listener(listener.number).into(), interest)
+        let interest = if self.gate.pause.is_some() {
+            Interest::End
+        } else {
+            Interest::Clients
+        };
+        self.poller
+            .add(listener, Token::Listener(listener.number).into(), interest)
     }
 
     pub(super) fn close_listener(&mut self, index: usize, now: Instant) {
@@ -227,7 +304,8 @@ impl Master {
         let _ = self.poller.remove(&listener);
         self.leaving.retain(|number| *number != listener.number);
         let sentence = format_args!("no longer listening on {}", listener.address);
-        self.events.note(Kind::ListenerClosed, About::default(), sentence);
+        self.events
+            .note(Kind::ListenerClosed, About::default(), sentence);
         self.keep_listeners(now);
     }
 
@@ -261,13 +339,24 @@ impl Master {
         }
         let pause = self.reason_to_pause();
         if pause == Some(Pause::Full) && self.gate.pause != pause {
-            let sentence = format!("{} clients, as many as there may be; new ones wait until some leave", self.clients);
+            let sentence = format!(
+                "{} clients, as many as there may be; new ones wait until some leave",
+                self.clients
+            );
             self.say_pause(Pause::Full, &sentence, now);
         }
         if pause.is_some() != self.gate.pause.is_some() {
-            for listener in self.listeners.iter().filter(|listener| listener.outage.is_none()) {
+            for listener in self
+                .listeners
+                .iter()
+                .filter(|listener| listener.outage.is_none())
+            {
                 let token = Token::Listener(listener.number).into();
-                let interest = if pause.is_some() { Interest::End } else { Interest::Clients };
+                let interest = if pause.is_some() {
+                    Interest::End
+                } else {
+                    Interest::Clients
+                };
                 if let Err(e) = self.poller.modify(listener, token, interest) {
                     log::error!("cannot watch {}: {e}", listener.address);
                 }
@@ -301,14 +390,21 @@ impl Master {
     /// Whether a worker has room. If none has, all are asked to tell when they have.
     fn has_room(&self) -> bool {
         // Not `any` the second time: each of them is to be asked.
-        self.ready_workers().any(Worker::has_room) || self.ready_workers().filter(|w| w.want_room()).count() > 0
+        self.ready_workers().any(Worker::has_room)
+            || self.ready_workers().filter(|w| w.want_room()).count() > 0
     }
 
     /// Says why nothing is accepted: once, and again only if it is still or again so after a while.
     fn say_pause(&mut self, pause: Pause, sentence: &str, now: Instant) {
-        let said = self.gate.said_at.is_some_and(|(what, when)| what == pause && now.duration_since(when) < SILENCE);
+        let said = self
+            .gate
+            .said_at
+            .is_some_and(|(what, when)| what == pause && now.duration_since(when) < SILENCE);
         if !said {
-            let about = About { clients: Some(self.clients), ..About::default() };
+            let about = About {
+                clients: Some(self.clients),
+                ..About::default()
+            };
             self.events.note(Kind::Limit, about, sentence);
             self.gate.said_at = Some((pause, now));
         }
@@ -320,7 +416,8 @@ fn peer_of(accepted: &Accepted) -> Option<Peer> {
     match accepted.address {
         Some(address) => Some(Peer::from(address)),
         None => {
-            let socket::Credentials { pid, uid, gid } = socket::credentials(&accepted.socket).ok()?;
+            let socket::Credentials { pid, uid, gid } =
+                socket::credentials(&accepted.socket).ok()?;
             // Without it the client cannot be recovered from the middle of a turn, and that is all.
             let _ = ledger::arm(&accepted.socket);
             Some(Peer::Unix { pid, uid, gid })

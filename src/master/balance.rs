@@ -24,8 +24,14 @@ impl Master {
                 let moves = self.plan(id, &loads);
                 let count = moves.len();
                 self.move_clients(id, moves);
-                let about = About { worker: Some(id), clients: Some(count as u64), ..About::default() };
-                let sentence = format_args!("worker {id} was the busiest for a while; {count} clients moved from it");
+                let about = About {
+                    worker: Some(id),
+                    clients: Some(count as u64),
+                    ..About::default()
+                };
+                let sentence = format_args!(
+                    "worker {id} was the busiest for a while; {count} clients moved from it"
+                );
                 self.events.note(Kind::Rebalanced, about, sentence);
             }
         }
@@ -40,7 +46,11 @@ impl Master {
                 _ => return None,
             };
             let is_warm = now.duration_since(since) >= WARM_UP;
-            Some(WorkerLoad { id: worker.id, busy: worker.desk.header().busy(clock), is_warm })
+            Some(WorkerLoad {
+                id: worker.id,
+                busy: worker.desk.header().busy(clock),
+                is_warm,
+            })
         };
         self.ready_workers().filter_map(load).collect()
     }
@@ -54,21 +64,33 @@ impl Master {
 
     /// Who would have to move from a worker, by what its clients asked since they were begun to be counted.
     pub(super) fn plan(&self, from: WorkerId, loads: &[WorkerLoad]) -> Vec<Move> {
-        let (Some(worker), Some(load)) = (self.workers.get(&from), loads.iter().find(|load| load.id == from)) else {
+        let (Some(worker), Some(load)) = (
+            self.workers.get(&from),
+            loads.iter().find(|load| load.id == from),
+        ) else {
             return Vec::new();
         };
         let watched = worker.leases.watched(&worker.desk);
-        let clients: Vec<Busy> =
-            watched.into_iter().map(|(slot, requests)| Busy { client: slot.into(), requests }).collect();
+        let clients: Vec<Busy> = watched
+            .into_iter()
+            .map(|(slot, requests)| Busy {
+                client: slot.into(),
+                requests,
+            })
+            .collect();
         rebalance::plan(load, loads, &clients)
     }
 
     /// Takes these clients, those of them that are in no turn, and has them leased to where they are to go.
     pub(super) fn move_clients(&mut self, from: WorkerId, moves: Vec<Move>) {
-        let Some(worker) = self.workers.get_mut(&from) else { return };
+        let Some(worker) = self.workers.get_mut(&from) else {
+            return;
+        };
         let mut taken = Vec::new();
         for Move { client, to, .. } in moves {
-            let recovered = u32::try_from(client).ok().and_then(|slot| worker.leases.take(slot, &worker.desk));
+            let recovered = u32::try_from(client)
+                .ok()
+                .and_then(|slot| worker.leases.take(slot, &worker.desk));
             taken.extend(recovered.map(|recovered| {
                 recovered.map(|mut unleased| {
                     unleased.to = Some(to);
@@ -89,7 +111,14 @@ pub(super) fn sum_up(from: WorkerId, moves: &[Move]) -> Vec<MovedLoad> {
         let (clients, sum) = sums.entry(*to).or_default();
         (*clients, *sum) = (*clients + 1, *sum + load);
     }
-    sums.into_iter().map(|(to, (clients, load))| MovedLoad { from, to, clients, load }).collect()
+    sums.into_iter()
+        .map(|(to, (clients, load))| MovedLoad {
+            from,
+            to,
+            clients,
+            load,
+        })
+        .collect()
 }
 
 /// So long a worker's share of time says little about it.

@@ -67,8 +67,17 @@ impl Strikes {
 
     /// A method has done it; whether that is enough, for the first time.
     fn strike_method(&mut self, method: &str, now: Instant) -> bool {
-        let is_enough = strike(self.methods.entry(method.to_owned()).or_default(), METHOD, now);
-        if is_enough && !self.quarantined.iter().any(|quarantined| quarantined == method) {
+        let is_enough = strike(
+            self.methods.entry(method.to_owned()).or_default(),
+            METHOD,
+            now,
+        );
+        if is_enough
+            && !self
+                .quarantined
+                .iter()
+                .any(|quarantined| quarantined == method)
+        {
             self.quarantined.push(method.to_owned());
             return true;
         }
@@ -76,9 +85,16 @@ impl Strikes {
     }
 }
 
-fn strike(strikes: &mut VecDeque<Instant>, (most, within): (usize, Duration), now: Instant) -> bool {
+fn strike(
+    strikes: &mut VecDeque<Instant>,
+    (most, within): (usize, Duration),
+    now: Instant,
+) -> bool {
     strikes.push_back(now);
-    while strikes.front().is_some_and(|first| now.duration_since(*first) > within) {
+    while strikes
+        .front()
+        .is_some_and(|first| now.duration_since(*first) > within)
+    {
         strikes.pop_front();
     }
     strikes.len() >= most
@@ -98,7 +114,11 @@ pub(super) struct OomKills {
 impl OomKills {
     /// From now on.
     pub(super) fn new(counted: Option<u64>, now: Instant) -> OomKills {
-        OomKills { counted, unexplained: 0, at: now }
+        OomKills {
+            counted,
+            unexplained: 0,
+            at: now,
+        }
     }
 
     /// Whether one of them explains that a process was killed just now.
@@ -138,9 +158,19 @@ pub(super) struct Blame {
 impl Blame {
     /// How people are told what a worker died of; `failure` is what is known besides.
     pub(super) fn cause(&self, exit: Exit, failure: Option<String>) -> String {
-        let memory = if self.is_out_of_memory { ", the kernel was out of memory" } else { "" };
-        let request = self.request.as_ref().map(|request| format!(" in {request}")).unwrap_or_default();
-        let failure = failure.map(|failure| format!(": {failure}")).unwrap_or_default();
+        let memory = if self.is_out_of_memory {
+            ", the kernel was out of memory"
+        } else {
+            ""
+        };
+        let request = self
+            .request
+            .as_ref()
+            .map(|request| format!(" in {request}"))
+            .unwrap_or_default();
+        let failure = failure
+            .map(|failure| format!(": {failure}"))
+            .unwrap_or_default();
         format!("{exit}{memory}{request}{failure}")
     }
 }
@@ -155,18 +185,32 @@ impl Master {
         left: &Left,
         now: Instant,
     ) -> Blame {
-        let mut blame = Blame { outcome: "no request was executing", ..Blame::default() };
+        let mut blame = Blame {
+            outcome: "no request was executing",
+            ..Blame::default()
+        };
         let is_killed = matches!(exit, Exit::Signal { number: KILL, .. });
         blame.is_out_of_memory = is_killed && self.oom_kills.take(process::oom_kills(), now);
-        let interrupted = left.recovered.iter().find_map(|(unleased, request)| Some((unleased, request.as_ref()?)));
-        let Some((unleased, request)) = interrupted else { return blame };
+        let interrupted = left
+            .recovered
+            .iter()
+            .find_map(|(unleased, request)| Some((unleased, request.as_ref()?)));
+        let Some((unleased, request)) = interrupted else {
+            return blame;
+        };
         // A number that it had no method for is the worker's own mistake.
-        let method = (request.method as usize).checked_sub(1).and_then(|index| methods.get(index));
+        let method = (request.method as usize)
+            .checked_sub(1)
+            .and_then(|index| methods.get(index));
         let (client, peer) = (unleased.client.id, unleased.client.peer);
         let name = method.map_or("?", |method| &method.name);
-        blame.request = Some(format!("method {:?} of client {client} ({peer})", Escaped(name).to_string()));
+        blame.request = Some(format!(
+            "method {:?} of client {client} ({peer})",
+            Escaped(name).to_string()
+        ));
 
-        let is_rerun = !is_timed_out && request.faults == 1 && method.is_some_and(|method| method.idempotent);
+        let is_rerun =
+            !is_timed_out && request.faults == 1 && method.is_some_and(|method| method.idempotent);
         blame.outcome = match (is_timed_out, is_rerun) {
             (true, _) => "1 request answered with timeout",
             (false, true) => "1 request run again",
@@ -196,7 +240,8 @@ impl Master {
             "method {method:?} has ended {most} workers within {within:?}: it is quarantined, and answered with crashed \
              unrun, until `fdpassctl release {method}` or a reload"
         );
-        self.events.note(Kind::MethodQuarantined, About::default(), sentence);
+        self.events
+            .note(Kind::MethodQuarantined, About::default(), sentence);
         self.say_quarantined();
     }
 
@@ -210,12 +255,28 @@ impl Master {
 
     /// Closes a client that waits for a worker and has ended too many.
     pub(super) fn close_culprit(&mut self, client: ClientId, peer: Peer) {
-        let Some(index) = self.unleased.iter().position(|unleased| unleased.client.id == client) else { return };
-        let Some(unleased) = self.unleased.remove(index) else { return };
+        let Some(index) = self
+            .unleased
+            .iter()
+            .position(|unleased| unleased.client.id == client)
+        else {
+            return;
+        };
+        let Some(unleased) = self.unleased.remove(index) else {
+            return;
+        };
         let (most, within) = CLIENT;
-        let sentence =
-            format_args!("client {client} ({peer}): its requests ended {most} workers within {within:?}; closing it");
-        self.events.note(Kind::ClientGivenUp, About { client: Some(client), ..About::default() }, sentence);
+        let sentence = format_args!(
+            "client {client} ({peer}): its requests ended {most} workers within {within:?}; closing it"
+        );
+        self.events.note(
+            Kind::ClientGivenUp,
+            About {
+                client: Some(client),
+                ..About::default()
+            },
+            sentence,
+        );
         socket::end(&unleased.client.socket);
         self.counts.closed_for_crashes += 1;
         self.forget(unleased.client);
@@ -237,7 +298,10 @@ mod tests {
         let client = ClientId(7);
         assert!(!strikes.strike_client(client, at(0)) && !strikes.strike_client(client, at(1)));
         assert!(!strikes.strike_client(ClientId(8), at(1)));
-        assert!(!strikes.strike_client(client, at(61)), "the first is over a minute ago");
+        assert!(
+            !strikes.strike_client(client, at(61)),
+            "the first is over a minute ago"
+        );
         assert!(strikes.strike_client(client, at(61)));
         strikes.forget(client);
         assert!(!strikes.strike_client(client, at(62)));
@@ -249,9 +313,17 @@ mod tests {
         let at = |seconds: u64| begin + Duration::from_secs(seconds);
         let mut kills = OomKills::new(Some(5), begin);
         assert!(!kills.take(Some(5), at(1)));
-        assert!(kills.take(Some(7), at(2)) && kills.take(Some(7), at(3)) && !kills.take(Some(7), at(3)));
-        assert!(kills.take(Some(9), at(4)) && !kills.take(Some(9), at(6)), "that was of another process");
-        assert!(!kills.take(None, at(6)) && !kills.take(Some(99), at(6)), "not counted for a while");
+        assert!(
+            kills.take(Some(7), at(2)) && kills.take(Some(7), at(3)) && !kills.take(Some(7), at(3))
+        );
+        assert!(
+            kills.take(Some(9), at(4)) && !kills.take(Some(9), at(6)),
+            "that was of another process"
+        );
+        assert!(
+            !kills.take(None, at(6)) && !kills.take(Some(99), at(6)),
+            "not counted for a while"
+        );
     }
 
     #[test]

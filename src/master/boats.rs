@@ -56,7 +56,10 @@ impl Boats {
     ///
     /// # Errors
     /// Those of socketpair(2).
-    pub(super) fn complete(mut found: BTreeMap<usize, Ends>, clients: u64) -> io::Result<(Boats, Vec<usize>)> {
+    pub(super) fn complete(
+        mut found: BTreeMap<usize, Ends>,
+        clients: u64,
+    ) -> io::Result<(Boats, Vec<usize>)> {
         let last = found.last_key_value().map_or(0, |(number, _)| number + 1);
         let (mut ends, mut new) = (Vec::new(), Vec::new());
         for number in 0..last.max(Boats::wanted(clients) as usize) {
@@ -88,7 +91,11 @@ impl Boats {
     /// Packs a desk and all clients on it. Returns how many found no room.
     pub(super) fn pack(&mut self, wreck: &Wreck) -> usize {
         let slots = wreck.leases.slots();
-        let records = wreck.leases.records(&slots).map(|(lease, socket)| (Passenger::from(&lease), socket)).collect();
+        let records = wreck
+            .leases
+            .records(&slots)
+            .map(|(lease, socket)| (Passenger::from(&lease), socket))
+            .collect();
         self.pack_all(&wreck.told, &wreck.desk, records)
     }
 
@@ -112,7 +119,9 @@ impl Boats {
 
     /// Sends a datagram into the first boat that has room; whether one had.
     fn load(&mut self, what: &Boat, descriptors: &[BorrowedFd<'_>]) -> bool {
-        self.0.iter_mut().any(|ends| matches!(ends.into.send(what, descriptors), Ok(Sent::Queued)))
+        self.0
+            .iter_mut()
+            .any(|ends| matches!(ends.into.send(what, descriptors), Ok(Sent::Queued)))
     }
 }
 
@@ -121,6 +130,9 @@ impl Ends {
         let (into, out) = Channel::pair()?;
         // As much as there is to be had. Less is more boats full, and no harm.
         let _ = socket::want_send_buffer(&into, BUFFER);
-        Ok(Ends { into, out: Channel::over(out) })
+        Ok(Ends {
+            into,
+            out: Channel::over(out),
+        })
     }
 }

@@ -30,8 +30,7 @@ use crate::sys::{fd, socket};
 const CONFIRMATION: Duration = Duration::from_secs(1);
 
 /// Why a restart would lose the clients.
-const REFUSED: &str =
-    "the service manager keeps no descriptors of this daemon, or not all (FileDescriptorStoreMax=, a masked unit)";
+const REFUSED: &str = "the service manager keeps no descriptors of this daemon, or not all (FileDescriptorStoreMax=, a masked unit)";
 
 /// What is known of the store.
 #[derive(Debug, Default)]
@@ -64,7 +63,10 @@ impl Canaries {
 
     /// When the store is tried again.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.outage.as_ref().filter(|_| self.barrier.is_none()).map(Outage::deadline)
+        self.outage
+            .as_ref()
+            .filter(|_| self.barrier.is_none())
+            .map(Outage::deadline)
     }
 
     /// Whether the manager has closed one.
@@ -77,11 +79,18 @@ impl Canaries {
         for end in self.ends.drain(..).chain(self.barrier.take()) {
             let _ = poller.remove(&end);
         }
-        names().iter().for_each(|name| notifier.drop_stored(name, now));
+        names()
+            .iter()
+            .for_each(|name| notifier.drop_stored(name, now));
     }
 
     /// Stores one more.
-    pub(super) fn send(&mut self, notifier: &mut Notifier, poller: &Poller, now: Instant) -> io::Result<()> {
+    pub(super) fn send(
+        &mut self,
+        notifier: &mut Notifier,
+        poller: &Poller,
+        now: Instant,
+    ) -> io::Result<()> {
         let (ours, theirs) = socket::message_pair()?;
         poller.add(&ours, Token::Store.into(), Interest::End)?;
         let name = &names()[self.ends.len().min(1)];
@@ -91,7 +100,12 @@ impl Canaries {
     }
 
     /// Asks for the confirmation of all that was stored.
-    pub(super) fn confirm(&mut self, notifier: &mut Notifier, poller: &Poller, now: Instant) -> io::Result<()> {
+    pub(super) fn confirm(
+        &mut self,
+        notifier: &mut Notifier,
+        poller: &Poller,
+        now: Instant,
+    ) -> io::Result<()> {
         let (ours, theirs) = fd::pipe()?;
         poller.add(&ours, Token::Store.into(), Interest::End)?;
         notifier.send_barrier(theirs, now);
@@ -107,12 +121,16 @@ fn is_hung_up(end: &OwnedFd) -> bool {
 impl Master {
     /// Something has happened to what is stored. Events of ends that are gone already are harmless.
     pub(super) fn look_at_store(&mut self, now: Instant) {
-        let Some(keeper) = &mut self.keeper else { return };
+        let Some(keeper) = &mut self.keeper else {
+            return;
+        };
         let canaries = &mut keeper.canaries;
         if canaries.has_ended() {
             return self.lose_store(REFUSED, now);
         }
-        let Some(barrier) = canaries.barrier.take_if(|barrier| is_hung_up(barrier)) else { return };
+        let Some(barrier) = canaries.barrier.take_if(|barrier| is_hung_up(barrier)) else {
+            return;
+        };
         let _ = self.poller.remove(&barrier);
         if canaries.ends.len() < 2 {
             // The trial went well.
@@ -120,21 +138,28 @@ impl Master {
         }
         canaries.is_confirmed = true;
         if canaries.outage.take().is_some() {
-            let sentence = format_args!("the service manager has all of it again: a restart keeps the clients");
-            self.events.note(Kind::StoreRestored, About::default(), sentence);
+            let sentence = format_args!(
+                "the service manager has all of it again: a restart keeps the clients"
+            );
+            self.events
+                .note(Kind::StoreRestored, About::default(), sentence);
         }
     }
 
     /// Tries the store again, if it is time to.
     pub(super) fn try_store(&mut self, now: Instant) {
-        let Some(keeper) = &mut self.keeper else { return };
+        let Some(keeper) = &mut self.keeper else {
+            return;
+        };
         let canaries = &mut keeper.canaries;
         if canaries.deadline().is_none_or(|at| at > now) {
             return;
         }
         let (notifier, poller) = (&mut self.notifier, &self.poller);
         canaries.retire(notifier, poller, now);
-        let sent = canaries.send(notifier, poller, now).and_then(|()| canaries.confirm(notifier, poller, now));
+        let sent = canaries
+            .send(notifier, poller, now)
+            .and_then(|()| canaries.confirm(notifier, poller, now));
         if let Err(e) = sent {
             self.lose_store(&format!("cannot make a canary: {e}"), now);
         }
@@ -142,22 +167,32 @@ impl Master {
 
     /// The store does not keep what it was given. Everything is stored again as soon as it takes something.
     pub(super) fn lose_store(&mut self, reason: &str, now: Instant) {
-        let Some(keeper) = &mut self.keeper else { return };
-        keeper.canaries.retire(&mut self.notifier, &self.poller, now);
+        let Some(keeper) = &mut self.keeper else {
+            return;
+        };
+        keeper
+            .canaries
+            .retire(&mut self.notifier, &self.poller, now);
         keeper.canaries.is_confirmed = false;
         let is_first = keeper.canaries.outage.is_none();
-        let outage = keeper.canaries.outage.get_or_insert_with(|| Outage::since(now, reason));
+        let outage = keeper
+            .canaries
+            .outage
+            .get_or_insert_with(|| Outage::since(now, reason));
         outage.failed(&Error::Unavailable(reason.to_owned()), now);
         if is_first {
             let sentence = format_args!("a restart would lose all clients: {reason}; trying again");
-            self.events.note(Kind::StoreLost, About::default(), sentence);
+            self.events
+                .note(Kind::StoreLost, About::default(), sentence);
         }
     }
 
     /// Stores everything again at SIGTERM. Whether the next master will have the clients, as far as can be known within a
     /// moment.
     pub(super) fn is_kept(&mut self, now: Instant) -> bool {
-        let Some(canaries) = self.keeper.as_ref().map(|keeper| &keeper.canaries) else { return false };
+        let Some(canaries) = self.keeper.as_ref().map(|keeper| &keeper.canaries) else {
+            return false;
+        };
         let is_confirmed = canaries.is_confirmed && !canaries.has_ended();
         self.store_all(now);
         if !is_confirmed {
@@ -168,7 +203,9 @@ impl Master {
 
     /// Whether the store has let go of what it was given last, or has not taken it.
     pub(super) fn has_store_ended(&self) -> bool {
-        self.keeper.as_ref().is_some_and(|keeper| keeper.canaries.has_ended())
+        self.keeper
+            .as_ref()
+            .is_some_and(|keeper| keeper.canaries.has_ended())
     }
 
     /// Begins an end by which the clients are lost, although another master was to have them: they get the time of a stop.

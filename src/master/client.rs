@@ -48,7 +48,14 @@ impl Unleased {
     /// A client that was accepted just now.
     pub(super) fn fresh(client: Client, now: u64) -> Unleased {
         let bytes = ClientBytes::default();
-        Unleased { client, bytes, marks: Marks::default(), times: (now, now), requests: 0, to: None }
+        Unleased {
+            client,
+            bytes,
+            marks: Marks::default(),
+            times: (now, now),
+            requests: 0,
+            to: None,
+        }
     }
 }
 
@@ -56,7 +63,10 @@ impl Unleased {
     /// Nobody has served it for so long, which is not held against it: what is timed of it began that much later.
     pub(super) fn excuse(&mut self, gap: Duration) {
         let now = clock::monotonic();
-        let later = |time: u64| time.saturating_add(u64::try_from(gap.as_nanos()).unwrap_or(u64::MAX)).min(now);
+        let later = |time: u64| {
+            time.saturating_add(u64::try_from(gap.as_nanos()).unwrap_or(u64::MAX))
+                .min(now)
+        };
         self.times = (later(self.times.0), later(self.times.1));
     }
 }
@@ -73,15 +83,23 @@ pub(super) struct Addresses {
 impl Addresses {
     /// With these clients there already. Without a limit nothing is counted.
     pub(super) fn new<'a>(limits: &Limits, there: impl Iterator<Item = &'a Peer>) -> Addresses {
-        let mask = u128::MAX.checked_shl(128u32.saturating_sub(limits.ipv6_prefix.get())).unwrap_or_default();
-        let mut addresses = Addresses { most: limits.max_clients_per_address, mask, counts: HashMap::new() };
+        let mask = u128::MAX
+            .checked_shl(128u32.saturating_sub(limits.ipv6_prefix.get()))
+            .unwrap_or_default();
+        let mut addresses = Addresses {
+            most: limits.max_clients_per_address,
+            mask,
+            counts: HashMap::new(),
+        };
         there.for_each(|peer| addresses.count(peer));
         addresses
     }
 
     /// Counts one more; false, and not counted, if that is one too many. A Unix client has no address and no limit.
     pub(super) fn enter(&mut self, peer: &Peer) -> bool {
-        let (Some(most), Some(ip)) = (self.most, self.counted(peer)) else { return true };
+        let (Some(most), Some(ip)) = (self.most, self.counted(peer)) else {
+            return true;
+        };
         let fits = self.counts.get(&ip).is_none_or(|count| *count < most.get());
         if fits {
             self.count(peer);
@@ -105,7 +123,9 @@ impl Addresses {
 
     /// Counts one less.
     pub(super) fn leave(&mut self, peer: &Peer) {
-        let (Some(_), Some(ip)) = (self.most, self.counted(peer)) else { return };
+        let (Some(_), Some(ip)) = (self.most, self.counted(peer)) else {
+            return;
+        };
         if let Some(count) = self.counts.get_mut(&ip) {
             *count -= 1;
             if *count == 0 {
@@ -122,17 +142,27 @@ mod tests {
 
     fn limits(most: u32, ipv6_prefix: u32) -> Limits {
         let number = |number| NonZeroU32::new(number).expect("not zero");
-        Limits { max_clients_per_address: Some(number(most)), ipv6_prefix: number(ipv6_prefix), ..Limits::default() }
+        Limits {
+            max_clients_per_address: Some(number(most)),
+            ipv6_prefix: number(ipv6_prefix),
+            ..Limits::default()
+        }
     }
 
     #[test]
     fn each_address_has_its_own_count_and_one_that_is_empty_is_forgotten() {
         let mut addresses = Addresses::new(&limits(2, 64), [].iter());
-        let from = |last: u8, port: u16| Peer::from(SocketAddr::from((Ipv4Addr::new(127, 0, 0, last), port)));
+        let from = |last: u8, port: u16| {
+            Peer::from(SocketAddr::from((Ipv4Addr::new(127, 0, 0, last), port)))
+        };
         assert!(addresses.enter(&from(1, 10)) && addresses.enter(&from(1, 11)));
         assert!(!addresses.enter(&from(1, 12)));
         assert!(addresses.enter(&from(2, 10)));
-        assert!(addresses.enter(&Peer::Unix { pid: 1, uid: 2, gid: 3 }));
+        assert!(addresses.enter(&Peer::Unix {
+            pid: 1,
+            uid: 2,
+            gid: 3
+        }));
         addresses.leave(&from(1, 11));
         assert!(addresses.enter(&from(1, 12)));
         let mut lowered = Addresses::new(&limits(1, 64), [from(1, 10), from(1, 12)].iter());
@@ -151,7 +181,9 @@ mod tests {
     fn addresses_of_an_ipv6_network_are_counted_as_one() {
         let from = |text: &str| Peer::from(text.parse::<SocketAddr>().expect("an address"));
         let first = from("[2001:db8:0:1::1]:7");
-        let fits = |prefix, other: &str| Addresses::new(&limits(1, prefix), [first].iter()).enter(&from(other));
+        let fits = |prefix, other: &str| {
+            Addresses::new(&limits(1, prefix), [first].iter()).enter(&from(other))
+        };
         assert!(!fits(64, "[2001:db8:0:1:ffff::2]:7") && fits(64, "[2001:db8:0:2::1]:7"));
         assert!(!fits(128, "[2001:db8:0:1::1]:8") && fits(128, "[2001:db8:0:1::2]:7"));
         assert!(!fits(1, "[2001:db9::1]:7") && fits(1, "[8000::1]:7"));

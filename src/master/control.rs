@@ -75,7 +75,9 @@ impl Refusals {
     fn report(&mut self, now: Instant) -> Option<u64> {
         let since = *self.since.get_or_insert(now);
         let seconds = now.duration_since(since).as_secs();
-        self.recent = self.recent.saturating_sub(u32::try_from(seconds).unwrap_or(u32::MAX));
+        self.recent = self
+            .recent
+            .saturating_sub(u32::try_from(seconds).unwrap_or(u32::MAX));
         self.since = Some(since + NEXT_STRANGER * u32::try_from(seconds).unwrap_or(u32::MAX));
         if self.recent >= MAX_REFUSALS {
             self.unreported += 1;
@@ -127,10 +129,13 @@ impl ControlClients {
 
     /// When somebody will have had enough time.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let deadlines = self.clients.values().filter_map(|client| match client.waits {
-            Some(Waits::Event { until, .. }) => Some(until),
-            _ => client.deadline,
-        });
+        let deadlines = self
+            .clients
+            .values()
+            .filter_map(|client| match client.waits {
+                Some(Waits::Event { until, .. }) => Some(until),
+                _ => client.deadline,
+            });
         deadlines.chain(self.paused_until).min()
     }
 
@@ -149,7 +154,9 @@ impl ControlClients {
                     return;
                 }
             };
-            let Ok(peer) = Peer::of(&socket) else { continue };
+            let Ok(peer) = Peer::of(&socket) else {
+                continue;
+            };
             let mut client = ControlClient::new(socket, peer, now);
             if let Err(refusal) = self.admit(&client.peer, now) {
                 // It fits into an empty socket buffer; who does not take it misses nothing else.
@@ -159,7 +166,14 @@ impl ControlClients {
             }
             let number = self.next;
             self.next += 1;
-            if poller.add(&client.socket, Token::ControlClient(number).into(), Interest::Read).is_ok() {
+            if poller
+                .add(
+                    &client.socket,
+                    Token::ControlClient(number).into(),
+                    Interest::Read,
+                )
+                .is_ok()
+            {
                 self.clients.insert(number, client);
             }
         }
@@ -168,14 +182,23 @@ impl ControlClients {
     /// Whether somebody may come in. Who may do nothing takes up nobody's place.
     fn admit(&mut self, who: &Peer, now: Instant) -> Result<(), Refusal> {
         if let Err(refusal) = self.roles.need(Role::Reader, who) {
-            if self.told_of_stranger.is_none_or(|told| now >= told + NEXT_STRANGER) {
+            if self
+                .told_of_stranger
+                .is_none_or(|told| now >= told + NEXT_STRANGER)
+            {
                 self.told_of_stranger = Some(now);
-                log::warn!("{who} turned away from the control socket: {}", refusal.message);
+                log::warn!(
+                    "{who} turned away from the control socket: {}",
+                    refusal.message
+                );
             }
             return Err(refusal);
         }
         if !self.has_room_for(who) {
-            return Err(Refusal::new(Code::Busy, "there are too many control clients"));
+            return Err(Refusal::new(
+                Code::Busy,
+                "there are too many control clients",
+            ));
         }
         Ok(())
     }
@@ -185,21 +208,40 @@ impl ControlClients {
         if self.clients.len() >= self.most || is_admin(who) {
             return self.clients.len() < self.most;
         }
-        let others = self.clients.values().filter(|client| !is_admin(&client.peer));
-        let same = others.clone().filter(|client| client.peer.credentials.uid == who.credentials.uid).count();
+        let others = self
+            .clients
+            .values()
+            .filter(|client| !is_admin(&client.peer));
+        let same = others
+            .clone()
+            .filter(|client| client.peer.credentials.uid == who.credentials.uid)
+            .count();
         others.count() < self.most.saturating_sub(RESERVED).max(1) && same < PER_USER
     }
 
     /// Ends those whose time is up. Who has not asked is told so.
-    pub(super) fn look_at_deadlines(&mut self, poller: &Poller, listener: &ControlListener, now: Instant) {
+    pub(super) fn look_at_deadlines(
+        &mut self,
+        poller: &Poller,
+        listener: &ControlListener,
+        now: Instant,
+    ) {
         if self.paused_until.is_some_and(|until| until <= now) {
             self.paused_until = None;
             let _ = poller.modify(listener, Token::Control.into(), Interest::Clients);
         }
-        let is_late = |client: &ControlClient| client.deadline.is_some_and(|deadline| deadline <= now);
-        let late: Vec<u64> = self.clients.iter().filter(|(_, c)| is_late(c)).map(|(number, _)| *number).collect();
+        let is_late =
+            |client: &ControlClient| client.deadline.is_some_and(|deadline| deadline <= now);
+        let late: Vec<u64> = self
+            .clients
+            .iter()
+            .filter(|(_, c)| is_late(c))
+            .map(|(number, _)| *number)
+            .collect();
         for number in late {
-            let Some(mut client) = self.clients.remove(&number) else { continue };
+            let Some(mut client) = self.clients.remove(&number) else {
+                continue;
+            };
             let _ = poller.remove(&client.socket);
             if client.outgoing.is_empty() && !client.incoming.is_empty() {
                 client.refuse(Code::Timeout, "the request did not arrive in time");
@@ -210,7 +252,10 @@ impl ControlClients {
 
     /// Those who wait, by their numbers.
     pub(super) fn waiting(&self) -> Vec<(u64, Waits)> {
-        self.clients.iter().filter_map(|(number, client)| Some((*number, client.waits?))).collect()
+        self.clients
+            .iter()
+            .filter_map(|(number, client)| Some((*number, client.waits?)))
+            .collect()
     }
 
     /// Whether a client that waits may still have what it waits for.
@@ -218,13 +263,25 @@ impl ControlClients {
     /// # Errors
     /// As [`Roles::need`].
     pub(super) fn need(&self, number: u64, role: Role) -> Result<(), Refusal> {
-        self.clients.get(&number).map_or(Ok(()), |client| self.roles.need(role, &client.peer))
+        self.clients
+            .get(&number)
+            .map_or(Ok(()), |client| self.roles.need(role, &client.peer))
     }
 
     /// Answers those who asked for the end, which has come.
     pub(super) fn say_stopped(&mut self, killed: u64) {
-        for client in self.clients.values_mut().filter(|client| client.waits == Some(Waits::Stopped)) {
-            client.reply(Verb::Stop, &Stopped { pid: std::process::id(), killed });
+        for client in self
+            .clients
+            .values_mut()
+            .filter(|client| client.waits == Some(Waits::Stopped))
+        {
+            client.reply(
+                Verb::Stop,
+                &Stopped {
+                    pid: std::process::id(),
+                    killed,
+                },
+            );
             // One reply fits into an empty socket buffer.
             let _ = client.send();
         }
@@ -233,7 +290,9 @@ impl ControlClients {
     /// Those who stay while this process becomes another program: who asked for that, and who is in the middle of asking.
     /// Others wait for what that program cannot tell them.
     fn staying(&self) -> impl Iterator<Item = &ControlClient> {
-        self.clients.values().filter(|client| matches!(client.waits, None | Some(Waits::Upgraded)) && !client.is_last)
+        self.clients.values().filter(|client| {
+            matches!(client.waits, None | Some(Waits::Upgraded)) && !client.is_last
+        })
     }
 
     /// Their sockets.
@@ -253,9 +312,16 @@ impl ControlClients {
     }
 
     /// Those who were there when this process was another program.
-    pub(super) fn adopt(&mut self, clients: Vec<(OwnedFd, ControlImage)>, poller: &Poller, now: Instant) {
+    pub(super) fn adopt(
+        &mut self,
+        clients: Vec<(OwnedFd, ControlImage)>,
+        poller: &Poller,
+        now: Instant,
+    ) {
         for (socket, image) in clients {
-            let Ok(peer) = Peer::of(&socket) else { continue };
+            let Ok(peer) = Peer::of(&socket) else {
+                continue;
+            };
             let mut client = ControlClient::new(socket, peer, now);
             (client.incoming, client.outgoing) = (image.incoming, image.outgoing);
             if image.is_asker {
@@ -264,7 +330,14 @@ impl ControlClients {
             let number = self.next;
             self.next += 1;
             let interest = client.interest().unwrap_or(Interest::Read);
-            if poller.add(&client.socket, Token::ControlClient(number).into(), interest).is_ok() {
+            if poller
+                .add(
+                    &client.socket,
+                    Token::ControlClient(number).into(),
+                    interest,
+                )
+                .is_ok()
+            {
                 self.clients.insert(number, client);
             }
         }
@@ -272,18 +345,29 @@ impl ControlClients {
 
     /// Tells who asked for it that there is no upgrade.
     pub(super) fn refuse_upgrade(&mut self, refusal: &Refusal) -> Vec<u64> {
-        let waiting = self.clients.iter().filter(|(_, client)| client.waits == Some(Waits::Upgraded));
+        let waiting = self
+            .clients
+            .iter()
+            .filter(|(_, client)| client.waits == Some(Waits::Upgraded));
         let numbers: Vec<u64> = waiting.map(|(number, _)| *number).collect();
         numbers
             .iter()
-            .filter_map(|number| self.clients.get_mut(number).map(|client| client.refuse_with(refusal)))
+            .filter_map(|number| {
+                self.clients
+                    .get_mut(number)
+                    .map(|client| client.refuse_with(refusal))
+            })
             .count();
         numbers
     }
 
     /// Tells who asked for it what came of a reload.
     pub(super) fn say_reloaded(&mut self, verdict: &Result<Reloaded, Refusal>) {
-        for client in self.clients.values_mut().filter(|client| client.waits == Some(Waits::Reloaded)) {
+        for client in self
+            .clients
+            .values_mut()
+            .filter(|client| client.waits == Some(Waits::Reloaded))
+        {
             match verdict {
                 Ok(reloaded) => client.reply(Verb::Reload, reloaded),
                 Err(refusal) => client.refuse_with(refusal),
@@ -334,7 +418,10 @@ impl ControlClient {
 
     /// Whether there is something to be answered, or refused.
     fn has_request(&self) -> bool {
-        !matches!(frame::next(&self.incoming, ByteOrder::Little, MAX_REQUEST), Next::Partial { .. })
+        !matches!(
+            frame::next(&self.incoming, ByteOrder::Little, MAX_REQUEST),
+            Next::Partial { .. }
+        )
     }
 
     fn is_full(&self) -> bool {
@@ -393,10 +480,12 @@ impl ControlClient {
 
     fn frame(&mut self, write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) {
         let mut body = Vec::new();
-        let written = write(&mut body).and_then(|()| u32::try_from(body.len()).map_err(io::Error::other));
+        let written =
+            write(&mut body).and_then(|()| u32::try_from(body.len()).map_err(io::Error::other));
         match written {
             Ok(length) => {
-                self.outgoing.extend_from_slice(&ByteOrder::Little.prefix(length));
+                self.outgoing
+                    .extend_from_slice(&ByteOrder::Little.prefix(length));
                 self.outgoing.extend_from_slice(&body);
             }
             Err(e) => {
@@ -412,10 +501,12 @@ impl Master {
     /// the next turn, before those that have been.
     pub(super) fn serve_control_clients(&mut self, events: &[Event], now: Instant) {
         let begin = Instant::now();
-        let ready = events.iter().filter_map(|event| match Token::of(event.token) {
-            Some(Token::ControlClient(number)) => Some((number, event)),
-            _ => None,
-        });
+        let ready = events
+            .iter()
+            .filter_map(|event| match Token::of(event.token) {
+                Some(Token::ControlClient(number)) => Some((number, event)),
+                _ => None,
+            });
         let last = self.control.last_served;
         let (after, before): (Vec<_>, Vec<_>) = ready.partition(|(number, _)| *number > last);
         for (number, event) in after.into_iter().chain(before) {
@@ -430,14 +521,23 @@ impl Master {
     /// Something happened on a control client's socket.
     fn serve_control(&mut self, number: u64, event: &Event, now: Instant) {
         // Taken out, so that answering may look at all of the master.
-        let Some(mut client) = self.control.clients.remove(&number) else { return };
+        let Some(mut client) = self.control.clients.remove(&number) else {
+            return;
+        };
         let outcome = self.converse(&mut client, event, now);
         self.put_back(number, client, outcome);
     }
 
     /// Answers a control client that waited. What else it has asked is looked at in the next turn.
-    pub(super) fn answer_late(&mut self, number: u64, answer: impl FnOnce(&mut ControlClient), now: Instant) {
-        let Some(mut client) = self.control.clients.remove(&number) else { return };
+    pub(super) fn answer_late(
+        &mut self,
+        number: u64,
+        answer: impl FnOnce(&mut ControlClient),
+        now: Instant,
+    ) {
+        let Some(mut client) = self.control.clients.remove(&number) else {
+            return;
+        };
         (client.waits, client.deadline) = (None, Some(now + PATIENCE));
         answer(&mut client);
         let outcome = client.send().map(|_| ());
@@ -458,12 +558,21 @@ impl Master {
         self.control.clients.insert(number, client);
     }
 
-    fn converse(&mut self, client: &mut ControlClient, event: &Event, now: Instant) -> Result<(), Over> {
+    fn converse(
+        &mut self,
+        client: &mut ControlClient,
+        event: &Event,
+        now: Instant,
+    ) -> Result<(), Over> {
         // Its hang-up: who has closed has no use for a later answer. What it asked before is done all the same.
         if client.interest().is_none() {
             return Err(Over);
         }
-        let heard = if event.readable { client.read() } else { Ok(()) };
+        let heard = if event.readable {
+            client.read()
+        } else {
+            Ok(())
+        };
         // The next request is looked at when the reply before it is gone: who does not read is not served.
         if client.send()? && client.waits.is_none() && !client.is_last {
             self.answer_next(client, now);
@@ -476,7 +585,10 @@ impl Master {
         match frame::next(&client.incoming, ByteOrder::Little, MAX_REQUEST) {
             Next::Partial { .. } => return,
             Next::TooLarge { length } => {
-                client.refuse(Code::TooLarge, &format!("a request is at most {MAX_REQUEST} bytes, not {length}"));
+                client.refuse(
+                    Code::TooLarge,
+                    &format!("a request is at most {MAX_REQUEST} bytes, not {length}"),
+                );
                 client.is_last = true;
             }
             Next::Whole { total } => {
@@ -486,6 +598,10 @@ impl Master {
                 client.is_last = self.control.roles.of(&client.peer) == Role::Nobody;
             }
         }
-        client.deadline = if client.waits.is_some() { None } else { Some(now + PATIENCE) };
+        client.deadline = if client.waits.is_some() {
+            None
+        } else {
+            Some(now + PATIENCE)
+        };
     }
 }

@@ -25,12 +25,17 @@ impl ControlLink {
     /// Puts the link of a daemon of this name, if its control socket is elsewhere than in its runtime directory.
     pub(super) fn put(name: &str, socket: &Path) -> Option<ControlLink> {
         env::var_os("RUNTIME_DIRECTORY").filter(|directory| !directory.is_empty())?;
-        let path = places(name, process::user(), |key| env::var_os(key)).into_iter().next()?;
+        let path = places(name, process::user(), |key| env::var_os(key))
+            .into_iter()
+            .next()?;
         if path == socket {
             return None;
         }
         match put(&path, socket) {
-            Ok(()) => Some(ControlLink { path, to: socket.to_owned() }),
+            Ok(()) => Some(ControlLink {
+                path,
+                to: socket.to_owned(),
+            }),
             Err(e) => {
                 let (path, socket) = (path.display(), socket.display());
                 log::warn!(
@@ -69,7 +74,10 @@ pub(super) fn remove_link(path: &Path) -> io::Result<()> {
         return Ok(());
     }
     if socket::is_unix_alive(path).unwrap_or(false) {
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, super::itself::ANOTHER));
+        return Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            super::itself::ANOTHER,
+        ));
     }
     fs::remove_file(path)
 }
@@ -83,18 +91,25 @@ mod tests {
     #[test]
     fn a_link_is_replaced_unless_somebody_listens_where_it_leads_to() {
         let directory = tempfile::tempdir().expect("a directory");
-        let [path, other, ours] = ["control.sock", "other", "ours"].map(|name| directory.path().join(name));
+        let [path, other, ours] =
+            ["control.sock", "other", "ours"].map(|name| directory.path().join(name));
         put(&path, &other).expect("nothing is there");
         put(&path, &ours).expect("it leads nowhere");
         assert_eq!(fs::read_link(&path).expect("a link"), ours);
         put(&path, &ours).expect("it is that one");
         let listener = UnixListener::bind(&ours).expect("the path is free");
-        assert_eq!(put(&path, &other).expect_err("it is alive").kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(
+            put(&path, &other).expect_err("it is alive").kind(),
+            io::ErrorKind::AddrInUse
+        );
         drop(listener);
         put(&path, &other).expect("it is dead");
         fs::remove_file(&path).expect("it is ours");
         fs::write(&path, "").expect("it is ours");
-        assert_eq!(put(&path, &other).expect_err("a file").kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(
+            put(&path, &other).expect_err("a file").kind(),
+            io::ErrorKind::AlreadyExists
+        );
         remove_link(&path).expect("a file is no link");
         assert!(path.exists());
     }

@@ -175,8 +175,11 @@ impl Label for Cause {
 }
 
 impl Label for Verdict {
-    const ALL: &'static [(Verdict, &'static str)] =
-        &[(Verdict::Applied, "applied"), (Verdict::Rejected, "rejected"), (Verdict::RolledBack, "rolled_back")];
+    const ALL: &'static [(Verdict, &'static str)] = &[
+        (Verdict::Applied, "applied"),
+        (Verdict::Rejected, "rejected"),
+        (Verdict::RolledBack, "rolled_back"),
+    ];
 }
 
 /// A count for each kind. The next master reads it by the names, as it may know of other kinds.
@@ -189,14 +192,23 @@ pub(super) struct By<L: Label> {
 
 impl<L: Label> Default for By<L> {
     fn default() -> By<L> {
-        By { counts: vec![0; L::ALL.len()], kind: std::marker::PhantomData }
+        By {
+            counts: vec![0; L::ALL.len()],
+            kind: std::marker::PhantomData,
+        }
     }
 }
 
 impl<L: Label> From<BTreeMap<String, u64>> for By<L> {
     fn from(named: BTreeMap<String, u64>) -> By<L> {
-        let counts = L::ALL.iter().map(|(_, name)| named.get(*name).copied().unwrap_or_default()).collect();
-        By { counts, kind: std::marker::PhantomData }
+        let counts = L::ALL
+            .iter()
+            .map(|(_, name)| named.get(*name).copied().unwrap_or_default())
+            .collect();
+        By {
+            counts,
+            kind: std::marker::PhantomData,
+        }
     }
 }
 
@@ -214,22 +226,38 @@ impl<L: Label> By<L> {
 
     /// Adds all of another one.
     pub(super) fn add_all(&mut self, other: &By<L>) {
-        self.counts.iter_mut().zip(&other.counts).for_each(|(count, n)| *count = count.saturating_add(*n));
+        self.counts
+            .iter_mut()
+            .zip(&other.counts)
+            .for_each(|(count, n)| *count = count.saturating_add(*n));
     }
 
     /// What was counted after `before`.
     pub(super) fn since(&self, before: &By<L>) -> By<L> {
-        let counts = self.counts.iter().zip(&before.counts).map(|(now, before)| now.saturating_sub(*before)).collect();
-        By { counts, kind: std::marker::PhantomData }
+        let counts = self
+            .counts
+            .iter()
+            .zip(&before.counts)
+            .map(|(now, before)| now.saturating_sub(*before))
+            .collect();
+        By {
+            counts,
+            kind: std::marker::PhantomData,
+        }
     }
 
     pub(super) fn total(&self) -> u64 {
-        self.counts.iter().fold(0, |sum, count| sum.saturating_add(*count))
+        self.counts
+            .iter()
+            .fold(0, |sum, count| sum.saturating_add(*count))
     }
 
     /// Each kind by its name.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        L::ALL.iter().map(|(_, name)| *name).zip(self.counts.iter().copied())
+        L::ALL
+            .iter()
+            .map(|(_, name)| *name)
+            .zip(self.counts.iter().copied())
     }
 }
 
@@ -252,7 +280,10 @@ impl<L: Label> fmt::Display for By<L> {
 }
 
 fn place<L: Label>(kind: L) -> usize {
-    L::ALL.iter().position(|(other, _)| *other == kind).expect("every kind has a name")
+    L::ALL
+        .iter()
+        .position(|(other, _)| *other == kind)
+        .expect("every kind has a name")
 }
 
 /// What a worker, or all that were at a seat, did.
@@ -311,7 +342,11 @@ const MOST_METHODS: usize = 256;
 
 impl Default for Tally {
     fn default() -> Tally {
-        Tally { methods: BTreeMap::new(), buckets: vec![0; BUCKETS], sum: 0 }
+        Tally {
+            methods: BTreeMap::new(),
+            buckets: vec![0; BUCKETS],
+            sum: 0,
+        }
     }
 }
 
@@ -331,13 +366,19 @@ impl Tally {
 
     /// All requests.
     pub(super) fn requests(&self) -> u64 {
-        self.methods.values().flatten().fold(0, |sum, count| sum.saturating_add(*count))
+        self.methods
+            .values()
+            .flatten()
+            .fold(0, |sum, count| sum.saturating_add(*count))
     }
 
     fn add_method(&mut self, name: &str, answered: [u64; 2]) {
-        let is_told_apart =
-            self.methods.contains_key(name) || (is_method_name(name) && self.methods.len() < MOST_METHODS);
-        let sums = self.methods.entry(if is_told_apart { name } else { OTHER }.to_owned()).or_default();
+        let is_told_apart = self.methods.contains_key(name)
+            || (is_method_name(name) && self.methods.len() < MOST_METHODS);
+        let sums = self
+            .methods
+            .entry(if is_told_apart { name } else { OTHER }.to_owned())
+            .or_default();
         for (sum, count) in sums.iter_mut().zip(answered) {
             *sum = sum.saturating_add(count);
         }
@@ -354,13 +395,22 @@ mod tests {
         counts.add(Cause::Oom, 2);
         counts.add(Cause::Late, 1);
         let told: Vec<_> = counts.iter().filter(|(_, count)| *count > 0).collect();
-        assert_eq!((told, counts.total(), counts[Cause::Oom]), (vec![("oom", 2), ("late", 1)], 3, 2));
+        assert_eq!(
+            (told, counts.total(), counts[Cause::Oom]),
+            (vec![("oom", 2), ("late", 1)], 3, 2)
+        );
     }
 
     #[test]
     fn a_death_has_one_cause() {
-        let fault = Exit::Signal { number: 11, core: false };
-        let killed = Exit::Signal { number: 9, core: false };
+        let fault = Exit::Signal {
+            number: 11,
+            core: false,
+        };
+        let killed = Exit::Signal {
+            number: 9,
+            core: false,
+        };
         for (exit, is_out_of_memory, killed_for, cause) in [
             (fault, false, None, Cause::Crash),
             (killed, false, None, Cause::Signal),
@@ -370,7 +420,11 @@ mod tests {
             // It was faster.
             (Exit::Status(3), false, Some(Cause::Late), Cause::Exit),
         ] {
-            assert_eq!(Cause::of(exit, is_out_of_memory, killed_for), cause, "{exit}");
+            assert_eq!(
+                Cause::of(exit, is_out_of_memory, killed_for),
+                cause,
+                "{exit}"
+            );
         }
     }
 

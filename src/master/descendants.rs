@@ -23,13 +23,24 @@ impl Master {
             return;
         }
         let children = process::children();
-        let of_session = |session: u32| children.iter().filter(move |child| child.session == session);
-        for child in self.ended_sessions.iter().flat_map(|session| of_session(*session)) {
+        let of_session = |session: u32| {
+            children
+                .iter()
+                .filter(move |child| child.session == session)
+        };
+        for child in self
+            .ended_sessions
+            .iter()
+            .flat_map(|session| of_session(*session))
+        {
             let Child { pid, group, .. } = *child;
-            log::debug!("process {pid} was started by a worker that has ended; killing its process group {group}");
+            log::debug!(
+                "process {pid} was started by a worker that has ended; killing its process group {group}"
+            );
             // It may have ended since.
             let _ = process::kill_group(group);
         }
-        self.ended_sessions.retain(|session| of_session(*session).next().is_some());
+        self.ended_sessions
+            .retain(|session| of_session(*session).next().is_some());
     }
 }

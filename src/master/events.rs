@@ -32,14 +32,25 @@ impl Events {
     /// Something happened. Its level is that of its kind, and its sentence is the log's, with what it is about as fields.
     pub(super) fn note(&mut self, kind: Kind, about: About, message: impl fmt::Display) {
         let message = message.to_string();
-        let fields = Fields { kind, about: &about };
+        let fields = Fields {
+            kind,
+            about: &about,
+        };
         let args = format_args!("{message}");
-        let record = Record::builder().args(args).level(level(kind)).target(TARGET).key_values(&fields).build();
+        let record = Record::builder()
+            .args(args)
+            .level(level(kind))
+            .target(TARGET)
+            .key_values(&fields)
+            .build();
         if record.level() <= log::max_level() {
             log::logger().log(&record);
         }
         self.last += 1;
-        let at = SystemTime::UNIX_EPOCH.elapsed().unwrap_or(Duration::ZERO).as_secs_f64();
+        let at = SystemTime::UNIX_EPOCH
+            .elapsed()
+            .unwrap_or(Duration::ZERO)
+            .as_secs_f64();
         let level = match level(kind) {
             Level::Error => LogLevel::Error,
             Level::Warn => LogLevel::Warn,
@@ -50,7 +61,14 @@ impl Events {
             self.kept.pop_front();
         }
         let message = Escaped(message).to_string();
-        self.kept.push_back(Event { id: self.last, at, level, event: kind, message, about });
+        self.kept.push_back(Event {
+            id: self.last,
+            at,
+            level,
+            event: kind,
+            message,
+            about,
+        });
     }
 
     /// The next one has the number behind this one, as a master before has told of that one.
@@ -69,7 +87,10 @@ impl Events {
         let after = if after > self.last { 0 } else { after };
         let forgotten = self.last - self.kept.len() as u64;
         let skip = after.saturating_sub(forgotten) as usize;
-        Since { events: self.kept.iter().skip(skip).cloned().collect(), lost: forgotten.saturating_sub(after) }
+        Since {
+            events: self.kept.iter().skip(skip).cloned().collect(),
+            lost: forgotten.saturating_sub(after),
+        }
     }
 }
 
@@ -84,12 +105,19 @@ pub(super) struct Asker {
 
 impl Asker {
     pub(super) fn signal(name: &'static str) -> Asker {
-        Asker { what: name, who: None }
+        Asker {
+            what: name,
+            who: None,
+        }
     }
 
     /// An event that it asked for.
     pub(super) fn about(&self) -> About {
-        About { uid: self.who.map(|who| who.uid), asker: self.who.map(|who| who.pid), ..About::default() }
+        About {
+            uid: self.who.map(|who| who.uid),
+            asker: self.who.map(|who| who.pid),
+            ..About::default()
+        }
     }
 }
 
@@ -110,7 +138,17 @@ struct Fields<'a> {
 
 impl Source for Fields<'_> {
     fn visit<'kvs>(&'kvs self, visitor: &mut dyn VisitSource<'kvs>) -> Result<(), kv::Error> {
-        let About { worker, pid, seat, generation, client, clients, workers, uid, asker } = *self.about;
+        let About {
+            worker,
+            pid,
+            seat,
+            generation,
+            client,
+            clients,
+            workers,
+            uid,
+            asker,
+        } = *self.about;
         visitor.visit_pair(Key::from_str("event"), Value::from(self.kind.as_str()))?;
         let numbers = [
             ("worker", worker.map(|id| id.0)),
@@ -126,7 +164,9 @@ impl Source for Fields<'_> {
         numbers
             .into_iter()
             .filter_map(|(key, number)| Some((key, number?)))
-            .try_for_each(|(key, number)| visitor.visit_pair(Key::from_str(key), Value::from(number)))
+            .try_for_each(|(key, number)| {
+                visitor.visit_pair(Key::from_str(key), Value::from(number))
+            })
     }
 }
 
@@ -164,7 +204,13 @@ mod tests {
     #[test]
     fn events_are_kept_for_a_while_and_those_forgotten_are_counted() {
         let mut events = Events::default();
-        assert_eq!(events.since(0), Since { events: Vec::new(), lost: 0 });
+        assert_eq!(
+            events.since(0),
+            Since {
+                events: Vec::new(),
+                lost: 0
+            }
+        );
         for _ in 0..KEPT + 3 {
             events.note(Kind::Scaled, About::default(), "more\nworkers");
         }
@@ -173,7 +219,13 @@ mod tests {
         let all = events.since(0);
         assert_eq!((all.lost, all.events.len(), all.events[0].id), (3, KEPT, 4));
         assert_eq!(all.events[0].message, "more\\nworkers");
-        assert_eq!((numbers(&events.since(last - 2)), events.since(last - 2).lost), (vec![last - 1, last], 0));
+        assert_eq!(
+            (
+                numbers(&events.since(last - 2)),
+                events.since(last - 2).lost
+            ),
+            (vec![last - 1, last], 0)
+        );
         assert_eq!((events.since(2).lost, events.since(3).lost), (1, 0));
         assert_eq!(events.since(last).events, []);
         // From before a restart.

@@ -71,20 +71,43 @@ impl Exporter {
         Exporter::over(listener, None, start, now)
     }
 
-    fn over(listener: ExporterListener, outage: Option<Outage>, start: Start, now: Instant) -> Exporter {
+    fn over(
+        listener: ExporterListener,
+        outage: Option<Outage>,
+        start: Start,
+        now: Instant,
+    ) -> Exporter {
         let jitter = Jitter::new(clock::monotonic());
-        Exporter { listener, outage, start, state: State::Due(now), streak: 0, jitter }
+        Exporter {
+            listener,
+            outage,
+            start,
+            state: State::Due(now),
+            streak: 0,
+            jitter,
+        }
     }
 
     /// Binds the address. If there are clients and it cannot be had, it is tried again.
     ///
     /// # Errors
     /// Those of [`ExporterListener::bind`], unless there are clients.
-    pub(super) fn open(address: &Address, start: Start, has_clients: bool, now: Instant) -> Result<Exporter, Error> {
+    pub(super) fn open(
+        address: &Address,
+        start: Start,
+        has_clients: bool,
+        now: Instant,
+    ) -> Result<Exporter, Error> {
         match ExporterListener::bind(address) {
             Err(e) if has_clients => {
-                let missing = ExporterListener::missing(address).map_err(Error::system("make a socket"))?;
-                Ok(Exporter::over(missing, Some(Outage::after(&e, now)), start, now))
+                let missing =
+                    ExporterListener::missing(address).map_err(Error::system("make a socket"))?;
+                Ok(Exporter::over(
+                    missing,
+                    Some(Outage::after(&e, now)),
+                    start,
+                    now,
+                ))
             }
             bound => bound.map(|listener| Exporter::new(listener, start, now)),
         }
@@ -155,7 +178,10 @@ impl Exporter {
         }
         self.end();
         self.state = State::Due(now);
-        Some(format!("metrics are served on {} again", self.listener.address))
+        Some(format!(
+            "metrics are served on {} again",
+            self.listener.address
+        ))
     }
 
     /// Starts it if it is time to.
@@ -166,11 +192,18 @@ impl Exporter {
         match self.spawn(executable) {
             Ok((pid, channel)) => {
                 log::debug!("exporter (pid {pid}) started");
-                self.state = State::Running { pid, since: now, channel };
+                self.state = State::Running {
+                    pid,
+                    since: now,
+                    channel,
+                };
             }
             Err(e) => {
                 let wait = self.back_off(now);
-                log::error!("the exporter cannot be started: {e}; trying again in {} ms", wait.as_millis());
+                log::error!(
+                    "the exporter cannot be started: {e}; trying again in {} ms",
+                    wait.as_millis()
+                );
             }
         }
     }
@@ -178,11 +211,19 @@ impl Exporter {
     fn spawn(&self, executable: &Executable) -> io::Result<(u32, Channel<ToExporter, Nothing>)> {
         let (mut channel, theirs) = Channel::pair()?;
         // First of all, so that the process finds it there.
-        match channel.send(&ToExporter::Start(self.start.clone()), &[self.listener.as_fd()])? {
+        match channel.send(
+            &ToExporter::Start(self.start.clone()),
+            &[self.listener.as_fd()],
+        )? {
             Sent::Queued => {}
-            Sent::Full | Sent::Closed => return Err(io::Error::other("too many descriptors are under way")),
+            Sent::Full | Sent::Closed => {
+                return Err(io::Error::other("too many descriptors are under way"));
+            }
         }
-        Ok((executable.spawn(&self.start.name, &["metrics"], theirs)?, channel))
+        Ok((
+            executable.spawn(&self.start.name, &["metrics"], theirs)?,
+            channel,
+        ))
     }
 
     /// Has it started again after a wait that grows from death to death.
@@ -195,7 +236,9 @@ impl Exporter {
 
     /// Whether that child was the exporter, which has ended now.
     pub(super) fn take_death(&mut self, child: u32, exit: Exit, now: Instant) -> bool {
-        let State::Running { pid, since, .. } = self.state else { return false };
+        let State::Running { pid, since, .. } = self.state else {
+            return false;
+        };
         if pid != child {
             return false;
         }
@@ -203,7 +246,10 @@ impl Exporter {
             self.streak = 0;
         }
         let wait = self.back_off(now);
-        log::warn!("exporter (pid {pid}) {exit}; its successor starts in {} ms", wait.as_millis());
+        log::warn!(
+            "exporter (pid {pid}) {exit}; its successor starts in {} ms",
+            wait.as_millis()
+        );
         true
     }
 
@@ -218,7 +264,9 @@ impl Exporter {
 
     /// Has it open the log file again.
     pub(super) fn reopen_log(&mut self, now: Instant) {
-        let State::Running { channel, .. } = &mut self.state else { return };
+        let State::Running { channel, .. } = &mut self.state else {
+            return;
+        };
         if !matches!(channel.send(&ToExporter::Reopen, &[]), Ok(Sent::Queued)) {
             // It is stopped, or dead and not collected yet. Its successor opens the new file.
             self.end();
@@ -228,7 +276,9 @@ impl Exporter {
 
     /// Ends the process. The end of its channel would do, but not if it is stopped; and nobody waits for it.
     fn end(&self) {
-        let State::Running { pid, .. } = self.state else { return };
+        let State::Running { pid, .. } = self.state else {
+            return;
+        };
         if let Err(e) = process::kill_child(pid) {
             log::error!("cannot kill the exporter (pid {pid}): {e}");
         }
@@ -244,9 +294,12 @@ impl Drop for Exporter {
 impl Master {
     /// Has the exporter run, if there is to be one.
     pub(super) fn keep_exporter(&mut self, now: Instant) {
-        let Some(exporter) = &mut self.exporter else { return };
+        let Some(exporter) = &mut self.exporter else {
+            return;
+        };
         if let Some(sentence) = exporter.bind_ended(&self.poller, now) {
-            self.events.note(Kind::ListenerOpened, About::default(), sentence);
+            self.events
+                .note(Kind::ListenerOpened, About::default(), sentence);
         }
         exporter.keep(&self.executable, now);
     }
@@ -261,8 +314,8 @@ impl Master {
                 Ok(Planned::Keep)
             }
             Some(address) => {
-                let bound =
-                    ExporterListener::bind(address).map_err(|e| self.own_addresses().named_in(e, Some(address)));
+                let bound = ExporterListener::bind(address)
+                    .map_err(|e| self.own_addresses().named_in(e, Some(address)));
                 bound.map(|listener| Planned::New(Box::new(listener)))
             }
             None => Ok(Planned::Gone),
@@ -271,7 +324,9 @@ impl Master {
 
     /// Has one again, which there was until just now.
     pub(super) fn bind_exporter(&mut self, now: Instant) {
-        let Some(address) = &self.config.metrics.listen else { return };
+        let Some(address) = &self.config.metrics.listen else {
+            return;
+        };
         let start = start(&self.name, &self.config, self.control_listener.path());
         match Exporter::open(address, start, true, now) {
             Ok(exporter) => {
@@ -304,7 +359,14 @@ impl Master {
 
 /// What an exporter is told.
 pub(super) fn start(name: &str, config: &Config, control: &Path) -> Start {
-    let names = || config.metrics.hosts.iter().map(|HostName(name)| name.clone()).collect();
+    let names = || {
+        config
+            .metrics
+            .hosts
+            .iter()
+            .map(|HostName(name)| name.clone())
+            .collect()
+    };
     Start {
         name: name.to_owned(),
         control: control.as_os_str().as_bytes().to_owned(),

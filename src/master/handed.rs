@@ -33,10 +33,16 @@ impl Handed {
     /// # Errors
     /// When the environment contradicts itself, or what it speaks of is not there.
     pub fn take() -> Result<Handed, Error> {
-        let fail = |why: String| Error::Unavailable(format!("cannot take over the sockets of systemd: {why}"));
+        let fail = |why: String| {
+            Error::Unavailable(format!("cannot take over the sockets of systemd: {why}"))
+        };
         let names = names(|key| env::var_os(key), std::process::id()).map_err(fail)?;
-        let sockets = inherited::take(names.len() as u32)
-            .map_err(|e| fail(format!("LISTEN_FDS={}, and not all of them are there: {e}", names.len())))?;
+        let sockets = inherited::take(names.len() as u32).map_err(|e| {
+            fail(format!(
+                "LISTEN_FDS={}, and not all of them are there: {e}",
+                names.len()
+            ))
+        })?;
         Ok(Handed(names.into_iter().zip(sockets).collect()))
     }
 
@@ -52,14 +58,18 @@ impl Handed {
 
     /// Takes out what a master before this one has left.
     pub(super) fn take_kept(&mut self) -> Vec<(String, OwnedFd)> {
-        self.0.extract_if(.., |(name, _)| name.starts_with(KEPT)).collect()
+        self.0
+            .extract_if(.., |(name, _)| name.starts_with(KEPT))
+            .collect()
     }
 
     /// Whether a client waits at one of them. systemd starts a service whose start has failed again at once for it, and
     /// gives its socket up after `TriggerLimitBurst=` of systemd.socket(5) starts.
     #[must_use]
     pub fn is_awaited(&self) -> bool {
-        let waits = |(_, socket): &(String, OwnedFd)| poll::wait_for(socket, Interest::Read, Duration::ZERO);
+        let waits = |(_, socket): &(String, OwnedFd)| {
+            poll::wait_for(socket, Interest::Read, Duration::ZERO)
+        };
         self.0.iter().any(|socket| waits(socket).unwrap_or(false))
     }
 
@@ -76,13 +86,22 @@ impl Handed {
         let mut all = Vec::new();
         for entry in entries {
             match &entry.source {
-                Source::Bound(address) => all.push(Wanted { entry, place: Place::Bound(address.clone()) }),
+                Source::Bound(address) => all.push(Wanted {
+                    entry,
+                    place: Place::Bound(address.clone()),
+                }),
                 Source::Handed(name) => {
                     let before = all.len();
                     let indices = (0..self.0.len()).filter(|&index| self.0[index].0 == *name);
-                    all.extend(indices.map(|index| Wanted { entry, place: Place::Handed(index) }));
+                    all.extend(indices.map(|index| Wanted {
+                        entry,
+                        place: Place::Handed(index),
+                    }));
                     if all.len() == before {
-                        return Err(Error::Unavailable(format!("cannot listen on systemd:{name}: {}", self.names())));
+                        return Err(Error::Unavailable(format!(
+                            "cannot listen on systemd:{name}: {}",
+                            self.names()
+                        )));
                     }
                 }
             }
@@ -99,10 +118,20 @@ impl Handed {
         let address = match inherited::examine(socket)? {
             Found::Tcp(address) | Found::Ended(address) => Address::Tcp(address),
             Found::Unix(path) => Address::Unix(path),
-            Found::UnixWithoutPath => return Err(io::Error::other("it has no path, so that anybody could connect")),
-            Found::NoListener => return Err(io::Error::other("it does not listen; its unit must not say Accept=yes")),
+            Found::UnixWithoutPath => {
+                return Err(io::Error::other(
+                    "it has no path, so that anybody could connect",
+                ));
+            }
+            Found::NoListener => {
+                return Err(io::Error::other(
+                    "it does not listen; its unit must not say Accept=yes",
+                ));
+            }
             Found::OtherSocket | Found::NoSocket => {
-                return Err(io::Error::other("it is no stream socket of TCP or Unix (ListenStream=)"));
+                return Err(io::Error::other(
+                    "it is no stream socket of TCP or Unix (ListenStream=)",
+                ));
             }
         };
         let copy = inherited::copy_listener(socket, matches!(address, Address::Tcp(_)))?;
@@ -125,14 +154,23 @@ impl Handed {
             Ok(Found::Unix(path)) => *address == Address::Unix(path),
             Ok(_) | Err(_) => false,
         };
-        self.0.iter().find(|(_, socket)| is_there(socket)).map(|(name, _)| name.as_str())
+        self.0
+            .iter()
+            .find(|(_, socket)| is_there(socket))
+            .map(|(name, _)| name.as_str())
     }
 
     /// Says which of them nobody wants, for clients may wait there in vain.
     pub(super) fn warn_of_unused(&self, entries: &[Listen]) {
-        let is_wanted = |name: &String| entries.iter().any(|entry| entry.source == Source::Handed(name.clone()));
+        let is_wanted = |name: &String| {
+            entries
+                .iter()
+                .any(|entry| entry.source == Source::Handed(name.clone()))
+        };
         for (name, _) in self.0.iter().filter(|(name, _)| !is_wanted(name)) {
-            log::warn!("systemd has handed over a socket named {name}, and no entry of listen is \"systemd:{name}\"");
+            log::warn!(
+                "systemd has handed over a socket named {name}, and no entry of listen is \"systemd:{name}\""
+            );
         }
     }
 
@@ -144,7 +182,11 @@ impl Handed {
         let mut sentence = "no socket of that name was handed over, only ".to_owned();
         for (index, (name, _)) in self.0.iter().enumerate() {
             // Into a String it cannot fail.
-            let _ = write!(sentence, "{}systemd:{name}", if index == 0 { "" } else { ", " });
+            let _ = write!(
+                sentence,
+                "{}systemd:{name}",
+                if index == 0 { "" } else { ", " }
+            );
         }
         sentence
     }
@@ -170,8 +212,17 @@ fn names(var: impl Fn(&str) -> Option<OsString>, pid: u32) -> Result<Vec<String>
         Some(_) if count == 0 => Ok(Vec::new()),
         Some(names) => {
             let names: Vec<String> = names.split(':').map(str::to_owned).collect();
-            let mismatch = || format!("LISTEN_FDS={count}, but LISTEN_FDNAMES has {} names", names.len());
-            if names.len() == count { Ok(names) } else { Err(mismatch()) }
+            let mismatch = || {
+                format!(
+                    "LISTEN_FDS={count}, but LISTEN_FDNAMES has {} names",
+                    names.len()
+                )
+            };
+            if names.len() == count {
+                Ok(names)
+            } else {
+                Err(mismatch())
+            }
         }
     }
 }
@@ -185,20 +236,46 @@ mod tests {
     use super::*;
 
     fn named(vars: &[(&str, &str)]) -> Result<Vec<String>, String> {
-        names(|key| vars.iter().find(|(k, _)| *k == key).map(|(_, value)| OsString::from(value)), 42)
+        names(
+            |key| {
+                vars.iter()
+                    .find(|(k, _)| *k == key)
+                    .map(|(_, value)| OsString::from(value))
+            },
+            42,
+        )
     }
 
     #[test]
     fn names_are_those_of_this_process_or_there_are_none() {
-        let ours = |fds, names| named(&[("LISTEN_PID", "42"), ("LISTEN_FDS", fds), ("LISTEN_FDNAMES", names)]);
+        let ours = |fds, names| {
+            named(&[
+                ("LISTEN_PID", "42"),
+                ("LISTEN_FDS", fds),
+                ("LISTEN_FDNAMES", names),
+            ])
+        };
         assert_eq!(ours("2", "rpc:rpc"), Ok(vec!["rpc".to_owned(); 2]));
-        assert_eq!(ours("1", "fdpassd.socket"), Ok(vec!["fdpassd.socket".to_owned()]));
+        assert_eq!(
+            ours("1", "fdpassd.socket"),
+            Ok(vec!["fdpassd.socket".to_owned()])
+        );
         assert_eq!(ours("0", ""), Ok(Vec::new()));
-        assert_eq!(named(&[("LISTEN_PID", "42"), ("LISTEN_FDS", "1")]), Ok(vec!["unknown".to_owned()]));
+        assert_eq!(
+            named(&[("LISTEN_PID", "42"), ("LISTEN_FDS", "1")]),
+            Ok(vec!["unknown".to_owned()])
+        );
         for another in ["43", "", "x", "-42"] {
-            assert_eq!(named(&[("LISTEN_PID", another), ("LISTEN_FDS", "1")]), Ok(Vec::new()), "{another}");
+            assert_eq!(
+                named(&[("LISTEN_PID", another), ("LISTEN_FDS", "1")]),
+                Ok(Vec::new()),
+                "{another}"
+            );
         }
-        assert_eq!(named(&[("LISTEN_FDS", "1"), ("LISTEN_FDNAMES", "rpc")]), Ok(Vec::new()));
+        assert_eq!(
+            named(&[("LISTEN_FDS", "1"), ("LISTEN_FDNAMES", "rpc")]),
+            Ok(Vec::new())
+        );
         for (fds, names, why) in [
             ("2", "rpc", "LISTEN_FDS=2, but LISTEN_FDNAMES has 1 names"),
             ("0x1", "rpc", "LISTEN_FDS=0x1 is no number up to 65536"),
@@ -222,14 +299,30 @@ mod tests {
         let sockets: Vec<OwnedFd> = vec![
             tcp.into(),
             unix.into(),
-            UnixListener::bind_addr(&name).expect("the name is free").into(),
+            UnixListener::bind_addr(&name)
+                .expect("the name is free")
+                .into(),
             connection.into(),
             UdpSocket::bind("127.0.0.1:0").expect("a free port").into(),
-            UnixDatagram::bind(path("datagrams")).expect("the path is free").into(),
-            std::fs::File::open("/dev/null").expect("it is there").into(),
+            UnixDatagram::bind(path("datagrams"))
+                .expect("the path is free")
+                .into(),
+            std::fs::File::open("/dev/null")
+                .expect("it is there")
+                .into(),
         ];
-        let handed = Handed(sockets.into_iter().map(|socket| ("rpc".to_owned(), socket)).collect());
-        let found = |index| handed.listener(index).map(|(_, address)| address).map_err(|e| e.to_string());
+        let handed = Handed(
+            sockets
+                .into_iter()
+                .map(|socket| ("rpc".to_owned(), socket))
+                .collect(),
+        );
+        let found = |index| {
+            handed
+                .listener(index)
+                .map(|(_, address)| address)
+                .map_err(|e| e.to_string())
+        };
         assert_eq!(found(0), Ok(Address::Tcp(at)));
         assert_eq!(found(1), Ok(Address::Unix(path("rpc"))));
         for (index, why) in [

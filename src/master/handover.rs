@@ -55,7 +55,11 @@ pub(super) fn check_version(version: u64, oldest: u64) -> Result<(), String> {
     if number(version) > 0 && (is_older || is_readable) {
         return Ok(());
     }
-    Err(format!("it is of version {}, and this is {}", number(version), number(MAGIC)))
+    Err(format!(
+        "it is of version {}, and this is {}",
+        number(version),
+        number(MAGIC)
+    ))
 }
 
 const WHAT: usize = 0;
@@ -129,7 +133,8 @@ pub(super) struct ListenerRecord {
 impl Handover {
     /// What another version wrote. A member that cannot be read is left out, and the others count.
     fn of_json(text: &[u8]) -> Result<Handover, String> {
-        let mut members: Map<String, Value> = serde_json::from_slice(text).map_err(|e| e.to_string())?;
+        let mut members: Map<String, Value> =
+            serde_json::from_slice(text).map_err(|e| e.to_string())?;
         members.retain(|name, value| {
             let alone = Map::from_iter([(name.clone(), value.clone())]);
             serde_json::from_value::<Handover>(alone.into()).is_ok()
@@ -141,7 +146,11 @@ impl Handover {
 impl ListenerRecord {
     /// One of which only the address is known.
     pub(super) fn at(number: u32, address: String) -> ListenerRecord {
-        ListenerRecord { number, address, ..ListenerRecord::default() }
+        ListenerRecord {
+            number,
+            address,
+            ..ListenerRecord::default()
+        }
     }
 }
 
@@ -160,7 +169,10 @@ impl Book {
     }
 
     fn over(file: File) -> io::Result<Book> {
-        Ok(Book { words: Words::map(&file, WORDS)?, file })
+        Ok(Book {
+            words: Words::map(&file, WORDS)?,
+            file,
+        })
     }
 
     /// It is of this version from now on.
@@ -230,7 +242,9 @@ impl Book {
             return Err("its length is nonsense".to_owned());
         }
         let mut text = vec![0; length as usize];
-        self.file.read_exact_at(&mut text, PAGE + index * HALF_LENGTH).map_err(|e| e.to_string())?;
+        self.file
+            .read_exact_at(&mut text, PAGE + index * HALF_LENGTH)
+            .map_err(|e| e.to_string())?;
         Handover::of_json(&text)
     }
 }
@@ -242,7 +256,11 @@ mod tests {
     #[test]
     fn a_book_says_what_was_written_last_and_one_that_is_none_is_refused() {
         let book = Book::new().expect("memfd");
-        let written = |events| Handover { events, last_generation: 7, ..Handover::default() };
+        let written = |events| Handover {
+            events,
+            last_generation: 7,
+            ..Handover::default()
+        };
         for events in 1..5 {
             book.write(&written(events)).expect("there is room");
             book.note(events * 10, events, events + 1);
@@ -251,7 +269,10 @@ mod tests {
             let figures = (again.next_client(), again.refused(), again.clients());
             assert_eq!(figures, (events * 10, events, Some(events + 1)));
         }
-        let too_long = Handover { config: "x".repeat(HALF_LENGTH as usize), ..written(9) };
+        let too_long = Handover {
+            config: "x".repeat(HALF_LENGTH as usize),
+            ..written(9)
+        };
         assert!(book.write(&too_long).is_err());
         assert_eq!(book.read().expect("it is as it was").events, 4);
 
@@ -260,7 +281,8 @@ mod tests {
         book.words[HALF].store(9 << 1, Ordering::Relaxed);
         assert!(book.read().is_err(), "cut short");
         let found = |version: u8, oldest: u8| {
-            let word = |number| u64::from_le_bytes([b'f', b'd', b'p', b'a', b's', b's', b'd', number]);
+            let word =
+                |number| u64::from_le_bytes([b'f', b'd', b'p', b'a', b's', b's', b'd', number]);
             book.words[WHAT].store(word(version), Ordering::Relaxed);
             book.words[WHAT_FOR].store(word(oldest), Ordering::Relaxed);
             Book::found(book.file().try_clone().expect("dup")).map(drop)
@@ -270,10 +292,16 @@ mod tests {
         }
         for (version, oldest) in [(3, 3), (200, 199), (0, 0)] {
             let error = found(version, oldest).expect_err("it cannot be read");
-            assert!(error.contains(&format!("it is of version {version}, and this is 2")), "{error}");
+            assert!(
+                error.contains(&format!("it is of version {version}, and this is 2")),
+                "{error}"
+            );
         }
         book.words[WHAT].store(7, Ordering::Relaxed);
-        assert!(Book::found(book.file().try_clone().expect("dup")).is_err(), "it is nothing of fdpassd");
+        assert!(
+            Book::found(book.file().try_clone().expect("dup")).is_err(),
+            "it is nothing of fdpassd"
+        );
         assert!(Book::found(sealed_file(c"x", 4096).expect("memfd")).is_err());
         assert!(Book::found(File::open("/dev/null").expect("open")).is_err());
     }

@@ -44,14 +44,26 @@ impl Master {
         now: Instant,
     ) {
         if !clients.is_empty() {
-            log::debug!("{} clients wait for the end of their handshakes", clients.len());
-            self.handshakes.push(Handshakes { desk, clients, is_timed_out, due: now + FIRST, wait: FIRST });
+            log::debug!(
+                "{} clients wait for the end of their handshakes",
+                clients.len()
+            );
+            self.handshakes.push(Handshakes {
+                desk,
+                clients,
+                is_timed_out,
+                due: now + FIRST,
+                wait: FIRST,
+            });
         }
     }
 
     /// When they are looked at.
     pub(super) fn handshakes_deadline(&self) -> Option<Instant> {
-        self.handshakes.iter().map(|handshakes| handshakes.due).min()
+        self.handshakes
+            .iter()
+            .map(|handshakes| handshakes.due)
+            .min()
     }
 
     /// Takes in those whose handshakes are complete, or whose connections have ended.
@@ -69,7 +81,12 @@ impl Master {
     }
 
     fn take_complete(&mut self, handshakes: &mut Handshakes) {
-        let Handshakes { desk, clients, is_timed_out, .. } = handshakes;
+        let Handshakes {
+            desk,
+            clients,
+            is_timed_out,
+            ..
+        } = handshakes;
         for (slot, client) in std::mem::take(clients) {
             match recover_after_death(slot, client, None, desk, *is_timed_out) {
                 Ok((unleased, _)) => drop(self.take_in(vec![Ok(unleased)], Reason::Death)),
@@ -87,7 +104,10 @@ impl Master {
         for mut handshakes in std::mem::take(&mut self.handshakes) {
             self.take_complete(&mut handshakes);
             let why = std::io::ErrorKind::WouldBlock.into();
-            handshakes.clients.into_iter().for_each(|(_, client)| self.lose(Loss::of(&why), &why, client));
+            handshakes
+                .clients
+                .into_iter()
+                .for_each(|(_, client)| self.lose(Loss::of(&why), &why, client));
         }
     }
 }

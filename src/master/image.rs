@@ -181,7 +181,8 @@ impl Image {
     /// Reads one, as far as the length tells.
     pub(super) fn read(file: &File, length: u64) -> Result<Image, String> {
         let mut text = vec![0; usize::try_from(length).map_err(|e| e.to_string())?];
-        file.read_exact_at(&mut text, 0).map_err(|e| e.to_string())?;
+        file.read_exact_at(&mut text, 0)
+            .map_err(|e| e.to_string())?;
         serde_json::from_slice(&text).map_err(|e| format!("its state cannot be read: {e}"))
     }
 
@@ -190,14 +191,27 @@ impl Image {
     /// # Errors
     /// Why not.
     pub(super) fn check(&self) -> Result<Loaded, String> {
-        check_version(self.version, self.oldest).map_err(|why| format!("its state cannot be read: {why}"))?;
+        check_version(self.version, self.oldest)
+            .map_err(|why| format!("its state cannot be read: {why}"))?;
         if Layout::of(self.layout, 1, 1).is_none() {
-            return Err(format!("the desks of its workers have layout {}, which it does not know", self.layout));
+            return Err(format!(
+                "the desks of its workers have layout {}, which it does not know",
+                self.layout
+            ));
         }
         let known = self.handover.identities.as_ref();
         let config = Config::parse_kept(&self.handover.config, "the configuration in force", known)
-            .map_err(|e| format!("the configuration in force is not good for it: {}", e.message()))?;
-        Ok(Loaded { config, keys: self.handover.config_keys.clone(), files: self.handover.config_files.clone() })
+            .map_err(|e| {
+                format!(
+                    "the configuration in force is not good for it: {}",
+                    e.message()
+                )
+            })?;
+        Ok(Loaded {
+            config,
+            keys: self.handover.config_keys.clone(),
+            files: self.handover.config_files.clone(),
+        })
     }
 
     /// Whether its workers speak another channel, or have desks of another layout.
@@ -215,13 +229,38 @@ impl Image {
         let ago = |up: Duration| now.checked_sub(up).unwrap_or(now);
         let mut workers = Vec::new();
         for image in self.workers {
-            let WorkerImage { id, pid, seat, generation, up, channel, desk, slots, longest, methods, .. } = image;
-            let WorkerImage { is_held, counters, leases, .. } = image;
-            let layout = Layout::of(self.layout, slots, longest).ok_or(io::ErrorKind::InvalidData)?;
+            let WorkerImage {
+                id,
+                pid,
+                seat,
+                generation,
+                up,
+                channel,
+                desk,
+                slots,
+                longest,
+                methods,
+                ..
+            } = image;
+            let WorkerImage {
+                is_held,
+                counters,
+                leases,
+                ..
+            } = image;
+            let layout =
+                Layout::of(self.layout, slots, longest).ok_or(io::ErrorKind::InvalidData)?;
             let desk = MasterDesk::found(File::from(left.take(desk)?), layout)?;
             let channel = Channel::over(left.take(channel)?);
             let leases = Leases::of_image(slots, leases, |number| left.take(number))?;
-            let mut worker = Worker::over((id, pid, seat, generation), channel, desk, leases, methods, ago(up));
+            let mut worker = Worker::over(
+                (id, pid, seat, generation),
+                channel,
+                desk,
+                leases,
+                methods,
+                ago(up),
+            );
             // An image is made when none is starting.
             worker.has_been_ready = true;
             if let Some(counters) = counters {
@@ -229,21 +268,45 @@ impl Image {
             }
             workers.push((worker, is_held));
         }
-        let control = Some(ControlListener::again(left.take(self.control.0)?, &self.control.1.0));
-        let log = self.log.and_then(|number| left.take(number).ok()).map(File::from);
+        let control = Some(ControlListener::again(
+            left.take(self.control.0)?,
+            &self.control.1.0,
+        ));
+        let log = self
+            .log
+            .and_then(|number| left.take(number).ok())
+            .map(File::from);
         let mut ends = Vec::new();
         for (into, out) in self.boats {
-            ends.push(Ends { into: Channel::over(left.take(into)?), out: Channel::over(left.take(out)?) });
+            ends.push(Ends {
+                into: Channel::over(left.take(into)?),
+                out: Channel::over(left.take(out)?),
+            });
         }
-        let book = self.book.map(|book| left.take(book)).transpose()?.map(File::from);
-        let book = book.map(Book::found).transpose().map_err(io::Error::other)?;
+        let book = self
+            .book
+            .map(|book| left.take(book))
+            .transpose()?
+            .map(File::from);
+        let book = book
+            .map(Book::found)
+            .transpose()
+            .map_err(io::Error::other)?;
         let mut take = |number| left.take(number);
-        let listeners = self.listeners.into_iter().map(|(record, number)| Ok((record, take(number)?)));
+        let listeners = self
+            .listeners
+            .into_iter()
+            .map(|(record, number)| Ok((record, take(number)?)));
         let listeners = listeners.collect::<io::Result<_>>()?;
-        let handed = self.handed.into_iter().map(|(name, number)| Ok((name, take(number)?)));
+        let handed = self
+            .handed
+            .into_iter()
+            .map(|(name, number)| Ok((name, take(number)?)));
         let handed = Handed::again(handed.collect::<io::Result<_>>()?);
         let control_clients = self.control_clients.into_iter();
-        let control_clients = control_clients.filter_map(|client| Some((take(client.socket).ok()?, client))).collect();
+        let control_clients = control_clients
+            .filter_map(|client| Some((take(client.socket).ok()?, client)))
+            .collect();
         let (next_client, refused, executable) = (self.next_client, self.refused, self.executable);
         let is_same = self.same.unwrap_or(false);
         let started = ago(self.up);
@@ -260,11 +323,29 @@ impl Image {
         };
         let config_file = self.handover.config_file.clone();
         let kept = book.map(|book| (book, Handoff::empty(Boats::again(ends))));
-        let stored = Stored { names: self.stored, ..Stored::default() };
+        let stored = Stored {
+            names: self.stored,
+            ..Stored::default()
+        };
         let (handover, living, faults) = (self.handover, Some(living), Vec::new());
-        let inherited = Inherited { handover, kept, listeners, living, stored, faults };
+        let inherited = Inherited {
+            handover,
+            kept,
+            listeners,
+            living,
+            stored,
+            faults,
+        };
         let standard_file = self.standard_file;
-        Ok(Resumed { name: self.name, loaded, config_file, standard_file, handed, inherited, log })
+        Ok(Resumed {
+            name: self.name,
+            loaded,
+            config_file,
+            standard_file,
+            handed,
+            inherited,
+            log,
+        })
     }
 }
 
@@ -273,31 +354,49 @@ impl Image {
 /// # Errors
 /// Why that cannot be.
 pub fn resume(number: &str) -> Result<Resumed, String> {
-    let number = number.parse().map_err(|_| "it was not told where its state is".to_owned())?;
-    let file = LeftOpen::default().take(number).map(File::from).map_err(|e| e.to_string())?;
+    let number = number
+        .parse()
+        .map_err(|_| "it was not told where its state is".to_owned())?;
+    let file = LeftOpen::default()
+        .take(number)
+        .map(File::from)
+        .map_err(|e| e.to_string())?;
     let length = file.metadata().map_err(|e| e.to_string())?.len();
     let image = Image::read(&file, length)?;
     let loaded = image.check()?;
-    image.revive(loaded).map_err(|e| format!("not all of its state is there: {e}"))
+    image
+        .revive(loaded)
+        .map_err(|e| format!("not all of its state is there: {e}"))
 }
 
 impl Master {
     /// All of it, and the descriptors that are in it. None while something is under way that it does not tell of.
     pub(super) fn image(&self, now: Instant) -> Option<Image> {
-        let is_quiet =
-            self.unleased.is_empty() && self.handshakes.is_empty() && self.workers.values().all(Worker::is_told_all);
+        let is_quiet = self.unleased.is_empty()
+            && self.handshakes.is_empty()
+            && self.workers.values().all(Worker::is_told_all);
         if !is_quiet || !self.pool.is_settled() {
             return None;
         }
-        let workers = self.workers.values().map(|worker| self.worker_image(worker, now)).collect::<Option<_>>()?;
-        Some(Image { workers, control_clients: self.control.image(), ..self.image_to_check() })
+        let workers = self
+            .workers
+            .values()
+            .map(|worker| self.worker_image(worker, now))
+            .collect::<Option<_>>()?;
+        Some(Image {
+            workers,
+            control_clients: self.control.image(),
+            ..self.image_to_check()
+        })
     }
 
     /// The same without workers: enough to find out whether a program could go on with it.
     pub(super) fn image_to_check(&self) -> Image {
         let number = |fd: BorrowedFd<'_>| fd.as_raw_fd();
-        let listeners =
-            self.listeners.iter().filter_map(|listener| Some((listener.record()?, number(listener.as_fd()))));
+        let listeners = self
+            .listeners
+            .iter()
+            .filter_map(|listener| Some((listener.record()?, number(listener.as_fd()))));
         let keeper = self.keeper.as_ref();
         let ends = keeper.into_iter().flat_map(|keeper| keeper.boats.ends());
         Image {
@@ -313,13 +412,24 @@ impl Master {
             executable: self.executable_path.clone(),
             same: Some(self.upgrade.as_ref().is_some_and(Upgrade::is_same)),
             up: self.started.elapsed(),
-            control: (number(self.control_listener.as_fd()), Exact(self.control_listener.path().to_owned())),
+            control: (
+                number(self.control_listener.as_fd()),
+                Exact(self.control_listener.path().to_owned()),
+            ),
             log: None,
             listeners: listeners.collect(),
-            handed: self.handed.iter().map(|(name, socket)| (name.clone(), number(socket.as_fd()))).collect(),
-            boats: ends.map(|ends| (number(ends.into.as_fd()), number(ends.out.as_fd()))).collect(),
+            handed: self
+                .handed
+                .iter()
+                .map(|(name, socket)| (name.clone(), number(socket.as_fd())))
+                .collect(),
+            boats: ends
+                .map(|ends| (number(ends.into.as_fd()), number(ends.out.as_fd())))
+                .collect(),
             book: keeper.map(|keeper| number(keeper.book().file().as_fd())),
-            stored: keeper.map(|keeper| keeper.stored().clone()).unwrap_or_default(),
+            stored: keeper
+                .map(|keeper| keeper.stored().clone())
+                .unwrap_or_default(),
             workers: Vec::new(),
             control_clients: Vec::new(),
         }
@@ -348,11 +458,22 @@ impl Master {
     /// The descriptors that an image tells of.
     pub(super) fn left_open(&self) -> Vec<BorrowedFd<'_>> {
         let mut all = vec![self.control_listener.as_fd()];
-        all.extend(self.listeners.iter().filter(|listener| listener.record().is_some()).map(|l| l.as_fd()));
+        all.extend(
+            self.listeners
+                .iter()
+                .filter(|listener| listener.record().is_some())
+                .map(|l| l.as_fd()),
+        );
         all.extend(self.handed.iter().map(|(_, socket)| socket.as_fd()));
         if let Some(keeper) = &self.keeper {
             all.push(keeper.book().file().as_fd());
-            all.extend(keeper.boats.ends().iter().flat_map(|ends| [ends.into.as_fd(), ends.out.as_fd()]));
+            all.extend(
+                keeper
+                    .boats
+                    .ends()
+                    .iter()
+                    .flat_map(|ends| [ends.into.as_fd(), ends.out.as_fd()]),
+            );
         }
         for worker in self.workers.values() {
             all.extend([worker.channel.as_fd(), worker.desk.file().as_fd()]);
@@ -364,15 +485,30 @@ impl Master {
 
     /// Goes on with the workers and control clients that this process has had.
     pub(super) fn go_on(&mut self, living: Living, now: Instant) -> io::Result<()> {
-        let Living { next_client, refused, executable, is_same, control_clients, workers, are_foreign, .. } = living;
+        let Living {
+            next_client,
+            refused,
+            executable,
+            is_same,
+            control_clients,
+            workers,
+            are_foreign,
+            ..
+        } = living;
         self.is_same_program = is_same;
-        (self.next_client, self.counts.refused, self.executable_path) = (next_client, refused, executable);
+        (self.next_client, self.counts.refused, self.executable_path) =
+            (next_client, refused, executable);
         // Nobody is told again where it listens.
         self.announce = None;
         for (worker, is_held) in workers {
-            self.poller.add(&worker.channel, Token::Worker(worker.id).into(), Interest::Read)?;
+            self.poller.add(
+                &worker.channel,
+                Token::Worker(worker.id).into(),
+                Interest::Read,
+            )?;
             if !are_foreign {
-                self.pool.adopt(worker.id, worker.seat, worker.generation, is_held, now);
+                self.pool
+                    .adopt(worker.id, worker.seat, worker.generation, is_held, now);
             }
             self.clients += worker.leases.clients() as u64;
             self.workers.insert(worker.id, worker);

@@ -65,7 +65,10 @@ impl Inherited {
             return Ok(None);
         }
         let limit = fd::raise_limit().map_err(Error::system("read the limit of descriptors"))?;
-        let mut stored = Stored { names: kept.iter().map(|(name, _)| name.clone()).collect(), ..Stored::default() };
+        let mut stored = Stored {
+            names: kept.iter().map(|(name, _)| name.clone()).collect(),
+            ..Stored::default()
+        };
         let (mut sorted, mut faults) = (Sorted::of(kept), Vec::new());
         let (book, handover) = read_book(sorted.book.take(), &mut faults);
         if book.is_none() {
@@ -78,10 +81,17 @@ impl Inherited {
         room_for_clients(config, limit, handed.count(), sorted.out.len())?;
         let listeners = find_listeners(sorted.listeners, &handover, &mut stored, &mut faults);
         let numbers = listeners.iter().map(|(record, _)| record.number);
-        handover.listener_number = numbers.chain([handover.listener_number]).max().unwrap_or_default();
+        handover.listener_number = numbers
+            .chain([handover.listener_number])
+            .max()
+            .unwrap_or_default();
 
         let system = Error::system("make what clients are left in for the next master");
-        let outlets = sorted.out.keys().filter(|number| **number < handover.boats).count();
+        let outlets = sorted
+            .out
+            .keys()
+            .filter(|number| **number < handover.boats)
+            .count();
         let (paired, single) = pair_up(sorted.into, sorted.out);
         let (boats, new) = Boats::complete(paired, limit).map_err(&system)?;
         for number in &new {
@@ -91,16 +101,31 @@ impl Inherited {
         let mut handoff = Handoff::unpack(boats, &single, capacity);
         // Without room for a desk there was none for the clients on it, either.
         let is_incomplete = outlets < handover.boats || handoff.unpacked().desks().next().is_none();
-        if let Some(clients) = book.as_ref().and_then(Book::clients).filter(|_| is_incomplete) {
+        if let Some(clients) = book
+            .as_ref()
+            .and_then(Book::clients)
+            .filter(|_| is_incomplete)
+        {
             handoff.count_missing(clients);
         }
         if outlets < handover.boats {
-            faults.push(format!("{} of {} boats are missing", handover.boats - outlets, handover.boats));
+            faults.push(format!(
+                "{} of {} boats are missing",
+                handover.boats - outlets,
+                handover.boats
+            ));
         }
         faults.extend(handoff.unpacked().faults.iter().cloned());
         let book = book.map_or_else(Book::new, Ok).map_err(&system)?;
         handover.go_on_from(handoff.unpacked());
-        Ok(Some(Inherited { handover, kept: Some((book, handoff)), listeners, living: None, stored, faults }))
+        Ok(Some(Inherited {
+            handover,
+            kept: Some((book, handoff)),
+            listeners,
+            living: None,
+            stored,
+            faults,
+        }))
     }
 
     /// How many boats there are.
@@ -111,9 +136,16 @@ impl Inherited {
     /// The configuration that was applied last, if there are clients who would be closed without it.
     #[must_use]
     pub fn last_for_clients(&self) -> Option<Loaded> {
-        let has_clients = self.kept.as_ref().is_some_and(|(_, handoff)| handoff.unpacked().has_clients());
+        let has_clients = self
+            .kept
+            .as_ref()
+            .is_some_and(|(_, handoff)| handoff.unpacked().has_clients());
         let config = has_clients.then(|| last_config(&self.handover)).flatten()?;
-        Some(Loaded { config, keys: self.handover.config_keys.clone(), files: self.handover.config_files.clone() })
+        Some(Loaded {
+            config,
+            keys: self.handover.config_keys.clone(),
+            files: self.handover.config_files.clone(),
+        })
     }
 }
 
@@ -157,7 +189,10 @@ impl Sorted {
                     }
                 }
                 (BOAT, end) => {
-                    let number = |suffix| end.strip_suffix(suffix).and_then(|number| number.parse().ok());
+                    let number = |suffix| {
+                        end.strip_suffix(suffix)
+                            .and_then(|number| number.parse().ok())
+                    };
                     if let Some(number) = number("-into") {
                         sorted.into.insert(number, descriptor);
                     } else if let Some(number) = number("-out") {
@@ -182,10 +217,14 @@ fn read_book(found: Option<OwnedFd>, faults: &mut Vec<String>) -> (Option<Book>,
         faults.push("the state file is missing: figures begin anew".to_owned());
         return (None, None);
     };
-    match Book::found(File::from(found)).and_then(|book| book.read().map(|handover| (book, handover))) {
+    match Book::found(File::from(found))
+        .and_then(|book| book.read().map(|handover| (book, handover)))
+    {
         Ok((book, handover)) => (Some(book), Some(handover)),
         Err(why) => {
-            faults.push(format!("the state file cannot be read, and figures begin anew: {why}"));
+            faults.push(format!(
+                "the state file cannot be read, and figures begin anew: {why}"
+            ));
             (None, None)
         }
     }
@@ -199,7 +238,13 @@ fn pair_up(
     let mut paired = BTreeMap::new();
     for (number, into) in into.into_iter().filter(|(number, _)| *number < MAX_BOATS) {
         if let Some(out) = out.remove(&number) {
-            paired.insert(number, Ends { into: Channel::over(into), out: Channel::over(out) });
+            paired.insert(
+                number,
+                Ends {
+                    into: Channel::over(into),
+                    out: Channel::over(out),
+                },
+            );
         }
     }
     (paired, out.into_values().map(Channel::over).collect())
@@ -224,8 +269,13 @@ fn find_listeners(
                 continue;
             }
         };
-        let recorded = handover.listeners.iter().find(|record| record.number == number && record.address == address);
-        let record = recorded.cloned().unwrap_or_else(|| ListenerRecord::at(number, address));
+        let recorded = handover
+            .listeners
+            .iter()
+            .find(|record| record.number == number && record.address == address);
+        let record = recorded
+            .cloned()
+            .unwrap_or_else(|| ListenerRecord::at(number, address));
         listeners.push((record, socket));
     }
     listeners

@@ -20,18 +20,26 @@ impl Own {
         exporter: Option<&ExporterListener>,
         control: Option<&ControlListener>,
     ) -> Own {
-        let clients = listeners.into_iter().map(|listener| (listener.address.clone(), "clients"));
+        let clients = listeners
+            .into_iter()
+            .map(|listener| (listener.address.clone(), "clients"));
         let metrics = exporter.map(|exporter| (exporter.address.clone(), "metrics"));
-        let control = control.map(|control| (Address::Unix(control.path().to_owned()), "fdpassctl"));
+        let control =
+            control.map(|control| (Address::Unix(control.path().to_owned()), "fdpassctl"));
         Own(clients.chain(metrics).chain(control).collect())
     }
 
     /// The same error, but the daemon is named in it if it holds the address itself. What is not to be bound has none.
     pub(super) fn named_in(&self, error: Error, wanted: Option<&Address>) -> Error {
-        match self.0.iter().find(|(own, _)| wanted.is_some_and(|wanted| is_one(own, wanted))) {
-            Some((own, whom)) => {
-                error.replace(ANOTHER, &format!("the daemon itself listens there, at {own}, for {whom}"))
-            }
+        match self
+            .0
+            .iter()
+            .find(|(own, _)| wanted.is_some_and(|wanted| is_one(own, wanted)))
+        {
+            Some((own, whom)) => error.replace(
+                ANOTHER,
+                &format!("the daemon itself listens there, at {own}, for {whom}"),
+            ),
             None => error,
         }
     }
@@ -55,11 +63,15 @@ fn is_one(own: &Address, wanted: &Address) -> bool {
 /// Listeners of IPv6 are of IPv6 alone.
 fn is_one_port(own: &SocketAddr, wanted: &SocketAddr) -> bool {
     let is_any = own.ip().is_unspecified() || wanted.ip().is_unspecified();
-    own.port() == wanted.port() && own.is_ipv4() == wanted.is_ipv4() && (own.ip() == wanted.ip() || is_any)
+    own.port() == wanted.port()
+        && own.is_ipv4() == wanted.is_ipv4()
+        && (own.ip() == wanted.ip() || is_any)
 }
 
 fn file(path: &Path) -> Option<(u64, u64)> {
-    fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
+    fs::metadata(path)
+        .ok()
+        .map(|found| (found.dev(), found.ino()))
 }
 
 impl Master {
@@ -87,9 +99,12 @@ mod tests {
             ("unix:/nowhere/a", "unix:/nowhere/a", true),
             ("unix:/nowhere/a", "unix:/nowhere/b", false),
         ] {
-            let [own, wanted] = [own, wanted].map(|text| text.parse::<Address>().expect("an address"));
+            let [own, wanted] =
+                [own, wanted].map(|text| text.parse::<Address>().expect("an address"));
             let own = Own(vec![(own, "clients")]);
-            let error = own.named_in(Error::Unavailable(format!("no; {ANOTHER}")), Some(&wanted)).to_string();
+            let error = own
+                .named_in(Error::Unavailable(format!("no; {ANOTHER}")), Some(&wanted))
+                .to_string();
             assert_eq!(error.contains("the daemon itself"), is_held, "{error}");
         }
     }

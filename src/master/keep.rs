@@ -60,8 +60,12 @@ pub(super) struct Keeper {
 
 /// The listeners that the service manager is to have, by their names there.
 fn kept_listeners(listeners: &[Listener]) -> BTreeMap<String, &Listener> {
-    let there = listeners.iter().filter(|listener| listener.record().is_some());
-    there.map(|listener| (format!("{LISTENER}.{}", listener.number), listener)).collect()
+    let there = listeners
+        .iter()
+        .filter(|listener| listener.record().is_some());
+    there
+        .map(|listener| (format!("{LISTENER}.{}", listener.number), listener))
+        .collect()
 }
 
 /// Whether the service manager is to keep clients for us.
@@ -73,7 +77,11 @@ pub(super) fn is_wanted() -> bool {
 impl Keeper {
     /// With all of it new, for as many clients as there can ever be: a reload may want more than now.
     pub(super) fn new(clients: u64) -> std::io::Result<Keeper> {
-        Ok(Keeper::over(Boats::make(clients)?, Book::new()?, Stored::default()))
+        Ok(Keeper::over(
+            Boats::make(clients)?,
+            Book::new()?,
+            Stored::default(),
+        ))
     }
 
     /// With what a master before has left, which the service manager has.
@@ -113,36 +121,62 @@ impl Master {
     }
 
     fn store_everything(&mut self, now: Instant) -> io::Result<()> {
-        let Some(keeper) = &mut self.keeper else { return Ok(()) };
+        let Some(keeper) = &mut self.keeper else {
+            return Ok(());
+        };
         for name in std::mem::take(&mut keeper.stored.spoilt) {
             self.notifier.drop_stored(&name, now);
         }
-        keeper.canaries.retire(&mut self.notifier, &self.poller, now);
-        keeper.canaries.send(&mut self.notifier, &self.poller, now)?;
+        keeper
+            .canaries
+            .retire(&mut self.notifier, &self.poller, now);
+        keeper
+            .canaries
+            .send(&mut self.notifier, &self.poller, now)?;
         let book = (BOOK.to_owned(), keeper.book.file().as_fd());
-        let ends = keeper.boats.ends().iter().enumerate().flat_map(|(number, ends)| {
-            let [into, out] = ends_of(number);
-            [(into, ends.into.as_fd()), (out, ends.out.as_fd())]
-        });
+        let ends = keeper
+            .boats
+            .ends()
+            .iter()
+            .enumerate()
+            .flat_map(|(number, ends)| {
+                let [into, out] = ends_of(number);
+                [(into, ends.into.as_fd()), (out, ends.out.as_fd())]
+            });
         for (name, descriptor) in std::iter::once(book).chain(ends) {
             self.notifier.store(&name, descriptor, now);
             keeper.stored.names.insert(name);
         }
         self.keep_listeners(now);
-        let Some(keeper) = &mut self.keeper else { return Ok(()) };
+        let Some(keeper) = &mut self.keeper else {
+            return Ok(());
+        };
         for (name, listener) in kept_listeners(&self.listeners) {
             self.notifier.store(&name, listener.as_fd(), now);
         }
-        keeper.canaries.send(&mut self.notifier, &self.poller, now)?;
-        keeper.canaries.confirm(&mut self.notifier, &self.poller, now)
+        keeper
+            .canaries
+            .send(&mut self.notifier, &self.poller, now)?;
+        keeper
+            .canaries
+            .confirm(&mut self.notifier, &self.poller, now)
     }
 
     /// The service manager has the listeners that there are, and no others.
     pub(super) fn keep_listeners(&mut self, now: Instant) {
-        let Some(keeper) = &mut self.keeper else { return };
+        let Some(keeper) = &mut self.keeper else {
+            return;
+        };
         let there = kept_listeners(&self.listeners);
         let is_gone = |name: &&String| name.starts_with(LISTENER) && !there.contains_key(*name);
-        for gone in keeper.stored.names.iter().filter(is_gone).cloned().collect::<Vec<_>>() {
+        for gone in keeper
+            .stored
+            .names
+            .iter()
+            .filter(is_gone)
+            .cloned()
+            .collect::<Vec<_>>()
+        {
             self.notifier.drop_stored(&gone, now);
             keeper.stored.names.remove(&gone);
         }
@@ -156,7 +190,9 @@ impl Master {
 
     /// The service manager gets the socket that a listener has now, in place of one that has ended.
     pub(super) fn store_listener_anew(&mut self, number: u32, now: Instant) {
-        let Some(keeper) = &mut self.keeper else { return };
+        let Some(keeper) = &mut self.keeper else {
+            return;
+        };
         let name = format!("{LISTENER}.{number}");
         if keeper.stored.names.remove(&name) {
             self.notifier.drop_stored(&name, now);
@@ -167,14 +203,20 @@ impl Master {
     /// Notes figures that change with every client.
     pub(super) fn note_client(&self) {
         if let Some(keeper) = &self.keeper {
-            keeper.book.note(self.next_client, self.counts.refused, self.clients);
+            keeper
+                .book
+                .note(self.next_client, self.counts.refused, self.clients);
         }
     }
 
     /// Writes the book anew, if something has happened since it was written.
     pub(super) fn keep_book(&mut self) {
         let last = self.events.last();
-        if self.keeper.as_ref().is_none_or(|keeper| keeper.written == Some(last)) {
+        if self
+            .keeper
+            .as_ref()
+            .is_none_or(|keeper| keeper.written == Some(last))
+        {
             return;
         }
         self.write_book_now();
@@ -182,13 +224,18 @@ impl Master {
 
     /// Writes the book anew, whatever has happened since.
     fn write_book_now(&mut self) {
-        let Some(mut keeper) = self.keeper.take() else { return };
+        let Some(mut keeper) = self.keeper.take() else {
+            return;
+        };
         self.write_book(&mut keeper);
         self.keeper = Some(keeper);
     }
 
     fn write_book(&self, keeper: &mut Keeper) {
-        let handover = Handover { boats: keeper.boats.ends().len(), ..self.handover() };
+        let handover = Handover {
+            boats: keeper.boats.ends().len(),
+            ..self.handover()
+        };
         if let Err(e) = keeper.book.write(&handover) {
             log::error!("cannot write down what the next master is to know: {e}");
         }
@@ -207,7 +254,11 @@ impl Master {
             last_generation: self.last_generation.0,
             next_worker: self.pool.next(),
             listener_number: self.listener_number,
-            listeners: self.listeners.iter().filter_map(|listener| listener.record()).collect(),
+            listeners: self
+                .listeners
+                .iter()
+                .filter_map(|listener| listener.record())
+                .collect(),
             // Those of the keeper, who writes it down.
             boats: 0,
             count: (self.count_origin == Origin::Runtime).then(|| self.pool.target().count as u32),
@@ -215,7 +266,10 @@ impl Master {
             is_drained: self.is_drained,
             quarantined: self.strikes.quarantined().to_vec(),
             last_reload: self.last_reload.clone(),
-            counts: Counts { log_errors: self.counts.log_errors + logging::errors(), ..self.counts.clone() },
+            counts: Counts {
+                log_errors: self.counts.log_errors + logging::errors(),
+                ..self.counts.clone()
+            },
             tally: self.tally.clone(),
             seats: self.seats.clone(),
             events: self.events.last(),
@@ -224,8 +278,16 @@ impl Master {
 
     /// SIGTERM, with clients that another master is to have.
     pub(super) fn terminate(&mut self, asker: Asker, now: Instant) {
-        let will_leave = if self.pool.is_stopping() { self.is_leaving() } else { self.is_kept(now) };
-        if will_leave { self.leave(asker, now) } else { self.stop_unkept(asker, now) }
+        let will_leave = if self.pool.is_stopping() {
+            self.is_leaving()
+        } else {
+            self.is_kept(now)
+        };
+        if will_leave {
+            self.leave(asker, now)
+        } else {
+            self.stop_unkept(asker, now)
+        }
     }
 
     /// Begins the end that is none for the clients; asked a second time, it comes at once.
@@ -238,9 +300,14 @@ impl Master {
             return;
         }
         self.abandon_reload("the daemon is being restarted".to_owned());
-        let about = About { clients: Some(self.clients), ..asker.about() };
-        let sentence =
-            format_args!("{asker}: leaving {} clients to the next master; what executes gets {grace:?}", self.clients);
+        let about = About {
+            clients: Some(self.clients),
+            ..asker.about()
+        };
+        let sentence = format_args!(
+            "{asker}: leaving {} clients to the next master; what executes gets {grace:?}",
+            self.clients
+        );
         self.events.note(Kind::Stopping, about, sentence);
         self.tell_stopping(grace, now);
         if let Some(keeper) = &mut self.keeper {
@@ -250,7 +317,15 @@ impl Master {
 
     /// A worker is gone while we leave: its desk stays as it is, for the next master. `written` is what its thread wrote.
     pub(super) fn keep_wreck(&mut self, worker: Worker, written: Option<Writes>, now: Instant) {
-        let Worker { id, seat, generation, desk, leases, methods, .. } = worker;
+        let Worker {
+            id,
+            seat,
+            generation,
+            desk,
+            leases,
+            methods,
+            ..
+        } = worker;
         if let Some(written) = written {
             desk.header().set_final_writes(written);
         }
@@ -259,7 +334,16 @@ impl Master {
         let (slots, longest) = (desk.layout().slots(), desk.layout().max_frame());
         let layout = desk.layout().version();
         let (seat, is_counted) = (seat as u32, true);
-        let told = LastDesk { worker: id, seat, generation, slots, longest, methods, is_counted, layout };
+        let told = LastDesk {
+            worker: id,
+            seat,
+            generation,
+            slots,
+            longest,
+            methods,
+            is_counted,
+            layout,
+        };
         if let Some(keeper) = &mut self.keeper {
             keeper.wrecks.push(Wreck { told, desk, leases });
         }
@@ -275,7 +359,9 @@ impl Master {
         self.lay_waiting();
         // Workers that were asked to end have done so without an event.
         self.write_book_now();
-        let Some(mut keeper) = self.keeper.take() else { return };
+        let Some(mut keeper) = self.keeper.take() else {
+            return;
+        };
         let mut left = 0;
         for wreck in std::mem::take(&mut keeper.wrecks) {
             left += keeper.boats.pack(&wreck);
@@ -285,7 +371,9 @@ impl Master {
             self.count_lost(Loss::Store, left as u64);
             self.write_book(&mut keeper);
         }
-        keeper.book.note(self.next_client, self.counts.refused, self.clients);
+        keeper
+            .book
+            .note(self.next_client, self.counts.refused, self.clients);
         let is_in_doubt = keeper.canaries.outage().is_some();
         self.keeper = Some(keeper);
         if is_in_doubt {
@@ -294,12 +382,20 @@ impl Master {
         self.notifier.flush(LAST_WORDS);
         match left {
             _ if self.has_store_ended() => {
-                log::error!("the service manager has kept nothing: {} clients are lost", self.clients)
+                log::error!(
+                    "the service manager has kept nothing: {} clients are lost",
+                    self.clients
+                )
             }
             0 => log::info!("left {} clients to the next master", self.clients),
-            left => log::error!("there is no room for {left} clients, and they are closed; left {}", self.clients),
+            left => log::error!(
+                "there is no room for {left} clients, and they are closed; left {}",
+                self.clients
+            ),
         }
-        self.listeners.iter_mut().for_each(|listener| listener.leave_file());
+        self.listeners
+            .iter_mut()
+            .for_each(|listener| listener.leave_file());
     }
 
     /// Clients that have no worker are laid on a desk of their own, as if they had one that is gone.
@@ -314,8 +410,13 @@ impl Master {
         let desk = match crate::desk::MasterDesk::new(self.layout) {
             Ok(desk) => desk,
             Err(e) => {
-                log::error!("cannot make shared memory for {} clients without a worker: {e}", waiting.len());
-                return waiting.into_iter().for_each(|unleased| self.lose(Loss::Memory, &e, unleased.client));
+                log::error!(
+                    "cannot make shared memory for {} clients without a worker: {e}",
+                    waiting.len()
+                );
+                return waiting
+                    .into_iter()
+                    .for_each(|unleased| self.lose(Loss::Memory, &e, unleased.client));
             }
         };
         desk.header().set_packed_at(clock::monotonic());
@@ -327,7 +428,16 @@ impl Master {
         }
         let (slots, longest) = (self.layout.slots(), self.layout.max_frame());
         let (layout, methods, is_counted) = (self.layout.version(), Vec::new(), true);
-        let told = LastDesk { worker, seat: 0, generation, slots, longest, methods, is_counted, layout };
+        let told = LastDesk {
+            worker,
+            seat: 0,
+            generation,
+            slots,
+            longest,
+            methods,
+            is_counted,
+            layout,
+        };
         if let Some(keeper) = &mut self.keeper {
             keeper.wrecks.push(Wreck { told, desk, leases });
         }
@@ -335,9 +445,26 @@ impl Master {
 
     /// Takes over what a master before has left: figures, what was changed while it ran, and its clients.
     pub(super) fn take_over(&mut self, handover: Handover, mut unpacked: Unpacked) {
-        let Handover { counts, tally, seats, events, log_level, is_drained, last_reload, count, quarantined, .. } =
-            handover;
-        (self.counts, self.tally, self.seats) = (Counts { applied_at: self.counts.applied_at, ..counts }, tally, seats);
+        let Handover {
+            counts,
+            tally,
+            seats,
+            events,
+            log_level,
+            is_drained,
+            last_reload,
+            count,
+            quarantined,
+            ..
+        } = handover;
+        (self.counts, self.tally, self.seats) = (
+            Counts {
+                applied_at: self.counts.applied_at,
+                ..counts
+            },
+            tally,
+            seats,
+        );
         (self.is_drained, self.last_reload, self.log_level) = (is_drained, last_reload, log_level);
         log_level.into_iter().for_each(logging::set_level);
         if let Some(count) = count.filter(|count| (1..=MOST_WORKERS).contains(count)) {
@@ -354,9 +481,14 @@ impl Master {
         for (told, desk) in unpacked.desks().filter(|(told, _)| !told.is_counted) {
             match trust::counted_on(desk, told.methods.len()) {
                 Ok(counters) => {
-                    self.add_counters((told.seat as usize).min(MOST_SEATS - 1), &counters, &told.methods);
+                    self.add_counters(
+                        (told.seat as usize).min(MOST_SEATS - 1),
+                        &counters,
+                        &told.methods,
+                    );
                 }
-                Err(why) => self.reject_counters(&format!("worker {} of the master before", told.worker), why),
+                Err(why) => self
+                    .reject_counters(&format!("worker {} of the master before", told.worker), why),
             }
         }
         let is_restart = unpacked.desks().next().is_some();
@@ -366,13 +498,22 @@ impl Master {
                 self.clients += 1;
                 self.lose(Loss::of(&reason), &reason, client);
             }
-            let recovered: Vec<_> = left.recovered.into_iter().map(|(unleased, _)| Ok(unleased)).collect();
+            let recovered: Vec<_> = left
+                .recovered
+                .into_iter()
+                .map(|(unleased, _)| Ok(unleased))
+                .collect();
             self.clients += recovered.len() as u64;
             moved += self.take_in(recovered, Reason::Restart);
         }
         self.counts.losses.add_all(&unpacked.lost);
-        self.next_client =
-            self.unleased.iter().map(|unleased| unleased.client.id.0 + 1).max().unwrap_or(1).max(self.next_client);
+        self.next_client = self
+            .unleased
+            .iter()
+            .map(|unleased| unleased.client.id.0 + 1)
+            .max()
+            .unwrap_or(1)
+            .max(self.next_client);
         self.addresses = self.count_addresses(&self.config);
         if self.clients > 0 {
             // They wait for workers, whatever becomes of the first ones.
@@ -383,9 +524,17 @@ impl Master {
         if !is_restart && lost == 0 {
             return;
         }
-        let about = About { clients: Some(moved as u64), ..About::default() };
-        let why = if lost > 0 { format!(": {losses}") } else { String::new() };
-        let sentence = format_args!("took over {moved} clients from the master before; {lost} are lost{why}");
+        let about = About {
+            clients: Some(moved as u64),
+            ..About::default()
+        };
+        let why = if lost > 0 {
+            format!(": {losses}")
+        } else {
+            String::new()
+        };
+        let sentence =
+            format_args!("took over {moved} clients from the master before; {lost} are lost{why}");
         self.events.note(Kind::TookOver, about, sentence);
     }
 }

@@ -126,7 +126,14 @@ impl Leases {
     pub(super) fn found(slots: u32, clients: Vec<(u32, u32, Client)>) -> Leases {
         let mut leases = Leases::new(slots);
         for (slot, generation, client) in clients.into_iter().filter(|(slot, _, _)| *slot < slots) {
-            leases.entries.insert(slot, Entry::Leased(Leased { client, generation, requests: 0 }));
+            leases.entries.insert(
+                slot,
+                Entry::Leased(Leased {
+                    client,
+                    generation,
+                    requests: 0,
+                }),
+            );
             leases.used = leases.used.max(slot + 1);
         }
         leases.clients = leases.iter().count();
@@ -137,18 +144,46 @@ impl Leases {
     pub(super) fn image(&self) -> Option<LeasesImage> {
         let entry = |slot: u32| match self.entries.get(slot)? {
             Entry::Taken => Some((slot, None)),
-            Entry::Leased(Leased { client, generation, requests }) => {
-                let Client { id, peer, order, listener, since, moves, offsets, .. } = *client;
+            Entry::Leased(Leased {
+                client,
+                generation,
+                requests,
+            }) => {
+                let Client {
+                    id,
+                    peer,
+                    order,
+                    listener,
+                    since,
+                    moves,
+                    offsets,
+                    ..
+                } = *client;
                 let socket = client.socket.as_raw_fd();
                 let (generation, requests) = (*generation, *requests);
-                let client =
-                    ClientImage { id, socket, peer, order, listener, since, moves, generation, requests, offsets };
+                let client = ClientImage {
+                    id,
+                    socket,
+                    peer,
+                    order,
+                    listener,
+                    since,
+                    moves,
+                    generation,
+                    requests,
+                    offsets,
+                };
                 Some((slot, Some(client)))
             }
         };
         let (used, generation, given) = (self.used, self.generation, self.given);
         let entries = (0..self.used).filter_map(entry).collect();
-        self.outbox.is_empty().then_some(LeasesImage { used, generation, given, entries })
+        self.outbox.is_empty().then_some(LeasesImage {
+            used,
+            generation,
+            given,
+            entries,
+        })
     }
 
     /// The sockets of all clients.
@@ -166,7 +201,8 @@ impl Leases {
         mut take: impl FnMut(RawFd) -> io::Result<OwnedFd>,
     ) -> io::Result<Leases> {
         let mut leases = Leases::new(slots);
-        (leases.used, leases.generation, leases.given) = (image.used, image.generation, image.given);
+        (leases.used, leases.generation, leases.given) =
+            (image.used, image.generation, image.given);
         for (slot, client) in image.entries {
             if slot >= image.used || image.used > slots {
                 return Err(io::ErrorKind::InvalidData.into());
@@ -185,15 +221,32 @@ impl Leases {
                     requests,
                     offsets,
                 }) => {
-                    let socket = ClientSocket::shared(take(socket)?, matches!(peer, Peer::Unix { .. }));
-                    let client = Client { id, socket, peer, order, listener, since, moves, offsets };
+                    let socket =
+                        ClientSocket::shared(take(socket)?, matches!(peer, Peer::Unix { .. }));
+                    let client = Client {
+                        id,
+                        socket,
+                        peer,
+                        order,
+                        listener,
+                        since,
+                        moves,
+                        offsets,
+                    };
                     leases.clients += 1;
-                    Entry::Leased(Leased { client, generation, requests })
+                    Entry::Leased(Leased {
+                        client,
+                        generation,
+                        requests,
+                    })
                 }
             };
             leases.entries.insert(slot, entry);
         }
-        leases.free = (0..leases.used).rev().filter(|slot| leases.entries.get(*slot).is_none()).collect();
+        leases.free = (0..leases.used)
+            .rev()
+            .filter(|slot| leases.entries.get(*slot).is_none())
+            .collect();
         Ok(leases)
     }
 
@@ -238,10 +291,25 @@ impl Leases {
             let view = on_desk.view();
             // One at rest has nothing there, whatever its last view was of.
             let is_at_rest = self.state(slot, desk) == Some(State::Rest);
-            let unsent = if is_at_rest { 0 } else { u64::from(view.replied) };
-            let unread = if is_at_rest { 0 } else { u64::from(view.have).saturating_sub(view.answered.into()) };
+            let unsent = if is_at_rest {
+                0
+            } else {
+                u64::from(view.replied)
+            };
+            let unread = if is_at_rest {
+                0
+            } else {
+                u64::from(view.have).saturating_sub(view.answered.into())
+            };
             let bytes = unsent + unread;
-            Some((client, OnDesk { active: on_desk.active(), requests: on_desk.requests(), bytes }))
+            Some((
+                client,
+                OnDesk {
+                    active: on_desk.active(),
+                    requests: on_desk.requests(),
+                    bytes,
+                },
+            ))
         })
     }
 
@@ -255,7 +323,9 @@ impl Leases {
 
     /// The slot of a client.
     pub(super) fn slot_of(&self, id: ClientId) -> Option<u32> {
-        self.iter().find(|(_, client)| client.id == id).map(|(slot, _)| slot)
+        self.iter()
+            .find(|(_, client)| client.id == id)
+            .map(|(slot, _)| slot)
     }
 
     /// Leases a client: fills a slot, its bytes laid into their places. The lease is sent with the next batch.
@@ -265,12 +335,23 @@ impl Leases {
     ///
     /// # Panics
     /// Without a free slot: dispatch has chosen the worker for having some.
-    pub(super) fn give(&mut self, unleased: Unleased, desk: &MasterDesk) -> Result<(), (io::Error, Client)> {
+    pub(super) fn give(
+        &mut self,
+        unleased: Unleased,
+        desk: &MasterDesk,
+    ) -> Result<(), (io::Error, Client)> {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.used += 1;
             self.used - 1
         });
-        let Unleased { client, bytes, marks, times, requests, .. } = unleased;
+        let Unleased {
+            client,
+            bytes,
+            marks,
+            times,
+            requests,
+            ..
+        } = unleased;
         let view = match desk.lay(slot, &bytes) {
             Ok(view) => view,
             Err(e) => {
@@ -280,11 +361,25 @@ impl Leases {
         };
         self.generation = self.generation.wrapping_add(1);
         // One that has had its last reply is given time to read it, not served.
-        let is_at_rest = bytes.unread.is_empty() && bytes.unsent.is_empty() && !marks.closing && !marks.overloaded;
-        let state = if is_at_rest { State::Rest } else { State::Parked };
+        let is_at_rest = bytes.unread.is_empty()
+            && bytes.unsent.is_empty()
+            && !marks.closing
+            && !marks.overloaded;
+        let state = if is_at_rest {
+            State::Rest
+        } else {
+            State::Parked
+        };
         let on_desk = desk.slot(slot).expect("a worker with room has a free slot");
         on_desk.preset(state, self.generation, view, marks, times, requests);
-        self.entries.insert(slot, Entry::Leased(Leased { client, generation: self.generation, requests }));
+        self.entries.insert(
+            slot,
+            Entry::Leased(Leased {
+                client,
+                generation: self.generation,
+                requests,
+            }),
+        );
         self.clients += 1;
         self.given += 1;
         self.outbox.push(slot);
@@ -298,16 +393,42 @@ impl Leases {
     }
 
     /// What the message says of these slots, and the descriptors that go with it.
-    pub(super) fn records<'a>(&'a self, batch: &'a [u32]) -> impl Iterator<Item = (Lease, BorrowedFd<'a>)> {
-        batch.iter().filter_map(|slot| match self.entries.get(*slot)? {
-            Entry::Leased(Leased { client, generation, .. }) => {
-                let Client { id, order, peer, moves, listener, since, offsets, .. } = *client;
-                let (slot, generation) = (*slot, *generation);
-                let lease = Lease { client: id, slot, generation, order, peer, moves, listener, since, offsets };
-                Some((lease, client.socket.as_fd()))
-            }
-            Entry::Taken => None,
-        })
+    pub(super) fn records<'a>(
+        &'a self,
+        batch: &'a [u32],
+    ) -> impl Iterator<Item = (Lease, BorrowedFd<'a>)> {
+        batch
+            .iter()
+            .filter_map(|slot| match self.entries.get(*slot)? {
+                Entry::Leased(Leased {
+                    client, generation, ..
+                }) => {
+                    let Client {
+                        id,
+                        order,
+                        peer,
+                        moves,
+                        listener,
+                        since,
+                        offsets,
+                        ..
+                    } = *client;
+                    let (slot, generation) = (*slot, *generation);
+                    let lease = Lease {
+                        client: id,
+                        slot,
+                        generation,
+                        order,
+                        peer,
+                        moves,
+                        listener,
+                        since,
+                        offsets,
+                    };
+                    Some((lease, client.socket.as_fd()))
+                }
+                Entry::Taken => None,
+            })
     }
 
     /// Ends the leases of this batch and of all others that were not sent: the worker does not know of them.
@@ -327,14 +448,24 @@ impl Leases {
 
     /// Takes a client that is in no turn, if it is in none. The worker is to be told to look.
     pub(super) fn take(&mut self, slot: u32, desk: &MasterDesk) -> Option<Recovered> {
-        let Some(Entry::Leased(leased)) = self.entries.get(slot) else { return None };
+        let Some(Entry::Leased(leased)) = self.entries.get(slot) else {
+            return None;
+        };
         let found = desk.slot(slot)?.take(leased.generation)?;
-        Some(recover_idle(slot, self.leave_behind(slot)?, found, desk, Owner::Alive))
+        Some(recover_idle(
+            slot,
+            self.leave_behind(slot)?,
+            found,
+            desk,
+            Owner::Alive,
+        ))
     }
 
     /// Takes all clients that are in no turn.
     pub(super) fn take_all(&mut self, desk: &MasterDesk) -> Vec<Recovered> {
-        (0..self.used).filter_map(|slot| self.take(slot, desk)).collect()
+        (0..self.used)
+            .filter_map(|slot| self.take(slot, desk))
+            .collect()
     }
 
     /// The worker has said that it closed the client in this slot.
@@ -362,7 +493,9 @@ impl Leases {
             Some(State::TakenParked) => Found::Parked,
             _ => return Done::Nonsense,
         };
-        let Some(client) = self.leave_behind(slot) else { return Done::Nonsense };
+        let Some(client) = self.leave_behind(slot) else {
+            return Done::Nonsense;
+        };
         let recovered = recover_idle(slot, client, found, desk, Owner::Alive);
         self.vacate(slot, desk);
         Done::GivenUp(recovered)
@@ -370,7 +503,9 @@ impl Leases {
 
     /// The lease word of a client, if it is that of its lease.
     fn state(&self, slot: u32, desk: &MasterDesk) -> Option<State> {
-        let Some(Entry::Leased(leased)) = self.entries.get(slot) else { return None };
+        let Some(Entry::Leased(leased)) = self.entries.get(slot) else {
+            return None;
+        };
         let lease = desk.slot(slot)?.lease()?;
         (lease.generation == leased.generation).then_some(lease.state)
     }
@@ -398,7 +533,9 @@ impl Leases {
     /// Notes how many requests each client has had by now.
     pub(super) fn watch(&mut self, desk: &MasterDesk) {
         for slot in 0..self.used {
-            if let (Some(Entry::Leased(leased)), Some(on_desk)) = (self.entries.get_mut(slot), desk.slot(slot)) {
+            if let (Some(Entry::Leased(leased)), Some(on_desk)) =
+                (self.entries.get_mut(slot), desk.slot(slot))
+            {
                 leased.requests = on_desk.requests();
             }
         }
@@ -407,7 +544,10 @@ impl Leases {
     /// How many each has had since then, by slot.
     pub(super) fn watched(&self, desk: &MasterDesk) -> Vec<(u32, u64)> {
         let since = |slot: u32| match self.entries.get(slot) {
-            Some(Entry::Leased(leased)) => Some((slot, desk.slot(slot)?.requests().saturating_sub(leased.requests))),
+            Some(Entry::Leased(leased)) => Some((
+                slot,
+                desk.slot(slot)?.requests().saturating_sub(leased.requests),
+            )),
             Some(Entry::Taken) | None => None,
         };
         (0..self.used).filter_map(since).collect()
@@ -416,21 +556,32 @@ impl Leases {
     /// The client whose turn it is that the worker is in, by its own word.
     pub(super) fn in_turn(&self, slot: u32, desk: &MasterDesk) -> Option<&Client> {
         match self.entries.get(slot)? {
-            Entry::Leased(leased) if self.state(slot, desk) == Some(State::Busy) => Some(&leased.client),
+            Entry::Leased(leased) if self.state(slot, desk) == Some(State::Busy) => {
+                Some(&leased.client)
+            }
             Entry::Leased(_) | Entry::Taken => None,
         }
     }
 
     /// The worker is gone: what becomes of its clients. `written` is what its thread ever wrote, if that is known;
     /// `is_timed_out` whether it was killed for the request that it was executing.
-    pub(super) fn into_left(mut self, desk: &MasterDesk, written: Option<Writes>, is_timed_out: bool) -> Left {
+    pub(super) fn into_left(
+        mut self,
+        desk: &MasterDesk,
+        written: Option<Writes>,
+        is_timed_out: bool,
+    ) -> Left {
         let mut left = Left::default();
         for slot in 0..self.used {
             let state = self.state(slot, desk);
-            let Some(client) = self.leave_behind(slot) else { continue };
+            let Some(client) = self.leave_behind(slot) else {
+                continue;
+            };
             let mut interrupted = None;
             let recovered = match state {
-                Some(State::Rest | State::Taken) => recover_idle(slot, client, Found::Rest, desk, Owner::Dead),
+                Some(State::Rest | State::Taken) => {
+                    recover_idle(slot, client, Found::Rest, desk, Owner::Dead)
+                }
                 Some(State::Parked | State::TakenParked) => {
                     recover_idle(slot, client, Found::Parked, desk, Owner::Dead)
                 }
@@ -451,7 +602,9 @@ impl Leases {
             match recovered {
                 Ok(unleased) => left.recovered.push((unleased, interrupted)),
                 // The connection was over already.
-                Err((reason, client)) if reason.kind() == io::ErrorKind::ConnectionAborted => left.ended.push(client),
+                Err((reason, client)) if reason.kind() == io::ErrorKind::ConnectionAborted => {
+                    left.ended.push(client)
+                }
                 Err((reason, client)) if reason.kind() == io::ErrorKind::WouldBlock => {
                     left.waiting.push((slot, client))
                 }
@@ -482,18 +635,29 @@ pub(super) fn recover_after_death(
         } else {
             marks.faults = marks.faults.saturating_add(1);
         }
-        Interrupted { method, faults: marks.faults }
+        Interrupted {
+            method,
+            faults: marks.faults,
+        }
     });
     Ok((unleased, interrupted))
 }
 
 /// What the desk tells of a client that is in no turn. The view of one at rest tells of bytes that are all answered and
 /// all sent.
-fn recover_idle(slot: u32, client: Client, found: Found, desk: &MasterDesk, owner: Owner) -> Recovered {
+fn recover_idle(
+    slot: u32,
+    client: Client,
+    found: Found,
+    desk: &MasterDesk,
+    owner: Owner,
+) -> Recovered {
     let ledger = match found {
         Found::Parked => None,
         Found::Rest => {
-            let (received, written) = desk.slot(slot).map_or((0, 0), |on_desk| on_desk.view().ends());
+            let (received, written) = desk
+                .slot(slot)
+                .map_or((0, 0), |on_desk| on_desk.view().ends());
             Some(Ledger { received, written })
         }
     };
@@ -502,7 +666,13 @@ fn recover_idle(slot: u32, client: Client, found: Found, desk: &MasterDesk, owne
 
 /// What the desk tells of a client. The ledger is that of one whose turn was not ended; of all others the desk knows
 /// itself.
-fn recover(slot: u32, client: Client, ledger: Option<Ledger>, desk: &MasterDesk, owner: Owner) -> Recovered {
+fn recover(
+    slot: u32,
+    client: Client,
+    ledger: Option<Ledger>,
+    desk: &MasterDesk,
+    owner: Owner,
+) -> Recovered {
     let bytes = match desk.recover(slot, ledger, owner) {
         Ok(bytes) => bytes,
         Err(e) => return Err((e, client)),
@@ -514,11 +684,23 @@ fn recover(slot: u32, client: Client, ledger: Option<Ledger>, desk: &MasterDesk,
         (marks.faults, marks.timed_out) = (0, false);
     }
     let times = (on_desk.since(), on_desk.active());
-    Ok(Unleased { client, bytes, marks, times, requests: on_desk.requests(), to: None })
+    Ok(Unleased {
+        client,
+        bytes,
+        marks,
+        times,
+        requests: on_desk.requests(),
+        to: None,
+    })
 }
 
 /// How much was read and written in the turn only the kernel knows.
-fn recover_from_turn(slot: u32, client: Client, written: Option<Writes>, desk: &MasterDesk) -> Recovered {
+fn recover_from_turn(
+    slot: u32,
+    client: Client,
+    written: Option<Writes>,
+    desk: &MasterDesk,
+) -> Recovered {
     let found = match client.peer {
         Peer::Unix { .. } => unix_ledger(slot, &client, written, desk).map(Some),
         Peer::V4 { .. } | Peer::V6 { .. } => tcp_ledger(&client),
@@ -542,10 +724,16 @@ fn tcp_ledger(client: &Client) -> io::Result<Option<Ledger>> {
 
 /// The ledger of a Unix client: its socket counts what is read from it. What was written to it, the worker has noted, or the
 /// kernel's account of its thread says.
-fn unix_ledger(slot: u32, client: &Client, written: Option<Writes>, desk: &MasterDesk) -> io::Result<Ledger> {
+fn unix_ledger(
+    slot: u32,
+    client: &Client,
+    written: Option<Writes>,
+    desk: &MasterDesk,
+) -> io::Result<Ledger> {
     let view = desk.slot(slot).ok_or(io::ErrorKind::InvalidData)?.view();
     let before = client.offsets.received;
-    let received = ledger::received(&client.socket, view.in_base.wrapping_sub(before))?.wrapping_add(before);
+    let received =
+        ledger::received(&client.socket, view.in_base.wrapping_sub(before))?.wrapping_add(before);
     let header = desk.header();
     let sent = match header.writing(slot, view.out_base) {
         None if !header.notes_every_write() => return Err(io::ErrorKind::Unsupported.into()),
@@ -556,14 +744,20 @@ fn unix_ledger(slot: u32, client: &Client, written: Option<Writes>, desk: &Maste
             written_since(before, after, header)?
         }
     };
-    Ok(Ledger { received, written: view.out_base.wrapping_add(sent) })
+    Ok(Ledger {
+        received,
+        written: view.out_base.wrapping_add(sent),
+    })
 }
 
 /// Bytes of the write in progress. A worker of version 1 noted the bytes of its whole process, and no calls.
 fn written_since(before: Writes, after: Writes, header: Header<'_>) -> io::Result<u64> {
     match header.writer() {
         Some(_) => after.by_one_call_since(before),
-        None => after.bytes.checked_sub(before.bytes).ok_or_else(|| io::ErrorKind::InvalidData.into()),
+        None => after
+            .bytes
+            .checked_sub(before.bytes)
+            .ok_or_else(|| io::ErrorKind::InvalidData.into()),
     }
 }
 

@@ -85,15 +85,18 @@ impl Listener {
             let doing = format!("listen on {}", entry.source);
             match place {
                 Place::Bound(address) => match handed.name_at(address) {
-                    Some(name) => Error::unavailable(&doing, &e)
-                        .with(&format!("; systemd has bound it and handed it over: write \"systemd:{name}\"")),
+                    Some(name) => Error::unavailable(&doing, &e).with(&format!(
+                        "; systemd has bound it and handed it over: write \"systemd:{name}\""
+                    )),
                     None => cannot_bind(&doing, address, &e),
                 },
                 Place::Handed(_) => Error::unavailable(&doing, &e),
             }
         };
         let (socket, address, file) = match place {
-            Place::Bound(address) => bind(address, entry.access.as_ref(), entry.freebind).map_err(fail)?,
+            Place::Bound(address) => {
+                bind(address, entry.access.as_ref(), entry.freebind).map_err(fail)?
+            }
             Place::Handed(index) => {
                 let (socket, address) = handed.listener(*index).map_err(fail)?;
                 (socket, address, None)
@@ -126,15 +129,37 @@ impl Listener {
     ///
     /// # Errors
     /// `refusal`, unless that is what is wrong.
-    pub(super) fn missing(number: u32, wanted: &Wanted<'_>, refusal: Error, now: Instant) -> Result<Listener, Error> {
-        let (Place::Bound(Address::Tcp(at)), Error::NoAddress(_)) = (&wanted.place, &refusal) else {
+    pub(super) fn missing(
+        number: u32,
+        wanted: &Wanted<'_>,
+        refusal: Error,
+        now: Instant,
+    ) -> Result<Listener, Error> {
+        let (Place::Bound(Address::Tcp(at)), Error::NoAddress(_)) = (&wanted.place, &refusal)
+        else {
             return Err(refusal);
         };
         let socket = socket::unbound_tcp(*at).map_err(Error::system("make a socket"))?;
-        let (place, entry, address) = (wanted.place.clone(), wanted.entry.clone(), Address::Tcp(*at));
+        let (place, entry, address) = (
+            wanted.place.clone(),
+            wanted.entry.clone(),
+            Address::Tcp(*at),
+        );
         let (byte_order, outage) = (entry.byte_order, Some(Outage::after(&refusal, now)));
         let (accepted, file, is_found, is_missing) = (0, None, false, true);
-        Ok(Listener { number, socket, place, is_found, address, byte_order, accepted, file, entry, outage, is_missing })
+        Ok(Listener {
+            number,
+            socket,
+            place,
+            is_found,
+            address,
+            byte_order,
+            accepted,
+            file,
+            entry,
+            outage,
+            is_missing,
+        })
     }
 
     /// One that a master before this one had, as it was left.
@@ -144,13 +169,23 @@ impl Listener {
     pub(super) fn kept(record: &ListenerRecord, socket: OwnedFd) -> Result<Listener, String> {
         let address: Address = record.address.parse()?;
         let is_found = record.configured.is_empty();
-        let configured = if is_found { address.clone() } else { record.configured.parse()? };
+        let configured = if is_found {
+            address.clone()
+        } else {
+            record.configured.parse()?
+        };
         let file = match &address {
             Address::Tcp(_) => None,
             // The operator may have removed it since. Until this master serves it is left where it is.
-            Address::Unix(path) => Some(SocketFile::of(path).unwrap_or_else(|_| SocketFile::missing(path)).left()),
+            Address::Unix(path) => Some(
+                SocketFile::of(path)
+                    .unwrap_or_else(|_| SocketFile::missing(path))
+                    .left(),
+            ),
         };
-        let ListenerRecord { number, accepted, .. } = *record;
+        let ListenerRecord {
+            number, accepted, ..
+        } = *record;
         let entry = Listen::new(Source::Bound(configured.clone()));
         let (place, byte_order) = (Place::Bound(configured), OrderRule::Little);
         Ok(Listener {
@@ -200,7 +235,11 @@ impl Listener {
 
     /// The address that it was bound to, as configured; none if it was handed over.
     pub(super) fn configured(&self) -> Option<&Address> {
-        if let Place::Bound(address) = &self.place { Some(address) } else { None }
+        if let Place::Bound(address) = &self.place {
+            Some(address)
+        } else {
+            None
+        }
     }
 
     /// How the next master is told of it; nothing if it gets this one from whoever has bound it.
@@ -209,7 +248,12 @@ impl Listener {
             return None;
         }
         let (configured, address) = (self.configured()?.to_string(), self.address.to_string());
-        Some(ListenerRecord { number: self.number, configured, address, accepted: self.accepted })
+        Some(ListenerRecord {
+            number: self.number,
+            configured,
+            address,
+            accepted: self.accepted,
+        })
     }
 
     /// Why no client can connect, if so. Looks whether the file of a Unix socket is there.
@@ -222,7 +266,11 @@ impl Listener {
 
     /// Whether its file was removed, or replaced by another one.
     fn is_file_gone(&self) -> bool {
-        self.outage.is_none() && self.file.as_ref().is_some_and(|file| file.metadata().is_none())
+        self.outage.is_none()
+            && self
+                .file
+                .as_ref()
+                .is_some_and(|file| file.metadata().is_none())
     }
 
     /// Leaves the file where it is, for the next master.
@@ -242,12 +290,21 @@ impl Listener {
     ///
     /// Only the file of a Unix socket can be refused, so it comes first: on an error nothing else has changed. What
     /// was adopted is undone by adopting what was wanted before.
-    pub(super) fn adopt(&mut self, wanted: &Listen, keepalive: Option<Duration>) -> Result<(), Error> {
-        let fail = |e: io::Error| Error::unavailable(&format!("change the listener {}", wanted.source), &e);
+    pub(super) fn adopt(
+        &mut self,
+        wanted: &Listen,
+        keepalive: Option<Duration>,
+    ) -> Result<(), Error> {
+        let fail = |e: io::Error| {
+            Error::unavailable(&format!("change the listener {}", wanted.source), &e)
+        };
         // One that is gone, or down, gets its access when it is bound anew.
-        if let (false, None, Some(file), Some(access)) =
-            (self.is_file_gone(), &self.outage, &mut self.file, &wanted.access)
-        {
+        if let (false, None, Some(file), Some(access)) = (
+            self.is_file_gone(),
+            &self.outage,
+            &mut self.file,
+            &wanted.access,
+        ) {
             file.set_access(access).map_err(fail)?;
         }
         if let Address::Tcp(_) = self.address {
@@ -263,8 +320,13 @@ impl Listener {
     }
 
     /// Replaces a socket that has ended by another one at the same address.
-    pub(super) fn bind_anew(&mut self, handed: &mut Handed, keepalive: Option<Duration>) -> Result<(), Error> {
-        let fail = |e: io::Error| cannot_bind(&format!("listen on {}", self.address), &self.address, &e);
+    pub(super) fn bind_anew(
+        &mut self,
+        handed: &mut Handed,
+        keepalive: Option<Duration>,
+    ) -> Result<(), Error> {
+        let fail =
+            |e: io::Error| cannot_bind(&format!("listen on {}", self.address), &self.address, &e);
         let access = match &self.address {
             Address::Tcp(_) => {
                 share_address(&self.socket).map_err(fail)?;
@@ -272,7 +334,8 @@ impl Listener {
             }
             Address::Unix(path) => self.entry.access.clone().or_else(|| access_of(path)),
         };
-        let (socket, address, file) = bind(&self.address, access.as_ref(), self.entry.freebind).map_err(fail)?;
+        let (socket, address, file) =
+            bind(&self.address, access.as_ref(), self.entry.freebind).map_err(fail)?;
         if let Address::Tcp(_) = self.address {
             socket::set_keepalive(&socket, keepalive).map_err(fail)?;
         }
@@ -314,11 +377,15 @@ fn cannot_bind(doing: &str, address: &Address, error: &io::Error) -> Error {
             "; ports below 1024 need the capability CAP_NET_BIND_SERVICE".to_owned()
         }
         (Address::Tcp(_), _) if socket::is_family_unavailable(error) => {
-            "; RestrictAddressFamilies= of its unit forbids it, or the kernel cannot do it".to_owned()
+            "; RestrictAddressFamilies= of its unit forbids it, or the kernel cannot do it"
+                .to_owned()
         }
         (Address::Unix(_), io::ErrorKind::NotFound) => "; its directory must exist".to_owned(),
         (Address::Unix(_), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {
-            format!("; uid {} must be able to write to its directory", process::user())
+            format!(
+                "; uid {} must be able to write to its directory",
+                process::user()
+            )
         }
         _ => String::new(),
     };
@@ -331,13 +398,24 @@ fn cannot_bind(doing: &str, address: &Address, error: &io::Error) -> Error {
 /// A listener that no entry wants as it was wanted before goes to one that wants its address: nothing else can be bound there.
 ///
 /// `is_fit` is whether a listener can be kept at all.
-pub(super) fn keep(listeners: &[Listener], wanted: &[Wanted<'_>], is_fit: fn(&Listener) -> bool) -> Vec<Option<usize>> {
+pub(super) fn keep(
+    listeners: &[Listener],
+    wanted: &[Wanted<'_>],
+    is_fit: fn(&Listener) -> bool,
+) -> Vec<Option<usize>> {
     let mut free: Vec<bool> = listeners.iter().map(is_fit).collect();
     let mut kept = vec![None; wanted.len()];
-    let fits: [fn(&Listener, &Place) -> bool; 3] =
-        [|listener, place| listener.place == *place, Listener::is_at, Listener::is_on_host];
+    let fits: [fn(&Listener, &Place) -> bool; 3] = [
+        |listener, place| listener.place == *place,
+        Listener::is_at,
+        Listener::is_on_host,
+    ];
     for fits in fits {
-        for (kept, wanted) in kept.iter_mut().zip(wanted).filter(|(kept, _)| kept.is_none()) {
+        for (kept, wanted) in kept
+            .iter_mut()
+            .zip(wanted)
+            .filter(|(kept, _)| kept.is_none())
+        {
             *kept = (0..listeners.len()).find(|&i| free[i] && fits(&listeners[i], &wanted.place));
             if let Some(index) = *kept {
                 free[index] = false;
@@ -374,16 +452,27 @@ pub(super) struct ExporterListener {
 impl ExporterListener {
     /// Binds and listens.
     pub(super) fn bind(wanted: &Address) -> Result<ExporterListener, Error> {
-        let access = Access { mode: Mode(0o660), owner: None, group: None };
-        let fail = |e: io::Error| cannot_bind(&format!("listen on {wanted} for metrics"), wanted, &e);
+        let access = Access {
+            mode: Mode(0o660),
+            owner: None,
+            group: None,
+        };
+        let fail =
+            |e: io::Error| cannot_bind(&format!("listen on {wanted} for metrics"), wanted, &e);
         let (socket, address, file) = bind(wanted, Some(&access), false).map_err(fail)?;
         listen(&socket, 128).map_err(fail)?;
-        Ok(ExporterListener { socket, address, file })
+        Ok(ExporterListener {
+            socket,
+            address,
+            file,
+        })
     }
 
     /// Whether its file was removed, or replaced by another one.
     pub(super) fn is_file_gone(&self) -> bool {
-        self.file.as_ref().is_some_and(|file| file.metadata().is_none())
+        self.file
+            .as_ref()
+            .is_some_and(|file| file.metadata().is_none())
     }
 
     /// In the place of one that cannot be bound now.
@@ -391,7 +480,11 @@ impl ExporterListener {
     /// # Errors
     /// Those of socket(2).
     pub(super) fn missing(address: &Address) -> io::Result<ExporterListener> {
-        Ok(ExporterListener { socket: socket::unbound()?, address: address.clone(), file: None })
+        Ok(ExporterListener {
+            socket: socket::unbound()?,
+            address: address.clone(),
+            file: None,
+        })
     }
 
     /// Replaces a socket that has ended by another one at the same address.
@@ -429,17 +522,29 @@ pub(super) struct ControlListener {
 impl ControlListener {
     /// Binds and listens at `path`. `is_default` is whether nobody asked for just that path; then its directory is
     /// made, if need be.
-    pub(super) fn bind(path: &Path, is_default: bool, mode: Mode) -> Result<ControlListener, Error> {
+    pub(super) fn bind(
+        path: &Path,
+        is_default: bool,
+        mode: Mode,
+    ) -> Result<ControlListener, Error> {
         let doing = format!("open the control socket {}", path.display());
         let fail = |e: io::Error| cannot_bind(&doing, &Address::Unix(path.to_owned()), &e);
         if is_default {
             make_directory(path.parent().unwrap_or(Path::new("/"))).map_err(fail)?;
             control_link::remove_link(path).map_err(fail)?;
         }
-        let access = Access { mode, owner: None, group: None };
+        let access = Access {
+            mode,
+            owner: None,
+            group: None,
+        };
         let (socket, file) = bind_unix(path, Some(&access)).map_err(fail)?;
         listen(&socket, CONTROL_BACKLOG).map_err(fail)?;
-        Ok(ControlListener { socket, file, link: None })
+        Ok(ControlListener {
+            socket,
+            file,
+            link: None,
+        })
     }
 
     /// Replaces a socket that has ended by another one at the same path.
@@ -454,7 +559,11 @@ impl ControlListener {
     /// One that this process has since before it became this program. Its file may be gone.
     pub(super) fn again(socket: OwnedFd, path: &Path) -> ControlListener {
         let file = SocketFile::of(path).unwrap_or_else(|_| SocketFile::missing(path));
-        ControlListener { socket, file, link: None }
+        ControlListener {
+            socket,
+            file,
+            link: None,
+        }
     }
 
     /// In the place of one that cannot be opened now: nobody can connect until it is bound anew.
@@ -462,7 +571,11 @@ impl ControlListener {
     /// # Errors
     /// Those of socket(2).
     pub(super) fn missing(path: &Path) -> io::Result<ControlListener> {
-        Ok(ControlListener { socket: socket::unbound()?, file: SocketFile::missing(path), link: None })
+        Ok(ControlListener {
+            socket: socket::unbound()?,
+            file: SocketFile::missing(path),
+            link: None,
+        })
     }
 
     /// Whether its file is there, by which others find it.
@@ -482,8 +595,17 @@ impl ControlListener {
 
     /// Lets others connect from now on.
     pub(super) fn set_mode(&mut self, mode: Mode) -> Result<(), Error> {
-        let set = self.file.set_access(&Access { mode, owner: None, group: None });
-        set.map_err(|e| Error::unavailable(&format!("change the control socket {}", self.file.path.display()), &e))
+        let set = self.file.set_access(&Access {
+            mode,
+            owner: None,
+            group: None,
+        });
+        set.map_err(|e| {
+            Error::unavailable(
+                &format!("change the control socket {}", self.file.path.display()),
+                &e,
+            )
+        })
     }
 }
 
@@ -515,18 +637,28 @@ fn bind(
 /// A directory for the control socket, that others may look into only where that is the custom. What is there
 /// already must be a directory and ours: in /tmp anybody may have been there before.
 fn make_directory(path: &Path) -> io::Result<()> {
-    let mode = if path.starts_with("/run") { 0o755 } else { 0o700 };
+    let mode = if path.starts_with("/run") {
+        0o755
+    } else {
+        0o700
+    };
     match DirBuilder::new().mode(mode).create(path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
         made => return made,
     }
     let found = fs::symlink_metadata(path)?;
     if !found.is_dir() {
-        return Err(io::Error::other(format!("{} is not a directory", path.display())));
+        return Err(io::Error::other(format!(
+            "{} is not a directory",
+            path.display()
+        )));
     }
     if found.uid() != process::user() {
         let owner = found.uid();
-        let sentence = format!("{} belongs to uid {owner}, not to this daemon's user", path.display());
+        let sentence = format!(
+            "{} belongs to uid {owner}, not to this daemon's user",
+            path.display()
+        );
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, sentence));
     }
     Ok(())
@@ -550,12 +682,24 @@ impl SocketFile {
     fn of(path: &Path) -> io::Result<SocketFile> {
         let found = fs::symlink_metadata(path)?;
         let born = (found.uid(), found.gid());
-        Ok(SocketFile { path: path.to_owned(), identity: identity(&found), born, access: None, is_left: false })
+        Ok(SocketFile {
+            path: path.to_owned(),
+            identity: identity(&found),
+            born,
+            access: None,
+            is_left: false,
+        })
     }
 
     /// One that is not there.
     fn missing(path: &Path) -> SocketFile {
-        SocketFile { path: path.to_owned(), identity: (0, 0), born: (0, 0), access: None, is_left: false }
+        SocketFile {
+            path: path.to_owned(),
+            identity: (0, 0),
+            born: (0, 0),
+            access: None,
+            is_left: false,
+        }
     }
 
     /// It stays where it is.
@@ -566,7 +710,9 @@ impl SocketFile {
 
     /// What it is now, if it is still there.
     fn metadata(&self) -> Option<Metadata> {
-        fs::symlink_metadata(&self.path).ok().filter(|found| identity(found) == self.identity)
+        fs::symlink_metadata(&self.path)
+            .ok()
+            .filter(|found| identity(found) == self.identity)
     }
 
     /// Gives it its owner and its mode. What it was given before is not given again: the operator may have changed that
@@ -575,7 +721,12 @@ impl SocketFile {
         if self.access.as_ref() == Some(access) {
             return Ok(());
         }
-        let gone = || io::Error::new(io::ErrorKind::NotFound, "its file is gone, or is another one's");
+        let gone = || {
+            io::Error::new(
+                io::ErrorKind::NotFound,
+                "its file is gone, or is another one's",
+            )
+        };
         let found = self.metadata().ok_or_else(gone)?;
         let uid = access.owner.as_ref().map_or(self.born.0, |owner| owner.uid);
         let gid = access.group.as_ref().map_or(self.born.1, |group| group.gid);
@@ -600,10 +751,22 @@ impl Drop for SocketFile {
 
 /// The access to the file of a Unix socket that another process has bound, if it is there.
 fn access_of(path: &Path) -> Option<Access> {
-    let found = fs::symlink_metadata(path).ok().filter(|found| found.file_type().is_socket())?;
-    let owner = User { name: found.uid().to_string(), uid: found.uid() };
-    let group = Group { name: found.gid().to_string(), gid: found.gid() };
-    Some(Access { mode: Mode(found.mode() & 0o777), owner: Some(owner), group: Some(group) })
+    let found = fs::symlink_metadata(path)
+        .ok()
+        .filter(|found| found.file_type().is_socket())?;
+    let owner = User {
+        name: found.uid().to_string(),
+        uid: found.uid(),
+    };
+    let group = Group {
+        name: found.gid().to_string(),
+        gid: found.gid(),
+    };
+    Some(Access {
+        mode: Mode(found.mode() & 0o777),
+        owner: Some(owner),
+        group: Some(group),
+    })
 }
 
 fn identity(file: &Metadata) -> (u64, u64) {
@@ -630,12 +793,17 @@ fn bind_unix(path: &Path, access: Option<&Access>) -> io::Result<(OwnedFd, Socke
 fn remove_stale(path: &Path) -> io::Result<()> {
     let in_use = |what: &str| io::Error::new(io::ErrorKind::AddrInUse, what.to_owned());
     if !fs::symlink_metadata(path)?.file_type().is_socket() {
-        return Err(in_use("there is a file of that name, which is not a socket"));
+        return Err(in_use(
+            "there is a file of that name, which is not a socket",
+        ));
     }
     if socket::is_unix_alive(path)? {
         return Err(in_use(ANOTHER));
     }
-    log::info!("{} was left by a process that is gone; replacing it", path.display());
+    log::info!(
+        "{} was left by a process that is gone; replacing it",
+        path.display()
+    );
     fs::remove_file(path)
 }
 
@@ -696,9 +864,24 @@ mod tests {
         let free = || Listen::new("127.0.0.1:0".parse().expect("an address"));
         let there = [free(), unix("a"), free()].map(|entry| open(&entry).expect("bind"));
         let six = Listen::new("[::1]:0".parse().expect("an address"));
-        let wanted = [unix("b"), free(), Listen { backlog: 7, ..unix("a") }, six, free(), free()];
-        let wanted = Handed::default().wanted(&wanted).expect("nothing is handed over");
-        assert_eq!(keep(&there, &wanted, is_any), [None, Some(0), Some(1), None, Some(2), None]);
+        let wanted = [
+            unix("b"),
+            free(),
+            Listen {
+                backlog: 7,
+                ..unix("a")
+            },
+            six,
+            free(),
+            free(),
+        ];
+        let wanted = Handed::default()
+            .wanted(&wanted)
+            .expect("nothing is handed over");
+        assert_eq!(
+            keep(&there, &wanted, is_any),
+            [None, Some(0), Some(1), None, Some(2), None]
+        );
         assert_eq!(keep(&[], &wanted[..1], is_any), [None]);
     }
 
@@ -706,14 +889,33 @@ mod tests {
     fn a_listener_that_is_kept_becomes_what_is_wanted_and_its_clients_wait_on() {
         let wanted = Listen::new("127.0.0.1:0".parse().expect("an address"));
         let mut listener = open(&wanted).expect("bind");
-        let Address::Tcp(address) = listener.address else { panic!("a TCP address") };
+        let Address::Tcp(address) = listener.address else {
+            panic!("a TCP address")
+        };
         let _first = std::net::TcpStream::connect(address).expect("connect");
         let idle = Some(Duration::from_secs(100));
-        listener.adopt(&Listen { backlog: 7, byte_order: OrderRule::Big, ..wanted }, idle).expect("adopt");
-        assert_eq!((listener.byte_order, listener.queue()), (OrderRule::Big, Some((1, 7))));
+        listener
+            .adopt(
+                &Listen {
+                    backlog: 7,
+                    byte_order: OrderRule::Big,
+                    ..wanted
+                },
+                idle,
+            )
+            .expect("adopt");
+        assert_eq!(
+            (listener.byte_order, listener.queue()),
+            (OrderRule::Big, Some((1, 7)))
+        );
         let _second = std::net::TcpStream::connect(address).expect("connect");
-        assert!(matches!(accept(&listener, Look::First).expect("accept"), Offer::Client(_)));
-        let Offer::Client(second) = accept(&listener, Look::Next).expect("accept") else { panic!("the second waits") };
+        assert!(matches!(
+            accept(&listener, Look::First).expect("accept"),
+            Offer::Client(_)
+        ));
+        let Offer::Client(second) = accept(&listener, Look::Next).expect("accept") else {
+            panic!("the second waits")
+        };
         assert_eq!(socket::keepalive(&second.socket), idle);
     }
 
@@ -723,45 +925,87 @@ mod tests {
         let path = directory.path().join("rpc.sock");
         let before = at(path.clone());
         let mut listener = open(&before).expect("bind");
-        let is = || fs::metadata(&path).map(|found| (found.gid(), found.mode() & 0o777)).expect("stat");
+        let is = || {
+            fs::metadata(&path)
+                .map(|found| (found.gid(), found.mode() & 0o777))
+                .expect("stat")
+        };
         let (born, _) = is();
         let given = |group, mode| {
-            let access = Access { mode: Mode(mode), owner: None, group };
-            Listen { byte_order: OrderRule::Big, access: Some(access), ..before.clone() }
+            let access = Access {
+                mode: Mode(mode),
+                owner: None,
+                group,
+            };
+            Listen {
+                byte_order: OrderRule::Big,
+                access: Some(access),
+                ..before.clone()
+            }
         };
 
-        listener.adopt(&given(None, 0o606), None).expect("it is ours");
+        listener
+            .adopt(&given(None, 0o606), None)
+            .expect("it is ours");
         assert_eq!((listener.byte_order, is()), (OrderRule::Big, (born, 0o606)));
         listener.adopt(&before, None).expect("undo");
         let other = Group::find("3999999999").expect("the database of groups");
         match listener.adopt(&given(other, 0o600), None) {
             Ok(()) => assert_eq!(is(), (3_999_999_999, 0o600)),
             Err(e) => {
-                assert!(matches!(e, Error::Permission(_)) && process::user() != 0, "{e}");
+                assert!(
+                    matches!(e, Error::Permission(_)) && process::user() != 0,
+                    "{e}"
+                );
                 assert_eq!(listener.byte_order, OrderRule::Little);
             }
         }
         listener.adopt(&before, None).expect("undo");
-        assert_eq!((listener.byte_order, is()), (OrderRule::Little, (born, 0o660)));
+        assert_eq!(
+            (listener.byte_order, is()),
+            (OrderRule::Little, (born, 0o660))
+        );
 
         fs::remove_file(&path).expect("it is there");
-        listener.adopt(&before, None).expect("there is nothing to change");
-        listener.adopt(&given(None, 0o600), None).expect("the next one gets its access");
-        assert_eq!((listener.byte_order, listener.outage_reason()), (OrderRule::Big, Some(FILE_GONE)));
+        listener
+            .adopt(&before, None)
+            .expect("there is nothing to change");
+        listener
+            .adopt(&given(None, 0o600), None)
+            .expect("the next one gets its access");
+        assert_eq!(
+            (listener.byte_order, listener.outage_reason()),
+            (OrderRule::Big, Some(FILE_GONE))
+        );
         let wanted = [before];
-        let wanted = Handed::default().wanted(&wanted).expect("nothing is handed over");
+        let wanted = Handed::default()
+            .wanted(&wanted)
+            .expect("nothing is handed over");
         let there = [listener];
-        assert_eq!((keep(&there, &wanted, is_found), keep(&there, &wanted, is_any)), (vec![None], vec![Some(0)]));
+        assert_eq!(
+            (
+                keep(&there, &wanted, is_found),
+                keep(&there, &wanted, is_any)
+            ),
+            (vec![None], vec![Some(0)])
+        );
     }
 
     #[test]
     fn a_port_where_metrics_were_asked_for_is_free_although_another_process_has_the_socket() {
-        let listener = ExporterListener::bind(&"127.0.0.1:0".parse().expect("an address")).expect("bind");
-        let (address, copy) = (listener.address.clone(), listener.as_fd().try_clone_to_owned().expect("dup"));
+        let listener =
+            ExporterListener::bind(&"127.0.0.1:0".parse().expect("an address")).expect("bind");
+        let (address, copy) = (
+            listener.address.clone(),
+            listener.as_fd().try_clone_to_owned().expect("dup"),
+        );
         assert!(ExporterListener::bind(&address).is_err(), "{address}");
         drop(listener);
         ExporterListener::bind(&address).expect("it is free");
-        assert!(matches!(accept(&copy, Look::First).expect("accept"), Offer::Ended), "{address}");
+        assert!(
+            matches!(accept(&copy, Look::First).expect("accept"), Offer::Ended),
+            "{address}"
+        );
     }
 
     #[test]
@@ -782,7 +1026,8 @@ mod tests {
         assert_eq!(listener.queue(), None);
         let link = directory.path().join("link");
         std::os::unix::fs::symlink(directory.path(), &link).expect("symlink");
-        let error = ControlListener::bind(&link.join("control.sock"), true, Mode(0o600)).expect_err("a link");
+        let error = ControlListener::bind(&link.join("control.sock"), true, Mode(0o600))
+            .expect_err("a link");
         assert!(error.to_string().contains("not a directory"), "{error}");
     }
 }

@@ -14,8 +14,8 @@ use crate::config::{self, Config, Count, Loaded, size};
 use crate::logging;
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{
-    About, Checked, ClientStatus, Clients, ClientsAfter, Code, Cursor, Effective, Events, KeyOrigin, Kicked, Kind,
-    LogLevelInForce, Origin, PAGE, Refusal, SetLogLevel,
+    About, Checked, ClientStatus, Clients, ClientsAfter, Code, Cursor, Effective, Events,
+    KeyOrigin, Kicked, Kind, LogLevelInForce, Origin, PAGE, Refusal, SetLogLevel,
 };
 use crate::proto::names::{ClientId, WorkerId};
 use crate::sys::{clock, socket};
@@ -30,9 +30,15 @@ impl Master {
     /// The clients from some place on, as far as one page goes.
     pub(super) fn clients_page(&self, asked: ClientsAfter) -> Result<Clients, Refusal> {
         if let Some(id) = asked.worker.filter(|id| !self.workers.contains_key(id)) {
-            return Err(Refusal::new(Code::Refused, format!("there is no worker {id}")));
+            return Err(Refusal::new(
+                Code::Refused,
+                format!("there is no worker {id}"),
+            ));
         }
-        let first = Cursor { worker: asked.worker.unwrap_or(NOBODY), slot: 0 };
+        let first = Cursor {
+            worker: asked.worker.unwrap_or(NOBODY),
+            slot: 0,
+        };
         let from = asked.after.unwrap_or(first).max(first);
         let (mut clients, mut looked_at) = (Vec::new(), 0);
         if from.worker == NOBODY {
@@ -41,7 +47,13 @@ impl Master {
             looked_at = clients.len();
             if from.slot as usize + looked_at < self.unleased.len() {
                 let slot = from.slot + looked_at as u32;
-                return Ok(Clients { clients, next: Some(Cursor { worker: NOBODY, slot }) });
+                return Ok(Clients {
+                    clients,
+                    next: Some(Cursor {
+                        worker: NOBODY,
+                        slot,
+                    }),
+                });
             }
         }
         let last = asked.worker.unwrap_or(WorkerId(u64::MAX));
@@ -50,18 +62,33 @@ impl Master {
             let end = worker.leases.used().max(begin);
             let until = end.min(begin.saturating_add((PAGE - looked_at) as u32));
             let page = worker.leases.page(begin..until, &worker.desk);
-            clients.extend(page.map(|(client, on_desk)| self.client_status(client, Some(*id), on_desk)));
+            clients.extend(
+                page.map(|(client, on_desk)| self.client_status(client, Some(*id), on_desk)),
+            );
             looked_at += (until - begin) as usize;
             if until < end {
-                return Ok(Clients { clients, next: Some(Cursor { worker: *id, slot: until }) });
+                return Ok(Clients {
+                    clients,
+                    next: Some(Cursor {
+                        worker: *id,
+                        slot: until,
+                    }),
+                });
             }
         }
-        Ok(Clients { clients, next: None })
+        Ok(Clients {
+            clients,
+            next: None,
+        })
     }
 
     fn waiting_client(&self, unleased: &Unleased) -> ClientStatus {
         let bytes = (unleased.bytes.unread.len() + unleased.bytes.unsent.len()) as u64;
-        let on_desk = OnDesk { active: unleased.times.1, requests: unleased.requests, bytes };
+        let on_desk = OnDesk {
+            active: unleased.times.1,
+            requests: unleased.requests,
+            bytes,
+        };
         self.client_status(&unleased.client, None, on_desk)
     }
 
@@ -69,16 +96,25 @@ impl Master {
         &self,
         client: &Client,
         worker: Option<WorkerId>,
-        OnDesk { active, requests, bytes }: OnDesk,
+        OnDesk {
+            active,
+            requests,
+            bytes,
+        }: OnDesk,
     ) -> ClientStatus {
-        let listener = self.listeners.iter().find(|listener| listener.number == client.listener);
+        let listener = self
+            .listeners
+            .iter()
+            .find(|listener| listener.number == client.listener);
         let idle = clock::monotonic().saturating_sub(active);
         ClientStatus {
             id: client.id,
             peer: client.peer.to_string(),
             listener: listener.map(|listener| listener.address.to_string()),
             worker,
-            age_seconds: clock::monotonic_seconds().saturating_sub(client.since).into(),
+            age_seconds: clock::monotonic_seconds()
+                .saturating_sub(client.since)
+                .into(),
             idle_seconds: (idle / 1_000_000) as f64 / 1000.0,
             requests,
             moves: client.moves,
@@ -91,15 +127,25 @@ impl Master {
     /// A worker that is in a turn of it, or stuck in one, keeps its lease until it finds the connection ended; the client
     /// knows at once.
     pub(super) fn kick(&mut self, asker: Asker, id: ClientId) -> Result<Kicked, Refusal> {
-        let waiting = self.unleased.iter().position(|unleased| unleased.client.id == id);
-        let leased = || self.workers.iter().find_map(|(worker, w)| Some((*worker, w.leases.slot_of(id)?)));
+        let waiting = self
+            .unleased
+            .iter()
+            .position(|unleased| unleased.client.id == id);
+        let leased = || {
+            self.workers
+                .iter()
+                .find_map(|(worker, w)| Some((*worker, w.leases.slot_of(id)?)))
+        };
         let peer = if let Some(unleased) = waiting.and_then(|index| self.unleased.remove(index)) {
             socket::end(&unleased.client.socket);
             let peer = unleased.client.peer;
             self.forget(unleased.client);
             peer
         } else if let Some((worker_id, slot)) = leased() {
-            let worker = self.workers.get_mut(&worker_id).expect("it was found there");
+            let worker = self
+                .workers
+                .get_mut(&worker_id)
+                .expect("it was found there");
             let client = worker.leases.client(slot).expect("it was found there");
             let peer = client.peer;
             socket::end(&client.socket);
@@ -110,27 +156,47 @@ impl Master {
             }
             peer
         } else {
-            return Err(Refusal::new(Code::Refused, format!("there is no client {id}")));
+            return Err(Refusal::new(
+                Code::Refused,
+                format!("there is no client {id}"),
+            ));
         };
         self.counts.kicked += 1;
-        let about = About { client: Some(id), ..asker.about() };
-        self.events.note(Kind::ClientKicked, about, format_args!("{asker}: client {id} ({peer}) is closed"));
-        Ok(Kicked { client: id, peer: peer.to_string() })
+        let about = About {
+            client: Some(id),
+            ..asker.about()
+        };
+        self.events.note(
+            Kind::ClientKicked,
+            about,
+            format_args!("{asker}: client {id} ({peer}) is closed"),
+        );
+        Ok(Kicked {
+            client: id,
+            peer: peer.to_string(),
+        })
     }
 
     /// The events after some number, and how things stand.
     pub(super) fn events_after(&self, after: u64) -> Events {
         let Since { events, lost } = self.events.since(after);
         let workers = self.ready_workers().count() as u32;
-        Events { events, last: self.events.last(), lost, workers, clients: self.clients }
+        Events {
+            events,
+            last: self.events.last(),
+            lost,
+            workers,
+            clients: self.clients,
+        }
     }
 
     /// The configuration in force, key by key.
     pub(super) fn effective(&self) -> Effective {
         let mut keys = self.in_force().entries(&self.config_keys);
-        for (name, is_runtime) in
-            [("workers.count", self.count_origin == Origin::Runtime), ("log.level", self.log_level.is_some())]
-        {
+        for (name, is_runtime) in [
+            ("workers.count", self.count_origin == Origin::Runtime),
+            ("log.level", self.log_level.is_some()),
+        ] {
             if let Some(key) = keys.iter_mut().find(|key| is_runtime && key.key == name) {
                 key.origin = KeyOrigin::Runtime;
             }
@@ -140,21 +206,41 @@ impl Master {
             ("limits.max-clients", self.max_clients.to_string()),
             ("limits.buffers", format!("{:?}", size(self.buffers()))),
         ] {
-            if let Some(key) = keys.iter_mut().find(|key| key.key == name && key.value.as_deref() == Some(AUTO)) {
+            if let Some(key) = keys
+                .iter_mut()
+                .find(|key| key.key == name && key.value.as_deref() == Some(AUTO))
+            {
                 key.value = Some(format!("{AUTO} # {comes_to}"));
             }
         }
-        if let Some(socket) = keys.iter_mut().find(|key| key.key == "control.socket" && key.value.is_none()) {
-            socket.value = Some(config::quoted(&self.control_listener.path().to_string_lossy()));
+        if let Some(socket) = keys
+            .iter_mut()
+            .find(|key| key.key == "control.socket" && key.value.is_none())
+        {
+            socket.value = Some(config::quoted(
+                &self.control_listener.path().to_string_lossy(),
+            ));
         }
-        Effective { file: self.config_file.clone(), files: self.config_files.clone(), keys }
+        Effective {
+            file: self.config_file.clone(),
+            files: self.config_files.clone(),
+            keys,
+        }
     }
 
     /// What a reload would change, if it would be taken.
     pub(super) fn check(&self, file: Option<PathBuf>, next: Loaded) -> Result<Checked, Refusal> {
-        let Loaded { config: next, files, .. } = next;
+        let Loaded {
+            config: next,
+            files,
+            ..
+        } = next;
         self.limits_under(&next)?;
-        Ok(Checked { file, files, changes: self.in_force().changes(&next) })
+        Ok(Checked {
+            file,
+            files,
+            changes: self.in_force().changes(&next),
+        })
     }
 
     /// The configuration with what was changed since.
@@ -177,9 +263,13 @@ impl Master {
             logging::set_level(level);
             self.tell_log_level();
             let sentence = format_args!("{asker}: the level of the log is {:?}", level.as_str());
-            self.events.note(Kind::LogLevelChanged, asker.about(), sentence);
+            self.events
+                .note(Kind::LogLevelChanged, asker.about(), sentence);
         }
-        LogLevelInForce { level: logging::level(), configured }
+        LogLevelInForce {
+            level: logging::level(),
+            configured,
+        }
     }
 
     /// Tells all workers which lines to write.

@@ -32,8 +32,18 @@ impl Memory {
 }
 
 fn tightest(limits: &[MemoryLimit], parked: u64) -> Option<Memory> {
-    let room = |limit: &MemoryLimit| limit.limit.saturating_sub(limit.used.saturating_sub(parked));
-    limits.iter().map(|limit| Memory { limit: limit.limit, room: room(limit) }).min_by_key(|memory| memory.room)
+    let room = |limit: &MemoryLimit| {
+        limit
+            .limit
+            .saturating_sub(limit.used.saturating_sub(parked))
+    };
+    limits
+        .iter()
+        .map(|limit| Memory {
+            limit: limit.limit,
+            room: room(limit),
+        })
+        .min_by_key(|memory| memory.room)
 }
 
 /// What each of so many workers may keep of its clients' bytes.
@@ -62,13 +72,20 @@ pub(super) fn warn_if_short(limits: &Limits, memory: Option<Memory>, workers: us
 
 /// Bytes above three quarters of a limit.
 fn excess(limits: &[MemoryLimit]) -> u64 {
-    limits.iter().map(|MemoryLimit { limit, used }| used.saturating_sub(limit / 4 * 3)).max().unwrap_or(0)
+    limits
+        .iter()
+        .map(|MemoryLimit { limit, used }| used.saturating_sub(limit / 4 * 3))
+        .max()
+        .unwrap_or(0)
 }
 
 impl Master {
     /// Bytes that all workers have parked.
     pub(super) fn parked(&self) -> u64 {
-        self.workers.values().map(|worker| worker.desk.header().parked()).fold(0, u64::saturating_add)
+        self.workers
+            .values()
+            .map(|worker| worker.desk.header().parked())
+            .fold(0, u64::saturating_add)
     }
 
     /// What each worker may keep of its clients' bytes, by the configuration in force.
@@ -122,31 +139,57 @@ mod tests {
     fn auto_is_half_of_the_room_below_the_tightest_limit() {
         let limits = Limits::default();
         let at = |limits: &[(u64, u64)], parked: u64| {
-            let limits: Vec<_> =
-                limits.iter().map(|(limit, used)| MemoryLimit { limit: limit * MIB, used: used * MIB }).collect();
+            let limits: Vec<_> = limits
+                .iter()
+                .map(|(limit, used)| MemoryLimit {
+                    limit: limit * MIB,
+                    used: used * MIB,
+                })
+                .collect();
             tightest(&limits, parked * MIB)
         };
         let auto = |memory, workers| buffers(&limits, memory, workers) / MIB;
         assert_eq!((auto(None, 1), auto(None, 200)), (256, 256));
         assert_eq!(auto(at(&[(4096, 0)], 0), 4), 256);
         assert_eq!(auto(at(&[(520, 20), (1000, 900)], 0), 2), 25);
-        assert_eq!(auto(at(&[(520, 120)], 100), 5), 50, "what is parked is not in its own way");
+        assert_eq!(
+            auto(at(&[(520, 120)], 100), 5),
+            50,
+            "what is parked is not in its own way"
+        );
         assert_eq!(buffers(&limits, at(&[(100, 0)], 0), 3), 16 * MIB);
         assert_eq!(auto(at(&[(100, 300)], 0), 5), 4, "four frames at least");
-        let given = Limits { buffers: Some(7 * MIB), ..Limits::default() };
+        let given = Limits {
+            buffers: Some(7 * MIB),
+            ..Limits::default()
+        };
         assert_eq!(buffers(&given, at(&[(1, 1)], 0), 9), 7 * MIB);
-        let long = Limits { max_frame: 100 << 20, ..Limits::default() };
+        let long = Limits {
+            max_frame: 100 << 20,
+            ..Limits::default()
+        };
         assert_eq!(buffers(&long, None, 1), 400 * MIB);
     }
 
     #[test]
     fn the_oldest_unfinished_frames_go_until_three_quarters_are_left() {
         let limit = |limit, used| MemoryLimit { limit, used };
-        assert_eq!(excess(&[limit(1000, 750), limit(4000, 3100), limit(400, 350)]), 100);
+        assert_eq!(
+            excess(&[limit(1000, 750), limit(4000, 3100), limit(400, 350)]),
+            100
+        );
         assert_eq!(excess(&[]), 0);
         let client = |since: u64, unread: usize, marks: Marks| {
-            let socket = ClientSocket::shared(File::open("/dev/null").expect("/dev/null").into(), false);
-            let (peer, order) = (Peer::Unix { pid: 1, uid: 2, gid: 3 }, OrderRule::Little);
+            let socket =
+                ClientSocket::shared(File::open("/dev/null").expect("/dev/null").into(), false);
+            let (peer, order) = (
+                Peer::Unix {
+                    pid: 1,
+                    uid: 2,
+                    gid: 3,
+                },
+                OrderRule::Little,
+            );
             let client = Client {
                 id: ClientId(since),
                 socket,
@@ -157,24 +200,52 @@ mod tests {
                 moves: 0,
                 offsets: Default::default(),
             };
-            let bytes = ClientBytes { in_base: 7, unread: vec![0; unread].into(), ..ClientBytes::default() };
-            Unleased { marks, times: (since, 0), bytes, ..Unleased::fresh(client, 0) }
+            let bytes = ClientBytes {
+                in_base: 7,
+                unread: vec![0; unread].into(),
+                ..ClientBytes::default()
+            };
+            Unleased {
+                marks,
+                times: (since, 0),
+                bytes,
+                ..Unleased::fresh(client, 0)
+            }
         };
         let spared = [
-            Marks { closing: true, ..Marks::default() },
-            Marks { timed_out: true, ..Marks::default() },
-            Marks { faults: 1, ..Marks::default() },
+            Marks {
+                closing: true,
+                ..Marks::default()
+            },
+            Marks {
+                timed_out: true,
+                ..Marks::default()
+            },
+            Marks {
+                faults: 1,
+                ..Marks::default()
+            },
         ];
-        let mut clients: Vec<Unleased> = (1..9).rev().map(|since| client(since, 5000, Marks::default())).collect();
+        let mut clients: Vec<Unleased> = (1..9)
+            .rev()
+            .map(|since| client(since, 5000, Marks::default()))
+            .collect();
         clients.extend(spared.map(|marks| client(0, 5000, marks)));
         clients.push(client(0, FREE, Marks::default()));
         assert_eq!(drop_oldest(clients.iter_mut(), 0), 0);
         assert_eq!(drop_oldest(clients.iter_mut(), 10_001), 3);
-        let gone: Vec<u64> = clients.iter().filter(|c| c.marks.overloaded).map(|c| c.client.id.0).collect();
+        let gone: Vec<u64> = clients
+            .iter()
+            .filter(|c| c.marks.overloaded)
+            .map(|c| c.client.id.0)
+            .collect();
         assert_eq!(gone, [3, 2, 1]);
         for client in &clients {
             let (in_base, length) = (client.bytes.in_base, client.bytes.unread.len());
-            assert_eq!((in_base == 5007, length == 0), (client.marks.overloaded, client.marks.overloaded));
+            assert_eq!(
+                (in_base == 5007, length == 0),
+                (client.marks.overloaded, client.marks.overloaded)
+            );
         }
         assert_eq!(drop_oldest(clients.iter_mut(), u64::MAX), 5);
     }

@@ -35,70 +35,160 @@ impl Master {
     }
 
     fn write_daemon(&self, text: &mut Text) {
-        let started = SystemTime::UNIX_EPOCH.elapsed().unwrap_or(Duration::ZERO).saturating_sub(self.started.elapsed());
+        let started = SystemTime::UNIX_EPOCH
+            .elapsed()
+            .unwrap_or(Duration::ZERO)
+            .saturating_sub(self.started.elapsed());
         text.family("build_info", GAUGE, "Always 1; which program this is.");
-        text.sample("build_info", &[("name", &self.name), ("version", &self.version)], 1);
-        text.gauge("start_time_seconds", "When the daemon was started, since the Unix epoch.", started.as_secs());
+        text.sample(
+            "build_info",
+            &[("name", &self.name), ("version", &self.version)],
+            1,
+        );
+        text.gauge(
+            "start_time_seconds",
+            "When the daemon was started, since the Unix epoch.",
+            started.as_secs(),
+        );
         if let Some(open) = fd::open() {
             text.gauge("open_fds", "Descriptors that the master has open.", open);
         }
-        text.gauge("max_fds", "Descriptors that the master may have open.", self.descriptors);
+        text.gauge(
+            "max_fds",
+            "Descriptors that the master may have open.",
+            self.descriptors,
+        );
         let help = "Log lines that could not be written, by master or workers.";
         text.counter("log_lines_lost_total", help, self.log_errors());
-        text.counter("events_total", "Events told by \"fdpassctl events\".", self.events.last());
+        text.counter(
+            "events_total",
+            "Events told by \"fdpassctl events\".",
+            self.events.last(),
+        );
     }
 
     fn write_reloads(&self, text: &mut Text) {
-        text.gauge("config_generation", "Number of the configuration in force.", self.generation);
+        text.gauge(
+            "config_generation",
+            "Number of the configuration in force.",
+            self.generation,
+        );
         let is_stale = u8::from(self.config_stale.is_some());
-        text.gauge("config_stale", "Whether the configuration in force is an older one than the file's.", is_stale);
-        let is_kept = self.keeper.as_ref().is_some_and(|keeper| keeper.canaries.is_confirmed());
+        text.gauge(
+            "config_stale",
+            "Whether the configuration in force is an older one than the file's.",
+            is_stale,
+        );
+        let is_kept = self
+            .keeper
+            .as_ref()
+            .is_some_and(|keeper| keeper.canaries.is_confirmed());
         let help = "Whether the service manager has confirmed that a restart keeps the clients.";
         text.gauge("restart_keeps_clients", help, u8::from(is_kept));
-        let failed = self.last_reload.as_ref().is_some_and(|reload| reload.verdict != Verdict::Applied);
-        text.gauge("config_last_reload_successful", "Whether the last reload was applied.", u8::from(!failed));
+        let failed = self
+            .last_reload
+            .as_ref()
+            .is_some_and(|reload| reload.verdict != Verdict::Applied);
+        text.gauge(
+            "config_last_reload_successful",
+            "Whether the last reload was applied.",
+            u8::from(!failed),
+        );
         text.gauge(
             "config_last_reload_success_timestamp_seconds",
             "When the configuration in force was applied, since the Unix epoch.",
             self.counts.applied_at,
         );
-        text.by("reloads_total", "Reloads that were asked for, by what came of them.", "result", &self.counts.reloads);
+        text.by(
+            "reloads_total",
+            "Reloads that were asked for, by what came of them.",
+            "result",
+            &self.counts.reloads,
+        );
     }
 
     fn write_workers(&self, text: &mut Text, status: &Status) {
         text.gauge("workers_wanted", "Workers there are to be.", status.count);
-        text.family("workers", GAUGE, "Workers, by where they are in their lives.");
+        text.family(
+            "workers",
+            GAUGE,
+            "Workers, by where they are in their lives.",
+        );
         let states = status.workers.iter().map(|worker| worker.state);
-        let states: Vec<_> = states.chain(status.leaving.iter().map(|worker| worker.state)).collect();
+        let states: Vec<_> = states
+            .chain(status.leaving.iter().map(|worker| worker.state))
+            .collect();
         for state in WorkerState::ALL {
             let count = states.iter().filter(|other| **other == state).count();
             text.sample("workers", &[("state", &state.as_str())], count);
         }
-        let old = self.workers.values().filter(|worker| worker.generation != self.generation).count();
-        text.gauge("old_generation_workers", "Workers of another configuration than that in force.", old);
+        let old = self
+            .workers
+            .values()
+            .filter(|worker| worker.generation != self.generation)
+            .count();
+        text.gauge(
+            "old_generation_workers",
+            "Workers of another configuration than that in force.",
+            old,
+        );
         let starts = self.seats.iter().map(|seat| seat.spawned).sum::<u64>();
         text.counter("worker_starts_total", "Workers that were started.", starts);
-        let help = "Workers that had been ready and ended without being asked to, by what ended them.";
+        let help =
+            "Workers that had been ready and ended without being asked to, by what ended them.";
         text.by("worker_deaths_total", help, "cause", &self.counts.deaths);
         let help = "Workers that ended before they were ready, or could not be started.";
-        text.counter("worker_failed_starts_total", help, self.counts.failed_starts);
+        text.counter(
+            "worker_failed_starts_total",
+            help,
+            self.counts.failed_starts,
+        );
         let help = "Workers whose counters could not be true and were left out from then on.";
-        text.counter("worker_counters_rejected_total", help, self.counts.rejected_counters);
-        text.counter("worker_stalls_total", "Times that a worker was stuck.", self.counts.stalls);
+        text.counter(
+            "worker_counters_rejected_total",
+            help,
+            self.counts.rejected_counters,
+        );
+        text.counter(
+            "worker_stalls_total",
+            "Times that a worker was stuck.",
+            self.counts.stalls,
+        );
 
         let each: [(&str, &str, &str, Figure); 5] = [
-            ("worker_clients", GAUGE, "Clients leased to the worker.", |w, _| Some(w.clients as f64)),
-            ("worker_requests_total", COUNTER, "Requests answered in this seat.", |w, _| Some(w.requests_total as f64)),
-            ("worker_parked_bytes", GAUGE, "Bytes of half requests and unread replies.", |w, _| {
-                Some(w.parked_bytes as f64)
-            }),
-            ("worker_resident_memory_bytes", GAUGE, "Resident memory of the worker.", |w, _| {
-                w.rss_bytes.map(|bytes| bytes as f64)
-            }),
-            ("worker_busy_ratio", GAUGE, "Share of the last seconds in which the worker worked.", |w, master| {
-                let worker = master.workers.get(&w.id?)?;
-                Some(worker.desk.header().busy(clock::monotonic()))
-            }),
+            (
+                "worker_clients",
+                GAUGE,
+                "Clients leased to the worker.",
+                |w, _| Some(w.clients as f64),
+            ),
+            (
+                "worker_requests_total",
+                COUNTER,
+                "Requests answered in this seat.",
+                |w, _| Some(w.requests_total as f64),
+            ),
+            (
+                "worker_parked_bytes",
+                GAUGE,
+                "Bytes of half requests and unread replies.",
+                |w, _| Some(w.parked_bytes as f64),
+            ),
+            (
+                "worker_resident_memory_bytes",
+                GAUGE,
+                "Resident memory of the worker.",
+                |w, _| w.rss_bytes.map(|bytes| bytes as f64),
+            ),
+            (
+                "worker_busy_ratio",
+                GAUGE,
+                "Share of the last seconds in which the worker worked.",
+                |w, master| {
+                    let worker = master.workers.get(&w.id?)?;
+                    Some(worker.desk.header().busy(clock::monotonic()))
+                },
+            ),
         ];
         for (name, kind, help, figure) in each {
             text.family(name, kind, help);
@@ -111,58 +201,135 @@ impl Master {
     }
 
     fn write_clients(&self, text: &mut Text, status: &Status) {
-        text.family("clients", GAUGE, "Clients there are: leased to a worker, or waiting for one.");
+        text.family(
+            "clients",
+            GAUGE,
+            "Clients there are: leased to a worker, or waiting for one.",
+        );
         let waiting = self.unleased.len() as u64;
-        text.sample("clients", &[("state", &"leased")], self.clients.saturating_sub(waiting));
+        text.sample(
+            "clients",
+            &[("state", &"leased")],
+            self.clients.saturating_sub(waiting),
+        );
         text.sample("clients", &[("state", &"waiting")], waiting);
         text.gauge("clients_max", "Clients there may be.", self.max_clients);
-        text.counter("clients_accepted_total", "Clients that were accepted.", self.next_client - 1);
-        text.family("clients_rejected_total", COUNTER, "Of those, clients that were turned away at once.");
-        text.sample("clients_rejected_total", &[("reason", &"per_address")], self.counts.refused);
+        text.counter(
+            "clients_accepted_total",
+            "Clients that were accepted.",
+            self.next_client - 1,
+        );
+        text.family(
+            "clients_rejected_total",
+            COUNTER,
+            "Of those, clients that were turned away at once.",
+        );
+        text.sample(
+            "clients_rejected_total",
+            &[("reason", &"per_address")],
+            self.counts.refused,
+        );
         let (counts, lost) = (&self.counts, self.counts.lost(self.totals().lost));
-        text.family("clients_closed_total", COUNTER, "Clients that the daemon closed: lost ones and misbehaving ones.");
-        for (reason, count) in
-            [("lost", lost.total()), ("crashes", counts.closed_for_crashes), ("kicked", counts.kicked)]
-        {
+        text.family(
+            "clients_closed_total",
+            COUNTER,
+            "Clients that the daemon closed: lost ones and misbehaving ones.",
+        );
+        for (reason, count) in [
+            ("lost", lost.total()),
+            ("crashes", counts.closed_for_crashes),
+            ("kicked", counts.kicked),
+        ] {
             text.sample("clients_closed_total", &[("reason", &reason)], count);
         }
         let help = "Clients that were closed for a reason of the daemon's own, by that reason.";
         text.by("clients_lost_total", help, "reason", &lost);
-        text.by("moves_total", "Clients that went to another worker, by what for.", "reason", &self.counts.moves);
+        text.by(
+            "moves_total",
+            "Clients that went to another worker, by what for.",
+            "reason",
+            &self.counts.moves,
+        );
         let help = "Clients that went to another worker because theirs died, by what it died of.";
         text.by("rescues_total", help, "cause", &self.counts.rescues);
         if let Some(skew) = status.skew {
-            text.gauge("client_skew_ratio", "Most clients of a ready worker, divided by the mean.", skew.clients);
+            text.gauge(
+                "client_skew_ratio",
+                "Most clients of a ready worker, divided by the mean.",
+                skew.clients,
+            );
             if let Some(busy) = skew.busy {
-                text.gauge("load_skew_ratio", "Highest busy ratio of a ready worker, divided by the mean.", busy);
+                text.gauge(
+                    "load_skew_ratio",
+                    "Highest busy ratio of a ready worker, divided by the mean.",
+                    busy,
+                );
             }
         }
     }
 
     fn write_requests(&self, text: &mut Text) {
         let mut tally = self.tally.clone();
-        self.workers.values().for_each(|worker| tally.add(worker.believed.counters(), &worker.methods));
+        self.workers
+            .values()
+            .for_each(|worker| tally.add(worker.believed.counters(), &worker.methods));
         text.family("requests_total", COUNTER, "Requests that were answered.");
         for (method, answered) in &tally.methods {
             for (result, count) in ["ok", "error"].iter().zip(answered) {
-                text.sample("requests_total", &[("method", method), ("result", result)], count);
+                text.sample(
+                    "requests_total",
+                    &[("method", method), ("result", result)],
+                    count,
+                );
             }
         }
         write_durations(text, &tally);
         let help = "Requests that were executing when their worker died, and were run once more.";
         text.counter("requests_rerun_total", help, self.counts.reruns);
-        text.counter("handler_panics_total", "Methods that panicked.", self.totals().panics);
+        text.counter(
+            "handler_panics_total",
+            "Methods that panicked.",
+            self.totals().panics,
+        );
         let quarantined = self.strikes.quarantined().len();
-        text.gauge("methods_quarantined", "Methods that are not run any more.", quarantined);
+        text.gauge(
+            "methods_quarantined",
+            "Methods that are not run any more.",
+            quarantined,
+        );
     }
 
     fn write_listeners(&self, text: &mut Text, status: &Status) {
-        text.gauge("accepting", "Whether new clients are being accepted.", u8::from(self.gate.pause.is_none()));
+        text.gauge(
+            "accepting",
+            "Whether new clients are being accepted.",
+            u8::from(self.gate.pause.is_none()),
+        );
         let each: [(&str, &str, &str, FigureOfListener); 4] = [
-            ("listener_up", GAUGE, "Whether clients can connect to the listener.", |l| Some(l.outage.is_none().into())),
-            ("listener_accepted_total", COUNTER, "Clients accepted at the listener.", |l| Some(l.accepted_total)),
-            ("listen_queue", GAUGE, "Clients waiting in the kernel.", |l| l.queue.map(u64::from)),
-            ("listen_queue_max", GAUGE, "Clients that can wait there.", |l| l.queue_max.map(u64::from)),
+            (
+                "listener_up",
+                GAUGE,
+                "Whether clients can connect to the listener.",
+                |l| Some(l.outage.is_none().into()),
+            ),
+            (
+                "listener_accepted_total",
+                COUNTER,
+                "Clients accepted at the listener.",
+                |l| Some(l.accepted_total),
+            ),
+            (
+                "listen_queue",
+                GAUGE,
+                "Clients waiting in the kernel.",
+                |l| l.queue.map(u64::from),
+            ),
+            (
+                "listen_queue_max",
+                GAUGE,
+                "Clients that can wait there.",
+                |l| l.queue_max.map(u64::from),
+            ),
         ];
         for (name, kind, help, figure) in each {
             text.family(name, kind, help);
@@ -182,7 +349,11 @@ impl Master {
 /// As a histogram whose buckets end at powers of two of a nanosecond, where those of the desks end, too.
 fn write_durations(text: &mut Text, tally: &Tally) {
     let name = "request_duration_seconds";
-    text.family(name, "histogram", "From a request's being read to its reply's being written.");
+    text.family(
+        name,
+        "histogram",
+        "From a request's being read to its reply's being written.",
+    );
     let (mut count, mut bucket) = (0u64, 0);
     for power in SHORTEST..=LONGEST {
         while bucket < BUCKETS && upper(bucket) < 1 << power {

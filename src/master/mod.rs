@@ -287,7 +287,8 @@ impl Master {
                     Some(Token::Signals) => self.take_signals(now),
                     Some(Token::Worker(id)) => self.attend(id, event.writable, now),
                     Some(Token::Control) => {
-                        self.control.accept(&self.control_listener, &self.poller, now);
+                        self.control
+                            .accept(&self.control_listener, &self.poller, now);
                         if event.has_ended {
                             self.look_at_control(now);
                         }
@@ -305,7 +306,8 @@ impl Master {
             }
             self.serve_control_clients(&events, now);
             self.look_at_readings(now);
-            self.control.look_at_deadlines(&self.poller, &self.control_listener, now);
+            self.control
+                .look_at_deadlines(&self.poller, &self.control_listener, now);
             self.look_at_workers(now);
             self.look_at_handshakes(now);
             self.reconcile(now)?;
@@ -328,18 +330,27 @@ impl Master {
     /// Waits for events. If this process could not run meanwhile, what has arrived by now is among them, and the manager is
     /// told at once that it runs again.
     fn wait(&mut self, events: &mut Vec<Event>) -> Result<(), Error> {
-        let patience = self.deadline().map(|deadline| deadline.saturating_duration_since(self.clock.now()));
+        let patience = self
+            .deadline()
+            .map(|deadline| deadline.saturating_duration_since(self.clock.now()));
         self.clock.begin_wait(clock::monotonic(), patience);
-        let mut is_interrupted =
-            self.poller.wait(events, patience).map_err(Error::system("wait for events"))? == Woken::Interrupted;
+        let mut is_interrupted = self
+            .poller
+            .wait(events, patience)
+            .map_err(Error::system("wait for events"))?
+            == Woken::Interrupted;
         if is_interrupted {
-            self.poller.wait(events, Some(Duration::ZERO)).map_err(Error::system("wait for events"))?;
+            self.poller
+                .wait(events, Some(Duration::ZERO))
+                .map_err(Error::system("wait for events"))?;
             // That of a child tells only that it was stopped, too.
             self.arrived.extend(self.signals.take());
             is_interrupted = self.arrived.is_empty() || self.arrived.contains(&Signal::Continue);
         }
         if self.clock.end_wait(is_interrupted) {
-            self.poller.wait(events, Some(Duration::ZERO)).map_err(Error::system("wait for events"))?;
+            self.poller
+                .wait(events, Some(Duration::ZERO))
+                .map_err(Error::system("wait for events"))?;
             self.notifier.hurry(self.clock.now());
         }
         Ok(())
@@ -349,13 +360,21 @@ impl Master {
     fn deadline(&self) -> Option<Instant> {
         let asked_balance = self.asked_balance.as_ref().map(|asked| asked.until);
         // The gate was opened in this turn: of a listener where nobody waits no event tells that it can go.
-        let leaving = (!self.leaving.is_empty() && self.gate.pause.is_none()).then(|| self.clock.now());
+        let leaving =
+            (!self.leaving.is_empty() && self.gate.pause.is_none()).then(|| self.clock.now());
         let exporter = self.exporter.as_ref().and_then(Exporter::deadline);
-        let (pool, gate, control) = (self.pool.deadline(), self.gate.deadline(), self.control.deadline());
+        let (pool, gate, control) = (
+            self.pool.deadline(),
+            self.gate.deadline(),
+            self.control.deadline(),
+        );
         let (watch, notifier) = (self.watch.deadline(), self.notifier.deadline());
         let upgrade = self.upgrade.as_ref().map(Upgrade::deadline);
         let outgoing = self.outgoing.as_ref().map(Outgoing::deadline);
-        let store = self.keeper.as_ref().and_then(|keeper| keeper.canaries.deadline());
+        let store = self
+            .keeper
+            .as_ref()
+            .and_then(|keeper| keeper.canaries.deadline());
         let others = [
             watch,
             notifier,
@@ -369,17 +388,25 @@ impl Master {
             self.outage_deadline(),
             self.handshakes_deadline(),
         ];
-        [pool, gate, control].into_iter().chain(others).flatten().min()
+        [pool, gate, control]
+            .into_iter()
+            .chain(others)
+            .flatten()
+            .min()
     }
 
     fn take_signals(&mut self, now: Instant) {
-        let arrived = std::mem::take(&mut self.arrived).into_iter().chain(self.signals.take());
+        let arrived = std::mem::take(&mut self.arrived)
+            .into_iter()
+            .chain(self.signals.take());
         for signal in arrived.collect::<Vec<_>>() {
             match signal {
                 // What it tells is known by now.
                 Signal::Continue => {}
                 Signal::Terminate | Signal::Interrupt if self.is_echo(signal, now) => {}
-                Signal::Terminate if self.keeper.is_some() => self.terminate(Asker::signal("SIGTERM"), now),
+                Signal::Terminate if self.keeper.is_some() => {
+                    self.terminate(Asker::signal("SIGTERM"), now)
+                }
                 Signal::Terminate => self.stop(Asker::signal("SIGTERM"), now),
                 Signal::Interrupt => self.stop(Asker::signal("SIGINT"), now),
                 Signal::Child => self.reap(now),
@@ -410,7 +437,8 @@ impl Master {
 
     /// Whether a signal to stop is the one before once more: timeout(1) sends it to its child, then to the whole group.
     fn is_echo(&mut self, signal: Signal, now: Instant) -> bool {
-        let is_echo = matches!(self.asked_to_stop, Some((same, at)) if same == signal && now < at + ECHO);
+        let is_echo =
+            matches!(self.asked_to_stop, Some((same, at)) if same == signal && now < at + ECHO);
         if !is_echo {
             self.asked_to_stop = Some((signal, now));
         }
@@ -429,9 +457,14 @@ impl Master {
         }
         self.abandon_reload("the daemon is stopping".to_owned());
         let patience = self.config.limits.drain_timeout;
-        let about = About { clients: Some(self.clients), ..asker.about() };
+        let about = About {
+            clients: Some(self.clients),
+            ..asker.about()
+        };
         let clients = self.clients;
-        let sentence = format_args!("{asker}: stopping; {clients} clients get {patience:?} for what is being executed");
+        let sentence = format_args!(
+            "{asker}: stopping; {clients} clients get {patience:?} for what is being executed"
+        );
         self.events.note(Kind::Stopping, about, sentence);
         self.pool.stop(now + patience);
         self.hurry_outgoing(now);
@@ -440,8 +473,12 @@ impl Master {
         for listener in self.listeners.drain(..) {
             let _ = self.poller.remove(&listener);
         }
-        std::mem::take(&mut self.unleased).into_iter().for_each(|unleased| self.forget(unleased.client));
-        let waiting = std::mem::take(&mut self.handshakes).into_iter().flat_map(Handshakes::into_clients);
+        std::mem::take(&mut self.unleased)
+            .into_iter()
+            .for_each(|unleased| self.forget(unleased.client));
+        let waiting = std::mem::take(&mut self.handshakes)
+            .into_iter()
+            .flat_map(Handshakes::into_clients);
         waiting.for_each(|client| self.forget(client));
     }
 
@@ -458,11 +495,17 @@ impl Master {
             exporter.reopen_log(now);
         }
         opened.map_err(|e| {
-            let why = format!("cannot open the log file again: {e}; lines still go to the one that was open");
+            let why = format!(
+                "cannot open the log file again: {e}; lines still go to the one that was open"
+            );
             Refusal::new(Code::Refused, why)
         })?;
         let about = asker.about();
-        self.events.note(Kind::LogReopened, about, format_args!("{asker}: log file opened again"));
+        self.events.note(
+            Kind::LogReopened,
+            about,
+            format_args!("{asker}: log file opened again"),
+        );
         Ok(())
     }
 
@@ -479,7 +522,11 @@ impl Master {
             }
             for action in actions {
                 match action {
-                    Action::Spawn { seat, id, generation } => self.spawn(seat, id, generation, now),
+                    Action::Spawn {
+                        seat,
+                        id,
+                        generation,
+                    } => self.spawn(seat, id, generation, now),
                     Action::Kill { id, why } => self.kill_late(id, why),
                     Action::Drain { id, why, .. } => self.drain_worker(id, &why.to_string()),
                     Action::Stop { id, .. } if self.is_leaving() => self.tell(id, ToWorker::Drain),
@@ -491,7 +538,9 @@ impl Master {
                     }
                     Action::GiveUp => {
                         let reason = self.last_failure();
-                        return Err(Error::NoWorker(format!("no worker ever became ready; {reason}")));
+                        return Err(Error::NoWorker(format!(
+                            "no worker ever became ready; {reason}"
+                        )));
                     }
                 }
             }
@@ -524,8 +573,13 @@ impl Master {
 
     /// What all workers have done that there ever were.
     fn totals(&self) -> Totals {
-        let gone = self.seats.iter().fold(Totals::default(), |totals, seat| totals.and(seat.totals));
-        self.workers.values().fold(gone, |totals, worker| totals.plus(worker.believed.counters()))
+        let gone = self
+            .seats
+            .iter()
+            .fold(Totals::default(), |totals, seat| totals.and(seat.totals));
+        self.workers.values().fold(gone, |totals, worker| {
+            totals.plus(worker.believed.counters())
+        })
     }
 
     /// Log lines that could not be written, by masters or workers.
@@ -536,7 +590,11 @@ impl Master {
 
     /// How many clients each address has now, if that is limited.
     fn count_addresses(&self, config: &Config) -> Addresses {
-        let leased = self.workers.values().flat_map(|worker| worker.leases.iter()).map(|(_, client)| &client.peer);
+        let leased = self
+            .workers
+            .values()
+            .flat_map(|worker| worker.leases.iter())
+            .map(|(_, client)| &client.peer);
         let waiting = self.unleased.iter().map(|unleased| &unleased.client.peer);
         Addresses::new(&config.limits, leased.chain(waiting))
     }

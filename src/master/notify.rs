@@ -80,7 +80,10 @@ struct Message {
 
 impl Message {
     fn barrier(theirs: OwnedFd) -> Message {
-        Message { text: "BARRIER=1".to_owned(), descriptors: vec![theirs] }
+        Message {
+            text: "BARRIER=1".to_owned(),
+            descriptors: vec![theirs],
+        }
     }
 }
 
@@ -93,13 +96,17 @@ struct Watchdog {
 impl Notifier {
     /// As the environment says.
     pub(super) fn from_environment(now: Instant) -> Notifier {
-        let Some(address) = env::var_os("NOTIFY_SOCKET").filter(|address| !address.is_empty()) else {
+        let Some(address) = env::var_os("NOTIFY_SOCKET").filter(|address| !address.is_empty())
+        else {
             return Notifier(None);
         };
         let socket = match NotifySocket::to(&address) {
             Ok(socket) => socket,
             Err(e) => {
-                log::warn!("cannot tell the service manager anything: NOTIFY_SOCKET={}: {e}", address.display());
+                log::warn!(
+                    "cannot tell the service manager anything: NOTIFY_SOCKET={}: {e}",
+                    address.display()
+                );
                 return Notifier(None);
             }
         };
@@ -122,9 +129,23 @@ impl Notifier {
         let Some(manager) = &mut self.0 else { return };
         match descriptor.try_clone_to_owned() {
             Ok(copy) => {
-                let states = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
-                let text = states.iter().map(NotifyState::to_string).collect::<Vec<_>>().join("\n");
-                manager.queue(Message { text, descriptors: vec![copy] }, now);
+                let states = [
+                    NotifyState::FdStore,
+                    NotifyState::FdName(name),
+                    NotifyState::Custom("FDPOLL=0"),
+                ];
+                let text = states
+                    .iter()
+                    .map(NotifyState::to_string)
+                    .collect::<Vec<_>>()
+                    .join("\n");
+                manager.queue(
+                    Message {
+                        text,
+                        descriptors: vec![copy],
+                    },
+                    now,
+                );
             }
             Err(e) => log::error!("cannot have the service manager keep {name}: {e}"),
         }
@@ -133,7 +154,10 @@ impl Notifier {
     /// It need not keep what it has under this name any more.
     pub(super) fn drop_stored(&mut self, name: &str, now: Instant) {
         if let Some(manager) = &mut self.0 {
-            manager.tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)], now);
+            manager.tell(
+                &[NotifyState::FdStoreRemove, NotifyState::FdName(name)],
+                now,
+            );
         }
     }
 
@@ -148,10 +172,13 @@ impl Notifier {
     pub(super) fn flush(&mut self, patience: Duration) {
         let Some(manager) = &mut self.0 else { return };
         let deadline = Instant::now() + patience;
-        let Ok((end, theirs)) = fd::pipe() else { return };
+        let Ok((end, theirs)) = fd::pipe() else {
+            return;
+        };
         manager.queue(Message::barrier(theirs), Instant::now());
         // The pipe's other end is with the manager when it is told, and closed when it has taken all in.
-        let is_confirmed = |patience| poll::wait_for(&end, Interest::Read, patience).unwrap_or(false);
+        let is_confirmed =
+            |patience| poll::wait_for(&end, Interest::Read, patience).unwrap_or(false);
         while !manager.unsent.is_empty() && Instant::now() < deadline && !is_confirmed(RETRY) {
             manager.send(Instant::now());
         }
@@ -162,7 +189,11 @@ impl Notifier {
 
     /// This process could not run for a while: the manager, whose time went on, is told as soon as may be that it does.
     pub(super) fn hurry(&mut self, now: Instant) {
-        if let Some(watchdog) = self.0.as_mut().and_then(|manager| manager.watchdog.as_mut()) {
+        if let Some(watchdog) = self
+            .0
+            .as_mut()
+            .and_then(|manager| manager.watchdog.as_mut())
+        {
             watchdog.due = now;
         }
     }
@@ -171,21 +202,41 @@ impl Notifier {
     pub(super) fn deadline(&self) -> Option<Instant> {
         let manager = self.0.as_ref()?;
         let status = manager.has_changed.then_some(manager.next_status);
-        [status, manager.retry_at, manager.watchdog.map(|watchdog| watchdog.due)].into_iter().flatten().min()
+        [
+            status,
+            manager.retry_at,
+            manager.watchdog.map(|watchdog| watchdog.due),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 }
 
 impl Manager {
     /// Sends these in one datagram, behind what waits already.
     fn tell(&mut self, states: &[NotifyState<'_>], now: Instant) {
-        let text = states.iter().map(NotifyState::to_string).collect::<Vec<_>>().join("\n");
-        self.queue(Message { text, descriptors: Vec::new() }, now);
+        let text = states
+            .iter()
+            .map(NotifyState::to_string)
+            .collect::<Vec<_>>()
+            .join("\n");
+        self.queue(
+            Message {
+                text,
+                descriptors: Vec::new(),
+            },
+            now,
+        );
     }
 
     fn queue(&mut self, message: Message, now: Instant) {
         self.unsent.push_back(message);
         // What is to be kept is not said again.
-        let forgettable = self.unsent.iter().position(|message| message.descriptors.is_empty());
+        let forgettable = self
+            .unsent
+            .iter()
+            .position(|message| message.descriptors.is_empty());
         if let Some(index) = forgettable.filter(|_| self.unsent.len() > MOST_UNSENT) {
             self.unsent.remove(index);
         }
@@ -196,7 +247,10 @@ impl Manager {
     fn send(&mut self, now: Instant) {
         self.retry_at = None;
         while let Some(message) = self.unsent.front() {
-            match self.socket.send(message.text.as_bytes(), &message.descriptors) {
+            match self
+                .socket
+                .send(message.text.as_bytes(), &message.descriptors)
+            {
                 Ok(()) => self.is_complained_of = false,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
                     self.retry_at = Some(now + RETRY);
@@ -214,15 +268,28 @@ impl Manager {
     }
 
     /// Sends these with a status behind them.
-    fn tell_with_status(&mut self, states: &[NotifyState<'_>], summary: Summary, outcome: Outcome<'_>, now: Instant) {
+    fn tell_with_status(
+        &mut self,
+        states: &[NotifyState<'_>],
+        summary: Summary,
+        outcome: Outcome<'_>,
+        now: Instant,
+    ) {
         let status = status_text(&format_args!("{summary}{outcome}"));
         self.tell(&[states, &[NotifyState::Status(&status)]].concat(), now);
-        (self.told, self.next_status, self.has_changed) = (Some(summary), now + STATUS_INTERVAL, false);
+        (self.told, self.next_status, self.has_changed) =
+            (Some(summary), now + STATUS_INTERVAL, false);
     }
 
     /// Says that the loop turns, if it is time to. What waits is older than that, and would be told first.
     fn pulse(&mut self, now: Instant) {
-        let Some(watchdog) = self.watchdog.as_mut().filter(|watchdog| watchdog.due <= now) else { return };
+        let Some(watchdog) = self
+            .watchdog
+            .as_mut()
+            .filter(|watchdog| watchdog.due <= now)
+        else {
+            return;
+        };
         watchdog.due = now + watchdog.interval;
         if self.unsent.is_empty() {
             self.tell(&[NotifyState::Watchdog], now);
@@ -234,9 +301,14 @@ impl Master {
     /// Something of importance, and how things are then.
     fn tell_manager(&mut self, states: &[NotifyState<'_>], now: Instant) {
         let (summary, missing) = (self.summary(), self.missing());
-        let (Some(summary), Some(manager)) = (summary, &mut self.notifier.0) else { return };
-        let outcome =
-            Outcome { reload: self.last_reload.as_ref(), stale: self.config_stale.as_deref(), missing: &missing };
+        let (Some(summary), Some(manager)) = (summary, &mut self.notifier.0) else {
+            return;
+        };
+        let outcome = Outcome {
+            reload: self.last_reload.as_ref(),
+            stale: self.config_stale.as_deref(),
+            missing: &missing,
+        };
         manager.tell_with_status(states, summary, outcome, now);
     }
 
@@ -257,7 +329,10 @@ impl Master {
     pub(super) fn tell_reloaded(&mut self, has_begun: bool, now: Instant) {
         match has_begun {
             true => self.tell_manager(&[NotifyState::Ready], now),
-            false => self.tell_manager(&[NotifyState::Reloading, monotonic(), NotifyState::Ready], now),
+            false => self.tell_manager(
+                &[NotifyState::Reloading, monotonic(), NotifyState::Ready],
+                now,
+            ),
         }
     }
 
@@ -271,7 +346,9 @@ impl Master {
     /// At the end of each turn of the loop: that it turns, what could not be sent, and how things are, each if it is time to.
     pub(super) fn keep_manager_informed(&mut self, now: Instant) {
         let (summary, missing) = (self.summary(), self.missing());
-        let (Some(summary), Some(manager)) = (summary, &mut self.notifier.0) else { return };
+        let (Some(summary), Some(manager)) = (summary, &mut self.notifier.0) else {
+            return;
+        };
         if manager.retry_at.is_some_and(|at| at <= now) {
             manager.send(now);
         }
@@ -279,8 +356,11 @@ impl Master {
         // Until it is ready, which comes with a status of its own, there is nothing to tell of.
         manager.has_changed = self.announce.is_none() && manager.told != Some(summary);
         if manager.has_changed && manager.next_status <= now {
-            let outcome =
-                Outcome { reload: self.last_reload.as_ref(), stale: self.config_stale.as_deref(), missing: &missing };
+            let outcome = Outcome {
+                reload: self.last_reload.as_ref(),
+                stale: self.config_stale.as_deref(),
+                missing: &missing,
+            };
             manager.tell_with_status(&[], summary, outcome, now);
         }
     }
@@ -290,17 +370,31 @@ impl Master {
         self.notifier.0.as_ref()?;
         let is_stopping = self.pool.is_stopping();
         Some(Summary {
-            ready: if is_stopping { self.workers.len() } else { self.ready_workers().count() },
+            ready: if is_stopping {
+                self.workers.len()
+            } else {
+                self.ready_workers().count()
+            },
             wanted: self.pool.target().count,
             clients: self.clients,
             generation: self.generation,
             is_reloading: self.reload.is_some(),
             is_stopping,
-            outages: self.listeners.iter().filter(|listener| listener.outage.is_some()).count(),
+            outages: self
+                .listeners
+                .iter()
+                .filter(|listener| listener.outage.is_some())
+                .count(),
             missing: self.missing().len(),
-            is_unkept: self.keeper.as_ref().is_some_and(|keeper| keeper.canaries.outage().is_some()),
+            is_unkept: self
+                .keeper
+                .as_ref()
+                .is_some_and(|keeper| keeper.canaries.outage().is_some()),
             // Others pass in moments.
-            pause: self.gate.pause.filter(|pause| matches!(pause, Pause::Drained | Pause::Full)),
+            pause: self
+                .gate
+                .pause
+                .filter(|pause| matches!(pause, Pause::Drained | Pause::Full)),
         })
     }
 }
@@ -343,13 +437,28 @@ struct Summary {
 impl fmt::Display for Summary {
     /// `2 workers, 120 clients, generation 3`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Summary { ready, wanted, clients, generation, .. } = *self;
+        let Summary {
+            ready,
+            wanted,
+            clients,
+            generation,
+            ..
+        } = *self;
         let plural = |count: u64| if count == 1 { "" } else { "s" };
         if ready < wanted && !self.is_stopping {
             write!(f, "{ready} of ")?;
         }
-        let workers = if self.is_stopping { ready } else { ready.max(wanted) };
-        write!(f, "{workers} worker{}, {clients} client{}", plural(workers as u64), plural(clients))?;
+        let workers = if self.is_stopping {
+            ready
+        } else {
+            ready.max(wanted)
+        };
+        write!(
+            f,
+            "{workers} worker{}, {clients} client{}",
+            plural(workers as u64),
+            plural(clients)
+        )?;
         write!(f, ", generation {generation}")?;
         if self.is_stopping {
             return f.write_str("; stopping");
@@ -387,13 +496,20 @@ impl fmt::Display for Outcome<'_> {
         if let Some(why) = self.stale {
             return write!(f, "; the configuration of before is in force: {why}");
         }
-        let Some(LastReload { verdict, message, .. }) = self.reload else { return Ok(()) };
+        let Some(LastReload {
+            verdict, message, ..
+        }) = self.reload
+        else {
+            return Ok(());
+        };
         f.write_str(match verdict {
             Verdict::Applied => return Ok(()),
             Verdict::Rejected => "; last reload rejected",
             Verdict::RolledBack => "; last reload rolled back",
         })?;
-        message.as_ref().map_or(Ok(()), |message| write!(f, ": {message}"))
+        message
+            .as_ref()
+            .map_or(Ok(()), |message| write!(f, ": {message}"))
     }
 }
 
@@ -403,7 +519,10 @@ fn status_text(what: &dyn fmt::Display) -> String {
     // A `Display` that fails has said what it could.
     let _ = write!(text, "{}", Escaped(what));
     if text.len() > LONGEST_STATUS {
-        let cut = (0..=LONGEST_STATUS).rev().find(|&at| text.is_char_boundary(at)).unwrap_or_default();
+        let cut = (0..=LONGEST_STATUS)
+            .rev()
+            .find(|&at| text.is_char_boundary(at))
+            .unwrap_or_default();
         text.truncate(cut);
         text.push('…');
     }
@@ -443,19 +562,68 @@ mod tests {
         };
         for (summary, text) in [
             (usual, "2 workers, 120 clients, generation 3"),
-            (Summary { ready: 1, wanted: 1, clients: 1, ..usual }, "1 worker, 1 client, generation 3"),
-            (Summary { ready: 1, clients: 0, ..usual }, "1 of 2 workers, 0 clients, generation 3"),
-            (Summary { ready: 3, ..usual }, "3 workers, 120 clients, generation 3"),
-            (Summary { outages: 1, ..usual }, "2 workers, 120 clients, generation 3; 1 listener is down"),
-            (Summary { outages: 2, ..usual }, "2 workers, 120 clients, generation 3; 2 listeners are down"),
             (
-                Summary { is_unkept: true, ..usual },
+                Summary {
+                    ready: 1,
+                    wanted: 1,
+                    clients: 1,
+                    ..usual
+                },
+                "1 worker, 1 client, generation 3",
+            ),
+            (
+                Summary {
+                    ready: 1,
+                    clients: 0,
+                    ..usual
+                },
+                "1 of 2 workers, 0 clients, generation 3",
+            ),
+            (
+                Summary { ready: 3, ..usual },
+                "3 workers, 120 clients, generation 3",
+            ),
+            (
+                Summary {
+                    outages: 1,
+                    ..usual
+                },
+                "2 workers, 120 clients, generation 3; 1 listener is down",
+            ),
+            (
+                Summary {
+                    outages: 2,
+                    ..usual
+                },
+                "2 workers, 120 clients, generation 3; 2 listeners are down",
+            ),
+            (
+                Summary {
+                    is_unkept: true,
+                    ..usual
+                },
                 "2 workers, 120 clients, generation 3; a restart would lose all clients",
             ),
-            (Summary { is_reloading: true, ..usual }, "2 workers, 120 clients, generation 3; reloading"),
-            (Summary { is_stopping: true, ready: 1, ..usual }, "1 worker, 120 clients, generation 3; stopping"),
             (
-                Summary { pause: Some(Pause::Drained), ..usual },
+                Summary {
+                    is_reloading: true,
+                    ..usual
+                },
+                "2 workers, 120 clients, generation 3; reloading",
+            ),
+            (
+                Summary {
+                    is_stopping: true,
+                    ready: 1,
+                    ..usual
+                },
+                "1 worker, 120 clients, generation 3; stopping",
+            ),
+            (
+                Summary {
+                    pause: Some(Pause::Drained),
+                    ..usual
+                },
                 "2 workers, 120 clients, generation 3; nobody is accepted: the daemon is drained",
             ),
         ] {
@@ -465,25 +633,46 @@ mod tests {
 
     #[test]
     fn nothing_in_a_status_is_an_assignment_and_a_long_one_is_cut() {
-        let reload = LastReload { at: 0, verdict: Verdict::Rejected, message: Some("bad\nMAINPID=1\x1b".to_owned()) };
+        let reload = LastReload {
+            at: 0,
+            verdict: Verdict::Rejected,
+            message: Some("bad\nMAINPID=1\x1b".to_owned()),
+        };
         assert_eq!(
-            status_text(&Outcome { reload: Some(&reload), stale: None, missing: &[] }),
+            status_text(&Outcome {
+                reload: Some(&reload),
+                stale: None,
+                missing: &[]
+            }),
             r"; last reload rejected: bad\nMAINPID=1\x1b"
         );
         let long = status_text(&"ä".repeat(LONGEST_STATUS));
-        assert!(long.len() <= LONGEST_STATUS + '…'.len_utf8() && long.ends_with("ä…"), "{long}");
+        assert!(
+            long.len() <= LONGEST_STATUS + '…'.len_utf8() && long.ends_with("ä…"),
+            "{long}"
+        );
     }
 
     #[test]
     fn the_watchdog_is_fed_in_half_its_time_if_it_waits_for_this_process() {
         let interval = |vars: &[(&str, &str)]| {
-            let var = |key: &str| vars.iter().find(|(k, _)| *k == key).map(|(_, value)| OsString::from(value));
+            let var = |key: &str| {
+                vars.iter()
+                    .find(|(k, _)| *k == key)
+                    .map(|(_, value)| OsString::from(value))
+            };
             watchdog_interval(var, 42)
         };
         let half = Some(Duration::from_millis(1500));
         assert_eq!(interval(&[("WATCHDOG_USEC", "3000000")]), half);
-        assert_eq!(interval(&[("WATCHDOG_USEC", "3000000"), ("WATCHDOG_PID", "42")]), half);
-        assert_eq!(interval(&[("WATCHDOG_USEC", "1")]), Some(Duration::from_millis(1)));
+        assert_eq!(
+            interval(&[("WATCHDOG_USEC", "3000000"), ("WATCHDOG_PID", "42")]),
+            half
+        );
+        assert_eq!(
+            interval(&[("WATCHDOG_USEC", "1")]),
+            Some(Duration::from_millis(1))
+        );
         for vars in [
             &[][..],
             &[("WATCHDOG_PID", "42")],

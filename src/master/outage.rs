@@ -30,7 +30,11 @@ pub(super) struct Outage {
 impl Outage {
     /// To be tried at once.
     pub(super) fn since(now: Instant, reason: &str) -> Outage {
-        Outage { reason: reason.to_owned(), next_try: now, tries: 0 }
+        Outage {
+            reason: reason.to_owned(),
+            next_try: now,
+            tries: 0,
+        }
     }
 
     /// The first try has failed. Logs the reason.
@@ -53,7 +57,11 @@ impl Outage {
     /// Not for this time. Logs the reason if it is another one than before.
     pub(super) fn failed(&mut self, error: &Error, now: Instant) {
         self.tries += 1;
-        let wait = if self.tries <= OFTEN { Duration::from_secs(1) } else { SELDOM };
+        let wait = if self.tries <= OFTEN {
+            Duration::from_secs(1)
+        } else {
+            SELDOM
+        };
         self.next_try = now + wait;
         let reason = error.to_string();
         if self.reason != reason {
@@ -74,7 +82,13 @@ impl Master {
     /// was room for them.
     pub(super) fn look_at_ended(&mut self, numbers: &[u32], now: Instant) {
         for number in numbers {
-            let Some(index) = self.listeners.iter().position(|listener| listener.number == *number) else { continue };
+            let Some(index) = self
+                .listeners
+                .iter()
+                .position(|listener| listener.number == *number)
+            else {
+                continue;
+            };
             if self.listeners[index].outage.is_some() || is_listening(&self.listeners[index]) {
                 continue;
             }
@@ -85,8 +99,12 @@ impl Master {
             let listener = &mut self.listeners[index];
             let _ = self.poller.remove(&*listener);
             listener.outage = Some(Outage::since(now, ENDED));
-            let sentence = format_args!("listener {}: {ENDED}; binding another one", listener.address);
-            self.events.note(Kind::ListenerEnded, About::default(), sentence);
+            let sentence = format_args!(
+                "listener {}: {ENDED}; binding another one",
+                listener.address
+            );
+            self.events
+                .note(Kind::ListenerEnded, About::default(), sentence);
         }
     }
 
@@ -99,7 +117,8 @@ impl Master {
         self.control_outage = Some(Outage::since(now, ENDED));
         let path = self.control_listener.path().display();
         let sentence = format_args!("control socket {path}: {ENDED}; binding another one");
-        self.events.note(Kind::ListenerEnded, About::default(), sentence);
+        self.events
+            .note(Kind::ListenerEnded, About::default(), sentence);
     }
 
     /// Has the control socket bound anew if its file is gone.
@@ -108,19 +127,30 @@ impl Master {
             return;
         }
         // Who waits there is served.
-        self.control.accept(&self.control_listener, &self.poller, now);
+        self.control
+            .accept(&self.control_listener, &self.poller, now);
         let _ = self.poller.remove(&self.control_listener);
         self.control_outage = Some(Outage::since(now, FILE_GONE));
     }
 
     /// Looks at the listener for metrics, which the exporter accepts from.
     pub(super) fn look_at_metrics(&mut self, now: Instant) {
-        let Some(exporter) = self.exporter.as_mut().filter(|exporter| !exporter.is_listening()) else { return };
+        let Some(exporter) = self
+            .exporter
+            .as_mut()
+            .filter(|exporter| !exporter.is_listening())
+        else {
+            return;
+        };
         if !exporter.note_ended(Outage::since(now, ENDED), &self.poller) {
             return;
         }
-        let sentence = format_args!("metrics on {}: {ENDED}; binding another listener", exporter.address());
-        self.events.note(Kind::ListenerEnded, About::default(), sentence);
+        let sentence = format_args!(
+            "metrics on {}: {ENDED}; binding another listener",
+            exporter.address()
+        );
+        self.events
+            .note(Kind::ListenerEnded, About::default(), sentence);
     }
 
     /// Binds anew what has ended, if it is time to.
@@ -133,14 +163,22 @@ impl Master {
 
     /// When [`Master::bind_ended`] has something to do.
     pub(super) fn outage_deadline(&self) -> Option<Instant> {
-        let outages = self.listeners.iter().filter_map(|listener| listener.outage.as_ref());
-        outages.chain(&self.control_outage).map(Outage::deadline).min()
+        let outages = self
+            .listeners
+            .iter()
+            .filter_map(|listener| listener.outage.as_ref());
+        outages
+            .chain(&self.control_outage)
+            .map(Outage::deadline)
+            .min()
     }
 
     fn bind_listener(&mut self, index: usize, now: Instant) {
         let keepalive = self.config.limits.tcp_keepalive;
         let listener = &mut self.listeners[index];
-        let Some(outage) = listener.outage.as_mut().filter(|outage| outage.is_due(now)) else { return };
+        let Some(outage) = listener.outage.as_mut().filter(|outage| outage.is_due(now)) else {
+            return;
+        };
         if self.leaving.contains(&listener.number) {
             return self.close_listener(index, now);
         }
@@ -156,23 +194,39 @@ impl Master {
         if let Err(e) = self.watch_listener(&self.listeners[index]) {
             log::error!("cannot watch {}: {e}", self.listeners[index].address);
         }
-        self.events.note(Kind::ListenerOpened, About::default(), sentence);
+        self.events
+            .note(Kind::ListenerOpened, About::default(), sentence);
         self.store_listener_anew(number, now);
     }
 
     fn bind_control(&mut self, now: Instant) {
-        let Some(outage) = self.control_outage.as_mut().filter(|outage| outage.is_due(now)) else { return };
-        if let Err(e) =
-            self.control_listener.bind_anew(self.config.control.socket.is_none(), self.config.control.mode())
-        {
+        let Some(outage) = self
+            .control_outage
+            .as_mut()
+            .filter(|outage| outage.is_due(now))
+        else {
+            return;
+        };
+        if let Err(e) = self.control_listener.bind_anew(
+            self.config.control.socket.is_none(),
+            self.config.control.mode(),
+        ) {
             return outage.failed(&e, now);
         }
-        if let Err(e) = self.poller.add(&self.control_listener, Token::Control.into(), Interest::Clients) {
+        if let Err(e) = self.poller.add(
+            &self.control_listener,
+            Token::Control.into(),
+            Interest::Clients,
+        ) {
             log::error!("cannot watch the control socket: {e}");
         }
         self.control_outage = None;
-        let sentence = format_args!("control socket {} is open again", self.control_listener.path().display());
-        self.events.note(Kind::ListenerOpened, About::default(), sentence);
+        let sentence = format_args!(
+            "control socket {} is open again",
+            self.control_listener.path().display()
+        );
+        self.events
+            .note(Kind::ListenerOpened, About::default(), sentence);
     }
 
     /// The exporter is not there any more. Another process may hold its listener, so that it would stay in the poller.

@@ -24,7 +24,10 @@ pub(super) struct Outgoing {
 
 impl Outgoing {
     pub(super) fn new(now: Instant, grace: Duration) -> Outgoing {
-        Outgoing { until: now + grace, next_look: now }
+        Outgoing {
+            until: now + grace,
+            next_look: now,
+        }
     }
 
     pub(super) fn deadline(&self) -> Instant {
@@ -42,7 +45,9 @@ impl Master {
 
     /// Takes the clients of workers of another version, and ends those that have no more. Whether any are left.
     pub(super) fn end_outgoing(&mut self, now: Instant) -> bool {
-        let Some(outgoing) = &mut self.outgoing else { return false };
+        let Some(outgoing) = &mut self.outgoing else {
+            return false;
+        };
         outgoing.next_look = now + TICK;
         let is_late = outgoing.until <= now;
         let ids: Vec<WorkerId> = self.workers.keys().copied().collect();
@@ -52,15 +57,27 @@ impl Master {
         }
         for id in ids {
             self.take_all(id, Reason::Restart);
-            let Some(worker) = self.workers.get_mut(&id).filter(|worker| !worker.is_unneeded) else { continue };
+            let Some(worker) = self
+                .workers
+                .get_mut(&id)
+                .filter(|worker| !worker.is_unneeded)
+            else {
+                continue;
+            };
             let clients = worker.leases.clients();
             if clients > 0 && !is_late {
                 continue;
             }
             worker.is_unneeded = true;
             supervise::kill(worker);
-            let about = About { clients: Some(clients as u64), ..worker.about() };
-            let sentence = format_args!("{} is of another version; killing it with {clients} clients", worker.name());
+            let about = About {
+                clients: Some(clients as u64),
+                ..worker.about()
+            };
+            let sentence = format_args!(
+                "{} is of another version; killing it with {clients} clients",
+                worker.name()
+            );
             self.events.note(Kind::WorkerKilled, about, sentence);
         }
         true

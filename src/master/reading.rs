@@ -66,7 +66,11 @@ impl Known {
     fn parse(self) -> Result<Loaded, Refusal> {
         let config = Config::parse_kept(&self.config, "the configuration", Some(&self.identities));
         let config = config.map_err(|e| Refusal::new(Code::Rejected, e.to_string()))?;
-        Ok(Loaded { config, keys: self.keys, files: self.files })
+        Ok(Loaded {
+            config,
+            keys: self.keys,
+            files: self.files,
+        })
     }
 }
 
@@ -106,15 +110,24 @@ impl Drop for Reading {
 impl Reading {
     /// What the child has answered.
     fn answer(&self, exit: Exit) -> Result<Loaded, Refusal> {
-        let end = self.shared.metadata().map(|found| found.len()).unwrap_or_default();
+        let end = self
+            .shared
+            .metadata()
+            .map(|found| found.len())
+            .unwrap_or_default();
         let length = usize::try_from(end.saturating_sub(self.length)).unwrap_or_default();
         let mut text = vec![0; length];
-        let read = self.shared.read_exact_at(&mut text, self.length).map_err(|e| e.to_string());
+        let read = self
+            .shared
+            .read_exact_at(&mut text, self.length)
+            .map_err(|e| e.to_string());
         let answer: Result<Result<Known, Refusal>, String> =
             read.and_then(|()| serde_json::from_slice(&text).map_err(|e| e.to_string()));
         match answer {
             Ok(answer) => answer.and_then(Known::parse),
-            Err(_) => Err(rejected(format!("the process that reads the configuration {exit} without an answer"))),
+            Err(_) => Err(rejected(format!(
+                "the process that reads the configuration {exit} without an answer"
+            ))),
         }
     }
 
@@ -134,7 +147,10 @@ fn rejected(sentence: String) -> Refusal {
 impl Master {
     /// When a child will have had enough time.
     pub(super) fn reading_deadline(&self) -> Option<Instant> {
-        let reload = self.reload_reading.as_ref().map(|reload| reload.reading.until);
+        let reload = self
+            .reload_reading
+            .as_ref()
+            .map(|reload| reload.reading.until);
         let check = self.checks.reading.as_ref().map(|reading| reading.until);
         reload.into_iter().chain(check).min()
     }
@@ -153,18 +169,38 @@ impl Master {
             shared.write_all_at(&text, 0)?;
             let length = text.len() as u64;
             let arguments = [READ.to_owned(), length.to_string()];
-            let pid = self.executable.spawn(&self.name, &arguments, shared.try_clone()?.into())?;
+            let pid = self
+                .executable
+                .spawn(&self.name, &arguments, shared.try_clone()?.into())?;
             Ok((pid, shared, length))
         };
-        let (pid, shared, length) =
-            begun().map_err(|e| rejected(format!("no process can be started that reads the configuration: {e}")))?;
-        Ok(Reading { pid, shared, length, file, until: now + READ_TIMEOUT })
+        let (pid, shared, length) = begun().map_err(|e| {
+            rejected(format!(
+                "no process can be started that reads the configuration: {e}"
+            ))
+        })?;
+        Ok(Reading {
+            pid,
+            shared,
+            length,
+            file,
+            until: now + READ_TIMEOUT,
+        })
     }
 
     /// Begins to read the configuration that is to come into force; [`Master::finish_reload`] gets it.
-    pub(super) fn read_for_reload(&mut self, asker: Asker, force: bool, now: Instant) -> Result<(), Refusal> {
+    pub(super) fn read_for_reload(
+        &mut self,
+        asker: Asker,
+        force: bool,
+        now: Instant,
+    ) -> Result<(), Refusal> {
         let reading = self.begin_reading(force, now)?;
-        self.reload_reading = Some(ReloadReading { reading, asker, began: now });
+        self.reload_reading = Some(ReloadReading {
+            reading,
+            asker,
+            began: now,
+        });
         Ok(())
     }
 
@@ -180,12 +216,17 @@ impl Master {
 
     /// A child has ended: whether it was one that reads.
     pub(super) fn reading_ended(&mut self, pid: u32, exit: Exit, now: Instant) -> bool {
-        if let Some(reload) = self.reload_reading.take_if(|reload| reload.reading.pid == pid) {
+        if let Some(reload) = self
+            .reload_reading
+            .take_if(|reload| reload.reading.pid == pid)
+        {
             let loaded = reload.reading.answer(exit);
             let file = reload.reading.file.clone();
             self.finish_reload(&reload, file, loaded, now);
         } else if let Some(reading) = self.checks.reading.take_if(|reading| reading.pid == pid) {
-            let checked = reading.answer(exit).and_then(|next| self.check(reading.file.clone(), next));
+            let checked = reading
+                .answer(exit)
+                .and_then(|next| self.check(reading.file.clone(), next));
             self.finish_check(&checked, now);
         } else {
             return false;
@@ -195,15 +236,28 @@ impl Master {
 
     /// Ends what takes too long, and begins the check that is waited for.
     pub(super) fn look_at_readings(&mut self, now: Instant) {
-        if let Some(reload) = self.reload_reading.take_if(|reload| reload.reading.until <= now) {
+        if let Some(reload) = self
+            .reload_reading
+            .take_if(|reload| reload.reading.until <= now)
+        {
             let file = reload.reading.file.clone();
             self.finish_reload(&reload, file, Err(Reading::too_late()), now);
         }
-        if self.checks.reading.take_if(|reading| reading.until <= now).is_some() {
+        if self
+            .checks
+            .reading
+            .take_if(|reading| reading.until <= now)
+            .is_some()
+        {
             self.finish_check(&Err(Reading::too_late()), now);
         }
         let next = self.checks.last + 1;
-        let is_wanted = || self.control.waiting().iter().any(|(_, waits)| *waits == Waits::Checked(next));
+        let is_wanted = || {
+            self.control
+                .waiting()
+                .iter()
+                .any(|(_, waits)| *waits == Waits::Checked(next))
+        };
         if self.checks.reading.is_none() && !self.pool.is_stopping() && is_wanted() {
             self.checks.last = next;
             match self.begin_reading(false, now) {
@@ -236,16 +290,36 @@ impl Master {
 /// When it has no master.
 pub fn read_configuration(length: &str) -> Result<(), String> {
     process::end_with_parent();
-    let shared = fd::take_stdin().map(File::from).map_err(|e| e.to_string())?;
-    let length: u64 = length.parse().map_err(|_| "the length of the question is no number".to_owned())?;
+    let shared = fd::take_stdin()
+        .map(File::from)
+        .map_err(|e| e.to_string())?;
+    let length: u64 = length
+        .parse()
+        .map_err(|_| "the length of the question is no number".to_owned())?;
     let mut text = vec![0; usize::try_from(length).map_err(|e| e.to_string())?];
-    shared.read_exact_at(&mut text, 0).map_err(|e| e.to_string())?;
-    let Question { in_force, file, standard_file, force } = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
+    shared
+        .read_exact_at(&mut text, 0)
+        .map_err(|e| e.to_string())?;
+    let Question {
+        in_force,
+        file,
+        standard_file,
+        force,
+    } = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
     let answer: Result<Known, Refusal> = in_force.parse().and_then(|in_force| {
-        let next = in_force.config.load_next(&in_force.keys, file.as_deref(), &standard_file, force);
-        let Loaded { config, keys, files } = next.map_err(|error| rejection(&error))?;
+        let next =
+            in_force
+                .config
+                .load_next(&in_force.keys, file.as_deref(), &standard_file, force);
+        let Loaded {
+            config,
+            keys,
+            files,
+        } = next.map_err(|error| rejection(&error))?;
         Ok(Known::of(&config, &keys, &files))
     });
     let text = serde_json::to_vec(&answer).map_err(|e| e.to_string())?;
-    shared.write_all_at(&text, length).map_err(|e| e.to_string())
+    shared
+        .write_all_at(&text, length)
+        .map_err(|e| e.to_string())
 }

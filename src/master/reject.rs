@@ -11,7 +11,10 @@ use crate::sys::socket;
 pub(super) fn reject(unleased: &Unleased, code: rpc::Code, sentence: &str) {
     let client = &unleased.client;
     if unleased.bytes.unsent.is_empty() && !unleased.marks.closing {
-        let order = unleased.marks.order.unwrap_or_else(|| first_order(client.order));
+        let order = unleased
+            .marks
+            .order
+            .unwrap_or_else(|| first_order(client.order));
         end_with(&client.socket, order, code, sentence);
     }
     socket::end(&client.socket);
@@ -24,7 +27,11 @@ pub(super) fn turn_away(socket: &ClientSocket, order: OrderRule, sentence: &str)
 
 /// In the order of `auto` a client is answered in the protocol's own as long as it has sent nothing.
 fn first_order(order: OrderRule) -> ByteOrder {
-    if order == OrderRule::Big { ByteOrder::Big } else { ByteOrder::Little }
+    if order == OrderRule::Big {
+        ByteOrder::Big
+    } else {
+        ByteOrder::Little
+    }
 }
 
 fn end_with(socket: &ClientSocket, order: ByteOrder, code: rpc::Code, sentence: &str) {
@@ -40,7 +47,10 @@ fn end_with(socket: &ClientSocket, order: ByteOrder, code: rpc::Code, sentence: 
     // that is not worth the loop's time.
     let (mut scratch, passed) = ([0; 16 * 1024], Passed::default());
     for _ in 0..16 {
-        if !matches!(passed.receive(socket, &mut scratch), Ok(socket::Moved::Bytes(_))) {
+        if !matches!(
+            passed.receive(socket, &mut scratch),
+            Ok(socket::Moved::Bytes(_))
+        ) {
             break;
         }
     }

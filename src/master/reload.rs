@@ -22,7 +22,9 @@ use super::start::{ClientLimits, client_limits, target, worker_count};
 use super::{Error, Master};
 use crate::config::{self, Config, Control, Keys, Loaded};
 use crate::logging;
-use crate::proto::control::{About, Code, Kind, LastReload, Origin, Place, Refusal, Reloaded, Verdict};
+use crate::proto::control::{
+    About, Code, Kind, LastReload, Origin, Place, Refusal, Reloaded, Verdict,
+};
 use crate::proto::names::Generation;
 
 /// A configuration on its way into force.
@@ -55,17 +57,32 @@ impl Master {
     ///
     /// # Errors
     /// Why not; nothing has changed then.
-    pub(super) fn begin_reload(&mut self, asker: Asker, force: bool, now: Instant) -> Result<(), Refusal> {
+    pub(super) fn begin_reload(
+        &mut self,
+        asker: Asker,
+        force: bool,
+        now: Instant,
+    ) -> Result<(), Refusal> {
         if self.pool.is_stopping() {
             return Err(Refusal::new(Code::Refused, "the daemon is stopping"));
         }
-        let reading = self.reload_reading.as_ref().map(|reload| (reload.began, "its configuration is being read"));
-        let going_on = self.reload.as_ref().map(|reload| (reload.began, "its workers are not all ready yet"));
+        let reading = self
+            .reload_reading
+            .as_ref()
+            .map(|reload| (reload.began, "its configuration is being read"));
+        let going_on = self
+            .reload
+            .as_ref()
+            .map(|reload| (reload.began, "its workers are not all ready yet"));
         if let Some((began, what)) = reading.or(going_on) {
             let seconds = now.duration_since(began).as_secs_f64();
-            return Err(Refusal::new(Code::Busy, format!("another reload is going on since {seconds:.1} s: {what}")));
+            return Err(Refusal::new(
+                Code::Busy,
+                format!("another reload is going on since {seconds:.1} s: {what}"),
+            ));
         }
-        self.read_for_reload(asker, force, now).inspect_err(|refusal| self.reject_reload(asker, refusal))
+        self.read_for_reload(asker, force, now)
+            .inspect_err(|refusal| self.reject_reload(asker, refusal))
     }
 
     /// The configuration has been read, or not.
@@ -81,8 +98,13 @@ impl Master {
             Ok(reload) => {
                 let workers = worker_count(reload.config.workers.count) as u32;
                 let generation = reload.generation;
-                let about = About { generation: Some(generation), workers: Some(workers), ..asker.about() };
-                let sentence = format_args!("{asker}: reloading; generation {generation} is being started");
+                let about = About {
+                    generation: Some(generation),
+                    workers: Some(workers),
+                    ..asker.about()
+                };
+                let sentence =
+                    format_args!("{asker}: reloading; generation {generation} is being started");
                 self.events.note(Kind::ReloadBegun, about, sentence);
                 self.pool.reload(target(&reload.config, reload.generation));
                 self.reload = Some(reload);
@@ -96,19 +118,29 @@ impl Master {
     }
 
     fn reject_reload(&mut self, asker: Asker, refusal: &Refusal) {
-        let sentence = format_args!("{asker}: the new configuration is rejected: {}", sentence_of(refusal));
-        self.events.note(Kind::ReloadRejected, asker.about(), sentence);
+        let sentence = format_args!(
+            "{asker}: the new configuration is rejected: {}",
+            sentence_of(refusal)
+        );
+        self.events
+            .note(Kind::ReloadRejected, asker.about(), sentence);
         self.note_verdict(Verdict::Rejected, Some(refusal.message.clone()));
     }
 
     /// The file that a reload reads; none if there is none.
     pub(super) fn next_file(&self) -> Option<PathBuf> {
-        self.config_file.clone().or_else(|| self.standard_file.exists().then(|| self.standard_file.clone()))
+        self.config_file.clone().or_else(|| {
+            self.standard_file
+                .exists()
+                .then(|| self.standard_file.clone())
+        })
     }
 
     /// The configuration that a reload would try, but for the numbers of its users and groups, which are not looked up.
     pub(super) fn read_next(&self, file: Option<&Path>) -> Result<Loaded, Refusal> {
-        let loaded = self.config.load_next_unresolved(&self.config_keys, file, &self.standard_file);
+        let loaded = self
+            .config
+            .load_next_unresolved(&self.config_keys, file, &self.standard_file);
         loaded.map_err(|error| rejection(&error))
     }
 
@@ -119,8 +151,17 @@ impl Master {
     }
 
     /// Everything that can fail before anything is changed.
-    fn prepare(&mut self, file: Option<PathBuf>, loaded: Loaded, began: Instant) -> Result<Reload, Refusal> {
-        let Loaded { config, keys: config_keys, files: config_files } = loaded;
+    fn prepare(
+        &mut self,
+        file: Option<PathBuf>,
+        loaded: Loaded,
+        began: Instant,
+    ) -> Result<Reload, Refusal> {
+        let Loaded {
+            config,
+            keys: config_keys,
+            files: config_files,
+        } = loaded;
         let reject = |sentence: String| Refusal::new(Code::Rejected, sentence);
         let limits = self.limits_under(&config)?;
         limits.warn_if_lowered();
@@ -128,11 +169,20 @@ impl Master {
         memory::warn_if_short(&config.limits, memory, worker_count(config.workers.count));
         // The clients there are come along, with all that is parked of them: some of it perhaps since a configuration before
         // the one in force, if there were clients ever since.
-        let before = if self.clients > 0 { self.layout.max_frame() } else { self.config.limits.max_frame };
+        let before = if self.clients > 0 {
+            self.layout.max_frame()
+        } else {
+            self.config.limits.max_frame
+        };
         let frame = config.limits.max_frame.max(before);
-        let log = logging::prepare(&self.name, &config.log).map_err(|e| reject(format!("cannot open the log: {e}")))?;
-        let exporter = self.plan_exporter(&config).map_err(|e| reject(e.to_string()))?;
-        let listeners = self.plan_listeners(&config).map_err(|e| reject(e.to_string()))?;
+        let log = logging::prepare(&self.name, &config.log)
+            .map_err(|e| reject(format!("cannot open the log: {e}")))?;
+        let exporter = self
+            .plan_exporter(&config)
+            .map_err(|e| reject(e.to_string()))?;
+        let listeners = self
+            .plan_listeners(&config)
+            .map_err(|e| reject(e.to_string()))?;
         self.last_generation = Generation(self.last_generation.0 + 1);
         // For whoever is started from now on, also by the configuration before: it may get its clients back, with more
         // bytes than it could have let them have.
@@ -163,20 +213,29 @@ impl Master {
                 Some(index) => Planned::Keep(self.listeners[*index].number),
                 None => {
                     self.listener_number += 1;
-                    let opened = Listener::open(self.listener_number, wanted, &self.handed, keepalive)
-                        .map_err(|e| self.own_addresses().named_in(e, wanted.address()))?;
+                    let opened =
+                        Listener::open(self.listener_number, wanted, &self.handed, keepalive)
+                            .map_err(|e| self.own_addresses().named_in(e, wanted.address()))?;
                     Planned::New(Box::new(opened))
                 }
             });
         }
-        for (wanted, index) in wanted.iter().zip(kept).filter_map(|(wanted, kept)| Some((wanted, kept?))) {
+        for (wanted, index) in wanted
+            .iter()
+            .zip(kept)
+            .filter_map(|(wanted, kept)| Some((wanted, kept?)))
+        {
             if let Err(e) = self.listeners[index].adopt(wanted.entry, keepalive) {
                 self.restore_listeners();
                 return Err(e);
             }
         }
         // One that was about to go may be wanted again: it must not go now.
-        let is_kept = |number: &u32| planned.iter().any(|p| matches!(p, Planned::Keep(kept) if kept == number));
+        let is_kept = |number: &u32| {
+            planned
+                .iter()
+                .any(|p| matches!(p, Planned::Keep(kept) if kept == number))
+        };
         self.leaving.retain(|number| !is_kept(number));
         Ok(planned)
     }
@@ -186,14 +245,24 @@ impl Master {
         // There have been sockets of all names when it was applied, and there are.
         let wanted = self.handed.wanted(&self.config.listen).unwrap_or_default();
         for (listener, wanted) in self.listeners.iter_mut().zip(&wanted) {
-            warn("restore a listener", listener.adopt(wanted.entry, self.config.limits.tcp_keepalive));
+            warn(
+                "restore a listener",
+                listener.adopt(wanted.entry, self.config.limits.tcp_keepalive),
+            );
         }
-        self.leaving = self.listeners.iter().skip(wanted.len()).map(|listener| listener.number).collect();
+        self.leaving = self
+            .listeners
+            .iter()
+            .skip(wanted.len())
+            .map(|listener| listener.number)
+            .collect();
     }
 
     /// All workers of the new configuration are ready: from now on it is in force.
     pub(super) fn commit_reload(&mut self, now: Instant) {
-        let Some(reload) = self.reload.take() else { return };
+        let Some(reload) = self.reload.take() else {
+            return;
+        };
         let Reload {
             generation,
             config,
@@ -213,7 +282,12 @@ impl Master {
         }
         self.exchange_listeners(listeners, &config);
         self.store_all(now);
-        let counting = |config: &Config| (config.limits.max_clients_per_address, config.limits.ipv6_prefix);
+        let counting = |config: &Config| {
+            (
+                config.limits.max_clients_per_address,
+                config.limits.ipv6_prefix,
+            )
+        };
         if counting(&config) != counting(&self.config) {
             self.addresses = self.count_addresses(&config);
         }
@@ -235,47 +309,80 @@ impl Master {
         self.watch_anew(now);
         self.handed.warn_of_unused(&self.config.listen);
         let took = now.duration_since(began);
-        let workers = self.ready_workers().filter(|worker| worker.generation == generation).count() as u32;
-        let about = About { generation: Some(generation), workers: Some(workers), ..About::default() };
-        let sentence = format_args!("reloaded: generation {generation} is in force after {} ms", took.as_millis());
+        let workers = self
+            .ready_workers()
+            .filter(|worker| worker.generation == generation)
+            .count() as u32;
+        let about = About {
+            generation: Some(generation),
+            workers: Some(workers),
+            ..About::default()
+        };
+        let sentence = format_args!(
+            "reloaded: generation {generation} is in force after {} ms",
+            took.as_millis()
+        );
         self.events.note(Kind::ReloadApplied, about, sentence);
         self.note_verdict(Verdict::Applied, None);
-        self.control.say_reloaded(&Ok(Reloaded { generation, workers, seconds: took.as_secs_f64() }));
+        self.control.say_reloaded(&Ok(Reloaded {
+            generation,
+            workers,
+            seconds: took.as_secs_f64(),
+        }));
     }
 
     /// The new configuration is given up.
     pub(super) fn abandon_reload(&mut self, why: String) {
         if self.reload_reading.take().is_some() {
             self.note_verdict(Verdict::RolledBack, Some(why.clone()));
-            return self.control.say_reloaded(&Err(Refusal::new(Code::RolledBack, why)));
+            return self
+                .control
+                .say_reloaded(&Err(Refusal::new(Code::RolledBack, why)));
         }
-        let Some(reload) = self.reload.take() else { return };
-        let about = About { generation: Some(reload.generation), ..About::default() };
+        let Some(reload) = self.reload.take() else {
+            return;
+        };
+        let about = About {
+            generation: Some(reload.generation),
+            ..About::default()
+        };
         let sentence = format_args!("generation {} is rolled back: {why}", reload.generation);
         self.events.note(Kind::ReloadRolledBack, about, sentence);
         self.restore_listeners();
         self.note_verdict(Verdict::RolledBack, Some(why.clone()));
-        self.control.say_reloaded(&Err(Refusal::new(Code::RolledBack, why)));
+        self.control
+            .say_reloaded(&Err(Refusal::new(Code::RolledBack, why)));
     }
 
     /// Changes who can connect to the control socket, and who may do what there.
     fn change_control(&mut self, control: &Control, now: Instant) {
         if control.mode() != self.config.control.mode() && self.control_listener.is_reachable() {
-            warn("set the mode of the control socket", self.control_listener.set_mode(control.mode()));
+            warn(
+                "set the mode of the control socket",
+                self.control_listener.set_mode(control.mode()),
+            );
         }
         // Who waits there came by the mode before, and is taken for what it was then: without groups it is the mode that
         // keeps strangers out.
-        self.control.accept(&self.control_listener, &self.poller, now);
+        self.control
+            .accept(&self.control_listener, &self.poller, now);
         self.control.roles.change(control);
     }
 
     fn note_verdict(&mut self, verdict: Verdict, message: Option<String>) {
-        let at = SystemTime::UNIX_EPOCH.elapsed().unwrap_or(Duration::ZERO).as_secs();
+        let at = SystemTime::UNIX_EPOCH
+            .elapsed()
+            .unwrap_or(Duration::ZERO)
+            .as_secs();
         self.counts.reloads.add(verdict, 1);
         if verdict == Verdict::Applied {
             self.counts.applied_at = at;
         }
-        self.last_reload = Some(LastReload { at, verdict, message });
+        self.last_reload = Some(LastReload {
+            at,
+            verdict,
+            message,
+        });
         self.tell_reloaded(verdict != Verdict::Rejected, self.clock.now());
     }
 
@@ -296,14 +403,19 @@ impl Master {
                     }));
                 }
                 Planned::New(listener) => {
-                    warn(&format!("watch {}", listener.address), self.watch_listener(&listener));
+                    warn(
+                        &format!("watch {}", listener.address),
+                        self.watch_listener(&listener),
+                    );
                     let sentence = format_args!("listening on {}", listener.address);
-                    self.events.note(Kind::ListenerOpened, About::default(), sentence);
+                    self.events
+                        .note(Kind::ListenerOpened, About::default(), sentence);
                     self.listeners.push(*listener);
                 }
             }
         }
-        self.leaving.extend(before.iter().map(|listener| listener.number));
+        self.leaving
+            .extend(before.iter().map(|listener| listener.number));
         self.listeners.extend(before);
     }
 }
@@ -316,15 +428,28 @@ fn warn(what: &str, result: Result<(), impl fmt::Display>) {
 }
 
 pub(super) fn rejection(error: &config::Error) -> Refusal {
-    let place =
-        Place { file: error.origin().into(), line: error.line(), column: error.column(), display: error.to_string() };
-    Refusal { code: Code::Rejected, message: error.message().to_owned(), place: Some(place) }
+    let place = Place {
+        file: error.origin().into(),
+        line: error.line(),
+        column: error.column(),
+        display: error.to_string(),
+    };
+    Refusal {
+        code: Code::Rejected,
+        message: error.message().to_owned(),
+        place: Some(place),
+    }
 }
 
 /// A refusal in one line.
 fn sentence_of(Refusal { message, place, .. }: &Refusal) -> String {
     match place {
-        Some(Place { file, line: Some(line), column: Some(column), .. }) => {
+        Some(Place {
+            file,
+            line: Some(line),
+            column: Some(column),
+            ..
+        }) => {
             format!("{}:{line}:{column}: {message}", file.display())
         }
         Some(Place { file, .. }) => format!("{}: {message}", file.display()),

@@ -45,17 +45,26 @@ impl Peer {
         // A kernel that does not tell them lets nobody in by them.
         let mut groups = socket::groups(&socket).unwrap_or_default();
         groups.push(credentials.gid);
-        Ok(Peer { credentials, groups })
+        Ok(Peer {
+            credentials,
+            groups,
+        })
     }
 
     fn is_in(&self, group: &Option<Group>) -> bool {
-        group.as_ref().is_some_and(|group| self.groups.contains(&group.gid))
+        group
+            .as_ref()
+            .is_some_and(|group| self.groups.contains(&group.gid))
     }
 }
 
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "uid {} (pid {})", self.credentials.uid, self.credentials.pid)
+        write!(
+            f,
+            "uid {} (pid {})",
+            self.credentials.uid, self.credentials.pid
+        )
     }
 }
 
@@ -80,7 +89,12 @@ impl Roles {
                 user.uid
             );
         }
-        Roles { user, admins: control.admin_group.clone(), readers: control.read_group.clone(), unmapped }
+        Roles {
+            user,
+            admins: control.admin_group.clone(),
+            readers: control.read_group.clone(),
+            unmapped,
+        }
     }
 
     /// Whether that is root, or the daemon's user.
@@ -107,7 +121,11 @@ impl Roles {
             return Role::Admin;
         }
         let is_anybodys = self.admins.is_none() && self.readers.is_none();
-        if is_anybodys || self.is_in(who, &self.readers) { Role::Reader } else { Role::Nobody }
+        if is_anybodys || self.is_in(who, &self.readers) {
+            Role::Reader
+        } else {
+            Role::Nobody
+        }
     }
 
     /// Lets those pass who have this role, or more than that.
@@ -118,8 +136,15 @@ impl Roles {
         if self.of(who) >= role {
             return Ok(());
         }
-        let what = if role == Role::Admin { "changing things" } else { "looking" };
-        Err(Refusal::new(Code::Forbidden, format!("{what} needs {}", self.who_has(role))))
+        let what = if role == Role::Admin {
+            "changing things"
+        } else {
+            "looking"
+        };
+        Err(Refusal::new(
+            Code::Forbidden,
+            format!("{what} needs {}", self.who_has(role)),
+        ))
     }
 
     /// Lets root and the daemon's user pass, who can run any program as the daemon anyway.
@@ -135,23 +160,36 @@ impl Roles {
         } else {
             format!(" or {}", self.user.name)
         };
-        Err(Refusal::new(Code::Forbidden, format!("choosing the program needs root{owner}")))
+        Err(Refusal::new(
+            Code::Forbidden,
+            format!("choosing the program needs root{owner}"),
+        ))
     }
 
     /// Those who have this role, in words.
     fn who_has(&self, role: Role) -> String {
         let User { name, uid } = &self.user;
-        let group = |group: &Option<Group>| group.as_ref().map(|group| format!("the group {}", group.name));
+        let group = |group: &Option<Group>| {
+            group
+                .as_ref()
+                .map(|group| format!("the group {}", group.name))
+        };
         let mut all = vec!["root".to_owned()];
         if *uid != 0 && self.unmapped.user != Some(*uid) {
-            all.push(if name.parse() == Ok(*uid) { format!("uid {uid}") } else { name.clone() });
+            all.push(if name.parse() == Ok(*uid) {
+                format!("uid {uid}")
+            } else {
+                name.clone()
+            });
         }
         all.extend(group(&self.admins));
         if role < Role::Admin && self.admins != self.readers {
             all.extend(group(&self.readers));
         }
         match all.split_last() {
-            Some((last, others)) if !others.is_empty() => format!("{} or {last}", others.join(", ")),
+            Some((last, others)) if !others.is_empty() => {
+                format!("{} or {last}", others.join(", "))
+            }
             _ => all.concat(),
         }
     }
@@ -166,17 +204,36 @@ mod tests {
     const READERS: u32 = 300;
 
     fn roles(admins: bool, readers: bool) -> Roles {
-        let group = |name: &str, gid| Some(Group { name: name.to_owned(), gid });
+        let group = |name: &str, gid| {
+            Some(Group {
+                name: name.to_owned(),
+                gid,
+            })
+        };
         let control = Control {
             admin_group: group("ops", ADMINS).filter(|_| admins),
             read_group: group("monitoring", READERS).filter(|_| readers),
             ..Control::default()
         };
-        Roles::new(User { name: "fdpassd".to_owned(), uid: DAEMON }, &control, Unmapped::default())
+        Roles::new(
+            User {
+                name: "fdpassd".to_owned(),
+                uid: DAEMON,
+            },
+            &control,
+            Unmapped::default(),
+        )
     }
 
     fn peer(uid: u32, groups: &[u32]) -> Peer {
-        Peer { credentials: Credentials { pid: 1, uid, gid: 0 }, groups: groups.to_vec() }
+        Peer {
+            credentials: Credentials {
+                pid: 1,
+                uid,
+                gid: 0,
+            },
+            groups: groups.to_vec(),
+        }
     }
 
     #[test]
@@ -197,7 +254,11 @@ mod tests {
             (true, true, [Admin, Admin, Admin, Reader, Admin, Nobody]),
         ] {
             let roles = roles(admins, readers);
-            assert_eq!(peers.each_ref().map(|who| roles.of(who)), expected, "{admins} {readers}");
+            assert_eq!(
+                peers.each_ref().map(|who| roles.of(who)),
+                expected,
+                "{admins} {readers}"
+            );
         }
     }
 
@@ -207,29 +268,71 @@ mod tests {
         let refusal = |roles: &Roles, role| roles.need(role, &stranger).expect_err("a stranger");
         let both = roles(true, true);
         let changing = refusal(&both, Role::Admin);
-        assert_eq!(changing, Refusal::new(Code::Forbidden, "changing things needs root, fdpassd or the group ops"));
+        assert_eq!(
+            changing,
+            Refusal::new(
+                Code::Forbidden,
+                "changing things needs root, fdpassd or the group ops"
+            )
+        );
         let looking = refusal(&both, Role::Reader).message;
-        assert_eq!(looking, "looking needs root, fdpassd, the group ops or the group monitoring");
+        assert_eq!(
+            looking,
+            "looking needs root, fdpassd, the group ops or the group monitoring"
+        );
 
         let said = |user: User, admins: bool, readers: bool, role| {
-            refusal(&Roles { user, ..roles(admins, readers) }, role)
-                .message
-                .split_once(" needs ")
-                .map(|(_, who)| who.to_owned())
+            refusal(
+                &Roles {
+                    user,
+                    ..roles(admins, readers)
+                },
+                role,
+            )
+            .message
+            .split_once(" needs ")
+            .map(|(_, who)| who.to_owned())
         };
-        let root = || User { name: "root".to_owned(), uid: 0 };
-        let nameless = || User { name: "4711".to_owned(), uid: 4711 };
-        assert_eq!(said(root(), false, false, Role::Admin).as_deref(), Some("root"));
-        assert_eq!(said(root(), true, false, Role::Reader).as_deref(), Some("root or the group ops"));
-        assert_eq!(said(nameless(), false, true, Role::Admin).as_deref(), Some("root or uid 4711"));
-        let one = Roles { readers: roles(true, false).admins, ..roles(true, true) };
-        assert_eq!(refusal(&one, Role::Reader).message, "looking needs root, fdpassd or the group ops");
+        let root = || User {
+            name: "root".to_owned(),
+            uid: 0,
+        };
+        let nameless = || User {
+            name: "4711".to_owned(),
+            uid: 4711,
+        };
+        assert_eq!(
+            said(root(), false, false, Role::Admin).as_deref(),
+            Some("root")
+        );
+        assert_eq!(
+            said(root(), true, false, Role::Reader).as_deref(),
+            Some("root or the group ops")
+        );
+        assert_eq!(
+            said(nameless(), false, true, Role::Admin).as_deref(),
+            Some("root or uid 4711")
+        );
+        let one = Roles {
+            readers: roles(true, false).admins,
+            ..roles(true, true)
+        };
+        assert_eq!(
+            refusal(&one, Role::Reader).message,
+            "looking needs root, fdpassd or the group ops"
+        );
     }
 
     #[test]
     fn what_everybody_from_outside_has_gives_no_right() {
-        let unmapped = Unmapped { user: Some(DAEMON), group: Some(ADMINS) };
-        let roles = Roles { unmapped, ..roles(true, true) };
+        let unmapped = Unmapped {
+            user: Some(DAEMON),
+            group: Some(ADMINS),
+        };
+        let roles = Roles {
+            unmapped,
+            ..roles(true, true)
+        };
         for (who, role) in [
             (peer(DAEMON, &[ADMINS]), Role::Nobody),
             (peer(DAEMON, &[ADMINS, READERS]), Role::Reader),
@@ -238,7 +341,10 @@ mod tests {
             assert_eq!(roles.of(&who), role, "{who}");
         }
         let stranger = peer(DAEMON, &[]);
-        assert_eq!(roles.need_owner(&stranger).expect_err("anybody").message, "choosing the program needs root");
+        assert_eq!(
+            roles.need_owner(&stranger).expect_err("anybody").message,
+            "choosing the program needs root"
+        );
     }
 
     #[test]

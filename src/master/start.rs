@@ -83,13 +83,17 @@ impl Master {
         let descriptors = descriptors_left(limit, handed.count(), boats);
         let limits = client_limits(&config, worker_count(config.workers.count), descriptors)?;
         limits.warn_if_lowered();
-        let applied_at = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+        let applied_at = SystemTime::UNIX_EPOCH
+            .elapsed()
+            .unwrap_or_default()
+            .as_secs();
         let memory = Memory::read(0);
         memory::warn_if_short(&config.limits, memory, worker_count(config.workers.count));
         if let Err(e) = process::adopt_orphans() {
             log::warn!("what workers start may outlive them: {e}");
         }
-        let executable = Executable::current().map_err(Error::system("open the running program"))?;
+        let executable =
+            Executable::current().map_err(Error::system("open the running program"))?;
         let signals = Signals::catch(&[
             Signal::Terminate,
             Signal::Interrupt,
@@ -108,60 +112,137 @@ impl Master {
         let last = inherited.as_ref().and_then(Inherited::last_for_clients);
         let mut living = None;
         let mut there = Layout::new(0, 0);
-        if let Some(Inherited { handover, kept: has, listeners, living: goes_on, stored, faults }) = inherited {
-            faults.iter().for_each(|fault| log::error!("of what the master before left: {fault}"));
+        if let Some(Inherited {
+            handover,
+            kept: has,
+            listeners,
+            living: goes_on,
+            stored,
+            faults,
+        }) = inherited
+        {
+            faults
+                .iter()
+                .for_each(|fault| log::error!("of what the master before left: {fault}"));
             listener_number = handover.listener_number;
-            there = needed(has.as_ref().map(|(_, handoff)| handoff.unpacked()), goes_on.as_ref());
+            there = needed(
+                has.as_ref().map(|(_, handoff)| handoff.unpacked()),
+                goes_on.as_ref(),
+            );
             living = goes_on;
-            kept = listeners.into_iter().filter_map(|(record, socket)| Listener::kept(&record, socket).ok()).collect();
-            (keeps, left) = (has.map(|(book, handoff)| (book, handoff, stored)), Some(handover));
+            kept = listeners
+                .into_iter()
+                .filter_map(|(record, socket)| Listener::kept(&record, socket).ok())
+                .collect();
+            (keeps, left) = (
+                has.map(|(book, handoff)| (book, handoff, stored)),
+                Some(handover),
+            );
         }
-        let generation = Generation(left.as_ref().map_or(0, |handover| handover.last_generation) + 1);
-        let next_worker = left.as_ref().map_or(WorkerId(1), |handover| handover.next_worker);
-        let opened = match (open_new(&config.listen, &handed, &kept, &mut listener_number, keepalive, started), last) {
+        let generation =
+            Generation(left.as_ref().map_or(0, |handover| handover.last_generation) + 1);
+        let next_worker = left
+            .as_ref()
+            .map_or(WorkerId(1), |handover| handover.next_worker);
+        let opened = match (
+            open_new(
+                &config.listen,
+                &handed,
+                &kept,
+                &mut listener_number,
+                keepalive,
+                started,
+            ),
+            last,
+        ) {
             (Err(e), Some(last)) => {
                 config_stale = Some(e.to_string());
                 (config, config_keys, config_files) = (last.config, last.keys, last.files);
-                open_new(&config.listen, &handed, &kept, &mut listener_number, keepalive, started)?
+                open_new(
+                    &config.listen,
+                    &handed,
+                    &kept,
+                    &mut listener_number,
+                    keepalive,
+                    started,
+                )?
             }
             (opened, _) => opened?,
         };
-        let (listeners, leaving) = join_listeners(&config.listen, &handed, kept, opened, keepalive)?;
+        let (listeners, leaving) =
+            join_listeners(&config.listen, &handed, kept, opened, keepalive)?;
         handed.warn_of_unused(&config.listen);
 
         // Clients that are there are not closed for want of these two, which are tried again.
-        let (has_clients, had) = (left.is_some(), living.as_mut().and_then(|living| living.control.take()));
-        let (mut control_listener, control_outage) =
-            open_control(&name, &config, &listeners, had, has_clients.then_some(started))?;
+        let (has_clients, had) = (
+            left.is_some(),
+            living.as_mut().and_then(|living| living.control.take()),
+        );
+        let (mut control_listener, control_outage) = open_control(
+            &name,
+            &config,
+            &listeners,
+            had,
+            has_clients.then_some(started),
+        )?;
         control_listener.link(&name);
         let start = exporter::start(&name, &config, control_listener.path());
         let open_exporter = |address| {
             let own = || Own::of(&listeners, None, Some(&control_listener));
-            Exporter::open(address, start, has_clients, started).map_err(|e| own().named_in(e, Some(address)))
+            Exporter::open(address, start, has_clients, started)
+                .map_err(|e| own().named_in(e, Some(address)))
         };
-        let exporter = config.metrics.listen.as_ref().map(open_exporter).transpose()?;
+        let exporter = config
+            .metrics
+            .listen
+            .as_ref()
+            .map(open_exporter)
+            .transpose()?;
 
         let watch = Error::system("watch a descriptor");
-        poller.add(&signals, Token::Signals.into(), Interest::Read).map_err(&watch)?;
+        poller
+            .add(&signals, Token::Signals.into(), Interest::Read)
+            .map_err(&watch)?;
         if control_outage.is_none() {
-            poller.add(&control_listener, Token::Control.into(), Interest::Clients).map_err(&watch)?;
+            poller
+                .add(&control_listener, Token::Control.into(), Interest::Clients)
+                .map_err(&watch)?;
         }
-        for listener in listeners.iter().filter(|listener| listener.outage.is_none()) {
+        for listener in listeners
+            .iter()
+            .filter(|listener| listener.outage.is_none())
+        {
             // The gate opens when a worker is ready.
-            poller.add(listener, Token::Listener(listener.number).into(), Interest::End).map_err(&watch)?;
+            poller
+                .add(
+                    listener,
+                    Token::Listener(listener.number).into(),
+                    Interest::End,
+                )
+                .map_err(&watch)?;
         }
         let user = process::user();
         // Its name is for people only.
-        let known = left.as_ref().and_then(|handover| handover.user.clone()).filter(|(_, uid)| *uid == user);
+        let known = left
+            .as_ref()
+            .and_then(|handover| handover.user.clone())
+            .filter(|(_, uid)| *uid == user);
         let user = known.map_or_else(
-            || User::of(user).unwrap_or_else(|_| User { name: user.to_string(), uid: user }),
+            || {
+                User::of(user).unwrap_or_else(|_| User {
+                    name: user.to_string(),
+                    uid: user,
+                })
+            },
             |(name, uid)| User { name, uid },
         );
         // They were held back while this process became this program, if it was another one.
         process::unblock_signals();
         let seed = clock::monotonic() ^ u64::from(std::process::id()) << 32;
         if let Some(why) = &config_stale {
-            log::error!("the configuration that was applied last stays in force, for the sake of its clients: {why}");
+            log::error!(
+                "the configuration that was applied last stays in force, for the sake of its clients: {why}"
+            );
         }
         let mut master = Master {
             pool: Pool::new(target(&config, generation), started, seed).beginning_with(next_worker),
@@ -172,7 +253,10 @@ impl Master {
                 Roles::new(user, &config.control, Unmapped::read()),
             ),
             // As at a reload: clients that are there have room, with all that is parked of them.
-            layout: limits.layout(config.limits.max_frame.max(there.max_frame()), there.slots()),
+            layout: limits.layout(
+                config.limits.max_frame.max(there.max_frame()),
+                there.slots(),
+            ),
             max_clients: limits.clients,
             listener_number,
             name,
@@ -226,7 +310,10 @@ impl Master {
             handshakes: Vec::new(),
             next_client: 1,
             clients: 0,
-            counts: Counts { applied_at, ..Counts::default() },
+            counts: Counts {
+                applied_at,
+                ..Counts::default()
+            },
             tally: Tally::default(),
             events: Events::default(),
             log_level: None,
@@ -261,7 +348,11 @@ impl Master {
 /// Descriptors for clients and for what the number of workers and listeners decides, out of so many, beside so many sockets
 /// that were handed over and so many boats that there are.
 fn descriptors_left(limit: u64, handed: usize, boats: usize) -> u64 {
-    let boats = if boats > 0 || keep::is_wanted() { Boats::wanted(limit).max(boats as u64) } else { 0 };
+    let boats = if boats > 0 || keep::is_wanted() {
+        Boats::wanted(limit).max(boats as u64)
+    } else {
+        0
+    };
     let kept = if boats > 0 { 1 + 2 * boats } else { 0 };
     limit.saturating_sub(DESCRIPTORS_PER_HANDED * handed as u64 + kept)
 }
@@ -270,12 +361,20 @@ fn descriptors_left(limit: u64, handed: usize, boats: usize) -> u64 {
 ///
 /// # Errors
 /// When there are no descriptors for any.
-pub(super) fn room_for_clients(config: &Config, limit: u64, handed: usize, boats: usize) -> Result<usize, Error> {
+pub(super) fn room_for_clients(
+    config: &Config,
+    limit: u64,
+    handed: usize,
+    boats: usize,
+) -> Result<usize, Error> {
     let descriptors = descriptors_left(limit, handed, boats);
     let possible = client_limits(config, worker_count(config.workers.count), descriptors)?.possible;
     // One datagram of clients is there before it is known which of them stay.
     let open = fd::open().unwrap_or(limit - descriptors) + OWN_DESCRIPTORS;
-    let room = limit.saturating_sub(open + MAX_LEASES as u64).min(possible).max(1);
+    let room = limit
+        .saturating_sub(open + MAX_LEASES as u64)
+        .min(possible)
+        .max(1);
     Ok(usize::try_from(room).unwrap_or(usize::MAX))
 }
 
@@ -283,10 +382,19 @@ pub(super) fn room_for_clients(config: &Config, limit: u64, handed: usize, boats
 fn needed(unpacked: Option<&Unpacked>, living: Option<&Living>) -> Layout {
     let workers = living.into_iter().flat_map(|living| &living.workers);
     let lives = workers.map(|(worker, _)| (worker.desk.layout(), worker.leases.clients()));
-    let desks = unpacked.into_iter().flat_map(|unpacked| unpacked.occupied());
-    let all: Vec<(Layout, usize)> = lives.chain(desks).filter(|(_, clients)| *clients > 0).collect();
+    let desks = unpacked
+        .into_iter()
+        .flat_map(|unpacked| unpacked.occupied());
+    let all: Vec<(Layout, usize)> = lives
+        .chain(desks)
+        .filter(|(_, clients)| *clients > 0)
+        .collect();
     let clients: usize = all.iter().map(|(_, clients)| clients).sum();
-    let longest = all.iter().map(|(layout, _)| layout.max_frame()).max().unwrap_or_default();
+    let longest = all
+        .iter()
+        .map(|(layout, _)| layout.max_frame())
+        .max()
+        .unwrap_or_default();
     Layout::new(u32::try_from(clients).unwrap_or(u32::MAX), longest)
 }
 
@@ -319,8 +427,16 @@ fn open_new(
         };
         opened.push(Some(listener));
     }
-    let is_served = opened.iter().any(|listener| listener.as_ref().is_none_or(|listener| listener.outage.is_none()));
-    match opened.iter().flatten().find_map(|listener| listener.outage.as_ref()) {
+    let is_served = opened.iter().any(|listener| {
+        listener
+            .as_ref()
+            .is_none_or(|listener| listener.outage.is_none())
+    });
+    match opened
+        .iter()
+        .flatten()
+        .find_map(|listener| listener.outage.as_ref())
+    {
         Some(outage) if !is_served => Err(Error::Unavailable(outage.reason.clone())),
         _ => Ok(opened),
     }
@@ -349,8 +465,14 @@ fn join_listeners(
     }
     let mut rest: Vec<Listener> = kept.into_iter().flatten().collect();
     // The file is that of the one that was bound in its place.
-    let is_replaced = |listener: &Listener| listeners.iter().any(|other| other.address == listener.address);
-    rest.iter_mut().filter(|listener| is_replaced(listener)).for_each(Listener::disown_file);
+    let is_replaced = |listener: &Listener| {
+        listeners
+            .iter()
+            .any(|other| other.address == listener.address)
+    };
+    rest.iter_mut()
+        .filter(|listener| is_replaced(listener))
+        .for_each(Listener::disown_file);
     let leaving = rest.iter().map(|listener| listener.number).collect();
     listeners.extend(rest);
     Ok((listeners, leaving))
@@ -370,7 +492,9 @@ pub(super) fn target(config: &Config, generation: Generation) -> Target {
 /// One worker per CPU that this process may use: affinity and cgroup quota.
 pub(super) fn worker_count(count: Count) -> usize {
     match count {
-        Count::Auto => std::thread::available_parallelism().map_or(1, usize::from).min(256),
+        Count::Auto => std::thread::available_parallelism()
+            .map_or(1, usize::from)
+            .min(256),
         Count::Exactly(count) => count.get() as usize,
     }
 }
@@ -395,7 +519,10 @@ pub(super) struct ClientLimits {
 impl ClientLimits {
     /// Desks that have room for so many clients at least, and for frames of this length.
     pub(super) fn layout(&self, max_frame: u32, slots: u32) -> Layout {
-        Layout::new(self.slots.max(slots).min(Layout::most_slots(max_frame)), max_frame)
+        Layout::new(
+            self.slots.max(slots).min(Layout::most_slots(max_frame)),
+            max_frame,
+        )
     }
 
     /// Whoever puts them into force says so.
@@ -407,14 +534,26 @@ impl ClientLimits {
 }
 
 /// How many there may be beside so many workers, with so many descriptors.
-pub(super) fn client_limits(config: &Config, workers: usize, descriptors: u64) -> Result<ClientLimits, Error> {
+pub(super) fn client_limits(
+    config: &Config,
+    workers: usize,
+    descriptors: u64,
+) -> Result<ClientLimits, Error> {
     let for_workers = WORKER_DESCRIPTORS * workers as u64;
-    let for_exporter = config.metrics.listen.as_ref().map_or(0, |_| EXPORTER_DESCRIPTORS);
+    let for_exporter = config
+        .metrics
+        .listen
+        .as_ref()
+        .map_or(0, |_| EXPORTER_DESCRIPTORS);
     let for_listeners = config.listen.len() as u64 + for_exporter;
     let taken = OWN_DESCRIPTORS + control_clients(descriptors) + for_workers + for_listeners;
-    let possible = descriptors.saturating_sub(taken).min(u64::from(Layout::most_slots(config.limits.max_frame)));
+    let possible = descriptors
+        .saturating_sub(taken)
+        .min(u64::from(Layout::most_slots(config.limits.max_frame)));
     if possible == 0 {
-        let sentence = format!("the limit of {descriptors} descriptors leaves none for clients: {taken} are needed");
+        let sentence = format!(
+            "the limit of {descriptors} descriptors leaves none for clients: {taken} are needed"
+        );
         return Err(Error::System(sentence));
     }
     let (clients, lowered) = match config.limits.max_clients {
@@ -428,7 +567,12 @@ pub(super) fn client_limits(config: &Config, workers: usize, descriptors: u64) -
             (possible, Some(sentence))
         }
     };
-    Ok(ClientLimits { clients, slots: u32::try_from(clients).unwrap_or(u32::MAX), possible, lowered })
+    Ok(ClientLimits {
+        clients,
+        slots: u32::try_from(clients).unwrap_or(u32::MAX),
+        possible,
+        lowered,
+    })
 }
 
 /// Where the control socket is if it is not configured.
@@ -457,17 +601,29 @@ fn open_control(
 ) -> Result<(ControlListener, Option<Outage>), Error> {
     if let Some(control) = had {
         let is_gone = !control.is_reachable();
-        return Ok((control, clients_since.filter(|_| is_gone).map(|now| Outage::since(now, FILE_GONE))));
+        return Ok((
+            control,
+            clients_since
+                .filter(|_| is_gone)
+                .map(|now| Outage::since(now, FILE_GONE)),
+        ));
     }
     let usual = || usual_place(name, process::user());
     let path = config.control.socket.clone().unwrap_or_else(usual);
-    let bound = ControlListener::bind(&path, config.control.socket.is_none(), config.control.mode());
+    let bound = ControlListener::bind(
+        &path,
+        config.control.socket.is_none(),
+        config.control.mode(),
+    );
     match (bound, clients_since) {
         (Ok(control), _) => Ok((control, None)),
         (Err(e), Some(now)) => {
-            let missing = ControlListener::missing(&path).map_err(Error::system("make a socket"))?;
+            let missing =
+                ControlListener::missing(&path).map_err(Error::system("make a socket"))?;
             Ok((missing, Some(Outage::after(&e, now))))
         }
-        (Err(e), None) => Err(Own::of(listeners, None, None).named_in(e, Some(&Address::Unix(path)))),
+        (Err(e), None) => {
+            Err(Own::of(listeners, None, None).named_in(e, Some(&Address::Unix(path))))
+        }
     }
 }

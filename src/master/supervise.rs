@@ -37,10 +37,19 @@ impl Master {
 
     /// A process has ended. As PID 1 of a container that may be anybody.
     fn take_death(&mut self, pid: u32, exit: Exit, now: Instant) {
-        if self.exporter.as_mut().is_some_and(|exporter| exporter.take_death(pid, exit, now)) {
+        if self
+            .exporter
+            .as_mut()
+            .is_some_and(|exporter| exporter.take_death(pid, exit, now))
+        {
             return;
         }
-        let Some(id) = self.workers.values().find(|worker| worker.pid == pid).map(|worker| worker.id) else {
+        let Some(id) = self
+            .workers
+            .values()
+            .find(|worker| worker.pid == pid)
+            .map(|worker| worker.id)
+        else {
             if !self.reading_ended(pid, exit, now) {
                 self.candidate_ended(pid, exit, now);
             }
@@ -49,7 +58,9 @@ impl Master {
         self.end_descendants(pid);
         // Its last words, which its death did not take away.
         while self.hear_one(id, now) {}
-        let Some(mut worker) = self.workers.remove(&id) else { return };
+        let Some(mut worker) = self.workers.remove(&id) else {
+            return;
+        };
         // It is not collected yet: until that /proc/PID is there, and the pid its own.
         let written = match worker.desk.header().writer() {
             Some(thread) => ledger::written_by_thread(pid, thread).ok(),
@@ -63,7 +74,16 @@ impl Master {
         let failure = worker.failure.take();
         let has_answered = worker.believed.counters().requests() > 0;
         let (name, about, index) = (worker.name(), worker.about(), worker.seat);
-        let Worker { desk, leases, methods, is_timed_out, is_unneeded, killed_for, has_been_ready, .. } = worker;
+        let Worker {
+            desk,
+            leases,
+            methods,
+            is_timed_out,
+            is_unneeded,
+            killed_for,
+            has_been_ready,
+            ..
+        } = worker;
         let left = leases.into_left(&desk, written, is_timed_out);
 
         let blame = self.lay_blame(exit, is_timed_out, &methods, &left, now);
@@ -71,25 +91,52 @@ impl Master {
         let cause = blame.cause(exit, failure);
         let kind_of_cause = Cause::of(exit, blame.is_out_of_memory, killed_for);
         let lost = left.lost.len();
-        left.lost.into_iter().for_each(|(reason, client)| self.lose(Loss::of(&reason), &reason, client));
-        left.ended.into_iter().for_each(|client| self.forget(client));
-        let recovered = left.recovered.into_iter().map(|(unleased, _)| Ok(unleased)).collect();
+        left.lost
+            .into_iter()
+            .for_each(|(reason, client)| self.lose(Loss::of(&reason), &reason, client));
+        left.ended
+            .into_iter()
+            .for_each(|client| self.forget(client));
+        let recovered = left
+            .recovered
+            .into_iter()
+            .map(|(unleased, _)| Ok(unleased))
+            .collect();
         let moved = self.take_in(recovered, Reason::Death);
-        let overloaded = if blame.is_out_of_memory { self.relieve_memory() } else { 0 };
+        let overloaded = if blame.is_out_of_memory {
+            self.relieve_memory()
+        } else {
+            0
+        };
         if let Some((client, peer)) = blame.culprit {
             self.close_culprit(client, peer);
         }
 
-        let is_no_loss = self.pool.member(id).is_none_or(|member| !matches!(member.state, State::Ready { .. }));
+        let is_no_loss = self
+            .pool
+            .member(id)
+            .is_none_or(|member| !matches!(member.state, State::Ready { .. }));
         // Who is killed from outside, or by a request, was no worse than its successor will be: nobody waits for that.
         let is_own_doing = exit.is_own_doing() || blame.is_out_of_memory;
         let was_useful = has_answered || blame.request.is_some() || !is_own_doing;
         let delay = self.pool.exited(id, was_useful, now);
-        let is_well = exit == Exit::Status(0) && blame.request.is_none() && (has_answered || is_no_loss);
-        let about = About { clients: Some((moved + lost) as u64), ..about };
+        let is_well =
+            exit == Exit::Status(0) && blame.request.is_none() && (has_answered || is_no_loss);
+        let about = About {
+            clients: Some((moved + lost) as u64),
+            ..about
+        };
         if is_well || is_unneeded {
-            let moved = if moved > 0 { format!("; {moved} clients moved") } else { String::new() };
-            return self.events.note(Kind::WorkerFinished, about, format_args!("{name} finished{moved}"));
+            let moved = if moved > 0 {
+                format!("; {moved} clients moved")
+            } else {
+                String::new()
+            };
+            return self.events.note(
+                Kind::WorkerFinished,
+                about,
+                format_args!("{name} finished{moved}"),
+            );
         }
         if has_been_ready {
             self.counts.deaths.add(kind_of_cause, 1);
@@ -110,8 +157,10 @@ impl Master {
             0 => String::new(),
             clients => format!("; {clients} unfinished frames dropped, as memory is short"),
         };
-        let sentence =
-            format_args!("{name} {cause}; {moved} clients moved, {lost} closed, {}{dropped}{next}", blame.outcome);
+        let sentence = format_args!(
+            "{name} {cause}; {moved} clients moved, {lost} closed, {}{dropped}{next}",
+            blame.outcome
+        );
         self.events.note(Kind::WorkerDied, about, sentence);
         self.last_failure = Some(cause.clone());
         self.seat(index).last_death = Some(cause);
@@ -123,7 +172,9 @@ impl Master {
         let mut movers = Vec::with_capacity(recovered.len());
         for recovered in recovered {
             match recovered {
-                Ok(unleased) if self.pool.is_stopping() && !self.is_leaving() => self.forget(unleased.client),
+                Ok(unleased) if self.pool.is_stopping() && !self.is_leaving() => {
+                    self.forget(unleased.client)
+                }
                 Ok(mut unleased) => {
                     unleased.client.moves = unleased.client.moves.saturating_add(1);
                     movers.push(unleased);
@@ -140,7 +191,9 @@ impl Master {
 
     /// Takes all clients of a worker that are in no turn. Returns how many; the worker is yet to be told.
     pub(super) fn take_all(&mut self, id: WorkerId, reason: Reason) -> usize {
-        let Some(worker) = self.workers.get_mut(&id) else { return 0 };
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return 0;
+        };
         let taken = worker.leases.take_all(&worker.desk);
         self.take_in(taken, reason)
     }
@@ -148,7 +201,11 @@ impl Master {
     /// Closes a client that has no worker and can have none. Every client that the master closes for a reason of the
     /// daemon's own goes through here or, where the master has no [`Client`] of it, is counted by [`Master::count_lost`].
     pub(super) fn lose(&mut self, why: Loss, reason: &io::Error, client: Client) {
-        log::debug!("client {} ({}) cannot be recovered: {reason}; closing it", client.id, client.peer);
+        log::debug!(
+            "client {} ({}) cannot be recovered: {reason}; closing it",
+            client.id,
+            client.peer
+        );
         socket::end(&client.socket);
         self.count_lost(why, 1);
         self.forget(client);
@@ -185,7 +242,9 @@ impl Master {
 
     /// Takes in one message of a worker; whether there was one.
     fn hear_one(&mut self, id: WorkerId, now: Instant) -> bool {
-        let Some(worker) = self.workers.get_mut(&id) else { return false };
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return false;
+        };
         match worker.channel.hear(&mut self.scratch) {
             Ok(Heard::Message(message, _)) => {
                 self.take_message(id, message, now);
@@ -214,14 +273,14 @@ impl Master {
 
     fn take_message(&mut self, id: WorkerId, message: ToMaster, now: Instant) {
         match message {
-            ToMaster::Closed(slots) => {
-                self.take_done(id, &slots, |worker, slot| worker.leases.closed(slot, &worker.desk))
-            }
+            ToMaster::Closed(slots) => self.take_done(id, &slots, |worker, slot| {
+                worker.leases.closed(slot, &worker.desk)
+            }),
             // What it gives up is the next master's.
             ToMaster::Freed(_) if self.is_leaving() => {}
-            ToMaster::Freed(slots) => {
-                self.take_done(id, &slots, |worker, slot| worker.leases.freed(slot, &worker.desk))
-            }
+            ToMaster::Freed(slots) => self.take_done(id, &slots, |worker, slot| {
+                worker.leases.freed(slot, &worker.desk)
+            }),
             ToMaster::Ready(ready) => self.take_ready(id, ready, now),
             ToMaster::Failed(failed) => {
                 if let Some(worker) = self.workers.get_mut(&id) {
@@ -237,13 +296,18 @@ impl Master {
     fn take_done(&mut self, id: WorkerId, slots: &[u32], done: impl Fn(&mut Worker, u32) -> Done) {
         let mut given_up = Vec::new();
         for slot in slots {
-            let Some(worker) = self.workers.get_mut(&id) else { return };
+            let Some(worker) = self.workers.get_mut(&id) else {
+                return;
+            };
             match done(worker, *slot) {
                 Done::Known => {}
                 Done::Ended(client) => self.forget(client),
                 Done::GivenUp(recovered) => given_up.push(recovered),
                 Done::Nonsense => {
-                    log::error!("{}: it is done with slot {slot}, where it has no client; killing it", worker.name());
+                    log::error!(
+                        "{}: it is done with slot {slot}, where it has no client; killing it",
+                        worker.name()
+                    );
                     kill(worker);
                     break;
                 }
@@ -253,9 +317,14 @@ impl Master {
     }
 
     fn take_ready(&mut self, id: WorkerId, ready: Ready, now: Instant) {
-        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
         if ready.version != VERSION {
-            worker.failure = Some(format!("it speaks version {} of the channel, not {VERSION}", ready.version));
+            worker.failure = Some(format!(
+                "it speaks version {} of the channel, not {VERSION}",
+                ready.version
+            ));
             return kill(worker);
         }
         if !self.pool.ready(id, now) {
@@ -264,21 +333,46 @@ impl Master {
         let took = now.duration_since(worker.started);
         (worker.methods, worker.has_been_ready) = (ready.methods, true);
         let sentence = format_args!("{} is ready after {} ms", worker.name(), took.as_millis());
-        self.events.note(Kind::WorkerReady, worker.about(), sentence);
+        self.events
+            .note(Kind::WorkerReady, worker.about(), sentence);
         if let Some(announce) = self.announce.take() {
-            let addresses: Vec<String> = self.listeners.iter().map(|listener| listener.address.to_string()).collect();
-            let sentence = format_args!("{} {} serves on {}", self.name, self.version, addresses.join(", "));
+            let addresses: Vec<String> = self
+                .listeners
+                .iter()
+                .map(|listener| listener.address.to_string())
+                .collect();
+            let sentence = format_args!(
+                "{} {} serves on {}",
+                self.name,
+                self.version,
+                addresses.join(", ")
+            );
             self.events.note(Kind::Started, About::default(), sentence);
             announce(&addresses);
             self.tell_ready(now);
         }
     }
 
-    pub(super) fn spawn(&mut self, index: usize, id: WorkerId, generation: Generation, now: Instant) {
-        let next = self.reload.as_ref().filter(|reload| reload.generation == generation);
+    pub(super) fn spawn(
+        &mut self,
+        index: usize,
+        id: WorkerId,
+        generation: Generation,
+        now: Instant,
+    ) {
+        let next = self
+            .reload
+            .as_ref()
+            .filter(|reload| reload.generation == generation);
         let config = next.map_or(&self.config, |reload| &reload.config);
-        let level = self.log_level.filter(|_| next.is_none()).unwrap_or(config.log.level);
-        let log = Log { level, ..config.log.clone() };
+        let level = self
+            .log_level
+            .filter(|_| next.is_none())
+            .unwrap_or(config.log.level);
+        let log = Log {
+            level,
+            ..config.log.clone()
+        };
         let memory = next.map_or(self.memory, |reload| reload.memory);
         let buffers = memory::buffers(&config.limits, memory, self.pool.target().count);
         let start = Start {
@@ -290,16 +384,33 @@ impl Master {
             slots: self.layout.slots(),
             longest: self.layout.max_frame(),
             quarantined: self.strikes.quarantined().to_vec(),
-            boats: self.keeper.as_ref().map_or(0, |keeper| keeper.boats.ends().len() as u32),
-            settings: Settings { log, ..settings(config, id, buffers) },
+            boats: self
+                .keeper
+                .as_ref()
+                .map_or(0, |keeper| keeper.boats.ends().len() as u32),
+            settings: Settings {
+                log,
+                ..settings(config, id, buffers)
+            },
         };
-        let boats = self.keeper.iter().flat_map(|keeper| keeper.boats.descriptors()).collect();
-        let spawned = Worker::spawn(&self.executable, start, boats, self.layout, now).and_then(|worker| {
-            self.poller.add(&worker.channel, Token::Worker(id).into(), Interest::Read).map(|()| worker)
-        });
+        let boats = self
+            .keeper
+            .iter()
+            .flat_map(|keeper| keeper.boats.descriptors())
+            .collect();
+        let spawned =
+            Worker::spawn(&self.executable, start, boats, self.layout, now).and_then(|worker| {
+                self.poller
+                    .add(&worker.channel, Token::Worker(id).into(), Interest::Read)
+                    .map(|()| worker)
+            });
         match spawned {
             Ok(worker) => {
-                self.events.note(Kind::WorkerStarted, worker.about(), format_args!("{} started", worker.name()));
+                self.events.note(
+                    Kind::WorkerStarted,
+                    worker.about(),
+                    format_args!("{} started", worker.name()),
+                );
                 self.seat(index).spawned += 1;
                 self.workers.insert(id, worker);
             }
@@ -311,14 +422,24 @@ impl Master {
         let reason = format!("cannot be started: {error}");
         let (delay, is_known) = match error.kind() {
             // No fault of the worker: nobody gives up for that.
-            NOT_NOW => (self.pool.postponed(id, now), self.last_failure.as_ref() == Some(&reason)),
+            NOT_NOW => (
+                self.pool.postponed(id, now),
+                self.last_failure.as_ref() == Some(&reason),
+            ),
             _ => (self.pool.exited(id, false, now).unwrap_or_default(), false),
         };
         self.last_failure = Some(reason.clone());
         self.counts.failed_starts += 1;
         self.seat(index).last_death = Some(reason.clone());
-        let sentence = format_args!("worker {id} {reason}; trying again in {} ms", delay.as_millis());
-        let about = About { worker: Some(id), seat: Some(index as u32), ..About::default() };
+        let sentence = format_args!(
+            "worker {id} {reason}; trying again in {} ms",
+            delay.as_millis()
+        );
+        let about = About {
+            worker: Some(id),
+            seat: Some(index as u32),
+            ..About::default()
+        };
         if is_known {
             log::debug!("{sentence}");
         } else {
@@ -327,15 +448,23 @@ impl Master {
     }
 
     pub(super) fn kill_late(&mut self, id: WorkerId, why: Late) {
-        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
         let (about, name) = (worker.about(), worker.name());
         match why {
             Late::NotReady => {
                 worker.killed_for = Some(Cause::Late);
                 // It may be what its generation is rolled back for: then the pool wants another one already, and its death
                 // will be known only later.
-                let config = self.reload.as_ref().filter(|reload| reload.generation == worker.generation);
-                let limit = config.map_or(&self.config, |reload| &reload.config).workers.start_timeout;
+                let config = self
+                    .reload
+                    .as_ref()
+                    .filter(|reload| reload.generation == worker.generation);
+                let limit = config
+                    .map_or(&self.config, |reload| &reload.config)
+                    .workers
+                    .start_timeout;
                 worker.failure = Some(format!("it was not ready within {limit:?}"));
                 self.last_failure = Some(format!("was not ready within {limit:?}"));
                 let sentence = format_args!("{name} is not ready after {limit:?}; killing it");
@@ -353,9 +482,16 @@ impl Master {
             Late::Stalled => {
                 worker.killed_for = Some(Cause::Timeout);
                 worker.is_timed_out = worker.is_executing();
-                let what =
-                    if worker.is_timed_out { "executes a request for too long" } else { "is stuck for too long" };
-                self.events.note(Kind::WorkerKilled, about, format_args!("{name} {what}; killing it"));
+                let what = if worker.is_timed_out {
+                    "executes a request for too long"
+                } else {
+                    "is stuck for too long"
+                };
+                self.events.note(
+                    Kind::WorkerKilled,
+                    about,
+                    format_args!("{name} {what}; killing it"),
+                );
             }
             Late::Unneeded => {
                 worker.is_unneeded = true;
@@ -368,7 +504,9 @@ impl Master {
 
     /// Tells a worker something that it must hear, some time.
     pub(super) fn tell(&mut self, id: WorkerId, message: ToWorker) {
-        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
         if let Err(e) = worker.say(message) {
             log::error!("{}: cannot be spoken to: {e}; killing it", worker.name());
             kill(worker);
@@ -377,15 +515,28 @@ impl Master {
     }
 
     pub(super) fn tell_to_stop(&mut self, id: WorkerId, by: Instant, now: Instant) {
-        self.tell(id, ToWorker::Stop(Stop { within: by.saturating_duration_since(now) }));
+        self.tell(
+            id,
+            ToWorker::Stop(Stop {
+                within: by.saturating_duration_since(now),
+            }),
+        );
     }
 
     /// Ends a worker's leases; those in whose turn it is it gives up itself, and leaves.
     pub(super) fn drain_worker(&mut self, id: WorkerId, reason: &str) {
         let moved = self.take_all(id, Reason::Drain);
-        let Some(worker) = self.workers.get(&id) else { return };
-        let about = About { clients: Some(moved as u64), ..worker.about() };
-        let sentence = format_args!("{} drains, as {reason}; {moved} clients moved", worker.name());
+        let Some(worker) = self.workers.get(&id) else {
+            return;
+        };
+        let about = About {
+            clients: Some(moved as u64),
+            ..worker.about()
+        };
+        let sentence = format_args!(
+            "{} drains, as {reason}; {moved} clients moved",
+            worker.name()
+        );
         self.events.note(Kind::WorkerDraining, about, sentence);
         self.tell(id, ToWorker::Drain);
     }
@@ -394,7 +545,10 @@ impl Master {
 /// The rules by which a worker is to serve.
 fn settings(config: &Config, id: WorkerId, buffers: u64) -> Settings {
     let limits = &config.limits;
-    let max_requests = config.workers.max_requests.map(|most| u64::from(most.get()));
+    let max_requests = config
+        .workers
+        .max_requests
+        .map(|most| u64::from(most.get()));
     Settings {
         max_frame: limits.max_frame,
         buffers,

@@ -23,12 +23,20 @@ pub(super) struct Believed {
 impl Believed {
     /// Of a worker that has run since then.
     pub(super) fn since(at: Instant) -> Believed {
-        Believed { counters: Counters::default(), at, is_broken: false }
+        Believed {
+            counters: Counters::default(),
+            at,
+            is_broken: false,
+        }
     }
 
     /// Of a worker whose counters are not believed any more since they were these.
     pub(super) fn until(counters: Counters, at: Instant) -> Believed {
-        Believed { counters, at, is_broken: true }
+        Believed {
+            counters,
+            at,
+            is_broken: true,
+        }
     }
 
     pub(super) fn counters(&self) -> &Counters {
@@ -64,7 +72,9 @@ impl Believed {
 
 /// How long the turn has lasted in which a worker was when it ended.
 fn last_turn(header: Header<'_>) -> Duration {
-    let turn = header.turn().map_or(0, |turn| clock::monotonic().saturating_sub(turn.since));
+    let turn = header
+        .turn()
+        .map_or(0, |turn| clock::monotonic().saturating_sub(turn.since));
     Duration::from_nanos(turn)
 }
 
@@ -95,8 +105,12 @@ impl Master {
     }
 
     fn look_at_counters_of(&mut self, id: WorkerId) {
-        let Some(worker) = self.workers.get_mut(&id) else { return };
-        let fault = worker.believed.look(worker.desk.header(), worker.methods.len());
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        let fault = worker
+            .believed
+            .look(worker.desk.header(), worker.methods.len());
         if let Some(why) = fault {
             let name = worker.name();
             self.reject_counters(&name, why);
@@ -106,13 +120,18 @@ impl Master {
     /// What a worker has counted is not believed.
     pub(super) fn reject_counters(&mut self, name: &str, why: &str) {
         self.counts.rejected_counters += 1;
-        log::error!("{name}: its counters cannot be true: {why}; what they add to the totals is left out");
+        log::error!(
+            "{name}: its counters cannot be true: {why}; what they add to the totals is left out"
+        );
     }
 
     /// A worker has ended: adds all that it has counted to the totals.
     pub(super) fn count_in(&mut self, worker: &mut Worker) {
         worker.desk.settle();
-        if let Some(why) = worker.believed.look(worker.desk.header(), worker.methods.len()) {
+        if let Some(why) = worker
+            .believed
+            .look(worker.desk.header(), worker.methods.len())
+        {
             self.reject_counters(&worker.name(), why);
         }
         worker.believed.close(last_turn(worker.desk.header()));
@@ -120,7 +139,12 @@ impl Master {
     }
 
     /// Adds what a worker that is gone has counted in this seat to the totals.
-    pub(super) fn add_counters(&mut self, seat: usize, counters: &Counters, methods: &[MethodName]) {
+    pub(super) fn add_counters(
+        &mut self,
+        seat: usize,
+        counters: &Counters,
+        methods: &[MethodName],
+    ) {
         let seat = self.seat(seat);
         seat.totals = seat.totals.plus(counters);
         self.tally.add(counters, methods);

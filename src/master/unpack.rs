@@ -27,7 +27,8 @@ use crate::sys::passed::ClientSocket;
 use crate::sys::socket::{self, Received};
 
 /// The reply to a client that is closed because too many descriptors are open.
-const CROWDED: &str = "the daemon was restarted with a lower limit of descriptors than it has clients";
+const CROWDED: &str =
+    "the daemon was restarted with a lower limit of descriptors than it has clients";
 
 /// What lay in the boats.
 #[derive(Debug, Default)]
@@ -72,7 +73,10 @@ impl Handoff {
 
     /// The boats of a master that goes on, in which nothing lies.
     pub(super) fn empty(boats: Boats) -> Handoff {
-        Handoff { boats, unpacked: Unpacked::default() }
+        Handoff {
+            boats,
+            unpacked: Unpacked::default(),
+        }
     }
 
     pub(super) fn boats(&self) -> usize {
@@ -86,8 +90,13 @@ impl Handoff {
     /// Some of what lay in the boats is lost, and there were so many clients: the others are closed.
     pub(super) fn count_missing(&mut self, clients: u64) {
         let unpacked = &mut self.unpacked;
-        let known = unpacked.clients.len() as u64 + unpacked.lost.total() + unpacked.left_behind() + unpacked.ended;
-        unpacked.lost.add(Loss::Store, clients.saturating_sub(known));
+        let known = unpacked.clients.len() as u64
+            + unpacked.lost.total()
+            + unpacked.left_behind()
+            + unpacked.ended;
+        unpacked
+            .lost
+            .add(Loss::Store, clients.saturating_sub(known));
     }
 
     /// The new master serves from now on.
@@ -107,7 +116,11 @@ impl Unpacked {
     fn empty(&mut self, out: &Channel<Boat, Boat>, scratch: &mut Scratch, capacity: usize) {
         loop {
             match socket::receive_message(out, scratch.bytes()) {
-                Ok(Received::Message { length, descriptors, cut }) => {
+                Ok(Received::Message {
+                    length,
+                    descriptors,
+                    cut,
+                }) => {
                     self.take(&scratch.bytes()[..length], descriptors, cut);
                     self.crowd_out(capacity);
                 }
@@ -122,24 +135,42 @@ impl Unpacked {
         let arrived = descriptors.len();
         match Boat::decode(datagram) {
             Ok(Boat::Desk(told)) => {
-                let layout = Layout::of(told.layout, told.slots, told.longest)
-                    .ok_or_else(|| io::Error::other(format!("its layout has the number {}", told.layout)));
-                let file: io::Result<File> =
-                    descriptors.pop().map(File::from).ok_or_else(|| io::ErrorKind::InvalidData.into());
+                let layout = Layout::of(told.layout, told.slots, told.longest).ok_or_else(|| {
+                    io::Error::other(format!("its layout has the number {}", told.layout))
+                });
+                let file: io::Result<File> = descriptors
+                    .pop()
+                    .map(File::from)
+                    .ok_or_else(|| io::ErrorKind::InvalidData.into());
                 match layout.and_then(|layout| MasterDesk::found(file?, layout)) {
                     Ok(desk) => drop(self.desks.insert(told.worker, (*told, desk))),
-                    Err(e) => self.faults.push(format!("the desk of worker {} cannot be used: {e}", told.worker)),
+                    Err(e) => self.faults.push(format!(
+                        "the desk of worker {} cannot be used: {e}",
+                        told.worker
+                    )),
                 }
             }
             Ok(Boat::Clients(worker, records)) => {
                 let missing = records.len().saturating_sub(arrived);
-                self.lost.add(if cut { Loss::Descriptors } else { Loss::Store }, missing as u64);
+                self.lost.add(
+                    if cut { Loss::Descriptors } else { Loss::Store },
+                    missing as u64,
+                );
                 for (record, socket) in records.into_iter().zip(descriptors) {
                     // Of two leases of a client the later one counts.
-                    let is_later =
-                        self.clients.get(&record.client).is_none_or(|other| other.record.moves < record.moves);
+                    let is_later = self
+                        .clients
+                        .get(&record.client)
+                        .is_none_or(|other| other.record.moves < record.moves);
                     if is_later {
-                        self.clients.insert(record.client, Aboard { worker, record, socket });
+                        self.clients.insert(
+                            record.client,
+                            Aboard {
+                                worker,
+                                record,
+                                socket,
+                            },
+                        );
                     }
                 }
             }
@@ -153,30 +184,46 @@ impl Unpacked {
     /// Closes those clients that were active least recently, so that no more descriptors than so many are left, desks among
     /// them.
     fn crowd_out(&mut self, capacity: usize) {
-        let surplus = (self.clients.len() + self.desks.len()).saturating_sub(capacity).min(self.clients.len());
+        let surplus = (self.clients.len() + self.desks.len())
+            .saturating_sub(capacity)
+            .min(self.clients.len());
         if surplus == 0 {
             return;
         }
-        let mut by_activity: Vec<(u64, ClientId)> =
-            self.clients.iter().map(|(id, aboard)| (self.active(aboard), *id)).collect();
+        let mut by_activity: Vec<(u64, ClientId)> = self
+            .clients
+            .iter()
+            .map(|(id, aboard)| (self.active(aboard), *id))
+            .collect();
         by_activity.select_nth_unstable(surplus - 1);
-        let out = by_activity[..surplus].iter().filter_map(|(_, id)| self.clients.remove(id)).collect();
+        let out = by_activity[..surplus]
+            .iter()
+            .filter_map(|(_, id)| self.clients.remove(id))
+            .collect();
         let (lefts, stray) = self.sort_out(out);
         let before = self.lost.total();
         self.lost.add(Loss::Store, stray);
-        for Left { recovered, lost, .. } in lefts {
-            self.lost.add(Loss::Descriptors, (recovered.len() + lost.len()) as u64);
+        for Left {
+            recovered, lost, ..
+        } in lefts
+        {
+            self.lost
+                .add(Loss::Descriptors, (recovered.len() + lost.len()) as u64);
             for (unleased, _) in recovered {
                 reject(&unleased, rpc::Code::Overloaded, CROWDED);
             }
-            lost.iter().for_each(|(_, client)| socket::end(&client.socket));
+            lost.iter()
+                .for_each(|(_, client)| socket::end(&client.socket));
         }
         self.ended += (surplus as u64).saturating_sub(self.lost.total() - before);
     }
 
     /// When a client last sent or took a byte, in ns of CLOCK_MONOTONIC; 0 if that is not known.
     fn active(&self, aboard: &Aboard) -> u64 {
-        let slot = self.desks.get(&aboard.worker).and_then(|(_, desk)| desk.slot(aboard.record.slot));
+        let slot = self
+            .desks
+            .get(&aboard.worker)
+            .and_then(|(_, desk)| desk.slot(aboard.record.slot));
         slot.map_or(0, |slot| slot.active())
     }
 
@@ -184,15 +231,47 @@ impl Unpacked {
     fn sort_out(&self, clients: Vec<Aboard>) -> (Vec<Left>, u64) {
         let mut stray = 0;
         let mut by_worker: BTreeMap<WorkerId, Vec<(u32, u32, Client)>> = BTreeMap::new();
-        for Aboard { worker, record, socket } in clients {
-            let Passenger { client: id, slot, generation, order, moves, listener, since, offsets } = record;
+        for Aboard {
+            worker,
+            record,
+            socket,
+        } in clients
+        {
+            let Passenger {
+                client: id,
+                slot,
+                generation,
+                order,
+                moves,
+                listener,
+                since,
+                offsets,
+            } = record;
             match socket::peer(&socket) {
                 Ok(peer) if self.desks.contains_key(&worker) => {
-                    let peer =
-                        peer.map_or_else(|who| Peer::Unix { pid: who.pid, uid: who.uid, gid: who.gid }, Peer::from);
+                    let peer = peer.map_or_else(
+                        |who| Peer::Unix {
+                            pid: who.pid,
+                            uid: who.uid,
+                            gid: who.gid,
+                        },
+                        Peer::from,
+                    );
                     let socket = ClientSocket::shared(socket, matches!(peer, Peer::Unix { .. }));
-                    let client = Client { id, socket, peer, order, listener, since, moves, offsets };
-                    by_worker.entry(worker).or_default().push((slot, generation, client));
+                    let client = Client {
+                        id,
+                        socket,
+                        peer,
+                        order,
+                        listener,
+                        since,
+                        moves,
+                        offsets,
+                    };
+                    by_worker
+                        .entry(worker)
+                        .or_default()
+                        .push((slot, generation, client));
                 }
                 // It has left meanwhile.
                 Err(_) => drop(socket),
@@ -202,11 +281,20 @@ impl Unpacked {
         let left_of = |(worker, clients)| {
             let (told, desk) = self.desks.get(&worker)?;
             desk.settle();
-            let left = Leases::found(told.slots, clients).into_left(desk, desk.header().final_writes(), false);
+            let left = Leases::found(told.slots, clients).into_left(
+                desk,
+                desk.header().final_writes(),
+                false,
+            );
             let mut left = left.at_once();
             // Nobody served them meanwhile.
-            let packed_at = desk.header().packed_at().map_or(Duration::ZERO, clock::since);
-            left.recovered.iter_mut().for_each(|(unleased, _)| unleased.excuse(packed_at));
+            let packed_at = desk
+                .header()
+                .packed_at()
+                .map_or(Duration::ZERO, clock::since);
+            left.recovered
+                .iter_mut()
+                .for_each(|(unleased, _)| unleased.excuse(packed_at));
             Some(left)
         };
         (by_worker.into_iter().filter_map(left_of).collect(), stray)
@@ -222,7 +310,9 @@ impl Unpacked {
 
     /// Clients for whom their workers found no room.
     fn left_behind(&self) -> u64 {
-        self.desks().map(|(told, desk)| desk.header().left_behind().min(told.slots.into())).sum()
+        self.desks()
+            .map(|(told, desk)| desk.header().left_behind().min(told.slots.into()))
+            .sum()
     }
 
     /// The desks that lay there, and what they were told to be.
@@ -232,20 +322,37 @@ impl Unpacked {
 
     /// The layout of each desk, and how many of the clients that are kept are on it.
     pub(super) fn occupied(&self) -> impl Iterator<Item = (Layout, usize)> {
-        let clients = |worker| self.clients.values().filter(|aboard| aboard.worker == worker).count();
-        self.desks.iter().map(move |(worker, (_, desk))| (desk.layout(), clients(*worker)))
+        let clients = |worker| {
+            self.clients
+                .values()
+                .filter(|aboard| aboard.worker == worker)
+                .count()
+        };
+        self.desks
+            .iter()
+            .map(move |(worker, (_, desk))| (desk.layout(), clients(*worker)))
     }
 
     /// Whether one of them is connected still.
     pub(super) fn has_clients(&self) -> bool {
-        self.clients.values().any(|aboard| socket::peer(&aboard.socket).is_ok())
+        self.clients
+            .values()
+            .any(|aboard| socket::peer(&aboard.socket).is_ok())
     }
 
     /// Puts everything back for the next master.
     fn pack_into(&mut self, boats: &mut Boats) {
         let mut by_worker: BTreeMap<WorkerId, Vec<(Passenger, BorrowedFd<'_>)>> = BTreeMap::new();
-        for Aboard { worker, record, socket } in self.clients.values() {
-            by_worker.entry(*worker).or_default().push((*record, socket.as_fd()));
+        for Aboard {
+            worker,
+            record,
+            socket,
+        } in self.clients.values()
+        {
+            by_worker
+                .entry(*worker)
+                .or_default()
+                .push((*record, socket.as_fd()));
         }
         for (worker, (told, desk)) in &self.desks {
             boats.pack_all(told, desk, by_worker.remove(worker).unwrap_or_default());

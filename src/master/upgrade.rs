@@ -76,26 +76,53 @@ impl Master {
     ///
     /// # Errors
     /// Why it is not even looked at.
-    pub(super) fn begin_upgrade(&mut self, asker: Asker, to: Option<PathBuf>, now: Instant) -> Result<(), Refusal> {
+    pub(super) fn begin_upgrade(
+        &mut self,
+        asker: Asker,
+        to: Option<PathBuf>,
+        now: Instant,
+    ) -> Result<(), Refusal> {
         let refused = |sentence: String| Refusal::new(Code::Refused, sentence);
         if self.pool.is_stopping() {
             return Err(refused("the daemon is stopping".to_owned()));
         }
         if self.upgrade.is_some() || self.reload.is_some() || self.reload_reading.is_some() {
-            let what = if self.upgrade.is_some() { "upgrade" } else { "reload" };
-            return Err(Refusal::new(Code::Busy, format!("another {what} is going on")));
+            let what = if self.upgrade.is_some() {
+                "upgrade"
+            } else {
+                "reload"
+            };
+            return Err(Refusal::new(
+                Code::Busy,
+                format!("another {what} is going on"),
+            ));
         }
         let nowhere = || refused("nobody knows where the program was started from".to_owned());
-        let path = to.or_else(|| self.executable_path.clone()).ok_or_else(nowhere)?;
+        let path = to
+            .or_else(|| self.executable_path.clone())
+            .ok_or_else(nowhere)?;
         let begun = open_trusted(&path, process::user()).and_then(|executable| {
-            let check = self.start_check(&executable).map_err(|e| format!("cannot be tried: {e}"))?;
+            let check = self
+                .start_check(&executable)
+                .map_err(|e| format!("cannot be tried: {e}"))?;
             Ok((executable, check))
         });
-        let (executable, check) = begun.map_err(|why| refused(format!("{} {why}", Escaped(path.display()))))?;
-        let sentence = format_args!("{asker}: trying {}, which the daemon is to become", path.display());
-        self.events.note(Kind::UpgradeBegun, asker.about(), sentence);
-        self.upgrade =
-            Some(Upgrade { executable, path, asker, until: now + PATIENCE, check: Some(check), is_same: false });
+        let (executable, check) =
+            begun.map_err(|why| refused(format!("{} {why}", Escaped(path.display()))))?;
+        let sentence = format_args!(
+            "{asker}: trying {}, which the daemon is to become",
+            path.display()
+        );
+        self.events
+            .note(Kind::UpgradeBegun, asker.about(), sentence);
+        self.upgrade = Some(Upgrade {
+            executable,
+            path,
+            asker,
+            until: now + PATIENCE,
+            check: Some(check),
+            is_same: false,
+        });
         Ok(())
     }
 
@@ -112,14 +139,21 @@ impl Master {
 
     /// A child has ended that is no worker: the candidate, perhaps.
     pub(super) fn candidate_ended(&mut self, pid: u32, exit: Exit, now: Instant) {
-        let Some(upgrade) = &mut self.upgrade else { return };
-        let Some(check) = upgrade.check.take_if(|check| check.pid == pid) else { return };
+        let Some(upgrade) = &mut self.upgrade else {
+            return;
+        };
+        let Some(check) = upgrade.check.take_if(|check| check.pid == pid) else {
+            return;
+        };
         match check.verdict() {
             Some(verdict) if is_fit(&verdict) && exit == Exit::Status(0) => {
                 (upgrade.until, upgrade.is_same) = (now + PATIENCE, verdict == FIT_AND_SAME);
             }
             Some(verdict) if !is_fit(&verdict) => self.give_upgrade_up(&verdict, now),
-            _ => self.give_upgrade_up(&format!("it {exit} when it was tried, and did not say that it is fit"), now),
+            _ => self.give_upgrade_up(
+                &format!("it {exit} when it was tried, and did not say that it is fit"),
+                now,
+            ),
         }
     }
 
@@ -139,20 +173,26 @@ impl Master {
         }
         match self.image(now) {
             Some(image) => self.become_it(image, now),
-            None if is_late => self.give_upgrade_up("workers are being replaced, or clients have none", now),
+            None if is_late => {
+                self.give_upgrade_up("workers are being replaced, or clients have none", now)
+            }
             None => {}
         }
     }
 
     fn become_it(&mut self, mut image: Image, now: Instant) {
-        let Some(upgrade) = self.upgrade.take() else { return };
+        let Some(upgrade) = self.upgrade.take() else {
+            return;
+        };
         self.end_checks();
         // It is told another program by then, and its address must be free.
         let had_exporter = self.exporter.take().is_some();
         // Its directory may be gone when the program would open it.
         let log = logging::copy_of_file();
         image.log = log.as_ref().map(AsRawFd::as_raw_fd);
-        let written = image.write().and_then(|file| Ok((file, upgrade.executable.try_clone()?)));
+        let written = image
+            .write()
+            .and_then(|file| Ok((file, upgrade.executable.try_clone()?)));
         let why = match written {
             Ok((file, executable)) => {
                 log::logger().flush();
@@ -172,22 +212,38 @@ impl Master {
     }
 
     fn give_upgrade_up(&mut self, why: &str, now: Instant) {
-        let Some(Upgrade { path, asker, .. }) = self.upgrade.take() else { return };
+        let Some(Upgrade { path, asker, .. }) = self.upgrade.take() else {
+            return;
+        };
         let sentence = format!("{} is not what the daemon becomes: {why}", path.display());
-        self.events.note(Kind::UpgradeRefused, asker.about(), format_args!("{asker}: {sentence}"));
-        for number in self.control.refuse_upgrade(&Refusal::new(Code::Refused, Escaped(sentence).to_string())) {
+        self.events.note(
+            Kind::UpgradeRefused,
+            asker.about(),
+            format_args!("{asker}: {sentence}"),
+        );
+        for number in self
+            .control
+            .refuse_upgrade(&Refusal::new(Code::Refused, Escaped(sentence).to_string()))
+        {
             self.answer_late(number, |_| {}, now);
         }
     }
 
     /// This process has become this program.
     pub(super) fn note_upgraded(&mut self) {
-        let about = About { clients: Some(self.clients), ..About::default() };
+        let about = About {
+            clients: Some(self.clients),
+            ..About::default()
+        };
         let sentence = format_args!(
             "upgraded: this is {} {} {}, with {} workers and {} clients of before; the workers are replaced",
             self.name,
             self.version,
-            if self.is_same_program { "still, the same program as before" } else { "now" },
+            if self.is_same_program {
+                "still, the same program as before"
+            } else {
+                "now"
+            },
             self.workers.len(),
             self.clients
         );
@@ -209,7 +265,13 @@ impl Drop for Check {
 impl Check {
     /// What the candidate wrote behind what it was told. Any program can exit with 0, so one that is fit says so.
     fn verdict(&self) -> Option<String> {
-        let length = self.told.metadata().ok()?.len().checked_sub(self.length)?.min(LONGEST_REASON);
+        let length = self
+            .told
+            .metadata()
+            .ok()?
+            .len()
+            .checked_sub(self.length)?
+            .min(LONGEST_REASON);
         let mut text = vec![0; usize::try_from(length).ok()?];
         self.told.read_exact_at(&mut text, self.length).ok()?;
         let reason = Escaped(String::from_utf8_lossy(&text)).to_string();
@@ -229,22 +291,30 @@ pub fn name_process(name: &str) {
 /// # Errors
 /// Why not.
 pub fn check_handover(length: &str) -> Result<(), String> {
-    let told = fd::take_stdin().map(File::from).map_err(|e| e.to_string())?;
-    let length: u64 = length.parse().map_err(|_| "it was not told how long what it is told is".to_owned())?;
-    let checked = Image::read(&told, length).and_then(|image| image.check().map(|_| image.same.is_some()));
+    let told = fd::take_stdin()
+        .map(File::from)
+        .map_err(|e| e.to_string())?;
+    let length: u64 = length
+        .parse()
+        .map_err(|_| "it was not told how long what it is told is".to_owned())?;
+    let checked =
+        Image::read(&told, length).and_then(|image| image.check().map(|_| image.same.is_some()));
     let verdict = match &checked {
         Err(why) => why,
         // Here, as reading both files may take longer than the master may wait.
         Ok(is_compared) if *is_compared && process::is_parents_program() => FIT_AND_SAME,
         Ok(_) => FIT,
     };
-    told.write_all_at(verdict.as_bytes(), length).map_err(|e| e.to_string())?;
+    told.write_all_at(verdict.as_bytes(), length)
+        .map_err(|e| e.to_string())?;
     checked.map(drop)
 }
 
 /// Opens a program that nobody can have changed but root and this user: not the file, nor what leads there.
 fn open_trusted(path: &Path, user: u32) -> Result<File, String> {
-    let path = path.canonicalize().map_err(|e| format!("cannot be opened: {e}"))?;
+    let path = path
+        .canonicalize()
+        .map_err(|e| format!("cannot be opened: {e}"))?;
     // Nobody waits here for who writes into a FIFO.
     let file = fd::open_at_once(&path).map_err(|e| format!("cannot be opened: {e}"))?;
     let found = file.metadata().map_err(|e| e.to_string())?;
@@ -268,7 +338,10 @@ fn check_trust(found: &Metadata, user: u32, is_folder: bool) -> Result<(), Strin
         return Err(format!("belongs to uid {}", found.uid()));
     }
     if mode & 0o022 != 0 && !(is_folder && mode & 0o1000 != 0) {
-        return Err(format!("can be written by others (mode {:04o})", mode & 0o7777));
+        return Err(format!(
+            "can be written by others (mode {:04o})",
+            mode & 0o7777
+        ));
     }
     Ok(())
 }
@@ -284,24 +357,46 @@ mod tests {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("program");
         fs::write(&path, "x").expect("write");
-        let set = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).expect("chmod");
+        let set = |path: &Path, mode| {
+            fs::set_permissions(path, Permissions::from_mode(mode)).expect("chmod")
+        };
         let opened = || open_trusted(&path, process::user());
         set(directory.path(), 0o755);
         set(&path, 0o755);
         opened().expect("nobody else can change it");
         set(&path, 0o775);
-        assert!(opened().expect_err("its group can").contains("can be written by others (mode 0775)"));
+        assert!(
+            opened()
+                .expect_err("its group can")
+                .contains("can be written by others (mode 0775)")
+        );
         set(&path, 0o755);
         set(directory.path(), 0o777);
-        assert!(opened().expect_err("anybody can replace it").contains("its directory"));
+        assert!(
+            opened()
+                .expect_err("anybody can replace it")
+                .contains("its directory")
+        );
         set(directory.path(), 0o1777);
         opened().expect("nobody can replace what is another's there");
-        assert!(open_trusted(directory.path(), process::user()).expect_err("a folder").contains("is no file"));
+        assert!(
+            open_trusted(directory.path(), process::user())
+                .expect_err("a folder")
+                .contains("is no file")
+        );
         assert!(open_trusted(&path.join("x"), process::user()).is_err());
-        assert!(open_trusted(Path::new("/nowhere/at/all"), 0).expect_err("nothing").contains("No such file"));
+        assert!(
+            open_trusted(Path::new("/nowhere/at/all"), 0)
+                .expect_err("nothing")
+                .contains("No such file")
+        );
         if process::user() == 0 {
             std::os::unix::fs::chown(&path, Some(61_234), None).expect("root may");
-            assert!(opened().expect_err("it is another's").contains("belongs to uid 61234"));
+            assert!(
+                opened()
+                    .expect_err("it is another's")
+                    .contains("belongs to uid 61234")
+            );
             open_trusted(&path, 61_234).expect("it is that user's own");
         }
     }

@@ -10,8 +10,8 @@ use super::control::ControlClient;
 use super::events::Asker;
 use super::roles::Role;
 use crate::proto::control::{
-    Code, Drain, EventsAfter, Hold, Kick, Kind, MAX_WAIT, Metrics, Rebalance, Rebalanced, Recycle, Refusal, Reload,
-    Scale, SetLogLevel, Settled, UpgradeTo, Upgraded, Verb, Version,
+    Code, Drain, EventsAfter, Hold, Kick, Kind, MAX_WAIT, Metrics, Rebalance, Rebalanced, Recycle,
+    Refusal, Reload, Scale, SetLogLevel, Settled, UpgradeTo, Upgraded, Verb, Version,
 };
 use crate::proto::names::WorkerId;
 use crate::proto::rpc::{NULL, Request};
@@ -53,9 +53,19 @@ impl Master {
         let Some(verb) = Verb::named(&method) else {
             return client.refuse(Code::UnknownVerb, &format!("there is no verb {method:?}"));
         };
-        let asked = Asked { verb, params: params.map_or(NULL, RawValue::get) };
-        let asker = Asker { what: verb.as_str(), who: Some(client.peer.credentials) };
-        let needed = if asked.changes() { Role::Admin } else { Role::Reader };
+        let asked = Asked {
+            verb,
+            params: params.map_or(NULL, RawValue::get),
+        };
+        let asker = Asker {
+            what: verb.as_str(),
+            who: Some(client.peer.credentials),
+        };
+        let needed = if asked.changes() {
+            Role::Admin
+        } else {
+            Role::Reader
+        };
         let allowed = self.control.roles.need(needed, &client.peer);
         match allowed.and_then(|()| self.carry_out(client, asked, asker, now)) {
             Ok(waits) => client.waits = waits,
@@ -65,7 +75,9 @@ impl Master {
                     Code::Forbidden => match self.control.report_refusal(now) {
                         Some(0) => self.events.note(Kind::Forbidden, asker.about(), sentence),
                         Some(others) => {
-                            let sentence = format_args!("{sentence}; {others} requests before it were forbidden, too");
+                            let sentence = format_args!(
+                                "{sentence}; {others} requests before it were forbidden, too"
+                            );
                             self.events.note(Kind::Forbidden, asker.about(), sentence);
                         }
                         None => {}
@@ -100,7 +112,14 @@ impl Master {
             Verb::Version => {
                 asked.no_params()?;
                 let (name, version) = (self.name.clone(), self.version.to_owned());
-                client.reply(asked.verb, &Version { name, version, pid: std::process::id() });
+                client.reply(
+                    asked.verb,
+                    &Version {
+                        name,
+                        version,
+                        pid: std::process::id(),
+                    },
+                );
                 return Ok(None);
             }
             Verb::Stop => {
@@ -139,7 +158,11 @@ impl Master {
             Verb::Drain => {
                 let Drain { wait } = asked.params_or_default()?;
                 self.set_drained(asker, true);
-                if wait { Waits::Deserted } else { Waits::Nothing(Verb::Drain) }
+                if wait {
+                    Waits::Deserted
+                } else {
+                    Waits::Nothing(Verb::Drain)
+                }
             }
             Verb::Undrain => {
                 asked.no_params()?;
@@ -162,11 +185,19 @@ impl Master {
             }
             Verb::Events => {
                 let EventsAfter { after, wait } = asked.params_or_default()?;
-                let wait = Duration::try_from_secs_f64(wait.unwrap_or(0.0)).ok().filter(|wait| *wait <= MAX_WAIT);
+                let wait = Duration::try_from_secs_f64(wait.unwrap_or(0.0))
+                    .ok()
+                    .filter(|wait| *wait <= MAX_WAIT);
                 let wait = wait.ok_or_else(|| {
-                    Refusal::new(Code::BadParams, format!("wait is from 0 to {} seconds", MAX_WAIT.as_secs()))
+                    Refusal::new(
+                        Code::BadParams,
+                        format!("wait is from 0 to {} seconds", MAX_WAIT.as_secs()),
+                    )
                 })?;
-                Waits::Event { after: after.unwrap_or(0), until: now + wait }
+                Waits::Event {
+                    after: after.unwrap_or(0),
+                    until: now + wait,
+                }
             }
             Verb::Config => {
                 asked.no_params()?;
@@ -178,7 +209,10 @@ impl Master {
                 self.ask_for_check()
             }
             Verb::LogLevel => {
-                client.reply(asked.verb, &self.log_level(asker, asked.params_or_default()?));
+                client.reply(
+                    asked.verb,
+                    &self.log_level(asker, asked.params_or_default()?),
+                );
                 return Ok(None);
             }
             Verb::Upgrade => {
@@ -196,14 +230,22 @@ impl Master {
             }
             Verb::Metrics => {
                 asked.no_params()?;
-                client.reply(asked.verb, &Metrics { text: self.metrics(now) });
+                client.reply(
+                    asked.verb,
+                    &Metrics {
+                        text: self.metrics(now),
+                    },
+                );
                 return Ok(None);
             }
         }))
     }
 
     fn settled(&self) -> Settled {
-        Settled { workers: self.ready_workers().count() as u32, clients: self.clients }
+        Settled {
+            workers: self.ready_workers().count() as u32,
+            clients: self.clients,
+        }
     }
 
     /// Answers those whose time has come.
@@ -213,26 +255,42 @@ impl Master {
         if waiting.is_empty() {
             return;
         }
-        let (settled, is_stopping, is_drained) = (self.settled(), self.pool.is_stopping(), self.is_drained);
+        let (settled, is_stopping, is_drained) =
+            (self.settled(), self.pool.is_stopping(), self.is_drained);
         let Settled { workers, clients } = settled;
         let (version, unchanged) = (self.version.to_owned(), self.is_same_program);
-        let upgraded = Upgraded { version, workers, clients, unchanged };
+        let upgraded = Upgraded {
+            version,
+            workers,
+            clients,
+            unchanged,
+        };
         for (number, waits) in waiting {
             let (verb, is_so) = match waits {
                 Waits::Stopped => continue,
                 Waits::Nothing(verb) => (verb, true),
                 // Its answer is there already.
-                Waits::Reloaded => (Verb::Reload, self.reload.is_none() && self.reload_reading.is_none()),
+                Waits::Reloaded => (
+                    Verb::Reload,
+                    self.reload.is_none() && self.reload_reading.is_none(),
+                ),
                 // Its answer comes when the configuration has been read.
                 Waits::Checked(_) => (Verb::Check, false),
                 Waits::Settled(verb) => (verb, self.pool.is_settled()),
-                Waits::Emptied(id) => (Verb::Hold, self.workers.get(&id).is_none_or(|w| w.leases.clients() == 0)),
+                Waits::Emptied(id) => (
+                    Verb::Hold,
+                    self.workers
+                        .get(&id)
+                        .is_none_or(|w| w.leases.clients() == 0),
+                ),
                 Waits::Deserted => (Verb::Drain, self.clients == 0 || !is_drained),
                 Waits::Rebalanced => (Verb::Rebalance, moves.is_some()),
                 // Its answer is there already, or comes from that program.
                 Waits::Upgraded => (Verb::Upgrade, false),
                 Waits::Renewed => (Verb::Upgrade, self.pool.is_settled()),
-                Waits::Event { after, until } => (Verb::Events, until <= now || after != self.events.last()),
+                Waits::Event { after, until } => {
+                    (Verb::Events, until <= now || after != self.events.last())
+                }
             };
             // Events are told to the last.
             let is_refused = is_stopping && verb != Verb::Events;
@@ -241,7 +299,10 @@ impl Master {
             }
             if let Waits::Event { after, .. } = waits {
                 // A reload may have made a stranger of it meanwhile.
-                let events = self.control.need(number, Role::Reader).map(|()| self.events_after(after));
+                let events = self
+                    .control
+                    .need(number, Role::Reader)
+                    .map(|()| self.events_after(after));
                 let answer = |client: &mut ControlClient| match &events {
                     Ok(events) => client.reply(verb, events),
                     Err(refusal) => client.refuse_with(refusal),
@@ -252,8 +313,15 @@ impl Master {
             let answer = |client: &mut ControlClient| match (waits, &moves) {
                 (Waits::Reloaded, _) => {}
                 _ if is_stopping => client.refuse(Code::Refused, "the daemon is stopping"),
-                (Waits::Deserted, _) if !is_drained => client.refuse(Code::Refused, "clients are accepted again"),
-                (Waits::Rebalanced, Some(moves)) => client.reply(verb, &Rebalanced { moves: moves.clone() }),
+                (Waits::Deserted, _) if !is_drained => {
+                    client.refuse(Code::Refused, "clients are accepted again")
+                }
+                (Waits::Rebalanced, Some(moves)) => client.reply(
+                    verb,
+                    &Rebalanced {
+                        moves: moves.clone(),
+                    },
+                ),
                 (Waits::Renewed, _) => client.reply(verb, &upgraded),
                 _ => client.reply(verb, &settled),
             };
@@ -274,7 +342,10 @@ impl Asked<'_> {
     /// Whether that changes anything.
     fn changes(&self) -> bool {
         // What cannot be read is refused anyway.
-        let sets_level = || self.params_or_default::<SetLogLevel>().is_ok_and(|asked| asked.level.is_some());
+        let sets_level = || {
+            self.params_or_default::<SetLogLevel>()
+                .is_ok_and(|asked| asked.level.is_some())
+        };
         self.verb.changes() || (self.verb == Verb::LogLevel && sets_level())
     }
 
@@ -284,11 +355,20 @@ impl Asked<'_> {
             true => serde_json::from_str(self.params).map_err(|e| e.to_string()),
             false => Err("expected an object".to_owned()),
         };
-        found.map_err(|why| Refusal::new(Code::BadParams, format!("params of {}: {why}", self.verb.as_str())))
+        found.map_err(|why| {
+            Refusal::new(
+                Code::BadParams,
+                format!("params of {}: {why}", self.verb.as_str()),
+            )
+        })
     }
 
     fn params_or_default<T: DeserializeOwned + Default>(&self) -> Result<T, Refusal> {
-        if self.params == NULL { Ok(T::default()) } else { self.params() }
+        if self.params == NULL {
+            Ok(T::default())
+        } else {
+            self.params()
+        }
     }
 
     fn no_params(&self) -> Result<(), Refusal> {

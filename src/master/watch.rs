@@ -31,7 +31,10 @@ pub(super) struct Watch {
 
 impl Watch {
     pub(super) fn deadline(&self) -> Option<Instant> {
-        [self.next_look, self.next_balance].into_iter().flatten().min()
+        [self.next_look, self.next_balance]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }
 
@@ -44,7 +47,8 @@ impl Worker {
     /// Whether it is in the middle of a request.
     pub(super) fn is_executing(&self) -> bool {
         let turn = self.desk.header().turn();
-        turn.and_then(|turn| self.desk.slot(turn.slot)?.executing()).is_some()
+        turn.and_then(|turn| self.desk.slot(turn.slot)?.executing())
+            .is_some()
     }
 
     /// The method that it executes, if that takes longer than a moment.
@@ -60,11 +64,19 @@ impl Worker {
 
     /// Looks whether it shows signs of life, and asks it for one if not. How long it has been stuck, if it may be; and when
     /// that would be for `limit`.
-    fn feel_pulse(&mut self, limit: Duration, clock: &LoopClock, now: Instant) -> (Duration, Option<Instant>) {
+    fn feel_pulse(
+        &mut self,
+        limit: Duration,
+        clock: &LoopClock,
+        now: Instant,
+    ) -> (Duration, Option<Instant>) {
         let beats = self.desk.header().beats();
         let has_beaten = beats != self.pulse.beats;
         if has_beaten {
-            self.pulse = Pulse { beats, ..Pulse::default() };
+            self.pulse = Pulse {
+                beats,
+                ..Pulse::default()
+            };
         }
         let silent = match (self.turn_since(), self.pulse.asked) {
             (Some(since), _) => ago(since, clock),
@@ -79,19 +91,29 @@ impl Worker {
         if !silent.is_zero() && self.pulse.ran.is_none() {
             self.pulse.ran = process::scheduling(self.pid).map(|scheduling| scheduling.ran);
         }
-        (silent, now.checked_add(limit.saturating_sub(silent)).filter(|_| silent < limit))
+        (
+            silent,
+            now.checked_add(limit.saturating_sub(silent))
+                .filter(|_| silent < limit),
+        )
     }
 
     /// Whether it has been silent for want of a CPU: it could run, and has hardly done so since.
     fn is_starved(&self, limit: Duration) -> bool {
-        let (Some(then), Some(now)) = (self.pulse.ran, process::scheduling(self.pid)) else { return false };
+        let (Some(then), Some(now)) = (self.pulse.ran, process::scheduling(self.pid)) else {
+            return false;
+        };
         now.is_runnable && now.ran.saturating_sub(then) < (limit / 4).min(LONG_RUN)
     }
 }
 
 /// How long ago that was, by the same clock, without the time in which this process could not run.
 fn ago(since: u64, clock: &LoopClock) -> Duration {
-    Duration::from_nanos(clock::monotonic().saturating_sub(since).saturating_sub(clock.gaps_since(since)))
+    Duration::from_nanos(
+        clock::monotonic()
+            .saturating_sub(since)
+            .saturating_sub(clock.gaps_since(since)),
+    )
 }
 
 impl Master {
@@ -101,7 +123,9 @@ impl Master {
             self.watch.next_look = Some(now + self.stall_limit() / 2);
             // A look begins the next one, and must not put this off with it.
             if self.config.workers.rebalance == Rebalance::Auto {
-                self.watch.next_balance.get_or_insert(now + rebalance::INTERVAL);
+                self.watch
+                    .next_balance
+                    .get_or_insert(now + rebalance::INTERVAL);
             }
         }
     }
@@ -109,12 +133,17 @@ impl Master {
     /// After which time a worker is stuck.
     fn stall_limit(&self) -> Duration {
         let limits = &self.config.limits;
-        limits.request_timeout.map_or(limits.stall_timeout, |most| most.min(limits.stall_timeout))
+        limits
+            .request_timeout
+            .map_or(limits.stall_timeout, |most| most.min(limits.stall_timeout))
     }
 
     /// Whether a worker is looked at: while it has clients, and until it is back when it is stuck.
     fn is_watched(&self, id: WorkerId) -> bool {
-        let has_clients = self.workers.get(&id).is_some_and(|worker| worker.leases.clients() > 0);
+        let has_clients = self
+            .workers
+            .get(&id)
+            .is_some_and(|worker| worker.leases.clients() > 0);
         has_clients || self.pool.member(id).is_some_and(|member| member.is_stalled)
     }
 
@@ -133,16 +162,24 @@ impl Master {
 
     /// Looks at the workers, if it is time to.
     pub(super) fn look_at_workers(&mut self, now: Instant) {
-        let is_last_look = self.pool.members().any(|member| member.kill_by.is_some_and(|by| by <= now));
+        let is_last_look = self
+            .pool
+            .members()
+            .any(|member| member.kill_by.is_some_and(|by| by <= now));
         if is_last_look || self.watch.next_look.is_some_and(|at| at <= now) {
             self.watch.next_look = None;
             self.look_at_counters();
             let limit = self.stall_limit();
             let ids: Vec<WorkerId> = self.workers.keys().copied().collect();
-            let soonest = ids.into_iter().filter_map(|id| self.look_at(id, limit, now)).min();
+            let soonest = ids
+                .into_iter()
+                .filter_map(|id| self.look_at(id, limit, now))
+                .min();
             self.watch_from(now);
             match (self.watch.next_look, soonest) {
-                (Some(next), Some(soonest)) => self.watch.next_look = Some(next.min(soonest.max(now + SOONEST))),
+                (Some(next), Some(soonest)) => {
+                    self.watch.next_look = Some(next.min(soonest.max(now + SOONEST)))
+                }
                 (Some(_), None) => {}
                 (None, _) => self.watch = Watch::default(),
             }
@@ -168,22 +205,36 @@ impl Master {
             if self.pool.revived(id) {
                 let worker = &self.workers[&id];
                 let sentence = format_args!("{} is back and gets clients again", worker.name());
-                self.events.note(Kind::WorkerRevived, worker.about(), sentence);
+                self.events
+                    .note(Kind::WorkerRevived, worker.about(), sentence);
             }
             return stuck_at;
         }
-        let is_overdue = self.config.limits.request_timeout.is_some_and(|most| silent >= most) && worker.is_executing();
+        let is_overdue = self
+            .config
+            .limits
+            .request_timeout
+            .is_some_and(|most| silent >= most)
+            && worker.is_executing();
         if !is_overdue && worker.is_starved(limit) {
             return now.checked_add(limit / 2);
         }
-        let kill_by = self.config.limits.request_timeout.and_then(|most| now.checked_add(most.saturating_sub(silent)));
+        let kill_by = self
+            .config
+            .limits
+            .request_timeout
+            .and_then(|most| now.checked_add(most.saturating_sub(silent)));
         if self.pool.stalled(id, kill_by) {
             self.counts.stalls += 1;
             let name = self.name_with_request(id);
             let moved = self.take_stalled(id, silent);
-            let about = About { clients: Some(moved as u64), ..self.workers[&id].about() };
-            let sentence =
-                format_args!("{name} is stuck for {silent:.1?}; {moved} clients moved to others until it is back");
+            let about = About {
+                clients: Some(moved as u64),
+                ..self.workers[&id].about()
+            };
+            let sentence = format_args!(
+                "{name} is stuck for {silent:.1?}; {moved} clients moved to others until it is back"
+            );
             self.events.note(Kind::WorkerStalled, about, sentence);
         }
         None
@@ -200,9 +251,14 @@ impl Master {
 
     /// The same of a worker that is stuck for so long, which is not held against its clients.
     fn take_stalled(&mut self, id: WorkerId, silent: Duration) -> usize {
-        let Some(worker) = self.workers.get_mut(&id) else { return 0 };
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return 0;
+        };
         let mut taken = worker.leases.take_all(&worker.desk);
-        taken.iter_mut().flatten().for_each(|unleased| unleased.excuse(silent));
+        taken
+            .iter_mut()
+            .flatten()
+            .for_each(|unleased| unleased.excuse(silent));
         let moved = self.take_in(taken, Reason::Stall);
         if moved > 0 {
             self.tell(id, ToWorker::Look);
@@ -219,7 +275,12 @@ impl Master {
         let number = turn.and_then(|turn| worker.desk.slot(turn.slot)?.executing());
         match (client, number.and_then(|number| worker.method_of(number))) {
             (Some(client), Some(method)) => {
-                format!("{} in method {method:?} of client {} ({})", worker.name(), client.id, client.peer)
+                format!(
+                    "{} in method {method:?} of client {} ({})",
+                    worker.name(),
+                    client.id,
+                    client.peer
+                )
             }
             _ => worker.name(),
         }

@@ -92,15 +92,28 @@ impl Worker {
         let arguments = ["worker".to_owned(), id.to_string()];
         let name = start.name.clone();
         // First of all, so that a worker that runs finds it there.
-        let descriptors: Vec<BorrowedFd<'_>> = std::iter::once(desk.file().as_fd()).chain(boats).collect();
+        let descriptors: Vec<BorrowedFd<'_>> =
+            std::iter::once(desk.file().as_fd()).chain(boats).collect();
         match channel.send(&ToWorker::Start(Box::new(start)), &descriptors)? {
             Sent::Queued => {}
             // Its queue is empty, so there is no room for descriptors anywhere.
-            Sent::Full | Sent::Closed => return Err(io::Error::new(NOT_NOW, "too many descriptors are under way")),
+            Sent::Full | Sent::Closed => {
+                return Err(io::Error::new(
+                    NOT_NOW,
+                    "too many descriptors are under way",
+                ));
+            }
         }
         let pid = executable.spawn(&name, &arguments, theirs)?;
         let leases = Leases::new(layout.slots());
-        Ok(Worker::over((id, pid, seat, generation), channel, desk, leases, Vec::new(), now))
+        Ok(Worker::over(
+            (id, pid, seat, generation),
+            channel,
+            desk,
+            leases,
+            Vec::new(),
+            now,
+        ))
     }
 
     /// One that runs: just now, or since before this process became this program.
@@ -154,7 +167,10 @@ impl Worker {
 
     /// How people call it.
     pub(super) fn name(&self) -> String {
-        format!("worker {} (pid {}, gen {})", self.id, self.pid, self.generation)
+        format!(
+            "worker {} (pid {}, gen {})",
+            self.id, self.pid, self.generation
+        )
     }
 
     /// How dispatch sees it, as a worker that may be given clients; `now` is ns of CLOCK_MONOTONIC.
@@ -174,13 +190,20 @@ impl Worker {
 
     /// Whether it may be given one client more, with so many not picked up of which so many may be.
     fn takes(&self, waiting: u64, window: u64) -> bool {
-        let has_picked_up = self.full_at.is_none_or(|full_at| self.desk.header().picked_up() > full_at);
+        let has_picked_up = self
+            .full_at
+            .is_none_or(|full_at| self.desk.header().picked_up() > full_at);
         !self.is_full && has_picked_up && waiting < window && self.leases.has_free_slot()
     }
 
     /// Whether it may be given a fresh client.
     pub(super) fn has_room(&self) -> bool {
-        self.takes(self.leases.given().saturating_sub(self.desk.header().picked_up()), WINDOW)
+        self.takes(
+            self.leases
+                .given()
+                .saturating_sub(self.desk.header().picked_up()),
+            WINDOW,
+        )
     }
 
     /// Asks to be told when it picks up more; whether it has room already.
@@ -219,7 +242,9 @@ impl Worker {
     /// Has the poller tell when a channel that is full takes messages again.
     pub(super) fn watch_channel(&mut self, poller: &Poller) {
         if self.is_full && !self.is_watched {
-            self.is_watched = poller.modify(&self.channel, Token::Worker(self.id).into(), Interest::Both).is_ok();
+            self.is_watched = poller
+                .modify(&self.channel, Token::Worker(self.id).into(), Interest::Both)
+                .is_ok();
         }
     }
 
@@ -236,7 +261,8 @@ impl Worker {
     /// take back because the channel is full.
     pub(super) fn flush(&mut self) -> io::Result<Vec<Recovered>> {
         while let Some(batch) = self.leases.next_batch() {
-            let (leases, sockets): (Vec<_>, Vec<BorrowedFd<'_>>) = self.leases.records(&batch).unzip();
+            let (leases, sockets): (Vec<_>, Vec<BorrowedFd<'_>>) =
+                self.leases.records(&batch).unzip();
             match self.channel.send(&ToWorker::Lease(leases), &sockets)? {
                 Sent::Queued => {}
                 Sent::Full => {

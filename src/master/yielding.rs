@@ -20,11 +20,17 @@ impl Master {
     pub(super) fn yield_listeners(&mut self, now: Instant) {
         let file = self.next_file();
         // What is wrong with the file is for the next master to report, which keeps these listeners then.
-        let Ok(loaded) = self.read_next(file.as_deref()) else { return };
+        let Ok(loaded) = self.read_next(file.as_deref()) else {
+            return;
+        };
         if self.handed.wanted(&loaded.config.listen).is_ok() {
             return;
         }
-        while let Some(index) = self.listeners.iter().position(|listener| is_given_up(listener, &loaded.config)) {
+        while let Some(index) = self
+            .listeners
+            .iter()
+            .position(|listener| is_given_up(listener, &loaded.config))
+        {
             self.accept_waiting(index);
             self.close_listener(index, now);
         }
@@ -36,13 +42,16 @@ impl Master {
             match listening::accept(&self.listeners[index], Look::Next) {
                 Ok(Offer::Client(accepted)) => {
                     if let Some(client) = self.admit(index, accepted) {
-                        self.unleased.push_back(Unleased::fresh(client, clock::monotonic()));
+                        self.unleased
+                            .push_back(Unleased::fresh(client, clock::monotonic()));
                     }
                 }
                 Ok(Offer::Empty | Offer::Ended) => return,
                 Err(e) => {
                     let address = &self.listeners[index].address;
-                    return log::warn!("cannot accept the clients that wait at {address}: {e}; they are closed");
+                    return log::warn!(
+                        "cannot accept the clients that wait at {address}: {e}; they are closed"
+                    );
                 }
             }
         }
@@ -51,6 +60,11 @@ impl Master {
 
 /// Whether the daemon has bound a listener itself, at an address that the configuration does not name.
 fn is_given_up(listener: &Listener, config: &Config) -> bool {
-    let names = |address: &Address| config.listen.iter().any(|entry| entry.source == Source::Bound(address.clone()));
+    let names = |address: &Address| {
+        config
+            .listen
+            .iter()
+            .any(|entry| entry.source == Source::Bound(address.clone()))
+    };
     listener.configured().is_some_and(|address| !names(address))
 }

@@ -25,7 +25,9 @@ impl Jitter {
         }
         let doubled = FIRST.saturating_mul(1 << (streak - 1).min(20)).min(LONGEST);
         // From 3/4 of it to 5/4.
-        doubled.mul_f64(0.75 + self.share() / 2.0).clamp(FIRST, LONGEST)
+        doubled
+            .mul_f64(0.75 + self.share() / 2.0)
+            .clamp(FIRST, LONGEST)
     }
 
     /// Up to a tenth less than this, so that workers that started together do not end together.

@@ -45,11 +45,15 @@ impl Dispatcher {
     /// The index of the worker for the next client; none if nobody has room.
     pub fn pick(&mut self, candidates: &[Candidate]) -> Option<usize> {
         let count = candidates.len();
-        let mut in_turn = (0..count).map(|i| (self.next + i) % count).filter(|i| candidates[*i].has_room);
+        let mut in_turn = (0..count)
+            .map(|i| (self.next + i) % count)
+            .filter(|i| candidates[*i].has_room);
         let chosen = match self.policy {
             Dispatch::RoundRobin => in_turn.next(),
             // The first of equals is kept, so that ties go round.
-            Dispatch::LeastLoaded => in_turn.min_by(|a, b| compare(&candidates[*a], &candidates[*b])),
+            Dispatch::LeastLoaded => {
+                in_turn.min_by(|a, b| compare(&candidates[*a], &candidates[*b]))
+            }
         }?;
         self.next = (chosen + 1) % count;
         Some(chosen)
@@ -61,7 +65,14 @@ impl Dispatcher {
 /// Leases count in fours and recent work in eighths. One lease that is not picked up yet tells who
 /// was scheduled last, and some percent of work are noise: either would deal the clients of a quiet daemon 170 to 30.
 fn compare(a: &Candidate, b: &Candidate) -> Ordering {
-    let load = |c: &Candidate| (c.executing, c.waiting / 4, (c.busy.clamp(0.0, 1.0) * 8.0) as u64, c.clients);
+    let load = |c: &Candidate| {
+        (
+            c.executing,
+            c.waiting / 4,
+            (c.busy.clamp(0.0, 1.0) * 8.0) as u64,
+            c.clients,
+        )
+    };
     load(a).cmp(&load(b))
 }
 
@@ -71,7 +82,13 @@ mod tests {
     use crate::pool::backoff::Jitter;
 
     fn idle(count: usize) -> Vec<Candidate> {
-        vec![Candidate { has_room: true, ..Candidate::default() }; count]
+        vec![
+            Candidate {
+                has_room: true,
+                ..Candidate::default()
+            };
+            count
+        ]
     }
 
     #[test]
@@ -98,7 +115,11 @@ mod tests {
         workers[2].waiting = 8;
         assert_eq!(dispatcher.pick(&workers), Some(1));
         workers[1].waiting = 15;
-        assert_eq!(dispatcher.pick(&workers), Some(2), "whoever executes comes last");
+        assert_eq!(
+            dispatcher.pick(&workers),
+            Some(2),
+            "whoever executes comes last"
+        );
         workers[0].executing = 0;
         assert_eq!(dispatcher.pick(&workers), Some(0));
     }
@@ -107,7 +128,11 @@ mod tests {
     fn a_few_leases_on_their_way_tell_least_loaded_nothing() {
         let mut dispatcher = Dispatcher::new(Dispatch::LeastLoaded);
         let mut workers = idle(2);
-        workers[0] = Candidate { waiting: 3, clients: 1, ..workers[0] };
+        workers[0] = Candidate {
+            waiting: 3,
+            clients: 1,
+            ..workers[0]
+        };
         workers[1].clients = 2;
         assert_eq!(dispatcher.pick(&workers), Some(0));
         workers[0].waiting = 4;

@@ -116,7 +116,13 @@ impl Pool {
         Pool {
             roll: None,
             members: Vec::new(),
-            seats: vec![Seat { streak: 0, due: Some(now) }; target.count],
+            seats: vec![
+                Seat {
+                    streak: 0,
+                    due: Some(now)
+                };
+                target.count
+            ],
             target,
             extra: 0,
             next: WorkerId(1),
@@ -140,8 +146,19 @@ impl Pool {
     }
 
     /// A worker that serves, or is held, since before this pool was.
-    pub fn adopt(&mut self, id: WorkerId, seat: usize, generation: Generation, is_held: bool, now: Instant) {
-        let state = if is_held { State::Held { since: now } } else { State::Ready { since: now } };
+    pub fn adopt(
+        &mut self,
+        id: WorkerId,
+        seat: usize,
+        generation: Generation,
+        is_held: bool,
+        now: Instant,
+    ) {
+        let state = if is_held {
+            State::Held { since: now }
+        } else {
+            State::Ready { since: now }
+        };
         let member = Member {
             id,
             seat,
@@ -157,7 +174,8 @@ impl Pool {
         let place = self.members.partition_point(|other| other.id < id);
         self.members.insert(place, member);
         self.next = self.next.max(WorkerId(id.0 + 1));
-        self.seats.resize_with(self.seats.len().max(seat + 1), Default::default);
+        self.seats
+            .resize_with(self.seats.len().max(seat + 1), Default::default);
         self.go_on();
     }
 
@@ -187,7 +205,11 @@ impl Pool {
     /// How many seats there are to be seen: those wanted, or more while more have somebody.
     #[must_use]
     pub fn seats(&self) -> usize {
-        self.members().map(|member| member.seat + 1).max().unwrap_or(0).max(self.target.count)
+        self.members()
+            .map(|member| member.seat + 1)
+            .max()
+            .unwrap_or(0)
+            .max(self.target.count)
     }
 
     /// The worker to show for a seat: the fresh one that is ready, else another one that is, else one that starts. Only
@@ -203,7 +225,9 @@ impl Pool {
             State::Draining { .. } => 1,
             State::Killed => 0,
         };
-        self.members().filter(|member| member.seat == seat).max_by_key(rank)
+        self.members()
+            .filter(|member| member.seat == seat)
+            .max_by_key(rank)
     }
 
     /// Until when a seat that has no fresh worker waits for its next one; none if it does not wait.
@@ -220,7 +244,10 @@ impl Pool {
             return false;
         }
         let previous = std::mem::replace(&mut self.target, target);
-        self.roll = Some(Roll { previous, failures: 0 });
+        self.roll = Some(Roll {
+            previous,
+            failures: 0,
+        });
         self.forgive();
         true
     }
@@ -242,7 +269,9 @@ impl Pool {
     /// A ready worker is to be replaced. False if it is none.
     pub fn recycle(&mut self, id: WorkerId) -> bool {
         let ready = |member: &&mut Member| matches!(member.state, State::Ready { .. });
-        let Some(member) = self.member_mut(id).filter(ready) else { return false };
+        let Some(member) = self.member_mut(id).filter(ready) else {
+            return false;
+        };
         member.spent.get_or_insert(Why::Recycle);
         true
     }
@@ -257,8 +286,12 @@ impl Pool {
 
     /// A ready worker is to be left alone, without clients; its seat gets another one. False if it is none.
     pub fn hold(&mut self, id: WorkerId) -> bool {
-        let Some(member) = self.member_mut(id) else { return false };
-        let State::Ready { since } = member.state else { return false };
+        let Some(member) = self.member_mut(id) else {
+            return false;
+        };
+        let State::Ready { since } = member.state else {
+            return false;
+        };
         member.state = State::Held { since };
         member.kill_by = None;
         true
@@ -267,8 +300,12 @@ impl Pool {
     /// Returns a held worker to its seat, from which its substitute is drained. A worker that is not fresh any more is
     /// drained itself. False if the worker is not held.
     pub fn release(&mut self, id: WorkerId) -> bool {
-        let Some(member) = self.member_mut(id) else { return false };
-        let State::Held { since } = member.state else { return false };
+        let Some(member) = self.member_mut(id) else {
+            return false;
+        };
+        let State::Held { since } = member.state else {
+            return false;
+        };
         member.state = State::Ready { since };
         let seat = member.seat;
         for member in self.members.iter_mut().filter(|member| member.seat == seat) {
@@ -280,8 +317,13 @@ impl Pool {
     /// A worker said that it can serve. False if there is none such, or it was not expected to say so.
     pub fn ready(&mut self, id: WorkerId, now: Instant) -> bool {
         let starting = |member: &&mut Member| matches!(member.state, State::Starting { .. });
-        let old_at = self.target.max_lifetime.map(|lifetime| now + self.jitter.shortened(lifetime));
-        let Some(member) = self.member_mut(id).filter(starting) else { return false };
+        let old_at = self
+            .target
+            .max_lifetime
+            .map(|lifetime| now + self.jitter.shortened(lifetime));
+        let Some(member) = self.member_mut(id).filter(starting) else {
+            return false;
+        };
         member.state = State::Ready { since: now };
         member.old_at = old_at;
         self.ever_ready = true;
@@ -290,7 +332,8 @@ impl Pool {
 
     /// A worker has answered nearly as many requests as it may.
     pub fn worn(&mut self, id: WorkerId) {
-        let serves = |member: &&mut Member| matches!(member.state, State::Ready { .. } | State::Held { .. });
+        let serves =
+            |member: &&mut Member| matches!(member.state, State::Ready { .. } | State::Held { .. });
         if let Some(member) = self.member_mut(id).filter(serves) {
             member.spent.get_or_insert(Why::Worn);
         }
@@ -301,15 +344,20 @@ impl Pool {
     /// One that starts has a deadline of its own. One that is held has none: it may be in the hands of a debugger. If it
     /// is stuck still when it is released, that is to be told again.
     pub fn stalled(&mut self, id: WorkerId, kill_by: Option<Instant>) -> bool {
-        let runs = |member: &&mut Member| !matches!(member.state, State::Starting { .. } | State::Killed);
-        let Some(member) = self.member_mut(id).filter(runs) else { return false };
+        let runs =
+            |member: &&mut Member| !matches!(member.state, State::Starting { .. } | State::Killed);
+        let Some(member) = self.member_mut(id).filter(runs) else {
+            return false;
+        };
         member.kill_by = kill_by.filter(|_| !matches!(member.state, State::Held { .. }));
         !std::mem::replace(&mut member.is_stalled, true)
     }
 
     /// A worker is not stuck any more. True if that is news.
     pub fn revived(&mut self, id: WorkerId) -> bool {
-        let Some(member) = self.member_mut(id) else { return false };
+        let Some(member) = self.member_mut(id) else {
+            return false;
+        };
         member.kill_by = None;
         std::mem::take(&mut member.is_stalled)
     }
@@ -324,7 +372,9 @@ impl Pool {
         }
         match member.state {
             State::Starting { .. } => self.fail(&member, now),
-            State::Ready { since } if !was_useful && now.duration_since(since) < PROBATION => self.fail(&member, now),
+            State::Ready { since } if !was_useful && now.duration_since(since) < PROBATION => {
+                self.fail(&member, now)
+            }
             State::Ready { .. } => self.seats[member.seat] = Seat::default(),
             // Its end was our wish, or nobody's loss: it tells nothing of the next.
             State::Held { .. } | State::Draining { .. } | State::Killed => {}
@@ -382,7 +432,8 @@ impl Pool {
     }
 
     fn has_fresh(&self, seat: usize) -> bool {
-        self.members().any(|member| member.seat == seat && self.is_fresh(member))
+        self.members()
+            .any(|member| member.seat == seat && self.is_fresh(member))
     }
 
     /// A worker was no good. If it is not of the wanted generation, that tells nothing of its successor.

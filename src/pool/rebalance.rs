@@ -113,7 +113,11 @@ impl Rebalancer {
         }
         let is_too_busy = |load: &WorkerLoad| load.busy >= BUSY && is_skewed(load, loads, SKEW);
         // It need not be the busiest still: of two that are equally busy, each is in turn.
-        if let Some(load) = loads.iter().find(|load| Some(load.id) == watched).filter(|load| is_too_busy(load)) {
+        if let Some(load) = loads
+            .iter()
+            .find(|load| Some(load.id) == watched)
+            .filter(|load| is_too_busy(load))
+        {
             self.rests_until = Some(now + COOL_DOWN);
             return Step::Move(load.id);
         }
@@ -126,16 +130,23 @@ impl Rebalancer {
 /// for an [`INTERVAL`], as in a move unasked; then a [`plan`] tells what there is to gain.
 #[must_use]
 pub fn asked(loads: &[WorkerLoad]) -> Option<WorkerId> {
-    busiest(loads).filter(|load| is_skewed(load, loads, ASKED)).map(|load| load.id)
+    busiest(loads)
+        .filter(|load| is_skewed(load, loads, ASKED))
+        .map(|load| load.id)
 }
 
 fn busiest(loads: &[WorkerLoad]) -> Option<WorkerLoad> {
-    loads.iter().copied().max_by(|a, b| a.busy.total_cmp(&b.busy))
+    loads
+        .iter()
+        .copied()
+        .max_by(|a, b| a.busy.total_cmp(&b.busy))
 }
 
 /// Whether a worker is so much busier than one that it could give to.
 fn is_skewed(from: &WorkerLoad, loads: &[WorkerLoad], skew: f64) -> bool {
-    loads.iter().any(|to| to.is_warm && from.busy - to.busy >= skew)
+    loads
+        .iter()
+        .any(|to| to.is_warm && from.busy - to.busy >= skew)
 }
 
 /// Whom to move from this worker to which of those, so that all are about equally busy. Those that warm up
@@ -150,11 +161,17 @@ pub fn plan(from: &WorkerLoad, to: &[WorkerLoad], clients: &[Busy]) -> Vec<Move>
     let mut to: Vec<WorkerLoad> = to.iter().copied().filter(|to| to.is_warm).collect();
     let mut left = from.busy;
     let all: f64 = clients.iter().map(|client| client.requests as f64).sum();
-    let mut clients: Vec<Busy> = clients.iter().copied().filter(|client| client.requests > 0).collect();
+    let mut clients: Vec<Busy> = clients
+        .iter()
+        .copied()
+        .filter(|client| client.requests > 0)
+        .collect();
     clients.sort_by_key(|client| Reverse(client.requests));
     let mut moves = Vec::new();
     for Busy { client, requests } in clients {
-        let Some(least) = to.iter_mut().min_by(|a, b| a.busy.total_cmp(&b.busy)) else { break };
+        let Some(least) = to.iter_mut().min_by(|a, b| a.busy.total_cmp(&b.busy)) else {
+            break;
+        };
         if left - least.busy <= EVEN * left || moves.len() == MOST {
             break;
         }
@@ -162,7 +179,11 @@ pub fn plan(from: &WorkerLoad, to: &[WorkerLoad], clients: &[Busy]) -> Vec<Move>
         if least.busy + load <= left - load {
             left -= load;
             least.busy += load;
-            moves.push(Move { client, to: least.id, load });
+            moves.push(Move {
+                client,
+                to: least.id,
+                load,
+            });
         }
     }
     moves
@@ -175,7 +196,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn worker(id: u64, busy: f64) -> WorkerLoad {
-        WorkerLoad { id: WorkerId(id), busy, is_warm: true }
+        WorkerLoad {
+            id: WorkerId(id),
+            busy,
+            is_warm: true,
+        }
     }
 
     /// Clients of constant rates, at workers whose busy time is told as that of the last two seconds.
@@ -193,19 +218,35 @@ mod tests {
             let loads = (0..workers).map(|id| worker(id as u64, 0.0)).collect();
             let clients = clients.into_iter().collect();
             let (rebalancer, now) = (Rebalancer::new(), Instant::now());
-            House { clients, loads, before: vec![0.0; workers], rebalancer, now, moved: Vec::new() }
+            House {
+                clients,
+                loads,
+                before: vec![0.0; workers],
+                rebalancer,
+                now,
+                moved: Vec::new(),
+            }
         }
 
         /// How busy the workers are now.
         fn busy(&self) -> Vec<f64> {
-            let of = |id| self.clients.iter().filter(|(_, at)| *at == id).map(|(rate, _)| rate).sum::<f64>();
+            let of = |id| {
+                self.clients
+                    .iter()
+                    .filter(|(_, at)| *at == id)
+                    .map(|(rate, _)| rate)
+                    .sum::<f64>()
+            };
             (0..self.loads.len()).map(|id| of(id).min(1.0)).collect()
         }
 
         /// The most and the least that a worker works.
         fn extremes(&self) -> (f64, f64) {
             let busy = self.busy();
-            (busy.iter().copied().fold(0.0, f64::max), busy.iter().copied().fold(1.0, f64::min))
+            (
+                busy.iter().copied().fold(0.0, f64::max),
+                busy.iter().copied().fold(1.0, f64::min),
+            )
         }
 
         fn second(&mut self) {
@@ -215,13 +256,19 @@ mod tests {
             }
             self.before = busy;
             self.now += INTERVAL;
-            let Step::Move(from) = self.rebalancer.look(&self.loads, self.now) else { return };
+            let Step::Move(from) = self.rebalancer.look(&self.loads, self.now) else {
+                return;
+            };
             let clients: Vec<Busy> = (0..)
                 .zip(&self.clients)
                 .filter(|(_, (_, at))| *at as u64 == from.0)
-                .map(|(client, (rate, _))| Busy { client, requests: (rate * 1e6) as u64 })
+                .map(|(client, (rate, _))| Busy {
+                    client,
+                    requests: (rate * 1e6) as u64,
+                })
                 .collect();
-            for Move { client, to, .. } in plan(&self.loads[from.0 as usize], &self.loads, &clients) {
+            for Move { client, to, .. } in plan(&self.loads[from.0 as usize], &self.loads, &clients)
+            {
                 self.clients[client as usize].1 = to.0 as usize;
                 self.moved.push(client);
             }
@@ -230,7 +277,9 @@ mod tests {
 
     /// Rates as they are in the world: some clients ask for much, most for little. Together they are `total`.
     fn rates(random: &mut Jitter, count: usize, total: f64) -> Vec<f64> {
-        let rates: Vec<f64> = (0..count).map(|_| (random.below(1000) as f64 / 1000.0).powi(3)).collect();
+        let rates: Vec<f64> = (0..count)
+            .map(|_| (random.below(1000) as f64 / 1000.0).powi(3))
+            .collect();
         let sum: f64 = rates.iter().sum();
         rates.iter().map(|rate| rate / sum * total).collect()
     }
@@ -241,13 +290,27 @@ mod tests {
         for workers in 2..=8 {
             for crowded in 1..workers {
                 let rates = rates(&mut random, 40 * workers, 0.6 * workers as f64);
-                let mut house = House::new(workers, rates.into_iter().enumerate().map(|(i, rate)| (rate, i % crowded)));
+                let mut house = House::new(
+                    workers,
+                    rates
+                        .into_iter()
+                        .enumerate()
+                        .map(|(i, rate)| (rate, i % crowded)),
+                );
                 for _ in 0..10 * workers {
                     house.second();
                 }
                 let (most, least) = house.extremes();
-                assert!(most - least < SKEW, "{crowded} of {workers} had all: {:?}", house.busy());
-                assert!(crowded > 1 || most / 0.6 < 1.2, "one of {workers} had all: {:?}", house.busy());
+                assert!(
+                    most - least < SKEW,
+                    "{crowded} of {workers} had all: {:?}",
+                    house.busy()
+                );
+                assert!(
+                    crowded > 1 || most / 0.6 < 1.2,
+                    "one of {workers} had all: {:?}",
+                    house.busy()
+                );
                 let moved = house.moved.len();
                 (0..100).for_each(|_| house.second());
                 assert_eq!(house.moved.len(), moved);
@@ -269,7 +332,13 @@ mod tests {
     fn a_plan_is_short_and_leaves_alone_whose_move_would_change_nothing() {
         let (from, to) = (worker(1, 0.9), [worker(2, 0.0)]);
         let clients = |requests: &[u64]| -> Vec<Busy> {
-            (0..).zip(requests).map(|(client, requests)| Busy { client, requests: *requests }).collect()
+            (0..)
+                .zip(requests)
+                .map(|(client, requests)| Busy {
+                    client,
+                    requests: *requests,
+                })
+                .collect()
         };
         assert_eq!(plan(&from, &to, &clients(&[7; 600])).len(), MOST);
         let mut requests = vec![1; 100];
@@ -285,12 +354,17 @@ mod tests {
         let mut rebalancer = Rebalancer::new();
         let mut now = Instant::now();
         for second in 0..10_000 {
-            let mut loads: Vec<_> = (0..4).map(|id| worker(id, 0.4 + random.below(190) as f64 / 1000.0)).collect();
+            let mut loads: Vec<_> = (0..4)
+                .map(|id| worker(id, 0.4 + random.below(190) as f64 / 1000.0))
+                .collect();
             if second % 2 == 0 {
                 loads[random.below(4) as usize].busy = 1.0;
             }
             now += INTERVAL;
-            assert!(!matches!(rebalancer.look(&loads, now), Step::Move(_)), "{loads:?}");
+            assert!(
+                !matches!(rebalancer.look(&loads, now), Step::Move(_)),
+                "{loads:?}"
+            );
         }
     }
 
@@ -313,10 +387,26 @@ mod tests {
         (0..20).for_each(|_| house.second());
         let (most, least) = house.extremes();
         assert!(most - least < SKEW, "{:?}", house.busy());
-        let cold = WorkerLoad { is_warm: false, ..worker(2, 0.0) };
+        let cold = WorkerLoad {
+            is_warm: false,
+            ..worker(2, 0.0)
+        };
         assert_eq!(asked(&[worker(1, 1.0), cold]), None);
         assert_eq!(
-            plan(&worker(1, 1.0), &[cold], &[Busy { client: 1, requests: 1 }, Busy { client: 2, requests: 1 }]),
+            plan(
+                &worker(1, 1.0),
+                &[cold],
+                &[
+                    Busy {
+                        client: 1,
+                        requests: 1
+                    },
+                    Busy {
+                        client: 2,
+                        requests: 1
+                    }
+                ]
+            ),
             []
         );
     }
@@ -325,16 +415,35 @@ mod tests {
     fn moves_follow_two_looks_and_are_followed_by_a_pause() {
         let start = Instant::now();
         let at = |second| start + INTERVAL * second;
-        let (first, second) =
-            ([worker(1, 0.9), worker(2, 0.8), worker(3, 0.0)], [worker(1, 0.8), worker(2, 0.9), worker(3, 0.0)]);
+        let (first, second) = (
+            [worker(1, 0.9), worker(2, 0.8), worker(3, 0.0)],
+            [worker(1, 0.8), worker(2, 0.9), worker(3, 0.0)],
+        );
         let mut rebalancer = Rebalancer::new();
         assert_eq!(rebalancer.look(&first, at(0)), Step::Watch(WorkerId(1)));
-        assert_eq!(rebalancer.look(&second, at(1)), Step::Move(WorkerId(1)), "although another is the busiest now");
-        assert_eq!((2..4).map(|s| rebalancer.look(&second, at(s))).collect::<Vec<_>>(), [Step::Rest; 2]);
+        assert_eq!(
+            rebalancer.look(&second, at(1)),
+            Step::Move(WorkerId(1)),
+            "although another is the busiest now"
+        );
+        assert_eq!(
+            (2..4)
+                .map(|s| rebalancer.look(&second, at(s)))
+                .collect::<Vec<_>>(),
+            [Step::Rest; 2]
+        );
         assert_eq!(rebalancer.look(&second, at(4)), Step::Watch(WorkerId(2)));
-        assert_eq!(rebalancer.look(&first[..1], at(5)), Step::Rest, "it has nobody to give to");
+        assert_eq!(
+            rebalancer.look(&first[..1], at(5)),
+            Step::Rest,
+            "it has nobody to give to"
+        );
         assert_eq!(rebalancer.look(&second, at(6)), Step::Watch(WorkerId(2)));
-        assert_eq!(rebalancer.look(&[worker(1, 0.29), worker(2, 0.0)], at(7)), Step::Rest, "nobody waits");
+        assert_eq!(
+            rebalancer.look(&[worker(1, 0.29), worker(2, 0.0)], at(7)),
+            Step::Rest,
+            "nobody waits"
+        );
     }
 
     #[test]

@@ -34,7 +34,11 @@ struct Keeper {
 
 impl Keeper {
     fn of(member: &Member) -> Keeper {
-        Keeper { is_well: !member.is_stalled, is_released: member.is_released, id: member.id }
+        Keeper {
+            is_well: !member.is_stalled,
+            is_released: member.is_released,
+            id: member.id,
+        }
     }
 }
 
@@ -62,11 +66,20 @@ impl Pool {
     /// When [`Pool::reconcile`] will have something to do although nothing happened.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        let dues = self.seats.iter().filter(|_| !self.is_stopping()).filter_map(|seat| seat.due);
+        let dues = self
+            .seats
+            .iter()
+            .filter(|_| !self.is_stopping())
+            .filter_map(|seat| seat.due);
         let of_member = |member: &Member| {
             let (own, kill_by) = match member.state {
-                State::Starting { until } | State::Draining { until, .. } => (Some(until), member.kill_by),
-                State::Ready { .. } => (member.old_at.filter(|_| member.spent.is_none()), member.kill_by),
+                State::Starting { until } | State::Draining { until, .. } => {
+                    (Some(until), member.kill_by)
+                }
+                State::Ready { .. } => (
+                    member.old_at.filter(|_| member.spent.is_none()),
+                    member.kill_by,
+                ),
                 State::Held { .. } | State::Killed => (None, None),
             };
             own.into_iter().chain(kill_by).min()
@@ -79,11 +92,17 @@ impl Pool {
     pub fn is_settled(&self) -> bool {
         let crews = self.crews();
         let is_in_place = |member: &Member| {
-            let keeps = crews[member.seat].keeper.is_some_and(|keeper| keeper.id == member.id);
+            let keeps = crews[member.seat]
+                .keeper
+                .is_some_and(|keeper| keeper.id == member.id);
             matches!(member.state, State::Held { .. }) || keeps && member.seat < self.wanted()
         };
         let is_idle = !self.is_rolling() && !self.is_stopping();
-        is_idle && crews[..self.wanted()].iter().all(|crew| crew.keeper.is_some()) && self.members().all(is_in_place)
+        is_idle
+            && crews[..self.wanted()]
+                .iter()
+                .all(|crew| crew.keeper.is_some())
+            && self.members().all(is_in_place)
     }
 
     /// The end: those who start are of no use, the others finish.
@@ -98,8 +117,14 @@ impl Pool {
                 State::Draining { why: Why::Stop, .. } | State::Killed => continue,
                 State::Draining { until, .. } => until,
             };
-            member.state = State::Draining { until, why: Why::Stop };
-            actions.push(Action::Stop { id: member.id, by: until });
+            member.state = State::Draining {
+                until,
+                why: Why::Stop,
+            };
+            actions.push(Action::Stop {
+                id: member.id,
+                by: until,
+            });
         }
     }
 
@@ -137,7 +162,9 @@ impl Pool {
             seat.due = seat.due.filter(|due| *due > now);
         }
         for member in &mut self.members {
-            if matches!(member.state, State::Ready { .. }) && member.old_at.is_some_and(|old_at| old_at <= now) {
+            if matches!(member.state, State::Ready { .. })
+                && member.old_at.is_some_and(|old_at| old_at <= now)
+            {
                 member.spent.get_or_insert(Why::Lifetime);
             }
         }
@@ -164,7 +191,11 @@ impl Pool {
         }
         for member in not_ready {
             self.fail(&member, now);
-            if let Some(roll) = self.roll.as_mut().filter(|_| member.generation == self.target.generation) {
+            if let Some(roll) = self
+                .roll
+                .as_mut()
+                .filter(|_| member.generation == self.target.generation)
+            {
                 roll.failures = ROLL_BACK;
             }
         }
@@ -173,7 +204,9 @@ impl Pool {
     /// Ends a roll.
     fn judge(&mut self, actions: &mut Vec<Action>) {
         let Some(roll) = &self.roll else { return };
-        let is_everywhere = self.crews()[..self.target.count].iter().all(|crew| crew.keeper.is_some());
+        let is_everywhere = self.crews()[..self.target.count]
+            .iter()
+            .all(|crew| crew.keeper.is_some());
         if roll.failures >= ROLL_BACK {
             self.target = roll.previous.clone();
             self.forgive();
@@ -187,7 +220,10 @@ impl Pool {
     }
 
     fn is_hopeless(&self) -> bool {
-        !self.ever_ready && self.seats[..self.target.count].iter().all(|seat| seat.streak >= GIVE_UP)
+        !self.ever_ready
+            && self.seats[..self.target.count]
+                .iter()
+                .all(|seat| seat.streak >= GIVE_UP)
     }
 
     /// Drains those whose seat has somebody else or is not wanted; who is not even ready is killed. During a roll
@@ -212,21 +248,35 @@ impl Pool {
                         spent => spent.unwrap_or(Why::Surplus),
                     };
                     member.state = State::Draining { until, why };
-                    actions.push(Action::Drain { id: member.id, by: until, why });
+                    actions.push(Action::Drain {
+                        id: member.id,
+                        by: until,
+                        why,
+                    });
                 }
                 State::Starting { .. } => {
-                    let may_be_needed = if member.generation == generation { is_wanted } else { is_rolling };
+                    let may_be_needed = if member.generation == generation {
+                        is_wanted
+                    } else {
+                        is_rolling
+                    };
                     if keeper.is_some() || !may_be_needed {
                         actions.push(kill(member, Late::Unneeded));
                     }
                 }
-                State::Ready { .. } | State::Held { .. } | State::Draining { .. } | State::Killed => {}
+                State::Ready { .. }
+                | State::Held { .. }
+                | State::Draining { .. }
+                | State::Killed => {}
             }
         }
     }
 
     fn spawn_missing(&mut self, crews: &mut [Crew], now: Instant, actions: &mut Vec<Action>) {
-        let mut stand_ins = crews.iter().filter(|crew| crew.is_served() && crew.is_coming).count();
+        let mut stand_ins = crews
+            .iter()
+            .filter(|crew| crew.is_served() && crew.is_coming)
+            .count();
         for (seat, crew) in crews[..self.wanted()].iter_mut().enumerate() {
             if crew.keeper.is_some() || crew.is_coming || self.seats[seat].due.is_some() {
                 continue;
@@ -250,7 +300,9 @@ impl Pool {
             id,
             seat,
             generation,
-            state: State::Starting { until: now + self.target.start_timeout },
+            state: State::Starting {
+                until: now + self.target.start_timeout,
+            },
             is_stalled: false,
             kill_by: None,
             spent: None,
@@ -259,16 +311,24 @@ impl Pool {
             is_released: false,
         };
         self.members.push(member);
-        actions.push(Action::Spawn { seat, id, generation });
+        actions.push(Action::Spawn {
+            seat,
+            id,
+            generation,
+        });
     }
 
     /// Whether all who could serve are stuck and nobody is coming. An extra seat that waits has to wait.
     fn is_stuck(&self, crews: &[Crew]) -> bool {
         let (ordinary, extra) = crews[..self.wanted()].split_at(self.target.count);
-        let is_stalled = |member: &Member| member.is_stalled && matches!(member.state, State::Ready { .. });
+        let is_stalled =
+            |member: &Member| member.is_stalled && matches!(member.state, State::Ready { .. });
         self.extra < self.target.count
             && self.members().any(is_stalled)
-            && !ordinary.iter().chain(extra).any(|crew| crew.is_served() || crew.is_coming)
+            && !ordinary
+                .iter()
+                .chain(extra)
+                .any(|crew| crew.is_served() || crew.is_coming)
             && extra.iter().all(|crew| crew.keeper.is_some())
     }
 

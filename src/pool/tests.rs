@@ -9,7 +9,13 @@ const DRAIN: Duration = Duration::from_secs(30);
 
 fn target(generation: u64, count: usize) -> Target {
     let generation = Generation(generation);
-    Target { generation, count, start_timeout: START, drain_timeout: DRAIN, max_lifetime: None }
+    Target {
+        generation,
+        count,
+        start_timeout: START,
+        drain_timeout: DRAIN,
+        max_lifetime: None,
+    }
 }
 
 /// A pool of so many workers of generation 1, all ready: numbers 1, 2, … at seats 0, 1, ….
@@ -39,7 +45,11 @@ fn calm(pool: &mut Pool, now: Instant) -> Vec<Action> {
     let mut all = Vec::new();
     loop {
         let actions = ready(pool, now);
-        for id in drained(&actions).iter().map(|(id, _)| *id).chain(killed(&actions).iter().map(|(id, _)| *id)) {
+        for id in drained(&actions)
+            .iter()
+            .map(|(id, _)| *id)
+            .chain(killed(&actions).iter().map(|(id, _)| *id))
+        {
             pool.exited(id, true, now);
         }
         if actions.is_empty() {
@@ -75,8 +85,11 @@ fn killed(actions: &[Action]) -> Vec<(WorkerId, Late)> {
 
 /// The generations of those that are ready, by seats.
 fn generations(pool: &Pool) -> Vec<u64> {
-    let generation =
-        |seat| pool.occupant(seat).filter(|m| matches!(m.state, State::Ready { .. })).map(|m| m.generation.0);
+    let generation = |seat| {
+        pool.occupant(seat)
+            .filter(|m| matches!(m.state, State::Ready { .. }))
+            .map(|m| m.generation.0)
+    };
     (0..pool.seats()).filter_map(generation).collect()
 }
 
@@ -92,7 +105,10 @@ fn a_worker_killed_while_it_serves_is_replaced_at_once() {
     assert_eq!(spawned(&turn(&mut pool, now)), [(1, w(3))]);
     // Idle for longer than its probation is as good as having answered.
     assert!(pool.ready(w(3), now));
-    assert_eq!(pool.exited(w(3), false, now + PROBATION), Some(Duration::ZERO));
+    assert_eq!(
+        pool.exited(w(3), false, now + PROBATION),
+        Some(Duration::ZERO)
+    );
 }
 
 #[test]
@@ -107,19 +123,43 @@ fn a_streak_of_useless_workers_waits_ever_longer_and_the_others_are_left_alone()
         // Every other one is ready for a moment.
         assert!(round % 2 == 0 || pool.ready(id, now));
         let delay = pool.exited(id, false, now).expect("another is to come");
-        assert!(delay >= last.mul_f64(1.2) || delay >= Duration::from_secs(22), "{delay:?} after {last:?}");
-        assert!(delay >= Duration::from_millis(100) && delay <= Duration::from_secs(30), "{delay:?}");
+        assert!(
+            delay >= last.mul_f64(1.2) || delay >= Duration::from_secs(22),
+            "{delay:?} after {last:?}"
+        );
+        assert!(
+            delay >= Duration::from_millis(100) && delay <= Duration::from_secs(30),
+            "{delay:?}"
+        );
         last = delay;
-        assert_eq!((pool.deadline(), pool.due(1), pool.due(0)), (Some(now + delay), Some(now + delay), None));
+        assert_eq!(
+            (pool.deadline(), pool.due(1), pool.due(0)),
+            (Some(now + delay), Some(now + delay), None)
+        );
         assert_eq!(turn(&mut pool, now + delay / 2), []);
         now += delay;
         id = spawned(&turn(&mut pool, now))[0].1;
     }
-    assert!(matches!(pool.occupant(0), Some(Member { id: WorkerId(1), state: State::Ready { .. }, .. })));
+    assert!(matches!(
+        pool.occupant(0),
+        Some(Member {
+            id: WorkerId(1),
+            state: State::Ready { .. },
+            ..
+        })
+    ));
     assert!(pool.ready(id, now));
-    assert_eq!(pool.exited(id, true, now), Some(Duration::ZERO), "one that answered ends the streak");
+    assert_eq!(
+        pool.exited(id, true, now),
+        Some(Duration::ZERO),
+        "one that answered ends the streak"
+    );
     let id = spawned(&turn(&mut pool, now))[0].1;
-    assert!(pool.exited(id, false, now).is_some_and(|delay| delay < Duration::from_millis(200)), "it is forgotten");
+    assert!(
+        pool.exited(id, false, now)
+            .is_some_and(|delay| delay < Duration::from_millis(200)),
+        "it is forgotten"
+    );
 }
 
 #[test]
@@ -131,7 +171,13 @@ fn a_postponed_start_is_no_failure_and_comes_soon() {
         assert_eq!(spawned(&turn(&mut pool, at)), [(0, w(id))]);
         assert_eq!(pool.postponed(w(id), at), Duration::from_millis(100));
         at += Duration::from_millis(100);
-        assert_eq!((pool.deadline(), turn(&mut pool, at - Duration::from_millis(1))), (Some(at), Vec::new()));
+        assert_eq!(
+            (
+                pool.deadline(),
+                turn(&mut pool, at - Duration::from_millis(1))
+            ),
+            (Some(at), Vec::new())
+        );
     }
     assert_eq!(spawned(&turn(&mut pool, at)), [(0, w(100))]);
 }
@@ -143,10 +189,20 @@ fn a_worker_that_is_not_ready_in_time_is_killed_once_and_its_seat_waits() {
     turn(&mut pool, now);
     assert_eq!(pool.deadline(), Some(now + START));
     let late = now + START;
-    assert_eq!(turn(&mut pool, late), [Action::Kill { id: w(1), why: Late::NotReady }]);
+    assert_eq!(
+        turn(&mut pool, late),
+        [Action::Kill {
+            id: w(1),
+            why: Late::NotReady
+        }]
+    );
     assert!(!pool.ready(w(1), late), "too late");
     let due = pool.due(0).expect("its seat waits");
-    assert_eq!(pool.exited(w(1), false, late), Some(due - late), "one failure is counted once");
+    assert_eq!(
+        pool.exited(w(1), false, late),
+        Some(due - late),
+        "one failure is counted once"
+    );
     assert!(due - late < Duration::from_millis(200));
     assert_eq!(spawned(&turn(&mut pool, due)), [(0, w(2))]);
 }
@@ -181,13 +237,20 @@ fn stopping_finishes_all_but_the_starting_and_kills_the_late() {
     assert_eq!(spawned(&turn(&mut pool, now)), [(2, w(7))]);
     let by = now + Duration::from_secs(60);
     pool.stop(by);
-    let stops = [(1, now + DRAIN), (2, by), (4, by), (5, by), (6, by)].map(|(id, by)| Action::Stop { id: w(id), by });
-    let kill = Action::Kill { id: w(7), why: Late::Unneeded };
+    let stops = [(1, now + DRAIN), (2, by), (4, by), (5, by), (6, by)]
+        .map(|(id, by)| Action::Stop { id: w(id), by });
+    let kill = Action::Kill {
+        id: w(7),
+        why: Late::Unneeded,
+    };
     assert_eq!(turn(&mut pool, now), [&stops[..], &[kill]].concat());
     assert!(!pool.reload(target(2, 4)));
     assert_eq!(pool.exited(w(7), false, now), None);
     pool.stop(now);
-    assert_eq!(killed(&turn(&mut pool, now)), [1, 2, 4, 5, 6].map(|id| (w(id), Late::NotGone)));
+    assert_eq!(
+        killed(&turn(&mut pool, now)),
+        [1, 2, 4, 5, 6].map(|id| (w(id), Late::NotGone))
+    );
     assert!(!pool.is_finished());
     for id in [1, 2, 4, 5, 6] {
         assert_eq!(pool.exited(w(id), true, now), None);
@@ -211,12 +274,23 @@ fn scaling_adds_and_takes_away_and_who_only_starts_is_killed() {
     assert_eq!(pool.seats(), 4, "they are still there");
     for id in [2, 3, 4] {
         assert!(!pool.is_settled());
-        assert_eq!(pool.exited(w(id), false, now), None, "nobody comes after {id}");
+        assert_eq!(
+            pool.exited(w(id), false, now),
+            None,
+            "nobody comes after {id}"
+        );
     }
     assert!(pool.is_settled());
-    assert_eq!((pool.seats(), pool.target().count, pool.deadline()), (1, 1, None));
+    assert_eq!(
+        (pool.seats(), pool.target().count, pool.deadline()),
+        (1, 1, None)
+    );
     pool.scale(2);
-    assert_eq!((pool.seats(), pool.is_settled()), (2, false), "a seat is to be seen before somebody is there");
+    assert_eq!(
+        (pool.seats(), pool.is_settled()),
+        (2, false),
+        "a seat is to be seen before somebody is there"
+    );
     calm(&mut pool, now);
     pool.scale(1);
     assert!(!pool.is_settled(), "before anybody was told");
@@ -227,17 +301,41 @@ fn a_recycled_worker_goes_when_its_successor_is_ready() {
     let now = Instant::now();
     let mut pool = ready_pool(2, now);
     assert!(pool.recycle(w(2)) && !pool.is_settled());
-    assert_eq!(turn(&mut pool, now), [Action::Spawn { seat: 1, id: w(3), generation: Generation(1) }]);
+    assert_eq!(
+        turn(&mut pool, now),
+        [Action::Spawn {
+            seat: 1,
+            id: w(3),
+            generation: Generation(1)
+        }]
+    );
     assert!(!pool.recycle(w(3)), "it is not ready yet");
     assert_eq!(pool.occupant(1).map(|member| member.id), Some(w(2)));
     assert!(pool.ready(w(3), now));
     assert_eq!(pool.occupant(1).map(|member| member.id), Some(w(3)));
     let late = now + DRAIN;
-    assert_eq!(turn(&mut pool, now), [Action::Drain { id: w(2), by: late, why: Why::Recycle }]);
+    assert_eq!(
+        turn(&mut pool, now),
+        [Action::Drain {
+            id: w(2),
+            by: late,
+            why: Why::Recycle
+        }]
+    );
     assert!(!pool.is_settled());
     assert_eq!(pool.deadline(), Some(late));
-    assert_eq!(turn(&mut pool, late), [Action::Kill { id: w(2), why: Late::NotGone }]);
-    assert_eq!(pool.exited(w(2), false, late), None, "its successor is there");
+    assert_eq!(
+        turn(&mut pool, late),
+        [Action::Kill {
+            id: w(2),
+            why: Late::NotGone
+        }]
+    );
+    assert_eq!(
+        pool.exited(w(2), false, late),
+        None,
+        "its successor is there"
+    );
     assert!(pool.is_settled());
     // One that is gone before that makes nobody wait who is there.
     assert!(pool.recycle(w(3)));
@@ -253,7 +351,10 @@ fn all_are_recycled_a_few_at_a_time() {
     assert_eq!(spawned(&turn(&mut pool, now)), [(0, w(10)), (1, w(11))]);
     assert!(pool.ready(w(11), now));
     let actions = turn(&mut pool, now);
-    assert_eq!((drained(&actions), spawned(&actions)), (vec![(w(2), Why::Recycle)], vec![(2, w(12))]));
+    assert_eq!(
+        (drained(&actions), spawned(&actions)),
+        (vec![(w(2), Why::Recycle)], vec![(2, w(12))])
+    );
     // One whose worker dies does not wait for its turn.
     assert!(pool.exited(w(9), true, now).is_some());
     assert_eq!(spawned(&turn(&mut pool, now)), [(8, w(13))]);
@@ -270,15 +371,31 @@ fn a_worn_worker_and_an_old_one_are_replaced() {
     pool.worn(w(1));
     assert_eq!(drained(&calm(&mut pool, now)), [(w(1), Why::Worn)]);
     let lifetime = Duration::from_secs(1000);
-    assert!(pool.reload(Target { max_lifetime: Some(lifetime), ..target(2, 64) }));
+    assert!(pool.reload(Target {
+        max_lifetime: Some(lifetime),
+        ..target(2, 64)
+    }));
     calm(&mut pool, now);
-    let ages: Vec<Duration> = pool.members().filter_map(|member| Some(member.old_at? - now)).collect();
-    assert!(ages.iter().all(|age| (lifetime * 9 / 10..=lifetime).contains(age)), "{ages:?}");
-    assert!(ages.iter().max() > ages.iter().min().map(|age| *age + lifetime / 20).as_ref(), "{ages:?}");
+    let ages: Vec<Duration> = pool
+        .members()
+        .filter_map(|member| Some(member.old_at? - now))
+        .collect();
+    assert!(
+        ages.iter()
+            .all(|age| (lifetime * 9 / 10..=lifetime).contains(age)),
+        "{ages:?}"
+    );
+    assert!(
+        ages.iter().max() > ages.iter().min().map(|age| *age + lifetime / 20).as_ref(),
+        "{ages:?}"
+    );
     let due = pool.deadline().expect("age is a deadline");
     assert_eq!(turn(&mut pool, due - Duration::from_millis(1)), []);
     assert_eq!(spawned(&ready(&mut pool, due)).len(), 1);
-    assert!(matches!(drained(&turn(&mut pool, due))[..], [(_, Why::Lifetime)]));
+    assert!(matches!(
+        drained(&turn(&mut pool, due))[..],
+        [(_, Why::Lifetime)]
+    ));
 }
 
 #[test]
@@ -291,7 +408,10 @@ fn a_held_worker_is_left_alone_until_it_is_released() {
     assert!(!pool.recycle(w(1)));
     assert!(pool.ready(w(3), now) && pool.is_settled());
     assert!(pool.reload(target(2, 2)));
-    assert_eq!(drained(&calm(&mut pool, now)), [(w(3), Why::Reload), (w(2), Why::Reload)]);
+    assert_eq!(
+        drained(&calm(&mut pool, now)),
+        [(w(3), Why::Reload), (w(2), Why::Reload)]
+    );
     pool.scale(1);
     calm(&mut pool, now);
     assert!(pool.is_settled(), "a held one does not count");
@@ -308,13 +428,25 @@ fn a_released_worker_gets_its_seat_back() {
     turn(&mut pool, now);
     // Its successor only starts.
     assert!(pool.release(w(1)));
-    assert_eq!(turn(&mut pool, now), [Action::Kill { id: w(2), why: Late::Unneeded }]);
+    assert_eq!(
+        turn(&mut pool, now),
+        [Action::Kill {
+            id: w(2),
+            why: Late::Unneeded
+        }]
+    );
     assert_eq!(pool.exited(w(2), false, now), None);
-    assert!(matches!(pool.member(w(1)), Some(Member { state: State::Ready { since }, .. }) if *since == now));
+    assert!(
+        matches!(pool.member(w(1)), Some(Member { state: State::Ready { since }, .. }) if *since == now)
+    );
     assert!(pool.hold(w(1)));
     ready(&mut pool, now);
     assert!(pool.release(w(1)));
-    assert_eq!(drained(&turn(&mut pool, now)), [(w(3), Why::Surplus)], "its substitute goes");
+    assert_eq!(
+        drained(&turn(&mut pool, now)),
+        [(w(3), Why::Surplus)],
+        "its substitute goes"
+    );
     assert_eq!(turn(&mut pool, now), [], "and no other one comes");
     // Of two that are released the later one stays.
     let mut pool = ready_pool(1, now);

@@ -23,7 +23,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::channel::{
-    Lease, MAX_LEASES, Malformed, Message, MethodName, from_json, json, order_number, order_of, take,
+    Lease, MAX_LEASES, Malformed, Message, MethodName, from_json, json, order_number, order_of,
+    take,
 };
 use super::frame::OrderRule;
 use super::names::{ClientId, Generation, Offsets, WorkerId};
@@ -87,8 +88,27 @@ pub struct Passenger {
 
 impl From<&Lease> for Passenger {
     fn from(lease: &Lease) -> Passenger {
-        let Lease { client, slot, generation, order, moves, listener, since, offsets, .. } = *lease;
-        Passenger { client, slot, generation, order, moves, listener, since, offsets }
+        let Lease {
+            client,
+            slot,
+            generation,
+            order,
+            moves,
+            listener,
+            since,
+            offsets,
+            ..
+        } = *lease;
+        Passenger {
+            client,
+            slot,
+            generation,
+            order,
+            moves,
+            listener,
+            since,
+            offsets,
+        }
     }
 }
 
@@ -114,8 +134,13 @@ impl Passenger {
     #[must_use]
     pub fn encode(&self) -> [u8; RECORD] {
         let order = u32::from(order_number(self.order)) << ORDER_SHIFT;
-        let numbers =
-            [self.slot, self.generation, order | self.moves.min((1 << ORDER_SHIFT) - 1), self.listener, self.since];
+        let numbers = [
+            self.slot,
+            self.generation,
+            order | self.moves.min((1 << ORDER_SHIFT) - 1),
+            self.listener,
+            self.since,
+        ];
         let mut record = [0; RECORD];
         record[..8].copy_from_slice(&self.client.0.to_le_bytes());
         for (place, number) in record[8..SHORT_RECORD].chunks_exact_mut(4).zip(numbers) {
@@ -141,18 +166,35 @@ impl Passenger {
         };
         let order = order_of((moves >> ORDER_SHIFT) as u8)?;
         let moves = moves & ((1 << ORDER_SHIFT) - 1);
-        Ok(Passenger { client, slot, generation, order, moves, listener, since, offsets })
+        Ok(Passenger {
+            client,
+            slot,
+            generation,
+            order,
+            moves,
+            listener,
+            since,
+            offsets,
+        })
     }
 
     /// Bytes of each record of a datagram of these clients.
     fn length(all: &[Passenger]) -> usize {
-        if all.iter().all(|passenger| passenger.offsets.is_zero()) { SHORT_RECORD } else { RECORD }
+        if all.iter().all(|passenger| passenger.offsets.is_zero()) {
+            SHORT_RECORD
+        } else {
+            RECORD
+        }
     }
 
     /// How many of these clients a datagram may have.
     #[must_use]
     pub fn most_in_datagram(all: &[Passenger]) -> usize {
-        if Passenger::length(all) == SHORT_RECORD { MAX_LEASES } else { MAX_LONG_RECORDS }
+        if Passenger::length(all) == SHORT_RECORD {
+            MAX_LEASES
+        } else {
+            MAX_LONG_RECORDS
+        }
     }
 }
 
@@ -173,7 +215,9 @@ impl Message for Boat {
                 out.extend_from_slice(&worker.0.to_le_bytes());
                 let length = Passenger::length(passengers);
                 out.extend_from_slice(&(length as u16).to_le_bytes());
-                passengers.iter().for_each(|passenger| out.extend_from_slice(&passenger.encode()[..length]));
+                passengers
+                    .iter()
+                    .for_each(|passenger| out.extend_from_slice(&passenger.encode()[..length]));
             }
         }
     }
@@ -195,7 +239,10 @@ impl Message for Boat {
                 if records.len() > MAX_LEASES {
                     return Err(Malformed("more clients than descriptors"));
                 }
-                records.map(Passenger::decode).collect::<Result<_, _>>().map(|all| Boat::Clients(worker, all))
+                records
+                    .map(Passenger::decode)
+                    .collect::<Result<_, _>>()
+                    .map(|all| Boat::Clients(worker, all))
             }
             _ => Err(Malformed("unknown kind")),
         }
@@ -216,20 +263,50 @@ mod tests {
 
     fn passenger(client: u64, order: OrderRule) -> Passenger {
         let (client, offsets) = (ClientId(client), Offsets::default());
-        Passenger { client, slot: 2, generation: 3, order, moves: (1 << 30) - 1, listener: 5, since: u32::MAX, offsets }
+        Passenger {
+            client,
+            slot: 2,
+            generation: 3,
+            order,
+            moves: (1 << 30) - 1,
+            listener: 5,
+            since: u32::MAX,
+            offsets,
+        }
     }
 
     #[test]
     fn what_is_packed_is_unpacked() {
-        let methods = vec![MethodName { name: "ping".to_owned(), idempotent: true }];
+        let methods = vec![MethodName {
+            name: "ping".to_owned(),
+            idempotent: true,
+        }];
         let (worker, generation) = (WorkerId(7), Generation(3));
-        let desk =
-            LastDesk { worker, seat: 1, generation, slots: 9, longest: 64, methods, is_counted: true, layout: 9 };
+        let desk = LastDesk {
+            worker,
+            seat: 1,
+            generation,
+            slots: 9,
+            longest: 64,
+            methods,
+            is_counted: true,
+            layout: 9,
+        };
         let orders = [OrderRule::Little, OrderRule::Big, OrderRule::Auto];
-        let all: Vec<_> = (1..).zip(orders).map(|(client, order)| passenger(client, order)).collect();
+        let all: Vec<_> = (1..)
+            .zip(orders)
+            .map(|(client, order)| passenger(client, order))
+            .collect();
         let mut far = all.clone();
-        far[1].offsets = Offsets { received: u64::MAX, sent: 1 };
-        for boat in [Boat::Desk(Box::new(desk)), Boat::Clients(worker, all), Boat::Clients(worker, far)] {
+        far[1].offsets = Offsets {
+            received: u64::MAX,
+            sent: 1,
+        };
+        for boat in [
+            Boat::Desk(Box::new(desk)),
+            Boat::Clients(worker, all),
+            Boat::Clients(worker, far),
+        ] {
             let mut datagram = Vec::new();
             boat.encode(&mut datagram);
             assert_eq!(Boat::decode(&datagram), Ok(boat));
@@ -239,7 +316,13 @@ mod tests {
     #[test]
     fn a_full_datagram_fits_into_eight_kib_with_what_the_kernel_adds() {
         let usual = passenger(1, OrderRule::Big);
-        let far = Passenger { offsets: Offsets { received: 1, sent: 0 }, ..usual };
+        let far = Passenger {
+            offsets: Offsets {
+                received: 1,
+                sent: 0,
+            },
+            ..usual
+        };
         for (one, most) in [(usual, MAX_LEASES), (far, MAX_LONG_RECORDS)] {
             assert_eq!(Passenger::most_in_datagram(&[one]), most);
             let mut datagram = Vec::new();
@@ -251,24 +334,46 @@ mod tests {
 
     #[test]
     fn records_of_other_versions_are_read_as_far_as_they_are_known() {
-        let far = Passenger { offsets: Offsets { received: 1, sent: 2 }, ..passenger(1, OrderRule::Auto) };
+        let far = Passenger {
+            offsets: Offsets {
+                received: 1,
+                sent: 2,
+            },
+            ..passenger(1, OrderRule::Auto)
+        };
         let boat = |kind: u8, length: Option<u16>, records: &[u8]| {
             let length = length.map_or(Vec::new(), |length| length.to_le_bytes().to_vec());
             Boat::decode(&[&[kind][..], &7u64.to_le_bytes(), &length, records].concat())
         };
-        let near = Passenger { offsets: Offsets::default(), ..far };
+        let near = Passenger {
+            offsets: Offsets::default(),
+            ..far
+        };
         let record = far.encode();
         let short = &record[..SHORT_RECORD];
-        assert_eq!(boat(2, None, &[short, short].concat()), Ok(Boat::Clients(WorkerId(7), vec![near, near])));
-        assert_eq!(boat(3, Some(36), &[short, &[9; 8]].concat()), Ok(Boat::Clients(WorkerId(7), vec![near])));
+        assert_eq!(
+            boat(2, None, &[short, short].concat()),
+            Ok(Boat::Clients(WorkerId(7), vec![near, near]))
+        );
+        assert_eq!(
+            boat(3, Some(36), &[short, &[9; 8]].concat()),
+            Ok(Boat::Clients(WorkerId(7), vec![near]))
+        );
         let longer = [&record[..], &[9; 16]].concat();
-        assert_eq!(boat(3, Some(60), &longer.repeat(2)), Ok(Boat::Clients(WorkerId(7), vec![far, far])));
+        assert_eq!(
+            boat(3, Some(60), &longer.repeat(2)),
+            Ok(Boat::Clients(WorkerId(7), vec![far, far]))
+        );
         for (length, records) in [(27, 27), (0, 28), (28, 0), (28, 29), (28, 28 * 254)] {
-            assert!(boat(3, Some(length), &vec![0; records]).is_err(), "{length} {records}");
+            assert!(
+                boat(3, Some(length), &vec![0; records]).is_err(),
+                "{length} {records}"
+            );
         }
-        let old =
-            r#"{"worker":1,"seat":0,"generation":1,"slots":6,"longest":64,"methods":[],"is_counted":true,"new":[]}"#;
-        let Ok(Boat::Desk(desk)) = Boat::decode(&[&[DESK][..], old.as_bytes()].concat()) else { panic!("a desk") };
+        let old = r#"{"worker":1,"seat":0,"generation":1,"slots":6,"longest":64,"methods":[],"is_counted":true,"new":[]}"#;
+        let Ok(Boat::Desk(desk)) = Boat::decode(&[&[DESK][..], old.as_bytes()].concat()) else {
+            panic!("a desk")
+        };
         assert_eq!(desk.layout, 1);
     }
 

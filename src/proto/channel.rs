@@ -306,7 +306,11 @@ impl Message for ToWorker {
             ToWorker::Start(start) => json(1, start, out),
             ToWorker::Lease(leases) => {
                 let has_offsets = leases.iter().any(|lease| !lease.offsets.is_zero());
-                out.push(if has_offsets { LEASE_WITH_OFFSETS } else { LEASE });
+                out.push(if has_offsets {
+                    LEASE_WITH_OFFSETS
+                } else {
+                    LEASE
+                });
                 for lease in leases {
                     lease.encode(out);
                     if has_offsets {
@@ -334,7 +338,10 @@ impl Message for ToWorker {
                 if records.len() == 0 || records.len() > MAX_LEASES {
                     return Err(Malformed("leases of a wrong length"));
                 }
-                records.map(|record| Lease::decode(kind, record)).collect::<Result<_, _>>().map(ToWorker::Lease)
+                records
+                    .map(|record| Lease::decode(kind, record))
+                    .collect::<Result<_, _>>()
+                    .map(ToWorker::Lease)
             }
             3 if body.is_empty() => Ok(ToWorker::Reopen),
             4 => Ok(ToWorker::Stop(from_json(body)?)),
@@ -451,8 +458,14 @@ impl Lease {
         let order = order_of(order)?;
         let mut address: &[u8] = &take::<16>(&mut rest)?;
         let peer = match family {
-            4 => Peer::V4 { address: Ipv4Addr::from(take::<4>(&mut address)?), port },
-            6 => Peer::V6 { address: Ipv6Addr::from(take::<16>(&mut address)?), port },
+            4 => Peer::V4 {
+                address: Ipv4Addr::from(take::<4>(&mut address)?),
+                port,
+            },
+            6 => Peer::V6 {
+                address: Ipv6Addr::from(take::<16>(&mut address)?),
+                port,
+            },
             1 => Peer::Unix {
                 pid: u32::from_le_bytes(take(&mut address)?),
                 uid: u32::from_le_bytes(take(&mut address)?),
@@ -460,14 +473,28 @@ impl Lease {
             },
             _ => return Err(Malformed("unknown address family")),
         };
-        let (listener, since) = (u32::from_le_bytes(take(&mut rest)?), u32::from_le_bytes(take(&mut rest)?));
+        let (listener, since) = (
+            u32::from_le_bytes(take(&mut rest)?),
+            u32::from_le_bytes(take(&mut rest)?),
+        );
         let offsets = match kind {
-            LEASE_WITH_OFFSETS => {
-                Offsets { received: u64::from_le_bytes(take(&mut rest)?), sent: u64::from_le_bytes(take(&mut rest)?) }
-            }
+            LEASE_WITH_OFFSETS => Offsets {
+                received: u64::from_le_bytes(take(&mut rest)?),
+                sent: u64::from_le_bytes(take(&mut rest)?),
+            },
             _ => Offsets::default(),
         };
-        Ok(Lease { client: ClientId(client), slot, generation, order, peer, moves, listener, since, offsets })
+        Ok(Lease {
+            client: ClientId(client),
+            slot,
+            generation,
+            order,
+            peer,
+            moves,
+            listener,
+            since,
+            offsets,
+        })
     }
 }
 
@@ -489,7 +516,9 @@ pub(super) fn order_of(number: u8) -> Result<OrderRule, Malformed> {
 }
 
 pub(super) fn take<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N], Malformed> {
-    let (head, rest) = bytes.split_first_chunk::<N>().ok_or(Malformed("too short"))?;
+    let (head, rest) = bytes
+        .split_first_chunk::<N>()
+        .ok_or(Malformed("too short"))?;
     *bytes = rest;
     Ok(*head)
 }
@@ -507,7 +536,9 @@ pub(super) fn from_json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Mal
 
 fn numbers(kind: u8, slots: &[u32], out: &mut Vec<u8>) {
     out.push(kind);
-    slots.iter().for_each(|slot| out.extend_from_slice(&slot.to_le_bytes()));
+    slots
+        .iter()
+        .for_each(|slot| out.extend_from_slice(&slot.to_le_bytes()));
 }
 
 fn from_numbers(body: &[u8]) -> Result<Vec<u32>, Malformed> {
@@ -515,7 +546,10 @@ fn from_numbers(body: &[u8]) -> Result<Vec<u32>, Malformed> {
     if !rest.is_empty() || numbers.is_empty() || numbers.len() > MAX_SLOTS {
         return Err(Malformed("slots of a wrong length"));
     }
-    Ok(numbers.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect())
+    Ok(numbers
+        .iter()
+        .map(|bytes| u32::from_le_bytes(*bytes))
+        .collect())
 }
 
 #[cfg(test)]
@@ -528,16 +562,30 @@ mod tests {
         message.encode(&mut datagram);
         assert_eq!(M::decode(&datagram).as_ref(), Ok(message));
         for cut in 0..datagram.len() {
-            assert_ne!(M::decode(&datagram[..cut]).as_ref(), Ok(message), "cut at {cut}");
+            assert_ne!(
+                M::decode(&datagram[..cut]).as_ref(),
+                Ok(message),
+                "cut at {cut}"
+            );
         }
     }
 
     #[test]
     fn every_message_comes_back_as_it_was_and_no_part_of_it_does() {
         let peers = [
-            Peer::V4 { address: Ipv4Addr::LOCALHOST, port: 8080 },
-            Peer::V6 { address: Ipv6Addr::LOCALHOST, port: 1 },
-            Peer::Unix { pid: 1, uid: u32::MAX, gid: 3 },
+            Peer::V4 {
+                address: Ipv4Addr::LOCALHOST,
+                port: 8080,
+            },
+            Peer::V6 {
+                address: Ipv6Addr::LOCALHOST,
+                port: 1,
+            },
+            Peer::Unix {
+                pid: 1,
+                uid: u32::MAX,
+                gid: 3,
+            },
         ];
         let (client, order) = (ClientId(1 << 40), OrderRule::Auto);
         let offsets = Offsets::default();
@@ -553,13 +601,18 @@ mod tests {
             offsets,
         });
         round(&ToWorker::Lease(leases.to_vec()));
-        leases[1].offsets = Offsets { received: u64::MAX, sent: 1 << 40 };
+        leases[1].offsets = Offsets {
+            received: u64::MAX,
+            sent: 1 << 40,
+        };
         round(&ToWorker::Lease(leases.to_vec()));
         let mut datagram = Vec::new();
         ToWorker::Lease(leases.to_vec()).encode(&mut datagram);
         assert_eq!(Lease::nth(&datagram, 1), Some(leases[1]));
         round(&ToWorker::Reopen);
-        round(&ToWorker::Stop(Stop { within: Duration::from_millis(1500) }));
+        round(&ToWorker::Stop(Stop {
+            within: Duration::from_millis(1500),
+        }));
         round(&ToWorker::Look);
         round(&ToWorker::Probe);
         round(&ToWorker::Drain);
@@ -568,10 +621,15 @@ mod tests {
         round(&ToMaster::Freed(vec![0]));
         round(&ToMaster::Room);
         round(&ToMaster::Worn);
-        round(&ToMaster::Failed(Failed { reason: "no cache at \"/x\"\n".to_owned() }));
+        round(&ToMaster::Failed(Failed {
+            reason: "no cache at \"/x\"\n".to_owned(),
+        }));
         round(&ToMaster::Ready(Ready {
             version: VERSION,
-            methods: vec![MethodName { name: "ping".to_owned(), idempotent: true }],
+            methods: vec![MethodName {
+                name: "ping".to_owned(),
+                idempotent: true,
+            }],
         }));
     }
 

@@ -53,7 +53,10 @@ use super::paths::{exact, shown};
 pub use clients::{ClientStatus, Clients, ClientsAfter, Cursor, Kick, Kicked, PAGE};
 pub use effective::{Change, Checked, Effective, Key, KeyOrigin, LogLevelInForce, SetLogLevel};
 pub use events::{About, Event, Events, EventsAfter, KEPT, Kind, MAX_WAIT};
-pub use status::{LastReload, LeavingStatus, ListenerStatus, Origin, Skew, Status, Verdict, WorkerState, WorkerStatus};
+pub use status::{
+    LastReload, LeavingStatus, ListenerStatus, Origin, Skew, Status, Verdict, WorkerState,
+    WorkerStatus,
+};
 
 /// Longest body of a request, in bytes.
 pub const MAX_REQUEST: u32 = 64 * 1024;
@@ -165,7 +168,10 @@ impl Verb {
     #[must_use]
     pub fn changes(self) -> bool {
         use Verb::*;
-        !matches!(self, Status | Version | Clients | Events | Config | Check | LogLevel | Metrics)
+        !matches!(
+            self,
+            Status | Version | Clients | Events | Config | Check | LogLevel | Metrics
+        )
     }
 
     /// The verb of that name.
@@ -216,7 +222,11 @@ pub struct Refusal {
 impl Refusal {
     /// Of no place in particular.
     pub fn new(code: Code, message: impl Into<String>) -> Refusal {
-        Refusal { code, message: message.into(), place: None }
+        Refusal {
+            code,
+            message: message.into(),
+            place: None,
+        }
     }
 }
 
@@ -392,16 +402,28 @@ pub struct Stopped {
 /// `var` reads the environment, `uid` is the effective user.
 #[must_use]
 pub fn places(name: &str, uid: u32, var: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
-    let set = |key| var(key).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let set = |key| {
+        var(key)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     // Of several that a unit has, systemd separates them by colons.
-    let first =
-        |list: PathBuf| list.to_str().and_then(|list| list.split(':').next()).map(PathBuf::from).unwrap_or(list);
+    let first = |list: PathBuf| {
+        list.to_str()
+            .and_then(|list| list.split(':').next())
+            .map(PathBuf::from)
+            .unwrap_or(list)
+    };
     let mut places = Vec::new();
     places.extend(set("RUNTIME_DIRECTORY").map(first));
     if uid != 0 {
         places.extend(set("XDG_RUNTIME_DIR").map(|dir| dir.join(name)));
         places.push(temporary(name, uid));
-        places.extend(set("HOME").filter(|home| home.is_absolute()).map(|home| home.join(format!(".{name}"))));
+        places.extend(
+            set("HOME")
+                .filter(|home| home.is_absolute())
+                .map(|home| home.join(format!(".{name}"))),
+        );
     }
     // Last for those who are not root: the system's daemon, after one of their own.
     places.push(Path::new("/run").join(name));
@@ -420,23 +442,46 @@ mod tests {
     use super::*;
 
     fn found(uid: u32, vars: &[(&str, &str)]) -> Vec<String> {
-        let var = |key: &str| vars.iter().find(|(k, _)| *k == key).map(|(_, v)| OsString::from(v));
-        places("fdpassd", uid, var).iter().map(|path| path.display().to_string()).collect()
+        let var = |key: &str| {
+            vars.iter()
+                .find(|(k, _)| *k == key)
+                .map(|(_, v)| OsString::from(v))
+        };
+        places("fdpassd", uid, var)
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect()
     }
 
     #[test]
     fn the_control_socket_is_looked_for_where_the_design_says() {
-        assert_eq!(found(0, &[("XDG_RUNTIME_DIR", "/run/user/0")]), ["/run/fdpassd/control.sock"]);
+        assert_eq!(
+            found(0, &[("XDG_RUNTIME_DIR", "/run/user/0")]),
+            ["/run/fdpassd/control.sock"]
+        );
         for directories in ["/run/x", "/run/x:/run/y"] {
             let found = found(0, &[("RUNTIME_DIRECTORY", directories)]);
             assert_eq!(found, ["/run/x/control.sock", "/run/fdpassd/control.sock"]);
         }
         assert_eq!(
             found(7, &[("XDG_RUNTIME_DIR", "/run/user/7")]),
-            ["/run/user/7/fdpassd/control.sock", "/tmp/fdpassd-7/control.sock", "/run/fdpassd/control.sock"]
+            [
+                "/run/user/7/fdpassd/control.sock",
+                "/tmp/fdpassd-7/control.sock",
+                "/run/fdpassd/control.sock"
+            ]
         );
-        assert_eq!(found(7, &[("XDG_RUNTIME_DIR", ""), ("HOME", "here")]).len(), 2);
+        assert_eq!(
+            found(7, &[("XDG_RUNTIME_DIR", ""), ("HOME", "here")]).len(),
+            2
+        );
         let home = found(7, &[("HOME", "/users/x")]);
-        assert_eq!(home[..2], ["/tmp/fdpassd-7/control.sock", "/users/x/.fdpassd/control.sock"]);
+        assert_eq!(
+            home[..2],
+            [
+                "/tmp/fdpassd-7/control.sock",
+                "/users/x/.fdpassd/control.sock"
+            ]
+        );
     }
 }

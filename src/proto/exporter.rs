@@ -85,10 +85,20 @@ mod tests {
     #[test]
     fn every_message_comes_back_as_it_was_and_the_longest_one_fits() {
         let (target, file) = (LogTarget::File, Some("/var/log/x".into()));
-        let log = Log { target, file, format: LogFormat::Json, level: LogLevel::Debug };
+        let log = Log {
+            target,
+            file,
+            format: LogFormat::Json,
+            level: LogLevel::Debug,
+        };
         // As many names as the configuration takes, each as long as it may be, and a path of any bytes.
         let hosts = Some(vec!["n".repeat(253); 64]);
-        let start = Start { name: "fdpassd".to_owned(), control: vec![0xff; 107], hosts, log };
+        let start = Start {
+            name: "fdpassd".to_owned(),
+            control: vec![0xff; 107],
+            hosts,
+            log,
+        };
         for message in [ToExporter::Start(start), ToExporter::Reopen] {
             let mut datagram = vec![9; 3];
             message.encode(&mut datagram);

@@ -109,7 +109,11 @@ pub fn next(bytes: &[u8], order: ByteOrder, limit: u32) -> Next {
         return Next::TooLarge { length };
     }
     let total = PREFIX + length as usize;
-    if bytes.len() < total { Next::Partial { total: Some(total) } } else { Next::Whole { total } }
+    if bytes.len() < total {
+        Next::Partial { total: Some(total) }
+    } else {
+        Next::Whole { total }
+    }
 }
 
 #[cfg(test)]
@@ -126,35 +130,65 @@ mod tests {
             for split in 0..bytes.len() {
                 let expected = match split {
                     0..PREFIX => Next::Partial { total: None },
-                    _ if split < PREFIX + body.len() => Next::Partial { total: Some(PREFIX + body.len()) },
-                    _ => Next::Whole { total: PREFIX + body.len() },
+                    _ if split < PREFIX + body.len() => Next::Partial {
+                        total: Some(PREFIX + body.len()),
+                    },
+                    _ => Next::Whole {
+                        total: PREFIX + body.len(),
+                    },
                 };
-                assert_eq!(next(&bytes[..split], order, 1024), expected, "split at {split}");
+                assert_eq!(
+                    next(&bytes[..split], order, 1024),
+                    expected,
+                    "split at {split}"
+                );
             }
         }
     }
 
     #[test]
     fn a_length_over_the_limit_is_said_before_a_byte_of_it_has_come() {
-        assert_eq!(next(&[255, 255, 255, 255], ByteOrder::Little, 1024), Next::TooLarge { length: u32::MAX });
-        assert_eq!(next(&1025u32.to_le_bytes(), ByteOrder::Little, 1024), Next::TooLarge { length: 1025 });
-        assert_eq!(next(&1024u32.to_le_bytes(), ByteOrder::Little, 1024), Next::Partial { total: Some(1028) });
+        assert_eq!(
+            next(&[255, 255, 255, 255], ByteOrder::Little, 1024),
+            Next::TooLarge { length: u32::MAX }
+        );
+        assert_eq!(
+            next(&1025u32.to_le_bytes(), ByteOrder::Little, 1024),
+            Next::TooLarge { length: 1025 }
+        );
+        assert_eq!(
+            next(&1024u32.to_le_bytes(), ByteOrder::Little, 1024),
+            Next::Partial { total: Some(1028) }
+        );
     }
 
     #[test]
     fn auto_is_never_ambiguous_up_to_65535_bytes() {
         for length in 1..=65_535u32 {
             for order in [ByteOrder::Little, ByteOrder::Big] {
-                assert_eq!(OrderRule::Auto.decide(order.prefix(length), 65_535), Some(order), "length {length}");
+                assert_eq!(
+                    OrderRule::Auto.decide(order.prefix(length), 65_535),
+                    Some(order),
+                    "length {length}"
+                );
             }
         }
     }
 
     #[test]
     fn auto_above_that_prefers_little_and_waits_after_an_empty_frame() {
-        assert_eq!(OrderRule::Auto.decide(256u32.to_be_bytes(), 1 << 20), Some(ByteOrder::Little));
-        assert_eq!(OrderRule::Auto.decide(257u32.to_be_bytes(), 1 << 20), Some(ByteOrder::Big));
-        assert_eq!(OrderRule::Auto.decide([255; 4], 1 << 20), Some(ByteOrder::Little));
+        assert_eq!(
+            OrderRule::Auto.decide(256u32.to_be_bytes(), 1 << 20),
+            Some(ByteOrder::Little)
+        );
+        assert_eq!(
+            OrderRule::Auto.decide(257u32.to_be_bytes(), 1 << 20),
+            Some(ByteOrder::Big)
+        );
+        assert_eq!(
+            OrderRule::Auto.decide([255; 4], 1 << 20),
+            Some(ByteOrder::Little)
+        );
         assert_eq!(OrderRule::Auto.decide([0; 4], 1 << 20), None);
     }
 }

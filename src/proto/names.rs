@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 pub struct ClientId(pub u64);
 
 /// A worker process. Counts up for as long as the daemon lives; never reused.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct WorkerId(pub u64);
 
@@ -156,9 +158,14 @@ impl FromStr for Address {
 /// The sentence for the operator.
 pub fn check_unix_path(path: &str) -> Result<(), String> {
     if !path.starts_with('/') {
-        Err(format!("the path {path:?} of a Unix socket must be absolute"))
+        Err(format!(
+            "the path {path:?} of a Unix socket must be absolute"
+        ))
     } else if path.len() > MAX_UNIX_PATH {
-        Err(format!("the path of a Unix socket is at most {MAX_UNIX_PATH} bytes long, this one has {}", path.len()))
+        Err(format!(
+            "the path of a Unix socket is at most {MAX_UNIX_PATH} bytes long, this one has {}",
+            path.len()
+        ))
     } else if path.contains('\0') {
         Err("the path of a Unix socket must not hold a NUL byte".to_owned())
     } else {

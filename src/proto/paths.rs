@@ -48,8 +48,10 @@ enum Form {
 
 impl Exact {
     fn form(path: &Path) -> Form {
-        path.to_str()
-            .map_or_else(|| Form::Bytes(path.as_os_str().as_bytes().to_vec()), |text| Form::Text(text.to_owned()))
+        path.to_str().map_or_else(
+            || Form::Bytes(path.as_os_str().as_bytes().to_vec()),
+            |text| Form::Text(text.to_owned()),
+        )
     }
 }
 
@@ -126,7 +128,9 @@ pub mod exact {
 
     /// # Errors
     /// Those of the deserializer.
-    pub fn deserialize<'de, P: Paths, D: Deserializer<'de>>(deserializer: D) -> Result<P, D::Error> {
+    pub fn deserialize<'de, P: Paths, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<P, D::Error> {
         P::Exact::deserialize(deserializer).map(P::from_exact)
     }
 }
@@ -149,12 +153,28 @@ mod tests {
     fn a_path_keeps_every_byte() {
         let latin = PathBuf::from(OsString::from_vec(b"/\xe9t\xe9".to_vec()));
         for path in [PathBuf::from("/été"), latin] {
-            let both = Both { one: path.clone(), perhaps: Some(path.clone()), many: vec![path] };
+            let both = Both {
+                one: path.clone(),
+                perhaps: Some(path.clone()),
+                many: vec![path],
+            };
             let text = serde_json::to_string(&both).expect("it can be written");
-            assert_eq!(serde_json::from_str::<Both>(&text).expect("it can be read"), both, "{text}");
+            assert_eq!(
+                serde_json::from_str::<Both>(&text).expect("it can be read"),
+                both,
+                "{text}"
+            );
         }
-        let before = serde_json::from_str::<Both>(r#"{"one":"/x"}"#).expect("as it was written before");
-        assert_eq!(before, Both { one: "/x".into(), perhaps: None, many: Vec::new() });
+        let before =
+            serde_json::from_str::<Both>(r#"{"one":"/x"}"#).expect("as it was written before");
+        assert_eq!(
+            before,
+            Both {
+                one: "/x".into(),
+                perhaps: None,
+                many: Vec::new()
+            }
+        );
     }
 
     #[test]

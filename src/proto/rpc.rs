@@ -105,7 +105,10 @@ impl<'a> Request<'a> {
         }
         let rest = after(after(rest, ",")?.strip_prefix("\"params\"")?, ":")?;
         let params = serde_json::from_str(rest.strip_suffix('}')?).ok()?;
-        Some(Request { method: Cow::Borrowed(method), params: Some(params) })
+        Some(Request {
+            method: Cow::Borrowed(method),
+            params: Some(params),
+        })
     }
 }
 
@@ -178,7 +181,9 @@ impl<'de> Deserialize<'de> for Request<'de> {
                 let mut params: Option<&'de RawValue> = None;
                 while let Some(member) = map.next_key::<Member>()? {
                     match member {
-                        Member::In if method.is_some() => return Err(de::Error::custom("\"in\" stands there twice")),
+                        Member::In if method.is_some() => {
+                            return Err(de::Error::custom("\"in\" stands there twice"));
+                        }
                         Member::In => method = Some(map.next_value()?),
                         Member::Params if params.is_some() => {
                             return Err(de::Error::custom("\"params\" stands there twice"));
@@ -189,7 +194,9 @@ impl<'de> Deserialize<'de> for Request<'de> {
                         }
                     }
                 }
-                let method = method.ok_or_else(|| de::Error::custom("there is no \"in\""))?.0;
+                let method = method
+                    .ok_or_else(|| de::Error::custom("there is no \"in\""))?
+                    .0;
                 Ok(Request { method, params })
             }
         }
@@ -239,16 +246,28 @@ mod tests {
     use super::*;
 
     fn params(body: &str) -> String {
-        Request::parse(body.as_bytes()).expect(body).params.map_or(NULL, RawValue::get).to_owned()
+        Request::parse(body.as_bytes())
+            .expect(body)
+            .params
+            .map_or(NULL, RawValue::get)
+            .to_owned()
     }
 
     #[test]
     fn params_stay_the_clients_bytes() {
-        for text in ["1e400", "1234567890123456789012345678901234567890", r#"{"a":1,"a":2}"#, r#""A\/\ud800""#, "null"]
-        {
+        for text in [
+            "1e400",
+            "1234567890123456789012345678901234567890",
+            r#"{"a":1,"a":2}"#,
+            r#""A\/\ud800""#,
+            "null",
+        ] {
             assert_eq!(params(&format!(r#"{{"in":"ping","params":{text}}}"#)), text);
         }
-        assert_eq!(params(r#" { "x" : {"in":1} , "params" : [ 1 ] , "in" : "ping" } "#), "[ 1 ]");
+        assert_eq!(
+            params(r#" { "x" : {"in":1} , "params" : [ 1 ] , "in" : "ping" } "#),
+            "[ 1 ]"
+        );
         assert_eq!(params(r#"{"in":"ping"}"#), "null");
     }
 
@@ -258,12 +277,38 @@ mod tests {
         fn general(text: &str) -> Option<Request<'_>> {
             serde_json::from_str(text).ok()
         }
-        let parts =
-            ["{", "}", "\"in\"", "\"params\"", ":", ",", " ", "\"ping\"", "\"p\\u0069ng\"", "1", "[]", "\"x\"", "null"];
-        let usual = ["{\"in\"", ":", " ", "\"ping\"", ",", " ", "\"params\"", ":", "1", "}"];
+        let parts = [
+            "{",
+            "}",
+            "\"in\"",
+            "\"params\"",
+            ":",
+            ",",
+            " ",
+            "\"ping\"",
+            "\"p\\u0069ng\"",
+            "1",
+            "[]",
+            "\"x\"",
+            "null",
+        ];
+        let usual = [
+            "{\"in\"",
+            ":",
+            " ",
+            "\"ping\"",
+            ",",
+            " ",
+            "\"params\"",
+            ":",
+            "1",
+            "}",
+        ];
         let mut random = 1u64;
         let mut next = || {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (random >> 40) as usize
         };
         let mut taken = 0;
@@ -282,12 +327,19 @@ mod tests {
             if let Some(short) = Request::parse_usual(&text) {
                 let long = general(&text).unwrap_or_else(|| panic!("{text} is no request"));
                 assert_eq!(short.method, long.method, "{text}");
-                assert_eq!(short.params.map(RawValue::get), long.params.map(RawValue::get), "{text}");
+                assert_eq!(
+                    short.params.map(RawValue::get),
+                    long.params.map(RawValue::get),
+                    "{text}"
+                );
                 taken += 1;
             }
         }
         assert!(taken > 50_000, "{taken}");
-        for text in [r#"{"in":"ping","params":{"a":[1]}}"#, r#"{"in": "ping", "params": [1, 2]}"#] {
+        for text in [
+            r#"{"in":"ping","params":{"a":[1]}}"#,
+            r#"{"in": "ping", "params": [1, 2]}"#,
+        ] {
             assert!(Request::parse_usual(text).is_some(), "{text}");
         }
     }
@@ -296,7 +348,10 @@ mod tests {
     fn a_method_written_with_escapes_is_the_same_method() {
         let request = Request::parse(br#"{"in":"p\u0069ng"}"#).expect("valid");
         assert_eq!(request.method, "ping");
-        assert!(matches!(Request::parse(br#"{"in":"ping"}"#).expect("valid").method, Cow::Borrowed("ping")));
+        assert!(matches!(
+            Request::parse(br#"{"in":"ping"}"#).expect("valid").method,
+            Cow::Borrowed("ping")
+        ));
     }
 
     #[test]
@@ -310,8 +365,14 @@ mod tests {
             (b"{}", "no \"in\""),
             (b"{\"in\":7}", "expected a string in \"in\""),
             (b"{\"in\":\"a\",\"in\":\"b\"}", "\"in\" stands there twice"),
-            (b"{\"in\":\"a\",\"params\":1,\"params\":1}", "\"params\" stands there twice"),
-            (b"{\"in\":\"a\",\"params\":null,\"params\":null}", "\"params\" stands there twice"),
+            (
+                b"{\"in\":\"a\",\"params\":1,\"params\":1}",
+                "\"params\" stands there twice",
+            ),
+            (
+                b"{\"in\":\"a\",\"params\":null,\"params\":null}",
+                "\"params\" stands there twice",
+            ),
             (b"{\"in\":\"a\"} x", "trailing characters"),
             (b"{\"in\":\"a\"", "EOF"),
         ] {
@@ -333,7 +394,8 @@ mod tests {
     /// A dependency that turned on `arbitrary_precision` would do so for the whole program.
     #[test]
     fn numbers_are_not_of_arbitrary_precision() {
-        let n: serde_json::Value = serde_json::from_str("123456789012345678901234567890").expect("a number");
+        let n: serde_json::Value =
+            serde_json::from_str("123456789012345678901234567890").expect("a number");
         assert_ne!(n.to_string(), "123456789012345678901234567890");
     }
 }

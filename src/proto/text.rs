@@ -12,7 +12,14 @@ pub struct Escaped<T>(pub T);
 
 impl<T: Display> Display for Escaped<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(Escaping { to: f, escape: plainly }, "{}", self.0)
+        write!(
+            Escaping {
+                to: f,
+                escape: plainly
+            },
+            "{}",
+            self.0
+        )
     }
 }
 
@@ -23,7 +30,14 @@ pub struct EscapedJson<T>(pub T);
 impl<T: Display> Display for EscapedJson<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // All that acts is below U+10000.
-        write!(Escaping { to: f, escape: |to, c| write!(to, "\\u{:04x}", c as u32) }, "{}", self.0)
+        write!(
+            Escaping {
+                to: f,
+                escape: |to, c| write!(to, "\\u{:04x}", c as u32)
+            },
+            "{}",
+            self.0
+        )
     }
 }
 
@@ -70,7 +84,10 @@ mod tests {
             ("a\nb\r\tc", "a\\nb\\r\\tc"),
             ("\x1b[31m\0\x7f", "\\x1b[31m\\x00\\x7f"),
             ("\u{9b}31m", "\\u{9b}31m"),
-            ("\u{202e}evil\u{2069}\u{2028}", "\\u{202e}evil\\u{2069}\\u{2028}"),
+            (
+                "\u{202e}evil\u{2069}\u{2028}",
+                "\\u{202e}evil\\u{2069}\\u{2028}",
+            ),
         ] {
             assert_eq!(Escaped(text).to_string(), shown);
         }
@@ -80,7 +97,10 @@ mod tests {
     fn json_stays_what_it_was() {
         let text = "a\n \x7f\u{9b}\u{202e}\u{2069}\u{2028}\u{61c} \"µ\" \\ 漢 \u{1f980}";
         let shown = EscapedJson(serde_json::to_string(text).expect("JSON")).to_string();
-        assert_eq!(shown, r#""a\n \u007f\u009b\u202e\u2069\u2028\u061c \"µ\" \\ 漢 🦀""#);
+        assert_eq!(
+            shown,
+            r#""a\n \u007f\u009b\u202e\u2069\u2028\u061c \"µ\" \\ 漢 🦀""#
+        );
         assert_eq!(serde_json::from_str::<String>(&shown).expect("JSON"), text);
     }
 }

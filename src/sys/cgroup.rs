@@ -33,8 +33,12 @@ fn directories(cgroups: &str, mounts: &str) -> Vec<PathBuf> {
         let mut fields = line.splitn(3, ':');
         let (number, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
         let is_v2 = number == "0" && controllers.is_empty();
-        let is_v1 = controllers.split(',').any(|controller| controller == "memory");
-        let (root, point) = mounts.lines().find_map(|mount| mounted(mount, is_v2).filter(|_| is_v1 || is_v2))?;
+        let is_v1 = controllers
+            .split(',')
+            .any(|controller| controller == "memory");
+        let (root, point) = mounts
+            .lines()
+            .find_map(|mount| mounted(mount, is_v2).filter(|_| is_v1 || is_v2))?;
         Some(levels(Path::new(path), &root, &point))
     };
     cgroups.lines().filter_map(of_line).flatten().collect()
@@ -55,7 +59,11 @@ fn mounted(mount: &str, is_v2: bool) -> Option<(PathBuf, PathBuf)> {
 
 /// mountinfo writes these bytes of a path as octal numbers.
 fn unescape(path: &str) -> PathBuf {
-    path.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\").into()
+    path.replace("\\040", " ")
+        .replace("\\011", "\t")
+        .replace("\\012", "\n")
+        .replace("\\134", "\\")
+        .into()
 }
 
 /// The directory of a cgroup, and those of its ancestors up to the mount point.
@@ -63,9 +71,18 @@ fn levels(path: &Path, root: &Path, point: &Path) -> Vec<PathBuf> {
     // A container may see its own cgroup as the mount's root, and its path as that outside. One that lies outside of
     // what is mounted starts with "/..".
     let below = path.strip_prefix(root).unwrap_or(Path::new(""));
-    let is_below = below.components().all(|part| matches!(part, Component::Normal(_)));
-    let own = if is_below && below != Path::new("") { point.join(below) } else { point.to_owned() };
-    own.ancestors().take_while(|level| level.starts_with(point)).map(Path::to_owned).collect()
+    let is_below = below
+        .components()
+        .all(|part| matches!(part, Component::Normal(_)));
+    let own = if is_below && below != Path::new("") {
+        point.join(below)
+    } else {
+        point.to_owned()
+    };
+    own.ancestors()
+        .take_while(|level| level.starts_with(point))
+        .map(Path::to_owned)
+        .collect()
 }
 
 /// The limit of the cgroup whose files `read` reads.
@@ -75,16 +92,24 @@ fn limit_of(read: impl Fn(&str) -> Option<String>) -> Option<MemoryLimit> {
         let stat = read("memory.stat").unwrap_or_default();
         let of_line = |line: &str| {
             let (name, value) = line.split_once(' ')?;
-            names.contains(&name).then(|| value.trim().parse::<u64>().ok())?
+            names
+                .contains(&name)
+                .then(|| value.trim().parse::<u64>().ok())?
         };
         stat.lines().filter_map(of_line).collect::<Vec<u64>>()
     };
     let (limit, used, cache) = match number("memory.max") {
-        Some(limit) => (limit, number("memory.current")?, stat(&["active_file", "inactive_file"])),
+        Some(limit) => (
+            limit,
+            number("memory.current")?,
+            stat(&["active_file", "inactive_file"]),
+        ),
         None => {
             // Below a mount that shows a part of the hierarchy only this has the limits above it.
             let own = number("memory.limit_in_bytes")?;
-            let limit = stat(&["hierarchical_memory_limit"]).into_iter().fold(own, u64::min);
+            let limit = stat(&["hierarchical_memory_limit"])
+                .into_iter()
+                .fold(own, u64::min);
             let cache = stat(&["total_active_file", "total_inactive_file"]);
             (limit, number("memory.usage_in_bytes")?, cache)
         }
@@ -98,7 +123,10 @@ mod tests {
     use super::*;
 
     fn found(cgroups: &str, mounts: &str) -> Vec<String> {
-        directories(cgroups, mounts).iter().map(|directory| directory.display().to_string()).collect()
+        directories(cgroups, mounts)
+            .iter()
+            .map(|directory| directory.display().to_string())
+            .collect()
     }
 
     #[test]
@@ -106,15 +134,25 @@ mod tests {
         let v2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
         let v1 = "36 33 0:30 / /sys/fs/cgroup/cpu rw - cgroup cpu rw,cpu\n\
                   37 33 0:31 / /sys/fs/cgroup/memory rw,nosuid - cgroup cgroup rw,memory\n";
-        let levels = ["/sys/fs/cgroup/system.slice/a b.service", "/sys/fs/cgroup/system.slice", "/sys/fs/cgroup"];
+        let levels = [
+            "/sys/fs/cgroup/system.slice/a b.service",
+            "/sys/fs/cgroup/system.slice",
+            "/sys/fs/cgroup",
+        ];
         assert_eq!(found("0::/system.slice/a b.service\n", v2), levels);
-        assert_eq!(found("5:cpu:/x\n4:memory:/y\n", v1), ["/sys/fs/cgroup/memory/y", "/sys/fs/cgroup/memory"]);
+        assert_eq!(
+            found("5:cpu:/x\n4:memory:/y\n", v1),
+            ["/sys/fs/cgroup/memory/y", "/sys/fs/cgroup/memory"]
+        );
         assert_eq!(found("4:memory:/\n0::/\n", v1), ["/sys/fs/cgroup/memory"]);
         assert_eq!(found("", v1), [""; 0]);
         assert_eq!(found("nonsense\n0::\n", "nonsense\n - x\n"), [""; 0]);
         // A container's: the mount shows its own part only, by the path outside or below its own root.
         let part = "30 23 0:26 /docker/1f /sys/fs/cgroup ro shared:1 - cgroup2 cgroup rw\n";
-        assert_eq!(found("0::/docker/1f/x\n", part), ["/sys/fs/cgroup/x", "/sys/fs/cgroup"]);
+        assert_eq!(
+            found("0::/docker/1f/x\n", part),
+            ["/sys/fs/cgroup/x", "/sys/fs/cgroup"]
+        );
         assert_eq!(found("0::/\n", part), ["/sys/fs/cgroup"]);
         assert_eq!(found("0::/../other\n", v2), ["/sys/fs/cgroup"]);
         let escaped = "30 23 0:26 / /a\\040b rw - cgroup2 cgroup rw\n";
@@ -124,21 +162,55 @@ mod tests {
     #[test]
     fn page_cache_of_files_does_not_count_as_used() {
         let limit = |files: &[(&str, &str)]| {
-            let files: Vec<(String, String)> =
-                files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
-            limit_of(|file| files.iter().find(|(name, _)| name == file).map(|(_, text)| text.clone()))
+            let files: Vec<(String, String)> = files
+                .iter()
+                .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
+                .collect();
+            limit_of(|file| {
+                files
+                    .iter()
+                    .find(|(name, _)| name == file)
+                    .map(|(_, text)| text.clone())
+            })
         };
-        let v2 = [("memory.current", "900\n"), ("memory.stat", "shmem 500\ninactive_file 100\nactive_file 50\n")];
+        let v2 = [
+            ("memory.current", "900\n"),
+            (
+                "memory.stat",
+                "shmem 500\ninactive_file 100\nactive_file 50\n",
+            ),
+        ];
         let with = |max| limit(&[v2[0], v2[1], ("memory.max", max)]);
-        assert_eq!(with("1000\n"), Some(MemoryLimit { limit: 1000, used: 750 }));
+        assert_eq!(
+            with("1000\n"),
+            Some(MemoryLimit {
+                limit: 1000,
+                used: 750
+            })
+        );
         assert_eq!((with("max\n"), limit(&v2)), (None, None));
-        let stat =
-            "cache 700\nhierarchical_memory_limit 800\nactive_file 9\ntotal_inactive_file 100\ntotal_active_file 50\n";
+        let stat = "cache 700\nhierarchical_memory_limit 800\nactive_file 9\ntotal_inactive_file 100\ntotal_active_file 50\n";
         let v1 = |own, stat| {
-            limit(&[("memory.usage_in_bytes", "900\n"), ("memory.limit_in_bytes", own), ("memory.stat", stat)])
+            limit(&[
+                ("memory.usage_in_bytes", "900\n"),
+                ("memory.limit_in_bytes", own),
+                ("memory.stat", stat),
+            ])
         };
-        assert_eq!(v1("1000\n", stat), Some(MemoryLimit { limit: 800, used: 750 }));
-        assert_eq!(v1("700\n", stat), Some(MemoryLimit { limit: 700, used: 750 }));
+        assert_eq!(
+            v1("1000\n", stat),
+            Some(MemoryLimit {
+                limit: 800,
+                used: 750
+            })
+        );
+        assert_eq!(
+            v1("700\n", stat),
+            Some(MemoryLimit {
+                limit: 700,
+                used: 750
+            })
+        );
         assert_eq!(v1("9223372036854771712\n", ""), None);
         assert_eq!(limit(&[]), None);
     }

@@ -26,7 +26,10 @@ pub fn raise_limit() -> io::Result<u64> {
 /// count many one by one takes long.
 #[must_use]
 pub fn open() -> Option<u64> {
-    std::fs::metadata("/proc/self/fd").ok().map(|folder| folder.len()).filter(|count| *count > 0)
+    std::fs::metadata("/proc/self/fd")
+        .ok()
+        .map(|folder| folder.len())
+        .filter(|count| *count > 0)
 }
 
 /// Opens a file for reading, whatever it is: a FIFO without a writer does not block (fifo(7)), and a terminal does not become
@@ -47,7 +50,9 @@ pub fn append_at_once(path: &Path, mode: u32) -> io::Result<File> {
 }
 
 fn open_with(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
-    let opened = options.custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits()).open(path);
+    let opened = options
+        .custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits())
+        .open(path);
     opened.map_err(|e| match fs::metadata(path) {
         Ok(found) if e.raw_os_error() == Some(Errno::ENXIO as i32) => {
             io::Error::other(format!("it is {}", kind(&found)))

@@ -22,7 +22,10 @@ static OWN: OnceLock<Own> = OnceLock::new();
 
 /// Remembers this process as the one that may serve.
 pub fn remember() {
-    OWN.get_or_init(|| Own { pid: getpid().as_raw(), mark: wiped_on_fork() });
+    OWN.get_or_init(|| Own {
+        pid: getpid().as_raw(),
+        mark: wiped_on_fork(),
+    });
 }
 
 /// Whether this is a child that the remembered process forked. False where none was remembered.
@@ -41,7 +44,13 @@ pub fn end_child() {
         const SENTENCE: &[u8] =
             b"a forked child returned to the worker that its parent is; it ends: a child may only exec or exit\n";
         // SAFETY: it reads so many bytes of a constant. Whether they are written changes nothing.
-        let _ = unsafe { libc::write(libc::STDERR_FILENO, SENTENCE.as_ptr().cast(), SENTENCE.len()) };
+        let _ = unsafe {
+            libc::write(
+                libc::STDERR_FILENO,
+                SENTENCE.as_ptr().cast(),
+                SENTENCE.len(),
+            )
+        };
         // SAFETY: it ends the process, and runs nothing of it any more.
         unsafe { libc::_exit(CHILD_RETURNED) };
     }
@@ -65,17 +74,34 @@ pub fn process_id() -> u32 {
 /// Sends a signal to one thread of this process: tgkill(2). Safe in a signal handler.
 pub fn signal_thread(thread: u32, signal: i32) {
     // SAFETY: it takes numbers only. It fails for a thread that has ended, whose process is about to.
-    unsafe { libc::syscall(libc::SYS_tgkill, libc::c_long::from(process_id()), libc::c_long::from(thread), signal) };
+    unsafe {
+        libc::syscall(
+            libc::SYS_tgkill,
+            libc::c_long::from(process_id()),
+            libc::c_long::from(thread),
+            signal,
+        )
+    };
 }
 
 /// A word that is 1 here, and 0 in each child that copies this memory.
 fn wiped_on_fork() -> Option<&'static AtomicU64> {
     let (length, protection) = (PAGE as usize, libc::PROT_READ | libc::PROT_WRITE);
     // SAFETY: new memory, which overlaps nothing.
-    let page =
-        unsafe { libc::mmap(ptr::null_mut(), length, protection, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0) };
+    let page = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            length,
+            protection,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
     // SAFETY: the page was mapped just now, and nothing else knows of it.
-    if page == libc::MAP_FAILED || unsafe { libc::madvise(page, length, libc::MADV_WIPEONFORK) } != 0 {
+    if page == libc::MAP_FAILED
+        || unsafe { libc::madvise(page, length, libc::MADV_WIPEONFORK) } != 0
+    {
         return None;
     }
     // SAFETY: the page is aligned, readable, writable, full of zeros, and never unmapped.

@@ -32,13 +32,18 @@ pub fn take(count: u32) -> io::Result<Vec<OwnedFd>> {
     if count == 0 || TAKEN.swap(true, Ordering::Relaxed) {
         return Ok(Vec::new());
     }
-    let end = i32::try_from(count).ok().and_then(|count| FIRST.checked_add(count)).ok_or(Errno::EBADF)?;
+    let end = i32::try_from(count)
+        .ok()
+        .and_then(|count| FIRST.checked_add(count))
+        .ok_or(Errno::EBADF)?;
     for number in FIRST..end {
         // SAFETY: it says EBADF of a number that is no descriptor, and changes nothing but whether it outlives exec.
         Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, FdFlag::FD_CLOEXEC.bits()) })?;
     }
     // SAFETY: they are open, as was seen just now, and this is the only time that they get an owner.
-    Ok((FIRST..end).map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
+    Ok((FIRST..end)
+        .map(|number| unsafe { OwnedFd::from_raw_fd(number) })
+        .collect())
 }
 
 /// Descriptors that this process had when it was another program, and left open for itself: see
@@ -99,18 +104,25 @@ pub fn examine(descriptor: &OwnedFd) -> io::Result<Found> {
     let is_tcp = || Ok::<bool, Errno>(getsockopt(descriptor, SocketProtocol)? == libc::IPPROTO_TCP);
     let found = match (internet_address(&address), address.as_unix_addr()) {
         (Some(address), _) if is_tcp()? => Found::Tcp(address),
-        (None, Some(unix)) => unix.path().map_or(Found::UnixWithoutPath, |path| Found::Unix(path.to_owned())),
+        (None, Some(unix)) => unix
+            .path()
+            .map_or(Found::UnixWithoutPath, |path| Found::Unix(path.to_owned())),
         _ => return Ok(Found::OtherSocket),
     };
     Ok(match found {
         found if getsockopt(descriptor, AcceptConn)? => found,
-        Found::Tcp(address) if address.port() > 0 && has_no_peer(descriptor) => Found::Ended(address),
+        Found::Tcp(address) if address.port() > 0 && has_no_peer(descriptor) => {
+            Found::Ended(address)
+        }
         _ => Found::NoListener,
     })
 }
 
 fn has_no_peer(socket: &OwnedFd) -> bool {
-    matches!(getpeername::<SockaddrStorage>(socket.as_raw_fd()), Err(Errno::ENOTCONN))
+    matches!(
+        getpeername::<SockaddrStorage>(socket.as_raw_fd()),
+        Err(Errno::ENOTCONN)
+    )
 }
 
 sockopt_impl!(
@@ -148,7 +160,10 @@ pub fn leave(command: &mut Command, descriptors: &[OwnedFd]) -> io::Result<()> {
         // SAFETY: fcntl has just made it, and nobody else knows of it.
         Ok(unsafe { OwnedFd::from_raw_fd(number) })
     };
-    let aside = descriptors.iter().map(aside).collect::<io::Result<Vec<OwnedFd>>>()?;
+    let aside = descriptors
+        .iter()
+        .map(aside)
+        .collect::<io::Result<Vec<OwnedFd>>>()?;
     let place = move || {
         for (number, descriptor) in (FIRST..).zip(&aside) {
             // SAFETY: in the child between fork and exec nobody uses what is at this number.
@@ -174,31 +189,50 @@ mod tests {
 
     #[test]
     fn a_copy_of_a_listener_is_as_ours_are() {
-        let theirs: OwnedFd = TcpListener::bind("127.0.0.1:0").expect("a free port").into();
+        let theirs: OwnedFd = TcpListener::bind("127.0.0.1:0")
+            .expect("a free port")
+            .into();
         let ours = copy_listener(&theirs, true).expect("it is a socket");
         assert!(
-            getsockopt(&ours, TcpNoDelay).expect("it is of TCP") && getsockopt(&ours, OobInline).expect("a socket")
+            getsockopt(&ours, TcpNoDelay).expect("it is of TCP")
+                && getsockopt(&ours, OobInline).expect("a socket")
         );
         let flags = |command| fcntl(&ours, command).expect("it is open");
-        assert_eq!(flags(FcntlArg::F_GETFL) & OFlag::O_NONBLOCK.bits(), OFlag::O_NONBLOCK.bits());
+        assert_eq!(
+            flags(FcntlArg::F_GETFL) & OFlag::O_NONBLOCK.bits(),
+            OFlag::O_NONBLOCK.bits()
+        );
         assert_eq!(flags(FcntlArg::F_GETFD), FdFlag::FD_CLOEXEC.bits());
     }
 
     #[test]
     fn a_socket_is_one_of_tcp_if_it_speaks_tcp_and_a_listener_if_it_listens() {
-        let socket = bind_tcp("127.0.0.1:0".parse().expect("an address"), false).expect("a free port");
-        assert!(matches!(examine(&socket).expect("it is a socket"), Found::Ended(address) if address.port() > 0));
+        let socket =
+            bind_tcp("127.0.0.1:0".parse().expect("an address"), false).expect("a free port");
+        assert!(
+            matches!(examine(&socket).expect("it is a socket"), Found::Ended(address) if address.port() > 0)
+        );
         listen(&socket, 1).expect("it is bound");
-        assert!(matches!(examine(&socket).expect("it is a socket"), Found::Tcp(address) if address.port() > 0));
+        assert!(
+            matches!(examine(&socket).expect("it is a socket"), Found::Tcp(address) if address.port() > 0)
+        );
 
         // SAFETY: socket(2) reads three numbers.
-        let number =
-            unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, libc::IPPROTO_MPTCP) };
+        let number = unsafe {
+            libc::socket(
+                libc::AF_INET,
+                libc::SOCK_STREAM | libc::SOCK_CLOEXEC,
+                libc::IPPROTO_MPTCP,
+            )
+        };
         if number >= 0 {
             // SAFETY: socket(2) has just made it, and nobody else knows of it.
             let multipath = unsafe { OwnedFd::from_raw_fd(number) };
             listen(&multipath, 1).expect("it binds itself");
-            assert_eq!(examine(&multipath).expect("it is a socket"), Found::OtherSocket);
+            assert_eq!(
+                examine(&multipath).expect("it is a socket"),
+                Found::OtherSocket
+            );
         }
     }
 }

@@ -90,7 +90,10 @@ fn queues(fd: libc::c_int) -> io::Result<(u64, u64)> {
     unsafe { unread_bytes(fd, &raw mut unread) }?;
     // SAFETY: as above.
     unsafe { unacknowledged_bytes(fd, &raw mut unacknowledged) }?;
-    Ok((unread.unsigned_abs().into(), unacknowledged.unsigned_abs().into()))
+    Ok((
+        unread.unsigned_abs().into(),
+        unacknowledged.unsigned_abs().into(),
+    ))
 }
 
 /// Bytes received and not read of a connection that has received its SYN only.
@@ -142,7 +145,15 @@ impl Info {
         let mut length = mem::size_of::<TcpInfo>() as libc::socklen_t;
         let value = (&raw mut info).cast();
         // SAFETY: `value` points to `length` bytes that are ours to write.
-        Errno::result(unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, value, &raw mut length) })?;
+        Errno::result(unsafe {
+            libc::getsockopt(
+                fd,
+                libc::IPPROTO_TCP,
+                libc::TCP_INFO,
+                value,
+                &raw mut length,
+            )
+        })?;
         if (length as usize) < mem::size_of::<TcpInfo>() {
             return Err(io::ErrorKind::Unsupported.into());
         }
@@ -174,7 +185,11 @@ pub fn arm(socket: impl AsFd) -> io::Result<()> {
 pub fn rearm(socket: impl AsFd) -> io::Result<()> {
     let fd = socket.as_fd().as_raw_fd();
     let left = peek_offset(fd)?;
-    if u64::from(left.unsigned_abs()) < ROUND / 2 { set_peek_offset(fd, left + ROUND as libc::c_int) } else { Ok(()) }
+    if u64::from(left.unsigned_abs()) < ROUND / 2 {
+        set_peek_offset(fd, left + ROUND as libc::c_int)
+    } else {
+        Ok(())
+    }
 }
 
 /// Bytes that were ever read from a Unix socket, which are `at_least` so many and less than a round more.
@@ -182,7 +197,8 @@ pub fn rearm(socket: impl AsFd) -> io::Result<()> {
 /// # Errors
 /// Those of getsockopt(2); `InvalidData` when it was never armed.
 pub fn received(socket: impl AsFd, at_least: u64) -> io::Result<u64> {
-    let left = u64::try_from(peek_offset(socket.as_fd().as_raw_fd())?).map_err(|_| io::ErrorKind::InvalidData)?;
+    let left = u64::try_from(peek_offset(socket.as_fd().as_raw_fd())?)
+        .map_err(|_| io::ErrorKind::InvalidData)?;
     let count = ROUND.wrapping_sub(left) % ROUND;
     Ok(at_least.wrapping_add(count.wrapping_sub(at_least) % ROUND))
 }
@@ -192,7 +208,15 @@ fn peek_offset(fd: libc::c_int) -> io::Result<libc::c_int> {
     let mut length = mem::size_of_val(&left) as libc::socklen_t;
     let value = (&raw mut left).cast();
     // SAFETY: `value` points to `length` bytes that are ours to write.
-    Errno::result(unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, value, &raw mut length) })?;
+    Errno::result(unsafe {
+        libc::getsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_PEEK_OFF,
+            value,
+            &raw mut length,
+        )
+    })?;
     Ok(left)
 }
 
@@ -200,7 +224,9 @@ fn set_peek_offset(fd: libc::c_int, left: libc::c_int) -> io::Result<()> {
     let length = mem::size_of_val(&left) as libc::socklen_t;
     let value = (&raw const left).cast();
     // SAFETY: the value is one int that outlives the call.
-    Errno::result(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, value, length) })?;
+    Errno::result(unsafe {
+        libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, value, length)
+    })?;
     Ok(())
 }
 
@@ -221,7 +247,10 @@ impl Writes {
     /// # Errors
     /// `InvalidData` when it was more than one call, or this account is none that goes on from `before`.
     pub fn by_one_call_since(self, before: Writes) -> io::Result<u64> {
-        match (self.calls.checked_sub(before.calls), self.bytes.checked_sub(before.bytes)) {
+        match (
+            self.calls.checked_sub(before.calls),
+            self.bytes.checked_sub(before.bytes),
+        ) {
             (Some(0), Some(0)) => Ok(0),
             (Some(1), Some(bytes)) => Ok(bytes),
             _ => Err(io::ErrorKind::InvalidData.into()),
@@ -235,7 +264,9 @@ impl Writes {
 /// # Errors
 /// Those of reading /proc/PID/task/TID/io; `InvalidData` where the kernel keeps no such account.
 pub fn written_by_thread(pid: u32, thread: u32) -> io::Result<Writes> {
-    account_in(&std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/io"))?)
+    account_in(&std::fs::read_to_string(format!(
+        "/proc/{pid}/task/{thread}/io"
+    ))?)
 }
 
 /// What all threads of a process and the children that it has waited for ever wrote: what a worker of version 1 noted.
@@ -278,10 +309,16 @@ impl AsRawFd for OwnWrites {
 
 fn account_in(io: &str) -> io::Result<Writes> {
     let number = |name: &str| {
-        let number = io.lines().find_map(|line| line.strip_prefix(name)).and_then(|sum| sum.trim().parse().ok());
+        let number = io
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .and_then(|sum| sum.trim().parse().ok());
         number.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
     };
-    Ok(Writes { bytes: number("wchar:")?, calls: number("syscw:")? })
+    Ok(Writes {
+        bytes: number("wchar:")?,
+        calls: number("syscw:")?,
+    })
 }
 
 #[cfg(test)]
@@ -301,7 +338,10 @@ mod tests {
     fn the_ledger_counts_what_was_read_and_written_whatever_is_on_its_way() {
         let (mut client, mut server) = pair();
         let expect = |server: &TcpStream, received, written| {
-            assert_eq!(read(server).expect("tcp_info"), Some(Ledger { received, written }));
+            assert_eq!(
+                read(server).expect("tcp_info"),
+                Some(Ledger { received, written })
+            );
         };
         expect(&server, 0, 0);
         client.write_all(b"13 bytes sent").expect("write");
@@ -329,9 +369,16 @@ mod tests {
         assert_eq!(received(&server, 0).expect("count"), 300);
         assert_eq!(received(&server, 100).expect("count"), 300);
         // As if three rounds had gone by, and 300 bytes.
-        assert_eq!(received(&server, 3 * ROUND + 5).expect("count"), 3 * ROUND + 300);
+        assert_eq!(
+            received(&server, 3 * ROUND + 5).expect("count"),
+            3 * ROUND + 300
+        );
         rearm(&server).expect("armed");
-        assert_eq!(peek_offset(server.as_raw_fd()).expect("left"), (ROUND - 300) as i32, "there is enough left");
+        assert_eq!(
+            peek_offset(server.as_raw_fd()).expect("left"),
+            (ROUND - 300) as i32,
+            "there is enough left"
+        );
         set_peek_offset(server.as_raw_fd(), 1000).expect("nearly at the end");
         rearm(&server).expect("armed");
         server.read_exact(&mut [0; 700]).expect("read");
@@ -339,7 +386,12 @@ mod tests {
     }
 
     fn write_to_null(length: usize) {
-        File::options().write(true).open("/dev/null").expect("open").write_all(&vec![0; length]).expect("write");
+        File::options()
+            .write(true)
+            .open("/dev/null")
+            .expect("open")
+            .write_all(&vec![0; length])
+            .expect("write");
     }
 
     #[test]
@@ -347,21 +399,52 @@ mod tests {
         let own = OwnWrites::open().expect("the kernel keeps the account");
         let (pid, thread) = (std::process::id(), super::super::fork::thread_id());
         let before = own.sum().expect("an account");
-        std::thread::spawn(|| (0..9).for_each(|_| write_to_null(777))).join().expect("no panic");
-        assert!(std::process::Command::new("sh").args(["-c", "echo 12345"]).output().expect("sh").status.success());
+        std::thread::spawn(|| (0..9).for_each(|_| write_to_null(777)))
+            .join()
+            .expect("no panic");
+        assert!(
+            std::process::Command::new("sh")
+                .args(["-c", "echo 12345"])
+                .output()
+                .expect("sh")
+                .status
+                .success()
+        );
         assert_eq!(own.sum().expect("an account"), before);
         write_to_null(12_345);
         let after = written_by_thread(pid, thread).expect("an account");
-        assert_eq!(after, Writes { bytes: before.bytes + 12_345, calls: before.calls + 1 });
-        assert!(written_by_process(pid).expect("an account").bytes >= before.bytes + 12_345 + 9 * 777);
+        assert_eq!(
+            after,
+            Writes {
+                bytes: before.bytes + 12_345,
+                calls: before.calls + 1
+            }
+        );
+        assert!(
+            written_by_process(pid).expect("an account").bytes >= before.bytes + 12_345 + 9 * 777
+        );
     }
 
     #[test]
     fn more_than_one_call_is_not_believed() {
-        let before = Writes { bytes: 1000, calls: 7 };
+        let before = Writes {
+            bytes: 1000,
+            calls: 7,
+        };
         let since = |bytes, calls| Writes { bytes, calls }.by_one_call_since(before).ok();
-        assert_eq!((since(1000, 7), since(1000, 8), since(1005, 8)), (Some(0), Some(0), Some(5)));
-        assert_eq!([since(1005, 7), since(1005, 9), since(999, 8), since(1005, 6)], [None; 4]);
+        assert_eq!(
+            (since(1000, 7), since(1000, 8), since(1005, 8)),
+            (Some(0), Some(0), Some(5))
+        );
+        assert_eq!(
+            [
+                since(1005, 7),
+                since(1005, 9),
+                since(999, 8),
+                since(1005, 6)
+            ],
+            [None; 4]
+        );
     }
 
     #[test]

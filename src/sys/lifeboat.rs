@@ -147,16 +147,31 @@ impl Lifeboat {
 
     /// From now on this client is here. `cookie` is that of its socket, if the kernel has one; `record` is how the boats tell of
     /// it, see `proto/boat.rs`.
-    pub fn take_aboard(&self, slot: u32, socket: &OwnedFd, cookie: Option<u64>, record: &[u8; RECORD]) {
-        let Some(entry) = self.entry(slot) else { return };
+    pub fn take_aboard(
+        &self,
+        slot: u32,
+        socket: &OwnedFd,
+        cookie: Option<u64>,
+        record: &[u8; RECORD],
+    ) {
+        let Some(entry) = self.entry(slot) else {
+            return;
+        };
         let [client, place, moved] = [0, 8, 16].map(|at| u64::from_le_bytes(chunk(record, at)));
         let since = u64::from(u32::from_le_bytes(chunk(record, 24)));
         let [received, sent] = [28, 36].map(|at| u64::from_le_bytes(chunk(record, at)));
-        for (word, value) in entry[1..].iter().zip([client, place, moved, received, sent, cookie.unwrap_or(0)]) {
+        for (word, value) in
+            entry[1..]
+                .iter()
+                .zip([client, place, moved, received, sent, cookie.unwrap_or(0)])
+        {
             word.store(value, Ordering::Relaxed);
         }
         // Last, for from then on it counts.
-        entry[0].store((socket.as_raw_fd() as u64 + 1) | since << 32, Ordering::Release);
+        entry[0].store(
+            (socket.as_raw_fd() as u64 + 1) | since << 32,
+            Ordering::Release,
+        );
         self.used.fetch_max(u64::from(slot) + 1, Ordering::Relaxed);
     }
 
@@ -169,7 +184,9 @@ impl Lifeboat {
 
     fn entry(&self, slot: u32) -> Option<&[AtomicU64]> {
         let begin = slot as usize * CLIENT;
-        self.aboard.get(begin..begin + CLIENT).filter(|_| slot < self.places.slots)
+        self.aboard
+            .get(begin..begin + CLIENT)
+            .filter(|_| slot < self.places.slots)
     }
 
     /// Whether the master is gone is asked then, not now: it may be about to be.
@@ -182,13 +199,20 @@ impl Lifeboat {
             tv_usec: self.grace.subsec_micros().max(1) as libc::suseconds_t,
         };
         // SAFETY: all-zero bytes are a timeval.
-        let timer = libc::itimerval { it_interval: unsafe { mem::zeroed() }, it_value: grace };
+        let timer = libc::itimerval {
+            it_interval: unsafe { mem::zeroed() },
+            it_value: grace,
+        };
         // SAFETY: it reads one struct.
         unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
     }
 
     fn has_lost_its_master(&self) -> bool {
-        let mut poll = libc::pollfd { fd: self.channel, events: 0, revents: 0 };
+        let mut poll = libc::pollfd {
+            fd: self.channel,
+            events: 0,
+            revents: 0,
+        };
         // SAFETY: one struct that is ours.
         let found = unsafe { libc::poll(&raw mut poll, 1, 0) };
         found == 1 && poll.revents & libc::POLLHUP != 0
@@ -233,9 +257,13 @@ impl Lifeboat {
         let is_off = self.send(&mut boat, &self.first, &[self.desk.as_raw_fd()]);
         let mut batches = [SHORT_RECORD, RECORD].map(|length| Batch::new(self.front, length));
         let mut pack = |socket: RawFd, record: [u8; RECORD]| {
-            let batch = &mut batches[usize::from(record[SHORT_RECORD..].iter().any(|byte| *byte != 0))];
+            let batch =
+                &mut batches[usize::from(record[SHORT_RECORD..].iter().any(|byte| *byte != 0))];
             if self.is_here(&record) && batch.add(socket, &record) {
-                outcome.add(batch.count, is_off && self.send(&mut boat, batch.payload(), batch.sockets()));
+                outcome.add(
+                    batch.count,
+                    is_off && self.send(&mut boat, batch.payload(), batch.sockets()),
+                );
                 batch.count = 0;
             }
         };
@@ -260,7 +288,10 @@ impl Lifeboat {
             }
         }
         for batch in batches.iter().filter(|batch| batch.count > 0) {
-            outcome.add(batch.count, is_off && self.send(&mut boat, batch.payload(), batch.sockets()));
+            outcome.add(
+                batch.count,
+                is_off && self.send(&mut boat, batch.payload(), batch.sockets()),
+            );
         }
         outcome.left += foreign;
         if let Some(word) = self.words.get(self.places.left_behind) {
@@ -271,15 +302,25 @@ impl Lifeboat {
 
     /// Whether the descriptor still is the socket that was taken aboard.
     fn has_its_socket(&self, slot: u32, socket: RawFd) -> bool {
-        let cookie = self.entry(slot).map_or(0, |entry| entry[CLIENT - 1].load(Ordering::Acquire));
+        let cookie = self
+            .entry(slot)
+            .map_or(0, |entry| entry[CLIENT - 1].load(Ordering::Acquire));
         raw_cookie(socket).is_ok_and(|now| now.unwrap_or(0) == cookie)
     }
 
     fn note_final_writes(&self) {
-        let Some(Ok(Writes { bytes, calls })) = self.writes.as_ref().map(OwnWrites::sum) else { return };
-        let Places { final_writes, final_write_calls, .. } = self.places;
-        if let (Some(bytes_word), Some(calls_word)) = (self.words.get(final_writes), self.words.get(final_write_calls))
-        {
+        let Some(Ok(Writes { bytes, calls })) = self.writes.as_ref().map(OwnWrites::sum) else {
+            return;
+        };
+        let Places {
+            final_writes,
+            final_write_calls,
+            ..
+        } = self.places;
+        if let (Some(bytes_word), Some(calls_word)) = (
+            self.words.get(final_writes),
+            self.words.get(final_write_calls),
+        ) {
             calls_word.store(calls, Ordering::Relaxed);
             bytes_word.store(bytes.wrapping_add(1), Ordering::Release);
         }
@@ -288,9 +329,14 @@ impl Lifeboat {
     /// Whether the desk says so, too.
     fn is_here(&self, record: &[u8; RECORD]) -> bool {
         let [slot, generation] = [8, 12].map(|at| u32::from_le_bytes(chunk(record, at)));
-        let lease = self.words.get(self.places.first_lease + slot as usize * self.places.stride);
+        let lease = self
+            .words
+            .get(self.places.first_lease + slot as usize * self.places.stride);
         let is_there = slot < self.places.slots;
-        is_there && lease.is_some_and(|lease| (self.places.is_here)(lease.load(Ordering::Acquire), generation))
+        is_there
+            && lease.is_some_and(|lease| {
+                (self.places.is_here)(lease.load(Ordering::Acquire), generation)
+            })
     }
 
     /// A client that was taken aboard.
@@ -339,7 +385,12 @@ struct Batch {
 
 impl Batch {
     fn new(front: [u8; FRONT], length: usize) -> Batch {
-        let mut batch = Batch { payload: [0; BATCH], sockets: [0; MAX_PASSED], count: 0, length };
+        let mut batch = Batch {
+            payload: [0; BATCH],
+            sockets: [0; MAX_PASSED],
+            count: 0,
+            length,
+        };
         batch.payload[..FRONT].copy_from_slice(&front);
         batch.payload[FRONT - 2..FRONT].copy_from_slice(&(length as u16).to_le_bytes());
         batch
@@ -351,7 +402,12 @@ impl Batch {
         self.payload[begin..begin + self.length].copy_from_slice(&record[..self.length]);
         self.sockets[self.count] = socket;
         self.count += 1;
-        self.count == if self.length == RECORD { MAX_LONG_RECORDS } else { MAX_PASSED }
+        self.count
+            == if self.length == RECORD {
+                MAX_LONG_RECORDS
+            } else {
+                MAX_PASSED
+            }
     }
 
     fn payload(&self) -> &[u8] {
@@ -365,7 +421,11 @@ impl Batch {
 
 impl Packed {
     fn add(&mut self, count: usize, is_packed: bool) {
-        *(if is_packed { &mut self.packed } else { &mut self.left }) += count;
+        *(if is_packed {
+            &mut self.packed
+        } else {
+            &mut self.left
+        }) += count;
     }
 }
 
@@ -381,7 +441,10 @@ struct Control([MaybeUninit<u8>; 1040]);
 fn send_raw(to: RawFd, payload: &[u8], descriptors: &[RawFd]) -> bool {
     let mut control = Control([MaybeUninit::uninit(); 1040]);
     let bytes = size_of_val(descriptors);
-    let mut part = libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
+    let mut part = libc::iovec {
+        iov_base: payload.as_ptr().cast_mut().cast(),
+        iov_len: payload.len(),
+    };
     // SAFETY: all-zero bytes are a msghdr without anything in it.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     message.msg_iov = &raw mut part;
@@ -400,7 +463,13 @@ fn send_raw(to: RawFd, payload: &[u8], descriptors: &[RawFd]) -> bool {
     }
     loop {
         // SAFETY: everything that the message points to is on this stack or lives for good.
-        let sent = unsafe { libc::sendmsg(to, &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+        let sent = unsafe {
+            libc::sendmsg(
+                to,
+                &raw const message,
+                libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+            )
+        };
         // SAFETY: the address of this thread's errno.
         if sent >= 0 || unsafe { *libc::__errno_location() } != libc::EINTR {
             return sent >= 0;
@@ -409,9 +478,16 @@ fn send_raw(to: RawFd, payload: &[u8], descriptors: &[RawFd]) -> bool {
 }
 
 /// Receives a datagram without waiting, and without allocating; its length, and how many descriptors came with it.
-fn receive_raw(from: RawFd, datagram: &mut [u8], descriptors: &mut [RawFd; MAX_PASSED]) -> Option<(usize, usize)> {
+fn receive_raw(
+    from: RawFd,
+    datagram: &mut [u8],
+    descriptors: &mut [RawFd; MAX_PASSED],
+) -> Option<(usize, usize)> {
     let mut control = Control([MaybeUninit::uninit(); 1040]);
-    let mut part = libc::iovec { iov_base: datagram.as_mut_ptr().cast(), iov_len: datagram.len() };
+    let mut part = libc::iovec {
+        iov_base: datagram.as_mut_ptr().cast(),
+        iov_len: datagram.len(),
+    };
     // SAFETY: all-zero bytes are a msghdr without anything in it.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     message.msg_iov = &raw mut part;
@@ -420,7 +496,13 @@ fn receive_raw(from: RawFd, datagram: &mut [u8], descriptors: &mut [RawFd; MAX_P
         message.msg_control = control.0.as_mut_ptr().cast();
         message.msg_controllen = size_of_val(&control) as _;
         // SAFETY: every pointer in the message is to live memory of the length that stands beside it.
-        let received = unsafe { libc::recvmsg(from, &raw mut message, libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) };
+        let received = unsafe {
+            libc::recvmsg(
+                from,
+                &raw mut message,
+                libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC,
+            )
+        };
         // SAFETY: the address of this thread's errno.
         let errno = unsafe { *libc::__errno_location() };
         // ECONNRESET comes once, before what is queued.
@@ -428,7 +510,9 @@ fn receive_raw(from: RawFd, datagram: &mut [u8], descriptors: &mut [RawFd; MAX_P
             break received;
         }
     };
-    let length = usize::try_from(received).ok().filter(|length| *length > 0)?;
+    let length = usize::try_from(received)
+        .ok()
+        .filter(|length| *length > 0)?;
     // SAFETY: the message is as recvmsg left it, and its control buffer is alive.
     let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
     if header.is_null() {
@@ -493,17 +577,42 @@ mod tests {
             };
             let desk = sealed_file(c"desk", 4096).expect("memfd");
             let front = (vec![1], [2; FRONT]);
-            let lifeboat = Lifeboat::ready(&channel, vec![boat], desk, front, places, (Duration::ZERO, |_, _| None));
+            let lifeboat = Lifeboat::ready(
+                &channel,
+                vec![boat],
+                desk,
+                front,
+                places,
+                (Duration::ZERO, |_, _| None),
+            );
             let lifeboat = lifeboat.expect("sigaction");
-            lifeboat.take_aboard(0, &client, socket::cookie(&client).expect("a socket"), &[0; RECORD]);
+            lifeboat.take_aboard(
+                0,
+                &client,
+                socket::cookie(&client).expect("a socket"),
+                &[0; RECORD],
+            );
             drop(master);
             scenario(lifeboat, next_master.as_raw_fd());
             exit(AS_EXPECTED);
         }
         let own = env::current_exe().expect("a test knows itself");
-        let arguments = ["--exact", &format!("sys::lifeboat::tests::{name}"), "--nocapture"];
-        let output = Command::new(own).args(arguments).env(INSIDE, "1").output().expect("it runs");
-        assert_eq!(output.status.code(), Some(AS_EXPECTED), "{}", String::from_utf8_lossy(&output.stderr));
+        let arguments = [
+            "--exact",
+            &format!("sys::lifeboat::tests::{name}"),
+            "--nocapture",
+        ];
+        let output = Command::new(own)
+            .args(arguments)
+            .env(INSIDE, "1")
+            .output()
+            .expect("it runs");
+        assert_eq!(
+            output.status.code(),
+            Some(AS_EXPECTED),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 
     /// Datagrams in the boat: one with the desk and one with the client, once.
@@ -514,23 +623,32 @@ mod tests {
 
     #[test]
     fn the_handler_returns_to_a_loop_that_packs() {
-        inside("the_handler_returns_to_a_loop_that_packs", |lifeboat, boat| {
-            assert_eq!(lifeboat.pack(), Packed { packed: 1, left: 0 });
-            raise(Signal::SIGALRM).expect("it can be raised");
-            raise(Signal::SIGTERM).expect("it can be raised");
-            assert_eq!((lifeboat.pack(), datagrams(boat)), (Packed::default(), 2));
-        });
+        inside(
+            "the_handler_returns_to_a_loop_that_packs",
+            |lifeboat, boat| {
+                assert_eq!(lifeboat.pack(), Packed { packed: 1, left: 0 });
+                raise(Signal::SIGALRM).expect("it can be raised");
+                raise(Signal::SIGTERM).expect("it can be raised");
+                assert_eq!((lifeboat.pack(), datagrams(boat)), (Packed::default(), 2));
+            },
+        );
     }
 
     #[test]
     fn a_descriptor_of_something_else_is_not_packed() {
-        inside("a_descriptor_of_something_else_is_not_packed", |lifeboat, boat| {
-            let (other, _peer) = message_pair().expect("socketpair");
-            let mut record = [0; RECORD];
-            record[8] = 1;
-            lifeboat.take_aboard(1, &other, Some(u64::MAX), &record);
-            assert_eq!((lifeboat.pack(), datagrams(boat)), (Packed { packed: 1, left: 1 }, 2));
-        });
+        inside(
+            "a_descriptor_of_something_else_is_not_packed",
+            |lifeboat, boat| {
+                let (other, _peer) = message_pair().expect("socketpair");
+                let mut record = [0; RECORD];
+                record[8] = 1;
+                lifeboat.take_aboard(1, &other, Some(u64::MAX), &record);
+                assert_eq!(
+                    (lifeboat.pack(), datagrams(boat)),
+                    (Packed { packed: 1, left: 1 }, 2)
+                );
+            },
+        );
     }
 
     #[test]
@@ -539,7 +657,9 @@ mod tests {
             // SAFETY: the child raises signals, makes system calls and exits.
             match unsafe { fork() }.expect("fork") {
                 ForkResult::Child => {
-                    let is_raised = raise(Signal::SIGALRM).and_then(|()| raise(Signal::SIGTERM)).is_ok();
+                    let is_raised = raise(Signal::SIGALRM)
+                        .and_then(|()| raise(Signal::SIGTERM))
+                        .is_ok();
                     let is_packed = lifeboat.pack() != Packed::default();
                     // SAFETY: it ends the process.
                     unsafe { libc::_exit(if is_raised && !is_packed { 7 } else { 8 }) };
@@ -559,7 +679,9 @@ mod tests {
             let held_back = HeldBack::all();
             let other = thread::spawn(|| {
                 let all = nix::sys::signal::SigSet::all();
-                all.thread_unblock().and_then(|()| raise(Signal::SIGALRM)).expect("it can be raised");
+                all.thread_unblock()
+                    .and_then(|()| raise(Signal::SIGALRM))
+                    .expect("it can be raised");
             });
             other.join().expect("no panic");
             if datagrams(boat) == 0 {

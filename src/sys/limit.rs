@@ -11,16 +11,26 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 #[must_use]
 pub fn named(error: io::Error) -> io::Error {
     let (resource, what) = match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EFBIG) => (Resource::RLIMIT_FSIZE, "the size of files (ulimit -f, LimitFSIZE=)"),
+        Some(Errno::EFBIG) => (
+            Resource::RLIMIT_FSIZE,
+            "the size of files (ulimit -f, LimitFSIZE=)",
+        ),
         Some(Errno::ENOMEM) => (Resource::RLIMIT_AS, "address space (ulimit -v, LimitAS=)"),
-        Some(Errno::EMFILE) => (Resource::RLIMIT_NOFILE, "open files (ulimit -n, LimitNOFILE=)"),
-        Some(Errno::EAGAIN) => (Resource::RLIMIT_NPROC, "processes of its user (ulimit -u, LimitNPROC=)"),
+        Some(Errno::EMFILE) => (
+            Resource::RLIMIT_NOFILE,
+            "open files (ulimit -n, LimitNOFILE=)",
+        ),
+        Some(Errno::EAGAIN) => (
+            Resource::RLIMIT_NPROC,
+            "processes of its user (ulimit -u, LimitNPROC=)",
+        ),
         _ => return error,
     };
     match getrlimit(resource) {
-        Ok((soft, _)) if soft != RLIM_INFINITY => {
-            io::Error::new(error.kind(), format!("{error}; the limit on {what} is {soft}"))
-        }
+        Ok((soft, _)) if soft != RLIM_INFINITY => io::Error::new(
+            error.kind(),
+            format!("{error}; the limit on {what} is {soft}"),
+        ),
         _ => error,
     }
 }
@@ -32,7 +42,12 @@ mod tests {
     #[test]
     fn an_error_names_the_limit_that_it_comes_from() {
         let limited = named(Errno::EMFILE.into());
-        assert!(limited.to_string().contains("; the limit on open files (ulimit -n, LimitNOFILE=) is "), "{limited}");
+        assert!(
+            limited
+                .to_string()
+                .contains("; the limit on open files (ulimit -n, LimitNOFILE=) is "),
+            "{limited}"
+        );
         let other = named(Errno::EACCES.into());
         assert_eq!(other.raw_os_error(), Some(Errno::EACCES as i32));
     }

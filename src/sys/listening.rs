@@ -33,7 +33,10 @@ pub fn listen(listener: &OwnedFd, backlog: u32) -> io::Result<()> {
     setsockopt(listener, ReceiveTimeout, &TimeVal::new(0, 1))?;
     refuse_descriptors(listener);
     // nix's type refuses what is over SOMAXCONN of the C library; the kernel's own limit is what counts.
-    let backlog = i32::try_from(backlog).ok().and_then(|n| Backlog::new(n).ok()).unwrap_or(Backlog::MAXCONN);
+    let backlog = i32::try_from(backlog)
+        .ok()
+        .and_then(|n| Backlog::new(n).ok())
+        .unwrap_or(Backlog::MAXCONN);
     Ok(socket::listen(listener, backlog)?)
 }
 
@@ -43,7 +46,8 @@ pub fn listen(listener: &OwnedFd, backlog: u32) -> io::Result<()> {
 #[must_use]
 pub fn is_listening(listener: impl AsFd) -> bool {
     let is_accepting = getsockopt(&listener, AcceptConn).unwrap_or(false);
-    is_accepting && poll_now(listener.as_fd(), libc::POLLRDHUP) & (libc::POLLHUP | libc::POLLRDHUP) == 0
+    is_accepting
+        && poll_now(listener.as_fd(), libc::POLLRDHUP) & (libc::POLLHUP | libc::POLLRDHUP) == 0
 }
 
 /// Lets another socket be bound to the address of this one, which was ended: bind(2) looks at SO_REUSEADDR of both.
@@ -104,7 +108,13 @@ pub fn accept(listener: impl AsFd, look: Look) -> io::Result<Offer> {
             Err(Errno::EINVAL) => return Ok(Offer::Ended),
             // accept(2): errors of the connection itself, to be treated like "try again".
             Err(Errno::ECONNABORTED | Errno::EPROTO | Errno::EPERM) => {}
-            Err(Errno::ENETDOWN | Errno::EHOSTDOWN | Errno::ENONET | Errno::EHOSTUNREACH | Errno::ENETUNREACH) => {}
+            Err(
+                Errno::ENETDOWN
+                | Errno::EHOSTDOWN
+                | Errno::ENONET
+                | Errno::EHOSTUNREACH
+                | Errno::ENETUNREACH,
+            ) => {}
             Err(e) => return Err(e.into()),
         }
     }
@@ -117,10 +127,15 @@ fn accept_now(listener: BorrowedFd<'_>) -> Result<Accepted, Errno> {
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     let name = (&raw mut storage).cast();
     // SAFETY: `name` points to `length` bytes that are ours to write.
-    let fd = Errno::result(unsafe { libc::accept4(listener.as_raw_fd(), name, &raw mut length, flags) })?;
+    let fd = Errno::result(unsafe {
+        libc::accept4(listener.as_raw_fd(), name, &raw mut length, flags)
+    })?;
     // SAFETY: accept4 has just made this descriptor, and nobody else knows of it.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    Ok(Accepted { socket, address: address_in(&storage) })
+    Ok(Accepted {
+        socket,
+        address: address_in(&storage),
+    })
 }
 
 fn address_in(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
@@ -153,7 +168,11 @@ pub(super) fn set_nonblocking(socket: BorrowedFd<'_>) -> io::Result<()> {
 
 /// What poll(2) reports at once; 0 if it fails, too.
 fn poll_now(socket: BorrowedFd<'_>, events: libc::c_short) -> libc::c_short {
-    let mut entry = libc::pollfd { fd: socket.as_raw_fd(), events, revents: 0 };
+    let mut entry = libc::pollfd {
+        fd: socket.as_raw_fd(),
+        events,
+        revents: 0,
+    };
     // SAFETY: one entry is there, and with a timeout of 0 nothing is waited for.
     let count = unsafe { libc::poll(&raw mut entry, 1, 0) };
     if count == 1 { entry.revents } else { 0 }
@@ -170,7 +189,8 @@ mod tests {
     use super::*;
 
     fn clear(listener: &OwnedFd) {
-        let flags = OFlag::from_bits_retain(fcntl(listener, FcntlArg::F_GETFL).expect("it is open"));
+        let flags =
+            OFlag::from_bits_retain(fcntl(listener, FcntlArg::F_GETFL).expect("it is open"));
         fcntl(listener, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK)).expect("it is open");
     }
 
@@ -182,15 +202,31 @@ mod tests {
         listen(&listener, 8).expect("it is bound");
         let _client = TcpStream::connect(at).expect("it listens");
         clear(&listener);
-        assert!(matches!(accept(&listener, Look::First).expect("accept"), Offer::Client(_)));
+        assert!(matches!(
+            accept(&listener, Look::First).expect("accept"),
+            Offer::Client(_)
+        ));
         clear(&listener);
-        assert!(matches!(accept(&listener, Look::Next).expect("accept"), Offer::Empty));
-        assert!(matches!(accept(&listener, Look::First).expect("accept"), Offer::Empty), "it is non-blocking again");
+        assert!(matches!(
+            accept(&listener, Look::Next).expect("accept"),
+            Offer::Empty
+        ));
+        assert!(
+            matches!(
+                accept(&listener, Look::First).expect("accept"),
+                Offer::Empty
+            ),
+            "it is non-blocking again"
+        );
         // The race that is left: the flag was cleared, and the client taken, after the look.
         clear(&listener);
         let began = Instant::now();
         assert_eq!(accept_now(listener.as_fd()).map(|_| ()), Err(Errno::EAGAIN));
-        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        assert!(
+            began.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            began.elapsed()
+        );
     }
 
     #[test]
@@ -199,7 +235,10 @@ mod tests {
         assert!(is_listening(&tcp));
         socket::shutdown(tcp.as_raw_fd(), How::Read).expect("it listens");
         assert!(!is_listening(&tcp));
-        assert!(matches!(accept(&tcp, Look::First).expect("accept"), Offer::Ended));
+        assert!(matches!(
+            accept(&tcp, Look::First).expect("accept"),
+            Offer::Ended
+        ));
 
         let directory = tempfile::tempdir().expect("a directory");
         for (name, how) in [("both", How::Both), ("read", How::Read)] {
@@ -210,24 +249,38 @@ mod tests {
             socket::shutdown(unix.as_raw_fd(), how).expect("it listens");
             assert!(!is_listening(&unix), "{name}");
             assert!(
-                matches!(accept(&unix, Look::First).expect("accept"), Offer::Client(_)),
+                matches!(
+                    accept(&unix, Look::First).expect("accept"),
+                    Offer::Client(_)
+                ),
                 "{name}: it waited before"
             );
-            assert!(matches!(accept(&unix, Look::Next).expect("accept"), Offer::Empty), "{name}");
+            assert!(
+                matches!(accept(&unix, Look::Next).expect("accept"), Offer::Empty),
+                "{name}"
+            );
         }
         let (connection, _theirs) = UnixStream::pair().expect("a pair");
-        connection.shutdown(Shutdown::Both).expect("it is connected");
+        connection
+            .shutdown(Shutdown::Both)
+            .expect("it is connected");
         assert!(!is_listening(&connection), "no listener");
     }
 
     #[test]
     fn the_address_of_an_ended_listener_can_be_bound_again_while_it_is_held() {
-        let held =
-            socket::socket(socket::AddressFamily::Inet, socket::SockType::Stream, socket::SockFlag::SOCK_CLOEXEC, None)
-                .expect("a socket");
+        let held = socket::socket(
+            socket::AddressFamily::Inet,
+            socket::SockType::Stream,
+            socket::SockFlag::SOCK_CLOEXEC,
+            None,
+        )
+        .expect("a socket");
         socket::bind(held.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).expect("a free port");
         listen(&held, 1).expect("it is bound");
-        let at = super::super::socket::local_address(&held).expect("it is bound").expect("of TCP");
+        let at = super::super::socket::local_address(&held)
+            .expect("it is bound")
+            .expect("of TCP");
         socket::shutdown(held.as_raw_fd(), How::Both).expect("it listens");
         share_address(&held).expect("SO_REUSEADDR");
         let again = super::super::socket::bind_tcp(at, false).expect("the address is free");

@@ -26,7 +26,9 @@ pub const PAGE: u64 = 4096;
 /// # Errors
 /// Those of memfd_create(2), ftruncate(2) and fcntl(2).
 pub fn sealed_file(name: &CStr, length: u64) -> io::Result<File> {
-    let file = File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).map_err(named)?);
+    let file = File::from(
+        memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).map_err(named)?,
+    );
     file.set_len(length).map_err(limit::named)?;
     let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
@@ -38,7 +40,9 @@ pub fn sealed_file(name: &CStr, length: u64) -> io::Result<File> {
 /// # Errors
 /// Those of memfd_create(2).
 pub fn plain_file(name: &CStr) -> io::Result<File> {
-    Ok(File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC).map_err(named)?))
+    Ok(File::from(
+        memfd_create(name, MFdFlags::MFD_CLOEXEC).map_err(named)?,
+    ))
 }
 
 /// The error with the limit that it comes from.
@@ -134,15 +138,26 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     fn new(file: &File, offset: u64, length: usize) -> io::Result<Mapping> {
-        let end = offset.checked_add(length as u64).ok_or(io::ErrorKind::InvalidInput)?;
+        let end = offset
+            .checked_add(length as u64)
+            .ok_or(io::ErrorKind::InvalidInput)?;
         if file.metadata()?.len() < end {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let size = NonZeroUsize::new(length).ok_or(io::ErrorKind::InvalidInput)?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: no address is asked for, so that nothing mapped before is replaced.
-        let start =
-            unsafe { mmap(None, size, access, MapFlags::MAP_SHARED, file.as_fd(), signed(offset)?) }.map_err(named)?;
+        let start = unsafe {
+            mmap(
+                None,
+                size,
+                access,
+                MapFlags::MAP_SHARED,
+                file.as_fd(),
+                signed(offset)?,
+            )
+        }
+        .map_err(named)?;
         let mapping = Mapping { start, length };
         // What clients sent does not belong into a core file. And the kernel, to dump a hole, makes its pages exist, which
         // takes time and as much memory as the hole is long.
@@ -195,7 +210,10 @@ mod tests {
         // A look through the mapping makes the page exist again, which a pread does not.
         file.read_exact_at(&mut seen, 4096).expect("pread");
         assert_eq!((seen[0], file.metadata().expect("fstat").blocks()), (0, 8));
-        assert_eq!((bytes[0], file.metadata().expect("fstat").blocks()), (0, 16));
+        assert_eq!(
+            (bytes[0], file.metadata().expect("fstat").blocks()),
+            (0, 16)
+        );
     }
 
     #[test]

@@ -7,7 +7,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::sys::socket::{self, AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr};
+use nix::sys::socket::{
+    self, AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr,
+};
 
 /// A socket that sends datagrams to one address, without ever blocking.
 #[derive(Debug)]
@@ -42,7 +44,13 @@ impl NotifySocket {
         let control: &[_] = if raw.is_empty() { &[] } else { &rights };
         let (parts, to) = ([io::IoSlice::new(message)], Some(&self.manager));
         loop {
-            match socket::sendmsg(self.socket.as_raw_fd(), &parts, control, MsgFlags::MSG_NOSIGNAL, to) {
+            match socket::sendmsg(
+                self.socket.as_raw_fd(),
+                &parts,
+                control,
+                MsgFlags::MSG_NOSIGNAL,
+                to,
+            ) {
                 Ok(_) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 Err(Errno::ENOBUFS | Errno::ENOMEM) => return Err(io::ErrorKind::WouldBlock.into()),
@@ -70,7 +78,10 @@ mod tests {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("notify");
         let by_path = UnixDatagram::bind(&path).expect("bind");
-        NotifySocket::to(path.as_os_str()).expect("an address").send(b"READY=1", &[]).expect("there is room");
+        NotifySocket::to(path.as_os_str())
+            .expect("an address")
+            .send(b"READY=1", &[])
+            .expect("there is room");
         assert_eq!(received(&by_path), "READY=1");
 
         let name = path.display().to_string();
@@ -94,11 +105,18 @@ mod tests {
         let path = directory.path().join("notify");
         let manager = UnixDatagram::bind(&path).expect("bind");
         let socket = NotifySocket::to(path.as_os_str()).expect("an address");
-        let full = (0..100_000).find_map(|_| socket.send(b"WATCHDOG=1", &[]).err()).expect("it is full some time");
+        let full = (0..100_000)
+            .find_map(|_| socket.send(b"WATCHDOG=1", &[]).err())
+            .expect("it is full some time");
         assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
         received(&manager);
-        socket.send(b"WATCHDOG=1", &[]).expect("there is room again");
+        socket
+            .send(b"WATCHDOG=1", &[])
+            .expect("there is room again");
         drop(manager);
-        assert_eq!(socket.send(b"WATCHDOG=1", &[]).expect_err("nobody").kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(
+            socket.send(b"WATCHDOG=1", &[]).expect_err("nobody").kind(),
+            io::ErrorKind::ConnectionRefused
+        );
     }
 }

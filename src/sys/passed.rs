@@ -26,7 +26,11 @@ use super::socket::{self, Moved, Received};
 const MAX_PASSED: u32 = 16;
 
 /// SO_PASSRIGHTS of the kernel's asm-generic/socket.h, which libc has not; that of sparc has other numbers.
-const SO_PASSRIGHTS: libc::c_int = if cfg!(target_arch = "sparc64") { 0x005c } else { 83 };
+const SO_PASSRIGHTS: libc::c_int = if cfg!(target_arch = "sparc64") {
+    0x005c
+} else {
+    83
+};
 
 /// Has a Unix socket take no descriptors. Of a listener it holds for all that connect from then on.
 pub fn refuse_descriptors(socket: impl AsFd) {
@@ -41,7 +45,13 @@ fn set_passrights(socket: BorrowedFd<'_>) -> nix::Result<()> {
     let length = size_of_val(&off) as libc::socklen_t;
     // SAFETY: the value is one int that outlives the call.
     let result = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_PASSRIGHTS, (&raw const off).cast(), length)
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PASSRIGHTS,
+            (&raw const off).cast(),
+            length,
+        )
     };
     Errno::result(result).map(drop)
 }
@@ -51,7 +61,8 @@ fn is_refusal_available() -> bool {
     static IS_AVAILABLE: OnceLock<bool> = OnceLock::new();
     *IS_AVAILABLE.get_or_init(|| {
         let is_hidden = cfg!(debug_assertions) && std::env::var_os("FDPASSD_PASSRIGHTS").is_some();
-        !is_hidden && socket::message_pair().is_ok_and(|(one, _)| set_passrights(one.as_fd()).is_ok())
+        !is_hidden
+            && socket::message_pair().is_ok_and(|(one, _)| set_passrights(one.as_fd()).is_ok())
     })
 }
 
@@ -79,7 +90,11 @@ impl ClientSocket {
         if is_unix {
             refuse_descriptors(&socket);
         }
-        ClientSocket { socket, is_unix, is_shared: true }
+        ClientSocket {
+            socket,
+            is_unix,
+            is_shared: true,
+        }
     }
 
     /// One that this process alone has.
@@ -87,7 +102,11 @@ impl ClientSocket {
     pub fn own(socket: OwnedFd) -> ClientSocket {
         refuse_descriptors(&socket);
         let is_unix = matches!(socket::local_address(&socket), Ok(None));
-        ClientSocket { socket, is_unix, is_shared: false }
+        ClientSocket {
+            socket,
+            is_unix,
+            is_shared: false,
+        }
     }
 }
 
@@ -112,7 +131,9 @@ impl Drop for ClientSocket {
         // So that no more of them come after the last look.
         socket::end(&self.socket);
         let mut rest = [0; 4096];
-        while let Ok(Received::Message { descriptors, .. }) = socket::receive_message(&self.socket, &mut rest) {
+        while let Ok(Received::Message { descriptors, .. }) =
+            socket::receive_message(&self.socket, &mut rest)
+        {
             close(descriptors);
         }
     }
@@ -132,10 +153,19 @@ impl Passed {
             return socket::receive(socket, buffer);
         }
         match socket::receive_message(socket, buffer)? {
-            Received::Message { length, descriptors, .. } => {
+            Received::Message {
+                length,
+                descriptors,
+                ..
+            } => {
                 let count = u32::try_from(descriptors.len()).unwrap_or(u32::MAX);
                 close(descriptors);
-                if self.0.fetch_add(count, Ordering::Relaxed).saturating_add(count) > MAX_PASSED {
+                if self
+                    .0
+                    .fetch_add(count, Ordering::Relaxed)
+                    .saturating_add(count)
+                    > MAX_PASSED
+                {
                     return Err(Errno::ETOOMANYREFS.into());
                 }
                 Ok(Moved::Bytes(length))
@@ -153,7 +183,14 @@ fn close(descriptors: Vec<OwnedFd>) {
     }
     for descriptor in &descriptors {
         // ENOTSOCK of all others.
-        let _ = setsockopt(descriptor, sockopt::Linger, &libc::linger { l_onoff: 0, l_linger: 0 });
+        let _ = setsockopt(
+            descriptor,
+            sockopt::Linger,
+            &libc::linger {
+                l_onoff: 0,
+                l_linger: 0,
+            },
+        );
     }
     static THREAD: OnceLock<Option<Sender<Vec<OwnedFd>>>> = OnceLock::new();
     match THREAD.get_or_init(|| start_closing().ok()) {
@@ -168,7 +205,10 @@ fn start_closing() -> io::Result<Sender<Vec<OwnedFd>>> {
     let (sender, receiver) = mpsc::channel::<Vec<OwnedFd>>();
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     let closing = move || receiver.into_iter().for_each(drop);
-    let started = thread::Builder::new().name("closing".to_owned()).stack_size(64 * 1024).spawn(closing);
+    let started = thread::Builder::new()
+        .name("closing".to_owned())
+        .stack_size(64 * 1024)
+        .spawn(closing);
     before.thread_set_mask()?;
     started.map(|_| sender)
 }
@@ -187,8 +227,12 @@ mod tests {
             return;
         }
         let _client = ClientSocket::own(ours.into());
-        let refused = socket::send_message(&theirs, b"x", &[theirs.as_fd()]).expect_err("it takes none");
+        let refused =
+            socket::send_message(&theirs, b"x", &[theirs.as_fd()]).expect_err("it takes none");
         assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
-        assert_eq!(socket::send_message(&theirs, b"x", &[]).expect("bytes are taken"), socket::Sent::Queued);
+        assert_eq!(
+            socket::send_message(&theirs, b"x", &[]).expect("bytes are taken"),
+            socket::Sent::Queued
+        );
     }
 }

@@ -81,7 +81,10 @@ impl Poller {
     /// Those of epoll_create1(2).
     pub fn new(batch: usize) -> io::Result<Poller> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        Ok(Poller { epoll, events: vec![EpollEvent::empty(); batch] })
+        Ok(Poller {
+            epoll,
+            events: vec![EpollEvent::empty(); batch],
+        })
     }
 
     /// Watches a descriptor.
@@ -89,7 +92,9 @@ impl Poller {
     /// # Errors
     /// Those of epoll_ctl(2), ENOSPC and ENOMEM among them.
     pub fn add(&self, fd: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
-        Ok(self.epoll.add(fd, EpollEvent::new(interest.into(), token))?)
+        Ok(self
+            .epoll
+            .add(fd, EpollEvent::new(interest.into(), token))?)
     }
 
     /// Watches it for something else.
@@ -97,7 +102,9 @@ impl Poller {
     /// # Errors
     /// Those of epoll_ctl(2).
     pub fn modify(&self, fd: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
-        Ok(self.epoll.modify(fd, &mut EpollEvent::new(interest.into(), token))?)
+        Ok(self
+            .epoll
+            .modify(fd, &mut EpollEvent::new(interest.into(), token))?)
     }
 
     /// Watches it for nothing but its hang-up, which cannot be switched off.
@@ -105,7 +112,9 @@ impl Poller {
     /// # Errors
     /// Those of epoll_ctl(2).
     pub fn disarm(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
-        Ok(self.epoll.modify(fd, &mut EpollEvent::new(EpollFlags::empty(), token))?)
+        Ok(self
+            .epoll
+            .modify(fd, &mut EpollEvent::new(EpollFlags::empty(), token))?)
     }
 
     /// Stops watching it.
@@ -146,7 +155,9 @@ impl Poller {
 /// and not that a descriptor is another one than it was.
 #[must_use]
 pub fn is_shortage(error: &io::Error) -> bool {
-    [Errno::ENOSPC, Errno::ENOMEM].iter().any(|shortage| error.raw_os_error() == Some(*shortage as i32))
+    [Errno::ENOSPC, Errno::ENOMEM]
+        .iter()
+        .any(|shortage| error.raw_os_error() == Some(*shortage as i32))
 }
 
 /// Waits for this one descriptor: whether it came to that, or to its end, within `timeout`. For a thread that has nothing
@@ -161,7 +172,10 @@ pub fn wait_for(fd: impl AsFd, interest: Interest, timeout: Duration) -> io::Res
         Interest::Write => PollFlags::POLLOUT,
         Interest::Both => PollFlags::POLLIN | PollFlags::POLLOUT,
     };
-    match poll(&mut [PollFd::new(fd.as_fd(), flags)], in_milliseconds(Some(timeout))) {
+    match poll(
+        &mut [PollFd::new(fd.as_fd(), flags)],
+        in_milliseconds(Some(timeout)),
+    ) {
         Ok(count) => Ok(count > 0),
         Err(Errno::EINTR) => Ok(true),
         Err(e) => Err(e.into()),
@@ -189,7 +203,8 @@ fn in_milliseconds(timeout: Option<Duration>) -> EpollTimeout {
         None => EpollTimeout::NONE,
         Some(t) => {
             let ms = t.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128);
-            EpollTimeout::try_from(i32::try_from(ms).unwrap_or(i32::MAX)).unwrap_or(EpollTimeout::MAX)
+            EpollTimeout::try_from(i32::try_from(ms).unwrap_or(i32::MAX))
+                .unwrap_or(EpollTimeout::MAX)
         }
     }
 }

@@ -21,8 +21,14 @@ use nix::unistd::{Pid, SysconfVar, execve, sysconf};
 use super::limit;
 
 /// What a service manager tells the process that it has started, and no other (systemd.exec(5)).
-const MANAGERS: [&str; 6] =
-    ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+const MANAGERS: [&str; 6] = [
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+    "LISTEN_PID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+];
 
 /// The program that this process runs, opened once: what happens to its file later changes nothing.
 #[derive(Debug)]
@@ -55,19 +61,35 @@ impl Executable {
     /// have. Signals that arrive meanwhile wait until it calls [`unblock_signals`].
     ///
     /// Returns only if it fails, and then everything is as it was: why.
-    pub fn become_it(&self, name: &str, arguments: &[String], left_open: &[BorrowedFd<'_>]) -> io::Error {
+    pub fn become_it(
+        &self,
+        name: &str,
+        arguments: &[String],
+        left_open: &[BorrowedFd<'_>],
+    ) -> io::Error {
         let c_string = |text: &[u8]| CString::new(text).unwrap_or_default();
         let program = c_string(format!("/proc/self/fd/{}", self.0.as_raw_fd()).as_bytes());
-        let arguments: Vec<CString> =
-            std::iter::once(name).chain(arguments.iter().map(String::as_str)).map(|a| c_string(a.as_bytes())).collect();
-        let variable =
-            |(key, value): (OsString, OsString)| c_string(&[key.as_bytes(), b"=", value.as_bytes()].concat());
+        let arguments: Vec<CString> = std::iter::once(name)
+            .chain(arguments.iter().map(String::as_str))
+            .map(|a| c_string(a.as_bytes()))
+            .collect();
+        let variable = |(key, value): (OsString, OsString)| {
+            c_string(&[key.as_bytes(), b"=", value.as_bytes()].concat())
+        };
         let environment: Vec<CString> = std::env::vars_os().map(variable).collect();
-        let inherit = |flag: FdFlag| left_open.iter().try_for_each(|fd| fcntl(fd, FcntlArg::F_SETFD(flag)).map(|_| ()));
+        let inherit = |flag: FdFlag| {
+            left_open
+                .iter()
+                .try_for_each(|fd| fcntl(fd, FcntlArg::F_SETFD(flag)).map(|_| ()))
+        };
         let mut before = SigSet::empty();
-        let failed = sigprocmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before))
-            .and_then(|()| inherit(FdFlag::empty()))
-            .and_then(|()| execve(&program, &arguments, &environment).map(|never| match never {}));
+        let failed = sigprocmask(
+            SigmaskHow::SIG_BLOCK,
+            Some(&SigSet::all()),
+            Some(&mut before),
+        )
+        .and_then(|()| inherit(FdFlag::empty()))
+        .and_then(|()| execve(&program, &arguments, &environment).map(|never| match never {}));
         let _ = inherit(FdFlag::FD_CLOEXEC);
         let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
         failed.err().unwrap_or(Errno::EINVAL).into()
@@ -79,14 +101,24 @@ impl Executable {
     ///
     /// # Errors
     /// Those of fork and of exec: posix_spawn(3) tells both to the caller.
-    pub fn spawn<A: AsRef<OsStr>>(&self, name: &str, arguments: &[A], stdin: OwnedFd) -> io::Result<u32> {
+    pub fn spawn<A: AsRef<OsStr>>(
+        &self,
+        name: &str,
+        arguments: &[A],
+        stdin: OwnedFd,
+    ) -> io::Result<u32> {
         let program = format!("/proc/self/fd/{}", self.0.as_raw_fd());
         let mut command = Command::new(program);
         // Not from our own environment, which nobody may change who cannot know of all threads.
         MANAGERS.iter().for_each(|variable| {
             command.env_remove(variable);
         });
-        let child = command.arg0(name).args(arguments).stdin(Stdio::from(stdin)).spawn().map_err(limit::named)?;
+        let child = command
+            .arg0(name)
+            .args(arguments)
+            .stdin(Stdio::from(stdin))
+            .spawn()
+            .map_err(limit::named)?;
         // The handle is dropped without waiting: there is one reaper.
         Ok(child.id())
     }
@@ -102,9 +134,14 @@ pub fn program_path() -> Option<PathBuf> {
     let called = PathBuf::from(std::env::args_os().next().unwrap_or_default());
     let directories: Vec<PathBuf> = match called.as_os_str().as_bytes().contains(&b'/') {
         true => vec![PathBuf::new()],
-        false => std::env::var_os("PATH").iter().flat_map(std::env::split_paths).collect(),
+        false => std::env::var_os("PATH")
+            .iter()
+            .flat_map(std::env::split_paths)
+            .collect(),
     };
-    let paths = directories.into_iter().filter_map(|directory| std::path::absolute(directory.join(&called)).ok());
+    let paths = directories
+        .into_iter()
+        .filter_map(|directory| std::path::absolute(directory.join(&called)).ok());
     paths.chain(std::env::current_exe()).find(is_running)
 }
 
@@ -116,7 +153,9 @@ pub fn is_parents_program() -> bool {
         let [own, parents] = ["self".to_owned(), nix::unistd::getppid().to_string()]
             .map(|process| File::open(format!("/proc/{process}/exe")));
         let (own, parents) = (own?, parents?);
-        Ok::<bool, io::Error>(FileId::of(&own)? == FileId::of(&parents)? || have_same_content(&own, &parents)?)
+        Ok::<bool, io::Error>(
+            FileId::of(&own)? == FileId::of(&parents)? || have_same_content(&own, &parents)?,
+        )
     };
     compared().unwrap_or(false)
 }
@@ -201,9 +240,17 @@ pub fn ended() -> io::Result<Option<(u32, Exit)>> {
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     loop {
         match waitid(Id::All, flags) {
-            Ok(WaitStatus::Exited(pid, status)) => return Ok(Some((number(pid), Exit::Status(status)))),
+            Ok(WaitStatus::Exited(pid, status)) => {
+                return Ok(Some((number(pid), Exit::Status(status))));
+            }
             Ok(WaitStatus::Signaled(pid, signal, core)) => {
-                return Ok(Some((number(pid), Exit::Signal { number: signal as i32, core })));
+                return Ok(Some((
+                    number(pid),
+                    Exit::Signal {
+                        number: signal as i32,
+                        core,
+                    },
+                )));
             }
             Ok(_) | Err(Errno::ECHILD) => return Ok(None),
             Err(Errno::EINTR) => {}
@@ -278,16 +325,34 @@ pub struct Child {
 /// /proc/PID/stat (proc(5)). None where the kernel does not list them (CONFIG_PROC_CHILDREN).
 #[must_use]
 pub fn children() -> Vec<Child> {
-    let Ok(tasks) = fs::read_dir("/proc/self/task") else { return Vec::new() };
-    let lists = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    let pids: Vec<u32> =
-        lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect();
+    let Ok(tasks) = fs::read_dir("/proc/self/task") else {
+        return Vec::new();
+    };
+    let lists = tasks
+        .flatten()
+        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let pids: Vec<u32> = lists
+        .flat_map(|list| {
+            list.split_whitespace()
+                .filter_map(|pid| pid.parse().ok())
+                .collect::<Vec<_>>()
+        })
+        .collect();
     let child = |pid: u32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // Behind the name: state, parent, group, session.
-        let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(2).map(str::parse);
+        let mut fields = stat
+            .rsplit_once(')')?
+            .1
+            .split_whitespace()
+            .skip(2)
+            .map(str::parse);
         let (group, session) = (fields.next()?.ok()?, fields.next()?.ok()?);
-        Some(Child { pid, group, session })
+        Some(Child {
+            pid,
+            group,
+            session,
+        })
     };
     pids.into_iter().filter_map(child).collect()
 }
@@ -309,7 +374,10 @@ impl FileId {
     }
 
     fn at(path: impl AsRef<Path>) -> io::Result<FileId> {
-        fs::metadata(path).map(|found| FileId { device: found.dev(), number: found.ino() })
+        fs::metadata(path).map(|found| FileId {
+            device: found.dev(),
+            number: found.ino(),
+        })
     }
 }
 
@@ -318,9 +386,14 @@ impl FileId {
 /// # Errors
 /// Those of reading /proc.
 pub fn kill_writers(file: FileId) -> io::Result<()> {
-    let pids = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let pids = fs::read_dir("/proc")?
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     for pid in pids.filter(|pid| *pid != std::process::id()) {
-        if [1, 2].iter().any(|fd| FileId::at(format!("/proc/{pid}/fd/{fd}")).is_ok_and(|found| found == file)) {
+        if [1, 2]
+            .iter()
+            .any(|fd| FileId::at(format!("/proc/{pid}/fd/{fd}")).is_ok_and(|found| found == file))
+        {
             // It may have ended since.
             let _ = kill(pid_of(pid), Signal::SIGKILL);
         }
@@ -357,7 +430,11 @@ pub fn resident_memory(pid: u32) -> Option<u64> {
 #[must_use]
 pub fn oom_kills() -> Option<u64> {
     let counters = fs::read_to_string("/proc/vmstat").ok()?;
-    counters.lines().find_map(|line| line.strip_prefix("oom_kill "))?.parse().ok()
+    counters
+        .lines()
+        .find_map(|line| line.strip_prefix("oom_kill "))?
+        .parse()
+        .ok()
 }
 
 /// Makes it likelier by so much that the kernel ends this process, and not another one, when memory is out: from 0 to 1000,
@@ -367,7 +444,10 @@ pub fn oom_kills() -> Option<u64> {
 /// Those of open(2), read(2) and write(2).
 pub fn raise_oom_score(by: i32) -> io::Result<()> {
     let path = "/proc/self/oom_score_adj";
-    let now: i32 = fs::read_to_string(path)?.trim().parse().map_err(io::Error::other)?;
+    let now: i32 = fs::read_to_string(path)?
+        .trim()
+        .parse()
+        .map_err(io::Error::other)?;
     fs::write(path, now.saturating_add(by).clamp(-1000, 1000).to_string())
 }
 
@@ -388,7 +468,10 @@ pub fn scheduling(pid: u32) -> Option<Scheduling> {
     let (_, after_name) = stat.rsplit_once(')')?;
     let schedstat = fs::read_to_string(format!("/proc/{pid}/schedstat")).ok()?;
     let ran = Duration::from_nanos(schedstat.split_whitespace().next()?.parse().ok()?);
-    (!ran.is_zero()).then(|| Scheduling { is_runnable: after_name.trim_start().starts_with('R'), ran })
+    (!ran.is_zero()).then(|| Scheduling {
+        is_runnable: after_name.trim_start().starts_with('R'),
+        ran,
+    })
 }
 
 /// Has the kernel end this process when its parent ends (PR_SET_PDEATHSIG of prctl(2)).
@@ -422,25 +505,49 @@ mod tests {
     #[test]
     fn what_a_process_does_to_itself_is_told_from_what_is_done_to_it() {
         use Signal::*;
-        let killed_by = |signal| Exit::Signal { number: signal as i32, core: false };
+        let killed_by = |signal| Exit::Signal {
+            number: signal as i32,
+            core: false,
+        };
         for exit in [0, 1, 70].map(Exit::Status) {
             assert!(exit.is_own_doing(), "{exit}");
         }
         for exit in [SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP].map(killed_by) {
             assert!(exit.is_own_doing(), "{exit}");
         }
-        for exit in [SIGKILL, SIGTERM, SIGINT, SIGHUP, SIGUSR2, SIGPIPE, SIGALRM, SIGXCPU].map(killed_by) {
+        for exit in [
+            SIGKILL, SIGTERM, SIGINT, SIGHUP, SIGUSR2, SIGPIPE, SIGALRM, SIGXCPU,
+        ]
+        .map(killed_by)
+        {
             assert!(!exit.is_own_doing(), "{exit}");
         }
         // A real-time signal, for which nix has no name.
-        assert!(!Exit::Signal { number: 40, core: false }.is_own_doing());
+        assert!(
+            !Exit::Signal {
+                number: 40,
+                core: false
+            }
+            .is_own_doing()
+        );
     }
 
     #[test]
     fn children_are_listed_with_group_and_session() {
-        let mut child = Command::new("sleep").arg("1000").process_group(0).spawn().expect("sleep");
-        let session = nix::unistd::getsid(None).expect("a session").as_raw().unsigned_abs();
-        let wanted = Child { pid: child.id(), group: child.id(), session };
+        let mut child = Command::new("sleep")
+            .arg("1000")
+            .process_group(0)
+            .spawn()
+            .expect("sleep");
+        let session = nix::unistd::getsid(None)
+            .expect("a session")
+            .as_raw()
+            .unsigned_abs();
+        let wanted = Child {
+            pid: child.id(),
+            group: child.id(),
+            session,
+        };
         assert!(children().contains(&wanted), "{wanted:?}: {:?}", children());
         child.kill().expect("it is ours");
         assert!(children().contains(&wanted), "it is not collected yet");
@@ -457,7 +564,8 @@ mod tests {
 
     #[test]
     fn the_kernel_tells_how_often_it_was_out_of_memory() {
-        let told = fs::read_to_string("/proc/vmstat").is_ok_and(|counters| counters.contains("\noom_kill "));
+        let told = fs::read_to_string("/proc/vmstat")
+            .is_ok_and(|counters| counters.contains("\noom_kill "));
         assert_eq!(oom_kills().is_some(), told);
     }
 }

@@ -8,7 +8,9 @@ use std::sync::{Arc, OnceLock};
 
 use nix::libc::SI_KERNEL;
 use nix::sys::signal::{self, SigSet, SigmaskHow};
-use signal_hook::consts::{SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGXFSZ};
+use signal_hook::consts::{
+    SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGXFSZ,
+};
 use signal_hook::low_level::pipe;
 
 /// The signals that mean something here.
@@ -86,7 +88,10 @@ impl Signals {
             pipe::register(signal.number(), write.try_clone()?)?;
             arrived.push((signal, flag));
         }
-        Ok(Signals { pipe: read, arrived })
+        Ok(Signals {
+            pipe: read,
+            arrived,
+        })
     }
 
     /// What has arrived since the last call; several of a kind are one.
@@ -94,7 +99,10 @@ impl Signals {
         // Emptied before the flags are looked at, so that none that comes meanwhile is forgotten.
         let mut bytes = [0; 64];
         while matches!(self.pipe.read(&mut bytes), Ok(n) if n > 0) {}
-        let set = self.arrived.iter().filter(|(_, flag)| flag.swap(false, Ordering::SeqCst));
+        let set = self
+            .arrived
+            .iter()
+            .filter(|(_, flag)| flag.swap(false, Ordering::SeqCst));
         set.map(|(signal, _)| *signal).collect()
     }
 }
@@ -133,7 +141,11 @@ impl StopHeldBack {
     #[must_use]
     pub fn new() -> StopHeldBack {
         // It fails for a bad argument only.
-        StopHeldBack(SigSet::from(signal::Signal::SIGTTOU).thread_swap_mask(SigmaskHow::SIG_BLOCK).ok())
+        StopHeldBack(
+            SigSet::from(signal::Signal::SIGTTOU)
+                .thread_swap_mask(SigmaskHow::SIG_BLOCK)
+                .ok(),
+        )
     }
 }
 
@@ -176,7 +188,9 @@ pub fn ignore_group_signals() -> io::Result<()> {
 
 /// Whether one of the signals that this process is deaf to has arrived since the last call.
 pub fn take_ignored() -> bool {
-    IGNORED.get().is_some_and(|arrived| arrived.swap(false, Ordering::Relaxed))
+    IGNORED
+        .get()
+        .is_some_and(|arrived| arrived.swap(false, Ordering::Relaxed))
 }
 
 static IGNORED: OnceLock<Arc<AtomicBool>> = OnceLock::new();

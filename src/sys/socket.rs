@@ -11,8 +11,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{self, PeerCredentials};
 use nix::sys::socket::{
-    self, AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrStorage, UnixAddr,
-    getsockopt, setsockopt,
+    self, AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrIn, SockaddrIn6,
+    SockaddrStorage, UnixAddr, getsockopt, setsockopt,
 };
 use nix::{libc, setsockopt_impl, sockopt_impl};
 
@@ -57,7 +57,11 @@ sockopt_impl!(
 /// # Errors
 /// Those of socket(2) and setsockopt(2).
 pub fn unbound_tcp(address: SocketAddr) -> io::Result<OwnedFd> {
-    let family = if address.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    let family = if address.is_ipv6() {
+        AddressFamily::Inet6
+    } else {
+        AddressFamily::Inet
+    };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let listener = socket::socket(family, SockType::Stream, flags, None)?;
     setsockopt(&listener, sockopt::ReuseAddr, &true)?;
@@ -89,7 +93,9 @@ pub(super) fn set_client_options(listener: &OwnedFd) -> io::Result<()> {
 pub fn set_keepalive(socket: &OwnedFd, idle: Option<Duration>) -> io::Result<()> {
     setsockopt(socket, sockopt::KeepAlive, &idle.is_some())?;
     if let Some(idle) = idle {
-        let idle = u32::try_from(idle.as_secs()).unwrap_or(u32::MAX).clamp(1, 32_767); // tcp(7): MAX_TCP_KEEPIDLE
+        let idle = u32::try_from(idle.as_secs())
+            .unwrap_or(u32::MAX)
+            .clamp(1, 32_767); // tcp(7): MAX_TCP_KEEPIDLE
         setsockopt(socket, sockopt::TcpKeepIdle, &idle)?;
         setsockopt(socket, sockopt::TcpKeepInterval, &(idle / 5).clamp(1, 75))?;
         setsockopt(socket, sockopt::TcpKeepCount, &5)?;
@@ -101,7 +107,13 @@ pub fn set_keepalive(socket: &OwnedFd, idle: Option<Duration>) -> io::Result<()>
 #[cfg(test)]
 pub fn keepalive(socket: &OwnedFd) -> Option<Duration> {
     let on = getsockopt(socket, sockopt::KeepAlive).expect("SO_KEEPALIVE");
-    on.then(|| Duration::from_secs(getsockopt(socket, sockopt::TcpKeepIdle).expect("TCP_KEEPIDLE").into()))
+    on.then(|| {
+        Duration::from_secs(
+            getsockopt(socket, sockopt::TcpKeepIdle)
+                .expect("TCP_KEEPIDLE")
+                .into(),
+        )
+    })
 }
 
 /// A Unix stream socket that is bound and not yet listening, so that its file can still get its mode and owner.
@@ -132,7 +144,12 @@ pub fn is_unix_alive(path: &Path) -> io::Result<bool> {
 /// # Errors
 /// Those of connect(2); `TimedOut` when there was no room.
 pub fn connect_unix(path: &Path, within: Duration) -> io::Result<UnixStream> {
-    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let socket = socket::socket(
+        AddressFamily::Unix,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
     let stream = UnixStream::from(socket);
     // The one timeout that connect(2) knows, of a Unix socket too; zero would be none.
     stream.set_write_timeout(Some(within))?;
@@ -173,7 +190,12 @@ pub fn unbound() -> io::Result<OwnedFd> {
 
 fn unix_stream() -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    Ok(socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?)
+    Ok(socket::socket(
+        AddressFamily::Unix,
+        SockType::Stream,
+        flags,
+        None,
+    )?)
 }
 
 /// The address that a TCP socket is bound to; none for a Unix socket.
@@ -189,7 +211,9 @@ pub(super) fn internet_address(address: &SockaddrStorage) -> Option<SocketAddr> 
     if let Some(v4) = address.as_sockaddr_in() {
         return Some(SocketAddr::V4((*v4).into()));
     }
-    address.as_sockaddr_in6().map(|v6| SocketAddr::V6((*v6).into()))
+    address
+        .as_sockaddr_in6()
+        .map(|v6| SocketAddr::V6((*v6).into()))
 }
 
 /// Who is at the other end of a Unix socket.
@@ -209,7 +233,11 @@ pub struct Credentials {
 /// Those of getsockopt(2).
 pub fn credentials(socket: impl AsFd) -> io::Result<Credentials> {
     let found = getsockopt(&socket, PeerCredentials)?;
-    Ok(Credentials { pid: found.pid().unsigned_abs(), uid: found.uid(), gid: found.gid() })
+    Ok(Credentials {
+        pid: found.pid().unsigned_abs(),
+        uid: found.uid(),
+        gid: found.gid(),
+    })
 }
 
 /// The supplementary groups of whoever connected to us, as they were then: SO_PEERGROUPS, which is to [`credentials`] what
@@ -226,7 +254,15 @@ pub fn groups(socket: impl AsFd) -> io::Result<Vec<u32>> {
         let mut length = (groups.len() * GROUP) as libc::socklen_t;
         let value = groups.as_mut_ptr().cast();
         // SAFETY: `value` points to `length` bytes that are ours to write.
-        let told = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERGROUPS, value, &raw mut length) };
+        let told = unsafe {
+            libc::getsockopt(
+                fd,
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                value,
+                &raw mut length,
+            )
+        };
         let count = length as usize / GROUP;
         match Errno::result(told) {
             // Too short by so much. They do not change any more, so the next call is the last one.
@@ -252,7 +288,15 @@ pub fn queue(listener: impl AsFd) -> io::Result<(u32, u32)> {
     let fd = listener.as_fd().as_raw_fd();
     let value = (&raw mut info).cast();
     // SAFETY: `value` points to `length` bytes that are ours to write.
-    Errno::result(unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, value, &raw mut length) })?;
+    Errno::result(unsafe {
+        libc::getsockopt(
+            fd,
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            value,
+            &raw mut length,
+        )
+    })?;
     Ok((info.tcpi_unacked, info.tcpi_sacked))
 }
 
@@ -261,9 +305,16 @@ pub fn queue(listener: impl AsFd) -> io::Result<(u32, u32)> {
 #[must_use]
 pub fn listen_overflows() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/net/netstat").ok()?;
-    let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
+    let mut lines = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("TcpExt: "));
     let (names, values) = (lines.next()?.split(' '), lines.next()?.split(' '));
-    names.zip(values).find(|(name, _)| *name == "ListenOverflows")?.1.parse().ok()
+    names
+        .zip(values)
+        .find(|(name, _)| *name == "ListenOverflows")?
+        .1
+        .parse()
+        .ok()
 }
 
 /// Sends the ACK of what was read now, and the next ones at once: tcp(7), TCP_QUICKACK. A client that writes the
@@ -276,7 +327,15 @@ pub fn acknowledge_quickly(socket: impl AsFd) {
     let fd = socket.as_fd().as_raw_fd();
     // SAFETY: the value is one int that outlives the call. It may fail (a socket in a state without ACKs), which
     // costs time and nothing else.
-    let _ = unsafe { libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_QUICKACK, (&raw const on).cast(), length) };
+    let _ = unsafe {
+        libc::setsockopt(
+            fd,
+            libc::IPPROTO_TCP,
+            libc::TCP_QUICKACK,
+            (&raw const on).cast(),
+            length,
+        )
+    };
 }
 
 /// What a read or write of a stream came to.
@@ -359,7 +418,12 @@ pub fn end(socket: impl AsFd) {
 /// Those of socketpair(2).
 pub fn message_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    Ok(socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?)
+    Ok(socket::socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        flags,
+    )?)
 }
 
 /// Wants room for so many bytes of messages that nobody has received yet. What is allowed is taken: with CAP_NET_ADMIN all
@@ -404,7 +468,15 @@ pub(super) fn raw_cookie(fd: RawFd) -> io::Result<Option<u64>> {
     let mut length = mem::size_of_val(&cookie) as libc::socklen_t;
     let value = (&raw mut cookie).cast();
     // SAFETY: `value` points to `length` bytes that are ours to write.
-    match Errno::result(unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_COOKIE, value, &raw mut length) }) {
+    match Errno::result(unsafe {
+        libc::getsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_COOKIE,
+            value,
+            &raw mut length,
+        )
+    }) {
         Ok(_) => Ok(Some(cookie)),
         Err(Errno::ENOPROTOOPT) => Ok(None),
         Err(e) => Err(e.into()),
@@ -433,7 +505,9 @@ pub fn is_broken_by_peer(error: &io::Error) -> bool {
         Errno::ENOPROTOOPT,
         Errno::EACCES,
     ];
-    error.raw_os_error().is_some_and(|errno| BY_PEER.contains(&Errno::from_raw(errno)))
+    error
+        .raw_os_error()
+        .is_some_and(|errno| BY_PEER.contains(&Errno::from_raw(errno)))
 }
 
 /// What sending a message came to.
@@ -452,7 +526,11 @@ pub enum Sent {
 ///
 /// # Errors
 /// Those of sendmsg(2) other than the three outcomes; `InvalidInput` for more than [`MAX_PASSED`] descriptors or no bytes.
-pub fn send_message(channel: impl AsFd, message: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<Sent> {
+pub fn send_message(
+    channel: impl AsFd,
+    message: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<Sent> {
     if message.is_empty() || descriptors.len() > MAX_PASSED {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -464,7 +542,9 @@ pub fn send_message(channel: impl AsFd, message: &[u8], descriptors: &[BorrowedF
     loop {
         match socket::sendmsg::<()>(channel.as_fd().as_raw_fd(), &parts, control, flags, None) {
             Ok(_) => return Ok(Sent::Queued),
-            Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM | Errno::ETOOMANYREFS) => return Ok(Sent::Full),
+            Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM | Errno::ETOOMANYREFS) => {
+                return Ok(Sent::Full);
+            }
             Err(Errno::EPIPE | Errno::ECONNRESET) => return Ok(Sent::Closed),
             Err(Errno::EINTR) => {}
             Err(e) => return Err(e.into()),
@@ -496,7 +576,8 @@ pub enum Received {
 struct Control([u8; Control::SIZE]);
 
 impl Control {
-    const SIZE: usize = mem::size_of::<libc::cmsghdr>() + MAX_PASSED * mem::size_of::<libc::c_int>() + 4;
+    const SIZE: usize =
+        mem::size_of::<libc::cmsghdr>() + MAX_PASSED * mem::size_of::<libc::c_int>() + 4;
 }
 
 /// Receives one message and whatever descriptors it carries.
@@ -508,7 +589,10 @@ impl Control {
 /// Those of recvmsg(2).
 pub fn receive_message(channel: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
     let mut control = Control([0; Control::SIZE]);
-    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let mut part = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
     loop {
         // SAFETY: all-zero bytes are a msghdr (it has padding on some systems, hence no literal).
         let mut header: libc::msghdr = unsafe { mem::zeroed() };
@@ -526,7 +610,11 @@ pub fn receive_message(channel: impl AsFd, buffer: &mut [u8]) -> io::Result<Rece
                     return Ok(Received::Closed);
                 }
                 let cut = header.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0;
-                return Ok(Received::Message { length: length.unsigned_abs(), descriptors, cut });
+                return Ok(Received::Message {
+                    length: length.unsigned_abs(),
+                    descriptors,
+                    cut,
+                });
             }
             Err(Errno::EAGAIN) => return Ok(Received::Nothing),
             Err(Errno::EINTR | Errno::ECONNRESET) => {}
@@ -574,10 +662,17 @@ mod tests {
         let (a, b) = message_pair().expect("socketpair");
         let all: Vec<OwnedFd> = (0..MAX_PASSED).map(|_| null()).collect();
         let lent: Vec<BorrowedFd> = all.iter().map(AsFd::as_fd).collect();
-        assert_eq!(send_message(&a, b"x", &lent).expect("sendmsg"), Sent::Queued);
+        assert_eq!(
+            send_message(&a, b"x", &lent).expect("sendmsg"),
+            Sent::Queued
+        );
         let mut buffer = [0; 8];
         match receive_message(&b, &mut buffer).expect("recvmsg") {
-            Received::Message { length, descriptors, cut } => {
+            Received::Message {
+                length,
+                descriptors,
+                cut,
+            } => {
                 assert_eq!((length, descriptors.len(), cut), (1, MAX_PASSED, false));
             }
             other => panic!("{other:?}"),
@@ -598,31 +693,54 @@ mod tests {
         let _first = connect_unix(&path, patience).expect("there is room for one");
         let refused = connect_unix(&path, patience).expect_err("and for no other");
         assert_eq!(refused.kind(), io::ErrorKind::TimedOut);
-        assert!(matches!(accept(&listener, Look::First).expect("accept"), Offer::Client(_)));
+        assert!(matches!(
+            accept(&listener, Look::First).expect("accept"),
+            Offer::Client(_)
+        ));
         connect_unix(&path, patience).expect("there is room again");
     }
 
     #[test]
     fn what_was_queued_is_read_after_the_other_end_died_with_unread_messages() {
         let (a, b) = message_pair().expect("socketpair");
-        assert_eq!(send_message(&a, b"unread", &[]).expect("sendmsg"), Sent::Queued);
-        assert_eq!(send_message(&b, b"last words", &[null().as_fd()]).expect("sendmsg"), Sent::Queued);
+        assert_eq!(
+            send_message(&a, b"unread", &[]).expect("sendmsg"),
+            Sent::Queued
+        );
+        assert_eq!(
+            send_message(&b, b"last words", &[null().as_fd()]).expect("sendmsg"),
+            Sent::Queued
+        );
         drop(b);
         let mut buffer = [0; 64];
         match receive_message(&a, &mut buffer).expect("recvmsg") {
-            Received::Message { length, descriptors, .. } => {
-                assert_eq!((&buffer[..length], descriptors.len()), (&b"last words"[..], 1));
+            Received::Message {
+                length,
+                descriptors,
+                ..
+            } => {
+                assert_eq!(
+                    (&buffer[..length], descriptors.len()),
+                    (&b"last words"[..], 1)
+                );
             }
             other => panic!("{other:?}"),
         }
-        assert!(matches!(receive_message(&a, &mut buffer).expect("recvmsg"), Received::Closed));
+        assert!(matches!(
+            receive_message(&a, &mut buffer).expect("recvmsg"),
+            Received::Closed
+        ));
         assert_eq!(send_message(&a, b"x", &[]).expect("sendmsg"), Sent::Closed);
     }
 
     #[test]
     fn the_groups_of_the_other_end_are_told() {
         let (a, _b) = message_pair().expect("socketpair");
-        let own: Vec<u32> = nix::unistd::getgroups().expect("getgroups").into_iter().map(|gid| gid.as_raw()).collect();
+        let own: Vec<u32> = nix::unistd::getgroups()
+            .expect("getgroups")
+            .into_iter()
+            .map(|gid| gid.as_raw())
+            .collect();
         assert_eq!(groups(&a).expect("SO_PEERGROUPS"), own);
         assert!(groups(null()).is_err(), "no socket");
     }

@@ -48,7 +48,11 @@ pub fn wait_writable(fd: BorrowedFd) -> io::Result<()> {
 /// # Errors
 /// Those of poll(2).
 pub fn wait_readable(fd: BorrowedFd, within: Duration) -> io::Result<bool> {
-    wait(fd, PollFlags::POLLIN, PollTimeout::try_from(within).unwrap_or(PollTimeout::MAX))
+    wait(
+        fd,
+        PollFlags::POLLIN,
+        PollTimeout::try_from(within).unwrap_or(PollTimeout::MAX),
+    )
 }
 
 fn wait(fd: BorrowedFd, flags: PollFlags, timeout: PollTimeout) -> io::Result<bool> {
@@ -77,6 +81,9 @@ mod tests {
         assert!(is_writable(writer.as_fd()));
         drop(reader);
         assert!(is_writable(writer.as_fd()));
-        assert_eq!(writer.write(b"x").expect_err("broken").kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(
+            writer.write(b"x").expect_err("broken").kind(),
+            io::ErrorKind::BrokenPipe
+        );
     }
 }

@@ -38,12 +38,17 @@ impl Client {
 
     fn try_connect(address: &Address) -> io::Result<Client> {
         let stream = match address {
-            Address::Tcp(to) => UnixStream::from(OwnedFd::from(TcpStream::connect_timeout(to, PATIENCE)?)),
+            Address::Tcp(to) => {
+                UnixStream::from(OwnedFd::from(TcpStream::connect_timeout(to, PATIENCE)?))
+            }
             Address::Unix(path) => UnixStream::connect(path)?,
         };
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Client { stream: BufReader::with_capacity(BUFFER, stream), order: ByteOrder::Little })
+        Ok(Client {
+            stream: BufReader::with_capacity(BUFFER, stream),
+            order: ByteOrder::Little,
+        })
     }
 
     /// The same client, in this byte order.
@@ -56,15 +61,24 @@ impl Client {
     #[must_use]
     #[track_caller]
     pub fn without_delay(self) -> Client {
-        let socket = self.stream.get_ref().try_clone().expect("the socket can be copied");
-        TcpStream::from(OwnedFd::from(socket)).set_nodelay(true).expect("TCP_NODELAY can be set");
+        let socket = self
+            .stream
+            .get_ref()
+            .try_clone()
+            .expect("the socket can be copied");
+        TcpStream::from(OwnedFd::from(socket))
+            .set_nodelay(true)
+            .expect("TCP_NODELAY can be set");
         self
     }
 
     /// Writes bytes as they are, with one write if the kernel takes them at once.
     #[track_caller]
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.stream.get_ref().write_all(bytes.as_ref()).expect("the daemon takes what it is sent");
+        self.stream
+            .get_ref()
+            .write_all(bytes.as_ref())
+            .expect("the daemon takes what it is sent");
     }
 
     /// Writes a frame, in one piece.
@@ -107,7 +121,9 @@ impl Client {
     pub fn receive(&mut self) -> Vec<u8> {
         match self.try_receive() {
             Ok(body) => body,
-            Err(e) if e.kind() == ErrorKind::WouldBlock => panic!("no byte of a reply within {PATIENCE:?}"),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                panic!("no byte of a reply within {PATIENCE:?}")
+            }
             Err(e) => panic!("no reply: {e}"),
         }
     }
@@ -118,8 +134,15 @@ impl Client {
         let length = self.order.length(prefix);
         // Takes memory as it comes, not as it is promised.
         let mut body = Vec::new();
-        self.stream.by_ref().take(length.into()).read_to_end(&mut body)?;
-        if body.len() < length as usize { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(body) }
+        self.stream
+            .by_ref()
+            .take(length.into())
+            .read_to_end(&mut body)?;
+        if body.len() < length as usize {
+            Err(ErrorKind::UnexpectedEof.into())
+        } else {
+            Ok(body)
+        }
     }
 
     /// Waits for a reply.
@@ -140,9 +163,15 @@ impl Client {
         if !self.stream.buffer().is_empty() {
             return true;
         }
-        self.stream.get_ref().set_nonblocking(true).expect("the socket takes O_NONBLOCK");
+        self.stream
+            .get_ref()
+            .set_nonblocking(true)
+            .expect("the socket takes O_NONBLOCK");
         let filled = self.stream.fill_buf().map(<[u8]>::len);
-        self.stream.get_ref().set_nonblocking(false).expect("the socket takes O_NONBLOCK");
+        self.stream
+            .get_ref()
+            .set_nonblocking(false)
+            .expect("the socket takes O_NONBLOCK");
         !matches!(filled, Err(e) if e.kind() == ErrorKind::WouldBlock)
     }
 
@@ -150,13 +179,21 @@ impl Client {
     #[must_use]
     #[track_caller]
     pub fn writer(&self) -> Writer {
-        Writer(self.stream.get_ref().try_clone().expect("the socket can be copied"))
+        Writer(
+            self.stream
+                .get_ref()
+                .try_clone()
+                .expect("the socket can be copied"),
+        )
     }
 
     /// Says that nothing more will be sent; replies can still be read.
     #[track_caller]
     pub fn finish(&mut self) {
-        self.stream.get_ref().shutdown(Shutdown::Write).expect("the connection is there");
+        self.stream
+            .get_ref()
+            .shutdown(Shutdown::Write)
+            .expect("the connection is there");
     }
 
     /// Waits for all replies that come until the daemon closes the connection.
@@ -164,7 +201,12 @@ impl Client {
     #[track_caller]
     pub fn replies(&mut self) -> Vec<Reply> {
         let mut replies = Vec::new();
-        while !self.stream.fill_buf().expect("the daemon replies or closes the connection").is_empty() {
+        while !self
+            .stream
+            .fill_buf()
+            .expect("the daemon replies or closes the connection")
+            .is_empty()
+        {
             replies.push(self.reply());
         }
         replies
@@ -174,8 +216,14 @@ impl Client {
     #[track_caller]
     pub fn expect_end(&mut self) {
         let mut rest = Vec::new();
-        self.stream.read_to_end(&mut rest).expect("the daemon closes the connection");
-        assert!(rest.is_empty(), "the end was expected, this came: {:?}", String::from_utf8_lossy(&rest));
+        self.stream
+            .read_to_end(&mut rest)
+            .expect("the daemon closes the connection");
+        assert!(
+            rest.is_empty(),
+            "the end was expected, this came: {:?}",
+            String::from_utf8_lossy(&rest)
+        );
     }
 }
 
@@ -197,7 +245,9 @@ impl Writer {
     /// As [`Client::finish`].
     #[track_caller]
     pub fn finish(self) {
-        self.0.shutdown(Shutdown::Write).expect("the connection is there");
+        self.0
+            .shutdown(Shutdown::Write)
+            .expect("the connection is there");
     }
 }
 
@@ -222,7 +272,12 @@ impl Reply {
         if self.name != "error" {
             return Ok(value);
         }
-        let text = |key: &str| value[key].as_str().expect("an error reply has a code and a message").to_owned();
+        let text = |key: &str| {
+            value[key]
+                .as_str()
+                .expect("an error reply has a code and a message")
+                .to_owned()
+        };
         Err(Fault::new(text("code"), text("message")))
     }
 }

@@ -39,7 +39,12 @@ impl InProcess {
         if let Some(mistake) = methods.mistakes().first() {
             return Err(mistake.clone());
         }
-        let info = WorkerInfo { name, worker: WorkerId(1), seat: 0, generation: Generation(1) };
+        let info = WorkerInfo {
+            name,
+            worker: WorkerId(1),
+            seat: 0,
+            generation: Generation(1),
+        };
         Ok(InProcess(Box::new(Running::start(methods, info)?)))
     }
 
@@ -53,19 +58,29 @@ impl InProcess {
     /// When `params` cannot be written as JSON.
     pub fn call(&mut self, method: &str, params: impl Serialize) -> Result<Value, Fault> {
         let params: Box<RawValue> = to_raw_value(&params).expect("params can be written as JSON");
-        let found = self
-            .0
-            .find(method)
-            .ok_or_else(|| Fault::new("unknown_method", format!("there is no method {method:?}")))?;
-        let peer = Peer::V4 { address: Ipv4Addr::LOCALHOST, port: 1 };
-        let call = Call { client: ClientId(1), peer, attempt: 1, deadline: None };
+        let found = self.0.find(method).ok_or_else(|| {
+            Fault::new("unknown_method", format!("there is no method {method:?}"))
+        })?;
+        let peer = Peer::V4 {
+            address: Ipv4Addr::LOCALHOST,
+            port: 1,
+        };
+        let call = Call {
+            client: ClientId(1),
+            peer,
+            attempt: 1,
+            deadline: None,
+        };
         let mut buffer = vec![0; REPLY];
-        let length = self.0.call(found, &params, call, &mut buffer, ByteOrder::Little)?;
+        let length = self
+            .0
+            .call(found, &params, call, &mut buffer, ByteOrder::Little)?;
         #[derive(Deserialize)]
         struct Envelope {
             result: Value,
         }
-        let reply: Envelope = serde_json::from_slice(&buffer[PREFIX..length]).expect("a reply is JSON");
+        let reply: Envelope =
+            serde_json::from_slice(&buffer[PREFIX..length]).expect("a reply is JSON");
         Ok(reply.result)
     }
 }

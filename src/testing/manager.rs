@@ -39,7 +39,10 @@ impl ServiceManager {
     /// # Panics
     /// When there are no descriptors left.
     #[must_use]
-    #[expect(clippy::new_without_default, reason = "it is a process's worth of things")]
+    #[expect(
+        clippy::new_without_default,
+        reason = "it is a process's worth of things"
+    )]
     pub fn new() -> ServiceManager {
         let directory = Directory::new().expect("a directory");
         let path = directory.0.join("notify");
@@ -48,7 +51,13 @@ impl ServiceManager {
         let heard = Arc::new(Mutex::new(Heard::default()));
         let shared = Arc::clone(&heard);
         let thread = thread::spawn(move || listen(&socket, &theirs, &shared));
-        ServiceManager { path, heard, end: Some(ours), thread: Some(thread), _directory: directory }
+        ServiceManager {
+            path,
+            heard,
+            end: Some(ours),
+            thread: Some(thread),
+            _directory: directory,
+        }
     }
 
     /// A daemon that it starts, with all that it keeps.
@@ -58,10 +67,18 @@ impl ServiceManager {
     #[must_use]
     pub fn setup(&self, program: impl AsRef<OsStr>, config: &str) -> Setup {
         let setup = Setup::new(program, config);
-        let setup = setup.variable("NOTIFY_SOCKET", &self.path).variable("FDPASSD_KEEP_CLIENTS", "1");
-        self.lock().stored.iter().fold(setup, |setup, (name, descriptor)| {
-            setup.handed(name, descriptor.try_clone().expect("a descriptor can be copied"))
-        })
+        let setup = setup
+            .variable("NOTIFY_SOCKET", &self.path)
+            .variable("FDPASSD_KEEP_CLIENTS", "1");
+        self.lock()
+            .stored
+            .iter()
+            .fold(setup, |setup, (name, descriptor)| {
+                setup.handed(
+                    name,
+                    descriptor.try_clone().expect("a descriptor can be copied"),
+                )
+            })
     }
 
     /// What it was told so far, one message each.
@@ -73,7 +90,11 @@ impl ServiceManager {
     /// The names of all that it keeps.
     #[must_use]
     pub fn stored(&self) -> Vec<String> {
-        self.lock().stored.iter().map(|(name, _)| name.clone()).collect()
+        self.lock()
+            .stored
+            .iter()
+            .map(|(name, _)| name.clone())
+            .collect()
     }
 
     /// Does something with a copy of what it keeps under this name.
@@ -82,7 +103,11 @@ impl ServiceManager {
     /// When there is nothing.
     pub fn with_stored(&self, name: &str, act: impl FnOnce(OwnedFd)) {
         let heard = self.lock();
-        let (_, stored) = heard.stored.iter().find(|(other, _)| other == name).expect("it is kept");
+        let (_, stored) = heard
+            .stored
+            .iter()
+            .find(|(other, _)| other == name)
+            .expect("it is kept");
         act(stored.try_clone().expect("a descriptor can be copied"));
     }
 
@@ -118,13 +143,24 @@ impl Drop for ServiceManager {
 
 fn listen(socket: &UnixDatagram, end: &OwnedFd, heard: &Mutex<Heard>) {
     let mut poller = Poller::new(2).expect("a poller");
-    poller.add(socket, 0, Interest::Read).and_then(|()| poller.add(end, 1, Interest::Read)).expect("they are watched");
+    poller
+        .add(socket, 0, Interest::Read)
+        .and_then(|()| poller.add(end, 1, Interest::Read))
+        .expect("they are watched");
     let (mut events, mut datagram) = (Vec::new(), vec![0; 8192]);
     loop {
         poller.wait(&mut events, None).expect("events are told");
-        while let Ok(Received::Message { length, descriptors, .. }) = receive(socket, &mut datagram) {
+        while let Ok(Received::Message {
+            length,
+            descriptors,
+            ..
+        }) = receive(socket, &mut datagram)
+        {
             let text = String::from_utf8_lossy(&datagram[..length]).into_owned();
-            heard.lock().unwrap_or_else(PoisonError::into_inner).take_in(text, descriptors);
+            heard
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take_in(text, descriptors);
         }
         if events.iter().any(|event| event.token == 1) {
             return;
@@ -139,17 +175,26 @@ fn receive(socket: &UnixDatagram, datagram: &mut [u8]) -> io::Result<Received> {
 impl Heard {
     /// What it has it ignores, and what there is no room for is closed, both like systemd.
     fn store(&mut self, name: &str, descriptor: OwnedFd) {
-        let is_there = self.stored.iter().any(|(_, stored)| identity(stored) == identity(&descriptor));
+        let is_there = self
+            .stored
+            .iter()
+            .any(|(_, stored)| identity(stored) == identity(&descriptor));
         if !is_there && self.most.is_none_or(|most| self.stored.len() < most) {
             self.stored.push((name.to_owned(), descriptor));
         }
     }
 
     fn take_in(&mut self, text: String, descriptors: Vec<OwnedFd>) {
-        let named = text.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or("stored").to_owned();
+        let named = text
+            .lines()
+            .find_map(|line| line.strip_prefix("FDNAME="))
+            .unwrap_or("stored")
+            .to_owned();
         let says = |what: &str| text.lines().any(|line| line == what);
         if says("FDSTORE=1") {
-            descriptors.into_iter().for_each(|descriptor| self.store(&named, descriptor));
+            descriptors
+                .into_iter()
+                .for_each(|descriptor| self.store(&named, descriptor));
         } else if says("FDSTOREREMOVE=1") {
             self.stored.retain(|(name, _)| *name != named);
         }

@@ -74,7 +74,11 @@ impl Setup {
     /// The text is TOML; `{dir}` in it is the daemon's own directory. Without `listen` it listens on a free port of
     /// 127.0.0.1, without `control.socket` it has its control socket in its directory.
     pub fn new(program: impl AsRef<OsStr>, config: &str) -> Setup {
-        Setup { command: Command::new(program), config: config.to_owned(), handed: Vec::new() }
+        Setup {
+            command: Command::new(program),
+            config: config.to_owned(),
+            handed: Vec::new(),
+        }
     }
 
     /// One more argument, in front of `-c FILE`.
@@ -130,14 +134,27 @@ impl Setup {
         if !self.handed.is_empty() {
             self.command = hand_over(&self.command, self.handed).map_err(Error::setup)?;
         }
-        self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        self.command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
         let mut master = self.command.spawn().map_err(Error::setup)?;
         let output = Output::of(master.stdout.take().expect("it is piped"));
         let log = Output::of(master.stderr.take().expect("it is piped"));
         let control = Address::Unix(control);
-        let mut running = Running { master, output, log, control, addresses: Vec::new(), directory };
+        let mut running = Running {
+            master,
+            output,
+            log,
+            control,
+            addresses: Vec::new(),
+            directory,
+        };
 
-        running.output.wait(|output| output.ended || output.text.contains(SERVES));
+        running
+            .output
+            .wait(|output| output.ended || output.text.contains(SERVES));
         if !running.output.text().contains(SERVES) {
             return Err(Error::did_not_serve(running));
         }
@@ -260,7 +277,9 @@ impl Running {
     /// Waits until all workers serve.
     #[track_caller]
     pub fn wait_for_workers(&self) -> Status {
-        self.wait_until("all workers are ready", |status| status.workers.iter().all(is_ready))
+        self.wait_until("all workers are ready", |status| {
+            status.workers.iter().all(is_ready)
+        })
     }
 
     /// The master's process.
@@ -273,7 +292,11 @@ impl Running {
     #[must_use]
     #[track_caller]
     pub fn worker_pids(&self) -> Vec<u32> {
-        self.status().workers.iter().filter_map(|worker| worker.pid).collect()
+        self.status()
+            .workers
+            .iter()
+            .filter_map(|worker| worker.pid)
+            .collect()
     }
 
     /// Sends the master a signal, named as kill(1) names it.
@@ -295,20 +318,29 @@ impl Running {
         let killed = self.worker(seat).id;
         self.signal_worker(seat, "KILL");
         self.wait_until("the successor of the killed worker is ready", |status| {
-            status.workers.iter().any(|worker| worker.seat == seat && worker.id != killed && is_ready(worker))
+            status
+                .workers
+                .iter()
+                .any(|worker| worker.seat == seat && worker.id != killed && is_ready(worker))
         });
     }
 
     #[track_caller]
     fn worker(&self, seat: u32) -> WorkerStatus {
         let status = self.status();
-        status.workers.into_iter().find(|worker| worker.seat == seat).expect("there is a worker in that seat")
+        status
+            .workers
+            .into_iter()
+            .find(|worker| worker.seat == seat)
+            .expect("there is a worker in that seat")
     }
 
     /// Waits until the master has ended by itself.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
-        eventually("the master ends", || self.master.try_wait().expect("it is our child"))
+        eventually("the master ends", || {
+            self.master.try_wait().expect("it is our child")
+        })
     }
 
     /// What master and workers have written to standard error so far.
@@ -320,7 +352,10 @@ impl Running {
     /// Waits until the master or a worker has written these words to standard error.
     #[track_caller]
     pub fn wait_for_log(&self, words: &str) {
-        assert!(self.log.wait(|log| log.text.contains(words)), "the daemon did not log {words:?}");
+        assert!(
+            self.log.wait(|log| log.text.contains(words)),
+            "the daemon did not log {words:?}"
+        );
     }
 
     /// The daemon's own directory: its configuration is in `config.toml`.
@@ -335,17 +370,30 @@ impl Running {
     }
 
     fn bound(&self) -> Vec<Address> {
-        let parse = |address: &String| address.parse().expect("the status has addresses that can be connected to");
+        let parse = |address: &String| {
+            address
+                .parse()
+                .expect("the status has addresses that can be connected to")
+        };
         // A master that takes over clients serves even without it.
         if let Address::Unix(path) = &self.control {
-            eventually("the control socket is there", || std::os::unix::net::UnixStream::connect(path).ok().map(drop));
+            eventually("the control socket is there", || {
+                std::os::unix::net::UnixStream::connect(path).ok().map(drop)
+            });
         }
-        self.status().listeners.iter().map(|listener| parse(&listener.address)).collect()
+        self.status()
+            .listeners
+            .iter()
+            .map(|listener| parse(&listener.address))
+            .collect()
     }
 }
 
 impl Drop for Running {
-    #[expect(clippy::print_stderr, reason = "what a test prints is shown with its failure")]
+    #[expect(
+        clippy::print_stderr,
+        reason = "what a test prints is shown with its failure"
+    )]
     fn drop(&mut self) {
         // As long as the output is open somebody is left, so that the group is still ours. Workers are in none of ours.
         if !self.log.has_ended() {
@@ -372,7 +420,11 @@ pub struct Error {
 
 impl Error {
     fn setup(error: io::Error) -> Error {
-        Error { reason: format!("cannot start the daemon: {error}"), status: None, stderr: String::new() }
+        Error {
+            reason: format!("cannot start the daemon: {error}"),
+            status: None,
+            stderr: String::new(),
+        }
     }
 
     fn did_not_serve(mut daemon: Running) -> Error {
@@ -383,7 +435,11 @@ impl Error {
         };
         let log = Arc::clone(&daemon.log);
         drop(daemon);
-        Error { reason, status, stderr: log.text() }
+        Error {
+            reason,
+            status,
+            stderr: log.text(),
+        }
     }
 
     /// The exit code of a daemon that ended.
@@ -425,7 +481,10 @@ pub fn eventually<T>(awaited: &str, mut ask: impl FnMut() -> Option<T>) -> T {
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for this: {awaited}");
+        assert!(
+            Instant::now() < deadline,
+            "waited {PATIENCE:?} for this: {awaited}"
+        );
         thread::park_timeout(PACE);
     }
 }
@@ -449,10 +508,19 @@ fn is_ready(worker: &WorkerStatus) -> bool {
 /// The configuration with what it has to have. A text that is not TOML stays as it is, for the daemon to refuse.
 fn complete(config: &str, directory: &Path) -> String {
     let text = config.replace("{dir}", &directory.display().to_string());
-    let Ok(mut table) = text.parse::<toml::Table>() else { return text };
-    table.entry("listen").or_insert_with(|| vec!["127.0.0.1:0"].into());
-    if let toml::Value::Table(control) = table.entry("control").or_insert_with(|| toml::Table::new().into()) {
-        control.entry("socket").or_insert_with(|| directory.join(CONTROL).display().to_string().into());
+    let Ok(mut table) = text.parse::<toml::Table>() else {
+        return text;
+    };
+    table
+        .entry("listen")
+        .or_insert_with(|| vec!["127.0.0.1:0"].into());
+    if let toml::Value::Table(control) = table
+        .entry("control")
+        .or_insert_with(|| toml::Table::new().into())
+    {
+        control
+            .entry("socket")
+            .or_insert_with(|| directory.join(CONTROL).display().to_string().into());
     }
     table.to_string()
 }
@@ -464,14 +532,26 @@ fn hand_over(program: &Command, handed: Vec<(String, OwnedFd)>) -> io::Result<Co
     let mut command = Command::new("sh");
     command.args(["-c", "LISTEN_PID=$$; export LISTEN_PID; exec \"$0\" \"$@\""]);
     command.arg(program.get_program()).args(program.get_args());
-    command.envs(program.get_envs().filter_map(|(key, value)| Some((key, value?))));
-    command.env("LISTEN_FDS", descriptors.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
+    command.envs(
+        program
+            .get_envs()
+            .filter_map(|(key, value)| Some((key, value?))),
+    );
+    command
+        .env("LISTEN_FDS", descriptors.len().to_string())
+        .env("LISTEN_FDNAMES", names.join(":"));
     inherited::leave(&mut command, &descriptors)?;
     Ok(command)
 }
 
 fn control_socket(config: &str) -> Option<PathBuf> {
-    config.parse::<toml::Table>().ok()?.get("control")?.get("socket")?.as_str().map(PathBuf::from)
+    config
+        .parse::<toml::Table>()
+        .ok()?
+        .get("control")?
+        .get("socket")?
+        .as_str()
+        .map(PathBuf::from)
 }
 
 /// A new directory, removed when this is dropped.
@@ -484,7 +564,8 @@ impl Directory {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         loop {
             let number = COUNT.fetch_add(1, Ordering::Relaxed);
-            let path = env::temp_dir().join(format!("fdpassd-test-{}-{number}", std::process::id()));
+            let path =
+                env::temp_dir().join(format!("fdpassd-test-{}-{number}", std::process::id()));
             match fs::DirBuilder::new().mode(0o700).create(&path) {
                 // Left over by a process that was killed.
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
@@ -520,13 +601,20 @@ struct Written {
 
 impl Output {
     fn of(mut pipe: impl Read + AsFd + Send + 'static) -> Arc<Output> {
-        let output = Output { pipe: FileId::of(&pipe).expect("it is open"), ..Output::default() };
+        let output = Output {
+            pipe: FileId::of(&pipe).expect("it is open"),
+            ..Output::default()
+        };
         let output = Arc::new(output);
         let shared = Arc::clone(&output);
         thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(n @ 1..) = pipe.read(&mut buffer) {
-                shared.add(|written| written.text.push_str(&String::from_utf8_lossy(&buffer[..n])));
+                shared.add(|written| {
+                    written
+                        .text
+                        .push_str(&String::from_utf8_lossy(&buffer[..n]))
+                });
             }
             shared.add(|written| written.ended = true);
         });
@@ -545,17 +633,26 @@ impl Output {
 
     fn wait_for(&self, time: Duration, is_so: impl Fn(&Written) -> bool) -> bool {
         let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.more.wait_timeout_while(written, time, |written| !is_so(written));
+        let waited = self
+            .more
+            .wait_timeout_while(written, time, |written| !is_so(written));
         let (written, _) = waited.unwrap_or_else(PoisonError::into_inner);
         is_so(&written)
     }
 
     fn text(&self) -> String {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner).text.clone()
+        self.written
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .text
+            .clone()
     }
 
     fn has_ended(&self) -> bool {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner).ended
+        self.written
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .ended
     }
 }
 
@@ -573,14 +670,22 @@ mod tests {
         let bare = "control.socket = \"/d/control.sock\"\nlisten = [\"127.0.0.1:0\"]\n";
         assert_eq!(complete("", dir).parse::<toml::Table>(), bare.parse());
         let own = "listen = [\"unix:{dir}/rpc\"]\n[control]\nsocket = \"{dir}/c\"\nmode = \"0600\"";
-        assert_eq!(complete(own, dir).parse::<toml::Table>(), own.replace("{dir}", "/d").parse());
-        assert_eq!(control_socket(&complete(own, dir)), Some(PathBuf::from("/d/c")));
+        assert_eq!(
+            complete(own, dir).parse::<toml::Table>(),
+            own.replace("{dir}", "/d").parse()
+        );
+        assert_eq!(
+            control_socket(&complete(own, dir)),
+            Some(PathBuf::from("/d/c"))
+        );
         assert_eq!(complete("not TOML", dir), "not TOML");
     }
 
     #[test]
     fn a_program_that_ends_is_told_with_its_code_and_its_words() {
-        let sh = Setup::new("sh", "").argument("-c").argument("echo no >&2; exit 78");
+        let sh = Setup::new("sh", "")
+            .argument("-c")
+            .argument("echo no >&2; exit 78");
         let error = sh.start().expect_err("it does not serve");
         assert_eq!((error.code(), error.stderr()), (Some(78), "no\n"));
     }
@@ -589,10 +694,22 @@ mod tests {
     fn played_by(script: &str, control: PathBuf, directory: Directory) -> Running {
         let mut sh = Command::new("sh");
         sh.args(["-c", script]);
-        let mut master = sh.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn().expect("sh");
+        let mut master = sh
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .expect("sh");
         let output = Output::of(master.stdout.take().expect("piped"));
         let log = Output::of(master.stderr.take().expect("piped"));
-        Running { master, output, log, control: Address::Unix(control), addresses: Vec::new(), directory }
+        Running {
+            master,
+            output,
+            log,
+            control: Address::Unix(control),
+            addresses: Vec::new(),
+            directory,
+        }
     }
 
     #[test]
@@ -611,17 +728,24 @@ mod tests {
             (String::from_utf8(body).expect("JSON"), asker)
         };
         let answer = |mut asker: UnixStream, reply: &str| {
-            asker.write_all(&ByteOrder::Little.prefix(reply.len() as u32)).expect("it is there");
+            asker
+                .write_all(&ByteOrder::Little.prefix(reply.len() as u32))
+                .expect("it is there");
             asker.write_all(reply.as_bytes()).expect("it is there");
         };
 
-        let (mut first, mut second) =
-            (running.ctl_request("a\"b", ()), running.ctl_request("hold", json!({"worker": 1})));
+        let (mut first, mut second) = (
+            running.ctl_request("a\"b", ()),
+            running.ctl_request("hold", json!({"worker": 1})),
+        );
         let (first_asked, first_asker) = asked();
         let (second_asked, second_asker) = asked();
         assert_eq!(first_asked, r#"{"in":"a\"b"}"#);
         assert_eq!(second_asked, r#"{"in":"hold","params":{"worker":1}}"#);
-        answer(second_asker, r#"{"out":"error","result":{"code":"rejected","message":"no","place":{"line":3}}}"#);
+        answer(
+            second_asker,
+            r#"{"out":"error","result":{"code":"rejected","message":"no","place":{"line":3}}}"#,
+        );
         assert!(!first.has_something());
         let refused = second.reply();
         let whole: Value = serde_json::from_str(refused.result.get()).expect("JSON");
@@ -637,10 +761,13 @@ mod tests {
                 let (request, asker) = asked();
                 answer(
                     asker,
-                    &json!({"out": "reload", "result": [request, fs::read_to_string(config).ok()]}).to_string(),
+                    &json!({"out": "reload", "result": [request, fs::read_to_string(config).ok()]})
+                        .to_string(),
                 );
             });
-            let result = running.reload_with("log.file = \"{dir}/log\"").expect("a result");
+            let result = running
+                .reload_with("log.file = \"{dir}/log\"")
+                .expect("a result");
             let text = complete("log.file = \"{dir}/log\"", running.directory());
             assert_eq!(result, json!([r#"{"in":"reload"}"#, text]));
         });

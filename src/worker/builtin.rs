@@ -17,7 +17,9 @@ pub(crate) fn pi(n: u64) -> Result<f64, Fault> {
     if n > MOST_TERMS {
         return Err(Fault::bad_params(format!("n is at most {MOST_TERMS}")));
     }
-    let sum: f64 = (0..n).map(|i| (2 * i + 1) as f64).fold(0.0, |sum, odd| sum + 1.0 / (odd * odd));
+    let sum: f64 = (0..n)
+        .map(|i| (2 * i + 1) as f64)
+        .fold(0.0, |sum, odd| sum + 1.0 / (odd * odd));
     Ok((8.0 * sum).sqrt())
 }
 
@@ -36,6 +38,9 @@ mod tests {
         assert!(pi(0).is_ok_and(|pi| pi == 0.0 && pi.is_sign_positive()));
         assert!((pi(1).expect("n") - 8f64.sqrt()).abs() < 1e-12);
         assert!((pi(1_000_000).expect("n") - std::f64::consts::PI).abs() < 1e-6);
-        assert_eq!(pi(MOST_TERMS + 1).expect_err("too many").code(), "bad_params");
+        assert_eq!(
+            pi(MOST_TERMS + 1).expect_err("too many").code(),
+            "bad_params"
+        );
     }
 }

@@ -67,8 +67,15 @@ pub(super) enum Waits {
 
 impl Connection {
     /// A client whose lease was found, and what its slot tells of it. `cookie` is that of its socket, if the kernel has one.
-    pub(super) fn new(lease: &Lease, socket: OwnedFd, cookie: Option<u64>, slot: Slot<'_>) -> Connection {
-        let is_parked = slot.lease().is_some_and(|lease| lease.state == State::Parked);
+    pub(super) fn new(
+        lease: &Lease,
+        socket: OwnedFd,
+        cookie: Option<u64>,
+        slot: Slot<'_>,
+    ) -> Connection {
+        let is_parked = slot
+            .lease()
+            .is_some_and(|lease| lease.state == State::Parked);
         let is_told_all = slot.marks().closing && slot.view().replied == 0;
         Connection {
             socket,
@@ -105,7 +112,11 @@ impl Connection {
     /// # Errors
     /// Those that end the connection.
     pub(super) fn receive(&self, buffer: &mut [u8]) -> io::Result<Moved> {
-        if self.is_tcp() { socket::receive(&self.socket, buffer) } else { self.passed.receive(&self.socket, buffer) }
+        if self.is_tcp() {
+            socket::receive(&self.socket, buffer)
+        } else {
+            self.passed.receive(&self.socket, buffer)
+        }
     }
 
     /// Whether the descriptor still is the client's socket. Other code of this process may have closed it, and its number may be
@@ -130,7 +141,11 @@ impl Connection {
             Waits::End => (slot.since(), Some(GOODBYE)),
             Waits::Turn => (0, None),
         };
-        let ns = limit.map_or(NEVER, |limit| u64::try_from(limit.as_nanos()).unwrap_or(NEVER));
-        begin.saturating_add(ns).saturating_add(clock.gaps_since(begin))
+        let ns = limit.map_or(NEVER, |limit| {
+            u64::try_from(limit.as_nanos()).unwrap_or(NEVER)
+        });
+        begin
+            .saturating_add(ns)
+            .saturating_add(clock.gaps_since(begin))
     }
 }

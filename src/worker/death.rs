@@ -109,7 +109,9 @@ mod armed {
 
     /// Reads once where this process is to die.
     pub(in super::super) fn arm() -> Result<(), String> {
-        let Some(wish) = std::env::var_os(VARIABLE) else { return Ok(()) };
+        let Some(wish) = std::env::var_os(VARIABLE) else {
+            return Ok(());
+        };
         let (point, times) = parse(&wish.to_string_lossy())?;
         ARMED.get_or_init(|| (point, AtomicU64::new(times)));
         Ok(())
@@ -117,7 +119,9 @@ mod armed {
 
     /// Whether it is to die here and now.
     pub(in super::super) fn strikes(point: Point) -> bool {
-        ARMED.get().is_some_and(|(armed, left)| *armed == point && left.fetch_sub(1, Ordering::Relaxed) == 1)
+        ARMED.get().is_some_and(|(armed, left)| {
+            *armed == point && left.fetch_sub(1, Ordering::Relaxed) == 1
+        })
     }
 
     fn parse(wish: &str) -> Result<(Point, u64), String> {
@@ -137,8 +141,18 @@ mod armed {
 
         #[test]
         fn a_kill_point_is_a_known_name_and_a_count_from_one() {
-            assert!(parse("amid-write:3").is_ok_and(|(point, times)| point == Point::AmidWrite && times == 3));
-            for wrong in ["", "amid-write", "amid-write:", "amid-write:0", "amid-write:-1", "amid-lunch:1"] {
+            assert!(
+                parse("amid-write:3")
+                    .is_ok_and(|(point, times)| point == Point::AmidWrite && times == 3)
+            );
+            for wrong in [
+                "",
+                "amid-write",
+                "amid-write:",
+                "amid-write:0",
+                "amid-write:-1",
+                "amid-lunch:1",
+            ] {
                 let reason = parse(wrong).map(|_| ()).expect_err(wrong);
                 assert!(reason.contains("after-closed"), "{reason}");
             }

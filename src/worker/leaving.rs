@@ -16,7 +16,10 @@ use crate::sys::socket;
 impl Worker<'_> {
     /// Ends a client that is in no turn.
     pub(super) fn end(&mut self, index: u32) {
-        let generation = self.connections.get(index).map_or(0, |connection| connection.generation);
+        let generation = self
+            .connections
+            .get(index)
+            .map_or(0, |connection| connection.generation);
         let slot = self.desk.slot(index).expect("the client has a slot");
         if slot.claim(generation).is_some() {
             self.close(index);
@@ -26,10 +29,16 @@ impl Worker<'_> {
     /// Ends a client whose slot is claimed. The order matters: a registration outlives close() while the master has a
     /// copy, without the shutdown that copy would keep back the FIN, and who finds the word finds nothing behind it.
     pub(super) fn close(&mut self, index: u32) {
-        if self.connections.get(index).is_some_and(|connection| !connection.has_its_socket()) {
+        if self
+            .connections
+            .get(index)
+            .is_some_and(|connection| !connection.has_its_socket())
+        {
             return self.break_off(FOREIGN);
         }
-        let Some(connection) = self.forget(index) else { return };
+        let Some(connection) = self.forget(index) else {
+            return;
+        };
         socket::end(&connection.socket);
         if self.parking.end(index) {
             self.desk.empty_large(index);
@@ -75,10 +84,13 @@ impl Worker<'_> {
     /// Looks which leases were taken.
     pub(super) fn look(&mut self) {
         for index in 0..self.connections.bound() {
-            let Some(connection) = self.connections.get(index) else { continue };
+            let Some(connection) = self.connections.get(index) else {
+                continue;
+            };
             let lease = self.desk.slot(index).and_then(|slot| slot.lease());
             let is_mine = lease.is_some_and(|lease| {
-                lease.generation == connection.generation && matches!(lease.state, State::Rest | State::Parked)
+                lease.generation == connection.generation
+                    && matches!(lease.state, State::Rest | State::Parked)
             });
             if !is_mine {
                 self.let_go(index);
@@ -89,7 +101,9 @@ impl Worker<'_> {
     /// Gives up every lease: none is in a turn now, and what was taken before is let go as well.
     pub(super) fn give_up_leases(&mut self) {
         for index in 0..self.connections.bound() {
-            let Some(connection) = self.connections.get(index) else { continue };
+            let Some(connection) = self.connections.get(index) else {
+                continue;
+            };
             let slot = self.desk.slot(index).expect("the client has a slot");
             let _ = slot.take(connection.generation);
             self.let_go(index);
@@ -106,7 +120,9 @@ impl Worker<'_> {
     }
 
     pub(super) fn stop_client(&mut self, slot: u32, service: &mut dyn Service) {
-        let Some(connection) = self.connections.get(slot) else { return };
+        let Some(connection) = self.connections.get(slot) else {
+            return;
+        };
         match connection.waits {
             Waits::Request => self.give_one_turn(slot, &Purpose::Cut, service),
             Waits::Bytes => {

@@ -27,7 +27,14 @@ pub(super) fn ready(
     front[0] = boat::CLIENTS;
     front[1..9].copy_from_slice(&told.worker.0.to_le_bytes());
     let channel = channel.as_fd().as_raw_fd();
-    Lifeboat::ready(&channel, boats, desk, (first, front), layout.places(), (grace, boat::passenger_in))
+    Lifeboat::ready(
+        &channel,
+        boats,
+        desk,
+        (first, front),
+        layout.places(),
+        (grace, boat::passenger_in),
+    )
 }
 
 impl Worker<'_> {
@@ -41,12 +48,17 @@ impl Worker<'_> {
     /// The master is gone.
     pub(super) fn abandon_ship(&mut self) {
         match self.lifeboat.map(Lifeboat::pack) {
-            None => log::warn!("the master is gone; closing {} clients and leaving", self.leased),
+            None => log::warn!(
+                "the master is gone; closing {} clients and leaving",
+                self.leased
+            ),
             Some(Packed { packed, left: 0 }) => {
                 log::info!("the master is gone; {packed} clients wait for the next one")
             }
             Some(Packed { packed, left }) => {
-                log::error!("the master is gone; {packed} clients wait for the next one, {left} could not be packed");
+                log::error!(
+                    "the master is gone; {packed} clients wait for the next one, {left} could not be packed"
+                );
             }
         }
         self.orphaned = true;

@@ -52,8 +52,17 @@ pub(crate) struct Methods<S> {
 impl<S: 'static> Methods<S> {
     /// `ping`, which every daemon has; `methods` comes with [`Methods::complete`].
     pub(crate) fn new(constructor: Constructor<S>) -> Methods<S> {
-        let mut methods = Methods { all: Vec::new(), last: 0, constructor, mistakes: Vec::new() };
-        methods.add("ping", true, Box::new(|_, params, out| builtin::ping(params, out)));
+        let mut methods = Methods {
+            all: Vec::new(),
+            last: 0,
+            constructor,
+            mistakes: Vec::new(),
+        };
+        methods.add(
+            "ping",
+            true,
+            Box::new(|_, params, out| builtin::ping(params, out)),
+        );
         methods.rename_reply("pong");
         methods.make_inline();
         methods
@@ -69,13 +78,24 @@ impl<S: 'static> Methods<S> {
 
     pub(crate) fn add(&mut self, name: &str, idempotent: bool, handler: Handler<S>) {
         if !is_method_name(name) {
-            self.mistakes
-                .push(format!("{name:?} is no name for a method: [a-z][a-z0-9_.-]{{0,63}}, but not \"error\""));
+            self.mistakes.push(format!(
+                "{name:?} is no name for a method: [a-z][a-z0-9_.-]{{0,63}}, but not \"error\""
+            ));
         }
-        let method =
-            Method { name: name.to_owned(), reply_name: format!("{name}_r"), idempotent, inline: false, handler };
-        match self.all.binary_search_by(|other| other.name.as_str().cmp(name)) {
-            Ok(_) => self.mistakes.push(format!("there are two methods {name:?}")),
+        let method = Method {
+            name: name.to_owned(),
+            reply_name: format!("{name}_r"),
+            idempotent,
+            inline: false,
+            handler,
+        };
+        match self
+            .all
+            .binary_search_by(|other| other.name.as_str().cmp(name))
+        {
+            Ok(_) => self
+                .mistakes
+                .push(format!("there are two methods {name:?}")),
             Err(place) => {
                 self.all.insert(place, method);
                 self.last = place;
@@ -107,7 +127,9 @@ impl<S: 'static> Methods<S> {
     pub(crate) fn rename_reply(&mut self, reply_name: &str) {
         match is_method_name(reply_name) {
             true => self.all[self.last].reply_name = reply_name.to_owned(),
-            false => self.mistakes.push(format!("{reply_name:?} is no name for a reply")),
+            false => self
+                .mistakes
+                .push(format!("{reply_name:?} is no name for a reply")),
         }
     }
 
@@ -127,7 +149,13 @@ impl<S: 'static> Methods<S> {
     }
 
     fn names(&self) -> Vec<MethodName> {
-        self.all.iter().map(|m| MethodName { name: m.name.clone(), idempotent: m.idempotent }).collect()
+        self.all
+            .iter()
+            .map(|m| MethodName {
+                name: m.name.clone(),
+                idempotent: m.idempotent,
+            })
+            .collect()
     }
 }
 
@@ -138,7 +166,9 @@ impl<S: 'static> Methods<S> {
 /// sends that key.
 fn parse_params<P: DeserializeOwned>(params: &str) -> Result<P, Fault> {
     if params.contains("$serde_json::private::") {
-        return Err(Fault::bad_params("the key \"$serde_json::private::…\" is not taken"));
+        return Err(Fault::bad_params(
+            "the key \"$serde_json::private::…\" is not taken",
+        ));
     }
     serde_json::from_str(params).map_err(|e| Fault::bad_params(e.to_string()))
 }
@@ -194,7 +224,12 @@ impl<S: 'static> Running<S> {
     /// Makes the state.
     pub(crate) fn start(methods: Methods<S>, info: WorkerInfo) -> Result<Running<S>, String> {
         let state = construct(&methods, &info)?;
-        Ok(Running { methods, state, info, last: 0 })
+        Ok(Running {
+            methods,
+            state,
+            info,
+            last: 0,
+        })
     }
 }
 
@@ -215,7 +250,11 @@ impl<S: 'static> Service for Running<S> {
     fn find(&mut self, name: &str) -> Option<usize> {
         // Mostly it is the same one again.
         if self.methods.all[self.last].name != name {
-            self.last = self.methods.all.binary_search_by(|method| method.name.as_str().cmp(name)).ok()?;
+            self.last = self
+                .methods
+                .all
+                .binary_search_by(|method| method.name.as_str().cmp(name))
+                .ok()?;
         }
         Some(self.last)
     }
@@ -239,14 +278,20 @@ impl<S: 'static> Service for Running<S> {
         let method = &self.methods.all[index];
         let mut reply = Reply::new(buffer, &method.reply_name, call);
         // The state may be left half changed by a panic: it is thrown away.
-        let returned = catch_unwind(AssertUnwindSafe(|| (method.handler)(&mut self.state, params, &mut reply)));
+        let returned = catch_unwind(AssertUnwindSafe(|| {
+            (method.handler)(&mut self.state, params, &mut reply)
+        }));
         // A child that the method forked would answer a second time.
         fork::end_child();
         match returned {
             Ok(Ok(())) => reply.seal(order).map_err(Failure::Fault),
             Ok(Err(fault)) => Err(Failure::Fault(fault)),
             Err(_) => {
-                log::error!("method {:?} {}; its state is made anew", method.name, last_panic());
+                log::error!(
+                    "method {:?} {}; its state is made anew",
+                    method.name,
+                    last_panic()
+                );
                 self.state = construct(&self.methods, &self.info).map_err(Failure::Broken)?;
                 Err(Failure::Panicked)
             }
@@ -276,9 +321,10 @@ impl From<Failure> for Fault {
     fn from(failure: Failure) -> Fault {
         match failure {
             Failure::Fault(fault) => fault,
-            Failure::Panicked | Failure::Broken(_) => {
-                Fault::of(Code::Crashed, "the method crashed while it ran this request")
-            }
+            Failure::Panicked | Failure::Broken(_) => Fault::of(
+                Code::Crashed,
+                "the method crashed while it ran this request",
+            ),
         }
     }
 }

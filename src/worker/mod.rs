@@ -110,8 +110,11 @@ impl<'c> Worker<'c> {
         let writes = OwnWrites::open().ok();
         desk.header().set_writer(fork::thread_id());
         let mut numbers = Table::new();
-        let own =
-            [Some(channel.as_fd().as_raw_fd()), Some(poller.as_raw_fd()), writes.as_ref().map(AsRawFd::as_raw_fd)];
+        let own = [
+            Some(channel.as_fd().as_raw_fd()),
+            Some(poller.as_raw_fd()),
+            writes.as_ref().map(AsRawFd::as_raw_fd),
+        ];
         for fd in own.into_iter().flatten() {
             numbers.insert(fd.unsigned_abs(), ());
         }
@@ -157,7 +160,9 @@ impl<'c> Worker<'c> {
             let patience = self.patience();
             self.clock.begin_wait(self.now, patience);
             let woken_by = self.poller.wait(&mut ready, patience)?;
-            let had_gap = self.clock.end_wait(woken_by == Woken::Interrupted && !signal::take_ignored());
+            let had_gap = self
+                .clock
+                .end_wait(woken_by == Woken::Interrupted && !signal::take_ignored());
             let woken = self.clock.woken();
             self.now = woken;
             for event in &ready {
@@ -195,7 +200,11 @@ impl<'c> Worker<'c> {
     /// the last wait did not tell; but those are not waited for without end.
     fn has_looked_at_all(&mut self, is_more_to_come: bool) -> bool {
         let most = 1 + self.leased / BATCH;
-        self.deferred = if is_more_to_come && self.deferred < most { self.deferred + 1 } else { 0 };
+        self.deferred = if is_more_to_come && self.deferred < most {
+            self.deferred + 1
+        } else {
+            0
+        };
         self.deferred == 0
     }
 
@@ -203,13 +212,17 @@ impl<'c> Worker<'c> {
         if !self.again.is_empty() || self.deferred > 0 {
             return Some(Duration::ZERO);
         }
-        self.timers.next().map(|deadline| Duration::from_nanos(deadline.saturating_sub(self.now)))
+        self.timers
+            .next()
+            .map(|deadline| Duration::from_nanos(deadline.saturating_sub(self.now)))
     }
 
     /// Takes in what the master says: one message, as more of them are told by the next wait.
     fn hear(&mut self, scratch: &mut Scratch, service: &mut dyn Service) -> io::Result<()> {
         match self.channel.hear(scratch)? {
-            Heard::Message(ToWorker::Lease(leases), sockets) => self.pick_up(&leases, sockets, service)?,
+            Heard::Message(ToWorker::Lease(leases), sockets) => {
+                self.pick_up(&leases, sockets, service)?
+            }
             Heard::Message(ToWorker::Reopen, _) => reopen_log(),
             Heard::Message(ToWorker::Stop(stop), _) => self.stop(stop, service),
             Heard::Message(ToWorker::Look, _) => self.look(),
@@ -217,7 +230,9 @@ impl<'c> Worker<'c> {
             Heard::Message(ToWorker::Quarantine(names), _) => self.quarantine(&names, service),
             Heard::Message(ToWorker::LogLevel(level), _) => logging::set_level(level),
             Heard::Message(ToWorker::Probe, _) => self.desk.header().beat(),
-            Heard::Message(ToWorker::Start(_), _) => return Err(io::Error::other("the master said Start twice")),
+            Heard::Message(ToWorker::Start(_), _) => {
+                return Err(io::Error::other("the master said Start twice"));
+            }
             Heard::Garbage(malformed) => return Err(io::Error::other(malformed)),
             Heard::Nothing => {}
             Heard::Closed => self.abandon_ship(),
@@ -226,7 +241,12 @@ impl<'c> Worker<'c> {
     }
 
     /// Takes over clients. Their requests may be there already, so each gets a turn at once.
-    fn pick_up(&mut self, leases: &[Lease], sockets: Vec<OwnedFd>, service: &mut dyn Service) -> io::Result<()> {
+    fn pick_up(
+        &mut self,
+        leases: &[Lease],
+        sockets: Vec<OwnedFd>,
+        service: &mut dyn Service,
+    ) -> io::Result<()> {
         self.room |= self.desk.header().pick_up(leases.len() as u64);
         self.check_numbers(&sockets)?;
         for (lease, socket) in leases.iter().zip(sockets) {
@@ -258,7 +278,8 @@ impl<'c> Worker<'c> {
     fn check_numbers(&mut self, sockets: &[OwnedFd]) -> io::Result<()> {
         let log = logging::descriptor();
         for socket in sockets {
-            if self.numbers.insert(number(socket), ()).is_some() || log == Some(socket.as_raw_fd()) {
+            if self.numbers.insert(number(socket), ()).is_some() || log == Some(socket.as_raw_fd())
+            {
                 return Err(io::Error::other(FOREIGN));
             }
         }
@@ -279,16 +300,27 @@ impl<'c> Worker<'c> {
         if self.stop_by.is_some() {
             self.stop_client(slot, service);
         }
-        while let Some(hog) = self.parking.overloads().filter(|_| !self.leaving && self.broken.is_none()) {
-            let fault = Fault::of(Code::Overloaded, "too much is buffered here; your unfinished frame was the oldest");
-            log::debug!("buffers are full: closing the client in slot {hog}, whose frame is the oldest");
+        while let Some(hog) = self
+            .parking
+            .overloads()
+            .filter(|_| !self.leaving && self.broken.is_none())
+        {
+            let fault = Fault::of(
+                Code::Overloaded,
+                "too much is buffered here; your unfinished frame was the oldest",
+            );
+            log::debug!(
+                "buffers are full: closing the client in slot {hog}, whose frame is the oldest"
+            );
             self.give_one_turn(hog, &Purpose::Dismiss(&fault), service);
         }
     }
 
     fn give_one_turn(&mut self, slot: u32, purpose: &Purpose<'_>, service: &mut dyn Service) {
         let may_serve = !self.leaving && self.broken.is_none();
-        let Some(connection) = self.connections.get_mut(slot).filter(|_| may_serve) else { return };
+        let Some(connection) = self.connections.get_mut(slot).filter(|_| may_serve) else {
+            return;
+        };
         let mut tools = Tools {
             desk: &mut self.desk,
             service,
@@ -305,7 +337,11 @@ impl<'c> Worker<'c> {
         let is_tcp = connection.is_tcp();
         (self.now, self.served) = (tools.now, tools.served);
         self.leaving = tools.is_worn_out();
-        if self.settings.worn_at.is_some_and(|requests| self.served >= requests) {
+        if self
+            .settings
+            .worn_at
+            .is_some_and(|requests| self.served >= requests)
+        {
             // Said once.
             (self.settings.worn_at, self.worn) = (None, true);
         }
@@ -323,7 +359,9 @@ impl<'c> Worker<'c> {
 
     /// Sees to it that a client's next turn comes.
     fn wait_for(&mut self, index: u32, waits: Waits) {
-        let Some(connection) = self.connections.get_mut(index) else { return };
+        let Some(connection) = self.connections.get_mut(index) else {
+            return;
+        };
         let was_at_rest = connection.waits == Waits::Request;
         connection.waits = waits;
         let wanted = match waits {
@@ -335,11 +373,14 @@ impl<'c> Worker<'c> {
             }
         };
         let watch = match (connection.watched, wanted) {
-            (None, Some(interest)) => {
-                self.poller.add(&connection.socket, token(index, connection.generation), interest)
-            }
+            (None, Some(interest)) => self.poller.add(
+                &connection.socket,
+                token(index, connection.generation),
+                interest,
+            ),
             (Some(before), Some(now)) if before != now => {
-                self.poller.modify(&connection.socket, token(index, connection.generation), now)
+                self.poller
+                    .modify(&connection.socket, token(index, connection.generation), now)
             }
             _ => Ok(()),
         };
@@ -374,8 +415,15 @@ impl<'c> Worker<'c> {
 
     /// From now on these methods are not run, and all others are.
     fn quarantine(&mut self, names: &[String], service: &dyn Service) {
-        let methods = if names.is_empty() { Vec::new() } else { service.names() };
-        self.quarantined = methods.iter().map(|method| names.contains(&method.name)).collect();
+        let methods = if names.is_empty() {
+            Vec::new()
+        } else {
+            service.names()
+        };
+        self.quarantined = methods
+            .iter()
+            .map(|method| names.contains(&method.name))
+            .collect();
     }
 
     /// Nothing of the slot's client is on the desk any more.
@@ -390,7 +438,9 @@ impl<'c> Worker<'c> {
     /// then was looked at.
     fn look_at_deadlines(&mut self, by: u64, service: &mut dyn Service) {
         while let Some((deadline, index)) = self.timers.due(by) {
-            let Some(connection) = self.connections.get_mut(index) else { continue };
+            let Some(connection) = self.connections.get_mut(index) else {
+                continue;
+            };
             if connection.armed != deadline {
                 continue;
             }
@@ -412,7 +462,9 @@ impl<'c> Worker<'c> {
 
     /// Whether a client was waited for long enough by then. If not, the timers see to it.
     fn is_overdue(&mut self, index: u32, by: u64) -> bool {
-        let Some(connection) = self.connections.get_mut(index) else { return false };
+        let Some(connection) = self.connections.get_mut(index) else {
+            return false;
+        };
         let slot = self.desk.slot(index).expect("the client has a slot");
         let deadline = connection.deadline(slot, &self.settings, &self.clock);
         if deadline > by {
@@ -423,11 +475,20 @@ impl<'c> Worker<'c> {
 
     /// A client was waited for long enough.
     fn give_up_on(&mut self, index: u32, service: &mut dyn Service) {
-        let Some(connection) = self.connections.get(index) else { return };
+        let Some(connection) = self.connections.get(index) else {
+            return;
+        };
         let (client, peer, waits) = (connection.client, connection.peer, connection.waits);
         log::debug!("client {client} ({peer}) was waited for long enough ({waits:?}); closing it");
-        let late = Fault::of(Code::Timeout, "the frame was not complete within frame-timeout");
-        let purpose = if waits == Waits::Bytes { Purpose::Dismiss(&late) } else { Purpose::Cut };
+        let late = Fault::of(
+            Code::Timeout,
+            "the frame was not complete within frame-timeout",
+        );
+        let purpose = if waits == Waits::Bytes {
+            Purpose::Dismiss(&late)
+        } else {
+            Purpose::Cut
+        };
         self.give_turn(index, &purpose, service);
     }
 
@@ -458,7 +519,11 @@ impl<'c> Worker<'c> {
         }
         let is_full = sent == Sent::Full;
         if is_full != self.channel_is_full {
-            let interest = if is_full { Interest::Both } else { Interest::Read };
+            let interest = if is_full {
+                Interest::Both
+            } else {
+                Interest::Read
+            };
             self.poller.modify(&*self.channel, CHANNEL, interest)?;
             self.channel_is_full = is_full;
         }

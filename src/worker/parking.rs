@@ -89,7 +89,10 @@ impl Parking {
         if !large.in_use {
             self.warm -= large.bytes;
         }
-        *large = Large { bytes: large.bytes.max(bytes), in_use: true };
+        *large = Large {
+            bytes: large.bytes.max(bytes),
+            in_use: true,
+        };
     }
 
     /// The slot's client has ended. Whether its large place is to be emptied now: the master may lay bytes of the next
@@ -97,7 +100,9 @@ impl Parking {
     #[must_use]
     pub(super) fn end(&mut self, slot: u32) -> bool {
         self.uncount(slot);
-        let Some(large) = self.large.remove(&slot) else { return false };
+        let Some(large) = self.large.remove(&slot) else {
+            return false;
+        };
         if !large.in_use {
             self.warm -= large.bytes;
         }
@@ -126,7 +131,9 @@ impl Parking {
         }
         let mut cold = Vec::new();
         while self.warm > WARM {
-            let Some(oldest) = self.unused.pop_front() else { break };
+            let Some(oldest) = self.unused.pop_front() else {
+                break;
+            };
             // In use again, or emptied by an older entry of its own.
             if let Some(large) = self.large.get(&oldest).filter(|large| !large.in_use) {
                 self.warm -= large.bytes;
@@ -138,7 +145,8 @@ impl Parking {
         if self.unused.len() > 2 * self.large.len() + 16 {
             let large = &self.large;
             let mut seen = std::collections::HashSet::new();
-            self.unused.retain(|slot| large.get(slot).is_some_and(|l| !l.in_use) && seen.insert(*slot));
+            self.unused
+                .retain(|slot| large.get(slot).is_some_and(|l| !l.in_use) && seen.insert(*slot));
         }
         cold
     }
@@ -165,7 +173,10 @@ mod tests {
         assert!(!parking.end(8), "it had no large place");
         parking.park(9, FREE + 1, 30);
         parking.lose(9);
-        assert_eq!((parking.total(), parking.hogs.len(), parking.counted.len()), (0, 0, 0));
+        assert_eq!(
+            (parking.total(), parking.hogs.len(), parking.counted.len()),
+            (0, 0, 0)
+        );
     }
 
     #[test]
@@ -174,13 +185,22 @@ mod tests {
         for slot in 0..4 {
             parking.use_large(slot, WARM / 4);
         }
-        assert!([0, 1].iter().all(|slot| parking.clear(*slot).is_empty()), "they are warm");
-        assert!(parking.end(0) && parking.end(2) && !parking.end(2), "warm or in use, it has memory");
+        assert!(
+            [0, 1].iter().all(|slot| parking.clear(*slot).is_empty()),
+            "they are warm"
+        );
+        assert!(
+            parking.end(0) && parking.end(2) && !parking.end(2),
+            "warm or in use, it has memory"
+        );
         parking.lose(1);
         parking.lose(3);
         for slot in 10..20 {
             parking.use_large(slot, WARM);
-            assert!(parking.clear(slot).iter().all(|cold| *cold >= 10), "others are emptied only");
+            assert!(
+                parking.clear(slot).iter().all(|cold| *cold >= 10),
+                "others are emptied only"
+            );
         }
         // The next client of such a slot gives it back.
         assert_eq!((parking.clear(3), parking.end(1)), (vec![19], true));

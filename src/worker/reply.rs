@@ -41,7 +41,10 @@ impl Fault {
     /// assert_eq!(fault.to_string(), "no_such_image: there is no image of that name");
     /// ```
     pub fn new(code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Fault {
-        Fault { code: code.into(), message: message.into() }
+        Fault {
+            code: code.into(),
+            message: message.into(),
+        }
     }
 
     /// The `params` are not what the method takes.
@@ -85,7 +88,12 @@ pub struct Reply<'a> {
 
 impl<'a> Reply<'a> {
     pub(crate) fn new(buffer: &'a mut [u8], name: &'a str, call: Call) -> Reply<'a> {
-        Reply { out: Frame::new(buffer), call, name, has_result: false }
+        Reply {
+            out: Frame::new(buffer),
+            call,
+            name,
+            has_result: false,
+        }
     }
 
     /// The circumstances of this request.
@@ -100,7 +108,9 @@ impl<'a> Reply<'a> {
     /// `internal` when the reply would be too long, or has a result already.
     pub fn raw(&mut self, result: &RawValue) -> Result<(), Fault> {
         self.begin()?;
-        self.out.write_all(result.get().as_bytes()).map_err(|_| self.too_long())?;
+        self.out
+            .write_all(result.get().as_bytes())
+            .map_err(|_| self.too_long())?;
         self.finish()
     }
 
@@ -112,7 +122,10 @@ impl<'a> Reply<'a> {
         self.begin()?;
         serde_json::to_writer(&mut self.out, result).map_err(|e| match e.is_io() {
             true => self.too_long(),
-            false => Fault::of(Code::Internal, format!("the result cannot be written as JSON: {e}")),
+            false => Fault::of(
+                Code::Internal,
+                format!("the result cannot be written as JSON: {e}"),
+            ),
         })?;
         self.finish()
     }
@@ -134,14 +147,19 @@ impl<'a> Reply<'a> {
 
     fn too_long(&self) -> Fault {
         let most = self.out.buffer.len() - PREFIX;
-        Fault::of(Code::Internal, format!("the reply is longer than the {most} bytes that it may be"))
+        Fault::of(
+            Code::Internal,
+            format!("the reply is longer than the {most} bytes that it may be"),
+        )
     }
 
     /// The length of the whole frame, which is in the buffer then. A method that gave no result answered `null`.
     pub(crate) fn seal(mut self, order: ByteOrder) -> Result<usize, Fault> {
         if !self.has_result {
             self.begin()?;
-            self.out.write_all(NULL.as_bytes()).map_err(|_| self.too_long())?;
+            self.out
+                .write_all(NULL.as_bytes())
+                .map_err(|_| self.too_long())?;
             self.finish()?;
         }
         Ok(self.out.seal(order))
@@ -157,7 +175,11 @@ pub(crate) fn write_fault(buffer: &mut [u8], order: ByteOrder, fault: &Fault) ->
         }
     }
     // A code of more than 4 KiB: not ours, and not worth more than this.
-    write_fault(buffer, order, &Fault::of(Code::Internal, "the error's code is too long"))
+    write_fault(
+        buffer,
+        order,
+        &Fault::of(Code::Internal, "the error's code is too long"),
+    )
 }
 
 /// A frame being written into a buffer: its body, with room left in front for the length.
@@ -169,12 +191,16 @@ struct Frame<'a> {
 
 impl<'a> Frame<'a> {
     fn new(buffer: &'a mut [u8]) -> Frame<'a> {
-        Frame { buffer, length: PREFIX }
+        Frame {
+            buffer,
+            length: PREFIX,
+        }
     }
 
     fn seal(self, order: ByteOrder) -> usize {
         // A reply buffer is a frame of at most 256 MiB and some KiB.
-        let body = u32::try_from(self.length - PREFIX).expect("a reply's length fits into its prefix");
+        let body =
+            u32::try_from(self.length - PREFIX).expect("a reply's length fits into its prefix");
         self.buffer[..PREFIX].copy_from_slice(&order.prefix(body));
         self.length
     }
@@ -183,7 +209,10 @@ impl<'a> Frame<'a> {
 impl Write for Frame<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let end = self.length + bytes.len();
-        let place = self.buffer.get_mut(self.length..end).ok_or(io::ErrorKind::WriteZero)?;
+        let place = self
+            .buffer
+            .get_mut(self.length..end)
+            .ok_or(io::ErrorKind::WriteZero)?;
         place.copy_from_slice(bytes);
         self.length = end;
         Ok(bytes.len())
@@ -200,8 +229,16 @@ mod tests {
     use std::net::Ipv4Addr;
 
     fn call() -> Call {
-        let peer = Peer::V4 { address: Ipv4Addr::LOCALHOST, port: 1 };
-        Call { client: ClientId(1), peer, attempt: 1, deadline: None }
+        let peer = Peer::V4 {
+            address: Ipv4Addr::LOCALHOST,
+            port: 1,
+        };
+        Call {
+            client: ClientId(1),
+            peer,
+            attempt: 1,
+            deadline: None,
+        }
     }
 
     #[test]
@@ -210,17 +247,28 @@ mod tests {
         let mut reply = Reply::new(&mut buffer, "sum_r", call());
         reply.json(&[1, 2]).expect("fits");
         let length = reply.seal(ByteOrder::Big).expect("fits");
-        assert_eq!(&buffer[..length], b"\0\0\0\x1e{\"out\":\"sum_r\",\"result\":[1,2]}");
+        assert_eq!(
+            &buffer[..length],
+            b"\0\0\0\x1e{\"out\":\"sum_r\",\"result\":[1,2]}"
+        );
     }
 
     #[test]
     fn no_result_is_null_and_two_are_a_fault() {
         let mut buffer = [0; 64];
-        let length = Reply::new(&mut buffer, "a_r", call()).seal(ByteOrder::Little).expect("fits");
+        let length = Reply::new(&mut buffer, "a_r", call())
+            .seal(ByteOrder::Little)
+            .expect("fits");
         assert_eq!(&buffer[4..length], b"{\"out\":\"a_r\",\"result\":null}");
         let mut reply = Reply::new(&mut buffer, "a_r", call());
         reply.json(&1).expect("fits");
-        assert!(reply.json(&2).expect_err("the second").message().contains("two results"));
+        assert!(
+            reply
+                .json(&2)
+                .expect_err("the second")
+                .message()
+                .contains("two results")
+        );
     }
 
     #[test]
@@ -231,6 +279,10 @@ mod tests {
         assert_eq!(fault.code(), "internal");
         let long = Fault::new("x".repeat(200), "y");
         let length = write_fault(&mut buffer, ByteOrder::Little, &long);
-        assert!(std::str::from_utf8(&buffer[4..length]).expect("text").contains("internal"));
+        assert!(
+            std::str::from_utf8(&buffer[4..length])
+                .expect("text")
+                .contains("internal")
+        );
     }
 }

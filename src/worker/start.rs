@@ -31,7 +31,8 @@ pub(crate) enum Error {
 
 /// Runs a worker to its end: its standard input is the channel to its master.
 pub(crate) fn run<S: 'static>(methods: Methods<S>) -> Result<(), Error> {
-    let no_master = |e: io::Error| Error::NoMaster(format!("workers are started by their master: {e}"));
+    let no_master =
+        |e: io::Error| Error::NoMaster(format!("workers are started by their master: {e}"));
     let mut channel = Channel::over(fd::take_stdin().map_err(no_master)?);
     let (start, descriptors) = hear_start(&channel).map_err(no_master)?;
     // So that what methods start can be told from all others, and ends with this process. It fails for one that was run by
@@ -61,7 +62,10 @@ fn hear_start(channel: &Channel<ToMaster, ToWorker>) -> io::Result<(Start, Vec<O
                 return Ok((*start, descriptors));
             }
             Heard::Message(ToWorker::Start(start), _) => {
-                let sentence = format!("it speaks version {} of the channel, not {VERSION}", start.version);
+                let sentence = format!(
+                    "it speaks version {} of the channel, not {VERSION}",
+                    start.version
+                );
                 return Err(io::Error::other(sentence));
             }
             Heard::Nothing => {
@@ -111,23 +115,62 @@ fn serve<S: 'static>(
     let layout = Layout::new(start.slots, start.longest);
     // The others are boats.
     let file = File::from(descriptors.remove(0));
-    let last_desk = file.try_clone().map_err(|e| format!("cannot copy the desk: {e}"))?;
+    let last_desk = file
+        .try_clone()
+        .map_err(|e| format!("cannot copy the desk: {e}"))?;
     let desk = WorkerDesk::map(file, layout).map_err(|e| format!("cannot map the desk: {e}"))?;
-    let Start { name, worker, seat, generation, quarantined, settings, slots, longest, .. } = start;
-    let mut service = Running::start(methods, WorkerInfo { name, worker, seat, generation })?;
+    let Start {
+        name,
+        worker,
+        seat,
+        generation,
+        quarantined,
+        settings,
+        slots,
+        longest,
+        ..
+    } = start;
+    let mut service = Running::start(
+        methods,
+        WorkerInfo {
+            name,
+            worker,
+            seat,
+            generation,
+        },
+    )?;
     let methods = service.names();
     let lifeboat = if descriptors.is_empty() {
         None
     } else {
         let (methods, layout) = (methods.clone(), layout.version());
-        let told = LastDesk { worker, seat, generation, slots, longest, methods, is_counted: false, layout };
-        let ready = lifeboat::ready(channel, descriptors, last_desk, &told, desk.layout(), settings.restart_grace);
+        let told = LastDesk {
+            worker,
+            seat,
+            generation,
+            slots,
+            longest,
+            methods,
+            is_counted: false,
+            layout,
+        };
+        let ready = lifeboat::ready(
+            channel,
+            descriptors,
+            last_desk,
+            &told,
+            desk.layout(),
+            settings.restart_grace,
+        );
         Some(ready.map_err(|e| format!("cannot get ready to pack its clients: {e}"))?)
     };
-    let greeting = ToMaster::Ready(Ready { version: VERSION, methods });
+    let greeting = ToMaster::Ready(Ready {
+        version: VERSION,
+        methods,
+    });
     say(channel, &greeting).map_err(|e| format!("cannot greet the master: {e}"))?;
-    let mut worker =
-        Worker::new(channel, desk, settings, lifeboat).map_err(|e| format!("cannot make a poller: {e}"))?;
+    let mut worker = Worker::new(channel, desk, settings, lifeboat)
+        .map_err(|e| format!("cannot make a poller: {e}"))?;
     worker.quarantine(&quarantined, &service);
     worker.serve(&mut service).map_err(|e| e.to_string())
 }

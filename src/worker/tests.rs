@@ -25,7 +25,12 @@ fn settings() -> Settings {
         restart_grace: Duration::ZERO,
         worn_at: None,
         max_requests: None,
-        log: Log { target: LogTarget::Stderr, file: None, format: LogFormat::Text, level: LogLevel::Error },
+        log: Log {
+            target: LogTarget::Stderr,
+            file: None,
+            format: LogFormat::Text,
+            level: LogLevel::Error,
+        },
     }
 }
 
@@ -33,9 +38,16 @@ fn settings() -> Settings {
 fn service() -> Running<()> {
     let mut methods = Methods::new(Box::new(|_| Ok(())));
     methods.add_typed("deadline", false, |(), (): (), call| {
-        Ok(call.deadline.map(|deadline| (deadline - Instant::now()).as_millis() as u64))
+        Ok(call
+            .deadline
+            .map(|deadline| (deadline - Instant::now()).as_millis() as u64))
     });
-    let info = WorkerInfo { name: "test".to_owned(), worker: WorkerId(1), seat: 0, generation: Generation(1) };
+    let info = WorkerInfo {
+        name: "test".to_owned(),
+        worker: WorkerId(1),
+        seat: 0,
+        generation: Generation(1),
+    };
     Running::start(methods.complete(), info).expect("the state can be made")
 }
 
@@ -51,10 +63,21 @@ impl Master {
     fn new() -> (Master, Channel<ToMaster, ToWorker>) {
         let desk = MasterDesk::new(Layout::new(32, MAX_FRAME)).expect("memfd");
         let (channel, theirs) = Channel::pair().expect("socketpair");
-        (Master { desk, channel, sockets: Vec::new() }, Channel::over(theirs))
+        (
+            Master {
+                desk,
+                channel,
+                sockets: Vec::new(),
+            },
+            Channel::over(theirs),
+        )
     }
 
-    fn worker<'c>(&self, theirs: &'c mut Channel<ToMaster, ToWorker>, settings: Settings) -> Worker<'c> {
+    fn worker<'c>(
+        &self,
+        theirs: &'c mut Channel<ToMaster, ToWorker>,
+        settings: Settings,
+    ) -> Worker<'c> {
         let file = self.desk.file().try_clone().expect("dup");
         let desk = WorkerDesk::map(file, Layout::new(32, MAX_FRAME)).expect("mmap");
         Worker::new(theirs, desk, settings, None).expect("epoll")
@@ -67,13 +90,26 @@ impl Master {
     /// Leases a new client of which this much is on the desk; its other end.
     fn lease(&mut self, slot: u32, generation: u32, bytes: &ClientBytes, marks: Marks) -> Client {
         let (ours, client) = UnixStream::pair().expect("socketpair");
-        [&ours, &client].iter().for_each(|socket| socket.set_nonblocking(true).expect("fcntl"));
+        [&ours, &client]
+            .iter()
+            .for_each(|socket| socket.set_nonblocking(true).expect("fcntl"));
         let is_parked = marks.closing || !(bytes.unread.is_empty() && bytes.unsent.is_empty());
-        let state = if is_parked { State::Parked } else { State::Rest };
+        let state = if is_parked {
+            State::Parked
+        } else {
+            State::Rest
+        };
         let view = self.desk.lay(slot, bytes).expect("room");
         let now = clock::monotonic();
-        self.desk.slot(slot).expect("a slot").preset(state, generation, view, marks, (now, now), 0);
-        let peer = Peer::Unix { pid: 1, uid: 2, gid: 3 };
+        self.desk
+            .slot(slot)
+            .expect("a slot")
+            .preset(state, generation, view, marks, (now, now), 0);
+        let peer = Peer::Unix {
+            pid: 1,
+            uid: 2,
+            gid: 3,
+        };
         let (id, order) = (ClientId(slot.into()), OrderRule::Little);
         let lease = Lease {
             client: id,
@@ -86,7 +122,10 @@ impl Master {
             since: 0,
             offsets: Default::default(),
         };
-        let sent = self.channel.send(&ToWorker::Lease(vec![lease]), &[ours.as_fd()]).expect("send");
+        let sent = self
+            .channel
+            .send(&ToWorker::Lease(vec![lease]), &[ours.as_fd()])
+            .expect("send");
         assert_eq!(sent, Sent::Queued);
         self.sockets.push(ours);
         Client(client)
@@ -106,7 +145,10 @@ impl Master {
         match self.state(slot) {
             Some(State::Rest | State::Taken) => Vec::new(),
             _ => {
-                let bytes = self.desk.recover(slot, None, Owner::Alive).expect("the desk is whole");
+                let bytes = self
+                    .desk
+                    .recover(slot, None, Owner::Alive)
+                    .expect("the desk is whole");
                 bytes.unread.to_vec().expect("pread")
             }
         }
@@ -115,7 +157,9 @@ impl Master {
     /// All that the worker has said so far.
     fn heard(&mut self) -> Vec<ToMaster> {
         let mut all = Vec::new();
-        while let Heard::Message(message, _) = self.channel.hear(&mut Scratch::default()).expect("hear") {
+        while let Heard::Message(message, _) =
+            self.channel.hear(&mut Scratch::default()).expect("hear")
+        {
             all.push(message);
         }
         all
@@ -124,7 +168,9 @@ impl Master {
 
 /// Hears one message of the master, and tells it what there is to tell.
 fn step(worker: &mut Worker<'_>, service: &mut dyn Service) {
-    worker.hear(&mut Scratch::default(), service).expect("it is no nonsense");
+    worker
+        .hear(&mut Scratch::default(), service)
+        .expect("it is no nonsense");
     worker.tell_master().expect("the channel is open");
 }
 
@@ -136,7 +182,13 @@ impl Client {
     }
 
     /// Sends more than a socket takes, in one turn after another.
-    fn send_long(&mut self, bytes: &[u8], slot: u32, worker: &mut Worker<'_>, service: &mut dyn Service) {
+    fn send_long(
+        &mut self,
+        bytes: &[u8],
+        slot: u32,
+        worker: &mut Worker<'_>,
+        service: &mut dyn Service,
+    ) {
         for piece in bytes.chunks(64 << 10) {
             self.send(piece);
             worker.give_turn(slot, &Purpose::Serve, service);
@@ -164,7 +216,11 @@ impl Client {
 }
 
 fn frame(body: &str) -> Vec<u8> {
-    [&ByteOrder::Little.prefix(body.len() as u32)[..], body.as_bytes()].concat()
+    [
+        &ByteOrder::Little.prefix(body.len() as u32)[..],
+        body.as_bytes(),
+    ]
+    .concat()
 }
 
 fn ping(params: &str) -> Vec<u8> {
@@ -190,9 +246,16 @@ fn a_drained_worker_gives_up_every_client_with_all_that_is_of_it_and_ends() {
     assert_eq!(master.heard(), [ToMaster::Freed(vec![0, 1])]);
     assert_eq!(
         [0, 1, 2].map(|slot| master.state(slot)),
-        [Some(State::Taken), Some(State::TakenParked), Some(State::Rest)]
+        [
+            Some(State::Taken),
+            Some(State::TakenParked),
+            Some(State::Rest)
+        ]
     );
-    assert_eq!((master.unread(0), master.unread(1)), (Vec::new(), ping("2")[..9].to_vec()));
+    assert_eq!(
+        (master.unread(0), master.unread(1)),
+        (Vec::new(), ping("2")[..9].to_vec())
+    );
     let (replies, is_over) = idle.read();
     assert!(replies.contains("pong") && !is_over, "{replies}");
     assert_eq!(halfway.read(), (String::new(), false));
@@ -210,7 +273,10 @@ fn a_lease_that_comes_to_a_worker_that_is_leaving_is_given_up() {
     step(&mut worker, &mut service);
     worker.give_up_leases();
     worker.tell_master().expect("the channel is open");
-    assert_eq!((master.heard(), master.state(2)), (vec![ToMaster::Freed(vec![2])], Some(State::Taken)));
+    assert_eq!(
+        (master.heard(), master.state(2)),
+        (vec![ToMaster::Freed(vec![2])], Some(State::Taken))
+    );
     assert_eq!(late.read(), (String::new(), false));
 }
 
@@ -227,7 +293,10 @@ fn a_look_finds_the_leases_that_were_taken_and_no_others() {
     assert!(master.desk.slot(0).expect("a slot").take(1).is_some());
     master.say(&ToWorker::Look);
     step(&mut worker, &mut service);
-    assert_eq!((master.heard(), worker.leased), (vec![ToMaster::Freed(vec![0])], 1));
+    assert_eq!(
+        (master.heard(), worker.leased),
+        (vec![ToMaster::Freed(vec![0])], 1)
+    );
     assert_eq!(master.unread(0), ping("1")[..9]);
     kept.send(&ping("1")[9..]);
     taken.send(&ping("1")[9..]);
@@ -240,36 +309,101 @@ fn a_look_finds_the_leases_that_were_taken_and_no_others() {
 #[test]
 fn a_worn_out_worker_has_answered_exactly_so_many_and_leaves_the_rest_where_it_is_found() {
     let (mut master, mut theirs) = Master::new();
-    let worker = master.worker(&mut theirs, Settings { worn_at: Some(1), max_requests: Some(3), ..settings() });
+    let worker = master.worker(
+        &mut theirs,
+        Settings {
+            worn_at: Some(1),
+            max_requests: Some(3),
+            ..settings()
+        },
+    );
     let rest = [frame("{}"), ping("4"), ping("5")[..9].to_vec()].concat();
     let (mut first, mut second) = (master.lease_new(0), master.lease_new(1));
-    first.send(&[frame("no JSON"), frame(r#"{"in":"no_method"}"#), ping("3"), rest.clone()].concat());
+    first.send(
+        &[
+            frame("no JSON"),
+            frame(r#"{"in":"no_method"}"#),
+            ping("3"),
+            rest.clone(),
+        ]
+        .concat(),
+    );
     second.send(&ping("6"));
     // So that the end of its first client does not come before the second is there.
     drop(second.0.shutdown(std::net::Shutdown::Write));
     worker.serve(&mut service()).expect("it ends well");
     assert_eq!(master.heard(), [ToMaster::Worn, ToMaster::Freed(vec![0])]);
-    assert_eq!((master.unread(0), master.state(1)), (rest, Some(State::Rest)));
+    assert_eq!(
+        (master.unread(0), master.state(1)),
+        (rest, Some(State::Rest))
+    );
     let replies = first.read_replies();
-    assert_eq!((count(&replies, "\"out\""), count(&replies, "pong")), (3, 1), "{replies}");
-    assert_eq!((Counters::read(master.desk.header()).requests(), master.desk.header().turn()), (3, None));
+    assert_eq!(
+        (count(&replies, "\"out\""), count(&replies, "pong")),
+        (3, 1),
+        "{replies}"
+    );
+    assert_eq!(
+        (
+            Counters::read(master.desk.header()).requests(),
+            master.desk.header().turn()
+        ),
+        (3, None)
+    );
     assert_eq!(second.read(), (String::new(), false));
 }
 
 #[test]
 fn the_end_of_a_client_in_its_frame_is_left_to_the_next_worker_by_one_that_is_worn_out() {
     let (mut master, mut theirs) = Master::new();
-    let worker = master.worker(&mut theirs, Settings { max_requests: Some(1), ..settings() });
+    let worker = master.worker(
+        &mut theirs,
+        Settings {
+            max_requests: Some(1),
+            ..settings()
+        },
+    );
     // The end is heard with a byte that waits, which takes a second turn.
-    let bytes = ClientBytes { unread: ping("1")[..9].to_vec().into(), ..ClientBytes::default() };
-    let mut client = master.lease(0, 1, &bytes, Marks { half_closed: true, ..Marks::default() });
+    let bytes = ClientBytes {
+        unread: ping("1")[..9].to_vec().into(),
+        ..ClientBytes::default()
+    };
+    let mut client = master.lease(
+        0,
+        1,
+        &bytes,
+        Marks {
+            half_closed: true,
+            ..Marks::default()
+        },
+    );
     worker_answers_last(worker, &mut master, &mut client);
     let (mut master, mut theirs) = Master::new();
-    let worker = master.worker(&mut theirs, Settings { max_requests: Some(1), ..settings() });
-    let bytes = ClientBytes { unread: [ping("1"), ping("2")[..9].to_vec()].concat().into(), ..ClientBytes::default() };
-    let mut client = master.lease(0, 1, &bytes, Marks { half_closed: true, ..Marks::default() });
+    let worker = master.worker(
+        &mut theirs,
+        Settings {
+            max_requests: Some(1),
+            ..settings()
+        },
+    );
+    let bytes = ClientBytes {
+        unread: [ping("1"), ping("2")[..9].to_vec()].concat().into(),
+        ..ClientBytes::default()
+    };
+    let mut client = master.lease(
+        0,
+        1,
+        &bytes,
+        Marks {
+            half_closed: true,
+            ..Marks::default()
+        },
+    );
     worker.serve(&mut service()).expect("it ends well");
-    assert_eq!((master.unread(0), count(&client.read_replies(), "\"out\"")), (ping("2")[..9].to_vec(), 1));
+    assert_eq!(
+        (master.unread(0), count(&client.read_replies(), "\"out\"")),
+        (ping("2")[..9].to_vec(), 1)
+    );
     assert!(master.desk.slot(0).expect("a slot").marks().half_closed);
 }
 
@@ -280,19 +414,40 @@ fn worker_answers_last(worker: Worker<'_>, master: &mut Master, client: &mut Cli
     let (reply, is_over) = client.read();
     assert!(reply.contains("bad_request") && is_over, "{reply}");
     assert!(master.desk.slot(0).expect("a slot").marks().closing);
-    assert_eq!((master.heard(), master.state(0)), (vec![ToMaster::Freed(vec![0])], Some(State::TakenParked)));
+    assert_eq!(
+        (master.heard(), master.state(0)),
+        (vec![ToMaster::Freed(vec![0])], Some(State::TakenParked))
+    );
 }
 
 #[test]
 fn a_request_that_took_too_long_is_not_run_again_and_the_one_behind_it_is() {
     let (mut master, mut theirs) = Master::new();
     let mut worker = master.worker(&mut theirs, settings());
-    let bytes = ClientBytes { unread: [ping("1"), ping("2")].concat().into(), ..ClientBytes::default() };
-    let mut client = master.lease(0, 1, &bytes, Marks { timed_out: true, faults: 1, ..Marks::default() });
+    let bytes = ClientBytes {
+        unread: [ping("1"), ping("2")].concat().into(),
+        ..ClientBytes::default()
+    };
+    let mut client = master.lease(
+        0,
+        1,
+        &bytes,
+        Marks {
+            timed_out: true,
+            faults: 1,
+            ..Marks::default()
+        },
+    );
     step(&mut worker, &mut service());
     let replies = client.read_replies();
-    assert!(replies.contains("\"timeout\"") && replies.contains("request-timeout"), "{replies}");
-    assert!(replies.contains(r#""result":2"#) && !replies.contains(r#""result":1"#), "{replies}");
+    assert!(
+        replies.contains("\"timeout\"") && replies.contains("request-timeout"),
+        "{replies}"
+    );
+    assert!(
+        replies.contains(r#""result":2"#) && !replies.contains(r#""result":1"#),
+        "{replies}"
+    );
     // A mark that is left on the desk was of a frame that is gone.
     client.send(&ping("3"));
     worker.give_turn(0, &Purpose::Serve, &mut service());
@@ -306,13 +461,21 @@ fn a_quarantined_method_is_not_run_until_it_is_not_quarantined_any_more() {
     let mut service = service();
     let mut client = master.lease_new(0);
     step(&mut worker, &mut service);
-    for (names, word) in [(vec!["methods", "ping", "gone"], "is quarantined"), (vec!["methods"], "pong")] {
-        master.say(&ToWorker::Quarantine(names.into_iter().map(str::to_owned).collect()));
+    for (names, word) in [
+        (vec!["methods", "ping", "gone"], "is quarantined"),
+        (vec!["methods"], "pong"),
+    ] {
+        master.say(&ToWorker::Quarantine(
+            names.into_iter().map(str::to_owned).collect(),
+        ));
         step(&mut worker, &mut service);
         client.send(&ping("1"));
         worker.give_turn(0, &Purpose::Serve, &mut service);
         let reply = client.read_replies();
-        assert!(reply.contains(word) && (word == "pong" || reply.contains("\"crashed\"")), "{reply}");
+        assert!(
+            reply.contains(word) && (word == "pong" || reply.contains("\"crashed\"")),
+            "{reply}"
+        );
     }
 }
 
@@ -320,7 +483,13 @@ fn a_quarantined_method_is_not_run_until_it_is_not_quarantined_any_more() {
 fn a_method_is_told_the_earlier_end_of_its_request_and_of_its_worker() {
     let (mut master, mut theirs) = Master::new();
     let timeout = Some(Duration::from_secs(1_000));
-    let mut worker = master.worker(&mut theirs, Settings { request_timeout: timeout, ..settings() });
+    let mut worker = master.worker(
+        &mut theirs,
+        Settings {
+            request_timeout: timeout,
+            ..settings()
+        },
+    );
     let mut service = service();
     let mut client = master.lease_new(0);
     step(&mut worker, &mut service);
@@ -329,7 +498,10 @@ fn a_method_is_told_the_earlier_end_of_its_request_and_of_its_worker() {
         worker.now = clock::monotonic();
         worker.give_one_turn(0, &Purpose::Serve, &mut service);
         let reply = client.read_replies();
-        reply.rsplit(':').next().and_then(|ms| ms.trim_end_matches('}').parse::<u64>().ok())
+        reply
+            .rsplit(':')
+            .next()
+            .and_then(|ms| ms.trim_end_matches('}').parse::<u64>().ok())
     };
     assert!(ask(&mut worker).is_some_and(|ms| (900_000..=1_000_000).contains(&ms)));
     worker.stop_by = Some(Instant::now() + Duration::from_secs(100));
@@ -343,20 +515,36 @@ fn a_client_that_was_told_all_goes_on_ending_with_the_time_that_it_has_left() {
     let (mut master, mut theirs) = Master::new();
     let mut worker = master.worker(&mut theirs, settings());
     let mut service = service();
-    let closing = Marks { closing: true, ..Marks::default() };
+    let closing = Marks {
+        closing: true,
+        ..Marks::default()
+    };
     let mut told = master.lease(0, 1, &ClientBytes::default(), closing);
-    let unsent = ClientBytes { unsent: b"the last".to_vec().into(), in_base: 7, ..ClientBytes::default() };
+    let unsent = ClientBytes {
+        unsent: b"the last".to_vec().into(),
+        in_base: 7,
+        ..ClientBytes::default()
+    };
     let mut untold = master.lease(1, 1, &unsent, closing);
     told.send(b"last words");
     let since = master.desk.slot(0).expect("a slot").since();
     step(&mut worker, &mut service);
     step(&mut worker, &mut service);
-    assert_eq!((told.read(), untold.read()), ((String::new(), true), ("the last".to_owned(), true)));
+    assert_eq!(
+        (told.read(), untold.read()),
+        ((String::new(), true), ("the last".to_owned(), true))
+    );
     for slot in [0, 1] {
         let connection = worker.connections.get(slot).expect("it is given a while");
-        assert_eq!((connection.waits, master.state(slot)), (Waits::End, Some(State::Parked)));
+        assert_eq!(
+            (connection.waits, master.state(slot)),
+            (Waits::End, Some(State::Parked))
+        );
     }
-    assert_eq!(worker.connections.get(0).expect("there").armed, since + 1_000_000_000);
+    assert_eq!(
+        worker.connections.get(0).expect("there").armed,
+        since + 1_000_000_000
+    );
     // What is thrown away counts as answered: the positions stay true.
     assert_eq!(master.desk.slot(0).expect("a slot").view().ends(), (10, 0));
     worker.now = since + 3_600_000_000_000;
@@ -372,7 +560,8 @@ fn bytes_laid_for_the_next_client_of_a_slot_are_not_destroyed_for_the_last_one()
     let mut worker = master.worker(&mut theirs, settings());
     let mut service = service();
     let long = ping(&format!("\"{}\"", "x".repeat(1_000_000)));
-    let blocks = |master: &Master| master.desk.file().metadata().expect("fstat").blocks() / 2 / 1024;
+    let blocks =
+        |master: &Master| master.desk.file().metadata().expect("fstat").blocks() / 2 / 1024;
     let mut run = |worker: &mut Worker<'_>, master: &mut Master, slot: u32| {
         let mut client = master.lease_new(slot);
         step(worker, &mut service);
@@ -388,12 +577,31 @@ fn bytes_laid_for_the_next_client_of_a_slot_are_not_destroyed_for_the_last_one()
     drop(run(&mut worker, &mut master, 0));
     worker.give_turn(0, &Purpose::Serve, &mut self::service());
     worker.tell_master().expect("the channel is open");
-    assert_eq!((master.heard(), master.state(0)), (vec![ToMaster::Closed(vec![0])], Some(State::Closed)));
+    assert_eq!(
+        (master.heard(), master.state(0)),
+        (vec![ToMaster::Closed(vec![0])], Some(State::Closed))
+    );
     assert!(blocks(&master) < 4, "its place was given back");
     // The next one's bytes are there before its worker hears of it, which has others meanwhile.
-    let laid = ClientBytes { unread: long[..900_000].to_vec().into(), ..ClientBytes::default() };
+    let laid = ClientBytes {
+        unread: long[..900_000].to_vec().into(),
+        ..ClientBytes::default()
+    };
     let view = master.desk.lay(0, &laid).expect("room");
-    master.desk.slot(0).expect("a slot").preset(State::Parked, 2, view, Marks::default(), (1, 1), 0);
-    let others: Vec<Client> = (1..12).map(|slot| run(&mut worker, &mut master, slot)).collect();
-    assert!(master.unread(0) == long[..900_000], "{} others", others.len());
+    master.desk.slot(0).expect("a slot").preset(
+        State::Parked,
+        2,
+        view,
+        Marks::default(),
+        (1, 1),
+        0,
+    );
+    let others: Vec<Client> = (1..12)
+        .map(|slot| run(&mut worker, &mut master, slot))
+        .collect();
+    assert!(
+        master.unread(0) == long[..900_000],
+        "{} others",
+        others.len()
+    );
 }

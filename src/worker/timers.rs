@@ -59,7 +59,11 @@ mod tests {
         assert_eq!(timers.due(49), None);
         assert_eq!(timers.due(100), Some((50, 1)));
         assert_eq!(timers.due(100), Some((60, 2)));
-        assert_eq!(timers.due(100), Some((70, 2)), "stale: slot 2 is armed for 60");
+        assert_eq!(
+            timers.due(100),
+            Some((70, 2)),
+            "stale: slot 2 is armed for 60"
+        );
         assert_eq!(timers.due(100), None);
     }
 }

@@ -72,7 +72,9 @@ impl Tools<'_> {
 
     /// Whether this process has answered as many requests as it is to.
     pub(super) fn is_worn_out(&self) -> bool {
-        self.settings.max_requests.is_some_and(|most| self.served >= most)
+        self.settings
+            .max_requests
+            .is_some_and(|most| self.served >= most)
     }
 }
 
@@ -101,9 +103,18 @@ pub(super) enum Purpose<'a> {
 }
 
 /// One turn of a client, from the claim to the lease word.
-pub(super) fn turn(connection: &mut Connection, index: u32, purpose: &Purpose<'_>, tools: &mut Tools<'_>) -> Ended {
-    let Some(slot) = tools.desk.slot(index) else { return Ended::Lost };
-    let Some(found) = slot.claim(connection.generation) else { return Ended::Lost };
+pub(super) fn turn(
+    connection: &mut Connection,
+    index: u32,
+    purpose: &Purpose<'_>,
+    tools: &mut Tools<'_>,
+) -> Ended {
+    let Some(slot) = tools.desk.slot(index) else {
+        return Ended::Lost;
+    };
+    let Some(found) = slot.claim(connection.generation) else {
+        return Ended::Lost;
+    };
     tools.desk.header().begin_turn(index, tools.now);
     death::pass(Point::AfterClaim);
     let (view, mut marks) = (slot.view(), slot.marks());
@@ -113,8 +124,10 @@ pub(super) fn turn(connection: &mut Connection, index: u32, purpose: &Purpose<'_
     if !parked {
         answer::forgive(&mut marks);
     }
-    let overloaded =
-        Purpose::Dismiss(&Fault::of(Code::Overloaded, "there is too little memory for your unfinished frame"));
+    let overloaded = Purpose::Dismiss(&Fault::of(
+        Code::Overloaded,
+        "there is too little memory for your unfinished frame",
+    ));
     let purpose = match purpose {
         Purpose::Serve if marks.overloaded && !marks.closing => &overloaded,
         purpose => purpose,
@@ -134,7 +147,8 @@ pub(super) fn turn(connection: &mut Connection, index: u32, purpose: &Purpose<'_
         is_foreign: false,
     };
     // Those that write or end it before they read.
-    let is_at_its_end = !matches!(purpose, Purpose::Serve) || (parked && (view.replied > 0 || marks.closing));
+    let is_at_its_end =
+        !matches!(purpose, Purpose::Serve) || (parked && (view.replied > 0 || marks.closing));
     let waits = match purpose {
         _ if is_at_its_end && turn.check_socket().is_err() => None,
         Purpose::Cut => None,
@@ -148,13 +162,19 @@ pub(super) fn turn(connection: &mut Connection, index: u32, purpose: &Purpose<'_
         return Ended::Foreign;
     }
     tools.desk.header().end_turn();
-    let Some(waits) = waits else { return Ended::Over };
+    let Some(waits) = waits else {
+        return Ended::Over;
+    };
     let slot = tools.desk.slot(index).expect("the slot was claimed");
     // Not in a turn for nothing, as each lease begins with one: a client that is moved is no less idle.
     if is_active {
         slot.touch(tools.now);
     }
-    let state = if waits == Waits::Request { State::Rest } else { State::Parked };
+    let state = if waits == Waits::Request {
+        State::Rest
+    } else {
+        State::Parked
+    };
     death::pass(Point::BeforeEnd);
     slot.release(connection.generation, state);
     Ended::Waits(waits)
@@ -189,7 +209,8 @@ struct Turn<'t, 'a> {
 struct Gone;
 
 /// Why a worker ends whose descriptors other code has closed.
-pub(super) const FOREIGN: &str = "the descriptor of a client was closed by other code of this process";
+pub(super) const FOREIGN: &str =
+    "the descriptor of a client was closed by other code of this process";
 
 impl Turn<'_, '_> {
     fn work(&mut self, purpose: &Purpose<'_>) -> Option<Waits> {
@@ -203,7 +224,10 @@ impl Turn<'_, '_> {
             Purpose::Dismiss(fault) => self.reply_last(fault),
             _ => self.serve(began).ok()?,
         }
-        self.end(began, same_frame && self.view.answered == 0 && self.answered == 0)
+        self.end(
+            began,
+            same_frame && self.view.answered == 0 && self.answered == 0,
+        )
     }
 
     /// Finds out whether the descriptor still is the client's socket. If it is not, this process cannot go on, and the client
@@ -219,7 +243,10 @@ impl Turn<'_, '_> {
     }
 
     fn slot(&self) -> Slot<'_> {
-        self.tools.desk.slot(self.index).expect("the slot was claimed")
+        self.tools
+            .desk
+            .slot(self.index)
+            .expect("the slot was claimed")
     }
 
     /// Makes a view hold that tells where this turn's bytes will lie.
@@ -233,18 +260,34 @@ impl Turn<'_, '_> {
         let mut place = Place::Shared;
         if self.have > 0 {
             let unread = &self.tools.desk.received(self.index, from)[offset..offset + self.have];
-            let first = self.marks.order.map(|order| frame::next(unread, order, u32::MAX));
+            let first = self
+                .marks
+                .order
+                .map(|order| frame::next(unread, order, u32::MAX));
             let is_large = matches!(first, Some(Next::Partial { .. })) || self.have > RECEIVE;
             if is_large && from == Place::Large && offset == 0 {
                 place = Place::Large;
             } else if self.have <= RECEIVE {
-                self.tools.desk.move_received(self.index, from, offset..offset + self.have, Place::Shared);
+                self.tools.desk.move_received(
+                    self.index,
+                    from,
+                    offset..offset + self.have,
+                    Place::Shared,
+                );
             } else {
                 return None;
             }
         }
         let have = self.have as u32;
-        self.view = View { in_base, out_base, answered: 0, replied: 0, rx: (place, 0), tx: (Place::Shared, 0), have };
+        self.view = View {
+            in_base,
+            out_base,
+            answered: 0,
+            replied: 0,
+            rx: (place, 0),
+            tx: (Place::Shared, 0),
+            have,
+        };
         self.flip();
         death::pass(Point::AfterBegin);
         Some(())
@@ -269,7 +312,10 @@ impl Turn<'_, '_> {
                 }
                 sent_at = self.tools.now;
             }
-            if self.tools.now - began > LONGEST || self.tools.broken.is_some() || self.tools.is_worn_out() {
+            if self.tools.now - began > LONGEST
+                || self.tools.broken.is_some()
+                || self.tools.is_worn_out()
+            {
                 break;
             }
         }
@@ -281,14 +327,22 @@ impl Turn<'_, '_> {
     fn read(&mut self) -> Result<(), Gone> {
         self.connection.rearm();
         let (have, marks, in_place) = (self.have, self.marks, self.view.rx.0 == Place::Large);
-        let open = self.tools.desk.open(self.index, self.view.rx.0, Place::Shared);
-        let first = marks.order.filter(|_| in_place).map(|order| frame::next(&open.rx[..have], order, u32::MAX));
+        let open = self
+            .tools
+            .desk
+            .open(self.index, self.view.rx.0, Place::Shared);
+        let first = marks
+            .order
+            .filter(|_| in_place)
+            .map(|order| frame::next(&open.rx[..have], order, u32::MAX));
         let end = match first {
             Some(Next::Partial { total: Some(total) }) => total.min(open.rx.len()),
             Some(Next::Whole { .. }) => have,
             _ => open.rx.len(),
         };
-        let Some(room) = open.rx.get_mut(have..end).filter(|room| !room.is_empty()) else { return Ok(()) };
+        let Some(room) = open.rx.get_mut(have..end).filter(|room| !room.is_empty()) else {
+            return Ok(());
+        };
         match self.connection.receive(room) {
             Ok(Moved::Bytes(n)) => {
                 death::pass(Point::AfterReceive);
@@ -310,7 +364,11 @@ impl Turn<'_, '_> {
     /// A read or a write has failed, and the client is to be closed. It is lost unless the error is its own doing, or the
     /// network's.
     fn broke_off(&self, error: &io::Error) {
-        log::debug!("client {} ({}): {error}", self.connection.client, self.connection.peer);
+        log::debug!(
+            "client {} ({}): {error}",
+            self.connection.client,
+            self.connection.peer
+        );
         if !socket::is_broken_by_peer(error) {
             self.tools.desk.header().add_lost();
         }
@@ -328,7 +386,8 @@ impl Turn<'_, '_> {
             Next::Partial { .. } => None,
             Next::TooLarge { .. } if self.check_socket().is_err() => None,
             Next::TooLarge { length } => {
-                let message = format!("a frame of {length} bytes is longer than max-frame, {limit} bytes");
+                let message =
+                    format!("a frame of {length} bytes is longer than max-frame, {limit} bytes");
                 self.reply_last(&Fault::of(Code::TooLarge, message));
                 None
             }
@@ -337,7 +396,8 @@ impl Turn<'_, '_> {
 
     fn unread(&self) -> &[u8] {
         let begin = self.view.rx.1 as usize;
-        &self.tools.desk.received(self.index, self.view.rx.0)[begin + self.view.answered as usize..begin + self.have]
+        &self.tools.desk.received(self.index, self.view.rx.0)
+            [begin + self.view.answered as usize..begin + self.have]
     }
 
     /// The client's byte order, noted on the desk as soon as it is known. An empty frame leaves it open.
@@ -346,7 +406,10 @@ impl Turn<'_, '_> {
             return self.marks.order;
         }
         let prefix = *self.unread().first_chunk::<PREFIX>()?;
-        self.marks.order = self.connection.order.decide(prefix, self.tools.settings.max_frame);
+        self.marks.order = self
+            .connection
+            .order
+            .decide(prefix, self.tools.settings.max_frame);
         self.slot().set_marks(self.marks);
         Some(self.marks.order.unwrap_or(ByteOrder::Little))
     }
@@ -361,7 +424,11 @@ impl Turn<'_, '_> {
         self.view.answered = 0;
         self.view.out_base += sent as u64;
         self.view.replied -= sent as u32;
-        self.view.tx.1 = if self.view.replied == 0 { 0 } else { self.view.tx.1 + sent as u32 };
+        self.view.tx.1 = if self.view.replied == 0 {
+            0
+        } else {
+            self.view.tx.1 + sent as u32
+        };
     }
 
     /// Sends, parks what is left, and says what the client is waited for; nothing if it is over.
@@ -374,7 +441,11 @@ impl Turn<'_, '_> {
             let message = "the connection ended in the middle of a frame";
             self.reply_last(&Fault::of(Code::BadRequest, message));
         }
-        let sent = if self.blocked { 0 } else { self.send(began).ok()? };
+        let sent = if self.blocked {
+            0
+        } else {
+            self.send(began).ok()?
+        };
         let unsent = self.view.replied as usize - sent;
         let unread = self.have - self.view.answered as usize;
         if unsent == 0 && unread == 0 {
@@ -421,7 +492,10 @@ impl Turn<'_, '_> {
     fn next_is_whole(&self) -> bool {
         let order = self.marks.order.unwrap_or(ByteOrder::Little);
         // A length over the limit is something to be answered as well.
-        !matches!(frame::next(self.unread(), order, self.tools.settings.max_frame), Next::Partial { .. })
+        !matches!(
+            frame::next(self.unread(), order, self.tools.settings.max_frame),
+            Next::Partial { .. }
+        )
     }
 
     /// Copies what is unread and unsent to the slot's own places, unless it lies there; then lets a view hold that
@@ -430,13 +504,21 @@ impl Turn<'_, '_> {
         self.pass(sent);
         let (place, offset) = (self.view.rx.0, self.view.rx.1 as usize);
         if place == Place::Shared && unread > 0 {
-            let target = if unread <= SMALL { Place::Small } else { Place::Large };
-            self.tools.desk.move_received(self.index, place, offset..offset + unread, target);
+            let target = if unread <= SMALL {
+                Place::Small
+            } else {
+                Place::Large
+            };
+            self.tools
+                .desk
+                .move_received(self.index, place, offset..offset + unread, target);
             self.view.rx = (target, 0);
         }
         if self.view.replied > 0 {
             let begin = self.view.tx.1 as usize;
-            self.tools.desk.keep_replies(self.index, begin..begin + self.view.replied as usize);
+            self.tools
+                .desk
+                .keep_replies(self.index, begin..begin + self.view.replied as usize);
             self.view.tx = (Place::Large, 0);
         }
         death::pass(Point::AmidParking);

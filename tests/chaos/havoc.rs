@@ -46,9 +46,24 @@ pub struct Havoc<'a> {
 }
 
 impl Havoc<'_> {
-    pub fn new<'a>(daemon: &'a Running, plan: Plan, random: Random, witness: &'a mut Witness) -> Havoc<'a> {
+    pub fn new<'a>(
+        daemon: &'a Running,
+        plan: Plan,
+        random: Random,
+        witness: &'a mut Witness,
+    ) -> Havoc<'a> {
         let (stopped, held, waiting) = (Vec::new(), Vec::new(), Vec::new());
-        Havoc { daemon, plan, random, witness, stopped, held, reload: None, waiting, doomed: None }
+        Havoc {
+            daemon,
+            plan,
+            random,
+            witness,
+            stopped,
+            held,
+            reload: None,
+            waiting,
+            doomed: None,
+        }
     }
 
     /// Does something.
@@ -77,7 +92,10 @@ impl Havoc<'_> {
                 }
             }
             25..28 => self.hold(),
-            28..30 => self.ask("rebalance", json!({ "dry_run": self.random.clone().once_in(2) })),
+            28..30 => self.ask(
+                "rebalance",
+                json!({ "dry_run": self.random.clone().once_in(2) }),
+            ),
             _ => {
                 // Nobody waits for clients here: they never all leave.
                 let _ = self.daemon.ctl("drain");
@@ -92,8 +110,12 @@ impl Havoc<'_> {
 
     /// Ends all that it has begun.
     pub fn finish(mut self) {
-        self.stopped.iter_mut().for_each(|(_, until)| *until = Instant::now());
-        self.held.iter_mut().for_each(|(_, until)| *until = Instant::now());
+        self.stopped
+            .iter_mut()
+            .for_each(|(_, until)| *until = Instant::now());
+        self.held
+            .iter_mut()
+            .for_each(|(_, until)| *until = Instant::now());
         eventually("the last reload has its verdict", || {
             self.catch_up(Instant::now());
             self.reload.is_none().then_some(())
@@ -108,17 +130,24 @@ impl Havoc<'_> {
             let _ = kill(pid_of(pid), Signal::SIGCONT);
             self.witness.note("continue", pid);
         }
-        let released: Vec<(u64, Instant)> = self.held.extract_if(.., |(_, until)| *until <= now).collect();
+        let released: Vec<(u64, Instant)> = self
+            .held
+            .extract_if(.., |(_, until)| *until <= now)
+            .collect();
         for (id, _) in released {
             self.ask("release", json!({ "worker": id }));
         }
         // Some hang up before there is an answer.
         let is_done = |client: &mut Client| client.has_something();
-        self.waiting.retain_mut(|client| !is_done(client) && !self.random.once_in(10));
+        self.waiting
+            .retain_mut(|client| !is_done(client) && !self.random.once_in(10));
         if let Some((client, began)) = &mut self.reload {
             if client.has_something() {
                 let verdict = client.reply().value();
-                self.witness.note("verdict", format!("after {:?}: {verdict:?}", began.elapsed()));
+                self.witness.note(
+                    "verdict",
+                    format!("after {:?}: {verdict:?}", began.elapsed()),
+                );
                 match verdict {
                     Ok(_) => *self.witness.done.entry("applied").or_default() += 1,
                     // Its workers were killed before they were ready, or stopped for longer than they may take.
@@ -126,7 +155,10 @@ impl Havoc<'_> {
                 }
                 self.reload = None;
             } else {
-                assert!(began.elapsed() < Duration::from_secs(30), "a reload has no verdict after 30 s");
+                assert!(
+                    began.elapsed() < Duration::from_secs(30),
+                    "a reload has no verdict after 30 s"
+                );
             }
         }
     }
@@ -136,8 +168,16 @@ impl Havoc<'_> {
         let status = self.daemon.status();
         let any = self.random.once_in(6);
         let is_wanted = |state| any || matches!(state, WorkerState::Ready | WorkerState::Stalled);
-        let seated = status.workers.iter().filter(|worker| is_wanted(worker.state)).filter_map(|worker| worker.pid);
-        let leaving = status.leaving.iter().filter(|_| any).map(|worker| worker.pid);
+        let seated = status
+            .workers
+            .iter()
+            .filter(|worker| is_wanted(worker.state))
+            .filter_map(|worker| worker.pid);
+        let leaving = status
+            .leaving
+            .iter()
+            .filter(|_| any)
+            .map(|worker| worker.pid);
         let pids: Vec<u32> = seated.chain(leaving).collect();
         (!pids.is_empty()).then(|| self.random.pick(&pids))
     }
@@ -152,8 +192,13 @@ impl Havoc<'_> {
     /// A worker that serves: its id and its process.
     fn ready(&mut self) -> Option<(u64, u32)> {
         let ready = |status: fdpassd::proto::control::Status| -> Vec<(u64, u32)> {
-            let ready = status.workers.into_iter().filter(|worker| worker.state == WorkerState::Ready);
-            ready.filter_map(|worker| Some((worker.id?.0, worker.pid?))).collect()
+            let ready = status
+                .workers
+                .into_iter()
+                .filter(|worker| worker.state == WorkerState::Ready);
+            ready
+                .filter_map(|worker| Some((worker.id?.0, worker.pid?)))
+                .collect()
         };
         let workers = ready(self.daemon.status());
         (!workers.is_empty()).then(|| self.random.pick(&workers))
@@ -177,10 +222,17 @@ impl Havoc<'_> {
 
     /// Whether a client may be blamed for what comes now: it was not lately, nor is it about to be.
     fn may_blame(&mut self) -> bool {
-        let is_doomed = self.doomed.take_if(|pid| !Path::new(&format!("/proc/{pid}")).exists());
+        let is_doomed = self
+            .doomed
+            .take_if(|pid| !Path::new(&format!("/proc/{pid}")).exists());
         let is_going_on = is_doomed.is_none() && self.doomed.is_some();
         self.witness.log.read();
-        !is_going_on && self.witness.log.blamed.is_none_or(|at| at.elapsed() > MINUTE)
+        !is_going_on
+            && self
+                .witness
+                .log
+                .blamed
+                .is_none_or(|at| at.elapsed() > MINUTE)
     }
 
     /// A fault of the process: the doing of the request that it executes.
@@ -202,14 +254,16 @@ impl Havoc<'_> {
             time = 1_500;
         }
         let victim = if is_long { self.busy() } else { self.victim() };
-        let Some(pid) = victim.filter(|pid| self.stopped.iter().all(|(stopped, _)| stopped != pid)) else {
+        let Some(pid) = victim.filter(|pid| self.stopped.iter().all(|(stopped, _)| stopped != pid))
+        else {
             return;
         };
         if is_long {
             self.doomed = Some(pid);
         }
         if kill(pid_of(pid), Signal::SIGSTOP).is_ok() {
-            self.stopped.push((pid, Instant::now() + Duration::from_millis(time)));
+            self.stopped
+                .push((pid, Instant::now() + Duration::from_millis(time)));
             self.witness.note("stop", format!("{pid} for {time} ms"));
         }
     }
@@ -231,7 +285,11 @@ impl Havoc<'_> {
             let fault = self.daemon.reload_with(bad).expect_err("it is bad");
             self.witness.note("bad reload", &fault);
             assert_eq!(fault.code(), "rejected", "{bad}: {fault}");
-            assert_eq!(self.daemon.status().generation, generation, "{bad} was rejected");
+            assert_eq!(
+                self.daemon.status().generation,
+                generation,
+                "{bad} was rejected"
+            );
         }
     }
 
@@ -239,7 +297,10 @@ impl Havoc<'_> {
     fn hold(&mut self) {
         if let Some((id, _)) = self.ready() {
             self.ask("hold", json!({ "worker": id }));
-            self.held.push((id, Instant::now() + Duration::from_millis(self.random.below(300))));
+            self.held.push((
+                id,
+                Instant::now() + Duration::from_millis(self.random.below(300)),
+            ));
         }
     }
 

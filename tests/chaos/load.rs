@@ -116,7 +116,13 @@ impl Load<'_> {
             let mut client = Wire::connect(&self.shared.addresses[listener], order, capacity);
             self.seen.connections += 1;
             self.has_slept = false;
-            let end = self.random.pick(&[End::Finished, End::Finished, End::Torn, End::TooLarge, End::Vanished]);
+            let end = self.random.pick(&[
+                End::Finished,
+                End::Finished,
+                End::Torn,
+                End::TooLarge,
+                End::Vanished,
+            ]);
             for is_last in self.rounds() {
                 let is_last = is_last || self.shared.over.load(Ordering::Relaxed);
                 self.converse(&mut client, is_last.then_some(end));
@@ -142,7 +148,10 @@ impl Load<'_> {
     fn converse(&mut self, client: &mut Wire, end: Option<End>) {
         let requests = self.requests(client.is_fresh && client.order == ByteOrder::Big);
         client.is_fresh = false;
-        let mut bytes: Vec<u8> = requests.iter().flat_map(|request| frame(client.order, &request.body)).collect();
+        let mut bytes: Vec<u8> = requests
+            .iter()
+            .flat_map(|request| frame(client.order, &request.body))
+            .collect();
         let mut awaited = requests.len();
         // Sent with one write.
         let mut tail = Vec::new();
@@ -161,10 +170,13 @@ impl Load<'_> {
                 awaited = self.random.below(1 + whole_frames(&bytes, client.order)) as usize;
                 self.seen.abandoned += (requests.len() - awaited) as u64;
                 // Each may have had its effect, or not.
-                let counts = requests[awaited..].iter().filter_map(|request| match &request.expected {
-                    Expected::Counted(number) => Some((number.clone(), false)),
-                    _ => None,
-                });
+                let counts =
+                    requests[awaited..]
+                        .iter()
+                        .filter_map(|request| match &request.expected {
+                            Expected::Counted(number) => Some((number.clone(), false)),
+                            _ => None,
+                        });
                 self.seen.counted.extend(counts);
             }
             Some(End::Finished) | None => {}
@@ -176,7 +188,9 @@ impl Load<'_> {
             let sending = threads.spawn(move || {
                 // Pieces of a few bytes for the beginning only, or a large frame takes for ever.
                 let small = bytes.len().min(2_000 * longest);
-                for piece in in_pieces(&bytes[..small], longest, &mut pauses).chain(bytes[small..].chunks(1 << 16)) {
+                for piece in in_pieces(&bytes[..small], longest, &mut pauses)
+                    .chain(bytes[small..].chunks(1 << 16))
+                {
                     writer.write_all(piece)?;
                     if pauses.once_in(50) {
                         let_pass(Duration::from_millis(pauses.below(20)));
@@ -192,7 +206,9 @@ impl Load<'_> {
                 let_pass(Duration::from_millis(self.random.below(300)));
             }
             for (index, request) in requests[..awaited].iter().enumerate() {
-                let reply = client.receive().unwrap_or_else(|e| self.fail(request, &format!("reply {index}: {e}")));
+                let reply = client
+                    .receive()
+                    .unwrap_or_else(|e| self.fail(request, &format!("reply {index}: {e}")));
                 self.check(request, &reply);
                 if self.random.once_in(100) {
                     let_pass(Duration::from_millis(self.random.below(30)));
@@ -216,8 +232,13 @@ impl Load<'_> {
             Some(End::Finished) => None,
         };
         if let Some(code) = last {
-            let last = Request { body: format!("the end: {end:?}"), expected: Expected::Error(code) };
-            let reply = client.receive().unwrap_or_else(|e| self.fail(&last, &e.to_string()));
+            let last = Request {
+                body: format!("the end: {end:?}"),
+                expected: Expected::Error(code),
+            };
+            let reply = client
+                .receive()
+                .unwrap_or_else(|e| self.fail(&last, &e.to_string()));
             self.check(&last, &reply);
             if end == Some(End::TooLarge) {
                 // What is still sent is heard and forgotten, by whoever has the client now, or by nobody any more.
@@ -226,21 +247,29 @@ impl Load<'_> {
             }
         }
         let rest = match client.rest() {
-            Err(e) if end == Some(End::TooLarge) && e.kind() == ErrorKind::ConnectionReset => Ok(Vec::new()),
+            Err(e) if end == Some(End::TooLarge) && e.kind() == ErrorKind::ConnectionReset => {
+                Ok(Vec::new())
+            }
             rest => rest,
         };
         assert!(
             matches!(&rest, Ok(rest) if rest.is_empty()),
             "client {}: the end was expected after {end:?}, this came: {:?}",
             self.number,
-            rest.map(|rest| String::from_utf8_lossy(&rest).chars().take(200).collect::<String>())
+            rest.map(|rest| String::from_utf8_lossy(&rest)
+                .chars()
+                .take(200)
+                .collect::<String>())
         );
     }
 
     /// Requests that are made together, with frames of some size in all. The first of a connection whose order is found out
     /// must have a length that is too large if it is read in the other.
     fn requests(&mut self, tells_order: bool) -> Vec<Request> {
-        let depth = 1 + self.random.pick(&[1, 8, DEPTH]).min(1 + self.random.below(DEPTH - 1));
+        let depth = 1 + self
+            .random
+            .pick(&[1, 8, DEPTH])
+            .min(1 + self.random.below(DEPTH - 1));
         let (mut requests, mut bytes) = (Vec::new(), 0);
         while (requests.len() as u64) < depth && bytes < 2 * self.shared.plan.max_frame {
             let request = self.request();
@@ -256,28 +285,50 @@ impl Load<'_> {
     fn request(&mut self) -> Request {
         self.made += 1;
         let number = format!("{}.{}", self.number, self.made);
-        let error = |body: &str, code| Request { body: body.to_owned(), expected: Expected::Error(code) };
+        let error = |body: &str, code| Request {
+            body: body.to_owned(),
+            expected: Expected::Error(code),
+        };
         let null = |method: &str| format!(r#"{{"out":"{method}_r","result":null}}"#);
         match self.random.below(400) {
             0..8 => error("{}", "bad_request"),
-            8..16 => error(&format!(r#"{{"in":"nobody","params":"{number}"}}"#), "unknown_method"),
+            8..16 => error(
+                &format!(r#"{{"in":"nobody","params":"{number}"}}"#),
+                "unknown_method",
+            ),
             16..24 => error("", "bad_request"),
             24..64 => {
                 let params = json!([self.shared.counts, number]);
-                Request { body: format!(r#"{{"in":"count","params":{params}}}"#), expected: Expected::Counted(number) }
+                Request {
+                    body: format!(r#"{{"in":"count","params":{params}}}"#),
+                    expected: Expected::Counted(number),
+                }
             }
             64..68 => {
                 // Once in a connection for longer than a request may take under some configurations: the third time it would
                 // be closed.
-                let may_be_long = self.random.once_in(30) && !std::mem::replace(&mut self.has_slept, true);
-                let milliseconds = if may_be_long { 1_300 } else { self.random.pick(&[1, 1, 5, 80]) };
+                let may_be_long =
+                    self.random.once_in(30) && !std::mem::replace(&mut self.has_slept, true);
+                let milliseconds = if may_be_long {
+                    1_300
+                } else {
+                    self.random.pick(&[1, 1, 5, 80])
+                };
                 let body = format!(r#"{{"in":"sleep","params":{milliseconds}}}"#);
-                Request { body, expected: Expected::Other(null("sleep")) }
+                Request {
+                    body,
+                    expected: Expected::Other(null("sleep")),
+                }
             }
             68 if self.random.once_in(3) => {
                 // It ends its worker, and is run again.
                 let body = r#"{"in":"exit_until","params":2}"#.to_owned();
-                Request { body, expected: Expected::Idempotent(r#"{"out":"exit_until_r","result":2}"#.to_owned()) }
+                Request {
+                    body,
+                    expected: Expected::Idempotent(
+                        r#"{"out":"exit_until_r","result":2}"#.to_owned(),
+                    ),
+                }
             }
             choice => {
                 let around = format!(r#"{{"in":"ping","params":["{number}",""]}}"#).len() as u64;
@@ -290,15 +341,20 @@ impl Load<'_> {
                 };
                 let filling = "z".repeat(size as usize);
                 let params = format!(r#"["{number}","{filling}"]"#);
-                let expected = Expected::Idempotent(format!(r#"{{"out":"pong","result":{params}}}"#));
-                Request { body: format!(r#"{{"in":"ping","params":{params}}}"#), expected }
+                let expected =
+                    Expected::Idempotent(format!(r#"{{"out":"pong","result":{params}}}"#));
+                Request {
+                    body: format!(r#"{{"in":"ping","params":{params}}}"#),
+                    expected,
+                }
             }
         }
     }
 
     fn check(&mut self, request: &Request, reply: &[u8]) {
-        let is_error =
-            |code: &str| reply.starts_with(format!(r#"{{"out":"error","result":{{"code":"{code}""#).as_bytes());
+        let is_error = |code: &str| {
+            reply.starts_with(format!(r#"{{"out":"error","result":{{"code":"{code}""#).as_bytes())
+        };
         let has_crashed = is_error("crashed");
         let is_late = is_error("timeout");
         let is_interrupted = has_crashed || is_late;
@@ -319,7 +375,13 @@ impl Load<'_> {
             Expected::Error(code) => is_error(code),
         };
         if !is_right {
-            self.fail(request, &String::from_utf8_lossy(reply).chars().take(200).collect::<String>());
+            self.fail(
+                request,
+                &String::from_utf8_lossy(reply)
+                    .chars()
+                    .take(200)
+                    .collect::<String>(),
+            );
         }
         self.seen.timeouts += u64::from(is_late);
         self.seen.errors += u64::from(reply.starts_with(br#"{"out":"error""#));
@@ -352,17 +414,24 @@ fn frame(order: ByteOrder, body: &str) -> Vec<u8> {
 fn whole_frames(mut bytes: &[u8], order: ByteOrder) -> u64 {
     let mut count = 0;
     while let Some((prefix, rest)) = bytes.split_first_chunk() {
-        let Some(rest) = rest.get(order.length(*prefix) as usize..) else { break };
+        let Some(rest) = rest.get(order.length(*prefix) as usize..) else {
+            break;
+        };
         (bytes, count) = (rest, count + 1);
     }
     count
 }
 
 /// These bytes in pieces of random length.
-fn in_pieces<'a>(bytes: &'a [u8], longest: usize, random: &mut Random) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+fn in_pieces<'a>(
+    bytes: &'a [u8],
+    longest: usize,
+    random: &mut Random,
+) -> impl Iterator<Item = &'a [u8]> + use<'a> {
     let (mut rest, mut random) = (bytes, random.part(0));
     std::iter::from_fn(move || {
-        let (piece, behind) = rest.split_at(rest.len().min(1 + random.below(longest as u64) as usize));
+        let (piece, behind) =
+            rest.split_at(rest.len().min(1 + random.below(longest as u64) as usize));
         rest = behind;
         (!piece.is_empty()).then_some(piece)
     })
@@ -379,19 +448,29 @@ struct Wire {
 impl Wire {
     fn connect(address: &Address, order: ByteOrder, capacity: usize) -> Wire {
         let connected = match address {
-            Address::Tcp(to) => {
-                TcpStream::connect_timeout(to, PATIENCE).map(|tcp| UnixStream::from(OwnedFd::from(tcp)))
-            }
+            Address::Tcp(to) => TcpStream::connect_timeout(to, PATIENCE)
+                .map(|tcp| UnixStream::from(OwnedFd::from(tcp))),
             Address::Unix(path) => UnixStream::connect(path),
         };
         let stream = connected.unwrap_or_else(|e| panic!("cannot connect to {address}: {e}"));
-        stream.set_read_timeout(Some(PATIENCE)).expect("a socket has time-outs");
-        stream.set_write_timeout(Some(PATIENCE)).expect("a socket has time-outs");
-        Wire { stream: BufReader::with_capacity(capacity, stream), order, is_fresh: true }
+        stream
+            .set_read_timeout(Some(PATIENCE))
+            .expect("a socket has time-outs");
+        stream
+            .set_write_timeout(Some(PATIENCE))
+            .expect("a socket has time-outs");
+        Wire {
+            stream: BufReader::with_capacity(capacity, stream),
+            order,
+            is_fresh: true,
+        }
     }
 
     fn writer(&self) -> UnixStream {
-        self.stream.get_ref().try_clone().expect("the socket can be copied")
+        self.stream
+            .get_ref()
+            .try_clone()
+            .expect("the socket can be copied")
     }
 
     fn receive(&mut self) -> io::Result<Vec<u8>> {
@@ -399,8 +478,15 @@ impl Wire {
         self.stream.read_exact(&mut prefix)?;
         let length = self.order.length(prefix);
         let mut body = Vec::new();
-        self.stream.by_ref().take(length.into()).read_to_end(&mut body)?;
-        if body.len() < length as usize { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(body) }
+        self.stream
+            .by_ref()
+            .take(length.into())
+            .read_to_end(&mut body)?;
+        if body.len() < length as usize {
+            Err(ErrorKind::UnexpectedEof.into())
+        } else {
+            Ok(body)
+        }
     }
 
     fn rest(&mut self) -> io::Result<Vec<u8>> {

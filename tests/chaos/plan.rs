@@ -25,7 +25,10 @@ pub struct Plan {
 impl Plan {
     pub fn new(random: &mut Random) -> Plan {
         let max_frame = random.pick(&[65_535, 400_000, 1 << 20]);
-        Plan { max_frame, too_large: 2 * max_frame + 1 }
+        Plan {
+            max_frame,
+            too_large: 2 * max_frame + 1,
+        }
     }
 
     /// A configuration under which the clients of each listener are served.

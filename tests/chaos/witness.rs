@@ -25,7 +25,13 @@ pub struct Witness {
 impl Witness {
     pub fn new(seed: u64, log: &Path) -> Witness {
         let (actions, done) = (VecDeque::new(), BTreeMap::new());
-        Witness { seed, began: Instant::now(), actions, done, log: Log::open(log) }
+        Witness {
+            seed,
+            began: Instant::now(),
+            actions,
+            done,
+            log: Log::open(log),
+        }
     }
 
     pub fn elapsed(&self) -> Duration {
@@ -34,7 +40,10 @@ impl Witness {
 
     pub fn note(&mut self, what: &'static str, detail: impl std::fmt::Display) {
         *self.done.entry(what).or_default() += 1;
-        self.actions.push_back(format!("{:8.3} {what}: {detail}", self.began.elapsed().as_secs_f64()));
+        self.actions.push_back(format!(
+            "{:8.3} {what}: {detail}",
+            self.began.elapsed().as_secs_f64()
+        ));
         if self.actions.len() > ACTIONS {
             self.actions.pop_front();
         }
@@ -48,8 +57,16 @@ impl Drop for Witness {
             let actions: Vec<&str> = self.actions.iter().map(String::as_str).collect();
             let log: Vec<&str> = self.log.last.iter().map(String::as_str).collect();
             println!("--- what the daemon logged last ---\n{}", log.join("\n"));
-            println!("--- what was done last, of {:?} ---\n{}", self.done, actions.join("\n"));
-            println!("--- at {:.3}; again with CHAOS_SEED={} ---", self.began.elapsed().as_secs_f64(), self.seed);
+            println!(
+                "--- what was done last, of {:?} ---\n{}",
+                self.done,
+                actions.join("\n")
+            );
+            println!(
+                "--- at {:.3}; again with CHAOS_SEED={} ---",
+                self.began.elapsed().as_secs_f64(),
+                self.seed
+            );
         }
     }
 }
@@ -74,13 +91,25 @@ impl Log {
     fn open(path: &Path) -> Log {
         let file = File::open(path).expect("the daemon has its log");
         let (unread, last) = (Vec::new(), VecDeque::new());
-        Log { file, unread, last, crashed: 0, timeouts: 0, reruns: 0, blamed: None }
+        Log {
+            file,
+            unread,
+            last,
+            crashed: 0,
+            timeouts: 0,
+            reruns: 0,
+            blamed: None,
+        }
     }
 
     /// Reads what was written since.
     pub fn read(&mut self) {
-        self.file.read_to_end(&mut self.unread).expect("it is a file");
-        let Some(end) = self.unread.iter().rposition(|byte| *byte == b'\n') else { return };
+        self.file
+            .read_to_end(&mut self.unread)
+            .expect("it is a file");
+        let Some(end) = self.unread.iter().rposition(|byte| *byte == b'\n') else {
+            return;
+        };
         let rest = self.unread.split_off(end + 1);
         let lines = std::mem::replace(&mut self.unread, rest);
         for line in String::from_utf8_lossy(&lines).lines() {

@@ -10,7 +10,11 @@ use fdpassd::testing::{Setup, eventually};
 use super::program::skip;
 
 /// Where the memory controller may be: v2, v1, and v2 beside v1.
-const HIERARCHIES: [&str; 3] = ["/sys/fs/cgroup", "/sys/fs/cgroup/memory", "/sys/fs/cgroup/unified"];
+const HIERARCHIES: [&str; 3] = [
+    "/sys/fs/cgroup",
+    "/sys/fs/cgroup/memory",
+    "/sys/fs/cgroup/unified",
+];
 
 /// A cgroup with a limit of memory, and one below it without a limit of its own, in which a daemon runs. When it is
 /// dropped, after the daemon, both are removed.
@@ -24,9 +28,16 @@ impl MemoryCgroup {
     /// Nothing, and said so, where no memory cgroup can be made.
     pub fn new(limit: u64) -> Option<MemoryCgroup> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let name = format!("fdpassd-test-{}-{}", process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "fdpassd-test-{}-{}",
+            process::id(),
+            NUMBER.fetch_add(1, Ordering::Relaxed)
+        );
         for hierarchy in HIERARCHIES.map(Path::new) {
-            let cgroup = MemoryCgroup { outer: hierarchy.join(&name), inner: hierarchy.join(&name).join("daemon") };
+            let cgroup = MemoryCgroup {
+                outer: hierarchy.join(&name),
+                inner: hierarchy.join(&name).join("daemon"),
+            };
             if !hierarchy.join("cgroup.procs").exists() || fs::create_dir(&cgroup.outer).is_err() {
                 continue;
             }
@@ -47,13 +58,18 @@ impl MemoryCgroup {
     /// Bytes that all in it may have together.
     pub fn set_limit(&self, bytes: u64) {
         let file = self.limit_file().expect("it was there before");
-        fs::write(&file, bytes.to_string()).unwrap_or_else(|e| panic!("cannot write {}: {e}", file.display()));
+        fs::write(&file, bytes.to_string())
+            .unwrap_or_else(|e| panic!("cannot write {}: {e}", file.display()));
     }
 
     /// This program, to be run in it.
     pub fn setup(&self, program: impl AsRef<Path>, config: &str) -> Setup {
         let enter = "echo $$ > \"$0/cgroup.procs\" && exec \"$@\"";
-        Setup::new("sh", config).argument("-c").argument(enter).argument(&self.inner).argument(program.as_ref())
+        Setup::new("sh", config)
+            .argument("-c")
+            .argument(enter)
+            .argument(&self.inner)
+            .argument(program.as_ref())
     }
 
     /// Processes in it.
@@ -65,7 +81,9 @@ impl MemoryCgroup {
 impl Drop for MemoryCgroup {
     fn drop(&mut self) {
         if self.inner.exists() && !std::thread::panicking() {
-            eventually("the processes of the cgroup have ended", || (self.processes() == 0).then_some(()));
+            eventually("the processes of the cgroup have ended", || {
+                (self.processes() == 0).then_some(())
+            });
         }
         let _ = fs::remove_dir(&self.inner);
         let _ = fs::remove_dir(&self.outer);

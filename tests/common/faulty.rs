@@ -19,7 +19,11 @@ use super::FDPASSD;
 /// An example's program.
 pub fn example(name: &str) -> PathBuf {
     let program = Path::new(FDPASSD).with_file_name("examples").join(name);
-    assert!(program.exists(), "{} is not built: cargo build --examples", program.display());
+    assert!(
+        program.exists(),
+        "{} is not built: cargo build --examples",
+        program.display()
+    );
     program
 }
 
@@ -31,7 +35,9 @@ pub fn start(config: &str) -> Running {
 
 /// Starts it with a fault from the beginning.
 pub fn start_with(fault: impl AsRef<OsStr>, config: &str) -> Result<Running, Error> {
-    Setup::new(example("faulty"), config).variable("FAULTY", fault).start()
+    Setup::new(example("faulty"), config)
+        .variable("FAULTY", fault)
+        .start()
 }
 
 /// What is wrong with the workers that are made from now on; with those that are there it changes nothing.
@@ -56,7 +62,10 @@ impl Switch {
 pub fn start_with_switch(config: &str) -> (Running, Switch) {
     let switch = Switch(tempfile::tempdir().expect("a directory"));
     let fault = format!("file:{}", switch.path().display());
-    (start_with(fault, config).expect("the daemon serves"), switch)
+    (
+        start_with(fault, config).expect("the daemon serves"),
+        switch,
+    )
 }
 
 /// Which worker served a request.
@@ -103,22 +112,41 @@ impl Execution {
     #[track_caller]
     pub fn start_by(daemon: &Running, mut client: Client) -> Execution {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let path = daemon.directory().join(format!("fifo-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
-        let made = Command::new("mkfifo").arg(&path).status().expect("mkfifo runs");
+        let path = daemon
+            .directory()
+            .join(format!("fifo-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
+        let made = Command::new("mkfifo")
+            .arg(&path)
+            .status()
+            .expect("mkfifo runs");
         assert!(made.success(), "mkfifo {}", path.display());
         // Both ends, so that opening it waits for nobody and what is written stays.
-        let fifo = File::options().read(true).write(true).open(&path).expect("it is our FIFO");
-        let executing = |status: &Status| status.workers.iter().map(|worker| worker.executing).sum::<u64>();
+        let fifo = File::options()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .expect("it is our FIFO");
+        let executing = |status: &Status| {
+            status
+                .workers
+                .iter()
+                .map(|worker| worker.executing)
+                .sum::<u64>()
+        };
         let before = executing(&daemon.status());
         client.request("read_line", &path);
-        daemon.wait_until("the request is being executed", |status| executing(status) > before);
+        daemon.wait_until("the request is being executed", |status| {
+            executing(status) > before
+        });
         Execution { client, fifo }
     }
 
     /// Lets it finish; returns its client, which got the result.
     #[track_caller]
     pub fn finish(mut self) -> Client {
-        self.fifo.write_all(b"done\n").expect("a FIFO has room for a line");
+        self.fifo
+            .write_all(b"done\n")
+            .expect("a FIFO has room for a line");
         assert_eq!(self.client.reply().value().expect("a result"), "done\n");
         self.client
     }

@@ -26,8 +26,15 @@ pub fn figures(daemon: &Running) -> BTreeMap<String, f64> {
 
 /// The sum over a family.
 pub fn sum(figures: &BTreeMap<String, f64>, family: &str) -> f64 {
-    let is_of = |name: &str| name.strip_prefix(family).is_some_and(|rest| rest.is_empty() || rest.starts_with('{'));
-    figures.iter().filter(|(name, _)| is_of(name)).map(|(_, value)| value).sum()
+    let is_of = |name: &str| {
+        name.strip_prefix(family)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('{'))
+    };
+    figures
+        .iter()
+        .filter(|(name, _)| is_of(name))
+        .map(|(_, value)| value)
+        .sum()
 }
 
 /// The daemon has answered so many requests, so many of them with an error, wherever it says so: in the status, by seat, by
@@ -35,12 +42,27 @@ pub fn sum(figures: &BTreeMap<String, f64>, family: &str) -> f64 {
 #[track_caller]
 pub fn assert_counted(daemon: &Running, requests: u64, errors: u64) {
     let status = daemon.status();
-    assert_eq!((status.requests_total, status.errors_total), (requests, errors));
+    assert_eq!(
+        (status.requests_total, status.errors_total),
+        (requests, errors)
+    );
     let figures = figures(daemon);
-    assert_eq!(sum(&figures, "fdpassd_requests_total"), requests as f64, "by method");
-    let with_error = figures.iter().filter(|(name, _)| name.contains("result=\"error\""));
-    assert_eq!(with_error.map(|(_, count)| count).sum::<f64>(), errors as f64, "errors by method");
-    let of_histogram =
-        ["fdpassd_request_duration_seconds_count", "fdpassd_request_duration_seconds_bucket{le=\"+Inf\"}"];
+    assert_eq!(
+        sum(&figures, "fdpassd_requests_total"),
+        requests as f64,
+        "by method"
+    );
+    let with_error = figures
+        .iter()
+        .filter(|(name, _)| name.contains("result=\"error\""));
+    assert_eq!(
+        with_error.map(|(_, count)| count).sum::<f64>(),
+        errors as f64,
+        "errors by method"
+    );
+    let of_histogram = [
+        "fdpassd_request_duration_seconds_count",
+        "fdpassd_request_duration_seconds_bucket{le=\"+Inf\"}",
+    ];
     assert_eq!(of_histogram.map(|name| figures[name]), [requests as f64; 2]);
 }

@@ -19,12 +19,17 @@ pub fn listener_of(pid: u32, address: &Address) -> Option<OwnedFd> {
         if !name.starts_with("socket:") {
             continue;
         }
-        let number: i32 = link.file_name().and_then(|name| name.to_str()?.parse().ok()).expect("a number");
+        let number: i32 = link
+            .file_name()
+            .and_then(|name| name.to_str()?.parse().ok())
+            .expect("a number");
         match owned(libc::SYS_pidfd_getfd, [pidfd.as_raw_fd(), number, 0]) {
             Ok(copy) if listens_at(&copy, address) => return Some(copy),
             Ok(_) | Err(Errno::EBADF) => {}
             Err(e) => {
-                skip(&format!("cannot get a descriptor of the daemon's: pidfd_getfd(2) says {e}"));
+                skip(&format!(
+                    "cannot get a descriptor of the daemon's: pidfd_getfd(2) says {e}"
+                ));
                 return None;
             }
         }
@@ -33,7 +38,9 @@ pub fn listener_of(pid: u32, address: &Address) -> Option<OwnedFd> {
 }
 
 fn listens_at(socket: &OwnedFd, address: &Address) -> bool {
-    let Ok(bound) = getsockname::<SockaddrStorage>(socket.as_raw_fd()) else { return false };
+    let Ok(bound) = getsockname::<SockaddrStorage>(socket.as_raw_fd()) else {
+        return false;
+    };
     let is_there = match address {
         Address::Tcp(wanted) => bound.to_string() == wanted.to_string(),
         Address::Unix(path) => bound.as_unix_addr().and_then(|unix| unix.path()) == Some(path),

@@ -79,14 +79,29 @@ impl Visitor {
 impl Answer {
     fn parse(text: &str) -> Option<Answer> {
         let (head, body) = text.split_once("\r\n\r\n")?;
-        let status = head.strip_prefix("HTTP/1.1 ")?.split(' ').next()?.parse().ok()?;
-        Some(Answer { status, head: head.to_owned(), body: body.to_owned() })
+        let status = head
+            .strip_prefix("HTTP/1.1 ")?
+            .split(' ')
+            .next()?
+            .parse()
+            .ok()?;
+        Some(Answer {
+            status,
+            head: head.to_owned(),
+            body: body.to_owned(),
+        })
     }
 
     /// A field of its head.
     pub fn field(&self, name: &str) -> Option<&str> {
-        let mut fields = self.head.lines().skip(1).filter_map(|line| line.split_once(": "));
-        fields.find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        let mut fields = self
+            .head
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split_once(": "));
+        fields
+            .find(|(found, _)| found.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value)
     }
 
     /// Status and body, which is what most tests look at.
@@ -130,11 +145,20 @@ pub fn exporters(daemon: &Running) -> Vec<u32> {
         let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         arguments.split(|byte| *byte == 0).nth(1) == Some(b"metrics") && !kernel::is_over(*pid)
     };
-    kernel::children(daemon.pid()).into_iter().filter(is_one).collect()
+    kernel::children(daemon.pid())
+        .into_iter()
+        .filter(is_one)
+        .collect()
 }
 
 /// The process that answers for it.
 #[track_caller]
 pub fn exporter(daemon: &Running) -> u32 {
-    eventually("there is one exporter", || if let [pid] = exporters(daemon)[..] { Some(pid) } else { None })
+    eventually("there is one exporter", || {
+        if let [pid] = exporters(daemon)[..] {
+            Some(pid)
+        } else {
+            None
+        }
+    })
 }

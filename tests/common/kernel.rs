@@ -9,7 +9,10 @@ pub fn cpu_ticks(pid: u32) -> u64 {
     let stat = read(format!("/proc/{pid}/stat"));
     let (_, after_name) = stat.rsplit_once(')').expect("the name is in brackets");
     let fields: Vec<&str> = after_name.split_whitespace().collect();
-    fields[11..13].iter().map(|ticks| ticks.parse::<u64>().expect("utime and stime are numbers")).sum()
+    fields[11..13]
+        .iter()
+        .map(|ticks| ticks.parse::<u64>().expect("utime and stime are numbers"))
+        .sum()
 }
 
 /// What a process is doing: `S` when it sleeps, `T` when it was stopped, `Z` when it has ended and nobody has collected
@@ -31,7 +34,9 @@ pub fn children(pid: u32) -> Vec<u32> {
     let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let is_child = |child: &u32| {
         let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
-        let parent = stat.rsplit_once(')').and_then(|(_, after)| after.split_whitespace().nth(1));
+        let parent = stat
+            .rsplit_once(')')
+            .and_then(|(_, after)| after.split_whitespace().nth(1));
         parent.is_some_and(|parent| parent == pid.to_string())
     };
     pids.filter(is_child).collect()
@@ -44,17 +49,29 @@ pub fn sleeps(pid: u32) -> u64 {
 
 /// Bytes of memory that a process takes up, its memory files included.
 pub fn memory(pid: u32) -> u64 {
-    let files = descriptors(pid).into_iter().filter(|(_, name)| name.starts_with("/memfd:"));
-    let blocks: u64 = files.map(|(link, _)| fs::metadata(link).expect("the descriptor is open").blocks()).sum();
+    let files = descriptors(pid)
+        .into_iter()
+        .filter(|(_, name)| name.starts_with("/memfd:"));
+    let blocks: u64 = files
+        .map(|(link, _)| fs::metadata(link).expect("the descriptor is open").blocks())
+        .sum();
     status(pid, "RssAnon:") * 1024 + blocks * 512
 }
 
 /// Descriptors that a process has: their links in /proc and what they are of.
 pub fn descriptors(pid: u32) -> Vec<(PathBuf, String)> {
-    let links =
-        fs::read_dir(format!("/proc/{pid}/fd")).expect("the process is ours").flatten().map(|entry| entry.path());
+    let links = fs::read_dir(format!("/proc/{pid}/fd"))
+        .expect("the process is ours")
+        .flatten()
+        .map(|entry| entry.path());
     // One may be closed between being listed and being looked at.
-    links.filter_map(|link| fs::read_link(&link).ok().map(|name| (link, name.display().to_string()))).collect()
+    links
+        .filter_map(|link| {
+            fs::read_link(&link)
+                .ok()
+                .map(|name| (link, name.display().to_string()))
+        })
+        .collect()
 }
 
 /// How many sockets of a local TCP port over IPv4 are in CLOSE_WAIT: their peers have closed and we have not.
@@ -75,18 +92,30 @@ pub const KEEPALIVE: u8 = 2;
 pub fn timer(port: u16) -> Option<(u8, u64)> {
     let sockets = read("/proc/net/tcp".to_owned());
     let local = format!(":{port:04X}");
-    let connection = sockets.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let connection = sockets
+        .lines()
+        .skip(1)
+        .map(|line| line.split_whitespace().collect::<Vec<_>>());
     // 01 is ESTABLISHED; the listener is 0A, and a client's own end has the port on the other side.
-    let fields = connection.into_iter().find(|fields| fields[1].ends_with(&local) && fields[3] == "01")?;
+    let fields = connection
+        .into_iter()
+        .find(|fields| fields[1].ends_with(&local) && fields[3] == "01")?;
     let (kind, ticks) = fields[5].split_once(':').expect("KIND:TICKS");
     let kind = u8::from_str_radix(kind, 16).expect("a number");
-    (kind != 0).then(|| (kind, u64::from_str_radix(ticks, 16).expect("hundredths of a second") / 100))
+    (kind != 0).then(|| {
+        (
+            kind,
+            u64::from_str_radix(ticks, 16).expect("hundredths of a second") / 100,
+        )
+    })
 }
 
 /// Whether a Unix socket can refuse descriptors: SO_PASSRIGHTS, Linux 6.16.
 pub fn can_refuse_descriptors() -> bool {
     let version = read("/proc/sys/kernel/osrelease".to_owned());
-    let mut numbers = version.split(['.', '-']).map_while(|part| part.trim().parse::<u32>().ok());
+    let mut numbers = version
+        .split(['.', '-'])
+        .map_while(|part| part.trim().parse::<u32>().ok());
     (numbers.next(), numbers.next()) >= (Some(6), Some(16))
 }
 
@@ -97,8 +126,14 @@ pub fn user() -> u32 {
 
 fn status(pid: u32, key: &str) -> u64 {
     let status = read(format!("/proc/{pid}/status"));
-    let line = status.lines().find_map(|line| line.strip_prefix(key)).expect("the kernel tells it");
-    line.trim().trim_end_matches(" kB").parse().expect("it is a number")
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(key))
+        .expect("the kernel tells it");
+    line.trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .expect("it is a number")
 }
 
 fn read(path: String) -> String {

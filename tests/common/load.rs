@@ -37,7 +37,13 @@ impl Load {
     pub fn start(daemon: &Running, clients: usize, pipelined: usize) -> Load {
         let addresses = daemon.addresses();
         let connect = |number: usize| Client::connect(&addresses[number % addresses.len()]);
-        Load::of((0..clients).map(connect), Habit { pipelined, ..Habit::default() })
+        Load::of(
+            (0..clients).map(connect),
+            Habit {
+                pipelined,
+                ..Habit::default()
+            },
+        )
     }
 
     /// These clients, of this habit.
@@ -47,7 +53,10 @@ impl Load {
         let start = |(number, client): (usize, Client)| {
             let (answered, over) = (Arc::new(AtomicU64::new(0)), Arc::clone(&over));
             let counter = Arc::clone(&answered);
-            (answered, thread::spawn(move || ask(client, number, habit, &counter, &over)))
+            (
+                answered,
+                thread::spawn(move || ask(client, number, habit, &counter, &over)),
+            )
         };
         let clients = (0..).zip(clients).map(start).collect();
         Load { over, clients }
@@ -56,7 +65,10 @@ impl Load {
     /// Requests answered so far, of each client.
     #[must_use]
     pub fn answered(&self) -> Vec<u64> {
-        self.clients.iter().map(|(answered, _)| answered.load(Ordering::Relaxed)).collect()
+        self.clients
+            .iter()
+            .map(|(answered, _)| answered.load(Ordering::Relaxed))
+            .collect()
     }
 
     /// Waits until each client has had so many more answers: nobody is forgotten.
@@ -65,8 +77,16 @@ impl Load {
         let before = self.answered();
         eventually("each client has more answers", || {
             let is_failed = self.clients.iter().any(|(_, thread)| thread.is_finished());
-            assert!(!is_failed, "a client has failed: {:?} answers", self.answered());
-            self.answered().iter().zip(&before).all(|(now, before)| *now >= before + more).then_some(())
+            assert!(
+                !is_failed,
+                "a client has failed: {:?} answers",
+                self.answered()
+            );
+            self.answered()
+                .iter()
+                .zip(&before)
+                .all(|(now, before)| *now >= before + more)
+                .then_some(())
         });
     }
 
@@ -74,7 +94,9 @@ impl Load {
     #[track_caller]
     pub fn finish(self) -> Vec<u64> {
         let answered = |(answered, thread): (Arc<AtomicU64>, JoinHandle<()>)| {
-            thread.join().expect("no request is lost, doubled or refused");
+            thread
+                .join()
+                .expect("no request is lost, doubled or refused");
             answered.load(Ordering::Relaxed)
         };
         self.over.store(true, Ordering::Relaxed);
@@ -94,8 +116,13 @@ fn ask(mut client: Client, number: usize, habit: Habit, answered: &AtomicU64, ov
         under_way.push_back(params);
         let is_over = over.load(Ordering::Relaxed);
         while under_way.len() >= habit.pipelined || is_over {
-            let Some(expected) = under_way.pop_front() else { break };
-            let result = client.reply().value().unwrap_or_else(|fault| panic!("{expected} got an error: {fault}"));
+            let Some(expected) = under_way.pop_front() else {
+                break;
+            };
+            let result = client
+                .reply()
+                .value()
+                .unwrap_or_else(|fault| panic!("{expected} got an error: {fault}"));
             assert_eq!(result, expected, "the reply to another request");
             answered.fetch_add(1, Ordering::Relaxed);
         }

@@ -56,5 +56,7 @@ pub fn ping_of(length: usize) -> String {
 
 /// The reply to [`ping_of`].
 pub fn pong_of(length: usize) -> Vec<u8> {
-    ping_of(length).replace("\"in\":\"ping\",\"params\"", "\"out\":\"pong\",\"result\"").into_bytes()
+    ping_of(length)
+        .replace("\"in\":\"ping\",\"params\"", "\"out\":\"pong\",\"result\"")
+        .into_bytes()
 }

@@ -5,7 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// All pages.
-pub const PAGES: [&str; 5] = ["fdpassctl.8", "fdpassd-control.7", "fdpassd-rpc.7", "fdpassd.8", "fdpassd.toml.5"];
+pub const PAGES: [&str; 5] = [
+    "fdpassctl.8",
+    "fdpassd-control.7",
+    "fdpassd-rpc.7",
+    "fdpassd.8",
+    "fdpassd.toml.5",
+];
 
 /// A page, or a part of one.
 #[derive(Clone, Debug)]
@@ -50,7 +56,10 @@ impl Page {
     #[track_caller]
     fn part(&self, title_macro: &str, title: &str) -> Page {
         let head = format!("\n{title_macro}{title}\n");
-        let (_, rest) = self.0.split_once(&head).unwrap_or_else(|| panic!("there is no {head:?}"));
+        let (_, rest) = self
+            .0
+            .split_once(&head)
+            .unwrap_or_else(|| panic!("there is no {head:?}"));
         let ends = ["\n.Sh ", title_macro].map(|end| format!("\n{}", end.trim_start()));
         let end = ends.iter().filter_map(|end| rest.find(end.as_str())).min();
         Page(format!("\n{}\n", &rest[..end.unwrap_or(rest.len())]))
@@ -58,7 +67,10 @@ impl Page {
 
     /// The titles of its subsections.
     pub fn subsections(&self) -> Vec<&str> {
-        self.0.lines().filter_map(|line| line.strip_prefix(".Ss ")).collect()
+        self.0
+            .lines()
+            .filter_map(|line| line.strip_prefix(".Ss "))
+            .collect()
     }
 
     /// The items of all its lists whose heads begin with this macro.
@@ -68,7 +80,10 @@ impl Page {
             .map(|item| {
                 let (head, body) = item.split_once('\n').unwrap_or((item, ""));
                 let body = body.split("\n.El").next().unwrap_or_default().to_owned();
-                Entry { head: head.split(' ').map(plain).collect(), body }
+                Entry {
+                    head: head.split(' ').map(plain).collect(),
+                    body,
+                }
             })
             .filter(|entry| entry.head[0] == of)
             .collect()
@@ -81,7 +96,11 @@ impl Page {
 
     /// Every option in it, in items and in prose: `-c`, `--config`.
     pub fn options(&self) -> BTreeSet<String> {
-        self.0.lines().filter(|line| line.starts_with('.')).flat_map(|line| options(line[1..].split(' '))).collect()
+        self.0
+            .lines()
+            .filter(|line| line.starts_with('.'))
+            .flat_map(|line| options(line[1..].split(' ')))
+            .collect()
     }
 
     /// The text of all its displays, as it can be pasted.
@@ -98,7 +117,10 @@ impl Page {
     /// The display that follows this line.
     #[track_caller]
     pub fn display_after(&self, line: &str) -> String {
-        let (_, rest) = self.0.split_once(&format!("\n{line}\n.Bd")).unwrap_or_else(|| panic!("there is no {line:?}"));
+        let (_, rest) = self
+            .0
+            .split_once(&format!("\n{line}\n.Bd"))
+            .unwrap_or_else(|| panic!("there is no {line:?}"));
         Page(format!("\n.Bd{rest}")).displays().remove(0)
     }
 }
@@ -107,7 +129,10 @@ impl Entry {
     /// Words before the first macro of another kind.
     pub fn words(&self) -> Vec<String> {
         let words = self.head[1..].iter().take_while(|word| !is_macro(word));
-        words.filter(|word| !matches!(word.as_str(), "," | "|")).cloned().collect()
+        words
+            .filter(|word| !matches!(word.as_str(), "," | "|"))
+            .cloned()
+            .collect()
     }
 
     /// The options in its head.
@@ -144,7 +169,11 @@ fn options<'a>(words: impl Iterator<Item = &'a str>) -> BTreeSet<String> {
         } else if is_option && word.starts_with('-') {
             options.insert(format!("-{word}"));
         } else if is_option {
-            options.extend(word.chars().filter(char::is_ascii_alphabetic).map(|letter| format!("-{letter}")));
+            options.extend(
+                word.chars()
+                    .filter(char::is_ascii_alphabetic)
+                    .map(|letter| format!("-{letter}")),
+            );
         }
     }
     options
@@ -154,7 +183,9 @@ fn options<'a>(words: impl Iterator<Item = &'a str>) -> BTreeSet<String> {
 fn is_macro(word: &str) -> bool {
     let mut letters = word.chars();
     (2..=3).contains(&word.len())
-        && letters.next().is_some_and(|letter| letter.is_ascii_uppercase())
+        && letters
+            .next()
+            .is_some_and(|letter| letter.is_ascii_uppercase())
         && letters.all(|letter| letter.is_ascii_lowercase())
 }
 
@@ -175,5 +206,7 @@ pub fn plain(text: &str) -> String {
         // Last, for it makes a backslash.
         (r"\e", "\\"),
     ];
-    escapes.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
+    escapes
+        .iter()
+        .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }

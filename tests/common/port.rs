@@ -5,7 +5,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, getsockname, setsockopt, socket, sockopt,
+    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, getsockname, setsockopt,
+    socket, sockopt,
 };
 
 /// A TCP port that nobody gets unless he asks for it by number.
@@ -25,7 +26,10 @@ impl Reserved {
     pub fn new() -> Reserved {
         let socket = new(AddressFamily::Inet);
         let port = reserve(&socket, Ipv4Addr::LOCALHOST, 0).expect("there is a free port");
-        Reserved { address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)), _sockets: vec![socket] }
+        Reserved {
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+            _sockets: vec![socket],
+        }
     }
 
     /// A port of all addresses, of IPv6 and of IPv4; its address is `[::]`.
@@ -39,11 +43,16 @@ impl Reserved {
             setsockopt(&v6, sockopt::Ipv6V6Only, &true).expect("an IPv6 socket takes it");
             let any = SockaddrIn6::from(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, 0, 0, 0));
             bind(v6.as_raw_fd(), &any).expect("there is a free port");
-            let port = getsockname::<SockaddrIn6>(v6.as_raw_fd()).expect("it is bound").port();
+            let port = getsockname::<SockaddrIn6>(v6.as_raw_fd())
+                .expect("it is bound")
+                .port();
             match reserve(&v4, Ipv4Addr::UNSPECIFIED, port) {
                 Ok(_) => {
                     let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-                    return Reserved { address, _sockets: vec![v6, v4] };
+                    return Reserved {
+                        address,
+                        _sockets: vec![v6, v4],
+                    };
                 }
                 Err(Errno::EADDRINUSE) => held.push(v6),
                 Err(error) => panic!("cannot bind port {port}: {error}"),

@@ -29,8 +29,16 @@ pub struct Program(Child);
 impl Program {
     #[track_caller]
     pub fn start(command: &mut Command) -> Program {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        Program(command.spawn().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}")))
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
+        Program(
+            command
+                .spawn()
+                .unwrap_or_else(|e| panic!("cannot run {command:?}: {e}")),
+        )
     }
 
     pub fn pid(&self) -> u32 {
@@ -46,7 +54,9 @@ impl Program {
     pub fn line(&mut self) -> String {
         let mut line = String::new();
         let stdout = self.0.stdout.as_mut().expect("piped");
-        BufReader::new(stdout).read_line(&mut line).expect("it says text");
+        BufReader::new(stdout)
+            .read_line(&mut line)
+            .expect("it says text");
         line
     }
 
@@ -55,9 +65,15 @@ impl Program {
     pub fn finish(mut self) -> Said {
         let out = read_all(self.0.stdout.take().expect("piped"));
         let err = read_all(self.0.stderr.take().expect("piped"));
-        let status = eventually("the program ends", || self.0.try_wait().expect("it is our child"));
+        let status = eventually("the program ends", || {
+            self.0.try_wait().expect("it is our child")
+        });
         let text = |reader: JoinHandle<String>| reader.join().expect("it says text");
-        Said { code: status.code(), out: text(out), err: text(err) }
+        Said {
+            code: status.code(),
+            out: text(out),
+            err: text(err),
+        }
     }
 }
 
@@ -73,7 +89,9 @@ impl Drop for Program {
     fn drop(&mut self) {
         if let Ok(None) = self.0.try_wait() {
             // By its group, for a daemon has workers.
-            let _ = Command::new("kill").args(["-KILL", "--", &format!("-{}", self.0.id())]).status();
+            let _ = Command::new("kill")
+                .args(["-KILL", "--", &format!("-{}", self.0.id())])
+                .status();
             let _ = self.0.wait();
         }
     }
@@ -88,7 +106,10 @@ pub fn run(program: impl AsRef<Path>, arguments: &[&str]) -> Said {
 /// fdpassctl with these arguments, for this daemon.
 pub fn ctl_command(daemon: &Running, arguments: &[&str]) -> Command {
     let mut command = Command::new(FDPASSCTL);
-    command.args(arguments).arg("--socket").arg(control_socket(daemon));
+    command
+        .args(arguments)
+        .arg("--socket")
+        .arg(control_socket(daemon));
     command
 }
 
@@ -134,7 +155,11 @@ impl OtherUser {
     /// Nothing, and said so, when there is no setpriv(1) either, for [`OtherUser::command_in`].
     pub fn with_groups() -> Option<OtherUser> {
         let other = OtherUser::new()?;
-        let found = Command::new("setpriv").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let found = Command::new("setpriv")
+            .arg("--version")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
         if !found.is_ok_and(|status| status.success()) {
             skip("there is no setpriv(1)");
             return None;
@@ -165,12 +190,24 @@ impl OtherUser {
     }
 
     /// This program, to be run by setpriv(1) as that user, with that primary group and these supplementary ones.
-    pub fn command_in(&self, program: impl AsRef<Path>, uid: u32, gid: u32, groups: &[u32]) -> Command {
+    pub fn command_in(
+        &self,
+        program: impl AsRef<Path>,
+        uid: u32,
+        gid: u32,
+        groups: &[u32],
+    ) -> Command {
         let groups: Vec<String> = groups.iter().map(u32::to_string).collect();
-        let groups =
-            if groups.is_empty() { "--clear-groups".to_owned() } else { format!("--groups={}", groups.join(",")) };
+        let groups = if groups.is_empty() {
+            "--clear-groups".to_owned()
+        } else {
+            format!("--groups={}", groups.join(","))
+        };
         let mut command = Command::new("setpriv");
-        command.arg(format!("--reuid={uid}")).arg(format!("--regid={gid}")).arg(groups);
+        command
+            .arg(format!("--reuid={uid}"))
+            .arg(format!("--regid={gid}"))
+            .arg(groups);
         command.arg(self.copy(program.as_ref()));
         command
     }
@@ -181,7 +218,11 @@ impl OtherUser {
         if !copy.exists() {
             // By a process of its own: a program that is open for writing cannot be run, and a child that another test
             // starts meanwhile has a copy of all that is open here.
-            let copied = Command::new("cp").arg(program).arg(&copy).status().expect("cp runs");
+            let copied = Command::new("cp")
+                .arg(program)
+                .arg(&copy)
+                .status()
+                .expect("cp runs");
             assert!(copied.success(), "cp {}", program.display());
         }
         copy

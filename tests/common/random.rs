@@ -9,8 +9,15 @@ pub struct Random(pub u64);
 impl Random {
     /// Of another seed each time, unless the variable says which. It is printed, which a test that fails shows.
     pub fn new(variable: &str) -> Random {
-        let by_clock = || SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos() as u64);
-        let seed = std::env::var(variable).ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(by_clock);
+        let by_clock = || {
+            SystemTime::UNIX_EPOCH
+                .elapsed()
+                .map_or(0, |time| time.as_nanos() as u64)
+        };
+        let seed = std::env::var(variable)
+            .ok()
+            .and_then(|seed| seed.parse().ok())
+            .unwrap_or_else(by_clock);
         println!("{variable}={seed}");
         Random(seed)
     }

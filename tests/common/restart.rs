@@ -46,7 +46,10 @@ pub fn restart(manager: &ServiceManager, mut daemon: Running, how: How, program:
             assert!(matches!(sent, Ok(()) | Err(Errno::ESRCH)), "{sent:?}");
         }
     }
-    let daemon = manager.setup(program, "").start_after(daemon).expect("the next master serves");
+    let daemon = manager
+        .setup(program, "")
+        .start_after(daemon)
+        .expect("the next master serves");
     daemon.wait_for_workers();
     daemon
 }

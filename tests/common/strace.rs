@@ -23,7 +23,11 @@ impl Traced {
             .arg(trace.path())
             .args(["-e", &format!("trace={calls}"), "-e"])
             .arg(format!("inject={inject}"));
-        command.args(["-p", &pid.to_string()]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .args(["-p", &pid.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         let mut strace = match command.spawn() {
             Ok(strace) => strace,
             Err(e) => {
@@ -33,7 +37,9 @@ impl Traced {
         };
         let mut said = String::new();
         // It says so when nothing escapes it any more.
-        BufReader::new(strace.stderr.take().expect("it is piped")).read_line(&mut said).expect("it says text");
+        BufReader::new(strace.stderr.take().expect("it is piped"))
+            .read_line(&mut said)
+            .expect("it says text");
         if !said.contains(" attached") {
             let _ = strace.wait();
             skip(&format!("strace(1) cannot trace: {said}"));

@@ -41,7 +41,11 @@ impl Programs {
         let copy = self.0.path().join(name);
         // By a process of its own: a program that is open for writing cannot be run, and a child that another test
         // starts meanwhile has a copy of all that is open here.
-        let copied = Command::new("cp").arg(program).arg(&copy).status().expect("cp runs");
+        let copied = Command::new("cp")
+            .arg(program)
+            .arg(&copy)
+            .status()
+            .expect("cp runs");
         assert!(copied.success(), "cp {}", program.display());
         fs::set_permissions(&copy, Permissions::from_mode(0o755)).expect("it is ours");
         copy
@@ -64,7 +68,10 @@ pub fn upgrade(daemon: &Running, to: Option<&Path>) -> Result<Value, Value> {
 /// Asks for it and does not wait.
 #[track_caller]
 pub fn begin(daemon: &Running, to: Option<&Path>) -> Client {
-    daemon.ctl_request("upgrade", to.map_or(json!({}), |path| json!({ "binary": path })))
+    daemon.ctl_request(
+        "upgrade",
+        to.map_or(json!({}), |path| json!({ "binary": path })),
+    )
 }
 
 /// What comes of it.
@@ -72,14 +79,21 @@ pub fn begin(daemon: &Running, to: Option<&Path>) -> Client {
 pub fn verdict(asker: &mut Client) -> Result<Value, Value> {
     let reply = asker.reply();
     let result = serde_json::from_str(reply.result.get()).expect("JSON");
-    if reply.name == "error" { Err(result) } else { Ok(result) }
+    if reply.name == "error" {
+        Err(result)
+    } else {
+        Ok(result)
+    }
 }
 
 /// It is refused with this code, and these words.
 #[track_caller]
 pub fn assert_refused(told: Result<Value, Value>, code: &str, words: &str) {
     let fault = told.expect_err("it is refused");
-    assert!(fault["code"] == code && fault["message"].as_str().is_some_and(|m| m.contains(words)), "{fault}");
+    assert!(
+        fault["code"] == code && fault["message"].as_str().is_some_and(|m| m.contains(words)),
+        "{fault}"
+    );
 }
 
 #[track_caller]

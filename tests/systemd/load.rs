@@ -39,14 +39,20 @@ struct Seen {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [idle, busy, addresses @ ..] = arguments.as_slice() else { return usage() };
-    let (Ok(idle), Ok(busy)) = (idle.parse::<usize>(), busy.parse::<usize>()) else { return usage() };
+    let [idle, busy, addresses @ ..] = arguments.as_slice() else {
+        return usage();
+    };
+    let (Ok(idle), Ok(busy)) = (idle.parse::<usize>(), busy.parse::<usize>()) else {
+        return usage();
+    };
     if addresses.is_empty() {
         return usage();
     }
     let seen = Seen::default();
     let at = |index: usize| addresses[index % addresses.len()].as_str();
-    let mut clients: Vec<Client> = (0..idle).filter_map(|index| seen.connect(at(index))).collect();
+    let mut clients: Vec<Client> = (0..idle)
+        .filter_map(|index| seen.connect(at(index)))
+        .collect();
     for (client, number) in clients.iter_mut().zip(0..) {
         seen.ask(client, number, &seen.lost);
     }
@@ -68,12 +74,20 @@ fn main() -> ExitCode {
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let (lost, refused) = (count(&seen.lost), count(&seen.refused));
     let longest = seen.longest.lock().map_or(0, |longest| longest.as_millis());
-    let (requests, comers, early) = (count(&seen.requests), count(&seen.comers), count(&seen.early));
+    let (requests, comers, early) = (
+        count(&seen.requests),
+        count(&seen.comers),
+        count(&seen.early),
+    );
     let _ = writeln!(
         io::stdout(),
         "requests {requests} comers {comers} longest {longest} ms lost {lost} refused {refused} early {early}"
     );
-    if lost + refused == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if lost + refused == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn usage() -> ExitCode {
@@ -103,8 +117,10 @@ impl Seen {
         match answered {
             Ok(()) => drop(self.requests.fetch_add(1, Ordering::Relaxed)),
             Err(ref e) => {
-                let is_cut =
-                    matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof);
+                let is_cut = matches!(
+                    e.kind(),
+                    ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof
+                );
                 (if is_cut { cut } else { &self.lost }).fetch_add(1, Ordering::Relaxed);
                 let _ = writeln!(io::stderr(), "request {number} failed: {e}");
             }
@@ -153,13 +169,18 @@ impl Client {
     fn ping(&mut self, number: u64) -> io::Result<()> {
         let body = format!("{{\"in\":\"ping\",\"params\":{number}}}");
         let length = body.len() as u32;
-        self.0.write_all(&[&length.to_le_bytes(), body.as_bytes()].concat())?;
+        self.0
+            .write_all(&[&length.to_le_bytes(), body.as_bytes()].concat())?;
         let mut prefix = [0; 4];
         self.0.read_exact(&mut prefix)?;
         let mut reply = vec![0; u32::from_le_bytes(prefix).min(1 << 20) as usize];
         self.0.read_exact(&mut reply)?;
         let expected = format!("{{\"out\":\"pong\",\"result\":{number}}}");
         let reply = String::from_utf8_lossy(&reply);
-        if reply == expected { Ok(()) } else { Err(io::Error::other(format!("the reply is {reply}"))) }
+        if reply == expected {
+            Ok(())
+        } else {
+            Err(io::Error::other(format!("the reply is {reply}")))
+        }
     }
 }

@@ -37,12 +37,20 @@ pub(crate) struct Connection {
 impl Connection {
     /// Begins to connect from `source`: a client that closes first keeps its port in TIME_WAIT, and
     /// one source address has not ports enough for a long run of short connections.
-    pub(crate) fn open(to: SocketAddrV4, source: Ipv4Addr, epoll: &Epoll, token: u64) -> io::Result<Self> {
+    pub(crate) fn open(
+        to: SocketAddrV4,
+        source: Ipv4Addr,
+        epoll: &Epoll,
+        token: u64,
+    ) -> io::Result<Self> {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let fd = socket::socket(AddressFamily::Inet, SockType::Stream, flags, None)?;
         socket::setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
         socket::setsockopt(&fd, sockopt::IpBindAddressNoPort, &true)?;
-        socket::bind(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(source, 0)))?;
+        socket::bind(
+            fd.as_raw_fd(),
+            &SockaddrIn::from(SocketAddrV4::new(source, 0)),
+        )?;
         match socket::connect(fd.as_raw_fd(), &SockaddrIn::from(to)) {
             Ok(()) | Err(Errno::EINPROGRESS) => {}
             Err(errno) => return Err(errno.into()),
@@ -98,7 +106,12 @@ impl Connection {
     ) -> Result<(), String> {
         loop {
             let n = match self.stream.read(scratch) {
-                Ok(0) => return Err(format!("closed by the server, {} replies missing", self.asked.len())),
+                Ok(0) => {
+                    return Err(format!(
+                        "closed by the server, {} replies missing",
+                        self.asked.len()
+                    ));
+                }
                 Ok(n) => n,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,
@@ -125,8 +138,13 @@ impl Connection {
             if length > LONGEST {
                 return Err(format!("a reply of {length} bytes was announced"));
             }
-            let Some(body) = rest.get(..length) else { break };
-            let asked = self.asked.pop_front().ok_or("a reply that nothing was asked for")?;
+            let Some(body) = rest.get(..length) else {
+                break;
+            };
+            let asked = self
+                .asked
+                .pop_front()
+                .ok_or("a reply that nothing was asked for")?;
             if let Err(why) = message.check(asked.number, body) {
                 self.asked.push_front(asked);
                 return Err(why);

@@ -14,7 +14,11 @@ pub(crate) struct Histogram {
 
 impl Histogram {
     pub(crate) fn new() -> Self {
-        Histogram { counts: vec![0; Self::bucket(u64::MAX) + 1], total: 0, max: 0 }
+        Histogram {
+            counts: vec![0; Self::bucket(u64::MAX) + 1],
+            total: 0,
+            max: 0,
+        }
     }
 
     pub(crate) fn record(&mut self, latency: Duration) {

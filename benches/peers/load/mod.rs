@@ -130,7 +130,12 @@ impl Load {
             latency: Histogram::new(),
             elapsed: Duration::ZERO,
         };
-        let mut run = Run { source: Source::new(pace, begin), pending: 0, retry: Vec::new(), report };
+        let mut run = Run {
+            source: Source::new(pace, begin),
+            pending: 0,
+            retry: Vec::new(),
+            report,
+        };
         let mut events = vec![EpollEvent::empty(); 256];
         let mut progress = (0, begin);
         for slot in 0..self.slots.len() {
@@ -145,7 +150,9 @@ impl Load {
             }
             if run.report.errors > FAILURES {
                 let first = run.report.first_error.unwrap_or_default();
-                return Err(format!("more than {FAILURES} connections failed, the first: {first}").into());
+                return Err(
+                    format!("more than {FAILURES} connections failed, the first: {first}").into(),
+                );
             }
             for slot in std::mem::take(&mut run.retry) {
                 self.feed(slot, &mut run);
@@ -175,7 +182,9 @@ impl Load {
         let mut timeout = EpollTimeout::from(100u8);
         if let Some(due) = due {
             // epoll_wait counts milliseconds, which is too coarse for an open loop.
-            let rest = due.saturating_duration_since(Instant::now()).min(Duration::from_millis(100));
+            let rest = due
+                .saturating_duration_since(Instant::now())
+                .min(Duration::from_millis(100));
             let mut polled = [PollFd::new(self.epoll.0.as_fd(), PollFlags::POLLIN)];
             match ppoll(&mut polled, Some(rest.into()), None) {
                 Ok(_) | Err(Errno::EINTR) => timeout = EpollTimeout::ZERO,
@@ -195,7 +204,13 @@ impl Load {
         if self.slots[index].connection.is_none() && !self.open(index, now, run) {
             return;
         }
-        let Slot { connection: Some(connection), due } = &mut self.slots[index] else { return };
+        let Slot {
+            connection: Some(connection),
+            due,
+        } = &mut self.slots[index]
+        else {
+            return;
+        };
         while connection.in_flight() < self.plan.depth && connection.issued < connection.quota {
             let due = if let Some(due) = due.pop_front() {
                 due
@@ -226,7 +241,12 @@ impl Load {
             return false;
         }
         self.opened += 1;
-        match Connection::open(self.plan.to, source_address(self.opened), &self.epoll, index as u64) {
+        match Connection::open(
+            self.plan.to,
+            source_address(self.opened),
+            &self.epoll,
+            index as u64,
+        ) {
             Ok(mut connection) => {
                 connection.reserved = reserved;
                 connection.quota = match self.plan.per_connection {
@@ -247,17 +267,26 @@ impl Load {
     /// Goes on with a slot whose socket has become readable or writable.
     fn turn(&mut self, index: usize, run: &mut Run) {
         // An event of a connection that was closed in this very batch finds none, or its successor.
-        let Some(connection) = self.slots[index].connection.as_mut() else { return };
-        let Run { report, pending, .. } = run;
+        let Some(connection) = self.slots[index].connection.as_mut() else {
+            return;
+        };
+        let Run {
+            report, pending, ..
+        } = run;
         let received = match connection.flush() {
             Err(e) => Err(format!("cannot write: {e}")),
             Ok(()) => {
                 let now = Instant::now();
-                connection.receive(&mut self.scratch, self.plan.order, &mut self.message, |due| {
-                    report.requests += 1;
-                    *pending -= 1;
-                    report.latency.record(now.saturating_duration_since(due));
-                })
+                connection.receive(
+                    &mut self.scratch,
+                    self.plan.order,
+                    &mut self.message,
+                    |due| {
+                        report.requests += 1;
+                        *pending -= 1;
+                        report.latency.record(now.saturating_duration_since(due));
+                    },
+                )
             }
         };
         let done = connection.issued == connection.quota && connection.in_flight() == 0;
@@ -274,7 +303,10 @@ impl Load {
 
     /// Gives up a connection and what was asked on it.
     fn fail(&mut self, index: usize, why: String, run: &mut Run) {
-        let lost = self.slots[index].connection.take().map_or(0, |c| c.in_flight() as u64 + c.reserved);
+        let lost = self.slots[index]
+            .connection
+            .take()
+            .map_or(0, |c| c.in_flight() as u64 + c.reserved);
         run.fail(index, lost, why);
     }
 }

@@ -15,9 +15,18 @@ pub(crate) enum Pace {
 
 /// What is left of a run.
 pub(crate) enum Source {
-    Count { left: u64 },
-    Until { end: Instant },
-    Schedule { begin: Instant, step: f64, next: u64, count: u64 },
+    Count {
+        left: u64,
+    },
+    Until {
+        end: Instant,
+    },
+    Schedule {
+        begin: Instant,
+        step: f64,
+        next: u64,
+        count: u64,
+    },
 }
 
 impl Source {
@@ -51,9 +60,12 @@ impl Source {
     /// When the next request of an open loop falls due; `None` in a closed loop and at the end.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         match self {
-            Source::Schedule { begin, step, next, count } if next < count => {
-                Some(*begin + Duration::from_secs_f64(*next as f64 * step))
-            }
+            Source::Schedule {
+                begin,
+                step,
+                next,
+                count,
+            } if next < count => Some(*begin + Duration::from_secs_f64(*next as f64 * step)),
             _ => None,
         }
     }
@@ -61,7 +73,9 @@ impl Source {
     /// The next request of an open loop, if it has fallen due.
     pub(crate) fn take_due(&mut self, now: Instant) -> Option<(u64, Instant)> {
         let due = self.next_due().filter(|due| *due <= now)?;
-        let Source::Schedule { next, .. } = self else { return None };
+        let Source::Schedule { next, .. } = self else {
+            return None;
+        };
         *next += 1;
         Some((*next - 1, due))
     }

@@ -95,7 +95,11 @@ fn object(records: &[String], note: usize) -> String {
     if records.is_empty() && note == 0 {
         return format!("{{\"n\":{FIRST}}}");
     }
-    format!("{{\"n\":{FIRST},\"records\":[{}],\"note\":\"{}\"}}", records.join(","), "x".repeat(note))
+    format!(
+        "{{\"n\":{FIRST},\"records\":[{}],\"note\":\"{}\"}}",
+        records.join(","),
+        "x".repeat(note)
+    )
 }
 
 fn record(i: usize) -> String {
@@ -128,7 +132,10 @@ impl Template {
     fn new(body: &str, order: Order) -> Result<Self> {
         let mut frame = order.prefix(body.len())?.to_vec();
         frame.extend_from_slice(body.as_bytes());
-        let number_at = PREFIX + body.find(&FIRST.to_string()).context("a message without a number")?;
+        let number_at = PREFIX
+            + body
+                .find(&FIRST.to_string())
+                .context("a message without a number")?;
         Ok(Template { frame, number_at })
     }
 
@@ -153,7 +160,11 @@ impl Message {
             Check::Echo => request.clone(),
             Check::Bytes | Check::Value => format!("{{\"out\":\"pong\",\"result\":{params}}}"),
         };
-        Ok(Message { request: Template::new(&request, order)?, reply: Template::new(&reply, order)?, check })
+        Ok(Message {
+            request: Template::new(&request, order)?,
+            reply: Template::new(&reply, order)?,
+            check,
+        })
     }
 
     /// Appends the request with this number.
@@ -177,7 +188,11 @@ impl Message {
         if self.check == Check::Value && parse(body) == parse(wanted) {
             return Ok(());
         }
-        Err(format!("request {number} was answered with {:?}, not with {:?}", excerpt(body), excerpt(wanted)))
+        Err(format!(
+            "request {number} was answered with {:?}, not with {:?}",
+            excerpt(body),
+            excerpt(wanted)
+        ))
     }
 }
 

@@ -21,18 +21,43 @@ fn rpc(order: ByteOrder, reply: &'static str) -> (SocketAddr, JoinHandle<String>
 
 /// An address where nothing listens: it was bound a moment ago.
 fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("bind")
+    TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("bind")
 }
 
 #[test]
 fn a_call_carries_params_and_result_byte_for_byte() {
     for order in [ByteOrder::Little, ByteOrder::Big] {
-        let name = if order == ByteOrder::Big { "big" } else { "little" };
+        let name = if order == ByteOrder::Big {
+            "big"
+        } else {
+            "little"
+        };
         let (address, serving) = rpc(order, r#"{"out":"pong","result":[ 1e400,"\u00b5" ]}"#);
         let to = address.to_string();
-        let ran = ctl(&["call", "pi\n\"ng", r#"{"a":1,"a": 2}"#, "--to", &to, "--byte-order", name], &[]);
-        assert_eq!((ran.exit, ran.out.as_str()), (Exit::Done, "[ 1e400,\"\\u00b5\" ]\n"), "{}", ran.err);
-        assert_eq!(serving.join().expect("served"), r#"{"in":"pi\n\"ng","params":{"a":1,"a": 2}}"#);
+        let ran = ctl(
+            &[
+                "call",
+                "pi\n\"ng",
+                r#"{"a":1,"a": 2}"#,
+                "--to",
+                &to,
+                "--byte-order",
+                name,
+            ],
+            &[],
+        );
+        assert_eq!(
+            (ran.exit, ran.out.as_str()),
+            (Exit::Done, "[ 1e400,\"\\u00b5\" ]\n"),
+            "{}",
+            ran.err
+        );
+        assert_eq!(
+            serving.join().expect("served"),
+            r#"{"in":"pi\n\"ng","params":{"a":1,"a": 2}}"#
+        );
     }
 }
 
@@ -40,9 +65,18 @@ fn a_call_carries_params_and_result_byte_for_byte() {
 fn a_call_goes_to_the_daemons_first_listener_in_its_order() {
     let (address, serving) = rpc(ByteOrder::Big, r#"{"out":"pong","result":null}"#);
     let mut status = status();
-    status.listeners[0] = listener(&format!("0.0.0.0:{}", address.port()), OrderRule::Big, Some(0));
+    status.listeners[0] = listener(
+        &format!("0.0.0.0:{}", address.port()),
+        OrderRule::Big,
+        Some(0),
+    );
     let ran = Daemon::that_says([reply("status", &status)]).asked(&["call", "ping"]);
-    assert_eq!((ran.exit, ran.out.as_str()), (Exit::Done, "null\n"), "{}", ran.err);
+    assert_eq!(
+        (ran.exit, ran.out.as_str()),
+        (Exit::Done, "null\n"),
+        "{}",
+        ran.err
+    );
     assert_eq!(serving.join().expect("served"), r#"{"in":"ping"}"#);
 
     let loopback: Address = "[::1]:1".parse().expect("an address");
@@ -51,14 +85,25 @@ fn a_call_goes_to_the_daemons_first_listener_in_its_order() {
 
 #[test]
 fn a_call_that_fails_says_how() {
-    let (address, serving) =
-        rpc(ByteOrder::Little, r#"{"out":"error","result":{"code":"forbidden","message":"no\n"}}"#);
+    let (address, serving) = rpc(
+        ByteOrder::Little,
+        r#"{"out":"error","result":{"code":"forbidden","message":"no\n"}}"#,
+    );
     let ran = ctl(&["call", "x", "--to", &address.to_string()], &[]);
     serving.join().expect("served");
     // A method's own code is no permission of fdpassctl's.
-    assert_eq!((ran.exit, ran.err.as_str()), (Exit::Failed, "fdpassctl: forbidden: no\\n\n"));
+    assert_eq!(
+        (ran.exit, ran.err.as_str()),
+        (Exit::Failed, "fdpassctl: forbidden: no\\n\n")
+    );
 
     let to = nobody().to_string();
     let ran = ctl(&["call", "x", "--to", &to], &[]);
-    assert_eq!((ran.exit, ran.err), (Exit::NotRunning, format!("fdpassctl: nothing listens at {to}\n")));
+    assert_eq!(
+        (ran.exit, ran.err),
+        (
+            Exit::NotRunning,
+            format!("fdpassctl: nothing listens at {to}\n")
+        )
+    );
 }

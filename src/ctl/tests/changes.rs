@@ -7,9 +7,15 @@ use crate::proto::control::Upgraded;
 fn stop_waits_for_the_end() {
     let stopped = |killed| reply("stop", &Stopped { pid: 4711, killed });
     let ran = Daemon::that_says([daemons_version(), stopped(0)]).asked(&["stop"]);
-    assert_eq!((ran.exit, ran.out.as_str()), (Exit::Done, "fdpassd (pid 4711) stopped\n"));
+    assert_eq!(
+        (ran.exit, ran.out.as_str()),
+        (Exit::Done, "fdpassd (pid 4711) stopped\n")
+    );
     let ran = Daemon::that_says([daemons_version(), stopped(2)]).asked(&["stop"]);
-    assert_eq!(ran.out, "fdpassd (pid 4711) stopped; 2 workers did not finish in time and were killed\n");
+    assert_eq!(
+        ran.out,
+        "fdpassd (pid 4711) stopped; 2 workers did not finish in time and were killed\n"
+    );
     let ran = Daemon::that_says([daemons_version(), stopped(0)]).asked(&["stop", "--json"]);
     assert_eq!(ran.out, "{\"pid\":4711,\"killed\":0}\n");
 
@@ -21,7 +27,8 @@ fn stop_waits_for_the_end() {
         let _ = client.read_to_end(&mut Vec::new()); // still there until fdpassctl gives up
     })
     .asked(&["stop", "--timeout", "500ms"]);
-    let said = "fdpassctl: fdpassd (pid 4711) is still stopping; it goes on, see \"fdpassctl status\"\n";
+    let said =
+        "fdpassctl: fdpassd (pid 4711) is still stopping; it goes on, see \"fdpassctl status\"\n";
     assert_eq!((ran.exit, ran.err.as_str()), (Exit::StillGoing, said));
 }
 
@@ -32,7 +39,8 @@ fn asked(arguments: &[&str], verb: &str, result: &impl serde::Serialize) -> (Str
     let ran = Daemon::start(move |mut client| {
         asked_for(&mut client);
         say(&mut client, &daemons_version());
-        tell.send(asked_for(&mut client)).expect("it is listened to");
+        tell.send(asked_for(&mut client))
+            .expect("it is listened to");
         say(&mut client, &reply);
     })
     .asked(arguments);
@@ -41,21 +49,65 @@ fn asked(arguments: &[&str], verb: &str, result: &impl serde::Serialize) -> (Str
 
 #[test]
 fn every_change_is_asked_for_in_the_daemons_words_and_told_in_plain_ones() {
-    let settled = |workers, clients| serde_json::to_value(Settled { workers, clients }).expect("plain data");
+    let settled =
+        |workers, clients| serde_json::to_value(Settled { workers, clients }).expect("plain data");
     let reloaded = |workers, seconds| {
-        serde_json::to_value(Reloaded { generation: Generation(3), workers, seconds }).expect("plain data")
+        serde_json::to_value(Reloaded {
+            generation: Generation(3),
+            workers,
+            seconds,
+        })
+        .expect("plain data")
     };
     let moves = |moves| serde_json::to_value(Rebalanced { moves }).expect("plain data");
-    let moved = |from, to, clients, load| MovedLoad { from: WorkerId(from), to: WorkerId(to), clients, load };
+    let moved = |from, to, clients, load| MovedLoad {
+        from: WorkerId(from),
+        to: WorkerId(to),
+        clients,
+        load,
+    };
     let some = || moves(vec![moved(1, 3, 12, 0.348), moved(1, 2, 1, 0.02)]);
-    let upgraded = Upgraded { version: "0.2.0".to_owned(), workers: 4, clients: 1234, unchanged: false };
-    let same = Upgraded { unchanged: true, ..upgraded.clone() };
+    let upgraded = Upgraded {
+        version: "0.2.0".to_owned(),
+        workers: 4,
+        clients: 1234,
+        unchanged: false,
+    };
+    let same = Upgraded {
+        unchanged: true,
+        ..upgraded.clone()
+    };
     let cases = [
-        ("reload", r#""reload""#, reloaded(4, 0.0352), "applied: generation 3, 4 workers ready, in 35 ms"),
-        ("reload", r#""reload""#, reloaded(1, 61.0), "applied: generation 3, 1 worker ready, in 61 s"),
-        ("scale 4", r#""scale","params":{"count":4}"#, settled(4, 0), "4 workers are ready"),
-        ("scale 1", r#""scale","params":{"count":1}"#, settled(1, 0), "1 worker is ready"),
-        ("recycle all", r#""recycle","params":{}"#, settled(4, 9), "all workers are replaced; 4 workers are ready"),
+        (
+            "reload",
+            r#""reload""#,
+            reloaded(4, 0.0352),
+            "applied: generation 3, 4 workers ready, in 35 ms",
+        ),
+        (
+            "reload",
+            r#""reload""#,
+            reloaded(1, 61.0),
+            "applied: generation 3, 1 worker ready, in 61 s",
+        ),
+        (
+            "scale 4",
+            r#""scale","params":{"count":4}"#,
+            settled(4, 0),
+            "4 workers are ready",
+        ),
+        (
+            "scale 1",
+            r#""scale","params":{"count":1}"#,
+            settled(1, 0),
+            "1 worker is ready",
+        ),
+        (
+            "recycle all",
+            r#""recycle","params":{}"#,
+            settled(4, 9),
+            "all workers are replaced; 4 workers are ready",
+        ),
         (
             "recycle 17",
             r#""recycle","params":{"worker":17}"#,
@@ -68,7 +120,12 @@ fn every_change_is_asked_for_in_the_daemons_words_and_told_in_plain_ones() {
             settled(4, 9),
             "worker 17 is held; its clients are with the others",
         ),
-        ("release 17", r#""release","params":{"worker":17}"#, settled(4, 9), "worker 17 is released"),
+        (
+            "release 17",
+            r#""release","params":{"worker":17}"#,
+            settled(4, 9),
+            "worker 17 is released",
+        ),
         (
             "release r\u{202e}",
             "\"release\",\"params\":{\"method\":\"r\u{202e}\"}",
@@ -87,7 +144,12 @@ fn every_change_is_asked_for_in_the_daemons_words_and_told_in_plain_ones() {
             settled(4, 0),
             "nobody new is accepted; the last client has left",
         ),
-        ("undrain", r#""undrain""#, settled(4, 1), "clients are accepted again"),
+        (
+            "undrain",
+            r#""undrain""#,
+            settled(4, 1),
+            "clients are accepted again",
+        ),
         (
             "rebalance",
             r#""rebalance","params":{"dry_run":false}"#,
@@ -102,7 +164,12 @@ fn every_change_is_asked_for_in_the_daemons_words_and_told_in_plain_ones() {
             "12 clients would move from worker 1 to worker 3: 35% of a worker's time\n\
              1 client would move from worker 1 to worker 2: 2% of a worker's time",
         ),
-        ("rebalance", r#""rebalance","params":{"dry_run":false}"#, moves(vec![]), "the load is even enough"),
+        (
+            "rebalance",
+            r#""rebalance","params":{"dry_run":false}"#,
+            moves(vec![]),
+            "the load is even enough",
+        ),
         (
             "upgrade",
             r#""upgrade","params":{}"#,
@@ -126,13 +193,24 @@ fn every_change_is_asked_for_in_the_daemons_words_and_told_in_plain_ones() {
         let arguments: Vec<_> = line.split(' ').collect();
         let (got, ran) = asked(&arguments, arguments[0], &result);
         assert_eq!(got, format!("{{\"in\":{request}}}"));
-        assert_eq!((ran.exit, ran.out, ran.err.as_str()), (Exit::Done, format!("{said}\n"), ""), "{line}");
+        assert_eq!(
+            (ran.exit, ran.out, ran.err.as_str()),
+            (Exit::Done, format!("{said}\n"), ""),
+            "{line}"
+        );
 
         // Also from a daemon that has more to say than this program knows of.
-        let (_, ran) =
-            asked(&[&arguments[..], &["--json"]].concat(), arguments[0], &serde_json::json!({"x": [result]}));
+        let (_, ran) = asked(
+            &[&arguments[..], &["--json"]].concat(),
+            arguments[0],
+            &serde_json::json!({"x": [result]}),
+        );
         let json = format!("{}\n", serde_json::json!({"x": [result]}));
-        assert_eq!((ran.exit, ran.out, ran.err.as_str()), (Exit::Done, json, ""), "{line}");
+        assert_eq!(
+            (ran.exit, ran.out, ran.err.as_str()),
+            (Exit::Done, json, ""),
+            "{line}"
+        );
     }
 }
 
@@ -151,7 +229,13 @@ const CHANGES: [&[&str]; 9] = [
 
 #[test]
 fn a_change_that_takes_long_goes_on_when_nobody_waits_any_more() {
-    let doing = ["reloading", "scaling", "replacing workers", "moving the worker's clients", "draining"];
+    let doing = [
+        "reloading",
+        "scaling",
+        "replacing workers",
+        "moving the worker's clients",
+        "draining",
+    ];
     let try_it = |change: &[&str], doing: Option<&&str>| {
         let ran = Daemon::start(move |mut client| {
             asked_for(&mut client);
@@ -161,9 +245,12 @@ fn a_change_that_takes_long_goes_on_when_nobody_waits_any_more() {
         })
         .asked(&[change, &["--timeout", "500ms"]].concat());
         let (exit, said) = match doing {
-            Some(doing) => {
-                (Exit::StillGoing, format!("fdpassd (pid 4711) is still {doing}; it goes on, see \"fdpassctl status\""))
-            }
+            Some(doing) => (
+                Exit::StillGoing,
+                format!(
+                    "fdpassd (pid 4711) is still {doing}; it goes on, see \"fdpassctl status\""
+                ),
+            ),
             None => (Exit::NoReply, "no reply within 500ms".to_owned()),
         };
         assert_eq!((ran.exit, ran.out.as_str()), (exit, ""), "{change:?}");
@@ -175,46 +262,93 @@ fn a_change_that_takes_long_goes_on_when_nobody_waits_any_more() {
         }
     });
     // Nobody knows whether a daemon that says nothing at all goes on.
-    let ran =
-        Daemon::start(|mut client| drop(client.read_to_end(&mut Vec::new()))).asked(&["reload", "--timeout", "20ms"]);
-    assert_eq!((ran.exit, ran.err.as_str()), (Exit::NoReply, "fdpassctl: no reply within 20ms\n"));
+    let ran = Daemon::start(|mut client| drop(client.read_to_end(&mut Vec::new()))).asked(&[
+        "reload",
+        "--timeout",
+        "20ms",
+    ]);
+    assert_eq!(
+        (ran.exit, ran.err.as_str()),
+        (Exit::NoReply, "fdpassctl: no reply within 20ms\n")
+    );
 }
 
 #[test]
 fn a_change_that_is_refused_or_not_understood_has_the_exit_code_that_says_so() {
     for change in CHANGES {
         for (reply, exit, said) in [
-            (fault("busy", "a reload is going on"), Exit::Failed, "busy: a reload is going on"),
-            (fault("refused", "there is no worker 1"), Exit::Failed, "refused: there is no worker 1"),
-            (fault("forbidden", "only root may"), Exit::Forbidden, "forbidden: only root may"),
-            (fault("rolled_back", "worker 9 failed"), Exit::Failed, "rolled_back: worker 9 failed"),
-            (self::reply(change[0], &1), Exit::NoReply, "the answer is no valid reply: "),
+            (
+                fault("busy", "a reload is going on"),
+                Exit::Failed,
+                "busy: a reload is going on",
+            ),
+            (
+                fault("refused", "there is no worker 1"),
+                Exit::Failed,
+                "refused: there is no worker 1",
+            ),
+            (
+                fault("forbidden", "only root may"),
+                Exit::Forbidden,
+                "forbidden: only root may",
+            ),
+            (
+                fault("rolled_back", "worker 9 failed"),
+                Exit::Failed,
+                "rolled_back: worker 9 failed",
+            ),
+            (
+                self::reply(change[0], &1),
+                Exit::NoReply,
+                "the answer is no valid reply: ",
+            ),
         ] {
             let ran = Daemon::that_says([daemons_version(), reply]).asked(change);
             assert_eq!((ran.exit, ran.out.as_str()), (exit, ""), "{change:?}");
-            assert!(ran.err.starts_with(&format!("fdpassctl: {said}")), "{change:?}: {}", ran.err);
+            assert!(
+                ran.err.starts_with(&format!("fdpassctl: {said}")),
+                "{change:?}: {}",
+                ran.err
+            );
         }
-        let ran = ctl(&[change, &["-s", "/nonexistent/control.sock"][..]].concat(), &[]);
+        let ran = ctl(
+            &[change, &["-s", "/nonexistent/control.sock"][..]].concat(),
+            &[],
+        );
         assert_eq!(ran.exit, Exit::NotRunning, "{change:?}");
     }
 }
 
 #[test]
 fn a_rejected_configuration_is_shown_with_its_caret() {
-    let display = "error: unknown key `listne`\n --> /etc/\x1b[1m.toml:1:1\n  |\n1 | listne = []\n  | ^^^^^^";
-    let place = control::Place { file: "/etc/x".into(), line: Some(1), column: Some(1), display: display.to_owned() };
+    let display =
+        "error: unknown key `listne`\n --> /etc/\x1b[1m.toml:1:1\n  |\n1 | listne = []\n  | ^^^^^^";
+    let place = control::Place {
+        file: "/etc/x".into(),
+        line: Some(1),
+        column: Some(1),
+        display: display.to_owned(),
+    };
     let mut refusal = Refusal::new(Code::Rejected, "unknown key `listne`");
     refusal.place = Some(place);
     for json in [&[][..], &["--json"]] {
-        let ran = Daemon::that_says([daemons_version(), reply("error", &refusal)]).asked(&[&["reload"], json].concat());
+        let ran = Daemon::that_says([daemons_version(), reply("error", &refusal)])
+            .asked(&[&["reload"], json].concat());
         assert_eq!((ran.exit, ran.out.as_str()), (Exit::Failed, ""));
         let shown = display.replace('\x1b', "\\x1b");
-        assert_eq!(ran.err, format!("fdpassctl: rejected, and nothing was changed:\n{shown}\n"));
+        assert_eq!(
+            ran.err,
+            format!("fdpassctl: rejected, and nothing was changed:\n{shown}\n")
+        );
     }
     // Another's error may have a member of that name, too.
     for place in ["7", "{}", "[]", r#"{"display":7}"#] {
-        let reply = format!(r#"{{"out":"error","result":{{"code":"x","message":"y","place":{place}}}}}"#);
+        let reply =
+            format!(r#"{{"out":"error","result":{{"code":"x","message":"y","place":{place}}}}}"#);
         let ran = Daemon::that_says([daemons_version(), reply]).asked(&["reload"]);
-        assert_eq!((ran.exit, ran.err.as_str()), (Exit::Failed, "fdpassctl: x: y\n"));
+        assert_eq!(
+            (ran.exit, ran.err.as_str()),
+            (Exit::Failed, "fdpassctl: x: y\n")
+        );
     }
 }

@@ -8,7 +8,8 @@ use serde_json::json;
 use super::*;
 use crate::proto::channel::LogLevel;
 use crate::proto::control::{
-    Change, Checked, ClientStatus, Clients, Cursor, Effective, Key, KeyOrigin, Kicked, LogLevelInForce,
+    Change, Checked, ClientStatus, Clients, Cursor, Effective, Key, KeyOrigin, Kicked,
+    LogLevelInForce,
 };
 use crate::proto::names::ClientId;
 
@@ -27,8 +28,17 @@ fn client(id: u64, requests: u64) -> ClientStatus {
 }
 
 fn page(clients: &[ClientStatus], next: Option<(u64, u32)>) -> String {
-    let next = next.map(|(worker, slot)| Cursor { worker: WorkerId(worker), slot });
-    reply("clients", &Clients { clients: clients.to_vec(), next })
+    let next = next.map(|(worker, slot)| Cursor {
+        worker: WorkerId(worker),
+        slot,
+    });
+    reply(
+        "clients",
+        &Clients {
+            clients: clients.to_vec(),
+            next,
+        },
+    )
 }
 
 /// Three pages, one of them empty; client 2 moves in between.
@@ -57,7 +67,10 @@ ID PEER            LISTENER       WORKER AGE IDLE REQUESTS MOVES BYTES
  2 127.0.0.1:50002 127.0.0.1:8080      1  1m   1s        2     0     0
  3 127.0.0.1:50003 127.0.0.1:8080      1  1m   1s       30     0     0
 ";
-    assert_eq!((ran.exit, ran.out.as_str(), ran.err.as_str()), (Exit::Done, expected, ""));
+    assert_eq!(
+        (ran.exit, ran.out.as_str(), ran.err.as_str()),
+        (Exit::Done, expected, "")
+    );
     let asked = asked.lock().expect("nobody panicked");
     let from = |worker, slot| json!({"worker": 1, "after": {"worker": worker, "slot": slot}});
     assert_eq!(*asked, [json!({"worker": 1}), from(1, 1000), from(2, 0)]);
@@ -65,12 +78,20 @@ ID PEER            LISTENER       WORKER AGE IDLE REQUESTS MOVES BYTES
     let ids = |arguments: &[&str]| -> Vec<String> {
         let ran = Daemon::that_says(pages()).asked(&[&["clients"], arguments].concat());
         assert_eq!(ran.exit, Exit::Done, "{}", ran.err);
-        ran.out.lines().skip(1).map(|line| line.split_whitespace().next().expect("a word").to_owned()).collect()
+        ran.out
+            .lines()
+            .skip(1)
+            .map(|line| line.split_whitespace().next().expect("a word").to_owned())
+            .collect()
     };
     assert_eq!(ids(&["--sort", "requests"]), ["1", "3", "2"]);
     assert_eq!(ids(&["--sort", "requests", "--reverse"]), ["2", "3", "1"]);
     let ran = Daemon::that_says(pages()).asked(&["clients", "--sort", "requests", "--most", "1"]);
-    assert!(ran.out.ends_with("\n1 of 3 clients\n") && ran.out.lines().count() == 3, "{}", ran.out);
+    assert!(
+        ran.out.ends_with("\n1 of 3 clients\n") && ran.out.lines().count() == 3,
+        "{}",
+        ran.out
+    );
 }
 
 #[test]
@@ -78,13 +99,27 @@ fn all_pages_are_one_in_json_and_clients_stay_as_they_came() {
     let odd = r#"{"id":9, "peer":"a","listener":null,"worker":null,"age_seconds":1e0,"idle_seconds":0,"requests":1,"moves":0,"bytes":0,"new":[1]}"#;
     let first = serde_json::to_string(&client(3, 30)).expect("JSON");
     let pages = || {
-        let odd = format!(r#"{{"out":"clients","result":{{"clients":[{odd}],"next":null,"more":1}}}}"#);
+        let odd =
+            format!(r#"{{"out":"clients","result":{{"clients":[{odd}],"next":null,"more":1}}}}"#);
         [page(&[client(3, 30)], Some((1, 1))), odd]
     };
     let ran = Daemon::that_says(pages()).asked(&["clients", "--json"]);
-    assert_eq!((ran.exit, ran.out), (Exit::Done, format!("{{\"clients\":[{first},{odd}],\"next\":null}}\n")));
-    let ran =
-        Daemon::that_says(pages()).asked(&["clients", "--json", "--sort", "requests", "--reverse", "--most", "1"]);
+    assert_eq!(
+        (ran.exit, ran.out),
+        (
+            Exit::Done,
+            format!("{{\"clients\":[{first},{odd}],\"next\":null}}\n")
+        )
+    );
+    let ran = Daemon::that_says(pages()).asked(&[
+        "clients",
+        "--json",
+        "--sort",
+        "requests",
+        "--reverse",
+        "--most",
+        "1",
+    ]);
     assert_eq!(ran.out, format!("{{\"clients\":[{odd}],\"next\":null}}\n"));
     let snapshot = r#"{"id":3,"peer":"127.0.0.1:50003","listener":"127.0.0.1:8080","worker":1,"age_seconds":60.0,"idle_seconds":1.5,"requests":30,"moves":0,"bytes":0}"#;
     assert_eq!(first, snapshot);
@@ -93,17 +128,26 @@ fn all_pages_are_one_in_json_and_clients_stay_as_they_came() {
 #[test]
 fn pages_that_come_round_again_are_no_reply() {
     for cursors in [[(1, 5), (1, 5)], [(1, 5), (1, 4)], [(2, 0), (1, 9)]] {
-        let ran = Daemon::that_says(cursors.map(|next| page(&[client(1, 1)], Some(next)))).asked(&["clients"]);
+        let ran = Daemon::that_says(cursors.map(|next| page(&[client(1, 1)], Some(next))))
+            .asked(&["clients"]);
         let said = "fdpassctl: the answer is no valid reply: its pages come round again\n";
-        assert_eq!((ran.exit, ran.out.as_str(), ran.err.as_str()), (Exit::NoReply, "", said));
+        assert_eq!(
+            (ran.exit, ran.out.as_str(), ran.err.as_str()),
+            (Exit::NoReply, "", said)
+        );
     }
     // Those that never end are left when the time is up, and nothing of them is shown.
     let slot = std::sync::atomic::AtomicU32::new(1);
-    let endless = move |_: &str, _: &Value| Some(page(&[], Some((1, slot.fetch_add(1, Ordering::Relaxed)))));
+    let endless =
+        move |_: &str, _: &Value| Some(page(&[], Some((1, slot.fetch_add(1, Ordering::Relaxed)))));
     let ran = Daemon::that_answers(endless).asked(&["clients", "--timeout", "100ms"]);
     assert_eq!((ran.exit, ran.out.as_str()), (Exit::NoReply, ""));
     let ran = Daemon::that_says([page(&[client(1, 1)], Some((1, 1)))]).asked(&["clients"]);
-    assert_eq!((ran.exit, ran.out.as_str()), (Exit::NoReply, ""), "it went away between two pages");
+    assert_eq!(
+        (ran.exit, ran.out.as_str()),
+        (Exit::NoReply, ""),
+        "it went away between two pages"
+    );
 }
 
 #[test]
@@ -112,98 +156,224 @@ fn many_clients_are_shown_at_once() {
     let answer = move |_: &str, params: &Value| {
         let from = params["after"]["slot"].as_u64().unwrap_or(0);
         let clients: Vec<_> = (from..from + each).map(|id| client(id + 1, id)).collect();
-        Some(page(&clients, (from + each < 20_000).then_some((1, (from + each) as u32))))
+        Some(page(
+            &clients,
+            (from + each < 20_000).then_some((1, (from + each) as u32)),
+        ))
     };
-    let ran = Daemon::that_answers(answer).asked(&["clients", "--sort", "requests", "--timeout", "1m"]);
-    assert_eq!((ran.exit, ran.out.lines().count()), (Exit::Done, 20_001), "{}", ran.err);
-    assert!(ran.out.lines().nth(1).expect("a row").starts_with("20000 127.0.0.1:70000 "));
+    let ran =
+        Daemon::that_answers(answer).asked(&["clients", "--sort", "requests", "--timeout", "1m"]);
+    assert_eq!(
+        (ran.exit, ran.out.lines().count()),
+        (Exit::Done, 20_001),
+        "{}",
+        ran.err
+    );
+    assert!(
+        ran.out
+            .lines()
+            .nth(1)
+            .expect("a row")
+            .starts_with("20000 127.0.0.1:70000 ")
+    );
 }
 
 /// What fdpassctl asks, and what it makes of the result: in words, and in JSON that is the result as it came.
 #[track_caller]
 fn looked(line: &str, request: &str, result: &impl serde::Serialize, words: &str) {
     let arguments: Vec<_> = line.split(' ').collect();
-    let (verb, raw) = (request.split('"').nth(1).expect("a verb"), serde_json::to_string(result).expect("JSON"));
+    let (verb, raw) = (
+        request.split('"').nth(1).expect("a verb"),
+        serde_json::to_string(result).expect("JSON"),
+    );
     // Of another version, with members that this program does not know.
-    let raw = format!("{} ,\"new\": 1e400}}", raw.strip_suffix('}').expect("an object"));
+    let raw = format!(
+        "{} ,\"new\": 1e400}}",
+        raw.strip_suffix('}').expect("an object")
+    );
     for (more, said) in [(&[][..], words), (&["--json"], &format!("{raw}\n"))] {
         let (tell, told) = mpsc::channel();
         let reply = format!(r#"{{"out":"{verb}","result":{raw}}}"#);
         let ran = Daemon::start(move |mut client| {
-            tell.send(asked_for(&mut client)).expect("it is listened to");
+            tell.send(asked_for(&mut client))
+                .expect("it is listened to");
             say(&mut client, &reply);
         })
         .asked(&[&arguments[..], more].concat());
-        assert_eq!((ran.exit, ran.out.as_str(), ran.err.as_str()), (Exit::Done, said, ""), "{line}");
-        assert_eq!(told.recv().expect("it told before"), format!("{{\"in\":{request}}}"));
+        assert_eq!(
+            (ran.exit, ran.out.as_str(), ran.err.as_str()),
+            (Exit::Done, said, ""),
+            "{line}"
+        );
+        assert_eq!(
+            told.recv().expect("it told before"),
+            format!("{{\"in\":{request}}}")
+        );
     }
 }
 
 #[test]
 fn the_configuration_is_shown_and_checked() {
-    let key = |key: &str, value: &str, origin| Key { key: key.to_owned(), value: Some(value.to_owned()), origin };
-    let keys = vec![key("listen", "[\"a\"]", KeyOrigin::File), key("log.level", "\"debug\"", KeyOrigin::Runtime)];
-    let unset = Key { key: "log.file".to_owned(), value: None, origin: KeyOrigin::Default };
+    let key = |key: &str, value: &str, origin| Key {
+        key: key.to_owned(),
+        value: Some(value.to_owned()),
+        origin,
+    };
+    let keys = vec![
+        key("listen", "[\"a\"]", KeyOrigin::File),
+        key("log.level", "\"debug\"", KeyOrigin::Runtime),
+    ];
+    let unset = Key {
+        key: "log.file".to_owned(),
+        value: None,
+        origin: KeyOrigin::Default,
+    };
     let keys = [keys, vec![unset]].concat();
     let file = PathBuf::from("/etc/fdpassd.toml");
-    let effective = Effective { file: Some(file.clone()), files: vec![file], keys };
+    let effective = Effective {
+        file: Some(file.clone()),
+        files: vec![file],
+        keys,
+    };
     let words = "/etc/fdpassd.toml\n\nlisten    = [\"a\"]      file\nlog.level = \"debug\"    runtime\nlog.file  = (not set)  default\n";
     looked("config show", r#""config""#, &effective, words);
-    let mut checked = Checked { file: None, files: Vec::new(), changes: Vec::new() };
-    looked("config check", r#""check""#, &checked, "embedded default: good; a reload would change nothing\n");
-    checked.changes = vec![Change { key: "log.level".to_owned(), from: None, to: Some("\"warn\"".to_owned()) }];
-    let words = "embedded default: good; a reload would change 1 key\nlog.level: (nothing) -> \"warn\"\n";
+    let mut checked = Checked {
+        file: None,
+        files: Vec::new(),
+        changes: Vec::new(),
+    };
+    looked(
+        "config check",
+        r#""check""#,
+        &checked,
+        "embedded default: good; a reload would change nothing\n",
+    );
+    checked.changes = vec![Change {
+        key: "log.level".to_owned(),
+        from: None,
+        to: Some("\"warn\"".to_owned()),
+    }];
+    let words =
+        "embedded default: good; a reload would change 1 key\nlog.level: (nothing) -> \"warn\"\n";
     looked("config check", r#""check""#, &checked, words);
 
     let display = "error: unknown key `listne`\n --> /etc/fdpassd.toml:1:1";
-    let place = control::Place { file: "/etc/x".into(), line: Some(1), column: Some(1), display: display.to_owned() };
+    let place = control::Place {
+        file: "/etc/x".into(),
+        line: Some(1),
+        column: Some(1),
+        display: display.to_owned(),
+    };
     let mut refusal = Refusal::new(Code::Rejected, "unknown key `listne`");
     refusal.place = Some(place);
     let ran = Daemon::that_says([reply("error", &refusal)]).asked(&["config", "check"]);
     let said = format!("fdpassctl: rejected, and nothing was changed:\n{display}\n");
-    assert_eq!((ran.exit, ran.out.as_str(), ran.err), (Exit::Failed, "", said));
+    assert_eq!(
+        (ran.exit, ran.out.as_str(), ran.err),
+        (Exit::Failed, "", said)
+    );
 }
 
 #[test]
 fn the_level_of_the_log_is_shown_and_set() {
-    let in_force = |level| LogLevelInForce { level, configured: LogLevel::Info };
-    looked("log-level", r#""log-level""#, &in_force(LogLevel::Info), "info\n");
+    let in_force = |level| LogLevelInForce {
+        level,
+        configured: LogLevel::Info,
+    };
+    looked(
+        "log-level",
+        r#""log-level""#,
+        &in_force(LogLevel::Info),
+        "info\n",
+    );
     let words = "debug (runtime; configured: info)\n";
-    looked("log-level", r#""log-level""#, &in_force(LogLevel::Debug), words);
+    looked(
+        "log-level",
+        r#""log-level""#,
+        &in_force(LogLevel::Debug),
+        words,
+    );
     let request = r#""log-level","params":{"level":"debug"}"#;
-    looked("log-level debug", request, &in_force(LogLevel::Debug), words);
+    looked(
+        "log-level debug",
+        request,
+        &in_force(LogLevel::Debug),
+        words,
+    );
 }
 
 #[test]
 fn a_client_is_kicked_by_its_number() {
-    let kicked = reply("kick", &Kicked { client: ClientId(17), peer: "127.0.0.1:4711\n".to_owned() });
+    let kicked = reply(
+        "kick",
+        &Kicked {
+            client: ClientId(17),
+            peer: "127.0.0.1:4711\n".to_owned(),
+        },
+    );
     let (tell, told) = mpsc::channel();
     let ran = Daemon::start(move |mut client| {
         asked_for(&mut client);
         say(&mut client, &daemons_version());
-        tell.send(asked_for(&mut client)).expect("it is listened to");
+        tell.send(asked_for(&mut client))
+            .expect("it is listened to");
         say(&mut client, &kicked);
     })
     .asked(&["kick", "17"]);
-    assert_eq!((ran.exit, ran.out.as_str()), (Exit::Done, "client 17 (127.0.0.1:4711\\n) is closed\n"));
-    assert_eq!(told.recv().expect("it told before"), r#"{"in":"kick","params":{"client":17}}"#);
+    assert_eq!(
+        (ran.exit, ran.out.as_str()),
+        (Exit::Done, "client 17 (127.0.0.1:4711\\n) is closed\n")
+    );
+    assert_eq!(
+        told.recv().expect("it told before"),
+        r#"{"in":"kick","params":{"client":17}}"#
+    );
 }
 
 #[test]
 fn metrics_are_text_for_programs_and_act_on_no_terminal() {
     let text = "# HELP fdpassd_clients Clients.\nfdpassd_clients{state=\"leased\"} 3\n";
-    looked("metrics", r#""metrics""#, &Metrics { text: text.to_owned() }, text);
-    let hostile = || reply("metrics", &Metrics { text: "a\x1b[2J\nb\n".to_owned() });
-    assert_eq!(Daemon::that_says([hostile()]).asked(&["metrics"]).out, "a\x1b[2J\nb\n");
-    let seen = Daemon::that_says([hostile()]).asked_seen(&["metrics"], Seen::of(true, true, |_| None));
+    looked(
+        "metrics",
+        r#""metrics""#,
+        &Metrics {
+            text: text.to_owned(),
+        },
+        text,
+    );
+    let hostile = || {
+        reply(
+            "metrics",
+            &Metrics {
+                text: "a\x1b[2J\nb\n".to_owned(),
+            },
+        )
+    };
+    assert_eq!(
+        Daemon::that_says([hostile()]).asked(&["metrics"]).out,
+        "a\x1b[2J\nb\n"
+    );
+    let seen =
+        Daemon::that_says([hostile()]).asked_seen(&["metrics"], Seen::of(true, true, |_| None));
     assert_eq!(seen.out, "a\\x1b[2J\nb\n");
 }
 
 #[test]
 fn completions_need_no_daemon() {
-    for (shell, words) in [("bash", "complete -F _fdpassctl"), ("zsh", "#compdef fdpassctl"), ("fish", "complete -c")] {
-        let ran = ctl(&["completions", shell, "-s", "/nonexistent/control.sock"], &[]);
-        assert!(ran.exit == Exit::Done && ran.out.contains(words) && ran.out.contains("rebalance"), "{}", ran.out);
+    for (shell, words) in [
+        ("bash", "complete -F _fdpassctl"),
+        ("zsh", "#compdef fdpassctl"),
+        ("fish", "complete -c"),
+    ] {
+        let ran = ctl(
+            &["completions", shell, "-s", "/nonexistent/control.sock"],
+            &[],
+        );
+        assert!(
+            ran.exit == Exit::Done && ran.out.contains(words) && ran.out.contains("rebalance"),
+            "{}",
+            ran.out
+        );
     }
     assert_eq!(ctl(&["completions", "powershell"], &[]).exit, Exit::Usage);
 }

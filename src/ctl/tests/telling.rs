@@ -21,7 +21,14 @@ impl Happening {
         let id = events.len() as u64 + 1;
         // From 12:00:01 of some day on.
         let at = 1_795_521_600.0 + id as f64;
-        events.push(Event { id, at, level: LogLevel::Info, event: kind, message: message.to_owned(), about });
+        events.push(Event {
+            id,
+            at,
+            level: LogLevel::Info,
+            event: kind,
+            message: message.to_owned(),
+            about,
+        });
         self.more.notify_all();
     }
 
@@ -37,23 +44,59 @@ impl Happening {
         let after = params["after"].as_u64().unwrap_or(0) as usize;
         let wait = Duration::from_secs_f64(params["wait"].as_f64().unwrap_or(0.0));
         let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_idle = |events: &mut Vec<Event>| events.len() <= after && !self.is_over.load(Ordering::Relaxed);
+        let is_idle = |events: &mut Vec<Event>| {
+            events.len() <= after && !self.is_over.load(Ordering::Relaxed)
+        };
         let waited = self.more.wait_timeout_while(events, wait, is_idle);
         let (events, _) = waited.unwrap_or_else(PoisonError::into_inner);
         let events = events[after.min(events.len())..].to_vec();
         let last = (after + events.len()) as u64;
-        reply("events", &Events { events, last, lost: 0, workers: 4, clients: 1234 })
+        reply(
+            "events",
+            &Events {
+                events,
+                last,
+                lost: 0,
+                workers: 4,
+                clients: 1234,
+            },
+        )
     }
 }
 
 fn reload(happening: &Happening) -> String {
-    let of = |generation| About { generation: Some(Generation(generation)), ..About::default() };
-    happening.happens(Kind::ReloadBegun, "reload by uid 0: reloading", About { workers: Some(4), ..of(3) });
-    happening.happens(Kind::WorkerReady, "worker 5 (pid 77, gen 3) is ready\n", of(3));
-    happening.happens(Kind::WorkerFinished, "worker 1 (pid 70, gen 2) finished", of(2));
+    let of = |generation| About {
+        generation: Some(Generation(generation)),
+        ..About::default()
+    };
+    happening.happens(
+        Kind::ReloadBegun,
+        "reload by uid 0: reloading",
+        About {
+            workers: Some(4),
+            ..of(3)
+        },
+    );
+    happening.happens(
+        Kind::WorkerReady,
+        "worker 5 (pid 77, gen 3) is ready\n",
+        of(3),
+    );
+    happening.happens(
+        Kind::WorkerFinished,
+        "worker 1 (pid 70, gen 2) finished",
+        of(2),
+    );
     happening.happens(Kind::ReloadApplied, "reloaded", of(3));
     happening.ends();
-    reply("reload", &Reloaded { generation: Generation(3), workers: 4, seconds: 0.035 })
+    reply(
+        "reload",
+        &Reloaded {
+            generation: Generation(3),
+            workers: 4,
+            seconds: 0.035,
+        },
+    )
 }
 
 const TOLD: &str = "\
@@ -83,9 +126,15 @@ fn reloading() -> Daemon {
 #[test]
 fn every_event_is_a_line_while_something_goes_on_unless_nobody_wants_to_know() {
     let ran = reloading().asked(&["reload"]);
-    assert_eq!((ran.exit, ran.out.as_str(), ran.err.as_str()), (Exit::Done, APPLIED, TOLD));
+    assert_eq!(
+        (ran.exit, ran.out.as_str(), ran.err.as_str()),
+        (Exit::Done, APPLIED, TOLD)
+    );
     let ran = reloading().asked(&["reload", "--quiet"]);
-    assert_eq!((ran.exit, ran.out.as_str(), ran.err.as_str()), (Exit::Done, APPLIED, ""));
+    assert_eq!(
+        (ran.exit, ran.out.as_str(), ran.err.as_str()),
+        (Exit::Done, APPLIED, "")
+    );
     let ran = reloading().asked(&["reload", "--json"]);
     assert_eq!((ran.exit, ran.err.as_str()), (Exit::Done, ""));
 }
@@ -96,14 +145,27 @@ fn on_a_terminal_there_is_one_line_and_at_the_end_none() {
     assert_eq!((ran.exit, ran.out.as_str()), (Exit::Done, APPLIED));
     let drawn: Vec<_> = ran.err.split('\r').collect();
     assert_eq!(drawn[..2], ["", "reloading\x1b[K"], "{:?}", ran.err);
-    let last = ["reloading: 1 of 4 workers ready, 1 of 4 old ones gone\x1b[K", "\x1b[K"];
+    let last = [
+        "reloading: 1 of 4 workers ready, 1 of 4 old ones gone\x1b[K",
+        "\x1b[K",
+    ];
     assert_eq!(drawn[drawn.len() - 2..], last, "{:?}", ran.err);
     assert!(!ran.err.contains('\n'));
 
     let narrow = Seen::of(false, true, |key| (key == "COLUMNS").then(|| "20".into()));
     let ran = reloading().asked_seen(&["reload"], narrow);
-    assert!(ran.err.split('\r').all(|line| line.trim_end_matches("\x1b[K").chars().count() < 20), "{:?}", ran.err);
-    assert!(ran.err.contains("\rreloading: 1 of 4 w\x1b[K"), "{:?}", ran.err);
+    assert!(
+        ran.err
+            .split('\r')
+            .all(|line| line.trim_end_matches("\x1b[K").chars().count() < 20),
+        "{:?}",
+        ran.err
+    );
+    assert!(
+        ran.err.contains("\rreloading: 1 of 4 w\x1b[K"),
+        "{:?}",
+        ran.err
+    );
 }
 
 #[test]
@@ -123,7 +185,8 @@ fn what_is_told_is_told_as_it_happens() {
         _ => {
             happening.happens(Kind::ReloadBegun, "it begins", About::default());
             let told = told.lock().expect("nobody panicked");
-            told.recv_timeout(Duration::from_secs(10)).expect("it was heard");
+            told.recv_timeout(Duration::from_secs(10))
+                .expect("it was heard");
             happening.happens(Kind::ReloadRolledBack, "the end", About::default());
             happening.ends();
             Some(fault("rolled_back", "no"))
@@ -131,12 +194,24 @@ fn what_is_told_is_told_as_it_happens() {
     })
     .asked(&["reload"]);
     assert_eq!((ran.exit, ran.out.as_str()), (Exit::Failed, ""));
-    assert_eq!(ran.err, "12:00:01 it begins\n12:00:02 the end\nfdpassctl: rolled_back: no\n");
+    assert_eq!(
+        ran.err,
+        "12:00:01 it begins\n12:00:02 the end\nfdpassctl: rolled_back: no\n"
+    );
 }
 
 #[test]
 fn a_daemon_that_has_no_events_to_tell_does_what_it_is_asked_to() {
-    let done = || reply("reload", &Reloaded { generation: Generation(3), workers: 4, seconds: 0.035 });
+    let done = || {
+        reply(
+            "reload",
+            &Reloaded {
+                generation: Generation(3),
+                workers: 4,
+                seconds: 0.035,
+            },
+        )
+    };
     for events in [
         fault("unknown_verb", "there is no verb"),
         fault("forbidden", "only root may"),
@@ -150,7 +225,10 @@ fn a_daemon_that_has_no_events_to_tell_does_what_it_is_asked_to() {
             _ => Some(done()),
         })
         .asked(&["reload"]);
-        assert_eq!((ran.exit, ran.out.as_str(), ran.err.as_str()), (Exit::Done, APPLIED, ""));
+        assert_eq!(
+            (ran.exit, ran.out.as_str(), ran.err.as_str()),
+            (Exit::Done, APPLIED, "")
+        );
     }
 }
 
@@ -160,7 +238,9 @@ fn a_second_connection_that_is_refused_costs_nothing_but_the_liveliness() {
     let ran = Daemon::serving(move |mut client| {
         if is_second.swap(true, Ordering::Relaxed) {
             // It may have given up by now.
-            return drop(client.write_all(&frame(&fault("busy", "there are too many control clients"))));
+            return drop(
+                client.write_all(&frame(&fault("busy", "there are too many control clients"))),
+            );
         }
         while let Some(request) = next_request(&mut client) {
             let request: Value = serde_json::from_str(&request).expect("JSON");
@@ -173,7 +253,10 @@ fn a_second_connection_that_is_refused_costs_nothing_but_the_liveliness() {
         }
     })
     .asked(&["reload"]);
-    let told = TOLD.replace("12:00:02", "12:00:01").replace("12:00:03", "12:00:02").replace("12:00:04", "12:00:03");
+    let told = TOLD
+        .replace("12:00:02", "12:00:01")
+        .replace("12:00:03", "12:00:02")
+        .replace("12:00:04", "12:00:03");
     assert_eq!((ran.exit, ran.out.as_str()), (Exit::Done, APPLIED));
     assert_eq!(ran.err, told.replace("12:00:05", "12:00:04"));
 }
@@ -186,14 +269,26 @@ fn the_verdict_waits_for_nobody_who_listens() {
     let daemon = Daemon::that_answers(move |verb, params| match verb {
         "events" if params["wait"].is_null() => Some(happening.answer(params)),
         // Not before the test is over.
-        "events" => told.lock().ok().and_then(|told| told.recv().err()).and(None),
+        "events" => told
+            .lock()
+            .ok()
+            .and_then(|told| told.recv().err())
+            .and(None),
         "version" => Some(daemons_version()),
         _ => Some(reload(&happening)),
     });
     let began = Instant::now();
     let ran = ctl(&["reload", "-s", &daemon.socket], &[]);
-    assert_eq!((ran.exit, ran.out.as_str()), (Exit::Done, APPLIED), "{}", ran.err);
-    assert!(began.elapsed() < Duration::from_secs(30), "the minute that a reload has is not over");
+    assert_eq!(
+        (ran.exit, ran.out.as_str()),
+        (Exit::Done, APPLIED),
+        "{}",
+        ran.err
+    );
+    assert!(
+        began.elapsed() < Duration::from_secs(30),
+        "the minute that a reload has is not over"
+    );
     assert_eq!(ran.err.lines().count(), TOLD.lines().count());
     drop(tell);
     assert_eq!(daemon.asked(&["version"]).exit, Exit::Done);
@@ -208,20 +303,25 @@ fn the_time_ends_what_is_told_too() {
         "events" if params["wait"].is_null() => Some(happening.answer(params)),
         "version" => Some(daemons_version()),
         // Neither is answered before the test is over.
-        _ => told.lock().ok().and_then(|told| told.recv().err()).and(None),
+        _ => told
+            .lock()
+            .ok()
+            .and_then(|told| told.recv().err())
+            .and(None),
     });
     let socket = daemon.socket.clone();
     let ran = ctl(&["reload", "--timeout", "300ms", "-s", &socket], &[]);
-    let said = "fdpassctl: fdpassd (pid 4711) is still reloading; it goes on, see \"fdpassctl status\"\n";
+    let said =
+        "fdpassctl: fdpassd (pid 4711) is still reloading; it goes on, see \"fdpassctl status\"\n";
     assert_eq!((ran.exit, ran.err.as_str()), (Exit::StillGoing, said));
     drop(tell);
     assert_eq!(daemon.asked(&["version"]).exit, Exit::Done);
 }
 
 /// An event as a daemon of the future would write it: a kind and a member that this program does not know.
-const NEWER: &str = r#"{"id":3,"at":3e0,"level":"info","event":"teleported","message":"x","to":[1]}"#;
-const DIED: &str =
-    r#"{"id":2,"at":1795521601.123,"level":"warn","event":"worker_died","message":"worker 17 died\u001b","worker":17}"#;
+const NEWER: &str =
+    r#"{"id":3,"at":3e0,"level":"info","event":"teleported","message":"x","to":[1]}"#;
+const DIED: &str = r#"{"id":2,"at":1795521601.123,"level":"warn","event":"worker_died","message":"worker 17 died\u001b","worker":17}"#;
 
 fn events(events: &[&str], last: u64, lost: u64) -> String {
     let events = events.join(",");
@@ -244,12 +344,23 @@ fn events_are_a_line_each_in_words_and_in_json_and_those_forgotten_are_counted()
         "… 12 events are forgotten\n\
          2026-11-24T12:00:01.123Z warn  worker_died      worker 17 died\\x1b\n{NEWER}\n"
     );
-    assert_eq!((ran.exit, ran.out, ran.err.as_str()), (Exit::Done, expected, ""));
-    let ran = Daemon::that_answers(|_, _| Some(events(&[DIED, NEWER], 3, 12))).asked(&["events", "--json"]);
-    assert_eq!((ran.exit, ran.out), (Exit::Done, format!("{{\"lost\":12}}\n{DIED}\n{NEWER}\n")));
+    assert_eq!(
+        (ran.exit, ran.out, ran.err.as_str()),
+        (Exit::Done, expected, "")
+    );
+    let ran = Daemon::that_answers(|_, _| Some(events(&[DIED, NEWER], 3, 12)))
+        .asked(&["events", "--json"]);
+    assert_eq!(
+        (ran.exit, ran.out),
+        (Exit::Done, format!("{{\"lost\":12}}\n{DIED}\n{NEWER}\n"))
+    );
     let seen = Daemon::that_answers(|_, _| Some(events(&[DIED], 3, 0)))
         .asked_seen(&["events"], Seen::of(true, true, |_| None));
-    assert!(seen.out.contains("Z \x1b[33mwarn \x1b[0m worker_died "), "{:?}", seen.out);
+    assert!(
+        seen.out.contains("Z \x1b[33mwarn \x1b[0m worker_died "),
+        "{:?}",
+        seen.out
+    );
 }
 
 #[test]
@@ -259,7 +370,10 @@ fn whoever_follows_is_told_until_the_daemon_ends() {
             &["events", "-f"][..],
             "2026-11-24T12:00:01.123Z warn  worker_died      worker 17 died\\x1b\n… 1 event is forgotten\n",
         ),
-        (&["events", "--follow", "--json"], &format!("{DIED}\n{{\"lost\":1}}\n")),
+        (
+            &["events", "--follow", "--json"],
+            &format!("{DIED}\n{{\"lost\":1}}\n"),
+        ),
     ] {
         let ran = Daemon::start(|mut client| {
             let mut expect = |request: &str, reply: &str| {
@@ -268,8 +382,14 @@ fn whoever_follows_is_told_until_the_daemon_ends() {
             };
             expect(r#"{"in":"version"}"#, &daemons_version());
             expect(r#"{"in":"events","params":{}}"#, &events(&[DIED], 2, 0));
-            expect(r#"{"in":"events","params":{"after":2,"wait":60.0}}"#, &events(&[], 2, 0));
-            expect(r#"{"in":"events","params":{"after":2,"wait":60.0}}"#, &events(&[], 4, 1));
+            expect(
+                r#"{"in":"events","params":{"after":2,"wait":60.0}}"#,
+                &events(&[], 2, 0),
+            );
+            expect(
+                r#"{"in":"events","params":{"after":2,"wait":60.0}}"#,
+                &events(&[], 4, 1),
+            );
             assert!(next_request(&mut client).is_some());
         })
         .asked(arguments);
@@ -280,7 +400,16 @@ fn whoever_follows_is_told_until_the_daemon_ends() {
 
 #[test]
 fn whoever_follows_comes_back_to_the_same_daemon_and_to_no_other() {
-    let version = |pid| reply("version", &Version { name: "fdpassd".to_owned(), version: "0.1.0".to_owned(), pid });
+    let version = |pid| {
+        reply(
+            "version",
+            &Version {
+                name: "fdpassd".to_owned(),
+                version: "0.1.0".to_owned(),
+                pid,
+            },
+        )
+    };
     // On each connection: who answers, and what there is to be told.
     let served = move |pids: [u32; 3]| {
         Daemon::listening(move |listener| {
@@ -298,15 +427,22 @@ fn whoever_follows_comes_back_to_the_same_daemon_and_to_no_other() {
         .asked(&["events", "--follow", "--json"])
     };
     let ran = served([1, 1, 2]);
-    assert_eq!((ran.exit, ran.out), (Exit::NotRunning, format!("{NEWER}\n{NEWER}\n")));
+    assert_eq!(
+        (ran.exit, ran.out),
+        (Exit::NotRunning, format!("{NEWER}\n{NEWER}\n"))
+    );
     assert_eq!(ran.err, "fdpassctl: fdpassd (pid 1) has ended\n");
 }
 
 #[test]
 fn a_daemon_that_answers_nothing_is_not_followed_for_ever() {
-    let ran = Daemon::that_answers(|verb, _| (verb == "version").then(daemons_version)).asked(&["events", "-f"]);
+    let ran = Daemon::that_answers(|verb, _| (verb == "version").then(daemons_version))
+        .asked(&["events", "-f"]);
     assert_eq!((ran.exit, ran.out.as_str()), (Exit::NoReply, ""));
-    assert_eq!(ran.err, "fdpassctl: the connection was closed before the reply\n");
+    assert_eq!(
+        ran.err,
+        "fdpassctl: the connection was closed before the reply\n"
+    );
     // The timeout is for what is answered at once; only what may take its time is waited for longer.
     let daemon = Daemon::start(|mut client| {
         next_request(&mut client).expect("a request");
@@ -315,5 +451,8 @@ fn a_daemon_that_answers_nothing_is_not_followed_for_ever() {
         assert_eq!(next_request(&mut client), None);
     });
     let ran = daemon.asked(&["events", "-f", "--timeout", "50ms"]);
-    assert_eq!((ran.exit, ran.err.as_str()), (Exit::NoReply, "fdpassctl: no reply within 50ms\n"));
+    assert_eq!(
+        (ran.exit, ran.err.as_str()),
+        (Exit::NoReply, "fdpassctl: no reply within 50ms\n")
+    );
 }

@@ -20,9 +20,28 @@ word!(ModelWord);
 /// What turn `n` leaves of a client.
 fn left(n: u32) -> (View, Marks, Found) {
     let (rx, tx) = ((Place::Small, n), (Place::Large, n));
-    let view = View { in_base: n.into(), out_base: n.into(), answered: n, replied: n, rx, tx, have: n };
-    let found = if n.is_multiple_of(2) { Found::Rest } else { Found::Parked };
-    (view, Marks { faults: n as u8, ..Marks::default() }, found)
+    let view = View {
+        in_base: n.into(),
+        out_base: n.into(),
+        answered: n,
+        replied: n,
+        rx,
+        tx,
+        have: n,
+    };
+    let found = if n.is_multiple_of(2) {
+        Found::Rest
+    } else {
+        Found::Parked
+    };
+    (
+        view,
+        Marks {
+            faults: n as u8,
+            ..Marks::default()
+        },
+        found,
+    )
 }
 
 fn state(found: Found) -> State {
@@ -48,7 +67,14 @@ impl<W: Word> Desk<W> {
     fn lease(&self, generation: u32, n: u32) {
         let (view, marks, found) = left(n);
         self.bytes.set(n);
-        self.slot().preset(state(found), generation, view, marks, (n.into(), n.into()), n.into());
+        self.slot().preset(
+            state(found),
+            generation,
+            view,
+            marks,
+            (n.into(), n.into()),
+            n.into(),
+        );
     }
 
     /// Worker: the turn behind the one that the client was left by; which that is. None if the client is not its own.
@@ -78,7 +104,10 @@ impl<W: Word> Desk<W> {
     fn read(&self, found: Found) -> u32 {
         let (slot, n) = (self.slot(), self.bytes.get());
         assert_eq!((slot.view(), slot.marks(), found), left(n));
-        assert_eq!((slot.active(), slot.requests(), slot.executing()), (n.into(), n.into(), None));
+        assert_eq!(
+            (slot.active(), slot.requests(), slot.executing()),
+            (n.into(), n.into(), None)
+        );
         n
     }
 }
@@ -91,7 +120,10 @@ fn model<W: Word + 'static, A: 'static, B: 'static>(
     end: fn(&Desk<W>, A, B),
 ) {
     loom::model(move || {
-        let desk = Arc::new(Desk { words: std::array::from_fn(|_| word(0)), bytes: Cell::new(0) });
+        let desk = Arc::new(Desk {
+            words: std::array::from_fn(|_| word(0)),
+            bytes: Cell::new(0),
+        });
         desk.lease(1, 0);
         // In this order: loom begins with the thread that is there, and if that were the one which only looks, the other's
         // own loads would hide from it that their stores must also be tried before the look.
@@ -117,7 +149,10 @@ fn turns_and_a_take<W: Word + 'static>(word: fn(u64) -> W) {
         |desk| [desk.turn(1), desk.turn(1), desk.turn(1)],
         |desk| desk.take(1),
         |desk, turns, taken| {
-            assert_eq!(turns.into_iter().flatten().collect::<Vec<_>>(), up_to(taken.unwrap_or(3)));
+            assert_eq!(
+                turns.into_iter().flatten().collect::<Vec<_>>(),
+                up_to(taken.unwrap_or(3))
+            );
             assert_eq!(desk.turn(1).is_some(), taken.is_none());
         },
     );
@@ -140,8 +175,15 @@ impl Word for Unordered {
         self.0.store(value, Ordering::Relaxed);
     }
 
-    fn compare_exchange(&self, current: u64, new: u64, _: Ordering, _: Ordering) -> Result<u64, u64> {
-        self.0.compare_exchange(current, new, Ordering::Relaxed, Ordering::Relaxed)
+    fn compare_exchange(
+        &self,
+        current: u64,
+        new: u64,
+        _: Ordering,
+        _: Ordering,
+    ) -> Result<u64, u64> {
+        self.0
+            .compare_exchange(current, new, Ordering::Relaxed, Ordering::Relaxed)
     }
 }
 
@@ -179,7 +221,13 @@ fn an_old_event_does_no_harm_to_the_next_client_of_the_slot() {
             Some(taken)
         },
         |desk, [first, second, new, late], taken| {
-            assert_eq!([first, second, late].into_iter().flatten().collect::<Vec<_>>(), up_to(taken.unwrap_or(3)));
+            assert_eq!(
+                [first, second, late]
+                    .into_iter()
+                    .flatten()
+                    .collect::<Vec<_>>(),
+                up_to(taken.unwrap_or(3))
+            );
             assert_eq!(desk.take(2), taken.map(|_| new.unwrap_or(NEXT)));
         },
     );
@@ -197,7 +245,11 @@ fn a_view_is_whole_in_the_middle_of_a_flip() {
         |desk| desk.slot().view(),
         |desk, (), seen| {
             let [before, flipped] = [left(0).0, left(1).0];
-            let committed = View { answered: 2, replied: 3, ..flipped };
+            let committed = View {
+                answered: 2,
+                replied: 3,
+                ..flipped
+            };
             assert!([before, flipped, committed].contains(&seen), "{seen:?}");
             assert_eq!(desk.slot().view(), committed);
         },

@@ -37,17 +37,25 @@ fn desks() -> (MasterDesk, WorkerDesk) {
 /// A quarter of the usual cases, which PROPTEST_CASES sets: these are long ones.
 fn few() -> Config {
     let usual = Config::default();
-    Config { failure_persistence: None, cases: usual.cases.div_ceil(4), ..usual }
+    Config {
+        failure_persistence: None,
+        cases: usual.cases.div_ceil(4),
+        ..usual
+    }
 }
 
 /// The bytes of a part of a stream: each stream has its own.
 fn bytes_of(stream: u64, part: Range<u64>) -> Vec<u8> {
-    part.map(|position| (position.wrapping_mul(31) ^ (position >> 8) ^ (stream * 101)) as u8).collect()
+    part.map(|position| (position.wrapping_mul(31) ^ (position >> 8) ^ (stream * 101)) as u8)
+        .collect()
 }
 
 /// What a thread has written after one more call.
 fn and_a_call_of(bytes: u64, before: Writes) -> Writes {
-    Writes { bytes: before.bytes + bytes, calls: before.calls + 1 }
+    Writes {
+        bytes: before.bytes + bytes,
+        calls: before.calls + 1,
+    }
 }
 
 /// Bytes that moved, of a socket that may have none or take none now.
@@ -83,31 +91,76 @@ impl Life {
         let (peer, socket, name): (OwnedFd, OwnedFd, _) = if is_unix {
             let (peer, socket) = UnixStream::pair().expect("socketpair");
             ledger::arm(&socket).expect("armed");
-            peer.set_nonblocking(true).and_then(|()| socket.set_nonblocking(true)).expect("set");
-            (peer.into(), socket.into(), Peer::Unix { pid: 1, uid: 2, gid: 3 })
+            peer.set_nonblocking(true)
+                .and_then(|()| socket.set_nonblocking(true))
+                .expect("set");
+            (
+                peer.into(),
+                socket.into(),
+                Peer::Unix {
+                    pid: 1,
+                    uid: 2,
+                    gid: 3,
+                },
+            )
         } else {
             let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
             let address = listener.local_addr().expect("address");
             let peer = TcpStream::connect(address).expect("connect");
             let socket = listener.accept().expect("accept").0;
-            peer.set_nonblocking(true).and_then(|()| socket.set_nonblocking(true)).expect("set");
+            peer.set_nonblocking(true)
+                .and_then(|()| socket.set_nonblocking(true))
+                .expect("set");
             // So that small replies are not kept back until the one before is acknowledged.
             socket.set_nodelay(true).expect("set");
             (peer.into(), socket.into(), Peer::from(address))
         };
         let (peer, input, output) = (peer.into(), id.0 * 2, id.0 * 2 + 1);
         // The kernel has not counted all of every third one.
-        let offsets =
-            if id.0 % 3 == 1 { Offsets { received: (1 << 33) + 5, sent: 1 << 40 } } else { Offsets::default() };
+        let offsets = if id.0 % 3 == 1 {
+            Offsets {
+                received: (1 << 33) + 5,
+                sent: 1 << 40,
+            }
+        } else {
+            Offsets::default()
+        };
         let [sent, read, answered] = [offsets.received; 3];
         let ([replied, written, heard], requests) = ([offsets.sent; 3], 0);
-        let life = Life { peer, input, output, sent, read, answered, replied, written, heard, faults: 0, requests };
+        let life = Life {
+            peer,
+            input,
+            output,
+            sent,
+            read,
+            answered,
+            replied,
+            written,
+            heard,
+            faults: 0,
+            requests,
+        };
         let socket = ClientSocket::shared(socket, matches!(name, Peer::Unix { .. }));
-        (Client { id, socket, peer: name, order: OrderRule::Little, listener: 1, since: 0, moves: 0, offsets }, life)
+        (
+            Client {
+                id,
+                socket,
+                peer: name,
+                order: OrderRule::Little,
+                listener: 1,
+                since: 0,
+                moves: 0,
+                offsets,
+            },
+            life,
+        )
     }
 
     fn send(&mut self, count: u64) {
-        self.sent += moved(self.peer.write(&bytes_of(self.input, self.sent..self.sent + count)));
+        self.sent += moved(
+            self.peer
+                .write(&bytes_of(self.input, self.sent..self.sent + count)),
+        );
     }
 
     fn hear(&mut self) {
@@ -117,21 +170,46 @@ impl Life {
             if count == 0 {
                 return;
             }
-            assert!(buffer[..count as usize] == bytes_of(self.output, self.heard..self.heard + count));
+            assert!(
+                buffer[..count as usize] == bytes_of(self.output, self.heard..self.heard + count)
+            );
             self.heard += count;
         }
     }
 
     /// What is known of it without a worker is this, to the byte.
-    fn check(&self, Unleased { client, bytes, marks, requests, .. }: &Unleased) {
-        assert_eq!((bytes.in_base, bytes.out_base), (self.answered, self.written), "{}", client.id);
-        assert!(all(&bytes.unread) == bytes_of(self.input, self.answered..self.read), "unread bytes of {}", client.id);
+    fn check(
+        &self,
+        Unleased {
+            client,
+            bytes,
+            marks,
+            requests,
+            ..
+        }: &Unleased,
+    ) {
+        assert_eq!(
+            (bytes.in_base, bytes.out_base),
+            (self.answered, self.written),
+            "{}",
+            client.id
+        );
+        assert!(
+            all(&bytes.unread) == bytes_of(self.input, self.answered..self.read),
+            "unread bytes of {}",
+            client.id
+        );
         assert!(
             all(&bytes.unsent) == bytes_of(self.output, self.written..self.replied),
             "unsent bytes of {}",
             client.id
         );
-        assert_eq!((*requests, marks.faults), (self.requests, self.faults), "{}", client.id);
+        assert_eq!(
+            (*requests, marks.faults),
+            (self.requests, self.faults),
+            "{}",
+            client.id
+        );
     }
 }
 
@@ -187,12 +265,25 @@ enum Act {
 }
 
 fn act() -> impl Strategy<Value = Act> {
-    let points =
-        [Point::Claim, Point::Begin, Point::Read, Point::Method, Point::Commit, Point::Write, Point::Park, Point::End];
+    let points = [
+        Point::Claim,
+        Point::Begin,
+        Point::Read,
+        Point::Method,
+        Point::Commit,
+        Point::Write,
+        Point::Park,
+        Point::End,
+    ];
     let dies_at = proptest::option::weighted(0.15, select(points.to_vec()));
     let size = || prop_oneof![3 => 0..40u16, 2 => 0..2000u16, 1 => any::<u16>()];
     let plan = (size(), vec((size(), size()), 0..5), size(), dies_at);
-    let plan = plan.prop_map(|(read, frames, write, dies_at)| Plan { read, frames, write, dies_at });
+    let plan = plan.prop_map(|(read, frames, write, dies_at)| Plan {
+        read,
+        frames,
+        write,
+        dies_at,
+    });
     prop_oneof![
         3 => any::<bool>().prop_map(|is_unix| Act::Accept { is_unix }),
         6 => (any::<Index>(), size()).prop_map(|(client, count)| Act::Send(client, count)),
@@ -266,8 +357,10 @@ impl World {
                 let (client, life) = Life::begin(id, *is_unix);
                 self.lives.insert(id, life);
                 let mut unleased = Unleased::fresh(client, 1);
-                (unleased.bytes.in_base, unleased.bytes.out_base) =
-                    (unleased.client.offsets.received, unleased.client.offsets.sent);
+                (unleased.bytes.in_base, unleased.bytes.out_base) = (
+                    unleased.client.offsets.received,
+                    unleased.client.offsets.sent,
+                );
                 self.waiting.push(unleased);
             }
             Act::Send(client, count) => self.life(client, |life| life.send((*count).into())),
@@ -275,14 +368,17 @@ impl World {
             Act::Give => {
                 if self.leases.has_free_slot() && !self.waiting.is_empty() {
                     let unleased = self.waiting.remove(0);
-                    self.leases.give(unleased, &self.desk).expect("all bytes have a place");
+                    self.leases
+                        .give(unleased, &self.desk)
+                        .expect("all bytes have a place");
                 }
             }
             Act::Flush => self.flush(),
             Act::FlushFails => {
                 if let Some(batch) = self.leases.next_batch() {
                     let back = self.leases.take_back(batch, &self.desk);
-                    back.into_iter().for_each(|recovered| self.take_in(recovered));
+                    back.into_iter()
+                        .for_each(|recovered| self.take_in(recovered));
                 }
             }
             // The master takes nobody before all leases are sent.
@@ -292,11 +388,18 @@ impl World {
             }
             Act::TakeAll => {
                 self.flush();
-                let slots = |leases: &Leases| leases.iter().map(|(slot, _)| slot).collect::<BTreeSet<u32>>();
+                let slots = |leases: &Leases| {
+                    leases
+                        .iter()
+                        .map(|(slot, _)| slot)
+                        .collect::<BTreeSet<u32>>()
+                };
                 let before = slots(&self.leases);
                 let taken = self.leases.take_all(&self.desk);
                 self.behind.extend(before.difference(&slots(&self.leases)));
-                taken.into_iter().for_each(|recovered| self.take_in(recovered));
+                taken
+                    .into_iter()
+                    .for_each(|recovered| self.take_in(recovered));
             }
             Act::Listen => self.listen(),
             Act::Die => self.die(),
@@ -309,7 +412,11 @@ impl World {
             }
             Act::Look => {
                 let is_taken = |slot: &u32| {
-                    let state = self.worker.slot(*slot).and_then(|slot| slot.lease()).map(|lease| lease.state);
+                    let state = self
+                        .worker
+                        .slot(*slot)
+                        .and_then(|slot| slot.lease())
+                        .map(|lease| lease.state);
                     matches!(state, Some(State::Taken | State::TakenParked))
                 };
                 let taken: Vec<u32> = self.held.keys().copied().filter(is_taken).collect();
@@ -318,13 +425,20 @@ impl World {
             Act::GiveUp(slot) => {
                 if let Some(slot) = self.pick(slot) {
                     // Taken by the master before, or by the worker now: it is done with it.
-                    let _ = self.worker.slot(slot).expect("held").take(self.held[&slot].generation);
+                    let _ = self
+                        .worker
+                        .slot(slot)
+                        .expect("held")
+                        .take(self.held[&slot].generation);
                     self.say(slot, false);
                 }
             }
             Act::Close(slot) => {
                 if let Some(slot) = self.pick(slot) {
-                    let (on_desk, generation) = (self.worker.slot(slot).expect("held"), self.held[&slot].generation);
+                    let (on_desk, generation) = (
+                        self.worker.slot(slot).expect("held"),
+                        self.held[&slot].generation,
+                    );
                     let is_ours = on_desk.claim(generation).is_some();
                     if is_ours {
                         on_desk.release(generation, State::Closed);
@@ -336,7 +450,12 @@ impl World {
     }
 
     fn life(&mut self, index: &Index, then: impl FnOnce(&mut Life)) {
-        let there: Vec<ClientId> = self.lives.keys().filter(|id| !self.over.contains(id)).copied().collect();
+        let there: Vec<ClientId> = self
+            .lives
+            .keys()
+            .filter(|id| !self.over.contains(id))
+            .copied()
+            .collect();
         if !there.is_empty() {
             then(self.lives.get_mut(index.get(&there)).expect("there"));
         }
@@ -356,11 +475,24 @@ impl World {
         while let Some(batch) = self.leases.next_batch() {
             for (lease, socket) in self.leases.records(&batch) {
                 let is_still_used = self.said.iter().any(|(slot, _)| *slot == lease.slot);
-                assert!(!is_still_used && !self.behind.contains(&lease.slot), "slot {}", lease.slot);
+                assert!(
+                    !is_still_used && !self.behind.contains(&lease.slot),
+                    "slot {}",
+                    lease.slot
+                );
                 let socket = File::from(socket.try_clone_to_owned().expect("dup"));
                 let is_unix = matches!(lease.peer, Peer::Unix { .. });
-                let held = Held { id: lease.client, generation: lease.generation, socket, is_unix };
-                assert!(self.held.insert(lease.slot, held).is_none(), "slot {} is leased twice", lease.slot);
+                let held = Held {
+                    id: lease.client,
+                    generation: lease.generation,
+                    socket,
+                    is_unix,
+                };
+                assert!(
+                    self.held.insert(lease.slot, held).is_none(),
+                    "slot {} is leased twice",
+                    lease.slot
+                );
                 self.heard += 1;
             }
         }
@@ -369,13 +501,18 @@ impl World {
     fn take(&mut self, slot: u32) {
         if let Some(recovered) = self.leases.take(slot, &self.desk) {
             assert!(self.behind.insert(slot), "slot {slot} was taken before");
-            assert_ne!(self.dying.map(|(dying, _)| dying), Some(slot), "it is in a turn");
+            assert_ne!(
+                self.dying.map(|(dying, _)| dying),
+                Some(slot),
+                "it is in a turn"
+            );
             self.take_in(recovered);
         }
     }
 
     fn take_in(&mut self, recovered: Recovered) {
-        let unleased = recovered.unwrap_or_else(|(reason, client)| panic!("{} is lost: {reason}", client.id));
+        let unleased =
+            recovered.unwrap_or_else(|(reason, client)| panic!("{} is lost: {reason}", client.id));
         self.lives[&unleased.client.id].check(&unleased);
         self.waiting.push(unleased);
     }
@@ -383,8 +520,11 @@ impl World {
     fn listen(&mut self) {
         for (slot, is_closed) in mem::take(&mut self.said) {
             let was_behind = self.behind.remove(&slot);
-            let done =
-                if is_closed { self.leases.closed(slot, &self.desk) } else { self.leases.freed(slot, &self.desk) };
+            let done = if is_closed {
+                self.leases.closed(slot, &self.desk)
+            } else {
+                self.leases.freed(slot, &self.desk)
+            };
             match done {
                 Done::Known => assert!(was_behind && !is_closed),
                 Done::Ended(client) => assert!(is_closed && self.over.insert(client.id)),
@@ -403,7 +543,11 @@ impl World {
         self.worker = worker;
         let leases = mem::replace(&mut self.leases, Leases::new(SLOTS));
         let before = leases.clients();
-        let interrupted = self.dying.take().filter(|(_, is_running)| *is_running).map(|(slot, _)| self.held[&slot].id);
+        let interrupted = self
+            .dying
+            .take()
+            .filter(|(_, is_running)| *is_running)
+            .map(|(slot, _)| self.held[&slot].id);
         if let Some(id) = interrupted {
             let life = self.lives.get_mut(&id).expect("there");
             life.faults = life.faults.saturating_add(1);
@@ -414,7 +558,10 @@ impl World {
         let mut faults = Vec::new();
         for (unleased, request) in left.recovered {
             if let Some(request) = request {
-                assert_eq!((request.method, request.faults), (METHOD, unleased.marks.faults));
+                assert_eq!(
+                    (request.method, request.faults),
+                    (METHOD, unleased.marks.faults)
+                );
                 faults.push(unleased.client.id);
             }
             self.take_in(Ok(unleased));
@@ -429,10 +576,21 @@ impl World {
 
     /// What `worker/turn.rs` does, of frames that mean nothing.
     fn turn(&mut self, slot: u32, plan: &Plan) {
-        let Held { id, generation, socket, is_unix } = self.held.get_mut(&slot).expect("it is held");
-        let (life, generation, is_unix) = (self.lives.get_mut(id).expect("there"), *generation, *is_unix);
+        let Held {
+            id,
+            generation,
+            socket,
+            is_unix,
+        } = self.held.get_mut(&slot).expect("it is held");
+        let (life, generation, is_unix) = (
+            self.lives.get_mut(id).expect("there"),
+            *generation,
+            *is_unix,
+        );
         let on_desk = self.worker.slot(slot).expect("it is held");
-        let Some(found) = on_desk.claim(generation) else { return self.say(slot, false) };
+        let Some(found) = on_desk.claim(generation) else {
+            return self.say(slot, false);
+        };
         let dying = &mut self.dying;
         let mut dies = |point| {
             let dies = plan.dies_at == Some(point);
@@ -450,7 +608,11 @@ impl World {
             let open = self.worker.open(slot, Place::Shared, view.tx.0);
             let count = view.replied.min(plan.write.into()) as usize;
             open.header.begin_write(slot, view.out_base, Some(self.sum));
-            let sent = if count > 0 { moved(socket.write(&open.tx[view.tx.1 as usize..][..count])) } else { 0 };
+            let sent = if count > 0 {
+                moved(socket.write(&open.tx[view.tx.1 as usize..][..count]))
+            } else {
+                0
+            };
             (self.sum, life.written) = (and_a_call_of(sent, self.sum), life.written + sent);
             if dies(Point::Write) {
                 return;
@@ -459,23 +621,46 @@ impl World {
             // Such as a line of the log.
             self.sum = and_a_call_of(77, self.sum);
             let (out_base, sent) = (view.out_base + sent, sent as u32);
-            let kept = View { out_base, replied: view.replied - sent, tx: (view.tx.0, view.tx.1 + sent), ..view };
+            let kept = View {
+                out_base,
+                replied: view.replied - sent,
+                tx: (view.tx.0, view.tx.1 + sent),
+                ..view
+            };
             open.slot.flip(&kept, marks);
             open.header.end_write();
             let is_at_rest = kept.replied == 0 && kept.have == 0;
-            return open.slot.release(generation, if is_at_rest { State::Rest } else { State::Parked });
+            return open.slot.release(
+                generation,
+                if is_at_rest {
+                    State::Rest
+                } else {
+                    State::Parked
+                },
+            );
         }
         let have = if is_parked { view.have as usize } else { 0 };
         if !is_parked {
             (marks.faults, marks.timed_out) = (0, false);
         }
-        let (in_base, out_base) = if is_parked { (view.in_base, view.out_base) } else { view.ends() };
+        let (in_base, out_base) = if is_parked {
+            (view.in_base, view.out_base)
+        } else {
+            view.ends()
+        };
         if have > 0 {
             let begin = view.rx.1 as usize;
-            self.worker.move_received(slot, view.rx.0, begin..begin + have, Place::Shared);
+            self.worker
+                .move_received(slot, view.rx.0, begin..begin + have, Place::Shared);
         }
         let open = self.worker.open(slot, Place::Shared, Place::Shared);
-        open.slot.flip(&View { have: have as u32, ..View::at_rest(in_base, out_base) }, marks);
+        open.slot.flip(
+            &View {
+                have: have as u32,
+                ..View::at_rest(in_base, out_base)
+            },
+            marks,
+        );
         if dies(Point::Begin) {
             return;
         }
@@ -495,7 +680,10 @@ impl World {
                 return;
             }
             // A fourth, that the reply buffer holds them all.
-            let (frame, reply) = ((arrived - answered).min(usize::from(*frame) + 1), usize::from(*reply) / 4);
+            let (frame, reply) = (
+                (arrived - answered).min(usize::from(*frame) + 1),
+                usize::from(*reply) / 4,
+            );
             let made = bytes_of(life.output, life.replied..life.replied + reply as u64);
             open.tx[replied..][..reply].copy_from_slice(&made);
             (answered, replied) = (answered + frame, replied + reply);
@@ -504,14 +692,19 @@ impl World {
             note.count(open.header, open.slot);
             open.slot.touch(2);
             (life.requests, life.faults) = (life.requests + 1, 0);
-            (life.answered, life.replied) = (life.answered + frame as u64, life.replied + reply as u64);
+            (life.answered, life.replied) =
+                (life.answered + frame as u64, life.replied + reply as u64);
             if dies(Point::Commit) {
                 return;
             }
         }
         open.header.begin_write(slot, out_base, Some(self.sum));
         let count = replied.min(plan.write.into());
-        let sent = if count > 0 { moved(socket.write(&open.tx[..count])) } else { 0 };
+        let sent = if count > 0 {
+            moved(socket.write(&open.tx[..count]))
+        } else {
+            0
+        };
         (self.sum, life.written) = (and_a_call_of(sent, self.sum), life.written + sent);
         if dies(Point::Write) {
             return;
@@ -521,8 +714,13 @@ impl World {
         let (unread, unsent) = (arrived - answered, replied - sent as usize);
         let is_at_rest = unread == 0 && unsent == 0;
         if !is_at_rest {
-            let place = if unread <= SMALL { Place::Small } else { Place::Large };
-            self.worker.move_received(slot, Place::Shared, answered..arrived, place);
+            let place = if unread <= SMALL {
+                Place::Small
+            } else {
+                Place::Large
+            };
+            self.worker
+                .move_received(slot, Place::Shared, answered..arrived, place);
             self.worker.keep_replies(slot, sent as usize..replied);
             if answered > 0 {
                 (marks.faults, marks.timed_out) = (0, false);
@@ -534,7 +732,10 @@ impl World {
                 replied: unsent as u32,
                 ..View::at_rest(in_base + answered as u64, out_base + sent)
             };
-            self.worker.slot(slot).expect("it is held").flip(&kept, marks);
+            self.worker
+                .slot(slot)
+                .expect("it is held")
+                .flip(&kept, marks);
             if dies(Point::Park) {
                 return;
             }
@@ -542,14 +743,24 @@ impl World {
         if is_at_rest && is_unix && sent > 0 {
             let rest = View::at_rest(in_base + answered as u64, out_base + sent);
             (marks.faults, marks.timed_out) = (0, false);
-            self.worker.slot(slot).expect("it is held").flip(&rest, marks);
+            self.worker
+                .slot(slot)
+                .expect("it is held")
+                .flip(&rest, marks);
         }
         self.worker.header().end_write();
         if dies(Point::End) {
             return;
         }
-        let state = if is_at_rest { State::Rest } else { State::Parked };
-        self.worker.slot(slot).expect("it is held").release(generation, state);
+        let state = if is_at_rest {
+            State::Rest
+        } else {
+            State::Parked
+        };
+        self.worker
+            .slot(slot)
+            .expect("it is held")
+            .release(generation, state);
     }
 
     /// Every client is in just one place, and all counts are right.
@@ -557,11 +768,22 @@ impl World {
         let leased: Vec<ClientId> = self.leases.iter().map(|(_, client)| client.id).collect();
         assert_eq!(self.leases.clients(), leased.len());
         let waiting = self.waiting.iter().map(|unleased| unleased.client.id);
-        let mut all: Vec<ClientId> = leased.iter().copied().chain(waiting).chain(self.over.iter().copied()).collect();
+        let mut all: Vec<ClientId> = leased
+            .iter()
+            .copied()
+            .chain(waiting)
+            .chain(self.over.iter().copied())
+            .collect();
         all.sort_unstable_by_key(|id| id.0);
         assert_eq!(all, self.lives.keys().copied().collect::<Vec<_>>());
-        assert_eq!(self.leases.has_free_slot(), leased.len() + self.behind.len() < SLOTS as usize);
-        assert_eq!(self.leases.given(), self.heard + self.leases.outbox.len() as u64);
+        assert_eq!(
+            self.leases.has_free_slot(),
+            leased.len() + self.behind.len() < SLOTS as usize
+        );
+        assert_eq!(
+            self.leases.given(),
+            self.heard + self.leases.outbox.len() as u64
+        );
     }
 }
 
@@ -620,11 +842,15 @@ fn scribble(leases: &Leases, desk: &MasterDesk, scribbles: &[(u64, Scribble)]) {
         };
         let value = match *scribble {
             Scribble::Anything(value) => value,
-            Scribble::Lease(state, other) => u64::from(other.unwrap_or(own)) << 8 | u64::from(state),
+            Scribble::Lease(state, other) => {
+                u64::from(other.unwrap_or(own)) << 8 | u64::from(state)
+            }
             Scribble::Small(value) => value.into(),
             Scribble::Halves(high, low) => u64::from(high) << 32 | u64::from(low),
         };
-        desk.file().write_all_at(&value.to_ne_bytes(), word * 8).expect("the desk is that long");
+        desk.file()
+            .write_all_at(&value.to_ne_bytes(), word * 8)
+            .expect("the desk is that long");
     }
 }
 

@@ -23,15 +23,25 @@ impl Text {
 
     /// Begins a family. `help` is ours, and on one line.
     pub(super) fn family(&mut self, name: &str, kind: &str, help: &str) {
-        self.line(format_args!("# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}\n"));
+        self.line(format_args!(
+            "# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}\n"
+        ));
     }
 
     /// A sample of the family that was begun last.
-    pub(super) fn sample(&mut self, name: &str, labels: &[(&str, &dyn Display)], value: impl Display) {
+    pub(super) fn sample(
+        &mut self,
+        name: &str,
+        labels: &[(&str, &dyn Display)],
+        value: impl Display,
+    ) {
         self.line(format_args!("{PREFIX}{name}"));
         for (index, (label, of)) in labels.iter().enumerate() {
             let before = if index == 0 { '{' } else { ',' };
-            self.line(format_args!("{before}{label}=\"{}\"", escaped(&of.to_string())));
+            self.line(format_args!(
+                "{before}{label}=\"{}\"",
+                escaped(&of.to_string())
+            ));
         }
         let end = if labels.is_empty() { "" } else { "}" };
         self.line(format_args!("{end} {value}\n"));
@@ -56,13 +66,18 @@ impl Text {
     }
 
     fn line(&mut self, arguments: std::fmt::Arguments<'_>) {
-        self.0.write_fmt(arguments).expect("a String takes everything");
+        self.0
+            .write_fmt(arguments)
+            .expect("a String takes everything");
     }
 }
 
 /// A value between quotes.
 fn escaped(value: &str) -> String {
-    value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n")
+    value
+        .replace('\\', r"\\")
+        .replace('"', "\\\"")
+        .replace('\n', r"\n")
 }
 
 #[cfg(test)]
@@ -73,7 +88,11 @@ mod tests {
     fn what_is_labelled_cannot_break_out_of_its_quotes() {
         let mut text = Text::default();
         text.family("x_total", COUNTER, "Some.");
-        text.sample("x_total", &[("method", &"a\"}\n1 \\"), ("result", &"ok")], 3);
+        text.sample(
+            "x_total",
+            &[("method", &"a\"}\n1 \\"), ("result", &"ok")],
+            3,
+        );
         text.sample("x_total", &[], 0.5);
         let expected = "# HELP fdpassd_x_total Some.\n# TYPE fdpassd_x_total counter\n\
                         fdpassd_x_total{method=\"a\\\"}\\n1 \\\\\",result=\"ok\"} 3\nfdpassd_x_total 0.5\n";

@@ -12,7 +12,11 @@ fn under_random_sequences_the_rules_hold() {
             life.step();
             life.reconcile();
         }
-        if seed % 4 == 0 { life.stop() } else { life.settle() }
+        if seed % 4 == 0 {
+            life.stop()
+        } else {
+            life.settle()
+        }
     }
 }
 
@@ -35,33 +39,64 @@ impl Life {
         let mut random = backoff::Jitter::new(seed);
         let count = random.below(9) as usize + 1;
         let pool = Pool::new(target(1, count), now, seed);
-        Life { seed, random, now, pool, alive: BTreeSet::new(), last: w(0), generation: 1, rolls_from: None }
+        Life {
+            seed,
+            random,
+            now,
+            pool,
+            alive: BTreeSet::new(),
+            last: w(0),
+            generation: 1,
+            rolls_from: None,
+        }
     }
 
     fn reconcile(&mut self) {
         let (seed, now) = (self.seed, self.now);
         let before = self.pool.members.clone();
-        let had_backoff: Vec<bool> = self.pool.seats.iter().map(|s| s.due.is_some_and(|due| due > now)).collect();
+        let had_backoff: Vec<bool> = self
+            .pool
+            .seats
+            .iter()
+            .map(|s| s.due.is_some_and(|due| due > now))
+            .collect();
         let actions = self.pool.reconcile(now);
         let pool = &self.pool;
         for action in &actions {
             let told = |id: &WorkerId| before.iter().find(|m| m.id == *id).expect("it is there");
             match action {
-                Action::Spawn { seat, id, generation } => {
-                    assert!(*id > self.last && *generation == pool.target.generation, "seed {seed}: {action:?}");
+                Action::Spawn {
+                    seat,
+                    id,
+                    generation,
+                } => {
+                    assert!(
+                        *id > self.last && *generation == pool.target.generation,
+                        "seed {seed}: {action:?}"
+                    );
                     let is_forgiven = actions.contains(&Action::RolledBack);
-                    assert!(is_forgiven || !had_backoff.get(*seat).unwrap_or(&false), "seed {seed}: {action:?} waits");
+                    assert!(
+                        is_forgiven || !had_backoff.get(*seat).unwrap_or(&false),
+                        "seed {seed}: {action:?} waits"
+                    );
                     self.last = *id;
                     self.alive.insert(*id);
                 }
                 Action::Drain { id, by, .. } => {
                     let member = told(id);
-                    assert!(matches!(member.state, State::Ready { .. }), "seed {seed}: {action:?} of {member:?}");
+                    assert!(
+                        matches!(member.state, State::Ready { .. }),
+                        "seed {seed}: {action:?} of {member:?}"
+                    );
                     let has_another = fresh_ready(pool, member.seat).any(|other| other != *id);
                     let serves = |m: &Member| m.seat < pool.wanted() && is_well(m);
                     let is_missed = !member.is_stalled && !pool.members().any(serves);
-                    let is_needless = member.seat >= pool.wanted() && !pool.is_rolling() && !is_missed;
-                    assert!(has_another || is_needless, "seed {seed}: {action:?} of {member:?}");
+                    let is_needless =
+                        member.seat >= pool.wanted() && !pool.is_rolling() && !is_missed;
+                    assert!(
+                        has_another || is_needless,
+                        "seed {seed}: {action:?} of {member:?}"
+                    );
                     assert_eq!(*by, now + DRAIN, "seed {seed}");
                 }
                 Action::Kill { id, why } => {
@@ -83,14 +118,21 @@ impl Life {
                     let is_there = |seat| fresh_ready(pool, seat).next().is_some();
                     assert!((0..pool.target.count).all(is_there), "seed {seed}");
                 }
-                Action::RolledBack => assert_eq!(self.rolls_from.take(), Some(pool.target.generation), "seed {seed}"),
+                Action::RolledBack => assert_eq!(
+                    self.rolls_from.take(),
+                    Some(pool.target.generation),
+                    "seed {seed}"
+                ),
                 Action::GiveUp => assert!(!pool.ever_ready, "seed {seed}"),
             }
         }
         let there: BTreeSet<_> = pool.members().map(|member| member.id).collect();
         assert_eq!(there, self.alive, "seed {seed}");
         assert_eq!(pool.is_rolling(), self.rolls_from.is_some(), "seed {seed}");
-        assert!(pool.deadline().is_none_or(|deadline| deadline > now), "seed {seed}: it would spin");
+        assert!(
+            pool.deadline().is_none_or(|deadline| deadline > now),
+            "seed {seed}: it would spin"
+        );
         self.look_at_seats(&spawned(&actions));
         assert_eq!(self.pool.reconcile(now), [], "seed {seed}: asked again");
     }
@@ -101,7 +143,8 @@ impl Life {
             return;
         }
         let seats = pool.seats().max(pool.wanted());
-        let (mut serving, mut ready, mut starting) = (vec![0; seats], vec![0; seats], vec![0; seats]);
+        let (mut serving, mut ready, mut starting) =
+            (vec![0; seats], vec![0; seats], vec![0; seats]);
         for member in pool.members() {
             serving[member.seat] += usize::from(is_well(member));
             let fresh = usize::from(pool.is_fresh(member));
@@ -111,13 +154,25 @@ impl Life {
                 State::Held { .. } | State::Draining { .. } | State::Killed => {}
             }
         }
-        let stand_ins = (0..seats).filter(|seat| serving[*seat] > 0 && starting[*seat] > 0).count();
+        let stand_ins = (0..seats)
+            .filter(|seat| serving[*seat] > 0 && starting[*seat] > 0)
+            .count();
         let most = (pool.target.count / 4).max(1);
-        assert!(stand_ins <= most || spawned.iter().all(|(seat, _)| serving[*seat] == 0), "seed {seed}: {stand_ins}");
+        assert!(
+            stand_ins <= most || spawned.iter().all(|(seat, _)| serving[*seat] == 0),
+            "seed {seed}: {stand_ins}"
+        );
         for seat in 0..pool.wanted() {
-            assert!(ready[seat] + starting[seat] <= 1, "seed {seed}: two in {seat}");
-            let is_taken = ready[seat] + starting[seat] == 1 || serving[seat] > 0 && stand_ins >= most;
-            assert!(is_taken || pool.due(seat).is_some(), "seed {seed}: nobody comes to {seat}");
+            assert!(
+                ready[seat] + starting[seat] <= 1,
+                "seed {seed}: two in {seat}"
+            );
+            let is_taken =
+                ready[seat] + starting[seat] == 1 || serving[seat] > 0 && stand_ins >= most;
+            assert!(
+                is_taken || pool.due(seat).is_some(),
+                "seed {seed}: nobody comes to {seat}"
+            );
         }
     }
 
@@ -125,7 +180,13 @@ impl Life {
         let now = self.now;
         let nth = self.random.below(self.alive.len().max(1) as u64) as usize;
         // Sometimes of a worker that is long gone.
-        let id = self.alive.iter().copied().nth(nth).filter(|_| self.random.below(50) > 0).unwrap_or(w(1 << 40));
+        let id = self
+            .alive
+            .iter()
+            .copied()
+            .nth(nth)
+            .filter(|_| self.random.below(50) > 0)
+            .unwrap_or(w(1 << 40));
         let state = self.pool.member(id).map(|member| member.state);
         let is_ready = matches!(state, Some(State::Ready { .. }));
         let soon = now + Duration::from_millis(self.random.below(20_000));
@@ -154,10 +215,15 @@ impl Life {
             14 => assert_eq!(self.pool.recycle(id), is_ready, "seed {seed}"),
             15 => self.pool.recycle_all(),
             16 => assert_eq!(self.pool.hold(id), is_ready, "seed {seed}"),
-            17 => assert_eq!(self.pool.release(id), matches!(state, Some(State::Held { .. })), "seed {seed}"),
+            17 => assert_eq!(
+                self.pool.release(id),
+                matches!(state, Some(State::Held { .. })),
+                "seed {seed}"
+            ),
             18 => self.pool.worn(id),
             19 | 20 => {
-                self.pool.stalled(id, (self.random.below(2) == 0).then_some(soon));
+                self.pool
+                    .stalled(id, (self.random.below(2) == 0).then_some(soon));
             }
             21 => {
                 self.pool.revived(id);
@@ -170,7 +236,12 @@ impl Life {
     /// Those who were told to go are gone.
     fn bury(&mut self) {
         let is_leaving = |m: &&Member| matches!(m.state, State::Draining { .. } | State::Killed);
-        let leaving: Vec<WorkerId> = self.pool.members().filter(is_leaving).map(|m| m.id).collect();
+        let leaving: Vec<WorkerId> = self
+            .pool
+            .members()
+            .filter(is_leaving)
+            .map(|m| m.id)
+            .collect();
         for id in leaving {
             self.pool.exited(id, false, self.now);
             self.alive.remove(&id);
@@ -183,7 +254,12 @@ impl Life {
         for member in self.pool.members().copied().collect::<Vec<_>>() {
             self.pool.revived(member.id);
             let is_starting = matches!(member.state, State::Starting { .. });
-            assert_eq!(self.pool.ready(member.id, self.now), is_starting, "seed {}", self.seed);
+            assert_eq!(
+                self.pool.ready(member.id, self.now),
+                is_starting,
+                "seed {}",
+                self.seed
+            );
         }
     }
 
@@ -203,11 +279,27 @@ impl Life {
         }
         let (seed, pool) = (self.seed, &self.pool);
         assert!(pool.is_settled(), "seed {seed}: {pool:#?}");
-        let serving: Vec<usize> =
-            (0..pool.seats()).flat_map(|seat| fresh_ready(pool, seat).map(move |_| seat)).collect();
-        assert_eq!(serving, (0..pool.target.count).collect::<Vec<_>>(), "seed {seed}");
-        assert_eq!(pool.members().filter(held).map(|m| m.id).collect::<Vec<_>>(), before, "seed {seed}");
-        assert_eq!(pool.members().count(), serving.len() + before.len(), "seed {seed}");
+        let serving: Vec<usize> = (0..pool.seats())
+            .flat_map(|seat| fresh_ready(pool, seat).map(move |_| seat))
+            .collect();
+        assert_eq!(
+            serving,
+            (0..pool.target.count).collect::<Vec<_>>(),
+            "seed {seed}"
+        );
+        assert_eq!(
+            pool.members()
+                .filter(held)
+                .map(|m| m.id)
+                .collect::<Vec<_>>(),
+            before,
+            "seed {seed}"
+        );
+        assert_eq!(
+            pool.members().count(),
+            serving.len() + before.len(),
+            "seed {seed}"
+        );
     }
 
     /// The end comes, whatever was going on.
@@ -217,7 +309,13 @@ impl Life {
         self.reconcile();
         self.now += DRAIN;
         self.reconcile();
-        assert!(self.pool.members().all(|member| member.state == State::Killed), "seed {}", self.seed);
+        assert!(
+            self.pool
+                .members()
+                .all(|member| member.state == State::Killed),
+            "seed {}",
+            self.seed
+        );
         self.obey();
         assert!(self.pool.is_finished(), "seed {}", self.seed);
     }
@@ -228,6 +326,8 @@ fn is_well(member: &Member) -> bool {
 }
 
 fn fresh_ready(pool: &Pool, seat: usize) -> impl Iterator<Item = WorkerId> + '_ {
-    let is_it = move |m: &&Member| m.seat == seat && pool.is_fresh(m) && matches!(m.state, State::Ready { .. });
+    let is_it = move |m: &&Member| {
+        m.seat == seat && pool.is_fresh(m) && matches!(m.state, State::Ready { .. })
+    };
     pool.members().filter(is_it).map(|m| m.id)
 }

@@ -11,13 +11,21 @@ fn rolling(count: usize, replaced: usize, now: Instant) -> Pool {
         let id = starting(&pool)[0];
         assert!(pool.ready(id, now));
         let drains = drained(&turn(&mut pool, now));
-        assert!(drains.iter().all(|(id, _)| pool.exited(*id, true, now).is_none()) && drains.len() == 1);
+        assert!(
+            drains
+                .iter()
+                .all(|(id, _)| pool.exited(*id, true, now).is_none())
+                && drains.len() == 1
+        );
     }
     pool
 }
 
 fn starting(pool: &Pool) -> Vec<WorkerId> {
-    pool.members().filter(|member| matches!(member.state, State::Starting { .. })).map(|member| member.id).collect()
+    pool.members()
+        .filter(|member| matches!(member.state, State::Starting { .. }))
+        .map(|member| member.id)
+        .collect()
 }
 
 #[test]
@@ -27,7 +35,10 @@ fn workers_are_replaced_a_few_at_a_time_and_never_before_another_is_ready() {
     assert!(pool.reload(target(2, 8)) && pool.is_rolling());
     assert!(!pool.reload(target(3, 8)), "one at a time");
     let actions = turn(&mut pool, now);
-    assert_eq!((spawned(&actions), actions.len()), (vec![(0, w(9)), (1, w(10))], 2));
+    assert_eq!(
+        (spawned(&actions), actions.len()),
+        (vec![(0, w(9)), (1, w(10))], 2)
+    );
     assert_eq!(turn(&mut pool, now), []);
     for replaced in 1..=8 {
         let id = starting(&pool)[0];
@@ -35,10 +46,17 @@ fn workers_are_replaced_a_few_at_a_time_and_never_before_another_is_ready() {
         let actions = turn(&mut pool, now);
         assert_eq!(drained(&actions), [(w(replaced), Why::Reload)]);
         assert_eq!(spawned(&actions).len(), usize::from(replaced <= 6));
-        assert_eq!(actions.contains(&Action::Applied), replaced == 8, "{actions:?}");
+        assert_eq!(
+            actions.contains(&Action::Applied),
+            replaced == 8,
+            "{actions:?}"
+        );
         assert_eq!(generations(&pool).len(), 8);
     }
-    assert!(!pool.is_rolling() && !pool.is_settled(), "the old ones are still there");
+    assert!(
+        !pool.is_rolling() && !pool.is_settled(),
+        "the old ones are still there"
+    );
     for id in 1..=8 {
         assert_eq!(pool.exited(w(id), true, now), None);
     }
@@ -53,13 +71,26 @@ fn a_new_worker_that_is_not_ready_in_time_rolls_back() {
     let starts = starting(&pool);
     let late = now + START;
     let actions = turn(&mut pool, late);
-    assert_eq!(killed(&actions), [(starts[0], Late::NotReady), (starts[1], Late::NotReady)]);
+    assert_eq!(
+        killed(&actions),
+        [(starts[0], Late::NotReady), (starts[1], Late::NotReady)]
+    );
     assert!(actions.contains(&Action::RolledBack) && !pool.is_rolling());
     assert_eq!(*pool.target(), target(1, 8));
     // The seats that have a worker of the generation that is wanted again keep it.
-    assert_eq!(spawned(&actions).iter().map(|(seat, _)| *seat).collect::<Vec<_>>(), [0, 1]);
+    assert_eq!(
+        spawned(&actions)
+            .iter()
+            .map(|(seat, _)| *seat)
+            .collect::<Vec<_>>(),
+        [0, 1]
+    );
     assert_eq!(drained(&actions), []);
-    assert!(starts.iter().all(|id| pool.exited(*id, false, late).is_none()));
+    assert!(
+        starts
+            .iter()
+            .all(|id| pool.exited(*id, false, late).is_none())
+    );
     let drains = drained(&calm_from(&mut pool, actions, late));
     assert_eq!(drains.len(), 3);
     assert!(drains.iter().all(|(_, why)| *why == Why::Rollback));
@@ -79,8 +110,13 @@ fn three_new_workers_that_die_roll_back_and_nobody_waits_for_what_they_did() {
     let mut pool = rolling(8, 1, now);
     // The seat whose old worker dies meanwhile gets a new one, which is no better.
     assert!(pool.exited(w(8), true, now).is_some());
-    let [(7, id)] = spawned(&turn(&mut pool, now))[..] else { panic!("the seat gets a new one") };
-    assert_eq!(pool.member(id).map(|member| member.generation), Some(Generation(2)));
+    let [(7, id)] = spawned(&turn(&mut pool, now))[..] else {
+        panic!("the seat gets a new one")
+    };
+    assert_eq!(
+        pool.member(id).map(|member| member.generation),
+        Some(Generation(2))
+    );
     for failures in 1..3 {
         let id = pool.occupant(7).expect("a new one").id;
         let delay = pool.exited(id, false, now).expect("another is to come");
@@ -93,8 +129,14 @@ fn three_new_workers_that_die_roll_back_and_nobody_waits_for_what_they_did() {
     assert!(pool.exited(last, false, now).is_some());
     let actions = turn(&mut pool, now);
     assert_eq!(actions[0], Action::RolledBack);
-    assert!(killed(&actions).contains(&(other, Late::Unneeded)), "{actions:?}");
-    assert!(spawned(&actions).iter().any(|(seat, _)| *seat == 7), "at once: {actions:?}");
+    assert!(
+        killed(&actions).contains(&(other, Late::Unneeded)),
+        "{actions:?}"
+    );
+    assert!(
+        spawned(&actions).iter().any(|(seat, _)| *seat == 7),
+        "at once: {actions:?}"
+    );
     assert_eq!(pool.exited(other, false, now), None);
     assert!(pool.reload(target(3, 8)), "another try is welcome at once");
     for (id, _) in killed(&actions) {
@@ -114,16 +156,27 @@ fn a_failed_generation_gives_up_its_seats_even_where_nobody_else_is() {
     let later = now + START / 2;
     assert_eq!(spawned(&turn(&mut pool, later)), [(1, w(4))]);
     let actions = turn(&mut pool, now + START);
-    assert_eq!(killed(&actions), [(w(3), Late::NotReady), (w(4), Late::Unneeded)]);
+    assert_eq!(
+        killed(&actions),
+        [(w(3), Late::NotReady), (w(4), Late::Unneeded)]
+    );
     assert_eq!(spawned(&actions), [(1, w(5))]);
-    assert_eq!(pool.member(w(5)).map(|member| member.generation), Some(Generation(1)));
+    assert_eq!(
+        pool.member(w(5)).map(|member| member.generation),
+        Some(Generation(1))
+    );
 }
 
 #[test]
 fn one_that_dies_right_after_it_was_ready_is_a_failure_and_one_that_served_is_none() {
     let now = Instant::now();
     let mut pool = rolling(8, 3, now);
-    let new: Vec<WorkerId> = pool.members().filter(|m| m.generation.0 == 2).map(|m| m.id).take(3).collect();
+    let new: Vec<WorkerId> = pool
+        .members()
+        .filter(|m| m.generation.0 == 2)
+        .map(|m| m.id)
+        .take(3)
+        .collect();
     for (round, id) in new.into_iter().enumerate() {
         pool.exited(id, round == 0, now);
     }
@@ -141,7 +194,11 @@ fn a_reload_forgives_and_old_workers_are_no_failures_of_the_new_generation() {
     assert!(pool.ready(w(1), now) && pool.exited(w(2), false, now).is_some());
     assert_eq!(turn(&mut pool, now), []);
     assert!(pool.reload(target(2, 2)));
-    assert_eq!(spawned(&turn(&mut pool, now)), [(0, w(3)), (1, w(4))], "a new configuration, a new chance");
+    assert_eq!(
+        spawned(&turn(&mut pool, now)),
+        [(0, w(3)), (1, w(4))],
+        "a new configuration, a new chance"
+    );
     // In its probation, but of the old generation.
     assert_eq!(pool.exited(w(1), false, now), None);
     assert!(pool.exited(w(3), false, now) > Some(Duration::ZERO));
@@ -153,9 +210,18 @@ fn a_reload_forgives_and_old_workers_are_no_failures_of_the_new_generation() {
     let later = now + START / 2;
     assert!(pool.reload(target(2, 1)));
     assert_eq!(spawned(&turn(&mut pool, later)), [(0, w(2))]);
-    assert_eq!(turn(&mut pool, now + START), [Action::Kill { id: w(1), why: Late::NotReady }]);
+    assert_eq!(
+        turn(&mut pool, now + START),
+        [Action::Kill {
+            id: w(1),
+            why: Late::NotReady
+        }]
+    );
     assert!(pool.is_rolling() && pool.exited(w(1), false, now + START).is_none());
-    assert!(pool.ready(w(2), now + START) && !pool.is_settled(), "it was not said that it is applied");
+    assert!(
+        pool.ready(w(2), now + START) && !pool.is_settled(),
+        "it was not said that it is applied"
+    );
     assert_eq!(turn(&mut pool, now + START), [Action::Applied]);
     assert!(pool.is_settled());
 }
@@ -168,9 +234,24 @@ fn an_old_worker_that_starts_is_kept_until_its_successor_is_ready() {
     assert!(pool.reload(target(2, 2)));
     assert_eq!(spawned(&turn(&mut pool, now)), [(0, w(3)), (1, w(4))]);
     assert!(pool.ready(w(3), now));
-    assert_eq!(turn(&mut pool, now), [Action::Kill { id: w(1), why: Late::Unneeded }]);
+    assert_eq!(
+        turn(&mut pool, now),
+        [Action::Kill {
+            id: w(1),
+            why: Late::Unneeded
+        }]
+    );
     assert!(pool.ready(w(4), now));
-    assert_eq!(turn(&mut pool, now), [Action::Applied, Action::Kill { id: w(2), why: Late::Unneeded }]);
+    assert_eq!(
+        turn(&mut pool, now),
+        [
+            Action::Applied,
+            Action::Kill {
+                id: w(2),
+                why: Late::Unneeded
+            }
+        ]
+    );
 }
 
 #[test]
@@ -180,14 +261,23 @@ fn a_roll_may_change_the_count_and_what_is_too_much_goes_when_it_is_over() {
     assert!(pool.reload(target(2, 2)));
     assert_eq!(spawned(&ready(&mut pool, now)), [(0, w(5))]);
     let actions = ready(&mut pool, now);
-    assert_eq!((spawned(&actions), drained(&actions)), (vec![(1, w(6))], vec![(w(1), Why::Reload)]));
+    assert_eq!(
+        (spawned(&actions), drained(&actions)),
+        (vec![(1, w(6))], vec![(w(1), Why::Reload)])
+    );
     let drains = [(w(2), Why::Reload), (w(3), Why::Scale), (w(4), Why::Scale)];
     let actions = turn(&mut pool, now);
-    assert_eq!((actions[0], drained(&actions)), (Action::Applied, drains.to_vec()));
+    assert_eq!(
+        (actions[0], drained(&actions)),
+        (Action::Applied, drains.to_vec())
+    );
     // And the other way round, given up.
     let mut pool = ready_pool(2, now);
     assert!(pool.reload(target(2, 4)));
-    assert_eq!(spawned(&turn(&mut pool, now)), [(0, w(3)), (2, w(4)), (3, w(5))]);
+    assert_eq!(
+        spawned(&turn(&mut pool, now)),
+        [(0, w(3)), (2, w(4)), (3, w(5))]
+    );
     assert!(pool.ready(w(4), now));
     let actions = turn(&mut pool, now + START);
     assert!(actions.contains(&Action::RolledBack));
@@ -200,19 +290,31 @@ fn what_was_scaled_during_a_roll_outlives_it() {
     let now = Instant::now();
     let mut pool = rolling(4, 3, now);
     pool.scale(5);
-    let [(4, id)] = spawned(&turn(&mut pool, now))[..] else { panic!("the new seat waits for nobody") };
+    let [(4, id)] = spawned(&turn(&mut pool, now))[..] else {
+        panic!("the new seat waits for nobody")
+    };
     assert!(pool.ready(id, now));
     assert_eq!(turn(&mut pool, now), [], "one seat is not there yet");
     pool.scale(2);
     let actions = turn(&mut pool, now);
-    assert_eq!(actions.iter().position(|action| *action == Action::Applied), Some(0), "the others are");
+    assert_eq!(
+        actions.iter().position(|action| *action == Action::Applied),
+        Some(0),
+        "the others are"
+    );
     assert!(drained(&actions).iter().all(|(_, why)| *why == Why::Scale));
     // One that only starts for a seat that is not wanted any more is no use, whatever becomes of the roll.
     let mut pool = ready_pool(1, now);
     assert!(pool.reload(target(2, 2)));
     assert_eq!(spawned(&turn(&mut pool, now)), [(0, w(2)), (1, w(3))]);
     pool.scale(1);
-    assert_eq!(turn(&mut pool, now), [Action::Kill { id: w(3), why: Late::Unneeded }]);
+    assert_eq!(
+        turn(&mut pool, now),
+        [Action::Kill {
+            id: w(3),
+            why: Late::Unneeded
+        }]
+    );
     // Scaled, then given up.
     let mut pool = rolling(4, 1, now);
     pool.scale(3);

@@ -7,7 +7,10 @@ fn a_stuck_worker_keeps_its_seat_until_it_is_killed() {
     let now = Instant::now();
     let at = |seconds| now + Duration::from_secs(seconds);
     let mut pool = ready_pool(2, now);
-    assert!(pool.stalled(w(1), None) && !pool.stalled(w(1), None), "it is news once");
+    assert!(
+        pool.stalled(w(1), None) && !pool.stalled(w(1), None),
+        "it is news once"
+    );
     assert_eq!(turn(&mut pool, now), []);
     assert!(pool.is_settled());
     assert!(!pool.stalled(w(1), Some(at(5))));
@@ -17,12 +20,25 @@ fn a_stuck_worker_keeps_its_seat_until_it_is_killed() {
     assert!(pool.revived(w(1)) && !pool.revived(w(1)));
     assert_eq!((turn(&mut pool, at(8)), pool.deadline()), (vec![], None));
     assert!(pool.stalled(w(1), Some(at(9))), "and again");
-    assert_eq!(turn(&mut pool, at(9))[0], Action::Kill { id: w(1), why: Late::Stalled });
-    assert_eq!(spawned(&pool.reconcile(at(9))), [], "its successor came with it");
+    assert_eq!(
+        turn(&mut pool, at(9))[0],
+        Action::Kill {
+            id: w(1),
+            why: Late::Stalled
+        }
+    );
+    assert_eq!(
+        spawned(&pool.reconcile(at(9))),
+        [],
+        "its successor came with it"
+    );
     assert_eq!(pool.exited(w(1), false, at(9)), None);
     assert_eq!(pool.due(0), None, "it was no failure");
     assert_eq!(pool.member(w(3)).map(|member| member.seat), Some(0));
-    assert!(!pool.stalled(w(3), Some(at(9))), "one that starts has its own deadline");
+    assert!(
+        !pool.stalled(w(3), Some(at(9))),
+        "one that starts has its own deadline"
+    );
 }
 
 #[test]
@@ -35,8 +51,20 @@ fn a_stuck_worker_that_drains_is_killed_at_whichever_comes_first() {
     // Who is stuck does not serve, so that nobody waits for his turn.
     assert_eq!(spawned(&ready(&mut pool, now)).len(), 2);
     assert_eq!(drained(&turn(&mut pool, now)).len(), 2);
-    assert_eq!(turn(&mut pool, soon), [Action::Kill { id: w(1), why: Late::Stalled }]);
-    assert_eq!(turn(&mut pool, now + DRAIN), [Action::Kill { id: w(2), why: Late::NotGone }]);
+    assert_eq!(
+        turn(&mut pool, soon),
+        [Action::Kill {
+            id: w(1),
+            why: Late::Stalled
+        }]
+    );
+    assert_eq!(
+        turn(&mut pool, now + DRAIN),
+        [Action::Kill {
+            id: w(2),
+            why: Late::NotGone
+        }]
+    );
 }
 
 #[test]
@@ -49,7 +77,15 @@ fn a_held_worker_is_never_killed_for_being_stuck() {
     assert_eq!((turn(&mut pool, late), pool.deadline()), (vec![], None));
     assert!(pool.exited(w(2), true, late).is_some());
     assert!(pool.release(w(1)));
-    assert_eq!(turn(&mut pool, late), [Action::Spawn { seat: 1, id: w(3), generation: Generation(1) }], "a stand-in");
+    assert_eq!(
+        turn(&mut pool, late),
+        [Action::Spawn {
+            seat: 1,
+            id: w(3),
+            generation: Generation(1)
+        }],
+        "a stand-in"
+    );
     assert!(!pool.stalled(w(1), Some(late)), "it still is");
     assert_eq!(killed(&turn(&mut pool, late)), [(w(1), Late::Stalled)]);
 }
@@ -78,9 +114,16 @@ fn when_all_are_stuck_somebody_else_comes_and_stays_until_one_is_back() {
     assert!(pool.stalled(w(4), None));
     assert_eq!(turn(&mut pool, now), [], "not more of them than workers");
     assert!(pool.revived(w(4)));
-    assert_eq!(turn(&mut pool, now), [], "that is none of those who are wanted");
+    assert_eq!(
+        turn(&mut pool, now),
+        [],
+        "that is none of those who are wanted"
+    );
     assert!(pool.revived(w(1)));
-    assert_eq!(drained(&turn(&mut pool, now)), [(w(3), Why::Surplus), (w(4), Why::Surplus)]);
+    assert_eq!(
+        drained(&turn(&mut pool, now)),
+        [(w(3), Why::Surplus), (w(4), Why::Surplus)]
+    );
 }
 
 #[test]
@@ -107,7 +150,13 @@ fn a_stand_in_that_fails_waits_and_one_that_only_starts_is_killed() {
     assert_eq!(turn(&mut pool, now), [], "no other seat instead");
     assert_eq!(spawned(&turn(&mut pool, now + delay)), [(3, w(5))]);
     assert!(pool.revived(w(2)));
-    assert_eq!(turn(&mut pool, now + delay), [Action::Kill { id: w(5), why: Late::Unneeded }]);
+    assert_eq!(
+        turn(&mut pool, now + delay),
+        [Action::Kill {
+            id: w(5),
+            why: Late::Unneeded
+        }]
+    );
     assert_eq!(pool.exited(w(5), false, now + delay), None);
 }
 
@@ -122,7 +171,11 @@ fn stand_ins_are_scaled_with_the_workers() {
     assert_eq!(pool.seats(), 6);
     assert!(pool.stalled(w(6), None));
     pool.scale(1);
-    assert_eq!(drained(&turn(&mut pool, now)).len(), 4, "one is wanted, and one more");
+    assert_eq!(
+        drained(&turn(&mut pool, now)).len(),
+        4,
+        "one is wanted, and one more"
+    );
 }
 
 #[test]

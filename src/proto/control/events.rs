@@ -201,17 +201,34 @@ mod tests {
 
     #[test]
     fn an_event_is_flat_and_leaves_out_what_does_not_apply() {
-        let about = About { worker: Some(WorkerId(7)), clients: Some(3), ..About::default() };
+        let about = About {
+            worker: Some(WorkerId(7)),
+            clients: Some(3),
+            ..About::default()
+        };
         let (level, message) = (LogLevel::Warn, "worker 7 died".to_owned());
-        let event = Event { id: 9, at: 1.5, level, event: Kind::WorkerDied, message, about };
+        let event = Event {
+            id: 9,
+            at: 1.5,
+            level,
+            event: Kind::WorkerDied,
+            message,
+            about,
+        };
         let text = serde_json::to_string(&event).expect("JSON");
         assert_eq!(
             text,
             r#"{"id":9,"at":1.5,"level":"warn","event":"worker_died","message":"worker 7 died","worker":7,"clients":3}"#
         );
-        assert_eq!(serde_json::from_str::<Event>(&text).expect("an event"), event);
+        assert_eq!(
+            serde_json::from_str::<Event>(&text).expect("an event"),
+            event
+        );
         for kind in Kind::ALL {
-            assert_eq!(serde_json::to_string(kind).expect("JSON"), format!("{:?}", kind.as_str()));
+            assert_eq!(
+                serde_json::to_string(kind).expect("JSON"),
+                format!("{:?}", kind.as_str())
+            );
         }
     }
 }

@@ -23,7 +23,15 @@ impl Turn<'_, '_> {
         let begin = self.view.rx.1 as usize + self.view.answered as usize;
         let (answered, replied) = (self.view.answered, self.view.replied as usize);
         let reply_max = self.tools.desk.layout().reply_max();
-        let Open { header, slot, rx, tx } = self.tools.desk.open(self.index, self.view.rx.0, Place::Shared);
+        let Open {
+            header,
+            slot,
+            rx,
+            tx,
+        } = self
+            .tools
+            .desk
+            .open(self.index, self.view.rx.0, Place::Shared);
         let out = &mut tx[replied..replied + reply_max];
 
         let (marks, quarantined, now) = (self.marks, self.tools.quarantined, self.tools.now);
@@ -33,7 +41,10 @@ impl Turn<'_, '_> {
             let request = Request::parse(&rx[begin + PREFIX..begin + total])
                 .map_err(|reason| Failure::Fault(Fault::of(Code::BadRequest, reason)))?;
             let method = service.find(&request.method).ok_or_else(|| {
-                Failure::Fault(Fault::of(Code::UnknownMethod, format!("there is no method {:?}", request.method)))
+                Failure::Fault(Fault::of(
+                    Code::UnknownMethod,
+                    format!("there is no method {:?}", request.method),
+                ))
             })?;
             number = method as u32 + 1;
             if let Some(fault) = refusal(&*service, method, &request.method, marks, quarantined) {
@@ -62,7 +73,12 @@ impl Turn<'_, '_> {
             write_fault(out, order, &Fault::from(failure))
         });
         death::pass(Point::AfterHandler);
-        commit((header, slot), (number, is_error), answered + total as u32, (replied + length) as u32);
+        commit(
+            (header, slot),
+            (number, is_error),
+            answered + total as u32,
+            (replied + length) as u32,
+        );
         if !is_inline {
             self.tools.now = clock::monotonic();
             header.end_method(self.tools.now);
@@ -77,14 +93,24 @@ impl Turn<'_, '_> {
         let order = self.marks.order.unwrap_or(ByteOrder::Little);
         let (replied, skipped) = (self.view.replied as usize, self.have as u32);
         let now = self.tools.now;
-        let Open { header, slot, tx, .. } = self.tools.desk.open(self.index, self.view.rx.0, Place::Shared);
+        let Open {
+            header, slot, tx, ..
+        } = self
+            .tools
+            .desk
+            .open(self.index, self.view.rx.0, Place::Shared);
         let length = write_fault(&mut tx[replied..], order, fault);
         self.marks.closing = true;
         // Whoever takes over from here gives it the whole time to read, and not what its frame has left.
         slot.set_since(now);
         // Before the reply counts: who finds it made finds that nothing comes after it.
         slot.set_marks(self.marks);
-        commit((header, slot), (0, true), skipped, (replied + length) as u32);
+        commit(
+            (header, slot),
+            (0, true),
+            skipped,
+            (replied + length) as u32,
+        );
         self.count(skipped, length);
     }
 
@@ -101,7 +127,12 @@ impl Turn<'_, '_> {
 
 /// Commits a reply and counts it: frames are answered up to this byte, and replies made up to that one. Each request is
 /// counted once, by its method and by whether it is answered with an error, wherever the process ends in here.
-fn commit((header, slot): (Header<'_>, Slot<'_>), counted: (u32, bool), answered: u32, replied: u32) {
+fn commit(
+    (header, slot): (Header<'_>, Slot<'_>),
+    counted: (u32, bool),
+    answered: u32,
+    replied: u32,
+) {
     let note = Note::make(header, slot, counted, replied);
     death::pass(Point::BeforeCommit);
     slot.commit(answered, replied);
@@ -116,16 +147,26 @@ pub(super) fn forgive(marks: &mut Marks) {
 
 /// Why a request is not to be run, if it is not. One that was executing at a death is run once more, if that does no harm;
 /// one that was executing for as long as it may is not, as it would take as long again.
-fn refusal(service: &dyn Service, method: usize, name: &str, marks: Marks, quarantined: &[bool]) -> Option<Fault> {
+fn refusal(
+    service: &dyn Service,
+    method: usize,
+    name: &str,
+    marks: Marks,
+    quarantined: &[bool],
+) -> Option<Fault> {
     if marks.timed_out {
-        return Some(Fault::of(Code::Timeout, "the request took longer than request-timeout"));
+        return Some(Fault::of(
+            Code::Timeout,
+            "the request took longer than request-timeout",
+        ));
     }
     if marks.faults > 1 || (marks.faults == 1 && !service.is_idempotent(method)) {
         let sentence = format!("the worker that ran this request died in method {name:?}");
         return Some(Fault::of(Code::Crashed, sentence));
     }
     if quarantined.get(method).is_some_and(|is| *is) {
-        let sentence = format!("method {name:?} is quarantined: it has crashed its workers too often");
+        let sentence =
+            format!("method {name:?} is quarantined: it has crashed its workers too often");
         return Some(Fault::of(Code::Crashed, sentence));
     }
     None

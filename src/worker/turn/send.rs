@@ -33,13 +33,23 @@ impl Turn<'_, '_> {
         if replied == 0 {
             return Ok(0);
         }
-        let open = self.tools.desk.open(self.index, self.view.rx.0, Place::Shared);
+        let open = self
+            .tools
+            .desk
+            .open(self.index, self.view.rx.0, Place::Shared);
         let begin = self.view.tx.1 as usize;
         let at = self.view.out_base;
         let bytes = &open.tx[begin..begin + replied];
-        let sent = transmit(self.connection, self.tools.writes, open.header, (self.index, at), bytes);
+        let sent = transmit(
+            self.connection,
+            self.tools.writes,
+            open.header,
+            (self.index, at),
+            bytes,
+        );
         self.tools.now = clock::monotonic();
-        open.header.record(self.tools.now, self.unrecorded, self.tools.now - since);
+        open.header
+            .record(self.tools.now, self.unrecorded, self.tools.now - since);
         self.unrecorded = 0;
         match sent {
             Ok(Moved::Bytes(n)) => Ok(n),
@@ -55,13 +65,22 @@ impl Turn<'_, '_> {
     /// Sends replies that were parked before this turn, and goes on if that is done.
     pub(super) fn send_parked(&mut self, purpose: &Purpose<'_>) -> Option<Waits> {
         let (begin, unsent) = (self.view.tx.1 as usize, self.view.replied as usize);
-        let open = self.tools.desk.open(self.index, Place::Shared, self.view.tx.0);
+        let open = self
+            .tools
+            .desk
+            .open(self.index, Place::Shared, self.view.tx.0);
         let Some(bytes) = open.tx.get(begin..begin + unsent) else {
             open.header.add_lost();
             return None;
         };
         let at = self.view.out_base;
-        let sent = match transmit(self.connection, self.tools.writes, open.header, (self.index, at), bytes) {
+        let sent = match transmit(
+            self.connection,
+            self.tools.writes,
+            open.header,
+            (self.index, at),
+            bytes,
+        ) {
             Ok(Moved::Bytes(n)) => n,
             Ok(Moved::Nothing) => 0,
             Ok(Moved::End) => return None,
@@ -106,7 +125,10 @@ impl Turn<'_, '_> {
             // Its first turn here. The worker before may have died, or lost it, just before it did this.
             socket::finish_writing(&self.connection.socket);
         }
-        let open = self.tools.desk.open(self.index, Place::Shared, Place::Shared);
+        let open = self
+            .tools
+            .desk
+            .open(self.index, Place::Shared, Place::Shared);
         match self.connection.receive(open.rx) {
             Ok(Moved::Bytes(n)) => {
                 self.connection.last_words = self.connection.last_words.checked_sub(n as u32)?;
@@ -136,13 +158,21 @@ fn transmit(
     bytes: &[u8],
 ) -> io::Result<Moved> {
     if connection.is_tcp() {
-        return write(bytes, |bytes| socket::transmit(&connection.socket, bytes), |_| {});
+        return write(
+            bytes,
+            |bytes| socket::transmit(&connection.socket, bytes),
+            |_| {},
+        );
     }
     // What the thread has written is noted before, and what the kernel took behind: a death between the two is the one whose
     // outcome the account of the thread tells, as it has called write(2) once, or not yet. A signal handler could write.
     let _held_back = HeldBack::all();
     header.begin_write(slot, at, writes.and_then(|writes| writes.sum().ok()));
-    write(bytes, |bytes| socket::transmit_summed(&connection.socket, bytes), |took| header.complete_write(took))
+    write(
+        bytes,
+        |bytes| socket::transmit_summed(&connection.socket, bytes),
+        |took| header.complete_write(took),
+    )
 }
 
 /// Writes, with the points at which the tests let a worker die.
@@ -153,11 +183,19 @@ fn write(
 ) -> io::Result<Moved> {
     death::pass(Point::BeforeWrite);
     let is_cut_short = death::strikes(Point::AmidWrite);
-    let moved = transmit(if is_cut_short { &bytes[..bytes.len() / 2] } else { bytes });
+    let moved = transmit(if is_cut_short {
+        &bytes[..bytes.len() / 2]
+    } else {
+        bytes
+    });
     if is_cut_short {
         death::die();
     }
     death::pass(Point::AfterWrite);
-    complete(if let Ok(Moved::Bytes(took)) = moved { took as u64 } else { 0 });
+    complete(if let Ok(Moved::Bytes(took)) = moved {
+        took as u64
+    } else {
+        0
+    });
     moved
 }
