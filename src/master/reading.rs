@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::Master;
-use super::control::dispatch::Waits;
+use super::events::Asker;
 use super::reload::rejection;
-use super::telemetry::events::Asker;
+use super::verbs::Waits;
 use crate::config::{Config, Identities, Keys, Loaded};
 use crate::proto::control::{Checked, Code, Refusal, Verb};
 use crate::proto::paths::exact;

@@ -223,7 +223,7 @@ mod tests {
     fn where_the_kernel_can_refuse_descriptors_the_sender_is_told() {
         let (ours, theirs) = UnixStream::pair().expect("a pair");
         if set_passrights(ours.as_fd()).is_err() {
-            // tests/passed_descriptors.rs says so, too.
+            // tests/it/passed_descriptors.rs says so, too.
             return;
         }
         let _client = ClientSocket::own(ours.into());

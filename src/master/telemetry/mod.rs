@@ -1,4 +1,0 @@
-//! Telemetry: what happened, and how often.
-
-pub(crate) mod counters;
-pub(crate) mod events;

@@ -1,0 +1,376 @@
+//! Sockets that systemd has bound and hands over, by a shell in the place of systemd.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use fdpassd::proto::names::Address;
+use fdpassd::testing::{Client, Running, Setup, eventually};
+
+use crate::common::{FDPASSD, kernel};
+
+/// A listener of systemd's, and one more owner of it: systemd.
+struct Bound {
+    systemds: OwnedFd,
+    address: Address,
+}
+
+impl Bound {
+    fn tcp(to: &str) -> Bound {
+        let listener = TcpListener::bind(to).expect("a free port");
+        let address = Address::Tcp(listener.local_addr().expect("it is bound"));
+        Bound {
+            systemds: listener.into(),
+            address,
+        }
+    }
+
+    fn unix(path: &Path) -> Bound {
+        let listener = UnixListener::bind(path).expect("the path is free");
+        Bound {
+            systemds: listener.into(),
+            address: Address::Unix(path.to_owned()),
+        }
+    }
+
+    fn copy(&self) -> OwnedFd {
+        self.systemds
+            .try_clone()
+            .expect("there is a descriptor left")
+    }
+}
+
+fn addresses(daemon: &Running) -> Vec<String> {
+    daemon
+        .status()
+        .listeners
+        .into_iter()
+        .map(|listener| listener.address)
+        .collect()
+}
+
+#[track_caller]
+fn refused(setup: Setup) -> (Option<i32>, String) {
+    let error = setup.start().expect_err("it does not serve");
+    (error.code(), error.stderr().to_owned())
+}
+
+#[test]
+fn all_that_was_handed_over_under_a_name_is_served_as_if_it_was_ours() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (v4, v6) = (Bound::tcp("127.0.0.1:0"), Bound::tcp("[::1]:0"));
+    let unix = Bound::unix(&directory.path().join("rpc"));
+    let config = r#"
+        listen = [{ address = "systemd:local", byte-order = "big" }, "127.0.0.1:0", "systemd:rpc"]
+        limits.tcp-keepalive = "100s"
+        workers.count = 2
+    "#;
+    let setup = Setup::new(FDPASSD, config)
+        .handed("rpc", v4.copy())
+        .handed("local", unix.copy());
+    let daemon = setup
+        .handed("rpc", v6.copy())
+        .start()
+        .expect("the daemon serves");
+    let bound = addresses(&daemon);
+    let expected = [&unix, &v4, &v6].map(|bound| bound.address.to_string());
+    assert_eq!(
+        [&bound[0], &bound[2], &bound[3]],
+        [&expected[0], &expected[1], &expected[2]]
+    );
+    assert_eq!(bound.len(), 4);
+
+    let mut client = Client::connect(&v4.address);
+    assert_eq!(client.call("ping", 4).expect("a result"), 4);
+    let Address::Tcp(at) = v4.address else {
+        panic!("it is TCP")
+    };
+    let timer = eventually("it is idle", || kernel::timer(at.port()));
+    assert!(
+        timer.0 == kernel::KEEPALIVE && (80..=100).contains(&timer.1),
+        "{timer:?}"
+    );
+    assert_eq!(
+        Client::connect(&v6.address)
+            .call("ping", 6)
+            .expect("a result"),
+        6
+    );
+    let Address::Unix(path) = &unix.address else {
+        panic!("it is a Unix socket")
+    };
+    let mut big = UnixStream::connect(path).expect("it listens");
+    let body = b"{\"in\":\"ping\"}";
+    std::io::Write::write_all(
+        &mut big,
+        &[&(body.len() as u32).to_be_bytes()[..], body].concat(),
+    )
+    .expect("it is read");
+    let mut length = [0; 4];
+    std::io::Read::read_exact(&mut big, &mut length).expect("a reply");
+    assert!((1..100).contains(&u32::from_be_bytes(length)), "{length:?}");
+    let status = daemon.status();
+    assert_eq!(
+        status.listeners[2].queue_max,
+        Some(4096),
+        "the backlog is that of the entry"
+    );
+}
+
+#[test]
+fn workers_have_nothing_of_what_was_handed_over() {
+    let (used, unused) = (Bound::tcp("127.0.0.1:0"), Bound::tcp("127.0.0.1:0"));
+    let setup = Setup::new(FDPASSD, "listen = [\"systemd:rpc\"]\nworkers.count = 2")
+        .handed("rpc", used.copy());
+    let daemon = setup
+        .handed("other", unused.copy())
+        .start()
+        .expect("the daemon serves");
+    daemon.wait_for_log(
+        "systemd has handed over a socket named other, and no entry of listen is \"systemd:other\"",
+    );
+    daemon.wait_for_workers();
+    let sockets = |pid| {
+        let names = kernel::descriptors(pid).into_iter().map(|(_, name)| name);
+        names
+            .filter(|name| name.starts_with("socket:"))
+            .collect::<Vec<_>>()
+    };
+    let theirs = sockets(std::process::id());
+    let shared = |pid| {
+        sockets(pid)
+            .iter()
+            .filter(|name| theirs.contains(name))
+            .count()
+    };
+    assert_eq!(
+        shared(daemon.pid()),
+        3,
+        "two that were handed over, and the copy of a listener"
+    );
+    for worker in daemon.worker_pids() {
+        assert_eq!(shared(worker), 0);
+    }
+}
+
+#[test]
+fn a_reload_drops_what_was_handed_over_and_takes_it_up_again() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let tcp = Bound::tcp("127.0.0.1:0");
+    let unix = Bound::unix(&directory.path().join("rpc"));
+    let both = "listen = [\"systemd:tcp\", \"systemd:unix\", \"127.0.0.1:0\"]\nworkers.count = 1";
+    let setup = Setup::new(FDPASSD, both)
+        .handed("tcp", tcp.copy())
+        .handed("unix", unix.copy());
+    let daemon = setup.start().expect("the daemon serves");
+    let mut clients = [&tcp, &unix].map(|bound| Client::connect(&bound.address));
+    for client in &mut clients {
+        assert_eq!(client.call("ping", 1).expect("a result"), 1);
+    }
+
+    daemon
+        .reload_with("listen = [\"127.0.0.1:0\"]")
+        .expect("it is applied");
+    daemon.wait_until("the others are not served any more", |status| {
+        status.listeners.len() == 1
+    });
+    let Address::Unix(path) = &unix.address else {
+        panic!("it is a Unix socket")
+    };
+    assert!(path.exists(), "its path is systemd's");
+    // Clients that are there stay, new ones wait: systemd still listens.
+    let mut waiting = [&tcp, &unix].map(|bound| Client::connect(&bound.address));
+    for client in waiting.iter_mut().chain(&mut clients) {
+        client.request("ping", 2);
+    }
+    for client in &mut clients {
+        assert_eq!(client.reply().value().expect("a result"), 2);
+    }
+    assert!(!waiting[0].has_something() && !waiting[1].has_something());
+
+    daemon.reload_with(both).expect("it is applied");
+    for client in &mut waiting {
+        assert_eq!(client.reply().value().expect("a result"), 2);
+    }
+    assert_eq!(
+        addresses(&daemon)[..2],
+        [&tcp, &unix].map(|bound| bound.address.to_string())
+    );
+    let kept = daemon.status().listeners;
+    daemon.reload().expect("it is applied");
+    let totals = |listeners: &[fdpassd::proto::control::ListenerStatus]| -> Vec<u64> {
+        listeners
+            .iter()
+            .map(|listener| listener.accepted_total)
+            .collect()
+    };
+    assert_eq!(
+        totals(&daemon.status().listeners),
+        totals(&kept),
+        "they were kept, and not opened anew"
+    );
+}
+
+#[test]
+fn a_reload_with_a_name_that_was_not_handed_over_is_rejected() {
+    let tcp = Bound::tcp("127.0.0.1:0");
+    let setup = Setup::new(FDPASSD, "listen = [\"systemd:rpc\"]").handed("rpc", tcp.copy());
+    let daemon = setup.start().expect("the daemon serves");
+    let fault = daemon
+        .reload_with("listen = [\"systemd:rpc\", \"systemd:web\"]")
+        .expect_err("there is no such name");
+    let why =
+        "cannot listen on systemd:web: no socket of that name was handed over, only systemd:rpc";
+    assert_eq!((fault.code(), fault.message()), ("rejected", why));
+    assert_eq!(addresses(&daemon), [tcp.address.to_string()]);
+    assert_eq!(
+        Client::connect(&tcp.address)
+            .call("ping", 1)
+            .expect("a result"),
+        1
+    );
+}
+
+#[test]
+fn what_cannot_be_served_is_refused_with_what_to_do() {
+    let (code, said) = refused(Setup::new(FDPASSD, "listen = [\"systemd:rpc\"]"));
+    let why = "cannot listen on systemd:rpc: systemd has handed over no socket; is the socket unit started?";
+    assert!(code == Some(69) && said.contains(why), "{said}");
+
+    let tcp = Bound::tcp("127.0.0.1:0");
+    let setup = Setup::new(FDPASSD, "listen = [\"systemd:rpc\"]")
+        .handed("web", tcp.copy())
+        .handed("api", tcp.copy());
+    let (code, said) = refused(setup);
+    let why = "no socket of that name was handed over, only systemd:web, systemd:api";
+    assert!(code == Some(69) && said.contains(why), "{said}");
+
+    let datagrams = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    let (code, said) =
+        refused(Setup::new(FDPASSD, "listen = [\"systemd:rpc\"]").handed("rpc", datagrams));
+    let why = "cannot listen on systemd:rpc: it is no stream socket of TCP or Unix (ListenStream=)";
+    assert!(code == Some(69) && said.contains(why), "{said}");
+
+    let Address::Tcp(at) = tcp.address else {
+        panic!("it is TCP")
+    };
+    let connection = TcpStream::connect(at).expect("it listens");
+    let (code, said) =
+        refused(Setup::new(FDPASSD, "listen = [\"systemd:rpc\"]").handed("rpc", connection));
+    assert!(
+        code == Some(69) && said.contains("it does not listen; its unit must not say Accept=yes"),
+        "{said}"
+    );
+
+    // Who has enabled the socket unit and not changed the configuration is told how to.
+    let setup = Setup::new(FDPASSD, &format!("listen = [\"{at}\"]")).handed("rpc", tcp.copy());
+    let (code, said) = refused(setup);
+    let why = format!(
+        "cannot listen on {at}: Address already in use (os error 98); systemd has bound it and handed it \
+                       over: write \"systemd:rpc\""
+    );
+    assert!(code == Some(69) && said.contains(&why), "{said}");
+}
+
+#[test]
+fn failed_start_with_a_waiting_client_takes_two_seconds() {
+    let bound = Bound::tcp("127.0.0.1:0");
+    let Address::Tcp(address) = bound.address else {
+        panic!("it is TCP")
+    };
+    let _waiting = TcpStream::connect(address).expect("it listens");
+    let began = Instant::now();
+    let config = "listen = [\"systemd:rpc\"]\nworkers.count = 0";
+    let (code, said) = refused(Setup::new(FDPASSD, config).handed("rpc", bound.copy()));
+    assert_eq!(code, Some(78), "{said}");
+    assert!(
+        began.elapsed() >= Duration::from_secs(2),
+        "systemd would try it again at once"
+    );
+}
+
+#[test]
+fn an_environment_that_contradicts_itself_is_refused_and_that_of_another_is_not_looked_at() {
+    let setup = || Setup::new("sh", "").argument("-c");
+    for (environment, why) in [
+        (
+            "LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=rpc",
+            "LISTEN_FDS=2, but LISTEN_FDNAMES has 1 names",
+        ),
+        (
+            "LISTEN_PID=$$ LISTEN_FDS=many",
+            "LISTEN_FDS=many is no number up to 65536",
+        ),
+        (
+            "LISTEN_PID=$$ LISTEN_FDS=9 LISTEN_FDNAMES=a:b:c:d:e:f:g:h:i",
+            "not all of them are there: Bad file descriptor",
+        ),
+    ] {
+        let script = format!(
+            "{environment}; export LISTEN_PID LISTEN_FDS LISTEN_FDNAMES; exec {FDPASSD} \"$@\""
+        );
+        let (code, said) = refused(setup().argument(script).argument("sh"));
+        let is_told = said.starts_with("fdpassd: cannot take over the sockets of systemd: ")
+            && said.contains(why);
+        assert!(code == Some(69) && is_told, "{said}");
+    }
+    let script =
+        format!("LISTEN_PID=1 LISTEN_FDS=9; export LISTEN_PID LISTEN_FDS; exec {FDPASSD} \"$@\"");
+    let daemon = setup()
+        .argument(script)
+        .argument("sh")
+        .start()
+        .expect("the daemon serves");
+    assert_eq!(daemon.call("ping", 1).expect("a result"), 1);
+}
+
+#[test]
+fn who_comes_while_the_daemon_is_away_waits_for_the_next_one() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("rpc");
+    let (tcp, unix) = (Bound::tcp("127.0.0.1:0"), Bound::unix(&path));
+    let start = || {
+        let setup = Setup::new(FDPASSD, "listen = [\"systemd:rpc\"]").handed("rpc", tcp.copy());
+        setup
+            .handed("rpc", unix.copy())
+            .start()
+            .expect("the daemon serves")
+    };
+    let mut daemon = start();
+    daemon.signal("TERM");
+    assert!(daemon.wait().success());
+    assert!(fs::metadata(&path).is_ok(), "its path is systemd's");
+    let mut clients = [&tcp, &unix].map(|bound| Client::connect(&bound.address));
+    clients
+        .iter_mut()
+        .for_each(|client| client.request("ping", "patience"));
+    let _next = start();
+    for client in &mut clients {
+        assert_eq!(client.reply().value().expect("a result"), "patience");
+    }
+}
+
+#[test]
+fn a_listener_for_both_families_has_ipv4_clients_that_are_counted_as_such() {
+    let both = TcpListener::bind("[::]:0").expect("a free port");
+    let port = both.local_addr().expect("it is bound").port();
+    let config = "listen = [\"systemd:rpc\", \"127.0.0.1:0\"]\nlimits.max-clients-per-address = 1";
+    let daemon = Setup::new(FDPASSD, config)
+        .handed("rpc", both)
+        .start()
+        .expect("the daemon serves");
+    let mut first = Client::connect(&Address::Tcp(SocketAddr::from(([127, 0, 0, 1], port))));
+    assert_eq!(first.call("ping", 4).expect("a result"), 4);
+    let mut second = Client::connect(&daemon.addresses()[1]);
+    assert_eq!(
+        second
+            .reply()
+            .value()
+            .expect_err("there is one already")
+            .code(),
+        "overloaded"
+    );
+}

@@ -1,0 +1,127 @@
+//! Which worker a new client goes to.
+
+use fdpassd::testing::{Client, Running, eventually};
+
+use crate::common::faulty::{self, Execution, whoami};
+use crate::common::kernel;
+
+#[test]
+fn round_robin_is_exact_over_a_thousand_clients() {
+    for workers in [2, 3] {
+        let daemon = faulty::start(&format!(
+            "workers = {{ count = {workers}, dispatch = \"round-robin\" }}"
+        ));
+        daemon.wait_for_workers();
+        let mut clients = Vec::new();
+        for i in 0..1000 {
+            let mut client = daemon.connect();
+            assert_eq!(whoami(&mut client).seat, i % workers, "client {i}");
+            clients.push(client);
+        }
+    }
+}
+
+#[test]
+fn round_robin_is_exact_whoever_leaves_meanwhile() {
+    let daemon = faulty::start("workers = { count = 3, dispatch = \"round-robin\" }");
+    daemon.wait_for_workers();
+    let mut stays = Vec::new();
+    for i in 0..300 {
+        let mut client = daemon.connect();
+        assert_eq!(whoami(&mut client).seat, i % 3, "client {i}");
+        if i % 3 == 1 {
+            stays.push(client);
+        }
+    }
+    let status = daemon.wait_until("the others have left", |status| status.clients == 100);
+    assert_eq!(
+        status
+            .workers
+            .iter()
+            .map(|worker| worker.clients)
+            .collect::<Vec<_>>(),
+        [0, 100, 0]
+    );
+}
+
+#[test]
+fn least_loaded_gives_nobody_to_a_worker_that_is_busy_with_a_long_call() {
+    let daemon = faulty::start("workers = { count = 2, dispatch = \"least-loaded\" }");
+    daemon.wait_for_workers();
+    let mut caller = daemon.connect();
+    let busy = whoami(&mut caller).seat;
+    let execution = Execution::start_by(&daemon, caller);
+    let mut others = Vec::new();
+    for _ in 0..100 {
+        let mut client = daemon.connect();
+        assert_ne!(whoami(&mut client).seat, busy);
+        others.push(client);
+    }
+    let mut caller = execution.finish();
+    assert_eq!(whoami(&mut caller).seat, busy);
+}
+
+#[test]
+fn least_loaded_spreads_idle_clients_evenly() {
+    for workers in [2, 4] {
+        let daemon = faulty::start(&format!("workers.count = {workers}"));
+        daemon.wait_for_workers();
+        let mut clients = Vec::new();
+        for _ in 0..400 {
+            let mut client = daemon.connect();
+            whoami(&mut client);
+            clients.push(client);
+        }
+        let status = daemon.status();
+        let counts: Vec<u64> = status.workers.iter().map(|worker| worker.clients).collect();
+        let even = 400 / workers;
+        assert!(
+            counts.iter().all(|count| count.abs_diff(even) <= even / 4),
+            "{counts:?}"
+        );
+    }
+}
+
+#[test]
+fn a_stopped_worker_swallows_few_new_clients_and_all_others_are_served() {
+    const CLIENTS: u64 = 200;
+    const WINDOW: u64 = 16;
+    for dispatch in ["round-robin", "least-loaded"] {
+        let daemon = faulty::start(&format!(
+            "workers = {{ count = 2, dispatch = \"{dispatch}\" }}"
+        ));
+        daemon.wait_for_workers();
+        let stopped = stop(&daemon, 1);
+        let mut clients: Vec<Client> = (0..CLIENTS).map(|_| daemon.connect()).collect();
+        clients
+            .iter_mut()
+            .for_each(|client| client.request("whoami", ()));
+        let status =
+            daemon.wait_until("all but those of the stopped worker are served", |status| {
+                status.clients == CLIENTS
+                    && status.requests_total == CLIENTS - status.workers[1].clients
+            });
+        let swallowed = status.workers[1].clients;
+        assert!(
+            swallowed <= WINDOW,
+            "{dispatch}: the stopped worker got {swallowed} of {CLIENTS}"
+        );
+        daemon.signal_worker(1, "CONT");
+        let served = clients.iter_mut().map(|client| faulty::server(client));
+        assert_eq!(
+            served.filter(|server| server.pid == stopped).count() as u64,
+            swallowed
+        );
+    }
+}
+
+/// Stops the worker in that seat; returns its pid.
+#[track_caller]
+fn stop(daemon: &Running, seat: u32) -> u32 {
+    daemon.signal_worker(seat, "STOP");
+    let pid = daemon.worker_pids()[seat as usize];
+    eventually("the worker is stopped", || {
+        (kernel::state(pid) == Some('T')).then_some(())
+    });
+    pid
+}

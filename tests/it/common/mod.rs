@@ -1,0 +1,61 @@
+//! What the tests of the shipped daemon share.
+
+pub mod cgroup;
+pub mod faulty;
+pub mod figures;
+pub mod holder;
+pub mod http;
+pub mod kernel;
+pub mod load;
+pub mod namespace;
+pub mod page;
+pub mod port;
+pub mod program;
+pub mod random;
+pub mod restart;
+pub mod strace;
+pub mod upgrade;
+
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+
+use fdpassd::testing::{Running, eventually};
+
+/// The shipped daemon.
+pub const FDPASSD: &str = env!("CARGO_BIN_EXE_fdpassd");
+
+/// Starts it with this configuration.
+#[track_caller]
+pub fn start(config: &str) -> Running {
+    Running::start(FDPASSD, config).expect("the daemon serves")
+}
+
+/// Lets time pass: for tests of what does *not* happen meanwhile. Nothing is waited for like this.
+pub fn let_pass(time: Duration) {
+    let (_nobody, news) = mpsc::channel::<()>();
+    assert_eq!(news.recv_timeout(time), Err(RecvTimeoutError::Timeout));
+}
+
+/// Measures until nothing changes any more: our last question over the control socket takes a while to be put away.
+#[track_caller]
+pub fn settled<T: PartialEq>(measure: impl Fn() -> T) -> T {
+    eventually("the daemon comes to rest", || {
+        let before = measure();
+        let_pass(Duration::from_millis(100));
+        (measure() == before).then_some(before)
+    })
+}
+
+/// A ping whose body is of just that many bytes, from 26 on.
+pub fn ping_of(length: usize) -> String {
+    let (front, back) = ("{\"in\":\"ping\",\"params\":\"", "\"}");
+    let text = "x".repeat(length - front.len() - back.len());
+    format!("{front}{text}{back}")
+}
+
+/// The reply to [`ping_of`].
+pub fn pong_of(length: usize) -> Vec<u8> {
+    ping_of(length)
+        .replace("\"in\":\"ping\",\"params\"", "\"out\":\"pong\",\"result\"")
+        .into_bytes()
+}

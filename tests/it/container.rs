@@ -1,0 +1,207 @@
+//! As PID 1 of a container, with no init beside it: it collects whatever processes are orphaned there, ends as elsewhere, and
+//! logs to standard error.
+//!
+//! The container is a PID namespace with a /proc of its own, made by unshare(1), which needs root. Where that is not
+//! allowed, or not there, it says so and proves nothing.
+
+use std::process::{Child, Command, Stdio};
+
+use fdpassd::testing::{Running, Setup, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::common::kernel::{children, is_over};
+use crate::common::program::skip;
+use crate::common::{FDPASSD, settled};
+
+/// To unshare(1): whoever it runs is PID 1, and is killed with it.
+const OPTIONS: [&str; 4] = ["--pid", "--fork", "--mount-proc", "--kill-child"];
+
+/// Its pids are not ours: `status` tells those inside, and only `init` may be sent signals.
+struct Container {
+    daemon: Running,
+    /// The master's pid outside.
+    init: u32,
+}
+
+impl Container {
+    fn start(config: &str) -> Option<Container> {
+        let tried = Command::new("unshare")
+            .args(OPTIONS)
+            .args(["nsenter", "--version"])
+            .output();
+        if !tried.as_ref().is_ok_and(|output| output.status.success()) {
+            skip(&format!("no PID namespace can be made: {tried:?}"));
+            return None;
+        }
+        let setup = OPTIONS
+            .iter()
+            .fold(Setup::new("unshare", config), Setup::argument);
+        let daemon = setup.argument(FDPASSD).start().expect("it serves");
+        let status = daemon.wait_for_workers();
+        assert_eq!(status.pid, 1);
+        let init = children(daemon.pid())[0];
+        Some(Container { daemon, init })
+    }
+
+    /// Its children, dead ones that it has not collected included.
+    fn children(&self) -> Vec<u32> {
+        let mut all = children(self.init);
+        all.sort_unstable();
+        all
+    }
+
+    /// Waits until it has just these children.
+    #[track_caller]
+    fn wait_for_children(&self, wanted: &[u32]) {
+        eventually(&format!("it has the children {wanted:?}"), || {
+            (self.children() == wanted).then_some(())
+        });
+    }
+
+    /// A shell in the container that runs this.
+    fn shell(&self, script: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg("--target")
+            .arg(self.init.to_string())
+            .args(["--pid", "sh", "-c", script]);
+        // Orphans have no output of the tests, which would be waited for.
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        command
+    }
+
+    /// Has a shell run this, and waits for the shell only. What it reads is ours to write or to close.
+    #[track_caller]
+    fn run(&self, script: &str) -> Child {
+        let mut shell = self
+            .shell(script)
+            .spawn()
+            .expect("nsenter ran a moment ago");
+        let input = shell.stdin.take();
+        assert!(shell.wait().expect("it is our child").success(), "{script}");
+        shell.stdin = input;
+        shell
+    }
+
+    /// Processes that stay until what is returned is dropped, and whose parent has ended: their pids outside.
+    #[track_caller]
+    fn orphans(&self, count: usize) -> (Child, Vec<u32>) {
+        let before = self.children();
+        let shell = self.run(&format!("for i in $(seq {count}); do cat <&3 & done 3<&0"));
+        let orphans = eventually("it has the orphans", || {
+            let orphans: Vec<u32> = self
+                .children()
+                .into_iter()
+                .filter(|pid| !before.contains(pid))
+                .collect();
+            (orphans.len() == count).then_some(orphans)
+        });
+        (shell, orphans)
+    }
+}
+
+fn send(pid: u32, signal: Signal) {
+    kill(Pid::from_raw(pid.cast_signed()), signal).expect("it is ours");
+}
+
+#[test]
+fn orphans_are_collected_however_they_end_and_are_no_deaths_of_workers() {
+    let Some(container) = Container::start("workers.count = 2") else {
+        return;
+    };
+    let daemon = &container.daemon;
+    let mut client = daemon.connect();
+    let workers = settled(|| container.children());
+    assert_eq!(workers.len(), 2);
+
+    let (input, orphans) = container.orphans(5);
+    send(orphans[0], Signal::SIGKILL);
+    send(orphans[1], Signal::SIGSEGV);
+    let left: Vec<u32> = container
+        .children()
+        .into_iter()
+        .filter(|pid| !orphans[..2].contains(pid))
+        .collect();
+    container.wait_for_children(&left);
+    drop(input);
+    container.wait_for_children(&workers);
+    // Dead already when they become its own, most of them.
+    drop(container.run("for i in $(seq 50); do true & done"));
+    container.wait_for_children(&workers);
+    assert_eq!(client.call("ping", 1).expect("a result"), 1);
+    assert_eq!(daemon.status().deaths_total, 0);
+    assert!(
+        !daemon.stderr().contains("killed by"),
+        "{}",
+        daemon.stderr()
+    );
+
+    // Its own are told from them as ever.
+    let (input, orphans) = container.orphans(2);
+    for pid in [orphans[0], workers[0], workers[1]] {
+        send(pid, Signal::SIGKILL);
+    }
+    assert_eq!(client.call("ping", 2).expect("a result"), 2);
+    // What is of no worker is let live.
+    container
+        .daemon
+        .wait_until("both deaths are known", |status| status.deaths_total == 2);
+    assert!(!is_over(orphans[1]));
+    drop(input);
+    let status = daemon.wait_for_workers();
+    assert_eq!((status.deaths_total, status.lost_total), (2, 0));
+    eventually("only the successors are left", || {
+        let now = container.children();
+        (now.len() == 2
+            && !now
+                .iter()
+                .any(|pid| workers.contains(pid) || orphans.contains(pid)))
+        .then_some(())
+    });
+}
+
+#[test]
+fn it_stops_by_sigterm_from_inside_and_outside_though_there_are_orphans() {
+    for inside in [false, true] {
+        let Some(mut container) = Container::start("workers.count = 2") else {
+            return;
+        };
+        let (_input, _) = container.orphans(2);
+        let mut client = container.daemon.connect();
+        assert_eq!(client.call("ping", "here").expect("a result"), "here");
+        (0..50).for_each(|i| client.request("ping", i));
+        // So they have arrived, all of them.
+        assert_eq!(client.reply().value().expect("a result"), 0);
+        if inside {
+            // The end of the container may be its own.
+            container
+                .shell("kill -TERM 1")
+                .status()
+                .expect("nsenter ran a moment ago");
+        } else {
+            send(container.init, Signal::SIGTERM);
+        }
+        for i in 1..50 {
+            assert_eq!(client.reply().value().expect("a result"), i);
+        }
+        client.expect_end();
+        assert_eq!(
+            container.daemon.wait().code(),
+            Some(0),
+            "{}",
+            container.daemon.stderr()
+        );
+        for words in [
+            " serves on ",
+            " worker 2 (pid 3, gen 1) is ready",
+            " SIGTERM: stopping",
+            " stopped",
+        ] {
+            container.daemon.wait_for_log(words);
+        }
+    }
+}

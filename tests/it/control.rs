@@ -1,0 +1,327 @@
+//! The control socket: every verb and every refusal, and nobody there can hurt anybody.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use fdpassd::proto::control::{MAX_REQUEST, PATIENCE, Status, Version};
+use fdpassd::proto::names::Address;
+use fdpassd::testing::{Client, Running, eventually};
+use serde_json::json;
+
+use crate::common::program::{FDPASSCTL, OtherUser, Program, control_socket, wait_for_clients};
+use crate::common::{kernel, start};
+
+/// Control clients at a time, of whom so many are kept for those who may change things.
+const CLIENTS: usize = 72;
+const RESERVED: usize = 8;
+const PER_USER: usize = 8;
+
+#[test]
+fn every_verb_is_answered_as_often_as_it_is_asked_on_one_connection() {
+    let daemon = start("workers.count = 2");
+    let mut client = connect(&daemon);
+    for params in ["", ",\"params\":null", ",\"params\":{}", ",\"more\":1"] {
+        client.send_frame(format!("{{\"in\":\"version\"{params}}}"));
+        let version: Version =
+            serde_json::from_value(client.reply().value().expect("a result")).expect("a version");
+        assert_eq!(
+            (version.name.as_str(), version.version.as_str()),
+            ("fdpassd", env!("CARGO_PKG_VERSION"))
+        );
+        assert_eq!(version.pid, daemon.pid());
+        client.send_frame(format!("{{\"in\":\"status\"{params}}}"));
+        let reply = client.reply();
+        assert_eq!(reply.name, "status");
+        let status: Status = serde_json::from_str(reply.result.get()).expect("a status");
+        assert_eq!((status.pid, status.workers.len()), (daemon.pid(), 2));
+    }
+    // Of the second kind each is answered at the end of a turn of the master's loop.
+    for verb in ["version", "undrain"] {
+        (0..50).for_each(|_| client.request(verb, ()));
+        (0..50).for_each(|_| assert_eq!(client.reply().name, verb));
+    }
+}
+
+#[test]
+fn what_is_no_request_is_refused_and_the_connection_goes_on() {
+    let daemon = start("");
+    let mut client = connect(&daemon);
+    for (request, code, words) in [
+        ("", "bad_request", "empty"),
+        ("garbage", "bad_request", "expected"),
+        ("{}", "bad_request", "there is no \"in\""),
+        ("[\"status\"]", "bad_request", "object"),
+        (
+            "{\"in\":\"reload!\"}",
+            "unknown_verb",
+            "there is no verb \"reload!\"",
+        ),
+        ("{\"in\":\"ping\"}", "unknown_verb", "\"ping\""),
+        ("{\"in\":\"\\u001b[2J\"}", "unknown_verb", "\\u{1b}"),
+        (
+            "{\"in\":\"status\",\"params\":{\"all\":true}}",
+            "bad_params",
+            "unknown field `all`",
+        ),
+        (
+            "{\"in\":\"stop\",\"params\":{\"now\":true}}",
+            "bad_params",
+            "unknown field `now`",
+        ),
+        (
+            "{\"in\":\"stop\",\"params\":7}",
+            "bad_params",
+            "expected an object",
+        ),
+        (
+            "{\"in\":\"stop\",\"params\":[]}",
+            "bad_params",
+            "expected an object",
+        ),
+    ] {
+        client.send_frame(request);
+        let fault = client.reply().value().expect_err(request);
+        assert!(
+            fault.code() == code && fault.message().contains(words),
+            "{request}: {fault}"
+        );
+    }
+    client.send_frame("{\"in\":\"version\"}");
+    assert_eq!(client.reply().name, "version");
+    assert!(!daemon.status().stopping);
+}
+
+#[test]
+fn a_request_may_have_64_kib_and_one_byte_more_is_the_end() {
+    let daemon = start("");
+    let mut client = connect(&daemon);
+    let verb = "{\"in\":\"version\"}";
+    let longest = format!("{verb}{}", " ".repeat(MAX_REQUEST as usize - verb.len()));
+    client.send_frame(&longest);
+    assert_eq!(client.reply().name, "version");
+    client.send((MAX_REQUEST + 1).to_le_bytes());
+    let fault = client.reply().value().expect_err("it is too long");
+    assert_eq!(
+        fault.to_string(),
+        "too_large: a request is at most 65536 bytes, not 65537"
+    );
+    client.expect_end();
+}
+
+#[test]
+fn all_clients_there_may_be_are_answered_one_more_is_told_so_and_room_is_given_back() {
+    let daemon = start("");
+    // Nobody is left of those who looked whether it serves.
+    wait_for_clients(&control_socket(&daemon), 0);
+    let mut clients: Vec<Client> = (0..CLIENTS).map(|_| connect(&daemon)).collect();
+    clients
+        .iter_mut()
+        .for_each(|client| client.send_frame("{\"in\":\"status\"}"));
+    for client in &mut clients {
+        let status: Status =
+            serde_json::from_value(client.reply().value().expect("a result")).expect("a status");
+        assert_eq!(status.pid, daemon.pid());
+    }
+    let mut excess = connect(&daemon);
+    let fault = excess.reply().value().expect_err("there are enough");
+    assert_eq!(
+        fault.to_string(),
+        "busy: there are too many control clients"
+    );
+    excess.expect_end();
+    clients.iter_mut().for_each(ask_version);
+    clients.pop();
+    eventually("there is room for one more", || {
+        let mut client = connect(&daemon);
+        client.send_frame("{\"in\":\"version\"}");
+        (client.reply().name == "version").then_some(())
+    });
+    assert_eq!(daemon.call("ping", 1).expect("a result"), 1);
+}
+
+#[test]
+fn eight_at_a_time_of_each_user_and_eight_are_kept_for_root() {
+    let Some(others) = OtherUser::new() else {
+        return;
+    };
+    let socket = others.directory().join("control.sock");
+    let daemon = start(&format!(
+        "control = {{ socket = {socket:?}, mode = \"0666\" }}"
+    ));
+    let ask =
+        |command: &mut Command| Program::start(command.arg("version").arg("--socket").arg(&socket));
+    let fates = |programs: Vec<Program>| {
+        let said: Vec<_> = programs.into_iter().map(Program::finish).collect();
+        let busy = said
+            .iter()
+            .filter(|said| said.code == Some(1) && said.err.contains("busy: there are too many"));
+        (
+            said.iter().filter(|said| said.code == Some(0)).count(),
+            busy.count(),
+        )
+    };
+    wait_for_clients(&socket, 0);
+    // All of them wait in the queue while the master stands still: it accepts them in one go, the first come first.
+    daemon.signal("STOP");
+    let one_user: Vec<Program> = (0..PER_USER + 2)
+        .map(|_| ask(&mut others.command(FDPASSCTL, 70_000)))
+        .collect();
+    wait_for_clients(&socket, one_user.len());
+    daemon.signal("CONT");
+    assert_eq!(fates(one_user), (PER_USER, 2));
+
+    wait_for_clients(&socket, 0);
+    daemon.signal("STOP");
+    let many_users = (0..CLIENTS - RESERVED + 3).map(|i| 70_000 + (i / PER_USER) as u32);
+    let many_users: Vec<Program> = many_users
+        .map(|uid| ask(&mut others.command(FDPASSCTL, uid)))
+        .collect();
+    wait_for_clients(&socket, many_users.len());
+    let root: Vec<Program> = (0..RESERVED)
+        .map(|_| ask(&mut Command::new(FDPASSCTL)))
+        .collect();
+    wait_for_clients(&socket, many_users.len() + root.len());
+    daemon.signal("CONT");
+    assert_eq!(fates(many_users), (CLIENTS - RESERVED, 3));
+    assert_eq!(fates(root), (RESERVED, 0));
+}
+
+#[test]
+fn half_a_request_and_then_silence_is_ended_while_others_are_served() {
+    let daemon = start("");
+    let begin = Instant::now();
+    let (mut halfway, mut silent) = (connect(&daemon), connect(&daemon));
+    let frame = halfway.frame("{\"in\":\"version\"}");
+    halfway.send(&frame[..10]);
+    assert_eq!(daemon.status().clients, 0);
+    let fault = halfway
+        .reply()
+        .value()
+        .expect_err("it never came to an end");
+    assert_eq!(
+        fault.to_string(),
+        "timeout: the request did not arrive in time"
+    );
+    assert!(
+        begin.elapsed() >= PATIENCE - Duration::from_millis(10),
+        "it took {:?}",
+        begin.elapsed()
+    );
+    halfway.expect_end();
+    silent.expect_end();
+}
+
+#[test]
+fn one_who_never_reads_is_ended_while_others_are_served() {
+    let daemon = start("");
+    let socket = control_socket(&daemon);
+    let mut deaf = connect(&daemon);
+    let requests: Vec<u8> = (0..3000)
+        .flat_map(|_| deaf.frame("{\"in\":\"status\"}"))
+        .collect();
+    deaf.send(requests);
+    assert_eq!(daemon.call("ping", 1).expect("a result"), 1);
+    assert_eq!(daemon.status().pid, daemon.pid());
+    let memory = kernel::memory(daemon.pid());
+    assert!(memory < 64 << 20, "the master takes {memory} bytes");
+    wait_for_clients(&socket, 1);
+    wait_for_clients(&socket, 0);
+    drop(deaf);
+}
+
+#[test]
+fn workers_that_stand_still_keep_nobody_waiting() {
+    let daemon = start("workers.count = 2");
+    let workers = daemon.wait_for_workers().workers;
+    for worker in &workers {
+        daemon.signal_worker(worker.seat, "STOP");
+        let pid = worker.pid.expect("it is ready");
+        eventually("the worker is stopped", || {
+            (kernel::state(pid) == Some('T')).then_some(())
+        });
+    }
+    let mut client = daemon.connect();
+    client.request("ping", 1);
+    let status = daemon.wait_until("the client is leased", |status| status.clients == 1);
+    assert!(status.workers.iter().all(|worker| worker.pid.is_some()));
+    daemon.signal_worker(0, "CONT");
+    daemon.signal_worker(1, "CONT");
+    assert_eq!(client.reply().value().expect("a result"), 1);
+}
+
+#[test]
+fn only_root_and_the_daemons_user_may_stop_it() {
+    let Some(nobody) = OtherUser::new() else {
+        return;
+    };
+    let socket = nobody.directory().join("control.sock");
+    let mut daemon = start(&format!(
+        "control = {{ socket = {socket:?}, mode = \"0666\" }}"
+    ));
+    let ask = |verb: &str| {
+        Program::start(
+            nobody
+                .command(FDPASSCTL, 65_534)
+                .arg(verb)
+                .arg("--socket")
+                .arg(&socket),
+        )
+    };
+    let said = ask("stop").finish();
+    assert_eq!((said.code, said.out.as_str()), (Some(77), ""));
+    assert_eq!(
+        said.err,
+        "fdpassctl: forbidden: changing things needs root\n"
+    );
+    daemon.wait_for_log("stop by uid 65534 (pid ");
+    daemon.wait_for_log("): refused: changing things needs root\n");
+    assert!(!daemon.status().stopping);
+    for verb in ["status", "version"] {
+        assert_eq!(
+            ask(verb).finish().code,
+            Some(0),
+            "looking is for whoever can connect"
+        );
+    }
+    assert_eq!(
+        daemon.ctl("stop").expect("we are root"),
+        json!({"pid": daemon.pid(), "killed": 0})
+    );
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn a_socket_that_is_not_for_everybody_forbids_even_to_look() {
+    let Some(nobody) = OtherUser::new() else {
+        return;
+    };
+    let socket = nobody.directory().join("control.sock");
+    let _daemon = start(&format!(
+        "control = {{ socket = {socket:?}, mode = \"0660\" }}"
+    ));
+    let said = Program::start(
+        nobody
+            .command(FDPASSCTL, 65_534)
+            .arg("status")
+            .arg("--socket")
+            .arg(&socket),
+    )
+    .finish();
+    assert_eq!(said.code, Some(77));
+    let sentence = format!(
+        "fdpassctl: forbidden: {} is for root and the group ",
+        socket.display()
+    );
+    assert!(said.err.starts_with(&sentence), "{}", said.err);
+}
+
+#[track_caller]
+fn connect(daemon: &Running) -> Client {
+    Client::connect(&Address::Unix(control_socket(daemon)))
+}
+
+#[track_caller]
+fn ask_version(client: &mut Client) {
+    client.send_frame("{\"in\":\"version\"}");
+    assert_eq!(client.reply().name, "version");
+}

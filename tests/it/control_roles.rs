@@ -1,0 +1,569 @@
+//! Who may do what over the control socket: as root, as the daemon's user, as members of groups, as a stranger.
+
+use std::env;
+use std::fs::{self, Permissions};
+use std::io::{self, BufRead, BufReader, Lines, Write};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use fdpassd::proto::control::{Events, Kind, Status, Verb};
+use fdpassd::proto::names::Address;
+use fdpassd::testing::{Client, Setup, eventually};
+
+use crate::common::FDPASSD;
+use crate::common::program::{FDPASSCTL, OtherUser, Program, Said, ctl, skip, wait_for_clients};
+
+/// The user that the daemon runs as, and its group. Neither has a name, nor has any of the others.
+const DAEMON: u32 = 61_200;
+const ADMINS: u32 = 61_201;
+const READERS: u32 = 61_202;
+/// A user, and its own group.
+const USER: u32 = 61_300;
+
+const BOTH: &str = "admin-group = \"61201\", read-group = \"61202\"";
+
+/// A user with a primary group and supplementary ones.
+type Who<'a> = (u32, u32, &'a [u32]);
+
+const ROOT: Who<'_> = (0, 0, &[]);
+const OWNER: Who<'_> = (DAEMON, DAEMON, &[]);
+const ADMIN: Who<'_> = (USER, ADMINS, &[]);
+const SECOND_ADMIN: Who<'_> = (USER + 1, USER, &[7, ADMINS]);
+const READER: Who<'_> = (USER + 2, USER, &[READERS, 7]);
+const COLLEAGUE: Who<'_> = (USER + 3, USER, &[DAEMON]);
+const STRANGER: Who<'_> = (USER + 4, USER, &[7]);
+
+/// A daemon that is not root, and a directory that everybody reaches.
+struct Daemon {
+    program: Program,
+    /// Last, so that its directory goes after the process.
+    others: OtherUser,
+}
+
+impl Daemon {
+    /// With these keys in `[control]`; nothing, and said so, where nobody can become somebody else.
+    fn start(control: &str) -> Option<Daemon> {
+        let others = OtherUser::with_groups()?;
+        let config = others.directory().join("config.toml");
+        let mut command = others.command_in(FDPASSD, DAEMON, DAEMON, &[]);
+        write_config(&others, control);
+        let mut program = Program::start(command.arg("-c").arg(config));
+        assert!(program.line().contains(" listens on "), "it serves");
+        Some(Daemon { program, others })
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.others.directory().join("control.sock")
+    }
+
+    fn ctl(&self, (uid, gid, groups): Who<'_>, arguments: &[&str]) -> Command {
+        let mut command = self.others.command_in(FDPASSCTL, uid, gid, groups);
+        command.args(arguments).arg("--socket").arg(self.socket());
+        command
+    }
+
+    #[track_caller]
+    fn ask(&self, who: Who<'_>, arguments: &[&str]) -> Said {
+        Program::start(&mut self.ctl(who, arguments)).finish()
+    }
+
+    #[track_caller]
+    fn reload(&self, control: &str) {
+        write_config(&self.others, control);
+        let said = self.ask(ROOT, &["reload"]);
+        assert_eq!(said.code, Some(0), "{}", said.err);
+    }
+
+    /// Waits until a line of the log has all these words.
+    #[track_caller]
+    fn wait_for_log(&self, words: &[&str]) {
+        let path = self.others.directory().join("log");
+        eventually(&format!("{words:?} are logged"), || {
+            let log = fs::read_to_string(&path).expect("the daemon made it");
+            log.lines()
+                .any(|line| words.iter().all(|words| line.contains(words)))
+                .then_some(())
+        });
+    }
+}
+
+fn write_config(others: &OtherUser, control: &str) {
+    let directory = others.directory();
+    let (socket, log) = (directory.join("control.sock"), directory.join("log"));
+    let comma = if control.is_empty() { "" } else { ", " };
+    let text = format!(
+        "listen = [\"127.0.0.1:0\"]\nworkers.count = 2\n\
+         log = {{ target = \"file\", file = {log:?} }}\ncontrol = {{ socket = {socket:?}{comma}{control} }}\n"
+    );
+    fs::write(directory.join("config.toml"), text).expect("it is our directory");
+}
+
+#[test]
+fn each_may_do_what_the_table_says_and_a_reload_changes_it() {
+    let Some(daemon) = Daemon::start("") else {
+        return;
+    };
+    let askers = [
+        ROOT,
+        OWNER,
+        ADMIN,
+        SECOND_ADMIN,
+        READER,
+        COLLEAGUE,
+        STRANGER,
+    ];
+    for (control, may) in [
+        // Who may change things, who may look, and who may not.
+        ("", "AA---R-"),
+        ("mode = \"0666\"", "AARRRRR"),
+        ("admin-group = \"61201\"", "AAAA---"),
+        ("read-group = \"61202\"", "AA--R--"),
+        (BOTH, "AAAAR--"),
+        (&format!("mode = \"0660\", {BOTH}"), "AA-----"),
+        ("", "AA---R-"),
+    ] {
+        daemon.reload(control);
+        let asked = |who, verb: &str| {
+            let said = daemon.ask(who, &[verb]);
+            let is_done = said.code == Some(0);
+            assert!(
+                is_done || said.code == Some(77) && said.err.contains("forbidden: "),
+                "{who:?} {verb}: {said:?}"
+            );
+            is_done
+        };
+        let found: String = askers
+            .map(|who| match (asked(who, "status"), asked(who, "undrain")) {
+                (true, true) => 'A',
+                (true, false) => 'R',
+                (false, false) => '-',
+                (false, true) => '!',
+            })
+            .iter()
+            .collect();
+        assert_eq!(found, may, "{control}");
+    }
+}
+
+#[test]
+fn a_refusal_names_whoever_is_not_refused() {
+    let Some(daemon) = Daemon::start(BOTH) else {
+        return;
+    };
+    let changing = "changing things needs root, uid 61200 or the group 61201";
+    let looking = "looking needs root, uid 61200, the group 61201 or the group 61202";
+    for (who, verb, sentence) in [
+        (READER, "stop", changing),
+        (STRANGER, "stop", looking),
+        (STRANGER, "status", looking),
+    ] {
+        let said = daemon.ask(who, &[verb]);
+        assert_eq!(
+            (said.code, said.err),
+            (Some(77), format!("fdpassctl: forbidden: {sentence}\n")),
+            "{verb}"
+        );
+    }
+    daemon.wait_for_log(&[
+        "uid 61304 (pid ",
+        ") turned away from the control socket: looking needs root",
+    ]);
+
+    // What the kernel refuses, fdpassctl explains as well as it can.
+    let socket = daemon.socket();
+    daemon.reload("mode = \"0660\"");
+    let said = daemon.ask(STRANGER, &["status"]);
+    let sentence = format!(
+        "{} is for root, uid 61200 and the group 61200",
+        socket.display()
+    );
+    assert_eq!(
+        (said.code, said.err),
+        (Some(77), format!("fdpassctl: forbidden: {sentence}\n"))
+    );
+    let hidden = tempfile::tempdir().expect("a directory");
+    let inner = hidden.path().join("control.sock");
+    fs::set_permissions(hidden.path(), PermissionsExt::from_mode(0o700)).expect("it is ours");
+    let (uid, gid, groups) = STRANGER;
+    let mut command = daemon.others.command_in(FDPASSCTL, uid, gid, groups);
+    let said = Program::start(command.arg("status").arg("--socket").arg(&inner)).finish();
+    let sentence = format!(
+        "{} is in {}, which is for root only",
+        inner.display(),
+        hidden.path().display()
+    );
+    assert_eq!(
+        (said.code, said.err),
+        (Some(77), format!("fdpassctl: forbidden: {sentence}\n"))
+    );
+}
+
+#[test]
+fn one_of_very_many_groups_is_enough() {
+    let Some(daemon) = Daemon::start(BOTH) else {
+        return;
+    };
+    let others: Vec<u32> = (70_000..70_300).collect();
+    let with = |group: u32| [&others[..], &[group]].concat();
+    assert_eq!(
+        daemon.ask((USER, USER, &with(ADMINS)), &["undrain"]).code,
+        Some(0)
+    );
+    assert_eq!(
+        daemon.ask((USER, USER, &with(80_000)), &["status"]).code,
+        Some(77)
+    );
+}
+
+#[test]
+fn who_asked_for_a_change_is_logged_whether_it_is_made_or_not() {
+    let Some(daemon) = Daemon::start(BOTH) else {
+        return;
+    };
+    let changes = || Verb::ALL.into_iter().filter(|verb| verb.changes());
+    let mut reader = Hand::of(&daemon, READER);
+    for verb in changes() {
+        let reply = reader.ask(&format!(r#"{{"in":"{}"}}"#, verb.as_str()));
+        assert!(
+            reply.is_some_and(|reply| reply.contains("\"forbidden\"")),
+            "{verb:?}"
+        );
+        let by = format!(
+            " {} by uid {} (pid {}): refused: changing things",
+            verb.as_str(),
+            READER.0,
+            reader.pid()
+        );
+        daemon.wait_for_log(&[&by]);
+    }
+    let reply = reader.ask(r#"{"in":"log-level","params":{"level":"debug"}}"#);
+    assert!(reply.is_some_and(|reply| reply.contains("\"forbidden\"")));
+    assert!(
+        reader
+            .ask(r#"{"in":"log-level"}"#)
+            .is_some_and(|reply| reply.starts_with("log-level "))
+    );
+    let mut admin = Hand::of(&daemon, SECOND_ADMIN);
+    let by = format!(" by uid {} (pid {}): ", SECOND_ADMIN.0, admin.pid());
+    for verb in changes() {
+        let reply = admin
+            .ask(&format!(r#"{{"in":"{}","params":[]}}"#, verb.as_str()))
+            .expect("a reply");
+        assert!(
+            !reply.contains("\"forbidden\"") && reply.starts_with("error "),
+            "{verb:?}: {reply}"
+        );
+        daemon.wait_for_log(&[&format!(" {}{by}refused: ", verb.as_str())]);
+    }
+    let status: Status =
+        serde_json::from_str(&daemon.ask(ROOT, &["status", "--json"]).out).expect("a status");
+    let worker = status.workers[0].id.expect("it is ready").0;
+    for (verb, params, words) in [
+        ("scale", r#"{"count":1}"#, "1 workers instead of 2"),
+        ("recycle", "{}", "replacing all workers"),
+        (
+            "recycle",
+            r#"{"worker":99}"#,
+            "refused: there is no worker 99",
+        ),
+        ("hold", r#"{"worker":99}"#, "refused: there is no worker 99"),
+        (
+            "release",
+            r#"{"method":"pi"}"#,
+            "refused: method \"pi\" is not quarantined",
+        ),
+        ("drain", "{}", "nobody new is accepted"),
+        ("undrain", "{}", "clients are accepted"),
+        (
+            "rebalance",
+            "{}",
+            "no worker has more to do than the others",
+        ),
+        ("reload", "{}", "reloading; generation 2"),
+        (
+            "hold",
+            &format!(r#"{{"worker":{worker}}}"#),
+            "refused: there is no worker",
+        ),
+        ("stop", "{}", "stopping"),
+    ] {
+        admin
+            .ask(&format!(r#"{{"in":"{verb}","params":{params}}}"#))
+            .expect("a reply");
+        daemon.wait_for_log(&[&format!(" {verb}{by}"), words]);
+    }
+}
+
+#[test]
+fn a_role_is_lost_and_won_by_a_reload_on_a_connection_that_is_open() {
+    let Some(daemon) = Daemon::start(BOTH) else {
+        return;
+    };
+    let mut hand = Hand::of(&daemon, SECOND_ADMIN);
+    let (look, change) = (r#"{"in":"version"}"#, r#"{"in":"undrain"}"#);
+    let mut is_done = |request| {
+        hand.ask(request)
+            .is_some_and(|reply| !reply.starts_with("error "))
+    };
+    assert!(is_done(look) && is_done(change));
+    daemon.reload("read-group = \"61201\"");
+    assert!(is_done(look) && !is_done(change));
+    daemon.reload("admin-group = \"61201\"");
+    assert!(is_done(look) && is_done(change));
+
+    daemon.reload("admin-group = \"61203\"");
+    let reply = hand.ask(look).expect("it is told");
+    assert!(
+        reply.contains("looking needs root, uid 61200 or the group 61203"),
+        "{reply}"
+    );
+    assert_eq!(hand.ask(look), None, "and the connection is closed");
+}
+
+#[test]
+fn who_waits_for_events_when_its_role_is_lost_is_told_that_instead() {
+    let Some(daemon) = Daemon::start(BOTH) else {
+        return;
+    };
+    let mut hand = Hand::of(&daemon, READER);
+    write_config(&daemon.others, "admin-group = \"61201\"");
+    let reload = Program::start(&mut daemon.ctl(ROOT, &["reload"]));
+    // It asks again as soon as it is answered, as the workers start, up to the moment when it may not any more.
+    let mut after = 0;
+    let refusal = loop {
+        let reply = hand
+            .ask(&format!(
+                r#"{{"in":"events","params":{{"after":{after},"wait":9}}}}"#
+            ))
+            .expect("a reply");
+        let Some(events) = reply.strip_prefix("events ") else {
+            break reply;
+        };
+        let events: Events = serde_json::from_str(events).expect("events");
+        assert!(
+            events
+                .events
+                .iter()
+                .all(|event| event.event != Kind::ReloadApplied),
+            "{events:?}"
+        );
+        after = events.last;
+    };
+    assert!(refusal.contains("looking needs root"), "{refusal}");
+    assert_eq!(reload.finish().code, Some(0));
+}
+
+#[test]
+fn strangers_take_up_no_place_and_admins_are_not_counted_by_user() {
+    let Some(mut daemon) = Daemon::start(BOTH) else {
+        return;
+    };
+    // All wait in the queue while the master stands still: it accepts them in one go, the first come first. Of the
+    // strangers there are more than there may be clients at all.
+    let send = |signal| {
+        Command::new("kill")
+            .arg(signal)
+            .arg(daemon.program.pid().to_string())
+            .status()
+    };
+    send("-STOP").expect("kill runs");
+    let start = |who, count: usize| -> Vec<Program> {
+        (0..count)
+            .map(|_| Program::start(&mut daemon.ctl(who, &["version"])))
+            .collect()
+    };
+    let strangers = start(STRANGER, 80);
+    wait_for_clients(&daemon.socket(), 80);
+    let admitted = [start(READER, 8), start(ADMIN, 20)]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>();
+    wait_for_clients(&daemon.socket(), 108);
+    let excess = start(READER, 1);
+    wait_for_clients(&daemon.socket(), 109);
+    send("-CONT").expect("kill runs");
+    let codes = |programs: Vec<Program>| {
+        programs
+            .into_iter()
+            .map(|program| program.finish().code)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(codes(strangers), [Some(77); 80]);
+    assert_eq!(codes(admitted), [Some(0); 28]);
+    assert_eq!(codes(excess), [Some(1)]);
+    assert!(daemon.program.is_running());
+}
+
+/// A connection of another user, who asks what it is told to: this very program, run once more.
+struct Hand {
+    child: Child,
+    asks: ChildStdin,
+    replies: Lines<BufReader<ChildStdout>>,
+}
+
+/// Where the hand is to connect.
+const SOCKET: &str = "FDPASSD_TEST_HAND";
+
+impl Hand {
+    #[track_caller]
+    fn of(daemon: &Daemon, (uid, gid, groups): Who<'_>) -> Hand {
+        let program = env::current_exe().expect("/proc is mounted");
+        let mut command = daemon.others.command_in(program, uid, gid, groups);
+        command
+            .args(["--exact", "control_roles::hand", "--ignored", "--nocapture"])
+            .env(SOCKET, daemon.socket());
+        // It panics when the connection is closed.
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        let mut child = command.spawn().expect("it runs");
+        let asks = child.stdin.take().expect("piped");
+        let replies = BufReader::new(child.stdout.take().expect("piped")).lines();
+        Hand {
+            child,
+            asks,
+            replies,
+        }
+    }
+
+    /// It connects itself, and setpriv(1) becomes it.
+    fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The reply's name and result; nothing if the daemon closes the connection instead.
+    #[track_caller]
+    fn ask(&mut self, request: &str) -> Option<String> {
+        writeln!(self.asks, "{request}").ok()?;
+        let says = |line: io::Result<String>| {
+            line.expect("it says text")
+                .strip_prefix('>')
+                .map(str::to_owned)
+        };
+        self.replies.by_ref().find_map(says)
+    }
+}
+
+impl Drop for Hand {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+#[ignore = "what another user runs, see Hand"]
+fn hand() {
+    let Some(socket) = env::var_os(SOCKET) else {
+        return skip("it is for other tests");
+    };
+    let mut client = Client::connect(&Address::Unix(PathBuf::from(socket)));
+    for request in io::stdin().lines() {
+        client.send_frame(request.expect("a line"));
+        let reply = client.reply();
+        // Past the harness, which may be in the middle of a line.
+        writeln!(io::stdout(), "\n>{} {}", reply.name, reply.result).expect("somebody reads");
+    }
+}
+
+#[test]
+fn a_directory_in_tmp_of_another_user_is_passed_over() {
+    let Some(others) = OtherUser::new() else {
+        return;
+    };
+    // Unlike that of another run of this test.
+    let user = 1_000_000 + std::process::id();
+    let temporary = PathBuf::from(format!("/tmp/fdpassd-{user}"));
+    let (config, home) = (
+        others.directory().join("config.toml"),
+        others.directory().join("home"),
+    );
+    fs::write(&config, "listen = [\"127.0.0.1:0\"]\nworkers.count = 1\n")
+        .expect("it is our directory");
+    fs::create_dir(&home)
+        .and_then(|()| chown(&home, Some(user), Some(user)))
+        .expect("root may");
+    let prepared = |program: &str| {
+        let mut command = others.command(program, user);
+        command
+            .env_remove("RUNTIME_DIRECTORY")
+            .env_remove("XDG_RUNTIME_DIR")
+            .env_remove("FDPASSD_SOCKET");
+        command.env("HOME", &home);
+        command
+    };
+    for (owner, mode, is_used) in [
+        (user + 1, 0o755, false),
+        (user, 0o777, false),
+        (user, 0o700, true),
+    ] {
+        fs::create_dir(&temporary).expect("it is new");
+        let _removed = Removed(&temporary);
+        // Where somebody waits for fdpassctl.
+        let trap = (!is_used)
+            .then(|| UnixListener::bind(temporary.join("control.sock")).expect("it is free"));
+        if trap.is_some() {
+            fs::set_permissions(
+                temporary.join("control.sock"),
+                Permissions::from_mode(0o666),
+            )
+            .expect("root may");
+        }
+        chown(&temporary, Some(owner), Some(owner)).expect("root may");
+        fs::set_permissions(&temporary, Permissions::from_mode(mode)).expect("root may");
+        let said = Program::start(prepared(FDPASSCTL).arg("status")).finish();
+        assert_eq!(said.code, Some(3), "{said:?}");
+        assert_eq!(said.err.contains("/tmp/fdpassd-"), is_used, "{}", said.err);
+
+        let mut daemon = Program::start(prepared(FDPASSD).arg("-c").arg(&config));
+        assert!(daemon.line().contains(" listens on "));
+        let place = if is_used {
+            temporary.join("control.sock")
+        } else {
+            home.join(".fdpassd/control.sock")
+        };
+        let said = Program::start(prepared(FDPASSCTL).args(["version", "--json"])).finish();
+        assert!(
+            said.out.contains(&format!("\"pid\":{}", daemon.pid())),
+            "{place:?}: {said:?}"
+        );
+        assert!(UnixStream::connect(&place).is_ok(), "{place:?}");
+        if let Some(trap) = trap {
+            trap.set_nonblocking(true).expect("it is a socket");
+            assert_eq!(
+                trap.accept().expect_err("nobody came").kind(),
+                io::ErrorKind::WouldBlock
+            );
+        }
+    }
+}
+
+#[test]
+fn whoever_is_unmapped_in_a_user_namespace_changes_nothing() {
+    let tried = Command::new("unshare").args(["--user", "true"]).output();
+    if !tried.as_ref().is_ok_and(|output| output.status.success()) {
+        return skip(&format!("no user namespace can be made: {tried:?}"));
+    }
+    // It has the same number there as all others: none is mapped.
+    let daemon = Setup::new("unshare", "workers.count = 1")
+        .argument("--user")
+        .argument(FDPASSD)
+        .start();
+    let daemon = daemon.expect("it serves");
+    daemon.wait_for_log("is also that of all users from outside of its user namespace");
+    let said = ctl(&daemon, &["undrain"]);
+    let sentence = "fdpassctl: forbidden: changing things needs root\n";
+    assert_eq!((said.code, said.err.as_str()), (Some(77), sentence));
+    assert_eq!(ctl(&daemon, &["status"]).code, Some(0));
+}
+
+struct Removed<'a>(&'a Path);
+
+impl Drop for Removed<'_> {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(self.0);
+    }
+}

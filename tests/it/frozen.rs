@@ -1,0 +1,266 @@
+//! Time that stood still counts for nobody: processes of the daemon are stopped and go on, as by SIGSTOP, `docker pause` or a
+//! debugger.
+
+use std::time::Duration;
+
+use fdpassd::proto::names::Address;
+use fdpassd::testing::{Client, Running, ServiceManager, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::common::faulty::{self, Execution};
+use crate::common::http::{Visitor, metrics_address};
+use crate::common::program::control_socket;
+use crate::common::{FDPASSD, kernel, let_pass, ping_of, pong_of};
+
+/// Longer than all that is waited for here: the control socket and the exporter give 5 s.
+const STILL: Duration = Duration::from_millis(5_500);
+
+/// Processes that stand still until this is dropped.
+struct Frozen(Vec<u32>);
+
+impl Frozen {
+    #[track_caller]
+    fn new(pids: Vec<u32>) -> Frozen {
+        let frozen = Frozen(pids);
+        frozen.send(Signal::SIGSTOP);
+        for pid in &frozen.0 {
+            eventually("the process is stopped", || {
+                (kernel::state(*pid) == Some('T')).then_some(())
+            });
+        }
+        frozen
+    }
+
+    /// Master, workers and exporter.
+    #[track_caller]
+    fn all(daemon: &Running) -> Frozen {
+        let master = daemon.pid();
+        Frozen::new([vec![master], kernel::children(master)].concat())
+    }
+
+    fn send(&self, signal: Signal) {
+        for pid in &self.0 {
+            kill(Pid::from_raw(pid.cast_signed()), signal).expect("it is there");
+        }
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.send(Signal::SIGCONT);
+    }
+}
+
+/// A client of which a part of a frame has arrived, and the rest.
+fn halves(daemon: &Running, count: usize) -> Vec<(Client, Vec<u8>)> {
+    let half = |number: usize| {
+        let mut client = Client::connect(&daemon.addresses()[number % daemon.addresses().len()]);
+        let frame = client.frame(ping_of(100));
+        client.send(&frame[..50]);
+        (client, frame[50..].to_vec())
+    };
+    (0..count).map(half).collect()
+}
+
+/// Half of each kind goes on while nobody looks, the other half when time has gone on for a while.
+#[test]
+fn what_is_waited_for_is_not_late_for_time_that_stood_still() {
+    let daemon = faulty::start(
+        "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\nmetrics.listen = \"127.0.0.1:0\"\n\
+         [limits]\nframe-timeout = \"3s\"\nidle-timeout = \"3s\"\nsend-timeout = \"3s\"\nrequest-timeout = \"3s\"\n\
+         stall-timeout = \"500ms\"",
+    );
+    daemon.wait_for_workers();
+    let metrics = metrics_address(&daemon);
+    let mut frames = halves(&daemon, 20);
+    let mut idle: Vec<Client> = (0..20)
+        .map(|number| Client::connect(&daemon.addresses()[number % 2]))
+        .collect();
+    idle.iter_mut()
+        .for_each(|client| drop(client.call("ping", 0).expect("a pong")));
+    let mut deaf = daemon.connect();
+    (0..8).for_each(|_| deaf.send_frame(ping_of(500_000)));
+    let control = Address::Unix(control_socket(&daemon));
+    let mut controls: Vec<Client> = (0..2).map(|_| Client::connect(&control)).collect();
+    let asked = controls[0].frame(r#"{"in":"version"}"#);
+    controls
+        .iter_mut()
+        .for_each(|client| client.send(&asked[..9]));
+    let mut visitors: Vec<Visitor> = (0..2).map(|_| Visitor::connect(&metrics)).collect();
+    visitors.iter_mut().for_each(|visitor| {
+        visitor
+            .send("GET /healthz HTTP/1.1\r\n")
+            .expect("it is open")
+    });
+    let execution = Execution::start(&daemon);
+
+    let frozen = Frozen::all(&daemon);
+    let mut goes_on = |half: usize| {
+        frames
+            .iter_mut()
+            .skip(half)
+            .step_by(2)
+            .for_each(|(client, rest)| client.send(rest));
+        idle.iter_mut()
+            .skip(half)
+            .step_by(2)
+            .for_each(|client| client.request("ping", half));
+        controls[half].send(&asked[9..]);
+        visitors[half]
+            .send("Host: localhost\r\n\r\n")
+            .expect("it is open");
+    };
+    goes_on(0);
+    let_pass(STILL);
+    drop(frozen);
+    let_pass(Duration::from_millis(500));
+    goes_on(1);
+
+    for (client, _) in &mut frames {
+        assert!(client.receive() == pong_of(100), "the reply is another one");
+    }
+    for (number, client) in idle.iter_mut().enumerate() {
+        assert_eq!(client.reply().value().expect("a pong"), number % 2);
+    }
+    for client in &mut controls {
+        assert_eq!(client.reply().name, "version");
+    }
+    for visitor in &mut visitors {
+        assert_eq!(visitor.answer().status, 200);
+    }
+    (0..8).for_each(|_| {
+        assert!(
+            deaf.receive() == pong_of(500_000),
+            "the reply is another one"
+        )
+    });
+    execution.finish();
+    let status = daemon.status();
+    assert_eq!(
+        (status.errors_total, status.lost_total, status.deaths_total),
+        (0, 0, 0)
+    );
+}
+
+#[test]
+fn a_gap_of_the_master_alone_is_no_time_of_a_worker() {
+    let daemon = faulty::start(
+        "workers.count = 2\nlimits.request-timeout = \"2s\"\nlimits.stall-timeout = \"500ms\"",
+    );
+    daemon.wait_for_workers();
+    let execution = Execution::start(&daemon);
+    let control = Address::Unix(control_socket(&daemon));
+    let mut asker = Client::connect(&control);
+    let asked = asker.frame(r#"{"in":"version"}"#);
+    asker.send(&asked[..9]);
+    let frozen = Frozen::new(vec![daemon.pid()]);
+    let_pass(STILL);
+    drop(frozen);
+    asker.send(&asked[9..]);
+    assert_eq!(asker.reply().name, "version");
+    execution.finish();
+    let status = daemon.status();
+    assert_eq!((status.errors_total, status.deaths_total), (0, 0));
+    // As long as it runs it counts.
+    let mut late = daemon.connect();
+    late.request("sleep", 60_000);
+    assert_eq!(
+        late.reply().value().expect_err("it takes too long").code(),
+        "timeout"
+    );
+}
+
+#[test]
+fn a_gap_of_a_worker_alone_is_no_time_of_its_clients() {
+    let daemon = faulty::start(
+        "workers.count = 1\n[limits]\nframe-timeout = \"2s\"\nidle-timeout = \"2s\"\nstall-timeout = \"10m\"\n\
+         request-timeout = \"none\"",
+    );
+    daemon.wait_for_workers();
+    let worker = daemon.worker_pids()[0];
+    let mut frames = halves(&daemon, 4);
+    let mut idle = daemon.connect();
+    idle.call("ping", 0).expect("a pong");
+    let frozen = Frozen::new(vec![worker]);
+    frames
+        .iter_mut()
+        .take(2)
+        .for_each(|(client, rest)| client.send(rest));
+    let_pass(Duration::from_secs(3));
+    drop(frozen);
+    let_pass(Duration::from_millis(500));
+    frames
+        .iter_mut()
+        .skip(2)
+        .for_each(|(client, rest)| client.send(rest));
+    for (client, _) in &mut frames {
+        assert!(client.receive() == pong_of(100), "the reply is another one");
+    }
+    assert_eq!(idle.call("ping", 1).expect("a pong"), 1);
+    // As long as it runs it counts.
+    let (mut late, _) = halves(&daemon, 1).remove(0);
+    assert_eq!(
+        late.reply().value().expect_err("it is late").code(),
+        "timeout"
+    );
+    idle.expect_end();
+}
+
+/// One that sleeps in a method does not look, either, at what arrives.
+#[test]
+fn what_arrives_while_a_worker_is_in_a_method_is_not_late() {
+    let daemon = faulty::start(
+        "workers.count = 1\n[limits]\nframe-timeout = \"2s\"\nidle-timeout = \"2s\"\nstall-timeout = \"10m\"\n\
+         request-timeout = \"none\"",
+    );
+    daemon.wait_for_workers();
+    let mut frames = halves(&daemon, 4);
+    let mut idle = daemon.connect();
+    idle.call("ping", 0).expect("a pong");
+    let execution = Execution::start(&daemon);
+    frames
+        .iter_mut()
+        .for_each(|(client, rest)| client.send(rest));
+    idle.request("ping", 1);
+    let_pass(Duration::from_secs(3));
+    execution.finish();
+    for (client, _) in &mut frames {
+        assert!(client.receive() == pong_of(100), "the reply is another one");
+    }
+    assert_eq!(idle.reply().value().expect("a pong"), 1);
+}
+
+/// From the end of one master to the beginning of the next nobody can serve them.
+#[test]
+fn time_without_a_master_is_no_time_of_its_clients() {
+    for how in ["TERM", "KILL"] {
+        let manager = ServiceManager::new();
+        let config =
+            "workers.count = 1\nlimits = { frame-timeout = \"2s\", idle-timeout = \"2s\" }";
+        let mut daemon = manager.setup(FDPASSD, config).start().expect("it serves");
+        daemon.wait_for_workers();
+        let mut frames = halves(&daemon, 4);
+        let mut idle = daemon.connect();
+        idle.call("ping", 0).expect("a pong");
+        daemon.signal(how);
+        daemon.wait();
+        let_pass(Duration::from_millis(2_500));
+        let daemon = manager
+            .setup(FDPASSD, "")
+            .start_after(daemon)
+            .expect("the next master serves");
+        daemon.wait_for_workers();
+        let_pass(Duration::from_millis(300));
+        frames
+            .iter_mut()
+            .for_each(|(client, rest)| client.send(rest));
+        for (client, _) in &mut frames {
+            assert!(
+                client.receive() == pong_of(100),
+                "{how}: the reply is another one"
+            );
+        }
+        assert_eq!(idle.call("ping", 1).expect("a pong"), 1, "{how}");
+    }
+}

@@ -1,0 +1,223 @@
+//! A broken worker fills its desk and its channel with garbage: it is killed, whoever is whole goes on, the master stays.
+
+use fdpassd::proto::channel::{Message, ToMaster};
+use fdpassd::testing::{Client, Running};
+use serde_json::json;
+
+use crate::common::faulty::{self, Server, whoami};
+use crate::common::random::Random;
+use crate::common::{kernel, settled};
+
+/// Words of a desk's header, and of each slot behind it.
+const HEADER: u64 = 2048;
+const SLOT: u64 = 16;
+
+/// Random words over header and slots. Rounds are 12, or as many as the variable `GARBAGE_ROUNDS` says.
+#[test]
+fn a_desk_full_of_garbage_costs_at_most_clients_of_its_worker_and_leaves_nothing_behind() {
+    let mut random = Random::new("GARBAGE_SEED");
+    let rounds = std::env::var("GARBAGE_ROUNDS")
+        .ok()
+        .and_then(|rounds| rounds.parse().ok())
+        .unwrap_or(12);
+    let daemon = faulty::start(
+        r#"
+        listen = ["127.0.0.1:0", "unix:{dir}/rpc.sock"]
+        workers = { count = 2, dispatch = "round-robin" }
+        limits.max-clients = 40
+        "#,
+    );
+    daemon.wait_for_workers();
+    let before = settled(|| kernel::descriptors(daemon.pid()).len());
+    for round in 0..rounds {
+        let mut clients: Vec<(Client, Server)> = (0..8)
+            .map(|index| {
+                let mut client = Client::connect(&daemon.addresses()[index / 2 % 2]);
+                let server = whoami(&mut client);
+                (client, server)
+            })
+            .collect();
+        let broken = clients[0].1.pid;
+        let (mut its, mut others): (Vec<_>, Vec<_>) = clients
+            .drain(..)
+            .partition(|(_, server)| server.pid == broken);
+        assert!(its.len() > 1 && !others.is_empty());
+        let deaths = daemon.status().deaths_total;
+        let words: Vec<u64> = match round % 3 {
+            0 => (0..8 * SLOT).map(|_| random.next()).collect(),
+            // Of the kind that they usually are: small.
+            1 => (0..8 * SLOT).map(|_| random.below(2048)).collect(),
+            _ => (0..HEADER + 8 * SLOT).map(|_| random.next()).collect(),
+        };
+        let at = if round % 3 == 2 { 0 } else { HEADER };
+        its[0].0.request("scribble", (at, words));
+        // Whatever it says now, the others of this worker make it look at their slots.
+        for (client, _) in &mut its[1..] {
+            client.request("ping", round);
+        }
+        daemon.wait_until("the broken worker is dead", |status| {
+            status.deaths_total > deaths
+        });
+        for (client, server) in &mut others {
+            assert_eq!(
+                client.call("ping", round).expect("a result"),
+                round,
+                "it is another worker's"
+            );
+            assert_eq!(whoami(client).pid, server.pid);
+        }
+        drop((its, others));
+        daemon.wait_until("no client is counted that is gone", |status| {
+            status.clients == 0
+        });
+        daemon.wait_until("both serve", |s| {
+            s.workers.iter().all(|w| w.pid.is_some() && w.id.is_some())
+        });
+        daemon.wait_for_workers();
+        if daemon.status().quarantined.contains(&"scribble".to_owned()) {
+            daemon
+                .ctl_with("release", json!({ "method": "scribble" }))
+                .expect("it is quarantined");
+        }
+    }
+    assert_eq!(settled(|| kernel::descriptors(daemon.pid()).len()), before);
+}
+
+#[test]
+fn of_one_slot_that_is_garbage_the_client_is_closed_and_all_others_go_on() {
+    let mut random = Random::new("GARBAGE_SEED");
+    let daemon = faulty::start("workers.count = 1");
+    let mut clients = in_slots(&daemon);
+    let half = clients[4].frame(r#"{"in":"ping","params":4}"#);
+    clients[4].send(&half[..9]);
+    let words: Vec<u64> = (0..SLOT).map(|_| random.next()).collect();
+    clients[0]
+        .call("scribble", (HEADER + 2 * SLOT, words))
+        .expect("it was let");
+    clients[2].request("ping", 2);
+    daemon.wait_for_log("it is done with slot 2, where it has no client; killing it");
+    daemon.wait_for_log("killed by signal 9 (SIGKILL); 4 clients moved, 1 closed");
+    clients.remove(2).expect_end();
+    clients[3].send(&half[9..]);
+    assert_eq!(
+        clients[3].reply().value().expect("half a frame was whole"),
+        4
+    );
+    for client in &mut clients {
+        assert_eq!(client.call("ping", 1).expect("a result"), 1);
+    }
+    let status = daemon.status();
+    assert_eq!(
+        (status.clients, status.lost_total, status.deaths_total),
+        (4, 1, 1)
+    );
+}
+
+/// What stands in a slot goes to the next worker, which reckons with it.
+#[test]
+fn positions_that_no_stream_can_have_cost_that_client_its_connection_and_no_other_worker_its_life()
+{
+    let daemon = faulty::start("workers.count = 1");
+    let mut clients = in_slots(&daemon);
+    // Both views of slot 2, of a client at rest.
+    for view in [6, 11] {
+        clients[0]
+            .call("scribble", (HEADER + 2 * SLOT + view, [u64::MAX - 40; 2]))
+            .expect("it was let");
+    }
+    daemon.kill_worker(0);
+    clients.remove(2).expect_end();
+    for client in &mut clients {
+        for _ in 0..3 {
+            let frame = client.frame(r#"{"in":"ping"}"#);
+            client.send([&frame[..], &frame[..9]].concat());
+            assert_eq!(client.reply().name, "pong");
+            client.send(&frame[9..]);
+            assert_eq!(client.reply().name, "pong");
+        }
+    }
+    assert_eq!(
+        (daemon.status().deaths_total, daemon.status().lost_total),
+        (1, 1)
+    );
+}
+
+#[test]
+fn a_worker_that_says_what_is_no_message_or_not_true_is_killed_and_its_clients_go_on() {
+    let mut random = Random::new("GARBAGE_SEED");
+    let numbers = |kind: u8, slots: &[u32]| -> Vec<u8> {
+        [kind]
+            .into_iter()
+            .chain(slots.iter().flat_map(|slot| slot.to_le_bytes()))
+            .collect()
+    };
+    let mut datagrams = vec![
+        numbers(3, &[77]),
+        numbers(4, &[77]),
+        // Of a client that is there, and of none beside one that is.
+        numbers(3, &[1]),
+        numbers(4, &[1]),
+        numbers(3, &[u32::MAX]),
+        numbers(3, &[0; 4097]),
+        numbers(4, &(0..10_000).collect::<Vec<u32>>()),
+        vec![3],
+        vec![1, b'{'],
+        br#"xxx"#.to_vec(),
+    ];
+    while datagrams.len() < 24 {
+        let mut datagram: Vec<u8> = (0..1 + random.below(300))
+            .map(|_| random.next() as u8)
+            .collect();
+        datagram[0] = random.below(8) as u8;
+        if ToMaster::decode(&datagram).is_err() {
+            datagrams.push(datagram);
+        }
+    }
+    let daemon = faulty::start("workers.count = 1");
+    let mut clients = in_slots(&daemon);
+    for (deaths, datagram) in (1..).zip(datagrams) {
+        clients[0].request("say", &datagram);
+        let status = daemon.wait_until("it is killed", |status| status.deaths_total == deaths);
+        assert_eq!(
+            (status.clients, status.lost_total),
+            (5, 0),
+            "after {datagram:?}"
+        );
+        // It was still at it, or had it answered before.
+        if let Err(fault) = clients[0].reply().value() {
+            assert_eq!(fault.code(), "crashed", "{datagram:?}");
+        }
+        for client in &mut clients {
+            assert_eq!(client.call("ping", deaths).expect("a result"), deaths);
+        }
+        assert!(daemon.stderr().matches("; killing it").count() as u64 >= deaths);
+    }
+}
+
+#[test]
+fn a_worker_that_closes_its_channel_and_goes_on_is_killed_and_its_clients_go_on() {
+    let daemon = faulty::start("workers.count = 1");
+    let mut clients = in_slots(&daemon);
+    for deaths in 1..=5 {
+        clients[1].request("hang_up", ());
+        let status = daemon.wait_until("it is dead", |status| status.deaths_total == deaths);
+        assert_eq!((status.clients, status.lost_total), (5, 0));
+        if let Err(fault) = clients[1].reply().value() {
+            assert_eq!(fault.code(), "crashed");
+        }
+        for client in &mut clients {
+            assert_eq!(client.call("ping", deaths).expect("a result"), deaths);
+        }
+    }
+}
+
+/// Clients of the only worker, each in the slot of its index.
+#[track_caller]
+fn in_slots(daemon: &Running) -> Vec<Client> {
+    let one = |_| {
+        let mut client = daemon.connect();
+        assert_eq!(client.call("ping", 1).expect("a result"), 1);
+        client
+    };
+    (0..5).map(one).collect()
+}

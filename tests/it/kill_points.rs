@@ -1,0 +1,338 @@
+//! Workers that die just there, wherever that is: each point of `src/worker/death.rs`, with what becomes of the requests.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use fdpassd::proto::names::Address;
+use fdpassd::testing::{Client, Running, Setup};
+use serde_json::json;
+
+use crate::common::figures::assert_counted;
+use crate::common::{FDPASSD, faulty, ping_of, pong_of};
+
+const ROUNDS: usize = 12;
+
+/// Of each round.
+const REQUESTS: usize = 5;
+
+fn start(point: &str, n: u32) -> Running {
+    start_with(point, n, "")
+}
+
+fn start_with(point: &str, n: u32, fault: &str) -> Running {
+    let config = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2";
+    let setup = Setup::new(faulty::example("faulty"), config)
+        .variable("FDPASSD_DIE_AT", format!("{point}:{n}"));
+    let setup = setup.variable("FAULTY", fault);
+    let daemon = setup.start().expect("the daemon serves");
+    daemon.wait_for_workers();
+    daemon
+}
+
+/// Pings, large ones that come in parts, and requests that count, each with a number, from one client. Returns the number of
+/// each that counts and whether it got its result; all else has to be as if nothing had happened.
+///
+/// If `is_executing`, a ping may have crashed: two workers that both come to their last passing with it are all it takes.
+fn talk(
+    address: &Address,
+    name: &str,
+    counts: &Path,
+    is_executing: bool,
+) -> (HashMap<String, bool>, u64) {
+    let mut crashed = 0;
+    let is_crash =
+        |reply: &[u8]| reply.starts_with(br#"{"out":"error","result":{"code":"crashed""#);
+    let mut expect = |reply: Vec<u8>, expected: Vec<u8>| {
+        crashed += u64::from(is_crash(&reply));
+        let shown = String::from_utf8_lossy(&reply[..reply.len().min(200)]);
+        assert!(
+            reply == expected || (is_executing && is_crash(&reply)),
+            "{name}: this came: {shown}"
+        );
+    };
+    let mut client = Client::connect(address);
+    let mut counted = HashMap::new();
+    for round in 0..ROUNDS {
+        let large = 280_000 + round;
+        let number = format!("{name}{round}");
+        let ping = |index: usize| format!(r#"{{"in":"ping","params":"{number} {index}"}}"#);
+        let count = format!(r#"{{"in":"count","params":{}}}"#, json!([counts, number]));
+        let bodies: [String; REQUESTS] = [ping(0), count, ping(1), ping_of(large), ping(2)];
+        let frames: Vec<u8> = bodies.iter().flat_map(|body| client.frame(body)).collect();
+        let mut writer = client.writer();
+        let writing = thread::spawn(move || writer.write_all(&frames));
+        let pong =
+            |index: usize| format!(r#"{{"out":"pong","result":"{number} {index}"}}"#).into_bytes();
+        expect(client.receive(), pong(0));
+        let reply = client.receive();
+        let is_result = reply == br#"{"out":"count_r","result":null}"#;
+        assert!(
+            is_result || is_crash(&reply),
+            "{}",
+            String::from_utf8_lossy(&reply)
+        );
+        counted.insert(number.clone(), is_result);
+        expect(client.receive(), pong(1));
+        expect(client.receive(), pong_of(large));
+        expect(client.receive(), pong(2));
+        writing
+            .join()
+            .expect("no panic")
+            .expect("the connection stays");
+    }
+    crashed += counted.values().filter(|is_result| !**is_result).count() as u64;
+    (counted, crashed)
+}
+
+/// Lets clients of both kinds talk while workers die at this point, each at its `n`-th passing. Returns, for each request
+/// that counts, whether it got its result and how often it was done. The daemon has counted every reply, and each once.
+#[track_caller]
+fn outcomes(point: &str, n: u32, is_executing: bool) -> Vec<(bool, usize)> {
+    outcomes_with("", point, n, is_executing)
+}
+
+/// The same, of workers with this fault.
+#[track_caller]
+fn outcomes_with(fault: &str, point: &str, n: u32, is_executing: bool) -> Vec<(bool, usize)> {
+    let daemon = start_with(point, n, fault);
+    let counts: PathBuf = daemon.directory().join("counts");
+    let talks: Vec<(HashMap<String, bool>, u64)> = thread::scope(|threads| {
+        let talks = daemon.addresses().iter().zip(["tcp", "unix"]);
+        let talks: Vec<_> = talks
+            .map(|(to, name)| threads.spawn(|| talk(to, name, &counts, is_executing)))
+            .collect();
+        talks
+            .into_iter()
+            .map(|talk| talk.join().expect("nobody is answered wrongly"))
+            .collect()
+    });
+    let status = daemon.wait_until("all have left", |status| status.clients == 0);
+    assert!(status.deaths_total > 0, "nobody died at {point}");
+    assert_eq!((status.lost_total, status.closed_for_crashes_total), (0, 0));
+    let crashed = talks.iter().map(|(_, crashed)| crashed).sum();
+    assert_counted(&daemon, (talks.len() * ROUNDS * REQUESTS) as u64, crashed);
+    let counted: HashMap<String, bool> =
+        talks.into_iter().flat_map(|(counted, _)| counted).collect();
+    let lines = fs::read_to_string(&counts).unwrap_or_default();
+    let times = |number: &str| lines.lines().filter(|line| *line == number).count();
+    counted
+        .iter()
+        .map(|(number, is_result)| (*is_result, times(number)))
+        .collect()
+}
+
+/// At these points no request is executing: nobody notices, and everything was done once.
+#[track_caller]
+fn nobody_notices(point: &str, n: u32) {
+    let outcomes = outcomes(point, n, false);
+    assert!(
+        outcomes.iter().all(|outcome| *outcome == (true, 1)),
+        "{point}: {outcomes:?}"
+    );
+}
+
+/// At these points one is: it crashes, and was done so many times.
+#[track_caller]
+fn callers_are_told(point: &str, n: u32, done: usize) {
+    let outcomes = outcomes(point, n, true);
+    assert!(
+        outcomes
+            .iter()
+            .all(|outcome| [(true, 1), (false, done)].contains(outcome)),
+        "{point}: {outcomes:?}"
+    );
+    assert!(
+        outcomes.contains(&(false, done)),
+        "{point}: none was executing"
+    );
+}
+
+#[test]
+fn after_the_claim() {
+    nobody_notices("after-claim", 3);
+}
+
+#[test]
+fn after_the_view_of_the_turn_holds() {
+    nobody_notices("after-begin", 3);
+}
+
+#[test]
+fn after_bytes_were_received() {
+    nobody_notices("after-receive", 3);
+}
+
+#[test]
+fn before_a_request_is_marked_as_executing() {
+    nobody_notices("before-handler", 3);
+}
+
+#[test]
+fn in_a_method_before_it_has_done_anything() {
+    callers_are_told("after-exec", 7, 0);
+}
+
+#[test]
+fn in_a_method_when_all_is_done() {
+    callers_are_told("after-handler", 7, 1);
+}
+
+#[test]
+fn when_the_reply_is_made_and_not_committed() {
+    callers_are_told("before-commit", 7, 1);
+}
+
+#[test]
+fn when_the_reply_is_committed_and_not_counted() {
+    for n in [1, 3, 4] {
+        nobody_notices("after-commit", n);
+    }
+}
+
+#[test]
+fn after_the_reply_is_committed() {
+    nobody_notices("after-answered", 3);
+}
+
+#[test]
+fn before_replies_are_written() {
+    nobody_notices("before-write", 2);
+}
+
+#[test]
+fn when_half_of_the_replies_are_written() {
+    nobody_notices("amid-write", 2);
+}
+
+#[test]
+fn after_replies_are_written() {
+    nobody_notices("after-write", 2);
+}
+
+/// The kernel's count of what a process writes is of all its threads, and of its children.
+#[test]
+fn amid_the_writes_of_another_thread() {
+    for point in ["before-write", "amid-write", "after-write"] {
+        let outcomes = outcomes_with("writer", point, 2, false);
+        assert!(
+            outcomes.iter().all(|outcome| *outcome == (true, 1)),
+            "{point}: {outcomes:?}"
+        );
+    }
+}
+
+/// The account of a thread that is not the first one is gone when its worker is: the client that was written to is closed.
+#[test]
+fn amid_a_write_of_which_no_account_is_left() {
+    for point in ["before-write", "after-write"] {
+        let config = "listen = [\"unix:{dir}/rpc.sock\"]\nworkers.count = 1";
+        let setup = Setup::new(faulty::example("faulty"), config)
+            .variable("FDPASSD_DIE_AT", format!("{point}:2"));
+        let daemon = setup
+            .variable("FAULTY", "second-thread")
+            .start()
+            .expect("the daemon serves");
+        let [mut idle, mut caller] = [daemon.connect(), daemon.connect()];
+        assert_eq!(idle.call("ping", 1).expect("a result"), 1);
+        caller.request("ping", 2);
+        if point == "after-write" {
+            assert_eq!(caller.receive(), br#"{"out":"pong","result":2}"#);
+        }
+        caller.expect_end();
+        assert_eq!(idle.call("ping", 3).expect("a result"), 3);
+        let status = daemon.status();
+        assert_eq!(
+            (status.clients, status.lost_total, status.deaths_total),
+            (1, 1, 1),
+            "{point}"
+        );
+    }
+}
+
+#[test]
+fn when_bytes_are_copied_to_their_place_and_no_view_says_so() {
+    nobody_notices("amid-parking", 2);
+}
+
+#[test]
+fn when_a_view_says_that_bytes_are_parked() {
+    nobody_notices("after-parking", 2);
+}
+
+#[test]
+fn before_the_turn_ends() {
+    nobody_notices("before-end", 2);
+}
+
+#[test]
+fn when_leases_are_given_up_and_the_master_was_not_told() {
+    let daemon = start("in-drain", 1);
+    let mut clients: Vec<Client> = daemon
+        .addresses()
+        .iter()
+        .cycle()
+        .take(20)
+        .map(Client::connect)
+        .collect();
+    let whole = clients[0].frame(ping_of(5_000));
+    for round in 0..3 {
+        for client in &mut clients {
+            client.send(&whole[..3_000]);
+        }
+        daemon.wait_until("all have parked", |s| {
+            s.workers.iter().map(|w| w.clients).sum::<u64>() == 20
+        });
+        daemon.ctl("recycle").expect("successors serve");
+        for client in &mut clients {
+            client.send(&whole[3_000..]);
+            assert!(client.receive() == pong_of(5_000), "round {round}");
+        }
+    }
+    let status = daemon.status();
+    assert!(status.deaths_total > 0);
+    assert_eq!((status.clients, status.lost_total), (20, 0));
+}
+
+#[test]
+fn when_a_client_was_ended_and_the_master_was_not_told() {
+    let daemon = start("after-closed", 2);
+    for round in 0..20 {
+        let mut client = Client::connect(&daemon.addresses()[round % 2]);
+        assert_eq!(client.call("ping", round).expect("a result"), round);
+        client.finish();
+        client.expect_end();
+    }
+    let status = daemon.wait_until("all have left", |status| status.clients == 0);
+    assert!(status.deaths_total > 0);
+    assert_eq!(status.lost_total, 0);
+}
+
+#[test]
+fn a_point_that_there_is_not_is_refused() {
+    let setup = Setup::new(faulty::example("faulty"), "workers.count = 1")
+        .variable("FDPASSD_DIE_AT", "nowhere:1");
+    let error = setup.start().expect_err("no worker starts");
+    assert_eq!(error.code(), Some(70));
+    assert!(error.stderr().contains("nowhere"), "{error}");
+}
+
+/// `.ci/run` builds it; where nobody has, there is nothing to look at.
+#[test]
+fn the_release_binary_knows_no_points() {
+    let debug = Path::new(FDPASSD).parent().expect("a directory");
+    let release = debug.with_file_name("release").join("fdpassd");
+    match fs::read(&release) {
+        Ok(program) => {
+            let name = b"FDPASSD_DIE_AT";
+            assert!(
+                !program.windows(name.len()).any(|bytes| bytes == name),
+                "{} can be told to die",
+                release.display()
+            );
+        }
+        Err(e) => println!("skipped: {}: {e}", release.display()),
+    }
+}

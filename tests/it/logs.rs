@@ -1,0 +1,341 @@
+//! Log files: given away, opened again, and full.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use fdpassd::testing::{Running, Setup, eventually};
+use serde_json::Value;
+
+use crate::common::faulty;
+use crate::common::program::{ctl, skip};
+use crate::common::start;
+
+#[test]
+fn a_renamed_log_file_is_opened_again_by_the_master_and_by_every_worker() {
+    let daemon = faulty::start(
+        "log = { target = \"file\", file = \"{dir}/log\" }\nworkers = { count = 2, dispatch = \"round-robin\" }",
+    );
+    daemon.wait_for_workers();
+    let (log, old) = (
+        daemon.directory().join("log"),
+        daemon.directory().join("log.1"),
+    );
+    // One to each worker: the line about the panic is the worker's own.
+    let panic = |words: &str| {
+        (0..2).for_each(|_| drop(daemon.call("panic", words).expect_err("it panics")))
+    };
+    panic("before");
+    fs::rename(&log, &old).expect("it is our directory");
+    panic("between");
+    assert!(!log.exists(), "what was open stays open");
+    daemon.signal("USR1");
+    eventually("the master has opened the log again", || {
+        fs::read_to_string(&log)
+            .ok()
+            .filter(|text| text.contains("SIGUSR1: log file opened again"))
+    });
+    // Leases come behind the word to open it by the same channel.
+    panic("after");
+    let (log, old) = (
+        fs::read_to_string(&log).expect("text"),
+        fs::read_to_string(&old).expect("text"),
+    );
+    assert_eq!(
+        (
+            old.matches(": before; its state is made anew").count(),
+            old.matches(": between; its state is made anew").count()
+        ),
+        (2, 2),
+        "{old}"
+    );
+    assert_eq!(
+        (
+            log.matches(": after; its state is made anew").count(),
+            log.matches("panicked").count()
+        ),
+        (2, 2),
+        "{log}"
+    );
+    assert!(old.contains(" serves on ") && !old.contains(": after; its state is made anew"));
+    assert_eq!(daemon.stderr(), "");
+}
+
+#[test]
+fn reopen_log_opens_a_renamed_file_or_gives_the_reason() {
+    let daemon = start("log = { target = \"file\", file = \"{dir}/log\" }\nworkers.count = 1");
+    let path = |name: &str| daemon.directory().join(name);
+    fs::rename(path("log"), path("log.1")).expect("it is our directory");
+    let done = ctl(&daemon, &["reopen-log"]);
+    assert_eq!(
+        (done.code, done.out.as_str()),
+        (Some(0), "the log file is open again\n"),
+        "{}",
+        done.err
+    );
+    let text = fs::read_to_string(path("log")).expect("it is there when the reply comes");
+    assert!(
+        text.contains("reopen-log by uid ") && text.contains(": log file opened again"),
+        "{text}"
+    );
+    fs::rename(path("log"), path("log.2")).expect("it is our directory");
+    fs::create_dir(path("log")).expect("it is our directory");
+    let refused = ctl(&daemon, &["reopen-log"]);
+    assert_eq!(refused.code, Some(1));
+    assert!(
+        refused.err.contains("cannot open the log file again: "),
+        "{}",
+        refused.err
+    );
+    let text = fs::read_to_string(path("log.2")).expect("it is still written");
+    assert!(
+        text.contains("refused: cannot open the log file again"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_log_that_takes_nothing_is_counted_and_hinders_nobody() {
+    let daemon = start(
+        "log = { target = \"file\", file = \"/dev/full\", level = \"debug\" }\nworkers.count = 2",
+    );
+    daemon.wait_for_workers();
+    let before = daemon.status().log_errors_total;
+    assert!(before > 0, "the line about the start could not be written");
+    for i in 0..100 {
+        assert_eq!(daemon.call("ping", i).expect("a result"), i);
+    }
+    let status = daemon.wait_until("lines about clients are counted", |s| {
+        s.log_errors_total >= before + 100
+    });
+    assert_eq!(status.requests_total, 100);
+    daemon.kill_worker(0);
+    assert_eq!(daemon.call("ping", 1).expect("a result"), 1);
+}
+
+/// What a full disk costs is the lines, and the next log has all again.
+#[test]
+fn a_full_disk_delays_nobody_and_a_reload_gets_away_from_it() {
+    let full =
+        "log = { target = \"file\", file = \"/dev/full\", level = \"debug\" }\nworkers.count = 1";
+    let daemon = faulty::start(full);
+    let mut client = daemon.connect();
+    let lost = |daemon: &Running| daemon.status().log_errors_total;
+    let before = lost(&daemon);
+    assert!(before > 0, "the lines about the start could not be written");
+    let longest = (0..100).map(|_| {
+        let began = Instant::now();
+        client
+            .call("log", (100, "nobody will read this"))
+            .expect("a result");
+        began.elapsed()
+    });
+    let longest = longest.max().expect("there was one");
+    assert!(
+        longest < Duration::from_secs(2),
+        "a request took {longest:?}"
+    );
+    daemon.wait_until("each line is counted", |status| {
+        status.log_errors_total >= before + 10_000
+    });
+
+    daemon
+        .reload_with(&full.replace("/dev/full", "{dir}/log"))
+        .expect("it is applied");
+    daemon.wait_until("nobody has the full disk any more", |status| {
+        status.leaving.is_empty()
+    });
+    let (lost_before, words) = (lost(&daemon), "somebody will read this");
+    client.call("log", (1, words)).expect("it is logged");
+    let text = fs::read_to_string(daemon.directory().join("log")).expect("text");
+    assert!(
+        text.contains("could not be written: No space left on device"),
+        "the master's own: {text}"
+    );
+    assert!(
+        text.contains(" is in force after ") && text.contains(words),
+        "{text}"
+    );
+    assert_eq!(lost(&daemon), lost_before);
+}
+
+#[test]
+fn a_message_that_comes_again_and_again_is_counted_by_each_process_to_its_end() {
+    let mut daemon = faulty::start("workers.count = 1");
+    let mut client = daemon.connect();
+    client
+        .call("log", (1000, "the same"))
+        .expect("it is logged");
+    client
+        .call("log", (1, "another one"))
+        .expect("it is logged");
+    client
+        .call("log", (3, "the last one"))
+        .expect("it is logged");
+    drop(client);
+    daemon.signal("TERM");
+    daemon.wait();
+    daemon.wait_for_log(" stopped\n");
+    let log = daemon.stderr();
+    let of_the_worker = |line: &&str| line.contains(" warn ") || line.contains(" times more");
+    let told: Vec<&str> = log
+        .lines()
+        .filter(of_the_worker)
+        .filter_map(|line| Some(line.split_once(' ')?.1))
+        .collect();
+    let expected = [
+        "warn the same",
+        "warn the message before came 999 times more",
+        "warn another one",
+        "warn the last one",
+        "warn the message before came 2 times more",
+    ];
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn a_log_that_cannot_be_opened_is_told_at_the_start() {
+    let error = Running::start(
+        crate::common::FDPASSD,
+        "log = { target = \"file\", file = \"{dir}/missing/log\" }",
+    )
+    .expect_err("there is no such directory");
+    assert_eq!(error.code(), Some(78), "{error}");
+    assert!(
+        error.stderr().contains("missing/log") && error.stderr().contains("No such file"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_a_client_sends_is_escaped_in_the_log() {
+    let daemon = faulty::start("log.level = \"debug\"");
+    let words = "\u{1b}[31mred\nsecond line\u{202e}";
+    daemon.call("panic", words).expect_err("it panics");
+    daemon.wait_for_log(": \\x1b[31mred\\nsecond line\\u{202e}; its state is made anew");
+    assert!(!daemon.stderr().contains('\u{1b}'));
+}
+
+#[test]
+fn json_lines_are_objects_of_the_same_events_with_their_fields() {
+    let daemon = faulty::start("log.format = \"json\"\nworkers.count = 1");
+    let words = "\u{1b}[31m \"red\"\nsecond line\u{202e}";
+    let mut client = daemon.connect();
+    let server = faulty::whoami(&mut client);
+    client.call("log", (1, words)).expect("it is logged");
+    let line = json_of(&daemon, "\"event\":\"asked\"");
+    assert_eq!(
+        (&line["level"], &line["name"], &line["pid"]),
+        (&"warn".into(), &"faulty".into(), &server.pid.into())
+    );
+    assert_eq!(
+        (&line["event"], &line["client"], &line["message"]),
+        (&"asked".into(), &server.client.into(), &words.into())
+    );
+    let time = line["time"].as_str().expect("text");
+    assert!(
+        time.len() == "2026-11-22T00:10:00.123Z".len() && time.ends_with('Z'),
+        "{time}"
+    );
+    client.call("panic", "on purpose").expect_err("it panics");
+    assert_eq!(json_of(&daemon, "panicked")["level"], "error");
+
+    let log = daemon.stderr();
+    assert!(
+        !log.contains(['\u{1b}', '\u{202e}']),
+        "nothing acts on a terminal"
+    );
+    let ours = |line: &&str| {
+        serde_json::from_str::<Value>(line).is_ok_and(|line| line["pid"] == daemon.pid())
+    };
+    assert!(
+        log.lines()
+            .filter(ours)
+            .any(|line| line.contains(" serves on ")),
+        "{log}"
+    );
+    assert_eq!(
+        log.lines()
+            .find(|line| serde_json::from_str::<Value>(line).is_err()),
+        None
+    );
+}
+
+/// The first line on standard error that is JSON and has these words in it.
+fn json_of(daemon: &Running, words: &str) -> Value {
+    eventually("it is logged", || {
+        daemon
+            .stderr()
+            .lines()
+            .filter(|line| line.contains(words))
+            .find_map(|line| serde_json::from_str(line).ok())
+    })
+}
+
+#[test]
+fn a_reload_turns_a_log_file_into_json() {
+    let daemon =
+        faulty::start("log = { target = \"file\", file = \"{dir}/log\" }\nworkers.count = 1");
+    let json =
+        "log = { target = \"file\", file = \"{dir}/log\", format = \"json\" }\nworkers.count = 1";
+    daemon.reload_with(json).expect("it is applied");
+    daemon.call("log", (1, "after")).expect("it is logged");
+    let log = fs::read_to_string(daemon.directory().join("log")).expect("text");
+    let is_json =
+        |line: &&str| serde_json::from_str::<Value>(line).is_ok_and(|line| line.is_object());
+    let (json, text): (Vec<&str>, Vec<&str>) = log.lines().partition(is_json);
+    assert!(
+        text.iter().any(|line| line.contains(" serves on ")),
+        "{log}"
+    );
+    assert!(
+        json.iter().any(|line| line.contains("is in force")),
+        "{log}"
+    );
+    assert!(
+        json.iter()
+            .any(|line| line.contains("\"message\":\"after\"")),
+        "{log}"
+    );
+}
+
+#[test]
+fn json_for_syslog_is_refused_with_a_caret() {
+    let error = Running::start(
+        crate::common::FDPASSD,
+        "log = { target = \"syslog\", format = \"json\" }",
+    )
+    .expect_err("refused");
+    assert_eq!(error.code(), Some(78), "{error}");
+    assert!(
+        error.stderr().contains("syslog have a form of their own") && error.stderr().contains('^'),
+        "{error}"
+    );
+}
+
+/// As under systemd, but for journald: its lines have a form of their own also where machines are to read them.
+#[test]
+fn lines_for_a_journal_that_is_not_there_go_to_standard_error_with_their_priorities() {
+    if Path::new("/run/systemd/journal/socket").exists() {
+        return skip("there is a journal, and the lines would be in it");
+    }
+    let set = "JOURNAL_STREAM=$(stat -L -c %d:%i /dev/fd/2) exec \"$0\" \"$@\"";
+    let shell = Setup::new("sh", "log.format = \"json\"\nworkers.count = 1")
+        .argument("-c")
+        .argument(set);
+    let daemon = shell
+        .argument(faulty::example("faulty"))
+        .start()
+        .expect("the daemon serves");
+    daemon.call("log", (1, "asked for")).expect("it is logged");
+    daemon.wait_for_log("<4>asked for\n");
+    assert!(
+        daemon
+            .stderr()
+            .lines()
+            .all(|line| line.starts_with("<6>") || line == "<4>asked for"),
+        "{}",
+        daemon.stderr()
+    );
+    assert_eq!(daemon.status().log_errors_total, 0);
+}

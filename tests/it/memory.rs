@@ -1,0 +1,248 @@
+//! Memory: a daemon in a memory cgroup of its own, where the kernel kills what is above the limit; and what a core dump has
+//! of it.
+
+use std::fs;
+use std::io::Write;
+
+use fdpassd::testing::{Client, Running, ServiceManager, Setup};
+
+use crate::common::cgroup::MemoryCgroup;
+use crate::common::program::skip;
+use crate::common::{FDPASSD, ping_of, pong_of};
+
+const MIB: u64 = 1 << 20;
+
+/// Clients, and how much of its frame each of them sends first: more than the limits of these tests, all together.
+const CLIENTS: usize = 300;
+const LENGTH: usize = 800_000;
+const HALF: usize = LENGTH / 2;
+
+fn with_half_frames(daemon: &Running) -> Vec<Client> {
+    let half_a_frame = |_| {
+        let mut client = daemon.connect();
+        let frame = client.frame(ping_of(LENGTH));
+        client.send(&frame[..HALF]);
+        client
+    };
+    (0..CLIENTS).map(half_a_frame).collect()
+}
+
+/// Each client either has been refused with `overloaded`, or sends the rest of its frame and gets its reply. Returns how
+/// many have got one.
+#[track_caller]
+fn finish(clients: &mut [Client]) -> usize {
+    let finish = |client: &mut Client| {
+        if !client.has_something() {
+            let frame = client.frame(ping_of(LENGTH));
+            // It may be refused just now.
+            let _ = client.writer().write_all(&frame[HALF..]);
+        }
+        let reply = client.receive();
+        if reply == pong_of(LENGTH) {
+            return true;
+        }
+        let overloaded = br#"{"out":"error","result":{"code":"overloaded""#;
+        assert!(
+            reply.starts_with(overloaded),
+            "{:?}",
+            String::from_utf8_lossy(&reply[..reply.len().min(200)])
+        );
+        client.expect_end();
+        false
+    };
+    clients
+        .iter_mut()
+        .map(finish)
+        .filter(|is_served| *is_served)
+        .count()
+}
+
+#[test]
+fn out_of_memory_in_its_own_cgroup_loses_no_client() {
+    let Some(cgroup) = MemoryCgroup::new(80 * MIB) else {
+        return;
+    };
+    // Far above what there is.
+    let config = "workers.count = 2\nlimits.buffers = \"256MiB\"";
+    let mut daemon = cgroup.setup(FDPASSD, config).start().expect("it serves");
+    let mut clients = with_half_frames(&daemon);
+    let served = finish(&mut clients);
+    let status = daemon.status();
+    println!(
+        "{served} of {CLIENTS} served; {} deaths, {} moved",
+        status.deaths_total, status.moved_total
+    );
+    assert_eq!(status.lost_total, 0, "{}", daemon.stderr());
+    assert!(
+        status.deaths_total > 0,
+        "nothing died: the limit is not that of the test"
+    );
+    assert!(served * HALF > 30 << 20, "what fits stays: {served}");
+    assert!(
+        daemon.stderr().contains(", the kernel was out of memory"),
+        "{}",
+        daemon.stderr()
+    );
+    drop(clients);
+    daemon.signal("TERM");
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn auto_buffers_stay_below_the_limit_and_follow_it_at_a_reload() {
+    let Some(cgroup) = MemoryCgroup::new(160 * MIB) else {
+        return;
+    };
+    let daemon = cgroup
+        .setup(FDPASSD, "workers.count = 2")
+        .start()
+        .expect("it serves");
+    let status = daemon.wait_for_workers();
+    assert_eq!(status.memory_limit, Some(160 * MIB));
+    assert!(
+        (30 * MIB..=40 * MIB).contains(&status.buffers),
+        "a quarter each of what is left: {}",
+        status.buffers
+    );
+    let mut clients = with_half_frames(&daemon);
+    let served = finish(&mut clients);
+    assert!(
+        served * HALF > 40 << 20 && served < CLIENTS,
+        "{served} of {CLIENTS}"
+    );
+    drop(clients);
+    let status = daemon.wait_until("all have left", |status| status.clients == 0);
+    assert_eq!(
+        (status.deaths_total, status.lost_total),
+        (0, 0),
+        "{}",
+        daemon.stderr()
+    );
+
+    cgroup.set_limit(480 * MIB);
+    daemon.reload().expect("it is applied");
+    let status = daemon.status();
+    assert_eq!(status.memory_limit, Some(480 * MIB));
+    assert!(
+        (100 * MIB..=120 * MIB).contains(&status.buffers),
+        "{}",
+        status.buffers
+    );
+    let shown = daemon.ctl("config").expect("it is shown").to_string();
+    let buffers = format!(r#"\"auto\" # \"{}MiB\""#, status.buffers / MIB);
+    assert!(shown.contains(&buffers), "{buffers}: {shown}");
+    // Now all of them fit.
+    let mut clients = with_half_frames(&daemon);
+    assert_eq!(finish(&mut clients), CLIENTS);
+}
+
+#[test]
+fn workers_are_killed_before_the_master_when_memory_is_out() {
+    let daemon = crate::common::start("workers.count = 2");
+    let score = |pid: u32| -> i32 {
+        let text = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).expect("it runs");
+        text.trim().parse().expect("a number")
+    };
+    daemon.wait_for_workers();
+    let master = score(daemon.pid());
+    for worker in daemon.worker_pids() {
+        assert_eq!(score(worker), (master + 500).min(1000));
+    }
+}
+
+/// Mappings of memory that master and workers share, each with its flags.
+fn shared_mappings(pid: u32) -> Vec<(String, String)> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).expect("it runs");
+    let mut found = Vec::new();
+    let mut name = String::new();
+    for line in smaps.lines() {
+        match line.split_once("VmFlags:") {
+            Some((_, flags)) if name.contains("memfd:") => {
+                found.push((name.clone(), flags.to_owned()))
+            }
+            Some(_) => {}
+            // What is told of a mapping has a word and a colon in front, its own line an address.
+            None if line
+                .split_once(' ')
+                .is_some_and(|(first, _)| !first.ends_with(':')) =>
+            {
+                line.clone_into(&mut name)
+            }
+            None => {}
+        }
+    }
+    found
+}
+
+#[test]
+fn memory_with_client_bytes_is_left_out_of_core_dumps() {
+    let manager = ServiceManager::new();
+    let daemon = manager
+        .setup(FDPASSD, "workers.count = 2")
+        .start()
+        .expect("it serves");
+    daemon.wait_for_workers();
+    for (pid, least) in [
+        (daemon.pid(), 2),
+        (daemon.worker_pids()[0], 3),
+        (daemon.worker_pids()[1], 3),
+    ] {
+        let mappings = shared_mappings(pid);
+        assert!(mappings.len() >= least, "{pid}: {mappings:?}");
+        for (name, flags) in mappings {
+            assert!(flags.split(' ').any(|flag| flag == "dd"), "{name}: {flags}");
+        }
+    }
+}
+
+#[test]
+fn a_core_file_of_a_worker_has_no_byte_of_a_client() {
+    const WORDS: &str = "what-a-client-sends-is-its-own";
+    let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
+    if pattern.trim().is_empty() || pattern.contains(['|', '/', '@']) {
+        return skip(&format!(
+            "core_pattern is {:?}, which writes no file beside the process",
+            pattern.trim()
+        ));
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let enter = "ulimit -c unlimited && cd \"$0\" && exec \"$@\"";
+    let setup = Setup::new("sh", "workers.count = 1")
+        .argument("-c")
+        .argument(enter)
+        .argument(directory.path());
+    let daemon = match setup.argument(FDPASSD).start() {
+        Ok(daemon) => daemon,
+        Err(e) => return skip(&format!("no core file may be written: {e}")),
+    };
+    daemon.wait_for_workers();
+    let text = WORDS.repeat(10_000);
+    let request = format!(r#"{{"in":"ping","params":"{text}"}}"#);
+    let frames: Vec<Vec<u8>> = (0..100).map(|_| daemon.connect().frame(&request)).collect();
+    let mut clients: Vec<Client> = frames.iter().map(|_| daemon.connect()).collect();
+    let half = request.len() / 2;
+    clients
+        .iter_mut()
+        .zip(&frames)
+        .for_each(|(client, frame)| client.send(&frame[..half]));
+    daemon.wait_until("all is parked", |status| {
+        status.workers[0].parked_bytes > 90 * half as u64
+    });
+
+    daemon.signal_worker(0, "ABRT");
+    let status = daemon.wait_until("the worker has died", |status| status.deaths_total == 1);
+    daemon.wait_for_log("core dumped");
+    let mut files = fs::read_dir(directory.path())
+        .expect("it is ours")
+        .flatten();
+    let core = fs::read(files.next().expect("a core file").path()).expect("it is ours");
+    let is_there = core
+        .windows(WORDS.len())
+        .any(|window| window == WORDS.as_bytes());
+    assert!(!is_there && core.len() < 64 << 20, "{} bytes", core.len());
+    for (client, frame) in clients.iter_mut().zip(&frames) {
+        client.send(&frame[half..]);
+        assert_eq!(client.reply().name, "pong");
+    }
+    assert_eq!(status.lost_total, 0);
+}

@@ -1,0 +1,129 @@
+//! The client that this protocol comes with: it packs the length in the machine's own byte order, sends it apart from
+//! the body, and takes it for granted that two reads give a whole reply.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use fdpassd::proto::names::Address;
+use fdpassd::testing::Running;
+use serde_json::{Value, json};
+
+use crate::common::start;
+
+#[test]
+fn it_is_served_without_a_stall() {
+    let daemon = start(CONFIG);
+    let mut socket = TcpStream::connect(address(&daemon)).expect("the daemon listens");
+    let began = Instant::now();
+    for i in 0..100 {
+        let text = format!("ireader {i}");
+        assert_eq!(
+            rpc(&mut socket, "ping", &json!(text)).expect("a reply"),
+            ("pong".to_owned(), json!(text))
+        );
+    }
+    for i in 0..100 {
+        let (out, result) = rpc(&mut socket, "pi", &json!(i)).expect("a reply");
+        let odd_squares = (0..i).map(|k| f64::from(2 * k + 1).powi(2));
+        let pi = (8.0 * odd_squares.map(|square| 1.0 / square).sum::<f64>()).sqrt();
+        assert!(
+            out == "pi_r" && (result.as_f64().expect("a number") - pi).abs() < 1e-9,
+            "{out}: {result}"
+        );
+    }
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "200 calls took {:?}",
+        began.elapsed()
+    );
+}
+
+fn rpc(socket: &mut TcpStream, method: &str, params: &Value) -> io::Result<(String, Value)> {
+    let request = json!({ "in": method, "params": params }).to_string();
+    socket.write_all(&(request.len() as u32).to_ne_bytes())?;
+    socket.write_all(request.as_bytes())?;
+    let mut prefix = [0; 4];
+    assert_eq!(socket.read(&mut prefix)?, 4);
+    let mut body = vec![0; u32::from_ne_bytes(prefix) as usize];
+    assert_eq!(socket.read(&mut body)?, body.len());
+    let reply: Value = serde_json::from_slice(&body)?;
+    Ok((
+        reply["out"].as_str().unwrap_or_default().to_owned(),
+        reply["result"].clone(),
+    ))
+}
+
+#[test]
+fn it_is_served_in_python() {
+    let daemon = start(CONFIG);
+    let port = address(&daemon)
+        .rsplit_once(':')
+        .expect("a TCP address")
+        .1
+        .to_owned();
+    let python = Command::new("python3")
+        .args(["-c", PYTHON, &port])
+        .stdin(Stdio::null())
+        .output();
+    let output = match python {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            // To the real standard error, for the test harness shows nothing of a test that passes.
+            writeln!(
+                io::stderr(),
+                "SKIPPED, there is no python3: it_is_served_in_python"
+            )
+            .expect("it is open");
+            return;
+        }
+        output => output.expect("python3 runs"),
+    };
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "pong ireader 49\npi_r 3.135\n"
+    );
+}
+
+const PYTHON: &str = r#"
+import json, socket, struct, sys
+
+def rpc(sock, in_, params):
+    request = json.dumps({"in": in_, "params": params}).encode()
+    sock.sendall(struct.pack("I", len(request)))
+    sock.sendall(request)
+    length, = struct.unpack("I", sock.recv(4))
+    response = json.loads(sock.recv(length))
+    return response["out"], response["result"]
+
+s = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+s.settimeout(10)
+s.connect(("127.0.0.1", int(sys.argv[1])))
+for i in range(50):
+    out, result = rpc(s, "ping", "ireader %d" % i)
+    assert (out, result) == ("pong", "ireader %d" % i)
+print(out, result)
+for i in range(50):
+    out, result = rpc(s, "pi", i)
+print(out, "%.3f" % result)
+s.close()
+"#;
+
+/// Listeners are little-endian by default, because the machines of these clients are.
+const CONFIG: &str = if cfg!(target_endian = "little") {
+    ""
+} else {
+    "listen = [{ address = \"127.0.0.1:0\", byte-order = \"big\" }]"
+};
+
+fn address(daemon: &Running) -> String {
+    match daemon.address() {
+        Address::Tcp(address) => address.to_string(),
+        Address::Unix(path) => panic!("a Unix socket: {}", path.display()),
+    }
+}

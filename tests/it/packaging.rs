@@ -1,0 +1,153 @@
+//! What systemd and Debian's tools are told of fdpassd. How they take it: tests/systemd/run.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use crate::common::program::{run, skip};
+
+#[test]
+fn the_unit_says_what_the_daemon_relies_on() {
+    let unit = unit("fdpassd.service");
+    for (key, value) in [
+        ("Type", "notify"),
+        ("ExecStart", "/usr/sbin/fdpassd -c /etc/fdpassd.toml"),
+        ("ExecReload", "/usr/bin/fdpassctl reload"),
+        ("Restart", "on-failure"),
+        ("RestartSec", "50ms"),
+        ("StartLimitIntervalSec", "60"),
+        ("StartLimitBurst", "60"),
+        ("RestartPreventExitStatus", "64 69 77 78"),
+        ("WatchdogSignal", "SIGTERM"),
+        ("KillMode", "control-group"),
+        ("OOMPolicy", "continue"),
+        ("RuntimeDirectory", "fdpassd"),
+        ("RuntimeDirectoryMode", "0755"),
+        ("RuntimeDirectoryPreserve", "restart"),
+        ("User", "fdpassd"),
+        ("CapabilityBoundingSet", ""),
+        ("NoNewPrivileges", "yes"),
+    ] {
+        assert_eq!(values(&unit, key), [value], "{key}");
+    }
+    for key in [
+        "WatchdogSec",
+        "FileDescriptorStoreMax",
+        "LimitNOFILE",
+        "WantedBy",
+    ] {
+        assert_eq!(values(&unit, key).len(), 1, "{key}");
+    }
+    // Only the master is to be heard, and nothing may hide from it who asks over the control socket.
+    assert!(values(&unit, "NotifyAccess").is_empty() && values(&unit, "PrivateUsers").is_empty());
+    assert_eq!(
+        read("packaging/sysusers.d/fdpassd.conf")
+            .split_whitespace()
+            .take(2)
+            .collect::<Vec<_>>(),
+        ["u", "fdpassd"]
+    );
+}
+
+#[test]
+fn an_instance_is_the_same_with_names_of_its_own() {
+    let own = read("packaging/systemd/fdpassd.service")
+        .replace(
+            "outlive its workers\n",
+            "outlive its workers, instance %i\n",
+        )
+        .replace("/etc/fdpassd.toml", "/etc/fdpassd/%i.toml")
+        .replace("fdpassctl reload", "fdpassctl -i %i reload")
+        .replace("fdpassctl stop", "fdpassctl -i %i stop")
+        .replace(
+            "RuntimeDirectory=fdpassd\n",
+            "RuntimeDirectory=fdpassd-%i\n",
+        );
+    assert_eq!(read("packaging/systemd/fdpassd@.service"), own);
+}
+
+#[test]
+fn little_is_left_that_a_captured_daemon_could_do() {
+    let unit = read("packaging/systemd/fdpassd.service");
+    let private = read("packaging/systemd/drop-ins/private-network.conf");
+    for (name, text, most) in [
+        ("fdpassd.service", unit.clone(), 1.2),
+        ("private.service", unit + &private, 0.5),
+    ] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join(name);
+        fs::write(&path, text).expect("it is our directory");
+        let path = path.display().to_string();
+        if !Path::new("/usr/bin/systemd-analyze").exists() {
+            return skip("there is no systemd-analyze");
+        }
+        let said = run(
+            "/usr/bin/systemd-analyze",
+            &["security", "--offline=true", "--no-pager", &path],
+        );
+        let level = said
+            .out
+            .split("exposure level for ")
+            .nth(1)
+            .and_then(|rest| rest.split(' ').nth(1));
+        let level: f64 = level
+            .and_then(|level| level.parse().ok())
+            .unwrap_or_else(|| panic!("{said:?}"));
+        assert!(
+            level <= most,
+            "{name}: {level} is more than {most}:\n{}",
+            said.out
+        );
+    }
+}
+
+#[test]
+fn the_package_is_of_this_version() {
+    let changelog = read("packaging/debian/changelog");
+    let version = changelog
+        .split(['(', ')'])
+        .nth(1)
+        .expect("it begins with: fdpassd (VERSION)");
+    let (upstream, _revision) = version.rsplit_once('-').expect("UPSTREAM-REVISION");
+    assert_eq!(upstream, env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn scripts_can_be_run() {
+    for script in [
+        "packaging/build-deb",
+        "packaging/debian/rules",
+        "tests/systemd/run",
+        "tests/systemd/lab",
+    ] {
+        let found = fs::metadata(root().join(script)).unwrap_or_else(|e| panic!("{script}: {e}"));
+        assert_eq!(found.permissions().mode() & 0o111, 0o111, "{script}");
+    }
+}
+
+/// The lines of a unit that say something: keys and values.
+fn unit(name: &str) -> Vec<(String, String)> {
+    let text = read(&format!("packaging/systemd/{name}"));
+    let lines = text
+        .lines()
+        .filter(|line| !line.starts_with(['#', '[']) && !line.is_empty());
+    lines
+        .map(|line| line.split_once('=').expect("KEY=VALUE"))
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .collect()
+}
+
+fn values<'u>(unit: &'u [(String, String)], key: &str) -> Vec<&'u str> {
+    unit.iter()
+        .filter(|(found, _)| found == key)
+        .map(|(_, value)| value.as_str())
+        .collect()
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(file: &str) -> String {
+    fs::read_to_string(root().join(file)).unwrap_or_else(|e| panic!("cannot read {file}: {e}"))
+}

@@ -1,0 +1,246 @@
+//! Workers die in every way; clients stay.
+
+use std::collections::HashMap;
+
+use fdpassd::proto::control::WorkerState;
+use fdpassd::testing::{Client, Running, eventually};
+
+use crate::common::faulty::{self, whoami};
+use crate::common::{kernel, start};
+
+#[test]
+fn idle_clients_outlive_every_kill_of_their_workers_and_every_one_is_counted() {
+    const CLIENTS: u64 = 400;
+    let daemon = start("workers.count = 2");
+    daemon.wait_for_workers();
+    let mut clients: Vec<Client> = (0..CLIENTS).map(|_| daemon.connect()).collect();
+    let mut moved = 0;
+    for round in 1..=3 {
+        for seat in [0, 1] {
+            ping_all(&mut clients);
+            wait_for_rest(&daemon);
+            moved += daemon.status().workers[seat].clients;
+            daemon.kill_worker(seat as u32);
+        }
+        ping_all(&mut clients);
+        wait_for_rest(&daemon);
+        let status = daemon.status();
+        assert_eq!((status.clients, status.accepted_total), (CLIENTS, CLIENTS));
+        assert_eq!(
+            (status.moved_total, status.lost_total),
+            (moved, 0),
+            "round {round}"
+        );
+        assert_eq!(
+            (status.requests_total, status.errors_total),
+            (3 * round * CLIENTS, 0)
+        );
+        assert!(status.workers.iter().all(|worker| worker.restarts == round));
+        let death = status.workers[0].last_death.as_deref();
+        assert_eq!(death, Some("killed by signal 9 (SIGKILL)"));
+    }
+    assert!(
+        moved >= 5 * CLIENTS,
+        "after the first kill all clients are on one worker: {moved} moved"
+    );
+    assert_no_zombies(&daemon);
+}
+
+#[test]
+fn clients_that_a_stopped_worker_has_not_picked_up_are_served_by_another_when_it_is_killed() {
+    let daemon = start("workers = { count = 2, dispatch = \"round-robin\" }");
+    daemon.wait_for_workers();
+    stop_worker(&daemon, 0);
+    let mut clients: Vec<Client> = (0..8).map(|_| daemon.connect()).collect();
+    clients
+        .iter_mut()
+        .for_each(|client| client.request("ping", "here"));
+    daemon.wait_until("all clients are leased", |s| {
+        s.workers.iter().all(|worker| worker.clients == 4)
+    });
+    daemon.signal_worker(0, "KILL");
+    for client in &mut clients {
+        assert_eq!(client.reply().value().expect("a result"), "here");
+    }
+    let status = daemon.status();
+    assert_eq!((status.moved_total, status.lost_total), (4, 0));
+}
+
+#[test]
+fn a_worker_that_its_own_method_ends_is_replaced_at_once_and_its_other_clients_stay() {
+    let daemon = faulty::start("workers.count = 1");
+    let mut clients: Vec<Client> = (0..20).map(|_| daemon.connect()).collect();
+    for (method, params, cause) in [
+        ("exit", serde_json::json!(7), "exited with status 7"),
+        ("abort", serde_json::json!(null), "killed by signal 6"),
+    ] {
+        let before = whoami(&mut clients[0]);
+        ping_all(&mut clients);
+        let mut caller = daemon.connect();
+        let fault = caller
+            .call(method, params)
+            .expect_err("its worker dies in it");
+        assert_eq!(fault.code(), "crashed");
+        for client in &mut clients {
+            assert_ne!(whoami(client).pid, before.pid);
+        }
+        daemon.wait_for_log(cause);
+    }
+    daemon.wait_for_log("its successor starts now");
+    daemon.wait_for_log("in method \"abort\"");
+    assert_eq!(daemon.status().lost_total, 0);
+    assert_no_zombies(&daemon);
+}
+
+#[test]
+fn a_worker_that_is_never_ready_waits_ever_longer_while_the_other_one_serves() {
+    let daemon =
+        faulty::start_with("exit:1", "workers.count = 2").expect("the other worker serves");
+    let mut client = daemon.connect();
+    let pid = whoami(&mut client).pid;
+    let delays = eventually("five deaths are logged", || {
+        assert_eq!(whoami(&mut client).pid, pid);
+        let log = daemon.stderr();
+        let deaths = log
+            .lines()
+            .filter(|line| line.contains("exited with status 9"));
+        let delays: Vec<u64> = deaths.filter_map(delay).collect();
+        Some(delays).filter(|delays| delays.len() >= 5)
+    });
+    for (i, delay) in delays.iter().enumerate() {
+        let usual = 100 << i;
+        assert!(
+            (usual * 3 / 4..=usual * 5 / 4).contains(delay),
+            "{delays:?}"
+        );
+    }
+    let worker = daemon.status().workers.swap_remove(1);
+    assert_eq!((worker.state, worker.pid), (WorkerState::Waiting, None));
+    assert_eq!(
+        (worker.restarts, worker.last_death.as_deref()),
+        (4, Some("exited with status 9"))
+    );
+    assert_no_zombies(&daemon);
+}
+
+#[test]
+fn a_daemon_of_which_no_worker_is_ever_ready_exits_with_70_and_says_why() {
+    for (fault, exit, reason) in [
+        ("exit", "exited with status 9", ""),
+        (
+            "fail",
+            "exited with status 70: ",
+            "the model cannot be loaded",
+        ),
+        (
+            "panic",
+            "exited with status 70: the state's constructor panicked at ",
+            ": the model is broken",
+        ),
+    ] {
+        let error =
+            faulty::start_with(fault, "workers.count = 2").expect_err("no worker is ever ready");
+        assert_eq!(error.code(), Some(70), "{error}");
+        let last = error.stderr().lines().last().expect("it says why");
+        assert!(
+            last.contains(&format!(
+                "error no worker ever became ready; the last one {exit}"
+            )),
+            "{error}"
+        );
+        assert!(last.ends_with(reason), "{error}");
+    }
+}
+
+#[test]
+fn a_state_that_cannot_be_made_is_logged_with_its_reason_and_tried_again() {
+    let daemon =
+        faulty::start_with("fail:0", "workers.count = 2").expect("the other worker serves");
+    daemon.wait_for_log("exited with status 70: the model cannot be loaded; 0 clients moved");
+    daemon.wait_until("it was tried again", |status| {
+        status.workers[0].restarts > 0
+    });
+    assert_eq!(whoami(&mut daemon.connect()).seat, 1);
+}
+
+#[test]
+fn a_worker_that_is_not_ready_in_time_is_killed() {
+    let config = "workers = { count = 2, start-timeout = \"2s\" }";
+    let daemon = faulty::start_with("hang:1", config).expect("the other worker serves");
+    let hanging = eventually("the second worker runs", || daemon.status().workers[1].pid);
+    let status = daemon.wait_until("it has been replaced", |status| {
+        status.workers[1].restarts == 1
+    });
+    assert_eq!(
+        status.workers[1].last_death.as_deref(),
+        Some("killed by signal 9 (SIGKILL): it was not ready within 2s")
+    );
+    assert!(kernel::is_over(hanging));
+    daemon.wait_for_log("is not ready after 2s; killing it");
+    assert_eq!(whoami(&mut daemon.connect()).seat, 0);
+}
+
+#[test]
+fn workers_leave_when_their_master_is_killed() {
+    let daemon = start("workers.count = 2");
+    daemon.wait_for_workers();
+    let mut clients: Vec<Client> = (0..4).map(|_| daemon.connect()).collect();
+    ping_all(&mut clients);
+    let workers = daemon.worker_pids();
+    assert_eq!(workers.len(), 2);
+    daemon.signal("KILL");
+    clients.iter_mut().for_each(Client::expect_end);
+    for worker in workers {
+        eventually("the worker has left", || {
+            kernel::is_over(worker).then_some(())
+        });
+    }
+    eventually("both have said why", || {
+        (daemon.stderr().matches("the master is gone").count() == 2).then_some(())
+    });
+}
+
+#[track_caller]
+fn ping_all(clients: &mut [Client]) {
+    for client in clients {
+        assert_eq!(client.call("ping", 1).expect("a result"), 1);
+    }
+}
+
+/// Waits until nothing of any client is in a worker's hands: all of them sleep.
+#[track_caller]
+fn wait_for_rest(daemon: &Running) {
+    for worker in daemon.worker_pids() {
+        eventually("the worker sleeps", || {
+            (kernel::state(worker) == Some('S')).then_some(())
+        });
+    }
+}
+
+#[track_caller]
+fn stop_worker(daemon: &Running, seat: u32) {
+    daemon.signal_worker(seat, "STOP");
+    let pid = daemon.worker_pids()[seat as usize];
+    eventually("the worker is stopped", || {
+        (kernel::state(pid) == Some('T')).then_some(())
+    });
+}
+
+/// Waits until every child of the master runs, and none of them twice in a seat.
+#[track_caller]
+fn assert_no_zombies(daemon: &Running) {
+    eventually("the dead are collected", || {
+        let children = kernel::children(daemon.pid());
+        let states: HashMap<u32, char> = children
+            .iter()
+            .filter_map(|pid| Some((*pid, kernel::state(*pid)?)))
+            .collect();
+        (!states.values().any(|state| *state == 'Z') && children.len() <= 2).then_some(())
+    });
+}
+
+/// How long a successor waits by this line of the log, in ms.
+fn delay(line: &str) -> Option<u64> {
+    let (_, end) = line.split_once("its successor starts in ")?;
+    end.strip_suffix(" ms")?.parse().ok()
+}

@@ -1,0 +1,313 @@
+//! What is shipped beside the programs: it says what they do, and nothing of where it was made.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use fdpassd::proto::control::Verb;
+use toml::Table;
+
+use crate::common::FDPASSD;
+use crate::common::program::{FDPASSCTL, Said, run};
+
+#[test]
+fn every_shipped_configuration_is_good_and_is_the_default() {
+    let empty = tempfile::NamedTempFile::new().expect("a file");
+    let default = dump(empty.path());
+    let configs: Vec<PathBuf> = files()
+        .into_iter()
+        .filter(|file| file.starts_with(root().join("config")))
+        .collect();
+    assert!(!configs.is_empty());
+    for config in configs {
+        let said = fdpassd("-t", &config);
+        assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
+        assert_eq!(dump(&config), default, "{}", config.display());
+    }
+}
+
+#[test]
+fn every_key_that_is_in_effect_is_in_the_shipped_configuration_and_no_other() {
+    let empty = tempfile::NamedTempFile::new().expect("a file");
+    // A key that is not set is there in a comment.
+    let mut section = String::new();
+    let mut effective = BTreeSet::new();
+    for line in dump(empty.path()).lines() {
+        let unset = line
+            .strip_prefix('#')
+            .and_then(|rest| rest.split_once(" is not set"));
+        if line == "[[listen]]" {
+            effective.insert("listen".to_owned());
+            section = "listen.".to_owned();
+        } else if section == "listen." && !line.starts_with('[') {
+            // What an entry has is no key by itself.
+        } else if let Some(name) = line.strip_prefix('[') {
+            section = format!("{}.", name.trim_end_matches(']'));
+        } else if let Some((key, _)) = unset.or_else(|| line.split_once(" = ")) {
+            effective.insert(format!("{section}{key}"));
+        }
+    }
+    let lines = shipped_lines();
+    let key = |line: &String| line.split_once(" = ").expect("it has a key").0.to_owned();
+    assert_eq!(effective, lines.iter().map(key).collect());
+    // Each line by itself, the examples too; one key needs another beside it.
+    for line in lines {
+        let text = if line.starts_with("log.file = ") {
+            format!("log.target = \"file\"\n{line}")
+        } else {
+            line
+        };
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        fs::write(file.path(), &text).expect("it is our file");
+        let said = fdpassd("-t", file.path());
+        assert_eq!(said.code, Some(0), "{}", said.err);
+    }
+}
+
+#[test]
+fn the_readme_begins_with_the_two_commands_that_build_and_test_it() {
+    let readme = read(&root().join("README.md"));
+    let top = readme.lines().take(20).collect::<Vec<_>>().join("\n");
+    let (_, code) = top
+        .split_once("```sh\n")
+        .expect("there is a block of commands at the top");
+    let commands: Vec<&str> = code.lines().take_while(|line| *line != "```").collect();
+    assert_eq!(commands, ["cargo run --release", "cargo test"]);
+}
+
+#[test]
+fn help_tells_of_every_option_and_every_exit_status() {
+    let help = run(FDPASSD, &["-h"]).out;
+    for words in [
+        "-c, --config <FILE>",
+        "-t ",
+        "-T ",
+        "-V, --version",
+        "-h, --help",
+        "/etc/fdpassd.toml",
+    ] {
+        assert!(help.contains(words), "{words:?} is not in\n{help}");
+    }
+    for status in ["0 done", "64 usage", "69 ", "70 ", "71 ", "77 ", "78 "] {
+        assert!(help.contains(status), "{status:?} is not in\n{help}");
+    }
+    let help = run(FDPASSCTL, &["--help"]).out;
+    for words in [
+        "--socket <PATH>",
+        "--json",
+        "--instance <NAME>",
+        "--quiet",
+        "--timeout <TIME>",
+    ] {
+        assert!(help.contains(words), "{words:?} is not in\n{help}");
+    }
+    for code in [
+        "0 done",
+        "1 refused",
+        "3 not running",
+        "4 no valid reply",
+        "64 usage",
+        "75 still",
+        "77 forbidden",
+    ] {
+        assert!(help.contains(code), "{code:?} is not in\n{help}");
+    }
+}
+
+#[test]
+fn the_help_of_each_verb_tells_of_its_own_arguments_and_the_readme_of_the_verb() {
+    let readme = read(&root().join("README.md"));
+    let (_, verbs) = readme.split_once("## fdpassctl").expect("it has a section");
+    let own: [(&str, &[&str]); 21] = [
+        ("status", &[]),
+        (
+            "clients",
+            &[
+                "--worker <WORKER>",
+                "--sort <BY>",
+                "--reverse",
+                "--most <COUNT>",
+            ],
+        ),
+        (
+            "events",
+            &["-f, --follow", "--after <NUMBER>", "exit code 3"],
+        ),
+        ("config", &["show ", "check "]),
+        (
+            "log-level",
+            &["[LEVEL]", "error, warn, info, debug or trace"],
+        ),
+        ("metrics", &[]),
+        ("reload", &["--force"]),
+        ("scale", &["<COUNT>"]),
+        ("recycle", &["<WORKER|all>"]),
+        ("hold", &["<WORKER>"]),
+        ("release", &["<WORKER|METHOD>"]),
+        ("drain", &["--wait"]),
+        ("undrain", &[]),
+        ("rebalance", &["--dry-run"]),
+        ("kick", &["<CLIENT>"]),
+        ("upgrade", &["--binary <PATH>"]),
+        ("stop", &["--if-stopping <UNIT>"]),
+        ("reopen-log", &[]),
+        (
+            "call",
+            &[
+                "<METHOD>",
+                "[PARAMS]",
+                "--to <ADDRESS>",
+                "--byte-order <ORDER>",
+            ],
+        ),
+        ("version", &[]),
+        ("completions", &["<SHELL>", "bash, zsh or fish"]),
+    ];
+    assert!(
+        Verb::ALL.iter().all(
+            |verb| verb.as_str() == "check" || own.iter().any(|(own, _)| *own == verb.as_str())
+        )
+    );
+    for (verb, arguments) in own {
+        let said = run(FDPASSCTL, &[verb, "--help"]);
+        assert_eq!((said.code, said.err.as_str()), (Some(0), ""), "{verb}");
+        let common = [
+            "--socket <PATH>",
+            "--instance <NAME>",
+            "--json",
+            "--quiet",
+            "--timeout <TIME>",
+        ];
+        for words in arguments.iter().chain(&common) {
+            assert!(
+                said.out.contains(words),
+                "{words:?} is not in\n{}",
+                said.out
+            );
+        }
+        assert!(
+            verbs.contains(&format!("`{verb}`")) || verbs.contains(&format!("`{verb} ")),
+            "{verb} is not in README.md"
+        );
+    }
+}
+
+#[test]
+fn no_file_tells_of_the_machine_that_it_was_written_on() {
+    let here = root().display().to_string();
+    let homes = ["home", "root", "Users"].map(|name| format!("/{name}/"));
+    for file in files() {
+        let text = read(&file);
+        assert!(
+            !text.contains(&here),
+            "{} holds the path of this checkout",
+            file.display()
+        );
+        for home in &homes {
+            assert!(
+                !text.contains(home),
+                "{} holds a path in {home}",
+                file.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn nothing_waits_by_sleeping() {
+    // Benchmarks look at a machine from time to time; nobody waits for them.
+    let files = files()
+        .into_iter()
+        .filter(|file| !file.starts_with(root().join("benches")));
+    for file in files {
+        for (number, line) in (1..).zip(read(&file).lines()) {
+            let calls =
+                line.contains(concat!("sleep", "(")) || line.contains(concat!("sleep", "_ms("));
+            let is_command = line.trim_start().starts_with(concat!("sleep", " "));
+            assert!(!calls && !is_command, "{}:{number}: {line}", file.display());
+        }
+    }
+}
+
+#[test]
+fn the_lints_that_hold_the_house_together_are_on() {
+    let manifest: Table = read(&root().join("Cargo.toml")).parse().expect("TOML");
+    for (tool, lint, level) in [
+        ("rust", "missing_docs", "warn"),
+        ("rust", "unsafe_op_in_unsafe_fn", "deny"),
+        ("clippy", "undocumented_unsafe_blocks", "deny"),
+        ("clippy", "unwrap_used", "warn"),
+        ("clippy", "dbg_macro", "warn"),
+        ("clippy", "print_stderr", "warn"),
+    ] {
+        assert_eq!(
+            manifest["lints"][tool][lint].as_str(),
+            Some(level),
+            "{tool}.{lint}"
+        );
+    }
+    let release = &manifest["profile"]["release"];
+    assert_eq!(
+        release["panic"].as_str(),
+        Some("unwind"),
+        "a worker catches the panic of a handler"
+    );
+    assert_eq!(release["overflow-checks"].as_bool(), Some(true));
+}
+
+#[test]
+fn the_checks_can_be_run() {
+    let checks = fs::metadata(root().join(".ci/run")).expect("it is there");
+    assert_eq!(checks.permissions().mode() & 0o111, 0o111);
+}
+
+/// The lines of the shipped configuration that have a key, without the #.
+fn shipped_lines() -> Vec<String> {
+    let text = read(&root().join("config/fdpassd.toml"));
+    let keys = text
+        .lines()
+        .filter_map(|line| line.strip_prefix('#'))
+        .filter(|rest| !rest.is_empty() && !rest.starts_with(' '));
+    keys.map(str::to_owned).collect()
+}
+
+fn fdpassd(option: &str, config: &Path) -> Said {
+    run(FDPASSD, &[option, "-c", &config.display().to_string()])
+}
+
+#[track_caller]
+fn dump(config: &Path) -> String {
+    let said = fdpassd("-T", config);
+    assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
+    said.out
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(file: &Path) -> String {
+    fs::read_to_string(file).unwrap_or_else(|e| panic!("cannot read {}: {e}", file.display()))
+}
+
+/// All files of the repository.
+fn files() -> Vec<PathBuf> {
+    let not_ours = [".git", "target"].map(|name| root().join(name));
+    let mut files = Vec::new();
+    let mut folders = vec![root().to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("a folder can be read") {
+            let path = entry.expect("an entry can be read").path();
+            if not_ours.contains(&path) {
+                continue;
+            }
+            if path.is_dir() {
+                folders.push(path)
+            } else {
+                files.push(path)
+            }
+        }
+    }
+    files
+}

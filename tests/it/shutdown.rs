@@ -1,0 +1,215 @@
+//! The end: graceful, late and at once.
+
+use std::io::ErrorKind;
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use fdpassd::proto::names::Address;
+use fdpassd::testing::{Client, PATIENCE, Running, eventually};
+
+use crate::common::faulty::{self, Execution, whoami};
+use crate::common::program::{Program, control_socket, ctl, ctl_command};
+use crate::common::{let_pass, start};
+
+#[test]
+fn what_was_sent_before_the_end_is_answered_and_everyone_is_told() {
+    for signal in ["TERM", "INT"] {
+        let mut daemon =
+            faulty::start("listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 1");
+        let mut idle = daemon.connect();
+        whoami(&mut idle);
+        let mut halfway = daemon.connect();
+        let whole = halfway.frame("{\"in\":\"ping\"}");
+        halfway.send([&whole[..], &whole[..9]].concat());
+        assert_eq!(halfway.reply().name, "pong");
+        // What is sent over a Unix socket has arrived; TCP may still have it on its way, even on one machine.
+        let mut pipelining = Client::connect(&daemon.addresses()[1]);
+        whoami(&mut pipelining);
+        let execution = Execution::start(&daemon);
+        (0..50).for_each(|i| pipelining.request("ping", i));
+
+        daemon.signal(signal);
+        daemon.wait_until("the daemon is stopping", |status| status.stopping);
+        expect_refused(daemon.address());
+        execution.finish().expect_end();
+        for i in 0..50 {
+            assert_eq!(pipelining.reply().value().expect("a result"), i);
+        }
+        pipelining.expect_end();
+        idle.expect_end();
+        assert_eq!(
+            halfway
+                .reply()
+                .value()
+                .expect_err("a frame that never came")
+                .code(),
+            "shutting_down"
+        );
+        halfway.expect_end();
+        assert_eq!(daemon.wait().code(), Some(0), "{signal}");
+    }
+}
+
+#[test]
+fn idle_workers_end_their_clients_while_another_still_executes() {
+    let mut daemon = faulty::start("workers.count = 2");
+    daemon.wait_for_workers();
+    let mut caller = daemon.connect();
+    let busy = whoami(&mut caller).seat;
+    let mut clients: Vec<Client> = (0..10).map(|_| daemon.connect()).collect();
+    clients.retain_mut(|client| whoami(client).seat != busy);
+    assert!(!clients.is_empty());
+    let execution = Execution::start_by(&daemon, caller);
+    daemon.signal("TERM");
+    clients.iter_mut().for_each(Client::expect_end);
+    daemon.wait_until("the idle worker is gone", |status| {
+        status.workers.iter().filter_map(|w| w.pid).count() == 1
+    });
+    execution.finish().expect_end();
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn the_files_of_its_sockets_are_removed() {
+    let mut daemon = start("listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]");
+    let files = [daemon.directory().join("rpc.sock"), control_socket(&daemon)];
+    assert!(files.iter().all(|file| file.exists()));
+    daemon.signal("TERM");
+    assert_eq!(daemon.wait().code(), Some(0));
+    assert!(!files.iter().any(|file| file.exists()));
+}
+
+#[test]
+fn a_worker_that_does_not_finish_in_time_is_killed_and_the_end_is_as_good() {
+    let mut daemon = faulty::start("workers.count = 2\nlimits.drain-timeout = \"1s\"");
+    let mut stuck = spin(&daemon);
+    let begin = Instant::now();
+    daemon.signal("TERM");
+    assert_eq!(daemon.wait().code(), Some(0));
+    let took = begin.elapsed();
+    assert!(
+        took >= Duration::from_secs(1) && took < PATIENCE / 2,
+        "it took {took:?}"
+    );
+    stuck.expect_end();
+    daemon.wait_for_log("has not finished in time; killing it");
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    for second in ["TERM", "INT"] {
+        let mut daemon = faulty::start("workers.count = 2\nlimits.drain-timeout = \"1h\"");
+        let mut stuck = spin(&daemon);
+        daemon.signal("TERM");
+        daemon.wait_until("the daemon is stopping", |status| status.stopping);
+        // One that comes sooner counts as the same.
+        let_pass(Duration::from_millis(250));
+        daemon.signal(second);
+        assert_eq!(daemon.wait().code(), Some(0));
+        stuck.expect_end();
+        daemon.wait_for_log(&format!(
+            "SIG{second} again: killing the workers that are left"
+        ));
+    }
+}
+
+#[test]
+fn a_stop_waits_for_the_end_and_says_how_it_went() {
+    let mut daemon = faulty::start("workers.count = 1");
+    let execution = Execution::start(&daemon);
+    let mut stop = Program::start(&mut ctl_command(&daemon, &["stop"]));
+    daemon.wait_until("the daemon is stopping", |status| status.stopping);
+    assert!(stop.is_running());
+    execution.finish().expect_end();
+    let said = stop.finish();
+    assert_eq!(
+        (said.code, said.out),
+        (Some(0), format!("faulty (pid {}) stopped\n", daemon.pid())),
+        "{}",
+        said.err
+    );
+    assert_eq!(daemon.wait().code(), Some(0));
+    assert_eq!(ctl(&daemon, &["stop"]).code, Some(3));
+}
+
+#[test]
+fn a_stop_tells_of_workers_that_had_to_be_killed() {
+    let mut daemon = faulty::start("workers.count = 2\nlimits.drain-timeout = \"200ms\"");
+    let _stuck = spin(&daemon);
+    let said = ctl(&daemon, &["stop"]);
+    let sentence = format!(
+        "faulty (pid {}) stopped; 1 worker did not finish in time and was killed\n",
+        daemon.pid()
+    );
+    assert_eq!((said.code, said.out), (Some(0), sentence), "{}", said.err);
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn a_stop_that_is_not_waited_for_goes_on() {
+    let mut daemon = faulty::start("workers.count = 1");
+    let execution = Execution::start(&daemon);
+    let said = ctl(&daemon, &["stop", "--quiet", "--timeout", "0.1"]);
+    assert_eq!((said.code, said.out.as_str()), (Some(75), ""));
+    let still = format!(
+        "fdpassctl: faulty (pid {}) is still stopping; it goes on, ",
+        daemon.pid()
+    );
+    assert!(said.err.starts_with(&still), "{}", said.err);
+    execution.finish().expect_end();
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn two_who_ask_for_the_end_are_both_answered() {
+    let mut daemon = faulty::start("workers.count = 1");
+    let execution = Execution::start(&daemon);
+    let first = Program::start(&mut ctl_command(&daemon, &["stop"]));
+    daemon.wait_until("the daemon is stopping", |status| status.stopping);
+    let mut second = Client::connect(&Address::Unix(control_socket(&daemon)));
+    second.send_frame("{\"in\":\"stop\"}");
+    assert!(
+        daemon.status().stopping,
+        "who asks later is answered later, so the second one is heard now"
+    );
+    execution.finish().expect_end();
+    let stopped = second.reply().value().expect("it is stopped");
+    assert_eq!(
+        stopped,
+        serde_json::json!({"pid": daemon.pid(), "killed": 0})
+    );
+    second.expect_end();
+    assert_eq!(first.finish().code, Some(0));
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn a_daemon_that_is_stopped_while_its_workers_start_ends_as_well() {
+    let config = "workers.count = 2\nlimits.drain-timeout = \"1h\"";
+    let mut daemon = faulty::start_with("hang:1", config).expect("the other worker serves");
+    daemon.signal("TERM");
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+/// A client whose request never ends.
+#[track_caller]
+fn spin(daemon: &Running) -> Client {
+    daemon.wait_for_workers();
+    let mut client = daemon.connect();
+    client.request("spin", u64::MAX);
+    daemon.wait_until("the request is being executed", |s| {
+        s.workers.iter().any(|worker| worker.executing > 0)
+    });
+    client
+}
+
+#[track_caller]
+fn expect_refused(address: &Address) {
+    let Address::Tcp(address) = address else {
+        panic!("{address} is no TCP address")
+    };
+    let error = eventually("new clients are refused", || {
+        TcpStream::connect(address).err()
+    });
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+}

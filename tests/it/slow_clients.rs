@@ -1,0 +1,284 @@
+//! Clients that write in pieces, do not read, or stop in the middle.
+
+use std::io::Write;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fdpassd::testing::{Client, Running};
+
+use crate::common::{kernel, ping_of, pong_of, start};
+
+/// Without TCP_QUICKACK each call takes 40 ms and more: the client's kernel keeps back the second write until the first
+/// is acknowledged, and ours keeps back the acknowledgement (Nagle, delayed ACK).
+#[test]
+fn a_client_that_writes_prefix_and_body_apart_does_not_wait_for_acknowledgements() {
+    let daemon = start("workers.count = 1");
+    for pieces in [2, 9] {
+        let mut client = daemon.connect();
+        let frame = client.frame(ping_of(100));
+        let (prefix, body) = frame.split_at(4);
+        let began = Instant::now();
+        for _ in 0..50 {
+            client.send(prefix);
+            for piece in body.chunks(body.len().div_ceil(pieces - 1)) {
+                client.send(piece);
+            }
+            client.reply().value().expect("a result");
+        }
+        assert!(
+            began.elapsed() < Duration::from_secs(1),
+            "50 calls in {pieces} writes took {:?}",
+            began.elapsed()
+        );
+    }
+}
+
+#[test]
+fn a_client_that_dribbles_stops_or_does_not_read_delays_nobody_else() {
+    let daemon = start("workers.count = 1");
+    let mut stopped = daemon.connect();
+    let frame = stopped.frame(ping_of(100_000));
+    stopped.send(&frame[..70_000]);
+    let deaf = daemon.connect();
+    fill(&deaf);
+    let mut dribbling = daemon.connect().without_delay();
+    let frame = dribbling.frame(ping_of(500));
+
+    let mut other = daemon.connect();
+    let began = Instant::now();
+    for byte in &frame {
+        dribbling.send([*byte]);
+        assert_eq!(other.call("ping", byte).expect("a result"), *byte);
+        assert_eq!(
+            daemon.connect().call("ping", byte).expect("a result"),
+            *byte
+        );
+    }
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "1008 calls took {:?}",
+        began.elapsed()
+    );
+    assert_eq!(dribbling.reply().name, "pong");
+}
+
+#[test]
+fn a_client_that_reads_late_gets_every_reply() {
+    let daemon = start("workers.count = 1");
+    let mut client = daemon.connect();
+    fill(&client);
+    for i in 0..FILL {
+        assert!(client.receive() == pong(i), "reply {i}");
+    }
+    assert_eq!(client.call("ping", 1).expect("a result"), 1);
+}
+
+/// Requests with replies three times as long, so that all requests fit into the socket and their replies do not: the
+/// turn that reads the end of the connection, in the middle of a frame, is one whose replies are taken in part.
+#[test]
+fn a_client_that_leaves_in_the_middle_of_a_frame_gets_every_reply_before_it_unspoilt() {
+    let daemon = start("listen = [\"unix:{dir}/rpc.sock\"]\nworkers.count = 1");
+    // Two bytes each, and seven when they are shown as what they are.
+    let strange = "\u{80}".repeat(1_000);
+    let large = ping_of(70_000);
+    for count in 20..60 {
+        let mut client = daemon.connect();
+        let mut requests = Vec::new();
+        for number in 0..count {
+            requests.extend(client.frame(format!(r#"{{"in":"{number}{strange}"}}"#)));
+        }
+        requests.extend(client.frame(&large));
+        requests.extend(&client.frame(ping_of(500))[..100]);
+        client.send(requests);
+        client.finish();
+        for number in 0..count {
+            let fault = client.reply().value().expect_err("there is no such method");
+            assert_eq!(
+                fault.message(),
+                format!("there is no method {:?}", format!("{number}{strange}"))
+            );
+        }
+        assert_eq!(client.receive().len(), large.len() + 1);
+        assert_eq!(
+            client.reply().value().expect_err("it is cut off").code(),
+            "bad_request"
+        );
+        client.expect_end();
+    }
+}
+
+#[test]
+fn a_frame_that_is_not_complete_within_frame_timeout_is_answered_with_timeout_and_the_end() {
+    let daemon = start("limits.frame-timeout = \"300ms\"");
+    let began = Instant::now();
+    let mut clients: Vec<Client> = [2, 4, 50, 90_000]
+        .map(|bytes| begin_frame(&daemon, bytes, 100_000))
+        .into();
+    // Bytes that trickle in do not prolong it.
+    let mut trickling = daemon.connect().without_delay();
+    let frame = trickling.frame(ping_of(1 << 20));
+    for byte in &frame {
+        if trickling.has_something() {
+            break;
+        }
+        trickling.send([*byte]);
+    }
+    clients.push(trickling);
+    for client in &mut clients {
+        let fault = client.reply().value().expect_err("no result can be");
+        assert_eq!(
+            fault.to_string(),
+            "timeout: the frame was not complete within frame-timeout"
+        );
+    }
+    assert!(began.elapsed() >= Duration::from_millis(300));
+    clients.iter_mut().for_each(Client::expect_end);
+}
+
+#[test]
+fn a_client_at_rest_for_longer_than_idle_timeout_is_closed_without_a_word_and_an_active_one_is_not()
+{
+    let daemon = start("limits.idle-timeout = \"300ms\"");
+    let mut active = daemon.connect();
+    let began = Instant::now();
+    let mut silent = daemon.connect();
+    let mut talked_once = daemon.connect();
+    assert_eq!(talked_once.call("ping", 1).expect("a result"), 1);
+    while !(silent.has_something() && talked_once.has_something()) {
+        assert_eq!(active.call("ping", 1).expect("a result"), 1);
+    }
+    assert!(began.elapsed() >= Duration::from_millis(300));
+    silent.expect_end();
+    talked_once.expect_end();
+    assert_eq!(active.call("ping", "still").expect("a result"), "still");
+}
+
+#[test]
+fn a_client_that_takes_no_reply_for_longer_than_send_timeout_is_closed() {
+    let daemon = start("limits.send-timeout = \"300ms\"");
+    let deaf = daemon.connect();
+    let mut other = daemon.connect();
+    fill(&deaf);
+    daemon.wait_until("the client that does not read is closed", |status| {
+        status.clients == 1
+    });
+    assert_eq!(other.call("ping", 1).expect("a result"), 1);
+}
+
+#[test]
+fn a_prefix_that_promises_a_long_frame_costs_no_memory() {
+    const CLIENTS: u64 = 500;
+    let daemon = start("workers.count = 1");
+    let [worker] = daemon.worker_pids()[..] else {
+        panic!("there is one worker")
+    };
+    let mut clients: Vec<Client> = (0..CLIENTS).map(|_| daemon.connect()).collect();
+    for client in &mut clients {
+        assert_eq!(client.call("ping", 1).expect("a result"), 1);
+    }
+    let before = kernel::memory(worker);
+    for client in &mut clients {
+        client.send((1u32 << 20).to_le_bytes());
+        client.send("{");
+    }
+    // The worker takes what came first first.
+    assert_eq!(daemon.call("ping", 1).expect("a result"), 1);
+    let a_client = kernel::memory(worker).saturating_sub(before) / CLIENTS;
+    assert!(a_client <= 8192, "each of them cost {a_client} bytes");
+}
+
+#[test]
+fn when_buffers_are_full_the_oldest_unfinished_frames_go_and_all_others_are_served() {
+    hog_buffers(
+        "workers.count = 1\nlimits = { max-frame = \"256KiB\", buffers = \"16MiB\" }",
+        256 << 10,
+    );
+}
+
+#[test]
+fn so_it_is_with_the_default_limits() {
+    hog_buffers("workers.count = 1", 1 << 20);
+}
+
+/// 512 clients hold half a frame of the largest size each; 100 others come after them.
+fn hog_buffers(config: &str, max_frame: usize) {
+    let daemon = start(config);
+    let buffers = usize::try_from(daemon.status().buffers).expect("it is in memory");
+    let mut hogs: Vec<Client> = (0..512)
+        .map(|_| begin_frame(&daemon, max_frame / 2, max_frame))
+        .collect();
+
+    let mut others: Vec<Client> = (0..100).map(|_| daemon.connect()).collect();
+    let frame = others[0].frame(ping_of(20_000));
+    let (first, second) = frame.split_at(10_000);
+    others.iter_mut().for_each(|client| client.send(first));
+    others.iter_mut().for_each(|client| client.send(second));
+    for client in &mut others {
+        assert_eq!(client.reply().name, "pong");
+    }
+
+    let told = hogs
+        .iter_mut()
+        .position(|hog| !hog.has_something())
+        .expect("some have room");
+    let fit = buffers / 4 * 3 / (max_frame / 2);
+    assert!(
+        (512 - fit - 10..512 - fit + 20).contains(&told),
+        "{told} of 512 had to go, {fit} fit in"
+    );
+    for hog in &mut hogs[..told] {
+        let fault = hog.reply().value().expect_err("no result can be");
+        assert_eq!(fault.code(), "overloaded");
+        hog.expect_end();
+    }
+    assert!(
+        !hogs[told..].iter_mut().any(Client::has_something),
+        "the oldest go first"
+    );
+}
+
+/// A client that has sent so many bytes of a frame with a body of that length.
+fn begin_frame(daemon: &Running, bytes: usize, length: usize) -> Client {
+    let mut client = daemon.connect();
+    let frame = client.frame(ping_of(length));
+    client.send(&frame[..bytes]);
+    client
+}
+
+/// The requests of [`fill`].
+const FILL: usize = 600;
+
+/// One of them: some are short, most are long, and none is as long as the next one.
+fn ping(i: usize) -> String {
+    ping_of(100 + i * 997 % 200_000)
+}
+
+/// The reply to it.
+fn pong(i: usize) -> Vec<u8> {
+    pong_of(100 + i * 997 % 200_000)
+}
+
+/// Sends more requests than the sockets have room for and reads no reply. Returns when the daemon takes no more; what
+/// is left is sent when it does.
+fn fill(client: &Client) {
+    let mut writer = client.writer();
+    let frames: Vec<Vec<u8>> = (0..FILL).map(|i| client.frame(ping(i))).collect();
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || {
+        for frame in frames {
+            if writer.write_all(&frame).is_err() {
+                return;
+            }
+            let _ = tell.send(());
+        }
+    });
+    let mut sent = 0;
+    while told.recv_timeout(Duration::from_millis(300)).is_ok() {
+        sent += 1;
+    }
+    assert!(
+        sent < FILL,
+        "the daemon took {sent} requests of a client that reads nothing"
+    );
+}

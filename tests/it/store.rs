@@ -1,0 +1,183 @@
+//! A store of a service manager that does not keep what it is given, or lets go of it meanwhile.
+
+use fdpassd::testing::{Client, Running, ServiceManager, eventually};
+
+use crate::common::FDPASSD;
+use crate::common::faulty::{Execution, example};
+use crate::common::program::ctl;
+
+const LOSES: &str = "a restart would lose all clients: the service manager keeps no descriptors of this daemon, or not all";
+
+#[test]
+fn an_emptied_store_is_filled_again() {
+    let manager = ServiceManager::new();
+    let daemon = start(&manager, FDPASSD);
+    let mut clients = clients_of(&daemon, 20);
+    let names = stored(&manager);
+    // As when the unit is masked, or its file is away during one daemon-reload.
+    manager.limit(0);
+    manager.forget();
+    let status = daemon.wait_until("it is noticed", |status| status.store_outage.is_some());
+    assert!(!status.restart_keeps_clients);
+    let said = ctl(&daemon, &["status"]).out;
+    assert!(
+        said.contains("RESTART   would lose all clients: the service manager keeps no"),
+        "{said}"
+    );
+    assert!(metrics(&daemon).contains("\nfdpassd_restart_keeps_clients 0\n"));
+    eventually("the manager gets a status", || {
+        let lost = |told: &String| told.ends_with("; a restart would lose all clients");
+        manager.told().iter().any(lost).then_some(())
+    });
+    manager.limit(None);
+    daemon.wait_until("all of it is stored again", |status| {
+        status.restart_keeps_clients
+    });
+    assert_eq!(stored(&manager), names);
+    assert!(metrics(&daemon).contains("\nfdpassd_restart_keeps_clients 1\n"));
+    for sentence in [
+        LOSES,
+        "the service manager has all of it again: a restart keeps the clients",
+    ] {
+        daemon.wait_for_log(sentence);
+    }
+    let daemon = restart(&manager, daemon);
+    ping_all(&mut clients);
+    assert_eq!(daemon.status().lost_total, 0);
+}
+
+#[test]
+fn a_store_emptied_before_sigterm_is_filled_by_it() {
+    let manager = ServiceManager::new();
+    let mut daemon = start(&manager, FDPASSD);
+    let mut clients = clients_of(&daemon, 20);
+    for round in 0..4 {
+        // With the canaries it is noticed at once; without them only SIGTERM brings the others back.
+        manager.forget_those(|name| round % 2 == 0 || !name.starts_with("fdpassd-canary"));
+        daemon = restart(&manager, daemon);
+        ping_all(&mut clients);
+    }
+    assert_eq!(daemon.status().lost_total, 0);
+}
+
+#[test]
+fn a_reload_and_an_upgrade_store_everything_again() {
+    let manager = ServiceManager::new();
+    let daemon = start(&manager, FDPASSD);
+    let names = stored(&manager);
+    for verb in ["reload", "upgrade"] {
+        // Not the canaries: nothing tells that the others are gone.
+        manager.forget_those(|name| !name.starts_with("fdpassd-canary"));
+        let said = ctl(&daemon, &[verb]);
+        assert_eq!(said.code, Some(0), "{said:?}");
+        eventually("all of it is stored again", || {
+            (stored(&manager) == names).then_some(())
+        });
+    }
+    let mut clients = clients_of(&daemon, 5);
+    let _daemon = restart(&manager, daemon);
+    ping_all(&mut clients);
+}
+
+#[test]
+fn a_store_without_room_turns_a_restart_into_a_stop() {
+    for most in [0, 5] {
+        let manager = ServiceManager::new();
+        manager.limit(most);
+        let mut daemon = manager
+            .setup(example("faulty"), "workers.count = 1")
+            .start()
+            .expect("it serves");
+        daemon.wait_for_workers();
+        daemon.wait_for_log(LOSES);
+        assert!(daemon.status().store_outage.is_some(), "{most}");
+        let mut idle = clients_of(&daemon, 4);
+        let execution = Execution::start(&daemon);
+        daemon.signal("TERM");
+        daemon.wait_for_log(
+            "the service manager does not keep 5 clients for the next master: they are lost",
+        );
+        daemon.wait_until("they are counted", |status| status.lost_total == 5);
+        // It gets the time of a stop, not of a restart.
+        execution.finish();
+        assert_eq!(daemon.wait().code(), Some(0), "{most}");
+        idle.iter_mut().for_each(Client::expect_end);
+    }
+}
+
+#[test]
+fn what_the_store_lets_go_of_at_the_end_is_reported() {
+    let manager = ServiceManager::new();
+    let mut daemon = manager
+        .setup(
+            example("faulty"),
+            "workers.count = 1\nlimits.restart-grace = \"60s\"",
+        )
+        .start()
+        .expect("it serves");
+    daemon.wait_until("the store is confirmed", |status| {
+        status.restart_keeps_clients
+    });
+    let execution = Execution::start(&daemon);
+    daemon.signal("TERM");
+    daemon.wait_for_log("leaving 1 clients to the next master");
+    manager.limit(0);
+    manager.forget();
+    daemon.wait_for_log(LOSES);
+    execution.finish();
+    assert_eq!(daemon.wait().code(), Some(0));
+    daemon.wait_for_log("the service manager has kept nothing: 1 clients are lost");
+}
+
+#[track_caller]
+fn start(manager: &ServiceManager, program: &str) -> Running {
+    let daemon = manager
+        .setup(program, "workers.count = 1")
+        .start()
+        .expect("it serves");
+    daemon.wait_for_workers();
+    daemon.wait_until("the store is confirmed", |status| {
+        status.restart_keeps_clients
+    });
+    daemon
+}
+
+#[track_caller]
+fn restart(manager: &ServiceManager, mut daemon: Running) -> Running {
+    daemon.signal("TERM");
+    assert_eq!(daemon.wait().code(), Some(0));
+    let daemon = manager
+        .setup(FDPASSD, "")
+        .start_after(daemon)
+        .expect("the next master serves");
+    daemon.wait_for_workers();
+    daemon
+}
+
+/// What the manager keeps.
+fn stored(manager: &ServiceManager) -> Vec<String> {
+    let mut names = manager.stored();
+    names.sort();
+    names
+}
+
+#[track_caller]
+fn clients_of(daemon: &Running, count: usize) -> Vec<Client> {
+    let mut clients: Vec<Client> = (0..count).map(|_| daemon.connect()).collect();
+    ping_all(&mut clients);
+    clients
+}
+
+#[track_caller]
+fn ping_all(clients: &mut [Client]) {
+    for (client, number) in clients.iter_mut().zip(0_u64..) {
+        assert_eq!(client.call("ping", number).expect("a pong"), number);
+    }
+}
+
+fn metrics(daemon: &Running) -> String {
+    daemon.ctl("metrics").expect("they are told")["text"]
+        .as_str()
+        .expect("text")
+        .to_owned()
+}
