@@ -221,10 +221,8 @@ impl Master {
             log::error!("cannot watch the control socket: {e}");
         }
         self.control_outage = None;
-        let sentence = format_args!(
-            "control socket {} is open again",
-            self.control_listener.path().display()
-        );
+        let path = self.control_listener.path().display();
+        let sentence = format_args!("control socket {path} is open again");
         self.events
             .note(Kind::ListenerOpened, About::default(), sentence);
     }

@@ -204,7 +204,8 @@ impl Master {
         if silent < limit {
             if self.pool.revived(id) {
                 let worker = &self.workers[&id];
-                let sentence = format_args!("{} is back and gets clients again", worker.name());
+                let name = worker.name();
+                let sentence = format_args!("{name} is back and gets clients again");
                 self.events
                     .note(Kind::WorkerRevived, worker.about(), sentence);
             }

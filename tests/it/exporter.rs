@@ -883,7 +883,10 @@ fn it_has_nothing_of_the_masters_but_the_listener() {
     let own = |pid: u32| -> Vec<String> {
         let standard = standard(pid);
         let is_own = |name: &String| {
-            !inherited.contains(name) && !standard.iter().any(|other| *other == **name)
+            !inherited.contains(name)
+                && !standard
+                    .iter()
+                    .any(|other| other.as_os_str() == name.as_str())
         };
         names(pid).filter(is_own).collect()
     };
