@@ -7,8 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::listener::ExporterListener;
-use super::outage::Outage;
+use super::listeners::listener::ExporterListener;
+use super::listeners::outage::Outage;
 use super::{Error, Master, Token};
 use crate::channel::{Channel, Sent};
 use crate::config::{Config, HostName};

@@ -6,7 +6,7 @@
 //! the oldest unfinished frames that it left are dropped here, down to three quarters of the limit.
 
 use super::Master;
-use super::client::Unleased;
+use super::clients::client::Unleased;
 use crate::config::Limits;
 use crate::sys::cgroup::{MemoryLimit, memory_limits};
 
@@ -128,7 +128,7 @@ mod tests {
 
     use super::*;
     use crate::desk::{ClientBytes, Marks};
-    use crate::master::client::Client;
+    use crate::master::clients::client::Client;
     use crate::proto::frame::OrderRule;
     use crate::proto::names::{ClientId, Peer};
     use crate::sys::passed::ClientSocket;

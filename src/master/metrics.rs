@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use self::text::{COUNTER, GAUGE, Text};
 use super::Master;
-use super::counts::Tally;
+use super::telemetry::counters::Tally;
 use crate::desk::{BUCKETS, upper};
 use crate::proto::control::{ListenerStatus, Status, Verdict, WorkerState, WorkerStatus};
 use crate::sys::{clock, fd, socket};

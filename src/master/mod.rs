@@ -8,52 +8,23 @@
 //! message is killed on the spot, for nothing that it says may be taken in any more.)
 //!
 //! Whatever moves a client, a death, a drain, a stall, a rebalancing, does it in one way: its lease is taken, what is unread
-//! and unsent of it is recovered from the desk, and it is leased to another worker ([`leases`]).
+//! and unsent of it is recovered from the desk, and it is leased to another worker ([`clients::leases`]).
 
-mod accept;
-mod balance;
-mod blame;
-mod boats;
-mod canary;
-mod client;
+mod clients;
 mod control;
-mod control_link;
-mod counts;
-mod descendants;
 mod error;
-mod events;
 mod exporter;
-mod handed;
 mod handover;
-mod handshakes;
-mod image;
-mod inherited;
-mod itself;
-mod keep;
-mod leases;
-mod listener;
-mod looking;
+mod listeners;
 mod memory;
 mod metrics;
-mod notify;
-mod outage;
-mod outgoing;
 mod reading;
-mod reject;
 mod reload;
-mod roles;
-mod start;
-mod status;
-mod steer;
-mod supervise;
+mod service_manager;
+mod startup;
+mod telemetry;
 mod token;
-mod trust;
-mod unpack;
-mod upgrade;
-mod verbs;
-mod watch;
-mod worker;
-mod yielding;
+mod workers;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -61,34 +32,34 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use accept::Gate;
-use blame::{OomKills, Strikes};
-use client::{Addresses, Unleased};
-use control::ControlClients;
-use counts::{Counts, Tally, Totals};
+use clients::client::{Addresses, Unleased};
+use clients::handshakes::Handshakes;
+use control::operate::AskedBalance;
+use control::server::ControlClients;
 pub use error::Error;
-use events::{Asker, Events};
 use exporter::Exporter;
-pub use handed::Handed;
-use handshakes::Handshakes;
-pub use image::{Resumed, resume};
-pub use inherited::Inherited;
-use keep::Keeper;
-use listener::{ControlListener, Listener};
+pub use handover::inherited::Inherited;
+use handover::restart::Keeper;
+pub use handover::snapshot::{Resumed, resume};
+use handover::upgrade::Upgrade;
+pub use handover::upgrade::{check_handover, name_process};
+use listeners::accept::Gate;
+pub use listeners::activation::Handed;
+use listeners::listener::{ControlListener, Listener};
+use listeners::outage::Outage;
 use memory::Memory;
-use notify::Notifier;
-pub use notify::{say_why, wait_before_failing};
-use outage::Outage;
-use outgoing::Outgoing;
 pub use reading::read_configuration;
 use reading::{Checks, ReloadReading};
 use reload::Reload;
-use steer::AskedBalance;
+use service_manager::Notifier;
+pub use service_manager::{say_why, wait_before_failing};
+use telemetry::counters::{Counts, Tally, Totals};
+use telemetry::events::{Asker, Events};
 use token::Token;
-use upgrade::Upgrade;
-pub use upgrade::{check_handover, name_process};
-use watch::Watch;
-use worker::Worker;
+use workers::crash::{OomKills, Strikes};
+use workers::outgoing::Outgoing;
+use workers::watchdog::Watch;
+use workers::worker::Worker;
 
 use crate::channel::Scratch;
 use crate::config::{Config, Keys};
@@ -160,7 +131,7 @@ const ECHO: Duration = Duration::from_millis(200);
 /// A seat among the workers: what stays when its worker is replaced.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-struct Seat {
+pub(crate) struct Seat {
     /// Workers that were here.
     spawned: u64,
     /// What those before the present ones did.

@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::Master;
-use super::events::Asker;
+use super::control::dispatch::Waits;
 use super::reload::rejection;
-use super::verbs::Waits;
+use super::telemetry::events::Asker;
 use crate::config::{Config, Identities, Keys, Loaded};
 use crate::proto::control::{Checked, Code, Refusal, Verb};
 use crate::proto::paths::exact;

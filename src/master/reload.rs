@@ -13,12 +13,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::events::Asker;
 use super::exporter;
-use super::listener::{self, Listener};
+use super::listeners::listener::{self, Listener};
 use super::memory::{self, Memory};
 use super::reading::ReloadReading;
-use super::start::{ClientLimits, client_limits, target, worker_count};
+use super::startup::{ClientLimits, client_limits, target, worker_count};
+use super::telemetry::events::Asker;
 use super::{Error, Master};
 use crate::config::{self, Config, Control, Keys, Loaded};
 use crate::logging;

@@ -1,0 +1,113 @@
+//! Clients by TCP Fast Open whose worker died before their handshake was complete, with replies in flight.
+//!
+//! The kernel does not count bytes in flight in that state (`sys/ledger.rs`), so how much of a reply has gone out is not known
+//! yet. These clients wait here, with the memory of their worker, until the handshake is complete. A handshake that never is
+//! the kernel ends itself (`tcp_synack_retries` of tcp(7)).
+
+use std::time::{Duration, Instant};
+
+use crate::desk::MasterDesk;
+use crate::master::Master;
+use crate::master::clients::client::Client;
+use crate::master::clients::leases::recover_after_death;
+use crate::master::telemetry::counters::{Loss, Reason};
+
+/// The first wait, and the longest.
+const FIRST: Duration = Duration::from_millis(10);
+const MAX_WAIT: Duration = Duration::from_millis(200);
+
+/// The clients of one dead worker.
+#[derive(Debug)]
+pub(crate) struct Handshakes {
+    desk: MasterDesk,
+    /// Each with its slot.
+    clients: Vec<(u32, Client)>,
+    /// The worker was killed for the request that it was executing.
+    is_timed_out: bool,
+    due: Instant,
+    wait: Duration,
+}
+
+impl Handshakes {
+    pub(crate) fn into_clients(self) -> impl Iterator<Item = Client> {
+        self.clients.into_iter().map(|(_, client)| client)
+    }
+}
+
+impl Master {
+    /// Has clients wait whose bytes cannot be counted yet.
+    pub(crate) fn await_handshakes(
+        &mut self,
+        desk: MasterDesk,
+        clients: Vec<(u32, Client)>,
+        is_timed_out: bool,
+        now: Instant,
+    ) {
+        if !clients.is_empty() {
+            log::debug!(
+                "{} clients wait for the end of their handshakes",
+                clients.len()
+            );
+            self.handshakes.push(Handshakes {
+                desk,
+                clients,
+                is_timed_out,
+                due: now + FIRST,
+                wait: FIRST,
+            });
+        }
+    }
+
+    /// When they are looked at.
+    pub(crate) fn handshakes_deadline(&self) -> Option<Instant> {
+        self.handshakes
+            .iter()
+            .map(|handshakes| handshakes.due)
+            .min()
+    }
+
+    /// Takes in those whose handshakes are complete, or whose connections have ended.
+    pub(crate) fn look_at_handshakes(&mut self, now: Instant) {
+        for mut handshakes in std::mem::take(&mut self.handshakes) {
+            if handshakes.due <= now {
+                self.take_complete(&mut handshakes);
+                handshakes.wait = handshakes.wait.saturating_mul(2).min(MAX_WAIT);
+                handshakes.due = now + handshakes.wait;
+            }
+            if !handshakes.clients.is_empty() {
+                self.handshakes.push(handshakes);
+            }
+        }
+    }
+
+    fn take_complete(&mut self, handshakes: &mut Handshakes) {
+        let Handshakes {
+            desk,
+            clients,
+            is_timed_out,
+            ..
+        } = handshakes;
+        for (slot, client) in std::mem::take(clients) {
+            match recover_after_death(slot, client, None, desk, *is_timed_out) {
+                Ok((unleased, _)) => drop(self.take_in(vec![Ok(unleased)], Reason::Death)),
+                Err((why, client)) => match why.kind() {
+                    std::io::ErrorKind::WouldBlock => clients.push((slot, client)),
+                    std::io::ErrorKind::ConnectionAborted => self.forget(client),
+                    _ => self.lose(Loss::of(&why), &why, client),
+                },
+            }
+        }
+    }
+
+    /// The master goes, and nothing of these clients can be left to the next one.
+    pub(crate) fn lose_handshakes(&mut self) {
+        for mut handshakes in std::mem::take(&mut self.handshakes) {
+            self.take_complete(&mut handshakes);
+            let why = std::io::ErrorKind::WouldBlock.into();
+            handshakes
+                .clients
+                .into_iter()
+                .for_each(|(_, client)| self.lose(Loss::of(&why), &why, client));
+        }
+    }
+}

@@ -1,0 +1,765 @@
+//! The leases of one worker: given, taken, given back, closed, and what is left of them when it dies.
+//!
+//! A slot is used again only when the worker has said that it is done with it: a lease that is taken leaves its slot
+//! behind until the worker has freed it.
+
+use std::io;
+use std::mem;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use crate::desk::{Found, Header, MasterDesk, Owner, Slot, State, Write};
+use crate::master::clients::client::{Client, Unleased};
+use crate::master::handover::snapshot::{ClientImage, LeasesImage};
+use crate::proto::channel::{Lease, MAX_LEASES};
+use crate::proto::names::{ClientId, Offsets, Peer};
+use crate::sys::ledger::{self, Ledger, Writes};
+use crate::sys::passed::ClientSocket;
+use crate::table::Table;
+
+/// A client that was recovered, or why it could not be.
+pub(crate) type Recovered = Result<Unleased, (io::Error, Client)>;
+
+/// Who has which slot of a desk.
+#[derive(Debug)]
+pub(crate) struct Leases {
+    entries: Table<Entry>,
+    /// Slots below `used` that are free. The last one freed is the first one used: its memory is warm.
+    free: Vec<u32>,
+    /// Slots that were ever used.
+    used: u32,
+    slots: u32,
+    clients: usize,
+    /// Counts leases; the last one's number is its generation.
+    generation: u32,
+    /// Leases made, less those taken back because they could not be sent.
+    given: u64,
+    /// Slots whose leases are yet to be sent.
+    outbox: Vec<u32>,
+}
+
+#[derive(Debug)]
+enum Entry {
+    Leased(Leased),
+    /// The client is elsewhere, and the worker has yet to say that it knows.
+    Taken,
+}
+
+#[derive(Debug)]
+struct Leased {
+    client: Client,
+    generation: u32,
+    /// Requests that it had had when it was last looked at.
+    requests: u64,
+}
+
+/// What a desk tells of a client, to be shown.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct OnDesk {
+    /// When it last sent or took a byte: ns of CLOCK_MONOTONIC.
+    pub(crate) active: u64,
+    pub(crate) requests: u64,
+    /// Unread and unsent ones.
+    pub(crate) bytes: u64,
+}
+
+/// What a worker's word that a slot is done with comes to.
+#[derive(Debug)]
+pub(crate) enum Done {
+    /// The client was taken before.
+    Known,
+    /// The worker has ended the client.
+    Ended(Client),
+    /// It gave the client up.
+    GivenUp(Recovered),
+    /// It cannot be: the desk says otherwise.
+    Nonsense,
+}
+
+/// A request that was executing when its worker died.
+#[derive(Clone, Debug)]
+pub(crate) struct Interrupted {
+    /// Number of its method on the desk.
+    pub(crate) method: u32,
+    /// When it is leased again: how often this has happened to it by then.
+    pub(crate) faults: u8,
+}
+
+/// What a dead worker left behind.
+#[derive(Debug, Default)]
+pub(crate) struct Left {
+    /// Clients to be leased again, with all that is unread and unsent of them; and their requests that were executing.
+    pub(crate) recovered: Vec<(Unleased, Option<Interrupted>)>,
+    /// Clients that it had ended.
+    pub(crate) ended: Vec<Client>,
+    /// Clients that cannot be recovered, and why.
+    pub(crate) lost: Vec<(io::Error, Client)>,
+    /// Clients of which cannot be known yet what is unsent, each with its slot.
+    pub(crate) waiting: Vec<(u32, Client)>,
+}
+
+impl Left {
+    /// The same, without a wait for what cannot be known yet: these clients are lost.
+    pub(crate) fn at_once(mut self) -> Left {
+        let unknown = |(_, client)| (io::ErrorKind::WouldBlock.into(), client);
+        self.lost.extend(self.waiting.drain(..).map(unknown));
+        self
+    }
+}
+
+impl Leases {
+    pub(crate) fn new(slots: u32) -> Leases {
+        Leases {
+            entries: Table::new(),
+            free: Vec::new(),
+            used: 0,
+            slots,
+            clients: 0,
+            generation: 0,
+            given: 0,
+            outbox: Vec::new(),
+        }
+    }
+
+    /// Those of a worker that another master had, as its boat tells of them: slot, generation, client. Of two in one slot, and
+    /// of one in a slot that there is not, nobody can tell what is true.
+    pub(crate) fn found(slots: u32, clients: Vec<(u32, u32, Client)>) -> Leases {
+        let mut leases = Leases::new(slots);
+        for (slot, generation, client) in clients.into_iter().filter(|(slot, _, _)| *slot < slots) {
+            leases.entries.insert(
+                slot,
+                Entry::Leased(Leased {
+                    client,
+                    generation,
+                    requests: 0,
+                }),
+            );
+            leases.used = leases.used.max(slot + 1);
+        }
+        leases.clients = leases.iter().count();
+        leases
+    }
+
+    /// How another image of this master finds them again. None while some are yet to be sent.
+    pub(crate) fn image(&self) -> Option<LeasesImage> {
+        let entry = |slot: u32| match self.entries.get(slot)? {
+            Entry::Taken => Some((slot, None)),
+            Entry::Leased(Leased {
+                client,
+                generation,
+                requests,
+            }) => {
+                let Client {
+                    id,
+                    peer,
+                    order,
+                    listener,
+                    since,
+                    moves,
+                    offsets,
+                    ..
+                } = *client;
+                let socket = client.socket.as_raw_fd();
+                let (generation, requests) = (*generation, *requests);
+                let client = ClientImage {
+                    id,
+                    socket,
+                    peer,
+                    order,
+                    listener,
+                    since,
+                    moves,
+                    generation,
+                    requests,
+                    offsets,
+                };
+                Some((slot, Some(client)))
+            }
+        };
+        let (used, generation, given) = (self.used, self.generation, self.given);
+        let entries = (0..self.used).filter_map(entry).collect();
+        self.outbox.is_empty().then_some(LeasesImage {
+            used,
+            generation,
+            given,
+            entries,
+        })
+    }
+
+    /// The sockets of all clients.
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.iter().map(|(_, client)| client.socket.as_fd())
+    }
+
+    /// Finds them again. `take` gives the descriptor of a number.
+    ///
+    /// # Errors
+    /// Those of `take`; `InvalidData` for a slot beyond those that there are.
+    pub(crate) fn of_image(
+        slots: u32,
+        image: LeasesImage,
+        mut take: impl FnMut(RawFd) -> io::Result<OwnedFd>,
+    ) -> io::Result<Leases> {
+        let mut leases = Leases::new(slots);
+        (leases.used, leases.generation, leases.given) =
+            (image.used, image.generation, image.given);
+        for (slot, client) in image.entries {
+            if slot >= image.used || image.used > slots {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            let entry = match client {
+                None => Entry::Taken,
+                Some(ClientImage {
+                    id,
+                    socket,
+                    peer,
+                    order,
+                    listener,
+                    since,
+                    moves,
+                    generation,
+                    requests,
+                    offsets,
+                }) => {
+                    let socket =
+                        ClientSocket::shared(take(socket)?, matches!(peer, Peer::Unix { .. }));
+                    let client = Client {
+                        id,
+                        socket,
+                        peer,
+                        order,
+                        listener,
+                        since,
+                        moves,
+                        offsets,
+                    };
+                    leases.clients += 1;
+                    Entry::Leased(Leased {
+                        client,
+                        generation,
+                        requests,
+                    })
+                }
+            };
+            leases.entries.insert(slot, entry);
+        }
+        leases.free = (0..leases.used)
+            .rev()
+            .filter(|slot| leases.entries.get(*slot).is_none())
+            .collect();
+        Ok(leases)
+    }
+
+    /// The slots of all clients.
+    pub(crate) fn slots(&self) -> Vec<u32> {
+        self.iter().map(|(slot, _)| slot).collect()
+    }
+
+    /// Clients leased.
+    pub(crate) fn clients(&self) -> usize {
+        self.clients
+    }
+
+    /// Leases made.
+    pub(crate) fn given(&self) -> u64 {
+        self.given
+    }
+
+    /// Whether one more client has a place.
+    pub(crate) fn has_free_slot(&self) -> bool {
+        !self.free.is_empty() || self.used < self.slots
+    }
+
+    /// The clients, each with its slot.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Client)> {
+        (0..self.used).filter_map(|slot| Some((slot, self.client(slot)?)))
+    }
+
+    /// Slots that were ever used are below this.
+    pub(crate) fn used(&self) -> u32 {
+        self.used
+    }
+
+    /// The clients in these slots, each with what the desk tells of it.
+    pub(crate) fn page<'a>(
+        &'a self,
+        slots: Range<u32>,
+        desk: &'a MasterDesk,
+    ) -> impl Iterator<Item = (&'a Client, OnDesk)> {
+        slots.filter_map(|slot| {
+            let (client, on_desk) = (self.client(slot)?, desk.slot(slot)?);
+            let view = on_desk.view();
+            // One at rest has nothing there, whatever its last view was of.
+            let is_at_rest = self.state(slot, desk) == Some(State::Rest);
+            let unsent = if is_at_rest {
+                0
+            } else {
+                u64::from(view.replied)
+            };
+            let unread = if is_at_rest {
+                0
+            } else {
+                u64::from(view.have).saturating_sub(view.answered.into())
+            };
+            let bytes = unsent + unread;
+            Some((
+                client,
+                OnDesk {
+                    active: on_desk.active(),
+                    requests: on_desk.requests(),
+                    bytes,
+                },
+            ))
+        })
+    }
+
+    /// The client in a slot.
+    pub(crate) fn client(&self, slot: u32) -> Option<&Client> {
+        match self.entries.get(slot)? {
+            Entry::Leased(leased) => Some(&leased.client),
+            Entry::Taken => None,
+        }
+    }
+
+    /// The slot of a client.
+    pub(crate) fn slot_of(&self, id: ClientId) -> Option<u32> {
+        self.iter()
+            .find(|(_, client)| client.id == id)
+            .map(|(slot, _)| slot)
+    }
+
+    /// Leases a client: fills a slot, its bytes laid into their places. The lease is sent with the next batch.
+    ///
+    /// # Errors
+    /// Those of writing to the desk, with the client.
+    ///
+    /// # Panics
+    /// Without a free slot: dispatch has chosen the worker for having some.
+    pub(crate) fn give(
+        &mut self,
+        unleased: Unleased,
+        desk: &MasterDesk,
+    ) -> Result<(), (io::Error, Client)> {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.used += 1;
+            self.used - 1
+        });
+        let Unleased {
+            client,
+            bytes,
+            marks,
+            times,
+            requests,
+            ..
+        } = unleased;
+        let view = match desk.lay(slot, &bytes) {
+            Ok(view) => view,
+            Err(e) => {
+                self.free.push(slot);
+                return Err((e, client));
+            }
+        };
+        self.generation = self.generation.wrapping_add(1);
+        // One that has had its last reply is given time to read it, not served.
+        let is_at_rest = bytes.unread.is_empty()
+            && bytes.unsent.is_empty()
+            && !marks.closing
+            && !marks.overloaded;
+        let state = if is_at_rest {
+            State::Rest
+        } else {
+            State::Parked
+        };
+        let on_desk = desk.slot(slot).expect("a worker with room has a free slot");
+        on_desk.preset(state, self.generation, view, marks, times, requests);
+        self.entries.insert(
+            slot,
+            Entry::Leased(Leased {
+                client,
+                generation: self.generation,
+                requests,
+            }),
+        );
+        self.clients += 1;
+        self.given += 1;
+        self.outbox.push(slot);
+        Ok(())
+    }
+
+    /// The slots of the next message of leases.
+    pub(crate) fn next_batch(&mut self) -> Option<Vec<u32>> {
+        let count = self.outbox.len().min(MAX_LEASES);
+        (count > 0).then(|| self.outbox.drain(..count).collect())
+    }
+
+    /// What the message says of these slots, and the descriptors that go with it.
+    pub(crate) fn records<'a>(
+        &'a self,
+        batch: &'a [u32],
+    ) -> impl Iterator<Item = (Lease, BorrowedFd<'a>)> {
+        batch
+            .iter()
+            .filter_map(|slot| match self.entries.get(*slot)? {
+                Entry::Leased(Leased {
+                    client, generation, ..
+                }) => {
+                    let Client {
+                        id,
+                        order,
+                        peer,
+                        moves,
+                        listener,
+                        since,
+                        offsets,
+                        ..
+                    } = *client;
+                    let (slot, generation) = (*slot, *generation);
+                    let lease = Lease {
+                        client: id,
+                        slot,
+                        generation,
+                        order,
+                        peer,
+                        moves,
+                        listener,
+                        since,
+                        offsets,
+                    };
+                    Some((lease, client.socket.as_fd()))
+                }
+                Entry::Taken => None,
+            })
+    }
+
+    /// Ends the leases of this batch and of all others that were not sent: the worker does not know of them.
+    pub(crate) fn take_back(&mut self, batch: Vec<u32>, desk: &MasterDesk) -> Vec<Recovered> {
+        let unsent: Vec<u32> = batch.into_iter().chain(self.outbox.drain(..)).collect();
+        self.given -= unsent.len() as u64;
+        let mut back = Vec::new();
+        for slot in unsent {
+            // A desk that says otherwise, of a client that its worker has not heard of, keeps it: that worker is broken.
+            if let Some(recovered) = self.take(slot, desk) {
+                self.vacate(slot, desk);
+                back.push(recovered);
+            }
+        }
+        back
+    }
+
+    /// Takes a client that is in no turn, if it is in none. The worker is to be told to look.
+    pub(crate) fn take(&mut self, slot: u32, desk: &MasterDesk) -> Option<Recovered> {
+        let Some(Entry::Leased(leased)) = self.entries.get(slot) else {
+            return None;
+        };
+        let found = desk.slot(slot)?.take(leased.generation)?;
+        Some(recover_idle(
+            slot,
+            self.leave_behind(slot)?,
+            found,
+            desk,
+            Owner::Alive,
+        ))
+    }
+
+    /// Takes all clients that are in no turn.
+    pub(crate) fn take_all(&mut self, desk: &MasterDesk) -> Vec<Recovered> {
+        (0..self.used)
+            .filter_map(|slot| self.take(slot, desk))
+            .collect()
+    }
+
+    /// The worker has said that it closed the client in this slot.
+    pub(crate) fn closed(&mut self, slot: u32, desk: &MasterDesk) -> Done {
+        match self.state(slot, desk) {
+            Some(State::Closed) => match self.leave_behind(slot) {
+                Some(client) => {
+                    self.vacate(slot, desk);
+                    Done::Ended(client)
+                }
+                None => Done::Nonsense,
+            },
+            _ => Done::Nonsense,
+        }
+    }
+
+    /// The worker has said that it has nothing of the client in this slot any more.
+    pub(crate) fn freed(&mut self, slot: u32, desk: &MasterDesk) -> Done {
+        if matches!(self.entries.get(slot), Some(Entry::Taken)) {
+            self.vacate(slot, desk);
+            return Done::Known;
+        }
+        let found = match self.state(slot, desk) {
+            Some(State::Taken) => Found::Rest,
+            Some(State::TakenParked) => Found::Parked,
+            _ => return Done::Nonsense,
+        };
+        let Some(client) = self.leave_behind(slot) else {
+            return Done::Nonsense;
+        };
+        let recovered = recover_idle(slot, client, found, desk, Owner::Alive);
+        self.vacate(slot, desk);
+        Done::GivenUp(recovered)
+    }
+
+    /// The lease word of a client, if it is that of its lease.
+    fn state(&self, slot: u32, desk: &MasterDesk) -> Option<State> {
+        let Some(Entry::Leased(leased)) = self.entries.get(slot) else {
+            return None;
+        };
+        let lease = desk.slot(slot)?.lease()?;
+        (lease.generation == leased.generation).then_some(lease.state)
+    }
+
+    /// The client leaves its slot, which is not free yet.
+    fn leave_behind(&mut self, slot: u32) -> Option<Client> {
+        match mem::replace(self.entries.get_mut(slot)?, Entry::Taken) {
+            Entry::Leased(leased) => {
+                self.clients -= 1;
+                Some(leased.client)
+            }
+            Entry::Taken => None,
+        }
+    }
+
+    fn vacate(&mut self, slot: u32, desk: &MasterDesk) {
+        if self.entries.take(slot).is_some() {
+            if let Some(on_desk) = desk.slot(slot) {
+                on_desk.clear();
+            }
+            self.free.push(slot);
+        }
+    }
+
+    /// Notes how many requests each client has had by now.
+    pub(crate) fn watch(&mut self, desk: &MasterDesk) {
+        for slot in 0..self.used {
+            if let (Some(Entry::Leased(leased)), Some(on_desk)) =
+                (self.entries.get_mut(slot), desk.slot(slot))
+            {
+                leased.requests = on_desk.requests();
+            }
+        }
+    }
+
+    /// How many each has had since then, by slot.
+    pub(crate) fn watched(&self, desk: &MasterDesk) -> Vec<(u32, u64)> {
+        let since = |slot: u32| match self.entries.get(slot) {
+            Some(Entry::Leased(leased)) => Some((
+                slot,
+                desk.slot(slot)?.requests().saturating_sub(leased.requests),
+            )),
+            Some(Entry::Taken) | None => None,
+        };
+        (0..self.used).filter_map(since).collect()
+    }
+
+    /// The client whose turn it is that the worker is in, by its own word.
+    pub(crate) fn in_turn(&self, slot: u32, desk: &MasterDesk) -> Option<&Client> {
+        match self.entries.get(slot)? {
+            Entry::Leased(leased) if self.state(slot, desk) == Some(State::Busy) => {
+                Some(&leased.client)
+            }
+            Entry::Leased(_) | Entry::Taken => None,
+        }
+    }
+
+    /// The worker is gone: what becomes of its clients. `written` is what its thread ever wrote, if that is known;
+    /// `is_timed_out` whether it was killed for the request that it was executing.
+    pub(crate) fn into_left(
+        mut self,
+        desk: &MasterDesk,
+        written: Option<Writes>,
+        is_timed_out: bool,
+    ) -> Left {
+        let mut left = Left::default();
+        for slot in 0..self.used {
+            let state = self.state(slot, desk);
+            let Some(client) = self.leave_behind(slot) else {
+                continue;
+            };
+            let mut interrupted = None;
+            let recovered = match state {
+                Some(State::Rest | State::Taken) => {
+                    recover_idle(slot, client, Found::Rest, desk, Owner::Dead)
+                }
+                Some(State::Parked | State::TakenParked) => {
+                    recover_idle(slot, client, Found::Parked, desk, Owner::Dead)
+                }
+                Some(State::Busy) => {
+                    let found = recover_after_death(slot, client, written, desk, is_timed_out);
+                    found.map(|(unleased, request)| {
+                        interrupted = request;
+                        unleased
+                    })
+                }
+                Some(State::Closed) => {
+                    left.ended.push(client);
+                    continue;
+                }
+                // A slot with a client is not free: the desk holds nonsense.
+                Some(State::Free) | None => Err((io::ErrorKind::InvalidData.into(), client)),
+            };
+            match recovered {
+                Ok(unleased) => left.recovered.push((unleased, interrupted)),
+                // The connection was over already.
+                Err((reason, client)) if reason.kind() == io::ErrorKind::ConnectionAborted => {
+                    left.ended.push(client)
+                }
+                Err((reason, client)) if reason.kind() == io::ErrorKind::WouldBlock => {
+                    left.waiting.push((slot, client))
+                }
+                Err(lost) => left.lost.push(lost),
+            }
+        }
+        left
+    }
+}
+
+/// What is left of a client in whose turn its worker died; and its request that was executing.
+///
+/// # Errors
+/// `ConnectionAborted` when the connection is over, `WouldBlock` when it cannot be known yet, else why it never can.
+pub(crate) fn recover_after_death(
+    slot: u32,
+    client: Client,
+    written: Option<Writes>,
+    desk: &MasterDesk,
+    is_timed_out: bool,
+) -> Result<(Unleased, Option<Interrupted>), (io::Error, Client)> {
+    let mut unleased = recover_from_turn(slot, client, written, desk)?;
+    let executing = desk.slot(slot).and_then(|on_desk| on_desk.executing());
+    let interrupted = executing.map(|method| {
+        let marks = &mut unleased.marks;
+        if is_timed_out {
+            marks.timed_out = true;
+        } else {
+            marks.faults = marks.faults.saturating_add(1);
+        }
+        Interrupted {
+            method,
+            faults: marks.faults,
+        }
+    });
+    Ok((unleased, interrupted))
+}
+
+/// What the desk tells of a client that is in no turn. The view of one at rest tells of bytes that are all answered and
+/// all sent.
+fn recover_idle(
+    slot: u32,
+    client: Client,
+    found: Found,
+    desk: &MasterDesk,
+    owner: Owner,
+) -> Recovered {
+    let ledger = match found {
+        Found::Parked => None,
+        Found::Rest => {
+            let (received, written) = desk
+                .slot(slot)
+                .map_or((0, 0), |on_desk| on_desk.view().ends());
+            Some(Ledger { received, written })
+        }
+    };
+    recover(slot, client, ledger, desk, owner)
+}
+
+/// What the desk tells of a client. The ledger is that of one whose turn was not ended; of all others the desk knows
+/// itself.
+fn recover(
+    slot: u32,
+    client: Client,
+    ledger: Option<Ledger>,
+    desk: &MasterDesk,
+    owner: Owner,
+) -> Recovered {
+    let bytes = match desk.recover(slot, ledger, owner) {
+        Ok(bytes) => bytes,
+        Err(e) => return Err((e, client)),
+    };
+    let on_desk: Slot<'_> = desk.slot(slot).expect("leases have slots");
+    let mut marks = on_desk.marks();
+    // Faults are those of the first unread frame: once one is answered, they are of a frame that is not here any more.
+    if on_desk.view().answered > 0 {
+        (marks.faults, marks.timed_out) = (0, false);
+    }
+    let times = (on_desk.since(), on_desk.active());
+    Ok(Unleased {
+        client,
+        bytes,
+        marks,
+        times,
+        requests: on_desk.requests(),
+        to: None,
+    })
+}
+
+/// How much was read and written in the turn only the kernel knows.
+fn recover_from_turn(
+    slot: u32,
+    client: Client,
+    written: Option<Writes>,
+    desk: &MasterDesk,
+) -> Recovered {
+    let found = match client.peer {
+        Peer::Unix { .. } => unix_ledger(slot, &client, written, desk).map(Some),
+        Peer::V4 { .. } | Peer::V6 { .. } => tcp_ledger(&client),
+    };
+    match found {
+        Ok(Some(ledger)) => recover(slot, client, Some(ledger), desk, Owner::Dead),
+        Ok(None) => Err((io::ErrorKind::ConnectionAborted.into(), client)),
+        Err(e) => Err((e, client)),
+    }
+}
+
+/// The ledger of a TCP client, if its connection is not over.
+fn tcp_ledger(client: &Client) -> io::Result<Option<Ledger>> {
+    let Offsets { received, sent } = client.offsets;
+    let counted = ledger::read(&client.socket)?;
+    Ok(counted.map(|counted| Ledger {
+        received: counted.received.wrapping_add(received),
+        written: counted.written.wrapping_add(sent),
+    }))
+}
+
+/// The ledger of a Unix client: its socket counts what is read from it. What was written to it, the worker has noted, or the
+/// kernel's account of its thread says.
+fn unix_ledger(
+    slot: u32,
+    client: &Client,
+    written: Option<Writes>,
+    desk: &MasterDesk,
+) -> io::Result<Ledger> {
+    let view = desk.slot(slot).ok_or(io::ErrorKind::InvalidData)?.view();
+    let before = client.offsets.received;
+    let received =
+        ledger::received(&client.socket, view.in_base.wrapping_sub(before))?.wrapping_add(before);
+    let header = desk.header();
+    let sent = match header.writing(slot, view.out_base) {
+        None if !header.notes_every_write() => return Err(io::ErrorKind::Unsupported.into()),
+        None => 0,
+        Some(Write::Took(bytes)) => bytes,
+        Some(Write::Began(before)) => {
+            let (before, after) = before.zip(written).ok_or(io::ErrorKind::Unsupported)?;
+            written_since(before, after, header)?
+        }
+    };
+    Ok(Ledger {
+        received,
+        written: view.out_base.wrapping_add(sent),
+    })
+}
+
+/// Bytes of the write in progress. A worker of version 1 noted the bytes of its whole process, and no calls.
+fn written_since(before: Writes, after: Writes, header: Header<'_>) -> io::Result<u64> {
+    match header.writer() {
+        Some(_) => after.by_one_call_since(before),
+        None => after
+            .bytes
+            .checked_sub(before.bytes)
+            .ok_or_else(|| io::ErrorKind::InvalidData.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

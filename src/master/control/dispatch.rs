@@ -1,0 +1,380 @@
+//! What control clients may ask for, and what they are answered.
+
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+
+use crate::master::Master;
+use crate::master::control::access::Role;
+use crate::master::control::server::ControlClient;
+use crate::master::telemetry::events::Asker;
+use crate::proto::control::{
+    Code, Drain, EventsAfter, Hold, Kick, Kind, MAX_WAIT, Metrics, Rebalance, Rebalanced, Recycle,
+    Refusal, Reload, Scale, SetLogLevel, Settled, UpgradeTo, Upgraded, Verb, Version,
+};
+use crate::proto::names::WorkerId;
+use crate::proto::rpc::{NULL, Request};
+
+/// What has to come before a request is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waits {
+    /// It has been done; the answer comes at the end of the loop's turn.
+    Nothing(Verb),
+    /// The end of the daemon.
+    Stopped,
+    /// The verdict of the reload.
+    Reloaded,
+    /// The check of this number has been made.
+    Checked(u64),
+    /// All workers are there that there are to be, and no others.
+    Settled(Verb),
+    /// This worker has no clients.
+    Emptied(WorkerId),
+    /// There are no clients.
+    Deserted,
+    /// The rebalancing has been done.
+    Rebalanced,
+    /// This process is another program, or will not be.
+    Upgraded,
+    /// It is, and all workers are of it.
+    Renewed,
+    /// Something has happened after this one, or the time is up.
+    Event { after: u64, until: Instant },
+}
+
+impl Master {
+    /// Answers a request, or has it wait for what it asks for.
+    pub(crate) fn answer(&mut self, client: &mut ControlClient, request: &[u8], now: Instant) {
+        let (method, params) = match Request::parse(request) {
+            Ok(request) => (request.method, request.params),
+            Err(reason) => return client.refuse(Code::BadRequest, &reason),
+        };
+        let Some(verb) = Verb::named(&method) else {
+            return client.refuse(Code::UnknownVerb, &format!("there is no verb {method:?}"));
+        };
+        let asked = Asked {
+            verb,
+            params: params.map_or(NULL, RawValue::get),
+        };
+        let asker = Asker {
+            what: verb.as_str(),
+            who: Some(client.peer.credentials),
+        };
+        let needed = if asked.changes() {
+            Role::Admin
+        } else {
+            Role::Reader
+        };
+        let allowed = self.control.roles.need(needed, &client.peer);
+        match allowed.and_then(|()| self.carry_out(client, asked, asker, now)) {
+            Ok(waits) => client.waits = waits,
+            Err(refusal) => {
+                let sentence = format_args!("{asker}: refused: {}", refusal.message);
+                match refusal.code {
+                    Code::Forbidden => match self.control.report_refusal(now) {
+                        Some(0) => self.events.note(Kind::Forbidden, asker.about(), sentence),
+                        Some(others) => {
+                            let sentence = format_args!(
+                                "{sentence}; {others} requests before it were forbidden, too"
+                            );
+                            self.events.note(Kind::Forbidden, asker.about(), sentence);
+                        }
+                        None => {}
+                    },
+                    // That has been told, with the place in the file.
+                    Code::Rejected => {}
+                    _ if asked.changes() => log::warn!("{sentence}"),
+                    _ => {}
+                }
+                client.refuse_with(&refusal);
+            }
+        }
+    }
+
+    /// Does what was asked for, or begins to. What is not answered here is by [`Master::answer_waiting`].
+    fn carry_out(
+        &mut self,
+        client: &mut ControlClient,
+        asked: Asked<'_>,
+        asker: Asker,
+        now: Instant,
+    ) -> Result<Option<Waits>, Refusal> {
+        if self.pool.is_stopping() && asked.verb.changes() && asked.verb != Verb::Stop {
+            return Err(Refusal::new(Code::Refused, "the daemon is stopping"));
+        }
+        Ok(Some(match asked.verb {
+            Verb::Status => {
+                asked.no_params()?;
+                client.reply(asked.verb, &self.status(now));
+                return Ok(None);
+            }
+            Verb::Version => {
+                asked.no_params()?;
+                let (name, version) = (self.name.clone(), self.version.to_owned());
+                client.reply(
+                    asked.verb,
+                    &Version {
+                        name,
+                        version,
+                        pid: std::process::id(),
+                    },
+                );
+                return Ok(None);
+            }
+            Verb::Stop => {
+                asked.no_params()?;
+                if self.pool.is_stopping() {
+                    log::info!("{asker}: it is stopping already");
+                } else {
+                    self.stop(asker, now);
+                }
+                Waits::Stopped
+            }
+            Verb::Reload => {
+                let Reload { force } = asked.params_or_default()?;
+                self.begin_reload(asker, force, now)?;
+                Waits::Reloaded
+            }
+            Verb::Scale => {
+                let Scale { count } = asked.params()?;
+                self.scale(asker, count)?;
+                Waits::Settled(Verb::Scale)
+            }
+            Verb::Recycle => {
+                let Recycle { worker } = asked.params_or_default()?;
+                self.recycle(asker, worker)?;
+                Waits::Settled(Verb::Recycle)
+            }
+            Verb::Hold => {
+                let Hold { worker } = asked.params()?;
+                self.hold(asker, worker)?;
+                Waits::Emptied(worker)
+            }
+            Verb::Release => {
+                self.release(asker, &asked.params()?)?;
+                Waits::Nothing(Verb::Release)
+            }
+            Verb::Drain => {
+                let Drain { wait } = asked.params_or_default()?;
+                self.set_drained(asker, true);
+                if wait {
+                    Waits::Deserted
+                } else {
+                    Waits::Nothing(Verb::Drain)
+                }
+            }
+            Verb::Undrain => {
+                asked.no_params()?;
+                self.set_drained(asker, false);
+                Waits::Nothing(Verb::Undrain)
+            }
+            Verb::Rebalance => {
+                let Rebalance { dry_run } = asked.params_or_default()?;
+                self.begin_balance(asker, dry_run, now)?;
+                Waits::Rebalanced
+            }
+            Verb::Clients => {
+                client.reply(asked.verb, &self.clients_page(asked.params_or_default()?)?);
+                return Ok(None);
+            }
+            Verb::Kick => {
+                let Kick { client: id } = asked.params()?;
+                client.reply(asked.verb, &self.kick(asker, id)?);
+                return Ok(None);
+            }
+            Verb::Events => {
+                let EventsAfter { after, wait } = asked.params_or_default()?;
+                let wait = Duration::try_from_secs_f64(wait.unwrap_or(0.0))
+                    .ok()
+                    .filter(|wait| *wait <= MAX_WAIT);
+                let wait = wait.ok_or_else(|| {
+                    Refusal::new(
+                        Code::BadParams,
+                        format!("wait is from 0 to {} seconds", MAX_WAIT.as_secs()),
+                    )
+                })?;
+                Waits::Event {
+                    after: after.unwrap_or(0),
+                    until: now + wait,
+                }
+            }
+            Verb::Config => {
+                asked.no_params()?;
+                client.reply(asked.verb, &self.effective());
+                return Ok(None);
+            }
+            Verb::Check => {
+                asked.no_params()?;
+                self.ask_for_check()
+            }
+            Verb::LogLevel => {
+                client.reply(
+                    asked.verb,
+                    &self.log_level(asker, asked.params_or_default()?),
+                );
+                return Ok(None);
+            }
+            Verb::Upgrade => {
+                let UpgradeTo { binary } = asked.params_or_default()?;
+                if binary.is_some() {
+                    self.control.roles.need_owner(&client.peer)?;
+                }
+                self.begin_upgrade(asker, binary, now)?;
+                Waits::Upgraded
+            }
+            Verb::ReopenLog => {
+                asked.no_params()?;
+                self.reopen_log(asker, now)?;
+                Waits::Nothing(Verb::ReopenLog)
+            }
+            Verb::Metrics => {
+                asked.no_params()?;
+                client.reply(
+                    asked.verb,
+                    &Metrics {
+                        text: self.metrics(now),
+                    },
+                );
+                return Ok(None);
+            }
+        }))
+    }
+
+    fn settled(&self) -> Settled {
+        Settled {
+            workers: self.ready_workers().count() as u32,
+            clients: self.clients,
+        }
+    }
+
+    /// Answers those whose time has come.
+    pub(crate) fn answer_waiting(&mut self, now: Instant) {
+        let moves = self.end_balance(now);
+        let waiting = self.control.waiting();
+        if waiting.is_empty() {
+            return;
+        }
+        let (settled, is_stopping, is_drained) =
+            (self.settled(), self.pool.is_stopping(), self.is_drained);
+        let Settled { workers, clients } = settled;
+        let (version, unchanged) = (self.version.to_owned(), self.is_same_program);
+        let upgraded = Upgraded {
+            version,
+            workers,
+            clients,
+            unchanged,
+        };
+        for (number, waits) in waiting {
+            let (verb, is_so) = match waits {
+                Waits::Stopped => continue,
+                Waits::Nothing(verb) => (verb, true),
+                // Its answer is there already.
+                Waits::Reloaded => (
+                    Verb::Reload,
+                    self.reload.is_none() && self.reload_reading.is_none(),
+                ),
+                // Its answer comes when the configuration has been read.
+                Waits::Checked(_) => (Verb::Check, false),
+                Waits::Settled(verb) => (verb, self.pool.is_settled()),
+                Waits::Emptied(id) => (
+                    Verb::Hold,
+                    self.workers
+                        .get(&id)
+                        .is_none_or(|w| w.leases.clients() == 0),
+                ),
+                Waits::Deserted => (Verb::Drain, self.clients == 0 || !is_drained),
+                Waits::Rebalanced => (Verb::Rebalance, moves.is_some()),
+                // Its answer is there already, or comes from that program.
+                Waits::Upgraded => (Verb::Upgrade, false),
+                Waits::Renewed => (Verb::Upgrade, self.pool.is_settled()),
+                Waits::Event { after, until } => {
+                    (Verb::Events, until <= now || after != self.events.last())
+                }
+            };
+            // Events are told to the last.
+            let is_refused = is_stopping && verb != Verb::Events;
+            if !(is_so || is_refused) {
+                continue;
+            }
+            if let Waits::Event { after, .. } = waits {
+                // A reload may have made a stranger of it meanwhile.
+                let events = self
+                    .control
+                    .need(number, Role::Reader)
+                    .map(|()| self.events_after(after));
+                let answer = |client: &mut ControlClient| match &events {
+                    Ok(events) => client.reply(verb, events),
+                    Err(refusal) => client.refuse_with(refusal),
+                };
+                self.answer_late(number, answer, now);
+                continue;
+            }
+            let answer = |client: &mut ControlClient| match (waits, &moves) {
+                (Waits::Reloaded, _) => {}
+                _ if is_stopping => client.refuse(Code::Refused, "the daemon is stopping"),
+                (Waits::Deserted, _) if !is_drained => {
+                    client.refuse(Code::Refused, "clients are accepted again")
+                }
+                (Waits::Rebalanced, Some(moves)) => client.reply(
+                    verb,
+                    &Rebalanced {
+                        moves: moves.clone(),
+                    },
+                ),
+                (Waits::Renewed, _) => client.reply(verb, &upgraded),
+                _ => client.reply(verb, &settled),
+            };
+            self.answer_late(number, answer, now);
+        }
+    }
+}
+
+/// A request that is allowed.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    verb: Verb,
+    /// `null` if there are none.
+    params: &'a str,
+}
+
+impl Asked<'_> {
+    /// Whether that changes anything.
+    fn changes(&self) -> bool {
+        // What cannot be read is refused anyway.
+        let sets_level = || {
+            self.params_or_default::<SetLogLevel>()
+                .is_ok_and(|asked| asked.level.is_some())
+        };
+        self.verb.changes() || (self.verb == Verb::LogLevel && sets_level())
+    }
+
+    /// serde would take an array for a struct, too.
+    fn params<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
+        let found = match self.params.starts_with('{') {
+            true => serde_json::from_str(self.params).map_err(|e| e.to_string()),
+            false => Err("expected an object".to_owned()),
+        };
+        found.map_err(|why| {
+            Refusal::new(
+                Code::BadParams,
+                format!("params of {}: {why}", self.verb.as_str()),
+            )
+        })
+    }
+
+    fn params_or_default<T: DeserializeOwned + Default>(&self) -> Result<T, Refusal> {
+        if self.params == NULL {
+            Ok(T::default())
+        } else {
+            self.params()
+        }
+    }
+
+    fn no_params(&self) -> Result<(), Refusal> {
+        #[derive(Default, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct NoParams {}
+        self.params_or_default::<NoParams>().map(|NoParams {}| ())
+    }
+}

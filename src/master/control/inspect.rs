@@ -1,0 +1,282 @@
+//! What an operator looks at beside the status, and what goes with it: clients, page by page, events, the configuration key
+//! by key, the level of the log.
+//!
+//! However much there is, one answer costs the loop one page.
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+
+use crate::config::{self, Config, Count, Loaded, size};
+use crate::logging;
+use crate::master::Master;
+use crate::master::clients::client::{Client, Unleased};
+use crate::master::clients::leases::OnDesk;
+use crate::master::telemetry::events::{Asker, Since};
+use crate::proto::channel::ToWorker;
+use crate::proto::control::{
+    About, Checked, ClientStatus, Clients, ClientsAfter, Code, Cursor, Effective, Events,
+    KeyOrigin, Kicked, Kind, LogLevelInForce, Origin, PAGE, Refusal, SetLogLevel,
+};
+use crate::proto::names::{ClientId, WorkerId};
+use crate::sys::{clock, socket};
+
+/// Where clients are that have no worker.
+const NOBODY: WorkerId = WorkerId(0);
+
+/// A value that is chosen by the master, in TOML.
+const AUTO: &str = "\"auto\"";
+
+impl Master {
+    /// The clients from some place on, as far as one page goes.
+    pub(crate) fn clients_page(&self, asked: ClientsAfter) -> Result<Clients, Refusal> {
+        if let Some(id) = asked.worker.filter(|id| !self.workers.contains_key(id)) {
+            return Err(Refusal::new(
+                Code::Refused,
+                format!("there is no worker {id}"),
+            ));
+        }
+        let first = Cursor {
+            worker: asked.worker.unwrap_or(NOBODY),
+            slot: 0,
+        };
+        let from = asked.after.unwrap_or(first).max(first);
+        let (mut clients, mut looked_at) = (Vec::new(), 0);
+        if from.worker == NOBODY {
+            let waiting = self.unleased.iter().skip(from.slot as usize).take(PAGE);
+            clients.extend(waiting.map(|unleased| self.waiting_client(unleased)));
+            looked_at = clients.len();
+            if from.slot as usize + looked_at < self.unleased.len() {
+                let slot = from.slot + looked_at as u32;
+                return Ok(Clients {
+                    clients,
+                    next: Some(Cursor {
+                        worker: NOBODY,
+                        slot,
+                    }),
+                });
+            }
+        }
+        let last = asked.worker.unwrap_or(WorkerId(u64::MAX));
+        for (id, worker) in self.workers.range(from.worker..=last) {
+            let begin = if *id == from.worker { from.slot } else { 0 };
+            let end = worker.leases.used().max(begin);
+            let until = end.min(begin.saturating_add((PAGE - looked_at) as u32));
+            let page = worker.leases.page(begin..until, &worker.desk);
+            clients.extend(
+                page.map(|(client, on_desk)| self.client_status(client, Some(*id), on_desk)),
+            );
+            looked_at += (until - begin) as usize;
+            if until < end {
+                return Ok(Clients {
+                    clients,
+                    next: Some(Cursor {
+                        worker: *id,
+                        slot: until,
+                    }),
+                });
+            }
+        }
+        Ok(Clients {
+            clients,
+            next: None,
+        })
+    }
+
+    fn waiting_client(&self, unleased: &Unleased) -> ClientStatus {
+        let bytes = (unleased.bytes.unread.len() + unleased.bytes.unsent.len()) as u64;
+        let on_desk = OnDesk {
+            active: unleased.times.1,
+            requests: unleased.requests,
+            bytes,
+        };
+        self.client_status(&unleased.client, None, on_desk)
+    }
+
+    fn client_status(
+        &self,
+        client: &Client,
+        worker: Option<WorkerId>,
+        OnDesk {
+            active,
+            requests,
+            bytes,
+        }: OnDesk,
+    ) -> ClientStatus {
+        let listener = self
+            .listeners
+            .iter()
+            .find(|listener| listener.number == client.listener);
+        let idle = clock::monotonic().saturating_sub(active);
+        ClientStatus {
+            id: client.id,
+            peer: client.peer.to_string(),
+            listener: listener.map(|listener| listener.address.to_string()),
+            worker,
+            age_seconds: clock::monotonic_seconds()
+                .saturating_sub(client.since)
+                .into(),
+            idle_seconds: (idle / 1_000_000) as f64 / 1000.0,
+            requests,
+            moves: client.moves,
+            bytes,
+        }
+    }
+
+    /// Closes a client, wherever it is.
+    ///
+    /// A worker that is in a turn of it, or stuck in one, keeps its lease until it finds the connection ended; the client
+    /// knows at once.
+    pub(crate) fn kick(&mut self, asker: Asker, id: ClientId) -> Result<Kicked, Refusal> {
+        let waiting = self
+            .unleased
+            .iter()
+            .position(|unleased| unleased.client.id == id);
+        let leased = || {
+            self.workers
+                .iter()
+                .find_map(|(worker, w)| Some((*worker, w.leases.slot_of(id)?)))
+        };
+        let peer = if let Some(unleased) = waiting.and_then(|index| self.unleased.remove(index)) {
+            socket::end(&unleased.client.socket);
+            let peer = unleased.client.peer;
+            self.forget(unleased.client);
+            peer
+        } else if let Some((worker_id, slot)) = leased() {
+            let worker = self
+                .workers
+                .get_mut(&worker_id)
+                .expect("it was found there");
+            let client = worker.leases.client(slot).expect("it was found there");
+            let peer = client.peer;
+            socket::end(&client.socket);
+            if let Some(taken) = worker.leases.take(slot, &worker.desk) {
+                let client = taken.map_or_else(|(_, client)| client, |unleased| unleased.client);
+                self.forget(client);
+                self.tell(worker_id, ToWorker::Look);
+            }
+            peer
+        } else {
+            return Err(Refusal::new(
+                Code::Refused,
+                format!("there is no client {id}"),
+            ));
+        };
+        self.counts.kicked += 1;
+        let about = About {
+            client: Some(id),
+            ..asker.about()
+        };
+        self.events.note(
+            Kind::ClientKicked,
+            about,
+            format_args!("{asker}: client {id} ({peer}) is closed"),
+        );
+        Ok(Kicked {
+            client: id,
+            peer: peer.to_string(),
+        })
+    }
+
+    /// The events after some number, and how things stand.
+    pub(crate) fn events_after(&self, after: u64) -> Events {
+        let Since { events, lost } = self.events.since(after);
+        let workers = self.ready_workers().count() as u32;
+        Events {
+            events,
+            last: self.events.last(),
+            lost,
+            workers,
+            clients: self.clients,
+        }
+    }
+
+    /// The configuration in force, key by key.
+    pub(crate) fn effective(&self) -> Effective {
+        let mut keys = self.in_force().entries(&self.config_keys);
+        for (name, is_runtime) in [
+            ("workers.count", self.count_origin == Origin::Runtime),
+            ("log.level", self.log_level.is_some()),
+        ] {
+            if let Some(key) = keys.iter_mut().find(|key| is_runtime && key.key == name) {
+                key.origin = KeyOrigin::Runtime;
+            }
+        }
+        for (name, comes_to) in [
+            ("workers.count", self.pool.target().count.to_string()),
+            ("limits.max-clients", self.max_clients.to_string()),
+            ("limits.buffers", format!("{:?}", size(self.buffers()))),
+        ] {
+            if let Some(key) = keys
+                .iter_mut()
+                .find(|key| key.key == name && key.value.as_deref() == Some(AUTO))
+            {
+                key.value = Some(format!("{AUTO} # {comes_to}"));
+            }
+        }
+        if let Some(socket) = keys
+            .iter_mut()
+            .find(|key| key.key == "control.socket" && key.value.is_none())
+        {
+            socket.value = Some(config::quoted(
+                &self.control_listener.path().to_string_lossy(),
+            ));
+        }
+        Effective {
+            file: self.config_file.clone(),
+            files: self.config_files.clone(),
+            keys,
+        }
+    }
+
+    /// What a reload would change, if it would be taken.
+    pub(crate) fn check(&self, file: Option<PathBuf>, next: Loaded) -> Result<Checked, Refusal> {
+        let Loaded {
+            config: next,
+            files,
+            ..
+        } = next;
+        self.limits_under(&next)?;
+        Ok(Checked {
+            file,
+            files,
+            changes: self.in_force().changes(&next),
+        })
+    }
+
+    /// The configuration with what was changed since.
+    fn in_force(&self) -> Config {
+        let mut config = self.config.clone();
+        if let Some(count) = NonZeroU32::new(self.pool.target().count as u32)
+            && self.count_origin == Origin::Runtime
+        {
+            config.workers.count = Count::Exactly(count);
+        }
+        config.log.level = self.log_level.unwrap_or(config.log.level);
+        config
+    }
+
+    /// Changes the level of the log, of the master and all workers, if that is asked for.
+    pub(crate) fn log_level(&mut self, asker: Asker, asked: SetLogLevel) -> LogLevelInForce {
+        let configured = self.config.log.level;
+        if let Some(level) = asked.level {
+            self.log_level = Some(level);
+            logging::set_level(level);
+            self.tell_log_level();
+            let sentence = format_args!("{asker}: the level of the log is {:?}", level.as_str());
+            self.events
+                .note(Kind::LogLevelChanged, asker.about(), sentence);
+        }
+        LogLevelInForce {
+            level: logging::level(),
+            configured,
+        }
+    }
+
+    /// Tells all workers which lines to write.
+    pub(crate) fn tell_log_level(&mut self) {
+        let level = self.log_level.unwrap_or(self.config.log.level);
+        for id in self.workers.keys().copied().collect::<Vec<_>>() {
+            self.tell(id, ToWorker::LogLevel(level));
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The link at the usual place of the control socket to the one that is configured.
+//!
+//! fdpassctl, and with it `ExecReload=` and `ExecStop=` of a unit, looks for a daemon at the usual places. Where the
+//! configuration has another one, nobody would find the daemon there. A service manager gives each daemon a directory of
+//! its own ($RUNTIME_DIRECTORY), which is the first of these places: there the daemon puts a symbolic link. Without such a
+//! directory the place may be another daemon's, and is left alone.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use crate::proto::control::places;
+use crate::sys::{process, socket};
+
+/// The link; removed when dropped if it is still that one.
+#[derive(Debug)]
+pub(crate) struct ControlLink {
+    path: PathBuf,
+    to: PathBuf,
+}
+
+impl ControlLink {
+    /// Puts the link of a daemon of this name, if its control socket is elsewhere than in its runtime directory.
+    pub(crate) fn put(name: &str, socket: &Path) -> Option<ControlLink> {
+        env::var_os("RUNTIME_DIRECTORY").filter(|directory| !directory.is_empty())?;
+        let path = places(name, process::user(), |key| env::var_os(key))
+            .into_iter()
+            .next()?;
+        if path == socket {
+            return None;
+        }
+        match put(&path, socket) {
+            Ok(()) => Some(ControlLink {
+                path,
+                to: socket.to_owned(),
+            }),
+            Err(e) => {
+                let (path, socket) = (path.display(), socket.display());
+                log::warn!(
+                    "cannot link {path} to the control socket {socket}: {e}; \"systemctl reload\" and fdpassctl do not find \
+                     the daemon without --socket {socket}"
+                );
+                None
+            }
+        }
+    }
+}
+
+impl Drop for ControlLink {
+    fn drop(&mut self) {
+        if fs::read_link(&self.path).is_ok_and(|to| to == self.to) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn put(path: &Path, socket: &Path) -> io::Result<()> {
+    // The one of this process from before an upgrade.
+    if fs::read_link(path).is_ok_and(|to| to == socket) {
+        return Ok(());
+    }
+    remove_link(path)?;
+    symlink(socket, path)
+}
+
+/// Removes a link that a daemon before has left, and that leads to nobody.
+///
+/// # Errors
+/// `AddrInUse` when a process listens where it leads to; those of the file system.
+pub(crate) fn remove_link(path: &Path) -> io::Result<()> {
+    if fs::read_link(path).is_err() {
+        return Ok(());
+    }
+    if socket::is_unix_alive(path).unwrap_or(false) {
+        return Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            crate::master::listeners::conflict::ANOTHER,
+        ));
+    }
+    fs::remove_file(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_link_is_replaced_unless_somebody_listens_where_it_leads_to() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let [path, other, ours] =
+            ["control.sock", "other", "ours"].map(|name| directory.path().join(name));
+        put(&path, &other).expect("nothing is there");
+        put(&path, &ours).expect("it leads nowhere");
+        assert_eq!(fs::read_link(&path).expect("a link"), ours);
+        put(&path, &ours).expect("it is that one");
+        let listener = UnixListener::bind(&ours).expect("the path is free");
+        assert_eq!(
+            put(&path, &other).expect_err("it is alive").kind(),
+            io::ErrorKind::AddrInUse
+        );
+        drop(listener);
+        put(&path, &other).expect("it is dead");
+        fs::remove_file(&path).expect("it is ours");
+        fs::write(&path, "").expect("it is ours");
+        assert_eq!(
+            put(&path, &other).expect_err("a file").kind(),
+            io::ErrorKind::AlreadyExists
+        );
+        remove_link(&path).expect("a file is no link");
+        assert!(path.exists());
+    }
+}

@@ -1,0 +1,224 @@
+//! What the operator changes while it runs: how many workers, which of them, and whether clients are accepted.
+
+use std::time::Instant;
+
+use crate::master::Master;
+use crate::master::startup::client_limits;
+use crate::master::telemetry::counters::Reason;
+use crate::master::telemetry::events::Asker;
+use crate::master::workers::rebalance::sum_up;
+use crate::pool::rebalance;
+use crate::proto::control::{About, Code, Kind, MovedLoad, Origin, Refusal, Release};
+use crate::proto::names::WorkerId;
+
+/// Most workers.
+pub(crate) const MOST_WORKERS: u32 = 256;
+
+/// A rebalancing that was asked for: who is being watched.
+#[derive(Debug)]
+pub(crate) struct AskedBalance {
+    asker: Asker,
+    pub(crate) is_dry: bool,
+    pub(crate) from: Option<WorkerId>,
+    pub(crate) until: Instant,
+}
+
+fn refused(message: impl Into<String>) -> Refusal {
+    Refusal::new(Code::Refused, message)
+}
+
+impl Master {
+    /// Has so many workers, until the next reload.
+    pub(crate) fn scale(&mut self, asker: Asker, count: u32) -> Result<(), Refusal> {
+        if !(1..=MOST_WORKERS).contains(&count) {
+            return Err(refused(format!(
+                "there can be 1 to {MOST_WORKERS} workers, not {count}"
+            )));
+        }
+        let limits = client_limits(&self.config, count as usize, self.descriptors)
+            .map_err(|e| refused(e.to_string()))?;
+        limits.warn_if_lowered();
+        // Desks have as many slots as they have.
+        self.max_clients = limits.clients.min(self.layout.slots().into());
+        let before = self.pool.target().count;
+        let about = About {
+            workers: Some(count),
+            ..asker.about()
+        };
+        self.events.note(
+            Kind::Scaled,
+            about,
+            format_args!("{asker}: {count} workers instead of {before}"),
+        );
+        self.pool.scale(count as usize);
+        self.count_origin = Origin::Runtime;
+        Ok(())
+    }
+
+    /// One worker more or less, by a signal.
+    pub(crate) fn step(&mut self, asker: Asker, by: i32) {
+        let count = u32::try_from(self.pool.target().count)
+            .unwrap_or(MOST_WORKERS)
+            .saturating_add_signed(by);
+        if let Err(refusal) = self.scale(asker, count) {
+            log::warn!("{asker}: {}", refusal.message);
+        }
+    }
+
+    /// Replaces a worker, or all.
+    pub(crate) fn recycle(
+        &mut self,
+        asker: Asker,
+        worker: Option<WorkerId>,
+    ) -> Result<(), Refusal> {
+        let what = match worker {
+            None => {
+                self.pool.recycle_all();
+                "all workers".to_owned()
+            }
+            Some(id) if self.pool.recycle(id) => format!("worker {id}"),
+            Some(id) => return Err(self.no_ready_worker(id)),
+        };
+        let about = About {
+            worker,
+            ..asker.about()
+        };
+        self.events.note(
+            Kind::Recycling,
+            about,
+            format_args!("{asker}: replacing {what}"),
+        );
+        Ok(())
+    }
+
+    /// Takes all clients from a worker, and lets it run.
+    pub(crate) fn hold(&mut self, asker: Asker, id: WorkerId) -> Result<(), Refusal> {
+        if !self.pool.hold(id) {
+            return Err(self.no_ready_worker(id));
+        }
+        let moved = self.take_and_tell(id, Reason::Hold);
+        let about = About {
+            worker: Some(id),
+            clients: Some(moved as u64),
+            ..asker.about()
+        };
+        self.events.note(
+            Kind::WorkerHeld,
+            about,
+            format_args!("{asker}: worker {id} is held; {moved} clients moved"),
+        );
+        Ok(())
+    }
+
+    pub(crate) fn release(&mut self, asker: Asker, what: &Release) -> Result<(), Refusal> {
+        match what {
+            Release::Worker(id) if self.pool.release(*id) => {
+                let about = About {
+                    worker: Some(*id),
+                    ..asker.about()
+                };
+                self.events.note(
+                    Kind::WorkerReleased,
+                    about,
+                    format_args!("{asker}: worker {id} is released"),
+                );
+            }
+            Release::Worker(id) => return Err(refused(format!("worker {id} is not held"))),
+            Release::Method(name) if self.strikes.release(name) => {
+                let sentence = format_args!("{asker}: method {name:?} is run again");
+                self.events
+                    .note(Kind::MethodReleased, asker.about(), sentence);
+                self.say_quarantined();
+            }
+            Release::Method(name) => {
+                return Err(refused(format!("method {name:?} is not quarantined")));
+            }
+        }
+        Ok(())
+    }
+
+    fn no_ready_worker(&self, id: WorkerId) -> Refusal {
+        match self.pool.member(id) {
+            Some(_) => refused(format!("worker {id} does not serve at the moment")),
+            None => refused(format!("there is no worker {id}")),
+        }
+    }
+
+    /// Accepts nobody, or clients again.
+    pub(crate) fn set_drained(&mut self, asker: Asker, is_drained: bool) {
+        let (kind, what) = match is_drained {
+            true => (Kind::Drained, "nobody new is accepted"),
+            false => (Kind::Undrained, "clients are accepted"),
+        };
+        let about = About {
+            clients: Some(self.clients),
+            ..asker.about()
+        };
+        self.events.note(
+            kind,
+            about,
+            format_args!("{asker}: {what}; there are {} clients", self.clients),
+        );
+        self.is_drained = is_drained;
+    }
+
+    /// Begins to watch the busiest worker, to see what of it could be moved.
+    pub(crate) fn begin_balance(
+        &mut self,
+        asker: Asker,
+        is_dry: bool,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        if self.asked_balance.is_some() {
+            return Err(Refusal::new(Code::Busy, "another rebalancing is going on"));
+        }
+        let loads = self.loads(now);
+        let from = rebalance::asked(&loads);
+        match from {
+            Some(id) => {
+                log::info!("{asker}: looking at what could be moved from worker {id}");
+                self.count_requests(id);
+            }
+            None => log::info!("{asker}: no worker has more to do than the others"),
+        }
+        self.asked_balance = Some(AskedBalance {
+            asker,
+            is_dry,
+            from,
+            until: now + rebalance::INTERVAL,
+        });
+        Ok(())
+    }
+
+    /// What came of a rebalancing that was asked for, once it has watched for long enough.
+    pub(crate) fn end_balance(&mut self, now: Instant) -> Option<Vec<MovedLoad>> {
+        self.asked_balance
+            .as_ref()
+            .filter(|asked| asked.until <= now)?;
+        let AskedBalance {
+            asker,
+            is_dry,
+            from,
+            ..
+        } = self.asked_balance.take()?;
+        let Some(from) = from else {
+            return Some(Vec::new());
+        };
+        let moves = self.plan(from, &self.loads(now));
+        let (sums, count) = (sum_up(from, &moves), moves.len() as u64);
+        if is_dry {
+            log::info!("{asker}: {count} clients would be moved from worker {from}");
+        } else {
+            self.move_clients(from, moves);
+            let about = About {
+                worker: Some(from),
+                clients: Some(count),
+                ..asker.about()
+            };
+            let sentence =
+                format_args!("{asker}: {count} clients moved from worker {from}, the busiest");
+            self.events.note(Kind::Rebalanced, about, sentence);
+        }
+        Some(sums)
+    }
+}

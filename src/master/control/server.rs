@@ -1,0 +1,607 @@
+//! Control clients: one request in, one reply out, from the master's own tables.
+//!
+//! Nobody here can make the master wait: what arrives and what is not read is bounded, and has a deadline; of each client
+//! one request is answered in a turn of the loop.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::iter;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::master::control::access::{Peer, Role, Roles};
+use crate::master::control::dispatch::Waits;
+use crate::master::handover::snapshot::ControlImage;
+use crate::master::listeners::listener::{CONTROL_BACKLOG, ControlListener};
+use crate::master::{Master, Token};
+use crate::proto::control::{Code, MAX_REQUEST, PATIENCE, Refusal, Reloaded, Stopped, Verb};
+use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
+use crate::proto::rpc;
+use crate::sys::listening::{Look, Offer, accept};
+use crate::sys::passed::{ClientSocket, Passed};
+use crate::sys::poll::{Event, Interest, Poller};
+use crate::sys::socket::{self, Moved};
+
+/// Most control clients there can be; fewer where descriptors are scarce.
+pub(crate) const MOST_CONTROL_CLIENTS: u64 = 64 + RESERVED as u64;
+
+/// Of all control clients, so many are kept for those who may change things.
+const RESERVED: usize = 8;
+
+/// Most control clients of any user who may only look.
+const PER_USER: usize = 8;
+
+/// How long requests are answered in a turn of the loop, so that many that take long delay clients by no more than this and
+/// one request.
+const CONTROL_BUDGET: Duration = Duration::from_millis(5);
+
+/// How long nobody is accepted after the system was out of descriptors.
+const RECOVERY: Duration = Duration::from_millis(100);
+
+/// The log tells of no more than one stranger in this time: whoever can connect could fill it.
+const NEXT_STRANGER: Duration = Duration::from_secs(1);
+
+/// Most forbidden requests that are reported at once.
+const MAX_REFUSALS: u32 = 16;
+
+/// All control clients.
+#[derive(Debug)]
+pub(crate) struct ControlClients {
+    clients: BTreeMap<u64, ControlClient>,
+    next: u64,
+    most: usize,
+    pub(crate) roles: Roles,
+    /// Nobody is accepted until then.
+    paused_until: Option<Instant>,
+    /// When the log told of one who may do nothing.
+    told_of_stranger: Option<Instant>,
+    /// The last one that was served.
+    last_served: u64,
+    refusals: Refusals,
+}
+
+/// Reports of forbidden requests: [`MAX_REFUSALS`] at once, and in the long run one in [`NEXT_STRANGER`], as of strangers.
+#[derive(Debug, Default)]
+struct Refusals {
+    /// Reports of late, and since when one less counts.
+    recent: u32,
+    since: Option<Instant>,
+    unreported: u64,
+}
+
+impl Refusals {
+    fn report(&mut self, now: Instant) -> Option<u64> {
+        let since = *self.since.get_or_insert(now);
+        let seconds = now.duration_since(since).as_secs();
+        self.recent = self
+            .recent
+            .saturating_sub(u32::try_from(seconds).unwrap_or(u32::MAX));
+        self.since = Some(since + NEXT_STRANGER * u32::try_from(seconds).unwrap_or(u32::MAX));
+        if self.recent >= MAX_REFUSALS {
+            self.unreported += 1;
+            return None;
+        }
+        self.recent += 1;
+        Some(std::mem::take(&mut self.unreported))
+    }
+}
+
+/// One of them.
+#[derive(Debug)]
+pub(crate) struct ControlClient {
+    socket: ClientSocket,
+    passed: Passed,
+    pub(crate) peer: Peer,
+    incoming: Vec<u8>,
+    /// No more will come in: it has closed, or said that it has asked all that it will.
+    has_finished: bool,
+    outgoing: Vec<u8>,
+    /// Bytes of `outgoing` that are sent.
+    sent: usize,
+    /// What it is answered by, if not at once.
+    pub(crate) waits: Option<Waits>,
+    /// Is closed when its reply is sent.
+    is_last: bool,
+    deadline: Option<Instant>,
+}
+
+impl ControlClients {
+    /// At most so many.
+    pub(crate) fn new(most: usize, roles: Roles) -> ControlClients {
+        ControlClients {
+            clients: BTreeMap::new(),
+            next: 0,
+            most,
+            roles,
+            paused_until: None,
+            told_of_stranger: None,
+            last_served: 0,
+            refusals: Refusals::default(),
+        }
+    }
+
+    /// Whether a request that is forbidden is reported, and if so how many before it were not.
+    pub(crate) fn report_refusal(&mut self, now: Instant) -> Option<u64> {
+        self.refusals.report(now)
+    }
+
+    /// When somebody will have had enough time.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let deadlines = self
+            .clients
+            .values()
+            .filter_map(|client| match client.waits {
+                Some(Waits::Event { until, .. }) => Some(until),
+                _ => client.deadline,
+            });
+        deadlines.chain(self.paused_until).min()
+    }
+
+    /// Takes in who wants to connect.
+    pub(crate) fn accept(&mut self, listener: &ControlListener, poller: &Poller, now: Instant) {
+        // No more a turn than can wait, however fast somebody comes back.
+        let looks = iter::once(Look::First).chain(iter::repeat(Look::Next));
+        for look in looks.take(CONTROL_BACKLOG as usize + 1) {
+            let socket = match accept(listener, look) {
+                Ok(Offer::Client(accepted)) => accepted.socket,
+                Ok(Offer::Empty | Offer::Ended) => return,
+                Err(e) => {
+                    log::warn!("cannot accept control clients: {e}");
+                    self.paused_until = Some(now + RECOVERY);
+                    let _ = poller.modify(listener, Token::Control.into(), Interest::End);
+                    return;
+                }
+            };
+            let Ok(peer) = Peer::of(&socket) else {
+                continue;
+            };
+            let mut client = ControlClient::new(socket, peer, now);
+            if let Err(refusal) = self.admit(&client.peer, now) {
+                // It fits into an empty socket buffer; who does not take it misses nothing else.
+                client.refuse_with(&refusal);
+                let _ = client.send();
+                continue;
+            }
+            let number = self.next;
+            self.next += 1;
+            if poller
+                .add(
+                    &client.socket,
+                    Token::ControlClient(number).into(),
+                    Interest::Read,
+                )
+                .is_ok()
+            {
+                self.clients.insert(number, client);
+            }
+        }
+    }
+
+    /// Whether somebody may come in. Who may do nothing takes up nobody's place.
+    fn admit(&mut self, who: &Peer, now: Instant) -> Result<(), Refusal> {
+        if let Err(refusal) = self.roles.need(Role::Reader, who) {
+            if self
+                .told_of_stranger
+                .is_none_or(|told| now >= told + NEXT_STRANGER)
+            {
+                self.told_of_stranger = Some(now);
+                log::warn!(
+                    "{who} turned away from the control socket: {}",
+                    refusal.message
+                );
+            }
+            return Err(refusal);
+        }
+        if !self.has_room_for(who) {
+            return Err(Refusal::new(
+                Code::Busy,
+                "there are too many control clients",
+            ));
+        }
+        Ok(())
+    }
+
+    fn has_room_for(&self, who: &Peer) -> bool {
+        let is_admin = |who: &Peer| self.roles.of(who) == Role::Admin;
+        if self.clients.len() >= self.most || is_admin(who) {
+            return self.clients.len() < self.most;
+        }
+        let others = self
+            .clients
+            .values()
+            .filter(|client| !is_admin(&client.peer));
+        let same = others
+            .clone()
+            .filter(|client| client.peer.credentials.uid == who.credentials.uid)
+            .count();
+        others.count() < self.most.saturating_sub(RESERVED).max(1) && same < PER_USER
+    }
+
+    /// Ends those whose time is up. Who has not asked is told so.
+    pub(crate) fn look_at_deadlines(
+        &mut self,
+        poller: &Poller,
+        listener: &ControlListener,
+        now: Instant,
+    ) {
+        if self.paused_until.is_some_and(|until| until <= now) {
+            self.paused_until = None;
+            let _ = poller.modify(listener, Token::Control.into(), Interest::Clients);
+        }
+        let is_late =
+            |client: &ControlClient| client.deadline.is_some_and(|deadline| deadline <= now);
+        let late: Vec<u64> = self
+            .clients
+            .iter()
+            .filter(|(_, c)| is_late(c))
+            .map(|(number, _)| *number)
+            .collect();
+        for number in late {
+            let Some(mut client) = self.clients.remove(&number) else {
+                continue;
+            };
+            let _ = poller.remove(&client.socket);
+            if client.outgoing.is_empty() && !client.incoming.is_empty() {
+                client.refuse(Code::Timeout, "the request did not arrive in time");
+                let _ = client.send();
+            }
+        }
+    }
+
+    /// Those who wait, by their numbers.
+    pub(crate) fn waiting(&self) -> Vec<(u64, Waits)> {
+        self.clients
+            .iter()
+            .filter_map(|(number, client)| Some((*number, client.waits?)))
+            .collect()
+    }
+
+    /// Whether a client that waits may still have what it waits for.
+    ///
+    /// # Errors
+    /// As [`Roles::need`].
+    pub(crate) fn need(&self, number: u64, role: Role) -> Result<(), Refusal> {
+        self.clients
+            .get(&number)
+            .map_or(Ok(()), |client| self.roles.need(role, &client.peer))
+    }
+
+    /// Answers those who asked for the end, which has come.
+    pub(crate) fn say_stopped(&mut self, killed: u64) {
+        for client in self
+            .clients
+            .values_mut()
+            .filter(|client| client.waits == Some(Waits::Stopped))
+        {
+            client.reply(
+                Verb::Stop,
+                &Stopped {
+                    pid: std::process::id(),
+                    killed,
+                },
+            );
+            // One reply fits into an empty socket buffer.
+            let _ = client.send();
+        }
+    }
+
+    /// Those who stay while this process becomes another program: who asked for that, and who is in the middle of asking.
+    /// Others wait for what that program cannot tell them.
+    fn staying(&self) -> impl Iterator<Item = &ControlClient> {
+        self.clients.values().filter(|client| {
+            matches!(client.waits, None | Some(Waits::Upgraded)) && !client.is_last
+        })
+    }
+
+    /// Their sockets.
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.staying().map(|client| client.socket.as_fd())
+    }
+
+    /// How the image of this master tells of them.
+    pub(crate) fn image(&self) -> Vec<ControlImage> {
+        let image = |client: &ControlClient| ControlImage {
+            socket: client.socket.as_raw_fd(),
+            is_asker: client.waits.is_some(),
+            incoming: client.incoming.clone(),
+            outgoing: client.outgoing[client.sent..].to_vec(),
+        };
+        self.staying().map(image).collect()
+    }
+
+    /// Those who were there when this process was another program.
+    pub(crate) fn adopt(
+        &mut self,
+        clients: Vec<(OwnedFd, ControlImage)>,
+        poller: &Poller,
+        now: Instant,
+    ) {
+        for (socket, image) in clients {
+            let Ok(peer) = Peer::of(&socket) else {
+                continue;
+            };
+            let mut client = ControlClient::new(socket, peer, now);
+            (client.incoming, client.outgoing) = (image.incoming, image.outgoing);
+            if image.is_asker {
+                (client.waits, client.deadline) = (Some(Waits::Renewed), None);
+            }
+            let number = self.next;
+            self.next += 1;
+            let interest = client.interest().unwrap_or(Interest::Read);
+            if poller
+                .add(
+                    &client.socket,
+                    Token::ControlClient(number).into(),
+                    interest,
+                )
+                .is_ok()
+            {
+                self.clients.insert(number, client);
+            }
+        }
+    }
+
+    /// Tells who asked for it that there is no upgrade.
+    pub(crate) fn refuse_upgrade(&mut self, refusal: &Refusal) -> Vec<u64> {
+        let waiting = self
+            .clients
+            .iter()
+            .filter(|(_, client)| client.waits == Some(Waits::Upgraded));
+        let numbers: Vec<u64> = waiting.map(|(number, _)| *number).collect();
+        numbers
+            .iter()
+            .filter_map(|number| {
+                self.clients
+                    .get_mut(number)
+                    .map(|client| client.refuse_with(refusal))
+            })
+            .count();
+        numbers
+    }
+
+    /// Tells who asked for it what came of a reload.
+    pub(crate) fn say_reloaded(&mut self, verdict: &Result<Reloaded, Refusal>) {
+        for client in self
+            .clients
+            .values_mut()
+            .filter(|client| client.waits == Some(Waits::Reloaded))
+        {
+            match verdict {
+                Ok(reloaded) => client.reply(Verb::Reload, reloaded),
+                Err(refusal) => client.refuse_with(refusal),
+            }
+        }
+    }
+}
+
+/// The connection is over.
+struct Over;
+
+impl ControlClient {
+    fn new(socket: OwnedFd, peer: Peer, now: Instant) -> ControlClient {
+        ControlClient {
+            socket: ClientSocket::own(socket),
+            passed: Passed::default(),
+            peer,
+            incoming: Vec::new(),
+            has_finished: false,
+            outgoing: Vec::new(),
+            sent: 0,
+            waits: None,
+            is_last: false,
+            deadline: Some(now + PATIENCE),
+        }
+    }
+
+    /// What it is to be watched for; `None` for nothing but its hang-up.
+    fn interest(&self) -> Option<Interest> {
+        let is_deaf = self.has_finished || self.is_full();
+        if !self.outgoing.is_empty() {
+            Some(Interest::Write)
+        } else if self.waits.is_some() {
+            (!is_deaf).then_some(Interest::Read)
+        } else if self.has_request() {
+            // For the next turn, which comes at once: there is room to write.
+            Some(Interest::Write)
+        } else {
+            Some(Interest::Read)
+        }
+    }
+
+    /// Whether it is to be closed.
+    fn is_done(&self) -> bool {
+        let has_all = self.has_finished && self.waits.is_none() && !self.has_request();
+        self.outgoing.is_empty() && (self.is_last || has_all)
+    }
+
+    /// Whether there is something to be answered, or refused.
+    fn has_request(&self) -> bool {
+        !matches!(
+            frame::next(&self.incoming, ByteOrder::Little, MAX_REQUEST),
+            Next::Partial { .. }
+        )
+    }
+
+    fn is_full(&self) -> bool {
+        self.incoming.len() > PREFIX + MAX_REQUEST as usize
+    }
+
+    /// Reads what is there, one request at the most beyond the one in hand.
+    fn read(&mut self) -> Result<(), Over> {
+        let mut buffer = [0; 4096];
+        while !self.has_finished && !self.is_full() {
+            match self.passed.receive(&self.socket, &mut buffer) {
+                Ok(Moved::Bytes(n)) => self.incoming.extend_from_slice(&buffer[..n]),
+                Ok(Moved::Nothing) => return Ok(()),
+                Ok(Moved::End) => self.has_finished = true,
+                Err(_) => return Err(Over),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what there is to send; whether that is all.
+    fn send(&mut self) -> Result<bool, Over> {
+        while self.sent < self.outgoing.len() {
+            match socket::transmit(&self.socket, &self.outgoing[self.sent..]) {
+                Ok(Moved::Bytes(n)) => self.sent += n,
+                Ok(Moved::Nothing) => return Ok(false),
+                Ok(Moved::End) | Err(_) => return Err(Over),
+            }
+        }
+        self.outgoing = Vec::new();
+        self.sent = 0;
+        Ok(true)
+    }
+
+    pub(crate) fn reply(&mut self, verb: Verb, result: &impl Serialize) {
+        self.frame(|body| {
+            rpc::open(body, verb.as_str())?;
+            serde_json::to_writer(&mut *body, result)?;
+            body.extend_from_slice(rpc::CLOSE);
+            Ok(())
+        });
+    }
+
+    pub(crate) fn refuse(&mut self, code: Code, message: &str) {
+        self.refuse_with(&Refusal::new(code, message));
+    }
+
+    pub(crate) fn refuse_with(&mut self, refusal: &Refusal) {
+        self.frame(|body| {
+            rpc::open(body, "error")?;
+            serde_json::to_writer(&mut *body, refusal)?;
+            body.extend_from_slice(rpc::CLOSE);
+            Ok(())
+        });
+    }
+
+    fn frame(&mut self, write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) {
+        let mut body = Vec::new();
+        let written =
+            write(&mut body).and_then(|()| u32::try_from(body.len()).map_err(io::Error::other));
+        match written {
+            Ok(length) => {
+                self.outgoing
+                    .extend_from_slice(&ByteOrder::Little.prefix(length));
+                self.outgoing.extend_from_slice(&body);
+            }
+            Err(e) => {
+                log::error!("a reply to {} cannot be written: {e}", self.peer);
+                self.is_last = true;
+            }
+        }
+    }
+}
+
+impl Master {
+    /// Serves control clients on whose sockets something happened, for [`CONTROL_BUDGET`] a turn; the others are served in
+    /// the next turn, before those that have been.
+    pub(crate) fn serve_control_clients(&mut self, events: &[Event], now: Instant) {
+        let begin = Instant::now();
+        let ready = events
+            .iter()
+            .filter_map(|event| match Token::of(event.token) {
+                Some(Token::ControlClient(number)) => Some((number, event)),
+                _ => None,
+            });
+        let last = self.control.last_served;
+        let (after, before): (Vec<_>, Vec<_>) = ready.partition(|(number, _)| *number > last);
+        for (number, event) in after.into_iter().chain(before) {
+            self.serve_control(number, event, now);
+            self.control.last_served = number;
+            if begin.elapsed() >= CONTROL_BUDGET {
+                return;
+            }
+        }
+    }
+
+    /// Something happened on a control client's socket.
+    fn serve_control(&mut self, number: u64, event: &Event, now: Instant) {
+        // Taken out, so that answering may look at all of the master.
+        let Some(mut client) = self.control.clients.remove(&number) else {
+            return;
+        };
+        let outcome = self.converse(&mut client, event, now);
+        self.put_back(number, client, outcome);
+    }
+
+    /// Answers a control client that waited. What else it has asked is looked at in the next turn.
+    pub(crate) fn answer_late(
+        &mut self,
+        number: u64,
+        answer: impl FnOnce(&mut ControlClient),
+        now: Instant,
+    ) {
+        let Some(mut client) = self.control.clients.remove(&number) else {
+            return;
+        };
+        (client.waits, client.deadline) = (None, Some(now + PATIENCE));
+        answer(&mut client);
+        let outcome = client.send().map(|_| ());
+        self.put_back(number, client, outcome);
+    }
+
+    /// Watches a client for what it needs now, or is done with it.
+    fn put_back(&mut self, number: u64, client: ControlClient, outcome: Result<(), Over>) {
+        if outcome.is_err() || client.is_done() {
+            let _ = self.poller.remove(&client.socket);
+            return;
+        }
+        let token = Token::ControlClient(number).into();
+        let _ = match client.interest() {
+            Some(interest) => self.poller.modify(&client.socket, token, interest),
+            None => self.poller.disarm(&client.socket, token),
+        };
+        self.control.clients.insert(number, client);
+    }
+
+    fn converse(
+        &mut self,
+        client: &mut ControlClient,
+        event: &Event,
+        now: Instant,
+    ) -> Result<(), Over> {
+        // Its hang-up: who has closed has no use for a later answer. What it asked before is done all the same.
+        if client.interest().is_none() {
+            return Err(Over);
+        }
+        let heard = if event.readable {
+            client.read()
+        } else {
+            Ok(())
+        };
+        // The next request is looked at when the reply before it is gone: who does not read is not served.
+        if client.send()? && client.waits.is_none() && !client.is_last {
+            self.answer_next(client, now);
+            client.send()?;
+        }
+        heard
+    }
+
+    fn answer_next(&mut self, client: &mut ControlClient, now: Instant) {
+        match frame::next(&client.incoming, ByteOrder::Little, MAX_REQUEST) {
+            Next::Partial { .. } => return,
+            Next::TooLarge { length } => {
+                client.refuse(
+                    Code::TooLarge,
+                    &format!("a request is at most {MAX_REQUEST} bytes, not {length}"),
+                );
+                client.is_last = true;
+            }
+            Next::Whole { total } => {
+                let request: Vec<u8> = client.incoming.drain(..total).skip(PREFIX).collect();
+                self.answer(client, &request, now);
+                // A reload may have made a stranger of it.
+                client.is_last = self.control.roles.of(&client.peer) == Role::Nobody;
+            }
+        }
+        client.deadline = if client.waits.is_some() {
+            None
+        } else {
+            Some(now + PATIENCE)
+        };
+    }
+}

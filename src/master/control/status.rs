@@ -1,0 +1,260 @@
+//! What can be seen from outside, from the master's tables and the desks: a worker that is stuck keeps nobody waiting.
+
+use std::time::Instant;
+
+use crate::master::exporter::Exporter;
+use crate::master::listeners::listener::Listener;
+use crate::master::listeners::outage::FILE_GONE;
+use crate::master::{Master, Seat, Worker};
+use crate::pool::{Member, State};
+use crate::proto::control::{
+    LeavingStatus, ListenerStatus, Skew, Status, WorkerState, WorkerStatus,
+};
+use crate::sys::{clock, process};
+
+/// Rates are over so many seconds; a worker that is younger has none.
+const WINDOW: f64 = 10.0;
+
+impl Master {
+    /// What the configuration wants and there is not, each with the reason, as far as that is known.
+    pub(crate) fn missing(&self) -> Vec<String> {
+        let control = self
+            .control_outage
+            .as_ref()
+            .map(|outage| outage.reason.as_str());
+        let metrics = self.exporter.as_ref().and_then(Exporter::outage);
+        self.missing_for(control, metrics)
+    }
+
+    /// The same, and the files of Unix sockets are looked at.
+    fn look_at_missing(&self) -> Vec<String> {
+        let control = match &self.control_outage {
+            Some(outage) => Some(outage.reason.as_str()),
+            None => (!self.control_listener.is_reachable()).then_some(FILE_GONE),
+        };
+        let metrics = self.exporter.as_ref();
+        let metrics = metrics.and_then(|exporter| {
+            exporter
+                .outage()
+                .or_else(|| exporter.is_file_gone().then_some(FILE_GONE))
+        });
+        self.missing_for(control, metrics)
+    }
+
+    fn missing_for(&self, control: Option<&str>, metrics: Option<&str>) -> Vec<String> {
+        let control = control.map(|reason| {
+            format!(
+                "control socket {}: {reason}",
+                self.control_listener.path().display()
+            )
+        });
+        let address = self.exporter.as_ref().map(Exporter::address);
+        let metrics = address
+            .zip(metrics)
+            .map(|(address, reason)| format!("metrics on {address}: {reason}"));
+        self.missing_log
+            .iter()
+            .cloned()
+            .chain(control)
+            .chain(metrics)
+            .collect()
+    }
+
+    /// The whole of it.
+    pub(crate) fn status(&mut self, now: Instant) -> Status {
+        self.look_at_counters();
+        let seats = (0..self.pool.seats()).filter(|seat| self.is_seat_in_use(*seat));
+        let workers: Vec<WorkerStatus> = seats.map(|seat| self.seat_status(seat, now)).collect();
+        let shown: Vec<_> = workers.iter().filter_map(|worker| worker.id).collect();
+        let leaving = self
+            .pool
+            .members()
+            .filter(|member| !shown.contains(&member.id));
+        let totals = self.totals();
+        Status {
+            name: self.name.clone(),
+            version: self.version.to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            generation: self.generation,
+            config_file: self.config_file.clone(),
+            dispatch: self.config.workers.dispatch.as_str().to_owned(),
+            stopping: self.pool.is_stopping(),
+            drained: self.is_drained,
+            paused: self
+                .gate
+                .pause
+                .filter(|_| !self.pool.is_stopping())
+                .map(|pause| pause.to_string()),
+            listeners: self.listeners.iter().map(listener_status).collect(),
+            clients: self.clients,
+            max_clients: self.max_clients,
+            accepted_total: self.next_client - 1,
+            refused_total: self.counts.refused,
+            moved_total: self.counts.moves.total(),
+            lost_total: self.counts.lost(totals.lost).total(),
+            requests_total: totals.requests,
+            errors_total: totals.errors,
+            log_errors_total: self.log_errors(),
+            buffers: self.buffers(),
+            memory_limit: self.memory.map(|memory| memory.limit),
+            count: self.pool.target().count as u32,
+            count_origin: self.count_origin,
+            reloading: self.reload.is_some(),
+            last_reload: self.last_reload.clone(),
+            config_stale: self.config_stale.clone(),
+            restart_keeps_clients: self
+                .keeper
+                .as_ref()
+                .is_some_and(|keeper| keeper.canaries.is_confirmed()),
+            store_outage: self
+                .keeper
+                .as_ref()
+                .and_then(|keeper| keeper.canaries.outage())
+                .map(str::to_owned),
+            missing: self.look_at_missing(),
+            deaths_total: self.counts.deaths.total(),
+            failed_starts_total: self.counts.failed_starts,
+            stalls_total: self.counts.stalls,
+            reruns_total: self.counts.reruns,
+            closed_for_crashes_total: self.counts.closed_for_crashes,
+            quarantined: self.strikes.quarantined().to_vec(),
+            skew: self.skew(),
+            leaving: leaving
+                .filter_map(|member| self.leaving_status(member, now))
+                .collect(),
+            workers,
+        }
+    }
+
+    /// Compares the ready workers with each other.
+    fn skew(&self) -> Option<Skew> {
+        let now = clock::monotonic();
+        let workers: Vec<&Worker> = self.ready_workers().collect();
+        let clients = uneven(workers.iter().map(|worker| worker.leases.clients() as f64))?;
+        Some(Skew {
+            clients,
+            busy: uneven(workers.iter().map(|worker| worker.desk.header().busy(now))),
+        })
+    }
+
+    /// Whether a seat is wanted, or has somebody who is not on the way out.
+    fn is_seat_in_use(&self, seat: usize) -> bool {
+        let is_leaving =
+            |member: &Member| matches!(member.state, State::Draining { .. } | State::Killed);
+        seat < self.pool.target().count
+            || self
+                .pool
+                .occupant(seat)
+                .is_some_and(|member| !is_leaving(member))
+    }
+
+    fn seat_status(&self, index: usize, now: Instant) -> WorkerStatus {
+        let member = self.pool.occupant(index);
+        let worker = member.and_then(|member| self.workers.get(&member.id));
+        let nobody = Seat::default();
+        let seat = self.seats.get(index).unwrap_or(&nobody);
+        // Whoever leaves the seat still adds to it.
+        let here = self.workers.values().filter(|worker| worker.seat == index);
+        let totals = here.fold(seat.totals, |totals, worker| {
+            totals.plus(worker.believed.counters())
+        });
+        let header = worker.map(|worker| worker.desk.header());
+        let uptime = worker.map(|worker| now.duration_since(worker.started).as_secs_f64());
+        // One second more, for the one that is not full yet.
+        let recent = header
+            .filter(|_| uptime > Some(WINDOW + 1.0))
+            .map(|header| header.recent(clock::monotonic()));
+        WorkerStatus {
+            seat: index as u32,
+            id: worker.map(|worker| worker.id),
+            pid: worker.map(|worker| worker.pid),
+            generation: worker.map_or(self.generation, |worker| worker.generation),
+            state: member.map_or(WorkerState::Waiting, worker_state),
+            clients: worker.map_or(0, |worker| worker.leases.clients() as u64),
+            executing: header.map_or(0, |header| u64::from(header.executing().is_some())),
+            requests_total: totals.requests,
+            errors_total: totals.errors,
+            panics_total: totals.panics,
+            log_errors_total: totals.log_errors,
+            parked_bytes: header.map_or(0, |header| header.parked()),
+            requests_per_second: recent.map(|recent| recent.rate),
+            p50_seconds: recent
+                .and_then(|recent| recent.p50)
+                .map(|p50| p50.as_secs_f64()),
+            p99_seconds: recent
+                .and_then(|recent| recent.p99)
+                .map(|p99| p99.as_secs_f64()),
+            uptime_seconds: uptime,
+            restarts: seat.spawned.saturating_sub(1),
+            rss_bytes: worker.and_then(|worker| process::resident_memory(worker.pid)),
+            last_death: seat.last_death.clone(),
+        }
+    }
+
+    fn leaving_status(&self, member: &Member, now: Instant) -> Option<LeavingStatus> {
+        let worker = self.workers.get(&member.id)?;
+        let clients = worker.leases.clients() as u64;
+        let (reason, by) = match member.state {
+            State::Draining { until, why } => (why.to_string(), Some(until)),
+            State::Held { .. } => ("an operator holds it".to_owned(), None),
+            State::Killed => ("it was killed".to_owned(), None),
+            State::Starting { .. } | State::Ready { .. } => {
+                ("it is being replaced".to_owned(), None)
+            }
+        };
+        Some(LeavingStatus {
+            id: worker.id,
+            pid: worker.pid,
+            seat: worker.seat as u32,
+            generation: worker.generation,
+            state: worker_state(member),
+            reason,
+            waits_for: waits_for(worker, member, clients),
+            killed_in_seconds: by.map(|by| by.saturating_duration_since(now).as_secs_f64()),
+            clients,
+        })
+    }
+}
+
+/// The largest of these, divided by their mean; none if all are zero or there are none.
+fn uneven(values: impl Iterator<Item = f64> + Clone) -> Option<f64> {
+    let (sum, count) = values
+        .clone()
+        .fold((0.0, 0.0), |(sum, count), value| (sum + value, count + 1.0));
+    (sum > 0.0).then(|| values.fold(0.0, f64::max) * count / sum)
+}
+
+/// Why a worker is still there that has no seat any more.
+fn waits_for(worker: &Worker, member: &Member, clients: u64) -> String {
+    match (member.state, worker.method_in_turn()) {
+        (State::Held { .. }, _) if clients == 0 => "its release".to_owned(),
+        (State::Killed, _) => "its end".to_owned(),
+        (State::Starting { .. } | State::Ready { .. }, _) => "its successor".to_owned(),
+        (_, Some(method)) => format!("method {method:?} to return"),
+        (_, None) if clients > 0 => format!("the turns of {clients} clients to end"),
+        (_, None) => "its exit".to_owned(),
+    }
+}
+
+fn worker_state(member: &Member) -> WorkerState {
+    match member.state {
+        State::Starting { .. } => WorkerState::Starting,
+        State::Ready { .. } if member.is_stalled => WorkerState::Stalled,
+        State::Ready { .. } => WorkerState::Ready,
+        State::Held { .. } => WorkerState::Held,
+        State::Draining { .. } | State::Killed => WorkerState::Draining,
+    }
+}
+
+fn listener_status(listener: &Listener) -> ListenerStatus {
+    let queue = listener.queue();
+    ListenerStatus {
+        address: listener.address.to_string(),
+        byte_order: listener.byte_order,
+        queue: queue.map(|(waiting, _)| waiting),
+        queue_max: queue.map(|(_, most)| most),
+        accepted_total: listener.accepted,
+        outage: listener.outage_reason().map(str::to_owned),
+    }
+}

@@ -1,0 +1,285 @@
+//! What a start finds that a master before this one left: its state file, its listeners, and clients.
+//!
+//! Each of them is taken over by itself, whatever has become of the others: the service manager may have lost some
+//! descriptors, and the state file may be damaged or of another version. Listeners are known by their addresses, and clients by
+//! what lies in the boats; only figures, and what was changed while the daemon ran, are in the state file alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use crate::channel::Channel;
+use crate::config::{Config, Loaded};
+use crate::master::handover::queues::{Boats, Ends};
+use crate::master::handover::snapshot::Living;
+use crate::master::handover::state_file::{BOAT, BOOK, Book, Handover, LISTENER, ListenerRecord};
+use crate::master::handover::unpack::{Handoff, Unpacked};
+use crate::master::startup::room_for_clients;
+use crate::master::{Error, Handed};
+use crate::proto::boat::Boat;
+use crate::proto::channel::MAX_BOATS;
+use crate::proto::names::{Address, WorkerId};
+use crate::sys::fd;
+use crate::sys::inherited::{Found, examine};
+
+/// What a master before this one has left.
+#[derive(Debug)]
+pub struct Inherited {
+    pub(crate) handover: Handover,
+    /// None if nothing is kept for another master.
+    pub(crate) kept: Option<(Book, Handoff)>,
+    pub(crate) listeners: Vec<(ListenerRecord, OwnedFd)>,
+    /// What goes on without having been left, if this process was that master.
+    pub(crate) living: Option<Living>,
+    pub(crate) stored: Stored,
+    /// What could not be taken over, and why.
+    pub(crate) faults: Vec<String>,
+}
+
+/// What the service manager has.
+#[derive(Debug, Default)]
+pub(crate) struct Stored {
+    /// Names of what is in use.
+    pub(crate) names: BTreeSet<String>,
+    /// Names of what is of no use any more.
+    pub(crate) spoilt: BTreeSet<String>,
+}
+
+/// Descriptors of a store, by what they are.
+#[derive(Default)]
+struct Sorted {
+    book: Option<OwnedFd>,
+    into: BTreeMap<usize, OwnedFd>,
+    out: BTreeMap<usize, OwnedFd>,
+    listeners: BTreeMap<u32, OwnedFd>,
+}
+
+impl Inherited {
+    /// Takes over what there is among the descriptors that were handed over. `config` is that of the file, if it is good.
+    ///
+    /// # Errors
+    /// When this process may not have enough descriptors for a single client. Everything is left as it is then.
+    pub fn find(handed: &mut Handed, config: Option<&Config>) -> Result<Option<Inherited>, Error> {
+        let kept = handed.take_kept();
+        if kept.is_empty() {
+            return Ok(None);
+        }
+        let limit = fd::raise_limit().map_err(Error::system("read the limit of descriptors"))?;
+        let mut stored = Stored {
+            names: kept.iter().map(|(name, _)| name.clone()).collect(),
+            ..Stored::default()
+        };
+        let (mut sorted, mut faults) = (Sorted::of(kept), Vec::new());
+        let (book, handover) = read_book(sorted.book.take(), &mut faults);
+        if book.is_none() {
+            stored.spoil(BOOK);
+        }
+        let mut handover = handover.unwrap_or_default();
+        let last = config.is_none().then(|| last_config(&handover)).flatten();
+        let default = Config::default();
+        let config = config.or(last.as_ref()).unwrap_or(&default);
+        room_for_clients(config, limit, handed.count(), sorted.out.len())?;
+        let listeners = find_listeners(sorted.listeners, &handover, &mut stored, &mut faults);
+        let numbers = listeners.iter().map(|(record, _)| record.number);
+        handover.listener_number = numbers
+            .chain([handover.listener_number])
+            .max()
+            .unwrap_or_default();
+
+        let system = Error::system("make what clients are left in for the next master");
+        let outlets = sorted
+            .out
+            .keys()
+            .filter(|number| **number < handover.boats)
+            .count();
+        let (paired, single) = pair_up(sorted.into, sorted.out);
+        let (boats, new) = Boats::complete(paired, limit).map_err(&system)?;
+        for number in &new {
+            ends_of(*number).iter().for_each(|name| stored.spoil(name));
+        }
+        let capacity = room_for_clients(config, limit, handed.count(), boats.ends().len())?;
+        let mut handoff = Handoff::unpack(boats, &single, capacity);
+        // Without room for a desk there was none for the clients on it, either.
+        let is_incomplete = outlets < handover.boats || handoff.unpacked().desks().next().is_none();
+        if let Some(clients) = book
+            .as_ref()
+            .and_then(Book::clients)
+            .filter(|_| is_incomplete)
+        {
+            handoff.count_missing(clients);
+        }
+        if outlets < handover.boats {
+            faults.push(format!(
+                "{} of {} boats are missing",
+                handover.boats - outlets,
+                handover.boats
+            ));
+        }
+        faults.extend(handoff.unpacked().faults.iter().cloned());
+        let book = book.map_or_else(Book::new, Ok).map_err(&system)?;
+        handover.go_on_from(handoff.unpacked());
+        Ok(Some(Inherited {
+            handover,
+            kept: Some((book, handoff)),
+            listeners,
+            living: None,
+            stored,
+            faults,
+        }))
+    }
+
+    /// How many boats there are.
+    pub(crate) fn boats(&self) -> usize {
+        self.kept.as_ref().map_or(0, |(_, handoff)| handoff.boats())
+    }
+
+    /// The configuration that was applied last, if there are clients who would be closed without it.
+    #[must_use]
+    pub fn last_for_clients(&self) -> Option<Loaded> {
+        let has_clients = self
+            .kept
+            .as_ref()
+            .is_some_and(|(_, handoff)| handoff.unpacked().has_clients());
+        let config = has_clients.then(|| last_config(&self.handover)).flatten()?;
+        Some(Loaded {
+            config,
+            keys: self.handover.config_keys.clone(),
+            files: self.handover.config_files.clone(),
+        })
+    }
+}
+
+/// Without a state file there is none.
+fn last_config(handover: &Handover) -> Option<Config> {
+    let text = Some(&handover.config).filter(|text| !text.is_empty())?;
+    Config::parse_kept(text, "the last configuration", None).ok()
+}
+
+impl Handover {
+    /// No worker and no generation has a number that one of these desks had, whatever the state file says.
+    fn go_on_from(&mut self, unpacked: &Unpacked) {
+        for (told, _) in unpacked.desks() {
+            self.last_generation = self.last_generation.max(told.generation.0);
+            // Clients without a worker lie on a desk with the highest number, which no worker ever gets.
+            if told.worker < WorkerId(u64::MAX) {
+                self.next_worker = self.next_worker.max(WorkerId(told.worker.0 + 1));
+            }
+        }
+    }
+}
+
+impl Stored {
+    /// What the manager has under this name is replaced.
+    fn spoil(&mut self, name: &str) {
+        if self.names.remove(name) {
+            self.spoilt.insert(name.to_owned());
+        }
+    }
+}
+
+impl Sorted {
+    fn of(kept: Vec<(String, OwnedFd)>) -> Sorted {
+        let mut sorted = Sorted::default();
+        for (name, descriptor) in kept {
+            match name.split_once('.').unwrap_or((&name, "")) {
+                (BOOK, "") => sorted.book = Some(descriptor),
+                (LISTENER, number) => {
+                    if let Ok(number) = number.parse() {
+                        sorted.listeners.insert(number, descriptor);
+                    }
+                }
+                (BOAT, end) => {
+                    let number = |suffix| {
+                        end.strip_suffix(suffix)
+                            .and_then(|number| number.parse().ok())
+                    };
+                    if let Some(number) = number("-into") {
+                        sorted.into.insert(number, descriptor);
+                    } else if let Some(number) = number("-out") {
+                        sorted.out.insert(number, descriptor);
+                    }
+                }
+                // Of another version, perhaps.
+                _ => {}
+            }
+        }
+        sorted
+    }
+}
+
+/// Names of both ends of a boat.
+pub(crate) fn ends_of(number: usize) -> [String; 2] {
+    ["into", "out"].map(|end| format!("{BOAT}.{number}-{end}"))
+}
+
+fn read_book(found: Option<OwnedFd>, faults: &mut Vec<String>) -> (Option<Book>, Option<Handover>) {
+    let Some(found) = found else {
+        faults.push("the state file is missing: figures begin anew".to_owned());
+        return (None, None);
+    };
+    match Book::found(File::from(found))
+        .and_then(|book| book.read().map(|handover| (book, handover)))
+    {
+        Ok((book, handover)) => (Some(book), Some(handover)),
+        Err(why) => {
+            faults.push(format!(
+                "the state file cannot be read, and figures begin anew: {why}"
+            ));
+            (None, None)
+        }
+    }
+}
+
+/// Boats with both ends, and second ends whose first one is missing.
+fn pair_up(
+    into: BTreeMap<usize, OwnedFd>,
+    mut out: BTreeMap<usize, OwnedFd>,
+) -> (BTreeMap<usize, Ends>, Vec<Channel<Boat, Boat>>) {
+    let mut paired = BTreeMap::new();
+    for (number, into) in into.into_iter().filter(|(number, _)| *number < MAX_BOATS) {
+        if let Some(out) = out.remove(&number) {
+            paired.insert(
+                number,
+                Ends {
+                    into: Channel::over(into),
+                    out: Channel::over(out),
+                },
+            );
+        }
+    }
+    (paired, out.into_values().map(Channel::over).collect())
+}
+
+/// Each listener with its record. Of one that the state file does not tell of the address is known, and no more.
+fn find_listeners(
+    found: BTreeMap<u32, OwnedFd>,
+    handover: &Handover,
+    stored: &mut Stored,
+    faults: &mut Vec<String>,
+) -> Vec<(ListenerRecord, OwnedFd)> {
+    let mut listeners = Vec::new();
+    for (number, socket) in found {
+        let address = match examine(&socket) {
+            // One that has ended is bound anew at its address.
+            Ok(Found::Tcp(address) | Found::Ended(address)) => Address::Tcp(address).to_string(),
+            Ok(Found::Unix(path)) => Address::Unix(path).to_string(),
+            Ok(_) | Err(_) => {
+                stored.spoil(&format!("{LISTENER}.{number}"));
+                faults.push(format!("what was kept as listener {number} is no listener"));
+                continue;
+            }
+        };
+        let recorded = handover
+            .listeners
+            .iter()
+            .find(|record| record.number == number && record.address == address);
+        let record = recorded
+            .cloned()
+            .unwrap_or_else(|| ListenerRecord::at(number, address));
+        listeners.push((record, socket));
+    }
+    listeners
+}
+
+#[cfg(test)]
+mod tests;

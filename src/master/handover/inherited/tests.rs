@@ -1,0 +1,334 @@
+//! What version 0.1.0 left, as it lay in its files: two clients over TCP and two over Unix sockets, of each kind one at rest and
+//! one with half a frame. It was written by that version's own program.
+
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+
+use super::super::snapshot::Image;
+use super::*;
+use crate::desk::{LAYOUT, Layout, Marks, MasterDesk, State, View};
+use crate::master::clients::client::Unleased;
+use crate::master::telemetry::counters::Loss;
+use crate::proto::boat::{LastDesk, Passenger};
+use crate::proto::frame::OrderRule;
+use crate::proto::names::{ClientId, Generation, Offsets};
+use crate::sys::memory::{plain_file, sealed_file};
+use crate::sys::socket;
+
+const STATE: &str = include_str!("../../../../tests/formats/0.1.0/state.hex");
+const SHM: &str = include_str!("../../../../tests/formats/0.1.0/shm.hex");
+const HANDOFF: &str = include_str!("../../../../tests/formats/0.1.0/handoff.hex");
+const SNAPSHOT: &str = include_str!("../../../../tests/formats/0.1.0/snapshot.json");
+
+/// Bytes of the state file and of the shared memory.
+const STATE_LENGTH: u64 = 4096 + (2 << 20);
+const SHM_LENGTH: u64 = 2_834_432;
+
+fn unhex(text: &str) -> Vec<u8> {
+    let digit = |byte: u8| (byte as char).to_digit(16).expect("a hexadecimal digit") as u8;
+    text.as_bytes()
+        .as_chunks()
+        .0
+        .iter()
+        .map(|[high, low]| digit(*high) << 4 | digit(*low))
+        .collect()
+}
+
+/// A file of these bytes: lines of an offset and of what is there, all hexadecimal, and nothing elsewhere.
+fn file_of(text: &str, length: u64) -> File {
+    let file = sealed_file(c"format", length).expect("memfd");
+    for line in text.lines() {
+        let (offset, bytes) = line.split_once(' ').expect("two words");
+        let offset = u64::from_str_radix(offset, 16).expect("a number");
+        file.write_all_at(&unhex(bytes), offset)
+            .expect("it is as long as that");
+    }
+    file
+}
+
+/// Connected sockets for the four clients: theirs and ours.
+fn sockets() -> Vec<(OwnedFd, OwnedFd)> {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let tcp = || {
+        let theirs =
+            TcpStream::connect(listener.local_addr().expect("an address")).expect("connect");
+        (theirs.into(), listener.accept().expect("accept").0.into())
+    };
+    let unix = || {
+        UnixStream::pair()
+            .map(|(theirs, ours)| (theirs.into(), ours.into()))
+            .expect("socketpair")
+    };
+    vec![tcp(), tcp(), unix(), unix()]
+}
+
+#[test]
+fn a_state_file_of_0_1_0_is_read() {
+    let book = Book::found(file_of(STATE, STATE_LENGTH)).expect("it can be read");
+    let read = book.read().expect("it is whole");
+    assert_eq!(
+        (book.next_client(), book.refused(), book.clients()),
+        (5, 0, None)
+    );
+    assert_eq!(
+        (read.last_generation, read.next_worker, read.listener_number),
+        (1, WorkerId(2), 2)
+    );
+    let listeners: Vec<_> = read
+        .listeners
+        .iter()
+        .map(|l| (l.number, l.address.as_str(), l.accepted))
+        .collect();
+    assert_eq!(
+        listeners,
+        [
+            (1, "127.0.0.1:18080", 2),
+            (2, "unix:/tmp/fdpassd-0.1.0/rpc.sock", 2)
+        ]
+    );
+    assert!(read.events > 0 && read.seats[0].spawned == 1);
+    let config = last_config(&read).expect("its configuration is good");
+    assert_eq!(
+        (config.limits.max_frame, config.listen.len()),
+        (64 << 10, 2)
+    );
+    // From then on it is of this version.
+    book.note(9, 1, 4);
+    book.write(&read).expect("there is room");
+    let again = Book::found(book.file().try_clone().expect("dup")).expect("it can be read");
+    assert_eq!((again.next_client(), again.clients()), (9, Some(4)));
+}
+
+#[test]
+fn a_queue_and_shared_memory_of_0_1_0_are_recovered() {
+    let shm = file_of(SHM, SHM_LENGTH);
+    let sockets = sockets();
+    let mut boats = Boats::make(1).expect("socketpair");
+    for line in HANDOFF.lines() {
+        let (count, datagram) = line.split_once(' ').expect("two words");
+        let ours: Vec<BorrowedFd<'_>> = match count {
+            "1" => vec![shm.as_fd()],
+            _ => sockets.iter().map(|(_, ours)| ours.as_fd()).collect(),
+        };
+        let sent =
+            socket::send_message(&boats.ends()[0].into, &unhex(datagram), &ours).expect("sendmsg");
+        assert_eq!(sent, socket::Sent::Queued);
+    }
+    let mut unpacked = Handoff::unpack(std::mem::take(&mut boats), &[], 100)
+        .take_over()
+        .1;
+    assert!(
+        unpacked.faults.is_empty() && unpacked.lost.total() == 0,
+        "{unpacked:?}"
+    );
+    let (told, desk) = unpacked.desks().next().expect("there is one");
+    assert_eq!(
+        (told.layout, told.worker, desk.layout().version()),
+        (1, WorkerId(1), 1)
+    );
+    let left = unpacked.take_left().pop().expect("there is one");
+    assert!(left.lost.is_empty() && left.ended.is_empty(), "{left:?}");
+    let mut found: Vec<_> = left
+        .recovered
+        .into_iter()
+        .map(|(unleased, _)| unleased)
+        .collect();
+    found.sort_by_key(|unleased| unleased.client.id);
+    let frame = |params: String| {
+        let body = format!("{{\"in\":\"ping\",\"params\":\"{params}\"}}");
+        [&(body.len() as u32).to_le_bytes(), body.as_bytes()].concat()
+    };
+    let unread = [
+        Vec::new(),
+        frame("a".repeat(40))[..30].to_vec(),
+        frame("b".repeat(1000))[..700].to_vec(),
+        Vec::new(),
+    ];
+    for ((unleased, unread), (number, requests)) in
+        found.iter().zip(unread).zip((1..).zip([2, 1, 1, 1]))
+    {
+        assert_eq!(unleased.client.id, ClientId(number));
+        assert_eq!(
+            (unleased.requests, unleased.bytes.unsent.len()),
+            (requests, 0),
+            "{number}"
+        );
+        assert!(
+            unleased.bytes.unread.to_vec().expect("pread") == unread,
+            "{number}: {unleased:?}"
+        );
+        assert!(
+            unleased.bytes.in_base > 0 && unleased.bytes.out_base > 0 && unleased.times.1 > 0,
+            "{number}"
+        );
+        assert!(unleased.client.offsets.is_zero());
+    }
+}
+
+#[test]
+fn a_snapshot_of_0_1_0_can_be_gone_on_with_but_not_its_workers() {
+    let read = |text: &str| {
+        let file = plain_file(c"snapshot").expect("memfd");
+        (&file).write_all(text.as_bytes()).expect("it grows");
+        Image::read(&file, text.len() as u64)
+    };
+    let image = read(SNAPSHOT).expect("it can be read");
+    assert!(image.has_foreign_workers());
+    assert_eq!(
+        image
+            .check()
+            .expect("this program can go on")
+            .config
+            .limits
+            .max_frame,
+        64 << 10
+    );
+    for (member, words) in [
+        ("\"channel\":2,\"layout\":999", "have layout 999"),
+        (
+            "\"channel\":2,\"oldest\":0,\"version\":216172782113783808",
+            "it is of no version of fdpassd",
+        ),
+    ] {
+        let changed = SNAPSHOT.replace("\"channel\":2", member).replacen(
+            "\"version\":100332031102182502,",
+            "",
+            usize::from(member.contains("version")),
+        );
+        let why = read(&changed)
+            .and_then(|image| image.check().map(drop))
+            .expect_err("it cannot go on");
+        assert!(why.contains(words), "{why}");
+    }
+}
+
+#[test]
+fn desks_of_this_version_are_found_again_and_those_of_a_later_one_are_not() {
+    let desk = MasterDesk::new(Layout::new(3, 64)).expect("memfd");
+    let layout = Layout::of(LAYOUT, 3, 64).expect("it is this one");
+    MasterDesk::found(desk.file().try_clone().expect("dup"), layout).expect("it is one");
+    assert!(Layout::of(LAYOUT + 1, 3, 64).is_none() && Layout::of(0, 3, 64).is_none());
+}
+
+#[test]
+fn what_nobody_took_over_is_packed_again_offsets_and_all() {
+    let desk = MasterDesk::new(Layout::new(400, 64)).expect("memfd");
+    let (worker, generation, layout) = (WorkerId(7), Generation(1), LAYOUT);
+    let told = LastDesk {
+        worker,
+        seat: 0,
+        generation,
+        slots: 400,
+        longest: 64,
+        methods: Vec::new(),
+        is_counted: true,
+        layout,
+    };
+    let sockets: Vec<(UnixStream, UnixStream)> = (0..400)
+        .map(|_| UnixStream::pair().expect("socketpair"))
+        .collect();
+    let record = |slot: u32| {
+        let offsets = if slot % 100 == 3 {
+            Offsets {
+                received: 1 << 40,
+                sent: slot.into(),
+            }
+        } else {
+            Offsets::default()
+        };
+        let (client, order) = (ClientId(slot.into()), OrderRule::Auto);
+        Passenger {
+            client,
+            slot,
+            generation: 1,
+            order,
+            moves: 2,
+            listener: 3,
+            since: 4,
+            offsets,
+        }
+    };
+    for slot in 0..400 {
+        let at_rest = View::at_rest(slot.into(), 9);
+        let times = (1, u64::from(slot) + 1);
+        desk.slot(slot).expect("a slot").preset(
+            State::Rest,
+            1,
+            at_rest,
+            Marks::default(),
+            times,
+            5,
+        );
+    }
+    let mut boats = Boats::make(1).expect("socketpair");
+    let packed = (0..)
+        .zip(&sockets)
+        .map(|(slot, (_, ours))| (record(slot), ours.as_fd()))
+        .collect();
+    assert_eq!(boats.pack_all(&told, &desk, packed), 0);
+    let copy = |boats: &Boats| {
+        let dup = |channel: &Channel<Boat, Boat>| {
+            Channel::over(channel.as_fd().try_clone_to_owned().expect("dup"))
+        };
+        Boats::again(
+            boats
+                .ends()
+                .iter()
+                .map(|ends| Ends {
+                    into: dup(&ends.into),
+                    out: dup(&ends.out),
+                })
+                .collect(),
+        )
+    };
+    for _ in 0..3 {
+        drop(Handoff::unpack(copy(&boats), &[], 1000));
+    }
+    let mut unpacked = Handoff::unpack(copy(&boats), &[], 1000).take_over().1;
+    let left = unpacked.take_left().pop().expect("there is one");
+    assert_eq!(
+        (left.recovered.len(), left.lost.len(), unpacked.lost.total()),
+        (400, 0, 0)
+    );
+    for (
+        Unleased {
+            client,
+            bytes,
+            requests,
+            ..
+        },
+        _,
+    ) in left.recovered
+    {
+        let expected = record(u32::try_from(client.id.0).expect("it is one of these"));
+        assert_eq!(
+            (client.offsets, client.moves, client.order),
+            (expected.offsets, 2, OrderRule::Auto)
+        );
+        assert_eq!(
+            (bytes.in_base, bytes.out_base, requests),
+            (client.id.0, 9, 5)
+        );
+    }
+    // With fewer descriptors, the desk among them, the latest stay.
+    let packed = (0..)
+        .zip(&sockets)
+        .map(|(slot, (_, ours))| (record(slot), ours.as_fd()))
+        .collect();
+    assert_eq!(boats.pack_all(&told, &desk, packed), 0);
+    let mut unpacked = Handoff::unpack(copy(&boats), &[], 101).take_over().1;
+    let mut kept: Vec<u64> = unpacked
+        .take_left()
+        .into_iter()
+        .flat_map(|left| left.recovered)
+        .map(|(unleased, _)| unleased.client.id.0)
+        .collect();
+    kept.sort_unstable();
+    assert_eq!(
+        (kept, unpacked.lost[Loss::Descriptors]),
+        ((300..400).collect(), 300)
+    );
+}

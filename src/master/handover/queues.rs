@@ -1,0 +1,138 @@
+//! Boats: what a master leaves its clients in for the next one, see `proto/boat.rs`.
+//!
+//! Both ends of each lie with the service manager from the beginning, and every worker has the ends that are packed into. A
+//! master that goes in good order packs all clients itself; of one that dies each worker packs its own. What the next
+//! master unpacks is recovered as after the death of a worker: the desk tells all, and comes along.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use crate::channel::{Channel, Sent};
+use crate::desk::MasterDesk;
+use crate::master::clients::leases::Leases;
+use crate::proto::boat::{Boat, LastDesk, Passenger};
+use crate::proto::channel::MAX_BOATS;
+use crate::sys::socket;
+
+/// Clients for whom there is one more boat: with the smallest buffer that the kernel gives, it takes twice as many.
+const CLIENTS_A_BOAT: u64 = 3000;
+
+/// Bytes of memory that a boat is wanted to have for what lies in it; the kernel gives what it allows (socket(7)).
+const BUFFER: usize = 4 << 20;
+
+/// All boats.
+#[derive(Debug, Default)]
+pub(crate) struct Boats(Vec<Ends>);
+
+/// What goes into the first end comes out of the second.
+#[derive(Debug)]
+pub(crate) struct Ends {
+    pub(crate) into: Channel<Boat, Boat>,
+    pub(crate) out: Channel<Boat, Boat>,
+}
+
+/// A desk whose worker is gone, and the clients on it.
+#[derive(Debug)]
+pub(crate) struct Wreck {
+    pub(crate) told: LastDesk,
+    pub(crate) desk: MasterDesk,
+    pub(crate) leases: Leases,
+}
+
+impl Boats {
+    /// So many that all of these clients find room.
+    pub(crate) fn make(clients: u64) -> io::Result<Boats> {
+        Boats::complete(BTreeMap::new(), clients).map(|(boats, _)| boats)
+    }
+
+    /// How many that are.
+    pub(crate) fn wanted(clients: u64) -> u64 {
+        (clients / CLIENTS_A_BOAT + 2).min(MAX_BOATS as u64)
+    }
+
+    /// Those that were made before, each by its number, and new ones in the place of those that are missing: so many in all
+    /// that these clients find room. Returns the numbers of the new ones as well.
+    ///
+    /// # Errors
+    /// Those of socketpair(2).
+    pub(crate) fn complete(
+        mut found: BTreeMap<usize, Ends>,
+        clients: u64,
+    ) -> io::Result<(Boats, Vec<usize>)> {
+        let last = found.last_key_value().map_or(0, |(number, _)| number + 1);
+        let (mut ends, mut new) = (Vec::new(), Vec::new());
+        for number in 0..last.max(Boats::wanted(clients) as usize) {
+            ends.push(match found.remove(&number) {
+                Some(ends) => ends,
+                None => {
+                    new.push(number);
+                    Ends::make()?
+                }
+            });
+        }
+        Ok((Boats(ends), new))
+    }
+
+    /// Those of a master that goes on.
+    pub(crate) fn again(ends: Vec<Ends>) -> Boats {
+        Boats(ends)
+    }
+
+    pub(crate) fn ends(&self) -> &[Ends] {
+        &self.0
+    }
+
+    /// What workers pack into.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.0.iter().map(|ends| ends.into.as_fd())
+    }
+
+    /// Packs a desk and all clients on it. Returns how many found no room.
+    pub(crate) fn pack(&mut self, wreck: &Wreck) -> usize {
+        let slots = wreck.leases.slots();
+        let records = wreck
+            .leases
+            .records(&slots)
+            .map(|(lease, socket)| (Passenger::from(&lease), socket))
+            .collect();
+        self.pack_all(&wreck.told, &wreck.desk, records)
+    }
+
+    /// Packs a desk and these clients on it. Returns how many found no room.
+    pub(crate) fn pack_all(
+        &mut self,
+        told: &LastDesk,
+        desk: &MasterDesk,
+        clients: Vec<(Passenger, BorrowedFd<'_>)>,
+    ) -> usize {
+        let mut is_off = self.load(&Boat::Desk(Box::new(told.clone())), &[desk.file().as_fd()]);
+        let (records, sockets): (Vec<Passenger>, Vec<BorrowedFd<'_>>) = clients.into_iter().unzip();
+        let most = Passenger::most_in_datagram(&records);
+        let mut left = 0;
+        for (records, sockets) in records.chunks(most).zip(sockets.chunks(most)) {
+            is_off = is_off && self.load(&Boat::Clients(told.worker, records.to_vec()), sockets);
+            left += if is_off { 0 } else { records.len() };
+        }
+        left
+    }
+
+    /// Sends a datagram into the first boat that has room; whether one had.
+    fn load(&mut self, what: &Boat, descriptors: &[BorrowedFd<'_>]) -> bool {
+        self.0
+            .iter_mut()
+            .any(|ends| matches!(ends.into.send(what, descriptors), Ok(Sent::Queued)))
+    }
+}
+
+impl Ends {
+    fn make() -> io::Result<Ends> {
+        let (into, out) = Channel::pair()?;
+        // As much as there is to be had. Less is more boats full, and no harm.
+        let _ = socket::want_send_buffer(&into, BUFFER);
+        Ok(Ends {
+            into,
+            out: Channel::over(out),
+        })
+    }
+}

@@ -1,0 +1,544 @@
+//! Leaving clients for the next master: what the service manager keeps for us, and the end that is none for them.
+//!
+//! ```text
+//! from the beginning   the book, both ends of each boat, the listeners lie with the service manager
+//! SIGTERM              workers get restart-grace to finish what they execute, then they are killed; their desks, as they
+//!                      are then, go into the boats with all clients, and we exit
+//! killed               workers notice, and pack themselves
+//! ```
+//!
+//! The next master, which is started with all that, recovers every client as after the death of its worker. `systemctl stop`
+//! makes the manager drop it all: then the clients are closed by the kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+use std::{env, io};
+
+use crate::config::Identities;
+use crate::logging;
+use crate::master::Master;
+use crate::master::control::operate::MOST_WORKERS;
+use crate::master::handover::canary::Canaries;
+use crate::master::handover::inherited::{Stored, ends_of};
+use crate::master::handover::queues::{Boats, Wreck};
+use crate::master::handover::state_file::{BOOK, Book, Handover, LISTENER};
+use crate::master::handover::unpack::Unpacked;
+use crate::master::listeners::listener::Listener;
+use crate::master::telemetry::counters::{Counts, Loss, Reason};
+use crate::master::telemetry::events::Asker;
+use crate::master::workers::trust;
+use crate::master::workers::worker::Worker;
+use crate::proto::boat::LastDesk;
+use crate::proto::control::{About, Kind, Origin};
+use crate::proto::names::WorkerId;
+use crate::sys::clock;
+use crate::sys::ledger::Writes;
+use crate::sys::passed;
+
+/// Set by the unit: the service manager keeps descriptors for us (systemd before 254 does not tell so itself).
+const WANTED: &str = "FDPASSD_KEEP_CLIENTS";
+
+/// How long the service manager may take to take in what it is to keep, at the end.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// What the next master will find.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    pub(crate) boats: Boats,
+    book: Book,
+    /// The last event that is in the book.
+    written: Option<u64>,
+    /// What the service manager has.
+    stored: Stored,
+    /// Whether it has it.
+    pub(crate) canaries: Canaries,
+    /// We are on our way out, and leave our clients.
+    is_leaving: bool,
+    /// Desks of workers that are gone since.
+    wrecks: Vec<Wreck>,
+}
+
+/// The listeners that the service manager is to have, by their names there.
+fn kept_listeners(listeners: &[Listener]) -> BTreeMap<String, &Listener> {
+    let there = listeners
+        .iter()
+        .filter(|listener| listener.record().is_some());
+    there
+        .map(|listener| (format!("{LISTENER}.{}", listener.number), listener))
+        .collect()
+}
+
+/// Whether the service manager is to keep clients for us.
+pub(crate) fn is_wanted() -> bool {
+    let is_set = |key| env::var_os(key).is_some_and(|value| !value.is_empty());
+    env::var_os(WANTED).is_some_and(|value| value == "1") && is_set("NOTIFY_SOCKET")
+}
+
+impl Keeper {
+    /// With all of it new, for as many clients as there can ever be: a reload may want more than now.
+    pub(crate) fn new(clients: u64) -> std::io::Result<Keeper> {
+        Ok(Keeper::over(
+            Boats::make(clients)?,
+            Book::new()?,
+            Stored::default(),
+        ))
+    }
+
+    /// With what a master before has left, which the service manager has.
+    pub(crate) fn over(boats: Boats, book: Book, stored: Stored) -> Keeper {
+        Keeper {
+            boats,
+            book,
+            written: None,
+            stored,
+            canaries: Canaries::default(),
+            is_leaving: false,
+            wrecks: Vec::new(),
+        }
+    }
+
+    pub(crate) fn book(&self) -> &Book {
+        &self.book
+    }
+
+    /// Names of what the service manager has.
+    pub(crate) fn stored(&self) -> &BTreeSet<String> {
+        &self.stored.names
+    }
+}
+
+impl Master {
+    /// Whether we are on our way out, and leave our clients.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.keeper.as_ref().is_some_and(|keeper| keeper.is_leaving)
+    }
+
+    /// Gives the service manager all that it is to keep, whatever it has: what it has it ignores.
+    pub(crate) fn store_all(&mut self, now: Instant) {
+        if let Err(e) = self.store_everything(now) {
+            self.lose_store(&format!("cannot make a canary: {e}"), now);
+        }
+    }
+
+    fn store_everything(&mut self, now: Instant) -> io::Result<()> {
+        let Some(keeper) = &mut self.keeper else {
+            return Ok(());
+        };
+        for name in std::mem::take(&mut keeper.stored.spoilt) {
+            self.notifier.drop_stored(&name, now);
+        }
+        keeper
+            .canaries
+            .retire(&mut self.notifier, &self.poller, now);
+        keeper
+            .canaries
+            .send(&mut self.notifier, &self.poller, now)?;
+        let book = (BOOK.to_owned(), keeper.book.file().as_fd());
+        let ends = keeper
+            .boats
+            .ends()
+            .iter()
+            .enumerate()
+            .flat_map(|(number, ends)| {
+                let [into, out] = ends_of(number);
+                [(into, ends.into.as_fd()), (out, ends.out.as_fd())]
+            });
+        for (name, descriptor) in std::iter::once(book).chain(ends) {
+            self.notifier.store(&name, descriptor, now);
+            keeper.stored.names.insert(name);
+        }
+        self.keep_listeners(now);
+        let Some(keeper) = &mut self.keeper else {
+            return Ok(());
+        };
+        for (name, listener) in kept_listeners(&self.listeners) {
+            self.notifier.store(&name, listener.as_fd(), now);
+        }
+        keeper
+            .canaries
+            .send(&mut self.notifier, &self.poller, now)?;
+        keeper
+            .canaries
+            .confirm(&mut self.notifier, &self.poller, now)
+    }
+
+    /// The service manager has the listeners that there are, and no others.
+    pub(crate) fn keep_listeners(&mut self, now: Instant) {
+        let Some(keeper) = &mut self.keeper else {
+            return;
+        };
+        let there = kept_listeners(&self.listeners);
+        let is_gone = |name: &&String| name.starts_with(LISTENER) && !there.contains_key(*name);
+        for gone in keeper
+            .stored
+            .names
+            .iter()
+            .filter(is_gone)
+            .cloned()
+            .collect::<Vec<_>>()
+        {
+            self.notifier.drop_stored(&gone, now);
+            keeper.stored.names.remove(&gone);
+        }
+        for (name, listener) in there {
+            if !keeper.stored.names.contains(&name) {
+                self.notifier.store(&name, listener.as_fd(), now);
+                keeper.stored.names.insert(name);
+            }
+        }
+    }
+
+    /// The service manager gets the socket that a listener has now, in place of one that has ended.
+    pub(crate) fn store_listener_anew(&mut self, number: u32, now: Instant) {
+        let Some(keeper) = &mut self.keeper else {
+            return;
+        };
+        let name = format!("{LISTENER}.{number}");
+        if keeper.stored.names.remove(&name) {
+            self.notifier.drop_stored(&name, now);
+        }
+        self.keep_listeners(now);
+    }
+
+    /// Notes figures that change with every client.
+    pub(crate) fn note_client(&self) {
+        if let Some(keeper) = &self.keeper {
+            keeper
+                .book
+                .note(self.next_client, self.counts.refused, self.clients);
+        }
+    }
+
+    /// Writes the book anew, if something has happened since it was written.
+    pub(crate) fn keep_book(&mut self) {
+        let last = self.events.last();
+        if self
+            .keeper
+            .as_ref()
+            .is_none_or(|keeper| keeper.written == Some(last))
+        {
+            return;
+        }
+        self.write_book_now();
+    }
+
+    /// Writes the book anew, whatever has happened since.
+    fn write_book_now(&mut self) {
+        let Some(mut keeper) = self.keeper.take() else {
+            return;
+        };
+        self.write_book(&mut keeper);
+        self.keeper = Some(keeper);
+    }
+
+    fn write_book(&self, keeper: &mut Keeper) {
+        let handover = Handover {
+            boats: keeper.boats.ends().len(),
+            ..self.handover()
+        };
+        if let Err(e) = keeper.book.write(&handover) {
+            log::error!("cannot write down what the next master is to know: {e}");
+        }
+        keeper.written = Some(self.events.last());
+    }
+
+    /// All that the next master has to know.
+    pub(crate) fn handover(&self) -> Handover {
+        Handover {
+            config: self.config.to_toml(),
+            identities: Some(Identities::of(&self.config)),
+            user: Some(self.control.roles.user()),
+            config_file: self.config_file.clone(),
+            config_keys: self.config_keys.clone(),
+            config_files: self.config_files.clone(),
+            last_generation: self.last_generation.0,
+            next_worker: self.pool.next(),
+            listener_number: self.listener_number,
+            listeners: self
+                .listeners
+                .iter()
+                .filter_map(|listener| listener.record())
+                .collect(),
+            // Those of the keeper, who writes it down.
+            boats: 0,
+            count: (self.count_origin == Origin::Runtime).then(|| self.pool.target().count as u32),
+            log_level: self.log_level,
+            is_drained: self.is_drained,
+            quarantined: self.strikes.quarantined().to_vec(),
+            last_reload: self.last_reload.clone(),
+            counts: Counts {
+                log_errors: self.counts.log_errors + logging::errors(),
+                ..self.counts.clone()
+            },
+            tally: self.tally.clone(),
+            seats: self.seats.clone(),
+            events: self.events.last(),
+        }
+    }
+
+    /// SIGTERM, with clients that another master is to have.
+    pub(crate) fn terminate(&mut self, asker: Asker, now: Instant) {
+        let will_leave = if self.pool.is_stopping() {
+            self.is_leaving()
+        } else {
+            self.is_kept(now)
+        };
+        if will_leave {
+            self.leave(asker, now)
+        } else {
+            self.stop_unkept(asker, now)
+        }
+    }
+
+    /// Begins the end that is none for the clients; asked a second time, it comes at once.
+    fn leave(&mut self, asker: Asker, now: Instant) {
+        let grace = self.config.limits.restart_grace;
+        let is_again = self.pool.is_stopping();
+        self.pool.stop(if is_again { now } else { now + grace });
+        self.hurry_outgoing(now);
+        if is_again {
+            return;
+        }
+        self.abandon_reload("the daemon is being restarted".to_owned());
+        let about = About {
+            clients: Some(self.clients),
+            ..asker.about()
+        };
+        let sentence = format_args!(
+            "{asker}: leaving {} clients to the next master; what executes gets {grace:?}",
+            self.clients
+        );
+        self.events.note(Kind::Stopping, about, sentence);
+        self.tell_stopping(grace, now);
+        if let Some(keeper) = &mut self.keeper {
+            keeper.is_leaving = true;
+        }
+    }
+
+    /// A worker is gone while we leave: its desk stays as it is, for the next master. `written` is what its thread wrote.
+    pub(crate) fn keep_wreck(&mut self, worker: Worker, written: Option<Writes>, now: Instant) {
+        let Worker {
+            id,
+            seat,
+            generation,
+            desk,
+            leases,
+            methods,
+            ..
+        } = worker;
+        if let Some(written) = written {
+            desk.header().set_final_writes(written);
+        }
+        desk.header().set_packed_at(clock::monotonic());
+        self.pool.exited(id, true, now);
+        let (slots, longest) = (desk.layout().slots(), desk.layout().max_frame());
+        let layout = desk.layout().version();
+        let (seat, is_counted) = (seat as u32, true);
+        let told = LastDesk {
+            worker: id,
+            seat,
+            generation,
+            slots,
+            longest,
+            methods,
+            is_counted,
+            layout,
+        };
+        if let Some(keeper) = &mut self.keeper {
+            keeper.wrecks.push(Wreck { told, desk, leases });
+        }
+        // What it has counted is in the totals: nothing is to be forgotten of it if this process is killed now.
+        self.write_book_now();
+    }
+
+    /// Packs all clients whose workers are gone, and leaves everything where the next master finds it. Workers that are there
+    /// still pack theirs when this one is gone.
+    pub(crate) fn hand_over(mut self) {
+        self.yield_listeners(Instant::now());
+        passed::leave_clients();
+        self.lay_waiting();
+        // Workers that were asked to end have done so without an event.
+        self.write_book_now();
+        let Some(mut keeper) = self.keeper.take() else {
+            return;
+        };
+        let mut left = 0;
+        for wreck in std::mem::take(&mut keeper.wrecks) {
+            left += keeper.boats.pack(&wreck);
+        }
+        if left > 0 {
+            self.clients -= left as u64;
+            self.count_lost(Loss::Store, left as u64);
+            self.write_book(&mut keeper);
+        }
+        keeper
+            .book
+            .note(self.next_client, self.counts.refused, self.clients);
+        let is_in_doubt = keeper.canaries.outage().is_some();
+        self.keeper = Some(keeper);
+        if is_in_doubt {
+            self.store_all(Instant::now());
+        }
+        self.notifier.flush(LAST_WORDS);
+        match left {
+            _ if self.has_store_ended() => {
+                log::error!(
+                    "the service manager has kept nothing: {} clients are lost",
+                    self.clients
+                )
+            }
+            0 => log::info!("left {} clients to the next master", self.clients),
+            left => log::error!(
+                "there is no room for {left} clients, and they are closed; left {}",
+                self.clients
+            ),
+        }
+        self.listeners
+            .iter_mut()
+            .for_each(|listener| listener.leave_file());
+    }
+
+    /// Clients that have no worker are laid on a desk of their own, as if they had one that is gone.
+    fn lay_waiting(&mut self) {
+        self.lose_handshakes();
+        let waiting = std::mem::take(&mut self.unleased);
+        if waiting.is_empty() {
+            return;
+        }
+        // No worker has had that number, nor will any.
+        let (worker, generation) = (WorkerId(u64::MAX), self.generation);
+        let desk = match crate::desk::MasterDesk::new(self.layout) {
+            Ok(desk) => desk,
+            Err(e) => {
+                log::error!(
+                    "cannot make shared memory for {} clients without a worker: {e}",
+                    waiting.len()
+                );
+                return waiting
+                    .into_iter()
+                    .for_each(|unleased| self.lose(Loss::Memory, &e, unleased.client));
+            }
+        };
+        desk.header().set_packed_at(clock::monotonic());
+        let mut leases = crate::master::clients::leases::Leases::new(self.layout.slots());
+        for unleased in waiting {
+            if let Err((reason, client)) = leases.give(unleased, &desk) {
+                self.lose(Loss::of(&reason), &reason, client);
+            }
+        }
+        let (slots, longest) = (self.layout.slots(), self.layout.max_frame());
+        let (layout, methods, is_counted) = (self.layout.version(), Vec::new(), true);
+        let told = LastDesk {
+            worker,
+            seat: 0,
+            generation,
+            slots,
+            longest,
+            methods,
+            is_counted,
+            layout,
+        };
+        if let Some(keeper) = &mut self.keeper {
+            keeper.wrecks.push(Wreck { told, desk, leases });
+        }
+    }
+
+    /// Takes over what a master before has left: figures, what was changed while it ran, and its clients.
+    pub(crate) fn take_over(&mut self, handover: Handover, mut unpacked: Unpacked) {
+        let Handover {
+            counts,
+            tally,
+            seats,
+            events,
+            log_level,
+            is_drained,
+            last_reload,
+            count,
+            quarantined,
+            ..
+        } = handover;
+        (self.counts, self.tally, self.seats) = (
+            Counts {
+                applied_at: self.counts.applied_at,
+                ..counts
+            },
+            tally,
+            seats,
+        );
+        (self.is_drained, self.last_reload, self.log_level) = (is_drained, last_reload, log_level);
+        log_level.into_iter().for_each(logging::set_level);
+        if let Some(count) = count.filter(|count| (1..=MOST_WORKERS).contains(count)) {
+            self.pool.scale(count as usize);
+            self.count_origin = Origin::Runtime;
+        }
+        self.strikes.go_on(quarantined);
+        self.events.go_on_from(events);
+        self.seats.truncate(MOST_SEATS);
+        if let Some(keeper) = &self.keeper {
+            self.next_client = keeper.book.next_client();
+            self.counts.refused = keeper.book.refused();
+        }
+        for (told, desk) in unpacked.desks().filter(|(told, _)| !told.is_counted) {
+            match trust::counted_on(desk, told.methods.len()) {
+                Ok(counters) => {
+                    self.add_counters(
+                        (told.seat as usize).min(MOST_SEATS - 1),
+                        &counters,
+                        &told.methods,
+                    );
+                }
+                Err(why) => self
+                    .reject_counters(&format!("worker {} of the master before", told.worker), why),
+            }
+        }
+        let is_restart = unpacked.desks().next().is_some();
+        let (before, mut moved) = (self.counts.losses.clone(), 0);
+        for left in unpacked.take_left() {
+            for (reason, client) in left.lost {
+                self.clients += 1;
+                self.lose(Loss::of(&reason), &reason, client);
+            }
+            let recovered: Vec<_> = left
+                .recovered
+                .into_iter()
+                .map(|(unleased, _)| Ok(unleased))
+                .collect();
+            self.clients += recovered.len() as u64;
+            moved += self.take_in(recovered, Reason::Restart);
+        }
+        self.counts.losses.add_all(&unpacked.lost);
+        self.next_client = self
+            .unleased
+            .iter()
+            .map(|unleased| unleased.client.id.0 + 1)
+            .max()
+            .unwrap_or(1)
+            .max(self.next_client);
+        self.addresses = self.count_addresses(&self.config);
+        if self.clients > 0 {
+            // They wait for workers, whatever becomes of the first ones.
+            self.pool.go_on();
+        }
+        let losses = self.counts.losses.since(&before);
+        let lost = losses.total();
+        if !is_restart && lost == 0 {
+            return;
+        }
+        let about = About {
+            clients: Some(moved as u64),
+            ..About::default()
+        };
+        let why = if lost > 0 {
+            format!(": {losses}")
+        } else {
+            String::new()
+        };
+        let sentence =
+            format_args!("took over {moved} clients from the master before; {lost} are lost{why}");
+        self.events.note(Kind::TookOver, about, sentence);
+    }
+}
+
+/// As many as there can be workers, and some for those that leave.
+const MOST_SEATS: usize = 1024;

@@ -1,0 +1,528 @@
+//! What a master leaves for itself when it becomes another program: its workers and all that it has of them.
+//!
+//! Processes, descriptors, desks and leases go on; only what can be found out again is left out. It is written into a file
+//! in memory, whose number the new program is told, with the numbers of all descriptors.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::channel::Channel;
+use crate::config::{Config, Loaded};
+use crate::desk::{Counters, LAYOUT, Layout, MasterDesk};
+use crate::master::clients::leases::Leases;
+use crate::master::handover::inherited::{Inherited, Stored};
+use crate::master::handover::queues::{Boats, Ends};
+use crate::master::handover::state_file::{
+    Book, Handover, ListenerRecord, MAGIC, OLDEST, check_version,
+};
+use crate::master::handover::unpack::Handoff;
+use crate::master::handover::upgrade::Upgrade;
+use crate::master::listeners::listener::ControlListener;
+use crate::master::workers::outgoing::Outgoing;
+use crate::master::workers::trust::Believed;
+use crate::master::workers::worker::Worker;
+use crate::master::{Handed, Master, Token};
+use crate::pool::State;
+use crate::proto::channel::{MethodName, VERSION};
+use crate::proto::frame::OrderRule;
+use crate::proto::names::{ClientId, Generation, Offsets, Peer, WorkerId};
+use crate::proto::paths::{Exact, exact};
+use crate::sys::inherited::LeftOpen;
+use crate::sys::memory::plain_file;
+use crate::sys::poll::Interest;
+
+/// A master, to be gone on with.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Image {
+    /// Of all that is here, and the oldest version that can read it.
+    pub(crate) version: u64,
+    #[serde(default)]
+    oldest: u64,
+    /// Of the channel, and of the layout of desks.
+    pub(crate) channel: u32,
+    #[serde(default = "first_layout")]
+    layout: u32,
+    pub(crate) name: String,
+    pub(crate) handover: Handover,
+    next_client: u64,
+    refused: u64,
+    #[serde(with = "exact")]
+    standard_file: PathBuf,
+    #[serde(with = "exact", default)]
+    executable: Option<PathBuf>,
+    /// Whether the program is the one that wrote this. None by a version that does not ask for that.
+    #[serde(default)]
+    pub(crate) same: Option<bool>,
+    up: Duration,
+    control: (RawFd, Exact),
+    /// The log file, if lines go to one.
+    #[serde(default)]
+    pub(crate) log: Option<RawFd>,
+    listeners: Vec<(ListenerRecord, RawFd)>,
+    handed: Vec<(String, RawFd)>,
+    boats: Vec<(RawFd, RawFd)>,
+    book: Option<RawFd>,
+    /// Names under which the service manager has what it keeps.
+    #[serde(default)]
+    stored: BTreeSet<String>,
+    workers: Vec<WorkerImage>,
+    control_clients: Vec<ControlImage>,
+}
+
+/// That of version 0.1.0, which did not tell it.
+fn first_layout() -> u32 {
+    1
+}
+
+/// A control client that is to hear how it ends, or is in the middle of asking for something.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ControlImage {
+    pub(crate) socket: RawFd,
+    pub(crate) is_asker: bool,
+    /// What has come of its request, and what has not been sent of its reply.
+    pub(crate) incoming: Vec<u8>,
+    pub(crate) outgoing: Vec<u8>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct WorkerImage {
+    id: WorkerId,
+    pid: u32,
+    seat: usize,
+    generation: Generation,
+    up: Duration,
+    channel: RawFd,
+    desk: RawFd,
+    slots: u32,
+    longest: u32,
+    methods: Vec<MethodName>,
+    is_held: bool,
+    /// What is believed of its counters, if those are not believed any more.
+    #[serde(default)]
+    counters: Option<Counters>,
+    leases: LeasesImage,
+}
+
+/// The leases of a worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct LeasesImage {
+    pub(crate) used: u32,
+    pub(crate) generation: u32,
+    pub(crate) given: u64,
+    /// By slot; nobody where one was taken, and the worker has yet to say that it knows.
+    pub(crate) entries: Vec<(u32, Option<ClientImage>)>,
+}
+
+/// A client with its lease.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ClientImage {
+    pub(crate) id: ClientId,
+    pub(crate) socket: RawFd,
+    pub(crate) peer: Peer,
+    pub(crate) order: OrderRule,
+    pub(crate) listener: u32,
+    pub(crate) since: u32,
+    pub(crate) moves: u32,
+    pub(crate) generation: u32,
+    pub(crate) requests: u64,
+    #[serde(default)]
+    pub(crate) offsets: Offsets,
+}
+
+/// What goes on while this process becomes another program.
+#[derive(Debug)]
+pub(crate) struct Living {
+    pub(crate) next_client: u64,
+    pub(crate) refused: u64,
+    pub(crate) started: Instant,
+    pub(crate) control: Option<ControlListener>,
+    pub(crate) executable: Option<PathBuf>,
+    /// Whether this program is the same as before.
+    pub(crate) is_same: bool,
+    pub(crate) control_clients: Vec<(OwnedFd, ControlImage)>,
+    pub(crate) workers: Vec<(Worker, bool)>,
+    /// They are of another version, and are to be replaced before anything is leased to them.
+    pub(crate) are_foreign: bool,
+}
+
+/// A master that this process was before it became this program.
+#[derive(Debug)]
+pub struct Resumed {
+    /// The daemon's name.
+    pub name: String,
+    /// What was in force.
+    pub loaded: Loaded,
+    /// Its file.
+    pub config_file: Option<PathBuf>,
+    /// Where that would be.
+    pub standard_file: PathBuf,
+    /// What was handed over to it.
+    pub handed: Handed,
+    /// All the rest.
+    pub inherited: Inherited,
+    /// The log file, as it was open.
+    pub log: Option<File>,
+}
+
+impl Image {
+    /// Written into a file.
+    pub(crate) fn write(&self) -> io::Result<File> {
+        let text = serde_json::to_vec(self)?;
+        let file = plain_file(c"image")?;
+        file.write_all_at(&text, 0)?;
+        Ok(file)
+    }
+
+    /// Reads one, as far as the length tells.
+    pub(crate) fn read(file: &File, length: u64) -> Result<Image, String> {
+        let mut text = vec![0; usize::try_from(length).map_err(|e| e.to_string())?];
+        file.read_exact_at(&mut text, 0)
+            .map_err(|e| e.to_string())?;
+        serde_json::from_slice(&text).map_err(|e| format!("its state cannot be read: {e}"))
+    }
+
+    /// Whether this program can go on with it.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn check(&self) -> Result<Loaded, String> {
+        check_version(self.version, self.oldest)
+            .map_err(|why| format!("its state cannot be read: {why}"))?;
+        if Layout::of(self.layout, 1, 1).is_none() {
+            return Err(format!(
+                "the desks of its workers have layout {}, which it does not know",
+                self.layout
+            ));
+        }
+        let known = self.handover.identities.as_ref();
+        let config = Config::parse_kept(&self.handover.config, "the configuration in force", known)
+            .map_err(|e| {
+                format!(
+                    "the configuration in force is not good for it: {}",
+                    e.message()
+                )
+            })?;
+        Ok(Loaded {
+            config,
+            keys: self.handover.config_keys.clone(),
+            files: self.handover.config_files.clone(),
+        })
+    }
+
+    /// Whether its workers speak another channel, or have desks of another layout.
+    pub(crate) fn has_foreign_workers(&self) -> bool {
+        self.channel != VERSION || self.layout != LAYOUT
+    }
+
+    /// Takes over all descriptors.
+    ///
+    /// # Errors
+    /// When one of them is not there, or a desk is none.
+    fn revive(self, loaded: Loaded) -> io::Result<Resumed> {
+        let (mut left, now) = (LeftOpen::default(), Instant::now());
+        let are_foreign = self.has_foreign_workers();
+        let ago = |up: Duration| now.checked_sub(up).unwrap_or(now);
+        let mut workers = Vec::new();
+        for image in self.workers {
+            let WorkerImage {
+                id,
+                pid,
+                seat,
+                generation,
+                up,
+                channel,
+                desk,
+                slots,
+                longest,
+                methods,
+                ..
+            } = image;
+            let WorkerImage {
+                is_held,
+                counters,
+                leases,
+                ..
+            } = image;
+            let layout =
+                Layout::of(self.layout, slots, longest).ok_or(io::ErrorKind::InvalidData)?;
+            let desk = MasterDesk::found(File::from(left.take(desk)?), layout)?;
+            let channel = Channel::over(left.take(channel)?);
+            let leases = Leases::of_image(slots, leases, |number| left.take(number))?;
+            let mut worker = Worker::over(
+                (id, pid, seat, generation),
+                channel,
+                desk,
+                leases,
+                methods,
+                ago(up),
+            );
+            // An image is made when none is starting.
+            worker.has_been_ready = true;
+            if let Some(counters) = counters {
+                worker.believed = Believed::until(counters, Instant::now());
+            }
+            workers.push((worker, is_held));
+        }
+        let control = Some(ControlListener::again(
+            left.take(self.control.0)?,
+            &self.control.1.0,
+        ));
+        let log = self
+            .log
+            .and_then(|number| left.take(number).ok())
+            .map(File::from);
+        let mut ends = Vec::new();
+        for (into, out) in self.boats {
+            ends.push(Ends {
+                into: Channel::over(left.take(into)?),
+                out: Channel::over(left.take(out)?),
+            });
+        }
+        let book = self
+            .book
+            .map(|book| left.take(book))
+            .transpose()?
+            .map(File::from);
+        let book = book
+            .map(Book::found)
+            .transpose()
+            .map_err(io::Error::other)?;
+        let mut take = |number| left.take(number);
+        let listeners = self
+            .listeners
+            .into_iter()
+            .map(|(record, number)| Ok((record, take(number)?)));
+        let listeners = listeners.collect::<io::Result<_>>()?;
+        let handed = self
+            .handed
+            .into_iter()
+            .map(|(name, number)| Ok((name, take(number)?)));
+        let handed = Handed::again(handed.collect::<io::Result<_>>()?);
+        let control_clients = self.control_clients.into_iter();
+        let control_clients = control_clients
+            .filter_map(|client| Some((take(client.socket).ok()?, client)))
+            .collect();
+        let (next_client, refused, executable) = (self.next_client, self.refused, self.executable);
+        let is_same = self.same.unwrap_or(false);
+        let started = ago(self.up);
+        let living = Living {
+            next_client,
+            refused,
+            started,
+            control,
+            executable,
+            is_same,
+            control_clients,
+            workers,
+            are_foreign,
+        };
+        let config_file = self.handover.config_file.clone();
+        let kept = book.map(|book| (book, Handoff::empty(Boats::again(ends))));
+        let stored = Stored {
+            names: self.stored,
+            ..Stored::default()
+        };
+        let (handover, living, faults) = (self.handover, Some(living), Vec::new());
+        let inherited = Inherited {
+            handover,
+            kept,
+            listeners,
+            living,
+            stored,
+            faults,
+        };
+        let standard_file = self.standard_file;
+        Ok(Resumed {
+            name: self.name,
+            loaded,
+            config_file,
+            standard_file,
+            handed,
+            inherited,
+            log,
+        })
+    }
+}
+
+/// Goes on with the master that this process was, by the number of the file that it left.
+///
+/// # Errors
+/// Why that cannot be.
+pub fn resume(number: &str) -> Result<Resumed, String> {
+    let number = number
+        .parse()
+        .map_err(|_| "it was not told where its state is".to_owned())?;
+    let file = LeftOpen::default()
+        .take(number)
+        .map(File::from)
+        .map_err(|e| e.to_string())?;
+    let length = file.metadata().map_err(|e| e.to_string())?.len();
+    let image = Image::read(&file, length)?;
+    let loaded = image.check()?;
+    image
+        .revive(loaded)
+        .map_err(|e| format!("not all of its state is there: {e}"))
+}
+
+impl Master {
+    /// All of it, and the descriptors that are in it. None while something is under way that it does not tell of.
+    pub(crate) fn image(&self, now: Instant) -> Option<Image> {
+        let is_quiet = self.unleased.is_empty()
+            && self.handshakes.is_empty()
+            && self.workers.values().all(Worker::is_told_all);
+        if !is_quiet || !self.pool.is_settled() {
+            return None;
+        }
+        let workers = self
+            .workers
+            .values()
+            .map(|worker| self.worker_image(worker, now))
+            .collect::<Option<_>>()?;
+        Some(Image {
+            workers,
+            control_clients: self.control.image(),
+            ..self.image_to_check()
+        })
+    }
+
+    /// The same without workers: enough to find out whether a program could go on with it.
+    pub(crate) fn image_to_check(&self) -> Image {
+        let number = |fd: BorrowedFd<'_>| fd.as_raw_fd();
+        let listeners = self
+            .listeners
+            .iter()
+            .filter_map(|listener| Some((listener.record()?, number(listener.as_fd()))));
+        let keeper = self.keeper.as_ref();
+        let ends = keeper.into_iter().flat_map(|keeper| keeper.boats.ends());
+        Image {
+            version: MAGIC,
+            oldest: OLDEST,
+            channel: VERSION,
+            layout: LAYOUT,
+            name: self.name.clone(),
+            handover: self.handover(),
+            next_client: self.next_client,
+            refused: self.counts.refused,
+            standard_file: self.standard_file.clone(),
+            executable: self.executable_path.clone(),
+            same: Some(self.upgrade.as_ref().is_some_and(Upgrade::is_same)),
+            up: self.started.elapsed(),
+            control: (
+                number(self.control_listener.as_fd()),
+                Exact(self.control_listener.path().to_owned()),
+            ),
+            log: None,
+            listeners: listeners.collect(),
+            handed: self
+                .handed
+                .iter()
+                .map(|(name, socket)| (name.clone(), number(socket.as_fd())))
+                .collect(),
+            boats: ends
+                .map(|ends| (number(ends.into.as_fd()), number(ends.out.as_fd())))
+                .collect(),
+            book: keeper.map(|keeper| number(keeper.book().file().as_fd())),
+            stored: keeper
+                .map(|keeper| keeper.stored().clone())
+                .unwrap_or_default(),
+            workers: Vec::new(),
+            control_clients: Vec::new(),
+        }
+    }
+
+    fn worker_image(&self, worker: &Worker, now: Instant) -> Option<WorkerImage> {
+        let layout = worker.desk.layout();
+        let state = self.pool.member(worker.id)?.state;
+        Some(WorkerImage {
+            id: worker.id,
+            pid: worker.pid,
+            seat: worker.seat,
+            generation: worker.generation,
+            up: now.duration_since(worker.started),
+            channel: worker.channel.as_fd().as_raw_fd(),
+            desk: worker.desk.file().as_raw_fd(),
+            slots: layout.slots(),
+            longest: layout.max_frame(),
+            methods: worker.methods.clone(),
+            is_held: matches!(state, State::Held { .. }),
+            counters: worker.believed.last().cloned(),
+            leases: worker.leases.image()?,
+        })
+    }
+
+    /// The descriptors that an image tells of.
+    pub(crate) fn left_open(&self) -> Vec<BorrowedFd<'_>> {
+        let mut all = vec![self.control_listener.as_fd()];
+        all.extend(
+            self.listeners
+                .iter()
+                .filter(|listener| listener.record().is_some())
+                .map(|l| l.as_fd()),
+        );
+        all.extend(self.handed.iter().map(|(_, socket)| socket.as_fd()));
+        if let Some(keeper) = &self.keeper {
+            all.push(keeper.book().file().as_fd());
+            all.extend(
+                keeper
+                    .boats
+                    .ends()
+                    .iter()
+                    .flat_map(|ends| [ends.into.as_fd(), ends.out.as_fd()]),
+            );
+        }
+        for worker in self.workers.values() {
+            all.extend([worker.channel.as_fd(), worker.desk.file().as_fd()]);
+            all.extend(worker.leases.sockets());
+        }
+        all.extend(self.control.sockets());
+        all
+    }
+
+    /// Goes on with the workers and control clients that this process has had.
+    pub(crate) fn go_on(&mut self, living: Living, now: Instant) -> io::Result<()> {
+        let Living {
+            next_client,
+            refused,
+            executable,
+            is_same,
+            control_clients,
+            workers,
+            are_foreign,
+            ..
+        } = living;
+        self.is_same_program = is_same;
+        (self.next_client, self.counts.refused, self.executable_path) =
+            (next_client, refused, executable);
+        // Nobody is told again where it listens.
+        self.announce = None;
+        for (worker, is_held) in workers {
+            self.poller.add(
+                &worker.channel,
+                Token::Worker(worker.id).into(),
+                Interest::Read,
+            )?;
+            if !are_foreign {
+                self.pool
+                    .adopt(worker.id, worker.seat, worker.generation, is_held, now);
+            }
+            self.clients += worker.leases.clients() as u64;
+            self.workers.insert(worker.id, worker);
+        }
+        if are_foreign {
+            self.pool.go_on();
+            self.outgoing = Some(Outgoing::new(now, self.config.limits.restart_grace));
+        }
+        self.addresses = self.count_addresses(&self.config);
+        self.control.adopt(control_clients, &self.poller, now);
+        self.watch_from(now);
+        self.note_upgraded();
+        Ok(())
+    }
+}

@@ -1,0 +1,318 @@
+//! What one master leaves for the next: all that it knows beside its clients, which are in boats.
+//!
+//! It lies in a book, a file in memory that the service manager keeps. The book is always true, for nobody tells a master
+//! that it is about to be killed: it is written when something has happened, into the half that does not count, and then one
+//! word says that from now on this half does. Three figures that change with every client are words of their own.
+//!
+//! ```text
+//! word 0   what it is, and its version       3  clients turned away
+//!      1   which half counts, its length     4  clients there are, plus 1; 0 if that is not known
+//!      2   the number of the next client     5  the oldest version that can read it
+//! from one page on: two halves of JSON, see [`Handover`]
+//! ```
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::config::{Identities, Keys};
+use crate::master::Seat;
+use crate::master::telemetry::counters::{Counts, Tally};
+use crate::proto::channel::LogLevel;
+use crate::proto::control::LastReload;
+use crate::proto::names::WorkerId;
+use crate::proto::paths::exact;
+use crate::sys::memory::{PAGE, Words, is_sealed, sealed_file};
+
+/// "fdpassd" and the version of the book and of the image.
+///
+/// ```text
+/// 1   version 0.1.0
+/// 2   words 4 and 5 of the book; `oldest` and `layout` of the image
+/// ```
+pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"fdpassd\x02");
+
+/// The oldest version that can read what this one writes. What it does not know it leaves; what is missing it takes as if nothing
+/// had been said.
+pub(crate) const OLDEST: u64 = u64::from_le_bytes(*b"fdpassd\x02");
+
+/// Whether this program can read what another one has written, by the version that it wrote and the oldest one that it wrote for.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn check_version(version: u64, oldest: u64) -> Result<(), String> {
+    let (name, number) = (|word: u64| word << 8, |word: u64| word >> 56);
+    if name(version) != name(MAGIC) {
+        return Err("it is of no version of fdpassd".to_owned());
+    }
+    let is_older = number(version) <= number(MAGIC);
+    let is_readable = name(oldest) == name(MAGIC) && number(oldest) <= number(MAGIC);
+    if number(version) > 0 && (is_older || is_readable) {
+        return Ok(());
+    }
+    Err(format!(
+        "it is of version {}, and this is {}",
+        number(version),
+        number(MAGIC)
+    ))
+}
+
+const WHAT: usize = 0;
+const HALF: usize = 1;
+const NEXT_CLIENT: usize = 2;
+const REFUSED: usize = 3;
+const CLIENTS: usize = 4;
+const WHAT_FOR: usize = 5;
+
+/// Words that have a meaning.
+const WORDS: usize = 6;
+
+/// Bytes of a half: a few KiB are usual; 256 seats and as many methods with long names take a fifth of it.
+const HALF_LENGTH: u64 = 1 << 20;
+
+const LENGTH: u64 = PAGE + 2 * HALF_LENGTH;
+
+/// Names under which the service manager keeps what is ours.
+pub(crate) const BOOK: &str = "fdpassd-book";
+pub(crate) const BOAT: &str = "fdpassd-boat";
+pub(crate) const LISTENER: &str = "fdpassd-listener";
+pub(crate) const CANARY: &str = "fdpassd-canary";
+
+/// All that a master knows, and the next one has to.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Handover {
+    /// The configuration that was applied last, its file and the keys that the file had.
+    pub(crate) config: String,
+    #[serde(with = "exact")]
+    pub(crate) config_file: Option<PathBuf>,
+    pub(crate) config_keys: Keys,
+    /// All files that it was read from.
+    #[serde(default)]
+    pub(crate) config_files: Vec<PathBuf>,
+    /// Of the users and groups in it; none before version 2.
+    pub(crate) identities: Option<Identities>,
+    /// Name and number of the daemon's own user.
+    #[serde(default)]
+    pub(crate) user: Option<(String, u32)>,
+    pub(crate) last_generation: u64,
+    pub(crate) next_worker: WorkerId,
+    pub(crate) listener_number: u32,
+    pub(crate) listeners: Vec<ListenerRecord>,
+    /// How many boats there are.
+    pub(crate) boats: usize,
+    /// What was changed while it ran.
+    pub(crate) count: Option<u32>,
+    pub(crate) log_level: Option<LogLevel>,
+    pub(crate) is_drained: bool,
+    pub(crate) quarantined: Vec<String>,
+    pub(crate) last_reload: Option<LastReload>,
+    pub(crate) counts: Counts,
+    pub(crate) tally: Tally,
+    pub(crate) seats: Vec<Seat>,
+    /// The number of the last event.
+    pub(crate) events: u64,
+}
+
+/// A listener that lies with the service manager.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct ListenerRecord {
+    pub(crate) number: u32,
+    /// Where the configuration wants it, if that is known, and where it really is.
+    pub(crate) configured: String,
+    pub(crate) address: String,
+    pub(crate) accepted: u64,
+}
+
+impl Handover {
+    /// What another version wrote. A member that cannot be read is left out, and the others count.
+    fn of_json(text: &[u8]) -> Result<Handover, String> {
+        let mut members: Map<String, Value> =
+            serde_json::from_slice(text).map_err(|e| e.to_string())?;
+        members.retain(|name, value| {
+            let alone = Map::from_iter([(name.clone(), value.clone())]);
+            serde_json::from_value::<Handover>(alone.into()).is_ok()
+        });
+        serde_json::from_value(members.into()).map_err(|e| e.to_string())
+    }
+}
+
+impl ListenerRecord {
+    /// One of which only the address is known.
+    pub(crate) fn at(number: u32, address: String) -> ListenerRecord {
+        ListenerRecord {
+            number,
+            address,
+            ..ListenerRecord::default()
+        }
+    }
+}
+
+/// The book.
+#[derive(Debug)]
+pub(crate) struct Book {
+    words: Words,
+    file: File,
+}
+
+impl Book {
+    pub(crate) fn new() -> io::Result<Book> {
+        let book = Book::over(sealed_file(c"book", LENGTH)?)?;
+        book.mark();
+        Ok(book)
+    }
+
+    fn over(file: File) -> io::Result<Book> {
+        Ok(Book {
+            words: Words::map(&file, WORDS)?,
+            file,
+        })
+    }
+
+    /// It is of this version from now on.
+    fn mark(&self) {
+        self.words[WHAT_FOR].store(OLDEST, Ordering::Release);
+        self.words[WHAT].store(MAGIC, Ordering::Release);
+    }
+
+    /// One that another master wrote. It stays what it is until this one writes.
+    pub(crate) fn found(file: File) -> Result<Book, String> {
+        if !is_sealed(&file, LENGTH).map_err(|e| e.to_string())? {
+            return Err("it is no book of this version".to_owned());
+        }
+        let book = Book::over(file).map_err(|e| e.to_string())?;
+        let word = |index: usize| book.words[index].load(Ordering::Acquire);
+        check_version(word(WHAT), word(WHAT_FOR)).map(|()| book)
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Notes figures that change with every client.
+    pub(crate) fn note(&self, next_client: u64, refused: u64, clients: u64) {
+        self.words[NEXT_CLIENT].store(next_client, Ordering::Relaxed);
+        self.words[REFUSED].store(refused, Ordering::Relaxed);
+        self.words[CLIENTS].store(clients.wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// Clients that there were; none where that is not known.
+    pub(crate) fn clients(&self) -> Option<u64> {
+        self.words[CLIENTS].load(Ordering::Relaxed).checked_sub(1)
+    }
+
+    pub(crate) fn next_client(&self) -> u64 {
+        self.words[NEXT_CLIENT].load(Ordering::Relaxed).max(1)
+    }
+
+    pub(crate) fn refused(&self) -> u64 {
+        self.words[REFUSED].load(Ordering::Relaxed)
+    }
+
+    /// Writes all of it anew.
+    ///
+    /// # Errors
+    /// Those of pwrite(2); `FileTooLarge` for more than a half takes. What was there before still counts then.
+    pub(crate) fn write(&self, handover: &Handover) -> io::Result<()> {
+        let text = serde_json::to_vec(handover)?;
+        if text.len() as u64 > HALF_LENGTH {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.mark();
+        let idle = 1 - (self.words[HALF].load(Ordering::Relaxed) & 1);
+        self.file.write_all_at(&text, PAGE + idle * HALF_LENGTH)?;
+        self.words[HALF].store((text.len() as u64) << 1 | idle, Ordering::Release);
+        Ok(())
+    }
+
+    /// What was written last.
+    ///
+    /// # Errors
+    /// Why that is nothing that can be read.
+    pub(crate) fn read(&self) -> Result<Handover, String> {
+        let half = self.words[HALF].load(Ordering::Acquire);
+        let (index, length) = (half & 1, half >> 1);
+        if length > HALF_LENGTH {
+            return Err("its length is nonsense".to_owned());
+        }
+        let mut text = vec![0; length as usize];
+        self.file
+            .read_exact_at(&mut text, PAGE + index * HALF_LENGTH)
+            .map_err(|e| e.to_string())?;
+        Handover::of_json(&text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_book_says_what_was_written_last_and_one_that_is_none_is_refused() {
+        let book = Book::new().expect("memfd");
+        let written = |events| Handover {
+            events,
+            last_generation: 7,
+            ..Handover::default()
+        };
+        for events in 1..5 {
+            book.write(&written(events)).expect("there is room");
+            book.note(events * 10, events, events + 1);
+            let again = Book::found(book.file().try_clone().expect("dup")).expect("it is one");
+            assert_eq!(again.read().expect("it is whole").events, events);
+            let figures = (again.next_client(), again.refused(), again.clients());
+            assert_eq!(figures, (events * 10, events, Some(events + 1)));
+        }
+        let too_long = Handover {
+            config: "x".repeat(HALF_LENGTH as usize),
+            ..written(9)
+        };
+        assert!(book.write(&too_long).is_err());
+        assert_eq!(book.read().expect("it is as it was").events, 4);
+
+        book.words[HALF].store(u64::MAX, Ordering::Relaxed);
+        assert!(book.read().is_err());
+        book.words[HALF].store(9 << 1, Ordering::Relaxed);
+        assert!(book.read().is_err(), "cut short");
+        let found = |version: u8, oldest: u8| {
+            let word =
+                |number| u64::from_le_bytes([b'f', b'd', b'p', b'a', b's', b's', b'd', number]);
+            book.words[WHAT].store(word(version), Ordering::Relaxed);
+            book.words[WHAT_FOR].store(word(oldest), Ordering::Relaxed);
+            Book::found(book.file().try_clone().expect("dup")).map(drop)
+        };
+        for (version, oldest) in [(1, 0), (2, 2), (3, 2), (200, 1)] {
+            found(version, oldest).expect("it can be read");
+        }
+        for (version, oldest) in [(3, 3), (200, 199), (0, 0)] {
+            let error = found(version, oldest).expect_err("it cannot be read");
+            assert!(
+                error.contains(&format!("it is of version {version}, and this is 2")),
+                "{error}"
+            );
+        }
+        book.words[WHAT].store(7, Ordering::Relaxed);
+        assert!(
+            Book::found(book.file().try_clone().expect("dup")).is_err(),
+            "it is nothing of fdpassd"
+        );
+        assert!(Book::found(sealed_file(c"x", 4096).expect("memfd")).is_err());
+        assert!(Book::found(File::open("/dev/null").expect("open")).is_err());
+    }
+
+    #[test]
+    fn members_that_cannot_be_read_are_left_out_and_no_others() {
+        let text =
+            br#"{"events":7,"log_level":"shout","new":{"a":[1]},"seats":[{"spawned":3}],"count":[],"tally":{"sum":5}}"#;
+        let read = Handover::of_json(text).expect("it is JSON");
+        assert_eq!((read.events, read.log_level, read.count), (7, None, None));
+        assert_eq!((read.seats[0].spawned, read.tally.sum), (3, 5));
+        assert!(Handover::of_json(b"[]").is_err());
+    }
+}

@@ -1,0 +1,361 @@
+//! Unpacks what a master before this one left in its boats: the desks of workers that are gone, and clients.
+//!
+//! Each client is a descriptor. If there are more of them than this process may have open, those that were active most
+//! recently are kept, and the others are closed with an error reply. Until the new master serves, whatever was unpacked can
+//! be packed again: a start that fails loses no client.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use crate::channel::{Channel, Scratch};
+use crate::desk::{Layout, MasterDesk};
+use crate::master::clients::client::Client;
+use crate::master::clients::leases::{Leases, Left};
+use crate::master::clients::reject::reject;
+use crate::master::handover::queues::Boats;
+use crate::master::telemetry::counters::{By, Loss};
+use crate::proto::boat::{Boat, LastDesk, Passenger};
+use crate::proto::channel::Message;
+use crate::proto::names::{ClientId, Peer, WorkerId};
+use crate::proto::rpc;
+use crate::sys::clock;
+use crate::sys::passed::ClientSocket;
+use crate::sys::socket::{self, Received};
+
+/// The reply to a client that is closed because too many descriptors are open.
+const CROWDED: &str =
+    "the daemon was restarted with a lower limit of descriptors than it has clients";
+
+/// What lay in the boats.
+#[derive(Debug, Default)]
+pub(crate) struct Unpacked {
+    /// By the worker that served there.
+    desks: BTreeMap<WorkerId, (LastDesk, MasterDesk)>,
+    clients: BTreeMap<ClientId, Aboard>,
+    /// Clients that are closed already.
+    pub(crate) lost: By<Loss>,
+    /// Clients that had left when others were crowded out.
+    ended: u64,
+    /// Datagrams that cannot be used, and why.
+    pub(crate) faults: Vec<String>,
+}
+
+/// A client as its record describes it.
+#[derive(Debug)]
+struct Aboard {
+    worker: WorkerId,
+    record: Passenger,
+    socket: OwnedFd,
+}
+
+/// Boats together with what lay in them, which goes back unless it is taken over.
+#[derive(Debug)]
+pub(crate) struct Handoff {
+    boats: Boats,
+    unpacked: Unpacked,
+}
+
+impl Handoff {
+    /// Takes everything out of these boats, and of those of which only the second end is there; at most `capacity` clients
+    /// are kept.
+    pub(crate) fn unpack(boats: Boats, single: &[Channel<Boat, Boat>], capacity: usize) -> Handoff {
+        let mut unpacked = Unpacked::default();
+        let mut scratch = Scratch::default();
+        for out in boats.ends().iter().map(|ends| &ends.out).chain(single) {
+            unpacked.empty(out, &mut scratch, capacity);
+        }
+        Handoff { boats, unpacked }
+    }
+
+    /// The boats of a master that goes on, in which nothing lies.
+    pub(crate) fn empty(boats: Boats) -> Handoff {
+        Handoff {
+            boats,
+            unpacked: Unpacked::default(),
+        }
+    }
+
+    pub(crate) fn boats(&self) -> usize {
+        self.boats.ends().len()
+    }
+
+    pub(crate) fn unpacked(&self) -> &Unpacked {
+        &self.unpacked
+    }
+
+    /// Some of what lay in the boats is lost, and there were so many clients: the others are closed.
+    pub(crate) fn count_missing(&mut self, clients: u64) {
+        let unpacked = &mut self.unpacked;
+        let known = unpacked.clients.len() as u64
+            + unpacked.lost.total()
+            + unpacked.left_behind()
+            + unpacked.ended;
+        unpacked
+            .lost
+            .add(Loss::Store, clients.saturating_sub(known));
+    }
+
+    /// The new master serves from now on.
+    pub(crate) fn take_over(mut self) -> (Boats, Unpacked) {
+        (mem::take(&mut self.boats), mem::take(&mut self.unpacked))
+    }
+}
+
+impl Drop for Handoff {
+    fn drop(&mut self) {
+        self.unpacked.pack_into(&mut self.boats);
+    }
+}
+
+impl Unpacked {
+    /// Takes everything out of one boat.
+    fn empty(&mut self, out: &Channel<Boat, Boat>, scratch: &mut Scratch, capacity: usize) {
+        loop {
+            match socket::receive_message(out, scratch.bytes()) {
+                Ok(Received::Message {
+                    length,
+                    descriptors,
+                    cut,
+                }) => {
+                    self.take(&scratch.bytes()[..length], descriptors, cut);
+                    self.crowd_out(capacity);
+                }
+                Ok(Received::Nothing | Received::Closed) => return,
+                Err(e) => return self.faults.push(format!("cannot unpack a boat: {e}")),
+            }
+        }
+    }
+
+    /// Takes in one datagram. `cut` is whether some of its descriptors could not be opened.
+    fn take(&mut self, datagram: &[u8], mut descriptors: Vec<OwnedFd>, cut: bool) {
+        let arrived = descriptors.len();
+        match Boat::decode(datagram) {
+            Ok(Boat::Desk(told)) => {
+                let layout = Layout::of(told.layout, told.slots, told.longest).ok_or_else(|| {
+                    io::Error::other(format!("its layout has the number {}", told.layout))
+                });
+                let file: io::Result<File> = descriptors
+                    .pop()
+                    .map(File::from)
+                    .ok_or_else(|| io::ErrorKind::InvalidData.into());
+                match layout.and_then(|layout| MasterDesk::found(file?, layout)) {
+                    Ok(desk) => drop(self.desks.insert(told.worker, (*told, desk))),
+                    Err(e) => self.faults.push(format!(
+                        "the desk of worker {} cannot be used: {e}",
+                        told.worker
+                    )),
+                }
+            }
+            Ok(Boat::Clients(worker, records)) => {
+                let missing = records.len().saturating_sub(arrived);
+                self.lost.add(
+                    if cut { Loss::Descriptors } else { Loss::Store },
+                    missing as u64,
+                );
+                for (record, socket) in records.into_iter().zip(descriptors) {
+                    // Of two leases of a client the later one counts.
+                    let is_later = self
+                        .clients
+                        .get(&record.client)
+                        .is_none_or(|other| other.record.moves < record.moves);
+                    if is_later {
+                        self.clients.insert(
+                            record.client,
+                            Aboard {
+                                worker,
+                                record,
+                                socket,
+                            },
+                        );
+                    }
+                }
+            }
+            Err(malformed) => {
+                self.faults.push(format!("in a boat: {malformed}"));
+                self.lost.add(Loss::Store, arrived as u64);
+            }
+        }
+    }
+
+    /// Closes those clients that were active least recently, so that no more descriptors than so many are left, desks among
+    /// them.
+    fn crowd_out(&mut self, capacity: usize) {
+        let surplus = (self.clients.len() + self.desks.len())
+            .saturating_sub(capacity)
+            .min(self.clients.len());
+        if surplus == 0 {
+            return;
+        }
+        let mut by_activity: Vec<(u64, ClientId)> = self
+            .clients
+            .iter()
+            .map(|(id, aboard)| (self.active(aboard), *id))
+            .collect();
+        by_activity.select_nth_unstable(surplus - 1);
+        let out = by_activity[..surplus]
+            .iter()
+            .filter_map(|(_, id)| self.clients.remove(id))
+            .collect();
+        let (lefts, stray) = self.sort_out(out);
+        let before = self.lost.total();
+        self.lost.add(Loss::Store, stray);
+        for Left {
+            recovered, lost, ..
+        } in lefts
+        {
+            self.lost
+                .add(Loss::Descriptors, (recovered.len() + lost.len()) as u64);
+            for (unleased, _) in recovered {
+                reject(&unleased, rpc::Code::Overloaded, CROWDED);
+            }
+            lost.iter()
+                .for_each(|(_, client)| socket::end(&client.socket));
+        }
+        self.ended += (surplus as u64).saturating_sub(self.lost.total() - before);
+    }
+
+    /// When a client last sent or took a byte, in ns of CLOCK_MONOTONIC; 0 if that is not known.
+    fn active(&self, aboard: &Aboard) -> u64 {
+        let slot = self
+            .desks
+            .get(&aboard.worker)
+            .and_then(|(_, desk)| desk.slot(aboard.record.slot));
+        slot.map_or(0, |slot| slot.active())
+    }
+
+    /// What was left of each of these clients, and the number of those whose desk is missing, who are closed.
+    fn sort_out(&self, clients: Vec<Aboard>) -> (Vec<Left>, u64) {
+        let mut stray = 0;
+        let mut by_worker: BTreeMap<WorkerId, Vec<(u32, u32, Client)>> = BTreeMap::new();
+        for Aboard {
+            worker,
+            record,
+            socket,
+        } in clients
+        {
+            let Passenger {
+                client: id,
+                slot,
+                generation,
+                order,
+                moves,
+                listener,
+                since,
+                offsets,
+            } = record;
+            match socket::peer(&socket) {
+                Ok(peer) if self.desks.contains_key(&worker) => {
+                    let peer = peer.map_or_else(
+                        |who| Peer::Unix {
+                            pid: who.pid,
+                            uid: who.uid,
+                            gid: who.gid,
+                        },
+                        Peer::from,
+                    );
+                    let socket = ClientSocket::shared(socket, matches!(peer, Peer::Unix { .. }));
+                    let client = Client {
+                        id,
+                        socket,
+                        peer,
+                        order,
+                        listener,
+                        since,
+                        moves,
+                        offsets,
+                    };
+                    by_worker
+                        .entry(worker)
+                        .or_default()
+                        .push((slot, generation, client));
+                }
+                // It has left meanwhile.
+                Err(_) => drop(socket),
+                Ok(_) => stray += 1,
+            }
+        }
+        let left_of = |(worker, clients)| {
+            let (told, desk) = self.desks.get(&worker)?;
+            desk.settle();
+            let left = Leases::found(told.slots, clients).into_left(
+                desk,
+                desk.header().final_writes(),
+                false,
+            );
+            let mut left = left.at_once();
+            // Nobody served them meanwhile.
+            let packed_at = desk
+                .header()
+                .packed_at()
+                .map_or(Duration::ZERO, clock::since);
+            left.recovered
+                .iter_mut()
+                .for_each(|(unleased, _)| unleased.excuse(packed_at));
+            Some(left)
+        };
+        (by_worker.into_iter().filter_map(left_of).collect(), stray)
+    }
+
+    /// What was left of every client. Those whose desk is missing are closed, and counted.
+    pub(crate) fn take_left(&mut self) -> Vec<Left> {
+        let clients = mem::take(&mut self.clients).into_values().collect();
+        let (left, stray) = self.sort_out(clients);
+        self.lost.add(Loss::Store, stray + self.left_behind());
+        left
+    }
+
+    /// Clients for whom their workers found no room.
+    fn left_behind(&self) -> u64 {
+        self.desks()
+            .map(|(told, desk)| desk.header().left_behind().min(told.slots.into()))
+            .sum()
+    }
+
+    /// The desks that lay there, and what they were told to be.
+    pub(crate) fn desks(&self) -> impl Iterator<Item = &(LastDesk, MasterDesk)> {
+        self.desks.values()
+    }
+
+    /// The layout of each desk, and how many of the clients that are kept are on it.
+    pub(crate) fn occupied(&self) -> impl Iterator<Item = (Layout, usize)> {
+        let clients = |worker| {
+            self.clients
+                .values()
+                .filter(|aboard| aboard.worker == worker)
+                .count()
+        };
+        self.desks
+            .iter()
+            .map(move |(worker, (_, desk))| (desk.layout(), clients(*worker)))
+    }
+
+    /// Whether one of them is connected still.
+    pub(crate) fn has_clients(&self) -> bool {
+        self.clients
+            .values()
+            .any(|aboard| socket::peer(&aboard.socket).is_ok())
+    }
+
+    /// Puts everything back for the next master.
+    fn pack_into(&mut self, boats: &mut Boats) {
+        let mut by_worker: BTreeMap<WorkerId, Vec<(Passenger, BorrowedFd<'_>)>> = BTreeMap::new();
+        for Aboard {
+            worker,
+            record,
+            socket,
+        } in self.clients.values()
+        {
+            by_worker
+                .entry(*worker)
+                .or_default()
+                .push((*record, socket.as_fd()));
+        }
+        for (worker, (told, desk)) in &self.desks {
+            boats.pack_all(told, desk, by_worker.remove(worker).unwrap_or_default());
+        }
+    }
+}

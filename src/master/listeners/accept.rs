@@ -1,0 +1,427 @@
+//! Accepting clients and leasing them.
+//!
+//! A client is accepted only when a worker has room for it. Whenever none has, or there are enough clients, or no
+//! descriptors, the listeners are disarmed and clients wait in the kernel's queue; what ends that is an event or a
+//! deadline, never another look.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::io;
+use std::time::{Duration, Instant};
+
+use crate::master::clients::client::{Client, Unleased};
+use crate::master::clients::reject::turn_away;
+use crate::master::listeners::listener::Listener;
+use crate::master::telemetry::counters::Loss;
+use crate::master::workers::lifecycle;
+use crate::master::workers::worker::Worker;
+use crate::master::{Master, Token};
+use crate::pool::dispatch::Candidate;
+use crate::pool::{Member, State};
+use crate::proto::channel::MAX_LEASES;
+use crate::proto::control::{About, Kind};
+use crate::proto::names::{ClientId, Offsets, Peer};
+use crate::sys::listening::{Accepted, Look, Offer, accept};
+use crate::sys::passed::ClientSocket;
+use crate::sys::poll::Interest;
+use crate::sys::{clock, ledger, socket};
+
+/// How long nothing is accepted once the system was out of descriptors or memory, unless something is freed before.
+const RECOVERY: Duration = Duration::from_millis(100);
+
+/// How long a reason for a pause is not said again.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// Why nothing is accepted at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pause {
+    /// No worker is ready.
+    NoWorker,
+    /// Every worker has as many clients to pick up as it may have.
+    NoRoom,
+    /// There are as many clients as there may be.
+    Full,
+    /// The system is out of descriptors or memory.
+    Exhausted,
+    /// The operator wants it so.
+    Drained,
+    /// The next master will.
+    Leaving,
+}
+
+impl fmt::Display for Pause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Pause::NoWorker => "no worker is ready",
+            Pause::NoRoom => "no worker has room",
+            Pause::Full => "there are as many clients as max-clients allows",
+            Pause::Exhausted => "the system is out of descriptors or memory",
+            Pause::Drained => "the daemon is drained",
+            Pause::Leaving => "the daemon is being restarted",
+        })
+    }
+}
+
+/// Whether clients are being accepted.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    pub(crate) pause: Option<Pause>,
+    /// The system was out of something, until then.
+    exhausted_until: Option<Instant>,
+    said_at: Option<(Pause, Instant)>,
+}
+
+impl Gate {
+    /// Closed, as nobody is ready at the beginning.
+    pub(crate) fn new() -> Gate {
+        Gate {
+            pause: Some(Pause::NoWorker),
+            exhausted_until: None,
+            said_at: None,
+        }
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.exhausted_until
+    }
+
+    /// A descriptor was freed.
+    pub(crate) fn relieve(&mut self) {
+        self.exhausted_until = None;
+    }
+}
+
+impl Master {
+    /// Leases the clients that have no worker, then those that wait in the queues of these listeners.
+    pub(crate) fn lease_clients(&mut self, readable: &[u32], now: Instant) {
+        if readable.is_empty() && self.unleased.is_empty() {
+            return;
+        }
+        self.lease_unleased();
+        if self.gate.pause.is_none() && self.unleased.is_empty() {
+            let mut candidates = self.candidates(false);
+            for listener in readable {
+                self.accept(*listener, &mut candidates, now);
+            }
+        }
+        self.flush_leases();
+        self.watch_from(now);
+    }
+
+    fn candidates(&self, is_rescue: bool) -> Vec<Candidate> {
+        let monotonic = clock::monotonic();
+        self.ready_workers()
+            .map(|worker| worker.candidate(is_rescue, monotonic))
+            .collect()
+    }
+
+    /// Workers that may be given clients.
+    pub(crate) fn ready_workers(&self) -> impl Iterator<Item = &Worker> {
+        let takes = |m: &&Member| matches!(m.state, State::Ready { .. }) && !m.is_stalled;
+        self.pool
+            .members()
+            .filter(takes)
+            .filter_map(|member| self.workers.get(&member.id))
+    }
+
+    /// Leases clients whose worker lost them, or whose lease could not be sent, as far as there is room.
+    fn lease_unleased(&mut self) {
+        let mut has_asked = false;
+        while !self.unleased.is_empty() {
+            let mut candidates = self.candidates(true);
+            while let Some(unleased) = self.unleased.pop_front() {
+                let fitting = self.fitting(&unleased, &candidates);
+                let meant = unleased
+                    .to
+                    .and_then(|to| fitting.iter().position(|c| c.worker == to && c.has_room));
+                match meant.or_else(|| self.dispatcher.pick(&fitting)) {
+                    Some(index) => self.lease(index, unleased, &mut candidates, true),
+                    None => {
+                        self.unleased.push_front(unleased);
+                        break;
+                    }
+                }
+            }
+            // Who is left waits to be told of room. Once more, for what has come to be free before that was asked for.
+            if has_asked || self.unleased.is_empty() {
+                return;
+            }
+            for worker in self.ready_workers() {
+                let _ = worker.want_room();
+            }
+            has_asked = true;
+        }
+    }
+
+    /// The candidates as they are for one client: a worker from before `max-frame` was raised may have no place for all that is
+    /// parked of it. If none has, and none is to come, it goes to any, which finds that out.
+    fn fitting<'c>(
+        &self,
+        unleased: &Unleased,
+        candidates: &'c [Candidate],
+    ) -> Cow<'c, [Candidate]> {
+        let fits = |c: &Candidate| self.workers[&c.worker].desk.has_places_for(&unleased.bytes);
+        if candidates.iter().all(fits) || !(candidates.iter().any(fits) || self.pool.is_rolling()) {
+            return Cow::Borrowed(candidates);
+        }
+        Cow::Owned(
+            candidates
+                .iter()
+                .map(|c| Candidate {
+                    has_room: c.has_room && fits(c),
+                    ..*c
+                })
+                .collect(),
+        )
+    }
+
+    fn lease(
+        &mut self,
+        index: usize,
+        unleased: Unleased,
+        candidates: &mut [Candidate],
+        is_rescue: bool,
+    ) {
+        let candidate = &mut candidates[index];
+        let worker = self
+            .workers
+            .get_mut(&candidate.worker)
+            .expect("only workers that there are have room");
+        let leased = worker.leases.give(unleased, &worker.desk);
+        // But for the share of time, which takes the clock and does not change that fast.
+        *candidate = Candidate {
+            busy: candidate.busy,
+            ..worker.candidate(is_rescue, 0)
+        };
+        if let Err((reason, client)) = leased {
+            self.lose(Loss::of(&reason), &reason, client);
+        }
+    }
+
+    /// Takes in the clients that wait at one listener, as far as there is room for them, and no more than one message of
+    /// leases: until they are flushed nobody but the master has them. A listener that is to go does when nobody waits.
+    fn accept(&mut self, number: u32, candidates: &mut [Candidate], now: Instant) {
+        let Some(index) = self
+            .listeners
+            .iter()
+            .position(|listener| listener.number == number)
+        else {
+            return;
+        };
+        let looks = std::iter::once(Look::First).chain(std::iter::repeat(Look::Next));
+        for look in looks.take(MAX_LEASES) {
+            if self.clients >= self.max_clients
+                || !candidates.iter().any(|candidate| candidate.has_room)
+            {
+                return;
+            }
+            let listener = &mut self.listeners[index];
+            let accepted = match accept(&*listener, look) {
+                Ok(Offer::Client(accepted)) => accepted,
+                Ok(Offer::Empty | Offer::Ended) if self.leaving.contains(&number) => {
+                    return self.close_listener(index, now);
+                }
+                Ok(Offer::Empty | Offer::Ended) => return,
+                Err(e) => return self.cannot_accept(&e, now),
+            };
+            let Some(client) = self.admit(index, accepted) else {
+                continue;
+            };
+            let chosen = self.dispatcher.pick(candidates).expect("one has room");
+            self.lease(
+                chosen,
+                Unleased::fresh(client, clock::monotonic()),
+                candidates,
+                false,
+            );
+        }
+    }
+
+    /// Makes a client of a connection that was accepted at a listener. None if it is over already, or turned away.
+    pub(crate) fn admit(&mut self, index: usize, accepted: Accepted) -> Option<Client> {
+        let listener = &mut self.listeners[index];
+        listener.accepted += 1;
+        let (order, number) = (listener.byte_order, listener.number);
+        let id = ClientId(self.next_client);
+        self.next_client += 1;
+        self.note_client();
+        let peer = peer_of(&accepted)?;
+        let socket = ClientSocket::shared(accepted.socket, accepted.address.is_none());
+        if !self.addresses.enter(&peer) {
+            log::debug!(
+                "client {id} ({peer}) turned away: its address has as many clients as it may have"
+            );
+            self.counts.refused += 1;
+            self.note_client();
+            turn_away(
+                &socket,
+                order,
+                "there are too many connections from this address",
+            );
+            return None;
+        }
+        log::debug!(
+            "client {id} ({peer}) accepted on {}",
+            self.listeners[index].address
+        );
+        self.clients += 1;
+        self.note_client();
+        let since = clock::monotonic_seconds();
+        let offsets = Offsets::default();
+        Some(Client {
+            id,
+            socket,
+            peer,
+            order,
+            listener: number,
+            since,
+            moves: 0,
+            offsets,
+        })
+    }
+
+    fn cannot_accept(&mut self, error: &io::Error, now: Instant) {
+        self.gate.exhausted_until = Some(now + RECOVERY);
+        self.say_pause(
+            Pause::Exhausted,
+            &format!("cannot accept clients: {error}; they wait until that is over"),
+            now,
+        );
+    }
+
+    /// Has a new listener watched, as the gate is.
+    pub(crate) fn watch_listener(&self, listener: &Listener) -> io::Result<()> {
+        let interest = if self.gate.pause.is_some() {
+            Interest::End
+        } else {
+            Interest::Clients
+        };
+        self.poller
+            .add(listener, Token::Listener(listener.number).into(), interest)
+    }
+
+    pub(crate) fn close_listener(&mut self, index: usize, now: Instant) {
+        let listener = self.listeners.remove(index);
+        let _ = self.poller.remove(&listener);
+        self.leaving.retain(|number| *number != listener.number);
+        let sentence = format_args!("no longer listening on {}", listener.address);
+        self.events
+            .note(Kind::ListenerClosed, About::default(), sentence);
+        self.keep_listeners(now);
+    }
+
+    /// Sends what was leased in this turn of the loop. A worker whose channel is full gives its share back.
+    fn flush_leases(&mut self) {
+        let mut back = Vec::new();
+        for worker in self.workers.values_mut() {
+            match worker.flush() {
+                Ok(unsent) => back.extend(unsent),
+                Err(e) => {
+                    // Whatever it is, the worker did not get them. Its end will be told as every other.
+                    log::error!("{}: cannot send leases: {e}; killing it", worker.name());
+                    lifecycle::kill(worker);
+                }
+            }
+            worker.watch_channel(&self.poller);
+        }
+        // They have not been anywhere: this is no move.
+        for recovered in back {
+            match recovered {
+                Ok(unleased) => self.unleased.push_back(unleased),
+                Err((reason, client)) => self.lose(Loss::of(&reason), &reason, client),
+            }
+        }
+    }
+
+    /// Opens or closes the gate, as things stand at the end of a turn of the loop.
+    pub(crate) fn set_gate(&mut self, now: Instant) {
+        if self.gate.exhausted_until.is_some_and(|until| until <= now) {
+            self.gate.exhausted_until = None;
+        }
+        let pause = self.reason_to_pause();
+        if pause == Some(Pause::Full) && self.gate.pause != pause {
+            let sentence = format!(
+                "{} clients, as many as there may be; new ones wait until some leave",
+                self.clients
+            );
+            self.say_pause(Pause::Full, &sentence, now);
+        }
+        if pause.is_some() != self.gate.pause.is_some() {
+            for listener in self
+                .listeners
+                .iter()
+                .filter(|listener| listener.outage.is_none())
+            {
+                let token = Token::Listener(listener.number).into();
+                let interest = if pause.is_some() {
+                    Interest::End
+                } else {
+                    Interest::Clients
+                };
+                if let Err(e) = self.poller.modify(listener, token, interest) {
+                    log::error!("cannot watch {}: {e}", listener.address);
+                }
+            }
+        }
+        self.gate.pause = pause;
+    }
+
+    fn reason_to_pause(&self) -> Option<Pause> {
+        if self.is_leaving() {
+            return Some(Pause::Leaving);
+        }
+        if self.is_drained {
+            return Some(Pause::Drained);
+        }
+        if self.ready_workers().next().is_none() {
+            return Some(Pause::NoWorker);
+        }
+        if self.gate.exhausted_until.is_some() {
+            return Some(Pause::Exhausted);
+        }
+        if self.clients >= self.max_clients {
+            return Some(Pause::Full);
+        }
+        if !self.unleased.is_empty() || !self.has_room() {
+            return Some(Pause::NoRoom);
+        }
+        None
+    }
+
+    /// Whether a worker has room. If none has, all are asked to tell when they have.
+    fn has_room(&self) -> bool {
+        // Not `any` the second time: each of them is to be asked.
+        self.ready_workers().any(Worker::has_room)
+            || self.ready_workers().filter(|w| w.want_room()).count() > 0
+    }
+
+    /// Says why nothing is accepted: once, and again only if it is still or again so after a while.
+    fn say_pause(&mut self, pause: Pause, sentence: &str, now: Instant) {
+        let said = self
+            .gate
+            .said_at
+            .is_some_and(|(what, when)| what == pause && now.duration_since(when) < SILENCE);
+        if !said {
+            let about = About {
+                clients: Some(self.clients),
+                ..About::default()
+            };
+            self.events.note(Kind::Limit, about, sentence);
+            self.gate.said_at = Some((pause, now));
+        }
+    }
+}
+
+/// Who has connected. Nothing when the kernel does not know any more: the client is gone then.
+fn peer_of(accepted: &Accepted) -> Option<Peer> {
+    match accepted.address {
+        Some(address) => Some(Peer::from(address)),
+        None => {
+            let socket::Credentials { pid, uid, gid } =
+                socket::credentials(&accepted.socket).ok()?;
+            // Without it the client cannot be recovered from the middle of a turn, and that is all.
+            let _ = ledger::arm(&accepted.socket);
+            Some(Peer::Unix { pid, uid, gid })
+        }
+    }
+}

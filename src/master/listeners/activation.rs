@@ -1,0 +1,341 @@
+//! Sockets that systemd has bound for us and handed over at start: socket activation, sd_listen_fds(3).
+//!
+//! They are kept for as long as the master lives, whether an entry of `listen` names them or not: a reload may drop one and
+//! take it up again. A listener has a copy of its own.
+
+use std::env;
+use std::ffi::OsString;
+use std::fmt::Write;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use crate::config::{Listen, Source};
+use crate::master::error::Error;
+use crate::master::listeners::listener::{Place, Wanted};
+use crate::proto::names::Address;
+use crate::sys::inherited::{self, Found};
+use crate::sys::poll::{self, Interest};
+
+/// What the names of descriptors begin with that a master has left for the next.
+pub(crate) const KEPT: &str = "fdpassd-";
+
+/// Most descriptors that are taken over.
+const MOST: usize = 65_536;
+
+/// What was handed over, each with its name; several may have the same one.
+#[derive(Debug, Default)]
+pub struct Handed(Vec<(String, OwnedFd)>);
+
+impl Handed {
+    /// Takes over what the environment says is there. It has to be done before this process opens anything.
+    ///
+    /// # Errors
+    /// When the environment contradicts itself, or what it speaks of is not there.
+    pub fn take() -> Result<Handed, Error> {
+        let fail = |why: String| {
+            Error::Unavailable(format!("cannot take over the sockets of systemd: {why}"))
+        };
+        let names = names(|key| env::var_os(key), std::process::id()).map_err(fail)?;
+        let sockets = inherited::take(names.len() as u32).map_err(|e| {
+            fail(format!(
+                "LISTEN_FDS={}, and not all of them are there: {e}",
+                names.len()
+            ))
+        })?;
+        Ok(Handed(names.into_iter().zip(sockets).collect()))
+    }
+
+    /// What was handed over to this process when it was another program.
+    pub(crate) fn again(named: Vec<(String, OwnedFd)>) -> Handed {
+        Handed(named)
+    }
+
+    /// All of them, each with its name.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &(String, OwnedFd)> {
+        self.0.iter()
+    }
+
+    /// Takes out what a master before this one has left.
+    pub(crate) fn take_kept(&mut self) -> Vec<(String, OwnedFd)> {
+        self.0
+            .extract_if(.., |(name, _)| name.starts_with(KEPT))
+            .collect()
+    }
+
+    /// Whether a client waits at one of them. systemd starts a service whose start has failed again at once for it, and
+    /// gives its socket up after `TriggerLimitBurst=` of systemd.socket(5) starts.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        let waits = |(_, socket): &(String, OwnedFd)| {
+            poll::wait_for(socket, Interest::Read, Duration::ZERO)
+        };
+        self.0.iter().any(|socket| waits(socket).unwrap_or(false))
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The listeners that these entries stand for: one each, or one for each socket of that name.
+    ///
+    /// # Errors
+    /// When there is no socket of a name.
+    pub(crate) fn wanted<'c>(&self, entries: &'c [Listen]) -> Result<Vec<Wanted<'c>>, Error> {
+        let mut all = Vec::new();
+        for entry in entries {
+            match &entry.source {
+                Source::Bound(address) => all.push(Wanted {
+                    entry,
+                    place: Place::Bound(address.clone()),
+                }),
+                Source::Handed(name) => {
+                    let before = all.len();
+                    let indices = (0..self.0.len()).filter(|&index| self.0[index].0 == *name);
+                    all.extend(indices.map(|index| Wanted {
+                        entry,
+                        place: Place::Handed(index),
+                    }));
+                    if all.len() == before {
+                        return Err(Error::Unavailable(format!(
+                            "cannot listen on systemd:{name}: {}",
+                            self.names()
+                        )));
+                    }
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// A listener's own copy of a socket, and where that is bound.
+    ///
+    /// # Errors
+    /// When it is nothing that clients can be accepted from.
+    pub(crate) fn listener(&self, index: usize) -> io::Result<(OwnedFd, Address)> {
+        let (_, socket) = &self.0[index];
+        let address = match inherited::examine(socket)? {
+            Found::Tcp(address) | Found::Ended(address) => Address::Tcp(address),
+            Found::Unix(path) => Address::Unix(path),
+            Found::UnixWithoutPath => {
+                return Err(io::Error::other(
+                    "it has no path, so that anybody could connect",
+                ));
+            }
+            Found::NoListener => {
+                return Err(io::Error::other(
+                    "it does not listen; its unit must not say Accept=yes",
+                ));
+            }
+            Found::OtherSocket | Found::NoSocket => {
+                return Err(io::Error::other(
+                    "it is no stream socket of TCP or Unix (ListenStream=)",
+                ));
+            }
+        };
+        let copy = inherited::copy_listener(socket, matches!(address, Address::Tcp(_)))?;
+        Ok((copy, address))
+    }
+
+    /// A listener's socket has ended, and it has another one in its place now.
+    ///
+    /// # Errors
+    /// Those of fcntl(2).
+    pub(crate) fn replace(&mut self, index: usize, socket: &OwnedFd) -> io::Result<()> {
+        self.0[index].1 = socket.try_clone()?;
+        Ok(())
+    }
+
+    /// Under which name a listener at this address was handed over, if one was.
+    pub(crate) fn name_at(&self, address: &Address) -> Option<&str> {
+        let is_there = |socket| match inherited::examine(socket) {
+            Ok(Found::Tcp(bound)) => *address == Address::Tcp(bound),
+            Ok(Found::Unix(path)) => *address == Address::Unix(path),
+            Ok(_) | Err(_) => false,
+        };
+        self.0
+            .iter()
+            .find(|(_, socket)| is_there(socket))
+            .map(|(name, _)| name.as_str())
+    }
+
+    /// Says which of them nobody wants, for clients may wait there in vain.
+    pub(crate) fn warn_of_unused(&self, entries: &[Listen]) {
+        let is_wanted = |name: &String| {
+            entries
+                .iter()
+                .any(|entry| entry.source == Source::Handed(name.clone()))
+        };
+        for (name, _) in self.0.iter().filter(|(name, _)| !is_wanted(name)) {
+            log::warn!(
+                "systemd has handed over a socket named {name}, and no entry of listen is \"systemd:{name}\""
+            );
+        }
+    }
+
+    /// What there is instead of what was asked for.
+    fn names(&self) -> String {
+        if self.0.is_empty() {
+            return "systemd has handed over no socket; is the socket unit started?".to_owned();
+        }
+        let mut sentence = "no socket of that name was handed over, only ".to_owned();
+        for (index, (name, _)) in self.0.iter().enumerate() {
+            // Into a String it cannot fail.
+            let _ = write!(
+                sentence,
+                "{}systemd:{name}",
+                if index == 0 { "" } else { ", " }
+            );
+        }
+        sentence
+    }
+}
+
+/// The names of what was left open for process `pid`, in the order of the descriptors.
+fn names(var: impl Fn(&str) -> Option<OsString>, pid: u32) -> Result<Vec<String>, String> {
+    let text = |key: &str| match var(key).map(OsString::into_string) {
+        None => Ok(None),
+        Some(Ok(text)) => Ok(Some(text)),
+        Some(Err(bytes)) => Err(format!("{key} is not UTF-8: {}", bytes.display())),
+    };
+    // They are another's whom we have only inherited the environment from.
+    if text("LISTEN_PID")?.and_then(|text| text.parse().ok()) != Some(pid) {
+        return Ok(Vec::new());
+    }
+    let count = text("LISTEN_FDS")?.unwrap_or_default();
+    let number = count.parse().ok().filter(|number| *number <= MOST);
+    let count = number.ok_or_else(|| format!("LISTEN_FDS={count} is no number up to {MOST}"))?;
+    match text("LISTEN_FDNAMES")? {
+        // sd_listen_fds_with_names(3) calls them so.
+        None => Ok(vec!["unknown".to_owned(); count]),
+        Some(_) if count == 0 => Ok(Vec::new()),
+        Some(names) => {
+            let names: Vec<String> = names.split(':').map(str::to_owned).collect();
+            let mismatch = || {
+                format!(
+                    "LISTEN_FDS={count}, but LISTEN_FDNAMES has {} names",
+                    names.len()
+                )
+            };
+            if names.len() == count {
+                Ok(names)
+            } else {
+                Err(mismatch())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
+
+    use super::*;
+
+    fn named(vars: &[(&str, &str)]) -> Result<Vec<String>, String> {
+        names(
+            |key| {
+                vars.iter()
+                    .find(|(k, _)| *k == key)
+                    .map(|(_, value)| OsString::from(value))
+            },
+            42,
+        )
+    }
+
+    #[test]
+    fn names_are_those_of_this_process_or_there_are_none() {
+        let ours = |fds, names| {
+            named(&[
+                ("LISTEN_PID", "42"),
+                ("LISTEN_FDS", fds),
+                ("LISTEN_FDNAMES", names),
+            ])
+        };
+        assert_eq!(ours("2", "rpc:rpc"), Ok(vec!["rpc".to_owned(); 2]));
+        assert_eq!(
+            ours("1", "fdpassd.socket"),
+            Ok(vec!["fdpassd.socket".to_owned()])
+        );
+        assert_eq!(ours("0", ""), Ok(Vec::new()));
+        assert_eq!(
+            named(&[("LISTEN_PID", "42"), ("LISTEN_FDS", "1")]),
+            Ok(vec!["unknown".to_owned()])
+        );
+        for another in ["43", "", "x", "-42"] {
+            assert_eq!(
+                named(&[("LISTEN_PID", another), ("LISTEN_FDS", "1")]),
+                Ok(Vec::new()),
+                "{another}"
+            );
+        }
+        assert_eq!(
+            named(&[("LISTEN_FDS", "1"), ("LISTEN_FDNAMES", "rpc")]),
+            Ok(Vec::new())
+        );
+        for (fds, names, why) in [
+            ("2", "rpc", "LISTEN_FDS=2, but LISTEN_FDNAMES has 1 names"),
+            ("0x1", "rpc", "LISTEN_FDS=0x1 is no number up to 65536"),
+            ("-1", "rpc", "LISTEN_FDS=-1 is no number up to 65536"),
+            ("65537", "rpc", "LISTEN_FDS=65537 is no number up to 65536"),
+            ("", "rpc", "LISTEN_FDS= is no number up to 65536"),
+        ] {
+            assert_eq!(ours(fds, names), Err(why.to_owned()));
+        }
+    }
+
+    #[test]
+    fn only_a_listening_stream_socket_with_an_address_is_served() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let path = |name| directory.path().join(name);
+        let tcp = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let at = tcp.local_addr().expect("it is bound");
+        let connection = TcpStream::connect(at).expect("it listens");
+        let unix = UnixListener::bind(path("rpc")).expect("the path is free");
+        let name = SocketAddr::from_abstract_name(path("x").display().to_string()).expect("a name");
+        let sockets: Vec<OwnedFd> = vec![
+            tcp.into(),
+            unix.into(),
+            UnixListener::bind_addr(&name)
+                .expect("the name is free")
+                .into(),
+            connection.into(),
+            UdpSocket::bind("127.0.0.1:0").expect("a free port").into(),
+            UnixDatagram::bind(path("datagrams"))
+                .expect("the path is free")
+                .into(),
+            std::fs::File::open("/dev/null")
+                .expect("it is there")
+                .into(),
+        ];
+        let handed = Handed(
+            sockets
+                .into_iter()
+                .map(|socket| ("rpc".to_owned(), socket))
+                .collect(),
+        );
+        let found = |index| {
+            handed
+                .listener(index)
+                .map(|(_, address)| address)
+                .map_err(|e| e.to_string())
+        };
+        assert_eq!(found(0), Ok(Address::Tcp(at)));
+        assert_eq!(found(1), Ok(Address::Unix(path("rpc"))));
+        for (index, why) in [
+            (2, "it has no path, so that anybody could connect"),
+            (3, "it does not listen; its unit must not say Accept=yes"),
+            (4, "it is no stream socket of TCP or Unix (ListenStream=)"),
+            (5, "it is no stream socket of TCP or Unix (ListenStream=)"),
+            (6, "it is no stream socket of TCP or Unix (ListenStream=)"),
+        ] {
+            assert_eq!(found(index), Err(why.to_owned()), "{index}");
+        }
+        assert_eq!(handed.name_at(&Address::Tcp(at)), Some("rpc"));
+        assert_eq!(handed.name_at(&Address::Unix(path("rpc"))), Some("rpc"));
+        assert_eq!(handed.name_at(&Address::Unix(path("datagrams"))), None);
+    }
+}

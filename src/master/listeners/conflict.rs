@@ -1,0 +1,111 @@
+//! Addresses that cannot be bound because this daemon itself listens there.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::master::Master;
+use crate::master::error::Error;
+use crate::master::listeners::listener::{ControlListener, ExporterListener, Listener};
+use crate::proto::names::Address;
+
+/// What the daemon listens at, and for what.
+#[derive(Debug, Default)]
+pub(crate) struct Own(Vec<(Address, &'static str)>);
+
+impl Own {
+    pub(crate) fn of<'l>(
+        listeners: impl IntoIterator<Item = &'l Listener>,
+        exporter: Option<&ExporterListener>,
+        control: Option<&ControlListener>,
+    ) -> Own {
+        let clients = listeners
+            .into_iter()
+            .map(|listener| (listener.address.clone(), "clients"));
+        let metrics = exporter.map(|exporter| (exporter.address.clone(), "metrics"));
+        let control =
+            control.map(|control| (Address::Unix(control.path().to_owned()), "fdpassctl"));
+        Own(clients.chain(metrics).chain(control).collect())
+    }
+
+    /// The same error, but the daemon is named in it if it holds the address itself. What is not to be bound has none.
+    pub(crate) fn named_in(&self, error: Error, wanted: Option<&Address>) -> Error {
+        match self
+            .0
+            .iter()
+            .find(|(own, _)| wanted.is_some_and(|wanted| is_one(own, wanted)))
+        {
+            Some((own, whom)) => error.replace(
+                ANOTHER,
+                &format!("the daemon itself listens there, at {own}, for {whom}"),
+            ),
+            None => error,
+        }
+    }
+}
+
+/// What an error says of an address that is taken, before it is known whose it is.
+pub(crate) const ANOTHER: &str = "another process listens there";
+
+/// Whether the second address cannot be bound while the first one is.
+fn is_one(own: &Address, wanted: &Address) -> bool {
+    match (own, wanted) {
+        (Address::Tcp(own), Address::Tcp(wanted)) => is_one_port(own, wanted),
+        // The same file may have two paths.
+        (Address::Unix(own), Address::Unix(wanted)) => {
+            own == wanted || file(own).is_some_and(|own| file(wanted) == Some(own))
+        }
+        _ => false,
+    }
+}
+
+/// Listeners of IPv6 are of IPv6 alone.
+fn is_one_port(own: &SocketAddr, wanted: &SocketAddr) -> bool {
+    let is_any = own.ip().is_unspecified() || wanted.ip().is_unspecified();
+    own.port() == wanted.port()
+        && own.is_ipv4() == wanted.is_ipv4()
+        && (own.ip() == wanted.ip() || is_any)
+}
+
+fn file(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path)
+        .ok()
+        .map(|found| (found.dev(), found.ino()))
+}
+
+impl Master {
+    /// What this daemon listens at.
+    pub(crate) fn own_addresses(&self) -> Own {
+        let exporter = self.exporter.as_ref().map(|exporter| exporter.listener());
+        Own::of(&self.listeners, exporter, Some(&self.control_listener))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_held_by_one_that_it_cannot_be_bound_beside() {
+        for (own, wanted, is_held) in [
+            ("127.0.0.1:80", "127.0.0.1:80", true),
+            ("127.0.0.1:80", "0.0.0.0:80", true),
+            ("0.0.0.0:80", "127.0.0.1:80", true),
+            ("[::]:80", "[::1]:80", true),
+            ("[::]:80", "0.0.0.0:80", false),
+            ("127.0.0.1:80", "127.0.0.2:80", false),
+            ("127.0.0.1:80", "127.0.0.1:81", false),
+            ("unix:/nowhere/a", "unix:/nowhere/a", true),
+            ("unix:/nowhere/a", "unix:/nowhere/b", false),
+        ] {
+            let [own, wanted] =
+                [own, wanted].map(|text| text.parse::<Address>().expect("an address"));
+            let own = Own(vec![(own, "clients")]);
+            let error = own
+                .named_in(Error::Unavailable(format!("no; {ANOTHER}")), Some(&wanted))
+                .to_string();
+            assert_eq!(error.contains("the daemon itself"), is_held, "{error}");
+        }
+    }
+}

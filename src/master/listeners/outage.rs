@@ -1,0 +1,265 @@
+//! Listeners that another holder of their socket has ended: shutdown(2) by another process that has it, `ss -K`.
+//!
+//! Such a socket never listens again. listen(2) on a TCP one would make the kernel accept clients that are shut down from
+//! birth. Another socket is bound to the same address instead, at once, then every second, after half a minute every 30 s.
+//! Until that goes well the status gives the reason. The poller reports the end, as a hang-up, also of a listener that is
+//! disarmed: so it is looked at in the turn of the loop in which it comes. A listener that the daemon itself has ended is not
+//! in the poller any more.
+
+use std::time::{Duration, Instant};
+
+use crate::master::exporter::Exporter;
+use crate::master::{Error, Master, Token};
+use crate::proto::control::{About, Kind};
+use crate::sys::listening::is_listening;
+use crate::sys::poll::Interest;
+
+/// Tries that are a second apart; those after them are [`SELDOM`] apart.
+const OFTEN: u32 = 30;
+const SELDOM: Duration = Duration::from_secs(30);
+
+/// Something is not there, and when it is tried again.
+#[derive(Clone, Debug)]
+pub(crate) struct Outage {
+    /// The last reason.
+    pub(crate) reason: String,
+    next_try: Instant,
+    tries: u32,
+}
+
+impl Outage {
+    /// To be tried at once.
+    pub(crate) fn since(now: Instant, reason: &str) -> Outage {
+        Outage {
+            reason: reason.to_owned(),
+            next_try: now,
+            tries: 0,
+        }
+    }
+
+    /// The first try has failed. Logs the reason.
+    pub(crate) fn after(error: &Error, now: Instant) -> Outage {
+        let mut outage = Outage::since(now, "");
+        outage.failed(error, now);
+        outage
+    }
+
+    /// When it is tried again.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.next_try
+    }
+
+    /// Whether it is time to.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.next_try <= now
+    }
+
+    /// Not for this time. Logs the reason if it is another one than before.
+    pub(crate) fn failed(&mut self, error: &Error, now: Instant) {
+        self.tries += 1;
+        let wait = if self.tries <= OFTEN {
+            Duration::from_secs(1)
+        } else {
+            SELDOM
+        };
+        self.next_try = now + wait;
+        let reason = error.to_string();
+        if self.reason != reason {
+            log::error!("{reason}; trying again every {} s", wait.as_secs());
+            self.reason = reason;
+        }
+    }
+}
+
+/// Why there is an outage at first.
+const ENDED: &str = "another process that holds the socket has ended it";
+
+/// Why nobody can connect to a Unix socket that listens.
+pub(crate) const FILE_GONE: &str = "its file is gone";
+
+impl Master {
+    /// Looks at the listeners that the poller has reported as ended. Clients that waited there are accepted by now, if there
+    /// was room for them.
+    pub(crate) fn look_at_ended(&mut self, numbers: &[u32], now: Instant) {
+        for number in numbers {
+            let Some(index) = self
+                .listeners
+                .iter()
+                .position(|listener| listener.number == *number)
+            else {
+                continue;
+            };
+            if self.listeners[index].outage.is_some() || is_listening(&self.listeners[index]) {
+                continue;
+            }
+            if self.leaving.contains(number) {
+                self.close_listener(index, now);
+                continue;
+            }
+            let listener = &mut self.listeners[index];
+            let _ = self.poller.remove(&*listener);
+            listener.outage = Some(Outage::since(now, ENDED));
+            let sentence = format_args!(
+                "listener {}: {ENDED}; binding another one",
+                listener.address
+            );
+            self.events
+                .note(Kind::ListenerEnded, About::default(), sentence);
+        }
+    }
+
+    /// The same of the control socket.
+    pub(crate) fn look_at_control(&mut self, now: Instant) {
+        if self.control_outage.is_some() || is_listening(&self.control_listener) {
+            return;
+        }
+        let _ = self.poller.remove(&self.control_listener);
+        self.control_outage = Some(Outage::since(now, ENDED));
+        let path = self.control_listener.path().display();
+        let sentence = format_args!("control socket {path}: {ENDED}; binding another one");
+        self.events
+            .note(Kind::ListenerEnded, About::default(), sentence);
+    }
+
+    /// Has the control socket bound anew if its file is gone.
+    pub(crate) fn replace_lost_control(&mut self, now: Instant) {
+        if self.control_outage.is_some() || self.control_listener.is_reachable() {
+            return;
+        }
+        // Who waits there is served.
+        self.control
+            .accept(&self.control_listener, &self.poller, now);
+        let _ = self.poller.remove(&self.control_listener);
+        self.control_outage = Some(Outage::since(now, FILE_GONE));
+    }
+
+    /// Looks at the listener for metrics, which the exporter accepts from.
+    pub(crate) fn look_at_metrics(&mut self, now: Instant) {
+        let Some(exporter) = self
+            .exporter
+            .as_mut()
+            .filter(|exporter| !exporter.is_listening())
+        else {
+            return;
+        };
+        if !exporter.note_ended(Outage::since(now, ENDED), &self.poller) {
+            return;
+        }
+        let sentence = format_args!(
+            "metrics on {}: {ENDED}; binding another listener",
+            exporter.address()
+        );
+        self.events
+            .note(Kind::ListenerEnded, About::default(), sentence);
+    }
+
+    /// Binds anew what has ended, if it is time to.
+    pub(crate) fn bind_ended(&mut self, now: Instant) {
+        self.bind_control(now);
+        for index in 0..self.listeners.len() {
+            self.bind_listener(index, now);
+        }
+    }
+
+    /// When [`Master::bind_ended`] has something to do.
+    pub(crate) fn outage_deadline(&self) -> Option<Instant> {
+        let outages = self
+            .listeners
+            .iter()
+            .filter_map(|listener| listener.outage.as_ref());
+        outages
+            .chain(&self.control_outage)
+            .map(Outage::deadline)
+            .min()
+    }
+
+    fn bind_listener(&mut self, index: usize, now: Instant) {
+        let keepalive = self.config.limits.tcp_keepalive;
+        let listener = &mut self.listeners[index];
+        let Some(outage) = listener.outage.as_mut().filter(|outage| outage.is_due(now)) else {
+            return;
+        };
+        if self.leaving.contains(&listener.number) {
+            return self.close_listener(index, now);
+        }
+        let mut outage = std::mem::replace(outage, Outage::since(now, ENDED));
+        if let Err(e) = listener.bind_anew(&mut self.handed, keepalive) {
+            outage.failed(&e, now);
+            listener.outage = Some(outage);
+            return;
+        }
+        listener.outage = None;
+        let number = listener.number;
+        let sentence = format!("listening on {} again", listener.address);
+        if let Err(e) = self.watch_listener(&self.listeners[index]) {
+            log::error!("cannot watch {}: {e}", self.listeners[index].address);
+        }
+        self.events
+            .note(Kind::ListenerOpened, About::default(), sentence);
+        self.store_listener_anew(number, now);
+    }
+
+    fn bind_control(&mut self, now: Instant) {
+        let Some(outage) = self
+            .control_outage
+            .as_mut()
+            .filter(|outage| outage.is_due(now))
+        else {
+            return;
+        };
+        if let Err(e) = self.control_listener.bind_anew(
+            self.config.control.socket.is_none(),
+            self.config.control.mode(),
+        ) {
+            return outage.failed(&e, now);
+        }
+        if let Err(e) = self.poller.add(
+            &self.control_listener,
+            Token::Control.into(),
+            Interest::Clients,
+        ) {
+            log::error!("cannot watch the control socket: {e}");
+        }
+        self.control_outage = None;
+        let path = self.control_listener.path().display();
+        let sentence = format_args!("control socket {path} is open again");
+        self.events
+            .note(Kind::ListenerOpened, About::default(), sentence);
+    }
+
+    /// The exporter is not there any more. Another process may hold its listener, so that it would stay in the poller.
+    pub(crate) fn drop_exporter(&mut self) {
+        if let Some(exporter) = self.exporter.take() {
+            exporter.forget_listener(&self.poller);
+        }
+    }
+
+    /// The poller reports when another process ends this listener.
+    pub(crate) fn watch_metrics(&self, exporter: &Exporter) {
+        if let Err(e) = exporter.watch_listener(&self.poller) {
+            log::error!("cannot watch the listener for metrics: {e}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_tried_every_second_and_then_seldom() {
+        let now = Instant::now();
+        let mut outage = Outage::since(now, ENDED);
+        assert!(outage.is_due(now));
+        let error = Error::Unavailable("no".to_owned());
+        let mut at = now;
+        for _ in 0..OFTEN {
+            outage.failed(&error, at);
+            assert_eq!(outage.deadline() - at, Duration::from_secs(1));
+            at = outage.deadline();
+        }
+        outage.failed(&error, at);
+        assert_eq!(outage.deadline() - at, SELDOM);
+        assert_eq!(outage.reason, "no");
+    }
+}

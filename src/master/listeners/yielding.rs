@@ -1,0 +1,70 @@
+//! Listeners that a restart leaves to systemd.
+//!
+//! The file says `systemd:NAME`, and no socket of that name was handed over: from the next master on, systemd is to listen.
+//! Its socket unit binds the address between the two masters, and cannot while one of our listeners lies in the store of the
+//! service manager. So the master that leaves gives up the listeners that the file does not name any more, with all
+//! clients that wait in their queues.
+
+use std::time::Instant;
+
+use crate::config::{Config, Source};
+use crate::master::Master;
+use crate::master::clients::client::Unleased;
+use crate::master::listeners::listener::Listener;
+use crate::proto::names::Address;
+use crate::sys::clock;
+use crate::sys::listening::{self, Look, Offer};
+
+impl Master {
+    /// Gives up the listeners whose addresses the next configuration leaves to systemd.
+    pub(crate) fn yield_listeners(&mut self, now: Instant) {
+        let file = self.next_file();
+        // What is wrong with the file is for the next master to report, which keeps these listeners then.
+        let Ok(loaded) = self.read_next(file.as_deref()) else {
+            return;
+        };
+        if self.handed.wanted(&loaded.config.listen).is_ok() {
+            return;
+        }
+        while let Some(index) = self
+            .listeners
+            .iter()
+            .position(|listener| is_given_up(listener, &loaded.config))
+        {
+            self.accept_waiting(index);
+            self.close_listener(index, now);
+        }
+    }
+
+    /// Accepts the clients that wait at a listener, for the next master: no worker serves them any more.
+    fn accept_waiting(&mut self, index: usize) {
+        while self.clients < self.max_clients {
+            match listening::accept(&self.listeners[index], Look::Next) {
+                Ok(Offer::Client(accepted)) => {
+                    if let Some(client) = self.admit(index, accepted) {
+                        self.unleased
+                            .push_back(Unleased::fresh(client, clock::monotonic()));
+                    }
+                }
+                Ok(Offer::Empty | Offer::Ended) => return,
+                Err(e) => {
+                    let address = &self.listeners[index].address;
+                    return log::warn!(
+                        "cannot accept the clients that wait at {address}: {e}; they are closed"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Whether the daemon has bound a listener itself, at an address that the configuration does not name.
+fn is_given_up(listener: &Listener, config: &Config) -> bool {
+    let names = |address: &Address| {
+        config
+            .listen
+            .iter()
+            .any(|entry| entry.source == Source::Bound(address.clone()))
+    };
+    listener.configured().is_some_and(|address| !names(address))
+}

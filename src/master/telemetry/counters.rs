@@ -1,0 +1,443 @@
+//! What is counted for as long as the daemon lives: by the master itself, and by workers that are gone.
+
+use std::collections::BTreeMap;
+use std::ops::Index;
+use std::{fmt, io};
+
+use serde::{Deserialize, Serialize};
+
+use crate::desk::{BUCKETS, Counters};
+use crate::proto::channel::MethodName;
+use crate::proto::control::Verdict;
+use crate::proto::rpc::is_method_name;
+use crate::sys::process::Exit;
+
+/// What the master itself counts.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Counts {
+    /// Clients turned away because their address had too many.
+    pub(crate) refused: u64,
+    /// Clients leased again, by what for.
+    pub(crate) moves: By<Reason>,
+    /// Of those that a death made move, by its cause.
+    pub(crate) rescues: By<Cause>,
+    /// Clients lost, as a master counted them that did not count why.
+    pub(crate) lost: u64,
+    /// Clients that the master lost, by why.
+    pub(crate) losses: By<Loss>,
+    /// Workers that had been ready and ended without being asked to.
+    pub(crate) deaths: By<Cause>,
+    /// Workers that ended before they were ready, or could not be started.
+    pub(crate) failed_starts: u64,
+    /// Workers whose counters were not believed.
+    pub(crate) rejected_counters: u64,
+    /// Log lines that masters before could not write.
+    pub(crate) log_errors: u64,
+    pub(crate) stalls: u64,
+    pub(crate) reruns: u64,
+    pub(crate) closed_for_crashes: u64,
+    pub(crate) kicked: u64,
+    /// Workers that had to be killed because they did not finish in time.
+    pub(crate) killed: u64,
+    /// Reloads, by what came of them.
+    pub(crate) reloads: By<Verdict>,
+    /// When the configuration in force was applied, in seconds since the Unix epoch.
+    pub(crate) applied_at: u64,
+}
+
+impl Counts {
+    /// Clients lost, by why, those of the workers' own count among them.
+    pub(crate) fn lost(&self, by_workers: u64) -> By<Loss> {
+        let mut lost = self.losses.clone();
+        lost.add(Loss::Worker, by_workers);
+        lost.add(Loss::Unknown, self.lost);
+        lost
+    }
+}
+
+/// Why a client is leased again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// Its worker died.
+    Death,
+    /// Its worker is to exit.
+    Drain,
+    /// Its worker is stuck.
+    Stall,
+    /// Its worker is held.
+    Hold,
+    /// Another worker has less to do.
+    Rebalance,
+    /// The master was replaced, and all workers with it.
+    Restart,
+}
+
+/// Why a client is lost: closed for a reason of the daemon's own, and not for what the client or an operator did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Loss {
+    /// What its worker left of it contradicts itself, or the kernel did not count its bytes.
+    Unrecoverable,
+    /// There was no memory for its bytes.
+    Memory,
+    /// There was no descriptor for it.
+    Descriptors,
+    /// It did not fit into what is kept for the next master, or was not kept.
+    Store,
+    /// The state of the master before could not be read.
+    State,
+    /// The master was killed while no worker had it.
+    Master,
+    /// Its worker could not watch it, read from it or write to it. The worker counts it.
+    Worker,
+    /// A master lost it that did not count why.
+    Unknown,
+}
+
+impl Loss {
+    /// Why a client is lost that could not be recovered, or not be leased again.
+    pub(crate) fn of(error: &io::Error) -> Loss {
+        match error.kind() {
+            io::ErrorKind::InvalidData | io::ErrorKind::Unsupported => Loss::Unrecoverable,
+            _ => Loss::Memory,
+        }
+    }
+}
+
+/// What a worker died of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// It ran into a fault, or aborted.
+    Crash,
+    /// It exited.
+    Exit,
+    /// The kernel ended it for want of memory.
+    Oom,
+    /// It was killed for a request that took too long, or for being stuck.
+    Timeout,
+    /// It was killed from outside.
+    Signal,
+    /// It was killed because it did not finish.
+    Late,
+}
+
+impl Cause {
+    /// Of a death; whether it was for want of memory, and why we killed it, if we did.
+    pub(crate) fn of(exit: Exit, is_out_of_memory: bool, killed_for: Option<Cause>) -> Cause {
+        match (exit, killed_for) {
+            _ if is_out_of_memory => Cause::Oom,
+            (Exit::Signal { .. }, Some(ours)) => ours,
+            (Exit::Signal { .. }, None) if exit.is_own_doing() => Cause::Crash,
+            (Exit::Signal { .. }, None) => Cause::Signal,
+            (Exit::Status(_), _) => Cause::Exit,
+        }
+    }
+}
+
+/// Something that there are a few kinds of, each with its name in the figures.
+pub(crate) trait Label: Copy + PartialEq + 'static {
+    const ALL: &'static [(Self, &'static str)];
+}
+
+impl Label for Reason {
+    const ALL: &'static [(Reason, &'static str)] = &[
+        (Reason::Death, "death"),
+        (Reason::Drain, "drain"),
+        (Reason::Stall, "stall"),
+        (Reason::Hold, "hold"),
+        (Reason::Rebalance, "rebalance"),
+        (Reason::Restart, "restart"),
+    ];
+}
+
+impl Label for Loss {
+    const ALL: &'static [(Loss, &'static str)] = &[
+        (Loss::Unrecoverable, "unrecoverable"),
+        (Loss::Memory, "memory"),
+        (Loss::Descriptors, "descriptors"),
+        (Loss::Store, "store"),
+        (Loss::State, "state"),
+        (Loss::Master, "master"),
+        (Loss::Worker, "worker"),
+        (Loss::Unknown, "unknown"),
+    ];
+}
+
+impl Label for Cause {
+    const ALL: &'static [(Cause, &'static str)] = &[
+        (Cause::Crash, "crash"),
+        (Cause::Exit, "exit"),
+        (Cause::Oom, "oom"),
+        (Cause::Timeout, "timeout"),
+        (Cause::Signal, "signal"),
+        (Cause::Late, "late"),
+    ];
+}
+
+impl Label for Verdict {
+    const ALL: &'static [(Verdict, &'static str)] = &[
+        (Verdict::Applied, "applied"),
+        (Verdict::Rejected, "rejected"),
+        (Verdict::RolledBack, "rolled_back"),
+    ];
+}
+
+/// A count for each kind. The next master reads it by the names, as it may know of other kinds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(from = "BTreeMap<String, u64>", into = "BTreeMap<&'static str, u64>")]
+pub(crate) struct By<L: Label> {
+    counts: Vec<u64>,
+    kind: std::marker::PhantomData<L>,
+}
+
+impl<L: Label> Default for By<L> {
+    fn default() -> By<L> {
+        By {
+            counts: vec![0; L::ALL.len()],
+            kind: std::marker::PhantomData,
+        }
+    }
+}
+
+impl<L: Label> From<BTreeMap<String, u64>> for By<L> {
+    fn from(named: BTreeMap<String, u64>) -> By<L> {
+        let counts = L::ALL
+            .iter()
+            .map(|(_, name)| named.get(*name).copied().unwrap_or_default())
+            .collect();
+        By {
+            counts,
+            kind: std::marker::PhantomData,
+        }
+    }
+}
+
+impl<L: Label> From<By<L>> for BTreeMap<&'static str, u64> {
+    fn from(counts: By<L>) -> BTreeMap<&'static str, u64> {
+        counts.iter().collect()
+    }
+}
+
+impl<L: Label> By<L> {
+    pub(crate) fn add(&mut self, kind: L, n: u64) {
+        let count = &mut self.counts[place(kind)];
+        *count = count.saturating_add(n);
+    }
+
+    /// Adds all of another one.
+    pub(crate) fn add_all(&mut self, other: &By<L>) {
+        self.counts
+            .iter_mut()
+            .zip(&other.counts)
+            .for_each(|(count, n)| *count = count.saturating_add(*n));
+    }
+
+    /// What was counted after `before`.
+    pub(crate) fn since(&self, before: &By<L>) -> By<L> {
+        let counts = self
+            .counts
+            .iter()
+            .zip(&before.counts)
+            .map(|(now, before)| now.saturating_sub(*before))
+            .collect();
+        By {
+            counts,
+            kind: std::marker::PhantomData,
+        }
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.counts
+            .iter()
+            .fold(0, |sum, count| sum.saturating_add(*count))
+    }
+
+    /// Each kind by its name.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        L::ALL
+            .iter()
+            .map(|(_, name)| *name)
+            .zip(self.counts.iter().copied())
+    }
+}
+
+impl<L: Label> Index<L> for By<L> {
+    type Output = u64;
+
+    fn index(&self, kind: L) -> &u64 {
+        &self.counts[place(kind)]
+    }
+}
+
+/// The kinds that there were any of: `descriptors 3, store 1`.
+impl<L: Label> fmt::Display for By<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (name, count)) in self.iter().filter(|(_, count)| *count > 0).enumerate() {
+            write!(f, "{}{name} {count}", if index > 0 { ", " } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+fn place<L: Label>(kind: L) -> usize {
+    L::ALL
+        .iter()
+        .position(|(other, _)| *other == kind)
+        .expect("every kind has a name")
+}
+
+/// What a worker, or all that were at a seat, did.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Totals {
+    pub(crate) requests: u64,
+    pub(crate) errors: u64,
+    pub(crate) panics: u64,
+    pub(crate) log_errors: u64,
+    /// Clients that it closed because it could not watch them, read from them or write to them.
+    #[serde(default)]
+    pub(crate) lost: u64,
+}
+
+impl Totals {
+    /// This and what a worker did.
+    pub(crate) fn plus(self, counters: &Counters) -> Totals {
+        self.and(Totals {
+            requests: counters.requests(),
+            errors: counters.errors(),
+            panics: counters.panics,
+            log_errors: counters.log_errors,
+            lost: counters.lost,
+        })
+    }
+
+    pub(crate) fn and(self, other: Totals) -> Totals {
+        Totals {
+            requests: self.requests.saturating_add(other.requests),
+            errors: self.errors.saturating_add(other.errors),
+            panics: self.panics.saturating_add(other.panics),
+            log_errors: self.log_errors.saturating_add(other.log_errors),
+            lost: self.lost.saturating_add(other.lost),
+        }
+    }
+}
+
+/// Requests by method, and how long they took.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Tally {
+    /// Results and errors.
+    pub(crate) methods: BTreeMap<String, [u64; 2]>,
+    /// As many as [`BUCKETS`].
+    pub(crate) buckets: Vec<u64>,
+    /// In ns.
+    pub(crate) sum: u64,
+}
+
+/// Requests for what is no method, and for methods beyond [`MOST_METHODS`].
+pub(crate) const OTHER: &str = "other";
+
+/// So many methods are told apart: names are a worker's word, and must not fill the master's memory.
+const MOST_METHODS: usize = 256;
+
+impl Default for Tally {
+    fn default() -> Tally {
+        Tally {
+            methods: BTreeMap::new(),
+            buckets: vec![0; BUCKETS],
+            sum: 0,
+        }
+    }
+}
+
+impl Tally {
+    /// Adds what a worker did.
+    pub(crate) fn add(&mut self, counters: &Counters, methods: &[MethodName]) {
+        // As they were written by a master before, perhaps.
+        self.buckets.resize(BUCKETS, 0);
+        for (sum, count) in self.buckets.iter_mut().zip(&counters.durations) {
+            *sum = sum.saturating_add(*count);
+        }
+        self.sum = self.sum.saturating_add(counters.duration_sum);
+        for (name, answered) in counters.by_method(methods) {
+            self.add_method(name.unwrap_or(OTHER), answered);
+        }
+    }
+
+    /// All requests.
+    pub(crate) fn requests(&self) -> u64 {
+        self.methods
+            .values()
+            .flatten()
+            .fold(0, |sum, count| sum.saturating_add(*count))
+    }
+
+    fn add_method(&mut self, name: &str, answered: [u64; 2]) {
+        let is_told_apart = self.methods.contains_key(name)
+            || (is_method_name(name) && self.methods.len() < MOST_METHODS);
+        let sums = self
+            .methods
+            .entry(if is_told_apart { name } else { OTHER }.to_owned())
+            .or_default();
+        for (sum, count) in sums.iter_mut().zip(answered) {
+            *sum = sum.saturating_add(count);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_counted_under_its_own_name() {
+        let mut counts = By::<Cause>::default();
+        counts.add(Cause::Oom, 2);
+        counts.add(Cause::Late, 1);
+        let told: Vec<_> = counts.iter().filter(|(_, count)| *count > 0).collect();
+        assert_eq!(
+            (told, counts.total(), counts[Cause::Oom]),
+            (vec![("oom", 2), ("late", 1)], 3, 2)
+        );
+    }
+
+    #[test]
+    fn a_death_has_one_cause() {
+        let fault = Exit::Signal {
+            number: 11,
+            core: false,
+        };
+        let killed = Exit::Signal {
+            number: 9,
+            core: false,
+        };
+        for (exit, is_out_of_memory, killed_for, cause) in [
+            (fault, false, None, Cause::Crash),
+            (killed, false, None, Cause::Signal),
+            (killed, true, Some(Cause::Timeout), Cause::Oom),
+            (killed, false, Some(Cause::Timeout), Cause::Timeout),
+            (killed, false, Some(Cause::Late), Cause::Late),
+            // It was faster.
+            (Exit::Status(3), false, Some(Cause::Late), Cause::Exit),
+        ] {
+            assert_eq!(
+                Cause::of(exit, is_out_of_memory, killed_for),
+                cause,
+                "{exit}"
+            );
+        }
+    }
+
+    #[test]
+    fn names_of_methods_do_not_fill_the_memory() {
+        let mut tally = Tally::default();
+        for number in 0..1000 {
+            tally.add_method(&format!("m{number}"), [1, 1]);
+        }
+        tally.add_method("\n{}\"", [1, 0]);
+        assert!(tally.methods.len() <= MOST_METHODS + 1);
+        assert_eq!(tally.methods.values().map(|[ok, _]| ok).sum::<u64>(), 1001);
+        assert_eq!(tally.methods["m0"], [1, 1]);
+        assert!(!tally.methods.contains_key("\n{}\""));
+    }
+}

@@ -1,0 +1,4 @@
+//! Telemetry: what happened, and how often.
+
+pub(crate) mod counters;
+pub(crate) mod events;

@@ -1,0 +1,578 @@
+//! The lives of workers: what they say, how they end, and what the pool wants of them.
+
+use std::io;
+use std::time::Instant;
+
+use crate::channel::Heard;
+use crate::config::Config;
+use crate::master::clients::client::Client;
+use crate::master::clients::leases::{Done, Recovered};
+use crate::master::memory;
+use crate::master::telemetry::counters::{Cause, Loss, Reason};
+use crate::master::workers::worker::{NOT_NOW, Worker};
+use crate::master::{Master, Token};
+use crate::pool::{Late, State};
+use crate::proto::channel::{Log, Ready, Settings, Start, Stop, ToMaster, ToWorker, VERSION};
+use crate::proto::control::{About, Kind};
+use crate::proto::names::{Generation, WorkerId};
+use crate::sys::poll::Interest;
+use crate::sys::process::{self, Exit};
+use crate::sys::{ledger, socket};
+
+impl Master {
+    pub(crate) fn reap(&mut self, now: Instant) {
+        loop {
+            match process::ended() {
+                Ok(Some((pid, exit))) => {
+                    self.take_death(pid, exit, now);
+                    if let Err(e) = process::collect(pid) {
+                        return log::error!("cannot collect process {pid}: {e}");
+                    }
+                }
+                Ok(None) => return self.end_sessions(),
+                Err(e) => return log::error!("cannot collect dead workers: {e}"),
+            }
+        }
+    }
+
+    /// A process has ended. As PID 1 of a container that may be anybody.
+    fn take_death(&mut self, pid: u32, exit: Exit, now: Instant) {
+        if self
+            .exporter
+            .as_mut()
+            .is_some_and(|exporter| exporter.take_death(pid, exit, now))
+        {
+            return;
+        }
+        let Some(id) = self
+            .workers
+            .values()
+            .find(|worker| worker.pid == pid)
+            .map(|worker| worker.id)
+        else {
+            if !self.reading_ended(pid, exit, now) {
+                self.candidate_ended(pid, exit, now);
+            }
+            return;
+        };
+        self.end_descendants(pid);
+        // Its last words, which its death did not take away.
+        while self.hear_one(id, now) {}
+        let Some(mut worker) = self.workers.remove(&id) else {
+            return;
+        };
+        // It is not collected yet: until that /proc/PID is there, and the pid its own.
+        let written = match worker.desk.header().writer() {
+            Some(thread) => ledger::written_by_thread(pid, thread).ok(),
+            None => ledger::written_by_process(pid).ok(),
+        };
+        let _ = self.poller.remove(&worker.channel);
+        self.count_in(&mut worker);
+        if self.is_leaving() {
+            return self.keep_wreck(worker, written, now);
+        }
+        let failure = worker.failure.take();
+        let has_answered = worker.believed.counters().requests() > 0;
+        let (name, about, index) = (worker.name(), worker.about(), worker.seat);
+        let Worker {
+            desk,
+            leases,
+            methods,
+            is_timed_out,
+            is_unneeded,
+            killed_for,
+            has_been_ready,
+            ..
+        } = worker;
+        let left = leases.into_left(&desk, written, is_timed_out);
+
+        let blame = self.lay_blame(exit, is_timed_out, &methods, &left, now);
+        self.await_handshakes(desk, left.waiting, is_timed_out, now);
+        let cause = blame.cause(exit, failure);
+        let kind_of_cause = Cause::of(exit, blame.is_out_of_memory, killed_for);
+        let lost = left.lost.len();
+        left.lost
+            .into_iter()
+            .for_each(|(reason, client)| self.lose(Loss::of(&reason), &reason, client));
+        left.ended
+            .into_iter()
+            .for_each(|client| self.forget(client));
+        let recovered = left
+            .recovered
+            .into_iter()
+            .map(|(unleased, _)| Ok(unleased))
+            .collect();
+        let moved = self.take_in(recovered, Reason::Death);
+        let overloaded = if blame.is_out_of_memory {
+            self.relieve_memory()
+        } else {
+            0
+        };
+        if let Some((client, peer)) = blame.culprit {
+            self.close_culprit(client, peer);
+        }
+
+        let is_no_loss = self
+            .pool
+            .member(id)
+            .is_none_or(|member| !matches!(member.state, State::Ready { .. }));
+        // Who is killed from outside, or by a request, was no worse than its successor will be: nobody waits for that.
+        let is_own_doing = exit.is_own_doing() || blame.is_out_of_memory;
+        let was_useful = has_answered || blame.request.is_some() || !is_own_doing;
+        let delay = self.pool.exited(id, was_useful, now);
+        let is_well =
+            exit == Exit::Status(0) && blame.request.is_none() && (has_answered || is_no_loss);
+        let about = About {
+            clients: Some((moved + lost) as u64),
+            ..about
+        };
+        if is_well || is_unneeded {
+            let moved = if moved > 0 {
+                format!("; {moved} clients moved")
+            } else {
+                String::new()
+            };
+            return self.events.note(
+                Kind::WorkerFinished,
+                about,
+                format_args!("{name} finished{moved}"),
+            );
+        }
+        if has_been_ready {
+            self.counts.deaths.add(kind_of_cause, 1);
+            self.counts.rescues.add(kind_of_cause, moved as u64);
+        } else {
+            self.counts.failed_starts += 1;
+        }
+        if self.pool.is_stopping() {
+            let sentence = format_args!("{name} {cause}; {} clients closed", moved + lost);
+            return self.events.note(Kind::WorkerDied, about, sentence);
+        }
+        let next = match delay {
+            Some(delay) if delay.is_zero() => "; its successor starts now".to_owned(),
+            Some(delay) => format!("; its successor starts in {} ms", delay.as_millis()),
+            None => String::new(),
+        };
+        let dropped = match overloaded {
+            0 => String::new(),
+            clients => format!("; {clients} unfinished frames dropped, as memory is short"),
+        };
+        let sentence = format_args!(
+            "{name} {cause}; {moved} clients moved, {lost} closed, {}{dropped}{next}",
+            blame.outcome
+        );
+        self.events.note(Kind::WorkerDied, about, sentence);
+        self.last_failure = Some(cause.clone());
+        self.seat(index).last_death = Some(cause);
+    }
+
+    /// Clients that a worker does not have any more, to be leased to others: those first that have waited longest, so that
+    /// nobody waits for ever behind one who comes back fast. Returns how many.
+    pub(crate) fn take_in(&mut self, recovered: Vec<Recovered>, reason: Reason) -> usize {
+        let mut movers = Vec::with_capacity(recovered.len());
+        for recovered in recovered {
+            match recovered {
+                Ok(unleased) if self.pool.is_stopping() && !self.is_leaving() => {
+                    self.forget(unleased.client)
+                }
+                Ok(mut unleased) => {
+                    unleased.client.moves = unleased.client.moves.saturating_add(1);
+                    movers.push(unleased);
+                }
+                Err((reason, client)) => self.lose(Loss::of(&reason), &reason, client),
+            }
+        }
+        movers.sort_by_key(|unleased| unleased.times.1);
+        let count = movers.len();
+        self.counts.moves.add(reason, count as u64);
+        self.unleased.extend(movers);
+        count
+    }
+
+    /// Takes all clients of a worker that are in no turn. Returns how many; the worker is yet to be told.
+    pub(crate) fn take_all(&mut self, id: WorkerId, reason: Reason) -> usize {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return 0;
+        };
+        let taken = worker.leases.take_all(&worker.desk);
+        self.take_in(taken, reason)
+    }
+
+    /// Closes a client that has no worker and can have none. Every client that the master closes for a reason of the
+    /// daemon's own goes through here or, where the master has no [`Client`] of it, is counted by [`Master::count_lost`].
+    pub(crate) fn lose(&mut self, why: Loss, reason: &io::Error, client: Client) {
+        log::debug!(
+            "client {} ({}) cannot be recovered: {reason}; closing it",
+            client.id,
+            client.peer
+        );
+        socket::end(&client.socket);
+        self.count_lost(why, 1);
+        self.forget(client);
+    }
+
+    /// Counts clients that are closed for a reason of the daemon's own.
+    pub(crate) fn count_lost(&mut self, why: Loss, clients: u64) {
+        self.counts.losses.add(why, clients);
+    }
+
+    pub(crate) fn forget(&mut self, client: Client) {
+        log::debug!("client {} ({}) closed", client.id, client.peer);
+        self.addresses.leave(&client.peer);
+        self.strikes.forget(client.id);
+        self.clients -= 1;
+        self.note_client();
+        if self.clients == 0 {
+            self.rest();
+        }
+        self.gate.relieve();
+    }
+
+    /// Something is to be heard of a worker, or can be said to it again.
+    pub(crate) fn attend(&mut self, id: WorkerId, is_writable: bool, now: Instant) {
+        if let Some(worker) = self.workers.get_mut(&id).filter(|_| is_writable)
+            && let Err(e) = worker.channel_takes_again(&self.poller)
+        {
+            log::error!("{}: cannot be spoken to: {e}; killing it", worker.name());
+            kill(worker);
+        }
+        // One message, as more of them are told by the next wait.
+        self.hear_one(id, now);
+    }
+
+    /// Takes in one message of a worker; whether there was one.
+    fn hear_one(&mut self, id: WorkerId, now: Instant) -> bool {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return false;
+        };
+        match worker.channel.hear(&mut self.scratch) {
+            Ok(Heard::Message(message, _)) => {
+                self.take_message(id, message, now);
+                true
+            }
+            Ok(Heard::Nothing) => false,
+            // Not its death: that is told by its being collected. But nothing will be heard of it any more. One that is
+            // about to end does so with the status that it wanted.
+            Ok(Heard::Closed) => {
+                let _ = self.poller.remove(&worker.channel);
+                kill(worker);
+                false
+            }
+            Ok(Heard::Garbage(malformed)) => {
+                log::error!("{}: {malformed}; killing it", worker.name());
+                kill(worker);
+                false
+            }
+            Err(e) => {
+                log::error!("{}: cannot hear it: {e}; killing it", worker.name());
+                kill(worker);
+                false
+            }
+        }
+    }
+
+    fn take_message(&mut self, id: WorkerId, message: ToMaster, now: Instant) {
+        match message {
+            ToMaster::Closed(slots) => self.take_done(id, &slots, |worker, slot| {
+                worker.leases.closed(slot, &worker.desk)
+            }),
+            // What it gives up is the next master's.
+            ToMaster::Freed(_) if self.is_leaving() => {}
+            ToMaster::Freed(slots) => self.take_done(id, &slots, |worker, slot| {
+                worker.leases.freed(slot, &worker.desk)
+            }),
+            ToMaster::Ready(ready) => self.take_ready(id, ready, now),
+            ToMaster::Failed(failed) => {
+                if let Some(worker) = self.workers.get_mut(&id) {
+                    worker.failure = Some(failed.reason);
+                }
+            }
+            // It is enough that the loop turns.
+            ToMaster::Room => {}
+            ToMaster::Worn => self.pool.worn(id),
+        }
+    }
+
+    fn take_done(&mut self, id: WorkerId, slots: &[u32], done: impl Fn(&mut Worker, u32) -> Done) {
+        let mut given_up = Vec::new();
+        for slot in slots {
+            let Some(worker) = self.workers.get_mut(&id) else {
+                return;
+            };
+            match done(worker, *slot) {
+                Done::Known => {}
+                Done::Ended(client) => self.forget(client),
+                Done::GivenUp(recovered) => given_up.push(recovered),
+                Done::Nonsense => {
+                    log::error!(
+                        "{}: it is done with slot {slot}, where it has no client; killing it",
+                        worker.name()
+                    );
+                    kill(worker);
+                    break;
+                }
+            }
+        }
+        self.take_in(given_up, Reason::Drain);
+    }
+
+    fn take_ready(&mut self, id: WorkerId, ready: Ready, now: Instant) {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        if ready.version != VERSION {
+            worker.failure = Some(format!(
+                "it speaks version {} of the channel, not {VERSION}",
+                ready.version
+            ));
+            return kill(worker);
+        }
+        if !self.pool.ready(id, now) {
+            return;
+        }
+        let took = now.duration_since(worker.started);
+        (worker.methods, worker.has_been_ready) = (ready.methods, true);
+        let sentence = format_args!("{} is ready after {} ms", worker.name(), took.as_millis());
+        self.events
+            .note(Kind::WorkerReady, worker.about(), sentence);
+        if let Some(announce) = self.announce.take() {
+            let addresses: Vec<String> = self
+                .listeners
+                .iter()
+                .map(|listener| listener.address.to_string())
+                .collect();
+            let sentence = format_args!(
+                "{} {} serves on {}",
+                self.name,
+                self.version,
+                addresses.join(", ")
+            );
+            self.events.note(Kind::Started, About::default(), sentence);
+            announce(&addresses);
+            self.tell_ready(now);
+        }
+    }
+
+    pub(crate) fn spawn(
+        &mut self,
+        index: usize,
+        id: WorkerId,
+        generation: Generation,
+        now: Instant,
+    ) {
+        let next = self
+            .reload
+            .as_ref()
+            .filter(|reload| reload.generation == generation);
+        let config = next.map_or(&self.config, |reload| &reload.config);
+        let level = self
+            .log_level
+            .filter(|_| next.is_none())
+            .unwrap_or(config.log.level);
+        let log = Log {
+            level,
+            ..config.log.clone()
+        };
+        let memory = next.map_or(self.memory, |reload| reload.memory);
+        let buffers = memory::buffers(&config.limits, memory, self.pool.target().count);
+        let start = Start {
+            version: VERSION,
+            name: self.name.clone(),
+            worker: id,
+            seat: index as u32,
+            generation,
+            slots: self.layout.slots(),
+            longest: self.layout.max_frame(),
+            quarantined: self.strikes.quarantined().to_vec(),
+            boats: self
+                .keeper
+                .as_ref()
+                .map_or(0, |keeper| keeper.boats.ends().len() as u32),
+            settings: Settings {
+                log,
+                ..settings(config, id, buffers)
+            },
+        };
+        let boats = self
+            .keeper
+            .iter()
+            .flat_map(|keeper| keeper.boats.descriptors())
+            .collect();
+        let spawned =
+            Worker::spawn(&self.executable, start, boats, self.layout, now).and_then(|worker| {
+                self.poller
+                    .add(&worker.channel, Token::Worker(id).into(), Interest::Read)
+                    .map(|()| worker)
+            });
+        match spawned {
+            Ok(worker) => {
+                self.events.note(
+                    Kind::WorkerStarted,
+                    worker.about(),
+                    format_args!("{} started", worker.name()),
+                );
+                self.seat(index).spawned += 1;
+                self.workers.insert(id, worker);
+            }
+            Err(e) => self.not_started(index, id, &e, now),
+        }
+    }
+
+    fn not_started(&mut self, index: usize, id: WorkerId, error: &io::Error, now: Instant) {
+        let reason = format!("cannot be started: {error}");
+        let (delay, is_known) = match error.kind() {
+            // No fault of the worker: nobody gives up for that.
+            NOT_NOW => (
+                self.pool.postponed(id, now),
+                self.last_failure.as_ref() == Some(&reason),
+            ),
+            _ => (self.pool.exited(id, false, now).unwrap_or_default(), false),
+        };
+        self.last_failure = Some(reason.clone());
+        self.counts.failed_starts += 1;
+        self.seat(index).last_death = Some(reason.clone());
+        let sentence = format_args!(
+            "worker {id} {reason}; trying again in {} ms",
+            delay.as_millis()
+        );
+        let about = About {
+            worker: Some(id),
+            seat: Some(index as u32),
+            ..About::default()
+        };
+        if is_known {
+            log::debug!("{sentence}");
+        } else {
+            self.events.note(Kind::WorkerFailed, about, sentence);
+        }
+    }
+
+    pub(crate) fn kill_late(&mut self, id: WorkerId, why: Late) {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        let (about, name) = (worker.about(), worker.name());
+        match why {
+            Late::NotReady => {
+                worker.killed_for = Some(Cause::Late);
+                // It may be what its generation is rolled back for: then the pool wants another one already, and its death
+                // will be known only later.
+                let config = self
+                    .reload
+                    .as_ref()
+                    .filter(|reload| reload.generation == worker.generation);
+                let limit = config
+                    .map_or(&self.config, |reload| &reload.config)
+                    .workers
+                    .start_timeout;
+                worker.failure = Some(format!("it was not ready within {limit:?}"));
+                self.last_failure = Some(format!("was not ready within {limit:?}"));
+                let sentence = format_args!("{name} is not ready after {limit:?}; killing it");
+                self.events.note(Kind::WorkerKilled, about, sentence);
+            }
+            Late::NotGone => {
+                worker.killed_for = Some(Cause::Late);
+                self.counts.killed += 1;
+                self.events.note(
+                    Kind::WorkerKilled,
+                    about,
+                    format_args!("{name} has not finished in time; killing it"),
+                );
+            }
+            Late::Stalled => {
+                worker.killed_for = Some(Cause::Timeout);
+                worker.is_timed_out = worker.is_executing();
+                let what = if worker.is_timed_out {
+                    "executes a request for too long"
+                } else {
+                    "is stuck for too long"
+                };
+                self.events.note(
+                    Kind::WorkerKilled,
+                    about,
+                    format_args!("{name} {what}; killing it"),
+                );
+            }
+            Late::Unneeded => {
+                worker.is_unneeded = true;
+                let sentence = format_args!("{name} is not needed any more; killing it");
+                self.events.note(Kind::WorkerDraining, about, sentence);
+            }
+        }
+        kill(worker);
+    }
+
+    /// Tells a worker something that it must hear, some time.
+    pub(crate) fn tell(&mut self, id: WorkerId, message: ToWorker) {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        if let Err(e) = worker.say(message) {
+            log::error!("{}: cannot be spoken to: {e}; killing it", worker.name());
+            kill(worker);
+        }
+        worker.watch_channel(&self.poller);
+    }
+
+    pub(crate) fn tell_to_stop(&mut self, id: WorkerId, by: Instant, now: Instant) {
+        self.tell(
+            id,
+            ToWorker::Stop(Stop {
+                within: by.saturating_duration_since(now),
+            }),
+        );
+    }
+
+    /// Ends a worker's leases; those in whose turn it is it gives up itself, and leaves.
+    pub(crate) fn drain_worker(&mut self, id: WorkerId, reason: &str) {
+        let moved = self.take_all(id, Reason::Drain);
+        let Some(worker) = self.workers.get(&id) else {
+            return;
+        };
+        let about = About {
+            clients: Some(moved as u64),
+            ..worker.about()
+        };
+        let sentence = format_args!(
+            "{} drains, as {reason}; {moved} clients moved",
+            worker.name()
+        );
+        self.events.note(Kind::WorkerDraining, about, sentence);
+        self.tell(id, ToWorker::Drain);
+    }
+}
+
+/// The rules by which a worker is to serve.
+fn settings(config: &Config, id: WorkerId, buffers: u64) -> Settings {
+    let limits = &config.limits;
+    let max_requests = config
+        .workers
+        .max_requests
+        .map(|most| u64::from(most.get()));
+    Settings {
+        max_frame: limits.max_frame,
+        buffers,
+        idle_timeout: limits.idle_timeout,
+        frame_timeout: limits.frame_timeout,
+        send_timeout: limits.send_timeout,
+        request_timeout: limits.request_timeout,
+        restart_grace: limits.restart_grace,
+        worn_at: max_requests.map(|most| worn_at(most, id)),
+        max_requests,
+        log: config.log.clone(),
+    }
+}
+
+/// After how many requests a worker's successor is got ready: from nine tenths to nineteen twentieths of those that it
+/// may answer, by its id, so that workers that began together do not end together.
+fn worn_at(most: u64, id: WorkerId) -> u64 {
+    let spread = most / 20;
+    most - spread - id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) % (spread + 1)
+}
+
+/// Kills a worker. Its end is taken in like every other when it is collected.
+pub(crate) fn kill(worker: &Worker) {
+    if let Err(e) = process::kill_child(worker.pid) {
+        log::error!("cannot kill {}: {e}", worker.name());
+    }
+}

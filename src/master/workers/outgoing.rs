@@ -1,0 +1,86 @@
+//! Ends the workers of another version that an upgrade has taken over: they speak another channel, or their desks have another
+//! layout, so that nothing is leased to them any more.
+//!
+//! No new worker is started beside them. The lease of each client that is in no turn is taken at once; what executes gets
+//! `restart-grace`, as at a restart. Then they are killed, and whoever they still had is recovered as after every death.
+
+use std::time::{Duration, Instant};
+
+use crate::master::Master;
+use crate::master::telemetry::counters::Reason;
+use crate::master::workers::lifecycle;
+use crate::proto::control::{About, Kind};
+use crate::proto::names::WorkerId;
+
+/// Between two looks at turns that go on.
+const TICK: Duration = Duration::from_millis(5);
+
+/// All workers that there are are to end.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    /// Then they are killed, whatever they execute.
+    until: Instant,
+    next_look: Instant,
+}
+
+impl Outgoing {
+    pub(crate) fn new(now: Instant, grace: Duration) -> Outgoing {
+        Outgoing {
+            until: now + grace,
+            next_look: now,
+        }
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        self.next_look
+    }
+}
+
+impl Master {
+    /// The end has begun: what executes there gets no more time.
+    pub(crate) fn hurry_outgoing(&mut self, now: Instant) {
+        if let Some(outgoing) = &mut self.outgoing {
+            (outgoing.until, outgoing.next_look) = (now, now);
+        }
+    }
+
+    /// Takes the clients of workers of another version, and ends those that have no more. Whether any are left.
+    pub(crate) fn end_outgoing(&mut self, now: Instant) -> bool {
+        let Some(outgoing) = &mut self.outgoing else {
+            return false;
+        };
+        outgoing.next_look = now + TICK;
+        let is_late = outgoing.until <= now;
+        let ids: Vec<WorkerId> = self.workers.keys().copied().collect();
+        if ids.is_empty() {
+            self.outgoing = None;
+            return false;
+        }
+        for id in ids {
+            self.take_all(id, Reason::Restart);
+            let Some(worker) = self
+                .workers
+                .get_mut(&id)
+                .filter(|worker| !worker.is_unneeded)
+            else {
+                continue;
+            };
+            let clients = worker.leases.clients();
+            if clients > 0 && !is_late {
+                continue;
+            }
+            worker.is_unneeded = true;
+            lifecycle::kill(worker);
+            let about = About {
+                clients: Some(clients as u64),
+                ..worker.about()
+            };
+            let sentence = format_args!(
+                "{} is of another version; killing it with {clients} clients",
+                worker.name()
+            );
+            self.events.note(Kind::WorkerKilled, about, sentence);
+        }
+        true
+    }
+}

@@ -1,0 +1,295 @@
+//! Watching workers while they have clients: who is stuck, and who has become too busy.
+//!
+//! Every half `stall-timeout` the master looks at the desks. A worker that shows no sign of life since the last look is
+//! asked for one. A worker that has been in one turn, or has not answered, for `stall-timeout` is stuck: it gets no new
+//! leases, and all its clients but the one that it is stuck with are taken, without asking it. When it beats again it
+//! gets work again; if it does not within `request-timeout`, it is killed, but not without a last look: it may be back
+//! since the one before. Without clients nobody looks, and nobody wakes up.
+//!
+//! A worker that is only kept waiting for a CPU is not stuck. Its clients would have to wait for one elsewhere as well, and
+//! on a machine that is too busy they were moved to and fro so fast that hardly anybody was served.
+
+use std::time::{Duration, Instant};
+
+use crate::config::Rebalance;
+use crate::loop_clock::LoopClock;
+use crate::master::Master;
+use crate::master::telemetry::counters::Reason;
+use crate::master::workers::worker::{Pulse, Worker};
+use crate::pool::{State, rebalance};
+use crate::proto::channel::ToWorker;
+use crate::proto::control::{About, Kind};
+use crate::proto::names::WorkerId;
+use crate::sys::{clock, process};
+
+/// When who is looked at next.
+#[derive(Debug, Default)]
+pub(crate) struct Watch {
+    next_look: Option<Instant>,
+    next_balance: Option<Instant>,
+}
+
+impl Watch {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        [self.next_look, self.next_balance]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+}
+
+impl Worker {
+    /// Since when it has been in the turn that it is in: ns of CLOCK_MONOTONIC.
+    fn turn_since(&self) -> Option<u64> {
+        self.desk.header().turn().map(|turn| turn.since)
+    }
+
+    /// Whether it is in the middle of a request.
+    pub(crate) fn is_executing(&self) -> bool {
+        let turn = self.desk.header().turn();
+        turn.and_then(|turn| self.desk.slot(turn.slot)?.executing())
+            .is_some()
+    }
+
+    /// The method that it executes, if that takes longer than a moment.
+    pub(crate) fn method_in_turn(&self) -> Option<&str> {
+        self.method_of(self.desk.header().executing()?)
+    }
+
+    /// The method of this number.
+    fn method_of(&self, number: u32) -> Option<&str> {
+        let method = self.methods.get((number as usize).checked_sub(1)?)?;
+        Some(&method.name)
+    }
+
+    /// Looks whether it shows signs of life, and asks it for one if not. How long it has been stuck, if it may be; and when
+    /// that would be for `limit`.
+    fn feel_pulse(
+        &mut self,
+        limit: Duration,
+        clock: &LoopClock,
+        now: Instant,
+    ) -> (Duration, Option<Instant>) {
+        let beats = self.desk.header().beats();
+        let has_beaten = beats != self.pulse.beats;
+        if has_beaten {
+            self.pulse = Pulse {
+                beats,
+                ..Pulse::default()
+            };
+        }
+        let silent = match (self.turn_since(), self.pulse.asked) {
+            (Some(since), _) => ago(since, clock),
+            (None, Some(asked)) => now.duration_since(asked),
+            (None, None) if has_beaten => Duration::ZERO,
+            (None, None) => {
+                self.pulse.asked = Some(now);
+                self.mention(&ToWorker::Probe);
+                Duration::ZERO
+            }
+        };
+        if !silent.is_zero() && self.pulse.ran.is_none() {
+            self.pulse.ran = process::scheduling(self.pid).map(|scheduling| scheduling.ran);
+        }
+        (
+            silent,
+            now.checked_add(limit.saturating_sub(silent))
+                .filter(|_| silent < limit),
+        )
+    }
+
+    /// Whether it has been silent for want of a CPU: it could run, and has hardly done so since.
+    fn is_starved(&self, limit: Duration) -> bool {
+        let (Some(then), Some(now)) = (self.pulse.ran, process::scheduling(self.pid)) else {
+            return false;
+        };
+        now.is_runnable && now.ran.saturating_sub(then) < (limit / 4).min(LONG_RUN)
+    }
+}
+
+/// How long ago that was, by the same clock, without the time in which this process could not run.
+fn ago(since: u64, clock: &LoopClock) -> Duration {
+    Duration::from_nanos(
+        clock::monotonic()
+            .saturating_sub(since)
+            .saturating_sub(clock.gaps_since(since)),
+    )
+}
+
+impl Master {
+    /// There may be leases now: somebody has to look at them.
+    pub(crate) fn watch_from(&mut self, now: Instant) {
+        if self.watch.next_look.is_none() && self.workers.keys().any(|id| self.is_watched(*id)) {
+            self.watch.next_look = Some(now + self.stall_limit() / 2);
+            // A look begins the next one, and must not put this off with it.
+            if self.config.workers.rebalance == Rebalance::Auto {
+                self.watch
+                    .next_balance
+                    .get_or_insert(now + rebalance::INTERVAL);
+            }
+        }
+    }
+
+    /// After which time a worker is stuck.
+    fn stall_limit(&self) -> Duration {
+        let limits = &self.config.limits;
+        limits
+            .request_timeout
+            .map_or(limits.stall_timeout, |most| most.min(limits.stall_timeout))
+    }
+
+    /// Whether a worker is looked at: while it has clients, and until it is back when it is stuck.
+    fn is_watched(&self, id: WorkerId) -> bool {
+        let has_clients = self
+            .workers
+            .get(&id)
+            .is_some_and(|worker| worker.leases.clients() > 0);
+        has_clients || self.pool.member(id).is_some_and(|member| member.is_stalled)
+    }
+
+    /// The configuration is another one now: a look that was planned by the old one may come too late, or not be wanted.
+    pub(crate) fn watch_anew(&mut self, now: Instant) {
+        self.watch = Watch::default();
+        self.watch_from(now);
+    }
+
+    /// The last client has left: nobody is looked at, unless somebody is stuck.
+    pub(crate) fn rest(&mut self) {
+        if !self.pool.members().any(|member| member.is_stalled) {
+            self.watch = Watch::default();
+        }
+    }
+
+    /// Looks at the workers, if it is time to.
+    pub(crate) fn look_at_workers(&mut self, now: Instant) {
+        let is_last_look = self
+            .pool
+            .members()
+            .any(|member| member.kill_by.is_some_and(|by| by <= now));
+        if is_last_look || self.watch.next_look.is_some_and(|at| at <= now) {
+            self.watch.next_look = None;
+            self.look_at_counters();
+            let limit = self.stall_limit();
+            let ids: Vec<WorkerId> = self.workers.keys().copied().collect();
+            let soonest = ids
+                .into_iter()
+                .filter_map(|id| self.look_at(id, limit, now))
+                .min();
+            self.watch_from(now);
+            match (self.watch.next_look, soonest) {
+                (Some(next), Some(soonest)) => {
+                    self.watch.next_look = Some(next.min(soonest.max(now + SOONEST)))
+                }
+                (Some(_), None) => {}
+                (None, _) => self.watch = Watch::default(),
+            }
+        }
+        if self.watch.next_balance.is_some_and(|at| at <= now) {
+            self.watch.next_balance = Some(now + rebalance::INTERVAL);
+            self.balance(now);
+        }
+    }
+
+    /// Looks at one worker; when it would be stuck.
+    fn look_at(&mut self, id: WorkerId, limit: Duration, now: Instant) -> Option<Instant> {
+        let is_watched = self.is_watched(id);
+        let worker = self.workers.get_mut(&id).filter(|_| is_watched)?;
+        let member = *self.pool.member(id)?;
+        if matches!(member.state, State::Held { .. }) {
+            // It was in a turn when it was taken from before, perhaps.
+            self.take_and_tell(id, Reason::Hold);
+            return None;
+        }
+        let (silent, stuck_at) = worker.feel_pulse(limit, &self.clock, now);
+        if silent < limit {
+            if self.pool.revived(id) {
+                let worker = &self.workers[&id];
+                let name = worker.name();
+                let sentence = format_args!("{name} is back and gets clients again");
+                self.events
+                    .note(Kind::WorkerRevived, worker.about(), sentence);
+            }
+            return stuck_at;
+        }
+        let is_overdue = self
+            .config
+            .limits
+            .request_timeout
+            .is_some_and(|most| silent >= most)
+            && worker.is_executing();
+        if !is_overdue && worker.is_starved(limit) {
+            return now.checked_add(limit / 2);
+        }
+        let kill_by = self
+            .config
+            .limits
+            .request_timeout
+            .and_then(|most| now.checked_add(most.saturating_sub(silent)));
+        if self.pool.stalled(id, kill_by) {
+            self.counts.stalls += 1;
+            let name = self.name_with_request(id);
+            let moved = self.take_stalled(id, silent);
+            let about = About {
+                clients: Some(moved as u64),
+                ..self.workers[&id].about()
+            };
+            let sentence = format_args!(
+                "{name} is stuck for {silent:.1?}; {moved} clients moved to others until it is back"
+            );
+            self.events.note(Kind::WorkerStalled, about, sentence);
+        }
+        None
+    }
+
+    /// Takes all clients of a worker that are in no turn, and has it drop its copies. Returns how many.
+    pub(crate) fn take_and_tell(&mut self, id: WorkerId, reason: Reason) -> usize {
+        let moved = self.take_all(id, reason);
+        if moved > 0 {
+            self.tell(id, ToWorker::Look);
+        }
+        moved
+    }
+
+    /// The same of a worker that is stuck for so long, which is not held against its clients.
+    fn take_stalled(&mut self, id: WorkerId, silent: Duration) -> usize {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return 0;
+        };
+        let mut taken = worker.leases.take_all(&worker.desk);
+        taken
+            .iter_mut()
+            .flatten()
+            .for_each(|unleased| unleased.excuse(silent));
+        let moved = self.take_in(taken, Reason::Stall);
+        if moved > 0 {
+            self.tell(id, ToWorker::Look);
+        }
+        moved
+    }
+
+    /// A worker, and whose request it is that it executes, if it executes one.
+    fn name_with_request(&self, id: WorkerId) -> String {
+        let worker = &self.workers[&id];
+        let turn = worker.desk.header().turn();
+        let client = turn.and_then(|turn| worker.leases.in_turn(turn.slot, &worker.desk));
+        // The slot tells of inline methods, too.
+        let number = turn.and_then(|turn| worker.desk.slot(turn.slot)?.executing());
+        match (client, number.and_then(|number| worker.method_of(number))) {
+            (Some(client), Some(method)) => {
+                format!(
+                    "{} in method {method:?} of client {} ({})",
+                    worker.name(),
+                    client.id,
+                    client.peer
+                )
+            }
+            _ => worker.name(),
+        }
+    }
+}
+
+/// Who has run for so long without a beat is in no ordinary turn.
+const LONG_RUN: Duration = Duration::from_millis(10);
+
+/// The next look is not sooner than that, whatever the clocks say.
+const SOONEST: Duration = Duration::from_millis(1);
