@@ -17,6 +17,7 @@ mod container;
 mod control;
 mod control_hostile;
 mod control_roles;
+mod counterd;
 mod ctl;
 mod events;
 mod exporter;
