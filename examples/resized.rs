@@ -1,19 +1,19 @@
-//! A daemon of your own, in one file: `resized` computes how pictures fit into frames.
+//! A small daemon: `resized` computes how pictures fit into frames.
 //!
 //! ```sh
 //! cargo run --example resized
 //! cargo run --bin fdpassctl -- call fit '{"picture":[4000,3000],"frame":[800,800]}' --to 127.0.0.1:8080
 //! ```
 //!
-//! It takes all the options of `fdpassd`, reads `/etc/resized.toml`, and keeps every client's connection whatever
-//! happens to a worker.
+//! It has all options of `fdpassd` and reads `/etc/resized.toml`. Its clients keep their connections whatever happens to a
+//! worker.
 
 use std::process::ExitCode;
 
 use fdpassd::{Call, Daemon, Fault, RawValue, Reply, WorkerInfo};
 use serde::{Deserialize, Serialize};
 
-/// What one worker process has. Its methods get to change it, one at a time.
+/// The state of one worker process. One method at a time may change it.
 struct Resizer {
     seat: u32,
     fitted: u64,
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     Daemon::named("resized")
         .version(env!("CARGO_PKG_VERSION"))
         .state(open)
-        // Run a second time it would give the same: another worker may do so if the first one dies in it.
+        // A second run returns the same result, so another worker may run it again if the first one dies in it.
         .idempotent("fit", fit)
         .method("report", |resizer: &mut Resizer, (): (), _: &Call| {
             report(resizer)
@@ -49,7 +49,8 @@ fn main() -> ExitCode {
         .run()
 }
 
-/// Loads what every worker needs: a model, a connection, a cache. Here it is only a count.
+/// Makes what every worker needs: a model, a connection, a cache. Here it is only a count of this worker process, which
+/// starts at 0 whenever the state is rebuilt; `counterd.rs` keeps a count that does not.
 fn open(worker: &WorkerInfo) -> Result<Resizer, Fault> {
     Ok(Resizer {
         seat: worker.seat,
@@ -57,7 +58,7 @@ fn open(worker: &WorkerInfo) -> Result<Resizer, Fault> {
     })
 }
 
-/// The largest size with the picture's shape that the frame holds.
+/// Computes the largest size with the picture's shape that fits into the frame.
 fn fit(resizer: &mut Resizer, Fit { picture, frame }: Fit, _: &Call) -> Result<Size, Fault> {
     let (width, height) = (u64::from(picture.0), u64::from(picture.1));
     if width == 0 || height == 0 {
@@ -70,7 +71,7 @@ fn fit(resizer: &mut Resizer, Fit { picture, frame }: Fit, _: &Call) -> Result<S
     let by_width = (u64::from(frame.0), height * u64::from(frame.0) / width);
     let by_height = (width * u64::from(frame.1) / height, u64::from(frame.1));
     let (width, height) = by_width.min(by_height);
-    // Neither is larger than the frame's.
+    // Neither exceeds the frame's, which are 32 bits.
     Ok((width as u32, height as u32))
 }
 
@@ -81,7 +82,7 @@ fn report(resizer: &Resizer) -> Result<Report, Fault> {
     })
 }
 
-/// Gives a picture back byte for byte: nothing is parsed, nothing is copied but into the reply.
+/// Returns a picture byte for byte. It is not parsed, and copied only once, into the reply.
 fn original(_: &mut Resizer, picture: &RawValue, reply: &mut Reply<'_>) -> Result<(), Fault> {
     reply.raw(picture)
 }
