@@ -29,20 +29,20 @@ const EX_SOFTWARE: u8 = 70;
 const EX_OSERR: u8 = 71;
 const EX_CONFIG: u8 = 78;
 
-/// A daemon with methods of its own: `fdpassd` with another name.
+/// A daemon with its own methods: `fdpassd` with another name.
 ///
-/// It reads `/etc/NAME.toml`, has its control socket in `/run/NAME/`, and takes all the options of `fdpassd`. Every
-/// worker process has one state, made by [`Daemon::state`], which the methods get to change; one runs at a time.
+/// It reads `/etc/NAME.toml`, has its control socket in `/run/NAME/`, and has all options of `fdpassd`. Each worker process
+/// has one state, which [`Daemon::state`] makes and one method at a time may change. The state is rebuilt at every reload,
+/// recycle, crash and panic: see *Where to keep state* in README.md.
 ///
 /// ```no_run
 /// use fdpassd::{Call, Daemon, Fault};
 ///
 /// fn main() -> std::process::ExitCode {
-///     Daemon::named("counterd")
-///         .state(|_worker| Ok::<u64, Fault>(0))
-///         .method("add", |total: &mut u64, n: u64, _call: &Call| -> Result<u64, Fault> {
-///             *total = total.checked_add(n).ok_or_else(|| Fault::bad_params("that is too much"))?;
-///             Ok(*total)
+///     Daemon::named("primed")
+///         .state(|_worker| Ok::<Vec<u64>, Fault>(vec![2, 3, 5, 7]))
+///         .idempotent("is_small_prime", |primes: &mut Vec<u64>, n: u64, _call: &Call| {
+///             Ok(primes.contains(&n))
 ///         })
 ///         .run()
 /// }

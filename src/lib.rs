@@ -1,63 +1,79 @@
-//! A Unix daemon whose clients outlive its workers.
+//! A Linux daemon for JSON RPC whose clients outlive its workers.
 //!
-//! A **master** accepts every client and keeps a copy of its socket for as long as the client lives. It only *leases*
-//! the socket to one of its **worker** processes, by `SCM_RIGHTS`. A worker that dies loses its leases, not its clients.
-//! What is served is a JSON RPC: requests and replies, each behind its length. [`proto`] is its specification.
+//! A **master** process accepts every client and keeps a copy of its socket until the client leaves. The master *leases*
+//! each client to one of its **worker** processes by sending it the socket (`SCM_RIGHTS`). A worker that dies loses its
+//! leases; its clients keep their connections. Requests and replies are JSON, each behind its length; [`proto`] is the
+//! specification.
 //!
 //! # Your own daemon
 //!
-//! `fdpassd` itself is a [`Daemon`] with the methods `ping`, `pi` and `methods`. One with methods of your own has the
+//! `fdpassd` itself is a [`Daemon`] with the methods `ping`, `pi` and `methods`. A daemon with your own methods has the
 //! same options, configuration file, control socket and supervision, under its own name:
 //!
 //! ```no_run
-//! use fdpassd::{Daemon, Fault};
+//! use std::collections::HashSet;
+//! use std::fs;
+//!
+//! use fdpassd::{Call, Daemon, Fault};
+//!
+//! type Words = HashSet<String>;
 //!
 //! fn main() -> std::process::ExitCode {
-//!     Daemon::named("counterd")
-//!         // Made once in each worker process, and anew after a method has panicked.
-//!         .state(|_worker| Ok::<u64, Fault>(0))
-//!         // Params are any type that serde reads, results any that it writes; `client` is the same for all
-//!         // requests of a connection, whichever worker serves it.
-//!         .method("add", |total: &mut u64, n: u64, call: &fdpassd::Call| {
-//!             *total = total.checked_add(n).ok_or_else(|| Fault::bad_params("that is too much"))?;
-//!             Ok((call.client, *total))
+//!     Daemon::named("spelld")
+//!         // Called in each worker process before it is ready, and again after a method has panicked.
+//!         .state(|_worker| {
+//!             let list = fs::read_to_string("/usr/share/dict/words")?;
+//!             Ok::<Words, std::io::Error>(list.lines().map(str::to_owned).collect())
 //!         })
-//!         // Safe to run once more if a worker dies in it.
-//!         .idempotent("length", |_, text: String, _| Ok(text.len()))
+//!         // Params are any type that implements `Deserialize`, results any that implements `Serialize`. The method is
+//!         // idempotent: it may run again if its worker dies in it.
+//!         .idempotent("check", |words: &mut Words, word: String, _: &Call| match word.as_str() {
+//!             "" => Err(Fault::bad_params("the word is empty")),
+//!             word => Ok(words.contains(word)),
+//!         })
+//!         // `client` is the same for all requests of a connection, whichever worker runs them.
+//!         .method("whoami", |_, (): (), call: &Call| Ok((call.client, call.peer.to_string())))
 //!         .run()
 //! }
 //! ```
 //!
-//! A worker runs one method at a time, in one thread; more workers are more processes, each with a state of its own.
-//! What a method says of a request that it does not take is a [`Fault`]; a panic is caught and answered with `crashed`.
-//! A method that starts a program does so by fork and exec ([`std::process::Command`]): the sockets and the desk are
-//! close-on-exec, but a child that only forks would keep copies of them. A child may do nothing but execute or exit: one that
-//! returns from the method that forked it ends there. All that a method has started is killed when its worker ends, in
-//! whatever way: each worker leads a session (setsid(2)). A program that is to live on asks for a session of its own
-//! (setsid(1)). A method that closes a descriptor that is not its own (a double close)
-//! ends its worker as soon as that finds out, and the clients are recovered. What a method logs with the `log` crate goes where
-//! the daemon's lines go, and its key-values become fields. [`testing`] starts a daemon from its tests.
+//! # What a method may rely on
 //!
-//! A state may have threads of its own, and they may write to what they like. Clients of Unix sockets outlive a worker that is
-//! killed while it writes to them if [`Daemon::run`] is called by the first thread of the process, the one of `main`: the
-//! kernel's account of what that thread has written (`wchar` and `syscw` of `/proc/PID/task/TID/io`) says how much of the
-//! reply went out, and an account of another thread ends with the thread. A client whose count is not certain is closed and
-//! counted as `lost`.
+//! * **One at a time.** A worker runs one method at a time, in one thread. More workers are more processes.
+//! * **State is per process.** Each worker has its own, and it is rebuilt at every reload, recycle, restart, upgrade, crash
+//!   and panic. Keep in it what can be rebuilt: connections, caches, models. Data that must survive belongs in a database
+//!   or a file that all workers share; `examples/counterd.rs` and README.md (*Where to keep state*) show how.
+//! * **Errors.** A method rejects a request by returning a [`Fault`]. A panic is caught, and its caller gets `crashed`.
+//! * **Deaths.** If a worker dies while it executes a request, the request runs once more if its method was added by
+//!   [`Daemon::idempotent`]; otherwise its caller gets `crashed`.
+//! * **Child processes.** Start programs by fork and exec, as [`std::process::Command`] does: clients' sockets and the shared
+//!   memory are close-on-exec, but a child that only forks would keep copies of them. A child that returns from the
+//!   method that forked it is ended. Each worker leads a session (setsid(2)), and everything its methods have started is
+//!   killed when the worker ends, unless it has a session of its own (setsid(1)).
+//! * **Descriptors.** A method that closes a descriptor it does not own (a double close) ends its worker as soon as the
+//!   worker detects it. The clients are recovered.
+//! * **Logging.** Records of the `log` crate go where the daemon's own go; their key-values become fields.
+//! * **Threads.** A state may have threads, and they may write to any descriptor of their own. [`Daemon::run`] should be
+//!   called by the first thread of the process, the one that runs `main`. If a worker is killed while it writes to a Unix
+//!   client, the kernel's I/O account of the serving thread (`wchar` and `syscw` of `/proc/PID/task/TID/io`) shows how much
+//!   of the reply was sent, and only the account of the first thread outlasts its thread. A client for which that is uncertain
+//!   is closed and counted as `lost`.
 //!
-//! # The map
+//! [`testing`] starts a daemon in your tests.
+//!
+//! # The modules
 //!
 //! ```text
-//! doors        daemon    testing                    ctl     arguments in, an exit code out
-//! processes    master    worker    exporter          │      none knows another
-//! decisions    pool                                  │      pure: what is wanted against what is
-//! meetings     channel   desk   config   logging   connection   of the two processes, and with the operator
-//! syscalls     sys                                   │      all that is unsafe; decides nothing
-//! words        proto ◀───────────────────────────────╯      plain data, no I/O
+//! entry points   daemon    testing   ctl                     arguments in, an exit code out
+//! processes      master    worker    exporter                none imports another
+//! decisions      pool                                        pure: compares what is wanted with what is
+//! shared         channel   desk  config   logging   connection
+//! system calls   sys                                         all unsafe code; decides nothing
+//! protocol       proto                                       plain data, no I/O
 //! ```
 //!
-//! A module imports from the rows below its own and from no other; `pool`, `ctl` and `connection` do without `sys`, and
-//! `sys` without `proto`. `table` is a container, `loop_clock` a clock that master and worker use. `ARCHITECTURE.md` tells the rest: the desk, the
-//! channel, the turn, the order of the loop, and where to change what.
+//! A module imports only from rows below its own. `ARCHITECTURE.md` describes the rest: the shared memory, the channel, the
+//! turn, the order of the loop, and where to change what.
 
 #![deny(unsafe_code)]
 
@@ -84,16 +100,16 @@ pub use proto::names::{ClientId, Generation, Peer, WorkerId};
 pub use serde_json::value::RawValue;
 pub use worker::{Call, Fault, Reply, WorkerInfo};
 
-/// The whole of `fdpassctl`, from the arguments to what `main` is to return.
+/// Runs `fdpassctl` with the arguments of this process and returns its exit code.
 ///
-/// It looks for the control socket of a daemon called `fdpassd`; for one of another name it has to be told where that is,
-/// with `-s` or by `$FDPASSD_SOCKET`.
+/// Looks for the control socket of a daemon named `fdpassd`. For a daemon with another name, the socket is given with `-s`
+/// or `$FDPASSD_SOCKET`.
 #[must_use]
 pub fn ctl_main() -> std::process::ExitCode {
     ctl::main()
 }
 
-/// Holds the Rust of README.md to what compiles.
+/// Compiles the Rust code in README.md as doc tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -1,4 +1,4 @@
-//! A client that a test has in its hands.
+//! An RPC client for tests.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -14,19 +14,19 @@ use crate::proto::frame::{ByteOrder, PREFIX};
 use crate::proto::names::Address;
 use crate::worker::Fault;
 
-/// A connection to a daemon, on which nothing is done that the test does not ask for.
+/// A connection to a daemon that sends and reads only what the test asks for.
 ///
-/// It is little-endian, and its small writes wait for each other (no `TCP_NODELAY`), unless it is told otherwise. All
-/// that fails panics, and so does waiting for more than [`PATIENCE`] for a byte.
+/// By default it is little-endian and does not set `TCP_NODELAY`. Every error panics, and so does a wait of more than
+/// [`PATIENCE`] for a byte.
 #[derive(Debug)]
 pub struct Client {
-    /// Of whichever family: calls on stream sockets are the same for all.
+    /// A TCP or Unix socket: the calls used here are the same for both.
     stream: BufReader<UnixStream>,
     order: ByteOrder,
 }
 
 impl Client {
-    /// Connects.
+    /// Connects to a listener of the daemon.
     #[must_use]
     #[track_caller]
     pub fn connect(address: &Address) -> Client {
@@ -51,13 +51,13 @@ impl Client {
         })
     }
 
-    /// The same client, in this byte order.
+    /// Sets the byte order of the lengths.
     #[must_use]
     pub fn in_order(self, order: ByteOrder) -> Client {
         Client { order, ..self }
     }
 
-    /// The same client, if it is a TCP client, with each write sent at once.
+    /// Sets `TCP_NODELAY`, so that a TCP client sends each write immediately.
     #[must_use]
     #[track_caller]
     pub fn without_delay(self) -> Client {
@@ -72,7 +72,7 @@ impl Client {
         self
     }
 
-    /// Writes bytes as they are, with one write if the kernel takes them at once.
+    /// Writes raw bytes, with one write(2) if the kernel accepts all of them.
     #[track_caller]
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream
@@ -81,17 +81,17 @@ impl Client {
             .expect("the daemon takes what it is sent");
     }
 
-    /// Writes a frame, in one piece.
+    /// Writes a frame in one piece.
     #[track_caller]
     pub fn send_frame(&mut self, body: impl AsRef<[u8]>) {
         let frame = self.frame(body);
         self.send(frame);
     }
 
-    /// A frame in this client's order.
+    /// Builds a frame in this client's byte order.
     ///
     /// # Panics
-    /// When the body has 4 GiB or more.
+    /// If the body has 4 GiB or more.
     #[must_use]
     pub fn frame(&self, body: impl AsRef<[u8]>) -> Vec<u8> {
         let body = body.as_ref();
@@ -99,13 +99,13 @@ impl Client {
         [&self.order.prefix(length), body].concat()
     }
 
-    /// Sends a request, and does not wait for its reply.
+    /// Sends a request without waiting for its reply.
     #[track_caller]
     pub fn request(&mut self, method: &str, params: impl Serialize) {
         self.send_frame(request(method, params));
     }
 
-    /// Sends a request and waits for its reply.
+    /// Sends a request, waits for its reply and returns the result.
     ///
     /// # Errors
     /// The error reply.
@@ -115,7 +115,7 @@ impl Client {
         self.reply().value()
     }
 
-    /// Waits for a frame; returns its body.
+    /// Waits for a frame and returns its body.
     #[must_use]
     #[track_caller]
     pub fn receive(&mut self) -> Vec<u8> {
@@ -132,7 +132,7 @@ impl Client {
         let mut prefix = [0; PREFIX];
         self.stream.read_exact(&mut prefix)?;
         let length = self.order.length(prefix);
-        // Takes memory as it comes, not as it is promised.
+        // Memory grows with the bytes received, not with the length announced.
         let mut body = Vec::new();
         self.stream
             .by_ref()
@@ -145,7 +145,7 @@ impl Client {
         }
     }
 
-    /// Waits for a reply.
+    /// Waits for a reply and returns it.
     #[must_use]
     #[track_caller]
     pub fn reply(&mut self) -> Reply {
@@ -156,7 +156,7 @@ impl Client {
         }
     }
 
-    /// Whether something is there to be read, or the end.
+    /// Returns whether bytes or the end of the stream can be read without waiting.
     #[must_use]
     #[track_caller]
     pub fn has_something(&mut self) -> bool {
@@ -175,7 +175,7 @@ impl Client {
         !matches!(filled, Err(e) if e.kind() == ErrorKind::WouldBlock)
     }
 
-    /// A second hand for writing, for a test that does so in another thread while this one reads.
+    /// Returns a second handle, for a test that writes in one thread and reads in another.
     #[must_use]
     #[track_caller]
     pub fn writer(&self) -> Writer {
@@ -187,7 +187,7 @@ impl Client {
         )
     }
 
-    /// Says that nothing more will be sent; replies can still be read.
+    /// Shuts the connection down for writing; replies can still be read.
     #[track_caller]
     pub fn finish(&mut self) {
         self.stream
@@ -196,7 +196,7 @@ impl Client {
             .expect("the connection is there");
     }
 
-    /// Waits for all replies that come until the daemon closes the connection.
+    /// Waits until the daemon closes the connection and returns all replies before that.
     #[must_use]
     #[track_caller]
     pub fn replies(&mut self) -> Vec<Reply> {
@@ -212,7 +212,7 @@ impl Client {
         replies
     }
 
-    /// Waits until the daemon has closed the connection, and makes sure that it sent nothing before.
+    /// Waits until the daemon closes the connection. Panics if it sends anything before.
     #[track_caller]
     pub fn expect_end(&mut self) {
         let mut rest = Vec::new();
@@ -227,7 +227,7 @@ impl Client {
     }
 }
 
-/// A client's second hand: see [`Client::writer`].
+/// A second handle of a client, see [`Client::writer`].
 #[derive(Debug)]
 pub struct Writer(UnixStream);
 
@@ -242,7 +242,7 @@ impl Write for Writer {
 }
 
 impl Writer {
-    /// As [`Client::finish`].
+    /// Shuts the connection down for writing, as [`Client::finish`] does.
     #[track_caller]
     pub fn finish(self) {
         self.0
@@ -254,15 +254,15 @@ impl Writer {
 /// A reply.
 #[derive(Debug, Deserialize)]
 pub struct Reply {
-    /// The reply's name, `error` for an error reply.
+    /// The name of the reply; `error` for an error reply.
     #[serde(rename = "out")]
     pub name: String,
-    /// The result, byte for byte as it came.
+    /// The result, byte for byte as received.
     pub result: Box<RawValue>,
 }
 
 impl Reply {
-    /// The result as a value.
+    /// Returns the result as a value.
     ///
     /// # Errors
     /// The error reply.
@@ -282,7 +282,7 @@ impl Reply {
     }
 }
 
-/// The body of a request.
+/// Builds the body of a request.
 fn request(method: &str, params: impl Serialize) -> Vec<u8> {
     #[derive(Serialize)]
     struct Request<'a, P> {
@@ -293,5 +293,5 @@ fn request(method: &str, params: impl Serialize) -> Vec<u8> {
     serde_json::to_vec(&Request { method, params }).expect("params that can be written as JSON")
 }
 
-/// Bytes read at a time.
+/// The size of the read buffer, in bytes.
 const BUFFER: usize = 64 * 1024;

@@ -1,4 +1,4 @@
-//! Methods without the daemon around them.
+//! Methods without a daemon, in the process of the test.
 
 use std::net::Ipv4Addr;
 
@@ -11,21 +11,21 @@ use crate::proto::frame::{ByteOrder, PREFIX};
 use crate::proto::names::{ClientId, Generation, Peer, WorkerId};
 use crate::worker::{Call, Fault, Running, Service, WorkerInfo};
 
-/// Room for a reply: as much as there is with the default `max-frame`.
+/// The size of the reply buffer, in bytes: that of the default `max-frame`.
 const REPLY: usize = 1 << 20;
 
-/// The methods of a daemon and one state, in this process: what a worker is without its clients.
+/// The methods of a daemon with one state, in this process: a worker without clients. For unit tests of methods.
 ///
 /// ```
 /// use fdpassd::{Call, Daemon, Fault};
 /// use fdpassd::testing::InProcess;
 ///
-/// let daemon = Daemon::named("counterd")
-///     .state(|_| Ok::<u64, Fault>(40))
-///     .method("add", |total: &mut u64, n: u64, _: &Call| -> Result<u64, Fault> { *total += n; Ok(*total) });
+/// let daemon = Daemon::named("spelld")
+///     .state(|_| Ok::<Vec<String>, Fault>(vec!["lease".to_owned()]))
+///     .idempotent("check", |words: &mut Vec<String>, word: String, _: &Call| Ok(words.contains(&word)));
 /// let mut worker = InProcess::start(daemon).expect("the state can be made");
-/// assert_eq!(worker.call("add", 2).expect("a result"), 42);
-/// assert_eq!(worker.call("add", "two").expect_err("no number").code(), "bad_params");
+/// assert_eq!(worker.call("check", "lease").expect("a result"), true);
+/// assert_eq!(worker.call("check", 2).expect_err("no word").code(), "bad_params");
 /// ```
 pub struct InProcess(Box<dyn Service>);
 
@@ -33,7 +33,7 @@ impl InProcess {
     /// Makes the state.
     ///
     /// # Errors
-    /// Why it cannot be made, or what is wrong with the methods.
+    /// The reason why the state cannot be made, or the first mistake in the methods, such as an invalid name.
     pub fn start<S: 'static>(daemon: Daemon<S>) -> Result<InProcess, String> {
         let (name, methods) = daemon.into_parts();
         if let Some(mistake) = methods.mistakes().first() {
@@ -48,14 +48,14 @@ impl InProcess {
         Ok(InProcess(Box::new(Running::start(methods, info)?)))
     }
 
-    /// Calls a method, as the first attempt of client 1 on 127.0.0.1. A panic of it is the fault `crashed`, as it would be
-    /// for a client.
+    /// Calls a method as client 1 from 127.0.0.1, with attempt 1, and returns the result. A panic of the method returns the
+    /// fault `crashed`, which a client would get as well.
     ///
     /// # Errors
-    /// The fault that the client would be told.
+    /// The fault that a client would get.
     ///
     /// # Panics
-    /// When `params` cannot be written as JSON.
+    /// If `params` cannot be serialized as JSON.
     pub fn call(&mut self, method: &str, params: impl Serialize) -> Result<Value, Fault> {
         let params: Box<RawValue> = to_raw_value(&params).expect("params can be written as JSON");
         let found = self.0.find(method).ok_or_else(|| {

@@ -1,4 +1,4 @@
-//! A service manager for tests: it keeps descriptors for a daemon, as systemd does, and hands them to the next one.
+//! A service manager for tests: it stores descriptors for a daemon, as systemd does, and passes them to the next one.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -14,12 +14,12 @@ use super::{Directory, Setup};
 use crate::sys::poll::{Interest, Poller};
 use crate::sys::socket::{self, Received};
 
-/// A service manager with a store of descriptors.
+/// A service manager with a descriptor store (sd_notify(3), `FDSTORE=1`).
 #[derive(Debug)]
 pub struct ServiceManager {
     path: PathBuf,
     heard: Arc<Mutex<Heard>>,
-    /// What it is ended by.
+    /// Ends the thread when it is dropped.
     end: Option<OwnedFd>,
     thread: Option<JoinHandle<()>>,
     _directory: Directory,
@@ -29,15 +29,15 @@ pub struct ServiceManager {
 struct Heard {
     told: Vec<String>,
     stored: Vec<(String, OwnedFd)>,
-    /// How many descriptors it keeps at most, if that is limited.
+    /// The most descriptors that it stores, if there is a limit.
     most: Option<usize>,
 }
 
 impl ServiceManager {
-    /// One that has been told nothing yet.
+    /// Creates a service manager with an empty store.
     ///
     /// # Panics
-    /// When there are no descriptors left.
+    /// If no descriptors are left.
     #[must_use]
     #[expect(
         clippy::new_without_default,
@@ -60,10 +60,10 @@ impl ServiceManager {
         }
     }
 
-    /// A daemon that it starts, with all that it keeps.
+    /// Returns the settings of a daemon that this manager starts, with copies of everything stored.
     ///
     /// # Panics
-    /// When there are no descriptors left.
+    /// If no descriptors are left.
     #[must_use]
     pub fn setup(&self, program: impl AsRef<OsStr>, config: &str) -> Setup {
         let setup = Setup::new(program, config);
@@ -81,13 +81,13 @@ impl ServiceManager {
             })
     }
 
-    /// What it was told so far, one message each.
+    /// Returns all messages received so far.
     #[must_use]
     pub fn told(&self) -> Vec<String> {
         self.lock().told.clone()
     }
 
-    /// The names of all that it keeps.
+    /// Returns the names of all stored descriptors.
     #[must_use]
     pub fn stored(&self) -> Vec<String> {
         self.lock()
@@ -97,10 +97,10 @@ impl ServiceManager {
             .collect()
     }
 
-    /// Does something with a copy of what it keeps under this name.
+    /// Calls `act` with a copy of the first descriptor stored under this name.
     ///
     /// # Panics
-    /// When there is nothing.
+    /// If there is none.
     pub fn with_stored(&self, name: &str, act: impl FnOnce(OwnedFd)) {
         let heard = self.lock();
         let (_, stored) = heard
@@ -111,17 +111,18 @@ impl ServiceManager {
         act(stored.try_clone().expect("a descriptor can be copied"));
     }
 
-    /// Forgets all that it keeps, as systemd does when a service is stopped.
+    /// Closes all stored descriptors, as systemd does when a service is stopped.
     pub fn forget(&self) {
         self.forget_those(|_| true);
     }
 
-    /// Forgets what it keeps under these names, as systemd does when `FileDescriptorStoreMax` is lowered.
+    /// Closes the stored descriptors whose names satisfy `is_forgotten`, as systemd does when `FileDescriptorStoreMax` is
+    /// lowered.
     pub fn forget_those(&self, is_forgotten: impl Fn(&str) -> bool) {
         self.lock().stored.retain(|(name, _)| !is_forgotten(name));
     }
 
-    /// Keeps so many descriptors from now on, as with `FileDescriptorStoreMax`: what comes above that is closed.
+    /// Sets the most descriptors to store, as `FileDescriptorStoreMax` does; descriptors above that are closed on arrival.
     pub fn limit(&self, most: impl Into<Option<usize>>) {
         self.lock().most = most.into();
     }
@@ -173,7 +174,7 @@ fn receive(socket: &UnixDatagram, datagram: &mut [u8]) -> io::Result<Received> {
 }
 
 impl Heard {
-    /// What it has it ignores, and what there is no room for is closed, both like systemd.
+    /// Stores a descriptor. As in systemd, one that is stored already is ignored, and one above the limit is closed.
     fn store(&mut self, name: &str, descriptor: OwnedFd) {
         let is_there = self
             .stored
@@ -198,12 +199,12 @@ impl Heard {
         } else if says("FDSTOREREMOVE=1") {
             self.stored.retain(|(name, _)| *name != named);
         }
-        // What comes with a BARRIER is closed here, which is its answer.
+        // A BARRIER is answered by closing its descriptor, which happens here.
         self.told.push(text);
     }
 }
 
-/// Device and inode of what is open.
+/// Returns device and inode of an open file.
 fn identity(descriptor: &OwnedFd) -> (u64, u64) {
     let file = File::from(descriptor.try_clone().expect("a descriptor can be copied"));
     let metadata = file.metadata().expect("it is open");

@@ -1,4 +1,4 @@
-//! Testing a daemon from outside: start it in a directory of its own, talk to it, do it harm, take it down.
+//! Tests of a daemon from outside: start it in its own directory, send it requests, kill its processes, stop it.
 //!
 //! ```no_run
 //! use fdpassd::testing::Running;
@@ -13,9 +13,8 @@
 //! assert_eq!(client.call("ping", "still there").expect("a result"), "still there");
 //! ```
 //!
-//! Tests may run side by side: nothing here is shared between two daemons. Every wait is for a fact and has a
-//! deadline, [`PATIENCE`]. What does not come true panics where the test asked for it, and a daemon that is dropped by a
-//! panic shows what it logged.
+//! Tests may run in parallel: two daemons share nothing. Every wait is for a fact and has a deadline, [`PATIENCE`]; a fact
+//! that does not come true panics at the caller's line. A daemon that is dropped by a panic prints its log.
 
 mod client;
 mod in_process;
@@ -45,10 +44,10 @@ use crate::sys::process::FileId;
 use crate::sys::{inherited, process};
 use crate::worker::Fault;
 
-/// How long anything is waited for.
+/// The deadline of every wait.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A daemon that serves. When it is dropped, master and workers are killed and collected, and its directory is removed.
+/// A running daemon. Dropping it kills its master and workers, waits for them and removes its directory.
 #[derive(Debug)]
 pub struct Running {
     master: Child,
@@ -56,11 +55,11 @@ pub struct Running {
     log: Arc<Output>,
     control: Address,
     addresses: Vec<Address>,
-    /// Last, so that it goes after the processes.
+    /// The last field, so that it is dropped after the processes.
     directory: Directory,
 }
 
-/// A daemon that is to be started.
+/// The settings of a daemon that has not been started.
 #[derive(Debug)]
 pub struct Setup {
     command: Command,
@@ -69,10 +68,10 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// `program` is to be run with this configuration.
+    /// Creates the settings to run `program` with this configuration.
     ///
-    /// The text is TOML; `{dir}` in it is the daemon's own directory. Without `listen` it listens on a free port of
-    /// 127.0.0.1, without `control.socket` it has its control socket in its directory.
+    /// The configuration is TOML; `{dir}` in it stands for the daemon's own directory. The default of `listen` is a free port
+    /// of 127.0.0.1, that of `control.socket` a path in the directory.
     pub fn new(program: impl AsRef<OsStr>, config: &str) -> Setup {
         Setup {
             command: Command::new(program),
@@ -81,45 +80,45 @@ impl Setup {
         }
     }
 
-    /// One more argument, in front of `-c FILE`.
+    /// Adds an argument before `-c FILE`.
     #[must_use]
     pub fn argument(mut self, argument: impl AsRef<OsStr>) -> Setup {
         self.command.arg(argument);
         self
     }
 
-    /// A variable of the environment.
+    /// Sets an environment variable.
     #[must_use]
     pub fn variable(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Setup {
         self.command.env(name, value);
         self
     }
 
-    /// A listener that is handed over as systemd does it: `listen = ["systemd:NAME"]`. Those that are not dropped here as
-    /// well outlive the daemon, as systemd's do.
+    /// Passes a listening socket as systemd does, for `listen = ["systemd:NAME"]`. A copy that the test keeps outlives the
+    /// daemon, as systemd's copy does.
     #[must_use]
     pub fn handed(mut self, name: &str, listener: impl Into<OwnedFd>) -> Setup {
         self.handed.push((name.to_owned(), listener.into()));
         self
     }
 
-    /// Starts it, and waits until it says on standard output that it serves.
+    /// Starts the daemon and waits until it reports on standard output that it serves.
     ///
     /// # Errors
-    /// When it does not within [`PATIENCE`]. How a daemon refuses to start is to be seen in the error.
+    /// If it does not within [`PATIENCE`]. The error has the exit code and standard error of a daemon that refused to start.
     pub fn start(self) -> Result<Running, Error> {
         self.start_in(Directory::new().map_err(Error::setup)?)
     }
 
-    /// Starts it in the place of one whose master has ended: in the same directory, with the configuration as it is written
-    /// there.
+    /// Starts the daemon as the successor of one whose master was stopped or killed: in the same directory, with the
+    /// configuration file there. First waits until all processes of the previous daemon have exited.
     ///
     /// # Errors
     /// As [`Setup::start`].
     #[track_caller]
     pub fn start_after(mut self, mut before: Running) -> Result<Running, Error> {
         before.wait();
-        // So have its workers then.
+        // The workers have exited as well then.
         before.log.wait(|log| log.ended);
         self.config = fs::read_to_string(before.directory().join(CONFIG)).map_err(Error::setup)?;
         self.start_in(before.leave_directory())
@@ -164,7 +163,7 @@ impl Setup {
 }
 
 impl Running {
-    /// Starts `program` with this configuration; see [`Setup::new`] for what it may be, and [`Setup`] for more.
+    /// Starts `program` with this configuration, which [`Setup::new`] describes. [`Setup`] has more settings.
     ///
     /// # Errors
     /// As [`Setup::start`].
@@ -172,27 +171,27 @@ impl Running {
         Setup::new(program, config).start()
     }
 
-    /// Where it listened when it had started, in the order of the configuration: the ports are those that are bound. Where
-    /// it listens after a reload is in the status.
+    /// Returns the addresses of the listeners at the start, with their actual ports, in the order of the configuration. The
+    /// status has those after a reload.
     #[must_use]
     pub fn addresses(&self) -> &[Address] {
         &self.addresses
     }
 
-    /// The first of its addresses.
+    /// Returns the first address.
     #[must_use]
     pub fn address(&self) -> &Address {
         &self.addresses[0]
     }
 
-    /// A new client at the first address.
+    /// Connects a new client to the first address.
     #[must_use]
     #[track_caller]
     pub fn connect(&self) -> Client {
         Client::connect(self.address())
     }
 
-    /// One request of a client that comes just for it.
+    /// Connects a client, sends one request and returns its result.
     ///
     /// # Errors
     /// The error reply.
@@ -201,7 +200,7 @@ impl Running {
         self.connect().call(method, params)
     }
 
-    /// Asks over the control socket, as `fdpassctl` does, for what has no params.
+    /// Sends a verb without params to the control socket, as `fdpassctl` does, and returns the result.
     ///
     /// # Errors
     /// The error reply.
@@ -210,17 +209,17 @@ impl Running {
         self.ctl_with(verb, ())
     }
 
-    /// Asks over the control socket, with params; `()` is none.
+    /// Sends a verb with params to the control socket and returns the result; `()` sends no params.
     ///
     /// # Errors
-    /// The error reply. What it has beside code and message is in the reply of [`Running::ctl_request`].
+    /// The error reply, with code and message. [`Running::ctl_request`] gives access to its other members.
     #[track_caller]
     pub fn ctl_with(&self, verb: &str, params: impl Serialize) -> Result<Value, Fault> {
         self.ctl_request(verb, params).reply().value()
     }
 
-    /// Asks over the control socket and does not wait: the reply will come to the client that is returned. To drop that
-    /// client is to hang up.
+    /// Sends a verb to the control socket without waiting and returns the client that will receive the reply. Dropping the
+    /// client closes its connection.
     #[must_use]
     #[track_caller]
     pub fn ctl_request(&self, verb: &str, params: impl Serialize) -> Client {
@@ -234,14 +233,14 @@ impl Running {
         client
     }
 
-    /// Writes another configuration, completed as [`Setup::new`] says. The daemon is not told.
+    /// Writes another configuration, with the defaults of [`Setup::new`]. The daemon does not read it until a reload.
     #[track_caller]
     pub fn write_config(&self, config: &str) {
         let text = complete(config, &self.directory.0);
         fs::write(self.directory.0.join(CONFIG), text).expect("the configuration can be written");
     }
 
-    /// Has the daemon apply the configuration as it is written now.
+    /// Reloads the configuration file and waits for the result.
     ///
     /// # Errors
     /// The error reply.
@@ -250,7 +249,7 @@ impl Running {
         self.ctl("reload")
     }
 
-    /// Writes another configuration and has it applied.
+    /// Writes another configuration and reloads it.
     ///
     /// # Errors
     /// The error reply.
@@ -260,7 +259,7 @@ impl Running {
         self.reload()
     }
 
-    /// What is going on.
+    /// Returns the status.
     #[must_use]
     #[track_caller]
     pub fn status(&self) -> Status {
@@ -268,13 +267,13 @@ impl Running {
         serde_json::from_value(status).expect("the status is what proto::control says")
     }
 
-    /// Waits until the status is so; returns it.
+    /// Waits until the status satisfies `is_so` and returns it. `awaited` describes the condition if it does not come true.
     #[track_caller]
     pub fn wait_until(&self, awaited: &str, is_so: impl Fn(&Status) -> bool) -> Status {
         eventually(awaited, || Some(self.status()).filter(&is_so))
     }
 
-    /// Waits until all workers serve.
+    /// Waits until all workers are ready and returns the status.
     #[track_caller]
     pub fn wait_for_workers(&self) -> Status {
         self.wait_until("all workers are ready", |status| {
@@ -282,13 +281,13 @@ impl Running {
         })
     }
 
-    /// The master's process.
+    /// Returns the pid of the master.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.master.id()
     }
 
-    /// The workers' processes, in the order of their seats.
+    /// Returns the pids of the workers, in the order of their seats (indices).
     #[must_use]
     #[track_caller]
     pub fn worker_pids(&self) -> Vec<u32> {
@@ -299,20 +298,20 @@ impl Running {
             .collect()
     }
 
-    /// Sends the master a signal, named as kill(1) names it.
+    /// Sends the master a signal, by its name in kill(1): `TERM`.
     #[track_caller]
     pub fn signal(&self, name: &str) {
         process::send(self.pid(), name).expect("the master can be sent a signal");
     }
 
-    /// Sends the worker in that seat a signal, named as kill(1) names it.
+    /// Sends the worker with this seat (index) a signal, by its name in kill(1).
     #[track_caller]
     pub fn signal_worker(&self, seat: u32, name: &str) {
         let pid = self.worker(seat).pid.expect("the worker has a process");
         process::send(pid, name).expect("the worker can be sent a signal");
     }
 
-    /// Kills the worker in that seat; returns when its successor serves.
+    /// Kills the worker with this seat (index) by SIGKILL and waits until its successor is ready.
     #[track_caller]
     pub fn kill_worker(&self, seat: u32) {
         let killed = self.worker(seat).id;
@@ -335,7 +334,7 @@ impl Running {
             .expect("there is a worker in that seat")
     }
 
-    /// Waits until the master has ended by itself.
+    /// Waits until the master has exited and returns its status.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
         eventually("the master ends", || {
@@ -343,13 +342,13 @@ impl Running {
         })
     }
 
-    /// What master and workers have written to standard error so far.
+    /// Returns everything that master and workers have written to standard error so far.
     #[must_use]
     pub fn stderr(&self) -> String {
         self.log.text()
     }
 
-    /// Waits until the master or a worker has written these words to standard error.
+    /// Waits until the master or a worker has written `words` to standard error.
     #[track_caller]
     pub fn wait_for_log(&self, words: &str) {
         assert!(
@@ -358,13 +357,13 @@ impl Running {
         );
     }
 
-    /// The daemon's own directory: its configuration is in `config.toml`.
+    /// Returns the daemon's own directory. Its configuration is `config.toml`.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory.0
     }
 
-    /// Takes its directory away from it: nothing is removed. Processes that are left of it are killed.
+    /// Returns the directory without removing it, and kills the remaining processes.
     fn leave_directory(mut self) -> Directory {
         std::mem::replace(&mut self.directory, Directory(PathBuf::new()))
     }
@@ -375,7 +374,7 @@ impl Running {
                 .parse()
                 .expect("the status has addresses that can be connected to")
         };
-        // A master that takes over clients serves even without it.
+        // A master with inherited clients serves before it has its control socket.
         if let Address::Unix(path) = &self.control {
             eventually("the control socket is there", || {
                 std::os::unix::net::UnixStream::connect(path).ok().map(drop)
@@ -395,7 +394,8 @@ impl Drop for Running {
         reason = "what a test prints is shown with its failure"
     )]
     fn drop(&mut self) {
-        // As long as the output is open somebody is left, so that the group is still ours. Workers are in none of ours.
+        // While the output is open, a process of the group is left, so its id has not been reused. Workers are in other
+        // groups.
         if !self.log.has_ended() {
             let _ = process::kill_group(self.master.id());
         }
@@ -411,7 +411,7 @@ impl Drop for Running {
     }
 }
 
-/// Why a daemon does not serve.
+/// The reason why a daemon does not serve.
 pub struct Error {
     reason: String,
     status: Option<ExitStatus>,
@@ -442,13 +442,13 @@ impl Error {
         }
     }
 
-    /// The exit code of a daemon that ended.
+    /// Returns the exit code of a daemon that exited.
     #[must_use]
     pub fn code(&self) -> Option<i32> {
         self.status.and_then(|status| status.code())
     }
 
-    /// What it wrote to standard error.
+    /// Returns what the daemon wrote to standard error.
     #[must_use]
     pub fn stderr(&self) -> &str {
         &self.stderr
@@ -461,7 +461,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// As it is displayed, for that is what `expect` shows.
+/// The same text as `Display`, because `expect` prints this one.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -470,10 +470,10 @@ impl fmt::Debug for Error {
 
 impl std::error::Error for Error {}
 
-/// Asks until there is an answer, for what nobody tells by itself.
+/// Calls `ask` every few milliseconds until it returns a value: for facts that cannot be waited for otherwise.
 ///
 /// # Panics
-/// When there is none within [`PATIENCE`].
+/// If there is none within [`PATIENCE`].
 #[track_caller]
 pub fn eventually<T>(awaited: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
@@ -489,10 +489,10 @@ pub fn eventually<T>(awaited: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// What goes on between two questions of [`eventually`].
+/// The pause between two calls in [`eventually`].
 const PACE: Duration = Duration::from_millis(2);
 
-/// What the line on standard output says once the daemon serves.
+/// Part of the line that the daemon writes to standard output once it serves.
 const SERVES: &str = " listens on ";
 
 /// The configuration's name in the daemon's directory.
@@ -505,7 +505,7 @@ fn is_ready(worker: &WorkerStatus) -> bool {
     worker.state == WorkerState::Ready
 }
 
-/// The configuration with what it has to have. A text that is not TOML stays as it is, for the daemon to refuse.
+/// Adds the keys that every test needs. A text that is not TOML is returned unchanged, so that the daemon rejects it.
 fn complete(config: &str, directory: &Path) -> String {
     let text = config.replace("{dir}", &directory.display().to_string());
     let Ok(mut table) = text.parse::<toml::Table>() else {
@@ -525,8 +525,8 @@ fn complete(config: &str, directory: &Path) -> String {
     table.to_string()
 }
 
-/// The same program with these descriptors and what sd_listen_fds(3) wants to be told of them. Its pid is known only when
-/// there is a process, to which a shell belongs first.
+/// Returns a command that runs `program` with these descriptors and the variables of sd_listen_fds(3). LISTEN_PID is known
+/// only in the new process, so a shell sets it and then executes the program.
 fn hand_over(program: &Command, handed: Vec<(String, OwnedFd)>) -> io::Result<Command> {
     let (names, descriptors): (Vec<String>, Vec<OwnedFd>) = handed.into_iter().unzip();
     let mut command = Command::new("sh");
@@ -554,12 +554,12 @@ fn control_socket(config: &str) -> Option<PathBuf> {
         .map(PathBuf::from)
 }
 
-/// A new directory, removed when this is dropped.
+/// A temporary directory, removed on drop.
 #[derive(Debug)]
 struct Directory(PathBuf);
 
 impl Directory {
-    /// Its path is short: that of a Unix socket in it has to be.
+    /// Creates a directory with a short path, because paths of Unix sockets are limited to 107 bytes.
     fn new() -> io::Result<Directory> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         loop {
@@ -567,7 +567,7 @@ impl Directory {
             let path =
                 env::temp_dir().join(format!("fdpassd-test-{}-{number}", std::process::id()));
             match fs::DirBuilder::new().mode(0o700).create(&path) {
-                // Left over by a process that was killed.
+                // A process with the same pid was killed and left it.
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 created => return created.map(|()| Directory(path)),
             }
@@ -584,10 +584,10 @@ impl Drop for Directory {
     }
 }
 
-/// What is written to a pipe, read by a thread as it comes. It ends when all processes that could write have ended.
+/// The output of processes through a pipe, which a thread reads. It ends when all processes with the pipe have exited.
 #[derive(Debug, Default)]
 struct Output {
-    /// Which pipe it is.
+    /// The identity of the pipe.
     pipe: FileId,
     written: Mutex<Written>,
     more: Condvar,
@@ -626,7 +626,7 @@ impl Output {
         self.more.notify_all();
     }
 
-    /// Waits until it is so; whether it is.
+    /// Waits until `is_so` is true and returns whether it is.
     fn wait(&self, is_so: impl Fn(&Written) -> bool) -> bool {
         self.wait_for(PATIENCE, is_so)
     }
@@ -690,7 +690,7 @@ mod tests {
         assert_eq!((error.code(), error.stderr()), (Some(78), "no\n"));
     }
 
-    /// A script in the place of a master.
+    /// Runs a script in place of a master.
     fn played_by(script: &str, control: PathBuf, directory: Directory) -> Running {
         let mut sh = Command::new("sh");
         sh.args(["-c", script]);
@@ -718,7 +718,7 @@ mod tests {
         let path = directory.0.join(CONTROL);
         let listener = UnixListener::bind(&path).expect("the path is free");
         let running = played_by("sleep 1000", path, directory);
-        // What is asked, and whoever did so.
+        // The request, and the client that sent it.
         let asked = || {
             let mut asker = listener.accept().expect("it connects").0;
             let mut prefix = [0; PREFIX];
@@ -754,7 +754,7 @@ mod tests {
         answer(first_asker, r#"{"out":"a","result":1}"#);
         assert_eq!(first.reply().value().expect("a result"), 1);
 
-        // What is written is there when the reload is asked for.
+        // The file is complete when the reload is requested.
         let config = running.directory().join("config.toml");
         thread::scope(|threads| {
             threads.spawn(|| {
