@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::names;
 use super::notation::{AutoWord, Notation, OrAuto, Refusal, Word, Written};
 use super::{Count, Mode, Source};
-use crate::proto::names::{Address, check_unix_path};
+use crate::proto::names::{Address, MAX_WORKERS, check_unix_path};
 use crate::sys::user::{Group, User};
 use crate::sys::zone;
 
@@ -190,17 +190,17 @@ impl Notation for Count {
     type Value = Count;
 
     fn expected() -> String {
-        OrAuto::<UpTo<256>>::expected()
+        OrAuto::<UpTo<MAX_WORKERS>>::expected()
     }
 
     fn read(written: &Written<'_>) -> Result<Count, Refusal> {
-        Ok(OrAuto::<UpTo<256>>::read(written)?.map_or(Count::Auto, Count::Exactly))
+        Ok(OrAuto::<UpTo<MAX_WORKERS>>::read(written)?.map_or(Count::Auto, Count::Exactly))
     }
 
     fn write(value: &Count) -> Written<'_> {
         match value {
             Count::Auto => Written::Text(AutoWord::WORD.into()),
-            Count::Exactly(count) => UpTo::<256>::write(count),
+            Count::Exactly(count) => UpTo::<MAX_WORKERS>::write(count),
         }
     }
 }

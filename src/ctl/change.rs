@@ -1,5 +1,6 @@
 //! The verbs that change something: what is asked of the daemon, and what is said when it is so.
 
+use crate::proto::names::MAX_WORKERS;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -30,7 +31,7 @@ pub(super) enum Change {
     /// Have so many workers, until the next reload
     Scale {
         /// How many, from 1 to 256
-        #[arg(value_name = "COUNT", value_parser = value_parser!(u32).range(1..=256))]
+        #[arg(value_name = "COUNT", value_parser = value_parser!(u32).range(1..=i64::from(MAX_WORKERS)))]
         count: u32,
     },
     /// Replace a worker, or all of them, by new processes

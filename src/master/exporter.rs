@@ -7,8 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::listeners::listener::ExporterListener;
-use super::listeners::outage::Outage;
+use super::listeners::exporter_listener::ExporterListener;
+use super::listeners::outage::{ENDED, Outage};
 use super::{Error, Master, Token};
 use crate::channel::{Channel, Sent};
 use crate::config::{Config, HostName};
@@ -353,6 +353,40 @@ impl Master {
                     exporter.tell(start, now);
                 }
             }
+        }
+    }
+
+    /// Looks at the listener for metrics, which the exporter accepts from.
+    pub(super) fn look_at_metrics(&mut self, now: Instant) {
+        let Some(exporter) = self
+            .exporter
+            .as_mut()
+            .filter(|exporter| !exporter.is_listening())
+        else {
+            return;
+        };
+        if !exporter.note_ended(Outage::since(now, ENDED), &self.poller) {
+            return;
+        }
+        let sentence = format_args!(
+            "metrics on {}: {ENDED}; binding another listener",
+            exporter.address()
+        );
+        self.events
+            .note(Kind::ListenerEnded, About::default(), sentence);
+    }
+
+    /// The exporter is not there any more. Another process may hold its listener, so that it would stay in the poller.
+    pub(super) fn drop_exporter(&mut self) {
+        if let Some(exporter) = self.exporter.take() {
+            exporter.forget_listener(&self.poller);
+        }
+    }
+
+    /// The poller reports when another process ends this listener.
+    pub(super) fn watch_metrics(&self, exporter: &Exporter) {
+        if let Err(e) = exporter.watch_listener(&self.poller) {
+            log::error!("cannot watch the listener for metrics: {e}");
         }
     }
 }

@@ -10,6 +10,7 @@
 //! Whatever moves a client, a death, a drain, a stall, a rebalancing, does it in one way: its lease is taken, what is unread
 //! and unsent of it is recovered from the desk, and it is leased to another worker ([`clients::leases`]).
 
+mod capacity;
 mod clients;
 mod control;
 mod error;
@@ -18,7 +19,6 @@ mod handover;
 mod listeners;
 mod memory;
 mod metrics;
-mod reading;
 mod reload;
 mod service_manager;
 mod startup;
@@ -29,8 +29,6 @@ mod workers;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-
-use serde::{Deserialize, Serialize};
 
 use clients::client::{Addresses, Unleased};
 use clients::handshakes::Handshakes;
@@ -45,12 +43,14 @@ use handover::upgrade::Upgrade;
 pub use handover::upgrade::{check_handover, name_process};
 use listeners::accept::Gate;
 pub use listeners::activation::Handed;
-use listeners::listener::{ControlListener, Listener};
+use listeners::control_listener::ControlListener;
+use listeners::listener::Listener;
 use listeners::outage::Outage;
 use memory::Memory;
-pub use reading::read_configuration;
-use reading::{Checks, ReloadReading};
 use reload::Reload;
+pub use reload::reading::read_configuration;
+use reload::reading::{Checks, ReloadReading};
+use serde::{Deserialize, Serialize};
 use service_manager::Notifier;
 pub use service_manager::{say_why, wait_before_failing};
 use telemetry::counters::{Counts, Tally, Totals};

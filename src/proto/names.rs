@@ -7,6 +7,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+/// Most workers of a daemon.
+pub const MAX_WORKERS: u32 = 256;
+
 /// A client, from accept to close. Counts up for as long as the daemon lives; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -3,15 +3,16 @@
 //! A slot is used again only when the worker has said that it is done with it: a lease that is taken leaves its slot
 //! behind until the worker has freed it.
 
-use std::io;
-use std::mem;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::{io, mem};
+
+use serde::{Deserialize, Serialize};
 
 use crate::desk::{Found, Header, MasterDesk, Owner, Slot, State, Write};
 use crate::master::clients::client::{Client, Unleased};
-use crate::master::handover::snapshot::{ClientImage, LeasesImage};
 use crate::proto::channel::{Lease, MAX_LEASES};
+use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Offsets, Peer};
 use crate::sys::ledger::{self, Ledger, Writes};
 use crate::sys::passed::ClientSocket;
@@ -105,6 +106,32 @@ impl Left {
         self.lost.extend(self.waiting.drain(..).map(unknown));
         self
     }
+}
+
+/// The leases of a worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct LeasesImage {
+    pub(crate) used: u32,
+    pub(crate) generation: u32,
+    pub(crate) given: u64,
+    /// By slot; nobody where one was taken, and the worker has yet to say that it knows.
+    pub(crate) entries: Vec<(u32, Option<ClientImage>)>,
+}
+
+/// A client with its lease.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ClientImage {
+    pub(crate) id: ClientId,
+    pub(crate) socket: RawFd,
+    pub(crate) peer: Peer,
+    pub(crate) order: OrderRule,
+    pub(crate) listener: u32,
+    pub(crate) since: u32,
+    pub(crate) moves: u32,
+    pub(crate) generation: u32,
+    pub(crate) requests: u64,
+    #[serde(default)]
+    pub(crate) offsets: Offsets,
 }
 
 impl Leases {

@@ -7,41 +7,14 @@ use serde_json::value::RawValue;
 
 use crate::master::Master;
 use crate::master::control::access::Role;
+use crate::master::control::pending::Waits;
 use crate::master::control::server::ControlClient;
 use crate::master::telemetry::events::Asker;
 use crate::proto::control::{
     Code, Drain, EventsAfter, Hold, Kick, Kind, MAX_WAIT, Metrics, Rebalance, Rebalanced, Recycle,
     Refusal, Reload, Scale, SetLogLevel, Settled, UpgradeTo, Upgraded, Verb, Version,
 };
-use crate::proto::names::WorkerId;
 use crate::proto::rpc::{NULL, Request};
-
-/// What has to come before a request is answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Waits {
-    /// It has been done; the answer comes at the end of the loop's turn.
-    Nothing(Verb),
-    /// The end of the daemon.
-    Stopped,
-    /// The verdict of the reload.
-    Reloaded,
-    /// The check of this number has been made.
-    Checked(u64),
-    /// All workers are there that there are to be, and no others.
-    Settled(Verb),
-    /// This worker has no clients.
-    Emptied(WorkerId),
-    /// There are no clients.
-    Deserted,
-    /// The rebalancing has been done.
-    Rebalanced,
-    /// This process is another program, or will not be.
-    Upgraded,
-    /// It is, and all workers are of it.
-    Renewed,
-    /// Something has happened after this one, or the time is up.
-    Event { after: u64, until: Instant },
-}
 
 impl Master {
     /// Answers a request, or has it wait for what it asks for.

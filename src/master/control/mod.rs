@@ -3,7 +3,7 @@
 pub(crate) mod access;
 pub(crate) mod dispatch;
 pub(crate) mod inspect;
-pub(crate) mod link;
 pub(crate) mod operate;
+pub(crate) mod pending;
 pub(crate) mod server;
 pub(crate) mod status;

@@ -3,16 +3,13 @@
 use std::time::Instant;
 
 use crate::master::Master;
-use crate::master::startup::client_limits;
+use crate::master::capacity::client_limits;
 use crate::master::telemetry::counters::Reason;
 use crate::master::telemetry::events::Asker;
 use crate::master::workers::rebalance::sum_up;
 use crate::pool::rebalance;
 use crate::proto::control::{About, Code, Kind, MovedLoad, Origin, Refusal, Release};
-use crate::proto::names::WorkerId;
-
-/// Most workers.
-pub(crate) const MOST_WORKERS: u32 = 256;
+use crate::proto::names::{MAX_WORKERS, WorkerId};
 
 /// A rebalancing that was asked for: who is being watched.
 #[derive(Debug)]
@@ -30,9 +27,9 @@ fn refused(message: impl Into<String>) -> Refusal {
 impl Master {
     /// Has so many workers, until the next reload.
     pub(crate) fn scale(&mut self, asker: Asker, count: u32) -> Result<(), Refusal> {
-        if !(1..=MOST_WORKERS).contains(&count) {
+        if !(1..=MAX_WORKERS).contains(&count) {
             return Err(refused(format!(
-                "there can be 1 to {MOST_WORKERS} workers, not {count}"
+                "there can be 1 to {MAX_WORKERS} workers, not {count}"
             )));
         }
         let limits = client_limits(&self.config, count as usize, self.descriptors)
@@ -58,7 +55,7 @@ impl Master {
     /// One worker more or less, by a signal.
     pub(crate) fn step(&mut self, asker: Asker, by: i32) {
         let count = u32::try_from(self.pool.target().count)
-            .unwrap_or(MOST_WORKERS)
+            .unwrap_or(MAX_WORKERS)
             .saturating_add_signed(by);
         if let Err(refusal) = self.scale(asker, count) {
             log::warn!("{asker}: {}", refusal.message);

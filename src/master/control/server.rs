@@ -4,17 +4,15 @@
 //! one request is answered in a turn of the loop.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::iter;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
+use std::{io, iter};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::master::control::access::{Peer, Role, Roles};
-use crate::master::control::dispatch::Waits;
-use crate::master::handover::snapshot::ControlImage;
-use crate::master::listeners::listener::{CONTROL_BACKLOG, ControlListener};
+use crate::master::control::pending::Waits;
+use crate::master::listeners::control_listener::{CONTROL_BACKLOG, ControlListener};
 use crate::master::{Master, Token};
 use crate::proto::control::{Code, MAX_REQUEST, PATIENCE, Refusal, Reloaded, Stopped, Verb};
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
@@ -24,11 +22,8 @@ use crate::sys::passed::{ClientSocket, Passed};
 use crate::sys::poll::{Event, Interest, Poller};
 use crate::sys::socket::{self, Moved};
 
-/// Most control clients there can be; fewer where descriptors are scarce.
-pub(crate) const MOST_CONTROL_CLIENTS: u64 = 64 + RESERVED as u64;
-
 /// Of all control clients, so many are kept for those who may change things.
-const RESERVED: usize = 8;
+pub(crate) const RESERVED: usize = 8;
 
 /// Most control clients of any user who may only look.
 const PER_USER: usize = 8;
@@ -378,6 +373,16 @@ impl ControlClients {
 
 /// The connection is over.
 struct Over;
+
+/// A control client that is to hear how it ends, or is in the middle of asking for something.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ControlImage {
+    pub(crate) socket: RawFd,
+    pub(crate) is_asker: bool,
+    /// What has come of its request, and what has not been sent of its reply.
+    pub(crate) incoming: Vec<u8>,
+    pub(crate) outgoing: Vec<u8>,
+}
 
 impl ControlClient {
     fn new(socket: OwnedFd, peer: Peer, now: Instant) -> ControlClient {

@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use crate::master::exporter::Exporter;
 use crate::master::listeners::listener::Listener;
 use crate::master::listeners::outage::FILE_GONE;
 use crate::master::{Master, Seat, Worker};
@@ -22,7 +21,10 @@ impl Master {
             .control_outage
             .as_ref()
             .map(|outage| outage.reason.as_str());
-        let metrics = self.exporter.as_ref().and_then(Exporter::outage);
+        let metrics = self
+            .exporter
+            .as_ref()
+            .and_then(|exporter| exporter.outage());
         self.missing_for(control, metrics)
     }
 
@@ -48,7 +50,7 @@ impl Master {
                 self.control_listener.path().display()
             )
         });
-        let address = self.exporter.as_ref().map(Exporter::address);
+        let address = self.exporter.as_ref().map(|exporter| exporter.address());
         let metrics = address
             .zip(metrics)
             .map(|(address, reason)| format!("metrics on {address}: {reason}"));

@@ -10,17 +10,55 @@ use std::os::fd::OwnedFd;
 
 use crate::channel::Channel;
 use crate::config::{Config, Loaded};
+use crate::master::capacity::{OWN_DESCRIPTORS, client_limits, worker_count};
 use crate::master::handover::queues::{Boats, Ends};
+use crate::master::handover::restart;
 use crate::master::handover::snapshot::Living;
-use crate::master::handover::state_file::{BOAT, BOOK, Book, Handover, LISTENER, ListenerRecord};
+use crate::master::handover::state_file::{BOAT, BOOK, Book, Handover, LISTENER};
 use crate::master::handover::unpack::{Handoff, Unpacked};
-use crate::master::startup::room_for_clients;
+use crate::master::listeners::listener::ListenerRecord;
 use crate::master::{Error, Handed};
 use crate::proto::boat::Boat;
-use crate::proto::channel::MAX_BOATS;
+use crate::proto::channel::{MAX_BOATS, MAX_LEASES};
 use crate::proto::names::{Address, WorkerId};
 use crate::sys::fd;
 use crate::sys::inherited::{Found, examine};
+
+/// A socket that was handed over, and the copy of it that its listener has.
+const DESCRIPTORS_PER_HANDED: u64 = 2;
+
+/// Descriptors for clients and for what the number of workers and listeners decides, out of so many, beside so many sockets
+/// that were handed over and so many boats that there are.
+pub(crate) fn descriptors_left(limit: u64, handed: usize, boats: usize) -> u64 {
+    let boats = if boats > 0 || restart::is_wanted() {
+        Boats::wanted(limit).max(boats as u64)
+    } else {
+        0
+    };
+    let kept = if boats > 0 { 1 + 2 * boats } else { 0 };
+    limit.saturating_sub(DESCRIPTORS_PER_HANDED * handed as u64 + kept)
+}
+
+/// How many clients, and desks that they lie on, can be taken out of boats under this configuration.
+///
+/// # Errors
+/// When there are no descriptors for any.
+fn room_for_clients(
+    config: &Config,
+    limit: u64,
+    handed: usize,
+    boats: usize,
+) -> Result<usize, Error> {
+    let descriptors = descriptors_left(limit, handed, boats);
+    let possible = client_limits(config, worker_count(config.workers.count), descriptors)?.possible;
+    // One datagram of clients is there before it is known which of them stay.
+    let open = fd::open().unwrap_or(limit - descriptors) + OWN_DESCRIPTORS;
+    let room = limit
+        .saturating_sub(open + MAX_LEASES as u64)
+        .min(possible)
+        .max(1);
+    Ok(usize::try_from(room).unwrap_or(usize::MAX))
+}
 
 /// What a master before this one has left.
 #[derive(Debug)]

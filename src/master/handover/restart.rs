@@ -18,7 +18,6 @@ use std::{env, io};
 use crate::config::Identities;
 use crate::logging;
 use crate::master::Master;
-use crate::master::control::operate::MOST_WORKERS;
 use crate::master::handover::canary::Canaries;
 use crate::master::handover::inherited::{Stored, ends_of};
 use crate::master::handover::queues::{Boats, Wreck};
@@ -31,10 +30,9 @@ use crate::master::workers::trust;
 use crate::master::workers::worker::Worker;
 use crate::proto::boat::LastDesk;
 use crate::proto::control::{About, Kind, Origin};
-use crate::proto::names::WorkerId;
-use crate::sys::clock;
+use crate::proto::names::{MAX_WORKERS, WorkerId};
 use crate::sys::ledger::Writes;
-use crate::sys::passed;
+use crate::sys::{clock, passed};
 
 /// Set by the unit: the service manager keeps descriptors for us (systemd before 254 does not tell so itself).
 const WANTED: &str = "FDPASSD_KEEP_CLIENTS";
@@ -468,7 +466,7 @@ impl Master {
         );
         (self.is_drained, self.last_reload, self.log_level) = (is_drained, last_reload, log_level);
         log_level.into_iter().for_each(logging::set_level);
-        if let Some(count) = count.filter(|count| (1..=MOST_WORKERS).contains(count)) {
+        if let Some(count) = count.filter(|count| (1..=MAX_WORKERS).contains(count)) {
             self.pool.scale(count as usize);
             self.count_origin = Origin::Runtime;
         }

@@ -16,23 +16,22 @@ use serde::{Deserialize, Serialize};
 use crate::channel::Channel;
 use crate::config::{Config, Loaded};
 use crate::desk::{Counters, LAYOUT, Layout, MasterDesk};
-use crate::master::clients::leases::Leases;
+use crate::master::clients::leases::{Leases, LeasesImage};
+use crate::master::control::server::ControlImage;
 use crate::master::handover::inherited::{Inherited, Stored};
 use crate::master::handover::queues::{Boats, Ends};
-use crate::master::handover::state_file::{
-    Book, Handover, ListenerRecord, MAGIC, OLDEST, check_version,
-};
+use crate::master::handover::state_file::{Book, Handover, MAGIC, OLDEST, check_version};
 use crate::master::handover::unpack::Handoff;
 use crate::master::handover::upgrade::Upgrade;
-use crate::master::listeners::listener::ControlListener;
+use crate::master::listeners::control_listener::ControlListener;
+use crate::master::listeners::listener::ListenerRecord;
 use crate::master::workers::outgoing::Outgoing;
 use crate::master::workers::trust::Believed;
 use crate::master::workers::worker::Worker;
 use crate::master::{Handed, Master, Token};
 use crate::pool::State;
 use crate::proto::channel::{MethodName, VERSION};
-use crate::proto::frame::OrderRule;
-use crate::proto::names::{ClientId, Generation, Offsets, Peer, WorkerId};
+use crate::proto::names::{Generation, WorkerId};
 use crate::proto::paths::{Exact, exact};
 use crate::sys::inherited::LeftOpen;
 use crate::sys::memory::plain_file;
@@ -81,16 +80,6 @@ fn first_layout() -> u32 {
     1
 }
 
-/// A control client that is to hear how it ends, or is in the middle of asking for something.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct ControlImage {
-    pub(crate) socket: RawFd,
-    pub(crate) is_asker: bool,
-    /// What has come of its request, and what has not been sent of its reply.
-    pub(crate) incoming: Vec<u8>,
-    pub(crate) outgoing: Vec<u8>,
-}
-
 #[derive(Debug, Serialize, Deserialize)]
 struct WorkerImage {
     id: WorkerId,
@@ -108,32 +97,6 @@ struct WorkerImage {
     #[serde(default)]
     counters: Option<Counters>,
     leases: LeasesImage,
-}
-
-/// The leases of a worker.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct LeasesImage {
-    pub(crate) used: u32,
-    pub(crate) generation: u32,
-    pub(crate) given: u64,
-    /// By slot; nobody where one was taken, and the worker has yet to say that it knows.
-    pub(crate) entries: Vec<(u32, Option<ClientImage>)>,
-}
-
-/// A client with its lease.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct ClientImage {
-    pub(crate) id: ClientId,
-    pub(crate) socket: RawFd,
-    pub(crate) peer: Peer,
-    pub(crate) order: OrderRule,
-    pub(crate) listener: u32,
-    pub(crate) since: u32,
-    pub(crate) moves: u32,
-    pub(crate) generation: u32,
-    pub(crate) requests: u64,
-    #[serde(default)]
-    pub(crate) offsets: Offsets,
 }
 
 /// What goes on while this process becomes another program.

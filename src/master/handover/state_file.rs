@@ -22,6 +22,7 @@ use serde_json::{Map, Value};
 
 use crate::config::{Identities, Keys};
 use crate::master::Seat;
+use crate::master::listeners::listener::ListenerRecord;
 use crate::master::telemetry::counters::{Counts, Tally};
 use crate::proto::channel::LogLevel;
 use crate::proto::control::LastReload;
@@ -119,17 +120,6 @@ pub(crate) struct Handover {
     pub(crate) events: u64,
 }
 
-/// A listener that lies with the service manager.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct ListenerRecord {
-    pub(crate) number: u32,
-    /// Where the configuration wants it, if that is known, and where it really is.
-    pub(crate) configured: String,
-    pub(crate) address: String,
-    pub(crate) accepted: u64,
-}
-
 impl Handover {
     /// What another version wrote. A member that cannot be read is left out, and the others count.
     fn of_json(text: &[u8]) -> Result<Handover, String> {
@@ -140,17 +130,6 @@ impl Handover {
             serde_json::from_value::<Handover>(alone.into()).is_ok()
         });
         serde_json::from_value(members.into()).map_err(|e| e.to_string())
-    }
-}
-
-impl ListenerRecord {
-    /// One of which only the address is known.
-    pub(crate) fn at(number: u32, address: String) -> ListenerRecord {
-        ListenerRecord {
-            number,
-            address,
-            ..ListenerRecord::default()
-        }
     }
 }
 

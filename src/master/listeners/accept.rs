@@ -5,15 +5,13 @@
 //! deadline, never another look.
 
 use std::borrow::Cow;
-use std::fmt;
-use std::io;
 use std::time::{Duration, Instant};
+use std::{fmt, io};
 
 use crate::master::clients::client::{Client, Unleased};
 use crate::master::clients::reject::turn_away;
 use crate::master::listeners::listener::Listener;
 use crate::master::telemetry::counters::Loss;
-use crate::master::workers::lifecycle;
 use crate::master::workers::worker::Worker;
 use crate::master::{Master, Token};
 use crate::pool::dispatch::Candidate;
@@ -319,7 +317,7 @@ impl Master {
                 Err(e) => {
                     // Whatever it is, the worker did not get them. Its end will be told as every other.
                     log::error!("{}: cannot send leases: {e}; killing it", worker.name());
-                    lifecycle::kill(worker);
+                    worker.kill();
                 }
             }
             worker.watch_channel(&self.poller);

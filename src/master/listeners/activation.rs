@@ -3,16 +3,15 @@
 //! They are kept for as long as the master lives, whether an entry of `listen` names them or not: a reload may drop one and
 //! take it up again. A listener has a copy of its own.
 
-use std::env;
 use std::ffi::OsString;
 use std::fmt::Write;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
+use std::{env, io};
 
 use crate::config::{Listen, Source};
 use crate::master::error::Error;
-use crate::master::listeners::listener::{Place, Wanted};
+use crate::master::listeners::plan::{Place, Wanted};
 use crate::proto::names::Address;
 use crate::sys::inherited::{self, Found};
 use crate::sys::poll::{self, Interest};

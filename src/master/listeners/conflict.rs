@@ -7,7 +7,9 @@ use std::path::Path;
 
 use crate::master::Master;
 use crate::master::error::Error;
-use crate::master::listeners::listener::{ControlListener, ExporterListener, Listener};
+use crate::master::listeners::control_listener::ControlListener;
+use crate::master::listeners::exporter_listener::ExporterListener;
+use crate::master::listeners::listener::Listener;
 use crate::proto::names::Address;
 
 /// What the daemon listens at, and for what.

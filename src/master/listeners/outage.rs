@@ -8,7 +8,6 @@
 
 use std::time::{Duration, Instant};
 
-use crate::master::exporter::Exporter;
 use crate::master::{Error, Master, Token};
 use crate::proto::control::{About, Kind};
 use crate::sys::listening::is_listening;
@@ -72,7 +71,7 @@ impl Outage {
 }
 
 /// Why there is an outage at first.
-const ENDED: &str = "another process that holds the socket has ended it";
+pub(crate) const ENDED: &str = "another process that holds the socket has ended it";
 
 /// Why nobody can connect to a Unix socket that listens.
 pub(crate) const FILE_GONE: &str = "its file is gone";
@@ -131,26 +130,6 @@ impl Master {
             .accept(&self.control_listener, &self.poller, now);
         let _ = self.poller.remove(&self.control_listener);
         self.control_outage = Some(Outage::since(now, FILE_GONE));
-    }
-
-    /// Looks at the listener for metrics, which the exporter accepts from.
-    pub(crate) fn look_at_metrics(&mut self, now: Instant) {
-        let Some(exporter) = self
-            .exporter
-            .as_mut()
-            .filter(|exporter| !exporter.is_listening())
-        else {
-            return;
-        };
-        if !exporter.note_ended(Outage::since(now, ENDED), &self.poller) {
-            return;
-        }
-        let sentence = format_args!(
-            "metrics on {}: {ENDED}; binding another listener",
-            exporter.address()
-        );
-        self.events
-            .note(Kind::ListenerEnded, About::default(), sentence);
     }
 
     /// Binds anew what has ended, if it is time to.
@@ -225,20 +204,6 @@ impl Master {
         let sentence = format_args!("control socket {path} is open again");
         self.events
             .note(Kind::ListenerOpened, About::default(), sentence);
-    }
-
-    /// The exporter is not there any more. Another process may hold its listener, so that it would stay in the poller.
-    pub(crate) fn drop_exporter(&mut self) {
-        if let Some(exporter) = self.exporter.take() {
-            exporter.forget_listener(&self.poller);
-        }
-    }
-
-    /// The poller reports when another process ends this listener.
-    pub(crate) fn watch_metrics(&self, exporter: &Exporter) {
-        if let Err(e) = exporter.watch_listener(&self.poller) {
-            log::error!("cannot watch the listener for metrics: {e}");
-        }
     }
 }
 

@@ -7,10 +7,9 @@ use crate::channel::Heard;
 use crate::config::Config;
 use crate::master::clients::client::Client;
 use crate::master::clients::leases::{Done, Recovered};
-use crate::master::memory;
 use crate::master::telemetry::counters::{Cause, Loss, Reason};
 use crate::master::workers::worker::{NOT_NOW, Worker};
-use crate::master::{Master, Token};
+use crate::master::{Master, Token, memory};
 use crate::pool::{Late, State};
 use crate::proto::channel::{Log, Ready, Settings, Start, Stop, ToMaster, ToWorker, VERSION};
 use crate::proto::control::{About, Kind};
@@ -234,7 +233,7 @@ impl Master {
             && let Err(e) = worker.channel_takes_again(&self.poller)
         {
             log::error!("{}: cannot be spoken to: {e}; killing it", worker.name());
-            kill(worker);
+            worker.kill();
         }
         // One message, as more of them are told by the next wait.
         self.hear_one(id, now);
@@ -255,17 +254,17 @@ impl Master {
             // about to end does so with the status that it wanted.
             Ok(Heard::Closed) => {
                 let _ = self.poller.remove(&worker.channel);
-                kill(worker);
+                worker.kill();
                 false
             }
             Ok(Heard::Garbage(malformed)) => {
                 log::error!("{}: {malformed}; killing it", worker.name());
-                kill(worker);
+                worker.kill();
                 false
             }
             Err(e) => {
                 log::error!("{}: cannot hear it: {e}; killing it", worker.name());
-                kill(worker);
+                worker.kill();
                 false
             }
         }
@@ -308,7 +307,7 @@ impl Master {
                         "{}: it is done with slot {slot}, where it has no client; killing it",
                         worker.name()
                     );
-                    kill(worker);
+                    worker.kill();
                     break;
                 }
             }
@@ -325,7 +324,7 @@ impl Master {
                 "it speaks version {} of the channel, not {VERSION}",
                 ready.version
             ));
-            return kill(worker);
+            return worker.kill();
         }
         if !self.pool.ready(id, now) {
             return;
@@ -499,7 +498,7 @@ impl Master {
                 self.events.note(Kind::WorkerDraining, about, sentence);
             }
         }
-        kill(worker);
+        worker.kill();
     }
 
     /// Tells a worker something that it must hear, some time.
@@ -509,7 +508,7 @@ impl Master {
         };
         if let Err(e) = worker.say(message) {
             log::error!("{}: cannot be spoken to: {e}; killing it", worker.name());
-            kill(worker);
+            worker.kill();
         }
         worker.watch_channel(&self.poller);
     }
@@ -568,11 +567,4 @@ fn settings(config: &Config, id: WorkerId, buffers: u64) -> Settings {
 fn worn_at(most: u64, id: WorkerId) -> u64 {
     let spread = most / 20;
     most - spread - id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) % (spread + 1)
-}
-
-/// Kills a worker. Its end is taken in like every other when it is collected.
-pub(crate) fn kill(worker: &Worker) {
-    if let Err(e) = process::kill_child(worker.pid) {
-        log::error!("cannot kill {}: {e}", worker.name());
-    }
 }

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use crate::master::Master;
 use crate::master::telemetry::counters::Reason;
-use crate::master::workers::lifecycle;
 use crate::proto::control::{About, Kind};
 use crate::proto::names::WorkerId;
 
@@ -70,7 +69,7 @@ impl Master {
                 continue;
             }
             worker.is_unneeded = true;
-            lifecycle::kill(worker);
+            worker.kill();
             let about = About {
                 clients: Some(clients as u64),
                 ..worker.about()

@@ -16,7 +16,7 @@ use crate::proto::channel::{MAX_LEASES, MethodName, Start, ToMaster, ToWorker};
 use crate::proto::control::About;
 use crate::proto::names::{Generation, WorkerId};
 use crate::sys::poll::{Interest, Poller};
-use crate::sys::process::Executable;
+use crate::sys::process::{self, Executable};
 
 /// Fresh leases that a worker may have that it has not picked up: so many clients can come to wait behind a request
 /// that it is stuck in.
@@ -75,6 +75,13 @@ pub(crate) struct Pulse {
 }
 
 impl Worker {
+    /// Kills the process. Its death is collected as any other.
+    pub(crate) fn kill(&self) {
+        if let Err(e) = process::kill_child(self.pid) {
+            log::error!("cannot kill {}: {e}", self.name());
+        }
+    }
+
     /// Runs a worker and tells it who it is. What it says comes by its channel.
     ///
     /// # Errors

@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::Master;
-use super::control::dispatch::Waits;
-use super::reload::rejection;
-use super::telemetry::events::Asker;
+use super::rejection;
 use crate::config::{Config, Identities, Keys, Loaded};
+use crate::master::Master;
+use crate::master::control::pending::Waits;
+use crate::master::telemetry::events::Asker;
 use crate::proto::control::{Checked, Code, Refusal, Verb};
 use crate::proto::paths::exact;
 use crate::sys::fd;
@@ -76,7 +76,7 @@ impl Known {
 
 /// A child that reads.
 #[derive(Debug)]
-pub(super) struct Reading {
+pub(crate) struct Reading {
     pid: u32,
     shared: File,
     length: u64,
@@ -86,15 +86,15 @@ pub(super) struct Reading {
 
 /// A reload whose configuration is being read.
 #[derive(Debug)]
-pub(super) struct ReloadReading {
+pub(crate) struct ReloadReading {
     reading: Reading,
-    pub(super) asker: Asker,
-    pub(super) began: Instant,
+    pub(crate) asker: Asker,
+    pub(crate) began: Instant,
 }
 
 /// Checks, of which one is made at a time.
 #[derive(Debug, Default)]
-pub(super) struct Checks {
+pub(crate) struct Checks {
     reading: Option<Reading>,
     /// Number of the last one that was begun. Whoever asks waits for the next one, which reads the files as they are then.
     last: u64,
@@ -146,7 +146,7 @@ fn rejected(sentence: String) -> Refusal {
 
 impl Master {
     /// When a child will have had enough time.
-    pub(super) fn reading_deadline(&self) -> Option<Instant> {
+    pub(crate) fn reading_deadline(&self) -> Option<Instant> {
         let reload = self
             .reload_reading
             .as_ref()
@@ -189,7 +189,7 @@ impl Master {
     }
 
     /// Begins to read the configuration that is to come into force; [`Master::finish_reload`] gets it.
-    pub(super) fn read_for_reload(
+    pub(crate) fn read_for_reload(
         &mut self,
         asker: Asker,
         force: bool,
@@ -205,17 +205,17 @@ impl Master {
     }
 
     /// What a control client that asks for a check is to wait for.
-    pub(super) fn ask_for_check(&self) -> Waits {
+    pub(crate) fn ask_for_check(&self) -> Waits {
         Waits::Checked(self.checks.last + 1)
     }
 
     /// No check is being made.
-    pub(super) fn end_checks(&mut self) {
+    pub(crate) fn end_checks(&mut self) {
         self.checks.reading = None;
     }
 
     /// A child has ended: whether it was one that reads.
-    pub(super) fn reading_ended(&mut self, pid: u32, exit: Exit, now: Instant) -> bool {
+    pub(crate) fn reading_ended(&mut self, pid: u32, exit: Exit, now: Instant) -> bool {
         if let Some(reload) = self
             .reload_reading
             .take_if(|reload| reload.reading.pid == pid)
@@ -235,7 +235,7 @@ impl Master {
     }
 
     /// Ends what takes too long, and begins the check that is waited for.
-    pub(super) fn look_at_readings(&mut self, now: Instant) {
+    pub(crate) fn look_at_readings(&mut self, now: Instant) {
         if let Some(reload) = self
             .reload_reading
             .take_if(|reload| reload.reading.until <= now)

@@ -9,19 +9,21 @@
 //!
 //! A generation is the number of a configuration that was tried; each has its own, also one that was rolled back.
 
+pub(crate) mod reading;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::exporter;
-use super::listeners::listener::{self, Listener};
-use super::memory::{self, Memory};
-use super::reading::ReloadReading;
-use super::startup::{ClientLimits, client_limits, target, worker_count};
-use super::telemetry::events::Asker;
-use super::{Error, Master};
+use self::reading::ReloadReading;
 use crate::config::{self, Config, Control, Keys, Loaded};
 use crate::logging;
+use crate::master::capacity::{ClientLimits, client_limits, target, worker_count};
+use crate::master::listeners::listener::Listener;
+use crate::master::listeners::plan;
+use crate::master::memory::{self, Memory};
+use crate::master::telemetry::events::Asker;
+use crate::master::{Error, Master, exporter};
 use crate::proto::control::{
     About, Code, Kind, LastReload, Origin, Place, Refusal, Reloaded, Verdict,
 };
@@ -29,14 +31,14 @@ use crate::proto::names::Generation;
 
 /// A configuration on its way into force.
 #[derive(Debug)]
-pub(super) struct Reload {
-    pub(super) generation: Generation,
-    pub(super) config: Config,
+pub(crate) struct Reload {
+    pub(crate) generation: Generation,
+    pub(crate) config: Config,
     config_keys: Keys,
     config_file: Option<PathBuf>,
     config_files: Vec<PathBuf>,
     max_clients: u64,
-    pub(super) memory: Option<Memory>,
+    pub(crate) memory: Option<Memory>,
     listeners: Vec<Planned>,
     exporter: exporter::Planned,
     log: logging::Prepared,
@@ -57,7 +59,7 @@ impl Master {
     ///
     /// # Errors
     /// Why not; nothing has changed then.
-    pub(super) fn begin_reload(
+    pub(crate) fn begin_reload(
         &mut self,
         asker: Asker,
         force: bool,
@@ -86,7 +88,7 @@ impl Master {
     }
 
     /// The configuration has been read, or not.
-    pub(super) fn finish_reload(
+    pub(crate) fn finish_reload(
         &mut self,
         asked: &ReloadReading,
         file: Option<PathBuf>,
@@ -128,7 +130,7 @@ impl Master {
     }
 
     /// The file that a reload reads; none if there is none.
-    pub(super) fn next_file(&self) -> Option<PathBuf> {
+    pub(crate) fn next_file(&self) -> Option<PathBuf> {
         self.config_file.clone().or_else(|| {
             self.standard_file
                 .exists()
@@ -137,7 +139,7 @@ impl Master {
     }
 
     /// The configuration that a reload would try, but for the numbers of its users and groups, which are not looked up.
-    pub(super) fn read_next(&self, file: Option<&Path>) -> Result<Loaded, Refusal> {
+    pub(crate) fn read_next(&self, file: Option<&Path>) -> Result<Loaded, Refusal> {
         let loaded = self
             .config
             .load_next_unresolved(&self.config_keys, file, &self.standard_file);
@@ -145,7 +147,7 @@ impl Master {
     }
 
     /// How many clients there may be under a configuration.
-    pub(super) fn limits_under(&self, config: &Config) -> Result<ClientLimits, Refusal> {
+    pub(crate) fn limits_under(&self, config: &Config) -> Result<ClientLimits, Refusal> {
         client_limits(config, worker_count(config.workers.count), self.descriptors)
             .map_err(|e| Refusal::new(Code::Rejected, e.to_string()))
     }
@@ -206,7 +208,7 @@ impl Master {
     fn plan_listeners(&mut self, config: &Config) -> Result<Vec<Planned>, Error> {
         let keepalive = config.limits.tcp_keepalive;
         let wanted = self.handed.wanted(&config.listen)?;
-        let kept = listener::keep(&self.listeners, &wanted, listener::is_found);
+        let kept = plan::keep(&self.listeners, &wanted, plan::is_found);
         let mut planned = Vec::new();
         for (wanted, kept) in wanted.iter().zip(&kept) {
             planned.push(match kept {
@@ -259,7 +261,7 @@ impl Master {
     }
 
     /// All workers of the new configuration are ready: from now on it is in force.
-    pub(super) fn commit_reload(&mut self, now: Instant) {
+    pub(crate) fn commit_reload(&mut self, now: Instant) {
         let Some(reload) = self.reload.take() else {
             return;
         };
@@ -332,7 +334,7 @@ impl Master {
     }
 
     /// The new configuration is given up.
-    pub(super) fn abandon_reload(&mut self, why: String) {
+    pub(crate) fn abandon_reload(&mut self, why: String) {
         if self.reload_reading.take().is_some() {
             self.note_verdict(Verdict::RolledBack, Some(why.clone()));
             return self
@@ -427,7 +429,7 @@ fn warn(what: &str, result: Result<(), impl fmt::Display>) {
     }
 }
 
-pub(super) fn rejection(error: &config::Error) -> Refusal {
+pub(crate) fn rejection(error: &config::Error) -> Refusal {
     let place = Place {
         file: error.origin().into(),
         line: error.line(),

@@ -5,11 +5,9 @@
 //! its own ($RUNTIME_DIRECTORY), which is the first of these places: there the daemon puts a symbolic link. Without such a
 //! directory the place may be another daemon's, and is left alone.
 
-use std::env;
-use std::fs;
-use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::{env, fs, io};
 
 use crate::proto::control::places;
 use crate::sys::{process, socket};

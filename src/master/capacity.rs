@@ -1,0 +1,120 @@
+//! How much there can be: workers, clients and control clients, by the limit of descriptors.
+
+use super::Error;
+use crate::config::{Config, Count};
+use crate::desk::Layout;
+use crate::pool::Target;
+use crate::proto::names::{Generation, MAX_WORKERS};
+
+/// Descriptors that the master needs beside those of clients, listeners, workers and control clients: standard ones,
+/// its poller, signals, its program, its log, what the store is watched by, and what is open for a moment only.
+pub(super) const OWN_DESCRIPTORS: u64 = 20;
+
+/// A worker's channel and desk, and those of its successor while it is being replaced.
+const WORKER_DESCRIPTORS: u64 = 4;
+
+/// The exporter's listener and its channel, and the listener that a reload brings.
+const EXPORTER_DESCRIPTORS: u64 = 3;
+
+/// Most clients that `auto` comes to.
+const MOST_CLIENTS: u64 = 1_000_000;
+
+/// One worker per CPU that this process may use: affinity and cgroup quota.
+pub(super) fn worker_count(count: Count) -> usize {
+    match count {
+        Count::Auto => std::thread::available_parallelism()
+            .map_or(1, usize::from)
+            .min(MAX_WORKERS as usize),
+        Count::Exactly(count) => count.get() as usize,
+    }
+}
+
+/// Most control clients.
+pub(super) fn control_clients(descriptors: u64) -> u64 {
+    (descriptors / 8).clamp(4, MOST_CONTROL_CLIENTS)
+}
+
+/// Most control clients there can be; fewer where descriptors are scarce.
+pub(super) const MOST_CONTROL_CLIENTS: u64 = 72;
+
+/// How many clients there may be.
+#[derive(Clone, Debug)]
+pub(super) struct ClientLimits {
+    pub(super) clients: u64,
+    /// Slots on each desk.
+    pub(super) slots: u32,
+    /// As many as there are descriptors for, whatever the configuration wants.
+    pub(super) possible: u64,
+    /// Why there may not be as many as the configuration wants.
+    lowered: Option<String>,
+}
+
+impl ClientLimits {
+    /// Desks that have room for so many clients at least, and for frames of this length.
+    pub(super) fn layout(&self, max_frame: u32, slots: u32) -> Layout {
+        Layout::new(
+            self.slots.max(slots).min(Layout::most_slots(max_frame)),
+            max_frame,
+        )
+    }
+
+    /// Whoever puts them into force says so.
+    pub(super) fn warn_if_lowered(&self) {
+        if let Some(sentence) = &self.lowered {
+            log::warn!("{sentence}");
+        }
+    }
+}
+
+/// How many there may be beside so many workers, with so many descriptors.
+pub(super) fn client_limits(
+    config: &Config,
+    workers: usize,
+    descriptors: u64,
+) -> Result<ClientLimits, Error> {
+    let for_workers = WORKER_DESCRIPTORS * workers as u64;
+    let for_exporter = config
+        .metrics
+        .listen
+        .as_ref()
+        .map_or(0, |_| EXPORTER_DESCRIPTORS);
+    let for_listeners = config.listen.len() as u64 + for_exporter;
+    let taken = OWN_DESCRIPTORS + control_clients(descriptors) + for_workers + for_listeners;
+    let possible = descriptors
+        .saturating_sub(taken)
+        .min(u64::from(Layout::most_slots(config.limits.max_frame)));
+    if possible == 0 {
+        let sentence = format!(
+            "the limit of {descriptors} descriptors leaves none for clients: {taken} are needed"
+        );
+        return Err(Error::System(sentence));
+    }
+    let (clients, lowered) = match config.limits.max_clients {
+        None => (possible.min(MOST_CLIENTS), None),
+        Some(wanted) if u64::from(wanted.get()) <= possible => (wanted.get().into(), None),
+        Some(wanted) => {
+            let sentence = format!(
+                "max-clients lowered from {wanted} to {possible}: the limit is {descriptors} descriptors, of which \
+                 {taken} are needed for other things"
+            );
+            (possible, Some(sentence))
+        }
+    };
+    Ok(ClientLimits {
+        clients,
+        slots: u32::try_from(clients).unwrap_or(u32::MAX),
+        possible,
+        lowered,
+    })
+}
+
+/// What the pool is to bring about.
+pub(super) fn target(config: &Config, generation: Generation) -> Target {
+    Target {
+        generation,
+        count: worker_count(config.workers.count),
+        start_timeout: config.workers.start_timeout,
+        drain_timeout: config.limits.drain_timeout,
+        max_lifetime: config.workers.max_lifetime,
+    }
+}

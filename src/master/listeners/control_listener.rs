@@ -1,0 +1,226 @@
+//! The listener of control clients.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crate::config::{Access, Config, Mode};
+use crate::master::error::Error;
+use crate::master::listeners::conflict::Own;
+use crate::master::listeners::control_link::{self, ControlLink};
+use crate::master::listeners::listener::Listener;
+use crate::master::listeners::outage::{FILE_GONE, Outage};
+use crate::master::listeners::socket_file::{SocketFile, bind_unix, cannot_bind};
+use crate::proto::control::{places, temporary};
+use crate::proto::names::Address;
+use crate::sys::listening::listen;
+use crate::sys::user::Holder;
+use crate::sys::{process, socket};
+
+/// Control clients that can wait to be accepted; one more than that in fact (`unix_recvq_full()` in the kernel).
+pub(crate) const CONTROL_BACKLOG: u32 = 128;
+
+/// The listener of control clients.
+#[derive(Debug)]
+pub(crate) struct ControlListener {
+    socket: OwnedFd,
+    file: SocketFile,
+    /// Where it would be by default.
+    link: Option<ControlLink>,
+}
+
+impl ControlListener {
+    /// Binds and listens at `path`. `is_default` is whether nobody asked for just that path; then its directory is
+    /// made, if need be.
+    pub(crate) fn bind(
+        path: &Path,
+        is_default: bool,
+        mode: Mode,
+    ) -> Result<ControlListener, Error> {
+        let doing = format!("open the control socket {}", path.display());
+        let fail = |e: io::Error| cannot_bind(&doing, &Address::Unix(path.to_owned()), &e);
+        if is_default {
+            make_directory(path.parent().unwrap_or(Path::new("/"))).map_err(fail)?;
+            control_link::remove_link(path).map_err(fail)?;
+        }
+        let access = Access {
+            mode,
+            owner: None,
+            group: None,
+        };
+        let (socket, file) = bind_unix(path, Some(&access)).map_err(fail)?;
+        listen(&socket, CONTROL_BACKLOG).map_err(fail)?;
+        Ok(ControlListener {
+            socket,
+            file,
+            link: None,
+        })
+    }
+
+    /// Replaces a socket that has ended by another one at the same path.
+    pub(crate) fn bind_anew(&mut self, is_default: bool, mode: Mode) -> Result<(), Error> {
+        let mut another = ControlListener::bind(self.path(), is_default, mode)?;
+        another.link = self.link.take();
+        // The file of before was replaced. Its number may be that of the new one.
+        drop(std::mem::replace(self, another).file.left());
+        Ok(())
+    }
+
+    /// One that this process has since before it became this program. Its file may be gone.
+    pub(crate) fn again(socket: OwnedFd, path: &Path) -> ControlListener {
+        let file = SocketFile::of(path).unwrap_or_else(|_| SocketFile::missing(path));
+        ControlListener {
+            socket,
+            file,
+            link: None,
+        }
+    }
+
+    /// In the place of one that cannot be opened now: nobody can connect until it is bound anew.
+    ///
+    /// # Errors
+    /// Those of socket(2).
+    pub(crate) fn missing(path: &Path) -> io::Result<ControlListener> {
+        Ok(ControlListener {
+            socket: socket::unbound()?,
+            file: SocketFile::missing(path),
+            link: None,
+        })
+    }
+
+    /// Whether its file is there, by which others find it.
+    pub(crate) fn is_reachable(&self) -> bool {
+        self.file.metadata().is_some()
+    }
+
+    /// Has it found at the usual place as well, if it is elsewhere.
+    pub(crate) fn link(&mut self, name: &str) {
+        self.link = ControlLink::put(name, &self.file.path);
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.file.path
+    }
+
+    /// Lets others connect from now on.
+    pub(crate) fn set_mode(&mut self, mode: Mode) -> Result<(), Error> {
+        let set = self.file.set_access(&Access {
+            mode,
+            owner: None,
+            group: None,
+        });
+        set.map_err(|e| {
+            Error::unavailable(
+                &format!("change the control socket {}", self.file.path.display()),
+                &e,
+            )
+        })
+    }
+}
+
+impl AsFd for ControlListener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// A directory for the control socket, that others may look into only where that is the custom. What is there
+/// already must be a directory and ours: in /tmp anybody may have been there before.
+fn make_directory(path: &Path) -> io::Result<()> {
+    let mode = if path.starts_with("/run") {
+        0o755
+    } else {
+        0o700
+    };
+    match DirBuilder::new().mode(mode).create(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        made => return made,
+    }
+    let found = fs::symlink_metadata(path)?;
+    if !found.is_dir() {
+        return Err(io::Error::other(format!(
+            "{} is not a directory",
+            path.display()
+        )));
+    }
+    if found.uid() != process::user() {
+        let owner = found.uid();
+        let sentence = format!(
+            "{} belongs to uid {owner}, not to this daemon's user",
+            path.display()
+        );
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, sentence));
+    }
+    Ok(())
+}
+
+/// Where the control socket is if it is not configured.
+fn usual_place(name: &str, user: u32) -> PathBuf {
+    let temporary = temporary(name, user);
+    let mut places = places(name, user, |key| std::env::var_os(key));
+    if places[0].parent() == Some(&temporary) && Holder::of(&temporary) == Holder::Others {
+        places.remove(0);
+        log::warn!(
+            "{} is not a directory of uid {user} alone: the control socket is {}",
+            temporary.display(),
+            places[0].display()
+        );
+    }
+    places.swap_remove(0)
+}
+
+/// The control socket: the one that this process `had` before it became this program, or a new one. If there are clients,
+/// since then, and it cannot be had, another one takes its place that nobody can connect to, with the reason.
+pub(crate) fn open_control(
+    name: &str,
+    config: &Config,
+    listeners: &[Listener],
+    had: Option<ControlListener>,
+    clients_since: Option<Instant>,
+) -> Result<(ControlListener, Option<Outage>), Error> {
+    if let Some(control) = had {
+        let is_gone = !control.is_reachable();
+        return Ok((
+            control,
+            clients_since
+                .filter(|_| is_gone)
+                .map(|now| Outage::since(now, FILE_GONE)),
+        ));
+    }
+    let usual = || usual_place(name, process::user());
+    let path = config.control.socket.clone().unwrap_or_else(usual);
+    let bound = ControlListener::bind(
+        &path,
+        config.control.socket.is_none(),
+        config.control.mode(),
+    );
+    match (bound, clients_since) {
+        (Ok(control), _) => Ok((control, None)),
+        (Err(e), Some(now)) => {
+            let missing =
+                ControlListener::missing(&path).map_err(Error::system("make a socket"))?;
+            Ok((missing, Some(Outage::after(&e, now))))
+        }
+        (Err(e), None) => {
+            Err(Own::of(listeners, None, None).named_in(e, Some(&Address::Unix(path))))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_control_socket_gets_another_mode() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let path = directory.path().join("control.sock");
+        let mut control = ControlListener::bind(&path, false, Mode(0o660)).expect("bind");
+        control.set_mode(Mode(0o600)).expect("it is ours");
+        assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o777, 0o600);
+    }
+}

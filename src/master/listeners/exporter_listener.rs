@@ -1,0 +1,106 @@
+//! The listener of the exporter.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::config::{Access, Mode};
+use crate::master::error::Error;
+use crate::master::listeners::socket_file::{SocketFile, bind, cannot_bind};
+use crate::proto::names::Address;
+use crate::sys::listening::listen;
+use crate::sys::socket;
+
+/// The listener of those who ask for metrics over HTTP. It listens until it is dropped, also while another process has a
+/// copy of it.
+#[derive(Debug)]
+pub(crate) struct ExporterListener {
+    socket: OwnedFd,
+    /// Where it really is.
+    pub(crate) address: Address,
+    /// Its file, for a Unix socket.
+    file: Option<SocketFile>,
+}
+
+impl ExporterListener {
+    /// Binds and listens.
+    pub(crate) fn bind(wanted: &Address) -> Result<ExporterListener, Error> {
+        let access = Access {
+            mode: Mode(0o660),
+            owner: None,
+            group: None,
+        };
+        let fail =
+            |e: io::Error| cannot_bind(&format!("listen on {wanted} for metrics"), wanted, &e);
+        let (socket, address, file) = bind(wanted, Some(&access), false).map_err(fail)?;
+        listen(&socket, 128).map_err(fail)?;
+        Ok(ExporterListener {
+            socket,
+            address,
+            file,
+        })
+    }
+
+    /// Whether its file was removed, or replaced by another one.
+    pub(crate) fn is_file_gone(&self) -> bool {
+        self.file
+            .as_ref()
+            .is_some_and(|file| file.metadata().is_none())
+    }
+
+    /// In the place of one that cannot be bound now.
+    ///
+    /// # Errors
+    /// Those of socket(2).
+    pub(crate) fn missing(address: &Address) -> io::Result<ExporterListener> {
+        Ok(ExporterListener {
+            socket: socket::unbound()?,
+            address: address.clone(),
+            file: None,
+        })
+    }
+
+    /// Replaces a socket that has ended by another one at the same address.
+    pub(crate) fn bind_anew(&mut self) -> Result<(), Error> {
+        let another = ExporterListener::bind(&self.address)?;
+        // The file of before was replaced. Its number may be that of the new one.
+        drop(self.file.take().map(SocketFile::left));
+        *self = another;
+        Ok(())
+    }
+}
+
+impl Drop for ExporterListener {
+    fn drop(&mut self) {
+        // Or the address would be taken until the exporter is gone.
+        socket::end(&self.socket);
+    }
+}
+
+impl AsFd for ExporterListener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::listening::{Look, Offer, accept};
+
+    #[test]
+    fn a_port_where_metrics_were_asked_for_is_free_although_another_process_has_the_socket() {
+        let listener =
+            ExporterListener::bind(&"127.0.0.1:0".parse().expect("an address")).expect("bind");
+        let (address, copy) = (
+            listener.address.clone(),
+            listener.as_fd().try_clone_to_owned().expect("dup"),
+        );
+        assert!(ExporterListener::bind(&address).is_err(), "{address}");
+        drop(listener);
+        ExporterListener::bind(&address).expect("it is free");
+        assert!(
+            matches!(accept(&copy, Look::First).expect("accept"), Offer::Ended),
+            "{address}"
+        );
+    }
+}

@@ -1,0 +1,89 @@
+//! Opening the listeners of a configuration beside those that a master before this one has left.
+
+use std::time::{Duration, Instant};
+
+use crate::config::Listen;
+use crate::master::listeners::conflict::Own;
+use crate::master::listeners::listener::Listener;
+use crate::master::listeners::plan;
+use crate::master::{Error, Handed};
+
+/// For each listener of a configuration the one that is new, or nothing where a master before has left one.
+pub(crate) fn open_new(
+    entries: &[Listen],
+    handed: &Handed,
+    kept: &[Listener],
+    number: &mut u32,
+    keepalive: Option<Duration>,
+    now: Instant,
+) -> Result<Vec<Option<Listener>>, Error> {
+    let wanted = handed.wanted(entries)?;
+    let places = plan::keep(kept, &wanted, plan::is_any);
+    let wanted_count = wanted.len();
+    let mut opened: Vec<Option<Listener>> = Vec::new();
+    for (wanted, place) in wanted.iter().zip(places) {
+        if place.is_some() {
+            opened.push(None);
+            continue;
+        }
+        *number += 1;
+        let listener = Listener::open(*number, wanted, handed, keepalive);
+        let own = || Own::of(kept.iter().chain(opened.iter().flatten()), None, None);
+        let listener = listener.map_err(|e| own().named_in(e, wanted.address()));
+        // With another listener to serve at, an address may come later.
+        let listener = match listener {
+            Err(e) if wanted_count > 1 => Listener::missing(*number, wanted, e, now)?,
+            opened => opened?,
+        };
+        opened.push(Some(listener));
+    }
+    let is_served = opened.iter().any(|listener| {
+        listener
+            .as_ref()
+            .is_none_or(|listener| listener.outage.is_none())
+    });
+    match opened
+        .iter()
+        .flatten()
+        .find_map(|listener| listener.outage.as_ref())
+    {
+        Some(outage) if !is_served => Err(Error::Unavailable(outage.reason.clone())),
+        _ => Ok(opened),
+    }
+}
+
+/// All listeners, in the order of the configuration; behind them those that were left and are not wanted any more, whose
+/// numbers are told.
+pub(crate) fn join_listeners(
+    entries: &[Listen],
+    handed: &Handed,
+    kept: Vec<Listener>,
+    opened: Vec<Option<Listener>>,
+    keepalive: Option<Duration>,
+) -> Result<(Vec<Listener>, Vec<u32>), Error> {
+    let wanted = handed.wanted(entries)?;
+    let places = plan::keep(&kept, &wanted, plan::is_any);
+    let mut kept: Vec<Option<Listener>> = kept.into_iter().map(Some).collect();
+    let mut listeners = Vec::new();
+    for ((wanted, place), opened) in wanted.iter().zip(places).zip(opened) {
+        if let Some(mut listener) = place.and_then(|index| kept[index].take()) {
+            listener.adopt(wanted.entry, keepalive)?;
+            listener.set_place(&wanted.place);
+            listeners.push(listener);
+        }
+        listeners.extend(opened);
+    }
+    let mut rest: Vec<Listener> = kept.into_iter().flatten().collect();
+    // The file is that of the one that was bound in its place.
+    let is_replaced = |listener: &Listener| {
+        listeners
+            .iter()
+            .any(|other| other.address == listener.address)
+    };
+    rest.iter_mut()
+        .filter(|listener| is_replaced(listener))
+        .for_each(Listener::disown_file);
+    let leaving = rest.iter().map(|listener| listener.number).collect();
+    listeners.extend(rest);
+    Ok((listeners, leaving))
+}

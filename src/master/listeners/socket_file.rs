@@ -1,0 +1,199 @@
+//! Binding sockets, and the files of Unix sockets.
+
+use std::fs::{self, Metadata, Permissions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use crate::config::{Access, Mode};
+use crate::master::error::Error;
+use crate::master::listeners::conflict::ANOTHER;
+use crate::proto::names::Address;
+use crate::sys::user::{Group, User};
+use crate::sys::{process, socket};
+
+/// Why a socket cannot be bound, and what to do about it, as far as the error tells.
+pub(crate) fn cannot_bind(doing: &str, address: &Address, error: &io::Error) -> Error {
+    let advice = match (address, error.kind()) {
+        (Address::Tcp(_), io::ErrorKind::AddrInUse) => format!("; {ANOTHER}"),
+        (Address::Tcp(address), io::ErrorKind::PermissionDenied) if address.port() < 1024 => {
+            "; ports below 1024 need the capability CAP_NET_BIND_SERVICE".to_owned()
+        }
+        (Address::Tcp(_), _) if socket::is_family_unavailable(error) => {
+            "; RestrictAddressFamilies= of its unit forbids it, or the kernel cannot do it"
+                .to_owned()
+        }
+        (Address::Unix(_), io::ErrorKind::NotFound) => "; its directory must exist".to_owned(),
+        (Address::Unix(_), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {
+            format!(
+                "; uid {} must be able to write to its directory",
+                process::user()
+            )
+        }
+        _ => String::new(),
+    };
+    Error::unavailable(doing, error).with(&advice)
+}
+
+/// A socket that is bound and not yet listening, where it really is, and its file if it has one.
+pub(crate) fn bind(
+    wanted: &Address,
+    access: Option<&Access>,
+    freebind: bool,
+) -> io::Result<(OwnedFd, Address, Option<SocketFile>)> {
+    match wanted {
+        Address::Tcp(address) => {
+            let socket = socket::bind_tcp(*address, freebind)?;
+            let bound = socket::local_address(&socket)?.unwrap_or(*address);
+            Ok((socket, Address::Tcp(bound), None))
+        }
+        Address::Unix(path) => {
+            let (socket, file) = bind_unix(path, access)?;
+            Ok((socket, wanted.clone(), Some(file)))
+        }
+    }
+}
+
+/// The file of a bound Unix socket, removed when dropped if it is still that one.
+#[derive(Debug)]
+pub(crate) struct SocketFile {
+    pub(crate) path: PathBuf,
+    identity: (u64, u64),
+    /// User and group that it was made with, which are the defaults.
+    born: (u32, u32),
+    /// What it was given last.
+    access: Option<Access>,
+    /// It is the next master's, or that of the one before as long as this one does not serve.
+    pub(crate) is_left: bool,
+}
+
+impl SocketFile {
+    /// The file of a socket that was bound just now.
+    pub(crate) fn of(path: &Path) -> io::Result<SocketFile> {
+        let found = fs::symlink_metadata(path)?;
+        let born = (found.uid(), found.gid());
+        Ok(SocketFile {
+            path: path.to_owned(),
+            identity: identity(&found),
+            born,
+            access: None,
+            is_left: false,
+        })
+    }
+
+    /// One that is not there.
+    pub(crate) fn missing(path: &Path) -> SocketFile {
+        SocketFile {
+            path: path.to_owned(),
+            identity: (0, 0),
+            born: (0, 0),
+            access: None,
+            is_left: false,
+        }
+    }
+
+    /// It stays where it is.
+    pub(crate) fn left(mut self) -> SocketFile {
+        self.is_left = true;
+        self
+    }
+
+    /// What it is now, if it is still there.
+    pub(crate) fn metadata(&self) -> Option<Metadata> {
+        fs::symlink_metadata(&self.path)
+            .ok()
+            .filter(|found| identity(found) == self.identity)
+    }
+
+    /// Gives it its owner and its mode. What it was given before is not given again: the operator may have changed that
+    /// since, or have removed the file.
+    pub(crate) fn set_access(&mut self, access: &Access) -> io::Result<()> {
+        if self.access.as_ref() == Some(access) {
+            return Ok(());
+        }
+        let gone = || {
+            io::Error::new(
+                io::ErrorKind::NotFound,
+                "its file is gone, or is another one's",
+            )
+        };
+        let found = self.metadata().ok_or_else(gone)?;
+        let uid = access.owner.as_ref().map_or(self.born.0, |owner| owner.uid);
+        let gid = access.group.as_ref().map_or(self.born.1, |group| group.gid);
+        // Between the two steps it is neither what it was nor what it is to be.
+        self.access = None;
+        if (found.uid(), found.gid()) != (uid, gid) {
+            chown(&self.path, Some(uid), Some(gid))?;
+        }
+        fs::set_permissions(&self.path, Permissions::from_mode(access.mode.0))?;
+        self.access = Some(access.clone());
+        Ok(())
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if !self.is_left && self.metadata().is_some() {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// The access to the file of a Unix socket that another process has bound, if it is there.
+pub(crate) fn access_of(path: &Path) -> Option<Access> {
+    let found = fs::symlink_metadata(path)
+        .ok()
+        .filter(|found| found.file_type().is_socket())?;
+    let owner = User {
+        name: found.uid().to_string(),
+        uid: found.uid(),
+    };
+    let group = Group {
+        name: found.gid().to_string(),
+        gid: found.gid(),
+    };
+    Some(Access {
+        mode: Mode(found.mode() & 0o777),
+        owner: Some(owner),
+        group: Some(group),
+    })
+}
+
+fn identity(file: &Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
+}
+
+/// Binds a Unix socket and gives its file its mode and owner, before anybody can connect. A file that a daemon before
+/// left there is replaced, if it is a socket and nobody answers on it.
+pub(crate) fn bind_unix(path: &Path, access: Option<&Access>) -> io::Result<(OwnedFd, SocketFile)> {
+    let socket = match socket::bind_unix(path) {
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
+            remove_stale(path)?;
+            socket::bind_unix(path)?
+        }
+        bound => bound?,
+    };
+    let mut file = SocketFile::of(path)?;
+    if let Some(access) = access {
+        file.set_access(access)?;
+    }
+    Ok((socket, file))
+}
+
+fn remove_stale(path: &Path) -> io::Result<()> {
+    let in_use = |what: &str| io::Error::new(io::ErrorKind::AddrInUse, what.to_owned());
+    if !fs::symlink_metadata(path)?.file_type().is_socket() {
+        return Err(in_use(
+            "there is a file of that name, which is not a socket",
+        ));
+    }
+    if socket::is_unix_alive(path)? {
+        return Err(in_use(ANOTHER));
+    }
+    log::info!(
+        "{} was left by a process that is gone; replacing it",
+        path.display()
+    );
+    fs::remove_file(path)
+}
