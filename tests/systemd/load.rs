@@ -1,14 +1,15 @@
-//! Clients for the tests under systemd: they stay whatever happens to the daemon, and count what they see.
+//! Clients for the tests under systemd: they stay connected whatever happens to the daemon, and count the results.
 //!
 //! ```text
 //! load IDLE BUSY ADDRESS…
 //! ```
 //!
-//! IDLE clients ask once and stay, BUSY ones ask all the time, and one after another comes, asks and goes. Says `ready` when
-//! all are there, and goes on until the end of standard input. Then each idle one asks once more, and one line tells how many
-//! requests were answered, how many clients came meanwhile, the longest wait for a reply, and how many were lost or refused.
-//! Counted apart are those who had just come and were cut before their first reply: a master that is killed takes along whom
-//! it had accepted and not leased yet. The exit status is 0 if nobody else was lost, and nobody refused.
+//! IDLE clients send one request and stay connected, BUSY clients send requests continuously, and short connections with one
+//! request each follow one another. Prints `ready` when all clients are connected, and runs until the end of standard input.
+//! Then each idle client sends another request, and one line reports how many requests were answered, how many short
+//! connections were made, the longest wait for a reply, and how many clients were lost or refused. Clients that were cut
+//! before their first reply are counted separately: a master that is killed loses the clients that it has accepted and not
+//! yet leased. The exit status is 0 if no other client was lost and none was refused.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 /// Longer than any restart.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long a busy client rests between two requests.
+/// The pause of a busy client between two requests.
 const PACE: Duration = Duration::from_millis(2);
 
 #[derive(Default)]
@@ -107,7 +108,7 @@ impl Seen {
         }
     }
 
-    /// Whether the client is still there. If it was cut, it is counted as `cut`.
+    /// Returns whether the client is still connected. If it was cut, it is counted as `cut`.
     fn ask(&self, client: &mut Client, number: u64, cut: &AtomicU64) -> bool {
         let begin = Instant::now();
         let answered = client.ping(number);
@@ -150,7 +151,7 @@ impl Seen {
     }
 }
 
-/// Of either family: calls on stream sockets are the same for both.
+/// A TCP or Unix socket: the calls used here are the same for both.
 struct Client(UnixStream);
 
 impl Client {
