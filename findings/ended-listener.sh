@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# A listening socket that another holder has ended, as the kernel shows it to those who still have it.
+# A listening socket that one process has shut down, as the kernel shows it to other processes that share it.
 #
-# 1. Unix: after shutdown(2) accept(2) says EAGAIN for ever, SO_ACCEPTCONN is still 1 and listen(2) succeeds, while poll(2)
-#    reports POLLIN. After SHUT_RD alone there is not even POLLHUP: only POLLRDHUP, for those who ask for it, tells that no
-#    client can ever connect again. A server that accepts when poll(2) says so turns in circles.
-# 2. TCP: after shutdown(2) accept(2) says EINVAL, and listen(2) makes it a good listener again.
-# 3. TCP: after `ss -K` listen(2) succeeds, too, and clients connect; but what they are accepted as is shut down from birth:
-#    the server can neither read what they send nor write (EPIPE). Needs root, ss(8) and INET_DIAG_DESTROY.
+# 1. Unix: after shutdown(2), accept(2) always fails with EAGAIN, SO_ACCEPTCONN is still 1 and listen(2) succeeds, but
+#    poll(2) reports POLLIN. After SHUT_RD alone poll(2) does not report POLLHUP either; only POLLRDHUP, if requested,
+#    shows that no client can connect any more. A server that calls accept(2) whenever poll(2) reports POLLIN loops.
+# 2. TCP: after shutdown(2), accept(2) fails with EINVAL; listen(2) makes the socket a working listener again.
+# 3. TCP: after `ss -K`, listen(2) also succeeds and clients connect, but accepted sockets are shut down from the start: the
+#    server can neither read what clients send nor write (EPIPE). This part needs root, ss(8) and INET_DIAG_DESTROY.
 #
 # Needs python3; installs nothing. Exits with 1 if the behaviour has changed.
 set -euo pipefail

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# TCP Fast Open: until the handshake is complete (SYN_RECV) the socket reads and writes, and yet SIOCINQ, SIOCOUTQ and
-# SIOCOUTQNSD report 0, whatever lies in its queues. TCP_INFO and MSG_PEEK report what is there, but for bytes in flight: of
-# those only the number of segments (tcpi_unacked). tcpi_bytes_sent does not help: it counts segments that the queueing
-# discipline of this host dropped, too, which are still in tcpi_notsent_bytes.
+# TCP Fast Open: until the handshake is complete (SYN_RECV), the socket can be read and written, but SIOCINQ, SIOCOUTQ and
+# SIOCOUTQNSD report 0 even if its queues contain data. TCP_INFO and MSG_PEEK report the contents, except for bytes in
+# flight, of which only the number of segments is known (tcpi_unacked). tcpi_bytes_sent does not help: it also counts
+# segments that this host's queueing discipline dropped and that are still in tcpi_notsent_bytes.
 #
-# Needs: root or user namespaces, unshare(1), ip(8), tc(8) with tbf, python3. Nothing outside a network namespace changes.
+# Needs root or user namespaces, unshare(1), ip(8), tc(8) with tbf, python3. Changes nothing outside a network namespace.
 set -euo pipefail
 script=$(mktemp)
 trap 'rm -f "$script"' EXIT
@@ -36,7 +36,7 @@ def expect(what, found, wanted):
         sys.exit(f"changed: {wrong}, and not {wanted}")
 
 def wait_until(is_so):
-    """Asks every 10 ms for 20 s; what is found then is compared anyway."""
+    """Checks every 10 ms for at most 20 s. The caller compares the result in any case."""
     deadline = time.monotonic() + 20
     while not is_so() and time.monotonic() < deadline:
         select.select([], [], [], 0.01)
@@ -45,7 +45,7 @@ def wait_until(is_so):
 with open("/proc/sys/net/ipv4/tcp_fastopen", "w") as switch:
     switch.write("1543")
 listener = socket.create_server(("127.0.0.1", 0))
-# The SYN passes, and then hardly anything for minutes. What is longer than the burst is dropped.
+# The SYN passes; after it hardly anything passes for minutes. Packets longer than the burst are dropped.
 subprocess.run("tc qdisc add dev lo root tbf rate 8bit burst 600 limit 1m".split(), check=True)
 client = socket.socket()
 client.setblocking(False)
@@ -59,7 +59,7 @@ expect("80 bytes read", seen(server), SYN_RECV | {"peeked": 400, "bytes_received
 server.send(b"y" * 100)
 expect("100 bytes written, in flight", seen(server), SYN_RECV | {"unacked": 1, "notsent_bytes": 0, "bytes_sent": 100})
 server.send(b"z" * 1000)
-# The queueing discipline decides at once; the timer of the kernel tries again later.
+# The queueing discipline drops the segment at once; the kernel's timer retries later.
 wait_until(lambda: seen(server)["bytes_sent"] > 100)
 found = seen(server)
 expect("1000 more written, too long for the link", found, SYN_RECV | {"unacked": 1, "notsent_bytes": 1000})

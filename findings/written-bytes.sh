@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# What the kernel counts as written (wchar and syscw of proc_pid_io(5)), and of whom.
+# Which writes the kernel counts in wchar and syscw (proc_pid_io(5)), and for which thread.
 #
-# The manual says of wchar that it is "a sum of values passed to write(2) and similar system calls". A thread's own account is
-# /proc/PID/task/TID/io; /proc/PID/io is not the sum of those of its threads, but has ended threads and children that were
-# waited for as well. Seen on Linux 6.18:
-#  - sendfile(2), copy_file_range(2) and a write to an eventfd count; send(2) to the very same socket does not;
-#  - splice(2) does not, nor do io_submit(2) and io_uring, not even IORING_OP_WRITE that completes within io_uring_enter(2);
-#  - a call that writes nothing (EAGAIN) is one of syscw;
-#  - the account of a process's first thread can be read of the zombie, and ends when that is waited for.
+# The manual defines wchar as "a sum of values passed to write(2) and similar system calls". The account of a thread is
+# /proc/PID/task/TID/io. /proc/PID/io is not the sum of its threads' accounts: it includes threads that have exited and
+# children that were waited for. Observed on Linux 6.18:
+#  - sendfile(2), copy_file_range(2) and a write to an eventfd count; send(2) to the same socket does not;
+#  - splice(2), io_submit(2) and io_uring do not count, not even an IORING_OP_WRITE that completes within io_uring_enter(2);
+#  - a call that writes nothing (EAGAIN) increments syscw;
+#  - the account of a process's first thread can be read from the zombie, until the zombie is waited for.
 #
-# It needs cc and Linux with task I/O accounting; the rows of io_uring are left out where that is not allowed.
+# Needs cc and Linux with task I/O accounting. The io_uring rows are skipped where io_uring is not allowed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -53,15 +53,15 @@ static void begin(void) {
     process = read_account("/proc/self/io");
 }
 
-/* bytes and calls that are expected in the account of the thread and in that of the process */
+/* compares with the bytes and calls expected in the accounts of the thread and of the process */
 static void end(const char *what, int bytes, int calls, int all_bytes, int all_calls) {
     account t = read_account("/proc/thread-self/io"), p = read_account("/proc/self/io");
     long long found[] = {t.wchar - thread.wchar, t.syscw - thread.syscw, p.wchar - process.wchar, p.syscw - process.syscw};
     long long expected[] = {bytes, calls, all_bytes, all_calls};
     int differs = memcmp(found, expected, sizeof found) != 0;
     printf("%-46s thread %5lld bytes %lld calls, process %5lld bytes %lld calls%s\n", what, found[0], found[1], found[2],
-           found[3], differs ? "  <- another one than before" : "");
-    fflush(stdout); /* by itself a write, so before the next begin() */
+           found[3], differs ? "  <- changed" : "");
+    fflush(stdout); /* this is a write, so it must precede the next begin() */
     failed |= differs;
 }
 
@@ -105,7 +105,7 @@ int main(void) {
     begin(); write(sockets[0], data, 5000); end("write(2) to a Unix socket", 5000, 1, 5000, 1);
     begin(); send(sockets[0], data, 5000, 0); end("send(2) to the same", 0, 0, 0, 0);
     while (send(sockets[0], data, 5000, 0) > 0) {}
-    begin(); write(sockets[0], data, 5000); end("write(2), which says EAGAIN", 0, 1, 0, 1);
+    begin(); write(sockets[0], data, 5000); end("write(2) that fails with EAGAIN", 0, 1, 0, 1);
     begin(); write(counter, &one, 8); end("an eventfd", 8, 1, 8, 1);
     write(file, data, 5000);
     off_t offset = 0;
@@ -126,14 +126,14 @@ int main(void) {
     io_uring_row("io_uring: the same in a kernel thread", IORING_OP_WRITE, file, IOSQE_ASYNC);
 
     pthread_t other;
-    begin(); pthread_create(&other, 0, write_elsewhere, 0); pthread_join(other, 0); end("another thread, which has ended", 0, 0, 5000, 1);
+    begin(); pthread_create(&other, 0, write_elsewhere, 0); pthread_join(other, 0); end("another thread, after its exit", 0, 0, 5000, 1);
     begin();
     pid_t child = fork();
     if (child == 0) { write(null, data, 5000); _exit(0); }
     siginfo_t info;
     waitid(P_PID, child, &info, WEXITED | WNOWAIT);
     end("a child, before it is waited for", 0, 0, 0, 0);
-    begin(); waitpid(child, &status, 0); end("a child, when it is waited for", 0, 0, 5000, 1);
+    begin(); waitpid(child, &status, 0); end("a child, after it is waited for", 0, 0, 5000, 1);
 
     child = fork();
     if (child == 0) { write(null, data, 4321); kill(getpid(), 9); }
@@ -143,7 +143,7 @@ int main(void) {
     account zombie = read_account(path);
     waitpid(child, &status, 0);
     account after = read_account(path);
-    printf("%-46s thread %5lld bytes %lld calls; once it is waited for: %s\n", "a zombie that was killed", zombie.wchar,
+    printf("%-46s thread %5lld bytes %lld calls; after it is waited for: %s\n", "a zombie that was killed", zombie.wchar,
            zombie.syscw, after.wchar < 0 ? "gone" : "still there");
     failed |= zombie.wchar != 4321 || zombie.syscw != 1 || after.wchar >= 0;
     return failed;
@@ -151,4 +151,4 @@ int main(void) {
 C
 cc -D_GNU_SOURCE -w -include signal.h -include stdint.h -o "$folder/count" "$folder/count.c" -lpthread
 echo "Linux $(uname -r)"
-if "$folder/count"; then echo "as before"; else echo "the kernel counts otherwise now"; exit 1; fi
+if "$folder/count"; then echo "unchanged"; else echo "the kernel counts differently now"; exit 1; fi
