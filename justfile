@@ -1,0 +1,41 @@
+# Shortcuts for https://just.systems: `just` lists them. None of them is needed; CONTRIBUTING.md has the commands.
+
+_list:
+    @just --list --unsorted
+
+# Everything that is checked before a change is merged
+check:
+    .ci/run
+
+# All tests, or those with NAME in their names
+test NAME="":
+    cargo test {{ NAME }}
+
+# Format, lints, scripts, man pages and English
+lint:
+    cargo fmt --check
+    cargo clippy --all-targets -- -D warnings
+    shellcheck .ci/run .ci/english packaging/build-deb
+    mandoc -T lint -W warning man/*
+    .ci/english
+
+# The random test of everything at once, in a release build
+chaos SECONDS="60":
+    cargo build --release --examples
+    CHAOS_SECONDS={{ SECONDS }} cargo test --release --test it chaos:: -- --nocapture
+
+# Licences, duplicates, origins and known vulnerabilities of dependencies; needs cargo-deny
+deny:
+    cargo deny --locked check
+
+# The API documentation
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --open
+
+# The costs, compared with other servers
+bench:
+    cargo bench --bench peers -- --quick
+
+# The Debian package
+deb:
+    packaging/build-deb
