@@ -2,12 +2,13 @@
 
 use std::process::Command;
 
-use crate::common::program::{FDPASSCTL, run, skip};
+use crate::common::needs::skip;
+use crate::common::program::{FDPASSCTL, run};
 
 /// Has a shell run this script with the completions at hand as `$1`. Nothing, and said so, without that shell.
 fn completed(shell: &str, options: &[&str], script: &str) -> Option<Vec<String>> {
     if Command::new(shell).arg("--version").output().is_err() {
-        skip(&format!("there is no {shell}"));
+        skip("shells", &format!("there is no {shell}"));
         return None;
     }
     let directory = tempfile::tempdir().expect("a directory");

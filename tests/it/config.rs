@@ -10,7 +10,8 @@ use std::process::Command;
 use fdpassd::testing::{Running, Setup};
 use tempfile::TempDir;
 
-use crate::common::program::{FDPASSCTL, OtherUser, Program, Said, ctl, run, skip};
+use crate::common::needs::skip;
+use crate::common::program::{FDPASSCTL, OtherUser, Program, Said, ctl, run};
 use crate::common::{FDPASSD, start};
 
 #[test]
@@ -233,7 +234,7 @@ fn a_port_that_this_user_may_not_have_is_told_as_a_matter_of_permission() {
     let first =
         fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").expect("Linux has it");
     if first.trim().parse::<u32>().expect("a number") <= 80 {
-        return skip("every user may have port 80 here");
+        return skip("privileged-ports", "every user may have port 80 here");
     }
     let file = nobody.directory().join("config.toml");
     let socket = nobody.directory().join("control.sock");
@@ -547,7 +548,10 @@ fn start_with_standard_file(config: &str, drop_in: &str) -> Option<Running> {
         .as_ref()
         .is_ok_and(|output| output.status.success())
     {
-        skip(&format!("no mount namespace can be made: {is_possible:?}"));
+        skip(
+            "namespaces",
+            &format!("no mount namespace can be made: {is_possible:?}"),
+        );
         return None;
     }
     let script = format!(

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::common::kernel::{children, is_over};
-use crate::common::program::skip;
+use crate::common::needs::skip;
 use crate::common::{FDPASSD, settled};
 
 /// To unshare(1): whoever it runs is PID 1, and is killed with it.
@@ -31,7 +31,10 @@ impl Container {
             .args(["nsenter", "--version"])
             .output();
         if !tried.as_ref().is_ok_and(|output| output.status.success()) {
-            skip(&format!("no PID namespace can be made: {tried:?}"));
+            skip(
+                "namespaces",
+                &format!("no PID namespace can be made: {tried:?}"),
+            );
             return None;
         }
         let setup = OPTIONS

@@ -13,7 +13,8 @@ use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Setup, eventually};
 
 use crate::common::FDPASSD;
-use crate::common::program::{FDPASSCTL, OtherUser, Program, Said, ctl, skip, wait_for_clients};
+use crate::common::needs::skip;
+use crate::common::program::{FDPASSCTL, OtherUser, Program, Said, ctl, wait_for_clients};
 
 /// The user that the daemon runs as, and its group. Neither has a name, nor has any of the others.
 const DAEMON: u32 = 61_200;
@@ -455,10 +456,10 @@ impl Drop for Hand {
 }
 
 #[test]
-#[ignore = "what another user runs, see Hand"]
+#[ignore = "a helper of other tests, see Hand"]
 fn hand() {
     let Some(socket) = env::var_os(SOCKET) else {
-        return skip("it is for other tests");
+        return;
     };
     let mut client = Client::connect(&Address::Unix(PathBuf::from(socket)));
     for request in io::stdin().lines() {
@@ -545,7 +546,10 @@ fn a_directory_in_tmp_of_another_user_is_passed_over() {
 fn whoever_is_unmapped_in_a_user_namespace_changes_nothing() {
     let tried = Command::new("unshare").args(["--user", "true"]).output();
     if !tried.as_ref().is_ok_and(|output| output.status.success()) {
-        return skip(&format!("no user namespace can be made: {tried:?}"));
+        return skip(
+            "namespaces",
+            &format!("no user namespace can be made: {tried:?}"),
+        );
     }
     // It has the same number there as all others: none is mapped.
     let daemon = Setup::new("unshare", "workers.count = 1")

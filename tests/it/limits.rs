@@ -8,7 +8,7 @@ use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, Setup};
 
 use crate::common::namespace::{is_inside, this_test};
-use crate::common::program::skip;
+use crate::common::needs::skip;
 use crate::common::{FDPASSD, kernel, let_pass, settled, start};
 
 #[test]
@@ -38,7 +38,7 @@ fn clients_beyond_max_clients_wait_and_are_served_when_others_leave() {
 #[test]
 fn out_of_descriptors_nothing_spins_nobody_served_is_hurt_and_those_who_wait_are_served_later() {
     if Command::new("prlimit").arg("--version").output().is_err() {
-        return skip("there is no prlimit(1) of util-linux");
+        return skip("prlimit", "there is no prlimit(1) of util-linux");
     }
     let daemon = start("workers.count = 1");
     daemon.wait_for_workers();

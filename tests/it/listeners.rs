@@ -9,8 +9,9 @@ use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, eventually};
 
 use crate::common::namespace::{is_inside, this_test};
+use crate::common::needs::skip;
 use crate::common::port::Reserved;
-use crate::common::program::{ctl, skip};
+use crate::common::program::ctl;
 use crate::common::{FDPASSD, kernel, start};
 
 /// A user and a group that every system has.
@@ -113,7 +114,7 @@ fn a_port_whose_last_connections_linger_can_be_listened_on_again() {
 #[test]
 fn a_unix_socket_gets_the_owner_and_the_group_that_the_file_says() {
     if kernel::user() != 0 {
-        return skip("only root can give a file away");
+        return skip("root", "only root can give a file away");
     }
     let daemon = start(&format!(
         "listen = [{{ address = \"unix:{{dir}}/rpc.sock\", owner = \"{NOBODY}\", group = \"{NOBODY}\", mode = \"0600\" }}]"

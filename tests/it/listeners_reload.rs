@@ -14,8 +14,9 @@ use fdpassd::testing::{Client, Running, eventually};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::common::load::Load;
+use crate::common::needs::skip_part;
 use crate::common::port::Reserved;
-use crate::common::program::{ctl, skip};
+use crate::common::program::ctl;
 use crate::common::{kernel, start};
 
 fn connects(address: &Address) -> bool {
@@ -397,9 +398,10 @@ fn room_for(clients: u64) -> u64 {
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("up to the hard limit everybody may");
     let room = hard.saturating_sub(1_500);
     if room < clients {
-        skip(&format!(
-            "in part: with {hard} descriptors there are {room} idle clients instead of {clients}"
-        ));
+        skip_part(
+            "open-files",
+            &format!("with {hard} descriptors there are {room} idle clients instead of {clients}"),
+        );
     }
     room.min(clients)
 }

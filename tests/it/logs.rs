@@ -8,7 +8,8 @@ use fdpassd::testing::{Running, Setup, eventually};
 use serde_json::Value;
 
 use crate::common::faulty;
-use crate::common::program::{ctl, skip};
+use crate::common::needs::skip;
+use crate::common::program::ctl;
 use crate::common::start;
 
 #[test]
@@ -317,7 +318,10 @@ fn json_for_syslog_is_refused_with_a_caret() {
 #[test]
 fn lines_for_a_journal_that_is_not_there_go_to_standard_error_with_their_priorities() {
     if Path::new("/run/systemd/journal/socket").exists() {
-        return skip("there is a journal, and the lines would be in it");
+        return skip(
+            "no-journal",
+            "there is a journal, and the lines would be in it",
+        );
     }
     let set = "JOURNAL_STREAM=$(stat -L -c %d:%i /dev/fd/2) exec \"$0\" \"$@\"";
     let shell = Setup::new("sh", "log.format = \"json\"\nworkers.count = 1")

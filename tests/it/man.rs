@@ -13,8 +13,9 @@ use fdpassd::proto::names::Address;
 use fdpassd::testing::PATIENCE;
 use serde_json::{Value, json};
 
+use crate::common::needs::{skip, skip_part};
 use crate::common::page::{self, Entry, PAGES, Page};
-use crate::common::program::{FDPASSCTL, Program, Said, control_socket, ctl, run, skip};
+use crate::common::program::{FDPASSCTL, Program, Said, control_socket, ctl, run};
 use crate::common::{FDPASSD, faulty, start};
 
 #[test]
@@ -288,7 +289,7 @@ fn every_metric_with_its_labels_is_in_the_page_and_no_other() {
 #[test]
 fn the_alerts_of_the_guide_are_good_rules() {
     if Command::new("promtool").arg("--version").output().is_err() {
-        return skip("there is no promtool");
+        return skip("promtool", "there is no promtool");
     }
     let guide = read("docs/operating.md");
     let (_, rules) = guide.split_once("```yaml\n").expect("there are rules");
@@ -423,7 +424,7 @@ fn the_lines_and_columns_of_the_tables_are_in_the_page() {
 #[test]
 fn the_pages_are_good_mdoc() {
     if Command::new("mandoc").arg("/dev/null").output().is_err() {
-        return skip("there is no mandoc");
+        return skip("mandoc", "there is no mandoc");
     }
     for name in PAGES {
         let Said { out, err, .. } = run(
@@ -449,7 +450,7 @@ fn the_pages_fit_into_80_columns_and_can_be_pasted_from() {
     ];
     for (renderer, arguments) in renderers {
         if Command::new(renderer).arg("/dev/null").output().is_err() {
-            skip(&format!("there is no {renderer}"));
+            skip_part(renderer, &format!("there is no {renderer}"));
             continue;
         }
         for name in PAGES {
@@ -483,7 +484,7 @@ fn the_pages_fit_into_80_columns_and_can_be_pasted_from() {
 #[test]
 fn the_client_in_python_works_when_it_is_pasted() {
     if Command::new("python3").arg("--version").output().is_err() {
-        return skip("there is no python3");
+        return skip("python3", "there is no python3");
     }
     let page = Page::of("fdpassd-rpc.7").section("EXAMPLES");
     let program = page.display_after("A client in Python:");
@@ -504,7 +505,7 @@ fn the_client_in_python_works_when_it_is_pasted() {
 #[test]
 fn the_watcher_in_python_works_when_it_is_pasted() {
     if Command::new("python3").arg("--version").output().is_err() {
-        return skip("there is no python3");
+        return skip("python3", "there is no python3");
     }
     let program = Page::of("fdpassd-control.7")
         .section("EXAMPLES")

@@ -7,7 +7,7 @@ use std::io::Write;
 use fdpassd::testing::{Client, Running, ServiceManager, Setup};
 
 use crate::common::cgroup::MemoryCgroup;
-use crate::common::program::skip;
+use crate::common::needs::skip;
 use crate::common::{FDPASSD, ping_of, pong_of};
 
 const MIB: u64 = 1 << 20;
@@ -200,10 +200,13 @@ fn a_core_file_of_a_worker_has_no_byte_of_a_client() {
     const WORDS: &str = "what-a-client-sends-is-its-own";
     let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
     if pattern.trim().is_empty() || pattern.contains(['|', '/', '@']) {
-        return skip(&format!(
-            "core_pattern is {:?}, which writes no file beside the process",
-            pattern.trim()
-        ));
+        return skip(
+            "core-files",
+            &format!(
+                "core_pattern is {:?}, which writes no file beside the process",
+                pattern.trim()
+            ),
+        );
     }
     let directory = tempfile::tempdir().expect("a directory");
     let enter = "ulimit -c unlimited && cd \"$0\" && exec \"$@\"";
@@ -213,7 +216,7 @@ fn a_core_file_of_a_worker_has_no_byte_of_a_client() {
         .argument(directory.path());
     let daemon = match setup.argument(FDPASSD).start() {
         Ok(daemon) => daemon,
-        Err(e) => return skip(&format!("no core file may be written: {e}")),
+        Err(e) => return skip("core-files", &format!("no core file may be written: {e}")),
     };
     daemon.wait_for_workers();
     let text = WORDS.repeat(10_000);

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::common::faulty::{self, Execution};
 use crate::common::figures::{figures, sum, text};
-use crate::common::program::skip;
+use crate::common::needs::skip;
 use crate::common::{kernel, start};
 
 #[test]
@@ -255,7 +255,10 @@ fn prometheus_own_checker_finds_nothing_wrong() {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let Ok(mut promtool) = command.spawn() else {
-        return skip("there is no promtool (Debian's package prometheus)");
+        return skip(
+            "promtool",
+            "there is no promtool (Debian's package prometheus)",
+        );
     };
     promtool
         .stdin

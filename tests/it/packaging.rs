@@ -4,7 +4,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::common::program::{run, skip};
+use crate::common::needs::skip;
+use crate::common::program::run;
 
 #[test]
 fn the_unit_says_what_the_daemon_relies_on() {
@@ -79,7 +80,7 @@ fn little_is_left_that_a_captured_daemon_could_do() {
         fs::write(&path, text).expect("it is our directory");
         let path = path.display().to_string();
         if !Path::new("/usr/bin/systemd-analyze").exists() {
-            return skip("there is no systemd-analyze");
+            return skip("systemd-analyze", "there is no systemd-analyze");
         }
         let said = run(
             "/usr/bin/systemd-analyze",

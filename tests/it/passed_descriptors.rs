@@ -14,7 +14,8 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg, setsockopt, sockopt};
 use serde_json::json;
 
 use crate::common::http::{get, metrics_address};
-use crate::common::program::{control_socket, skip};
+use crate::common::needs::skip;
+use crate::common::program::control_socket;
 use crate::common::upgrade::upgrade;
 use crate::common::{FDPASSD, kernel, start};
 
@@ -128,7 +129,7 @@ fn assert_all_served(daemon: &Running) {
 #[test]
 fn where_the_kernel_can_refuse_them_no_socket_takes_descriptors() {
     if !kernel::can_refuse_descriptors() {
-        return skip("SO_PASSRIGHTS needs Linux 6.16");
+        return skip("linux-6.16", "SO_PASSRIGHTS needs Linux 6.16");
     }
     let daemon = start(CONFIG);
     let to = sockets(&daemon);

@@ -7,7 +7,8 @@ use fdpassd::testing::{Running, eventually};
 use serde_json::Value;
 
 use crate::common::faulty::{self, Execution};
-use crate::common::program::{FDPASSCTL, Program, Said, control_socket, ctl, skip};
+use crate::common::needs::skip;
+use crate::common::program::{FDPASSCTL, Program, Said, control_socket, ctl};
 use crate::common::{FDPASSD, start};
 
 /// The sentences of what was told, each behind its time.
@@ -296,7 +297,7 @@ fn on_a_terminal(
     environment: &[(&str, &str)],
 ) -> Option<Program> {
     if Command::new("script").arg("--version").output().is_err() {
-        skip("there is no script(1) of util-linux");
+        skip("script", "there is no script(1) of util-linux");
         return None;
     }
     let mut script = Command::new("script");

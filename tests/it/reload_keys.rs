@@ -13,7 +13,8 @@ use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Reply, Running, ServiceManager, eventually};
 
 use crate::common::faulty::{self, Execution, Switch, whoami};
-use crate::common::program::{FDPASSCTL, OtherUser, Program, control_socket, skip};
+use crate::common::needs::skip_part;
+use crate::common::program::{FDPASSCTL, OtherUser, Program, control_socket};
 use crate::common::{http, kernel, let_pass, ping_of};
 
 /// A key, two configurations that differ in nothing but it, and what shows that each is in force.
@@ -502,7 +503,7 @@ fn each_key_of_the_listeners_has_its_effect() {
     if kernel::user() == 0 {
         check(OWNERS);
     } else {
-        skip("in part: only root can give a file away");
+        skip_part("root", "only root can give a file away");
     }
 }
 
@@ -526,7 +527,7 @@ fn each_key_of_the_control_socket_and_of_the_log_has_its_effect() {
     if kernel::user() == 0 {
         check(GROUPS);
     } else {
-        skip("in part: only root can become another user");
+        skip_part("root", "only root can become another user");
     }
 }
 

@@ -16,7 +16,8 @@ use nix::sys::socket::Shutdown;
 
 use crate::common::holder::{end, listener_of, make_blocking};
 use crate::common::http::{get, metrics_address};
-use crate::common::program::{control_socket, skip};
+use crate::common::needs::skip;
+use crate::common::program::control_socket;
 use crate::common::upgrade::upgrade;
 use crate::common::{FDPASSD, kernel, let_pass, settled, start};
 
@@ -360,7 +361,10 @@ fn kill_listener(address: &Address) -> Option<()> {
         .args(["-K", "-H", "-t", "state", "listening", &port])
         .output();
     if !killed.is_ok_and(|output| !output.stdout.is_empty()) {
-        skip("ss(8) cannot end a socket: it needs root and INET_DIAG_DESTROY");
+        skip(
+            "ss",
+            "ss(8) cannot end a socket: it needs root and INET_DIAG_DESTROY",
+        );
         return None;
     }
     Some(())

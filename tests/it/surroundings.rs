@@ -16,8 +16,9 @@ use fdpassd::testing::{Running, Setup, eventually};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::common::needs::skip;
 use crate::common::program::{
-    FDPASSCTL, OtherUser, Program, control_socket, ctl, ctl_command, run, skip,
+    FDPASSCTL, OtherUser, Program, control_socket, ctl, ctl_command, run,
 };
 use crate::common::{FDPASSD, faulty, let_pass, start};
 
@@ -149,7 +150,7 @@ fn standard_output_as_log_file_is_the_descriptor() {
 #[test]
 fn a_limit_on_file_sizes_ends_no_process() {
     if Command::new("prlimit").arg("--version").output().is_err() {
-        return skip("there is no prlimit(1) of util-linux");
+        return skip("prlimit", "there is no prlimit(1) of util-linux");
     }
     let daemon = start("workers.count = 2\nlog.level = \"debug\"");
     let limit = |pid: u32, bytes: &str| {
@@ -182,7 +183,7 @@ fn a_log_file_at_the_limit_is_like_a_full_disk() {
         "log = { target = \"file\", file = \"{dir}/log\", level = \"debug\" }\nworkers.count = 1";
     let daemon = start(log);
     if Command::new("prlimit").arg("--version").output().is_err() {
-        return skip("there is no prlimit(1) of util-linux");
+        return skip("prlimit", "there is no prlimit(1) of util-linux");
     }
     daemon.wait_for_workers();
     for pid in daemon.worker_pids().into_iter().chain([daemon.pid()]) {
@@ -251,7 +252,7 @@ fn a_configuration_path_that_is_not_utf8_is_kept() {
 
 #[test]
 fn two_sigterms_at_once_are_one() {
-    let together = (0..10).any(|_| {
+    let together = (0..60).any(|_| {
         let mut daemon = faulty::start("workers.count = 1\nlimits.drain-timeout = \"20s\"");
         daemon.wait_for_workers();
         let mut client = daemon.connect();
@@ -259,13 +260,15 @@ fn two_sigterms_at_once_are_one() {
         daemon.wait_until("it executes", |status| {
             status.workers.iter().any(|worker| worker.executing > 0)
         });
-        // As timeout(1) does: to its child, then to its group. The first one has been taken by then.
+        // As timeout(1) does: to its child, then to its group. The daemon has taken the first one by then.
         let begin = Instant::now();
         daemon.signal("TERM");
         let_pass(Duration::from_millis(30));
         daemon.signal("TERM");
-        if begin.elapsed() > Duration::from_millis(120) {
-            // Not at once, on a busy machine: that shows nothing.
+        // An answer comes from a turn of the loop; the second comes from one after the signal.
+        let _ = (daemon.status(), daemon.status());
+        if begin.elapsed() > Duration::from_millis(180) {
+            // Two signals count as one within 200 ms, which a busy machine has exceeded: another try.
             return false;
         }
         assert!(
@@ -281,15 +284,13 @@ fn two_sigterms_at_once_are_one() {
         );
         true
     });
-    if !together {
-        skip("the machine is too busy for two signals at once");
-    }
+    assert!(together, "no two signals came within 200 ms");
 }
 
 #[test]
 fn a_terminal_with_tostop_neither_blocks_nor_counts() {
     if Command::new("script").arg("--version").output().is_err() {
-        return skip("there is no script(1) of util-linux");
+        return skip("script", "there is no script(1) of util-linux");
     }
     let directory = tempfile::tempdir().expect("a directory");
     let (config, control) = (
@@ -416,7 +417,7 @@ fn start_with_names(config: &str) -> Option<(Running, TempDir)> {
         .status()
         .is_ok_and(|status| status.success())
     {
-        skip("there are no namespaces of mounts");
+        skip("namespaces", "there are no namespaces of mounts");
         return None;
     }
     make_fifo(&place.path().join("group"));

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use fdpassd::testing::{Client, Running, Setup};
 
 use crate::common::faulty::example;
-use crate::common::program::skip;
+use crate::common::needs::skip;
 use crate::common::{ping_of, pong_of};
 
 /// The daemon under strace, and where that writes.
@@ -24,7 +24,7 @@ impl Traced {
             .args(["-qq", "-f", "-e", "trace=none", "true"])
             .status();
         if !may.is_ok_and(|status| status.success()) {
-            skip("there is no strace(1), or it may not trace");
+            skip("strace", "there is no strace(1), or it may not trace");
             return None;
         }
         let trace = tempfile::NamedTempFile::new().expect("a file");

@@ -13,7 +13,8 @@ use serde_json::json;
 
 use crate::common::faulty::{Execution, example, whoami};
 use crate::common::load::Load;
-use crate::common::program::{FDPASSCTL, Program, control_socket, run, skip};
+use crate::common::needs::skip_part;
+use crate::common::program::{FDPASSCTL, Program, control_socket, run};
 use crate::common::upgrade::{Programs, assert_refused, begin, ping_all, upgrade, verdict};
 use crate::common::{FDPASSD, kernel, settled, start};
 
@@ -332,7 +333,7 @@ fn a_program_that_somebody_else_could_change_is_refused() {
             &format!("its directory {} belongs to uid 61234", folder.display()),
         );
     } else {
-        skip("only root can give a file to another user: that part");
+        skip_part("root", "only root can give a file to another user");
     }
     assert_eq!(
         (daemon.status().generation.0, daemon.status().lost_total),

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use fdpassd::testing::{Setup, eventually};
 
-use super::program::skip;
+use super::needs::skip;
 
 /// Where the memory controller may be: v2, v1, and v2 beside v1.
 const HIERARCHIES: [&str; 3] = [
@@ -46,7 +46,10 @@ impl MemoryCgroup {
                 return Some(cgroup);
             }
         }
-        skip("no memory cgroup can be made: only root can, where the memory controller is there");
+        skip(
+            "cgroups",
+            "no memory cgroup can be made: only root can, where the memory controller is there",
+        );
         None
     }
 

@@ -10,7 +10,7 @@ use nix::sys::socket::sockopt::AcceptConn;
 use nix::sys::socket::{Shutdown, SockaddrStorage, getsockname, getsockopt, shutdown};
 
 use super::kernel;
-use super::program::skip;
+use super::needs::skip;
 
 /// A copy of a listener of process `pid`. None, and said so, where this process may not have one.
 pub fn listener_of(pid: u32, address: &Address) -> Option<OwnedFd> {
@@ -27,9 +27,10 @@ pub fn listener_of(pid: u32, address: &Address) -> Option<OwnedFd> {
             Ok(copy) if listens_at(&copy, address) => return Some(copy),
             Ok(_) | Err(Errno::EBADF) => {}
             Err(e) => {
-                skip(&format!(
-                    "cannot get a descriptor of the daemon's: pidfd_getfd(2) says {e}"
-                ));
+                skip(
+                    "root",
+                    &format!("cannot get a descriptor of the daemon's: pidfd_getfd(2) says {e}"),
+                );
                 return None;
             }
         }

@@ -8,6 +8,7 @@ pub mod http;
 pub mod kernel;
 pub mod load;
 pub mod namespace;
+pub mod needs;
 pub mod page;
 pub mod port;
 pub mod program;

@@ -3,7 +3,7 @@
 use std::env;
 use std::process::Command;
 
-use super::program::skip;
+use super::needs::skip;
 
 /// Set in the process that is in the namespace.
 const INSIDE: &str = "FDPASSD_TEST_INSIDE";
@@ -33,9 +33,10 @@ pub fn is_inside(test: &str, prepare: &str) -> bool {
         .args(["-rn", "sh", "-c", prepare])
         .output();
     if !tried.as_ref().is_ok_and(|output| output.status.success()) {
-        skip(&format!(
-            "no network namespace can be made by {prepare:?}: {tried:?}"
-        ));
+        skip(
+            "namespaces",
+            &format!("no network namespace can be made by {prepare:?}: {tried:?}"),
+        );
         return false;
     }
     let run = format!("{prepare} && exec \"$0\" --exact {test} --nocapture");

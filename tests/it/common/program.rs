@@ -1,7 +1,7 @@
 //! A program that ends by itself.
 
 use std::fs::{self, Permissions};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,8 @@ use std::thread::{self, JoinHandle};
 
 use fdpassd::testing::{Running, eventually};
 use tempfile::TempDir;
+
+use super::needs::skip;
 
 /// The operator's tool.
 pub const FDPASSCTL: &str = env!("CARGO_BIN_EXE_fdpassctl");
@@ -147,7 +149,7 @@ impl OtherUser {
     pub fn new() -> Option<OtherUser> {
         let other = OtherUser::if_root();
         if other.is_none() {
-            skip("only root can run programs as another user");
+            skip("root", "only root can run programs as another user");
         }
         other
     }
@@ -161,7 +163,7 @@ impl OtherUser {
             .stderr(Stdio::null())
             .status();
         if !found.is_ok_and(|status| status.success()) {
-            skip("there is no setpriv(1)");
+            skip("setpriv", "there is no setpriv(1)");
             return None;
         }
         Some(other)
@@ -227,10 +229,4 @@ impl OtherUser {
         }
         copy
     }
-}
-
-/// Says that a test did nothing, and why. Not by a macro, of which the test's harness would keep the text to itself.
-pub fn skip(reason: &str) {
-    let name = thread::current().name().unwrap_or("a test").to_owned();
-    let _ = writeln!(io::stderr(), "skipped: {name}: {reason}");
 }

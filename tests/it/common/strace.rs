@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
-use super::program::skip;
+use super::needs::skip;
 
 /// A process that is traced, without its children, until this is dropped.
 pub struct Traced {
@@ -31,7 +31,7 @@ impl Traced {
         let mut strace = match command.spawn() {
             Ok(strace) => strace,
             Err(e) => {
-                skip(&format!("strace(1) cannot be run: {e}"));
+                skip("strace", &format!("strace(1) cannot be run: {e}"));
                 return None;
             }
         };
@@ -42,7 +42,7 @@ impl Traced {
             .expect("it says text");
         if !said.contains(" attached") {
             let _ = strace.wait();
-            skip(&format!("strace(1) cannot trace: {said}"));
+            skip("strace", &format!("strace(1) cannot trace: {said}"));
             return None;
         }
         Some(Traced { strace, trace })

@@ -1,0 +1,59 @@
+//! What tests need of the machine: see [`skip`].
+
+use std::env;
+use std::io::{self, Write};
+use std::thread;
+
+/// The words that [`skip`] takes and `REQUIRE` may name.
+const NEEDS: [&str; 19] = [
+    "root",             // to become another user, to give files away
+    "namespaces",       // of networks, mounts, processes and users, by unshare(1) and ip(8)
+    "cgroups",          // a memory cgroup that can be written
+    "core-files",       // core_pattern names a file in the working directory
+    "open-files",       // a hard limit of 11,500 descriptors or more
+    "linux-6.16",       // SO_PASSRIGHTS
+    "privileged-ports", // port 80 is for root alone
+    "no-journal",       // journald does not run
+    "strace",
+    "ss",
+    "setpriv",
+    "prlimit",
+    "script",
+    "systemd-analyze",
+    "promtool",
+    "mandoc",
+    "man",
+    "python3",
+    "shells", // bash, zsh, fish
+];
+
+/// Reports that the calling test is skipped, because the machine lacks what it needs. The test returns then.
+///
+/// It is a failure instead if the variable `REQUIRE`, a list with commas, names the need; `all` names each of them.
+#[track_caller]
+pub fn skip(need: &str, reason: &str) {
+    report("skipped", need, reason);
+}
+
+/// As [`skip`], for a part of the test; its other parts are still run.
+#[track_caller]
+pub fn skip_part(need: &str, reason: &str) {
+    report("skipped in part", need, reason);
+}
+
+#[track_caller]
+fn report(what: &str, need: &str, reason: &str) {
+    assert!(NEEDS.contains(&need), "{need:?} is not in NEEDS");
+    let required = env::var("REQUIRE").unwrap_or_default();
+    for word in required.split(',').filter(|word| !word.is_empty()) {
+        assert!(
+            word == "all" || NEEDS.contains(&word),
+            "REQUIRE names {word:?}, which is none of {NEEDS:?}"
+        );
+        assert!(word != "all" && word != need, "needs {need}: {reason}");
+    }
+    let name = thread::current().name().unwrap_or("a test").to_owned();
+    let line = format!("{what}: {name}: needs {need}: {reason}\n");
+    // Not by a macro, whose output the harness keeps to itself; in one write, so that lines stay whole.
+    let _ = io::stderr().write_all(line.as_bytes());
+}
