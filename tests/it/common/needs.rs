@@ -1,4 +1,4 @@
-//! What tests need of the machine: see [`skip`].
+//! Needs of tests that a machine may lack, and the report of a skipped test.
 
 use std::env;
 use std::io::{self, Write};
