@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use fdpassd::testing::{Client, Running, ServiceManager, Setup};
@@ -29,29 +28,31 @@ fn the_readme_shows_the_example() {
 fn the_count_outlives_reload_recycle_and_kill_of_workers() {
     let state = tempfile::tempdir().expect("a directory");
     let daemon = start(setup(state.path()));
-    let done = AtomicUsize::new(0);
     thread::scope(|scope| {
-        for sender in 0..SENDERS {
-            let (daemon, done) = (&daemon, &done);
-            scope.spawn(move || {
-                let mut client = daemon.connect();
-                let mut last = 0;
-                for number in 1..=ADDITIONS {
-                    let total = add(&mut client, &format!("sender {sender}"), number);
-                    assert!(total > last, "{total} after {last}");
-                    last = total;
-                }
-                done.fetch_add(1, Ordering::Relaxed);
-            });
-        }
+        let daemon = &daemon;
+        let senders: Vec<_> = (0..SENDERS)
+            .map(|sender| {
+                scope.spawn(move || {
+                    let mut client = daemon.connect();
+                    let mut last = 0;
+                    for number in 1..=ADDITIONS {
+                        let total = add(&mut client, &format!("sender {sender}"), number);
+                        assert!(total > last, "{total} after {last}");
+                        last = total;
+                    }
+                })
+            })
+            .collect();
         // At least once each, and until all additions are made.
-        while {
+        loop {
             daemon.reload().expect("the configuration is good");
             daemon.kill_worker(0);
             daemon.ctl("recycle").expect("there are workers");
             daemon.kill_worker(1);
-            done.load(Ordering::Relaxed) < SENDERS && !thread::panicking()
-        } {}
+            if senders.iter().all(|sender| sender.is_finished()) {
+                break;
+            }
+        }
     });
     assert_eq!(total(&daemon), SENDERS as u64 * ADDITIONS);
     assert_eq!(daemon.status().lost_total, 0);
@@ -92,7 +93,7 @@ fn an_addition_counts_once_if_its_worker_dies_after_it() {
 }
 
 #[test]
-fn a_repeated_addition_gets_the_same_total_and_an_older_one_is_refused() {
+fn a_repeated_addition_counts_once_and_an_old_one_is_refused() {
     let state = tempfile::tempdir().expect("a directory");
     let daemon = start(setup(state.path()));
     let mut client = daemon.connect();
