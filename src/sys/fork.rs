@@ -98,10 +98,11 @@ fn wiped_on_fork() -> Option<&'static AtomicU64> {
             0,
         )
     };
-    // SAFETY: the page was mapped just now, and nothing else knows of it.
-    if page == libc::MAP_FAILED
-        || unsafe { libc::madvise(page, length, libc::MADV_WIPEONFORK) } != 0
-    {
+    if page == libc::MAP_FAILED {
+        return None;
+    }
+    // SAFETY: the page was mapped just now, and nothing else refers to it.
+    if unsafe { libc::madvise(page, length, libc::MADV_WIPEONFORK) } != 0 {
         return None;
     }
     // SAFETY: the page is aligned, readable, writable, full of zeros, and never unmapped.

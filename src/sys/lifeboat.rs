@@ -198,9 +198,12 @@ impl Lifeboat {
             tv_sec: self.grace.as_secs() as libc::time_t,
             tv_usec: self.grace.subsec_micros().max(1) as libc::suseconds_t,
         };
-        // SAFETY: all-zero bytes are a timeval.
+        let never = libc::timeval {
+            tv_sec: 0,
+            tv_usec: 0,
+        };
         let timer = libc::itimerval {
-            it_interval: unsafe { mem::zeroed() },
+            it_interval: never,
             it_value: grace,
         };
         // SAFETY: it reads one struct.
