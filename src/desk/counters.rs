@@ -115,7 +115,7 @@ impl MasterDesk {
             header.counter(counter).wrapping_add(1),
             slot.requests().wrapping_add(1),
         );
-        if count & COUNT_MASK != note.count || slot.view().replied < note.replied {
+        if count & COUNT_MASK != note.count || slot.cursors().replied < note.replied {
             return;
         }
         if requests & COUNT_MASK == note.requests {
@@ -314,7 +314,7 @@ fn sum(counts: impl Iterator<Item = u64>) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Layout, Marks, State, View, WorkerDesk};
+    use super::super::{Cursors, Flags, Layout, LeaseState, WorkerDesk};
     use super::*;
     use proptest::prelude::*;
 
@@ -334,7 +334,7 @@ mod tests {
         stores: usize,
     ) -> bool {
         let (header, slot) = (worker.header(), worker.slot(slot).expect("a slot"));
-        let (answered, replied) = (slot.view().answered + 5, slot.view().replied + 10);
+        let (answered, replied) = (slot.cursors().answered + 5, slot.cursors().replied + 10);
         if stores == 0 {
             return false;
         }
@@ -360,10 +360,10 @@ mod tests {
                 for slot in [0, 1] {
                     let slot = worker.slot(slot).expect("a slot");
                     slot.preset(
-                        State::Rest,
+                        LeaseState::Idle,
                         1,
-                        View::at_rest(0, 0),
-                        Marks::default(),
+                        Cursors::idle(0, 0),
+                        Flags::default(),
                         (1, 1),
                         7,
                     );
@@ -375,7 +375,7 @@ mod tests {
                 (0..3).for_each(|_| assert!(answer(&worker, 1, (3, true), 4)));
                 // What was sent midway is in another view.
                 let slot = worker.slot(1).expect("a slot");
-                slot.flip(&View::at_rest(15, 30), Marks::default());
+                slot.flip(&Cursors::idle(15, 30), Flags::default());
                 let is_committed = answer(&worker, 1, (3, false), stores);
                 for _ in 0..2 {
                     master.settle();
@@ -401,10 +401,10 @@ mod tests {
     fn methods_without_a_counter_count_as_none() {
         let (master, worker) = desk();
         worker.slot(0).expect("a slot").preset(
-            State::Rest,
+            LeaseState::Idle,
             1,
-            View::at_rest(0, 0),
-            Marks::default(),
+            Cursors::idle(0, 0),
+            Flags::default(),
             (1, 1),
             0,
         );
@@ -442,10 +442,10 @@ mod tests {
     fn replies_that_were_not_sent_took_as_long_as_their_turn() {
         let (_, worker) = desk();
         worker.slot(0).expect("a slot").preset(
-            State::Rest,
+            LeaseState::Idle,
             1,
-            View::at_rest(0, 0),
-            Marks::default(),
+            Cursors::idle(0, 0),
+            Flags::default(),
             (1, 1),
             0,
         );

@@ -34,13 +34,13 @@ const PICKED_UP: usize = 0;
 const PANICS: usize = 3;
 const LOG_ERRORS: usize = 4;
 const EXECUTING: usize = 5;
-const WANTS_ROOM: usize = 6;
+const WANTS_CAPACITY: usize = 6;
 const PARKED: usize = 7;
 const WRITE_SUM: usize = 8;
 const WRITE_AT: usize = 9;
 const WRITE_SLOT: usize = 10;
 const KNOWS_WRITES: usize = 11;
-const BEATS: usize = 12;
+const HEARTBEATS: usize = 12;
 const TURN_SINCE: usize = 13;
 const TURN_SLOT: usize = 14;
 pub(super) const FINAL_WRITES: usize = 15;
@@ -54,13 +54,13 @@ const WRITER: usize = 22;
 pub(super) const FINAL_WRITE_CALLS: usize = 23;
 
 const SECONDS: usize = 64;
-const KEPT: u64 = 12;
+const KEPT_SECONDS: u64 = 12;
 const SECOND_WORDS: usize = 120;
 const BUCKETS_AT: usize = 8;
 /// Kinds of durations that are told apart.
 pub const BUCKETS: usize = SECOND_WORDS - BUCKETS_AT;
 
-const DURATIONS: usize = SECONDS + KEPT as usize * SECOND_WORDS;
+const DURATIONS: usize = SECONDS + KEPT_SECONDS as usize * SECOND_WORDS;
 const DURATION_SUM: usize = DURATIONS + BUCKETS;
 const METHODS: usize = 1664;
 /// Methods with counters of their own, and those without.
@@ -129,14 +129,14 @@ impl<'a> Header<'a> {
         // Sequentially consistent with `want_room`: of "I count" and "do you want to know" here, "I want to know"
         // and "what is the count" there, at least one side sees the other's.
         self.0[PICKED_UP].fetch_add(n, Ordering::SeqCst);
-        self.0[WANTS_ROOM].load(Ordering::SeqCst) != 0
-            && self.0[WANTS_ROOM].swap(0, Ordering::SeqCst) != 0
+        self.0[WANTS_CAPACITY].load(Ordering::SeqCst) != 0
+            && self.0[WANTS_CAPACITY].swap(0, Ordering::SeqCst) != 0
     }
 
     /// Master: wants a message when more leases are picked up than the count that it returns.
     #[must_use]
     pub fn want_room(&self) -> u64 {
-        self.0[WANTS_ROOM].store(1, Ordering::SeqCst);
+        self.0[WANTS_CAPACITY].store(1, Ordering::SeqCst);
         self.0[PICKED_UP].load(Ordering::SeqCst)
     }
 
@@ -269,13 +269,13 @@ impl<'a> Header<'a> {
 
     /// Worker: it shows that its loop turns.
     pub fn beat(&self) {
-        self.add(BEATS, 1);
+        self.add(HEARTBEATS, 1);
     }
 
     /// How often it has shown so. A count that stays the same may be that of a worker with nothing to do.
     #[must_use]
     pub fn beats(&self) -> u64 {
-        self.load(BEATS)
+        self.load(HEARTBEATS)
     }
 
     /// Worker: it begins the turn of the client in this slot.
@@ -385,7 +385,7 @@ impl<'a> Header<'a> {
     }
 
     fn second(&self, second: u64) -> &[AtomicU64] {
-        let begin = SECONDS + (second % KEPT) as usize * SECOND_WORDS;
+        let begin = SECONDS + (second % KEPT_SECONDS) as usize * SECOND_WORDS;
         &self.0[begin..begin + SECOND_WORDS]
     }
 

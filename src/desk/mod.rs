@@ -40,8 +40,8 @@ use crate::sys::memory::{self, Bytes, PAGE, Words};
 
 pub use counters::{Counters, Note};
 pub use header::{BUCKETS, Header, Write, upper};
-pub use recovery::{Bytes as ClientBytes, Owner};
-pub use slot::{Found, Marks, Place, Slot, State, View};
+pub use recovery::{ClientBytes, Owner};
+pub use slot::{Claim, Cursors, Flags, LeaseState, Region, Slot};
 #[cfg(test)]
 pub use stretch::Stretch;
 
@@ -109,7 +109,7 @@ impl Layout {
     /// Slots that a desk may have, so that all of its places can be mapped: 16 TiB of addresses, of the 128 that a
     /// process has on the smallest of today's 64-bit machines.
     #[must_use]
-    pub fn most_slots(max_frame: u32) -> u32 {
+    pub fn max_slots(max_frame: u32) -> u32 {
         let one = Layout::new(1, max_frame);
         u32::try_from((16 << 40) / (one.large_receive() + one.reply() + SMALL as u64 + SLOT))
             .unwrap_or(u32::MAX)
@@ -129,7 +129,7 @@ impl Layout {
 
     /// Longest reply with its prefix, in bytes.
     #[must_use]
-    pub fn reply_max(self) -> usize {
+    pub fn max_reply(self) -> usize {
         PREFIX + self.max_frame as usize + REPLY_EXTRA
     }
 
@@ -145,7 +145,7 @@ impl Layout {
 
     /// Bytes of a reply buffer: when the last reply begins, less than [`REPLY_SOFT`] are waiting.
     fn reply(self) -> u64 {
-        page_up((REPLY_SOFT + self.reply_max()) as u64)
+        page_up((REPLY_SOFT + self.max_reply()) as u64)
     }
 
     /// Bytes of a large receive place: a whole frame, or what the shared buffer held.
@@ -164,7 +164,7 @@ impl Layout {
 
     /// Where a worker finds what it needs to pack its clients.
     #[must_use]
-    pub fn places(self) -> Places {
+    pub fn handoff_offsets(self) -> Places {
         Places {
             words: self.words(),
             first_lease: (HEADER / 8) as usize,
@@ -179,28 +179,28 @@ impl Layout {
     }
 
     /// All bytes of the file.
-    fn length(self) -> u64 {
+    fn file_len(self) -> u64 {
         self.bytes_at() + self.large_at(self.slots)
     }
 
     /// Where received bytes lie at `place` for `slot`, counted from the first byte after the slots.
-    fn receive_range(self, place: Place, slot: u32) -> Range<usize> {
+    fn receive_range(self, place: Region, slot: u32) -> Range<usize> {
         let (begin, length) = match place {
-            Place::Shared => (0, RECEIVE as u64),
-            Place::Small => (
+            Region::Shared => (0, RECEIVE as u64),
+            Region::Small => (
                 self.small_at() + u64::from(slot) * SMALL as u64,
                 SMALL as u64,
             ),
-            Place::Large => (self.large_at(slot), self.large_receive()),
+            Region::Large => (self.large_at(slot), self.large_receive()),
         };
         begin as usize..(begin + length) as usize
     }
 
     /// Where replies lie; a small place holds none.
-    fn reply_range(self, place: Place, slot: u32) -> Range<usize> {
+    fn reply_range(self, place: Region, slot: u32) -> Range<usize> {
         let begin = match place {
-            Place::Shared | Place::Small => RECEIVE as u64,
-            Place::Large => self.large_at(slot) + self.large_receive(),
+            Region::Shared | Region::Small => RECEIVE as u64,
+            Region::Large => self.large_at(slot) + self.large_receive(),
         };
         begin as usize..(begin + self.reply()) as usize
     }
@@ -212,14 +212,14 @@ fn page_up(bytes: u64) -> u64 {
 
 /// The words of a desk: what master and worker both map.
 #[derive(Debug)]
-struct Board {
+struct SharedWords {
     words: Words,
     slots: u32,
 }
 
-impl Board {
-    fn map(file: &File, layout: Layout) -> io::Result<Board> {
-        Ok(Board {
+impl SharedWords {
+    fn map(file: &File, layout: Layout) -> io::Result<SharedWords> {
+        Ok(SharedWords {
             words: Words::map(file, layout.words())?,
             slots: layout.slots,
         })
@@ -241,7 +241,7 @@ impl Board {
 /// A desk as the master has it: it makes it, presets slots, and reads what a worker left.
 #[derive(Debug)]
 pub struct MasterDesk {
-    board: Board,
+    board: SharedWords,
     file: Arc<File>,
     layout: Layout,
 }
@@ -252,9 +252,9 @@ impl MasterDesk {
     /// # Errors
     /// Those of memfd_create(2), ftruncate(2) and mmap(2).
     pub fn new(layout: Layout) -> io::Result<MasterDesk> {
-        let file = memory::sealed_file(c"desk", layout.length())?;
+        let file = memory::sealed_file(c"desk", layout.file_len())?;
         Ok(MasterDesk {
-            board: Board::map(&file, layout)?,
+            board: SharedWords::map(&file, layout)?,
             file: Arc::new(file),
             layout,
         })
@@ -265,13 +265,13 @@ impl MasterDesk {
     /// # Errors
     /// Those of fcntl(2) and mmap(2); `InvalidData` when the file can be cut short, or is not as long as that.
     pub fn found(file: File, layout: Layout) -> io::Result<MasterDesk> {
-        if layout.slots > Layout::most_slots(layout.max_frame)
-            || !memory::is_sealed(&file, layout.length())?
+        if layout.slots > Layout::max_slots(layout.max_frame)
+            || !memory::is_sealed(&file, layout.file_len())?
         {
             return Err(io::ErrorKind::InvalidData.into());
         }
         Ok(MasterDesk {
-            board: Board::map(&file, layout)?,
+            board: SharedWords::map(&file, layout)?,
             file: Arc::new(file),
             layout,
         })
@@ -305,7 +305,7 @@ impl MasterDesk {
 /// A desk as its worker has it.
 #[derive(Debug)]
 pub struct WorkerDesk {
-    board: Board,
+    board: SharedWords,
     bytes: Bytes,
     file: File,
     layout: Layout,
@@ -317,9 +317,9 @@ impl WorkerDesk {
     /// # Errors
     /// Those of mmap(2); `InvalidInput` when the file is shorter than the layout.
     pub fn map(file: File, layout: Layout) -> io::Result<WorkerDesk> {
-        let board = Board::map(&file, layout)?;
+        let board = SharedWords::map(&file, layout)?;
         let length =
-            usize::try_from(layout.length() - layout.bytes_at()).map_err(io::Error::other)?;
+            usize::try_from(layout.file_len() - layout.bytes_at()).map_err(io::Error::other)?;
         let bytes = Bytes::map(&file, layout.bytes_at(), length)?;
         Ok(WorkerDesk {
             board,
@@ -352,7 +352,7 @@ impl WorkerDesk {
     /// # Panics
     /// For a slot that there is not: callers have claimed it.
     #[must_use]
-    pub fn open(&mut self, index: u32, receive: Place, reply: Place) -> Open<'_> {
+    pub fn open(&mut self, index: u32, receive: Region, reply: Region) -> Open<'_> {
         let ranges = [
             self.layout.receive_range(receive, index),
             self.layout.reply_range(reply, index),
@@ -372,12 +372,12 @@ impl WorkerDesk {
 
     /// A place for received bytes, to be read.
     #[must_use]
-    pub fn received(&self, index: u32, place: Place) -> &[u8] {
+    pub fn received(&self, index: u32, place: Region) -> &[u8] {
         &self.bytes[self.layout.receive_range(place, index)]
     }
 
     /// Copies received bytes from one place of a slot to the beginning of another.
-    pub fn move_received(&mut self, index: u32, from: Place, bytes: Range<usize>, to: Place) {
+    pub fn move_received(&mut self, index: u32, from: Region, bytes: Range<usize>, to: Region) {
         let source = self.layout.receive_range(from, index);
         let target = self.layout.receive_range(to, index);
         self.bytes.copy_within(
@@ -388,8 +388,8 @@ impl WorkerDesk {
 
     /// Copies replies of the turn in progress to the beginning of the slot's large place.
     pub fn keep_replies(&mut self, index: u32, bytes: Range<usize>) {
-        let source = self.layout.reply_range(Place::Shared, index);
-        let target = self.layout.reply_range(Place::Large, index);
+        let source = self.layout.reply_range(Region::Shared, index);
+        let target = self.layout.reply_range(Region::Large, index);
         self.bytes.copy_within(
             source.start + bytes.start..source.start + bytes.end,
             target.start,
@@ -430,22 +430,22 @@ mod tests {
         for (slots, max_frame) in [(1, 64), (3, 65_535), (40, 1 << 20), (7, 256 << 20)] {
             let layout = Layout::new(slots, max_frame);
             let mut ranges = vec![
-                layout.receive_range(Place::Shared, 0),
-                layout.reply_range(Place::Shared, 0),
+                layout.receive_range(Region::Shared, 0),
+                layout.reply_range(Region::Shared, 0),
             ];
             for slot in 0..slots {
-                ranges.push(layout.receive_range(Place::Small, slot));
-                ranges.push(layout.receive_range(Place::Large, slot));
-                ranges.push(layout.reply_range(Place::Large, slot));
+                ranges.push(layout.receive_range(Region::Small, slot));
+                ranges.push(layout.receive_range(Region::Large, slot));
+                ranges.push(layout.reply_range(Region::Large, slot));
             }
             ranges.sort_by_key(|range| range.start);
             for pair in ranges.windows(2) {
                 assert!(pair[0].end <= pair[1].start, "{pair:?}");
             }
             let end = ranges.last().expect("some").end as u64;
-            assert!(end <= layout.length() - layout.bytes_at());
+            assert!(end <= layout.file_len() - layout.bytes_at());
             assert!(layout.large_receive() as usize >= PREFIX + max_frame as usize);
-            assert!(layout.reply() as usize >= REPLY_SOFT + layout.reply_max());
+            assert!(layout.reply() as usize >= REPLY_SOFT + layout.max_reply());
         }
     }
 
@@ -458,7 +458,7 @@ mod tests {
         let mut worker =
             WorkerDesk::map(master.file().try_clone().expect("dup"), layout).expect("mmap");
         assert_eq!(blocks(&master), 0);
-        worker.open(19_999, Place::Large, Place::Shared).rx[0] = 1;
+        worker.open(19_999, Region::Large, Region::Shared).rx[0] = 1;
         assert_eq!(blocks(&master), 8);
         worker.empty_large(19_999);
         assert_eq!(blocks(&master), 0);

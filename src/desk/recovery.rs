@@ -13,12 +13,12 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use super::stretch::Stretch;
-use super::{MasterDesk, Place, SMALL, View};
+use super::{Cursors, MasterDesk, Region, SMALL};
 use crate::sys::ledger::Ledger;
 
 /// Bytes of a client that is in no turn: all there is of it beside its socket.
 #[derive(Debug, Default)]
-pub struct Bytes {
+pub struct ClientBytes {
     /// Position of the first unread byte in the stream of all that the client ever sent.
     pub in_base: u64,
     /// Read from the client, and not answered.
@@ -47,9 +47,14 @@ impl MasterDesk {
     ///
     /// # Errors
     /// Those of pread(2); `InvalidData` when the view and the ledger cannot both be true.
-    pub fn recover(&self, index: u32, ledger: Option<Ledger>, owner: Owner) -> io::Result<Bytes> {
+    pub fn recover(
+        &self,
+        index: u32,
+        ledger: Option<Ledger>,
+        owner: Owner,
+    ) -> io::Result<ClientBytes> {
         let slot = self.slot(index).ok_or(io::ErrorKind::InvalidData)?;
-        let view = slot.view();
+        let view = slot.cursors();
         let wrong = || io::Error::from(io::ErrorKind::InvalidData);
         if view.in_base.max(view.out_base) > FARTHEST {
             return Err(wrong());
@@ -63,7 +68,7 @@ impl MasterDesk {
         let sent = written.checked_sub(view.out_base).ok_or_else(wrong)?;
         let rx = self.layout.receive_range(view.rx.0, index);
         let tx = self.layout.reply_range(view.tx.0, index);
-        Ok(Bytes {
+        Ok(ClientBytes {
             in_base: view.in_base.wrapping_add(view.answered.into()),
             unread: self.read(&rx, view.rx.1, view.answered.into()..arrived, owner)?,
             out_base: written,
@@ -74,9 +79,9 @@ impl MasterDesk {
     /// Whether a client's bytes have places here. On the desk of a worker that was started before `max-frame` was raised they
     /// may have none.
     #[must_use]
-    pub fn has_places_for(&self, bytes: &Bytes) -> bool {
-        let unread = self.layout.receive_range(Place::Large, 0).len();
-        let unsent = self.layout.reply_range(Place::Large, 0).len();
+    pub fn has_regions_for(&self, bytes: &ClientBytes) -> bool {
+        let unread = self.layout.receive_range(Region::Large, 0).len();
+        let unsent = self.layout.reply_range(Region::Large, 0).len();
         bytes.unread.len() <= unread && bytes.unsent.len() <= unsent
     }
 
@@ -84,20 +89,23 @@ impl MasterDesk {
     ///
     /// # Errors
     /// Those of pwrite(2); `InvalidData` when they are more than fits.
-    pub fn lay(&self, index: u32, bytes: &Bytes) -> io::Result<View> {
-        let mut view = View::at_rest(bytes.in_base, bytes.out_base);
+    pub fn lay(&self, index: u32, bytes: &ClientBytes) -> io::Result<Cursors> {
+        let mut view = Cursors::idle(bytes.in_base, bytes.out_base);
         if !bytes.unread.is_empty() {
             let place = if bytes.unread.len() <= SMALL {
-                Place::Small
+                Region::Small
             } else {
-                Place::Large
+                Region::Large
             };
             self.write(&self.layout.receive_range(place, index), &bytes.unread)?;
             (view.rx, view.have) = ((place, 0), bytes.unread.len() as u32);
         }
         if !bytes.unsent.is_empty() {
-            self.write(&self.layout.reply_range(Place::Large, index), &bytes.unsent)?;
-            (view.tx, view.replied) = ((Place::Large, 0), bytes.unsent.len() as u32);
+            self.write(
+                &self.layout.reply_range(Region::Large, index),
+                &bytes.unsent,
+            )?;
+            (view.tx, view.replied) = ((Region::Large, 0), bytes.unsent.len() as u32);
         }
         Ok(view)
     }
@@ -142,11 +150,11 @@ impl MasterDesk {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{Layout, Marks, State, WorkerDesk};
+    use super::super::{Flags, Layout, LeaseState, WorkerDesk};
     use super::*;
 
     /// What was recovered, to be compared: positions and bytes.
-    fn all(bytes: &Bytes) -> (u64, Vec<u8>, u64, Vec<u8>) {
+    fn all(bytes: &ClientBytes) -> (u64, Vec<u8>, u64, Vec<u8>) {
         let vec = |stretch: &Stretch| stretch.to_vec().expect("pread");
         (
             bytes.in_base,
@@ -169,7 +177,7 @@ mod tests {
         let (master, mut worker) = desks();
         for unread in [0, 1, 512, 513, 300_000] {
             let (input, output) = (vec![7; unread], vec![8; unread / 2]);
-            let bytes = Bytes {
+            let bytes = ClientBytes {
                 in_base: 1 << 40,
                 unread: input.into(),
                 out_base: 99,
@@ -177,10 +185,10 @@ mod tests {
             };
             let view = master.lay(1, &bytes).expect("room");
             master.slot(1).expect("a slot").preset(
-                State::Parked,
+                LeaseState::Parked,
                 1,
                 view,
-                Marks::default(),
+                Flags::default(),
                 (1, 1),
                 0,
             );
@@ -192,10 +200,10 @@ mod tests {
             }
         }
         // A turn that has received 10 bytes, answered 4 of them with 6, and sent 5 of those.
-        let open = worker.open(1, Place::Shared, Place::Shared);
+        let open = worker.open(1, Region::Shared, Region::Shared);
         open.rx[..10].copy_from_slice(b"aaaabbbbcc");
         open.tx[..6].copy_from_slice(b"answer");
-        open.slot.flip(&View::at_rest(1000, 2000), Marks::default());
+        open.slot.flip(&Cursors::idle(1000, 2000), Flags::default());
         open.slot.commit(4, 6);
         let left = master
             .recover(
@@ -225,14 +233,14 @@ mod tests {
         let (master, _) = desks();
         for (unread, unsent) in [(0, 0), (1 << 20, 1 << 20), (2 << 20, 0), (0, 2 << 20)] {
             let (input, output) = (vec![7; unread], vec![8; unsent]);
-            let bytes = Bytes {
+            let bytes = ClientBytes {
                 in_base: 1,
                 unread: input.into(),
                 out_base: 1,
                 unsent: output.into(),
             };
             assert_eq!(
-                master.has_places_for(&bytes),
+                master.has_regions_for(&bytes),
                 master.lay(1, &bytes).is_ok(),
                 "{unread} {unsent}"
             );
@@ -244,7 +252,7 @@ mod tests {
         #[test]
         fn no_desk_panics(view in any::<[u64; 5]>(), received: u64, written: u64, known: bool) {
             let (master, worker) = desks();
-            worker.slot(0).expect("a slot").flip(&View::decode(view), Marks::default());
+            worker.slot(0).expect("a slot").flip(&Cursors::decode(view), Flags::default());
             let ledger = known.then_some(Ledger { received, written });
             let _ = master.recover(0, ledger, Owner::Alive);
             let _ = master.recover(0, ledger, Owner::Dead);

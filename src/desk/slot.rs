@@ -22,60 +22,60 @@ use crate::proto::frame::ByteOrder;
 
 const LEASE: usize = 0;
 const EXEC: usize = 1;
-const CUR: usize = 2;
+const ACTIVE: usize = 2;
 const SINCE: usize = 3;
-const ACTIVE: usize = 4;
+const LAST_ACTIVE: usize = 4;
 const REQUESTS: usize = 5;
-const VIEWS: [usize; 2] = [6, 11];
+const CURSORS: [usize; 2] = [6, 11];
 
 /// What a slot's client is to its worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum State {
+pub enum LeaseState {
     /// There is none.
     Free = 0,
     /// Nothing of it is on the desk.
-    Rest = 1,
+    Idle = 1,
     /// Bytes of it lie in the slot's places.
     Parked = 2,
     /// The worker is in its turn.
     Busy = 3,
     /// The lease was ended while nothing of the client was on the desk.
-    Taken = 4,
+    Revoked = 4,
     /// The worker has ended the client.
     Closed = 5,
     /// The lease was ended while bytes of the client lay in the slot's places.
-    TakenParked = 6,
+    RevokedParked = 6,
 }
 
 /// The lease word, decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lease {
+pub struct LeaseWord {
     /// Which lease of this slot: an old event or message finds another number and does no harm.
-    pub generation: u32,
+    pub number: u32,
     /// Where the client is.
-    pub state: State,
+    pub state: LeaseState,
 }
 
-impl Lease {
+impl LeaseWord {
     fn encode(self) -> u64 {
-        u64::from(self.generation) << 8 | self.state as u64
+        u64::from(self.number) << 8 | self.state as u64
     }
 
     /// `None` for a word that nobody writes.
-    fn decode(word: u64) -> Option<Lease> {
+    fn decode(word: u64) -> Option<LeaseWord> {
         let state = match word & 0xff {
-            0 => State::Free,
-            1 => State::Rest,
-            2 => State::Parked,
-            3 => State::Busy,
-            4 => State::Taken,
-            5 => State::Closed,
-            6 => State::TakenParked,
+            0 => LeaseState::Free,
+            1 => LeaseState::Idle,
+            2 => LeaseState::Parked,
+            3 => LeaseState::Busy,
+            4 => LeaseState::Revoked,
+            5 => LeaseState::Closed,
+            6 => LeaseState::RevokedParked,
             _ => return None,
         };
-        Some(Lease {
-            generation: u32::try_from(word >> 8).ok()?,
+        Some(LeaseWord {
+            number: u32::try_from(word >> 8).ok()?,
             state,
         })
     }
@@ -84,22 +84,22 @@ impl Lease {
 /// Whether a lease word says that the client of this lease is with the worker, be it in a turn or not; or was, and nobody
 /// has said yet where it went: if somebody else has it by now, that one's lease is the later one.
 pub(super) fn is_with_its_worker(word: u64, generation: u32) -> bool {
-    let is_over = |state| matches!(state, State::Free | State::Closed);
-    Lease::decode(word).is_some_and(|lease| lease.generation == generation && !is_over(lease.state))
+    let is_over = |state| matches!(state, LeaseState::Free | LeaseState::Closed);
+    LeaseWord::decode(word).is_some_and(|lease| lease.number == generation && !is_over(lease.state))
 }
 
 /// What a claim found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
+pub enum Claim {
     /// Nothing of the client is on the desk.
-    Rest,
+    Idle,
     /// Bytes of it lie in the slot's places.
     Parked,
 }
 
 /// Where bytes of a client lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Region {
     /// In the buffers of the turn in progress.
     Shared,
     /// In the slot's small place.
@@ -110,7 +110,7 @@ pub enum Place {
 
 /// Which bytes of a client are on the desk: unread ones at `rx[answered..]`, replies at `tx[..replied]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct View {
+pub struct Cursors {
     /// Position of the first received byte in the stream of all bytes that the client ever sent.
     pub in_base: u64,
     /// Position of the first reply byte in the stream of all bytes that it was ever sent.
@@ -120,19 +120,19 @@ pub struct View {
     /// Bytes of their replies.
     pub replied: u32,
     /// Where received bytes lie, and from which byte of that place on.
-    pub rx: (Place, u32),
+    pub rx: (Region, u32),
     /// Where replies lie, and from which byte of that place on.
-    pub tx: (Place, u32),
+    pub tx: (Region, u32),
     /// Received bytes that were there when this view began to hold; the kernel tells of later ones.
     pub have: u32,
 }
 
-impl View {
+impl Cursors {
     /// Of a client that has sent `received` bytes, all answered, and was sent `sent`.
     #[must_use]
-    pub fn at_rest(received: u64, sent: u64) -> View {
-        let nowhere = (Place::Shared, 0);
-        View {
+    pub fn idle(received: u64, sent: u64) -> Cursors {
+        let nowhere = (Region::Shared, 0);
+        Cursors {
             in_base: received,
             out_base: sent,
             answered: 0,
@@ -156,7 +156,7 @@ impl View {
     #[must_use]
     pub fn parked(&self) -> (u64, u64) {
         let in_large = |(place, _), bytes: u32| {
-            if place == Place::Large {
+            if place == Region::Large {
                 u64::from(bytes)
             } else {
                 0
@@ -170,7 +170,7 @@ impl View {
     }
 
     fn encode(&self) -> [u64; 5] {
-        let where_ = u64::from(place_bits(self.rx)) << 32 | u64::from(place_bits(self.tx));
+        let where_ = u64::from(region_bits(self.rx)) << 32 | u64::from(region_bits(self.tx));
         [
             self.in_base,
             self.out_base,
@@ -180,15 +180,15 @@ impl View {
         ]
     }
 
-    pub(super) fn decode(words: [u64; 5]) -> View {
+    pub(super) fn decode(words: [u64; 5]) -> Cursors {
         let [in_base, out_base, progress, where_, have] = words;
-        View {
+        Cursors {
             in_base,
             out_base,
             answered: (progress >> 32) as u32,
             replied: progress as u32,
-            rx: place_of((where_ >> 32) as u32),
-            tx: place_of(where_ as u32),
+            rx: region_from_bits((where_ >> 32) as u32),
+            tx: region_from_bits(where_ as u32),
             have: have as u32,
         }
     }
@@ -198,27 +198,27 @@ fn progress_bits(answered: u32, replied: u32) -> u64 {
     u64::from(answered) << 32 | u64::from(replied)
 }
 
-fn place_bits((place, offset): (Place, u32)) -> u32 {
+fn region_bits((place, offset): (Region, u32)) -> u32 {
     offset << 2
         | match place {
-            Place::Shared => 0,
-            Place::Small => 1,
-            Place::Large => 2,
+            Region::Shared => 0,
+            Region::Small => 1,
+            Region::Large => 2,
         }
 }
 
-fn place_of(bits: u32) -> (Place, u32) {
+fn region_from_bits(bits: u32) -> (Region, u32) {
     let place = match bits & 3 {
-        1 => Place::Small,
-        2 => Place::Large,
-        _ => Place::Shared,
+        1 => Region::Small,
+        2 => Region::Large,
+        _ => Region::Shared,
     };
     (place, bits >> 2)
 }
 
 /// What is known of a client beside its bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Marks {
+pub struct Flags {
     /// Its byte order, once that is known.
     pub order: Option<ByteOrder>,
     /// It has sent its last byte; it is closed once its replies are written.
@@ -230,10 +230,10 @@ pub struct Marks {
     /// What was unread of it has been dropped for want of memory; it is closed after a reply that says so.
     pub overloaded: bool,
     /// How often its first unread frame was being executed when its worker died.
-    pub faults: u8,
+    pub crash_count: u8,
 }
 
-impl Marks {
+impl Flags {
     fn encode(self) -> u64 {
         let order = match self.order {
             None => 0,
@@ -244,12 +244,12 @@ impl Marks {
             | u64::from(self.closing) << 3
             | u64::from(self.timed_out) << 4
             | u64::from(self.overloaded) << 5;
-        (order | flags | u64::from(self.faults) << 8) << 8
+        (order | flags | u64::from(self.crash_count) << 8) << 8
     }
 
-    fn decode(word: u64) -> Marks {
+    fn decode(word: u64) -> Flags {
         let bits = word >> 8;
-        Marks {
+        Flags {
             order: match bits & 3 {
                 1 => Some(ByteOrder::Little),
                 2 => Some(ByteOrder::Big),
@@ -259,7 +259,7 @@ impl Marks {
             closing: bits & 8 != 0,
             timed_out: bits & 16 != 0,
             overloaded: bits & 32 != 0,
-            faults: (bits >> 8) as u8,
+            crash_count: (bits >> 8) as u8,
         }
     }
 }
@@ -339,39 +339,46 @@ impl<'a, W: Word> Slot<'a, W> {
 
     /// The lease word; `None` when it holds what nobody writes.
     #[must_use]
-    pub fn lease(&self) -> Option<Lease> {
-        Lease::decode(self.load(LEASE))
+    pub fn lease(&self) -> Option<LeaseWord> {
+        LeaseWord::decode(self.load(LEASE))
     }
 
     /// Master: fills the slot, before the lease is sent. `state` is [`State::Rest`], or [`State::Parked`] if bytes of the
     /// client lie in the slot's places; `since` and `active` are as [`Slot::since`] and [`Slot::active`] tell them.
     pub fn preset(
         &self,
-        state: State,
+        state: LeaseState,
         generation: u32,
-        view: View,
-        marks: Marks,
+        view: Cursors,
+        marks: Flags,
         (since, active): (u64, u64),
         requests: u64,
     ) {
         self.store(EXEC, 0);
         self.store(SINCE, since);
-        self.store(ACTIVE, active);
+        self.store(LAST_ACTIVE, active);
         self.store(REQUESTS, requests);
-        for (word, value) in (VIEWS[0]..).zip(view.encode()) {
+        for (word, value) in (CURSORS[0]..).zip(view.encode()) {
             self.store(word, value);
         }
-        self.store(CUR, marks.encode());
-        self.store(LEASE, Lease { generation, state }.encode());
+        self.store(ACTIVE, marks.encode());
+        self.store(
+            LEASE,
+            LeaseWord {
+                number: generation,
+                state,
+            }
+            .encode(),
+        );
     }
 
     /// Master: makes the slot free again, once the worker has said that it is done with it.
     pub fn clear(&self) {
         self.store(
             LEASE,
-            Lease {
-                generation: 0,
-                state: State::Free,
+            LeaseWord {
+                number: 0,
+                state: LeaseState::Free,
             }
             .encode(),
         );
@@ -380,25 +387,35 @@ impl<'a, W: Word> Slot<'a, W> {
     /// Worker: begins a turn, if the lease is still its own. By compare-exchange, because the master may be taking
     /// it at the same instant; exactly one of the two succeeds.
     #[must_use]
-    pub fn claim(&self, generation: u32) -> Option<Found> {
-        self.exchange(generation, [State::Busy, State::Busy])
+    pub fn claim(&self, generation: u32) -> Option<Claim> {
+        self.exchange(generation, [LeaseState::Busy, LeaseState::Busy])
     }
 
     /// Ends the lease of a client that is in no turn: the master takes it back, or the worker gives it up. From then on
     /// the worker touches neither the slot nor its places, and what they tell is complete. Nothing, if the client is in
     /// a turn, or the lease another one.
     #[must_use]
-    pub fn take(&self, generation: u32) -> Option<Found> {
-        self.exchange(generation, [State::Taken, State::TakenParked])
+    pub fn take(&self, generation: u32) -> Option<Claim> {
+        self.exchange(generation, [LeaseState::Revoked, LeaseState::RevokedParked])
     }
 
-    fn exchange(&self, generation: u32, [from_rest, from_parked]: [State; 2]) -> Option<Found> {
+    fn exchange(
+        &self,
+        generation: u32,
+        [from_rest, from_parked]: [LeaseState; 2],
+    ) -> Option<Claim> {
         let ways = [
-            (State::Rest, from_rest, Found::Rest),
-            (State::Parked, from_parked, Found::Parked),
+            (LeaseState::Idle, from_rest, Claim::Idle),
+            (LeaseState::Parked, from_parked, Claim::Parked),
         ];
         for (from, to, found) in ways {
-            let [from, to] = [from, to].map(|state| Lease { generation, state }.encode());
+            let [from, to] = [from, to].map(|state| {
+                LeaseWord {
+                    number: generation,
+                    state,
+                }
+                .encode()
+            });
             if self.0[LEASE]
                 .compare_exchange(from, to, Ordering::Acquire, Ordering::Relaxed)
                 .is_ok()
@@ -410,26 +427,33 @@ impl<'a, W: Word> Slot<'a, W> {
     }
 
     /// Worker: ends its turn.
-    pub fn release(&self, generation: u32, state: State) {
-        self.store(LEASE, Lease { generation, state }.encode());
+    pub fn release(&self, generation: u32, state: LeaseState) {
+        self.store(
+            LEASE,
+            LeaseWord {
+                number: generation,
+                state,
+            }
+            .encode(),
+        );
     }
 
     /// The view that holds.
     #[must_use]
-    pub fn view(&self) -> View {
-        let begin = VIEWS[(self.load(CUR) & 1) as usize];
-        View::decode(std::array::from_fn(|i| self.load(begin + i)))
+    pub fn cursors(&self) -> Cursors {
+        let begin = CURSORS[(self.load(ACTIVE) & 1) as usize];
+        Cursors::decode(std::array::from_fn(|i| self.load(begin + i)))
     }
 
     /// Worker: makes `view` and `marks` hold, in one store. What was executing is not any more.
-    pub fn flip(&self, view: &View, marks: Marks) {
-        let next = self.load(CUR) & 1 ^ 1;
-        let begin = VIEWS[next as usize];
+    pub fn flip(&self, view: &Cursors, marks: Flags) {
+        let next = self.load(ACTIVE) & 1 ^ 1;
+        let begin = CURSORS[next as usize];
         for (word, value) in (begin..).zip(view.encode()) {
             self.store(word, value);
         }
         self.store(EXEC, 0);
-        self.store(CUR, next | marks.encode());
+        self.store(ACTIVE, next | marks.encode());
     }
 
     /// Worker: `method` is about to run for the frame that begins behind `answered` bytes of the view. The store
@@ -444,7 +468,7 @@ impl<'a, W: Word> Slot<'a, W> {
     /// Worker: the frame is answered, and its reply made. One store commits both.
     pub fn commit(&self, answered: u32, replied: u32) {
         self.store(
-            VIEWS[(self.load(CUR) & 1) as usize] + 2,
+            CURSORS[(self.load(ACTIVE) & 1) as usize] + 2,
             progress_bits(answered, replied),
         );
     }
@@ -453,19 +477,19 @@ impl<'a, W: Word> Slot<'a, W> {
     #[must_use]
     pub fn executing(&self) -> Option<u32> {
         let exec = self.load(EXEC);
-        let matches = exec as u32 == self.view().answered.wrapping_add(1);
+        let matches = exec as u32 == self.cursors().answered.wrapping_add(1);
         (exec != 0 && matches).then_some((exec >> 32) as u32)
     }
 
     /// What is known of the client.
     #[must_use]
-    pub fn marks(&self) -> Marks {
-        Marks::decode(self.load(CUR))
+    pub fn flags(&self) -> Flags {
+        Flags::decode(self.load(ACTIVE))
     }
 
     /// Worker: notes something about the client while the view stays.
-    pub fn set_marks(&self, marks: Marks) {
-        self.store(CUR, self.load(CUR) & 1 | marks.encode());
+    pub fn set_flags(&self, marks: Flags) {
+        self.store(ACTIVE, self.load(ACTIVE) & 1 | marks.encode());
     }
 
     /// When what is timed began: ns of CLOCK_MONOTONIC.
@@ -481,13 +505,13 @@ impl<'a, W: Word> Slot<'a, W> {
 
     /// When the client last sent or took a byte: ns of CLOCK_MONOTONIC.
     #[must_use]
-    pub fn active(&self) -> u64 {
-        self.load(ACTIVE)
+    pub fn last_active(&self) -> u64 {
+        self.load(LAST_ACTIVE)
     }
 
     /// Worker: it did so now.
     pub fn touch(&self, now: u64) {
-        self.store(ACTIVE, now);
+        self.store(LAST_ACTIVE, now);
     }
 
     /// Requests of the client that were answered so far.
@@ -515,14 +539,14 @@ mod tests {
         test(Slot::new(&words));
     }
 
-    fn some_view() -> View {
-        View {
+    fn some_view() -> Cursors {
+        Cursors {
             in_base: 1 << 40,
             out_base: 7,
             answered: 3,
             replied: u32::MAX,
-            rx: (Place::Large, (1 << 30) - 1),
-            tx: (Place::Small, 1),
+            rx: (Region::Large, (1 << 30) - 1),
+            tx: (Region::Small, 1),
             have: 99,
         }
     }
@@ -532,25 +556,25 @@ mod tests {
         slot(|slot| {
             assert_eq!(slot.claim(0), None, "a free slot is nobody's");
             slot.preset(
-                State::Rest,
+                LeaseState::Idle,
                 5,
-                View::at_rest(10, 20),
-                Marks::default(),
+                Cursors::idle(10, 20),
+                Flags::default(),
                 (1, 1),
                 2,
             );
             assert_eq!(slot.claim(4), None);
-            assert_eq!(slot.claim(5), Some(Found::Rest));
+            assert_eq!(slot.claim(5), Some(Claim::Idle));
             assert_eq!(slot.claim(5), None, "it is in a turn");
-            slot.release(5, State::Parked);
-            assert_eq!(slot.claim(5), Some(Found::Parked));
-            slot.release(5, State::Closed);
+            slot.release(5, LeaseState::Parked);
+            assert_eq!(slot.claim(5), Some(Claim::Parked));
+            slot.release(5, LeaseState::Closed);
             assert_eq!(slot.claim(5), None);
             assert_eq!(
                 slot.lease(),
-                Some(Lease {
-                    generation: 5,
-                    state: State::Closed
+                Some(LeaseWord {
+                    number: 5,
+                    state: LeaseState::Closed
                 })
             );
         });
@@ -560,18 +584,18 @@ mod tests {
     fn a_lease_is_taken_between_turns_and_not_in_one() {
         slot(|slot| {
             slot.preset(
-                State::Rest,
+                LeaseState::Idle,
                 5,
-                View::at_rest(10, 20),
-                Marks::default(),
+                Cursors::idle(10, 20),
+                Flags::default(),
                 (1, 1),
                 2,
             );
             assert_eq!(slot.take(4), None);
-            assert_eq!(slot.claim(5), Some(Found::Rest));
+            assert_eq!(slot.claim(5), Some(Claim::Idle));
             assert_eq!(slot.take(5), None, "it is in a turn");
-            slot.release(5, State::Parked);
-            assert_eq!(slot.take(5), Some(Found::Parked));
+            slot.release(5, LeaseState::Parked);
+            assert_eq!(slot.take(5), Some(Claim::Parked));
             assert_eq!((slot.claim(5), slot.take(5)), (None, None));
         });
     }
@@ -580,36 +604,36 @@ mod tests {
     fn a_flip_moves_all_of_a_view_and_keeps_what_held_before_until_then() {
         slot(|slot| {
             let order = Some(ByteOrder::Big);
-            let marks = Marks {
+            let marks = Flags {
                 order,
                 half_closed: true,
                 closing: false,
                 timed_out: true,
                 overloaded: true,
-                faults: 200,
+                crash_count: 200,
             };
             slot.preset(
-                State::Rest,
+                LeaseState::Idle,
                 1,
-                View::at_rest(10, 20),
-                Marks::default(),
+                Cursors::idle(10, 20),
+                Flags::default(),
                 (1, 1),
                 0,
             );
             slot.flip(&some_view(), marks);
-            assert_eq!((slot.view(), slot.marks()), (some_view(), marks));
+            assert_eq!((slot.cursors(), slot.flags()), (some_view(), marks));
             slot.commit(8, 9);
             assert_eq!(
-                slot.view(),
-                View {
+                slot.cursors(),
+                Cursors {
                     answered: 8,
                     replied: 9,
                     ..some_view()
                 }
             );
-            assert_eq!(slot.view().ends(), ((1 << 40) + 8, 16));
-            slot.flip(&View::at_rest(1, 2), Marks::default());
-            assert_eq!(slot.view(), View::at_rest(1, 2));
+            assert_eq!(slot.cursors().ends(), ((1 << 40) + 8, 16));
+            slot.flip(&Cursors::idle(1, 2), Flags::default());
+            assert_eq!(slot.cursors(), Cursors::idle(1, 2));
         });
     }
 
@@ -617,10 +641,10 @@ mod tests {
     fn a_method_is_executing_from_before_it_runs_until_its_reply_is_committed() {
         slot(|slot| {
             slot.preset(
-                State::Rest,
+                LeaseState::Idle,
                 1,
-                View::at_rest(0, 0),
-                Marks::default(),
+                Cursors::idle(0, 0),
+                Flags::default(),
                 (1, 1),
                 0,
             );
@@ -631,7 +655,7 @@ mod tests {
             assert_eq!(slot.executing(), None);
             slot.execute(8, 40);
             assert_eq!(slot.executing(), Some(8));
-            slot.flip(&View::at_rest(80, 88), Marks::default());
+            slot.flip(&Cursors::idle(80, 88), Flags::default());
             assert_eq!(slot.executing(), None);
         });
     }
@@ -642,7 +666,7 @@ mod tests {
         fn no_words_panic(bits in proptest::array::uniform16(any::<u64>())) {
             let words = bits.map(AtomicU64::new);
             let slot = Slot::new(&words);
-            let _ = (slot.lease(), slot.view().ends(), slot.marks(), slot.executing(), slot.requests());
+            let _ = (slot.lease(), slot.cursors().ends(), slot.flags(), slot.executing(), slot.requests());
         }
     }
 }

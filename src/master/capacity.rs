@@ -53,7 +53,7 @@ impl ClientLimits {
     /// Desks that have room for so many clients at least, and for frames of this length.
     pub(super) fn layout(&self, max_frame: u32, slots: u32) -> Layout {
         Layout::new(
-            self.slots.max(slots).min(Layout::most_slots(max_frame)),
+            self.slots.max(slots).min(Layout::max_slots(max_frame)),
             max_frame,
         )
     }
@@ -82,7 +82,7 @@ pub(super) fn client_limits(
     let taken = OWN_DESCRIPTORS + control_clients(descriptors) + for_workers + for_listeners;
     let possible = descriptors
         .saturating_sub(taken)
-        .min(u64::from(Layout::most_slots(config.limits.max_frame)));
+        .min(u64::from(Layout::max_slots(config.limits.max_frame)));
     if possible == 0 {
         let sentence = format!(
             "the limit of {descriptors} descriptors leaves none for clients: {taken} are needed"

@@ -104,8 +104,11 @@ impl Master {
 fn drop_oldest<'a>(clients: impl Iterator<Item = &'a mut Unleased>, excess: u64) -> usize {
     // A request that was executing gets its own reply.
     let is_unfinished = |client: &&mut Unleased| {
-        let marks = client.marks;
-        client.bytes.unread.len() > FREE && !marks.closing && !marks.timed_out && marks.faults == 0
+        let marks = client.flags;
+        client.bytes.unread.len() > FREE
+            && !marks.closing
+            && !marks.timed_out
+            && marks.crash_count == 0
     };
     let mut unfinished: Vec<&mut Unleased> = clients.filter(is_unfinished).collect();
     unfinished.sort_by_key(|client| client.times.0);
@@ -116,7 +119,7 @@ fn drop_oldest<'a>(clients: impl Iterator<Item = &'a mut Unleased>, excess: u64)
         }
         let unread = std::mem::take(&mut client.bytes.unread);
         client.bytes.in_base = client.bytes.in_base.saturating_add(unread.len() as u64);
-        client.marks.overloaded = true;
+        client.flags.overloaded = true;
         (dropped, count) = (dropped + unread.len() as u64, count + 1);
     }
     count
@@ -127,7 +130,7 @@ mod tests {
     use std::fs::File;
 
     use super::*;
-    use crate::desk::{ClientBytes, Marks};
+    use crate::desk::{ClientBytes, Flags};
     use crate::master::clients::client::Client;
     use crate::proto::frame::OrderRule;
     use crate::proto::names::{ClientId, Peer};
@@ -179,7 +182,7 @@ mod tests {
             100
         );
         assert_eq!(excess(&[]), 0);
-        let client = |since: u64, unread: usize, marks: Marks| {
+        let client = |since: u64, unread: usize, marks: Flags| {
             let socket =
                 ClientSocket::shared(File::open("/dev/null").expect("/dev/null").into(), false);
             let (peer, order) = (
@@ -206,37 +209,37 @@ mod tests {
                 ..ClientBytes::default()
             };
             Unleased {
-                marks,
+                flags: marks,
                 times: (since, 0),
                 bytes,
                 ..Unleased::fresh(client, 0)
             }
         };
         let spared = [
-            Marks {
+            Flags {
                 closing: true,
-                ..Marks::default()
+                ..Flags::default()
             },
-            Marks {
+            Flags {
                 timed_out: true,
-                ..Marks::default()
+                ..Flags::default()
             },
-            Marks {
-                faults: 1,
-                ..Marks::default()
+            Flags {
+                crash_count: 1,
+                ..Flags::default()
             },
         ];
         let mut clients: Vec<Unleased> = (1..9)
             .rev()
-            .map(|since| client(since, 5000, Marks::default()))
+            .map(|since| client(since, 5000, Flags::default()))
             .collect();
         clients.extend(spared.map(|marks| client(0, 5000, marks)));
-        clients.push(client(0, FREE, Marks::default()));
+        clients.push(client(0, FREE, Flags::default()));
         assert_eq!(drop_oldest(clients.iter_mut(), 0), 0);
         assert_eq!(drop_oldest(clients.iter_mut(), 10_001), 3);
         let gone: Vec<u64> = clients
             .iter()
-            .filter(|c| c.marks.overloaded)
+            .filter(|c| c.flags.overloaded)
             .map(|c| c.client.id.0)
             .collect();
         assert_eq!(gone, [3, 2, 1]);
@@ -244,7 +247,7 @@ mod tests {
             let (in_base, length) = (client.bytes.in_base, client.bytes.unread.len());
             assert_eq!(
                 (in_base == 5007, length == 0),
-                (client.marks.overloaded, client.marks.overloaded)
+                (client.flags.overloaded, client.flags.overloaded)
             );
         }
         assert_eq!(drop_oldest(clients.iter_mut(), u64::MAX), 5);

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::timers::NEVER;
-use crate::desk::{Slot, State};
+use crate::desk::{LeaseState, Slot};
 use crate::loop_clock::LoopClock;
 use crate::proto::channel::{Lease, Settings};
 use crate::proto::frame::OrderRule;
@@ -36,7 +36,7 @@ pub(super) struct Connection {
     pub(super) client: ClientId,
     pub(super) peer: Peer,
     /// Of the lease.
-    pub(super) generation: u32,
+    pub(super) lease_number: u32,
     /// How its byte order is learnt.
     pub(super) order: OrderRule,
     pub(super) waits: Waits,
@@ -45,7 +45,7 @@ pub(super) struct Connection {
     /// Bytes read since the kernel's count of them was last seen to, for a Unix client.
     pub(super) unarmed: u32,
     /// Bytes that it may still send although nobody listens any more.
-    pub(super) last_words: u32,
+    pub(super) linger_bytes: u32,
     /// When the timers look at it: ns of CLOCK_MONOTONIC.
     pub(super) armed: u64,
 }
@@ -75,15 +75,15 @@ impl Connection {
     ) -> Connection {
         let is_parked = slot
             .lease()
-            .is_some_and(|lease| lease.state == State::Parked);
-        let is_told_all = slot.marks().closing && slot.view().replied == 0;
+            .is_some_and(|lease| lease.state == LeaseState::Parked);
+        let is_told_all = slot.flags().closing && slot.cursors().replied == 0;
         Connection {
             socket,
             cookie,
             passed: Passed::default(),
             client: lease.client,
             peer: lease.peer,
-            generation: lease.generation,
+            lease_number: lease.generation,
             order: lease.order,
             // So that half a frame goes on being half a frame, and an end an end, with what time it has left.
             waits: match (is_parked, is_told_all) {
@@ -93,7 +93,7 @@ impl Connection {
             },
             watched: None,
             unarmed: REARM,
-            last_words: LAST_WORDS,
+            linger_bytes: LAST_WORDS,
             armed: NEVER,
         }
     }
@@ -135,7 +135,7 @@ impl Connection {
     /// Time in which this process could not run is none that it was waited for.
     pub(super) fn deadline(&self, slot: Slot<'_>, settings: &Settings, clock: &LoopClock) -> u64 {
         let (begin, limit) = match self.waits {
-            Waits::Request => (slot.active(), settings.idle_timeout),
+            Waits::Request => (slot.last_active(), settings.idle_timeout),
             Waits::Bytes => (slot.since(), settings.frame_timeout),
             Waits::Room => (slot.since(), settings.send_timeout),
             Waits::End => (slot.since(), Some(GOODBYE)),

@@ -8,7 +8,7 @@ use super::methods::Service;
 use super::reply::Fault;
 use super::turn::{FOREIGN, Purpose};
 use super::{Worker, number};
-use crate::desk::State;
+use crate::desk::LeaseState;
 use crate::proto::channel::Stop;
 use crate::proto::rpc::Code;
 use crate::sys::socket;
@@ -19,7 +19,7 @@ impl Worker<'_> {
         let generation = self
             .connections
             .get(index)
-            .map_or(0, |connection| connection.generation);
+            .map_or(0, |connection| connection.lease_number);
         let slot = self.desk.slot(index).expect("the client has a slot");
         if slot.claim(generation).is_some() {
             self.close(index);
@@ -45,7 +45,7 @@ impl Worker<'_> {
         }
         self.desk.header().set_parked(self.parking.total());
         let slot = self.desk.slot(index).expect("the client has a slot");
-        slot.release(connection.generation, State::Closed);
+        slot.release(connection.lease_number, LeaseState::Closed);
         death::pass(Point::AfterClosed);
         self.closed.push(index);
     }
@@ -82,15 +82,15 @@ impl Worker<'_> {
     }
 
     /// Looks which leases were taken.
-    pub(super) fn look(&mut self) {
+    pub(super) fn drop_revoked(&mut self) {
         for index in 0..self.connections.bound() {
             let Some(connection) = self.connections.get(index) else {
                 continue;
             };
             let lease = self.desk.slot(index).and_then(|slot| slot.lease());
             let is_mine = lease.is_some_and(|lease| {
-                lease.generation == connection.generation
-                    && matches!(lease.state, State::Rest | State::Parked)
+                lease.number == connection.lease_number
+                    && matches!(lease.state, LeaseState::Idle | LeaseState::Parked)
             });
             if !is_mine {
                 self.let_go(index);
@@ -105,7 +105,7 @@ impl Worker<'_> {
                 continue;
             };
             let slot = self.desk.slot(index).expect("the client has a slot");
-            let _ = slot.take(connection.generation);
+            let _ = slot.take(connection.lease_number);
             self.let_go(index);
             death::pass(Point::InDrain);
         }
@@ -127,7 +127,7 @@ impl Worker<'_> {
             Waits::Request => self.give_one_turn(slot, &Purpose::Cut, service),
             Waits::Bytes => {
                 let fault = Fault::of(Code::ShuttingDown, "the daemon is stopping");
-                self.give_one_turn(slot, &Purpose::Dismiss(&fault), service);
+                self.give_one_turn(slot, &Purpose::Reject(&fault), service);
             }
             Waits::Room | Waits::Turn | Waits::End => {}
         }

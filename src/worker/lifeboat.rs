@@ -32,7 +32,7 @@ pub(super) fn ready(
         boats,
         desk,
         (first, front),
-        layout.places(),
+        layout.handoff_offsets(),
         (grace, boat::passenger_in),
     )
 }

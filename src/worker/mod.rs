@@ -225,7 +225,7 @@ impl<'c> Worker<'c> {
             }
             Heard::Message(ToWorker::Reopen, _) => reopen_log(),
             Heard::Message(ToWorker::Stop(stop), _) => self.stop(stop, service),
-            Heard::Message(ToWorker::Look, _) => self.look(),
+            Heard::Message(ToWorker::Look, _) => self.drop_revoked(),
             Heard::Message(ToWorker::Drain, _) => self.leaving = true,
             Heard::Message(ToWorker::Quarantine(names), _) => self.quarantine(&names, service),
             Heard::Message(ToWorker::LogLevel(level), _) => logging::set_level(level),
@@ -257,8 +257,9 @@ impl<'c> Worker<'c> {
             self.take_aboard(lease, &socket, cookie);
             let slot = self.desk.slot(lease.slot).expect("the index was checked");
             let connection = Connection::new(lease, socket, cookie, slot);
-            if connection.waits != Waits::Request && slot.view().parked().1 > 0 {
-                self.parking.use_large(lease.slot, slot.view().parked().1);
+            if connection.waits != Waits::Request && slot.cursors().parked().1 > 0 {
+                self.parking
+                    .use_large(lease.slot, slot.cursors().parked().1);
             }
             if self.connections.insert(lease.slot, connection).is_some() {
                 return Err(io::Error::other("a lease for a slot that is taken"));
@@ -290,7 +291,7 @@ impl<'c> Worker<'c> {
     fn serve_client(&mut self, token: u64, service: &mut dyn Service) {
         let (slot, generation) = (token as u32, (token >> 32) as u32);
         let current = self.connections.get(slot);
-        if current.is_some_and(|connection| connection.generation == generation) {
+        if current.is_some_and(|connection| connection.lease_number == generation) {
             self.give_turn(slot, &Purpose::Serve, service);
         }
     }
@@ -312,7 +313,7 @@ impl<'c> Worker<'c> {
             log::debug!(
                 "buffers are full: closing the client in slot {hog}, whose frame is the oldest"
             );
-            self.give_one_turn(hog, &Purpose::Dismiss(&fault), service);
+            self.give_one_turn(hog, &Purpose::Reject(&fault), service);
         }
     }
 
@@ -375,13 +376,14 @@ impl<'c> Worker<'c> {
         let watch = match (connection.watched, wanted) {
             (None, Some(interest)) => self.poller.add(
                 &connection.socket,
-                token(index, connection.generation),
+                token(index, connection.lease_number),
                 interest,
             ),
-            (Some(before), Some(now)) if before != now => {
-                self.poller
-                    .modify(&connection.socket, token(index, connection.generation), now)
-            }
+            (Some(before), Some(now)) if before != now => self.poller.modify(
+                &connection.socket,
+                token(index, connection.lease_number),
+                now,
+            ),
             _ => Ok(()),
         };
         if watch.is_ok() {
@@ -395,7 +397,7 @@ impl<'c> Worker<'c> {
                 self.unpark(index);
             }
         } else {
-            let view = slot.view();
+            let view = slot.cursors();
             let (bytes, large) = view.parked();
             self.parking.park(index, bytes, slot.since());
             if large > 0 {
@@ -485,7 +487,7 @@ impl<'c> Worker<'c> {
             "the frame was not complete within frame-timeout",
         );
         let purpose = if waits == Waits::Bytes {
-            Purpose::Dismiss(&late)
+            Purpose::Reject(&late)
         } else {
             Purpose::Cut
         };

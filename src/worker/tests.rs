@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 
 use super::connection::Waits;
 use super::*;
-use crate::desk::{ClientBytes, Counters, Layout, Marks, MasterDesk, Owner, State};
+use crate::desk::{ClientBytes, Counters, Flags, Layout, LeaseState, MasterDesk, Owner};
 use crate::proto::channel::{Log, LogFormat, LogLevel, LogTarget};
 use crate::proto::frame::{ByteOrder, OrderRule};
 use crate::proto::names::{ClientId, Generation, Peer, WorkerId};
@@ -88,16 +88,16 @@ impl Master {
     }
 
     /// Leases a new client of which this much is on the desk; its other end.
-    fn lease(&mut self, slot: u32, generation: u32, bytes: &ClientBytes, marks: Marks) -> Client {
+    fn lease(&mut self, slot: u32, generation: u32, bytes: &ClientBytes, marks: Flags) -> Client {
         let (ours, client) = UnixStream::pair().expect("socketpair");
         [&ours, &client]
             .iter()
             .for_each(|socket| socket.set_nonblocking(true).expect("fcntl"));
         let is_parked = marks.closing || !(bytes.unread.is_empty() && bytes.unsent.is_empty());
         let state = if is_parked {
-            State::Parked
+            LeaseState::Parked
         } else {
-            State::Rest
+            LeaseState::Idle
         };
         let view = self.desk.lay(slot, bytes).expect("room");
         let now = clock::monotonic();
@@ -133,17 +133,17 @@ impl Master {
 
     /// Leases one that is at rest.
     fn lease_new(&mut self, slot: u32) -> Client {
-        self.lease(slot, 1, &ClientBytes::default(), Marks::default())
+        self.lease(slot, 1, &ClientBytes::default(), Flags::default())
     }
 
-    fn state(&self, slot: u32) -> Option<State> {
+    fn state(&self, slot: u32) -> Option<LeaseState> {
         self.desk.slot(slot)?.lease().map(|lease| lease.state)
     }
 
     /// What is unread of a client in no turn: nothing of one at rest.
     fn unread(&self, slot: u32) -> Vec<u8> {
         match self.state(slot) {
-            Some(State::Rest | State::Taken) => Vec::new(),
+            Some(LeaseState::Idle | LeaseState::Revoked) => Vec::new(),
             _ => {
                 let bytes = self
                     .desk
@@ -247,9 +247,9 @@ fn a_drained_worker_gives_up_every_client_with_all_that_is_of_it_and_ends() {
     assert_eq!(
         [0, 1, 2].map(|slot| master.state(slot)),
         [
-            Some(State::Taken),
-            Some(State::TakenParked),
-            Some(State::Rest)
+            Some(LeaseState::Revoked),
+            Some(LeaseState::RevokedParked),
+            Some(LeaseState::Idle)
         ]
     );
     assert_eq!(
@@ -275,7 +275,7 @@ fn a_lease_that_comes_to_a_worker_that_is_leaving_is_given_up() {
     worker.tell_master().expect("the channel is open");
     assert_eq!(
         (master.heard(), master.state(2)),
-        (vec![ToMaster::Freed(vec![2])], Some(State::Taken))
+        (vec![ToMaster::Freed(vec![2])], Some(LeaseState::Revoked))
     );
     assert_eq!(late.read(), (String::new(), false));
 }
@@ -335,7 +335,7 @@ fn a_worn_out_worker_has_answered_exactly_so_many_and_leaves_the_rest_where_it_i
     assert_eq!(master.heard(), [ToMaster::Worn, ToMaster::Freed(vec![0])]);
     assert_eq!(
         (master.unread(0), master.state(1)),
-        (rest, Some(State::Rest))
+        (rest, Some(LeaseState::Idle))
     );
     let replies = first.read_replies();
     assert_eq!(
@@ -372,9 +372,9 @@ fn the_end_of_a_client_in_its_frame_is_left_to_the_next_worker_by_one_that_is_wo
         0,
         1,
         &bytes,
-        Marks {
+        Flags {
             half_closed: true,
-            ..Marks::default()
+            ..Flags::default()
         },
     );
     worker_answers_last(worker, &mut master, &mut client);
@@ -394,9 +394,9 @@ fn the_end_of_a_client_in_its_frame_is_left_to_the_next_worker_by_one_that_is_wo
         0,
         1,
         &bytes,
-        Marks {
+        Flags {
             half_closed: true,
-            ..Marks::default()
+            ..Flags::default()
         },
     );
     worker.serve(&mut service()).expect("it ends well");
@@ -404,7 +404,7 @@ fn the_end_of_a_client_in_its_frame_is_left_to_the_next_worker_by_one_that_is_wo
         (master.unread(0), count(&client.read_replies(), "\"out\"")),
         (ping("2")[..9].to_vec(), 1)
     );
-    assert!(master.desk.slot(0).expect("a slot").marks().half_closed);
+    assert!(master.desk.slot(0).expect("a slot").flags().half_closed);
 }
 
 /// The one request that the worker may answer is the client's last.
@@ -413,10 +413,13 @@ fn worker_answers_last(worker: Worker<'_>, master: &mut Master, client: &mut Cli
     worker.serve(&mut service()).expect("it ends well");
     let (reply, is_over) = client.read();
     assert!(reply.contains("bad_request") && is_over, "{reply}");
-    assert!(master.desk.slot(0).expect("a slot").marks().closing);
+    assert!(master.desk.slot(0).expect("a slot").flags().closing);
     assert_eq!(
         (master.heard(), master.state(0)),
-        (vec![ToMaster::Freed(vec![0])], Some(State::TakenParked))
+        (
+            vec![ToMaster::Freed(vec![0])],
+            Some(LeaseState::RevokedParked)
+        )
     );
 }
 
@@ -432,10 +435,10 @@ fn a_request_that_took_too_long_is_not_run_again_and_the_one_behind_it_is() {
         0,
         1,
         &bytes,
-        Marks {
+        Flags {
             timed_out: true,
-            faults: 1,
-            ..Marks::default()
+            crash_count: 1,
+            ..Flags::default()
         },
     );
     step(&mut worker, &mut service());
@@ -515,9 +518,9 @@ fn a_client_that_was_told_all_goes_on_ending_with_the_time_that_it_has_left() {
     let (mut master, mut theirs) = Master::new();
     let mut worker = master.worker(&mut theirs, settings());
     let mut service = service();
-    let closing = Marks {
+    let closing = Flags {
         closing: true,
-        ..Marks::default()
+        ..Flags::default()
     };
     let mut told = master.lease(0, 1, &ClientBytes::default(), closing);
     let unsent = ClientBytes {
@@ -538,7 +541,7 @@ fn a_client_that_was_told_all_goes_on_ending_with_the_time_that_it_has_left() {
         let connection = worker.connections.get(slot).expect("it is given a while");
         assert_eq!(
             (connection.waits, master.state(slot)),
-            (Waits::End, Some(State::Parked))
+            (Waits::End, Some(LeaseState::Parked))
         );
     }
     assert_eq!(
@@ -546,7 +549,10 @@ fn a_client_that_was_told_all_goes_on_ending_with_the_time_that_it_has_left() {
         since + 1_000_000_000
     );
     // What is thrown away counts as answered: the positions stay true.
-    assert_eq!(master.desk.slot(0).expect("a slot").view().ends(), (10, 0));
+    assert_eq!(
+        master.desk.slot(0).expect("a slot").cursors().ends(),
+        (10, 0)
+    );
     worker.now = since + 3_600_000_000_000;
     worker.look_at_deadlines(worker.now, &mut service);
     worker.tell_master().expect("the channel is open");
@@ -579,7 +585,7 @@ fn bytes_laid_for_the_next_client_of_a_slot_are_not_destroyed_for_the_last_one()
     worker.tell_master().expect("the channel is open");
     assert_eq!(
         (master.heard(), master.state(0)),
-        (vec![ToMaster::Closed(vec![0])], Some(State::Closed))
+        (vec![ToMaster::Closed(vec![0])], Some(LeaseState::Closed))
     );
     assert!(blocks(&master) < 4, "its place was given back");
     // The next one's bytes are there before its worker hears of it, which has others meanwhile.
@@ -589,10 +595,10 @@ fn bytes_laid_for_the_next_client_of_a_slot_are_not_destroyed_for_the_last_one()
     };
     let view = master.desk.lay(0, &laid).expect("room");
     master.desk.slot(0).expect("a slot").preset(
-        State::Parked,
+        LeaseState::Parked,
         2,
         view,
-        Marks::default(),
+        Flags::default(),
         (1, 1),
         0,
     );

@@ -25,7 +25,9 @@ use super::connection::{Connection, Waits};
 use super::death::{self, Point};
 use super::methods::Service;
 use super::reply::Fault;
-use crate::desk::{Found, Marks, Place, RECEIVE, REPLY_SOFT, SMALL, Slot, State, View, WorkerDesk};
+use crate::desk::{
+    Claim, Cursors, Flags, LeaseState, RECEIVE, REPLY_SOFT, Region, SMALL, Slot, WorkerDesk,
+};
 use crate::proto::channel::Settings;
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
 use crate::proto::rpc::Code;
@@ -97,7 +99,7 @@ pub(super) enum Purpose<'a> {
     /// To serve the client.
     Serve,
     /// To tell it off: this is its last reply, unless replies before it cannot be sent.
-    Dismiss(&'a Fault),
+    Reject(&'a Fault),
     /// To end it without a word.
     Cut,
 }
@@ -112,19 +114,19 @@ pub(super) fn turn(
     let Some(slot) = tools.desk.slot(index) else {
         return Ended::Lost;
     };
-    let Some(found) = slot.claim(connection.generation) else {
+    let Some(found) = slot.claim(connection.lease_number) else {
         return Ended::Lost;
     };
     tools.desk.header().begin_turn(index, tools.now);
     death::pass(Point::AfterClaim);
-    let (view, mut marks) = (slot.view(), slot.marks());
-    let parked = found == Found::Parked;
+    let (view, mut marks) = (slot.cursors(), slot.flags());
+    let parked = found == Claim::Parked;
     // Of a client at rest the view tells of bytes that are answered, and the marks of a frame that is.
     let have = if parked { view.have as usize } else { 0 };
     if !parked {
         answer::forgive(&mut marks);
     }
-    let overloaded = Purpose::Dismiss(&Fault::of(
+    let overloaded = Purpose::Reject(&Fault::of(
         Code::Overloaded,
         "there is too little memory for your unfinished frame",
     ));
@@ -136,8 +138,8 @@ pub(super) fn turn(
         connection,
         index,
         tools,
-        view,
-        marks,
+        cursors: view,
+        flags: marks,
         have,
         answered: 0,
         unrecorded: 0,
@@ -152,8 +154,8 @@ pub(super) fn turn(
     let waits = match purpose {
         _ if is_at_its_end && turn.check_socket().is_err() => None,
         Purpose::Cut => None,
-        Purpose::Serve if parked && marks.closing && view.replied == 0 => turn.hear_last_words(),
-        Purpose::Dismiss(_) if marks.closing => None,
+        Purpose::Serve if parked && marks.closing && view.replied == 0 => turn.linger(),
+        Purpose::Reject(_) if marks.closing => None,
         _ if parked && view.replied > 0 => turn.send_parked(purpose),
         _ => turn.work(purpose),
     };
@@ -171,12 +173,12 @@ pub(super) fn turn(
         slot.touch(tools.now);
     }
     let state = if waits == Waits::Request {
-        State::Rest
+        LeaseState::Idle
     } else {
-        State::Parked
+        LeaseState::Parked
     };
     death::pass(Point::BeforeEnd);
-    slot.release(connection.generation, state);
+    slot.release(connection.lease_number, state);
     Ended::Waits(waits)
 }
 
@@ -186,8 +188,8 @@ struct Turn<'t, 'a> {
     index: u32,
     tools: &'t mut Tools<'a>,
     /// The view that holds, up to date with the commits since.
-    view: View,
-    marks: Marks,
+    cursors: Cursors,
+    flags: Flags,
     /// Received bytes, from the view's first.
     have: usize,
     /// Requests answered in this turn.
@@ -221,12 +223,12 @@ impl Turn<'_, '_> {
             return None;
         }
         match purpose {
-            Purpose::Dismiss(fault) => self.reply_last(fault),
+            Purpose::Reject(fault) => self.reply_last(fault),
             _ => self.serve(began).ok()?,
         }
         self.end(
             began,
-            same_frame && self.view.answered == 0 && self.answered == 0,
+            same_frame && self.cursors.answered == 0 && self.answered == 0,
         )
     }
 
@@ -255,37 +257,37 @@ impl Turn<'_, '_> {
     /// lies at the front of the large place and is received and answered there. Nothing, if they are too many for the one
     /// and lie wrong for the other, which no turn leaves behind.
     fn begin(&mut self) -> Option<()> {
-        let (in_base, out_base) = self.view.ends();
-        let (from, offset) = (self.view.rx.0, self.view.rx.1 as usize);
-        let mut place = Place::Shared;
+        let (in_base, out_base) = self.cursors.ends();
+        let (from, offset) = (self.cursors.rx.0, self.cursors.rx.1 as usize);
+        let mut place = Region::Shared;
         if self.have > 0 {
             let unread = &self.tools.desk.received(self.index, from)[offset..offset + self.have];
             let first = self
-                .marks
+                .flags
                 .order
                 .map(|order| frame::next(unread, order, u32::MAX));
             let is_large = matches!(first, Some(Next::Partial { .. })) || self.have > RECEIVE;
-            if is_large && from == Place::Large && offset == 0 {
-                place = Place::Large;
+            if is_large && from == Region::Large && offset == 0 {
+                place = Region::Large;
             } else if self.have <= RECEIVE {
                 self.tools.desk.move_received(
                     self.index,
                     from,
                     offset..offset + self.have,
-                    Place::Shared,
+                    Region::Shared,
                 );
             } else {
                 return None;
             }
         }
         let have = self.have as u32;
-        self.view = View {
+        self.cursors = Cursors {
             in_base,
             out_base,
             answered: 0,
             replied: 0,
             rx: (place, 0),
-            tx: (Place::Shared, 0),
+            tx: (Region::Shared, 0),
             have,
         };
         self.flip();
@@ -294,11 +296,11 @@ impl Turn<'_, '_> {
     }
 
     fn flip(&self) {
-        self.slot().flip(&self.view, self.marks);
+        self.slot().flip(&self.cursors, self.flags);
     }
 
     fn serve(&mut self, began: u64) -> Result<(), Gone> {
-        if !self.marks.half_closed {
+        if !self.flags.half_closed {
             self.read()?;
         }
         let mut sent_at = began;
@@ -306,7 +308,7 @@ impl Turn<'_, '_> {
             let is_inline = self.answer(total, order);
             self.is_doubtful |= !is_inline;
             let overdue = !is_inline && self.tools.now - sent_at > REPLY_DELAY;
-            if overdue || self.view.replied as usize > REPLY_SOFT {
+            if overdue || self.cursors.replied as usize > REPLY_SOFT {
                 if !self.send_midway(sent_at)? {
                     break;
                 }
@@ -326,11 +328,11 @@ impl Turn<'_, '_> {
     /// being received in place.
     fn read(&mut self) -> Result<(), Gone> {
         self.connection.rearm();
-        let (have, marks, in_place) = (self.have, self.marks, self.view.rx.0 == Place::Large);
+        let (have, marks, in_place) = (self.have, self.flags, self.cursors.rx.0 == Region::Large);
         let open = self
             .tools
             .desk
-            .open(self.index, self.view.rx.0, Place::Shared);
+            .open(self.index, self.cursors.rx.0, Region::Shared);
         let first = marks
             .order
             .filter(|_| in_place)
@@ -351,7 +353,7 @@ impl Turn<'_, '_> {
                 self.connection.unarmed += n as u32;
             }
             Ok(Moved::Nothing) => {}
-            Ok(Moved::End) => (self.marks.half_closed, self.is_doubtful) = (true, true),
+            Ok(Moved::End) => (self.flags.half_closed, self.is_doubtful) = (true, true),
             Err(e) => {
                 self.check_socket()?;
                 self.broke_off(&e);
@@ -376,7 +378,7 @@ impl Turn<'_, '_> {
 
     /// The next whole frame that is to be answered: its length with the prefix, and the client's byte order.
     fn next_frame(&mut self) -> Option<(usize, ByteOrder)> {
-        if self.marks.closing {
+        if self.flags.closing {
             return None;
         }
         let limit = self.tools.settings.max_frame;
@@ -395,39 +397,39 @@ impl Turn<'_, '_> {
     }
 
     fn unread(&self) -> &[u8] {
-        let begin = self.view.rx.1 as usize;
-        &self.tools.desk.received(self.index, self.view.rx.0)
-            [begin + self.view.answered as usize..begin + self.have]
+        let begin = self.cursors.rx.1 as usize;
+        &self.tools.desk.received(self.index, self.cursors.rx.0)
+            [begin + self.cursors.answered as usize..begin + self.have]
     }
 
     /// The client's byte order, noted on the desk as soon as it is known. An empty frame leaves it open.
     fn order(&mut self) -> Option<ByteOrder> {
-        if self.marks.order.is_some() {
-            return self.marks.order;
+        if self.flags.order.is_some() {
+            return self.flags.order;
         }
         let prefix = *self.unread().first_chunk::<PREFIX>()?;
-        self.marks.order = self
+        self.flags.order = self
             .connection
             .order
             .decide(prefix, self.tools.settings.max_frame);
-        self.slot().set_marks(self.marks);
-        Some(self.marks.order.unwrap_or(ByteOrder::Little))
+        self.slot().set_flags(self.flags);
+        Some(self.flags.order.unwrap_or(ByteOrder::Little))
     }
 
     /// Moves the view, here and not yet on the desk, behind the answered frames and the bytes sent.
     fn pass(&mut self, sent: usize) {
-        let answered = self.view.answered;
-        self.view.in_base += u64::from(answered);
-        self.view.rx.1 += answered;
+        let answered = self.cursors.answered;
+        self.cursors.in_base += u64::from(answered);
+        self.cursors.rx.1 += answered;
         self.have -= answered as usize;
-        self.view.have = self.have as u32;
-        self.view.answered = 0;
-        self.view.out_base += sent as u64;
-        self.view.replied -= sent as u32;
-        self.view.tx.1 = if self.view.replied == 0 {
+        self.cursors.have = self.have as u32;
+        self.cursors.answered = 0;
+        self.cursors.out_base += sent as u64;
+        self.cursors.replied -= sent as u32;
+        self.cursors.tx.1 = if self.cursors.replied == 0 {
             0
         } else {
-            self.view.tx.1 + sent as u32
+            self.cursors.tx.1 + sent as u32
         };
     }
 
@@ -436,8 +438,8 @@ impl Turn<'_, '_> {
         if self.is_doubtful || self.answered == 0 {
             self.check_socket().ok()?;
         }
-        let may_answer = !self.marks.closing && !self.blocked && !self.tools.is_worn_out();
-        if self.marks.half_closed && may_answer && self.ends_in_a_frame() {
+        let may_answer = !self.flags.closing && !self.blocked && !self.tools.is_worn_out();
+        if self.flags.half_closed && may_answer && self.ends_in_a_frame() {
             let message = "the connection ended in the middle of a frame";
             self.reply_last(&Fault::of(Code::BadRequest, message));
         }
@@ -446,14 +448,14 @@ impl Turn<'_, '_> {
         } else {
             self.send(began).ok()?
         };
-        let unsent = self.view.replied as usize - sent;
-        let unread = self.have - self.view.answered as usize;
+        let unsent = self.cursors.replied as usize - sent;
+        let unread = self.have - self.cursors.answered as usize;
         if unsent == 0 && unread == 0 {
-            return match (self.marks.closing, self.marks.half_closed) {
-                (true, _) => self.say_goodbye(sent),
+            return match (self.flags.closing, self.flags.half_closed) {
+                (true, _) => self.begin_lingering_close(sent),
                 (false, true) => None,
                 (false, false) => {
-                    self.come_to_rest(sent);
+                    self.become_idle(sent);
                     Some(Waits::Request)
                 }
             };
@@ -478,8 +480,8 @@ impl Turn<'_, '_> {
     /// All is answered, and all is sent. A view that says of replies that they were made and not that they were sent is true
     /// of both, for the kernel tells; but of a Unix client only as long as the note of its write holds. That ends with
     /// the turn, so that a death at the beginning of the next one would find replies that nobody seems to have written.
-    fn come_to_rest(&mut self, sent: usize) {
-        if !self.connection.is_tcp() && self.view.replied > 0 {
+    fn become_idle(&mut self, sent: usize) {
+        if !self.connection.is_tcp() && self.cursors.replied > 0 {
             self.pass(sent);
             self.flip();
         }
@@ -490,7 +492,7 @@ impl Turn<'_, '_> {
     }
 
     fn next_is_whole(&self) -> bool {
-        let order = self.marks.order.unwrap_or(ByteOrder::Little);
+        let order = self.flags.order.unwrap_or(ByteOrder::Little);
         // A length over the limit is something to be answered as well.
         !matches!(
             frame::next(self.unread(), order, self.tools.settings.max_frame),
@@ -502,24 +504,24 @@ impl Turn<'_, '_> {
     /// says so. The view before stays true until then, for no copy overlaps its source.
     fn park(&mut self, sent: usize, unread: usize) {
         self.pass(sent);
-        let (place, offset) = (self.view.rx.0, self.view.rx.1 as usize);
-        if place == Place::Shared && unread > 0 {
+        let (place, offset) = (self.cursors.rx.0, self.cursors.rx.1 as usize);
+        if place == Region::Shared && unread > 0 {
             let target = if unread <= SMALL {
-                Place::Small
+                Region::Small
             } else {
-                Place::Large
+                Region::Large
             };
             self.tools
                 .desk
                 .move_received(self.index, place, offset..offset + unread, target);
-            self.view.rx = (target, 0);
+            self.cursors.rx = (target, 0);
         }
-        if self.view.replied > 0 {
-            let begin = self.view.tx.1 as usize;
+        if self.cursors.replied > 0 {
+            let begin = self.cursors.tx.1 as usize;
             self.tools
                 .desk
-                .keep_replies(self.index, begin..begin + self.view.replied as usize);
-            self.view.tx = (Place::Large, 0);
+                .keep_replies(self.index, begin..begin + self.cursors.replied as usize);
+            self.cursors.tx = (Region::Large, 0);
         }
         death::pass(Point::AmidParking);
         self.flip();

@@ -18,9 +18,9 @@ use super::*;
 word!(ModelWord);
 
 /// What turn `n` leaves of a client.
-fn left(n: u32) -> (View, Marks, Found) {
-    let (rx, tx) = ((Place::Small, n), (Place::Large, n));
-    let view = View {
+fn left(n: u32) -> (Cursors, Flags, Claim) {
+    let (rx, tx) = ((Region::Small, n), (Region::Large, n));
+    let view = Cursors {
         in_base: n.into(),
         out_base: n.into(),
         answered: n,
@@ -30,24 +30,24 @@ fn left(n: u32) -> (View, Marks, Found) {
         have: n,
     };
     let found = if n.is_multiple_of(2) {
-        Found::Rest
+        Claim::Idle
     } else {
-        Found::Parked
+        Claim::Parked
     };
     (
         view,
-        Marks {
-            faults: n as u8,
-            ..Marks::default()
+        Flags {
+            crash_count: n as u8,
+            ..Flags::default()
         },
         found,
     )
 }
 
-fn state(found: Found) -> State {
+fn state(found: Claim) -> LeaseState {
     match found {
-        Found::Rest => State::Rest,
-        Found::Parked => State::Parked,
+        Claim::Idle => LeaseState::Idle,
+        Claim::Parked => LeaseState::Parked,
     }
 }
 
@@ -81,7 +81,7 @@ impl<W: Word> Desk<W> {
     fn turn(&self, generation: u32) -> Option<u32> {
         let slot = self.slot();
         let n = self.read(slot.claim(generation)?) + 1;
-        slot.flip(&View::at_rest(n.into(), n.into()), Marks::default());
+        slot.flip(&Cursors::idle(n.into(), n.into()), Flags::default());
         slot.execute(n, 0);
         slot.commit(1, n);
         let (view, marks, found) = left(n);
@@ -101,11 +101,11 @@ impl<W: Word> Desk<W> {
     }
 
     /// Reads the whole of a client that was claimed or taken.
-    fn read(&self, found: Found) -> u32 {
+    fn read(&self, found: Claim) -> u32 {
         let (slot, n) = (self.slot(), self.bytes.get());
-        assert_eq!((slot.view(), slot.marks(), found), left(n));
+        assert_eq!((slot.cursors(), slot.flags(), found), left(n));
         assert_eq!(
-            (slot.active(), slot.requests(), slot.executing()),
+            (slot.last_active(), slot.requests(), slot.executing()),
             (n.into(), n.into(), None)
         );
         n
@@ -239,19 +239,19 @@ fn a_view_is_whole_in_the_middle_of_a_flip() {
     model(
         ModelWord::new,
         |desk| {
-            desk.slot().flip(&left(1).0, Marks::default());
+            desk.slot().flip(&left(1).0, Flags::default());
             desk.slot().commit(2, 3);
         },
-        |desk| desk.slot().view(),
+        |desk| desk.slot().cursors(),
         |desk, (), seen| {
             let [before, flipped] = [left(0).0, left(1).0];
-            let committed = View {
+            let committed = Cursors {
                 answered: 2,
                 replied: 3,
                 ..flipped
             };
             assert!([before, flipped, committed].contains(&seen), "{seen:?}");
-            assert_eq!(desk.slot().view(), committed);
+            assert_eq!(desk.slot().cursors(), committed);
         },
     );
 }

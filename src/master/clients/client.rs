@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use crate::config::Limits;
-use crate::desk::{ClientBytes, Marks};
+use crate::desk::{ClientBytes, Flags};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Offsets, Peer, WorkerId};
 use crate::sys::clock;
@@ -36,7 +36,7 @@ pub(crate) struct Unleased {
     pub(crate) client: Client,
     /// What is unread and unsent of it.
     pub(crate) bytes: ClientBytes,
-    pub(crate) marks: Marks,
+    pub(crate) flags: Flags,
     /// When what is timed began, and when it last did something: ns of CLOCK_MONOTONIC.
     pub(crate) times: (u64, u64),
     pub(crate) requests: u64,
@@ -51,7 +51,7 @@ impl Unleased {
         Unleased {
             client,
             bytes,
-            marks: Marks::default(),
+            flags: Flags::default(),
             times: (now, now),
             requests: 0,
             to: None,

@@ -9,7 +9,7 @@ use std::{io, mem};
 
 use serde::{Deserialize, Serialize};
 
-use crate::desk::{Found, Header, MasterDesk, Owner, Slot, State, Write};
+use crate::desk::{Claim, Header, LeaseState, MasterDesk, Owner, Slot, Write};
 use crate::master::clients::client::{Client, Unleased};
 use crate::proto::channel::{Lease, MAX_LEASES};
 use crate::proto::frame::OrderRule;
@@ -49,14 +49,14 @@ enum Entry {
 #[derive(Debug)]
 struct Leased {
     client: Client,
-    generation: u32,
+    lease_number: u32,
     /// Requests that it had had when it was last looked at.
     requests: u64,
 }
 
 /// What a desk tells of a client, to be shown.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct OnDesk {
+pub(crate) struct SlotFigures {
     /// When it last sent or took a byte: ns of CLOCK_MONOTONIC.
     pub(crate) active: u64,
     pub(crate) requests: u64,
@@ -83,7 +83,7 @@ pub(crate) struct Interrupted {
     /// Number of its method on the desk.
     pub(crate) method: u32,
     /// When it is leased again: how often this has happened to it by then.
-    pub(crate) faults: u8,
+    pub(crate) crash_count: u8,
 }
 
 /// What a dead worker left behind.
@@ -157,7 +157,7 @@ impl Leases {
                 slot,
                 Entry::Leased(Leased {
                     client,
-                    generation,
+                    lease_number: generation,
                     requests: 0,
                 }),
             );
@@ -173,7 +173,7 @@ impl Leases {
             Entry::Taken => Some((slot, None)),
             Entry::Leased(Leased {
                 client,
-                generation,
+                lease_number: generation,
                 requests,
             }) => {
                 let Client {
@@ -263,7 +263,7 @@ impl Leases {
                     leases.clients += 1;
                     Entry::Leased(Leased {
                         client,
-                        generation,
+                        lease_number: generation,
                         requests,
                     })
                 }
@@ -312,12 +312,12 @@ impl Leases {
         &'a self,
         slots: Range<u32>,
         desk: &'a MasterDesk,
-    ) -> impl Iterator<Item = (&'a Client, OnDesk)> {
+    ) -> impl Iterator<Item = (&'a Client, SlotFigures)> {
         slots.filter_map(|slot| {
             let (client, on_desk) = (self.client(slot)?, desk.slot(slot)?);
-            let view = on_desk.view();
+            let view = on_desk.cursors();
             // One at rest has nothing there, whatever its last view was of.
-            let is_at_rest = self.state(slot, desk) == Some(State::Rest);
+            let is_at_rest = self.state(slot, desk) == Some(LeaseState::Idle);
             let unsent = if is_at_rest {
                 0
             } else {
@@ -331,8 +331,8 @@ impl Leases {
             let bytes = unsent + unread;
             Some((
                 client,
-                OnDesk {
-                    active: on_desk.active(),
+                SlotFigures {
+                    active: on_desk.last_active(),
                     requests: on_desk.requests(),
                     bytes,
                 },
@@ -374,7 +374,7 @@ impl Leases {
         let Unleased {
             client,
             bytes,
-            marks,
+            flags: marks,
             times,
             requests,
             ..
@@ -393,9 +393,9 @@ impl Leases {
             && !marks.closing
             && !marks.overloaded;
         let state = if is_at_rest {
-            State::Rest
+            LeaseState::Idle
         } else {
-            State::Parked
+            LeaseState::Parked
         };
         let on_desk = desk.slot(slot).expect("a worker with room has a free slot");
         on_desk.preset(state, self.generation, view, marks, times, requests);
@@ -403,7 +403,7 @@ impl Leases {
             slot,
             Entry::Leased(Leased {
                 client,
-                generation: self.generation,
+                lease_number: self.generation,
                 requests,
             }),
         );
@@ -428,7 +428,9 @@ impl Leases {
             .iter()
             .filter_map(|slot| match self.entries.get(*slot)? {
                 Entry::Leased(Leased {
-                    client, generation, ..
+                    client,
+                    lease_number: generation,
+                    ..
                 }) => {
                     let Client {
                         id,
@@ -478,7 +480,7 @@ impl Leases {
         let Some(Entry::Leased(leased)) = self.entries.get(slot) else {
             return None;
         };
-        let found = desk.slot(slot)?.take(leased.generation)?;
+        let found = desk.slot(slot)?.take(leased.lease_number)?;
         Some(recover_idle(
             slot,
             self.leave_behind(slot)?,
@@ -498,7 +500,7 @@ impl Leases {
     /// The worker has said that it closed the client in this slot.
     pub(crate) fn closed(&mut self, slot: u32, desk: &MasterDesk) -> Done {
         match self.state(slot, desk) {
-            Some(State::Closed) => match self.leave_behind(slot) {
+            Some(LeaseState::Closed) => match self.leave_behind(slot) {
                 Some(client) => {
                     self.vacate(slot, desk);
                     Done::Ended(client)
@@ -516,8 +518,8 @@ impl Leases {
             return Done::Known;
         }
         let found = match self.state(slot, desk) {
-            Some(State::Taken) => Found::Rest,
-            Some(State::TakenParked) => Found::Parked,
+            Some(LeaseState::Revoked) => Claim::Idle,
+            Some(LeaseState::RevokedParked) => Claim::Parked,
             _ => return Done::Nonsense,
         };
         let Some(client) = self.leave_behind(slot) else {
@@ -529,12 +531,12 @@ impl Leases {
     }
 
     /// The lease word of a client, if it is that of its lease.
-    fn state(&self, slot: u32, desk: &MasterDesk) -> Option<State> {
+    fn state(&self, slot: u32, desk: &MasterDesk) -> Option<LeaseState> {
         let Some(Entry::Leased(leased)) = self.entries.get(slot) else {
             return None;
         };
         let lease = desk.slot(slot)?.lease()?;
-        (lease.generation == leased.generation).then_some(lease.state)
+        (lease.number == leased.lease_number).then_some(lease.state)
     }
 
     /// The client leaves its slot, which is not free yet.
@@ -583,7 +585,7 @@ impl Leases {
     /// The client whose turn it is that the worker is in, by its own word.
     pub(crate) fn in_turn(&self, slot: u32, desk: &MasterDesk) -> Option<&Client> {
         match self.entries.get(slot)? {
-            Entry::Leased(leased) if self.state(slot, desk) == Some(State::Busy) => {
+            Entry::Leased(leased) if self.state(slot, desk) == Some(LeaseState::Busy) => {
                 Some(&leased.client)
             }
             Entry::Leased(_) | Entry::Taken => None,
@@ -606,25 +608,25 @@ impl Leases {
             };
             let mut interrupted = None;
             let recovered = match state {
-                Some(State::Rest | State::Taken) => {
-                    recover_idle(slot, client, Found::Rest, desk, Owner::Dead)
+                Some(LeaseState::Idle | LeaseState::Revoked) => {
+                    recover_idle(slot, client, Claim::Idle, desk, Owner::Dead)
                 }
-                Some(State::Parked | State::TakenParked) => {
-                    recover_idle(slot, client, Found::Parked, desk, Owner::Dead)
+                Some(LeaseState::Parked | LeaseState::RevokedParked) => {
+                    recover_idle(slot, client, Claim::Parked, desk, Owner::Dead)
                 }
-                Some(State::Busy) => {
+                Some(LeaseState::Busy) => {
                     let found = recover_after_death(slot, client, written, desk, is_timed_out);
                     found.map(|(unleased, request)| {
                         interrupted = request;
                         unleased
                     })
                 }
-                Some(State::Closed) => {
+                Some(LeaseState::Closed) => {
                     left.ended.push(client);
                     continue;
                 }
                 // A slot with a client is not free: the desk holds nonsense.
-                Some(State::Free) | None => Err((io::ErrorKind::InvalidData.into(), client)),
+                Some(LeaseState::Free) | None => Err((io::ErrorKind::InvalidData.into(), client)),
             };
             match recovered {
                 Ok(unleased) => left.recovered.push((unleased, interrupted)),
@@ -656,15 +658,15 @@ pub(crate) fn recover_after_death(
     let mut unleased = recover_from_turn(slot, client, written, desk)?;
     let executing = desk.slot(slot).and_then(|on_desk| on_desk.executing());
     let interrupted = executing.map(|method| {
-        let marks = &mut unleased.marks;
+        let marks = &mut unleased.flags;
         if is_timed_out {
             marks.timed_out = true;
         } else {
-            marks.faults = marks.faults.saturating_add(1);
+            marks.crash_count = marks.crash_count.saturating_add(1);
         }
         Interrupted {
             method,
-            faults: marks.faults,
+            crash_count: marks.crash_count,
         }
     });
     Ok((unleased, interrupted))
@@ -675,16 +677,16 @@ pub(crate) fn recover_after_death(
 fn recover_idle(
     slot: u32,
     client: Client,
-    found: Found,
+    found: Claim,
     desk: &MasterDesk,
     owner: Owner,
 ) -> Recovered {
     let ledger = match found {
-        Found::Parked => None,
-        Found::Rest => {
+        Claim::Parked => None,
+        Claim::Idle => {
             let (received, written) = desk
                 .slot(slot)
-                .map_or((0, 0), |on_desk| on_desk.view().ends());
+                .map_or((0, 0), |on_desk| on_desk.cursors().ends());
             Some(Ledger { received, written })
         }
     };
@@ -705,16 +707,16 @@ fn recover(
         Err(e) => return Err((e, client)),
     };
     let on_desk: Slot<'_> = desk.slot(slot).expect("leases have slots");
-    let mut marks = on_desk.marks();
+    let mut marks = on_desk.flags();
     // Faults are those of the first unread frame: once one is answered, they are of a frame that is not here any more.
-    if on_desk.view().answered > 0 {
-        (marks.faults, marks.timed_out) = (0, false);
+    if on_desk.cursors().answered > 0 {
+        (marks.crash_count, marks.timed_out) = (0, false);
     }
-    let times = (on_desk.since(), on_desk.active());
+    let times = (on_desk.since(), on_desk.last_active());
     Ok(Unleased {
         client,
         bytes,
-        marks,
+        flags: marks,
         times,
         requests: on_desk.requests(),
         to: None,
@@ -757,7 +759,7 @@ fn unix_ledger(
     written: Option<Writes>,
     desk: &MasterDesk,
 ) -> io::Result<Ledger> {
-    let view = desk.slot(slot).ok_or(io::ErrorKind::InvalidData)?.view();
+    let view = desk.slot(slot).ok_or(io::ErrorKind::InvalidData)?.cursors();
     let before = client.offsets.received;
     let received =
         ledger::received(&client.socket, view.in_base.wrapping_sub(before))?.wrapping_add(before);

@@ -10,9 +10,9 @@ use crate::sys::socket;
 /// takes an error reply for the rest of it, so it gets none.
 pub(crate) fn reject(unleased: &Unleased, code: rpc::Code, sentence: &str) {
     let client = &unleased.client;
-    if unleased.bytes.unsent.is_empty() && !unleased.marks.closing {
+    if unleased.bytes.unsent.is_empty() && !unleased.flags.closing {
         let order = unleased
-            .marks
+            .flags
             .order
             .unwrap_or_else(|| first_order(client.order));
         end_with(&client.socket, order, code, sentence);

@@ -10,7 +10,7 @@ use crate::config::{self, Config, Count, Loaded, size};
 use crate::logging;
 use crate::master::Master;
 use crate::master::clients::client::{Client, Unleased};
-use crate::master::clients::leases::OnDesk;
+use crate::master::clients::leases::SlotFigures;
 use crate::master::telemetry::events::{Asker, Since};
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{
@@ -84,7 +84,7 @@ impl Master {
 
     fn waiting_client(&self, unleased: &Unleased) -> ClientStatus {
         let bytes = (unleased.bytes.unread.len() + unleased.bytes.unsent.len()) as u64;
-        let on_desk = OnDesk {
+        let on_desk = SlotFigures {
             active: unleased.times.1,
             requests: unleased.requests,
             bytes,
@@ -96,11 +96,11 @@ impl Master {
         &self,
         client: &Client,
         worker: Option<WorkerId>,
-        OnDesk {
+        SlotFigures {
             active,
             requests,
             bytes,
-        }: OnDesk,
+        }: SlotFigures,
     ) -> ClientStatus {
         let listener = self
             .listeners

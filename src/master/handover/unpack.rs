@@ -224,7 +224,7 @@ impl Unpacked {
             .desks
             .get(&aboard.worker)
             .and_then(|(_, desk)| desk.slot(aboard.record.slot));
-        slot.map_or(0, |slot| slot.active())
+        slot.map_or(0, |slot| slot.last_active())
     }
 
     /// What was left of each of these clients, and the number of those whose desk is missing, who are closed.

@@ -158,7 +158,11 @@ impl Master {
         unleased: &Unleased,
         candidates: &'c [Candidate],
     ) -> Cow<'c, [Candidate]> {
-        let fits = |c: &Candidate| self.workers[&c.worker].desk.has_places_for(&unleased.bytes);
+        let fits = |c: &Candidate| {
+            self.workers[&c.worker]
+                .desk
+                .has_regions_for(&unleased.bytes)
+        };
         if candidates.iter().all(fits) || !(candidates.iter().any(fits) || self.pool.is_rolling()) {
             return Cow::Borrowed(candidates);
         }

@@ -209,8 +209,9 @@ impl Master {
             Escaped(name).to_string()
         ));
 
-        let is_rerun =
-            !is_timed_out && request.faults == 1 && method.is_some_and(|method| method.idempotent);
+        let is_rerun = !is_timed_out
+            && request.crash_count == 1
+            && method.is_some_and(|method| method.idempotent);
         blame.outcome = match (is_timed_out, is_rerun) {
             (true, _) => "1 request answered with timeout",
             (false, true) => "1 request run again",
@@ -220,7 +221,7 @@ impl Master {
         let is_its_doing = is_timed_out || blame.is_out_of_memory || exit.is_own_doing();
         if is_its_doing && !is_rerun {
             // The one before was on trial.
-            for _ in 0..request.faults.clamp(1, 2) {
+            for _ in 0..request.crash_count.clamp(1, 2) {
                 if self.strikes.strike_client(client, now) {
                     blame.culprit = Some((client, peer));
                 }

@@ -3,7 +3,7 @@
 use serde_json::value::RawValue;
 
 use super::Turn;
-use crate::desk::{Header, Marks, Note, Open, Place, Slot};
+use crate::desk::{Flags, Header, Note, Open, Region, Slot};
 use crate::proto::frame::{ByteOrder, PREFIX};
 use crate::proto::rpc::{Code, NULL, Request};
 use crate::sys::clock;
@@ -17,12 +17,12 @@ impl Turn<'_, '_> {
         let call = Call {
             client: self.connection.client,
             peer: self.connection.peer,
-            attempt: u32::from(self.marks.faults) + 1,
+            attempt: u32::from(self.flags.crash_count) + 1,
             deadline: self.tools.deadline(),
         };
-        let begin = self.view.rx.1 as usize + self.view.answered as usize;
-        let (answered, replied) = (self.view.answered, self.view.replied as usize);
-        let reply_max = self.tools.desk.layout().reply_max();
+        let begin = self.cursors.rx.1 as usize + self.cursors.answered as usize;
+        let (answered, replied) = (self.cursors.answered, self.cursors.replied as usize);
+        let reply_max = self.tools.desk.layout().max_reply();
         let Open {
             header,
             slot,
@@ -31,10 +31,10 @@ impl Turn<'_, '_> {
         } = self
             .tools
             .desk
-            .open(self.index, self.view.rx.0, Place::Shared);
+            .open(self.index, self.cursors.rx.0, Region::Shared);
         let out = &mut tx[replied..replied + reply_max];
 
-        let (marks, quarantined, now) = (self.marks, self.tools.quarantined, self.tools.now);
+        let (marks, quarantined, now) = (self.flags, self.tools.quarantined, self.tools.now);
         let (mut is_inline, mut number) = (true, 0);
         let service = &mut *self.tools.service;
         let mut run = |out: &mut [u8]| -> Result<usize, Failure> {
@@ -90,21 +90,21 @@ impl Turn<'_, '_> {
 
     /// Makes the reply after which the client is closed, and forgets what it sent beyond.
     pub(super) fn reply_last(&mut self, fault: &Fault) {
-        let order = self.marks.order.unwrap_or(ByteOrder::Little);
-        let (replied, skipped) = (self.view.replied as usize, self.have as u32);
+        let order = self.flags.order.unwrap_or(ByteOrder::Little);
+        let (replied, skipped) = (self.cursors.replied as usize, self.have as u32);
         let now = self.tools.now;
         let Open {
             header, slot, tx, ..
         } = self
             .tools
             .desk
-            .open(self.index, self.view.rx.0, Place::Shared);
+            .open(self.index, self.cursors.rx.0, Region::Shared);
         let length = write_fault(&mut tx[replied..], order, fault);
-        self.marks.closing = true;
+        self.flags.closing = true;
         // Whoever takes over from here gives it the whole time to read, and not what its frame has left.
         slot.set_since(now);
         // Before the reply counts: who finds it made finds that nothing comes after it.
-        slot.set_marks(self.marks);
+        slot.set_flags(self.flags);
         commit(
             (header, slot),
             (0, true),
@@ -116,9 +116,9 @@ impl Turn<'_, '_> {
 
     /// What was committed, here: frames are answered up to this byte, by a reply of this length.
     fn count(&mut self, answered: u32, length: usize) {
-        forgive(&mut self.marks);
-        self.view.answered = answered;
-        self.view.replied += length as u32;
+        forgive(&mut self.flags);
+        self.cursors.answered = answered;
+        self.cursors.replied += length as u32;
         self.answered += 1;
         self.unrecorded += 1;
         self.tools.served += 1;
@@ -141,8 +141,8 @@ fn commit(
 }
 
 /// Forgets what is known of a first unread frame, because another one is that now, or none.
-pub(super) fn forgive(marks: &mut Marks) {
-    (marks.timed_out, marks.faults) = (false, 0);
+pub(super) fn forgive(marks: &mut Flags) {
+    (marks.timed_out, marks.crash_count) = (false, 0);
 }
 
 /// Why a request is not to be run, if it is not. One that was executing at a death is run once more, if that does no harm;
@@ -151,7 +151,7 @@ fn refusal(
     service: &dyn Service,
     method: usize,
     name: &str,
-    marks: Marks,
+    marks: Flags,
     quarantined: &[bool],
 ) -> Option<Fault> {
     if marks.timed_out {
@@ -160,7 +160,7 @@ fn refusal(
             "the request took longer than request-timeout",
         ));
     }
-    if marks.faults > 1 || (marks.faults == 1 && !service.is_idempotent(method)) {
+    if marks.crash_count > 1 || (marks.crash_count == 1 && !service.is_idempotent(method)) {
         let sentence = format!("the worker that ran this request died in method {name:?}");
         return Some(Fault::of(Code::Crashed, sentence));
     }

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::{Gone, Purpose, Turn};
-use crate::desk::{Header, Place, View};
+use crate::desk::{Cursors, Header, Region};
 use crate::sys::clock;
 use crate::sys::ledger::OwnWrites;
 use crate::sys::signal::HeldBack;
@@ -19,7 +19,7 @@ impl Turn<'_, '_> {
         }
         let sent = self.send(since)?;
         self.pass(sent);
-        if self.view.replied > 0 {
+        if self.cursors.replied > 0 {
             self.blocked = true;
             return Ok(false);
         }
@@ -29,16 +29,16 @@ impl Turn<'_, '_> {
 
     /// Sends; how many bytes the kernel took.
     pub(super) fn send(&mut self, since: u64) -> Result<usize, Gone> {
-        let replied = self.view.replied as usize;
+        let replied = self.cursors.replied as usize;
         if replied == 0 {
             return Ok(0);
         }
         let open = self
             .tools
             .desk
-            .open(self.index, self.view.rx.0, Place::Shared);
-        let begin = self.view.tx.1 as usize;
-        let at = self.view.out_base;
+            .open(self.index, self.cursors.rx.0, Region::Shared);
+        let begin = self.cursors.tx.1 as usize;
+        let at = self.cursors.out_base;
         let bytes = &open.tx[begin..begin + replied];
         let sent = transmit(
             self.connection,
@@ -64,16 +64,16 @@ impl Turn<'_, '_> {
 
     /// Sends replies that were parked before this turn, and goes on if that is done.
     pub(super) fn send_parked(&mut self, purpose: &Purpose<'_>) -> Option<Waits> {
-        let (begin, unsent) = (self.view.tx.1 as usize, self.view.replied as usize);
+        let (begin, unsent) = (self.cursors.tx.1 as usize, self.cursors.replied as usize);
         let open = self
             .tools
             .desk
-            .open(self.index, Place::Shared, self.view.tx.0);
+            .open(self.index, Region::Shared, self.cursors.tx.0);
         let Some(bytes) = open.tx.get(begin..begin + unsent) else {
             open.header.add_lost();
             return None;
         };
-        let at = self.view.out_base;
+        let at = self.cursors.out_base;
         let sent = match transmit(
             self.connection,
             self.tools.writes,
@@ -93,7 +93,7 @@ impl Turn<'_, '_> {
         self.moved = sent > 0;
         if sent < unsent {
             // Who is told off and does not read is not told.
-            if matches!(purpose, Purpose::Dismiss(_)) {
+            if matches!(purpose, Purpose::Reject(_)) {
                 return None;
             }
             if sent > 0 {
@@ -102,15 +102,15 @@ impl Turn<'_, '_> {
             }
             return Some(Waits::Room);
         }
-        match (self.marks.closing, self.marks.half_closed && self.have == 0) {
-            (true, _) => self.say_goodbye(0),
+        match (self.flags.closing, self.flags.half_closed && self.have == 0) {
+            (true, _) => self.begin_lingering_close(0),
             (false, true) => None,
             (false, false) => self.work(purpose),
         }
     }
 
     /// All is sent. Nothing more is, and the client is given a while to read it.
-    pub(super) fn say_goodbye(&mut self, sent: usize) -> Option<Waits> {
+    pub(super) fn begin_lingering_close(&mut self, sent: usize) -> Option<Waits> {
         self.pass(sent);
         // Before a view says that it is parted from: whoever takes over from there counts the while from this.
         self.slot().set_since(self.tools.now);
@@ -120,7 +120,7 @@ impl Turn<'_, '_> {
     }
 
     /// Reads what the client still sends after its last reply, and throws it away.
-    pub(super) fn hear_last_words(&mut self) -> Option<Waits> {
+    pub(super) fn linger(&mut self) -> Option<Waits> {
         if self.connection.watched.is_none() {
             // Its first turn here. The worker before may have died, or lost it, just before it did this.
             socket::finish_writing(&self.connection.socket);
@@ -128,10 +128,11 @@ impl Turn<'_, '_> {
         let open = self
             .tools
             .desk
-            .open(self.index, Place::Shared, Place::Shared);
+            .open(self.index, Region::Shared, Region::Shared);
         match self.connection.receive(open.rx) {
             Ok(Moved::Bytes(n)) => {
-                self.connection.last_words = self.connection.last_words.checked_sub(n as u32)?;
+                self.connection.linger_bytes =
+                    self.connection.linger_bytes.checked_sub(n as u32)?;
                 self.forget_received(n);
                 Some(Waits::End)
             }
@@ -142,8 +143,8 @@ impl Turn<'_, '_> {
 
     /// Lets a view hold in which all that was received is answered, and `more` bytes behind it.
     fn forget_received(&mut self, more: usize) {
-        let (received, written) = self.view.ends();
-        self.view = View::at_rest(received + (self.have + more) as u64, written);
+        let (received, written) = self.cursors.ends();
+        self.cursors = Cursors::idle(received + (self.have + more) as u64, written);
         self.have = 0;
         self.flip();
     }

@@ -16,7 +16,7 @@ use proptest::sample::{Index, select};
 use proptest::test_runner::Config;
 
 use super::*;
-use crate::desk::{ClientBytes, Layout, Note, Place, SMALL, Stretch, View, WorkerDesk};
+use crate::desk::{ClientBytes, Cursors, Layout, Note, Region, SMALL, Stretch, WorkerDesk};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::ClientId;
 
@@ -183,7 +183,7 @@ impl Life {
         Unleased {
             client,
             bytes,
-            marks,
+            flags: marks,
             requests,
             ..
         }: &Unleased,
@@ -205,7 +205,7 @@ impl Life {
             client.id
         );
         assert_eq!(
-            (*requests, marks.faults),
+            (*requests, marks.crash_count),
             (self.requests, self.faults),
             "{}",
             client.id
@@ -417,7 +417,7 @@ impl World {
                         .slot(*slot)
                         .and_then(|slot| slot.lease())
                         .map(|lease| lease.state);
-                    matches!(state, Some(State::Taken | State::TakenParked))
+                    matches!(state, Some(LeaseState::Revoked | LeaseState::RevokedParked))
                 };
                 let taken: Vec<u32> = self.held.keys().copied().filter(is_taken).collect();
                 taken.into_iter().for_each(|slot| self.say(slot, false));
@@ -441,7 +441,7 @@ impl World {
                     );
                     let is_ours = on_desk.claim(generation).is_some();
                     if is_ours {
-                        on_desk.release(generation, State::Closed);
+                        on_desk.release(generation, LeaseState::Closed);
                     }
                     self.say(slot, is_ours);
                 }
@@ -559,8 +559,8 @@ impl World {
         for (unleased, request) in left.recovered {
             if let Some(request) = request {
                 assert_eq!(
-                    (request.method, request.faults),
-                    (METHOD, unleased.marks.faults)
+                    (request.method, request.crash_count),
+                    (METHOD, unleased.flags.crash_count)
                 );
                 faults.push(unleased.client.id);
             }
@@ -602,10 +602,10 @@ impl World {
         if dies(Point::Claim) {
             return;
         }
-        let (view, mut marks) = (on_desk.view(), on_desk.marks());
-        let is_parked = found == Found::Parked;
+        let (view, mut marks) = (on_desk.cursors(), on_desk.flags());
+        let is_parked = found == Claim::Parked;
         if is_parked && view.replied > 0 {
-            let open = self.worker.open(slot, Place::Shared, view.tx.0);
+            let open = self.worker.open(slot, Region::Shared, view.tx.0);
             let count = view.replied.min(plan.write.into()) as usize;
             open.header.begin_write(slot, view.out_base, Some(self.sum));
             let sent = if count > 0 {
@@ -621,7 +621,7 @@ impl World {
             // Such as a line of the log.
             self.sum = and_a_call_of(77, self.sum);
             let (out_base, sent) = (view.out_base + sent, sent as u32);
-            let kept = View {
+            let kept = Cursors {
                 out_base,
                 replied: view.replied - sent,
                 tx: (view.tx.0, view.tx.1 + sent),
@@ -633,15 +633,15 @@ impl World {
             return open.slot.release(
                 generation,
                 if is_at_rest {
-                    State::Rest
+                    LeaseState::Idle
                 } else {
-                    State::Parked
+                    LeaseState::Parked
                 },
             );
         }
         let have = if is_parked { view.have as usize } else { 0 };
         if !is_parked {
-            (marks.faults, marks.timed_out) = (0, false);
+            (marks.crash_count, marks.timed_out) = (0, false);
         }
         let (in_base, out_base) = if is_parked {
             (view.in_base, view.out_base)
@@ -651,13 +651,13 @@ impl World {
         if have > 0 {
             let begin = view.rx.1 as usize;
             self.worker
-                .move_received(slot, view.rx.0, begin..begin + have, Place::Shared);
+                .move_received(slot, view.rx.0, begin..begin + have, Region::Shared);
         }
-        let open = self.worker.open(slot, Place::Shared, Place::Shared);
+        let open = self.worker.open(slot, Region::Shared, Region::Shared);
         open.slot.flip(
-            &View {
+            &Cursors {
                 have: have as u32,
-                ..View::at_rest(in_base, out_base)
+                ..Cursors::idle(in_base, out_base)
             },
             marks,
         );
@@ -715,22 +715,22 @@ impl World {
         let is_at_rest = unread == 0 && unsent == 0;
         if !is_at_rest {
             let place = if unread <= SMALL {
-                Place::Small
+                Region::Small
             } else {
-                Place::Large
+                Region::Large
             };
             self.worker
-                .move_received(slot, Place::Shared, answered..arrived, place);
+                .move_received(slot, Region::Shared, answered..arrived, place);
             self.worker.keep_replies(slot, sent as usize..replied);
             if answered > 0 {
-                (marks.faults, marks.timed_out) = (0, false);
+                (marks.crash_count, marks.timed_out) = (0, false);
             }
-            let kept = View {
+            let kept = Cursors {
                 rx: (place, 0),
-                tx: (Place::Large, 0),
+                tx: (Region::Large, 0),
                 have: unread as u32,
                 replied: unsent as u32,
-                ..View::at_rest(in_base + answered as u64, out_base + sent)
+                ..Cursors::idle(in_base + answered as u64, out_base + sent)
             };
             self.worker
                 .slot(slot)
@@ -741,8 +741,8 @@ impl World {
             }
         }
         if is_at_rest && is_unix && sent > 0 {
-            let rest = View::at_rest(in_base + answered as u64, out_base + sent);
-            (marks.faults, marks.timed_out) = (0, false);
+            let rest = Cursors::idle(in_base + answered as u64, out_base + sent);
+            (marks.crash_count, marks.timed_out) = (0, false);
             self.worker
                 .slot(slot)
                 .expect("it is held")
@@ -753,9 +753,9 @@ impl World {
             return;
         }
         let state = if is_at_rest {
-            State::Rest
+            LeaseState::Idle
         } else {
-            State::Parked
+            LeaseState::Parked
         };
         self.worker
             .slot(slot)
@@ -837,7 +837,7 @@ fn scribble(leases: &Leases, desk: &MasterDesk, scribbles: &[(u64, Scribble)]) {
     for (word, scribble) in scribbles {
         let slot = u32::try_from(word.saturating_sub(2048) / 16).expect("there are few");
         let own = match leases.entries.get(slot) {
-            Some(Entry::Leased(leased)) => leased.generation,
+            Some(Entry::Leased(leased)) => leased.lease_number,
             Some(Entry::Taken) | None => 0,
         };
         let value = match *scribble {
@@ -919,7 +919,7 @@ proptest! {
         back.extend(lost.into_iter().map(Err));
         ended.extend(also_ended.iter().map(|client| client.id));
 
-        let longest = Layout::new(SLOTS, 4096).reply_max().max(256 * 1024) + 64 * 1024;
+        let longest = Layout::new(SLOTS, 4096).max_reply().max(256 * 1024) + 64 * 1024;
         let (next, _) = desks();
         for recovered in back {
             match recovered {

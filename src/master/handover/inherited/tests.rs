@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 
 use super::super::snapshot::Image;
 use super::*;
-use crate::desk::{LAYOUT, Layout, Marks, MasterDesk, State, View};
+use crate::desk::{Cursors, Flags, LAYOUT, Layout, LeaseState, MasterDesk};
 use crate::master::clients::client::Unleased;
 use crate::master::telemetry::counters::Loss;
 use crate::proto::boat::{LastDesk, Passenger};
@@ -252,13 +252,13 @@ fn what_nobody_took_over_is_packed_again_offsets_and_all() {
         }
     };
     for slot in 0..400 {
-        let at_rest = View::at_rest(slot.into(), 9);
+        let at_rest = Cursors::idle(slot.into(), 9);
         let times = (1, u64::from(slot) + 1);
         desk.slot(slot).expect("a slot").preset(
-            State::Rest,
+            LeaseState::Idle,
             1,
             at_rest,
-            Marks::default(),
+            Flags::default(),
             times,
             5,
         );
