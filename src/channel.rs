@@ -142,7 +142,7 @@ mod tests {
         let lease = Lease {
             client: ClientId(1),
             slot: 2,
-            generation: 3,
+            lease_number: 3,
             order: OrderRule::Big,
             peer,
             moves: 4,

@@ -135,7 +135,7 @@ impl<'a> Header<'a> {
 
     /// Master: wants a message when more leases are picked up than the count that it returns.
     #[must_use]
-    pub fn want_room(&self) -> u64 {
+    pub fn want_capacity(&self) -> u64 {
         self.0[WANTS_CAPACITY].store(1, Ordering::SeqCst);
         self.0[PICKED_UP].load(Ordering::SeqCst)
     }
@@ -268,19 +268,19 @@ impl<'a> Header<'a> {
     }
 
     /// Worker: it shows that its loop turns.
-    pub fn beat(&self) {
+    pub fn heartbeat(&self) {
         self.add(HEARTBEATS, 1);
     }
 
     /// How often it has shown so. A count that stays the same may be that of a worker with nothing to do.
     #[must_use]
-    pub fn beats(&self) -> u64 {
+    pub fn heartbeats(&self) -> u64 {
         self.load(HEARTBEATS)
     }
 
     /// Worker: it begins the turn of the client in this slot.
     pub fn begin_turn(&self, slot: u32, now: u64) {
-        self.beat();
+        self.heartbeat();
         self.0[TURN_SLOT].store(slot.into(), Ordering::Relaxed);
         self.0[TURN_SINCE].store(now.max(1), Ordering::Relaxed);
     }
@@ -574,7 +574,7 @@ mod tests {
     fn room_is_told_once_when_it_is_wanted() {
         header(|header| {
             assert!(!header.pick_up(3));
-            assert_eq!(header.want_room(), 3);
+            assert_eq!(header.want_capacity(), 3);
             assert!(header.pick_up(1));
             assert!(!header.pick_up(1));
             assert_eq!(header.picked_up(), 5);

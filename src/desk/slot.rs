@@ -395,7 +395,7 @@ impl<'a, W: Word> Slot<'a, W> {
     /// the worker touches neither the slot nor its places, and what they tell is complete. Nothing, if the client is in
     /// a turn, or the lease another one.
     #[must_use]
-    pub fn take(&self, generation: u32) -> Option<Claim> {
+    pub fn revoke(&self, generation: u32) -> Option<Claim> {
         self.exchange(generation, [LeaseState::Revoked, LeaseState::RevokedParked])
     }
 
@@ -591,12 +591,12 @@ mod tests {
                 (1, 1),
                 2,
             );
-            assert_eq!(slot.take(4), None);
+            assert_eq!(slot.revoke(4), None);
             assert_eq!(slot.claim(5), Some(Claim::Idle));
-            assert_eq!(slot.take(5), None, "it is in a turn");
+            assert_eq!(slot.revoke(5), None, "it is in a turn");
             slot.release(5, LeaseState::Parked);
-            assert_eq!(slot.take(5), Some(Claim::Parked));
-            assert_eq!((slot.claim(5), slot.take(5)), (None, None));
+            assert_eq!(slot.revoke(5), Some(Claim::Parked));
+            assert_eq!((slot.claim(5), slot.revoke(5)), (None, None));
         });
     }
 

@@ -11,7 +11,7 @@ pub struct Candidate {
     /// Who it is.
     pub worker: WorkerId,
     /// Whether it is ready and can be given a client now.
-    pub has_room: bool,
+    pub has_capacity: bool,
     /// Requests that it is executing.
     pub executing: u64,
     /// Leases that it has not picked up yet.
@@ -47,7 +47,7 @@ impl Dispatcher {
         let count = candidates.len();
         let mut in_turn = (0..count)
             .map(|i| (self.next + i) % count)
-            .filter(|i| candidates[*i].has_room);
+            .filter(|i| candidates[*i].has_capacity);
         let chosen = match self.policy {
             Dispatch::RoundRobin => in_turn.next(),
             // The first of equals is kept, so that ties go round.
@@ -84,7 +84,7 @@ mod tests {
     fn idle(count: usize) -> Vec<Candidate> {
         vec![
             Candidate {
-                has_room: true,
+                has_capacity: true,
                 ..Candidate::default()
             };
             count
@@ -95,11 +95,11 @@ mod tests {
     fn round_robin_is_exact_over_those_with_room() {
         let mut dispatcher = Dispatcher::new(Dispatch::RoundRobin);
         let mut workers = idle(4);
-        workers[1].has_room = false;
+        workers[1].has_capacity = false;
         workers[0].executing = 9;
         let picks: Vec<_> = (0..7).filter_map(|_| dispatcher.pick(&workers)).collect();
         assert_eq!(picks, [0, 2, 3, 0, 2, 3, 0]);
-        workers.iter_mut().for_each(|w| w.has_room = false);
+        workers.iter_mut().for_each(|w| w.has_capacity = false);
         assert_eq!(dispatcher.pick(&workers), None);
         assert_eq!(dispatcher.pick(&[]), None);
     }

@@ -331,7 +331,7 @@ impl Pool {
     }
 
     /// A worker has answered nearly as many requests as it may.
-    pub fn worn(&mut self, id: WorkerId) {
+    pub fn near_request_limit(&mut self, id: WorkerId) {
         let serves =
             |member: &&mut Member| matches!(member.state, State::Ready { .. } | State::Held { .. });
         if let Some(member) = self.member_mut(id).filter(serves) {

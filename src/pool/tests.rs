@@ -368,7 +368,7 @@ fn all_are_recycled_a_few_at_a_time() {
 fn a_worn_worker_and_an_old_one_are_replaced() {
     let now = Instant::now();
     let mut pool = ready_pool(1, now);
-    pool.worn(w(1));
+    pool.near_request_limit(w(1));
     assert_eq!(drained(&calm(&mut pool, now)), [(w(1), Why::Worn)]);
     let lifetime = Duration::from_secs(1000);
     assert!(pool.reload(Target {

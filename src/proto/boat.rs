@@ -91,7 +91,7 @@ impl From<&Lease> for Passenger {
         let Lease {
             client,
             slot,
-            generation,
+            lease_number: generation,
             order,
             moves,
             listener,

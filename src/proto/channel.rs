@@ -69,9 +69,9 @@ pub enum ToWorker {
     /// Finish and exit.
     Stop(Stop),
     /// Some of its leases were taken: it drops its copies of those clients and says so.
-    Look,
+    LeasesRevoked,
     /// It shows on the desk that its loop turns.
-    Probe,
+    Ping,
     /// It gives up every lease, and exits when it has said so.
     Drain,
     /// Methods that are not run any more, in place of those said before.
@@ -90,11 +90,11 @@ pub enum ToMaster {
     /// Slots whose clients it ended.
     Closed(Vec<u32>),
     /// Slots whose leases it found taken, or gave up; its copies of their sockets are closed.
-    Freed(Vec<u32>),
+    Released(Vec<u32>),
     /// It picked up leases.
-    Room,
+    HasCapacity,
     /// It has answered [`Settings::worn_at`] requests: its successor should be got ready.
-    Worn,
+    NearRequestLimit,
 }
 
 /// The first message to a worker.
@@ -140,7 +140,8 @@ pub struct Settings {
     /// How long a request may go on executing once the master is gone, before the worker packs its clients.
     pub restart_grace: Duration,
     /// After so many requests the worker says [`ToMaster::Worn`], and goes on.
-    pub worn_at: Option<u64>,
+    #[serde(rename = "worn_at")]
+    pub near_limit_at: Option<u64>,
     /// After so many it answers no more: it gives up every lease and exits.
     pub max_requests: Option<u64>,
     /// Where its log lines go.
@@ -225,7 +226,7 @@ pub struct Lease {
     /// Its slot on the worker's desk.
     pub slot: u32,
     /// Of the lease; the claim must find it in the lease word.
-    pub generation: u32,
+    pub lease_number: u32,
     /// How its byte order is learnt, as long as the desk does not tell it.
     pub order: OrderRule,
     /// Who it is.
@@ -321,8 +322,8 @@ impl Message for ToWorker {
             }
             ToWorker::Reopen => out.push(3),
             ToWorker::Stop(stop) => json(4, stop, out),
-            ToWorker::Look => out.push(5),
-            ToWorker::Probe => out.push(6),
+            ToWorker::LeasesRevoked => out.push(5),
+            ToWorker::Ping => out.push(6),
             ToWorker::Drain => out.push(7),
             ToWorker::Quarantine(methods) => json(8, methods, out),
             ToWorker::LogLevel(level) => json(9, level, out),
@@ -345,8 +346,8 @@ impl Message for ToWorker {
             }
             3 if body.is_empty() => Ok(ToWorker::Reopen),
             4 => Ok(ToWorker::Stop(from_json(body)?)),
-            5 if body.is_empty() => Ok(ToWorker::Look),
-            6 if body.is_empty() => Ok(ToWorker::Probe),
+            5 if body.is_empty() => Ok(ToWorker::LeasesRevoked),
+            6 if body.is_empty() => Ok(ToWorker::Ping),
             7 if body.is_empty() => Ok(ToWorker::Drain),
             8 => Ok(ToWorker::Quarantine(from_json(body)?)),
             9 => Ok(ToWorker::LogLevel(from_json(body)?)),
@@ -360,8 +361,8 @@ impl Message for ToWorker {
             ToWorker::Lease(leases) => leases.len(),
             ToWorker::Reopen
             | ToWorker::Stop(_)
-            | ToWorker::Look
-            | ToWorker::Probe
+            | ToWorker::LeasesRevoked
+            | ToWorker::Ping
             | ToWorker::Drain
             | ToWorker::Quarantine(_)
             | ToWorker::LogLevel(_) => 0,
@@ -376,9 +377,9 @@ impl Message for ToMaster {
             ToMaster::Ready(ready) => json(1, ready, out),
             ToMaster::Failed(failed) => json(2, failed, out),
             ToMaster::Closed(slots) => numbers(3, slots, out),
-            ToMaster::Freed(slots) => numbers(4, slots, out),
-            ToMaster::Room => out.push(5),
-            ToMaster::Worn => out.push(6),
+            ToMaster::Released(slots) => numbers(4, slots, out),
+            ToMaster::HasCapacity => out.push(5),
+            ToMaster::NearRequestLimit => out.push(6),
         }
     }
 
@@ -388,9 +389,9 @@ impl Message for ToMaster {
             1 => Ok(ToMaster::Ready(from_json(body)?)),
             2 => Ok(ToMaster::Failed(from_json(body)?)),
             3 => from_numbers(body).map(ToMaster::Closed),
-            4 => from_numbers(body).map(ToMaster::Freed),
-            5 if body.is_empty() => Ok(ToMaster::Room),
-            6 if body.is_empty() => Ok(ToMaster::Worn),
+            4 => from_numbers(body).map(ToMaster::Released),
+            5 if body.is_empty() => Ok(ToMaster::HasCapacity),
+            6 if body.is_empty() => Ok(ToMaster::NearRequestLimit),
             _ => Err(Malformed("unknown kind")),
         }
     }
@@ -438,7 +439,7 @@ impl Lease {
         };
         out.extend_from_slice(&self.client.0.to_le_bytes());
         out.extend_from_slice(&self.slot.to_le_bytes());
-        out.extend_from_slice(&self.generation.to_le_bytes());
+        out.extend_from_slice(&self.lease_number.to_le_bytes());
         out.extend_from_slice(&[order_number(self.order), family]);
         out.extend_from_slice(&port.to_le_bytes());
         out.extend_from_slice(&self.moves.to_le_bytes());
@@ -487,7 +488,7 @@ impl Lease {
         Ok(Lease {
             client: ClientId(client),
             slot,
-            generation,
+            lease_number: generation,
             order,
             peer,
             moves,
@@ -592,7 +593,7 @@ mod tests {
         let mut leases = peers.map(|peer| Lease {
             client,
             slot: 7,
-            generation: 9,
+            lease_number: 9,
             order,
             peer,
             moves: 3,
@@ -613,14 +614,14 @@ mod tests {
         round(&ToWorker::Stop(Stop {
             within: Duration::from_millis(1500),
         }));
-        round(&ToWorker::Look);
-        round(&ToWorker::Probe);
+        round(&ToWorker::LeasesRevoked);
+        round(&ToWorker::Ping);
         round(&ToWorker::Drain);
         round(&ToWorker::Quarantine(vec!["resize".to_owned()]));
         round(&ToMaster::Closed(vec![1, 2, u32::MAX]));
-        round(&ToMaster::Freed(vec![0]));
-        round(&ToMaster::Room);
-        round(&ToMaster::Worn);
+        round(&ToMaster::Released(vec![0]));
+        round(&ToMaster::HasCapacity);
+        round(&ToMaster::NearRequestLimit);
         round(&ToMaster::Failed(Failed {
             reason: "no cache at \"/x\"\n".to_owned(),
         }));

@@ -83,7 +83,7 @@ impl Connection {
             passed: Passed::default(),
             client: lease.client,
             peer: lease.peer,
-            lease_number: lease.generation,
+            lease_number: lease.lease_number,
             order: lease.order,
             // So that half a frame goes on being half a frame, and an end an end, with what time it has left.
             waits: match (is_parked, is_told_all) {

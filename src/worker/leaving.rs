@@ -57,7 +57,7 @@ impl Worker<'_> {
         }
         self.parking.lose(index);
         self.desk.header().set_parked(self.parking.total());
-        self.freed.push(index);
+        self.released.push(index);
     }
 
     fn forget(&mut self, index: u32) -> Option<Connection> {
@@ -105,7 +105,7 @@ impl Worker<'_> {
                 continue;
             };
             let slot = self.desk.slot(index).expect("the client has a slot");
-            let _ = slot.take(connection.lease_number);
+            let _ = slot.revoke(connection.lease_number);
             self.let_go(index);
             death::pass(Point::InDrain);
         }

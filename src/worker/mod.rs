@@ -80,9 +80,9 @@ struct Worker<'c> {
     leaving: bool,
     /// What the master has yet to be told.
     closed: Vec<u32>,
-    freed: Vec<u32>,
-    room: bool,
-    worn: bool,
+    released: Vec<u32>,
+    has_capacity: bool,
+    is_near_limit: bool,
     /// When this process is killed, once it was told to stop.
     stop_by: Option<Instant>,
     /// What clients are packed with when the master is gone, if another one will come.
@@ -140,9 +140,9 @@ impl<'c> Worker<'c> {
             served: 0,
             leaving: false,
             closed: Vec::new(),
-            freed: Vec::new(),
-            room: false,
-            worn: false,
+            released: Vec::new(),
+            has_capacity: false,
+            is_near_limit: false,
             stop_by: None,
             lifeboat,
             orphaned: false,
@@ -191,7 +191,7 @@ impl<'c> Worker<'c> {
     }
 
     fn is_finished(&self) -> bool {
-        let is_told = self.closed.is_empty() && self.freed.is_empty() && !self.worn;
+        let is_told = self.closed.is_empty() && self.released.is_empty() && !self.is_near_limit;
         let is_done = (self.stop_by.is_some() || self.leaving) && self.leased == 0 && is_told;
         self.orphaned || self.broken.is_some() || is_done
     }
@@ -225,11 +225,11 @@ impl<'c> Worker<'c> {
             }
             Heard::Message(ToWorker::Reopen, _) => reopen_log(),
             Heard::Message(ToWorker::Stop(stop), _) => self.stop(stop, service),
-            Heard::Message(ToWorker::Look, _) => self.drop_revoked(),
+            Heard::Message(ToWorker::LeasesRevoked, _) => self.drop_revoked(),
             Heard::Message(ToWorker::Drain, _) => self.leaving = true,
             Heard::Message(ToWorker::Quarantine(names), _) => self.quarantine(&names, service),
             Heard::Message(ToWorker::LogLevel(level), _) => logging::set_level(level),
-            Heard::Message(ToWorker::Probe, _) => self.desk.header().beat(),
+            Heard::Message(ToWorker::Ping, _) => self.desk.header().heartbeat(),
             Heard::Message(ToWorker::Start(_), _) => {
                 return Err(io::Error::other("the master said Start twice"));
             }
@@ -247,7 +247,7 @@ impl<'c> Worker<'c> {
         sockets: Vec<OwnedFd>,
         service: &mut dyn Service,
     ) -> io::Result<()> {
-        self.room |= self.desk.header().pick_up(leases.len() as u64);
+        self.has_capacity |= self.desk.header().pick_up(leases.len() as u64);
         self.check_numbers(&sockets)?;
         for (lease, socket) in leases.iter().zip(sockets) {
             if lease.slot >= self.desk.layout().slots() {
@@ -337,14 +337,14 @@ impl<'c> Worker<'c> {
         let ended = turn(connection, slot, purpose, &mut tools);
         let is_tcp = connection.is_tcp();
         (self.now, self.served) = (tools.now, tools.served);
-        self.leaving = tools.is_worn_out();
+        self.leaving = tools.has_reached_limit();
         if self
             .settings
-            .worn_at
+            .near_limit_at
             .is_some_and(|requests| self.served >= requests)
         {
             // Said once.
-            (self.settings.worn_at, self.worn) = (None, true);
+            (self.settings.near_limit_at, self.is_near_limit) = (None, true);
         }
         match ended {
             Ended::Waits(waits) => self.wait_for(slot, waits),
@@ -500,19 +500,19 @@ impl<'c> Worker<'c> {
     /// kernel's memory of a connection that is gone was cold by the time it was used again.
     fn tell_master(&mut self) -> io::Result<()> {
         let mut sent = Sent::Queued;
-        if self.worn {
-            sent = self.channel.send(&ToMaster::Worn, &[])?;
-            self.worn = sent == Sent::Full;
+        if self.is_near_limit {
+            sent = self.channel.send(&ToMaster::NearRequestLimit, &[])?;
+            self.is_near_limit = sent == Sent::Full;
         }
         while sent == Sent::Queued && !self.closed.is_empty() {
             sent = tell(self.channel, &mut self.closed, ToMaster::Closed)?;
         }
-        while sent == Sent::Queued && !self.freed.is_empty() {
-            sent = tell(self.channel, &mut self.freed, ToMaster::Freed)?;
+        while sent == Sent::Queued && !self.released.is_empty() {
+            sent = tell(self.channel, &mut self.released, ToMaster::Released)?;
         }
-        if sent == Sent::Queued && self.room {
-            sent = self.channel.send(&ToMaster::Room, &[])?;
-            self.room = sent == Sent::Full;
+        if sent == Sent::Queued && self.has_capacity {
+            sent = self.channel.send(&ToMaster::HasCapacity, &[])?;
+            self.has_capacity = sent == Sent::Full;
         }
         if sent == Sent::Closed && !self.orphaned {
             // Before this worker ends because it has nothing left to do: what it has counted is to be kept.

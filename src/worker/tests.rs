@@ -23,7 +23,7 @@ fn settings() -> Settings {
         send_timeout: None,
         request_timeout: None,
         restart_grace: Duration::ZERO,
-        worn_at: None,
+        near_limit_at: None,
         max_requests: None,
         log: Log {
             target: LogTarget::Stderr,
@@ -114,7 +114,7 @@ impl Master {
         let lease = Lease {
             client: id,
             slot,
-            generation,
+            lease_number: generation,
             order,
             peer,
             moves: 0,
@@ -243,7 +243,7 @@ fn a_drained_worker_gives_up_every_client_with_all_that_is_of_it_and_ends() {
     let mut late = master.lease_new(2);
     late.send(&ping("3"));
     worker.serve(&mut service()).expect("it ends well");
-    assert_eq!(master.heard(), [ToMaster::Freed(vec![0, 1])]);
+    assert_eq!(master.heard(), [ToMaster::Released(vec![0, 1])]);
     assert_eq!(
         [0, 1, 2].map(|slot| master.state(slot)),
         [
@@ -275,7 +275,7 @@ fn a_lease_that_comes_to_a_worker_that_is_leaving_is_given_up() {
     worker.tell_master().expect("the channel is open");
     assert_eq!(
         (master.heard(), master.state(2)),
-        (vec![ToMaster::Freed(vec![2])], Some(LeaseState::Revoked))
+        (vec![ToMaster::Released(vec![2])], Some(LeaseState::Revoked))
     );
     assert_eq!(late.read(), (String::new(), false));
 }
@@ -290,12 +290,12 @@ fn a_look_finds_the_leases_that_were_taken_and_no_others() {
         client.send(&ping("1")[..9]);
         step(&mut worker, &mut service);
     }
-    assert!(master.desk.slot(0).expect("a slot").take(1).is_some());
-    master.say(&ToWorker::Look);
+    assert!(master.desk.slot(0).expect("a slot").revoke(1).is_some());
+    master.say(&ToWorker::LeasesRevoked);
     step(&mut worker, &mut service);
     assert_eq!(
         (master.heard(), worker.leased),
-        (vec![ToMaster::Freed(vec![0])], 1)
+        (vec![ToMaster::Released(vec![0])], 1)
     );
     assert_eq!(master.unread(0), ping("1")[..9]);
     kept.send(&ping("1")[9..]);
@@ -312,7 +312,7 @@ fn a_worn_out_worker_has_answered_exactly_so_many_and_leaves_the_rest_where_it_i
     let worker = master.worker(
         &mut theirs,
         Settings {
-            worn_at: Some(1),
+            near_limit_at: Some(1),
             max_requests: Some(3),
             ..settings()
         },
@@ -332,7 +332,10 @@ fn a_worn_out_worker_has_answered_exactly_so_many_and_leaves_the_rest_where_it_i
     // So that the end of its first client does not come before the second is there.
     drop(second.0.shutdown(std::net::Shutdown::Write));
     worker.serve(&mut service()).expect("it ends well");
-    assert_eq!(master.heard(), [ToMaster::Worn, ToMaster::Freed(vec![0])]);
+    assert_eq!(
+        master.heard(),
+        [ToMaster::NearRequestLimit, ToMaster::Released(vec![0])]
+    );
     assert_eq!(
         (master.unread(0), master.state(1)),
         (rest, Some(LeaseState::Idle))
@@ -417,7 +420,7 @@ fn worker_answers_last(worker: Worker<'_>, master: &mut Master, client: &mut Cli
     assert_eq!(
         (master.heard(), master.state(0)),
         (
-            vec![ToMaster::Freed(vec![0])],
+            vec![ToMaster::Released(vec![0])],
             Some(LeaseState::RevokedParked)
         )
     );

@@ -73,7 +73,7 @@ impl Tools<'_> {
     }
 
     /// Whether this process has answered as many requests as it is to.
-    pub(super) fn is_worn_out(&self) -> bool {
+    pub(super) fn has_reached_limit(&self) -> bool {
         self.settings
             .max_requests
             .is_some_and(|most| self.served >= most)
@@ -316,7 +316,7 @@ impl Turn<'_, '_> {
             }
             if self.tools.now - began > LONGEST
                 || self.tools.broken.is_some()
-                || self.tools.is_worn_out()
+                || self.tools.has_reached_limit()
             {
                 break;
             }
@@ -438,7 +438,7 @@ impl Turn<'_, '_> {
         if self.is_doubtful || self.answered == 0 {
             self.check_socket().ok()?;
         }
-        let may_answer = !self.flags.closing && !self.blocked && !self.tools.is_worn_out();
+        let may_answer = !self.flags.closing && !self.blocked && !self.tools.has_reached_limit();
         if self.flags.half_closed && may_answer && self.ends_in_a_frame() {
             let message = "the connection ended in the middle of a frame";
             self.reply_last(&Fault::of(Code::BadRequest, message));

@@ -95,7 +95,7 @@ impl<W: Word> Desk<W> {
 
     /// Either side: it ends the lease, and learns which turn was the last.
     fn take(&self, generation: u32) -> Option<u32> {
-        let found = self.slot().take(generation)?;
+        let found = self.slot().revoke(generation)?;
         assert!(self.slot().claim(generation).is_none());
         Some(self.read(found))
     }

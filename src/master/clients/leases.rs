@@ -43,7 +43,7 @@ pub(crate) struct Leases {
 enum Entry {
     Leased(Leased),
     /// The client is elsewhere, and the worker has yet to say that it knows.
-    Taken,
+    Revoked,
 }
 
 #[derive(Debug)]
@@ -170,7 +170,7 @@ impl Leases {
     /// How another image of this master finds them again. None while some are yet to be sent.
     pub(crate) fn image(&self) -> Option<LeasesImage> {
         let entry = |slot: u32| match self.entries.get(slot)? {
-            Entry::Taken => Some((slot, None)),
+            Entry::Revoked => Some((slot, None)),
             Entry::Leased(Leased {
                 client,
                 lease_number: generation,
@@ -235,7 +235,7 @@ impl Leases {
                 return Err(io::ErrorKind::InvalidData.into());
             }
             let entry = match client {
-                None => Entry::Taken,
+                None => Entry::Revoked,
                 Some(ClientImage {
                     id,
                     socket,
@@ -344,7 +344,7 @@ impl Leases {
     pub(crate) fn client(&self, slot: u32) -> Option<&Client> {
         match self.entries.get(slot)? {
             Entry::Leased(leased) => Some(&leased.client),
-            Entry::Taken => None,
+            Entry::Revoked => None,
         }
     }
 
@@ -446,7 +446,7 @@ impl Leases {
                     let lease = Lease {
                         client: id,
                         slot,
-                        generation,
+                        lease_number: generation,
                         order,
                         peer,
                         moves,
@@ -456,18 +456,18 @@ impl Leases {
                     };
                     Some((lease, client.socket.as_fd()))
                 }
-                Entry::Taken => None,
+                Entry::Revoked => None,
             })
     }
 
     /// Ends the leases of this batch and of all others that were not sent: the worker does not know of them.
-    pub(crate) fn take_back(&mut self, batch: Vec<u32>, desk: &MasterDesk) -> Vec<Recovered> {
+    pub(crate) fn withdraw(&mut self, batch: Vec<u32>, desk: &MasterDesk) -> Vec<Recovered> {
         let unsent: Vec<u32> = batch.into_iter().chain(self.outbox.drain(..)).collect();
         self.given -= unsent.len() as u64;
         let mut back = Vec::new();
         for slot in unsent {
             // A desk that says otherwise, of a client that its worker has not heard of, keeps it: that worker is broken.
-            if let Some(recovered) = self.take(slot, desk) {
+            if let Some(recovered) = self.revoke(slot, desk) {
                 self.vacate(slot, desk);
                 back.push(recovered);
             }
@@ -476,11 +476,11 @@ impl Leases {
     }
 
     /// Takes a client that is in no turn, if it is in none. The worker is to be told to look.
-    pub(crate) fn take(&mut self, slot: u32, desk: &MasterDesk) -> Option<Recovered> {
+    pub(crate) fn revoke(&mut self, slot: u32, desk: &MasterDesk) -> Option<Recovered> {
         let Some(Entry::Leased(leased)) = self.entries.get(slot) else {
             return None;
         };
-        let found = desk.slot(slot)?.take(leased.lease_number)?;
+        let found = desk.slot(slot)?.revoke(leased.lease_number)?;
         Some(recover_idle(
             slot,
             self.leave_behind(slot)?,
@@ -491,9 +491,9 @@ impl Leases {
     }
 
     /// Takes all clients that are in no turn.
-    pub(crate) fn take_all(&mut self, desk: &MasterDesk) -> Vec<Recovered> {
+    pub(crate) fn revoke_all(&mut self, desk: &MasterDesk) -> Vec<Recovered> {
         (0..self.used)
-            .filter_map(|slot| self.take(slot, desk))
+            .filter_map(|slot| self.revoke(slot, desk))
             .collect()
     }
 
@@ -512,8 +512,8 @@ impl Leases {
     }
 
     /// The worker has said that it has nothing of the client in this slot any more.
-    pub(crate) fn freed(&mut self, slot: u32, desk: &MasterDesk) -> Done {
-        if matches!(self.entries.get(slot), Some(Entry::Taken)) {
+    pub(crate) fn released(&mut self, slot: u32, desk: &MasterDesk) -> Done {
+        if matches!(self.entries.get(slot), Some(Entry::Revoked)) {
             self.vacate(slot, desk);
             return Done::Known;
         }
@@ -541,12 +541,12 @@ impl Leases {
 
     /// The client leaves its slot, which is not free yet.
     fn leave_behind(&mut self, slot: u32) -> Option<Client> {
-        match mem::replace(self.entries.get_mut(slot)?, Entry::Taken) {
+        match mem::replace(self.entries.get_mut(slot)?, Entry::Revoked) {
             Entry::Leased(leased) => {
                 self.clients -= 1;
                 Some(leased.client)
             }
-            Entry::Taken => None,
+            Entry::Revoked => None,
         }
     }
 
@@ -577,7 +577,7 @@ impl Leases {
                 slot,
                 desk.slot(slot)?.requests().saturating_sub(leased.requests),
             )),
-            Some(Entry::Taken) | None => None,
+            Some(Entry::Revoked) | None => None,
         };
         (0..self.used).filter_map(since).collect()
     }
@@ -588,7 +588,7 @@ impl Leases {
             Entry::Leased(leased) if self.state(slot, desk) == Some(LeaseState::Busy) => {
                 Some(&leased.client)
             }
-            Entry::Leased(_) | Entry::Taken => None,
+            Entry::Leased(_) | Entry::Revoked => None,
         }
     }
 

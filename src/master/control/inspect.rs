@@ -149,10 +149,10 @@ impl Master {
             let client = worker.leases.client(slot).expect("it was found there");
             let peer = client.peer;
             socket::end(&client.socket);
-            if let Some(taken) = worker.leases.take(slot, &worker.desk) {
+            if let Some(taken) = worker.leases.revoke(slot, &worker.desk) {
                 let client = taken.map_or_else(|(_, client)| client, |unleased| unleased.client);
                 self.forget(client);
-                self.tell(worker_id, ToWorker::Look);
+                self.tell(worker_id, ToWorker::LeasesRevoked);
             }
             peer
         } else {

@@ -93,7 +93,7 @@ impl Master {
         if !self.pool.hold(id) {
             return Err(self.no_ready_worker(id));
         }
-        let moved = self.take_and_tell(id, Reason::Hold);
+        let moved = self.revoke_and_notify(id, Reason::Hold);
         let about = About {
             worker: Some(id),
             clients: Some(moved as u64),

@@ -129,9 +129,11 @@ impl Master {
             let mut candidates = self.candidates(true);
             while let Some(unleased) = self.unleased.pop_front() {
                 let fitting = self.fitting(&unleased, &candidates);
-                let meant = unleased
-                    .to
-                    .and_then(|to| fitting.iter().position(|c| c.worker == to && c.has_room));
+                let meant = unleased.to.and_then(|to| {
+                    fitting
+                        .iter()
+                        .position(|c| c.worker == to && c.has_capacity)
+                });
                 match meant.or_else(|| self.dispatcher.pick(&fitting)) {
                     Some(index) => self.lease(index, unleased, &mut candidates, true),
                     None => {
@@ -145,7 +147,7 @@ impl Master {
                 return;
             }
             for worker in self.ready_workers() {
-                let _ = worker.want_room();
+                let _ = worker.want_capacity();
             }
             has_asked = true;
         }
@@ -170,7 +172,7 @@ impl Master {
             candidates
                 .iter()
                 .map(|c| Candidate {
-                    has_room: c.has_room && fits(c),
+                    has_capacity: c.has_capacity && fits(c),
                     ..*c
                 })
                 .collect(),
@@ -213,7 +215,7 @@ impl Master {
         let looks = std::iter::once(Look::First).chain(std::iter::repeat(Look::Next));
         for look in looks.take(MAX_LEASES) {
             if self.clients >= self.max_clients
-                || !candidates.iter().any(|candidate| candidate.has_room)
+                || !candidates.iter().any(|candidate| candidate.has_capacity)
             {
                 return;
             }
@@ -393,8 +395,8 @@ impl Master {
     /// Whether a worker has room. If none has, all are asked to tell when they have.
     fn has_room(&self) -> bool {
         // Not `any` the second time: each of them is to be asked.
-        self.ready_workers().any(Worker::has_room)
-            || self.ready_workers().filter(|w| w.want_room()).count() > 0
+        self.ready_workers().any(Worker::has_capacity)
+            || self.ready_workers().filter(|w| w.want_capacity()).count() > 0
     }
 
     /// Says why nothing is accepted: once, and again only if it is still or again so after a while.

@@ -193,7 +193,7 @@ impl Master {
         let Some(worker) = self.workers.get_mut(&id) else {
             return 0;
         };
-        let taken = worker.leases.take_all(&worker.desk);
+        let taken = worker.leases.revoke_all(&worker.desk);
         self.take_in(taken, reason)
     }
 
@@ -276,9 +276,9 @@ impl Master {
                 worker.leases.closed(slot, &worker.desk)
             }),
             // What it gives up is the next master's.
-            ToMaster::Freed(_) if self.is_leaving() => {}
-            ToMaster::Freed(slots) => self.take_done(id, &slots, |worker, slot| {
-                worker.leases.freed(slot, &worker.desk)
+            ToMaster::Released(_) if self.is_leaving() => {}
+            ToMaster::Released(slots) => self.take_done(id, &slots, |worker, slot| {
+                worker.leases.released(slot, &worker.desk)
             }),
             ToMaster::Ready(ready) => self.take_ready(id, ready, now),
             ToMaster::Failed(failed) => {
@@ -287,8 +287,8 @@ impl Master {
                 }
             }
             // It is enough that the loop turns.
-            ToMaster::Room => {}
-            ToMaster::Worn => self.pool.worn(id),
+            ToMaster::HasCapacity => {}
+            ToMaster::NearRequestLimit => self.pool.near_request_limit(id),
         }
     }
 
@@ -556,7 +556,7 @@ fn settings(config: &Config, id: WorkerId, buffers: u64) -> Settings {
         send_timeout: limits.send_timeout,
         request_timeout: limits.request_timeout,
         restart_grace: limits.restart_grace,
-        worn_at: max_requests.map(|most| worn_at(most, id)),
+        near_limit_at: max_requests.map(|most| worn_at(most, id)),
         max_requests,
         log: config.log.clone(),
     }

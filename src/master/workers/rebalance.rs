@@ -90,7 +90,7 @@ impl Master {
         for Move { client, to, .. } in moves {
             let recovered = u32::try_from(client)
                 .ok()
-                .and_then(|slot| worker.leases.take(slot, &worker.desk));
+                .and_then(|slot| worker.leases.revoke(slot, &worker.desk));
             taken.extend(recovered.map(|recovered| {
                 recovered.map(|mut unleased| {
                     unleased.to = Some(to);
@@ -99,7 +99,7 @@ impl Master {
             }));
         }
         if self.take_in(taken, Reason::Rebalance) > 0 {
-            self.tell(from, ToWorker::Look);
+            self.tell(from, ToWorker::LeasesRevoked);
         }
     }
 }

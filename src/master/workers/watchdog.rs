@@ -15,7 +15,7 @@ use crate::config::Rebalance;
 use crate::loop_clock::LoopClock;
 use crate::master::Master;
 use crate::master::telemetry::counters::Reason;
-use crate::master::workers::worker::{Pulse, Worker};
+use crate::master::workers::worker::{Heartbeat, Worker};
 use crate::pool::{State, rebalance};
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{About, Kind};
@@ -64,32 +64,32 @@ impl Worker {
 
     /// Looks whether it shows signs of life, and asks it for one if not. How long it has been stuck, if it may be; and when
     /// that would be for `limit`.
-    fn feel_pulse(
+    fn check_heartbeat(
         &mut self,
         limit: Duration,
         clock: &LoopClock,
         now: Instant,
     ) -> (Duration, Option<Instant>) {
-        let beats = self.desk.header().beats();
-        let has_beaten = beats != self.pulse.beats;
+        let beats = self.desk.header().heartbeats();
+        let has_beaten = beats != self.heartbeat.heartbeats;
         if has_beaten {
-            self.pulse = Pulse {
-                beats,
-                ..Pulse::default()
+            self.heartbeat = Heartbeat {
+                heartbeats: beats,
+                ..Heartbeat::default()
             };
         }
-        let silent = match (self.turn_since(), self.pulse.asked) {
+        let silent = match (self.turn_since(), self.heartbeat.asked) {
             (Some(since), _) => ago(since, clock),
             (None, Some(asked)) => now.duration_since(asked),
             (None, None) if has_beaten => Duration::ZERO,
             (None, None) => {
-                self.pulse.asked = Some(now);
-                self.mention(&ToWorker::Probe);
+                self.heartbeat.asked = Some(now);
+                self.mention(&ToWorker::Ping);
                 Duration::ZERO
             }
         };
-        if !silent.is_zero() && self.pulse.ran.is_none() {
-            self.pulse.ran = process::scheduling(self.pid).map(|scheduling| scheduling.ran);
+        if !silent.is_zero() && self.heartbeat.ran.is_none() {
+            self.heartbeat.ran = process::scheduling(self.pid).map(|scheduling| scheduling.ran);
         }
         (
             silent,
@@ -100,7 +100,7 @@ impl Worker {
 
     /// Whether it has been silent for want of a CPU: it could run, and has hardly done so since.
     fn is_starved(&self, limit: Duration) -> bool {
-        let (Some(then), Some(now)) = (self.pulse.ran, process::scheduling(self.pid)) else {
+        let (Some(then), Some(now)) = (self.heartbeat.ran, process::scheduling(self.pid)) else {
             return false;
         };
         now.is_runnable && now.ran.saturating_sub(then) < (limit / 4).min(LONG_RUN)
@@ -197,10 +197,10 @@ impl Master {
         let member = *self.pool.member(id)?;
         if matches!(member.state, State::Held { .. }) {
             // It was in a turn when it was taken from before, perhaps.
-            self.take_and_tell(id, Reason::Hold);
+            self.revoke_and_notify(id, Reason::Hold);
             return None;
         }
-        let (silent, stuck_at) = worker.feel_pulse(limit, &self.clock, now);
+        let (silent, stuck_at) = worker.check_heartbeat(limit, &self.clock, now);
         if silent < limit {
             if self.pool.revived(id) {
                 let worker = &self.workers[&id];
@@ -228,7 +228,7 @@ impl Master {
         if self.pool.stalled(id, kill_by) {
             self.counts.stalls += 1;
             let name = self.name_with_request(id);
-            let moved = self.take_stalled(id, silent);
+            let moved = self.revoke_stalled(id, silent);
             let about = About {
                 clients: Some(moved as u64),
                 ..self.workers[&id].about()
@@ -242,27 +242,27 @@ impl Master {
     }
 
     /// Takes all clients of a worker that are in no turn, and has it drop its copies. Returns how many.
-    pub(crate) fn take_and_tell(&mut self, id: WorkerId, reason: Reason) -> usize {
+    pub(crate) fn revoke_and_notify(&mut self, id: WorkerId, reason: Reason) -> usize {
         let moved = self.take_all(id, reason);
         if moved > 0 {
-            self.tell(id, ToWorker::Look);
+            self.tell(id, ToWorker::LeasesRevoked);
         }
         moved
     }
 
     /// The same of a worker that is stuck for so long, which is not held against its clients.
-    fn take_stalled(&mut self, id: WorkerId, silent: Duration) -> usize {
+    fn revoke_stalled(&mut self, id: WorkerId, silent: Duration) -> usize {
         let Some(worker) = self.workers.get_mut(&id) else {
             return 0;
         };
-        let mut taken = worker.leases.take_all(&worker.desk);
+        let mut taken = worker.leases.revoke_all(&worker.desk);
         taken
             .iter_mut()
             .flatten()
             .for_each(|unleased| unleased.excuse(silent));
         let moved = self.take_in(taken, Reason::Stall);
         if moved > 0 {
-            self.tell(id, ToWorker::Look);
+            self.tell(id, ToWorker::LeasesRevoked);
         }
         moved
     }

@@ -46,7 +46,7 @@ pub(crate) struct Worker {
     pub(crate) has_been_ready: bool,
     /// What it has counted, as far as that is believed.
     pub(crate) believed: Believed,
-    pub(crate) pulse: Pulse,
+    pub(crate) heartbeat: Heartbeat,
     /// Why we are killing it, if that is for something that it did.
     pub(crate) killed_for: Option<Cause>,
     /// It is being killed because a request executed for too long.
@@ -65,9 +65,9 @@ pub(crate) struct Worker {
 
 /// When a worker was last seen to turn.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Pulse {
+pub(crate) struct Heartbeat {
     /// Its beats then.
-    pub(crate) beats: u64,
+    pub(crate) heartbeats: u64,
     /// Since when it has been asked to show that it does.
     pub(crate) asked: Option<Instant>,
     /// How long it had run when it was first found silent.
@@ -145,7 +145,7 @@ impl Worker {
             failure: None,
             has_been_ready: false,
             believed: Believed::since(started),
-            pulse: Pulse::default(),
+            heartbeat: Heartbeat::default(),
             killed_for: None,
             is_timed_out: false,
             is_unneeded: false,
@@ -187,7 +187,7 @@ impl Worker {
         let window = if is_rescue { RESCUE_WINDOW } else { WINDOW };
         Candidate {
             worker: self.id,
-            has_room: self.takes(waiting, window),
+            has_capacity: self.takes(waiting, window),
             executing: u64::from(header.executing().is_some()),
             waiting,
             busy: header.busy(now),
@@ -204,7 +204,7 @@ impl Worker {
     }
 
     /// Whether it may be given a fresh client.
-    pub(crate) fn has_room(&self) -> bool {
+    pub(crate) fn has_capacity(&self) -> bool {
         self.takes(
             self.leases
                 .given()
@@ -214,8 +214,8 @@ impl Worker {
     }
 
     /// Asks to be told when it picks up more; whether it has room already.
-    pub(crate) fn want_room(&self) -> bool {
-        let picked_up = self.desk.header().want_room();
+    pub(crate) fn want_capacity(&self) -> bool {
+        let picked_up = self.desk.header().want_capacity();
         self.takes(self.leases.given().saturating_sub(picked_up), WINDOW)
     }
 
@@ -273,10 +273,10 @@ impl Worker {
             match self.channel.send(&ToWorker::Lease(leases), &sockets)? {
                 Sent::Queued => {}
                 Sent::Full => {
-                    let back = self.leases.take_back(batch, &self.desk);
+                    let back = self.leases.withdraw(batch, &self.desk);
                     // Too many descriptors may be under way, which no poller tells the end of: a pick-up does. Where nothing
                     // is to be picked up, it is the channel.
-                    let picked_up = self.desk.header().want_room();
+                    let picked_up = self.desk.header().want_capacity();
                     if picked_up < self.leases.given() {
                         self.full_at = Some(picked_up);
                     } else {

@@ -220,7 +220,7 @@ impl Life {
                 matches!(state, Some(State::Held { .. })),
                 "seed {seed}"
             ),
-            18 => self.pool.worn(id),
+            18 => self.pool.near_request_limit(id),
             19 | 20 => {
                 self.pool
                     .stalled(id, (self.random.below(2) == 0).then_some(soon));

@@ -376,7 +376,7 @@ impl World {
             Act::Flush => self.flush(),
             Act::FlushFails => {
                 if let Some(batch) = self.leases.next_batch() {
-                    let back = self.leases.take_back(batch, &self.desk);
+                    let back = self.leases.withdraw(batch, &self.desk);
                     back.into_iter()
                         .for_each(|recovered| self.take_in(recovered));
                 }
@@ -395,7 +395,7 @@ impl World {
                         .collect::<BTreeSet<u32>>()
                 };
                 let before = slots(&self.leases);
-                let taken = self.leases.take_all(&self.desk);
+                let taken = self.leases.revoke_all(&self.desk);
                 self.behind.extend(before.difference(&slots(&self.leases)));
                 taken
                     .into_iter()
@@ -429,7 +429,7 @@ impl World {
                         .worker
                         .slot(slot)
                         .expect("held")
-                        .take(self.held[&slot].generation);
+                        .revoke(self.held[&slot].generation);
                     self.say(slot, false);
                 }
             }
@@ -484,7 +484,7 @@ impl World {
                 let is_unix = matches!(lease.peer, Peer::Unix { .. });
                 let held = Held {
                     id: lease.client,
-                    generation: lease.generation,
+                    generation: lease.lease_number,
                     socket,
                     is_unix,
                 };
@@ -499,7 +499,7 @@ impl World {
     }
 
     fn take(&mut self, slot: u32) {
-        if let Some(recovered) = self.leases.take(slot, &self.desk) {
+        if let Some(recovered) = self.leases.revoke(slot, &self.desk) {
             assert!(self.behind.insert(slot), "slot {slot} was taken before");
             assert_ne!(
                 self.dying.map(|(dying, _)| dying),
@@ -523,7 +523,7 @@ impl World {
             let done = if is_closed {
                 self.leases.closed(slot, &self.desk)
             } else {
-                self.leases.freed(slot, &self.desk)
+                self.leases.released(slot, &self.desk)
             };
             match done {
                 Done::Known => assert!(was_behind && !is_closed),
@@ -838,7 +838,7 @@ fn scribble(leases: &Leases, desk: &MasterDesk, scribbles: &[(u64, Scribble)]) {
         let slot = u32::try_from(word.saturating_sub(2048) / 16).expect("there are few");
         let own = match leases.entries.get(slot) {
             Some(Entry::Leased(leased)) => leased.lease_number,
-            Some(Entry::Taken) | None => 0,
+            Some(Entry::Revoked) | None => 0,
         };
         let value = match *scribble {
             Scribble::Anything(value) => value,
@@ -877,13 +877,13 @@ proptest! {
             let slot = slot.index(SLOTS as usize + 1) as u32;
             let done = match what {
                 0 => leases.closed(slot, desk),
-                1 | 2 => leases.freed(slot, desk),
+                1 | 2 => leases.released(slot, desk),
                 3 => {
-                    back.extend(leases.take_all(desk));
+                    back.extend(leases.revoke_all(desk));
                     Done::Known
                 }
                 4 | 5 => {
-                    back.extend(leases.take(slot, desk));
+                    back.extend(leases.revoke(slot, desk));
                     Done::Known
                 }
                 6 => {
@@ -901,7 +901,7 @@ proptest! {
                     }
                     if let Some(batch) = leases.next_batch().filter(|_| *what == 7) {
                         desk.file().write_all_at(&[0xee; 8], 2048 * 8).expect("the desk is that long");
-                        back.extend(leases.take_back(batch, desk));
+                        back.extend(leases.withdraw(batch, desk));
                     }
                     Done::Known
                 }
