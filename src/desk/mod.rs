@@ -35,7 +35,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::proto::frame::PREFIX;
-use crate::sys::lifeboat::Places;
+use crate::sys::lifeboat::ShmOffsets;
 use crate::sys::memory::{self, Bytes, PAGE, Words};
 
 pub use counters::{Counters, Note};
@@ -164,8 +164,8 @@ impl Layout {
 
     /// Where a worker finds what it needs to pack its clients.
     #[must_use]
-    pub fn handoff_offsets(self) -> Places {
-        Places {
+    pub fn handoff_offsets(self) -> ShmOffsets {
+        ShmOffsets {
             words: self.words(),
             first_lease: (HEADER / 8) as usize,
             stride: (SLOT / 8) as usize,

@@ -80,7 +80,7 @@ impl Master {
             is_stale,
         );
         let is_kept = self
-            .keeper
+            .handoff_store
             .as_ref()
             .is_some_and(|keeper| keeper.canaries.is_confirmed());
         let help = "Whether the service manager has confirmed that a restart keeps the clients.";

@@ -37,7 +37,7 @@ use control::server::ControlClients;
 pub use error::Error;
 use exporter::Exporter;
 pub use handover::inherited::Inherited;
-use handover::restart::Keeper;
+use handover::restart::HandoffStore;
 pub use handover::snapshot::{Resumed, resume};
 use handover::upgrade::Upgrade;
 pub use handover::upgrade::{check_handover, name_process};
@@ -225,7 +225,7 @@ struct Master {
     tally: Tally,
     events: Events,
     /// What the next master is left with, if another one is to come.
-    keeper: Option<Keeper>,
+    handoff_store: Option<HandoffStore>,
     /// Why the configuration in force is not that of the file.
     config_stale: Option<String>,
     /// Why lines go to standard error instead of the log.
@@ -292,7 +292,7 @@ impl Master {
             self.set_gate(now);
             self.keep_manager_informed(now);
             self.answer_waiting(now);
-            self.keep_book();
+            self.keep_state();
             self.upgrade(now);
         }
         Ok(())
@@ -343,7 +343,7 @@ impl Master {
         let upgrade = self.upgrade.as_ref().map(Upgrade::deadline);
         let outgoing = self.outgoing.as_ref().map(Outgoing::deadline);
         let store = self
-            .keeper
+            .handoff_store
             .as_ref()
             .and_then(|keeper| keeper.canaries.deadline());
         let others = [
@@ -375,7 +375,7 @@ impl Master {
                 // What it tells is known by now.
                 Signal::Continue => {}
                 Signal::Terminate | Signal::Interrupt if self.is_echo(signal, now) => {}
-                Signal::Terminate if self.keeper.is_some() => {
+                Signal::Terminate if self.handoff_store.is_some() => {
                     self.terminate(Asker::signal("SIGTERM"), now)
                 }
                 Signal::Terminate => self.stop(Asker::signal("SIGTERM"), now),

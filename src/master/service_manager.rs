@@ -387,7 +387,7 @@ impl Master {
                 .count(),
             missing: self.missing().len(),
             is_unkept: self
-                .keeper
+                .handoff_store
                 .as_ref()
                 .is_some_and(|keeper| keeper.canaries.outage().is_some()),
             // Others pass in moments.

@@ -9,7 +9,7 @@ use super::control::access::Roles;
 use super::control::server::ControlClients;
 use super::exporter::{self, Exporter};
 use super::handover::inherited::{Inherited, descriptors_left};
-use super::handover::restart::{self, Keeper};
+use super::handover::restart::{self, HandoffStore};
 use super::handover::snapshot::Living;
 use super::handover::unpack::Unpacked;
 use super::listeners::accept::Gate;
@@ -61,7 +61,7 @@ impl Master {
         let inherited = setup.inherited;
         let started = Instant::now();
         let limit = fd::raise_limit().map_err(Error::system("read the limit of descriptors"))?;
-        let boats = inherited.as_ref().map_or(0, Inherited::boats);
+        let boats = inherited.as_ref().map_or(0, Inherited::queues);
         let descriptors = descriptors_left(limit, handed.count(), boats);
         let limits = client_limits(&config, worker_count(config.workers.count), descriptors)?;
         limits.warn_if_lowered();
@@ -299,7 +299,7 @@ impl Master {
             tally: Tally::default(),
             events: Events::default(),
             log_level: None,
-            keeper: None,
+            handoff_store: None,
             config_stale,
             missing_log: setup.missing_log,
         };
@@ -308,9 +308,10 @@ impl Master {
         if let Some((book, handoff, stored)) = keeps {
             let boats;
             (boats, unpacked) = handoff.take_over();
-            master.keeper = Some(Keeper::over(boats, book, stored));
+            master.handoff_store = Some(HandoffStore::over(boats, book, stored));
         } else if restart::is_wanted() {
-            master.keeper = Some(Keeper::new(limit).map_err(Error::system("make boats"))?);
+            master.handoff_store =
+                Some(HandoffStore::new(limit).map_err(Error::system("make boats"))?);
         }
         master.listeners.iter_mut().for_each(Listener::own);
         if let Some(handover) = left {

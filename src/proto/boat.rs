@@ -31,16 +31,16 @@ use super::names::{ClientId, Generation, Offsets, WorkerId};
 
 /// A datagram.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Boat {
+pub enum HandoffMessage {
     /// A desk, of a worker that is gone or is about to go.
-    Desk(Box<LastDesk>),
+    Shm(Box<ShmRecord>),
     /// Clients on the desk of that worker.
-    Clients(WorkerId, Vec<Passenger>),
+    Clients(WorkerId, Vec<ClientRecord>),
 }
 
 /// A desk that nobody works on any more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LastDesk {
+pub struct ShmRecord {
     /// Whose it was.
     pub worker: WorkerId,
     /// That worker's seat.
@@ -67,13 +67,13 @@ fn first_layout() -> u32 {
 
 /// A client on a desk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Passenger {
+pub struct ClientRecord {
     /// The client.
     pub client: ClientId,
     /// Its slot.
     pub slot: u32,
     /// Of its lease.
-    pub generation: u32,
+    pub lease_number: u32,
     /// How its byte order is learnt.
     pub order: OrderRule,
     /// How often it was leased again: below 2^30.
@@ -86,8 +86,8 @@ pub struct Passenger {
     pub offsets: Offsets,
 }
 
-impl From<&Lease> for Passenger {
-    fn from(lease: &Lease) -> Passenger {
+impl From<&Lease> for ClientRecord {
+    fn from(lease: &Lease) -> ClientRecord {
         let Lease {
             client,
             slot,
@@ -99,10 +99,10 @@ impl From<&Lease> for Passenger {
             offsets,
             ..
         } = *lease;
-        Passenger {
+        ClientRecord {
             client,
             slot,
-            generation,
+            lease_number: generation,
             order,
             moves,
             listener,
@@ -114,46 +114,46 @@ impl From<&Lease> for Passenger {
 
 /// The record of a client in a datagram of leases that nobody has read: the one whose socket has this index.
 #[must_use]
-pub fn passenger_in(datagram: &[u8], index: usize) -> Option<[u8; RECORD]> {
-    Lease::nth(datagram, index).map(|lease| Passenger::from(&lease).encode())
+pub fn client_record_in(datagram: &[u8], index: usize) -> Option<[u8; RECORD_LEN]> {
+    Lease::nth(datagram, index).map(|lease| ClientRecord::from(&lease).encode())
 }
 
 /// Bytes of a record with all fields.
-pub const RECORD: usize = 44;
+pub const RECORD_LEN: usize = 44;
 
 /// Bytes of one without offsets.
-pub const SHORT_RECORD: usize = 28;
+pub const SHORT_RECORD_LEN: usize = 28;
 
 /// Most records with all fields in a datagram: as many as fit into 8 KiB with what the kernel adds.
 pub const MAX_LONG_RECORDS: usize = 172;
 
 const ORDER_SHIFT: u32 = 30;
 
-impl Passenger {
+impl ClientRecord {
     /// The record, with all fields.
     #[must_use]
-    pub fn encode(&self) -> [u8; RECORD] {
+    pub fn encode(&self) -> [u8; RECORD_LEN] {
         let order = u32::from(order_number(self.order)) << ORDER_SHIFT;
         let numbers = [
             self.slot,
-            self.generation,
+            self.lease_number,
             order | self.moves.min((1 << ORDER_SHIFT) - 1),
             self.listener,
             self.since,
         ];
-        let mut record = [0; RECORD];
+        let mut record = [0; RECORD_LEN];
         record[..8].copy_from_slice(&self.client.0.to_le_bytes());
-        for (place, number) in record[8..SHORT_RECORD].chunks_exact_mut(4).zip(numbers) {
+        for (place, number) in record[8..SHORT_RECORD_LEN].chunks_exact_mut(4).zip(numbers) {
             place.copy_from_slice(&number.to_le_bytes());
         }
         let offsets = [self.offsets.received, self.offsets.sent];
-        for (place, offset) in record[SHORT_RECORD..].chunks_exact_mut(8).zip(offsets) {
+        for (place, offset) in record[SHORT_RECORD_LEN..].chunks_exact_mut(8).zip(offsets) {
             place.copy_from_slice(&offset.to_le_bytes());
         }
         record
     }
 
-    fn decode(record: &[u8]) -> Result<Passenger, Malformed> {
+    fn decode(record: &[u8]) -> Result<ClientRecord, Malformed> {
         let mut rest = record;
         let client = ClientId(u64::from_le_bytes(take(&mut rest)?));
         let mut number = || take(&mut rest).map(u32::from_le_bytes);
@@ -166,10 +166,10 @@ impl Passenger {
         };
         let order = order_of((moves >> ORDER_SHIFT) as u8)?;
         let moves = moves & ((1 << ORDER_SHIFT) - 1);
-        Ok(Passenger {
+        Ok(ClientRecord {
             client,
             slot,
-            generation,
+            lease_number: generation,
             order,
             moves,
             listener,
@@ -179,18 +179,18 @@ impl Passenger {
     }
 
     /// Bytes of each record of a datagram of these clients.
-    fn length(all: &[Passenger]) -> usize {
+    fn length(all: &[ClientRecord]) -> usize {
         if all.iter().all(|passenger| passenger.offsets.is_zero()) {
-            SHORT_RECORD
+            SHORT_RECORD_LEN
         } else {
-            RECORD
+            RECORD_LEN
         }
     }
 
     /// How many of these clients a datagram may have.
     #[must_use]
-    pub fn most_in_datagram(all: &[Passenger]) -> usize {
-        if Passenger::length(all) == SHORT_RECORD {
+    pub fn max_in_datagram(all: &[ClientRecord]) -> usize {
+        if ClientRecord::length(all) == SHORT_RECORD_LEN {
             MAX_LEASES
         } else {
             MAX_LONG_RECORDS
@@ -199,21 +199,21 @@ impl Passenger {
 }
 
 /// Kinds, for who writes datagrams by hand.
-pub const DESK: u8 = 1;
+pub const SHM: u8 = 1;
 /// As above.
 pub const CLIENTS: u8 = 3;
 /// Records of 28 bytes.
 const CLIENTS_OF_VERSION_1: u8 = 2;
 
-impl Message for Boat {
+impl Message for HandoffMessage {
     fn encode(&self, out: &mut Vec<u8>) {
         out.clear();
         match self {
-            Boat::Desk(desk) => json(DESK, desk, out),
-            Boat::Clients(worker, passengers) => {
+            HandoffMessage::Shm(desk) => json(SHM, desk, out),
+            HandoffMessage::Clients(worker, passengers) => {
                 out.push(CLIENTS);
                 out.extend_from_slice(&worker.0.to_le_bytes());
-                let length = Passenger::length(passengers);
+                let length = ClientRecord::length(passengers);
                 out.extend_from_slice(&(length as u16).to_le_bytes());
                 passengers
                     .iter()
@@ -222,17 +222,17 @@ impl Message for Boat {
         }
     }
 
-    fn decode(datagram: &[u8]) -> Result<Boat, Malformed> {
+    fn decode(datagram: &[u8]) -> Result<HandoffMessage, Malformed> {
         let (kind, mut body) = datagram.split_first().ok_or(Malformed("empty"))?;
         match *kind {
-            DESK => Ok(Boat::Desk(Box::new(from_json(body)?))),
+            SHM => Ok(HandoffMessage::Shm(Box::new(from_json(body)?))),
             CLIENTS | CLIENTS_OF_VERSION_1 => {
                 let worker = WorkerId(u64::from_le_bytes(take(&mut body)?));
                 let length = match *kind {
                     CLIENTS => u16::from_le_bytes(take(&mut body)?).into(),
-                    _ => SHORT_RECORD,
+                    _ => SHORT_RECORD_LEN,
                 };
-                if length < SHORT_RECORD || body.is_empty() || body.len() % length != 0 {
+                if length < SHORT_RECORD_LEN || body.is_empty() || body.len() % length != 0 {
                     return Err(Malformed("clients of a wrong length"));
                 }
                 let records = body.chunks_exact(length);
@@ -240,9 +240,9 @@ impl Message for Boat {
                     return Err(Malformed("more clients than descriptors"));
                 }
                 records
-                    .map(Passenger::decode)
+                    .map(ClientRecord::decode)
                     .collect::<Result<_, _>>()
-                    .map(|all| Boat::Clients(worker, all))
+                    .map(|all| HandoffMessage::Clients(worker, all))
             }
             _ => Err(Malformed("unknown kind")),
         }
@@ -250,8 +250,8 @@ impl Message for Boat {
 
     fn descriptors(&self) -> usize {
         match self {
-            Boat::Desk(_) => 1,
-            Boat::Clients(_, passengers) => passengers.len(),
+            HandoffMessage::Shm(_) => 1,
+            HandoffMessage::Clients(_, passengers) => passengers.len(),
         }
     }
 }
@@ -261,12 +261,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn passenger(client: u64, order: OrderRule) -> Passenger {
+    fn passenger(client: u64, order: OrderRule) -> ClientRecord {
         let (client, offsets) = (ClientId(client), Offsets::default());
-        Passenger {
+        ClientRecord {
             client,
             slot: 2,
-            generation: 3,
+            lease_number: 3,
             order,
             moves: (1 << 30) - 1,
             listener: 5,
@@ -282,7 +282,7 @@ mod tests {
             idempotent: true,
         }];
         let (worker, generation) = (WorkerId(7), Generation(3));
-        let desk = LastDesk {
+        let desk = ShmRecord {
             worker,
             seat: 1,
             generation,
@@ -303,20 +303,20 @@ mod tests {
             sent: 1,
         };
         for boat in [
-            Boat::Desk(Box::new(desk)),
-            Boat::Clients(worker, all),
-            Boat::Clients(worker, far),
+            HandoffMessage::Shm(Box::new(desk)),
+            HandoffMessage::Clients(worker, all),
+            HandoffMessage::Clients(worker, far),
         ] {
             let mut datagram = Vec::new();
             boat.encode(&mut datagram);
-            assert_eq!(Boat::decode(&datagram), Ok(boat));
+            assert_eq!(HandoffMessage::decode(&datagram), Ok(boat));
         }
     }
 
     #[test]
     fn a_full_datagram_fits_into_eight_kib_with_what_the_kernel_adds() {
         let usual = passenger(1, OrderRule::Big);
-        let far = Passenger {
+        let far = ClientRecord {
             offsets: Offsets {
                 received: 1,
                 sent: 0,
@@ -324,9 +324,9 @@ mod tests {
             ..usual
         };
         for (one, most) in [(usual, MAX_LEASES), (far, MAX_LONG_RECORDS)] {
-            assert_eq!(Passenger::most_in_datagram(&[one]), most);
+            assert_eq!(ClientRecord::max_in_datagram(&[one]), most);
             let mut datagram = Vec::new();
-            Boat::Clients(WorkerId(1), vec![one; most]).encode(&mut datagram);
+            HandoffMessage::Clients(WorkerId(1), vec![one; most]).encode(&mut datagram);
             // skb_shared_info of 320 bytes on 64-bit machines, and headroom.
             assert!(datagram.len() + 320 + 256 <= 8192, "{}", datagram.len());
         }
@@ -334,7 +334,7 @@ mod tests {
 
     #[test]
     fn records_of_other_versions_are_read_as_far_as_they_are_known() {
-        let far = Passenger {
+        let far = ClientRecord {
             offsets: Offsets {
                 received: 1,
                 sent: 2,
@@ -343,26 +343,26 @@ mod tests {
         };
         let boat = |kind: u8, length: Option<u16>, records: &[u8]| {
             let length = length.map_or(Vec::new(), |length| length.to_le_bytes().to_vec());
-            Boat::decode(&[&[kind][..], &7u64.to_le_bytes(), &length, records].concat())
+            HandoffMessage::decode(&[&[kind][..], &7u64.to_le_bytes(), &length, records].concat())
         };
-        let near = Passenger {
+        let near = ClientRecord {
             offsets: Offsets::default(),
             ..far
         };
         let record = far.encode();
-        let short = &record[..SHORT_RECORD];
+        let short = &record[..SHORT_RECORD_LEN];
         assert_eq!(
             boat(2, None, &[short, short].concat()),
-            Ok(Boat::Clients(WorkerId(7), vec![near, near]))
+            Ok(HandoffMessage::Clients(WorkerId(7), vec![near, near]))
         );
         assert_eq!(
             boat(3, Some(36), &[short, &[9; 8]].concat()),
-            Ok(Boat::Clients(WorkerId(7), vec![near]))
+            Ok(HandoffMessage::Clients(WorkerId(7), vec![near]))
         );
         let longer = [&record[..], &[9; 16]].concat();
         assert_eq!(
             boat(3, Some(60), &longer.repeat(2)),
-            Ok(Boat::Clients(WorkerId(7), vec![far, far]))
+            Ok(HandoffMessage::Clients(WorkerId(7), vec![far, far]))
         );
         for (length, records) in [(27, 27), (0, 28), (28, 0), (28, 29), (28, 28 * 254)] {
             assert!(
@@ -371,7 +371,9 @@ mod tests {
             );
         }
         let old = r#"{"worker":1,"seat":0,"generation":1,"slots":6,"longest":64,"methods":[],"is_counted":true,"new":[]}"#;
-        let Ok(Boat::Desk(desk)) = Boat::decode(&[&[DESK][..], old.as_bytes()].concat()) else {
+        let Ok(HandoffMessage::Shm(desk)) =
+            HandoffMessage::decode(&[&[SHM][..], old.as_bytes()].concat())
+        else {
             panic!("a desk")
         };
         assert_eq!(desk.layout, 1);
@@ -380,7 +382,7 @@ mod tests {
     proptest! {
         #[test]
         fn nothing_that_lies_in_a_boat_panics(datagram in proptest::collection::vec(any::<u8>(), 0..600)) {
-            let _ = Boat::decode(&datagram);
+            let _ = HandoffMessage::decode(&datagram);
         }
     }
 }

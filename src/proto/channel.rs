@@ -52,7 +52,7 @@ pub const MAX_LEASES: usize = 253;
 pub const MAX_MESSAGE: usize = 64 * 1024;
 
 /// Most boats.
-pub const MAX_BOATS: usize = 64;
+pub const MAX_HANDOFF_QUEUES: usize = 64;
 
 /// Most slots that one `Closed` or `Freed` names.
 pub const MAX_SLOTS: usize = 4096;
@@ -117,7 +117,8 @@ pub struct Start {
     /// Methods that are not run.
     pub quarantined: Vec<String>,
     /// How many boats there are, at most [`MAX_BOATS`]; their descriptors come behind that of the desk.
-    pub boats: u32,
+    #[serde(rename = "boats")]
+    pub handoff_queues: u32,
     /// The rules.
     pub settings: Settings,
 }
@@ -357,7 +358,7 @@ impl Message for ToWorker {
 
     fn descriptors(&self) -> usize {
         match self {
-            ToWorker::Start(start) => 1 + start.boats as usize,
+            ToWorker::Start(start) => 1 + start.handoff_queues as usize,
             ToWorker::Lease(leases) => leases.len(),
             ToWorker::Reopen
             | ToWorker::Stop(_)

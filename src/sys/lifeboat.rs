@@ -29,21 +29,21 @@ use super::memory::{Words, sealed_file};
 use super::socket::{MAX_PASSED, raw_cookie};
 
 /// Words that are written down of a client: which descriptor, its record, and what the kernel calls its socket.
-const CLIENT: usize = 7;
+const CLIENT_WORDS: usize = 7;
 
 /// Bytes of a record with all fields, and of one whose last fields are 0, and need not be told.
-const RECORD: usize = 44;
-const SHORT_RECORD: usize = 28;
+const RECORD_LEN: usize = 44;
+const SHORT_RECORD_LEN: usize = 28;
 
 /// Most records with all fields in a datagram, whose memory would be twice as much with more.
 const MAX_LONG_RECORDS: usize = 172;
 
 /// Bytes that a datagram of clients begins with; the last two are the length of its records.
-pub const FRONT: usize = 11;
+pub const HEADER_LEN: usize = 11;
 
 /// Where what lies on the desk that the clients are on.
 #[derive(Clone, Copy, Debug)]
-pub struct Places {
+pub struct ShmOffsets {
     /// All words up to the end of the slots.
     pub words: usize,
     /// The lease word of the first slot.
@@ -73,11 +73,11 @@ pub struct Lifeboat {
     /// The datagram that the desk goes with.
     first: Vec<u8>,
     /// What each datagram of clients begins with.
-    front: [u8; FRONT],
+    header: [u8; HEADER_LEN],
     /// [`CLIENT`] words a slot: descriptor + 1 and `since`; client; slot and generation; moves and listener; offsets.
-    aboard: Words,
+    registered: Words,
     words: Words,
-    places: Places,
+    offsets: ShmOffsets,
     writes: Option<OwnWrites>,
     /// The process, and the thread of it that serves.
     pid: u32,
@@ -91,7 +91,7 @@ pub struct Lifeboat {
 }
 
 /// What a datagram of the channel that nobody has read tells of the client whose socket is the descriptor of this index.
-pub type Unread = fn(datagram: &[u8], index: usize) -> Option<[u8; RECORD]>;
+pub type Unread = fn(datagram: &[u8], index: usize) -> Option<[u8; RECORD_LEN]>;
 
 /// What came of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -108,15 +108,15 @@ impl Lifeboat {
     ///
     /// # Errors
     /// Those of memfd_create(2), mmap(2) and sigaction(2).
-    pub fn ready(
+    pub fn prepare(
         channel: &impl AsRawFd,
         boats: Vec<OwnedFd>,
         desk: File,
-        (first, front): (Vec<u8>, [u8; FRONT]),
-        places: Places,
+        (first, front): (Vec<u8>, [u8; HEADER_LEN]),
+        places: ShmOffsets,
         (grace, unread): (Duration, Unread),
     ) -> io::Result<&'static Lifeboat> {
-        let count = places.slots as usize * CLIENT;
+        let count = places.slots as usize * CLIENT_WORDS;
         let aboard = Words::map(&sealed_file(c"aboard", count as u64 * 8)?, count)?;
         let words = Words::map(&desk, places.words)?;
         let lifeboat: &'static Lifeboat = Box::leak(Box::new(Lifeboat {
@@ -124,10 +124,10 @@ impl Lifeboat {
             boats,
             desk,
             first,
-            front,
-            aboard,
+            header: front,
+            registered: aboard,
             words,
-            places,
+            offsets: places,
             writes: OwnWrites::open().ok(),
             pid: fork::process_id(),
             thread: fork::thread_id(),
@@ -140,19 +140,19 @@ impl Lifeboat {
         // stores, pread(2), getsockopt(2), recvmsg(2), sendmsg(2) and _exit(2), on memory that is there for good.
         unsafe {
             low_level::register(SIGTERM, move || lifeboat.set_alarm())?;
-            low_level::register(SIGALRM, move || lifeboat.abandon_ship())?;
+            low_level::register(SIGALRM, move || lifeboat.hand_off())?;
         }
         Ok(lifeboat)
     }
 
     /// From now on this client is here. `cookie` is that of its socket, if the kernel has one; `record` is how the boats tell of
     /// it, see `proto/boat.rs`.
-    pub fn take_aboard(
+    pub fn register(
         &self,
         slot: u32,
         socket: &OwnedFd,
         cookie: Option<u64>,
-        record: &[u8; RECORD],
+        record: &[u8; RECORD_LEN],
     ) {
         let Some(entry) = self.entry(slot) else {
             return;
@@ -176,17 +176,17 @@ impl Lifeboat {
     }
 
     /// It is not any more. To be said before its socket is closed, as its number may be another's then.
-    pub fn put_ashore(&self, slot: u32) {
+    pub fn unregister(&self, slot: u32) {
         if let Some(entry) = self.entry(slot) {
             entry[0].store(0, Ordering::Release);
         }
     }
 
     fn entry(&self, slot: u32) -> Option<&[AtomicU64]> {
-        let begin = slot as usize * CLIENT;
-        self.aboard
-            .get(begin..begin + CLIENT)
-            .filter(|_| slot < self.places.slots)
+        let begin = slot as usize * CLIENT_WORDS;
+        self.registered
+            .get(begin..begin + CLIENT_WORDS)
+            .filter(|_| slot < self.offsets.slots)
     }
 
     /// Whether the master is gone is asked then, not now: it may be about to be.
@@ -221,7 +221,7 @@ impl Lifeboat {
         found == 1 && poll.revents & libc::POLLHUP != 0
     }
 
-    fn abandon_ship(&self) {
+    fn hand_off(&self) {
         if !self.is_ours() {
             return;
         }
@@ -253,15 +253,16 @@ impl Lifeboat {
             return outcome;
         }
         self.note_final_writes();
-        if let Some(word) = self.words.get(self.places.packed_at) {
+        if let Some(word) = self.words.get(self.offsets.packed_at) {
             word.store(clock::monotonic(), Ordering::Release);
         }
         let mut boat = 0;
         let is_off = self.send(&mut boat, &self.first, &[self.desk.as_raw_fd()]);
-        let mut batches = [SHORT_RECORD, RECORD].map(|length| Batch::new(self.front, length));
-        let mut pack = |socket: RawFd, record: [u8; RECORD]| {
+        let mut batches =
+            [SHORT_RECORD_LEN, RECORD_LEN].map(|length| Batch::new(self.header, length));
+        let mut pack = |socket: RawFd, record: [u8; RECORD_LEN]| {
             let batch =
-                &mut batches[usize::from(record[SHORT_RECORD..].iter().any(|byte| *byte != 0))];
+                &mut batches[usize::from(record[SHORT_RECORD_LEN..].iter().any(|byte| *byte != 0))];
             if self.is_here(&record) && batch.add(socket, &record) {
                 outcome.add(
                     batch.count,
@@ -282,7 +283,7 @@ impl Lifeboat {
             }
         }
         // Leases that are still in the channel. Their copies end with this process.
-        let (mut datagram, mut sockets) = ([0; LONGEST], [0; MAX_PASSED]);
+        let (mut datagram, mut sockets) = ([0; MAX_DATAGRAM_LEN], [0; MAX_PASSED]);
         while let Some((length, count)) = receive_raw(self.channel, &mut datagram, &mut sockets) {
             for (index, socket) in sockets[..count].iter().enumerate() {
                 if let Some(record) = (self.unread)(&datagram[..length], index) {
@@ -297,7 +298,7 @@ impl Lifeboat {
             );
         }
         outcome.left += foreign;
-        if let Some(word) = self.words.get(self.places.left_behind) {
+        if let Some(word) = self.words.get(self.offsets.left_behind) {
             word.store(outcome.left as u64, Ordering::Release);
         }
         outcome
@@ -307,7 +308,7 @@ impl Lifeboat {
     fn has_its_socket(&self, slot: u32, socket: RawFd) -> bool {
         let cookie = self
             .entry(slot)
-            .map_or(0, |entry| entry[CLIENT - 1].load(Ordering::Acquire));
+            .map_or(0, |entry| entry[CLIENT_WORDS - 1].load(Ordering::Acquire));
         raw_cookie(socket).is_ok_and(|now| now.unwrap_or(0) == cookie)
     }
 
@@ -315,11 +316,11 @@ impl Lifeboat {
         let Some(Ok(Writes { bytes, calls })) = self.writes.as_ref().map(OwnWrites::sum) else {
             return;
         };
-        let Places {
+        let ShmOffsets {
             final_writes,
             final_write_calls,
             ..
-        } = self.places;
+        } = self.offsets;
         if let (Some(bytes_word), Some(calls_word)) = (
             self.words.get(final_writes),
             self.words.get(final_write_calls),
@@ -330,28 +331,28 @@ impl Lifeboat {
     }
 
     /// Whether the desk says so, too.
-    fn is_here(&self, record: &[u8; RECORD]) -> bool {
+    fn is_here(&self, record: &[u8; RECORD_LEN]) -> bool {
         let [slot, generation] = [8, 12].map(|at| u32::from_le_bytes(chunk(record, at)));
         let lease = self
             .words
-            .get(self.places.first_lease + slot as usize * self.places.stride);
-        let is_there = slot < self.places.slots;
+            .get(self.offsets.first_lease + slot as usize * self.offsets.stride);
+        let is_there = slot < self.offsets.slots;
         is_there
             && lease.is_some_and(|lease| {
-                (self.places.is_here)(lease.load(Ordering::Acquire), generation)
+                (self.offsets.is_here)(lease.load(Ordering::Acquire), generation)
             })
     }
 
     /// A client that was taken aboard.
-    fn client(&self, slot: u32) -> Option<(RawFd, [u8; RECORD])> {
+    fn client(&self, slot: u32) -> Option<(RawFd, [u8; RECORD_LEN])> {
         let entry = self.entry(slot)?;
         let word = |index: usize| entry[index].load(Ordering::Acquire);
         let socket = (word(0) as u32).checked_sub(1)?;
-        let mut record = [0; RECORD];
+        let mut record = [0; RECORD_LEN];
         for (place, index) in [0, 8, 16].into_iter().zip(1..) {
             record[place..place + 8].copy_from_slice(&word(index).to_le_bytes());
         }
-        record[24..SHORT_RECORD].copy_from_slice(&((word(0) >> 32) as u32).to_le_bytes());
+        record[24..SHORT_RECORD_LEN].copy_from_slice(&((word(0) >> 32) as u32).to_le_bytes());
         for (place, index) in [28, 36].into_iter().zip(4..) {
             record[place..place + 8].copy_from_slice(&word(index).to_le_bytes());
         }
@@ -371,15 +372,15 @@ impl Lifeboat {
 }
 
 /// Bytes of the longest datagram of clients.
-const BATCH: usize = FRONT + MAX_LONG_RECORDS * RECORD;
-const _: () = assert!(BATCH >= FRONT + MAX_PASSED * SHORT_RECORD);
+const MAX_BATCH_LEN: usize = HEADER_LEN + MAX_LONG_RECORDS * RECORD_LEN;
+const _: () = assert!(MAX_BATCH_LEN >= HEADER_LEN + MAX_PASSED * SHORT_RECORD_LEN);
 
 /// Bytes of the longest datagram that comes with sockets. What is longer is none of these, and cut off.
-const LONGEST: usize = 16 * 1024;
+const MAX_DATAGRAM_LEN: usize = 16 * 1024;
 
 /// A datagram of clients under way.
 struct Batch {
-    payload: [u8; BATCH],
+    payload: [u8; MAX_BATCH_LEN],
     sockets: [RawFd; MAX_PASSED],
     count: usize,
     /// Bytes of a record.
@@ -387,26 +388,26 @@ struct Batch {
 }
 
 impl Batch {
-    fn new(front: [u8; FRONT], length: usize) -> Batch {
+    fn new(front: [u8; HEADER_LEN], length: usize) -> Batch {
         let mut batch = Batch {
-            payload: [0; BATCH],
+            payload: [0; MAX_BATCH_LEN],
             sockets: [0; MAX_PASSED],
             count: 0,
             length,
         };
-        batch.payload[..FRONT].copy_from_slice(&front);
-        batch.payload[FRONT - 2..FRONT].copy_from_slice(&(length as u16).to_le_bytes());
+        batch.payload[..HEADER_LEN].copy_from_slice(&front);
+        batch.payload[HEADER_LEN - 2..HEADER_LEN].copy_from_slice(&(length as u16).to_le_bytes());
         batch
     }
 
     /// Whether it is full with that.
-    fn add(&mut self, socket: RawFd, record: &[u8; RECORD]) -> bool {
-        let begin = FRONT + self.count * self.length;
+    fn add(&mut self, socket: RawFd, record: &[u8; RECORD_LEN]) -> bool {
+        let begin = HEADER_LEN + self.count * self.length;
         self.payload[begin..begin + self.length].copy_from_slice(&record[..self.length]);
         self.sockets[self.count] = socket;
         self.count += 1;
         self.count
-            == if self.length == RECORD {
+            == if self.length == RECORD_LEN {
                 MAX_LONG_RECORDS
             } else {
                 MAX_PASSED
@@ -414,7 +415,7 @@ impl Batch {
     }
 
     fn payload(&self) -> &[u8] {
-        &self.payload[..FRONT + self.count * self.length]
+        &self.payload[..HEADER_LEN + self.count * self.length]
     }
 
     fn sockets(&self) -> &[RawFd] {
@@ -432,7 +433,7 @@ impl Packed {
     }
 }
 
-fn chunk<const N: usize>(record: &[u8; RECORD], at: usize) -> [u8; N] {
+fn chunk<const N: usize>(record: &[u8; RECORD_LEN], at: usize) -> [u8; N] {
     record[at..].first_chunk().copied().unwrap_or([0; N])
 }
 
@@ -567,7 +568,7 @@ mod tests {
             let (channel, master) = message_pair().expect("socketpair");
             let (boat, next_master) = message_pair().expect("socketpair");
             let (client, _peer) = message_pair().expect("socketpair");
-            let places = Places {
+            let places = ShmOffsets {
                 words: 64,
                 first_lease: 32,
                 stride: 16,
@@ -579,8 +580,8 @@ mod tests {
                 is_here: |_, _| true,
             };
             let desk = sealed_file(c"desk", 4096).expect("memfd");
-            let front = (vec![1], [2; FRONT]);
-            let lifeboat = Lifeboat::ready(
+            let front = (vec![1], [2; HEADER_LEN]);
+            let lifeboat = Lifeboat::prepare(
                 &channel,
                 vec![boat],
                 desk,
@@ -589,11 +590,11 @@ mod tests {
                 (Duration::ZERO, |_, _| None),
             );
             let lifeboat = lifeboat.expect("sigaction");
-            lifeboat.take_aboard(
+            lifeboat.register(
                 0,
                 &client,
                 socket::cookie(&client).expect("a socket"),
-                &[0; RECORD],
+                &[0; RECORD_LEN],
             );
             drop(master);
             scenario(lifeboat, next_master.as_raw_fd());
@@ -620,7 +621,7 @@ mod tests {
 
     /// Datagrams in the boat: one with the desk and one with the client, once.
     fn datagrams(boat: RawFd) -> usize {
-        let (mut datagram, mut sockets) = ([0; LONGEST], [0; MAX_PASSED]);
+        let (mut datagram, mut sockets) = ([0; MAX_DATAGRAM_LEN], [0; MAX_PASSED]);
         std::iter::from_fn(|| receive_raw(boat, &mut datagram, &mut sockets)).count()
     }
 
@@ -643,9 +644,9 @@ mod tests {
             "a_descriptor_of_something_else_is_not_packed",
             |lifeboat, boat| {
                 let (other, _peer) = message_pair().expect("socketpair");
-                let mut record = [0; RECORD];
+                let mut record = [0; RECORD_LEN];
                 record[8] = 1;
-                lifeboat.take_aboard(1, &other, Some(u64::MAX), &record);
+                lifeboat.register(1, &other, Some(u64::MAX), &record);
                 assert_eq!(
                     (lifeboat.pack(), datagrams(boat)),
                     (Packed { packed: 1, left: 1 }, 2)

@@ -62,8 +62,8 @@ impl Worker<'_> {
 
     fn forget(&mut self, index: u32) -> Option<Connection> {
         let connection = self.connections.take(index)?;
-        if let Some(lifeboat) = self.lifeboat {
-            lifeboat.put_ashore(index);
+        if let Some(lifeboat) = self.handoff {
+            lifeboat.unregister(index);
         }
         if connection.watched.is_some() && self.poller.remove(&connection.socket).is_err() {
             self.break_off(FOREIGN);

@@ -8,46 +8,51 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use super::Worker;
 use crate::desk::Layout;
-use crate::proto::boat::{self, Boat, LastDesk, Passenger};
+use crate::proto::boat::{self, ClientRecord, HandoffMessage, ShmRecord};
 use crate::proto::channel::{Lease, Message};
-use crate::sys::lifeboat::{FRONT, Lifeboat, Packed};
+use crate::sys::lifeboat::{HEADER_LEN, Lifeboat, Packed};
 
 /// Gets all ready for it.
-pub(super) fn ready(
+pub(super) fn prepare(
     channel: &impl AsFd,
     boats: Vec<OwnedFd>,
     desk: File,
-    told: &LastDesk,
+    told: &ShmRecord,
     layout: Layout,
     grace: std::time::Duration,
 ) -> io::Result<&'static Lifeboat> {
     let mut first = Vec::new();
-    Boat::Desk(Box::new(told.clone())).encode(&mut first);
-    let mut front = [0; FRONT];
+    HandoffMessage::Shm(Box::new(told.clone())).encode(&mut first);
+    let mut front = [0; HEADER_LEN];
     front[0] = boat::CLIENTS;
     front[1..9].copy_from_slice(&told.worker.0.to_le_bytes());
     let channel = channel.as_fd().as_raw_fd();
-    Lifeboat::ready(
+    Lifeboat::prepare(
         &channel,
         boats,
         desk,
         (first, front),
         layout.handoff_offsets(),
-        (grace, boat::passenger_in),
+        (grace, boat::client_record_in),
     )
 }
 
 impl Worker<'_> {
     /// This client would have to be packed from now on.
-    pub(super) fn take_aboard(&self, lease: &Lease, socket: &OwnedFd, cookie: Option<u64>) {
-        if let Some(lifeboat) = self.lifeboat {
-            lifeboat.take_aboard(lease.slot, socket, cookie, &Passenger::from(lease).encode());
+    pub(super) fn register(&self, lease: &Lease, socket: &OwnedFd, cookie: Option<u64>) {
+        if let Some(lifeboat) = self.handoff {
+            lifeboat.register(
+                lease.slot,
+                socket,
+                cookie,
+                &ClientRecord::from(lease).encode(),
+            );
         }
     }
 
     /// The master is gone.
-    pub(super) fn abandon_ship(&mut self) {
-        match self.lifeboat.map(Lifeboat::pack) {
+    pub(super) fn hand_off_clients(&mut self) {
+        match self.handoff.map(Lifeboat::pack) {
             None => log::warn!(
                 "the master is gone; closing {} clients and leaving",
                 self.leased

@@ -86,7 +86,7 @@ struct Worker<'c> {
     /// When this process is killed, once it was told to stop.
     stop_by: Option<Instant>,
     /// What clients are packed with when the master is gone, if another one will come.
-    lifeboat: Option<&'static Lifeboat>,
+    handoff: Option<&'static Lifeboat>,
     /// The master is gone.
     orphaned: bool,
     /// Why this process cannot go on.
@@ -144,7 +144,7 @@ impl<'c> Worker<'c> {
             has_capacity: false,
             is_near_limit: false,
             stop_by: None,
-            lifeboat,
+            handoff: lifeboat,
             orphaned: false,
             broken: None,
             now: epoch.1,
@@ -235,7 +235,7 @@ impl<'c> Worker<'c> {
             }
             Heard::Garbage(malformed) => return Err(io::Error::other(malformed)),
             Heard::Nothing => {}
-            Heard::Closed => self.abandon_ship(),
+            Heard::Closed => self.hand_off_clients(),
         }
         Ok(())
     }
@@ -254,7 +254,7 @@ impl<'c> Worker<'c> {
                 return Err(io::Error::other("a lease for a slot that there is not"));
             }
             let cookie = socket::cookie(&socket).ok().flatten();
-            self.take_aboard(lease, &socket, cookie);
+            self.register(lease, &socket, cookie);
             let slot = self.desk.slot(lease.slot).expect("the index was checked");
             let connection = Connection::new(lease, socket, cookie, slot);
             if connection.waits != Waits::Request && slot.cursors().parked().1 > 0 {
@@ -516,7 +516,7 @@ impl<'c> Worker<'c> {
         }
         if sent == Sent::Closed && !self.orphaned {
             // Before this worker ends because it has nothing left to do: what it has counted is to be kept.
-            self.abandon_ship();
+            self.hand_off_clients();
             return Ok(());
         }
         let is_full = sent == Sent::Full;

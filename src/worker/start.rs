@@ -11,7 +11,7 @@ use super::{CHANNEL, Worker, lifeboat};
 use crate::channel::{Channel, Heard, Scratch, Sent};
 use crate::desk::{Layout, WorkerDesk};
 use crate::logging;
-use crate::proto::boat::LastDesk;
+use crate::proto::boat::ShmRecord;
 use crate::proto::channel::{Failed, Ready, Start, ToMaster, ToWorker, VERSION};
 use crate::sys::poll::{self, Interest, Poller};
 use crate::sys::{fd, fork, process, signal};
@@ -144,7 +144,7 @@ fn serve<S: 'static>(
         None
     } else {
         let (methods, layout) = (methods.clone(), layout.version());
-        let told = LastDesk {
+        let told = ShmRecord {
             worker,
             seat,
             generation,
@@ -154,7 +154,7 @@ fn serve<S: 'static>(
             is_counted: false,
             layout,
         };
-        let ready = lifeboat::ready(
+        let ready = lifeboat::prepare(
             channel,
             descriptors,
             last_desk,

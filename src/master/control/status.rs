@@ -106,11 +106,11 @@ impl Master {
             last_reload: self.last_reload.clone(),
             config_stale: self.config_stale.clone(),
             restart_keeps_clients: self
-                .keeper
+                .handoff_store
                 .as_ref()
                 .is_some_and(|keeper| keeper.canaries.is_confirmed()),
             store_outage: self
-                .keeper
+                .handoff_store
                 .as_ref()
                 .and_then(|keeper| keeper.canaries.outage())
                 .map(str::to_owned),

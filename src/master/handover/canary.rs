@@ -121,7 +121,7 @@ fn is_hung_up(end: &OwnedFd) -> bool {
 impl Master {
     /// Something has happened to what is stored. Events of ends that are gone already are harmless.
     pub(crate) fn look_at_store(&mut self, now: Instant) {
-        let Some(keeper) = &mut self.keeper else {
+        let Some(keeper) = &mut self.handoff_store else {
             return;
         };
         let canaries = &mut keeper.canaries;
@@ -148,7 +148,7 @@ impl Master {
 
     /// Tries the store again, if it is time to.
     pub(crate) fn try_store(&mut self, now: Instant) {
-        let Some(keeper) = &mut self.keeper else {
+        let Some(keeper) = &mut self.handoff_store else {
             return;
         };
         let canaries = &mut keeper.canaries;
@@ -167,7 +167,7 @@ impl Master {
 
     /// The store does not keep what it was given. Everything is stored again as soon as it takes something.
     pub(crate) fn lose_store(&mut self, reason: &str, now: Instant) {
-        let Some(keeper) = &mut self.keeper else {
+        let Some(keeper) = &mut self.handoff_store else {
             return;
         };
         keeper
@@ -190,7 +190,7 @@ impl Master {
     /// Stores everything again at SIGTERM. Whether the next master will have the clients, as far as can be known within a
     /// moment.
     pub(crate) fn is_kept(&mut self, now: Instant) -> bool {
-        let Some(canaries) = self.keeper.as_ref().map(|keeper| &keeper.canaries) else {
+        let Some(canaries) = self.handoff_store.as_ref().map(|keeper| &keeper.canaries) else {
             return false;
         };
         let is_confirmed = canaries.is_confirmed && !canaries.has_ended();
@@ -203,7 +203,7 @@ impl Master {
 
     /// Whether the store has let go of what it was given last, or has not taken it.
     pub(crate) fn has_store_ended(&self) -> bool {
-        self.keeper
+        self.handoff_store
             .as_ref()
             .is_some_and(|keeper| keeper.canaries.has_ended())
     }

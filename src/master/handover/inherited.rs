@@ -11,15 +11,15 @@ use std::os::fd::OwnedFd;
 use crate::channel::Channel;
 use crate::config::{Config, Loaded};
 use crate::master::capacity::{OWN_DESCRIPTORS, client_limits, worker_count};
-use crate::master::handover::queues::{Boats, Ends};
+use crate::master::handover::queues::{HandoffQueues, QueueEnds};
 use crate::master::handover::restart;
 use crate::master::handover::snapshot::Living;
 use crate::master::handover::state_file::{BOAT, BOOK, Book, Handover, LISTENER};
-use crate::master::handover::unpack::{Handoff, Unpacked};
+use crate::master::handover::unpack::{ReceivedHandoff, Unpacked};
 use crate::master::listeners::listener::ListenerRecord;
 use crate::master::{Error, Handed};
-use crate::proto::boat::Boat;
-use crate::proto::channel::{MAX_BOATS, MAX_LEASES};
+use crate::proto::boat::HandoffMessage;
+use crate::proto::channel::{MAX_HANDOFF_QUEUES, MAX_LEASES};
 use crate::proto::names::{Address, WorkerId};
 use crate::sys::fd;
 use crate::sys::inherited::{Found, examine};
@@ -31,7 +31,7 @@ const DESCRIPTORS_PER_HANDED: u64 = 2;
 /// that were handed over and so many boats that there are.
 pub(crate) fn descriptors_left(limit: u64, handed: usize, boats: usize) -> u64 {
     let boats = if boats > 0 || restart::is_wanted() {
-        Boats::wanted(limit).max(boats as u64)
+        HandoffQueues::wanted(limit).max(boats as u64)
     } else {
         0
     };
@@ -65,7 +65,7 @@ fn room_for_clients(
 pub struct Inherited {
     pub(crate) handover: Handover,
     /// None if nothing is kept for another master.
-    pub(crate) kept: Option<(Book, Handoff)>,
+    pub(crate) kept: Option<(Book, ReceivedHandoff)>,
     pub(crate) listeners: Vec<(ListenerRecord, OwnedFd)>,
     /// What goes on without having been left, if this process was that master.
     pub(crate) living: Option<Living>,
@@ -128,17 +128,18 @@ impl Inherited {
         let outlets = sorted
             .out
             .keys()
-            .filter(|number| **number < handover.boats)
+            .filter(|number| **number < handover.handoff_queues)
             .count();
         let (paired, single) = pair_up(sorted.into, sorted.out);
-        let (boats, new) = Boats::complete(paired, limit).map_err(&system)?;
+        let (boats, new) = HandoffQueues::complete(paired, limit).map_err(&system)?;
         for number in &new {
             ends_of(*number).iter().for_each(|name| stored.spoil(name));
         }
         let capacity = room_for_clients(config, limit, handed.count(), boats.ends().len())?;
-        let mut handoff = Handoff::unpack(boats, &single, capacity);
+        let mut handoff = ReceivedHandoff::unpack(boats, &single, capacity);
         // Without room for a desk there was none for the clients on it, either.
-        let is_incomplete = outlets < handover.boats || handoff.unpacked().desks().next().is_none();
+        let is_incomplete =
+            outlets < handover.handoff_queues || handoff.unpacked().desks().next().is_none();
         if let Some(clients) = book
             .as_ref()
             .and_then(Book::clients)
@@ -146,11 +147,11 @@ impl Inherited {
         {
             handoff.count_missing(clients);
         }
-        if outlets < handover.boats {
+        if outlets < handover.handoff_queues {
             faults.push(format!(
                 "{} of {} boats are missing",
-                handover.boats - outlets,
-                handover.boats
+                handover.handoff_queues - outlets,
+                handover.handoff_queues
             ));
         }
         faults.extend(handoff.unpacked().faults.iter().cloned());
@@ -167,8 +168,10 @@ impl Inherited {
     }
 
     /// How many boats there are.
-    pub(crate) fn boats(&self) -> usize {
-        self.kept.as_ref().map_or(0, |(_, handoff)| handoff.boats())
+    pub(crate) fn queues(&self) -> usize {
+        self.kept
+            .as_ref()
+            .map_or(0, |(_, handoff)| handoff.queues())
     }
 
     /// The configuration that was applied last, if there are clients who would be closed without it.
@@ -272,13 +275,19 @@ fn read_book(found: Option<OwnedFd>, faults: &mut Vec<String>) -> (Option<Book>,
 fn pair_up(
     into: BTreeMap<usize, OwnedFd>,
     mut out: BTreeMap<usize, OwnedFd>,
-) -> (BTreeMap<usize, Ends>, Vec<Channel<Boat, Boat>>) {
+) -> (
+    BTreeMap<usize, QueueEnds>,
+    Vec<Channel<HandoffMessage, HandoffMessage>>,
+) {
     let mut paired = BTreeMap::new();
-    for (number, into) in into.into_iter().filter(|(number, _)| *number < MAX_BOATS) {
+    for (number, into) in into
+        .into_iter()
+        .filter(|(number, _)| *number < MAX_HANDOFF_QUEUES)
+    {
         if let Some(out) = out.remove(&number) {
             paired.insert(
                 number,
-                Ends {
+                QueueEnds {
                     into: Channel::over(into),
                     out: Channel::over(out),
                 },

@@ -11,44 +11,44 @@ use std::os::fd::{AsFd, BorrowedFd};
 use crate::channel::{Channel, Sent};
 use crate::desk::MasterDesk;
 use crate::master::clients::leases::Leases;
-use crate::proto::boat::{Boat, LastDesk, Passenger};
-use crate::proto::channel::MAX_BOATS;
+use crate::proto::boat::{ClientRecord, HandoffMessage, ShmRecord};
+use crate::proto::channel::MAX_HANDOFF_QUEUES;
 use crate::sys::socket;
 
 /// Clients for whom there is one more boat: with the smallest buffer that the kernel gives, it takes twice as many.
-const CLIENTS_A_BOAT: u64 = 3000;
+const CLIENTS_PER_QUEUE: u64 = 3000;
 
 /// Bytes of memory that a boat is wanted to have for what lies in it; the kernel gives what it allows (socket(7)).
-const BUFFER: usize = 4 << 20;
+const BUFFER_LEN: usize = 4 << 20;
 
 /// All boats.
 #[derive(Debug, Default)]
-pub(crate) struct Boats(Vec<Ends>);
+pub(crate) struct HandoffQueues(Vec<QueueEnds>);
 
 /// What goes into the first end comes out of the second.
 #[derive(Debug)]
-pub(crate) struct Ends {
-    pub(crate) into: Channel<Boat, Boat>,
-    pub(crate) out: Channel<Boat, Boat>,
+pub(crate) struct QueueEnds {
+    pub(crate) into: Channel<HandoffMessage, HandoffMessage>,
+    pub(crate) out: Channel<HandoffMessage, HandoffMessage>,
 }
 
 /// A desk whose worker is gone, and the clients on it.
 #[derive(Debug)]
-pub(crate) struct Wreck {
-    pub(crate) told: LastDesk,
+pub(crate) struct OrphanedShm {
+    pub(crate) record: ShmRecord,
     pub(crate) desk: MasterDesk,
     pub(crate) leases: Leases,
 }
 
-impl Boats {
+impl HandoffQueues {
     /// So many that all of these clients find room.
-    pub(crate) fn make(clients: u64) -> io::Result<Boats> {
-        Boats::complete(BTreeMap::new(), clients).map(|(boats, _)| boats)
+    pub(crate) fn make(clients: u64) -> io::Result<HandoffQueues> {
+        HandoffQueues::complete(BTreeMap::new(), clients).map(|(boats, _)| boats)
     }
 
     /// How many that are.
     pub(crate) fn wanted(clients: u64) -> u64 {
-        (clients / CLIENTS_A_BOAT + 2).min(MAX_BOATS as u64)
+        (clients / CLIENTS_PER_QUEUE + 2).min(MAX_HANDOFF_QUEUES as u64)
     }
 
     /// Those that were made before, each by its number, and new ones in the place of those that are missing: so many in all
@@ -57,29 +57,29 @@ impl Boats {
     /// # Errors
     /// Those of socketpair(2).
     pub(crate) fn complete(
-        mut found: BTreeMap<usize, Ends>,
+        mut found: BTreeMap<usize, QueueEnds>,
         clients: u64,
-    ) -> io::Result<(Boats, Vec<usize>)> {
+    ) -> io::Result<(HandoffQueues, Vec<usize>)> {
         let last = found.last_key_value().map_or(0, |(number, _)| number + 1);
         let (mut ends, mut new) = (Vec::new(), Vec::new());
-        for number in 0..last.max(Boats::wanted(clients) as usize) {
+        for number in 0..last.max(HandoffQueues::wanted(clients) as usize) {
             ends.push(match found.remove(&number) {
                 Some(ends) => ends,
                 None => {
                     new.push(number);
-                    Ends::make()?
+                    QueueEnds::make()?
                 }
             });
         }
-        Ok((Boats(ends), new))
+        Ok((HandoffQueues(ends), new))
     }
 
     /// Those of a master that goes on.
-    pub(crate) fn again(ends: Vec<Ends>) -> Boats {
-        Boats(ends)
+    pub(crate) fn again(ends: Vec<QueueEnds>) -> HandoffQueues {
+        HandoffQueues(ends)
     }
 
-    pub(crate) fn ends(&self) -> &[Ends] {
+    pub(crate) fn ends(&self) -> &[QueueEnds] {
         &self.0
     }
 
@@ -89,48 +89,56 @@ impl Boats {
     }
 
     /// Packs a desk and all clients on it. Returns how many found no room.
-    pub(crate) fn pack(&mut self, wreck: &Wreck) -> usize {
+    pub(crate) fn pack(&mut self, wreck: &OrphanedShm) -> usize {
         let slots = wreck.leases.slots();
         let records = wreck
             .leases
             .records(&slots)
-            .map(|(lease, socket)| (Passenger::from(&lease), socket))
+            .map(|(lease, socket)| (ClientRecord::from(&lease), socket))
             .collect();
-        self.pack_all(&wreck.told, &wreck.desk, records)
+        self.pack_all(&wreck.record, &wreck.desk, records)
     }
 
     /// Packs a desk and these clients on it. Returns how many found no room.
     pub(crate) fn pack_all(
         &mut self,
-        told: &LastDesk,
+        told: &ShmRecord,
         desk: &MasterDesk,
-        clients: Vec<(Passenger, BorrowedFd<'_>)>,
+        clients: Vec<(ClientRecord, BorrowedFd<'_>)>,
     ) -> usize {
-        let mut is_off = self.load(&Boat::Desk(Box::new(told.clone())), &[desk.file().as_fd()]);
-        let (records, sockets): (Vec<Passenger>, Vec<BorrowedFd<'_>>) = clients.into_iter().unzip();
-        let most = Passenger::most_in_datagram(&records);
+        let mut is_off = self.load(
+            &HandoffMessage::Shm(Box::new(told.clone())),
+            &[desk.file().as_fd()],
+        );
+        let (records, sockets): (Vec<ClientRecord>, Vec<BorrowedFd<'_>>) =
+            clients.into_iter().unzip();
+        let most = ClientRecord::max_in_datagram(&records);
         let mut left = 0;
         for (records, sockets) in records.chunks(most).zip(sockets.chunks(most)) {
-            is_off = is_off && self.load(&Boat::Clients(told.worker, records.to_vec()), sockets);
+            is_off = is_off
+                && self.load(
+                    &HandoffMessage::Clients(told.worker, records.to_vec()),
+                    sockets,
+                );
             left += if is_off { 0 } else { records.len() };
         }
         left
     }
 
     /// Sends a datagram into the first boat that has room; whether one had.
-    fn load(&mut self, what: &Boat, descriptors: &[BorrowedFd<'_>]) -> bool {
+    fn load(&mut self, what: &HandoffMessage, descriptors: &[BorrowedFd<'_>]) -> bool {
         self.0
             .iter_mut()
             .any(|ends| matches!(ends.into.send(what, descriptors), Ok(Sent::Queued)))
     }
 }
 
-impl Ends {
-    fn make() -> io::Result<Ends> {
+impl QueueEnds {
+    fn make() -> io::Result<QueueEnds> {
         let (into, out) = Channel::pair()?;
         // As much as there is to be had. Less is more boats full, and no harm.
-        let _ = socket::want_send_buffer(&into, BUFFER);
-        Ok(Ends {
+        let _ = socket::want_send_buffer(&into, BUFFER_LEN);
+        Ok(QueueEnds {
             into,
             out: Channel::over(out),
         })

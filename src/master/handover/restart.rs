@@ -20,7 +20,7 @@ use crate::logging;
 use crate::master::Master;
 use crate::master::handover::canary::Canaries;
 use crate::master::handover::inherited::{Stored, ends_of};
-use crate::master::handover::queues::{Boats, Wreck};
+use crate::master::handover::queues::{HandoffQueues, OrphanedShm};
 use crate::master::handover::state_file::{BOOK, Book, Handover, LISTENER};
 use crate::master::handover::unpack::Unpacked;
 use crate::master::listeners::listener::Listener;
@@ -28,7 +28,7 @@ use crate::master::telemetry::counters::{Counts, Loss, Reason};
 use crate::master::telemetry::events::Asker;
 use crate::master::workers::trust;
 use crate::master::workers::worker::Worker;
-use crate::proto::boat::LastDesk;
+use crate::proto::boat::ShmRecord;
 use crate::proto::control::{About, Kind, Origin};
 use crate::proto::names::{MAX_WORKERS, WorkerId};
 use crate::sys::ledger::Writes;
@@ -42,11 +42,11 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// What the next master will find.
 #[derive(Debug)]
-pub(crate) struct Keeper {
-    pub(crate) boats: Boats,
-    book: Book,
+pub(crate) struct HandoffStore {
+    pub(crate) queues: HandoffQueues,
+    state_file: Book,
     /// The last event that is in the book.
-    written: Option<u64>,
+    last_written: Option<u64>,
     /// What the service manager has.
     stored: Stored,
     /// Whether it has it.
@@ -54,7 +54,7 @@ pub(crate) struct Keeper {
     /// We are on our way out, and leave our clients.
     is_leaving: bool,
     /// Desks of workers that are gone since.
-    wrecks: Vec<Wreck>,
+    orphans: Vec<OrphanedShm>,
 }
 
 /// The listeners that the service manager is to have, by their names there.
@@ -73,31 +73,31 @@ pub(crate) fn is_wanted() -> bool {
     env::var_os(WANTED).is_some_and(|value| value == "1") && is_set("NOTIFY_SOCKET")
 }
 
-impl Keeper {
+impl HandoffStore {
     /// With all of it new, for as many clients as there can ever be: a reload may want more than now.
-    pub(crate) fn new(clients: u64) -> std::io::Result<Keeper> {
-        Ok(Keeper::over(
-            Boats::make(clients)?,
+    pub(crate) fn new(clients: u64) -> std::io::Result<HandoffStore> {
+        Ok(HandoffStore::over(
+            HandoffQueues::make(clients)?,
             Book::new()?,
             Stored::default(),
         ))
     }
 
     /// With what a master before has left, which the service manager has.
-    pub(crate) fn over(boats: Boats, book: Book, stored: Stored) -> Keeper {
-        Keeper {
-            boats,
-            book,
-            written: None,
+    pub(crate) fn over(boats: HandoffQueues, book: Book, stored: Stored) -> HandoffStore {
+        HandoffStore {
+            queues: boats,
+            state_file: book,
+            last_written: None,
             stored,
             canaries: Canaries::default(),
             is_leaving: false,
-            wrecks: Vec::new(),
+            orphans: Vec::new(),
         }
     }
 
-    pub(crate) fn book(&self) -> &Book {
-        &self.book
+    pub(crate) fn state_file(&self) -> &Book {
+        &self.state_file
     }
 
     /// Names of what the service manager has.
@@ -109,7 +109,9 @@ impl Keeper {
 impl Master {
     /// Whether we are on our way out, and leave our clients.
     pub(crate) fn is_leaving(&self) -> bool {
-        self.keeper.as_ref().is_some_and(|keeper| keeper.is_leaving)
+        self.handoff_store
+            .as_ref()
+            .is_some_and(|keeper| keeper.is_leaving)
     }
 
     /// Gives the service manager all that it is to keep, whatever it has: what it has it ignores.
@@ -120,7 +122,7 @@ impl Master {
     }
 
     fn store_everything(&mut self, now: Instant) -> io::Result<()> {
-        let Some(keeper) = &mut self.keeper else {
+        let Some(keeper) = &mut self.handoff_store else {
             return Ok(());
         };
         for name in std::mem::take(&mut keeper.stored.spoilt) {
@@ -132,9 +134,9 @@ impl Master {
         keeper
             .canaries
             .send(&mut self.notifier, &self.poller, now)?;
-        let book = (BOOK.to_owned(), keeper.book.file().as_fd());
+        let book = (BOOK.to_owned(), keeper.state_file.file().as_fd());
         let ends = keeper
-            .boats
+            .queues
             .ends()
             .iter()
             .enumerate()
@@ -147,7 +149,7 @@ impl Master {
             keeper.stored.names.insert(name);
         }
         self.keep_listeners(now);
-        let Some(keeper) = &mut self.keeper else {
+        let Some(keeper) = &mut self.handoff_store else {
             return Ok(());
         };
         for (name, listener) in kept_listeners(&self.listeners) {
@@ -163,7 +165,7 @@ impl Master {
 
     /// The service manager has the listeners that there are, and no others.
     pub(crate) fn keep_listeners(&mut self, now: Instant) {
-        let Some(keeper) = &mut self.keeper else {
+        let Some(keeper) = &mut self.handoff_store else {
             return;
         };
         let there = kept_listeners(&self.listeners);
@@ -189,7 +191,7 @@ impl Master {
 
     /// The service manager gets the socket that a listener has now, in place of one that has ended.
     pub(crate) fn store_listener_anew(&mut self, number: u32, now: Instant) {
-        let Some(keeper) = &mut self.keeper else {
+        let Some(keeper) = &mut self.handoff_store else {
             return;
         };
         let name = format!("{LISTENER}.{number}");
@@ -201,48 +203,48 @@ impl Master {
 
     /// Notes figures that change with every client.
     pub(crate) fn note_client(&self) {
-        if let Some(keeper) = &self.keeper {
+        if let Some(keeper) = &self.handoff_store {
             keeper
-                .book
+                .state_file
                 .note(self.next_client, self.counts.refused, self.clients);
         }
     }
 
     /// Writes the book anew, if something has happened since it was written.
-    pub(crate) fn keep_book(&mut self) {
+    pub(crate) fn keep_state(&mut self) {
         let last = self.events.last();
         if self
-            .keeper
+            .handoff_store
             .as_ref()
-            .is_none_or(|keeper| keeper.written == Some(last))
+            .is_none_or(|keeper| keeper.last_written == Some(last))
         {
             return;
         }
-        self.write_book_now();
+        self.write_state_now();
     }
 
     /// Writes the book anew, whatever has happened since.
-    fn write_book_now(&mut self) {
-        let Some(mut keeper) = self.keeper.take() else {
+    fn write_state_now(&mut self) {
+        let Some(mut keeper) = self.handoff_store.take() else {
             return;
         };
-        self.write_book(&mut keeper);
-        self.keeper = Some(keeper);
+        self.write_state(&mut keeper);
+        self.handoff_store = Some(keeper);
     }
 
-    fn write_book(&self, keeper: &mut Keeper) {
+    fn write_state(&self, keeper: &mut HandoffStore) {
         let handover = Handover {
-            boats: keeper.boats.ends().len(),
-            ..self.handover()
+            handoff_queues: keeper.queues.ends().len(),
+            ..self.saved_state()
         };
-        if let Err(e) = keeper.book.write(&handover) {
+        if let Err(e) = keeper.state_file.write(&handover) {
             log::error!("cannot write down what the next master is to know: {e}");
         }
-        keeper.written = Some(self.events.last());
+        keeper.last_written = Some(self.events.last());
     }
 
     /// All that the next master has to know.
-    pub(crate) fn handover(&self) -> Handover {
+    pub(crate) fn saved_state(&self) -> Handover {
         Handover {
             config: self.config.to_toml(),
             identities: Some(Identities::of(&self.config)),
@@ -259,7 +261,7 @@ impl Master {
                 .filter_map(|listener| listener.record())
                 .collect(),
             // Those of the keeper, who writes it down.
-            boats: 0,
+            handoff_queues: 0,
             count: (self.count_origin == Origin::Runtime).then(|| self.pool.target().count as u32),
             log_level: self.log_level,
             is_drained: self.is_drained,
@@ -309,13 +311,13 @@ impl Master {
         );
         self.events.note(Kind::Stopping, about, sentence);
         self.tell_stopping(grace, now);
-        if let Some(keeper) = &mut self.keeper {
+        if let Some(keeper) = &mut self.handoff_store {
             keeper.is_leaving = true;
         }
     }
 
     /// A worker is gone while we leave: its desk stays as it is, for the next master. `written` is what its thread wrote.
-    pub(crate) fn keep_wreck(&mut self, worker: Worker, written: Option<Writes>, now: Instant) {
+    pub(crate) fn keep_orphan(&mut self, worker: Worker, written: Option<Writes>, now: Instant) {
         let Worker {
             id,
             seat,
@@ -333,7 +335,7 @@ impl Master {
         let (slots, longest) = (desk.layout().slots(), desk.layout().max_frame());
         let layout = desk.layout().version();
         let (seat, is_counted) = (seat as u32, true);
-        let told = LastDesk {
+        let told = ShmRecord {
             worker: id,
             seat,
             generation,
@@ -343,11 +345,15 @@ impl Master {
             is_counted,
             layout,
         };
-        if let Some(keeper) = &mut self.keeper {
-            keeper.wrecks.push(Wreck { told, desk, leases });
+        if let Some(keeper) = &mut self.handoff_store {
+            keeper.orphans.push(OrphanedShm {
+                record: told,
+                desk,
+                leases,
+            });
         }
         // What it has counted is in the totals: nothing is to be forgotten of it if this process is killed now.
-        self.write_book_now();
+        self.write_state_now();
     }
 
     /// Packs all clients whose workers are gone, and leaves everything where the next master finds it. Workers that are there
@@ -357,24 +363,24 @@ impl Master {
         passed::leave_clients();
         self.lay_waiting();
         // Workers that were asked to end have done so without an event.
-        self.write_book_now();
-        let Some(mut keeper) = self.keeper.take() else {
+        self.write_state_now();
+        let Some(mut keeper) = self.handoff_store.take() else {
             return;
         };
         let mut left = 0;
-        for wreck in std::mem::take(&mut keeper.wrecks) {
-            left += keeper.boats.pack(&wreck);
+        for wreck in std::mem::take(&mut keeper.orphans) {
+            left += keeper.queues.pack(&wreck);
         }
         if left > 0 {
             self.clients -= left as u64;
             self.count_lost(Loss::Store, left as u64);
-            self.write_book(&mut keeper);
+            self.write_state(&mut keeper);
         }
         keeper
-            .book
+            .state_file
             .note(self.next_client, self.counts.refused, self.clients);
         let is_in_doubt = keeper.canaries.outage().is_some();
-        self.keeper = Some(keeper);
+        self.handoff_store = Some(keeper);
         if is_in_doubt {
             self.store_all(Instant::now());
         }
@@ -427,7 +433,7 @@ impl Master {
         }
         let (slots, longest) = (self.layout.slots(), self.layout.max_frame());
         let (layout, methods, is_counted) = (self.layout.version(), Vec::new(), true);
-        let told = LastDesk {
+        let told = ShmRecord {
             worker,
             seat: 0,
             generation,
@@ -437,8 +443,12 @@ impl Master {
             is_counted,
             layout,
         };
-        if let Some(keeper) = &mut self.keeper {
-            keeper.wrecks.push(Wreck { told, desk, leases });
+        if let Some(keeper) = &mut self.handoff_store {
+            keeper.orphans.push(OrphanedShm {
+                record: told,
+                desk,
+                leases,
+            });
         }
     }
 
@@ -473,9 +483,9 @@ impl Master {
         self.strikes.go_on(quarantined);
         self.events.go_on_from(events);
         self.seats.truncate(MOST_SEATS);
-        if let Some(keeper) = &self.keeper {
-            self.next_client = keeper.book.next_client();
-            self.counts.refused = keeper.book.refused();
+        if let Some(keeper) = &self.handoff_store {
+            self.next_client = keeper.state_file.next_client();
+            self.counts.refused = keeper.state_file.refused();
         }
         for (told, desk) in unpacked.desks().filter(|(told, _)| !told.is_counted) {
             match trust::counted_on(desk, told.methods.len()) {

@@ -19,9 +19,9 @@ use crate::desk::{Counters, LAYOUT, Layout, MasterDesk};
 use crate::master::clients::leases::{Leases, LeasesImage};
 use crate::master::control::server::ControlImage;
 use crate::master::handover::inherited::{Inherited, Stored};
-use crate::master::handover::queues::{Boats, Ends};
+use crate::master::handover::queues::{HandoffQueues, QueueEnds};
 use crate::master::handover::state_file::{Book, Handover, MAGIC, OLDEST, check_version};
-use crate::master::handover::unpack::Handoff;
+use crate::master::handover::unpack::ReceivedHandoff;
 use crate::master::handover::upgrade::Upgrade;
 use crate::master::listeners::control_listener::ControlListener;
 use crate::master::listeners::listener::ListenerRecord;
@@ -66,7 +66,8 @@ pub(crate) struct Image {
     pub(crate) log: Option<RawFd>,
     listeners: Vec<(ListenerRecord, RawFd)>,
     handed: Vec<(String, RawFd)>,
-    boats: Vec<(RawFd, RawFd)>,
+    #[serde(rename = "boats")]
+    handoff_queues: Vec<(RawFd, RawFd)>,
     book: Option<RawFd>,
     /// Names under which the service manager has what it keeps.
     #[serde(default)]
@@ -242,8 +243,8 @@ impl Image {
             .and_then(|number| left.take(number).ok())
             .map(File::from);
         let mut ends = Vec::new();
-        for (into, out) in self.boats {
-            ends.push(Ends {
+        for (into, out) in self.handoff_queues {
+            ends.push(QueueEnds {
                 into: Channel::over(left.take(into)?),
                 out: Channel::over(left.take(out)?),
             });
@@ -287,7 +288,7 @@ impl Image {
             are_foreign,
         };
         let config_file = self.handover.config_file.clone();
-        let kept = book.map(|book| (book, Handoff::empty(Boats::again(ends))));
+        let kept = book.map(|book| (book, ReceivedHandoff::empty(HandoffQueues::again(ends))));
         let stored = Stored {
             names: self.stored,
             ..Stored::default()
@@ -362,15 +363,15 @@ impl Master {
             .listeners
             .iter()
             .filter_map(|listener| Some((listener.record()?, number(listener.as_fd()))));
-        let keeper = self.keeper.as_ref();
-        let ends = keeper.into_iter().flat_map(|keeper| keeper.boats.ends());
+        let keeper = self.handoff_store.as_ref();
+        let ends = keeper.into_iter().flat_map(|keeper| keeper.queues.ends());
         Image {
             version: MAGIC,
             oldest: OLDEST,
             channel: VERSION,
             layout: LAYOUT,
             name: self.name.clone(),
-            handover: self.handover(),
+            handover: self.saved_state(),
             next_client: self.next_client,
             refused: self.counts.refused,
             standard_file: self.standard_file.clone(),
@@ -388,10 +389,10 @@ impl Master {
                 .iter()
                 .map(|(name, socket)| (name.clone(), number(socket.as_fd())))
                 .collect(),
-            boats: ends
+            handoff_queues: ends
                 .map(|ends| (number(ends.into.as_fd()), number(ends.out.as_fd())))
                 .collect(),
-            book: keeper.map(|keeper| number(keeper.book().file().as_fd())),
+            book: keeper.map(|keeper| number(keeper.state_file().file().as_fd())),
             stored: keeper
                 .map(|keeper| keeper.stored().clone())
                 .unwrap_or_default(),
@@ -430,11 +431,11 @@ impl Master {
                 .map(|l| l.as_fd()),
         );
         all.extend(self.handed.iter().map(|(_, socket)| socket.as_fd()));
-        if let Some(keeper) = &self.keeper {
-            all.push(keeper.book().file().as_fd());
+        if let Some(keeper) = &self.handoff_store {
+            all.push(keeper.state_file().file().as_fd());
             all.extend(
                 keeper
-                    .boats
+                    .queues
                     .ends()
                     .iter()
                     .flat_map(|ends| [ends.into.as_fd(), ends.out.as_fd()]),

@@ -106,7 +106,8 @@ pub(crate) struct Handover {
     pub(crate) listener_number: u32,
     pub(crate) listeners: Vec<ListenerRecord>,
     /// How many boats there are.
-    pub(crate) boats: usize,
+    #[serde(rename = "boats")]
+    pub(crate) handoff_queues: usize,
     /// What was changed while it ran.
     pub(crate) count: Option<u32>,
     pub(crate) log_level: Option<LogLevel>,

@@ -16,9 +16,9 @@ use crate::desk::{Layout, MasterDesk};
 use crate::master::clients::client::Client;
 use crate::master::clients::leases::{Leases, Left};
 use crate::master::clients::reject::reject;
-use crate::master::handover::queues::Boats;
+use crate::master::handover::queues::HandoffQueues;
 use crate::master::telemetry::counters::{By, Loss};
-use crate::proto::boat::{Boat, LastDesk, Passenger};
+use crate::proto::boat::{ClientRecord, HandoffMessage, ShmRecord};
 use crate::proto::channel::Message;
 use crate::proto::names::{ClientId, Peer, WorkerId};
 use crate::proto::rpc;
@@ -34,8 +34,8 @@ const CROWDED: &str =
 #[derive(Debug, Default)]
 pub(crate) struct Unpacked {
     /// By the worker that served there.
-    desks: BTreeMap<WorkerId, (LastDesk, MasterDesk)>,
-    clients: BTreeMap<ClientId, Aboard>,
+    desks: BTreeMap<WorkerId, (ShmRecord, MasterDesk)>,
+    clients: BTreeMap<ClientId, UnpackedClient>,
     /// Clients that are closed already.
     pub(crate) lost: By<Loss>,
     /// Clients that had left when others were crowded out.
@@ -46,40 +46,44 @@ pub(crate) struct Unpacked {
 
 /// A client as its record describes it.
 #[derive(Debug)]
-struct Aboard {
+struct UnpackedClient {
     worker: WorkerId,
-    record: Passenger,
+    record: ClientRecord,
     socket: OwnedFd,
 }
 
 /// Boats together with what lay in them, which goes back unless it is taken over.
 #[derive(Debug)]
-pub(crate) struct Handoff {
-    boats: Boats,
+pub(crate) struct ReceivedHandoff {
+    boats: HandoffQueues,
     unpacked: Unpacked,
 }
 
-impl Handoff {
+impl ReceivedHandoff {
     /// Takes everything out of these boats, and of those of which only the second end is there; at most `capacity` clients
     /// are kept.
-    pub(crate) fn unpack(boats: Boats, single: &[Channel<Boat, Boat>], capacity: usize) -> Handoff {
+    pub(crate) fn unpack(
+        boats: HandoffQueues,
+        single: &[Channel<HandoffMessage, HandoffMessage>],
+        capacity: usize,
+    ) -> ReceivedHandoff {
         let mut unpacked = Unpacked::default();
         let mut scratch = Scratch::default();
         for out in boats.ends().iter().map(|ends| &ends.out).chain(single) {
             unpacked.empty(out, &mut scratch, capacity);
         }
-        Handoff { boats, unpacked }
+        ReceivedHandoff { boats, unpacked }
     }
 
     /// The boats of a master that goes on, in which nothing lies.
-    pub(crate) fn empty(boats: Boats) -> Handoff {
-        Handoff {
+    pub(crate) fn empty(boats: HandoffQueues) -> ReceivedHandoff {
+        ReceivedHandoff {
             boats,
             unpacked: Unpacked::default(),
         }
     }
 
-    pub(crate) fn boats(&self) -> usize {
+    pub(crate) fn queues(&self) -> usize {
         self.boats.ends().len()
     }
 
@@ -100,12 +104,12 @@ impl Handoff {
     }
 
     /// The new master serves from now on.
-    pub(crate) fn take_over(mut self) -> (Boats, Unpacked) {
+    pub(crate) fn take_over(mut self) -> (HandoffQueues, Unpacked) {
         (mem::take(&mut self.boats), mem::take(&mut self.unpacked))
     }
 }
 
-impl Drop for Handoff {
+impl Drop for ReceivedHandoff {
     fn drop(&mut self) {
         self.unpacked.pack_into(&mut self.boats);
     }
@@ -113,7 +117,12 @@ impl Drop for Handoff {
 
 impl Unpacked {
     /// Takes everything out of one boat.
-    fn empty(&mut self, out: &Channel<Boat, Boat>, scratch: &mut Scratch, capacity: usize) {
+    fn empty(
+        &mut self,
+        out: &Channel<HandoffMessage, HandoffMessage>,
+        scratch: &mut Scratch,
+        capacity: usize,
+    ) {
         loop {
             match socket::receive_message(out, scratch.bytes()) {
                 Ok(Received::Message {
@@ -133,8 +142,8 @@ impl Unpacked {
     /// Takes in one datagram. `cut` is whether some of its descriptors could not be opened.
     fn take(&mut self, datagram: &[u8], mut descriptors: Vec<OwnedFd>, cut: bool) {
         let arrived = descriptors.len();
-        match Boat::decode(datagram) {
-            Ok(Boat::Desk(told)) => {
+        match HandoffMessage::decode(datagram) {
+            Ok(HandoffMessage::Shm(told)) => {
                 let layout = Layout::of(told.layout, told.slots, told.longest).ok_or_else(|| {
                     io::Error::other(format!("its layout has the number {}", told.layout))
                 });
@@ -150,7 +159,7 @@ impl Unpacked {
                     )),
                 }
             }
-            Ok(Boat::Clients(worker, records)) => {
+            Ok(HandoffMessage::Clients(worker, records)) => {
                 let missing = records.len().saturating_sub(arrived);
                 self.lost.add(
                     if cut { Loss::Descriptors } else { Loss::Store },
@@ -165,7 +174,7 @@ impl Unpacked {
                     if is_later {
                         self.clients.insert(
                             record.client,
-                            Aboard {
+                            UnpackedClient {
                                 worker,
                                 record,
                                 socket,
@@ -219,7 +228,7 @@ impl Unpacked {
     }
 
     /// When a client last sent or took a byte, in ns of CLOCK_MONOTONIC; 0 if that is not known.
-    fn active(&self, aboard: &Aboard) -> u64 {
+    fn active(&self, aboard: &UnpackedClient) -> u64 {
         let slot = self
             .desks
             .get(&aboard.worker)
@@ -228,19 +237,19 @@ impl Unpacked {
     }
 
     /// What was left of each of these clients, and the number of those whose desk is missing, who are closed.
-    fn sort_out(&self, clients: Vec<Aboard>) -> (Vec<Left>, u64) {
+    fn sort_out(&self, clients: Vec<UnpackedClient>) -> (Vec<Left>, u64) {
         let mut stray = 0;
         let mut by_worker: BTreeMap<WorkerId, Vec<(u32, u32, Client)>> = BTreeMap::new();
-        for Aboard {
+        for UnpackedClient {
             worker,
             record,
             socket,
         } in clients
         {
-            let Passenger {
+            let ClientRecord {
                 client: id,
                 slot,
-                generation,
+                lease_number: generation,
                 order,
                 moves,
                 listener,
@@ -316,7 +325,7 @@ impl Unpacked {
     }
 
     /// The desks that lay there, and what they were told to be.
-    pub(crate) fn desks(&self) -> impl Iterator<Item = &(LastDesk, MasterDesk)> {
+    pub(crate) fn desks(&self) -> impl Iterator<Item = &(ShmRecord, MasterDesk)> {
         self.desks.values()
     }
 
@@ -341,9 +350,10 @@ impl Unpacked {
     }
 
     /// Puts everything back for the next master.
-    fn pack_into(&mut self, boats: &mut Boats) {
-        let mut by_worker: BTreeMap<WorkerId, Vec<(Passenger, BorrowedFd<'_>)>> = BTreeMap::new();
-        for Aboard {
+    fn pack_into(&mut self, boats: &mut HandoffQueues) {
+        let mut by_worker: BTreeMap<WorkerId, Vec<(ClientRecord, BorrowedFd<'_>)>> =
+            BTreeMap::new();
+        for UnpackedClient {
             worker,
             record,
             socket,

@@ -68,7 +68,7 @@ impl Master {
         let _ = self.poller.remove(&worker.channel);
         self.count_in(&mut worker);
         if self.is_leaving() {
-            return self.keep_wreck(worker, written, now);
+            return self.keep_orphan(worker, written, now);
         }
         let failure = worker.failure.take();
         let has_answered = worker.believed.counters().requests() > 0;
@@ -383,19 +383,19 @@ impl Master {
             slots: self.layout.slots(),
             longest: self.layout.max_frame(),
             quarantined: self.strikes.quarantined().to_vec(),
-            boats: self
-                .keeper
+            handoff_queues: self
+                .handoff_store
                 .as_ref()
-                .map_or(0, |keeper| keeper.boats.ends().len() as u32),
+                .map_or(0, |keeper| keeper.queues.ends().len() as u32),
             settings: Settings {
                 log,
                 ..settings(config, id, buffers)
             },
         };
         let boats = self
-            .keeper
+            .handoff_store
             .iter()
-            .flat_map(|keeper| keeper.boats.descriptors())
+            .flat_map(|keeper| keeper.queues.descriptors())
             .collect();
         let spawned =
             Worker::spawn(&self.executable, start, boats, self.layout, now).and_then(|worker| {

@@ -12,7 +12,7 @@ use super::*;
 use crate::desk::{Cursors, Flags, LAYOUT, Layout, LeaseState, MasterDesk};
 use crate::master::clients::client::Unleased;
 use crate::master::telemetry::counters::Loss;
-use crate::proto::boat::{LastDesk, Passenger};
+use crate::proto::boat::{ClientRecord, ShmRecord};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Generation, Offsets};
 use crate::sys::memory::{plain_file, sealed_file};
@@ -106,7 +106,7 @@ fn a_state_file_of_0_1_0_is_read() {
 fn a_queue_and_shared_memory_of_0_1_0_are_recovered() {
     let shm = file_of(SHM, SHM_LENGTH);
     let sockets = sockets();
-    let mut boats = Boats::make(1).expect("socketpair");
+    let mut boats = HandoffQueues::make(1).expect("socketpair");
     for line in HANDOFF.lines() {
         let (count, datagram) = line.split_once(' ').expect("two words");
         let ours: Vec<BorrowedFd<'_>> = match count {
@@ -117,7 +117,7 @@ fn a_queue_and_shared_memory_of_0_1_0_are_recovered() {
             socket::send_message(&boats.ends()[0].into, &unhex(datagram), &ours).expect("sendmsg");
         assert_eq!(sent, socket::Sent::Queued);
     }
-    let mut unpacked = Handoff::unpack(std::mem::take(&mut boats), &[], 100)
+    let mut unpacked = ReceivedHandoff::unpack(std::mem::take(&mut boats), &[], 100)
         .take_over()
         .1;
     assert!(
@@ -217,7 +217,7 @@ fn desks_of_this_version_are_found_again_and_those_of_a_later_one_are_not() {
 fn what_nobody_took_over_is_packed_again_offsets_and_all() {
     let desk = MasterDesk::new(Layout::new(400, 64)).expect("memfd");
     let (worker, generation, layout) = (WorkerId(7), Generation(1), LAYOUT);
-    let told = LastDesk {
+    let told = ShmRecord {
         worker,
         seat: 0,
         generation,
@@ -240,10 +240,10 @@ fn what_nobody_took_over_is_packed_again_offsets_and_all() {
             Offsets::default()
         };
         let (client, order) = (ClientId(slot.into()), OrderRule::Auto);
-        Passenger {
+        ClientRecord {
             client,
             slot,
-            generation: 1,
+            lease_number: 1,
             order,
             moves: 2,
             listener: 3,
@@ -263,21 +263,21 @@ fn what_nobody_took_over_is_packed_again_offsets_and_all() {
             5,
         );
     }
-    let mut boats = Boats::make(1).expect("socketpair");
+    let mut boats = HandoffQueues::make(1).expect("socketpair");
     let packed = (0..)
         .zip(&sockets)
         .map(|(slot, (_, ours))| (record(slot), ours.as_fd()))
         .collect();
     assert_eq!(boats.pack_all(&told, &desk, packed), 0);
-    let copy = |boats: &Boats| {
-        let dup = |channel: &Channel<Boat, Boat>| {
+    let copy = |boats: &HandoffQueues| {
+        let dup = |channel: &Channel<HandoffMessage, HandoffMessage>| {
             Channel::over(channel.as_fd().try_clone_to_owned().expect("dup"))
         };
-        Boats::again(
+        HandoffQueues::again(
             boats
                 .ends()
                 .iter()
-                .map(|ends| Ends {
+                .map(|ends| QueueEnds {
                     into: dup(&ends.into),
                     out: dup(&ends.out),
                 })
@@ -285,9 +285,11 @@ fn what_nobody_took_over_is_packed_again_offsets_and_all() {
         )
     };
     for _ in 0..3 {
-        drop(Handoff::unpack(copy(&boats), &[], 1000));
+        drop(ReceivedHandoff::unpack(copy(&boats), &[], 1000));
     }
-    let mut unpacked = Handoff::unpack(copy(&boats), &[], 1000).take_over().1;
+    let mut unpacked = ReceivedHandoff::unpack(copy(&boats), &[], 1000)
+        .take_over()
+        .1;
     let left = unpacked.take_left().pop().expect("there is one");
     assert_eq!(
         (left.recovered.len(), left.lost.len(), unpacked.lost.total()),
@@ -319,7 +321,9 @@ fn what_nobody_took_over_is_packed_again_offsets_and_all() {
         .map(|(slot, (_, ours))| (record(slot), ours.as_fd()))
         .collect();
     assert_eq!(boats.pack_all(&told, &desk, packed), 0);
-    let mut unpacked = Handoff::unpack(copy(&boats), &[], 101).take_over().1;
+    let mut unpacked = ReceivedHandoff::unpack(copy(&boats), &[], 101)
+        .take_over()
+        .1;
     let mut kept: Vec<u64> = unpacked
         .take_left()
         .into_iter()
