@@ -10,7 +10,7 @@ use super::control::server::ControlClients;
 use super::exporter::{self, Exporter};
 use super::handover::inherited::{Inherited, descriptors_left};
 use super::handover::restart::{self, HandoffStore};
-use super::handover::snapshot::Living;
+use super::handover::snapshot::CarriedOver;
 use super::handover::unpack::Unpacked;
 use super::listeners::accept::Gate;
 use super::listeners::conflict::Own;
@@ -95,10 +95,10 @@ impl Master {
         let mut living = None;
         let mut there = Layout::new(0, 0);
         if let Some(Inherited {
-            handover,
+            saved_state: handover,
             kept: has,
             listeners,
-            living: goes_on,
+            carried_over: goes_on,
             stored,
             faults,
         }) = inherited
@@ -329,7 +329,7 @@ impl Master {
 }
 
 /// Slots for all clients that there are, and the longest frame that may be parked of one.
-fn needed(unpacked: Option<&Unpacked>, living: Option<&Living>) -> Layout {
+fn needed(unpacked: Option<&Unpacked>, living: Option<&CarriedOver>) -> Layout {
     let workers = living.into_iter().flat_map(|living| &living.workers);
     let lives = workers.map(|(worker, _)| (worker.desk.layout(), worker.leases.clients()));
     let desks = unpacked

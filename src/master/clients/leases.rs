@@ -110,17 +110,18 @@ impl Left {
 
 /// The leases of a worker.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct LeasesImage {
+pub(crate) struct LeasesSnapshot {
     pub(crate) used: u32,
-    pub(crate) generation: u32,
+    #[serde(rename = "generation")]
+    pub(crate) lease_number: u32,
     pub(crate) given: u64,
     /// By slot; nobody where one was taken, and the worker has yet to say that it knows.
-    pub(crate) entries: Vec<(u32, Option<ClientImage>)>,
+    pub(crate) entries: Vec<(u32, Option<ClientSnapshot>)>,
 }
 
 /// A client with its lease.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct ClientImage {
+pub(crate) struct ClientSnapshot {
     pub(crate) id: ClientId,
     pub(crate) socket: RawFd,
     pub(crate) peer: Peer,
@@ -128,7 +129,8 @@ pub(crate) struct ClientImage {
     pub(crate) listener: u32,
     pub(crate) since: u32,
     pub(crate) moves: u32,
-    pub(crate) generation: u32,
+    #[serde(rename = "generation")]
+    pub(crate) lease_number: u32,
     pub(crate) requests: u64,
     #[serde(default)]
     pub(crate) offsets: Offsets,
@@ -168,7 +170,7 @@ impl Leases {
     }
 
     /// How another image of this master finds them again. None while some are yet to be sent.
-    pub(crate) fn image(&self) -> Option<LeasesImage> {
+    pub(crate) fn snapshot(&self) -> Option<LeasesSnapshot> {
         let entry = |slot: u32| match self.entries.get(slot)? {
             Entry::Revoked => Some((slot, None)),
             Entry::Leased(Leased {
@@ -188,7 +190,7 @@ impl Leases {
                 } = *client;
                 let socket = client.socket.as_raw_fd();
                 let (generation, requests) = (*generation, *requests);
-                let client = ClientImage {
+                let client = ClientSnapshot {
                     id,
                     socket,
                     peer,
@@ -196,7 +198,7 @@ impl Leases {
                     listener,
                     since,
                     moves,
-                    generation,
+                    lease_number: generation,
                     requests,
                     offsets,
                 };
@@ -205,9 +207,9 @@ impl Leases {
         };
         let (used, generation, given) = (self.used, self.generation, self.given);
         let entries = (0..self.used).filter_map(entry).collect();
-        self.outbox.is_empty().then_some(LeasesImage {
+        self.outbox.is_empty().then_some(LeasesSnapshot {
             used,
-            generation,
+            lease_number: generation,
             given,
             entries,
         })
@@ -222,21 +224,21 @@ impl Leases {
     ///
     /// # Errors
     /// Those of `take`; `InvalidData` for a slot beyond those that there are.
-    pub(crate) fn of_image(
+    pub(crate) fn from_snapshot(
         slots: u32,
-        image: LeasesImage,
+        image: LeasesSnapshot,
         mut take: impl FnMut(RawFd) -> io::Result<OwnedFd>,
     ) -> io::Result<Leases> {
         let mut leases = Leases::new(slots);
         (leases.used, leases.generation, leases.given) =
-            (image.used, image.generation, image.given);
+            (image.used, image.lease_number, image.given);
         for (slot, client) in image.entries {
             if slot >= image.used || image.used > slots {
                 return Err(io::ErrorKind::InvalidData.into());
             }
             let entry = match client {
                 None => Entry::Revoked,
-                Some(ClientImage {
+                Some(ClientSnapshot {
                     id,
                     socket,
                     peer,
@@ -244,7 +246,7 @@ impl Leases {
                     listener,
                     since,
                     moves,
-                    generation,
+                    lease_number: generation,
                     requests,
                     offsets,
                 }) => {

@@ -296,8 +296,8 @@ impl ControlClients {
     }
 
     /// How the image of this master tells of them.
-    pub(crate) fn image(&self) -> Vec<ControlImage> {
-        let image = |client: &ControlClient| ControlImage {
+    pub(crate) fn snapshot(&self) -> Vec<ControlSnapshot> {
+        let image = |client: &ControlClient| ControlSnapshot {
             socket: client.socket.as_raw_fd(),
             is_asker: client.waits.is_some(),
             incoming: client.incoming.clone(),
@@ -309,7 +309,7 @@ impl ControlClients {
     /// Those who were there when this process was another program.
     pub(crate) fn adopt(
         &mut self,
-        clients: Vec<(OwnedFd, ControlImage)>,
+        clients: Vec<(OwnedFd, ControlSnapshot)>,
         poller: &Poller,
         now: Instant,
     ) {
@@ -376,7 +376,7 @@ struct Over;
 
 /// A control client that is to hear how it ends, or is in the middle of asking for something.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct ControlImage {
+pub(crate) struct ControlSnapshot {
     pub(crate) socket: RawFd,
     pub(crate) is_asker: bool,
     /// What has come of its request, and what has not been sent of its reply.

@@ -16,7 +16,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use crate::master::handover::state_file::CANARY;
+use crate::master::handover::state_file::CANARY_NAME;
 use crate::master::listeners::outage::Outage;
 use crate::master::service_manager::Notifier;
 use crate::master::telemetry::counters::Loss;
@@ -47,7 +47,7 @@ pub(crate) struct Canaries {
 
 /// Names of the canaries in the store.
 fn names() -> [String; 2] {
-    [0, 1].map(|number| format!("{CANARY}.{number}"))
+    [0, 1].map(|number| format!("{CANARY_NAME}.{number}"))
 }
 
 impl Canaries {

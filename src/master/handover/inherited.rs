@@ -13,8 +13,10 @@ use crate::config::{Config, Loaded};
 use crate::master::capacity::{OWN_DESCRIPTORS, client_limits, worker_count};
 use crate::master::handover::queues::{HandoffQueues, QueueEnds};
 use crate::master::handover::restart;
-use crate::master::handover::snapshot::Living;
-use crate::master::handover::state_file::{BOAT, BOOK, Book, Handover, LISTENER};
+use crate::master::handover::snapshot::CarriedOver;
+use crate::master::handover::state_file::{
+    LISTENER_NAME, QUEUE_NAME, STATE_FILE_NAME, SavedState, StateFile,
+};
 use crate::master::handover::unpack::{ReceivedHandoff, Unpacked};
 use crate::master::listeners::listener::ListenerRecord;
 use crate::master::{Error, Handed};
@@ -63,12 +65,12 @@ fn room_for_clients(
 /// What a master before this one has left.
 #[derive(Debug)]
 pub struct Inherited {
-    pub(crate) handover: Handover,
+    pub(crate) saved_state: SavedState,
     /// None if nothing is kept for another master.
-    pub(crate) kept: Option<(Book, ReceivedHandoff)>,
+    pub(crate) kept: Option<(StateFile, ReceivedHandoff)>,
     pub(crate) listeners: Vec<(ListenerRecord, OwnedFd)>,
     /// What goes on without having been left, if this process was that master.
-    pub(crate) living: Option<Living>,
+    pub(crate) carried_over: Option<CarriedOver>,
     pub(crate) stored: Stored,
     /// What could not be taken over, and why.
     pub(crate) faults: Vec<String>,
@@ -86,7 +88,7 @@ pub(crate) struct Stored {
 /// Descriptors of a store, by what they are.
 #[derive(Default)]
 struct Sorted {
-    book: Option<OwnedFd>,
+    state_file: Option<OwnedFd>,
     into: BTreeMap<usize, OwnedFd>,
     out: BTreeMap<usize, OwnedFd>,
     listeners: BTreeMap<u32, OwnedFd>,
@@ -108,9 +110,9 @@ impl Inherited {
             ..Stored::default()
         };
         let (mut sorted, mut faults) = (Sorted::of(kept), Vec::new());
-        let (book, handover) = read_book(sorted.book.take(), &mut faults);
+        let (book, handover) = read_state_file(sorted.state_file.take(), &mut faults);
         if book.is_none() {
-            stored.spoil(BOOK);
+            stored.spoil(STATE_FILE_NAME);
         }
         let mut handover = handover.unwrap_or_default();
         let last = config.is_none().then(|| last_config(&handover)).flatten();
@@ -133,7 +135,9 @@ impl Inherited {
         let (paired, single) = pair_up(sorted.into, sorted.out);
         let (boats, new) = HandoffQueues::complete(paired, limit).map_err(&system)?;
         for number in &new {
-            ends_of(*number).iter().for_each(|name| stored.spoil(name));
+            queue_names(*number)
+                .iter()
+                .for_each(|name| stored.spoil(name));
         }
         let capacity = room_for_clients(config, limit, handed.count(), boats.ends().len())?;
         let mut handoff = ReceivedHandoff::unpack(boats, &single, capacity);
@@ -142,7 +146,7 @@ impl Inherited {
             outlets < handover.handoff_queues || handoff.unpacked().desks().next().is_none();
         if let Some(clients) = book
             .as_ref()
-            .and_then(Book::clients)
+            .and_then(StateFile::clients)
             .filter(|_| is_incomplete)
         {
             handoff.count_missing(clients);
@@ -155,13 +159,13 @@ impl Inherited {
             ));
         }
         faults.extend(handoff.unpacked().faults.iter().cloned());
-        let book = book.map_or_else(Book::new, Ok).map_err(&system)?;
+        let book = book.map_or_else(StateFile::new, Ok).map_err(&system)?;
         handover.go_on_from(handoff.unpacked());
         Ok(Some(Inherited {
-            handover,
+            saved_state: handover,
             kept: Some((book, handoff)),
             listeners,
-            living: None,
+            carried_over: None,
             stored,
             faults,
         }))
@@ -181,22 +185,24 @@ impl Inherited {
             .kept
             .as_ref()
             .is_some_and(|(_, handoff)| handoff.unpacked().has_clients());
-        let config = has_clients.then(|| last_config(&self.handover)).flatten()?;
+        let config = has_clients
+            .then(|| last_config(&self.saved_state))
+            .flatten()?;
         Some(Loaded {
             config,
-            keys: self.handover.config_keys.clone(),
-            files: self.handover.config_files.clone(),
+            keys: self.saved_state.config_keys.clone(),
+            files: self.saved_state.config_files.clone(),
         })
     }
 }
 
 /// Without a state file there is none.
-fn last_config(handover: &Handover) -> Option<Config> {
+fn last_config(handover: &SavedState) -> Option<Config> {
     let text = Some(&handover.config).filter(|text| !text.is_empty())?;
     Config::parse_kept(text, "the last configuration", None).ok()
 }
 
-impl Handover {
+impl SavedState {
     /// No worker and no generation has a number that one of these desks had, whatever the state file says.
     fn go_on_from(&mut self, unpacked: &Unpacked) {
         for (told, _) in unpacked.desks() {
@@ -223,13 +229,13 @@ impl Sorted {
         let mut sorted = Sorted::default();
         for (name, descriptor) in kept {
             match name.split_once('.').unwrap_or((&name, "")) {
-                (BOOK, "") => sorted.book = Some(descriptor),
-                (LISTENER, number) => {
+                (STATE_FILE_NAME, "") => sorted.state_file = Some(descriptor),
+                (LISTENER_NAME, number) => {
                     if let Ok(number) = number.parse() {
                         sorted.listeners.insert(number, descriptor);
                     }
                 }
-                (BOAT, end) => {
+                (QUEUE_NAME, end) => {
                     let number = |suffix| {
                         end.strip_suffix(suffix)
                             .and_then(|number| number.parse().ok())
@@ -249,16 +255,19 @@ impl Sorted {
 }
 
 /// Names of both ends of a boat.
-pub(crate) fn ends_of(number: usize) -> [String; 2] {
-    ["into", "out"].map(|end| format!("{BOAT}.{number}-{end}"))
+pub(crate) fn queue_names(number: usize) -> [String; 2] {
+    ["into", "out"].map(|end| format!("{QUEUE_NAME}.{number}-{end}"))
 }
 
-fn read_book(found: Option<OwnedFd>, faults: &mut Vec<String>) -> (Option<Book>, Option<Handover>) {
+fn read_state_file(
+    found: Option<OwnedFd>,
+    faults: &mut Vec<String>,
+) -> (Option<StateFile>, Option<SavedState>) {
     let Some(found) = found else {
         faults.push("the state file is missing: figures begin anew".to_owned());
         return (None, None);
     };
-    match Book::found(File::from(found))
+    match StateFile::found(File::from(found))
         .and_then(|book| book.read().map(|handover| (book, handover)))
     {
         Ok((book, handover)) => (Some(book), Some(handover)),
@@ -300,7 +309,7 @@ fn pair_up(
 /// Each listener with its record. Of one that the state file does not tell of the address is known, and no more.
 fn find_listeners(
     found: BTreeMap<u32, OwnedFd>,
-    handover: &Handover,
+    handover: &SavedState,
     stored: &mut Stored,
     faults: &mut Vec<String>,
 ) -> Vec<(ListenerRecord, OwnedFd)> {
@@ -311,7 +320,7 @@ fn find_listeners(
             Ok(Found::Tcp(address) | Found::Ended(address)) => Address::Tcp(address).to_string(),
             Ok(Found::Unix(path)) => Address::Unix(path).to_string(),
             Ok(_) | Err(_) => {
-                stored.spoil(&format!("{LISTENER}.{number}"));
+                stored.spoil(&format!("{LISTENER_NAME}.{number}"));
                 faults.push(format!("what was kept as listener {number} is no listener"));
                 continue;
             }

@@ -19,9 +19,9 @@ use crate::config::Identities;
 use crate::logging;
 use crate::master::Master;
 use crate::master::handover::canary::Canaries;
-use crate::master::handover::inherited::{Stored, ends_of};
+use crate::master::handover::inherited::{Stored, queue_names};
 use crate::master::handover::queues::{HandoffQueues, OrphanedShm};
-use crate::master::handover::state_file::{BOOK, Book, Handover, LISTENER};
+use crate::master::handover::state_file::{LISTENER_NAME, STATE_FILE_NAME, SavedState, StateFile};
 use crate::master::handover::unpack::Unpacked;
 use crate::master::listeners::listener::Listener;
 use crate::master::telemetry::counters::{Counts, Loss, Reason};
@@ -44,7 +44,7 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct HandoffStore {
     pub(crate) queues: HandoffQueues,
-    state_file: Book,
+    state_file: StateFile,
     /// The last event that is in the book.
     last_written: Option<u64>,
     /// What the service manager has.
@@ -63,7 +63,7 @@ fn kept_listeners(listeners: &[Listener]) -> BTreeMap<String, &Listener> {
         .iter()
         .filter(|listener| listener.record().is_some());
     there
-        .map(|listener| (format!("{LISTENER}.{}", listener.number), listener))
+        .map(|listener| (format!("{LISTENER_NAME}.{}", listener.number), listener))
         .collect()
 }
 
@@ -78,13 +78,13 @@ impl HandoffStore {
     pub(crate) fn new(clients: u64) -> std::io::Result<HandoffStore> {
         Ok(HandoffStore::over(
             HandoffQueues::make(clients)?,
-            Book::new()?,
+            StateFile::new()?,
             Stored::default(),
         ))
     }
 
     /// With what a master before has left, which the service manager has.
-    pub(crate) fn over(boats: HandoffQueues, book: Book, stored: Stored) -> HandoffStore {
+    pub(crate) fn over(boats: HandoffQueues, book: StateFile, stored: Stored) -> HandoffStore {
         HandoffStore {
             queues: boats,
             state_file: book,
@@ -96,7 +96,7 @@ impl HandoffStore {
         }
     }
 
-    pub(crate) fn state_file(&self) -> &Book {
+    pub(crate) fn state_file(&self) -> &StateFile {
         &self.state_file
     }
 
@@ -134,14 +134,14 @@ impl Master {
         keeper
             .canaries
             .send(&mut self.notifier, &self.poller, now)?;
-        let book = (BOOK.to_owned(), keeper.state_file.file().as_fd());
+        let book = (STATE_FILE_NAME.to_owned(), keeper.state_file.file().as_fd());
         let ends = keeper
             .queues
             .ends()
             .iter()
             .enumerate()
             .flat_map(|(number, ends)| {
-                let [into, out] = ends_of(number);
+                let [into, out] = queue_names(number);
                 [(into, ends.into.as_fd()), (out, ends.out.as_fd())]
             });
         for (name, descriptor) in std::iter::once(book).chain(ends) {
@@ -169,7 +169,8 @@ impl Master {
             return;
         };
         let there = kept_listeners(&self.listeners);
-        let is_gone = |name: &&String| name.starts_with(LISTENER) && !there.contains_key(*name);
+        let is_gone =
+            |name: &&String| name.starts_with(LISTENER_NAME) && !there.contains_key(*name);
         for gone in keeper
             .stored
             .names
@@ -194,7 +195,7 @@ impl Master {
         let Some(keeper) = &mut self.handoff_store else {
             return;
         };
-        let name = format!("{LISTENER}.{number}");
+        let name = format!("{LISTENER_NAME}.{number}");
         if keeper.stored.names.remove(&name) {
             self.notifier.drop_stored(&name, now);
         }
@@ -233,7 +234,7 @@ impl Master {
     }
 
     fn write_state(&self, keeper: &mut HandoffStore) {
-        let handover = Handover {
+        let handover = SavedState {
             handoff_queues: keeper.queues.ends().len(),
             ..self.saved_state()
         };
@@ -244,8 +245,8 @@ impl Master {
     }
 
     /// All that the next master has to know.
-    pub(crate) fn saved_state(&self) -> Handover {
-        Handover {
+    pub(crate) fn saved_state(&self) -> SavedState {
+        SavedState {
             config: self.config.to_toml(),
             identities: Some(Identities::of(&self.config)),
             user: Some(self.control.roles.user()),
@@ -453,8 +454,8 @@ impl Master {
     }
 
     /// Takes over what a master before has left: figures, what was changed while it ran, and its clients.
-    pub(crate) fn take_over(&mut self, handover: Handover, mut unpacked: Unpacked) {
-        let Handover {
+    pub(crate) fn take_over(&mut self, handover: SavedState, mut unpacked: Unpacked) {
+        let SavedState {
             counts,
             tally,
             seats,

@@ -16,11 +16,11 @@ use serde::{Deserialize, Serialize};
 use crate::channel::Channel;
 use crate::config::{Config, Loaded};
 use crate::desk::{Counters, LAYOUT, Layout, MasterDesk};
-use crate::master::clients::leases::{Leases, LeasesImage};
-use crate::master::control::server::ControlImage;
+use crate::master::clients::leases::{Leases, LeasesSnapshot};
+use crate::master::control::server::ControlSnapshot;
 use crate::master::handover::inherited::{Inherited, Stored};
 use crate::master::handover::queues::{HandoffQueues, QueueEnds};
-use crate::master::handover::state_file::{Book, Handover, MAGIC, OLDEST, check_version};
+use crate::master::handover::state_file::{MAGIC, OLDEST, SavedState, StateFile, check_version};
 use crate::master::handover::unpack::ReceivedHandoff;
 use crate::master::handover::upgrade::Upgrade;
 use crate::master::listeners::control_listener::ControlListener;
@@ -39,7 +39,7 @@ use crate::sys::poll::Interest;
 
 /// A master, to be gone on with.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Image {
+pub(crate) struct UpgradeSnapshot {
     /// Of all that is here, and the oldest version that can read it.
     pub(crate) version: u64,
     #[serde(default)]
@@ -49,7 +49,8 @@ pub(crate) struct Image {
     #[serde(default = "first_layout")]
     layout: u32,
     pub(crate) name: String,
-    pub(crate) handover: Handover,
+    #[serde(rename = "handover")]
+    pub(crate) saved_state: SavedState,
     next_client: u64,
     refused: u64,
     #[serde(with = "exact")]
@@ -68,12 +69,13 @@ pub(crate) struct Image {
     handed: Vec<(String, RawFd)>,
     #[serde(rename = "boats")]
     handoff_queues: Vec<(RawFd, RawFd)>,
-    book: Option<RawFd>,
+    #[serde(rename = "book")]
+    state_file: Option<RawFd>,
     /// Names under which the service manager has what it keeps.
     #[serde(default)]
     stored: BTreeSet<String>,
-    workers: Vec<WorkerImage>,
-    control_clients: Vec<ControlImage>,
+    workers: Vec<WorkerSnapshot>,
+    control_clients: Vec<ControlSnapshot>,
 }
 
 /// That of version 0.1.0, which did not tell it.
@@ -82,7 +84,7 @@ fn first_layout() -> u32 {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct WorkerImage {
+struct WorkerSnapshot {
     id: WorkerId,
     pid: u32,
     seat: usize,
@@ -97,12 +99,12 @@ struct WorkerImage {
     /// What is believed of its counters, if those are not believed any more.
     #[serde(default)]
     counters: Option<Counters>,
-    leases: LeasesImage,
+    leases: LeasesSnapshot,
 }
 
 /// What goes on while this process becomes another program.
 #[derive(Debug)]
-pub(crate) struct Living {
+pub(crate) struct CarriedOver {
     pub(crate) next_client: u64,
     pub(crate) refused: u64,
     pub(crate) started: Instant,
@@ -110,7 +112,7 @@ pub(crate) struct Living {
     pub(crate) executable: Option<PathBuf>,
     /// Whether this program is the same as before.
     pub(crate) is_same: bool,
-    pub(crate) control_clients: Vec<(OwnedFd, ControlImage)>,
+    pub(crate) control_clients: Vec<(OwnedFd, ControlSnapshot)>,
     pub(crate) workers: Vec<(Worker, bool)>,
     /// They are of another version, and are to be replaced before anything is leased to them.
     pub(crate) are_foreign: bool,
@@ -135,7 +137,7 @@ pub struct Resumed {
     pub log: Option<File>,
 }
 
-impl Image {
+impl UpgradeSnapshot {
     /// Written into a file.
     pub(crate) fn write(&self) -> io::Result<File> {
         let text = serde_json::to_vec(self)?;
@@ -145,7 +147,7 @@ impl Image {
     }
 
     /// Reads one, as far as the length tells.
-    pub(crate) fn read(file: &File, length: u64) -> Result<Image, String> {
+    pub(crate) fn read(file: &File, length: u64) -> Result<UpgradeSnapshot, String> {
         let mut text = vec![0; usize::try_from(length).map_err(|e| e.to_string())?];
         file.read_exact_at(&mut text, 0)
             .map_err(|e| e.to_string())?;
@@ -165,18 +167,22 @@ impl Image {
                 self.layout
             ));
         }
-        let known = self.handover.identities.as_ref();
-        let config = Config::parse_kept(&self.handover.config, "the configuration in force", known)
-            .map_err(|e| {
-                format!(
-                    "the configuration in force is not good for it: {}",
-                    e.message()
-                )
-            })?;
+        let known = self.saved_state.identities.as_ref();
+        let config = Config::parse_kept(
+            &self.saved_state.config,
+            "the configuration in force",
+            known,
+        )
+        .map_err(|e| {
+            format!(
+                "the configuration in force is not good for it: {}",
+                e.message()
+            )
+        })?;
         Ok(Loaded {
             config,
-            keys: self.handover.config_keys.clone(),
-            files: self.handover.config_files.clone(),
+            keys: self.saved_state.config_keys.clone(),
+            files: self.saved_state.config_files.clone(),
         })
     }
 
@@ -195,7 +201,7 @@ impl Image {
         let ago = |up: Duration| now.checked_sub(up).unwrap_or(now);
         let mut workers = Vec::new();
         for image in self.workers {
-            let WorkerImage {
+            let WorkerSnapshot {
                 id,
                 pid,
                 seat,
@@ -208,7 +214,7 @@ impl Image {
                 methods,
                 ..
             } = image;
-            let WorkerImage {
+            let WorkerSnapshot {
                 is_held,
                 counters,
                 leases,
@@ -218,7 +224,7 @@ impl Image {
                 Layout::of(self.layout, slots, longest).ok_or(io::ErrorKind::InvalidData)?;
             let desk = MasterDesk::found(File::from(left.take(desk)?), layout)?;
             let channel = Channel::over(left.take(channel)?);
-            let leases = Leases::of_image(slots, leases, |number| left.take(number))?;
+            let leases = Leases::from_snapshot(slots, leases, |number| left.take(number))?;
             let mut worker = Worker::over(
                 (id, pid, seat, generation),
                 channel,
@@ -250,12 +256,12 @@ impl Image {
             });
         }
         let book = self
-            .book
+            .state_file
             .map(|book| left.take(book))
             .transpose()?
             .map(File::from);
         let book = book
-            .map(Book::found)
+            .map(StateFile::found)
             .transpose()
             .map_err(io::Error::other)?;
         let mut take = |number| left.take(number);
@@ -276,7 +282,7 @@ impl Image {
         let (next_client, refused, executable) = (self.next_client, self.refused, self.executable);
         let is_same = self.same.unwrap_or(false);
         let started = ago(self.up);
-        let living = Living {
+        let living = CarriedOver {
             next_client,
             refused,
             started,
@@ -287,18 +293,18 @@ impl Image {
             workers,
             are_foreign,
         };
-        let config_file = self.handover.config_file.clone();
+        let config_file = self.saved_state.config_file.clone();
         let kept = book.map(|book| (book, ReceivedHandoff::empty(HandoffQueues::again(ends))));
         let stored = Stored {
             names: self.stored,
             ..Stored::default()
         };
-        let (handover, living, faults) = (self.handover, Some(living), Vec::new());
+        let (handover, living, faults) = (self.saved_state, Some(living), Vec::new());
         let inherited = Inherited {
-            handover,
+            saved_state: handover,
             kept,
             listeners,
-            living,
+            carried_over: living,
             stored,
             faults,
         };
@@ -328,7 +334,7 @@ pub fn resume(number: &str) -> Result<Resumed, String> {
         .map(File::from)
         .map_err(|e| e.to_string())?;
     let length = file.metadata().map_err(|e| e.to_string())?.len();
-    let image = Image::read(&file, length)?;
+    let image = UpgradeSnapshot::read(&file, length)?;
     let loaded = image.check()?;
     image
         .revive(loaded)
@@ -337,7 +343,7 @@ pub fn resume(number: &str) -> Result<Resumed, String> {
 
 impl Master {
     /// All of it, and the descriptors that are in it. None while something is under way that it does not tell of.
-    pub(crate) fn image(&self, now: Instant) -> Option<Image> {
+    pub(crate) fn snapshot(&self, now: Instant) -> Option<UpgradeSnapshot> {
         let is_quiet = self.unleased.is_empty()
             && self.handshakes.is_empty()
             && self.workers.values().all(Worker::is_told_all);
@@ -347,17 +353,17 @@ impl Master {
         let workers = self
             .workers
             .values()
-            .map(|worker| self.worker_image(worker, now))
+            .map(|worker| self.worker_snapshot(worker, now))
             .collect::<Option<_>>()?;
-        Some(Image {
+        Some(UpgradeSnapshot {
             workers,
-            control_clients: self.control.image(),
-            ..self.image_to_check()
+            control_clients: self.control.snapshot(),
+            ..self.snapshot_to_check()
         })
     }
 
     /// The same without workers: enough to find out whether a program could go on with it.
-    pub(crate) fn image_to_check(&self) -> Image {
+    pub(crate) fn snapshot_to_check(&self) -> UpgradeSnapshot {
         let number = |fd: BorrowedFd<'_>| fd.as_raw_fd();
         let listeners = self
             .listeners
@@ -365,13 +371,13 @@ impl Master {
             .filter_map(|listener| Some((listener.record()?, number(listener.as_fd()))));
         let keeper = self.handoff_store.as_ref();
         let ends = keeper.into_iter().flat_map(|keeper| keeper.queues.ends());
-        Image {
+        UpgradeSnapshot {
             version: MAGIC,
             oldest: OLDEST,
             channel: VERSION,
             layout: LAYOUT,
             name: self.name.clone(),
-            handover: self.saved_state(),
+            saved_state: self.saved_state(),
             next_client: self.next_client,
             refused: self.counts.refused,
             standard_file: self.standard_file.clone(),
@@ -392,7 +398,7 @@ impl Master {
             handoff_queues: ends
                 .map(|ends| (number(ends.into.as_fd()), number(ends.out.as_fd())))
                 .collect(),
-            book: keeper.map(|keeper| number(keeper.state_file().file().as_fd())),
+            state_file: keeper.map(|keeper| number(keeper.state_file().file().as_fd())),
             stored: keeper
                 .map(|keeper| keeper.stored().clone())
                 .unwrap_or_default(),
@@ -401,10 +407,10 @@ impl Master {
         }
     }
 
-    fn worker_image(&self, worker: &Worker, now: Instant) -> Option<WorkerImage> {
+    fn worker_snapshot(&self, worker: &Worker, now: Instant) -> Option<WorkerSnapshot> {
         let layout = worker.desk.layout();
         let state = self.pool.member(worker.id)?.state;
-        Some(WorkerImage {
+        Some(WorkerSnapshot {
             id: worker.id,
             pid: worker.pid,
             seat: worker.seat,
@@ -417,7 +423,7 @@ impl Master {
             methods: worker.methods.clone(),
             is_held: matches!(state, State::Held { .. }),
             counters: worker.believed.last().cloned(),
-            leases: worker.leases.image()?,
+            leases: worker.leases.snapshot()?,
         })
     }
 
@@ -450,8 +456,8 @@ impl Master {
     }
 
     /// Goes on with the workers and control clients that this process has had.
-    pub(crate) fn go_on(&mut self, living: Living, now: Instant) -> io::Result<()> {
-        let Living {
+    pub(crate) fn go_on(&mut self, living: CarriedOver, now: Instant) -> io::Result<()> {
+        let CarriedOver {
             next_client,
             refused,
             executable,

@@ -74,20 +74,20 @@ const WHAT_FOR: usize = 5;
 const WORDS: usize = 6;
 
 /// Bytes of a half: a few KiB are usual; 256 seats and as many methods with long names take a fifth of it.
-const HALF_LENGTH: u64 = 1 << 20;
+const HALF_LEN: u64 = 1 << 20;
 
-const LENGTH: u64 = PAGE + 2 * HALF_LENGTH;
+const FILE_LEN: u64 = PAGE + 2 * HALF_LEN;
 
 /// Names under which the service manager keeps what is ours.
-pub(crate) const BOOK: &str = "fdpassd-book";
-pub(crate) const BOAT: &str = "fdpassd-boat";
-pub(crate) const LISTENER: &str = "fdpassd-listener";
-pub(crate) const CANARY: &str = "fdpassd-canary";
+pub(crate) const STATE_FILE_NAME: &str = "fdpassd-book";
+pub(crate) const QUEUE_NAME: &str = "fdpassd-boat";
+pub(crate) const LISTENER_NAME: &str = "fdpassd-listener";
+pub(crate) const CANARY_NAME: &str = "fdpassd-canary";
 
 /// All that a master knows, and the next one has to.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct Handover {
+pub(crate) struct SavedState {
     /// The configuration that was applied last, its file and the keys that the file had.
     pub(crate) config: String,
     #[serde(with = "exact")]
@@ -121,14 +121,14 @@ pub(crate) struct Handover {
     pub(crate) events: u64,
 }
 
-impl Handover {
+impl SavedState {
     /// What another version wrote. A member that cannot be read is left out, and the others count.
-    fn of_json(text: &[u8]) -> Result<Handover, String> {
+    fn of_json(text: &[u8]) -> Result<SavedState, String> {
         let mut members: Map<String, Value> =
             serde_json::from_slice(text).map_err(|e| e.to_string())?;
         members.retain(|name, value| {
             let alone = Map::from_iter([(name.clone(), value.clone())]);
-            serde_json::from_value::<Handover>(alone.into()).is_ok()
+            serde_json::from_value::<SavedState>(alone.into()).is_ok()
         });
         serde_json::from_value(members.into()).map_err(|e| e.to_string())
     }
@@ -136,20 +136,20 @@ impl Handover {
 
 /// The book.
 #[derive(Debug)]
-pub(crate) struct Book {
+pub(crate) struct StateFile {
     words: Words,
     file: File,
 }
 
-impl Book {
-    pub(crate) fn new() -> io::Result<Book> {
-        let book = Book::over(sealed_file(c"book", LENGTH)?)?;
+impl StateFile {
+    pub(crate) fn new() -> io::Result<StateFile> {
+        let book = StateFile::over(sealed_file(c"book", FILE_LEN)?)?;
         book.mark();
         Ok(book)
     }
 
-    fn over(file: File) -> io::Result<Book> {
-        Ok(Book {
+    fn over(file: File) -> io::Result<StateFile> {
+        Ok(StateFile {
             words: Words::map(&file, WORDS)?,
             file,
         })
@@ -162,11 +162,11 @@ impl Book {
     }
 
     /// One that another master wrote. It stays what it is until this one writes.
-    pub(crate) fn found(file: File) -> Result<Book, String> {
-        if !is_sealed(&file, LENGTH).map_err(|e| e.to_string())? {
+    pub(crate) fn found(file: File) -> Result<StateFile, String> {
+        if !is_sealed(&file, FILE_LEN).map_err(|e| e.to_string())? {
             return Err("it is no book of this version".to_owned());
         }
-        let book = Book::over(file).map_err(|e| e.to_string())?;
+        let book = StateFile::over(file).map_err(|e| e.to_string())?;
         let word = |index: usize| book.words[index].load(Ordering::Acquire);
         check_version(word(WHAT), word(WHAT_FOR)).map(|()| book)
     }
@@ -199,14 +199,14 @@ impl Book {
     ///
     /// # Errors
     /// Those of pwrite(2); `FileTooLarge` for more than a half takes. What was there before still counts then.
-    pub(crate) fn write(&self, handover: &Handover) -> io::Result<()> {
+    pub(crate) fn write(&self, handover: &SavedState) -> io::Result<()> {
         let text = serde_json::to_vec(handover)?;
-        if text.len() as u64 > HALF_LENGTH {
+        if text.len() as u64 > HALF_LEN {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
         self.mark();
         let idle = 1 - (self.words[HALF].load(Ordering::Relaxed) & 1);
-        self.file.write_all_at(&text, PAGE + idle * HALF_LENGTH)?;
+        self.file.write_all_at(&text, PAGE + idle * HALF_LEN)?;
         self.words[HALF].store((text.len() as u64) << 1 | idle, Ordering::Release);
         Ok(())
     }
@@ -215,17 +215,17 @@ impl Book {
     ///
     /// # Errors
     /// Why that is nothing that can be read.
-    pub(crate) fn read(&self) -> Result<Handover, String> {
+    pub(crate) fn read(&self) -> Result<SavedState, String> {
         let half = self.words[HALF].load(Ordering::Acquire);
         let (index, length) = (half & 1, half >> 1);
-        if length > HALF_LENGTH {
+        if length > HALF_LEN {
             return Err("its length is nonsense".to_owned());
         }
         let mut text = vec![0; length as usize];
         self.file
-            .read_exact_at(&mut text, PAGE + index * HALF_LENGTH)
+            .read_exact_at(&mut text, PAGE + index * HALF_LEN)
             .map_err(|e| e.to_string())?;
-        Handover::of_json(&text)
+        SavedState::of_json(&text)
     }
 }
 
@@ -235,22 +235,22 @@ mod tests {
 
     #[test]
     fn a_book_says_what_was_written_last_and_one_that_is_none_is_refused() {
-        let book = Book::new().expect("memfd");
-        let written = |events| Handover {
+        let book = StateFile::new().expect("memfd");
+        let written = |events| SavedState {
             events,
             last_generation: 7,
-            ..Handover::default()
+            ..SavedState::default()
         };
         for events in 1..5 {
             book.write(&written(events)).expect("there is room");
             book.note(events * 10, events, events + 1);
-            let again = Book::found(book.file().try_clone().expect("dup")).expect("it is one");
+            let again = StateFile::found(book.file().try_clone().expect("dup")).expect("it is one");
             assert_eq!(again.read().expect("it is whole").events, events);
             let figures = (again.next_client(), again.refused(), again.clients());
             assert_eq!(figures, (events * 10, events, Some(events + 1)));
         }
-        let too_long = Handover {
-            config: "x".repeat(HALF_LENGTH as usize),
+        let too_long = SavedState {
+            config: "x".repeat(HALF_LEN as usize),
             ..written(9)
         };
         assert!(book.write(&too_long).is_err());
@@ -265,7 +265,7 @@ mod tests {
                 |number| u64::from_le_bytes([b'f', b'd', b'p', b'a', b's', b's', b'd', number]);
             book.words[WHAT].store(word(version), Ordering::Relaxed);
             book.words[WHAT_FOR].store(word(oldest), Ordering::Relaxed);
-            Book::found(book.file().try_clone().expect("dup")).map(drop)
+            StateFile::found(book.file().try_clone().expect("dup")).map(drop)
         };
         for (version, oldest) in [(1, 0), (2, 2), (3, 2), (200, 1)] {
             found(version, oldest).expect("it can be read");
@@ -279,20 +279,20 @@ mod tests {
         }
         book.words[WHAT].store(7, Ordering::Relaxed);
         assert!(
-            Book::found(book.file().try_clone().expect("dup")).is_err(),
+            StateFile::found(book.file().try_clone().expect("dup")).is_err(),
             "it is nothing of fdpassd"
         );
-        assert!(Book::found(sealed_file(c"x", 4096).expect("memfd")).is_err());
-        assert!(Book::found(File::open("/dev/null").expect("open")).is_err());
+        assert!(StateFile::found(sealed_file(c"x", 4096).expect("memfd")).is_err());
+        assert!(StateFile::found(File::open("/dev/null").expect("open")).is_err());
     }
 
     #[test]
     fn members_that_cannot_be_read_are_left_out_and_no_others() {
         let text =
             br#"{"events":7,"log_level":"shout","new":{"a":[1]},"seats":[{"spawned":3}],"count":[],"tally":{"sum":5}}"#;
-        let read = Handover::of_json(text).expect("it is JSON");
+        let read = SavedState::of_json(text).expect("it is JSON");
         assert_eq!((read.events, read.log_level, read.count), (7, None, None));
         assert_eq!((read.seats[0].spawned, read.tally.sum), (3, 5));
-        assert!(Handover::of_json(b"[]").is_err());
+        assert!(SavedState::of_json(b"[]").is_err());
     }
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use crate::logging;
 use crate::master::Master;
-use crate::master::handover::snapshot::Image;
+use crate::master::handover::snapshot::UpgradeSnapshot;
 use crate::master::telemetry::events::Asker;
 use crate::proto::control::{About, Code, Kind, Refusal};
 use crate::proto::text::Escaped;
@@ -128,7 +128,7 @@ impl Master {
 
     fn start_check(&self, executable: &File) -> io::Result<Check> {
         // What is under way now does not matter to whether it could.
-        let image = self.image_to_check();
+        let image = self.snapshot_to_check();
         let told = image.write()?;
         let length = told.metadata()?.len();
         let stdin = told.try_clone()?.into();
@@ -171,7 +171,7 @@ impl Master {
         if self.pool.is_stopping() || self.reload.is_some() || self.reload_reading.is_some() {
             return self.give_upgrade_up("something else began meanwhile", now);
         }
-        match self.image(now) {
+        match self.snapshot(now) {
             Some(image) => self.become_it(image, now),
             None if is_late => {
                 self.give_upgrade_up("workers are being replaced, or clients have none", now)
@@ -180,7 +180,7 @@ impl Master {
         }
     }
 
-    fn become_it(&mut self, mut image: Image, now: Instant) {
+    fn become_it(&mut self, mut image: UpgradeSnapshot, now: Instant) {
         let Some(upgrade) = self.upgrade.take() else {
             return;
         };
@@ -297,8 +297,8 @@ pub fn check_handover(length: &str) -> Result<(), String> {
     let length: u64 = length
         .parse()
         .map_err(|_| "it was not told how long what it is told is".to_owned())?;
-    let checked =
-        Image::read(&told, length).and_then(|image| image.check().map(|_| image.same.is_some()));
+    let checked = UpgradeSnapshot::read(&told, length)
+        .and_then(|image| image.check().map(|_| image.same.is_some()));
     let verdict = match &checked {
         Err(why) => why,
         // Here, as reading both files may take longer than the master may wait.

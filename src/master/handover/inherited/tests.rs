@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 
-use super::super::snapshot::Image;
+use super::super::snapshot::UpgradeSnapshot;
 use super::*;
 use crate::desk::{Cursors, Flags, LAYOUT, Layout, LeaseState, MasterDesk};
 use crate::master::clients::client::Unleased;
@@ -67,7 +67,7 @@ fn sockets() -> Vec<(OwnedFd, OwnedFd)> {
 
 #[test]
 fn a_state_file_of_0_1_0_is_read() {
-    let book = Book::found(file_of(STATE, STATE_LENGTH)).expect("it can be read");
+    let book = StateFile::found(file_of(STATE, STATE_LENGTH)).expect("it can be read");
     let read = book.read().expect("it is whole");
     assert_eq!(
         (book.next_client(), book.refused(), book.clients()),
@@ -98,7 +98,7 @@ fn a_state_file_of_0_1_0_is_read() {
     // From then on it is of this version.
     book.note(9, 1, 4);
     book.write(&read).expect("there is room");
-    let again = Book::found(book.file().try_clone().expect("dup")).expect("it can be read");
+    let again = StateFile::found(book.file().try_clone().expect("dup")).expect("it can be read");
     assert_eq!((again.next_client(), again.clients()), (9, Some(4)));
 }
 
@@ -173,7 +173,7 @@ fn a_snapshot_of_0_1_0_can_be_gone_on_with_but_not_its_workers() {
     let read = |text: &str| {
         let file = plain_file(c"snapshot").expect("memfd");
         (&file).write_all(text.as_bytes()).expect("it grows");
-        Image::read(&file, text.len() as u64)
+        UpgradeSnapshot::read(&file, text.len() as u64)
     };
     let image = read(SNAPSHOT).expect("it can be read");
     assert!(image.has_foreign_workers());
