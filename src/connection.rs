@@ -130,7 +130,7 @@ impl Deadline {
 
 /// A connection on which one end asks and the other answers.
 #[derive(Debug)]
-pub struct Connection {
+pub struct RpcClient {
     stream: Stream,
     order: ByteOrder,
     /// Longest body of a reply, in bytes.
@@ -138,17 +138,17 @@ pub struct Connection {
     deadline: Deadline,
 }
 
-impl Connection {
+impl RpcClient {
     /// To the daemon, at the first of `places` where one answers.
     ///
     /// # Errors
     /// [`Error::NotRunning`] where nobody does; why that cannot be known of a place, if it cannot.
-    pub fn to_daemon(places: &[PathBuf], deadline: Deadline) -> Result<Connection, Error> {
+    pub fn to_daemon(places: &[PathBuf], deadline: Deadline) -> Result<RpcClient, Error> {
         for path in places {
             match connect(&Address::Unix(path.clone()), deadline) {
                 Err(Error::NothingListens(_)) => {}
                 Err(error) => return Err(error),
-                Ok(stream) => return Ok(Connection::to_control(stream, deadline)),
+                Ok(stream) => return Ok(RpcClient::to_control(stream, deadline)),
             }
         }
         Err(Error::NotRunning {
@@ -158,12 +158,12 @@ impl Connection {
 
     /// To the daemon, by somebody who has connected to its control socket.
     #[must_use]
-    pub fn over(stream: UnixStream, deadline: Deadline) -> Connection {
-        Connection::to_control(Stream::Unix(stream), deadline)
+    pub fn over(stream: UnixStream, deadline: Deadline) -> RpcClient {
+        RpcClient::to_control(Stream::Unix(stream), deadline)
     }
 
-    fn to_control(stream: Stream, deadline: Deadline) -> Connection {
-        Connection {
+    fn to_control(stream: Stream, deadline: Deadline) -> RpcClient {
+        RpcClient {
             stream,
             order: ByteOrder::Little,
             limit: control::MAX_REPLY,
@@ -179,8 +179,8 @@ impl Connection {
         address: &Address,
         order: ByteOrder,
         deadline: Deadline,
-    ) -> Result<Connection, Error> {
-        Ok(Connection {
+    ) -> Result<RpcClient, Error> {
+        Ok(RpcClient {
             stream: connect(address, deadline)?,
             order,
             limit: MAX_RESULT,
@@ -325,7 +325,7 @@ impl Connection {
     }
 }
 
-impl Read for Connection {
+impl Read for RpcClient {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = Some(self.deadline.left()?);
         let read = match &mut self.stream {
@@ -340,7 +340,7 @@ impl Read for Connection {
     }
 }
 
-impl Write for Connection {
+impl Write for RpcClient {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let left = Some(self.deadline.left()?);
         let written = match &mut self.stream {

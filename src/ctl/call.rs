@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::args::Call;
 use super::error::Error;
 use super::{Session, read};
-use crate::connection::{self, Connection, no_reply};
+use crate::connection::{self, RpcClient, no_reply};
 use crate::proto::control::{self, Status};
 use crate::proto::frame::{ByteOrder, OrderRule};
 use crate::proto::names::Address;
@@ -18,7 +18,7 @@ pub(super) fn perform(call: &Call, session: &Session, out: &mut impl Write) -> R
         None => first_listener(session)?,
     };
     let order = call.byte_order().unwrap_or(order);
-    let reply = Connection::to_listener(&address, order, session.deadline)?
+    let reply = RpcClient::to_listener(&address, order, session.deadline)?
         .call(&call.method, call.params.as_ref())?;
     writeln!(out, "{}", reply.result.get()).map_err(Error::Output)
 }

@@ -12,7 +12,7 @@ use super::figures::{are, counted, spaced_time};
 use super::job::Job;
 use super::progress::{Doing, Progress};
 use super::{Session, read};
-use crate::connection::{self, Connection};
+use crate::connection::{self, RpcClient};
 use crate::proto::control::{
     self, Drain, Hold, Kick, Kicked, Rebalance, Rebalanced, Recycle, Release, Reloaded, Scale,
     Settled, Stopped, UpgradeTo, Upgraded, Version,
@@ -159,7 +159,7 @@ impl Change {
         Some(Job::of(unit)).filter(|job| *job != Job::Stop)
     }
 
-    fn ask(&self, daemon: &mut Connection) -> Result<Box<RawValue>, connection::Error> {
+    fn ask(&self, daemon: &mut RpcClient) -> Result<Box<RawValue>, connection::Error> {
         match self {
             Change::Reload { force: false } => daemon.ask(control::Verb::Reload),
             Change::Reload { force } => {

@@ -14,7 +14,7 @@ use super::figures::{grouped, in_letters, short};
 use super::style::Seen;
 use super::table::{self, Cell, Columns};
 use super::{Session, read};
-use crate::connection::{Connection, no_reply};
+use crate::connection::{RpcClient, no_reply};
 use crate::proto::control::{ClientStatus, ClientsAfter, Cursor, Verb};
 use crate::proto::names::{ClientId, WorkerId};
 
@@ -46,7 +46,7 @@ struct Client {
 }
 
 /// All of them, in no order. Of one that moved in between, and is on two pages, what was told last.
-fn all(daemon: &mut Connection, worker: Option<WorkerId>) -> Result<Vec<Client>, Error> {
+fn all(daemon: &mut RpcClient, worker: Option<WorkerId>) -> Result<Vec<Client>, Error> {
     /// [`control::Clients`](crate::proto::control::Clients), with each client as it came.
     #[derive(Deserialize)]
     struct Page<'a> {

@@ -11,7 +11,7 @@ use super::error::Error;
 use super::figures::{are, exact_instant};
 use super::style::{Paint, of_level};
 use super::{Session, read};
-use crate::connection::{self, Connection, Deadline};
+use crate::connection::{self, Deadline, RpcClient};
 use crate::proto::control::{Event, EventsAfter, MAX_WAIT, Verb, Version};
 use crate::proto::text::Escaped;
 
@@ -45,7 +45,7 @@ pub(super) fn show(wanted: &Wanted, session: &Session, out: &mut impl Write) -> 
 /// Ends only with the daemon, or when nobody takes what is written.
 fn follow(
     after: Option<u64>,
-    daemon: Connection,
+    daemon: RpcClient,
     session: &Session,
     out: &mut impl Write,
 ) -> Result<(), Error> {
@@ -73,8 +73,8 @@ fn follow(
 }
 
 /// Another connection to the daemon of that process, if it is still there.
-fn again(session: &Session, pid: u32) -> Result<Option<Connection>, connection::Error> {
-    let asked = Connection::to_daemon(&session.places(), Deadline::after(session.patience))
+fn again(session: &Session, pid: u32) -> Result<Option<RpcClient>, connection::Error> {
+    let asked = RpcClient::to_daemon(&session.places(), Deadline::after(session.patience))
         .and_then(|mut daemon| {
             let version: Version = read(&daemon.ask(Verb::Version)?)?;
             Ok((daemon, version.pid))
@@ -89,7 +89,7 @@ fn again(session: &Session, pid: u32) -> Result<Option<Connection>, connection::
 
 /// How far somebody has come.
 struct Following {
-    daemon: Connection,
+    daemon: RpcClient,
     after: Option<u64>,
     /// None for those that are there already.
     wait: Option<Duration>,

@@ -32,7 +32,7 @@ use clap_complete::Shell;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::connection::{self, Connection, Deadline, no_reply};
+use crate::connection::{self, Deadline, RpcClient, no_reply};
 use crate::proto::control::{self, Metrics, Status, Version};
 use crate::proto::text::Escaped;
 use crate::sys::user::Holder;
@@ -142,8 +142,8 @@ impl Session {
     }
 
     /// A connection to it; all of what is asked on it has to be answered in time.
-    fn daemon(&self) -> Result<Connection, connection::Error> {
-        Connection::to_daemon(&self.places(), self.deadline).map_err(|error| match error {
+    fn daemon(&self) -> Result<RpcClient, connection::Error> {
+        RpcClient::to_daemon(&self.places(), self.deadline).map_err(|error| match error {
             connection::Error::NotRunning { .. } => connection::Error::NotRunning {
                 tried: self.places_but(&[Holder::Others]),
             },

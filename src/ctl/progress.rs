@@ -13,7 +13,7 @@ use super::error::Error;
 use super::events::{Page, forgotten};
 use super::figures::{clock, counted};
 use super::{Session, read};
-use crate::connection::{self, Closer, Connection, Deadline};
+use crate::connection::{self, Closer, Deadline, RpcClient};
 use crate::proto::control::{Event, EventsAfter, Kind, MAX_WAIT, Verb};
 use crate::proto::names::Generation;
 use crate::proto::text::Escaped;
@@ -52,7 +52,7 @@ impl Doing {
 #[derive(Debug)]
 pub(super) struct Progress<'a> {
     session: &'a Session,
-    events: Connection,
+    events: RpcClient,
     line: Line,
     teller: Teller,
 }
@@ -63,7 +63,7 @@ impl<'a> Progress<'a> {
     pub(super) fn of(
         doing: Doing,
         session: &'a Session,
-        daemon: &mut Connection,
+        daemon: &mut RpcClient,
     ) -> Result<Option<Progress<'a>>, connection::Error> {
         if session.json || session.quiet {
             return Ok(None);
@@ -101,9 +101,9 @@ impl<'a> Progress<'a> {
     /// Has something done, and tells of it until it is.
     pub(super) fn during<T>(
         self,
-        daemon: &mut Connection,
+        daemon: &mut RpcClient,
         err: &mut (impl Write + Send),
-        ask: impl FnOnce(&mut Connection) -> Result<T, connection::Error>,
+        ask: impl FnOnce(&mut RpcClient) -> Result<T, connection::Error>,
     ) -> Result<T, connection::Error> {
         let Progress {
             session,
@@ -134,8 +134,8 @@ impl<'a> Progress<'a> {
 }
 
 /// A second connection.
-fn connect(session: &Session) -> Result<Connection, connection::Error> {
-    let mut events = Connection::to_daemon(&session.places(), Deadline::after(A_MOMENT))?;
+fn connect(session: &Session) -> Result<RpcClient, connection::Error> {
+    let mut events = RpcClient::to_daemon(&session.places(), Deadline::after(A_MOMENT))?;
     events.extend(session.deadline);
     Ok(events)
 }
@@ -150,7 +150,7 @@ impl Line {
     }
 
     /// It goes on by another connection, unless it is over.
-    fn goes_on(&self, events: &Connection) -> bool {
+    fn goes_on(&self, events: &RpcClient) -> bool {
         let Ok(new) = events.closer() else {
             return false;
         };
@@ -183,7 +183,7 @@ impl Teller {
     fn follow(
         &mut self,
         session: &Session,
-        mut events: Connection,
+        mut events: RpcClient,
         line: &Line,
         err: &mut impl Write,
     ) -> Result<(), Error> {
@@ -208,7 +208,7 @@ impl Teller {
         }
     }
 
-    fn hear(&mut self, events: &mut Connection, err: &mut impl Write) -> Result<(), Error> {
+    fn hear(&mut self, events: &mut RpcClient, err: &mut impl Write) -> Result<(), Error> {
         let result = events.answered(Verb::Events)?;
         let page: Page = read(&result)?;
         self.last = page.last;
@@ -218,7 +218,7 @@ impl Teller {
         Ok(is_asked?)
     }
 
-    fn ask(&self, events: &mut Connection) -> Result<(), connection::Error> {
+    fn ask(&self, events: &mut RpcClient) -> Result<(), connection::Error> {
         // A count of clients changes without an event.
         let wait = if self.width.is_some() {
             Duration::from_secs(1)
@@ -235,7 +235,7 @@ impl Teller {
     }
 
     /// Tells what nobody waits for any more.
-    fn finish(&mut self, daemon: &mut Connection, err: &mut impl Write) -> Result<(), Error> {
+    fn finish(&mut self, daemon: &mut RpcClient, err: &mut impl Write) -> Result<(), Error> {
         let result = daemon.ask_with(
             Verb::Events,
             &EventsAfter {

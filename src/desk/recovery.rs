@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 
 use super::stretch::Stretch;
 use super::{Cursors, MasterDesk, Region, SMALL};
-use crate::sys::ledger::Ledger;
+use crate::sys::ledger::ByteCounts;
 
 /// Bytes of a client that is in no turn: all there is of it beside its socket.
 #[derive(Debug, Default)]
@@ -50,7 +50,7 @@ impl MasterDesk {
     pub fn recover(
         &self,
         index: u32,
-        ledger: Option<Ledger>,
+        ledger: Option<ByteCounts>,
         owner: Owner,
     ) -> io::Result<ClientBytes> {
         let slot = self.slot(index).ok_or(io::ErrorKind::InvalidData)?;
@@ -59,11 +59,11 @@ impl MasterDesk {
         if view.in_base.max(view.out_base) > FARTHEST {
             return Err(wrong());
         }
-        let written_here = Ledger {
+        let written_here = ByteCounts {
             received: view.in_base.wrapping_add(view.have.into()),
             written: view.out_base,
         };
-        let Ledger { received, written } = ledger.unwrap_or(written_here);
+        let ByteCounts { received, written } = ledger.unwrap_or(written_here);
         let arrived = received.checked_sub(view.in_base).ok_or_else(wrong)?;
         let sent = written.checked_sub(view.out_base).ok_or_else(wrong)?;
         let rx = self.layout.receive_range(view.rx.0, index);
@@ -208,7 +208,7 @@ mod tests {
         let left = master
             .recover(
                 1,
-                Some(Ledger {
+                Some(ByteCounts {
                     received: 1010,
                     written: 2005,
                 }),
@@ -223,7 +223,7 @@ mod tests {
             (1010, 1999),
             (u64::MAX, 2000),
         ] {
-            let left = master.recover(1, Some(Ledger { received, written }), Owner::Dead);
+            let left = master.recover(1, Some(ByteCounts { received, written }), Owner::Dead);
             assert!(left.is_err(), "{received} {written}");
         }
     }
@@ -253,7 +253,7 @@ mod tests {
         fn no_desk_panics(view in any::<[u64; 5]>(), received: u64, written: u64, known: bool) {
             let (master, worker) = desks();
             worker.slot(0).expect("a slot").flip(&Cursors::decode(view), Flags::default());
-            let ledger = known.then_some(Ledger { received, written });
+            let ledger = known.then_some(ByteCounts { received, written });
             let _ = master.recover(0, ledger, Owner::Alive);
             let _ = master.recover(0, ledger, Owner::Dead);
         }

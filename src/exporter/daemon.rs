@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 
 use super::http::{Reply, Status};
-use crate::connection::{Connection, Deadline, Error, no_reply};
+use crate::connection::{Deadline, Error, RpcClient, no_reply};
 use crate::proto::control::Verb;
 use crate::proto::names::Address;
 use crate::sys::socket;
@@ -85,7 +85,7 @@ impl Daemon {
         let connected = deadline
             .left()
             .and_then(|left| socket::connect_unix(&self.control, left));
-        let result = Connection::over(connected.map_err(failed)?, deadline).ask(verb)?;
+        let result = RpcClient::over(connected.map_err(failed)?, deadline).ask(verb)?;
         serde_json::from_str(result.get()).map_err(|e| no_reply(&e))
     }
 

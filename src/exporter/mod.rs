@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use answers::Answers;
 use daemon::Daemon;
-use visitor::Visitor;
+use visitor::HttpConnection;
 
 use crate::channel::{Channel, Heard, Scratch};
 use crate::logging;
@@ -127,13 +127,15 @@ struct Server {
 /// What the threads share.
 struct Shared {
     answers: Answers,
-    visitors: Mutex<BTreeMap<u64, Arc<Visitor>>>,
+    connections: Mutex<BTreeMap<u64, Arc<HttpConnection>>>,
     left: PipeWriter,
 }
 
 impl Shared {
-    fn visitors(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Visitor>>> {
-        self.visitors.lock().unwrap_or_else(PoisonError::into_inner)
+    fn connections(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<HttpConnection>>> {
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -151,7 +153,7 @@ impl Server {
         poller.add(&listener, LISTENER, Interest::Clients)?;
         let shared = Arc::new(Shared {
             answers,
-            visitors: Mutex::default(),
+            connections: Mutex::default(),
             left: leave,
         });
         Ok(Server {
@@ -224,7 +226,7 @@ impl Server {
         }
         let admitted = match accept(&self.listener, Look::First) {
             Ok(Offer::Empty | Offer::Ended) => return Ok(()),
-            Ok(Offer::Client(accepted)) => self.attend(Visitor::new(accepted.socket)),
+            Ok(Offer::Client(accepted)) => self.attend(HttpConnection::new(accepted.socket)),
             Err(e) => Err(e),
         };
         admitted.or_else(|e| {
@@ -235,7 +237,7 @@ impl Server {
 
     /// Whether there is room for one more; if not, whoever is the slowest is on its way out now.
     fn has_room(&self) -> bool {
-        let visitors = self.shared.visitors();
+        let visitors = self.shared.connections();
         let is_full = visitors.len() >= MOST;
         // They are in the order in which they came.
         if is_full && let Some(slow) = visitors.values().find(|visitor| visitor.is_slow()) {
@@ -245,14 +247,14 @@ impl Server {
     }
 
     /// Serves a visitor in a thread of its own.
-    fn attend(&mut self, visitor: Visitor) -> io::Result<()> {
+    fn attend(&mut self, visitor: HttpConnection) -> io::Result<()> {
         self.visits += 1;
         let visitor = Arc::new(visitor);
         self.shared
-            .visitors()
+            .connections()
             .insert(self.visits, Arc::clone(&visitor));
         // Dropped in any case: when the thread ends, whatever by, or if there is none.
-        let visit = Visit {
+        let visit = ConnectionGuard {
             shared: Arc::clone(&self.shared),
             number: self.visits,
         };
@@ -273,14 +275,14 @@ impl Server {
 }
 
 /// Somebody is inside.
-struct Visit {
+struct ConnectionGuard {
     shared: Arc<Shared>,
     number: u64,
 }
 
-impl Drop for Visit {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        self.shared.visitors().remove(&self.number);
+        self.shared.connections().remove(&self.number);
         // It is read all the time; if it is not, the process is on its way out.
         let _ = (&self.shared.left).write(&[0]);
     }

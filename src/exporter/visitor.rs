@@ -22,7 +22,7 @@ const LEFTOVERS: (Duration, usize) = (Duration::from_secs(1), 256 * 1024);
 
 /// A connection. Its own thread serves it; the server may end it meanwhile.
 #[derive(Debug)]
-pub(super) struct Visitor {
+pub(super) struct HttpConnection {
     socket: ClientSocket,
     passed: Passed,
     since: Instant,
@@ -30,10 +30,10 @@ pub(super) struct Visitor {
     is_asking: AtomicBool,
 }
 
-impl Visitor {
+impl HttpConnection {
     /// One that was accepted just now; its socket does not block.
-    pub(super) fn new(socket: OwnedFd) -> Visitor {
-        Visitor {
+    pub(super) fn new(socket: OwnedFd) -> HttpConnection {
+        HttpConnection {
             socket: ClientSocket::own(socket),
             passed: Passed::default(),
             since: Instant::now(),
@@ -54,7 +54,7 @@ impl Visitor {
             None => return,
         };
         if self.send(&reply.encode(is_to_head)).is_ok() {
-            self.read_on();
+            self.linger();
         }
     }
 
@@ -70,7 +70,7 @@ impl Visitor {
 
     /// A request, or the reply to what is none. Nothing from one who leaves without a word.
     fn request(&self) -> Option<Result<Request, Reply>> {
-        let mut patience = Patience(PATIENCE);
+        let mut patience = TimeBudget(PATIENCE);
         let mut head = [0; MAX_HEAD];
         let mut length = 0;
         loop {
@@ -99,7 +99,7 @@ impl Visitor {
     }
 
     fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
-        let mut patience = Patience(PATIENCE);
+        let mut patience = TimeBudget(PATIENCE);
         while !bytes.is_empty() {
             match socket::transmit(&self.socket, bytes)? {
                 Moved::Bytes(sent) => bytes = &bytes[sent..],
@@ -112,10 +112,10 @@ impl Visitor {
 
     /// Waits for the end of what was not asked for: to close with bytes unread would be a reset, and destroy the reply on
     /// its way.
-    fn read_on(&self) {
+    fn linger(&self) {
         socket::finish_writing(&self.socket);
         let (within, mut most) = LEFTOVERS;
-        let mut patience = Patience(within);
+        let mut patience = TimeBudget(within);
         let mut leftovers = [0; 4096];
         while let Ok(more @ 1..) = self.receive(&mut leftovers, &mut patience) {
             most = most.saturating_sub(more);
@@ -126,7 +126,7 @@ impl Visitor {
     }
 
     /// Waits for bytes, at least one; 0 is the end.
-    fn receive(&self, buffer: &mut [u8], patience: &mut Patience) -> io::Result<usize> {
+    fn receive(&self, buffer: &mut [u8], patience: &mut TimeBudget) -> io::Result<usize> {
         loop {
             match self.passed.receive(&self.socket, buffer)? {
                 Moved::Bytes(count) => return Ok(count),
@@ -139,12 +139,12 @@ impl Visitor {
 
 /// How long a visitor is waited for yet. Only the time counts in which this process could run: of a wait that was longer than
 /// it was asked to be, because the process was stopped meanwhile, no more than that.
-struct Patience(Duration);
+struct TimeBudget(Duration);
 
 /// The longest wait at a time, so that not much counts of one in which the process was stopped.
 const AT_A_TIME: Duration = Duration::from_millis(250);
 
-impl Patience {
+impl TimeBudget {
     /// Waits for this, or for a while. Whoever calls looks then, whatever it was.
     fn wait_for(&mut self, socket: &ClientSocket, interest: Interest) -> io::Result<()> {
         if self.0.is_zero() {

@@ -41,7 +41,7 @@ const SYN_DATA: usize = 64 * 1024;
 
 /// What has gone over a TCP connection, for all who ever held a copy of its socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ledger {
+pub struct ByteCounts {
     /// Bytes that were ever read from it.
     pub received: u64,
     /// Bytes that were ever written to it.
@@ -61,7 +61,7 @@ pub struct Ledger {
 /// # Errors
 /// Those of getsockopt(2), ioctl(2) and recv(2); `WouldBlock` for a connection in SYN_RECV with bytes in flight: the end of
 /// the handshake, or of the connection, has to be waited for.
-pub fn read(socket: impl AsFd) -> io::Result<Option<Ledger>> {
+pub fn read(socket: impl AsFd) -> io::Result<Option<ByteCounts>> {
     let fd = socket.as_fd().as_raw_fd();
     let mut before = Info::of(fd)?;
     loop {
@@ -77,7 +77,7 @@ pub fn read(socket: impl AsFd) -> io::Result<Option<Ledger>> {
             let fin = u64::from(after.state == CLOSE_WAIT);
             let received = after.bytes_received.wrapping_sub(unread).wrapping_sub(fin);
             let written = after.bytes_acked.wrapping_add(unacknowledged);
-            return Ok(Some(Ledger { received, written }));
+            return Ok(Some(ByteCounts { received, written }));
         }
         before = after;
     }
@@ -340,7 +340,7 @@ mod tests {
         let expect = |server: &TcpStream, received, written| {
             assert_eq!(
                 read(server).expect("tcp_info"),
-                Some(Ledger { received, written })
+                Some(ByteCounts { received, written })
             );
         };
         expect(&server, 0, 0);

@@ -14,7 +14,7 @@ use crate::master::clients::client::{Client, Unleased};
 use crate::proto::channel::{Lease, MAX_LEASES};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Offsets, Peer};
-use crate::sys::ledger::{self, Ledger, Writes};
+use crate::sys::ledger::{self, ByteCounts, Writes};
 use crate::sys::passed::ClientSocket;
 use crate::table::Table;
 
@@ -689,7 +689,7 @@ fn recover_idle(
             let (received, written) = desk
                 .slot(slot)
                 .map_or((0, 0), |on_desk| on_desk.cursors().ends());
-            Some(Ledger { received, written })
+            Some(ByteCounts { received, written })
         }
     };
     recover(slot, client, ledger, desk, owner)
@@ -700,7 +700,7 @@ fn recover_idle(
 fn recover(
     slot: u32,
     client: Client,
-    ledger: Option<Ledger>,
+    ledger: Option<ByteCounts>,
     desk: &MasterDesk,
     owner: Owner,
 ) -> Recovered {
@@ -733,8 +733,8 @@ fn recover_from_turn(
     desk: &MasterDesk,
 ) -> Recovered {
     let found = match client.peer {
-        Peer::Unix { .. } => unix_ledger(slot, &client, written, desk).map(Some),
-        Peer::V4 { .. } | Peer::V6 { .. } => tcp_ledger(&client),
+        Peer::Unix { .. } => unix_byte_counts(slot, &client, written, desk).map(Some),
+        Peer::V4 { .. } | Peer::V6 { .. } => tcp_byte_counts(&client),
     };
     match found {
         Ok(Some(ledger)) => recover(slot, client, Some(ledger), desk, Owner::Dead),
@@ -744,10 +744,10 @@ fn recover_from_turn(
 }
 
 /// The ledger of a TCP client, if its connection is not over.
-fn tcp_ledger(client: &Client) -> io::Result<Option<Ledger>> {
+fn tcp_byte_counts(client: &Client) -> io::Result<Option<ByteCounts>> {
     let Offsets { received, sent } = client.offsets;
     let counted = ledger::read(&client.socket)?;
-    Ok(counted.map(|counted| Ledger {
+    Ok(counted.map(|counted| ByteCounts {
         received: counted.received.wrapping_add(received),
         written: counted.written.wrapping_add(sent),
     }))
@@ -755,12 +755,12 @@ fn tcp_ledger(client: &Client) -> io::Result<Option<Ledger>> {
 
 /// The ledger of a Unix client: its socket counts what is read from it. What was written to it, the worker has noted, or the
 /// kernel's account of its thread says.
-fn unix_ledger(
+fn unix_byte_counts(
     slot: u32,
     client: &Client,
     written: Option<Writes>,
     desk: &MasterDesk,
-) -> io::Result<Ledger> {
+) -> io::Result<ByteCounts> {
     let view = desk.slot(slot).ok_or(io::ErrorKind::InvalidData)?.cursors();
     let before = client.offsets.received;
     let received =
@@ -775,7 +775,7 @@ fn unix_ledger(
             written_since(before, after, header)?
         }
     };
-    Ok(Ledger {
+    Ok(ByteCounts {
         received,
         written: view.out_base.wrapping_add(sent),
     })
