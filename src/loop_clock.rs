@@ -18,10 +18,10 @@ use std::time::{Duration, Instant};
 use crate::sys::clock;
 
 /// Lateness that is none yet, in ns: busy machines are as late as that.
-const USUAL: u64 = 50_000_000;
+const USUAL_LATENESS: u64 = 50_000_000;
 
 /// The shortest wait whose interruption is a gap, in ns.
-const SHORTEST: u64 = 1_000_000;
+const MIN_INTERRUPTED_WAIT: u64 = 1_000_000;
 
 /// How old the last look at the CPU time may be, in ns, before a stretch between two waits begins.
 const REFRESH: u64 = 100_000_000;
@@ -77,11 +77,11 @@ impl LoopClock {
     pub fn begin_wait(&mut self, now: u64, timeout: Option<Duration>) {
         let passed = now.saturating_sub(self.woken);
         let is_stale = now.saturating_sub(self.ran_at) > REFRESH;
-        if passed >= USUAL || is_stale {
+        if passed >= USUAL_LATENESS || is_stale {
             let ran = clock::thread_cpu();
             let gap = passed.saturating_sub(ran.saturating_sub(self.ran));
             (self.ran, self.ran_at) = (ran, now);
-            if gap >= USUAL {
+            if gap >= USUAL_LATENESS {
                 self.add(now, gap);
             }
         }
@@ -97,9 +97,9 @@ impl LoopClock {
         let late = self
             .timeout
             .map_or(0, |timeout| waited.saturating_sub(timeout));
-        if is_interrupted && waited >= SHORTEST {
+        if is_interrupted && waited >= MIN_INTERRUPTED_WAIT {
             self.add(now, waited);
-        } else if late >= USUAL {
+        } else if late >= USUAL_LATENESS {
             self.add(now, late);
         }
         self.woken = now;

@@ -138,10 +138,10 @@ fn write_table(
 fn row(client: &ClientStatus) -> [Cell; 9] {
     [
         client.id.to_string().into(),
-        Cell::foreign(&client.peer, LONGEST_PEER),
+        Cell::foreign(&client.peer, MAX_PEER_LEN),
         Cell::foreign(
             client.listener.as_deref().unwrap_or_default(),
-            LONGEST_LISTENER,
+            MAX_LISTENER_LEN,
         ),
         client
             .worker
@@ -157,9 +157,9 @@ fn row(client: &ClientStatus) -> [Cell; 9] {
 }
 
 /// Every address has room, with its port.
-const LONGEST_PEER: usize = 48;
+const MAX_PEER_LEN: usize = 48;
 /// So has every path of a socket that is escaped nowhere.
-const LONGEST_LISTENER: usize = 112;
+const MAX_LISTENER_LEN: usize = 112;
 
 #[cfg(test)]
 mod tests {

@@ -72,7 +72,7 @@ fn write_effective(to: &mut impl Write, paint: Paint, effective: &Effective) -> 
     };
     let (keys, values) = (
         width(|(key, _)| key, usize::MAX),
-        width(|(_, value)| value, LONGEST_VALUE),
+        width(|(_, value)| value, MAX_VALUE_LEN),
     );
     shown.iter().try_for_each(|((key, value), origin)| {
         let style = match origin {
@@ -127,7 +127,7 @@ fn named(files: &[PathBuf]) -> String {
 }
 
 /// With the longest key and its origin it fills a line of 80 columns.
-const LONGEST_VALUE: usize = 36;
+const MAX_VALUE_LEN: usize = 36;
 
 #[cfg(test)]
 mod tests {

@@ -135,7 +135,8 @@ impl<'a> Progress<'a> {
 
 /// A second connection.
 fn connect(session: &Session) -> Result<RpcClient, connection::Error> {
-    let mut events = RpcClient::to_daemon(&session.places(), Deadline::after(A_MOMENT))?;
+    let mut events =
+        RpcClient::to_daemon(&session.places(), Deadline::after(SECOND_CONNECT_TIMEOUT))?;
     events.extend(session.deadline);
     Ok(events)
 }
@@ -392,7 +393,7 @@ impl fmt::Display for Counters {
 }
 
 /// How long a change waits for the second connection.
-const A_MOMENT: Duration = Duration::from_secs(1);
+const SECOND_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// From the cursor to the end of the line: EL of ECMA-48.
 const ERASE: &str = "\x1b[K";

@@ -36,7 +36,7 @@ const NOTED: u64 = 1 << 63;
 const MAX_UNSENT: u64 = super::REPLY_SOFT as u64 / 24 + 1;
 
 /// No worker answers faster than this, on average over the replies that wait to be sent.
-const FASTEST: Duration = Duration::from_nanos(20);
+const MIN_REPLY_TIME: Duration = Duration::from_nanos(20);
 
 /// A count that is about to be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -273,7 +273,7 @@ impl Counters {
         if recorded > requests || recorded.saturating_add(MAX_UNSENT) < self.at_least {
             return Some("there are not as many durations as requests");
         }
-        let most = u64::try_from(passed.as_nanos() / FASTEST.as_nanos())
+        let most = u64::try_from(passed.as_nanos() / MIN_REPLY_TIME.as_nanos())
             .unwrap_or(u64::MAX)
             .saturating_add(MAX_UNSENT);
         let new = [

@@ -46,19 +46,19 @@ pub use slot::{Claim, Cursors, Flags, LeaseState, Region, Slot};
 pub use stretch::Stretch;
 
 /// Bytes of the shared receive buffer: what one turn reads at the most.
-pub const RECEIVE: usize = 256 * 1024;
+pub const RECEIVE_LEN: usize = 256 * 1024;
 
 /// Once so many bytes of replies are waiting, a turn writes them before it goes on.
 pub const REPLY_SOFT: usize = 64 * 1024;
 
 /// Bytes of a slot's small place.
-pub const SMALL: usize = 512;
+pub const SMALL_LEN: usize = 512;
 
 /// What a reply may be longer than the longest frame, in bytes: room for another envelope, or an error.
-const REPLY_EXTRA: usize = 4096;
+const REPLY_EXTRA_LEN: usize = 4096;
 
-const HEADER: u64 = 16 * 1024;
-const SLOT: u64 = 128;
+const HEADER_LEN: u64 = 16 * 1024;
+const SLOT_LEN: u64 = 128;
 
 /// The version of the layout that desks are made with.
 ///
@@ -69,7 +69,7 @@ const SLOT: u64 = 128;
 /// 1   version 0.1.0
 /// 2   words 16 and up of the header, bit 5 of the marks
 /// ```
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Where what lies on a desk: a function of the number of slots and of the longest frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +84,7 @@ impl Layout {
     #[must_use]
     pub fn new(slots: u32, max_frame: u32) -> Layout {
         Layout {
-            version: LAYOUT,
+            version: LAYOUT_VERSION,
             slots,
             max_frame,
         }
@@ -93,7 +93,7 @@ impl Layout {
     /// The one of a desk that a program of another version has made; none for a version that this one does not read.
     #[must_use]
     pub fn of(version: u32, slots: u32, max_frame: u32) -> Option<Layout> {
-        (1..=LAYOUT).contains(&version).then_some(Layout {
+        (1..=LAYOUT_VERSION).contains(&version).then_some(Layout {
             version,
             slots,
             max_frame,
@@ -111,8 +111,10 @@ impl Layout {
     #[must_use]
     pub fn max_slots(max_frame: u32) -> u32 {
         let one = Layout::new(1, max_frame);
-        u32::try_from((16 << 40) / (one.large_receive() + one.reply() + SMALL as u64 + SLOT))
-            .unwrap_or(u32::MAX)
+        u32::try_from(
+            (16 << 40) / (one.large_receive() + one.reply() + SMALL_LEN as u64 + SLOT_LEN),
+        )
+        .unwrap_or(u32::MAX)
     }
 
     /// Slots there are.
@@ -130,17 +132,17 @@ impl Layout {
     /// Longest reply with its prefix, in bytes.
     #[must_use]
     pub fn max_reply(self) -> usize {
-        PREFIX + self.max_frame as usize + REPLY_EXTRA
+        PREFIX + self.max_frame as usize + REPLY_EXTRA_LEN
     }
 
     /// Words of the header and the slots.
     fn words(self) -> usize {
-        ((HEADER + u64::from(self.slots) * SLOT) / 8) as usize
+        ((HEADER_LEN + u64::from(self.slots) * SLOT_LEN) / 8) as usize
     }
 
     /// Where the buffers and places begin in the file.
     fn bytes_at(self) -> u64 {
-        page_up(HEADER + u64::from(self.slots) * SLOT)
+        page_up(HEADER_LEN + u64::from(self.slots) * SLOT_LEN)
     }
 
     /// Bytes of a reply buffer: when the last reply begins, less than [`REPLY_SOFT`] are waiting.
@@ -150,15 +152,15 @@ impl Layout {
 
     /// Bytes of a large receive place: a whole frame, or what the shared buffer held.
     fn large_receive(self) -> u64 {
-        page_up((PREFIX + self.max_frame as usize).max(RECEIVE) as u64)
+        page_up((PREFIX + self.max_frame as usize).max(RECEIVE_LEN) as u64)
     }
 
     fn small_at(self) -> u64 {
-        RECEIVE as u64 + self.reply()
+        RECEIVE_LEN as u64 + self.reply()
     }
 
     fn large_at(self, slot: u32) -> u64 {
-        let begin = page_up(self.small_at() + u64::from(self.slots) * SMALL as u64);
+        let begin = page_up(self.small_at() + u64::from(self.slots) * SMALL_LEN as u64);
         begin + u64::from(slot) * (self.large_receive() + self.reply())
     }
 
@@ -167,8 +169,8 @@ impl Layout {
     pub fn handoff_offsets(self) -> ShmOffsets {
         ShmOffsets {
             words: self.words(),
-            first_lease: (HEADER / 8) as usize,
-            stride: (SLOT / 8) as usize,
+            first_lease: (HEADER_LEN / 8) as usize,
+            stride: (SLOT_LEN / 8) as usize,
             slots: self.slots,
             final_writes: header::FINAL_WRITES,
             final_write_calls: header::FINAL_WRITE_CALLS,
@@ -186,10 +188,10 @@ impl Layout {
     /// Where received bytes lie at `place` for `slot`, counted from the first byte after the slots.
     fn receive_range(self, place: Region, slot: u32) -> Range<usize> {
         let (begin, length) = match place {
-            Region::Shared => (0, RECEIVE as u64),
+            Region::Shared => (0, RECEIVE_LEN as u64),
             Region::Small => (
-                self.small_at() + u64::from(slot) * SMALL as u64,
-                SMALL as u64,
+                self.small_at() + u64::from(slot) * SMALL_LEN as u64,
+                SMALL_LEN as u64,
             ),
             Region::Large => (self.large_at(slot), self.large_receive()),
         };
@@ -199,7 +201,7 @@ impl Layout {
     /// Where replies lie; a small place holds none.
     fn reply_range(self, place: Region, slot: u32) -> Range<usize> {
         let begin = match place {
-            Region::Shared | Region::Small => RECEIVE as u64,
+            Region::Shared | Region::Small => RECEIVE_LEN as u64,
             Region::Large => self.large_at(slot) + self.large_receive(),
         };
         begin as usize..(begin + self.reply()) as usize
@@ -226,11 +228,11 @@ impl SharedWords {
     }
 
     fn header(&self) -> Header<'_> {
-        Header::new(&self.words[..(HEADER / 8) as usize])
+        Header::new(&self.words[..(HEADER_LEN / 8) as usize])
     }
 
     fn slot(&self, index: u32) -> Option<Slot<'_>> {
-        let words = self.words[(HEADER / 8) as usize..].as_chunks().0;
+        let words = self.words[(HEADER_LEN / 8) as usize..].as_chunks().0;
         words
             .get(index as usize)
             .filter(|_| index < self.slots)

@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use super::stretch::Stretch;
-use super::{Cursors, MasterDesk, Region, SMALL};
+use super::{Cursors, MasterDesk, Region, SMALL_LEN};
 use crate::sys::ledger::ByteCounts;
 
 /// Bytes of a client that is in no turn: all there is of it beside its socket.
@@ -39,7 +39,7 @@ pub enum Owner {
 }
 
 /// No stream is that long. A position beyond is nonsense, which the next worker would calculate with.
-const FARTHEST: u64 = 1 << 62;
+const MAX_POSITION: u64 = 1 << 62;
 
 impl MasterDesk {
     /// What lies here of the client in a slot whose worker is dead or in no turn of it. Without a ledger, the view's own
@@ -56,7 +56,7 @@ impl MasterDesk {
         let slot = self.slot(index).ok_or(io::ErrorKind::InvalidData)?;
         let view = slot.cursors();
         let wrong = || io::Error::from(io::ErrorKind::InvalidData);
-        if view.in_base.max(view.out_base) > FARTHEST {
+        if view.in_base.max(view.out_base) > MAX_POSITION {
             return Err(wrong());
         }
         let written_here = ByteCounts {
@@ -92,7 +92,7 @@ impl MasterDesk {
     pub fn lay(&self, index: u32, bytes: &ClientBytes) -> io::Result<Cursors> {
         let mut view = Cursors::idle(bytes.in_base, bytes.out_base);
         if !bytes.unread.is_empty() {
-            let place = if bytes.unread.len() <= SMALL {
+            let place = if bytes.unread.len() <= SMALL_LEN {
                 Region::Small
             } else {
                 Region::Large
@@ -130,7 +130,7 @@ impl MasterDesk {
         }
         let begin = self.layout.bytes_at() + place.start as u64 + u64::from(offset) + part.start;
         // Small places of several slots share a page.
-        if owner == Owner::Dead && length > SMALL as u64 {
+        if owner == Owner::Dead && length > SMALL_LEN as u64 {
             return Ok(Stretch::left(&self.file, begin, length));
         }
         let mut bytes = vec![0; length as usize];

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::sys::memory::{self, PAGE};
 
 /// Bytes that are copied at a time.
-const PART: u64 = 64 * 1024;
+const PART_LEN: u64 = 64 * 1024;
 
 /// A stretch of what a client sent or is to be sent.
 #[derive(Debug)]
@@ -83,11 +83,11 @@ impl Stretch {
             Kind::Copied(bytes) => return file.write_all_at(bytes, to),
             Kind::Left(left) => left,
         };
-        let mut buffer = [0; PART as usize];
+        let mut buffer = [0; PART_LEN as usize];
         let mut at = left.begin;
         while at < left.end {
             // Up to the end of a page, which is given back whole.
-            let end = (at + PART)
+            let end = (at + PART_LEN)
                 .next_multiple_of(PAGE)
                 .saturating_sub(PAGE)
                 .clamp(at + 1, left.end);
@@ -146,10 +146,10 @@ mod tests {
         for (offset, length) in [
             (0, 1),
             (0, PAGE),
-            (100, 3 * PART),
+            (100, 3 * PART_LEN),
             (PAGE - 1, 300_000),
             (7, 5),
-            (0, PART),
+            (0, PART_LEN),
         ] {
             let (source, target) = (file(), file());
             let bytes: Vec<u8> = (0..length).map(|i| (i % 251) as u8).collect();

@@ -14,10 +14,10 @@ use crate::proto::names::Address;
 use crate::sys::socket;
 
 /// How long an answer may take, together with the turn to ask for it.
-const PATIENCE: Duration = Duration::from_secs(3);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// From one question to the next, at least.
-const PACE: Duration = Duration::from_millis(10);
+const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The daemon. One question at a time and a hundred a second at the most: however many ask over HTTP, the master has one
 /// control client more, and most of its time for others.
@@ -73,9 +73,9 @@ impl Daemon {
     }
 
     fn answer<T: DeserializeOwned>(&self, verb: Verb) -> Result<T, Error> {
-        let deadline = Deadline::after(PATIENCE);
+        let deadline = Deadline::after(ANSWER_TIMEOUT);
         let failed = |cause: io::Error| match cause.kind() {
-            ErrorKind::TimedOut => Error::Timeout(PATIENCE),
+            ErrorKind::TimedOut => Error::Timeout(ANSWER_TIMEOUT),
             _ => Error::Connect {
                 address: Address::Unix(self.control.clone()),
                 cause,
@@ -109,7 +109,7 @@ impl Daemon {
         }
         *line = Line {
             is_being_asked: true,
-            next: Instant::now() + PACE,
+            next: Instant::now() + MIN_INTERVAL,
         };
         Ok(Turn(self))
     }

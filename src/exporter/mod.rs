@@ -39,10 +39,10 @@ use crate::sys::poll::{Event, Interest, Poller};
 use crate::sys::{fd, process, signal};
 
 /// Most visitors at a time.
-const MOST: usize = 16;
+const MAX_CONNECTIONS: usize = 16;
 
 /// How long nobody is accepted when there is no room, or the system was out of something, unless somebody leaves before.
-const PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the poller tells an event by.
 const CHANNEL: u64 = 0;
@@ -174,7 +174,7 @@ impl Server {
         let mut events: Vec<Event> = Vec::new();
         loop {
             self.poller
-                .wait(&mut events, self.is_closed.then_some(PAUSE))?;
+                .wait(&mut events, self.is_closed.then_some(ACCEPT_PAUSE))?;
             if std::mem::take(&mut self.is_closed) && !self.has_ended {
                 self.poller
                     .modify(&self.listener, LISTENER, Interest::Clients)?;
@@ -183,7 +183,7 @@ impl Server {
                 match event.token {
                     CHANNEL if self.hear_end()? => return Ok(()),
                     LEFT => {
-                        let _bytes = self.left.read(&mut [0; MOST])?;
+                        let _bytes = self.left.read(&mut [0; MAX_CONNECTIONS])?;
                     }
                     LISTENER if event.has_ended && !is_listening(&self.listener) => {
                         self.leave_listener()?
@@ -238,7 +238,7 @@ impl Server {
     /// Whether there is room for one more; if not, whoever is the slowest is on its way out now.
     fn has_room(&self) -> bool {
         let visitors = self.shared.connections();
-        let is_full = visitors.len() >= MOST;
+        let is_full = visitors.len() >= MAX_CONNECTIONS;
         // They are in the order in which they came.
         if is_full && let Some(slow) = visitors.values().find(|visitor| visitor.is_slow()) {
             slow.cut();

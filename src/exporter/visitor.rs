@@ -12,13 +12,13 @@ use crate::sys::poll::{Interest, wait_for};
 use crate::sys::socket::{self, Moved};
 
 /// From accept to the end of the request's head, and again for all of the reply to be taken.
-const PATIENCE: Duration = Duration::from_secs(5);
+const IO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Who has been there for less is not called slow: what was sent along may not have been looked at.
-const GRACE: Duration = Duration::from_millis(200);
+const SLOW_AFTER: Duration = Duration::from_millis(200);
 
 /// For how long and how much it is read on after the reply.
-const LEFTOVERS: (Duration, usize) = (Duration::from_secs(1), 256 * 1024);
+const LINGER_LIMITS: (Duration, usize) = (Duration::from_secs(1), 256 * 1024);
 
 /// A connection. Its own thread serves it; the server may end it meanwhile.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ impl HttpConnection {
 
     /// Whether it is itself that has been waited for for a while, and not the daemon.
     pub(super) fn is_slow(&self) -> bool {
-        !self.is_asking.load(Ordering::Relaxed) && self.since.elapsed() >= GRACE
+        !self.is_asking.load(Ordering::Relaxed) && self.since.elapsed() >= SLOW_AFTER
     }
 
     /// Has [`Visitor::serve`] come to its end.
@@ -70,7 +70,7 @@ impl HttpConnection {
 
     /// A request, or the reply to what is none. Nothing from one who leaves without a word.
     fn request(&self) -> Option<Result<Request, Reply>> {
-        let mut patience = TimeBudget(PATIENCE);
+        let mut patience = TimeBudget(IO_TIMEOUT);
         let mut head = [0; MAX_HEAD];
         let mut length = 0;
         loop {
@@ -84,7 +84,7 @@ impl HttpConnection {
                 }
                 Ok(more) => length += more,
                 Err(e) if e.kind() == ErrorKind::TimedOut => {
-                    let sentence = format!("the request did not arrive within {PATIENCE:?}");
+                    let sentence = format!("the request did not arrive within {IO_TIMEOUT:?}");
                     return Some(Err(Reply::sentence(Status::RequestTimeout, &sentence)));
                 }
                 Err(_) => return None,
@@ -99,7 +99,7 @@ impl HttpConnection {
     }
 
     fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
-        let mut patience = TimeBudget(PATIENCE);
+        let mut patience = TimeBudget(IO_TIMEOUT);
         while !bytes.is_empty() {
             match socket::transmit(&self.socket, bytes)? {
                 Moved::Bytes(sent) => bytes = &bytes[sent..],
@@ -114,7 +114,7 @@ impl HttpConnection {
     /// its way.
     fn linger(&self) {
         socket::finish_writing(&self.socket);
-        let (within, mut most) = LEFTOVERS;
+        let (within, mut most) = LINGER_LIMITS;
         let mut patience = TimeBudget(within);
         let mut leftovers = [0; 4096];
         while let Ok(more @ 1..) = self.receive(&mut leftovers, &mut patience) {
@@ -142,7 +142,7 @@ impl HttpConnection {
 struct TimeBudget(Duration);
 
 /// The longest wait at a time, so that not much counts of one in which the process was stopped.
-const AT_A_TIME: Duration = Duration::from_millis(250);
+const MAX_WAIT: Duration = Duration::from_millis(250);
 
 impl TimeBudget {
     /// Waits for this, or for a while. Whoever calls looks then, whatever it was.
@@ -150,7 +150,7 @@ impl TimeBudget {
         if self.0.is_zero() {
             return Err(ErrorKind::TimedOut.into());
         }
-        let (asked, began) = (self.0.min(AT_A_TIME), Instant::now());
+        let (asked, began) = (self.0.min(MAX_WAIT), Instant::now());
         wait_for(socket, interest, asked)?;
         self.0 -= began.elapsed().min(asked);
         Ok(())

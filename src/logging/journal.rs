@@ -17,7 +17,7 @@ use crate::proto::text::Escaped;
 pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
 
 /// journald leaves out a field whose name is longer.
-const LONGEST_NAME: usize = 64;
+const MAX_NAME_LEN: usize = 64;
 
 /// journald.
 #[derive(Debug)]
@@ -96,7 +96,7 @@ fn field_name(name: &str) -> String {
     "FDPASSD_"
         .chars()
         .chain(name.chars().map(letter))
-        .take(LONGEST_NAME)
+        .take(MAX_NAME_LEN)
         .collect()
 }
 
@@ -145,6 +145,6 @@ mod tests {
         let entry = entry("fdpassd", &Line::with(Level::Info, "x", &fields));
         let expected = b"FDPASSD_WHY\n\x0b\0\0\0\0\0\0\0a\nMESSAGE=b\nFDPASSD_X_MESSAGE__=true\nFDPASSD_=null\n";
         assert!(entry.ends_with(expected), "{}", entry.escape_ascii());
-        assert_eq!(field_name(&"x".repeat(100)).len(), LONGEST_NAME);
+        assert_eq!(field_name(&"x".repeat(100)).len(), MAX_NAME_LEN);
     }
 }

@@ -7,7 +7,7 @@ use log::Level;
 use super::line::Line;
 
 /// A message that still comes after so long is written again, for whoever has just begun to look.
-const LONG_ENOUGH: Duration = Duration::from_secs(10);
+const REPEAT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The last message that was written, and how often it came again.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl Repeats {
     pub(super) fn count(&mut self, line: &Line, now: Instant) -> bool {
         let last = self.0.as_mut().filter(|last| {
             (last.level, &last.message) == (line.level, &line.message)
-                && now < last.written + LONG_ENOUGH
+                && now < last.written + REPEAT_INTERVAL
         });
         last.map(|last| last.times += 1).is_some()
     }

@@ -17,7 +17,7 @@ const WORKER_DESCRIPTORS: u64 = 4;
 const EXPORTER_DESCRIPTORS: u64 = 3;
 
 /// Most clients that `auto` comes to.
-const MOST_CLIENTS: u64 = 1_000_000;
+const MAX_AUTO_CLIENTS: u64 = 1_000_000;
 
 /// One worker per CPU that this process may use: affinity and cgroup quota.
 pub(super) fn worker_count(count: Count) -> usize {
@@ -90,7 +90,7 @@ pub(super) fn client_limits(
         return Err(Error::System(sentence));
     }
     let (clients, lowered) = match config.limits.max_clients {
-        None => (possible.min(MOST_CLIENTS), None),
+        None => (possible.min(MAX_AUTO_CLIENTS), None),
         Some(wanted) if u64::from(wanted.get()) <= possible => (wanted.get().into(), None),
         Some(wanted) => {
             let sentence = format!(

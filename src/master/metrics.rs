@@ -355,7 +355,7 @@ fn write_durations(text: &mut Text, tally: &Tally) {
         "From a request's being read to its reply's being written.",
     );
     let (mut count, mut bucket) = (0u64, 0);
-    for power in SHORTEST..=LONGEST {
+    for power in MIN_BUCKET_EXPONENT..=MAX_BUCKET_EXPONENT {
         while bucket < BUCKETS && upper(bucket) < 1 << power {
             count = count.saturating_add(tally.buckets.get(bucket).copied().unwrap_or_default());
             bucket += 1;
@@ -371,5 +371,5 @@ fn write_durations(text: &mut Text, tally: &Tally) {
 }
 
 /// About a microsecond and about a minute: the first and the last bucket end at 2 to that many ns.
-const SHORTEST: u32 = 10;
-const LONGEST: u32 = 36;
+const MIN_BUCKET_EXPONENT: u32 = 10;
+const MAX_BUCKET_EXPONENT: u32 = 36;

@@ -126,7 +126,7 @@ pub fn run(setup: Setup) -> Result<(), Error> {
 }
 
 /// Two signals to stop within this time are one.
-const ECHO: Duration = Duration::from_millis(200);
+const SIGNAL_ECHO_INTERVAL: Duration = Duration::from_millis(200);
 
 /// A seat among the workers: what stays when its worker is replaced.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -408,8 +408,7 @@ impl Master {
 
     /// Whether a signal to stop is the one before once more: timeout(1) sends it to its child, then to the whole group.
     fn is_echo(&mut self, signal: Signal, now: Instant) -> bool {
-        let is_echo =
-            matches!(self.asked_to_stop, Some((same, at)) if same == signal && now < at + ECHO);
+        let is_echo = matches!(self.asked_to_stop, Some((same, at)) if same == signal && now < at + SIGNAL_ECHO_INTERVAL);
         if !is_echo {
             self.asked_to_stop = Some((signal, now));
         }

@@ -35,10 +35,10 @@ use crate::sys::{clock, fd};
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// After which time the manager is tried again that took no more.
-const RETRY: Duration = Duration::from_millis(100);
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Most messages that wait for the manager. It has been away for long then, and the last ones tell it all.
-const MOST_UNSENT: usize = 64;
+const MAX_UNSENT: usize = 64;
 
 /// Time for the manager beside what workers may take at the end: for the signals, and for the last of them to be collected.
 const STOP_MARGIN: Duration = Duration::from_secs(10);
@@ -48,7 +48,7 @@ const STOP_MARGIN: Duration = Duration::from_secs(10);
 const ACTIVATION_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Longest status, in bytes; systemd drops datagrams of more than 4 KiB.
-const LONGEST_STATUS: usize = 1000;
+const MAX_STATUS_LEN: usize = 1000;
 
 /// Tells the service manager, or nobody.
 #[derive(Debug)]
@@ -179,7 +179,10 @@ impl Notifier {
         // The pipe's other end is with the manager when it is told, and closed when it has taken all in.
         let is_confirmed =
             |patience| poll::wait_for(&end, Interest::Read, patience).unwrap_or(false);
-        while !manager.unsent.is_empty() && Instant::now() < deadline && !is_confirmed(RETRY) {
+        while !manager.unsent.is_empty()
+            && Instant::now() < deadline
+            && !is_confirmed(RETRY_INTERVAL)
+        {
             manager.send(Instant::now());
         }
         if !is_confirmed(deadline.saturating_duration_since(Instant::now())) {
@@ -237,7 +240,7 @@ impl Manager {
             .unsent
             .iter()
             .position(|message| message.descriptors.is_empty());
-        if let Some(index) = forgettable.filter(|_| self.unsent.len() > MOST_UNSENT) {
+        if let Some(index) = forgettable.filter(|_| self.unsent.len() > MAX_UNSENT) {
             self.unsent.remove(index);
         }
         self.send(now);
@@ -253,7 +256,7 @@ impl Manager {
             {
                 Ok(()) => self.is_complained_of = false,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                    self.retry_at = Some(now + RETRY);
+                    self.retry_at = Some(now + RETRY_INTERVAL);
                     return;
                 }
                 Err(e) => {
@@ -518,8 +521,8 @@ fn status_text(what: &dyn fmt::Display) -> String {
     let mut text = String::new();
     // A `Display` that fails has said what it could.
     let _ = write!(text, "{}", Escaped(what));
-    if text.len() > LONGEST_STATUS {
-        let cut = (0..=LONGEST_STATUS)
+    if text.len() > MAX_STATUS_LEN {
+        let cut = (0..=MAX_STATUS_LEN)
             .rev()
             .find(|&at| text.is_char_boundary(at))
             .unwrap_or_default();
@@ -646,9 +649,9 @@ mod tests {
             }),
             r"; last reload rejected: bad\nMAINPID=1\x1b"
         );
-        let long = status_text(&"ä".repeat(LONGEST_STATUS));
+        let long = status_text(&"ä".repeat(MAX_STATUS_LEN));
         assert!(
-            long.len() <= LONGEST_STATUS + '…'.len_utf8() && long.ends_with("ä…"),
+            long.len() <= MAX_STATUS_LEN + '…'.len_utf8() && long.ends_with("ä…"),
             "{long}"
         );
     }

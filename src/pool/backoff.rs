@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 /// The first wait, and the longest.
-const FIRST: Duration = Duration::from_millis(100);
-const LONGEST: Duration = Duration::from_secs(30);
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// Waits that double with each death of a streak and differ a little, so that workers that fail for one reason do not
 /// come back in step.
@@ -23,11 +23,13 @@ impl Jitter {
         if streak == 0 {
             return Duration::ZERO;
         }
-        let doubled = FIRST.saturating_mul(1 << (streak - 1).min(20)).min(LONGEST);
+        let doubled = FIRST_WAIT
+            .saturating_mul(1 << (streak - 1).min(20))
+            .min(MAX_WAIT);
         // From 3/4 of it to 5/4.
         doubled
             .mul_f64(0.75 + self.share() / 2.0)
-            .clamp(FIRST, LONGEST)
+            .clamp(FIRST_WAIT, MAX_WAIT)
     }
 
     /// Up to a tenth less than this, so that workers that started together do not end together.

@@ -45,7 +45,7 @@ const BUSY: f64 = 0.3;
 const COOL_DOWN: Duration = Duration::from_secs(3);
 
 /// Moves of one plan: the master serves nobody else meanwhile, and the next plan can go on.
-const MOST: usize = 256;
+const MAX_MOVES: usize = 256;
 
 /// A worker that is ready and answers.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -172,7 +172,7 @@ pub fn plan(from: &WorkerLoad, to: &[WorkerLoad], clients: &[Busy]) -> Vec<Move>
         let Some(least) = to.iter_mut().min_by(|a, b| a.busy.total_cmp(&b.busy)) else {
             break;
         };
-        if left - least.busy <= EVEN * left || moves.len() == MOST {
+        if left - least.busy <= EVEN * left || moves.len() == MAX_MOVES {
             break;
         }
         let load = from.busy * (requests as f64 / all);
@@ -340,7 +340,7 @@ mod tests {
                 })
                 .collect()
         };
-        assert_eq!(plan(&from, &to, &clients(&[7; 600])).len(), MOST);
+        assert_eq!(plan(&from, &to, &clients(&[7; 600])).len(), MAX_MOVES);
         let mut requests = vec![1; 100];
         requests.extend([5000, 5000]);
         let moves = plan(&from, &to, &clients(&requests));
@@ -466,7 +466,7 @@ mod tests {
                 (1..).zip(to).map(|(id, (busy, is_warm))| WorkerLoad { is_warm, ..worker(id, busy) }).collect();
             let clients: Vec<_> = (0..).zip(&requests).map(|(client, n)| Busy { client, requests: *n }).collect();
             let moves = plan(&from, &loads, &clients);
-            prop_assert!(moves.len() <= MOST);
+            prop_assert!(moves.len() <= MAX_MOVES);
             let mut left = busy;
             let mut moved = std::collections::BTreeSet::new();
             for Move { client, to, load } in moves {

@@ -50,9 +50,9 @@ use serde::{Deserialize, Serialize};
 use super::names::{Generation, WorkerId};
 use super::paths::{exact, shown};
 
-pub use clients::{ClientStatus, Clients, ClientsAfter, Cursor, Kick, Kicked, PAGE};
+pub use clients::{ClientStatus, Clients, ClientsAfter, Cursor, Kick, Kicked, PAGE_LEN};
 pub use effective::{Change, Checked, Effective, Key, KeyOrigin, LogLevelInForce, SetLogLevel};
-pub use events::{About, Event, Events, EventsAfter, KEPT, Kind, MAX_WAIT};
+pub use events::{About, Event, Events, EventsAfter, Kind, MAX_EVENTS, MAX_WAIT};
 pub use status::{
     LastReload, LeavingStatus, ListenerStatus, Origin, Skew, Status, Verdict, WorkerState,
     WorkerStatus,
@@ -65,7 +65,7 @@ pub const MAX_REQUEST: u32 = 64 * 1024;
 pub const MAX_REPLY: u32 = 64 * 1024 * 1024;
 
 /// How long a request may take to arrive, and a reply to be read.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What fdpassctl may ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::PATIENCE;
+use super::TIMEOUT;
 use crate::proto::frame::{ByteOrder, PREFIX};
 use crate::proto::names::Address;
 use crate::worker::Fault;
@@ -39,12 +39,12 @@ impl Client {
     fn try_connect(address: &Address) -> io::Result<Client> {
         let stream = match address {
             Address::Tcp(to) => {
-                UnixStream::from(OwnedFd::from(TcpStream::connect_timeout(to, PATIENCE)?))
+                UnixStream::from(OwnedFd::from(TcpStream::connect_timeout(to, TIMEOUT)?))
             }
             Address::Unix(path) => UnixStream::connect(path)?,
         };
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
         Ok(Client {
             stream: BufReader::with_capacity(BUFFER, stream),
             order: ByteOrder::Little,
@@ -122,7 +122,7 @@ impl Client {
         match self.try_receive() {
             Ok(body) => body,
             Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                panic!("no byte of a reply within {PATIENCE:?}")
+                panic!("no byte of a reply within {TIMEOUT:?}")
             }
             Err(e) => panic!("no reply: {e}"),
         }

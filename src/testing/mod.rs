@@ -45,7 +45,7 @@ use crate::sys::{inherited, process};
 use crate::worker::Fault;
 
 /// The deadline of every wait.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A running daemon. Dropping it kills its master and workers, waits for them and removes its directory.
 #[derive(Debug)]
@@ -400,7 +400,7 @@ impl Drop for Running {
             let _ = process::kill_group(self.master.id());
         }
         let _ = self.master.wait();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !self.log.has_ended() && Instant::now() < deadline {
             let _ = process::kill_writers(self.log.pipe);
             self.log.wait_for(PACE, |log| log.ended);
@@ -431,7 +431,7 @@ impl Error {
         let status = daemon.output.has_ended().then(|| daemon.wait());
         let reason = match status {
             Some(status) => format!("the daemon ended before it served: {status}"),
-            None => format!("the daemon did not say within {PATIENCE:?} that it listens"),
+            None => format!("the daemon did not say within {TIMEOUT:?} that it listens"),
         };
         let log = Arc::clone(&daemon.log);
         drop(daemon);
@@ -476,14 +476,14 @@ impl std::error::Error for Error {}
 /// If there is none within [`PATIENCE`].
 #[track_caller]
 pub fn eventually<T>(awaited: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         if let Some(answer) = ask() {
             return answer;
         }
         assert!(
             Instant::now() < deadline,
-            "waited {PATIENCE:?} for this: {awaited}"
+            "waited {TIMEOUT:?} for this: {awaited}"
         );
         thread::park_timeout(PACE);
     }
@@ -628,7 +628,7 @@ impl Output {
 
     /// Waits until `is_so` is true and returns whether it is.
     fn wait(&self, is_so: impl Fn(&Written) -> bool) -> bool {
-        self.wait_for(PATIENCE, is_so)
+        self.wait_for(TIMEOUT, is_so)
     }
 
     fn wait_for(&self, time: Duration, is_so: impl Fn(&Written) -> bool) -> bool {

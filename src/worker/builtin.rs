@@ -10,12 +10,12 @@ pub(crate) fn ping(params: &RawValue, out: &mut Reply<'_>) -> Result<(), Fault> 
 }
 
 /// Most terms that `pi` sums up: some seconds of work.
-const MOST_TERMS: u64 = 1_000_000_000;
+const MAX_TERMS: u64 = 1_000_000_000;
 
 /// `pi`: √(8·Σ 1/(2i+1)²) over the first `n` terms, which is what the public clients of this protocol call.
 pub(crate) fn pi(n: u64) -> Result<f64, Fault> {
-    if n > MOST_TERMS {
-        return Err(Fault::bad_params(format!("n is at most {MOST_TERMS}")));
+    if n > MAX_TERMS {
+        return Err(Fault::bad_params(format!("n is at most {MAX_TERMS}")));
     }
     let sum: f64 = (0..n)
         .map(|i| (2 * i + 1) as f64)
@@ -39,7 +39,7 @@ mod tests {
         assert!((pi(1).expect("n") - 8f64.sqrt()).abs() < 1e-12);
         assert!((pi(1_000_000).expect("n") - std::f64::consts::PI).abs() < 1e-6);
         assert_eq!(
-            pi(MOST_TERMS + 1).expect_err("too many").code(),
+            pi(MAX_TERMS + 1).expect_err("too many").code(),
             "bad_params"
         );
     }

@@ -17,14 +17,14 @@ use crate::sys::socket::{self, Moved};
 
 /// What a client may still send after its last reply, in bytes, before it is cut off: a reset would destroy that
 /// reply before it is read.
-const LAST_WORDS: u32 = 8 << 20;
+const MAX_LINGER_BYTES: u32 = 8 << 20;
 
 /// Bytes of a Unix client after which the kernel's count of them is seen to: far less than it counts, far more than a turn
 /// reads.
-const REARM: u32 = 1 << 28;
+const REARM_BYTES: u32 = 1 << 28;
 
 /// How long it is given to read its last reply.
-const GOODBYE: Duration = Duration::from_secs(1);
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A client whose lease this worker has. What it sent or is to be sent is not here: that lies on the desk.
 #[derive(Debug)]
@@ -92,15 +92,15 @@ impl Connection {
                 (true, true) => Waits::End,
             },
             watched: None,
-            unarmed: REARM,
-            linger_bytes: LAST_WORDS,
+            unarmed: REARM_BYTES,
+            linger_bytes: MAX_LINGER_BYTES,
             armed: NEVER,
         }
     }
 
     /// Sees to it that the kernel can count what is about to be read.
     pub(super) fn rearm(&mut self) {
-        if !self.is_tcp() && self.unarmed >= REARM {
+        if !self.is_tcp() && self.unarmed >= REARM_BYTES {
             // If it fails, the master finds so, and loses this one client if its worker dies in its turn.
             let _ = ledger::rearm(&self.socket);
             self.unarmed = 0;
@@ -138,7 +138,7 @@ impl Connection {
             Waits::Request => (slot.last_active(), settings.idle_timeout),
             Waits::Bytes => (slot.since(), settings.frame_timeout),
             Waits::Room => (slot.since(), settings.send_timeout),
-            Waits::End => (slot.since(), Some(GOODBYE)),
+            Waits::End => (slot.since(), Some(LINGER_TIMEOUT)),
             Waits::Turn => (0, None),
         };
         let ns = limit.map_or(NEVER, |limit| {

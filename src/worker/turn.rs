@@ -26,7 +26,7 @@ use super::death::{self, Point};
 use super::methods::Service;
 use super::reply::Fault;
 use crate::desk::{
-    Claim, Cursors, Flags, LeaseState, RECEIVE, REPLY_SOFT, Region, SMALL, Slot, WorkerDesk,
+    Claim, Cursors, Flags, LeaseState, RECEIVE_LEN, REPLY_SOFT, Region, SMALL_LEN, Slot, WorkerDesk,
 };
 use crate::proto::channel::Settings;
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
@@ -38,7 +38,7 @@ use crate::sys::socket::{self, Moved};
 const REPLY_DELAY: u64 = 1_000_000;
 
 /// A client that has more requests waiting lets others go first after this long, in ns.
-const LONGEST: u64 = 10_000_000;
+const MAX_TURN: u64 = 10_000_000;
 
 /// What a turn works with besides its client.
 pub(super) struct Tools<'a> {
@@ -266,10 +266,10 @@ impl Turn<'_, '_> {
                 .flags
                 .order
                 .map(|order| frame::next(unread, order, u32::MAX));
-            let is_large = matches!(first, Some(Next::Partial { .. })) || self.have > RECEIVE;
+            let is_large = matches!(first, Some(Next::Partial { .. })) || self.have > RECEIVE_LEN;
             if is_large && from == Region::Large && offset == 0 {
                 place = Region::Large;
-            } else if self.have <= RECEIVE {
+            } else if self.have <= RECEIVE_LEN {
                 self.tools.desk.move_received(
                     self.index,
                     from,
@@ -314,7 +314,7 @@ impl Turn<'_, '_> {
                 }
                 sent_at = self.tools.now;
             }
-            if self.tools.now - began > LONGEST
+            if self.tools.now - began > MAX_TURN
                 || self.tools.broken.is_some()
                 || self.tools.has_reached_limit()
             {
@@ -506,7 +506,7 @@ impl Turn<'_, '_> {
         self.pass(sent);
         let (place, offset) = (self.cursors.rx.0, self.cursors.rx.1 as usize);
         if place == Region::Shared && unread > 0 {
-            let target = if unread <= SMALL {
+            let target = if unread <= SMALL_LEN {
                 Region::Small
             } else {
                 Region::Large

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use fdpassd::proto::control::{MAX_REQUEST, PATIENCE, Status, Version};
+use fdpassd::proto::control::{MAX_REQUEST, REQUEST_TIMEOUT, Status, Version};
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, eventually};
 use serde_json::json;
@@ -203,7 +203,7 @@ fn half_a_request_and_then_silence_is_ended_while_others_are_served() {
         "timeout: the request did not arrive in time"
     );
     assert!(
-        begin.elapsed() >= PATIENCE - Duration::from_millis(10),
+        begin.elapsed() >= REQUEST_TIMEOUT - Duration::from_millis(10),
         "it took {:?}",
         begin.elapsed()
     );

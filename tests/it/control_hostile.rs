@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use fdpassd::proto::control::MAX_REQUEST;
 use fdpassd::proto::names::Address;
-use fdpassd::testing::{Client, PATIENCE, Running, eventually};
+use fdpassd::testing::{Client, Running, TIMEOUT, eventually};
 use serde_json::json;
 
 use crate::common::program::{control_socket, wait_for_clients};
@@ -194,7 +194,7 @@ const HABITS: [(&str, Habit); 7] = [
         let frame = [&(body.len() as u32).to_le_bytes()[..], body].concat();
         let (mut stream, mut writer) =
             UnixStream::connect(socket).and_then(|s| Ok((s.try_clone()?, s)))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         thread::scope(|threads| {
             threads.spawn(move || {
                 writer
@@ -252,7 +252,7 @@ fn answers(daemon: &Running, rpc: &mut Client, count: u32) {
 /// Sends this and reads the refusal, up to the end of the connection or of its code.
 fn refused(socket: &Path, sent: &[u8], code: &str) -> std::io::Result<()> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     // The refusal may come before it is all sent.
     let _ = stream.write_all(sent);
     let mut reply = [0; 256];

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use fdpassd::proto::names::Address;
-use fdpassd::testing::{PATIENCE, Running, eventually};
+use fdpassd::testing::{Running, TIMEOUT, eventually};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, sendto, socket};
 
 use crate::common::faulty;
@@ -73,16 +73,14 @@ fn connect_and_stop(to: SocketAddr, data: &[u8]) -> TcpStream {
     assert_eq!(sent, data.len());
     let client = TcpStream::from(client);
     client.set_nonblocking(false).expect("fcntl");
-    client
-        .set_read_timeout(Some(PATIENCE))
-        .expect("SO_RCVTIMEO");
+    client.set_read_timeout(Some(TIMEOUT)).expect("SO_RCVTIMEO");
     client
 }
 
 /// Lets all pass from now on, also what was held back: the next packet sets it going.
 fn open(to: SocketAddr) {
     tc("qdisc change dev lo root tbf rate 1gbit burst 100k limit 1m");
-    drop(TcpStream::connect_timeout(&to, PATIENCE));
+    drop(TcpStream::connect_timeout(&to, TIMEOUT));
 }
 
 /// States of the server's side of all connections to this port.

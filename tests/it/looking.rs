@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use fdpassd::proto::control::{Checked, ClientStatus, Clients, Effective, KeyOrigin, PAGE};
+use fdpassd::proto::control::{Checked, ClientStatus, Clients, Effective, KeyOrigin, PAGE_LEN};
 use fdpassd::testing::{Client, Running, eventually};
 use serde_json::{Value, json};
 
@@ -108,7 +108,7 @@ fn many_clients_come_in_pages_of_a_thousand_and_each_is_on_one_of_them() {
     let (mut after, mut pages, mut found) = (Value::Null, 0, BTreeMap::new());
     loop {
         let page = page(&daemon, json!({ "after": after }));
-        assert!(page.clients.len() <= PAGE);
+        assert!(page.clients.len() <= PAGE_LEN);
         pages += 1;
         found.extend(page.clients.into_iter().map(|client| (client.id, client)));
         let Some(next) = page.next else { break };

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use fdpassd::proto::control::{Kind, Verb};
 use fdpassd::proto::names::Address;
-use fdpassd::testing::PATIENCE;
+use fdpassd::testing::TIMEOUT;
 use serde_json::{Value, json};
 
 use crate::common::needs::{skip, skip_part};
@@ -537,7 +537,7 @@ fn the_bytes_in_the_pages_are_what_the_daemon_answers() {
     for (request, expected) in rpc {
         let mut stream = TcpStream::connect(address).expect("it listens");
         stream
-            .set_read_timeout(Some(PATIENCE))
+            .set_read_timeout(Some(TIMEOUT))
             .expect("it takes a timeout");
         stream.write_all(&request).expect("it takes the request");
         stream.shutdown(Shutdown::Write).expect("it is connected");
@@ -553,7 +553,7 @@ fn the_bytes_in_the_pages_are_what_the_daemon_answers() {
     for (request, expected) in control {
         let mut stream = UnixStream::connect(control_socket(&daemon)).expect("it listens");
         stream
-            .set_read_timeout(Some(PATIENCE))
+            .set_read_timeout(Some(TIMEOUT))
             .expect("it takes a timeout");
         stream.write_all(&request).expect("it takes the request");
         let mut reply = vec![0; expected.len()];

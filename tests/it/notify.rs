@@ -6,7 +6,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use fdpassd::testing::{PATIENCE, Running, Setup, eventually};
+use fdpassd::testing::{Running, Setup, TIMEOUT, eventually};
 use tempfile::TempDir;
 
 use crate::common::faulty::example;
@@ -44,7 +44,7 @@ impl Manager {
     #[track_caller]
     fn told(&self) -> String {
         self.socket
-            .set_read_timeout(Some(PATIENCE))
+            .set_read_timeout(Some(TIMEOUT))
             .expect("it is a time");
         receive(&self.socket).expect("the manager is told something")
     }

@@ -272,7 +272,7 @@ fn without_refusal() -> Running {
 fn reply(client: &mut UnixStream) -> String {
     let mut length = [0; 4];
     client
-        .set_read_timeout(Some(fdpassd::testing::PATIENCE))
+        .set_read_timeout(Some(fdpassd::testing::TIMEOUT))
         .expect("a socket takes it");
     client.read_exact(&mut length).expect("a reply");
     let mut body = vec![0; u32::from_le_bytes(length) as usize];

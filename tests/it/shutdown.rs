@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use fdpassd::proto::names::Address;
-use fdpassd::testing::{Client, PATIENCE, Running, eventually};
+use fdpassd::testing::{Client, Running, TIMEOUT, eventually};
 
 use crate::common::faulty::{self, Execution, whoami};
 use crate::common::program::{Program, control_socket, ctl, ctl_command};
@@ -88,7 +88,7 @@ fn a_worker_that_does_not_finish_in_time_is_killed_and_the_end_is_as_good() {
     assert_eq!(daemon.wait().code(), Some(0));
     let took = begin.elapsed();
     assert!(
-        took >= Duration::from_secs(1) && took < PATIENCE / 2,
+        took >= Duration::from_secs(1) && took < TIMEOUT / 2,
         "it took {took:?}"
     );
     stuck.expect_end();

@@ -13,7 +13,7 @@ use crate::master::clients::leases::recover_after_death;
 use crate::master::telemetry::counters::{Loss, Reason};
 
 /// The first wait, and the longest.
-const FIRST: Duration = Duration::from_millis(10);
+const FIRST_WAIT: Duration = Duration::from_millis(10);
 const MAX_WAIT: Duration = Duration::from_millis(200);
 
 /// The clients of one dead worker.
@@ -52,8 +52,8 @@ impl Master {
                 desk,
                 clients,
                 is_timed_out,
-                due: now + FIRST,
-                wait: FIRST,
+                due: now + FIRST_WAIT,
+                wait: FIRST_WAIT,
             });
         }
     }

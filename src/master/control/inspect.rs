@@ -15,13 +15,13 @@ use crate::master::telemetry::events::{Asker, Since};
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{
     About, Checked, ClientStatus, Clients, ClientsAfter, Code, Cursor, Effective, Events,
-    KeyOrigin, Kicked, Kind, LogLevelInForce, Origin, PAGE, Refusal, SetLogLevel,
+    KeyOrigin, Kicked, Kind, LogLevelInForce, Origin, PAGE_LEN, Refusal, SetLogLevel,
 };
 use crate::proto::names::{ClientId, WorkerId};
 use crate::sys::{clock, socket};
 
 /// Where clients are that have no worker.
-const NOBODY: WorkerId = WorkerId(0);
+const NO_WORKER: WorkerId = WorkerId(0);
 
 /// A value that is chosen by the master, in TOML.
 const AUTO: &str = "\"auto\"";
@@ -36,13 +36,13 @@ impl Master {
             ));
         }
         let first = Cursor {
-            worker: asked.worker.unwrap_or(NOBODY),
+            worker: asked.worker.unwrap_or(NO_WORKER),
             slot: 0,
         };
         let from = asked.after.unwrap_or(first).max(first);
         let (mut clients, mut looked_at) = (Vec::new(), 0);
-        if from.worker == NOBODY {
-            let waiting = self.unleased.iter().skip(from.slot as usize).take(PAGE);
+        if from.worker == NO_WORKER {
+            let waiting = self.unleased.iter().skip(from.slot as usize).take(PAGE_LEN);
             clients.extend(waiting.map(|unleased| self.waiting_client(unleased)));
             looked_at = clients.len();
             if from.slot as usize + looked_at < self.unleased.len() {
@@ -50,7 +50,7 @@ impl Master {
                 return Ok(Clients {
                     clients,
                     next: Some(Cursor {
-                        worker: NOBODY,
+                        worker: NO_WORKER,
                         slot,
                     }),
                 });
@@ -60,7 +60,7 @@ impl Master {
         for (id, worker) in self.workers.range(from.worker..=last) {
             let begin = if *id == from.worker { from.slot } else { 0 };
             let end = worker.leases.used().max(begin);
-            let until = end.min(begin.saturating_add((PAGE - looked_at) as u32));
+            let until = end.min(begin.saturating_add((PAGE_LEN - looked_at) as u32));
             let page = worker.leases.page(begin..until, &worker.desk);
             clients.extend(
                 page.map(|(client, on_desk)| self.client_status(client, Some(*id), on_desk)),

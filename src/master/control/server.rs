@@ -14,7 +14,7 @@ use crate::master::control::access::{Peer, Role, Roles};
 use crate::master::control::pending::Waits;
 use crate::master::listeners::control_listener::{CONTROL_BACKLOG, ControlListener};
 use crate::master::{Master, Token};
-use crate::proto::control::{Code, MAX_REQUEST, PATIENCE, Refusal, Reloaded, Stopped, Verb};
+use crate::proto::control::{Code, MAX_REQUEST, REQUEST_TIMEOUT, Refusal, Reloaded, Stopped, Verb};
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
 use crate::proto::rpc;
 use crate::sys::listening::{Look, Offer, accept};
@@ -23,20 +23,20 @@ use crate::sys::poll::{Event, Interest, Poller};
 use crate::sys::socket::{self, Moved};
 
 /// Of all control clients, so many are kept for those who may change things.
-pub(crate) const RESERVED: usize = 8;
+pub(crate) const RESERVED_FOR_ADMINS: usize = 8;
 
 /// Most control clients of any user who may only look.
-const PER_USER: usize = 8;
+const MAX_READERS_PER_USER: usize = 8;
 
 /// How long requests are answered in a turn of the loop, so that many that take long delay clients by no more than this and
 /// one request.
 const CONTROL_BUDGET: Duration = Duration::from_millis(5);
 
 /// How long nobody is accepted after the system was out of descriptors.
-const RECOVERY: Duration = Duration::from_millis(100);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The log tells of no more than one stranger in this time: whoever can connect could fill it.
-const NEXT_STRANGER: Duration = Duration::from_secs(1);
+const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Most forbidden requests that are reported at once.
 const MAX_REFUSALS: u32 = 16;
@@ -73,7 +73,8 @@ impl Refusals {
         self.recent = self
             .recent
             .saturating_sub(u32::try_from(seconds).unwrap_or(u32::MAX));
-        self.since = Some(since + NEXT_STRANGER * u32::try_from(seconds).unwrap_or(u32::MAX));
+        self.since =
+            Some(since + REFUSAL_LOG_INTERVAL * u32::try_from(seconds).unwrap_or(u32::MAX));
         if self.recent >= MAX_REFUSALS {
             self.unreported += 1;
             return None;
@@ -144,7 +145,7 @@ impl ControlClients {
                 Ok(Offer::Empty | Offer::Ended) => return,
                 Err(e) => {
                     log::warn!("cannot accept control clients: {e}");
-                    self.paused_until = Some(now + RECOVERY);
+                    self.paused_until = Some(now + ACCEPT_PAUSE);
                     let _ = poller.modify(listener, Token::Control.into(), Interest::End);
                     return;
                 }
@@ -179,7 +180,7 @@ impl ControlClients {
         if let Err(refusal) = self.roles.need(Role::Reader, who) {
             if self
                 .told_of_stranger
-                .is_none_or(|told| now >= told + NEXT_STRANGER)
+                .is_none_or(|told| now >= told + REFUSAL_LOG_INTERVAL)
             {
                 self.told_of_stranger = Some(now);
                 log::warn!(
@@ -211,7 +212,8 @@ impl ControlClients {
             .clone()
             .filter(|client| client.peer.credentials.uid == who.credentials.uid)
             .count();
-        others.count() < self.most.saturating_sub(RESERVED).max(1) && same < PER_USER
+        others.count() < self.most.saturating_sub(RESERVED_FOR_ADMINS).max(1)
+            && same < MAX_READERS_PER_USER
     }
 
     /// Ends those whose time is up. Who has not asked is told so.
@@ -396,7 +398,7 @@ impl ControlClient {
             sent: 0,
             waits: None,
             is_last: false,
-            deadline: Some(now + PATIENCE),
+            deadline: Some(now + REQUEST_TIMEOUT),
         }
     }
 
@@ -543,7 +545,7 @@ impl Master {
         let Some(mut client) = self.control.clients.remove(&number) else {
             return;
         };
-        (client.waits, client.deadline) = (None, Some(now + PATIENCE));
+        (client.waits, client.deadline) = (None, Some(now + REQUEST_TIMEOUT));
         answer(&mut client);
         let outcome = client.send().map(|_| ());
         self.put_back(number, client, outcome);
@@ -606,7 +608,7 @@ impl Master {
         client.deadline = if client.waits.is_some() {
             None
         } else {
-            Some(now + PATIENCE)
+            Some(now + REQUEST_TIMEOUT)
         };
     }
 }

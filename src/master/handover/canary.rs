@@ -27,7 +27,7 @@ use crate::sys::poll::{self, Interest, Poller};
 use crate::sys::{fd, socket};
 
 /// How long a SIGTERM waits for the manager to store what it did not keep before.
-const CONFIRMATION: Duration = Duration::from_secs(1);
+const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a restart would lose the clients.
 const REFUSED: &str = "the service manager keeps no descriptors of this daemon, or not all (FileDescriptorStoreMax=, a masked unit)";
@@ -196,7 +196,7 @@ impl Master {
         let is_confirmed = canaries.is_confirmed && !canaries.has_ended();
         self.store_all(now);
         if !is_confirmed {
-            self.notifier.flush(CONFIRMATION);
+            self.notifier.flush(CONFIRMATION_TIMEOUT);
         }
         !self.has_store_ended()
     }

@@ -35,10 +35,10 @@ use crate::sys::ledger::Writes;
 use crate::sys::{clock, passed};
 
 /// Set by the unit: the service manager keeps descriptors for us (systemd before 254 does not tell so itself).
-const WANTED: &str = "FDPASSD_KEEP_CLIENTS";
+const KEEP_CLIENTS_VARIABLE: &str = "FDPASSD_KEEP_CLIENTS";
 
 /// How long the service manager may take to take in what it is to keep, at the end.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the next master will find.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ fn kept_listeners(listeners: &[Listener]) -> BTreeMap<String, &Listener> {
 /// Whether the service manager is to keep clients for us.
 pub(crate) fn is_wanted() -> bool {
     let is_set = |key| env::var_os(key).is_some_and(|value| !value.is_empty());
-    env::var_os(WANTED).is_some_and(|value| value == "1") && is_set("NOTIFY_SOCKET")
+    env::var_os(KEEP_CLIENTS_VARIABLE).is_some_and(|value| value == "1") && is_set("NOTIFY_SOCKET")
 }
 
 impl HandoffStore {
@@ -385,7 +385,7 @@ impl Master {
         if is_in_doubt {
             self.store_all(Instant::now());
         }
-        self.notifier.flush(LAST_WORDS);
+        self.notifier.flush(FLUSH_TIMEOUT);
         match left {
             _ if self.has_store_ended() => {
                 log::error!(
@@ -483,7 +483,7 @@ impl Master {
         }
         self.strikes.go_on(quarantined);
         self.events.go_on_from(events);
-        self.seats.truncate(MOST_SEATS);
+        self.seats.truncate(MAX_SEATS);
         if let Some(keeper) = &self.handoff_store {
             self.next_client = keeper.state_file.next_client();
             self.counts.refused = keeper.state_file.refused();
@@ -492,7 +492,7 @@ impl Master {
             match trust::counted_on(desk, told.methods.len()) {
                 Ok(counters) => {
                     self.add_counters(
-                        (told.seat as usize).min(MOST_SEATS - 1),
+                        (told.seat as usize).min(MAX_SEATS - 1),
                         &counters,
                         &told.methods,
                     );
@@ -550,4 +550,4 @@ impl Master {
 }
 
 /// As many as there can be workers, and some for those that leave.
-const MOST_SEATS: usize = 1024;
+const MAX_SEATS: usize = 1024;

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::channel::Channel;
 use crate::config::{Config, Loaded};
-use crate::desk::{Counters, LAYOUT, Layout, MasterDesk};
+use crate::desk::{Counters, LAYOUT_VERSION, Layout, MasterDesk};
 use crate::master::clients::leases::{Leases, LeasesSnapshot};
 use crate::master::control::server::ControlSnapshot;
 use crate::master::handover::inherited::{Inherited, Stored};
@@ -188,7 +188,7 @@ impl UpgradeSnapshot {
 
     /// Whether its workers speak another channel, or have desks of another layout.
     pub(crate) fn has_foreign_workers(&self) -> bool {
-        self.channel != VERSION || self.layout != LAYOUT
+        self.channel != VERSION || self.layout != LAYOUT_VERSION
     }
 
     /// Takes over all descriptors.
@@ -375,7 +375,7 @@ impl Master {
             version: MAGIC,
             oldest: OLDEST,
             channel: VERSION,
-            layout: LAYOUT,
+            layout: LAYOUT_VERSION,
             name: self.name.clone(),
             saved_state: self.saved_state(),
             next_client: self.next_client,

@@ -30,7 +30,7 @@ pub(crate) const CHECK: &str = "check-handover";
 pub(crate) const RESUME: &str = "resume";
 
 /// How long a candidate may take to say whether it is one, and how long what is under way may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a candidate says that can go on with a master.
 const FIT: &str = "fit";
@@ -38,7 +38,7 @@ const FIT: &str = "fit";
 const FIT_AND_SAME: &str = "fit, and the same program";
 
 /// Longest reason that a candidate may give, in bytes.
-const LONGEST_REASON: u64 = 1000;
+const MAX_REASON_LEN: u64 = 1000;
 
 /// A program that this process is to become.
 #[derive(Debug)]
@@ -119,7 +119,7 @@ impl Master {
             executable,
             path,
             asker,
-            until: now + PATIENCE,
+            until: now + UPGRADE_TIMEOUT,
             check: Some(check),
             is_same: false,
         });
@@ -147,7 +147,7 @@ impl Master {
         };
         match check.verdict() {
             Some(verdict) if is_fit(&verdict) && exit == Exit::Status(0) => {
-                (upgrade.until, upgrade.is_same) = (now + PATIENCE, verdict == FIT_AND_SAME);
+                (upgrade.until, upgrade.is_same) = (now + UPGRADE_TIMEOUT, verdict == FIT_AND_SAME);
             }
             Some(verdict) if !is_fit(&verdict) => self.give_upgrade_up(&verdict, now),
             _ => self.give_upgrade_up(
@@ -271,7 +271,7 @@ impl Check {
             .ok()?
             .len()
             .checked_sub(self.length)?
-            .min(LONGEST_REASON);
+            .min(MAX_REASON_LEN);
         let mut text = vec![0; usize::try_from(length).ok()?];
         self.told.read_exact_at(&mut text, self.length).ok()?;
         let reason = Escaped(String::from_utf8_lossy(&text)).to_string();

@@ -25,10 +25,10 @@ use crate::sys::poll::Interest;
 use crate::sys::{clock, ledger, socket};
 
 /// How long nothing is accepted once the system was out of descriptors or memory, unless something is freed before.
-const RECOVERY: Duration = Duration::from_millis(100);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a reason for a pause is not said again.
-const SILENCE: Duration = Duration::from_secs(60);
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Why nothing is accepted at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -285,7 +285,7 @@ impl Master {
     }
 
     fn cannot_accept(&mut self, error: &io::Error, now: Instant) {
-        self.gate.exhausted_until = Some(now + RECOVERY);
+        self.gate.exhausted_until = Some(now + ACCEPT_PAUSE);
         self.say_pause(
             Pause::Exhausted,
             &format!("cannot accept clients: {error}; they wait until that is over"),
@@ -404,7 +404,7 @@ impl Master {
         let said = self
             .gate
             .said_at
-            .is_some_and(|(what, when)| what == pause && now.duration_since(when) < SILENCE);
+            .is_some_and(|(what, when)| what == pause && now.duration_since(when) < LOG_INTERVAL);
         if !said {
             let about = About {
                 clients: Some(self.clients),

@@ -17,10 +17,10 @@ use crate::sys::inherited::{self, Found};
 use crate::sys::poll::{self, Interest};
 
 /// What the names of descriptors begin with that a master has left for the next.
-pub(crate) const KEPT: &str = "fdpassd-";
+pub(crate) const STORE_PREFIX: &str = "fdpassd-";
 
 /// Most descriptors that are taken over.
-const MOST: usize = 65_536;
+const MAX_DESCRIPTORS: usize = 65_536;
 
 /// What was handed over, each with its name; several may have the same one.
 #[derive(Debug, Default)]
@@ -58,7 +58,7 @@ impl Handed {
     /// Takes out what a master before this one has left.
     pub(crate) fn take_kept(&mut self) -> Vec<(String, OwnedFd)> {
         self.0
-            .extract_if(.., |(name, _)| name.starts_with(KEPT))
+            .extract_if(.., |(name, _)| name.starts_with(STORE_PREFIX))
             .collect()
     }
 
@@ -203,8 +203,12 @@ fn names(var: impl Fn(&str) -> Option<OsString>, pid: u32) -> Result<Vec<String>
         return Ok(Vec::new());
     }
     let count = text("LISTEN_FDS")?.unwrap_or_default();
-    let number = count.parse().ok().filter(|number| *number <= MOST);
-    let count = number.ok_or_else(|| format!("LISTEN_FDS={count} is no number up to {MOST}"))?;
+    let number = count
+        .parse()
+        .ok()
+        .filter(|number| *number <= MAX_DESCRIPTORS);
+    let count =
+        number.ok_or_else(|| format!("LISTEN_FDS={count} is no number up to {MAX_DESCRIPTORS}"))?;
     match text("LISTEN_FDNAMES")? {
         // sd_listen_fds_with_names(3) calls them so.
         None => Ok(vec!["unknown".to_owned(); count]),

@@ -14,8 +14,8 @@ use crate::sys::listening::is_listening;
 use crate::sys::poll::Interest;
 
 /// Tries that are a second apart; those after them are [`SELDOM`] apart.
-const OFTEN: u32 = 30;
-const SELDOM: Duration = Duration::from_secs(30);
+const FAST_RETRIES: u32 = 30;
+const SLOW_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Something is not there, and when it is tried again.
 #[derive(Clone, Debug)]
@@ -56,10 +56,10 @@ impl Outage {
     /// Not for this time. Logs the reason if it is another one than before.
     pub(crate) fn failed(&mut self, error: &Error, now: Instant) {
         self.tries += 1;
-        let wait = if self.tries <= OFTEN {
+        let wait = if self.tries <= FAST_RETRIES {
             Duration::from_secs(1)
         } else {
-            SELDOM
+            SLOW_RETRY_INTERVAL
         };
         self.next_try = now + wait;
         let reason = error.to_string();
@@ -218,13 +218,13 @@ mod tests {
         assert!(outage.is_due(now));
         let error = Error::Unavailable("no".to_owned());
         let mut at = now;
-        for _ in 0..OFTEN {
+        for _ in 0..FAST_RETRIES {
             outage.failed(&error, at);
             assert_eq!(outage.deadline() - at, Duration::from_secs(1));
             at = outage.deadline();
         }
         outage.failed(&error, at);
-        assert_eq!(outage.deadline() - at, SELDOM);
+        assert_eq!(outage.deadline() - at, SLOW_RETRY_INTERVAL);
         assert_eq!(outage.reason, "no");
     }
 }

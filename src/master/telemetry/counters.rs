@@ -338,7 +338,7 @@ pub(crate) struct Tally {
 pub(crate) const OTHER: &str = "other";
 
 /// So many methods are told apart: names are a worker's word, and must not fill the master's memory.
-const MOST_METHODS: usize = 256;
+const MAX_METHODS: usize = 256;
 
 impl Default for Tally {
     fn default() -> Tally {
@@ -374,7 +374,7 @@ impl Tally {
 
     fn add_method(&mut self, name: &str, answered: [u64; 2]) {
         let is_told_apart = self.methods.contains_key(name)
-            || (is_method_name(name) && self.methods.len() < MOST_METHODS);
+            || (is_method_name(name) && self.methods.len() < MAX_METHODS);
         let sums = self
             .methods
             .entry(if is_told_apart { name } else { OTHER }.to_owned())
@@ -435,7 +435,7 @@ mod tests {
             tally.add_method(&format!("m{number}"), [1, 1]);
         }
         tally.add_method("\n{}\"", [1, 0]);
-        assert!(tally.methods.len() <= MOST_METHODS + 1);
+        assert!(tally.methods.len() <= MAX_METHODS + 1);
         assert_eq!(tally.methods.values().map(|[ok, _]| ok).sum::<u64>(), 1001);
         assert_eq!(tally.methods["m0"], [1, 1]);
         assert!(!tally.methods.contains_key("\n{}\""));

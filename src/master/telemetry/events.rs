@@ -8,7 +8,7 @@ use log::kv::{self, Key, Source, Value, VisitSource};
 use log::{Level, Record};
 
 use crate::proto::channel::LogLevel;
-use crate::proto::control::{About, Event, KEPT, Kind};
+use crate::proto::control::{About, Event, Kind, MAX_EVENTS};
 use crate::proto::text::Escaped;
 use crate::sys::socket::Credentials;
 
@@ -57,7 +57,7 @@ impl Events {
             Level::Info => LogLevel::Info,
             Level::Debug | Level::Trace => LogLevel::Debug,
         };
-        if self.kept.len() == KEPT {
+        if self.kept.len() == MAX_EVENTS {
             self.kept.pop_front();
         }
         let message = Escaped(message).to_string();
@@ -211,13 +211,16 @@ mod tests {
                 lost: 0
             }
         );
-        for _ in 0..KEPT + 3 {
+        for _ in 0..MAX_EVENTS + 3 {
             events.note(Kind::Scaled, About::default(), "more\nworkers");
         }
         let last = events.last();
-        assert_eq!(last, KEPT as u64 + 3);
+        assert_eq!(last, MAX_EVENTS as u64 + 3);
         let all = events.since(0);
-        assert_eq!((all.lost, all.events.len(), all.events[0].id), (3, KEPT, 4));
+        assert_eq!(
+            (all.lost, all.events.len(), all.events[0].id),
+            (3, MAX_EVENTS, 4)
+        );
         assert_eq!(all.events[0].message, "more\\nworkers");
         assert_eq!(
             (

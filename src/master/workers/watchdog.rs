@@ -178,7 +178,7 @@ impl Master {
             self.watch_from(now);
             match (self.watch.next_look, soonest) {
                 (Some(next), Some(soonest)) => {
-                    self.watch.next_look = Some(next.min(soonest.max(now + SOONEST)))
+                    self.watch.next_look = Some(next.min(soonest.max(now + MIN_WAIT)))
                 }
                 (Some(_), None) => {}
                 (None, _) => self.watch = Watch::default(),
@@ -292,4 +292,4 @@ impl Master {
 const LONG_RUN: Duration = Duration::from_millis(10);
 
 /// The next look is not sooner than that, whatever the clocks say.
-const SOONEST: Duration = Duration::from_millis(1);
+const MIN_WAIT: Duration = Duration::from_millis(1);

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::super::names::{ClientId, WorkerId};
 
 /// Most clients in one reply. So many slots are looked at for it, however many clients there are.
-pub const PAGE: usize = 1000;
+pub const PAGE_LEN: usize = 1000;
 
 /// Params of `clients`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,7 +8,7 @@ use super::super::channel::LogLevel;
 use super::super::names::{ClientId, Generation, WorkerId};
 
 /// So many events are kept; older ones are forgotten.
-pub const KEPT: usize = 1024;
+pub const MAX_EVENTS: usize = 1024;
 
 /// Longest that one question waits for an event. Who wants to wait for longer asks again.
 pub const MAX_WAIT: Duration = Duration::from_secs(60);

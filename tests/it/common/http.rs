@@ -6,7 +6,7 @@ use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 
 use fdpassd::proto::names::Address;
-use fdpassd::testing::{PATIENCE, Running, eventually};
+use fdpassd::testing::{Running, TIMEOUT, eventually};
 
 use super::kernel;
 
@@ -34,8 +34,8 @@ impl Visitor {
         };
         let visitor = visitor.unwrap_or_else(|e| panic!("cannot connect to {address}: {e}"));
         match &visitor {
-            Visitor::Tcp(stream) => stream.set_read_timeout(Some(PATIENCE)),
-            Visitor::Unix(stream) => stream.set_read_timeout(Some(PATIENCE)),
+            Visitor::Tcp(stream) => stream.set_read_timeout(Some(TIMEOUT)),
+            Visitor::Unix(stream) => stream.set_read_timeout(Some(TIMEOUT)),
         }
         .expect("a socket takes a timeout");
         visitor

@@ -16,7 +16,7 @@ use proptest::sample::{Index, select};
 use proptest::test_runner::Config;
 
 use super::*;
-use crate::desk::{ClientBytes, Cursors, Layout, Note, Region, SMALL, Stretch, WorkerDesk};
+use crate::desk::{ClientBytes, Cursors, Layout, Note, Region, SMALL_LEN, Stretch, WorkerDesk};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::ClientId;
 
@@ -714,7 +714,7 @@ impl World {
         let (unread, unsent) = (arrived - answered, replied - sent as usize);
         let is_at_rest = unread == 0 && unsent == 0;
         if !is_at_rest {
-            let place = if unread <= SMALL {
+            let place = if unread <= SMALL_LEN {
                 Region::Small
             } else {
                 Region::Large

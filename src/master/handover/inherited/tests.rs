@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 
 use super::super::snapshot::UpgradeSnapshot;
 use super::*;
-use crate::desk::{Cursors, Flags, LAYOUT, Layout, LeaseState, MasterDesk};
+use crate::desk::{Cursors, Flags, LAYOUT_VERSION, Layout, LeaseState, MasterDesk};
 use crate::master::clients::client::Unleased;
 use crate::master::telemetry::counters::Loss;
 use crate::proto::boat::{ClientRecord, ShmRecord};
@@ -208,15 +208,15 @@ fn a_snapshot_of_0_1_0_can_be_gone_on_with_but_not_its_workers() {
 #[test]
 fn desks_of_this_version_are_found_again_and_those_of_a_later_one_are_not() {
     let desk = MasterDesk::new(Layout::new(3, 64)).expect("memfd");
-    let layout = Layout::of(LAYOUT, 3, 64).expect("it is this one");
+    let layout = Layout::of(LAYOUT_VERSION, 3, 64).expect("it is this one");
     MasterDesk::found(desk.file().try_clone().expect("dup"), layout).expect("it is one");
-    assert!(Layout::of(LAYOUT + 1, 3, 64).is_none() && Layout::of(0, 3, 64).is_none());
+    assert!(Layout::of(LAYOUT_VERSION + 1, 3, 64).is_none() && Layout::of(0, 3, 64).is_none());
 }
 
 #[test]
 fn what_nobody_took_over_is_packed_again_offsets_and_all() {
     let desk = MasterDesk::new(Layout::new(400, 64)).expect("memfd");
-    let (worker, generation, layout) = (WorkerId(7), Generation(1), LAYOUT);
+    let (worker, generation, layout) = (WorkerId(7), Generation(1), LAYOUT_VERSION);
     let told = ShmRecord {
         worker,
         seat: 0,
