@@ -102,7 +102,7 @@ fn run() -> ExitCode {
                 u64::try_from(at.saturating_duration_since(Instant::now()).as_millis()).ok()
             }))
         })
-        // What a broken worker may do to its desk: other words from this word on.
+        // What a broken worker may do to its shared memory: other words from this word on.
         .method("scribble", |_, (at, words): (u64, Vec<u64>), _| {
             scribble(at, &words).map_err(io_fault)
         })
@@ -237,11 +237,11 @@ fn append(path: &str, line: &str) -> io::Result<()> {
 }
 
 fn scribble(at: u64, words: &[u64]) -> io::Result<()> {
-    let desk = descriptor("/memfd:desk")?;
+    let shm = descriptor("/memfd:shm")?;
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
     File::options()
         .write(true)
-        .open(format!("/proc/self/fd/{desk}"))?
+        .open(format!("/proc/self/fd/{shm}"))?
         .write_all_at(&bytes, at * 8)
 }
 

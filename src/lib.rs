@@ -67,7 +67,7 @@
 //! entry points   daemon    testing   ctl                     arguments in, an exit code out
 //! processes      master    worker    exporter                none imports another
 //! decisions      pool                                        pure: compares what is wanted with what is
-//! shared         channel   desk  config   logging   connection
+//! shared         channel   shm   config   logging   rpc_client
 //! system calls   sys                                         all unsafe code; decides nothing
 //! protocol       proto                                       plain data, no I/O
 //! ```
@@ -79,16 +79,16 @@
 
 mod channel;
 mod config;
-mod connection;
 mod ctl;
 mod daemon;
-mod desk;
 mod exporter;
 mod logging;
 mod loop_clock;
 mod master;
 mod pool;
 pub mod proto;
+mod rpc_client;
+mod shm;
 #[allow(unsafe_code)]
 mod sys;
 mod table;

@@ -13,7 +13,7 @@ use crate::scenario::Scenario;
 use crate::server::Running;
 
 /// A reply must come after this time.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Bytes for each client.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +50,7 @@ fn ask_once(plan: &Plan) -> Result<TcpStream> {
     let (request, reply) = plan.first_exchange()?;
     let mut client = TcpStream::connect(plan.to).context("cannot connect")?;
     client
-        .set_read_timeout(Some(PATIENCE))
+        .set_read_timeout(Some(TIMEOUT))
         .context("cannot set a timeout")?;
     client.write_all(&request).context("cannot write")?;
     let mut answer = vec![0; reply.len()];

@@ -22,7 +22,7 @@ pub(crate) const CLIENTS: usize = 50;
 const RATE: f64 = 2_000.0;
 
 /// A call must have come back after this time.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Latencies, in microseconds: 99 of 100 pings took no longer, and the slowest.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +82,7 @@ impl Caller {
     fn connect(to: SocketAddrV4) -> Result<Caller> {
         let stream = TcpStream::connect(to).context("cannot connect")?;
         stream
-            .set_read_timeout(Some(PATIENCE))
+            .set_read_timeout(Some(TIMEOUT))
             .context("cannot set a timeout")?;
         Ok(Caller(stream))
     }

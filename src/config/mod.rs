@@ -275,7 +275,7 @@ pub struct Limits {
     /// what the limits of memory of the daemon's cgroups allow, at most 256 MiB.
     #[serde(with = "OrAuto::<BufferSize>")]
     pub buffers: Option<u64>,
-    /// A client at rest for longer is closed; `None`, the default, lets it rest.
+    /// A client idle for longer is closed; `None`, the default, lets it rest.
     #[serde(with = "OrNone::<Timeout>")]
     pub idle_timeout: Option<Duration>,
     /// From the first byte of a frame to its last; 30 s by default.

@@ -6,10 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::args::Call;
 use super::error::Error;
 use super::{Session, read};
-use crate::connection::{self, RpcClient, no_reply};
 use crate::proto::control::{self, Status};
 use crate::proto::frame::{ByteOrder, OrderRule};
 use crate::proto::names::Address;
+use crate::rpc_client::{self, RpcClient, no_reply};
 
 /// Sends it, and prints the result as it came.
 pub(super) fn perform(call: &Call, session: &Session, out: &mut impl Write) -> Result<(), Error> {
@@ -31,7 +31,7 @@ fn first_listener(session: &Session) -> Result<(Address, ByteOrder), Error> {
     let status = match asked {
         Ok(result) => read::<Status>(&result)?,
         // A client needs no permission to look at the daemon: it may still be where daemons usually are.
-        Err(connection::Error::NotRunning { .. } | connection::Error::Forbidden(_)) => {
+        Err(rpc_client::Error::NotRunning { .. } | rpc_client::Error::Forbidden(_)) => {
             return Ok((USUAL, ByteOrder::Little));
         }
         Err(error) => return Err(error.into()),

@@ -12,13 +12,13 @@ use super::figures::{are, counted, spaced_time};
 use super::job::Job;
 use super::progress::{Doing, Progress};
 use super::{Session, read};
-use crate::connection::{self, RpcClient};
 use crate::proto::control::{
     self, Drain, Hold, Kick, Kicked, Rebalance, Rebalanced, Recycle, Release, Reloaded, Scale,
     Settled, Stopped, UpgradeTo, Upgraded, Version,
 };
 use crate::proto::names::{ClientId, WorkerId};
 use crate::proto::text::Escaped;
+use crate::rpc_client::{self, RpcClient};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Change {
@@ -136,7 +136,7 @@ impl Change {
             None => self.ask(&mut daemon),
         };
         let result = done.map_err(|error| match (error, doing.and_then(Doing::takes_long)) {
-            (connection::Error::Timeout(_), Some((doing, _))) => Error::StillGoing {
+            (rpc_client::Error::Timeout(_), Some((doing, _))) => Error::StillGoing {
                 name: name.clone(),
                 pid,
                 doing,
@@ -159,7 +159,7 @@ impl Change {
         Some(Job::of(unit)).filter(|job| *job != Job::Stop)
     }
 
-    fn ask(&self, daemon: &mut RpcClient) -> Result<Box<RawValue>, connection::Error> {
+    fn ask(&self, daemon: &mut RpcClient) -> Result<Box<RawValue>, rpc_client::Error> {
         match self {
             Change::Reload { force: false } => daemon.ask(control::Verb::Reload),
             Change::Reload { force } => {
@@ -203,7 +203,7 @@ impl Change {
     }
 
     /// The result, for people.
-    fn said(&self, name: &str, result: &RawValue) -> Result<String, connection::Error> {
+    fn said(&self, name: &str, result: &RawValue) -> Result<String, rpc_client::Error> {
         match self {
             Change::Reload { .. } => read(result).map(applied),
             Change::Rebalance { dry_run } => read(result).map(|result| moves(&result, *dry_run)),

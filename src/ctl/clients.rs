@@ -14,9 +14,9 @@ use super::figures::{grouped, in_letters, short};
 use super::style::Seen;
 use super::table::{self, Cell, Columns};
 use super::{Session, read};
-use crate::connection::{RpcClient, no_reply};
 use crate::proto::control::{ClientStatus, ClientsAfter, Cursor, Verb};
 use crate::proto::names::{ClientId, WorkerId};
+use crate::rpc_client::{RpcClient, no_reply};
 
 /// Shows those that are wanted: a table, or the pages joined to one in the shape of a reply.
 pub(super) fn show(wanted: &Wanted, session: &Session, out: &mut impl Write) -> Result<(), Error> {

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::io;
 
-use crate::connection;
-use crate::connection::Error::{
+use crate::rpc_client;
+use crate::rpc_client::Error::{
     Closed, Connect, Forbidden, NoReply, NotRunning, NothingListens, Refused, Timeout, Usage,
 };
 
@@ -23,7 +23,7 @@ pub(super) enum Exit {
 #[derive(Debug)]
 pub(super) enum Error {
     /// There is no reply, or it is one of an error.
-    Connection(connection::Error),
+    Connection(rpc_client::Error),
     /// The daemon was not ready with it in time; it goes on.
     StillGoing {
         name: String,
@@ -63,8 +63,8 @@ impl Error {
     }
 }
 
-impl From<connection::Error> for Error {
-    fn from(error: connection::Error) -> Error {
+impl From<rpc_client::Error> for Error {
+    fn from(error: rpc_client::Error) -> Error {
         Error::Connection(error)
     }
 }

@@ -11,9 +11,9 @@ use super::error::Error;
 use super::figures::{are, exact_instant};
 use super::style::{Paint, of_level};
 use super::{Session, read};
-use crate::connection::{self, Deadline, RpcClient};
 use crate::proto::control::{Event, EventsAfter, MAX_WAIT, Verb, Version};
 use crate::proto::text::Escaped;
+use crate::rpc_client::{self, Deadline, RpcClient};
 
 /// [`control::Events`](crate::proto::control::Events), with each event as it came: a newer daemon may know of more kinds.
 #[derive(Debug, Deserialize)]
@@ -60,7 +60,7 @@ fn follow(
         match following.next(session, out) {
             Ok(()) => is_new = false,
             // The daemon has become another program, or closed the connection because nobody took what was written.
-            Err(Error::Connection(connection::Error::Closed)) if !is_new => {
+            Err(Error::Connection(rpc_client::Error::Closed)) if !is_new => {
                 following.daemon = again(session, pid)?.ok_or(Error::Ended {
                     name: name.clone(),
                     pid,
@@ -73,16 +73,17 @@ fn follow(
 }
 
 /// Another connection to the daemon of that process, if it is still there.
-fn again(session: &Session, pid: u32) -> Result<Option<RpcClient>, connection::Error> {
-    let asked = RpcClient::to_daemon(&session.places(), Deadline::after(session.patience))
-        .and_then(|mut daemon| {
+fn again(session: &Session, pid: u32) -> Result<Option<RpcClient>, rpc_client::Error> {
+    let asked = RpcClient::to_daemon(&session.places(), Deadline::after(session.timeout)).and_then(
+        |mut daemon| {
             let version: Version = read(&daemon.ask(Verb::Version)?)?;
             Ok((daemon, version.pid))
-        });
+        },
+    );
     match asked {
         Ok((daemon, same)) => Ok((same == pid).then_some(daemon)),
         // It is on its way out when it takes a connection and closes it.
-        Err(connection::Error::NotRunning { .. } | connection::Error::Closed) => Ok(None),
+        Err(rpc_client::Error::NotRunning { .. } | rpc_client::Error::Closed) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -99,7 +100,7 @@ impl Following {
     /// Shows what there is; if that is nothing, what comes within a while.
     fn next(&mut self, session: &Session, out: &mut impl Write) -> Result<(), Error> {
         let wait = self.wait.unwrap_or_default();
-        self.daemon.extend(Deadline::after(wait + session.patience));
+        self.daemon.extend(Deadline::after(wait + session.timeout));
         let asked = EventsAfter {
             after: self.after,
             wait: self.wait.map(|wait| wait.as_secs_f64()),

@@ -32,9 +32,9 @@ use clap_complete::Shell;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::connection::{self, Deadline, RpcClient, no_reply};
 use crate::proto::control::{self, Metrics, Status, Version};
 use crate::proto::text::Escaped;
+use crate::rpc_client::{self, Deadline, RpcClient, no_reply};
 use crate::sys::user::Holder;
 
 use args::{Arguments, Verb};
@@ -119,7 +119,7 @@ struct Session {
     places: Vec<PathBuf>,
     /// A directory among those places that may be another user's.
     temporary: Option<PathBuf>,
-    patience: Duration,
+    timeout: Duration,
     deadline: Deadline,
     json: bool,
     quiet: bool,
@@ -128,13 +128,13 @@ struct Session {
 
 impl Session {
     fn new(arguments: &Arguments, var: impl Fn(&str) -> Option<OsString>, seen: Seen) -> Session {
-        let patience = arguments.timeout();
+        let timeout = arguments.timeout();
         let (places, temporary) = places(arguments, var);
         Session {
             places,
             temporary,
-            patience,
-            deadline: Deadline::after(patience),
+            timeout,
+            deadline: Deadline::after(timeout),
             json: arguments.json,
             quiet: arguments.quiet,
             seen,
@@ -142,9 +142,9 @@ impl Session {
     }
 
     /// A connection to it; all of what is asked on it has to be answered in time.
-    fn daemon(&self) -> Result<RpcClient, connection::Error> {
+    fn daemon(&self) -> Result<RpcClient, rpc_client::Error> {
         RpcClient::to_daemon(&self.places(), self.deadline).map_err(|error| match error {
-            connection::Error::NotRunning { .. } => connection::Error::NotRunning {
+            rpc_client::Error::NotRunning { .. } => rpc_client::Error::NotRunning {
                 tried: self.places_but(&[Holder::Others]),
             },
             error => error,
@@ -250,7 +250,7 @@ fn version(session: &Session, out: &mut impl Write) -> Result<(), Error> {
         .and_then(|mut daemon| daemon.ask(control::Verb::Version))
     {
         Ok(result) => Some(result),
-        Err(connection::Error::NotRunning { .. }) => None,
+        Err(rpc_client::Error::NotRunning { .. }) => None,
         Err(error) => return Err(error.into()),
     };
     let written = match daemons {
@@ -268,7 +268,7 @@ fn version(session: &Session, out: &mut impl Write) -> Result<(), Error> {
 }
 
 /// What the daemon said, as what it is expected to be.
-fn read<'a, T: Deserialize<'a>>(result: &'a RawValue) -> Result<T, connection::Error> {
+fn read<'a, T: Deserialize<'a>>(result: &'a RawValue) -> Result<T, rpc_client::Error> {
     serde_json::from_str(result.get()).map_err(|e| no_reply(&e))
 }
 

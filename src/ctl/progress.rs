@@ -13,10 +13,10 @@ use super::error::Error;
 use super::events::{Page, forgotten};
 use super::figures::{clock, counted};
 use super::{Session, read};
-use crate::connection::{self, Closer, Deadline, RpcClient};
 use crate::proto::control::{Event, EventsAfter, Kind, MAX_WAIT, Verb};
 use crate::proto::names::Generation;
 use crate::proto::text::Escaped;
+use crate::rpc_client::{self, Closer, Deadline, RpcClient};
 
 /// What the daemon is busy with.
 #[derive(Clone, Copy, Debug)]
@@ -64,13 +64,13 @@ impl<'a> Progress<'a> {
         doing: Doing,
         session: &'a Session,
         daemon: &mut RpcClient,
-    ) -> Result<Option<Progress<'a>>, connection::Error> {
+    ) -> Result<Option<Progress<'a>>, rpc_client::Error> {
         if session.json || session.quiet {
             return Ok(None);
         }
         let result = match daemon.ask_with(Verb::Events, &EventsAfter::default()) {
             Ok(result) => result,
-            Err(connection::Error::Refused { .. } | connection::Error::Forbidden(_)) => {
+            Err(rpc_client::Error::Refused { .. } | rpc_client::Error::Forbidden(_)) => {
                 return Ok(None);
             }
             Err(error) => return Err(error),
@@ -103,8 +103,8 @@ impl<'a> Progress<'a> {
         self,
         daemon: &mut RpcClient,
         err: &mut (impl Write + Send),
-        ask: impl FnOnce(&mut RpcClient) -> Result<T, connection::Error>,
-    ) -> Result<T, connection::Error> {
+        ask: impl FnOnce(&mut RpcClient) -> Result<T, rpc_client::Error>,
+    ) -> Result<T, rpc_client::Error> {
         let Progress {
             session,
             mut events,
@@ -124,7 +124,7 @@ impl<'a> Progress<'a> {
         // What happened since the last of them was heard. Somebody who still owes an answer cannot be asked.
         if matches!(
             done,
-            Ok(_) | Err(connection::Error::Refused { .. } | connection::Error::Forbidden(_))
+            Ok(_) | Err(rpc_client::Error::Refused { .. } | rpc_client::Error::Forbidden(_))
         ) {
             let _ = teller.finish(daemon, err);
         }
@@ -134,7 +134,7 @@ impl<'a> Progress<'a> {
 }
 
 /// A second connection.
-fn connect(session: &Session) -> Result<RpcClient, connection::Error> {
+fn connect(session: &Session) -> Result<RpcClient, rpc_client::Error> {
     let mut events =
         RpcClient::to_daemon(&session.places(), Deadline::after(SECOND_CONNECT_TIMEOUT))?;
     events.extend(session.deadline);
@@ -196,7 +196,7 @@ impl Teller {
                     break error;
                 }
             };
-            let is_closed = matches!(ended, Error::Connection(connection::Error::Closed));
+            let is_closed = matches!(ended, Error::Connection(rpc_client::Error::Closed));
             if line.is_over() || !is_closed || self.last == before {
                 return Err(ended);
             }
@@ -219,7 +219,7 @@ impl Teller {
         Ok(is_asked?)
     }
 
-    fn ask(&self, events: &mut RpcClient) -> Result<(), connection::Error> {
+    fn ask(&self, events: &mut RpcClient) -> Result<(), rpc_client::Error> {
         // A count of clients changes without an event.
         let wait = if self.width.is_some() {
             Duration::from_secs(1)

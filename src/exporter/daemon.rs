@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 
 use super::http::{Reply, Status};
-use crate::connection::{Deadline, Error, RpcClient, no_reply};
 use crate::proto::control::Verb;
 use crate::proto::names::Address;
+use crate::rpc_client::{Deadline, Error, RpcClient, no_reply};
 use crate::sys::socket;
 
 /// How long an answer may take, together with the turn to ask for it.

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  who asks ──connect──▶ listener, bound by the master
-//!           ◀───HTTP───▶ visitor, a thread each, 16 at most ──control.sock──▶ master
+//!           ◀───HTTP───▶ HTTP connection, a thread each, 16 at most ──control.sock──▶ master
 //! ```
 //!
 //! It keeps nothing of the daemon, so that nothing it says is old and its own death costs nobody anything. When all threads
@@ -11,10 +11,10 @@
 //! waits for the daemon stays, as that is over soon. It ends when its channel does.
 
 mod answers;
+mod connection;
 mod daemon;
 mod host;
 mod http;
-mod visitor;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -28,8 +28,8 @@ use std::thread;
 use std::time::Duration;
 
 use answers::Answers;
+use connection::HttpConnection;
 use daemon::Daemon;
-use visitor::HttpConnection;
 
 use crate::channel::{Channel, Heard, Scratch};
 use crate::logging;
@@ -38,7 +38,7 @@ use crate::sys::listening::{Look, Offer, accept, is_listening};
 use crate::sys::poll::{Event, Interest, Poller};
 use crate::sys::{fd, process, signal};
 
-/// Most visitors at a time.
+/// Most HTTP connections at a time.
 const MAX_CONNECTIONS: usize = 16;
 
 /// How long nobody is accepted when there is no room, or the system was out of something, unless somebody leaves before.
@@ -114,9 +114,9 @@ struct Server {
     listener: OwnedFd,
     poller: Poller,
     shared: Arc<Shared>,
-    /// A byte for each visitor that has left.
+    /// A byte for each HTTP connection that has left.
     left: PipeReader,
-    /// Visitors that there ever were.
+    /// HTTP connections that there ever were.
     visits: u64,
     /// Nobody is accepted at the moment.
     is_closed: bool,
@@ -237,29 +237,30 @@ impl Server {
 
     /// Whether there is room for one more; if not, whoever is the slowest is on its way out now.
     fn has_room(&self) -> bool {
-        let visitors = self.shared.connections();
-        let is_full = visitors.len() >= MAX_CONNECTIONS;
+        let connections = self.shared.connections();
+        let is_full = connections.len() >= MAX_CONNECTIONS;
         // They are in the order in which they came.
-        if is_full && let Some(slow) = visitors.values().find(|visitor| visitor.is_slow()) {
+        if is_full && let Some(slow) = connections.values().find(|connection| connection.is_slow())
+        {
             slow.cut();
         }
         !is_full
     }
 
-    /// Serves a visitor in a thread of its own.
-    fn attend(&mut self, visitor: HttpConnection) -> io::Result<()> {
+    /// Serves an HTTP connection in a thread of its own.
+    fn attend(&mut self, connection: HttpConnection) -> io::Result<()> {
         self.visits += 1;
-        let visitor = Arc::new(visitor);
+        let connection = Arc::new(connection);
         self.shared
             .connections()
-            .insert(self.visits, Arc::clone(&visitor));
+            .insert(self.visits, Arc::clone(&connection));
         // Dropped in any case: when the thread ends, whatever by, or if there is none.
         let visit = ConnectionGuard {
             shared: Arc::clone(&self.shared),
             number: self.visits,
         };
         thread::Builder::new()
-            .spawn(move || visitor.serve(&visit.shared.answers))
+            .spawn(move || connection.serve(&visit.shared.answers))
             .map(drop)
     }
 

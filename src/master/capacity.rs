@@ -2,15 +2,15 @@
 
 use super::Error;
 use crate::config::{Config, Count};
-use crate::desk::Layout;
 use crate::pool::Target;
 use crate::proto::names::{Generation, MAX_WORKERS};
+use crate::shm::Layout;
 
 /// Descriptors that the master needs beside those of clients, listeners, workers and control clients: standard ones,
 /// its poller, signals, its program, its log, what the store is watched by, and what is open for a moment only.
 pub(super) const OWN_DESCRIPTORS: u64 = 20;
 
-/// A worker's channel and desk, and those of its successor while it is being replaced.
+/// A worker's channel and shared memory, and those of its successor while it is being replaced.
 const WORKER_DESCRIPTORS: u64 = 4;
 
 /// The exporter's listener and its channel, and the listener that a reload brings.
@@ -41,7 +41,7 @@ pub(super) const MOST_CONTROL_CLIENTS: u64 = 72;
 #[derive(Clone, Debug)]
 pub(super) struct ClientLimits {
     pub(super) clients: u64,
-    /// Slots on each desk.
+    /// Slots on each shared memory.
     pub(super) slots: u32,
     /// As many as there are descriptors for, whatever the configuration wants.
     pub(super) possible: u64,
@@ -50,7 +50,7 @@ pub(super) struct ClientLimits {
 }
 
 impl ClientLimits {
-    /// Desks that have room for so many clients at least, and for frames of this length.
+    /// Shared memory that have room for so many clients at least, and for frames of this length.
     pub(super) fn layout(&self, max_frame: u32, slots: u32) -> Layout {
         Layout::new(
             self.slots.max(slots).min(Layout::max_slots(max_frame)),

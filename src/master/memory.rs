@@ -84,7 +84,7 @@ impl Master {
     pub(super) fn parked(&self) -> u64 {
         self.workers
             .values()
-            .map(|worker| worker.desk.header().parked())
+            .map(|worker| worker.shm.header().parked())
             .fold(0, u64::saturating_add)
     }
 
@@ -104,11 +104,11 @@ impl Master {
 fn drop_oldest<'a>(clients: impl Iterator<Item = &'a mut Unleased>, excess: u64) -> usize {
     // A request that was executing gets its own reply.
     let is_unfinished = |client: &&mut Unleased| {
-        let marks = client.flags;
+        let flags = client.flags;
         client.bytes.unread.len() > FREE
-            && !marks.closing
-            && !marks.timed_out
-            && marks.crash_count == 0
+            && !flags.closing
+            && !flags.timed_out
+            && flags.crash_count == 0
     };
     let mut unfinished: Vec<&mut Unleased> = clients.filter(is_unfinished).collect();
     unfinished.sort_by_key(|client| client.times.0);
@@ -130,10 +130,10 @@ mod tests {
     use std::fs::File;
 
     use super::*;
-    use crate::desk::{ClientBytes, Flags};
     use crate::master::clients::client::Client;
     use crate::proto::frame::OrderRule;
     use crate::proto::names::{ClientId, Peer};
+    use crate::shm::{ClientBytes, Flags};
     use crate::sys::passed::ClientSocket;
 
     const MIB: u64 = 1 << 20;
@@ -182,7 +182,7 @@ mod tests {
             100
         );
         assert_eq!(excess(&[]), 0);
-        let client = |since: u64, unread: usize, marks: Flags| {
+        let client = |since: u64, unread: usize, flags: Flags| {
             let socket =
                 ClientSocket::shared(File::open("/dev/null").expect("/dev/null").into(), false);
             let (peer, order) = (
@@ -209,7 +209,7 @@ mod tests {
                 ..ClientBytes::default()
             };
             Unleased {
-                flags: marks,
+                flags,
                 times: (since, 0),
                 bytes,
                 ..Unleased::fresh(client, 0)
@@ -233,7 +233,7 @@ mod tests {
             .rev()
             .map(|since| client(since, 5000, Flags::default()))
             .collect();
-        clients.extend(spared.map(|marks| client(0, 5000, marks)));
+        clients.extend(spared.map(|flags| client(0, 5000, flags)));
         clients.push(client(0, FREE, Flags::default()));
         assert_eq!(drop_oldest(clients.iter_mut(), 0), 0);
         assert_eq!(drop_oldest(clients.iter_mut(), 10_001), 3);

@@ -1,4 +1,4 @@
-//! All figures in the text format of Prometheus, version 0.0.4, from the master's tables and the desks.
+//! All figures in the text format of Prometheus, version 0.0.4, from the master's tables and the shared memory.
 //!
 //! Totals go on over deaths, respawns and reloads. The label `worker` is the seat, which there are a few of; nothing is
 //! labelled by process or client.
@@ -10,8 +10,8 @@ use std::time::{Duration, Instant, SystemTime};
 use self::text::{COUNTER, GAUGE, Text};
 use super::Master;
 use super::telemetry::counters::Tally;
-use crate::desk::{BUCKETS, upper};
 use crate::proto::control::{ListenerStatus, Status, Verdict, WorkerState, WorkerStatus};
+use crate::shm::{BUCKETS, upper};
 use crate::sys::{clock, fd, socket};
 
 /// A figure of a worker; none if it is not known.
@@ -82,7 +82,7 @@ impl Master {
         let is_kept = self
             .handoff_store
             .as_ref()
-            .is_some_and(|keeper| keeper.canaries.is_confirmed());
+            .is_some_and(|store| store.canaries.is_confirmed());
         let help = "Whether the service manager has confirmed that a restart keeps the clients.";
         text.gauge("restart_keeps_clients", help, u8::from(is_kept));
         let failed = self
@@ -186,7 +186,7 @@ impl Master {
                 "Share of the last seconds in which the worker worked.",
                 |w, master| {
                     let worker = master.workers.get(&w.id?)?;
-                    Some(worker.desk.header().busy(clock::monotonic()))
+                    Some(worker.shm.header().busy(clock::monotonic()))
                 },
             ),
         ];
@@ -346,7 +346,7 @@ impl Master {
     }
 }
 
-/// As a histogram whose buckets end at powers of two of a nanosecond, where those of the desks end, too.
+/// As a histogram whose buckets end at powers of two of a nanosecond, where those of the shared memory end, too.
 fn write_durations(text: &mut Text, tally: &Tally) {
     let name = "request_duration_seconds";
     text.family(

@@ -8,7 +8,7 @@
 //! message is killed on the spot, for nothing that it says may be taken in any more.)
 //!
 //! Whatever moves a client, a death, a drain, a stall, a rebalancing, does it in one way: its lease is taken, what is unread
-//! and unsent of it is recovered from the desk, and it is leased to another worker ([`clients::leases`]).
+//! and unsent of it is recovered from the shared memory, and it is leased to another worker ([`clients::leases`]).
 
 mod capacity;
 mod clients;
@@ -63,7 +63,6 @@ use workers::worker::Worker;
 
 use crate::channel::Scratch;
 use crate::config::{Config, Keys};
-use crate::desk::Layout;
 use crate::logging;
 use crate::loop_clock::LoopClock;
 use crate::pool::dispatch::Dispatcher;
@@ -72,6 +71,7 @@ use crate::pool::{Action, Pool};
 use crate::proto::channel::{LogLevel, ToWorker};
 use crate::proto::control::{About, Code, Kind, LastReload, Origin, Refusal};
 use crate::proto::names::{Generation, WorkerId};
+use crate::shm::Layout;
 use crate::sys::clock;
 use crate::sys::poll::{Event, Poller, Woken};
 use crate::sys::process::Executable;
@@ -301,13 +301,13 @@ impl Master {
     /// Waits for events. If this process could not run meanwhile, what has arrived by now is among them, and the manager is
     /// told at once that it runs again.
     fn wait(&mut self, events: &mut Vec<Event>) -> Result<(), Error> {
-        let patience = self
+        let timeout = self
             .deadline()
             .map(|deadline| deadline.saturating_duration_since(self.clock.now()));
-        self.clock.begin_wait(clock::monotonic(), patience);
+        self.clock.begin_wait(clock::monotonic(), timeout);
         let mut is_interrupted = self
             .poller
-            .wait(events, patience)
+            .wait(events, timeout)
             .map_err(Error::system("wait for events"))?
             == Woken::Interrupted;
         if is_interrupted {
@@ -345,7 +345,7 @@ impl Master {
         let store = self
             .handoff_store
             .as_ref()
-            .and_then(|keeper| keeper.canaries.deadline());
+            .and_then(|store| store.canaries.deadline());
         let others = [
             watch,
             notifier,
@@ -426,19 +426,19 @@ impl Master {
             return self.pool.stop(now);
         }
         self.abandon_reload("the daemon is stopping".to_owned());
-        let patience = self.config.limits.drain_timeout;
+        let timeout = self.config.limits.drain_timeout;
         let about = About {
             clients: Some(self.clients),
             ..asker.about()
         };
         let clients = self.clients;
         let sentence = format_args!(
-            "{asker}: stopping; {clients} clients get {patience:?} for what is being executed"
+            "{asker}: stopping; {clients} clients get {timeout:?} for what is being executed"
         );
         self.events.note(Kind::Stopping, about, sentence);
-        self.pool.stop(now + patience);
+        self.pool.stop(now + timeout);
         self.hurry_outgoing(now);
-        self.tell_stopping(patience, now);
+        self.tell_stopping(timeout, now);
         self.leaving.clear();
         for listener in self.listeners.drain(..) {
             let _ = self.poller.remove(&listener);

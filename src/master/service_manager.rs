@@ -169,16 +169,15 @@ impl Notifier {
     }
 
     /// Waits until the manager has taken in all that it was told (BARRIER=1 of sd_notify(3)), but not for ever. At the end only.
-    pub(super) fn flush(&mut self, patience: Duration) {
+    pub(super) fn flush(&mut self, timeout: Duration) {
         let Some(manager) = &mut self.0 else { return };
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + timeout;
         let Ok((end, theirs)) = fd::pipe() else {
             return;
         };
         manager.queue(Message::barrier(theirs), Instant::now());
         // The pipe's other end is with the manager when it is told, and closed when it has taken all in.
-        let is_confirmed =
-            |patience| poll::wait_for(&end, Interest::Read, patience).unwrap_or(false);
+        let is_confirmed = |timeout| poll::wait_for(&end, Interest::Read, timeout).unwrap_or(false);
         while !manager.unsent.is_empty()
             && Instant::now() < deadline
             && !is_confirmed(RETRY_INTERVAL)
@@ -392,7 +391,7 @@ impl Master {
             is_unkept: self
                 .handoff_store
                 .as_ref()
-                .is_some_and(|keeper| keeper.canaries.outage().is_some()),
+                .is_some_and(|store| store.canaries.outage().is_some()),
             // Others pass in moments.
             pause: self
                 .gate

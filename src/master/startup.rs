@@ -26,13 +26,13 @@ use super::workers::crash::{OomKills, Strikes};
 use super::workers::watchdog::Watch;
 use super::{Error, Master, Setup, Token};
 use crate::channel::Scratch;
-use crate::desk::Layout;
 use crate::loop_clock::LoopClock;
 use crate::pool::Pool;
 use crate::pool::dispatch::Dispatcher;
 use crate::pool::rebalance::Rebalancer;
 use crate::proto::control::Origin;
 use crate::proto::names::{Generation, WorkerId};
+use crate::shm::Layout;
 use crate::sys::poll::{Interest, Poller};
 use crate::sys::process::{self, Executable};
 use crate::sys::signal::{Signal, Signals};
@@ -61,8 +61,8 @@ impl Master {
         let inherited = setup.inherited;
         let started = Instant::now();
         let limit = fd::raise_limit().map_err(Error::system("read the limit of descriptors"))?;
-        let boats = inherited.as_ref().map_or(0, Inherited::queues);
-        let descriptors = descriptors_left(limit, handed.count(), boats);
+        let queues = inherited.as_ref().map_or(0, Inherited::queues);
+        let descriptors = descriptors_left(limit, handed.count(), queues);
         let limits = client_limits(&config, worker_count(config.workers.count), descriptors)?;
         limits.warn_if_lowered();
         let applied_at = SystemTime::UNIX_EPOCH
@@ -92,10 +92,10 @@ impl Master {
         let keepalive = config.limits.tcp_keepalive;
         let (mut keeps, mut left, mut kept, mut listener_number) = (None, None, Vec::new(), 0);
         let last = inherited.as_ref().and_then(Inherited::last_for_clients);
-        let mut living = None;
+        let mut carried_over = None;
         let mut there = Layout::new(0, 0);
         if let Some(Inherited {
-            saved_state: handover,
+            saved_state,
             kept: has,
             listeners,
             carried_over: goes_on,
@@ -106,26 +106,29 @@ impl Master {
             faults
                 .iter()
                 .for_each(|fault| log::error!("of what the master before left: {fault}"));
-            listener_number = handover.listener_number;
+            listener_number = saved_state.listener_number;
             there = needed(
                 has.as_ref().map(|(_, handoff)| handoff.unpacked()),
                 goes_on.as_ref(),
             );
-            living = goes_on;
+            carried_over = goes_on;
             kept = listeners
                 .into_iter()
                 .filter_map(|(record, socket)| Listener::kept(&record, socket).ok())
                 .collect();
             (keeps, left) = (
-                has.map(|(book, handoff)| (book, handoff, stored)),
-                Some(handover),
+                has.map(|(state_file, handoff)| (state_file, handoff, stored)),
+                Some(saved_state),
             );
         }
-        let generation =
-            Generation(left.as_ref().map_or(0, |handover| handover.last_generation) + 1);
+        let generation = Generation(
+            left.as_ref()
+                .map_or(0, |saved_state| saved_state.last_generation)
+                + 1,
+        );
         let next_worker = left
             .as_ref()
-            .map_or(WorkerId(1), |handover| handover.next_worker);
+            .map_or(WorkerId(1), |saved_state| saved_state.next_worker);
         let opened = match (
             open_new(
                 &config.listen,
@@ -158,7 +161,9 @@ impl Master {
         // Clients that are there are not closed for want of these two, which are tried again.
         let (has_clients, had) = (
             left.is_some(),
-            living.as_mut().and_then(|living| living.control.take()),
+            carried_over
+                .as_mut()
+                .and_then(|carried_over| carried_over.control.take()),
         );
         let (mut control_listener, control_outage) = open_control(
             &name,
@@ -207,7 +212,7 @@ impl Master {
         // Its name is for people only.
         let known = left
             .as_ref()
-            .and_then(|handover| handover.user.clone())
+            .and_then(|saved_state| saved_state.user.clone())
             .filter(|(_, uid)| *uid == user);
         let user = known.map_or_else(
             || {
@@ -249,7 +254,9 @@ impl Master {
             config_files,
             standard_file,
             announce: Some(announce),
-            started: living.as_ref().map_or(started, |living| living.started),
+            started: carried_over
+                .as_ref()
+                .map_or(started, |carried_over| carried_over.started),
             generation,
             last_generation: generation,
             reload: None,
@@ -305,23 +312,23 @@ impl Master {
         };
         // From here on nothing fails that would close the clients that were left.
         let mut unpacked = Unpacked::default();
-        if let Some((book, handoff, stored)) = keeps {
-            let boats;
-            (boats, unpacked) = handoff.take_over();
-            master.handoff_store = Some(HandoffStore::over(boats, book, stored));
+        if let Some((state_file, handoff, stored)) = keeps {
+            let queues;
+            (queues, unpacked) = handoff.take_over();
+            master.handoff_store = Some(HandoffStore::over(queues, state_file, stored));
         } else if restart::is_wanted() {
             master.handoff_store =
-                Some(HandoffStore::new(limit).map_err(Error::system("make boats"))?);
+                Some(HandoffStore::new(limit).map_err(Error::system("make handoff queues"))?);
         }
         master.listeners.iter_mut().for_each(Listener::own);
-        if let Some(handover) = left {
-            master.take_over(handover, unpacked);
+        if let Some(saved_state) = left {
+            master.take_over(saved_state, unpacked);
         }
         if let Some(exporter) = &master.exporter {
             master.watch_metrics(exporter);
         }
-        if let Some(living) = living {
-            master.go_on(living, started).map_err(&watch)?;
+        if let Some(carried_over) = carried_over {
+            master.go_on(carried_over, started).map_err(&watch)?;
         }
         master.store_all(started);
         Ok(master)
@@ -329,14 +336,16 @@ impl Master {
 }
 
 /// Slots for all clients that there are, and the longest frame that may be parked of one.
-fn needed(unpacked: Option<&Unpacked>, living: Option<&CarriedOver>) -> Layout {
-    let workers = living.into_iter().flat_map(|living| &living.workers);
-    let lives = workers.map(|(worker, _)| (worker.desk.layout(), worker.leases.clients()));
-    let desks = unpacked
+fn needed(unpacked: Option<&Unpacked>, carried_over: Option<&CarriedOver>) -> Layout {
+    let workers = carried_over
+        .into_iter()
+        .flat_map(|carried_over| &carried_over.workers);
+    let lives = workers.map(|(worker, _)| (worker.shm.layout(), worker.leases.clients()));
+    let shms = unpacked
         .into_iter()
         .flat_map(|unpacked| unpacked.occupied());
     let all: Vec<(Layout, usize)> = lives
-        .chain(desks)
+        .chain(shms)
         .filter(|(_, clients)| *clients > 0)
         .collect();
     let clients: usize = all.iter().map(|(_, clients)| clients).sum();

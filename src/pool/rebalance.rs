@@ -454,7 +454,7 @@ mod tests {
     }
 
     proptest! {
-        /// Requests are read from a desk, and a broken worker may have written anything.
+        /// Requests are read from shared memory, and a broken worker may have written anything.
         #[test]
         fn a_plan_moves_each_at_most_once_and_only_who_was_busy_and_never_turns_the_tables(
             busy in 0.0..1.0f64,

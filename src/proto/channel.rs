@@ -4,24 +4,24 @@
 //! with every client, JSON for what happens once.
 //!
 //! ```text
-//! to the worker    1 Start   JSON + the desk's descriptor        first, once; and those of boats, if there are any
-//!                  2 Lease   records of 48 bytes + as many descriptors, in that order; at most 253
-//!                  3 Reopen  -                                    open the log file again
-//!                  4 Stop    JSON                                 finish, close every client, exit
-//!                  5 Look    -                                    some of your leases were taken: free them
-//!                  6 Probe   -                                    show on the desk that you turn
-//!                  7 Drain   -                                    give every lease up, exit
-//!                  8 Quarantine JSON                              methods that are not run any more
-//!                  9 LogLevel JSON                                the least important lines to write from now on
-//!                 10 Lease   records of 64 bytes + as many descriptors: if one of them has offsets
-//! to the master    1 Ready   JSON                                 the methods; from now on leases may come
-//!                  2 Failed  JSON                                 why there will be no Ready; exits after it
-//!                  3 Closed  u32 each                             slots whose clients this worker ended
-//!                  4 Freed   u32 each                             slots whose lease it found taken, or gave up
-//!                  5 Room    -                                    it picked up leases, as the desk asked to be told
-//!                  6 Worn    -                                    it has answered nearly as much as it is to
+//! to the worker    1 Start          JSON + descriptors: the shared memory, then the handoff queues, if there are any; once
+//!                  2 Lease          records of 48 bytes + as many descriptors, in that order; at most 253
+//!                  3 Reopen         -            open the log file again
+//!                  4 Stop           JSON         finish, close every client, exit
+//!                  5 LeasesRevoked  -            release the leases that were revoked
+//!                  6 Ping           -            show a heartbeat in the shared memory
+//!                  7 Drain          -            give up every lease, exit
+//!                  8 Quarantine     JSON         methods that are not run any more
+//!                  9 LogLevel       JSON         the least important lines to write from now on
+//!                 10 Lease          records of 64 bytes + as many descriptors: if one of them has offsets
+//! to the master    1 Ready          JSON         the methods; from now on leases may come
+//!                  2 Failed         JSON         why there will be no Ready; the worker exits after it
+//!                  3 Closed         u32 each     slots whose clients this worker ended
+//!                  4 Released       u32 each     slots whose lease was revoked or given up
+//!                  5 HasCapacity    -            leases were picked up, and the master had asked to be notified
+//!                  6 NearRequestLimit  -         the worker has answered almost as many requests as it may
 //!
-//! lease record     client u64 | slot u32 | generation u32 | order u8 | family u8 | port u16 | moves u32 | 16 bytes |
+//! lease record     client u64 | slot u32 | lease number u32 | order u8 | family u8 | port u16 | moves u32 | 16 bytes |
 //!                  listener u32 | since u32
 //!                  order 0, 1, 2: little, big, auto
 //!                  family 4, 6: the address · family 1: pid, uid, gid, 0 as u32 each
@@ -31,7 +31,7 @@
 //! Kinds are only ever added, and JSON members as well, which have a default: a master reads the last messages of workers of an
 //! older version.
 //!
-//! No client bytes ride in messages: they lie on the desk.
+//! No client bytes ride in messages: they lie in the shared memory.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -51,7 +51,7 @@ pub const MAX_LEASES: usize = 253;
 /// Longest datagram that either side takes, in bytes.
 pub const MAX_MESSAGE: usize = 64 * 1024;
 
-/// Most boats.
+/// Most handoff queues.
 pub const MAX_HANDOFF_QUEUES: usize = 64;
 
 /// Most slots that one `Closed` or `Freed` names.
@@ -60,7 +60,7 @@ pub const MAX_SLOTS: usize = 4096;
 /// What the master says.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ToWorker {
-    /// Who the worker is and by which rules it serves. Carries the desk.
+    /// Who the worker is and by which rules it serves. Carries the shared memory.
     Start(Box<Start>),
     /// Clients to serve from now on. Carries their sockets.
     Lease(Vec<Lease>),
@@ -70,7 +70,7 @@ pub enum ToWorker {
     Stop(Stop),
     /// Some of its leases were taken: it drops its copies of those clients and says so.
     LeasesRevoked,
-    /// It shows on the desk that its loop turns.
+    /// It shows in the shared memory that its loop turns.
     Ping,
     /// It gives up every lease, and exits when it has said so.
     Drain,
@@ -93,7 +93,7 @@ pub enum ToMaster {
     Released(Vec<u32>),
     /// It picked up leases.
     HasCapacity,
-    /// It has answered [`Settings::worn_at`] requests: its successor should be got ready.
+    /// It has answered [`Settings::near_limit_at`] requests: its successor should be got ready.
     NearRequestLimit,
 }
 
@@ -110,13 +110,13 @@ pub struct Start {
     pub seat: u32,
     /// The configuration it serves.
     pub generation: Generation,
-    /// Slots on its desk.
+    /// Slots in its shared memory.
     pub slots: u32,
-    /// Longest frame that its desk has places for: that of the settings, or more after a reload, for what is parked.
+    /// Longest frame that its shared memory has regions for: that of the settings, or more after a reload, for what is parked.
     pub longest: u32,
     /// Methods that are not run.
     pub quarantined: Vec<String>,
-    /// How many boats there are, at most [`MAX_BOATS`]; their descriptors come behind that of the desk.
+    /// How many handoff queues there are, at most [`MAX_HANDOFF_QUEUES`]; their descriptors come behind that of the shared memory.
     #[serde(rename = "boats")]
     pub handoff_queues: u32,
     /// The rules.
@@ -128,9 +128,9 @@ pub struct Start {
 pub struct Settings {
     /// Longest body of a frame, in bytes.
     pub max_frame: u32,
-    /// Bytes that may be parked on the desk, over all clients.
+    /// Bytes that may be parked in the shared memory, over all clients.
     pub buffers: u64,
-    /// A client at rest for longer is closed.
+    /// A client idle for longer is closed.
     pub idle_timeout: Option<Duration>,
     /// From the first byte of a frame to its last.
     pub frame_timeout: Option<Duration>,
@@ -140,7 +140,7 @@ pub struct Settings {
     pub request_timeout: Option<Duration>,
     /// How long a request may go on executing once the master is gone, before the worker packs its clients.
     pub restart_grace: Duration,
-    /// After so many requests the worker says [`ToMaster::Worn`], and goes on.
+    /// After so many requests the worker says [`ToMaster::NearRequestLimit`], and goes on.
     #[serde(rename = "worn_at")]
     pub near_limit_at: Option<u64>,
     /// After so many it answers no more: it gives up every lease and exits.
@@ -224,11 +224,11 @@ impl LogLevel {
 pub struct Lease {
     /// The client.
     pub client: ClientId,
-    /// Its slot on the worker's desk.
+    /// Its slot in the worker's shared memory.
     pub slot: u32,
     /// Of the lease; the claim must find it in the lease word.
     pub lease_number: u32,
-    /// How its byte order is learnt, as long as the desk does not tell it.
+    /// How its byte order is learnt, as long as the shared memory does not tell it.
     pub order: OrderRule,
     /// Who it is.
     pub peer: Peer,
@@ -247,7 +247,7 @@ pub struct Lease {
 pub struct Ready {
     /// [`VERSION`].
     pub version: u32,
-    /// Its methods; the number of a method on the desk is its index here plus one.
+    /// Its methods; the number of a method in the shared memory is its index here plus one.
     pub methods: Vec<MethodName>,
 }
 

@@ -197,7 +197,7 @@ pub enum Code {
     Forbidden,
     /// Too many control clients, or something is going on that has to end first.
     Busy,
-    /// The request did not arrive within [`PATIENCE`].
+    /// The request did not arrive within [`REQUEST_TIMEOUT`].
     Timeout,
     /// The new configuration is not taken; nothing was changed.
     Rejected,

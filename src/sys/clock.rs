@@ -24,7 +24,7 @@ pub fn since(ns: u64) -> Duration {
     Duration::from_nanos(monotonic().saturating_sub(ns))
 }
 
-/// Nanoseconds of `CLOCK_MONOTONIC` (clock_gettime(2)): comparable between processes, hence fit for a desk.
+/// Nanoseconds of `CLOCK_MONOTONIC` (clock_gettime(2)): comparable between processes, hence fit for shared memory.
 #[must_use]
 pub fn monotonic() -> u64 {
     // It fails for an unknown clock or a bad pointer only.

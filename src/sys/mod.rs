@@ -3,13 +3,13 @@
 //! Rules of this folder: nothing of ours is imported; every descriptor is close-on-exec from birth and has
 //! one owner; every `unsafe` block says why it is sound. EINTR is dealt with here and seen by nobody else.
 
+pub mod byte_counts;
 pub mod cgroup;
 pub mod clock;
 pub mod fd;
 pub mod fork;
+pub mod handoff;
 pub mod inherited;
-pub mod ledger;
-pub mod lifeboat;
 pub mod limit;
 pub mod listening;
 pub mod memory;

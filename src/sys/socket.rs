@@ -383,7 +383,7 @@ pub fn transmit(socket: impl AsFd, bytes: &[u8]) -> io::Result<Moved> {
     }
 }
 
-/// As [`transmit`], by write(2), which the kernel sums up for the process ([`super::ledger`]); for a socket that does not
+/// As [`transmit`], by write(2), which the kernel sums up for the process ([`super::byte_counts`]); for a socket that does not
 /// block. std ignores SIGPIPE.
 ///
 /// # Errors
@@ -685,19 +685,19 @@ mod tests {
     fn room_in_the_queue_of_a_unix_socket_is_waited_for_no_longer_than_was_said() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("x.sock");
-        let patience = Duration::from_millis(20);
-        let refused = connect_unix(&path, patience).expect_err("nobody is there");
+        let timeout = Duration::from_millis(20);
+        let refused = connect_unix(&path, timeout).expect_err("nobody is there");
         assert_eq!(refused.kind(), io::ErrorKind::NotFound);
         let listener = bind_unix(&path).expect("bind");
         listen(&listener, 0).expect("listen");
-        let _first = connect_unix(&path, patience).expect("there is room for one");
-        let refused = connect_unix(&path, patience).expect_err("and for no other");
+        let _first = connect_unix(&path, timeout).expect("there is room for one");
+        let refused = connect_unix(&path, timeout).expect_err("and for no other");
         assert_eq!(refused.kind(), io::ErrorKind::TimedOut);
         assert!(matches!(
             accept(&listener, Look::First).expect("accept"),
             Offer::Client(_)
         ));
-        connect_unix(&path, patience).expect("there is room again");
+        connect_unix(&path, timeout).expect("there is room again");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::worker::Fault;
 /// A connection to a daemon that sends and reads only what the test asks for.
 ///
 /// By default it is little-endian and does not set `TCP_NODELAY`. Every error panics, and so does a wait of more than
-/// [`PATIENCE`] for a byte.
+/// [`TIMEOUT`] for a byte.
 #[derive(Debug)]
 pub struct Client {
     /// A TCP or Unix socket: the calls used here are the same for both.

@@ -13,7 +13,7 @@
 //! assert_eq!(client.call("ping", "still there").expect("a result"), "still there");
 //! ```
 //!
-//! Tests may run in parallel: two daemons share nothing. Every wait is for a fact and has a deadline, [`PATIENCE`]; a fact
+//! Tests may run in parallel: two daemons share nothing. Every wait is for a fact and has a deadline, [`TIMEOUT`]; a fact
 //! that does not come true panics at the caller's line. A daemon that is dropped by a panic prints its log.
 
 mod client;
@@ -105,7 +105,7 @@ impl Setup {
     /// Starts the daemon and waits until it reports on standard output that it serves.
     ///
     /// # Errors
-    /// If it does not within [`PATIENCE`]. The error has the exit code and standard error of a daemon that refused to start.
+    /// If it does not within [`TIMEOUT`]. The error has the exit code and standard error of a daemon that refused to start.
     pub fn start(self) -> Result<Running, Error> {
         self.start_in(Directory::new().map_err(Error::setup)?)
     }
@@ -473,7 +473,7 @@ impl std::error::Error for Error {}
 /// Calls `ask` every few milliseconds until it returns a value: for facts that cannot be waited for otherwise.
 ///
 /// # Panics
-/// If there is none within [`PATIENCE`].
+/// If there is none within [`TIMEOUT`].
 #[track_caller]
 pub fn eventually<T>(awaited: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + TIMEOUT;

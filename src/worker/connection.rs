@@ -5,12 +5,12 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::timers::NEVER;
-use crate::desk::{LeaseState, Slot};
 use crate::loop_clock::LoopClock;
 use crate::proto::channel::{Lease, Settings};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Peer};
-use crate::sys::ledger;
+use crate::shm::{LeaseState, Slot};
+use crate::sys::byte_counts;
 use crate::sys::passed::Passed;
 use crate::sys::poll::Interest;
 use crate::sys::socket::{self, Moved};
@@ -26,7 +26,7 @@ const REARM_BYTES: u32 = 1 << 28;
 /// How long it is given to read its last reply.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A client whose lease this worker has. What it sent or is to be sent is not here: that lies on the desk.
+/// A client whose lease this worker has. What it sent or is to be sent is not here: that lies in the shared memory.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) socket: OwnedFd,
@@ -53,7 +53,7 @@ pub(super) struct Connection {
 /// What a client is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waits {
-    /// It is at rest: the next request.
+    /// It is idle: the next request.
     Request,
     /// The rest of a frame.
     Bytes,
@@ -102,7 +102,7 @@ impl Connection {
     pub(super) fn rearm(&mut self) {
         if !self.is_tcp() && self.unarmed >= REARM_BYTES {
             // If it fails, the master finds so, and loses this one client if its worker dies in its turn.
-            let _ = ledger::rearm(&self.socket);
+            let _ = byte_counts::rearm(&self.socket);
             self.unarmed = 0;
         }
     }

@@ -10,7 +10,7 @@ use crate::sys::process;
 pub(super) enum Point {
     /// The lease word says that it is in a turn.
     AfterClaim,
-    /// A view holds that tells where the bytes to come will lie.
+    /// Cursors holds that tells where the bytes to come will lie.
     AfterBegin,
     /// Bytes have been read.
     AfterReceive,
@@ -32,9 +32,9 @@ pub(super) enum Point {
     AmidWrite,
     /// They have been.
     AfterWrite,
-    /// What is left was copied to the slot's places, and no view tells so yet.
+    /// What is left was copied to the slot's places, and no cursors tell so yet.
     AmidParking,
-    /// A view tells so.
+    /// Cursors tells so.
     AfterParking,
     /// The turn is over but for the lease word.
     BeforeEnd,

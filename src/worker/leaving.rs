@@ -8,20 +8,20 @@ use super::methods::Service;
 use super::reply::Fault;
 use super::turn::{FOREIGN, Purpose};
 use super::{Worker, number};
-use crate::desk::LeaseState;
 use crate::proto::channel::Stop;
 use crate::proto::rpc::Code;
+use crate::shm::LeaseState;
 use crate::sys::socket;
 
 impl Worker<'_> {
     /// Ends a client that is in no turn.
     pub(super) fn end(&mut self, index: u32) {
-        let generation = self
+        let lease_number = self
             .connections
             .get(index)
             .map_or(0, |connection| connection.lease_number);
-        let slot = self.desk.slot(index).expect("the client has a slot");
-        if slot.claim(generation).is_some() {
+        let slot = self.shm.slot(index).expect("the client has a slot");
+        if slot.claim(lease_number).is_some() {
             self.close(index);
         }
     }
@@ -41,29 +41,29 @@ impl Worker<'_> {
         };
         socket::end(&connection.socket);
         if self.parking.end(index) {
-            self.desk.empty_large(index);
+            self.shm.empty_large(index);
         }
-        self.desk.header().set_parked(self.parking.total());
-        let slot = self.desk.slot(index).expect("the client has a slot");
+        self.shm.header().set_parked(self.parking.total());
+        let slot = self.shm.slot(index).expect("the client has a slot");
         slot.release(connection.lease_number, LeaseState::Closed);
         death::pass(Point::AfterClosed);
         self.closed.push(index);
     }
 
-    /// Lets a client go whose lease is over. Its slot, its places and its connection are the master's now.
+    /// Lets a client go whose lease is over. Its slot, its regions and its connection are the master's now.
     pub(super) fn let_go(&mut self, index: u32) {
         if self.forget(index).is_none() {
             return;
         }
         self.parking.lose(index);
-        self.desk.header().set_parked(self.parking.total());
+        self.shm.header().set_parked(self.parking.total());
         self.released.push(index);
     }
 
     fn forget(&mut self, index: u32) -> Option<Connection> {
         let connection = self.connections.take(index)?;
-        if let Some(lifeboat) = self.handoff {
-            lifeboat.unregister(index);
+        if let Some(handoff) = self.handoff {
+            handoff.unregister(index);
         }
         if connection.watched.is_some() && self.poller.remove(&connection.socket).is_err() {
             self.break_off(FOREIGN);
@@ -87,7 +87,7 @@ impl Worker<'_> {
             let Some(connection) = self.connections.get(index) else {
                 continue;
             };
-            let lease = self.desk.slot(index).and_then(|slot| slot.lease());
+            let lease = self.shm.slot(index).and_then(|slot| slot.lease());
             let is_mine = lease.is_some_and(|lease| {
                 lease.number == connection.lease_number
                     && matches!(lease.state, LeaseState::Idle | LeaseState::Parked)
@@ -104,7 +104,7 @@ impl Worker<'_> {
             let Some(connection) = self.connections.get(index) else {
                 continue;
             };
-            let slot = self.desk.slot(index).expect("the client has a slot");
+            let slot = self.shm.slot(index).expect("the client has a slot");
             let _ = slot.revoke(connection.lease_number);
             self.let_go(index);
             death::pass(Point::InDrain);

@@ -1,13 +1,13 @@
 //! THE WORKER: serves the clients that it has leases of. One thread, one loop: wait, hear the master, give every client
 //! that is ready its turn, look at deadlines, tell the master who left.
 //!
-//! It owns no client: its sockets are copies, its bytes lie on the desk, and it ends when its master does.
+//! It owns no client: its sockets are copies, its bytes lie in the shared memory, and it ends when its master does.
 
 mod builtin;
 mod connection;
 mod death;
+mod handoff;
 mod leaving;
-mod lifeboat;
 mod methods;
 mod parking;
 mod reply;
@@ -27,13 +27,13 @@ use timers::{NEVER, Timers};
 use turn::{Ended, FOREIGN, Purpose, Tools, turn};
 
 use crate::channel::{Channel, Heard, Scratch, Sent};
-use crate::desk::WorkerDesk;
 use crate::logging;
 use crate::loop_clock::LoopClock;
 use crate::proto::channel::{Lease, MAX_SLOTS, Settings, ToMaster, ToWorker};
 use crate::proto::rpc::Code;
-use crate::sys::ledger::OwnWrites;
-use crate::sys::lifeboat::Lifeboat;
+use crate::shm::WorkerShm;
+use crate::sys::byte_counts::OwnWrites;
+use crate::sys::handoff::EmergencyHandoff;
 use crate::sys::poll::{self, Event, Interest, Poller, Woken};
 use crate::sys::socket;
 use crate::sys::{clock, fork, signal};
@@ -57,7 +57,7 @@ struct Worker<'c> {
     /// Whether the poller tells when the channel takes messages again.
     channel_is_full: bool,
     poller: Poller,
-    desk: WorkerDesk,
+    shm: WorkerShm,
     settings: Settings,
     /// By slot.
     connections: Table<Connection>,
@@ -86,7 +86,7 @@ struct Worker<'c> {
     /// When this process is killed, once it was told to stop.
     stop_by: Option<Instant>,
     /// What clients are packed with when the master is gone, if another one will come.
-    handoff: Option<&'static Lifeboat>,
+    handoff: Option<&'static EmergencyHandoff>,
     /// The master is gone.
     orphaned: bool,
     /// Why this process cannot go on.
@@ -100,15 +100,15 @@ struct Worker<'c> {
 impl<'c> Worker<'c> {
     fn new(
         channel: &'c mut Channel<ToMaster, ToWorker>,
-        desk: WorkerDesk,
+        shm: WorkerShm,
         settings: Settings,
-        lifeboat: Option<&'static Lifeboat>,
+        handoff: Option<&'static EmergencyHandoff>,
     ) -> io::Result<Worker<'c>> {
         let poller = Poller::new(BATCH)?;
         poller.add(&*channel, CHANNEL, Interest::Read)?;
         let parking = Parking::new(settings.buffers);
         let writes = OwnWrites::open().ok();
-        desk.header().set_writer(fork::thread_id());
+        shm.header().set_writer(fork::thread_id());
         let mut numbers = Table::new();
         let own = [
             Some(channel.as_fd().as_raw_fd()),
@@ -125,7 +125,7 @@ impl<'c> Worker<'c> {
             channel,
             channel_is_full: false,
             poller,
-            desk,
+            shm,
             settings,
             connections: Table::new(),
             numbers,
@@ -144,7 +144,7 @@ impl<'c> Worker<'c> {
             has_capacity: false,
             is_near_limit: false,
             stop_by: None,
-            handoff: lifeboat,
+            handoff,
             orphaned: false,
             broken: None,
             now: epoch.1,
@@ -157,9 +157,9 @@ impl<'c> Worker<'c> {
         let mut ready: Vec<Event> = Vec::new();
         let mut scratch = Scratch::default();
         while !self.is_finished() {
-            let patience = self.patience();
-            self.clock.begin_wait(self.now, patience);
-            let woken_by = self.poller.wait(&mut ready, patience)?;
+            let timeout = self.timeout();
+            self.clock.begin_wait(self.now, timeout);
+            let woken_by = self.poller.wait(&mut ready, timeout)?;
             let had_gap = self
                 .clock
                 .end_wait(woken_by == Woken::Interrupted && !signal::take_ignored());
@@ -181,8 +181,8 @@ impl<'c> Worker<'c> {
                 self.look_at_deadlines(woken, service);
             }
             self.tell_master()?;
-            self.desk.header().set_log_errors(logging::errors());
-            self.desk.header().record_busy(self.now, self.now - woken);
+            self.shm.header().set_log_errors(logging::errors());
+            self.shm.header().record_busy(self.now, self.now - woken);
         }
         match self.broken {
             Some(reason) => Err(io::Error::other(reason)),
@@ -208,7 +208,7 @@ impl<'c> Worker<'c> {
         self.deferred == 0
     }
 
-    fn patience(&self) -> Option<Duration> {
+    fn timeout(&self) -> Option<Duration> {
         if !self.again.is_empty() || self.deferred > 0 {
             return Some(Duration::ZERO);
         }
@@ -229,7 +229,7 @@ impl<'c> Worker<'c> {
             Heard::Message(ToWorker::Drain, _) => self.leaving = true,
             Heard::Message(ToWorker::Quarantine(names), _) => self.quarantine(&names, service),
             Heard::Message(ToWorker::LogLevel(level), _) => logging::set_level(level),
-            Heard::Message(ToWorker::Ping, _) => self.desk.header().heartbeat(),
+            Heard::Message(ToWorker::Ping, _) => self.shm.header().heartbeat(),
             Heard::Message(ToWorker::Start(_), _) => {
                 return Err(io::Error::other("the master said Start twice"));
             }
@@ -247,15 +247,15 @@ impl<'c> Worker<'c> {
         sockets: Vec<OwnedFd>,
         service: &mut dyn Service,
     ) -> io::Result<()> {
-        self.has_capacity |= self.desk.header().pick_up(leases.len() as u64);
+        self.has_capacity |= self.shm.header().pick_up(leases.len() as u64);
         self.check_numbers(&sockets)?;
         for (lease, socket) in leases.iter().zip(sockets) {
-            if lease.slot >= self.desk.layout().slots() {
+            if lease.slot >= self.shm.layout().slots() {
                 return Err(io::Error::other("a lease for a slot that there is not"));
             }
             let cookie = socket::cookie(&socket).ok().flatten();
             self.register(lease, &socket, cookie);
-            let slot = self.desk.slot(lease.slot).expect("the index was checked");
+            let slot = self.shm.slot(lease.slot).expect("the index was checked");
             let connection = Connection::new(lease, socket, cookie, slot);
             if connection.waits != Waits::Request && slot.cursors().parked().1 > 0 {
                 self.parking
@@ -323,7 +323,7 @@ impl<'c> Worker<'c> {
             return;
         };
         let mut tools = Tools {
-            desk: &mut self.desk,
+            shm: &mut self.shm,
             service,
             settings: &self.settings,
             stop_by: self.stop_by,
@@ -354,7 +354,7 @@ impl<'c> Worker<'c> {
         }
         if !is_tcp {
             // Whatever is written from now on is for somebody else. Not before the lease word says that the turn is over.
-            self.desk.header().end_write();
+            self.shm.header().end_write();
         }
     }
 
@@ -363,7 +363,7 @@ impl<'c> Worker<'c> {
         let Some(connection) = self.connections.get_mut(index) else {
             return;
         };
-        let was_at_rest = connection.waits == Waits::Request;
+        let was_idle = connection.waits == Waits::Request;
         connection.waits = waits;
         let wanted = match waits {
             Waits::Request | Waits::Bytes | Waits::End => Some(Interest::Read),
@@ -389,28 +389,28 @@ impl<'c> Worker<'c> {
         if watch.is_ok() {
             connection.watched = wanted;
         }
-        let slot = self.desk.slot(index).expect("the client has a slot");
+        let slot = self.shm.slot(index).expect("the client has a slot");
         let deadline = connection.deadline(slot, &self.settings, &self.clock);
         self.timers.arm(index, &mut connection.armed, deadline);
         if waits == Waits::Request {
-            if !was_at_rest {
+            if !was_idle {
                 self.unpark(index);
             }
         } else {
-            let view = slot.cursors();
-            let (bytes, large) = view.parked();
+            let cursors = slot.cursors();
+            let (bytes, large) = cursors.parked();
             self.parking.park(index, bytes, slot.since());
             if large > 0 {
                 self.parking.use_large(index, large);
             }
-            self.desk.header().set_parked(self.parking.total());
+            self.shm.header().set_parked(self.parking.total());
         }
         if let Err(e) = watch {
             if !poll::is_shortage(&e) {
                 return self.break_off(FOREIGN);
             }
             log::warn!("cannot watch a client: {e}; closing it");
-            self.desk.header().add_lost();
+            self.shm.header().add_lost();
             self.end(index);
         }
     }
@@ -428,12 +428,12 @@ impl<'c> Worker<'c> {
             .collect();
     }
 
-    /// Nothing of the slot's client is on the desk any more.
+    /// Nothing of the slot's client is in the shared memory any more.
     fn unpark(&mut self, index: u32) {
         for cold in self.parking.clear(index) {
-            self.desk.empty_large(cold);
+            self.shm.empty_large(cold);
         }
-        self.desk.header().set_parked(self.parking.total());
+        self.shm.header().set_parked(self.parking.total());
     }
 
     /// Looks at the deadlines that were over by then: ns of CLOCK_MONOTONIC, of a moment of which all that had arrived by
@@ -467,7 +467,7 @@ impl<'c> Worker<'c> {
         let Some(connection) = self.connections.get_mut(index) else {
             return false;
         };
-        let slot = self.desk.slot(index).expect("the client has a slot");
+        let slot = self.shm.slot(index).expect("the client has a slot");
         let deadline = connection.deadline(slot, &self.settings, &self.clock);
         if deadline > by {
             self.timers.arm(index, &mut connection.armed, deadline);

@@ -1,9 +1,9 @@
-//! How much lies in the places of a desk, and who has to go when it is too much.
+//! How much lies in the regions of shared memory, and who has to go when it is too much.
 //!
 //! Every client may always park 4 KiB. What is above that counts; once three quarters of `buffers` are
 //! taken, the client whose frame has been unfinished for longest is told `overloaded` and closed.
 //!
-//! A large place that its client needs no more is kept for a while, because the next frame of that client will
+//! A large region that its client needs no more is kept for a while, because the next frame of that client will
 //! need it again, and giving pages back costs more than a short frame. What is kept so is bounded as well.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -11,10 +11,10 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 /// What a client may park without being counted, in bytes.
 const FREE: u64 = 4096;
 
-/// Bytes of unused large places that are kept.
+/// Bytes of unused large regions that are kept.
 const WARM: u64 = 8 << 20;
 
-/// Accounts of the places of a desk.
+/// Accounts of the regions of shared memory.
 #[derive(Debug)]
 pub(super) struct Parking {
     budget: u64,
@@ -23,7 +23,7 @@ pub(super) struct Parking {
     /// Who has counted bytes: since when, and which slot.
     hogs: BTreeSet<(u64, u32)>,
     counted: HashMap<u32, (u64, u64)>,
-    /// Large places with memory behind them: how much, and whether it is in use.
+    /// Large regions with memory behind them: how much, and whether it is in use.
     large: HashMap<u32, Large>,
     /// Those that came out of use, oldest first; some are in use again.
     unused: VecDeque<u32>,
@@ -83,7 +83,7 @@ impl Parking {
         self.hogs.first().map(|(_, slot)| *slot)
     }
 
-    /// Bytes up to this one of the slot's large place have been written.
+    /// Bytes up to this one of the slot's large region have been written.
     pub(super) fn use_large(&mut self, slot: u32, bytes: u64) {
         let large = self.large.entry(slot).or_default();
         if !large.in_use {
@@ -95,7 +95,7 @@ impl Parking {
         };
     }
 
-    /// The slot's client has ended. Whether its large place is to be emptied now: the master may lay bytes of the next
+    /// The slot's client has ended. Whether its large region is to be emptied now: the master may lay bytes of the next
     /// client there as soon as it is told.
     #[must_use]
     pub(super) fn end(&mut self, slot: u32) -> bool {
@@ -109,7 +109,7 @@ impl Parking {
         true
     }
 
-    /// The lease of the slot is over: what lies in its large place is the master's. That goes on counting as used, so
+    /// The lease of the slot is over: what lies in its large region is the master's. That goes on counting as used, so
     /// that it is not emptied before another client of this worker has had the place.
     pub(super) fn lose(&mut self, slot: u32) {
         self.uncount(slot);
@@ -118,7 +118,7 @@ impl Parking {
         }
     }
 
-    /// The slot's client has nothing parked any more. Returns the slots whose large places are to be emptied now.
+    /// The slot's client has nothing parked any more. Returns the slots whose large regions are to be emptied now.
     pub(super) fn clear(&mut self, slot: u32) -> Vec<u32> {
         self.uncount(slot);
         match self.large.get_mut(&slot) {
@@ -170,7 +170,7 @@ mod tests {
         assert_eq!(parking.overloads(), None);
         parking.clear(7);
         assert_eq!(parking.total(), 40_000);
-        assert!(!parking.end(8), "it had no large place");
+        assert!(!parking.end(8), "it had no large region");
         parking.park(9, FREE + 1, 30);
         parking.lose(9);
         assert_eq!(

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use super::death;
 use super::methods::{Methods, Running, Service, WorkerInfo, remember_panics};
-use super::{CHANNEL, Worker, lifeboat};
+use super::{CHANNEL, Worker, handoff};
 use crate::channel::{Channel, Heard, Scratch, Sent};
-use crate::desk::{Layout, WorkerDesk};
 use crate::logging;
-use crate::proto::boat::ShmRecord;
 use crate::proto::channel::{Failed, Ready, Start, ToMaster, ToWorker, VERSION};
+use crate::proto::handoff::ShmRecord;
+use crate::shm::{Layout, WorkerShm};
 use crate::sys::poll::{self, Interest, Poller};
 use crate::sys::{fd, fork, process, signal};
 
@@ -113,12 +113,13 @@ fn serve<S: 'static>(
     // The master has opened it, or goes on without it.
     let _ = logging::start_anyhow(&start.name, &start.settings.log);
     let layout = Layout::new(start.slots, start.longest);
-    // The others are boats.
+    // The others are handoff queues.
     let file = File::from(descriptors.remove(0));
-    let last_desk = file
+    let last_shm = file
         .try_clone()
-        .map_err(|e| format!("cannot copy the desk: {e}"))?;
-    let desk = WorkerDesk::map(file, layout).map_err(|e| format!("cannot map the desk: {e}"))?;
+        .map_err(|e| format!("cannot copy the shared memory: {e}"))?;
+    let shm =
+        WorkerShm::map(file, layout).map_err(|e| format!("cannot map the shared memory: {e}"))?;
     let Start {
         name,
         worker,
@@ -140,11 +141,11 @@ fn serve<S: 'static>(
         },
     )?;
     let methods = service.names();
-    let lifeboat = if descriptors.is_empty() {
+    let handoff = if descriptors.is_empty() {
         None
     } else {
         let (methods, layout) = (methods.clone(), layout.version());
-        let told = ShmRecord {
+        let record = ShmRecord {
             worker,
             seat,
             generation,
@@ -154,12 +155,12 @@ fn serve<S: 'static>(
             is_counted: false,
             layout,
         };
-        let ready = lifeboat::prepare(
+        let ready = handoff::prepare(
             channel,
             descriptors,
-            last_desk,
-            &told,
-            desk.layout(),
+            last_shm,
+            &record,
+            shm.layout(),
             settings.restart_grace,
         );
         Some(ready.map_err(|e| format!("cannot get ready to pack its clients: {e}"))?)
@@ -169,7 +170,7 @@ fn serve<S: 'static>(
         methods,
     });
     say(channel, &greeting).map_err(|e| format!("cannot greet the master: {e}"))?;
-    let mut worker = Worker::new(channel, desk, settings, lifeboat)
+    let mut worker = Worker::new(channel, shm, settings, handoff)
         .map_err(|e| format!("cannot make a poller: {e}"))?;
     worker.quarantine(&quarantined, &service);
     worker.serve(&mut service).map_err(|e| e.to_string())

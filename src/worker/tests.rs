@@ -7,10 +7,10 @@ use std::os::unix::net::UnixStream;
 
 use super::connection::Waits;
 use super::*;
-use crate::desk::{ClientBytes, Counters, Flags, Layout, LeaseState, MasterDesk, Owner};
 use crate::proto::channel::{Log, LogFormat, LogLevel, LogTarget};
 use crate::proto::frame::{ByteOrder, OrderRule};
 use crate::proto::names::{ClientId, Generation, Peer, WorkerId};
+use crate::shm::{ClientBytes, Counters, Flags, Layout, LeaseState, MasterShm, Owner};
 
 const MAX_FRAME: u32 = 1 << 20;
 
@@ -52,7 +52,7 @@ fn service() -> Running<()> {
 }
 
 struct Master {
-    desk: MasterDesk,
+    shm: MasterShm,
     channel: Channel<ToWorker, ToMaster>,
     /// Its own copies of the clients' sockets.
     sockets: Vec<UnixStream>,
@@ -61,11 +61,11 @@ struct Master {
 impl Master {
     /// With the other end of its channel.
     fn new() -> (Master, Channel<ToMaster, ToWorker>) {
-        let desk = MasterDesk::new(Layout::new(32, MAX_FRAME)).expect("memfd");
+        let shm = MasterShm::new(Layout::new(32, MAX_FRAME)).expect("memfd");
         let (channel, theirs) = Channel::pair().expect("socketpair");
         (
             Master {
-                desk,
+                shm,
                 channel,
                 sockets: Vec::new(),
             },
@@ -78,33 +78,37 @@ impl Master {
         theirs: &'c mut Channel<ToMaster, ToWorker>,
         settings: Settings,
     ) -> Worker<'c> {
-        let file = self.desk.file().try_clone().expect("dup");
-        let desk = WorkerDesk::map(file, Layout::new(32, MAX_FRAME)).expect("mmap");
-        Worker::new(theirs, desk, settings, None).expect("epoll")
+        let file = self.shm.file().try_clone().expect("dup");
+        let shm = WorkerShm::map(file, Layout::new(32, MAX_FRAME)).expect("mmap");
+        Worker::new(theirs, shm, settings, None).expect("epoll")
     }
 
     fn say(&mut self, message: &ToWorker) {
         assert_eq!(self.channel.send(message, &[]).expect("send"), Sent::Queued);
     }
 
-    /// Leases a new client of which this much is on the desk; its other end.
-    fn lease(&mut self, slot: u32, generation: u32, bytes: &ClientBytes, marks: Flags) -> Client {
+    /// Leases a new client of which this much is in the shared memory; its other end.
+    fn lease(&mut self, slot: u32, generation: u32, bytes: &ClientBytes, flags: Flags) -> Client {
         let (ours, client) = UnixStream::pair().expect("socketpair");
         [&ours, &client]
             .iter()
             .for_each(|socket| socket.set_nonblocking(true).expect("fcntl"));
-        let is_parked = marks.closing || !(bytes.unread.is_empty() && bytes.unsent.is_empty());
+        let is_parked = flags.closing || !(bytes.unread.is_empty() && bytes.unsent.is_empty());
         let state = if is_parked {
             LeaseState::Parked
         } else {
             LeaseState::Idle
         };
-        let view = self.desk.lay(slot, bytes).expect("room");
+        let cursors = self.shm.lay(slot, bytes).expect("room");
         let now = clock::monotonic();
-        self.desk
-            .slot(slot)
-            .expect("a slot")
-            .preset(state, generation, view, marks, (now, now), 0);
+        self.shm.slot(slot).expect("a slot").preset(
+            state,
+            generation,
+            cursors,
+            flags,
+            (now, now),
+            0,
+        );
         let peer = Peer::Unix {
             pid: 1,
             uid: 2,
@@ -131,24 +135,24 @@ impl Master {
         Client(client)
     }
 
-    /// Leases one that is at rest.
+    /// Leases one that is idle.
     fn lease_new(&mut self, slot: u32) -> Client {
         self.lease(slot, 1, &ClientBytes::default(), Flags::default())
     }
 
     fn state(&self, slot: u32) -> Option<LeaseState> {
-        self.desk.slot(slot)?.lease().map(|lease| lease.state)
+        self.shm.slot(slot)?.lease().map(|lease| lease.state)
     }
 
-    /// What is unread of a client in no turn: nothing of one at rest.
+    /// What is unread of a client in no turn: nothing of an idle client.
     fn unread(&self, slot: u32) -> Vec<u8> {
         match self.state(slot) {
             Some(LeaseState::Idle | LeaseState::Revoked) => Vec::new(),
             _ => {
                 let bytes = self
-                    .desk
+                    .shm
                     .recover(slot, None, Owner::Alive)
-                    .expect("the desk is whole");
+                    .expect("the shared memory is whole");
                 bytes.unread.to_vec().expect("pread")
             }
         }
@@ -290,7 +294,7 @@ fn a_look_finds_the_leases_that_were_taken_and_no_others() {
         client.send(&ping("1")[..9]);
         step(&mut worker, &mut service);
     }
-    assert!(master.desk.slot(0).expect("a slot").revoke(1).is_some());
+    assert!(master.shm.slot(0).expect("a slot").revoke(1).is_some());
     master.say(&ToWorker::LeasesRevoked);
     step(&mut worker, &mut service);
     assert_eq!(
@@ -348,8 +352,8 @@ fn a_worn_out_worker_has_answered_exactly_so_many_and_leaves_the_rest_where_it_i
     );
     assert_eq!(
         (
-            Counters::read(master.desk.header()).requests(),
-            master.desk.header().turn()
+            Counters::read(master.shm.header()).requests(),
+            master.shm.header().turn()
         ),
         (3, None)
     );
@@ -407,7 +411,7 @@ fn the_end_of_a_client_in_its_frame_is_left_to_the_next_worker_by_one_that_is_wo
         (master.unread(0), count(&client.read_replies(), "\"out\"")),
         (ping("2")[..9].to_vec(), 1)
     );
-    assert!(master.desk.slot(0).expect("a slot").flags().half_closed);
+    assert!(master.shm.slot(0).expect("a slot").flags().half_closed);
 }
 
 /// The one request that the worker may answer is the client's last.
@@ -416,7 +420,7 @@ fn worker_answers_last(worker: Worker<'_>, master: &mut Master, client: &mut Cli
     worker.serve(&mut service()).expect("it ends well");
     let (reply, is_over) = client.read();
     assert!(reply.contains("bad_request") && is_over, "{reply}");
-    assert!(master.desk.slot(0).expect("a slot").flags().closing);
+    assert!(master.shm.slot(0).expect("a slot").flags().closing);
     assert_eq!(
         (master.heard(), master.state(0)),
         (
@@ -454,7 +458,7 @@ fn a_request_that_took_too_long_is_not_run_again_and_the_one_behind_it_is() {
         replies.contains(r#""result":2"#) && !replies.contains(r#""result":1"#),
         "{replies}"
     );
-    // A mark that is left on the desk was of a frame that is gone.
+    // A mark that is left in the shared memory was of a frame that is gone.
     client.send(&ping("3"));
     worker.give_turn(0, &Purpose::Serve, &mut service());
     assert!(client.read_replies().contains(r#""result":3"#));
@@ -533,7 +537,7 @@ fn a_client_that_was_told_all_goes_on_ending_with_the_time_that_it_has_left() {
     };
     let mut untold = master.lease(1, 1, &unsent, closing);
     told.send(b"last words");
-    let since = master.desk.slot(0).expect("a slot").since();
+    let since = master.shm.slot(0).expect("a slot").since();
     step(&mut worker, &mut service);
     step(&mut worker, &mut service);
     assert_eq!(
@@ -553,7 +557,7 @@ fn a_client_that_was_told_all_goes_on_ending_with_the_time_that_it_has_left() {
     );
     // What is thrown away counts as answered: the positions stay true.
     assert_eq!(
-        master.desk.slot(0).expect("a slot").cursors().ends(),
+        master.shm.slot(0).expect("a slot").cursors().ends(),
         (10, 0)
     );
     worker.now = since + 3_600_000_000_000;
@@ -569,8 +573,7 @@ fn bytes_laid_for_the_next_client_of_a_slot_are_not_destroyed_for_the_last_one()
     let mut worker = master.worker(&mut theirs, settings());
     let mut service = service();
     let long = ping(&format!("\"{}\"", "x".repeat(1_000_000)));
-    let blocks =
-        |master: &Master| master.desk.file().metadata().expect("fstat").blocks() / 2 / 1024;
+    let blocks = |master: &Master| master.shm.file().metadata().expect("fstat").blocks() / 2 / 1024;
     let mut run = |worker: &mut Worker<'_>, master: &mut Master, slot: u32| {
         let mut client = master.lease_new(slot);
         step(worker, &mut service);
@@ -590,17 +593,17 @@ fn bytes_laid_for_the_next_client_of_a_slot_are_not_destroyed_for_the_last_one()
         (master.heard(), master.state(0)),
         (vec![ToMaster::Closed(vec![0])], Some(LeaseState::Closed))
     );
-    assert!(blocks(&master) < 4, "its place was given back");
+    assert!(blocks(&master) < 4, "its region was given back");
     // The next one's bytes are there before its worker hears of it, which has others meanwhile.
     let laid = ClientBytes {
         unread: long[..900_000].to_vec().into(),
         ..ClientBytes::default()
     };
-    let view = master.desk.lay(0, &laid).expect("room");
-    master.desk.slot(0).expect("a slot").preset(
+    let cursors = master.shm.lay(0, &laid).expect("room");
+    master.shm.slot(0).expect("a slot").preset(
         LeaseState::Parked,
         2,
-        view,
+        cursors,
         Flags::default(),
         (1, 1),
         0,

@@ -3,15 +3,15 @@
 //! ```text
 //! claim    the lease word, by compare-exchange; who fails has lost the client
 //! unsent   replies that were parked: only they are sent, and nothing is read while some are left
-//! begin    a view that says where the bytes to come will lie holds before the first of them is read
+//! begin    cursors that say where the bytes to come will lie are active before the first of them is read
 //! read     once
-//! frames   for each whole one: execute on the desk, run the method, commit the reply
+//! frames   for each whole one: execute in the shared memory, run the method, commit the reply
 //! send     once, when no whole frame is left
-//! park     what is unread or unsent goes to the slot's own places, then a view that says so holds
+//! park     what is unread or unsent goes to the slot's own regions, then cursors that say so are active
 //! end      the lease word
 //! ```
 //!
-//! Between two turns nothing that a client sent or is to be sent is anywhere but on the desk and in the kernel. Nothing
+//! Between two turns nothing that a client sent or is to be sent is anywhere but in the shared memory and in the kernel. Nothing
 //! is stored after a read or a write. `exec` is stored before the method and the commit after it: a death between the
 //! two is a fault of that request, one before or after is none, so a side effect happens at most once.
 
@@ -25,13 +25,13 @@ use super::connection::{Connection, Waits};
 use super::death::{self, Point};
 use super::methods::Service;
 use super::reply::Fault;
-use crate::desk::{
-    Claim, Cursors, Flags, LeaseState, RECEIVE_LEN, REPLY_SOFT, Region, SMALL_LEN, Slot, WorkerDesk,
-};
 use crate::proto::channel::Settings;
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
 use crate::proto::rpc::Code;
-use crate::sys::ledger::OwnWrites;
+use crate::shm::{
+    Claim, Cursors, Flags, LeaseState, RECEIVE_LEN, REPLY_SOFT, Region, SMALL_LEN, Slot, WorkerShm,
+};
+use crate::sys::byte_counts::OwnWrites;
 use crate::sys::socket::{self, Moved};
 
 /// Replies wait for the ones behind them at most this long, in ns.
@@ -42,7 +42,7 @@ const MAX_TURN: u64 = 10_000_000;
 
 /// What a turn works with besides its client.
 pub(super) struct Tools<'a> {
-    pub(super) desk: &'a mut WorkerDesk,
+    pub(super) shm: &'a mut WorkerShm,
     pub(super) service: &'a mut dyn Service,
     pub(super) settings: &'a Settings,
     /// When the worker is killed, once it has been told to stop.
@@ -111,35 +111,35 @@ pub(super) fn turn(
     purpose: &Purpose<'_>,
     tools: &mut Tools<'_>,
 ) -> Ended {
-    let Some(slot) = tools.desk.slot(index) else {
+    let Some(slot) = tools.shm.slot(index) else {
         return Ended::Lost;
     };
     let Some(found) = slot.claim(connection.lease_number) else {
         return Ended::Lost;
     };
-    tools.desk.header().begin_turn(index, tools.now);
+    tools.shm.header().begin_turn(index, tools.now);
     death::pass(Point::AfterClaim);
-    let (view, mut marks) = (slot.cursors(), slot.flags());
+    let (cursors, mut flags) = (slot.cursors(), slot.flags());
     let parked = found == Claim::Parked;
-    // Of a client at rest the view tells of bytes that are answered, and the marks of a frame that is.
-    let have = if parked { view.have as usize } else { 0 };
+    // Of an idle client the cursors tell of bytes that are answered, and the flags of a frame that is.
+    let have = if parked { cursors.have as usize } else { 0 };
     if !parked {
-        answer::forgive(&mut marks);
+        answer::forgive(&mut flags);
     }
     let overloaded = Purpose::Reject(&Fault::of(
         Code::Overloaded,
         "there is too little memory for your unfinished frame",
     ));
     let purpose = match purpose {
-        Purpose::Serve if marks.overloaded && !marks.closing => &overloaded,
+        Purpose::Serve if flags.overloaded && !flags.closing => &overloaded,
         purpose => purpose,
     };
     let mut turn = Turn {
         connection,
         index,
         tools,
-        cursors: view,
-        flags: marks,
+        cursors,
+        flags,
         have,
         answered: 0,
         unrecorded: 0,
@@ -150,24 +150,24 @@ pub(super) fn turn(
     };
     // Those that write or end it before they read.
     let is_at_its_end =
-        !matches!(purpose, Purpose::Serve) || (parked && (view.replied > 0 || marks.closing));
+        !matches!(purpose, Purpose::Serve) || (parked && (cursors.replied > 0 || flags.closing));
     let waits = match purpose {
         _ if is_at_its_end && turn.check_socket().is_err() => None,
         Purpose::Cut => None,
-        Purpose::Serve if parked && marks.closing && view.replied == 0 => turn.linger(),
-        Purpose::Reject(_) if marks.closing => None,
-        _ if parked && view.replied > 0 => turn.send_parked(purpose),
+        Purpose::Serve if parked && flags.closing && cursors.replied == 0 => turn.linger(),
+        Purpose::Reject(_) if flags.closing => None,
+        _ if parked && cursors.replied > 0 => turn.send_parked(purpose),
         _ => turn.work(purpose),
     };
     let (is_active, is_foreign) = (turn.moved || turn.answered > 0, turn.is_foreign);
     if is_foreign {
         return Ended::Foreign;
     }
-    tools.desk.header().end_turn();
+    tools.shm.header().end_turn();
     let Some(waits) = waits else {
         return Ended::Over;
     };
-    let slot = tools.desk.slot(index).expect("the slot was claimed");
+    let slot = tools.shm.slot(index).expect("the slot was claimed");
     // Not in a turn for nothing, as each lease begins with one: a client that is moved is no less idle.
     if is_active {
         slot.touch(tools.now);
@@ -187,10 +187,10 @@ struct Turn<'t, 'a> {
     connection: &'t mut Connection,
     index: u32,
     tools: &'t mut Tools<'a>,
-    /// The view that holds, up to date with the commits since.
+    /// The active cursors, up to date with the commits since.
     cursors: Cursors,
     flags: Flags,
-    /// Received bytes, from the view's first.
+    /// Received bytes, from the first of the cursors.
     have: usize,
     /// Requests answered in this turn.
     answered: u64,
@@ -219,7 +219,7 @@ impl Turn<'_, '_> {
         let began = self.tools.now;
         let same_frame = self.connection.waits == Waits::Bytes;
         if self.begin().is_none() {
-            self.tools.desk.header().add_lost();
+            self.tools.shm.header().add_lost();
             return None;
         }
         match purpose {
@@ -233,7 +233,7 @@ impl Turn<'_, '_> {
     }
 
     /// Finds out whether the descriptor still is the client's socket. If it is not, this process cannot go on, and the client
-    /// is recovered as from a death: nothing more is done for it here, nor said on its desk.
+    /// is recovered as from a death: nothing more is done for it here, nor said in its shared memory.
     fn check_socket(&mut self) -> Result<(), Gone> {
         if !self.connection.has_its_socket() {
             *self.tools.broken = Some(FOREIGN.to_owned());
@@ -246,31 +246,31 @@ impl Turn<'_, '_> {
 
     fn slot(&self) -> Slot<'_> {
         self.tools
-            .desk
+            .shm
             .slot(self.index)
             .expect("the slot was claimed")
     }
 
-    /// Makes a view hold that tells where this turn's bytes will lie.
+    /// Activates cursors that tell where this turn's bytes will lie.
     ///
     /// Unread bytes go to the front of the shared buffer, unless they are a large frame or the beginning of one, which
-    /// lies at the front of the large place and is received and answered there. Nothing, if they are too many for the one
+    /// lies at the front of the large region and is received and answered there. Nothing, if they are too many for the one
     /// and lie wrong for the other, which no turn leaves behind.
     fn begin(&mut self) -> Option<()> {
         let (in_base, out_base) = self.cursors.ends();
         let (from, offset) = (self.cursors.rx.0, self.cursors.rx.1 as usize);
-        let mut place = Region::Shared;
+        let mut region = Region::Shared;
         if self.have > 0 {
-            let unread = &self.tools.desk.received(self.index, from)[offset..offset + self.have];
+            let unread = &self.tools.shm.received(self.index, from)[offset..offset + self.have];
             let first = self
                 .flags
                 .order
                 .map(|order| frame::next(unread, order, u32::MAX));
             let is_large = matches!(first, Some(Next::Partial { .. })) || self.have > RECEIVE_LEN;
             if is_large && from == Region::Large && offset == 0 {
-                place = Region::Large;
+                region = Region::Large;
             } else if self.have <= RECEIVE_LEN {
-                self.tools.desk.move_received(
+                self.tools.shm.move_received(
                     self.index,
                     from,
                     offset..offset + self.have,
@@ -286,7 +286,7 @@ impl Turn<'_, '_> {
             out_base,
             answered: 0,
             replied: 0,
-            rx: (place, 0),
+            rx: (region, 0),
             tx: (Region::Shared, 0),
             have,
         };
@@ -328,12 +328,12 @@ impl Turn<'_, '_> {
     /// being received in place.
     fn read(&mut self) -> Result<(), Gone> {
         self.connection.rearm();
-        let (have, marks, in_place) = (self.have, self.flags, self.cursors.rx.0 == Region::Large);
+        let (have, flags, in_place) = (self.have, self.flags, self.cursors.rx.0 == Region::Large);
         let open = self
             .tools
-            .desk
+            .shm
             .open(self.index, self.cursors.rx.0, Region::Shared);
-        let first = marks
+        let first = flags
             .order
             .filter(|_| in_place)
             .map(|order| frame::next(&open.rx[..have], order, u32::MAX));
@@ -372,7 +372,7 @@ impl Turn<'_, '_> {
             self.connection.peer
         );
         if !socket::is_broken_by_peer(error) {
-            self.tools.desk.header().add_lost();
+            self.tools.shm.header().add_lost();
         }
     }
 
@@ -398,11 +398,11 @@ impl Turn<'_, '_> {
 
     fn unread(&self) -> &[u8] {
         let begin = self.cursors.rx.1 as usize;
-        &self.tools.desk.received(self.index, self.cursors.rx.0)
+        &self.tools.shm.received(self.index, self.cursors.rx.0)
             [begin + self.cursors.answered as usize..begin + self.have]
     }
 
-    /// The client's byte order, noted on the desk as soon as it is known. An empty frame leaves it open.
+    /// The client's byte order, noted in the shared memory as soon as it is known. An empty frame leaves it open.
     fn order(&mut self) -> Option<ByteOrder> {
         if self.flags.order.is_some() {
             return self.flags.order;
@@ -416,7 +416,7 @@ impl Turn<'_, '_> {
         Some(self.flags.order.unwrap_or(ByteOrder::Little))
     }
 
-    /// Moves the view, here and not yet on the desk, behind the answered frames and the bytes sent.
+    /// Moves the cursors, here and not yet in the shared memory, behind the answered frames and the bytes sent.
     fn pass(&mut self, sent: usize) {
         let answered = self.cursors.answered;
         self.cursors.in_base += u64::from(answered);
@@ -477,7 +477,7 @@ impl Turn<'_, '_> {
         Some(waits)
     }
 
-    /// All is answered, and all is sent. A view that says of replies that they were made and not that they were sent is true
+    /// All is answered, and all is sent. Cursors that says of replies that they were made and not that they were sent is true
     /// of both, for the kernel tells; but of a Unix client only as long as the note of its write holds. That ends with
     /// the turn, so that a death at the beginning of the next one would find replies that nobody seems to have written.
     fn become_idle(&mut self, sent: usize) {
@@ -500,26 +500,26 @@ impl Turn<'_, '_> {
         )
     }
 
-    /// Copies what is unread and unsent to the slot's own places, unless it lies there; then lets a view hold that
-    /// says so. The view before stays true until then, for no copy overlaps its source.
+    /// Copies what is unread and unsent to the slot's own regions, unless it lies there; then activates cursors that
+    /// say so. The cursors before stay true until then, for no copy overlaps its source.
     fn park(&mut self, sent: usize, unread: usize) {
         self.pass(sent);
-        let (place, offset) = (self.cursors.rx.0, self.cursors.rx.1 as usize);
-        if place == Region::Shared && unread > 0 {
+        let (region, offset) = (self.cursors.rx.0, self.cursors.rx.1 as usize);
+        if region == Region::Shared && unread > 0 {
             let target = if unread <= SMALL_LEN {
                 Region::Small
             } else {
                 Region::Large
             };
             self.tools
-                .desk
-                .move_received(self.index, place, offset..offset + unread, target);
+                .shm
+                .move_received(self.index, region, offset..offset + unread, target);
             self.cursors.rx = (target, 0);
         }
         if self.cursors.replied > 0 {
             let begin = self.cursors.tx.1 as usize;
             self.tools
-                .desk
+                .shm
                 .keep_replies(self.index, begin..begin + self.cursors.replied as usize);
             self.cursors.tx = (Region::Large, 0);
         }

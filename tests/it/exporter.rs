@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 
 use crate::common::faulty::{self, Switch};
 use crate::common::http::{
-    Answer, Visitor, ask, exporter, exporters, get, metrics_address, request,
+    Answer, HttpClient, ask, exporter, exporters, get, metrics_address, request,
 };
 use crate::common::program::{control_socket, run};
 use crate::common::{FDPASSD, kernel, start};
@@ -252,7 +252,7 @@ fn what_is_no_such_request_gets_its_status_and_the_next_one_is_answered() {
             "{request}"
         );
     }
-    let mut halfway = Visitor::connect(&address);
+    let mut halfway = HttpClient::connect(&address);
     halfway
         .send("GET /metrics HTTP/1.1\r\nHo")
         .expect("it is taken");
@@ -261,7 +261,7 @@ fn what_is_no_such_request_gets_its_status_and_the_next_one_is_answered() {
         halfway.answer().said(),
         (400, "the request ends within its head\n")
     );
-    let mut silent = Visitor::connect(&address);
+    let mut silent = HttpClient::connect(&address);
     silent.finish();
     assert_eq!(silent.receive().expect("the end"), "");
     assert_eq!(get(&address, "/healthz").status, 200);
@@ -380,8 +380,8 @@ fn one_who_trickles_is_told_so_in_the_end_while_others_are_answered() {
     let daemon = start(TCP);
     let address = metrics_address(&daemon);
     let began = Instant::now();
-    let mut slow = Visitor::connect(&address);
-    let mut silent = Visitor::connect(&address);
+    let mut slow = HttpClient::connect(&address);
+    let mut silent = HttpClient::connect(&address);
     let late = thread::scope(|threads| {
         let late = threads.spawn(|| {
             // Too slow to be ready in time, and never quite silent.
@@ -418,11 +418,11 @@ fn fifty_who_do_not_get_on_keep_nobody_out() {
         "GET /metrics HTTP/1.1\r\nHost: loc",
         &request("/metrics"),
     ] {
-        let mut hostile: Vec<Visitor> = (0..50).map(|_| Visitor::connect(&address)).collect();
+        let mut hostile: Vec<HttpClient> = (0..50).map(|_| HttpClient::connect(&address)).collect();
         // Some are cut off before they have said it.
         hostile
             .iter_mut()
-            .for_each(|visitor| drop(visitor.send(words)));
+            .for_each(|http_client| drop(http_client.send(words)));
         for path in ["/metrics", "/healthz", "/readyz"] {
             let asked = Instant::now();
             assert_eq!(get(&address, path).status, 200, "{words:?}");
@@ -442,12 +442,13 @@ fn of_sixty_who_ask_at_once_all_are_answered_without_haste() {
     let daemon = start(TCP);
     let address = metrics_address(&daemon);
     let began = Instant::now();
-    let mut visitors: Vec<Visitor> = (0..60).map(|_| Visitor::connect(&address)).collect();
-    visitors
+    let mut http_clients: Vec<HttpClient> =
+        (0..60).map(|_| HttpClient::connect(&address)).collect();
+    http_clients
         .iter_mut()
-        .for_each(|visitor| visitor.send(request("/healthz")).expect("it is taken"));
-    for mut visitor in visitors {
-        assert_eq!(visitor.answer().said(), (200, "ok\n"));
+        .for_each(|http_client| http_client.send(request("/healthz")).expect("it is taken"));
+    for mut http_client in http_clients {
+        assert_eq!(http_client.answer().said(), (200, "ok\n"));
     }
     // A hundred a second, so that the master has time for others.
     assert!(
@@ -581,15 +582,15 @@ fn other_names_are_in_force_from_the_reload_on_and_who_waits_meanwhile_is_answer
     eventually("it is stopped", || {
         (kernel::state(first) == Some('T')).then_some(())
     });
-    let mut waiting: Vec<Visitor> = (0..20).map(|_| Visitor::connect(&address)).collect();
+    let mut waiting: Vec<HttpClient> = (0..20).map(|_| HttpClient::connect(&address)).collect();
     waiting
         .iter_mut()
-        .for_each(|visitor| visitor.send(request("/healthz")).expect("it is taken"));
+        .for_each(|http_client| http_client.send(request("/healthz")).expect("it is taken"));
     daemon
         .reload_with(&TCP.replace("node1.example.org", "node2"))
         .expect("it is applied");
-    for visitor in &mut waiting {
-        assert_eq!(visitor.answer().said(), (200, "ok\n"));
+    for http_client in &mut waiting {
+        assert_eq!(http_client.answer().said(), (200, "ok\n"));
     }
     assert_eq!((ask_as("node1.example.org"), ask_as("node2")), (403, 200));
     eventually("the one before is gone", || {
@@ -724,10 +725,11 @@ fn one_that_is_stopped_delays_nobody_and_a_reload_is_rid_of_it() {
     eventually("it is stopped", || {
         (kernel::state(stopped) == Some('T')).then_some(())
     });
-    let mut visitors: Vec<Visitor> = (0..100).map(|_| Visitor::connect(&address)).collect();
-    visitors
+    let mut http_clients: Vec<HttpClient> =
+        (0..100).map(|_| HttpClient::connect(&address)).collect();
+    http_clients
         .iter_mut()
-        .for_each(|visitor| visitor.send(request("/metrics")).expect("it is taken"));
+        .for_each(|http_client| http_client.send(request("/metrics")).expect("it is taken"));
     let mut client = daemon.connect();
     let began = Instant::now();
     for round in 0..100 {
@@ -750,16 +752,16 @@ fn a_master_that_does_not_answer_is_told_within_three_seconds() {
     let address = metrics_address(&daemon);
     daemon.signal("STOP");
     let began = Instant::now();
-    let mut visitors: Vec<Visitor> = (0..8).map(|_| Visitor::connect(&address)).collect();
-    for (visitor, path) in visitors
+    let mut http_clients: Vec<HttpClient> = (0..8).map(|_| HttpClient::connect(&address)).collect();
+    for (http_client, path) in http_clients
         .iter_mut()
         .zip(["/metrics", "/healthz", "/readyz"].into_iter().cycle())
     {
-        visitor.send(request(path)).expect("it is taken");
+        http_client.send(request(path)).expect("it is taken");
     }
-    for visitor in &mut visitors {
+    for http_client in &mut http_clients {
         assert_eq!(
-            visitor.answer().said(),
+            http_client.answer().said(),
             (503, "the daemon does not answer: no reply within 3s\n")
         );
     }
@@ -787,10 +789,11 @@ fn it_asks_one_question_at_a_time_and_nonsense_for_an_answer_is_told() {
     fs::rename(socket.with_extension("away"), &socket).expect("it is our directory");
 
     let stranger = Stranger::instead_of(&daemon);
-    let mut visitors: Vec<Visitor> = (0..10).map(|_| Visitor::connect(&address)).collect();
-    visitors
+    let mut http_clients: Vec<HttpClient> =
+        (0..10).map(|_| HttpClient::connect(&address)).collect();
+    http_clients
         .iter_mut()
-        .for_each(|visitor| visitor.send(request("/healthz")).expect("it is taken"));
+        .for_each(|http_client| http_client.send(request("/healthz")).expect("it is taken"));
     let asked = stranger.asked();
     eventually("all are attended", || (tasks(pid) == 11).then_some(()));
     crate::common::let_pass(Duration::from_millis(200));
@@ -814,7 +817,7 @@ fn it_asks_one_question_at_a_time_and_nonsense_for_an_answer_is_told() {
             asked
         })
         .collect();
-    let answers: Vec<Answer> = visitors.iter_mut().map(Visitor::answer).collect();
+    let answers: Vec<Answer> = http_clients.iter_mut().map(HttpClient::answer).collect();
     assert!(
         answers
             .iter()
@@ -842,10 +845,10 @@ fn one_who_does_not_read_a_long_reply_is_cut_in_the_end_and_who_reads_gets_all_o
     let reply = serde_json::json!({ "out": "metrics", "result": { "text": text } }).to_string();
     let reply = [&(reply.len() as u32).to_le_bytes(), reply.as_bytes()].concat();
     let ask = || {
-        let mut visitor = Visitor::connect(&address);
-        visitor.send(request("/metrics")).expect("it is taken");
+        let mut http_client = HttpClient::connect(&address);
+        http_client.send(request("/metrics")).expect("it is taken");
         stranger.asked().write_all(&reply).expect("it is taken");
-        visitor
+        http_client
     };
     let (mut deaf, mut other) = (ask(), ask());
     let got = other.answer();

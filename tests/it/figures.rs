@@ -157,7 +157,7 @@ fn is_lasting(name: &str) -> bool {
     is_counter && family != "fdpassd_listen_overflows_total"
 }
 
-/// A worker's counters are words in its shared memory: see `desk/header.rs` for where they are.
+/// A worker's counters are words in its shared memory: see `shm/header.rs` for where they are.
 #[test]
 fn counters_that_a_worker_scribbled_are_not_believed() {
     const METHODS: u64 = 1664;

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::common::faulty::{self, Execution};
-use crate::common::http::{Visitor, metrics_address};
+use crate::common::http::{HttpClient, metrics_address};
 use crate::common::program::control_socket;
 use crate::common::{FDPASSD, kernel, let_pass, ping_of, pong_of};
 
@@ -87,9 +87,9 @@ fn what_is_waited_for_is_not_late_for_time_that_stood_still() {
     controls
         .iter_mut()
         .for_each(|client| client.send(&asked[..9]));
-    let mut visitors: Vec<Visitor> = (0..2).map(|_| Visitor::connect(&metrics)).collect();
-    visitors.iter_mut().for_each(|visitor| {
-        visitor
+    let mut http_clients: Vec<HttpClient> = (0..2).map(|_| HttpClient::connect(&metrics)).collect();
+    http_clients.iter_mut().for_each(|http_client| {
+        http_client
             .send("GET /healthz HTTP/1.1\r\n")
             .expect("it is open")
     });
@@ -107,7 +107,7 @@ fn what_is_waited_for_is_not_late_for_time_that_stood_still() {
             .step_by(2)
             .for_each(|client| client.request("ping", half));
         controls[half].send(&asked[9..]);
-        visitors[half]
+        http_clients[half]
             .send("Host: localhost\r\n\r\n")
             .expect("it is open");
     };
@@ -126,8 +126,8 @@ fn what_is_waited_for_is_not_late_for_time_that_stood_still() {
     for client in &mut controls {
         assert_eq!(client.reply().name, "version");
     }
-    for visitor in &mut visitors {
-        assert_eq!(visitor.answer().status, 200);
+    for http_client in &mut http_clients {
+        assert_eq!(http_client.answer().status, 200);
     }
     (0..8).for_each(|_| {
         assert!(

@@ -1,4 +1,4 @@
-//! A broken worker fills its desk and its channel with garbage: it is killed, whoever is whole goes on, the master stays.
+//! A broken worker fills its shared memory and its channel with garbage: it is killed, whoever is whole goes on, the master stays.
 
 use fdpassd::proto::channel::{Message, ToMaster};
 use fdpassd::testing::{Client, Running};
@@ -8,13 +8,13 @@ use crate::common::faulty::{self, Server, whoami};
 use crate::common::random::Random;
 use crate::common::{kernel, settled};
 
-/// Words of a desk's header, and of each slot behind it.
+/// Words of the header of shared memory, and of each slot behind it.
 const HEADER: u64 = 2048;
 const SLOT: u64 = 16;
 
 /// Random words over header and slots. Rounds are 12, or as many as the variable `GARBAGE_ROUNDS` says.
 #[test]
-fn a_desk_full_of_garbage_costs_at_most_clients_of_its_worker_and_leaves_nothing_behind() {
+fn a_shm_full_of_garbage_costs_at_most_clients_of_its_worker_and_leaves_nothing_behind() {
     let mut random = Random::new("GARBAGE_SEED");
     let rounds = std::env::var("GARBAGE_ROUNDS")
         .ok()
@@ -120,9 +120,12 @@ fn positions_that_no_stream_can_have_cost_that_client_its_connection_and_no_othe
     let daemon = faulty::start("workers.count = 1");
     let mut clients = in_slots(&daemon);
     // Both views of slot 2, of a client at rest.
-    for view in [6, 11] {
+    for cursors in [6, 11] {
         clients[0]
-            .call("scribble", (HEADER + 2 * SLOT + view, [u64::MAX - 40; 2]))
+            .call(
+                "scribble",
+                (HEADER + 2 * SLOT + cursors, [u64::MAX - 40; 2]),
+            )
             .expect("it was let");
     }
     daemon.kill_worker(0);

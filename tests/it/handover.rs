@@ -147,12 +147,12 @@ fn clients_without_room_in_the_queue_are_counted() {
             .iter()
             .filter(|name| name.ends_with("-into"))
         {
-            manager.with_stored(name, |boat| fill(&UnixDatagram::from(boat)));
+            manager.with_stored(name, |queue| fill(&UnixDatagram::from(queue)));
         }
-        manager.with_stored("fdpassd-boat.0-out", |boat| {
-            let boat = UnixDatagram::from(boat);
+        manager.with_stored("fdpassd-boat.0-out", |queue| {
+            let queue = UnixDatagram::from(queue);
             for _ in 0..room {
-                boat.recv(&mut [0; 8192]).expect("it is full");
+                queue.recv(&mut [0; 8192]).expect("it is full");
             }
         });
         let daemon = restart(&manager, end_by(daemon, how));
@@ -174,10 +174,10 @@ fn clients_without_room_in_the_queue_are_counted() {
 }
 
 /// Until it takes nothing more.
-fn fill(boat: &UnixDatagram) {
-    boat.set_nonblocking(true).expect("set");
+fn fill(queue: &UnixDatagram) {
+    queue.set_nonblocking(true).expect("set");
     for length in [7000, 1] {
-        while boat.send(&vec![99; length]).is_ok() {}
+        while queue.send(&vec![99; length]).is_ok() {}
     }
 }
 
@@ -569,7 +569,7 @@ fn format_of(name: &str) -> String {
 /// As version 0.1.0 left it, sealed as that did.
 fn shared_memory() -> File {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    let file = File::from(memfd_create(c"desk", flags).expect("memfd"));
+    let file = File::from(memfd_create(c"shm", flags).expect("memfd"));
     file.set_len(2_834_432).expect("it grows");
     fcntl(
         &file,

@@ -22,7 +22,7 @@ fn a_client_is_shown_with_what_is_known_of_it_also_after_it_moved() {
     let mut local = Client::connect(&daemon.addresses()[1]);
     local.call("ping", 1).expect("a pong");
 
-    let shown = eventually("half a frame is on the desk", || {
+    let shown = eventually("half a frame is in the shared memory", || {
         let shown = all(&daemon);
         shown
             .iter()

@@ -25,7 +25,7 @@ fn a_restart_keeps_every_client_whatever_it_is_at() {
             .map(|i| Client::connect(&daemon.addresses()[i % 2]))
             .collect();
         ping_all(&mut idle);
-        // Half a frame on the desk, whole frames behind it that nobody has read, and replies that nobody takes.
+        // Half a frame in the shared memory, whole frames behind it that nobody has read, and replies that nobody takes.
         let mut halfway: Vec<Client> = daemon.addresses().iter().map(Client::connect).collect();
         let large = ping_of(300_000);
         for client in &mut halfway {

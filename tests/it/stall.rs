@@ -154,7 +154,7 @@ fn clients_of_a_stopped_worker_go_on_elsewhere_and_it_gets_clients_again_when_it
     let mut clients = connect(&daemon, 20);
     let asked = Cell::new(0);
     for round in 0..5 {
-        // On its desk are requests that it has not read, half frames, and nothing.
+        // In its shared memory are requests that it has not read, half frames, and nothing.
         let (worker, pid) = stop_worker(&daemon, 0);
         for client in &mut clients {
             (0..3).for_each(|number| client.request("ping", [round, number]));

@@ -21,7 +21,7 @@ use crate::common::{FDPASSD, kernel, settled, start};
 const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n";
 
 #[test]
-fn upgrades_in_a_row_keep_process_clients_and_desks_and_replace_the_workers() {
+fn upgrades_in_a_row_keep_process_clients_and_shms_and_replace_the_workers() {
     let programs = Programs::new();
     let (fdpassd, faulty) = (
         programs.copy(Path::new(FDPASSD)),

@@ -22,7 +22,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Longer than any restart.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The pause of a busy client between two requests.
 const PACE: Duration = Duration::from_millis(2);
@@ -160,10 +160,10 @@ impl Client {
             Some(path) => UnixStream::connect(path)?,
             None => {
                 let to: SocketAddr = address.parse().map_err(io::Error::other)?;
-                UnixStream::from(OwnedFd::from(TcpStream::connect_timeout(&to, PATIENCE)?))
+                UnixStream::from(OwnedFd::from(TcpStream::connect_timeout(&to, TIMEOUT)?))
             }
         };
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         Ok(Client(stream))
     }
 

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, sockopt};
 
-use super::payload::{LONGEST, Message, Order, PREFIX};
+use super::payload::{MAX_REPLY_LEN, Message, Order, PREFIX};
 
 /// A request whose reply is awaited.
 struct Asked {
@@ -135,7 +135,7 @@ impl Connection {
         let mut begin = 0;
         while let Some((prefix, rest)) = self.inbox[begin..].split_first_chunk::<PREFIX>() {
             let length = order.length(*prefix);
-            if length > LONGEST {
+            if length > MAX_REPLY_LEN {
                 return Err(format!("a reply of {length} bytes was announced"));
             }
             let Some(body) = rest.get(..length) else {

@@ -28,7 +28,7 @@ use payload::Message;
 pub(crate) use payload::{Check, Order, Payload};
 
 /// A run that gets no reply for so long has failed.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A run with more failed connections than this is given up.
 const FAILURES: u64 = 100;
@@ -169,8 +169,8 @@ impl Load {
             if run.report.requests > progress.0 || run.pending == 0 {
                 progress = (run.report.requests, now);
             }
-            if now > progress.1 + PATIENCE {
-                return Err(format!("no reply for {PATIENCE:?}, {} awaited", run.pending).into());
+            if now > progress.1 + TIMEOUT {
+                return Err(format!("no reply for {TIMEOUT:?}, {} awaited", run.pending).into());
             }
         }
         run.report.elapsed = begin.elapsed();

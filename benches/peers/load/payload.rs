@@ -14,7 +14,7 @@ pub(crate) const PREFIX: usize = 4;
 pub(crate) const FIRST: u64 = 1_000_000_001;
 
 /// Longer replies than this are taken for garbage.
-pub(crate) const LONGEST: usize = 16 << 20;
+pub(crate) const MAX_REPLY_LEN: usize = 16 << 20;
 
 const DIGITS: usize = 10;
 

@@ -6,9 +6,9 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use crate::config::Limits;
-use crate::desk::{ClientBytes, Flags};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Offsets, Peer, WorkerId};
+use crate::shm::{ClientBytes, Flags};
 use crate::sys::clock;
 use crate::sys::passed::ClientSocket;
 

@@ -1,16 +1,16 @@
 //! Clients by TCP Fast Open whose worker died before their handshake was complete, with replies in flight.
 //!
-//! The kernel does not count bytes in flight in that state (`sys/ledger.rs`), so how much of a reply has gone out is not known
+//! The kernel does not count bytes in flight in that state (`sys/byte_counts.rs`), so how much of a reply has gone out is not known
 //! yet. These clients wait here, with the memory of their worker, until the handshake is complete. A handshake that never is
 //! the kernel ends itself (`tcp_synack_retries` of tcp(7)).
 
 use std::time::{Duration, Instant};
 
-use crate::desk::MasterDesk;
 use crate::master::Master;
 use crate::master::clients::client::Client;
 use crate::master::clients::leases::recover_after_death;
 use crate::master::telemetry::counters::{Loss, Reason};
+use crate::shm::MasterShm;
 
 /// The first wait, and the longest.
 const FIRST_WAIT: Duration = Duration::from_millis(10);
@@ -19,7 +19,7 @@ const MAX_WAIT: Duration = Duration::from_millis(200);
 /// The clients of one dead worker.
 #[derive(Debug)]
 pub(crate) struct Handshakes {
-    desk: MasterDesk,
+    shm: MasterShm,
     /// Each with its slot.
     clients: Vec<(u32, Client)>,
     /// The worker was killed for the request that it was executing.
@@ -38,7 +38,7 @@ impl Master {
     /// Has clients wait whose bytes cannot be counted yet.
     pub(crate) fn await_handshakes(
         &mut self,
-        desk: MasterDesk,
+        shm: MasterShm,
         clients: Vec<(u32, Client)>,
         is_timed_out: bool,
         now: Instant,
@@ -49,7 +49,7 @@ impl Master {
                 clients.len()
             );
             self.handshakes.push(Handshakes {
-                desk,
+                shm,
                 clients,
                 is_timed_out,
                 due: now + FIRST_WAIT,
@@ -82,13 +82,13 @@ impl Master {
 
     fn take_complete(&mut self, handshakes: &mut Handshakes) {
         let Handshakes {
-            desk,
+            shm,
             clients,
             is_timed_out,
             ..
         } = handshakes;
         for (slot, client) in std::mem::take(clients) {
-            match recover_after_death(slot, client, None, desk, *is_timed_out) {
+            match recover_after_death(slot, client, None, shm, *is_timed_out) {
                 Ok((unleased, _)) => drop(self.take_in(vec![Ok(unleased)], Reason::Death)),
                 Err((why, client)) => match why.kind() {
                     std::io::ErrorKind::WouldBlock => clients.push((slot, client)),

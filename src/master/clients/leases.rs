@@ -9,19 +9,19 @@ use std::{io, mem};
 
 use serde::{Deserialize, Serialize};
 
-use crate::desk::{Claim, Header, LeaseState, MasterDesk, Owner, Slot, Write};
 use crate::master::clients::client::{Client, Unleased};
 use crate::proto::channel::{Lease, MAX_LEASES};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Offsets, Peer};
-use crate::sys::ledger::{self, ByteCounts, Writes};
+use crate::shm::{Claim, Header, LeaseState, MasterShm, Owner, Slot, Write};
+use crate::sys::byte_counts::{self, ByteCounts, Writes};
 use crate::sys::passed::ClientSocket;
 use crate::table::Table;
 
 /// A client that was recovered, or why it could not be.
 pub(crate) type Recovered = Result<Unleased, (io::Error, Client)>;
 
-/// Who has which slot of a desk.
+/// Who has which slot of shared memory.
 #[derive(Debug)]
 pub(crate) struct Leases {
     entries: Table<Entry>,
@@ -32,7 +32,7 @@ pub(crate) struct Leases {
     slots: u32,
     clients: usize,
     /// Counts leases; the last one's number is its generation.
-    generation: u32,
+    lease_number: u32,
     /// Leases made, less those taken back because they could not be sent.
     given: u64,
     /// Slots whose leases are yet to be sent.
@@ -54,7 +54,7 @@ struct Leased {
     requests: u64,
 }
 
-/// What a desk tells of a client, to be shown.
+/// What shared memory tells of a client, to be shown.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SlotFigures {
     /// When it last sent or took a byte: ns of CLOCK_MONOTONIC.
@@ -73,14 +73,14 @@ pub(crate) enum Done {
     Ended(Client),
     /// It gave the client up.
     GivenUp(Recovered),
-    /// It cannot be: the desk says otherwise.
+    /// It cannot be: the shared memory says otherwise.
     Nonsense,
 }
 
 /// A request that was executing when its worker died.
 #[derive(Clone, Debug)]
 pub(crate) struct Interrupted {
-    /// Number of its method on the desk.
+    /// Number of its method in the shared memory.
     pub(crate) method: u32,
     /// When it is leased again: how often this has happened to it by then.
     pub(crate) crash_count: u8,
@@ -144,22 +144,23 @@ impl Leases {
             used: 0,
             slots,
             clients: 0,
-            generation: 0,
+            lease_number: 0,
             given: 0,
             outbox: Vec::new(),
         }
     }
 
-    /// Those of a worker that another master had, as its boat tells of them: slot, generation, client. Of two in one slot, and
+    /// Those of a worker that another master had, as its handoff queue tells of them: slot, generation, client. Of two in one slot, and
     /// of one in a slot that there is not, nobody can tell what is true.
     pub(crate) fn found(slots: u32, clients: Vec<(u32, u32, Client)>) -> Leases {
         let mut leases = Leases::new(slots);
-        for (slot, generation, client) in clients.into_iter().filter(|(slot, _, _)| *slot < slots) {
+        for (slot, lease_number, client) in clients.into_iter().filter(|(slot, _, _)| *slot < slots)
+        {
             leases.entries.insert(
                 slot,
                 Entry::Leased(Leased {
                     client,
-                    lease_number: generation,
+                    lease_number,
                     requests: 0,
                 }),
             );
@@ -169,13 +170,13 @@ impl Leases {
         leases
     }
 
-    /// How another image of this master finds them again. None while some are yet to be sent.
+    /// How another snapshot of this master finds them again. None while some are yet to be sent.
     pub(crate) fn snapshot(&self) -> Option<LeasesSnapshot> {
         let entry = |slot: u32| match self.entries.get(slot)? {
             Entry::Revoked => Some((slot, None)),
             Entry::Leased(Leased {
                 client,
-                lease_number: generation,
+                lease_number,
                 requests,
             }) => {
                 let Client {
@@ -189,7 +190,7 @@ impl Leases {
                     ..
                 } = *client;
                 let socket = client.socket.as_raw_fd();
-                let (generation, requests) = (*generation, *requests);
+                let (lease_number, requests) = (*lease_number, *requests);
                 let client = ClientSnapshot {
                     id,
                     socket,
@@ -198,18 +199,18 @@ impl Leases {
                     listener,
                     since,
                     moves,
-                    lease_number: generation,
+                    lease_number,
                     requests,
                     offsets,
                 };
                 Some((slot, Some(client)))
             }
         };
-        let (used, generation, given) = (self.used, self.generation, self.given);
+        let (used, lease_number, given) = (self.used, self.lease_number, self.given);
         let entries = (0..self.used).filter_map(entry).collect();
         self.outbox.is_empty().then_some(LeasesSnapshot {
             used,
-            lease_number: generation,
+            lease_number,
             given,
             entries,
         })
@@ -226,14 +227,14 @@ impl Leases {
     /// Those of `take`; `InvalidData` for a slot beyond those that there are.
     pub(crate) fn from_snapshot(
         slots: u32,
-        image: LeasesSnapshot,
+        snapshot: LeasesSnapshot,
         mut take: impl FnMut(RawFd) -> io::Result<OwnedFd>,
     ) -> io::Result<Leases> {
         let mut leases = Leases::new(slots);
-        (leases.used, leases.generation, leases.given) =
-            (image.used, image.lease_number, image.given);
-        for (slot, client) in image.entries {
-            if slot >= image.used || image.used > slots {
+        (leases.used, leases.lease_number, leases.given) =
+            (snapshot.used, snapshot.lease_number, snapshot.given);
+        for (slot, client) in snapshot.entries {
+            if slot >= snapshot.used || snapshot.used > slots {
                 return Err(io::ErrorKind::InvalidData.into());
             }
             let entry = match client {
@@ -246,7 +247,7 @@ impl Leases {
                     listener,
                     since,
                     moves,
-                    lease_number: generation,
+                    lease_number,
                     requests,
                     offsets,
                 }) => {
@@ -265,7 +266,7 @@ impl Leases {
                     leases.clients += 1;
                     Entry::Leased(Leased {
                         client,
-                        lease_number: generation,
+                        lease_number,
                         requests,
                     })
                 }
@@ -309,33 +310,33 @@ impl Leases {
         self.used
     }
 
-    /// The clients in these slots, each with what the desk tells of it.
+    /// The clients in these slots, each with the figures of its slot.
     pub(crate) fn page<'a>(
         &'a self,
         slots: Range<u32>,
-        desk: &'a MasterDesk,
+        shm: &'a MasterShm,
     ) -> impl Iterator<Item = (&'a Client, SlotFigures)> {
         slots.filter_map(|slot| {
-            let (client, on_desk) = (self.client(slot)?, desk.slot(slot)?);
-            let view = on_desk.cursors();
-            // One at rest has nothing there, whatever its last view was of.
-            let is_at_rest = self.state(slot, desk) == Some(LeaseState::Idle);
-            let unsent = if is_at_rest {
+            let (client, shared_slot) = (self.client(slot)?, shm.slot(slot)?);
+            let cursors = shared_slot.cursors();
+            // An idle client has nothing there, whatever its last cursors were of.
+            let is_idle = self.state(slot, shm) == Some(LeaseState::Idle);
+            let unsent = if is_idle {
                 0
             } else {
-                u64::from(view.replied)
+                u64::from(cursors.replied)
             };
-            let unread = if is_at_rest {
+            let unread = if is_idle {
                 0
             } else {
-                u64::from(view.have).saturating_sub(view.answered.into())
+                u64::from(cursors.have).saturating_sub(cursors.answered.into())
             };
             let bytes = unsent + unread;
             Some((
                 client,
                 SlotFigures {
-                    active: on_desk.last_active(),
-                    requests: on_desk.requests(),
+                    active: shared_slot.last_active(),
+                    requests: shared_slot.requests(),
                     bytes,
                 },
             ))
@@ -360,14 +361,14 @@ impl Leases {
     /// Leases a client: fills a slot, its bytes laid into their places. The lease is sent with the next batch.
     ///
     /// # Errors
-    /// Those of writing to the desk, with the client.
+    /// Those of writing to the shared memory, with the client.
     ///
     /// # Panics
     /// Without a free slot: dispatch has chosen the worker for having some.
     pub(crate) fn give(
         &mut self,
         unleased: Unleased,
-        desk: &MasterDesk,
+        shm: &MasterShm,
     ) -> Result<(), (io::Error, Client)> {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.used += 1;
@@ -376,36 +377,36 @@ impl Leases {
         let Unleased {
             client,
             bytes,
-            flags: marks,
+            flags,
             times,
             requests,
             ..
         } = unleased;
-        let view = match desk.lay(slot, &bytes) {
-            Ok(view) => view,
+        let cursors = match shm.lay(slot, &bytes) {
+            Ok(cursors) => cursors,
             Err(e) => {
                 self.free.push(slot);
                 return Err((e, client));
             }
         };
-        self.generation = self.generation.wrapping_add(1);
+        self.lease_number = self.lease_number.wrapping_add(1);
         // One that has had its last reply is given time to read it, not served.
-        let is_at_rest = bytes.unread.is_empty()
+        let is_idle = bytes.unread.is_empty()
             && bytes.unsent.is_empty()
-            && !marks.closing
-            && !marks.overloaded;
-        let state = if is_at_rest {
+            && !flags.closing
+            && !flags.overloaded;
+        let state = if is_idle {
             LeaseState::Idle
         } else {
             LeaseState::Parked
         };
-        let on_desk = desk.slot(slot).expect("a worker with room has a free slot");
-        on_desk.preset(state, self.generation, view, marks, times, requests);
+        let shared_slot = shm.slot(slot).expect("a worker with room has a free slot");
+        shared_slot.preset(state, self.lease_number, cursors, flags, times, requests);
         self.entries.insert(
             slot,
             Entry::Leased(Leased {
                 client,
-                lease_number: self.generation,
+                lease_number: self.lease_number,
                 requests,
             }),
         );
@@ -431,7 +432,7 @@ impl Leases {
             .filter_map(|slot| match self.entries.get(*slot)? {
                 Entry::Leased(Leased {
                     client,
-                    lease_number: generation,
+                    lease_number,
                     ..
                 }) => {
                     let Client {
@@ -444,11 +445,11 @@ impl Leases {
                         offsets,
                         ..
                     } = *client;
-                    let (slot, generation) = (*slot, *generation);
+                    let (slot, lease_number) = (*slot, *lease_number);
                     let lease = Lease {
                         client: id,
                         slot,
-                        lease_number: generation,
+                        lease_number,
                         order,
                         peer,
                         moves,
@@ -463,14 +464,14 @@ impl Leases {
     }
 
     /// Ends the leases of this batch and of all others that were not sent: the worker does not know of them.
-    pub(crate) fn withdraw(&mut self, batch: Vec<u32>, desk: &MasterDesk) -> Vec<Recovered> {
+    pub(crate) fn withdraw(&mut self, batch: Vec<u32>, shm: &MasterShm) -> Vec<Recovered> {
         let unsent: Vec<u32> = batch.into_iter().chain(self.outbox.drain(..)).collect();
         self.given -= unsent.len() as u64;
         let mut back = Vec::new();
         for slot in unsent {
-            // A desk that says otherwise, of a client that its worker has not heard of, keeps it: that worker is broken.
-            if let Some(recovered) = self.revoke(slot, desk) {
-                self.vacate(slot, desk);
+            // Shared memory that says otherwise, of a client that its worker has not heard of, keeps it: that worker is broken.
+            if let Some(recovered) = self.revoke(slot, shm) {
+                self.vacate(slot, shm);
                 back.push(recovered);
             }
         }
@@ -478,33 +479,33 @@ impl Leases {
     }
 
     /// Takes a client that is in no turn, if it is in none. The worker is to be told to look.
-    pub(crate) fn revoke(&mut self, slot: u32, desk: &MasterDesk) -> Option<Recovered> {
+    pub(crate) fn revoke(&mut self, slot: u32, shm: &MasterShm) -> Option<Recovered> {
         let Some(Entry::Leased(leased)) = self.entries.get(slot) else {
             return None;
         };
-        let found = desk.slot(slot)?.revoke(leased.lease_number)?;
+        let found = shm.slot(slot)?.revoke(leased.lease_number)?;
         Some(recover_idle(
             slot,
             self.leave_behind(slot)?,
             found,
-            desk,
+            shm,
             Owner::Alive,
         ))
     }
 
     /// Takes all clients that are in no turn.
-    pub(crate) fn revoke_all(&mut self, desk: &MasterDesk) -> Vec<Recovered> {
+    pub(crate) fn revoke_all(&mut self, shm: &MasterShm) -> Vec<Recovered> {
         (0..self.used)
-            .filter_map(|slot| self.revoke(slot, desk))
+            .filter_map(|slot| self.revoke(slot, shm))
             .collect()
     }
 
     /// The worker has said that it closed the client in this slot.
-    pub(crate) fn closed(&mut self, slot: u32, desk: &MasterDesk) -> Done {
-        match self.state(slot, desk) {
+    pub(crate) fn closed(&mut self, slot: u32, shm: &MasterShm) -> Done {
+        match self.state(slot, shm) {
             Some(LeaseState::Closed) => match self.leave_behind(slot) {
                 Some(client) => {
-                    self.vacate(slot, desk);
+                    self.vacate(slot, shm);
                     Done::Ended(client)
                 }
                 None => Done::Nonsense,
@@ -514,12 +515,12 @@ impl Leases {
     }
 
     /// The worker has said that it has nothing of the client in this slot any more.
-    pub(crate) fn released(&mut self, slot: u32, desk: &MasterDesk) -> Done {
+    pub(crate) fn released(&mut self, slot: u32, shm: &MasterShm) -> Done {
         if matches!(self.entries.get(slot), Some(Entry::Revoked)) {
-            self.vacate(slot, desk);
+            self.vacate(slot, shm);
             return Done::Known;
         }
-        let found = match self.state(slot, desk) {
+        let found = match self.state(slot, shm) {
             Some(LeaseState::Revoked) => Claim::Idle,
             Some(LeaseState::RevokedParked) => Claim::Parked,
             _ => return Done::Nonsense,
@@ -527,17 +528,17 @@ impl Leases {
         let Some(client) = self.leave_behind(slot) else {
             return Done::Nonsense;
         };
-        let recovered = recover_idle(slot, client, found, desk, Owner::Alive);
-        self.vacate(slot, desk);
+        let recovered = recover_idle(slot, client, found, shm, Owner::Alive);
+        self.vacate(slot, shm);
         Done::GivenUp(recovered)
     }
 
     /// The lease word of a client, if it is that of its lease.
-    fn state(&self, slot: u32, desk: &MasterDesk) -> Option<LeaseState> {
+    fn state(&self, slot: u32, shm: &MasterShm) -> Option<LeaseState> {
         let Some(Entry::Leased(leased)) = self.entries.get(slot) else {
             return None;
         };
-        let lease = desk.slot(slot)?.lease()?;
+        let lease = shm.slot(slot)?.lease()?;
         (lease.number == leased.lease_number).then_some(lease.state)
     }
 
@@ -552,32 +553,32 @@ impl Leases {
         }
     }
 
-    fn vacate(&mut self, slot: u32, desk: &MasterDesk) {
+    fn vacate(&mut self, slot: u32, shm: &MasterShm) {
         if self.entries.take(slot).is_some() {
-            if let Some(on_desk) = desk.slot(slot) {
-                on_desk.clear();
+            if let Some(shared_slot) = shm.slot(slot) {
+                shared_slot.clear();
             }
             self.free.push(slot);
         }
     }
 
     /// Notes how many requests each client has had by now.
-    pub(crate) fn watch(&mut self, desk: &MasterDesk) {
+    pub(crate) fn watch(&mut self, shm: &MasterShm) {
         for slot in 0..self.used {
-            if let (Some(Entry::Leased(leased)), Some(on_desk)) =
-                (self.entries.get_mut(slot), desk.slot(slot))
+            if let (Some(Entry::Leased(leased)), Some(shared_slot)) =
+                (self.entries.get_mut(slot), shm.slot(slot))
             {
-                leased.requests = on_desk.requests();
+                leased.requests = shared_slot.requests();
             }
         }
     }
 
     /// How many each has had since then, by slot.
-    pub(crate) fn watched(&self, desk: &MasterDesk) -> Vec<(u32, u64)> {
+    pub(crate) fn watched(&self, shm: &MasterShm) -> Vec<(u32, u64)> {
         let since = |slot: u32| match self.entries.get(slot) {
             Some(Entry::Leased(leased)) => Some((
                 slot,
-                desk.slot(slot)?.requests().saturating_sub(leased.requests),
+                shm.slot(slot)?.requests().saturating_sub(leased.requests),
             )),
             Some(Entry::Revoked) | None => None,
         };
@@ -585,9 +586,9 @@ impl Leases {
     }
 
     /// The client whose turn it is that the worker is in, by its own word.
-    pub(crate) fn in_turn(&self, slot: u32, desk: &MasterDesk) -> Option<&Client> {
+    pub(crate) fn in_turn(&self, slot: u32, shm: &MasterShm) -> Option<&Client> {
         match self.entries.get(slot)? {
-            Entry::Leased(leased) if self.state(slot, desk) == Some(LeaseState::Busy) => {
+            Entry::Leased(leased) if self.state(slot, shm) == Some(LeaseState::Busy) => {
                 Some(&leased.client)
             }
             Entry::Leased(_) | Entry::Revoked => None,
@@ -598,26 +599,26 @@ impl Leases {
     /// `is_timed_out` whether it was killed for the request that it was executing.
     pub(crate) fn into_left(
         mut self,
-        desk: &MasterDesk,
+        shm: &MasterShm,
         written: Option<Writes>,
         is_timed_out: bool,
     ) -> Left {
         let mut left = Left::default();
         for slot in 0..self.used {
-            let state = self.state(slot, desk);
+            let state = self.state(slot, shm);
             let Some(client) = self.leave_behind(slot) else {
                 continue;
             };
             let mut interrupted = None;
             let recovered = match state {
                 Some(LeaseState::Idle | LeaseState::Revoked) => {
-                    recover_idle(slot, client, Claim::Idle, desk, Owner::Dead)
+                    recover_idle(slot, client, Claim::Idle, shm, Owner::Dead)
                 }
                 Some(LeaseState::Parked | LeaseState::RevokedParked) => {
-                    recover_idle(slot, client, Claim::Parked, desk, Owner::Dead)
+                    recover_idle(slot, client, Claim::Parked, shm, Owner::Dead)
                 }
                 Some(LeaseState::Busy) => {
-                    let found = recover_after_death(slot, client, written, desk, is_timed_out);
+                    let found = recover_after_death(slot, client, written, shm, is_timed_out);
                     found.map(|(unleased, request)| {
                         interrupted = request;
                         unleased
@@ -627,7 +628,7 @@ impl Leases {
                     left.ended.push(client);
                     continue;
                 }
-                // A slot with a client is not free: the desk holds nonsense.
+                // A slot with a client is not free: the shared memory holds nonsense.
                 Some(LeaseState::Free) | None => Err((io::ErrorKind::InvalidData.into(), client)),
             };
             match recovered {
@@ -654,73 +655,75 @@ pub(crate) fn recover_after_death(
     slot: u32,
     client: Client,
     written: Option<Writes>,
-    desk: &MasterDesk,
+    shm: &MasterShm,
     is_timed_out: bool,
 ) -> Result<(Unleased, Option<Interrupted>), (io::Error, Client)> {
-    let mut unleased = recover_from_turn(slot, client, written, desk)?;
-    let executing = desk.slot(slot).and_then(|on_desk| on_desk.executing());
+    let mut unleased = recover_from_turn(slot, client, written, shm)?;
+    let executing = shm
+        .slot(slot)
+        .and_then(|shared_slot| shared_slot.executing());
     let interrupted = executing.map(|method| {
-        let marks = &mut unleased.flags;
+        let flags = &mut unleased.flags;
         if is_timed_out {
-            marks.timed_out = true;
+            flags.timed_out = true;
         } else {
-            marks.crash_count = marks.crash_count.saturating_add(1);
+            flags.crash_count = flags.crash_count.saturating_add(1);
         }
         Interrupted {
             method,
-            crash_count: marks.crash_count,
+            crash_count: flags.crash_count,
         }
     });
     Ok((unleased, interrupted))
 }
 
-/// What the desk tells of a client that is in no turn. The view of one at rest tells of bytes that are all answered and
+/// What the shared memory tells of a client that is in no turn. The cursors of an idle client tell of bytes that are all answered and
 /// all sent.
 fn recover_idle(
     slot: u32,
     client: Client,
     found: Claim,
-    desk: &MasterDesk,
+    shm: &MasterShm,
     owner: Owner,
 ) -> Recovered {
-    let ledger = match found {
+    let byte_counts = match found {
         Claim::Parked => None,
         Claim::Idle => {
-            let (received, written) = desk
+            let (received, written) = shm
                 .slot(slot)
-                .map_or((0, 0), |on_desk| on_desk.cursors().ends());
+                .map_or((0, 0), |shared_slot| shared_slot.cursors().ends());
             Some(ByteCounts { received, written })
         }
     };
-    recover(slot, client, ledger, desk, owner)
+    recover(slot, client, byte_counts, shm, owner)
 }
 
-/// What the desk tells of a client. The ledger is that of one whose turn was not ended; of all others the desk knows
+/// What the shared memory tells of a client. The byte counts are those of one whose turn was not ended; of all others the shared memory knows
 /// itself.
 fn recover(
     slot: u32,
     client: Client,
-    ledger: Option<ByteCounts>,
-    desk: &MasterDesk,
+    byte_counts: Option<ByteCounts>,
+    shm: &MasterShm,
     owner: Owner,
 ) -> Recovered {
-    let bytes = match desk.recover(slot, ledger, owner) {
+    let bytes = match shm.recover(slot, byte_counts, owner) {
         Ok(bytes) => bytes,
         Err(e) => return Err((e, client)),
     };
-    let on_desk: Slot<'_> = desk.slot(slot).expect("leases have slots");
-    let mut marks = on_desk.flags();
+    let shared_slot: Slot<'_> = shm.slot(slot).expect("leases have slots");
+    let mut flags = shared_slot.flags();
     // Faults are those of the first unread frame: once one is answered, they are of a frame that is not here any more.
-    if on_desk.cursors().answered > 0 {
-        (marks.crash_count, marks.timed_out) = (0, false);
+    if shared_slot.cursors().answered > 0 {
+        (flags.crash_count, flags.timed_out) = (0, false);
     }
-    let times = (on_desk.since(), on_desk.last_active());
+    let times = (shared_slot.since(), shared_slot.last_active());
     Ok(Unleased {
         client,
         bytes,
-        flags: marks,
+        flags,
         times,
-        requests: on_desk.requests(),
+        requests: shared_slot.requests(),
         to: None,
     })
 }
@@ -730,43 +733,43 @@ fn recover_from_turn(
     slot: u32,
     client: Client,
     written: Option<Writes>,
-    desk: &MasterDesk,
+    shm: &MasterShm,
 ) -> Recovered {
     let found = match client.peer {
-        Peer::Unix { .. } => unix_byte_counts(slot, &client, written, desk).map(Some),
+        Peer::Unix { .. } => unix_byte_counts(slot, &client, written, shm).map(Some),
         Peer::V4 { .. } | Peer::V6 { .. } => tcp_byte_counts(&client),
     };
     match found {
-        Ok(Some(ledger)) => recover(slot, client, Some(ledger), desk, Owner::Dead),
+        Ok(Some(byte_counts)) => recover(slot, client, Some(byte_counts), shm, Owner::Dead),
         Ok(None) => Err((io::ErrorKind::ConnectionAborted.into(), client)),
         Err(e) => Err((e, client)),
     }
 }
 
-/// The ledger of a TCP client, if its connection is not over.
+/// The byte counts of a TCP client, if its connection is not over.
 fn tcp_byte_counts(client: &Client) -> io::Result<Option<ByteCounts>> {
     let Offsets { received, sent } = client.offsets;
-    let counted = ledger::read(&client.socket)?;
+    let counted = byte_counts::read(&client.socket)?;
     Ok(counted.map(|counted| ByteCounts {
         received: counted.received.wrapping_add(received),
         written: counted.written.wrapping_add(sent),
     }))
 }
 
-/// The ledger of a Unix client: its socket counts what is read from it. What was written to it, the worker has noted, or the
+/// The byte counts of a Unix client: its socket counts what is read from it. What was written to it, the worker has noted, or the
 /// kernel's account of its thread says.
 fn unix_byte_counts(
     slot: u32,
     client: &Client,
     written: Option<Writes>,
-    desk: &MasterDesk,
+    shm: &MasterShm,
 ) -> io::Result<ByteCounts> {
-    let view = desk.slot(slot).ok_or(io::ErrorKind::InvalidData)?.cursors();
+    let cursors = shm.slot(slot).ok_or(io::ErrorKind::InvalidData)?.cursors();
     let before = client.offsets.received;
-    let received =
-        ledger::received(&client.socket, view.in_base.wrapping_sub(before))?.wrapping_add(before);
-    let header = desk.header();
-    let sent = match header.writing(slot, view.out_base) {
+    let received = byte_counts::received(&client.socket, cursors.in_base.wrapping_sub(before))?
+        .wrapping_add(before);
+    let header = shm.header();
+    let sent = match header.writing(slot, cursors.out_base) {
         None if !header.notes_every_write() => return Err(io::ErrorKind::Unsupported.into()),
         None => 0,
         Some(Write::Took(bytes)) => bytes,
@@ -777,7 +780,7 @@ fn unix_byte_counts(
     };
     Ok(ByteCounts {
         received,
-        written: view.out_base.wrapping_add(sent),
+        written: cursors.out_base.wrapping_add(sent),
     })
 }
 

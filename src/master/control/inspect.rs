@@ -61,9 +61,11 @@ impl Master {
             let begin = if *id == from.worker { from.slot } else { 0 };
             let end = worker.leases.used().max(begin);
             let until = end.min(begin.saturating_add((PAGE_LEN - looked_at) as u32));
-            let page = worker.leases.page(begin..until, &worker.desk);
+            let page = worker.leases.page(begin..until, &worker.shm);
             clients.extend(
-                page.map(|(client, on_desk)| self.client_status(client, Some(*id), on_desk)),
+                page.map(|(client, shared_slot)| {
+                    self.client_status(client, Some(*id), shared_slot)
+                }),
             );
             looked_at += (until - begin) as usize;
             if until < end {
@@ -84,12 +86,12 @@ impl Master {
 
     fn waiting_client(&self, unleased: &Unleased) -> ClientStatus {
         let bytes = (unleased.bytes.unread.len() + unleased.bytes.unsent.len()) as u64;
-        let on_desk = SlotFigures {
+        let shared_slot = SlotFigures {
             active: unleased.times.1,
             requests: unleased.requests,
             bytes,
         };
-        self.client_status(&unleased.client, None, on_desk)
+        self.client_status(&unleased.client, None, shared_slot)
     }
 
     fn client_status(
@@ -149,7 +151,7 @@ impl Master {
             let client = worker.leases.client(slot).expect("it was found there");
             let peer = client.peer;
             socket::end(&client.socket);
-            if let Some(taken) = worker.leases.revoke(slot, &worker.desk) {
+            if let Some(taken) = worker.leases.revoke(slot, &worker.shm) {
                 let client = taken.map_or_else(|(_, client)| client, |unleased| unleased.client);
                 self.forget(client);
                 self.tell(worker_id, ToWorker::LeasesRevoked);

@@ -35,7 +35,7 @@ impl Master {
         let limits = client_limits(&self.config, count as usize, self.descriptors)
             .map_err(|e| refused(e.to_string()))?;
         limits.warn_if_lowered();
-        // Desks have as many slots as they have.
+        // Shared memory have as many slots as they have.
         self.max_clients = limits.clients.min(self.layout.slots().into());
         let before = self.pool.target().count;
         let about = About {

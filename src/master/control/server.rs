@@ -57,7 +57,7 @@ pub(crate) struct ControlClients {
     refusals: Refusals,
 }
 
-/// Reports of forbidden requests: [`MAX_REFUSALS`] at once, and in the long run one in [`NEXT_STRANGER`], as of strangers.
+/// Reports of forbidden requests: [`MAX_REFUSALS`] at once, and in the long run one in [`REFUSAL_LOG_INTERVAL`], as of strangers.
 #[derive(Debug, Default)]
 struct Refusals {
     /// Reports of late, and since when one less counts.
@@ -297,15 +297,15 @@ impl ControlClients {
         self.staying().map(|client| client.socket.as_fd())
     }
 
-    /// How the image of this master tells of them.
+    /// How the snapshot of this master tells of them.
     pub(crate) fn snapshot(&self) -> Vec<ControlSnapshot> {
-        let image = |client: &ControlClient| ControlSnapshot {
+        let snapshot = |client: &ControlClient| ControlSnapshot {
             socket: client.socket.as_raw_fd(),
             is_asker: client.waits.is_some(),
             incoming: client.incoming.clone(),
             outgoing: client.outgoing[client.sent..].to_vec(),
         };
-        self.staying().map(image).collect()
+        self.staying().map(snapshot).collect()
     }
 
     /// Those who were there when this process was another program.
@@ -315,13 +315,13 @@ impl ControlClients {
         poller: &Poller,
         now: Instant,
     ) {
-        for (socket, image) in clients {
+        for (socket, snapshot) in clients {
             let Ok(peer) = Peer::of(&socket) else {
                 continue;
             };
             let mut client = ControlClient::new(socket, peer, now);
-            (client.incoming, client.outgoing) = (image.incoming, image.outgoing);
-            if image.is_asker {
+            (client.incoming, client.outgoing) = (snapshot.incoming, snapshot.outgoing);
+            if snapshot.is_asker {
                 (client.waits, client.deadline) = (Some(Waits::Renewed), None);
             }
             let number = self.next;

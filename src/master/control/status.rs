@@ -1,4 +1,4 @@
-//! What can be seen from outside, from the master's tables and the desks: a worker that is stuck keeps nobody waiting.
+//! What can be seen from outside, from the master's tables and the shared memory: a worker that is stuck keeps nobody waiting.
 
 use std::time::Instant;
 
@@ -108,11 +108,11 @@ impl Master {
             restart_keeps_clients: self
                 .handoff_store
                 .as_ref()
-                .is_some_and(|keeper| keeper.canaries.is_confirmed()),
+                .is_some_and(|store| store.canaries.is_confirmed()),
             store_outage: self
                 .handoff_store
                 .as_ref()
-                .and_then(|keeper| keeper.canaries.outage())
+                .and_then(|store| store.canaries.outage())
                 .map(str::to_owned),
             missing: self.look_at_missing(),
             deaths_total: self.counts.deaths.total(),
@@ -136,7 +136,7 @@ impl Master {
         let clients = uneven(workers.iter().map(|worker| worker.leases.clients() as f64))?;
         Some(Skew {
             clients,
-            busy: uneven(workers.iter().map(|worker| worker.desk.header().busy(now))),
+            busy: uneven(workers.iter().map(|worker| worker.shm.header().busy(now))),
         })
     }
 
@@ -161,7 +161,7 @@ impl Master {
         let totals = here.fold(seat.totals, |totals, worker| {
             totals.plus(worker.believed.counters())
         });
-        let header = worker.map(|worker| worker.desk.header());
+        let header = worker.map(|worker| worker.shm.header());
         let uptime = worker.map(|worker| now.duration_since(worker.started).as_secs_f64());
         // One second more, for the one that is not full yet.
         let recent = header

@@ -121,10 +121,10 @@ fn is_hung_up(end: &OwnedFd) -> bool {
 impl Master {
     /// Something has happened to what is stored. Events of ends that are gone already are harmless.
     pub(crate) fn look_at_store(&mut self, now: Instant) {
-        let Some(keeper) = &mut self.handoff_store else {
+        let Some(store) = &mut self.handoff_store else {
             return;
         };
-        let canaries = &mut keeper.canaries;
+        let canaries = &mut store.canaries;
         if canaries.has_ended() {
             return self.lose_store(REFUSED, now);
         }
@@ -148,10 +148,10 @@ impl Master {
 
     /// Tries the store again, if it is time to.
     pub(crate) fn try_store(&mut self, now: Instant) {
-        let Some(keeper) = &mut self.handoff_store else {
+        let Some(store) = &mut self.handoff_store else {
             return;
         };
-        let canaries = &mut keeper.canaries;
+        let canaries = &mut store.canaries;
         if canaries.deadline().is_none_or(|at| at > now) {
             return;
         }
@@ -167,15 +167,13 @@ impl Master {
 
     /// The store does not keep what it was given. Everything is stored again as soon as it takes something.
     pub(crate) fn lose_store(&mut self, reason: &str, now: Instant) {
-        let Some(keeper) = &mut self.handoff_store else {
+        let Some(store) = &mut self.handoff_store else {
             return;
         };
-        keeper
-            .canaries
-            .retire(&mut self.notifier, &self.poller, now);
-        keeper.canaries.is_confirmed = false;
-        let is_first = keeper.canaries.outage.is_none();
-        let outage = keeper
+        store.canaries.retire(&mut self.notifier, &self.poller, now);
+        store.canaries.is_confirmed = false;
+        let is_first = store.canaries.outage.is_none();
+        let outage = store
             .canaries
             .outage
             .get_or_insert_with(|| Outage::since(now, reason));
@@ -190,7 +188,7 @@ impl Master {
     /// Stores everything again at SIGTERM. Whether the next master will have the clients, as far as can be known within a
     /// moment.
     pub(crate) fn is_kept(&mut self, now: Instant) -> bool {
-        let Some(canaries) = self.handoff_store.as_ref().map(|keeper| &keeper.canaries) else {
+        let Some(canaries) = self.handoff_store.as_ref().map(|store| &store.canaries) else {
             return false;
         };
         let is_confirmed = canaries.is_confirmed && !canaries.has_ended();
@@ -205,7 +203,7 @@ impl Master {
     pub(crate) fn has_store_ended(&self) -> bool {
         self.handoff_store
             .as_ref()
-            .is_some_and(|keeper| keeper.canaries.has_ended())
+            .is_some_and(|store| store.canaries.has_ended())
     }
 
     /// Begins an end by which the clients are lost, although another master was to have them: they get the time of a stop.

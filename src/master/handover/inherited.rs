@@ -2,7 +2,7 @@
 //!
 //! Each of them is taken over by itself, whatever has become of the others: the service manager may have lost some
 //! descriptors, and the state file may be damaged or of another version. Listeners are known by their addresses, and clients by
-//! what lies in the boats; only figures, and what was changed while the daemon ran, are in the state file alone.
+//! what lies in the handoff queues; only figures, and what was changed while the daemon ran, are in the state file alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -20,8 +20,8 @@ use crate::master::handover::state_file::{
 use crate::master::handover::unpack::{ReceivedHandoff, Unpacked};
 use crate::master::listeners::listener::ListenerRecord;
 use crate::master::{Error, Handed};
-use crate::proto::boat::HandoffMessage;
 use crate::proto::channel::{MAX_HANDOFF_QUEUES, MAX_LEASES};
+use crate::proto::handoff::HandoffMessage;
 use crate::proto::names::{Address, WorkerId};
 use crate::sys::fd;
 use crate::sys::inherited::{Found, examine};
@@ -30,18 +30,18 @@ use crate::sys::inherited::{Found, examine};
 const DESCRIPTORS_PER_HANDED: u64 = 2;
 
 /// Descriptors for clients and for what the number of workers and listeners decides, out of so many, beside so many sockets
-/// that were handed over and so many boats that there are.
-pub(crate) fn descriptors_left(limit: u64, handed: usize, boats: usize) -> u64 {
-    let boats = if boats > 0 || restart::is_wanted() {
-        HandoffQueues::wanted(limit).max(boats as u64)
+/// that were handed over and so many handoff queues that there are.
+pub(crate) fn descriptors_left(limit: u64, handed: usize, queues: usize) -> u64 {
+    let queues = if queues > 0 || restart::is_wanted() {
+        HandoffQueues::wanted(limit).max(queues as u64)
     } else {
         0
     };
-    let kept = if boats > 0 { 1 + 2 * boats } else { 0 };
+    let kept = if queues > 0 { 1 + 2 * queues } else { 0 };
     limit.saturating_sub(DESCRIPTORS_PER_HANDED * handed as u64 + kept)
 }
 
-/// How many clients, and desks that they lie on, can be taken out of boats under this configuration.
+/// How many clients, and shared memory that they lie on, can be taken out of handoff queues under this configuration.
 ///
 /// # Errors
 /// When there are no descriptors for any.
@@ -49,9 +49,9 @@ fn room_for_clients(
     config: &Config,
     limit: u64,
     handed: usize,
-    boats: usize,
+    queues: usize,
 ) -> Result<usize, Error> {
-    let descriptors = descriptors_left(limit, handed, boats);
+    let descriptors = descriptors_left(limit, handed, queues);
     let possible = client_limits(config, worker_count(config.workers.count), descriptors)?.possible;
     // One datagram of clients is there before it is known which of them stay.
     let open = fd::open().unwrap_or(limit - descriptors) + OWN_DESCRIPTORS;
@@ -110,19 +110,22 @@ impl Inherited {
             ..Stored::default()
         };
         let (mut sorted, mut faults) = (Sorted::of(kept), Vec::new());
-        let (book, handover) = read_state_file(sorted.state_file.take(), &mut faults);
-        if book.is_none() {
+        let (state_file, saved_state) = read_state_file(sorted.state_file.take(), &mut faults);
+        if state_file.is_none() {
             stored.spoil(STATE_FILE_NAME);
         }
-        let mut handover = handover.unwrap_or_default();
-        let last = config.is_none().then(|| last_config(&handover)).flatten();
+        let mut saved_state = saved_state.unwrap_or_default();
+        let last = config
+            .is_none()
+            .then(|| last_config(&saved_state))
+            .flatten();
         let default = Config::default();
         let config = config.or(last.as_ref()).unwrap_or(&default);
         room_for_clients(config, limit, handed.count(), sorted.out.len())?;
-        let listeners = find_listeners(sorted.listeners, &handover, &mut stored, &mut faults);
+        let listeners = find_listeners(sorted.listeners, &saved_state, &mut stored, &mut faults);
         let numbers = listeners.iter().map(|(record, _)| record.number);
-        handover.listener_number = numbers
-            .chain([handover.listener_number])
+        saved_state.listener_number = numbers
+            .chain([saved_state.listener_number])
             .max()
             .unwrap_or_default();
 
@@ -130,40 +133,42 @@ impl Inherited {
         let outlets = sorted
             .out
             .keys()
-            .filter(|number| **number < handover.handoff_queues)
+            .filter(|number| **number < saved_state.handoff_queues)
             .count();
         let (paired, single) = pair_up(sorted.into, sorted.out);
-        let (boats, new) = HandoffQueues::complete(paired, limit).map_err(&system)?;
+        let (queues, new) = HandoffQueues::complete(paired, limit).map_err(&system)?;
         for number in &new {
             queue_names(*number)
                 .iter()
                 .for_each(|name| stored.spoil(name));
         }
-        let capacity = room_for_clients(config, limit, handed.count(), boats.ends().len())?;
-        let mut handoff = ReceivedHandoff::unpack(boats, &single, capacity);
-        // Without room for a desk there was none for the clients on it, either.
+        let capacity = room_for_clients(config, limit, handed.count(), queues.ends().len())?;
+        let mut handoff = ReceivedHandoff::unpack(queues, &single, capacity);
+        // Without room for shared memory there was none for the clients on it, either.
         let is_incomplete =
-            outlets < handover.handoff_queues || handoff.unpacked().desks().next().is_none();
-        if let Some(clients) = book
+            outlets < saved_state.handoff_queues || handoff.unpacked().shms().next().is_none();
+        if let Some(clients) = state_file
             .as_ref()
             .and_then(StateFile::clients)
             .filter(|_| is_incomplete)
         {
             handoff.count_missing(clients);
         }
-        if outlets < handover.handoff_queues {
+        if outlets < saved_state.handoff_queues {
             faults.push(format!(
-                "{} of {} boats are missing",
-                handover.handoff_queues - outlets,
-                handover.handoff_queues
+                "{} of {} handoff queues are missing",
+                saved_state.handoff_queues - outlets,
+                saved_state.handoff_queues
             ));
         }
         faults.extend(handoff.unpacked().faults.iter().cloned());
-        let book = book.map_or_else(StateFile::new, Ok).map_err(&system)?;
-        handover.go_on_from(handoff.unpacked());
+        let state_file = state_file
+            .map_or_else(StateFile::new, Ok)
+            .map_err(&system)?;
+        saved_state.go_on_from(handoff.unpacked());
         Ok(Some(Inherited {
-            saved_state: handover,
-            kept: Some((book, handoff)),
+            saved_state,
+            kept: Some((state_file, handoff)),
             listeners,
             carried_over: None,
             stored,
@@ -171,7 +176,7 @@ impl Inherited {
         }))
     }
 
-    /// How many boats there are.
+    /// How many handoff queues there are.
     pub(crate) fn queues(&self) -> usize {
         self.kept
             .as_ref()
@@ -197,19 +202,19 @@ impl Inherited {
 }
 
 /// Without a state file there is none.
-fn last_config(handover: &SavedState) -> Option<Config> {
-    let text = Some(&handover.config).filter(|text| !text.is_empty())?;
+fn last_config(saved_state: &SavedState) -> Option<Config> {
+    let text = Some(&saved_state.config).filter(|text| !text.is_empty())?;
     Config::parse_kept(text, "the last configuration", None).ok()
 }
 
 impl SavedState {
-    /// No worker and no generation has a number that one of these desks had, whatever the state file says.
+    /// No worker and no generation has a number that one of these had, whatever the state file says.
     fn go_on_from(&mut self, unpacked: &Unpacked) {
-        for (told, _) in unpacked.desks() {
-            self.last_generation = self.last_generation.max(told.generation.0);
-            // Clients without a worker lie on a desk with the highest number, which no worker ever gets.
-            if told.worker < WorkerId(u64::MAX) {
-                self.next_worker = self.next_worker.max(WorkerId(told.worker.0 + 1));
+        for (record, _) in unpacked.shms() {
+            self.last_generation = self.last_generation.max(record.generation.0);
+            // Clients without a worker lie in shared memory with the highest number, which no worker ever gets.
+            if record.worker < WorkerId(u64::MAX) {
+                self.next_worker = self.next_worker.max(WorkerId(record.worker.0 + 1));
             }
         }
     }
@@ -254,7 +259,7 @@ impl Sorted {
     }
 }
 
-/// Names of both ends of a boat.
+/// Names of both ends of a handoff queue.
 pub(crate) fn queue_names(number: usize) -> [String; 2] {
     ["into", "out"].map(|end| format!("{QUEUE_NAME}.{number}-{end}"))
 }
@@ -267,10 +272,12 @@ fn read_state_file(
         faults.push("the state file is missing: figures begin anew".to_owned());
         return (None, None);
     };
-    match StateFile::found(File::from(found))
-        .and_then(|book| book.read().map(|handover| (book, handover)))
-    {
-        Ok((book, handover)) => (Some(book), Some(handover)),
+    match StateFile::found(File::from(found)).and_then(|state_file| {
+        state_file
+            .read()
+            .map(|saved_state| (state_file, saved_state))
+    }) {
+        Ok((state_file, saved_state)) => (Some(state_file), Some(saved_state)),
         Err(why) => {
             faults.push(format!(
                 "the state file cannot be read, and figures begin anew: {why}"
@@ -280,7 +287,7 @@ fn read_state_file(
     }
 }
 
-/// Boats with both ends, and second ends whose first one is missing.
+/// Handoff queues with both ends, and second ends whose first one is missing.
 fn pair_up(
     into: BTreeMap<usize, OwnedFd>,
     mut out: BTreeMap<usize, OwnedFd>,
@@ -309,7 +316,7 @@ fn pair_up(
 /// Each listener with its record. Of one that the state file does not tell of the address is known, and no more.
 fn find_listeners(
     found: BTreeMap<u32, OwnedFd>,
-    handover: &SavedState,
+    saved_state: &SavedState,
     stored: &mut Stored,
     faults: &mut Vec<String>,
 ) -> Vec<(ListenerRecord, OwnedFd)> {
@@ -325,7 +332,7 @@ fn find_listeners(
                 continue;
             }
         };
-        let recorded = handover
+        let recorded = saved_state
             .listeners
             .iter()
             .find(|record| record.number == number && record.address == address);

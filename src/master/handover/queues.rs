@@ -1,27 +1,27 @@
-//! Boats: what a master leaves its clients in for the next one, see `proto/boat.rs`.
+//! Handoff queues: what a master leaves its clients in for the next one, see `proto/handoff.rs`.
 //!
 //! Both ends of each lie with the service manager from the beginning, and every worker has the ends that are packed into. A
 //! master that goes in good order packs all clients itself; of one that dies each worker packs its own. What the next
-//! master unpacks is recovered as after the death of a worker: the desk tells all, and comes along.
+//! master unpacks is recovered as after the death of a worker: the shared memory tells all, and comes along.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::channel::{Channel, Sent};
-use crate::desk::MasterDesk;
 use crate::master::clients::leases::Leases;
-use crate::proto::boat::{ClientRecord, HandoffMessage, ShmRecord};
 use crate::proto::channel::MAX_HANDOFF_QUEUES;
+use crate::proto::handoff::{ClientRecord, HandoffMessage, ShmRecord};
+use crate::shm::MasterShm;
 use crate::sys::socket;
 
-/// Clients for whom there is one more boat: with the smallest buffer that the kernel gives, it takes twice as many.
+/// Clients for whom there is one more handoff queue: with the smallest buffer that the kernel gives, it takes twice as many.
 const CLIENTS_PER_QUEUE: u64 = 3000;
 
-/// Bytes of memory that a boat is wanted to have for what lies in it; the kernel gives what it allows (socket(7)).
+/// Bytes of memory that a handoff queue is wanted to have for what lies in it; the kernel gives what it allows (socket(7)).
 const BUFFER_LEN: usize = 4 << 20;
 
-/// All boats.
+/// All handoff queues.
 #[derive(Debug, Default)]
 pub(crate) struct HandoffQueues(Vec<QueueEnds>);
 
@@ -32,18 +32,18 @@ pub(crate) struct QueueEnds {
     pub(crate) out: Channel<HandoffMessage, HandoffMessage>,
 }
 
-/// A desk whose worker is gone, and the clients on it.
+/// Shared memory whose worker is gone, and the clients on it.
 #[derive(Debug)]
 pub(crate) struct OrphanedShm {
     pub(crate) record: ShmRecord,
-    pub(crate) desk: MasterDesk,
+    pub(crate) shm: MasterShm,
     pub(crate) leases: Leases,
 }
 
 impl HandoffQueues {
     /// So many that all of these clients find room.
     pub(crate) fn make(clients: u64) -> io::Result<HandoffQueues> {
-        HandoffQueues::complete(BTreeMap::new(), clients).map(|(boats, _)| boats)
+        HandoffQueues::complete(BTreeMap::new(), clients).map(|(queues, _)| queues)
     }
 
     /// How many that are.
@@ -88,27 +88,27 @@ impl HandoffQueues {
         self.0.iter().map(|ends| ends.into.as_fd())
     }
 
-    /// Packs a desk and all clients on it. Returns how many found no room.
-    pub(crate) fn pack(&mut self, wreck: &OrphanedShm) -> usize {
-        let slots = wreck.leases.slots();
-        let records = wreck
+    /// Packs shared memory and all clients on it. Returns how many found no room.
+    pub(crate) fn pack(&mut self, orphan: &OrphanedShm) -> usize {
+        let slots = orphan.leases.slots();
+        let records = orphan
             .leases
             .records(&slots)
             .map(|(lease, socket)| (ClientRecord::from(&lease), socket))
             .collect();
-        self.pack_all(&wreck.record, &wreck.desk, records)
+        self.pack_all(&orphan.record, &orphan.shm, records)
     }
 
-    /// Packs a desk and these clients on it. Returns how many found no room.
+    /// Packs shared memory and these clients on it. Returns how many found no room.
     pub(crate) fn pack_all(
         &mut self,
-        told: &ShmRecord,
-        desk: &MasterDesk,
+        record: &ShmRecord,
+        shm: &MasterShm,
         clients: Vec<(ClientRecord, BorrowedFd<'_>)>,
     ) -> usize {
         let mut is_off = self.load(
-            &HandoffMessage::Shm(Box::new(told.clone())),
-            &[desk.file().as_fd()],
+            &HandoffMessage::Shm(Box::new(record.clone())),
+            &[shm.file().as_fd()],
         );
         let (records, sockets): (Vec<ClientRecord>, Vec<BorrowedFd<'_>>) =
             clients.into_iter().unzip();
@@ -117,7 +117,7 @@ impl HandoffQueues {
         for (records, sockets) in records.chunks(most).zip(sockets.chunks(most)) {
             is_off = is_off
                 && self.load(
-                    &HandoffMessage::Clients(told.worker, records.to_vec()),
+                    &HandoffMessage::Clients(record.worker, records.to_vec()),
                     sockets,
                 );
             left += if is_off { 0 } else { records.len() };
@@ -125,7 +125,7 @@ impl HandoffQueues {
         left
     }
 
-    /// Sends a datagram into the first boat that has room; whether one had.
+    /// Sends a datagram into the first handoff queue that has room; whether one had.
     fn load(&mut self, what: &HandoffMessage, descriptors: &[BorrowedFd<'_>]) -> bool {
         self.0
             .iter_mut()
@@ -136,7 +136,7 @@ impl HandoffQueues {
 impl QueueEnds {
     fn make() -> io::Result<QueueEnds> {
         let (into, out) = Channel::pair()?;
-        // As much as there is to be had. Less is more boats full, and no harm.
+        // As much as there is to be had. Less is more handoff queues full, and no harm.
         let _ = socket::want_send_buffer(&into, BUFFER_LEN);
         Ok(QueueEnds {
             into,

@@ -1,9 +1,9 @@
 //! Leaving clients for the next master: what the service manager keeps for us, and the end that is none for them.
 //!
 //! ```text
-//! from the beginning   the book, both ends of each boat, the listeners lie with the service manager
-//! SIGTERM              workers get restart-grace to finish what they execute, then they are killed; their desks, as they
-//!                      are then, go into the boats with all clients, and we exit
+//! from the beginning   the state file, both ends of each handoff queue, the listeners lie with the service manager
+//! SIGTERM              workers get restart-grace to finish what they execute, then they are killed; their shared memory, as it
+//!                      is then, goes into the handoff queues with all clients, and we exit
 //! killed               workers notice, and pack themselves
 //! ```
 //!
@@ -28,10 +28,10 @@ use crate::master::telemetry::counters::{Counts, Loss, Reason};
 use crate::master::telemetry::events::Asker;
 use crate::master::workers::trust;
 use crate::master::workers::worker::Worker;
-use crate::proto::boat::ShmRecord;
 use crate::proto::control::{About, Kind, Origin};
+use crate::proto::handoff::ShmRecord;
 use crate::proto::names::{MAX_WORKERS, WorkerId};
-use crate::sys::ledger::Writes;
+use crate::sys::byte_counts::Writes;
 use crate::sys::{clock, passed};
 
 /// Set by the unit: the service manager keeps descriptors for us (systemd before 254 does not tell so itself).
@@ -45,7 +45,7 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct HandoffStore {
     pub(crate) queues: HandoffQueues,
     state_file: StateFile,
-    /// The last event that is in the book.
+    /// The last event that is in the state file.
     last_written: Option<u64>,
     /// What the service manager has.
     stored: Stored,
@@ -53,7 +53,7 @@ pub(crate) struct HandoffStore {
     pub(crate) canaries: Canaries,
     /// We are on our way out, and leave our clients.
     is_leaving: bool,
-    /// Desks of workers that are gone since.
+    /// Shared memory of workers that are gone since.
     orphans: Vec<OrphanedShm>,
 }
 
@@ -84,10 +84,14 @@ impl HandoffStore {
     }
 
     /// With what a master before has left, which the service manager has.
-    pub(crate) fn over(boats: HandoffQueues, book: StateFile, stored: Stored) -> HandoffStore {
+    pub(crate) fn over(
+        queues: HandoffQueues,
+        state_file: StateFile,
+        stored: Stored,
+    ) -> HandoffStore {
         HandoffStore {
-            queues: boats,
-            state_file: book,
+            queues,
+            state_file,
             last_written: None,
             stored,
             canaries: Canaries::default(),
@@ -111,7 +115,7 @@ impl Master {
     pub(crate) fn is_leaving(&self) -> bool {
         self.handoff_store
             .as_ref()
-            .is_some_and(|keeper| keeper.is_leaving)
+            .is_some_and(|store| store.is_leaving)
     }
 
     /// Gives the service manager all that it is to keep, whatever it has: what it has it ignores.
@@ -122,20 +126,16 @@ impl Master {
     }
 
     fn store_everything(&mut self, now: Instant) -> io::Result<()> {
-        let Some(keeper) = &mut self.handoff_store else {
+        let Some(store) = &mut self.handoff_store else {
             return Ok(());
         };
-        for name in std::mem::take(&mut keeper.stored.spoilt) {
+        for name in std::mem::take(&mut store.stored.spoilt) {
             self.notifier.drop_stored(&name, now);
         }
-        keeper
-            .canaries
-            .retire(&mut self.notifier, &self.poller, now);
-        keeper
-            .canaries
-            .send(&mut self.notifier, &self.poller, now)?;
-        let book = (STATE_FILE_NAME.to_owned(), keeper.state_file.file().as_fd());
-        let ends = keeper
+        store.canaries.retire(&mut self.notifier, &self.poller, now);
+        store.canaries.send(&mut self.notifier, &self.poller, now)?;
+        let state_file = (STATE_FILE_NAME.to_owned(), store.state_file.file().as_fd());
+        let ends = store
             .queues
             .ends()
             .iter()
@@ -144,34 +144,32 @@ impl Master {
                 let [into, out] = queue_names(number);
                 [(into, ends.into.as_fd()), (out, ends.out.as_fd())]
             });
-        for (name, descriptor) in std::iter::once(book).chain(ends) {
+        for (name, descriptor) in std::iter::once(state_file).chain(ends) {
             self.notifier.store(&name, descriptor, now);
-            keeper.stored.names.insert(name);
+            store.stored.names.insert(name);
         }
         self.keep_listeners(now);
-        let Some(keeper) = &mut self.handoff_store else {
+        let Some(store) = &mut self.handoff_store else {
             return Ok(());
         };
         for (name, listener) in kept_listeners(&self.listeners) {
             self.notifier.store(&name, listener.as_fd(), now);
         }
-        keeper
-            .canaries
-            .send(&mut self.notifier, &self.poller, now)?;
-        keeper
+        store.canaries.send(&mut self.notifier, &self.poller, now)?;
+        store
             .canaries
             .confirm(&mut self.notifier, &self.poller, now)
     }
 
     /// The service manager has the listeners that there are, and no others.
     pub(crate) fn keep_listeners(&mut self, now: Instant) {
-        let Some(keeper) = &mut self.handoff_store else {
+        let Some(store) = &mut self.handoff_store else {
             return;
         };
         let there = kept_listeners(&self.listeners);
         let is_gone =
             |name: &&String| name.starts_with(LISTENER_NAME) && !there.contains_key(*name);
-        for gone in keeper
+        for gone in store
             .stored
             .names
             .iter()
@@ -180,23 +178,23 @@ impl Master {
             .collect::<Vec<_>>()
         {
             self.notifier.drop_stored(&gone, now);
-            keeper.stored.names.remove(&gone);
+            store.stored.names.remove(&gone);
         }
         for (name, listener) in there {
-            if !keeper.stored.names.contains(&name) {
+            if !store.stored.names.contains(&name) {
                 self.notifier.store(&name, listener.as_fd(), now);
-                keeper.stored.names.insert(name);
+                store.stored.names.insert(name);
             }
         }
     }
 
     /// The service manager gets the socket that a listener has now, in place of one that has ended.
     pub(crate) fn store_listener_anew(&mut self, number: u32, now: Instant) {
-        let Some(keeper) = &mut self.handoff_store else {
+        let Some(store) = &mut self.handoff_store else {
             return;
         };
         let name = format!("{LISTENER_NAME}.{number}");
-        if keeper.stored.names.remove(&name) {
+        if store.stored.names.remove(&name) {
             self.notifier.drop_stored(&name, now);
         }
         self.keep_listeners(now);
@@ -204,44 +202,44 @@ impl Master {
 
     /// Notes figures that change with every client.
     pub(crate) fn note_client(&self) {
-        if let Some(keeper) = &self.handoff_store {
-            keeper
+        if let Some(store) = &self.handoff_store {
+            store
                 .state_file
                 .note(self.next_client, self.counts.refused, self.clients);
         }
     }
 
-    /// Writes the book anew, if something has happened since it was written.
+    /// Writes the state file anew, if something has happened since it was written.
     pub(crate) fn keep_state(&mut self) {
         let last = self.events.last();
         if self
             .handoff_store
             .as_ref()
-            .is_none_or(|keeper| keeper.last_written == Some(last))
+            .is_none_or(|store| store.last_written == Some(last))
         {
             return;
         }
         self.write_state_now();
     }
 
-    /// Writes the book anew, whatever has happened since.
+    /// Writes the state file anew, whatever has happened since.
     fn write_state_now(&mut self) {
-        let Some(mut keeper) = self.handoff_store.take() else {
+        let Some(mut store) = self.handoff_store.take() else {
             return;
         };
-        self.write_state(&mut keeper);
-        self.handoff_store = Some(keeper);
+        self.write_state(&mut store);
+        self.handoff_store = Some(store);
     }
 
-    fn write_state(&self, keeper: &mut HandoffStore) {
-        let handover = SavedState {
-            handoff_queues: keeper.queues.ends().len(),
+    fn write_state(&self, store: &mut HandoffStore) {
+        let saved_state = SavedState {
+            handoff_queues: store.queues.ends().len(),
             ..self.saved_state()
         };
-        if let Err(e) = keeper.state_file.write(&handover) {
+        if let Err(e) = store.state_file.write(&saved_state) {
             log::error!("cannot write down what the next master is to know: {e}");
         }
-        keeper.last_written = Some(self.events.last());
+        store.last_written = Some(self.events.last());
     }
 
     /// All that the next master has to know.
@@ -261,7 +259,7 @@ impl Master {
                 .iter()
                 .filter_map(|listener| listener.record())
                 .collect(),
-            // Those of the keeper, who writes it down.
+            // Those of the handoff store, who writes it down.
             handoff_queues: 0,
             count: (self.count_origin == Origin::Runtime).then(|| self.pool.target().count as u32),
             log_level: self.log_level,
@@ -312,31 +310,31 @@ impl Master {
         );
         self.events.note(Kind::Stopping, about, sentence);
         self.tell_stopping(grace, now);
-        if let Some(keeper) = &mut self.handoff_store {
-            keeper.is_leaving = true;
+        if let Some(store) = &mut self.handoff_store {
+            store.is_leaving = true;
         }
     }
 
-    /// A worker is gone while we leave: its desk stays as it is, for the next master. `written` is what its thread wrote.
+    /// A worker is gone while we leave: its shared memory stays as it is, for the next master. `written` is what its thread wrote.
     pub(crate) fn keep_orphan(&mut self, worker: Worker, written: Option<Writes>, now: Instant) {
         let Worker {
             id,
             seat,
             generation,
-            desk,
+            shm,
             leases,
             methods,
             ..
         } = worker;
         if let Some(written) = written {
-            desk.header().set_final_writes(written);
+            shm.header().set_final_writes(written);
         }
-        desk.header().set_packed_at(clock::monotonic());
+        shm.header().set_packed_at(clock::monotonic());
         self.pool.exited(id, true, now);
-        let (slots, longest) = (desk.layout().slots(), desk.layout().max_frame());
-        let layout = desk.layout().version();
+        let (slots, longest) = (shm.layout().slots(), shm.layout().max_frame());
+        let layout = shm.layout().version();
         let (seat, is_counted) = (seat as u32, true);
-        let told = ShmRecord {
+        let record = ShmRecord {
             worker: id,
             seat,
             generation,
@@ -346,10 +344,10 @@ impl Master {
             is_counted,
             layout,
         };
-        if let Some(keeper) = &mut self.handoff_store {
-            keeper.orphans.push(OrphanedShm {
-                record: told,
-                desk,
+        if let Some(store) = &mut self.handoff_store {
+            store.orphans.push(OrphanedShm {
+                record,
+                shm,
                 leases,
             });
         }
@@ -365,23 +363,23 @@ impl Master {
         self.lay_waiting();
         // Workers that were asked to end have done so without an event.
         self.write_state_now();
-        let Some(mut keeper) = self.handoff_store.take() else {
+        let Some(mut store) = self.handoff_store.take() else {
             return;
         };
         let mut left = 0;
-        for wreck in std::mem::take(&mut keeper.orphans) {
-            left += keeper.queues.pack(&wreck);
+        for orphan in std::mem::take(&mut store.orphans) {
+            left += store.queues.pack(&orphan);
         }
         if left > 0 {
             self.clients -= left as u64;
             self.count_lost(Loss::Store, left as u64);
-            self.write_state(&mut keeper);
+            self.write_state(&mut store);
         }
-        keeper
+        store
             .state_file
             .note(self.next_client, self.counts.refused, self.clients);
-        let is_in_doubt = keeper.canaries.outage().is_some();
-        self.handoff_store = Some(keeper);
+        let is_in_doubt = store.canaries.outage().is_some();
+        self.handoff_store = Some(store);
         if is_in_doubt {
             self.store_all(Instant::now());
         }
@@ -404,7 +402,7 @@ impl Master {
             .for_each(|listener| listener.leave_file());
     }
 
-    /// Clients that have no worker are laid on a desk of their own, as if they had one that is gone.
+    /// Clients that have no worker are laid in shared memory of their own, as if they had one that is gone.
     fn lay_waiting(&mut self) {
         self.lose_handshakes();
         let waiting = std::mem::take(&mut self.unleased);
@@ -413,8 +411,8 @@ impl Master {
         }
         // No worker has had that number, nor will any.
         let (worker, generation) = (WorkerId(u64::MAX), self.generation);
-        let desk = match crate::desk::MasterDesk::new(self.layout) {
-            Ok(desk) => desk,
+        let shm = match crate::shm::MasterShm::new(self.layout) {
+            Ok(shm) => shm,
             Err(e) => {
                 log::error!(
                     "cannot make shared memory for {} clients without a worker: {e}",
@@ -425,16 +423,16 @@ impl Master {
                     .for_each(|unleased| self.lose(Loss::Memory, &e, unleased.client));
             }
         };
-        desk.header().set_packed_at(clock::monotonic());
+        shm.header().set_packed_at(clock::monotonic());
         let mut leases = crate::master::clients::leases::Leases::new(self.layout.slots());
         for unleased in waiting {
-            if let Err((reason, client)) = leases.give(unleased, &desk) {
+            if let Err((reason, client)) = leases.give(unleased, &shm) {
                 self.lose(Loss::of(&reason), &reason, client);
             }
         }
         let (slots, longest) = (self.layout.slots(), self.layout.max_frame());
         let (layout, methods, is_counted) = (self.layout.version(), Vec::new(), true);
-        let told = ShmRecord {
+        let record = ShmRecord {
             worker,
             seat: 0,
             generation,
@@ -444,17 +442,17 @@ impl Master {
             is_counted,
             layout,
         };
-        if let Some(keeper) = &mut self.handoff_store {
-            keeper.orphans.push(OrphanedShm {
-                record: told,
-                desk,
+        if let Some(store) = &mut self.handoff_store {
+            store.orphans.push(OrphanedShm {
+                record,
+                shm,
                 leases,
             });
         }
     }
 
     /// Takes over what a master before has left: figures, what was changed while it ran, and its clients.
-    pub(crate) fn take_over(&mut self, handover: SavedState, mut unpacked: Unpacked) {
+    pub(crate) fn take_over(&mut self, saved_state: SavedState, mut unpacked: Unpacked) {
         let SavedState {
             counts,
             tally,
@@ -466,7 +464,7 @@ impl Master {
             count,
             quarantined,
             ..
-        } = handover;
+        } = saved_state;
         (self.counts, self.tally, self.seats) = (
             Counts {
                 applied_at: self.counts.applied_at,
@@ -484,24 +482,26 @@ impl Master {
         self.strikes.go_on(quarantined);
         self.events.go_on_from(events);
         self.seats.truncate(MAX_SEATS);
-        if let Some(keeper) = &self.handoff_store {
-            self.next_client = keeper.state_file.next_client();
-            self.counts.refused = keeper.state_file.refused();
+        if let Some(store) = &self.handoff_store {
+            self.next_client = store.state_file.next_client();
+            self.counts.refused = store.state_file.refused();
         }
-        for (told, desk) in unpacked.desks().filter(|(told, _)| !told.is_counted) {
-            match trust::counted_on(desk, told.methods.len()) {
+        for (record, shm) in unpacked.shms().filter(|(record, _)| !record.is_counted) {
+            match trust::counted_on(shm, record.methods.len()) {
                 Ok(counters) => {
                     self.add_counters(
-                        (told.seat as usize).min(MAX_SEATS - 1),
+                        (record.seat as usize).min(MAX_SEATS - 1),
                         &counters,
-                        &told.methods,
+                        &record.methods,
                     );
                 }
-                Err(why) => self
-                    .reject_counters(&format!("worker {} of the master before", told.worker), why),
+                Err(why) => self.reject_counters(
+                    &format!("worker {} of the master before", record.worker),
+                    why,
+                ),
             }
         }
-        let is_restart = unpacked.desks().next().is_some();
+        let is_restart = unpacked.shms().next().is_some();
         let (before, mut moved) = (self.counts.losses.clone(), 0);
         for left in unpacked.take_left() {
             for (reason, client) in left.lost {

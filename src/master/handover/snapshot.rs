@@ -1,6 +1,6 @@
 //! What a master leaves for itself when it becomes another program: its workers and all that it has of them.
 //!
-//! Processes, descriptors, desks and leases go on; only what can be found out again is left out. It is written into a file
+//! Processes, descriptors, shared memory and leases go on; only what can be found out again is left out. It is written into a file
 //! in memory, whose number the new program is told, with the numbers of all descriptors.
 
 use std::collections::BTreeSet;
@@ -15,7 +15,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::channel::Channel;
 use crate::config::{Config, Loaded};
-use crate::desk::{Counters, LAYOUT_VERSION, Layout, MasterDesk};
 use crate::master::clients::leases::{Leases, LeasesSnapshot};
 use crate::master::control::server::ControlSnapshot;
 use crate::master::handover::inherited::{Inherited, Stored};
@@ -33,6 +32,7 @@ use crate::pool::State;
 use crate::proto::channel::{MethodName, VERSION};
 use crate::proto::names::{Generation, WorkerId};
 use crate::proto::paths::{Exact, exact};
+use crate::shm::{Counters, LAYOUT_VERSION, Layout, MasterShm};
 use crate::sys::inherited::LeftOpen;
 use crate::sys::memory::plain_file;
 use crate::sys::poll::Interest;
@@ -44,7 +44,7 @@ pub(crate) struct UpgradeSnapshot {
     pub(crate) version: u64,
     #[serde(default)]
     oldest: u64,
-    /// Of the channel, and of the layout of desks.
+    /// Of the channel, and of the layout of shared memory.
     pub(crate) channel: u32,
     #[serde(default = "first_layout")]
     layout: u32,
@@ -91,7 +91,8 @@ struct WorkerSnapshot {
     generation: Generation,
     up: Duration,
     channel: RawFd,
-    desk: RawFd,
+    #[serde(rename = "desk")]
+    shm: RawFd,
     slots: u32,
     longest: u32,
     methods: Vec<MethodName>,
@@ -141,7 +142,7 @@ impl UpgradeSnapshot {
     /// Written into a file.
     pub(crate) fn write(&self) -> io::Result<File> {
         let text = serde_json::to_vec(self)?;
-        let file = plain_file(c"image")?;
+        let file = plain_file(c"snapshot")?;
         file.write_all_at(&text, 0)?;
         Ok(file)
     }
@@ -163,7 +164,7 @@ impl UpgradeSnapshot {
             .map_err(|why| format!("its state cannot be read: {why}"))?;
         if Layout::of(self.layout, 1, 1).is_none() {
             return Err(format!(
-                "the desks of its workers have layout {}, which it does not know",
+                "the shared memory of its workers has layout {}, which it does not know",
                 self.layout
             ));
         }
@@ -186,7 +187,7 @@ impl UpgradeSnapshot {
         })
     }
 
-    /// Whether its workers speak another channel, or have desks of another layout.
+    /// Whether its workers speak another channel, or have shared memory of another layout.
     pub(crate) fn has_foreign_workers(&self) -> bool {
         self.channel != VERSION || self.layout != LAYOUT_VERSION
     }
@@ -194,13 +195,13 @@ impl UpgradeSnapshot {
     /// Takes over all descriptors.
     ///
     /// # Errors
-    /// When one of them is not there, or a desk is none.
+    /// When one of them is not there, or shared memory is none.
     fn revive(self, loaded: Loaded) -> io::Result<Resumed> {
         let (mut left, now) = (LeftOpen::default(), Instant::now());
         let are_foreign = self.has_foreign_workers();
         let ago = |up: Duration| now.checked_sub(up).unwrap_or(now);
         let mut workers = Vec::new();
-        for image in self.workers {
+        for snapshot in self.workers {
             let WorkerSnapshot {
                 id,
                 pid,
@@ -208,32 +209,32 @@ impl UpgradeSnapshot {
                 generation,
                 up,
                 channel,
-                desk,
+                shm,
                 slots,
                 longest,
                 methods,
                 ..
-            } = image;
+            } = snapshot;
             let WorkerSnapshot {
                 is_held,
                 counters,
                 leases,
                 ..
-            } = image;
+            } = snapshot;
             let layout =
                 Layout::of(self.layout, slots, longest).ok_or(io::ErrorKind::InvalidData)?;
-            let desk = MasterDesk::found(File::from(left.take(desk)?), layout)?;
+            let shm = MasterShm::found(File::from(left.take(shm)?), layout)?;
             let channel = Channel::over(left.take(channel)?);
             let leases = Leases::from_snapshot(slots, leases, |number| left.take(number))?;
             let mut worker = Worker::over(
                 (id, pid, seat, generation),
                 channel,
-                desk,
+                shm,
                 leases,
                 methods,
                 ago(up),
             );
-            // An image is made when none is starting.
+            // A snapshot is made when none is starting.
             worker.has_been_ready = true;
             if let Some(counters) = counters {
                 worker.believed = Believed::until(counters, Instant::now());
@@ -255,12 +256,12 @@ impl UpgradeSnapshot {
                 out: Channel::over(left.take(out)?),
             });
         }
-        let book = self
+        let state_file = self
             .state_file
-            .map(|book| left.take(book))
+            .map(|state_file| left.take(state_file))
             .transpose()?
             .map(File::from);
-        let book = book
+        let state_file = state_file
             .map(StateFile::found)
             .transpose()
             .map_err(io::Error::other)?;
@@ -282,7 +283,7 @@ impl UpgradeSnapshot {
         let (next_client, refused, executable) = (self.next_client, self.refused, self.executable);
         let is_same = self.same.unwrap_or(false);
         let started = ago(self.up);
-        let living = CarriedOver {
+        let carried_over = CarriedOver {
             next_client,
             refused,
             started,
@@ -294,17 +295,23 @@ impl UpgradeSnapshot {
             are_foreign,
         };
         let config_file = self.saved_state.config_file.clone();
-        let kept = book.map(|book| (book, ReceivedHandoff::empty(HandoffQueues::again(ends))));
+        let kept = state_file.map(|state_file| {
+            (
+                state_file,
+                ReceivedHandoff::empty(HandoffQueues::again(ends)),
+            )
+        });
         let stored = Stored {
             names: self.stored,
             ..Stored::default()
         };
-        let (handover, living, faults) = (self.saved_state, Some(living), Vec::new());
+        let (saved_state, carried_over, faults) =
+            (self.saved_state, Some(carried_over), Vec::new());
         let inherited = Inherited {
-            saved_state: handover,
+            saved_state,
             kept,
             listeners,
-            carried_over: living,
+            carried_over,
             stored,
             faults,
         };
@@ -334,9 +341,9 @@ pub fn resume(number: &str) -> Result<Resumed, String> {
         .map(File::from)
         .map_err(|e| e.to_string())?;
     let length = file.metadata().map_err(|e| e.to_string())?.len();
-    let image = UpgradeSnapshot::read(&file, length)?;
-    let loaded = image.check()?;
-    image
+    let snapshot = UpgradeSnapshot::read(&file, length)?;
+    let loaded = snapshot.check()?;
+    snapshot
         .revive(loaded)
         .map_err(|e| format!("not all of its state is there: {e}"))
 }
@@ -369,8 +376,8 @@ impl Master {
             .listeners
             .iter()
             .filter_map(|listener| Some((listener.record()?, number(listener.as_fd()))));
-        let keeper = self.handoff_store.as_ref();
-        let ends = keeper.into_iter().flat_map(|keeper| keeper.queues.ends());
+        let store = self.handoff_store.as_ref();
+        let ends = store.into_iter().flat_map(|store| store.queues.ends());
         UpgradeSnapshot {
             version: MAGIC,
             oldest: OLDEST,
@@ -398,9 +405,9 @@ impl Master {
             handoff_queues: ends
                 .map(|ends| (number(ends.into.as_fd()), number(ends.out.as_fd())))
                 .collect(),
-            state_file: keeper.map(|keeper| number(keeper.state_file().file().as_fd())),
-            stored: keeper
-                .map(|keeper| keeper.stored().clone())
+            state_file: store.map(|store| number(store.state_file().file().as_fd())),
+            stored: store
+                .map(|store| store.stored().clone())
                 .unwrap_or_default(),
             workers: Vec::new(),
             control_clients: Vec::new(),
@@ -408,7 +415,7 @@ impl Master {
     }
 
     fn worker_snapshot(&self, worker: &Worker, now: Instant) -> Option<WorkerSnapshot> {
-        let layout = worker.desk.layout();
+        let layout = worker.shm.layout();
         let state = self.pool.member(worker.id)?.state;
         Some(WorkerSnapshot {
             id: worker.id,
@@ -417,7 +424,7 @@ impl Master {
             generation: worker.generation,
             up: now.duration_since(worker.started),
             channel: worker.channel.as_fd().as_raw_fd(),
-            desk: worker.desk.file().as_raw_fd(),
+            shm: worker.shm.file().as_raw_fd(),
             slots: layout.slots(),
             longest: layout.max_frame(),
             methods: worker.methods.clone(),
@@ -427,7 +434,7 @@ impl Master {
         })
     }
 
-    /// The descriptors that an image tells of.
+    /// The descriptors that a snapshot tells of.
     pub(crate) fn left_open(&self) -> Vec<BorrowedFd<'_>> {
         let mut all = vec![self.control_listener.as_fd()];
         all.extend(
@@ -437,10 +444,10 @@ impl Master {
                 .map(|l| l.as_fd()),
         );
         all.extend(self.handed.iter().map(|(_, socket)| socket.as_fd()));
-        if let Some(keeper) = &self.handoff_store {
-            all.push(keeper.state_file().file().as_fd());
+        if let Some(store) = &self.handoff_store {
+            all.push(store.state_file().file().as_fd());
             all.extend(
-                keeper
+                store
                     .queues
                     .ends()
                     .iter()
@@ -448,7 +455,7 @@ impl Master {
             );
         }
         for worker in self.workers.values() {
-            all.extend([worker.channel.as_fd(), worker.desk.file().as_fd()]);
+            all.extend([worker.channel.as_fd(), worker.shm.file().as_fd()]);
             all.extend(worker.leases.sockets());
         }
         all.extend(self.control.sockets());
@@ -456,7 +463,7 @@ impl Master {
     }
 
     /// Goes on with the workers and control clients that this process has had.
-    pub(crate) fn go_on(&mut self, living: CarriedOver, now: Instant) -> io::Result<()> {
+    pub(crate) fn go_on(&mut self, carried_over: CarriedOver, now: Instant) -> io::Result<()> {
         let CarriedOver {
             next_client,
             refused,
@@ -466,7 +473,7 @@ impl Master {
             workers,
             are_foreign,
             ..
-        } = living;
+        } = carried_over;
         self.is_same_program = is_same;
         (self.next_client, self.counts.refused, self.executable_path) =
             (next_client, refused, executable);

@@ -1,6 +1,6 @@
-//! What one master leaves for the next: all that it knows beside its clients, which are in boats.
+//! What one master leaves for the next: all that it knows beside its clients, which are in handoff queues.
 //!
-//! It lies in a book, a file in memory that the service manager keeps. The book is always true, for nobody tells a master
+//! It lies in a state file, a file in memory that the service manager keeps. The state file is always true, for nobody tells a master
 //! that it is about to be killed: it is written when something has happened, into the half that does not count, and then one
 //! word says that from now on this half does. Three figures that change with every client are words of their own.
 //!
@@ -30,11 +30,11 @@ use crate::proto::names::WorkerId;
 use crate::proto::paths::exact;
 use crate::sys::memory::{PAGE, Words, is_sealed, sealed_file};
 
-/// "fdpassd" and the version of the book and of the image.
+/// "fdpassd" and the version of the state file and of the snapshot.
 ///
 /// ```text
 /// 1   version 0.1.0
-/// 2   words 4 and 5 of the book; `oldest` and `layout` of the image
+/// 2   words 4 and 5 of the state file; `oldest` and `layout` of the snapshot
 /// ```
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"fdpassd\x02");
 
@@ -105,7 +105,7 @@ pub(crate) struct SavedState {
     pub(crate) next_worker: WorkerId,
     pub(crate) listener_number: u32,
     pub(crate) listeners: Vec<ListenerRecord>,
-    /// How many boats there are.
+    /// How many handoff queues there are.
     #[serde(rename = "boats")]
     pub(crate) handoff_queues: usize,
     /// What was changed while it ran.
@@ -134,7 +134,7 @@ impl SavedState {
     }
 }
 
-/// The book.
+/// The state file.
 #[derive(Debug)]
 pub(crate) struct StateFile {
     words: Words,
@@ -143,9 +143,9 @@ pub(crate) struct StateFile {
 
 impl StateFile {
     pub(crate) fn new() -> io::Result<StateFile> {
-        let book = StateFile::over(sealed_file(c"book", FILE_LEN)?)?;
-        book.mark();
-        Ok(book)
+        let state_file = StateFile::over(sealed_file(c"state-file", FILE_LEN)?)?;
+        state_file.mark();
+        Ok(state_file)
     }
 
     fn over(file: File) -> io::Result<StateFile> {
@@ -164,11 +164,11 @@ impl StateFile {
     /// One that another master wrote. It stays what it is until this one writes.
     pub(crate) fn found(file: File) -> Result<StateFile, String> {
         if !is_sealed(&file, FILE_LEN).map_err(|e| e.to_string())? {
-            return Err("it is no book of this version".to_owned());
+            return Err("it is not a state file of this version".to_owned());
         }
-        let book = StateFile::over(file).map_err(|e| e.to_string())?;
-        let word = |index: usize| book.words[index].load(Ordering::Acquire);
-        check_version(word(WHAT), word(WHAT_FOR)).map(|()| book)
+        let state_file = StateFile::over(file).map_err(|e| e.to_string())?;
+        let word = |index: usize| state_file.words[index].load(Ordering::Acquire);
+        check_version(word(WHAT), word(WHAT_FOR)).map(|()| state_file)
     }
 
     pub(crate) fn file(&self) -> &File {
@@ -199,8 +199,8 @@ impl StateFile {
     ///
     /// # Errors
     /// Those of pwrite(2); `FileTooLarge` for more than a half takes. What was there before still counts then.
-    pub(crate) fn write(&self, handover: &SavedState) -> io::Result<()> {
-        let text = serde_json::to_vec(handover)?;
+    pub(crate) fn write(&self, saved_state: &SavedState) -> io::Result<()> {
+        let text = serde_json::to_vec(saved_state)?;
         if text.len() as u64 > HALF_LEN {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
@@ -235,16 +235,17 @@ mod tests {
 
     #[test]
     fn a_book_says_what_was_written_last_and_one_that_is_none_is_refused() {
-        let book = StateFile::new().expect("memfd");
+        let state_file = StateFile::new().expect("memfd");
         let written = |events| SavedState {
             events,
             last_generation: 7,
             ..SavedState::default()
         };
         for events in 1..5 {
-            book.write(&written(events)).expect("there is room");
-            book.note(events * 10, events, events + 1);
-            let again = StateFile::found(book.file().try_clone().expect("dup")).expect("it is one");
+            state_file.write(&written(events)).expect("there is room");
+            state_file.note(events * 10, events, events + 1);
+            let again =
+                StateFile::found(state_file.file().try_clone().expect("dup")).expect("it is one");
             assert_eq!(again.read().expect("it is whole").events, events);
             let figures = (again.next_client(), again.refused(), again.clients());
             assert_eq!(figures, (events * 10, events, Some(events + 1)));
@@ -253,19 +254,19 @@ mod tests {
             config: "x".repeat(HALF_LEN as usize),
             ..written(9)
         };
-        assert!(book.write(&too_long).is_err());
-        assert_eq!(book.read().expect("it is as it was").events, 4);
+        assert!(state_file.write(&too_long).is_err());
+        assert_eq!(state_file.read().expect("it is as it was").events, 4);
 
-        book.words[HALF].store(u64::MAX, Ordering::Relaxed);
-        assert!(book.read().is_err());
-        book.words[HALF].store(9 << 1, Ordering::Relaxed);
-        assert!(book.read().is_err(), "cut short");
+        state_file.words[HALF].store(u64::MAX, Ordering::Relaxed);
+        assert!(state_file.read().is_err());
+        state_file.words[HALF].store(9 << 1, Ordering::Relaxed);
+        assert!(state_file.read().is_err(), "cut short");
         let found = |version: u8, oldest: u8| {
             let word =
                 |number| u64::from_le_bytes([b'f', b'd', b'p', b'a', b's', b's', b'd', number]);
-            book.words[WHAT].store(word(version), Ordering::Relaxed);
-            book.words[WHAT_FOR].store(word(oldest), Ordering::Relaxed);
-            StateFile::found(book.file().try_clone().expect("dup")).map(drop)
+            state_file.words[WHAT].store(word(version), Ordering::Relaxed);
+            state_file.words[WHAT_FOR].store(word(oldest), Ordering::Relaxed);
+            StateFile::found(state_file.file().try_clone().expect("dup")).map(drop)
         };
         for (version, oldest) in [(1, 0), (2, 2), (3, 2), (200, 1)] {
             found(version, oldest).expect("it can be read");
@@ -277,9 +278,9 @@ mod tests {
                 "{error}"
             );
         }
-        book.words[WHAT].store(7, Ordering::Relaxed);
+        state_file.words[WHAT].store(7, Ordering::Relaxed);
         assert!(
-            StateFile::found(book.file().try_clone().expect("dup")).is_err(),
+            StateFile::found(state_file.file().try_clone().expect("dup")).is_err(),
             "it is nothing of fdpassd"
         );
         assert!(StateFile::found(sealed_file(c"x", 4096).expect("memfd")).is_err());

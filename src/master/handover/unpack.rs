@@ -1,4 +1,4 @@
-//! Unpacks what a master before this one left in its boats: the desks of workers that are gone, and clients.
+//! Unpacks what a master before this one left in its handoff queues: the shared memory of workers that are gone, and clients.
 //!
 //! Each client is a descriptor. If there are more of them than this process may have open, those that were active most
 //! recently are kept, and the others are closed with an error reply. Until the new master serves, whatever was unpacked can
@@ -12,16 +12,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use crate::channel::{Channel, Scratch};
-use crate::desk::{Layout, MasterDesk};
 use crate::master::clients::client::Client;
 use crate::master::clients::leases::{Leases, Left};
 use crate::master::clients::reject::reject;
 use crate::master::handover::queues::HandoffQueues;
 use crate::master::telemetry::counters::{By, Loss};
-use crate::proto::boat::{ClientRecord, HandoffMessage, ShmRecord};
 use crate::proto::channel::Message;
+use crate::proto::handoff::{ClientRecord, HandoffMessage, ShmRecord};
 use crate::proto::names::{ClientId, Peer, WorkerId};
 use crate::proto::rpc;
+use crate::shm::{Layout, MasterShm};
 use crate::sys::clock;
 use crate::sys::passed::ClientSocket;
 use crate::sys::socket::{self, Received};
@@ -30,11 +30,11 @@ use crate::sys::socket::{self, Received};
 const CROWDED: &str =
     "the daemon was restarted with a lower limit of descriptors than it has clients";
 
-/// What lay in the boats.
+/// What lay in the handoff queues.
 #[derive(Debug, Default)]
 pub(crate) struct Unpacked {
     /// By the worker that served there.
-    desks: BTreeMap<WorkerId, (ShmRecord, MasterDesk)>,
+    shms: BTreeMap<WorkerId, (ShmRecord, MasterShm)>,
     clients: BTreeMap<ClientId, UnpackedClient>,
     /// Clients that are closed already.
     pub(crate) lost: By<Loss>,
@@ -52,46 +52,46 @@ struct UnpackedClient {
     socket: OwnedFd,
 }
 
-/// Boats together with what lay in them, which goes back unless it is taken over.
+/// Handoff queues together with what lay in them, which goes back unless it is taken over.
 #[derive(Debug)]
 pub(crate) struct ReceivedHandoff {
-    boats: HandoffQueues,
+    queues: HandoffQueues,
     unpacked: Unpacked,
 }
 
 impl ReceivedHandoff {
-    /// Takes everything out of these boats, and of those of which only the second end is there; at most `capacity` clients
+    /// Takes everything out of these handoff queues, and of those of which only the second end is there; at most `capacity` clients
     /// are kept.
     pub(crate) fn unpack(
-        boats: HandoffQueues,
+        queues: HandoffQueues,
         single: &[Channel<HandoffMessage, HandoffMessage>],
         capacity: usize,
     ) -> ReceivedHandoff {
         let mut unpacked = Unpacked::default();
         let mut scratch = Scratch::default();
-        for out in boats.ends().iter().map(|ends| &ends.out).chain(single) {
+        for out in queues.ends().iter().map(|ends| &ends.out).chain(single) {
             unpacked.empty(out, &mut scratch, capacity);
         }
-        ReceivedHandoff { boats, unpacked }
+        ReceivedHandoff { queues, unpacked }
     }
 
-    /// The boats of a master that goes on, in which nothing lies.
-    pub(crate) fn empty(boats: HandoffQueues) -> ReceivedHandoff {
+    /// The handoff queues of a master that goes on, in which nothing lies.
+    pub(crate) fn empty(queues: HandoffQueues) -> ReceivedHandoff {
         ReceivedHandoff {
-            boats,
+            queues,
             unpacked: Unpacked::default(),
         }
     }
 
     pub(crate) fn queues(&self) -> usize {
-        self.boats.ends().len()
+        self.queues.ends().len()
     }
 
     pub(crate) fn unpacked(&self) -> &Unpacked {
         &self.unpacked
     }
 
-    /// Some of what lay in the boats is lost, and there were so many clients: the others are closed.
+    /// Some of what lay in the handoff queues is lost, and there were so many clients: the others are closed.
     pub(crate) fn count_missing(&mut self, clients: u64) {
         let unpacked = &mut self.unpacked;
         let known = unpacked.clients.len() as u64
@@ -105,18 +105,18 @@ impl ReceivedHandoff {
 
     /// The new master serves from now on.
     pub(crate) fn take_over(mut self) -> (HandoffQueues, Unpacked) {
-        (mem::take(&mut self.boats), mem::take(&mut self.unpacked))
+        (mem::take(&mut self.queues), mem::take(&mut self.unpacked))
     }
 }
 
 impl Drop for ReceivedHandoff {
     fn drop(&mut self) {
-        self.unpacked.pack_into(&mut self.boats);
+        self.unpacked.pack_into(&mut self.queues);
     }
 }
 
 impl Unpacked {
-    /// Takes everything out of one boat.
+    /// Takes everything out of one handoff queue.
     fn empty(
         &mut self,
         out: &Channel<HandoffMessage, HandoffMessage>,
@@ -134,7 +134,11 @@ impl Unpacked {
                     self.crowd_out(capacity);
                 }
                 Ok(Received::Nothing | Received::Closed) => return,
-                Err(e) => return self.faults.push(format!("cannot unpack a boat: {e}")),
+                Err(e) => {
+                    return self
+                        .faults
+                        .push(format!("cannot unpack a handoff queue: {e}"));
+                }
             }
         }
     }
@@ -143,19 +147,20 @@ impl Unpacked {
     fn take(&mut self, datagram: &[u8], mut descriptors: Vec<OwnedFd>, cut: bool) {
         let arrived = descriptors.len();
         match HandoffMessage::decode(datagram) {
-            Ok(HandoffMessage::Shm(told)) => {
-                let layout = Layout::of(told.layout, told.slots, told.longest).ok_or_else(|| {
-                    io::Error::other(format!("its layout has the number {}", told.layout))
-                });
+            Ok(HandoffMessage::Shm(record)) => {
+                let layout =
+                    Layout::of(record.layout, record.slots, record.longest).ok_or_else(|| {
+                        io::Error::other(format!("its layout has the number {}", record.layout))
+                    });
                 let file: io::Result<File> = descriptors
                     .pop()
                     .map(File::from)
                     .ok_or_else(|| io::ErrorKind::InvalidData.into());
-                match layout.and_then(|layout| MasterDesk::found(file?, layout)) {
-                    Ok(desk) => drop(self.desks.insert(told.worker, (*told, desk))),
+                match layout.and_then(|layout| MasterShm::found(file?, layout)) {
+                    Ok(shm) => drop(self.shms.insert(record.worker, (*record, shm))),
                     Err(e) => self.faults.push(format!(
-                        "the desk of worker {} cannot be used: {e}",
-                        told.worker
+                        "the shared memory of worker {} cannot be used: {e}",
+                        record.worker
                     )),
                 }
             }
@@ -184,16 +189,16 @@ impl Unpacked {
                 }
             }
             Err(malformed) => {
-                self.faults.push(format!("in a boat: {malformed}"));
+                self.faults.push(format!("in a handoff queue: {malformed}"));
                 self.lost.add(Loss::Store, arrived as u64);
             }
         }
     }
 
-    /// Closes those clients that were active least recently, so that no more descriptors than so many are left, desks among
+    /// Closes those clients that were active least recently, so that no more descriptors than so many are left, shared memory among
     /// them.
     fn crowd_out(&mut self, capacity: usize) {
-        let surplus = (self.clients.len() + self.desks.len())
+        let surplus = (self.clients.len() + self.shms.len())
             .saturating_sub(capacity)
             .min(self.clients.len());
         if surplus == 0 {
@@ -202,7 +207,7 @@ impl Unpacked {
         let mut by_activity: Vec<(u64, ClientId)> = self
             .clients
             .iter()
-            .map(|(id, aboard)| (self.active(aboard), *id))
+            .map(|(id, client)| (self.active(client), *id))
             .collect();
         by_activity.select_nth_unstable(surplus - 1);
         let out = by_activity[..surplus]
@@ -228,15 +233,15 @@ impl Unpacked {
     }
 
     /// When a client last sent or took a byte, in ns of CLOCK_MONOTONIC; 0 if that is not known.
-    fn active(&self, aboard: &UnpackedClient) -> u64 {
+    fn active(&self, client: &UnpackedClient) -> u64 {
         let slot = self
-            .desks
-            .get(&aboard.worker)
-            .and_then(|(_, desk)| desk.slot(aboard.record.slot));
+            .shms
+            .get(&client.worker)
+            .and_then(|(_, shm)| shm.slot(client.record.slot));
         slot.map_or(0, |slot| slot.last_active())
     }
 
-    /// What was left of each of these clients, and the number of those whose desk is missing, who are closed.
+    /// What was left of each of these clients, and the number of those whose shared memory is missing, who are closed.
     fn sort_out(&self, clients: Vec<UnpackedClient>) -> (Vec<Left>, u64) {
         let mut stray = 0;
         let mut by_worker: BTreeMap<WorkerId, Vec<(u32, u32, Client)>> = BTreeMap::new();
@@ -257,7 +262,7 @@ impl Unpacked {
                 offsets,
             } = record;
             match socket::peer(&socket) {
-                Ok(peer) if self.desks.contains_key(&worker) => {
+                Ok(peer) if self.shms.contains_key(&worker) => {
                     let peer = peer.map_or_else(
                         |who| Peer::Unix {
                             pid: who.pid,
@@ -288,16 +293,16 @@ impl Unpacked {
             }
         }
         let left_of = |(worker, clients)| {
-            let (told, desk) = self.desks.get(&worker)?;
-            desk.settle();
-            let left = Leases::found(told.slots, clients).into_left(
-                desk,
-                desk.header().final_writes(),
+            let (record, shm) = self.shms.get(&worker)?;
+            shm.settle();
+            let left = Leases::found(record.slots, clients).into_left(
+                shm,
+                shm.header().final_writes(),
                 false,
             );
             let mut left = left.at_once();
             // Nobody served them meanwhile.
-            let packed_at = desk
+            let packed_at = shm
                 .header()
                 .packed_at()
                 .map_or(Duration::ZERO, clock::since);
@@ -309,7 +314,7 @@ impl Unpacked {
         (by_worker.into_iter().filter_map(left_of).collect(), stray)
     }
 
-    /// What was left of every client. Those whose desk is missing are closed, and counted.
+    /// What was left of every client. Those whose shared memory is missing are closed, and counted.
     pub(crate) fn take_left(&mut self) -> Vec<Left> {
         let clients = mem::take(&mut self.clients).into_values().collect();
         let (left, stray) = self.sort_out(clients);
@@ -319,38 +324,38 @@ impl Unpacked {
 
     /// Clients for whom their workers found no room.
     fn left_behind(&self) -> u64 {
-        self.desks()
-            .map(|(told, desk)| desk.header().left_behind().min(told.slots.into()))
+        self.shms()
+            .map(|(record, shm)| shm.header().left_behind().min(record.slots.into()))
             .sum()
     }
 
-    /// The desks that lay there, and what they were told to be.
-    pub(crate) fn desks(&self) -> impl Iterator<Item = &(ShmRecord, MasterDesk)> {
-        self.desks.values()
+    /// The shared memory that lay there, and what they were told to be.
+    pub(crate) fn shms(&self) -> impl Iterator<Item = &(ShmRecord, MasterShm)> {
+        self.shms.values()
     }
 
-    /// The layout of each desk, and how many of the clients that are kept are on it.
+    /// The layout of each shared memory, and how many of the clients that are kept are on it.
     pub(crate) fn occupied(&self) -> impl Iterator<Item = (Layout, usize)> {
         let clients = |worker| {
             self.clients
                 .values()
-                .filter(|aboard| aboard.worker == worker)
+                .filter(|client| client.worker == worker)
                 .count()
         };
-        self.desks
+        self.shms
             .iter()
-            .map(move |(worker, (_, desk))| (desk.layout(), clients(*worker)))
+            .map(move |(worker, (_, shm))| (shm.layout(), clients(*worker)))
     }
 
     /// Whether one of them is connected still.
     pub(crate) fn has_clients(&self) -> bool {
         self.clients
             .values()
-            .any(|aboard| socket::peer(&aboard.socket).is_ok())
+            .any(|client| socket::peer(&client.socket).is_ok())
     }
 
     /// Puts everything back for the next master.
-    fn pack_into(&mut self, boats: &mut HandoffQueues) {
+    fn pack_into(&mut self, queues: &mut HandoffQueues) {
         let mut by_worker: BTreeMap<WorkerId, Vec<(ClientRecord, BorrowedFd<'_>)>> =
             BTreeMap::new();
         for UnpackedClient {
@@ -364,8 +369,8 @@ impl Unpacked {
                 .or_default()
                 .push((*record, socket.as_fd()));
         }
-        for (worker, (told, desk)) in &self.desks {
-            boats.pack_all(told, desk, by_worker.remove(worker).unwrap_or_default());
+        for (worker, (record, shm)) in &self.shms {
+            queues.pack_all(record, shm, by_worker.remove(worker).unwrap_or_default());
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Upgrade in place: this process becomes another program, with the same children, descriptors and desks.
+//! Upgrade in place: this process becomes another program, with the same children, descriptors and shared memory.
 //!
 //! ```text
 //! check   the file is opened, once; it runs as a child that is told all, and says whether it could go on with that
-//! wait    until nothing is under way that an image does not tell of
+//! wait    until nothing is under way that a snapshot does not tell of
 //! become  execve(2): from here on it is that program, which takes over and replaces the workers one by one
 //! ```
 //!
@@ -128,8 +128,8 @@ impl Master {
 
     fn start_check(&self, executable: &File) -> io::Result<Check> {
         // What is under way now does not matter to whether it could.
-        let image = self.snapshot_to_check();
-        let told = image.write()?;
+        let snapshot = self.snapshot_to_check();
+        let told = snapshot.write()?;
         let length = told.metadata()?.len();
         let stdin = told.try_clone()?.into();
         let arguments = [CHECK.to_owned(), length.to_string()];
@@ -172,7 +172,7 @@ impl Master {
             return self.give_upgrade_up("something else began meanwhile", now);
         }
         match self.snapshot(now) {
-            Some(image) => self.become_it(image, now),
+            Some(snapshot) => self.become_it(snapshot, now),
             None if is_late => {
                 self.give_upgrade_up("workers are being replaced, or clients have none", now)
             }
@@ -180,7 +180,7 @@ impl Master {
         }
     }
 
-    fn become_it(&mut self, mut image: UpgradeSnapshot, now: Instant) {
+    fn become_it(&mut self, mut snapshot: UpgradeSnapshot, now: Instant) {
         let Some(upgrade) = self.upgrade.take() else {
             return;
         };
@@ -189,8 +189,8 @@ impl Master {
         let had_exporter = self.exporter.take().is_some();
         // Its directory may be gone when the program would open it.
         let log = logging::copy_of_file();
-        image.log = log.as_ref().map(AsRawFd::as_raw_fd);
-        let written = image
+        snapshot.log = log.as_ref().map(AsRawFd::as_raw_fd);
+        let written = snapshot
             .write()
             .and_then(|file| Ok((file, upgrade.executable.try_clone()?)));
         let why = match written {
@@ -285,7 +285,7 @@ pub fn name_process(name: &str) {
     process::set_name(name);
 }
 
-/// The candidate's side: whether this program could go on with the master whose image is standard input. What it says if not
+/// The candidate's side: whether this program could go on with the master whose snapshot is standard input. What it says if not
 /// is written behind that.
 ///
 /// # Errors
@@ -298,7 +298,7 @@ pub fn check_handover(length: &str) -> Result<(), String> {
         .parse()
         .map_err(|_| "it was not told how long what it is told is".to_owned())?;
     let checked = UpgradeSnapshot::read(&told, length)
-        .and_then(|image| image.check().map(|_| image.same.is_some()));
+        .and_then(|snapshot| snapshot.check().map(|_| snapshot.same.is_some()));
     let verdict = match &checked {
         Err(why) => why,
         // Here, as reading both files may take longer than the master may wait.

@@ -22,7 +22,7 @@ use crate::proto::names::{ClientId, Offsets, Peer};
 use crate::sys::listening::{Accepted, Look, Offer, accept};
 use crate::sys::passed::ClientSocket;
 use crate::sys::poll::Interest;
-use crate::sys::{clock, ledger, socket};
+use crate::sys::{byte_counts, clock, socket};
 
 /// How long nothing is accepted once the system was out of descriptors or memory, unless something is freed before.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -160,11 +160,7 @@ impl Master {
         unleased: &Unleased,
         candidates: &'c [Candidate],
     ) -> Cow<'c, [Candidate]> {
-        let fits = |c: &Candidate| {
-            self.workers[&c.worker]
-                .desk
-                .has_regions_for(&unleased.bytes)
-        };
+        let fits = |c: &Candidate| self.workers[&c.worker].shm.has_regions_for(&unleased.bytes);
         if candidates.iter().all(fits) || !(candidates.iter().any(fits) || self.pool.is_rolling()) {
             return Cow::Borrowed(candidates);
         }
@@ -191,7 +187,7 @@ impl Master {
             .workers
             .get_mut(&candidate.worker)
             .expect("only workers that there are have room");
-        let leased = worker.leases.give(unleased, &worker.desk);
+        let leased = worker.leases.give(unleased, &worker.shm);
         // But for the share of time, which takes the clock and does not change that fast.
         *candidate = Candidate {
             busy: candidate.busy,
@@ -424,7 +420,7 @@ fn peer_of(accepted: &Accepted) -> Option<Peer> {
             let socket::Credentials { pid, uid, gid } =
                 socket::credentials(&accepted.socket).ok()?;
             // Without it the client cannot be recovered from the middle of a turn, and that is all.
-            let _ = ledger::arm(&accepted.socket);
+            let _ = byte_counts::arm(&accepted.socket);
             Some(Peer::Unix { pid, uid, gid })
         }
     }

@@ -13,7 +13,7 @@ use crate::proto::control::{About, Kind};
 use crate::sys::listening::is_listening;
 use crate::sys::poll::Interest;
 
-/// Tries that are a second apart; those after them are [`SELDOM`] apart.
+/// Tries that are a second apart; those after them are [`SLOW_RETRY_INTERVAL`] apart.
 const FAST_RETRIES: u32 = 30;
 const SLOW_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 

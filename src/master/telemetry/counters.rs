@@ -6,10 +6,10 @@ use std::{fmt, io};
 
 use serde::{Deserialize, Serialize};
 
-use crate::desk::{BUCKETS, Counters};
 use crate::proto::channel::MethodName;
 use crate::proto::control::Verdict;
 use crate::proto::rpc::is_method_name;
+use crate::shm::{BUCKETS, Counters};
 use crate::sys::process::Exit;
 
 /// What the master itself counts.
@@ -334,7 +334,7 @@ pub(crate) struct Tally {
     pub(crate) sum: u64,
 }
 
-/// Requests for what is no method, and for methods beyond [`MOST_METHODS`].
+/// Requests for what is no method, and for methods beyond [`MAX_METHODS`].
 pub(crate) const OTHER: &str = "other";
 
 /// So many methods are told apart: names are a worker's word, and must not fill the master's memory.

@@ -16,7 +16,7 @@ use crate::proto::control::{About, Kind};
 use crate::proto::names::{Generation, WorkerId};
 use crate::sys::poll::Interest;
 use crate::sys::process::{self, Exit};
-use crate::sys::{ledger, socket};
+use crate::sys::{byte_counts, socket};
 
 impl Master {
     pub(crate) fn reap(&mut self, now: Instant) {
@@ -61,9 +61,9 @@ impl Master {
             return;
         };
         // It is not collected yet: until that /proc/PID is there, and the pid its own.
-        let written = match worker.desk.header().writer() {
-            Some(thread) => ledger::written_by_thread(pid, thread).ok(),
-            None => ledger::written_by_process(pid).ok(),
+        let written = match worker.shm.header().writer() {
+            Some(thread) => byte_counts::written_by_thread(pid, thread).ok(),
+            None => byte_counts::written_by_process(pid).ok(),
         };
         let _ = self.poller.remove(&worker.channel);
         self.count_in(&mut worker);
@@ -74,7 +74,7 @@ impl Master {
         let has_answered = worker.believed.counters().requests() > 0;
         let (name, about, index) = (worker.name(), worker.about(), worker.seat);
         let Worker {
-            desk,
+            shm,
             leases,
             methods,
             is_timed_out,
@@ -83,10 +83,10 @@ impl Master {
             has_been_ready,
             ..
         } = worker;
-        let left = leases.into_left(&desk, written, is_timed_out);
+        let left = leases.into_left(&shm, written, is_timed_out);
 
         let blame = self.lay_blame(exit, is_timed_out, &methods, &left, now);
-        self.await_handshakes(desk, left.waiting, is_timed_out, now);
+        self.await_handshakes(shm, left.waiting, is_timed_out, now);
         let cause = blame.cause(exit, failure);
         let kind_of_cause = Cause::of(exit, blame.is_out_of_memory, killed_for);
         let lost = left.lost.len();
@@ -193,7 +193,7 @@ impl Master {
         let Some(worker) = self.workers.get_mut(&id) else {
             return 0;
         };
-        let taken = worker.leases.revoke_all(&worker.desk);
+        let taken = worker.leases.revoke_all(&worker.shm);
         self.take_in(taken, reason)
     }
 
@@ -273,12 +273,12 @@ impl Master {
     fn take_message(&mut self, id: WorkerId, message: ToMaster, now: Instant) {
         match message {
             ToMaster::Closed(slots) => self.take_done(id, &slots, |worker, slot| {
-                worker.leases.closed(slot, &worker.desk)
+                worker.leases.closed(slot, &worker.shm)
             }),
             // What it gives up is the next master's.
             ToMaster::Released(_) if self.is_leaving() => {}
             ToMaster::Released(slots) => self.take_done(id, &slots, |worker, slot| {
-                worker.leases.released(slot, &worker.desk)
+                worker.leases.released(slot, &worker.shm)
             }),
             ToMaster::Ready(ready) => self.take_ready(id, ready, now),
             ToMaster::Failed(failed) => {
@@ -386,19 +386,19 @@ impl Master {
             handoff_queues: self
                 .handoff_store
                 .as_ref()
-                .map_or(0, |keeper| keeper.queues.ends().len() as u32),
+                .map_or(0, |store| store.queues.ends().len() as u32),
             settings: Settings {
                 log,
                 ..settings(config, id, buffers)
             },
         };
-        let boats = self
+        let queues = self
             .handoff_store
             .iter()
-            .flat_map(|keeper| keeper.queues.descriptors())
+            .flat_map(|store| store.queues.descriptors())
             .collect();
         let spawned =
-            Worker::spawn(&self.executable, start, boats, self.layout, now).and_then(|worker| {
+            Worker::spawn(&self.executable, start, queues, self.layout, now).and_then(|worker| {
                 self.poller
                     .add(&worker.channel, Token::Worker(id).into(), Interest::Read)
                     .map(|()| worker)

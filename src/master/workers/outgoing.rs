@@ -1,4 +1,4 @@
-//! Ends the workers of another version that an upgrade has taken over: they speak another channel, or their desks have another
+//! Ends the workers of another version that an upgrade has taken over: they speak another channel, or their shared memory has another
 //! layout, so that nothing is leased to them any more.
 //!
 //! No new worker is started beside them. The lease of each client that is in no turn is taken at once; what executes gets

@@ -48,7 +48,7 @@ impl Master {
             let is_warm = now.duration_since(since) >= WARM_UP;
             Some(WorkerLoad {
                 id: worker.id,
-                busy: worker.desk.header().busy(clock),
+                busy: worker.shm.header().busy(clock),
                 is_warm,
             })
         };
@@ -58,7 +58,7 @@ impl Master {
     /// Begins to count the requests of a worker's clients.
     pub(crate) fn count_requests(&mut self, id: WorkerId) {
         if let Some(worker) = self.workers.get_mut(&id) {
-            worker.leases.watch(&worker.desk);
+            worker.leases.watch(&worker.shm);
         }
     }
 
@@ -70,7 +70,7 @@ impl Master {
         ) else {
             return Vec::new();
         };
-        let watched = worker.leases.watched(&worker.desk);
+        let watched = worker.leases.watched(&worker.shm);
         let clients: Vec<Busy> = watched
             .into_iter()
             .map(|(slot, requests)| Busy {
@@ -90,7 +90,7 @@ impl Master {
         for Move { client, to, .. } in moves {
             let recovered = u32::try_from(client)
                 .ok()
-                .and_then(|slot| worker.leases.revoke(slot, &worker.desk));
+                .and_then(|slot| worker.leases.revoke(slot, &worker.shm));
             taken.extend(recovered.map(|recovered| {
                 recovered.map(|mut unleased| {
                     unleased.to = Some(to);

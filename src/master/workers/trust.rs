@@ -5,11 +5,11 @@
 
 use std::time::{Duration, Instant};
 
-use crate::desk::{Counters, Header, MasterDesk};
 use crate::master::Master;
 use crate::master::workers::worker::Worker;
 use crate::proto::channel::MethodName;
 use crate::proto::names::WorkerId;
+use crate::shm::{Counters, Header, MasterShm};
 use crate::sys::clock;
 
 /// What is believed of a worker's counters.
@@ -78,11 +78,11 @@ fn last_turn(header: Header<'_>) -> Duration {
     Duration::from_nanos(turn)
 }
 
-/// All that a worker counted that a master before had, on its desk; or why that is not believed.
-pub(crate) fn counted_on(desk: &MasterDesk, methods: usize) -> Result<Counters, &'static str> {
-    desk.settle();
-    let mut counters = Counters::read(desk.header());
-    if desk.layout().version() < 2 {
+/// All that a worker counted that a master before had, in its shared memory; or why that is not believed.
+pub(crate) fn counted_on(shm: &MasterShm, methods: usize) -> Result<Counters, &'static str> {
+    shm.settle();
+    let mut counters = Counters::read(shm.header());
+    if shm.layout().version() < 2 {
         counters.accept_unrecorded();
     }
     // It was started after the machine.
@@ -90,7 +90,7 @@ pub(crate) fn counted_on(desk: &MasterDesk, methods: usize) -> Result<Counters, 
     match counters.fault(&Counters::default(), passed, methods) {
         Some(fault) => Err(fault),
         None => {
-            counters.close(last_turn(desk.header()));
+            counters.close(last_turn(shm.header()));
             Ok(counters)
         }
     }
@@ -110,7 +110,7 @@ impl Master {
         };
         let fault = worker
             .believed
-            .look(worker.desk.header(), worker.methods.len());
+            .look(worker.shm.header(), worker.methods.len());
         if let Some(why) = fault {
             let name = worker.name();
             self.reject_counters(&name, why);
@@ -127,14 +127,14 @@ impl Master {
 
     /// A worker has ended: adds all that it has counted to the totals.
     pub(crate) fn count_in(&mut self, worker: &mut Worker) {
-        worker.desk.settle();
+        worker.shm.settle();
         if let Some(why) = worker
             .believed
-            .look(worker.desk.header(), worker.methods.len())
+            .look(worker.shm.header(), worker.methods.len())
         {
             self.reject_counters(&worker.name(), why);
         }
-        worker.believed.close(last_turn(worker.desk.header()));
+        worker.believed.close(last_turn(worker.shm.header()));
         self.add_counters(worker.seat, worker.believed.counters(), &worker.methods);
     }
 

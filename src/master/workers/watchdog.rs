@@ -1,6 +1,6 @@
 //! Watching workers while they have clients: who is stuck, and who has become too busy.
 //!
-//! Every half `stall-timeout` the master looks at the desks. A worker that shows no sign of life since the last look is
+//! Every half `stall-timeout` the master looks at the shared memory. A worker that shows no sign of life since the last look is
 //! asked for one. A worker that has been in one turn, or has not answered, for `stall-timeout` is stuck: it gets no new
 //! leases, and all its clients but the one that it is stuck with are taken, without asking it. When it beats again it
 //! gets work again; if it does not within `request-timeout`, it is killed, but not without a last look: it may be back
@@ -41,19 +41,19 @@ impl Watch {
 impl Worker {
     /// Since when it has been in the turn that it is in: ns of CLOCK_MONOTONIC.
     fn turn_since(&self) -> Option<u64> {
-        self.desk.header().turn().map(|turn| turn.since)
+        self.shm.header().turn().map(|turn| turn.since)
     }
 
     /// Whether it is in the middle of a request.
     pub(crate) fn is_executing(&self) -> bool {
-        let turn = self.desk.header().turn();
-        turn.and_then(|turn| self.desk.slot(turn.slot)?.executing())
+        let turn = self.shm.header().turn();
+        turn.and_then(|turn| self.shm.slot(turn.slot)?.executing())
             .is_some()
     }
 
     /// The method that it executes, if that takes longer than a moment.
     pub(crate) fn method_in_turn(&self) -> Option<&str> {
-        self.method_of(self.desk.header().executing()?)
+        self.method_of(self.shm.header().executing()?)
     }
 
     /// The method of this number.
@@ -70,7 +70,7 @@ impl Worker {
         clock: &LoopClock,
         now: Instant,
     ) -> (Duration, Option<Instant>) {
-        let beats = self.desk.header().heartbeats();
+        let beats = self.shm.header().heartbeats();
         let has_beaten = beats != self.heartbeat.heartbeats;
         if has_beaten {
             self.heartbeat = Heartbeat {
@@ -255,7 +255,7 @@ impl Master {
         let Some(worker) = self.workers.get_mut(&id) else {
             return 0;
         };
-        let mut taken = worker.leases.revoke_all(&worker.desk);
+        let mut taken = worker.leases.revoke_all(&worker.shm);
         taken
             .iter_mut()
             .flatten()
@@ -270,10 +270,10 @@ impl Master {
     /// A worker, and whose request it is that it executes, if it executes one.
     fn name_with_request(&self, id: WorkerId) -> String {
         let worker = &self.workers[&id];
-        let turn = worker.desk.header().turn();
-        let client = turn.and_then(|turn| worker.leases.in_turn(turn.slot, &worker.desk));
+        let turn = worker.shm.header().turn();
+        let client = turn.and_then(|turn| worker.leases.in_turn(turn.slot, &worker.shm));
         // The slot tells of inline methods, too.
-        let number = turn.and_then(|turn| worker.desk.slot(turn.slot)?.executing());
+        let number = turn.and_then(|turn| worker.shm.slot(turn.slot)?.executing());
         match (client, number.and_then(|number| worker.method_of(number))) {
             (Some(client), Some(method)) => {
                 format!(

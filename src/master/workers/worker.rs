@@ -1,4 +1,4 @@
-//! The master's record of a worker: its process, its channel, its desk, and how dispatch sees it.
+//! The master's record of a worker: its process, its channel, its shared memory, and how dispatch sees it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use crate::channel::{Channel, Sent};
-use crate::desk::{Layout, MasterDesk};
 use crate::master::Token;
 use crate::master::clients::leases::{Leases, Recovered};
 use crate::master::telemetry::counters::Cause;
@@ -15,6 +14,7 @@ use crate::pool::dispatch::Candidate;
 use crate::proto::channel::{MAX_LEASES, MethodName, Start, ToMaster, ToWorker};
 use crate::proto::control::About;
 use crate::proto::names::{Generation, WorkerId};
+use crate::shm::{Layout, MasterShm};
 use crate::sys::poll::{Interest, Poller};
 use crate::sys::process::{self, Executable};
 
@@ -37,7 +37,7 @@ pub(crate) struct Worker {
     pub(crate) generation: Generation,
     pub(crate) started: Instant,
     pub(crate) channel: Channel<ToWorker, ToMaster>,
-    pub(crate) desk: MasterDesk,
+    pub(crate) shm: MasterShm,
     pub(crate) leases: Leases,
     pub(crate) methods: Vec<MethodName>,
     /// Why it will not be ready, in its own words.
@@ -89,18 +89,18 @@ impl Worker {
     pub(crate) fn spawn(
         executable: &Executable,
         start: Start,
-        boats: Vec<BorrowedFd<'_>>,
+        queues: Vec<BorrowedFd<'_>>,
         layout: Layout,
         now: Instant,
     ) -> io::Result<Worker> {
-        let desk = MasterDesk::new(layout)?;
+        let shm = MasterShm::new(layout)?;
         let (mut channel, theirs) = Channel::pair()?;
         let (id, seat, generation) = (start.worker, start.seat as usize, start.generation);
         let arguments = ["worker".to_owned(), id.to_string()];
         let name = start.name.clone();
         // First of all, so that a worker that runs finds it there.
         let descriptors: Vec<BorrowedFd<'_>> =
-            std::iter::once(desk.file().as_fd()).chain(boats).collect();
+            std::iter::once(shm.file().as_fd()).chain(queues).collect();
         match channel.send(&ToWorker::Start(Box::new(start)), &descriptors)? {
             Sent::Queued => {}
             // Its queue is empty, so there is no room for descriptors anywhere.
@@ -116,7 +116,7 @@ impl Worker {
         Ok(Worker::over(
             (id, pid, seat, generation),
             channel,
-            desk,
+            shm,
             leases,
             Vec::new(),
             now,
@@ -127,7 +127,7 @@ impl Worker {
     pub(crate) fn over(
         (id, pid, seat, generation): (WorkerId, u32, usize, Generation),
         channel: Channel<ToWorker, ToMaster>,
-        desk: MasterDesk,
+        shm: MasterShm,
         leases: Leases,
         methods: Vec<MethodName>,
         started: Instant,
@@ -139,7 +139,7 @@ impl Worker {
             generation,
             started,
             channel,
-            desk,
+            shm,
             leases,
             methods,
             failure: None,
@@ -182,7 +182,7 @@ impl Worker {
 
     /// How dispatch sees it, as a worker that may be given clients; `now` is ns of CLOCK_MONOTONIC.
     pub(crate) fn candidate(&self, is_rescue: bool, now: u64) -> Candidate {
-        let header = self.desk.header();
+        let header = self.shm.header();
         let waiting = self.leases.given().saturating_sub(header.picked_up());
         let window = if is_rescue { RESCUE_WINDOW } else { WINDOW };
         Candidate {
@@ -199,7 +199,7 @@ impl Worker {
     fn takes(&self, waiting: u64, window: u64) -> bool {
         let has_picked_up = self
             .full_at
-            .is_none_or(|full_at| self.desk.header().picked_up() > full_at);
+            .is_none_or(|full_at| self.shm.header().picked_up() > full_at);
         !self.is_full && has_picked_up && waiting < window && self.leases.has_free_slot()
     }
 
@@ -208,14 +208,14 @@ impl Worker {
         self.takes(
             self.leases
                 .given()
-                .saturating_sub(self.desk.header().picked_up()),
+                .saturating_sub(self.shm.header().picked_up()),
             WINDOW,
         )
     }
 
     /// Asks to be told when it picks up more; whether it has room already.
     pub(crate) fn want_capacity(&self) -> bool {
-        let picked_up = self.desk.header().want_capacity();
+        let picked_up = self.shm.header().want_capacity();
         self.takes(self.leases.given().saturating_sub(picked_up), WINDOW)
     }
 
@@ -273,10 +273,10 @@ impl Worker {
             match self.channel.send(&ToWorker::Lease(leases), &sockets)? {
                 Sent::Queued => {}
                 Sent::Full => {
-                    let back = self.leases.withdraw(batch, &self.desk);
+                    let back = self.leases.withdraw(batch, &self.shm);
                     // Too many descriptors may be under way, which no poller tells the end of: a pick-up does. Where nothing
                     // is to be picked up, it is the channel.
-                    let picked_up = self.desk.header().want_capacity();
+                    let picked_up = self.shm.header().want_capacity();
                     if picked_up < self.leases.given() {
                         self.full_at = Some(picked_up);
                     } else {
@@ -284,7 +284,7 @@ impl Worker {
                     }
                     return Ok(back);
                 }
-                // It is dead. Its reaping finds them on its desk like all others.
+                // It is dead. Its reaping finds them in its shared memory like all others.
                 Sent::Closed => {}
             }
         }

@@ -34,7 +34,7 @@ pub struct Cursor {
 /// Pages are told one by one, and clients come, go and move in between: one that moves may be on two pages or on none.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Clients {
-    /// At most [`PAGE`]; a page may be short, and even empty, without being the last.
+    /// At most [`PAGE_LEN`]; a page may be short, and even empty, without being the last.
     pub clients: Vec<ClientStatus>,
     /// Where the next page begins; none after the last one.
     pub next: Option<Cursor>,
@@ -59,7 +59,7 @@ pub struct ClientStatus {
     pub requests: u64,
     /// How often it went from one worker to another.
     pub moves: u32,
-    /// Bytes of it on the desk: half a request, requests not begun, replies not taken.
+    /// Bytes of it in the shared memory: half a request, requests not begun, replies not taken.
     pub bytes: u64,
 }
 

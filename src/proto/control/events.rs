@@ -1,4 +1,4 @@
-//! What happened: the master keeps the last [`KEPT`] events, and tells them to whoever asks, now or when the next comes.
+//! What happened: the master keeps the last [`MAX_EVENTS`] events, and tells them to whoever asks, now or when the next comes.
 
 use std::time::Duration;
 

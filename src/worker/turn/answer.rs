@@ -3,9 +3,9 @@
 use serde_json::value::RawValue;
 
 use super::Turn;
-use crate::desk::{Flags, Header, Note, Open, Region, Slot};
 use crate::proto::frame::{ByteOrder, PREFIX};
 use crate::proto::rpc::{Code, NULL, Request};
+use crate::shm::{Flags, Header, Note, Open, Region, Slot};
 use crate::sys::clock;
 use crate::worker::death::{self, Point};
 use crate::worker::methods::{Failure, Service};
@@ -22,7 +22,7 @@ impl Turn<'_, '_> {
         };
         let begin = self.cursors.rx.1 as usize + self.cursors.answered as usize;
         let (answered, replied) = (self.cursors.answered, self.cursors.replied as usize);
-        let reply_max = self.tools.desk.layout().max_reply();
+        let reply_max = self.tools.shm.layout().max_reply();
         let Open {
             header,
             slot,
@@ -30,11 +30,11 @@ impl Turn<'_, '_> {
             tx,
         } = self
             .tools
-            .desk
+            .shm
             .open(self.index, self.cursors.rx.0, Region::Shared);
         let out = &mut tx[replied..replied + reply_max];
 
-        let (marks, quarantined, now) = (self.flags, self.tools.quarantined, self.tools.now);
+        let (flags, quarantined, now) = (self.flags, self.tools.quarantined, self.tools.now);
         let (mut is_inline, mut number) = (true, 0);
         let service = &mut *self.tools.service;
         let mut run = |out: &mut [u8]| -> Result<usize, Failure> {
@@ -47,7 +47,7 @@ impl Turn<'_, '_> {
                 ))
             })?;
             number = method as u32 + 1;
-            if let Some(fault) = refusal(&*service, method, &request.method, marks, quarantined) {
+            if let Some(fault) = refusal(&*service, method, &request.method, flags, quarantined) {
                 return Err(Failure::Fault(fault));
             }
             death::pass(Point::BeforeHandler);
@@ -97,7 +97,7 @@ impl Turn<'_, '_> {
             header, slot, tx, ..
         } = self
             .tools
-            .desk
+            .shm
             .open(self.index, self.cursors.rx.0, Region::Shared);
         let length = write_fault(&mut tx[replied..], order, fault);
         self.flags.closing = true;
@@ -141,8 +141,8 @@ fn commit(
 }
 
 /// Forgets what is known of a first unread frame, because another one is that now, or none.
-pub(super) fn forgive(marks: &mut Flags) {
-    (marks.timed_out, marks.crash_count) = (false, 0);
+pub(super) fn forgive(flags: &mut Flags) {
+    (flags.timed_out, flags.crash_count) = (false, 0);
 }
 
 /// Why a request is not to be run, if it is not. One that was executing at a death is run once more, if that does no harm;
@@ -151,16 +151,16 @@ fn refusal(
     service: &dyn Service,
     method: usize,
     name: &str,
-    marks: Flags,
+    flags: Flags,
     quarantined: &[bool],
 ) -> Option<Fault> {
-    if marks.timed_out {
+    if flags.timed_out {
         return Some(Fault::of(
             Code::Timeout,
             "the request took longer than request-timeout",
         ));
     }
-    if marks.crash_count > 1 || (marks.crash_count == 1 && !service.is_idempotent(method)) {
+    if flags.crash_count > 1 || (flags.crash_count == 1 && !service.is_idempotent(method)) {
         let sentence = format!("the worker that ran this request died in method {name:?}");
         return Some(Fault::of(Code::Crashed, sentence));
     }

@@ -3,16 +3,16 @@
 use std::io;
 
 use super::{Gone, Purpose, Turn};
-use crate::desk::{Cursors, Header, Region};
+use crate::shm::{Cursors, Header, Region};
+use crate::sys::byte_counts::OwnWrites;
 use crate::sys::clock;
-use crate::sys::ledger::OwnWrites;
 use crate::sys::signal::HeldBack;
 use crate::sys::socket::{self, Moved};
 use crate::worker::connection::{Connection, Waits};
 use crate::worker::death::{self, Point};
 
 impl Turn<'_, '_> {
-    /// Sends the replies so far and lets a view begin behind them. False when the client does not take them.
+    /// Sends the replies so far and lets cursors begin behind them. False when the client does not take them.
     pub(super) fn send_midway(&mut self, since: u64) -> Result<bool, Gone> {
         if self.is_doubtful {
             self.check_socket()?;
@@ -35,7 +35,7 @@ impl Turn<'_, '_> {
         }
         let open = self
             .tools
-            .desk
+            .shm
             .open(self.index, self.cursors.rx.0, Region::Shared);
         let begin = self.cursors.tx.1 as usize;
         let at = self.cursors.out_base;
@@ -67,7 +67,7 @@ impl Turn<'_, '_> {
         let (begin, unsent) = (self.cursors.tx.1 as usize, self.cursors.replied as usize);
         let open = self
             .tools
-            .desk
+            .shm
             .open(self.index, Region::Shared, self.cursors.tx.0);
         let Some(bytes) = open.tx.get(begin..begin + unsent) else {
             open.header.add_lost();
@@ -112,7 +112,7 @@ impl Turn<'_, '_> {
     /// All is sent. Nothing more is, and the client is given a while to read it.
     pub(super) fn begin_lingering_close(&mut self, sent: usize) -> Option<Waits> {
         self.pass(sent);
-        // Before a view says that it is parted from: whoever takes over from there counts the while from this.
+        // Before cursors say that it is parted from: whoever takes over from there counts the while from this.
         self.slot().set_since(self.tools.now);
         self.forget_received(0);
         socket::finish_writing(&self.connection.socket);
@@ -127,7 +127,7 @@ impl Turn<'_, '_> {
         }
         let open = self
             .tools
-            .desk
+            .shm
             .open(self.index, Region::Shared, Region::Shared);
         match self.connection.receive(open.rx) {
             Ok(Moved::Bytes(n)) => {
@@ -141,7 +141,7 @@ impl Turn<'_, '_> {
         }
     }
 
-    /// Lets a view hold in which all that was received is answered, and `more` bytes behind it.
+    /// Lets cursors hold in which all that was received is answered, and `more` bytes behind it.
     fn forget_received(&mut self, more: usize) {
         let (received, written) = self.cursors.ends();
         self.cursors = Cursors::idle(received + (self.have + more) as u64, written);

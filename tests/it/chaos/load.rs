@@ -22,7 +22,7 @@ use crate::common::random::Random;
 pub const DEPTH: u64 = 40;
 
 /// Nobody waits longer for a byte.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the clients have seen.
 #[derive(Debug, Default)]
@@ -448,16 +448,16 @@ struct Wire {
 impl Wire {
     fn connect(address: &Address, order: ByteOrder, capacity: usize) -> Wire {
         let connected = match address {
-            Address::Tcp(to) => TcpStream::connect_timeout(to, PATIENCE)
+            Address::Tcp(to) => TcpStream::connect_timeout(to, TIMEOUT)
                 .map(|tcp| UnixStream::from(OwnedFd::from(tcp))),
             Address::Unix(path) => UnixStream::connect(path),
         };
         let stream = connected.unwrap_or_else(|e| panic!("cannot connect to {address}: {e}"));
         stream
-            .set_read_timeout(Some(PATIENCE))
+            .set_read_timeout(Some(TIMEOUT))
             .expect("a socket has time-outs");
         stream
-            .set_write_timeout(Some(PATIENCE))
+            .set_write_timeout(Some(TIMEOUT))
             .expect("a socket has time-outs");
         Wire {
             stream: BufReader::with_capacity(capacity, stream),

@@ -12,7 +12,7 @@ use super::kernel;
 
 /// A connection.
 #[derive(Debug)]
-pub enum Visitor {
+pub enum HttpClient {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
@@ -25,35 +25,36 @@ pub struct Answer {
     pub body: String,
 }
 
-impl Visitor {
+impl HttpClient {
     #[track_caller]
-    pub fn connect(address: &Address) -> Visitor {
-        let visitor = match address {
-            Address::Tcp(to) => TcpStream::connect(to).map(Visitor::Tcp),
-            Address::Unix(path) => UnixStream::connect(path).map(Visitor::Unix),
+    pub fn connect(address: &Address) -> HttpClient {
+        let http_client = match address {
+            Address::Tcp(to) => TcpStream::connect(to).map(HttpClient::Tcp),
+            Address::Unix(path) => UnixStream::connect(path).map(HttpClient::Unix),
         };
-        let visitor = visitor.unwrap_or_else(|e| panic!("cannot connect to {address}: {e}"));
-        match &visitor {
-            Visitor::Tcp(stream) => stream.set_read_timeout(Some(TIMEOUT)),
-            Visitor::Unix(stream) => stream.set_read_timeout(Some(TIMEOUT)),
+        let http_client =
+            http_client.unwrap_or_else(|e| panic!("cannot connect to {address}: {e}"));
+        match &http_client {
+            HttpClient::Tcp(stream) => stream.set_read_timeout(Some(TIMEOUT)),
+            HttpClient::Unix(stream) => stream.set_read_timeout(Some(TIMEOUT)),
         }
         .expect("a socket takes a timeout");
-        visitor
+        http_client
     }
 
     /// Sends this. Who has been cut off need not take it.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         match self {
-            Visitor::Tcp(stream) => stream.write_all(bytes.as_ref()),
-            Visitor::Unix(stream) => stream.write_all(bytes.as_ref()),
+            HttpClient::Tcp(stream) => stream.write_all(bytes.as_ref()),
+            HttpClient::Unix(stream) => stream.write_all(bytes.as_ref()),
         }
     }
 
     /// Sends no more.
     pub fn finish(&mut self) {
         let finished = match self {
-            Visitor::Tcp(stream) => stream.shutdown(Shutdown::Write),
-            Visitor::Unix(stream) => stream.shutdown(Shutdown::Write),
+            HttpClient::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            HttpClient::Unix(stream) => stream.shutdown(Shutdown::Write),
         };
         finished.expect("it is connected");
     }
@@ -62,8 +63,8 @@ impl Visitor {
     pub fn receive(&mut self) -> io::Result<String> {
         let mut text = String::new();
         match self {
-            Visitor::Tcp(stream) => stream.read_to_string(&mut text)?,
-            Visitor::Unix(stream) => stream.read_to_string(&mut text)?,
+            HttpClient::Tcp(stream) => stream.read_to_string(&mut text)?,
+            HttpClient::Unix(stream) => stream.read_to_string(&mut text)?,
         };
         Ok(text)
     }
@@ -113,9 +114,9 @@ impl Answer {
 /// What is answered to these bytes.
 #[track_caller]
 pub fn ask(address: &Address, request: impl AsRef<[u8]>) -> Answer {
-    let mut visitor = Visitor::connect(address);
-    visitor.send(request).expect("it is taken");
-    visitor.answer()
+    let mut http_client = HttpClient::connect(address);
+    http_client.send(request).expect("it is taken");
+    http_client.answer()
 }
 
 /// What is answered to who asks for this path.

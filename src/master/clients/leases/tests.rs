@@ -1,4 +1,4 @@
-//! Random lives of clients on a desk: with a worker that does by hand what a worker does, and with one that has gone mad.
+//! Random lives of clients in shared memory: with a worker that does by hand what a worker does, and with one that has gone mad.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -16,20 +16,20 @@ use proptest::sample::{Index, select};
 use proptest::test_runner::Config;
 
 use super::*;
-use crate::desk::{ClientBytes, Cursors, Layout, Note, Region, SMALL_LEN, Stretch, WorkerDesk};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::ClientId;
+use crate::shm::{ClientBytes, Cursors, Layout, Note, Region, SMALL_LEN, Stretch, WorkerShm};
 
 const SLOTS: u32 = 5;
 const METHOD: u32 = 7;
 
-/// Bytes of a desk's header and of its slots.
+/// Bytes of the header of shared memory and of its slots.
 const WORDS: u64 = 16 * 1024 + SLOTS as u64 * 128;
 
-fn desks() -> (MasterDesk, WorkerDesk) {
+fn shms() -> (MasterShm, WorkerShm) {
     let layout = Layout::new(SLOTS, 4096);
-    let master = MasterDesk::new(layout).expect("memfd");
-    let worker = WorkerDesk::map(master.file().try_clone().expect("dup"), layout).expect("mmap");
+    let master = MasterShm::new(layout).expect("memfd");
+    let worker = WorkerShm::map(master.file().try_clone().expect("dup"), layout).expect("mmap");
     worker.header().set_writer(1);
     (master, worker)
 }
@@ -90,7 +90,7 @@ impl Life {
     fn begin(id: ClientId, is_unix: bool) -> (Client, Life) {
         let (peer, socket, name): (OwnedFd, OwnedFd, _) = if is_unix {
             let (peer, socket) = UnixStream::pair().expect("socketpair");
-            ledger::arm(&socket).expect("armed");
+            byte_counts::arm(&socket).expect("armed");
             peer.set_nonblocking(true)
                 .and_then(|()| socket.set_nonblocking(true))
                 .expect("set");
@@ -183,7 +183,7 @@ impl Life {
         Unleased {
             client,
             bytes,
-            flags: marks,
+            flags,
             requests,
             ..
         }: &Unleased,
@@ -205,7 +205,7 @@ impl Life {
             client.id
         );
         assert_eq!(
-            (*requests, marks.crash_count),
+            (*requests, flags.crash_count),
             (self.requests, self.faults),
             "{}",
             client.id
@@ -306,15 +306,15 @@ fn act() -> impl Strategy<Value = Act> {
 #[derive(Debug)]
 struct Held {
     id: ClientId,
-    generation: u32,
+    lease_number: u32,
     socket: File,
     is_unix: bool,
 }
 
 /// A master's leases, a worker that does what is said here, and their clients.
 struct World {
-    desk: MasterDesk,
-    worker: WorkerDesk,
+    shm: MasterShm,
+    worker: WorkerShm,
     leases: Leases,
     waiting: Vec<Unleased>,
     over: BTreeSet<ClientId>,
@@ -333,9 +333,9 @@ struct World {
 
 impl World {
     fn new() -> World {
-        let (desk, worker) = desks();
+        let (shm, worker) = shms();
         World {
-            desk,
+            shm,
             worker,
             leases: Leases::new(SLOTS),
             waiting: Vec::new(),
@@ -369,14 +369,14 @@ impl World {
                 if self.leases.has_free_slot() && !self.waiting.is_empty() {
                     let unleased = self.waiting.remove(0);
                     self.leases
-                        .give(unleased, &self.desk)
-                        .expect("all bytes have a place");
+                        .give(unleased, &self.shm)
+                        .expect("all bytes have a region");
                 }
             }
             Act::Flush => self.flush(),
             Act::FlushFails => {
                 if let Some(batch) = self.leases.next_batch() {
-                    let back = self.leases.withdraw(batch, &self.desk);
+                    let back = self.leases.withdraw(batch, &self.shm);
                     back.into_iter()
                         .for_each(|recovered| self.take_in(recovered));
                 }
@@ -395,7 +395,7 @@ impl World {
                         .collect::<BTreeSet<u32>>()
                 };
                 let before = slots(&self.leases);
-                let taken = self.leases.revoke_all(&self.desk);
+                let taken = self.leases.revoke_all(&self.shm);
                 self.behind.extend(before.difference(&slots(&self.leases)));
                 taken
                     .into_iter()
@@ -429,19 +429,19 @@ impl World {
                         .worker
                         .slot(slot)
                         .expect("held")
-                        .revoke(self.held[&slot].generation);
+                        .revoke(self.held[&slot].lease_number);
                     self.say(slot, false);
                 }
             }
             Act::Close(slot) => {
                 if let Some(slot) = self.pick(slot) {
-                    let (on_desk, generation) = (
+                    let (shared_slot, lease_number) = (
                         self.worker.slot(slot).expect("held"),
-                        self.held[&slot].generation,
+                        self.held[&slot].lease_number,
                     );
-                    let is_ours = on_desk.claim(generation).is_some();
+                    let is_ours = shared_slot.claim(lease_number).is_some();
                     if is_ours {
-                        on_desk.release(generation, LeaseState::Closed);
+                        shared_slot.release(lease_number, LeaseState::Closed);
                     }
                     self.say(slot, is_ours);
                 }
@@ -484,7 +484,7 @@ impl World {
                 let is_unix = matches!(lease.peer, Peer::Unix { .. });
                 let held = Held {
                     id: lease.client,
-                    generation: lease.lease_number,
+                    lease_number: lease.lease_number,
                     socket,
                     is_unix,
                 };
@@ -499,7 +499,7 @@ impl World {
     }
 
     fn take(&mut self, slot: u32) {
-        if let Some(recovered) = self.leases.revoke(slot, &self.desk) {
+        if let Some(recovered) = self.leases.revoke(slot, &self.shm) {
             assert!(self.behind.insert(slot), "slot {slot} was taken before");
             assert_ne!(
                 self.dying.map(|(dying, _)| dying),
@@ -521,9 +521,9 @@ impl World {
         for (slot, is_closed) in mem::take(&mut self.said) {
             let was_behind = self.behind.remove(&slot);
             let done = if is_closed {
-                self.leases.closed(slot, &self.desk)
+                self.leases.closed(slot, &self.shm)
             } else {
-                self.leases.released(slot, &self.desk)
+                self.leases.released(slot, &self.shm)
             };
             match done {
                 Done::Known => assert!(was_behind && !is_closed),
@@ -538,8 +538,8 @@ impl World {
     }
 
     fn die(&mut self) {
-        let (desk, worker) = desks();
-        let old = mem::replace(&mut self.desk, desk);
+        let (shm, worker) = shms();
+        let old = mem::replace(&mut self.shm, shm);
         self.worker = worker;
         let leases = mem::replace(&mut self.leases, Leases::new(SLOTS));
         let before = leases.clients();
@@ -578,17 +578,17 @@ impl World {
     fn turn(&mut self, slot: u32, plan: &Plan) {
         let Held {
             id,
-            generation,
+            lease_number,
             socket,
             is_unix,
         } = self.held.get_mut(&slot).expect("it is held");
-        let (life, generation, is_unix) = (
+        let (life, lease_number, is_unix) = (
             self.lives.get_mut(id).expect("there"),
-            *generation,
+            *lease_number,
             *is_unix,
         );
-        let on_desk = self.worker.slot(slot).expect("it is held");
-        let Some(found) = on_desk.claim(generation) else {
+        let shared_slot = self.worker.slot(slot).expect("it is held");
+        let Some(found) = shared_slot.claim(lease_number) else {
             return self.say(slot, false);
         };
         let dying = &mut self.dying;
@@ -602,14 +602,15 @@ impl World {
         if dies(Point::Claim) {
             return;
         }
-        let (view, mut marks) = (on_desk.cursors(), on_desk.flags());
+        let (cursors, mut flags) = (shared_slot.cursors(), shared_slot.flags());
         let is_parked = found == Claim::Parked;
-        if is_parked && view.replied > 0 {
-            let open = self.worker.open(slot, Region::Shared, view.tx.0);
-            let count = view.replied.min(plan.write.into()) as usize;
-            open.header.begin_write(slot, view.out_base, Some(self.sum));
+        if is_parked && cursors.replied > 0 {
+            let open = self.worker.open(slot, Region::Shared, cursors.tx.0);
+            let count = cursors.replied.min(plan.write.into()) as usize;
+            open.header
+                .begin_write(slot, cursors.out_base, Some(self.sum));
             let sent = if count > 0 {
-                moved(socket.write(&open.tx[view.tx.1 as usize..][..count]))
+                moved(socket.write(&open.tx[cursors.tx.1 as usize..][..count]))
             } else {
                 0
             };
@@ -620,38 +621,38 @@ impl World {
             open.header.complete_write(sent);
             // Such as a line of the log.
             self.sum = and_a_call_of(77, self.sum);
-            let (out_base, sent) = (view.out_base + sent, sent as u32);
+            let (out_base, sent) = (cursors.out_base + sent, sent as u32);
             let kept = Cursors {
                 out_base,
-                replied: view.replied - sent,
-                tx: (view.tx.0, view.tx.1 + sent),
-                ..view
+                replied: cursors.replied - sent,
+                tx: (cursors.tx.0, cursors.tx.1 + sent),
+                ..cursors
             };
-            open.slot.flip(&kept, marks);
+            open.slot.flip(&kept, flags);
             open.header.end_write();
-            let is_at_rest = kept.replied == 0 && kept.have == 0;
+            let is_idle = kept.replied == 0 && kept.have == 0;
             return open.slot.release(
-                generation,
-                if is_at_rest {
+                lease_number,
+                if is_idle {
                     LeaseState::Idle
                 } else {
                     LeaseState::Parked
                 },
             );
         }
-        let have = if is_parked { view.have as usize } else { 0 };
+        let have = if is_parked { cursors.have as usize } else { 0 };
         if !is_parked {
-            (marks.crash_count, marks.timed_out) = (0, false);
+            (flags.crash_count, flags.timed_out) = (0, false);
         }
         let (in_base, out_base) = if is_parked {
-            (view.in_base, view.out_base)
+            (cursors.in_base, cursors.out_base)
         } else {
-            view.ends()
+            cursors.ends()
         };
         if have > 0 {
-            let begin = view.rx.1 as usize;
+            let begin = cursors.rx.1 as usize;
             self.worker
-                .move_received(slot, view.rx.0, begin..begin + have, Region::Shared);
+                .move_received(slot, cursors.rx.0, begin..begin + have, Region::Shared);
         }
         let open = self.worker.open(slot, Region::Shared, Region::Shared);
         open.slot.flip(
@@ -659,7 +660,7 @@ impl World {
                 have: have as u32,
                 ..Cursors::idle(in_base, out_base)
             },
-            marks,
+            flags,
         );
         if dies(Point::Begin) {
             return;
@@ -712,21 +713,21 @@ impl World {
         open.header.complete_write(sent);
         self.sum = and_a_call_of(77, self.sum);
         let (unread, unsent) = (arrived - answered, replied - sent as usize);
-        let is_at_rest = unread == 0 && unsent == 0;
-        if !is_at_rest {
-            let place = if unread <= SMALL_LEN {
+        let is_idle = unread == 0 && unsent == 0;
+        if !is_idle {
+            let region = if unread <= SMALL_LEN {
                 Region::Small
             } else {
                 Region::Large
             };
             self.worker
-                .move_received(slot, Region::Shared, answered..arrived, place);
+                .move_received(slot, Region::Shared, answered..arrived, region);
             self.worker.keep_replies(slot, sent as usize..replied);
             if answered > 0 {
-                (marks.crash_count, marks.timed_out) = (0, false);
+                (flags.crash_count, flags.timed_out) = (0, false);
             }
             let kept = Cursors {
-                rx: (place, 0),
+                rx: (region, 0),
                 tx: (Region::Large, 0),
                 have: unread as u32,
                 replied: unsent as u32,
@@ -735,24 +736,24 @@ impl World {
             self.worker
                 .slot(slot)
                 .expect("it is held")
-                .flip(&kept, marks);
+                .flip(&kept, flags);
             if dies(Point::Park) {
                 return;
             }
         }
-        if is_at_rest && is_unix && sent > 0 {
+        if is_idle && is_unix && sent > 0 {
             let rest = Cursors::idle(in_base + answered as u64, out_base + sent);
-            (marks.crash_count, marks.timed_out) = (0, false);
+            (flags.crash_count, flags.timed_out) = (0, false);
             self.worker
                 .slot(slot)
                 .expect("it is held")
-                .flip(&rest, marks);
+                .flip(&rest, flags);
         }
         self.worker.header().end_write();
         if dies(Point::End) {
             return;
         }
-        let state = if is_at_rest {
+        let state = if is_idle {
             LeaseState::Idle
         } else {
             LeaseState::Parked
@@ -760,7 +761,7 @@ impl World {
         self.worker
             .slot(slot)
             .expect("it is held")
-            .release(generation, state);
+            .release(lease_number, state);
     }
 
     /// Every client is in just one place, and all counts are right.
@@ -821,7 +822,7 @@ enum Scribble {
     Halves(u16, u16),
 }
 
-/// Words of the desk, by how far they are from its beginning; most of them of slots.
+/// Words of the shared memory, by how far they are from its beginning; most of them of slots.
 fn scribbles() -> impl Strategy<Value = Vec<(u64, Scribble)>> {
     let word = prop_oneof![1 => 0..2048u64, 6 => 2048..WORDS / 8, 4 => (0..u64::from(SLOTS)).prop_map(|slot| 2048 + slot * 16)];
     let scribble = prop_oneof![
@@ -833,7 +834,7 @@ fn scribbles() -> impl Strategy<Value = Vec<(u64, Scribble)>> {
     vec((word, scribble), 0..60)
 }
 
-fn scribble(leases: &Leases, desk: &MasterDesk, scribbles: &[(u64, Scribble)]) {
+fn scribble(leases: &Leases, shm: &MasterShm, scribbles: &[(u64, Scribble)]) {
     for (word, scribble) in scribbles {
         let slot = u32::try_from(word.saturating_sub(2048) / 16).expect("there are few");
         let own = match leases.entries.get(slot) {
@@ -848,18 +849,18 @@ fn scribble(leases: &Leases, desk: &MasterDesk, scribbles: &[(u64, Scribble)]) {
             Scribble::Small(value) => value.into(),
             Scribble::Halves(high, low) => u64::from(high) << 32 | u64::from(low),
         };
-        desk.file()
+        shm.file()
             .write_all_at(&value.to_ne_bytes(), word * 8)
-            .expect("the desk is that long");
+            .expect("the shared memory is that long");
     }
 }
 
 proptest! {
     #![proptest_config(few())]
 
-    /// Nobody can say what of them is right then, but all are there, and what is not on the desk is not read.
+    /// Nobody can say what of them is right then, but all are there, and what is not in the shared memory is not read.
     #[test]
-    fn on_a_desk_full_of_nonsense_no_client_vanishes_and_nothing_panics(
+    fn on_a_shm_full_of_nonsense_no_client_vanishes_and_nothing_panics(
         acts in vec(act(), 0..60),
         nonsense in vec((scribbles(), any::<Index>(), 0..9u8), 1..8),
         written in any::<Option<(u64, u64)>>(),
@@ -870,26 +871,26 @@ proptest! {
         world.flush();
         let mut back: Vec<Recovered> = mem::take(&mut world.waiting).into_iter().map(Ok).collect();
         let mut ended: Vec<ClientId> = world.over.iter().copied().collect();
-        let World { desk, leases, lives, .. } = &mut world;
+        let World { shm, leases, lives, .. } = &mut world;
         let clock = 5_000_000_000;
         for (scribbles, slot, what) in &nonsense {
-            scribble(leases, desk, scribbles);
+            scribble(leases, shm, scribbles);
             let slot = slot.index(SLOTS as usize + 1) as u32;
             let done = match what {
-                0 => leases.closed(slot, desk),
-                1 | 2 => leases.released(slot, desk),
+                0 => leases.closed(slot, shm),
+                1 | 2 => leases.released(slot, shm),
                 3 => {
-                    back.extend(leases.revoke_all(desk));
+                    back.extend(leases.revoke_all(shm));
                     Done::Known
                 }
                 4 | 5 => {
-                    back.extend(leases.revoke(slot, desk));
+                    back.extend(leases.revoke(slot, shm));
                     Done::Known
                 }
                 6 => {
-                    leases.watch(desk);
-                    let _ = (leases.watched(desk), leases.in_turn(slot, desk));
-                    let header = desk.header();
+                    leases.watch(shm);
+                    let _ = (leases.watched(shm), leases.in_turn(slot, shm));
+                    let header = shm.header();
                     let _ = (header.busy(clock), header.recent(clock), header.turn(), header.executing());
                     Done::Known
                 }
@@ -897,11 +898,11 @@ proptest! {
                     // One is leased anew, and perhaps taken back.
                     let next = back.iter().position(|recovered| recovered.is_ok() && leases.has_free_slot());
                     if let Some(Ok(unleased)) = next.map(|next| back.swap_remove(next)) {
-                        back.extend(leases.give(unleased, desk).err().map(Err));
+                        back.extend(leases.give(unleased, shm).err().map(Err));
                     }
                     if let Some(batch) = leases.next_batch().filter(|_| *what == 7) {
-                        desk.file().write_all_at(&[0xee; 8], 2048 * 8).expect("the desk is that long");
-                        back.extend(leases.withdraw(batch, desk));
+                        shm.file().write_all_at(&[0xee; 8], 2048 * 8).expect("the shared memory is that long");
+                        back.extend(leases.withdraw(batch, shm));
                     }
                     Done::Known
                 }
@@ -914,13 +915,13 @@ proptest! {
             assert_eq!(leases.clients(), leases.iter().count());
         }
         let leases = mem::replace(leases, Leases::new(SLOTS));
-        let Left { recovered, ended: also_ended, lost, .. } = leases.into_left(desk, written.map(|(bytes, calls)| Writes { bytes, calls }), is_timed_out);
+        let Left { recovered, ended: also_ended, lost, .. } = leases.into_left(shm, written.map(|(bytes, calls)| Writes { bytes, calls }), is_timed_out);
         back.extend(recovered.into_iter().map(|(unleased, _)| Ok(unleased)));
         back.extend(lost.into_iter().map(Err));
         ended.extend(also_ended.iter().map(|client| client.id));
 
         let longest = Layout::new(SLOTS, 4096).max_reply().max(256 * 1024) + 64 * 1024;
-        let (next, _) = desks();
+        let (next, _) = shms();
         for recovered in back {
             match recovered {
                 Err((_, client)) => ended.push(client.id),
@@ -928,7 +929,7 @@ proptest! {
                     let ClientBytes { unread, unsent, .. } = &unleased.bytes;
                     assert!(unread.len() <= longest && unsent.len() <= longest);
                     ended.push(unleased.client.id);
-                    Leases::new(SLOTS).give(unleased, &next).expect("what one desk held fits on another");
+                    Leases::new(SLOTS).give(unleased, &next).expect("what one shared memory held fits into another");
                 }
             }
         }

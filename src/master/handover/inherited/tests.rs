@@ -1,4 +1,4 @@
-//! What version 0.1.0 left, as it lay in its files: two clients over TCP and two over Unix sockets, of each kind one at rest and
+//! What version 0.1.0 left, as it lay in its files: two clients over TCP and two over Unix sockets, of each kind one idle and
 //! one with half a frame. It was written by that version's own program.
 
 use std::io::Write;
@@ -9,12 +9,12 @@ use std::os::unix::net::UnixStream;
 
 use super::super::snapshot::UpgradeSnapshot;
 use super::*;
-use crate::desk::{Cursors, Flags, LAYOUT_VERSION, Layout, LeaseState, MasterDesk};
 use crate::master::clients::client::Unleased;
 use crate::master::telemetry::counters::Loss;
-use crate::proto::boat::{ClientRecord, ShmRecord};
 use crate::proto::frame::OrderRule;
+use crate::proto::handoff::{ClientRecord, ShmRecord};
 use crate::proto::names::{ClientId, Generation, Offsets};
+use crate::shm::{Cursors, Flags, LAYOUT_VERSION, Layout, LeaseState, MasterShm};
 use crate::sys::memory::{plain_file, sealed_file};
 use crate::sys::socket;
 
@@ -67,10 +67,14 @@ fn sockets() -> Vec<(OwnedFd, OwnedFd)> {
 
 #[test]
 fn a_state_file_of_0_1_0_is_read() {
-    let book = StateFile::found(file_of(STATE, STATE_LENGTH)).expect("it can be read");
-    let read = book.read().expect("it is whole");
+    let state_file = StateFile::found(file_of(STATE, STATE_LENGTH)).expect("it can be read");
+    let read = state_file.read().expect("it is whole");
     assert_eq!(
-        (book.next_client(), book.refused(), book.clients()),
+        (
+            state_file.next_client(),
+            state_file.refused(),
+            state_file.clients()
+        ),
         (5, 0, None)
     );
     assert_eq!(
@@ -96,9 +100,10 @@ fn a_state_file_of_0_1_0_is_read() {
         (64 << 10, 2)
     );
     // From then on it is of this version.
-    book.note(9, 1, 4);
-    book.write(&read).expect("there is room");
-    let again = StateFile::found(book.file().try_clone().expect("dup")).expect("it can be read");
+    state_file.note(9, 1, 4);
+    state_file.write(&read).expect("there is room");
+    let again =
+        StateFile::found(state_file.file().try_clone().expect("dup")).expect("it can be read");
     assert_eq!((again.next_client(), again.clients()), (9, Some(4)));
 }
 
@@ -106,7 +111,7 @@ fn a_state_file_of_0_1_0_is_read() {
 fn a_queue_and_shared_memory_of_0_1_0_are_recovered() {
     let shm = file_of(SHM, SHM_LENGTH);
     let sockets = sockets();
-    let mut boats = HandoffQueues::make(1).expect("socketpair");
+    let mut queues = HandoffQueues::make(1).expect("socketpair");
     for line in HANDOFF.lines() {
         let (count, datagram) = line.split_once(' ').expect("two words");
         let ours: Vec<BorrowedFd<'_>> = match count {
@@ -114,19 +119,19 @@ fn a_queue_and_shared_memory_of_0_1_0_are_recovered() {
             _ => sockets.iter().map(|(_, ours)| ours.as_fd()).collect(),
         };
         let sent =
-            socket::send_message(&boats.ends()[0].into, &unhex(datagram), &ours).expect("sendmsg");
+            socket::send_message(&queues.ends()[0].into, &unhex(datagram), &ours).expect("sendmsg");
         assert_eq!(sent, socket::Sent::Queued);
     }
-    let mut unpacked = ReceivedHandoff::unpack(std::mem::take(&mut boats), &[], 100)
+    let mut unpacked = ReceivedHandoff::unpack(std::mem::take(&mut queues), &[], 100)
         .take_over()
         .1;
     assert!(
         unpacked.faults.is_empty() && unpacked.lost.total() == 0,
         "{unpacked:?}"
     );
-    let (told, desk) = unpacked.desks().next().expect("there is one");
+    let (shm_record, shm) = unpacked.shms().next().expect("there is one");
     assert_eq!(
-        (told.layout, told.worker, desk.layout().version()),
+        (shm_record.layout, shm_record.worker, shm.layout().version()),
         (1, WorkerId(1), 1)
     );
     let left = unpacked.take_left().pop().expect("there is one");
@@ -175,10 +180,10 @@ fn a_snapshot_of_0_1_0_can_be_gone_on_with_but_not_its_workers() {
         (&file).write_all(text.as_bytes()).expect("it grows");
         UpgradeSnapshot::read(&file, text.len() as u64)
     };
-    let image = read(SNAPSHOT).expect("it can be read");
-    assert!(image.has_foreign_workers());
+    let snapshot = read(SNAPSHOT).expect("it can be read");
+    assert!(snapshot.has_foreign_workers());
     assert_eq!(
-        image
+        snapshot
             .check()
             .expect("this program can go on")
             .config
@@ -187,7 +192,7 @@ fn a_snapshot_of_0_1_0_can_be_gone_on_with_but_not_its_workers() {
         64 << 10
     );
     for (member, words) in [
-        ("\"channel\":2,\"layout\":999", "have layout 999"),
+        ("\"channel\":2,\"layout\":999", "has layout 999"),
         (
             "\"channel\":2,\"oldest\":0,\"version\":216172782113783808",
             "it is of no version of fdpassd",
@@ -199,25 +204,25 @@ fn a_snapshot_of_0_1_0_can_be_gone_on_with_but_not_its_workers() {
             usize::from(member.contains("version")),
         );
         let why = read(&changed)
-            .and_then(|image| image.check().map(drop))
+            .and_then(|snapshot| snapshot.check().map(drop))
             .expect_err("it cannot go on");
         assert!(why.contains(words), "{why}");
     }
 }
 
 #[test]
-fn desks_of_this_version_are_found_again_and_those_of_a_later_one_are_not() {
-    let desk = MasterDesk::new(Layout::new(3, 64)).expect("memfd");
+fn shms_of_this_version_are_found_again_and_those_of_a_later_one_are_not() {
+    let shm = MasterShm::new(Layout::new(3, 64)).expect("memfd");
     let layout = Layout::of(LAYOUT_VERSION, 3, 64).expect("it is this one");
-    MasterDesk::found(desk.file().try_clone().expect("dup"), layout).expect("it is one");
+    MasterShm::found(shm.file().try_clone().expect("dup"), layout).expect("it is one");
     assert!(Layout::of(LAYOUT_VERSION + 1, 3, 64).is_none() && Layout::of(0, 3, 64).is_none());
 }
 
 #[test]
 fn what_nobody_took_over_is_packed_again_offsets_and_all() {
-    let desk = MasterDesk::new(Layout::new(400, 64)).expect("memfd");
+    let shm = MasterShm::new(Layout::new(400, 64)).expect("memfd");
     let (worker, generation, layout) = (WorkerId(7), Generation(1), LAYOUT_VERSION);
-    let told = ShmRecord {
+    let shm_record = ShmRecord {
         worker,
         seat: 0,
         generation,
@@ -252,29 +257,29 @@ fn what_nobody_took_over_is_packed_again_offsets_and_all() {
         }
     };
     for slot in 0..400 {
-        let at_rest = Cursors::idle(slot.into(), 9);
+        let idle = Cursors::idle(slot.into(), 9);
         let times = (1, u64::from(slot) + 1);
-        desk.slot(slot).expect("a slot").preset(
+        shm.slot(slot).expect("a slot").preset(
             LeaseState::Idle,
             1,
-            at_rest,
+            idle,
             Flags::default(),
             times,
             5,
         );
     }
-    let mut boats = HandoffQueues::make(1).expect("socketpair");
+    let mut queues = HandoffQueues::make(1).expect("socketpair");
     let packed = (0..)
         .zip(&sockets)
         .map(|(slot, (_, ours))| (record(slot), ours.as_fd()))
         .collect();
-    assert_eq!(boats.pack_all(&told, &desk, packed), 0);
-    let copy = |boats: &HandoffQueues| {
+    assert_eq!(queues.pack_all(&shm_record, &shm, packed), 0);
+    let copy = |queues: &HandoffQueues| {
         let dup = |channel: &Channel<HandoffMessage, HandoffMessage>| {
             Channel::over(channel.as_fd().try_clone_to_owned().expect("dup"))
         };
         HandoffQueues::again(
-            boats
+            queues
                 .ends()
                 .iter()
                 .map(|ends| QueueEnds {
@@ -285,9 +290,9 @@ fn what_nobody_took_over_is_packed_again_offsets_and_all() {
         )
     };
     for _ in 0..3 {
-        drop(ReceivedHandoff::unpack(copy(&boats), &[], 1000));
+        drop(ReceivedHandoff::unpack(copy(&queues), &[], 1000));
     }
-    let mut unpacked = ReceivedHandoff::unpack(copy(&boats), &[], 1000)
+    let mut unpacked = ReceivedHandoff::unpack(copy(&queues), &[], 1000)
         .take_over()
         .1;
     let left = unpacked.take_left().pop().expect("there is one");
@@ -315,13 +320,13 @@ fn what_nobody_took_over_is_packed_again_offsets_and_all() {
             (client.id.0, 9, 5)
         );
     }
-    // With fewer descriptors, the desk among them, the latest stay.
+    // With fewer descriptors, the shared memory among them, the latest stay.
     let packed = (0..)
         .zip(&sockets)
         .map(|(slot, (_, ours))| (record(slot), ours.as_fd()))
         .collect();
-    assert_eq!(boats.pack_all(&told, &desk, packed), 0);
-    let mut unpacked = ReceivedHandoff::unpack(copy(&boats), &[], 101)
+    assert_eq!(queues.pack_all(&shm_record, &shm, packed), 0);
+    let mut unpacked = ReceivedHandoff::unpack(copy(&queues), &[], 101)
         .take_over()
         .1;
     let mut kept: Vec<u64> = unpacked

@@ -1,22 +1,22 @@
-//! Boats: what clients go aboard of when their master is gone, until the next one is there.
+//! Handoff queues: where clients wait when their master is gone, until the next one is there.
 //!
-//! A boat is a `SOCK_SEQPACKET` pair of which both ends lie with the service manager; whoever has to go packs what it has
+//! A handoff queue is a `SOCK_SEQPACKET` pair of which both ends lie with the service manager; whoever has to go packs what it has
 //! into any of them, and the next master unpacks them all. A datagram is one byte that tells its kind, then a body.
 //!
 //! ```text
-//! 1 Desk      JSON + the desk's descriptor           first, once a worker
+//! 1 Shm       JSON + the descriptor of the shared memory, first, once a worker
 //! 3 Clients   worker u64 | length of a record u16 | records + as many descriptors, in that order; at most 253
 //! 2 Clients   the same without the length, which is 28: of version 0.1.0
 //!
-//! record      client u64 | slot u32 | generation u32 | order in bits 30 and 31, moves below u32 | listener u32 | since u32
+//! record      client u64 | slot u32 | lease number u32 | order in bits 30 and 31, moves below u32 | listener u32 | since u32
 //!             to 28 · offset received u64 | offset sent u64 to 44: all 0 if it ends before
 //! ```
 //!
-//! A record says where on the desk all is that is known of the client; **no client bytes ride in boats**. It is as small as
+//! A record says where in the shared memory all is that is known of the client; **no client bytes ride in handoff queues**. It is as small as
 //! that because a datagram of 253 of them has to fit into 8 KiB of the kernel's memory: above, half as many find room. So only
 //! datagrams with a client that has offsets have longer ones, and fewer of them.
 //!
-//! A boat may be unpacked by another version than has packed it. Fields are only ever added, at the end of a record or to the
+//! A handoff queue may be unpacked by another version than has packed it. Fields are only ever added, at the end of a record or to the
 //! JSON, and mean nothing if they are missing; who reads a record that is longer than it knows leaves the rest. What cannot be
 //! left out has another kind.
 
@@ -32,13 +32,13 @@ use super::names::{ClientId, Generation, Offsets, WorkerId};
 /// A datagram.
 #[derive(Clone, Debug, PartialEq)]
 pub enum HandoffMessage {
-    /// A desk, of a worker that is gone or is about to go.
+    /// Shared memory, of a worker that is gone or is about to go.
     Shm(Box<ShmRecord>),
-    /// Clients on the desk of that worker.
+    /// Clients in the shared memory of that worker.
     Clients(WorkerId, Vec<ClientRecord>),
 }
 
-/// A desk that nobody works on any more.
+/// Shared memory that nobody works on any more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShmRecord {
     /// Whose it was.
@@ -65,7 +65,7 @@ fn first_layout() -> u32 {
     1
 }
 
-/// A client on a desk.
+/// A client in shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientRecord {
     /// The client.
@@ -180,7 +180,7 @@ impl ClientRecord {
 
     /// Bytes of each record of a datagram of these clients.
     fn length(all: &[ClientRecord]) -> usize {
-        if all.iter().all(|passenger| passenger.offsets.is_zero()) {
+        if all.iter().all(|record| record.offsets.is_zero()) {
             SHORT_RECORD_LEN
         } else {
             RECORD_LEN
@@ -209,15 +209,15 @@ impl Message for HandoffMessage {
     fn encode(&self, out: &mut Vec<u8>) {
         out.clear();
         match self {
-            HandoffMessage::Shm(desk) => json(SHM, desk, out),
-            HandoffMessage::Clients(worker, passengers) => {
+            HandoffMessage::Shm(shm) => json(SHM, shm, out),
+            HandoffMessage::Clients(worker, records) => {
                 out.push(CLIENTS);
                 out.extend_from_slice(&worker.0.to_le_bytes());
-                let length = ClientRecord::length(passengers);
+                let length = ClientRecord::length(records);
                 out.extend_from_slice(&(length as u16).to_le_bytes());
-                passengers
+                records
                     .iter()
-                    .for_each(|passenger| out.extend_from_slice(&passenger.encode()[..length]));
+                    .for_each(|record| out.extend_from_slice(&record.encode()[..length]));
             }
         }
     }
@@ -251,7 +251,7 @@ impl Message for HandoffMessage {
     fn descriptors(&self) -> usize {
         match self {
             HandoffMessage::Shm(_) => 1,
-            HandoffMessage::Clients(_, passengers) => passengers.len(),
+            HandoffMessage::Clients(_, records) => records.len(),
         }
     }
 }
@@ -261,7 +261,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn passenger(client: u64, order: OrderRule) -> ClientRecord {
+    fn client_record(client: u64, order: OrderRule) -> ClientRecord {
         let (client, offsets) = (ClientId(client), Offsets::default());
         ClientRecord {
             client,
@@ -282,7 +282,7 @@ mod tests {
             idempotent: true,
         }];
         let (worker, generation) = (WorkerId(7), Generation(3));
-        let desk = ShmRecord {
+        let shm = ShmRecord {
             worker,
             seat: 1,
             generation,
@@ -295,27 +295,27 @@ mod tests {
         let orders = [OrderRule::Little, OrderRule::Big, OrderRule::Auto];
         let all: Vec<_> = (1..)
             .zip(orders)
-            .map(|(client, order)| passenger(client, order))
+            .map(|(client, order)| client_record(client, order))
             .collect();
         let mut far = all.clone();
         far[1].offsets = Offsets {
             received: u64::MAX,
             sent: 1,
         };
-        for boat in [
-            HandoffMessage::Shm(Box::new(desk)),
+        for queue in [
+            HandoffMessage::Shm(Box::new(shm)),
             HandoffMessage::Clients(worker, all),
             HandoffMessage::Clients(worker, far),
         ] {
             let mut datagram = Vec::new();
-            boat.encode(&mut datagram);
-            assert_eq!(HandoffMessage::decode(&datagram), Ok(boat));
+            queue.encode(&mut datagram);
+            assert_eq!(HandoffMessage::decode(&datagram), Ok(queue));
         }
     }
 
     #[test]
     fn a_full_datagram_fits_into_eight_kib_with_what_the_kernel_adds() {
-        let usual = passenger(1, OrderRule::Big);
+        let usual = client_record(1, OrderRule::Big);
         let far = ClientRecord {
             offsets: Offsets {
                 received: 1,
@@ -339,9 +339,9 @@ mod tests {
                 received: 1,
                 sent: 2,
             },
-            ..passenger(1, OrderRule::Auto)
+            ..client_record(1, OrderRule::Auto)
         };
-        let boat = |kind: u8, length: Option<u16>, records: &[u8]| {
+        let queue = |kind: u8, length: Option<u16>, records: &[u8]| {
             let length = length.map_or(Vec::new(), |length| length.to_le_bytes().to_vec());
             HandoffMessage::decode(&[&[kind][..], &7u64.to_le_bytes(), &length, records].concat())
         };
@@ -352,31 +352,31 @@ mod tests {
         let record = far.encode();
         let short = &record[..SHORT_RECORD_LEN];
         assert_eq!(
-            boat(2, None, &[short, short].concat()),
+            queue(2, None, &[short, short].concat()),
             Ok(HandoffMessage::Clients(WorkerId(7), vec![near, near]))
         );
         assert_eq!(
-            boat(3, Some(36), &[short, &[9; 8]].concat()),
+            queue(3, Some(36), &[short, &[9; 8]].concat()),
             Ok(HandoffMessage::Clients(WorkerId(7), vec![near]))
         );
         let longer = [&record[..], &[9; 16]].concat();
         assert_eq!(
-            boat(3, Some(60), &longer.repeat(2)),
+            queue(3, Some(60), &longer.repeat(2)),
             Ok(HandoffMessage::Clients(WorkerId(7), vec![far, far]))
         );
         for (length, records) in [(27, 27), (0, 28), (28, 0), (28, 29), (28, 28 * 254)] {
             assert!(
-                boat(3, Some(length), &vec![0; records]).is_err(),
+                queue(3, Some(length), &vec![0; records]).is_err(),
                 "{length} {records}"
             );
         }
         let old = r#"{"worker":1,"seat":0,"generation":1,"slots":6,"longest":64,"methods":[],"is_counted":true,"new":[]}"#;
-        let Ok(HandoffMessage::Shm(desk)) =
+        let Ok(HandoffMessage::Shm(shm)) =
             HandoffMessage::decode(&[&[SHM][..], old.as_bytes()].concat())
         else {
-            panic!("a desk")
+            panic!("shared memory")
         };
-        assert_eq!(desk.layout, 1);
+        assert_eq!(shm.layout, 1);
     }
 
     proptest! {

@@ -13,8 +13,8 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use super::stretch::Stretch;
-use super::{Cursors, MasterDesk, Region, SMALL_LEN};
-use crate::sys::ledger::ByteCounts;
+use super::{Cursors, MasterShm, Region, SMALL_LEN};
+use crate::sys::byte_counts::ByteCounts;
 
 /// Bytes of a client that is in no turn: all there is of it beside its socket.
 #[derive(Debug, Default)]
@@ -32,7 +32,7 @@ pub struct ClientBytes {
 /// Whether the worker whose memory it is may still use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
-    /// It lives, and may use the places again: the bytes are copied.
+    /// It lives, and may use the regions again: the bytes are copied.
     Alive,
     /// It is dead: what is more than a few bytes stays where it is until it is laid elsewhere or dropped.
     Dead,
@@ -41,42 +41,42 @@ pub enum Owner {
 /// No stream is that long. A position beyond is nonsense, which the next worker would calculate with.
 const MAX_POSITION: u64 = 1 << 62;
 
-impl MasterDesk {
-    /// What lies here of the client in a slot whose worker is dead or in no turn of it. Without a ledger, the view's own
-    /// figures count, as they do between two turns.
+impl MasterShm {
+    /// What lies here of the client in a slot whose worker is dead or in no turn of it. Without byte counts, the figures of the cursors
+    /// count, as they do between two turns.
     ///
     /// # Errors
-    /// Those of pread(2); `InvalidData` when the view and the ledger cannot both be true.
+    /// Those of pread(2); `InvalidData` when the cursors and the byte counts cannot both be true.
     pub fn recover(
         &self,
         index: u32,
-        ledger: Option<ByteCounts>,
+        byte_counts: Option<ByteCounts>,
         owner: Owner,
     ) -> io::Result<ClientBytes> {
         let slot = self.slot(index).ok_or(io::ErrorKind::InvalidData)?;
-        let view = slot.cursors();
+        let cursors = slot.cursors();
         let wrong = || io::Error::from(io::ErrorKind::InvalidData);
-        if view.in_base.max(view.out_base) > MAX_POSITION {
+        if cursors.in_base.max(cursors.out_base) > MAX_POSITION {
             return Err(wrong());
         }
         let written_here = ByteCounts {
-            received: view.in_base.wrapping_add(view.have.into()),
-            written: view.out_base,
+            received: cursors.in_base.wrapping_add(cursors.have.into()),
+            written: cursors.out_base,
         };
-        let ByteCounts { received, written } = ledger.unwrap_or(written_here);
-        let arrived = received.checked_sub(view.in_base).ok_or_else(wrong)?;
-        let sent = written.checked_sub(view.out_base).ok_or_else(wrong)?;
-        let rx = self.layout.receive_range(view.rx.0, index);
-        let tx = self.layout.reply_range(view.tx.0, index);
+        let ByteCounts { received, written } = byte_counts.unwrap_or(written_here);
+        let arrived = received.checked_sub(cursors.in_base).ok_or_else(wrong)?;
+        let sent = written.checked_sub(cursors.out_base).ok_or_else(wrong)?;
+        let rx = self.layout.receive_range(cursors.rx.0, index);
+        let tx = self.layout.reply_range(cursors.tx.0, index);
         Ok(ClientBytes {
-            in_base: view.in_base.wrapping_add(view.answered.into()),
-            unread: self.read(&rx, view.rx.1, view.answered.into()..arrived, owner)?,
+            in_base: cursors.in_base.wrapping_add(cursors.answered.into()),
+            unread: self.read(&rx, cursors.rx.1, cursors.answered.into()..arrived, owner)?,
             out_base: written,
-            unsent: self.read(&tx, view.tx.1, sent..view.replied.into(), owner)?,
+            unsent: self.read(&tx, cursors.tx.1, sent..cursors.replied.into(), owner)?,
         })
     }
 
-    /// Whether a client's bytes have places here. On the desk of a worker that was started before `max-frame` was raised they
+    /// Whether a client's bytes have regions here. In the shared memory of a worker that was started before `max-frame` was raised they
     /// may have none.
     #[must_use]
     pub fn has_regions_for(&self, bytes: &ClientBytes) -> bool {
@@ -85,35 +85,35 @@ impl MasterDesk {
         bytes.unread.len() <= unread && bytes.unsent.len() <= unsent
     }
 
-    /// Lays a client's bytes into the places of a free slot, and tells the view that finds them there.
+    /// Lays a client's bytes into the regions of a free slot, and returns the cursors that find them there.
     ///
     /// # Errors
     /// Those of pwrite(2); `InvalidData` when they are more than fits.
     pub fn lay(&self, index: u32, bytes: &ClientBytes) -> io::Result<Cursors> {
-        let mut view = Cursors::idle(bytes.in_base, bytes.out_base);
+        let mut cursors = Cursors::idle(bytes.in_base, bytes.out_base);
         if !bytes.unread.is_empty() {
-            let place = if bytes.unread.len() <= SMALL_LEN {
+            let region = if bytes.unread.len() <= SMALL_LEN {
                 Region::Small
             } else {
                 Region::Large
             };
-            self.write(&self.layout.receive_range(place, index), &bytes.unread)?;
-            (view.rx, view.have) = ((place, 0), bytes.unread.len() as u32);
+            self.write(&self.layout.receive_range(region, index), &bytes.unread)?;
+            (cursors.rx, cursors.have) = ((region, 0), bytes.unread.len() as u32);
         }
         if !bytes.unsent.is_empty() {
             self.write(
                 &self.layout.reply_range(Region::Large, index),
                 &bytes.unsent,
             )?;
-            (view.tx, view.replied) = ((Region::Large, 0), bytes.unsent.len() as u32);
+            (cursors.tx, cursors.replied) = ((Region::Large, 0), bytes.unsent.len() as u32);
         }
-        Ok(view)
+        Ok(cursors)
     }
 
     /// Reads bytes of a place, `part` counted from `offset` in it. Nothing beyond the place is ever touched.
     fn read(
         &self,
-        place: &Range<usize>,
+        region: &Range<usize>,
         offset: u32,
         part: Range<u64>,
         owner: Owner,
@@ -125,11 +125,11 @@ impl MasterDesk {
         let end = u64::from(offset)
             .checked_add(part.end)
             .ok_or(io::ErrorKind::InvalidData)?;
-        if end > place.len() as u64 {
+        if end > region.len() as u64 {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        let begin = self.layout.bytes_at() + place.start as u64 + u64::from(offset) + part.start;
-        // Small places of several slots share a page.
+        let begin = self.layout.bytes_at() + region.start as u64 + u64::from(offset) + part.start;
+        // Small regions of several slots share a page.
         if owner == Owner::Dead && length > SMALL_LEN as u64 {
             return Ok(Stretch::left(&self.file, begin, length));
         }
@@ -138,11 +138,11 @@ impl MasterDesk {
         Ok(bytes.into())
     }
 
-    fn write(&self, place: &Range<usize>, bytes: &Stretch) -> io::Result<()> {
-        if bytes.len() > place.len() {
+    fn write(&self, region: &Range<usize>, bytes: &Stretch) -> io::Result<()> {
+        if bytes.len() > region.len() {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        bytes.move_to(&self.file, self.layout.bytes_at() + place.start as u64)
+        bytes.move_to(&self.file, self.layout.bytes_at() + region.start as u64)
     }
 }
 
@@ -150,7 +150,7 @@ impl MasterDesk {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{Flags, Layout, LeaseState, WorkerDesk};
+    use super::super::{Flags, Layout, LeaseState, WorkerShm};
     use super::*;
 
     /// What was recovered, to be compared: positions and bytes.
@@ -164,17 +164,16 @@ mod tests {
         )
     }
 
-    fn desks() -> (MasterDesk, WorkerDesk) {
+    fn shms() -> (MasterShm, WorkerShm) {
         let layout = Layout::new(4, 1 << 20);
-        let master = MasterDesk::new(layout).expect("memfd");
-        let worker =
-            WorkerDesk::map(master.file().try_clone().expect("dup"), layout).expect("mmap");
+        let master = MasterShm::new(layout).expect("memfd");
+        let worker = WorkerShm::map(master.file().try_clone().expect("dup"), layout).expect("mmap");
         (master, worker)
     }
 
     #[test]
     fn what_was_laid_is_recovered_also_after_a_part_of_it_was_answered_and_sent() {
-        let (master, mut worker) = desks();
+        let (master, mut worker) = shms();
         for unread in [0, 1, 512, 513, 300_000] {
             let (input, output) = (vec![7; unread], vec![8; unread / 2]);
             let bytes = ClientBytes {
@@ -183,11 +182,11 @@ mod tests {
                 out_base: 99,
                 unsent: output.into(),
             };
-            let view = master.lay(1, &bytes).expect("room");
+            let cursors = master.lay(1, &bytes).expect("room");
             master.slot(1).expect("a slot").preset(
                 LeaseState::Parked,
                 1,
-                view,
+                cursors,
                 Flags::default(),
                 (1, 1),
                 0,
@@ -230,7 +229,7 @@ mod tests {
 
     #[test]
     fn what_has_places_can_be_laid_and_nothing_else() {
-        let (master, _) = desks();
+        let (master, _) = shms();
         for (unread, unsent) in [(0, 0), (1 << 20, 1 << 20), (2 << 20, 0), (0, 2 << 20)] {
             let (input, output) = (vec![7; unread], vec![8; unsent]);
             let bytes = ClientBytes {
@@ -250,12 +249,12 @@ mod tests {
     proptest! {
         /// A broken worker may have written anything, and the kernel may say anything about it.
         #[test]
-        fn no_desk_panics(view in any::<[u64; 5]>(), received: u64, written: u64, known: bool) {
-            let (master, worker) = desks();
-            worker.slot(0).expect("a slot").flip(&Cursors::decode(view), Flags::default());
-            let ledger = known.then_some(ByteCounts { received, written });
-            let _ = master.recover(0, ledger, Owner::Alive);
-            let _ = master.recover(0, ledger, Owner::Dead);
+        fn no_shm_panics(cursors in any::<[u64; 5]>(), received: u64, written: u64, known: bool) {
+            let (master, worker) = shms();
+            worker.slot(0).expect("a slot").flip(&Cursors::decode(cursors), Flags::default());
+            let byte_counts = known.then_some(ByteCounts { received, written });
+            let _ = master.recover(0, byte_counts, Owner::Alive);
+            let _ = master.recover(0, byte_counts, Owner::Dead);
         }
     }
 }

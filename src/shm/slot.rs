@@ -1,19 +1,19 @@
-//! A client's slot: its lease word, and two views of which one holds.
+//! A client's slot: its lease word, and two sets of cursors of which one is active.
 //!
 //! ```text
-//! word  0  lease     generation << 8 | state                  both sides, by compare-exchange
-//!       1  exec      method << 32 | answered + 1              valid only while it matches the view's `answered`
-//!       2  cur       which view holds (bit 0), marks (from bit 8)
-//!       3  since     when what is timed began: a frame, a stop in sending, or rest   ns of CLOCK_MONOTONIC
-//!       4  active    when the client last sent or took a byte                        ns of CLOCK_MONOTONIC
+//! word  0  lease     number << 8 | state                      both sides, by compare-exchange
+//!       1  exec      method << 32 | answered + 1              valid only while it matches `answered` of the cursors
+//!       2  active    which cursors are active (bit 0), flags (from bit 8)
+//!       3  since     when what is timed began: a frame, a stop in sending, or idling  ns of CLOCK_MONOTONIC
+//!       4  last      when the client last sent or took a byte                        ns of CLOCK_MONOTONIC
 //!       5  requests  answered so far
-//!    6-10  view 0    in_base · out_base · answered << 32 | replied · where << 32 | where · have
-//!   11-15  view 1
+//!    6-10  cursors 0 in_base · out_base · answered << 32 | replied · where << 32 | where · have
+//!   11-15  cursors 1
 //! ```
 //!
-//! **Every change of where bytes lie is one store**: the idle view is written, then `cur` flipped. A view is
-//! never changed while it holds, but for its progress word, which commits one reply: `answered` and `replied`
-//! together. Stores are Release and loads Acquire, so that whoever finds a lease word at rest finds the views
+//! **Every change of where bytes lie is one store**: the idle cursors are written, then `active` is flipped. Active cursors are
+//! never changed, but for their progress word, which commits one reply: `answered` and `replied`
+//! together. Stores are Release and loads Acquire, so that whoever finds a lease word idle finds the cursors
 //! that belong to it; after a death program order is enough.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,17 +34,17 @@ const CURSORS: [usize; 2] = [6, 11];
 pub enum LeaseState {
     /// There is none.
     Free = 0,
-    /// Nothing of it is on the desk.
+    /// Nothing of it is in the shared memory.
     Idle = 1,
-    /// Bytes of it lie in the slot's places.
+    /// Bytes of it lie in the slot's regions.
     Parked = 2,
     /// The worker is in its turn.
     Busy = 3,
-    /// The lease was ended while nothing of the client was on the desk.
+    /// The lease was ended while nothing of the client was in the shared memory.
     Revoked = 4,
     /// The worker has ended the client.
     Closed = 5,
-    /// The lease was ended while bytes of the client lay in the slot's places.
+    /// The lease was ended while bytes of the client lay in the slot's regions.
     RevokedParked = 6,
 }
 
@@ -83,17 +83,17 @@ impl LeaseWord {
 
 /// Whether a lease word says that the client of this lease is with the worker, be it in a turn or not; or was, and nobody
 /// has said yet where it went: if somebody else has it by now, that one's lease is the later one.
-pub(super) fn is_with_its_worker(word: u64, generation: u32) -> bool {
+pub(super) fn is_with_its_worker(word: u64, number: u32) -> bool {
     let is_over = |state| matches!(state, LeaseState::Free | LeaseState::Closed);
-    LeaseWord::decode(word).is_some_and(|lease| lease.number == generation && !is_over(lease.state))
+    LeaseWord::decode(word).is_some_and(|lease| lease.number == number && !is_over(lease.state))
 }
 
 /// What a claim found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// Nothing of the client is on the desk.
+    /// Nothing of the client is in the shared memory.
     Idle,
-    /// Bytes of it lie in the slot's places.
+    /// Bytes of it lie in the slot's regions.
     Parked,
 }
 
@@ -102,13 +102,13 @@ pub enum Claim {
 pub enum Region {
     /// In the buffers of the turn in progress.
     Shared,
-    /// In the slot's small place.
+    /// In the slot's small region.
     Small,
-    /// In the slot's large place.
+    /// In the slot's large region.
     Large,
 }
 
-/// Which bytes of a client are on the desk: unread ones at `rx[answered..]`, replies at `tx[..replied]`.
+/// Which bytes of a client are in the shared memory: unread ones at `rx[answered..]`, replies at `tx[..replied]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursors {
     /// Position of the first received byte in the stream of all bytes that the client ever sent.
@@ -123,7 +123,7 @@ pub struct Cursors {
     pub rx: (Region, u32),
     /// Where replies lie, and from which byte of that place on.
     pub tx: (Region, u32),
-    /// Received bytes that were there when this view began to hold; the kernel tells of later ones.
+    /// Received bytes that were there when these cursors became active; the kernel tells of later ones.
     pub have: u32,
 }
 
@@ -143,7 +143,7 @@ impl Cursors {
         }
     }
 
-    /// Positions in both streams behind everything that this view tells of, if the client is at rest.
+    /// Positions in both streams behind everything that these cursors tell of, if the client is idle.
     #[must_use]
     pub fn ends(&self) -> (u64, u64) {
         (
@@ -152,11 +152,11 @@ impl Cursors {
         )
     }
 
-    /// Bytes of the client in the slot's own places, and how many of them in the large one, if nothing is answered.
+    /// Bytes of the client in the slot's own regions, and how many of them in the large one, if nothing is answered.
     #[must_use]
     pub fn parked(&self) -> (u64, u64) {
-        let in_large = |(place, _), bytes: u32| {
-            if place == Region::Large {
+        let in_large = |(region, _), bytes: u32| {
+            if region == Region::Large {
                 u64::from(bytes)
             } else {
                 0
@@ -170,25 +170,25 @@ impl Cursors {
     }
 
     fn encode(&self) -> [u64; 5] {
-        let where_ = u64::from(region_bits(self.rx)) << 32 | u64::from(region_bits(self.tx));
+        let regions = u64::from(region_bits(self.rx)) << 32 | u64::from(region_bits(self.tx));
         [
             self.in_base,
             self.out_base,
             progress_bits(self.answered, self.replied),
-            where_,
+            regions,
             u64::from(self.have),
         ]
     }
 
     pub(super) fn decode(words: [u64; 5]) -> Cursors {
-        let [in_base, out_base, progress, where_, have] = words;
+        let [in_base, out_base, progress, regions, have] = words;
         Cursors {
             in_base,
             out_base,
             answered: (progress >> 32) as u32,
             replied: progress as u32,
-            rx: region_from_bits((where_ >> 32) as u32),
-            tx: region_from_bits(where_ as u32),
+            rx: region_from_bits((regions >> 32) as u32),
+            tx: region_from_bits(regions as u32),
             have: have as u32,
         }
     }
@@ -198,9 +198,9 @@ fn progress_bits(answered: u32, replied: u32) -> u64 {
     u64::from(answered) << 32 | u64::from(replied)
 }
 
-fn region_bits((place, offset): (Region, u32)) -> u32 {
+fn region_bits((region, offset): (Region, u32)) -> u32 {
     offset << 2
-        | match place {
+        | match region {
             Region::Shared => 0,
             Region::Small => 1,
             Region::Large => 2,
@@ -208,12 +208,12 @@ fn region_bits((place, offset): (Region, u32)) -> u32 {
 }
 
 fn region_from_bits(bits: u32) -> (Region, u32) {
-    let place = match bits & 3 {
+    let region = match bits & 3 {
         1 => Region::Small,
         2 => Region::Large,
         _ => Region::Shared,
     };
-    (place, bits >> 2)
+    (region, bits >> 2)
 }
 
 /// What is known of a client beside its bytes.
@@ -343,14 +343,14 @@ impl<'a, W: Word> Slot<'a, W> {
         LeaseWord::decode(self.load(LEASE))
     }
 
-    /// Master: fills the slot, before the lease is sent. `state` is [`State::Rest`], or [`State::Parked`] if bytes of the
-    /// client lie in the slot's places; `since` and `active` are as [`Slot::since`] and [`Slot::active`] tell them.
+    /// Master: fills the slot, before the lease is sent. `state` is [`LeaseState::Idle`], or [`LeaseState::Parked`] if bytes of the
+    /// client lie in the slot's regions; `since` and `active` are as [`Slot::since`] and [`Slot::last_active`] tell them.
     pub fn preset(
         &self,
         state: LeaseState,
-        generation: u32,
-        view: Cursors,
-        marks: Flags,
+        number: u32,
+        cursors: Cursors,
+        flags: Flags,
         (since, active): (u64, u64),
         requests: u64,
     ) {
@@ -358,18 +358,11 @@ impl<'a, W: Word> Slot<'a, W> {
         self.store(SINCE, since);
         self.store(LAST_ACTIVE, active);
         self.store(REQUESTS, requests);
-        for (word, value) in (CURSORS[0]..).zip(view.encode()) {
+        for (word, value) in (CURSORS[0]..).zip(cursors.encode()) {
             self.store(word, value);
         }
-        self.store(ACTIVE, marks.encode());
-        self.store(
-            LEASE,
-            LeaseWord {
-                number: generation,
-                state,
-            }
-            .encode(),
-        );
+        self.store(ACTIVE, flags.encode());
+        self.store(LEASE, LeaseWord { number, state }.encode());
     }
 
     /// Master: makes the slot free again, once the worker has said that it is done with it.
@@ -387,35 +380,25 @@ impl<'a, W: Word> Slot<'a, W> {
     /// Worker: begins a turn, if the lease is still its own. By compare-exchange, because the master may be taking
     /// it at the same instant; exactly one of the two succeeds.
     #[must_use]
-    pub fn claim(&self, generation: u32) -> Option<Claim> {
-        self.exchange(generation, [LeaseState::Busy, LeaseState::Busy])
+    pub fn claim(&self, number: u32) -> Option<Claim> {
+        self.exchange(number, [LeaseState::Busy, LeaseState::Busy])
     }
 
     /// Ends the lease of a client that is in no turn: the master takes it back, or the worker gives it up. From then on
-    /// the worker touches neither the slot nor its places, and what they tell is complete. Nothing, if the client is in
+    /// the worker touches neither the slot nor its regions, and what they tell is complete. Nothing, if the client is in
     /// a turn, or the lease another one.
     #[must_use]
-    pub fn revoke(&self, generation: u32) -> Option<Claim> {
-        self.exchange(generation, [LeaseState::Revoked, LeaseState::RevokedParked])
+    pub fn revoke(&self, number: u32) -> Option<Claim> {
+        self.exchange(number, [LeaseState::Revoked, LeaseState::RevokedParked])
     }
 
-    fn exchange(
-        &self,
-        generation: u32,
-        [from_rest, from_parked]: [LeaseState; 2],
-    ) -> Option<Claim> {
+    fn exchange(&self, number: u32, [from_idle, from_parked]: [LeaseState; 2]) -> Option<Claim> {
         let ways = [
-            (LeaseState::Idle, from_rest, Claim::Idle),
+            (LeaseState::Idle, from_idle, Claim::Idle),
             (LeaseState::Parked, from_parked, Claim::Parked),
         ];
         for (from, to, found) in ways {
-            let [from, to] = [from, to].map(|state| {
-                LeaseWord {
-                    number: generation,
-                    state,
-                }
-                .encode()
-            });
+            let [from, to] = [from, to].map(|state| LeaseWord { number, state }.encode());
             if self.0[LEASE]
                 .compare_exchange(from, to, Ordering::Acquire, Ordering::Relaxed)
                 .is_ok()
@@ -427,36 +410,29 @@ impl<'a, W: Word> Slot<'a, W> {
     }
 
     /// Worker: ends its turn.
-    pub fn release(&self, generation: u32, state: LeaseState) {
-        self.store(
-            LEASE,
-            LeaseWord {
-                number: generation,
-                state,
-            }
-            .encode(),
-        );
+    pub fn release(&self, number: u32, state: LeaseState) {
+        self.store(LEASE, LeaseWord { number, state }.encode());
     }
 
-    /// The view that holds.
+    /// The active cursors.
     #[must_use]
     pub fn cursors(&self) -> Cursors {
         let begin = CURSORS[(self.load(ACTIVE) & 1) as usize];
         Cursors::decode(std::array::from_fn(|i| self.load(begin + i)))
     }
 
-    /// Worker: makes `view` and `marks` hold, in one store. What was executing is not any more.
-    pub fn flip(&self, view: &Cursors, marks: Flags) {
+    /// Worker: makes `cursors` and `flags` hold, in one store. What was executing is not any more.
+    pub fn flip(&self, cursors: &Cursors, flags: Flags) {
         let next = self.load(ACTIVE) & 1 ^ 1;
         let begin = CURSORS[next as usize];
-        for (word, value) in (begin..).zip(view.encode()) {
+        for (word, value) in (begin..).zip(cursors.encode()) {
             self.store(word, value);
         }
         self.store(EXEC, 0);
-        self.store(ACTIVE, next | marks.encode());
+        self.store(ACTIVE, next | flags.encode());
     }
 
-    /// Worker: `method` is about to run for the frame that begins behind `answered` bytes of the view. The store
+    /// Worker: `method` is about to run for the frame that begins behind `answered` bytes of the cursors. The store
     /// comes before the handler, so that a death in it is known for what it is.
     pub fn execute(&self, method: u32, answered: u32) {
         self.store(
@@ -487,9 +463,9 @@ impl<'a, W: Word> Slot<'a, W> {
         Flags::decode(self.load(ACTIVE))
     }
 
-    /// Worker: notes something about the client while the view stays.
-    pub fn set_flags(&self, marks: Flags) {
-        self.store(ACTIVE, self.load(ACTIVE) & 1 | marks.encode());
+    /// Worker: notes something about the client while the cursors stay.
+    pub fn set_flags(&self, flags: Flags) {
+        self.store(ACTIVE, self.load(ACTIVE) & 1 | flags.encode());
     }
 
     /// When what is timed began: ns of CLOCK_MONOTONIC.
@@ -539,7 +515,7 @@ mod tests {
         test(Slot::new(&words));
     }
 
-    fn some_view() -> Cursors {
+    fn some_cursors() -> Cursors {
         Cursors {
             in_base: 1 << 40,
             out_base: 7,
@@ -604,7 +580,7 @@ mod tests {
     fn a_flip_moves_all_of_a_view_and_keeps_what_held_before_until_then() {
         slot(|slot| {
             let order = Some(ByteOrder::Big);
-            let marks = Flags {
+            let flags = Flags {
                 order,
                 half_closed: true,
                 closing: false,
@@ -620,15 +596,15 @@ mod tests {
                 (1, 1),
                 0,
             );
-            slot.flip(&some_view(), marks);
-            assert_eq!((slot.cursors(), slot.flags()), (some_view(), marks));
+            slot.flip(&some_cursors(), flags);
+            assert_eq!((slot.cursors(), slot.flags()), (some_cursors(), flags));
             slot.commit(8, 9);
             assert_eq!(
                 slot.cursors(),
                 Cursors {
                     answered: 8,
                     replied: 9,
-                    ..some_view()
+                    ..some_cursors()
                 }
             );
             assert_eq!(slot.cursors().ends(), ((1 << 40) + 8, 16));

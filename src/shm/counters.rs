@@ -5,12 +5,12 @@
 //!
 //! ```text
 //! note     which counter, what it and the client's own will be, and what `replied` will be     header, one store
-//! commit   `answered` and `replied` of the view                                                slot, one store
+//! commit   `answered` and `replied` of the cursors                                                slot, one store
 //! count    the client's requests, then the counter                                             two stores
 //! ```
 //!
 //! After a death the note is true of the last commit, or of one that never came. If `replied` has reached what is noted and
-//! the counter has not, the counting is made up for ([`MasterDesk::settle`]); doing so twice does no harm. The counters of
+//! the counter has not, the counting is made up for ([`MasterShm::settle`]); doing so twice does no harm. The counters of
 //! methods are the only ones that requests are counted in: all others are sums of them.
 //!
 //! How long a request took is recorded when its reply is sent, and is an estimate for those that were committed and not
@@ -21,7 +21,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::header::{self, BUCKETS, COUNTED_METHODS, Header, upper};
-use super::{MasterDesk, Slot};
+use super::{MasterShm, Slot};
 use crate::proto::channel::MethodName;
 
 /// Bits of a note: `replied`, the number of the counter, and as much of both counts as tells one from the next.
@@ -97,7 +97,7 @@ impl Note {
     }
 }
 
-impl MasterDesk {
+impl MasterShm {
     /// The worker is gone: counts the reply that it has committed and not counted, if there is one.
     pub fn settle(&self) {
         let header = self.header();
@@ -314,21 +314,20 @@ fn sum(counts: impl Iterator<Item = u64>) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Cursors, Flags, Layout, LeaseState, WorkerDesk};
+    use super::super::{Cursors, Flags, Layout, LeaseState, WorkerShm};
     use super::*;
     use proptest::prelude::*;
 
-    fn desk() -> (MasterDesk, WorkerDesk) {
+    fn shm() -> (MasterShm, WorkerShm) {
         let layout = Layout::new(2, 1 << 20);
-        let master = MasterDesk::new(layout).expect("memfd");
-        let worker =
-            WorkerDesk::map(master.file().try_clone().expect("dup"), layout).expect("mmap");
+        let master = MasterShm::new(layout).expect("memfd");
+        let worker = WorkerShm::map(master.file().try_clone().expect("dup"), layout).expect("mmap");
         (master, worker)
     }
 
     /// Commits and counts a reply of ten bytes as a turn does, up to this many stores. Whether it was committed.
     fn answer(
-        worker: &WorkerDesk,
+        worker: &WorkerShm,
         slot: u32,
         (method, is_error): (u32, bool),
         stores: usize,
@@ -355,7 +354,7 @@ mod tests {
     fn a_reply_counts_once_wherever_its_worker_dies() {
         for stores in 0..=4 {
             for before in [0, 1, 4094, 4095, 4096] {
-                let (master, worker) = desk();
+                let (master, worker) = shm();
                 let header = worker.header();
                 for slot in [0, 1] {
                     let slot = worker.slot(slot).expect("a slot");
@@ -373,7 +372,7 @@ mod tests {
                 (0..before).for_each(|_| assert!(answer(&worker, 0, (3, false), 4)));
                 header.begin_turn(1, 1);
                 (0..3).for_each(|_| assert!(answer(&worker, 1, (3, true), 4)));
-                // What was sent midway is in another view.
+                // What was sent midway is in other cursors.
                 let slot = worker.slot(1).expect("a slot");
                 slot.flip(&Cursors::idle(15, 30), Flags::default());
                 let is_committed = answer(&worker, 1, (3, false), stores);
@@ -399,7 +398,7 @@ mod tests {
 
     #[test]
     fn methods_without_a_counter_count_as_none() {
-        let (master, worker) = desk();
+        let (master, worker) = shm();
         worker.slot(0).expect("a slot").preset(
             LeaseState::Idle,
             1,
@@ -440,7 +439,7 @@ mod tests {
 
     #[test]
     fn replies_that_were_not_sent_took_as_long_as_their_turn() {
-        let (_, worker) = desk();
+        let (_, worker) = shm();
         worker.slot(0).expect("a slot").preset(
             LeaseState::Idle,
             1,
@@ -511,7 +510,7 @@ mod tests {
         /// A broken worker may have written anything.
         #[test]
         fn no_words_panic(note: u64, slot: u32, counts: [u64; 4]) {
-            let (master, worker) = desk();
+            let (master, worker) = shm();
             let header = worker.header();
             header.note(note);
             header.begin_turn(slot, 1);

@@ -1,4 +1,4 @@
-//! The kernel as the ledger: how many bytes were ever read from a client, and how many queued to it.
+//! Byte counts that the kernel keeps: how many bytes were ever read from a client, and how many queued to it.
 //!
 //! Asked after the death of the process that did so, because nobody can store it in time: SIGKILL lets a send(2) complete,
 //! and the next instruction never runs.
@@ -48,7 +48,7 @@ pub struct ByteCounts {
     pub written: u64,
 }
 
-/// Reads the ledger of a TCP connection that nobody reads from or writes to any more. `None` if it is over: reset, or shut
+/// Reads the byte counts of a TCP connection that nobody reads from or writes to any more. `None` if it is over: reset, or shut
 /// down by whoever had it, whose FIN counts as a byte written.
 ///
 /// The client's FIN counts among the bytes received, and never among those to be read. The client goes on meanwhile, so

@@ -63,18 +63,18 @@ impl HttpConnection {
         !self.is_asking.load(Ordering::Relaxed) && self.since.elapsed() >= SLOW_AFTER
     }
 
-    /// Has [`Visitor::serve`] come to its end.
+    /// Has [`HttpConnection::serve`] come to its end.
     pub(super) fn cut(&self) {
         socket::end(&self.socket);
     }
 
     /// A request, or the reply to what is none. Nothing from one who leaves without a word.
     fn request(&self) -> Option<Result<Request, Reply>> {
-        let mut patience = TimeBudget(IO_TIMEOUT);
+        let mut timeout = TimeBudget(IO_TIMEOUT);
         let mut head = [0; MAX_HEAD];
         let mut length = 0;
         loop {
-            match self.receive(&mut head[length..], &mut patience) {
+            match self.receive(&mut head[length..], &mut timeout) {
                 Ok(0) if length == 0 => return None,
                 Ok(0) => {
                     return Some(Err(Reply::sentence(
@@ -99,11 +99,11 @@ impl HttpConnection {
     }
 
     fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
-        let mut patience = TimeBudget(IO_TIMEOUT);
+        let mut timeout = TimeBudget(IO_TIMEOUT);
         while !bytes.is_empty() {
             match socket::transmit(&self.socket, bytes)? {
                 Moved::Bytes(sent) => bytes = &bytes[sent..],
-                Moved::Nothing => patience.wait_for(&self.socket, Interest::Write)?,
+                Moved::Nothing => timeout.wait_for(&self.socket, Interest::Write)?,
                 Moved::End => return Err(ErrorKind::BrokenPipe.into()),
             }
         }
@@ -115,9 +115,9 @@ impl HttpConnection {
     fn linger(&self) {
         socket::finish_writing(&self.socket);
         let (within, mut most) = LINGER_LIMITS;
-        let mut patience = TimeBudget(within);
+        let mut timeout = TimeBudget(within);
         let mut leftovers = [0; 4096];
-        while let Ok(more @ 1..) = self.receive(&mut leftovers, &mut patience) {
+        while let Ok(more @ 1..) = self.receive(&mut leftovers, &mut timeout) {
             most = most.saturating_sub(more);
             if most == 0 {
                 return;
@@ -126,18 +126,18 @@ impl HttpConnection {
     }
 
     /// Waits for bytes, at least one; 0 is the end.
-    fn receive(&self, buffer: &mut [u8], patience: &mut TimeBudget) -> io::Result<usize> {
+    fn receive(&self, buffer: &mut [u8], timeout: &mut TimeBudget) -> io::Result<usize> {
         loop {
             match self.passed.receive(&self.socket, buffer)? {
                 Moved::Bytes(count) => return Ok(count),
-                Moved::Nothing => patience.wait_for(&self.socket, Interest::Read)?,
+                Moved::Nothing => timeout.wait_for(&self.socket, Interest::Read)?,
                 Moved::End => return Ok(0),
             }
         }
     }
 }
 
-/// How long a visitor is waited for yet. Only the time counts in which this process could run: of a wait that was longer than
+/// How long an HTTP connection is waited for yet. Only the time counts in which this process could run: of a wait that was longer than
 /// it was asked to be, because the process was stopped meanwhile, no more than that.
 struct TimeBudget(Duration);
 

@@ -7,41 +7,41 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use super::Worker;
-use crate::desk::Layout;
-use crate::proto::boat::{self, ClientRecord, HandoffMessage, ShmRecord};
 use crate::proto::channel::{Lease, Message};
-use crate::sys::lifeboat::{HEADER_LEN, Lifeboat, Packed};
+use crate::proto::handoff::{self, ClientRecord, HandoffMessage, ShmRecord};
+use crate::shm::Layout;
+use crate::sys::handoff::{EmergencyHandoff, HEADER_LEN, Packed};
 
 /// Gets all ready for it.
 pub(super) fn prepare(
     channel: &impl AsFd,
-    boats: Vec<OwnedFd>,
-    desk: File,
-    told: &ShmRecord,
+    queues: Vec<OwnedFd>,
+    shm: File,
+    record: &ShmRecord,
     layout: Layout,
     grace: std::time::Duration,
-) -> io::Result<&'static Lifeboat> {
+) -> io::Result<&'static EmergencyHandoff> {
     let mut first = Vec::new();
-    HandoffMessage::Shm(Box::new(told.clone())).encode(&mut first);
-    let mut front = [0; HEADER_LEN];
-    front[0] = boat::CLIENTS;
-    front[1..9].copy_from_slice(&told.worker.0.to_le_bytes());
+    HandoffMessage::Shm(Box::new(record.clone())).encode(&mut first);
+    let mut header = [0; HEADER_LEN];
+    header[0] = handoff::CLIENTS;
+    header[1..9].copy_from_slice(&record.worker.0.to_le_bytes());
     let channel = channel.as_fd().as_raw_fd();
-    Lifeboat::prepare(
+    EmergencyHandoff::prepare(
         &channel,
-        boats,
-        desk,
-        (first, front),
+        queues,
+        shm,
+        (first, header),
         layout.handoff_offsets(),
-        (grace, boat::client_record_in),
+        (grace, handoff::client_record_in),
     )
 }
 
 impl Worker<'_> {
     /// This client would have to be packed from now on.
     pub(super) fn register(&self, lease: &Lease, socket: &OwnedFd, cookie: Option<u64>) {
-        if let Some(lifeboat) = self.handoff {
-            lifeboat.register(
+        if let Some(handoff) = self.handoff {
+            handoff.register(
                 lease.slot,
                 socket,
                 cookie,
@@ -52,7 +52,7 @@ impl Worker<'_> {
 
     /// The master is gone.
     pub(super) fn hand_off_clients(&mut self) {
-        match self.handoff.map(Lifeboat::pack) {
+        match self.handoff.map(EmergencyHandoff::pack) {
             None => log::warn!(
                 "the master is gone; closing {} clients and leaving",
                 self.leased

@@ -1,4 +1,4 @@
-//! The last thing that a worker does when its master is gone: it packs its clients' sockets into boats.
+//! The last thing that a worker does when its master is gone: it packs its clients' sockets into handoff queues.
 //!
 //! It can be in the middle of a call that does not return, so this can be done from within a signal handler: everything
 //! that is needed for it is written down beforehand, and nothing here allocates, locks or panics (signal-safety(7)).
@@ -22,9 +22,9 @@ use nix::libc;
 use signal_hook::consts::{SIGALRM, SIGTERM};
 use signal_hook::low_level;
 
+use super::byte_counts::{OwnWrites, Writes};
 use super::clock;
 use super::fork;
-use super::ledger::{OwnWrites, Writes};
 use super::memory::{Words, sealed_file};
 use super::socket::{MAX_PASSED, raw_cookie};
 
@@ -41,7 +41,7 @@ const MAX_LONG_RECORDS: usize = 172;
 /// Bytes that a datagram of clients begins with; the last two are the length of its records.
 pub const HEADER_LEN: usize = 11;
 
-/// Where what lies on the desk that the clients are on.
+/// Where what lies in the shared memory of the clients.
 #[derive(Clone, Copy, Debug)]
 pub struct ShmOffsets {
     /// All words up to the end of the slots.
@@ -56,25 +56,25 @@ pub struct ShmOffsets {
     pub final_writes: usize,
     /// and calls.
     pub final_write_calls: usize,
-    /// Where the number of clients goes that found no room in any boat.
+    /// Where the number of clients goes that found no room in any handoff queue.
     pub left_behind: usize,
     /// Where the time goes at which it is packed.
     pub packed_at: usize,
     /// Whether a lease word says that the client of this lease is still with this worker.
-    pub is_here: fn(word: u64, generation: u32) -> bool,
+    pub is_here: fn(word: u64, lease_number: u32) -> bool,
 }
 
 /// What is needed to pack.
 #[derive(Debug)]
-pub struct Lifeboat {
+pub struct EmergencyHandoff {
     channel: RawFd,
-    boats: Vec<OwnedFd>,
-    desk: File,
-    /// The datagram that the desk goes with.
+    queues: Vec<OwnedFd>,
+    shm: File,
+    /// The datagram that the shared memory goes with.
     first: Vec<u8>,
     /// What each datagram of clients begins with.
     header: [u8; HEADER_LEN],
-    /// [`CLIENT`] words a slot: descriptor + 1 and `since`; client; slot and generation; moves and listener; offsets.
+    /// [`CLIENT_WORDS`] words a slot: descriptor + 1 and `since`; client; slot and generation; moves and listener; offsets.
     registered: Words,
     words: Words,
     offsets: ShmOffsets,
@@ -96,38 +96,38 @@ pub type Unread = fn(datagram: &[u8], index: usize) -> Option<[u8; RECORD_LEN]>;
 /// What came of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Packed {
-    /// Clients that are in a boat.
+    /// Clients that are in a handoff queue.
     pub packed: usize,
     /// Clients that are in none: there was no room, or their descriptor was not their socket any more.
     pub left: usize,
 }
 
-impl Lifeboat {
-    /// Gets all ready for the clients of a desk, which the calling thread serves, and catches the two signals. `channel` is
+impl EmergencyHandoff {
+    /// Gets all ready for the clients of shared memory, which the calling thread serves, and catches the two signals. `channel` is
     /// what the master is at the other end of, and stays open for as long as this process lives.
     ///
     /// # Errors
     /// Those of memfd_create(2), mmap(2) and sigaction(2).
     pub fn prepare(
         channel: &impl AsRawFd,
-        boats: Vec<OwnedFd>,
-        desk: File,
-        (first, front): (Vec<u8>, [u8; HEADER_LEN]),
-        places: ShmOffsets,
+        queues: Vec<OwnedFd>,
+        shm: File,
+        (first, header): (Vec<u8>, [u8; HEADER_LEN]),
+        offsets: ShmOffsets,
         (grace, unread): (Duration, Unread),
-    ) -> io::Result<&'static Lifeboat> {
-        let count = places.slots as usize * CLIENT_WORDS;
-        let aboard = Words::map(&sealed_file(c"aboard", count as u64 * 8)?, count)?;
-        let words = Words::map(&desk, places.words)?;
-        let lifeboat: &'static Lifeboat = Box::leak(Box::new(Lifeboat {
+    ) -> io::Result<&'static EmergencyHandoff> {
+        let count = offsets.slots as usize * CLIENT_WORDS;
+        let registered = Words::map(&sealed_file(c"handoff-clients", count as u64 * 8)?, count)?;
+        let words = Words::map(&shm, offsets.words)?;
+        let handoff: &'static EmergencyHandoff = Box::leak(Box::new(EmergencyHandoff {
             channel: channel.as_raw_fd(),
-            boats,
-            desk,
+            queues,
+            shm,
             first,
-            header: front,
-            registered: aboard,
+            header,
+            registered,
             words,
-            offsets: places,
+            offsets,
             writes: OwnWrites::open().ok(),
             pid: fork::process_id(),
             thread: fork::thread_id(),
@@ -139,14 +139,14 @@ impl Lifeboat {
         // SAFETY: all that the two handlers do is getpid(2), gettid(2), tgkill(2), poll(2), setitimer(2), atomic loads and
         // stores, pread(2), getsockopt(2), recvmsg(2), sendmsg(2) and _exit(2), on memory that is there for good.
         unsafe {
-            low_level::register(SIGTERM, move || lifeboat.set_alarm())?;
-            low_level::register(SIGALRM, move || lifeboat.hand_off())?;
+            low_level::register(SIGTERM, move || handoff.set_alarm())?;
+            low_level::register(SIGALRM, move || handoff.hand_off())?;
         }
-        Ok(lifeboat)
+        Ok(handoff)
     }
 
-    /// From now on this client is here. `cookie` is that of its socket, if the kernel has one; `record` is how the boats tell of
-    /// it, see `proto/boat.rs`.
+    /// From now on this client is here. `cookie` is that of its socket, if the kernel has one; `record` is how the handoff queues tell of
+    /// it, see `proto/handoff.rs`.
     pub fn register(
         &self,
         slot: u32,
@@ -157,13 +157,13 @@ impl Lifeboat {
         let Some(entry) = self.entry(slot) else {
             return;
         };
-        let [client, place, moved] = [0, 8, 16].map(|at| u64::from_le_bytes(chunk(record, at)));
+        let [client, at, moved] = [0, 8, 16].map(|at| u64::from_le_bytes(chunk(record, at)));
         let since = u64::from(u32::from_le_bytes(chunk(record, 24)));
         let [received, sent] = [28, 36].map(|at| u64::from_le_bytes(chunk(record, at)));
         for (word, value) in
             entry[1..]
                 .iter()
-                .zip([client, place, moved, received, sent, cookie.unwrap_or(0)])
+                .zip([client, at, moved, received, sent, cookie.unwrap_or(0)])
         {
             word.store(value, Ordering::Relaxed);
         }
@@ -246,7 +246,7 @@ impl Lifeboat {
         fork::process_id() == self.pid
     }
 
-    /// Packs the desk and all clients that are still here. Once: a second time there is nothing to do, nor for a child.
+    /// Packs the shared memory and all clients that are still here. Once: a second time there is nothing to do, nor for a child.
     pub fn pack(&self) -> Packed {
         let mut outcome = Packed::default();
         if !self.is_ours() || self.has_begun.swap(true, Ordering::AcqRel) {
@@ -256,8 +256,8 @@ impl Lifeboat {
         if let Some(word) = self.words.get(self.offsets.packed_at) {
             word.store(clock::monotonic(), Ordering::Release);
         }
-        let mut boat = 0;
-        let is_off = self.send(&mut boat, &self.first, &[self.desk.as_raw_fd()]);
+        let mut queue = 0;
+        let is_off = self.send(&mut queue, &self.first, &[self.shm.as_raw_fd()]);
         let mut batches =
             [SHORT_RECORD_LEN, RECORD_LEN].map(|length| Batch::new(self.header, length));
         let mut pack = |socket: RawFd, record: [u8; RECORD_LEN]| {
@@ -266,7 +266,7 @@ impl Lifeboat {
             if self.is_here(&record) && batch.add(socket, &record) {
                 outcome.add(
                     batch.count,
-                    is_off && self.send(&mut boat, batch.payload(), batch.sockets()),
+                    is_off && self.send(&mut queue, batch.payload(), batch.sockets()),
                 );
                 batch.count = 0;
             }
@@ -294,7 +294,7 @@ impl Lifeboat {
         for batch in batches.iter().filter(|batch| batch.count > 0) {
             outcome.add(
                 batch.count,
-                is_off && self.send(&mut boat, batch.payload(), batch.sockets()),
+                is_off && self.send(&mut queue, batch.payload(), batch.sockets()),
             );
         }
         outcome.left += foreign;
@@ -304,7 +304,7 @@ impl Lifeboat {
         outcome
     }
 
-    /// Whether the descriptor still is the socket that was taken aboard.
+    /// Whether the descriptor still is the socket that was registered.
     fn has_its_socket(&self, slot: u32, socket: RawFd) -> bool {
         let cookie = self
             .entry(slot)
@@ -330,42 +330,42 @@ impl Lifeboat {
         }
     }
 
-    /// Whether the desk says so, too.
+    /// Whether the shared memory says so, too.
     fn is_here(&self, record: &[u8; RECORD_LEN]) -> bool {
-        let [slot, generation] = [8, 12].map(|at| u32::from_le_bytes(chunk(record, at)));
+        let [slot, lease_number] = [8, 12].map(|at| u32::from_le_bytes(chunk(record, at)));
         let lease = self
             .words
             .get(self.offsets.first_lease + slot as usize * self.offsets.stride);
         let is_there = slot < self.offsets.slots;
         is_there
             && lease.is_some_and(|lease| {
-                (self.offsets.is_here)(lease.load(Ordering::Acquire), generation)
+                (self.offsets.is_here)(lease.load(Ordering::Acquire), lease_number)
             })
     }
 
-    /// A client that was taken aboard.
+    /// A client that was registered.
     fn client(&self, slot: u32) -> Option<(RawFd, [u8; RECORD_LEN])> {
         let entry = self.entry(slot)?;
         let word = |index: usize| entry[index].load(Ordering::Acquire);
         let socket = (word(0) as u32).checked_sub(1)?;
         let mut record = [0; RECORD_LEN];
-        for (place, index) in [0, 8, 16].into_iter().zip(1..) {
-            record[place..place + 8].copy_from_slice(&word(index).to_le_bytes());
+        for (at, index) in [0, 8, 16].into_iter().zip(1..) {
+            record[at..at + 8].copy_from_slice(&word(index).to_le_bytes());
         }
         record[24..SHORT_RECORD_LEN].copy_from_slice(&((word(0) >> 32) as u32).to_le_bytes());
-        for (place, index) in [28, 36].into_iter().zip(4..) {
-            record[place..place + 8].copy_from_slice(&word(index).to_le_bytes());
+        for (at, index) in [28, 36].into_iter().zip(4..) {
+            record[at..at + 8].copy_from_slice(&word(index).to_le_bytes());
         }
         Some((socket as RawFd, record))
     }
 
-    /// Sends into the first boat from `boat` on that has room.
-    fn send(&self, boat: &mut usize, payload: &[u8], descriptors: &[RawFd]) -> bool {
-        while let Some(to) = self.boats.get(*boat) {
+    /// Sends into the first handoff queue from `queue` on that has room.
+    fn send(&self, queue: &mut usize, payload: &[u8], descriptors: &[RawFd]) -> bool {
+        while let Some(to) = self.queues.get(*queue) {
             if send_raw(to.as_raw_fd(), payload, descriptors) {
                 return true;
             }
-            *boat += 1;
+            *queue += 1;
         }
         false
     }
@@ -388,14 +388,14 @@ struct Batch {
 }
 
 impl Batch {
-    fn new(front: [u8; HEADER_LEN], length: usize) -> Batch {
+    fn new(header: [u8; HEADER_LEN], length: usize) -> Batch {
         let mut batch = Batch {
             payload: [0; MAX_BATCH_LEN],
             sockets: [0; MAX_PASSED],
             count: 0,
             length,
         };
-        batch.payload[..HEADER_LEN].copy_from_slice(&front);
+        batch.payload[..HEADER_LEN].copy_from_slice(&header);
         batch.payload[HEADER_LEN - 2..HEADER_LEN].copy_from_slice(&(length as u16).to_le_bytes());
         batch
     }
@@ -556,19 +556,19 @@ mod tests {
     use super::*;
 
     /// Set in the process that may end.
-    const INSIDE: &str = "LIFEBOAT_INSIDE";
+    const INSIDE: &str = "HANDOFF_INSIDE";
 
     /// The status of a process in which nothing has been packed but what was to be.
     const AS_EXPECTED: i32 = 42;
 
-    /// Runs the scenario in a process of its own: one whose master is gone, with a client and a boat.
+    /// Runs the scenario in a process of its own: one whose master is gone, with a client and a handoff queue.
     #[track_caller]
-    fn inside(name: &str, scenario: fn(&'static Lifeboat, RawFd)) {
+    fn inside(name: &str, scenario: fn(&'static EmergencyHandoff, RawFd)) {
         if env::var_os(INSIDE).is_some() {
             let (channel, master) = message_pair().expect("socketpair");
-            let (boat, next_master) = message_pair().expect("socketpair");
+            let (queue, next_master) = message_pair().expect("socketpair");
             let (client, _peer) = message_pair().expect("socketpair");
-            let places = ShmOffsets {
+            let offsets = ShmOffsets {
                 words: 64,
                 first_lease: 32,
                 stride: 16,
@@ -579,31 +579,31 @@ mod tests {
                 packed_at: 19,
                 is_here: |_, _| true,
             };
-            let desk = sealed_file(c"desk", 4096).expect("memfd");
-            let front = (vec![1], [2; HEADER_LEN]);
-            let lifeboat = Lifeboat::prepare(
+            let shm = sealed_file(c"shm", 4096).expect("memfd");
+            let header = (vec![1], [2; HEADER_LEN]);
+            let handoff = EmergencyHandoff::prepare(
                 &channel,
-                vec![boat],
-                desk,
-                front,
-                places,
+                vec![queue],
+                shm,
+                header,
+                offsets,
                 (Duration::ZERO, |_, _| None),
             );
-            let lifeboat = lifeboat.expect("sigaction");
-            lifeboat.register(
+            let handoff = handoff.expect("sigaction");
+            handoff.register(
                 0,
                 &client,
                 socket::cookie(&client).expect("a socket"),
                 &[0; RECORD_LEN],
             );
             drop(master);
-            scenario(lifeboat, next_master.as_raw_fd());
+            scenario(handoff, next_master.as_raw_fd());
             exit(AS_EXPECTED);
         }
         let own = env::current_exe().expect("a test knows itself");
         let arguments = [
             "--exact",
-            &format!("sys::lifeboat::tests::{name}"),
+            &format!("sys::handoff::tests::{name}"),
             "--nocapture",
         ];
         let output = Command::new(own)
@@ -619,21 +619,21 @@ mod tests {
         );
     }
 
-    /// Datagrams in the boat: one with the desk and one with the client, once.
-    fn datagrams(boat: RawFd) -> usize {
+    /// Datagrams in the handoff queue: one with the shared memory and one with the client, once.
+    fn datagrams(queue: RawFd) -> usize {
         let (mut datagram, mut sockets) = ([0; MAX_DATAGRAM_LEN], [0; MAX_PASSED]);
-        std::iter::from_fn(|| receive_raw(boat, &mut datagram, &mut sockets)).count()
+        std::iter::from_fn(|| receive_raw(queue, &mut datagram, &mut sockets)).count()
     }
 
     #[test]
     fn the_handler_returns_to_a_loop_that_packs() {
         inside(
             "the_handler_returns_to_a_loop_that_packs",
-            |lifeboat, boat| {
-                assert_eq!(lifeboat.pack(), Packed { packed: 1, left: 0 });
+            |handoff, queue| {
+                assert_eq!(handoff.pack(), Packed { packed: 1, left: 0 });
                 raise(Signal::SIGALRM).expect("it can be raised");
                 raise(Signal::SIGTERM).expect("it can be raised");
-                assert_eq!((lifeboat.pack(), datagrams(boat)), (Packed::default(), 2));
+                assert_eq!((handoff.pack(), datagrams(queue)), (Packed::default(), 2));
             },
         );
     }
@@ -642,13 +642,13 @@ mod tests {
     fn a_descriptor_of_something_else_is_not_packed() {
         inside(
             "a_descriptor_of_something_else_is_not_packed",
-            |lifeboat, boat| {
+            |handoff, queue| {
                 let (other, _peer) = message_pair().expect("socketpair");
                 let mut record = [0; RECORD_LEN];
                 record[8] = 1;
-                lifeboat.register(1, &other, Some(u64::MAX), &record);
+                handoff.register(1, &other, Some(u64::MAX), &record);
                 assert_eq!(
-                    (lifeboat.pack(), datagrams(boat)),
+                    (handoff.pack(), datagrams(queue)),
                     (Packed { packed: 1, left: 1 }, 2)
                 );
             },
@@ -657,20 +657,20 @@ mod tests {
 
     #[test]
     fn a_forked_child_packs_nothing() {
-        inside("a_forked_child_packs_nothing", |lifeboat, boat| {
+        inside("a_forked_child_packs_nothing", |handoff, queue| {
             // SAFETY: the child raises signals, makes system calls and exits.
             match unsafe { fork() }.expect("fork") {
                 ForkResult::Child => {
                     let is_raised = raise(Signal::SIGALRM)
                         .and_then(|()| raise(Signal::SIGTERM))
                         .is_ok();
-                    let is_packed = lifeboat.pack() != Packed::default();
+                    let is_packed = handoff.pack() != Packed::default();
                     // SAFETY: it ends the process.
                     unsafe { libc::_exit(if is_raised && !is_packed { 7 } else { 8 }) };
                 }
                 ForkResult::Parent { child } => {
                     assert_eq!(waitpid(child, None), Ok(WaitStatus::Exited(child, 7)));
-                    assert_eq!((datagrams(boat), lifeboat.pack().packed), (0, 1));
+                    assert_eq!((datagrams(queue), handoff.pack().packed), (0, 1));
                 }
             }
         });
@@ -678,7 +678,7 @@ mod tests {
 
     #[test]
     fn a_signal_that_another_thread_gets_goes_on() {
-        inside("a_signal_that_another_thread_gets_goes_on", |_, boat| {
+        inside("a_signal_that_another_thread_gets_goes_on", |_, queue| {
             // As during a write of this thread.
             let held_back = HeldBack::all();
             let other = thread::spawn(|| {
@@ -688,7 +688,7 @@ mod tests {
                     .expect("it can be raised");
             });
             other.join().expect("no panic");
-            if datagrams(boat) == 0 {
+            if datagrams(queue) == 0 {
                 exit(AS_EXPECTED);
             }
             drop(held_back);

@@ -87,10 +87,10 @@ impl fmt::Display for Error {
             Error::Refused { code, message, .. } => write!(f, "{code}: {message}"),
             Error::Closed => f.write_str("the connection was closed before the reply"),
             Error::NoReply(why) => f.write_str(why),
-            Error::Timeout(patience) => write!(
+            Error::Timeout(timeout) => write!(
                 f,
                 "no reply within {}",
-                humantime::format_duration(*patience)
+                humantime::format_duration(*timeout)
             ),
             Error::Usage(why) => f.write_str(why),
         }
@@ -101,16 +101,16 @@ impl fmt::Display for Error {
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline {
     at: Instant,
-    patience: Duration,
+    timeout: Duration,
 }
 
 impl Deadline {
     /// So long from now.
     #[must_use]
-    pub fn after(patience: Duration) -> Deadline {
+    pub fn after(timeout: Duration) -> Deadline {
         Deadline {
-            at: Instant::now() + patience,
-            patience,
+            at: Instant::now() + timeout,
+            timeout,
         }
     }
 
@@ -191,7 +191,7 @@ impl RpcClient {
     /// Asks the daemon for what has no params. The result is as the daemon wrote it.
     ///
     /// # Errors
-    /// As [`Connection::call`]; a refusal for want of rights is [`Error::Forbidden`].
+    /// As [`RpcClient::call`]; a refusal for want of rights is [`Error::Forbidden`].
     pub fn ask(&mut self, verb: Verb) -> Result<Box<RawValue>, Error> {
         self.asked(verb, None::<&()>)
     }
@@ -199,7 +199,7 @@ impl RpcClient {
     /// Asks the daemon, with params. The result is as the daemon wrote it.
     ///
     /// # Errors
-    /// As [`Connection::ask`].
+    /// As [`RpcClient::ask`].
     pub fn ask_with(
         &mut self,
         verb: Verb,
@@ -217,7 +217,7 @@ impl RpcClient {
         result_of(verb, reply)
     }
 
-    /// Begins to ask the daemon; [`Connection::answered`] is to wait for what it says.
+    /// Begins to ask the daemon; [`RpcClient::answered`] is to wait for what it says.
     ///
     /// # Errors
     /// What kept the request from being sent.
@@ -229,7 +229,7 @@ impl RpcClient {
         self.write_all(&request).map_err(|e| self.read_error(e))
     }
 
-    /// The answer to what [`Connection::begin`] has asked.
+    /// The answer to what [`RpcClient::begin`] has asked.
     ///
     /// # Errors
     /// The daemon's refusal, and what kept a reply from coming.
@@ -276,9 +276,7 @@ impl RpcClient {
     /// [`Error::Timeout`] when it does not.
     pub fn wait_for_end(&mut self) -> Result<(), Error> {
         match io::copy(self, &mut io::sink()) {
-            Err(e) if e.kind() == ErrorKind::TimedOut => {
-                Err(Error::Timeout(self.deadline.patience))
-            }
+            Err(e) if e.kind() == ErrorKind::TimedOut => Err(Error::Timeout(self.deadline.timeout)),
             _ => Ok(()),
         }
     }
@@ -316,7 +314,7 @@ impl RpcClient {
 
     fn read_error(&self, error: io::Error) -> Error {
         match error.kind() {
-            ErrorKind::TimedOut => Error::Timeout(self.deadline.patience),
+            ErrorKind::TimedOut => Error::Timeout(self.deadline.timeout),
             ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => {
                 Error::Closed
             }
@@ -359,7 +357,7 @@ impl Write for RpcClient {
     }
 }
 
-/// The end of a [`Connection`], for another thread. What has arrived by then can still be read.
+/// The end of a [`RpcClient`], for another thread. What has arrived by then can still be read.
 #[derive(Debug)]
 pub struct Closer(Stream);
 
@@ -474,7 +472,7 @@ fn connect(address: &Address, deadline: Deadline) -> Result<Stream, Error> {
         (ErrorKind::PermissionDenied, Address::Unix(path)) => {
             Error::Forbidden(who_may_connect(path))
         }
-        (ErrorKind::TimedOut, _) => Error::Timeout(deadline.patience),
+        (ErrorKind::TimedOut, _) => Error::Timeout(deadline.timeout),
         _ => Error::Connect {
             address: address.clone(),
             cause,

@@ -1,4 +1,4 @@
-//! The desk: the memory that one worker shares with the master, in which it holds everything it has of a client.
+//! Shared memory: one per worker, shared with the master; the worker holds in it everything it has of a client.
 //!
 //! ```text
 //! header   16 KiB   counters, the second by second record of what was served          [`Header`], [`Counters`]
@@ -6,10 +6,10 @@
 //! ------------------------------------------------- mapped by both up to here --------
 //! rx, tx   the receive and the reply buffer of the turn in progress
 //! small    512 B a slot, dense: the usual half frame
-//! large    a receive and a reply place a slot, sparse: the rest
+//! large    a receive and a reply region a slot, sparse: the rest
 //! ```
 //!
-//! A sealed memfd of fixed size, so that neither side can pull it from under the other. Places have fixed
+//! A sealed memfd of fixed size, so that neither side can pull it from under the other. Regions have fixed
 //! addresses: no allocator, no index to check, no fragmentation; what was never touched costs nothing. The
 //! worker maps it all; the master maps header and slots and reads the rest by pread(2), because a look at a
 //! hole through a mapping makes the page exist.
@@ -18,8 +18,8 @@
 //! wish to be told of room, which the master sets and the worker clears. **The master takes nothing it reads
 //! here on trust**: states are decoded, positions bounded, counters only ever shown or compared.
 //!
-//! *The kernel is the ledger.* How many bytes were ever read from a client (R) or queued to it (W) is asked of
-//! the kernel once its worker is dead; the desk tells where in those streams its buffers begin, and that was
+//! *The kernel counts the bytes.* How many bytes were ever read from a client (R) or queued to it (W) is asked of
+//! the kernel once its worker is dead; the shared memory tells where in those streams its buffers begin, and that was
 //! stored before the call. Nothing is stored after recv or send: SIGKILL lets the call complete, and the next
 //! instruction never runs.
 
@@ -35,7 +35,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::proto::frame::PREFIX;
-use crate::sys::lifeboat::ShmOffsets;
+use crate::sys::handoff::ShmOffsets;
 use crate::sys::memory::{self, Bytes, PAGE, Words};
 
 pub use counters::{Counters, Note};
@@ -51,7 +51,7 @@ pub const RECEIVE_LEN: usize = 256 * 1024;
 /// Once so many bytes of replies are waiting, a turn writes them before it goes on.
 pub const REPLY_SOFT: usize = 64 * 1024;
 
-/// Bytes of a slot's small place.
+/// Bytes of a slot's small region.
 pub const SMALL_LEN: usize = 512;
 
 /// What a reply may be longer than the longest frame, in bytes: room for another envelope, or an error.
@@ -60,18 +60,18 @@ const REPLY_EXTRA_LEN: usize = 4096;
 const HEADER_LEN: u64 = 16 * 1024;
 const SLOT_LEN: u64 = 128;
 
-/// The version of the layout that desks are made with.
+/// The version of the layout that shared memory is made with.
 ///
-/// A word that had no meaning in a version is 0 on its desks. Who gives one a meaning sees to it that 0 says nothing; who changes
+/// A word that had no meaning in a version is 0 in its shared memory. Who gives one a meaning sees to it that 0 says nothing; who changes
 /// the meaning or the place of one raises this number, and the code here goes on to read the versions before.
 ///
 /// ```text
 /// 1   version 0.1.0
-/// 2   words 16 and up of the header, bit 5 of the marks
+/// 2   words 16 and up of the header, bit 5 of the flags
 /// ```
 pub const LAYOUT_VERSION: u32 = 2;
 
-/// Where what lies on a desk: a function of the number of slots and of the longest frame.
+/// Where what lies in shared memory: a function of the number of slots and of the longest frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     version: u32,
@@ -90,7 +90,7 @@ impl Layout {
         }
     }
 
-    /// The one of a desk that a program of another version has made; none for a version that this one does not read.
+    /// The one of shared memory that a program of another version has made; none for a version that this one does not read.
     #[must_use]
     pub fn of(version: u32, slots: u32, max_frame: u32) -> Option<Layout> {
         (1..=LAYOUT_VERSION).contains(&version).then_some(Layout {
@@ -106,7 +106,7 @@ impl Layout {
         self.version
     }
 
-    /// Slots that a desk may have, so that all of its places can be mapped: 16 TiB of addresses, of the 128 that a
+    /// Slots that shared memory may have, so that all of its regions can be mapped: 16 TiB of addresses, of the 128 that a
     /// process has on the smallest of today's 64-bit machines.
     #[must_use]
     pub fn max_slots(max_frame: u32) -> u32 {
@@ -140,7 +140,7 @@ impl Layout {
         ((HEADER_LEN + u64::from(self.slots) * SLOT_LEN) / 8) as usize
     }
 
-    /// Where the buffers and places begin in the file.
+    /// Where the buffers and regions begin in the file.
     fn bytes_at(self) -> u64 {
         page_up(HEADER_LEN + u64::from(self.slots) * SLOT_LEN)
     }
@@ -150,7 +150,7 @@ impl Layout {
         page_up((REPLY_SOFT + self.max_reply()) as u64)
     }
 
-    /// Bytes of a large receive place: a whole frame, or what the shared buffer held.
+    /// Bytes of a large receive region: a whole frame, or what the shared buffer held.
     fn large_receive(self) -> u64 {
         page_up((PREFIX + self.max_frame as usize).max(RECEIVE_LEN) as u64)
     }
@@ -186,8 +186,8 @@ impl Layout {
     }
 
     /// Where received bytes lie at `place` for `slot`, counted from the first byte after the slots.
-    fn receive_range(self, place: Region, slot: u32) -> Range<usize> {
-        let (begin, length) = match place {
+    fn receive_range(self, region: Region, slot: u32) -> Range<usize> {
+        let (begin, length) = match region {
             Region::Shared => (0, RECEIVE_LEN as u64),
             Region::Small => (
                 self.small_at() + u64::from(slot) * SMALL_LEN as u64,
@@ -198,9 +198,9 @@ impl Layout {
         begin as usize..(begin + length) as usize
     }
 
-    /// Where replies lie; a small place holds none.
-    fn reply_range(self, place: Region, slot: u32) -> Range<usize> {
-        let begin = match place {
+    /// Where replies lie; a small region holds none.
+    fn reply_range(self, region: Region, slot: u32) -> Range<usize> {
+        let begin = match region {
             Region::Shared | Region::Small => RECEIVE_LEN as u64,
             Region::Large => self.large_at(slot) + self.large_receive(),
         };
@@ -212,7 +212,7 @@ fn page_up(bytes: u64) -> u64 {
     bytes.next_multiple_of(PAGE)
 }
 
-/// The words of a desk: what master and worker both map.
+/// The words of shared memory: what master and worker both map.
 #[derive(Debug)]
 struct SharedWords {
     words: Words,
@@ -240,39 +240,39 @@ impl SharedWords {
     }
 }
 
-/// A desk as the master has it: it makes it, presets slots, and reads what a worker left.
+/// Shared memory as the master has it: it makes it, presets slots, and reads what a worker left.
 #[derive(Debug)]
-pub struct MasterDesk {
+pub struct MasterShm {
     board: SharedWords,
     file: Arc<File>,
     layout: Layout,
 }
 
-impl MasterDesk {
-    /// A new desk, all of its slots free.
+impl MasterShm {
+    /// New shared memory, all of its slots free.
     ///
     /// # Errors
     /// Those of memfd_create(2), ftruncate(2) and mmap(2).
-    pub fn new(layout: Layout) -> io::Result<MasterDesk> {
-        let file = memory::sealed_file(c"desk", layout.file_len())?;
-        Ok(MasterDesk {
+    pub fn new(layout: Layout) -> io::Result<MasterShm> {
+        let file = memory::sealed_file(c"shm", layout.file_len())?;
+        Ok(MasterShm {
             board: SharedWords::map(&file, layout)?,
             file: Arc::new(file),
             layout,
         })
     }
 
-    /// A desk that another master made.
+    /// Shared memory that another master made.
     ///
     /// # Errors
     /// Those of fcntl(2) and mmap(2); `InvalidData` when the file can be cut short, or is not as long as that.
-    pub fn found(file: File, layout: Layout) -> io::Result<MasterDesk> {
+    pub fn found(file: File, layout: Layout) -> io::Result<MasterShm> {
         if layout.slots > Layout::max_slots(layout.max_frame)
             || !memory::is_sealed(&file, layout.file_len())?
         {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        Ok(MasterDesk {
+        Ok(MasterShm {
             board: SharedWords::map(&file, layout)?,
             file: Arc::new(file),
             layout,
@@ -304,26 +304,26 @@ impl MasterDesk {
     }
 }
 
-/// A desk as its worker has it.
+/// Shared memory as its worker has it.
 #[derive(Debug)]
-pub struct WorkerDesk {
+pub struct WorkerShm {
     board: SharedWords,
     bytes: Bytes,
     file: File,
     layout: Layout,
 }
 
-impl WorkerDesk {
-    /// The desk in a file that the master has made.
+impl WorkerShm {
+    /// The shared memory in a file that the master has made.
     ///
     /// # Errors
     /// Those of mmap(2); `InvalidInput` when the file is shorter than the layout.
-    pub fn map(file: File, layout: Layout) -> io::Result<WorkerDesk> {
+    pub fn map(file: File, layout: Layout) -> io::Result<WorkerShm> {
         let board = SharedWords::map(&file, layout)?;
         let length =
             usize::try_from(layout.file_len() - layout.bytes_at()).map_err(io::Error::other)?;
         let bytes = Bytes::map(&file, layout.bytes_at(), length)?;
-        Ok(WorkerDesk {
+        Ok(WorkerShm {
             board,
             bytes,
             file,
@@ -362,7 +362,7 @@ impl WorkerDesk {
         let [rx, tx] = self
             .bytes
             .get_disjoint_mut(ranges)
-            .expect("a receive and a reply place never overlap");
+            .expect("a receive and a reply region never overlap");
         let slot = self.board.slot(index).expect("the slot was claimed");
         Open {
             header: self.board.header(),
@@ -374,8 +374,8 @@ impl WorkerDesk {
 
     /// A place for received bytes, to be read.
     #[must_use]
-    pub fn received(&self, index: u32, place: Region) -> &[u8] {
-        &self.bytes[self.layout.receive_range(place, index)]
+    pub fn received(&self, index: u32, region: Region) -> &[u8] {
+        &self.bytes[self.layout.receive_range(region, index)]
     }
 
     /// Copies received bytes from one place of a slot to the beginning of another.
@@ -388,7 +388,7 @@ impl WorkerDesk {
         );
     }
 
-    /// Copies replies of the turn in progress to the beginning of the slot's large place.
+    /// Copies replies of the turn in progress to the beginning of the slot's large region.
     pub fn keep_replies(&mut self, index: u32, bytes: Range<usize>) {
         let source = self.layout.reply_range(Region::Shared, index);
         let target = self.layout.reply_range(Region::Large, index);
@@ -398,7 +398,7 @@ impl WorkerDesk {
         );
     }
 
-    /// Gives back the memory of a slot's large place.
+    /// Gives back the memory of a slot's large region.
     pub fn empty_large(&self, index: u32) {
         let begin = self.layout.bytes_at() + self.layout.large_at(index);
         // If it fails, memory is kept that was to be given back, and the next client overwrites it.
@@ -452,13 +452,13 @@ mod tests {
     }
 
     #[test]
-    fn a_large_desk_costs_its_touched_pages_only() {
+    fn a_large_shm_costs_its_touched_pages_only() {
         use std::os::unix::fs::MetadataExt;
         let layout = Layout::new(20_000, 1 << 20);
-        let master = MasterDesk::new(layout).expect("memfd");
-        let blocks = |desk: &MasterDesk| desk.file().metadata().expect("fstat").blocks();
+        let master = MasterShm::new(layout).expect("memfd");
+        let blocks = |shm: &MasterShm| shm.file().metadata().expect("fstat").blocks();
         let mut worker =
-            WorkerDesk::map(master.file().try_clone().expect("dup"), layout).expect("mmap");
+            WorkerShm::map(master.file().try_clone().expect("dup"), layout).expect("mmap");
         assert_eq!(blocks(&master), 0);
         worker.open(19_999, Region::Large, Region::Shared).rx[0] = 1;
         assert_eq!(blocks(&master), 8);

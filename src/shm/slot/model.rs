@@ -20,7 +20,7 @@ word!(ModelWord);
 /// What turn `n` leaves of a client.
 fn left(n: u32) -> (Cursors, Flags, Claim) {
     let (rx, tx) = ((Region::Small, n), (Region::Large, n));
-    let view = Cursors {
+    let cursors = Cursors {
         in_base: n.into(),
         out_base: n.into(),
         answered: n,
@@ -35,7 +35,7 @@ fn left(n: u32) -> (Cursors, Flags, Claim) {
         Claim::Parked
     };
     (
-        view,
+        cursors,
         Flags {
             crash_count: n as u8,
             ..Flags::default()
@@ -51,52 +51,52 @@ fn state(found: Claim) -> LeaseState {
     }
 }
 
-/// A desk of one slot.
-struct Desk<W> {
+/// Shared memory of one slot.
+struct Shm<W> {
     words: [W; 16],
-    /// What lies in the slot's places.
+    /// What lies in the slot's regions.
     bytes: Cell<u32>,
 }
 
-impl<W: Word> Desk<W> {
+impl<W: Word> Shm<W> {
     fn slot(&self) -> Slot<'_, W> {
         Slot::new(&self.words)
     }
 
     /// Master: it leases a client that was left so.
-    fn lease(&self, generation: u32, n: u32) {
-        let (view, marks, found) = left(n);
+    fn lease(&self, lease_number: u32, n: u32) {
+        let (cursors, flags, found) = left(n);
         self.bytes.set(n);
         self.slot().preset(
             state(found),
-            generation,
-            view,
-            marks,
+            lease_number,
+            cursors,
+            flags,
             (n.into(), n.into()),
             n.into(),
         );
     }
 
     /// Worker: the turn behind the one that the client was left by; which that is. None if the client is not its own.
-    fn turn(&self, generation: u32) -> Option<u32> {
+    fn turn(&self, lease_number: u32) -> Option<u32> {
         let slot = self.slot();
-        let n = self.read(slot.claim(generation)?) + 1;
+        let n = self.read(slot.claim(lease_number)?) + 1;
         slot.flip(&Cursors::idle(n.into(), n.into()), Flags::default());
         slot.execute(n, 0);
         slot.commit(1, n);
-        let (view, marks, found) = left(n);
+        let (cursors, flags, found) = left(n);
         self.bytes.set(n);
-        slot.flip(&view, marks);
+        slot.flip(&cursors, flags);
         slot.set_requests(n.into());
         slot.touch(n.into());
-        slot.release(generation, state(found));
+        slot.release(lease_number, state(found));
         Some(n)
     }
 
     /// Either side: it ends the lease, and learns which turn was the last.
-    fn take(&self, generation: u32) -> Option<u32> {
-        let found = self.slot().revoke(generation)?;
-        assert!(self.slot().claim(generation).is_none());
+    fn take(&self, lease_number: u32) -> Option<u32> {
+        let found = self.slot().revoke(lease_number)?;
+        assert!(self.slot().claim(lease_number).is_none());
         Some(self.read(found))
     }
 
@@ -112,28 +112,28 @@ impl<W: Word> Desk<W> {
     }
 }
 
-/// Runs `worker` and `master` on one desk with a client, in every way; `end` gets what they returned.
+/// Runs `worker` and `master` on one shared memory with a client, in every way; `end` gets what they returned.
 fn model<W: Word + 'static, A: 'static, B: 'static>(
     word: fn(u64) -> W,
-    worker: fn(&Desk<W>) -> A,
-    master: fn(&Desk<W>) -> B,
-    end: fn(&Desk<W>, A, B),
+    worker: fn(&Shm<W>) -> A,
+    master: fn(&Shm<W>) -> B,
+    end: fn(&Shm<W>, A, B),
 ) {
     loom::model(move || {
-        let desk = Arc::new(Desk {
+        let shm = Arc::new(Shm {
             words: std::array::from_fn(|_| word(0)),
             bytes: Cell::new(0),
         });
-        desk.lease(1, 0);
+        shm.lease(1, 0);
         // In this order: loom begins with the thread that is there, and if that were the one which only looks, the other's
         // own loads would hide from it that their stores must also be tried before the look.
         let there = thread::spawn({
-            let desk = Arc::clone(&desk);
-            move || master(&desk)
+            let shm = Arc::clone(&shm);
+            move || master(&shm)
         });
-        let worker = worker(&desk);
+        let worker = worker(&shm);
         let master = there.join().expect("it does not panic");
-        end(&desk, worker, master);
+        end(&shm, worker, master);
     });
 }
 
@@ -146,14 +146,14 @@ fn up_to(last: u32) -> Vec<u32> {
 fn turns_and_a_take<W: Word + 'static>(word: fn(u64) -> W) {
     model(
         word,
-        |desk| [desk.turn(1), desk.turn(1), desk.turn(1)],
-        |desk| desk.take(1),
-        |desk, turns, taken| {
+        |shm| [shm.turn(1), shm.turn(1), shm.turn(1)],
+        |shm| shm.take(1),
+        |shm, turns, taken| {
             assert_eq!(
                 turns.into_iter().flatten().collect::<Vec<_>>(),
                 up_to(taken.unwrap_or(3))
             );
-            assert_eq!(desk.turn(1).is_some(), taken.is_none());
+            assert_eq!(shm.turn(1).is_some(), taken.is_none());
         },
     );
 }
@@ -197,8 +197,8 @@ fn without_an_order_it_would_not_be() {
 fn of_a_master_that_takes_and_a_worker_that_gives_up_exactly_one_succeeds() {
     model(
         ModelWord::new,
-        |desk| (desk.turn(1), desk.take(1)),
-        |desk| desk.take(1),
+        |shm| (shm.turn(1), shm.take(1)),
+        |shm| shm.take(1),
         |_, (turn, given_up), taken| {
             assert!(given_up.is_some() != taken.is_some());
             assert_eq!(given_up.or(taken), Some(turn.unwrap_or(0)));
@@ -213,14 +213,14 @@ fn an_old_event_does_no_harm_to_the_next_client_of_the_slot() {
     const NEXT: u32 = 10;
     model(
         ModelWord::new,
-        |desk| [desk.turn(1), desk.turn(1), desk.turn(2), desk.turn(1)],
-        |desk| {
-            let taken = desk.take(1)?;
-            desk.slot().clear();
-            desk.lease(2, NEXT);
+        |shm| [shm.turn(1), shm.turn(1), shm.turn(2), shm.turn(1)],
+        |shm| {
+            let taken = shm.take(1)?;
+            shm.slot().clear();
+            shm.lease(2, NEXT);
             Some(taken)
         },
-        |desk, [first, second, new, late], taken| {
+        |shm, [first, second, new, late], taken| {
             assert_eq!(
                 [first, second, late]
                     .into_iter()
@@ -228,7 +228,7 @@ fn an_old_event_does_no_harm_to_the_next_client_of_the_slot() {
                     .collect::<Vec<_>>(),
                 up_to(taken.unwrap_or(3))
             );
-            assert_eq!(desk.take(2), taken.map(|_| new.unwrap_or(NEXT)));
+            assert_eq!(shm.take(2), taken.map(|_| new.unwrap_or(NEXT)));
         },
     );
 }
@@ -238,12 +238,12 @@ fn an_old_event_does_no_harm_to_the_next_client_of_the_slot() {
 fn a_view_is_whole_in_the_middle_of_a_flip() {
     model(
         ModelWord::new,
-        |desk| {
-            desk.slot().flip(&left(1).0, Flags::default());
-            desk.slot().commit(2, 3);
+        |shm| {
+            shm.slot().flip(&left(1).0, Flags::default());
+            shm.slot().commit(2, 3);
         },
-        |desk| desk.slot().cursors(),
-        |desk, (), seen| {
+        |shm| shm.slot().cursors(),
+        |shm, (), seen| {
             let [before, flipped] = [left(0).0, left(1).0];
             let committed = Cursors {
                 answered: 2,
@@ -251,7 +251,7 @@ fn a_view_is_whole_in_the_middle_of_a_flip() {
                 ..flipped
             };
             assert!([before, flipped, committed].contains(&seen), "{seen:?}");
-            assert_eq!(desk.slot().cursors(), committed);
+            assert_eq!(shm.slot().cursors(), committed);
         },
     );
 }

@@ -1,4 +1,4 @@
-//! The head of a desk: what a worker has done, and how long it took.
+//! The head of shared memory: what a worker has done, and how long it took.
 //!
 //! ```text
 //! word  0  leases picked up          5  the method being executed, its number; 0 if none
@@ -10,10 +10,10 @@
 //!      12  beats: turns begun and probes heard        13  since when the turn or the method in progress is; 0 if none is
 //!      14  the slot of the turn in progress
 //!      15  bytes that the thread had written in all when its master was gone, plus 1; 0 while that is there
-//!      16  what the next commit counts, see `desk/counters.rs`
+//!      16  what the next commit counts, see `shm/counters.rs`
 //!      17  clients that were closed because they could not be watched, read from or written to
-//!      18  clients that found no room in a boat when the master was gone
-//!      19  when the desk was packed for the next master: ns of CLOCK_MONOTONIC; 0 if it was not
+//!      18  clients that found no room in a handoff queue when the master was gone
+//!      19  when the shared memory was packed for the next master: ns of CLOCK_MONOTONIC; 0 if it was not
 //!      20  calls that the thread had written with before that write   21  bytes that the write took, plus 1; 0 until it is over
 //!      22  the thread that serves and writes; 0 in version 1, where 8 and 15 are of the whole process
 //!      23  calls that the thread had written with in all when its master was gone
@@ -28,7 +28,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::sys::ledger::Writes;
+use crate::sys::byte_counts::Writes;
 
 const PICKED_UP: usize = 0;
 const PANICS: usize = 3;
