@@ -19,6 +19,7 @@ mod control_hostile;
 mod control_roles;
 mod counterd;
 mod ctl;
+mod echo_raw;
 mod events;
 mod exporter;
 mod fast_open;
