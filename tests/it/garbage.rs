@@ -1,6 +1,5 @@
 //! A broken worker fills its shared memory and its channel with garbage: it is killed, whoever is whole goes on, the master stays.
 
-use fdpassd::proto::channel::{Message, ToMaster};
 use fdpassd::testing::{Client, Running};
 use serde_json::json;
 
@@ -172,7 +171,13 @@ fn a_worker_that_says_what_is_no_message_or_not_true_is_killed_and_its_clients_g
             .map(|_| random.next() as u8)
             .collect();
         datagram[0] = random.below(8) as u8;
-        if ToMaster::decode(&datagram).is_err() {
+        // Kinds 3 and 4 have numbers of slots behind them, kinds 5 and 6 nothing.
+        let is_message = match datagram[0] {
+            3 | 4 => datagram.len() > 1 && datagram.len() % 4 == 1,
+            5 | 6 => datagram.len() == 1,
+            _ => false,
+        };
+        if !is_message {
             datagrams.push(datagram);
         }
     }
