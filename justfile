@@ -24,6 +24,10 @@ chaos SECONDS="60":
     cargo build --release --examples
     CHAOS_SECONDS={{ SECONDS }} cargo test --release --test it chaos:: -- --nocapture
 
+# Searches for inputs that break a decoder; needs cargo-fuzz and a nightly toolchain
+fuzz TARGET SECONDS="60":
+    cargo +nightly fuzz run {{ TARGET }} -- -max_total_time={{ SECONDS }}
+
 # Licences, duplicates, origins and known vulnerabilities of dependencies; needs cargo-deny
 deny:
     cargo deny --locked check

@@ -82,6 +82,9 @@ mod config;
 mod ctl;
 mod daemon;
 mod exporter;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod logging;
 mod loop_clock;
 mod master;

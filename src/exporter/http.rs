@@ -212,6 +212,19 @@ impl Status {
     }
 }
 
+/// Reads any bytes as the head of a request. A verdict must not change when more bytes arrive.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(received: &[u8]) {
+    let received = &received[..received.len().min(MAX_HEAD - 1)];
+    let verdict = next(received);
+    if let Next::Refused(reply) = &verdict {
+        let _ = (reply.encode(false), reply.encode(true));
+    }
+    if verdict != Next::Partial {
+        assert_eq!(next(&[received, b"x"].concat()), verdict);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

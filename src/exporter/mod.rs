@@ -16,6 +16,9 @@ mod daemon;
 mod host;
 mod http;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use http::fuzz as fuzz_http;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};

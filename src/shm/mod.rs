@@ -40,6 +40,8 @@ use crate::sys::memory::{self, Bytes, PAGE, Words};
 
 pub use counters::{Counters, Note};
 pub use header::{BUCKETS, Header, Write, upper};
+#[cfg(any(test, fuzzing))]
+pub use recovery::fuzz;
 pub use recovery::{ClientBytes, Owner};
 pub use slot::{Claim, Cursors, Flags, LeaseState, Region, Slot};
 #[cfg(test)]

@@ -146,6 +146,50 @@ impl MasterShm {
     }
 }
 
+/// Recovers a client from a slot with any words in it, as a broken worker may leave them, and stores it in another slot. The
+/// input is the words of the slot, then 16 bytes of byte counts, if they are known.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(input: &[u8]) {
+    let Some((words, counts)) = input.split_first_chunk::<{ super::SLOT_LEN as usize }>() else {
+        return;
+    };
+    let master = MasterShm::new(super::Layout::new(2, 4096)).expect("memory");
+    let written = master.file().write_all_at(words, super::HEADER_LEN);
+    written.expect("the file has a slot");
+    let slot = master.slot(0).expect("a slot");
+    let (cursors, flags) = (slot.cursors(), slot.flags());
+    let _ = (slot.lease(), slot.executing(), slot.requests());
+    let _ = (cursors.ends(), cursors.parked());
+    let byte_counts = counts.split_first_chunk().and_then(|(received, rest)| {
+        Some(ByteCounts {
+            received: u64::from_le_bytes(*received),
+            written: u64::from_le_bytes(*rest.first_chunk()?),
+        })
+    });
+    for owner in [Owner::Alive, Owner::Dead] {
+        let Ok(bytes) = master.recover(0, byte_counts, owner) else {
+            continue;
+        };
+        let all = |bytes: &ClientBytes| {
+            let vec = |stretch: &Stretch| stretch.to_vec().expect("the bytes are in the file");
+            (
+                bytes.in_base,
+                bytes.out_base,
+                vec(&bytes.unread),
+                vec(&bytes.unsent),
+            )
+        };
+        let found = all(&bytes);
+        if master.has_regions_for(&bytes) {
+            let cursors = master.lay(1, &bytes).expect("it has regions");
+            let slot = master.slot(1).expect("a slot");
+            slot.preset(super::LeaseState::Parked, 1, cursors, flags, (1, 1), 0);
+            let again = master.recover(1, None, Owner::Alive);
+            assert_eq!(all(&again.expect("it was laid there")), found);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

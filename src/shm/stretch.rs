@@ -61,7 +61,7 @@ impl Stretch {
     ///
     /// # Errors
     /// Those of pread(2).
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub fn to_vec(&self) -> io::Result<Vec<u8>> {
         match &self.0 {
             Kind::Copied(bytes) => Ok(bytes.clone()),

@@ -7,7 +7,7 @@ use std::path::Path;
 use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 
 /// Each module of the crate's root, and which others of them it may know.
-const MAY_IMPORT: [(&str, &[&str]); 17] = [
+const MAY_IMPORT: [(&str, &[&str]); 18] = [
     ("proto", &[]),
     ("sys", &[]),
     ("table", &[]),
@@ -53,6 +53,7 @@ const MAY_IMPORT: [(&str, &[&str]); 17] = [
         "daemon",
         &["config", "exporter", "logging", "master", "worker", "proto"],
     ),
+    ("fuzzing", &["config", "shm", "exporter", "proto"]),
     ("testing", &["daemon", "proto", "sys", "worker"]),
     ("bin", &[]),
 ];

@@ -293,7 +293,7 @@ fn read(file: &Path) -> String {
 
 /// All files of the repository.
 fn files() -> Vec<PathBuf> {
-    let not_ours = [".git", "target"].map(|name| root().join(name));
+    let not_ours = [".git", "target", "fuzz/corpus", "fuzz/target"].map(|name| root().join(name));
     let mut files = Vec::new();
     let mut folders = vec![root().to_owned()];
     while let Some(folder) = folders.pop() {
