@@ -21,8 +21,9 @@ mod in_process;
 mod manager;
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -40,12 +41,13 @@ pub use self::in_process::InProcess;
 pub use self::manager::ServiceManager;
 use crate::proto::control::{Status, WorkerState, WorkerStatus};
 use crate::proto::names::Address;
+use crate::sys::poll::{self, Interest};
 use crate::sys::process::FileId;
 use crate::sys::{inherited, process};
 use crate::worker::Fault;
 
 /// The deadline of every wait.
-pub const TIMEOUT: Duration = Duration::from_secs(10);
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A running daemon. Dropping it kills its master and workers, waits for them and removes its directory.
 #[derive(Debug)]
@@ -342,7 +344,7 @@ impl Running {
         })
     }
 
-    /// Returns everything that master and workers have written to standard error so far.
+    /// Returns everything that master and workers have written to standard error before this call.
     #[must_use]
     pub fn stderr(&self) -> String {
         self.log.text()
@@ -585,7 +587,7 @@ impl Drop for Directory {
 }
 
 /// The output of processes through a pipe, which a thread reads. It ends when all processes with the pipe have exited.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Output {
     /// The identity of the pipe.
     pipe: FileId,
@@ -593,36 +595,53 @@ struct Output {
     more: Condvar,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Written {
+    source: File,
     text: String,
     ended: bool,
 }
 
 impl Output {
-    fn of(mut pipe: impl Read + AsFd + Send + 'static) -> Arc<Output> {
-        let output = Output {
-            pipe: FileId::of(&pipe).expect("it is open"),
-            ..Output::default()
+    fn of(pipe: impl Into<OwnedFd>) -> Arc<Output> {
+        let source = File::from(pipe.into());
+        let readable = source.try_clone().expect("there is room for a descriptor");
+        let written = Written {
+            source,
+            text: String::new(),
+            ended: false,
         };
-        let output = Arc::new(output);
+        let output = Arc::new(Output {
+            pipe: FileId::of(&readable).expect("it is open"),
+            written: Mutex::new(written),
+            more: Condvar::new(),
+        });
         let shared = Arc::clone(&output);
         thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok(n @ 1..) = pipe.read(&mut buffer) {
-                shared.add(|written| {
-                    written
-                        .text
-                        .push_str(&String::from_utf8_lossy(&buffer[..n]))
-                });
+            while !shared.has_ended() {
+                let _ = poll::wait_for(&readable, Interest::Read, TIMEOUT);
+                shared.read();
             }
-            shared.add(|written| written.ended = true);
         });
         output
     }
 
-    fn add(&self, change: impl FnOnce(&mut Written)) {
-        change(&mut self.written.lock().unwrap_or_else(PoisonError::into_inner));
+    /// Reads what is in the pipe now, without waiting. Only one thread at a time does so, with the text locked.
+    fn read(&self) {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buffer = [0; 4096];
+        while !written.ended
+            && poll::wait_for(&written.source, Interest::Read, Duration::ZERO).unwrap_or(true)
+        {
+            match written.source.read(&mut buffer) {
+                Ok(n @ 1..) => {
+                    let text = String::from_utf8_lossy(&buffer[..n]);
+                    written.text.push_str(&text);
+                }
+                _ => written.ended = true,
+            }
+        }
+        drop(written);
         self.more.notify_all();
     }
 
@@ -640,7 +659,9 @@ impl Output {
         is_so(&written)
     }
 
+    /// Returns all that was written before this call.
     fn text(&self) -> String {
+        self.read();
         self.written
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
