@@ -5,11 +5,14 @@ use fdpassd::testing::{Client, Running, eventually};
 use crate::common::faulty::{self, Execution, whoami};
 use crate::common::kernel;
 
+/// No worker is taken for stuck and loses its clients, however busy the machine is.
+const NO_STALLS: &str = "limits.stall-timeout = \"1h\"";
+
 #[test]
 fn round_robin_is_exact_over_a_thousand_clients() {
     for workers in [2, 3] {
         let daemon = faulty::start(&format!(
-            "workers = {{ count = {workers}, dispatch = \"round-robin\" }}"
+            "workers = {{ count = {workers}, dispatch = \"round-robin\" }}\n{NO_STALLS}"
         ));
         daemon.wait_for_workers();
         let mut clients = Vec::new();
@@ -23,7 +26,9 @@ fn round_robin_is_exact_over_a_thousand_clients() {
 
 #[test]
 fn round_robin_is_exact_whoever_leaves_meanwhile() {
-    let daemon = faulty::start("workers = { count = 3, dispatch = \"round-robin\" }");
+    let daemon = faulty::start(&format!(
+        "workers = {{ count = 3, dispatch = \"round-robin\" }}\n{NO_STALLS}"
+    ));
     daemon.wait_for_workers();
     let mut stays = Vec::new();
     for i in 0..300 {
@@ -46,7 +51,9 @@ fn round_robin_is_exact_whoever_leaves_meanwhile() {
 
 #[test]
 fn least_loaded_gives_nobody_to_a_worker_that_is_busy_with_a_long_call() {
-    let daemon = faulty::start("workers = { count = 2, dispatch = \"least-loaded\" }");
+    let daemon = faulty::start(&format!(
+        "workers = {{ count = 2, dispatch = \"least-loaded\" }}\n{NO_STALLS}"
+    ));
     daemon.wait_for_workers();
     let mut caller = daemon.connect();
     let busy = whoami(&mut caller).seat;
@@ -64,7 +71,7 @@ fn least_loaded_gives_nobody_to_a_worker_that_is_busy_with_a_long_call() {
 #[test]
 fn least_loaded_spreads_idle_clients_evenly() {
     for workers in [2, 4] {
-        let daemon = faulty::start(&format!("workers.count = {workers}"));
+        let daemon = faulty::start(&format!("workers.count = {workers}\n{NO_STALLS}"));
         daemon.wait_for_workers();
         let mut clients = Vec::new();
         for _ in 0..400 {
@@ -88,7 +95,7 @@ fn a_stopped_worker_swallows_few_new_clients_and_all_others_are_served() {
     const WINDOW: u64 = 16;
     for dispatch in ["round-robin", "least-loaded"] {
         let daemon = faulty::start(&format!(
-            "workers = {{ count = 2, dispatch = \"{dispatch}\" }}"
+            "workers = {{ count = 2, dispatch = \"{dispatch}\" }}\n{NO_STALLS}"
         ));
         daemon.wait_for_workers();
         let stopped = stop(&daemon, 1);

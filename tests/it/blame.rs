@@ -45,6 +45,7 @@ fn each_death_is_told_with_the_worker_its_end_the_request_and_what_became_of_eve
     let mut reruns = 0;
     for (number, death) in (1..).zip(deaths) {
         others.iter_mut().for_each(ping);
+        daemon.wait_until("the caller before has left", |status| status.clients == 7);
         let mut caller = daemon.connect();
         let (before, told) = (daemon.status(), daemon.stderr().len());
         let server = whoami(&mut caller);

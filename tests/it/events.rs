@@ -189,25 +189,29 @@ fn a_hung_worker_keeps_nobody_waiting_for_events_clients_or_figures() {
         "workers.count = 1\nlimits.stall-timeout = \"10m\"\nlimits.request-timeout = \"10m\"",
     );
     daemon.wait_for_workers();
+    let ask_all = || {
+        let begin = Instant::now();
+        for verb in [
+            "status",
+            "clients",
+            "events",
+            "config",
+            "check",
+            "metrics",
+            "log-level",
+            "version",
+        ] {
+            daemon.ctl(verb).expect(verb);
+        }
+        begin.elapsed()
+    };
+    let usual = ask_all();
     let blocked = Execution::start(&daemon);
     daemon.signal_worker(0, "STOP");
-    let begin = Instant::now();
-    for verb in [
-        "status",
-        "clients",
-        "events",
-        "config",
-        "check",
-        "metrics",
-        "log-level",
-        "version",
-    ] {
-        daemon.ctl(verb).expect(verb);
-    }
+    let took = ask_all();
     assert!(
-        begin.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        begin.elapsed()
+        took < 10 * usual + Duration::from_secs(2),
+        "{took:?} instead of {usual:?}"
     );
     daemon.signal_worker(0, "CONT");
     blocked.finish();

@@ -15,6 +15,14 @@ use crate::common::start;
 #[test]
 fn it_is_served_without_a_stall() {
     let daemon = start(CONFIG);
+    let mut client = daemon.connect().without_delay();
+    let began = Instant::now();
+    for i in 0..200 {
+        client.call("ping", i).expect("a result");
+    }
+    let usual = began.elapsed();
+    drop(client);
+
     let mut socket = TcpStream::connect(address(&daemon)).expect("the daemon listens");
     let began = Instant::now();
     for i in 0..100 {
@@ -33,10 +41,10 @@ fn it_is_served_without_a_stall() {
             "{out}: {result}"
         );
     }
+    let took = began.elapsed();
     assert!(
-        began.elapsed() < Duration::from_secs(2),
-        "200 calls took {:?}",
-        began.elapsed()
+        took < 10 * usual + Duration::from_secs(2),
+        "200 calls took {took:?}, and {usual:?} of another client"
     );
 }
 

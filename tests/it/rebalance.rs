@@ -34,7 +34,7 @@ fn after_scaling_up_busy_clients_spread_by_themselves_idle_ones_stay_and_then_th
         busy,
         Habit {
             pipelined: 1,
-            spin: 3,
+            block: 3,
             pause: Duration::from_millis(20),
         },
     );
@@ -113,7 +113,7 @@ fn the_operator_is_told_what_would_move_and_has_it_moved() {
         crowd,
         Habit {
             pipelined: 8,
-            spin: 10,
+            block: 10,
             pause: Duration::ZERO,
         },
     );

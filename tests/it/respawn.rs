@@ -48,7 +48,8 @@ fn idle_clients_outlive_every_kill_of_their_workers_and_every_one_is_counted() {
 
 #[test]
 fn clients_that_a_stopped_worker_has_not_picked_up_are_served_by_another_when_it_is_killed() {
-    let daemon = start("workers = { count = 2, dispatch = \"round-robin\" }");
+    let daemon =
+        start("workers = { count = 2, dispatch = \"round-robin\" }\nlimits.stall-timeout = \"1h\"");
     daemon.wait_for_workers();
     stop_worker(&daemon, 0);
     let mut clients: Vec<Client> = (0..8).map(|_| daemon.connect()).collect();

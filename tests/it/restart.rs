@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use fdpassd::proto::control::{Origin, Status};
 use fdpassd::testing::{Client, Running, ServiceManager, eventually};
@@ -185,7 +184,7 @@ fn nobody_who_connects_meanwhile_is_refused_and_paths_stay_where_they_are() {
 
 #[test]
 fn what_executes_gets_the_grace_and_then_the_rule_of_a_crash() {
-    for (how, grace) in [(How::Term, "10s"), (How::Term, "50ms"), (How::Kill, "50ms")] {
+    for (how, grace) in [(How::Term, "60s"), (How::Term, "50ms"), (How::Kill, "50ms")] {
         let manager = ServiceManager::new();
         let faulty = example("faulty");
         let config = format!(
@@ -202,7 +201,7 @@ fn what_executes_gets_the_grace_and_then_the_rule_of_a_crash() {
             .iter_mut()
             .for_each(|client| client.request("ping", 7));
         daemon.wait_until("all are accepted", |status| status.clients == 41);
-        if grace == "10s" {
+        if grace == "60s" {
             daemon.signal("TERM");
             daemon.wait_for_log("leaving");
             let mut client = blocked.finish();
@@ -218,7 +217,7 @@ fn what_executes_gets_the_grace_and_then_the_rule_of_a_crash() {
             assert_eq!(daemon.status().lost_total, 0);
             continue;
         }
-        let begin = Instant::now();
+        // Without an end of the grace this would not return.
         let daemon = restart_program(&manager, daemon, how, &faulty);
         let mut client = blocked.into_client();
         let fault = client.reply().value().expect_err("its worker is gone");
@@ -228,11 +227,6 @@ fn what_executes_gets_the_grace_and_then_the_rule_of_a_crash() {
         behind
             .iter_mut()
             .for_each(|client| assert_eq!(client.reply().value().expect("a pong"), 7));
-        assert!(
-            begin.elapsed() < Duration::from_secs(5),
-            "{:?}",
-            begin.elapsed()
-        );
         assert_eq!(daemon.status().lost_total, 0);
     }
 }

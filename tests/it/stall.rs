@@ -26,9 +26,13 @@ fn while_a_call_blocks_every_other_client_is_served_by_another_worker_before_it_
     {
         // Those who were there before, and those who come now.
         clients.extend(connect(&daemon, 5));
+        // Long enough for all of them, however slow the machine is.
+        let began = Instant::now();
+        clients.iter_mut().for_each(|client| _ = whoami(client));
+        let time = Duration::from_millis(500) + 10 * began.elapsed();
         let id = whoami(&mut caller).client;
         let told = daemon.stderr().len();
-        caller.request(method, 500);
+        caller.request(method, time.as_millis() as u64);
         let stuck = stuck_worker(
             &daemon,
             told,
@@ -69,7 +73,7 @@ fn while_a_call_blocks_every_other_client_is_served_by_another_worker_before_it_
 
 #[test]
 fn a_single_worker_that_is_stuck_gets_a_stand_in_which_leaves_when_it_is_back() {
-    let daemon = faulty::start("workers.count = 1\nlimits.stall-timeout = \"20ms\"");
+    let daemon = faulty::start("workers.count = 1\nlimits.stall-timeout = \"300ms\"");
     let mut clients = connect(&daemon, 20);
     let execution = Execution::start(&daemon);
     let stuck = stuck_worker(&daemon, 0, " in method \"read_line\" of client ");
@@ -86,9 +90,10 @@ fn a_single_worker_that_is_stuck_gets_a_stand_in_which_leaves_when_it_is_back() 
         let alone = status.workers.len() == 1 && status.leaving.is_empty();
         alone && status.workers[0].state == WorkerState::Ready
     });
-    for client in clients.iter_mut().chain([&mut caller]) {
-        assert_eq!(whoami(client).seat, 0);
-    }
+    eventually("all are back", || {
+        let mut all = clients.iter_mut().chain([&mut caller]);
+        all.all(|client| whoami(client).seat == 0).then_some(())
+    });
     let status = daemon.status();
     assert_eq!(
         (status.deaths_total, status.lost_total, status.errors_total),
@@ -98,7 +103,7 @@ fn a_single_worker_that_is_stuck_gets_a_stand_in_which_leaves_when_it_is_back() 
 
 #[test]
 fn while_all_workers_are_stuck_clients_are_served_by_others_and_the_status_tells_who_is() {
-    let daemon = faulty::start("workers.count = 2\nlimits.stall-timeout = \"20ms\"");
+    let daemon = faulty::start("workers.count = 2\nlimits.stall-timeout = \"300ms\"");
     daemon.wait_for_workers();
     let mut clients = connect(&daemon, 20);
     let executions: Vec<Execution> = (1..=2)
@@ -203,13 +208,25 @@ fn a_worker_stopped_in_the_middle_of_a_request_goes_on_with_it_and_answers_once(
     let mut others = connect(&daemon, 4);
     for (method, result) in [("sleep", json!(null)), ("sleep_again", json!(1))] {
         let mut caller = daemon.connect();
-        let place = whoami(&mut caller);
-        caller.request(method, 500);
-        caller.request("ping", "behind");
-        daemon.wait_until("it is being executed", |status| {
-            status.workers[place.seat as usize].executing > 0
-        });
-        stop_worker(&daemon, place.seat);
+        let mut time = 500;
+        let place = loop {
+            let place = whoami(&mut caller);
+            caller.request(method, time);
+            caller.request("ping", "behind");
+            eventually("it is being executed, or it was", || {
+                let is_executing = daemon.status().workers[place.seat as usize].executing > 0;
+                (is_executing || caller.has_something()).then_some(())
+            });
+            stop_worker(&daemon, place.seat);
+            if !caller.has_something() {
+                break place;
+            }
+            // The machine was too slow to stop it in time.
+            daemon.signal_worker(place.seat, "CONT");
+            assert_eq!(caller.reply().value().expect("a result"), result);
+            assert_eq!(caller.reply().value().expect("a result"), "behind");
+            time *= 3;
+        };
         for other in &mut others {
             assert_ne!(whoami(other).pid, place.pid);
         }
@@ -234,7 +251,7 @@ fn a_worker_stopped_in_the_middle_of_a_request_goes_on_with_it_and_answers_once(
 #[test]
 fn a_worker_that_stays_stopped_is_killed_after_request_timeout_and_its_caller_gets_an_error() {
     let daemon = faulty::start(
-        "workers.count = 2\nlimits = { stall-timeout = \"20ms\", request-timeout = \"1s\" }",
+        "workers.count = 2\nlimits = { stall-timeout = \"20ms\", request-timeout = \"2s\" }",
     );
     daemon.wait_for_workers();
     for is_executing in [false, true] {
@@ -352,11 +369,11 @@ fn a_request_that_takes_too_long_is_answered_with_timeout_and_everybody_else_see
 #[test]
 fn the_time_a_request_may_take_is_its_own_and_not_what_the_one_before_has_left() {
     let daemon = faulty::start(
-        "workers.count = 2\nlimits = { stall-timeout = \"1s\", request-timeout = \"2s\" }",
+        "workers.count = 2\nlimits = { stall-timeout = \"1s\", request-timeout = \"3s\" }",
     );
     let mut caller = daemon.connect();
-    caller.request("sleep", 1_600);
-    caller.request("sleep", 900);
+    caller.request("sleep", 2_000);
+    caller.request("sleep", 1_500);
     assert_eq!(caller.reply().value().expect("it is in time"), json!(null));
     assert_eq!(
         caller.reply().value().expect("it is in time, too"),
@@ -395,7 +412,7 @@ fn a_stuck_worker_without_clients_is_seen_coming_back_and_then_nothing_wakes_up(
     daemon.wait_for_workers();
     let others = connect(&daemon, 5);
     let mut caller = daemon.connect();
-    caller.request("sleep", 500);
+    caller.request("sleep", 2_000);
     daemon.wait_for_log(" is stuck for ");
     drop((caller, others));
     daemon.wait_until("it is left alone with its request", |status| {
@@ -428,9 +445,11 @@ fn idle_clients_cost_no_more_wake_ups_than_looks() {
         .chain(daemon.worker_pids())
         .collect();
     let_pass(Duration::from_millis(500));
-    let before: Vec<u64> = processes.iter().map(|pid| kernel::sleeps(*pid)).collect();
+    let sleeps = || -> Vec<u64> { processes.iter().map(|pid| kernel::sleeps(*pid)).collect() };
+    let (began, before) = (Instant::now(), sleeps());
     let_pass(Duration::from_secs(3));
-    let after: Vec<u64> = processes.iter().map(|pid| kernel::sleeps(*pid)).collect();
+    let after = sleeps();
+    let seconds = began.elapsed().as_secs_f64();
     let wake_ups: Vec<u64> = after
         .iter()
         .zip(before)
@@ -438,10 +457,11 @@ fn idle_clients_cost_no_more_wake_ups_than_looks() {
         .collect();
     // A look every half second, and one a second for the balance; workers are asked at every other look.
     assert!(
-        wake_ups[0] <= 11 && wake_ups[1] <= 4 && wake_ups[2] <= 4,
-        "{wake_ups:?} in three seconds"
+        wake_ups[0] <= (3.0 * seconds) as u64 + 2
+            && wake_ups[1].max(wake_ups[2]) <= seconds as u64 + 1,
+        "{wake_ups:?} in {seconds} s"
     );
-    assert!(wake_ups[1] >= 2, "they are looked at: {wake_ups:?}");
+    assert!(wake_ups[1] >= 1, "they are looked at: {wake_ups:?}");
     assert_eq!(daemon.status().stalls_total, 0);
     ping_all(&mut clients);
 }

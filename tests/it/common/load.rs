@@ -24,8 +24,9 @@ pub struct Load {
 pub struct Habit {
     /// Requests under way, one at the least.
     pub pipelined: usize,
-    /// How long it keeps a worker of the faulty daemon busy before each numbered request, in ms.
-    pub spin: u64,
+    /// How long it keeps a worker of the faulty daemon busy before each numbered request, in ms. The worker blocks for that
+    /// time, which counts as busy and needs no CPU time.
+    pub block: u64,
     /// How long it does nothing after a reply.
     pub pause: Duration,
 }
@@ -108,8 +109,8 @@ fn ask(mut client: Client, number: usize, habit: Habit, answered: &AtomicU64, ov
     let mut under_way = VecDeque::new();
     for request in 0_u64.. {
         let params = json!([number, request]);
-        if habit.spin > 0 {
-            client.request("spin", habit.spin);
+        if habit.block > 0 {
+            client.request("sleep", habit.block);
             under_way.push_back(Value::Null);
         }
         client.request("ping", &params);
