@@ -22,7 +22,7 @@ pub struct Channel<Tx, Rx> {
 
 /// What came out of a channel.
 #[derive(Debug)]
-pub enum Heard<Rx> {
+pub enum Incoming<Rx> {
     /// A message, with as many descriptors as its kind wants.
     Message(Rx, Vec<OwnedFd>),
     /// What is no message, or one with something missing. Descriptors that came with it are closed.
@@ -69,11 +69,11 @@ impl<Tx: Message, Rx: Message> Channel<Tx, Rx> {
     ///
     /// # Errors
     /// Those of recvmsg(2).
-    pub fn hear(&self, scratch: &mut Scratch) -> io::Result<Heard<Rx>> {
+    pub fn hear(&self, scratch: &mut Scratch) -> io::Result<Incoming<Rx>> {
         let (length, descriptors, cut) =
             match socket::receive_message(&self.socket, &mut scratch.0)? {
-                Received::Nothing => return Ok(Heard::Nothing),
-                Received::Closed => return Ok(Heard::Closed),
+                Received::Nothing => return Ok(Incoming::Nothing),
+                Received::Closed => return Ok(Incoming::Closed),
                 Received::Message {
                     length,
                     descriptors,
@@ -81,16 +81,16 @@ impl<Tx: Message, Rx: Message> Channel<Tx, Rx> {
                 } => (length, descriptors, cut),
             };
         if cut {
-            return Ok(Heard::Garbage(Malformed(
+            return Ok(Incoming::Garbage(Malformed(
                 "cut short: too long, or out of descriptors",
             )));
         }
         Ok(match Rx::decode(&scratch.0[..length]) {
             Ok(message) if message.descriptors() == descriptors.len() => {
-                Heard::Message(message, descriptors)
+                Incoming::Message(message, descriptors)
             }
-            Ok(_) => Heard::Garbage(Malformed("not as many descriptors as it wants")),
-            Err(malformed) => Heard::Garbage(malformed),
+            Ok(_) => Incoming::Garbage(Malformed("not as many descriptors as it wants")),
+            Err(malformed) => Incoming::Garbage(malformed),
         })
     }
 }
@@ -162,14 +162,14 @@ mod tests {
             Sent::Queued
         );
         match worker.hear(&mut scratch).expect("hear") {
-            Heard::Message(ToWorker::Lease(leases), descriptors) => {
+            Incoming::Message(ToWorker::Lease(leases), descriptors) => {
                 assert_eq!((leases, descriptors.len()), (vec![lease], 1))
             }
             other => panic!("{other:?}"),
         }
         assert!(matches!(
             worker.hear(&mut scratch).expect("hear"),
-            Heard::Nothing
+            Incoming::Nothing
         ));
 
         let (mut watch, passed) = UnixStream::pair().expect("socketpair");
@@ -181,11 +181,11 @@ mod tests {
         drop(passed);
         assert!(matches!(
             worker.hear(&mut scratch).expect("hear"),
-            Heard::Garbage(_)
+            Incoming::Garbage(_)
         ));
         assert!(matches!(
             worker.hear(&mut scratch).expect("hear"),
-            Heard::Garbage(_)
+            Incoming::Garbage(_)
         ));
         assert_eq!(
             watch.read(&mut [0]).expect("EOF, because no copy is left"),
@@ -194,7 +194,7 @@ mod tests {
         drop(master);
         assert!(matches!(
             worker.hear(&mut scratch).expect("hear"),
-            Heard::Closed
+            Incoming::Closed
         ));
     }
 }

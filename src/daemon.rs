@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use crate::config::Config;
 use crate::exporter;
 use crate::logging;
-use crate::master::{self, Announce, Handed, Inherited, Resumed, Setup};
+use crate::master::{self, Announce, Handed, Inherited, MasterSetup, Resumed};
 use crate::proto::names::Address;
 use crate::worker::{self, Call, Fault, Methods, Reply, WorkerInfo};
 
@@ -302,7 +302,7 @@ fn run_options(
         }
     };
     run_master(
-        Setup {
+        MasterSetup {
             name: name.to_owned(),
             version,
             config: loaded.config,
@@ -359,7 +359,7 @@ fn resume_master(name: &str, version: &'static str, number: &str) -> ExitCode {
             inherited,
             log,
         }) => run_master(
-            Setup {
+            MasterSetup {
                 announce: announcer(name.clone(), version),
                 name,
                 version,
@@ -384,7 +384,7 @@ fn resume_master(name: &str, version: &'static str, number: &str) -> ExitCode {
 }
 
 /// `log` is the file of the log, if it is open already.
-fn run_master(mut setup: Setup, log: Option<File>) -> ExitCode {
+fn run_master(mut setup: MasterSetup, log: Option<File>) -> ExitCode {
     let name = setup.name.clone();
     // After an upgrade that of before.
     master::name_process(&name);

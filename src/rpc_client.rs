@@ -222,7 +222,7 @@ impl RpcClient {
     /// # Errors
     /// What kept the request from being sent.
     pub fn begin(&mut self, verb: Verb, params: &impl Serialize) -> Result<(), Error> {
-        let request = self.frame(&Request {
+        let request = self.frame(&RpcRequest {
             method: verb.as_str(),
             params: Some(params),
         })?;
@@ -234,7 +234,7 @@ impl RpcClient {
     /// # Errors
     /// The daemon's refusal, and what kept a reply from coming.
     pub fn answered(&mut self, verb: Verb) -> Result<Box<RawValue>, Error> {
-        let reply = self.receive().and_then(|body| Reply::parse(&body));
+        let reply = self.receive().and_then(|body| RpcReply::parse(&body));
         result_of(verb, reply)
     }
 
@@ -259,12 +259,16 @@ impl RpcClient {
     ///
     /// # Errors
     /// [`Error::Refused`] for an error reply, and what kept a reply from coming.
-    pub fn call(&mut self, method: &str, params: Option<&impl Serialize>) -> Result<Reply, Error> {
-        let request = self.frame(&Request { method, params })?;
+    pub fn call(
+        &mut self,
+        method: &str,
+        params: Option<&impl Serialize>,
+    ) -> Result<RpcReply, Error> {
+        let request = self.frame(&RpcRequest { method, params })?;
         let sent = self.write_all(&request);
         // Also when the request was not taken to its end: the reply may be the reason why.
         match (self.receive(), sent) {
-            (Ok(body), _) => Reply::parse(&body),
+            (Ok(body), _) => RpcReply::parse(&body),
             (Err(error), Ok(())) => Err(error),
             (Err(_), Err(error)) => Err(self.read_error(error)),
         }
@@ -281,7 +285,7 @@ impl RpcClient {
         }
     }
 
-    fn frame(&self, request: &Request<impl Serialize>) -> Result<Vec<u8>, Error> {
+    fn frame(&self, request: &RpcRequest<impl Serialize>) -> Result<Vec<u8>, Error> {
         let mut frame = vec![0; PREFIX];
         serde_json::to_writer(&mut frame, request).map_err(|e| Error::Usage(e.to_string()))?;
         let length = u32::try_from(frame.len() - PREFIX)
@@ -374,14 +378,14 @@ impl Closer {
 
 /// A reply that is none of an error.
 #[derive(Debug)]
-pub struct Reply {
+pub struct RpcReply {
     name: String,
     /// Byte for byte as it came.
     pub result: Box<RawValue>,
 }
 
-impl Reply {
-    fn parse(body: &[u8]) -> Result<Reply, Error> {
+impl RpcReply {
+    fn parse(body: &[u8]) -> Result<RpcReply, Error> {
         #[derive(Deserialize)]
         struct Envelope<'a> {
             #[serde(borrow)]
@@ -415,7 +419,7 @@ impl Reply {
                 display: place["display"].as_str().map(str::to_owned),
             });
         }
-        Ok(Reply {
+        Ok(RpcReply {
             name: out.into_owned(),
             result: result.to_owned(),
         })
@@ -423,7 +427,7 @@ impl Reply {
 }
 
 /// The daemon's result, if it is one of that verb.
-fn result_of(verb: Verb, reply: Result<Reply, Error>) -> Result<Box<RawValue>, Error> {
+fn result_of(verb: Verb, reply: Result<RpcReply, Error>) -> Result<Box<RawValue>, Error> {
     match reply {
         Ok(reply) if reply.name == verb.as_str() => Ok(reply.result),
         Ok(reply) => Err(Error::NoReply(format!(
@@ -444,7 +448,7 @@ pub fn no_reply(why: &dyn fmt::Display) -> Error {
 }
 
 #[derive(Serialize)]
-struct Request<'a, P> {
+struct RpcRequest<'a, P> {
     #[serde(rename = "in")]
     method: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -512,7 +516,7 @@ mod tests {
     #[test]
     fn forbidden_is_written_as_the_daemon_writes_it() {
         assert_eq!(
-            serde_json::to_string(&control::Code::Forbidden).expect("a string"),
+            serde_json::to_string(&control::RefusalCode::Forbidden).expect("a string"),
             format!("{FORBIDDEN:?}")
         );
     }
@@ -520,7 +524,7 @@ mod tests {
     #[test]
     fn a_reply_is_an_object_with_out_and_result() {
         let reply =
-            Reply::parse(br#" {"out":"p\u006fng","more":[1],"result": 1e400 }"#).expect("valid");
+            RpcReply::parse(br#" {"out":"p\u006fng","more":[1],"result": 1e400 }"#).expect("valid");
         assert_eq!((reply.name.as_str(), reply.result.get()), ("pong", "1e400"));
         for bad in [
             "",
@@ -531,10 +535,10 @@ mod tests {
             r#"{"out":"error","result":1}"#,
         ] {
             assert!(
-                matches!(Reply::parse(bad.as_bytes()), Err(Error::NoReply(_))),
+                matches!(RpcReply::parse(bad.as_bytes()), Err(Error::NoReply(_))),
                 "{bad}"
             );
         }
-        assert!(matches!(Reply::parse(b"\xff"), Err(Error::NoReply(_))));
+        assert!(matches!(RpcReply::parse(b"\xff"), Err(Error::NoReply(_))));
     }
 }

@@ -5,21 +5,21 @@ use std::ops::Range;
 use toml::de::{DeTable, DeValue};
 
 use super::values::size;
-use super::{Config, Limits, Listen, MAX_HOSTS, MAX_LISTENERS, Metrics, Source};
+use super::{Config, Limits, Listen, MAX_HOSTS, MAX_LISTENERS, MetricsConfig, Source};
 use crate::proto::channel::{Log, LogFormat, LogTarget};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::Address;
 
 /// Values that do not go with each other.
 #[derive(Debug)]
-pub(super) struct Fault {
+pub(super) struct Conflict {
     /// Why not, for the operator.
     pub(super) message: String,
     /// Keys to blame, such as `limits.buffers` or `listen.1.mode`; the first that the file has is pointed at.
     pub(super) places: Vec<String>,
 }
 
-pub(super) fn check(config: &Config) -> Result<(), Fault> {
+pub(super) fn check(config: &Config) -> Result<(), Conflict> {
     check_listeners(&config.listen)?;
     check_orders(&config.listen, &config.limits)?;
     check_buffers(&config.limits)?;
@@ -29,7 +29,7 @@ pub(super) fn check(config: &Config) -> Result<(), Fault> {
 }
 
 /// What only a restart can change must be in `next` what it is now.
-pub(super) fn check_next(current: &Config, next: &Config) -> Result<(), Fault> {
+pub(super) fn check_next(current: &Config, next: &Config) -> Result<(), Conflict> {
     if next.control.socket == current.control.socket {
         return Ok(());
     }
@@ -43,7 +43,7 @@ pub(super) fn check_next(current: &Config, next: &Config) -> Result<(), Fault> {
     fault(message, ["control.socket"])
 }
 
-fn check_listeners(listeners: &[Listen]) -> Result<(), Fault> {
+fn check_listeners(listeners: &[Listen]) -> Result<(), Conflict> {
     if listeners.is_empty() {
         return fault(
             "there must be at least one address to listen on".to_owned(),
@@ -104,7 +104,7 @@ fn is_among(source: &Source, listeners: &[Listen]) -> bool {
 }
 
 /// From 2^24 bytes on, the big-endian prefix 00 00 00 01 is within the limit as a little-endian one too.
-fn check_orders(listeners: &[Listen], limits: &Limits) -> Result<(), Fault> {
+fn check_orders(listeners: &[Listen], limits: &Limits) -> Result<(), Conflict> {
     let automatic = listeners
         .iter()
         .position(|listen| listen.byte_order == OrderRule::Auto);
@@ -118,7 +118,7 @@ fn check_orders(listeners: &[Listen], limits: &Limits) -> Result<(), Fault> {
     }
 }
 
-fn check_buffers(limits: &Limits) -> Result<(), Fault> {
+fn check_buffers(limits: &Limits) -> Result<(), Conflict> {
     let least = limits.least_buffers();
     if limits.buffers.is_none_or(|buffers| buffers >= least) {
         return Ok(());
@@ -130,7 +130,7 @@ fn check_buffers(limits: &Limits) -> Result<(), Fault> {
     fault(message, ["limits.buffers", "limits.max-frame"])
 }
 
-fn check_control(config: &Config) -> Result<(), Fault> {
+fn check_control(config: &Config) -> Result<(), Conflict> {
     let Some(socket) = &config.control.socket else {
         return Ok(());
     };
@@ -151,8 +151,8 @@ fn check_metrics(
         metrics,
         ..
     }: &Config,
-) -> Result<(), Fault> {
-    let Metrics { listen, hosts } = metrics;
+) -> Result<(), Conflict> {
+    let MetricsConfig { listen, hosts } = metrics;
     if hosts.len() > MAX_HOSTS {
         let message = format!(
             "there can be at most {MAX_HOSTS} names, these are {}",
@@ -173,7 +173,7 @@ fn check_metrics(
     }
 }
 
-fn check_log(log: &Log) -> Result<(), Fault> {
+fn check_log(log: &Log) -> Result<(), Conflict> {
     if (log.target, log.format) == (LogTarget::Syslog, LogFormat::Json) {
         let message = "format \"json\" is for standard error and files: lines of syslog have a form of their own";
         return fault(message.to_owned(), ["log.format"]);
@@ -194,8 +194,8 @@ fn check_log(log: &Log) -> Result<(), Fault> {
 fn fault<T: Into<String>>(
     message: String,
     places: impl IntoIterator<Item = T>,
-) -> Result<(), Fault> {
-    Err(Fault {
+) -> Result<(), Conflict> {
+    Err(Conflict {
         message,
         places: places.into_iter().map(T::into).collect(),
     })

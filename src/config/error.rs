@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
 
-use super::check::{self, Fault};
-use super::files::{self, Text};
+use super::check::{self, Conflict};
+use super::files::{self, SourceText};
 
 /// Why a configuration was not taken. Displayed as the operator reads it:
 ///
@@ -99,8 +99,8 @@ impl Error {
     }
 
     /// What toml and serde found.
-    pub(super) fn of_toml(source: &Text, error: &toml::de::Error) -> Error {
-        let Text { origin, text } = source;
+    pub(super) fn of_toml(source: &SourceText, error: &toml::de::Error) -> Error {
+        let SourceText { origin, text } = source;
         let message = reword(error.message());
         let Some(span) = error.span() else {
             return Error::of_file(origin, &message);
@@ -112,7 +112,7 @@ impl Error {
     }
 
     /// What [`super::check`] found.
-    pub(super) fn of_fault(texts: &[Text], fault: &Fault) -> Error {
+    pub(super) fn of_fault(texts: &[SourceText], fault: &Conflict) -> Error {
         match files::locate(texts, fault) {
             Some((source, span)) => {
                 Error::at(&source.origin, &source.text, span, &fault.message, None)
@@ -125,15 +125,15 @@ impl Error {
     }
 
     /// A key that two files have.
-    pub(super) fn given_twice(first: &Text, again: &Text, key: &str) -> Error {
-        let place = |source: &Text| check::locate(&source.text, key).unwrap_or_default();
+    pub(super) fn given_twice(first: &SourceText, again: &SourceText, key: &str) -> Error {
+        let place = |source: &SourceText| check::locate(&source.text, key).unwrap_or_default();
         Error::twice(key, (first, place(first)), (again, place(again)))
     }
 
     fn twice(
         key: &str,
-        (first, first_span): (&Text, Range<usize>),
-        (again, span): (&Text, Range<usize>),
+        (first, first_span): (&SourceText, Range<usize>),
+        (again, span): (&SourceText, Range<usize>),
     ) -> Error {
         let (first_text, first_span) = visible(&first.text, first_span);
         let (text, span) = visible(&again.text, span);

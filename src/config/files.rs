@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::check::{self, Fault};
+use super::check::{self, Conflict};
 use super::error::Error;
 use super::keys::{Keys, keys_of};
 use super::{Config, Loaded};
@@ -28,7 +28,7 @@ const MAX_DROP_INS: usize = 64;
 
 /// A file that was read.
 #[derive(Clone, Debug)]
-pub(super) struct Text {
+pub(super) struct SourceText {
     /// How messages call it.
     pub(super) origin: String,
     pub(super) text: String,
@@ -86,8 +86,8 @@ fn drop_ins(directory: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// Parses all of them as one configuration, and checks that.
 pub(super) fn parse(
-    texts: &[Text],
-    check: impl Fn(&Config) -> Result<(), Fault>,
+    texts: &[SourceText],
+    check: impl Fn(&Config) -> Result<(), Conflict>,
 ) -> Result<Loaded, Error> {
     let mut keys = BTreeMap::new();
     let mut merged = Table::new();
@@ -133,7 +133,11 @@ fn merge(merged: &mut Table, more: Table) {
 
 /// A set of files that leaves out keys of the configuration in force because a file is empty: that is how a file looks to a
 /// reload while it is being written.
-pub(super) fn check_not_emptied(texts: &[Text], keys: &Keys, in_force: &Keys) -> Result<(), Error> {
+pub(super) fn check_not_emptied(
+    texts: &[SourceText],
+    keys: &Keys,
+    in_force: &Keys,
+) -> Result<(), Error> {
     let empty = texts
         .iter()
         .find(|source| keys.is_empty() || source.text.trim().is_empty());
@@ -162,9 +166,9 @@ pub(super) fn check_not_emptied(texts: &[Text], keys: &Keys, in_force: &Keys) ->
 
 /// Finds the first of a fault's places that one of the files has.
 pub(super) fn locate<'s>(
-    texts: &'s [Text],
-    fault: &Fault,
-) -> Option<(&'s Text, std::ops::Range<usize>)> {
+    texts: &'s [SourceText],
+    fault: &Conflict,
+) -> Option<(&'s SourceText, std::ops::Range<usize>)> {
     fault.places.iter().find_map(|place| {
         texts
             .iter()

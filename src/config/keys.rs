@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use toml::de::{DeTable, DeValue};
 
-use super::{Config, Control};
+use super::{Config, ControlConfig};
 use crate::proto::control::{Change, Key, KeyOrigin};
 
 /// Keys that a file has, with their sections: `listen`, `workers.count`.
@@ -117,7 +117,7 @@ impl Config {
 
     /// The keys that may be left out and are.
     fn unset(&self) -> Vec<Unset> {
-        let Control {
+        let ControlConfig {
             socket,
             mode,
             admin_group,

@@ -93,7 +93,7 @@ impl Listen {
     #[must_use]
     pub fn new(source: Source) -> Listen {
         let byte_order = OrderRule::default();
-        Listen::from(Table {
+        Listen::from(ListenTable {
             source,
             byte_order,
             backlog: default_backlog(),
@@ -111,20 +111,20 @@ pub(super) fn default_source() -> Source {
 
 impl<'de> Deserialize<'de> for Listen {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Listen, D::Error> {
-        deserializer.deserialize_any(Entry)
+        deserializer.deserialize_any(ListenEntry)
     }
 }
 
 impl Serialize for Listen {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Table::from(self.clone()).serialize(serializer)
+        ListenTable::from(self.clone()).serialize(serializer)
     }
 }
 
 /// By hand, since serde's `untagged` would forget which key of the table was wrong, and why.
-struct Entry;
+struct ListenEntry;
 
-impl<'de> Visitor<'de> for Entry {
+impl<'de> Visitor<'de> for ListenEntry {
     type Value = Listen;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -136,13 +136,13 @@ impl<'de> Visitor<'de> for Entry {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Listen, A::Error> {
-        Table::deserialize(MapAccessDeserializer::new(map)).map(Listen::from)
+        ListenTable::deserialize(MapAccessDeserializer::new(map)).map(Listen::from)
     }
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Table {
+struct ListenTable {
     #[serde(rename = "address", with = "Source")]
     source: Source,
     #[serde(default, deserialize_with = "word")]
@@ -159,10 +159,10 @@ struct Table {
     freebind: bool,
 }
 
-impl From<Table> for Listen {
+impl From<ListenTable> for Listen {
     /// Leaves [`Access`] where there can be none in, for `check` to refuse it with a caret.
-    fn from(table: Table) -> Listen {
-        let Table {
+    fn from(table: ListenTable) -> Listen {
+        let ListenTable {
             source,
             byte_order,
             backlog,
@@ -188,8 +188,8 @@ impl From<Table> for Listen {
     }
 }
 
-impl From<Listen> for Table {
-    fn from(listen: Listen) -> Table {
+impl From<Listen> for ListenTable {
+    fn from(listen: Listen) -> ListenTable {
         let Listen {
             source,
             byte_order,
@@ -200,7 +200,7 @@ impl From<Listen> for Table {
         let (mode, owner, group) =
             access.map_or((None, None, None), |a| (Some(a.mode), a.owner, a.group));
         let backlog = NonZeroU32::new(backlog).unwrap_or(NonZeroU32::MIN);
-        Table {
+        ListenTable {
             source,
             byte_order,
             backlog,

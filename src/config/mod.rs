@@ -30,7 +30,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use self::error::Error;
-use self::files::Text;
+use self::files::SourceText;
 pub use self::keys::{Keys, Loaded, quoted};
 pub use self::listen::{Access, Listen, Source};
 pub use self::names::Identities;
@@ -71,10 +71,10 @@ pub struct Config {
     pub limits: Limits,
     /// The control socket.
     #[serde(deserialize_with = "table")]
-    pub control: Control,
+    pub control: ControlConfig,
     /// Metrics over HTTP.
     #[serde(deserialize_with = "table")]
-    pub metrics: Metrics,
+    pub metrics: MetricsConfig,
     /// Where log lines go.
     #[serde(with = "log")]
     pub log: Log,
@@ -133,7 +133,7 @@ impl Config {
     /// The first thing in it that is not TOML, not a key or not a value of its key, then the first value that
     /// does not go with another one.
     pub fn parse(text: &str, origin: &str) -> Result<Config, Error> {
-        let text = Text {
+        let text = SourceText {
             origin: origin.to_owned(),
             text: text.to_owned(),
         };
@@ -171,8 +171,8 @@ impl Default for Config {
             listen: vec![Listen::new(listen::default_source())],
             workers: Workers::default(),
             limits: Limits::default(),
-            control: Control::default(),
-            metrics: Metrics::default(),
+            control: ControlConfig::default(),
+            metrics: MetricsConfig::default(),
             log: log::default(),
         }
     }
@@ -190,7 +190,7 @@ pub struct Workers {
     pub dispatch: Dispatch,
     /// Whether busy clients move to other workers unasked; by default they do.
     #[serde(deserialize_with = "word")]
-    pub rebalance: Rebalance,
+    pub rebalance: RebalanceMode,
     /// How long one may take to become ready; 10 s by default.
     #[serde(with = "Timeout")]
     pub start_timeout: Duration,
@@ -207,7 +207,7 @@ impl Default for Workers {
         Workers {
             count: Count::Auto,
             dispatch: Dispatch::LeastLoaded,
-            rebalance: Rebalance::Auto,
+            rebalance: RebalanceMode::Auto,
             start_timeout: Duration::from_secs(10),
             max_requests: None,
             max_lifetime: None,
@@ -248,7 +248,7 @@ impl Dispatch {
 /// When busy clients move from a worker with much to do to one with little.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Rebalance {
+pub enum RebalanceMode {
     /// Whenever the load has been uneven for a while.
     Auto,
     /// Only at an operator's request.
@@ -335,7 +335,7 @@ impl Default for Limits {
 /// `[control]`: the socket that fdpassctl talks to.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Control {
+pub struct ControlConfig {
     /// Its absolute path; `None`, the default, is the first of [`places`](crate::proto::control::places).
     #[serde(with = "Given::<SocketPath>")]
     pub socket: Option<PathBuf>,
@@ -351,7 +351,7 @@ pub struct Control {
     pub read_group: Option<Group>,
 }
 
-impl Control {
+impl ControlConfig {
     /// The permissions in force. Unless they are given: 0660, or 0666 if a group is named, for then the master looks
     /// itself at who connects.
     #[must_use]
@@ -368,7 +368,7 @@ impl Control {
 /// `[metrics]`: where metrics and the daemon's health are asked for over HTTP.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Metrics {
+pub struct MetricsConfig {
     /// The address; `None`, the default, is nowhere.
     #[serde(with = "Given::<Address>")]
     pub listen: Option<Address>,
@@ -465,19 +465,19 @@ mod log {
     }
 }
 
-fn read_all(file: Option<&Path>, standard: &Path, pipes: Pipes) -> Result<Vec<Text>, Error> {
+fn read_all(file: Option<&Path>, standard: &Path, pipes: Pipes) -> Result<Vec<SourceText>, Error> {
     files::list(file, standard)?
         .iter()
         .map(|path| text_of(path, pipes))
         .collect()
 }
 
-fn text_of(path: &Path, pipes: Pipes) -> Result<Text, Error> {
+fn text_of(path: &Path, pipes: Pipes) -> Result<SourceText, Error> {
     let origin = path.display().to_string();
     let bytes = read(path, pipes)
         .map_err(|error| Error::of_file(&origin, &format!("cannot read the file: {error}")))?;
     match String::from_utf8(bytes) {
-        Ok(text) => Ok(Text { origin, text }),
+        Ok(text) => Ok(SourceText { origin, text }),
         Err(error) => Err(Error::not_utf8(
             &origin,
             error.as_bytes(),

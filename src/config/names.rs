@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::Config;
-use super::notation::Refusal;
+use super::notation::Rejection;
 use crate::sys::user::{Group, User};
 
 /// The number of a group or user that no process has: setgid(2) and setuid(2) refuse it, and chown(2) changes nothing by it.
@@ -83,7 +83,7 @@ impl Names {
 }
 
 /// The user of a name or number.
-pub(super) fn user(name: &str) -> Result<User, Refusal> {
+pub(super) fn user(name: &str) -> Result<User, Rejection> {
     let nobody = || User {
         name: name.to_owned(),
         uid: NONE,
@@ -98,8 +98,10 @@ pub(super) fn user(name: &str) -> Result<User, Refusal> {
             nobody()
         })),
         Names::Strict => match User::find(name) {
-            Ok(user) => user.ok_or_else(|| Refusal::Because(format!("there is no user {name:?}"))),
-            Err(error) => Err(Refusal::Because(format!(
+            Ok(user) => {
+                user.ok_or_else(|| Rejection::Because(format!("there is no user {name:?}")))
+            }
+            Err(error) => Err(Rejection::Because(format!(
                 "cannot look up the user {name:?}: {error}"
             ))),
         },
@@ -107,7 +109,7 @@ pub(super) fn user(name: &str) -> Result<User, Refusal> {
 }
 
 /// The group of a name or number.
-pub(super) fn group(name: &str) -> Result<Group, Refusal> {
+pub(super) fn group(name: &str) -> Result<Group, Rejection> {
     let nobodys = || Group {
         name: name.to_owned(),
         gid: NONE,
@@ -123,9 +125,9 @@ pub(super) fn group(name: &str) -> Result<Group, Refusal> {
         })),
         Names::Strict => match Group::find(name) {
             Ok(group) => {
-                group.ok_or_else(|| Refusal::Because(format!("there is no group {name:?}")))
+                group.ok_or_else(|| Rejection::Because(format!("there is no group {name:?}")))
             }
-            Err(error) => Err(Refusal::Because(format!(
+            Err(error) => Err(Rejection::Because(format!(
                 "cannot look up the group {name:?}: {error}"
             ))),
         },

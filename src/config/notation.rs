@@ -21,9 +21,9 @@ pub(super) trait Notation: Sized {
     /// What to write, for whoever wrote something else.
     fn expected() -> String;
 
-    fn read(written: &Written<'_>) -> Result<Self::Value, Refusal>;
+    fn read(written: &WrittenValue<'_>) -> Result<Self::Value, Rejection>;
 
-    fn write(value: &Self::Value) -> Written<'_>;
+    fn write(value: &Self::Value) -> WrittenValue<'_>;
 
     fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_any(Reader::<Self>(PhantomData))
@@ -31,20 +31,20 @@ pub(super) trait Notation: Sized {
 
     fn serialize<S: Serializer>(value: &Self::Value, serializer: S) -> Result<S::Ok, S::Error> {
         match Self::write(value) {
-            Written::Text(text) => serializer.serialize_str(&text),
-            Written::Number(number) => serializer.serialize_i64(number),
+            WrittenValue::Text(text) => serializer.serialize_str(&text),
+            WrittenValue::Number(number) => serializer.serialize_i64(number),
         }
     }
 }
 
 /// A value as it stands in the file.
-pub(super) enum Written<'a> {
+pub(super) enum WrittenValue<'a> {
     Text(Cow<'a, str>),
     Number(i64),
 }
 
 /// Why a value was not taken.
-pub(super) enum Refusal {
+pub(super) enum Rejection {
     /// It is not what [`Notation::expected`] says.
     Unexpected,
     /// The whole sentence.
@@ -60,40 +60,40 @@ pub(super) type OrNone<N> = Or<NoneWord, N>;
 /// A value, or "auto" to have it chosen later.
 pub(super) type OrAuto<N> = Or<AutoWord, N>;
 
-pub(super) trait Word {
+pub(super) trait Keyword {
     const WORD: &'static str;
 }
 
 pub(super) struct NoneWord;
 
-impl Word for NoneWord {
+impl Keyword for NoneWord {
     const WORD: &'static str = "none";
 }
 
 pub(super) struct AutoWord;
 
-impl Word for AutoWord {
+impl Keyword for AutoWord {
     const WORD: &'static str = "auto";
 }
 
-impl<W: Word, N: Notation> Notation for Or<W, N> {
+impl<W: Keyword, N: Notation> Notation for Or<W, N> {
     type Value = Option<N::Value>;
 
     fn expected() -> String {
         format!("\"{}\" or {}", W::WORD, N::expected())
     }
 
-    fn read(written: &Written<'_>) -> Result<Option<N::Value>, Refusal> {
+    fn read(written: &WrittenValue<'_>) -> Result<Option<N::Value>, Rejection> {
         match written {
-            Written::Text(text) if text == W::WORD => Ok(None),
+            WrittenValue::Text(text) if text == W::WORD => Ok(None),
             _ => N::read(written).map(Some),
         }
     }
 
-    fn write(value: &Option<N::Value>) -> Written<'_> {
+    fn write(value: &Option<N::Value>) -> WrittenValue<'_> {
         value
             .as_ref()
-            .map_or(Written::Text(W::WORD.into()), N::write)
+            .map_or(WrittenValue::Text(W::WORD.into()), N::write)
     }
 }
 
@@ -122,7 +122,7 @@ impl<N: Notation> Given<N> {
 pub(super) fn table<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
-    deserializer.deserialize_any(Table(PhantomData))
+    deserializer.deserialize_any(TableOf(PhantomData))
 }
 
 /// Reads an enum of words. serde's derived code would also take a table with a word as its key.
@@ -135,13 +135,13 @@ pub(super) fn word<'de, T: DeserializeOwned, D: Deserializer<'de>>(
 struct Reader<N>(PhantomData<N>);
 
 impl<N: Notation> Reader<N> {
-    fn read<E: serde::de::Error>(self, written: &Written<'_>) -> Result<N::Value, E> {
+    fn read<E: serde::de::Error>(self, written: &WrittenValue<'_>) -> Result<N::Value, E> {
         N::read(written).map_err(|refusal| match (refusal, written) {
-            (Refusal::Because(sentence), _) => E::custom(sentence),
-            (Refusal::Unexpected, Written::Text(text)) => {
+            (Rejection::Because(sentence), _) => E::custom(sentence),
+            (Rejection::Unexpected, WrittenValue::Text(text)) => {
                 E::invalid_value(Unexpected::Str(text), &self)
             }
-            (Refusal::Unexpected, Written::Number(number)) => {
+            (Rejection::Unexpected, WrittenValue::Number(number)) => {
                 E::invalid_value(Unexpected::Signed(*number), &self)
             }
         })
@@ -156,17 +156,17 @@ impl<N: Notation> Visitor<'_> for Reader<N> {
     }
 
     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<N::Value, E> {
-        self.read(&Written::Text(text.into()))
+        self.read(&WrittenValue::Text(text.into()))
     }
 
     fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<N::Value, E> {
-        self.read(&Written::Number(number))
+        self.read(&WrittenValue::Number(number))
     }
 }
 
-struct Table<T>(PhantomData<T>);
+struct TableOf<T>(PhantomData<T>);
 
-impl<'de, T: Deserialize<'de>> Visitor<'de> for Table<T> {
+impl<'de, T: Deserialize<'de>> Visitor<'de> for TableOf<T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

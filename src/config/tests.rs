@@ -163,7 +163,7 @@ fn everything() -> Config {
     });
     config.workers.max_requests = NonZeroU32::new(1000);
     config.workers.max_lifetime = Some(Duration::from_secs(3600));
-    config.control = Control {
+    config.control = ControlConfig {
         socket: Some(PathBuf::from("/run/control.sock")),
         mode: Some(Mode(0o640)),
         admin_group: Group::find("0").expect("groups"),
@@ -255,7 +255,7 @@ fn all_values_are_taken_as_written() {
     let workers = Workers {
         count: Count::Exactly(number(256)),
         dispatch: Dispatch::RoundRobin,
-        rebalance: Rebalance::Manual,
+        rebalance: RebalanceMode::Manual,
         start_timeout: Duration::from_secs(90),
         max_requests: Some(number(1)),
         max_lifetime: Some(Duration::from_secs(86_400)),
@@ -277,7 +277,7 @@ fn all_values_are_taken_as_written() {
         tcp_keepalive: Some(Duration::from_secs(32_767)),
     };
     assert_eq!(config.limits, limits);
-    let control = Control {
+    let control = ControlConfig {
         socket: Some(PathBuf::from("/run/control.sock")),
         mode: Some(Mode(0o600)),
         admin_group: Group::find("0").expect("groups"),
@@ -291,7 +291,7 @@ fn all_values_are_taken_as_written() {
         .map(|name| HostName(name.to_owned()))
         .to_vec();
     let listen = Some(Address::Unix(PathBuf::from("/run/metrics.sock")));
-    assert_eq!(config.metrics, Metrics { listen, hosts });
+    assert_eq!(config.metrics, MetricsConfig { listen, hosts });
     let log = Log {
         target: LogTarget::Syslog,
         file: None,
@@ -803,7 +803,7 @@ fn another_control_socket_is_refused_at_a_reload_and_nothing_else_is() {
     );
 
     let kept = Config {
-        control: Control {
+        control: ControlConfig {
             socket: current.control.socket.clone(),
             ..everything().control
         },
@@ -1103,7 +1103,7 @@ fn configs() -> impl Strategy<Value = Config> {
                 log,
                 ..
             } = if all { everything() } else { Config::default() };
-            let control = Control {
+            let control = ControlConfig {
                 mode: all.then_some(Mode(mode)),
                 ..control
             };
@@ -1157,9 +1157,9 @@ fn workers() -> impl Strategy<Value = Workers> {
                 Dispatch::LeastLoaded
             },
             rebalance: if in_turn {
-                Rebalance::Manual
+                RebalanceMode::Manual
             } else {
-                Rebalance::Auto
+                RebalanceMode::Auto
             },
             start_timeout,
             max_requests: NonZeroU32::new(replaced.0),

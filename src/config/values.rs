@@ -8,7 +8,7 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::names;
-use super::notation::{AutoWord, Notation, OrAuto, Refusal, Word, Written};
+use super::notation::{AutoWord, Keyword, Notation, OrAuto, Rejection, WrittenValue};
 use super::{Count, Mode, Source};
 use crate::proto::names::{Address, MAX_WORKERS, check_unix_path};
 use crate::sys::user::{Group, User};
@@ -38,15 +38,15 @@ impl<const MIN: u64, const MAX: u64> Notation for Lasting<MIN, MAX> {
         format!("a duration from {min} to {max} in quotes, such as \"30s\" or \"1m 30s\"")
     }
 
-    fn read(written: &Written<'_>) -> Result<Duration, Refusal> {
+    fn read(written: &WrittenValue<'_>) -> Result<Duration, Rejection> {
         let range = Duration::from_millis(MIN)..=Duration::from_millis(MAX);
         duration(written)?
             .filter(|duration| range.contains(duration))
-            .ok_or(Refusal::Unexpected)
+            .ok_or(Rejection::Unexpected)
     }
 
-    fn write(value: &Duration) -> Written<'_> {
-        Written::Text(humantime::format_duration(*value).to_string().into())
+    fn write(value: &Duration) -> WrittenValue<'_> {
+        WrittenValue::Text(humantime::format_duration(*value).to_string().into())
     }
 }
 
@@ -60,21 +60,21 @@ impl Notation for KeepAlive {
         "a duration in whole seconds from 1s to 32767s in quotes, such as \"5m\"".to_owned()
     }
 
-    fn read(written: &Written<'_>) -> Result<Duration, Refusal> {
+    fn read(written: &WrittenValue<'_>) -> Result<Duration, Rejection> {
         let fits = |duration: &Duration| {
             (1..=32_767).contains(&duration.as_secs()) && duration.subsec_nanos() == 0
         };
-        duration(written)?.filter(fits).ok_or(Refusal::Unexpected)
+        duration(written)?.filter(fits).ok_or(Rejection::Unexpected)
     }
 
-    fn write(value: &Duration) -> Written<'_> {
+    fn write(value: &Duration) -> WrittenValue<'_> {
         Timeout::write(value)
     }
 }
 
 /// `M` is humantime's unit for months, and a slip of the finger for minutes: months are written in full.
-fn duration(written: &Written<'_>) -> Result<Option<Duration>, Refusal> {
-    let Written::Text(text) = written else {
+fn duration(written: &WrittenValue<'_>) -> Result<Option<Duration>, Rejection> {
+    let WrittenValue::Text(text) = written else {
         return Ok(None);
     };
     let Ok(duration) = humantime::parse_duration(text) else {
@@ -82,7 +82,7 @@ fn duration(written: &Written<'_>) -> Result<Option<Duration>, Refusal> {
     };
     let minutes = with_minutes(text);
     if minutes != *text {
-        return Err(Refusal::Because(format!(
+        return Err(Rejection::Because(format!(
             "{text:?}: M stands for months; did you mean {minutes:?}?"
         )));
     }
@@ -116,18 +116,18 @@ impl<const MIN: u64, const MAX: u64> Notation for Size<MIN, MAX> {
         format!("a size from {min} to {max} such as \"64KiB\" or \"1MB\", or a number of bytes")
     }
 
-    fn read(written: &Written<'_>) -> Result<u64, Refusal> {
+    fn read(written: &WrittenValue<'_>) -> Result<u64, Rejection> {
         let bytes = match written {
-            Written::Text(text) => text.parse().ok().map(|ByteSize(bytes)| bytes),
-            Written::Number(number) => u64::try_from(*number).ok(),
+            WrittenValue::Text(text) => text.parse().ok().map(|ByteSize(bytes)| bytes),
+            WrittenValue::Number(number) => u64::try_from(*number).ok(),
         };
         bytes
             .filter(|bytes| (MIN..=MAX).contains(bytes))
-            .ok_or(Refusal::Unexpected)
+            .ok_or(Rejection::Unexpected)
     }
 
-    fn write(value: &u64) -> Written<'_> {
-        Written::Text(size(*value).into())
+    fn write(value: &u64) -> WrittenValue<'_> {
+        WrittenValue::Text(size(*value).into())
     }
 }
 
@@ -138,13 +138,13 @@ impl Notation for FrameSize {
         Size::<64, { 256 << 20 }>::expected()
     }
 
-    fn read(written: &Written<'_>) -> Result<u32, Refusal> {
+    fn read(written: &WrittenValue<'_>) -> Result<u32, Rejection> {
         Size::<64, { 256 << 20 }>::read(written)
-            .and_then(|bytes| u32::try_from(bytes).or(Err(Refusal::Unexpected)))
+            .and_then(|bytes| u32::try_from(bytes).or(Err(Rejection::Unexpected)))
     }
 
-    fn write(value: &u32) -> Written<'_> {
-        Written::Text(size((*value).into()).into())
+    fn write(value: &u32) -> WrittenValue<'_> {
+        WrittenValue::Text(size((*value).into()).into())
     }
 }
 
@@ -171,18 +171,18 @@ impl<const MAX: u32> Notation for UpTo<MAX> {
         format!("a number from 1 to {MAX}")
     }
 
-    fn read(written: &Written<'_>) -> Result<NonZeroU32, Refusal> {
+    fn read(written: &WrittenValue<'_>) -> Result<NonZeroU32, Rejection> {
         let number = match written {
-            Written::Text(_) => None,
-            Written::Number(number) => u32::try_from(*number).ok().and_then(NonZeroU32::new),
+            WrittenValue::Text(_) => None,
+            WrittenValue::Number(number) => u32::try_from(*number).ok().and_then(NonZeroU32::new),
         };
         number
             .filter(|number| number.get() <= MAX)
-            .ok_or(Refusal::Unexpected)
+            .ok_or(Rejection::Unexpected)
     }
 
-    fn write(value: &NonZeroU32) -> Written<'_> {
-        Written::Number(value.get().into())
+    fn write(value: &NonZeroU32) -> WrittenValue<'_> {
+        WrittenValue::Number(value.get().into())
     }
 }
 
@@ -193,13 +193,13 @@ impl Notation for Count {
         OrAuto::<UpTo<MAX_WORKERS>>::expected()
     }
 
-    fn read(written: &Written<'_>) -> Result<Count, Refusal> {
+    fn read(written: &WrittenValue<'_>) -> Result<Count, Rejection> {
         Ok(OrAuto::<UpTo<MAX_WORKERS>>::read(written)?.map_or(Count::Auto, Count::Exactly))
     }
 
-    fn write(value: &Count) -> Written<'_> {
+    fn write(value: &Count) -> WrittenValue<'_> {
         match value {
-            Count::Auto => Written::Text(AutoWord::WORD.into()),
+            Count::Auto => WrittenValue::Text(AutoWord::WORD.into()),
             Count::Exactly(count) => UpTo::<MAX_WORKERS>::write(count),
         }
     }
@@ -212,19 +212,19 @@ impl Notation for Mode {
         "an octal mode from \"0000\" to \"0777\" in quotes".to_owned()
     }
 
-    fn read(written: &Written<'_>) -> Result<Mode, Refusal> {
+    fn read(written: &WrittenValue<'_>) -> Result<Mode, Rejection> {
         match written {
-            Written::Text(text) if text.len() == 4 && text.starts_with('0') => {
+            WrittenValue::Text(text) if text.len() == 4 && text.starts_with('0') => {
                 u32::from_str_radix(text, 8)
                     .map(Mode)
-                    .or(Err(Refusal::Unexpected))
+                    .or(Err(Rejection::Unexpected))
             }
-            _ => Err(Refusal::Unexpected),
+            _ => Err(Rejection::Unexpected),
         }
     }
 
-    fn write(value: &Mode) -> Written<'_> {
-        Written::Text(value.to_string().into())
+    fn write(value: &Mode) -> WrittenValue<'_> {
+        WrittenValue::Text(value.to_string().into())
     }
 }
 
@@ -235,13 +235,13 @@ impl Notation for Address {
         Source::expected()
     }
 
-    fn read(written: &Written<'_>) -> Result<Address, Refusal> {
-        let text = zone::numbered(text(written)?).map_err(Refusal::Because)?;
-        text.parse().map_err(Refusal::Because)
+    fn read(written: &WrittenValue<'_>) -> Result<Address, Rejection> {
+        let text = zone::numbered(text(written)?).map_err(Rejection::Because)?;
+        text.parse().map_err(Rejection::Because)
     }
 
-    fn write(value: &Address) -> Written<'_> {
-        Written::Text(value.to_string().into())
+    fn write(value: &Address) -> WrittenValue<'_> {
+        WrittenValue::Text(value.to_string().into())
     }
 }
 
@@ -252,12 +252,12 @@ impl Notation for Source {
         "an address in quotes, such as \"127.0.0.1:8080\"".to_owned()
     }
 
-    fn read(written: &Written<'_>) -> Result<Source, Refusal> {
-        text(written)?.parse().map_err(Refusal::Because)
+    fn read(written: &WrittenValue<'_>) -> Result<Source, Rejection> {
+        text(written)?.parse().map_err(Rejection::Because)
     }
 
-    fn write(value: &Source) -> Written<'_> {
-        Written::Text(value.to_string().into())
+    fn write(value: &Source) -> WrittenValue<'_> {
+        WrittenValue::Text(value.to_string().into())
     }
 }
 
@@ -271,19 +271,19 @@ impl Notation for SocketPath {
         LogPath::expected()
     }
 
-    fn read(written: &Written<'_>) -> Result<PathBuf, Refusal> {
+    fn read(written: &WrittenValue<'_>) -> Result<PathBuf, Rejection> {
         let text = text(written)?;
         if text.starts_with("unix:") {
-            return Err(Refusal::Because(format!(
+            return Err(Rejection::Because(format!(
                 "{text:?}: only a path is expected here, without \"unix:\""
             )));
         }
-        check_unix_path(text).map_err(Refusal::Because)?;
+        check_unix_path(text).map_err(Rejection::Because)?;
         Ok(PathBuf::from(text))
     }
 
-    fn write(value: &PathBuf) -> Written<'_> {
-        Written::Text(value.to_string_lossy())
+    fn write(value: &PathBuf) -> WrittenValue<'_> {
+        WrittenValue::Text(value.to_string_lossy())
     }
 }
 
@@ -297,14 +297,15 @@ impl Notation for LogPath {
         "an absolute path in quotes".to_owned()
     }
 
-    fn read(written: &Written<'_>) -> Result<PathBuf, Refusal> {
+    fn read(written: &WrittenValue<'_>) -> Result<PathBuf, Rejection> {
         let text = text(written)?;
         let fits = Path::new(text).is_absolute() && !text.contains('\0');
-        fits.then(|| PathBuf::from(text)).ok_or(Refusal::Unexpected)
+        fits.then(|| PathBuf::from(text))
+            .ok_or(Rejection::Unexpected)
     }
 
-    fn write(value: &PathBuf) -> Written<'_> {
-        Written::Text(value.to_string_lossy())
+    fn write(value: &PathBuf) -> WrittenValue<'_> {
+        WrittenValue::Text(value.to_string_lossy())
     }
 }
 
@@ -315,12 +316,12 @@ impl Notation for User {
         "the name or the number of a user in quotes".to_owned()
     }
 
-    fn read(written: &Written<'_>) -> Result<User, Refusal> {
+    fn read(written: &WrittenValue<'_>) -> Result<User, Rejection> {
         names::user(text(written)?)
     }
 
-    fn write(value: &User) -> Written<'_> {
-        Written::Text(value.name.as_str().into())
+    fn write(value: &User) -> WrittenValue<'_> {
+        WrittenValue::Text(value.name.as_str().into())
     }
 }
 
@@ -331,12 +332,12 @@ impl Notation for Group {
         "the name or the number of a group in quotes".to_owned()
     }
 
-    fn read(written: &Written<'_>) -> Result<Group, Refusal> {
+    fn read(written: &WrittenValue<'_>) -> Result<Group, Rejection> {
         names::group(text(written)?)
     }
 
-    fn write(value: &Group) -> Written<'_> {
-        Written::Text(value.name.as_str().into())
+    fn write(value: &Group) -> WrittenValue<'_> {
+        WrittenValue::Text(value.name.as_str().into())
     }
 }
 
@@ -352,7 +353,7 @@ impl Notation for HostName {
             .to_owned()
     }
 
-    fn read(written: &Written<'_>) -> Result<HostName, Refusal> {
+    fn read(written: &WrittenValue<'_>) -> Result<HostName, Rejection> {
         let name = text(written)?;
         let is_within = |c: u8| c.is_ascii_alphanumeric() || c == b'-' || c == b'_';
         // RFC 1123, section 2.1, and the `_` that names of containers have.
@@ -364,11 +365,11 @@ impl Notation for HostName {
         };
         let fits = name.len() <= 253 && name.split('.').all(is_label);
         fits.then(|| HostName(name.to_owned()))
-            .ok_or(Refusal::Unexpected)
+            .ok_or(Rejection::Unexpected)
     }
 
-    fn write(value: &HostName) -> Written<'_> {
-        Written::Text(value.0.as_str().into())
+    fn write(value: &HostName) -> WrittenValue<'_> {
+        WrittenValue::Text(value.0.as_str().into())
     }
 }
 
@@ -385,9 +386,9 @@ impl Serialize for HostName {
     }
 }
 
-fn text<'a>(written: &'a Written<'_>) -> Result<&'a str, Refusal> {
+fn text<'a>(written: &'a WrittenValue<'_>) -> Result<&'a str, Rejection> {
     match written {
-        Written::Text(text) => Ok(text),
-        Written::Number(_) => Err(Refusal::Unexpected),
+        WrittenValue::Text(text) => Ok(text),
+        WrittenValue::Number(_) => Err(Rejection::Unexpected),
     }
 }

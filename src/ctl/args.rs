@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use serde_json::value::RawValue;
 
-use super::change::Change;
+use super::change::ChangeVerb;
 use super::progress::Doing;
 use crate::proto::channel::LogLevel;
 use crate::proto::frame::ByteOrder;
@@ -42,26 +42,26 @@ pub(super) struct Arguments {
     pub(super) instance: Option<String>,
 
     #[command(subcommand)]
-    pub(super) verb: Verb,
+    pub(super) verb: CtlVerb,
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Verb {
+pub(super) enum CtlVerb {
     /// Show the daemon, its listeners and its workers
     Status,
     /// Show who is connected
-    Clients(Clients),
+    Clients(ClientsArguments),
     /// Show what happened, the last 1,024 events: starts, deaths, reloads, …
     ///
     /// With --json each is an object on a line of its own.
     ///
     /// Those that were forgotten before they could be shown are counted.
-    Events(Events),
+    Events(EventsArguments),
     /// Show the configuration in force, or what a reload would change
     #[command(subcommand_value_name = "show|check", disable_help_subcommand = true)]
     Config {
         #[command(subcommand)]
-        what: Config,
+        what: ConfigVerb,
     },
     /// Show the level of the log, or change it until the next reload
     LogLevel {
@@ -72,11 +72,11 @@ pub(super) enum Verb {
     /// Show all figures, in the text format of Prometheus
     Metrics,
     /// Send one request as a client does, and print the result as it came
-    Call(Call),
+    Call(CallArguments),
     /// Show the versions of fdpassctl and of the running daemon
     Version,
     #[command(flatten)]
-    Change(Change),
+    Change(ChangeVerb),
     /// Print what has a shell complete these words
     ///
     /// For example: source <(fdpassctl completions bash)
@@ -88,7 +88,7 @@ pub(super) enum Verb {
 }
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Clients {
+pub(super) struct ClientsArguments {
     /// Only those of this worker
     #[arg(long, value_name = "WORKER")]
     worker: Option<u64>,
@@ -108,7 +108,7 @@ pub(super) struct Clients {
     pub(super) most: Option<usize>,
 }
 
-impl Clients {
+impl ClientsArguments {
     pub(super) fn worker(&self) -> Option<WorkerId> {
         self.worker.map(WorkerId)
     }
@@ -124,7 +124,7 @@ pub(super) enum Sort {
 }
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Events {
+pub(super) struct EventsArguments {
     /// Go on with what happens, until interrupted
     ///
     /// The end of the daemon ends it, too (exit code 3). --timeout does not.
@@ -137,7 +137,7 @@ pub(super) struct Events {
 }
 
 #[derive(Clone, Copy, Debug, Subcommand)]
-pub(super) enum Config {
+pub(super) enum ConfigVerb {
     /// Show every key with its value, and where that comes from
     ///
     /// That is the default, the file, or what was changed at run time.
@@ -147,7 +147,7 @@ pub(super) enum Config {
 }
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Call {
+pub(super) struct CallArguments {
     /// The method, for example "ping"
     pub(super) method: String,
 
@@ -170,7 +170,7 @@ pub(super) struct Call {
 
 impl Arguments {
     pub(super) fn timeout(&self) -> Duration {
-        let doing = if let Verb::Change(change) = &self.verb {
+        let doing = if let CtlVerb::Change(change) = &self.verb {
             change.doing()
         } else {
             None
@@ -182,7 +182,7 @@ impl Arguments {
     }
 }
 
-impl Call {
+impl CallArguments {
     pub(super) fn byte_order(&self) -> Option<ByteOrder> {
         self.byte_order.map(|order| match order {
             Order::Little => ByteOrder::Little,
@@ -310,9 +310,9 @@ mod tests {
         Arguments::try_parse_from(line.split(' ')).map_err(|e| e.to_string())
     }
 
-    fn call(line: &str) -> Call {
+    fn call(line: &str) -> CallArguments {
         match parse(line).expect(line).verb {
-            Verb::Call(call) => call,
+            CtlVerb::Call(call) => call,
             other => panic!("{other:?}"),
         }
     }

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::args::Call;
+use super::args::CallArguments;
 use super::error::Error;
 use super::{Session, read};
 use crate::proto::control::{self, Status};
@@ -12,7 +12,11 @@ use crate::proto::names::Address;
 use crate::rpc_client::{self, RpcClient, no_reply};
 
 /// Sends it, and prints the result as it came.
-pub(super) fn perform(call: &Call, session: &Session, out: &mut impl Write) -> Result<(), Error> {
+pub(super) fn perform(
+    call: &CallArguments,
+    session: &Session,
+    out: &mut impl Write,
+) -> Result<(), Error> {
     let (address, order) = match &call.to {
         Some(address) => (address.clone(), ByteOrder::Little),
         None => first_listener(session)?,

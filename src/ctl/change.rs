@@ -21,7 +21,7 @@ use crate::proto::text::Escaped;
 use crate::rpc_client::{self, RpcClient};
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Change {
+pub(super) enum ChangeVerb {
     /// Apply the configuration file as it is now
     Reload {
         /// Take it also if a file is empty and leaves out what is in force
@@ -90,25 +90,25 @@ pub(super) enum Change {
     },
 }
 
-impl Change {
+impl ChangeVerb {
     /// What the daemon is busy with until it answers; none if it answers at once.
     pub(super) fn doing(&self) -> Option<Doing> {
         match self {
-            Change::Reload { .. } => Some(Doing::Reload),
-            Change::Scale { count } => Some(Doing::Scale { count: *count }),
-            Change::Recycle { which } => Some(Doing::Recycle {
+            ChangeVerb::Reload { .. } => Some(Doing::Reload),
+            ChangeVerb::Scale { count } => Some(Doing::Scale { count: *count }),
+            ChangeVerb::Recycle { which } => Some(Doing::Recycle {
                 one: which.worker.is_some(),
             }),
-            Change::Hold { worker } => Some(Doing::Hold { worker: *worker }),
-            Change::Drain { wait: true } => Some(Doing::Drain),
-            Change::Rebalance { .. } => Some(Doing::Rebalance),
-            Change::Upgrade { .. } => Some(Doing::Upgrade),
-            Change::Stop { .. } => Some(Doing::Stop),
-            Change::Kick { .. }
-            | Change::Release { .. }
-            | Change::Drain { wait: false }
-            | Change::Undrain
-            | Change::ReopenLog => None,
+            ChangeVerb::Hold { worker } => Some(Doing::Hold { worker: *worker }),
+            ChangeVerb::Drain { wait: true } => Some(Doing::Drain),
+            ChangeVerb::Rebalance { .. } => Some(Doing::Rebalance),
+            ChangeVerb::Upgrade { .. } => Some(Doing::Upgrade),
+            ChangeVerb::Stop { .. } => Some(Doing::Stop),
+            ChangeVerb::Kick { .. }
+            | ChangeVerb::Release { .. }
+            | ChangeVerb::Drain { wait: false }
+            | ChangeVerb::Undrain
+            | ChangeVerb::ReopenLog => None,
         }
     }
 
@@ -150,7 +150,7 @@ impl Change {
 
     /// What systemd does with the unit of `--if-stopping`, unless that is its end.
     fn job_that_keeps_clients(&self) -> Option<Job> {
-        let Change::Stop {
+        let ChangeVerb::Stop {
             if_stopping: Some(unit),
         } = self
         else {
@@ -161,41 +161,44 @@ impl Change {
 
     fn ask(&self, daemon: &mut RpcClient) -> Result<Box<RawValue>, rpc_client::Error> {
         match self {
-            Change::Reload { force: false } => daemon.ask(control::Verb::Reload),
-            Change::Reload { force } => {
-                daemon.ask_with(control::Verb::Reload, &control::Reload { force: *force })
-            }
-            Change::Scale { count } => {
+            ChangeVerb::Reload { force: false } => daemon.ask(control::Verb::Reload),
+            ChangeVerb::Reload { force } => daemon.ask_with(
+                control::Verb::Reload,
+                &control::ReloadParams { force: *force },
+            ),
+            ChangeVerb::Scale { count } => {
                 daemon.ask_with(control::Verb::Scale, &Scale { count: *count })
             }
-            Change::Recycle { which } => daemon.ask_with(control::Verb::Recycle, which),
-            Change::Hold { worker } => daemon.ask_with(
+            ChangeVerb::Recycle { which } => daemon.ask_with(control::Verb::Recycle, which),
+            ChangeVerb::Hold { worker } => daemon.ask_with(
                 control::Verb::Hold,
                 &Hold {
                     worker: WorkerId(*worker),
                 },
             ),
-            Change::Release { what } => daemon.ask_with(control::Verb::Release, what),
-            Change::Drain { wait } => daemon.ask_with(control::Verb::Drain, &Drain { wait: *wait }),
-            Change::Undrain => daemon.ask(control::Verb::Undrain),
-            Change::ReopenLog => daemon.ask(control::Verb::ReopenLog),
-            Change::Kick { client } => daemon.ask_with(
+            ChangeVerb::Release { what } => daemon.ask_with(control::Verb::Release, what),
+            ChangeVerb::Drain { wait } => {
+                daemon.ask_with(control::Verb::Drain, &Drain { wait: *wait })
+            }
+            ChangeVerb::Undrain => daemon.ask(control::Verb::Undrain),
+            ChangeVerb::ReopenLog => daemon.ask(control::Verb::ReopenLog),
+            ChangeVerb::Kick { client } => daemon.ask_with(
                 control::Verb::Kick,
                 &Kick {
                     client: ClientId(*client),
                 },
             ),
-            Change::Rebalance { dry_run } => {
+            ChangeVerb::Rebalance { dry_run } => {
                 daemon.ask_with(control::Verb::Rebalance, &Rebalance { dry_run: *dry_run })
             }
-            Change::Upgrade { binary } => daemon.ask_with(
+            ChangeVerb::Upgrade { binary } => daemon.ask_with(
                 control::Verb::Upgrade,
                 &UpgradeTo {
                     binary: binary.clone(),
                 },
             ),
             // The reply comes just before the daemon ends; it is gone when it no longer holds the connection.
-            Change::Stop { .. } => {
+            ChangeVerb::Stop { .. } => {
                 let result = daemon.ask(control::Verb::Stop)?;
                 daemon.wait_for_end().map(|()| result)
             }
@@ -205,13 +208,15 @@ impl Change {
     /// The result, for people.
     fn said(&self, name: &str, result: &RawValue) -> Result<String, rpc_client::Error> {
         match self {
-            Change::Reload { .. } => read(result).map(applied),
-            Change::Rebalance { dry_run } => read(result).map(|result| moves(&result, *dry_run)),
-            Change::Upgrade { .. } => read(result).map(|result| upgraded(name, &result)),
-            Change::Kick { .. } => read(result).map(|Kicked { client, peer }| {
+            ChangeVerb::Reload { .. } => read(result).map(applied),
+            ChangeVerb::Rebalance { dry_run } => {
+                read(result).map(|result| moves(&result, *dry_run))
+            }
+            ChangeVerb::Upgrade { .. } => read(result).map(|result| upgraded(name, &result)),
+            ChangeVerb::Kick { .. } => read(result).map(|Kicked { client, peer }| {
                 format!("client {client} ({}) is closed", Escaped(peer))
             }),
-            Change::Stop { .. } => read(result).map(|result| stopped(name, result)),
+            ChangeVerb::Stop { .. } => read(result).map(|result| stopped(name, result)),
             _ => read(result).map(|result| self.settled(result)),
         }
     }
@@ -219,36 +224,36 @@ impl Change {
     fn settled(&self, Settled { workers, clients }: Settled) -> String {
         let ready = format!("{} ready", are(workers.into(), "worker"));
         match self {
-            Change::Recycle {
+            ChangeVerb::Recycle {
                 which: Recycle {
                     worker: Some(worker),
                 },
             } => {
                 format!("worker {worker} is replaced; {ready}")
             }
-            Change::Recycle {
+            ChangeVerb::Recycle {
                 which: Recycle { worker: None },
             } => format!("all workers are replaced; {ready}"),
-            Change::Hold { worker } => {
+            ChangeVerb::Hold { worker } => {
                 format!("worker {worker} is held; its clients are with the others")
             }
-            Change::Release {
+            ChangeVerb::Release {
                 what: Release::Worker(id),
             } => format!("worker {id} is released"),
-            Change::Release {
+            ChangeVerb::Release {
                 what: Release::Method(method),
             } => {
                 format!("method \"{}\" is released and run again", Escaped(method))
             }
-            Change::Drain { wait: true } => {
+            ChangeVerb::Drain { wait: true } => {
                 "nobody new is accepted; the last client has left".to_owned()
             }
-            Change::Drain { wait: false } => format!(
+            ChangeVerb::Drain { wait: false } => format!(
                 "nobody new is accepted; {} still there",
                 are(clients, "client")
             ),
-            Change::Undrain => "clients are accepted again".to_owned(),
-            Change::ReopenLog => "the log file is open again".to_owned(),
+            ChangeVerb::Undrain => "clients are accepted again".to_owned(),
+            ChangeVerb::ReopenLog => "the log file is open again".to_owned(),
             _ => ready,
         }
     }

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::args::{Clients as Wanted, Sort};
+use super::args::{ClientsArguments as Wanted, Sort};
 use super::error::Error;
 use super::figures::{grouped, in_letters, short};
 use super::style::Seen;
@@ -40,30 +40,30 @@ pub(super) fn show(wanted: &Wanted, session: &Session, out: &mut impl Write) -> 
 
 /// A client, understood and as it came.
 #[derive(Debug)]
-struct Client {
+struct ClientRow {
     status: ClientStatus,
     raw: Box<RawValue>,
 }
 
 /// All of them, in no order. Of one that moved in between, and is on two pages, what was told last.
-fn all(daemon: &mut RpcClient, worker: Option<WorkerId>) -> Result<Vec<Client>, Error> {
+fn all(daemon: &mut RpcClient, worker: Option<WorkerId>) -> Result<Vec<ClientRow>, Error> {
     /// [`control::Clients`](crate::proto::control::Clients), with each client as it came.
     #[derive(Deserialize)]
-    struct Page<'a> {
+    struct ClientsPage<'a> {
         #[serde(borrow)]
         clients: Vec<&'a RawValue>,
         next: Option<Cursor>,
     }
-    let mut found: HashMap<ClientId, Client> = HashMap::new();
+    let mut found: HashMap<ClientId, ClientRow> = HashMap::new();
     let mut after = None;
     loop {
         let result = daemon.ask_with(Verb::Clients, &ClientsAfter { worker, after })?;
-        let page: Page = read(&result)?;
+        let page: ClientsPage = read(&result)?;
         for raw in page.clients {
             let status: ClientStatus = read(raw)?;
             found.insert(
                 status.id,
-                Client {
+                ClientRow {
                     status,
                     raw: raw.to_owned(),
                 },
@@ -91,7 +91,7 @@ fn order(sort: Option<Sort>, a: &ClientStatus, b: &ClientStatus) -> Ordering {
     by.then(a.id.cmp(&b.id))
 }
 
-fn write_json(to: &mut impl Write, clients: &[Client]) -> io::Result<()> {
+fn write_json(to: &mut impl Write, clients: &[ClientRow]) -> io::Result<()> {
     to.write_all(br#"{"clients":["#)?;
     for (index, client) in clients.iter().enumerate() {
         write!(
@@ -108,7 +108,7 @@ fn write_json(to: &mut impl Write, clients: &[Client]) -> io::Result<()> {
 fn write_table(
     to: &mut impl Write,
     seen: Seen,
-    clients: &[Client],
+    clients: &[ClientRow],
     there_are: usize,
 ) -> io::Result<()> {
     let header = [
@@ -188,7 +188,7 @@ mod tests {
     fn table_seen(clients: &[ClientStatus], there_are: usize, seen: Seen) -> String {
         let clients: Vec<_> = clients
             .iter()
-            .map(|status| Client {
+            .map(|status| ClientRow {
                 status: status.clone(),
                 raw: serde_json::value::to_raw_value(status).expect("JSON"),
             })

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use super::args::Config;
+use super::args::ConfigVerb;
 use super::error::Error;
 use super::figures::counted;
 use super::style::{FAINT, GOOD, NOTED, Paint};
@@ -15,17 +15,21 @@ use crate::proto::control::{
 use crate::proto::text::Escaped;
 
 /// `config show` and `config check`.
-pub(super) fn perform(what: Config, session: &Session, out: &mut impl Write) -> Result<(), Error> {
+pub(super) fn perform(
+    what: ConfigVerb,
+    session: &Session,
+    out: &mut impl Write,
+) -> Result<(), Error> {
     let mut daemon = session.daemon()?;
     let paint = session.seen.paint();
     match what {
-        Config::Show => {
+        ConfigVerb::Show => {
             let result = daemon.ask(Verb::Config)?;
             session.print(out, &result, |out| {
                 write_effective(out, paint, &read(&result)?).map_err(Error::Output)
             })
         }
-        Config::Check => {
+        ConfigVerb::Check => {
             let result = daemon.ask(Verb::Check)?;
             session.print(out, &result, |out| {
                 write_checked(out, paint, &read(&result)?).map_err(Error::Output)

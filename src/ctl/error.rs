@@ -10,7 +10,7 @@ use crate::rpc_client::Error::{
 
 /// How fdpassctl ends; the same for every verb.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Exit {
+pub(super) enum ExitStatus {
     Done = 0,
     Failed = 1,
     NotRunning = 3,
@@ -37,18 +37,18 @@ pub(super) enum Error {
 }
 
 impl Error {
-    pub(super) fn exit(&self) -> Exit {
+    pub(super) fn exit(&self) -> ExitStatus {
         match self {
             Error::Connection(error) => match error {
-                NotRunning { .. } | NothingListens(_) => Exit::NotRunning,
-                Connect { .. } | Refused { .. } => Exit::Failed,
-                Forbidden(_) => Exit::Forbidden,
-                Closed | NoReply(_) | Timeout(_) => Exit::NoReply,
-                Usage(_) => Exit::Usage,
+                NotRunning { .. } | NothingListens(_) => ExitStatus::NotRunning,
+                Connect { .. } | Refused { .. } => ExitStatus::Failed,
+                Forbidden(_) => ExitStatus::Forbidden,
+                Closed | NoReply(_) | Timeout(_) => ExitStatus::NoReply,
+                Usage(_) => ExitStatus::Usage,
             },
-            Error::Output(_) => Exit::Failed,
-            Error::Ended { .. } => Exit::NotRunning,
-            Error::StillGoing { .. } => Exit::StillGoing,
+            Error::Output(_) => ExitStatus::Failed,
+            Error::Ended { .. } => ExitStatus::NotRunning,
+            Error::StillGoing { .. } => ExitStatus::StillGoing,
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::args::Events as Wanted;
+use super::args::EventsArguments as Wanted;
 use super::error::Error;
 use super::figures::{are, exact_instant};
 use super::style::{Paint, of_level};
@@ -17,7 +17,7 @@ use crate::rpc_client::{self, Deadline, RpcClient};
 
 /// [`control::Events`](crate::proto::control::Events), with each event as it came: a newer daemon may know of more kinds.
 #[derive(Debug, Deserialize)]
-pub(super) struct Page<'a> {
+pub(super) struct EventsPage<'a> {
     #[serde(borrow)]
     pub(super) events: Vec<&'a RawValue>,
     pub(super) last: u64,
@@ -106,14 +106,14 @@ impl Following {
             wait: self.wait.map(|wait| wait.as_secs_f64()),
         };
         let result = self.daemon.ask_with(Verb::Events, &asked)?;
-        let page: Page = read(&result)?;
+        let page: EventsPage = read(&result)?;
         write(&page, session, out)?;
         (self.after, self.wait) = (Some(page.last), Some(MAX_WAIT));
         out.flush().map_err(Error::Output)
     }
 }
 
-fn write(page: &Page, session: &Session, out: &mut impl Write) -> Result<(), Error> {
+fn write(page: &EventsPage, session: &Session, out: &mut impl Write) -> Result<(), Error> {
     let paint = session.seen.paint();
     let lost = match (page.lost, session.json) {
         (0, _) => Ok(()),

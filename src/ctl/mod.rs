@@ -37,8 +37,8 @@ use crate::proto::text::Escaped;
 use crate::rpc_client::{self, Deadline, RpcClient, no_reply};
 use crate::sys::user::Holder;
 
-use args::{Arguments, Verb};
-use error::{Error, Exit};
+use args::{Arguments, CtlVerb};
+use error::{Error, ExitStatus};
 use output::Patient;
 use style::{BAD, Seen};
 
@@ -63,18 +63,18 @@ fn run(
     seen: Seen,
     out: &mut impl Write,
     err: &mut (impl Write + Send),
-) -> Exit {
+) -> ExitStatus {
     let done = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => perform(&arguments, &Session::new(&arguments, var, seen), out, err),
         Err(usage) if usage.use_stderr() => {
             // Nothing is left to be done if even this cannot be written.
             let _ = write!(err, "{usage}");
-            return Exit::Usage;
+            return ExitStatus::Usage;
         }
         Err(help) => write!(out, "{help}").map_err(Error::Output),
     };
     match done.and_then(|()| out.flush().map_err(Error::Output)) {
-        Ok(()) => Exit::Done,
+        Ok(()) => ExitStatus::Done,
         Err(error) => {
             // `fdpassctl status | head -1` is no mishap to talk about.
             if !matches!(&error, Error::Output(cause) if cause.kind() == ErrorKind::BrokenPipe) {
@@ -100,16 +100,16 @@ fn perform(
     err: &mut (impl Write + Send),
 ) -> Result<(), Error> {
     match &arguments.verb {
-        Verb::Status => status(session, out),
-        Verb::Clients(wanted) => clients::show(wanted, session, out),
-        Verb::Events(wanted) => events::show(wanted, session, out),
-        Verb::Config { what } => config::perform(*what, session, out),
-        Verb::LogLevel { level } => config::log_level(level.map(Into::into), session, out),
-        Verb::Metrics => metrics(session, out),
-        Verb::Call(call) => call::perform(call, session, out),
-        Verb::Version => version(session, out),
-        Verb::Change(change) => change.perform(session, out, err),
-        Verb::Completions { shell } => completions((*shell).into(), out),
+        CtlVerb::Status => status(session, out),
+        CtlVerb::Clients(wanted) => clients::show(wanted, session, out),
+        CtlVerb::Events(wanted) => events::show(wanted, session, out),
+        CtlVerb::Config { what } => config::perform(*what, session, out),
+        CtlVerb::LogLevel { level } => config::log_level(level.map(Into::into), session, out),
+        CtlVerb::Metrics => metrics(session, out),
+        CtlVerb::Call(call) => call::perform(call, session, out),
+        CtlVerb::Version => version(session, out),
+        CtlVerb::Change(change) => change.perform(session, out, err),
+        CtlVerb::Completions { shell } => completions((*shell).into(), out),
     }
 }
 

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::error::Error;
-use super::events::{Page, forgotten};
+use super::events::{EventsPage, forgotten};
 use super::figures::{clock, counted};
 use super::{Session, read};
 use crate::proto::control::{Event, EventsAfter, Kind, MAX_WAIT, Verb};
@@ -53,7 +53,7 @@ impl Doing {
 pub(super) struct Progress<'a> {
     session: &'a Session,
     events: RpcClient,
-    line: Line,
+    line: ProgressLine,
     teller: Teller,
 }
 
@@ -75,7 +75,7 @@ impl<'a> Progress<'a> {
             }
             Err(error) => return Err(error),
         };
-        let Ok(page) = read::<Page>(&result) else {
+        let Ok(page) = read::<EventsPage>(&result) else {
             return Ok(None);
         };
         let Ok(events) = connect(session) else {
@@ -88,12 +88,12 @@ impl<'a> Progress<'a> {
         let teller = Teller {
             last: page.last,
             width,
-            counters: Counters::new(doing, &page),
+            counters: RequestCounts::new(doing, &page),
         };
         Ok(Some(Progress {
             session,
             events,
-            line: Line(Mutex::new(Some(closer))),
+            line: ProgressLine(Mutex::new(Some(closer))),
             teller,
         }))
     }
@@ -143,9 +143,9 @@ fn connect(session: &Session) -> Result<RpcClient, rpc_client::Error> {
 
 /// What ends the second connection, whichever that is by then; none when nobody wants to hear more.
 #[derive(Debug)]
-struct Line(Mutex<Option<Closer>>);
+struct ProgressLine(Mutex<Option<Closer>>);
 
-impl Line {
+impl ProgressLine {
     fn is_over(&self) -> bool {
         self.closer().is_none()
     }
@@ -176,7 +176,7 @@ struct Teller {
     last: u64,
     /// Of the line, on a terminal.
     width: Option<usize>,
-    counters: Counters,
+    counters: RequestCounts,
 }
 
 impl Teller {
@@ -185,7 +185,7 @@ impl Teller {
         &mut self,
         session: &Session,
         mut events: RpcClient,
-        line: &Line,
+        line: &ProgressLine,
         err: &mut impl Write,
     ) -> Result<(), Error> {
         self.draw(err).map_err(Error::Output)?;
@@ -211,7 +211,7 @@ impl Teller {
 
     fn hear(&mut self, events: &mut RpcClient, err: &mut impl Write) -> Result<(), Error> {
         let result = events.answered(Verb::Events)?;
-        let page: Page = read(&result)?;
+        let page: EventsPage = read(&result)?;
         self.last = page.last;
         // At once: of a daemon that ends, what comes last is heard only by those who have asked.
         let is_asked = self.ask(events);
@@ -247,7 +247,7 @@ impl Teller {
         self.take(&read(&result)?, err).map_err(Error::Output)
     }
 
-    fn take(&mut self, page: &Page, err: &mut impl Write) -> io::Result<()> {
+    fn take(&mut self, page: &EventsPage, err: &mut impl Write) -> io::Result<()> {
         self.counters.take(page);
         match self.width {
             Some(_) => self.draw(err),
@@ -274,7 +274,7 @@ impl Teller {
 }
 
 /// `12:00:01 worker 5 (pid 77, gen 2) is ready after 3 ms`, for each.
-fn tell(page: &Page, err: &mut impl Write) -> io::Result<()> {
+fn tell(page: &EventsPage, err: &mut impl Write) -> io::Result<()> {
     if page.lost > 0 {
         writeln!(err, "{}", forgotten(page.lost))?;
     }
@@ -291,7 +291,7 @@ fn tell(page: &Page, err: &mut impl Write) -> io::Result<()> {
 
 /// What can be counted of a change while it goes on.
 #[derive(Debug)]
-struct Counters {
+struct RequestCounts {
     doing: Doing,
     /// Workers there are to be; known of a reload when it has begun.
     wanted: Option<u32>,
@@ -309,8 +309,8 @@ struct Counters {
     clients: u64,
 }
 
-impl Counters {
-    fn new(doing: Doing, page: &Page) -> Counters {
+impl RequestCounts {
+    fn new(doing: Doing, page: &EventsPage) -> RequestCounts {
         let before = if let Doing::Recycle { one: true } = doing {
             1
         } else {
@@ -322,7 +322,7 @@ impl Counters {
             Some(before)
         };
         let (ready, clients) = (page.workers, page.clients);
-        Counters {
+        RequestCounts {
             doing,
             wanted,
             generation: None,
@@ -334,7 +334,7 @@ impl Counters {
         }
     }
 
-    fn take(&mut self, page: &Page) {
+    fn take(&mut self, page: &EventsPage) {
         (self.ready, self.clients) = (page.workers, page.clients);
         for event in page.events.iter().filter_map(|raw| read::<Event>(raw).ok()) {
             let is_new = self.generation.is_some() && event.about.generation == self.generation;
@@ -363,7 +363,7 @@ impl Counters {
     }
 }
 
-impl fmt::Display for Counters {
+impl fmt::Display for RequestCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.doing {
             Doing::Reload => self.replaced(f, "reloading"),
@@ -426,14 +426,14 @@ mod tests {
 
     /// What the line says at first, and when this has happened.
     fn counted(doing: Doing, events: &[Box<RawValue>]) -> [String; 2] {
-        let page = |events, workers, clients| Page {
+        let page = |events, workers, clients| EventsPage {
             events,
             last: 1,
             lost: 0,
             workers,
             clients,
         };
-        let mut counters = Counters::new(doing, &page(Vec::new(), 3, 1234));
+        let mut counters = RequestCounts::new(doing, &page(Vec::new(), 3, 1234));
         let first = counters.to_string();
         counters.take(&page(events.iter().map(|event| &**event).collect(), 2, 1));
         [first, counters.to_string()]

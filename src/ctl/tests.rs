@@ -17,8 +17,8 @@ mod telling;
 
 use super::*;
 use crate::proto::control::{
-    Code, ListenerStatus, MovedLoad, Origin, Rebalanced, Refusal, Reloaded, Settled, Stopped,
-    WorkerState, WorkerStatus,
+    ListenerStatus, MovedLoad, Origin, Rebalanced, Refusal, RefusalCode, Reloaded, Settled,
+    Stopped, WorkerState, WorkerStatus,
 };
 use crate::proto::frame::{ByteOrder, OrderRule, PREFIX};
 use crate::proto::names::{Generation, WorkerId};
@@ -147,7 +147,7 @@ fn listener(address: &str, byte_order: OrderRule, queue: Option<u32>) -> Listene
 /// What one run of fdpassctl left behind.
 #[derive(Debug)]
 struct Ran {
-    exit: Exit,
+    exit: ExitStatus,
     out: String,
     err: String,
 }
@@ -334,7 +334,7 @@ fn daemons_version() -> String {
 #[test]
 fn status_is_a_table_or_the_daemons_own_json() {
     let ran = Daemon::that_says([reply("status", &status())]).asked(&["status"]);
-    assert_eq!((ran.exit, ran.err.as_str()), (Exit::Done, ""));
+    assert_eq!((ran.exit, ran.err.as_str()), (ExitStatus::Done, ""));
     assert!(
         ran.out
             .starts_with("fdpassd 0.1.0, pid 4711, up 3 days 4 hours"),
@@ -346,7 +346,10 @@ fn status_is_a_table_or_the_daemons_own_json() {
     let result = r#"{ "name":"x", "future" : 1e400 }"#;
     let ran = Daemon::that_says([format!(r#"{{"out":"status","result":{result}}}"#)])
         .asked(&["--json", "status"]);
-    assert_eq!((ran.exit, ran.out), (Exit::Done, format!("{result}\n")));
+    assert_eq!(
+        (ran.exit, ran.out),
+        (ExitStatus::Done, format!("{result}\n"))
+    );
 }
 
 #[test]
@@ -354,16 +357,19 @@ fn an_error_reply_is_said_and_its_exit_code_is_one_or_that_of_forbidden() {
     let ran = Daemon::that_says([fault("busy", r"too \u001b[1mmany")]).asked(&["status"]);
     assert_eq!(
         (ran.exit, ran.err.as_str()),
-        (Exit::Failed, "fdpassctl: busy: too \\x1b[1mmany\n")
+        (ExitStatus::Failed, "fdpassctl: busy: too \\x1b[1mmany\n")
     );
     let ran = Daemon::that_says([daemons_version(), fault("forbidden", "stop needs root")])
         .asked(&["stop"]);
     assert_eq!(
         (ran.exit, ran.err.as_str()),
-        (Exit::Forbidden, "fdpassctl: forbidden: stop needs root\n")
+        (
+            ExitStatus::Forbidden,
+            "fdpassctl: forbidden: stop needs root\n"
+        )
     );
     let ran = Daemon::that_says([fault("of_the_future", "x")]).asked(&["status"]);
-    assert_eq!(ran.exit, Exit::Failed);
+    assert_eq!(ran.exit, ExitStatus::Failed);
 }
 
 #[test]
@@ -377,14 +383,14 @@ fn what_is_no_reply_is_never_taken_for_one() {
         r#"{"out":"x","result":1}"#,
     ] {
         let ran = Daemon::that_says([garbage.to_owned()]).asked(&["status"]);
-        assert_eq!(ran.exit, Exit::NoReply, "{garbage}: {}", ran.err);
+        assert_eq!(ran.exit, ExitStatus::NoReply, "{garbage}: {}", ran.err);
     }
 }
 
 #[test]
 fn a_connection_that_ends_early_is_no_reply() {
     let ran = Daemon::start(drop).asked(&["status"]);
-    assert_eq!(ran.exit, Exit::NoReply, "{}", ran.err);
+    assert_eq!(ran.exit, ExitStatus::NoReply, "{}", ran.err);
     let ran = Daemon::start(|mut client| {
         asked_for(&mut client);
         client.write_all(b"\x09\0\0\0{\"out\"").expect("taken");
@@ -393,7 +399,7 @@ fn a_connection_that_ends_early_is_no_reply() {
     assert_eq!(
         (ran.exit, ran.err.as_str()),
         (
-            Exit::NoReply,
+            ExitStatus::NoReply,
             "fdpassctl: the connection was closed before the reply\n"
         )
     );
@@ -405,7 +411,7 @@ fn a_daemon_that_never_answers_is_not_waited_for() {
     let ran = Daemon::start(until_closed).asked(&["status", "--timeout", "20ms"]);
     assert_eq!(
         (ran.exit, ran.err.as_str()),
-        (Exit::NoReply, "fdpassctl: no reply within 20ms\n")
+        (ExitStatus::NoReply, "fdpassctl: no reply within 20ms\n")
     );
     // Nor is one that begins a reply and does not end it.
     let ran = Daemon::start(|mut client| {
@@ -413,7 +419,7 @@ fn a_daemon_that_never_answers_is_not_waited_for() {
         let _ = client.read_to_end(&mut Vec::new());
     })
     .asked(&["status", "--timeout", "20ms"]);
-    assert_eq!(ran.exit, Exit::NoReply);
+    assert_eq!(ran.exit, ExitStatus::NoReply);
 }
 
 #[test]
@@ -426,7 +432,7 @@ fn a_reply_over_the_limit_is_not_read() {
         let _ = client.read_to_end(&mut Vec::new());
     })
     .asked(&["status"]);
-    assert_eq!(ran.exit, Exit::NoReply);
+    assert_eq!(ran.exit, ExitStatus::NoReply);
     assert!(
         ran.err.contains("67108865 bytes is announced"),
         "{}",
@@ -439,7 +445,7 @@ fn without_a_daemon_every_place_is_named() {
     let place = tempfile::tempdir().expect("a directory");
     let here = place.path().display().to_string();
     let ran = ctl(&["status"], &[("RUNTIME_DIRECTORY", &here)]);
-    assert_eq!(ran.exit, Exit::NotRunning);
+    assert_eq!(ran.exit, ExitStatus::NotRunning);
     let expected = format!("fdpassctl: fdpassd is not running (no socket at {here}/control.sock, ");
     assert!(ran.err.starts_with(&expected), "{}", ran.err);
 
@@ -452,12 +458,15 @@ fn without_a_daemon_every_place_is_named() {
     );
     let words =
         "fdpassctl: fdpassd is not running (no socket at /run/fdpassd-no one's/control.sock)\n";
-    assert_eq!((ran.exit, ran.err.as_str()), (Exit::NotRunning, words));
+    assert_eq!(
+        (ran.exit, ran.err.as_str()),
+        (ExitStatus::NotRunning, words)
+    );
     let ran = ctl(
         &["status", "-s", &path],
         &[("FDPASSD_SOCKET", "/elsewhere")],
     );
-    assert_eq!(ran.exit, Exit::NotRunning);
+    assert_eq!(ran.exit, ExitStatus::NotRunning);
     assert_eq!(
         ran.err,
         format!("fdpassctl: fdpassd is not running (no socket at {path})\n")
@@ -478,7 +487,7 @@ fn a_socket_that_is_out_of_bounds_is_forbidden() {
         ctl(&["status", "-s", &path.to_string()], &[]),
         ctl(&["call", "ping", "--to", &format!("unix:{path}")], &[]),
     ] {
-        assert_eq!(ran.exit, Exit::Forbidden);
+        assert_eq!(ran.exit, ExitStatus::Forbidden);
         assert!(
             ran.err
                 .starts_with(&format!("fdpassctl: forbidden: {path} is for root")),
@@ -495,7 +504,7 @@ fn version_needs_no_daemon() {
     assert_eq!(
         (ran.exit, ran.out),
         (
-            Exit::Done,
+            ExitStatus::Done,
             format!("fdpassctl {own}\nfdpassd: not running\n")
         )
     );
@@ -511,7 +520,7 @@ fn version_needs_no_daemon() {
     assert_eq!(
         (ran.exit, ran.out),
         (
-            Exit::Done,
+            ExitStatus::Done,
             format!("fdpassctl {own}\nfdpassd 0.1.0, pid 4711\n")
         )
     );
@@ -542,7 +551,7 @@ fn wrong_usage_is_64_and_help_is_not_wrong() {
         let ran = ctl(arguments, &[]);
         assert_eq!(
             (ran.exit, ran.out.as_str()),
-            (Exit::Usage, ""),
+            (ExitStatus::Usage, ""),
             "{arguments:?}"
         );
         assert!(!ran.err.is_empty());
@@ -551,7 +560,7 @@ fn wrong_usage_is_64_and_help_is_not_wrong() {
         let ran = ctl(arguments, &[]);
         assert_eq!(
             (ran.exit, ran.err.as_str()),
-            (Exit::Done, ""),
+            (ExitStatus::Done, ""),
             "{arguments:?}"
         );
         assert!(ran.out.contains("fdpassctl"));
@@ -587,7 +596,7 @@ fn a_closed_pipe_is_left_quietly_and_a_full_disk_is_not() {
             &mut Broken(kind),
             &mut err,
         );
-        assert_eq!(exit, Exit::Failed);
+        assert_eq!(exit, ExitStatus::Failed);
         let err = String::from_utf8(err).expect("UTF-8");
         assert!(
             err.starts_with(said) && err.is_empty() == said.is_empty(),

@@ -1,37 +1,37 @@
 //! What is asked for over HTTP, and what is answered.
 
-use super::daemon::Daemon;
+use super::daemon::DaemonClient;
 use super::host;
-use super::http::{self, Reply, Request};
+use super::http::{self, HttpReply, HttpRequest};
 use crate::proto::control::{Metrics, Status, Verb, WorkerState};
 
 /// Answers requests.
 #[derive(Debug)]
 pub(super) struct Answers {
-    pub(super) daemon: Daemon,
+    pub(super) daemon: DaemonClient,
     /// Names by which it may be asked; none if it does not matter.
     pub(super) hosts: Option<Vec<String>>,
 }
 
 impl Answers {
     /// The reply to a request.
-    pub(super) fn reply_to(&self, request: &Request) -> Reply {
+    pub(super) fn reply_to(&self, request: &HttpRequest) -> HttpReply {
         self.answer(request).unwrap_or_else(|refusal| refusal)
     }
 
-    fn answer(&self, request: &Request) -> Result<Reply, Reply> {
+    fn answer(&self, request: &HttpRequest) -> Result<HttpReply, HttpReply> {
         if let Some(names) = &self.hosts {
             host::check(request, names)?;
         }
         if !["GET", "HEAD"].contains(&request.method.as_str()) {
-            return Err(Reply::sentence(
-                http::Status::MethodNotAllowed,
+            return Err(HttpReply::sentence(
+                http::HttpStatus::MethodNotAllowed,
                 "only GET and HEAD are answered",
             ));
         }
         if request.has_body {
-            return Err(Reply::sentence(
-                http::Status::ContentTooLarge,
+            return Err(HttpReply::sentence(
+                http::HttpStatus::ContentTooLarge,
                 "a request has no body here",
             ));
         }
@@ -39,30 +39,30 @@ impl Answers {
             "/metrics" => self
                 .daemon
                 .ask(Verb::Metrics)
-                .map(|Metrics { text }| Reply::metrics(text)),
+                .map(|Metrics { text }| HttpReply::metrics(text)),
             "/healthz" => self
                 .daemon
                 .ask(Verb::Status)
                 .map(|status| match illness(&status) {
-                    None => Reply::sentence(http::Status::Ok, &wellness(&status)),
+                    None => HttpReply::sentence(http::HttpStatus::Ok, &wellness(&status)),
                     reason => verdict(reason),
                 }),
             "/readyz" => self
                 .daemon
                 .ask(Verb::Status)
                 .map(|status| verdict(unreadiness(&status))),
-            _ => Err(Reply::sentence(
-                http::Status::NotFound,
+            _ => Err(HttpReply::sentence(
+                http::HttpStatus::NotFound,
                 "there are /metrics, /healthz and /readyz",
             )),
         }
     }
 }
 
-fn verdict(reason: Option<&str>) -> Reply {
+fn verdict(reason: Option<&str>) -> HttpReply {
     match reason {
-        None => Reply::sentence(http::Status::Ok, "ok"),
-        Some(reason) => Reply::sentence(http::Status::Unavailable, reason),
+        None => HttpReply::sentence(http::HttpStatus::Ok, "ok"),
+        Some(reason) => HttpReply::sentence(http::HttpStatus::Unavailable, reason),
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::answers::Answers;
-use super::http::{self, MAX_HEAD, Next, Reply, Request, Status};
+use super::http::{self, HeadParse, HttpReply, HttpRequest, HttpStatus, MAX_HEAD};
 use crate::sys::passed::{ClientSocket, Passed};
 use crate::sys::poll::{Interest, wait_for};
 use crate::sys::socket::{self, Moved};
@@ -69,7 +69,7 @@ impl HttpConnection {
     }
 
     /// A request, or the reply to what is none. Nothing from one who leaves without a word.
-    fn request(&self) -> Option<Result<Request, Reply>> {
+    fn request(&self) -> Option<Result<HttpRequest, HttpReply>> {
         let mut timeout = TimeBudget(IO_TIMEOUT);
         let mut head = [0; MAX_HEAD];
         let mut length = 0;
@@ -77,23 +77,26 @@ impl HttpConnection {
             match self.receive(&mut head[length..], &mut timeout) {
                 Ok(0) if length == 0 => return None,
                 Ok(0) => {
-                    return Some(Err(Reply::sentence(
-                        Status::BadRequest,
+                    return Some(Err(HttpReply::sentence(
+                        HttpStatus::BadRequest,
                         "the request ends within its head",
                     )));
                 }
                 Ok(more) => length += more,
                 Err(e) if e.kind() == ErrorKind::TimedOut => {
                     let sentence = format!("the request did not arrive within {IO_TIMEOUT:?}");
-                    return Some(Err(Reply::sentence(Status::RequestTimeout, &sentence)));
+                    return Some(Err(HttpReply::sentence(
+                        HttpStatus::RequestTimeout,
+                        &sentence,
+                    )));
                 }
                 Err(_) => return None,
             }
             // One as long as the buffer is never partial.
             match http::next(&head[..length]) {
-                Next::Partial => {}
-                Next::Whole(request) => return Some(Ok(request)),
-                Next::Refused(reply) => return Some(Err(reply)),
+                HeadParse::Partial => {}
+                HeadParse::Whole(request) => return Some(Ok(request)),
+                HeadParse::Refused(reply) => return Some(Err(reply)),
             }
         }
     }

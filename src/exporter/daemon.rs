@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 
-use super::http::{Reply, Status};
+use super::http::{HttpReply, HttpStatus};
 use crate::proto::control::Verb;
 use crate::proto::names::Address;
 use crate::rpc_client::{Deadline, Error, RpcClient, no_reply};
@@ -22,28 +22,28 @@ const MIN_INTERVAL: Duration = Duration::from_millis(10);
 /// The daemon. One question at a time and a hundred a second at the most: however many ask over HTTP, the master has one
 /// control client more, and most of its time for others.
 #[derive(Debug)]
-pub(super) struct Daemon {
+pub(super) struct DaemonClient {
     control: PathBuf,
-    line: Mutex<Line>,
+    line: Mutex<QuestionQueue>,
     moved: Condvar,
 }
 
 /// Where those stand who want to ask.
 #[derive(Debug)]
-struct Line {
+struct QuestionQueue {
     is_being_asked: bool,
     /// The next question may come then.
     next: Instant,
 }
 
-impl Daemon {
+impl DaemonClient {
     /// That has its control socket there.
-    pub(super) fn at(control: PathBuf) -> Daemon {
-        let line = Mutex::new(Line {
+    pub(super) fn at(control: PathBuf) -> DaemonClient {
+        let line = Mutex::new(QuestionQueue {
             is_being_asked: false,
             next: Instant::now(),
         });
-        Daemon {
+        DaemonClient {
             control,
             line,
             moved: Condvar::new(),
@@ -54,19 +54,19 @@ impl Daemon {
     ///
     /// # Errors
     /// The reply to whoever wanted to know: 503 if there is no answer, 502 if it is none.
-    pub(super) fn ask<T: DeserializeOwned>(&self, verb: Verb) -> Result<T, Reply> {
+    pub(super) fn ask<T: DeserializeOwned>(&self, verb: Verb) -> Result<T, HttpReply> {
         self.answer(verb).map_err(|error| match error {
-            Error::NoReply(_) => Reply::sentence(
-                Status::BadGateway,
+            Error::NoReply(_) => HttpReply::sentence(
+                HttpStatus::BadGateway,
                 &format!("the daemon does not answer: {error}"),
             ),
             // Without the path, which is nobody's business over TCP.
-            Error::Connect { cause, .. } => Reply::sentence(
-                Status::Unavailable,
+            Error::Connect { cause, .. } => HttpReply::sentence(
+                HttpStatus::Unavailable,
                 &format!("the daemon cannot be asked: {cause}"),
             ),
-            _ => Reply::sentence(
-                Status::Unavailable,
+            _ => HttpReply::sentence(
+                HttpStatus::Unavailable,
                 &format!("the daemon does not answer: {error}"),
             ),
         })
@@ -90,7 +90,7 @@ impl Daemon {
     }
 
     /// Waits until nobody else asks.
-    fn turn(&self, deadline: Deadline) -> io::Result<Turn<'_>> {
+    fn turn(&self, deadline: Deadline) -> io::Result<QuestionGuard<'_>> {
         let mut line = self.line();
         loop {
             let left = deadline.left()?;
@@ -107,22 +107,22 @@ impl Daemon {
                 .wait_timeout(line, wait.min(left))
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        *line = Line {
+        *line = QuestionQueue {
             is_being_asked: true,
             next: Instant::now() + MIN_INTERVAL,
         };
-        Ok(Turn(self))
+        Ok(QuestionGuard(self))
     }
 
-    fn line(&self) -> MutexGuard<'_, Line> {
+    fn line(&self) -> MutexGuard<'_, QuestionQueue> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The right to ask, until it is dropped.
-struct Turn<'a>(&'a Daemon);
+struct QuestionGuard<'a>(&'a DaemonClient);
 
-impl Drop for Turn<'_> {
+impl Drop for QuestionGuard<'_> {
     fn drop(&mut self) {
         self.0.line().is_being_asked = false;
         self.0.moved.notify_all();

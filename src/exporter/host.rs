@@ -6,23 +6,23 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::http::{Reply, Request, Status};
+use super::http::{HttpReply, HttpRequest, HttpStatus};
 
 /// Whether a request over TCP may be answered by an exporter that has these names.
 ///
 /// # Errors
 /// The reply that says why not.
-pub(super) fn check(request: &Request, names: &[String]) -> Result<(), Reply> {
+pub(super) fn check(request: &HttpRequest, names: &[String]) -> Result<(), HttpReply> {
     match &request.host {
         Some(host) if is_ours(host, names) => Ok(()),
-        Some(_) => Err(Reply::sentence(
-            Status::Forbidden,
+        Some(_) => Err(HttpReply::sentence(
+            HttpStatus::Forbidden,
             "the host that was asked for is no IP address, not localhost, and not in metrics.hosts of the configuration",
         )),
         // No browser speaks it; simple probes do.
         None if request.is_1_0 => Ok(()),
-        None => Err(Reply::sentence(
-            Status::BadRequest,
+        None => Err(HttpReply::sentence(
+            HttpStatus::BadRequest,
             "a request of HTTP/1.1 has a field Host",
         )),
     }

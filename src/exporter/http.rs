@@ -10,18 +10,18 @@ const MAX_FIELDS: usize = 64;
 
 /// What has arrived of a request.
 #[derive(Debug, PartialEq)]
-pub(super) enum Next {
+pub(super) enum HeadParse {
     /// Its head is not complete.
     Partial,
     /// All of its head.
-    Whole(Request),
+    Whole(HttpRequest),
     /// There will be no request: this is the reply.
-    Refused(Reply),
+    Refused(HttpReply),
 }
 
 /// What of a request matters here.
 #[derive(Debug, PartialEq)]
-pub(super) struct Request {
+pub(super) struct HttpRequest {
     pub(super) method: String,
     /// Of the target, without the query.
     pub(super) path: String,
@@ -34,15 +34,15 @@ pub(super) struct Request {
 
 /// A reply: there is nothing else in it that depends on the request.
 #[derive(Debug, PartialEq)]
-pub(super) struct Reply {
-    pub(super) status: Status,
+pub(super) struct HttpReply {
+    pub(super) status: HttpStatus,
     content_type: &'static str,
     body: String,
 }
 
 /// How it went, by the number of RFC 9110 and RFC 6585.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Status {
+pub(super) enum HttpStatus {
     Ok = 200,
     BadRequest = 400,
     Forbidden = 403,
@@ -59,39 +59,42 @@ pub(super) enum Status {
 
 /// Looks at what has arrived so far, at most [`MAX_HEAD`] bytes. What comes after the head is left alone: the connection
 /// ends with the reply.
-pub(super) fn next(received: &[u8]) -> Next {
+pub(super) fn next(received: &[u8]) -> HeadParse {
     let mut fields = [EMPTY_HEADER; MAX_FIELDS];
     let mut head = httparse::Request::new(&mut fields);
-    let refused = |status, sentence: &str| Next::Refused(Reply::sentence(status, sentence));
+    let refused =
+        |status, sentence: &str| HeadParse::Refused(HttpReply::sentence(status, sentence));
     match head.parse(received) {
-        Ok(Parsed::Complete(_)) => Request::of(&head).map_or_else(Next::Refused, Next::Whole),
-        Ok(Parsed::Partial) if received.len() < MAX_HEAD => Next::Partial,
+        Ok(Parsed::Complete(_)) => {
+            HttpRequest::of(&head).map_or_else(HeadParse::Refused, HeadParse::Whole)
+        }
+        Ok(Parsed::Partial) if received.len() < MAX_HEAD => HeadParse::Partial,
         Ok(Parsed::Partial) if received.contains(&b'\n') => refused(
-            Status::HeadTooLarge,
+            HttpStatus::HeadTooLarge,
             &format!("the head of a request is at most {MAX_HEAD} bytes"),
         ),
         Ok(Parsed::Partial) => refused(
-            Status::UriTooLong,
+            HttpStatus::UriTooLong,
             &format!("the target is longer than {MAX_HEAD} bytes"),
         ),
         Err(Error::TooManyHeaders) => refused(
-            Status::HeadTooLarge,
+            HttpStatus::HeadTooLarge,
             &format!("a request has at most {MAX_FIELDS} header fields"),
         ),
         Err(Error::Version) => refused(
-            Status::VersionNotSupported,
+            HttpStatus::VersionNotSupported,
             "HTTP/1.1 and HTTP/1.0 are spoken here",
         ),
         Err(e) => refused(
-            Status::BadRequest,
+            HttpStatus::BadRequest,
             &format!("this is no request of HTTP: {e}"),
         ),
     }
 }
 
-impl Request {
-    fn of(head: &httparse::Request<'_, '_>) -> Result<Request, Reply> {
-        let bad = |sentence: &str| Reply::sentence(Status::BadRequest, sentence);
+impl HttpRequest {
+    fn of(head: &httparse::Request<'_, '_>) -> Result<HttpRequest, HttpReply> {
+        let bad = |sentence: &str| HttpReply::sentence(HttpStatus::BadRequest, sentence);
         let fields = || head.headers.iter();
         let mut hosts = fields()
             .filter(is_named("Host"))
@@ -107,7 +110,7 @@ impl Request {
         {
             return Err(bad("the field Host names another host than the target"));
         }
-        Ok(Request {
+        Ok(HttpRequest {
             method: head.method.unwrap_or_default().to_owned(),
             path: path.to_owned(),
             host: authority.map(str::to_owned).or(host.map(Into::into)),
@@ -135,11 +138,13 @@ fn split(target: &str) -> (Option<&str>, &str) {
 }
 
 /// Whether something is to follow the head. RFC 9112, section 6.3.
-fn has_body<'a>(mut fields: impl Iterator<Item = &'a Header<'a>> + Clone) -> Result<bool, Reply> {
+fn has_body<'a>(
+    mut fields: impl Iterator<Item = &'a Header<'a>> + Clone,
+) -> Result<bool, HttpReply> {
     for length in fields.clone().filter(is_named("Content-Length")) {
         if length.value.is_empty() || !length.value.iter().all(u8::is_ascii_digit) {
-            return Err(Reply::sentence(
-                Status::BadRequest,
+            return Err(HttpReply::sentence(
+                HttpStatus::BadRequest,
                 "the field Content-Length is a number",
             ));
         }
@@ -151,10 +156,10 @@ fn has_body<'a>(mut fields: impl Iterator<Item = &'a Header<'a>> + Clone) -> Res
     }))
 }
 
-impl Reply {
+impl HttpReply {
     /// For people: one line.
-    pub(super) fn sentence(status: Status, sentence: &str) -> Reply {
-        Reply {
+    pub(super) fn sentence(status: HttpStatus, sentence: &str) -> HttpReply {
+        HttpReply {
             status,
             content_type: "text/plain; charset=utf-8",
             body: format!("{sentence}\n"),
@@ -162,9 +167,9 @@ impl Reply {
     }
 
     /// For Prometheus, in its text format.
-    pub(super) fn metrics(text: String) -> Reply {
-        Reply {
-            status: Status::Ok,
+    pub(super) fn metrics(text: String) -> HttpReply {
+        HttpReply {
+            status: HttpStatus::Ok,
             content_type: "text/plain; version=0.0.4; charset=utf-8",
             body: text,
         }
@@ -173,7 +178,7 @@ impl Reply {
     /// As it is sent. The reply to HEAD is that to GET without its body.
     pub(super) fn encode(&self, is_to_head: bool) -> Vec<u8> {
         let (code, reason, length) = (self.status as u16, self.status.reason(), self.body.len());
-        let allow = if self.status == Status::MethodNotAllowed {
+        let allow = if self.status == HttpStatus::MethodNotAllowed {
             "Allow: GET, HEAD\r\n"
         } else {
             ""
@@ -193,21 +198,21 @@ impl Reply {
     }
 }
 
-impl Status {
+impl HttpStatus {
     fn reason(self) -> &'static str {
         match self {
-            Status::Ok => "OK",
-            Status::BadRequest => "Bad Request",
-            Status::Forbidden => "Forbidden",
-            Status::NotFound => "Not Found",
-            Status::MethodNotAllowed => "Method Not Allowed",
-            Status::RequestTimeout => "Request Timeout",
-            Status::ContentTooLarge => "Content Too Large",
-            Status::UriTooLong => "URI Too Long",
-            Status::HeadTooLarge => "Request Header Fields Too Large",
-            Status::BadGateway => "Bad Gateway",
-            Status::Unavailable => "Service Unavailable",
-            Status::VersionNotSupported => "HTTP Version Not Supported",
+            HttpStatus::Ok => "OK",
+            HttpStatus::BadRequest => "Bad Request",
+            HttpStatus::Forbidden => "Forbidden",
+            HttpStatus::NotFound => "Not Found",
+            HttpStatus::MethodNotAllowed => "Method Not Allowed",
+            HttpStatus::RequestTimeout => "Request Timeout",
+            HttpStatus::ContentTooLarge => "Content Too Large",
+            HttpStatus::UriTooLong => "URI Too Long",
+            HttpStatus::HeadTooLarge => "Request Header Fields Too Large",
+            HttpStatus::BadGateway => "Bad Gateway",
+            HttpStatus::Unavailable => "Service Unavailable",
+            HttpStatus::VersionNotSupported => "HTTP Version Not Supported",
         }
     }
 }
@@ -231,16 +236,16 @@ mod tests {
 
     use super::*;
 
-    fn whole(head: &str) -> Request {
+    fn whole(head: &str) -> HttpRequest {
         match next(head.as_bytes()) {
-            Next::Whole(request) => request,
+            HeadParse::Whole(request) => request,
             other => panic!("{head:?}: {other:?}"),
         }
     }
 
-    fn refusal(head: impl AsRef<[u8]>) -> Status {
+    fn refusal(head: impl AsRef<[u8]>) -> HttpStatus {
         match next(head.as_ref()) {
-            Next::Refused(reply) => reply.status,
+            HeadParse::Refused(reply) => reply.status,
             other => panic!("{:?}: {other:?}", String::from_utf8_lossy(head.as_ref())),
         }
     }
@@ -359,14 +364,17 @@ mod tests {
             "GET / HTTP/1.0\r\nContent-Length: 0, 0\r\n\r\n",
             "GET / HTTP/1.0\r\nContent-Length:\r\n\r\n",
         ] {
-            assert_eq!(refusal(bad), Status::BadRequest, "{bad:?}");
+            assert_eq!(refusal(bad), HttpStatus::BadRequest, "{bad:?}");
         }
-        assert_eq!(refusal("GET / HTTP/2.0\r\n"), Status::VersionNotSupported);
+        assert_eq!(
+            refusal("GET / HTTP/2.0\r\n"),
+            HttpStatus::VersionNotSupported
+        );
         assert_eq!(
             refusal("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
-            Status::VersionNotSupported
+            HttpStatus::VersionNotSupported
         );
-        assert_eq!(refusal("GET / FTP"), Status::VersionNotSupported);
+        assert_eq!(refusal("GET / FTP"), HttpStatus::VersionNotSupported);
         let fields = |count: usize| {
             (0..count)
                 .map(|i| format!("X{i}: y\r\n"))
@@ -375,7 +383,7 @@ mod tests {
         whole(&format!("GET / HTTP/1.0\r\n{}\r\n", fields(MAX_FIELDS)));
         assert_eq!(
             refusal(format!("GET / HTTP/1.0\r\n{}\r\n", fields(MAX_FIELDS + 1))),
-            Status::HeadTooLarge
+            HttpStatus::HeadTooLarge
         );
     }
 
@@ -383,7 +391,7 @@ mod tests {
     fn a_head_is_partial_until_it_is_whole_or_too_long() {
         let head = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX: y\r\n\r\n";
         for cut in 0..head.len() {
-            assert_eq!(next(&head[..cut]), Next::Partial, "{cut}");
+            assert_eq!(next(&head[..cut]), HeadParse::Partial, "{cut}");
         }
         let longest = |front: &str, back: &str| {
             format!(
@@ -395,19 +403,19 @@ mod tests {
         whole(&longest("GET / HTTP/1.0\r\nX: ", "\r\n\r\n"));
         assert_eq!(
             refusal(longest("GET /", " HTTP/1.0\r\n\r")),
-            Status::HeadTooLarge
+            HttpStatus::HeadTooLarge
         );
-        assert_eq!(refusal(longest("GET /", "")), Status::UriTooLong);
+        assert_eq!(refusal(longest("GET /", "")), HttpStatus::UriTooLong);
         assert_eq!(
             refusal(longest("GET / HTTP/1.0\r\nX: ", "\r\n\r")),
-            Status::HeadTooLarge
+            HttpStatus::HeadTooLarge
         );
-        assert_eq!(refusal([b'\n'; MAX_HEAD]), Status::HeadTooLarge);
+        assert_eq!(refusal([b'\n'; MAX_HEAD]), HttpStatus::HeadTooLarge);
     }
 
     #[test]
     fn a_reply_to_head_has_the_fields_of_that_to_get_and_no_body() {
-        let reply = Reply::sentence(Status::MethodNotAllowed, "no");
+        let reply = HttpReply::sentence(HttpStatus::MethodNotAllowed, "no");
         let text = String::from_utf8(reply.encode(false)).expect("text");
         let (head, body) = text.split_once("\r\n\r\n").expect("an empty line");
         assert_eq!(body, "no\n");

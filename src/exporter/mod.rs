@@ -32,13 +32,13 @@ use std::time::Duration;
 
 use answers::Answers;
 use connection::HttpConnection;
-use daemon::Daemon;
+use daemon::DaemonClient;
 
-use crate::channel::{Channel, Heard, Scratch};
+use crate::channel::{Channel, Incoming, Scratch};
 use crate::logging;
-use crate::proto::exporter::{Nothing, Start, ToExporter};
+use crate::proto::exporter::{Nothing, StartExporter, ToExporter};
 use crate::sys::listening::{Look, Offer, accept, is_listening};
-use crate::sys::poll::{Event, Interest, Poller};
+use crate::sys::poll::{Interest, PollEvent, Poller};
 use crate::sys::{fd, process, signal};
 
 /// Most HTTP connections at a time.
@@ -79,8 +79,8 @@ pub(crate) fn run() -> Result<(), Error> {
 fn hear_start(
     channel: &Channel<Nothing, ToExporter>,
     scratch: &mut Scratch,
-) -> io::Result<(Start, OwnedFd)> {
-    if let Heard::Message(ToExporter::Start(start), mut descriptors) = channel.hear(scratch)?
+) -> io::Result<(StartExporter, OwnedFd)> {
+    if let Incoming::Message(ToExporter::Start(start), mut descriptors) = channel.hear(scratch)?
         && let Some(listener) = descriptors.pop()
     {
         return Ok((start, listener));
@@ -91,7 +91,7 @@ fn hear_start(
 fn serve(
     channel: Channel<Nothing, ToExporter>,
     scratch: Scratch,
-    start: Start,
+    start: StartExporter,
     listener: OwnedFd,
 ) -> io::Result<()> {
     process::set_name(&start.name);
@@ -102,7 +102,7 @@ fn serve(
     panic::set_hook(Box::new(|panic| {
         log::error!("the exporter panicked: {panic}")
     }));
-    let daemon = Daemon::at(PathBuf::from(OsString::from_vec(start.control)));
+    let daemon = DaemonClient::at(PathBuf::from(OsString::from_vec(start.control)));
     let answers = Answers {
         daemon,
         hosts: start.hosts,
@@ -174,7 +174,7 @@ impl Server {
 
     /// Until the master is gone, or wants no more of it.
     fn serve(&mut self) -> io::Result<()> {
-        let mut events: Vec<Event> = Vec::new();
+        let mut events: Vec<PollEvent> = Vec::new();
         loop {
             self.poller
                 .wait(&mut events, self.is_closed.then_some(ACCEPT_PAUSE))?;
@@ -207,7 +207,7 @@ impl Server {
     /// Hears the master; whether that was the last of it.
     fn hear_end(&mut self) -> io::Result<bool> {
         match self.channel.hear(&mut self.scratch)? {
-            Heard::Message(ToExporter::Reopen, _) => {
+            Incoming::Message(ToExporter::Reopen, _) => {
                 if let Err(e) = logging::reopen() {
                     log::warn!(
                         "cannot open the log file again: {e}; lines still go to the one that was open"
@@ -215,10 +215,10 @@ impl Server {
                 }
                 Ok(false)
             }
-            Heard::Nothing => Ok(false),
-            Heard::Closed => Ok(true),
-            Heard::Message(ToExporter::Start(_), _) => Err(io::Error::other("a second start")),
-            Heard::Garbage(malformed) => Err(io::Error::other(malformed)),
+            Incoming::Nothing => Ok(false),
+            Incoming::Closed => Ok(true),
+            Incoming::Message(ToExporter::Start(_), _) => Err(io::Error::other("a second start")),
+            Incoming::Garbage(malformed) => Err(io::Error::other(malformed)),
         }
     }
 

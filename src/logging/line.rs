@@ -29,7 +29,9 @@ impl Line {
     pub(super) fn of(record: &Record) -> Line {
         let mut line = Line::new(record.level(), text(record.args()));
         // Collecting fields does not fail.
-        let _ = record.key_values().visit(&mut Fields(&mut line.fields));
+        let _ = record
+            .key_values()
+            .visit(&mut FieldCollector(&mut line.fields));
         line
     }
 }
@@ -41,9 +43,9 @@ fn text(value: impl std::fmt::Display) -> String {
     text
 }
 
-struct Fields<'a>(&'a mut Vec<(String, Value)>);
+struct FieldCollector<'a>(&'a mut Vec<(String, Value)>);
 
-impl<'kvs> VisitSource<'kvs> for Fields<'_> {
+impl<'kvs> VisitSource<'kvs> for FieldCollector<'_> {
     fn visit_pair(&mut self, key: Key<'kvs>, value: kv::Value<'kvs>) -> Result<(), kv::Error> {
         let name = field_name(key.as_str());
         if self.0.iter().all(|(earlier, _)| *earlier != name) {

@@ -44,7 +44,7 @@ use log::LevelFilter;
 
 use self::line::Line;
 use self::output::Output;
-use self::target::{LogFile, Stderr, Target};
+use self::target::{LogDestination, LogFile, Stderr};
 use crate::proto::channel::{Log, LogLevel, LogTarget};
 use crate::proto::text::Escaped;
 pub use crate::sys::signal::survive_file_size_limit;
@@ -67,7 +67,7 @@ pub fn start(name: &str, settings: &Log) -> io::Result<()> {
 pub fn prepare(name: &str, settings: &Log) -> io::Result<Prepared> {
     Ok(Prepared {
         name: name.to_owned(),
-        target: Target::open(name, settings)?,
+        target: LogDestination::open(name, settings)?,
         level: settings.level,
     })
 }
@@ -77,7 +77,7 @@ pub fn prepare(name: &str, settings: &Log) -> io::Result<Prepared> {
 #[derive(Debug)]
 pub struct Prepared {
     name: String,
-    target: Target,
+    target: LogDestination,
     level: LogLevel,
 }
 
@@ -143,9 +143,9 @@ pub fn copy_of_file() -> Option<File> {
 pub fn start_with(name: &str, settings: &Log, file: Option<File>) -> io::Result<()> {
     let target = match (settings.target, &settings.file, file) {
         (LogTarget::File, Some(path), Some(file)) => {
-            Target::File(path.clone(), LogFile::over(file)?, settings.format)
+            LogDestination::File(path.clone(), LogFile::over(file)?, settings.format)
         }
-        _ => Target::open(name, settings)?,
+        _ => LogDestination::open(name, settings)?,
     };
     Prepared {
         name: name.to_owned(),
@@ -159,7 +159,7 @@ pub fn start_with(name: &str, settings: &Log, file: Option<File>) -> io::Result<
 /// As [`start`], but sends lines to standard error where that cannot be, and returns why.
 pub fn start_anyhow(name: &str, settings: &Log) -> Option<io::Error> {
     let error = start(name, settings).err()?;
-    let target = Target::Stderr(settings.format);
+    let target = LogDestination::Stderr(settings.format);
     Prepared {
         name: name.to_owned(),
         target,

@@ -10,13 +10,13 @@ use log::Level;
 use super::format::{for_file, for_journal_stream, for_machines, for_people};
 use super::line::Line;
 use super::repeats::Repeats;
-use super::target::{Target, open_file, write_line};
+use super::target::{LogDestination, open_file, write_line};
 use crate::proto::channel::LogFormat;
 
 /// Where lines go, and what has become of them.
 pub(super) struct Output<E> {
     name: String,
-    target: Target,
+    target: LogDestination,
     stderr: E,
     /// The last write ended within a line.
     torn: bool,
@@ -28,7 +28,7 @@ pub(super) struct Output<E> {
 
 impl<E: Write> Output<E> {
     pub(super) const fn new(stderr: E) -> Output<E> {
-        let target = Target::Stderr(LogFormat::Text);
+        let target = LogDestination::Stderr(LogFormat::Text);
         Output {
             name: String::new(),
             target,
@@ -40,7 +40,7 @@ impl<E: Write> Output<E> {
         }
     }
 
-    pub(super) fn turn_to(&mut self, name: &str, target: Target) {
+    pub(super) fn turn_to(&mut self, name: &str, target: LogDestination) {
         self.tell_repeats();
         self.name = name.to_owned();
         self.target = target;
@@ -53,7 +53,7 @@ impl<E: Write> Output<E> {
 
     /// Another descriptor of the file that lines go to.
     pub(super) fn copy_of_file(&self) -> Option<File> {
-        if let Target::File(_, file, _) = &self.target {
+        if let LogDestination::File(_, file, _) = &self.target {
             file.copy().ok()
         } else {
             None
@@ -62,7 +62,7 @@ impl<E: Write> Output<E> {
 
     pub(super) fn reopen(&mut self) -> io::Result<()> {
         self.tell_repeats();
-        if let Target::File(path, file, _) = &mut self.target {
+        if let LogDestination::File(path, file, _) = &mut self.target {
             *file = open_file(path)?;
             self.torn = false;
         }
@@ -117,22 +117,24 @@ impl<E: Write> Output<E> {
         } = self;
         let now = SystemTime::now();
         match target {
-            Target::Stderr(LogFormat::Text) => write_line(stderr, torn, for_people(now, line)),
-            Target::Stderr(LogFormat::Json) => {
+            LogDestination::Stderr(LogFormat::Text) => {
+                write_line(stderr, torn, for_people(now, line))
+            }
+            LogDestination::Stderr(LogFormat::Json) => {
                 write_line(stderr, torn, for_machines(now, name, line))
             }
-            Target::File(_, file, LogFormat::Text) => {
+            LogDestination::File(_, file, LogFormat::Text) => {
                 write_line(file, torn, for_file(now, name, line))
             }
-            Target::File(_, file, LogFormat::Json) => {
+            LogDestination::File(_, file, LogFormat::Json) => {
                 write_line(file, torn, for_machines(now, name, line))
             }
-            Target::Journal(journal) => match journal.send(line) {
+            LogDestination::Journal(journal) => match journal.send(line) {
                 // Standard error leads there as well, by another way.
                 Err(_) => write_line(stderr, torn, for_journal_stream(line)),
                 sent => sent,
             },
-            Target::Syslog(syslog) => match syslog.send(line) {
+            LogDestination::Syslog(syslog) => match syslog.send(line) {
                 // A syslogd that is there and does not keep up loses lines; one that is not there has a stand-in.
                 Err(e) if e.kind() != ErrorKind::WouldBlock => {
                     write_line(stderr, torn, for_people(now, line))
@@ -164,7 +166,7 @@ mod tests {
         }
     }
 
-    fn to(target: Target) -> Output<Vec<u8>> {
+    fn to(target: LogDestination) -> Output<Vec<u8>> {
         let mut output = Output::new(Vec::new());
         output.turn_to("fdpassd", target);
         output
@@ -177,7 +179,7 @@ mod tests {
             format: LogFormat::Text,
             level: LogLevel::Info,
         };
-        to(Target::open("fdpassd", &settings).expect("open"))
+        to(LogDestination::open("fdpassd", &settings).expect("open"))
     }
 
     fn place() -> TempDir {
@@ -198,9 +200,9 @@ mod tests {
 
     #[test]
     fn standard_error_gets_whole_lines() {
-        let mut output = to(Target::Stderr(LogFormat::Text));
+        let mut output = to(LogDestination::Stderr(LogFormat::Text));
         output.say(Level::Info, "ready");
-        output.turn_to("fdpassd", Target::Stderr(LogFormat::Json));
+        output.turn_to("fdpassd", LogDestination::Stderr(LogFormat::Json));
         output.say(Level::Warn, "worker 17");
         assert_eq!(lines(&output.stderr)[0], "info ready");
         assert!(output.stderr.ends_with(b",\"message\":\"worker 17\"}\n"));
@@ -260,7 +262,7 @@ mod tests {
         assert_eq!(output.lost_total, 2);
 
         let path = place.path().join("log");
-        let Target::File(_, file, _) = &mut output.target else {
+        let LogDestination::File(_, file, _) = &mut output.target else {
             panic!("the target is a file")
         };
         *file = open_file(&path).expect("open");
@@ -341,7 +343,7 @@ mod tests {
         let place = place();
         let path = place.path().join("log");
         let here = listen(&path);
-        let output = &mut to(Target::Syslog(
+        let output = &mut to(LogDestination::Syslog(
             Syslog::open("fdpassd", &path).expect("open"),
         ));
         let (daemon, pid) = (3 << 3, process::id());
@@ -370,7 +372,7 @@ mod tests {
         let place = place();
         let path = place.path().join("log");
         let here = listen(&path);
-        let output = &mut to(Target::Syslog(
+        let output = &mut to(LogDestination::Syslog(
             Syslog::open("fdpassd", &path).expect("open"),
         ));
         (0..1000).for_each(|n| output.say(Level::Info, format!("line {n}")));
@@ -393,7 +395,7 @@ mod tests {
     fn a_syslogd_that_comes_back_gets_lines_again_and_standard_error_has_those_between() {
         let place = place();
         let path = place.path().join("log");
-        let output = &mut to(Target::Syslog(
+        let output = &mut to(LogDestination::Syslog(
             Syslog::open("fdpassd", &path).expect("open"),
         ));
         output.say(Level::Info, "before it was there");
@@ -417,7 +419,7 @@ mod tests {
         let place = place();
         let path = place.path().join("log");
         let listener = UnixListener::bind(&path).expect("bind");
-        let output = &mut to(Target::Syslog(
+        let output = &mut to(LogDestination::Syslog(
             Syslog::open("fdpassd", &path).expect("open"),
         ));
         output.say(Level::Info, "one");
@@ -446,8 +448,8 @@ mod tests {
         assert_eq!((output.lost_total, output.stderr.len()), (0, 0));
     }
 
-    fn journal_at(path: &Path) -> Target {
-        Target::Journal(Journal::open("fdpassd", path).expect("open"))
+    fn journal_at(path: &Path) -> LogDestination {
+        LogDestination::Journal(Journal::open("fdpassd", path).expect("open"))
     }
 
     #[test]
@@ -545,7 +547,7 @@ mod tests {
         fs::rename(&path, &old).expect("rename");
         output.reopen().expect("reopen");
         same(&mut output);
-        output.turn_to("fdpassd", Target::Stderr(LogFormat::Text));
+        output.turn_to("fdpassd", LogDestination::Stderr(LogFormat::Text));
         same(&mut output);
         output.tell_repeats();
         output.tell_repeats();

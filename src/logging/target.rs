@@ -14,25 +14,25 @@ use crate::sys::fd;
 use crate::sys::writable::write_at_once;
 
 #[derive(Debug)]
-pub(super) enum Target {
+pub(super) enum LogDestination {
     Stderr(LogFormat),
     Journal(Journal),
     Syslog(Syslog),
     File(PathBuf, LogFile, LogFormat),
 }
 
-impl Target {
+impl LogDestination {
     /// What lines are written to, if that is not standard error.
     pub(super) fn descriptor(&self) -> Option<RawFd> {
         match self {
-            Target::Stderr(_) => None,
-            Target::Journal(journal) => Some(journal.as_raw_fd()),
-            Target::Syslog(syslog) => Some(syslog.as_raw_fd()),
-            Target::File(_, file, _) => Some(file.as_raw_fd()),
+            LogDestination::Stderr(_) => None,
+            LogDestination::Journal(journal) => Some(journal.as_raw_fd()),
+            LogDestination::Syslog(syslog) => Some(syslog.as_raw_fd()),
+            LogDestination::File(_, file, _) => Some(file.as_raw_fd()),
         }
     }
 
-    pub(super) fn open(name: &str, settings: &Log) -> io::Result<Target> {
+    pub(super) fn open(name: &str, settings: &Log) -> io::Result<LogDestination> {
         match (settings.target, &settings.file) {
             (LogTarget::Auto, _)
                 if is_journal(
@@ -40,11 +40,11 @@ impl Target {
                     stderr_identity(),
                 ) =>
             {
-                Journal::open(name, journal::SOCKET).map(Target::Journal)
+                Journal::open(name, journal::SOCKET).map(LogDestination::Journal)
             }
-            (LogTarget::Auto | LogTarget::Stderr, _) => Ok(Target::Stderr(settings.format)),
-            (LogTarget::Syslog, _) => Syslog::open(name, DEV_LOG).map(Target::Syslog),
-            (LogTarget::File, Some(path)) => Ok(Target::File(
+            (LogTarget::Auto | LogTarget::Stderr, _) => Ok(LogDestination::Stderr(settings.format)),
+            (LogTarget::Syslog, _) => Syslog::open(name, DEV_LOG).map(LogDestination::Syslog),
+            (LogTarget::File, Some(path)) => Ok(LogDestination::File(
                 path.clone(),
                 open_file(path)?,
                 settings.format,

@@ -14,7 +14,7 @@ use crate::channel::{Channel, Sent};
 use crate::config::{Config, HostName};
 use crate::pool::backoff::Jitter;
 use crate::proto::control::{About, Kind};
-use crate::proto::exporter::{Nothing, Start, ToExporter};
+use crate::proto::exporter::{Nothing, StartExporter, ToExporter};
 use crate::proto::names::Address;
 use crate::sys::clock;
 use crate::sys::listening::is_listening;
@@ -31,15 +31,15 @@ pub(super) struct Exporter {
     /// Another process has ended the listener, and it is not bound again yet. Then it is not in the poller.
     outage: Option<Outage>,
     /// What the process is told.
-    start: Start,
-    state: State,
+    start: StartExporter,
+    state: ExporterState,
     /// Deaths in a row, each soon after the start.
     streak: u32,
     jitter: Jitter,
 }
 
 #[derive(Debug)]
-enum State {
+enum ExporterState {
     /// It is to be started then.
     Due(Instant),
     Running {
@@ -51,7 +51,7 @@ enum State {
 
 /// What becomes of it at a reload.
 #[derive(Debug)]
-pub(super) enum Planned {
+pub(super) enum PlannedExporter {
     /// Its listener stays, if there is one.
     Keep,
     /// There is this one; who asks there waits.
@@ -66,7 +66,7 @@ impl Exporter {
     }
 
     /// To be started at once. What it is told is `start`.
-    pub(super) fn new(listener: ExporterListener, start: Start, now: Instant) -> Exporter {
+    pub(super) fn new(listener: ExporterListener, start: StartExporter, now: Instant) -> Exporter {
         log::info!("metrics are served on {}", listener.address);
         Exporter::over(listener, None, start, now)
     }
@@ -74,7 +74,7 @@ impl Exporter {
     fn over(
         listener: ExporterListener,
         outage: Option<Outage>,
-        start: Start,
+        start: StartExporter,
         now: Instant,
     ) -> Exporter {
         let jitter = Jitter::new(clock::monotonic());
@@ -82,7 +82,7 @@ impl Exporter {
             listener,
             outage,
             start,
-            state: State::Due(now),
+            state: ExporterState::Due(now),
             streak: 0,
             jitter,
         }
@@ -94,7 +94,7 @@ impl Exporter {
     /// Those of [`ExporterListener::bind`], unless there are clients.
     pub(super) fn open(
         address: &Address,
-        start: Start,
+        start: StartExporter,
         has_clients: bool,
         now: Instant,
     ) -> Result<Exporter, Error> {
@@ -127,8 +127,8 @@ impl Exporter {
     pub(super) fn deadline(&self) -> Option<Instant> {
         match (&self.outage, &self.state) {
             (Some(outage), _) => Some(outage.deadline()),
-            (None, State::Due(at)) => Some(*at),
-            (None, State::Running { .. }) => None,
+            (None, ExporterState::Due(at)) => Some(*at),
+            (None, ExporterState::Running { .. }) => None,
         }
     }
 
@@ -177,7 +177,7 @@ impl Exporter {
             log::error!("cannot watch the listener for metrics: {e}");
         }
         self.end();
-        self.state = State::Due(now);
+        self.state = ExporterState::Due(now);
         Some(format!(
             "metrics are served on {} again",
             self.listener.address
@@ -192,7 +192,7 @@ impl Exporter {
         match self.spawn(executable) {
             Ok((pid, channel)) => {
                 log::debug!("exporter (pid {pid}) started");
-                self.state = State::Running {
+                self.state = ExporterState::Running {
                     pid,
                     since: now,
                     channel,
@@ -230,13 +230,13 @@ impl Exporter {
     fn back_off(&mut self, now: Instant) -> Duration {
         self.streak += 1;
         let wait = self.jitter.backoff(self.streak);
-        self.state = State::Due(now + wait);
+        self.state = ExporterState::Due(now + wait);
         wait
     }
 
     /// Whether that child was the exporter, which has ended now.
     pub(super) fn take_death(&mut self, child: u32, exit: Exit, now: Instant) -> bool {
-        let State::Running { pid, since, .. } = self.state else {
+        let ExporterState::Running { pid, since, .. } = self.state else {
             return false;
         };
         if pid != child {
@@ -254,29 +254,29 @@ impl Exporter {
     }
 
     /// From now on it is told this. One that was told something else is replaced.
-    fn tell(&mut self, start: Start, now: Instant) {
+    fn tell(&mut self, start: StartExporter, now: Instant) {
         if self.start != start {
             self.start = start;
             self.end();
-            self.state = State::Due(now);
+            self.state = ExporterState::Due(now);
         }
     }
 
     /// Has it open the log file again.
     pub(super) fn reopen_log(&mut self, now: Instant) {
-        let State::Running { channel, .. } = &mut self.state else {
+        let ExporterState::Running { channel, .. } = &mut self.state else {
             return;
         };
         if !matches!(channel.send(&ToExporter::Reopen, &[]), Ok(Sent::Queued)) {
             // It is stopped, or dead and not collected yet. Its successor opens the new file.
             self.end();
-            self.state = State::Due(now);
+            self.state = ExporterState::Due(now);
         }
     }
 
     /// Ends the process. The end of its channel would do, but not if it is stopped; and nobody waits for it.
     fn end(&self) {
-        let State::Running { pid, .. } = self.state else {
+        let ExporterState::Running { pid, .. } = self.state else {
             return;
         };
         if let Err(e) = process::kill_child(pid) {
@@ -305,20 +305,20 @@ impl Master {
     }
 
     /// What a configuration wants of it; binds what is new.
-    pub(super) fn plan_exporter(&self, config: &Config) -> Result<Planned, Error> {
+    pub(super) fn plan_exporter(&self, config: &Config) -> Result<PlannedExporter, Error> {
         match &config.metrics.listen {
             listen
                 if *listen == self.config.metrics.listen
                     && !self.exporter.as_ref().is_some_and(Exporter::is_file_gone) =>
             {
-                Ok(Planned::Keep)
+                Ok(PlannedExporter::Keep)
             }
             Some(address) => {
                 let bound = ExporterListener::bind(address)
                     .map_err(|e| self.own_addresses().named_in(e, Some(address)));
-                bound.map(|listener| Planned::New(Box::new(listener)))
+                bound.map(|listener| PlannedExporter::New(Box::new(listener)))
             }
-            None => Ok(Planned::Gone),
+            None => Ok(PlannedExporter::Gone),
         }
     }
 
@@ -338,17 +338,17 @@ impl Master {
     }
 
     /// Puts into force what was planned for the configuration that is in force now.
-    pub(super) fn exchange_exporter(&mut self, planned: Planned, now: Instant) {
+    pub(super) fn exchange_exporter(&mut self, planned: PlannedExporter, now: Instant) {
         let start = start(&self.name, &self.config, self.control_listener.path());
         match planned {
-            Planned::New(listener) => {
+            PlannedExporter::New(listener) => {
                 self.drop_exporter();
                 let exporter = Exporter::new(*listener, start, now);
                 self.watch_metrics(&exporter);
                 self.exporter = Some(exporter);
             }
-            Planned::Gone => self.drop_exporter(),
-            Planned::Keep => {
+            PlannedExporter::Gone => self.drop_exporter(),
+            PlannedExporter::Keep => {
                 if let Some(exporter) = &mut self.exporter {
                     exporter.tell(start, now);
                 }
@@ -392,7 +392,7 @@ impl Master {
 }
 
 /// What an exporter is told.
-pub(super) fn start(name: &str, config: &Config, control: &Path) -> Start {
+pub(super) fn start(name: &str, config: &Config, control: &Path) -> StartExporter {
     let names = || {
         config
             .metrics
@@ -401,7 +401,7 @@ pub(super) fn start(name: &str, config: &Config, control: &Path) -> Start {
             .map(|HostName(name)| name.clone())
             .collect()
     };
-    Start {
+    StartExporter {
         name: name.to_owned(),
         control: control.as_os_str().as_bytes().to_owned(),
         hosts: matches!(config.metrics.listen, Some(Address::Tcp(_))).then(names),

@@ -7,7 +7,7 @@ mod text;
 
 use std::time::{Duration, Instant, SystemTime};
 
-use self::text::{COUNTER, GAUGE, Text};
+use self::text::{COUNTER, GAUGE, MetricsText};
 use super::Master;
 use super::telemetry::counters::Tally;
 use crate::proto::control::{ListenerStatus, Status, Verdict, WorkerState, WorkerStatus};
@@ -24,7 +24,7 @@ impl Master {
     /// The whole text.
     pub(super) fn metrics(&mut self, now: Instant) -> String {
         let status = self.status(now);
-        let mut text = Text::default();
+        let mut text = MetricsText::default();
         self.write_daemon(&mut text);
         self.write_reloads(&mut text);
         self.write_workers(&mut text, &status);
@@ -34,7 +34,7 @@ impl Master {
         text.into_string()
     }
 
-    fn write_daemon(&self, text: &mut Text) {
+    fn write_daemon(&self, text: &mut MetricsText) {
         let started = SystemTime::UNIX_EPOCH
             .elapsed()
             .unwrap_or(Duration::ZERO)
@@ -67,7 +67,7 @@ impl Master {
         );
     }
 
-    fn write_reloads(&self, text: &mut Text) {
+    fn write_reloads(&self, text: &mut MetricsText) {
         text.gauge(
             "config_generation",
             "Number of the configuration in force.",
@@ -107,7 +107,7 @@ impl Master {
         );
     }
 
-    fn write_workers(&self, text: &mut Text, status: &Status) {
+    fn write_workers(&self, text: &mut MetricsText, status: &Status) {
         text.gauge("workers_wanted", "Workers there are to be.", status.count);
         text.family(
             "workers",
@@ -200,7 +200,7 @@ impl Master {
         }
     }
 
-    fn write_clients(&self, text: &mut Text, status: &Status) {
+    fn write_clients(&self, text: &mut MetricsText, status: &Status) {
         text.family(
             "clients",
             GAUGE,
@@ -268,7 +268,7 @@ impl Master {
         }
     }
 
-    fn write_requests(&self, text: &mut Text) {
+    fn write_requests(&self, text: &mut MetricsText) {
         let mut tally = self.tally.clone();
         self.workers
             .values()
@@ -299,7 +299,7 @@ impl Master {
         );
     }
 
-    fn write_listeners(&self, text: &mut Text, status: &Status) {
+    fn write_listeners(&self, text: &mut MetricsText, status: &Status) {
         text.gauge(
             "accepting",
             "Whether new clients are being accepted.",
@@ -347,7 +347,7 @@ impl Master {
 }
 
 /// As a histogram whose buckets end at powers of two of a nanosecond, where those of the shared memory end, too.
-fn write_durations(text: &mut Text, tally: &Tally) {
+fn write_durations(text: &mut MetricsText, tally: &Tally) {
     let name = "request_duration_seconds";
     text.family(
         name,

@@ -54,7 +54,7 @@ use serde::{Deserialize, Serialize};
 use service_manager::Notifier;
 pub use service_manager::{say_why, wait_before_failing};
 use telemetry::counters::{Counts, Tally, Totals};
-use telemetry::events::{Asker, Events};
+use telemetry::events::{Asker, EventLog};
 use token::Token;
 use workers::crash::{OomKills, Strikes};
 use workers::outgoing::Outgoing;
@@ -69,11 +69,11 @@ use crate::pool::dispatch::Dispatcher;
 use crate::pool::rebalance::Rebalancer;
 use crate::pool::{Action, Pool};
 use crate::proto::channel::{LogLevel, ToWorker};
-use crate::proto::control::{About, Code, Kind, LastReload, Origin, Refusal};
+use crate::proto::control::{About, Kind, LastReload, Origin, Refusal, RefusalCode};
 use crate::proto::names::{Generation, WorkerId};
 use crate::shm::Layout;
 use crate::sys::clock;
-use crate::sys::poll::{Event, Poller, Woken};
+use crate::sys::poll::{PollEvent, Poller, Woken};
 use crate::sys::process::Executable;
 use crate::sys::signal::{Signal, Signals};
 
@@ -81,7 +81,7 @@ use crate::sys::signal::{Signal, Signals};
 pub type Announce = Box<dyn Fn(&[String])>;
 
 /// What a master is to supervise.
-pub struct Setup {
+pub struct MasterSetup {
     /// The daemon's name.
     pub name: String,
     /// Its version.
@@ -112,7 +112,7 @@ pub struct Setup {
 ///
 /// # Errors
 /// Why it cannot start, or cannot go on.
-pub fn run(setup: Setup) -> Result<(), Error> {
+pub fn run(setup: MasterSetup) -> Result<(), Error> {
     let mut master = Master::new(setup)?;
     match master.serve() {
         Ok(()) => master.close(),
@@ -131,7 +131,7 @@ const SIGNAL_ECHO_INTERVAL: Duration = Duration::from_millis(200);
 /// A seat among the workers: what stays when its worker is replaced.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct Seat {
+pub(crate) struct SeatTotals {
     /// Workers that were here.
     spawned: u64,
     /// What those before the present ones did.
@@ -198,7 +198,7 @@ struct Master {
     workers: BTreeMap<WorkerId, Worker>,
     /// All of them are of another version, and no others are started before they are gone.
     outgoing: Option<Outgoing>,
-    seats: Vec<Seat>,
+    seats: Vec<SeatTotals>,
     watch: Watch,
     rebalancer: Rebalancer,
     asked_balance: Option<AskedBalance>,
@@ -223,7 +223,7 @@ struct Master {
     counts: Counts,
     /// What workers did that are gone.
     tally: Tally,
-    events: Events,
+    events: EventLog,
     /// What the next master is left with, if another one is to come.
     handoff_store: Option<HandoffStore>,
     /// Why the configuration in force is not that of the file.
@@ -237,7 +237,7 @@ struct Master {
 impl Master {
     /// The loop.
     fn serve(&mut self) -> Result<(), Error> {
-        let mut events: Vec<Event> = Vec::new();
+        let mut events: Vec<PollEvent> = Vec::new();
         let (mut readable, mut ended) = (Vec::new(), Vec::new());
         let now = self.clock.now();
         // Those who ended while this process became this program.
@@ -300,7 +300,7 @@ impl Master {
 
     /// Waits for events. If this process could not run meanwhile, what has arrived by now is among them, and the manager is
     /// told at once that it runs again.
-    fn wait(&mut self, events: &mut Vec<Event>) -> Result<(), Error> {
+    fn wait(&mut self, events: &mut Vec<PollEvent>) -> Result<(), Error> {
         let timeout = self
             .deadline()
             .map(|deadline| deadline.saturating_duration_since(self.clock.now()));
@@ -394,7 +394,7 @@ impl Master {
                 Signal::Hangup => {
                     // The verdict is in the log and in the status; nobody waits for it.
                     if let Err(refusal) = self.begin_reload(Asker::signal("SIGHUP"), false, now)
-                        && refusal.code != Code::Rejected
+                        && refusal.code != RefusalCode::Rejected
                     {
                         log::warn!("SIGHUP: {}", refusal.message);
                         self.tell_reloaded(false, now);
@@ -468,7 +468,7 @@ impl Master {
             let why = format!(
                 "cannot open the log file again: {e}; lines still go to the one that was open"
             );
-            Refusal::new(Code::Refused, why)
+            Refusal::new(RefusalCode::Refused, why)
         })?;
         let about = asker.about();
         self.events.note(
@@ -524,9 +524,9 @@ impl Master {
     }
 
     /// The record of a seat, which there is from the first time on that somebody is in it.
-    fn seat(&mut self, index: usize) -> &mut Seat {
+    fn seat(&mut self, index: usize) -> &mut SeatTotals {
         if self.seats.len() <= index {
-            self.seats.resize_with(index + 1, Seat::default);
+            self.seats.resize_with(index + 1, SeatTotals::default);
         }
         &mut self.seats[index]
     }

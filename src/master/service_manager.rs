@@ -58,7 +58,7 @@ pub(super) struct Notifier(Option<Manager>);
 struct Manager {
     socket: NotifySocket,
     /// Not taken yet; the oldest is first.
-    unsent: VecDeque<Message>,
+    unsent: VecDeque<Notification>,
     retry_at: Option<Instant>,
     watchdog: Option<Watchdog>,
     /// In the last status.
@@ -73,14 +73,14 @@ struct Manager {
 
 /// A datagram for the manager.
 #[derive(Debug)]
-struct Message {
+struct Notification {
     text: String,
     descriptors: Vec<OwnedFd>,
 }
 
-impl Message {
-    fn barrier(theirs: OwnedFd) -> Message {
-        Message {
+impl Notification {
+    fn barrier(theirs: OwnedFd) -> Notification {
+        Notification {
             text: "BARRIER=1".to_owned(),
             descriptors: vec![theirs],
         }
@@ -140,7 +140,7 @@ impl Notifier {
                     .collect::<Vec<_>>()
                     .join("\n");
                 manager.queue(
-                    Message {
+                    Notification {
                         text,
                         descriptors: vec![copy],
                     },
@@ -164,7 +164,7 @@ impl Notifier {
     /// Has the manager close this when it has taken in all that it was told before.
     pub(super) fn send_barrier(&mut self, theirs: OwnedFd, now: Instant) {
         if let Some(manager) = &mut self.0 {
-            manager.queue(Message::barrier(theirs), now);
+            manager.queue(Notification::barrier(theirs), now);
         }
     }
 
@@ -175,7 +175,7 @@ impl Notifier {
         let Ok((end, theirs)) = fd::pipe() else {
             return;
         };
-        manager.queue(Message::barrier(theirs), Instant::now());
+        manager.queue(Notification::barrier(theirs), Instant::now());
         // The pipe's other end is with the manager when it is told, and closed when it has taken all in.
         let is_confirmed = |timeout| poll::wait_for(&end, Interest::Read, timeout).unwrap_or(false);
         while !manager.unsent.is_empty()
@@ -224,7 +224,7 @@ impl Manager {
             .collect::<Vec<_>>()
             .join("\n");
         self.queue(
-            Message {
+            Notification {
                 text,
                 descriptors: Vec::new(),
             },
@@ -232,7 +232,7 @@ impl Manager {
         );
     }
 
-    fn queue(&mut self, message: Message, now: Instant) {
+    fn queue(&mut self, message: Notification, now: Instant) {
         self.unsent.push_back(message);
         // What is to be kept is not said again.
         let forgettable = self

@@ -13,7 +13,7 @@ use super::handover::restart::{self, HandoffStore};
 use super::handover::snapshot::CarriedOver;
 use super::handover::unpack::Unpacked;
 use super::listeners::accept::Gate;
-use super::listeners::conflict::Own;
+use super::listeners::conflict::OwnListeners;
 use super::listeners::control_listener::open_control;
 use super::listeners::listener::Listener;
 use super::listeners::open::{join_listeners, open_new};
@@ -21,10 +21,10 @@ use super::memory::{self, Memory};
 use super::reload::reading::Checks;
 use super::service_manager::Notifier;
 use super::telemetry::counters::{Counts, Tally};
-use super::telemetry::events::Events;
+use super::telemetry::events::EventLog;
 use super::workers::crash::{OomKills, Strikes};
 use super::workers::watchdog::Watch;
-use super::{Error, Master, Setup, Token};
+use super::{Error, Master, MasterSetup, Token};
 use crate::channel::Scratch;
 use crate::loop_clock::LoopClock;
 use crate::pool::Pool;
@@ -44,8 +44,8 @@ const BATCH: usize = 256;
 
 impl Master {
     /// Opens, binds and catches all that it needs; no worker is started yet.
-    pub(super) fn new(setup: Setup) -> Result<Master, Error> {
-        let Setup {
+    pub(super) fn new(setup: MasterSetup) -> Result<Master, Error> {
+        let MasterSetup {
             name,
             version,
             mut config,
@@ -175,7 +175,7 @@ impl Master {
         control_listener.link(&name);
         let start = exporter::start(&name, &config, control_listener.path());
         let open_exporter = |address| {
-            let own = || Own::of(&listeners, None, Some(&control_listener));
+            let own = || OwnListeners::of(&listeners, None, Some(&control_listener));
             Exporter::open(address, start, has_clients, started)
                 .map_err(|e| own().named_in(e, Some(address)))
         };
@@ -304,7 +304,7 @@ impl Master {
                 ..Counts::default()
             },
             tally: Tally::default(),
-            events: Events::default(),
+            events: EventLog::default(),
             log_level: None,
             handoff_store: None,
             config_stale,

@@ -15,7 +15,7 @@ pub struct Member {
     /// The configuration it was started with.
     pub generation: Generation,
     /// Where it is in its life.
-    pub state: State,
+    pub state: MemberState,
     /// Whether it is stuck.
     pub is_stalled: bool,
     /// When it is killed if it is still stuck then; never set of one that is held.
@@ -32,7 +32,7 @@ pub struct Member {
 
 /// Where a worker is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum MemberState {
     /// It has been spawned.
     Starting {
         /// When it must be ready.

@@ -47,7 +47,7 @@ use std::time::{Duration, Instant};
 
 use crate::proto::names::{Generation, WorkerId};
 
-pub use member::{Action, Late, Member, State, Why};
+pub use member::{Action, Late, Member, MemberState, Why};
 
 /// A worker that ends so soon after it became ready, without an answer given, was never really there.
 const PROBATION: Duration = Duration::from_secs(1);
@@ -155,9 +155,9 @@ impl Pool {
         now: Instant,
     ) {
         let state = if is_held {
-            State::Held { since: now }
+            MemberState::Held { since: now }
         } else {
-            State::Ready { since: now }
+            MemberState::Ready { since: now }
         };
         let member = Member {
             id,
@@ -218,12 +218,12 @@ impl Pool {
     #[must_use]
     pub fn occupant(&self, seat: usize) -> Option<&Member> {
         let rank = |member: &&Member| match member.state {
-            State::Ready { .. } if self.is_fresh(member) => 5,
-            State::Ready { .. } => 4,
-            State::Starting { .. } => 3,
-            State::Held { .. } => 2,
-            State::Draining { .. } => 1,
-            State::Killed => 0,
+            MemberState::Ready { .. } if self.is_fresh(member) => 5,
+            MemberState::Ready { .. } => 4,
+            MemberState::Starting { .. } => 3,
+            MemberState::Held { .. } => 2,
+            MemberState::Draining { .. } => 1,
+            MemberState::Killed => 0,
         };
         self.members()
             .filter(|member| member.seat == seat)
@@ -268,7 +268,7 @@ impl Pool {
 
     /// A ready worker is to be replaced. False if it is none.
     pub fn recycle(&mut self, id: WorkerId) -> bool {
-        let ready = |member: &&mut Member| matches!(member.state, State::Ready { .. });
+        let ready = |member: &&mut Member| matches!(member.state, MemberState::Ready { .. });
         let Some(member) = self.member_mut(id).filter(ready) else {
             return false;
         };
@@ -289,10 +289,10 @@ impl Pool {
         let Some(member) = self.member_mut(id) else {
             return false;
         };
-        let State::Ready { since } = member.state else {
+        let MemberState::Ready { since } = member.state else {
             return false;
         };
-        member.state = State::Held { since };
+        member.state = MemberState::Held { since };
         member.kill_by = None;
         true
     }
@@ -303,10 +303,10 @@ impl Pool {
         let Some(member) = self.member_mut(id) else {
             return false;
         };
-        let State::Held { since } = member.state else {
+        let MemberState::Held { since } = member.state else {
             return false;
         };
-        member.state = State::Ready { since };
+        member.state = MemberState::Ready { since };
         let seat = member.seat;
         for member in self.members.iter_mut().filter(|member| member.seat == seat) {
             member.is_released = member.id == id;
@@ -316,7 +316,7 @@ impl Pool {
 
     /// A worker said that it can serve. False if there is none such, or it was not expected to say so.
     pub fn ready(&mut self, id: WorkerId, now: Instant) -> bool {
-        let starting = |member: &&mut Member| matches!(member.state, State::Starting { .. });
+        let starting = |member: &&mut Member| matches!(member.state, MemberState::Starting { .. });
         let old_at = self
             .target
             .max_lifetime
@@ -324,7 +324,7 @@ impl Pool {
         let Some(member) = self.member_mut(id).filter(starting) else {
             return false;
         };
-        member.state = State::Ready { since: now };
+        member.state = MemberState::Ready { since: now };
         member.old_at = old_at;
         self.ever_ready = true;
         true
@@ -332,8 +332,12 @@ impl Pool {
 
     /// A worker has answered nearly as many requests as it may.
     pub fn near_request_limit(&mut self, id: WorkerId) {
-        let serves =
-            |member: &&mut Member| matches!(member.state, State::Ready { .. } | State::Held { .. });
+        let serves = |member: &&mut Member| {
+            matches!(
+                member.state,
+                MemberState::Ready { .. } | MemberState::Held { .. }
+            )
+        };
         if let Some(member) = self.member_mut(id).filter(serves) {
             member.spent.get_or_insert(Why::Worn);
         }
@@ -344,12 +348,16 @@ impl Pool {
     /// One that starts has a deadline of its own. One that is held has none: it may be in the hands of a debugger. If it
     /// is stuck still when it is released, that is to be told again.
     pub fn stalled(&mut self, id: WorkerId, kill_by: Option<Instant>) -> bool {
-        let runs =
-            |member: &&mut Member| !matches!(member.state, State::Starting { .. } | State::Killed);
+        let runs = |member: &&mut Member| {
+            !matches!(
+                member.state,
+                MemberState::Starting { .. } | MemberState::Killed
+            )
+        };
         let Some(member) = self.member_mut(id).filter(runs) else {
             return false;
         };
-        member.kill_by = kill_by.filter(|_| !matches!(member.state, State::Held { .. }));
+        member.kill_by = kill_by.filter(|_| !matches!(member.state, MemberState::Held { .. }));
         !std::mem::replace(&mut member.is_stalled, true)
     }
 
@@ -371,13 +379,15 @@ impl Pool {
             return None;
         }
         match member.state {
-            State::Starting { .. } => self.fail(&member, now),
-            State::Ready { since } if !was_useful && now.duration_since(since) < PROBATION => {
+            MemberState::Starting { .. } => self.fail(&member, now),
+            MemberState::Ready { since }
+                if !was_useful && now.duration_since(since) < PROBATION =>
+            {
                 self.fail(&member, now)
             }
-            State::Ready { .. } => self.seats[member.seat] = Seat::default(),
+            MemberState::Ready { .. } => self.seats[member.seat] = Seat::default(),
             // Its end was our wish, or nobody's loss: it tells nothing of the next.
-            State::Held { .. } | State::Draining { .. } | State::Killed => {}
+            MemberState::Held { .. } | MemberState::Draining { .. } | MemberState::Killed => {}
         }
         let is_missed = member.seat < self.wanted() && !self.has_fresh(member.seat);
         let wait = |due: Instant| due.saturating_duration_since(now);
@@ -399,7 +409,7 @@ impl Pool {
         self.stop_by = Some(by);
         self.roll = None;
         for member in &mut self.members {
-            if let State::Draining { until, .. } = &mut member.state {
+            if let MemberState::Draining { until, .. } = &mut member.state {
                 *until = by.min(*until);
             }
         }
@@ -427,7 +437,10 @@ impl Pool {
     }
 
     fn is_fresh(&self, member: &Member) -> bool {
-        let is_there = matches!(member.state, State::Starting { .. } | State::Ready { .. });
+        let is_there = matches!(
+            member.state,
+            MemberState::Starting { .. } | MemberState::Ready { .. }
+        );
         is_there && member.generation == self.target.generation && member.spent.is_none()
     }
 

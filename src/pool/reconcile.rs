@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Action, Late, Member, Pool, State, Why};
+use super::{Action, Late, Member, MemberState, Pool, Why};
 use crate::proto::names::WorkerId;
 
 /// So many deaths in a row at every seat, with none ever ready, are enough to see that none will be.
@@ -73,14 +73,14 @@ impl Pool {
             .filter_map(|seat| seat.due);
         let of_member = |member: &Member| {
             let (own, kill_by) = match member.state {
-                State::Starting { until } | State::Draining { until, .. } => {
+                MemberState::Starting { until } | MemberState::Draining { until, .. } => {
                     (Some(until), member.kill_by)
                 }
-                State::Ready { .. } => (
+                MemberState::Ready { .. } => (
                     member.old_at.filter(|_| member.spent.is_none()),
                     member.kill_by,
                 ),
-                State::Held { .. } | State::Killed => (None, None),
+                MemberState::Held { .. } | MemberState::Killed => (None, None),
             };
             own.into_iter().chain(kill_by).min()
         };
@@ -95,7 +95,7 @@ impl Pool {
             let keeps = crews[member.seat]
                 .keeper
                 .is_some_and(|keeper| keeper.id == member.id);
-            matches!(member.state, State::Held { .. }) || keeps && member.seat < self.wanted()
+            matches!(member.state, MemberState::Held { .. }) || keeps && member.seat < self.wanted()
         };
         let is_idle = !self.is_rolling() && !self.is_stopping();
         is_idle
@@ -109,15 +109,15 @@ impl Pool {
     fn stop_all(&mut self, by: Instant, actions: &mut Vec<Action>) {
         for member in &mut self.members {
             let until = match member.state {
-                State::Starting { .. } => {
+                MemberState::Starting { .. } => {
                     actions.push(kill(member, Late::Unneeded));
                     continue;
                 }
-                State::Ready { .. } | State::Held { .. } => by,
-                State::Draining { why: Why::Stop, .. } | State::Killed => continue,
-                State::Draining { until, .. } => until,
+                MemberState::Ready { .. } | MemberState::Held { .. } => by,
+                MemberState::Draining { why: Why::Stop, .. } | MemberState::Killed => continue,
+                MemberState::Draining { until, .. } => until,
             };
-            member.state = State::Draining {
+            member.state = MemberState::Draining {
                 until,
                 why: Why::Stop,
             };
@@ -162,7 +162,7 @@ impl Pool {
             seat.due = seat.due.filter(|due| *due > now);
         }
         for member in &mut self.members {
-            if matches!(member.state, State::Ready { .. })
+            if matches!(member.state, MemberState::Ready { .. })
                 && member.old_at.is_some_and(|old_at| old_at <= now)
             {
                 member.spent.get_or_insert(Why::Lifetime);
@@ -175,14 +175,14 @@ impl Pool {
         for member in &mut self.members {
             let is_due = member.kill_by.is_some_and(|by| by <= now);
             let why = match member.state {
-                State::Starting { until } if until <= now => Late::NotReady,
-                State::Draining { until, .. } if until <= now => Late::NotGone,
-                State::Ready { .. } | State::Draining { .. } if is_due => Late::Stalled,
-                State::Starting { .. }
-                | State::Ready { .. }
-                | State::Held { .. }
-                | State::Draining { .. }
-                | State::Killed => continue,
+                MemberState::Starting { until } if until <= now => Late::NotReady,
+                MemberState::Draining { until, .. } if until <= now => Late::NotGone,
+                MemberState::Ready { .. } | MemberState::Draining { .. } if is_due => Late::Stalled,
+                MemberState::Starting { .. }
+                | MemberState::Ready { .. }
+                | MemberState::Held { .. }
+                | MemberState::Draining { .. }
+                | MemberState::Killed => continue,
             };
             actions.push(kill(member, why));
             if why == Late::NotReady {
@@ -239,7 +239,7 @@ impl Pool {
             let has_another = keeper.is_some_and(|id| id != member.id);
             let is_too_much = !is_wanted && !is_rolling && (is_served || member.is_stalled);
             match member.state {
-                State::Ready { .. } if has_another || is_too_much => {
+                MemberState::Ready { .. } if has_another || is_too_much => {
                     let why = match member.spent {
                         _ if member.seat >= count && member.is_extra => Why::Surplus,
                         _ if member.seat >= count => Why::Scale,
@@ -247,14 +247,14 @@ impl Pool {
                         _ if member.generation > generation => Why::Rollback,
                         spent => spent.unwrap_or(Why::Surplus),
                     };
-                    member.state = State::Draining { until, why };
+                    member.state = MemberState::Draining { until, why };
                     actions.push(Action::Drain {
                         id: member.id,
                         by: until,
                         why,
                     });
                 }
-                State::Starting { .. } => {
+                MemberState::Starting { .. } => {
                     let may_be_needed = if member.generation == generation {
                         is_wanted
                     } else {
@@ -264,10 +264,10 @@ impl Pool {
                         actions.push(kill(member, Late::Unneeded));
                     }
                 }
-                State::Ready { .. }
-                | State::Held { .. }
-                | State::Draining { .. }
-                | State::Killed => {}
+                MemberState::Ready { .. }
+                | MemberState::Held { .. }
+                | MemberState::Draining { .. }
+                | MemberState::Killed => {}
             }
         }
     }
@@ -300,7 +300,7 @@ impl Pool {
             id,
             seat,
             generation,
-            state: State::Starting {
+            state: MemberState::Starting {
                 until: now + self.target.start_timeout,
             },
             is_stalled: false,
@@ -321,8 +321,9 @@ impl Pool {
     /// Whether all who could serve are stuck and nobody is coming. An extra seat that waits has to wait.
     fn is_stuck(&self, crews: &[Crew]) -> bool {
         let (ordinary, extra) = crews[..self.wanted()].split_at(self.target.count);
-        let is_stalled =
-            |member: &Member| member.is_stalled && matches!(member.state, State::Ready { .. });
+        let is_stalled = |member: &Member| {
+            member.is_stalled && matches!(member.state, MemberState::Ready { .. })
+        };
         self.extra < self.target.count
             && self.members().any(is_stalled)
             && !ordinary
@@ -339,12 +340,12 @@ impl Pool {
             let crew = &mut crews[member.seat];
             let is_fresh = self.is_fresh(member);
             match member.state {
-                State::Starting { .. } => crew.is_coming |= is_fresh,
-                State::Ready { .. } => {
+                MemberState::Starting { .. } => crew.is_coming |= is_fresh,
+                MemberState::Ready { .. } => {
                     crew.has_well |= !member.is_stalled;
                     crew.keeper = crew.keeper.max(is_fresh.then(|| Keeper::of(member)));
                 }
-                State::Held { .. } | State::Draining { .. } | State::Killed => {}
+                MemberState::Held { .. } | MemberState::Draining { .. } | MemberState::Killed => {}
             }
         }
         crews
@@ -353,6 +354,6 @@ impl Pool {
 
 /// Its end is awaited from now on.
 fn kill(member: &mut Member, why: Late) -> Action {
-    member.state = State::Killed;
+    member.state = MemberState::Killed;
     Action::Kill { id: member.id, why }
 }

@@ -87,7 +87,7 @@ fn killed(actions: &[Action]) -> Vec<(WorkerId, Late)> {
 fn generations(pool: &Pool) -> Vec<u64> {
     let generation = |seat| {
         pool.occupant(seat)
-            .filter(|m| matches!(m.state, State::Ready { .. }))
+            .filter(|m| matches!(m.state, MemberState::Ready { .. }))
             .map(|m| m.generation.0)
     };
     (0..pool.seats()).filter_map(generation).collect()
@@ -144,7 +144,7 @@ fn a_streak_of_useless_workers_waits_ever_longer_and_the_others_are_left_alone()
         pool.occupant(0),
         Some(Member {
             id: WorkerId(1),
-            state: State::Ready { .. },
+            state: MemberState::Ready { .. },
             ..
         })
     ));
@@ -437,7 +437,7 @@ fn a_released_worker_gets_its_seat_back() {
     );
     assert_eq!(pool.exited(w(2), false, now), None);
     assert!(
-        matches!(pool.member(w(1)), Some(Member { state: State::Ready { since }, .. }) if *since == now)
+        matches!(pool.member(w(1)), Some(Member { state: MemberState::Ready { since }, .. }) if *since == now)
     );
     assert!(pool.hold(w(1)));
     ready(&mut pool, now);

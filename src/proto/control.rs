@@ -184,7 +184,7 @@ impl Verb {
 /// Why a request was not carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Code {
+pub enum RefusalCode {
     /// No JSON, or not the object that a request is.
     BadRequest,
     /// No such verb.
@@ -211,7 +211,7 @@ pub enum Code {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
     /// For programs.
-    pub code: Code,
+    pub code: RefusalCode,
     /// For people.
     pub message: String,
     /// Where in the configuration file the mistake is.
@@ -221,7 +221,7 @@ pub struct Refusal {
 
 impl Refusal {
     /// Of no place in particular.
-    pub fn new(code: Code, message: impl Into<String>) -> Refusal {
+    pub fn new(code: RefusalCode, message: impl Into<String>) -> Refusal {
         Refusal {
             code,
             message: message.into(),
@@ -247,7 +247,7 @@ pub struct Place {
 /// Params of `reload`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Reload {
+pub struct ReloadParams {
     /// Whether to take files that leave out keys of the configuration in force because one of them is empty.
     #[serde(default)]
     pub force: bool,

@@ -15,7 +15,7 @@ use super::channel::{Log, Malformed, Message, from_json, json};
 #[derive(Clone, Debug, PartialEq)]
 pub enum ToExporter {
     /// What the exporter is to do. Carries the listening socket.
-    Start(Start),
+    Start(StartExporter),
     /// Open the log file again.
     Reopen,
 }
@@ -26,7 +26,7 @@ pub enum Nothing {}
 
 /// The first message to an exporter, which is always of the master's own version: it runs the same program.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Start {
+pub struct StartExporter {
     /// The daemon's name, for its log lines.
     pub name: String,
     /// Path of the control socket, in bytes: one that comes from the environment need not be text.
@@ -93,7 +93,7 @@ mod tests {
         };
         // As many names as the configuration takes, each as long as it may be, and a path of any bytes.
         let hosts = Some(vec!["n".repeat(253); 64]);
-        let start = Start {
+        let start = StartExporter {
             name: "fdpassd".to_owned(),
             control: vec![0xff; 107],
             hosts,

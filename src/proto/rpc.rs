@@ -119,25 +119,25 @@ fn after<'a>(text: &'a str, mark: &str) -> Option<&'a str> {
 }
 
 /// The members of a request that mean something.
-enum Member {
+enum RequestMember {
     In,
     Params,
     Other,
 }
 
-impl<'de> Deserialize<'de> for Member {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Member, D::Error> {
+impl<'de> Deserialize<'de> for RequestMember {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<RequestMember, D::Error> {
         struct Name;
         impl Visitor<'_> for Name {
-            type Value = Member;
+            type Value = RequestMember;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("the name of a member")
             }
-            fn visit_str<E: de::Error>(self, name: &str) -> Result<Member, E> {
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<RequestMember, E> {
                 Ok(match name {
-                    "in" => Member::In,
-                    "params" => Member::Params,
-                    _ => Member::Other,
+                    "in" => RequestMember::In,
+                    "params" => RequestMember::Params,
+                    _ => RequestMember::Other,
                 })
             }
         }
@@ -146,50 +146,50 @@ impl<'de> Deserialize<'de> for Member {
 }
 
 /// A string that is borrowed where it can be (`Cow`'s own `Deserialize` always copies).
-struct Text<'a>(Cow<'a, str>);
+struct JsonText<'a>(Cow<'a, str>);
 
-impl<'de> Deserialize<'de> for Text<'de> {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Text<'de>, D::Error> {
-        struct Words;
-        impl<'de> Visitor<'de> for Words {
-            type Value = Text<'de>;
+impl<'de> Deserialize<'de> for JsonText<'de> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<JsonText<'de>, D::Error> {
+        struct TextVisitor;
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = JsonText<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a string in \"in\"")
             }
-            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Text<'de>, E> {
-                Ok(Text(Cow::Borrowed(text)))
+            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<JsonText<'de>, E> {
+                Ok(JsonText(Cow::Borrowed(text)))
             }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Text<'de>, E> {
-                Ok(Text(Cow::Owned(text.to_owned())))
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<JsonText<'de>, E> {
+                Ok(JsonText(Cow::Owned(text.to_owned())))
             }
         }
-        from.deserialize_str(Words)
+        from.deserialize_str(TextVisitor)
     }
 }
 
 /// By hand, because a derived struct accepts an array in place of the object.
 impl<'de> Deserialize<'de> for Request<'de> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Request<'de>, D::Error> {
-        struct Envelope;
-        impl<'de> Visitor<'de> for Envelope {
+        struct RequestVisitor;
+        impl<'de> Visitor<'de> for RequestVisitor {
             type Value = Request<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object with \"in\" and \"params\"")
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Request<'de>, A::Error> {
-                let mut method: Option<Text<'de>> = None;
+                let mut method: Option<JsonText<'de>> = None;
                 let mut params: Option<&'de RawValue> = None;
-                while let Some(member) = map.next_key::<Member>()? {
+                while let Some(member) = map.next_key::<RequestMember>()? {
                     match member {
-                        Member::In if method.is_some() => {
+                        RequestMember::In if method.is_some() => {
                             return Err(de::Error::custom("\"in\" stands there twice"));
                         }
-                        Member::In => method = Some(map.next_value()?),
-                        Member::Params if params.is_some() => {
+                        RequestMember::In => method = Some(map.next_value()?),
+                        RequestMember::Params if params.is_some() => {
                             return Err(de::Error::custom("\"params\" stands there twice"));
                         }
-                        Member::Params => params = Some(map.next_value()?),
-                        Member::Other => {
+                        RequestMember::Params => params = Some(map.next_value()?),
+                        RequestMember::Other => {
                             map.next_value::<IgnoredAny>()?;
                         }
                     }
@@ -200,7 +200,7 @@ impl<'de> Deserialize<'de> for Request<'de> {
                 Ok(Request { method, params })
             }
         }
-        from.deserialize_map(Envelope)
+        from.deserialize_map(RequestVisitor)
     }
 }
 

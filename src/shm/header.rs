@@ -97,7 +97,7 @@ pub enum Write {
 
 /// A turn that a worker is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Turn {
+pub struct TurnInProgress {
     /// The slot of its client.
     pub slot: u32,
     /// When it began, or when the method that is executing did if that is not an inline one: ns of CLOCK_MONOTONIC.
@@ -292,9 +292,9 @@ impl<'a> Header<'a> {
 
     /// The turn in progress, if one is. What it says may be of two turns, if one has ended just now.
     #[must_use]
-    pub fn turn(&self) -> Option<Turn> {
+    pub fn turn(&self) -> Option<TurnInProgress> {
         let since = self.load(TURN_SINCE);
-        (since != 0).then(|| Turn {
+        (since != 0).then(|| TurnInProgress {
             slot: self.load(TURN_SLOT) as u32,
             since,
         })

@@ -15,17 +15,17 @@ const PART_LEN: u64 = 64 * 1024;
 
 /// A stretch of what a client sent or is to be sent.
 #[derive(Debug)]
-pub struct Stretch(Kind);
+pub struct Stretch(StretchBytes);
 
 #[derive(Debug)]
-enum Kind {
+enum StretchBytes {
     Copied(Vec<u8>),
-    Left(Left),
+    Left(LeftBytes),
 }
 
 /// Bytes in the file of a dead worker. When this is dropped, their memory is given back.
 #[derive(Debug)]
-struct Left {
+struct LeftBytes {
     file: Arc<File>,
     begin: u64,
     end: u64,
@@ -35,7 +35,7 @@ impl Stretch {
     /// These bytes of the file of a dead worker, from `begin` on, which lie there until they are copied or dropped. No other
     /// bytes that are needed may lie in the same pages.
     pub(super) fn left(file: &Arc<File>, begin: u64, length: u64) -> Stretch {
-        Stretch(Kind::Left(Left {
+        Stretch(StretchBytes::Left(LeftBytes {
             file: Arc::clone(file),
             begin,
             end: begin + length,
@@ -46,8 +46,8 @@ impl Stretch {
     #[must_use]
     pub fn len(&self) -> usize {
         match &self.0 {
-            Kind::Copied(bytes) => bytes.len(),
-            Kind::Left(left) => (left.end - left.begin) as usize,
+            StretchBytes::Copied(bytes) => bytes.len(),
+            StretchBytes::Left(left) => (left.end - left.begin) as usize,
         }
     }
 
@@ -64,8 +64,8 @@ impl Stretch {
     #[cfg(any(test, fuzzing))]
     pub fn to_vec(&self) -> io::Result<Vec<u8>> {
         match &self.0 {
-            Kind::Copied(bytes) => Ok(bytes.clone()),
-            Kind::Left(left) => {
+            StretchBytes::Copied(bytes) => Ok(bytes.clone()),
+            StretchBytes::Left(left) => {
                 let mut bytes = vec![0; self.len()];
                 left.file.read_exact_at(&mut bytes, left.begin)?;
                 Ok(bytes)
@@ -80,8 +80,8 @@ impl Stretch {
     /// Those of pread(2) and pwrite(2).
     pub(super) fn move_to(&self, file: &File, to: u64) -> io::Result<()> {
         let left = match &self.0 {
-            Kind::Copied(bytes) => return file.write_all_at(bytes, to),
-            Kind::Left(left) => left,
+            StretchBytes::Copied(bytes) => return file.write_all_at(bytes, to),
+            StretchBytes::Left(left) => left,
         };
         let mut buffer = [0; PART_LEN as usize];
         let mut at = left.begin;
@@ -101,7 +101,7 @@ impl Stretch {
     }
 }
 
-impl Drop for Left {
+impl Drop for LeftBytes {
     fn drop(&mut self) {
         give_back(&self.file, self.begin, self.end);
     }
@@ -122,7 +122,7 @@ impl Default for Stretch {
 
 impl From<Vec<u8>> for Stretch {
     fn from(bytes: Vec<u8>) -> Stretch {
-        Stretch(Kind::Copied(bytes))
+        Stretch(StretchBytes::Copied(bytes))
     }
 }
 

@@ -11,18 +11,18 @@ use nix::unistd::{getpid, gettid};
 use super::memory::PAGE;
 
 /// This process, as [`remember`] found it.
-struct Own {
+struct OwnProcess {
     pid: i32,
     /// Not 0 in this process, and 0 in every child that got a copy of its memory: MADV_WIPEONFORK of madvise(2). It spares
     /// a system call for each look. `None` where the kernel has no such page, before Linux 4.14.
     mark: Option<&'static AtomicU64>,
 }
 
-static OWN: OnceLock<Own> = OnceLock::new();
+static OWN: OnceLock<OwnProcess> = OnceLock::new();
 
 /// Remembers this process as the one that may serve.
 pub fn remember() {
-    OWN.get_or_init(|| Own {
+    OWN.get_or_init(|| OwnProcess {
         pid: getpid().as_raw(),
         mark: wiped_on_fork(),
     });

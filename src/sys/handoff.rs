@@ -439,11 +439,11 @@ fn chunk<const N: usize>(record: &[u8; RECORD_LEN], at: usize) -> [u8; N] {
 
 /// Room for the control message of [`MAX_PASSED`] descriptors, aligned as cmsghdr wants it.
 #[repr(C, align(8))]
-struct Control([MaybeUninit<u8>; 1040]);
+struct RawControlBuffer([MaybeUninit<u8>; 1040]);
 
 /// Sends without waiting, and without allocating, which nix does; whether it was taken.
 fn send_raw(to: RawFd, payload: &[u8], descriptors: &[RawFd]) -> bool {
-    let mut control = Control([MaybeUninit::uninit(); 1040]);
+    let mut control = RawControlBuffer([MaybeUninit::uninit(); 1040]);
     let bytes = size_of_val(descriptors);
     let mut part = libc::iovec {
         iov_base: payload.as_ptr().cast_mut().cast(),
@@ -487,7 +487,7 @@ fn receive_raw(
     datagram: &mut [u8],
     descriptors: &mut [RawFd; MAX_PASSED],
 ) -> Option<(usize, usize)> {
-    let mut control = Control([MaybeUninit::uninit(); 1040]);
+    let mut control = RawControlBuffer([MaybeUninit::uninit(); 1040]);
     let mut part = libc::iovec {
         iov_base: datagram.as_mut_ptr().cast(),
         iov_len: datagram.len(),

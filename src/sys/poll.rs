@@ -44,7 +44,7 @@ impl From<Interest> for EpollFlags {
 
 /// Something happened on the descriptor that was added with this token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Event {
+pub struct PollEvent {
     /// What the adder said.
     pub token: u64,
     /// There is something to read, or the end, or an error.
@@ -130,7 +130,11 @@ impl Poller {
     ///
     /// # Errors
     /// Those of epoll_wait(2) but EINTR.
-    pub fn wait(&mut self, ready: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<Woken> {
+    pub fn wait(
+        &mut self,
+        ready: &mut Vec<PollEvent>,
+        timeout: Option<Duration>,
+    ) -> io::Result<Woken> {
         ready.clear();
         let count = match self.epoll.wait(&mut self.events, in_milliseconds(timeout)) {
             Ok(count) => count,
@@ -140,7 +144,7 @@ impl Poller {
         ready.extend(self.events[..count].iter().map(|event| {
             let flags = event.events();
             let broken = flags.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP);
-            Event {
+            PollEvent {
                 token: event.data(),
                 readable: broken || flags.contains(EpollFlags::EPOLLIN),
                 writable: broken || flags.contains(EpollFlags::EPOLLOUT),

@@ -573,9 +573,9 @@ pub enum Received {
 
 /// Space for the control message of [`MAX_PASSED`] descriptors, aligned as cmsghdr wants it (1,032 bytes).
 #[repr(C, align(8))]
-struct Control([u8; Control::SIZE]);
+struct ControlBuffer([u8; ControlBuffer::SIZE]);
 
-impl Control {
+impl ControlBuffer {
     const SIZE: usize =
         mem::size_of::<libc::cmsghdr>() + MAX_PASSED * mem::size_of::<libc::c_int>() + 4;
 }
@@ -588,7 +588,7 @@ impl Control {
 /// # Errors
 /// Those of recvmsg(2).
 pub fn receive_message(channel: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
-    let mut control = Control([0; Control::SIZE]);
+    let mut control = ControlBuffer([0; ControlBuffer::SIZE]);
     let mut part = libc::iovec {
         iov_base: buffer.as_mut_ptr().cast(),
         iov_len: buffer.len(),
@@ -599,7 +599,7 @@ pub fn receive_message(channel: impl AsFd, buffer: &mut [u8]) -> io::Result<Rece
         header.msg_iov = &raw mut part;
         header.msg_iovlen = 1;
         header.msg_control = control.0.as_mut_ptr().cast();
-        header.msg_controllen = Control::SIZE as _;
+        header.msg_controllen = ControlBuffer::SIZE as _;
         let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
         // SAFETY: every pointer in `header` is to live memory of the length that stands beside it.
         let length = unsafe { libc::recvmsg(channel.as_fd().as_raw_fd(), &raw mut header, flags) };

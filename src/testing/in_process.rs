@@ -9,7 +9,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use crate::daemon::Daemon;
 use crate::proto::frame::{ByteOrder, PREFIX};
 use crate::proto::names::{ClientId, Generation, Peer, WorkerId};
-use crate::worker::{Call, Fault, Running, Service, WorkerInfo};
+use crate::worker::{Call, Fault, RunningService, Service, WorkerInfo};
 
 /// The size of the reply buffer, in bytes: that of the default `max-frame`.
 const REPLY: usize = 1 << 20;
@@ -45,7 +45,7 @@ impl InProcess {
             seat: 0,
             generation: Generation(1),
         };
-        Ok(InProcess(Box::new(Running::start(methods, info)?)))
+        Ok(InProcess(Box::new(RunningService::start(methods, info)?)))
     }
 
     /// Calls a method as client 1 from 127.0.0.1, with attempt 1, and returns the result. A panic of the method returns the

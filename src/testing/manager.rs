@@ -18,7 +18,7 @@ use crate::sys::socket::{self, Received};
 #[derive(Debug)]
 pub struct ServiceManager {
     path: PathBuf,
-    heard: Arc<Mutex<Heard>>,
+    heard: Arc<Mutex<ManagerState>>,
     /// Ends the thread when it is dropped.
     end: Option<OwnedFd>,
     thread: Option<JoinHandle<()>>,
@@ -26,7 +26,7 @@ pub struct ServiceManager {
 }
 
 #[derive(Debug, Default)]
-struct Heard {
+struct ManagerState {
     told: Vec<String>,
     stored: Vec<(String, OwnedFd)>,
     /// The most descriptors that it stores, if there is a limit.
@@ -48,7 +48,7 @@ impl ServiceManager {
         let path = directory.0.join("notify");
         let socket = UnixDatagram::bind(&path).expect("the path is free");
         let (ours, theirs) = socket::message_pair().expect("a pair of sockets");
-        let heard = Arc::new(Mutex::new(Heard::default()));
+        let heard = Arc::new(Mutex::new(ManagerState::default()));
         let shared = Arc::clone(&heard);
         let thread = thread::spawn(move || listen(&socket, &theirs, &shared));
         ServiceManager {
@@ -127,7 +127,7 @@ impl ServiceManager {
         self.lock().most = most.into();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Heard> {
+    fn lock(&self) -> MutexGuard<'_, ManagerState> {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -142,7 +142,7 @@ impl Drop for ServiceManager {
     }
 }
 
-fn listen(socket: &UnixDatagram, end: &OwnedFd, heard: &Mutex<Heard>) {
+fn listen(socket: &UnixDatagram, end: &OwnedFd, heard: &Mutex<ManagerState>) {
     let mut poller = Poller::new(2).expect("a poller");
     poller
         .add(socket, 0, Interest::Read)
@@ -173,7 +173,7 @@ fn receive(socket: &UnixDatagram, datagram: &mut [u8]) -> io::Result<Received> {
     socket::receive_message(socket.as_fd(), datagram)
 }
 
-impl Heard {
+impl ManagerState {
     /// Stores a descriptor. As in systemd, one that is stored already is ignored, and one above the limit is closed.
     fn store(&mut self, name: &str, descriptor: OwnedFd) {
         let is_there = self

@@ -53,8 +53,8 @@ pub const TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Running {
     master: Child,
-    output: Arc<Output>,
-    log: Arc<Output>,
+    output: Arc<ProcessOutput>,
+    log: Arc<ProcessOutput>,
     control: Address,
     addresses: Vec<Address>,
     /// The last field, so that it is dropped after the processes.
@@ -141,8 +141,8 @@ impl Setup {
             .stderr(Stdio::piped())
             .process_group(0);
         let mut master = self.command.spawn().map_err(Error::setup)?;
-        let output = Output::of(master.stdout.take().expect("it is piped"));
-        let log = Output::of(master.stderr.take().expect("it is piped"));
+        let output = ProcessOutput::of(master.stdout.take().expect("it is piped"));
+        let log = ProcessOutput::of(master.stderr.take().expect("it is piped"));
         let control = Address::Unix(control);
         let mut running = Running {
             master,
@@ -588,30 +588,30 @@ impl Drop for Directory {
 
 /// The output of processes through a pipe, which a thread reads. It ends when all processes with the pipe have exited.
 #[derive(Debug)]
-struct Output {
+struct ProcessOutput {
     /// The identity of the pipe.
     pipe: FileId,
-    written: Mutex<Written>,
+    written: Mutex<WrittenOutput>,
     more: Condvar,
 }
 
 #[derive(Debug)]
-struct Written {
+struct WrittenOutput {
     source: File,
     text: String,
     ended: bool,
 }
 
-impl Output {
-    fn of(pipe: impl Into<OwnedFd>) -> Arc<Output> {
+impl ProcessOutput {
+    fn of(pipe: impl Into<OwnedFd>) -> Arc<ProcessOutput> {
         let source = File::from(pipe.into());
         let readable = source.try_clone().expect("there is room for a descriptor");
-        let written = Written {
+        let written = WrittenOutput {
             source,
             text: String::new(),
             ended: false,
         };
-        let output = Arc::new(Output {
+        let output = Arc::new(ProcessOutput {
             pipe: FileId::of(&readable).expect("it is open"),
             written: Mutex::new(written),
             more: Condvar::new(),
@@ -646,11 +646,11 @@ impl Output {
     }
 
     /// Waits until `is_so` is true and returns whether it is.
-    fn wait(&self, is_so: impl Fn(&Written) -> bool) -> bool {
+    fn wait(&self, is_so: impl Fn(&WrittenOutput) -> bool) -> bool {
         self.wait_for(TIMEOUT, is_so)
     }
 
-    fn wait_for(&self, time: Duration, is_so: impl Fn(&Written) -> bool) -> bool {
+    fn wait_for(&self, time: Duration, is_so: impl Fn(&WrittenOutput) -> bool) -> bool {
         let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self
             .more
@@ -721,8 +721,8 @@ mod tests {
             .process_group(0)
             .spawn()
             .expect("sh");
-        let output = Output::of(master.stdout.take().expect("piped"));
-        let log = Output::of(master.stderr.take().expect("piped"));
+        let output = ProcessOutput::of(master.stdout.take().expect("piped"));
+        let log = ProcessOutput::of(master.stderr.take().expect("piped"));
         Running {
             master,
             output,

@@ -39,7 +39,7 @@ pub(super) struct Connection {
     pub(super) lease_number: u32,
     /// How its byte order is learnt.
     pub(super) order: OrderRule,
-    pub(super) waits: Waits,
+    pub(super) waits: WaitingFor,
     /// What the poller watches it for; `None` until it was first added.
     pub(super) watched: Option<Interest>,
     /// Bytes read since the kernel's count of them was last seen to, for a Unix client.
@@ -52,7 +52,7 @@ pub(super) struct Connection {
 
 /// What a client is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Waits {
+pub(super) enum WaitingFor {
     /// It is idle: the next request.
     Request,
     /// The rest of a frame.
@@ -87,9 +87,9 @@ impl Connection {
             order: lease.order,
             // So that half a frame goes on being half a frame, and an end an end, with what time it has left.
             waits: match (is_parked, is_told_all) {
-                (false, _) => Waits::Request,
-                (true, false) => Waits::Bytes,
-                (true, true) => Waits::End,
+                (false, _) => WaitingFor::Request,
+                (true, false) => WaitingFor::Bytes,
+                (true, true) => WaitingFor::End,
             },
             watched: None,
             unarmed: REARM_BYTES,
@@ -135,11 +135,11 @@ impl Connection {
     /// Time in which this process could not run is none that it was waited for.
     pub(super) fn deadline(&self, slot: Slot<'_>, settings: &Settings, clock: &LoopClock) -> u64 {
         let (begin, limit) = match self.waits {
-            Waits::Request => (slot.last_active(), settings.idle_timeout),
-            Waits::Bytes => (slot.since(), settings.frame_timeout),
-            Waits::Room => (slot.since(), settings.send_timeout),
-            Waits::End => (slot.since(), Some(LINGER_TIMEOUT)),
-            Waits::Turn => (0, None),
+            WaitingFor::Request => (slot.last_active(), settings.idle_timeout),
+            WaitingFor::Bytes => (slot.since(), settings.frame_timeout),
+            WaitingFor::Room => (slot.since(), settings.send_timeout),
+            WaitingFor::End => (slot.since(), Some(LINGER_TIMEOUT)),
+            WaitingFor::Turn => (0, None),
         };
         let ns = limit.map_or(NEVER, |limit| {
             u64::try_from(limit.as_nanos()).unwrap_or(NEVER)

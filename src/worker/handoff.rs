@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use super::Worker;
+use super::WorkerLoop;
 use crate::proto::channel::{Lease, Message};
 use crate::proto::handoff::{self, ClientRecord, HandoffMessage, ShmRecord};
 use crate::shm::Layout;
@@ -37,7 +37,7 @@ pub(super) fn prepare(
     )
 }
 
-impl Worker<'_> {
+impl WorkerLoop<'_> {
     /// This client would have to be packed from now on.
     pub(super) fn register(&self, lease: &Lease, socket: &OwnedFd, cookie: Option<u64>) {
         if let Some(handoff) = self.handoff {

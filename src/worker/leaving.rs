@@ -2,18 +2,18 @@
 
 use std::time::Instant;
 
-use super::connection::{Connection, Waits};
+use super::connection::{Connection, WaitingFor};
 use super::death::{self, Point};
 use super::methods::Service;
 use super::reply::Fault;
 use super::turn::{FOREIGN, Purpose};
-use super::{Worker, number};
+use super::{WorkerLoop, number};
 use crate::proto::channel::Stop;
 use crate::proto::rpc::Code;
 use crate::shm::LeaseState;
 use crate::sys::socket;
 
-impl Worker<'_> {
+impl WorkerLoop<'_> {
     /// Ends a client that is in no turn.
     pub(super) fn end(&mut self, index: u32) {
         let lease_number = self
@@ -124,12 +124,12 @@ impl Worker<'_> {
             return;
         };
         match connection.waits {
-            Waits::Request => self.give_one_turn(slot, &Purpose::Cut, service),
-            Waits::Bytes => {
+            WaitingFor::Request => self.give_one_turn(slot, &Purpose::Cut, service),
+            WaitingFor::Bytes => {
                 let fault = Fault::of(Code::ShuttingDown, "the daemon is stopping");
                 self.give_one_turn(slot, &Purpose::Reject(&fault), service);
             }
-            Waits::Room | Waits::Turn | Waits::End => {}
+            WaitingFor::Room | WaitingFor::Turn | WaitingFor::End => {}
         }
     }
 }

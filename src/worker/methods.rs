@@ -212,7 +212,7 @@ pub(crate) enum Failure {
 }
 
 /// Methods with their state: the whole of what a worker serves.
-pub(crate) struct Running<S> {
+pub(crate) struct RunningService<S> {
     methods: Methods<S>,
     state: S,
     info: WorkerInfo,
@@ -220,11 +220,14 @@ pub(crate) struct Running<S> {
     last: usize,
 }
 
-impl<S: 'static> Running<S> {
+impl<S: 'static> RunningService<S> {
     /// Makes the state.
-    pub(crate) fn start(methods: Methods<S>, info: WorkerInfo) -> Result<Running<S>, String> {
+    pub(crate) fn start(
+        methods: Methods<S>,
+        info: WorkerInfo,
+    ) -> Result<RunningService<S>, String> {
         let state = construct(&methods, &info)?;
-        Ok(Running {
+        Ok(RunningService {
             methods,
             state,
             info,
@@ -242,7 +245,7 @@ fn construct<S>(methods: &Methods<S>, info: &WorkerInfo) -> Result<S, String> {
     }
 }
 
-impl<S: 'static> Service for Running<S> {
+impl<S: 'static> Service for RunningService<S> {
     fn names(&self) -> Vec<MethodName> {
         self.methods.names()
     }

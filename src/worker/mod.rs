@@ -21,12 +21,12 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use connection::{Connection, Waits};
+use connection::{Connection, WaitingFor};
 use parking::Parking;
 use timers::{NEVER, Timers};
 use turn::{Ended, FOREIGN, Purpose, Tools, turn};
 
-use crate::channel::{Channel, Heard, Scratch, Sent};
+use crate::channel::{Channel, Incoming, Scratch, Sent};
 use crate::logging;
 use crate::loop_clock::LoopClock;
 use crate::proto::channel::{Lease, MAX_SLOTS, Settings, ToMaster, ToWorker};
@@ -34,14 +34,14 @@ use crate::proto::rpc::Code;
 use crate::shm::WorkerShm;
 use crate::sys::byte_counts::OwnWrites;
 use crate::sys::handoff::EmergencyHandoff;
-use crate::sys::poll::{self, Event, Interest, Poller, Woken};
+use crate::sys::poll::{self, Interest, PollEvent, Poller, Woken};
 use crate::sys::socket;
 use crate::sys::{clock, fork, signal};
 use crate::table::Table;
 
 pub(crate) use builtin::pi_method;
 pub use methods::WorkerInfo;
-pub(crate) use methods::{Methods, Running, Service};
+pub(crate) use methods::{Methods, RunningService, Service};
 pub use reply::{Call, Fault, Reply};
 pub(crate) use start::{Error, run};
 
@@ -52,7 +52,7 @@ const CHANNEL: u64 = u64::MAX;
 const BATCH: usize = 256;
 
 /// A worker that serves.
-struct Worker<'c> {
+struct WorkerLoop<'c> {
     channel: &'c mut Channel<ToMaster, ToWorker>,
     /// Whether the poller tells when the channel takes messages again.
     channel_is_full: bool,
@@ -97,13 +97,13 @@ struct Worker<'c> {
     epoch: (Instant, u64),
 }
 
-impl<'c> Worker<'c> {
+impl<'c> WorkerLoop<'c> {
     fn new(
         channel: &'c mut Channel<ToMaster, ToWorker>,
         shm: WorkerShm,
         settings: Settings,
         handoff: Option<&'static EmergencyHandoff>,
-    ) -> io::Result<Worker<'c>> {
+    ) -> io::Result<WorkerLoop<'c>> {
         let poller = Poller::new(BATCH)?;
         poller.add(&*channel, CHANNEL, Interest::Read)?;
         let parking = Parking::new(settings.buffers);
@@ -121,7 +121,7 @@ impl<'c> Worker<'c> {
         let clock = LoopClock::new();
         // With nothing between them for which this process could be taken off its CPU.
         let epoch = (Instant::now(), clock::monotonic());
-        Ok(Worker {
+        Ok(WorkerLoop {
             channel,
             channel_is_full: false,
             poller,
@@ -154,7 +154,7 @@ impl<'c> Worker<'c> {
 
     /// The loop, until the master wants no more of it or is gone; whether it is gone.
     fn serve(mut self, service: &mut dyn Service) -> io::Result<bool> {
-        let mut ready: Vec<Event> = Vec::new();
+        let mut ready: Vec<PollEvent> = Vec::new();
         let mut scratch = Scratch::default();
         while !self.is_finished() {
             let timeout = self.timeout();
@@ -220,22 +220,22 @@ impl<'c> Worker<'c> {
     /// Takes in what the master says: one message, as more of them are told by the next wait.
     fn hear(&mut self, scratch: &mut Scratch, service: &mut dyn Service) -> io::Result<()> {
         match self.channel.hear(scratch)? {
-            Heard::Message(ToWorker::Lease(leases), sockets) => {
+            Incoming::Message(ToWorker::Lease(leases), sockets) => {
                 self.pick_up(&leases, sockets, service)?
             }
-            Heard::Message(ToWorker::Reopen, _) => reopen_log(),
-            Heard::Message(ToWorker::Stop(stop), _) => self.stop(stop, service),
-            Heard::Message(ToWorker::LeasesRevoked, _) => self.drop_revoked(),
-            Heard::Message(ToWorker::Drain, _) => self.leaving = true,
-            Heard::Message(ToWorker::Quarantine(names), _) => self.quarantine(&names, service),
-            Heard::Message(ToWorker::LogLevel(level), _) => logging::set_level(level),
-            Heard::Message(ToWorker::Ping, _) => self.shm.header().heartbeat(),
-            Heard::Message(ToWorker::Start(_), _) => {
+            Incoming::Message(ToWorker::Reopen, _) => reopen_log(),
+            Incoming::Message(ToWorker::Stop(stop), _) => self.stop(stop, service),
+            Incoming::Message(ToWorker::LeasesRevoked, _) => self.drop_revoked(),
+            Incoming::Message(ToWorker::Drain, _) => self.leaving = true,
+            Incoming::Message(ToWorker::Quarantine(names), _) => self.quarantine(&names, service),
+            Incoming::Message(ToWorker::LogLevel(level), _) => logging::set_level(level),
+            Incoming::Message(ToWorker::Ping, _) => self.shm.header().heartbeat(),
+            Incoming::Message(ToWorker::Start(_), _) => {
                 return Err(io::Error::other("the master said Start twice"));
             }
-            Heard::Garbage(malformed) => return Err(io::Error::other(malformed)),
-            Heard::Nothing => {}
-            Heard::Closed => self.hand_off_clients(),
+            Incoming::Garbage(malformed) => return Err(io::Error::other(malformed)),
+            Incoming::Nothing => {}
+            Incoming::Closed => self.hand_off_clients(),
         }
         Ok(())
     }
@@ -257,7 +257,7 @@ impl<'c> Worker<'c> {
             self.register(lease, &socket, cookie);
             let slot = self.shm.slot(lease.slot).expect("the index was checked");
             let connection = Connection::new(lease, socket, cookie, slot);
-            if connection.waits != Waits::Request && slot.cursors().parked().1 > 0 {
+            if connection.waits != WaitingFor::Request && slot.cursors().parked().1 > 0 {
                 self.parking
                     .use_large(lease.slot, slot.cursors().parked().1);
             }
@@ -359,16 +359,16 @@ impl<'c> Worker<'c> {
     }
 
     /// Sees to it that a client's next turn comes.
-    fn wait_for(&mut self, index: u32, waits: Waits) {
+    fn wait_for(&mut self, index: u32, waits: WaitingFor) {
         let Some(connection) = self.connections.get_mut(index) else {
             return;
         };
-        let was_idle = connection.waits == Waits::Request;
+        let was_idle = connection.waits == WaitingFor::Request;
         connection.waits = waits;
         let wanted = match waits {
-            Waits::Request | Waits::Bytes | Waits::End => Some(Interest::Read),
-            Waits::Room => Some(Interest::Write),
-            Waits::Turn => {
+            WaitingFor::Request | WaitingFor::Bytes | WaitingFor::End => Some(Interest::Read),
+            WaitingFor::Room => Some(Interest::Write),
+            WaitingFor::Turn => {
                 self.again.push(index);
                 connection.watched
             }
@@ -392,7 +392,7 @@ impl<'c> Worker<'c> {
         let slot = self.shm.slot(index).expect("the client has a slot");
         let deadline = connection.deadline(slot, &self.settings, &self.clock);
         self.timers.arm(index, &mut connection.armed, deadline);
-        if waits == Waits::Request {
+        if waits == WaitingFor::Request {
             if !was_idle {
                 self.unpark(index);
             }
@@ -486,7 +486,7 @@ impl<'c> Worker<'c> {
             Code::Timeout,
             "the frame was not complete within frame-timeout",
         );
-        let purpose = if waits == Waits::Bytes {
+        let purpose = if waits == WaitingFor::Bytes {
             Purpose::Reject(&late)
         } else {
             Purpose::Cut

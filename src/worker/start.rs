@@ -6,9 +6,9 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::death;
-use super::methods::{Methods, Running, Service, WorkerInfo, remember_panics};
-use super::{CHANNEL, Worker, handoff};
-use crate::channel::{Channel, Heard, Scratch, Sent};
+use super::methods::{Methods, RunningService, Service, WorkerInfo, remember_panics};
+use super::{CHANNEL, WorkerLoop, handoff};
+use crate::channel::{Channel, Incoming, Scratch, Sent};
 use crate::logging;
 use crate::proto::channel::{Failed, Ready, Start, ToMaster, ToWorker, VERSION};
 use crate::proto::handoff::ShmRecord;
@@ -58,22 +58,22 @@ fn hear_start(channel: &Channel<ToMaster, ToWorker>) -> io::Result<(Start, Vec<O
     let mut scratch = Scratch::default();
     loop {
         match channel.hear(&mut scratch)? {
-            Heard::Message(ToWorker::Start(start), descriptors) if start.version == VERSION => {
+            Incoming::Message(ToWorker::Start(start), descriptors) if start.version == VERSION => {
                 return Ok((*start, descriptors));
             }
-            Heard::Message(ToWorker::Start(start), _) => {
+            Incoming::Message(ToWorker::Start(start), _) => {
                 let sentence = format!(
                     "it speaks version {} of the channel, not {VERSION}",
                     start.version
                 );
                 return Err(io::Error::other(sentence));
             }
-            Heard::Nothing => {
+            Incoming::Nothing => {
                 let mut poller = Poller::new(1)?;
                 poller.add(channel, CHANNEL, Interest::Read)?;
                 poller.wait(&mut Vec::new(), None)?;
             }
-            Heard::Message(..) | Heard::Garbage(_) | Heard::Closed => {
+            Incoming::Message(..) | Incoming::Garbage(_) | Incoming::Closed => {
                 return Err(io::Error::other("standard input is not a channel to one"));
             }
         }
@@ -131,7 +131,7 @@ fn serve<S: 'static>(
         longest,
         ..
     } = start;
-    let mut service = Running::start(
+    let mut service = RunningService::start(
         methods,
         WorkerInfo {
             name,
@@ -170,7 +170,7 @@ fn serve<S: 'static>(
         methods,
     });
     say(channel, &greeting).map_err(|e| format!("cannot greet the master: {e}"))?;
-    let mut worker = Worker::new(channel, shm, settings, handoff)
+    let mut worker = WorkerLoop::new(channel, shm, settings, handoff)
         .map_err(|e| format!("cannot make a poller: {e}"))?;
     worker.quarantine(&quarantined, &service);
     worker.serve(&mut service).map_err(|e| e.to_string())

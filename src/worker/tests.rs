@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 
-use super::connection::Waits;
+use super::connection::WaitingFor;
 use super::*;
 use crate::proto::channel::{Log, LogFormat, LogLevel, LogTarget};
 use crate::proto::frame::{ByteOrder, OrderRule};
@@ -35,7 +35,7 @@ fn settings() -> Settings {
 }
 
 /// `ping`, and `deadline`, which tells in how many ms it is killed.
-fn service() -> Running<()> {
+fn service() -> RunningService<()> {
     let mut methods = Methods::new(Box::new(|_| Ok(())));
     methods.add_typed("deadline", false, |(), (): (), call| {
         Ok(call
@@ -48,7 +48,7 @@ fn service() -> Running<()> {
         seat: 0,
         generation: Generation(1),
     };
-    Running::start(methods.complete(), info).expect("the state can be made")
+    RunningService::start(methods.complete(), info).expect("the state can be made")
 }
 
 struct Master {
@@ -77,10 +77,10 @@ impl Master {
         &self,
         theirs: &'c mut Channel<ToMaster, ToWorker>,
         settings: Settings,
-    ) -> Worker<'c> {
+    ) -> WorkerLoop<'c> {
         let file = self.shm.file().try_clone().expect("dup");
         let shm = WorkerShm::map(file, Layout::new(32, MAX_FRAME)).expect("mmap");
-        Worker::new(theirs, shm, settings, None).expect("epoll")
+        WorkerLoop::new(theirs, shm, settings, None).expect("epoll")
     }
 
     fn say(&mut self, message: &ToWorker) {
@@ -161,7 +161,7 @@ impl Master {
     /// All that the worker has said so far.
     fn heard(&mut self) -> Vec<ToMaster> {
         let mut all = Vec::new();
-        while let Heard::Message(message, _) =
+        while let Incoming::Message(message, _) =
             self.channel.hear(&mut Scratch::default()).expect("hear")
         {
             all.push(message);
@@ -171,7 +171,7 @@ impl Master {
 }
 
 /// Hears one message of the master, and tells it what there is to tell.
-fn step(worker: &mut Worker<'_>, service: &mut dyn Service) {
+fn step(worker: &mut WorkerLoop<'_>, service: &mut dyn Service) {
     worker
         .hear(&mut Scratch::default(), service)
         .expect("it is no nonsense");
@@ -190,7 +190,7 @@ impl Client {
         &mut self,
         bytes: &[u8],
         slot: u32,
-        worker: &mut Worker<'_>,
+        worker: &mut WorkerLoop<'_>,
         service: &mut dyn Service,
     ) {
         for piece in bytes.chunks(64 << 10) {
@@ -416,7 +416,7 @@ fn the_end_of_a_client_in_its_frame_is_left_to_the_next_worker_by_one_that_is_wo
 
 /// The one request that the worker may answer is the client's last.
 #[track_caller]
-fn worker_answers_last(worker: Worker<'_>, master: &mut Master, client: &mut Client) {
+fn worker_answers_last(worker: WorkerLoop<'_>, master: &mut Master, client: &mut Client) {
     worker.serve(&mut service()).expect("it ends well");
     let (reply, is_over) = client.read();
     assert!(reply.contains("bad_request") && is_over, "{reply}");
@@ -503,7 +503,7 @@ fn a_method_is_told_the_earlier_end_of_its_request_and_of_its_worker() {
     let mut service = service();
     let mut client = master.lease_new(0);
     step(&mut worker, &mut service);
-    let mut ask = |worker: &mut Worker<'_>| {
+    let mut ask = |worker: &mut WorkerLoop<'_>| {
         client.send(&frame(r#"{"in":"deadline"}"#));
         worker.now = clock::monotonic();
         worker.give_one_turn(0, &Purpose::Serve, &mut service);
@@ -548,7 +548,7 @@ fn a_client_that_was_told_all_goes_on_ending_with_the_time_that_it_has_left() {
         let connection = worker.connections.get(slot).expect("it is given a while");
         assert_eq!(
             (connection.waits, master.state(slot)),
-            (Waits::End, Some(LeaseState::Parked))
+            (WaitingFor::End, Some(LeaseState::Parked))
         );
     }
     assert_eq!(
@@ -574,7 +574,7 @@ fn bytes_laid_for_the_next_client_of_a_slot_are_not_destroyed_for_the_last_one()
     let mut service = service();
     let long = ping(&format!("\"{}\"", "x".repeat(1_000_000)));
     let blocks = |master: &Master| master.shm.file().metadata().expect("fstat").blocks() / 2 / 1024;
-    let mut run = |worker: &mut Worker<'_>, master: &mut Master, slot: u32| {
+    let mut run = |worker: &mut WorkerLoop<'_>, master: &mut Master, slot: u32| {
         let mut client = master.lease_new(slot);
         step(worker, &mut service);
         client.send_long(&long, slot, worker, &mut service);

@@ -21,7 +21,7 @@ mod send;
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::connection::{Connection, Waits};
+use super::connection::{Connection, WaitingFor};
 use super::death::{self, Point};
 use super::methods::Service;
 use super::reply::Fault;
@@ -84,7 +84,7 @@ impl Tools<'_> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ended {
     /// The client stays, and is waited for.
-    Waits(Waits),
+    Waits(WaitingFor),
     /// It is over, and the slot still claimed.
     Over,
     /// The lease was not ours any more.
@@ -172,7 +172,7 @@ pub(super) fn turn(
     if is_active {
         slot.touch(tools.now);
     }
-    let state = if waits == Waits::Request {
+    let state = if waits == WaitingFor::Request {
         LeaseState::Idle
     } else {
         LeaseState::Parked
@@ -215,9 +215,9 @@ pub(super) const FOREIGN: &str =
     "the descriptor of a client was closed by other code of this process";
 
 impl Turn<'_, '_> {
-    fn work(&mut self, purpose: &Purpose<'_>) -> Option<Waits> {
+    fn work(&mut self, purpose: &Purpose<'_>) -> Option<WaitingFor> {
         let began = self.tools.now;
-        let same_frame = self.connection.waits == Waits::Bytes;
+        let same_frame = self.connection.waits == WaitingFor::Bytes;
         if self.begin().is_none() {
             self.tools.shm.header().add_lost();
             return None;
@@ -434,7 +434,7 @@ impl Turn<'_, '_> {
     }
 
     /// Sends, parks what is left, and says what the client is waited for; nothing if it is over.
-    fn end(&mut self, began: u64, same_frame: bool) -> Option<Waits> {
+    fn end(&mut self, began: u64, same_frame: bool) -> Option<WaitingFor> {
         if self.is_doubtful || self.answered == 0 {
             self.check_socket().ok()?;
         }
@@ -456,22 +456,22 @@ impl Turn<'_, '_> {
                 (false, true) => None,
                 (false, false) => {
                     self.become_idle(sent);
-                    Some(Waits::Request)
+                    Some(WaitingFor::Request)
                 }
             };
         }
         self.park(sent, unread);
         let waits = if unsent > 0 {
-            Waits::Room
+            WaitingFor::Room
         } else if self.next_is_whole() {
-            Waits::Turn
+            WaitingFor::Turn
         } else {
             if self.connection.is_tcp() {
                 socket::acknowledge_quickly(&self.connection.socket);
             }
-            Waits::Bytes
+            WaitingFor::Bytes
         };
-        if !(waits == Waits::Bytes && same_frame) {
+        if !(waits == WaitingFor::Bytes && same_frame) {
             self.slot().set_since(self.tools.now);
         }
         Some(waits)

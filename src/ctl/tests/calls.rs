@@ -50,7 +50,7 @@ fn a_call_carries_params_and_result_byte_for_byte() {
         );
         assert_eq!(
             (ran.exit, ran.out.as_str()),
-            (Exit::Done, "[ 1e400,\"\\u00b5\" ]\n"),
+            (ExitStatus::Done, "[ 1e400,\"\\u00b5\" ]\n"),
             "{}",
             ran.err
         );
@@ -73,7 +73,7 @@ fn a_call_goes_to_the_daemons_first_listener_in_its_order() {
     let ran = Daemon::that_says([reply("status", &status)]).asked(&["call", "ping"]);
     assert_eq!(
         (ran.exit, ran.out.as_str()),
-        (Exit::Done, "null\n"),
+        (ExitStatus::Done, "null\n"),
         "{}",
         ran.err
     );
@@ -94,7 +94,7 @@ fn a_call_that_fails_says_how() {
     // A method's own code is no permission of fdpassctl's.
     assert_eq!(
         (ran.exit, ran.err.as_str()),
-        (Exit::Failed, "fdpassctl: forbidden: no\\n\n")
+        (ExitStatus::Failed, "fdpassctl: forbidden: no\\n\n")
     );
 
     let to = nobody().to_string();
@@ -102,7 +102,7 @@ fn a_call_that_fails_says_how() {
     assert_eq!(
         (ran.exit, ran.err),
         (
-            Exit::NotRunning,
+            ExitStatus::NotRunning,
             format!("fdpassctl: nothing listens at {to}\n")
         )
     );

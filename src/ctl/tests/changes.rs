@@ -9,7 +9,7 @@ fn stop_waits_for_the_end() {
     let ran = Daemon::that_says([daemons_version(), stopped(0)]).asked(&["stop"]);
     assert_eq!(
         (ran.exit, ran.out.as_str()),
-        (Exit::Done, "fdpassd (pid 4711) stopped\n")
+        (ExitStatus::Done, "fdpassd (pid 4711) stopped\n")
     );
     let ran = Daemon::that_says([daemons_version(), stopped(2)]).asked(&["stop"]);
     assert_eq!(
@@ -29,7 +29,7 @@ fn stop_waits_for_the_end() {
     .asked(&["stop", "--timeout", "500ms"]);
     let said =
         "fdpassctl: fdpassd (pid 4711) is still stopping; it goes on, see \"fdpassctl status\"\n";
-    assert_eq!((ran.exit, ran.err.as_str()), (Exit::StillGoing, said));
+    assert_eq!((ran.exit, ran.err.as_str()), (ExitStatus::StillGoing, said));
 }
 
 /// What fdpassctl asks after the version, what it makes of `result`, and how it ends.
@@ -195,7 +195,7 @@ fn every_change_is_asked_for_in_the_daemons_words_and_told_in_plain_ones() {
         assert_eq!(got, format!("{{\"in\":{request}}}"));
         assert_eq!(
             (ran.exit, ran.out, ran.err.as_str()),
-            (Exit::Done, format!("{said}\n"), ""),
+            (ExitStatus::Done, format!("{said}\n"), ""),
             "{line}"
         );
 
@@ -208,7 +208,7 @@ fn every_change_is_asked_for_in_the_daemons_words_and_told_in_plain_ones() {
         let json = format!("{}\n", serde_json::json!({"x": [result]}));
         assert_eq!(
             (ran.exit, ran.out, ran.err.as_str()),
-            (Exit::Done, json, ""),
+            (ExitStatus::Done, json, ""),
             "{line}"
         );
     }
@@ -246,12 +246,12 @@ fn a_change_that_takes_long_goes_on_when_nobody_waits_any_more() {
         .asked(&[change, &["--timeout", "500ms"]].concat());
         let (exit, said) = match doing {
             Some(doing) => (
-                Exit::StillGoing,
+                ExitStatus::StillGoing,
                 format!(
                     "fdpassd (pid 4711) is still {doing}; it goes on, see \"fdpassctl status\""
                 ),
             ),
-            None => (Exit::NoReply, "no reply within 500ms".to_owned()),
+            None => (ExitStatus::NoReply, "no reply within 500ms".to_owned()),
         };
         assert_eq!((ran.exit, ran.out.as_str()), (exit, ""), "{change:?}");
         assert_eq!(ran.err, format!("fdpassctl: {said}\n"), "{change:?}");
@@ -269,7 +269,7 @@ fn a_change_that_takes_long_goes_on_when_nobody_waits_any_more() {
     ]);
     assert_eq!(
         (ran.exit, ran.err.as_str()),
-        (Exit::NoReply, "fdpassctl: no reply within 20ms\n")
+        (ExitStatus::NoReply, "fdpassctl: no reply within 20ms\n")
     );
 }
 
@@ -279,27 +279,27 @@ fn a_change_that_is_refused_or_not_understood_has_the_exit_code_that_says_so() {
         for (reply, exit, said) in [
             (
                 fault("busy", "a reload is going on"),
-                Exit::Failed,
+                ExitStatus::Failed,
                 "busy: a reload is going on",
             ),
             (
                 fault("refused", "there is no worker 1"),
-                Exit::Failed,
+                ExitStatus::Failed,
                 "refused: there is no worker 1",
             ),
             (
                 fault("forbidden", "only root may"),
-                Exit::Forbidden,
+                ExitStatus::Forbidden,
                 "forbidden: only root may",
             ),
             (
                 fault("rolled_back", "worker 9 failed"),
-                Exit::Failed,
+                ExitStatus::Failed,
                 "rolled_back: worker 9 failed",
             ),
             (
                 self::reply(change[0], &1),
-                Exit::NoReply,
+                ExitStatus::NoReply,
                 "the answer is no valid reply: ",
             ),
         ] {
@@ -315,7 +315,7 @@ fn a_change_that_is_refused_or_not_understood_has_the_exit_code_that_says_so() {
             &[change, &["-s", "/nonexistent/control.sock"][..]].concat(),
             &[],
         );
-        assert_eq!(ran.exit, Exit::NotRunning, "{change:?}");
+        assert_eq!(ran.exit, ExitStatus::NotRunning, "{change:?}");
     }
 }
 
@@ -329,12 +329,12 @@ fn a_rejected_configuration_is_shown_with_its_caret() {
         column: Some(1),
         display: display.to_owned(),
     };
-    let mut refusal = Refusal::new(Code::Rejected, "unknown key `listne`");
+    let mut refusal = Refusal::new(RefusalCode::Rejected, "unknown key `listne`");
     refusal.place = Some(place);
     for json in [&[][..], &["--json"]] {
         let ran = Daemon::that_says([daemons_version(), reply("error", &refusal)])
             .asked(&[&["reload"], json].concat());
-        assert_eq!((ran.exit, ran.out.as_str()), (Exit::Failed, ""));
+        assert_eq!((ran.exit, ran.out.as_str()), (ExitStatus::Failed, ""));
         let shown = display.replace('\x1b', "\\x1b");
         assert_eq!(
             ran.err,
@@ -348,7 +348,7 @@ fn a_rejected_configuration_is_shown_with_its_caret() {
         let ran = Daemon::that_says([daemons_version(), reply]).asked(&["reload"]);
         assert_eq!(
             (ran.exit, ran.err.as_str()),
-            (Exit::Failed, "fdpassctl: x: y\n")
+            (ExitStatus::Failed, "fdpassctl: x: y\n")
         );
     }
 }

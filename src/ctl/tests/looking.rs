@@ -69,7 +69,7 @@ ID PEER            LISTENER       WORKER AGE IDLE REQUESTS MOVES BYTES
 ";
     assert_eq!(
         (ran.exit, ran.out.as_str(), ran.err.as_str()),
-        (Exit::Done, expected, "")
+        (ExitStatus::Done, expected, "")
     );
     let asked = asked.lock().expect("nobody panicked");
     let from = |worker, slot| json!({"worker": 1, "after": {"worker": worker, "slot": slot}});
@@ -77,7 +77,7 @@ ID PEER            LISTENER       WORKER AGE IDLE REQUESTS MOVES BYTES
 
     let ids = |arguments: &[&str]| -> Vec<String> {
         let ran = Daemon::that_says(pages()).asked(&[&["clients"], arguments].concat());
-        assert_eq!(ran.exit, Exit::Done, "{}", ran.err);
+        assert_eq!(ran.exit, ExitStatus::Done, "{}", ran.err);
         ran.out
             .lines()
             .skip(1)
@@ -107,7 +107,7 @@ fn all_pages_are_one_in_json_and_clients_stay_as_they_came() {
     assert_eq!(
         (ran.exit, ran.out),
         (
-            Exit::Done,
+            ExitStatus::Done,
             format!("{{\"clients\":[{first},{odd}],\"next\":null}}\n")
         )
     );
@@ -133,7 +133,7 @@ fn pages_that_come_round_again_are_no_reply() {
         let said = "fdpassctl: the answer is no valid reply: its pages come round again\n";
         assert_eq!(
             (ran.exit, ran.out.as_str(), ran.err.as_str()),
-            (Exit::NoReply, "", said)
+            (ExitStatus::NoReply, "", said)
         );
     }
     // Those that never end are left when the time is up, and nothing of them is shown.
@@ -141,11 +141,11 @@ fn pages_that_come_round_again_are_no_reply() {
     let endless =
         move |_: &str, _: &Value| Some(page(&[], Some((1, slot.fetch_add(1, Ordering::Relaxed)))));
     let ran = Daemon::that_answers(endless).asked(&["clients", "--timeout", "100ms"]);
-    assert_eq!((ran.exit, ran.out.as_str()), (Exit::NoReply, ""));
+    assert_eq!((ran.exit, ran.out.as_str()), (ExitStatus::NoReply, ""));
     let ran = Daemon::that_says([page(&[client(1, 1)], Some((1, 1)))]).asked(&["clients"]);
     assert_eq!(
         (ran.exit, ran.out.as_str()),
-        (Exit::NoReply, ""),
+        (ExitStatus::NoReply, ""),
         "it went away between two pages"
     );
 }
@@ -165,7 +165,7 @@ fn many_clients_are_shown_at_once() {
         Daemon::that_answers(answer).asked(&["clients", "--sort", "requests", "--timeout", "1m"]);
     assert_eq!(
         (ran.exit, ran.out.lines().count()),
-        (Exit::Done, 20_001),
+        (ExitStatus::Done, 20_001),
         "{}",
         ran.err
     );
@@ -202,7 +202,7 @@ fn looked(line: &str, request: &str, result: &impl serde::Serialize, words: &str
         .asked(&[&arguments[..], more].concat());
         assert_eq!(
             (ran.exit, ran.out.as_str(), ran.err.as_str()),
-            (Exit::Done, said, ""),
+            (ExitStatus::Done, said, ""),
             "{line}"
         );
         assert_eq!(
@@ -264,13 +264,13 @@ fn the_configuration_is_shown_and_checked() {
         column: Some(1),
         display: display.to_owned(),
     };
-    let mut refusal = Refusal::new(Code::Rejected, "unknown key `listne`");
+    let mut refusal = Refusal::new(RefusalCode::Rejected, "unknown key `listne`");
     refusal.place = Some(place);
     let ran = Daemon::that_says([reply("error", &refusal)]).asked(&["config", "check"]);
     let said = format!("fdpassctl: rejected, and nothing was changed:\n{display}\n");
     assert_eq!(
         (ran.exit, ran.out.as_str(), ran.err),
-        (Exit::Failed, "", said)
+        (ExitStatus::Failed, "", said)
     );
 }
 
@@ -322,7 +322,10 @@ fn a_client_is_kicked_by_its_number() {
     .asked(&["kick", "17"]);
     assert_eq!(
         (ran.exit, ran.out.as_str()),
-        (Exit::Done, "client 17 (127.0.0.1:4711\\n) is closed\n")
+        (
+            ExitStatus::Done,
+            "client 17 (127.0.0.1:4711\\n) is closed\n"
+        )
     );
     assert_eq!(
         told.recv().expect("it told before"),
@@ -370,10 +373,15 @@ fn completions_need_no_daemon() {
             &[],
         );
         assert!(
-            ran.exit == Exit::Done && ran.out.contains(words) && ran.out.contains("rebalance"),
+            ran.exit == ExitStatus::Done
+                && ran.out.contains(words)
+                && ran.out.contains("rebalance"),
             "{}",
             ran.out
         );
     }
-    assert_eq!(ctl(&["completions", "powershell"], &[]).exit, Exit::Usage);
+    assert_eq!(
+        ctl(&["completions", "powershell"], &[]).exit,
+        ExitStatus::Usage
+    );
 }

@@ -128,21 +128,21 @@ fn every_event_is_a_line_while_something_goes_on_unless_nobody_wants_to_know() {
     let ran = reloading().asked(&["reload"]);
     assert_eq!(
         (ran.exit, ran.out.as_str(), ran.err.as_str()),
-        (Exit::Done, APPLIED, TOLD)
+        (ExitStatus::Done, APPLIED, TOLD)
     );
     let ran = reloading().asked(&["reload", "--quiet"]);
     assert_eq!(
         (ran.exit, ran.out.as_str(), ran.err.as_str()),
-        (Exit::Done, APPLIED, "")
+        (ExitStatus::Done, APPLIED, "")
     );
     let ran = reloading().asked(&["reload", "--json"]);
-    assert_eq!((ran.exit, ran.err.as_str()), (Exit::Done, ""));
+    assert_eq!((ran.exit, ran.err.as_str()), (ExitStatus::Done, ""));
 }
 
 #[test]
 fn on_a_terminal_there_is_one_line_and_at_the_end_none() {
     let ran = reloading().asked_seen(&["reload"], Seen::of(false, true, |_| None));
-    assert_eq!((ran.exit, ran.out.as_str()), (Exit::Done, APPLIED));
+    assert_eq!((ran.exit, ran.out.as_str()), (ExitStatus::Done, APPLIED));
     let drawn: Vec<_> = ran.err.split('\r').collect();
     assert_eq!(drawn[..2], ["", "reloading\x1b[K"], "{:?}", ran.err);
     let last = [
@@ -193,7 +193,7 @@ fn what_is_told_is_told_as_it_happens() {
         }
     })
     .asked(&["reload"]);
-    assert_eq!((ran.exit, ran.out.as_str()), (Exit::Failed, ""));
+    assert_eq!((ran.exit, ran.out.as_str()), (ExitStatus::Failed, ""));
     assert_eq!(
         ran.err,
         "12:00:01 it begins\n12:00:02 the end\nfdpassctl: rolled_back: no\n"
@@ -227,7 +227,7 @@ fn a_daemon_that_has_no_events_to_tell_does_what_it_is_asked_to() {
         .asked(&["reload"]);
         assert_eq!(
             (ran.exit, ran.out.as_str(), ran.err.as_str()),
-            (Exit::Done, APPLIED, "")
+            (ExitStatus::Done, APPLIED, "")
         );
     }
 }
@@ -257,7 +257,7 @@ fn a_second_connection_that_is_refused_costs_nothing_but_the_liveliness() {
         .replace("12:00:02", "12:00:01")
         .replace("12:00:03", "12:00:02")
         .replace("12:00:04", "12:00:03");
-    assert_eq!((ran.exit, ran.out.as_str()), (Exit::Done, APPLIED));
+    assert_eq!((ran.exit, ran.out.as_str()), (ExitStatus::Done, APPLIED));
     assert_eq!(ran.err, told.replace("12:00:05", "12:00:04"));
 }
 
@@ -281,7 +281,7 @@ fn the_verdict_waits_for_nobody_who_listens() {
     let ran = ctl(&["reload", "-s", &daemon.socket], &[]);
     assert_eq!(
         (ran.exit, ran.out.as_str()),
-        (Exit::Done, APPLIED),
+        (ExitStatus::Done, APPLIED),
         "{}",
         ran.err
     );
@@ -291,7 +291,7 @@ fn the_verdict_waits_for_nobody_who_listens() {
     );
     assert_eq!(ran.err.lines().count(), TOLD.lines().count());
     drop(tell);
-    assert_eq!(daemon.asked(&["version"]).exit, Exit::Done);
+    assert_eq!(daemon.asked(&["version"]).exit, ExitStatus::Done);
 }
 
 #[test]
@@ -313,9 +313,9 @@ fn the_time_ends_what_is_told_too() {
     let ran = ctl(&["reload", "--timeout", "300ms", "-s", &socket], &[]);
     let said =
         "fdpassctl: fdpassd (pid 4711) is still reloading; it goes on, see \"fdpassctl status\"\n";
-    assert_eq!((ran.exit, ran.err.as_str()), (Exit::StillGoing, said));
+    assert_eq!((ran.exit, ran.err.as_str()), (ExitStatus::StillGoing, said));
     drop(tell);
-    assert_eq!(daemon.asked(&["version"]).exit, Exit::Done);
+    assert_eq!(daemon.asked(&["version"]).exit, ExitStatus::Done);
 }
 
 /// An event as a daemon of the future would write it: a kind and a member that this program does not know.
@@ -346,13 +346,16 @@ fn events_are_a_line_each_in_words_and_in_json_and_those_forgotten_are_counted()
     );
     assert_eq!(
         (ran.exit, ran.out, ran.err.as_str()),
-        (Exit::Done, expected, "")
+        (ExitStatus::Done, expected, "")
     );
     let ran = Daemon::that_answers(|_, _| Some(events(&[DIED, NEWER], 3, 12)))
         .asked(&["events", "--json"]);
     assert_eq!(
         (ran.exit, ran.out),
-        (Exit::Done, format!("{{\"lost\":12}}\n{DIED}\n{NEWER}\n"))
+        (
+            ExitStatus::Done,
+            format!("{{\"lost\":12}}\n{DIED}\n{NEWER}\n")
+        )
     );
     let seen = Daemon::that_answers(|_, _| Some(events(&[DIED], 3, 0)))
         .asked_seen(&["events"], Seen::of(true, true, |_| None));
@@ -393,7 +396,7 @@ fn whoever_follows_is_told_until_the_daemon_ends() {
             assert!(next_request(&mut client).is_some());
         })
         .asked(arguments);
-        assert_eq!((ran.exit, ran.out.as_str()), (Exit::NotRunning, out));
+        assert_eq!((ran.exit, ran.out.as_str()), (ExitStatus::NotRunning, out));
         assert_eq!(ran.err, "fdpassctl: fdpassd (pid 4711) has ended\n");
     }
 }
@@ -429,7 +432,7 @@ fn whoever_follows_comes_back_to_the_same_daemon_and_to_no_other() {
     let ran = served([1, 1, 2]);
     assert_eq!(
         (ran.exit, ran.out),
-        (Exit::NotRunning, format!("{NEWER}\n{NEWER}\n"))
+        (ExitStatus::NotRunning, format!("{NEWER}\n{NEWER}\n"))
     );
     assert_eq!(ran.err, "fdpassctl: fdpassd (pid 1) has ended\n");
 }
@@ -438,7 +441,7 @@ fn whoever_follows_comes_back_to_the_same_daemon_and_to_no_other() {
 fn a_daemon_that_answers_nothing_is_not_followed_for_ever() {
     let ran = Daemon::that_answers(|verb, _| (verb == "version").then(daemons_version))
         .asked(&["events", "-f"]);
-    assert_eq!((ran.exit, ran.out.as_str()), (Exit::NoReply, ""));
+    assert_eq!((ran.exit, ran.out.as_str()), (ExitStatus::NoReply, ""));
     assert_eq!(
         ran.err,
         "fdpassctl: the connection was closed before the reply\n"
@@ -453,6 +456,6 @@ fn a_daemon_that_answers_nothing_is_not_followed_for_ever() {
     let ran = daemon.asked(&["events", "-f", "--timeout", "50ms"]);
     assert_eq!(
         (ran.exit, ran.err.as_str()),
-        (Exit::NoReply, "fdpassctl: no reply within 50ms\n")
+        (ExitStatus::NoReply, "fdpassctl: no reply within 50ms\n")
     );
 }

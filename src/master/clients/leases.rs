@@ -24,7 +24,7 @@ pub(crate) type Recovered = Result<Unleased, (io::Error, Client)>;
 /// Who has which slot of shared memory.
 #[derive(Debug)]
 pub(crate) struct Leases {
-    entries: Table<Entry>,
+    entries: Table<LeaseEntry>,
     /// Slots below `used` that are free. The last one freed is the first one used: its memory is warm.
     free: Vec<u32>,
     /// Slots that were ever used.
@@ -40,7 +40,7 @@ pub(crate) struct Leases {
 }
 
 #[derive(Debug)]
-enum Entry {
+enum LeaseEntry {
     Leased(Leased),
     /// The client is elsewhere, and the worker has yet to say that it knows.
     Revoked,
@@ -88,7 +88,7 @@ pub(crate) struct Interrupted {
 
 /// What a dead worker left behind.
 #[derive(Debug, Default)]
-pub(crate) struct Left {
+pub(crate) struct DeadWorkerClients {
     /// Clients to be leased again, with all that is unread and unsent of them; and their requests that were executing.
     pub(crate) recovered: Vec<(Unleased, Option<Interrupted>)>,
     /// Clients that it had ended.
@@ -99,9 +99,9 @@ pub(crate) struct Left {
     pub(crate) waiting: Vec<(u32, Client)>,
 }
 
-impl Left {
+impl DeadWorkerClients {
     /// The same, without a wait for what cannot be known yet: these clients are lost.
-    pub(crate) fn at_once(mut self) -> Left {
+    pub(crate) fn at_once(mut self) -> DeadWorkerClients {
         let unknown = |(_, client)| (io::ErrorKind::WouldBlock.into(), client);
         self.lost.extend(self.waiting.drain(..).map(unknown));
         self
@@ -158,7 +158,7 @@ impl Leases {
         {
             leases.entries.insert(
                 slot,
-                Entry::Leased(Leased {
+                LeaseEntry::Leased(Leased {
                     client,
                     lease_number,
                     requests: 0,
@@ -173,8 +173,8 @@ impl Leases {
     /// How another snapshot of this master finds them again. None while some are yet to be sent.
     pub(crate) fn snapshot(&self) -> Option<LeasesSnapshot> {
         let entry = |slot: u32| match self.entries.get(slot)? {
-            Entry::Revoked => Some((slot, None)),
-            Entry::Leased(Leased {
+            LeaseEntry::Revoked => Some((slot, None)),
+            LeaseEntry::Leased(Leased {
                 client,
                 lease_number,
                 requests,
@@ -238,7 +238,7 @@ impl Leases {
                 return Err(io::ErrorKind::InvalidData.into());
             }
             let entry = match client {
-                None => Entry::Revoked,
+                None => LeaseEntry::Revoked,
                 Some(ClientSnapshot {
                     id,
                     socket,
@@ -264,7 +264,7 @@ impl Leases {
                         offsets,
                     };
                     leases.clients += 1;
-                    Entry::Leased(Leased {
+                    LeaseEntry::Leased(Leased {
                         client,
                         lease_number,
                         requests,
@@ -346,8 +346,8 @@ impl Leases {
     /// The client in a slot.
     pub(crate) fn client(&self, slot: u32) -> Option<&Client> {
         match self.entries.get(slot)? {
-            Entry::Leased(leased) => Some(&leased.client),
-            Entry::Revoked => None,
+            LeaseEntry::Leased(leased) => Some(&leased.client),
+            LeaseEntry::Revoked => None,
         }
     }
 
@@ -404,7 +404,7 @@ impl Leases {
         shared_slot.preset(state, self.lease_number, cursors, flags, times, requests);
         self.entries.insert(
             slot,
-            Entry::Leased(Leased {
+            LeaseEntry::Leased(Leased {
                 client,
                 lease_number: self.lease_number,
                 requests,
@@ -430,7 +430,7 @@ impl Leases {
         batch
             .iter()
             .filter_map(|slot| match self.entries.get(*slot)? {
-                Entry::Leased(Leased {
+                LeaseEntry::Leased(Leased {
                     client,
                     lease_number,
                     ..
@@ -459,7 +459,7 @@ impl Leases {
                     };
                     Some((lease, client.socket.as_fd()))
                 }
-                Entry::Revoked => None,
+                LeaseEntry::Revoked => None,
             })
     }
 
@@ -480,7 +480,7 @@ impl Leases {
 
     /// Takes a client that is in no turn, if it is in none. The worker is to be told to look.
     pub(crate) fn revoke(&mut self, slot: u32, shm: &MasterShm) -> Option<Recovered> {
-        let Some(Entry::Leased(leased)) = self.entries.get(slot) else {
+        let Some(LeaseEntry::Leased(leased)) = self.entries.get(slot) else {
             return None;
         };
         let found = shm.slot(slot)?.revoke(leased.lease_number)?;
@@ -516,7 +516,7 @@ impl Leases {
 
     /// The worker has said that it has nothing of the client in this slot any more.
     pub(crate) fn released(&mut self, slot: u32, shm: &MasterShm) -> Done {
-        if matches!(self.entries.get(slot), Some(Entry::Revoked)) {
+        if matches!(self.entries.get(slot), Some(LeaseEntry::Revoked)) {
             self.vacate(slot, shm);
             return Done::Known;
         }
@@ -535,7 +535,7 @@ impl Leases {
 
     /// The lease word of a client, if it is that of its lease.
     fn state(&self, slot: u32, shm: &MasterShm) -> Option<LeaseState> {
-        let Some(Entry::Leased(leased)) = self.entries.get(slot) else {
+        let Some(LeaseEntry::Leased(leased)) = self.entries.get(slot) else {
             return None;
         };
         let lease = shm.slot(slot)?.lease()?;
@@ -544,12 +544,12 @@ impl Leases {
 
     /// The client leaves its slot, which is not free yet.
     fn leave_behind(&mut self, slot: u32) -> Option<Client> {
-        match mem::replace(self.entries.get_mut(slot)?, Entry::Revoked) {
-            Entry::Leased(leased) => {
+        match mem::replace(self.entries.get_mut(slot)?, LeaseEntry::Revoked) {
+            LeaseEntry::Leased(leased) => {
                 self.clients -= 1;
                 Some(leased.client)
             }
-            Entry::Revoked => None,
+            LeaseEntry::Revoked => None,
         }
     }
 
@@ -565,7 +565,7 @@ impl Leases {
     /// Notes how many requests each client has had by now.
     pub(crate) fn watch(&mut self, shm: &MasterShm) {
         for slot in 0..self.used {
-            if let (Some(Entry::Leased(leased)), Some(shared_slot)) =
+            if let (Some(LeaseEntry::Leased(leased)), Some(shared_slot)) =
                 (self.entries.get_mut(slot), shm.slot(slot))
             {
                 leased.requests = shared_slot.requests();
@@ -576,11 +576,11 @@ impl Leases {
     /// How many each has had since then, by slot.
     pub(crate) fn watched(&self, shm: &MasterShm) -> Vec<(u32, u64)> {
         let since = |slot: u32| match self.entries.get(slot) {
-            Some(Entry::Leased(leased)) => Some((
+            Some(LeaseEntry::Leased(leased)) => Some((
                 slot,
                 shm.slot(slot)?.requests().saturating_sub(leased.requests),
             )),
-            Some(Entry::Revoked) | None => None,
+            Some(LeaseEntry::Revoked) | None => None,
         };
         (0..self.used).filter_map(since).collect()
     }
@@ -588,10 +588,10 @@ impl Leases {
     /// The client whose turn it is that the worker is in, by its own word.
     pub(crate) fn in_turn(&self, slot: u32, shm: &MasterShm) -> Option<&Client> {
         match self.entries.get(slot)? {
-            Entry::Leased(leased) if self.state(slot, shm) == Some(LeaseState::Busy) => {
+            LeaseEntry::Leased(leased) if self.state(slot, shm) == Some(LeaseState::Busy) => {
                 Some(&leased.client)
             }
-            Entry::Leased(_) | Entry::Revoked => None,
+            LeaseEntry::Leased(_) | LeaseEntry::Revoked => None,
         }
     }
 
@@ -602,8 +602,8 @@ impl Leases {
         shm: &MasterShm,
         written: Option<Writes>,
         is_timed_out: bool,
-    ) -> Left {
-        let mut left = Left::default();
+    ) -> DeadWorkerClients {
+        let mut left = DeadWorkerClients::default();
         for slot in 0..self.used {
             let state = self.state(slot, shm);
             let Some(client) = self.leave_behind(slot) else {

@@ -13,8 +13,8 @@ use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 
-use crate::config::Control;
-use crate::proto::control::{Code, Refusal};
+use crate::config::ControlConfig;
+use crate::proto::control::{Refusal, RefusalCode};
 use crate::sys::socket::{self, Credentials};
 use crate::sys::user::{Group, Unmapped, User};
 
@@ -32,20 +32,20 @@ pub(crate) enum Role {
 /// Who asks, as the kernel knew it when it connected (SO_PEERCRED and SO_PEERGROUPS): a process may become another user
 /// since, and hand its connection on.
 #[derive(Clone, Debug)]
-pub(crate) struct Peer {
+pub(crate) struct ControlPeer {
     pub(crate) credentials: Credentials,
     /// Its primary group among them.
     groups: Vec<u32>,
 }
 
-impl Peer {
+impl ControlPeer {
     /// Who is at the other end.
-    pub(crate) fn of(socket: impl AsFd) -> io::Result<Peer> {
+    pub(crate) fn of(socket: impl AsFd) -> io::Result<ControlPeer> {
         let credentials = socket::credentials(&socket)?;
         // A kernel that does not tell them lets nobody in by them.
         let mut groups = socket::groups(&socket).unwrap_or_default();
         groups.push(credentials.gid);
-        Ok(Peer {
+        Ok(ControlPeer {
             credentials,
             groups,
         })
@@ -58,7 +58,7 @@ impl Peer {
     }
 }
 
-impl fmt::Display for Peer {
+impl fmt::Display for ControlPeer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -81,7 +81,7 @@ pub(crate) struct Roles {
 
 impl Roles {
     /// `user` is the daemon's.
-    pub(crate) fn new(user: User, control: &Control, unmapped: Unmapped) -> Roles {
+    pub(crate) fn new(user: User, control: &ControlConfig, unmapped: Unmapped) -> Roles {
         if unmapped.user == Some(user.uid) {
             log::warn!(
                 "uid {} of this daemon is also that of all users from outside of its user namespace: it may change nothing \
@@ -102,12 +102,12 @@ impl Roles {
         (uid == 0 || uid == self.user.uid) && self.unmapped.user != Some(uid)
     }
 
-    fn is_in(&self, who: &Peer, group: &Option<Group>) -> bool {
+    fn is_in(&self, who: &ControlPeer, group: &Option<Group>) -> bool {
         who.is_in(group) && group.as_ref().map(|group| group.gid) != self.unmapped.group
     }
 
     /// From now on those of another configuration.
-    pub(crate) fn change(&mut self, control: &Control) {
+    pub(crate) fn change(&mut self, control: &ControlConfig) {
         (self.admins, self.readers) = (control.admin_group.clone(), control.read_group.clone());
     }
 
@@ -116,7 +116,7 @@ impl Roles {
         (self.user.name.clone(), self.user.uid)
     }
 
-    pub(crate) fn of(&self, who: &Peer) -> Role {
+    pub(crate) fn of(&self, who: &ControlPeer) -> Role {
         if self.is_owner(who.credentials.uid) || self.is_in(who, &self.admins) {
             return Role::Admin;
         }
@@ -132,7 +132,7 @@ impl Roles {
     ///
     /// # Errors
     /// `forbidden`, with who they would have to be.
-    pub(crate) fn need(&self, role: Role, who: &Peer) -> Result<(), Refusal> {
+    pub(crate) fn need(&self, role: Role, who: &ControlPeer) -> Result<(), Refusal> {
         if self.of(who) >= role {
             return Ok(());
         }
@@ -142,7 +142,7 @@ impl Roles {
             "looking"
         };
         Err(Refusal::new(
-            Code::Forbidden,
+            RefusalCode::Forbidden,
             format!("{what} needs {}", self.who_has(role)),
         ))
     }
@@ -151,7 +151,7 @@ impl Roles {
     ///
     /// # Errors
     /// `forbidden`.
-    pub(crate) fn need_owner(&self, who: &Peer) -> Result<(), Refusal> {
+    pub(crate) fn need_owner(&self, who: &ControlPeer) -> Result<(), Refusal> {
         if self.is_owner(who.credentials.uid) {
             return Ok(());
         }
@@ -161,7 +161,7 @@ impl Roles {
             format!(" or {}", self.user.name)
         };
         Err(Refusal::new(
-            Code::Forbidden,
+            RefusalCode::Forbidden,
             format!("choosing the program needs root{owner}"),
         ))
     }
@@ -210,10 +210,10 @@ mod tests {
                 gid,
             })
         };
-        let control = Control {
+        let control = ControlConfig {
             admin_group: group("ops", ADMINS).filter(|_| admins),
             read_group: group("monitoring", READERS).filter(|_| readers),
-            ..Control::default()
+            ..ControlConfig::default()
         };
         Roles::new(
             User {
@@ -225,8 +225,8 @@ mod tests {
         )
     }
 
-    fn peer(uid: u32, groups: &[u32]) -> Peer {
-        Peer {
+    fn peer(uid: u32, groups: &[u32]) -> ControlPeer {
+        ControlPeer {
             credentials: Credentials {
                 pid: 1,
                 uid,
@@ -271,7 +271,7 @@ mod tests {
         assert_eq!(
             changing,
             Refusal::new(
-                Code::Forbidden,
+                RefusalCode::Forbidden,
                 "changing things needs root, fdpassd or the group ops"
             )
         );
@@ -352,7 +352,7 @@ mod tests {
         let mut roles = roles(true, false);
         let who = peer(1000, &[ADMINS]);
         roles.need(Role::Admin, &who).expect("a member");
-        roles.change(&Control::default());
+        roles.change(&ControlConfig::default());
         assert_eq!(roles.of(&who), Role::Reader);
     }
 }

@@ -11,8 +11,9 @@ use crate::master::control::pending::Waits;
 use crate::master::control::server::ControlClient;
 use crate::master::telemetry::events::Asker;
 use crate::proto::control::{
-    Code, Drain, EventsAfter, Hold, Kick, Kind, MAX_WAIT, Metrics, Rebalance, Rebalanced, Recycle,
-    Refusal, Reload, Scale, SetLogLevel, Settled, UpgradeTo, Upgraded, Verb, Version,
+    Drain, EventsAfter, Hold, Kick, Kind, MAX_WAIT, Metrics, Rebalance, Rebalanced, Recycle,
+    Refusal, RefusalCode, ReloadParams, Scale, SetLogLevel, Settled, UpgradeTo, Upgraded, Verb,
+    Version,
 };
 use crate::proto::rpc::{NULL, Request};
 
@@ -21,10 +22,13 @@ impl Master {
     pub(crate) fn answer(&mut self, client: &mut ControlClient, request: &[u8], now: Instant) {
         let (method, params) = match Request::parse(request) {
             Ok(request) => (request.method, request.params),
-            Err(reason) => return client.refuse(Code::BadRequest, &reason),
+            Err(reason) => return client.refuse(RefusalCode::BadRequest, &reason),
         };
         let Some(verb) = Verb::named(&method) else {
-            return client.refuse(Code::UnknownVerb, &format!("there is no verb {method:?}"));
+            return client.refuse(
+                RefusalCode::UnknownVerb,
+                &format!("there is no verb {method:?}"),
+            );
         };
         let asked = Asked {
             verb,
@@ -45,7 +49,7 @@ impl Master {
             Err(refusal) => {
                 let sentence = format_args!("{asker}: refused: {}", refusal.message);
                 match refusal.code {
-                    Code::Forbidden => match self.control.report_refusal(now) {
+                    RefusalCode::Forbidden => match self.control.report_refusal(now) {
                         Some(0) => self.events.note(Kind::Forbidden, asker.about(), sentence),
                         Some(others) => {
                             let sentence = format_args!(
@@ -56,7 +60,7 @@ impl Master {
                         None => {}
                     },
                     // That has been told, with the place in the file.
-                    Code::Rejected => {}
+                    RefusalCode::Rejected => {}
                     _ if asked.changes() => log::warn!("{sentence}"),
                     _ => {}
                 }
@@ -74,7 +78,7 @@ impl Master {
         now: Instant,
     ) -> Result<Option<Waits>, Refusal> {
         if self.pool.is_stopping() && asked.verb.changes() && asked.verb != Verb::Stop {
-            return Err(Refusal::new(Code::Refused, "the daemon is stopping"));
+            return Err(Refusal::new(RefusalCode::Refused, "the daemon is stopping"));
         }
         Ok(Some(match asked.verb {
             Verb::Status => {
@@ -105,7 +109,7 @@ impl Master {
                 Waits::Stopped
             }
             Verb::Reload => {
-                let Reload { force } = asked.params_or_default()?;
+                let ReloadParams { force } = asked.params_or_default()?;
                 self.begin_reload(asker, force, now)?;
                 Waits::Reloaded
             }
@@ -163,7 +167,7 @@ impl Master {
                     .filter(|wait| *wait <= MAX_WAIT);
                 let wait = wait.ok_or_else(|| {
                     Refusal::new(
-                        Code::BadParams,
+                        RefusalCode::BadParams,
                         format!("wait is from 0 to {} seconds", MAX_WAIT.as_secs()),
                     )
                 })?;
@@ -285,9 +289,9 @@ impl Master {
             }
             let answer = |client: &mut ControlClient| match (waits, &moves) {
                 (Waits::Reloaded, _) => {}
-                _ if is_stopping => client.refuse(Code::Refused, "the daemon is stopping"),
+                _ if is_stopping => client.refuse(RefusalCode::Refused, "the daemon is stopping"),
                 (Waits::Deserted, _) if !is_drained => {
-                    client.refuse(Code::Refused, "clients are accepted again")
+                    client.refuse(RefusalCode::Refused, "clients are accepted again")
                 }
                 (Waits::Rebalanced, Some(moves)) => client.reply(
                     verb,
@@ -330,7 +334,7 @@ impl Asked<'_> {
         };
         found.map_err(|why| {
             Refusal::new(
-                Code::BadParams,
+                RefusalCode::BadParams,
                 format!("params of {}: {why}", self.verb.as_str()),
             )
         })

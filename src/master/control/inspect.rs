@@ -14,8 +14,8 @@ use crate::master::clients::leases::SlotFigures;
 use crate::master::telemetry::events::{Asker, Since};
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{
-    About, Checked, ClientStatus, Clients, ClientsAfter, Code, Cursor, Effective, Events,
-    KeyOrigin, Kicked, Kind, LogLevelInForce, Origin, PAGE_LEN, Refusal, SetLogLevel,
+    About, Checked, ClientStatus, Clients, ClientsAfter, Cursor, Effective, Events, KeyOrigin,
+    Kicked, Kind, LogLevelInForce, Origin, PAGE_LEN, Refusal, RefusalCode, SetLogLevel,
 };
 use crate::proto::names::{ClientId, WorkerId};
 use crate::sys::{clock, socket};
@@ -31,7 +31,7 @@ impl Master {
     pub(crate) fn clients_page(&self, asked: ClientsAfter) -> Result<Clients, Refusal> {
         if let Some(id) = asked.worker.filter(|id| !self.workers.contains_key(id)) {
             return Err(Refusal::new(
-                Code::Refused,
+                RefusalCode::Refused,
                 format!("there is no worker {id}"),
             ));
         }
@@ -159,7 +159,7 @@ impl Master {
             peer
         } else {
             return Err(Refusal::new(
-                Code::Refused,
+                RefusalCode::Refused,
                 format!("there is no client {id}"),
             ));
         };

@@ -8,7 +8,7 @@ use crate::master::telemetry::counters::Reason;
 use crate::master::telemetry::events::Asker;
 use crate::master::workers::rebalance::sum_up;
 use crate::pool::rebalance;
-use crate::proto::control::{About, Code, Kind, MovedLoad, Origin, Refusal, Release};
+use crate::proto::control::{About, Kind, MovedLoad, Origin, Refusal, RefusalCode, Release};
 use crate::proto::names::{MAX_WORKERS, WorkerId};
 
 /// A rebalancing that was asked for: who is being watched.
@@ -21,7 +21,7 @@ pub(crate) struct AskedBalance {
 }
 
 fn refused(message: impl Into<String>) -> Refusal {
-    Refusal::new(Code::Refused, message)
+    Refusal::new(RefusalCode::Refused, message)
 }
 
 impl Master {
@@ -167,7 +167,10 @@ impl Master {
         now: Instant,
     ) -> Result<(), Refusal> {
         if self.asked_balance.is_some() {
-            return Err(Refusal::new(Code::Busy, "another rebalancing is going on"));
+            return Err(Refusal::new(
+                RefusalCode::Busy,
+                "another rebalancing is going on",
+            ));
         }
         let loads = self.loads(now);
         let from = rebalance::asked(&loads);

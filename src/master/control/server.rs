@@ -10,16 +10,18 @@ use std::{io, iter};
 
 use serde::{Deserialize, Serialize};
 
-use crate::master::control::access::{Peer, Role, Roles};
+use crate::master::control::access::{ControlPeer, Role, Roles};
 use crate::master::control::pending::Waits;
 use crate::master::listeners::control_listener::{CONTROL_BACKLOG, ControlListener};
 use crate::master::{Master, Token};
-use crate::proto::control::{Code, MAX_REQUEST, REQUEST_TIMEOUT, Refusal, Reloaded, Stopped, Verb};
+use crate::proto::control::{
+    MAX_REQUEST, REQUEST_TIMEOUT, Refusal, RefusalCode, Reloaded, Stopped, Verb,
+};
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
 use crate::proto::rpc;
 use crate::sys::listening::{Look, Offer, accept};
 use crate::sys::passed::{ClientSocket, Passed};
-use crate::sys::poll::{Event, Interest, Poller};
+use crate::sys::poll::{Interest, PollEvent, Poller};
 use crate::sys::socket::{self, Moved};
 
 /// Of all control clients, so many are kept for those who may change things.
@@ -89,7 +91,7 @@ impl Refusals {
 pub(crate) struct ControlClient {
     socket: ClientSocket,
     passed: Passed,
-    pub(crate) peer: Peer,
+    pub(crate) peer: ControlPeer,
     incoming: Vec<u8>,
     /// No more will come in: it has closed, or said that it has asked all that it will.
     has_finished: bool,
@@ -150,7 +152,7 @@ impl ControlClients {
                     return;
                 }
             };
-            let Ok(peer) = Peer::of(&socket) else {
+            let Ok(peer) = ControlPeer::of(&socket) else {
                 continue;
             };
             let mut client = ControlClient::new(socket, peer, now);
@@ -176,7 +178,7 @@ impl ControlClients {
     }
 
     /// Whether somebody may come in. Who may do nothing takes up nobody's place.
-    fn admit(&mut self, who: &Peer, now: Instant) -> Result<(), Refusal> {
+    fn admit(&mut self, who: &ControlPeer, now: Instant) -> Result<(), Refusal> {
         if let Err(refusal) = self.roles.need(Role::Reader, who) {
             if self
                 .told_of_stranger
@@ -192,15 +194,15 @@ impl ControlClients {
         }
         if !self.has_room_for(who) {
             return Err(Refusal::new(
-                Code::Busy,
+                RefusalCode::Busy,
                 "there are too many control clients",
             ));
         }
         Ok(())
     }
 
-    fn has_room_for(&self, who: &Peer) -> bool {
-        let is_admin = |who: &Peer| self.roles.of(who) == Role::Admin;
+    fn has_room_for(&self, who: &ControlPeer) -> bool {
+        let is_admin = |who: &ControlPeer| self.roles.of(who) == Role::Admin;
         if self.clients.len() >= self.most || is_admin(who) {
             return self.clients.len() < self.most;
         }
@@ -241,7 +243,7 @@ impl ControlClients {
             };
             let _ = poller.remove(&client.socket);
             if client.outgoing.is_empty() && !client.incoming.is_empty() {
-                client.refuse(Code::Timeout, "the request did not arrive in time");
+                client.refuse(RefusalCode::Timeout, "the request did not arrive in time");
                 let _ = client.send();
             }
         }
@@ -316,7 +318,7 @@ impl ControlClients {
         now: Instant,
     ) {
         for (socket, snapshot) in clients {
-            let Ok(peer) = Peer::of(&socket) else {
+            let Ok(peer) = ControlPeer::of(&socket) else {
                 continue;
             };
             let mut client = ControlClient::new(socket, peer, now);
@@ -387,7 +389,7 @@ pub(crate) struct ControlSnapshot {
 }
 
 impl ControlClient {
-    fn new(socket: OwnedFd, peer: Peer, now: Instant) -> ControlClient {
+    fn new(socket: OwnedFd, peer: ControlPeer, now: Instant) -> ControlClient {
         ControlClient {
             socket: ClientSocket::own(socket),
             passed: Passed::default(),
@@ -472,7 +474,7 @@ impl ControlClient {
         });
     }
 
-    pub(crate) fn refuse(&mut self, code: Code, message: &str) {
+    pub(crate) fn refuse(&mut self, code: RefusalCode, message: &str) {
         self.refuse_with(&Refusal::new(code, message));
     }
 
@@ -506,7 +508,7 @@ impl ControlClient {
 impl Master {
     /// Serves control clients on whose sockets something happened, for [`CONTROL_BUDGET`] a turn; the others are served in
     /// the next turn, before those that have been.
-    pub(crate) fn serve_control_clients(&mut self, events: &[Event], now: Instant) {
+    pub(crate) fn serve_control_clients(&mut self, events: &[PollEvent], now: Instant) {
         let begin = Instant::now();
         let ready = events
             .iter()
@@ -526,7 +528,7 @@ impl Master {
     }
 
     /// Something happened on a control client's socket.
-    fn serve_control(&mut self, number: u64, event: &Event, now: Instant) {
+    fn serve_control(&mut self, number: u64, event: &PollEvent, now: Instant) {
         // Taken out, so that answering may look at all of the master.
         let Some(mut client) = self.control.clients.remove(&number) else {
             return;
@@ -568,7 +570,7 @@ impl Master {
     fn converse(
         &mut self,
         client: &mut ControlClient,
-        event: &Event,
+        event: &PollEvent,
         now: Instant,
     ) -> Result<(), Over> {
         // Its hang-up: who has closed has no use for a later answer. What it asked before is done all the same.
@@ -593,7 +595,7 @@ impl Master {
             Next::Partial { .. } => return,
             Next::TooLarge { length } => {
                 client.refuse(
-                    Code::TooLarge,
+                    RefusalCode::TooLarge,
                     &format!("a request is at most {MAX_REQUEST} bytes, not {length}"),
                 );
                 client.is_last = true;

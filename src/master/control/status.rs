@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use crate::master::listeners::listener::Listener;
 use crate::master::listeners::outage::FILE_GONE;
-use crate::master::{Master, Seat, Worker};
-use crate::pool::{Member, State};
+use crate::master::{Master, SeatTotals, Worker};
+use crate::pool::{Member, MemberState};
 use crate::proto::control::{
     LeavingStatus, ListenerStatus, Skew, Status, WorkerState, WorkerStatus,
 };
@@ -142,8 +142,12 @@ impl Master {
 
     /// Whether a seat is wanted, or has somebody who is not on the way out.
     fn is_seat_in_use(&self, seat: usize) -> bool {
-        let is_leaving =
-            |member: &Member| matches!(member.state, State::Draining { .. } | State::Killed);
+        let is_leaving = |member: &Member| {
+            matches!(
+                member.state,
+                MemberState::Draining { .. } | MemberState::Killed
+            )
+        };
         seat < self.pool.target().count
             || self
                 .pool
@@ -154,7 +158,7 @@ impl Master {
     fn seat_status(&self, index: usize, now: Instant) -> WorkerStatus {
         let member = self.pool.occupant(index);
         let worker = member.and_then(|member| self.workers.get(&member.id));
-        let nobody = Seat::default();
+        let nobody = SeatTotals::default();
         let seat = self.seats.get(index).unwrap_or(&nobody);
         // Whoever leaves the seat still adds to it.
         let here = self.workers.values().filter(|worker| worker.seat == index);
@@ -198,10 +202,10 @@ impl Master {
         let worker = self.workers.get(&member.id)?;
         let clients = worker.leases.clients() as u64;
         let (reason, by) = match member.state {
-            State::Draining { until, why } => (why.to_string(), Some(until)),
-            State::Held { .. } => ("an operator holds it".to_owned(), None),
-            State::Killed => ("it was killed".to_owned(), None),
-            State::Starting { .. } | State::Ready { .. } => {
+            MemberState::Draining { until, why } => (why.to_string(), Some(until)),
+            MemberState::Held { .. } => ("an operator holds it".to_owned(), None),
+            MemberState::Killed => ("it was killed".to_owned(), None),
+            MemberState::Starting { .. } | MemberState::Ready { .. } => {
                 ("it is being replaced".to_owned(), None)
             }
         };
@@ -230,9 +234,9 @@ fn uneven(values: impl Iterator<Item = f64> + Clone) -> Option<f64> {
 /// Why a worker is still there that has no seat any more.
 fn waits_for(worker: &Worker, member: &Member, clients: u64) -> String {
     match (member.state, worker.method_in_turn()) {
-        (State::Held { .. }, _) if clients == 0 => "its release".to_owned(),
-        (State::Killed, _) => "its end".to_owned(),
-        (State::Starting { .. } | State::Ready { .. }, _) => "its successor".to_owned(),
+        (MemberState::Held { .. }, _) if clients == 0 => "its release".to_owned(),
+        (MemberState::Killed, _) => "its end".to_owned(),
+        (MemberState::Starting { .. } | MemberState::Ready { .. }, _) => "its successor".to_owned(),
         (_, Some(method)) => format!("method {method:?} to return"),
         (_, None) if clients > 0 => format!("the turns of {clients} clients to end"),
         (_, None) => "its exit".to_owned(),
@@ -241,11 +245,11 @@ fn waits_for(worker: &Worker, member: &Member, clients: u64) -> String {
 
 fn worker_state(member: &Member) -> WorkerState {
     match member.state {
-        State::Starting { .. } => WorkerState::Starting,
-        State::Ready { .. } if member.is_stalled => WorkerState::Stalled,
-        State::Ready { .. } => WorkerState::Ready,
-        State::Held { .. } => WorkerState::Held,
-        State::Draining { .. } | State::Killed => WorkerState::Draining,
+        MemberState::Starting { .. } => WorkerState::Starting,
+        MemberState::Ready { .. } if member.is_stalled => WorkerState::Stalled,
+        MemberState::Ready { .. } => WorkerState::Ready,
+        MemberState::Held { .. } => WorkerState::Held,
+        MemberState::Draining { .. } | MemberState::Killed => WorkerState::Draining,
     }
 }
 

@@ -28,7 +28,7 @@ use crate::master::workers::outgoing::Outgoing;
 use crate::master::workers::trust::Believed;
 use crate::master::workers::worker::Worker;
 use crate::master::{Handed, Master, Token};
-use crate::pool::State;
+use crate::pool::MemberState;
 use crate::proto::channel::{MethodName, VERSION};
 use crate::proto::names::{Generation, WorkerId};
 use crate::proto::paths::{Exact, exact};
@@ -428,7 +428,7 @@ impl Master {
             slots: layout.slots(),
             longest: layout.max_frame(),
             methods: worker.methods.clone(),
-            is_held: matches!(state, State::Held { .. }),
+            is_held: matches!(state, MemberState::Held { .. }),
             counters: worker.believed.last().cloned(),
             leases: worker.leases.snapshot()?,
         })

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::config::{Identities, Keys};
-use crate::master::Seat;
+use crate::master::SeatTotals;
 use crate::master::listeners::listener::ListenerRecord;
 use crate::master::telemetry::counters::{Counts, Tally};
 use crate::proto::channel::LogLevel;
@@ -116,7 +116,7 @@ pub(crate) struct SavedState {
     pub(crate) last_reload: Option<LastReload>,
     pub(crate) counts: Counts,
     pub(crate) tally: Tally,
-    pub(crate) seats: Vec<Seat>,
+    pub(crate) seats: Vec<SeatTotals>,
     /// The number of the last event.
     pub(crate) events: u64,
 }

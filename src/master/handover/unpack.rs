@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::channel::{Channel, Scratch};
 use crate::master::clients::client::Client;
-use crate::master::clients::leases::{Leases, Left};
+use crate::master::clients::leases::{DeadWorkerClients, Leases};
 use crate::master::clients::reject::reject;
 use crate::master::handover::queues::HandoffQueues;
 use crate::master::telemetry::counters::{By, Loss};
@@ -217,7 +217,7 @@ impl Unpacked {
         let (lefts, stray) = self.sort_out(out);
         let before = self.lost.total();
         self.lost.add(Loss::Store, stray);
-        for Left {
+        for DeadWorkerClients {
             recovered, lost, ..
         } in lefts
         {
@@ -242,7 +242,7 @@ impl Unpacked {
     }
 
     /// What was left of each of these clients, and the number of those whose shared memory is missing, who are closed.
-    fn sort_out(&self, clients: Vec<UnpackedClient>) -> (Vec<Left>, u64) {
+    fn sort_out(&self, clients: Vec<UnpackedClient>) -> (Vec<DeadWorkerClients>, u64) {
         let mut stray = 0;
         let mut by_worker: BTreeMap<WorkerId, Vec<(u32, u32, Client)>> = BTreeMap::new();
         for UnpackedClient {
@@ -315,7 +315,7 @@ impl Unpacked {
     }
 
     /// What was left of every client. Those whose shared memory is missing are closed, and counted.
-    pub(crate) fn take_left(&mut self) -> Vec<Left> {
+    pub(crate) fn take_left(&mut self) -> Vec<DeadWorkerClients> {
         let clients = mem::take(&mut self.clients).into_values().collect();
         let (left, stray) = self.sort_out(clients);
         self.lost.add(Loss::Store, stray + self.left_behind());

@@ -19,7 +19,7 @@ use crate::logging;
 use crate::master::Master;
 use crate::master::handover::snapshot::UpgradeSnapshot;
 use crate::master::telemetry::events::Asker;
-use crate::proto::control::{About, Code, Kind, Refusal};
+use crate::proto::control::{About, Kind, Refusal, RefusalCode};
 use crate::proto::text::Escaped;
 use crate::sys::fd;
 use crate::sys::process::{self, Executable, Exit};
@@ -82,7 +82,7 @@ impl Master {
         to: Option<PathBuf>,
         now: Instant,
     ) -> Result<(), Refusal> {
-        let refused = |sentence: String| Refusal::new(Code::Refused, sentence);
+        let refused = |sentence: String| Refusal::new(RefusalCode::Refused, sentence);
         if self.pool.is_stopping() {
             return Err(refused("the daemon is stopping".to_owned()));
         }
@@ -93,7 +93,7 @@ impl Master {
                 "reload"
             };
             return Err(Refusal::new(
-                Code::Busy,
+                RefusalCode::Busy,
                 format!("another {what} is going on"),
             ));
         }
@@ -221,10 +221,10 @@ impl Master {
             asker.about(),
             format_args!("{asker}: {sentence}"),
         );
-        for number in self
-            .control
-            .refuse_upgrade(&Refusal::new(Code::Refused, Escaped(sentence).to_string()))
-        {
+        for number in self.control.refuse_upgrade(&Refusal::new(
+            RefusalCode::Refused,
+            Escaped(sentence).to_string(),
+        )) {
             self.answer_late(number, |_| {}, now);
         }
     }

@@ -15,7 +15,7 @@ use crate::master::telemetry::counters::Loss;
 use crate::master::workers::worker::Worker;
 use crate::master::{Master, Token};
 use crate::pool::dispatch::Candidate;
-use crate::pool::{Member, State};
+use crate::pool::{Member, MemberState};
 use crate::proto::channel::MAX_LEASES;
 use crate::proto::control::{About, Kind};
 use crate::proto::names::{ClientId, Offsets, Peer};
@@ -115,7 +115,7 @@ impl Master {
 
     /// Workers that may be given clients.
     pub(crate) fn ready_workers(&self) -> impl Iterator<Item = &Worker> {
-        let takes = |m: &&Member| matches!(m.state, State::Ready { .. }) && !m.is_stalled;
+        let takes = |m: &&Member| matches!(m.state, MemberState::Ready { .. }) && !m.is_stalled;
         self.pool
             .members()
             .filter(takes)

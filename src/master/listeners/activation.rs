@@ -11,7 +11,7 @@ use std::{env, io};
 
 use crate::config::{Listen, Source};
 use crate::master::error::Error;
-use crate::master::listeners::plan::{Place, Wanted};
+use crate::master::listeners::plan::{SocketSource, Wanted};
 use crate::proto::names::Address;
 use crate::sys::inherited::{self, Found};
 use crate::sys::poll::{self, Interest};
@@ -87,14 +87,14 @@ impl Handed {
             match &entry.source {
                 Source::Bound(address) => all.push(Wanted {
                     entry,
-                    place: Place::Bound(address.clone()),
+                    place: SocketSource::Bound(address.clone()),
                 }),
                 Source::Handed(name) => {
                     let before = all.len();
                     let indices = (0..self.0.len()).filter(|&index| self.0[index].0 == *name);
                     all.extend(indices.map(|index| Wanted {
                         entry,
-                        place: Place::Handed(index),
+                        place: SocketSource::Handed(index),
                     }));
                     if all.len() == before {
                         return Err(Error::Unavailable(format!(

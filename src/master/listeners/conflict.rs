@@ -14,21 +14,21 @@ use crate::proto::names::Address;
 
 /// What the daemon listens at, and for what.
 #[derive(Debug, Default)]
-pub(crate) struct Own(Vec<(Address, &'static str)>);
+pub(crate) struct OwnListeners(Vec<(Address, &'static str)>);
 
-impl Own {
+impl OwnListeners {
     pub(crate) fn of<'l>(
         listeners: impl IntoIterator<Item = &'l Listener>,
         exporter: Option<&ExporterListener>,
         control: Option<&ControlListener>,
-    ) -> Own {
+    ) -> OwnListeners {
         let clients = listeners
             .into_iter()
             .map(|listener| (listener.address.clone(), "clients"));
         let metrics = exporter.map(|exporter| (exporter.address.clone(), "metrics"));
         let control =
             control.map(|control| (Address::Unix(control.path().to_owned()), "fdpassctl"));
-        Own(clients.chain(metrics).chain(control).collect())
+        OwnListeners(clients.chain(metrics).chain(control).collect())
     }
 
     /// The same error, but the daemon is named in it if it holds the address itself. What is not to be bound has none.
@@ -78,9 +78,9 @@ fn file(path: &Path) -> Option<(u64, u64)> {
 
 impl Master {
     /// What this daemon listens at.
-    pub(crate) fn own_addresses(&self) -> Own {
+    pub(crate) fn own_addresses(&self) -> OwnListeners {
         let exporter = self.exporter.as_ref().map(|exporter| exporter.listener());
-        Own::of(&self.listeners, exporter, Some(&self.control_listener))
+        OwnListeners::of(&self.listeners, exporter, Some(&self.control_listener))
     }
 }
 
@@ -103,7 +103,7 @@ mod tests {
         ] {
             let [own, wanted] =
                 [own, wanted].map(|text| text.parse::<Address>().expect("an address"));
-            let own = Own(vec![(own, "clients")]);
+            let own = OwnListeners(vec![(own, "clients")]);
             let error = own
                 .named_in(Error::Unavailable(format!("no; {ANOTHER}")), Some(&wanted))
                 .to_string();

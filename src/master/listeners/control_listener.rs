@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use crate::config::{Access, Config, Mode};
 use crate::master::error::Error;
-use crate::master::listeners::conflict::Own;
+use crate::master::listeners::conflict::OwnListeners;
 use crate::master::listeners::control_link::{self, ControlLink};
 use crate::master::listeners::listener::Listener;
 use crate::master::listeners::outage::{FILE_GONE, Outage};
@@ -206,7 +206,7 @@ pub(crate) fn open_control(
             Ok((missing, Some(Outage::after(&e, now))))
         }
         (Err(e), None) => {
-            Err(Own::of(listeners, None, None).named_in(e, Some(&Address::Unix(path))))
+            Err(OwnListeners::of(listeners, None, None).named_in(e, Some(&Address::Unix(path))))
         }
     }
 }

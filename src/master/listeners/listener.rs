@@ -10,7 +10,7 @@ use crate::config::{Listen, Source};
 use crate::master::error::Error;
 use crate::master::listeners::activation::Handed;
 use crate::master::listeners::outage::{FILE_GONE, Outage};
-use crate::master::listeners::plan::{Place, Wanted};
+use crate::master::listeners::plan::{SocketSource, Wanted};
 use crate::master::listeners::socket_file::{SocketFile, access_of, bind, cannot_bind};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::Address;
@@ -24,7 +24,7 @@ pub(crate) struct Listener {
     pub(crate) number: u32,
     socket: OwnedFd,
     /// Where the configuration wants it.
-    pub(crate) place: Place,
+    pub(crate) place: SocketSource,
     /// Where it was wanted is not known: a configuration that wants any port of its host gets it.
     is_found: bool,
     /// Where it really is: with the port that the kernel chose, if that was asked for.
@@ -76,20 +76,20 @@ impl Listener {
         let fail = |e: io::Error| {
             let doing = format!("listen on {}", entry.source);
             match place {
-                Place::Bound(address) => match handed.name_at(address) {
+                SocketSource::Bound(address) => match handed.name_at(address) {
                     Some(name) => Error::unavailable(&doing, &e).with(&format!(
                         "; systemd has bound it and handed it over: write \"systemd:{name}\""
                     )),
                     None => cannot_bind(&doing, address, &e),
                 },
-                Place::Handed(_) => Error::unavailable(&doing, &e),
+                SocketSource::Handed(_) => Error::unavailable(&doing, &e),
             }
         };
         let (socket, address, file) = match place {
-            Place::Bound(address) => {
+            SocketSource::Bound(address) => {
                 bind(address, entry.access.as_ref(), entry.freebind).map_err(fail)?
             }
-            Place::Handed(index) => {
+            SocketSource::Handed(index) => {
                 let (socket, address) = handed.listener(*index).map_err(fail)?;
                 (socket, address, None)
             }
@@ -98,7 +98,7 @@ impl Listener {
             socket::set_keepalive(&socket, keepalive).map_err(fail)?;
         }
         // One that was handed over may have been ended: the poller reports that.
-        if file.is_some() || matches!(place, Place::Bound(_)) || is_listening(&socket) {
+        if file.is_some() || matches!(place, SocketSource::Bound(_)) || is_listening(&socket) {
             listen(&socket, entry.backlog).map_err(fail)?;
         }
         let (place, byte_order, entry) = (place.clone(), entry.byte_order, (*entry).clone());
@@ -127,7 +127,8 @@ impl Listener {
         refusal: Error,
         now: Instant,
     ) -> Result<Listener, Error> {
-        let (Place::Bound(Address::Tcp(at)), Error::NoAddress(_)) = (&wanted.place, &refusal)
+        let (SocketSource::Bound(Address::Tcp(at)), Error::NoAddress(_)) =
+            (&wanted.place, &refusal)
         else {
             return Err(refusal);
         };
@@ -179,7 +180,7 @@ impl Listener {
             number, accepted, ..
         } = *record;
         let entry = Listen::new(Source::Bound(configured.clone()));
-        let (place, byte_order) = (Place::Bound(configured), OrderRule::Little);
+        let (place, byte_order) = (SocketSource::Bound(configured), OrderRule::Little);
         Ok(Listener {
             number,
             socket,
@@ -203,22 +204,22 @@ impl Listener {
     }
 
     /// The configuration wants it there.
-    pub(crate) fn set_place(&mut self, place: &Place) {
+    pub(crate) fn set_place(&mut self, place: &SocketSource) {
         (self.place, self.is_found) = (place.clone(), false);
     }
 
     /// Whether it is where this entry wants a listener to be, although another one may have been what it was made for.
-    pub(crate) fn is_at(&self, wanted: &Place) -> bool {
+    pub(crate) fn is_at(&self, wanted: &SocketSource) -> bool {
         match (wanted, &self.place) {
-            (Place::Bound(wanted), Place::Bound(_)) => *wanted == self.address,
-            (Place::Bound(_) | Place::Handed(_), _) => false,
+            (SocketSource::Bound(wanted), SocketSource::Bound(_)) => *wanted == self.address,
+            (SocketSource::Bound(_) | SocketSource::Handed(_), _) => false,
         }
     }
 
     /// Whether it is on the host of which an entry wants any port.
-    pub(crate) fn is_on_host(&self, wanted: &Place) -> bool {
+    pub(crate) fn is_on_host(&self, wanted: &SocketSource) -> bool {
         match (wanted, &self.address) {
-            (Place::Bound(Address::Tcp(wanted)), Address::Tcp(address)) => {
+            (SocketSource::Bound(Address::Tcp(wanted)), Address::Tcp(address)) => {
                 self.is_found && wanted.port() == 0 && wanted.ip() == address.ip()
             }
             _ => false,
@@ -227,7 +228,7 @@ impl Listener {
 
     /// The address that it was bound to, as configured; none if it was handed over.
     pub(crate) fn configured(&self) -> Option<&Address> {
-        if let Place::Bound(address) = &self.place {
+        if let SocketSource::Bound(address) = &self.place {
             Some(address)
         } else {
             None
@@ -332,7 +333,7 @@ impl Listener {
             socket::set_keepalive(&socket, keepalive).map_err(fail)?;
         }
         listen(&socket, self.entry.backlog).map_err(fail)?;
-        if let Place::Handed(index) = self.place {
+        if let SocketSource::Handed(index) = self.place {
             // From now on a reload and an upgrade find this one.
             handed.replace(index, &socket).map_err(fail)?;
         }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::config::Listen;
-use crate::master::listeners::conflict::Own;
+use crate::master::listeners::conflict::OwnListeners;
 use crate::master::listeners::listener::Listener;
 use crate::master::listeners::plan;
 use crate::master::{Error, Handed};
@@ -28,7 +28,7 @@ pub(crate) fn open_new(
         }
         *number += 1;
         let listener = Listener::open(*number, wanted, handed, keepalive);
-        let own = || Own::of(kept.iter().chain(opened.iter().flatten()), None, None);
+        let own = || OwnListeners::of(kept.iter().chain(opened.iter().flatten()), None, None);
         let listener = listener.map_err(|e| own().named_in(e, wanted.address()));
         // With another listener to serve at, an address may come later.
         let listener = match listener {

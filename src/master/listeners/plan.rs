@@ -9,22 +9,22 @@ use crate::proto::names::Address;
 pub(crate) struct Wanted<'c> {
     /// As whose entry.
     pub(crate) entry: &'c Listen,
-    pub(crate) place: Place,
+    pub(crate) place: SocketSource,
 }
 
 impl Wanted<'_> {
     /// Where it is to be bound, if it is.
     pub(crate) fn address(&self) -> Option<&Address> {
         match &self.place {
-            Place::Bound(address) => Some(address),
-            Place::Handed(_) => None,
+            SocketSource::Bound(address) => Some(address),
+            SocketSource::Handed(_) => None,
         }
     }
 }
 
 /// What tells a listener from all others in a configuration, and finds it again in the next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum SocketSource {
     /// The address that it is to be bound to.
     Bound(Address),
     /// The number of a socket that was handed over.
@@ -44,7 +44,7 @@ pub(crate) fn keep(
 ) -> Vec<Option<usize>> {
     let mut free: Vec<bool> = listeners.iter().map(is_fit).collect();
     let mut kept = vec![None; wanted.len()];
-    let fits: [fn(&Listener, &Place) -> bool; 3] = [
+    let fits: [fn(&Listener, &SocketSource) -> bool; 3] = [
         |listener, place| listener.place == *place,
         Listener::is_at,
         Listener::is_on_host,

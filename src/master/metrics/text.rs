@@ -14,9 +14,9 @@ const PREFIX: &str = "fdpassd_";
 
 /// A text under way.
 #[derive(Debug, Default)]
-pub(super) struct Text(String);
+pub(super) struct MetricsText(String);
 
-impl Text {
+impl MetricsText {
     pub(super) fn into_string(self) -> String {
         self.0
     }
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn what_is_labelled_cannot_break_out_of_its_quotes() {
-        let mut text = Text::default();
+        let mut text = MetricsText::default();
         text.family("x_total", COUNTER, "Some.");
         text.sample(
             "x_total",

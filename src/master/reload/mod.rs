@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use self::reading::ReloadReading;
-use crate::config::{self, Config, Control, Keys, Loaded};
+use crate::config::{self, Config, ControlConfig, Keys, Loaded};
 use crate::logging;
 use crate::master::capacity::{ClientLimits, client_limits, target, worker_count};
 use crate::master::listeners::listener::Listener;
@@ -25,7 +25,7 @@ use crate::master::memory::{self, Memory};
 use crate::master::telemetry::events::Asker;
 use crate::master::{Error, Master, exporter};
 use crate::proto::control::{
-    About, Code, Kind, LastReload, Origin, Place, Refusal, Reloaded, Verdict,
+    About, Kind, LastReload, Origin, Place, Refusal, RefusalCode, Reloaded, Verdict,
 };
 use crate::proto::names::Generation;
 
@@ -40,7 +40,7 @@ pub(crate) struct Reload {
     max_clients: u64,
     pub(crate) memory: Option<Memory>,
     listeners: Vec<Planned>,
-    exporter: exporter::Planned,
+    exporter: exporter::PlannedExporter,
     log: logging::Prepared,
     began: Instant,
 }
@@ -66,7 +66,7 @@ impl Master {
         now: Instant,
     ) -> Result<(), Refusal> {
         if self.pool.is_stopping() {
-            return Err(Refusal::new(Code::Refused, "the daemon is stopping"));
+            return Err(Refusal::new(RefusalCode::Refused, "the daemon is stopping"));
         }
         let reading = self
             .reload_reading
@@ -79,7 +79,7 @@ impl Master {
         if let Some((began, what)) = reading.or(going_on) {
             let seconds = now.duration_since(began).as_secs_f64();
             return Err(Refusal::new(
-                Code::Busy,
+                RefusalCode::Busy,
                 format!("another reload is going on since {seconds:.1} s: {what}"),
             ));
         }
@@ -149,7 +149,7 @@ impl Master {
     /// How many clients there may be under a configuration.
     pub(crate) fn limits_under(&self, config: &Config) -> Result<ClientLimits, Refusal> {
         client_limits(config, worker_count(config.workers.count), self.descriptors)
-            .map_err(|e| Refusal::new(Code::Rejected, e.to_string()))
+            .map_err(|e| Refusal::new(RefusalCode::Rejected, e.to_string()))
     }
 
     /// Everything that can fail before anything is changed.
@@ -164,7 +164,7 @@ impl Master {
             keys: config_keys,
             files: config_files,
         } = loaded;
-        let reject = |sentence: String| Refusal::new(Code::Rejected, sentence);
+        let reject = |sentence: String| Refusal::new(RefusalCode::Rejected, sentence);
         let limits = self.limits_under(&config)?;
         limits.warn_if_lowered();
         let memory = Memory::read(self.parked());
@@ -339,7 +339,7 @@ impl Master {
             self.note_verdict(Verdict::RolledBack, Some(why.clone()));
             return self
                 .control
-                .say_reloaded(&Err(Refusal::new(Code::RolledBack, why)));
+                .say_reloaded(&Err(Refusal::new(RefusalCode::RolledBack, why)));
         }
         let Some(reload) = self.reload.take() else {
             return;
@@ -353,11 +353,11 @@ impl Master {
         self.restore_listeners();
         self.note_verdict(Verdict::RolledBack, Some(why.clone()));
         self.control
-            .say_reloaded(&Err(Refusal::new(Code::RolledBack, why)));
+            .say_reloaded(&Err(Refusal::new(RefusalCode::RolledBack, why)));
     }
 
     /// Changes who can connect to the control socket, and who may do what there.
-    fn change_control(&mut self, control: &Control, now: Instant) {
+    fn change_control(&mut self, control: &ControlConfig, now: Instant) {
         if control.mode() != self.config.control.mode() && self.control_listener.is_reachable() {
             warn(
                 "set the mode of the control socket",
@@ -437,7 +437,7 @@ pub(crate) fn rejection(error: &config::Error) -> Refusal {
         display: error.to_string(),
     };
     Refusal {
-        code: Code::Rejected,
+        code: RefusalCode::Rejected,
         message: error.message().to_owned(),
         place: Some(place),
     }

@@ -21,7 +21,7 @@ use crate::config::{Config, Identities, Keys, Loaded};
 use crate::master::Master;
 use crate::master::control::pending::Waits;
 use crate::master::telemetry::events::Asker;
-use crate::proto::control::{Checked, Code, Refusal, Verb};
+use crate::proto::control::{Checked, Refusal, RefusalCode, Verb};
 use crate::proto::paths::exact;
 use crate::sys::fd;
 use crate::sys::memory::plain_file;
@@ -65,7 +65,7 @@ impl Known {
 
     fn parse(self) -> Result<Loaded, Refusal> {
         let config = Config::parse_kept(&self.config, "the configuration", Some(&self.identities));
-        let config = config.map_err(|e| Refusal::new(Code::Rejected, e.to_string()))?;
+        let config = config.map_err(|e| Refusal::new(RefusalCode::Rejected, e.to_string()))?;
         Ok(Loaded {
             config,
             keys: self.keys,
@@ -141,7 +141,7 @@ impl Reading {
 }
 
 fn rejected(sentence: String) -> Refusal {
-    Refusal::new(Code::Rejected, sentence)
+    Refusal::new(RefusalCode::Rejected, sentence)
 }
 
 impl Master {

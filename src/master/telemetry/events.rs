@@ -14,7 +14,7 @@ use crate::sys::socket::Credentials;
 
 /// The last events.
 #[derive(Debug, Default)]
-pub(crate) struct Events {
+pub(crate) struct EventLog {
     kept: VecDeque<Event>,
     /// Of the last one; none has 0.
     last: u64,
@@ -28,11 +28,11 @@ pub(crate) struct Since {
     pub(crate) lost: u64,
 }
 
-impl Events {
+impl EventLog {
     /// Something happened. Its level is that of its kind, and its sentence is the log's, with what it is about as fields.
     pub(crate) fn note(&mut self, kind: Kind, about: About, message: impl fmt::Display) {
         let message = message.to_string();
-        let fields = Fields {
+        let fields = EventFields {
             kind,
             about: &about,
         };
@@ -131,12 +131,12 @@ impl fmt::Display for Asker {
 }
 
 /// An event's fields as the log has them.
-struct Fields<'a> {
+struct EventFields<'a> {
     kind: Kind,
     about: &'a About,
 }
 
-impl Source for Fields<'_> {
+impl Source for EventFields<'_> {
     fn visit<'kvs>(&'kvs self, visitor: &mut dyn VisitSource<'kvs>) -> Result<(), kv::Error> {
         let About {
             worker,
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn events_are_kept_for_a_while_and_those_forgotten_are_counted() {
-        let mut events = Events::default();
+        let mut events = EventLog::default();
         assert_eq!(
             events.since(0),
             Since {

@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::master::Master;
-use crate::master::clients::leases::Left;
+use crate::master::clients::leases::DeadWorkerClients;
 use crate::proto::channel::{MethodName, ToWorker};
 use crate::proto::control::{About, Kind};
 use crate::proto::names::{ClientId, Peer};
@@ -182,7 +182,7 @@ impl Master {
         exit: Exit,
         is_timed_out: bool,
         methods: &[MethodName],
-        left: &Left,
+        left: &DeadWorkerClients,
         now: Instant,
     ) -> Blame {
         let mut blame = Blame {

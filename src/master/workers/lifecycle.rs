@@ -3,14 +3,14 @@
 use std::io;
 use std::time::Instant;
 
-use crate::channel::Heard;
+use crate::channel::Incoming;
 use crate::config::Config;
 use crate::master::clients::client::Client;
 use crate::master::clients::leases::{Done, Recovered};
 use crate::master::telemetry::counters::{Cause, Loss, Reason};
 use crate::master::workers::worker::{NOT_NOW, Worker};
 use crate::master::{Master, Token, memory};
-use crate::pool::{Late, State};
+use crate::pool::{Late, MemberState};
 use crate::proto::channel::{Log, Ready, Settings, Start, Stop, ToMaster, ToWorker, VERSION};
 use crate::proto::control::{About, Kind};
 use crate::proto::names::{Generation, WorkerId};
@@ -114,7 +114,7 @@ impl Master {
         let is_no_loss = self
             .pool
             .member(id)
-            .is_none_or(|member| !matches!(member.state, State::Ready { .. }));
+            .is_none_or(|member| !matches!(member.state, MemberState::Ready { .. }));
         // Who is killed from outside, or by a request, was no worse than its successor will be: nobody waits for that.
         let is_own_doing = exit.is_own_doing() || blame.is_out_of_memory;
         let was_useful = has_answered || blame.request.is_some() || !is_own_doing;
@@ -245,19 +245,19 @@ impl Master {
             return false;
         };
         match worker.channel.hear(&mut self.scratch) {
-            Ok(Heard::Message(message, _)) => {
+            Ok(Incoming::Message(message, _)) => {
                 self.take_message(id, message, now);
                 true
             }
-            Ok(Heard::Nothing) => false,
+            Ok(Incoming::Nothing) => false,
             // Not its death: that is told by its being collected. But nothing will be heard of it any more. One that is
             // about to end does so with the status that it wanted.
-            Ok(Heard::Closed) => {
+            Ok(Incoming::Closed) => {
                 let _ = self.poller.remove(&worker.channel);
                 worker.kill();
                 false
             }
-            Ok(Heard::Garbage(malformed)) => {
+            Ok(Incoming::Garbage(malformed)) => {
                 log::error!("{}: {malformed}; killing it", worker.name());
                 worker.kill();
                 false

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::master::Master;
 use crate::master::telemetry::counters::Reason;
 use crate::master::workers::worker::Worker;
-use crate::pool::State;
+use crate::pool::MemberState;
 use crate::pool::rebalance::{self, Busy, Move, Step, WorkerLoad};
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{About, Kind, MovedLoad};
@@ -42,7 +42,7 @@ impl Master {
         let clock = clock::monotonic();
         let load = |worker: &Worker| {
             let since = match self.pool.member(worker.id)?.state {
-                State::Ready { since } => since,
+                MemberState::Ready { since } => since,
                 _ => return None,
             };
             let is_warm = now.duration_since(since) >= WARM_UP;

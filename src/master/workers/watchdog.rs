@@ -11,12 +11,12 @@
 
 use std::time::{Duration, Instant};
 
-use crate::config::Rebalance;
+use crate::config::RebalanceMode;
 use crate::loop_clock::LoopClock;
 use crate::master::Master;
 use crate::master::telemetry::counters::Reason;
 use crate::master::workers::worker::{Heartbeat, Worker};
-use crate::pool::{State, rebalance};
+use crate::pool::{MemberState, rebalance};
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{About, Kind};
 use crate::proto::names::WorkerId;
@@ -122,7 +122,7 @@ impl Master {
         if self.watch.next_look.is_none() && self.workers.keys().any(|id| self.is_watched(*id)) {
             self.watch.next_look = Some(now + self.stall_limit() / 2);
             // A look begins the next one, and must not put this off with it.
-            if self.config.workers.rebalance == Rebalance::Auto {
+            if self.config.workers.rebalance == RebalanceMode::Auto {
                 self.watch
                     .next_balance
                     .get_or_insert(now + rebalance::INTERVAL);
@@ -195,7 +195,7 @@ impl Master {
         let is_watched = self.is_watched(id);
         let worker = self.workers.get_mut(&id).filter(|_| is_watched)?;
         let member = *self.pool.member(id)?;
-        if matches!(member.state, State::Held { .. }) {
+        if matches!(member.state, MemberState::Held { .. }) {
             // It was in a turn when it was taken from before, perhaps.
             self.revoke_and_notify(id, Reason::Hold);
             return None;

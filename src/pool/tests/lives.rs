@@ -85,7 +85,7 @@ impl Life {
                 Action::Drain { id, by, .. } => {
                     let member = told(id);
                     assert!(
-                        matches!(member.state, State::Ready { .. }),
+                        matches!(member.state, MemberState::Ready { .. }),
                         "seed {seed}: {action:?} of {member:?}"
                     );
                     let has_another = fresh_ready(pool, member.seat).any(|other| other != *id);
@@ -102,12 +102,13 @@ impl Life {
                 Action::Kill { id, why } => {
                     let member = told(id);
                     let is_due = match (member.state, why) {
-                        (State::Starting { until }, Late::NotReady) => until <= now,
-                        (State::Starting { .. }, Late::Unneeded) => true,
-                        (State::Draining { until, .. }, Late::NotGone) => until <= now,
-                        (State::Ready { .. } | State::Draining { .. }, Late::Stalled) => {
-                            member.is_stalled && member.kill_by.is_some_and(|by| by <= now)
-                        }
+                        (MemberState::Starting { until }, Late::NotReady) => until <= now,
+                        (MemberState::Starting { .. }, Late::Unneeded) => true,
+                        (MemberState::Draining { until, .. }, Late::NotGone) => until <= now,
+                        (
+                            MemberState::Ready { .. } | MemberState::Draining { .. },
+                            Late::Stalled,
+                        ) => member.is_stalled && member.kill_by.is_some_and(|by| by <= now),
                         _ => false,
                     };
                     assert!(is_due, "seed {seed}: {action:?} of {member:?}");
@@ -149,9 +150,9 @@ impl Life {
             serving[member.seat] += usize::from(is_well(member));
             let fresh = usize::from(pool.is_fresh(member));
             match member.state {
-                State::Ready { .. } => ready[member.seat] += fresh,
-                State::Starting { .. } => starting[member.seat] += fresh,
-                State::Held { .. } | State::Draining { .. } | State::Killed => {}
+                MemberState::Ready { .. } => ready[member.seat] += fresh,
+                MemberState::Starting { .. } => starting[member.seat] += fresh,
+                MemberState::Held { .. } | MemberState::Draining { .. } | MemberState::Killed => {}
             }
         }
         let stand_ins = (0..seats)
@@ -188,12 +189,12 @@ impl Life {
             .filter(|_| self.random.below(50) > 0)
             .unwrap_or(w(1 << 40));
         let state = self.pool.member(id).map(|member| member.state);
-        let is_ready = matches!(state, Some(State::Ready { .. }));
+        let is_ready = matches!(state, Some(MemberState::Ready { .. }));
         let soon = now + Duration::from_millis(self.random.below(20_000));
         let seed = self.seed;
         match self.random.below(24) {
             0..6 => {
-                let expected = matches!(state, Some(State::Starting { .. }));
+                let expected = matches!(state, Some(MemberState::Starting { .. }));
                 assert_eq!(self.pool.ready(id, now), expected, "seed {seed}");
             }
             6..11 => {
@@ -217,7 +218,7 @@ impl Life {
             16 => assert_eq!(self.pool.hold(id), is_ready, "seed {seed}"),
             17 => assert_eq!(
                 self.pool.release(id),
-                matches!(state, Some(State::Held { .. })),
+                matches!(state, Some(MemberState::Held { .. })),
                 "seed {seed}"
             ),
             18 => self.pool.near_request_limit(id),
@@ -235,7 +236,8 @@ impl Life {
 
     /// Those who were told to go are gone.
     fn bury(&mut self) {
-        let is_leaving = |m: &&Member| matches!(m.state, State::Draining { .. } | State::Killed);
+        let is_leaving =
+            |m: &&Member| matches!(m.state, MemberState::Draining { .. } | MemberState::Killed);
         let leaving: Vec<WorkerId> = self
             .pool
             .members()
@@ -253,7 +255,7 @@ impl Life {
         self.bury();
         for member in self.pool.members().copied().collect::<Vec<_>>() {
             self.pool.revived(member.id);
-            let is_starting = matches!(member.state, State::Starting { .. });
+            let is_starting = matches!(member.state, MemberState::Starting { .. });
             assert_eq!(
                 self.pool.ready(member.id, self.now),
                 is_starting,
@@ -266,7 +268,7 @@ impl Life {
     /// The faults end: all comes right.
     fn settle(&mut self) {
         self.pool.ever_ready = true;
-        let held = |m: &&Member| matches!(m.state, State::Held { .. });
+        let held = |m: &&Member| matches!(m.state, MemberState::Held { .. });
         let before: Vec<WorkerId> = self.pool.members().filter(held).map(|m| m.id).collect();
         for _ in 0..100 {
             self.obey();
@@ -312,7 +314,7 @@ impl Life {
         assert!(
             self.pool
                 .members()
-                .all(|member| member.state == State::Killed),
+                .all(|member| member.state == MemberState::Killed),
             "seed {}",
             self.seed
         );
@@ -322,12 +324,12 @@ impl Life {
 }
 
 fn is_well(member: &Member) -> bool {
-    !member.is_stalled && matches!(member.state, State::Ready { .. })
+    !member.is_stalled && matches!(member.state, MemberState::Ready { .. })
 }
 
 fn fresh_ready(pool: &Pool, seat: usize) -> impl Iterator<Item = WorkerId> + '_ {
     let is_it = move |m: &&Member| {
-        m.seat == seat && pool.is_fresh(m) && matches!(m.state, State::Ready { .. })
+        m.seat == seat && pool.is_fresh(m) && matches!(m.state, MemberState::Ready { .. })
     };
     pool.members().filter(is_it).map(|m| m.id)
 }

@@ -8,7 +8,7 @@ use crate::sys::byte_counts::OwnWrites;
 use crate::sys::clock;
 use crate::sys::signal::HeldBack;
 use crate::sys::socket::{self, Moved};
-use crate::worker::connection::{Connection, Waits};
+use crate::worker::connection::{Connection, WaitingFor};
 use crate::worker::death::{self, Point};
 
 impl Turn<'_, '_> {
@@ -63,7 +63,7 @@ impl Turn<'_, '_> {
     }
 
     /// Sends replies that were parked before this turn, and goes on if that is done.
-    pub(super) fn send_parked(&mut self, purpose: &Purpose<'_>) -> Option<Waits> {
+    pub(super) fn send_parked(&mut self, purpose: &Purpose<'_>) -> Option<WaitingFor> {
         let (begin, unsent) = (self.cursors.tx.1 as usize, self.cursors.replied as usize);
         let open = self
             .tools
@@ -100,7 +100,7 @@ impl Turn<'_, '_> {
                 self.flip();
                 self.slot().set_since(self.tools.now);
             }
-            return Some(Waits::Room);
+            return Some(WaitingFor::Room);
         }
         match (self.flags.closing, self.flags.half_closed && self.have == 0) {
             (true, _) => self.begin_lingering_close(0),
@@ -110,17 +110,17 @@ impl Turn<'_, '_> {
     }
 
     /// All is sent. Nothing more is, and the client is given a while to read it.
-    pub(super) fn begin_lingering_close(&mut self, sent: usize) -> Option<Waits> {
+    pub(super) fn begin_lingering_close(&mut self, sent: usize) -> Option<WaitingFor> {
         self.pass(sent);
         // Before cursors say that it is parted from: whoever takes over from there counts the while from this.
         self.slot().set_since(self.tools.now);
         self.forget_received(0);
         socket::finish_writing(&self.connection.socket);
-        Some(Waits::End)
+        Some(WaitingFor::End)
     }
 
     /// Reads what the client still sends after its last reply, and throws it away.
-    pub(super) fn linger(&mut self) -> Option<Waits> {
+    pub(super) fn linger(&mut self) -> Option<WaitingFor> {
         if self.connection.watched.is_none() {
             // Its first turn here. The worker before may have died, or lost it, just before it did this.
             socket::finish_writing(&self.connection.socket);
@@ -134,9 +134,9 @@ impl Turn<'_, '_> {
                 self.connection.linger_bytes =
                     self.connection.linger_bytes.checked_sub(n as u32)?;
                 self.forget_received(n);
-                Some(Waits::End)
+                Some(WaitingFor::End)
             }
-            Ok(Moved::Nothing) => Some(Waits::End),
+            Ok(Moved::Nothing) => Some(WaitingFor::End),
             Ok(Moved::End) | Err(_) => None,
         }
     }

@@ -838,8 +838,8 @@ fn scribble(leases: &Leases, shm: &MasterShm, scribbles: &[(u64, Scribble)]) {
     for (word, scribble) in scribbles {
         let slot = u32::try_from(word.saturating_sub(2048) / 16).expect("there are few");
         let own = match leases.entries.get(slot) {
-            Some(Entry::Leased(leased)) => leased.lease_number,
-            Some(Entry::Revoked) | None => 0,
+            Some(LeaseEntry::Leased(leased)) => leased.lease_number,
+            Some(LeaseEntry::Revoked) | None => 0,
         };
         let value = match *scribble {
             Scribble::Anything(value) => value,
@@ -915,7 +915,7 @@ proptest! {
             assert_eq!(leases.clients(), leases.iter().count());
         }
         let leases = mem::replace(leases, Leases::new(SLOTS));
-        let Left { recovered, ended: also_ended, lost, .. } = leases.into_left(shm, written.map(|(bytes, calls)| Writes { bytes, calls }), is_timed_out);
+        let DeadWorkerClients { recovered, ended: also_ended, lost, .. } = leases.into_left(shm, written.map(|(bytes, calls)| Writes { bytes, calls }), is_timed_out);
         back.extend(recovered.into_iter().map(|(unleased, _)| Ok(unleased)));
         back.extend(lost.into_iter().map(Err));
         ended.extend(also_ended.iter().map(|client| client.id));
