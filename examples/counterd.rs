@@ -105,7 +105,7 @@ fn io_fault(error: io::Error) -> Fault {
 }
 
 fn main() -> ExitCode {
-    Daemon::named("counterd")
+    Daemon::new("counterd")
         .state(Store::open)
         .idempotent("add", Store::add)
         .idempotent("total", Store::total)

@@ -38,7 +38,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> ExitCode {
-    let daemon = Daemon::named("faulty")
+    let daemon = Daemon::new("faulty")
         .state(make)
         .method("whoami", |state: &mut State, (): (), call: &Call| {
             Ok::<Value, Fault>(whoami(state, call))

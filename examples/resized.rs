@@ -36,7 +36,7 @@ struct Report {
 }
 
 fn main() -> ExitCode {
-    Daemon::named("resized")
+    Daemon::new("resized")
         .version(env!("CARGO_PKG_VERSION"))
         .state(open)
         // A second run returns the same result, so another worker may run it again if the first one dies in it.

@@ -40,12 +40,12 @@ impl<Tx: Message, Rx: Message> Channel<Tx, Rx> {
     /// Those of socketpair(2).
     pub fn pair() -> io::Result<(Channel<Tx, Rx>, OwnedFd)> {
         let (ours, theirs) = socket::message_pair()?;
-        Ok((Channel::over(ours), theirs))
+        Ok((Channel::new(ours), theirs))
     }
 
     /// The end that another process has made.
     #[must_use]
-    pub fn over(socket: OwnedFd) -> Channel<Tx, Rx> {
+    pub fn new(socket: OwnedFd) -> Channel<Tx, Rx> {
         Channel {
             socket,
             outgoing: Vec::new(),
@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn descriptors_arrive_inside_their_message_and_stray_ones_are_closed() {
         let (mut master, theirs) = Channel::<ToWorker, ToMaster>::pair().expect("socketpair");
-        let worker = Channel::<ToMaster, ToWorker>::over(theirs);
+        let worker = Channel::<ToMaster, ToWorker>::new(theirs);
         let mut scratch = Scratch::default();
         let null = std::fs::File::open("/dev/null").expect("/dev/null");
         let peer = Peer::Unix {

@@ -56,7 +56,7 @@ pub struct Daemon<S = ()> {
 impl Daemon<()> {
     /// A daemon of this name, with the methods `ping` and `methods`.
     #[must_use]
-    pub fn named(name: &str) -> Daemon<()> {
+    pub fn new(name: &str) -> Daemon<()> {
         let methods = Methods::new(Box::new(|_| Ok(())));
         Daemon {
             name: name.to_owned(),
@@ -277,7 +277,7 @@ fn run_options(
         _ => {}
     }
     // Before anything is opened that stays open, such as the log.
-    let mut handed = match Handed::take() {
+    let mut handed = match Handed::from_environment() {
         Ok(handed) => handed,
         Err(e) => return refuse(name, e.status(), &e),
     };
@@ -513,7 +513,7 @@ fn fail(name: &str, status: u8, reason: &dyn fmt::Display) -> ExitCode {
 /// Its master runs this very program again for each worker, so `main` does nothing else before it.
 #[must_use]
 pub fn fdpassd_main() -> ExitCode {
-    Daemon::named(SHIPPED)
+    Daemon::new(SHIPPED)
         .idempotent("pi", worker::pi_method)
         .run()
 }

@@ -107,7 +107,7 @@ pub struct Deadline {
 impl Deadline {
     /// So long from now.
     #[must_use]
-    pub fn after(timeout: Duration) -> Deadline {
+    pub fn new(timeout: Duration) -> Deadline {
         Deadline {
             at: Instant::now() + timeout,
             timeout,
@@ -143,12 +143,12 @@ impl RpcClient {
     ///
     /// # Errors
     /// [`Error::NotRunning`] where nobody does; why that cannot be known of a place, if it cannot.
-    pub fn to_daemon(places: &[PathBuf], deadline: Deadline) -> Result<RpcClient, Error> {
+    pub fn connect_control(places: &[PathBuf], deadline: Deadline) -> Result<RpcClient, Error> {
         for path in places {
             match connect(&Address::Unix(path.clone()), deadline) {
                 Err(Error::NothingListens(_)) => {}
                 Err(error) => return Err(error),
-                Ok(stream) => return Ok(RpcClient::to_control(stream, deadline)),
+                Ok(stream) => return Ok(RpcClient::from_control_stream(stream, deadline)),
             }
         }
         Err(Error::NotRunning {
@@ -158,11 +158,11 @@ impl RpcClient {
 
     /// To the daemon, by somebody who has connected to its control socket.
     #[must_use]
-    pub fn over(stream: UnixStream, deadline: Deadline) -> RpcClient {
-        RpcClient::to_control(Stream::Unix(stream), deadline)
+    pub fn from_stream(stream: UnixStream, deadline: Deadline) -> RpcClient {
+        RpcClient::from_control_stream(Stream::Unix(stream), deadline)
     }
 
-    fn to_control(stream: Stream, deadline: Deadline) -> RpcClient {
+    fn from_control_stream(stream: Stream, deadline: Deadline) -> RpcClient {
         RpcClient {
             stream,
             order: ByteOrder::Little,
@@ -175,7 +175,7 @@ impl RpcClient {
     ///
     /// # Errors
     /// Those of connecting.
-    pub fn to_listener(
+    pub fn connect_listener(
         address: &Address,
         order: ByteOrder,
         deadline: Deadline,

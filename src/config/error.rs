@@ -77,7 +77,7 @@ impl Error {
 
 impl Error {
     /// The file as a whole.
-    pub(super) fn of_file(origin: &str, message: &str) -> Error {
+    pub(super) fn from_file(origin: &str, message: &str) -> Error {
         let title = Level::ERROR.primary_title(message);
         let display = Renderer::plain().render(&[title.element(Origin::path(origin))]);
         Error {
@@ -99,11 +99,11 @@ impl Error {
     }
 
     /// What toml and serde found.
-    pub(super) fn of_toml(source: &SourceText, error: &toml::de::Error) -> Error {
+    pub(super) fn from_toml(source: &SourceText, error: &toml::de::Error) -> Error {
         let SourceText { origin, text } = source;
         let message = reword(error.message());
         let Some(span) = error.span() else {
-            return Error::of_file(origin, &message);
+            return Error::from_file(origin, &message);
         };
         match check::locate_first(text, span.clone()).filter(|_| message == "duplicate key") {
             Some(first) => Error::twice(&text[span.clone()], (source, first), (source, span)),
@@ -112,12 +112,12 @@ impl Error {
     }
 
     /// What [`super::check`] found.
-    pub(super) fn of_fault(texts: &[SourceText], fault: &Conflict) -> Error {
+    pub(super) fn from_conflict(texts: &[SourceText], fault: &Conflict) -> Error {
         match files::locate(texts, fault) {
             Some((source, span)) => {
                 Error::at(&source.origin, &source.text, span, &fault.message, None)
             }
-            None => Error::of_file(
+            None => Error::from_file(
                 texts.first().map_or("the default", |source| &source.origin),
                 &fault.message,
             ),

@@ -47,7 +47,7 @@ pub(super) fn list(file: Option<&Path>, standard: &Path) -> Result<Vec<PathBuf>,
         .collect();
     if is_standard(base, standard) {
         let directory = base.with_extension("d");
-        let fail = |why: &str| Error::of_file(&directory.display().to_string(), why);
+        let fail = |why: &str| Error::from_file(&directory.display().to_string(), why);
         let found = drop_ins(&directory)
             .map_err(|error| fail(&format!("cannot list the directory: {error}")))?;
         if found.len() > MAX_DROP_INS {
@@ -94,7 +94,7 @@ pub(super) fn parse(
     let mut config = Config::default();
     for source in texts {
         // For the types of all values, whose places are known here only.
-        config = toml::from_str(&source.text).map_err(|error| Error::of_toml(source, &error))?;
+        config = toml::from_str(&source.text).map_err(|error| Error::from_toml(source, &error))?;
         for key in keys_of(&source.text) {
             if let Some(first) = keys.insert(key.clone(), source) {
                 return Err(Error::given_twice(first, source, &key));
@@ -102,14 +102,14 @@ pub(super) fn parse(
         }
         merge(
             &mut merged,
-            toml::from_str(&source.text).map_err(|error| Error::of_toml(source, &error))?,
+            toml::from_str(&source.text).map_err(|error| Error::from_toml(source, &error))?,
         );
     }
     if texts.len() > 1 {
         config = Config::deserialize(merged)
-            .map_err(|error| Error::of_file(&texts[0].origin, error.message()))?;
+            .map_err(|error| Error::from_file(&texts[0].origin, error.message()))?;
     }
-    check(&config).map_err(|fault| Error::of_fault(texts, &fault))?;
+    check(&config).map_err(|fault| Error::from_conflict(texts, &fault))?;
     let files = texts
         .iter()
         .map(|text| PathBuf::from(&text.origin))
@@ -158,7 +158,7 @@ pub(super) fn check_not_emptied(
                 "{what}, as while it is being written; the configuration in force has {first}{more} from a file; \
                  \"reload --force\" takes the file as it is"
             );
-            Err(Error::of_file(&source.origin, &message))
+            Err(Error::from_file(&source.origin, &message))
         }
         _ => Ok(()),
     }

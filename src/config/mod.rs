@@ -475,7 +475,7 @@ fn read_all(file: Option<&Path>, standard: &Path, pipes: Pipes) -> Result<Vec<So
 fn text_of(path: &Path, pipes: Pipes) -> Result<SourceText, Error> {
     let origin = path.display().to_string();
     let bytes = read(path, pipes)
-        .map_err(|error| Error::of_file(&origin, &format!("cannot read the file: {error}")))?;
+        .map_err(|error| Error::from_file(&origin, &format!("cannot read the file: {error}")))?;
     match String::from_utf8(bytes) {
         Ok(text) => Ok(SourceText { origin, text }),
         Err(error) => Err(Error::not_utf8(

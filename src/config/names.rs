@@ -28,7 +28,7 @@ pub struct Identities {
 impl Identities {
     /// Those of a configuration.
     #[must_use]
-    pub fn of(config: &Config) -> Identities {
+    pub fn from_config(config: &Config) -> Identities {
         let access = || {
             config
                 .listen
@@ -157,7 +157,10 @@ mod tests {
         };
         let kept =
             Config::parse_kept(TEXT, "the last configuration", Some(&known)).expect("it is known");
-        assert_eq!((admins(&kept), Identities::of(&kept)), (Some(4711), known));
+        assert_eq!(
+            (admins(&kept), Identities::from_config(&kept)),
+            (Some(4711), known)
+        );
         let kept =
             Config::parse_kept(TEXT, "x", Some(&Identities::default())).expect("it is not known");
         assert_eq!(admins(&kept), Some(NONE));

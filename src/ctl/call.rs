@@ -22,7 +22,7 @@ pub(super) fn perform(
         None => first_listener(session)?,
     };
     let order = call.byte_order().unwrap_or(order);
-    let reply = RpcClient::to_listener(&address, order, session.deadline)?
+    let reply = RpcClient::connect_listener(&address, order, session.deadline)?
         .call(&call.method, call.params.as_ref())?;
     writeln!(out, "{}", reply.result.get()).map_err(Error::Output)
 }

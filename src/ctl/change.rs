@@ -128,7 +128,7 @@ impl ChangeVerb {
         let Version { name, pid, .. } = read(&daemon.ask(control::Verb::Version)?)?;
         let doing = self.doing();
         let progress = doing
-            .map(|doing| Progress::of(doing, session, &mut daemon))
+            .map(|doing| Progress::new(doing, session, &mut daemon))
             .transpose()?
             .flatten();
         let done = match progress {
@@ -156,7 +156,7 @@ impl ChangeVerb {
         else {
             return None;
         };
-        Some(Job::of(unit)).filter(|job| *job != Job::Stop)
+        Some(Job::read(unit)).filter(|job| *job != Job::Stop)
     }
 
     fn ask(&self, daemon: &mut RpcClient) -> Result<Box<RawValue>, rpc_client::Error> {

@@ -236,7 +236,7 @@ mod tests {
             listener: Some("unix:/run/fdpassd/rpc.sock".to_owned()),
             ..waiting
         };
-        let seen = Seen::of(true, false, |_| None);
+        let seen = Seen::new(true, false, |_| None);
         let shown = table_seen(slice::from_ref(&unix), 1, seen);
         assert!(
             shown.lines().all(|line| line.chars().count() <= 80),

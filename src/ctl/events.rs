@@ -74,12 +74,11 @@ fn follow(
 
 /// Another connection to the daemon of that process, if it is still there.
 fn again(session: &Session, pid: u32) -> Result<Option<RpcClient>, rpc_client::Error> {
-    let asked = RpcClient::to_daemon(&session.places(), Deadline::after(session.timeout)).and_then(
-        |mut daemon| {
+    let asked = RpcClient::connect_control(&session.places(), Deadline::new(session.timeout))
+        .and_then(|mut daemon| {
             let version: Version = read(&daemon.ask(Verb::Version)?)?;
             Ok((daemon, version.pid))
-        },
-    );
+        });
     match asked {
         Ok((daemon, same)) => Ok((same == pid).then_some(daemon)),
         // It is on its way out when it takes a connection and closes it.
@@ -100,7 +99,7 @@ impl Following {
     /// Shows what there is; if that is nothing, what comes within a while.
     fn next(&mut self, session: &Session, out: &mut impl Write) -> Result<(), Error> {
         let wait = self.wait.unwrap_or_default();
-        self.daemon.extend(Deadline::after(wait + session.timeout));
+        self.daemon.extend(Deadline::new(wait + session.timeout));
         let asked = EventsAfter {
             after: self.after,
             wait: self.wait.map(|wait| wait.as_secs_f64()),

@@ -28,7 +28,7 @@ pub(super) enum Job {
 
 impl Job {
     /// Asks systemd, unless the main process of the unit is gone: `$MAINPID` of systemd.exec(5) is not set then.
-    pub(super) fn of(unit: &str) -> Job {
+    pub(super) fn read(unit: &str) -> Job {
         if env::var_os("MAINPID").is_none_or(|pid| pid.is_empty()) {
             return Job::None;
         }

@@ -50,7 +50,7 @@ pub(crate) fn main() -> ExitCode {
     let exit = run(
         env::args_os(),
         var,
-        Seen::now(var),
+        Seen::from_environment(var),
         &mut out,
         &mut Patient(io::stderr()),
     );
@@ -134,7 +134,7 @@ impl Session {
             places,
             temporary,
             timeout,
-            deadline: Deadline::after(timeout),
+            deadline: Deadline::new(timeout),
             json: arguments.json,
             quiet: arguments.quiet,
             seen,
@@ -143,7 +143,7 @@ impl Session {
 
     /// A connection to it; all of what is asked on it has to be answered in time.
     fn daemon(&self) -> Result<RpcClient, rpc_client::Error> {
-        RpcClient::to_daemon(&self.places(), self.deadline).map_err(|error| match error {
+        RpcClient::connect_control(&self.places(), self.deadline).map_err(|error| match error {
             rpc_client::Error::NotRunning { .. } => rpc_client::Error::NotRunning {
                 tried: self.places_but(&[Holder::Others]),
             },
@@ -160,7 +160,7 @@ impl Session {
     fn places_but(&self, holders: &[Holder]) -> Vec<PathBuf> {
         let is_kept = |place: &&PathBuf| match &self.temporary {
             Some(temporary) if place.parent() == Some(temporary) => {
-                !holders.contains(&Holder::of(temporary))
+                !holders.contains(&Holder::read(temporary))
             }
             _ => true,
         };

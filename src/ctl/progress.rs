@@ -60,7 +60,7 @@ pub(super) struct Progress<'a> {
 impl<'a> Progress<'a> {
     /// Finds out where the events are, before anything is asked for. None if nobody wants to hear of them, or the daemon
     /// has none to tell.
-    pub(super) fn of(
+    pub(super) fn new(
         doing: Doing,
         session: &'a Session,
         daemon: &mut RpcClient,
@@ -136,7 +136,7 @@ impl<'a> Progress<'a> {
 /// A second connection.
 fn connect(session: &Session) -> Result<RpcClient, rpc_client::Error> {
     let mut events =
-        RpcClient::to_daemon(&session.places(), Deadline::after(SECOND_CONNECT_TIMEOUT))?;
+        RpcClient::connect_control(&session.places(), Deadline::new(SECOND_CONNECT_TIMEOUT))?;
     events.extend(session.deadline);
     Ok(events)
 }

@@ -504,7 +504,7 @@ last death in seat 2: exited with status 70
         });
         status.log_errors_total = 1;
         let mut out = Vec::new();
-        write(&mut out, Seen::of(true, false, |_| None).paint(), &status)
+        write(&mut out, Seen::new(true, false, |_| None).paint(), &status)
             .expect("a Vec takes everything");
         let painted = String::from_utf8(out).expect("UTF-8");
         for words in [

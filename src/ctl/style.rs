@@ -33,12 +33,12 @@ pub(super) struct Seen {
 
 impl Seen {
     /// What is known of the two streams of this process.
-    pub(super) fn now(var: impl Fn(&str) -> Option<OsString>) -> Seen {
-        Seen::of(io::stdout().is_terminal(), io::stderr().is_terminal(), var)
+    pub(super) fn from_environment(var: impl Fn(&str) -> Option<OsString>) -> Seen {
+        Seen::new(io::stdout().is_terminal(), io::stderr().is_terminal(), var)
     }
 
     /// For a stream that is a terminal the environment has a word too: `NO_COLOR` (no-color.org), `TERM`, `COLUMNS`.
-    pub(super) fn of(out: bool, err: bool, var: impl Fn(&str) -> Option<OsString>) -> Seen {
+    pub(super) fn new(out: bool, err: bool, var: impl Fn(&str) -> Option<OsString>) -> Seen {
         let is_able = var("TERM").is_none_or(|term| term != "dumb");
         let colours = var("NO_COLOR").is_none_or(|value| value.is_empty());
         let columns = var("COLUMNS").and_then(|columns| columns.to_str()?.parse().ok());
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     fn seen(out: bool, environment: &[(&str, &str)]) -> Seen {
-        Seen::of(out, !out, |key| {
+        Seen::new(out, !out, |key| {
             environment
                 .iter()
                 .find(|(k, _)| *k == key)

@@ -143,7 +143,7 @@ mod tests {
         let rows = [row(["1", "µ", "7"]), row(["1,234", "longer", ""])];
         let plain = "    N WORD   LAST\n    1 µ         7\n1,234 longer\n";
         assert_eq!(written(Paint::default(), None, &rows), plain);
-        let painted = written(Seen::of(true, false, |_| None).paint(), None, &rows);
+        let painted = written(Seen::new(true, false, |_| None).paint(), None, &rows);
         assert!(painted.contains("\x1b[31mµ\x1b[0m      "), "{painted:?}");
         assert_eq!(
             painted.replace("\x1b[31m", "").replace("\x1b[0m", ""),

@@ -38,7 +38,7 @@ struct QuestionQueue {
 
 impl DaemonClient {
     /// That has its control socket there.
-    pub(super) fn at(control: PathBuf) -> DaemonClient {
+    pub(super) fn new(control: PathBuf) -> DaemonClient {
         let line = Mutex::new(QuestionQueue {
             is_being_asked: false,
             next: Instant::now(),
@@ -73,7 +73,7 @@ impl DaemonClient {
     }
 
     fn answer<T: DeserializeOwned>(&self, verb: Verb) -> Result<T, Error> {
-        let deadline = Deadline::after(ANSWER_TIMEOUT);
+        let deadline = Deadline::new(ANSWER_TIMEOUT);
         let failed = |cause: io::Error| match cause.kind() {
             ErrorKind::TimedOut => Error::Timeout(ANSWER_TIMEOUT),
             _ => Error::Connect {
@@ -85,7 +85,7 @@ impl DaemonClient {
         let connected = deadline
             .left()
             .and_then(|left| socket::connect_unix(&self.control, left));
-        let result = RpcClient::over(connected.map_err(failed)?, deadline).ask(verb)?;
+        let result = RpcClient::from_stream(connected.map_err(failed)?, deadline).ask(verb)?;
         serde_json::from_str(result.get()).map_err(|e| no_reply(&e))
     }
 

@@ -66,7 +66,7 @@ pub(super) fn next(received: &[u8]) -> HeadParse {
         |status, sentence: &str| HeadParse::Refused(HttpReply::sentence(status, sentence));
     match head.parse(received) {
         Ok(Parsed::Complete(_)) => {
-            HttpRequest::of(&head).map_or_else(HeadParse::Refused, HeadParse::Whole)
+            HttpRequest::from_head(&head).map_or_else(HeadParse::Refused, HeadParse::Whole)
         }
         Ok(Parsed::Partial) if received.len() < MAX_HEAD => HeadParse::Partial,
         Ok(Parsed::Partial) if received.contains(&b'\n') => refused(
@@ -93,7 +93,7 @@ pub(super) fn next(received: &[u8]) -> HeadParse {
 }
 
 impl HttpRequest {
-    fn of(head: &httparse::Request<'_, '_>) -> Result<HttpRequest, HttpReply> {
+    fn from_head(head: &httparse::Request<'_, '_>) -> Result<HttpRequest, HttpReply> {
         let bad = |sentence: &str| HttpReply::sentence(HttpStatus::BadRequest, sentence);
         let fields = || head.headers.iter();
         let mut hosts = fields()

@@ -69,7 +69,7 @@ pub(crate) fn run() -> Result<(), Error> {
     let no_master =
         |e: io::Error| Error::NoMaster(format!("the exporter is started by its master: {e}"));
     let mut scratch = Scratch::default();
-    let channel = Channel::over(fd::take_stdin().map_err(no_master)?);
+    let channel = Channel::new(fd::take_stdin().map_err(no_master)?);
     let (start, listener) = hear_start(&channel, &mut scratch).map_err(no_master)?;
     serve(channel, scratch, start, listener)
         .map_err(|e| Error::Failed(format!("the exporter cannot go on: {e}")))
@@ -102,7 +102,7 @@ fn serve(
     panic::set_hook(Box::new(|panic| {
         log::error!("the exporter panicked: {panic}")
     }));
-    let daemon = DaemonClient::at(PathBuf::from(OsString::from_vec(start.control)));
+    let daemon = DaemonClient::new(PathBuf::from(OsString::from_vec(start.control)));
     let answers = Answers {
         daemon,
         hosts: start.hosts,

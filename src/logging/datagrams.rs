@@ -29,7 +29,7 @@ impl AsRawFd for Datagrams {
 impl Datagrams {
     /// # Errors
     /// When there is no descriptor left.
-    pub(super) fn to(path: impl Into<PathBuf>) -> io::Result<Datagrams> {
+    pub(super) fn new(path: impl Into<PathBuf>) -> io::Result<Datagrams> {
         let socket = UnixDatagram::unbound()?;
         socket.set_nonblocking(true)?;
         Ok(Datagrams {

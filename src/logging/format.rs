@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn each_place_has_its_form() {
-        let line = Line::with(Level::Warn, "worker 17", &[("worker", kv::Value::from(17))]);
+        let line = Line::from_parts(Level::Warn, "worker 17", &[("worker", kv::Value::from(17))]);
         let pid = process::id();
         assert_eq!(
             for_people(now(), &line),
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn no_message_and_no_field_breaks_out_of_its_line() {
         let nasty = "a\nb \"c\" \\n \x1b[2J\x7f\u{9b}\u{202e}\u{2028}\u{1f980}";
-        let line = Line::with(
+        let line = Line::from_parts(
             Level::Info,
             nasty,
             &[

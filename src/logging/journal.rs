@@ -36,7 +36,7 @@ impl AsRawFd for Journal {
 impl Journal {
     pub(super) fn open(name: &str, path: impl Into<PathBuf>) -> io::Result<Journal> {
         Ok(Journal {
-            socket: Datagrams::to(path)?,
+            socket: Datagrams::new(path)?,
             name: name.to_owned(),
         })
     }
@@ -112,7 +112,7 @@ mod tests {
             ("worker", kv::Value::from(17)),
             ("pid", kv::Value::from(4711)),
         ];
-        let line = Line::with(Level::Warn, "worker 17\n\x1b[2J", &fields);
+        let line = Line::from_parts(Level::Warn, "worker 17\n\x1b[2J", &fields);
         let expected = "MESSAGE=worker 17\\n\\x1b[2J\nPRIORITY=4\nSYSLOG_FACILITY=3\nSYSLOG_IDENTIFIER=fdpassd\n\
                         FDPASSD_EVENT=worker_died\nFDPASSD_WORKER=17\nFDPASSD_WORKER_PID=4711\n";
         assert_eq!(
@@ -142,7 +142,7 @@ mod tests {
             ("x\nMESSAGE=é", kv::Value::from(true)),
             ("", kv::Value::null()),
         ];
-        let entry = entry("fdpassd", &Line::with(Level::Info, "x", &fields));
+        let entry = entry("fdpassd", &Line::from_parts(Level::Info, "x", &fields));
         let expected = b"FDPASSD_WHY\n\x0b\0\0\0\0\0\0\0a\nMESSAGE=b\nFDPASSD_X_MESSAGE__=true\nFDPASSD_=null\n";
         assert!(entry.ends_with(expected), "{}", entry.escape_ascii());
         assert_eq!(field_name(&"x".repeat(100)).len(), MAX_NAME_LEN);

@@ -26,7 +26,7 @@ impl Line {
     }
 
     /// Formats all of it now, so that nothing of the caller's runs later.
-    pub(super) fn of(record: &Record) -> Line {
+    pub(super) fn from_record(record: &Record) -> Line {
         let mut line = Line::new(record.level(), text(record.args()));
         // Collecting fields does not fail.
         let _ = record
@@ -111,8 +111,8 @@ impl<'v> VisitValue<'v> for &mut Read {
 #[cfg(test)]
 impl Line {
     /// What becomes of `log::log!` with these fields.
-    pub(super) fn with(level: Level, message: &str, fields: &[(&str, kv::Value)]) -> Line {
-        Line::of(
+    pub(super) fn from_parts(level: Level, message: &str, fields: &[(&str, kv::Value)]) -> Line {
+        Line::from_record(
             &Record::builder()
                 .level(level)
                 .args(format_args!("{message}"))
@@ -148,7 +148,7 @@ mod tests {
             ("peer", kv::Value::from_display(&Broken)),
             ("nothing", kv::Value::null()),
         ];
-        let line = Line::with(Level::Warn, "worker 17 \"died\"\n", &fields);
+        let line = Line::from_parts(Level::Warn, "worker 17 \"died\"\n", &fields);
         assert_eq!(
             (line.level, line.message.as_str()),
             (Level::Warn, "worker 17 \"died\"\n")
@@ -188,7 +188,7 @@ mod tests {
             .zip(keys)
             .map(|(number, key)| (key, kv::Value::from(number)))
             .collect();
-        let line = Line::with(Level::Info, "", &fields);
+        let line = Line::from_parts(Level::Info, "", &fields);
         let expected = [
             ("worker_pid", 1),
             ("event_level", 2),

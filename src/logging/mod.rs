@@ -143,7 +143,7 @@ pub fn copy_of_file() -> Option<File> {
 pub fn start_with(name: &str, settings: &Log, file: Option<File>) -> io::Result<()> {
     let target = match (settings.target, &settings.file, file) {
         (LogTarget::File, Some(path), Some(file)) => {
-            LogDestination::File(path.clone(), LogFile::over(file)?, settings.format)
+            LogDestination::File(path.clone(), LogFile::from_file(file)?, settings.format)
         }
         _ => LogDestination::open(name, settings)?,
     };
@@ -199,7 +199,7 @@ impl log::Log for Facade {
             return;
         }
         if self.enabled(record.metadata()) {
-            let line = Line::of(record);
+            let line = Line::from_record(record);
             with_output(|output| output.line(line, Instant::now()));
         }
     }

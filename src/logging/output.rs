@@ -36,7 +36,7 @@ impl<E: Write> Output<E> {
             torn: false,
             lost_total: 0,
             gap: None,
-            repeats: Repeats::none(),
+            repeats: Repeats::new(),
         }
     }
 
@@ -459,7 +459,7 @@ mod tests {
         let here = listen(&path);
         let output = &mut to(journal_at(&path));
         output.line(
-            Line::with(Level::Warn, "worker 17 died", &[("worker", 17_u64.into())]),
+            Line::from_parts(Level::Warn, "worker 17 died", &[("worker", 17_u64.into())]),
             Instant::now(),
         );
         let entry = received(&here).expect("a datagram");

@@ -22,7 +22,7 @@ struct Last {
 }
 
 impl Repeats {
-    pub(super) const fn none() -> Repeats {
+    pub(super) const fn new() -> Repeats {
         Repeats(None)
     }
 
@@ -61,7 +61,7 @@ mod tests {
 
     /// What is written of messages, each with the ms at which it comes.
     fn written(messages: &[(u64, Level, &str)]) -> Vec<String> {
-        let (mut repeats, mut written) = (Repeats::none(), Vec::new());
+        let (mut repeats, mut written) = (Repeats::new(), Vec::new());
         let began = Instant::now();
         for (at, level, message) in messages {
             let (line, now) = (

@@ -39,7 +39,7 @@ impl Syslog {
             pid: process::id(),
         };
         Ok(Syslog {
-            socket: Datagrams::to(path)?,
+            socket: Datagrams::new(path)?,
             format,
         })
     }

@@ -89,11 +89,11 @@ impl LogFile {
                 }
             }
         };
-        LogFile::over(file)
+        LogFile::from_file(file)
     }
 
     /// One that is open already.
-    pub(super) fn over(file: File) -> io::Result<LogFile> {
+    pub(super) fn from_file(file: File) -> io::Result<LogFile> {
         let is_regular = file.metadata()?.is_file();
         Ok(LogFile { file, is_regular })
     }

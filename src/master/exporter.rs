@@ -68,10 +68,10 @@ impl Exporter {
     /// To be started at once. What it is told is `start`.
     pub(super) fn new(listener: ExporterListener, start: StartExporter, now: Instant) -> Exporter {
         log::info!("metrics are served on {}", listener.address);
-        Exporter::over(listener, None, start, now)
+        Exporter::with_outage(listener, None, start, now)
     }
 
-    fn over(
+    fn with_outage(
         listener: ExporterListener,
         outage: Option<Outage>,
         start: StartExporter,
@@ -102,9 +102,9 @@ impl Exporter {
             Err(e) if has_clients => {
                 let missing =
                     ExporterListener::missing(address).map_err(Error::system("make a socket"))?;
-                Ok(Exporter::over(
+                Ok(Exporter::with_outage(
                     missing,
-                    Some(Outage::after(&e, now)),
+                    Some(Outage::from_error(&e, now)),
                     start,
                     now,
                 ))
@@ -365,7 +365,7 @@ impl Master {
         else {
             return;
         };
-        if !exporter.note_ended(Outage::since(now, ENDED), &self.poller) {
+        if !exporter.note_ended(Outage::new(now, ENDED), &self.poller) {
             return;
         }
         let sentence = format_args!(

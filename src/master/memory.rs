@@ -212,7 +212,7 @@ mod tests {
                 flags,
                 times: (since, 0),
                 bytes,
-                ..Unleased::fresh(client, 0)
+                ..Unleased::new(client, 0)
             }
         };
         let spared = [

@@ -254,7 +254,7 @@ impl Master {
             readable.clear();
             ended.clear();
             for event in &events {
-                match Token::of(event.token) {
+                match Token::from_number(event.token) {
                     Some(Token::Signals) => self.take_signals(now),
                     Some(Token::Worker(id)) => self.attend(id, event.writable, now),
                     Some(Token::Control) => {
@@ -376,32 +376,35 @@ impl Master {
                 Signal::Continue => {}
                 Signal::Terminate | Signal::Interrupt if self.is_echo(signal, now) => {}
                 Signal::Terminate if self.handoff_store.is_some() => {
-                    self.terminate(Asker::signal("SIGTERM"), now)
+                    self.terminate(Asker::from_signal("SIGTERM"), now)
                 }
-                Signal::Terminate => self.stop(Asker::signal("SIGTERM"), now),
-                Signal::Interrupt => self.stop(Asker::signal("SIGINT"), now),
+                Signal::Terminate => self.stop(Asker::from_signal("SIGTERM"), now),
+                Signal::Interrupt => self.stop(Asker::from_signal("SIGINT"), now),
                 Signal::Child => self.reap(now),
                 Signal::User1 => {
-                    if let Err(refusal) = self.reopen_log(Asker::signal("SIGUSR1"), now) {
+                    if let Err(refusal) = self.reopen_log(Asker::from_signal("SIGUSR1"), now) {
                         log::warn!("SIGUSR1: {}", refusal.message);
                     }
                 }
                 Signal::User2 => {
-                    if let Err(refusal) = self.begin_upgrade(Asker::signal("SIGUSR2"), None, now) {
+                    if let Err(refusal) =
+                        self.begin_upgrade(Asker::from_signal("SIGUSR2"), None, now)
+                    {
                         log::warn!("SIGUSR2: {}", refusal.message);
                     }
                 }
                 Signal::Hangup => {
                     // The verdict is in the log and in the status; nobody waits for it.
-                    if let Err(refusal) = self.begin_reload(Asker::signal("SIGHUP"), false, now)
+                    if let Err(refusal) =
+                        self.begin_reload(Asker::from_signal("SIGHUP"), false, now)
                         && refusal.code != RefusalCode::Rejected
                     {
                         log::warn!("SIGHUP: {}", refusal.message);
                         self.tell_reloaded(false, now);
                     }
                 }
-                Signal::TerminalInput => self.step(Asker::signal("SIGTTIN"), 1),
-                Signal::TerminalOutput => self.step(Asker::signal("SIGTTOU"), -1),
+                Signal::TerminalInput => self.step(Asker::from_signal("SIGTTIN"), 1),
+                Signal::TerminalOutput => self.step(Asker::from_signal("SIGTTOU"), -1),
             }
         }
     }

@@ -100,7 +100,7 @@ impl Notifier {
         else {
             return Notifier(None);
         };
-        let socket = match NotifySocket::to(&address) {
+        let socket = match NotifySocket::new(&address) {
             Ok(socket) => socket,
             Err(e) => {
                 log::warn!(

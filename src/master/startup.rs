@@ -114,7 +114,7 @@ impl Master {
             carried_over = goes_on;
             kept = listeners
                 .into_iter()
-                .filter_map(|(record, socket)| Listener::kept(&record, socket).ok())
+                .filter_map(|(record, socket)| Listener::from_record(&record, socket).ok())
                 .collect();
             (keeps, left) = (
                 has.map(|(state_file, handoff)| (state_file, handoff, stored)),
@@ -175,7 +175,7 @@ impl Master {
         control_listener.link(&name);
         let start = exporter::start(&name, &config, control_listener.path());
         let open_exporter = |address| {
-            let own = || OwnListeners::of(&listeners, None, Some(&control_listener));
+            let own = || OwnListeners::from_listeners(&listeners, None, Some(&control_listener));
             Exporter::open(address, start, has_clients, started)
                 .map_err(|e| own().named_in(e, Some(address)))
         };
@@ -216,7 +216,7 @@ impl Master {
             .filter(|(_, uid)| *uid == user);
         let user = known.map_or_else(
             || {
-                User::of(user).unwrap_or_else(|_| User {
+                User::from_uid(user).unwrap_or_else(|_| User {
                     name: user.to_string(),
                     uid: user,
                 })
@@ -315,7 +315,7 @@ impl Master {
         if let Some((state_file, handoff, stored)) = keeps {
             let queues;
             (queues, unpacked) = handoff.take_over();
-            master.handoff_store = Some(HandoffStore::over(queues, state_file, stored));
+            master.handoff_store = Some(HandoffStore::from_parts(queues, state_file, stored));
         } else if restart::is_wanted() {
             master.handoff_store =
                 Some(HandoffStore::new(limit).map_err(Error::system("make handoff queues"))?);

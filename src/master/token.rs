@@ -33,7 +33,7 @@ impl From<Token> for u64 {
 }
 
 impl Token {
-    pub(super) fn of(number: u64) -> Option<Token> {
+    pub(super) fn from_number(number: u64) -> Option<Token> {
         let index = number & ((1 << 56) - 1);
         match number >> 56 {
             0 => Some(Token::Signals),

@@ -33,7 +33,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn of(member: &Member) -> Keeper {
+    fn from_member(member: &Member) -> Keeper {
         Keeper {
             is_well: !member.is_stalled,
             is_released: member.is_released,
@@ -343,7 +343,9 @@ impl Pool {
                 MemberState::Starting { .. } => crew.is_coming |= is_fresh,
                 MemberState::Ready { .. } => {
                     crew.has_well |= !member.is_stalled;
-                    crew.keeper = crew.keeper.max(is_fresh.then(|| Keeper::of(member)));
+                    crew.keeper = crew
+                        .keeper
+                        .max(is_fresh.then(|| Keeper::from_member(member)));
                 }
                 MemberState::Held { .. } | MemberState::Draining { .. } | MemberState::Killed => {}
             }

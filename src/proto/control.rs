@@ -176,7 +176,7 @@ impl Verb {
 
     /// The verb of that name.
     #[must_use]
-    pub fn named(name: &str) -> Option<Verb> {
+    pub fn from_name(name: &str) -> Option<Verb> {
         Verb::ALL.into_iter().find(|verb| verb.as_str() == name)
     }
 }

@@ -51,7 +51,7 @@ impl Note {
     /// Worker: notes that the next commit, of so many bytes `replied`, answers a request for this method, by its number, or
     /// for none (0), with a result or an error.
     #[must_use]
-    pub fn make(
+    pub fn new(
         header: Header<'_>,
         slot: Slot<'_>,
         (method, is_error): (u32, bool),
@@ -337,7 +337,7 @@ mod tests {
         if stores == 0 {
             return false;
         }
-        let note = Note::make(header, slot, (method, is_error), replied);
+        let note = Note::new(header, slot, (method, is_error), replied);
         if stores > 1 {
             slot.commit(answered, replied);
         }

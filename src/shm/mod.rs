@@ -94,7 +94,7 @@ impl Layout {
 
     /// The one of shared memory that a program of another version has made; none for a version that this one does not read.
     #[must_use]
-    pub fn of(version: u32, slots: u32, max_frame: u32) -> Option<Layout> {
+    pub fn with_version(version: u32, slots: u32, max_frame: u32) -> Option<Layout> {
         (1..=LAYOUT_VERSION).contains(&version).then_some(Layout {
             version,
             slots,
@@ -268,7 +268,7 @@ impl MasterShm {
     ///
     /// # Errors
     /// Those of fcntl(2) and mmap(2); `InvalidData` when the file can be cut short, or is not as long as that.
-    pub fn found(file: File, layout: Layout) -> io::Result<MasterShm> {
+    pub fn from_file(file: File, layout: Layout) -> io::Result<MasterShm> {
         if layout.slots > Layout::max_slots(layout.max_frame)
             || !memory::is_sealed(&file, layout.file_len())?
         {

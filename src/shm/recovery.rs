@@ -131,7 +131,7 @@ impl MasterShm {
         let begin = self.layout.bytes_at() + region.start as u64 + u64::from(offset) + part.start;
         // Small regions of several slots share a page.
         if owner == Owner::Dead && length > SMALL_LEN as u64 {
-            return Ok(Stretch::left(&self.file, begin, length));
+            return Ok(Stretch::from_left_bytes(&self.file, begin, length));
         }
         let mut bytes = vec![0; length as usize];
         self.file.read_exact_at(&mut bytes, begin)?;

@@ -34,7 +34,7 @@ struct LeftBytes {
 impl Stretch {
     /// These bytes of the file of a dead worker, from `begin` on, which lie there until they are copied or dropped. No other
     /// bytes that are needed may lie in the same pages.
-    pub(super) fn left(file: &Arc<File>, begin: u64, length: u64) -> Stretch {
+    pub(super) fn from_left_bytes(file: &Arc<File>, begin: u64, length: u64) -> Stretch {
         Stretch(StretchBytes::Left(LeftBytes {
             file: Arc::clone(file),
             begin,
@@ -156,7 +156,7 @@ mod tests {
             source
                 .write_all_at(&bytes, (1 << 20) + offset)
                 .expect("pwrite");
-            let stretch = Stretch::left(&source, (1 << 20) + offset, length);
+            let stretch = Stretch::from_left_bytes(&source, (1 << 20) + offset, length);
             assert!(stretch.len() as u64 == length && stretch.to_vec().expect("pread") == bytes);
             stretch.move_to(&target, 12_345).expect("pwrite");
             let mut moved = vec![0; length as usize];
@@ -170,7 +170,7 @@ mod tests {
     fn bytes_that_are_dropped_give_their_memory_back_and_no_other() {
         let file = file();
         file.write_all_at(&[7; 1 << 20], 0).expect("pwrite");
-        let stretch = Stretch::left(&file, 4 * PAGE + 4, 8 * PAGE);
+        let stretch = Stretch::from_left_bytes(&file, 4 * PAGE + 4, 8 * PAGE);
         assert_eq!(pages(&file), 256);
         drop(stretch);
         assert_eq!(pages(&file), 256 - 9);

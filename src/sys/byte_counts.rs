@@ -63,7 +63,7 @@ pub struct ByteCounts {
 /// the handshake, or of the connection, has to be waited for.
 pub fn read(socket: impl AsFd) -> io::Result<Option<ByteCounts>> {
     let fd = socket.as_fd().as_raw_fd();
-    let mut before = Info::of(fd)?;
+    let mut before = Info::read(fd)?;
     loop {
         let (unread, unacknowledged) = match before.state {
             ESTABLISHED | CLOSE_WAIT => queues(fd)?,
@@ -72,7 +72,7 @@ pub fn read(socket: impl AsFd) -> io::Result<Option<ByteCounts>> {
             SYN_RECV => return Err(io::ErrorKind::WouldBlock.into()),
             _ => return Ok(None),
         };
-        let after = Info::of(fd)?;
+        let after = Info::read(fd)?;
         if before == after {
             let fin = u64::from(after.state == CLOSE_WAIT);
             let received = after.bytes_received.wrapping_sub(unread).wrapping_sub(fin);
@@ -121,7 +121,7 @@ struct Info {
 }
 
 impl Info {
-    fn of(fd: libc::c_int) -> io::Result<Info> {
+    fn read(fd: libc::c_int) -> io::Result<Info> {
         /// The beginning of struct tcp_info of linux/tcp.h; members are only ever added behind.
         #[repr(C)]
         struct TcpInfo {

@@ -23,7 +23,7 @@ impl NotifySocket {
     ///
     /// # Errors
     /// `InvalidInput` for any other address, and those of socket(2). Whether somebody listens there is not asked.
-    pub fn to(address: &OsStr) -> io::Result<NotifySocket> {
+    pub fn new(address: &OsStr) -> io::Result<NotifySocket> {
         let manager = match address.as_bytes() {
             [b'@', name @ ..] if !name.is_empty() => UnixAddr::new_abstract(name)?,
             [b'/', ..] => UnixAddr::new(Path::new(address))?,
@@ -78,7 +78,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("notify");
         let by_path = UnixDatagram::bind(&path).expect("bind");
-        NotifySocket::to(path.as_os_str())
+        NotifySocket::new(path.as_os_str())
             .expect("an address")
             .send(b"READY=1", &[])
             .expect("there is room");
@@ -87,14 +87,14 @@ mod tests {
         let name = path.display().to_string();
         let address = SocketAddr::from_abstract_name(&name).expect("a name");
         let by_name = UnixDatagram::bind_addr(&address).expect("bind");
-        NotifySocket::to(format!("@{name}").as_ref())
+        NotifySocket::new(format!("@{name}").as_ref())
             .expect("an address")
             .send(b"STOPPING=1", &[])
             .expect("there is room");
         assert_eq!(received(&by_name), "STOPPING=1");
 
         for bad in ["", "@", "relative", "vsock:2:1234"] {
-            let error = NotifySocket::to(bad.as_ref()).expect_err(bad);
+            let error = NotifySocket::new(bad.as_ref()).expect_err(bad);
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{bad}");
         }
     }
@@ -104,7 +104,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("notify");
         let manager = UnixDatagram::bind(&path).expect("bind");
-        let socket = NotifySocket::to(path.as_os_str()).expect("an address");
+        let socket = NotifySocket::new(path.as_os_str()).expect("an address");
         let full = (0..100_000)
             .find_map(|_| socket.send(b"WATCHDOG=1", &[]).err())
             .expect("it is full some time");

@@ -53,7 +53,7 @@ impl Executable {
 
     /// The one in this file.
     #[must_use]
-    pub fn of(file: File) -> Executable {
+    pub fn from_file(file: File) -> Executable {
         Executable(file)
     }
 
@@ -129,8 +129,8 @@ impl Executable {
 /// the kernel reports. None if the file has been replaced or removed since.
 #[must_use]
 pub fn program_path() -> Option<PathBuf> {
-    let running = FileId::at("/proc/self/exe").ok()?;
-    let is_running = |path: &PathBuf| FileId::at(path).is_ok_and(|found| found == running);
+    let running = FileId::from_path("/proc/self/exe").ok()?;
+    let is_running = |path: &PathBuf| FileId::from_path(path).is_ok_and(|found| found == running);
     let called = PathBuf::from(std::env::args_os().next().unwrap_or_default());
     let directories: Vec<PathBuf> = match called.as_os_str().as_bytes().contains(&b'/') {
         true => vec![PathBuf::new()],
@@ -154,7 +154,8 @@ pub fn is_parents_program() -> bool {
             .map(|process| File::open(format!("/proc/{process}/exe")));
         let (own, parents) = (own?, parents?);
         Ok::<bool, io::Error>(
-            FileId::of(&own)? == FileId::of(&parents)? || have_same_content(&own, &parents)?,
+            FileId::from_fd(&own)? == FileId::from_fd(&parents)?
+                || have_same_content(&own, &parents)?,
         )
     };
     compared().unwrap_or(false)
@@ -369,11 +370,11 @@ impl FileId {
     ///
     /// # Errors
     /// Those of stat(2) on /proc/self/fd.
-    pub fn of(file: impl AsFd) -> io::Result<FileId> {
-        FileId::at(format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()))
+    pub fn from_fd(file: impl AsFd) -> io::Result<FileId> {
+        FileId::from_path(format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()))
     }
 
-    fn at(path: impl AsRef<Path>) -> io::Result<FileId> {
+    fn from_path(path: impl AsRef<Path>) -> io::Result<FileId> {
         fs::metadata(path).map(|found| FileId {
             device: found.dev(),
             number: found.ino(),
@@ -390,10 +391,9 @@ pub fn kill_writers(file: FileId) -> io::Result<()> {
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     for pid in pids.filter(|pid| *pid != std::process::id()) {
-        if [1, 2]
-            .iter()
-            .any(|fd| FileId::at(format!("/proc/{pid}/fd/{fd}")).is_ok_and(|found| found == file))
-        {
+        if [1, 2].iter().any(|fd| {
+            FileId::from_path(format!("/proc/{pid}/fd/{fd}")).is_ok_and(|found| found == file)
+        }) {
             // It may have ended since.
             let _ = kill(pid_of(pid), Signal::SIGKILL);
         }

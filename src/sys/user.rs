@@ -30,7 +30,7 @@ impl User {
                 name: user.name,
                 uid: user.uid.as_raw(),
             })),
-            None => number(wanted).map(User::of).transpose(),
+            None => number(wanted).map(User::from_uid).transpose(),
         }
     }
 
@@ -38,7 +38,7 @@ impl User {
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub fn of(uid: u32) -> io::Result<User> {
+    pub fn from_uid(uid: u32) -> io::Result<User> {
         let user = found(nix::unistd::User::from_uid(Uid::from_raw(uid)))?;
         Ok(User {
             name: user.map_or_else(|| uid.to_string(), |user| user.name),
@@ -141,7 +141,7 @@ pub enum Holder {
 impl Holder {
     /// That of the directory at this path, which may be no symbolic link.
     #[must_use]
-    pub fn of(directory: &Path) -> Holder {
+    pub fn read(directory: &Path) -> Holder {
         let own = nix::unistd::geteuid().as_raw();
         match fs::symlink_metadata(directory) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Holder::Nobody,
@@ -226,22 +226,22 @@ mod tests {
     fn a_directory_is_ours_only_if_nobody_else_can_write_there() {
         let place = tempfile::tempdir().expect("a directory");
         let (folder, link) = (place.path().join("folder"), place.path().join("link"));
-        assert_eq!(Holder::of(&folder), Holder::Nobody);
+        assert_eq!(Holder::read(&folder), Holder::Nobody);
         fs::create_dir(&folder)
             .and_then(|()| std::os::unix::fs::symlink(&folder, &link))
             .expect("it is ours");
         let holder = |mode| {
             fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(mode))
                 .expect("it is ours");
-            Holder::of(&folder)
+            Holder::read(&folder)
         };
         assert_eq!(
             [0o700, 0o755, 0o770, 0o702].map(holder),
             [Holder::Us, Holder::Us, Holder::Others, Holder::Others]
         );
         assert_eq!(holder(0o700), Holder::Us);
-        assert_eq!(Holder::of(&link), Holder::Others);
-        assert_eq!(Holder::of(Path::new("/proc/version")), Holder::Others);
+        assert_eq!(Holder::read(&link), Holder::Others);
+        assert_eq!(Holder::read(Path::new("/proc/version")), Holder::Others);
     }
 
     #[test]

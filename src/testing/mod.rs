@@ -141,8 +141,8 @@ impl Setup {
             .stderr(Stdio::piped())
             .process_group(0);
         let mut master = self.command.spawn().map_err(Error::setup)?;
-        let output = ProcessOutput::of(master.stdout.take().expect("it is piped"));
-        let log = ProcessOutput::of(master.stderr.take().expect("it is piped"));
+        let output = ProcessOutput::from_pipe(master.stdout.take().expect("it is piped"));
+        let log = ProcessOutput::from_pipe(master.stderr.take().expect("it is piped"));
         let control = Address::Unix(control);
         let mut running = Running {
             master,
@@ -603,7 +603,7 @@ struct WrittenOutput {
 }
 
 impl ProcessOutput {
-    fn of(pipe: impl Into<OwnedFd>) -> Arc<ProcessOutput> {
+    fn from_pipe(pipe: impl Into<OwnedFd>) -> Arc<ProcessOutput> {
         let source = File::from(pipe.into());
         let readable = source.try_clone().expect("there is room for a descriptor");
         let written = WrittenOutput {
@@ -612,7 +612,7 @@ impl ProcessOutput {
             ended: false,
         };
         let output = Arc::new(ProcessOutput {
-            pipe: FileId::of(&readable).expect("it is open"),
+            pipe: FileId::from_fd(&readable).expect("it is open"),
             written: Mutex::new(written),
             more: Condvar::new(),
         });
@@ -721,8 +721,8 @@ mod tests {
             .process_group(0)
             .spawn()
             .expect("sh");
-        let output = ProcessOutput::of(master.stdout.take().expect("piped"));
-        let log = ProcessOutput::of(master.stderr.take().expect("piped"));
+        let output = ProcessOutput::from_pipe(master.stdout.take().expect("piped"));
+        let log = ProcessOutput::from_pipe(master.stderr.take().expect("piped"));
         Running {
             master,
             output,

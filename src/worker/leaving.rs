@@ -126,7 +126,7 @@ impl WorkerLoop<'_> {
         match connection.waits {
             WaitingFor::Request => self.give_one_turn(slot, &Purpose::Cut, service),
             WaitingFor::Bytes => {
-                let fault = Fault::of(Code::ShuttingDown, "the daemon is stopping");
+                let fault = Fault::from_code(Code::ShuttingDown, "the daemon is stopping");
                 self.give_one_turn(slot, &Purpose::Reject(&fault), service);
             }
             WaitingFor::Room | WaitingFor::Turn | WaitingFor::End => {}

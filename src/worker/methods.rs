@@ -324,7 +324,7 @@ impl From<Failure> for Fault {
     fn from(failure: Failure) -> Fault {
         match failure {
             Failure::Fault(fault) => fault,
-            Failure::Panicked | Failure::Broken(_) => Fault::of(
+            Failure::Panicked | Failure::Broken(_) => Fault::from_code(
                 Code::Crashed,
                 "the method crashed while it ran this request",
             ),

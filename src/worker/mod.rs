@@ -306,7 +306,7 @@ impl<'c> WorkerLoop<'c> {
             .overloads()
             .filter(|_| !self.leaving && self.broken.is_none())
         {
-            let fault = Fault::of(
+            let fault = Fault::from_code(
                 Code::Overloaded,
                 "too much is buffered here; your unfinished frame was the oldest",
             );
@@ -482,7 +482,7 @@ impl<'c> WorkerLoop<'c> {
         };
         let (client, peer, waits) = (connection.client, connection.peer, connection.waits);
         log::debug!("client {client} ({peer}) was waited for long enough ({waits:?}); closing it");
-        let late = Fault::of(
+        let late = Fault::from_code(
             Code::Timeout,
             "the frame was not complete within frame-timeout",
         );

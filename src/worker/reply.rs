@@ -49,10 +49,10 @@ impl Fault {
 
     /// The `params` are not what the method takes.
     pub fn bad_params(message: impl Into<String>) -> Fault {
-        Fault::of(Code::BadParams, message)
+        Fault::from_code(Code::BadParams, message)
     }
 
-    pub(crate) fn of(code: Code, message: impl Into<String>) -> Fault {
+    pub(crate) fn from_code(code: Code, message: impl Into<String>) -> Fault {
         Fault::new(code.as_str(), message)
     }
 
@@ -122,7 +122,7 @@ impl<'a> Reply<'a> {
         self.begin()?;
         serde_json::to_writer(&mut self.out, result).map_err(|e| match e.is_io() {
             true => self.too_long(),
-            false => Fault::of(
+            false => Fault::from_code(
                 Code::Internal,
                 format!("the result cannot be written as JSON: {e}"),
             ),
@@ -135,7 +135,10 @@ impl<'a> Reply<'a> {
         // write into what its parent sends by now.
         fork::end_child();
         if self.has_result {
-            return Err(Fault::of(Code::Internal, "the method gave two results"));
+            return Err(Fault::from_code(
+                Code::Internal,
+                "the method gave two results",
+            ));
         }
         self.has_result = true;
         rpc::open(&mut self.out, self.name).map_err(|_| self.too_long())
@@ -147,7 +150,7 @@ impl<'a> Reply<'a> {
 
     fn too_long(&self) -> Fault {
         let most = self.out.buffer.len() - PREFIX;
-        Fault::of(
+        Fault::from_code(
             Code::Internal,
             format!("the reply is longer than the {most} bytes that it may be"),
         )
@@ -178,7 +181,7 @@ pub(crate) fn write_fault(buffer: &mut [u8], order: ByteOrder, fault: &Fault) ->
     write_fault(
         buffer,
         order,
-        &Fault::of(Code::Internal, "the error's code is too long"),
+        &Fault::from_code(Code::Internal, "the error's code is too long"),
     )
 }
 

@@ -33,7 +33,7 @@ pub(crate) enum Error {
 pub(crate) fn run<S: 'static>(methods: Methods<S>) -> Result<(), Error> {
     let no_master =
         |e: io::Error| Error::NoMaster(format!("workers are started by their master: {e}"));
-    let mut channel = Channel::over(fd::take_stdin().map_err(no_master)?);
+    let mut channel = Channel::new(fd::take_stdin().map_err(no_master)?);
     let (start, descriptors) = hear_start(&channel).map_err(no_master)?;
     // So that what methods start can be told from all others, and ends with this process. It fails for one that was run by
     // hand, which has no methods to run.

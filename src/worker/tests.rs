@@ -69,7 +69,7 @@ impl Master {
                 channel,
                 sockets: Vec::new(),
             },
-            Channel::over(theirs),
+            Channel::new(theirs),
         )
     }
 

@@ -126,7 +126,7 @@ pub(super) fn turn(
     if !parked {
         answer::forgive(&mut flags);
     }
-    let overloaded = Purpose::Reject(&Fault::of(
+    let overloaded = Purpose::Reject(&Fault::from_code(
         Code::Overloaded,
         "there is too little memory for your unfinished frame",
     ));
@@ -390,7 +390,7 @@ impl Turn<'_, '_> {
             Next::TooLarge { length } => {
                 let message =
                     format!("a frame of {length} bytes is longer than max-frame, {limit} bytes");
-                self.reply_last(&Fault::of(Code::TooLarge, message));
+                self.reply_last(&Fault::from_code(Code::TooLarge, message));
                 None
             }
         }
@@ -441,7 +441,7 @@ impl Turn<'_, '_> {
         let may_answer = !self.flags.closing && !self.blocked && !self.tools.has_reached_limit();
         if self.flags.half_closed && may_answer && self.ends_in_a_frame() {
             let message = "the connection ended in the middle of a frame";
-            self.reply_last(&Fault::of(Code::BadRequest, message));
+            self.reply_last(&Fault::from_code(Code::BadRequest, message));
         }
         let sent = if self.blocked {
             0

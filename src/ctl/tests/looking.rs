@@ -357,7 +357,7 @@ fn metrics_are_text_for_programs_and_act_on_no_terminal() {
         "a\x1b[2J\nb\n"
     );
     let seen =
-        Daemon::that_says([hostile()]).asked_seen(&["metrics"], Seen::of(true, true, |_| None));
+        Daemon::that_says([hostile()]).asked_seen(&["metrics"], Seen::new(true, true, |_| None));
     assert_eq!(seen.out, "a\\x1b[2J\nb\n");
 }
 

@@ -141,7 +141,7 @@ fn every_event_is_a_line_while_something_goes_on_unless_nobody_wants_to_know() {
 
 #[test]
 fn on_a_terminal_there_is_one_line_and_at_the_end_none() {
-    let ran = reloading().asked_seen(&["reload"], Seen::of(false, true, |_| None));
+    let ran = reloading().asked_seen(&["reload"], Seen::new(false, true, |_| None));
     assert_eq!((ran.exit, ran.out.as_str()), (ExitStatus::Done, APPLIED));
     let drawn: Vec<_> = ran.err.split('\r').collect();
     assert_eq!(drawn[..2], ["", "reloading\x1b[K"], "{:?}", ran.err);
@@ -152,7 +152,7 @@ fn on_a_terminal_there_is_one_line_and_at_the_end_none() {
     assert_eq!(drawn[drawn.len() - 2..], last, "{:?}", ran.err);
     assert!(!ran.err.contains('\n'));
 
-    let narrow = Seen::of(false, true, |key| (key == "COLUMNS").then(|| "20".into()));
+    let narrow = Seen::new(false, true, |key| (key == "COLUMNS").then(|| "20".into()));
     let ran = reloading().asked_seen(&["reload"], narrow);
     assert!(
         ran.err
@@ -358,7 +358,7 @@ fn events_are_a_line_each_in_words_and_in_json_and_those_forgotten_are_counted()
         )
     );
     let seen = Daemon::that_answers(|_, _| Some(events(&[DIED], 3, 0)))
-        .asked_seen(&["events"], Seen::of(true, true, |_| None));
+        .asked_seen(&["events"], Seen::new(true, true, |_| None));
     assert!(
         seen.out.contains("Z \x1b[33mwarn \x1b[0m worker_died "),
         "{:?}",

@@ -46,7 +46,7 @@ pub(crate) struct Unleased {
 
 impl Unleased {
     /// A client that was accepted just now.
-    pub(crate) fn fresh(client: Client, now: u64) -> Unleased {
+    pub(crate) fn new(client: Client, now: u64) -> Unleased {
         let bytes = ClientBytes::default();
         Unleased {
             client,

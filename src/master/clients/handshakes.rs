@@ -93,7 +93,7 @@ impl Master {
                 Err((why, client)) => match why.kind() {
                     std::io::ErrorKind::WouldBlock => clients.push((slot, client)),
                     std::io::ErrorKind::ConnectionAborted => self.forget(client),
-                    _ => self.lose(Loss::of(&why), &why, client),
+                    _ => self.lose(Loss::from_error(&why), &why, client),
                 },
             }
         }
@@ -107,7 +107,7 @@ impl Master {
             handshakes
                 .clients
                 .into_iter()
-                .for_each(|(_, client)| self.lose(Loss::of(&why), &why, client));
+                .for_each(|(_, client)| self.lose(Loss::from_error(&why), &why, client));
         }
     }
 }

@@ -152,7 +152,7 @@ impl Leases {
 
     /// Those of a worker that another master had, as its handoff queue tells of them: slot, generation, client. Of two in one slot, and
     /// of one in a slot that there is not, nobody can tell what is true.
-    pub(crate) fn found(slots: u32, clients: Vec<(u32, u32, Client)>) -> Leases {
+    pub(crate) fn from_records(slots: u32, clients: Vec<(u32, u32, Client)>) -> Leases {
         let mut leases = Leases::new(slots);
         for (slot, lease_number, client) in clients.into_iter().filter(|(slot, _, _)| *slot < slots)
         {

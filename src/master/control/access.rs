@@ -40,7 +40,7 @@ pub(crate) struct ControlPeer {
 
 impl ControlPeer {
     /// Who is at the other end.
-    pub(crate) fn of(socket: impl AsFd) -> io::Result<ControlPeer> {
+    pub(crate) fn from_socket(socket: impl AsFd) -> io::Result<ControlPeer> {
         let credentials = socket::credentials(&socket)?;
         // A kernel that does not tell them lets nobody in by them.
         let mut groups = socket::groups(&socket).unwrap_or_default();

@@ -24,7 +24,7 @@ impl Master {
             Ok(request) => (request.method, request.params),
             Err(reason) => return client.refuse(RefusalCode::BadRequest, &reason),
         };
-        let Some(verb) = Verb::named(&method) else {
+        let Some(verb) = Verb::from_name(&method) else {
             return client.refuse(
                 RefusalCode::UnknownVerb,
                 &format!("there is no verb {method:?}"),

@@ -152,7 +152,7 @@ impl ControlClients {
                     return;
                 }
             };
-            let Ok(peer) = ControlPeer::of(&socket) else {
+            let Ok(peer) = ControlPeer::from_socket(&socket) else {
                 continue;
             };
             let mut client = ControlClient::new(socket, peer, now);
@@ -318,7 +318,7 @@ impl ControlClients {
         now: Instant,
     ) {
         for (socket, snapshot) in clients {
-            let Ok(peer) = ControlPeer::of(&socket) else {
+            let Ok(peer) = ControlPeer::from_socket(&socket) else {
                 continue;
             };
             let mut client = ControlClient::new(socket, peer, now);
@@ -512,7 +512,7 @@ impl Master {
         let begin = Instant::now();
         let ready = events
             .iter()
-            .filter_map(|event| match Token::of(event.token) {
+            .filter_map(|event| match Token::from_number(event.token) {
                 Some(Token::ControlClient(number)) => Some((number, event)),
                 _ => None,
             });

@@ -176,7 +176,7 @@ impl Master {
         let outage = store
             .canaries
             .outage
-            .get_or_insert_with(|| Outage::since(now, reason));
+            .get_or_insert_with(|| Outage::new(now, reason));
         outage.failed(&Error::Unavailable(reason.to_owned()), now);
         if is_first {
             let sentence = format_args!("a restart would lose all clients: {reason}; trying again");

@@ -109,7 +109,7 @@ impl Inherited {
             names: kept.iter().map(|(name, _)| name.clone()).collect(),
             ..Stored::default()
         };
-        let (mut sorted, mut faults) = (Sorted::of(kept), Vec::new());
+        let (mut sorted, mut faults) = (Sorted::from_stored(kept), Vec::new());
         let (state_file, saved_state) = read_state_file(sorted.state_file.take(), &mut faults);
         if state_file.is_none() {
             stored.spoil(STATE_FILE_NAME);
@@ -230,7 +230,7 @@ impl Stored {
 }
 
 impl Sorted {
-    fn of(kept: Vec<(String, OwnedFd)>) -> Sorted {
+    fn from_stored(kept: Vec<(String, OwnedFd)>) -> Sorted {
         let mut sorted = Sorted::default();
         for (name, descriptor) in kept {
             match name.split_once('.').unwrap_or((&name, "")) {
@@ -272,7 +272,7 @@ fn read_state_file(
         faults.push("the state file is missing: figures begin anew".to_owned());
         return (None, None);
     };
-    match StateFile::found(File::from(found)).and_then(|state_file| {
+    match StateFile::open(File::from(found)).and_then(|state_file| {
         state_file
             .read()
             .map(|saved_state| (state_file, saved_state))
@@ -304,13 +304,13 @@ fn pair_up(
             paired.insert(
                 number,
                 QueueEnds {
-                    into: Channel::over(into),
-                    out: Channel::over(out),
+                    into: Channel::new(into),
+                    out: Channel::new(out),
                 },
             );
         }
     }
-    (paired, out.into_values().map(Channel::over).collect())
+    (paired, out.into_values().map(Channel::new).collect())
 }
 
 /// Each listener with its record. Of one that the state file does not tell of the address is known, and no more.
@@ -338,7 +338,7 @@ fn find_listeners(
             .find(|record| record.number == number && record.address == address);
         let record = recorded
             .cloned()
-            .unwrap_or_else(|| ListenerRecord::at(number, address));
+            .unwrap_or_else(|| ListenerRecord::with_address(number, address));
         listeners.push((record, socket));
     }
     listeners

@@ -42,7 +42,7 @@ pub(crate) struct OrphanedShm {
 
 impl HandoffQueues {
     /// So many that all of these clients find room.
-    pub(crate) fn make(clients: u64) -> io::Result<HandoffQueues> {
+    pub(crate) fn new(clients: u64) -> io::Result<HandoffQueues> {
         HandoffQueues::complete(BTreeMap::new(), clients).map(|(queues, _)| queues)
     }
 
@@ -67,7 +67,7 @@ impl HandoffQueues {
                 Some(ends) => ends,
                 None => {
                     new.push(number);
-                    QueueEnds::make()?
+                    QueueEnds::new()?
                 }
             });
         }
@@ -75,7 +75,7 @@ impl HandoffQueues {
     }
 
     /// Those of a master that goes on.
-    pub(crate) fn again(ends: Vec<QueueEnds>) -> HandoffQueues {
+    pub(crate) fn from_ends(ends: Vec<QueueEnds>) -> HandoffQueues {
         HandoffQueues(ends)
     }
 
@@ -134,13 +134,13 @@ impl HandoffQueues {
 }
 
 impl QueueEnds {
-    fn make() -> io::Result<QueueEnds> {
+    fn new() -> io::Result<QueueEnds> {
         let (into, out) = Channel::pair()?;
         // As much as there is to be had. Less is more handoff queues full, and no harm.
         let _ = socket::want_send_buffer(&into, BUFFER_LEN);
         Ok(QueueEnds {
             into,
-            out: Channel::over(out),
+            out: Channel::new(out),
         })
     }
 }

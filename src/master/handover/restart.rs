@@ -76,15 +76,15 @@ pub(crate) fn is_wanted() -> bool {
 impl HandoffStore {
     /// With all of it new, for as many clients as there can ever be: a reload may want more than now.
     pub(crate) fn new(clients: u64) -> std::io::Result<HandoffStore> {
-        Ok(HandoffStore::over(
-            HandoffQueues::make(clients)?,
+        Ok(HandoffStore::from_parts(
+            HandoffQueues::new(clients)?,
             StateFile::new()?,
             Stored::default(),
         ))
     }
 
     /// With what a master before has left, which the service manager has.
-    pub(crate) fn over(
+    pub(crate) fn from_parts(
         queues: HandoffQueues,
         state_file: StateFile,
         stored: Stored,
@@ -246,7 +246,7 @@ impl Master {
     pub(crate) fn saved_state(&self) -> SavedState {
         SavedState {
             config: self.config.to_toml(),
-            identities: Some(Identities::of(&self.config)),
+            identities: Some(Identities::from_config(&self.config)),
             user: Some(self.control.roles.user()),
             config_file: self.config_file.clone(),
             config_keys: self.config_keys.clone(),
@@ -427,7 +427,7 @@ impl Master {
         let mut leases = crate::master::clients::leases::Leases::new(self.layout.slots());
         for unleased in waiting {
             if let Err((reason, client)) = leases.give(unleased, &shm) {
-                self.lose(Loss::of(&reason), &reason, client);
+                self.lose(Loss::from_error(&reason), &reason, client);
             }
         }
         let (slots, longest) = (self.layout.slots(), self.layout.max_frame());
@@ -506,7 +506,7 @@ impl Master {
         for left in unpacked.take_left() {
             for (reason, client) in left.lost {
                 self.clients += 1;
-                self.lose(Loss::of(&reason), &reason, client);
+                self.lose(Loss::from_error(&reason), &reason, client);
             }
             let recovered: Vec<_> = left
                 .recovered

@@ -162,7 +162,7 @@ impl UpgradeSnapshot {
     pub(crate) fn check(&self) -> Result<Loaded, String> {
         check_version(self.version, self.oldest)
             .map_err(|why| format!("its state cannot be read: {why}"))?;
-        if Layout::of(self.layout, 1, 1).is_none() {
+        if Layout::with_version(self.layout, 1, 1).is_none() {
             return Err(format!(
                 "the shared memory of its workers has layout {}, which it does not know",
                 self.layout
@@ -221,12 +221,12 @@ impl UpgradeSnapshot {
                 leases,
                 ..
             } = snapshot;
-            let layout =
-                Layout::of(self.layout, slots, longest).ok_or(io::ErrorKind::InvalidData)?;
-            let shm = MasterShm::found(File::from(left.take(shm)?), layout)?;
-            let channel = Channel::over(left.take(channel)?);
+            let layout = Layout::with_version(self.layout, slots, longest)
+                .ok_or(io::ErrorKind::InvalidData)?;
+            let shm = MasterShm::from_file(File::from(left.take(shm)?), layout)?;
+            let channel = Channel::new(left.take(channel)?);
             let leases = Leases::from_snapshot(slots, leases, |number| left.take(number))?;
-            let mut worker = Worker::over(
+            let mut worker = Worker::adopt(
                 (id, pid, seat, generation),
                 channel,
                 shm,
@@ -237,11 +237,11 @@ impl UpgradeSnapshot {
             // A snapshot is made when none is starting.
             worker.has_been_ready = true;
             if let Some(counters) = counters {
-                worker.believed = Believed::until(counters, Instant::now());
+                worker.believed = Believed::with_counters(counters, Instant::now());
             }
             workers.push((worker, is_held));
         }
-        let control = Some(ControlListener::again(
+        let control = Some(ControlListener::from_fd(
             left.take(self.control.0)?,
             &self.control.1.0,
         ));
@@ -252,8 +252,8 @@ impl UpgradeSnapshot {
         let mut ends = Vec::new();
         for (into, out) in self.handoff_queues {
             ends.push(QueueEnds {
-                into: Channel::over(left.take(into)?),
-                out: Channel::over(left.take(out)?),
+                into: Channel::new(left.take(into)?),
+                out: Channel::new(left.take(out)?),
             });
         }
         let state_file = self
@@ -262,7 +262,7 @@ impl UpgradeSnapshot {
             .transpose()?
             .map(File::from);
         let state_file = state_file
-            .map(StateFile::found)
+            .map(StateFile::open)
             .transpose()
             .map_err(io::Error::other)?;
         let mut take = |number| left.take(number);
@@ -275,7 +275,7 @@ impl UpgradeSnapshot {
             .handed
             .into_iter()
             .map(|(name, number)| Ok((name, take(number)?)));
-        let handed = Handed::again(handed.collect::<io::Result<_>>()?);
+        let handed = Handed::from_named(handed.collect::<io::Result<_>>()?);
         let control_clients = self.control_clients.into_iter();
         let control_clients = control_clients
             .filter_map(|client| Some((take(client.socket).ok()?, client)))
@@ -298,7 +298,7 @@ impl UpgradeSnapshot {
         let kept = state_file.map(|state_file| {
             (
                 state_file,
-                ReceivedHandoff::empty(HandoffQueues::again(ends)),
+                ReceivedHandoff::empty(HandoffQueues::from_ends(ends)),
             )
         });
         let stored = Stored {

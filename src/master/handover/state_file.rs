@@ -123,7 +123,7 @@ pub(crate) struct SavedState {
 
 impl SavedState {
     /// What another version wrote. A member that cannot be read is left out, and the others count.
-    fn of_json(text: &[u8]) -> Result<SavedState, String> {
+    fn from_json(text: &[u8]) -> Result<SavedState, String> {
         let mut members: Map<String, Value> =
             serde_json::from_slice(text).map_err(|e| e.to_string())?;
         members.retain(|name, value| {
@@ -143,12 +143,12 @@ pub(crate) struct StateFile {
 
 impl StateFile {
     pub(crate) fn new() -> io::Result<StateFile> {
-        let state_file = StateFile::over(sealed_file(c"state-file", FILE_LEN)?)?;
+        let state_file = StateFile::from_file(sealed_file(c"state-file", FILE_LEN)?)?;
         state_file.mark();
         Ok(state_file)
     }
 
-    fn over(file: File) -> io::Result<StateFile> {
+    fn from_file(file: File) -> io::Result<StateFile> {
         Ok(StateFile {
             words: Words::map(&file, WORDS)?,
             file,
@@ -162,11 +162,11 @@ impl StateFile {
     }
 
     /// One that another master wrote. It stays what it is until this one writes.
-    pub(crate) fn found(file: File) -> Result<StateFile, String> {
+    pub(crate) fn open(file: File) -> Result<StateFile, String> {
         if !is_sealed(&file, FILE_LEN).map_err(|e| e.to_string())? {
             return Err("it is not a state file of this version".to_owned());
         }
-        let state_file = StateFile::over(file).map_err(|e| e.to_string())?;
+        let state_file = StateFile::from_file(file).map_err(|e| e.to_string())?;
         let word = |index: usize| state_file.words[index].load(Ordering::Acquire);
         check_version(word(WHAT), word(WHAT_FOR)).map(|()| state_file)
     }
@@ -225,7 +225,7 @@ impl StateFile {
         self.file
             .read_exact_at(&mut text, PAGE + index * HALF_LEN)
             .map_err(|e| e.to_string())?;
-        SavedState::of_json(&text)
+        SavedState::from_json(&text)
     }
 }
 
@@ -245,7 +245,7 @@ mod tests {
             state_file.write(&written(events)).expect("there is room");
             state_file.note(events * 10, events, events + 1);
             let again =
-                StateFile::found(state_file.file().try_clone().expect("dup")).expect("it is one");
+                StateFile::open(state_file.file().try_clone().expect("dup")).expect("it is one");
             assert_eq!(again.read().expect("it is whole").events, events);
             let figures = (again.next_client(), again.refused(), again.clients());
             assert_eq!(figures, (events * 10, events, Some(events + 1)));
@@ -266,7 +266,7 @@ mod tests {
                 |number| u64::from_le_bytes([b'f', b'd', b'p', b'a', b's', b's', b'd', number]);
             state_file.words[WHAT].store(word(version), Ordering::Relaxed);
             state_file.words[WHAT_FOR].store(word(oldest), Ordering::Relaxed);
-            StateFile::found(state_file.file().try_clone().expect("dup")).map(drop)
+            StateFile::open(state_file.file().try_clone().expect("dup")).map(drop)
         };
         for (version, oldest) in [(1, 0), (2, 2), (3, 2), (200, 1)] {
             found(version, oldest).expect("it can be read");
@@ -280,20 +280,20 @@ mod tests {
         }
         state_file.words[WHAT].store(7, Ordering::Relaxed);
         assert!(
-            StateFile::found(state_file.file().try_clone().expect("dup")).is_err(),
+            StateFile::open(state_file.file().try_clone().expect("dup")).is_err(),
             "it is nothing of fdpassd"
         );
-        assert!(StateFile::found(sealed_file(c"x", 4096).expect("memfd")).is_err());
-        assert!(StateFile::found(File::open("/dev/null").expect("open")).is_err());
+        assert!(StateFile::open(sealed_file(c"x", 4096).expect("memfd")).is_err());
+        assert!(StateFile::open(File::open("/dev/null").expect("open")).is_err());
     }
 
     #[test]
     fn members_that_cannot_be_read_are_left_out_and_no_others() {
         let text =
             br#"{"events":7,"log_level":"shout","new":{"a":[1]},"seats":[{"spawned":3}],"count":[],"tally":{"sum":5}}"#;
-        let read = SavedState::of_json(text).expect("it is JSON");
+        let read = SavedState::from_json(text).expect("it is JSON");
         assert_eq!((read.events, read.log_level, read.count), (7, None, None));
         assert_eq!((read.seats[0].spawned, read.tally.sum), (3, 5));
-        assert!(SavedState::of_json(b"[]").is_err());
+        assert!(SavedState::from_json(b"[]").is_err());
     }
 }

@@ -148,15 +148,15 @@ impl Unpacked {
         let arrived = descriptors.len();
         match HandoffMessage::decode(datagram) {
             Ok(HandoffMessage::Shm(record)) => {
-                let layout =
-                    Layout::of(record.layout, record.slots, record.longest).ok_or_else(|| {
+                let layout = Layout::with_version(record.layout, record.slots, record.longest)
+                    .ok_or_else(|| {
                         io::Error::other(format!("its layout has the number {}", record.layout))
                     });
                 let file: io::Result<File> = descriptors
                     .pop()
                     .map(File::from)
                     .ok_or_else(|| io::ErrorKind::InvalidData.into());
-                match layout.and_then(|layout| MasterShm::found(file?, layout)) {
+                match layout.and_then(|layout| MasterShm::from_file(file?, layout)) {
                     Ok(shm) => drop(self.shms.insert(record.worker, (*record, shm))),
                     Err(e) => self.faults.push(format!(
                         "the shared memory of worker {} cannot be used: {e}",
@@ -295,7 +295,7 @@ impl Unpacked {
         let left_of = |(worker, clients)| {
             let (record, shm) = self.shms.get(&worker)?;
             shm.settle();
-            let left = Leases::found(record.slots, clients).into_left(
+            let left = Leases::from_records(record.slots, clients).into_left(
                 shm,
                 shm.header().final_writes(),
                 false,

@@ -133,7 +133,8 @@ impl Master {
         let length = told.metadata()?.len();
         let stdin = told.try_clone()?.into();
         let arguments = [CHECK.to_owned(), length.to_string()];
-        let pid = Executable::of(executable.try_clone()?).spawn(&self.name, &arguments, stdin)?;
+        let pid =
+            Executable::from_file(executable.try_clone()?).spawn(&self.name, &arguments, stdin)?;
         Ok(Check { pid, told, length })
     }
 
@@ -200,7 +201,7 @@ impl Master {
                 left_open.push(file.as_fd());
                 left_open.extend(log.as_ref().map(AsFd::as_fd));
                 let arguments = [RESUME.to_owned(), file.as_raw_fd().to_string()];
-                Executable::of(executable).become_it(&self.name, &arguments, &left_open)
+                Executable::from_file(executable).become_it(&self.name, &arguments, &left_open)
             }
             Err(e) => e,
         };

@@ -194,7 +194,7 @@ impl Master {
             ..worker.candidate(is_rescue, 0)
         };
         if let Err((reason, client)) = leased {
-            self.lose(Loss::of(&reason), &reason, client);
+            self.lose(Loss::from_error(&reason), &reason, client);
         }
     }
 
@@ -230,7 +230,7 @@ impl Master {
             let chosen = self.dispatcher.pick(candidates).expect("one has room");
             self.lease(
                 chosen,
-                Unleased::fresh(client, clock::monotonic()),
+                Unleased::new(client, clock::monotonic()),
                 candidates,
                 false,
             );
@@ -328,7 +328,7 @@ impl Master {
         for recovered in back {
             match recovered {
                 Ok(unleased) => self.unleased.push_back(unleased),
-                Err((reason, client)) => self.lose(Loss::of(&reason), &reason, client),
+                Err((reason, client)) => self.lose(Loss::from_error(&reason), &reason, client),
             }
         }
     }

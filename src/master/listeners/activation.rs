@@ -31,7 +31,7 @@ impl Handed {
     ///
     /// # Errors
     /// When the environment contradicts itself, or what it speaks of is not there.
-    pub fn take() -> Result<Handed, Error> {
+    pub fn from_environment() -> Result<Handed, Error> {
         let fail = |why: String| {
             Error::Unavailable(format!("cannot take over the sockets of systemd: {why}"))
         };
@@ -46,7 +46,7 @@ impl Handed {
     }
 
     /// What was handed over to this process when it was another program.
-    pub(crate) fn again(named: Vec<(String, OwnedFd)>) -> Handed {
+    pub(crate) fn from_named(named: Vec<(String, OwnedFd)>) -> Handed {
         Handed(named)
     }
 

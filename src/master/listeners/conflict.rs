@@ -17,7 +17,7 @@ use crate::proto::names::Address;
 pub(crate) struct OwnListeners(Vec<(Address, &'static str)>);
 
 impl OwnListeners {
-    pub(crate) fn of<'l>(
+    pub(crate) fn from_listeners<'l>(
         listeners: impl IntoIterator<Item = &'l Listener>,
         exporter: Option<&ExporterListener>,
         control: Option<&ControlListener>,
@@ -80,7 +80,7 @@ impl Master {
     /// What this daemon listens at.
     pub(crate) fn own_addresses(&self) -> OwnListeners {
         let exporter = self.exporter.as_ref().map(|exporter| exporter.listener());
-        OwnListeners::of(&self.listeners, exporter, Some(&self.control_listener))
+        OwnListeners::from_listeners(&self.listeners, exporter, Some(&self.control_listener))
     }
 }
 

@@ -21,7 +21,7 @@ pub(crate) struct ControlLink {
 
 impl ControlLink {
     /// Puts the link of a daemon of this name, if its control socket is elsewhere than in its runtime directory.
-    pub(crate) fn put(name: &str, socket: &Path) -> Option<ControlLink> {
+    pub(crate) fn create(name: &str, socket: &Path) -> Option<ControlLink> {
         env::var_os("RUNTIME_DIRECTORY").filter(|directory| !directory.is_empty())?;
         let path = places(name, process::user(), |key| env::var_os(key))
             .into_iter()

@@ -70,8 +70,8 @@ impl ControlListener {
     }
 
     /// One that this process has since before it became this program. Its file may be gone.
-    pub(crate) fn again(socket: OwnedFd, path: &Path) -> ControlListener {
-        let file = SocketFile::of(path).unwrap_or_else(|_| SocketFile::missing(path));
+    pub(crate) fn from_fd(socket: OwnedFd, path: &Path) -> ControlListener {
+        let file = SocketFile::new(path).unwrap_or_else(|_| SocketFile::missing(path));
         ControlListener {
             socket,
             file,
@@ -98,7 +98,7 @@ impl ControlListener {
 
     /// Has it found at the usual place as well, if it is elsewhere.
     pub(crate) fn link(&mut self, name: &str) {
-        self.link = ControlLink::put(name, &self.file.path);
+        self.link = ControlLink::create(name, &self.file.path);
     }
 
     /// Where it is.
@@ -162,7 +162,7 @@ fn make_directory(path: &Path) -> io::Result<()> {
 fn usual_place(name: &str, user: u32) -> PathBuf {
     let temporary = temporary(name, user);
     let mut places = places(name, user, |key| std::env::var_os(key));
-    if places[0].parent() == Some(&temporary) && Holder::of(&temporary) == Holder::Others {
+    if places[0].parent() == Some(&temporary) && Holder::read(&temporary) == Holder::Others {
         places.remove(0);
         log::warn!(
             "{} is not a directory of uid {user} alone: the control socket is {}",
@@ -188,7 +188,7 @@ pub(crate) fn open_control(
             control,
             clients_since
                 .filter(|_| is_gone)
-                .map(|now| Outage::since(now, FILE_GONE)),
+                .map(|now| Outage::new(now, FILE_GONE)),
         ));
     }
     let usual = || usual_place(name, process::user());
@@ -203,11 +203,10 @@ pub(crate) fn open_control(
         (Err(e), Some(now)) => {
             let missing =
                 ControlListener::missing(&path).map_err(Error::system("make a socket"))?;
-            Ok((missing, Some(Outage::after(&e, now))))
+            Ok((missing, Some(Outage::from_error(&e, now))))
         }
-        (Err(e), None) => {
-            Err(OwnListeners::of(listeners, None, None).named_in(e, Some(&Address::Unix(path))))
-        }
+        (Err(e), None) => Err(OwnListeners::from_listeners(listeners, None, None)
+            .named_in(e, Some(&Address::Unix(path)))),
     }
 }
 

@@ -55,7 +55,7 @@ pub(crate) struct ListenerRecord {
 
 impl ListenerRecord {
     /// One of which only the address is known.
-    pub(crate) fn at(number: u32, address: String) -> ListenerRecord {
+    pub(crate) fn with_address(number: u32, address: String) -> ListenerRecord {
         ListenerRecord {
             number,
             address,
@@ -138,7 +138,7 @@ impl Listener {
             wanted.entry.clone(),
             Address::Tcp(*at),
         );
-        let (byte_order, outage) = (entry.byte_order, Some(Outage::after(&refusal, now)));
+        let (byte_order, outage) = (entry.byte_order, Some(Outage::from_error(&refusal, now)));
         let (accepted, file, is_found, is_missing) = (0, None, false, true);
         Ok(Listener {
             number,
@@ -159,7 +159,10 @@ impl Listener {
     ///
     /// # Errors
     /// When the socket is not what the record says.
-    pub(crate) fn kept(record: &ListenerRecord, socket: OwnedFd) -> Result<Listener, String> {
+    pub(crate) fn from_record(
+        record: &ListenerRecord,
+        socket: OwnedFd,
+    ) -> Result<Listener, String> {
         let address: Address = record.address.parse()?;
         let is_found = record.configured.is_empty();
         let configured = if is_found {
@@ -171,7 +174,7 @@ impl Listener {
             Address::Tcp(_) => None,
             // The operator may have removed it since. Until this master serves it is left where it is.
             Address::Unix(path) => Some(
-                SocketFile::of(path)
+                SocketFile::new(path)
                     .unwrap_or_else(|_| SocketFile::missing(path))
                     .left(),
             ),

@@ -28,7 +28,8 @@ pub(crate) fn open_new(
         }
         *number += 1;
         let listener = Listener::open(*number, wanted, handed, keepalive);
-        let own = || OwnListeners::of(kept.iter().chain(opened.iter().flatten()), None, None);
+        let own =
+            || OwnListeners::from_listeners(kept.iter().chain(opened.iter().flatten()), None, None);
         let listener = listener.map_err(|e| own().named_in(e, wanted.address()));
         // With another listener to serve at, an address may come later.
         let listener = match listener {

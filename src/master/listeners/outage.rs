@@ -28,7 +28,7 @@ pub(crate) struct Outage {
 
 impl Outage {
     /// To be tried at once.
-    pub(crate) fn since(now: Instant, reason: &str) -> Outage {
+    pub(crate) fn new(now: Instant, reason: &str) -> Outage {
         Outage {
             reason: reason.to_owned(),
             next_try: now,
@@ -37,8 +37,8 @@ impl Outage {
     }
 
     /// The first try has failed. Logs the reason.
-    pub(crate) fn after(error: &Error, now: Instant) -> Outage {
-        let mut outage = Outage::since(now, "");
+    pub(crate) fn from_error(error: &Error, now: Instant) -> Outage {
+        let mut outage = Outage::new(now, "");
         outage.failed(error, now);
         outage
     }
@@ -97,7 +97,7 @@ impl Master {
             }
             let listener = &mut self.listeners[index];
             let _ = self.poller.remove(&*listener);
-            listener.outage = Some(Outage::since(now, ENDED));
+            listener.outage = Some(Outage::new(now, ENDED));
             let sentence = format_args!(
                 "listener {}: {ENDED}; binding another one",
                 listener.address
@@ -113,7 +113,7 @@ impl Master {
             return;
         }
         let _ = self.poller.remove(&self.control_listener);
-        self.control_outage = Some(Outage::since(now, ENDED));
+        self.control_outage = Some(Outage::new(now, ENDED));
         let path = self.control_listener.path().display();
         let sentence = format_args!("control socket {path}: {ENDED}; binding another one");
         self.events
@@ -129,7 +129,7 @@ impl Master {
         self.control
             .accept(&self.control_listener, &self.poller, now);
         let _ = self.poller.remove(&self.control_listener);
-        self.control_outage = Some(Outage::since(now, FILE_GONE));
+        self.control_outage = Some(Outage::new(now, FILE_GONE));
     }
 
     /// Binds anew what has ended, if it is time to.
@@ -161,7 +161,7 @@ impl Master {
         if self.leaving.contains(&listener.number) {
             return self.close_listener(index, now);
         }
-        let mut outage = std::mem::replace(outage, Outage::since(now, ENDED));
+        let mut outage = std::mem::replace(outage, Outage::new(now, ENDED));
         if let Err(e) = listener.bind_anew(&mut self.handed, keepalive) {
             outage.failed(&e, now);
             listener.outage = Some(outage);
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn what_is_missing_is_tried_every_second_and_then_seldom() {
         let now = Instant::now();
-        let mut outage = Outage::since(now, ENDED);
+        let mut outage = Outage::new(now, ENDED);
         assert!(outage.is_due(now));
         let error = Error::Unavailable("no".to_owned());
         let mut at = now;

@@ -70,7 +70,7 @@ pub(crate) struct SocketFile {
 
 impl SocketFile {
     /// The file of a socket that was bound just now.
-    pub(crate) fn of(path: &Path) -> io::Result<SocketFile> {
+    pub(crate) fn new(path: &Path) -> io::Result<SocketFile> {
         let found = fs::symlink_metadata(path)?;
         let born = (found.uid(), found.gid());
         Ok(SocketFile {
@@ -174,7 +174,7 @@ pub(crate) fn bind_unix(path: &Path, access: Option<&Access>) -> io::Result<(Own
         }
         bound => bound?,
     };
-    let mut file = SocketFile::of(path)?;
+    let mut file = SocketFile::new(path)?;
     if let Some(access) = access {
         file.set_access(access)?;
     }

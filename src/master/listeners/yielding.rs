@@ -43,7 +43,7 @@ impl Master {
                 Ok(Offer::Client(accepted)) => {
                     if let Some(client) = self.admit(index, accepted) {
                         self.unleased
-                            .push_back(Unleased::fresh(client, clock::monotonic()));
+                            .push_back(Unleased::new(client, clock::monotonic()));
                     }
                 }
                 Ok(Offer::Empty | Offer::Ended) => return,

@@ -54,10 +54,10 @@ struct Known {
 }
 
 impl Known {
-    fn of(config: &Config, keys: &Keys, files: &[PathBuf]) -> Known {
+    fn new(config: &Config, keys: &Keys, files: &[PathBuf]) -> Known {
         Known {
             config: config.to_toml(),
-            identities: Identities::of(config),
+            identities: Identities::from_config(config),
             keys: keys.clone(),
             files: files.to_vec(),
         }
@@ -158,7 +158,7 @@ impl Master {
     fn begin_reading(&self, force: bool, now: Instant) -> Result<Reading, Refusal> {
         let file = self.next_file();
         let question = Question {
-            in_force: Known::of(&self.config, &self.config_keys, &self.config_files),
+            in_force: Known::new(&self.config, &self.config_keys, &self.config_files),
             file: file.clone(),
             standard_file: self.standard_file.clone(),
             force,
@@ -316,7 +316,7 @@ pub fn read_configuration(length: &str) -> Result<(), String> {
             keys,
             files,
         } = next.map_err(|error| rejection(&error))?;
-        Ok(Known::of(&config, &keys, &files))
+        Ok(Known::new(&config, &keys, &files))
     });
     let text = serde_json::to_vec(&answer).map_err(|e| e.to_string())?;
     shared

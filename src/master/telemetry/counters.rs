@@ -96,7 +96,7 @@ pub(crate) enum Loss {
 
 impl Loss {
     /// Why a client is lost that could not be recovered, or not be leased again.
-    pub(crate) fn of(error: &io::Error) -> Loss {
+    pub(crate) fn from_error(error: &io::Error) -> Loss {
         match error.kind() {
             io::ErrorKind::InvalidData | io::ErrorKind::Unsupported => Loss::Unrecoverable,
             _ => Loss::Memory,
@@ -123,7 +123,11 @@ pub(crate) enum Cause {
 
 impl Cause {
     /// Of a death; whether it was for want of memory, and why we killed it, if we did.
-    pub(crate) fn of(exit: Exit, is_out_of_memory: bool, killed_for: Option<Cause>) -> Cause {
+    pub(crate) fn from_exit(
+        exit: Exit,
+        is_out_of_memory: bool,
+        killed_for: Option<Cause>,
+    ) -> Cause {
         match (exit, killed_for) {
             _ if is_out_of_memory => Cause::Oom,
             (Exit::Signal { .. }, Some(ours)) => ours,
@@ -421,7 +425,7 @@ mod tests {
             (Exit::Status(3), false, Some(Cause::Late), Cause::Exit),
         ] {
             assert_eq!(
-                Cause::of(exit, is_out_of_memory, killed_for),
+                Cause::from_exit(exit, is_out_of_memory, killed_for),
                 cause,
                 "{exit}"
             );

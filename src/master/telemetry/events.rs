@@ -104,7 +104,7 @@ pub(crate) struct Asker {
 }
 
 impl Asker {
-    pub(crate) fn signal(name: &'static str) -> Asker {
+    pub(crate) fn from_signal(name: &'static str) -> Asker {
         Asker {
             what: name,
             who: None,

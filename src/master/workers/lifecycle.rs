@@ -88,11 +88,11 @@ impl Master {
         let blame = self.lay_blame(exit, is_timed_out, &methods, &left, now);
         self.await_handshakes(shm, left.waiting, is_timed_out, now);
         let cause = blame.cause(exit, failure);
-        let kind_of_cause = Cause::of(exit, blame.is_out_of_memory, killed_for);
+        let kind_of_cause = Cause::from_exit(exit, blame.is_out_of_memory, killed_for);
         let lost = left.lost.len();
         left.lost
             .into_iter()
-            .for_each(|(reason, client)| self.lose(Loss::of(&reason), &reason, client));
+            .for_each(|(reason, client)| self.lose(Loss::from_error(&reason), &reason, client));
         left.ended
             .into_iter()
             .for_each(|client| self.forget(client));
@@ -178,7 +178,7 @@ impl Master {
                     unleased.client.moves = unleased.client.moves.saturating_add(1);
                     movers.push(unleased);
                 }
-                Err((reason, client)) => self.lose(Loss::of(&reason), &reason, client),
+                Err((reason, client)) => self.lose(Loss::from_error(&reason), &reason, client),
             }
         }
         movers.sort_by_key(|unleased| unleased.times.1);

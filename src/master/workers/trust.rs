@@ -22,7 +22,7 @@ pub(crate) struct Believed {
 
 impl Believed {
     /// Of a worker that has run since then.
-    pub(crate) fn since(at: Instant) -> Believed {
+    pub(crate) fn new(at: Instant) -> Believed {
         Believed {
             counters: Counters::default(),
             at,
@@ -31,7 +31,7 @@ impl Believed {
     }
 
     /// Of a worker whose counters are not believed any more since they were these.
-    pub(crate) fn until(counters: Counters, at: Instant) -> Believed {
+    pub(crate) fn with_counters(counters: Counters, at: Instant) -> Believed {
         Believed {
             counters,
             at,

@@ -113,7 +113,7 @@ impl Worker {
         }
         let pid = executable.spawn(&name, &arguments, theirs)?;
         let leases = Leases::new(layout.slots());
-        Ok(Worker::over(
+        Ok(Worker::adopt(
             (id, pid, seat, generation),
             channel,
             shm,
@@ -124,7 +124,7 @@ impl Worker {
     }
 
     /// One that runs: just now, or since before this process became this program.
-    pub(crate) fn over(
+    pub(crate) fn adopt(
         (id, pid, seat, generation): (WorkerId, u32, usize, Generation),
         channel: Channel<ToWorker, ToMaster>,
         shm: MasterShm,
@@ -144,7 +144,7 @@ impl Worker {
             methods,
             failure: None,
             has_been_ready: false,
-            believed: Believed::since(started),
+            believed: Believed::new(started),
             heartbeat: Heartbeat::default(),
             killed_for: None,
             is_timed_out: false,

@@ -39,9 +39,9 @@ impl Turn<'_, '_> {
         let service = &mut *self.tools.service;
         let mut run = |out: &mut [u8]| -> Result<usize, Failure> {
             let request = Request::parse(&rx[begin + PREFIX..begin + total])
-                .map_err(|reason| Failure::Fault(Fault::of(Code::BadRequest, reason)))?;
+                .map_err(|reason| Failure::Fault(Fault::from_code(Code::BadRequest, reason)))?;
             let method = service.find(&request.method).ok_or_else(|| {
-                Failure::Fault(Fault::of(
+                Failure::Fault(Fault::from_code(
                     Code::UnknownMethod,
                     format!("there is no method {:?}", request.method),
                 ))
@@ -133,7 +133,7 @@ fn commit(
     answered: u32,
     replied: u32,
 ) {
-    let note = Note::make(header, slot, counted, replied);
+    let note = Note::new(header, slot, counted, replied);
     death::pass(Point::BeforeCommit);
     slot.commit(answered, replied);
     death::pass(Point::AfterCommit);
@@ -155,19 +155,19 @@ fn refusal(
     quarantined: &[bool],
 ) -> Option<Fault> {
     if flags.timed_out {
-        return Some(Fault::of(
+        return Some(Fault::from_code(
             Code::Timeout,
             "the request took longer than request-timeout",
         ));
     }
     if flags.crash_count > 1 || (flags.crash_count == 1 && !service.is_idempotent(method)) {
         let sentence = format!("the worker that ran this request died in method {name:?}");
-        return Some(Fault::of(Code::Crashed, sentence));
+        return Some(Fault::from_code(Code::Crashed, sentence));
     }
     if quarantined.get(method).is_some_and(|is| *is) {
         let sentence =
             format!("method {name:?} is quarantined: it has crashed its workers too often");
-        return Some(Fault::of(Code::Crashed, sentence));
+        return Some(Fault::from_code(Code::Crashed, sentence));
     }
     None
 }

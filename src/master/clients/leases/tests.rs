@@ -356,7 +356,7 @@ impl World {
                 let id = ClientId(self.lives.len() as u64);
                 let (client, life) = Life::begin(id, *is_unix);
                 self.lives.insert(id, life);
-                let mut unleased = Unleased::fresh(client, 1);
+                let mut unleased = Unleased::new(client, 1);
                 (unleased.bytes.in_base, unleased.bytes.out_base) = (
                     unleased.client.offsets.received,
                     unleased.client.offsets.sent,
@@ -688,7 +688,7 @@ impl World {
             let made = bytes_of(life.output, life.replied..life.replied + reply as u64);
             open.tx[replied..][..reply].copy_from_slice(&made);
             (answered, replied) = (answered + frame, replied + reply);
-            let note = Note::make(open.header, open.slot, (METHOD, false), replied as u32);
+            let note = Note::new(open.header, open.slot, (METHOD, false), replied as u32);
             open.slot.commit(answered as u32, replied as u32);
             note.count(open.header, open.slot);
             open.slot.touch(2);

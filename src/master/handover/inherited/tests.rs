@@ -67,7 +67,7 @@ fn sockets() -> Vec<(OwnedFd, OwnedFd)> {
 
 #[test]
 fn a_state_file_of_0_1_0_is_read() {
-    let state_file = StateFile::found(file_of(STATE, STATE_LENGTH)).expect("it can be read");
+    let state_file = StateFile::open(file_of(STATE, STATE_LENGTH)).expect("it can be read");
     let read = state_file.read().expect("it is whole");
     assert_eq!(
         (
@@ -103,7 +103,7 @@ fn a_state_file_of_0_1_0_is_read() {
     state_file.note(9, 1, 4);
     state_file.write(&read).expect("there is room");
     let again =
-        StateFile::found(state_file.file().try_clone().expect("dup")).expect("it can be read");
+        StateFile::open(state_file.file().try_clone().expect("dup")).expect("it can be read");
     assert_eq!((again.next_client(), again.clients()), (9, Some(4)));
 }
 
@@ -111,7 +111,7 @@ fn a_state_file_of_0_1_0_is_read() {
 fn a_queue_and_shared_memory_of_0_1_0_are_recovered() {
     let shm = file_of(SHM, SHM_LENGTH);
     let sockets = sockets();
-    let mut queues = HandoffQueues::make(1).expect("socketpair");
+    let mut queues = HandoffQueues::new(1).expect("socketpair");
     for line in HANDOFF.lines() {
         let (count, datagram) = line.split_once(' ').expect("two words");
         let ours: Vec<BorrowedFd<'_>> = match count {
@@ -213,9 +213,12 @@ fn a_snapshot_of_0_1_0_can_be_gone_on_with_but_not_its_workers() {
 #[test]
 fn shms_of_this_version_are_found_again_and_those_of_a_later_one_are_not() {
     let shm = MasterShm::new(Layout::new(3, 64)).expect("memfd");
-    let layout = Layout::of(LAYOUT_VERSION, 3, 64).expect("it is this one");
-    MasterShm::found(shm.file().try_clone().expect("dup"), layout).expect("it is one");
-    assert!(Layout::of(LAYOUT_VERSION + 1, 3, 64).is_none() && Layout::of(0, 3, 64).is_none());
+    let layout = Layout::with_version(LAYOUT_VERSION, 3, 64).expect("it is this one");
+    MasterShm::from_file(shm.file().try_clone().expect("dup"), layout).expect("it is one");
+    assert!(
+        Layout::with_version(LAYOUT_VERSION + 1, 3, 64).is_none()
+            && Layout::with_version(0, 3, 64).is_none()
+    );
 }
 
 #[test]
@@ -268,7 +271,7 @@ fn what_nobody_took_over_is_packed_again_offsets_and_all() {
             5,
         );
     }
-    let mut queues = HandoffQueues::make(1).expect("socketpair");
+    let mut queues = HandoffQueues::new(1).expect("socketpair");
     let packed = (0..)
         .zip(&sockets)
         .map(|(slot, (_, ours))| (record(slot), ours.as_fd()))
@@ -276,9 +279,9 @@ fn what_nobody_took_over_is_packed_again_offsets_and_all() {
     assert_eq!(queues.pack_all(&shm_record, &shm, packed), 0);
     let copy = |queues: &HandoffQueues| {
         let dup = |channel: &Channel<HandoffMessage, HandoffMessage>| {
-            Channel::over(channel.as_fd().try_clone_to_owned().expect("dup"))
+            Channel::new(channel.as_fd().try_clone_to_owned().expect("dup"))
         };
-        HandoffQueues::again(
+        HandoffQueues::from_ends(
             queues
                 .ends()
                 .iter()
