@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use fdpassd::{Daemon, RawValue, Reply};
 
 fn main() -> ExitCode {
-    Daemon::named("echod")
+    Daemon::new("echod")
         .raw("echo", |_, params: &RawValue, out: &mut Reply| {
             out.raw(params)
         })

@@ -39,7 +39,7 @@ const EX_CONFIG: u8 = 78;
 /// use fdpassd::{Call, Daemon, Fault};
 ///
 /// fn main() -> std::process::ExitCode {
-///     Daemon::named("primed")
+///     Daemon::new("primed")
 ///         .state(|_worker| Ok::<Vec<u64>, Fault>(vec![2, 3, 5, 7]))
 ///         .idempotent("is_small_prime", |primes: &mut Vec<u64>, n: u64, _call: &Call| {
 ///             Ok(primes.contains(&n))
@@ -138,7 +138,7 @@ impl<S: 'static> Daemon<S> {
     ///
     /// ```no_run
     /// # use fdpassd::{Daemon, RawValue, Reply};
-    /// Daemon::named("echod").raw("echo", |_, params: &RawValue, out: &mut Reply| out.raw(params)).run();
+    /// Daemon::new("echod").raw("echo", |_, params: &RawValue, out: &mut Reply| out.raw(params)).run();
     /// ```
     #[must_use]
     pub fn raw(

@@ -11,10 +11,10 @@ use crate::proto::handoff::{self, HandoffMessage};
 use crate::proto::rpc::Request;
 
 /// The name of a target and its function.
-pub type Target = (&'static str, fn(&[u8]));
+pub type FuzzTarget = (&'static str, fn(&[u8]));
 
 /// All targets: each has a program and a corpus of this name in `fuzz/`.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [FuzzTarget; 7] = [
     ("frame", frame),
     ("envelope", envelope),
     ("channel", channel),

@@ -19,7 +19,7 @@
 //! type Words = HashSet<String>;
 //!
 //! fn main() -> std::process::ExitCode {
-//!     Daemon::named("spelld")
+//!     Daemon::new("spelld")
 //!         // Called in each worker process before it is ready, and again after a method has panicked.
 //!         .state(|_worker| {
 //!             let list = fs::read_to_string("/usr/share/dict/words")?;

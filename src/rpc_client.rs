@@ -503,7 +503,7 @@ fn timed_out(error: io::Error) -> io::Error {
     }
 }
 
-/// [`control::Code::Forbidden`] on the wire. Codes are compared as text, so that those of a newer daemon are shown too.
+/// [`control::RefusalCode::Forbidden`] on the wire. Codes are compared as text, so that those of a newer daemon are shown too.
 const FORBIDDEN: &str = "forbidden";
 
 /// Longest body of a client's reply: 256 MiB, and room for what is around the result.

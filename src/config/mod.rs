@@ -339,7 +339,7 @@ pub struct ControlConfig {
     /// Its absolute path; `None`, the default, is the first of [`places`](crate::proto::control::places).
     #[serde(with = "Given::<SocketPath>")]
     pub socket: Option<PathBuf>,
-    /// Its permissions; `None`, the default, is what [`Control::mode`] says.
+    /// Its permissions; `None`, the default, is what [`ControlConfig::mode`] says.
     #[serde(with = "Given::<Mode>")]
     pub mode: Option<Mode>,
     /// Whose members may change things, beside root and the daemon's user; `None`, the default, is nobody's.

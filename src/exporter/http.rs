@@ -222,10 +222,10 @@ impl HttpStatus {
 pub(crate) fn fuzz(received: &[u8]) {
     let received = &received[..received.len().min(MAX_HEAD - 1)];
     let verdict = next(received);
-    if let Next::Refused(reply) = &verdict {
+    if let HeadParse::Refused(reply) = &verdict {
         let _ = (reply.encode(false), reply.encode(true));
     }
-    if verdict != Next::Partial {
+    if verdict != HeadParse::Partial {
         assert_eq!(next(&[received, b"x"].concat()), verdict);
     }
 }

@@ -10,7 +10,7 @@
 //! | `status` | none | [`Status`] | readers |
 //! | `version` | none | [`Version`] | readers |
 //! | `stop` | none | [`Stopped`], when all workers are gone and just before the daemon is | admins |
-//! | `reload` | [`Reload`], or none | [`Reloaded`], when the new configuration is applied | admins |
+//! | `reload` | [`ReloadParams`], or none | [`Reloaded`], when the new configuration is applied | admins |
 //! | `scale` | [`Scale`] | [`Settled`], when so many workers are ready and the others gone | admins |
 //! | `recycle` | [`Recycle`] | [`Settled`], when successors are ready and the replaced workers gone | admins |
 //! | `hold` | [`Hold`] | [`Settled`], when all clients of the worker are elsewhere | admins |

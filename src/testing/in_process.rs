@@ -20,7 +20,7 @@ const REPLY: usize = 1 << 20;
 /// use fdpassd::{Call, Daemon, Fault};
 /// use fdpassd::testing::InProcess;
 ///
-/// let daemon = Daemon::named("spelld")
+/// let daemon = Daemon::new("spelld")
 ///     .state(|_| Ok::<Vec<String>, Fault>(vec!["lease".to_owned()]))
 ///     .idempotent("check", |words: &mut Vec<String>, word: String, _: &Call| Ok(words.contains(&word)));
 /// let mut worker = InProcess::start(daemon).expect("the state can be made");

@@ -459,7 +459,7 @@ fn module_of(file: &str) -> Vec<String> {
 }
 
 /// All files of src by their paths in it, with their texts.
-fn sources() -> Vec<(String, String)> {
+pub(crate) fn sources() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut sources = Vec::new();
     let mut folders = vec![root.clone()];

@@ -40,6 +40,7 @@ mod man;
 mod memory;
 mod metrics;
 mod missing;
+mod names;
 mod notify;
 mod original_client;
 mod packaging;

@@ -184,7 +184,9 @@ fn the_control_protocol_has_every_verb_event_and_code_and_no_other() {
     assert_eq!(page.section("EVENTS").words("Cm"), events);
 
     let source = read("src/proto/control.rs");
-    let (_, codes) = source.split_once("pub enum Code {").expect("it is there");
+    let (_, codes) = source
+        .split_once("pub enum RefusalCode {")
+        .expect("it is there");
     let (codes, _) = codes.split_once("\n}").expect("it ends");
     let variants = codes
         .lines()
