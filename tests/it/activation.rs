@@ -59,7 +59,7 @@ fn refused(setup: Setup) -> (Option<i32>, String) {
 }
 
 #[test]
-fn all_that_was_handed_over_under_a_name_is_served_as_if_it_was_ours() {
+fn sockets_of_one_name_are_all_served_like_own_listeners() {
     let directory = tempfile::tempdir().expect("a directory");
     let (v4, v6) = (Bound::tcp("127.0.0.1:0"), Bound::tcp("[::1]:0"));
     let unix = Bound::unix(&directory.path().join("rpc"));
@@ -121,7 +121,7 @@ fn all_that_was_handed_over_under_a_name_is_served_as_if_it_was_ours() {
 }
 
 #[test]
-fn workers_have_nothing_of_what_was_handed_over() {
+fn workers_inherit_no_activated_socket() {
     let (used, unused) = (Bound::tcp("127.0.0.1:0"), Bound::tcp("127.0.0.1:0"));
     let setup = Setup::new(FDPASSD, "listen = [\"systemd:rpc\"]\nworkers.count = 2")
         .handed("rpc", used.copy());
@@ -157,7 +157,7 @@ fn workers_have_nothing_of_what_was_handed_over() {
 }
 
 #[test]
-fn a_reload_drops_what_was_handed_over_and_takes_it_up_again() {
+fn reloads_drop_and_reuse_an_activated_socket() {
     let directory = tempfile::tempdir().expect("a directory");
     let tcp = Bound::tcp("127.0.0.1:0");
     let unix = Bound::unix(&directory.path().join("rpc"));
@@ -235,7 +235,7 @@ fn a_reload_with_a_name_that_was_not_handed_over_is_rejected() {
 }
 
 #[test]
-fn what_cannot_be_served_is_refused_with_what_to_do() {
+fn unusable_activated_sockets_are_refused_with_advice() {
     let (code, said) = refused(Setup::new(FDPASSD, "listen = [\"systemd:rpc\"]"));
     let why = "cannot listen on systemd:rpc: systemd has handed over no socket; is the socket unit started?";
     assert!(code == Some(69) && said.contains(why), "{said}");
@@ -293,7 +293,7 @@ fn failed_start_with_a_waiting_client_takes_two_seconds() {
 }
 
 #[test]
-fn an_environment_that_contradicts_itself_is_refused_and_that_of_another_is_not_looked_at() {
+fn contradictory_variables_are_refused_foreign_ones_ignored() {
     let setup = || Setup::new("sh", "").argument("-c");
     for (environment, why) in [
         (
@@ -328,7 +328,7 @@ fn an_environment_that_contradicts_itself_is_refused_and_that_of_another_is_not_
 }
 
 #[test]
-fn who_comes_while_the_daemon_is_away_waits_for_the_next_one() {
+fn clients_wait_for_the_next_daemon() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("rpc");
     let (tcp, unix) = (Bound::tcp("127.0.0.1:0"), Bound::unix(&path));
@@ -354,7 +354,7 @@ fn who_comes_while_the_daemon_is_away_waits_for_the_next_one() {
 }
 
 #[test]
-fn a_listener_for_both_families_has_ipv4_clients_that_are_counted_as_such() {
+fn ipv4_clients_of_a_dual_stack_listener_count_as_ipv4() {
     let both = TcpListener::bind("[::]:0").expect("a free port");
     let port = both.local_addr().expect("it is bound").port();
     let config = "listen = [\"systemd:rpc\", \"127.0.0.1:0\"]\nlimits.max-clients-per-address = 1";

@@ -25,7 +25,7 @@ fn round_robin_is_exact_over_a_thousand_clients() {
 }
 
 #[test]
-fn round_robin_is_exact_whoever_leaves_meanwhile() {
+fn round_robin_is_exact_while_clients_leave() {
     let daemon = faulty::start(&format!(
         "workers = {{ count = 3, dispatch = \"round-robin\" }}\n{NO_STALLS}"
     ));
@@ -50,7 +50,7 @@ fn round_robin_is_exact_whoever_leaves_meanwhile() {
 }
 
 #[test]
-fn least_loaded_gives_nobody_to_a_worker_that_is_busy_with_a_long_call() {
+fn least_loaded_gives_no_client_to_a_worker_in_a_long_call() {
     let daemon = faulty::start(&format!(
         "workers = {{ count = 2, dispatch = \"least-loaded\" }}\n{NO_STALLS}"
     ));
@@ -90,7 +90,7 @@ fn least_loaded_spreads_idle_clients_evenly() {
 }
 
 #[test]
-fn a_stopped_worker_swallows_few_new_clients_and_all_others_are_served() {
+fn a_stopped_worker_gets_few_new_clients() {
     const CLIENTS: u64 = 200;
     const WINDOW: u64 = 16;
     for dispatch in ["round-robin", "least-loaded"] {

@@ -21,7 +21,7 @@ struct Death {
 }
 
 #[test]
-fn each_death_is_told_with_the_worker_its_end_the_request_and_what_became_of_everybody() {
+fn each_death_is_logged_with_cause_request_and_consequences() {
     let daemon = faulty::start("workers.count = 1");
     let mut others: Vec<Client> = (0..7).map(|_| daemon.connect()).collect();
     let crash = |method, params, cause| Death {
@@ -120,7 +120,7 @@ fn each_death_is_told_with_the_worker_its_end_the_request_and_what_became_of_eve
 }
 
 #[test]
-fn a_client_whose_requests_end_three_workers_is_closed_and_nobody_else() {
+fn only_a_client_whose_requests_end_three_workers_is_closed() {
     let daemon = faulty::start("workers.count = 1");
     let mut other = daemon.connect();
     for (method, params) in [
@@ -195,7 +195,7 @@ fn an_idempotent_request_that_ends_two_workers_counts_twice() {
 }
 
 #[test]
-fn who_kills_workers_from_outside_makes_no_client_and_no_method_guilty() {
+fn kills_from_outside_blame_no_client_and_no_method() {
     let daemon = faulty::start("workers.count = 1");
     let mut client = daemon.connect();
     const KILLS: u64 = 12;
@@ -226,8 +226,7 @@ fn who_kills_workers_from_outside_makes_no_client_and_no_method_guilty() {
 }
 
 #[test]
-fn a_method_that_ends_ten_workers_is_not_run_any_more_until_it_is_released_or_the_configuration_reloaded()
- {
+fn a_method_that_ends_ten_workers_is_quarantined() {
     let daemon = faulty::start("workers = { count = 2, dispatch = \"round-robin\" }");
     daemon.wait_for_workers();
     let mut witness = daemon.connect();
@@ -310,7 +309,7 @@ fn assert_unrun(daemon: &Running, deaths: u64) {
 }
 
 #[test]
-fn a_worker_that_its_very_first_request_ends_is_replaced_at_once() {
+fn a_worker_that_dies_in_its_first_request_is_replaced_at_once() {
     let daemon = faulty::start("workers.count = 1");
     for (method, params) in [
         ("exit", json!(3)),
@@ -333,7 +332,7 @@ fn a_worker_that_its_very_first_request_ends_is_replaced_at_once() {
 }
 
 #[test]
-fn a_client_that_crashes_worker_after_worker_makes_nobody_wait_for_a_backoff() {
+fn a_client_that_crashes_many_workers_causes_no_backoff() {
     for workers in [1, 2] {
         let daemon = faulty::start(&format!("workers.count = {workers}"));
         daemon.wait_for_workers();

@@ -38,7 +38,7 @@ const CLIENTS: u64 = 12;
 /// time. The seed decides what is done and sent; how that meets is up to the machine. An hour:
 /// `CHAOS_SECONDS=3600 cargo test --release --test it chaos:: -- --nocapture`, after `cargo build --release --examples`.
 #[test]
-fn whatever_happens_every_request_is_answered_once_and_in_order() {
+fn every_request_is_answered_once_in_order_under_random_faults() {
     let seed = variable("CHAOS_SEED").unwrap_or_else(|| {
         let now = SystemTime::UNIX_EPOCH.elapsed().expect("it is after 1970");
         now.as_nanos() as u64 ^ u64::from(std::process::id())

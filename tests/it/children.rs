@@ -81,7 +81,7 @@ impl Drop for Family {
 }
 
 #[test]
-fn what_a_method_started_ends_with_a_worker_that_is_killed() {
+fn programs_of_a_method_end_with_a_killed_worker() {
     let daemon = faulty::start("workers.count = 1\nlimits.request-timeout = \"700ms\"");
     let (family, mut client) = Family::start(&daemon);
     assert_eq!(
@@ -121,7 +121,7 @@ fn what_a_method_started_ends_with_a_worker_that_is_killed() {
 }
 
 #[test]
-fn what_a_method_left_behind_ends_with_a_worker_that_exits() {
+fn programs_of_a_method_end_with_a_worker_that_exits() {
     let daemon = faulty::start("workers.count = 1");
     assert_eq!(
         daemon
@@ -148,7 +148,7 @@ fn what_a_method_left_behind_ends_with_a_worker_that_exits() {
 }
 
 #[test]
-fn what_a_method_started_ends_when_the_master_is_killed() {
+fn programs_of_a_method_end_when_the_master_is_killed() {
     let daemon = faulty::start("workers.count = 1");
     daemon.wait_for_workers();
     assert_eq!(

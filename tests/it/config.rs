@@ -15,7 +15,7 @@ use crate::common::program::{FDPASSCTL, OtherUser, Program, Said, ctl, run};
 use crate::common::{FDPASSD, start};
 
 #[test]
-fn a_good_file_is_told_to_be_good() {
+fn a_good_file_is_reported_as_good() {
     for text in [
         "",
         "# nothing\n",
@@ -35,7 +35,7 @@ fn a_good_file_is_told_to_be_good() {
 }
 
 #[test]
-fn a_bad_file_is_refused_with_its_place_its_line_a_caret_and_advice() {
+fn a_bad_file_is_refused_with_its_line_a_caret_and_advice() {
     for (text, place, shown) in [
         (
             "# mine\n[log]\nlevle = \"debug\"\n",
@@ -93,7 +93,7 @@ fn a_bad_file_is_refused_with_its_place_its_line_a_caret_and_advice() {
 }
 
 #[test]
-fn what_is_no_file_or_no_text_is_refused() {
+fn a_path_without_a_text_file_is_refused() {
     let directory = tempfile::tempdir().expect("a directory");
     let missing = directory.path().join("missing.toml");
     let (huge, binary) = (
@@ -125,7 +125,7 @@ fn what_is_no_file_or_no_text_is_refused() {
 }
 
 #[test]
-fn the_effective_configuration_can_be_loaded_again_and_is_the_same() {
+fn the_effective_configuration_loads_to_the_same_configuration() {
     let everything = r#"
         listen = ["127.0.0.1:1", { address = "unix:/run/x/rpc.sock", mode = "0666", owner = "root", group = "root" }]
         workers = { count = 3, dispatch = "round-robin", rebalance = "manual", start-timeout = "1m 30s", max-requests = 1, max-lifetime = "1d" }
@@ -167,7 +167,7 @@ fn the_effective_configuration_can_be_loaded_again_and_is_the_same() {
 }
 
 #[test]
-fn what_is_asked_for_on_the_command_line_is_done_and_nothing_else() {
+fn options_that_print_or_check_do_not_start_the_daemon() {
     for arguments in [["-V"], ["--version"]] {
         let said = run(FDPASSD, &arguments);
         assert_eq!(
@@ -198,7 +198,7 @@ fn what_is_asked_for_on_the_command_line_is_done_and_nothing_else() {
 }
 
 #[test]
-fn a_worker_that_nobody_started_says_so() {
+fn a_worker_without_a_master_exits_with_the_reason() {
     let said = run(FDPASSD, &["worker"]);
     assert_eq!(said.code, Some(64));
     assert!(
@@ -209,7 +209,7 @@ fn a_worker_that_nobody_started_says_so() {
 }
 
 #[test]
-fn an_occupied_port_is_told_with_its_address() {
+fn an_occupied_port_is_reported_with_its_address() {
     let occupied = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = occupied.local_addr().expect("it has an address");
     let error = Running::start(
@@ -227,7 +227,7 @@ fn an_occupied_port_is_told_with_its_address() {
 }
 
 #[test]
-fn a_port_that_this_user_may_not_have_is_told_as_a_matter_of_permission() {
+fn a_port_without_permission_is_reported_as_such() {
     let Some(nobody) = OtherUser::new() else {
         return;
     };
@@ -255,7 +255,7 @@ fn a_port_that_this_user_may_not_have_is_told_as_a_matter_of_permission() {
 }
 
 #[test]
-fn a_unix_socket_of_the_living_is_left_alone_and_one_of_the_dead_is_replaced() {
+fn a_stale_unix_socket_is_replaced_and_a_live_one_is_kept() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("rpc.sock");
     let config = format!("listen = [\"unix:{}\"]", path.display());
@@ -290,7 +290,7 @@ fn a_unix_socket_of_the_living_is_left_alone_and_one_of_the_dead_is_replaced() {
 }
 
 #[test]
-fn an_address_that_the_daemon_itself_has_is_told_as_its_own() {
+fn an_address_used_twice_is_reported_as_the_daemons_own() {
     let daemon = start("listen = [\"127.0.0.1:0\"]\nworkers.count = 1");
     let (address, dir) = (
         daemon.address().to_string(),
@@ -392,7 +392,7 @@ fn two_daemons_cannot_have_one_control_socket() {
 }
 
 #[test]
-fn sockets_have_the_modes_that_the_file_says() {
+fn sockets_have_the_configured_modes() {
     let daemon = start(
         r#"
         listen = ["unix:{dir}/a", { address = "unix:{dir}/b", mode = "0606" }]
@@ -428,7 +428,7 @@ fn a_bad_configuration_touches_nothing() {
 }
 
 #[test]
-fn all_read_the_files_beside_the_standard_one() {
+fn all_programs_read_the_files_in_the_directory() {
     let Some(daemon) =
         start_with_standard_file("workers.count = 1", "limits.max-frame = \"64KiB\"")
     else {

@@ -112,7 +112,7 @@ fn send(pid: u32, signal: Signal) {
 }
 
 #[test]
-fn orphans_are_collected_however_they_end_and_are_no_deaths_of_workers() {
+fn orphans_are_collected_and_do_not_count_as_worker_deaths() {
     let Some(container) = Container::start("workers.count = 2") else {
         return;
     };
@@ -168,7 +168,7 @@ fn orphans_are_collected_however_they_end_and_are_no_deaths_of_workers() {
 }
 
 #[test]
-fn it_stops_by_sigterm_from_inside_and_outside_though_there_are_orphans() {
+fn sigterm_stops_it_from_inside_and_outside_despite_orphans() {
     for inside in [false, true] {
         let Some(mut container) = Container::start("workers.count = 2") else {
             return;

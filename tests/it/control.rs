@@ -17,7 +17,7 @@ const RESERVED: usize = 8;
 const PER_USER: usize = 8;
 
 #[test]
-fn every_verb_is_answered_as_often_as_it_is_asked_on_one_connection() {
+fn one_connection_asks_every_verb_repeatedly() {
     let daemon = start("workers.count = 2");
     let mut client = connect(&daemon);
     for params in ["", ",\"params\":null", ",\"params\":{}", ",\"more\":1"] {
@@ -43,7 +43,7 @@ fn every_verb_is_answered_as_often_as_it_is_asked_on_one_connection() {
 }
 
 #[test]
-fn what_is_no_request_is_refused_and_the_connection_goes_on() {
+fn an_invalid_request_is_refused_and_the_connection_stays() {
     let daemon = start("");
     let mut client = connect(&daemon);
     for (request, code, words) in [
@@ -109,7 +109,7 @@ fn a_request_may_have_64_kib_and_one_byte_more_is_the_end() {
 }
 
 #[test]
-fn all_clients_there_may_be_are_answered_one_more_is_told_so_and_room_is_given_back() {
+fn a_control_client_beyond_the_limit_is_refused() {
     let daemon = start("");
     // Nobody is left of those who looked whether it serves.
     wait_for_clients(&control_socket(&daemon), 0);
@@ -187,7 +187,7 @@ fn eight_at_a_time_of_each_user_and_eight_are_kept_for_root() {
 }
 
 #[test]
-fn half_a_request_and_then_silence_is_ended_while_others_are_served() {
+fn half_a_control_request_times_out_and_delays_no_other() {
     let daemon = start("");
     let begin = Instant::now();
     let (mut halfway, mut silent) = (connect(&daemon), connect(&daemon));
@@ -212,7 +212,7 @@ fn half_a_request_and_then_silence_is_ended_while_others_are_served() {
 }
 
 #[test]
-fn one_who_never_reads_is_ended_while_others_are_served() {
+fn a_control_client_that_never_reads_is_closed() {
     let daemon = start("");
     let socket = control_socket(&daemon);
     let mut deaf = connect(&daemon);
@@ -230,7 +230,7 @@ fn one_who_never_reads_is_ended_while_others_are_served() {
 }
 
 #[test]
-fn workers_that_stand_still_keep_nobody_waiting() {
+fn stopped_workers_delay_no_control_client() {
     let daemon = start("workers.count = 2");
     let workers = daemon.wait_for_workers().workers;
     for worker in &workers {
@@ -291,7 +291,7 @@ fn only_root_and_the_daemons_user_may_stop_it() {
 }
 
 #[test]
-fn a_socket_that_is_not_for_everybody_forbids_even_to_look() {
+fn a_socket_with_a_strict_mode_forbids_reading() {
     let Some(nobody) = OtherUser::new() else {
         return;
     };

@@ -16,7 +16,7 @@ use crate::common::program::{control_socket, wait_for_clients};
 use crate::common::{kernel, let_pass, start};
 
 #[test]
-fn those_who_wait_hang_or_do_not_read_delay_nobody_and_nothing_spins() {
+fn hostile_control_clients_delay_no_other_and_cost_no_cpu() {
     let daemon = start("workers.count = 1");
     let mut rpc = daemon.connect();
     rpc.call("ping", 0).expect("a result");
@@ -70,7 +70,7 @@ fn those_who_wait_hang_or_do_not_read_delay_nobody_and_nothing_spins() {
 }
 
 #[test]
-fn who_asks_for_much_at_once_is_answered_in_turn_with_the_others() {
+fn many_requests_at_once_are_answered_in_turn_with_others() {
     let daemon = start("");
     let socket = control_socket(&daemon);
     wait_for_clients(&socket, 0);
@@ -113,7 +113,7 @@ fn who_asks_for_much_at_once_is_answered_in_turn_with_the_others() {
 }
 
 #[test]
-fn what_was_asked_before_the_end_is_answered_and_then_the_connection_is_closed() {
+fn requests_before_a_half_close_are_answered() {
     let daemon = start("");
     let mut client = connect(&daemon);
     let asked = [
@@ -132,7 +132,7 @@ fn what_was_asked_before_the_end_is_answered_and_then_the_connection_is_closed()
 }
 
 #[test]
-fn one_who_hangs_up_while_it_waits_is_forgotten() {
+fn a_client_that_hangs_up_while_it_waits_is_forgotten() {
     let daemon = start("");
     let mut rpc = daemon.connect();
     rpc.call("ping", 0).expect("a result");
@@ -218,7 +218,7 @@ const HABITS: [(&str, Habit); 7] = [
 ];
 
 #[test]
-fn those_who_do_their_worst_delay_nobody() {
+fn hostile_clients_in_parallel_delay_no_other() {
     let daemon = start("workers.count = 1");
     let socket = control_socket(&daemon);
     let mut rpc = daemon.connect();

@@ -102,7 +102,7 @@ fn write_config(others: &OtherUser, control: &str) {
 }
 
 #[test]
-fn each_may_do_what_the_table_says_and_a_reload_changes_it() {
+fn each_role_may_do_what_the_table_lists() {
     let Some(daemon) = Daemon::start("") else {
         return;
     };
@@ -149,7 +149,7 @@ fn each_may_do_what_the_table_says_and_a_reload_changes_it() {
 }
 
 #[test]
-fn a_refusal_names_whoever_is_not_refused() {
+fn a_refusal_names_the_required_role() {
     let Some(daemon) = Daemon::start(BOTH) else {
         return;
     };
@@ -219,7 +219,7 @@ fn one_of_very_many_groups_is_enough() {
 }
 
 #[test]
-fn who_asked_for_a_change_is_logged_whether_it_is_made_or_not() {
+fn changes_and_refusals_are_logged_with_the_requester() {
     let Some(daemon) = Daemon::start(BOTH) else {
         return;
     };
@@ -298,7 +298,7 @@ fn who_asked_for_a_change_is_logged_whether_it_is_made_or_not() {
 }
 
 #[test]
-fn a_role_is_lost_and_won_by_a_reload_on_a_connection_that_is_open() {
+fn a_reload_changes_the_role_of_an_open_connection() {
     let Some(daemon) = Daemon::start(BOTH) else {
         return;
     };
@@ -324,7 +324,7 @@ fn a_role_is_lost_and_won_by_a_reload_on_a_connection_that_is_open() {
 }
 
 #[test]
-fn who_waits_for_events_when_its_role_is_lost_is_told_that_instead() {
+fn a_wait_for_events_ends_when_its_role_is_lost() {
     let Some(daemon) = Daemon::start(BOTH) else {
         return;
     };
@@ -357,7 +357,7 @@ fn who_waits_for_events_when_its_role_is_lost_is_told_that_instead() {
 }
 
 #[test]
-fn strangers_take_up_no_place_and_admins_are_not_counted_by_user() {
+fn limits_exclude_strangers_and_do_not_count_admins_by_user() {
     let Some(mut daemon) = Daemon::start(BOTH) else {
         return;
     };
@@ -543,7 +543,7 @@ fn a_directory_in_tmp_of_another_user_is_passed_over() {
 }
 
 #[test]
-fn whoever_is_unmapped_in_a_user_namespace_changes_nothing() {
+fn an_unmapped_user_may_change_nothing() {
     let tried = Command::new("unshare").args(["--user", "true"]).output();
     if !tried.as_ref().is_ok_and(|output| output.status.success()) {
         return skip(

@@ -16,7 +16,7 @@ use crate::common::program::{FDPASSCTL, Program, control_socket, ctl, run};
 use crate::common::{FDPASSD, faulty, start};
 
 #[test]
-fn status_is_a_page_for_people_and_one_line_of_json_for_programs() {
+fn status_is_a_page_for_people_and_one_json_line_for_programs() {
     let daemon = start("listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2");
     daemon.wait_for_workers();
     daemon.call("ping", 1).expect("a result");
@@ -59,7 +59,7 @@ fn status_is_a_page_for_people_and_one_line_of_json_for_programs() {
 }
 
 #[test]
-fn version_tells_of_both_and_of_a_daemon_that_is_not_there() {
+fn version_shows_both_programs_or_that_no_daemon_runs() {
     let daemon = start("");
     let version = env!("CARGO_PKG_VERSION");
     let said = ctl(&daemon, &["version"]);
@@ -122,7 +122,7 @@ fn a_call_prints_the_result_as_it_came() {
 }
 
 #[test]
-fn a_stop_in_json_says_what_it_took() {
+fn a_stop_in_json_has_its_result() {
     let mut daemon = start("");
     let said = ctl(&daemon, &["stop", "--json"]);
     assert_eq!(said.code, Some(0), "{}", said.err);
@@ -229,7 +229,7 @@ fn clients_are_shown_sorted_and_kicked() {
 }
 
 #[test]
-fn the_configuration_is_shown_with_its_origins_and_what_a_reload_would_change() {
+fn config_shows_origins_and_what_a_reload_would_change() {
     let daemon = start("workers.count = 2");
     daemon.wait_for_workers();
     ctl(&daemon, &["scale", "3"]);
@@ -316,7 +316,7 @@ fn figures_are_the_daemons_own_text() {
 }
 
 #[test]
-fn every_verb_that_changes_something_says_so_in_both_ways() {
+fn every_change_is_reported_as_text_and_as_json() {
     let daemon = start("workers.count = 2");
     daemon.wait_for_workers();
     let first = || {
@@ -474,7 +474,7 @@ fn every_way_to_fail_has_its_exit_code_and_its_sentence() {
 }
 
 #[test]
-fn what_is_no_reply_or_none_in_time_is_4() {
+fn no_valid_reply_in_time_exits_with_4() {
     let directory = tempfile::tempdir().expect("a directory");
     let mute = directory.path().join("mute.sock");
     let listener = UnixListener::bind(&mute).expect("the path is free");
@@ -508,7 +508,7 @@ fn what_is_no_reply_or_none_in_time_is_4() {
 }
 
 #[test]
-fn the_socket_may_be_told_by_the_environment_and_is_found_at_its_usual_place() {
+fn the_socket_comes_from_the_environment_or_the_default_path() {
     let directory = tempfile::tempdir().expect("a directory");
     let runtime = directory.path().join("run");
     std::fs::create_dir(&runtime).expect("it is our directory");
@@ -588,7 +588,7 @@ fn the_line_that_the_daemon_prints_can_be_taken_and_run() {
 }
 
 #[test]
-fn whoever_closes_the_pipe_hears_no_complaint() {
+fn a_closed_pipe_is_no_error() {
     let daemon = start("workers.count = 1");
     let socket = control_socket(&daemon).display().to_string();
     for verb in [

@@ -11,7 +11,7 @@ use crate::common::faulty::{self, Execution};
 use crate::common::{kernel, let_pass, start};
 
 #[test]
-fn whatever_happens_is_told_once_in_its_order_and_stands_in_the_log() {
+fn every_event_is_sent_once_in_order_and_is_in_the_log() {
     let daemon = start("workers.count = 2");
     daemon.wait_for_workers();
     daemon.kill_worker(0);
@@ -103,7 +103,7 @@ fn whatever_happens_is_told_once_in_its_order_and_stands_in_the_log() {
 }
 
 #[test]
-fn who_asks_for_what_comes_next_is_answered_when_it_comes() {
+fn a_wait_for_events_is_answered_by_the_next_event() {
     let daemon = start("workers.count = 1");
     daemon.wait_for_workers();
     let last = events(&daemon, 0).last;
@@ -137,7 +137,7 @@ fn who_asks_for_what_comes_next_is_answered_when_it_comes() {
 }
 
 #[test]
-fn waiting_for_an_event_wakes_nobody_up() {
+fn waiting_for_an_event_wakes_no_process() {
     let daemon = start("workers.count = 1");
     daemon.wait_for_workers();
     let mut follower = daemon.ctl_request(
@@ -151,7 +151,7 @@ fn waiting_for_an_event_wakes_nobody_up() {
 }
 
 #[test]
-fn events_beyond_those_kept_are_counted_and_what_is_no_wait_is_refused() {
+fn lost_events_are_counted_and_a_bad_wait_is_refused() {
     let daemon = start("workers.count = 1");
     daemon.wait_for_workers();
     let mut client = daemon.ctl_request("drain", json!({}));
@@ -184,7 +184,7 @@ fn events_beyond_those_kept_are_counted_and_what_is_no_wait_is_refused() {
 }
 
 #[test]
-fn a_hung_worker_keeps_nobody_waiting_for_events_clients_or_figures() {
+fn a_hung_worker_delays_no_control_request() {
     let daemon = faulty::start(
         "workers.count = 1\nlimits.stall-timeout = \"10m\"\nlimits.request-timeout = \"10m\"",
     );
@@ -218,7 +218,7 @@ fn a_hung_worker_keeps_nobody_waiting_for_events_clients_or_figures() {
 }
 
 #[test]
-fn every_limit_that_is_hit_is_told() {
+fn every_exceeded_limit_is_an_event() {
     let daemon = start("workers.count = 1\nlimits.max-clients = 2");
     let held: Vec<Client> = (0..2)
         .map(|_| {

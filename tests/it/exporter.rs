@@ -179,7 +179,7 @@ fn metrics_are_those_of_now() {
 }
 
 #[test]
-fn what_is_no_such_request_gets_its_status_and_the_next_one_is_answered() {
+fn each_bad_request_gets_its_status_and_the_next_is_served() {
     let daemon = start(TCP);
     let address = metrics_address(&daemon);
     let host = "HTTP/1.1\r\nHost: localhost\r\n";
@@ -273,7 +273,7 @@ fn what_is_no_such_request_gets_its_status_and_the_next_one_is_answered() {
 }
 
 #[test]
-fn what_is_sent_behind_a_request_is_left_unread_and_does_not_destroy_the_reply() {
+fn bytes_behind_a_request_do_not_destroy_the_reply() {
     let daemon = start(TCP);
     let address = metrics_address(&daemon);
     for garbage in [request("/readyz"), "\0\u{fc}\r\n\r\n".repeat(20_000)] {
@@ -288,7 +288,7 @@ fn what_is_sent_behind_a_request_is_left_unread_and_does_not_destroy_the_reply()
 
 /// A page that has its own name lead here may ask, and must not learn anything.
 #[test]
-fn over_tcp_it_is_asked_by_address_by_localhost_or_by_a_configured_name() {
+fn over_tcp_the_host_is_an_address_localhost_or_configured() {
     let daemon = start(TCP);
     let address = metrics_address(&daemon);
     let Address::Tcp(tcp) = &address else {
@@ -356,7 +356,7 @@ fn over_tcp_it_is_asked_by_address_by_localhost_or_by_a_configured_name() {
 }
 
 #[test]
-fn over_a_unix_socket_it_is_asked_by_any_name_and_its_file_goes_with_it() {
+fn over_a_unix_socket_any_host_is_served() {
     let mut daemon = start("metrics.listen = \"unix:{dir}/metrics.sock\"");
     let address = unix(&daemon, "metrics.sock");
     let file = daemon.directory().join("metrics.sock");
@@ -381,7 +381,7 @@ fn over_a_unix_socket_it_is_asked_by_any_name_and_its_file_goes_with_it() {
 }
 
 #[test]
-fn one_who_trickles_is_told_so_in_the_end_while_others_are_answered() {
+fn a_trickling_http_client_times_out_and_delays_no_other() {
     let daemon = start(TCP);
     let address = metrics_address(&daemon);
     let soon = soon(&address);
@@ -415,7 +415,7 @@ fn one_who_trickles_is_told_so_in_the_end_while_others_are_answered() {
 
 /// Three kinds of them: silent, halfway, and those who have asked and do not go.
 #[test]
-fn fifty_who_do_not_get_on_keep_nobody_out() {
+fn fifty_slow_http_clients_keep_no_other_out() {
     let daemon = start(TCP);
     let address = metrics_address(&daemon);
     let (exporter, soon) = (exporter(&daemon), soon(&address));
@@ -444,7 +444,7 @@ fn fifty_who_do_not_get_on_keep_nobody_out() {
 }
 
 #[test]
-fn of_sixty_who_ask_at_once_all_are_answered_without_haste() {
+fn sixty_requests_at_once_are_answered_at_a_limited_rate() {
     let daemon = start(TCP);
     let address = metrics_address(&daemon);
     let began = Instant::now();
@@ -465,7 +465,7 @@ fn of_sixty_who_ask_at_once_all_are_answered_without_haste() {
 }
 
 #[test]
-fn it_is_there_from_a_reload_on_moves_by_another_and_goes_by_a_third() {
+fn reloads_start_move_and_end_the_exporter() {
     let daemon = start("workers.count = 1");
     let reload = |metrics: &str| {
         daemon
@@ -508,7 +508,7 @@ fn it_is_there_from_a_reload_on_moves_by_another_and_goes_by_a_third() {
 }
 
 #[test]
-fn an_address_that_cannot_be_had_is_told_with_its_place_at_the_start_and_at_a_reload() {
+fn an_address_that_cannot_be_bound_is_reported_with_its_place() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let occupied = taken.local_addr().expect("it is bound");
     let metrics = format!("metrics.listen = \"{occupied}\"");
@@ -573,7 +573,7 @@ fn a_configuration_that_is_rolled_back_leaves_it_where_it_was() {
 }
 
 #[test]
-fn other_names_are_in_force_from_the_reload_on_and_who_waits_meanwhile_is_answered() {
+fn changed_hosts_apply_at_once_and_waiting_ones_are_answered() {
     let daemon = start(TCP);
     let (address, first) = (metrics_address(&daemon), exporter(&daemon));
     let ask_as = |host: &str| {
@@ -641,7 +641,7 @@ fn one_that_is_killed_comes_back_and_its_death_is_no_workers() {
 }
 
 #[test]
-fn it_goes_with_its_master_and_with_nobody_else() {
+fn it_ends_with_its_master_only() {
     let daemon = start(TCP);
     // It has answered, so that it has begun in earnest.
     assert_eq!(get(&metrics_address(&daemon), "/healthz").status, 200);
@@ -676,7 +676,7 @@ fn a_drained_daemon_is_healthy_and_not_ready() {
 }
 
 #[test]
-fn without_a_worker_that_is_ready_it_is_neither_healthy_nor_ready() {
+fn without_a_ready_worker_it_is_neither_healthy_nor_ready() {
     let (daemon, switch): (_, Switch) = faulty::start_with_switch(TCP);
     let address = metrics_address(&daemon);
     switch.set("hang");
@@ -702,7 +702,7 @@ fn without_a_worker_that_is_ready_it_is_neither_healthy_nor_ready() {
 }
 
 #[test]
-fn it_tells_of_the_end_until_that_has_come() {
+fn during_a_stop_it_reports_not_ready() {
     let mut daemon = faulty::start(TCP);
     let (address, pid) = (metrics_address(&daemon), exporter(&daemon));
     let mut client = daemon.connect();
@@ -724,7 +724,7 @@ fn it_tells_of_the_end_until_that_has_come() {
 }
 
 #[test]
-fn one_that_is_stopped_delays_nobody_and_a_reload_is_rid_of_it() {
+fn a_stopped_exporter_delays_no_other_and_a_reload_ends_it() {
     let daemon = start(TCP);
     let (address, stopped) = (metrics_address(&daemon), exporter(&daemon));
     let mut client = daemon.connect();
@@ -761,7 +761,7 @@ fn one_that_is_stopped_delays_nobody_and_a_reload_is_rid_of_it() {
 }
 
 #[test]
-fn a_master_that_does_not_answer_is_told_within_three_seconds() {
+fn a_master_that_does_not_answer_is_503_after_three_seconds() {
     let daemon = start(TCP);
     let address = metrics_address(&daemon);
     let soon = soon(&address);
@@ -791,7 +791,7 @@ fn a_master_that_does_not_answer_is_told_within_three_seconds() {
 
 /// Somebody else is where the control socket was.
 #[test]
-fn it_asks_one_question_at_a_time_and_nonsense_for_an_answer_is_told() {
+fn a_nonsense_reply_of_the_master_is_reported() {
     let daemon = start(TCP);
     let (address, pid) = (metrics_address(&daemon), exporter(&daemon));
     let socket = control_socket(&daemon);
@@ -851,7 +851,7 @@ fn it_asks_one_question_at_a_time_and_nonsense_for_an_answer_is_told() {
 }
 
 #[test]
-fn one_who_does_not_read_a_long_reply_is_cut_in_the_end_and_who_reads_gets_all_of_it() {
+fn a_client_that_does_not_read_a_long_reply_is_cut_off() {
     // Over a Unix socket the kernel takes a fifth of a mebibyte, and not the whole reply.
     let daemon = start("metrics.listen = \"unix:{dir}/metrics.sock\"");
     let (address, pid) = (unix(&daemon, "metrics.sock"), exporter(&daemon));
@@ -965,7 +965,7 @@ fn it_opens_the_log_again_with_the_others() {
 }
 
 #[test]
-fn one_that_nobody_started_says_so() {
+fn an_exporter_without_a_master_exits_with_the_reason() {
     let said = run(FDPASSD, &["metrics"]);
     assert_eq!(said.code, Some(64));
     assert!(

@@ -157,7 +157,7 @@ fn a_fast_open_client_in_its_handshake_outlives_its_worker() {
 /// A reply is in flight when the worker ends in the request behind it: what of it went out is not counted before the
 /// handshake is complete.
 #[test]
-fn a_fast_open_client_with_a_reply_in_flight_outlives_its_worker() {
+fn a_fast_open_client_with_a_reply_in_flight_survives() {
     if !is_prepared(this_test!()) {
         return;
     }

@@ -65,7 +65,7 @@ fn halves(daemon: &Running, count: usize) -> Vec<(Client, Vec<u8>)> {
 
 /// Half of each kind goes on while nobody looks, the other half when time has gone on for a while.
 #[test]
-fn what_is_waited_for_is_not_late_for_time_that_stood_still() {
+fn time_in_a_frozen_cgroup_expires_no_timeout() {
     let daemon = faulty::start(
         "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\nmetrics.listen = \"127.0.0.1:0\"\n\
          [limits]\nframe-timeout = \"3s\"\nidle-timeout = \"3s\"\nsend-timeout = \"3s\"\nrequest-timeout = \"3s\"\n\
@@ -209,7 +209,7 @@ fn a_gap_of_a_worker_alone_is_no_time_of_its_clients() {
 
 /// One that sleeps in a method does not look, either, at what arrives.
 #[test]
-fn what_arrives_while_a_worker_is_in_a_method_is_not_late() {
+fn bytes_that_arrive_during_a_method_are_not_late() {
     let daemon = faulty::start(
         "workers.count = 1\n[limits]\nframe-timeout = \"2s\"\nidle-timeout = \"2s\"\nstall-timeout = \"10m\"\n\
          request-timeout = \"none\"",

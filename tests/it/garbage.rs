@@ -15,7 +15,7 @@ const SLOT: u64 = 16;
 
 /// Random words over header and slots. Rounds are 12, or as many as the variable `GARBAGE_ROUNDS` says.
 #[test]
-fn a_shm_full_of_garbage_costs_at_most_clients_of_its_worker_and_leaves_nothing_behind() {
+fn garbage_in_shm_costs_at_most_clients_of_its_worker() {
     let mut random = Random::new("GARBAGE_SEED");
     let rounds = std::env::var("GARBAGE_ROUNDS")
         .ok()
@@ -88,7 +88,7 @@ fn a_shm_full_of_garbage_costs_at_most_clients_of_its_worker_and_leaves_nothing_
 }
 
 #[test]
-fn of_one_slot_that_is_garbage_the_client_is_closed_and_all_others_go_on() {
+fn garbage_in_one_slot_closes_only_its_client() {
     let mut random = Random::new("GARBAGE_SEED");
     let daemon = faulty::start("workers.count = 1");
     let mut clients = in_slots(&daemon);
@@ -119,8 +119,7 @@ fn of_one_slot_that_is_garbage_the_client_is_closed_and_all_others_go_on() {
 
 /// What stands in a slot goes to the next worker, which reckons with it.
 #[test]
-fn positions_that_no_stream_can_have_cost_that_client_its_connection_and_no_other_worker_its_life()
-{
+fn impossible_cursors_close_their_client_and_kill_no_worker() {
     let daemon = faulty::start("workers.count = 1");
     let mut clients = in_slots(&daemon);
     // Both views of slot 2, of a client at rest.
@@ -150,7 +149,7 @@ fn positions_that_no_stream_can_have_cost_that_client_its_connection_and_no_othe
 }
 
 #[test]
-fn a_worker_that_says_what_is_no_message_or_not_true_is_killed_and_its_clients_go_on() {
+fn a_worker_that_sends_invalid_messages_is_killed() {
     let mut random = Random::new("GARBAGE_SEED");
     let numbers = |kind: u8, slots: &[u32]| -> Vec<u8> {
         [kind]
@@ -208,7 +207,7 @@ fn a_worker_that_says_what_is_no_message_or_not_true_is_killed_and_its_clients_g
 }
 
 #[test]
-fn a_worker_that_closes_its_channel_and_goes_on_is_killed_and_its_clients_go_on() {
+fn a_worker_that_closes_its_channel_is_killed() {
     let daemon = faulty::start("workers.count = 1");
     let mut clients = in_slots(&daemon);
     for deaths in 1..=5 {

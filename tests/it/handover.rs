@@ -86,7 +86,7 @@ fn clients_and_listeners_outlive_an_unreadable_state_file() {
 }
 
 #[test]
-fn what_is_left_of_a_store_is_taken_over() {
+fn the_remains_of_a_store_are_taken_over() {
     for lost in [
         "fdpassd-listener",
         "fdpassd-listener.1",
@@ -298,7 +298,7 @@ fn with_fewer_descriptors_the_most_recently_active_are_kept() {
 }
 
 #[test]
-fn fewer_slots_and_shorter_frames_hang_nobody() {
+fn fewer_slots_and_shorter_frames_block_no_client() {
     let programs = Programs::new();
     let program = programs.copy(Path::new(FDPASSD));
     for how in ["TERM", "KILL"] {
@@ -456,7 +456,7 @@ fn metrics(daemon: &Running) -> String {
 
 /// The state that version 0.1.0 hands to the program that it becomes, with a worker that is somebody else.
 #[test]
-fn an_upgrade_from_0_1_0_ends_its_workers_and_goes_on() {
+fn an_upgrade_from_0_1_0_replaces_the_workers_and_serves() {
     let directory = tempfile::tempdir().expect("a directory");
     let at = |name: &str| Address::Unix(directory.path().join(name));
     let listeners = ["control", "clients", "later"].map(|name| {

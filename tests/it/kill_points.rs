@@ -253,12 +253,12 @@ fn amid_a_write_of_which_no_account_is_left() {
 }
 
 #[test]
-fn when_bytes_are_copied_to_their_place_and_no_view_says_so() {
+fn when_bytes_are_copied_and_no_cursors_cover_them() {
     nobody_notices("amid-parking", 2);
 }
 
 #[test]
-fn when_a_view_says_that_bytes_are_parked() {
+fn when_cursors_cover_parked_bytes() {
     nobody_notices("after-parking", 2);
 }
 
@@ -268,7 +268,7 @@ fn before_the_turn_ends() {
 }
 
 #[test]
-fn when_leases_are_given_up_and_the_master_was_not_told() {
+fn when_leases_are_released_before_the_report() {
     let daemon = start("in-drain", 1);
     let mut clients: Vec<Client> = daemon
         .addresses()
@@ -297,7 +297,7 @@ fn when_leases_are_given_up_and_the_master_was_not_told() {
 }
 
 #[test]
-fn when_a_client_was_ended_and_the_master_was_not_told() {
+fn when_a_client_was_closed_before_the_report() {
     let daemon = start("after-closed", 2);
     for round in 0..20 {
         let mut client = Client::connect(&daemon.addresses()[round % 2]);

@@ -145,7 +145,7 @@ fn everything_of_it_goes_by_its_own_name() {
 }
 
 #[test]
-fn a_panic_is_answered_with_crashed_and_only_the_state_is_made_anew() {
+fn a_panic_is_answered_with_crashed_and_rebuilds_the_state() {
     let daemon = faulty::start("workers.count = 1");
     let mut client = daemon.connect();
     let mut other = daemon.connect();
@@ -187,7 +187,7 @@ fn a_panic_amid_pipelined_requests_fails_only_its_own() {
 }
 
 #[test]
-fn a_state_that_cannot_be_made_anew_ends_the_worker_and_another_takes_its_clients() {
+fn a_state_that_cannot_be_rebuilt_ends_the_worker() {
     let daemon =
         faulty::start_with("fail-again", "workers.count = 1").expect("the first state is made");
     let mut clients: Vec<Client> = (0..10).map(|_| daemon.connect()).collect();
@@ -214,7 +214,7 @@ fn numbers_that_json_has_not_become_null() {
 }
 
 #[test]
-fn a_fault_has_the_methods_own_code_and_message_whatever_they_are() {
+fn a_fault_has_the_code_and_message_of_the_method() {
     let daemon = faulty::start("");
     for (code, message) in [
         ("no_such_image", "there is none"),
@@ -255,7 +255,7 @@ fn the_private_key_of_serde_json_is_refused() {
 }
 
 #[test]
-fn params_nested_too_deeply_for_a_method_are_refused_and_nobody_is_hurt() {
+fn params_nested_too_deeply_for_a_method_are_refused() {
     let daemon = faulty::start("workers.count = 1");
     let mut client = daemon.connect();
     let pid = whoami(&mut client).pid;
@@ -272,7 +272,7 @@ fn params_nested_too_deeply_for_a_method_are_refused_and_nobody_is_hurt() {
 }
 
 #[test]
-fn a_result_longer_than_a_reply_may_be_is_an_error_and_the_connection_goes_on() {
+fn a_result_that_is_too_long_is_an_error_reply() {
     let daemon = faulty::start("limits.max-frame = \"64KiB\"");
     let mut client = daemon.connect();
     // Every character of it takes six bytes when it is written.
@@ -299,7 +299,7 @@ fn a_result_longer_than_a_reply_may_be_is_an_error_and_the_connection_goes_on() 
 }
 
 #[test]
-fn mistakes_in_the_names_of_methods_are_told_at_the_start() {
+fn mistakes_in_method_names_are_reported_at_the_start() {
     for (mistake, sentence) in [
         ("two-methods", "faulty: there are two methods \"nan\"\n"),
         (
@@ -370,7 +370,7 @@ fn a_method_that_forks_is_answered_once() {
 
 /// The second close(2) of a double close: it hits what has the number by then.
 #[test]
-fn clients_whose_descriptors_a_method_closes_are_recovered() {
+fn clients_survive_a_method_that_closes_their_descriptors() {
     for how in ["", "file", "socket"] {
         for listen in ["127.0.0.1:0", "unix:{dir}/rpc.sock"] {
             let daemon = faulty::start(&format!("listen = [\"{listen}\"]\nworkers.count = 1"));
@@ -408,7 +408,7 @@ fn clients_whose_descriptors_a_method_closes_are_recovered() {
 
 /// Whose number a method has closed gets nothing that is meant for the next client of that number.
 #[test]
-fn a_new_client_with_the_number_of_another_is_not_mixed_up_with_it() {
+fn a_reused_descriptor_number_mixes_up_no_clients() {
     let daemon = faulty::start("workers.count = 1");
     let [mut first, mut caller] = [daemon.connect(), daemon.connect()];
     for client in [&mut first, &mut caller] {

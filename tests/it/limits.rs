@@ -12,7 +12,7 @@ use crate::common::needs::skip;
 use crate::common::{FDPASSD, kernel, let_pass, settled, start};
 
 #[test]
-fn clients_beyond_the_limit_on_open_files_wait_and_are_served_when_others_leave() {
+fn clients_beyond_the_limit_on_open_files_wait() {
     let daemon = Setup::new("sh", "workers.count = 2")
         .argument("-c")
         .argument("ulimit -n 64; exec \"$0\" \"$@\"")
@@ -28,7 +28,7 @@ fn clients_beyond_the_limit_on_open_files_wait_and_are_served_when_others_leave(
 }
 
 #[test]
-fn clients_beyond_max_clients_wait_and_are_served_when_others_leave() {
+fn clients_beyond_max_clients_wait() {
     let daemon = start("limits.max-clients = 5");
     assert_eq!(daemon.wait_for_workers().max_clients, 5);
     wait_for_room(&daemon, 5, 1);
@@ -36,7 +36,7 @@ fn clients_beyond_max_clients_wait_and_are_served_when_others_leave() {
 
 /// The limit is lowered while it runs, below what the daemon has counted on: the system refuses, not the daemon.
 #[test]
-fn out_of_descriptors_nothing_spins_nobody_served_is_hurt_and_those_who_wait_are_served_later() {
+fn out_of_descriptors_new_clients_wait_and_nothing_spins() {
     if Command::new("prlimit").arg("--version").output().is_err() {
         return skip("prlimit", "there is no prlimit(1) of util-linux");
     }
@@ -136,7 +136,7 @@ fn wait_for_room(daemon: &Running, max: usize, more: usize) {
 }
 
 #[test]
-fn clients_beyond_max_clients_per_address_are_turned_away_and_other_addresses_are_not() {
+fn clients_beyond_max_clients_per_address_are_rejected() {
     let daemon = start(
         r#"
         listen = ["127.0.0.1:0", "[::1]:0", "unix:{dir}/rpc.sock"]

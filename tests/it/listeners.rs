@@ -18,7 +18,7 @@ use crate::common::{FDPASSD, kernel, start};
 const NOBODY: u32 = 65_534;
 
 #[test]
-fn the_backlog_is_what_the_file_says_and_the_status_tells_who_waits_in_it() {
+fn the_backlog_is_configured_and_the_status_shows_its_queue() {
     let daemon = start(
         r#"
         listen = [{ address = "127.0.0.1:0", backlog = 7 }, "unix:{dir}/rpc.sock"]
@@ -54,7 +54,7 @@ fn the_backlog_is_what_the_file_says_and_the_status_tells_who_waits_in_it() {
 }
 
 #[test]
-fn silent_clients_are_probed_after_tcp_keepalive_and_never_without_it() {
+fn silent_clients_are_probed_after_tcp_keepalive() {
     for (keepalive, probed_within) in [("\"100s\"", Some(100)), ("\"none\"", None)] {
         let daemon = start(&format!("limits.tcp-keepalive = {keepalive}"));
         let mut client = daemon.connect();
@@ -97,7 +97,7 @@ fn an_ipv6_listener_leaves_ipv4_to_others() {
 }
 
 #[test]
-fn a_port_whose_last_connections_linger_can_be_listened_on_again() {
+fn a_port_with_connections_in_time_wait_can_be_bound_again() {
     let reserved = Reserved::new();
     let config = format!("listen = [\"{}\"]", reserved.address);
     let mut daemon = start(&config);
@@ -112,7 +112,7 @@ fn a_port_whose_last_connections_linger_can_be_listened_on_again() {
 }
 
 #[test]
-fn a_unix_socket_gets_the_owner_and_the_group_that_the_file_says() {
+fn a_unix_socket_gets_the_configured_owner_and_group() {
     if kernel::user() != 0 {
         return skip("root", "only root can give a file away");
     }

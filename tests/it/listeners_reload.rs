@@ -32,7 +32,7 @@ fn ping(client: &mut Client, value: u64) {
 }
 
 #[test]
-fn clients_in_the_queues_of_listeners_that_stay_are_served_after_a_reload() {
+fn queued_clients_of_kept_listeners_are_served_after_a_reload() {
     let listen = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n";
     let daemon = start(listen);
     let before = daemon.wait_for_workers();
@@ -77,7 +77,7 @@ fn clients_in_the_queues_of_listeners_that_stay_are_served_after_a_reload() {
 }
 
 #[test]
-fn nobody_who_connects_during_twenty_reloads_is_refused() {
+fn no_connection_is_refused_during_twenty_reloads() {
     let config = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2";
     let daemon = start(config);
     daemon.wait_for_workers();
@@ -121,7 +121,7 @@ fn nobody_who_connects_during_twenty_reloads_is_refused() {
 }
 
 #[test]
-fn new_listeners_serve_and_leaving_ones_go_when_nobody_waits_there_any_more() {
+fn a_removed_listener_is_closed_when_its_queue_is_empty() {
     let ports = [(); 3].map(|()| Reserved::new());
     let [stays, leaves, comes] = [0, 1, 2].map(|i| ports[i].address);
     let old = format!(
@@ -206,7 +206,7 @@ fn new_listeners_serve_and_leaving_ones_go_when_nobody_waits_there_any_more() {
 }
 
 #[test]
-fn a_listener_that_is_to_go_and_is_wanted_again_before_it_has_gone_stays() {
+fn a_leaving_listener_that_is_wanted_again_stays() {
     let reserved = Reserved::new();
     let leaves = reserved.address;
     let with = format!(
@@ -237,7 +237,7 @@ fn a_listener_that_is_to_go_and_is_wanted_again_before_it_has_gone_stays() {
 }
 
 #[test]
-fn a_listener_goes_when_clients_are_accepted_again_although_nobody_waits_there() {
+fn an_empty_leaving_listener_is_closed_when_accepting_resumes() {
     let reserved = Reserved::new();
     let leaves = reserved.address;
     let limit = "workers.count = 1\nlimits.max-clients = 1\n";
@@ -257,7 +257,7 @@ fn a_listener_goes_when_clients_are_accepted_again_although_nobody_waits_there()
 }
 
 #[test]
-fn a_listener_that_stays_has_its_new_byte_order_for_new_clients_and_the_old_one_for_the_others() {
+fn a_changed_byte_order_applies_to_new_clients_only() {
     let daemon = start("listen = [\"127.0.0.1:0\"]\nworkers.count = 2");
     daemon.wait_for_workers();
     let (mut little, mut halfway) = (daemon.connect(), daemon.connect());
@@ -276,7 +276,7 @@ fn a_listener_that_stays_has_its_new_byte_order_for_new_clients_and_the_old_one_
 }
 
 #[test]
-fn a_limit_of_clients_per_address_counts_those_who_are_there() {
+fn a_new_limit_per_address_counts_existing_clients() {
     let daemon = start("workers.count = 2");
     daemon.wait_for_workers();
     let mut clients: Vec<Client> = (0..5).map(|_| daemon.connect()).collect();
@@ -315,7 +315,7 @@ fn a_limit_of_clients_per_address_counts_those_who_are_there() {
 
 /// 10,000 idle clients and 200 busy ones, half of them by TCP; fewer where the limit of descriptors is too low.
 #[test]
-fn ten_thousand_idle_clients_and_two_hundred_busy_ones_do_not_notice_a_reload() {
+fn ten_thousand_clients_do_not_notice_a_reload() {
     const BUSY: u64 = 200;
     const THREADS: u64 = 4;
     const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -430,7 +430,7 @@ fn clients_at_work_do_not_notice_that_listeners_come_and_go() {
 }
 
 #[test]
-fn sockets_whose_files_were_removed_come_back_by_a_reload() {
+fn a_reload_restores_removed_socket_files() {
     const CONFIG: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 1\n\
         control.socket = \"{dir}/c.sock\"\nmetrics.listen = \"unix:{dir}/metrics.sock\"\n";
     let daemon = start(CONFIG);

@@ -13,7 +13,7 @@ use crate::common::program::ctl;
 use crate::common::start;
 
 #[test]
-fn a_renamed_log_file_is_opened_again_by_the_master_and_by_every_worker() {
+fn master_and_workers_reopen_a_renamed_log_file() {
     let daemon = faulty::start(
         "log = { target = \"file\", file = \"{dir}/log\" }\nworkers = { count = 2, dispatch = \"round-robin\" }",
     );
@@ -96,7 +96,7 @@ fn reopen_log_opens_a_renamed_file_or_gives_the_reason() {
 }
 
 #[test]
-fn a_log_that_takes_nothing_is_counted_and_hinders_nobody() {
+fn lines_lost_by_a_blocked_log_are_counted() {
     let daemon = start(
         "log = { target = \"file\", file = \"/dev/full\", level = \"debug\" }\nworkers.count = 2",
     );
@@ -116,7 +116,7 @@ fn a_log_that_takes_nothing_is_counted_and_hinders_nobody() {
 
 /// What a full disk costs is the lines, and the next log has all again.
 #[test]
-fn a_full_disk_delays_nobody_and_a_reload_gets_away_from_it() {
+fn a_full_disk_delays_no_request_and_a_reload_leaves_it() {
     let full =
         "log = { target = \"file\", file = \"/dev/full\", level = \"debug\" }\nworkers.count = 1";
     let daemon = faulty::start(full);
@@ -165,7 +165,7 @@ fn a_full_disk_delays_nobody_and_a_reload_gets_away_from_it() {
 }
 
 #[test]
-fn a_message_that_comes_again_and_again_is_counted_by_each_process_to_its_end() {
+fn each_process_counts_repeated_messages() {
     let mut daemon = faulty::start("workers.count = 1");
     let mut client = daemon.connect();
     client
@@ -199,7 +199,7 @@ fn a_message_that_comes_again_and_again_is_counted_by_each_process_to_its_end() 
 }
 
 #[test]
-fn a_log_that_cannot_be_opened_is_told_at_the_start() {
+fn a_log_that_cannot_be_opened_is_reported_at_the_start() {
     let error = Running::start(
         crate::common::FDPASSD,
         "log = { target = \"file\", file = \"{dir}/missing/log\" }",
@@ -213,7 +213,7 @@ fn a_log_that_cannot_be_opened_is_told_at_the_start() {
 }
 
 #[test]
-fn what_a_client_sends_is_escaped_in_the_log() {
+fn bytes_of_clients_are_escaped_in_the_log() {
     let daemon = faulty::start("log.level = \"debug\"");
     let words = "\u{1b}[31mred\nsecond line\u{202e}";
     daemon.call("panic", words).expect_err("it panics");
@@ -320,7 +320,7 @@ fn json_for_syslog_is_refused_with_a_caret() {
 
 /// As under systemd, but for journald: its lines have a form of their own also where machines are to read them.
 #[test]
-fn lines_for_a_journal_that_is_not_there_go_to_standard_error_with_their_priorities() {
+fn without_a_journal_its_lines_go_to_standard_error() {
     if Path::new("/run/systemd/journal/socket").exists() {
         return skip(
             "no-journal",

@@ -10,7 +10,7 @@ use crate::common::faulty::{self, Execution};
 use crate::common::{kernel, start};
 
 #[test]
-fn a_client_is_shown_with_what_is_known_of_it_also_after_it_moved() {
+fn a_client_is_shown_with_its_details_also_after_a_move() {
     let daemon = start("listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2");
     daemon.wait_for_workers();
     let mut asking = daemon.connect();
@@ -98,7 +98,7 @@ fn a_client_is_shown_with_what_is_known_of_it_also_after_it_moved() {
 }
 
 #[test]
-fn many_clients_come_in_pages_of_a_thousand_and_each_is_on_one_of_them() {
+fn clients_come_in_pages_of_a_thousand() {
     let daemon =
         start("workers = { count = 3, dispatch = \"round-robin\" }\nlimits.stall-timeout = \"1h\"");
     daemon.wait_for_workers();
@@ -155,7 +155,7 @@ fn many_clients_come_in_pages_of_a_thousand_and_each_is_on_one_of_them() {
 }
 
 #[test]
-fn a_client_that_is_kicked_is_closed_at_once_whatever_its_worker_does_and_nobody_else_notices() {
+fn a_kicked_client_is_closed_at_once_and_no_other_notices() {
     let daemon = faulty::start("workers.count = 1\nlimits.stall-timeout = \"10m\"");
     daemon.wait_for_workers();
     let mut other = daemon.connect();
@@ -257,7 +257,7 @@ fn the_configuration_is_shown_with_where_each_value_comes_from() {
 }
 
 #[test]
-fn a_check_tells_what_a_reload_would_change_and_changes_nothing() {
+fn a_check_shows_what_a_reload_would_change() {
     let daemon = start("workers.count = 2");
     let check = || -> Checked {
         serde_json::from_value(daemon.ctl("check").expect("it is good")).expect("changes")
@@ -329,7 +329,7 @@ fn a_check_tells_what_a_reload_would_change_and_changes_nothing() {
 }
 
 #[test]
-fn the_level_of_the_log_changes_in_master_and_workers_until_the_next_reload() {
+fn log_level_applies_to_all_processes_until_the_next_reload() {
     let daemon = faulty::start("workers.count = 1\nlimits.frame-timeout = \"100ms\"");
     daemon.wait_for_workers();
     let level =

@@ -29,7 +29,7 @@ fn variable(name: &str) -> Option<u64> {
 }
 
 #[test]
-fn on_a_link_that_drops_packets_no_byte_is_lost_or_sent_twice_when_workers_die() {
+fn on_a_lossy_link_no_byte_is_lost_or_doubled_at_deaths() {
     let lossy = "ip link set lo mtu 1500 up && tc qdisc add dev lo root tbf rate 400mbit burst 16k limit 40k";
     if !is_inside(this_test!(), lossy) {
         return;
@@ -63,7 +63,7 @@ fn on_a_link_that_drops_packets_no_byte_is_lost_or_sent_twice_when_workers_die()
 }
 
 #[test]
-fn over_unix_sockets_no_byte_is_lost_or_sent_twice_when_workers_die_and_are_recycled() {
+fn over_unix_sockets_no_byte_is_lost_or_doubled_at_deaths() {
     let daemon = start(
         r#"
         listen = ["unix:{dir}/rpc.sock"]

@@ -19,7 +19,7 @@ use crate::common::program::{FDPASSCTL, Program, Said, control_socket, ctl, run}
 use crate::common::{FDPASSD, faulty, start};
 
 #[test]
-fn every_key_of_the_configuration_is_in_its_page_with_its_default_and_no_other() {
+fn the_page_has_exactly_the_keys_and_their_defaults() {
     let keys = Page::of("fdpassd.toml.5").section("KEYS");
     let mut told: BTreeMap<String, String> = BTreeMap::new();
     for title in keys.subsections() {
@@ -54,7 +54,7 @@ fn every_option_of_the_daemon_is_in_its_page_and_no_other() {
 }
 
 #[test]
-fn every_verb_of_fdpassctl_and_every_option_is_in_its_page_and_no_other() {
+fn the_page_has_exactly_the_verbs_and_options_of_fdpassctl() {
     let page = Page::of("fdpassctl.8");
     let description = page.section("DESCRIPTION");
     let entries = description.entries("Ic");
@@ -161,7 +161,7 @@ fn the_signals_are_those_that_are_caught() {
 }
 
 #[test]
-fn the_control_protocol_has_every_verb_event_and_code_and_no_other() {
+fn the_page_has_exactly_the_verbs_events_and_codes_of_control() {
     let page = Page::of("fdpassd-control.7");
     let verbs = page.section("VERBS").entries("Ic");
     let told: BTreeMap<&str, bool> = verbs
@@ -198,7 +198,7 @@ fn the_control_protocol_has_every_verb_event_and_code_and_no_other() {
 }
 
 #[test]
-fn the_codes_of_the_rpc_and_the_methods_are_in_its_page_and_no_others() {
+fn the_page_has_exactly_the_codes_and_methods_of_the_rpc() {
     let page = Page::of("fdpassd-rpc.7").section("DESCRIPTION");
     let source = read("src/proto/rpc.rs");
     let codes = source
@@ -527,7 +527,7 @@ fn the_watcher_in_python_works_when_it_is_pasted() {
 }
 
 #[test]
-fn the_bytes_in_the_pages_are_what_the_daemon_answers() {
+fn the_daemon_answers_with_the_bytes_in_the_pages() {
     let daemon =
         start("listen = [{ address = \"127.0.0.1:0\", byte-order = \"auto\" }]\nworkers.count = 2");
     daemon.wait_for_workers();
@@ -581,7 +581,7 @@ fn the_examples_of_configurations_are_good() {
 }
 
 #[test]
-fn the_example_of_a_mistake_is_what_is_shown() {
+fn the_example_of_a_mistake_is_real_output() {
     let display = Page::of("fdpassd.toml.5")
         .section("DIAGNOSTICS")
         .displays()

@@ -12,7 +12,7 @@ use crate::common::needs::skip;
 use crate::common::{kernel, start};
 
 #[test]
-fn requests_are_counted_by_method_and_result_for_as_long_as_the_daemon_lives() {
+fn requests_are_counted_by_method_and_result() {
     let daemon = faulty::start("workers.count = 2");
     daemon.wait_for_workers();
     let ask = |client: &mut Client| {
@@ -160,7 +160,7 @@ fn deaths_are_counted_by_cause_and_moves_by_reason() {
 }
 
 #[test]
-fn reloads_limits_and_what_is_there_now_are_told() {
+fn reloads_limits_and_current_values_are_in_the_metrics() {
     let daemon = start("workers.count = 1\nlimits.max-clients-per-address = 2");
     daemon.wait_for_workers();
     let before = figures(&daemon);
@@ -225,7 +225,7 @@ fn reloads_limits_and_what_is_there_now_are_told() {
 }
 
 #[test]
-fn figures_are_told_while_a_worker_hangs_and_carry_no_number_of_a_process() {
+fn a_hung_worker_does_not_delay_the_metrics() {
     let daemon = faulty::start("workers.count = 2\nlimits.stall-timeout = \"10m\"");
     daemon.wait_for_workers();
     let blocked = Execution::start(&daemon);

@@ -66,7 +66,7 @@ fn missing(status: &Status) -> Vec<&str> {
 }
 
 #[test]
-fn restart_goes_on_without_log_control_socket_and_metrics() {
+fn a_restart_serves_without_log_control_socket_and_metrics() {
     let manager = ServiceManager::new();
     let mut daemon = start(&manager);
     let root = root(&daemon);
@@ -131,7 +131,7 @@ fn restart_goes_on_without_log_control_socket_and_metrics() {
 }
 
 #[test]
-fn upgrade_goes_on_with_the_open_log_and_a_new_control_socket() {
+fn an_upgrade_keeps_the_open_log_and_makes_a_control_socket() {
     let manager = ServiceManager::new();
     let daemon = start(&manager);
     let root = root(&daemon);

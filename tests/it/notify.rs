@@ -108,7 +108,7 @@ fn after_time<'t>(told: &'t str, words: &str) -> &'t str {
 }
 
 #[test]
-fn start_clients_and_end_are_told_in_their_order() {
+fn the_manager_is_notified_of_start_clients_and_stop_in_order() {
     let manager = Manager::new();
     let mut daemon = manager.start("workers.count = 1");
     assert_eq!(
@@ -134,7 +134,7 @@ fn start_clients_and_end_are_told_in_their_order() {
 }
 
 #[test]
-fn a_status_is_sent_once_a_second_at_most_and_only_when_it_has_changed() {
+fn a_changed_status_is_sent_at_most_once_a_second() {
     let manager = Manager::new();
     let daemon = manager.start("workers.count = 1");
     let mut told = vec![manager.told()];
@@ -164,7 +164,7 @@ fn a_status_is_sent_once_a_second_at_most_and_only_when_it_has_changed() {
 }
 
 #[test]
-fn a_reload_is_told_when_it_is_accepted_and_its_end_before_whoever_asked_hears_of_it() {
+fn the_manager_is_notified_of_a_reload_before_its_reply() {
     let manager = Manager::new();
     let daemon = manager.start("workers.count = 1");
     manager.wait_for("READY=1\nSTATUS=1 worker, 0 clients, generation 1");
@@ -190,7 +190,7 @@ fn a_reload_is_told_when_it_is_accepted_and_its_end_before_whoever_asked_hears_o
 }
 
 #[test]
-fn a_file_that_is_rejected_is_told_as_an_end_at_once_and_nothing_in_it_acts() {
+fn a_rejected_file_ends_the_reload_for_the_manager() {
     let manager = Manager::new();
     let daemon = manager.start("workers.count = 1");
     manager.wait_for("READY=1\nSTATUS=1 worker, 0 clients, generation 1");
@@ -277,7 +277,7 @@ fn a_reload_that_is_rolled_back_or_given_up_is_over_as_well() {
 }
 
 #[test]
-fn a_manager_that_does_not_read_delays_nobody_and_hears_everything_in_the_end() {
+fn a_manager_that_does_not_read_delays_no_client() {
     let manager = Manager::new();
     let stuffing = UnixDatagram::unbound().expect("a socket");
     stuffing.set_nonblocking(true).expect("it is a socket");
@@ -316,7 +316,7 @@ fn a_manager_that_does_not_read_delays_nobody_and_hears_everything_in_the_end() 
 }
 
 #[test]
-fn a_manager_that_is_gone_is_said_once() {
+fn a_manager_that_is_gone_is_logged_once() {
     let manager = Manager::new();
     fs::remove_file(manager.path()).expect("it is there");
     let daemon = manager.start("workers.count = 1");
@@ -437,7 +437,7 @@ fn workers_know_nothing_of_the_manager() {
 }
 
 #[test]
-fn why_it_does_not_start_is_told_in_one_line() {
+fn a_failed_start_is_reported_in_one_line() {
     let manager = Manager::new();
     let fail = |config: &str| {
         let error = manager
@@ -472,7 +472,7 @@ fn why_it_does_not_start_is_told_in_one_line() {
 }
 
 #[test]
-fn fdpassctl_is_answered_when_the_manager_was_told() {
+fn fdpassctl_is_answered_after_the_notification() {
     let manager = Manager::new();
     let daemon = manager.start("workers.count = 1");
     manager.wait_for("READY=1\nSTATUS=1 worker, 0 clients, generation 1");
@@ -488,7 +488,7 @@ fn fdpassctl_is_answered_when_the_manager_was_told() {
 }
 
 #[test]
-fn what_a_client_says_is_not_told() {
+fn bytes_of_clients_are_in_no_notification() {
     let manager = Manager::new();
     let daemon = manager.start("workers.count = 1");
     manager.told();

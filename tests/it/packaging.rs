@@ -8,7 +8,7 @@ use crate::common::needs::skip;
 use crate::common::program::run;
 
 #[test]
-fn the_unit_says_what_the_daemon_relies_on() {
+fn the_unit_has_what_the_daemon_relies_on() {
     let unit = unit("fdpassd.service");
     for (key, value) in [
         ("Type", "notify"),

@@ -149,7 +149,7 @@ fn where_the_kernel_can_refuse_them_no_socket_takes_descriptors() {
 }
 
 #[test]
-fn closing_what_a_request_passes_delays_nobody() {
+fn closing_passed_descriptors_delays_no_client() {
     let daemon = without_refusal();
     let to = sockets(&daemon);
     let mut rpc = connect(&to.rpc);
@@ -177,7 +177,7 @@ fn closing_what_a_request_passes_delays_nobody() {
 }
 
 #[test]
-fn closing_what_is_passed_unread_delays_nobody() {
+fn closing_unread_passed_descriptors_delays_no_client() {
     let daemon = without_refusal();
     let (to, mut peers) = (sockets(&daemon), Vec::new());
     for path in [&to.rpc, &to.control, &to.metrics] {

@@ -107,7 +107,7 @@ fn each_event_is_a_line_up_to_the_verdict() {
 }
 
 #[test]
-fn a_reload_that_fails_tells_how_it_came_to_that() {
+fn a_failed_reload_shows_its_progress() {
     let (daemon, switch) = faulty::start_with_switch("workers.count = 1");
     switch.set("exit");
     let said = ctl(&daemon, &["reload"]);
@@ -141,7 +141,7 @@ fn a_reload_that_fails_tells_how_it_came_to_that() {
 }
 
 #[test]
-fn nobody_is_told_who_does_not_want_to_be_and_what_goes_on_is_still_waited_for() {
+fn quiet_output_still_waits_for_the_end() {
     let daemon = faulty::start("workers.count = 1");
     for quiet in ["--quiet", "--json"] {
         assert_eq!(ctl(&daemon, &["reload", quiet]).err, "");
@@ -161,7 +161,7 @@ fn nobody_is_told_who_does_not_want_to_be_and_what_goes_on_is_still_waited_for()
 }
 
 #[test]
-fn whoever_follows_sees_a_death_and_the_end() {
+fn follow_shows_a_death_and_the_end() {
     let mut daemon = start("workers.count = 1");
     let killed = daemon.wait_for_workers().workers[0]
         .id
@@ -314,7 +314,7 @@ fn on_a_terminal(
 }
 
 #[test]
-fn on_a_terminal_there_are_colours_unless_nobody_wants_them() {
+fn terminals_get_colours_unless_they_are_turned_off() {
     let daemon = start("workers.count = 1");
     daemon.wait_for_workers();
     for (environment, is_painted) in [

@@ -43,7 +43,7 @@ proptest! {
 }
 
 #[test]
-fn any_request_in_any_pieces_and_either_order_gets_the_reply_that_it_gets_in_one_piece() {
+fn a_request_in_pieces_gets_the_same_reply_as_in_one() {
     let daemon = start(
         r#"
         listen = [{ address = "127.0.0.1:0", byte-order = "auto" }]
@@ -78,7 +78,7 @@ fn any_request_in_any_pieces_and_either_order_gets_the_reply_that_it_gets_in_one
 }
 
 #[test]
-fn any_frame_gets_one_reply_and_no_frame_hurts_the_worker_or_the_connection() {
+fn any_frame_gets_one_reply_and_ends_no_worker() {
     let daemon = start("workers.count = 1");
     let cases = vec(mangled_envelope(), 1..10);
     check(200, &cases, |frames| {
@@ -97,7 +97,7 @@ fn any_frame_gets_one_reply_and_no_frame_hurts_the_worker_or_the_connection() {
 }
 
 #[test]
-fn any_bytes_on_a_connection_end_in_silence_or_with_an_error_and_hurt_nobody() {
+fn any_bytes_get_silence_or_an_error_and_end_no_worker() {
     let daemon = start("workers.count = 1");
     let mut bystander = daemon.connect();
     check(200, &vec(any::<u8>(), 0..2000), |bytes| {
@@ -113,7 +113,7 @@ fn any_bytes_on_a_connection_end_in_silence_or_with_an_error_and_hurt_nobody() {
 
 /// What is sent and not read fills sockets and places in every way.
 #[test]
-fn any_amount_read_at_any_pace_and_cut_off_anywhere_gets_every_reply_and_then_the_end() {
+fn a_half_closed_client_gets_every_reply_at_any_pace() {
     let daemon = start("listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]");
     let lengths = prop_oneof![3 => 26..100usize, 3 => 100..5_000usize, 2 => 5_000..300_000usize];
     let bursts = vec((lengths, 1..400usize), 1..6);

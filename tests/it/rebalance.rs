@@ -17,7 +17,7 @@ const SEVERAL_LOOKS: Duration = Duration::from_secs(5);
 /// By design this takes about eight seconds: a worker warms up, loads differ for two looks, and then for some time
 /// nothing more is to happen.
 #[test]
-fn after_scaling_up_busy_clients_spread_by_themselves_idle_ones_stay_and_then_there_is_rest() {
+fn busy_clients_spread_after_scaling_up_and_idle_ones_stay() {
     const IDLE: usize = 40;
     // Nobody is to be moved for being stuck, but the looks at who is are to be as frequent as others'.
     let config = |rebalance| {
@@ -92,7 +92,7 @@ fn after_scaling_up_busy_clients_spread_by_themselves_idle_ones_stay_and_then_th
 
 /// The clients of one of two workers keep it busy all the time, and with `rebalance = "manual"` none moves unasked.
 #[test]
-fn the_operator_is_told_what_would_move_and_has_it_moved() {
+fn a_dry_run_shows_the_moves_that_rebalance_makes() {
     let daemon = faulty::start(
         "limits.stall-timeout = \"1h\"\nworkers = { count = 2, dispatch = \"round-robin\", rebalance = \"manual\" }",
     );

@@ -64,7 +64,7 @@ fn half_a_frame_outlives_every_worker_that_holds_it() {
 }
 
 #[test]
-fn replies_that_are_not_read_yet_outlive_every_worker_that_holds_them() {
+fn unread_replies_survive_every_worker_that_holds_them() {
     let daemon = start("workers.count = 2");
     daemon.wait_for_workers();
     let mut client = daemon.connect();
@@ -99,7 +99,7 @@ fn replies_that_are_not_read_yet_outlive_every_worker_that_holds_them() {
 }
 
 #[test]
-fn a_reply_that_is_not_read_yet_outlives_reloads_after_which_it_would_be_too_large() {
+fn an_unread_reply_survives_reloads_with_a_smaller_max_frame() {
     let config = |max_frame: &str| {
         format!(
             "listen = [\"unix:{{dir}}/rpc.sock\"]\nworkers.count = 2\nlimits.max-frame = \"{max_frame}\""
@@ -128,7 +128,7 @@ fn a_reply_that_is_not_read_yet_outlives_reloads_after_which_it_would_be_too_lar
 }
 
 #[test]
-fn half_a_frame_outlives_the_rollback_of_the_configuration_that_it_came_under() {
+fn half_a_frame_survives_the_rollback_of_its_configuration() {
     let daemon = faulty::start_with("hang:2", "workers.count = 2\nlimits.max-frame = \"64KiB\"")
         .expect("it serves");
     daemon.wait_for_workers();
@@ -164,7 +164,7 @@ fn half_a_frame_outlives_the_rollback_of_the_configuration_that_it_came_under() 
 }
 
 #[test]
-fn a_request_that_was_executing_is_answered_with_crashed_and_those_around_it_once_each_in_order() {
+fn only_the_executing_request_is_answered_with_crashed() {
     let daemon = faulty::start("workers.count = 2");
     daemon.wait_for_workers();
     let mut client = daemon.connect();
@@ -200,7 +200,7 @@ fn a_request_that_was_executing_is_answered_with_crashed_and_those_around_it_onc
 }
 
 #[test]
-fn an_idempotent_request_is_run_once_more_and_after_a_second_death_it_has_crashed() {
+fn an_idempotent_request_is_run_at_most_twice() {
     let daemon = faulty::start("workers.count = 2");
     daemon.wait_for_workers();
     let mut client = daemon.connect();
@@ -235,7 +235,7 @@ fn an_idempotent_request_is_run_once_more_and_after_a_second_death_it_has_crashe
 }
 
 #[test]
-fn a_worker_killed_in_a_method_costs_its_caller_an_error_and_nobody_a_connection() {
+fn a_worker_killed_in_a_method_costs_no_client_its_connection() {
     let daemon = faulty::start("workers.count = 1");
     let mut idle = daemon.connect();
     let mut halfway = daemon.connect();
@@ -292,7 +292,7 @@ fn moving_prolongs_no_timeout() {
 /// was executing at two deaths has crashed, as it should; all others are answered. For four seconds, or as many as the
 /// variable `CHAOS_SECONDS` says.
 #[test]
-fn under_random_kills_every_request_of_every_client_is_answered_once_and_in_order() {
+fn under_random_kills_requests_are_answered_once_in_order() {
     let daemon = start(
         r#"
         listen = ["127.0.0.1:0", { address = "127.0.0.2:0", byte-order = "big" }, "unix:{dir}/rpc.sock"]

@@ -194,7 +194,7 @@ fn half_frames_and_unread_replies_go_from_process_to_process() {
 }
 
 #[test]
-fn a_client_that_is_moved_at_each_request_of_others_is_no_less_idle() {
+fn moves_do_not_prolong_the_idle_timeout() {
     let daemon = start("limits.idle-timeout = \"1s\"\nworkers = { count = 1, max-requests = 1 }");
     let mut idle = daemon.connect();
     let load = Load::start(&daemon, 2, 2);

@@ -85,7 +85,7 @@ fn all_of(worker: &WorkerStatus, generation: u64) -> bool {
 }
 
 #[test]
-fn a_reload_in_json_says_what_came_of_it() {
+fn a_reload_in_json_has_its_result() {
     let daemon = start("workers.count = 1");
     let said = ctl(&daemon, &["reload", "--json"]);
     let result: Value = serde_json::from_str(&said.out).expect("JSON");
@@ -125,7 +125,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
-fn what_is_rejected_is_told_with_its_place_and_touches_nothing() {
+fn a_rejected_file_is_reported_with_its_place() {
     let base = r#"
         listen = ["127.0.0.1:0", { address = "unix:{dir}/a.sock", mode = "0600" }, "unix:{dir}/b.sock"]
         workers.count = 2
@@ -276,7 +276,7 @@ fn what_is_rejected_is_told_with_its_place_and_touches_nothing() {
 }
 
 #[test]
-fn a_generation_that_does_not_become_ready_is_rolled_back_and_the_old_one_serves_on() {
+fn a_generation_that_is_not_ready_in_time_is_rolled_back() {
     let old = format!("{BOTH_FAMILIES}workers.count = 3");
     let (daemon, switch) = faulty::start_with_switch(&old);
     let pids = |status: &Status| {
@@ -374,8 +374,7 @@ fn a_generation_that_does_not_become_ready_is_rolled_back_and_the_old_one_serves
 }
 
 #[test]
-fn a_second_reload_meanwhile_is_refused_and_one_that_takes_long_goes_on_when_nobody_waits_any_more()
-{
+fn a_second_reload_is_refused_while_one_is_running() {
     let (daemon, switch) = faulty::start_with_switch("workers.count = 1");
     daemon.wait_for_workers();
     let mut client = daemon.connect();
@@ -430,7 +429,7 @@ fn kill(pid: u32) {
 }
 
 #[test]
-fn an_old_worker_stays_for_a_long_request_is_shown_with_what_it_waits_for_and_its_reply_arrives() {
+fn an_old_worker_stays_until_its_long_request_is_answered() {
     let daemon = faulty::start("workers.count = 1\nlimits.stall-timeout = \"20s\"");
     let mut neighbour = daemon.connect();
     let old = whoami(&mut neighbour);
@@ -471,7 +470,7 @@ fn an_old_worker_stays_for_a_long_request_is_shown_with_what_it_waits_for_and_it
 }
 
 #[test]
-fn past_drain_timeout_an_old_worker_is_killed_and_its_request_has_crashed_or_is_run_again() {
+fn an_old_worker_is_killed_at_drain_timeout() {
     for (method, drain) in [
         ("read_line", "\"200ms\""),
         ("read_line_once", "\"200ms\""),

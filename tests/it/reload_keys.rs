@@ -541,7 +541,7 @@ fn each_key_of_the_metrics_has_its_effect() {
 
 /// A look that was planned by the old limit comes by the new one.
 #[test]
-fn a_shorter_stall_timeout_is_in_force_at_once_for_clients_that_are_there() {
+fn a_shorter_stall_timeout_applies_at_once() {
     let (daemon, _switch) =
         faulty::start_with_switch("limits.stall-timeout = \"1h\"\nworkers.count = 1");
     let mut client = daemon.connect();

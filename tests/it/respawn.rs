@@ -9,7 +9,7 @@ use crate::common::faulty::{self, whoami};
 use crate::common::{kernel, start};
 
 #[test]
-fn idle_clients_outlive_every_kill_of_their_workers_and_every_one_is_counted() {
+fn idle_clients_survive_every_kill_of_their_workers() {
     const CLIENTS: u64 = 400;
     let daemon = start("workers.count = 2");
     daemon.wait_for_workers();
@@ -47,7 +47,7 @@ fn idle_clients_outlive_every_kill_of_their_workers_and_every_one_is_counted() {
 }
 
 #[test]
-fn clients_that_a_stopped_worker_has_not_picked_up_are_served_by_another_when_it_is_killed() {
+fn clients_in_the_channel_of_a_killed_worker_are_served() {
     let daemon =
         start("workers = { count = 2, dispatch = \"round-robin\" }\nlimits.stall-timeout = \"1h\"");
     daemon.wait_for_workers();
@@ -68,7 +68,7 @@ fn clients_that_a_stopped_worker_has_not_picked_up_are_served_by_another_when_it
 }
 
 #[test]
-fn a_worker_that_its_own_method_ends_is_replaced_at_once_and_its_other_clients_stay() {
+fn a_worker_that_its_method_ends_is_replaced_at_once() {
     let daemon = faulty::start("workers.count = 1");
     let mut clients: Vec<Client> = (0..20).map(|_| daemon.connect()).collect();
     for (method, params, cause) in [
@@ -94,7 +94,7 @@ fn a_worker_that_its_own_method_ends_is_replaced_at_once_and_its_other_clients_s
 }
 
 #[test]
-fn a_worker_that_is_never_ready_waits_ever_longer_while_the_other_one_serves() {
+fn starts_of_a_worker_that_is_never_ready_back_off() {
     let daemon =
         faulty::start_with("exit:1", "workers.count = 2").expect("the other worker serves");
     let mut client = daemon.connect();
@@ -125,7 +125,7 @@ fn a_worker_that_is_never_ready_waits_ever_longer_while_the_other_one_serves() {
 }
 
 #[test]
-fn a_daemon_of_which_no_worker_is_ever_ready_exits_with_70_and_says_why() {
+fn without_any_ready_worker_the_daemon_exits_with_70() {
     for (fault, exit, reason) in [
         ("exit", "exited with status 9", ""),
         (
@@ -154,7 +154,7 @@ fn a_daemon_of_which_no_worker_is_ever_ready_exits_with_70_and_says_why() {
 }
 
 #[test]
-fn a_state_that_cannot_be_made_is_logged_with_its_reason_and_tried_again() {
+fn a_state_that_cannot_be_made_is_logged_and_tried_again() {
     let daemon =
         faulty::start_with("fail:0", "workers.count = 2").expect("the other worker serves");
     daemon.wait_for_log("exited with status 70: the model cannot be loaded; 0 clients moved");

@@ -73,7 +73,7 @@ fn a_restart_keeps_every_client_whatever_it_is_at() {
 }
 
 #[test]
-fn figures_numbers_and_what_was_changed_go_on() {
+fn counters_numbers_and_changes_survive() {
     for how in [How::Term, How::Kill] {
         let manager = ServiceManager::new();
         let daemon = start(&manager, FDPASSD, "workers.count = 2");
@@ -140,7 +140,7 @@ fn figures_numbers_and_what_was_changed_go_on() {
 }
 
 #[test]
-fn nobody_who_connects_meanwhile_is_refused_and_paths_stay_where_they_are() {
+fn no_connection_is_refused_and_socket_paths_stay() {
     let manager = ServiceManager::new();
     let daemon = start(&manager, FDPASSD, BOTH);
     let path = daemon.directory().join("rpc.sock");
@@ -183,7 +183,7 @@ fn nobody_who_connects_meanwhile_is_refused_and_paths_stay_where_they_are() {
 }
 
 #[test]
-fn what_executes_gets_the_grace_and_then_the_rule_of_a_crash() {
+fn an_executing_request_gets_restart_grace() {
     for (how, grace) in [(How::Term, "60s"), (How::Term, "50ms"), (How::Kill, "50ms")] {
         let manager = ServiceManager::new();
         let faulty = example("faulty");
@@ -232,7 +232,7 @@ fn what_executes_gets_the_grace_and_then_the_rule_of_a_crash() {
 }
 
 #[test]
-fn a_bad_file_or_an_address_that_cannot_be_had_does_not_end_clients_that_are_there() {
+fn a_bad_file_or_address_ends_no_existing_client() {
     let manager = ServiceManager::new();
     let daemon = start(
         &manager,
@@ -282,7 +282,7 @@ fn a_bad_file_or_an_address_that_cannot_be_had_does_not_end_clients_that_are_the
 }
 
 #[test]
-fn stopping_is_the_end_for_all_and_so_is_what_the_manager_forgets() {
+fn a_stop_and_a_lost_store_end_all_clients() {
     let manager = ServiceManager::new();
     let daemon = start(&manager, FDPASSD, "workers.count = 1");
     let mut client = daemon.connect();
@@ -304,7 +304,7 @@ fn stopping_is_the_end_for_all_and_so_is_what_the_manager_forgets() {
 }
 
 #[test]
-fn many_restarts_and_kills_in_a_row_lose_nobody() {
+fn repeated_restarts_and_kills_lose_no_client() {
     let manager = ServiceManager::new();
     let mut daemon = start(&manager, FDPASSD, BOTH);
     let mut idle: Vec<Client> = (0..50)
@@ -344,7 +344,7 @@ fn many_restarts_and_kills_in_a_row_lose_nobody() {
 }
 
 #[test]
-fn without_a_manager_that_keeps_them_the_end_of_the_master_is_that_of_its_clients() {
+fn without_a_descriptor_store_sigterm_ends_all_clients() {
     let mut daemon = Running::start(FDPASSD, "workers.count = 1").expect("it serves");
     let mut client = daemon.connect();
     client.call("ping", 1).expect("a pong");

@@ -34,7 +34,7 @@ fn tcp_over_both_families_and_unix_sockets_are_served() {
 }
 
 #[test]
-fn each_listener_has_its_byte_order_and_auto_tells_them_apart() {
+fn each_listener_has_its_byte_order_and_auto_detects_it() {
     let daemon = start(
         r#"
         listen = [
@@ -119,7 +119,7 @@ fn a_half_closed_client_gets_all_its_replies_before_the_end() {
 /// A client that has sent all, half a frame at the end, and reads a little at a time: whichever reply fills its socket,
 /// none is lost and none overwritten by the last one.
 #[test]
-fn a_half_closed_client_that_reads_slowly_gets_every_reply_and_is_told_of_half_a_frame() {
+fn a_half_closed_client_that_reads_slowly_gets_every_reply() {
     const LONG: usize = 160_000;
     let daemon = start("listen = [\"unix:{dir}/rpc.sock\"]");
     for small in (1000..2600).step_by(40) {
@@ -153,7 +153,7 @@ fn a_half_closed_client_that_reads_slowly_gets_every_reply_and_is_told_of_half_a
 }
 
 #[test]
-fn clients_are_served_and_their_connections_ended_while_the_master_stands_still() {
+fn clients_are_served_and_closed_while_the_master_is_stopped() {
     let daemon = start("");
     let mut clients = [daemon.connect(), daemon.connect()];
     clients
@@ -168,7 +168,7 @@ fn clients_are_served_and_their_connections_ended_while_the_master_stands_still(
 }
 
 #[test]
-fn a_connection_that_ends_in_a_frame_is_told_so() {
+fn a_connection_that_ends_in_a_frame_gets_an_error() {
     let daemon = start("");
     let mut client = daemon.connect();
     let frame = client.frame(ping_of(100));
@@ -245,7 +245,7 @@ fn params_of_a_ping_come_back_byte_for_byte() {
 }
 
 #[test]
-fn a_request_may_have_its_members_in_any_order_more_of_them_and_no_params() {
+fn members_may_come_in_any_order_with_others_and_no_params() {
     let daemon = start("");
     let mut client = daemon.connect();
     for (request, result) in [
@@ -262,7 +262,7 @@ fn a_request_may_have_its_members_in_any_order_more_of_them_and_no_params() {
 }
 
 #[test]
-fn what_is_no_request_is_answered_with_an_error_and_the_connection_goes_on() {
+fn an_invalid_request_gets_an_error_and_the_connection_stays() {
     let daemon = start("");
     let mut client = daemon.connect();
     let cases: [(&[u8], &str, &str); 16] = [
@@ -319,7 +319,7 @@ fn what_is_no_request_is_answered_with_an_error_and_the_connection_goes_on() {
 }
 
 #[test]
-fn the_shipped_methods_do_what_the_clients_of_the_protocol_expect() {
+fn the_shipped_methods_follow_the_protocol() {
     let daemon = start("");
     let mut client = daemon.connect();
     client.request("pi", 1_000_000);
@@ -414,7 +414,7 @@ fn one_byte_over_max_frame_is_too_large_and_the_end() {
 }
 
 #[test]
-fn too_large_is_read_even_by_a_client_that_first_sends_megabytes() {
+fn a_client_that_sends_megabytes_first_reads_too_large() {
     let daemon = start("listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]");
     for address in daemon.addresses() {
         let mut client = Client::connect(address);

@@ -84,7 +84,7 @@ fn events(daemon: &Running) -> String {
 }
 
 #[test]
-fn a_listener_that_another_holder_ended_is_bound_anew() {
+fn a_listener_that_another_holder_ended_is_bound_again() {
     let daemon = start(BOTH);
     for address in daemon.addresses() {
         let mut client = Client::connect(address);
@@ -135,7 +135,7 @@ fn an_ended_listener_of_a_drained_daemon_costs_no_time() {
 }
 
 #[test]
-fn what_cannot_be_bound_anew_is_reported_and_tried_again() {
+fn a_failed_rebind_is_reported_and_tried_again() {
     let config = format!("{BOTH}[metrics]\nlisten = \"127.0.0.1:0\"\n");
     let daemon = start(&config);
     let metrics = metrics_address(&daemon);
@@ -215,7 +215,7 @@ fn an_ended_control_socket_is_opened_again() {
 }
 
 #[test]
-fn an_ended_listener_for_metrics_is_bound_anew() {
+fn an_ended_metrics_listener_is_bound_again() {
     for listen in ["127.0.0.1:0", "unix:{dir}/metrics.sock"] {
         let daemon = start(&format!("workers.count = 1\nmetrics.listen = \"{listen}\""));
         let address = metrics_address(&daemon);
@@ -270,7 +270,7 @@ fn a_reload_or_upgrade_never_listens_on_an_ended_socket() {
 }
 
 #[test]
-fn a_restart_binds_a_stored_listener_anew_that_has_ended() {
+fn a_restart_binds_an_ended_stored_listener_again() {
     let manager = ServiceManager::new();
     let daemon = manager
         .setup(FDPASSD, BOTH)
@@ -316,7 +316,7 @@ fn a_restart_binds_a_stored_listener_anew_that_has_ended() {
 }
 
 #[test]
-fn a_socket_that_was_ended_before_it_was_handed_over_is_bound_anew() {
+fn a_socket_that_ended_before_its_activation_is_bound_again() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("rpc.sock");
     let tcp = TcpListener::bind("127.0.0.1:0").expect("a free port");

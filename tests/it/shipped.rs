@@ -28,7 +28,7 @@ fn every_shipped_configuration_is_good_and_is_the_default() {
 }
 
 #[test]
-fn every_key_that_is_in_effect_is_in_the_shipped_configuration_and_no_other() {
+fn the_shipped_configuration_has_exactly_the_effective_keys() {
     let empty = tempfile::NamedTempFile::new().expect("a file");
     // A key that is not set is there in a comment.
     let mut section = String::new();
@@ -66,7 +66,7 @@ fn every_key_that_is_in_effect_is_in_the_shipped_configuration_and_no_other() {
 }
 
 #[test]
-fn the_readme_begins_with_the_two_commands_that_build_and_test_it() {
+fn the_readme_begins_with_the_commands_to_run_and_test_it() {
     let readme = read(&root().join("README.md"));
     let top = readme.lines().take(20).collect::<Vec<_>>().join("\n");
     let (_, code) = top
@@ -77,7 +77,7 @@ fn the_readme_begins_with_the_two_commands_that_build_and_test_it() {
 }
 
 #[test]
-fn help_tells_of_every_option_and_every_exit_status() {
+fn the_help_has_every_option_and_exit_status() {
     let help = run(FDPASSD, &["-h"]).out;
     for words in [
         "-c, --config <FILE>",
@@ -116,7 +116,7 @@ fn help_tells_of_every_option_and_every_exit_status() {
 }
 
 #[test]
-fn the_help_of_each_verb_tells_of_its_own_arguments_and_the_readme_of_the_verb() {
+fn each_verb_has_help_on_its_arguments_and_is_in_the_readme() {
     let readme = read(&root().join("README.md"));
     let (_, verbs) = readme.split_once("## fdpassctl").expect("it has a section");
     let own: [(&str, &[&str]); 21] = [
@@ -194,7 +194,7 @@ fn the_help_of_each_verb_tells_of_its_own_arguments_and_the_readme_of_the_verb()
 }
 
 #[test]
-fn no_file_tells_of_the_machine_that_it_was_written_on() {
+fn no_file_names_the_machine_that_it_was_written_on() {
     let here = root().display().to_string();
     let homes = ["home", "root", "Users"].map(|name| format!("/{name}/"));
     for file in files() {

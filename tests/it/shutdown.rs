@@ -12,7 +12,7 @@ use crate::common::program::{Program, control_socket, ctl, ctl_command};
 use crate::common::{let_pass, start};
 
 #[test]
-fn what_was_sent_before_the_end_is_answered_and_everyone_is_told() {
+fn requests_sent_before_the_end_are_answered() {
     for signal in ["TERM", "INT"] {
         let mut daemon =
             faulty::start("listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 1");
@@ -80,7 +80,7 @@ fn the_files_of_its_sockets_are_removed() {
 }
 
 #[test]
-fn a_worker_that_does_not_finish_in_time_is_killed_and_the_end_is_as_good() {
+fn a_worker_that_does_not_finish_in_time_is_killed() {
     let mut daemon = faulty::start("workers.count = 2\nlimits.drain-timeout = \"1s\"");
     let mut stuck = spin(&daemon);
     let begin = Instant::now();
@@ -114,7 +114,7 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn a_stop_waits_for_the_end_and_says_how_it_went() {
+fn a_stop_waits_for_the_end_and_reports_it() {
     let mut daemon = faulty::start("workers.count = 1");
     let execution = Execution::start(&daemon);
     let mut stop = Program::start(&mut ctl_command(&daemon, &["stop"]));
@@ -133,7 +133,7 @@ fn a_stop_waits_for_the_end_and_says_how_it_went() {
 }
 
 #[test]
-fn a_stop_tells_of_workers_that_had_to_be_killed() {
+fn a_stop_reports_killed_workers() {
     let mut daemon = faulty::start("workers.count = 2\nlimits.drain-timeout = \"200ms\"");
     let _stuck = spin(&daemon);
     let said = ctl(&daemon, &["stop"]);
@@ -146,7 +146,7 @@ fn a_stop_tells_of_workers_that_had_to_be_killed() {
 }
 
 #[test]
-fn a_stop_that_is_not_waited_for_goes_on() {
+fn a_stop_continues_without_its_requester() {
     let mut daemon = faulty::start("workers.count = 1");
     let execution = Execution::start(&daemon);
     let said = ctl(&daemon, &["stop", "--quiet", "--timeout", "0.1"]);
@@ -161,7 +161,7 @@ fn a_stop_that_is_not_waited_for_goes_on() {
 }
 
 #[test]
-fn two_who_ask_for_the_end_are_both_answered() {
+fn two_stops_at_once_are_both_answered() {
     let mut daemon = faulty::start("workers.count = 1");
     let execution = Execution::start(&daemon);
     let first = Program::start(&mut ctl_command(&daemon, &["stop"]));
@@ -184,7 +184,7 @@ fn two_who_ask_for_the_end_are_both_answered() {
 }
 
 #[test]
-fn a_daemon_that_is_stopped_while_its_workers_start_ends_as_well() {
+fn a_daemon_can_be_stopped_while_its_workers_start() {
     let config = "workers.count = 2\nlimits.drain-timeout = \"1h\"";
     let mut daemon = faulty::start_with("hang:1", config).expect("the other worker serves");
     daemon.signal("TERM");

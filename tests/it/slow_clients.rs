@@ -12,7 +12,7 @@ use crate::common::{kernel, ping_of, pong_of, start};
 /// Without TCP_QUICKACK each call takes 40 ms and more: the client's kernel keeps back the second write until the first
 /// is acknowledged, and ours keeps back the acknowledgement (Nagle, delayed ACK).
 #[test]
-fn a_client_that_writes_prefix_and_body_apart_does_not_wait_for_acknowledgements() {
+fn writing_prefix_and_body_apart_costs_no_delayed_ack() {
     let daemon = start("workers.count = 1");
     let took = |pieces: usize| {
         let mut client = daemon.connect();
@@ -28,7 +28,7 @@ fn a_client_that_writes_prefix_and_body_apart_does_not_wait_for_acknowledgements
         }
         began.elapsed()
     };
-    // What the machine takes for it anyway.
+    // The time of the same calls in one write.
     let whole = took(1);
     for pieces in [2, 9] {
         let took = took(pieces);
@@ -40,7 +40,7 @@ fn a_client_that_writes_prefix_and_body_apart_does_not_wait_for_acknowledgements
 }
 
 #[test]
-fn a_client_that_dribbles_stops_or_does_not_read_delays_nobody_else() {
+fn slow_stopped_and_deaf_clients_delay_no_other() {
     let daemon = start("workers.count = 1");
     let mut other = daemon.connect();
     let mut ask = |byte: &u8| {
@@ -88,7 +88,7 @@ fn a_client_that_reads_late_gets_every_reply() {
 /// Requests with replies three times as long, so that all requests fit into the socket and their replies do not: the
 /// turn that reads the end of the connection, in the middle of a frame, is one whose replies are taken in part.
 #[test]
-fn a_client_that_leaves_in_the_middle_of_a_frame_gets_every_reply_before_it_unspoilt() {
+fn a_client_that_leaves_in_a_frame_gets_every_reply_before_it() {
     let daemon = start("listen = [\"unix:{dir}/rpc.sock\"]\nworkers.count = 1");
     // Two bytes each, and seven when they are shown as what they are.
     let strange = "\u{80}".repeat(1_000);
@@ -120,7 +120,7 @@ fn a_client_that_leaves_in_the_middle_of_a_frame_gets_every_reply_before_it_unsp
 }
 
 #[test]
-fn a_frame_that_is_not_complete_within_frame_timeout_is_answered_with_timeout_and_the_end() {
+fn a_frame_incomplete_after_frame_timeout_gets_timeout() {
     let daemon = start("limits.frame-timeout = \"300ms\"");
     let began = Instant::now();
     let mut clients: Vec<Client> = [2, 4, 50, 90_000]
@@ -148,8 +148,7 @@ fn a_frame_that_is_not_complete_within_frame_timeout_is_answered_with_timeout_an
 }
 
 #[test]
-fn a_client_at_rest_for_longer_than_idle_timeout_is_closed_without_a_word_and_an_active_one_is_not()
-{
+fn an_idle_client_is_closed_after_idle_timeout() {
     let daemon = start("limits.idle-timeout = \"300ms\"");
     let mut active = daemon.connect();
     let began = Instant::now();
@@ -166,7 +165,7 @@ fn a_client_at_rest_for_longer_than_idle_timeout_is_closed_without_a_word_and_an
 }
 
 #[test]
-fn a_client_that_takes_no_reply_for_longer_than_send_timeout_is_closed() {
+fn a_client_that_takes_no_reply_is_closed_after_send_timeout() {
     let daemon = start("limits.send-timeout = \"300ms\"");
     let deaf = daemon.connect();
     let mut other = daemon.connect();
@@ -200,7 +199,7 @@ fn a_prefix_that_promises_a_long_frame_costs_no_memory() {
 }
 
 #[test]
-fn when_buffers_are_full_the_oldest_unfinished_frames_go_and_all_others_are_served() {
+fn full_buffers_close_the_clients_with_the_oldest_frames() {
     hog_buffers(
         "workers.count = 1\nlimits = { max-frame = \"256KiB\", buffers = \"16MiB\" }",
         256 << 10,

@@ -15,7 +15,7 @@ use crate::common::program::ctl;
 use crate::common::{kernel, let_pass, settled, start};
 
 #[test]
-fn while_a_call_blocks_every_other_client_is_served_by_another_worker_before_it_returns() {
+fn other_clients_of_a_blocked_worker_are_served_elsewhere() {
     let daemon = faulty::start("workers.count = 2\nlimits.stall-timeout = \"20ms\"");
     daemon.wait_for_workers();
     let mut caller = daemon.connect();
@@ -72,7 +72,7 @@ fn while_a_call_blocks_every_other_client_is_served_by_another_worker_before_it_
 }
 
 #[test]
-fn a_single_worker_that_is_stuck_gets_a_stand_in_which_leaves_when_it_is_back() {
+fn a_single_stuck_worker_gets_a_temporary_substitute() {
     let daemon = faulty::start("workers.count = 1\nlimits.stall-timeout = \"300ms\"");
     let mut clients = connect(&daemon, 20);
     let execution = Execution::start(&daemon);
@@ -102,7 +102,7 @@ fn a_single_worker_that_is_stuck_gets_a_stand_in_which_leaves_when_it_is_back() 
 }
 
 #[test]
-fn while_all_workers_are_stuck_clients_are_served_by_others_and_the_status_tells_who_is() {
+fn while_all_workers_are_stuck_substitutes_serve() {
     let daemon = faulty::start("workers.count = 2\nlimits.stall-timeout = \"300ms\"");
     daemon.wait_for_workers();
     let mut clients = connect(&daemon, 20);
@@ -151,7 +151,7 @@ fn while_all_workers_are_stuck_clients_are_served_by_others_and_the_status_tells
 }
 
 #[test]
-fn clients_of_a_stopped_worker_go_on_elsewhere_and_it_gets_clients_again_when_it_is_continued() {
+fn a_continued_worker_gets_clients_again() {
     let config =
         "workers = { count = 2, dispatch = \"round-robin\" }\nlimits.stall-timeout = \"20ms\"";
     let daemon = faulty::start(config);
@@ -202,7 +202,7 @@ fn clients_of_a_stopped_worker_go_on_elsewhere_and_it_gets_clients_again_when_it
 }
 
 #[test]
-fn a_worker_stopped_in_the_middle_of_a_request_goes_on_with_it_and_answers_once() {
+fn a_worker_stopped_in_a_request_answers_it_once() {
     let daemon = faulty::start("workers.count = 2\nlimits.stall-timeout = \"20ms\"");
     daemon.wait_for_workers();
     let mut others = connect(&daemon, 4);
@@ -249,7 +249,7 @@ fn a_worker_stopped_in_the_middle_of_a_request_goes_on_with_it_and_answers_once(
 }
 
 #[test]
-fn a_worker_that_stays_stopped_is_killed_after_request_timeout_and_its_caller_gets_an_error() {
+fn a_worker_that_stays_stopped_is_killed_at_request_timeout() {
     let daemon = faulty::start(
         "workers.count = 2\nlimits = { stall-timeout = \"20ms\", request-timeout = \"2s\" }",
     );
@@ -300,7 +300,7 @@ fn a_worker_that_stays_stopped_is_killed_after_request_timeout_and_its_caller_ge
 }
 
 #[test]
-fn a_request_that_takes_too_long_is_answered_with_timeout_and_everybody_else_sees_nothing() {
+fn a_request_past_request_timeout_is_answered_with_timeout() {
     let both: &[&str] = &["sleep_again", "spin_inline"];
     // Where request-timeout is the shorter one, it is not waited for the other.
     for (stall_timeout, methods) in [("20ms", both), ("60s", &["sleep"])] {
@@ -367,7 +367,7 @@ fn a_request_that_takes_too_long_is_answered_with_timeout_and_everybody_else_see
 }
 
 #[test]
-fn the_time_a_request_may_take_is_its_own_and_not_what_the_one_before_has_left() {
+fn each_request_has_a_request_timeout_of_its_own() {
     let daemon = faulty::start(
         "workers.count = 2\nlimits = { stall-timeout = \"1s\", request-timeout = \"3s\" }",
     );
@@ -383,7 +383,7 @@ fn the_time_a_request_may_take_is_its_own_and_not_what_the_one_before_has_left()
 }
 
 #[test]
-fn a_method_is_told_how_long_it_may_take_and_without_request_timeout_it_may_take_for_ever() {
+fn a_method_gets_its_deadline_and_none_without_a_timeout() {
     let daemon = faulty::start("limits.request-timeout = \"100s\"");
     let left = daemon
         .call("deadline", ())
@@ -407,7 +407,7 @@ fn a_method_is_told_how_long_it_may_take_and_without_request_timeout_it_may_take
 }
 
 #[test]
-fn a_stuck_worker_without_clients_is_seen_coming_back_and_then_nothing_wakes_up() {
+fn the_return_of_a_stuck_worker_without_clients_is_noticed() {
     let daemon = faulty::start("workers.count = 2\nlimits.stall-timeout = \"20ms\"");
     daemon.wait_for_workers();
     let others = connect(&daemon, 5);
@@ -469,7 +469,7 @@ fn idle_clients_cost_no_more_wake_ups_than_looks() {
 /// With more work than CPUs, workers that are only waiting for theirs are taken for stuck. For two seconds, or as many as
 /// the variable `STALL_SECONDS` says.
 #[test]
-fn workers_that_are_wrongly_taken_for_stuck_cost_nobody_an_error() {
+fn workers_wrongly_taken_for_stuck_cause_no_error() {
     let daemon = start("workers.count = 2\nlimits.stall-timeout = \"10ms\"");
     daemon.wait_for_workers();
     let seconds = std::env::var("STALL_SECONDS")

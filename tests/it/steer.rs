@@ -16,7 +16,7 @@ const BOTH: &str = r#"listen = ["127.0.0.1:0", "unix:{dir}/rpc.sock"]
 "#;
 
 #[test]
-fn scaling_up_and_down_moves_clients_unnoticed_and_holds_until_the_next_applied_reload() {
+fn scaling_moves_clients_and_lasts_until_the_next_reload() {
     let config = format!("{BOTH}workers.count = 2");
     let daemon = start(&config);
     daemon.wait_for_workers();
@@ -75,7 +75,7 @@ fn scaling_up_and_down_moves_clients_unnoticed_and_holds_until_the_next_applied_
 }
 
 #[test]
-fn a_count_that_cannot_be_is_refused_by_the_tool_and_by_the_daemon() {
+fn an_impossible_count_is_refused_by_tool_and_daemon() {
     let daemon = start("workers.count = 1");
     for count in [0, 257] {
         assert_eq!(ctl(&daemon, &["scale", &count.to_string()]).code, Some(64));
@@ -103,7 +103,7 @@ fn a_count_that_cannot_be_is_refused_by_the_tool_and_by_the_daemon() {
 }
 
 #[test]
-fn two_signals_are_a_worker_more_and_a_worker_less_but_never_none() {
+fn two_signals_add_and_remove_a_worker_but_never_the_last() {
     let daemon = start("workers.count = 2");
     daemon.wait_for_workers();
     let load = Load::start(&daemon, 4, 2);
@@ -136,7 +136,7 @@ fn two_signals_are_a_worker_more_and_a_worker_less_but_never_none() {
 }
 
 #[test]
-fn recycling_one_worker_replaces_it_and_recycling_all_replaces_every_one() {
+fn recycling_replaces_one_worker_or_all() {
     let daemon = start(&format!("{BOTH}workers.count = 3"));
     let before = daemon.wait_for_workers();
     let load = Load::start(&daemon, 6, 4);
@@ -177,7 +177,7 @@ fn recycling_one_worker_replaces_it_and_recycling_all_replaces_every_one() {
 }
 
 #[test]
-fn a_worker_that_there_is_not_can_neither_be_recycled_nor_held_nor_released() {
+fn an_unknown_worker_cannot_be_recycled_held_or_released() {
     let daemon = start("workers.count = 1");
     let id = daemon.wait_for_workers().workers[0]
         .id
@@ -211,8 +211,7 @@ fn a_worker_that_there_is_not_can_neither_be_recycled_nor_held_nor_released() {
 }
 
 #[test]
-fn a_held_worker_has_no_client_left_not_even_the_one_it_was_executing_for_and_stays_whatever_is_done()
- {
+fn a_held_worker_has_no_clients_and_is_not_replaced() {
     let limits = "limits = { stall-timeout = \"200ms\", request-timeout = \"2s\" }\n";
     let config = format!("{BOTH}{limits}workers.count = 2");
     let daemon = faulty::start(&config);
@@ -298,7 +297,7 @@ fn a_held_worker_has_no_client_left_not_even_the_one_it_was_executing_for_and_st
 }
 
 #[test]
-fn the_only_worker_can_be_held_and_what_is_asked_meanwhile_is_answered_by_its_successor() {
+fn holding_the_only_worker_starts_a_substitute() {
     let daemon = faulty::start("workers.count = 1");
     let held = whoami(&mut daemon.connect());
     let load = Load::start(&daemon, 4, 4);
@@ -358,7 +357,7 @@ fn released_worker_serves_and_its_substitute_leaves() {
 }
 
 #[test]
-fn a_drained_daemon_serves_who_is_there_and_lets_others_wait_until_it_is_not() {
+fn a_drained_daemon_serves_only_existing_clients() {
     let daemon = start(&format!("{BOTH}workers.count = 2"));
     daemon.wait_for_workers();
     let load = Load::start(&daemon, 4, 4);
@@ -469,7 +468,7 @@ fn to_wait_for_a_drain_is_to_wait_for_the_last_client() {
 }
 
 #[test]
-fn what_was_asked_is_done_although_who_asked_has_hung_up_before_it_was_heard() {
+fn a_request_is_carried_out_after_its_client_has_hung_up() {
     let daemon = start("workers.count = 1");
     daemon.wait_for_workers();
     daemon.signal("STOP");
@@ -486,7 +485,7 @@ fn what_was_asked_is_done_although_who_asked_has_hung_up_before_it_was_heard() {
 }
 
 #[test]
-fn who_waits_for_a_drain_that_is_ended_is_told_so() {
+fn an_undrain_answers_a_pending_drain() {
     let daemon = start("workers.count = 1");
     let mut client = daemon.connect();
     assert_eq!(client.call("ping", 1).expect("a result"), 1);

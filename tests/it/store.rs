@@ -106,7 +106,7 @@ fn a_store_without_room_turns_a_restart_into_a_stop() {
 }
 
 #[test]
-fn what_the_store_lets_go_of_at_the_end_is_reported() {
+fn descriptors_that_the_store_drops_at_the_end_are_reported() {
     let manager = ServiceManager::new();
     let mut daemon = manager
         .setup(

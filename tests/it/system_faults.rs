@@ -57,7 +57,7 @@ fn injected(trace: &Path) -> usize {
 }
 
 #[test]
-fn out_of_descriptors_or_memory_at_accept_clients_wait_and_are_served_then() {
+fn clients_wait_while_accept_lacks_descriptors_or_memory() {
     for error in ["EMFILE", "ENFILE", "ENOMEM", "ENOBUFS"] {
         // The first ones are ours, over the control socket.
         let inject = format!("inject=accept4:error={error}:when=5..10");
@@ -140,7 +140,7 @@ fn replies_that_the_kernel_does_not_take_are_sent_later() {
 }
 
 #[test]
-fn a_worker_that_cannot_be_started_is_started_later_and_clients_stay() {
+fn a_worker_that_cannot_be_started_is_started_later() {
     for (calls, error) in [
         ("memfd_create", "ENOMEM"),
         ("socketpair", "EMFILE"),

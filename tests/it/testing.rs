@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::common::{FDPASSD, start};
 
 #[test]
-fn a_killed_worker_has_a_successor_and_its_client_does_not_notice() {
+fn a_killed_worker_is_replaced_and_its_client_stays() {
     let daemon = start("workers.count = 2");
     daemon.wait_for_workers();
     let before = daemon.worker_pids();

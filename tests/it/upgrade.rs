@@ -21,7 +21,7 @@ use crate::common::{FDPASSD, kernel, settled, start};
 const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n";
 
 #[test]
-fn upgrades_in_a_row_keep_process_clients_and_shms_and_replace_the_workers() {
+fn repeated_upgrades_keep_the_clients_and_replace_the_workers() {
     let programs = Programs::new();
     let (fdpassd, faulty) = (
         programs.copy(Path::new(FDPASSD)),
@@ -97,7 +97,7 @@ fn upgrades_in_a_row_keep_process_clients_and_shms_and_replace_the_workers() {
 }
 
 #[test]
-fn a_signal_upgrades_to_what_is_at_the_installed_path_now() {
+fn a_signal_upgrades_to_the_program_at_the_installed_path() {
     let programs = Programs::new();
     let installed = programs.copy(Path::new(FDPASSD));
     let daemon = Running::start(&installed, "workers.count = 1").expect("it serves");
@@ -209,7 +209,7 @@ fn a_program_that_was_found_by_path_is_found_there_again() {
 }
 
 #[test]
-fn who_is_in_the_middle_of_asking_over_the_control_socket_is_answered_by_the_new_program() {
+fn upgrade_answers_pending_control_requests() {
     let programs = Programs::new();
     let faulty = programs.copy(&example("faulty"));
     let daemon =
@@ -238,7 +238,7 @@ fn who_is_in_the_middle_of_asking_over_the_control_socket_is_answered_by_the_new
 }
 
 #[test]
-fn a_candidate_that_is_not_fit_is_refused_with_the_reason_and_nothing_changes() {
+fn an_unfit_program_is_refused_with_the_reason() {
     let programs = Programs::new();
     let daemon = start("workers.count = 1");
     let before = daemon.status();
@@ -286,7 +286,7 @@ fn a_candidate_that_is_not_fit_is_refused_with_the_reason_and_nothing_changes() 
 }
 
 #[test]
-fn a_program_that_somebody_else_could_change_is_refused() {
+fn a_program_that_other_users_could_change_is_refused() {
     let programs = Programs::new();
     let fdpassd = Path::new(FDPASSD);
     let program = programs.copy(fdpassd);
@@ -347,7 +347,7 @@ fn a_program_that_somebody_else_could_change_is_refused() {
 }
 
 #[test]
-fn an_upgrade_waits_for_nobody_who_executes_and_is_refused_while_something_else_goes_on() {
+fn an_upgrade_does_not_wait_and_is_refused_during_a_change() {
     let programs = Programs::new();
     let faulty = programs.copy(&example("faulty"));
     let daemon = Running::start(&faulty, "workers.count = 2").expect("it serves");
@@ -382,7 +382,7 @@ fn stored_for(manager: &ServiceManager, daemon: &Running) -> Vec<String> {
 }
 
 #[test]
-fn what_is_kept_for_another_master_is_kept_over_an_upgrade() {
+fn stored_descriptors_of_another_master_survive_an_upgrade() {
     let manager = ServiceManager::new();
     let programs = Programs::new();
     let program = programs.copy(Path::new(FDPASSD));

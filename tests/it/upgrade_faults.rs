@@ -104,7 +104,7 @@ fn a_program_that_cannot_be_run_after_all_changes_nothing() {
 }
 
 #[test]
-fn workers_that_die_while_the_master_becomes_another_program_are_missed() {
+fn worker_deaths_during_an_upgrade_are_noticed() {
     // Stopped when all is written down and the old program still runs, where nobody hears of the death, and when the new
     // one is about to, where the news of it wait. A single worker has no other one whose end would tell of it.
     let (early, late) = ("memfd_create:signal=STOP:when=2", "execve:signal=STOP");
@@ -175,7 +175,7 @@ fn workers_that_die_while_the_master_becomes_another_program_are_missed() {
 }
 
 #[test]
-fn an_upgrade_is_refused_during_a_reload_and_during_another_one_and_leaves_no_candidate_behind() {
+fn an_upgrade_during_a_reload_or_upgrade_is_refused() {
     let programs = Programs::new();
     let (daemon, switch) = start_with_switch("workers.count = 1");
     let program = programs.copy(&example("faulty"));
