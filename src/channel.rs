@@ -69,7 +69,7 @@ impl<Tx: Message, Rx: Message> Channel<Tx, Rx> {
     ///
     /// # Errors
     /// Those of recvmsg(2).
-    pub fn hear(&self, scratch: &mut Scratch) -> io::Result<Incoming<Rx>> {
+    pub fn receive(&self, scratch: &mut Scratch) -> io::Result<Incoming<Rx>> {
         let (length, descriptors, cut) =
             match socket::receive_message(&self.socket, &mut scratch.0)? {
                 Received::Nothing => return Ok(Incoming::Nothing),
@@ -161,14 +161,14 @@ mod tests {
                 .expect("send"),
             Sent::Queued
         );
-        match worker.hear(&mut scratch).expect("hear") {
+        match worker.receive(&mut scratch).expect("hear") {
             Incoming::Message(ToWorker::Lease(leases), descriptors) => {
                 assert_eq!((leases, descriptors.len()), (vec![lease], 1))
             }
             other => panic!("{other:?}"),
         }
         assert!(matches!(
-            worker.hear(&mut scratch).expect("hear"),
+            worker.receive(&mut scratch).expect("hear"),
             Incoming::Nothing
         ));
 
@@ -180,11 +180,11 @@ mod tests {
         }
         drop(passed);
         assert!(matches!(
-            worker.hear(&mut scratch).expect("hear"),
+            worker.receive(&mut scratch).expect("hear"),
             Incoming::Garbage(_)
         ));
         assert!(matches!(
-            worker.hear(&mut scratch).expect("hear"),
+            worker.receive(&mut scratch).expect("hear"),
             Incoming::Garbage(_)
         ));
         assert_eq!(
@@ -193,7 +193,7 @@ mod tests {
         );
         drop(master);
         assert!(matches!(
-            worker.hear(&mut scratch).expect("hear"),
+            worker.receive(&mut scratch).expect("hear"),
             Incoming::Closed
         ));
     }

@@ -70,17 +70,18 @@ pub(crate) fn run() -> Result<(), Error> {
         |e: io::Error| Error::NoMaster(format!("the exporter is started by its master: {e}"));
     let mut scratch = Scratch::default();
     let channel = Channel::new(fd::take_stdin().map_err(no_master)?);
-    let (start, listener) = hear_start(&channel, &mut scratch).map_err(no_master)?;
+    let (start, listener) = receive_start(&channel, &mut scratch).map_err(no_master)?;
     serve(channel, scratch, start, listener)
         .map_err(|e| Error::Failed(format!("the exporter cannot go on: {e}")))
 }
 
 /// The first message, which was sent before this process was started.
-fn hear_start(
+fn receive_start(
     channel: &Channel<Nothing, ToExporter>,
     scratch: &mut Scratch,
 ) -> io::Result<(StartExporter, OwnedFd)> {
-    if let Incoming::Message(ToExporter::Start(start), mut descriptors) = channel.hear(scratch)?
+    if let Incoming::Message(ToExporter::Start(start), mut descriptors) =
+        channel.receive(scratch)?
         && let Some(listener) = descriptors.pop()
     {
         return Ok((start, listener));
@@ -184,7 +185,7 @@ impl Server {
             }
             for event in &events {
                 match event.token {
-                    CHANNEL if self.hear_end()? => return Ok(()),
+                    CHANNEL if self.receive_end()? => return Ok(()),
                     LEFT => {
                         let _bytes = self.left.read(&mut [0; MAX_CONNECTIONS])?;
                     }
@@ -205,8 +206,8 @@ impl Server {
     }
 
     /// Hears the master; whether that was the last of it.
-    fn hear_end(&mut self) -> io::Result<bool> {
-        match self.channel.hear(&mut self.scratch)? {
+    fn receive_end(&mut self) -> io::Result<bool> {
+        match self.channel.receive(&mut self.scratch)? {
             Incoming::Message(ToExporter::Reopen, _) => {
                 if let Err(e) = logging::reopen() {
                     log::warn!(

@@ -54,7 +54,7 @@ pub const MAX_MESSAGE: usize = 64 * 1024;
 /// Most handoff queues.
 pub const MAX_HANDOFF_QUEUES: usize = 64;
 
-/// Most slots that one `Closed` or `Freed` names.
+/// Most slots that one `Closed` or `Released` names.
 pub const MAX_SLOTS: usize = 4096;
 
 /// What the master says.

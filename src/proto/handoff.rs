@@ -381,7 +381,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_that_lies_in_a_boat_panics(datagram in proptest::collection::vec(any::<u8>(), 0..600)) {
+        fn no_datagram_panics(datagram in proptest::collection::vec(any::<u8>(), 0..600)) {
             let _ = HandoffMessage::decode(&datagram);
         }
     }

@@ -571,7 +571,7 @@ mod tests {
     }
 
     #[test]
-    fn room_is_told_once_when_it_is_wanted() {
+    fn capacity_is_reported_once_when_it_is_wanted() {
         header(|header| {
             assert!(!header.pick_up(3));
             assert_eq!(header.want_capacity(), 3);

@@ -430,7 +430,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_two_places_overlap_and_all_lie_in_the_file() {
+    fn no_two_regions_overlap_and_all_lie_in_the_file() {
         for (slots, max_frame) in [(1, 64), (3, 65_535), (40, 1 << 20), (7, 256 << 20)] {
             let layout = Layout::new(slots, max_frame);
             let mut ranges = vec![

@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_places_can_be_laid_and_nothing_else() {
+    fn what_has_regions_can_be_laid_and_nothing_else() {
         let (master, _) = shms();
         for (unread, unsent) in [(0, 0), (1 << 20, 1 << 20), (2 << 20, 0), (0, 2 << 20)] {
             let (input, output) = (vec![7; unread], vec![8; unsent]);

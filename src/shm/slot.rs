@@ -557,7 +557,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_taken_between_turns_and_not_in_one() {
+    fn a_lease_is_revoked_only_between_turns() {
         slot(|slot| {
             slot.preset(
                 LeaseState::Idle,
@@ -577,7 +577,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flip_moves_all_of_a_view_and_keeps_what_held_before_until_then() {
+    fn a_flip_replaces_all_cursors_at_once() {
         slot(|slot| {
             let order = Some(ByteOrder::Big);
             let flags = Flags {

@@ -58,7 +58,7 @@ pub(super) enum WaitingFor {
     /// The rest of a frame.
     Bytes,
     /// Room for its replies.
-    Room,
+    Writable,
     /// Its next turn: whole frames are left.
     Turn,
     /// The end: it has had its last reply.
@@ -137,7 +137,7 @@ impl Connection {
         let (begin, limit) = match self.waits {
             WaitingFor::Request => (slot.last_active(), settings.idle_timeout),
             WaitingFor::Bytes => (slot.since(), settings.frame_timeout),
-            WaitingFor::Room => (slot.since(), settings.send_timeout),
+            WaitingFor::Writable => (slot.since(), settings.send_timeout),
             WaitingFor::End => (slot.since(), Some(LINGER_TIMEOUT)),
             WaitingFor::Turn => (0, None),
         };

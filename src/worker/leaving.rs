@@ -129,7 +129,7 @@ impl WorkerLoop<'_> {
                 let fault = Fault::from_code(Code::ShuttingDown, "the daemon is stopping");
                 self.give_one_turn(slot, &Purpose::Reject(&fault), service);
             }
-            WaitingFor::Room | WaitingFor::Turn | WaitingFor::End => {}
+            WaitingFor::Writable | WaitingFor::Turn | WaitingFor::End => {}
         }
     }
 }

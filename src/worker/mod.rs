@@ -167,7 +167,7 @@ impl<'c> WorkerLoop<'c> {
             self.now = woken;
             for event in &ready {
                 match event.token {
-                    CHANNEL => self.hear(&mut scratch, service)?,
+                    CHANNEL => self.receive(&mut scratch, service)?,
                     token => self.serve_client(token, service),
                 }
             }
@@ -178,9 +178,9 @@ impl<'c> WorkerLoop<'c> {
                 self.give_up_leases();
             }
             if self.has_looked_at_all(had_gap || ready.len() == BATCH) {
-                self.look_at_deadlines(woken, service);
+                self.check_deadlines(woken, service);
             }
-            self.tell_master()?;
+            self.send_reports()?;
             self.shm.header().set_log_errors(logging::errors());
             self.shm.header().record_busy(self.now, self.now - woken);
         }
@@ -218,8 +218,8 @@ impl<'c> WorkerLoop<'c> {
     }
 
     /// Takes in what the master says: one message, as more of them are told by the next wait.
-    fn hear(&mut self, scratch: &mut Scratch, service: &mut dyn Service) -> io::Result<()> {
-        match self.channel.hear(scratch)? {
+    fn receive(&mut self, scratch: &mut Scratch, service: &mut dyn Service) -> io::Result<()> {
+        match self.channel.receive(scratch)? {
             Incoming::Message(ToWorker::Lease(leases), sockets) => {
                 self.pick_up(&leases, sockets, service)?
             }
@@ -269,7 +269,7 @@ impl<'c> WorkerLoop<'c> {
         for lease in leases {
             self.give_turn(lease.slot, &Purpose::Serve, service);
             // Not only at the end: who answers its last request before that looks at no deadline any more, nor may the next.
-            self.look_at_deadline(lease.slot, service);
+            self.check_deadline(lease.slot, service);
         }
         Ok(())
     }
@@ -367,7 +367,7 @@ impl<'c> WorkerLoop<'c> {
         connection.waits = waits;
         let wanted = match waits {
             WaitingFor::Request | WaitingFor::Bytes | WaitingFor::End => Some(Interest::Read),
-            WaitingFor::Room => Some(Interest::Write),
+            WaitingFor::Writable => Some(Interest::Write),
             WaitingFor::Turn => {
                 self.again.push(index);
                 connection.watched
@@ -438,7 +438,7 @@ impl<'c> WorkerLoop<'c> {
 
     /// Looks at the deadlines that were over by then: ns of CLOCK_MONOTONIC, of a moment of which all that had arrived by
     /// then was looked at.
-    fn look_at_deadlines(&mut self, by: u64, service: &mut dyn Service) {
+    fn check_deadlines(&mut self, by: u64, service: &mut dyn Service) {
         while let Some((deadline, index)) = self.timers.due(by) {
             let Some(connection) = self.connections.get_mut(index) else {
                 continue;
@@ -455,7 +455,7 @@ impl<'c> WorkerLoop<'c> {
     }
 
     /// Looks at the deadline of a client that has had its turn just now.
-    fn look_at_deadline(&mut self, index: u32, service: &mut dyn Service) {
+    fn check_deadline(&mut self, index: u32, service: &mut dyn Service) {
         let by = self.now;
         if self.is_overdue(index, by) {
             self.give_up_on(index, service);
@@ -498,17 +498,17 @@ impl<'c> WorkerLoop<'c> {
     ///
     /// At once: letting it wait for others, even a millisecond, made short connections dearer by a tenth, because the
     /// kernel's memory of a connection that is gone was cold by the time it was used again.
-    fn tell_master(&mut self) -> io::Result<()> {
+    fn send_reports(&mut self) -> io::Result<()> {
         let mut sent = Sent::Queued;
         if self.is_near_limit {
             sent = self.channel.send(&ToMaster::NearRequestLimit, &[])?;
             self.is_near_limit = sent == Sent::Full;
         }
         while sent == Sent::Queued && !self.closed.is_empty() {
-            sent = tell(self.channel, &mut self.closed, ToMaster::Closed)?;
+            sent = send_slots(self.channel, &mut self.closed, ToMaster::Closed)?;
         }
         while sent == Sent::Queued && !self.released.is_empty() {
-            sent = tell(self.channel, &mut self.released, ToMaster::Released)?;
+            sent = send_slots(self.channel, &mut self.released, ToMaster::Released)?;
         }
         if sent == Sent::Queued && self.has_capacity {
             sent = self.channel.send(&ToMaster::HasCapacity, &[])?;
@@ -540,7 +540,7 @@ fn reopen_log() {
 }
 
 /// Sends as many slots as one message takes, and forgets those that are sent.
-fn tell(
+fn send_slots(
     channel: &mut Channel<ToMaster, ToWorker>,
     slots: &mut Vec<u32>,
     message: fn(Vec<u32>) -> ToMaster,

@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn the_place_of_a_client_that_has_left_is_emptied_at_once_or_not_at_all() {
+    fn the_region_of_a_client_that_left_is_emptied_at_once_or_not() {
         let mut parking = Parking::new(1 << 30);
         for slot in 0..4 {
             parking.use_large(slot, WARM / 4);
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn unused_large_places_are_kept_up_to_a_bound_and_the_oldest_are_emptied() {
+    fn unused_large_regions_are_kept_up_to_a_bound() {
         let mut parking = Parking::new(1 << 30);
         let mib = 1 << 20;
         let mut cold = Vec::new();

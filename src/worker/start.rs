@@ -34,13 +34,13 @@ pub(crate) fn run<S: 'static>(methods: Methods<S>) -> Result<(), Error> {
     let no_master =
         |e: io::Error| Error::NoMaster(format!("workers are started by their master: {e}"));
     let mut channel = Channel::new(fd::take_stdin().map_err(no_master)?);
-    let (start, descriptors) = hear_start(&channel).map_err(no_master)?;
+    let (start, descriptors) = receive_start(&channel).map_err(no_master)?;
     // So that what methods start can be told from all others, and ends with this process. It fails for one that was run by
     // hand, which has no methods to run.
     let _ = process::begin_session();
     let served = serve(&mut channel, start, descriptors, methods).map_err(|reason| {
         // A master that does not hear it, as it is gone, has no use for it.
-        let _ = say(&mut channel, &ToMaster::Failed(Failed { reason }));
+        let _ = send(&mut channel, &ToMaster::Failed(Failed { reason }));
         Error::Failed
     });
     // It closes with the process: the master takes the end of the channel of a process that lives for a fault.
@@ -54,10 +54,10 @@ pub(crate) fn run<S: 'static>(methods: Methods<S>) -> Result<(), Error> {
 }
 
 /// The first message. Its sender may still be on its way to sending it.
-fn hear_start(channel: &Channel<ToMaster, ToWorker>) -> io::Result<(Start, Vec<OwnedFd>)> {
+fn receive_start(channel: &Channel<ToMaster, ToWorker>) -> io::Result<(Start, Vec<OwnedFd>)> {
     let mut scratch = Scratch::default();
     loop {
-        match channel.hear(&mut scratch)? {
+        match channel.receive(&mut scratch)? {
             Incoming::Message(ToWorker::Start(start), descriptors) if start.version == VERSION => {
                 return Ok((*start, descriptors));
             }
@@ -82,7 +82,7 @@ fn hear_start(channel: &Channel<ToMaster, ToWorker>) -> io::Result<(Start, Vec<O
 
 /// Says something before there is a loop that would say it later. Its queue is empty: it can only be memory that the kernel
 /// does not have.
-fn say(channel: &mut Channel<ToMaster, ToWorker>, message: &ToMaster) -> io::Result<()> {
+fn send(channel: &mut Channel<ToMaster, ToWorker>, message: &ToMaster) -> io::Result<()> {
     while channel.send(message, &[])? == Sent::Full {
         // The master says nothing before it has heard this; its end is one.
         poll::wait_for(&*channel, Interest::Read, NO_MEMORY)?;
@@ -169,7 +169,7 @@ fn serve<S: 'static>(
         version: VERSION,
         methods,
     });
-    say(channel, &greeting).map_err(|e| format!("cannot greet the master: {e}"))?;
+    send(channel, &greeting).map_err(|e| format!("cannot greet the master: {e}"))?;
     let mut worker = WorkerLoop::new(channel, shm, settings, handoff)
         .map_err(|e| format!("cannot make a poller: {e}"))?;
     worker.quarantine(&quarantined, &service);

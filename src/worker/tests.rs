@@ -162,7 +162,7 @@ impl Master {
     fn heard(&mut self) -> Vec<ToMaster> {
         let mut all = Vec::new();
         while let Incoming::Message(message, _) =
-            self.channel.hear(&mut Scratch::default()).expect("hear")
+            self.channel.receive(&mut Scratch::default()).expect("hear")
         {
             all.push(message);
         }
@@ -173,9 +173,9 @@ impl Master {
 /// Hears one message of the master, and tells it what there is to tell.
 fn step(worker: &mut WorkerLoop<'_>, service: &mut dyn Service) {
     worker
-        .hear(&mut Scratch::default(), service)
+        .receive(&mut Scratch::default(), service)
         .expect("it is no nonsense");
-    worker.tell_master().expect("the channel is open");
+    worker.send_reports().expect("the channel is open");
 }
 
 struct Client(UnixStream);
@@ -276,7 +276,7 @@ fn a_lease_that_comes_to_a_worker_that_is_leaving_is_given_up() {
     step(&mut worker, &mut service);
     step(&mut worker, &mut service);
     worker.give_up_leases();
-    worker.tell_master().expect("the channel is open");
+    worker.send_reports().expect("the channel is open");
     assert_eq!(
         (master.heard(), master.state(2)),
         (vec![ToMaster::Released(vec![2])], Some(LeaseState::Revoked))
@@ -561,8 +561,8 @@ fn a_client_that_was_told_all_goes_on_ending_with_the_time_that_it_has_left() {
         (10, 0)
     );
     worker.now = since + 3_600_000_000_000;
-    worker.look_at_deadlines(worker.now, &mut service);
-    worker.tell_master().expect("the channel is open");
+    worker.check_deadlines(worker.now, &mut service);
+    worker.send_reports().expect("the channel is open");
     // In the order of their deadlines.
     assert_eq!(master.heard(), [ToMaster::Closed(vec![1, 0])]);
 }
@@ -588,7 +588,7 @@ fn bytes_laid_for_the_next_client_of_a_slot_are_not_destroyed_for_the_last_one()
     // A client had a large frame, and has left.
     drop(run(&mut worker, &mut master, 0));
     worker.give_turn(0, &Purpose::Serve, &mut self::service());
-    worker.tell_master().expect("the channel is open");
+    worker.send_reports().expect("the channel is open");
     assert_eq!(
         (master.heard(), master.state(0)),
         (vec![ToMaster::Closed(vec![0])], Some(LeaseState::Closed))

@@ -462,7 +462,7 @@ impl Turn<'_, '_> {
         }
         self.park(sent, unread);
         let waits = if unsent > 0 {
-            WaitingFor::Room
+            WaitingFor::Writable
         } else if self.next_is_whole() {
             WaitingFor::Turn
         } else {

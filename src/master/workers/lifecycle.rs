@@ -244,7 +244,7 @@ impl Master {
         let Some(worker) = self.workers.get_mut(&id) else {
             return false;
         };
-        match worker.channel.hear(&mut self.scratch) {
+        match worker.channel.receive(&mut self.scratch) {
             Ok(Incoming::Message(message, _)) => {
                 self.take_message(id, message, now);
                 true

@@ -143,7 +143,7 @@ fn up_to(last: u32) -> Vec<u32> {
 }
 
 /// The worker makes three turns if it can, while the master takes the client.
-fn turns_and_a_take<W: Word + 'static>(word: fn(u64) -> W) {
+fn turns_and_a_revocation<W: Word + 'static>(word: fn(u64) -> W) {
     model(
         word,
         |shm| [shm.turn(1), shm.turn(1), shm.turn(1)],
@@ -159,8 +159,8 @@ fn turns_and_a_take<W: Word + 'static>(word: fn(u64) -> W) {
 }
 
 #[test]
-fn a_client_is_taken_as_its_last_turn_left_it_or_not_at_all() {
-    turns_and_a_take(ModelWord::new);
+fn a_lease_is_revoked_as_its_last_turn_left_it_or_not() {
+    turns_and_a_revocation(ModelWord::new);
 }
 
 /// A word without any order, to see that the model would notice.
@@ -190,11 +190,11 @@ impl Word for Unordered {
 #[test]
 #[should_panic(expected = "Causality violation")]
 fn without_an_order_it_would_not_be() {
-    turns_and_a_take(|value| Unordered(ModelWord::new(value)));
+    turns_and_a_revocation(|value| Unordered(ModelWord::new(value)));
 }
 
 #[test]
-fn of_a_master_that_takes_and_a_worker_that_gives_up_exactly_one_succeeds() {
+fn of_revoking_and_giving_up_exactly_one_succeeds() {
     model(
         ModelWord::new,
         |shm| (shm.turn(1), shm.take(1)),
@@ -235,7 +235,7 @@ fn an_old_event_does_no_harm_to_the_next_client_of_the_slot() {
 
 /// Every moment is one at which the worker may be killed, or the master look without a take.
 #[test]
-fn a_view_is_whole_in_the_middle_of_a_flip() {
+fn cursors_are_whole_in_the_middle_of_a_flip() {
     model(
         ModelWord::new,
         |shm| {

@@ -100,7 +100,7 @@ impl Turn<'_, '_> {
                 self.flip();
                 self.slot().set_since(self.tools.now);
             }
-            return Some(WaitingFor::Room);
+            return Some(WaitingFor::Writable);
         }
         match (self.flags.closing, self.flags.half_closed && self.have == 0) {
             (true, _) => self.begin_lingering_close(0),
