@@ -31,11 +31,11 @@ pub(super) fn worker_count(count: Count) -> usize {
 
 /// Most control clients.
 pub(super) fn control_clients(descriptors: u64) -> u64 {
-    (descriptors / 8).clamp(4, MOST_CONTROL_CLIENTS)
+    (descriptors / 8).clamp(4, MAX_CONTROL_CLIENTS)
 }
 
 /// Most control clients there can be; fewer where descriptors are scarce.
-pub(super) const MOST_CONTROL_CLIENTS: u64 = 72;
+pub(super) const MAX_CONTROL_CLIENTS: u64 = 72;
 
 /// How many clients there may be.
 #[derive(Clone, Debug)]

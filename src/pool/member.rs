@@ -69,7 +69,7 @@ pub enum Why {
     /// Fewer workers are wanted.
     Scale,
     /// It has answered nearly as many requests as it may.
-    Worn,
+    NearRequestLimit,
     /// It is as old as it may get.
     Lifetime,
     /// The operator wants another one.
@@ -86,7 +86,7 @@ impl fmt::Display for Why {
             Why::Reload => "its configuration or program is an older one",
             Why::Rollback => "its configuration was rolled back",
             Why::Scale => "fewer workers are wanted",
-            Why::Worn => "it has answered as many requests as it may",
+            Why::NearRequestLimit => "it has answered as many requests as it may",
             Why::Lifetime => "it is as old as it may get",
             Why::Recycle => "it was asked to be replaced",
             Why::Surplus => "another worker does its work",

@@ -19,7 +19,7 @@
 //! ```
 //!
 //! A *seat* is what stays when a process is replaced. Those of indices below the count are wanted. A worker is *fresh*
-//! while it starts or is ready, is of the wanted generation, and is neither worn, too old nor recycled. Every wanted
+//! while it starts or is ready, is of the wanted generation, and is neither near its request limit, too old nor recycled. Every wanted
 //! seat is to have a fresh worker; all else follows:
 //!
 //! 1. Only a ready worker is given clients. Every id in an action is of a worker that there is; every `Spawn` has a new
@@ -339,7 +339,7 @@ impl Pool {
             )
         };
         if let Some(member) = self.member_mut(id).filter(serves) {
-            member.spent.get_or_insert(Why::Worn);
+            member.spent.get_or_insert(Why::NearRequestLimit);
         }
     }
 

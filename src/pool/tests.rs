@@ -369,7 +369,10 @@ fn a_worn_worker_and_an_old_one_are_replaced() {
     let now = Instant::now();
     let mut pool = ready_pool(1, now);
     pool.near_request_limit(w(1));
-    assert_eq!(drained(&calm(&mut pool, now)), [(w(1), Why::Worn)]);
+    assert_eq!(
+        drained(&calm(&mut pool, now)),
+        [(w(1), Why::NearRequestLimit)]
+    );
     let lifetime = Duration::from_secs(1000);
     assert!(pool.reload(Target {
         max_lifetime: Some(lifetime),

@@ -74,7 +74,7 @@ pub struct EmergencyHandoff {
     first: Vec<u8>,
     /// What each datagram of clients begins with.
     header: [u8; HEADER_LEN],
-    /// [`CLIENT_WORDS`] words a slot: descriptor + 1 and `since`; client; slot and generation; moves and listener; offsets.
+    /// [`CLIENT_WORDS`] words a slot: descriptor + 1 and `since`; client; slot and lease number; moves and listener; offsets.
     registered: Words,
     words: Words,
     offsets: ShmOffsets,

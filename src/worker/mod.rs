@@ -45,7 +45,7 @@ pub(crate) use methods::{Methods, RunningService, Service};
 pub use reply::{Call, Fault, Reply};
 pub(crate) use start::{Error, run};
 
-/// The poller's token of the channel; a client's is its slot and the generation of its lease.
+/// The poller's token of the channel; a client's is its slot and the number of its lease.
 const CHANNEL: u64 = u64::MAX;
 
 /// Events a wait.
@@ -76,7 +76,7 @@ struct WorkerLoop<'c> {
     quarantined: Vec<bool>,
     /// Requests answered since the start.
     served: u64,
-    /// It serves nobody any more: it was drained, or is worn out.
+    /// It serves nobody any more: it was drained, or has answered as many requests as it may.
     leaving: bool,
     /// What the master has yet to be told.
     closed: Vec<u32>,
@@ -287,11 +287,11 @@ impl<'c> WorkerLoop<'c> {
         Ok(())
     }
 
-    /// Something happened on a client's socket. An old event finds another generation, or nobody.
+    /// Something happened on a client's socket. An old event finds another lease number, or nobody.
     fn serve_client(&mut self, token: u64, service: &mut dyn Service) {
-        let (slot, generation) = (token as u32, (token >> 32) as u32);
+        let (slot, lease_number) = (token as u32, (token >> 32) as u32);
         let current = self.connections.get(slot);
-        if current.is_some_and(|connection| connection.lease_number == generation) {
+        if current.is_some_and(|connection| connection.lease_number == lease_number) {
             self.give_turn(slot, &Purpose::Serve, service);
         }
     }
@@ -559,6 +559,6 @@ fn number(descriptor: &OwnedFd) -> u32 {
     descriptor.as_raw_fd().unsigned_abs()
 }
 
-fn token(slot: u32, generation: u32) -> u64 {
-    u64::from(generation) << 32 | u64::from(slot)
+fn token(slot: u32, lease_number: u32) -> u64 {
+    u64::from(lease_number) << 32 | u64::from(slot)
 }

@@ -88,7 +88,7 @@ impl Master {
     }
 
     /// Leases a new client of which this much is in the shared memory; its other end.
-    fn lease(&mut self, slot: u32, generation: u32, bytes: &ClientBytes, flags: Flags) -> Client {
+    fn lease(&mut self, slot: u32, lease_number: u32, bytes: &ClientBytes, flags: Flags) -> Client {
         let (ours, client) = UnixStream::pair().expect("socketpair");
         [&ours, &client]
             .iter()
@@ -103,7 +103,7 @@ impl Master {
         let now = clock::monotonic();
         self.shm.slot(slot).expect("a slot").preset(
             state,
-            generation,
+            lease_number,
             cursors,
             flags,
             (now, now),
@@ -118,7 +118,7 @@ impl Master {
         let lease = Lease {
             client: id,
             slot,
-            lease_number: generation,
+            lease_number,
             order,
             peer,
             moves: 0,

@@ -122,7 +122,7 @@ fn garbage_in_one_slot_closes_only_its_client() {
 fn impossible_cursors_close_their_client_and_kill_no_worker() {
     let daemon = faulty::start("workers.count = 1");
     let mut clients = in_slots(&daemon);
-    // Both views of slot 2, of a client at rest.
+    // Both sets of cursors of slot 2, of an idle client.
     for cursors in [6, 11] {
         clients[0]
             .call(

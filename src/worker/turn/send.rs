@@ -92,7 +92,7 @@ impl Turn<'_, '_> {
         self.pass(sent);
         self.moved = sent > 0;
         if sent < unsent {
-            // Who is told off and does not read is not told.
+            // A client that is rejected and does not read gets no reply.
             if matches!(purpose, Purpose::Reject(_)) {
                 return None;
             }
