@@ -265,7 +265,7 @@ fn unusable_activated_sockets_are_refused_with_advice() {
         "{said}"
     );
 
-    // Who has enabled the socket unit and not changed the configuration is told how to.
+    // An enabled socket unit without a change of the configuration is reported with advice.
     let setup = Setup::new(FDPASSD, &format!("listen = [\"{at}\"]")).handed("rpc", tcp.copy());
     let (code, said) = refused(setup);
     let why = format!(

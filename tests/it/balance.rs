@@ -1,4 +1,4 @@
-//! Which worker a new client goes to.
+//! The choice of the worker for a new client.
 
 use fdpassd::testing::{Client, Running, eventually};
 

@@ -1,4 +1,4 @@
-//! Who killed a worker is found out and told, and who does it again and again is stopped.
+//! Crash attribution: the log names the request that ended a worker, and repeated causes are stopped.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -11,7 +11,7 @@ use crate::common::faulty::{self, Execution, whoami};
 use crate::common::kernel;
 use crate::common::program::ctl;
 
-/// What one death is to be told with: what was called, how the worker ended, what became of the request.
+/// Expected log of a death: the called method, the end of the worker, the outcome of the request.
 struct Death {
     method: &'static str,
     params: Value,
@@ -101,7 +101,7 @@ fn each_death_is_logged_with_cause_request_and_consequences() {
         assert_eq!((status.lost_total, status.closed_for_crashes_total), (0, 0));
     }
 
-    // Nobody's request.
+    // A death without an executing request.
     let before = daemon.status();
     daemon.kill_worker(0);
     daemon.wait_for_log("killed by signal 9 (SIGKILL); ");
@@ -287,7 +287,7 @@ fn a_method_that_ends_ten_workers_is_quarantined() {
     assert_eq!(daemon.status().lost_total, 0);
 }
 
-/// Whoever serves, the method is refused.
+/// Each worker refuses the method.
 #[track_caller]
 fn assert_unrun(daemon: &Running, deaths: u64) {
     let mut seen = Vec::new();

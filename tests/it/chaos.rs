@@ -155,7 +155,7 @@ impl Drop for Over<'_> {
     }
 }
 
-/// What the daemon has counted is what the clients have seen.
+/// The daemon's counters match the clients' observations.
 fn compare(seen: &Seen, status: &Status, witness: &Witness) {
     assert_eq!(
         (
@@ -170,7 +170,7 @@ fn compare(seen: &Seen, status: &Status, witness: &Witness) {
         (&Vec::new(), 0)
     );
     assert_eq!(status.accepted_total, seen.connections);
-    // Nobody has seen what those that vanished were to be answered.
+    // The replies to vanished clients are unknown.
     let log = &witness.log;
     let [idempotent, others] = seen.crashed;
     let answered = |daemon: u64, seen_by_clients: u64, what: &str| {

@@ -1,4 +1,4 @@
-//! What methods start ends with their worker, however that ends, unless it has asked for a session of its own.
+//! Programs that a method started end with its worker, unless they have a session of their own.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! What `fdpassctl completions` prints is taken by the shells, and completes.
+//! Shells accept the output of `fdpassctl completions` and complete with it.
 
 use std::process::Command;
 

@@ -358,7 +358,7 @@ fn a_control_socket_elsewhere_is_found_in_the_runtime_directory() {
         let said = ask(verb);
         assert_eq!(said.code, Some(0), "{verb}: {}", said.err);
     }
-    // One that a killed daemon has left leads to nobody.
+    // No process listens on the socket of a killed daemon.
     daemon.signal("KILL");
     drop(daemon);
     let link = place.path().join("control.sock");

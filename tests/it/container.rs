@@ -14,7 +14,7 @@ use crate::common::kernel::{children, is_over};
 use crate::common::needs::skip;
 use crate::common::{FDPASSD, settled};
 
-/// To unshare(1): whoever it runs is PID 1, and is killed with it.
+/// Options of unshare(1): its program is PID 1 and is killed with it.
 const OPTIONS: [&str; 4] = ["--pid", "--fork", "--mount-proc", "--kill-child"];
 
 /// Its pids are not ours: `status` tells those inside, and only `init` may be sent signals.
@@ -149,7 +149,7 @@ fn orphans_are_collected_and_do_not_count_as_worker_deaths() {
         send(pid, Signal::SIGKILL);
     }
     assert_eq!(client.call("ping", 2).expect("a result"), 2);
-    // What is of no worker is let live.
+    // A process of no worker is not ended.
     container
         .daemon
         .wait_until("both deaths are known", |status| status.deaths_total == 2);

@@ -1,4 +1,4 @@
-//! The control socket: every verb and every refusal, and nobody there can hurt anybody.
+//! The control socket: every verb, every refusal, and no client there delays another.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -111,7 +111,7 @@ fn a_request_may_have_64_kib_and_one_byte_more_is_the_end() {
 #[test]
 fn a_control_client_beyond_the_limit_is_refused() {
     let daemon = start("");
-    // Nobody is left of those who looked whether it serves.
+    // The connections that checked whether it serves have ended.
     wait_for_clients(&control_socket(&daemon), 0);
     let mut clients: Vec<Client> = (0..CLIENTS).map(|_| connect(&daemon)).collect();
     clients

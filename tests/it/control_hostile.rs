@@ -1,4 +1,4 @@
-//! Control clients that are slow, deaf or hostile delay nobody and cost nothing.
+//! Slow, deaf and hostile control clients delay no other client and cost nothing.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;

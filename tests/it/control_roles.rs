@@ -1,4 +1,4 @@
-//! Who may do what over the control socket: as root, as the daemon's user, as members of groups, as a stranger.
+//! Access by role on the control socket: root, the daemon's user, members of groups, strangers.
 
 use std::env;
 use std::fs::{self, Permissions};
@@ -44,7 +44,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// With these keys in `[control]`; nothing, and said so, where nobody can become somebody else.
+    /// Starts it with these keys in `[control]`; skips the test where no process can change its user.
     fn start(control: &str) -> Option<Daemon> {
         let others = OtherUser::with_groups()?;
         let config = others.directory().join("config.toml");
@@ -116,7 +116,7 @@ fn each_role_may_do_what_the_table_lists() {
         STRANGER,
     ];
     for (control, may) in [
-        // Who may change things, who may look, and who may not.
+        // Users that may change things, users that may read, and users that may neither.
         ("", "AA---R-"),
         ("mode = \"0666\"", "AARRRRR"),
         ("admin-group = \"61201\"", "AAAA---"),
@@ -172,7 +172,7 @@ fn a_refusal_names_the_required_role() {
         ") turned away from the control socket: looking needs root",
     ]);
 
-    // What the kernel refuses, fdpassctl explains as well as it can.
+    // fdpassctl explains a refusal of the kernel.
     let socket = daemon.socket();
     daemon.reload("mode = \"0660\"");
     let said = daemon.ask(STRANGER, &["status"]);
@@ -430,7 +430,7 @@ impl Hand {
         }
     }
 
-    /// It connects itself, and setpriv(1) becomes it.
+    /// Returns the pid of the connection: setpriv(1) becomes the program.
     fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -503,7 +503,7 @@ fn a_directory_in_tmp_of_another_user_is_passed_over() {
     ] {
         fs::create_dir(&temporary).expect("it is new");
         let _removed = Removed(&temporary);
-        // Where somebody waits for fdpassctl.
+        // A foreign socket waits for fdpassctl there.
         let trap = (!is_used)
             .then(|| UnixListener::bind(temporary.join("control.sock")).expect("it is free"));
         if trap.is_some() {

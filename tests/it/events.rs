@@ -1,4 +1,4 @@
-//! What happened is told to whoever asks: at once, or when it happens.
+//! Events: a client reads past ones at once and waits for the next ones.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -107,7 +107,7 @@ fn a_wait_for_events_is_answered_by_the_next_event() {
     let daemon = start("workers.count = 1");
     daemon.wait_for_workers();
     let last = events(&daemon, 0).last;
-    // Twenty wait, and none of them is in anybody's way.
+    // Twenty wait, and none of them delays another.
     let mut waiting: Vec<Client> = (0..20)
         .map(|_| daemon.ctl_request("events", json!({ "after": last, "wait": 60 })))
         .collect();

@@ -1,4 +1,4 @@
-//! Metrics and health over HTTP: what is answered, to whom, and that nobody there can hurt anybody.
+//! Metrics and health over HTTP: replies, allowed hosts, and clients that cannot delay others.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -44,7 +44,7 @@ fn tasks(pid: u32) -> usize {
         .count()
 }
 
-/// Somebody else, where a daemon's control socket was until this is dropped.
+/// A foreign process in the place of a daemon's control socket, until this is dropped.
 struct Stranger {
     listener: UnixListener,
     socket: PathBuf,
@@ -526,7 +526,7 @@ fn an_address_that_cannot_be_bound_is_reported_with_its_place() {
         fault.code() == "rejected" && fault.message().contains(&sentence),
         "{fault}"
     );
-    // What could be bound is closed again if something else cannot.
+    // Bound sockets are closed again if another one cannot be bound.
     let other =
         format!("listen = [\"{occupied}\"]\nmetrics.listen = \"unix:{{dir}}/metrics.sock\"");
     let fault = daemon.reload_with(&other).expect_err("it is taken");
@@ -612,7 +612,7 @@ fn one_that_is_killed_comes_back_and_its_death_is_no_workers() {
     for (round, least) in [100, 150, 300].into_iter().enumerate() {
         let killed = exporter(&daemon);
         signal(killed, Signal::SIGKILL);
-        // Who asks meanwhile waits.
+        // A request waits until then.
         assert_eq!(get(&address, "/healthz").said(), (200, "ok\n"));
         assert_ne!(exporter(&daemon), killed);
         let words = format!(
@@ -789,7 +789,7 @@ fn a_master_that_does_not_answer_is_503_after_three_seconds() {
     assert_eq!(get(&address, "/healthz").said(), (200, "ok\n"));
 }
 
-/// Somebody else is where the control socket was.
+/// A foreign process listens in the place of the control socket.
 #[test]
 fn a_nonsense_reply_of_the_master_is_reported() {
     let daemon = start(TCP);
@@ -892,7 +892,7 @@ fn it_has_nothing_of_the_masters_but_the_listener() {
     let before = exporter(&daemon);
     signal(before, Signal::SIGKILL);
     assert_eq!(get(&metrics_address(&daemon), "/healthz").status, 200);
-    // What this test was given itself by whoever runs it is inherited by everybody.
+    // Every process inherits what the caller of the tests left open.
     let names = |pid: u32| kernel::descriptors(pid).into_iter().map(|(_, name)| name);
     let inherited = kernel::inheritable();
     let standard = |pid: u32| {

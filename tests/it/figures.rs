@@ -1,4 +1,4 @@
-//! What the daemon counts is what happened: once each, over the end of workers and of masters.
+//! Counters: each fact is counted once, across the end of workers and of masters.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,7 +49,7 @@ fn clients_that_a_worker_cannot_watch_are_lost_and_counted() {
         figures(&daemon)["fdpassd_clients_lost_total{reason=\"worker\"}"],
         1.0
     );
-    // What a worker has counted stays when it is gone.
+    // A worker's counts stay after its end.
     daemon.kill_worker(0);
     assert_eq!(
         figures(&daemon)["fdpassd_clients_lost_total{reason=\"worker\"}"],
@@ -177,7 +177,7 @@ fn counters_that_a_worker_scribbled_are_not_believed() {
         requests += 10;
         assert_counted(&daemon, requests, 0);
         client.call("scribble", (at, words)).expect("it was let");
-        // What is broken is not counted from there on: neither this call nor those behind it.
+        // A broken counter stops counting: neither this call nor later ones.
         client.call("ping", 1).expect("a pong");
         assert_counted(&daemon, requests, 0);
         assert_eq!(
@@ -234,7 +234,7 @@ fn figures_are_exact_after_a_storm() {
             }
             *done.entry(what).or_insert(0) += 1;
             daemon.wait_for_workers();
-            // What a worker has counted that has finished is the master's alone until that has collected it.
+            // Until it is collected, only the master has the counts of a finished worker.
             daemon.wait_until("nobody is on the way out", |status| {
                 status.leaving.is_empty()
             });
@@ -274,7 +274,7 @@ fn figures_are_exact_after_a_storm() {
     );
 }
 
-/// What a client has counted.
+/// Counts of a client.
 #[derive(Debug, Default)]
 struct Seen {
     requests: u64,

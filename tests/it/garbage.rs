@@ -1,4 +1,4 @@
-//! A broken worker fills its shared memory and its channel with garbage: it is killed, whoever is whole goes on, the master stays.
+//! A worker with garbage in its shared memory and channel is killed; intact clients and the master stay.
 
 use std::io::Write;
 
@@ -53,7 +53,7 @@ fn garbage_in_shm_costs_at_most_clients_of_its_worker() {
         };
         let at = if round % 3 == 2 { 0 } else { HEADER };
         its[0].0.request("scribble", (at, words));
-        // Whatever it says now, the others of this worker make it look at their slots.
+        // Requests of its other clients make the worker read their slots.
         for (client, _) in &mut its[1..] {
             // It may have been closed by now.
             let frame = client.frame(r#"{"in":"ping"}"#);
@@ -117,7 +117,7 @@ fn garbage_in_one_slot_closes_only_its_client() {
     );
 }
 
-/// What stands in a slot goes to the next worker, which reckons with it.
+/// The next worker computes with the contents of a slot.
 #[test]
 fn impossible_cursors_close_their_client_and_kill_no_worker() {
     let daemon = faulty::start("workers.count = 1");

@@ -73,7 +73,7 @@ fn clients_and_listeners_outlive_an_unreadable_state_file() {
             after.generation > before.generation && newest(&after) > newest(&before),
             "{why}"
         );
-        // What is new is kept again.
+        // New descriptors are stored again.
         let daemon = restart(&manager, end(daemon));
         ping_all(&mut clients);
         clients_of(&daemon, 2);
@@ -454,7 +454,7 @@ fn metrics(daemon: &Running) -> String {
         .to_owned()
 }
 
-/// The state that version 0.1.0 hands to the program that it becomes, with a worker that is somebody else.
+/// The state that version 0.1.0 hands to the next program, with a foreign process as its worker.
 #[test]
 fn an_upgrade_from_0_1_0_replaces_the_workers_and_serves() {
     let directory = tempfile::tempdir().expect("a directory");

@@ -124,7 +124,7 @@ fn outcomes_with(fault: &str, point: &str, n: u32, is_executing: bool) -> Vec<(b
         .collect()
 }
 
-/// At these points no request is executing: nobody notices, and everything was done once.
+/// At these points no request is executing: no client notices, and everything was done once.
 #[track_caller]
 fn nobody_notices(point: &str, n: u32) {
     let outcomes = outcomes(point, n, false);
@@ -319,7 +319,7 @@ fn a_point_that_there_is_not_is_refused() {
     assert!(error.stderr().contains("nowhere"), "{error}");
 }
 
-/// `.ci/run` builds it; where nobody has, there is nothing to look at.
+/// `.ci/run` builds it; without it there is nothing to check.
 #[test]
 fn the_release_binary_knows_no_points() {
     let debug = Path::new(FDPASSD).parent().expect("a directory");

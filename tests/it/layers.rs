@@ -1,4 +1,4 @@
-//! The arrows of the house: who may import whom. Every path of every file in src is read and held against them.
+//! The import map. Every path in every file of src is checked against it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -58,7 +58,7 @@ const MAY_IMPORT: [(&str, &[&str]); 18] = [
     ("bin", &[]),
 ];
 
-/// What only these modules may name: crates of others, and `unsafe`.
+/// Names that only these modules may use: foreign crates, and `unsafe`.
 const ONLY_IN: [(&str, &[&str]); 12] = [
     ("nix", &["sys"]),
     ("libc", &["sys"]),
@@ -264,7 +264,7 @@ fn allowed_paths_are_accepted() {
     }
 }
 
-/// What is wrong with a file, if anything is. The root itself holds the map and may name all of it.
+/// Returns the faults of a file. The root holds the map and may name all of it.
 fn faults_of(file: &str, text: &str) -> Vec<String> {
     let tokens: TokenStream = text
         .parse()
@@ -286,7 +286,7 @@ struct Name {
     is_import: bool,
 }
 
-/// What a name leads to.
+/// The target of a name.
 enum Target<'a> {
     /// Another crate, a word of the language, or something of the module's own.
     Other(&'a str),
@@ -336,7 +336,7 @@ impl Name {
     }
 }
 
-/// Whether a table allows it. What the table does not know is not its matter.
+/// Returns whether a table allows it; unknown names are allowed.
 fn may(table: &[(&str, &[&str])], key: &str, value: &str) -> bool {
     table
         .iter()

@@ -406,7 +406,7 @@ fn clients_survive_a_method_that_closes_their_descriptors() {
     }
 }
 
-/// Whose number a method has closed gets nothing that is meant for the next client of that number.
+/// A client whose descriptor was closed gets no reply of the next client with that number.
 #[test]
 fn a_reused_descriptor_number_mixes_up_no_clients() {
     let daemon = faulty::start("workers.count = 1");

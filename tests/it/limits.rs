@@ -199,7 +199,7 @@ fn clients_that_come_and_go_leave_nothing_behind() {
         });
         daemon.wait_until("all clients have left", |status| status.clients == 0);
     };
-    // What is opened once, for all that come later.
+    // Opens the descriptors that are opened once.
     come_and_go(AT_A_TIME);
     let before = settled(descriptors);
 
@@ -261,7 +261,7 @@ fn clients_of_an_ipv6_network_share_a_limit() {
     let Address::Tcp(bound) = daemon.address() else {
         panic!("it is one of TCP")
     };
-    // Who connects to a local address has it itself.
+    // A client of a local address has that address itself.
     let connect = |ip: &str| {
         Client::connect(&Address::Tcp(std::net::SocketAddr::new(
             ip.parse().expect("an address"),

@@ -197,7 +197,7 @@ fn a_removed_listener_is_closed_when_its_queue_is_empty() {
     for address in [&Address::Tcp(stays), &Address::Tcp(comes), &new_unix] {
         ping(&mut Client::connect(address), 5);
     }
-    // What was closed can be bound again.
+    // A closed address can be bound again.
     daemon.reload_with(&old).expect("it is applied");
     leaving
         .iter()

@@ -114,7 +114,7 @@ fn lines_lost_by_a_blocked_log_are_counted() {
     assert_eq!(daemon.call("ping", 1).expect("a result"), 1);
 }
 
-/// What a full disk costs is the lines, and the next log has all again.
+/// A full disk loses lines only, and the next log has all lines again.
 #[test]
 fn a_full_disk_delays_no_request_and_a_reload_leaves_it() {
     let full =

@@ -1,4 +1,4 @@
-//! What an operator looks at: clients, page by page, and the configuration, key by key; and what is done about it.
+//! Lists of clients, page by page, and the configuration, key by key; kick and log level.
 
 use std::collections::BTreeMap;
 
@@ -65,7 +65,7 @@ fn a_client_is_shown_with_its_details_also_after_a_move() {
 
     daemon.ctl("recycle").expect("it is done");
     let moved = all(&daemon);
-    // Who went to the other worker before that was replaced has moved twice.
+    // A client that moved to the other worker before its replacement has moved twice.
     assert!(
         moved.iter().all(|client| (1..=2).contains(&client.moves)),
         "{moved:?}"

@@ -1,4 +1,4 @@
-//! Bytes that nobody may lose or send twice, while workers are killed: on a link that drops packets, and over Unix sockets
+//! No byte is lost or sent twice while workers are killed: on a link that drops packets, and over Unix sockets
 //! under full load. `LOSS_SECONDS` says for how long, each; `LOSS_SEED` is another run.
 //!
 //! The link is the loopback of a network namespace that the test enters by running itself again under `unshare -rn`. Where
@@ -94,7 +94,7 @@ fn over_unix_sockets_another_thread_may_write_while_workers_die() {
     println!("{told}");
 }
 
-/// What the clients ask.
+/// Requests of the clients.
 #[derive(Clone, Copy)]
 struct Asks {
     /// Requests ahead of their replies.
@@ -124,7 +124,7 @@ fn retransmitted() -> u64 {
         .expect("a number")
 }
 
-/// What the clients have seen.
+/// Observations of the clients.
 #[derive(Default)]
 struct Seen {
     requests: AtomicU64,

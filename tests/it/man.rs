@@ -443,7 +443,7 @@ fn the_pages_are_good_mdoc() {
     }
 }
 
-/// What is pasted from a page has to be what was meant, and a page has to fit on a terminal.
+/// Text pasted from a page must work, and a page must fit on a terminal.
 #[test]
 fn the_pages_fit_into_80_columns_and_can_be_pasted_from() {
     let renderers: [(&str, &[&str]); 2] = [
@@ -730,7 +730,7 @@ fn collect_members(value: &Value, members: &mut BTreeSet<String>) {
     }
 }
 
-/// What a terminal shows of bold and underlined text.
+/// Returns bold and underlined text as a terminal shows it.
 fn without_overstrike(text: &str) -> String {
     let mut shown = String::new();
     for letter in text.chars() {

@@ -1,4 +1,4 @@
-//! What the surroundings lack when a master takes over clients: it goes on without, reports it, and tries again.
+//! A master that takes over clients serves without a missing log or socket, reports it, and tries again.
 
 use std::fs;
 use std::path::Path;
@@ -56,7 +56,7 @@ fn rename_all(root: &Path, from: &str, to: &str) {
     }
 }
 
-/// What is missing, by its first word.
+/// The missing things, by first word.
 fn missing(status: &Status) -> Vec<&str> {
     status
         .missing

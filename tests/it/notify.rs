@@ -1,6 +1,7 @@
-//! What the service manager is told, word for word, by a socket in the place of systemd's.
+//! Notifications of the service manager, word for word, on a socket in the place of systemd's.
 
 use std::fs;
+use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
@@ -40,7 +41,7 @@ impl Manager {
         self.setup(config).start().expect("the daemon serves")
     }
 
-    /// What it is told next.
+    /// Waits for the next notification.
     #[track_caller]
     fn told(&self) -> String {
         self.socket
@@ -49,7 +50,7 @@ impl Manager {
         receive(&self.socket).expect("the manager is told something")
     }
 
-    /// What it was told already.
+    /// Returns a notification that is already there.
     fn told_by_now(&self) -> Option<String> {
         self.socket.set_nonblocking(true).expect("it is a socket");
         let told = receive(&self.socket);
@@ -57,7 +58,7 @@ impl Manager {
         told
     }
 
-    /// What it is told next that is more than a status.
+    /// Waits for the next notification that is more than a status.
     #[track_caller]
     fn told_of_importance(&self) -> String {
         loop {
@@ -81,7 +82,14 @@ impl Manager {
 
 fn receive(socket: &UnixDatagram) -> Option<String> {
     let mut datagram = [0; 8192];
-    let length = socket.recv(&mut datagram).ok()?;
+    // With a timeout a call is interrupted when the process is stopped and continued, see signal(7).
+    let received = loop {
+        match socket.recv(&mut datagram) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            received => break received,
+        }
+    };
+    let length = received.ok()?;
     Some(String::from_utf8(datagram[..length].to_vec()).expect("it is text"))
 }
 
@@ -147,7 +155,7 @@ fn a_changed_status_is_sent_at_most_once_a_second() {
     }
     let most = began.elapsed().as_secs() as usize + 2;
     assert!(told.len() <= most, "{} times: {told:?}", told.len());
-    // Whatever was the last one, the truth comes in the end, and then nobody wakes up any more.
+    // The last status is the true one, and then no process wakes up.
     daemon.wait_until("it has left", |status| status.clients == 0);
     eventually("the last status is true", || {
         told.extend(std::iter::from_fn(|| manager.told_by_now()));
@@ -180,7 +188,7 @@ fn the_manager_is_notified_of_a_reload_before_its_reply() {
         "{told:?}"
     );
 
-    // By a signal nobody is answered.
+    // A signal has no reply.
     daemon.signal("HUP");
     after_time(
         &manager.told_of_importance(),

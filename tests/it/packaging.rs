@@ -1,4 +1,4 @@
-//! What systemd and Debian's tools are told of fdpassd. How they take it: tests/systemd/run.
+//! The files for systemd and Debian's tools; tests/systemd/run tests their effect.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,4 +1,4 @@
-//! Descriptors that a Unix client passes and that take long to close: nobody else waits for that.
+//! Passed descriptors that take long to close delay no other client.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -28,7 +28,7 @@ metrics.listen = \"unix:{dir}/metrics.sock\"
 /// A kernel that cannot refuse descriptors, as it is before Linux 6.16.
 const WITHOUT: (&str, &str) = ("FDPASSD_PASSRIGHTS", "unavailable");
 
-/// A connection with bytes that its peer never takes: whoever closes it last waits for a minute.
+/// A connection with bytes that its peer never takes: its last close waits for a minute.
 struct Lingering {
     socket: TcpStream,
     peer: Peer,

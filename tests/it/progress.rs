@@ -1,4 +1,4 @@
-//! What fdpassctl tells while something goes on: lines for logs, a counter for people, and events for whoever follows.
+//! Progress in fdpassctl: lines for logs, a counter on terminals, and events with `--follow`.
 
 use std::fs;
 use std::process::Command;
@@ -27,7 +27,7 @@ fn sentences(told: &str) -> Vec<&str> {
         .collect()
 }
 
-/// That these words are told, in this order.
+/// Asserts that these words are printed, in this order.
 #[track_caller]
 fn assert_told(said: &Said, words: &[&str]) {
     let sentences = sentences(&said.err);
@@ -67,7 +67,7 @@ fn each_event_is_a_line_up_to_the_verdict() {
             "reloaded: generation 2 is in force",
         ],
     );
-    // What happened before was not asked for.
+    // Earlier events were not requested.
     assert!(!said.err.contains("serves on"), "{}", said.err);
 
     let said = ctl(&daemon, &["scale", "3"]);
@@ -129,7 +129,7 @@ fn a_failed_reload_shows_its_progress() {
             "is rolled back: ",
         ],
     );
-    // What is not even tried is told once, by the verdict.
+    // A change that is not tried is reported once, by the verdict.
     daemon.write_config("listne = []");
     let said = ctl(&daemon, &["reload"]);
     assert!(

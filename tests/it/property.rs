@@ -1,4 +1,4 @@
-//! What holds for any request and any bytes, not just for those that someone thought of.
+//! Properties of any request and any bytes.
 
 use std::io::Write;
 use std::thread;
@@ -111,7 +111,7 @@ fn any_bytes_get_silence_or_an_error_and_end_no_worker() {
     assert_eq!(daemon.status().workers[0].restarts, 0);
 }
 
-/// What is sent and not read fills sockets and places in every way.
+/// Unread bytes fill sockets and regions in every way.
 #[test]
 fn a_half_closed_client_gets_every_reply_at_any_pace() {
     let daemon = start("listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]");

@@ -1,4 +1,4 @@
-//! Busy clients spread over the workers; nobody else moves.
+//! Busy clients spread over the workers; idle ones stay.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ const SEVERAL_LOOKS: Duration = Duration::from_secs(5);
 #[test]
 fn busy_clients_spread_after_scaling_up_and_idle_ones_stay() {
     const IDLE: usize = 40;
-    // Nobody is to be moved for being stuck, but the looks at who is are to be as frequent as others'.
+    // No client may move because of a stuck worker, but checks for that must be as frequent as others.
     let config = |rebalance| {
         format!("limits.stall-timeout = \"1900ms\"\nworkers = {{ count = 1, {rebalance} }}")
     };
@@ -189,7 +189,7 @@ fn where_nothing_is_to_be_gained_nothing_moves() {
     assert_eq!(daemon.status().moved_total, 0);
 }
 
-/// Ends the load: nobody has had an error, and nobody was closed but by its own wish.
+/// Ends the load: no client had an error, and none was closed except on request.
 #[track_caller]
 fn end(daemon: &Running, load: Load) {
     let answered = load.finish();

@@ -169,7 +169,7 @@ fn only_the_executing_request_is_answered_with_crashed() {
     daemon.wait_for_workers();
     let mut client = daemon.connect();
     for round in 0..6 {
-        // Whoever does that a third time is closed.
+        // A client that does that a third time is closed.
         if round % 2 == 0 {
             client = daemon.connect();
         }

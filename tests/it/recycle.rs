@@ -112,7 +112,7 @@ fn workers_that_are_old_enough_are_replaced_one_by_one() {
     daemon.wait_for_workers();
     let mut idle: Vec<Client> = (0..20).map(|_| daemon.connect()).collect();
     let load = Load::start(&daemon, 4, 5);
-    // There are always two to serve: who goes has a successor that is ready.
+    // Two workers always serve: a leaving one has a ready successor.
     daemon.wait_until("both were replaced several times", |status| {
         assert_eq!(
             status
@@ -161,7 +161,7 @@ fn half_frames_and_unread_replies_go_from_process_to_process() {
             halfway.push((client, length, frame, sent));
         }
     }
-    // Replies of 300 kB which nobody reads yet: far more than fit into the kernel.
+    // Unread replies of 300 kB: far more than fit into the kernel.
     const REPLIES: usize = 40;
     let mut lazy = daemon.connect();
     let mut writer = lazy.writer();

@@ -147,7 +147,7 @@ fn a_rejected_file_is_reported_with_its_place() {
              {{ address = \"unix:{{dir}}/a.sock\", mode = \"0666\" }}, \"unix:{{dir}}/new.sock\", {more}]\n"
         )
     };
-    // What is wrong, and where that can be pointed at.
+    // The mistake, with its place if there is one.
     let cases: Vec<(String, &str, Option<&str>)> = vec![
         ("workers.count = ".to_owned(), "", Some("workers.count = ")),
         (
@@ -246,7 +246,7 @@ fn a_rejected_file_is_reported_with_its_place() {
     eventually("all that was opened is closed", || {
         (kernel::descriptors(daemon.pid()).len() == descriptors).then_some(())
     });
-    // By a signal nobody waits for the verdict: it is in the log.
+    // The verdict of a signal is in the log.
     daemon.write_config(&cases[1].0);
     daemon.signal("HUP");
     let file = daemon.directory().join("config.toml");
@@ -546,7 +546,7 @@ fn many_reloads_leave_nothing_behind() {
             .expect("it is applied");
         ping_all(n);
     };
-    // What is taken once, for all that come later.
+    // Takes the memory that is taken once.
     (0..6).for_each(&mut reload);
     let gone = |status: &Status| status.leaving.is_empty();
     let measure = || {

@@ -109,7 +109,7 @@ const WORKERS: &[Row] = &[
         key: "count",
         configs: ["workers.count = 1", "workers.count = 3"],
         probe: |daemon, _| {
-            // Who leaves a seat that is not wanted any more is shown there until it is gone.
+            // A worker that leaves a surplus seat is shown there until it has ended.
             let status = daemon.wait_for_workers();
             format!(
                 "{} {}",
@@ -456,7 +456,7 @@ const CONTROL_AND_LOG: &[Row] = &[
             let count = |words: &str| daemon.stderr().matches(words).count();
             let (debug, errors) = (count(" debug client "), count("panicked"));
             daemon.call("panic", "on purpose").expect_err("it panics");
-            // What is logged later is read later.
+            // Later lines are read later.
             eventually("the panic is logged", || {
                 (count("panicked") > errors).then_some(())
             });
@@ -466,7 +466,7 @@ const CONTROL_AND_LOG: &[Row] = &[
     },
 ];
 
-/// Only root can become a member of a group, and somebody who is none.
+/// Only root can become a member of a group or another user.
 const GROUPS: &[Row] = &[
     Row {
         key: "admin-group",
@@ -669,7 +669,7 @@ fn mode(daemon: &Running, name: &str) -> String {
     format!("{:o}", found.permissions().mode() & 0o777)
 }
 
-/// What fdpassctl comes to, run by this user in the group of the same number.
+/// Returns the result of fdpassctl, run by this user in the group of the same number.
 fn asked_by(uid: u32, daemon: &Running, verb: &str) -> &'static str {
     let user = OtherUser::if_root().expect("we are root");
     // Everybody can reach the socket, but for its own mode.

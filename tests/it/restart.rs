@@ -24,7 +24,7 @@ fn a_restart_keeps_every_client_whatever_it_is_at() {
             .map(|i| Client::connect(&daemon.addresses()[i % 2]))
             .collect();
         ping_all(&mut idle);
-        // Half a frame in the shared memory, whole frames behind it that nobody has read, and replies that nobody takes.
+        // Half a frame in shared memory, unread whole frames behind it, and unread replies.
         let mut halfway: Vec<Client> = daemon.addresses().iter().map(Client::connect).collect();
         let large = ping_of(300_000);
         for client in &mut halfway {
@@ -372,7 +372,7 @@ fn restart(manager: &ServiceManager, daemon: Running, how: How) -> Running {
     restart_program(manager, daemon, how, FDPASSD)
 }
 
-/// As systemd does it: who is left of a master that is gone gets SIGTERM.
+/// As systemd does: remaining processes of a dead master get SIGTERM.
 #[track_caller]
 fn restart_program(
     manager: &ServiceManager,

@@ -1,4 +1,4 @@
-//! What is shipped beside the programs: it says what they do, and nothing of where it was made.
+//! Shipped files match the programs, and none names the machine that it was written on.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -41,7 +41,7 @@ fn the_shipped_configuration_has_exactly_the_effective_keys() {
             effective.insert("listen".to_owned());
             section = "listen.".to_owned();
         } else if section == "listen." && !line.starts_with('[') {
-            // What an entry has is no key by itself.
+            // A member of an entry is no key by itself.
         } else if let Some(name) = line.strip_prefix('[') {
             section = format!("{}.", name.trim_end_matches(']'));
         } else if let Some((key, _)) = unset.or_else(|| line.split_once(" = ")) {
@@ -216,7 +216,7 @@ fn no_file_names_the_machine_that_it_was_written_on() {
 
 #[test]
 fn nothing_waits_by_sleeping() {
-    // Benchmarks look at a machine from time to time; nobody waits for them.
+    // Benchmarks read the machine's state from time to time.
     let files = files()
         .into_iter()
         .filter(|file| !file.starts_with(root().join("benches")));

@@ -22,7 +22,7 @@ fn requests_sent_before_the_end_are_answered() {
         let whole = halfway.frame("{\"in\":\"ping\"}");
         halfway.send([&whole[..], &whole[..9]].concat());
         assert_eq!(halfway.reply().name, "pong");
-        // What is sent over a Unix socket has arrived; TCP may still have it on its way, even on one machine.
+        // Bytes sent over a Unix socket have arrived; TCP may still have them on the way, even on one machine.
         let mut pipelining = Client::connect(&daemon.addresses()[1]);
         whoami(&mut pipelining);
         let execution = Execution::start(&daemon);

@@ -1,4 +1,4 @@
-//! Workers get stuck: their other clients go on elsewhere, and who is stuck for too long is replaced.
+//! Stuck workers: their other clients are served elsewhere, and a worker stuck for too long is replaced.
 
 use std::cell::Cell;
 use std::hint;
@@ -563,7 +563,7 @@ fn stalled(status: &Status) -> Vec<u64> {
     stalled.filter_map(|worker| Some(worker.id?.0)).collect()
 }
 
-/// Those of them that are executing.
+/// Returns those of them that are executing.
 fn stuck_in_requests(status: &Status) -> Vec<u64> {
     let executing = status.workers.iter().filter(|worker| worker.executing > 0);
     let executing: Vec<u64> = executing.filter_map(|worker| Some(worker.id?.0)).collect();

@@ -218,7 +218,7 @@ fn a_held_worker_has_no_clients_and_is_not_replaced() {
     daemon.wait_for_workers();
     let mut caller = daemon.connect();
     let held = whoami(&mut caller);
-    // Half a frame and a reply that nobody reads go along.
+    // Half a frame and an unread reply move along.
     let mut halfway: Vec<Client> = (0..10).map(|_| daemon.connect()).collect();
     for client in &mut halfway {
         let whole = client.frame(r#"{"in":"whoami"}"#);
@@ -309,7 +309,7 @@ fn holding_the_only_worker_starts_a_substitute() {
     assert_eq!((said.code, said.out), (Some(0), expected), "{}", said.err);
     load.wait_for(20);
     assert_ne!(whoami(&mut daemon.connect()).pid, held.pid);
-    // Twice is once too often, and it cannot be replaced either: it serves nobody.
+    // A second hold is refused, and it cannot be replaced either: it serves no client.
     for verb in ["hold", "recycle"] {
         let said = ctl(&daemon, &[verb, &held.worker.to_string()]);
         assert_eq!(said.code, Some(1));
@@ -503,7 +503,7 @@ fn an_undrain_answers_a_pending_drain() {
     );
 }
 
-/// Ends the load: nobody has had an error, and nobody was closed but by its own wish.
+/// Ends the load: no client had an error, and none was closed except on request.
 #[track_caller]
 fn end(daemon: &Running, load: Load, others: u64) {
     let answered = load.finish();

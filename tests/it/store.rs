@@ -154,7 +154,7 @@ fn restart(manager: &ServiceManager, mut daemon: Running) -> Running {
     daemon
 }
 
-/// What the manager keeps.
+/// Descriptors that the manager keeps.
 fn stored(manager: &ServiceManager) -> Vec<String> {
     let mut names = manager.stored();
     names.sort();

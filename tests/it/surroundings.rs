@@ -1,4 +1,4 @@
-//! What paths, limits, signals and terminals around the daemon are.
+//! Paths, limits, signals and terminals around the daemon.
 
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
@@ -472,7 +472,7 @@ fn names_that_are_not_answered_delay_one_reload_alone() {
         );
     }
     daemon.wait_for_log("reload by uid ");
-    // What is in force needs no name again.
+    // Settings in force need no new lookup.
     let before = daemon.pid();
     let upgraded = ctl(&daemon, &["upgrade"]);
     assert_eq!(

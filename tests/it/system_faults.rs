@@ -1,4 +1,4 @@
-//! System calls fail, by strace(1) `-e inject`: nobody is lost or answered wrongly, nothing spins, and it goes on after.
+//! Failing system calls, by strace(1) `-e inject`: no client is lost, no reply is wrong, and nothing spins.
 
 use std::fs;
 use std::path::Path;
@@ -75,7 +75,7 @@ fn clients_wait_while_accept_lacks_descriptors_or_memory() {
                 "{error}"
             );
         }
-        // Whoever tries again at once is through at once.
+        // An immediate retry would end at once.
         while traced.failed() < 6 {
             let mut client = traced.daemon.connect();
             assert_eq!(client.call("ping", 1).expect("a result"), 1);

@@ -1,4 +1,4 @@
-//! What tests stand on.
+//! The testing module itself.
 
 use std::fs;
 use std::path::PathBuf;
@@ -114,7 +114,7 @@ fn a_test_that_panics_leaves_no_process_and_no_file_behind() {
     assert!(!directory.exists());
 }
 
-/// Collected, or at least waiting to be collected by whoever inherited it.
+/// Collected, or at least waiting to be collected by its new parent.
 fn has_ended(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/status"))
         .map_or(true, |status| status.contains("State:\tZ"))

@@ -266,7 +266,7 @@ fn an_unfit_program_is_refused_with_the_reason() {
     ] {
         assert_refused(upgrade(&daemon, Some(&program)), "refused", words);
     }
-    // Whoever opens it waits for somebody who writes.
+    // Opening it waits for a writer.
     let fifo = programs.directory().join("fifo");
     assert!(
         Command::new("mkfifo")
@@ -370,7 +370,7 @@ fn an_upgrade_does_not_wait_and_is_refused_during_a_change() {
     daemon.ctl("stop").expect("it stops");
 }
 
-/// What the manager keeps when it has confirmed that it does.
+/// Returns the descriptors that the manager has confirmed to keep.
 #[track_caller]
 fn stored_for(manager: &ServiceManager, daemon: &Running) -> Vec<String> {
     daemon.wait_until("the store is confirmed", |status| {

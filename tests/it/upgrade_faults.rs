@@ -72,7 +72,7 @@ fn a_program_that_cannot_be_run_after_all_changes_nothing() {
     assert_eq!(pids(&after), pids(&before));
     assert_eq!(http::get(&metrics, "/metrics").status, 200);
 
-    // Whoever is started now has nothing of what was to be left open, and signals are heard.
+    // A process started now inherits none of these descriptors, and signals are handled.
     daemon
         .ctl_with("scale", json!({ "count": 3 }))
         .expect("it is done");
@@ -237,7 +237,7 @@ fn of_kind(daemon: &Running, kind: Kind) -> Vec<Event> {
         .collect()
 }
 
-/// A worker that nobody was given to has no socket that the master has, and no more shared memory than one before it.
+/// A worker without clients has no socket of the master, and no more shared memory than an earlier one.
 #[track_caller]
 fn assert_inherits_nothing(daemon: &Running, worker: u32, before: u32) {
     let of = |pid: u32, kind: &str| -> Vec<String> {
@@ -262,7 +262,7 @@ fn assert_children(daemon: &Running, count: usize) {
     });
 }
 
-/// What stands on the command line of a process.
+/// Returns the command line of a process.
 fn arguments(pid: u32) -> String {
     String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default())
         .replace('\0', " ")

@@ -1,4 +1,4 @@
-//! What happens to the daemon, at random.
+//! Random faults and changes for the daemon.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ const BAD: [&str; 6] = [
     "control.socket = \"{dir}/another.sock\"",
 ];
 
-/// Whoever does all that, and what it has begun.
+/// The source of the faults, with the changes under way.
 pub struct Havoc<'a> {
     pub daemon: &'a Running,
     pub plan: Plan,
@@ -39,7 +39,7 @@ pub struct Havoc<'a> {
     held: Vec<(u64, Instant)>,
     /// A reload whose verdict has not come yet.
     reload: Option<(Client, Instant)>,
-    /// Whoever waits for another answer.
+    /// A client that waits for another reply.
     waiting: Vec<Client>,
     /// A worker that is to die of its own doing, as far as the daemon knows.
     doomed: Option<u32>,
@@ -97,7 +97,7 @@ impl Havoc<'_> {
                 json!({ "dry_run": self.random.clone().once_in(2) }),
             ),
             _ => {
-                // Nobody waits for clients here: they never all leave.
+                // No wait for clients here: they never all leave.
                 let _ = self.daemon.ctl("drain");
                 let_pass(Duration::from_millis(self.random.below(20)));
                 let _ = self.daemon.ctl("undrain");
@@ -246,7 +246,7 @@ impl Havoc<'_> {
         }
     }
 
-    /// For longer than `request-timeout` may be, if nobody has been blamed lately.
+    /// May be longer than `request-timeout`, if no request was blamed lately.
     fn stop(&mut self) {
         let mut time = self.random.pick(&[5, 20, 60, 60, 150, 400]);
         let is_long = self.random.once_in(10) && self.may_blame();
@@ -304,7 +304,7 @@ impl Havoc<'_> {
         }
     }
 
-    /// What is answered when it is done, which nobody waits for here.
+    /// The reply comes at the end; this test does not wait for it.
     fn ask(&mut self, verb: &'static str, params: serde_json::Value) {
         self.witness.note(verb, &params);
         if self.waiting.len() > 2 {

@@ -21,10 +21,10 @@ use crate::common::random::Random;
 /// Most requests of one client that are under way.
 pub const DEPTH: u64 = 40;
 
-/// Nobody waits longer for a byte.
+/// The longest wait for a byte.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What the clients have seen.
+/// Observations of the clients.
 #[derive(Debug, Default)]
 pub struct Seen {
     pub connections: u64,
@@ -54,7 +54,7 @@ impl Seen {
     }
 }
 
-/// What all clients share.
+/// State that all clients share.
 #[derive(Debug)]
 pub struct Shared<'a> {
     pub addresses: &'a [Address],
@@ -99,7 +99,7 @@ enum Expected {
 enum End {
     /// The client has said that it will send no more; all is answered.
     Finished,
-    /// It said so in the middle of a frame.
+    /// It half closed in the middle of a frame.
     Torn,
     /// It announced a frame that is too large.
     TooLarge,
@@ -215,7 +215,7 @@ impl Load<'_> {
                 }
             }
             if end == Some(End::Vanished) {
-                // Who sends to one that does not read is woken up by it.
+                // The close wakes a writer whose peer does not read.
                 let _ = client.stream.get_ref().shutdown(Shutdown::Both);
             }
             let sent = sending.join().expect("it does not panic");
@@ -241,7 +241,7 @@ impl Load<'_> {
                 .unwrap_or_else(|e| self.fail(&last, &e.to_string()));
             self.check(&last, &reply);
             if end == Some(End::TooLarge) {
-                // What is still sent is heard and forgotten, by whoever has the client now, or by nobody any more.
+                // Later bytes are read and dropped, if a process still has the client.
                 let_pass(Duration::from_millis(self.random.below(400)));
                 let _ = client.writer().write_all(b"not the beginning of a frame");
             }

@@ -1,4 +1,4 @@
-//! What all configurations of a run have in common, and in what they differ.
+//! The common part and the differences of all configurations of a run.
 
 use fdpassd::proto::frame::ByteOrder;
 
@@ -13,7 +13,7 @@ pub const ORDERS: [&[ByteOrder]; 5] = [
     &[ByteOrder::Big],
 ];
 
-/// What holds for a whole run.
+/// Values for a whole run.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     /// Every frame up to this length is served, whichever configuration is in force.

@@ -1,4 +1,4 @@
-//! What is known when something goes wrong: the seed, what was done last, and what the daemon logged.
+//! The record for a failed run: seed, last actions, and log of the daemon.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
@@ -7,11 +7,11 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What is shown of the log, and of what was done.
+/// Number of lines shown of the log and of the actions.
 const LINES: usize = 80;
 const ACTIONS: usize = 40;
 
-/// It speaks when it is dropped by a panic.
+/// Prints the record when a panic drops it.
 #[derive(Debug)]
 pub struct Witness {
     seed: u64,
@@ -71,7 +71,7 @@ impl Drop for Witness {
     }
 }
 
-/// What the daemon says of the deaths, as far as it has been read.
+/// The deaths in the log, as far as it has been read.
 #[derive(Debug)]
 pub struct Log {
     file: File,

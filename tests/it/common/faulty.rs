@@ -40,7 +40,7 @@ pub fn start_with(fault: impl AsRef<OsStr>, config: &str) -> Result<Running, Err
         .start()
 }
 
-/// What is wrong with the workers that are made from now on; with those that are there it changes nothing.
+/// A fault of workers that start from now on; existing workers stay as they are.
 #[derive(Debug)]
 pub struct Switch(TempDir);
 
@@ -49,7 +49,7 @@ impl Switch {
         self.0.path().join("fault")
     }
 
-    /// A fault, or none if it is empty. Whoever reads meanwhile finds the old one or the new one.
+    /// Sets a fault, or none if it is empty. A concurrent reader finds the old one or the new one.
     pub fn set(&self, fault: &str) {
         let new = self.0.path().join("new");
         fs::write(&new, fault).expect("it is our directory");
@@ -68,7 +68,7 @@ pub fn start_with_switch(config: &str) -> (Running, Switch) {
     )
 }
 
-/// Which worker served a request.
+/// The worker that served a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub struct Server {
     pub worker: u64,
@@ -76,7 +76,7 @@ pub struct Server {
     pub pid: u32,
     /// Such questions since its state was made.
     pub calls: u64,
-    /// Who asked.
+    /// The client that asked.
     pub client: u64,
 }
 
@@ -120,7 +120,7 @@ impl Execution {
             .status()
             .expect("mkfifo runs");
         assert!(made.success(), "mkfifo {}", path.display());
-        // Both ends, so that opening it waits for nobody and what is written stays.
+        // Both ends, so that opening it does not wait and written bytes stay.
         let fifo = File::options()
             .read(true)
             .write(true)

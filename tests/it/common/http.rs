@@ -42,7 +42,7 @@ impl HttpClient {
         http_client
     }
 
-    /// Sends this. Who has been cut off need not take it.
+    /// Sends these bytes. A closed connection may refuse them.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         match self {
             HttpClient::Tcp(stream) => stream.write_all(bytes.as_ref()),
@@ -111,7 +111,7 @@ impl Answer {
     }
 }
 
-/// What is answered to these bytes.
+/// Returns the reply to these bytes.
 #[track_caller]
 pub fn ask(address: &Address, request: impl AsRef<[u8]>) -> Answer {
     let mut http_client = HttpClient::connect(address);
@@ -119,7 +119,7 @@ pub fn ask(address: &Address, request: impl AsRef<[u8]>) -> Answer {
     http_client.answer()
 }
 
-/// What is answered to who asks for this path.
+/// Returns the reply to a request for this path.
 #[track_caller]
 pub fn get(address: &Address, path: &str) -> Answer {
     ask(address, request(path))

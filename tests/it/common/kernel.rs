@@ -1,4 +1,4 @@
-//! What the kernel knows of a process, see proc(5).
+//! The kernel's data on processes, see proc(5).
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -24,7 +24,7 @@ pub fn state(pid: u32) -> Option<char> {
     after_name.trim_start().chars().next()
 }
 
-/// Whether a process runs no more. One whose parent has died may stay uncollected in a container.
+/// Returns whether a process has ended. In a container it may stay uncollected after its parent's death.
 pub fn is_over(pid: u32) -> bool {
     matches!(state(pid), None | Some('Z' | 'X'))
 }
@@ -43,7 +43,7 @@ pub fn children(pid: u32) -> Vec<u32> {
     pids.filter(is_child).collect()
 }
 
-/// How often a process has gone to sleep, which is how often it was woken up.
+/// Returns how often a process has gone to sleep, and so how often it was woken.
 pub fn sleeps(pid: u32) -> u64 {
     status(pid, "voluntary_ctxt_switches:")
 }

@@ -19,7 +19,7 @@ pub struct Load {
     clients: Vec<(Arc<AtomicU64>, JoinHandle<()>)>,
 }
 
-/// What such a client does.
+/// Behaviour of such a client.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Habit {
     /// Requests under way, one at the least.
@@ -47,7 +47,7 @@ impl Load {
         )
     }
 
-    /// These clients, of this habit.
+    /// Starts these clients with this habit.
     #[must_use]
     pub fn of(clients: impl IntoIterator<Item = Client>, habit: Habit) -> Load {
         let over = Arc::new(AtomicBool::new(false));
@@ -72,7 +72,7 @@ impl Load {
             .collect()
     }
 
-    /// Waits until each client has had so many more answers: nobody is forgotten.
+    /// Waits until each client has had this many more replies.
     #[track_caller]
     pub fn wait_for(&self, more: u64) {
         let before = self.answered();

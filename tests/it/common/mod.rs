@@ -1,4 +1,4 @@
-//! What the tests of the shipped daemon share.
+//! Helpers of all tests.
 
 pub mod cgroup;
 pub mod faulty;
@@ -25,19 +25,19 @@ use fdpassd::testing::{Running, eventually};
 /// The shipped daemon.
 pub const FDPASSD: &str = env!("CARGO_BIN_EXE_fdpassd");
 
-/// Starts it with this configuration.
+/// Starts the shipped daemon with this configuration.
 #[track_caller]
 pub fn start(config: &str) -> Running {
     Running::start(FDPASSD, config).expect("the daemon serves")
 }
 
-/// Lets time pass: for tests of what does *not* happen meanwhile. Nothing is waited for like this.
+/// Lets time pass, to show that something does *not* happen. No test waits for a fact like this.
 pub fn let_pass(time: Duration) {
     let (_nobody, news) = mpsc::channel::<()>();
     assert_eq!(news.recv_timeout(time), Err(RecvTimeoutError::Timeout));
 }
 
-/// Measures until nothing changes any more: our last question over the control socket takes a while to be put away.
+/// Measures until the value is stable: the daemon closes the last control connection a little later.
 #[track_caller]
 pub fn settled<T: PartialEq>(measure: impl Fn() -> T) -> T {
     eventually("the daemon comes to rest", || {

@@ -20,9 +20,9 @@ pub struct Page(String);
 /// An item of a list.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// What stands behind `.It`, macros included.
+    /// The rest of the line behind `.It`, macros included.
     pub head: Vec<String>,
-    /// What stands below.
+    /// The text below it.
     pub body: String,
 }
 
@@ -140,7 +140,7 @@ impl Entry {
         options(self.head.iter().map(String::as_str))
     }
 
-    /// What stands in parentheses at the end of its head; a text in quotes with them.
+    /// Returns the text in parentheses at the end of its head; quotes stay.
     pub fn parenthesis(&self) -> Option<String> {
         let at = self.head.iter().position(|word| word == "Pq")?;
         let mut words = &self.head[at + 1..];

@@ -9,7 +9,7 @@ use nix::sys::socket::{
     socket, sockopt,
 };
 
-/// A TCP port that nobody gets unless he asks for it by number.
+/// A TCP port that a process gets only by asking for its number.
 ///
 /// A socket is bound to it that does not listen. The kernel gives no such port to whoever binds port 0 or connects; but
 /// another socket with SO_REUSEADDR, as every listener of the daemon is, can bind it and listen.

@@ -184,7 +184,7 @@ impl OtherUser {
         self.directory.path()
     }
 
-    /// This program, to be run by the user of that number.
+    /// Returns a command that runs this program as the user of that number.
     pub fn command(&self, program: impl AsRef<Path>, uid: u32) -> Command {
         let mut command = Command::new(self.copy(program.as_ref()));
         command.uid(uid).gid(uid);

@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 
 use super::upgrade::upgrade;
 
-/// What brings the next master.
+/// The cause of the next master.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
     /// SIGTERM to the master.

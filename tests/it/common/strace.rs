@@ -48,7 +48,7 @@ impl Traced {
         Some(Traced { strace, trace })
     }
 
-    /// What was traced so far.
+    /// Returns the trace so far.
     pub fn text(&self) -> String {
         fs::read_to_string(self.trace.path()).expect("strace writes it")
     }

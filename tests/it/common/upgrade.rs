@@ -1,4 +1,4 @@
-//! What tests of upgrades share.
+//! Helpers of tests of upgrades.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -9,7 +9,7 @@ use fdpassd::testing::{Client, Running};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Programs where nobody else can change them.
+/// Programs in a directory that other users cannot change.
 pub struct Programs(TempDir);
 
 impl Programs {
@@ -74,7 +74,7 @@ pub fn begin(daemon: &Running, to: Option<&Path>) -> Client {
     )
 }
 
-/// What comes of it.
+/// Waits for the verdict.
 #[track_caller]
 pub fn verdict(asker: &mut Client) -> Result<Value, Value> {
     let reply = asker.reply();
@@ -86,7 +86,7 @@ pub fn verdict(asker: &mut Client) -> Result<Value, Value> {
     }
 }
 
-/// It is refused with this code, and these words.
+/// Asserts that an upgrade is refused with this code and these words.
 #[track_caller]
 pub fn assert_refused(told: Result<Value, Value>, code: &str, words: &str) {
     let fault = told.expect_err("it is refused");
