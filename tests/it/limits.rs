@@ -2,7 +2,7 @@
 
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, Setup};
@@ -63,7 +63,7 @@ fn out_of_descriptors_new_clients_wait_and_nothing_spins() {
         .iter_mut()
         .for_each(|client| client.request("ping", 1));
     daemon.wait_for_log("cannot accept clients: ");
-    assert_waits(&[daemon.pid()], 0.1);
+    kernel::assert_waits(&[daemon.pid()], Duration::from_secs(1), 0.1);
     served.iter_mut().for_each(ping);
     assert_eq!(
         daemon.stderr().matches("cannot accept clients: ").count(),
@@ -77,22 +77,6 @@ fn out_of_descriptors_new_clients_wait_and_nothing_spins() {
     }
     served.iter_mut().for_each(ping);
     assert_eq!(daemon.status().lost_total, 0);
-}
-
-/// Asserts that these processes use at most this share of one CPU for the next second, however long that really takes.
-#[track_caller]
-fn assert_waits(processes: &[u32], share: f64) {
-    let ticks = || -> u64 { processes.iter().map(|pid| kernel::cpu_ticks(*pid)).sum() };
-    let (began, before) = (Instant::now(), ticks());
-    let_pass(Duration::from_secs(1));
-    let (spent, seconds) = (
-        (ticks() - before) as f64 / 100.0,
-        began.elapsed().as_secs_f64(),
-    );
-    assert!(
-        spent <= share * seconds,
-        "{spent} s of CPU time in {seconds} s of waiting"
-    );
 }
 
 /// As many clients as there may be, and some more.
@@ -116,7 +100,7 @@ fn wait_for_room(daemon: &Running, max: usize, more: usize) {
         .into_iter()
         .chain([daemon.pid()])
         .collect();
-    assert_waits(&processes, 0.05);
+    kernel::assert_waits(&processes, Duration::from_secs(1), 0.05);
 
     assert!(
         !waiting.iter_mut().any(Client::has_something),

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
+use std::iter;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::thread;
@@ -654,10 +655,17 @@ fn check(rows: &[Row]) {
             };
             let reloaded = daemon.reload_with(&format!("{count}{}", configs[i]));
             assert!(reloaded.is_ok(), "{key}: {reloaded:?}");
-            daemon.wait_until("nobody is there", |status| {
-                status.clients == 0 && status.leaving.is_empty()
-            });
-            assert_eq!(probe(&daemon, &switch), shows[i], "{key}: {:?}", configs[i]);
+            let shown = || {
+                daemon.wait_until("no client is there", |status| {
+                    status.clients == 0 && status.leaving.is_empty()
+                });
+                probe(&daemon, &switch)
+            };
+            // On a busy machine an effect may come after the second that a probe waits for it: more tries.
+            let first = shown();
+            let last = iter::successors(Some(first), |last| (*last != shows[i]).then(shown));
+            let last = last.take(3).last();
+            assert_eq!(last.as_deref(), Some(shows[i]), "{key}: {:?}", configs[i]);
         }
         daemon.wait_until("nobody is there", |status| status.clients == 0);
     }

@@ -4,6 +4,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::time::{Duration, Instant};
+
+use super::let_pass;
 
 /// CPU time that a process has used, in clock ticks: hundredths of a second.
 pub fn cpu_ticks(pid: u32) -> u64 {
@@ -41,6 +44,21 @@ pub fn children(pid: u32) -> Vec<u32> {
         parent.is_some_and(|parent| parent == pid.to_string())
     };
     pids.filter(is_child).collect()
+}
+
+/// Asserts that these processes together use at most this share of one CPU while this time passes, however long that really
+/// takes.
+#[track_caller]
+pub fn assert_waits(processes: &[u32], time: Duration, share: f64) {
+    let ticks = || -> u64 { processes.iter().map(|pid| cpu_ticks(*pid)).sum() };
+    let (began, before) = (Instant::now(), ticks());
+    let_pass(time);
+    let spent = (ticks() - before) as f64 / 100.0;
+    let passed = began.elapsed().as_secs_f64();
+    assert!(
+        spent <= share * passed,
+        "{spent} s of CPU time in {passed} s of waiting"
+    );
 }
 
 /// Returns how often a process has gone to sleep, and so how often it was woken.
