@@ -400,7 +400,7 @@ fn a_client_that_crashes_many_workers_causes_no_backoff() {
     }
 }
 
-/// Ends what goes on meanwhile, also when a test fails.
+/// Ends the background work, also when a test fails.
 struct Ends<'a>(&'a AtomicBool);
 
 impl Drop for Ends<'_> {

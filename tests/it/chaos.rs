@@ -146,7 +146,7 @@ fn variable(name: &str) -> Option<u64> {
     )
 }
 
-/// The clients are told that it is over when this is dropped.
+/// Ends the clients when it is dropped.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -219,7 +219,7 @@ fn check_counts(path: &Path, counted: &HashMap<String, bool>) {
     assert!(lines.is_empty(), "nobody asked for {lines:?}");
 }
 
-/// The daemon goes on: it takes another configuration and the first one again, and has nothing but what it had at first.
+/// The daemon still works: it takes another configuration and the first one again, and holds no more than at first.
 fn check_rest(daemon: &Running, another: &str, first: &str, descriptors: usize) {
     daemon.reload_with(another).expect("nobody disturbs it");
     daemon.reload_with(first).expect("nobody disturbs it");

@@ -5,7 +5,7 @@ use std::process::Command;
 use crate::common::needs::skip;
 use crate::common::program::{FDPASSCTL, run};
 
-/// Has a shell run this script with the completions at hand as `$1`. Nothing, and said so, without that shell.
+/// Has a shell run this script with the completions at hand as `$1`. Skips the test without that shell.
 fn completed(shell: &str, options: &[&str], script: &str) -> Option<Vec<String>> {
     if Command::new(shell).arg("--version").output().is_err() {
         skip("shells", &format!("there is no {shell}"));

@@ -2,7 +2,7 @@
 //! logs to standard error.
 //!
 //! The container is a PID namespace with a /proc of its own, made by unshare(1), which needs root. Where that is not
-//! allowed, or not there, it says so and proves nothing.
+//! allowed or missing, the tests are skipped.
 
 use std::process::{Child, Command, Stdio};
 
@@ -143,7 +143,7 @@ fn orphans_are_collected_and_do_not_count_as_worker_deaths() {
         daemon.stderr()
     );
 
-    // Its own are told from them as ever.
+    // It still distinguishes its own from them.
     let (input, orphans) = container.orphans(2);
     for pid in [orphans[0], workers[0], workers[1]] {
         send(pid, Signal::SIGKILL);

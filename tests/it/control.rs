@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::common::program::{FDPASSCTL, OtherUser, Program, control_socket, wait_for_clients};
 use crate::common::{kernel, start};
 
-/// Control clients at a time, of whom so many are kept for those who may change things.
+/// Control clients at a time, and how many of them are kept for admins.
 const CLIENTS: usize = 72;
 const RESERVED: usize = 8;
 const PER_USER: usize = 8;

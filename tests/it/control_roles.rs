@@ -397,7 +397,7 @@ fn limits_exclude_strangers_and_do_not_count_admins_by_user() {
     assert!(daemon.program.is_running());
 }
 
-/// A connection of another user, who asks what it is told to: this very program, run once more.
+/// A connection of another user, which sends the requests that it reads: this program, run once more.
 struct Hand {
     child: Child,
     asks: ChildStdin,

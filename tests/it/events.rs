@@ -167,7 +167,7 @@ fn lost_events_are_counted_and_a_bad_wait_is_refused() {
     assert_eq!(told.events.len(), 1024);
     assert_eq!(told.lost + 1024, told.last);
     assert_eq!(told.events[0].id, told.lost + 1);
-    // Of another life of the daemon: it begins anew.
+    // Of another run of the daemon: numbers start again.
     assert_eq!(events(&daemon, told.last + 7).events.len(), 1024);
     for params in [
         json!({ "wait": 60.1 }),

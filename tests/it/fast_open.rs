@@ -1,7 +1,7 @@
 //! Clients by TCP Fast Open, whose first request comes with their SYN and is served before the handshake is complete.
 //!
 //! The loopback of a network namespace of the test's own is stopped after the SYN, so the handshake lasts as long as the test
-//! wants. Where no such namespace can be made, or tc(8) is not there, it says so and proves nothing.
+//! wants. Where no such namespace can be made, or tc(8) is missing, the tests are skipped.
 
 use std::fs;
 use std::io::Read;
@@ -175,7 +175,7 @@ fn a_fast_open_client_with_a_reply_in_flight_survives() {
         "{}",
         daemon.stderr()
     );
-    // Others are served meanwhile; nothing is run again before it is known what was answered.
+    // Others are served until then; nothing is run again before it is known what was answered.
     let_pass(Duration::from_millis(300));
     assert_eq!(
         (states(to.port()), daemon.status().requests_total),

@@ -282,7 +282,7 @@ struct Seen {
     connections: u64,
 }
 
-/// The clients are told that it is over when this is dropped.
+/// Ends the clients when it is dropped.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {

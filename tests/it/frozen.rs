@@ -63,7 +63,7 @@ fn halves(daemon: &Running, count: usize) -> Vec<(Client, Vec<u8>)> {
     (0..count).map(half).collect()
 }
 
-/// Half of each kind goes on while nobody looks, the other half when time has gone on for a while.
+/// Half of each kind continues at once, the other half when time has passed for a while.
 #[test]
 fn time_in_a_frozen_cgroup_expires_no_timeout() {
     let daemon = faulty::start(

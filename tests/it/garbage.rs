@@ -160,7 +160,7 @@ fn a_worker_that_sends_invalid_messages_is_killed() {
     let mut datagrams = vec![
         numbers(3, &[77]),
         numbers(4, &[77]),
-        // Of a client that is there, and of none beside one that is.
+        // Of an existing client, and of no client next to an existing one.
         numbers(3, &[1]),
         numbers(4, &[1]),
         numbers(3, &[u32::MAX]),

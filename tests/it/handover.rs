@@ -107,7 +107,7 @@ fn the_remains_of_a_store_are_taken_over() {
         ping_all(&mut clients);
         clients_of(&daemon, 2);
         assert_eq!(daemon.status().lost_total, 0, "{lost}");
-        // A listener that is bound anew has another number.
+        // A listener that is bound again has another number.
         eventually("the manager has all of it again", || {
             (manager.stored().len() == stored).then_some(())
         });
@@ -141,7 +141,7 @@ fn clients_without_room_in_the_queue_are_counted() {
         let manager = ServiceManager::new();
         let daemon = start(&manager, "workers.count = 1");
         let mut clients = clients_of(&daemon, 600);
-        // All of it is full but for so many datagrams.
+        // All of it is full except for this number of datagrams.
         for name in manager
             .stored()
             .iter()
@@ -382,7 +382,7 @@ fn start(manager: &ServiceManager, config: &str) -> Running {
     daemon
 }
 
-/// With so many descriptors.
+/// Starts it with this limit on descriptors.
 fn limited(manager: &ServiceManager, descriptors: u32, config: &str) -> Setup {
     let setup = manager.setup("sh", config).argument("-c");
     setup

@@ -134,7 +134,7 @@ fn nobody_notices(point: &str, n: u32) {
     );
 }
 
-/// At these points one is: it crashes, and was done so many times.
+/// At these points one is: it crashes, and was executed this number of times.
 #[track_caller]
 fn callers_are_told(point: &str, n: u32, done: usize) {
     let outcomes = outcomes(point, n, true);

@@ -172,7 +172,7 @@ fn a_kicked_client_is_closed_at_once_and_no_other_notices() {
         assert_eq!(told["client"], *client);
     }
     idle.expect_end();
-    // It is in a turn: the connection ends, the method goes on, and then the worker finds out.
+    // It is in a turn: the connection ends, the method continues, and then the worker detects it.
     let mut executing = blocked.into_client();
     executing.expect_end();
     let fault = daemon

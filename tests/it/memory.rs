@@ -161,7 +161,7 @@ fn shared_mappings(pid: u32) -> Vec<(String, String)> {
                 found.push((name.clone(), flags.to_owned()))
             }
             Some(_) => {}
-            // What is told of a mapping has a word and a colon in front, its own line an address.
+            // Lines about a mapping begin with a word and a colon, its own line with an address.
             None if line
                 .split_once(' ')
                 .is_some_and(|(first, _)| !first.ends_with(':')) =>

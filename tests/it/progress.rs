@@ -290,7 +290,7 @@ fn an_upgrade_is_followed_through() {
     }
 }
 
-/// Runs fdpassctl on a terminal of its own. Nothing, and said so, where that cannot be had.
+/// Runs fdpassctl on a terminal of its own. Skips the test without script(1).
 fn on_a_terminal(
     daemon: &Running,
     arguments: &str,

@@ -169,7 +169,7 @@ fn a_half_closed_client_gets_every_reply_at_any_pace() {
     });
 }
 
-/// Runs a property in so many cases against a daemon that lives for all of them.
+/// Runs a property in this number of cases against one daemon.
 fn check<S: Strategy>(
     count: u32,
     cases: &S,

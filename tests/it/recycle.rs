@@ -1,4 +1,4 @@
-//! Workers that may answer so many requests or grow so old are replaced, and no client notices.
+//! Workers are replaced after max-requests or max-lifetime, and no client notices.
 
 use std::collections::HashSet;
 use std::io::Write;

@@ -51,7 +51,7 @@ fn the_shipped_configuration_has_exactly_the_effective_keys() {
     let lines = shipped_lines();
     let key = |line: &String| line.split_once(" = ").expect("it has a key").0.to_owned();
     assert_eq!(effective, lines.iter().map(key).collect());
-    // Each line by itself, the examples too; one key needs another beside it.
+    // Each line by itself, the examples too; one key needs another one.
     for line in lines {
         let text = if line.starts_with("log.file = ") {
             format!("log.target = \"file\"\n{line}")

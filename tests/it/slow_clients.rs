@@ -248,7 +248,7 @@ fn hog_buffers(config: &str, max_frame: usize) {
     );
 }
 
-/// A client that has sent so many bytes of a frame with a body of that length.
+/// Returns a client that has sent this number of bytes of a frame with a body of that length.
 fn begin_frame(daemon: &Running, bytes: usize, length: usize) -> Client {
     let mut client = daemon.connect();
     let frame = client.frame(ping_of(length));

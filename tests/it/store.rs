@@ -1,4 +1,4 @@
-//! A store of a service manager that does not keep what it is given, or lets go of it meanwhile.
+//! A service manager's store that does not keep descriptors, or drops them later.
 
 use fdpassd::testing::{Client, Running, ServiceManager, eventually};
 

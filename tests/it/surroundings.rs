@@ -363,7 +363,7 @@ fn fdpassctl_waits_for_room_in_a_non_blocking_pipe() {
         .spawn()
         .expect("it starts");
     drop(command);
-    // One that does not wait ends meanwhile.
+    // One that does not wait ends until then.
     let_pass(Duration::from_millis(300));
     let reader = thread::spawn(move || {
         here.read_exact(&mut vec![0; filled])
@@ -402,7 +402,7 @@ fn a_program_that_cannot_be_read_is_named() {
     );
 }
 
-/// A daemon in a namespace of mounts, where /etc/group can be made one that never answers. Nothing, and said so, where there
+/// Starts a daemon in a namespace of mounts, where /etc/group can become one that never answers. Skips the test where there
 /// are no such namespaces.
 fn start_with_names(config: &str) -> Option<(Running, TempDir)> {
     let place = tempfile::tempdir().expect("a directory");

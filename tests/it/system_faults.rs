@@ -18,7 +18,7 @@ struct Traced {
 }
 
 impl Traced {
-    /// Nothing, and said so, where there is no strace or it may not trace.
+    /// Skips the test without strace, or where it may not trace.
     fn start(arguments: &[&str], config: &str) -> Option<Traced> {
         let may = Command::new("strace")
             .args(["-qq", "-f", "-e", "trace=none", "true"])

@@ -1,4 +1,4 @@
-//! An upgrade in place in which something goes wrong: the program cannot be run after all, a worker dies meanwhile.
+//! Faults during an upgrade in place: the program cannot be run after all, a worker dies.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -126,7 +126,7 @@ impl Havoc<'_> {
     fn catch_up(&mut self, now: Instant) {
         self.witness.log.read();
         for (pid, _) in self.stopped.extract_if(.., |(_, until)| *until <= now) {
-            // It may have been killed meanwhile.
+            // It may have been killed by now.
             let _ = kill(pid_of(pid), Signal::SIGCONT);
             self.witness.note("continue", pid);
         }

@@ -144,7 +144,7 @@ impl Load<'_> {
         (1..=count).map(move |round| round == count)
     }
 
-    /// Sends requests in pieces, and reads and checks the replies meanwhile.
+    /// Sends requests in pieces, and reads and checks the replies at the same time.
     fn converse(&mut self, client: &mut Wire, end: Option<End>) {
         let requests = self.requests(client.is_fresh && client.order == ByteOrder::Big);
         client.is_fresh = false;

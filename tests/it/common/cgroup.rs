@@ -9,7 +9,7 @@ use fdpassd::testing::{Setup, eventually};
 
 use super::needs::skip;
 
-/// Where the memory controller may be: v2, v1, and v2 beside v1.
+/// Places of the memory controller: v2, v1, and v2 next to v1.
 const HIERARCHIES: [&str; 3] = [
     "/sys/fs/cgroup",
     "/sys/fs/cgroup/memory",
@@ -25,7 +25,7 @@ pub struct MemoryCgroup {
 }
 
 impl MemoryCgroup {
-    /// Nothing, and said so, where no memory cgroup can be made.
+    /// Makes one. Skips the test where no memory cgroup can be made.
     pub fn new(limit: u64) -> Option<MemoryCgroup> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!(

@@ -12,7 +12,7 @@ use nix::sys::socket::{Shutdown, SockaddrStorage, getsockname, getsockopt, shutd
 use super::kernel;
 use super::needs::skip;
 
-/// A copy of a listener of process `pid`. None, and said so, where this process may not have one.
+/// Returns a copy of a listener of process `pid`. Skips the test where this process may not have one.
 pub fn listener_of(pid: u32, address: &Address) -> Option<OwnedFd> {
     let pidfd = owned(libc::SYS_pidfd_open, [pid as i32, 0, 0]).expect("the process is there");
     for (link, name) in kernel::descriptors(pid) {

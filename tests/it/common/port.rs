@@ -36,7 +36,7 @@ impl Reserved {
     #[track_caller]
     pub fn of_both_families() -> Reserved {
         // The kernel knows of no port for both: one that is free for the first is tried for the second. Those that are not
-        // are held meanwhile, so that each is tried once.
+        // are held until then, so that each is tried once.
         let mut held = Vec::new();
         loop {
             let (v6, v4) = (new(AddressFamily::Inet6), new(AddressFamily::Inet));

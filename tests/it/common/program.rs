@@ -62,7 +62,7 @@ impl Program {
         line
     }
 
-    /// Waits for its end, and reads what it prints meanwhile: a pipe holds 64 KiB.
+    /// Waits for its end and reads its output, for a pipe holds only 64 KiB.
     #[track_caller]
     pub fn finish(mut self) -> Said {
         let out = read_all(self.0.stdout.take().expect("piped"));
@@ -121,12 +121,12 @@ pub fn ctl(daemon: &Running, arguments: &[&str]) -> Said {
     Program::start(&mut ctl_command(daemon, arguments)).finish()
 }
 
-/// Where this daemon's control socket is, unless its configuration says something else.
+/// Returns the path of this daemon's control socket, unless its configuration has another one.
 pub fn control_socket(daemon: &Running) -> PathBuf {
     daemon.directory().join("control.sock")
 }
 
-/// Waits until just so many are connected to a Unix socket, accepted or not: the kernel lists each of them by the
+/// Waits until exactly this number is connected to a Unix socket, accepted or not: the kernel lists each of them by the
 /// listener's path.
 #[track_caller]
 pub fn wait_for_clients(path: &Path, count: usize) {
@@ -145,7 +145,7 @@ pub struct OtherUser {
 }
 
 impl OtherUser {
-    /// Nothing, and said so, when this test does not run as root.
+    /// Skips the test if it does not run as root.
     pub fn new() -> Option<OtherUser> {
         let other = OtherUser::if_root();
         if other.is_none() {
@@ -154,7 +154,7 @@ impl OtherUser {
         other
     }
 
-    /// Nothing, and said so, when there is no setpriv(1) either, for [`OtherUser::command_in`].
+    /// Skips the test also without setpriv(1), for [`OtherUser::command_in`].
     pub fn with_groups() -> Option<OtherUser> {
         let other = OtherUser::new()?;
         let found = Command::new("setpriv")
@@ -169,7 +169,7 @@ impl OtherUser {
         Some(other)
     }
 
-    /// Nothing when this test does not run as root.
+    /// Returns none if this test does not run as root.
     pub fn if_root() -> Option<OtherUser> {
         if fs::metadata("/proc/self").expect("/proc is mounted").uid() != 0 {
             return None;
@@ -219,7 +219,7 @@ impl OtherUser {
         let copy = self.directory.path().join(name);
         if !copy.exists() {
             // By a process of its own: a program that is open for writing cannot be run, and a child that another test
-            // starts meanwhile has a copy of all that is open here.
+            // starts at that time has a copy of all that is open here.
             let copied = Command::new("cp")
                 .arg(program)
                 .arg(&copy)

@@ -13,7 +13,7 @@ pub struct Traced {
 }
 
 impl Traced {
-    /// Traces these calls of the process, with `inject` as strace(1) says. Nothing, and said so, where that cannot be.
+    /// Traces these calls of the process, with `inject` as in strace(1). Skips the test where that is impossible.
     #[track_caller]
     pub fn attach(pid: u32, calls: &str, inject: &str) -> Option<Traced> {
         let trace = tempfile::NamedTempFile::new().expect("a file");
@@ -36,7 +36,7 @@ impl Traced {
             }
         };
         let mut said = String::new();
-        // It says so when nothing escapes it any more.
+        // It prints that once it sees every call.
         BufReader::new(strace.stderr.take().expect("it is piped"))
             .read_line(&mut said)
             .expect("it says text");

@@ -40,7 +40,7 @@ impl Programs {
     pub fn copy_to(&self, program: &Path, name: impl AsRef<Path>) -> PathBuf {
         let copy = self.0.path().join(name);
         // By a process of its own: a program that is open for writing cannot be run, and a child that another test
-        // starts meanwhile has a copy of all that is open here.
+        // starts at that time has a copy of all that is open here.
         let copied = Command::new("cp")
             .arg(program)
             .arg(&copy)
