@@ -298,17 +298,18 @@ impl Master {
             return;
         };
         if let Some(sentence) = exporter.bind_ended(&self.poller, now) {
-            self.events
+            self.telemetry
+                .events
                 .note(Kind::ListenerOpened, About::default(), sentence);
         }
-        exporter.keep(&self.executable, now);
+        exporter.keep(&self.workers.executable, now);
     }
 
     /// What a configuration wants of it; binds what is new.
     pub(super) fn plan_exporter(&self, config: &Config) -> Result<PlannedExporter, Error> {
         match &config.metrics.listen {
             listen
-                if *listen == self.config.metrics.listen
+                if *listen == self.settings.config.metrics.listen
                     && !self.exporter.as_ref().is_some_and(Exporter::is_file_gone) =>
             {
                 Ok(PlannedExporter::Keep)
@@ -324,10 +325,14 @@ impl Master {
 
     /// Has one again, which there was until just now.
     pub(super) fn bind_exporter(&mut self, now: Instant) {
-        let Some(address) = &self.config.metrics.listen else {
+        let Some(address) = &self.settings.config.metrics.listen else {
             return;
         };
-        let start = start(&self.name, &self.config, self.control_listener.path());
+        let start = start(
+            &self.name,
+            &self.settings.config,
+            self.control.listener.path(),
+        );
         match Exporter::open(address, start, true, now) {
             Ok(exporter) => {
                 self.watch_metrics(&exporter);
@@ -339,7 +344,11 @@ impl Master {
 
     /// Puts into force what was planned for the configuration that is in force now.
     pub(super) fn exchange_exporter(&mut self, planned: PlannedExporter, now: Instant) {
-        let start = start(&self.name, &self.config, self.control_listener.path());
+        let start = start(
+            &self.name,
+            &self.settings.config,
+            self.control.listener.path(),
+        );
         match planned {
             PlannedExporter::New(listener) => {
                 self.drop_exporter();
@@ -372,7 +381,8 @@ impl Master {
             "metrics on {}: {ENDED}; binding another listener",
             exporter.address()
         );
-        self.events
+        self.telemetry
+            .events
             .note(Kind::ListenerEnded, About::default(), sentence);
     }
 

@@ -83,6 +83,7 @@ impl Master {
     /// Bytes that all workers have parked.
     pub(super) fn parked(&self) -> u64 {
         self.workers
+            .all
             .values()
             .map(|worker| worker.shm.header().parked())
             .fold(0, u64::saturating_add)
@@ -90,14 +91,18 @@ impl Master {
 
     /// What each worker may keep of its clients' bytes, by the configuration in force.
     pub(super) fn buffers(&self) -> u64 {
-        buffers(&self.config.limits, self.memory, self.pool.target().count)
+        buffers(
+            &self.settings.config.limits,
+            self.settings.memory,
+            self.workers.pool.target().count,
+        )
     }
 
     /// A worker was killed for want of memory, and its clients are without one: drops the unread bytes of those whose frames
     /// have been unfinished for longest, until there is memory again. They are closed after a reply `overloaded`. Returns how
     /// many.
     pub(super) fn relieve_memory(&mut self) -> usize {
-        drop_oldest(self.unleased.iter_mut(), excess(&memory_limits()))
+        drop_oldest(self.clients.unleased.iter_mut(), excess(&memory_limits()))
     }
 }
 

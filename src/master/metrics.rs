@@ -63,7 +63,7 @@ impl Master {
         text.counter(
             "events_total",
             "Events told by \"fdpassctl events\".",
-            self.events.last(),
+            self.telemetry.events.last(),
         );
     }
 
@@ -71,21 +71,23 @@ impl Master {
         text.gauge(
             "config_generation",
             "Number of the configuration in force.",
-            self.generation,
+            self.settings.generation,
         );
-        let is_stale = u8::from(self.config_stale.is_some());
+        let is_stale = u8::from(self.settings.stale.is_some());
         text.gauge(
             "config_stale",
             "Whether the configuration in force is an older one than the file's.",
             is_stale,
         );
         let is_kept = self
-            .handoff_store
+            .handover
+            .store
             .as_ref()
             .is_some_and(|store| store.canaries.is_confirmed());
         let help = "Whether the service manager has confirmed that a restart keeps the clients.";
         text.gauge("restart_keeps_clients", help, u8::from(is_kept));
         let failed = self
+            .settings
             .last_reload
             .as_ref()
             .is_some_and(|reload| reload.verdict != Verdict::Applied);
@@ -97,13 +99,13 @@ impl Master {
         text.gauge(
             "config_last_reload_success_timestamp_seconds",
             "When the configuration in force was applied, since the Unix epoch.",
-            self.counts.applied_at,
+            self.telemetry.counts.applied_at,
         );
         text.by(
             "reloads_total",
             "Reloads that were asked for, by what came of them.",
             "result",
-            &self.counts.reloads,
+            &self.telemetry.counts.reloads,
         );
     }
 
@@ -124,35 +126,46 @@ impl Master {
         }
         let old = self
             .workers
+            .all
             .values()
-            .filter(|worker| worker.generation != self.generation)
+            .filter(|worker| worker.generation != self.settings.generation)
             .count();
         text.gauge(
             "old_generation_workers",
             "Workers of another configuration than that in force.",
             old,
         );
-        let starts = self.seats.iter().map(|seat| seat.spawned).sum::<u64>();
+        let starts = self
+            .workers
+            .seats
+            .iter()
+            .map(|seat| seat.spawned)
+            .sum::<u64>();
         text.counter("worker_starts_total", "Workers that were started.", starts);
         let help =
             "Workers that had been ready and ended without being asked to, by what ended them.";
-        text.by("worker_deaths_total", help, "cause", &self.counts.deaths);
+        text.by(
+            "worker_deaths_total",
+            help,
+            "cause",
+            &self.telemetry.counts.deaths,
+        );
         let help = "Workers that ended before they were ready, or could not be started.";
         text.counter(
             "worker_failed_starts_total",
             help,
-            self.counts.failed_starts,
+            self.telemetry.counts.failed_starts,
         );
         let help = "Workers whose counters could not be true and were left out from then on.";
         text.counter(
             "worker_counters_rejected_total",
             help,
-            self.counts.rejected_counters,
+            self.telemetry.counts.rejected_counters,
         );
         text.counter(
             "worker_stalls_total",
             "Times that a worker was stuck.",
-            self.counts.stalls,
+            self.telemetry.counts.stalls,
         );
 
         let each: [(&str, &str, &str, Figure); 5] = [
@@ -185,7 +198,7 @@ impl Master {
                 GAUGE,
                 "Share of the last seconds in which the worker worked.",
                 |w, master| {
-                    let worker = master.workers.get(&w.id?)?;
+                    let worker = master.workers.all.get(&w.id?)?;
                     Some(worker.shm.header().busy(clock::monotonic()))
                 },
             ),
@@ -206,18 +219,18 @@ impl Master {
             GAUGE,
             "Clients there are: leased to a worker, or waiting for one.",
         );
-        let waiting = self.unleased.len() as u64;
+        let waiting = self.clients.unleased.len() as u64;
         text.sample(
             "clients",
             &[("state", &"leased")],
-            self.clients.saturating_sub(waiting),
+            self.clients.count.saturating_sub(waiting),
         );
         text.sample("clients", &[("state", &"waiting")], waiting);
-        text.gauge("clients_max", "Clients there may be.", self.max_clients);
+        text.gauge("clients_max", "Clients there may be.", self.clients.max);
         text.counter(
             "clients_accepted_total",
             "Clients that were accepted.",
-            self.next_client - 1,
+            self.clients.next_id - 1,
         );
         text.family(
             "clients_rejected_total",
@@ -227,9 +240,12 @@ impl Master {
         text.sample(
             "clients_rejected_total",
             &[("reason", &"per_address")],
-            self.counts.refused,
+            self.telemetry.counts.refused,
         );
-        let (counts, lost) = (&self.counts, self.counts.lost(self.totals().lost));
+        let (counts, lost) = (
+            &self.telemetry.counts,
+            self.telemetry.counts.lost(self.totals().lost),
+        );
         text.family(
             "clients_closed_total",
             COUNTER,
@@ -248,10 +264,15 @@ impl Master {
             "moves_total",
             "Clients that went to another worker, by what for.",
             "reason",
-            &self.counts.moves,
+            &self.telemetry.counts.moves,
         );
         let help = "Clients that went to another worker because theirs died, by what it died of.";
-        text.by("rescues_total", help, "cause", &self.counts.rescues);
+        text.by(
+            "rescues_total",
+            help,
+            "cause",
+            &self.telemetry.counts.rescues,
+        );
         if let Some(skew) = status.skew {
             text.gauge(
                 "client_skew_ratio",
@@ -269,8 +290,9 @@ impl Master {
     }
 
     fn write_requests(&self, text: &mut MetricsText) {
-        let mut tally = self.tally.clone();
+        let mut tally = self.telemetry.tally.clone();
         self.workers
+            .all
             .values()
             .for_each(|worker| tally.add(worker.believed.counters(), &worker.methods));
         text.family("requests_total", COUNTER, "Requests that were answered.");
@@ -285,13 +307,13 @@ impl Master {
         }
         write_durations(text, &tally);
         let help = "Requests that were executing when their worker died, and were run once more.";
-        text.counter("requests_rerun_total", help, self.counts.reruns);
+        text.counter("requests_rerun_total", help, self.telemetry.counts.reruns);
         text.counter(
             "handler_panics_total",
             "Methods that panicked.",
             self.totals().panics,
         );
-        let quarantined = self.strikes.quarantined().len();
+        let quarantined = self.workers.strikes.quarantined().len();
         text.gauge(
             "methods_quarantined",
             "Methods that are not run any more.",
@@ -303,7 +325,7 @@ impl Master {
         text.gauge(
             "accepting",
             "Whether new clients are being accepted.",
-            u8::from(self.gate.pause.is_none()),
+            u8::from(self.listeners.gate.pause.is_none()),
         );
         let each: [(&str, &str, &str, FigureOfListener); 4] = [
             (

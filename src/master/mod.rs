@@ -21,61 +21,51 @@ mod memory;
 mod metrics;
 mod reload;
 mod service_manager;
+mod settings;
 mod startup;
 mod telemetry;
 mod token;
 mod workers;
 
-use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use clients::client::{Addresses, Unleased};
-use clients::handshakes::Handshakes;
-use control::operate::AskedBalance;
-use control::server::ControlClients;
-pub use error::Error;
-use exporter::Exporter;
-pub use handover::inherited::Inherited;
-use handover::restart::HandoffStore;
-pub use handover::snapshot::{Resumed, resume};
-use handover::upgrade::Upgrade;
-pub use handover::upgrade::{check_handover, name_process};
-use listeners::accept::Gate;
-pub use listeners::activation::Handed;
-use listeners::control_listener::ControlListener;
-use listeners::listener::Listener;
-use listeners::outage::Outage;
-use memory::Memory;
-use reload::Reload;
-pub use reload::reading::read_configuration;
-use reload::reading::{Checks, ReloadReading};
-use serde::{Deserialize, Serialize};
-use service_manager::Notifier;
-pub use service_manager::{say_why, wait_before_failing};
-use telemetry::counters::{Counts, Tally, Totals};
-use telemetry::events::{Asker, EventLog};
-use token::Token;
-use workers::crash::{OomKills, Strikes};
-use workers::outgoing::Outgoing;
-use workers::watchdog::Watch;
-use workers::worker::Worker;
-
+use self::clients::client::Addresses;
+use self::clients::handshakes::Handshakes;
+use self::exporter::Exporter;
+use self::handover::upgrade::Upgrade;
+use self::telemetry::counters::Totals;
+use self::telemetry::events::Asker;
+use self::token::Token;
+use self::workers::outgoing::Outgoing;
+use self::workers::worker::Worker;
 use crate::channel::Scratch;
 use crate::config::{Config, Keys};
 use crate::logging;
 use crate::loop_clock::LoopClock;
-use crate::pool::dispatch::Dispatcher;
-use crate::pool::rebalance::Rebalancer;
-use crate::pool::{Action, Pool};
-use crate::proto::channel::{LogLevel, ToWorker};
-use crate::proto::control::{About, Kind, LastReload, Origin, Refusal, RefusalCode};
-use crate::proto::names::{Generation, WorkerId};
-use crate::shm::Layout;
+use crate::master::clients::Clients;
+use crate::master::control::ControlServer;
+use crate::master::handover::HandoverState;
+use crate::master::listeners::Listeners;
+use crate::master::reload::Reloads;
+use crate::master::service_manager::ManagerLink;
+use crate::master::settings::SettingsInForce;
+use crate::master::telemetry::Telemetry;
+use crate::master::workers::Workers;
+use crate::pool::Action;
+use crate::proto::channel::ToWorker;
+use crate::proto::control::{About, Kind, Refusal, RefusalCode};
 use crate::sys::clock;
 use crate::sys::poll::{PollEvent, Poller, Woken};
-use crate::sys::process::Executable;
 use crate::sys::signal::{Signal, Signals};
+
+pub use self::error::Error;
+pub use self::handover::inherited::Inherited;
+pub use self::handover::snapshot::{Resumed, resume};
+pub use self::handover::upgrade::{check_handover, name_process};
+pub use self::listeners::activation::Handed;
+pub use self::reload::reading::read_configuration;
+pub use self::service_manager::{say_why, wait_before_failing};
 
 /// Tells whoever started the daemon at which addresses it serves.
 pub type Announce = Box<dyn Fn(&[String])>;
@@ -128,110 +118,32 @@ pub fn run(setup: MasterSetup) -> Result<(), Error> {
 /// Two signals to stop within this time are one.
 const SIGNAL_ECHO_INTERVAL: Duration = Duration::from_millis(200);
 
-/// A seat among the workers: what stays when its worker is replaced.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct SeatTotals {
-    /// Workers that were here.
-    spawned: u64,
-    /// What those before the present ones did.
-    totals: Totals,
-    /// How the last one ended that was not asked to.
-    last_death: Option<String>,
-}
-
-/// The supervisor.
+/// The supervisor: its identity, its loop, and the owners of its state.
 struct Master {
     name: String,
     version: &'static str,
-    /// In force.
-    config: Config,
-    config_keys: Keys,
-    config_file: Option<PathBuf>,
-    config_files: Vec<PathBuf>,
-    standard_file: PathBuf,
-    announce: Option<Announce>,
     started: Instant,
-    /// Of the configuration in force, and the last one that was given to any.
-    generation: Generation,
-    last_generation: Generation,
-    reload: Option<Reload>,
-    last_reload: Option<LastReload>,
-    /// The configuration of a reload is being read.
-    reload_reading: Option<ReloadReading>,
-    checks: Checks,
-    executable: Executable,
-    /// Where that was when it was started: there the next one is looked for.
-    executable_path: Option<PathBuf>,
-    /// Whether this process was upgraded to the program that it ran already.
-    is_same_program: bool,
-    /// This process is about to become another program.
-    upgrade: Option<Upgrade>,
-    /// How many descriptors this process may have, beside those for what was handed over.
+    /// How many descriptors this process may have, besides those for what was handed over.
     descriptors: u64,
-    notifier: Notifier,
     poller: Poller,
-    /// All that is waited for is timed by it.
+    /// Times every deadline of the loop.
     clock: LoopClock,
     signals: Signals,
-    /// What has arrived and is not dealt with yet.
+    /// Signals that have arrived and are not handled yet.
     arrived: Vec<Signal>,
     /// The last signal to stop, and when it came.
     asked_to_stop: Option<(Signal, Instant)>,
     scratch: Scratch,
-    control_listener: ControlListener,
-    /// Another process has ended the control socket, and it is not open again yet.
-    control_outage: Option<Outage>,
-    control: ControlClients,
-    handed: Handed,
-    listeners: Vec<Listener>,
-    /// Numbers of those that are to close when nobody waits there any more.
-    leaving: Vec<u32>,
-    /// The last one given.
-    listener_number: u32,
+    settings: SettingsInForce,
+    listeners: Listeners,
+    clients: Clients,
+    workers: Workers,
+    control: ControlServer,
+    handover: HandoverState,
+    telemetry: Telemetry,
+    manager: ManagerLink,
     exporter: Option<Exporter>,
-    gate: Gate,
-    /// The operator wants nobody new to be accepted.
-    is_drained: bool,
-    pool: Pool,
-    count_origin: Origin,
-    workers: BTreeMap<WorkerId, Worker>,
-    /// All of them are of another version, and no others are started before they are gone.
-    outgoing: Option<Outgoing>,
-    seats: Vec<SeatTotals>,
-    watch: Watch,
-    rebalancer: Rebalancer,
-    asked_balance: Option<AskedBalance>,
-    strikes: Strikes,
-    /// How the last worker ended that was not asked to.
-    last_failure: Option<String>,
-    oom_kills: OomKills,
-    /// Sessions of workers that have ended, of which something may be left.
-    ended_sessions: Vec<u32>,
-    /// What the limits of memory left when the configuration in force was applied.
-    memory: Option<Memory>,
-    dispatcher: Dispatcher,
-    layout: Layout,
-    /// Clients without a worker.
-    unleased: VecDeque<Unleased>,
-    /// Clients whose bytes cannot be counted yet.
-    handshakes: Vec<Handshakes>,
-    addresses: Addresses,
-    next_client: u64,
-    clients: u64,
-    max_clients: u64,
-    counts: Counts,
-    /// What workers did that are gone.
-    tally: Tally,
-    events: EventLog,
-    /// What the next master is left with, if another one is to come.
-    handoff_store: Option<HandoffStore>,
-    /// Why the configuration in force is not that of the file.
-    config_stale: Option<String>,
-    /// Why lines go to standard error instead of the log.
-    missing_log: Option<String>,
-    /// The level of the log, if it is not the configuration's.
-    log_level: Option<LogLevel>,
+    reloads: Reloads,
 }
 
 impl Master {
@@ -244,7 +156,7 @@ impl Master {
         self.reap(now);
         self.reconcile(now)?;
         self.keep_exporter(now);
-        while !self.pool.is_finished() || self.outgoing.is_some() {
+        while !self.workers.pool.is_finished() || self.workers.outgoing.is_some() {
             self.wait(&mut events)?;
             let now = self.clock.now();
             if !self.arrived.is_empty() {
@@ -259,7 +171,8 @@ impl Master {
                     Some(Token::Worker(id)) => self.attend(id, event.writable, now),
                     Some(Token::Control) => {
                         self.control
-                            .accept(&self.control_listener, &self.poller, now);
+                            .clients
+                            .accept(&self.control.listener, &self.poller, now);
                         if event.has_ended {
                             self.look_at_control(now);
                         }
@@ -278,13 +191,14 @@ impl Master {
             self.serve_control_clients(&events, now);
             self.look_at_readings(now);
             self.control
-                .look_at_deadlines(&self.poller, &self.control_listener, now);
+                .clients
+                .look_at_deadlines(&self.poller, &self.control.listener, now);
             self.look_at_workers(now);
             self.look_at_handshakes(now);
             self.reconcile(now)?;
             self.keep_exporter(now);
             // Where nobody waits any more no event comes, either.
-            readable.extend(self.leaving.iter().copied());
+            readable.extend(self.listeners.closing.iter().copied());
             self.lease_clients(&readable, now);
             self.look_at_ended(&ended, now);
             self.bind_ended(now);
@@ -322,28 +236,36 @@ impl Master {
             self.poller
                 .wait(events, Some(Duration::ZERO))
                 .map_err(Error::system("wait for events"))?;
-            self.notifier.hurry(self.clock.now());
+            self.manager.notifier.hurry(self.clock.now());
         }
         Ok(())
     }
 
     /// When there is something to do although nothing happens.
     fn deadline(&self) -> Option<Instant> {
-        let asked_balance = self.asked_balance.as_ref().map(|asked| asked.until);
+        let asked_balance = self
+            .workers
+            .requested_rebalance
+            .as_ref()
+            .map(|asked| asked.until);
         // The gate was opened in this turn: of a listener where nobody waits no event tells that it can go.
-        let leaving =
-            (!self.leaving.is_empty() && self.gate.pause.is_none()).then(|| self.clock.now());
+        let leaving = (!self.listeners.closing.is_empty() && self.listeners.gate.pause.is_none())
+            .then(|| self.clock.now());
         let exporter = self.exporter.as_ref().and_then(Exporter::deadline);
         let (pool, gate, control) = (
-            self.pool.deadline(),
-            self.gate.deadline(),
-            self.control.deadline(),
+            self.workers.pool.deadline(),
+            self.listeners.gate.deadline(),
+            self.control.clients.deadline(),
         );
-        let (watch, notifier) = (self.watch.deadline(), self.notifier.deadline());
-        let upgrade = self.upgrade.as_ref().map(Upgrade::deadline);
-        let outgoing = self.outgoing.as_ref().map(Outgoing::deadline);
+        let (watch, notifier) = (
+            self.workers.watch.deadline(),
+            self.manager.notifier.deadline(),
+        );
+        let upgrade = self.handover.upgrade.as_ref().map(Upgrade::deadline);
+        let outgoing = self.workers.outgoing.as_ref().map(Outgoing::deadline);
         let store = self
-            .handoff_store
+            .handover
+            .store
             .as_ref()
             .and_then(|store| store.canaries.deadline());
         let others = [
@@ -375,7 +297,7 @@ impl Master {
                 // What it tells is known by now.
                 Signal::Continue => {}
                 Signal::Terminate | Signal::Interrupt if self.is_echo(signal, now) => {}
-                Signal::Terminate if self.handoff_store.is_some() => {
+                Signal::Terminate if self.handover.store.is_some() => {
                     self.terminate(Asker::from_signal("SIGTERM"), now)
                 }
                 Signal::Terminate => self.stop(Asker::from_signal("SIGTERM"), now),
@@ -420,36 +342,36 @@ impl Master {
 
     /// Begins the end; asked a second time, it comes at once.
     fn stop(&mut self, asker: Asker, now: Instant) {
-        if self.pool.is_stopping() {
-            self.events.note(
+        if self.workers.pool.is_stopping() {
+            self.telemetry.events.note(
                 Kind::Stopping,
                 asker.about(),
                 format_args!("{asker} again: killing the workers that are left"),
             );
-            return self.pool.stop(now);
+            return self.workers.pool.stop(now);
         }
         self.abandon_reload("the daemon is stopping".to_owned());
-        let timeout = self.config.limits.drain_timeout;
+        let timeout = self.settings.config.limits.drain_timeout;
         let about = About {
-            clients: Some(self.clients),
+            clients: Some(self.clients.count),
             ..asker.about()
         };
-        let clients = self.clients;
+        let clients = self.clients.count;
         let sentence = format_args!(
             "{asker}: stopping; {clients} clients get {timeout:?} for what is being executed"
         );
-        self.events.note(Kind::Stopping, about, sentence);
-        self.pool.stop(now + timeout);
+        self.telemetry.events.note(Kind::Stopping, about, sentence);
+        self.workers.pool.stop(now + timeout);
         self.hurry_outgoing(now);
         self.tell_stopping(timeout, now);
-        self.leaving.clear();
-        for listener in self.listeners.drain(..) {
+        self.listeners.closing.clear();
+        for listener in self.listeners.all.drain(..) {
             let _ = self.poller.remove(&listener);
         }
-        std::mem::take(&mut self.unleased)
+        std::mem::take(&mut self.clients.unleased)
             .into_iter()
             .for_each(|unleased| self.forget(unleased.client));
-        let waiting = std::mem::take(&mut self.handshakes)
+        let waiting = std::mem::take(&mut self.clients.handshakes)
             .into_iter()
             .flat_map(Handshakes::into_clients);
         waiting.for_each(|client| self.forget(client));
@@ -461,7 +383,7 @@ impl Master {
     /// `Refused` when the master cannot open it; lines still go to the file that was open.
     fn reopen_log(&mut self, asker: Asker, now: Instant) -> Result<(), Refusal> {
         let opened = logging::reopen();
-        for id in self.workers.keys().copied().collect::<Vec<_>>() {
+        for id in self.workers.all.keys().copied().collect::<Vec<_>>() {
             self.tell(id, ToWorker::Reopen);
         }
         if let Some(exporter) = &mut self.exporter {
@@ -474,7 +396,7 @@ impl Master {
             Refusal::new(RefusalCode::Refused, why)
         })?;
         let about = asker.about();
-        self.events.note(
+        self.telemetry.events.note(
             Kind::LogReopened,
             about,
             format_args!("{asker}: log file opened again"),
@@ -489,7 +411,7 @@ impl Master {
         }
         // Some actions are facts of their own (a spawn that fails): until nothing is left to be done.
         loop {
-            let actions = self.pool.reconcile(now);
+            let actions = self.workers.pool.reconcile(now);
             if actions.is_empty() {
                 return Ok(());
             }
@@ -522,16 +444,8 @@ impl Master {
 
     /// Why workers do not become ready.
     fn last_failure(&self) -> String {
-        let last = self.last_failure.as_deref();
+        let last = self.workers.last_failure.as_deref();
         format!("the last one {}", last.unwrap_or("did not even start"))
-    }
-
-    /// The record of a seat, which there is from the first time on that somebody is in it.
-    fn seat(&mut self, index: usize) -> &mut SeatTotals {
-        if self.seats.len() <= index {
-            self.seats.resize_with(index + 1, SeatTotals::default);
-        }
-        &mut self.seats[index]
     }
 
     /// Leaves nothing behind, then tells those who asked for the end.
@@ -540,24 +454,31 @@ impl Master {
             return self.hand_over();
         }
         log::info!("stopped");
-        drop((self.listeners, self.exporter, self.control_listener));
-        self.control.say_stopped(self.counts.killed);
+        drop((self.listeners.all, self.exporter, self.control.listener));
+        self.control
+            .clients
+            .say_stopped(self.telemetry.counts.killed);
     }
 
     /// What all workers have done that there ever were.
     fn totals(&self) -> Totals {
         let gone = self
+            .workers
             .seats
             .iter()
             .fold(Totals::default(), |totals, seat| totals.and(seat.totals));
-        self.workers.values().fold(gone, |totals, worker| {
+        self.workers.all.values().fold(gone, |totals, worker| {
             totals.plus(worker.believed.counters())
         })
     }
 
     /// Log lines that could not be written, by masters or workers.
     fn log_errors(&self) -> u64 {
-        let own = self.counts.log_errors.saturating_add(logging::errors());
+        let own = self
+            .telemetry
+            .counts
+            .log_errors
+            .saturating_add(logging::errors());
         own.saturating_add(self.totals().log_errors)
     }
 
@@ -565,10 +486,15 @@ impl Master {
     fn count_addresses(&self, config: &Config) -> Addresses {
         let leased = self
             .workers
+            .all
             .values()
             .flat_map(|worker| worker.leases.iter())
             .map(|(_, client)| &client.peer);
-        let waiting = self.unleased.iter().map(|unleased| &unleased.client.peer);
+        let waiting = self
+            .clients
+            .unleased
+            .iter()
+            .map(|unleased| &unleased.client.peer);
         Addresses::new(&config.limits, leased.chain(waiting))
     }
 }

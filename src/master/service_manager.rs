@@ -24,6 +24,7 @@ use sd_notify::NotifyState;
 
 use super::Master;
 use super::listeners::accept::Pause;
+use crate::master::Announce;
 use crate::proto::control::{LastReload, Verdict};
 use crate::proto::names::Generation;
 use crate::proto::text::Escaped;
@@ -299,16 +300,23 @@ impl Manager {
     }
 }
 
+/// The link to the service manager, and the first report that the daemon serves.
+pub(super) struct ManagerLink {
+    pub(super) notifier: Notifier,
+    /// Called once, when the first worker is ready.
+    pub(super) announce: Option<Announce>,
+}
+
 impl Master {
     /// Something of importance, and how things are then.
     fn tell_manager(&mut self, states: &[NotifyState<'_>], now: Instant) {
         let (summary, missing) = (self.summary(), self.missing());
-        let (Some(summary), Some(manager)) = (summary, &mut self.notifier.0) else {
+        let (Some(summary), Some(manager)) = (summary, &mut self.manager.notifier.0) else {
             return;
         };
         let outcome = Outcome {
-            reload: self.last_reload.as_ref(),
-            stale: self.config_stale.as_deref(),
+            reload: self.settings.last_reload.as_ref(),
+            stale: self.settings.stale.as_deref(),
             missing: &missing,
         };
         manager.tell_with_status(states, summary, outcome, now);
@@ -348,7 +356,7 @@ impl Master {
     /// At the end of each turn of the loop: that it turns, what could not be sent, and how things are, each if it is time to.
     pub(super) fn keep_manager_informed(&mut self, now: Instant) {
         let (summary, missing) = (self.summary(), self.missing());
-        let (Some(summary), Some(manager)) = (summary, &mut self.notifier.0) else {
+        let (Some(summary), Some(manager)) = (summary, &mut self.manager.notifier.0) else {
             return;
         };
         if manager.retry_at.is_some_and(|at| at <= now) {
@@ -356,11 +364,11 @@ impl Master {
         }
         manager.pulse(now);
         // Until it is ready, which comes with a status of its own, there is nothing to tell of.
-        manager.has_changed = self.announce.is_none() && manager.told != Some(summary);
+        manager.has_changed = self.manager.announce.is_none() && manager.told != Some(summary);
         if manager.has_changed && manager.next_status <= now {
             let outcome = Outcome {
-                reload: self.last_reload.as_ref(),
-                stale: self.config_stale.as_deref(),
+                reload: self.settings.last_reload.as_ref(),
+                stale: self.settings.stale.as_deref(),
                 missing: &missing,
             };
             manager.tell_with_status(&[], summary, outcome, now);
@@ -369,31 +377,34 @@ impl Master {
 
     /// How things are, if anybody wants to know.
     fn summary(&self) -> Option<Summary> {
-        self.notifier.0.as_ref()?;
-        let is_stopping = self.pool.is_stopping();
+        self.manager.notifier.0.as_ref()?;
+        let is_stopping = self.workers.pool.is_stopping();
         Some(Summary {
             ready: if is_stopping {
-                self.workers.len()
+                self.workers.all.len()
             } else {
                 self.ready_workers().count()
             },
-            wanted: self.pool.target().count,
-            clients: self.clients,
-            generation: self.generation,
-            is_reloading: self.reload.is_some(),
+            wanted: self.workers.pool.target().count,
+            clients: self.clients.count,
+            generation: self.settings.generation,
+            is_reloading: self.reloads.current.is_some(),
             is_stopping,
             outages: self
                 .listeners
+                .all
                 .iter()
                 .filter(|listener| listener.outage.is_some())
                 .count(),
             missing: self.missing().len(),
             is_unkept: self
-                .handoff_store
+                .handover
+                .store
                 .as_ref()
                 .is_some_and(|store| store.canaries.outage().is_some()),
             // Others pass in moments.
             pause: self
+                .listeners
                 .gate
                 .pause
                 .filter(|pause| matches!(pause, Pause::Drained | Pause::Full)),

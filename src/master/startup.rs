@@ -27,6 +27,15 @@ use super::workers::watchdog::Watch;
 use super::{Error, Master, MasterSetup, Token};
 use crate::channel::Scratch;
 use crate::loop_clock::LoopClock;
+use crate::master::clients::Clients;
+use crate::master::control::ControlServer;
+use crate::master::handover::HandoverState;
+use crate::master::listeners::Listeners;
+use crate::master::reload::Reloads;
+use crate::master::service_manager::ManagerLink;
+use crate::master::settings::SettingsInForce;
+use crate::master::telemetry::Telemetry;
+use crate::master::workers::Workers;
 use crate::pool::Pool;
 use crate::pool::dispatch::Dispatcher;
 use crate::pool::rebalance::Rebalancer;
@@ -232,95 +241,113 @@ impl Master {
             );
         }
         let mut master = Master {
-            pool: Pool::new(target(&config, generation), started, seed).beginning_with(next_worker),
-            dispatcher: Dispatcher::new(config.workers.dispatch),
-            addresses: Addresses::new(&config.limits, [].iter()),
-            control: ControlClients::new(
-                control_clients(descriptors) as usize,
-                Roles::new(user, &config.control, Unmapped::read()),
-            ),
-            // As at a reload: clients that are there have room, with all that is parked of them.
-            layout: limits.layout(
-                config.limits.max_frame.max(there.max_frame()),
-                there.slots(),
-            ),
-            max_clients: limits.clients,
-            listener_number,
             name,
             version,
-            config,
-            config_keys,
-            config_file,
-            config_files,
-            standard_file,
-            announce: Some(announce),
             started: carried_over
                 .as_ref()
                 .map_or(started, |carried_over| carried_over.started),
-            generation,
-            last_generation: generation,
-            reload: None,
-            last_reload: None,
-            reload_reading: None,
-            checks: Checks::default(),
-            executable,
-            executable_path: process::program_path(),
-            is_same_program: false,
-            upgrade: None,
             descriptors,
-            notifier: Notifier::from_environment(started),
             poller,
             signals,
             asked_to_stop: None,
             scratch: Scratch::default(),
-            control_listener,
-            control_outage,
-            handed,
-            listeners,
-            leaving,
             exporter,
-            gate: Gate::new(),
             clock: LoopClock::new(),
             arrived: Vec::new(),
-            is_drained: false,
-            count_origin: Origin::Config,
-            workers: BTreeMap::new(),
-            outgoing: None,
-            seats: Vec::new(),
-            watch: Watch::default(),
-            rebalancer: Rebalancer::new(),
-            asked_balance: None,
-            strikes: Strikes::default(),
-            last_failure: None,
-            oom_kills: OomKills::new(process::oom_kills(), started),
-            ended_sessions: Vec::new(),
-            memory,
-            unleased: VecDeque::new(),
-            handshakes: Vec::new(),
-            next_client: 1,
-            clients: 0,
-            counts: Counts {
-                applied_at,
-                ..Counts::default()
+            listeners: Listeners {
+                activated: handed,
+                all: listeners,
+                closing: leaving,
+                last_number: listener_number,
+                gate: Gate::new(),
+                is_drained: false,
             },
-            tally: Tally::default(),
-            events: EventLog::default(),
-            log_level: None,
-            handoff_store: None,
-            config_stale,
-            missing_log: setup.missing_log,
+            clients: Clients {
+                unleased: VecDeque::new(),
+                handshakes: Vec::new(),
+                addresses: Addresses::new(&config.limits, [].iter()),
+                next_id: 1,
+                count: 0,
+                max: limits.clients,
+                layout: limits.layout(
+                    config.limits.max_frame.max(there.max_frame()),
+                    there.slots(),
+                ),
+                dispatcher: Dispatcher::new(config.workers.dispatch),
+            },
+            workers: Workers {
+                pool: Pool::new(target(&config, generation), started, seed)
+                    .beginning_with(next_worker),
+                all: BTreeMap::new(),
+                seats: Vec::new(),
+                outgoing: None,
+                watch: Watch::default(),
+                rebalancer: Rebalancer::new(),
+                requested_rebalance: None,
+                strikes: Strikes::default(),
+                last_failure: None,
+                oom_kills: OomKills::new(process::oom_kills(), started),
+                ended_sessions: Vec::new(),
+                executable,
+            },
+            control: ControlServer {
+                listener: control_listener,
+                outage: control_outage,
+                clients: ControlClients::new(
+                    control_clients(descriptors) as usize,
+                    Roles::new(user, &config.control, Unmapped::read()),
+                ),
+            },
+            handover: HandoverState {
+                store: None,
+                upgrade: None,
+                executable_path: process::program_path(),
+                is_same_program: false,
+            },
+            telemetry: Telemetry {
+                counts: Counts {
+                    applied_at,
+                    ..Counts::default()
+                },
+                tally: Tally::default(),
+                events: EventLog::default(),
+            },
+            manager: ManagerLink {
+                notifier: Notifier::from_environment(started),
+                announce: Some(announce),
+            },
+            reloads: Reloads {
+                current: None,
+                reading: None,
+                checks: Checks::default(),
+            },
+            settings: SettingsInForce {
+                config,
+                keys: config_keys,
+                file: config_file,
+                files: config_files,
+                standard_file,
+                stale: config_stale,
+                missing_log: setup.missing_log,
+                generation,
+                last_generation: generation,
+                last_reload: None,
+                log_level: None,
+                count_origin: Origin::Config,
+                memory,
+            },
         };
         // From here on nothing fails that would close the clients that were left.
         let mut unpacked = Unpacked::default();
         if let Some((state_file, handoff, stored)) = keeps {
             let queues;
             (queues, unpacked) = handoff.take_over();
-            master.handoff_store = Some(HandoffStore::from_parts(queues, state_file, stored));
+            master.handover.store = Some(HandoffStore::from_parts(queues, state_file, stored));
         } else if restart::is_wanted() {
-            master.handoff_store =
+            master.handover.store =
                 Some(HandoffStore::new(limit).map_err(Error::system("make handoff queues"))?);
         }
-        master.listeners.iter_mut().for_each(Listener::own);
+        master.listeners.all.iter_mut().for_each(Listener::own);
         if let Some(saved_state) = left {
             master.take_over(saved_state, unpacked);
         }

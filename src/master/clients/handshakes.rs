@@ -48,7 +48,7 @@ impl Master {
                 "{} clients wait for the end of their handshakes",
                 clients.len()
             );
-            self.handshakes.push(Handshakes {
+            self.clients.handshakes.push(Handshakes {
                 shm,
                 clients,
                 is_timed_out,
@@ -60,7 +60,8 @@ impl Master {
 
     /// When they are looked at.
     pub(crate) fn handshakes_deadline(&self) -> Option<Instant> {
-        self.handshakes
+        self.clients
+            .handshakes
             .iter()
             .map(|handshakes| handshakes.due)
             .min()
@@ -68,14 +69,14 @@ impl Master {
 
     /// Takes in those whose handshakes are complete, or whose connections have ended.
     pub(crate) fn look_at_handshakes(&mut self, now: Instant) {
-        for mut handshakes in std::mem::take(&mut self.handshakes) {
+        for mut handshakes in std::mem::take(&mut self.clients.handshakes) {
             if handshakes.due <= now {
                 self.take_complete(&mut handshakes);
                 handshakes.wait = handshakes.wait.saturating_mul(2).min(MAX_WAIT);
                 handshakes.due = now + handshakes.wait;
             }
             if !handshakes.clients.is_empty() {
-                self.handshakes.push(handshakes);
+                self.clients.handshakes.push(handshakes);
             }
         }
     }
@@ -101,7 +102,7 @@ impl Master {
 
     /// The master goes, and nothing of these clients can be left to the next one.
     pub(crate) fn lose_handshakes(&mut self) {
-        for mut handshakes in std::mem::take(&mut self.handshakes) {
+        for mut handshakes in std::mem::take(&mut self.clients.handshakes) {
             self.take_complete(&mut handshakes);
             let why = std::io::ErrorKind::WouldBlock.into();
             handshakes

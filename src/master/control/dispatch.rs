@@ -43,19 +43,25 @@ impl Master {
         } else {
             Role::Reader
         };
-        let allowed = self.control.roles.need(needed, &client.peer);
+        let allowed = self.control.clients.roles.need(needed, &client.peer);
         match allowed.and_then(|()| self.carry_out(client, asked, asker, now)) {
             Ok(waits) => client.waits = waits,
             Err(refusal) => {
                 let sentence = format_args!("{asker}: refused: {}", refusal.message);
                 match refusal.code {
-                    RefusalCode::Forbidden => match self.control.report_refusal(now) {
-                        Some(0) => self.events.note(Kind::Forbidden, asker.about(), sentence),
+                    RefusalCode::Forbidden => match self.control.clients.report_refusal(now) {
+                        Some(0) => {
+                            self.telemetry
+                                .events
+                                .note(Kind::Forbidden, asker.about(), sentence)
+                        }
                         Some(others) => {
                             let sentence = format_args!(
                                 "{sentence}; {others} requests before it were forbidden, too"
                             );
-                            self.events.note(Kind::Forbidden, asker.about(), sentence);
+                            self.telemetry
+                                .events
+                                .note(Kind::Forbidden, asker.about(), sentence);
                         }
                         None => {}
                     },
@@ -77,7 +83,7 @@ impl Master {
         asker: Asker,
         now: Instant,
     ) -> Result<Option<Waits>, Refusal> {
-        if self.pool.is_stopping() && asked.verb.changes() && asked.verb != Verb::Stop {
+        if self.workers.pool.is_stopping() && asked.verb.changes() && asked.verb != Verb::Stop {
             return Err(Refusal::new(RefusalCode::Refused, "the daemon is stopping"));
         }
         Ok(Some(match asked.verb {
@@ -101,7 +107,7 @@ impl Master {
             }
             Verb::Stop => {
                 asked.no_params()?;
-                if self.pool.is_stopping() {
+                if self.workers.pool.is_stopping() {
                     log::info!("{asker}: it is stopping already");
                 } else {
                     self.stop(asker, now);
@@ -195,7 +201,7 @@ impl Master {
             Verb::Upgrade => {
                 let UpgradeTo { binary } = asked.params_or_default()?;
                 if binary.is_some() {
-                    self.control.roles.need_owner(&client.peer)?;
+                    self.control.clients.roles.need_owner(&client.peer)?;
                 }
                 self.begin_upgrade(asker, binary, now)?;
                 Waits::Upgraded
@@ -221,21 +227,24 @@ impl Master {
     fn settled(&self) -> Settled {
         Settled {
             workers: self.ready_workers().count() as u32,
-            clients: self.clients,
+            clients: self.clients.count,
         }
     }
 
     /// Answers those whose time has come.
     pub(crate) fn answer_waiting(&mut self, now: Instant) {
         let moves = self.end_balance(now);
-        let waiting = self.control.waiting();
+        let waiting = self.control.clients.waiting();
         if waiting.is_empty() {
             return;
         }
-        let (settled, is_stopping, is_drained) =
-            (self.settled(), self.pool.is_stopping(), self.is_drained);
+        let (settled, is_stopping, is_drained) = (
+            self.settled(),
+            self.workers.pool.is_stopping(),
+            self.listeners.is_drained,
+        );
         let Settled { workers, clients } = settled;
-        let (version, unchanged) = (self.version.to_owned(), self.is_same_program);
+        let (version, unchanged) = (self.version.to_owned(), self.handover.is_same_program);
         let upgraded = Upgraded {
             version,
             workers,
@@ -249,25 +258,27 @@ impl Master {
                 // Its answer is there already.
                 Waits::Reloaded => (
                     Verb::Reload,
-                    self.reload.is_none() && self.reload_reading.is_none(),
+                    self.reloads.current.is_none() && self.reloads.reading.is_none(),
                 ),
                 // Its answer comes when the configuration has been read.
                 Waits::Checked(_) => (Verb::Check, false),
-                Waits::Settled(verb) => (verb, self.pool.is_settled()),
+                Waits::Settled(verb) => (verb, self.workers.pool.is_settled()),
                 Waits::Emptied(id) => (
                     Verb::Hold,
                     self.workers
+                        .all
                         .get(&id)
                         .is_none_or(|w| w.leases.clients() == 0),
                 ),
-                Waits::Deserted => (Verb::Drain, self.clients == 0 || !is_drained),
+                Waits::Deserted => (Verb::Drain, self.clients.count == 0 || !is_drained),
                 Waits::Rebalanced => (Verb::Rebalance, moves.is_some()),
                 // Its answer is there already, or comes from that program.
                 Waits::Upgraded => (Verb::Upgrade, false),
-                Waits::Renewed => (Verb::Upgrade, self.pool.is_settled()),
-                Waits::Event { after, until } => {
-                    (Verb::Events, until <= now || after != self.events.last())
-                }
+                Waits::Renewed => (Verb::Upgrade, self.workers.pool.is_settled()),
+                Waits::Event { after, until } => (
+                    Verb::Events,
+                    until <= now || after != self.telemetry.events.last(),
+                ),
             };
             // Events are told to the last.
             let is_refused = is_stopping && verb != Verb::Events;
@@ -278,6 +289,7 @@ impl Master {
                 // A reload may have made a stranger of it meanwhile.
                 let events = self
                     .control
+                    .clients
                     .need(number, Role::Reader)
                     .map(|()| self.events_after(after));
                 let answer = |client: &mut ControlClient| match &events {

@@ -29,7 +29,7 @@ const AUTO: &str = "\"auto\"";
 impl Master {
     /// The clients from some place on, as far as one page goes.
     pub(crate) fn clients_page(&self, asked: ClientsAfter) -> Result<Clients, Refusal> {
-        if let Some(id) = asked.worker.filter(|id| !self.workers.contains_key(id)) {
+        if let Some(id) = asked.worker.filter(|id| !self.workers.all.contains_key(id)) {
             return Err(Refusal::new(
                 RefusalCode::Refused,
                 format!("there is no worker {id}"),
@@ -42,10 +42,15 @@ impl Master {
         let from = asked.after.unwrap_or(first).max(first);
         let (mut clients, mut looked_at) = (Vec::new(), 0);
         if from.worker == NO_WORKER {
-            let waiting = self.unleased.iter().skip(from.slot as usize).take(PAGE_LEN);
+            let waiting = self
+                .clients
+                .unleased
+                .iter()
+                .skip(from.slot as usize)
+                .take(PAGE_LEN);
             clients.extend(waiting.map(|unleased| self.waiting_client(unleased)));
             looked_at = clients.len();
-            if from.slot as usize + looked_at < self.unleased.len() {
+            if from.slot as usize + looked_at < self.clients.unleased.len() {
                 let slot = from.slot + looked_at as u32;
                 return Ok(Clients {
                     clients,
@@ -57,7 +62,7 @@ impl Master {
             }
         }
         let last = asked.worker.unwrap_or(WorkerId(u64::MAX));
-        for (id, worker) in self.workers.range(from.worker..=last) {
+        for (id, worker) in self.workers.all.range(from.worker..=last) {
             let begin = if *id == from.worker { from.slot } else { 0 };
             let end = worker.leases.used().max(begin);
             let until = end.min(begin.saturating_add((PAGE_LEN - looked_at) as u32));
@@ -106,6 +111,7 @@ impl Master {
     ) -> ClientStatus {
         let listener = self
             .listeners
+            .all
             .iter()
             .find(|listener| listener.number == client.listener);
         let idle = clock::monotonic().saturating_sub(active);
@@ -130,15 +136,19 @@ impl Master {
     /// knows at once.
     pub(crate) fn kick(&mut self, asker: Asker, id: ClientId) -> Result<Kicked, Refusal> {
         let waiting = self
+            .clients
             .unleased
             .iter()
             .position(|unleased| unleased.client.id == id);
         let leased = || {
             self.workers
+                .all
                 .iter()
                 .find_map(|(worker, w)| Some((*worker, w.leases.slot_of(id)?)))
         };
-        let peer = if let Some(unleased) = waiting.and_then(|index| self.unleased.remove(index)) {
+        let peer = if let Some(unleased) =
+            waiting.and_then(|index| self.clients.unleased.remove(index))
+        {
             socket::end(&unleased.client.socket);
             let peer = unleased.client.peer;
             self.forget(unleased.client);
@@ -146,6 +156,7 @@ impl Master {
         } else if let Some((worker_id, slot)) = leased() {
             let worker = self
                 .workers
+                .all
                 .get_mut(&worker_id)
                 .expect("it was found there");
             let client = worker.leases.client(slot).expect("it was found there");
@@ -163,12 +174,12 @@ impl Master {
                 format!("there is no client {id}"),
             ));
         };
-        self.counts.kicked += 1;
+        self.telemetry.counts.kicked += 1;
         let about = About {
             client: Some(id),
             ..asker.about()
         };
-        self.events.note(
+        self.telemetry.events.note(
             Kind::ClientKicked,
             about,
             format_args!("{asker}: client {id} ({peer}) is closed"),
@@ -181,31 +192,37 @@ impl Master {
 
     /// The events after some number, and how things stand.
     pub(crate) fn events_after(&self, after: u64) -> Events {
-        let Since { events, lost } = self.events.since(after);
+        let Since { events, lost } = self.telemetry.events.since(after);
         let workers = self.ready_workers().count() as u32;
         Events {
             events,
-            last: self.events.last(),
+            last: self.telemetry.events.last(),
             lost,
             workers,
-            clients: self.clients,
+            clients: self.clients.count,
         }
     }
 
     /// The configuration in force, key by key.
     pub(crate) fn effective(&self) -> Effective {
-        let mut keys = self.in_force().entries(&self.config_keys);
+        let mut keys = self.in_force().entries(&self.settings.keys);
         for (name, is_runtime) in [
-            ("workers.count", self.count_origin == Origin::Runtime),
-            ("log.level", self.log_level.is_some()),
+            (
+                "workers.count",
+                self.settings.count_origin == Origin::Runtime,
+            ),
+            ("log.level", self.settings.log_level.is_some()),
         ] {
             if let Some(key) = keys.iter_mut().find(|key| is_runtime && key.key == name) {
                 key.origin = KeyOrigin::Runtime;
             }
         }
         for (name, comes_to) in [
-            ("workers.count", self.pool.target().count.to_string()),
-            ("limits.max-clients", self.max_clients.to_string()),
+            (
+                "workers.count",
+                self.workers.pool.target().count.to_string(),
+            ),
+            ("limits.max-clients", self.clients.max.to_string()),
             ("limits.buffers", format!("{:?}", size(self.buffers()))),
         ] {
             if let Some(key) = keys
@@ -220,12 +237,12 @@ impl Master {
             .find(|key| key.key == "control.socket" && key.value.is_none())
         {
             socket.value = Some(config::quoted(
-                &self.control_listener.path().to_string_lossy(),
+                &self.control.listener.path().to_string_lossy(),
             ));
         }
         Effective {
-            file: self.config_file.clone(),
-            files: self.config_files.clone(),
+            file: self.settings.file.clone(),
+            files: self.settings.files.clone(),
             keys,
         }
     }
@@ -247,25 +264,26 @@ impl Master {
 
     /// The configuration with what was changed since.
     fn in_force(&self) -> Config {
-        let mut config = self.config.clone();
-        if let Some(count) = NonZeroU32::new(self.pool.target().count as u32)
-            && self.count_origin == Origin::Runtime
+        let mut config = self.settings.config.clone();
+        if let Some(count) = NonZeroU32::new(self.workers.pool.target().count as u32)
+            && self.settings.count_origin == Origin::Runtime
         {
             config.workers.count = Count::Exactly(count);
         }
-        config.log.level = self.log_level.unwrap_or(config.log.level);
+        config.log.level = self.settings.log_level.unwrap_or(config.log.level);
         config
     }
 
     /// Changes the level of the log, of the master and all workers, if that is asked for.
     pub(crate) fn log_level(&mut self, asker: Asker, asked: SetLogLevel) -> LogLevelInForce {
-        let configured = self.config.log.level;
+        let configured = self.settings.config.log.level;
         if let Some(level) = asked.level {
-            self.log_level = Some(level);
+            self.settings.log_level = Some(level);
             logging::set_level(level);
             self.tell_log_level();
             let sentence = format_args!("{asker}: the level of the log is {:?}", level.as_str());
-            self.events
+            self.telemetry
+                .events
                 .note(Kind::LogLevelChanged, asker.about(), sentence);
         }
         LogLevelInForce {
@@ -276,8 +294,11 @@ impl Master {
 
     /// Tells all workers which lines to write.
     pub(crate) fn tell_log_level(&mut self) {
-        let level = self.log_level.unwrap_or(self.config.log.level);
-        for id in self.workers.keys().copied().collect::<Vec<_>>() {
+        let level = self
+            .settings
+            .log_level
+            .unwrap_or(self.settings.config.log.level);
+        for id in self.workers.all.keys().copied().collect::<Vec<_>>() {
             self.tell(id, ToWorker::LogLevel(level));
         }
     }

@@ -6,19 +6,10 @@ use crate::master::Master;
 use crate::master::capacity::client_limits;
 use crate::master::telemetry::counters::Reason;
 use crate::master::telemetry::events::Asker;
-use crate::master::workers::rebalance::sum_up;
+use crate::master::workers::rebalance::{AskedBalance, sum_up};
 use crate::pool::rebalance;
 use crate::proto::control::{About, Kind, MovedLoad, Origin, Refusal, RefusalCode, Release};
 use crate::proto::names::{MAX_WORKERS, WorkerId};
-
-/// A rebalancing that was asked for: who is being watched.
-#[derive(Debug)]
-pub(crate) struct AskedBalance {
-    asker: Asker,
-    pub(crate) is_dry: bool,
-    pub(crate) from: Option<WorkerId>,
-    pub(crate) until: Instant,
-}
 
 fn refused(message: impl Into<String>) -> Refusal {
     Refusal::new(RefusalCode::Refused, message)
@@ -32,29 +23,29 @@ impl Master {
                 "there can be 1 to {MAX_WORKERS} workers, not {count}"
             )));
         }
-        let limits = client_limits(&self.config, count as usize, self.descriptors)
+        let limits = client_limits(&self.settings.config, count as usize, self.descriptors)
             .map_err(|e| refused(e.to_string()))?;
         limits.warn_if_lowered();
         // Shared memory have as many slots as they have.
-        self.max_clients = limits.clients.min(self.layout.slots().into());
-        let before = self.pool.target().count;
+        self.clients.max = limits.clients.min(self.clients.layout.slots().into());
+        let before = self.workers.pool.target().count;
         let about = About {
             workers: Some(count),
             ..asker.about()
         };
-        self.events.note(
+        self.telemetry.events.note(
             Kind::Scaled,
             about,
             format_args!("{asker}: {count} workers instead of {before}"),
         );
-        self.pool.scale(count as usize);
-        self.count_origin = Origin::Runtime;
+        self.workers.pool.scale(count as usize);
+        self.settings.count_origin = Origin::Runtime;
         Ok(())
     }
 
     /// One worker more or less, by a signal.
     pub(crate) fn step(&mut self, asker: Asker, by: i32) {
-        let count = u32::try_from(self.pool.target().count)
+        let count = u32::try_from(self.workers.pool.target().count)
             .unwrap_or(MAX_WORKERS)
             .saturating_add_signed(by);
         if let Err(refusal) = self.scale(asker, count) {
@@ -70,17 +61,17 @@ impl Master {
     ) -> Result<(), Refusal> {
         let what = match worker {
             None => {
-                self.pool.recycle_all();
+                self.workers.pool.recycle_all();
                 "all workers".to_owned()
             }
-            Some(id) if self.pool.recycle(id) => format!("worker {id}"),
+            Some(id) if self.workers.pool.recycle(id) => format!("worker {id}"),
             Some(id) => return Err(self.no_ready_worker(id)),
         };
         let about = About {
             worker,
             ..asker.about()
         };
-        self.events.note(
+        self.telemetry.events.note(
             Kind::Recycling,
             about,
             format_args!("{asker}: replacing {what}"),
@@ -90,7 +81,7 @@ impl Master {
 
     /// Takes all clients from a worker, and lets it run.
     pub(crate) fn hold(&mut self, asker: Asker, id: WorkerId) -> Result<(), Refusal> {
-        if !self.pool.hold(id) {
+        if !self.workers.pool.hold(id) {
             return Err(self.no_ready_worker(id));
         }
         let moved = self.revoke_and_notify(id, Reason::Hold);
@@ -99,7 +90,7 @@ impl Master {
             clients: Some(moved as u64),
             ..asker.about()
         };
-        self.events.note(
+        self.telemetry.events.note(
             Kind::WorkerHeld,
             about,
             format_args!("{asker}: worker {id} is held; {moved} clients moved"),
@@ -109,21 +100,22 @@ impl Master {
 
     pub(crate) fn release(&mut self, asker: Asker, what: &Release) -> Result<(), Refusal> {
         match what {
-            Release::Worker(id) if self.pool.release(*id) => {
+            Release::Worker(id) if self.workers.pool.release(*id) => {
                 let about = About {
                     worker: Some(*id),
                     ..asker.about()
                 };
-                self.events.note(
+                self.telemetry.events.note(
                     Kind::WorkerReleased,
                     about,
                     format_args!("{asker}: worker {id} is released"),
                 );
             }
             Release::Worker(id) => return Err(refused(format!("worker {id} is not held"))),
-            Release::Method(name) if self.strikes.release(name) => {
+            Release::Method(name) if self.workers.strikes.release(name) => {
                 let sentence = format_args!("{asker}: method {name:?} is run again");
-                self.events
+                self.telemetry
+                    .events
                     .note(Kind::MethodReleased, asker.about(), sentence);
                 self.say_quarantined();
             }
@@ -135,7 +127,7 @@ impl Master {
     }
 
     fn no_ready_worker(&self, id: WorkerId) -> Refusal {
-        match self.pool.member(id) {
+        match self.workers.pool.member(id) {
             Some(_) => refused(format!("worker {id} does not serve at the moment")),
             None => refused(format!("there is no worker {id}")),
         }
@@ -148,15 +140,15 @@ impl Master {
             false => (Kind::Undrained, "clients are accepted"),
         };
         let about = About {
-            clients: Some(self.clients),
+            clients: Some(self.clients.count),
             ..asker.about()
         };
-        self.events.note(
+        self.telemetry.events.note(
             kind,
             about,
-            format_args!("{asker}: {what}; there are {} clients", self.clients),
+            format_args!("{asker}: {what}; there are {} clients", self.clients.count),
         );
-        self.is_drained = is_drained;
+        self.listeners.is_drained = is_drained;
     }
 
     /// Begins to watch the busiest worker, to see what of it could be moved.
@@ -166,7 +158,7 @@ impl Master {
         is_dry: bool,
         now: Instant,
     ) -> Result<(), Refusal> {
-        if self.asked_balance.is_some() {
+        if self.workers.requested_rebalance.is_some() {
             return Err(Refusal::new(
                 RefusalCode::Busy,
                 "another rebalancing is going on",
@@ -181,7 +173,7 @@ impl Master {
             }
             None => log::info!("{asker}: no worker has more to do than the others"),
         }
-        self.asked_balance = Some(AskedBalance {
+        self.workers.requested_rebalance = Some(AskedBalance {
             asker,
             is_dry,
             from,
@@ -192,7 +184,8 @@ impl Master {
 
     /// What came of a rebalancing that was asked for, once it has watched for long enough.
     pub(crate) fn end_balance(&mut self, now: Instant) -> Option<Vec<MovedLoad>> {
-        self.asked_balance
+        self.workers
+            .requested_rebalance
             .as_ref()
             .filter(|asked| asked.until <= now)?;
         let AskedBalance {
@@ -200,7 +193,7 @@ impl Master {
             is_dry,
             from,
             ..
-        } = self.asked_balance.take()?;
+        } = self.workers.requested_rebalance.take()?;
         let Some(from) = from else {
             return Some(Vec::new());
         };
@@ -217,7 +210,9 @@ impl Master {
             };
             let sentence =
                 format_args!("{asker}: {count} clients moved from worker {from}, the busiest");
-            self.events.note(Kind::Rebalanced, about, sentence);
+            self.telemetry
+                .events
+                .note(Kind::Rebalanced, about, sentence);
         }
         Some(sums)
     }

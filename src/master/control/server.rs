@@ -516,11 +516,11 @@ impl Master {
                 Some(Token::ControlClient(number)) => Some((number, event)),
                 _ => None,
             });
-        let last = self.control.last_served;
+        let last = self.control.clients.last_served;
         let (after, before): (Vec<_>, Vec<_>) = ready.partition(|(number, _)| *number > last);
         for (number, event) in after.into_iter().chain(before) {
             self.serve_control(number, event, now);
-            self.control.last_served = number;
+            self.control.clients.last_served = number;
             if begin.elapsed() >= CONTROL_BUDGET {
                 return;
             }
@@ -530,7 +530,7 @@ impl Master {
     /// Something happened on a control client's socket.
     fn serve_control(&mut self, number: u64, event: &PollEvent, now: Instant) {
         // Taken out, so that answering may look at all of the master.
-        let Some(mut client) = self.control.clients.remove(&number) else {
+        let Some(mut client) = self.control.clients.clients.remove(&number) else {
             return;
         };
         let outcome = self.converse(&mut client, event, now);
@@ -544,7 +544,7 @@ impl Master {
         answer: impl FnOnce(&mut ControlClient),
         now: Instant,
     ) {
-        let Some(mut client) = self.control.clients.remove(&number) else {
+        let Some(mut client) = self.control.clients.clients.remove(&number) else {
             return;
         };
         (client.waits, client.deadline) = (None, Some(now + REQUEST_TIMEOUT));
@@ -564,7 +564,7 @@ impl Master {
             Some(interest) => self.poller.modify(&client.socket, token, interest),
             None => self.poller.disarm(&client.socket, token),
         };
-        self.control.clients.insert(number, client);
+        self.control.clients.clients.insert(number, client);
     }
 
     fn converse(
@@ -604,7 +604,7 @@ impl Master {
                 let request: Vec<u8> = client.incoming.drain(..total).skip(PREFIX).collect();
                 self.answer(client, &request, now);
                 // A reload may have made a stranger of it.
-                client.is_last = self.control.roles.of(&client.peer) == Role::Nobody;
+                client.is_last = self.control.clients.roles.of(&client.peer) == Role::Nobody;
             }
         }
         client.deadline = if client.waits.is_some() {

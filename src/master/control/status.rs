@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use crate::master::listeners::listener::Listener;
 use crate::master::listeners::outage::FILE_GONE;
-use crate::master::{Master, SeatTotals, Worker};
+use crate::master::workers::SeatTotals;
+use crate::master::{Master, Worker};
 use crate::pool::{Member, MemberState};
 use crate::proto::control::{
     LeavingStatus, ListenerStatus, Skew, Status, WorkerState, WorkerStatus,
@@ -18,7 +19,8 @@ impl Master {
     /// What the configuration wants and there is not, each with the reason, as far as that is known.
     pub(crate) fn missing(&self) -> Vec<String> {
         let control = self
-            .control_outage
+            .control
+            .outage
             .as_ref()
             .map(|outage| outage.reason.as_str());
         let metrics = self
@@ -30,9 +32,9 @@ impl Master {
 
     /// The same, and the files of Unix sockets are looked at.
     fn look_at_missing(&self) -> Vec<String> {
-        let control = match &self.control_outage {
+        let control = match &self.control.outage {
             Some(outage) => Some(outage.reason.as_str()),
-            None => (!self.control_listener.is_reachable()).then_some(FILE_GONE),
+            None => (!self.control.listener.is_reachable()).then_some(FILE_GONE),
         };
         let metrics = self.exporter.as_ref();
         let metrics = metrics.and_then(|exporter| {
@@ -47,14 +49,15 @@ impl Master {
         let control = control.map(|reason| {
             format!(
                 "control socket {}: {reason}",
-                self.control_listener.path().display()
+                self.control.listener.path().display()
             )
         });
         let address = self.exporter.as_ref().map(|exporter| exporter.address());
         let metrics = address
             .zip(metrics)
             .map(|(address, reason)| format!("metrics on {address}: {reason}"));
-        self.missing_log
+        self.settings
+            .missing_log
             .iter()
             .cloned()
             .chain(control)
@@ -65,10 +68,11 @@ impl Master {
     /// The whole of it.
     pub(crate) fn status(&mut self, now: Instant) -> Status {
         self.look_at_counters();
-        let seats = (0..self.pool.seats()).filter(|seat| self.is_seat_in_use(*seat));
+        let seats = (0..self.workers.pool.seats()).filter(|seat| self.is_seat_in_use(*seat));
         let workers: Vec<WorkerStatus> = seats.map(|seat| self.seat_status(seat, now)).collect();
         let shown: Vec<_> = workers.iter().filter_map(|worker| worker.id).collect();
         let leaving = self
+            .workers
             .pool
             .members()
             .filter(|member| !shown.contains(&member.id));
@@ -78,49 +82,52 @@ impl Master {
             version: self.version.to_owned(),
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
-            generation: self.generation,
-            config_file: self.config_file.clone(),
-            dispatch: self.config.workers.dispatch.as_str().to_owned(),
-            stopping: self.pool.is_stopping(),
-            drained: self.is_drained,
+            generation: self.settings.generation,
+            config_file: self.settings.file.clone(),
+            dispatch: self.settings.config.workers.dispatch.as_str().to_owned(),
+            stopping: self.workers.pool.is_stopping(),
+            drained: self.listeners.is_drained,
             paused: self
+                .listeners
                 .gate
                 .pause
-                .filter(|_| !self.pool.is_stopping())
+                .filter(|_| !self.workers.pool.is_stopping())
                 .map(|pause| pause.to_string()),
-            listeners: self.listeners.iter().map(listener_status).collect(),
-            clients: self.clients,
-            max_clients: self.max_clients,
-            accepted_total: self.next_client - 1,
-            refused_total: self.counts.refused,
-            moved_total: self.counts.moves.total(),
-            lost_total: self.counts.lost(totals.lost).total(),
+            listeners: self.listeners.all.iter().map(listener_status).collect(),
+            clients: self.clients.count,
+            max_clients: self.clients.max,
+            accepted_total: self.clients.next_id - 1,
+            refused_total: self.telemetry.counts.refused,
+            moved_total: self.telemetry.counts.moves.total(),
+            lost_total: self.telemetry.counts.lost(totals.lost).total(),
             requests_total: totals.requests,
             errors_total: totals.errors,
             log_errors_total: self.log_errors(),
             buffers: self.buffers(),
-            memory_limit: self.memory.map(|memory| memory.limit),
-            count: self.pool.target().count as u32,
-            count_origin: self.count_origin,
-            reloading: self.reload.is_some(),
-            last_reload: self.last_reload.clone(),
-            config_stale: self.config_stale.clone(),
+            memory_limit: self.settings.memory.map(|memory| memory.limit),
+            count: self.workers.pool.target().count as u32,
+            count_origin: self.settings.count_origin,
+            reloading: self.reloads.current.is_some(),
+            last_reload: self.settings.last_reload.clone(),
+            config_stale: self.settings.stale.clone(),
             restart_keeps_clients: self
-                .handoff_store
+                .handover
+                .store
                 .as_ref()
                 .is_some_and(|store| store.canaries.is_confirmed()),
             store_outage: self
-                .handoff_store
+                .handover
+                .store
                 .as_ref()
                 .and_then(|store| store.canaries.outage())
                 .map(str::to_owned),
             missing: self.look_at_missing(),
-            deaths_total: self.counts.deaths.total(),
-            failed_starts_total: self.counts.failed_starts,
-            stalls_total: self.counts.stalls,
-            reruns_total: self.counts.reruns,
-            closed_for_crashes_total: self.counts.closed_for_crashes,
-            quarantined: self.strikes.quarantined().to_vec(),
+            deaths_total: self.telemetry.counts.deaths.total(),
+            failed_starts_total: self.telemetry.counts.failed_starts,
+            stalls_total: self.telemetry.counts.stalls,
+            reruns_total: self.telemetry.counts.reruns,
+            closed_for_crashes_total: self.telemetry.counts.closed_for_crashes,
+            quarantined: self.workers.strikes.quarantined().to_vec(),
             skew: self.skew(),
             leaving: leaving
                 .filter_map(|member| self.leaving_status(member, now))
@@ -148,20 +155,25 @@ impl Master {
                 MemberState::Draining { .. } | MemberState::Killed
             )
         };
-        seat < self.pool.target().count
+        seat < self.workers.pool.target().count
             || self
+                .workers
                 .pool
                 .occupant(seat)
                 .is_some_and(|member| !is_leaving(member))
     }
 
     fn seat_status(&self, index: usize, now: Instant) -> WorkerStatus {
-        let member = self.pool.occupant(index);
-        let worker = member.and_then(|member| self.workers.get(&member.id));
+        let member = self.workers.pool.occupant(index);
+        let worker = member.and_then(|member| self.workers.all.get(&member.id));
         let nobody = SeatTotals::default();
-        let seat = self.seats.get(index).unwrap_or(&nobody);
+        let seat = self.workers.seats.get(index).unwrap_or(&nobody);
         // Whoever leaves the seat still adds to it.
-        let here = self.workers.values().filter(|worker| worker.seat == index);
+        let here = self
+            .workers
+            .all
+            .values()
+            .filter(|worker| worker.seat == index);
         let totals = here.fold(seat.totals, |totals, worker| {
             totals.plus(worker.believed.counters())
         });
@@ -175,7 +187,7 @@ impl Master {
             seat: index as u32,
             id: worker.map(|worker| worker.id),
             pid: worker.map(|worker| worker.pid),
-            generation: worker.map_or(self.generation, |worker| worker.generation),
+            generation: worker.map_or(self.settings.generation, |worker| worker.generation),
             state: member.map_or(WorkerState::Waiting, worker_state),
             clients: worker.map_or(0, |worker| worker.leases.clients() as u64),
             executing: header.map_or(0, |header| u64::from(header.executing().is_some())),
@@ -199,7 +211,7 @@ impl Master {
     }
 
     fn leaving_status(&self, member: &Member, now: Instant) -> Option<LeavingStatus> {
-        let worker = self.workers.get(&member.id)?;
+        let worker = self.workers.all.get(&member.id)?;
         let clients = worker.leases.clients() as u64;
         let (reason, by) = match member.state {
             MemberState::Draining { until, why } => (why.to_string(), Some(until)),

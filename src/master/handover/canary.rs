@@ -121,7 +121,7 @@ fn is_hung_up(end: &OwnedFd) -> bool {
 impl Master {
     /// Something has happened to what is stored. Events of ends that are gone already are harmless.
     pub(crate) fn look_at_store(&mut self, now: Instant) {
-        let Some(store) = &mut self.handoff_store else {
+        let Some(store) = &mut self.handover.store else {
             return;
         };
         let canaries = &mut store.canaries;
@@ -141,21 +141,22 @@ impl Master {
             let sentence = format_args!(
                 "the service manager has all of it again: a restart keeps the clients"
             );
-            self.events
+            self.telemetry
+                .events
                 .note(Kind::StoreRestored, About::default(), sentence);
         }
     }
 
     /// Tries the store again, if it is time to.
     pub(crate) fn try_store(&mut self, now: Instant) {
-        let Some(store) = &mut self.handoff_store else {
+        let Some(store) = &mut self.handover.store else {
             return;
         };
         let canaries = &mut store.canaries;
         if canaries.deadline().is_none_or(|at| at > now) {
             return;
         }
-        let (notifier, poller) = (&mut self.notifier, &self.poller);
+        let (notifier, poller) = (&mut self.manager.notifier, &self.poller);
         canaries.retire(notifier, poller, now);
         let sent = canaries
             .send(notifier, poller, now)
@@ -167,10 +168,12 @@ impl Master {
 
     /// The store does not keep what it was given. Everything is stored again as soon as it takes something.
     pub(crate) fn lose_store(&mut self, reason: &str, now: Instant) {
-        let Some(store) = &mut self.handoff_store else {
+        let Some(store) = &mut self.handover.store else {
             return;
         };
-        store.canaries.retire(&mut self.notifier, &self.poller, now);
+        store
+            .canaries
+            .retire(&mut self.manager.notifier, &self.poller, now);
         store.canaries.is_confirmed = false;
         let is_first = store.canaries.outage.is_none();
         let outage = store
@@ -180,7 +183,8 @@ impl Master {
         outage.failed(&Error::Unavailable(reason.to_owned()), now);
         if is_first {
             let sentence = format_args!("a restart would lose all clients: {reason}; trying again");
-            self.events
+            self.telemetry
+                .events
                 .note(Kind::StoreLost, About::default(), sentence);
         }
     }
@@ -188,32 +192,33 @@ impl Master {
     /// Stores everything again at SIGTERM. Whether the next master will have the clients, as far as can be known within a
     /// moment.
     pub(crate) fn is_kept(&mut self, now: Instant) -> bool {
-        let Some(canaries) = self.handoff_store.as_ref().map(|store| &store.canaries) else {
+        let Some(canaries) = self.handover.store.as_ref().map(|store| &store.canaries) else {
             return false;
         };
         let is_confirmed = canaries.is_confirmed && !canaries.has_ended();
         self.store_all(now);
         if !is_confirmed {
-            self.notifier.flush(CONFIRMATION_TIMEOUT);
+            self.manager.notifier.flush(CONFIRMATION_TIMEOUT);
         }
         !self.has_store_ended()
     }
 
     /// Whether the store has let go of what it was given last, or has not taken it.
     pub(crate) fn has_store_ended(&self) -> bool {
-        self.handoff_store
+        self.handover
+            .store
             .as_ref()
             .is_some_and(|store| store.canaries.has_ended())
     }
 
     /// Begins an end by which the clients are lost, although another master was to have them: they get the time of a stop.
     pub(crate) fn stop_unkept(&mut self, asker: Asker, now: Instant) {
-        if !self.pool.is_stopping() {
+        if !self.workers.pool.is_stopping() {
             self.look_at_store(now);
-            self.count_lost(Loss::Store, self.clients);
+            self.count_lost(Loss::Store, self.clients.count);
             log::error!(
                 "the service manager does not keep {} clients for the next master: they are lost",
-                self.clients
+                self.clients.count
             );
         }
         self.stop(asker, now);

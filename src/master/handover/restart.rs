@@ -113,7 +113,8 @@ impl HandoffStore {
 impl Master {
     /// Whether we are on our way out, and leave our clients.
     pub(crate) fn is_leaving(&self) -> bool {
-        self.handoff_store
+        self.handover
+            .store
             .as_ref()
             .is_some_and(|store| store.is_leaving)
     }
@@ -126,14 +127,18 @@ impl Master {
     }
 
     fn store_everything(&mut self, now: Instant) -> io::Result<()> {
-        let Some(store) = &mut self.handoff_store else {
+        let Some(store) = &mut self.handover.store else {
             return Ok(());
         };
         for name in std::mem::take(&mut store.stored.spoilt) {
-            self.notifier.drop_stored(&name, now);
+            self.manager.notifier.drop_stored(&name, now);
         }
-        store.canaries.retire(&mut self.notifier, &self.poller, now);
-        store.canaries.send(&mut self.notifier, &self.poller, now)?;
+        store
+            .canaries
+            .retire(&mut self.manager.notifier, &self.poller, now);
+        store
+            .canaries
+            .send(&mut self.manager.notifier, &self.poller, now)?;
         let state_file = (STATE_FILE_NAME.to_owned(), store.state_file.file().as_fd());
         let ends = store
             .queues
@@ -145,28 +150,30 @@ impl Master {
                 [(into, ends.into.as_fd()), (out, ends.out.as_fd())]
             });
         for (name, descriptor) in std::iter::once(state_file).chain(ends) {
-            self.notifier.store(&name, descriptor, now);
+            self.manager.notifier.store(&name, descriptor, now);
             store.stored.names.insert(name);
         }
         self.keep_listeners(now);
-        let Some(store) = &mut self.handoff_store else {
+        let Some(store) = &mut self.handover.store else {
             return Ok(());
         };
-        for (name, listener) in kept_listeners(&self.listeners) {
-            self.notifier.store(&name, listener.as_fd(), now);
+        for (name, listener) in kept_listeners(&self.listeners.all) {
+            self.manager.notifier.store(&name, listener.as_fd(), now);
         }
-        store.canaries.send(&mut self.notifier, &self.poller, now)?;
         store
             .canaries
-            .confirm(&mut self.notifier, &self.poller, now)
+            .send(&mut self.manager.notifier, &self.poller, now)?;
+        store
+            .canaries
+            .confirm(&mut self.manager.notifier, &self.poller, now)
     }
 
     /// The service manager has the listeners that there are, and no others.
     pub(crate) fn keep_listeners(&mut self, now: Instant) {
-        let Some(store) = &mut self.handoff_store else {
+        let Some(store) = &mut self.handover.store else {
             return;
         };
-        let there = kept_listeners(&self.listeners);
+        let there = kept_listeners(&self.listeners.all);
         let is_gone =
             |name: &&String| name.starts_with(LISTENER_NAME) && !there.contains_key(*name);
         for gone in store
@@ -177,12 +184,12 @@ impl Master {
             .cloned()
             .collect::<Vec<_>>()
         {
-            self.notifier.drop_stored(&gone, now);
+            self.manager.notifier.drop_stored(&gone, now);
             store.stored.names.remove(&gone);
         }
         for (name, listener) in there {
             if !store.stored.names.contains(&name) {
-                self.notifier.store(&name, listener.as_fd(), now);
+                self.manager.notifier.store(&name, listener.as_fd(), now);
                 store.stored.names.insert(name);
             }
         }
@@ -190,30 +197,33 @@ impl Master {
 
     /// The service manager gets the socket that a listener has now, in place of one that has ended.
     pub(crate) fn store_listener_anew(&mut self, number: u32, now: Instant) {
-        let Some(store) = &mut self.handoff_store else {
+        let Some(store) = &mut self.handover.store else {
             return;
         };
         let name = format!("{LISTENER_NAME}.{number}");
         if store.stored.names.remove(&name) {
-            self.notifier.drop_stored(&name, now);
+            self.manager.notifier.drop_stored(&name, now);
         }
         self.keep_listeners(now);
     }
 
     /// Notes figures that change with every client.
     pub(crate) fn note_client(&self) {
-        if let Some(store) = &self.handoff_store {
-            store
-                .state_file
-                .note(self.next_client, self.counts.refused, self.clients);
+        if let Some(store) = &self.handover.store {
+            store.state_file.note(
+                self.clients.next_id,
+                self.telemetry.counts.refused,
+                self.clients.count,
+            );
         }
     }
 
     /// Writes the state file anew, if something has happened since it was written.
     pub(crate) fn keep_state(&mut self) {
-        let last = self.events.last();
+        let last = self.telemetry.events.last();
         if self
-            .handoff_store
+            .handover
+            .store
             .as_ref()
             .is_none_or(|store| store.last_written == Some(last))
         {
@@ -224,11 +234,11 @@ impl Master {
 
     /// Writes the state file anew, whatever has happened since.
     fn write_state_now(&mut self) {
-        let Some(mut store) = self.handoff_store.take() else {
+        let Some(mut store) = self.handover.store.take() else {
             return;
         };
         self.write_state(&mut store);
-        self.handoff_store = Some(store);
+        self.handover.store = Some(store);
     }
 
     fn write_state(&self, store: &mut HandoffStore) {
@@ -239,46 +249,48 @@ impl Master {
         if let Err(e) = store.state_file.write(&saved_state) {
             log::error!("cannot write down what the next master is to know: {e}");
         }
-        store.last_written = Some(self.events.last());
+        store.last_written = Some(self.telemetry.events.last());
     }
 
     /// All that the next master has to know.
     pub(crate) fn saved_state(&self) -> SavedState {
         SavedState {
-            config: self.config.to_toml(),
-            identities: Some(Identities::from_config(&self.config)),
-            user: Some(self.control.roles.user()),
-            config_file: self.config_file.clone(),
-            config_keys: self.config_keys.clone(),
-            config_files: self.config_files.clone(),
-            last_generation: self.last_generation.0,
-            next_worker: self.pool.next(),
-            listener_number: self.listener_number,
+            config: self.settings.config.to_toml(),
+            identities: Some(Identities::from_config(&self.settings.config)),
+            user: Some(self.control.clients.roles.user()),
+            config_file: self.settings.file.clone(),
+            config_keys: self.settings.keys.clone(),
+            config_files: self.settings.files.clone(),
+            last_generation: self.settings.last_generation.0,
+            next_worker: self.workers.pool.next(),
+            listener_number: self.listeners.last_number,
             listeners: self
                 .listeners
+                .all
                 .iter()
                 .filter_map(|listener| listener.record())
                 .collect(),
             // Those of the handoff store, who writes it down.
             handoff_queues: 0,
-            count: (self.count_origin == Origin::Runtime).then(|| self.pool.target().count as u32),
-            log_level: self.log_level,
-            is_drained: self.is_drained,
-            quarantined: self.strikes.quarantined().to_vec(),
-            last_reload: self.last_reload.clone(),
+            count: (self.settings.count_origin == Origin::Runtime)
+                .then(|| self.workers.pool.target().count as u32),
+            log_level: self.settings.log_level,
+            is_drained: self.listeners.is_drained,
+            quarantined: self.workers.strikes.quarantined().to_vec(),
+            last_reload: self.settings.last_reload.clone(),
             counts: Counts {
-                log_errors: self.counts.log_errors + logging::errors(),
-                ..self.counts.clone()
+                log_errors: self.telemetry.counts.log_errors + logging::errors(),
+                ..self.telemetry.counts.clone()
             },
-            tally: self.tally.clone(),
-            seats: self.seats.clone(),
-            events: self.events.last(),
+            tally: self.telemetry.tally.clone(),
+            seats: self.workers.seats.clone(),
+            events: self.telemetry.events.last(),
         }
     }
 
     /// SIGTERM, with clients that another master is to have.
     pub(crate) fn terminate(&mut self, asker: Asker, now: Instant) {
-        let will_leave = if self.pool.is_stopping() {
+        let will_leave = if self.workers.pool.is_stopping() {
             self.is_leaving()
         } else {
             self.is_kept(now)
@@ -292,25 +304,27 @@ impl Master {
 
     /// Begins the end that is none for the clients; asked a second time, it comes at once.
     fn leave(&mut self, asker: Asker, now: Instant) {
-        let grace = self.config.limits.restart_grace;
-        let is_again = self.pool.is_stopping();
-        self.pool.stop(if is_again { now } else { now + grace });
+        let grace = self.settings.config.limits.restart_grace;
+        let is_again = self.workers.pool.is_stopping();
+        self.workers
+            .pool
+            .stop(if is_again { now } else { now + grace });
         self.hurry_outgoing(now);
         if is_again {
             return;
         }
         self.abandon_reload("the daemon is being restarted".to_owned());
         let about = About {
-            clients: Some(self.clients),
+            clients: Some(self.clients.count),
             ..asker.about()
         };
         let sentence = format_args!(
             "{asker}: leaving {} clients to the next master; what executes gets {grace:?}",
-            self.clients
+            self.clients.count
         );
-        self.events.note(Kind::Stopping, about, sentence);
+        self.telemetry.events.note(Kind::Stopping, about, sentence);
         self.tell_stopping(grace, now);
-        if let Some(store) = &mut self.handoff_store {
+        if let Some(store) = &mut self.handover.store {
             store.is_leaving = true;
         }
     }
@@ -330,7 +344,7 @@ impl Master {
             shm.header().set_final_writes(written);
         }
         shm.header().set_packed_at(clock::monotonic());
-        self.pool.exited(id, true, now);
+        self.workers.pool.exited(id, true, now);
         let (slots, longest) = (shm.layout().slots(), shm.layout().max_frame());
         let layout = shm.layout().version();
         let (seat, is_counted) = (seat as u32, true);
@@ -344,7 +358,7 @@ impl Master {
             is_counted,
             layout,
         };
-        if let Some(store) = &mut self.handoff_store {
+        if let Some(store) = &mut self.handover.store {
             store.orphans.push(OrphanedShm {
                 record,
                 shm,
@@ -363,7 +377,7 @@ impl Master {
         self.lay_waiting();
         // Workers that were asked to end have done so without an event.
         self.write_state_now();
-        let Some(mut store) = self.handoff_store.take() else {
+        let Some(mut store) = self.handover.store.take() else {
             return;
         };
         let mut left = 0;
@@ -371,33 +385,36 @@ impl Master {
             left += store.queues.pack(&orphan);
         }
         if left > 0 {
-            self.clients -= left as u64;
+            self.clients.count -= left as u64;
             self.count_lost(Loss::Store, left as u64);
             self.write_state(&mut store);
         }
-        store
-            .state_file
-            .note(self.next_client, self.counts.refused, self.clients);
+        store.state_file.note(
+            self.clients.next_id,
+            self.telemetry.counts.refused,
+            self.clients.count,
+        );
         let is_in_doubt = store.canaries.outage().is_some();
-        self.handoff_store = Some(store);
+        self.handover.store = Some(store);
         if is_in_doubt {
             self.store_all(Instant::now());
         }
-        self.notifier.flush(FLUSH_TIMEOUT);
+        self.manager.notifier.flush(FLUSH_TIMEOUT);
         match left {
             _ if self.has_store_ended() => {
                 log::error!(
                     "the service manager has kept nothing: {} clients are lost",
-                    self.clients
+                    self.clients.count
                 )
             }
-            0 => log::info!("left {} clients to the next master", self.clients),
+            0 => log::info!("left {} clients to the next master", self.clients.count),
             left => log::error!(
                 "there is no room for {left} clients, and they are closed; left {}",
-                self.clients
+                self.clients.count
             ),
         }
         self.listeners
+            .all
             .iter_mut()
             .for_each(|listener| listener.leave_file());
     }
@@ -405,13 +422,13 @@ impl Master {
     /// Clients that have no worker are laid in shared memory of their own, as if they had one that is gone.
     fn lay_waiting(&mut self) {
         self.lose_handshakes();
-        let waiting = std::mem::take(&mut self.unleased);
+        let waiting = std::mem::take(&mut self.clients.unleased);
         if waiting.is_empty() {
             return;
         }
         // No worker has had that number, nor will any.
-        let (worker, generation) = (WorkerId(u64::MAX), self.generation);
-        let shm = match crate::shm::MasterShm::new(self.layout) {
+        let (worker, generation) = (WorkerId(u64::MAX), self.settings.generation);
+        let shm = match crate::shm::MasterShm::new(self.clients.layout) {
             Ok(shm) => shm,
             Err(e) => {
                 log::error!(
@@ -424,14 +441,14 @@ impl Master {
             }
         };
         shm.header().set_packed_at(clock::monotonic());
-        let mut leases = crate::master::clients::leases::Leases::new(self.layout.slots());
+        let mut leases = crate::master::clients::leases::Leases::new(self.clients.layout.slots());
         for unleased in waiting {
             if let Err((reason, client)) = leases.give(unleased, &shm) {
                 self.lose(Loss::from_error(&reason), &reason, client);
             }
         }
-        let (slots, longest) = (self.layout.slots(), self.layout.max_frame());
-        let (layout, methods, is_counted) = (self.layout.version(), Vec::new(), true);
+        let (slots, longest) = (self.clients.layout.slots(), self.clients.layout.max_frame());
+        let (layout, methods, is_counted) = (self.clients.layout.version(), Vec::new(), true);
         let record = ShmRecord {
             worker,
             seat: 0,
@@ -442,7 +459,7 @@ impl Master {
             is_counted,
             layout,
         };
-        if let Some(store) = &mut self.handoff_store {
+        if let Some(store) = &mut self.handover.store {
             store.orphans.push(OrphanedShm {
                 record,
                 shm,
@@ -465,26 +482,34 @@ impl Master {
             quarantined,
             ..
         } = saved_state;
-        (self.counts, self.tally, self.seats) = (
+        (
+            self.telemetry.counts,
+            self.telemetry.tally,
+            self.workers.seats,
+        ) = (
             Counts {
-                applied_at: self.counts.applied_at,
+                applied_at: self.telemetry.counts.applied_at,
                 ..counts
             },
             tally,
             seats,
         );
-        (self.is_drained, self.last_reload, self.log_level) = (is_drained, last_reload, log_level);
+        (
+            self.listeners.is_drained,
+            self.settings.last_reload,
+            self.settings.log_level,
+        ) = (is_drained, last_reload, log_level);
         log_level.into_iter().for_each(logging::set_level);
         if let Some(count) = count.filter(|count| (1..=MAX_WORKERS).contains(count)) {
-            self.pool.scale(count as usize);
-            self.count_origin = Origin::Runtime;
+            self.workers.pool.scale(count as usize);
+            self.settings.count_origin = Origin::Runtime;
         }
-        self.strikes.go_on(quarantined);
-        self.events.go_on_from(events);
-        self.seats.truncate(MAX_SEATS);
-        if let Some(store) = &self.handoff_store {
-            self.next_client = store.state_file.next_client();
-            self.counts.refused = store.state_file.refused();
+        self.workers.strikes.go_on(quarantined);
+        self.telemetry.events.go_on_from(events);
+        self.workers.seats.truncate(MAX_SEATS);
+        if let Some(store) = &self.handover.store {
+            self.clients.next_id = store.state_file.next_client();
+            self.telemetry.counts.refused = store.state_file.refused();
         }
         for (record, shm) in unpacked.shms().filter(|(record, _)| !record.is_counted) {
             match trust::counted_on(shm, record.methods.len()) {
@@ -502,10 +527,10 @@ impl Master {
             }
         }
         let is_restart = unpacked.shms().next().is_some();
-        let (before, mut moved) = (self.counts.losses.clone(), 0);
+        let (before, mut moved) = (self.telemetry.counts.losses.clone(), 0);
         for left in unpacked.take_left() {
             for (reason, client) in left.lost {
-                self.clients += 1;
+                self.clients.count += 1;
                 self.lose(Loss::from_error(&reason), &reason, client);
             }
             let recovered: Vec<_> = left
@@ -513,23 +538,24 @@ impl Master {
                 .into_iter()
                 .map(|(unleased, _)| Ok(unleased))
                 .collect();
-            self.clients += recovered.len() as u64;
+            self.clients.count += recovered.len() as u64;
             moved += self.take_in(recovered, Reason::Restart);
         }
-        self.counts.losses.add_all(&unpacked.lost);
-        self.next_client = self
+        self.telemetry.counts.losses.add_all(&unpacked.lost);
+        self.clients.next_id = self
+            .clients
             .unleased
             .iter()
             .map(|unleased| unleased.client.id.0 + 1)
             .max()
             .unwrap_or(1)
-            .max(self.next_client);
-        self.addresses = self.count_addresses(&self.config);
-        if self.clients > 0 {
+            .max(self.clients.next_id);
+        self.clients.addresses = self.count_addresses(&self.settings.config);
+        if self.clients.count > 0 {
             // They wait for workers, whatever becomes of the first ones.
-            self.pool.go_on();
+            self.workers.pool.go_on();
         }
-        let losses = self.counts.losses.since(&before);
+        let losses = self.telemetry.counts.losses.since(&before);
         let lost = losses.total();
         if !is_restart && lost == 0 {
             return;
@@ -545,7 +571,7 @@ impl Master {
         };
         let sentence =
             format_args!("took over {moved} clients from the master before; {lost} are lost{why}");
-        self.events.note(Kind::TookOver, about, sentence);
+        self.telemetry.events.note(Kind::TookOver, about, sentence);
     }
 }
 

@@ -351,20 +351,21 @@ pub fn resume(number: &str) -> Result<Resumed, String> {
 impl Master {
     /// All of it, and the descriptors that are in it. None while something is under way that it does not tell of.
     pub(crate) fn snapshot(&self, now: Instant) -> Option<UpgradeSnapshot> {
-        let is_quiet = self.unleased.is_empty()
-            && self.handshakes.is_empty()
-            && self.workers.values().all(Worker::is_told_all);
-        if !is_quiet || !self.pool.is_settled() {
+        let is_quiet = self.clients.unleased.is_empty()
+            && self.clients.handshakes.is_empty()
+            && self.workers.all.values().all(Worker::is_told_all);
+        if !is_quiet || !self.workers.pool.is_settled() {
             return None;
         }
         let workers = self
             .workers
+            .all
             .values()
             .map(|worker| self.worker_snapshot(worker, now))
             .collect::<Option<_>>()?;
         Some(UpgradeSnapshot {
             workers,
-            control_clients: self.control.snapshot(),
+            control_clients: self.control.clients.snapshot(),
             ..self.snapshot_to_check()
         })
     }
@@ -374,9 +375,10 @@ impl Master {
         let number = |fd: BorrowedFd<'_>| fd.as_raw_fd();
         let listeners = self
             .listeners
+            .all
             .iter()
             .filter_map(|listener| Some((listener.record()?, number(listener.as_fd()))));
-        let store = self.handoff_store.as_ref();
+        let store = self.handover.store.as_ref();
         let ends = store.into_iter().flat_map(|store| store.queues.ends());
         UpgradeSnapshot {
             version: MAGIC,
@@ -385,20 +387,21 @@ impl Master {
             layout: LAYOUT_VERSION,
             name: self.name.clone(),
             saved_state: self.saved_state(),
-            next_client: self.next_client,
-            refused: self.counts.refused,
-            standard_file: self.standard_file.clone(),
-            executable: self.executable_path.clone(),
-            same: Some(self.upgrade.as_ref().is_some_and(Upgrade::is_same)),
+            next_client: self.clients.next_id,
+            refused: self.telemetry.counts.refused,
+            standard_file: self.settings.standard_file.clone(),
+            executable: self.handover.executable_path.clone(),
+            same: Some(self.handover.upgrade.as_ref().is_some_and(Upgrade::is_same)),
             up: self.started.elapsed(),
             control: (
-                number(self.control_listener.as_fd()),
-                Exact(self.control_listener.path().to_owned()),
+                number(self.control.listener.as_fd()),
+                Exact(self.control.listener.path().to_owned()),
             ),
             log: None,
             listeners: listeners.collect(),
             handed: self
-                .handed
+                .listeners
+                .activated
                 .iter()
                 .map(|(name, socket)| (name.clone(), number(socket.as_fd())))
                 .collect(),
@@ -416,7 +419,7 @@ impl Master {
 
     fn worker_snapshot(&self, worker: &Worker, now: Instant) -> Option<WorkerSnapshot> {
         let layout = worker.shm.layout();
-        let state = self.pool.member(worker.id)?.state;
+        let state = self.workers.pool.member(worker.id)?.state;
         Some(WorkerSnapshot {
             id: worker.id,
             pid: worker.pid,
@@ -436,15 +439,21 @@ impl Master {
 
     /// The descriptors that a snapshot tells of.
     pub(crate) fn left_open(&self) -> Vec<BorrowedFd<'_>> {
-        let mut all = vec![self.control_listener.as_fd()];
+        let mut all = vec![self.control.listener.as_fd()];
         all.extend(
             self.listeners
+                .all
                 .iter()
                 .filter(|listener| listener.record().is_some())
                 .map(|l| l.as_fd()),
         );
-        all.extend(self.handed.iter().map(|(_, socket)| socket.as_fd()));
-        if let Some(store) = &self.handoff_store {
+        all.extend(
+            self.listeners
+                .activated
+                .iter()
+                .map(|(_, socket)| socket.as_fd()),
+        );
+        if let Some(store) = &self.handover.store {
             all.push(store.state_file().file().as_fd());
             all.extend(
                 store
@@ -454,11 +463,11 @@ impl Master {
                     .flat_map(|ends| [ends.into.as_fd(), ends.out.as_fd()]),
             );
         }
-        for worker in self.workers.values() {
+        for worker in self.workers.all.values() {
             all.extend([worker.channel.as_fd(), worker.shm.file().as_fd()]);
             all.extend(worker.leases.sockets());
         }
-        all.extend(self.control.sockets());
+        all.extend(self.control.clients.sockets());
         all
     }
 
@@ -474,11 +483,14 @@ impl Master {
             are_foreign,
             ..
         } = carried_over;
-        self.is_same_program = is_same;
-        (self.next_client, self.counts.refused, self.executable_path) =
-            (next_client, refused, executable);
+        self.handover.is_same_program = is_same;
+        (
+            self.clients.next_id,
+            self.telemetry.counts.refused,
+            self.handover.executable_path,
+        ) = (next_client, refused, executable);
         // Nobody is told again where it listens.
-        self.announce = None;
+        self.manager.announce = None;
         for (worker, is_held) in workers {
             self.poller.add(
                 &worker.channel,
@@ -486,18 +498,24 @@ impl Master {
                 Interest::Read,
             )?;
             if !are_foreign {
-                self.pool
+                self.workers
+                    .pool
                     .adopt(worker.id, worker.seat, worker.generation, is_held, now);
             }
-            self.clients += worker.leases.clients() as u64;
-            self.workers.insert(worker.id, worker);
+            self.clients.count += worker.leases.clients() as u64;
+            self.workers.all.insert(worker.id, worker);
         }
         if are_foreign {
-            self.pool.go_on();
-            self.outgoing = Some(Outgoing::new(now, self.config.limits.restart_grace));
+            self.workers.pool.go_on();
+            self.workers.outgoing = Some(Outgoing::new(
+                now,
+                self.settings.config.limits.restart_grace,
+            ));
         }
-        self.addresses = self.count_addresses(&self.config);
-        self.control.adopt(control_clients, &self.poller, now);
+        self.clients.addresses = self.count_addresses(&self.settings.config);
+        self.control
+            .clients
+            .adopt(control_clients, &self.poller, now);
         self.watch_from(now);
         self.note_upgraded();
         Ok(())

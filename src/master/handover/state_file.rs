@@ -21,9 +21,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::config::{Identities, Keys};
-use crate::master::SeatTotals;
 use crate::master::listeners::listener::ListenerRecord;
 use crate::master::telemetry::counters::{Counts, Tally};
+use crate::master::workers::SeatTotals;
 use crate::proto::channel::LogLevel;
 use crate::proto::control::LastReload;
 use crate::proto::names::WorkerId;

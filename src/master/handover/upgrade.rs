@@ -83,11 +83,14 @@ impl Master {
         now: Instant,
     ) -> Result<(), Refusal> {
         let refused = |sentence: String| Refusal::new(RefusalCode::Refused, sentence);
-        if self.pool.is_stopping() {
+        if self.workers.pool.is_stopping() {
             return Err(refused("the daemon is stopping".to_owned()));
         }
-        if self.upgrade.is_some() || self.reload.is_some() || self.reload_reading.is_some() {
-            let what = if self.upgrade.is_some() {
+        if self.handover.upgrade.is_some()
+            || self.reloads.current.is_some()
+            || self.reloads.reading.is_some()
+        {
+            let what = if self.handover.upgrade.is_some() {
                 "upgrade"
             } else {
                 "reload"
@@ -99,7 +102,7 @@ impl Master {
         }
         let nowhere = || refused("nobody knows where the program was started from".to_owned());
         let path = to
-            .or_else(|| self.executable_path.clone())
+            .or_else(|| self.handover.executable_path.clone())
             .ok_or_else(nowhere)?;
         let begun = open_trusted(&path, process::user()).and_then(|executable| {
             let check = self
@@ -113,9 +116,10 @@ impl Master {
             "{asker}: trying {}, which the daemon is to become",
             path.display()
         );
-        self.events
+        self.telemetry
+            .events
             .note(Kind::UpgradeBegun, asker.about(), sentence);
-        self.upgrade = Some(Upgrade {
+        self.handover.upgrade = Some(Upgrade {
             executable,
             path,
             asker,
@@ -140,7 +144,7 @@ impl Master {
 
     /// A child has ended that is no worker: the candidate, perhaps.
     pub(crate) fn candidate_ended(&mut self, pid: u32, exit: Exit, now: Instant) {
-        let Some(upgrade) = &mut self.upgrade else {
+        let Some(upgrade) = &mut self.handover.upgrade else {
             return;
         };
         let Some(check) = upgrade.check.take_if(|check| check.pid == pid) else {
@@ -161,7 +165,9 @@ impl Master {
     /// At the end of a turn of the loop: becomes the program, if it has been found fit and nothing is under way. Then this
     /// does not return.
     pub(crate) fn upgrade(&mut self, now: Instant) {
-        let Some(upgrade) = &self.upgrade else { return };
+        let Some(upgrade) = &self.handover.upgrade else {
+            return;
+        };
         let is_late = upgrade.until <= now;
         if upgrade.check.is_some() {
             if is_late {
@@ -169,7 +175,10 @@ impl Master {
             }
             return;
         }
-        if self.pool.is_stopping() || self.reload.is_some() || self.reload_reading.is_some() {
+        if self.workers.pool.is_stopping()
+            || self.reloads.current.is_some()
+            || self.reloads.reading.is_some()
+        {
             return self.give_upgrade_up("something else began meanwhile", now);
         }
         match self.snapshot(now) {
@@ -182,7 +191,7 @@ impl Master {
     }
 
     fn become_it(&mut self, mut snapshot: UpgradeSnapshot, now: Instant) {
-        let Some(upgrade) = self.upgrade.take() else {
+        let Some(upgrade) = self.handover.upgrade.take() else {
             return;
         };
         self.end_checks();
@@ -205,7 +214,7 @@ impl Master {
             }
             Err(e) => e,
         };
-        self.upgrade = Some(upgrade);
+        self.handover.upgrade = Some(upgrade);
         if had_exporter {
             self.bind_exporter(now);
         }
@@ -213,16 +222,16 @@ impl Master {
     }
 
     fn give_upgrade_up(&mut self, why: &str, now: Instant) {
-        let Some(Upgrade { path, asker, .. }) = self.upgrade.take() else {
+        let Some(Upgrade { path, asker, .. }) = self.handover.upgrade.take() else {
             return;
         };
         let sentence = format!("{} is not what the daemon becomes: {why}", path.display());
-        self.events.note(
+        self.telemetry.events.note(
             Kind::UpgradeRefused,
             asker.about(),
             format_args!("{asker}: {sentence}"),
         );
-        for number in self.control.refuse_upgrade(&Refusal::new(
+        for number in self.control.clients.refuse_upgrade(&Refusal::new(
             RefusalCode::Refused,
             Escaped(sentence).to_string(),
         )) {
@@ -233,22 +242,22 @@ impl Master {
     /// This process has become this program.
     pub(crate) fn note_upgraded(&mut self) {
         let about = About {
-            clients: Some(self.clients),
+            clients: Some(self.clients.count),
             ..About::default()
         };
         let sentence = format_args!(
             "upgraded: this is {} {} {}, with {} workers and {} clients of before; the workers are replaced",
             self.name,
             self.version,
-            if self.is_same_program {
+            if self.handover.is_same_program {
                 "still, the same program as before"
             } else {
                 "now"
             },
-            self.workers.len(),
-            self.clients
+            self.workers.all.len(),
+            self.clients.count
         );
-        self.events.note(Kind::Upgraded, about, sentence);
+        self.telemetry.events.note(Kind::Upgraded, about, sentence);
     }
 }
 

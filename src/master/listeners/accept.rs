@@ -92,11 +92,11 @@ impl Gate {
 impl Master {
     /// Leases the clients that have no worker, then those that wait in the queues of these listeners.
     pub(crate) fn lease_clients(&mut self, readable: &[u32], now: Instant) {
-        if readable.is_empty() && self.unleased.is_empty() {
+        if readable.is_empty() && self.clients.unleased.is_empty() {
             return;
         }
         self.lease_unleased();
-        if self.gate.pause.is_none() && self.unleased.is_empty() {
+        if self.listeners.gate.pause.is_none() && self.clients.unleased.is_empty() {
             let mut candidates = self.candidates(false);
             for listener in readable {
                 self.accept(*listener, &mut candidates, now);
@@ -116,34 +116,35 @@ impl Master {
     /// Workers that may be given clients.
     pub(crate) fn ready_workers(&self) -> impl Iterator<Item = &Worker> {
         let takes = |m: &&Member| matches!(m.state, MemberState::Ready { .. }) && !m.is_stalled;
-        self.pool
+        self.workers
+            .pool
             .members()
             .filter(takes)
-            .filter_map(|member| self.workers.get(&member.id))
+            .filter_map(|member| self.workers.all.get(&member.id))
     }
 
     /// Leases clients whose worker lost them, or whose lease could not be sent, as far as there is room.
     fn lease_unleased(&mut self) {
         let mut has_asked = false;
-        while !self.unleased.is_empty() {
+        while !self.clients.unleased.is_empty() {
             let mut candidates = self.candidates(true);
-            while let Some(unleased) = self.unleased.pop_front() {
+            while let Some(unleased) = self.clients.unleased.pop_front() {
                 let fitting = self.fitting(&unleased, &candidates);
                 let meant = unleased.to.and_then(|to| {
                     fitting
                         .iter()
                         .position(|c| c.worker == to && c.has_capacity)
                 });
-                match meant.or_else(|| self.dispatcher.pick(&fitting)) {
+                match meant.or_else(|| self.clients.dispatcher.pick(&fitting)) {
                     Some(index) => self.lease(index, unleased, &mut candidates, true),
                     None => {
-                        self.unleased.push_front(unleased);
+                        self.clients.unleased.push_front(unleased);
                         break;
                     }
                 }
             }
             // Who is left waits to be told of room. Once more, for what has come to be free before that was asked for.
-            if has_asked || self.unleased.is_empty() {
+            if has_asked || self.clients.unleased.is_empty() {
                 return;
             }
             for worker in self.ready_workers() {
@@ -160,8 +161,14 @@ impl Master {
         unleased: &Unleased,
         candidates: &'c [Candidate],
     ) -> Cow<'c, [Candidate]> {
-        let fits = |c: &Candidate| self.workers[&c.worker].shm.has_regions_for(&unleased.bytes);
-        if candidates.iter().all(fits) || !(candidates.iter().any(fits) || self.pool.is_rolling()) {
+        let fits = |c: &Candidate| {
+            self.workers.all[&c.worker]
+                .shm
+                .has_regions_for(&unleased.bytes)
+        };
+        if candidates.iter().all(fits)
+            || !(candidates.iter().any(fits) || self.workers.pool.is_rolling())
+        {
             return Cow::Borrowed(candidates);
         }
         Cow::Owned(
@@ -185,6 +192,7 @@ impl Master {
         let candidate = &mut candidates[index];
         let worker = self
             .workers
+            .all
             .get_mut(&candidate.worker)
             .expect("only workers that there are have room");
         let leased = worker.leases.give(unleased, &worker.shm);
@@ -203,6 +211,7 @@ impl Master {
     fn accept(&mut self, number: u32, candidates: &mut [Candidate], now: Instant) {
         let Some(index) = self
             .listeners
+            .all
             .iter()
             .position(|listener| listener.number == number)
         else {
@@ -210,15 +219,15 @@ impl Master {
         };
         let looks = std::iter::once(Look::First).chain(std::iter::repeat(Look::Next));
         for look in looks.take(MAX_LEASES) {
-            if self.clients >= self.max_clients
+            if self.clients.count >= self.clients.max
                 || !candidates.iter().any(|candidate| candidate.has_capacity)
             {
                 return;
             }
-            let listener = &mut self.listeners[index];
+            let listener = &mut self.listeners.all[index];
             let accepted = match accept(&*listener, look) {
                 Ok(Offer::Client(accepted)) => accepted,
-                Ok(Offer::Empty | Offer::Ended) if self.leaving.contains(&number) => {
+                Ok(Offer::Empty | Offer::Ended) if self.listeners.closing.contains(&number) => {
                     return self.close_listener(index, now);
                 }
                 Ok(Offer::Empty | Offer::Ended) => return,
@@ -227,7 +236,11 @@ impl Master {
             let Some(client) = self.admit(index, accepted) else {
                 continue;
             };
-            let chosen = self.dispatcher.pick(candidates).expect("one has room");
+            let chosen = self
+                .clients
+                .dispatcher
+                .pick(candidates)
+                .expect("one has room");
             self.lease(
                 chosen,
                 Unleased::new(client, clock::monotonic()),
@@ -239,19 +252,19 @@ impl Master {
 
     /// Makes a client of a connection that was accepted at a listener. None if it is over already, or turned away.
     pub(crate) fn admit(&mut self, index: usize, accepted: Accepted) -> Option<Client> {
-        let listener = &mut self.listeners[index];
+        let listener = &mut self.listeners.all[index];
         listener.accepted += 1;
         let (order, number) = (listener.byte_order, listener.number);
-        let id = ClientId(self.next_client);
-        self.next_client += 1;
+        let id = ClientId(self.clients.next_id);
+        self.clients.next_id += 1;
         self.note_client();
         let peer = peer_of(&accepted)?;
         let socket = ClientSocket::shared(accepted.socket, accepted.address.is_none());
-        if !self.addresses.enter(&peer) {
+        if !self.clients.addresses.enter(&peer) {
             log::debug!(
                 "client {id} ({peer}) turned away: its address has as many clients as it may have"
             );
-            self.counts.refused += 1;
+            self.telemetry.counts.refused += 1;
             self.note_client();
             turn_away(
                 &socket,
@@ -262,9 +275,9 @@ impl Master {
         }
         log::debug!(
             "client {id} ({peer}) accepted on {}",
-            self.listeners[index].address
+            self.listeners.all[index].address
         );
-        self.clients += 1;
+        self.clients.count += 1;
         self.note_client();
         let since = clock::monotonic_seconds();
         let offsets = Offsets::default();
@@ -281,7 +294,7 @@ impl Master {
     }
 
     fn cannot_accept(&mut self, error: &io::Error, now: Instant) {
-        self.gate.exhausted_until = Some(now + ACCEPT_PAUSE);
+        self.listeners.gate.exhausted_until = Some(now + ACCEPT_PAUSE);
         self.say_pause(
             Pause::Exhausted,
             &format!("cannot accept clients: {error}; they wait until that is over"),
@@ -291,7 +304,7 @@ impl Master {
 
     /// Has a new listener watched, as the gate is.
     pub(crate) fn watch_listener(&self, listener: &Listener) -> io::Result<()> {
-        let interest = if self.gate.pause.is_some() {
+        let interest = if self.listeners.gate.pause.is_some() {
             Interest::End
         } else {
             Interest::Clients
@@ -301,11 +314,14 @@ impl Master {
     }
 
     pub(crate) fn close_listener(&mut self, index: usize, now: Instant) {
-        let listener = self.listeners.remove(index);
+        let listener = self.listeners.all.remove(index);
         let _ = self.poller.remove(&listener);
-        self.leaving.retain(|number| *number != listener.number);
+        self.listeners
+            .closing
+            .retain(|number| *number != listener.number);
         let sentence = format_args!("no longer listening on {}", listener.address);
-        self.events
+        self.telemetry
+            .events
             .note(Kind::ListenerClosed, About::default(), sentence);
         self.keep_listeners(now);
     }
@@ -313,7 +329,7 @@ impl Master {
     /// Sends what was leased in this turn of the loop. A worker whose channel is full gives its share back.
     fn flush_leases(&mut self) {
         let mut back = Vec::new();
-        for worker in self.workers.values_mut() {
+        for worker in self.workers.all.values_mut() {
             match worker.flush() {
                 Ok(unsent) => back.extend(unsent),
                 Err(e) => {
@@ -327,7 +343,7 @@ impl Master {
         // They have not been anywhere: this is no move.
         for recovered in back {
             match recovered {
-                Ok(unleased) => self.unleased.push_back(unleased),
+                Ok(unleased) => self.clients.unleased.push_back(unleased),
                 Err((reason, client)) => self.lose(Loss::from_error(&reason), &reason, client),
             }
         }
@@ -335,20 +351,26 @@ impl Master {
 
     /// Opens or closes the gate, as things stand at the end of a turn of the loop.
     pub(crate) fn set_gate(&mut self, now: Instant) {
-        if self.gate.exhausted_until.is_some_and(|until| until <= now) {
-            self.gate.exhausted_until = None;
+        if self
+            .listeners
+            .gate
+            .exhausted_until
+            .is_some_and(|until| until <= now)
+        {
+            self.listeners.gate.exhausted_until = None;
         }
         let pause = self.reason_to_pause();
-        if pause == Some(Pause::Full) && self.gate.pause != pause {
+        if pause == Some(Pause::Full) && self.listeners.gate.pause != pause {
             let sentence = format!(
                 "{} clients, as many as there may be; new ones wait until some leave",
-                self.clients
+                self.clients.count
             );
             self.say_pause(Pause::Full, &sentence, now);
         }
-        if pause.is_some() != self.gate.pause.is_some() {
+        if pause.is_some() != self.listeners.gate.pause.is_some() {
             for listener in self
                 .listeners
+                .all
                 .iter()
                 .filter(|listener| listener.outage.is_none())
             {
@@ -363,26 +385,26 @@ impl Master {
                 }
             }
         }
-        self.gate.pause = pause;
+        self.listeners.gate.pause = pause;
     }
 
     fn reason_to_pause(&self) -> Option<Pause> {
         if self.is_leaving() {
             return Some(Pause::Leaving);
         }
-        if self.is_drained {
+        if self.listeners.is_drained {
             return Some(Pause::Drained);
         }
         if self.ready_workers().next().is_none() {
             return Some(Pause::NoWorker);
         }
-        if self.gate.exhausted_until.is_some() {
+        if self.listeners.gate.exhausted_until.is_some() {
             return Some(Pause::Exhausted);
         }
-        if self.clients >= self.max_clients {
+        if self.clients.count >= self.clients.max {
             return Some(Pause::Full);
         }
-        if !self.unleased.is_empty() || !self.has_room() {
+        if !self.clients.unleased.is_empty() || !self.has_room() {
             return Some(Pause::NoRoom);
         }
         None
@@ -397,17 +419,17 @@ impl Master {
 
     /// Says why nothing is accepted: once, and again only if it is still or again so after a while.
     fn say_pause(&mut self, pause: Pause, sentence: &str, now: Instant) {
-        let said = self
-            .gate
-            .said_at
-            .is_some_and(|(what, when)| what == pause && now.duration_since(when) < LOG_INTERVAL);
+        let said =
+            self.listeners.gate.said_at.is_some_and(|(what, when)| {
+                what == pause && now.duration_since(when) < LOG_INTERVAL
+            });
         if !said {
             let about = About {
-                clients: Some(self.clients),
+                clients: Some(self.clients.count),
                 ..About::default()
             };
-            self.events.note(Kind::Limit, about, sentence);
-            self.gate.said_at = Some((pause, now));
+            self.telemetry.events.note(Kind::Limit, about, sentence);
+            self.listeners.gate.said_at = Some((pause, now));
         }
     }
 }

@@ -80,7 +80,7 @@ impl Master {
     /// What this daemon listens at.
     pub(crate) fn own_addresses(&self) -> OwnListeners {
         let exporter = self.exporter.as_ref().map(|exporter| exporter.listener());
-        OwnListeners::from_listeners(&self.listeners, exporter, Some(&self.control_listener))
+        OwnListeners::from_listeners(&self.listeners.all, exporter, Some(&self.control.listener))
     }
 }
 

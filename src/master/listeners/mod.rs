@@ -1,5 +1,9 @@
 //! Listeners: the sockets that clients connect to.
 
+use crate::master::Handed;
+use crate::master::listeners::accept::Gate;
+use crate::master::listeners::listener::Listener;
+
 pub(crate) mod accept;
 pub(crate) mod activation;
 pub(crate) mod conflict;
@@ -12,3 +16,18 @@ pub(crate) mod outage;
 pub(crate) mod plan;
 pub(crate) mod socket_file;
 pub(crate) mod yielding;
+
+/// The listeners, and the gate that decides when clients are accepted.
+#[derive(Debug)]
+pub(crate) struct Listeners {
+    /// Sockets that systemd has handed over.
+    pub(crate) activated: Handed,
+    pub(crate) all: Vec<Listener>,
+    /// Numbers of listeners that close when their queues are empty.
+    pub(crate) closing: Vec<u32>,
+    /// The last number that was given to a listener.
+    pub(crate) last_number: u32,
+    pub(crate) gate: Gate,
+    /// An operator has drained the daemon: no client is accepted.
+    pub(crate) is_drained: bool,
+}

@@ -83,59 +83,65 @@ impl Master {
         for number in numbers {
             let Some(index) = self
                 .listeners
+                .all
                 .iter()
                 .position(|listener| listener.number == *number)
             else {
                 continue;
             };
-            if self.listeners[index].outage.is_some() || is_listening(&self.listeners[index]) {
+            if self.listeners.all[index].outage.is_some()
+                || is_listening(&self.listeners.all[index])
+            {
                 continue;
             }
-            if self.leaving.contains(number) {
+            if self.listeners.closing.contains(number) {
                 self.close_listener(index, now);
                 continue;
             }
-            let listener = &mut self.listeners[index];
+            let listener = &mut self.listeners.all[index];
             let _ = self.poller.remove(&*listener);
             listener.outage = Some(Outage::new(now, ENDED));
             let sentence = format_args!(
                 "listener {}: {ENDED}; binding another one",
                 listener.address
             );
-            self.events
+            self.telemetry
+                .events
                 .note(Kind::ListenerEnded, About::default(), sentence);
         }
     }
 
     /// The same of the control socket.
     pub(crate) fn look_at_control(&mut self, now: Instant) {
-        if self.control_outage.is_some() || is_listening(&self.control_listener) {
+        if self.control.outage.is_some() || is_listening(&self.control.listener) {
             return;
         }
-        let _ = self.poller.remove(&self.control_listener);
-        self.control_outage = Some(Outage::new(now, ENDED));
-        let path = self.control_listener.path().display();
+        let _ = self.poller.remove(&self.control.listener);
+        self.control.outage = Some(Outage::new(now, ENDED));
+        let path = self.control.listener.path().display();
         let sentence = format_args!("control socket {path}: {ENDED}; binding another one");
-        self.events
+        self.telemetry
+            .events
             .note(Kind::ListenerEnded, About::default(), sentence);
     }
 
     /// Has the control socket bound anew if its file is gone.
     pub(crate) fn replace_lost_control(&mut self, now: Instant) {
-        if self.control_outage.is_some() || self.control_listener.is_reachable() {
+        if self.control.outage.is_some() || self.control.listener.is_reachable() {
             return;
         }
         // Who waits there is served.
         self.control
-            .accept(&self.control_listener, &self.poller, now);
-        let _ = self.poller.remove(&self.control_listener);
-        self.control_outage = Some(Outage::new(now, FILE_GONE));
+            .clients
+            .accept(&self.control.listener, &self.poller, now);
+        let _ = self.poller.remove(&self.control.listener);
+        self.control.outage = Some(Outage::new(now, FILE_GONE));
     }
 
     /// Binds anew what has ended, if it is time to.
     pub(crate) fn bind_ended(&mut self, now: Instant) {
         self.bind_control(now);
-        for index in 0..self.listeners.len() {
+        for index in 0..self.listeners.all.len() {
             self.bind_listener(index, now);
         }
     }
@@ -144,25 +150,26 @@ impl Master {
     pub(crate) fn outage_deadline(&self) -> Option<Instant> {
         let outages = self
             .listeners
+            .all
             .iter()
             .filter_map(|listener| listener.outage.as_ref());
         outages
-            .chain(&self.control_outage)
+            .chain(&self.control.outage)
             .map(Outage::deadline)
             .min()
     }
 
     fn bind_listener(&mut self, index: usize, now: Instant) {
-        let keepalive = self.config.limits.tcp_keepalive;
-        let listener = &mut self.listeners[index];
+        let keepalive = self.settings.config.limits.tcp_keepalive;
+        let listener = &mut self.listeners.all[index];
         let Some(outage) = listener.outage.as_mut().filter(|outage| outage.is_due(now)) else {
             return;
         };
-        if self.leaving.contains(&listener.number) {
+        if self.listeners.closing.contains(&listener.number) {
             return self.close_listener(index, now);
         }
         let mut outage = std::mem::replace(outage, Outage::new(now, ENDED));
-        if let Err(e) = listener.bind_anew(&mut self.handed, keepalive) {
+        if let Err(e) = listener.bind_anew(&mut self.listeners.activated, keepalive) {
             outage.failed(&e, now);
             listener.outage = Some(outage);
             return;
@@ -170,39 +177,42 @@ impl Master {
         listener.outage = None;
         let number = listener.number;
         let sentence = format!("listening on {} again", listener.address);
-        if let Err(e) = self.watch_listener(&self.listeners[index]) {
-            log::error!("cannot watch {}: {e}", self.listeners[index].address);
+        if let Err(e) = self.watch_listener(&self.listeners.all[index]) {
+            log::error!("cannot watch {}: {e}", self.listeners.all[index].address);
         }
-        self.events
+        self.telemetry
+            .events
             .note(Kind::ListenerOpened, About::default(), sentence);
         self.store_listener_anew(number, now);
     }
 
     fn bind_control(&mut self, now: Instant) {
         let Some(outage) = self
-            .control_outage
+            .control
+            .outage
             .as_mut()
             .filter(|outage| outage.is_due(now))
         else {
             return;
         };
-        if let Err(e) = self.control_listener.bind_anew(
-            self.config.control.socket.is_none(),
-            self.config.control.mode(),
+        if let Err(e) = self.control.listener.bind_anew(
+            self.settings.config.control.socket.is_none(),
+            self.settings.config.control.mode(),
         ) {
             return outage.failed(&e, now);
         }
         if let Err(e) = self.poller.add(
-            &self.control_listener,
+            &self.control.listener,
             Token::Control.into(),
             Interest::Clients,
         ) {
             log::error!("cannot watch the control socket: {e}");
         }
-        self.control_outage = None;
-        let path = self.control_listener.path().display();
+        self.control.outage = None;
+        let path = self.control.listener.path().display();
         let sentence = format_args!("control socket {path} is open again");
-        self.events
+        self.telemetry
+            .events
             .note(Kind::ListenerOpened, About::default(), sentence);
     }
 }

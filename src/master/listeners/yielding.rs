@@ -23,11 +23,17 @@ impl Master {
         let Ok(loaded) = self.read_next(file.as_deref()) else {
             return;
         };
-        if self.handed.wanted(&loaded.config.listen).is_ok() {
+        if self
+            .listeners
+            .activated
+            .wanted(&loaded.config.listen)
+            .is_ok()
+        {
             return;
         }
         while let Some(index) = self
             .listeners
+            .all
             .iter()
             .position(|listener| is_given_up(listener, &loaded.config))
         {
@@ -38,17 +44,18 @@ impl Master {
 
     /// Accepts the clients that wait at a listener, for the next master: no worker serves them any more.
     fn accept_waiting(&mut self, index: usize) {
-        while self.clients < self.max_clients {
-            match listening::accept(&self.listeners[index], Look::Next) {
+        while self.clients.count < self.clients.max {
+            match listening::accept(&self.listeners.all[index], Look::Next) {
                 Ok(Offer::Client(accepted)) => {
                     if let Some(client) = self.admit(index, accepted) {
-                        self.unleased
+                        self.clients
+                            .unleased
                             .push_back(Unleased::new(client, clock::monotonic()));
                     }
                 }
                 Ok(Offer::Empty | Offer::Ended) => return,
                 Err(e) => {
-                    let address = &self.listeners[index].address;
+                    let address = &self.listeners.all[index].address;
                     return log::warn!(
                         "cannot accept the clients that wait at {address}: {e}; they are closed"
                     );

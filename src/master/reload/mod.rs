@@ -22,6 +22,7 @@ use crate::master::capacity::{ClientLimits, client_limits, target, worker_count}
 use crate::master::listeners::listener::Listener;
 use crate::master::listeners::plan;
 use crate::master::memory::{self, Memory};
+use crate::master::reload::reading::Checks;
 use crate::master::telemetry::events::Asker;
 use crate::master::{Error, Master, exporter};
 use crate::proto::control::{
@@ -54,6 +55,15 @@ enum Planned {
     New(Box<Listener>),
 }
 
+/// Reloads: the one under way, and the child that reads configurations.
+#[derive(Debug)]
+pub(crate) struct Reloads {
+    pub(crate) current: Option<Reload>,
+    /// Set while the configuration of a reload is being read.
+    pub(crate) reading: Option<ReloadReading>,
+    pub(crate) checks: Checks,
+}
+
 impl Master {
     /// Begins to apply the configuration files as they are now, with `force` also if one of them is empty.
     ///
@@ -65,15 +75,17 @@ impl Master {
         force: bool,
         now: Instant,
     ) -> Result<(), Refusal> {
-        if self.pool.is_stopping() {
+        if self.workers.pool.is_stopping() {
             return Err(Refusal::new(RefusalCode::Refused, "the daemon is stopping"));
         }
         let reading = self
-            .reload_reading
+            .reloads
+            .reading
             .as_ref()
             .map(|reload| (reload.began, "its configuration is being read"));
         let going_on = self
-            .reload
+            .reloads
+            .current
             .as_ref()
             .map(|reload| (reload.began, "its workers are not all ready yet"));
         if let Some((began, what)) = reading.or(going_on) {
@@ -107,14 +119,18 @@ impl Master {
                 };
                 let sentence =
                     format_args!("{asker}: reloading; generation {generation} is being started");
-                self.events.note(Kind::ReloadBegun, about, sentence);
-                self.pool.reload(target(&reload.config, reload.generation));
-                self.reload = Some(reload);
+                self.telemetry
+                    .events
+                    .note(Kind::ReloadBegun, about, sentence);
+                self.workers
+                    .pool
+                    .reload(target(&reload.config, reload.generation));
+                self.reloads.current = Some(reload);
                 self.tell_reloading(now);
             }
             Err(refusal) => {
                 self.reject_reload(asker, &refusal);
-                self.control.say_reloaded(&Err(refusal));
+                self.control.clients.say_reloaded(&Err(refusal));
             }
         }
     }
@@ -124,25 +140,29 @@ impl Master {
             "{asker}: the new configuration is rejected: {}",
             sentence_of(refusal)
         );
-        self.events
+        self.telemetry
+            .events
             .note(Kind::ReloadRejected, asker.about(), sentence);
         self.note_verdict(Verdict::Rejected, Some(refusal.message.clone()));
     }
 
     /// The file that a reload reads; none if there is none.
     pub(crate) fn next_file(&self) -> Option<PathBuf> {
-        self.config_file.clone().or_else(|| {
-            self.standard_file
+        self.settings.file.clone().or_else(|| {
+            self.settings
+                .standard_file
                 .exists()
-                .then(|| self.standard_file.clone())
+                .then(|| self.settings.standard_file.clone())
         })
     }
 
     /// The configuration that a reload would try, but for the numbers of its users and groups, which are not looked up.
     pub(crate) fn read_next(&self, file: Option<&Path>) -> Result<Loaded, Refusal> {
-        let loaded = self
-            .config
-            .load_next_unresolved(&self.config_keys, file, &self.standard_file);
+        let loaded = self.settings.config.load_next_unresolved(
+            &self.settings.keys,
+            file,
+            &self.settings.standard_file,
+        );
         loaded.map_err(|error| rejection(&error))
     }
 
@@ -171,10 +191,10 @@ impl Master {
         memory::warn_if_short(&config.limits, memory, worker_count(config.workers.count));
         // The clients there are come along, with all that is parked of them: some of it perhaps since a configuration before
         // the one in force, if there were clients ever since.
-        let before = if self.clients > 0 {
-            self.layout.max_frame()
+        let before = if self.clients.count > 0 {
+            self.clients.layout.max_frame()
         } else {
-            self.config.limits.max_frame
+            self.settings.config.limits.max_frame
         };
         let frame = config.limits.max_frame.max(before);
         let log = logging::prepare(&self.name, &config.log)
@@ -185,12 +205,12 @@ impl Master {
         let listeners = self
             .plan_listeners(&config)
             .map_err(|e| reject(e.to_string()))?;
-        self.last_generation = Generation(self.last_generation.0 + 1);
+        self.settings.last_generation = Generation(self.settings.last_generation.0 + 1);
         // For whoever is started from now on, also by the configuration before: it may get its clients back, with more
         // bytes than it could have let them have.
-        self.layout = limits.layout(frame, self.layout.slots());
+        self.clients.layout = limits.layout(frame, self.clients.layout.slots());
         Ok(Reload {
-            generation: self.last_generation,
+            generation: self.settings.last_generation,
             config,
             config_keys,
             config_file: file,
@@ -207,17 +227,21 @@ impl Master {
     /// Binds what is new, and changes what stays; that is undone if not all can be done.
     fn plan_listeners(&mut self, config: &Config) -> Result<Vec<Planned>, Error> {
         let keepalive = config.limits.tcp_keepalive;
-        let wanted = self.handed.wanted(&config.listen)?;
-        let kept = plan::keep(&self.listeners, &wanted, plan::is_found);
+        let wanted = self.listeners.activated.wanted(&config.listen)?;
+        let kept = plan::keep(&self.listeners.all, &wanted, plan::is_found);
         let mut planned = Vec::new();
         for (wanted, kept) in wanted.iter().zip(&kept) {
             planned.push(match kept {
-                Some(index) => Planned::Keep(self.listeners[*index].number),
+                Some(index) => Planned::Keep(self.listeners.all[*index].number),
                 None => {
-                    self.listener_number += 1;
-                    let opened =
-                        Listener::open(self.listener_number, wanted, &self.handed, keepalive)
-                            .map_err(|e| self.own_addresses().named_in(e, wanted.address()))?;
+                    self.listeners.last_number += 1;
+                    let opened = Listener::open(
+                        self.listeners.last_number,
+                        wanted,
+                        &self.listeners.activated,
+                        keepalive,
+                    )
+                    .map_err(|e| self.own_addresses().named_in(e, wanted.address()))?;
                     Planned::New(Box::new(opened))
                 }
             });
@@ -227,7 +251,7 @@ impl Master {
             .zip(kept)
             .filter_map(|(wanted, kept)| Some((wanted, kept?)))
         {
-            if let Err(e) = self.listeners[index].adopt(wanted.entry, keepalive) {
+            if let Err(e) = self.listeners.all[index].adopt(wanted.entry, keepalive) {
                 self.restore_listeners();
                 return Err(e);
             }
@@ -238,22 +262,27 @@ impl Master {
                 .iter()
                 .any(|p| matches!(p, Planned::Keep(kept) if kept == number))
         };
-        self.leaving.retain(|number| !is_kept(number));
+        self.listeners.closing.retain(|number| !is_kept(number));
         Ok(planned)
     }
 
     /// All listeners are again as the configuration in force has them, which they have been before.
     fn restore_listeners(&mut self) {
         // There have been sockets of all names when it was applied, and there are.
-        let wanted = self.handed.wanted(&self.config.listen).unwrap_or_default();
-        for (listener, wanted) in self.listeners.iter_mut().zip(&wanted) {
+        let wanted = self
+            .listeners
+            .activated
+            .wanted(&self.settings.config.listen)
+            .unwrap_or_default();
+        for (listener, wanted) in self.listeners.all.iter_mut().zip(&wanted) {
             warn(
                 "restore a listener",
-                listener.adopt(wanted.entry, self.config.limits.tcp_keepalive),
+                listener.adopt(wanted.entry, self.settings.config.limits.tcp_keepalive),
             );
         }
-        self.leaving = self
+        self.listeners.closing = self
             .listeners
+            .all
             .iter()
             .skip(wanted.len())
             .map(|listener| listener.number)
@@ -262,7 +291,7 @@ impl Master {
 
     /// All workers of the new configuration are ready: from now on it is in force.
     pub(crate) fn commit_reload(&mut self, now: Instant) {
-        let Some(reload) = self.reload.take() else {
+        let Some(reload) = self.reloads.current.take() else {
             return;
         };
         let Reload {
@@ -279,7 +308,7 @@ impl Master {
             began,
         } = reload;
         log.commit();
-        if config.control != self.config.control {
+        if config.control != self.settings.config.control {
             self.change_control(&config.control, now);
         }
         self.exchange_listeners(listeners, &config);
@@ -290,26 +319,28 @@ impl Master {
                 config.limits.ipv6_prefix,
             )
         };
-        if counting(&config) != counting(&self.config) {
-            self.addresses = self.count_addresses(&config);
+        if counting(&config) != counting(&self.settings.config) {
+            self.clients.addresses = self.count_addresses(&config);
         }
-        self.dispatcher.set_policy(config.workers.dispatch);
-        self.strikes.forgive();
+        self.clients.dispatcher.set_policy(config.workers.dispatch);
+        self.workers.strikes.forgive();
         self.say_quarantined();
-        (self.config, self.config_keys) = (config, config_keys);
-        (self.config_file, self.config_files) = (config_file, config_files);
-        (self.generation, self.memory) = (generation, memory);
-        if self.log_level.take().is_some() {
+        (self.settings.config, self.settings.keys) = (config, config_keys);
+        (self.settings.file, self.settings.files) = (config_file, config_files);
+        (self.settings.generation, self.settings.memory) = (generation, memory);
+        if self.settings.log_level.take().is_some() {
             // Those of this generation that heard of it, too.
             self.tell_log_level();
         }
-        self.config_stale = None;
-        self.missing_log = None;
-        (self.max_clients, self.count_origin) = (max_clients, Origin::Config);
+        self.settings.stale = None;
+        self.settings.missing_log = None;
+        (self.clients.max, self.settings.count_origin) = (max_clients, Origin::Config);
         self.exchange_exporter(exporter, now);
         self.replace_lost_control(now);
         self.watch_anew(now);
-        self.handed.warn_of_unused(&self.config.listen);
+        self.listeners
+            .activated
+            .warn_of_unused(&self.settings.config.listen);
         let took = now.duration_since(began);
         let workers = self
             .ready_workers()
@@ -324,9 +355,11 @@ impl Master {
             "reloaded: generation {generation} is in force after {} ms",
             took.as_millis()
         );
-        self.events.note(Kind::ReloadApplied, about, sentence);
+        self.telemetry
+            .events
+            .note(Kind::ReloadApplied, about, sentence);
         self.note_verdict(Verdict::Applied, None);
-        self.control.say_reloaded(&Ok(Reloaded {
+        self.control.clients.say_reloaded(&Ok(Reloaded {
             generation,
             workers,
             seconds: took.as_secs_f64(),
@@ -335,13 +368,14 @@ impl Master {
 
     /// The new configuration is given up.
     pub(crate) fn abandon_reload(&mut self, why: String) {
-        if self.reload_reading.take().is_some() {
+        if self.reloads.reading.take().is_some() {
             self.note_verdict(Verdict::RolledBack, Some(why.clone()));
             return self
                 .control
+                .clients
                 .say_reloaded(&Err(Refusal::new(RefusalCode::RolledBack, why)));
         }
-        let Some(reload) = self.reload.take() else {
+        let Some(reload) = self.reloads.current.take() else {
             return;
         };
         let about = About {
@@ -349,26 +383,32 @@ impl Master {
             ..About::default()
         };
         let sentence = format_args!("generation {} is rolled back: {why}", reload.generation);
-        self.events.note(Kind::ReloadRolledBack, about, sentence);
+        self.telemetry
+            .events
+            .note(Kind::ReloadRolledBack, about, sentence);
         self.restore_listeners();
         self.note_verdict(Verdict::RolledBack, Some(why.clone()));
         self.control
+            .clients
             .say_reloaded(&Err(Refusal::new(RefusalCode::RolledBack, why)));
     }
 
     /// Changes who can connect to the control socket, and who may do what there.
     fn change_control(&mut self, control: &ControlConfig, now: Instant) {
-        if control.mode() != self.config.control.mode() && self.control_listener.is_reachable() {
+        if control.mode() != self.settings.config.control.mode()
+            && self.control.listener.is_reachable()
+        {
             warn(
                 "set the mode of the control socket",
-                self.control_listener.set_mode(control.mode()),
+                self.control.listener.set_mode(control.mode()),
             );
         }
         // Who waits there came by the mode before, and is taken for what it was then: without groups it is the mode that
         // keeps strangers out.
         self.control
-            .accept(&self.control_listener, &self.poller, now);
-        self.control.roles.change(control);
+            .clients
+            .accept(&self.control.listener, &self.poller, now);
+        self.control.clients.roles.change(control);
     }
 
     fn note_verdict(&mut self, verdict: Verdict, message: Option<String>) {
@@ -376,11 +416,11 @@ impl Master {
             .elapsed()
             .unwrap_or(Duration::ZERO)
             .as_secs();
-        self.counts.reloads.add(verdict, 1);
+        self.telemetry.counts.reloads.add(verdict, 1);
         if verdict == Verdict::Applied {
-            self.counts.applied_at = at;
+            self.telemetry.counts.applied_at = at;
         }
-        self.last_reload = Some(LastReload {
+        self.settings.last_reload = Some(LastReload {
             at,
             verdict,
             message,
@@ -391,14 +431,18 @@ impl Master {
     /// New listeners are watched, and those that are not wanted any more go when nobody waits there any more. The first ones
     /// are in the order of the configuration.
     fn exchange_listeners(&mut self, planned: Vec<Planned>, config: &Config) {
-        let mut before = std::mem::take(&mut self.listeners);
+        let mut before = std::mem::take(&mut self.listeners.all);
         // There were sockets of all names when it was planned, and there are.
-        let wanted = self.handed.wanted(&config.listen).unwrap_or_default();
+        let wanted = self
+            .listeners
+            .activated
+            .wanted(&config.listen)
+            .unwrap_or_default();
         for (planned, wanted) in planned.into_iter().zip(&wanted) {
             match planned {
                 Planned::Keep(number) => {
                     let kept = before.iter().position(|listener| listener.number == number);
-                    self.listeners.extend(kept.map(|index| {
+                    self.listeners.all.extend(kept.map(|index| {
                         let mut listener = before.remove(index);
                         listener.set_place(&wanted.place);
                         listener
@@ -410,15 +454,17 @@ impl Master {
                         self.watch_listener(&listener),
                     );
                     let sentence = format_args!("listening on {}", listener.address);
-                    self.events
+                    self.telemetry
+                        .events
                         .note(Kind::ListenerOpened, About::default(), sentence);
-                    self.listeners.push(*listener);
+                    self.listeners.all.push(*listener);
                 }
             }
         }
-        self.leaving
+        self.listeners
+            .closing
             .extend(before.iter().map(|listener| listener.number));
-        self.listeners.extend(before);
+        self.listeners.all.extend(before);
     }
 }
 

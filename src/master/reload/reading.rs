@@ -148,19 +148,29 @@ impl Master {
     /// When a child will have had enough time.
     pub(crate) fn reading_deadline(&self) -> Option<Instant> {
         let reload = self
-            .reload_reading
+            .reloads
+            .reading
             .as_ref()
             .map(|reload| reload.reading.until);
-        let check = self.checks.reading.as_ref().map(|reading| reading.until);
+        let check = self
+            .reloads
+            .checks
+            .reading
+            .as_ref()
+            .map(|reading| reading.until);
         reload.into_iter().chain(check).min()
     }
 
     fn begin_reading(&self, force: bool, now: Instant) -> Result<Reading, Refusal> {
         let file = self.next_file();
         let question = Question {
-            in_force: Known::new(&self.config, &self.config_keys, &self.config_files),
+            in_force: Known::new(
+                &self.settings.config,
+                &self.settings.keys,
+                &self.settings.files,
+            ),
             file: file.clone(),
-            standard_file: self.standard_file.clone(),
+            standard_file: self.settings.standard_file.clone(),
             force,
         };
         let begun = || -> io::Result<(u32, File, u64)> {
@@ -169,9 +179,11 @@ impl Master {
             shared.write_all_at(&text, 0)?;
             let length = text.len() as u64;
             let arguments = [READ.to_owned(), length.to_string()];
-            let pid = self
-                .executable
-                .spawn(&self.name, &arguments, shared.try_clone()?.into())?;
+            let pid = self.workers.executable.spawn(
+                &self.name,
+                &arguments,
+                shared.try_clone()?.into(),
+            )?;
             Ok((pid, shared, length))
         };
         let (pid, shared, length) = begun().map_err(|e| {
@@ -196,7 +208,7 @@ impl Master {
         now: Instant,
     ) -> Result<(), Refusal> {
         let reading = self.begin_reading(force, now)?;
-        self.reload_reading = Some(ReloadReading {
+        self.reloads.reading = Some(ReloadReading {
             reading,
             asker,
             began: now,
@@ -206,24 +218,30 @@ impl Master {
 
     /// What a control client that asks for a check is to wait for.
     pub(crate) fn ask_for_check(&self) -> Waits {
-        Waits::Checked(self.checks.last + 1)
+        Waits::Checked(self.reloads.checks.last + 1)
     }
 
     /// No check is being made.
     pub(crate) fn end_checks(&mut self) {
-        self.checks.reading = None;
+        self.reloads.checks.reading = None;
     }
 
     /// A child has ended: whether it was one that reads.
     pub(crate) fn reading_ended(&mut self, pid: u32, exit: Exit, now: Instant) -> bool {
         if let Some(reload) = self
-            .reload_reading
+            .reloads
+            .reading
             .take_if(|reload| reload.reading.pid == pid)
         {
             let loaded = reload.reading.answer(exit);
             let file = reload.reading.file.clone();
             self.finish_reload(&reload, file, loaded, now);
-        } else if let Some(reading) = self.checks.reading.take_if(|reading| reading.pid == pid) {
+        } else if let Some(reading) = self
+            .reloads
+            .checks
+            .reading
+            .take_if(|reading| reading.pid == pid)
+        {
             let checked = reading
                 .answer(exit)
                 .and_then(|next| self.check(reading.file.clone(), next));
@@ -237,13 +255,15 @@ impl Master {
     /// Ends what takes too long, and begins the check that is waited for.
     pub(crate) fn look_at_readings(&mut self, now: Instant) {
         if let Some(reload) = self
-            .reload_reading
+            .reloads
+            .reading
             .take_if(|reload| reload.reading.until <= now)
         {
             let file = reload.reading.file.clone();
             self.finish_reload(&reload, file, Err(Reading::too_late()), now);
         }
         if self
+            .reloads
             .checks
             .reading
             .take_if(|reading| reading.until <= now)
@@ -251,25 +271,27 @@ impl Master {
         {
             self.finish_check(&Err(Reading::too_late()), now);
         }
-        let next = self.checks.last + 1;
+        let next = self.reloads.checks.last + 1;
         let is_wanted = || {
             self.control
+                .clients
                 .waiting()
                 .iter()
                 .any(|(_, waits)| *waits == Waits::Checked(next))
         };
-        if self.checks.reading.is_none() && !self.pool.is_stopping() && is_wanted() {
-            self.checks.last = next;
+        if self.reloads.checks.reading.is_none() && !self.workers.pool.is_stopping() && is_wanted()
+        {
+            self.reloads.checks.last = next;
             match self.begin_reading(false, now) {
-                Ok(reading) => self.checks.reading = Some(reading),
+                Ok(reading) => self.reloads.checks.reading = Some(reading),
                 Err(refusal) => self.finish_check(&Err(refusal), now),
             }
         }
     }
 
     fn finish_check(&mut self, checked: &Result<Checked, Refusal>, now: Instant) {
-        for (number, waits) in self.control.waiting() {
-            if !matches!(waits, Waits::Checked(check) if check <= self.checks.last) {
+        for (number, waits) in self.control.clients.waiting() {
+            if !matches!(waits, Waits::Checked(check) if check <= self.reloads.checks.last) {
                 continue;
             }
             self.answer_late(

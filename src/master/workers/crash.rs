@@ -190,7 +190,8 @@ impl Master {
             ..Blame::default()
         };
         let is_killed = matches!(exit, Exit::Signal { number: KILL, .. });
-        blame.is_out_of_memory = is_killed && self.oom_kills.take(process::oom_kills(), now);
+        blame.is_out_of_memory =
+            is_killed && self.workers.oom_kills.take(process::oom_kills(), now);
         let interrupted = left
             .recovered
             .iter()
@@ -217,16 +218,16 @@ impl Master {
             (false, true) => "1 request run again",
             (false, false) => "1 request answered with crashed",
         };
-        self.counts.reruns += u64::from(is_rerun);
+        self.telemetry.counts.reruns += u64::from(is_rerun);
         let is_its_doing = is_timed_out || blame.is_out_of_memory || exit.is_own_doing();
         if is_its_doing && !is_rerun {
             // The one before was on trial.
             for _ in 0..request.crash_count.clamp(1, 2) {
-                if self.strikes.strike_client(client, now) {
+                if self.workers.strikes.strike_client(client, now) {
                     blame.culprit = Some((client, peer));
                 }
                 if let Some(method) = method.filter(|_| !is_timed_out)
-                    && self.strikes.strike_method(&method.name, now)
+                    && self.workers.strikes.strike_method(&method.name, now)
                 {
                     self.quarantine(&method.name);
                 }
@@ -241,15 +242,16 @@ impl Master {
             "method {method:?} has ended {most} workers within {within:?}: it is quarantined, and answered with crashed \
              unrun, until `fdpassctl release {method}` or a reload"
         );
-        self.events
+        self.telemetry
+            .events
             .note(Kind::MethodQuarantined, About::default(), sentence);
         self.say_quarantined();
     }
 
     /// Tells all workers which methods they do not run.
     pub(crate) fn say_quarantined(&mut self) {
-        let quarantined = self.strikes.quarantined().to_vec();
-        for id in self.workers.keys().copied().collect::<Vec<_>>() {
+        let quarantined = self.workers.strikes.quarantined().to_vec();
+        for id in self.workers.all.keys().copied().collect::<Vec<_>>() {
             self.tell(id, ToWorker::Quarantine(quarantined.clone()));
         }
     }
@@ -257,20 +259,21 @@ impl Master {
     /// Closes a client that waits for a worker and has ended too many.
     pub(crate) fn close_culprit(&mut self, client: ClientId, peer: Peer) {
         let Some(index) = self
+            .clients
             .unleased
             .iter()
             .position(|unleased| unleased.client.id == client)
         else {
             return;
         };
-        let Some(unleased) = self.unleased.remove(index) else {
+        let Some(unleased) = self.clients.unleased.remove(index) else {
             return;
         };
         let (most, within) = CLIENT;
         let sentence = format_args!(
             "client {client} ({peer}): its requests ended {most} workers within {within:?}; closing it"
         );
-        self.events.note(
+        self.telemetry.events.note(
             Kind::ClientGivenUp,
             About {
                 client: Some(client),
@@ -279,7 +282,7 @@ impl Master {
             sentence,
         );
         socket::end(&unleased.client.socket);
-        self.counts.closed_for_crashes += 1;
+        self.telemetry.counts.closed_for_crashes += 1;
         self.forget(unleased.client);
     }
 }

@@ -13,13 +13,13 @@ impl Master {
     pub(crate) fn end_descendants(&mut self, worker: u32) {
         // Its group may have no other member, or it ended before it had one.
         let _ = process::kill_group(worker);
-        self.ended_sessions.push(worker);
+        self.workers.ended_sessions.push(worker);
     }
 
     /// Ends what has come to the master of sessions whose leaders have ended. Forgets the sessions of which nothing is left:
     /// from then on their numbers may be those of other processes.
     pub(crate) fn end_sessions(&mut self) {
-        if self.ended_sessions.is_empty() {
+        if self.workers.ended_sessions.is_empty() {
             return;
         }
         let children = process::children();
@@ -29,6 +29,7 @@ impl Master {
                 .filter(move |child| child.session == session)
         };
         for child in self
+            .workers
             .ended_sessions
             .iter()
             .flat_map(|session| of_session(*session))
@@ -40,7 +41,8 @@ impl Master {
             // It may have ended since.
             let _ = process::kill_group(group);
         }
-        self.ended_sessions
+        self.workers
+            .ended_sessions
             .retain(|session| of_session(*session).next().is_some());
     }
 }

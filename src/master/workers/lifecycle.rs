@@ -45,6 +45,7 @@ impl Master {
         }
         let Some(id) = self
             .workers
+            .all
             .values()
             .find(|worker| worker.pid == pid)
             .map(|worker| worker.id)
@@ -57,7 +58,7 @@ impl Master {
         self.end_descendants(pid);
         // Its last words, which its death did not take away.
         while self.hear_one(id, now) {}
-        let Some(mut worker) = self.workers.remove(&id) else {
+        let Some(mut worker) = self.workers.all.remove(&id) else {
             return;
         };
         // It is not collected yet: until that /proc/PID is there, and the pid its own.
@@ -112,13 +113,14 @@ impl Master {
         }
 
         let is_no_loss = self
+            .workers
             .pool
             .member(id)
             .is_none_or(|member| !matches!(member.state, MemberState::Ready { .. }));
         // Who is killed from outside, or by a request, was no worse than its successor will be: nobody waits for that.
         let is_own_doing = exit.is_own_doing() || blame.is_out_of_memory;
         let was_useful = has_answered || blame.request.is_some() || !is_own_doing;
-        let delay = self.pool.exited(id, was_useful, now);
+        let delay = self.workers.pool.exited(id, was_useful, now);
         let is_well =
             exit == Exit::Status(0) && blame.request.is_none() && (has_answered || is_no_loss);
         let about = About {
@@ -131,21 +133,27 @@ impl Master {
             } else {
                 String::new()
             };
-            return self.events.note(
+            return self.telemetry.events.note(
                 Kind::WorkerFinished,
                 about,
                 format_args!("{name} finished{moved}"),
             );
         }
         if has_been_ready {
-            self.counts.deaths.add(kind_of_cause, 1);
-            self.counts.rescues.add(kind_of_cause, moved as u64);
+            self.telemetry.counts.deaths.add(kind_of_cause, 1);
+            self.telemetry
+                .counts
+                .rescues
+                .add(kind_of_cause, moved as u64);
         } else {
-            self.counts.failed_starts += 1;
+            self.telemetry.counts.failed_starts += 1;
         }
-        if self.pool.is_stopping() {
+        if self.workers.pool.is_stopping() {
             let sentence = format_args!("{name} {cause}; {} clients closed", moved + lost);
-            return self.events.note(Kind::WorkerDied, about, sentence);
+            return self
+                .telemetry
+                .events
+                .note(Kind::WorkerDied, about, sentence);
         }
         let next = match delay {
             Some(delay) if delay.is_zero() => "; its successor starts now".to_owned(),
@@ -160,9 +168,11 @@ impl Master {
             "{name} {cause}; {moved} clients moved, {lost} closed, {}{dropped}{next}",
             blame.outcome
         );
-        self.events.note(Kind::WorkerDied, about, sentence);
-        self.last_failure = Some(cause.clone());
-        self.seat(index).last_death = Some(cause);
+        self.telemetry
+            .events
+            .note(Kind::WorkerDied, about, sentence);
+        self.workers.last_failure = Some(cause.clone());
+        self.workers.seat(index).last_death = Some(cause);
     }
 
     /// Clients that a worker does not have any more, to be leased to others: those first that have waited longest, so that
@@ -171,7 +181,7 @@ impl Master {
         let mut movers = Vec::with_capacity(recovered.len());
         for recovered in recovered {
             match recovered {
-                Ok(unleased) if self.pool.is_stopping() && !self.is_leaving() => {
+                Ok(unleased) if self.workers.pool.is_stopping() && !self.is_leaving() => {
                     self.forget(unleased.client)
                 }
                 Ok(mut unleased) => {
@@ -183,14 +193,14 @@ impl Master {
         }
         movers.sort_by_key(|unleased| unleased.times.1);
         let count = movers.len();
-        self.counts.moves.add(reason, count as u64);
-        self.unleased.extend(movers);
+        self.telemetry.counts.moves.add(reason, count as u64);
+        self.clients.unleased.extend(movers);
         count
     }
 
     /// Takes all clients of a worker that are in no turn. Returns how many; the worker is yet to be told.
     pub(crate) fn take_all(&mut self, id: WorkerId, reason: Reason) -> usize {
-        let Some(worker) = self.workers.get_mut(&id) else {
+        let Some(worker) = self.workers.all.get_mut(&id) else {
             return 0;
         };
         let taken = worker.leases.revoke_all(&worker.shm);
@@ -212,24 +222,24 @@ impl Master {
 
     /// Counts clients that are closed for a reason of the daemon's own.
     pub(crate) fn count_lost(&mut self, why: Loss, clients: u64) {
-        self.counts.losses.add(why, clients);
+        self.telemetry.counts.losses.add(why, clients);
     }
 
     pub(crate) fn forget(&mut self, client: Client) {
         log::debug!("client {} ({}) closed", client.id, client.peer);
-        self.addresses.leave(&client.peer);
-        self.strikes.forget(client.id);
-        self.clients -= 1;
+        self.clients.addresses.leave(&client.peer);
+        self.workers.strikes.forget(client.id);
+        self.clients.count -= 1;
         self.note_client();
-        if self.clients == 0 {
+        if self.clients.count == 0 {
             self.rest();
         }
-        self.gate.relieve();
+        self.listeners.gate.relieve();
     }
 
     /// Something is to be heard of a worker, or can be said to it again.
     pub(crate) fn attend(&mut self, id: WorkerId, is_writable: bool, now: Instant) {
-        if let Some(worker) = self.workers.get_mut(&id).filter(|_| is_writable)
+        if let Some(worker) = self.workers.all.get_mut(&id).filter(|_| is_writable)
             && let Err(e) = worker.channel_takes_again(&self.poller)
         {
             log::error!("{}: cannot be spoken to: {e}; killing it", worker.name());
@@ -241,7 +251,7 @@ impl Master {
 
     /// Takes in one message of a worker; whether there was one.
     fn hear_one(&mut self, id: WorkerId, now: Instant) -> bool {
-        let Some(worker) = self.workers.get_mut(&id) else {
+        let Some(worker) = self.workers.all.get_mut(&id) else {
             return false;
         };
         match worker.channel.receive(&mut self.scratch) {
@@ -282,20 +292,20 @@ impl Master {
             }),
             ToMaster::Ready(ready) => self.take_ready(id, ready, now),
             ToMaster::Failed(failed) => {
-                if let Some(worker) = self.workers.get_mut(&id) {
+                if let Some(worker) = self.workers.all.get_mut(&id) {
                     worker.failure = Some(failed.reason);
                 }
             }
             // It is enough that the loop turns.
             ToMaster::HasCapacity => {}
-            ToMaster::NearRequestLimit => self.pool.near_request_limit(id),
+            ToMaster::NearRequestLimit => self.workers.pool.near_request_limit(id),
         }
     }
 
     fn take_done(&mut self, id: WorkerId, slots: &[u32], done: impl Fn(&mut Worker, u32) -> Done) {
         let mut given_up = Vec::new();
         for slot in slots {
-            let Some(worker) = self.workers.get_mut(&id) else {
+            let Some(worker) = self.workers.all.get_mut(&id) else {
                 return;
             };
             match done(worker, *slot) {
@@ -316,7 +326,7 @@ impl Master {
     }
 
     fn take_ready(&mut self, id: WorkerId, ready: Ready, now: Instant) {
-        let Some(worker) = self.workers.get_mut(&id) else {
+        let Some(worker) = self.workers.all.get_mut(&id) else {
             return;
         };
         if ready.version != VERSION {
@@ -326,17 +336,19 @@ impl Master {
             ));
             return worker.kill();
         }
-        if !self.pool.ready(id, now) {
+        if !self.workers.pool.ready(id, now) {
             return;
         }
         let took = now.duration_since(worker.started);
         (worker.methods, worker.has_been_ready) = (ready.methods, true);
         let sentence = format_args!("{} is ready after {} ms", worker.name(), took.as_millis());
-        self.events
+        self.telemetry
+            .events
             .note(Kind::WorkerReady, worker.about(), sentence);
-        if let Some(announce) = self.announce.take() {
+        if let Some(announce) = self.manager.announce.take() {
             let addresses: Vec<String> = self
                 .listeners
+                .all
                 .iter()
                 .map(|listener| listener.address.to_string())
                 .collect();
@@ -346,7 +358,9 @@ impl Master {
                 self.version,
                 addresses.join(", ")
             );
-            self.events.note(Kind::Started, About::default(), sentence);
+            self.telemetry
+                .events
+                .note(Kind::Started, About::default(), sentence);
             announce(&addresses);
             self.tell_ready(now);
         }
@@ -360,11 +374,13 @@ impl Master {
         now: Instant,
     ) {
         let next = self
-            .reload
+            .reloads
+            .current
             .as_ref()
             .filter(|reload| reload.generation == generation);
-        let config = next.map_or(&self.config, |reload| &reload.config);
+        let config = next.map_or(&self.settings.config, |reload| &reload.config);
         let level = self
+            .settings
             .log_level
             .filter(|_| next.is_none())
             .unwrap_or(config.log.level);
@@ -372,19 +388,20 @@ impl Master {
             level,
             ..config.log.clone()
         };
-        let memory = next.map_or(self.memory, |reload| reload.memory);
-        let buffers = memory::buffers(&config.limits, memory, self.pool.target().count);
+        let memory = next.map_or(self.settings.memory, |reload| reload.memory);
+        let buffers = memory::buffers(&config.limits, memory, self.workers.pool.target().count);
         let start = Start {
             version: VERSION,
             name: self.name.clone(),
             worker: id,
             seat: index as u32,
             generation,
-            slots: self.layout.slots(),
-            longest: self.layout.max_frame(),
-            quarantined: self.strikes.quarantined().to_vec(),
+            slots: self.clients.layout.slots(),
+            longest: self.clients.layout.max_frame(),
+            quarantined: self.workers.strikes.quarantined().to_vec(),
             handoff_queues: self
-                .handoff_store
+                .handover
+                .store
                 .as_ref()
                 .map_or(0, |store| store.queues.ends().len() as u32),
             settings: Settings {
@@ -393,25 +410,32 @@ impl Master {
             },
         };
         let queues = self
-            .handoff_store
+            .handover
+            .store
             .iter()
             .flat_map(|store| store.queues.descriptors())
             .collect();
-        let spawned =
-            Worker::spawn(&self.executable, start, queues, self.layout, now).and_then(|worker| {
-                self.poller
-                    .add(&worker.channel, Token::Worker(id).into(), Interest::Read)
-                    .map(|()| worker)
-            });
+        let spawned = Worker::spawn(
+            &self.workers.executable,
+            start,
+            queues,
+            self.clients.layout,
+            now,
+        )
+        .and_then(|worker| {
+            self.poller
+                .add(&worker.channel, Token::Worker(id).into(), Interest::Read)
+                .map(|()| worker)
+        });
         match spawned {
             Ok(worker) => {
-                self.events.note(
+                self.telemetry.events.note(
                     Kind::WorkerStarted,
                     worker.about(),
                     format_args!("{} started", worker.name()),
                 );
-                self.seat(index).spawned += 1;
-                self.workers.insert(id, worker);
+                self.workers.seat(index).spawned += 1;
+                self.workers.all.insert(id, worker);
             }
             Err(e) => self.not_started(index, id, &e, now),
         }
@@ -422,14 +446,17 @@ impl Master {
         let (delay, is_known) = match error.kind() {
             // No fault of the worker: nobody gives up for that.
             NOT_NOW => (
-                self.pool.postponed(id, now),
-                self.last_failure.as_ref() == Some(&reason),
+                self.workers.pool.postponed(id, now),
+                self.workers.last_failure.as_ref() == Some(&reason),
             ),
-            _ => (self.pool.exited(id, false, now).unwrap_or_default(), false),
+            _ => (
+                self.workers.pool.exited(id, false, now).unwrap_or_default(),
+                false,
+            ),
         };
-        self.last_failure = Some(reason.clone());
-        self.counts.failed_starts += 1;
-        self.seat(index).last_death = Some(reason.clone());
+        self.workers.last_failure = Some(reason.clone());
+        self.telemetry.counts.failed_starts += 1;
+        self.workers.seat(index).last_death = Some(reason.clone());
         let sentence = format_args!(
             "worker {id} {reason}; trying again in {} ms",
             delay.as_millis()
@@ -442,12 +469,14 @@ impl Master {
         if is_known {
             log::debug!("{sentence}");
         } else {
-            self.events.note(Kind::WorkerFailed, about, sentence);
+            self.telemetry
+                .events
+                .note(Kind::WorkerFailed, about, sentence);
         }
     }
 
     pub(crate) fn kill_late(&mut self, id: WorkerId, why: Late) {
-        let Some(worker) = self.workers.get_mut(&id) else {
+        let Some(worker) = self.workers.all.get_mut(&id) else {
             return;
         };
         let (about, name) = (worker.about(), worker.name());
@@ -457,22 +486,25 @@ impl Master {
                 // It may be what its generation is rolled back for: then the pool wants another one already, and its death
                 // will be known only later.
                 let config = self
-                    .reload
+                    .reloads
+                    .current
                     .as_ref()
                     .filter(|reload| reload.generation == worker.generation);
                 let limit = config
-                    .map_or(&self.config, |reload| &reload.config)
+                    .map_or(&self.settings.config, |reload| &reload.config)
                     .workers
                     .start_timeout;
                 worker.failure = Some(format!("it was not ready within {limit:?}"));
-                self.last_failure = Some(format!("was not ready within {limit:?}"));
+                self.workers.last_failure = Some(format!("was not ready within {limit:?}"));
                 let sentence = format_args!("{name} is not ready after {limit:?}; killing it");
-                self.events.note(Kind::WorkerKilled, about, sentence);
+                self.telemetry
+                    .events
+                    .note(Kind::WorkerKilled, about, sentence);
             }
             Late::NotGone => {
                 worker.killed_for = Some(Cause::Late);
-                self.counts.killed += 1;
-                self.events.note(
+                self.telemetry.counts.killed += 1;
+                self.telemetry.events.note(
                     Kind::WorkerKilled,
                     about,
                     format_args!("{name} has not finished in time; killing it"),
@@ -486,7 +518,7 @@ impl Master {
                 } else {
                     "is stuck for too long"
                 };
-                self.events.note(
+                self.telemetry.events.note(
                     Kind::WorkerKilled,
                     about,
                     format_args!("{name} {what}; killing it"),
@@ -495,7 +527,9 @@ impl Master {
             Late::Unneeded => {
                 worker.is_unneeded = true;
                 let sentence = format_args!("{name} is not needed any more; killing it");
-                self.events.note(Kind::WorkerDraining, about, sentence);
+                self.telemetry
+                    .events
+                    .note(Kind::WorkerDraining, about, sentence);
             }
         }
         worker.kill();
@@ -503,7 +537,7 @@ impl Master {
 
     /// Tells a worker something that it must hear, some time.
     pub(crate) fn tell(&mut self, id: WorkerId, message: ToWorker) {
-        let Some(worker) = self.workers.get_mut(&id) else {
+        let Some(worker) = self.workers.all.get_mut(&id) else {
             return;
         };
         if let Err(e) = worker.say(message) {
@@ -525,7 +559,7 @@ impl Master {
     /// Ends a worker's leases; those in whose turn it is it gives up itself, and leaves.
     pub(crate) fn drain_worker(&mut self, id: WorkerId, reason: &str) {
         let moved = self.take_all(id, Reason::Drain);
-        let Some(worker) = self.workers.get(&id) else {
+        let Some(worker) = self.workers.all.get(&id) else {
             return;
         };
         let about = About {
@@ -536,7 +570,9 @@ impl Master {
             "{} drains, as {reason}; {moved} clients moved",
             worker.name()
         );
-        self.events.note(Kind::WorkerDraining, about, sentence);
+        self.telemetry
+            .events
+            .note(Kind::WorkerDraining, about, sentence);
         self.tell(id, ToWorker::Drain);
     }
 }

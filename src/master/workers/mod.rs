@@ -1,5 +1,20 @@
 //! Workers: one worker process, its life, its load, and the attribution of its crash.
 
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::master::telemetry::counters::Totals;
+use crate::master::workers::crash::{OomKills, Strikes};
+use crate::master::workers::outgoing::Outgoing;
+use crate::master::workers::rebalance::AskedBalance;
+use crate::master::workers::watchdog::Watch;
+use crate::master::workers::worker::Worker;
+use crate::pool::Pool;
+use crate::pool::rebalance::Rebalancer;
+use crate::proto::names::WorkerId;
+use crate::sys::process::Executable;
+
 pub(crate) mod crash;
 pub(crate) mod descendants;
 pub(crate) mod lifecycle;
@@ -8,3 +23,46 @@ pub(crate) mod rebalance;
 pub(crate) mod trust;
 pub(crate) mod watchdog;
 pub(crate) mod worker;
+
+/// A seat among the workers: what stays when its worker is replaced.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct SeatTotals {
+    /// Workers that were here.
+    pub(crate) spawned: u64,
+    /// What those before the present ones did.
+    pub(crate) totals: Totals,
+    /// How the last one ended that was not asked to.
+    pub(crate) last_death: Option<String>,
+}
+
+/// The workers, and what is known of those that are gone.
+#[derive(Debug)]
+pub(crate) struct Workers {
+    pub(crate) pool: Pool,
+    pub(crate) all: BTreeMap<WorkerId, Worker>,
+    pub(crate) seats: Vec<SeatTotals>,
+    /// Set while all workers are of another version: no others are started before they are gone.
+    pub(crate) outgoing: Option<Outgoing>,
+    pub(crate) watch: Watch,
+    pub(crate) rebalancer: Rebalancer,
+    pub(crate) requested_rebalance: Option<AskedBalance>,
+    pub(crate) strikes: Strikes,
+    /// How the last worker ended that was not asked to.
+    pub(crate) last_failure: Option<String>,
+    pub(crate) oom_kills: OomKills,
+    /// Sessions of workers that have ended, in which processes may be left.
+    pub(crate) ended_sessions: Vec<u32>,
+    /// The program that workers execute.
+    pub(crate) executable: Executable,
+}
+
+impl Workers {
+    /// Returns the record of a seat, creating it if needed.
+    pub(crate) fn seat(&mut self, index: usize) -> &mut SeatTotals {
+        if self.seats.len() <= index {
+            self.seats.resize_with(index + 1, SeatTotals::default);
+        }
+        &mut self.seats[index]
+    }
+}

@@ -38,27 +38,28 @@ impl Outgoing {
 impl Master {
     /// The end has begun: what executes there gets no more time.
     pub(crate) fn hurry_outgoing(&mut self, now: Instant) {
-        if let Some(outgoing) = &mut self.outgoing {
+        if let Some(outgoing) = &mut self.workers.outgoing {
             (outgoing.until, outgoing.next_look) = (now, now);
         }
     }
 
     /// Takes the clients of workers of another version, and ends those that have no more. Whether any are left.
     pub(crate) fn end_outgoing(&mut self, now: Instant) -> bool {
-        let Some(outgoing) = &mut self.outgoing else {
+        let Some(outgoing) = &mut self.workers.outgoing else {
             return false;
         };
         outgoing.next_look = now + TICK;
         let is_late = outgoing.until <= now;
-        let ids: Vec<WorkerId> = self.workers.keys().copied().collect();
+        let ids: Vec<WorkerId> = self.workers.all.keys().copied().collect();
         if ids.is_empty() {
-            self.outgoing = None;
+            self.workers.outgoing = None;
             return false;
         }
         for id in ids {
             self.take_all(id, Reason::Restart);
             let Some(worker) = self
                 .workers
+                .all
                 .get_mut(&id)
                 .filter(|worker| !worker.is_unneeded)
             else {
@@ -78,7 +79,9 @@ impl Master {
                 "{} is of another version; killing it with {clients} clients",
                 worker.name()
             );
-            self.events.note(Kind::WorkerKilled, about, sentence);
+            self.telemetry
+                .events
+                .note(Kind::WorkerKilled, about, sentence);
         }
         true
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::master::Master;
 use crate::master::telemetry::counters::Reason;
+use crate::master::telemetry::events::Asker;
 use crate::master::workers::worker::Worker;
 use crate::pool::MemberState;
 use crate::pool::rebalance::{self, Busy, Move, Step, WorkerLoad};
@@ -13,11 +14,20 @@ use crate::proto::control::{About, Kind, MovedLoad};
 use crate::proto::names::WorkerId;
 use crate::sys::clock;
 
+/// A rebalancing that was asked for: who is being watched.
+#[derive(Debug)]
+pub(crate) struct AskedBalance {
+    pub(crate) asker: Asker,
+    pub(crate) is_dry: bool,
+    pub(crate) from: Option<WorkerId>,
+    pub(crate) until: Instant,
+}
+
 impl Master {
     /// Moves load, if it has been uneven for a while.
     pub(crate) fn balance(&mut self, now: Instant) {
         let loads = self.loads(now);
-        match self.rebalancer.look(&loads, now) {
+        match self.workers.rebalancer.look(&loads, now) {
             Step::Rest => {}
             Step::Watch(id) => self.count_requests(id),
             Step::Move(id) => {
@@ -32,7 +42,9 @@ impl Master {
                 let sentence = format_args!(
                     "worker {id} was the busiest for a while; {count} clients moved from it"
                 );
-                self.events.note(Kind::Rebalanced, about, sentence);
+                self.telemetry
+                    .events
+                    .note(Kind::Rebalanced, about, sentence);
             }
         }
     }
@@ -41,7 +53,7 @@ impl Master {
     pub(crate) fn loads(&self, now: Instant) -> Vec<WorkerLoad> {
         let clock = clock::monotonic();
         let load = |worker: &Worker| {
-            let since = match self.pool.member(worker.id)?.state {
+            let since = match self.workers.pool.member(worker.id)?.state {
                 MemberState::Ready { since } => since,
                 _ => return None,
             };
@@ -57,7 +69,7 @@ impl Master {
 
     /// Begins to count the requests of a worker's clients.
     pub(crate) fn count_requests(&mut self, id: WorkerId) {
-        if let Some(worker) = self.workers.get_mut(&id) {
+        if let Some(worker) = self.workers.all.get_mut(&id) {
             worker.leases.watch(&worker.shm);
         }
     }
@@ -65,7 +77,7 @@ impl Master {
     /// Who would have to move from a worker, by what its clients asked since they were begun to be counted.
     pub(crate) fn plan(&self, from: WorkerId, loads: &[WorkerLoad]) -> Vec<Move> {
         let (Some(worker), Some(load)) = (
-            self.workers.get(&from),
+            self.workers.all.get(&from),
             loads.iter().find(|load| load.id == from),
         ) else {
             return Vec::new();
@@ -83,7 +95,7 @@ impl Master {
 
     /// Takes these clients, those of them that are in no turn, and has them leased to where they are to go.
     pub(crate) fn move_clients(&mut self, from: WorkerId, moves: Vec<Move>) {
-        let Some(worker) = self.workers.get_mut(&from) else {
+        let Some(worker) = self.workers.all.get_mut(&from) else {
             return;
         };
         let mut taken = Vec::new();

@@ -99,13 +99,13 @@ pub(crate) fn counted_on(shm: &MasterShm, methods: usize) -> Result<Counters, &'
 impl Master {
     /// Looks at the counters of all workers, so that the totals are those of now.
     pub(crate) fn look_at_counters(&mut self) {
-        for id in self.workers.keys().copied().collect::<Vec<_>>() {
+        for id in self.workers.all.keys().copied().collect::<Vec<_>>() {
             self.look_at_counters_of(id);
         }
     }
 
     fn look_at_counters_of(&mut self, id: WorkerId) {
-        let Some(worker) = self.workers.get_mut(&id) else {
+        let Some(worker) = self.workers.all.get_mut(&id) else {
             return;
         };
         let fault = worker
@@ -119,7 +119,7 @@ impl Master {
 
     /// What a worker has counted is not believed.
     pub(crate) fn reject_counters(&mut self, name: &str, why: &str) {
-        self.counts.rejected_counters += 1;
+        self.telemetry.counts.rejected_counters += 1;
         log::error!(
             "{name}: its counters cannot be true: {why}; what they add to the totals is left out"
         );
@@ -145,8 +145,8 @@ impl Master {
         counters: &Counters,
         methods: &[MethodName],
     ) {
-        let seat = self.seat(seat);
+        let seat = self.workers.seat(seat);
         seat.totals = seat.totals.plus(counters);
-        self.tally.add(counters, methods);
+        self.telemetry.tally.add(counters, methods);
     }
 }

@@ -119,11 +119,14 @@ fn ago(since: u64, clock: &LoopClock) -> Duration {
 impl Master {
     /// There may be leases now: somebody has to look at them.
     pub(crate) fn watch_from(&mut self, now: Instant) {
-        if self.watch.next_look.is_none() && self.workers.keys().any(|id| self.is_watched(*id)) {
-            self.watch.next_look = Some(now + self.stall_limit() / 2);
+        if self.workers.watch.next_look.is_none()
+            && self.workers.all.keys().any(|id| self.is_watched(*id))
+        {
+            self.workers.watch.next_look = Some(now + self.stall_limit() / 2);
             // A look begins the next one, and must not put this off with it.
-            if self.config.workers.rebalance == RebalanceMode::Auto {
-                self.watch
+            if self.settings.config.workers.rebalance == RebalanceMode::Auto {
+                self.workers
+                    .watch
                     .next_balance
                     .get_or_insert(now + rebalance::INTERVAL);
             }
@@ -132,7 +135,7 @@ impl Master {
 
     /// After which time a worker is stuck.
     fn stall_limit(&self) -> Duration {
-        let limits = &self.config.limits;
+        let limits = &self.settings.config.limits;
         limits
             .request_timeout
             .map_or(limits.stall_timeout, |most| most.min(limits.stall_timeout))
@@ -142,50 +145,57 @@ impl Master {
     fn is_watched(&self, id: WorkerId) -> bool {
         let has_clients = self
             .workers
+            .all
             .get(&id)
             .is_some_and(|worker| worker.leases.clients() > 0);
-        has_clients || self.pool.member(id).is_some_and(|member| member.is_stalled)
+        has_clients
+            || self
+                .workers
+                .pool
+                .member(id)
+                .is_some_and(|member| member.is_stalled)
     }
 
     /// The configuration is another one now: a look that was planned by the old one may come too late, or not be wanted.
     pub(crate) fn watch_anew(&mut self, now: Instant) {
-        self.watch = Watch::default();
+        self.workers.watch = Watch::default();
         self.watch_from(now);
     }
 
     /// The last client has left: nobody is looked at, unless somebody is stuck.
     pub(crate) fn rest(&mut self) {
-        if !self.pool.members().any(|member| member.is_stalled) {
-            self.watch = Watch::default();
+        if !self.workers.pool.members().any(|member| member.is_stalled) {
+            self.workers.watch = Watch::default();
         }
     }
 
     /// Looks at the workers, if it is time to.
     pub(crate) fn look_at_workers(&mut self, now: Instant) {
         let is_last_look = self
+            .workers
             .pool
             .members()
             .any(|member| member.kill_by.is_some_and(|by| by <= now));
-        if is_last_look || self.watch.next_look.is_some_and(|at| at <= now) {
-            self.watch.next_look = None;
+        if is_last_look || self.workers.watch.next_look.is_some_and(|at| at <= now) {
+            self.workers.watch.next_look = None;
             self.look_at_counters();
             let limit = self.stall_limit();
-            let ids: Vec<WorkerId> = self.workers.keys().copied().collect();
+            let ids: Vec<WorkerId> = self.workers.all.keys().copied().collect();
             let soonest = ids
                 .into_iter()
                 .filter_map(|id| self.look_at(id, limit, now))
                 .min();
             self.watch_from(now);
-            match (self.watch.next_look, soonest) {
+            match (self.workers.watch.next_look, soonest) {
                 (Some(next), Some(soonest)) => {
-                    self.watch.next_look = Some(next.min(soonest.max(now + MIN_WAIT)))
+                    self.workers.watch.next_look = Some(next.min(soonest.max(now + MIN_WAIT)))
                 }
                 (Some(_), None) => {}
-                (None, _) => self.watch = Watch::default(),
+                (None, _) => self.workers.watch = Watch::default(),
             }
         }
-        if self.watch.next_balance.is_some_and(|at| at <= now) {
-            self.watch.next_balance = Some(now + rebalance::INTERVAL);
+        if self.workers.watch.next_balance.is_some_and(|at| at <= now) {
+            self.workers.watch.next_balance = Some(now + rebalance::INTERVAL);
             self.balance(now);
         }
     }
@@ -193,8 +203,8 @@ impl Master {
     /// Looks at one worker; when it would be stuck.
     fn look_at(&mut self, id: WorkerId, limit: Duration, now: Instant) -> Option<Instant> {
         let is_watched = self.is_watched(id);
-        let worker = self.workers.get_mut(&id).filter(|_| is_watched)?;
-        let member = *self.pool.member(id)?;
+        let worker = self.workers.all.get_mut(&id).filter(|_| is_watched)?;
+        let member = *self.workers.pool.member(id)?;
         if matches!(member.state, MemberState::Held { .. }) {
             // It was in a turn when it was taken from before, perhaps.
             self.revoke_and_notify(id, Reason::Hold);
@@ -202,16 +212,18 @@ impl Master {
         }
         let (silent, stuck_at) = worker.check_heartbeat(limit, &self.clock, now);
         if silent < limit {
-            if self.pool.revived(id) {
-                let worker = &self.workers[&id];
+            if self.workers.pool.revived(id) {
+                let worker = &self.workers.all[&id];
                 let name = worker.name();
                 let sentence = format_args!("{name} is back and gets clients again");
-                self.events
+                self.telemetry
+                    .events
                     .note(Kind::WorkerRevived, worker.about(), sentence);
             }
             return stuck_at;
         }
         let is_overdue = self
+            .settings
             .config
             .limits
             .request_timeout
@@ -221,22 +233,25 @@ impl Master {
             return now.checked_add(limit / 2);
         }
         let kill_by = self
+            .settings
             .config
             .limits
             .request_timeout
             .and_then(|most| now.checked_add(most.saturating_sub(silent)));
-        if self.pool.stalled(id, kill_by) {
-            self.counts.stalls += 1;
+        if self.workers.pool.stalled(id, kill_by) {
+            self.telemetry.counts.stalls += 1;
             let name = self.name_with_request(id);
             let moved = self.revoke_stalled(id, silent);
             let about = About {
                 clients: Some(moved as u64),
-                ..self.workers[&id].about()
+                ..self.workers.all[&id].about()
             };
             let sentence = format_args!(
                 "{name} is stuck for {silent:.1?}; {moved} clients moved to others until it is back"
             );
-            self.events.note(Kind::WorkerStalled, about, sentence);
+            self.telemetry
+                .events
+                .note(Kind::WorkerStalled, about, sentence);
         }
         None
     }
@@ -252,7 +267,7 @@ impl Master {
 
     /// The same of a worker that is stuck for so long, which is not held against its clients.
     fn revoke_stalled(&mut self, id: WorkerId, silent: Duration) -> usize {
-        let Some(worker) = self.workers.get_mut(&id) else {
+        let Some(worker) = self.workers.all.get_mut(&id) else {
             return 0;
         };
         let mut taken = worker.leases.revoke_all(&worker.shm);
@@ -269,7 +284,7 @@ impl Master {
 
     /// A worker, and whose request it is that it executes, if it executes one.
     fn name_with_request(&self, id: WorkerId) -> String {
-        let worker = &self.workers[&id];
+        let worker = &self.workers.all[&id];
         let turn = worker.shm.header().turn();
         let client = turn.and_then(|turn| worker.leases.in_turn(turn.slot, &worker.shm));
         // The slot tells of inline methods, too.
