@@ -65,7 +65,7 @@ pub struct Config {
     pub listen: Vec<Listen>,
     /// The worker processes.
     #[serde(deserialize_with = "table")]
-    pub workers: Workers,
+    pub workers: WorkerConfig,
     /// What clients may take up.
     #[serde(deserialize_with = "table")]
     pub limits: Limits,
@@ -169,7 +169,7 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             listen: vec![Listen::new(listen::default_source())],
-            workers: Workers::default(),
+            workers: WorkerConfig::default(),
             limits: Limits::default(),
             control: ControlConfig::default(),
             metrics: MetricsConfig::default(),
@@ -181,7 +181,7 @@ impl Default for Config {
 /// `[workers]`: the worker processes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Workers {
+pub struct WorkerConfig {
     /// How many; by default one per CPU.
     #[serde(with = "Count")]
     pub count: Count,
@@ -202,9 +202,9 @@ pub struct Workers {
     pub max_lifetime: Option<Duration>,
 }
 
-impl Default for Workers {
-    fn default() -> Workers {
-        Workers {
+impl Default for WorkerConfig {
+    fn default() -> WorkerConfig {
+        WorkerConfig {
             count: Count::Auto,
             dispatch: Dispatch::LeastLoaded,
             rebalance: RebalanceMode::Auto,

@@ -252,7 +252,7 @@ fn all_values_are_taken_as_written() {
         }
     );
     let number = |number| NonZeroU32::new(number).expect("not zero");
-    let workers = Workers {
+    let workers = WorkerConfig {
         count: Count::Exactly(number(256)),
         dispatch: Dispatch::RoundRobin,
         rebalance: RebalanceMode::Manual,
@@ -1146,10 +1146,10 @@ fn listeners() -> impl Strategy<Value = Vec<Listen>> {
     })
 }
 
-fn workers() -> impl Strategy<Value = Workers> {
+fn workers() -> impl Strategy<Value = WorkerConfig> {
     let replaced = (any::<u32>(), prop::option::of(durations()));
     (0..=256u32, any::<bool>(), durations(), replaced).prop_map(
-        |(count, in_turn, start_timeout, replaced)| Workers {
+        |(count, in_turn, start_timeout, replaced)| WorkerConfig {
             count: NonZeroU32::new(count).map_or(Count::Auto, Count::Exactly),
             dispatch: if in_turn {
                 Dispatch::RoundRobin

@@ -18,7 +18,7 @@
 //! | `drain` | [`Drain`] | [`Settled`], at once, or when the last client has left | admins |
 //! | `undrain` | none | [`Settled`], at once | admins |
 //! | `rebalance` | [`Rebalance`] | [`Rebalanced`], after a second of looking | admins |
-//! | `clients` | [`ClientsAfter`] | [`Clients`], a page of them | readers |
+//! | `clients` | [`ClientsAfter`] | [`ClientsPage`], a page of them | readers |
 //! | `kick` | [`Kick`] | [`Kicked`], at once | admins |
 //! | `events` | [`EventsAfter`] | [`Events`], at once, or when there is one or the wait is over | readers |
 //! | `config` | none | [`Effective`] | readers |
@@ -50,7 +50,7 @@ use serde::{Deserialize, Serialize};
 use super::names::{Generation, WorkerId};
 use super::paths::{exact, shown};
 
-pub use clients::{ClientStatus, Clients, ClientsAfter, Cursor, Kick, Kicked, PAGE_LEN};
+pub use clients::{ClientStatus, ClientsAfter, ClientsPage, Cursor, Kick, Kicked, PAGE_LEN};
 pub use effective::{Change, Checked, Effective, Key, KeyOrigin, LogLevelInForce, SetLogLevel};
 pub use events::{About, Event, Events, EventsAfter, Kind, MAX_EVENTS, MAX_WAIT};
 pub use status::{

@@ -58,6 +58,67 @@ const MAY_IMPORT: [(&str, &[&str]); 18] = [
     ("bin", &[]),
 ];
 
+/// Each room of `master`, and which others of them it may know: only rooms that stand before it. What is in `master` itself is
+/// open to all of them.
+const ROOM_MAY_IMPORT: [(&str, &[&str]); 16] = [
+    ("error", &[]),
+    ("token", &[]),
+    ("capacity", &[]),
+    ("telemetry", &[]),
+    ("clients", &["telemetry"]),
+    ("memory", &["clients"]),
+    ("settings", &["memory"]),
+    ("workers", &["clients", "memory", "telemetry"]),
+    ("listeners", &["clients", "error", "telemetry", "workers"]),
+    ("exporter", &["listeners"]),
+    ("service_manager", &["listeners"]),
+    ("metrics", &["telemetry"]),
+    (
+        "control",
+        &["capacity", "clients", "listeners", "telemetry", "workers"],
+    ),
+    (
+        "handover",
+        &[
+            "capacity",
+            "clients",
+            "control",
+            "listeners",
+            "service_manager",
+            "telemetry",
+            "workers",
+        ],
+    ),
+    (
+        "reload",
+        &[
+            "capacity",
+            "control",
+            "exporter",
+            "listeners",
+            "memory",
+            "telemetry",
+        ],
+    ),
+    (
+        "startup",
+        &[
+            "capacity",
+            "clients",
+            "control",
+            "exporter",
+            "handover",
+            "listeners",
+            "memory",
+            "reload",
+            "service_manager",
+            "settings",
+            "telemetry",
+            "workers",
+        ],
+    ),
+];
+
 /// Names that only these modules may use: foreign crates, and `unsafe`.
 const ONLY_IN: [(&str, &[&str]); 12] = [
     ("nix", &["sys"]),
@@ -94,6 +155,35 @@ fn every_module_stands_on_the_map() {
         .map(|(module, _)| (*module).to_owned())
         .collect();
     assert_eq!(on_disk, on_map);
+}
+
+#[test]
+fn every_room_stands_on_the_map() {
+    let on_disk: BTreeSet<String> = sources()
+        .iter()
+        .map(|(file, _)| module_of(file))
+        .filter(|module| module.len() > 1 && module[0] == "master")
+        .map(|module| module[1].clone())
+        .collect();
+    let on_map: BTreeSet<String> = ROOM_MAY_IMPORT
+        .iter()
+        .map(|(room, _)| (*room).to_owned())
+        .collect();
+    assert_eq!(on_disk, on_map);
+}
+
+#[test]
+fn no_arrow_between_rooms_leads_back() {
+    let mut before = BTreeSet::new();
+    for (room, others) in ROOM_MAY_IMPORT {
+        for other in others {
+            assert!(
+                before.contains(other),
+                "{room} knows {other}, which stands behind it"
+            );
+        }
+        before.insert(room);
+    }
 }
 
 #[test]
@@ -179,6 +269,21 @@ fn a_forbidden_import_is_seen_in_every_spelling() {
             "worker/turn.rs",
             "mod a { mod b { use super::super::super::super::master; } }",
             "worker imports master",
+        ),
+        (
+            "master/clients/leases.rs",
+            "use crate::master::control::server;",
+            "room clients imports room control",
+        ),
+        (
+            "master/workers/mod.rs",
+            "fn f() { super::listeners::accept::g(); }",
+            "room workers imports room listeners",
+        ),
+        (
+            "master/capacity.rs",
+            "use super::{Error, startup::target};",
+            "room capacity imports room startup",
         ),
         ("bin/fdpassd.rs", "use crate::daemon;", "bin imports daemon"),
         ("shm/mod.rs", "use nix::sys::mman;", "shm names nix"),
@@ -308,19 +413,41 @@ impl Name {
             Target::Module(other) if other != me && !may(&MAY_IMPORT, me, other) => {
                 format!("imports {other}")
             }
+            Target::Module("master") if me == "master" => match self.rooms() {
+                Some((here, there)) if here != there && !may(&ROOM_MAY_IMPORT, here, there) => {
+                    format!("room {here} imports room {there}")
+                }
+                _ => return None,
+            },
             Target::Root if self.is_import => "imports the whole crate".to_owned(),
             Target::Other(_) | Target::Module(_) | Target::Root => return None,
         };
         Some(format!("{me} {fault}: {}", self.path.join("::")))
     }
 
-    /// Follows `crate`, `self` and `super`.
+    /// The room of `master` that the name stands in, and the room that it leads to.
+    fn rooms(&self) -> Option<(&str, &str)> {
+        let (at, rest) = self.resolve();
+        let there = at.iter().chain(rest).nth(1)?;
+        let is_room = ROOM_MAY_IMPORT.iter().any(|(room, _)| room == there);
+        is_room.then_some((self.module.get(1)?.as_str(), there.as_str()))
+    }
+
     fn target(&self) -> Target<'_> {
-        let is_step = |word: &&String| ["crate", "self", "super"].contains(&word.as_str());
-        let steps = self.path.iter().take_while(is_step).count();
-        if steps == 0 {
+        let (at, rest) = self.resolve();
+        if rest.len() == self.path.len() {
             return Target::Other(&self.path[0]);
         }
+        match at.first().or(rest.first()).map(String::as_str) {
+            None | Some("*") => Target::Root,
+            Some(module) => Target::Module(module),
+        }
+    }
+
+    /// Follows `crate`, `self` and `super`: returns the module that they lead to, and the words behind them.
+    fn resolve(&self) -> (&[String], &[String]) {
+        let is_step = |word: &&String| ["crate", "self", "super"].contains(&word.as_str());
+        let steps = self.path.iter().take_while(is_step).count();
         let mut at = &self.module[..];
         for step in &self.path[..steps] {
             at = match step.as_str() {
@@ -329,10 +456,7 @@ impl Name {
                 _ => at,
             };
         }
-        match at.first().or(self.path.get(steps)).map(String::as_str) {
-            None | Some("*") => Target::Root,
-            Some(module) => Target::Module(module),
-        }
+        (at, &self.path[steps..])
     }
 }
 

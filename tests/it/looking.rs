@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use fdpassd::proto::control::{Checked, ClientStatus, Clients, Effective, KeyOrigin, PAGE_LEN};
+use fdpassd::proto::control::{Checked, ClientStatus, ClientsPage, Effective, KeyOrigin, PAGE_LEN};
 use fdpassd::testing::{Client, Running, eventually};
 use serde_json::{Value, json};
 
@@ -372,7 +372,7 @@ fn count(daemon: &Running, words: &str) -> usize {
 }
 
 #[track_caller]
-fn page(daemon: &Running, params: Value) -> Clients {
+fn page(daemon: &Running, params: Value) -> ClientsPage {
     serde_json::from_value(daemon.ctl_with("clients", params).expect("they are told"))
         .expect("a page")
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::*;
 use crate::proto::channel::LogLevel;
 use crate::proto::control::{
-    Change, Checked, ClientStatus, Clients, Cursor, Effective, Key, KeyOrigin, Kicked,
+    Change, Checked, ClientStatus, ClientsPage, Cursor, Effective, Key, KeyOrigin, Kicked,
     LogLevelInForce,
 };
 use crate::proto::names::ClientId;
@@ -34,7 +34,7 @@ fn page(clients: &[ClientStatus], next: Option<(u64, u32)>) -> String {
     });
     reply(
         "clients",
-        &Clients {
+        &ClientsPage {
             clients: clients.to_vec(),
             next,
         },

@@ -14,7 +14,7 @@ use crate::master::clients::leases::SlotFigures;
 use crate::master::telemetry::events::{Asker, Since};
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{
-    About, Checked, ClientStatus, Clients, ClientsAfter, Cursor, Effective, Events, KeyOrigin,
+    About, Checked, ClientStatus, ClientsAfter, ClientsPage, Cursor, Effective, Events, KeyOrigin,
     Kicked, Kind, LogLevelInForce, Origin, PAGE_LEN, Refusal, RefusalCode, SetLogLevel,
 };
 use crate::proto::names::{ClientId, WorkerId};
@@ -28,7 +28,7 @@ const AUTO: &str = "\"auto\"";
 
 impl Master {
     /// The clients from some place on, as far as one page goes.
-    pub(crate) fn clients_page(&self, asked: ClientsAfter) -> Result<Clients, Refusal> {
+    pub(crate) fn clients_page(&self, asked: ClientsAfter) -> Result<ClientsPage, Refusal> {
         if let Some(id) = asked.worker.filter(|id| !self.workers.all.contains_key(id)) {
             return Err(Refusal::new(
                 RefusalCode::Refused,
@@ -52,7 +52,7 @@ impl Master {
             looked_at = clients.len();
             if from.slot as usize + looked_at < self.clients.unleased.len() {
                 let slot = from.slot + looked_at as u32;
-                return Ok(Clients {
+                return Ok(ClientsPage {
                     clients,
                     next: Some(Cursor {
                         worker: NO_WORKER,
@@ -74,7 +74,7 @@ impl Master {
             );
             looked_at += (until - begin) as usize;
             if until < end {
-                return Ok(Clients {
+                return Ok(ClientsPage {
                     clients,
                     next: Some(Cursor {
                         worker: *id,
@@ -83,7 +83,7 @@ impl Master {
                 });
             }
         }
-        Ok(Clients {
+        Ok(ClientsPage {
             clients,
             next: None,
         })

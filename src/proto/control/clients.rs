@@ -33,7 +33,7 @@ pub struct Cursor {
 ///
 /// Pages are told one by one, and clients come, go and move in between: one that moves may be on two pages or on none.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Clients {
+pub struct ClientsPage {
     /// At most [`PAGE_LEN`]; a page may be short, and even empty, without being the last.
     pub clients: Vec<ClientStatus>,
     /// Where the next page begins; none after the last one.
