@@ -58,7 +58,7 @@ const MAY_IMPORT: [(&str, &[&str]); 18] = [
     ("bin", &[]),
 ];
 
-/// Each room of `master`, and which others of them it may know: only rooms that stand before it. What is in `master` itself is
+/// Each room of `master`, and the rooms that it may know, which all stand before it. Items of `master` itself are
 /// open to all of them.
 const ROOM_MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("error", &[]),
