@@ -1,4 +1,4 @@
-//! Clients as the master has them.
+//! Clients as the master records them.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -18,34 +18,34 @@ pub(crate) struct Client {
     pub(crate) id: ClientId,
     pub(crate) socket: ClientSocket,
     pub(crate) peer: Peer,
-    /// How its byte order is learnt, as its listener has it.
+    /// How the client's byte order is learnt, from its listener.
     pub(crate) order: OrderRule,
-    /// Where it connected.
+    /// The number of the listener that it connected to.
     pub(crate) listener: u32,
-    /// When, in seconds of CLOCK_MONOTONIC.
+    /// When it connected, in seconds of CLOCK_MONOTONIC.
     pub(crate) since: u32,
-    /// How often it went from one worker to another.
+    /// How often it was moved from one worker to another.
     pub(crate) moves: u32,
-    /// Of its byte counts.
+    /// Offsets of the client's byte counts.
     pub(crate) offsets: Offsets,
 }
 
-/// A client without a worker, and what its next one has to know.
+/// A client without a worker, with all that its next worker must know.
 #[derive(Debug)]
 pub(crate) struct Unleased {
     pub(crate) client: Client,
-    /// What is unread and unsent of it.
+    /// Bytes that are unread and unsent.
     pub(crate) bytes: ClientBytes,
     pub(crate) flags: Flags,
-    /// When what is timed began, and when it last did something: ns of CLOCK_MONOTONIC.
+    /// When the timed period began, and when the client last did something: ns of CLOCK_MONOTONIC.
     pub(crate) times: (u64, u64),
     pub(crate) requests: u64,
-    /// The worker that it is meant for, if it is for one.
+    /// The worker that the client must be leased to, if there is one.
     pub(crate) to: Option<WorkerId>,
 }
 
 impl Unleased {
-    /// A client that was accepted just now.
+    /// Creates the record of a client that was just accepted.
     pub(crate) fn new(client: Client, now: u64) -> Unleased {
         let bytes = ClientBytes::default();
         Unleased {
@@ -60,7 +60,8 @@ impl Unleased {
 }
 
 impl Unleased {
-    /// Nobody has served it for so long, which is not held against it: what is timed of it began that much later.
+    /// Excuses the time in which no worker served the client: its timed period begins that much
+    /// later.
     pub(crate) fn excuse(&mut self, gap: Duration) {
         let now = clock::monotonic();
         let later = |time: u64| {
@@ -71,17 +72,18 @@ impl Unleased {
     }
 }
 
-/// How many clients each address has, and how many it may have. Of IPv6 it is each network: a host has a whole one.
+/// How many clients each address has, and how many it may have. IPv6 clients are counted by
+/// network, because a host has a whole network.
 #[derive(Debug)]
 pub(crate) struct Addresses {
     most: Option<NonZeroU32>,
-    /// The bits of an IPv6 address that count.
+    /// The bits of an IPv6 address that are compared.
     mask: u128,
     counts: HashMap<IpAddr, u32>,
 }
 
 impl Addresses {
-    /// With these clients there already. Without a limit nothing is counted.
+    /// Counts the clients that are already there. Without a limit nothing is counted.
     pub(crate) fn new<'a>(limits: &Limits, there: impl Iterator<Item = &'a Peer>) -> Addresses {
         let mask = u128::MAX
             .checked_shl(128u32.saturating_sub(limits.ipv6_prefix.get()))
@@ -95,7 +97,8 @@ impl Addresses {
         addresses
     }
 
-    /// Counts one more; false, and not counted, if that is one too many. A Unix client has no address and no limit.
+    /// Counts one more client. Returns false, and counts nothing, if it exceeds the limit. A Unix
+    /// client has no address and no limit.
     pub(crate) fn enter(&mut self, peer: &Peer) -> bool {
         let (Some(most), Some(ip)) = (self.most, self.counted(peer)) else {
             return true;
@@ -107,7 +110,7 @@ impl Addresses {
         fits
     }
 
-    /// As what the client is counted.
+    /// Returns the address that the client is counted under.
     fn counted(&self, peer: &Peer) -> Option<IpAddr> {
         Some(match peer.ip()? {
             IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from(u128::from(ip) & self.mask)),
@@ -121,7 +124,7 @@ impl Addresses {
         }
     }
 
-    /// Counts one less.
+    /// Counts one client less.
     pub(crate) fn leave(&mut self, peer: &Peer) {
         let (Some(_), Some(ip)) = (self.most, self.counted(peer)) else {
             return;

@@ -1,8 +1,10 @@
-//! Clients by TCP Fast Open whose worker died before their handshake was complete, with replies in flight.
+//! TCP Fast Open clients whose worker died before their handshake was complete, with replies in
+//! flight.
 //!
-//! The kernel does not count bytes in flight in that state (`sys/byte_counts.rs`), so how much of a reply has gone out is not known
-//! yet. These clients wait here, with the memory of their worker, until the handshake is complete. A handshake that never is
-//! the kernel ends itself (`tcp_synack_retries` of tcp(7)).
+//! In that state the kernel does not count bytes in flight (`sys/byte_counts.rs`), so it is not
+//! known yet how much of a reply was sent. These clients wait here, with the shared memory of their
+//! worker, until the handshake is complete. The kernel ends a handshake that never completes
+//! (`tcp_synack_retries` of tcp(7)).
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +14,7 @@ use crate::master::clients::leases::recover_after_death;
 use crate::master::telemetry::counters::{Loss, Reason};
 use crate::shm::MasterShm;
 
-/// The first wait, and the longest.
+/// The first wait and the longest wait.
 const FIRST_WAIT: Duration = Duration::from_millis(10);
 const MAX_WAIT: Duration = Duration::from_millis(200);
 
@@ -20,7 +22,7 @@ const MAX_WAIT: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(crate) struct Handshakes {
     shm: MasterShm,
-    /// Each with its slot.
+    /// The clients, each with its slot.
     clients: Vec<(u32, Client)>,
     /// The worker was killed for the request that it was executing.
     is_timed_out: bool,
@@ -35,7 +37,7 @@ impl Handshakes {
 }
 
 impl Master {
-    /// Has clients wait whose bytes cannot be counted yet.
+    /// Adds clients whose bytes cannot be counted yet to those that wait.
     pub(crate) fn await_handshakes(
         &mut self,
         shm: MasterShm,
@@ -58,7 +60,7 @@ impl Master {
         }
     }
 
-    /// When they are looked at.
+    /// Returns when the waiting clients must be checked next.
     pub(crate) fn handshakes_deadline(&self) -> Option<Instant> {
         self.clients
             .handshakes
@@ -67,7 +69,7 @@ impl Master {
             .min()
     }
 
-    /// Takes in those whose handshakes are complete, or whose connections have ended.
+    /// Recovers the clients whose handshakes are complete or whose connections have ended.
     pub(crate) fn look_at_handshakes(&mut self, now: Instant) {
         for mut handshakes in std::mem::take(&mut self.clients.handshakes) {
             if handshakes.due <= now {
@@ -100,7 +102,7 @@ impl Master {
         }
     }
 
-    /// The master goes, and nothing of these clients can be left to the next one.
+    /// Gives these clients up: the master exits, and cannot hand anything of them to the next one.
     pub(crate) fn lose_handshakes(&mut self) {
         for mut handshakes in std::mem::take(&mut self.clients.handshakes) {
             self.take_complete(&mut handshakes);

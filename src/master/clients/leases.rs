@@ -1,7 +1,8 @@
-//! The leases of one worker: given, taken, given back, closed, and what is left of them when it dies.
+//! The leases of one worker: granted, revoked, given back, closed, and recovered when the worker
+//! dies.
 //!
-//! A slot is used again only when the worker has said that it is done with it: a lease that is taken leaves its slot
-//! behind until the worker has freed it.
+//! A slot is reused only after the worker has released it: a revoked lease occupies its slot until
+//! then.
 
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -21,28 +22,28 @@ use crate::table::Table;
 /// A client that was recovered, or why it could not be.
 pub(crate) type Recovered = Result<Unleased, (io::Error, Client)>;
 
-/// Who has which slot of shared memory.
+/// The leases of one worker, by slot of its shared memory.
 #[derive(Debug)]
 pub(crate) struct Leases {
     entries: Table<LeaseEntry>,
-    /// Slots below `used` that are free. The last one freed is the first one used: its memory is warm.
+    /// Free slots below `used`. The slot freed last is used first, because its memory is warm.
     free: Vec<u32>,
-    /// Slots that were ever used.
+    /// Number of slots that were ever used.
     used: u32,
     slots: u32,
     clients: usize,
-    /// Counts leases; the last one's number is its generation.
+    /// Counts leases; the last lease's number is its generation.
     lease_number: u32,
-    /// Leases made, less those taken back because they could not be sent.
+    /// Leases granted, minus those withdrawn because they could not be sent.
     given: u64,
-    /// Slots whose leases are yet to be sent.
+    /// Slots whose leases have not been sent yet.
     outbox: Vec<u32>,
 }
 
 #[derive(Debug)]
 enum LeaseEntry {
     Leased(Leased),
-    /// The client is elsewhere, and the worker has yet to say that it knows.
+    /// The client has left the slot, and the worker has not confirmed it yet.
     Revoked,
 }
 
@@ -50,57 +51,59 @@ enum LeaseEntry {
 struct Leased {
     client: Client,
     lease_number: u32,
-    /// Requests that it had had when it was last looked at.
+    /// Requests that the client had made when it was last looked at.
     requests: u64,
 }
 
-/// What shared memory tells of a client, to be shown.
+/// State of a client as its shared memory has it, for display.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SlotFigures {
-    /// When it last sent or took a byte: ns of CLOCK_MONOTONIC.
+    /// When the client last sent or received a byte: ns of CLOCK_MONOTONIC.
     pub(crate) active: u64,
     pub(crate) requests: u64,
-    /// Unread and unsent ones.
+    /// Number of unread and unsent bytes.
     pub(crate) bytes: u64,
 }
 
-/// What a worker's word that a slot is done with comes to.
+/// Result of a worker's message that it is done with a slot.
 #[derive(Debug)]
 pub(crate) enum Done {
-    /// The client was taken before.
+    /// The client had been revoked before.
     Known,
     /// The worker has ended the client.
     Ended(Client),
-    /// It gave the client up.
+    /// The worker gave the client up.
     GivenUp(Recovered),
-    /// It cannot be: the shared memory says otherwise.
+    /// The message contradicts the shared memory.
     Nonsense,
 }
 
 /// A request that was executing when its worker died.
 #[derive(Clone, Debug)]
 pub(crate) struct Interrupted {
-    /// Number of its method in the shared memory.
+    /// Number of the method in the shared memory.
     pub(crate) method: u32,
-    /// When it is leased again: how often this has happened to it by then.
+    /// How often this will have happened to the request when its client is leased again.
     pub(crate) crash_count: u8,
 }
 
-/// What a dead worker left behind.
+/// The clients that a dead worker left behind.
 #[derive(Debug, Default)]
 pub(crate) struct DeadWorkerClients {
-    /// Clients to be leased again, with all that is unread and unsent of them; and their requests that were executing.
+    /// Clients that must be leased again, with all their unread and unsent bytes; and their
+    /// requests that were executing.
     pub(crate) recovered: Vec<(Unleased, Option<Interrupted>)>,
-    /// Clients that it had ended.
+    /// Clients that the worker had ended.
     pub(crate) ended: Vec<Client>,
-    /// Clients that cannot be recovered, and why.
+    /// Clients that cannot be recovered, each with the reason.
     pub(crate) lost: Vec<(io::Error, Client)>,
-    /// Clients of which cannot be known yet what is unsent, each with its slot.
+    /// Clients whose unsent bytes are not known yet, each with its slot.
     pub(crate) waiting: Vec<(u32, Client)>,
 }
 
 impl DeadWorkerClients {
-    /// The same, without a wait for what cannot be known yet: these clients are lost.
+    /// Returns the same clients without waiting for unknown byte counts: the waiting clients count
+    /// as lost.
     pub(crate) fn at_once(mut self) -> DeadWorkerClients {
         let unknown = |(_, client)| (io::ErrorKind::WouldBlock.into(), client);
         self.lost.extend(self.waiting.drain(..).map(unknown));
@@ -115,7 +118,7 @@ pub(crate) struct LeasesSnapshot {
     #[serde(rename = "generation")]
     pub(crate) lease_number: u32,
     pub(crate) given: u64,
-    /// By slot; nobody where one was taken, and the worker has yet to say that it knows.
+    /// Clients by slot; `None` where a lease was revoked and the worker has not confirmed it yet.
     pub(crate) entries: Vec<(u32, Option<ClientSnapshot>)>,
 }
 
@@ -150,8 +153,9 @@ impl Leases {
         }
     }
 
-    /// Those of a worker that another master had, as its handoff queue tells of them: slot, generation, client. Of two in one slot, and
-    /// of one in a slot that there is not, nobody can tell what is true.
+    /// Restores the leases of a worker of another master from the records of its handoff queue:
+    /// slot, generation, client. Records of slots that do not exist are dropped; of two in one slot
+    /// the later one is used. Which of them is true cannot be known.
     pub(crate) fn from_records(slots: u32, clients: Vec<(u32, u32, Client)>) -> Leases {
         let mut leases = Leases::new(slots);
         for (slot, lease_number, client) in clients.into_iter().filter(|(slot, _, _)| *slot < slots)
@@ -170,7 +174,8 @@ impl Leases {
         leases
     }
 
-    /// How another snapshot of this master finds them again. None while some are yet to be sent.
+    /// Returns the snapshot from which the next program restores these leases. `None` while some
+    /// are not sent yet.
     pub(crate) fn snapshot(&self) -> Option<LeasesSnapshot> {
         let entry = |slot: u32| match self.entries.get(slot)? {
             LeaseEntry::Revoked => Some((slot, None)),
@@ -216,15 +221,15 @@ impl Leases {
         })
     }
 
-    /// The sockets of all clients.
+    /// Returns the sockets of all clients.
     pub(crate) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.iter().map(|(_, client)| client.socket.as_fd())
     }
 
-    /// Finds them again. `take` gives the descriptor of a number.
+    /// Restores the leases from a snapshot. `take` returns the descriptor of a number.
     ///
     /// # Errors
-    /// Those of `take`; `InvalidData` for a slot beyond those that there are.
+    /// Those of `take`; `InvalidData` for a slot that does not exist.
     pub(crate) fn from_snapshot(
         slots: u32,
         snapshot: LeasesSnapshot,
@@ -280,37 +285,37 @@ impl Leases {
         Ok(leases)
     }
 
-    /// The slots of all clients.
+    /// Returns the slots of all clients.
     pub(crate) fn slots(&self) -> Vec<u32> {
         self.iter().map(|(slot, _)| slot).collect()
     }
 
-    /// Clients leased.
+    /// Returns the number of leased clients.
     pub(crate) fn clients(&self) -> usize {
         self.clients
     }
 
-    /// Leases made.
+    /// Returns the number of leases granted.
     pub(crate) fn given(&self) -> u64 {
         self.given
     }
 
-    /// Whether one more client has a place.
+    /// Returns whether one more client has a slot.
     pub(crate) fn has_free_slot(&self) -> bool {
         !self.free.is_empty() || self.used < self.slots
     }
 
-    /// The clients, each with its slot.
+    /// Returns the clients, each with its slot.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Client)> {
         (0..self.used).filter_map(|slot| Some((slot, self.client(slot)?)))
     }
 
-    /// Slots that were ever used are below this.
+    /// Returns the bound below which all slots lie that were ever used.
     pub(crate) fn used(&self) -> u32 {
         self.used
     }
 
-    /// The clients in these slots, each with the figures of its slot.
+    /// Returns the clients in these slots, each with the figures of its slot.
     pub(crate) fn page<'a>(
         &'a self,
         slots: Range<u32>,
@@ -319,7 +324,7 @@ impl Leases {
         slots.filter_map(|slot| {
             let (client, shared_slot) = (self.client(slot)?, shm.slot(slot)?);
             let cursors = shared_slot.cursors();
-            // An idle client has nothing there, whatever its last cursors were of.
+            // The last cursors in the slot of an idle client do not count: it has nothing there.
             let is_idle = self.state(slot, shm) == Some(LeaseState::Idle);
             let unsent = if is_idle {
                 0
@@ -343,7 +348,7 @@ impl Leases {
         })
     }
 
-    /// The client in a slot.
+    /// Returns the client in a slot.
     pub(crate) fn client(&self, slot: u32) -> Option<&Client> {
         match self.entries.get(slot)? {
             LeaseEntry::Leased(leased) => Some(&leased.client),
@@ -351,20 +356,21 @@ impl Leases {
         }
     }
 
-    /// The slot of a client.
+    /// Returns the slot of a client.
     pub(crate) fn slot_of(&self, id: ClientId) -> Option<u32> {
         self.iter()
             .find(|(_, client)| client.id == id)
             .map(|(slot, _)| slot)
     }
 
-    /// Leases a client: fills a slot, its bytes laid into their places. The lease is sent with the next batch.
+    /// Leases a client: fills a slot and lays the client's bytes into their regions. The next batch
+    /// sends the lease.
     ///
     /// # Errors
     /// Those of writing to the shared memory, with the client.
     ///
     /// # Panics
-    /// Without a free slot: dispatch has chosen the worker for having some.
+    /// Without a free slot: dispatch chooses only workers that have one.
     pub(crate) fn give(
         &mut self,
         unleased: Unleased,
@@ -390,7 +396,7 @@ impl Leases {
             }
         };
         self.lease_number = self.lease_number.wrapping_add(1);
-        // One that has had its last reply is given time to read it, not served.
+        // A client that got its last reply is not served: it only gets time to read the reply.
         let is_idle = bytes.unread.is_empty()
             && bytes.unsent.is_empty()
             && !flags.closing
@@ -416,13 +422,13 @@ impl Leases {
         Ok(())
     }
 
-    /// The slots of the next message of leases.
+    /// Returns the slots of the next message of leases.
     pub(crate) fn next_batch(&mut self) -> Option<Vec<u32>> {
         let count = self.outbox.len().min(MAX_LEASES);
         (count > 0).then(|| self.outbox.drain(..count).collect())
     }
 
-    /// What the message says of these slots, and the descriptors that go with it.
+    /// Returns the lease records of these slots, and the descriptors that are sent with them.
     pub(crate) fn records<'a>(
         &'a self,
         batch: &'a [u32],
@@ -463,13 +469,15 @@ impl Leases {
             })
     }
 
-    /// Ends the leases of this batch and of all others that were not sent: the worker does not know of them.
+    /// Withdraws the leases of this batch and all others that were not sent. The worker does not
+    /// know of them.
     pub(crate) fn withdraw(&mut self, batch: Vec<u32>, shm: &MasterShm) -> Vec<Recovered> {
         let unsent: Vec<u32> = batch.into_iter().chain(self.outbox.drain(..)).collect();
         self.given -= unsent.len() as u64;
         let mut back = Vec::new();
         for slot in unsent {
-            // Shared memory that says otherwise, of a client that its worker has not heard of, keeps it: that worker is broken.
+            // The shared memory may contradict this only if the worker is broken, as it has not
+            // received the lease. Then the lease stays.
             if let Some(recovered) = self.revoke(slot, shm) {
                 self.vacate(slot, shm);
                 back.push(recovered);
@@ -478,7 +486,8 @@ impl Leases {
         back
     }
 
-    /// Takes a client that is in no turn, if it is in none. The worker is to be told to look.
+    /// Revokes the lease of a client unless the client is in a turn. The worker must be notified
+    /// afterwards.
     pub(crate) fn revoke(&mut self, slot: u32, shm: &MasterShm) -> Option<Recovered> {
         let Some(LeaseEntry::Leased(leased)) = self.entries.get(slot) else {
             return None;
@@ -493,14 +502,14 @@ impl Leases {
         ))
     }
 
-    /// Takes all clients that are in no turn.
+    /// Revokes the leases of all clients that are in no turn.
     pub(crate) fn revoke_all(&mut self, shm: &MasterShm) -> Vec<Recovered> {
         (0..self.used)
             .filter_map(|slot| self.revoke(slot, shm))
             .collect()
     }
 
-    /// The worker has said that it closed the client in this slot.
+    /// Handles the worker's message that it closed the client in this slot.
     pub(crate) fn closed(&mut self, slot: u32, shm: &MasterShm) -> Done {
         match self.state(slot, shm) {
             Some(LeaseState::Closed) => match self.leave_behind(slot) {
@@ -514,7 +523,7 @@ impl Leases {
         }
     }
 
-    /// The worker has said that it has nothing of the client in this slot any more.
+    /// Handles the worker's message that it has released this slot.
     pub(crate) fn released(&mut self, slot: u32, shm: &MasterShm) -> Done {
         if matches!(self.entries.get(slot), Some(LeaseEntry::Revoked)) {
             self.vacate(slot, shm);
@@ -533,7 +542,7 @@ impl Leases {
         Done::GivenUp(recovered)
     }
 
-    /// The lease word of a client, if it is that of its lease.
+    /// Returns the state in the lease word of a slot, if the word is that of the client's lease.
     fn state(&self, slot: u32, shm: &MasterShm) -> Option<LeaseState> {
         let Some(LeaseEntry::Leased(leased)) = self.entries.get(slot) else {
             return None;
@@ -542,7 +551,7 @@ impl Leases {
         (lease.number == leased.lease_number).then_some(lease.state)
     }
 
-    /// The client leaves its slot, which is not free yet.
+    /// Removes the client from its slot, which is not free yet.
     fn leave_behind(&mut self, slot: u32) -> Option<Client> {
         match mem::replace(self.entries.get_mut(slot)?, LeaseEntry::Revoked) {
             LeaseEntry::Leased(leased) => {
@@ -562,7 +571,7 @@ impl Leases {
         }
     }
 
-    /// Notes how many requests each client has had by now.
+    /// Records how many requests each client has made so far.
     pub(crate) fn watch(&mut self, shm: &MasterShm) {
         for slot in 0..self.used {
             if let (Some(LeaseEntry::Leased(leased)), Some(shared_slot)) =
@@ -573,7 +582,7 @@ impl Leases {
         }
     }
 
-    /// How many each has had since then, by slot.
+    /// Returns how many requests each client has made since then, by slot.
     pub(crate) fn watched(&self, shm: &MasterShm) -> Vec<(u32, u64)> {
         let since = |slot: u32| match self.entries.get(slot) {
             Some(LeaseEntry::Leased(leased)) => Some((
@@ -585,7 +594,7 @@ impl Leases {
         (0..self.used).filter_map(since).collect()
     }
 
-    /// The client whose turn it is that the worker is in, by its own word.
+    /// Returns the client of the turn that the worker is in, according to the worker.
     pub(crate) fn in_turn(&self, slot: u32, shm: &MasterShm) -> Option<&Client> {
         match self.entries.get(slot)? {
             LeaseEntry::Leased(leased) if self.state(slot, shm) == Some(LeaseState::Busy) => {
@@ -595,8 +604,9 @@ impl Leases {
         }
     }
 
-    /// The worker is gone: what becomes of its clients. `written` is what its thread ever wrote, if that is known;
-    /// `is_timed_out` whether it was killed for the request that it was executing.
+    /// Recovers the clients of a dead worker. `written` is what its thread has written in all, if
+    /// that is known; `is_timed_out` is whether it was killed for the request that it was
+    /// executing.
     pub(crate) fn into_left(
         mut self,
         shm: &MasterShm,
@@ -628,12 +638,12 @@ impl Leases {
                     left.ended.push(client);
                     continue;
                 }
-                // A slot with a client is not free: the shared memory holds nonsense.
+                // A slot with a client cannot be free: the shared memory is inconsistent.
                 Some(LeaseState::Free) | None => Err((io::ErrorKind::InvalidData.into(), client)),
             };
             match recovered {
                 Ok(unleased) => left.recovered.push((unleased, interrupted)),
-                // The connection was over already.
+                // The connection had already ended.
                 Err((reason, client)) if reason.kind() == io::ErrorKind::ConnectionAborted => {
                     left.ended.push(client)
                 }
@@ -647,10 +657,11 @@ impl Leases {
     }
 }
 
-/// What is left of a client in whose turn its worker died; and its request that was executing.
+/// Recovers a client in whose turn its worker died, and its request that was executing.
 ///
 /// # Errors
-/// `ConnectionAborted` when the connection is over, `WouldBlock` when it cannot be known yet, else why it never can.
+/// `ConnectionAborted` when the connection is over, `WouldBlock` when the byte counts are not known
+/// yet, otherwise the reason why they never will be.
 pub(crate) fn recover_after_death(
     slot: u32,
     client: Client,
@@ -677,8 +688,8 @@ pub(crate) fn recover_after_death(
     Ok((unleased, interrupted))
 }
 
-/// What the shared memory tells of a client that is in no turn. The cursors of an idle client tell of bytes that are all answered and
-/// all sent.
+/// Recovers a client that is in no turn from its shared memory. The cursors of an idle client refer
+/// to bytes that are all answered and all sent.
 fn recover_idle(
     slot: u32,
     client: Client,
@@ -698,8 +709,8 @@ fn recover_idle(
     recover(slot, client, byte_counts, shm, owner)
 }
 
-/// What the shared memory tells of a client. The byte counts are those of one whose turn was not ended; of all others the shared memory knows
-/// itself.
+/// Recovers a client from its shared memory. The byte counts are those of a client whose turn was
+/// not ended; for all others the shared memory is complete.
 fn recover(
     slot: u32,
     client: Client,
@@ -713,7 +724,8 @@ fn recover(
     };
     let shared_slot: Slot<'_> = shm.slot(slot).expect("leases have slots");
     let mut flags = shared_slot.flags();
-    // Faults are those of the first unread frame: once one is answered, they are of a frame that is not here any more.
+    // Faults belong to the first unread frame: once a frame is answered, they belong to one that is
+    // gone.
     if shared_slot.cursors().answered > 0 {
         (flags.crash_count, flags.timed_out) = (0, false);
     }
@@ -728,7 +740,7 @@ fn recover(
     })
 }
 
-/// How much was read and written in the turn only the kernel knows.
+/// Recovers a client in a turn: only the kernel knows how much was read and written in it.
 fn recover_from_turn(
     slot: u32,
     client: Client,
@@ -746,7 +758,7 @@ fn recover_from_turn(
     }
 }
 
-/// The byte counts of a TCP client, if its connection is not over.
+/// Returns the byte counts of a TCP client, if its connection is not over.
 fn tcp_byte_counts(client: &Client) -> io::Result<Option<ByteCounts>> {
     let Offsets { received, sent } = client.offsets;
     let counted = byte_counts::read(&client.socket)?;
@@ -756,8 +768,8 @@ fn tcp_byte_counts(client: &Client) -> io::Result<Option<ByteCounts>> {
     }))
 }
 
-/// The byte counts of a Unix client: its socket counts what is read from it. What was written to it, the worker has noted, or the
-/// kernel's account of its thread says.
+/// Returns the byte counts of a Unix client. Its socket counts the bytes that are read from it. The
+/// bytes written to it come from the worker's record or from the kernel's account of its thread.
 fn unix_byte_counts(
     slot: u32,
     client: &Client,
@@ -784,7 +796,8 @@ fn unix_byte_counts(
     })
 }
 
-/// Bytes of the write in progress. A worker of version 1 noted the bytes of its whole process, and no calls.
+/// Returns the bytes of the write in progress. A worker of version 1 recorded the bytes of its
+/// whole process, and no calls.
 fn written_since(before: Writes, after: Writes, header: Header<'_>) -> io::Result<u64> {
     match header.writer() {
         Some(_) => after.by_one_call_since(before),

@@ -12,7 +12,7 @@ pub(crate) mod handshakes;
 pub(crate) mod leases;
 pub(crate) mod reject;
 
-/// The clients, with and without a worker.
+/// All clients, with and without a worker.
 #[derive(Debug)]
 pub(crate) struct Clients {
     /// Clients without a worker.

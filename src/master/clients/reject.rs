@@ -6,8 +6,9 @@ use crate::proto::rpc;
 use crate::sys::passed::{ClientSocket, Passed};
 use crate::sys::socket;
 
-/// Ends a client that waits for nothing but replies to what it has sent or begun to send. One that has got half of a reply
-/// takes an error reply for the rest of it, so it gets none.
+/// Ends a client that waits only for replies to requests that it has sent or begun to send. A
+/// client that has received half of a reply would take an error reply for the rest of it, so it
+/// gets none.
 pub(crate) fn reject(unleased: &Unleased, code: rpc::Code, sentence: &str) {
     let client = &unleased.client;
     if unleased.bytes.unsent.is_empty() && !unleased.flags.closing {
@@ -20,12 +21,13 @@ pub(crate) fn reject(unleased: &Unleased, code: rpc::Code, sentence: &str) {
     socket::end(&client.socket);
 }
 
-/// Tells a client that was accepted just now that it cannot stay, and ends it.
+/// Rejects a client that was just accepted: sends an error reply and ends the connection.
 pub(crate) fn turn_away(socket: &ClientSocket, order: OrderRule, sentence: &str) {
     end_with(socket, first_order(order), rpc::Code::Overloaded, sentence);
 }
 
-/// In the order of `auto` a client is answered in the protocol's own as long as it has sent nothing.
+/// Returns the byte order of a first reply. With `auto`, a client that has sent nothing is answered
+/// in the protocol's own order.
 fn first_order(order: OrderRule) -> ByteOrder {
     if order == OrderRule::Big {
         ByteOrder::Big
@@ -36,15 +38,15 @@ fn first_order(order: OrderRule) -> ByteOrder {
 
 fn end_with(socket: &ClientSocket, order: ByteOrder, code: rpc::Code, sentence: &str) {
     let mut body = Vec::new();
-    // Into a Vec it cannot fail.
+    // Writing into a Vec cannot fail.
     let _ = rpc::write_error(&mut body, code.as_str(), sentence);
     let mut reply = order.prefix(body.len() as u32).to_vec();
     reply.extend_from_slice(&body);
-    // There is room for it, unless replies of before have not been taken.
+    // The socket buffer has space for the reply, unless earlier replies have not been read.
     let _ = socket::transmit(socket, &reply);
     socket::finish_writing(socket);
-    // What the client has sent by now is read, or closing would reset the connection and might destroy the reply. More than
-    // that is not worth the loop's time.
+    // Bytes that have arrived are read first: closing would otherwise reset the connection and
+    // might destroy the reply. More than that is not worth the loop's time.
     let (mut scratch, passed) = ([0; 16 * 1024], Passed::default());
     for _ in 0..16 {
         if !matches!(

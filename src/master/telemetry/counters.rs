@@ -1,4 +1,4 @@
-//! What is counted for as long as the daemon lives: by the master itself, and by workers that are gone.
+//! Counts over the whole life of the daemon: the master's own, and those of workers that are gone.
 
 use std::collections::BTreeMap;
 use std::ops::Index;
@@ -12,27 +12,27 @@ use crate::proto::rpc::is_method_name;
 use crate::shm::{BUCKETS, Counters};
 use crate::sys::process::Exit;
 
-/// What the master itself counts.
+/// Counts of the master itself.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Counts {
-    /// Clients turned away because their address had too many.
+    /// Clients rejected because their address had too many.
     pub(crate) refused: u64,
-    /// Clients leased again, by what for.
+    /// Clients leased again, by reason.
     pub(crate) moves: By<Reason>,
-    /// Of those that a death made move, by its cause.
+    /// Clients moved because of a death, by its cause.
     pub(crate) rescues: By<Cause>,
-    /// Clients lost, as a master counted them that did not count why.
+    /// Clients lost under an earlier master that did not count the reason.
     pub(crate) lost: u64,
-    /// Clients that the master lost, by why.
+    /// Clients that the master lost, by reason.
     pub(crate) losses: By<Loss>,
-    /// Workers that had been ready and ended without being asked to.
+    /// Workers that had been ready and ended without being asked to, by cause.
     pub(crate) deaths: By<Cause>,
     /// Workers that ended before they were ready, or could not be started.
     pub(crate) failed_starts: u64,
-    /// Workers whose counters were not believed.
+    /// Workers whose counters were rejected.
     pub(crate) rejected_counters: u64,
-    /// Log lines that masters before could not write.
+    /// Log lines that earlier masters could not write.
     pub(crate) log_errors: u64,
     pub(crate) stalls: u64,
     pub(crate) reruns: u64,
@@ -40,14 +40,14 @@ pub(crate) struct Counts {
     pub(crate) kicked: u64,
     /// Workers that had to be killed because they did not finish in time.
     pub(crate) killed: u64,
-    /// Reloads, by what came of them.
+    /// Reloads, by verdict.
     pub(crate) reloads: By<Verdict>,
     /// When the configuration in force was applied, in seconds since the Unix epoch.
     pub(crate) applied_at: u64,
 }
 
 impl Counts {
-    /// Clients lost, by why, those of the workers' own count among them.
+    /// Returns the lost clients by reason, with those that workers counted.
     pub(crate) fn lost(&self, by_workers: u64) -> By<Loss> {
         let mut lost = self.losses.clone();
         lost.add(Loss::Worker, by_workers);
@@ -61,7 +61,7 @@ impl Counts {
 pub(crate) enum Reason {
     /// Its worker died.
     Death,
-    /// Its worker is to exit.
+    /// Its worker has to exit.
     Drain,
     /// Its worker is stuck.
     Stall,
@@ -76,26 +76,26 @@ pub(crate) enum Reason {
 /// Why a client is lost: closed for a reason of the daemon's own, and not for what the client or an operator did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Loss {
-    /// What its worker left of it contradicts itself, or the kernel did not count its bytes.
+    /// The state that its worker left contradicts itself, or the kernel did not count its bytes.
     Unrecoverable,
-    /// There was no memory for its bytes.
+    /// There was no memory for the client's bytes.
     Memory,
-    /// There was no descriptor for it.
+    /// There was no descriptor for the client.
     Descriptors,
-    /// It did not fit into what is kept for the next master, or was not kept.
+    /// The client did not fit into the store for the next master, or was not kept there.
     Store,
-    /// The state of the master before could not be read.
+    /// The state of the previous master could not be read.
     State,
-    /// The master was killed while no worker had it.
+    /// The master was killed while no worker had the client.
     Master,
-    /// Its worker could not watch it, read from it or write to it. The worker counts it.
+    /// Its worker could not watch it, read from it or write to it. The worker counts these.
     Worker,
-    /// A master lost it that did not count why.
+    /// An earlier master lost it without counting the reason.
     Unknown,
 }
 
 impl Loss {
-    /// Why a client is lost that could not be recovered, or not be leased again.
+    /// Returns why a client is lost that could not be recovered or leased again.
     pub(crate) fn from_error(error: &io::Error) -> Loss {
         match error.kind() {
             io::ErrorKind::InvalidData | io::ErrorKind::Unsupported => Loss::Unrecoverable,
@@ -104,25 +104,26 @@ impl Loss {
     }
 }
 
-/// What a worker died of.
+/// Cause of a worker's death.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
-    /// It ran into a fault, or aborted.
+    /// The worker ran into a fault, or aborted.
     Crash,
-    /// It exited.
+    /// The worker exited.
     Exit,
-    /// The kernel ended it for want of memory.
+    /// The kernel killed the worker because memory was out.
     Oom,
-    /// It was killed for a request that took too long, or for being stuck.
+    /// The master killed the worker for a request that took too long, or for being stuck.
     Timeout,
-    /// It was killed from outside.
+    /// The worker was killed from outside.
     Signal,
-    /// It was killed because it did not finish.
+    /// The master killed the worker because it did not finish in time.
     Late,
 }
 
 impl Cause {
-    /// Of a death; whether it was for want of memory, and why we killed it, if we did.
+    /// Returns the cause of a death from the exit status, from whether memory was out, and from the
+    /// reason for which the master killed the worker, if it did.
     pub(crate) fn from_exit(
         exit: Exit,
         is_out_of_memory: bool,
@@ -138,7 +139,7 @@ impl Cause {
     }
 }
 
-/// Something that there are a few kinds of, each with its name in the figures.
+/// A quantity of a few kinds, each with its name in the figures.
 pub(crate) trait Label: Copy + PartialEq + 'static {
     const ALL: &'static [(Self, &'static str)];
 }
@@ -186,7 +187,8 @@ impl Label for Verdict {
     ];
 }
 
-/// A count for each kind. The next master reads it by the names, as it may know of other kinds.
+/// A count for each kind. The next master reads the counts by name, because it may know other
+/// kinds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(from = "BTreeMap<String, u64>", into = "BTreeMap<&'static str, u64>")]
 pub(crate) struct By<L: Label> {
@@ -228,7 +230,7 @@ impl<L: Label> By<L> {
         *count = count.saturating_add(n);
     }
 
-    /// Adds all of another one.
+    /// Adds all counts of another set.
     pub(crate) fn add_all(&mut self, other: &By<L>) {
         self.counts
             .iter_mut()
@@ -236,7 +238,7 @@ impl<L: Label> By<L> {
             .for_each(|(count, n)| *count = count.saturating_add(*n));
     }
 
-    /// What was counted after `before`.
+    /// Returns the counts since `before`.
     pub(crate) fn since(&self, before: &By<L>) -> By<L> {
         let counts = self
             .counts
@@ -256,7 +258,7 @@ impl<L: Label> By<L> {
             .fold(0, |sum, count| sum.saturating_add(*count))
     }
 
-    /// Each kind by its name.
+    /// Returns each kind's name with its count.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
         L::ALL
             .iter()
@@ -273,7 +275,7 @@ impl<L: Label> Index<L> for By<L> {
     }
 }
 
-/// The kinds that there were any of: `descriptors 3, store 1`.
+/// Lists the kinds with a count above zero: `descriptors 3, store 1`.
 impl<L: Label> fmt::Display for By<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (name, count)) in self.iter().filter(|(_, count)| *count > 0).enumerate() {
@@ -290,7 +292,7 @@ fn place<L: Label>(kind: L) -> usize {
         .expect("every kind has a name")
 }
 
-/// What a worker, or all that were at a seat, did.
+/// Work of a worker, or of all workers of a seat.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Totals {
@@ -298,13 +300,14 @@ pub(crate) struct Totals {
     pub(crate) errors: u64,
     pub(crate) panics: u64,
     pub(crate) log_errors: u64,
-    /// Clients that it closed because it could not watch them, read from them or write to them.
+    /// Clients that the worker closed because it could not watch them, read from them or write to
+    /// them.
     #[serde(default)]
     pub(crate) lost: u64,
 }
 
 impl Totals {
-    /// This and what a worker did.
+    /// Returns the sum of these totals and a worker's counters.
     pub(crate) fn plus(self, counters: &Counters) -> Totals {
         self.and(Totals {
             requests: counters.requests(),
@@ -326,22 +329,23 @@ impl Totals {
     }
 }
 
-/// Requests by method, and how long they took.
+/// Requests by method, and their durations.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Tally {
-    /// Results and errors.
+    /// Results and errors of each method.
     pub(crate) methods: BTreeMap<String, [u64; 2]>,
-    /// As many as [`BUCKETS`].
+    /// Counts of the histogram, [`BUCKETS`] in number.
     pub(crate) buckets: Vec<u64>,
-    /// In ns.
+    /// Sum of the durations, in ns.
     pub(crate) sum: u64,
 }
 
-/// Requests for what is no method, and for methods beyond [`MAX_METHODS`].
+/// Requests for unknown methods, and for methods beyond [`MAX_METHODS`].
 pub(crate) const OTHER: &str = "other";
 
-/// So many methods are told apart: names are a worker's word, and must not fill the master's memory.
+/// Methods that are counted separately. Workers choose the names, which must not fill the master's
+/// memory.
 const MAX_METHODS: usize = 256;
 
 impl Default for Tally {
@@ -355,9 +359,9 @@ impl Default for Tally {
 }
 
 impl Tally {
-    /// Adds what a worker did.
+    /// Adds the counters of a worker.
     pub(crate) fn add(&mut self, counters: &Counters, methods: &[MethodName]) {
-        // As they were written by a master before, perhaps.
+        // An earlier master may have written another number of buckets.
         self.buckets.resize(BUCKETS, 0);
         for (sum, count) in self.buckets.iter_mut().zip(&counters.durations) {
             *sum = sum.saturating_add(*count);
@@ -368,7 +372,7 @@ impl Tally {
         }
     }
 
-    /// All requests.
+    /// Returns the number of all requests.
     pub(crate) fn requests(&self) -> u64 {
         self.methods
             .values()
@@ -421,7 +425,7 @@ mod tests {
             (killed, true, Some(Cause::Timeout), Cause::Oom),
             (killed, false, Some(Cause::Timeout), Cause::Timeout),
             (killed, false, Some(Cause::Late), Cause::Late),
-            // It was faster.
+            // The process ended by itself first.
             (Exit::Status(3), false, Some(Cause::Late), Cause::Exit),
         ] {
             assert_eq!(

@@ -1,4 +1,4 @@
-//! What happens, told in one place: a line in the log, and an event that is kept for a while for whoever asks.
+//! The event log: each event becomes a log line, and is kept for a while for control clients.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -12,11 +12,11 @@ use crate::proto::control::{About, Event, Kind, MAX_EVENTS};
 use crate::proto::text::Escaped;
 use crate::sys::socket::Credentials;
 
-/// The last events.
+/// The most recent events.
 #[derive(Debug, Default)]
 pub(crate) struct EventLog {
     kept: VecDeque<Event>,
-    /// Of the last one; none has 0.
+    /// Number of the last event; no event has 0.
     last: u64,
 }
 
@@ -24,12 +24,13 @@ pub(crate) struct EventLog {
 #[derive(Debug, PartialEq)]
 pub(crate) struct Since {
     pub(crate) events: Vec<Event>,
-    /// So many there were before those that are not kept any more.
+    /// Number of events before these that are not kept any more.
     pub(crate) lost: u64,
 }
 
 impl EventLog {
-    /// Something happened. Its level is that of its kind, and its sentence is the log's, with what it is about as fields.
+    /// Records an event and logs it. The level is that of the event's kind; the log line has the
+    /// same sentence, with the subject as fields.
     pub(crate) fn note(&mut self, kind: Kind, about: About, message: impl fmt::Display) {
         let message = message.to_string();
         let fields = EventFields {
@@ -71,18 +72,18 @@ impl EventLog {
         });
     }
 
-    /// The next one has the number behind this one, as a master before has told of that one.
+    /// Continues the numbering after `last`, the last event of an earlier master.
     pub(crate) fn go_on_from(&mut self, last: u64) {
         self.last = last.max(self.last);
     }
 
-    /// The number of the last one.
+    /// Returns the number of the last event.
     pub(crate) fn last(&self) -> u64 {
         self.last
     }
 
-    /// Those with a higher number than `after`. A number that is yet to come is from another life of the daemon, and
-    /// counts as none.
+    /// Returns the events with a higher number than `after`. A number that is not reached yet
+    /// belongs to another life of the daemon, and counts as 0.
     pub(crate) fn since(&self, after: u64) -> Since {
         let after = if after > self.last { 0 } else { after };
         let forgotten = self.last - self.kept.len() as u64;
@@ -94,12 +95,12 @@ impl EventLog {
     }
 }
 
-/// Who asked for something.
+/// The origin of a request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asker {
     /// The verb or the signal.
     pub(crate) what: &'static str,
-    /// Whoever is at the other end of the control socket; none for a signal, which does not tell.
+    /// The peer of the control socket; `None` for a signal, which has no known sender.
     pub(crate) who: Option<Credentials>,
 }
 
@@ -111,7 +112,7 @@ impl Asker {
         }
     }
 
-    /// An event that it asked for.
+    /// Returns the subject of an event that this request caused.
     pub(crate) fn about(&self) -> About {
         About {
             uid: self.who.map(|who| who.uid),
@@ -130,7 +131,7 @@ impl fmt::Display for Asker {
     }
 }
 
-/// An event's fields as the log has them.
+/// The fields of an event, in the form of the log.
 struct EventFields<'a> {
     kind: Kind,
     about: &'a About,
@@ -190,7 +191,7 @@ fn level(kind: Kind) -> Level {
     }
 }
 
-/// As the macros of the log would have it.
+/// The target that the log's macros would set.
 const TARGET: &str = "fdpassd::master";
 
 #[cfg(test)]

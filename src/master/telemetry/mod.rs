@@ -10,7 +10,7 @@ pub(crate) mod events;
 #[derive(Debug)]
 pub(crate) struct Telemetry {
     pub(crate) counts: Counts,
-    /// The work of workers that are gone.
+    /// Totals of workers that are gone.
     pub(crate) tally: Tally,
     pub(crate) events: EventLog,
 }
