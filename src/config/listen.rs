@@ -52,7 +52,7 @@ impl FromStr for Source {
             return match (1..=255).contains(&name.len()) && name.chars().all(fits) {
                 true => Ok(Source::Handed(name.to_owned())),
                 false => Err(format!(
-                    "{name:?} is no name of a descriptor: 1 to 255 ASCII characters but \":\""
+                    "{name:?} is not a valid descriptor name: 1 to 255 ASCII characters but \":\""
                 )),
             };
         }

@@ -576,7 +576,7 @@ fn a_group_of_the_control_socket_that_there_is_not_is_refused() {
 
 #[test]
 fn an_address_that_is_none_is_refused_alone_and_in_a_table() {
-    let message = "\"localhost:80\" is no address: expected an IP address and a port (\"127.0.0.1:8080\", \
+    let message = "\"localhost:80\" is not a valid address: expected an IP address and a port (\"127.0.0.1:8080\", \
                    \"[::1]:8080\") or a Unix socket (\"unix:/run/fdpassd/rpc.sock\"), or a socket of \
                    systemd's (\"systemd:rpc\")";
     refused("listen = [\n  «\"localhost:80\",\n]", message);
@@ -587,7 +587,7 @@ fn an_address_that_is_none_is_refused_alone_and_in_a_table() {
     );
     for name in ["", "a:b", "ä", "a\tb"] {
         let message =
-            format!("{name:?} is no name of a descriptor: 1 to 255 ASCII characters but \":\"");
+            format!("{name:?} is not a valid descriptor name: 1 to 255 ASCII characters but \":\"");
         refused(
             &format!(
                 "listen = [«{}]",

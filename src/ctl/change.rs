@@ -283,7 +283,7 @@ fn moves(result: &Rebalanced, dry_run: bool) -> String {
         )
     };
     match result.moves.as_slice() {
-        [] => "the load is even enough".to_owned(),
+        [] => "already balanced; nothing to move".to_owned(),
         moves => moves.iter().map(line).collect::<Vec<_>>().join("\n"),
     }
 }

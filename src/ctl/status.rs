@@ -78,7 +78,7 @@ fn write_daemon(to: &mut impl Write, paint: Paint, status: &Status) -> io::Resul
     if let Some(why) = &status.config_stale {
         writeln!(
             to,
-            "{}     the configuration of before is in force: {}",
+            "{}     the previous configuration is in force: {}",
             paint.on(BAD, "STALE"),
             Escaped(why)
         )?;
@@ -264,10 +264,10 @@ fn write_deaths(to: &mut impl Write, workers: &[WorkerStatus]) -> io::Result<()>
     deaths
         .into_iter()
         .try_for_each(|(worker, reason)| match worker.id {
-            Some(id) => writeln!(to, "last death before worker {id}: {}", Escaped(reason)),
+            Some(id) => writeln!(to, "predecessor of worker {id}: {}", Escaped(reason)),
             None => writeln!(
                 to,
-                "last death in seat {}: {}",
+                "last worker in seat {}: {}",
                 worker.seat,
                 Escaped(reason)
             ),
@@ -336,8 +336,8 @@ ID  PID GEN STATE    CLIENTS EXEC REQUESTS REQ/S   P50   P99 UPTIME RESTARTS RSS
 17 9931   2 draining     617    2   98,765   0.5 250ms   12s 12m34s        3  8M
           3 waiting        0    0        0                                 5
 
-last death before worker 17: killed by signal 11 in method \"resize\"
-last death in seat 2: exited with status 70
+predecessor of worker 17: killed by signal 11 in method \"resize\"
+last worker in seat 2: exited with status 70
 ";
         assert_eq!(shown, expected);
         assert!(shown.lines().all(|line| line.chars().count() <= 80));
@@ -359,7 +359,7 @@ last death in seat 2: exited with status 70
             r"PAUSED    no new clients: no descriptors\x1b[2J\nleft",
             "config    embedded default",
             "log       lines lost 7",
-            r#"last death before worker 17: killed in "\u{202e}gnip""#,
+            r#"predecessor of worker 17: killed in "\u{202e}gnip""#,
         ] {
             assert!(
                 shown.lines().any(|shown| shown == line),
@@ -441,8 +441,8 @@ ID    PID SEAT GEN STATE    CLIENTS KILLED IN REASON        WAITS FOR
  9   8011    0   2 draining       1       25s reload        its turn in \"resize\"
 12 812011    1   3 held           0           held by uid 0 release\\x1b[2J
 
-last death before worker 17: killed by signal 11 in method \"resize\"
-last death in seat 2: exited with status 70
+predecessor of worker 17: killed by signal 11 in method \"resize\"
+last worker in seat 2: exited with status 70
 ";
         assert_eq!(shown, expected);
         assert!(shown.lines().all(|line| line.chars().count() <= 80));

@@ -71,7 +71,7 @@ fn wellness(status: &Status) -> String {
     let stale = status
         .config_stale
         .as_ref()
-        .map(|why| format!("the configuration of before is in force: {why}"));
+        .map(|why| format!("the previous configuration is in force: {why}"));
     let amiss: Vec<String> = status
         .missing
         .iter()

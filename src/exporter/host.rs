@@ -17,13 +17,13 @@ pub(super) fn check(request: &HttpRequest, names: &[String]) -> Result<(), HttpR
         Some(host) if is_ours(host, names) => Ok(()),
         Some(_) => Err(HttpReply::sentence(
             HttpStatus::Forbidden,
-            "the host that was asked for is no IP address, not localhost, and not in metrics.hosts of the configuration",
+            "Host header not allowed: use an IP address, localhost, or add the name to metrics.hosts",
         )),
         // No browser speaks it; simple probes do.
         None if request.is_1_0 => Ok(()),
         None => Err(HttpReply::sentence(
             HttpStatus::BadRequest,
-            "a request of HTTP/1.1 has a field Host",
+            "an HTTP/1.1 request must have a Host header",
         )),
     }
 }

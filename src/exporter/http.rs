@@ -83,7 +83,7 @@ pub(super) fn next(received: &[u8]) -> HeadParse {
         ),
         Err(Error::Version) => refused(
             HttpStatus::VersionNotSupported,
-            "HTTP/1.1 and HTTP/1.0 are spoken here",
+            "only HTTP/1.1 and HTTP/1.0 are supported",
         ),
         Err(e) => refused(
             HttpStatus::BadRequest,
@@ -101,7 +101,7 @@ impl HttpRequest {
             .map(|field| String::from_utf8_lossy(field.value));
         let (host, second) = (hosts.next(), hosts.next());
         if second.is_some() {
-            return Err(bad("a request has one field Host, not several"));
+            return Err(bad("a request must have one Host header, not several"));
         }
         let (authority, path) = split(head.path.unwrap_or_default());
         // RFC 9112, section 3.2.2, has the target win. They can differ only if somebody wants them to.

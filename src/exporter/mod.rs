@@ -210,9 +210,7 @@ impl Server {
         match self.channel.receive(&mut self.scratch)? {
             Incoming::Message(ToExporter::Reopen, _) => {
                 if let Err(e) = logging::reopen() {
-                    log::warn!(
-                        "cannot open the log file again: {e}; lines still go to the one that was open"
-                    );
+                    log::warn!("{e}; still writing to the previous log file");
                 }
                 Ok(false)
             }

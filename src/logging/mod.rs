@@ -166,7 +166,7 @@ pub fn start_anyhow(name: &str, settings: &Log) -> Option<io::Error> {
         level: settings.level,
     }
     .commit();
-    log::error!("cannot open the log: {error}; lines go to standard error");
+    log::error!("{error}; lines go to standard error");
     Some(error)
 }
 
@@ -400,7 +400,7 @@ mod tests {
             (1..100).contains(&three.matches("info there\n").count()) && !three.contains("unseen"),
             "{three}"
         );
-        assert!(three.contains("info the message before came "), "{three}");
+        assert!(three.contains("info last message repeated "), "{three}");
         assert!(three.contains("debug seen by another level\n"), "{three}");
     }
 }

@@ -40,7 +40,7 @@ impl Repeats {
         let Last { level, times, .. } = self.0.take().filter(|last| last.times > 0)?;
         Some(Line::new(
             level,
-            format!("the message before came {times} times more"),
+            format!("last message repeated {times} times"),
         ))
     }
 
@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn a_message_is_counted_until_another_one_comes() {
         use Level::{Debug, Info, Warn};
-        let more = |level, times| format!("{level} the message before came {times} times more");
+        let more = |level, times| format!("{level} last message repeated {times} times");
         assert_eq!(
             written(&[(0, Info, "a"), (1, Info, "b"), (2, Info, "a")]),
             ["INFO a", "INFO b", "INFO a"]
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn a_message_that_still_comes_after_ten_seconds_is_written_again() {
         let come = |at| (at, Level::Warn, "a");
-        let more = |times| format!("WARN the message before came {times} times more");
+        let more = |times| format!("WARN last message repeated {times} times");
         assert_eq!(
             written(&[come(0), come(9_999), come(10_000)]),
             ["WARN a", &more(1), "WARN a"]

@@ -40,10 +40,14 @@ impl LogDestination {
                     stderr_identity(),
                 ) =>
             {
-                Journal::open(name, journal::SOCKET).map(LogDestination::Journal)
+                Journal::open(name, journal::SOCKET)
+                    .map(LogDestination::Journal)
+                    .map_err(|e| cannot_open("the journal", &e))
             }
             (LogTarget::Auto | LogTarget::Stderr, _) => Ok(LogDestination::Stderr(settings.format)),
-            (LogTarget::Syslog, _) => Syslog::open(name, DEV_LOG).map(LogDestination::Syslog),
+            (LogTarget::Syslog, _) => Syslog::open(name, DEV_LOG)
+                .map(LogDestination::Syslog)
+                .map_err(|e| cannot_open("syslog", &e)),
             (LogTarget::File, Some(path)) => Ok(LogDestination::File(
                 path.clone(),
                 open_file(path)?,
@@ -51,15 +55,18 @@ impl LogDestination {
             )),
             (LogTarget::File, None) => Err(io::Error::new(
                 ErrorKind::InvalidInput,
-                "lines are to go into a file, but into none",
+                "target \"file\" needs a file",
             )),
         }
     }
 }
 
+fn cannot_open(what: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot open {what}: {error}"))
+}
+
 pub(super) fn open_file(path: &Path) -> io::Result<LogFile> {
-    LogFile::open(path)
-        .map_err(|e| io::Error::new(e.kind(), format!("open log file {}: {e}", path.display())))
+    LogFile::open(path).map_err(|e| cannot_open(&format!("log file {}", path.display()), &e))
 }
 
 /// An open log file.

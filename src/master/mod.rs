@@ -358,7 +358,7 @@ impl Master {
         };
         let clients = self.clients.count;
         let sentence = format_args!(
-            "{asker}: stopping; {clients} clients get {timeout:?} for what is being executed"
+            "{asker}: stopping; {clients} clients; waiting up to {timeout:?} for running requests"
         );
         self.telemetry.events.note(Kind::Stopping, about, sentence);
         self.workers.pool.stop(now + timeout);
@@ -390,9 +390,7 @@ impl Master {
             exporter.reopen_log(now);
         }
         opened.map_err(|e| {
-            let why = format!(
-                "cannot open the log file again: {e}; lines still go to the one that was open"
-            );
+            let why = format!("{e}; still writing to the previous log file");
             Refusal::new(RefusalCode::Refused, why)
         })?;
         let about = asker.about();

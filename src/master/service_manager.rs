@@ -507,7 +507,7 @@ impl fmt::Display for Outcome<'_> {
             write!(f, "; missing: {missing}")?;
         }
         if let Some(why) = self.stale {
-            return write!(f, "; the configuration of before is in force: {why}");
+            return write!(f, "; the previous configuration is in force: {why}");
         }
         let Some(LastReload {
             verdict, message, ..

@@ -237,7 +237,7 @@ impl Master {
         let seed = clock::monotonic() ^ u64::from(std::process::id()) << 32;
         if let Some(why) = &config_stale {
             log::error!(
-                "the configuration that was applied last stays in force, for the sake of its clients: {why}"
+                "keeping the last applied configuration because clients are connected: {why}"
             );
         }
         let mut master = Master {

@@ -83,13 +83,13 @@ pub enum Why {
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Why::Reload => "its configuration or program is an older one",
+            Why::Reload => "its configuration or program is outdated",
             Why::Rollback => "its configuration was rolled back",
             Why::Scale => "fewer workers are wanted",
             Why::NearRequestLimit => "it has answered as many requests as it may",
             Why::Lifetime => "it is as old as it may get",
             Why::Recycle => "it was asked to be replaced",
-            Why::Surplus => "another worker does its work",
+            Why::Surplus => "its seat has been filled",
             Why::Stop => "the daemon stops",
         })
     }

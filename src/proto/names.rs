@@ -148,7 +148,7 @@ impl FromStr for Address {
         }
         text.parse().map(Address::Tcp).map_err(|_| {
             format!(
-                "{text:?} is no address: expected an IP address and a port (\"127.0.0.1:8080\", \"[::1]:8080\") \
+                "{text:?} is not a valid address: expected an IP address and a port (\"127.0.0.1:8080\", \"[::1]:8080\") \
                  or a Unix socket (\"unix:/run/fdpassd/rpc.sock\")"
             )
         })

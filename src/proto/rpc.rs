@@ -182,11 +182,11 @@ impl<'de> Deserialize<'de> for Request<'de> {
                 while let Some(member) = map.next_key::<RequestMember>()? {
                     match member {
                         RequestMember::In if method.is_some() => {
-                            return Err(de::Error::custom("\"in\" stands there twice"));
+                            return Err(de::Error::custom("duplicate \"in\""));
                         }
                         RequestMember::In => method = Some(map.next_value()?),
                         RequestMember::Params if params.is_some() => {
-                            return Err(de::Error::custom("\"params\" stands there twice"));
+                            return Err(de::Error::custom("duplicate \"params\""));
                         }
                         RequestMember::Params => params = Some(map.next_value()?),
                         RequestMember::Other => {
@@ -364,14 +364,14 @@ mod tests {
             (b"[\"ping\",1]", "expected an object"),
             (b"{}", "no \"in\""),
             (b"{\"in\":7}", "expected a string in \"in\""),
-            (b"{\"in\":\"a\",\"in\":\"b\"}", "\"in\" stands there twice"),
+            (b"{\"in\":\"a\",\"in\":\"b\"}", "duplicate \"in\""),
             (
                 b"{\"in\":\"a\",\"params\":1,\"params\":1}",
-                "\"params\" stands there twice",
+                "duplicate \"params\"",
             ),
             (
                 b"{\"in\":\"a\",\"params\":null,\"params\":null}",
-                "\"params\" stands there twice",
+                "duplicate \"params\"",
             ),
             (b"{\"in\":\"a\"} x", "trailing characters"),
             (b"{\"in\":\"a\"", "EOF"),

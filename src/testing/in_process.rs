@@ -58,9 +58,10 @@ impl InProcess {
     /// If `params` cannot be serialized as JSON.
     pub fn call(&mut self, method: &str, params: impl Serialize) -> Result<Value, Fault> {
         let params: Box<RawValue> = to_raw_value(&params).expect("params can be written as JSON");
-        let found = self.0.find(method).ok_or_else(|| {
-            Fault::new("unknown_method", format!("there is no method {method:?}"))
-        })?;
+        let found = self
+            .0
+            .find(method)
+            .ok_or_else(|| Fault::new("unknown_method", format!("unknown method {method:?}")))?;
         let peer = Peer::V4 {
             address: Ipv4Addr::LOCALHOST,
             port: 1,

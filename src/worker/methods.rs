@@ -79,7 +79,7 @@ impl<S: 'static> Methods<S> {
     pub(crate) fn add(&mut self, name: &str, idempotent: bool, handler: Handler<S>) {
         if !is_method_name(name) {
             self.mistakes.push(format!(
-                "{name:?} is no name for a method: [a-z][a-z0-9_.-]{{0,63}}, but not \"error\""
+                "{name:?} is not a valid method name: [a-z][a-z0-9_.-]{{0,63}}, but not \"error\""
             ));
         }
         let method = Method {
@@ -129,7 +129,7 @@ impl<S: 'static> Methods<S> {
             true => self.all[self.last].reply_name = reply_name.to_owned(),
             false => self
                 .mistakes
-                .push(format!("{reply_name:?} is no name for a reply")),
+                .push(format!("{reply_name:?} is not a valid reply name")),
         }
     }
 

@@ -535,7 +535,7 @@ impl<'c> WorkerLoop<'c> {
 
 fn reopen_log() {
     if let Err(e) = logging::reopen() {
-        log::warn!("cannot open the log file again: {e}; lines still go to the one that was open");
+        log::warn!("{e}; still writing to the previous log file");
     }
 }
 

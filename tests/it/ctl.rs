@@ -349,7 +349,10 @@ fn every_change_is_reported_as_text_and_as_json() {
         both(&daemon, &["undrain"]),
         ("clients are accepted again\n".to_owned(), settled.clone())
     );
-    let even = ("the load is even enough\n".to_owned(), json!({"moves": []}));
+    let even = (
+        "already balanced; nothing to move\n".to_owned(),
+        json!({"moves": []}),
+    );
     assert_eq!(both(&daemon, &["rebalance", "--dry-run"]), even);
     // A worker can be held once.
     let held = first();
@@ -383,12 +386,12 @@ fn every_way_to_fail_has_its_exit_code_and_its_sentence() {
         (
             &["call", "nope", "--to", &address],
             1,
-            "fdpassctl: unknown_method: there is no method \"nope\"\n",
+            "fdpassctl: unknown_method: unknown method \"nope\"\n",
         ),
         (
             &["call", "pi", "\"x\"", "--to", &address],
             1,
-            "fdpassctl: unknown_method: there is no method \"pi\"\n",
+            "fdpassctl: unknown_method: unknown method \"pi\"\n",
         ),
         (
             &["call", "fault", "[\"mine\",\"a\\nb\"]", "--to", &address],

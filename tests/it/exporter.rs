@@ -230,7 +230,7 @@ fn each_bad_request_gets_its_status_and_the_next_is_served() {
         (
             format!("GET /metrics {host}Host: localhost\r\n\r\n"),
             400,
-            "one field Host",
+            "one Host header",
         ),
         (
             format!("GET http://node1.example.org/metrics {host}\r\n"),

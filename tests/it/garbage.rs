@@ -99,7 +99,7 @@ fn garbage_in_one_slot_closes_only_its_client() {
         .call("scribble", (HEADER + 2 * SLOT, words))
         .expect("it was let");
     clients[2].request("ping", 2);
-    daemon.wait_for_log("it is done with slot 2, where it has no client; killing it");
+    daemon.wait_for_log("protocol error: released slot 2, which holds no client; killing it");
     daemon.wait_for_log("killed by signal 9 (SIGKILL); 4 clients moved, 1 closed");
     clients.remove(2).expect_end();
     clients[3].send(&half[9..]);

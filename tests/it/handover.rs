@@ -128,7 +128,7 @@ fn clients_in_a_lost_queue_are_counted() {
     clients.iter_mut().for_each(Client::expect_end);
     let status = daemon.status();
     assert_eq!((status.clients, status.lost_total), (0, 7));
-    daemon.wait_for_log("took over 0 clients from the master before; 7 are lost: store 7");
+    daemon.wait_for_log("took over 0 clients from the previous master; 7 lost: store 7");
     assert!(metrics(&daemon).contains("\nfdpassd_clients_lost_total{reason=\"store\"} 7\n"));
     let mut clients = clients_of(&daemon, 3);
     let _daemon = restart(&manager, end(daemon));
@@ -276,7 +276,7 @@ fn with_fewer_descriptors_the_most_recently_active_are_kept() {
             status.clients >= 300 && status.clients + status.lost_total == 900,
             "{how}: {status:?}"
         );
-        daemon.wait_for_log(&format!("{0} are lost: descriptors {0}", status.lost_total));
+        daemon.wait_for_log(&format!("{0} lost: descriptors {0}", status.lost_total));
         ping_all(&mut clients[..100]);
         let mut told = 0;
         for client in &mut clients[100..] {

@@ -304,7 +304,7 @@ fn mistakes_in_method_names_are_reported_at_the_start() {
         ("two-methods", "faulty: there are two methods \"nan\"\n"),
         (
             "bad-name",
-            "faulty: \"Bad Name\" is no name for a method: [a-z][a-z0-9_.-]{0,63}, but not \"error\"\n",
+            "faulty: \"Bad Name\" is not a valid method name: [a-z][a-z0-9_.-]{0,63}, but not \"error\"\n",
         ),
     ] {
         let error = faulty::start_with(mistake, "").expect_err("it is a mistake");

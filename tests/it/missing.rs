@@ -81,7 +81,7 @@ fn a_restart_serves_without_log_control_socket_and_metrics() {
             eventually("the service manager is told what is missing", || {
                 let told = manager.told().join("\n");
                 [
-                    "missing: log: open log file ",
+                    "missing: log: cannot open log file ",
                     "missing: control socket ",
                     "missing: metrics on unix:",
                 ]
@@ -101,7 +101,7 @@ fn a_restart_serves_without_log_control_socket_and_metrics() {
     });
     let log = root.join("logs/log").display().to_string();
     daemon.wait_for_log(&format!(
-        "cannot open the log: open log file {log}: No such file or directory"
+        "cannot open log file {log}: No such file or directory"
     ));
     daemon.wait_until("the rest is missing", |status| {
         missing(status) == ["log", "metrics"]
@@ -112,7 +112,9 @@ fn a_restart_serves_without_log_control_socket_and_metrics() {
     let answer = http::get(&metrics, "/healthz");
     assert_eq!(answer.status, 200);
     assert!(
-        answer.body.starts_with("ok; missing: log: open log file "),
+        answer
+            .body
+            .starts_with("ok; missing: log: cannot open log file "),
         "{}",
         answer.body
     );

@@ -470,7 +470,7 @@ fn a_failed_start_is_reported_in_one_line() {
     let (code, told) = fail("log = { target = \"file\", file = \"/no/such/log\" }");
     assert_eq!(code, Some(78));
     assert!(
-        told.starts_with("STATUS=open log file /no/such/log: "),
+        told.starts_with("STATUS=cannot open log file /no/such/log: "),
         "{told}"
     );
     assert_eq!(manager.told_by_now(), None);

@@ -134,7 +134,7 @@ fn a_dry_run_shows_the_moves_that_rebalance_makes() {
         let said = eventually("there is something to gain", || {
             let said = ctl(&daemon, arguments);
             assert_eq!(said.code, Some(0), "{}", said.err);
-            (said.out != "the load is even enough\n").then_some(said)
+            (said.out != "already balanced; nothing to move\n").then_some(said)
         });
         let (count, rest) = said.out.split_once(' ').expect("a sentence");
         let expected = format!("{word} from worker {} to worker {}: ", ids[0], ids[1]);
@@ -181,7 +181,7 @@ fn where_nothing_is_to_be_gained_nothing_moves() {
         let said = ctl(&daemon, arguments);
         assert_eq!(
             (said.code, said.out.as_str()),
-            (Some(0), "the load is even enough\n"),
+            (Some(0), "already balanced; nothing to move\n"),
             "{}",
             said.err
         );

@@ -191,7 +191,7 @@ fn a_rejected_file_is_reported_with_its_place() {
                 "{}log = {{ target = \"file\", file = \"{{dir}}/missing/log\" }}",
                 listen("")
             ),
-            "cannot open the log: open log file",
+            "cannot open log file",
             None,
         ),
     ];
@@ -446,10 +446,7 @@ fn an_old_worker_stays_until_its_long_request_is_answered() {
         (leaving.pid, leaving.generation, leaving.state),
         (old.pid, Generation(1), WorkerState::Draining)
     );
-    assert_eq!(
-        leaving.reason,
-        "its configuration or program is an older one"
-    );
+    assert_eq!(leaving.reason, "its configuration or program is outdated");
     assert_eq!(leaving.waits_for, "method \"read_line\" to return");
     assert!(
         leaving
@@ -498,7 +495,7 @@ fn an_old_worker_is_killed_at_drain_timeout() {
         }
         assert_ne!(whoami(&mut client).pid, old.pid);
         assert!(kernel::is_over(old.pid));
-        daemon.wait_for_log("has not finished in time; killing it");
+        daemon.wait_for_log("did not finish in time; killing it");
         daemon.wait_until("the old worker is gone", |status| status.leaving.is_empty());
         assert_eq!(daemon.status().lost_total, 0);
     }

@@ -283,12 +283,12 @@ fn an_invalid_request_gets_an_error_and_the_connection_stays() {
         (
             b"{\"in\":\"ping\",\"in\":\"ping\"}",
             "bad_request",
-            "\"in\" stands there twice",
+            "duplicate \"in\"",
         ),
         (
             b"{\"in\":\"ping\",\"params\":1,\"params\":1}",
             "bad_request",
-            "\"params\" stands there twice",
+            "duplicate \"params\"",
         ),
         (
             b"{\"in\":\"ping\",\"params\":\"\xff\"}",

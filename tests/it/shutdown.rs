@@ -92,7 +92,7 @@ fn a_worker_that_does_not_finish_in_time_is_killed() {
         "it took {took:?}"
     );
     stuck.expect_end();
-    daemon.wait_for_log("has not finished in time; killing it");
+    daemon.wait_for_log("did not finish in time; killing it");
 }
 
 #[test]

@@ -57,7 +57,7 @@ fn other_clients_of_a_blocked_worker_are_served_elsewhere() {
                 .lines()
                 .filter(|line| line.contains(&format!("worker {stuck} (")));
             lines
-                .any(|line| line.ends_with("is back and gets clients again"))
+                .any(|line| line.ends_with("responds again; back in rotation"))
                 .then_some(())
         });
         daemon.wait_for_workers();
@@ -192,7 +192,7 @@ fn a_continued_worker_gets_clients_again() {
         !clients.iter_mut().any(Client::has_something),
         "nobody is answered twice"
     );
-    daemon.wait_for_log("is back and gets clients again");
+    daemon.wait_for_log("responds again; back in rotation");
     let status = daemon.status();
     assert_eq!(
         (status.requests_total, status.errors_total),
@@ -277,9 +277,9 @@ fn a_worker_that_stays_stopped_is_killed_at_request_timeout() {
         }
         assert_eq!(caller.reply().value().expect("a result"), "behind");
         let words = if is_executing {
-            "executes a request for too long"
+            "exceeded request-timeout in method \"sleep_again\""
         } else {
-            "is stuck for too long"
+            "has been stuck for request-timeout"
         };
         daemon.wait_for_log(&format!(
             "worker {} (pid {}, gen 1) {words}; killing it",
@@ -418,7 +418,7 @@ fn the_return_of_a_stuck_worker_without_clients_is_noticed() {
     daemon.wait_until("it is left alone with its request", |status| {
         status.clients <= 1 && stalled(status).len() == 1
     });
-    daemon.wait_for_log("is back and gets clients again");
+    daemon.wait_for_log("responds again; back in rotation");
     daemon.wait_until("all clients have left", |status| status.clients == 0);
     assert_no_wake_up(&daemon);
 

@@ -168,7 +168,7 @@ fn every_change_is_asked_for_in_the_daemons_words_and_told_in_plain_ones() {
             "rebalance",
             r#""rebalance","params":{"dry_run":false}"#,
             moves(vec![]),
-            "the load is even enough",
+            "already balanced; nothing to move",
         ),
         (
             "upgrade",

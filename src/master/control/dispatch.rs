@@ -108,7 +108,7 @@ impl Master {
             Verb::Stop => {
                 asked.no_params()?;
                 if self.workers.pool.is_stopping() {
-                    log::info!("{asker}: it is stopping already");
+                    log::info!("{asker}: already stopping");
                 } else {
                     self.stop(asker, now);
                 }

@@ -215,7 +215,7 @@ impl Master {
         let clients = worker.leases.clients() as u64;
         let (reason, by) = match member.state {
             MemberState::Draining { until, why } => (why.to_string(), Some(until)),
-            MemberState::Held { .. } => ("an operator holds it".to_owned(), None),
+            MemberState::Held { .. } => ("held by an operator".to_owned(), None),
             MemberState::Killed => ("it was killed".to_owned(), None),
             MemberState::Starting { .. } | MemberState::Ready { .. } => {
                 ("it is being replaced".to_owned(), None)

@@ -217,7 +217,7 @@ impl Master {
             self.look_at_store(now);
             self.count_lost(Loss::Store, self.clients.count);
             log::error!(
-                "the service manager does not keep {} clients for the next master: they are lost",
+                "the service manager does not keep {} clients for the next master; closing them",
                 self.clients.count
             );
         }

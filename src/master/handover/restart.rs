@@ -319,7 +319,7 @@ impl Master {
             ..asker.about()
         };
         let sentence = format_args!(
-            "{asker}: leaving {} clients to the next master; what executes gets {grace:?}",
+            "{asker}: keeping {} clients for the next master; running requests get {grace:?}",
             self.clients.count
         );
         self.telemetry.events.note(Kind::Stopping, about, sentence);
@@ -564,13 +564,12 @@ impl Master {
             clients: Some(moved as u64),
             ..About::default()
         };
-        let why = if lost > 0 {
-            format!(": {losses}")
+        let lost = if lost > 0 {
+            format!("{lost} lost: {losses}")
         } else {
-            String::new()
+            "none lost".to_owned()
         };
-        let sentence =
-            format_args!("took over {moved} clients from the master before; {lost} are lost{why}");
+        let sentence = format_args!("took over {moved} clients from the previous master; {lost}");
         self.telemetry.events.note(Kind::TookOver, about, sentence);
     }
 }

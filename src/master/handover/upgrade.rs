@@ -225,7 +225,7 @@ impl Master {
         let Some(Upgrade { path, asker, .. }) = self.handover.upgrade.take() else {
             return;
         };
-        let sentence = format!("{} is not what the daemon becomes: {why}", path.display());
+        let sentence = format!("upgrade to {} refused: {why}", path.display());
         self.telemetry.events.note(
             Kind::UpgradeRefused,
             asker.about(),

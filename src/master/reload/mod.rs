@@ -197,8 +197,7 @@ impl Master {
             self.settings.config.limits.max_frame
         };
         let frame = config.limits.max_frame.max(before);
-        let log = logging::prepare(&self.name, &config.log)
-            .map_err(|e| reject(format!("cannot open the log: {e}")))?;
+        let log = logging::prepare(&self.name, &config.log).map_err(|e| reject(e.to_string()))?;
         let exporter = self
             .plan_exporter(&config)
             .map_err(|e| reject(e.to_string()))?;

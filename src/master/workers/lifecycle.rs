@@ -242,7 +242,7 @@ impl Master {
         if let Some(worker) = self.workers.all.get_mut(&id).filter(|_| is_writable)
             && let Err(e) = worker.channel_takes_again(&self.poller)
         {
-            log::error!("{}: cannot be spoken to: {e}; killing it", worker.name());
+            log::error!("cannot send to {}: {e}; killing it", worker.name());
             worker.kill();
         }
         // One message, as more of them are told by the next wait.
@@ -273,7 +273,7 @@ impl Master {
                 false
             }
             Err(e) => {
-                log::error!("{}: cannot hear it: {e}; killing it", worker.name());
+                log::error!("cannot receive from {}: {e}; killing it", worker.name());
                 worker.kill();
                 false
             }
@@ -314,7 +314,7 @@ impl Master {
                 Done::GivenUp(recovered) => given_up.push(recovered),
                 Done::Nonsense => {
                     log::error!(
-                        "{}: it is done with slot {slot}, where it has no client; killing it",
+                        "{}: protocol error: released slot {slot}, which holds no client; killing it",
                         worker.name()
                     );
                     worker.kill();
@@ -507,16 +507,18 @@ impl Master {
                 self.telemetry.events.note(
                     Kind::WorkerKilled,
                     about,
-                    format_args!("{name} has not finished in time; killing it"),
+                    format_args!("{name} did not finish in time; killing it"),
                 );
             }
             Late::Stalled => {
                 worker.killed_for = Some(Cause::Timeout);
                 worker.is_timed_out = worker.is_executing();
-                let what = if worker.is_timed_out {
-                    "executes a request for too long"
-                } else {
-                    "is stuck for too long"
+                let what = match worker.method_in_turn() {
+                    Some(method) if worker.is_timed_out => {
+                        format!("exceeded request-timeout in method {method:?}")
+                    }
+                    _ if worker.is_timed_out => "exceeded request-timeout".to_owned(),
+                    _ => "has been stuck for request-timeout".to_owned(),
                 };
                 self.telemetry.events.note(
                     Kind::WorkerKilled,
@@ -541,7 +543,7 @@ impl Master {
             return;
         };
         if let Err(e) = worker.say(message) {
-            log::error!("{}: cannot be spoken to: {e}; killing it", worker.name());
+            log::error!("cannot send to {}: {e}; killing it", worker.name());
             worker.kill();
         }
         worker.watch_channel(&self.poller);
@@ -566,10 +568,7 @@ impl Master {
             clients: Some(moved as u64),
             ..worker.about()
         };
-        let sentence = format_args!(
-            "{} drains, as {reason}; {moved} clients moved",
-            worker.name()
-        );
+        let sentence = format_args!("{} retires: {reason}; {moved} clients moved", worker.name());
         self.telemetry
             .events
             .note(Kind::WorkerDraining, about, sentence);

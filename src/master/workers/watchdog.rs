@@ -215,7 +215,7 @@ impl Master {
             if self.workers.pool.revived(id) {
                 let worker = &self.workers.all[&id];
                 let name = worker.name();
-                let sentence = format_args!("{name} is back and gets clients again");
+                let sentence = format_args!("{name} responds again; back in rotation");
                 self.telemetry
                     .events
                     .note(Kind::WorkerRevived, worker.about(), sentence);
@@ -247,7 +247,7 @@ impl Master {
                 ..self.workers.all[&id].about()
             };
             let sentence = format_args!(
-                "{name} is stuck for {silent:.1?}; {moved} clients moved to others until it is back"
+                "{name} is stuck for {silent:.1?}; {moved} clients moved to other workers until it responds"
             );
             self.telemetry
                 .events

@@ -43,7 +43,7 @@ impl Turn<'_, '_> {
             let method = service.find(&request.method).ok_or_else(|| {
                 Failure::Fault(Fault::from_code(
                     Code::UnknownMethod,
-                    format!("there is no method {:?}", request.method),
+                    format!("unknown method {:?}", request.method),
                 ))
             })?;
             number = method as u32 + 1;
