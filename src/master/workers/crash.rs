@@ -1,8 +1,9 @@
-//! Who ended a worker: the request that was executing when it died, its client, its method.
+//! Attribution of a worker's crash to the request that was executing, its client and its method.
 //!
-//! A death is a request's doing if the process ended itself (it exited, or ran into a fault), if the kernel ended it because
-//! memory was out, or if we did because the request took too long. Other signals come from outside, and nobody in it is to
-//! blame. An idempotent request that died once is run again first: if that goes well, it was not the request.
+//! A request caused a death if the process ended itself (it exited, or ran into a fault), if the
+//! kernel killed it because memory was out, or if the master killed it because the request took too
+//! long. Other signals come from outside, and no request is to blame. An idempotent request that
+//! caused one death is executed once more first: if it succeeds, it was not the cause.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -16,13 +17,13 @@ use crate::proto::text::Escaped;
 use crate::sys::process::{self, Exit};
 use crate::sys::socket;
 
-/// A client whose requests have ended so many workers within the time is closed.
+/// Number of deaths within a period after which the client that caused them is closed.
 const CLIENT: (usize, Duration) = (3, Duration::from_secs(60));
 
-/// A method that has is quarantined.
+/// Number of deaths within a period after which the method that caused them is quarantined.
 const METHOD: (usize, Duration) = (10, Duration::from_secs(600));
 
-/// Who has ended workers of late.
+/// Recent deaths of workers, by client and by method.
 #[derive(Debug, Default)]
 pub(crate) struct Strikes {
     clients: HashMap<ClientId, VecDeque<Instant>>,
@@ -31,17 +32,17 @@ pub(crate) struct Strikes {
 }
 
 impl Strikes {
-    /// Methods that are not run any more.
+    /// Returns the quarantined methods.
     pub(crate) fn quarantined(&self) -> &[String] {
         &self.quarantined
     }
 
-    /// Methods that a master before did not have run any more are not run by this one.
+    /// Keeps the methods quarantined that an earlier master had quarantined.
     pub(crate) fn go_on(&mut self, quarantined: Vec<String>) {
         self.quarantined = quarantined;
     }
 
-    /// Lets a method run again; whether it was quarantined.
+    /// Releases a method from quarantine. Returns whether it was quarantined.
     pub(crate) fn release(&mut self, method: &str) -> bool {
         let before = self.quarantined.len();
         self.quarantined.retain(|quarantined| quarantined != method);
@@ -49,23 +50,23 @@ impl Strikes {
         self.quarantined.len() < before
     }
 
-    /// Lets all run again.
+    /// Releases all methods.
     pub(crate) fn forgive(&mut self) {
         self.quarantined.clear();
         self.methods.clear();
     }
 
-    /// The client is gone.
+    /// Forgets a client that is gone.
     pub(crate) fn forget(&mut self, client: ClientId) {
         self.clients.remove(&client);
     }
 
-    /// A client's request has done it; whether that is enough.
+    /// Counts a death caused by a client's request. Returns whether the limit is reached.
     fn strike_client(&mut self, client: ClientId, now: Instant) -> bool {
         strike(self.clients.entry(client).or_default(), CLIENT, now)
     }
 
-    /// A method has done it; whether that is enough, for the first time.
+    /// Counts a death caused by a method. Returns whether the limit is reached for the first time.
     fn strike_method(&mut self, method: &str, now: Instant) -> bool {
         let is_enough = strike(
             self.methods.entry(method.to_owned()).or_default(),
@@ -100,19 +101,19 @@ fn strike(
     strikes.len() >= most
 }
 
-/// What the kernel has killed for want of memory, and no death explains yet. Several may be killed before the first of them
-/// has ended.
+/// Kills by the kernel for lack of memory that no death explains yet. Several processes may be
+/// killed before the first of them has ended.
 #[derive(Debug)]
 pub(crate) struct OomKills {
-    /// As the kernel counted them last.
+    /// The kernel's last count.
     counted: Option<u64>,
     unexplained: u64,
-    /// When the last of these was counted.
+    /// When the last kill was counted.
     at: Instant,
 }
 
 impl OomKills {
-    /// From now on.
+    /// Counts the kills from now on.
     pub(crate) fn new(counted: Option<u64>, now: Instant) -> OomKills {
         OomKills {
             counted,
@@ -121,10 +122,10 @@ impl OomKills {
         }
     }
 
-    /// Whether one of them explains that a process was killed just now.
+    /// Returns whether such a kill explains that a process was just killed.
     fn take(&mut self, counted: Option<u64>, now: Instant) -> bool {
         if now.duration_since(self.at) > OOM_DEATH {
-            // These were of others.
+            // The earlier kills hit other processes.
             self.unexplained = 0;
         }
         if let (Some(before), Some(after)) = (self.counted, counted)
@@ -139,24 +140,24 @@ impl OomKills {
     }
 }
 
-/// How long a process that the kernel kills may take to end.
+/// Longest time that a process killed by the kernel may take to end.
 const OOM_DEATH: Duration = Duration::from_secs(1);
 
-/// What is known of a death.
+/// Findings about a death.
 #[derive(Debug, Default)]
 pub(crate) struct Blame {
-    /// The request that was executing, as people call it.
+    /// The request that was executing, as the messages name it.
     pub(crate) request: Option<String>,
-    /// What becomes of that, as people are told.
+    /// What follows for the request, as the messages give it.
     pub(crate) outcome: &'static str,
-    /// The kernel ended it, because memory was out.
+    /// The kernel killed the worker because memory was out.
     pub(crate) is_out_of_memory: bool,
-    /// The client that has done it too often.
+    /// The client that has caused too many deaths.
     pub(crate) culprit: Option<(ClientId, Peer)>,
 }
 
 impl Blame {
-    /// How people are told what a worker died of; `failure` is what is known besides.
+    /// Describes the cause of a death for messages; `failure` is what else is known.
     pub(crate) fn cause(&self, exit: Exit, failure: Option<String>) -> String {
         let memory = if self.is_out_of_memory {
             ", the kernel was out of memory"
@@ -176,7 +177,8 @@ impl Blame {
 }
 
 impl Master {
-    /// Finds out what a worker died of, and marks who did it.
+    /// Determines the cause of a worker's death, and records the client and the method that caused
+    /// it.
     pub(crate) fn lay_blame(
         &mut self,
         exit: Exit,
@@ -199,7 +201,7 @@ impl Master {
         let Some((unleased, request)) = interrupted else {
             return blame;
         };
-        // A number that it had no method for is the worker's own mistake.
+        // A number without a method is the worker's own error.
         let method = (request.method as usize)
             .checked_sub(1)
             .and_then(|index| methods.get(index));
@@ -221,7 +223,7 @@ impl Master {
         self.telemetry.counts.reruns += u64::from(is_rerun);
         let is_its_doing = is_timed_out || blame.is_out_of_memory || exit.is_own_doing();
         if is_its_doing && !is_rerun {
-            // The one before was on trial.
+            // The death before a rerun was not counted then.
             for _ in 0..request.crash_count.clamp(1, 2) {
                 if self.workers.strikes.strike_client(client, now) {
                     blame.culprit = Some((client, peer));
@@ -248,7 +250,7 @@ impl Master {
         self.say_quarantined();
     }
 
-    /// Tells all workers which methods they do not run.
+    /// Sends all workers the list of quarantined methods.
     pub(crate) fn say_quarantined(&mut self) {
         let quarantined = self.workers.strikes.quarantined().to_vec();
         for id in self.workers.all.keys().copied().collect::<Vec<_>>() {
@@ -256,7 +258,7 @@ impl Master {
         }
     }
 
-    /// Closes a client that waits for a worker and has ended too many.
+    /// Closes a client that waits for a worker and has caused too many deaths.
     pub(crate) fn close_culprit(&mut self, client: ClientId, peer: Peer) {
         let Some(index) = self
             .clients

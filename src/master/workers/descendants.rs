@@ -1,23 +1,25 @@
-//! What methods of a worker have started, and what becomes of it when that worker ends: it is killed.
+//! Kills the processes that a worker's methods have started, when the worker ends.
 //!
-//! Each worker is the leader of a session (setsid(2)), and what it starts belongs to that until it asks for another one. The
-//! master is a subreaper (PR_SET_CHILD_SUBREAPER): the children of a worker that ends become its own. So it kills the
-//! worker's process group, and then each process group of that session whose members have come to it. A process whose
-//! parent is killed by that comes later, with the end of its parent. What has a session of its own lives on.
+//! Each worker leads a session (setsid(2)), and the processes that it starts belong to it until
+//! they ask for a session of their own. The master is a subreaper (PR_SET_CHILD_SUBREAPER): the
+//! children of a worker that ends become its own. So it kills the worker's process group, and then
+//! each process group of that session whose members it has inherited. A process whose parent is
+//! killed in this way is inherited later, when its parent ends. Processes with a session of their
+//! own live on.
 
 use crate::master::Master;
 use crate::sys::process::{self, Child};
 
 impl Master {
-    /// A worker has ended and is not collected yet: ends what is left of its session.
+    /// Ends the rest of a worker's session. The worker has ended and is not collected yet.
     pub(crate) fn end_descendants(&mut self, worker: u32) {
-        // Its group may have no other member, or it ended before it had one.
+        // The group may have no other member, or the worker ended before it had a group.
         let _ = process::kill_group(worker);
         self.workers.ended_sessions.push(worker);
     }
 
-    /// Ends what has come to the master of sessions whose leaders have ended. Forgets the sessions of which nothing is left:
-    /// from then on their numbers may be those of other processes.
+    /// Ends the processes that the master has inherited from sessions whose leaders have ended.
+    /// Forgets the sessions without processes: their numbers may then belong to other processes.
     pub(crate) fn end_sessions(&mut self) {
         if self.workers.ended_sessions.is_empty() {
             return;
@@ -38,7 +40,7 @@ impl Master {
             log::debug!(
                 "process {pid} was started by a worker that has ended; killing its process group {group}"
             );
-            // It may have ended since.
+            // The group may have ended since.
             let _ = process::kill_group(group);
         }
         self.workers

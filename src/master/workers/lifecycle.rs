@@ -1,4 +1,4 @@
-//! The lives of workers: what they say, how they end, and what the pool wants of them.
+//! The lifecycle of workers: their messages, their end, and the effects that the pool decides on.
 
 use std::io;
 use std::time::Instant;
@@ -34,7 +34,7 @@ impl Master {
         }
     }
 
-    /// A process has ended. As PID 1 of a container that may be anybody.
+    /// Handles the end of a process. For PID 1 of a container it may be any process.
     fn take_death(&mut self, pid: u32, exit: Exit, now: Instant) {
         if self
             .exporter
@@ -56,12 +56,12 @@ impl Master {
             return;
         };
         self.end_descendants(pid);
-        // Its last words, which its death did not take away.
+        // The last messages of a worker survive its death.
         while self.hear_one(id, now) {}
         let Some(mut worker) = self.workers.all.remove(&id) else {
             return;
         };
-        // It is not collected yet: until that /proc/PID is there, and the pid its own.
+        // The worker is not collected yet: until then /proc/PID exists, and the pid is its own.
         let written = match worker.shm.header().writer() {
             Some(thread) => byte_counts::written_by_thread(pid, thread).ok(),
             None => byte_counts::written_by_process(pid).ok(),
@@ -117,7 +117,8 @@ impl Master {
             .pool
             .member(id)
             .is_none_or(|member| !matches!(member.state, MemberState::Ready { .. }));
-        // Who is killed from outside, or by a request, was no worse than its successor will be: nobody waits for that.
+        // A worker killed from outside, or by a request, was no worse than its successor: the
+        // successor starts without delay.
         let is_own_doing = exit.is_own_doing() || blame.is_out_of_memory;
         let was_useful = has_answered || blame.request.is_some() || !is_own_doing;
         let delay = self.workers.pool.exited(id, was_useful, now);
@@ -175,8 +176,9 @@ impl Master {
         self.workers.seat(index).last_death = Some(cause);
     }
 
-    /// Clients that a worker does not have any more, to be leased to others: those first that have waited longest, so that
-    /// nobody waits for ever behind one who comes back fast. Returns how many.
+    /// Takes in clients whose workers do not have them any more, so that they are leased to others.
+    /// Those that have waited longest come first, so that a client that returns fast cannot delay
+    /// another for ever. Returns their number.
     pub(crate) fn take_in(&mut self, recovered: Vec<Recovered>, reason: Reason) -> usize {
         let mut movers = Vec::with_capacity(recovered.len());
         for recovered in recovered {
@@ -198,7 +200,8 @@ impl Master {
         count
     }
 
-    /// Takes all clients of a worker that are in no turn. Returns how many; the worker is yet to be told.
+    /// Revokes the leases of all clients of a worker that are in no turn. Returns their number; the
+    /// worker must be notified afterwards.
     pub(crate) fn take_all(&mut self, id: WorkerId, reason: Reason) -> usize {
         let Some(worker) = self.workers.all.get_mut(&id) else {
             return 0;
@@ -207,8 +210,9 @@ impl Master {
         self.take_in(taken, reason)
     }
 
-    /// Closes a client that has no worker and can have none. Every client that the master closes for a reason of the
-    /// daemon's own goes through here or, where the master has no [`Client`] of it, is counted by [`Master::count_lost`].
+    /// Closes a client that has no worker and can have none. All clients that the master closes for
+    /// a reason of the daemon's own are closed here or, where the master has no [`Client`] of them,
+    /// are counted by [`Master::count_lost`].
     pub(crate) fn lose(&mut self, why: Loss, reason: &io::Error, client: Client) {
         log::debug!(
             "client {} ({}) cannot be recovered: {reason}; closing it",
@@ -237,7 +241,7 @@ impl Master {
         self.listeners.gate.relieve();
     }
 
-    /// Something is to be heard of a worker, or can be said to it again.
+    /// Reads from a worker's channel, or writes to it again.
     pub(crate) fn attend(&mut self, id: WorkerId, is_writable: bool, now: Instant) {
         if let Some(worker) = self.workers.all.get_mut(&id).filter(|_| is_writable)
             && let Err(e) = worker.channel_takes_again(&self.poller)
@@ -245,11 +249,11 @@ impl Master {
             log::error!("cannot send to {}: {e}; killing it", worker.name());
             worker.kill();
         }
-        // One message, as more of them are told by the next wait.
+        // One message is enough: the next wait reports further ones.
         self.hear_one(id, now);
     }
 
-    /// Takes in one message of a worker; whether there was one.
+    /// Handles one message of a worker. Returns whether there was one.
     fn hear_one(&mut self, id: WorkerId, now: Instant) -> bool {
         let Some(worker) = self.workers.all.get_mut(&id) else {
             return false;
@@ -260,8 +264,8 @@ impl Master {
                 true
             }
             Ok(Incoming::Nothing) => false,
-            // Not its death: that is told by its being collected. But nothing will be heard of it any more. One that is
-            // about to end does so with the status that it wanted.
+            // This is not the worker's death, which its collection reports. But no message can
+            // arrive any more. A worker that is about to end does so with the status that it chose.
             Ok(Incoming::Closed) => {
                 let _ = self.poller.remove(&worker.channel);
                 worker.kill();
@@ -285,7 +289,7 @@ impl Master {
             ToMaster::Closed(slots) => self.take_done(id, &slots, |worker, slot| {
                 worker.leases.closed(slot, &worker.shm)
             }),
-            // What it gives up is the next master's.
+            // A client that the worker gives up now belongs to the next master.
             ToMaster::Released(_) if self.is_leaving() => {}
             ToMaster::Released(slots) => self.take_done(id, &slots, |worker, slot| {
                 worker.leases.released(slot, &worker.shm)
@@ -296,7 +300,7 @@ impl Master {
                     worker.failure = Some(failed.reason);
                 }
             }
-            // It is enough that the loop turns.
+            // Waking the loop is enough.
             ToMaster::HasCapacity => {}
             ToMaster::NearRequestLimit => self.workers.pool.near_request_limit(id),
         }
@@ -444,7 +448,7 @@ impl Master {
     fn not_started(&mut self, index: usize, id: WorkerId, error: &io::Error, now: Instant) {
         let reason = format!("cannot be started: {error}");
         let (delay, is_known) = match error.kind() {
-            // No fault of the worker: nobody gives up for that.
+            // This is no fault of the worker, so the pool does not give up because of it.
             NOT_NOW => (
                 self.workers.pool.postponed(id, now),
                 self.workers.last_failure.as_ref() == Some(&reason),
@@ -483,8 +487,8 @@ impl Master {
         match why {
             Late::NotReady => {
                 worker.killed_for = Some(Cause::Late);
-                // It may be what its generation is rolled back for: then the pool wants another one already, and its death
-                // will be known only later.
+                // Its generation may be rolled back because of it: then the pool wants another
+                // worker already, and the death will be known only later.
                 let config = self
                     .reloads
                     .current
@@ -537,7 +541,7 @@ impl Master {
         worker.kill();
     }
 
-    /// Tells a worker something that it must hear, some time.
+    /// Sends a worker a message that it must receive at some time.
     pub(crate) fn tell(&mut self, id: WorkerId, message: ToWorker) {
         let Some(worker) = self.workers.all.get_mut(&id) else {
             return;
@@ -558,7 +562,7 @@ impl Master {
         );
     }
 
-    /// Ends a worker's leases; those in whose turn it is it gives up itself, and leaves.
+    /// Ends a worker's leases. The worker itself gives up clients that are in a turn, and exits.
     pub(crate) fn drain_worker(&mut self, id: WorkerId, reason: &str) {
         let moved = self.take_all(id, Reason::Drain);
         let Some(worker) = self.workers.all.get(&id) else {
@@ -576,7 +580,7 @@ impl Master {
     }
 }
 
-/// The rules by which a worker is to serve.
+/// Returns the settings that a worker must use.
 fn settings(config: &Config, id: WorkerId, buffers: u64) -> Settings {
     let limits = &config.limits;
     let max_requests = config
@@ -597,8 +601,9 @@ fn settings(config: &Config, id: WorkerId, buffers: u64) -> Settings {
     }
 }
 
-/// After how many requests a worker's successor is got ready: from nine tenths to nineteen twentieths of those that it
-/// may answer, by its id, so that workers that began together do not end together.
+/// Returns after how many requests a worker's successor is prepared: from nine tenths to nineteen
+/// twentieths of the request limit, by the worker's id, so that workers that started together do
+/// not end together.
 fn worn_at(most: u64, id: WorkerId) -> u64 {
     let spread = most / 20;
     most - spread - id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) % (spread + 1)

@@ -24,34 +24,34 @@ pub(crate) mod trust;
 pub(crate) mod watchdog;
 pub(crate) mod worker;
 
-/// A seat among the workers: what stays when its worker is replaced.
+/// A seat among the workers, which persists when its worker is replaced.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct SeatTotals {
-    /// Workers that were here.
+    /// Number of workers that this seat has had.
     pub(crate) spawned: u64,
-    /// What those before the present ones did.
+    /// Totals of the seat's earlier workers.
     pub(crate) totals: Totals,
-    /// How the last one ended that was not asked to.
+    /// How the last worker ended that was not asked to end.
     pub(crate) last_death: Option<String>,
 }
 
-/// The workers, and what is known of those that are gone.
+/// All workers, and the records of earlier ones.
 #[derive(Debug)]
 pub(crate) struct Workers {
     pub(crate) pool: Pool,
     pub(crate) all: BTreeMap<WorkerId, Worker>,
     pub(crate) seats: Vec<SeatTotals>,
-    /// Set while all workers are of another version: no others are started before they are gone.
+    /// Set while all workers are of another version: no new worker is started before they are gone.
     pub(crate) outgoing: Option<Outgoing>,
     pub(crate) watch: Watch,
     pub(crate) rebalancer: Rebalancer,
     pub(crate) requested_rebalance: Option<AskedBalance>,
     pub(crate) strikes: Strikes,
-    /// How the last worker ended that was not asked to.
+    /// How the last worker ended that was not asked to end.
     pub(crate) last_failure: Option<String>,
     pub(crate) oom_kills: OomKills,
-    /// Sessions of workers that have ended, in which processes may be left.
+    /// Sessions of ended workers in which processes may still run.
     pub(crate) ended_sessions: Vec<u32>,
     /// The program that workers execute.
     pub(crate) executable: Executable,

@@ -1,8 +1,9 @@
-//! Ends the workers of another version that an upgrade has taken over: they speak another channel, or their shared memory has another
-//! layout, so that nothing is leased to them any more.
+//! Ends the workers of another version that an upgrade has taken over. Their channel protocol or
+//! the layout of their shared memory differs, so nothing is leased to them any more.
 //!
-//! No new worker is started beside them. The lease of each client that is in no turn is taken at once; what executes gets
-//! `restart-grace`, as at a restart. Then they are killed, and whoever they still had is recovered as after every death.
+//! No new worker is started until they are gone. The lease of each client that is in no turn is
+//! revoked at once; executing requests get `restart-grace`, as at a restart. Then the workers are
+//! killed, and the clients that they still had are recovered as after every death.
 
 use std::time::{Duration, Instant};
 
@@ -11,13 +12,13 @@ use crate::master::telemetry::counters::Reason;
 use crate::proto::control::{About, Kind};
 use crate::proto::names::WorkerId;
 
-/// Between two looks at turns that go on.
+/// Time between two checks of turns that last.
 const TICK: Duration = Duration::from_millis(5);
 
-/// All workers that there are are to end.
+/// Set while all existing workers must end.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
-    /// Then they are killed, whatever they execute.
+    /// When the workers are killed, whatever they execute.
     until: Instant,
     next_look: Instant,
 }
@@ -36,14 +37,15 @@ impl Outgoing {
 }
 
 impl Master {
-    /// The end has begun: what executes there gets no more time.
+    /// Ends the grace of executing requests, as the daemon stops or restarts.
     pub(crate) fn hurry_outgoing(&mut self, now: Instant) {
         if let Some(outgoing) = &mut self.workers.outgoing {
             (outgoing.until, outgoing.next_look) = (now, now);
         }
     }
 
-    /// Takes the clients of workers of another version, and ends those that have no more. Whether any are left.
+    /// Revokes the clients of workers of another version, and ends those workers that have none
+    /// left. Returns whether any workers are left.
     pub(crate) fn end_outgoing(&mut self, now: Instant) -> bool {
         let Some(outgoing) = &mut self.workers.outgoing else {
             return false;

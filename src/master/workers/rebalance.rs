@@ -1,4 +1,4 @@
-//! Moving busy clients from workers with much to do to workers with little: automatically, and when asked to.
+//! Moves busy clients from loaded workers to less loaded ones, automatically and on request.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::proto::control::{About, Kind, MovedLoad};
 use crate::proto::names::WorkerId;
 use crate::sys::clock;
 
-/// A rebalancing that was asked for: who is being watched.
+/// A requested rebalancing, with the worker whose clients are counted.
 #[derive(Debug)]
 pub(crate) struct AskedBalance {
     pub(crate) asker: Asker,
@@ -24,7 +24,7 @@ pub(crate) struct AskedBalance {
 }
 
 impl Master {
-    /// Moves load, if it has been uneven for a while.
+    /// Moves load if it has been uneven for a while.
     pub(crate) fn balance(&mut self, now: Instant) {
         let loads = self.loads(now);
         match self.workers.rebalancer.look(&loads, now) {
@@ -49,7 +49,7 @@ impl Master {
         }
     }
 
-    /// How busy the workers are that can be given clients.
+    /// Returns the load of the workers that can be given clients.
     pub(crate) fn loads(&self, now: Instant) -> Vec<WorkerLoad> {
         let clock = clock::monotonic();
         let load = |worker: &Worker| {
@@ -74,7 +74,8 @@ impl Master {
         }
     }
 
-    /// Who would have to move from a worker, by what its clients asked since they were begun to be counted.
+    /// Returns the moves that would relieve a worker, by the requests of its clients since the
+    /// count began.
     pub(crate) fn plan(&self, from: WorkerId, loads: &[WorkerLoad]) -> Vec<Move> {
         let (Some(worker), Some(load)) = (
             self.workers.all.get(&from),
@@ -93,7 +94,8 @@ impl Master {
         rebalance::plan(load, loads, &clients)
     }
 
-    /// Takes these clients, those of them that are in no turn, and has them leased to where they are to go.
+    /// Revokes those of these clients that are in no turn, and has them leased to their new
+    /// workers.
     pub(crate) fn move_clients(&mut self, from: WorkerId, moves: Vec<Move>) {
         let Some(worker) = self.workers.all.get_mut(&from) else {
             return;
@@ -116,7 +118,7 @@ impl Master {
     }
 }
 
-/// What moves come to, as it is told: one line for each worker that gets some.
+/// Returns the summary of moves for the reply: one line for each worker that gets clients.
 pub(crate) fn sum_up(from: WorkerId, moves: &[Move]) -> Vec<MovedLoad> {
     let mut sums: BTreeMap<WorkerId, (u64, f64)> = BTreeMap::new();
     for Move { to, load, .. } in moves {
@@ -133,5 +135,5 @@ pub(crate) fn sum_up(from: WorkerId, moves: &[Move]) -> Vec<MovedLoad> {
         .collect()
 }
 
-/// So long a worker's share of time says little about it.
+/// Age below which a worker's share of time means little.
 const WARM_UP: Duration = Duration::from_secs(3);

@@ -1,7 +1,8 @@
-//! Whether what a worker counts is believed.
+//! Checks whether the counters of a worker are plausible.
 //!
-//! A worker writes its counters itself, and a broken one may write anything. So each look at them is compared with the one
-//! before: what cannot be true is not added to any total, and what the worker had counted until then stays.
+//! A worker writes its counters itself, and a broken worker may write anything. So each reading is
+//! compared with the one before: implausible counts are added to no total, and the last plausible
+//! counters stay.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use crate::proto::names::WorkerId;
 use crate::shm::{Counters, Header, MasterShm};
 use crate::sys::clock;
 
-/// What is believed of a worker's counters.
+/// The last counters of a worker that were plausible.
 #[derive(Debug)]
 pub(crate) struct Believed {
     counters: Counters,
@@ -21,7 +22,7 @@ pub(crate) struct Believed {
 }
 
 impl Believed {
-    /// Of a worker that has run since then.
+    /// Creates the record of a worker that has run since `at`.
     pub(crate) fn new(at: Instant) -> Believed {
         Believed {
             counters: Counters::default(),
@@ -30,7 +31,8 @@ impl Believed {
         }
     }
 
-    /// Of a worker whose counters are not believed any more since they were these.
+    /// Creates the record of a worker whose counters are rejected: these were its last plausible
+    /// ones.
     pub(crate) fn with_counters(counters: Counters, at: Instant) -> Believed {
         Believed {
             counters,
@@ -43,14 +45,15 @@ impl Believed {
         &self.counters
     }
 
-    /// What was believed last, if nothing is any more.
+    /// Returns the last plausible counters if the later ones were rejected.
     pub(crate) fn last(&self) -> Option<&Counters> {
         self.is_broken.then_some(&self.counters)
     }
 
-    /// Looks at them again. Why they are not believed any more, once.
+    /// Reads the counters again. Returns, once, why they are rejected.
     ///
-    /// By the time that has really passed: workers may have run in a gap of the master's own.
+    /// The comparison uses the time that has really passed: workers may have run in a gap of the
+    /// master's own.
     fn look(&mut self, header: Header<'_>, methods: usize) -> Option<&'static str> {
         if self.is_broken {
             return None;
@@ -64,13 +67,13 @@ impl Believed {
         fault
     }
 
-    /// The worker is gone, which was in a turn for so long: all that it counted.
+    /// Adds the last turn of a worker that is gone, which lasted for `turn`.
     fn close(&mut self, turn: Duration) {
         self.counters.close(turn);
     }
 }
 
-/// How long the turn has lasted in which a worker was when it ended.
+/// Returns how long the turn lasted in which a worker ended.
 fn last_turn(header: Header<'_>) -> Duration {
     let turn = header
         .turn()
@@ -78,14 +81,15 @@ fn last_turn(header: Header<'_>) -> Duration {
     Duration::from_nanos(turn)
 }
 
-/// All that a worker counted that a master before had, in its shared memory; or why that is not believed.
+/// Returns the counters of a worker of an earlier master from its shared memory, or the reason why
+/// they are rejected.
 pub(crate) fn counted_on(shm: &MasterShm, methods: usize) -> Result<Counters, &'static str> {
     shm.settle();
     let mut counters = Counters::read(shm.header());
     if shm.layout().version() < 2 {
         counters.accept_unrecorded();
     }
-    // It was started after the machine.
+    // The worker was started after the machine.
     let passed = Duration::from_nanos(clock::monotonic());
     match counters.fault(&Counters::default(), passed, methods) {
         Some(fault) => Err(fault),
@@ -97,7 +101,7 @@ pub(crate) fn counted_on(shm: &MasterShm, methods: usize) -> Result<Counters, &'
 }
 
 impl Master {
-    /// Looks at the counters of all workers, so that the totals are those of now.
+    /// Reads the counters of all workers, so that the totals are current.
     pub(crate) fn look_at_counters(&mut self) {
         for id in self.workers.all.keys().copied().collect::<Vec<_>>() {
             self.look_at_counters_of(id);
@@ -117,7 +121,7 @@ impl Master {
         }
     }
 
-    /// What a worker has counted is not believed.
+    /// Reports that the counters of a worker are rejected.
     pub(crate) fn reject_counters(&mut self, name: &str, why: &str) {
         self.telemetry.counts.rejected_counters += 1;
         log::error!(
@@ -125,7 +129,7 @@ impl Master {
         );
     }
 
-    /// A worker has ended: adds all that it has counted to the totals.
+    /// Adds the counters of a worker that has ended to the totals.
     pub(crate) fn count_in(&mut self, worker: &mut Worker) {
         worker.shm.settle();
         if let Some(why) = worker
@@ -138,7 +142,7 @@ impl Master {
         self.add_counters(worker.seat, worker.believed.counters(), &worker.methods);
     }
 
-    /// Adds what a worker that is gone has counted in this seat to the totals.
+    /// Adds the counters of a worker of this seat that is gone to the totals.
     pub(crate) fn add_counters(
         &mut self,
         seat: usize,

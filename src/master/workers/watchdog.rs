@@ -1,13 +1,17 @@
-//! Watching workers while they have clients: who is stuck, and who has become too busy.
+//! Watches workers while they have clients: which of them are stuck, and which are too busy.
 //!
-//! Every half `stall-timeout` the master looks at the shared memory. A worker that shows no sign of life since the last look is
-//! asked for one. A worker that has been in one turn, or has not answered, for `stall-timeout` is stuck: it gets no new
-//! leases, and all its clients but the one that it is stuck with are taken, without asking it. When it beats again it
-//! gets work again; if it does not within `request-timeout`, it is killed, but not without a last look: it may be back
-//! since the one before. Without clients nobody looks, and nobody wakes up.
+//! Every half `stall-timeout` the master looks at the shared memory. A worker that shows no sign of
+//! life since the last check is sent a ping. A worker that has been in one turn, or has not
+//! answered, for `stall-timeout` is stuck: it gets no new leases, and all its clients but the one
+//! that it is stuck with are revoked, without asking it. When its heartbeat returns, it gets work
+//! again; if that does not happen within `request-timeout`, it is killed, but only after one more
+//! check: it may have recovered since the last one. Without clients there are no checks and no
+//! wake-ups.
 //!
 //! A worker that is only kept waiting for a CPU is not stuck. Its clients would have to wait for one elsewhere as well, and
-//! on a machine that is too busy they were moved to and fro so fast that hardly anybody was served.
+//! A worker that only waits for a CPU is not stuck. Its clients would have to wait for one
+//! elsewhere as well, and on an overloaded machine they were moved to and fro so fast that hardly
+//! any was served.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +26,7 @@ use crate::proto::control::{About, Kind};
 use crate::proto::names::WorkerId;
 use crate::sys::{clock, process};
 
-/// When who is looked at next.
+/// When the next checks are due.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
     next_look: Option<Instant>,
@@ -39,31 +43,31 @@ impl Watch {
 }
 
 impl Worker {
-    /// Since when it has been in the turn that it is in: ns of CLOCK_MONOTONIC.
+    /// Returns when the current turn began: ns of CLOCK_MONOTONIC.
     fn turn_since(&self) -> Option<u64> {
         self.shm.header().turn().map(|turn| turn.since)
     }
 
-    /// Whether it is in the middle of a request.
+    /// Returns whether the worker is executing a request.
     pub(crate) fn is_executing(&self) -> bool {
         let turn = self.shm.header().turn();
         turn.and_then(|turn| self.shm.slot(turn.slot)?.executing())
             .is_some()
     }
 
-    /// The method that it executes, if that takes longer than a moment.
+    /// Returns the method that the worker executes, if that takes longer than a moment.
     pub(crate) fn method_in_turn(&self) -> Option<&str> {
         self.method_of(self.shm.header().executing()?)
     }
 
-    /// The method of this number.
+    /// Returns the name of the method with this number.
     fn method_of(&self, number: u32) -> Option<&str> {
         let method = self.methods.get((number as usize).checked_sub(1)?)?;
         Some(&method.name)
     }
 
-    /// Looks whether it shows signs of life, and asks it for one if not. How long it has been stuck, if it may be; and when
-    /// that would be for `limit`.
+    /// Checks for a heartbeat, and sends a ping if there is none. Returns how long the worker may
+    /// have been stuck, and when that reaches `limit`.
     fn check_heartbeat(
         &mut self,
         limit: Duration,
@@ -98,7 +102,8 @@ impl Worker {
         )
     }
 
-    /// Whether it has been silent for want of a CPU: it could run, and has hardly done so since.
+    /// Returns whether the worker was silent for lack of a CPU: it is runnable, and has hardly run
+    /// since.
     fn is_starved(&self, limit: Duration) -> bool {
         let (Some(then), Some(now)) = (self.heartbeat.ran, process::scheduling(self.pid)) else {
             return false;
@@ -107,7 +112,8 @@ impl Worker {
     }
 }
 
-/// How long ago that was, by the same clock, without the time in which this process could not run.
+/// Returns the time since `since`, by the same clock, without the time in which this process could
+/// not run.
 fn ago(since: u64, clock: &LoopClock) -> Duration {
     Duration::from_nanos(
         clock::monotonic()
@@ -117,13 +123,13 @@ fn ago(since: u64, clock: &LoopClock) -> Duration {
 }
 
 impl Master {
-    /// There may be leases now: somebody has to look at them.
+    /// Schedules a check, as there may be leases now.
     pub(crate) fn watch_from(&mut self, now: Instant) {
         if self.workers.watch.next_look.is_none()
             && self.workers.all.keys().any(|id| self.is_watched(*id))
         {
             self.workers.watch.next_look = Some(now + self.stall_limit() / 2);
-            // A look begins the next one, and must not put this off with it.
+            // Each check schedules the next one here, and must not postpone the rebalancing.
             if self.settings.config.workers.rebalance == RebalanceMode::Auto {
                 self.workers
                     .watch
@@ -133,7 +139,7 @@ impl Master {
         }
     }
 
-    /// After which time a worker is stuck.
+    /// Returns the time after which a worker is stuck.
     fn stall_limit(&self) -> Duration {
         let limits = &self.settings.config.limits;
         limits
@@ -141,7 +147,8 @@ impl Master {
             .map_or(limits.stall_timeout, |most| most.min(limits.stall_timeout))
     }
 
-    /// Whether a worker is looked at: while it has clients, and until it is back when it is stuck.
+    /// Returns whether a worker is watched: while it has clients, and, if it is stuck, until it
+    /// recovers.
     fn is_watched(&self, id: WorkerId) -> bool {
         let has_clients = self
             .workers
@@ -156,20 +163,21 @@ impl Master {
                 .is_some_and(|member| member.is_stalled)
     }
 
-    /// The configuration is another one now: a look that was planned by the old one may come too late, or not be wanted.
+    /// Schedules the checks by a new configuration: one that was planned by the old one may be too
+    /// late or unwanted.
     pub(crate) fn watch_anew(&mut self, now: Instant) {
         self.workers.watch = Watch::default();
         self.watch_from(now);
     }
 
-    /// The last client has left: nobody is looked at, unless somebody is stuck.
+    /// Ends the checks after the last client has left, unless a worker is stuck.
     pub(crate) fn rest(&mut self) {
         if !self.workers.pool.members().any(|member| member.is_stalled) {
             self.workers.watch = Watch::default();
         }
     }
 
-    /// Looks at the workers, if it is time to.
+    /// Checks the workers if a check is due.
     pub(crate) fn look_at_workers(&mut self, now: Instant) {
         let is_last_look = self
             .workers
@@ -200,13 +208,13 @@ impl Master {
         }
     }
 
-    /// Looks at one worker; when it would be stuck.
+    /// Checks one worker. Returns when it would be stuck.
     fn look_at(&mut self, id: WorkerId, limit: Duration, now: Instant) -> Option<Instant> {
         let is_watched = self.is_watched(id);
         let worker = self.workers.all.get_mut(&id).filter(|_| is_watched)?;
         let member = *self.workers.pool.member(id)?;
         if matches!(member.state, MemberState::Held { .. }) {
-            // It was in a turn when it was taken from before, perhaps.
+            // The worker may have been in a turn at the last attempt.
             self.revoke_and_notify(id, Reason::Hold);
             return None;
         }
@@ -256,7 +264,8 @@ impl Master {
         None
     }
 
-    /// Takes all clients of a worker that are in no turn, and has it drop its copies. Returns how many.
+    /// Revokes the leases of all clients of a worker that are in no turn, and has it drop its
+    /// copies. Returns their number.
     pub(crate) fn revoke_and_notify(&mut self, id: WorkerId, reason: Reason) -> usize {
         let moved = self.take_all(id, reason);
         if moved > 0 {
@@ -265,7 +274,8 @@ impl Master {
         moved
     }
 
-    /// The same of a worker that is stuck for so long, which is not held against its clients.
+    /// Does the same for a worker that has been stuck for `silent`, which does not count against
+    /// its clients.
     fn revoke_stalled(&mut self, id: WorkerId, silent: Duration) -> usize {
         let Some(worker) = self.workers.all.get_mut(&id) else {
             return 0;
@@ -282,12 +292,12 @@ impl Master {
         moved
     }
 
-    /// A worker, and whose request it is that it executes, if it executes one.
+    /// Returns the name of a worker with the request that it executes, if there is one.
     fn name_with_request(&self, id: WorkerId) -> String {
         let worker = &self.workers.all[&id];
         let turn = worker.shm.header().turn();
         let client = turn.and_then(|turn| worker.leases.in_turn(turn.slot, &worker.shm));
-        // The slot tells of inline methods, too.
+        // The slot has the numbers of inline methods, too.
         let number = turn.and_then(|turn| worker.shm.slot(turn.slot)?.executing());
         match (client, number.and_then(|number| worker.method_of(number))) {
             (Some(client), Some(method)) => {
@@ -303,8 +313,8 @@ impl Master {
     }
 }
 
-/// Who has run for so long without a beat is in no ordinary turn.
+/// A worker that has run for longer without a heartbeat is in no ordinary turn.
 const LONG_RUN: Duration = Duration::from_millis(10);
 
-/// The next look is not sooner than that, whatever the clocks say.
+/// Shortest time until the next check, whatever the clocks show.
 const MIN_WAIT: Duration = Duration::from_millis(1);

@@ -18,14 +18,16 @@ use crate::shm::{Layout, MasterShm};
 use crate::sys::poll::{Interest, Poller};
 use crate::sys::process::{self, Executable};
 
-/// Fresh leases that a worker may have that it has not picked up: so many clients can come to wait behind a request
-/// that it is stuck in.
+/// Most fresh leases that a worker may have without having picked them up: at most this many
+/// clients can wait behind a request that blocks it.
 const WINDOW: u64 = 16;
 
-/// The same for clients that were leased before: they are there anyway, and few messages are better than many.
+/// The same limit for clients that were leased before: they exist anyway, and few messages are
+/// better than many.
 const RESCUE_WINDOW: u64 = 4 * MAX_LEASES as u64;
 
-/// The kind of error of a worker that cannot be started for what others have under way, and is to be tried again soon.
+/// Kind of the error when a worker cannot be started because of what is in flight elsewhere. The
+/// start is retried soon.
 pub(crate) const NOT_NOW: io::ErrorKind = io::ErrorKind::ResourceBusy;
 
 /// A worker process.
@@ -40,52 +42,53 @@ pub(crate) struct Worker {
     pub(crate) shm: MasterShm,
     pub(crate) leases: Leases,
     pub(crate) methods: Vec<MethodName>,
-    /// Why it will not be ready, in its own words.
+    /// Why the worker will not become ready, in its own words.
     pub(crate) failure: Option<String>,
-    /// It has served, or could have.
+    /// The worker has served, or could have.
     pub(crate) has_been_ready: bool,
-    /// What it has counted, as far as that is believed.
+    /// The worker's counters, as far as they are plausible.
     pub(crate) believed: Believed,
     pub(crate) heartbeat: Heartbeat,
-    /// Why we are killing it, if that is for something that it did.
+    /// Why the master is killing the worker, if that is for something that it did.
     pub(crate) killed_for: Option<Cause>,
-    /// It is being killed because a request executed for too long.
+    /// The worker is being killed because a request executed for too long.
     pub(crate) is_timed_out: bool,
-    /// It is being killed because it was still starting when nobody needed it any more.
+    /// The worker is being killed because it was still starting when it was no longer needed.
     pub(crate) is_unneeded: bool,
-    /// Its channel takes nothing at the moment.
+    /// The channel accepts no message at the moment.
     is_full: bool,
-    /// The poller tells when it does.
+    /// The poller reports when the channel accepts messages again.
     is_watched: bool,
-    /// Leases that it had picked up when no more could be sent: there is room once there are more.
+    /// Number of leases picked up when no more could be sent: there is space when it has grown.
     full_at: Option<u64>,
-    /// What waits until it does.
+    /// Messages that wait for the channel.
     unsaid: VecDeque<ToWorker>,
 }
 
-/// When a worker was last seen to turn.
+/// When the loop of a worker was last seen to turn.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Heartbeat {
-    /// Its beats then.
+    /// The number of heartbeats then.
     pub(crate) heartbeats: u64,
-    /// Since when it has been asked to show that it does.
+    /// Since when a ping has been unanswered.
     pub(crate) asked: Option<Instant>,
-    /// How long it had run when it was first found silent.
+    /// How long the worker had run when it was first found silent.
     pub(crate) ran: Option<Duration>,
 }
 
 impl Worker {
-    /// Kills the process. Its death is collected as any other.
+    /// Kills the process. Its death is collected like every other.
     pub(crate) fn kill(&self) {
         if let Err(e) = process::kill_child(self.pid) {
             log::error!("cannot kill {}: {e}", self.name());
         }
     }
 
-    /// Runs a worker and tells it who it is. What it says comes by its channel.
+    /// Starts a worker and sends it its settings. Its messages arrive over its channel.
     ///
     /// # Errors
-    /// Those of the system calls; [`NOT_NOW`] when the kernel takes no more descriptors at the moment.
+    /// Those of the system calls; [`NOT_NOW`] when the kernel accepts no more descriptors at the
+    /// moment.
     pub(crate) fn spawn(
         executable: &Executable,
         start: Start,
@@ -98,12 +101,12 @@ impl Worker {
         let (id, seat, generation) = (start.worker, start.seat as usize, start.generation);
         let arguments = ["worker".to_owned(), id.to_string()];
         let name = start.name.clone();
-        // First of all, so that a worker that runs finds it there.
+        // This is sent first, so that a running worker finds it there.
         let descriptors: Vec<BorrowedFd<'_>> =
             std::iter::once(shm.file().as_fd()).chain(queues).collect();
         match channel.send(&ToWorker::Start(Box::new(start)), &descriptors)? {
             Sent::Queued => {}
-            // Its queue is empty, so there is no room for descriptors anywhere.
+            // The new queue is empty, so the limit of descriptors in flight is reached.
             Sent::Full | Sent::Closed => {
                 return Err(io::Error::new(
                     NOT_NOW,
@@ -123,7 +126,8 @@ impl Worker {
         ))
     }
 
-    /// One that runs: just now, or since before this process became this program.
+    /// Creates the record of a running worker: one just started, or one from before this process
+    /// became this program.
     pub(crate) fn adopt(
         (id, pid, seat, generation): (WorkerId, u32, usize, Generation),
         channel: Channel<ToWorker, ToMaster>,
@@ -156,12 +160,12 @@ impl Worker {
         }
     }
 
-    /// Whether it has been told all that it is to hear.
+    /// Returns whether all messages for the worker are sent.
     pub(crate) fn is_told_all(&self) -> bool {
         self.unsaid.is_empty()
     }
 
-    /// An event of it.
+    /// Returns the subject of an event about this worker.
     pub(crate) fn about(&self) -> About {
         About {
             worker: Some(self.id),
@@ -172,7 +176,7 @@ impl Worker {
         }
     }
 
-    /// How people call it.
+    /// Returns the worker's name for messages.
     pub(crate) fn name(&self) -> String {
         format!(
             "worker {} (pid {}, gen {})",
@@ -180,7 +184,8 @@ impl Worker {
         )
     }
 
-    /// How dispatch sees it, as a worker that may be given clients; `now` is ns of CLOCK_MONOTONIC.
+    /// Returns the worker as dispatch sees it, as a candidate for clients; `now` is ns of
+    /// CLOCK_MONOTONIC.
     pub(crate) fn candidate(&self, is_rescue: bool, now: u64) -> Candidate {
         let header = self.shm.header();
         let waiting = self.leases.given().saturating_sub(header.picked_up());
@@ -195,7 +200,8 @@ impl Worker {
         }
     }
 
-    /// Whether it may be given one client more, with so many not picked up of which so many may be.
+    /// Returns whether the worker may be given one more client, when `waiting` clients are not
+    /// picked up and `window` is their limit.
     fn takes(&self, waiting: u64, window: u64) -> bool {
         let has_picked_up = self
             .full_at
@@ -203,7 +209,7 @@ impl Worker {
         !self.is_full && has_picked_up && waiting < window && self.leases.has_free_slot()
     }
 
-    /// Whether it may be given a fresh client.
+    /// Returns whether the worker may be given a fresh client.
     pub(crate) fn has_capacity(&self) -> bool {
         self.takes(
             self.leases
@@ -213,19 +219,19 @@ impl Worker {
         )
     }
 
-    /// Asks to be told when it picks up more; whether it has room already.
+    /// Asks the worker to report when it picks up more. Returns whether it has capacity already.
     pub(crate) fn want_capacity(&self) -> bool {
         let picked_up = self.shm.header().want_capacity();
         self.takes(self.leases.given().saturating_sub(picked_up), WINDOW)
     }
 
-    /// Says something that must not be lost: what the channel does not take now is said when it does.
+    /// Sends a message that must not be lost: if the channel is full, the message is sent later.
     pub(crate) fn say(&mut self, message: ToWorker) -> io::Result<()> {
         self.unsaid.push_back(message);
         self.say_unsaid()
     }
 
-    /// Says what has waited for the channel.
+    /// Sends the messages that wait for the channel.
     pub(crate) fn say_unsaid(&mut self) -> io::Result<()> {
         while let Some(message) = self.unsaid.front() {
             match self.channel.send(message, &[])? {
@@ -239,14 +245,15 @@ impl Worker {
         Ok(())
     }
 
-    /// Says something that is of no use later. A channel that is full has enough to be heard.
+    /// Sends a message that is useless later. It is dropped if the channel is full, as the worker
+    /// then has enough to read.
     pub(crate) fn mention(&mut self, message: &ToWorker) {
         if self.unsaid.is_empty() {
             let _ = self.channel.send(message, &[]);
         }
     }
 
-    /// Has the poller tell when a channel that is full takes messages again.
+    /// Has the poller report when a full channel accepts messages again.
     pub(crate) fn watch_channel(&mut self, poller: &Poller) {
         if self.is_full && !self.is_watched {
             self.is_watched = poller
@@ -255,7 +262,7 @@ impl Worker {
         }
     }
 
-    /// The poller has told that the channel takes messages again.
+    /// Handles the poller's report that the channel accepts messages again.
     pub(crate) fn channel_takes_again(&mut self, poller: &Poller) -> io::Result<()> {
         if self.is_watched {
             (self.is_full, self.is_watched) = (false, false);
@@ -264,8 +271,8 @@ impl Worker {
         self.say_unsaid()
     }
 
-    /// Sends the leases that are waiting to be sent, in as few messages as it takes. Returns the clients that it had to
-    /// take back because the channel is full.
+    /// Sends the waiting leases in as few messages as possible. Returns the clients that were
+    /// withdrawn because the channel is full.
     pub(crate) fn flush(&mut self) -> io::Result<Vec<Recovered>> {
         while let Some(batch) = self.leases.next_batch() {
             let (leases, sockets): (Vec<_>, Vec<BorrowedFd<'_>>) =
@@ -274,8 +281,8 @@ impl Worker {
                 Sent::Queued => {}
                 Sent::Full => {
                     let back = self.leases.withdraw(batch, &self.shm);
-                    // Too many descriptors may be under way, which no poller tells the end of: a pick-up does. Where nothing
-                    // is to be picked up, it is the channel.
+                    // Too many descriptors may be in flight. No poller reports the end of that, but
+                    // a pick-up does. If nothing is left to pick up, the channel is full.
                     let picked_up = self.shm.header().want_capacity();
                     if picked_up < self.leases.given() {
                         self.full_at = Some(picked_up);
@@ -284,7 +291,8 @@ impl Worker {
                     }
                     return Ok(back);
                 }
-                // It is dead. Its reaping finds them in its shared memory like all others.
+                // The worker is dead. Its collection finds these clients in its shared memory like
+                // all others.
                 Sent::Closed => {}
             }
         }
