@@ -1,13 +1,13 @@
-//! Who may do what over the control socket: decided by who asked, each time somebody asks.
+//! Access to the control socket: each request is decided by the role of its peer at that time.
 //!
-//! | named in `[control]` | may change things | may look as well | can connect, unless `mode` is set |
+//! | named in `[control]` | may change things | may also look | can connect, unless `mode` is set |
 //! |---|---|---|---|
-//! | neither group | root, the daemon's user | whoever can connect | the daemon's user and its group (0660) |
-//! | `admin-group` | they and its members | nobody else | everybody (0666) |
-//! | `read-group` | root, the daemon's user | its members | everybody (0666) |
-//! | both | they and members of `admin-group` | members of `read-group` | everybody (0666) |
+//! | neither group | root, the daemon's user | all that can connect | the daemon's user and group (0660) |
+//! | `admin-group` | these two and its members | no others | all users (0666) |
+//! | `read-group` | root, the daemon's user | its members | all users (0666) |
+//! | both | these two, members of `admin-group` | members of `read-group` | all users (0666) |
 //!
-//! Whoever may do neither is refused when it connects.
+//! A peer that may do neither is refused when it connects.
 
 use std::fmt;
 use std::io;
@@ -18,31 +18,31 @@ use crate::proto::control::{Refusal, RefusalCode};
 use crate::sys::socket::{self, Credentials};
 use crate::sys::user::{Group, Unmapped, User};
 
-/// What somebody may do; each may also do what those before it may.
+/// Rights over the control socket; each role includes the rights of those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Role {
-    /// Nothing.
+    /// The peer may do nothing.
     Nobody,
-    /// Look.
+    /// The peer may look.
     Reader,
-    /// Change things.
+    /// The peer may change things.
     Admin,
 }
 
-/// Who asks, as the kernel knew it when it connected (SO_PEERCRED and SO_PEERGROUPS): a process may become another user
-/// since, and hand its connection on.
+/// A control client's peer, as the kernel knew it when it connected (SO_PEERCRED and
+/// SO_PEERGROUPS): a process may become another user later, or pass its connection on.
 #[derive(Clone, Debug)]
 pub(crate) struct ControlPeer {
     pub(crate) credentials: Credentials,
-    /// Its primary group among them.
+    /// All groups, including the primary one.
     groups: Vec<u32>,
 }
 
 impl ControlPeer {
-    /// Who is at the other end.
+    /// Reads the credentials of the process that connected.
     pub(crate) fn from_socket(socket: impl AsFd) -> io::Result<ControlPeer> {
         let credentials = socket::credentials(&socket)?;
-        // A kernel that does not tell them lets nobody in by them.
+        // If the kernel does not report the groups, they give no access.
         let mut groups = socket::groups(&socket).unwrap_or_default();
         groups.push(credentials.gid);
         Ok(ControlPeer {
@@ -68,19 +68,19 @@ impl fmt::Display for ControlPeer {
     }
 }
 
-/// Who has which role.
+/// Assigns roles to peers.
 #[derive(Debug)]
 pub(crate) struct Roles {
-    /// The daemon's.
+    /// The daemon's user.
     user: User,
     admins: Option<Group>,
     readers: Option<Group>,
-    /// Numbers that give no right, as everybody from outside of the user namespace has them.
+    /// Numbers that give no right, because all users from outside the user namespace have them.
     unmapped: Unmapped,
 }
 
 impl Roles {
-    /// `user` is the daemon's.
+    /// Creates the roles of a configuration. `user` is the daemon's.
     pub(crate) fn new(user: User, control: &ControlConfig, unmapped: Unmapped) -> Roles {
         if unmapped.user == Some(user.uid) {
             log::warn!(
@@ -97,7 +97,7 @@ impl Roles {
         }
     }
 
-    /// Whether that is root, or the daemon's user.
+    /// Returns whether the user is root or the daemon's user.
     fn is_owner(&self, uid: u32) -> bool {
         (uid == 0 || uid == self.user.uid) && self.unmapped.user != Some(uid)
     }
@@ -106,12 +106,12 @@ impl Roles {
         who.is_in(group) && group.as_ref().map(|group| group.gid) != self.unmapped.group
     }
 
-    /// From now on those of another configuration.
+    /// Applies the roles of another configuration.
     pub(crate) fn change(&mut self, control: &ControlConfig) {
         (self.admins, self.readers) = (control.admin_group.clone(), control.read_group.clone());
     }
 
-    /// Name and number of the daemon's user.
+    /// Returns name and number of the daemon's user.
     pub(crate) fn user(&self) -> (String, u32) {
         (self.user.name.clone(), self.user.uid)
     }
@@ -128,10 +128,10 @@ impl Roles {
         }
     }
 
-    /// Lets those pass who have this role, or more than that.
+    /// Checks that the peer has this role or a higher one.
     ///
     /// # Errors
-    /// `forbidden`, with who they would have to be.
+    /// `forbidden`, naming the users and groups that would be allowed.
     pub(crate) fn need(&self, role: Role, who: &ControlPeer) -> Result<(), Refusal> {
         if self.of(who) >= role {
             return Ok(());
@@ -147,7 +147,8 @@ impl Roles {
         ))
     }
 
-    /// Lets root and the daemon's user pass, who can run any program as the daemon anyway.
+    /// Checks that the peer is root or the daemon's user, which can run any program as the daemon
+    /// anyway.
     ///
     /// # Errors
     /// `forbidden`.
@@ -166,7 +167,7 @@ impl Roles {
         ))
     }
 
-    /// Those who have this role, in words.
+    /// Describes the users and groups with this role.
     fn who_has(&self, role: Role) -> String {
         let User { name, uid } = &self.user;
         let group = |group: &Option<Group>| {

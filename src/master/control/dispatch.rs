@@ -1,4 +1,4 @@
-//! What control clients may ask for, and what they are answered.
+//! Dispatch of control requests, and their replies.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use crate::proto::control::{
 use crate::proto::rpc::{NULL, Request};
 
 impl Master {
-    /// Answers a request, or has it wait for what it asks for.
+    /// Answers a request, or makes it wait for its result.
     pub(crate) fn answer(&mut self, client: &mut ControlClient, request: &[u8], now: Instant) {
         let (method, params) = match Request::parse(request) {
             Ok(request) => (request.method, request.params),
@@ -65,7 +65,7 @@ impl Master {
                         }
                         None => {}
                     },
-                    // That has been told, with the place in the file.
+                    // The rejection has been reported already, with the position in the file.
                     RefusalCode::Rejected => {}
                     _ if asked.changes() => log::warn!("{sentence}"),
                     _ => {}
@@ -75,7 +75,8 @@ impl Master {
         }
     }
 
-    /// Does what was asked for, or begins to. What is not answered here is by [`Master::answer_waiting`].
+    /// Executes a request, or begins to. [`Master::answer_waiting`] sends the replies that are not
+    /// sent here.
     fn carry_out(
         &mut self,
         client: &mut ControlClient,
@@ -231,7 +232,7 @@ impl Master {
         }
     }
 
-    /// Answers those whose time has come.
+    /// Answers the requests whose results are ready.
     pub(crate) fn answer_waiting(&mut self, now: Instant) {
         let moves = self.end_balance(now);
         let waiting = self.control.clients.waiting();
@@ -255,12 +256,12 @@ impl Master {
             let (verb, is_so) = match waits {
                 Waits::Stopped => continue,
                 Waits::Nothing(verb) => (verb, true),
-                // Its answer is there already.
+                // The reply has been queued already.
                 Waits::Reloaded => (
                     Verb::Reload,
                     self.reloads.current.is_none() && self.reloads.reading.is_none(),
                 ),
-                // Its answer comes when the configuration has been read.
+                // The reply is sent when the configuration has been read.
                 Waits::Checked(_) => (Verb::Check, false),
                 Waits::Settled(verb) => (verb, self.workers.pool.is_settled()),
                 Waits::Emptied(id) => (
@@ -272,7 +273,7 @@ impl Master {
                 ),
                 Waits::Deserted => (Verb::Drain, self.clients.count == 0 || !is_drained),
                 Waits::Rebalanced => (Verb::Rebalance, moves.is_some()),
-                // Its answer is there already, or comes from that program.
+                // The reply has been queued already, or the new program sends it.
                 Waits::Upgraded => (Verb::Upgrade, false),
                 Waits::Renewed => (Verb::Upgrade, self.workers.pool.is_settled()),
                 Waits::Event { after, until } => (
@@ -280,13 +281,13 @@ impl Master {
                     until <= now || after != self.telemetry.events.last(),
                 ),
             };
-            // Events are told to the last.
+            // Events are reported to the end.
             let is_refused = is_stopping && verb != Verb::Events;
             if !(is_so || is_refused) {
                 continue;
             }
             if let Waits::Event { after, .. } = waits {
-                // A reload may have made a stranger of it meanwhile.
+                // A reload may have taken the client's access away since.
                 let events = self
                     .control
                     .clients
@@ -319,18 +320,18 @@ impl Master {
     }
 }
 
-/// A request that is allowed.
+/// A request that is permitted.
 #[derive(Clone, Copy)]
 struct Asked<'a> {
     verb: Verb,
-    /// `null` if there are none.
+    /// `null` if the request has none.
     params: &'a str,
 }
 
 impl Asked<'_> {
-    /// Whether that changes anything.
+    /// Returns whether the request changes anything.
     fn changes(&self) -> bool {
-        // What cannot be read is refused anyway.
+        // Unreadable parameters are refused anyway.
         let sets_level = || {
             self.params_or_default::<SetLogLevel>()
                 .is_ok_and(|asked| asked.level.is_some())
@@ -338,7 +339,8 @@ impl Asked<'_> {
         self.verb.changes() || (self.verb == Verb::LogLevel && sets_level())
     }
 
-    /// serde would take an array for a struct, too.
+    /// Parses the parameters. Only an object is accepted, because serde would also read a struct
+    /// from an array.
     fn params<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
         let found = match self.params.starts_with('{') {
             true => serde_json::from_str(self.params).map_err(|e| e.to_string()),

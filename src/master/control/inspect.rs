@@ -1,5 +1,5 @@
-//! What an operator looks at beside the status, and what goes with it: clients, page by page, events, the configuration key
-//! by key, the level of the log.
+//! Read-only requests other than the status, and those that belong to them: clients by page,
+//! events, the configuration key by key, the log level.
 //!
 //! However much there is, one answer costs the loop one page.
 
@@ -20,14 +20,14 @@ use crate::proto::control::{
 use crate::proto::names::{ClientId, WorkerId};
 use crate::sys::{clock, socket};
 
-/// Where clients are that have no worker.
+/// The worker id that stands for clients without a worker.
 const NO_WORKER: WorkerId = WorkerId(0);
 
-/// A value that is chosen by the master, in TOML.
+/// The TOML value of a key whose value the master chooses.
 const AUTO: &str = "\"auto\"";
 
 impl Master {
-    /// The clients from some place on, as far as one page goes.
+    /// Returns one page of clients, from the given position.
     pub(crate) fn clients_page(&self, asked: ClientsAfter) -> Result<ClientsPage, Refusal> {
         if let Some(id) = asked.worker.filter(|id| !self.workers.all.contains_key(id)) {
             return Err(Refusal::new(
@@ -130,10 +130,10 @@ impl Master {
         }
     }
 
-    /// Closes a client, wherever it is.
+    /// Closes a client, with or without a worker.
     ///
-    /// A worker that is in a turn of it, or stuck in one, keeps its lease until it finds the connection ended; the client
-    /// knows at once.
+    /// A worker that is in a turn of the client, or stuck in one, keeps the lease until it finds
+    /// the connection ended; the client notices the end at once.
     pub(crate) fn kick(&mut self, asker: Asker, id: ClientId) -> Result<Kicked, Refusal> {
         let waiting = self
             .clients
@@ -190,7 +190,7 @@ impl Master {
         })
     }
 
-    /// The events after some number, and how things stand.
+    /// Returns the events after a number, and the current state.
     pub(crate) fn events_after(&self, after: u64) -> Events {
         let Since { events, lost } = self.telemetry.events.since(after);
         let workers = self.ready_workers().count() as u32;
@@ -203,7 +203,7 @@ impl Master {
         }
     }
 
-    /// The configuration in force, key by key.
+    /// Returns the configuration in force, key by key.
     pub(crate) fn effective(&self) -> Effective {
         let mut keys = self.in_force().entries(&self.settings.keys);
         for (name, is_runtime) in [
@@ -247,7 +247,7 @@ impl Master {
         }
     }
 
-    /// What a reload would change, if it would be taken.
+    /// Returns what a reload would change, if it were accepted.
     pub(crate) fn check(&self, file: Option<PathBuf>, next: Loaded) -> Result<Checked, Refusal> {
         let Loaded {
             config: next,
@@ -262,7 +262,7 @@ impl Master {
         })
     }
 
-    /// The configuration with what was changed since.
+    /// Returns the configuration in force, with the changes made at run time.
     fn in_force(&self) -> Config {
         let mut config = self.settings.config.clone();
         if let Some(count) = NonZeroU32::new(self.workers.pool.target().count as u32)
@@ -274,7 +274,7 @@ impl Master {
         config
     }
 
-    /// Changes the level of the log, of the master and all workers, if that is asked for.
+    /// Changes the log level of the master and all workers if the request asks for that.
     pub(crate) fn log_level(&mut self, asker: Asker, asked: SetLogLevel) -> LogLevelInForce {
         let configured = self.settings.config.log.level;
         if let Some(level) = asked.level {
@@ -292,7 +292,7 @@ impl Master {
         }
     }
 
-    /// Tells all workers which lines to write.
+    /// Sends the log level to all workers.
     pub(crate) fn tell_log_level(&mut self) {
         let level = self
             .settings

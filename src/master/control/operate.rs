@@ -1,4 +1,5 @@
-//! What the operator changes while it runs: how many workers, which of them, and whether clients are accepted.
+//! Changes by the operator at run time: the number of workers, single workers, and whether clients
+//! are accepted.
 
 use std::time::Instant;
 
@@ -16,7 +17,7 @@ fn refused(message: impl Into<String>) -> Refusal {
 }
 
 impl Master {
-    /// Has so many workers, until the next reload.
+    /// Sets the number of workers until the next reload.
     pub(crate) fn scale(&mut self, asker: Asker, count: u32) -> Result<(), Refusal> {
         if !(1..=MAX_WORKERS).contains(&count) {
             return Err(refused(format!(
@@ -26,7 +27,7 @@ impl Master {
         let limits = client_limits(&self.settings.config, count as usize, self.descriptors)
             .map_err(|e| refused(e.to_string()))?;
         limits.warn_if_lowered();
-        // Shared memory have as many slots as they have.
+        // The slots of existing shared memory do not change.
         self.clients.max = limits.clients.min(self.clients.layout.slots().into());
         let before = self.workers.pool.target().count;
         let about = About {
@@ -43,7 +44,7 @@ impl Master {
         Ok(())
     }
 
-    /// One worker more or less, by a signal.
+    /// Adds or removes one worker, on a signal.
     pub(crate) fn step(&mut self, asker: Asker, by: i32) {
         let count = u32::try_from(self.workers.pool.target().count)
             .unwrap_or(MAX_WORKERS)
@@ -53,7 +54,7 @@ impl Master {
         }
     }
 
-    /// Replaces a worker, or all.
+    /// Replaces one worker or all of them.
     pub(crate) fn recycle(
         &mut self,
         asker: Asker,
@@ -79,7 +80,7 @@ impl Master {
         Ok(())
     }
 
-    /// Takes all clients from a worker, and lets it run.
+    /// Moves all clients away from a worker, which keeps running.
     pub(crate) fn hold(&mut self, asker: Asker, id: WorkerId) -> Result<(), Refusal> {
         if !self.workers.pool.hold(id) {
             return Err(self.no_ready_worker(id));
@@ -133,7 +134,7 @@ impl Master {
         }
     }
 
-    /// Accepts nobody, or clients again.
+    /// Stops accepting clients, or accepts them again.
     pub(crate) fn set_drained(&mut self, asker: Asker, is_drained: bool) {
         let (kind, what) = match is_drained {
             true => (Kind::Drained, "nobody new is accepted"),
@@ -151,7 +152,8 @@ impl Master {
         self.listeners.is_drained = is_drained;
     }
 
-    /// Begins to watch the busiest worker, to see what of it could be moved.
+    /// Begins to count the requests of the busiest worker's clients, to find which of them could be
+    /// moved.
     pub(crate) fn begin_balance(
         &mut self,
         asker: Asker,
@@ -182,7 +184,7 @@ impl Master {
         Ok(())
     }
 
-    /// What came of a rebalancing that was asked for, once it has watched for long enough.
+    /// Returns the result of a requested rebalancing once its period of counting is over.
     pub(crate) fn end_balance(&mut self, now: Instant) -> Option<Vec<MovedLoad>> {
         self.workers
             .requested_rebalance

@@ -1,33 +1,33 @@
-//! Requests whose answers are still to come.
+//! Requests whose replies are still pending.
 
 use std::time::Instant;
 
 use crate::proto::control::Verb;
 use crate::proto::names::WorkerId;
 
-/// What has to come before a request is answered.
+/// The condition for the reply to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Waits {
-    /// It has been done; the answer comes at the end of the loop's turn.
+    /// The request is done; the reply is sent at the end of the loop's turn.
     Nothing(Verb),
-    /// The end of the daemon.
+    /// The daemon has stopped.
     Stopped,
-    /// The verdict of the reload.
+    /// The reload has its verdict.
     Reloaded,
-    /// The check of this number has been made.
+    /// The check of this number has finished.
     Checked(u64),
-    /// All workers are there that there are to be, and no others.
+    /// All workers that are wanted are there, and no others.
     Settled(Verb),
-    /// This worker has no clients.
+    /// The worker has no clients.
     Emptied(WorkerId),
     /// There are no clients.
     Deserted,
     /// The rebalancing has been done.
     Rebalanced,
-    /// This process is another program, or will not be.
+    /// This process has become another program, or the upgrade was refused.
     Upgraded,
-    /// It is, and all workers are of it.
+    /// The upgrade is done, and all workers are of the new program.
     Renewed,
-    /// Something has happened after this one, or the time is up.
+    /// An event has happened after this one, or the time is up.
     Event { after: u64, until: Instant },
 }

@@ -1,7 +1,7 @@
-//! Control clients: one request in, one reply out, from the master's own tables.
+//! Serves control clients: each request gets one reply, from the master's own tables.
 //!
-//! Nobody here can make the master wait: what arrives and what is not read is bounded, and has a deadline; of each client
-//! one request is answered in a turn of the loop.
+//! No control client can make the master wait: received and unread bytes are bounded and have a
+//! deadline, and of each client one request is answered in a turn of the loop.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -24,23 +24,24 @@ use crate::sys::passed::{ClientSocket, Passed};
 use crate::sys::poll::{Interest, PollEvent, Poller};
 use crate::sys::socket::{self, Moved};
 
-/// Of all control clients, so many are kept for those who may change things.
+/// Number of control connections that are reserved for clients that may change things.
 pub(crate) const RESERVED_FOR_ADMINS: usize = 8;
 
-/// Most control clients of any user who may only look.
+/// Most control clients of one user that may only look.
 const MAX_READERS_PER_USER: usize = 8;
 
-/// How long requests are answered in a turn of the loop, so that many that take long delay clients by no more than this and
-/// one request.
+/// Time in which requests are answered in a turn of the loop. Many slow requests delay clients by
+/// no more than this and one request.
 const CONTROL_BUDGET: Duration = Duration::from_millis(5);
 
-/// How long nobody is accepted after the system was out of descriptors.
+/// Time without accepting control clients after the system was out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The log tells of no more than one stranger in this time: whoever can connect could fill it.
+/// Least time between two log lines about rejected peers: any process that can connect could fill
+/// the log.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Most forbidden requests that are reported at once.
+/// Most forbidden requests that are reported in a row.
 const MAX_REFUSALS: u32 = 16;
 
 /// All control clients.
@@ -50,19 +51,20 @@ pub(crate) struct ControlClients {
     next: u64,
     most: usize,
     pub(crate) roles: Roles,
-    /// Nobody is accepted until then.
+    /// No control client is accepted until then.
     paused_until: Option<Instant>,
-    /// When the log told of one who may do nothing.
+    /// When the log last reported a rejected peer.
     told_of_stranger: Option<Instant>,
-    /// The last one that was served.
+    /// The number of the client that was served last.
     last_served: u64,
     refusals: Refusals,
 }
 
-/// Reports of forbidden requests: [`MAX_REFUSALS`] at once, and in the long run one in [`REFUSAL_LOG_INTERVAL`], as of strangers.
+/// Reports of forbidden requests: [`MAX_REFUSALS`] at once, and in the long run one in
+/// [`REFUSAL_LOG_INTERVAL`], as for rejected peers.
 #[derive(Debug, Default)]
 struct Refusals {
-    /// Reports of late, and since when one less counts.
+    /// Number of recent reports, and since when one less counts.
     recent: u32,
     since: Option<Instant>,
     unreported: u64,
@@ -86,27 +88,27 @@ impl Refusals {
     }
 }
 
-/// One of them.
+/// A control client.
 #[derive(Debug)]
 pub(crate) struct ControlClient {
     socket: ClientSocket,
     passed: Passed,
     pub(crate) peer: ControlPeer,
     incoming: Vec<u8>,
-    /// No more will come in: it has closed, or said that it has asked all that it will.
+    /// No more bytes will arrive: the peer has closed the connection or its sending side.
     has_finished: bool,
     outgoing: Vec<u8>,
-    /// Bytes of `outgoing` that are sent.
+    /// Bytes of `outgoing` that have been sent.
     sent: usize,
-    /// What it is answered by, if not at once.
+    /// The condition for the pending reply; `None` if no reply is pending.
     pub(crate) waits: Option<Waits>,
-    /// Is closed when its reply is sent.
+    /// The client is closed when its reply is sent.
     is_last: bool,
     deadline: Option<Instant>,
 }
 
 impl ControlClients {
-    /// At most so many.
+    /// Creates an empty set of at most `most` control clients.
     pub(crate) fn new(most: usize, roles: Roles) -> ControlClients {
         ControlClients {
             clients: BTreeMap::new(),
@@ -120,12 +122,12 @@ impl ControlClients {
         }
     }
 
-    /// Whether a request that is forbidden is reported, and if so how many before it were not.
+    /// Returns whether a forbidden request is reported, and if so how many before it were not.
     pub(crate) fn report_refusal(&mut self, now: Instant) -> Option<u64> {
         self.refusals.report(now)
     }
 
-    /// When somebody will have had enough time.
+    /// Returns when the next deadline of a client expires.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let deadlines = self
             .clients
@@ -137,9 +139,9 @@ impl ControlClients {
         deadlines.chain(self.paused_until).min()
     }
 
-    /// Takes in who wants to connect.
+    /// Accepts the control clients that want to connect.
     pub(crate) fn accept(&mut self, listener: &ControlListener, poller: &Poller, now: Instant) {
-        // No more a turn than can wait, however fast somebody comes back.
+        // The loop accepts no more in a turn than can wait, however fast clients reconnect.
         let looks = iter::once(Look::First).chain(iter::repeat(Look::Next));
         for look in looks.take(CONTROL_BACKLOG as usize + 1) {
             let socket = match accept(listener, look) {
@@ -157,7 +159,8 @@ impl ControlClients {
             };
             let mut client = ControlClient::new(socket, peer, now);
             if let Err(refusal) = self.admit(&client.peer, now) {
-                // It fits into an empty socket buffer; who does not take it misses nothing else.
+                // The reply fits into an empty socket buffer; a peer that does not read it loses
+                // nothing else.
                 client.refuse_with(&refusal);
                 let _ = client.send();
                 continue;
@@ -177,7 +180,7 @@ impl ControlClients {
         }
     }
 
-    /// Whether somebody may come in. Who may do nothing takes up nobody's place.
+    /// Checks whether a peer is admitted. A peer without a role takes up no place.
     fn admit(&mut self, who: &ControlPeer, now: Instant) -> Result<(), Refusal> {
         if let Err(refusal) = self.roles.need(Role::Reader, who) {
             if self
@@ -218,7 +221,8 @@ impl ControlClients {
             && same < MAX_READERS_PER_USER
     }
 
-    /// Ends those whose time is up. Who has not asked is told so.
+    /// Closes the clients whose deadline has passed. A client whose request is incomplete gets an
+    /// error reply.
     pub(crate) fn look_at_deadlines(
         &mut self,
         poller: &Poller,
@@ -249,7 +253,7 @@ impl ControlClients {
         }
     }
 
-    /// Those who wait, by their numbers.
+    /// Returns the waiting clients by their numbers.
     pub(crate) fn waiting(&self) -> Vec<(u64, Waits)> {
         self.clients
             .iter()
@@ -257,7 +261,7 @@ impl ControlClients {
             .collect()
     }
 
-    /// Whether a client that waits may still have what it waits for.
+    /// Checks whether a waiting client is still allowed to get its result.
     ///
     /// # Errors
     /// As [`Roles::need`].
@@ -267,7 +271,7 @@ impl ControlClients {
             .map_or(Ok(()), |client| self.roles.need(role, &client.peer))
     }
 
-    /// Answers those who asked for the end, which has come.
+    /// Sends the replies to clients that asked for the stop, which is now complete.
     pub(crate) fn say_stopped(&mut self, killed: u64) {
         for client in self
             .clients
@@ -286,20 +290,21 @@ impl ControlClients {
         }
     }
 
-    /// Those who stay while this process becomes another program: who asked for that, and who is in the middle of asking.
-    /// Others wait for what that program cannot tell them.
+    /// Returns the clients that stay while this process becomes another program: those that asked
+    /// for the upgrade, and those in the middle of a request. Other clients wait for results that
+    /// the new program cannot give them.
     fn staying(&self) -> impl Iterator<Item = &ControlClient> {
         self.clients.values().filter(|client| {
             matches!(client.waits, None | Some(Waits::Upgraded)) && !client.is_last
         })
     }
 
-    /// Their sockets.
+    /// Returns the sockets of the clients that stay.
     pub(crate) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.staying().map(|client| client.socket.as_fd())
     }
 
-    /// How the snapshot of this master tells of them.
+    /// Returns the snapshot of the clients that stay.
     pub(crate) fn snapshot(&self) -> Vec<ControlSnapshot> {
         let snapshot = |client: &ControlClient| ControlSnapshot {
             socket: client.socket.as_raw_fd(),
@@ -310,7 +315,7 @@ impl ControlClients {
         self.staying().map(snapshot).collect()
     }
 
-    /// Those who were there when this process was another program.
+    /// Adopts the clients from before this process became this program.
     pub(crate) fn adopt(
         &mut self,
         clients: Vec<(OwnedFd, ControlSnapshot)>,
@@ -342,7 +347,7 @@ impl ControlClients {
         }
     }
 
-    /// Tells who asked for it that there is no upgrade.
+    /// Sends the clients that asked for the upgrade its refusal.
     pub(crate) fn refuse_upgrade(&mut self, refusal: &Refusal) -> Vec<u64> {
         let waiting = self
             .clients
@@ -360,7 +365,7 @@ impl ControlClients {
         numbers
     }
 
-    /// Tells who asked for it what came of a reload.
+    /// Sends the clients that asked for a reload its result.
     pub(crate) fn say_reloaded(&mut self, verdict: &Result<Reloaded, Refusal>) {
         for client in self
             .clients
@@ -378,12 +383,12 @@ impl ControlClients {
 /// The connection is over.
 struct Over;
 
-/// A control client that is to hear how it ends, or is in the middle of asking for something.
+/// A control client that waits for the result of an upgrade, or is in the middle of a request.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ControlSnapshot {
     pub(crate) socket: RawFd,
     pub(crate) is_asker: bool,
-    /// What has come of its request, and what has not been sent of its reply.
+    /// The bytes received of its request, and the unsent bytes of its reply.
     pub(crate) incoming: Vec<u8>,
     pub(crate) outgoing: Vec<u8>,
 }
@@ -404,7 +409,7 @@ impl ControlClient {
         }
     }
 
-    /// What it is to be watched for; `None` for nothing but its hang-up.
+    /// Returns what the poller must watch the client for; `None` for its hang-up only.
     fn interest(&self) -> Option<Interest> {
         let is_deaf = self.has_finished || self.is_full();
         if !self.outgoing.is_empty() {
@@ -412,20 +417,21 @@ impl ControlClient {
         } else if self.waits.is_some() {
             (!is_deaf).then_some(Interest::Read)
         } else if self.has_request() {
-            // For the next turn, which comes at once: there is room to write.
+            // The request is handled in the next turn, which begins at once because the socket is
+            // writable.
             Some(Interest::Write)
         } else {
             Some(Interest::Read)
         }
     }
 
-    /// Whether it is to be closed.
+    /// Returns whether the client must be closed.
     fn is_done(&self) -> bool {
         let has_all = self.has_finished && self.waits.is_none() && !self.has_request();
         self.outgoing.is_empty() && (self.is_last || has_all)
     }
 
-    /// Whether there is something to be answered, or refused.
+    /// Returns whether a request must be answered or refused.
     fn has_request(&self) -> bool {
         !matches!(
             frame::next(&self.incoming, ByteOrder::Little, MAX_REQUEST),
@@ -437,7 +443,7 @@ impl ControlClient {
         self.incoming.len() > PREFIX + MAX_REQUEST as usize
     }
 
-    /// Reads what is there, one request at the most beyond the one in hand.
+    /// Reads the bytes that have arrived: at most one request beyond the current one.
     fn read(&mut self) -> Result<(), Over> {
         let mut buffer = [0; 4096];
         while !self.has_finished && !self.is_full() {
@@ -451,7 +457,7 @@ impl ControlClient {
         Ok(())
     }
 
-    /// Sends what there is to send; whether that is all.
+    /// Sends the queued bytes. Returns whether all are sent.
     fn send(&mut self) -> Result<bool, Over> {
         while self.sent < self.outgoing.len() {
             match socket::transmit(&self.socket, &self.outgoing[self.sent..]) {
@@ -506,8 +512,8 @@ impl ControlClient {
 }
 
 impl Master {
-    /// Serves control clients on whose sockets something happened, for [`CONTROL_BUDGET`] a turn; the others are served in
-    /// the next turn, before those that have been.
+    /// Serves control clients whose sockets have events, for [`CONTROL_BUDGET`] a turn; the others
+    /// are served in the next turn, before those that have been served.
     pub(crate) fn serve_control_clients(&mut self, events: &[PollEvent], now: Instant) {
         let begin = Instant::now();
         let ready = events
@@ -527,9 +533,9 @@ impl Master {
         }
     }
 
-    /// Something happened on a control client's socket.
+    /// Handles an event on a control client's socket.
     fn serve_control(&mut self, number: u64, event: &PollEvent, now: Instant) {
-        // Taken out, so that answering may look at all of the master.
+        // The client is removed from the table, so that the reply may use all of the master.
         let Some(mut client) = self.control.clients.clients.remove(&number) else {
             return;
         };
@@ -537,7 +543,7 @@ impl Master {
         self.put_back(number, client, outcome);
     }
 
-    /// Answers a control client that waited. What else it has asked is looked at in the next turn.
+    /// Answers a control client that waited. Its further requests are handled in the next turn.
     pub(crate) fn answer_late(
         &mut self,
         number: u64,
@@ -553,7 +559,7 @@ impl Master {
         self.put_back(number, client, outcome);
     }
 
-    /// Watches a client for what it needs now, or is done with it.
+    /// Watches a client for what it needs now, or closes it.
     fn put_back(&mut self, number: u64, client: ControlClient, outcome: Result<(), Over>) {
         if outcome.is_err() || client.is_done() {
             let _ = self.poller.remove(&client.socket);
@@ -573,7 +579,8 @@ impl Master {
         event: &PollEvent,
         now: Instant,
     ) -> Result<(), Over> {
-        // Its hang-up: who has closed has no use for a later answer. What it asked before is done all the same.
+        // This is its hang-up: a peer that has closed has no use for a later reply. Its earlier
+        // requests are executed all the same.
         if client.interest().is_none() {
             return Err(Over);
         }
@@ -582,7 +589,8 @@ impl Master {
         } else {
             Ok(())
         };
-        // The next request is looked at when the reply before it is gone: who does not read is not served.
+        // The next request is handled when the reply before it is sent: a client that does not read
+        // is not served.
         if client.send()? && client.waits.is_none() && !client.is_last {
             self.answer_next(client, now);
             client.send()?;
@@ -603,7 +611,7 @@ impl Master {
             Next::Whole { total } => {
                 let request: Vec<u8> = client.incoming.drain(..total).skip(PREFIX).collect();
                 self.answer(client, &request, now);
-                // A reload may have made a stranger of it.
+                // A reload may have taken the client's access away.
                 client.is_last = self.control.clients.roles.of(&client.peer) == Role::Nobody;
             }
         }

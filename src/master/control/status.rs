@@ -1,4 +1,4 @@
-//! What can be seen from outside, from the master's tables and the shared memory: a worker that is stuck keeps nobody waiting.
+//! The status, from the master's tables and the shared memory. A stuck worker does not delay it.
 
 use std::time::Instant;
 
@@ -12,11 +12,12 @@ use crate::proto::control::{
 };
 use crate::sys::{clock, process};
 
-/// Rates are over so many seconds; a worker that is younger has none.
+/// Period of the rates, in seconds; a younger worker has none.
 const WINDOW: f64 = 10.0;
 
 impl Master {
-    /// What the configuration wants and there is not, each with the reason, as far as that is known.
+    /// Returns what the configuration wants and is missing, each with the reason as far as it is
+    /// known.
     pub(crate) fn missing(&self) -> Vec<String> {
         let control = self
             .control
@@ -30,7 +31,7 @@ impl Master {
         self.missing_for(control, metrics)
     }
 
-    /// The same, and the files of Unix sockets are looked at.
+    /// Does the same, and also checks the files of Unix sockets.
     fn look_at_missing(&self) -> Vec<String> {
         let control = match &self.control.outage {
             Some(outage) => Some(outage.reason.as_str()),
@@ -65,7 +66,7 @@ impl Master {
             .collect()
     }
 
-    /// The whole of it.
+    /// Returns the complete status.
     pub(crate) fn status(&mut self, now: Instant) -> Status {
         self.look_at_counters();
         let seats = (0..self.workers.pool.seats()).filter(|seat| self.is_seat_in_use(*seat));
@@ -136,7 +137,7 @@ impl Master {
         }
     }
 
-    /// Compares the ready workers with each other.
+    /// Returns how unevenly the ready workers are loaded.
     fn skew(&self) -> Option<Skew> {
         let now = clock::monotonic();
         let workers: Vec<&Worker> = self.ready_workers().collect();
@@ -147,7 +148,7 @@ impl Master {
         })
     }
 
-    /// Whether a seat is wanted, or has somebody who is not on the way out.
+    /// Returns whether a seat is wanted, or has a worker that is not leaving.
     fn is_seat_in_use(&self, seat: usize) -> bool {
         let is_leaving = |member: &Member| {
             matches!(
@@ -168,7 +169,7 @@ impl Master {
         let worker = member.and_then(|member| self.workers.all.get(&member.id));
         let nobody = SeatTotals::default();
         let seat = self.workers.seats.get(index).unwrap_or(&nobody);
-        // Whoever leaves the seat still adds to it.
+        // Workers that are leaving the seat still add to it.
         let here = self
             .workers
             .all
@@ -179,7 +180,7 @@ impl Master {
         });
         let header = worker.map(|worker| worker.shm.header());
         let uptime = worker.map(|worker| now.duration_since(worker.started).as_secs_f64());
-        // One second more, for the one that is not full yet.
+        // One second is added for the current one, which is not complete yet.
         let recent = header
             .filter(|_| uptime > Some(WINDOW + 1.0))
             .map(|header| header.recent(clock::monotonic()));
@@ -235,7 +236,7 @@ impl Master {
     }
 }
 
-/// The largest of these, divided by their mean; none if all are zero or there are none.
+/// Returns the largest value divided by the mean; `None` if all are zero or there are none.
 fn uneven(values: impl Iterator<Item = f64> + Clone) -> Option<f64> {
     let (sum, count) = values
         .clone()
@@ -243,7 +244,7 @@ fn uneven(values: impl Iterator<Item = f64> + Clone) -> Option<f64> {
     (sum > 0.0).then(|| values.fold(0.0, f64::max) * count / sum)
 }
 
-/// Why a worker is still there that has no seat any more.
+/// Returns what a worker without a seat still waits for.
 fn waits_for(worker: &Worker, member: &Member, clients: u64) -> String {
     match (member.state, worker.method_in_turn()) {
         (MemberState::Held { .. }, _) if clients == 0 => "its release".to_owned(),
