@@ -307,6 +307,16 @@ pub(super) struct ManagerLink {
     pub(super) announce: Option<Announce>,
 }
 
+impl ManagerLink {
+    /// Finds the service manager by the environment, sd_notify(3).
+    pub(super) fn new(announce: Announce, now: Instant) -> ManagerLink {
+        ManagerLink {
+            notifier: Notifier::from_environment(now),
+            announce: Some(announce),
+        }
+    }
+}
+
 impl Master {
     /// Something of importance, and how things are then.
     fn tell_manager(&mut self, states: &[NotifyState<'_>], now: Instant) {

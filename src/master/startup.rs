@@ -1,10 +1,9 @@
 //! How a master comes to be.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::time::{Instant, SystemTime};
+use std::io;
+use std::time::Instant;
 
 use super::capacity::{client_limits, control_clients, target, worker_count};
-use super::clients::client::Addresses;
 use super::control::access::Roles;
 use super::control::server::ControlClients;
 use super::exporter::{self, Exporter};
@@ -18,27 +17,25 @@ use super::listeners::control_listener::open_control;
 use super::listeners::listener::Listener;
 use super::listeners::open::{join_listeners, open_new};
 use super::memory::{self, Memory};
-use super::reload::reading::Checks;
-use super::service_manager::Notifier;
-use super::telemetry::counters::{Counts, Tally};
-use super::telemetry::events::EventLog;
-use super::workers::crash::{OomKills, Strikes};
-use super::workers::watchdog::Watch;
 use super::{Error, Master, MasterSetup, Token};
 use crate::channel::Scratch;
+use crate::config::{Listen, Loaded};
 use crate::loop_clock::LoopClock;
 use crate::master::clients::Clients;
 use crate::master::control::ControlServer;
 use crate::master::handover::HandoverState;
+use crate::master::handover::inherited::Stored;
+use crate::master::handover::state_file::{SavedState, StateFile};
+use crate::master::handover::unpack::ReceivedHandoff;
 use crate::master::listeners::Listeners;
+use crate::master::listeners::control_listener::ControlListener;
+use crate::master::listeners::outage::Outage;
 use crate::master::reload::Reloads;
 use crate::master::service_manager::ManagerLink;
 use crate::master::settings::SettingsInForce;
 use crate::master::telemetry::Telemetry;
 use crate::master::workers::Workers;
 use crate::pool::Pool;
-use crate::pool::dispatch::Dispatcher;
-use crate::pool::rebalance::Rebalancer;
 use crate::proto::control::Origin;
 use crate::proto::names::{Generation, WorkerId};
 use crate::shm::Layout;
@@ -52,314 +49,330 @@ use crate::sys::{clock, fd};
 const BATCH: usize = 256;
 
 impl Master {
-    /// Opens, binds and catches all that it needs; no worker is started yet.
-    pub(super) fn new(setup: MasterSetup) -> Result<Master, Error> {
-        let MasterSetup {
-            name,
-            version,
-            mut config,
-            mut config_keys,
-            config_file,
-            mut config_files,
-            standard_file,
-            announce,
-            handed,
-            ..
-        } = setup;
-        let mut config_stale = setup.config_stale;
-        let inherited = setup.inherited;
+    /// Opens everything that a master needs, and restores what a master before this one has left. No
+    /// worker is started yet.
+    ///
+    /// # Errors
+    /// The first step that fails, if the daemon cannot serve without it.
+    pub(super) fn new(mut setup: MasterSetup) -> Result<Master, Error> {
         let started = Instant::now();
         let limit = fd::raise_limit().map_err(Error::system("read the limit of descriptors"))?;
-        let queues = inherited.as_ref().map_or(0, Inherited::queues);
-        let descriptors = descriptors_left(limit, handed.count(), queues);
-        let limits = client_limits(&config, worker_count(config.workers.count), descriptors)?;
+        let queues = setup.inherited.as_ref().map_or(0, Inherited::queues);
+        let descriptors = descriptors_left(limit, setup.handed.count(), queues);
+        let count = worker_count(setup.config.workers.count);
+        let limits = client_limits(&setup.config, count, descriptors)?;
         limits.warn_if_lowered();
-        let applied_at = SystemTime::UNIX_EPOCH
-            .elapsed()
-            .unwrap_or_default()
-            .as_secs();
         let memory = Memory::read(0);
-        memory::warn_if_short(&config.limits, memory, worker_count(config.workers.count));
+        memory::warn_if_short(&setup.config.limits, memory, count);
         if let Err(e) = process::adopt_orphans() {
             log::warn!("what workers start may outlive them: {e}");
         }
         let executable =
             Executable::current().map_err(Error::system("open the running program"))?;
-        let signals = Signals::catch(&[
-            Signal::Terminate,
-            Signal::Interrupt,
-            Signal::Child,
-            Signal::Continue,
-            Signal::User1,
-            Signal::User2,
-            Signal::Hangup,
-            Signal::TerminalInput,
-            Signal::TerminalOutput,
-        ])
-        .map_err(Error::system("catch signals"))?;
+        let signals = catch_signals()?;
         let poller = Poller::new(BATCH).map_err(Error::system("make a poller"))?;
-        let keepalive = config.limits.tcp_keepalive;
-        let (mut keeps, mut left, mut kept, mut listener_number) = (None, None, Vec::new(), 0);
-        let last = inherited.as_ref().and_then(Inherited::last_for_clients);
-        let mut carried_over = None;
-        let mut there = Layout::new(0, 0);
-        if let Some(Inherited {
-            saved_state,
-            kept: has,
-            listeners,
-            carried_over: goes_on,
-            stored,
-            faults,
-        }) = inherited
-        {
-            faults
-                .iter()
-                .for_each(|fault| log::error!("of what the master before left: {fault}"));
-            listener_number = saved_state.listener_number;
-            there = needed(
-                has.as_ref().map(|(_, handoff)| handoff.unpacked()),
-                goes_on.as_ref(),
-            );
-            carried_over = goes_on;
-            kept = listeners
-                .into_iter()
-                .filter_map(|(record, socket)| Listener::from_record(&record, socket).ok())
-                .collect();
-            (keeps, left) = (
-                has.map(|(state_file, handoff)| (state_file, handoff, stored)),
-                Some(saved_state),
-            );
-        }
-        let generation = Generation(
-            left.as_ref()
-                .map_or(0, |saved_state| saved_state.last_generation)
-                + 1,
-        );
-        let next_worker = left
-            .as_ref()
-            .map_or(WorkerId(1), |saved_state| saved_state.next_worker);
-        let opened = match (
-            open_new(
-                &config.listen,
-                &handed,
-                &kept,
-                &mut listener_number,
-                keepalive,
-                started,
+        let mut left = LeftBehind::from_inherited(setup.inherited.take());
+        let listeners = open_listeners(&mut setup, &mut left, started)?;
+        let (control_listener, control_outage) =
+            open_control_socket(&setup, &listeners.all, &mut left, started)?;
+        let exporter = open_exporter(&setup, &listeners.all, &control_listener, &left, started)?;
+        let control = ControlServer {
+            listener: control_listener,
+            outage: control_outage,
+            clients: ControlClients::new(
+                control_clients(descriptors) as usize,
+                Roles::new(left.user(), &setup.config.control, Unmapped::read()),
             ),
-            last,
-        ) {
-            (Err(e), Some(last)) => {
-                config_stale = Some(e.to_string());
-                (config, config_keys, config_files) = (last.config, last.keys, last.files);
-                open_new(
-                    &config.listen,
-                    &handed,
-                    &kept,
-                    &mut listener_number,
-                    keepalive,
-                    started,
-                )?
-            }
-            (opened, _) => opened?,
         };
-        let (listeners, leaving) =
-            join_listeners(&config.listen, &handed, kept, opened, keepalive)?;
-        handed.warn_of_unused(&config.listen);
-
-        // Clients that are there are not closed for want of these two, which are tried again.
-        let (has_clients, had) = (
-            left.is_some(),
-            carried_over
-                .as_mut()
-                .and_then(|carried_over| carried_over.control.take()),
-        );
-        let (mut control_listener, control_outage) = open_control(
-            &name,
-            &config,
-            &listeners,
-            had,
-            has_clients.then_some(started),
-        )?;
-        control_listener.link(&name);
-        let start = exporter::start(&name, &config, control_listener.path());
-        let open_exporter = |address| {
-            let own = || OwnListeners::from_listeners(&listeners, None, Some(&control_listener));
-            Exporter::open(address, start, has_clients, started)
-                .map_err(|e| own().named_in(e, Some(address)))
-        };
-        let exporter = config
-            .metrics
-            .listen
-            .as_ref()
-            .map(open_exporter)
-            .transpose()?;
-
-        let watch = Error::system("watch a descriptor");
-        poller
-            .add(&signals, Token::Signals.into(), Interest::Read)
-            .map_err(&watch)?;
-        if control_outage.is_none() {
-            poller
-                .add(&control_listener, Token::Control.into(), Interest::Clients)
-                .map_err(&watch)?;
-        }
-        for listener in listeners
-            .iter()
-            .filter(|listener| listener.outage.is_none())
-        {
-            // The gate opens when a worker is ready.
-            poller
-                .add(
-                    listener,
-                    Token::Listener(listener.number).into(),
-                    Interest::End,
-                )
-                .map_err(&watch)?;
-        }
-        let user = process::user();
-        // Its name is for people only.
-        let known = left
-            .as_ref()
-            .and_then(|saved_state| saved_state.user.clone())
-            .filter(|(_, uid)| *uid == user);
-        let user = known.map_or_else(
-            || {
-                User::from_uid(user).unwrap_or_else(|_| User {
-                    name: user.to_string(),
-                    uid: user,
-                })
-            },
-            |(name, uid)| User { name, uid },
-        );
-        // They were held back while this process became this program, if it was another one.
+        watch_all(&poller, &signals, &control, &listeners.all)
+            .map_err(Error::system("watch a descriptor"))?;
+        // An upgrade has blocked them until their handlers are there again.
         process::unblock_signals();
         let seed = clock::monotonic() ^ u64::from(std::process::id()) << 32;
-        if let Some(why) = &config_stale {
+        if let Some(why) = &setup.config_stale {
             log::error!(
                 "keeping the last applied configuration because clients are connected: {why}"
             );
         }
+        let config = &setup.config;
+        let pool = Pool::new(target(config, left.generation()), started, seed)
+            .beginning_with(left.next_worker());
+        let layout = limits.layout(
+            config.limits.max_frame.max(left.needed.max_frame()),
+            left.needed.slots(),
+        );
         let mut master = Master {
-            name,
-            version,
-            started: carried_over
-                .as_ref()
-                .map_or(started, |carried_over| carried_over.started),
+            started: left.started(started),
             descriptors,
             poller,
+            clock: LoopClock::new(),
             signals,
+            arrived: Vec::new(),
             asked_to_stop: None,
             scratch: Scratch::default(),
+            listeners,
+            clients: Clients::new(config, limits.clients, layout),
+            workers: Workers::new(pool, executable, started),
+            control,
+            handover: HandoverState::new(),
+            telemetry: Telemetry::new(),
+            manager: ManagerLink::new(setup.announce, started),
             exporter,
-            clock: LoopClock::new(),
-            arrived: Vec::new(),
-            listeners: Listeners {
-                activated: handed,
-                all: listeners,
-                closing: leaving,
-                last_number: listener_number,
-                gate: Gate::new(),
-                is_drained: false,
-            },
-            clients: Clients {
-                unleased: VecDeque::new(),
-                handshakes: Vec::new(),
-                addresses: Addresses::new(&config.limits, [].iter()),
-                next_id: 1,
-                count: 0,
-                max: limits.clients,
-                layout: limits.layout(
-                    config.limits.max_frame.max(there.max_frame()),
-                    there.slots(),
-                ),
-                dispatcher: Dispatcher::new(config.workers.dispatch),
-            },
-            workers: Workers {
-                pool: Pool::new(target(&config, generation), started, seed)
-                    .beginning_with(next_worker),
-                all: BTreeMap::new(),
-                seats: Vec::new(),
-                outgoing: None,
-                watch: Watch::default(),
-                rebalancer: Rebalancer::new(),
-                requested_rebalance: None,
-                strikes: Strikes::default(),
-                last_failure: None,
-                oom_kills: OomKills::new(process::oom_kills(), started),
-                ended_sessions: Vec::new(),
-                executable,
-            },
-            control: ControlServer {
-                listener: control_listener,
-                outage: control_outage,
-                clients: ControlClients::new(
-                    control_clients(descriptors) as usize,
-                    Roles::new(user, &config.control, Unmapped::read()),
-                ),
-            },
-            handover: HandoverState {
-                store: None,
-                upgrade: None,
-                executable_path: process::program_path(),
-                is_same_program: false,
-            },
-            telemetry: Telemetry {
-                counts: Counts {
-                    applied_at,
-                    ..Counts::default()
-                },
-                tally: Tally::default(),
-                events: EventLog::default(),
-            },
-            manager: ManagerLink {
-                notifier: Notifier::from_environment(started),
-                announce: Some(announce),
-            },
-            reloads: Reloads {
-                current: None,
-                reading: None,
-                checks: Checks::default(),
-            },
+            reloads: Reloads::default(),
+            name: setup.name,
+            version: setup.version,
             settings: SettingsInForce {
-                config,
-                keys: config_keys,
-                file: config_file,
-                files: config_files,
-                standard_file,
-                stale: config_stale,
+                keys: setup.config_keys,
+                file: setup.config_file,
+                files: setup.config_files,
+                standard_file: setup.standard_file,
+                stale: setup.config_stale,
                 missing_log: setup.missing_log,
-                generation,
-                last_generation: generation,
+                generation: left.generation(),
+                last_generation: left.generation(),
                 last_reload: None,
                 log_level: None,
                 count_origin: Origin::Config,
                 memory,
+                config: setup.config,
             },
         };
-        // From here on nothing fails that would close the clients that were left.
-        let mut unpacked = Unpacked::default();
-        if let Some((state_file, handoff, stored)) = keeps {
-            let queues;
-            (queues, unpacked) = handoff.take_over();
-            master.handover.store = Some(HandoffStore::from_parts(queues, state_file, stored));
-        } else if restart::is_wanted() {
-            master.handover.store =
-                Some(HandoffStore::new(limit).map_err(Error::system("make handoff queues"))?);
-        }
-        master.listeners.all.iter_mut().for_each(Listener::own);
-        if let Some(saved_state) = left {
-            master.take_over(saved_state, unpacked);
-        }
-        if let Some(exporter) = &master.exporter {
-            master.watch_metrics(exporter);
-        }
-        if let Some(carried_over) = carried_over {
-            master.go_on(carried_over, started).map_err(&watch)?;
-        }
-        master.store_all(started);
+        master.restore(left, limit, started)?;
         Ok(master)
     }
+
+    /// Restores what was left. From here on nothing fails that would close the clients that were left.
+    fn restore(&mut self, left: LeftBehind, limit: u64, now: Instant) -> Result<(), Error> {
+        let mut unpacked = Unpacked::default();
+        if let Some((state_file, handoff, stored)) = left.kept {
+            let queues;
+            (queues, unpacked) = handoff.take_over();
+            self.handover.store = Some(HandoffStore::from_parts(queues, state_file, stored));
+        } else if restart::is_wanted() {
+            self.handover.store =
+                Some(HandoffStore::new(limit).map_err(Error::system("make handoff queues"))?);
+        }
+        self.listeners.all.iter_mut().for_each(Listener::own);
+        if let Some(saved_state) = left.saved_state {
+            self.take_over(saved_state, unpacked);
+        }
+        if let Some(exporter) = &self.exporter {
+            self.watch_metrics(exporter);
+        }
+        if let Some(carried_over) = left.carried_over {
+            self.go_on(carried_over, now)
+                .map_err(Error::system("watch a descriptor"))?;
+        }
+        self.store_all(now);
+        Ok(())
+    }
+}
+
+/// What a master before this one has left.
+struct LeftBehind {
+    saved_state: Option<SavedState>,
+    /// The store of the service manager, if clients are kept in one.
+    kept: Option<(StateFile, ReceivedHandoff, Stored)>,
+    listeners: Vec<Listener>,
+    /// The state that an upgrade carries over, which was never left.
+    carried_over: Option<CarriedOver>,
+    /// The configuration that was applied last, if there are clients that need it.
+    last: Option<Loaded>,
+    /// The slots and the longest frame that the clients need.
+    needed: Layout,
+}
+
+impl LeftBehind {
+    /// Logs what could not be taken over.
+    fn from_inherited(inherited: Option<Inherited>) -> LeftBehind {
+        let last = inherited.as_ref().and_then(Inherited::last_for_clients);
+        let Some(inherited) = inherited else {
+            return LeftBehind {
+                saved_state: None,
+                kept: None,
+                listeners: Vec::new(),
+                carried_over: None,
+                last,
+                needed: Layout::new(0, 0),
+            };
+        };
+        for fault in &inherited.faults {
+            log::error!("of what the master before left: {fault}");
+        }
+        let handoff = inherited.kept.as_ref().map(|(_, handoff)| handoff);
+        let needed = needed(
+            handoff.map(ReceivedHandoff::unpacked),
+            inherited.carried_over.as_ref(),
+        );
+        let listeners = inherited
+            .listeners
+            .into_iter()
+            .filter_map(|(record, socket)| Listener::from_record(&record, socket).ok());
+        let stored = inherited.stored;
+        LeftBehind {
+            listeners: listeners.collect(),
+            saved_state: Some(inherited.saved_state),
+            kept: inherited
+                .kept
+                .map(|(state_file, handoff)| (state_file, handoff, stored)),
+            carried_over: inherited.carried_over,
+            last,
+            needed,
+        }
+    }
+
+    /// Returns the first generation of this master.
+    fn generation(&self) -> Generation {
+        let last = self
+            .saved_state
+            .as_ref()
+            .map_or(0, |state| state.last_generation);
+        Generation(last + 1)
+    }
+
+    fn next_worker(&self) -> WorkerId {
+        self.saved_state
+            .as_ref()
+            .map_or(WorkerId(1), |state| state.next_worker)
+    }
+
+    /// Returns the start of the daemon, which an upgrade does not change.
+    fn started(&self, now: Instant) -> Instant {
+        self.carried_over
+            .as_ref()
+            .map_or(now, |carried_over| carried_over.started)
+    }
+
+    /// Returns the daemon's user. The name is for people only, so it may be the one that was known
+    /// before: looking it up may wait for a directory server.
+    fn user(&self) -> User {
+        let uid = process::user();
+        let known = self
+            .saved_state
+            .as_ref()
+            .and_then(|state| state.user.clone());
+        match known.filter(|(_, known)| *known == uid) {
+            Some((name, uid)) => User { name, uid },
+            None => User::from_uid(uid).unwrap_or_else(|_| User {
+                name: uid.to_string(),
+                uid,
+            }),
+        }
+    }
+}
+
+fn catch_signals() -> Result<Signals, Error> {
+    Signals::catch(&[
+        Signal::Terminate,
+        Signal::Interrupt,
+        Signal::Child,
+        Signal::Continue,
+        Signal::User1,
+        Signal::User2,
+        Signal::Hangup,
+        Signal::TerminalInput,
+        Signal::TerminalOutput,
+    ])
+    .map_err(Error::system("catch signals"))
+}
+
+/// Opens the listeners of the configuration, and keeps those that were left. If a new one cannot be
+/// opened and there are clients, the configuration that was applied last stays in force.
+fn open_listeners(
+    setup: &mut MasterSetup,
+    left: &mut LeftBehind,
+    now: Instant,
+) -> Result<Listeners, Error> {
+    let keepalive = setup.config.limits.tcp_keepalive;
+    let mut number = left
+        .saved_state
+        .as_ref()
+        .map_or(0, |state| state.listener_number);
+    let kept = std::mem::take(&mut left.listeners);
+    let mut open =
+        |listen: &[Listen], handed| open_new(listen, handed, &kept, &mut number, keepalive, now);
+    let opened = match (open(&setup.config.listen, &setup.handed), left.last.take()) {
+        (Err(e), Some(last)) => {
+            setup.config_stale = Some(e.to_string());
+            (setup.config, setup.config_keys, setup.config_files) =
+                (last.config, last.keys, last.files);
+            open(&setup.config.listen, &setup.handed)?
+        }
+        (opened, _) => opened?,
+    };
+    let handed = std::mem::take(&mut setup.handed);
+    let (all, closing) = join_listeners(&setup.config.listen, &handed, kept, opened, keepalive)?;
+    handed.warn_of_unused(&setup.config.listen);
+    Ok(Listeners {
+        activated: handed,
+        all,
+        closing,
+        last_number: number,
+        gate: Gate::new(),
+        is_drained: false,
+    })
+}
+
+/// Opens the control socket. With clients, a socket that cannot be opened is an outage, and is tried
+/// again.
+fn open_control_socket(
+    setup: &MasterSetup,
+    listeners: &[Listener],
+    left: &mut LeftBehind,
+    now: Instant,
+) -> Result<(ControlListener, Option<Outage>), Error> {
+    let carried_over = left.carried_over.as_mut();
+    let had = carried_over.and_then(|carried_over| carried_over.control.take());
+    let clients_since = left.saved_state.as_ref().map(|_| now);
+    let (mut listener, outage) =
+        open_control(&setup.name, &setup.config, listeners, had, clients_since)?;
+    listener.link(&setup.name);
+    Ok((listener, outage))
+}
+
+/// Opens the listener of the exporter, if one is configured. With clients, one that cannot be opened
+/// is an outage, and is tried again.
+fn open_exporter(
+    setup: &MasterSetup,
+    listeners: &[Listener],
+    control: &ControlListener,
+    left: &LeftBehind,
+    now: Instant,
+) -> Result<Option<Exporter>, Error> {
+    let Some(address) = &setup.config.metrics.listen else {
+        return Ok(None);
+    };
+    let start = exporter::start(&setup.name, &setup.config, control.path());
+    let has_clients = left.saved_state.is_some();
+    Exporter::open(address, start, has_clients, now)
+        .map(Some)
+        .map_err(|e| {
+            OwnListeners::from_listeners(listeners, None, Some(control)).named_in(e, Some(address))
+        })
+}
+
+/// Adds all descriptors to the poller. The gate opens when a worker is ready.
+fn watch_all(
+    poller: &Poller,
+    signals: &Signals,
+    control: &ControlServer,
+    listeners: &[Listener],
+) -> io::Result<()> {
+    poller.add(signals, Token::Signals.into(), Interest::Read)?;
+    if control.outage.is_none() {
+        poller.add(&control.listener, Token::Control.into(), Interest::Clients)?;
+    }
+    for listener in listeners
+        .iter()
+        .filter(|listener| listener.outage.is_none())
+    {
+        poller.add(
+            listener,
+            Token::Listener(listener.number).into(),
+            Interest::End,
+        )?;
+    }
+    Ok(())
 }
 
 /// Slots for all clients that there are, and the longest frame that may be parked of one.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use crate::config::Config;
 use crate::master::clients::client::{Addresses, Unleased};
 use crate::master::clients::handshakes::Handshakes;
 use crate::pool::dispatch::Dispatcher;
@@ -28,4 +29,20 @@ pub(crate) struct Clients {
     /// The layout of the shared memory of new workers.
     pub(crate) layout: Layout,
     pub(crate) dispatcher: Dispatcher,
+}
+
+impl Clients {
+    /// Returns the state without any client. `max` is the most clients that there may be.
+    pub(crate) fn new(config: &Config, max: u64, layout: Layout) -> Clients {
+        Clients {
+            unleased: VecDeque::new(),
+            handshakes: Vec::new(),
+            addresses: Addresses::new(&config.limits, [].iter()),
+            next_id: 1,
+            count: 0,
+            max,
+            layout,
+            dispatcher: Dispatcher::new(config.workers.dispatch),
+        }
+    }
 }

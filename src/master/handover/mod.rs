@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::master::handover::restart::HandoffStore;
 use crate::master::handover::upgrade::Upgrade;
+use crate::sys::process;
 
 pub(crate) mod canary;
 pub(crate) mod inherited;
@@ -25,4 +26,16 @@ pub(crate) struct HandoverState {
     pub(crate) executable_path: Option<PathBuf>,
     /// Whether the last upgrade was to the program that ran already.
     pub(crate) is_same_program: bool,
+}
+
+impl HandoverState {
+    /// Returns the state without a store.
+    pub(crate) fn new() -> HandoverState {
+        HandoverState {
+            store: None,
+            upgrade: None,
+            executable_path: process::program_path(),
+            is_same_program: false,
+        }
+    }
 }

@@ -56,7 +56,7 @@ enum Planned {
 }
 
 /// Reloads: the one under way, and the child that reads configurations.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Reloads {
     pub(crate) current: Option<Reload>,
     /// Set while the configuration of a reload is being read.

@@ -1,6 +1,7 @@
 //! Workers: one worker process, its life, its load, and the attribution of its crash.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +14,7 @@ use crate::master::workers::worker::Worker;
 use crate::pool::Pool;
 use crate::pool::rebalance::Rebalancer;
 use crate::proto::names::WorkerId;
-use crate::sys::process::Executable;
+use crate::sys::process::{self, Executable};
 
 pub(crate) mod crash;
 pub(crate) mod descendants;
@@ -58,6 +59,24 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
+    /// Returns the state without any worker.
+    pub(crate) fn new(pool: Pool, executable: Executable, now: Instant) -> Workers {
+        Workers {
+            pool,
+            all: BTreeMap::new(),
+            seats: Vec::new(),
+            outgoing: None,
+            watch: Watch::default(),
+            rebalancer: Rebalancer::new(),
+            requested_rebalance: None,
+            strikes: Strikes::default(),
+            last_failure: None,
+            oom_kills: OomKills::new(process::oom_kills(), now),
+            ended_sessions: Vec::new(),
+            executable,
+        }
+    }
+
     /// Returns the record of a seat, creating it if needed.
     pub(crate) fn seat(&mut self, index: usize) -> &mut SeatTotals {
         if self.seats.len() <= index {
