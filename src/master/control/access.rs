@@ -2,7 +2,7 @@
 //!
 //! | named in `[control]` | may change things | may also look | can connect, unless `mode` is set |
 //! |---|---|---|---|
-//! | neither group | root, the daemon's user | all that can connect | the daemon's user and group (0660) |
+//! | neither group | root, the daemon's user | all that can connect | its user and group (0660) |
 //! | `admin-group` | these two and its members | no others | all users (0666) |
 //! | `read-group` | root, the daemon's user | its members | all users (0666) |
 //! | both | these two, members of `admin-group` | members of `read-group` | all users (0666) |

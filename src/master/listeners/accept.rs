@@ -1,8 +1,8 @@
-//! Accepting clients and leasing them.
+//! Accepts clients and leases them to workers.
 //!
-//! A client is accepted only when a worker has room for it. Whenever none has, or there are enough clients, or no
-//! descriptors, the listeners are disarmed and clients wait in the kernel's queue; what ends that is an event or a
-//! deadline, never another look.
+//! A client is accepted only when a worker has capacity for it. When no worker has, or there are
+//! enough clients, or no descriptors, the listeners are disarmed and clients wait in the kernel's
+//! queue. An event or a deadline ends that, never polling.
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
@@ -24,26 +24,27 @@ use crate::sys::passed::ClientSocket;
 use crate::sys::poll::Interest;
 use crate::sys::{byte_counts, clock, socket};
 
-/// How long nothing is accepted once the system was out of descriptors or memory, unless something is freed before.
+/// How long no client is accepted after the system was out of descriptors or memory, unless some
+/// are freed before.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a reason for a pause is not said again.
+/// How long the same reason for a pause is not reported again.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Why nothing is accepted at the moment.
+/// Reasons for which no client is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pause {
     /// No worker is ready.
     NoWorker,
-    /// Every worker has as many clients to pick up as it may have.
+    /// Every worker has as many clients to pick up as are permitted.
     NoRoom,
-    /// There are as many clients as there may be.
+    /// The maximum number of clients is reached.
     Full,
     /// The system is out of descriptors or memory.
     Exhausted,
-    /// The operator wants it so.
+    /// The operator has drained the daemon.
     Drained,
-    /// The next master will.
+    /// This master is leaving: the next one will accept clients.
     Leaving,
 }
 
@@ -60,17 +61,17 @@ impl fmt::Display for Pause {
     }
 }
 
-/// Whether clients are being accepted.
+/// The gate: whether clients are being accepted.
 #[derive(Debug)]
 pub(crate) struct Gate {
     pub(crate) pause: Option<Pause>,
-    /// The system was out of something, until then.
+    /// Time until which accepting pauses, because the system was out of a resource.
     exhausted_until: Option<Instant>,
     said_at: Option<(Pause, Instant)>,
 }
 
 impl Gate {
-    /// Closed, as nobody is ready at the beginning.
+    /// Creates a closed gate, as no worker is ready at the beginning.
     pub(crate) fn new() -> Gate {
         Gate {
             pause: Some(Pause::NoWorker),
@@ -83,14 +84,14 @@ impl Gate {
         self.exhausted_until
     }
 
-    /// A descriptor was freed.
+    /// Ends the pause for lack of resources, because a descriptor was freed.
     pub(crate) fn relieve(&mut self) {
         self.exhausted_until = None;
     }
 }
 
 impl Master {
-    /// Leases the clients that have no worker, then those that wait in the queues of these listeners.
+    /// Leases the clients without a worker, then those that wait in the queues of these listeners.
     pub(crate) fn lease_clients(&mut self, readable: &[u32], now: Instant) {
         if readable.is_empty() && self.clients.unleased.is_empty() {
             return;
@@ -113,7 +114,7 @@ impl Master {
             .collect()
     }
 
-    /// Workers that may be given clients.
+    /// Returns the workers that may be given clients.
     pub(crate) fn ready_workers(&self) -> impl Iterator<Item = &Worker> {
         let takes = |m: &&Member| matches!(m.state, MemberState::Ready { .. }) && !m.is_stalled;
         self.workers
@@ -123,7 +124,8 @@ impl Master {
             .filter_map(|member| self.workers.all.get(&member.id))
     }
 
-    /// Leases clients whose worker lost them, or whose lease could not be sent, as far as there is room.
+    /// Leases clients whose worker is gone, or whose lease could not be sent, as far as there is
+    /// capacity.
     fn lease_unleased(&mut self) {
         let mut has_asked = false;
         while !self.clients.unleased.is_empty() {
@@ -143,7 +145,8 @@ impl Master {
                     }
                 }
             }
-            // Who is left waits to be told of room. Once more, for what has come to be free before that was asked for.
+            // The remaining clients wait until a worker reports capacity. One more pass covers
+            // capacity that became free before that report was requested.
             if has_asked || self.clients.unleased.is_empty() {
                 return;
             }
@@ -154,8 +157,9 @@ impl Master {
         }
     }
 
-    /// The candidates as they are for one client: a worker from before `max-frame` was raised may have no place for all that is
-    /// parked of it. If none has, and none is to come, it goes to any, which finds that out.
+    /// Returns the candidates as they apply to one client: a worker from before `max-frame` was
+    /// raised may have no region for all the parked bytes. If no worker has one, and no new worker
+    /// is being started, the client goes to any worker, where the lease fails.
     fn fitting<'c>(
         &self,
         unleased: &Unleased,
@@ -196,7 +200,7 @@ impl Master {
             .get_mut(&candidate.worker)
             .expect("only workers that there are have room");
         let leased = worker.leases.give(unleased, &worker.shm);
-        // But for the share of time, which takes the clock and does not change that fast.
+        // The share of time is kept: reading it needs the clock, and it does not change that fast.
         *candidate = Candidate {
             busy: candidate.busy,
             ..worker.candidate(is_rescue, 0)
@@ -206,8 +210,9 @@ impl Master {
         }
     }
 
-    /// Takes in the clients that wait at one listener, as far as there is room for them, and no more than one message of
-    /// leases: until they are flushed nobody but the master has them. A listener that is to go does when nobody waits.
+    /// Accepts the clients that wait at one listener, as far as there is capacity, and no more than
+    /// one message of leases holds: until the leases are flushed, only the master has these
+    /// clients. A listener that must close does so when its queue is empty.
     fn accept(&mut self, number: u32, candidates: &mut [Candidate], now: Instant) {
         let Some(index) = self
             .listeners
@@ -250,7 +255,8 @@ impl Master {
         }
     }
 
-    /// Makes a client of a connection that was accepted at a listener. None if it is over already, or turned away.
+    /// Makes a client of a connection that a listener accepted. Returns `None` if the connection
+    /// has already ended or was rejected.
     pub(crate) fn admit(&mut self, index: usize, accepted: Accepted) -> Option<Client> {
         let listener = &mut self.listeners.all[index];
         listener.accepted += 1;
@@ -302,7 +308,7 @@ impl Master {
         );
     }
 
-    /// Has a new listener watched, as the gate is.
+    /// Adds a new listener to the poller, armed or not as the gate requires.
     pub(crate) fn watch_listener(&self, listener: &Listener) -> io::Result<()> {
         let interest = if self.listeners.gate.pause.is_some() {
             Interest::End
@@ -326,21 +332,23 @@ impl Master {
         self.keep_listeners(now);
     }
 
-    /// Sends what was leased in this turn of the loop. A worker whose channel is full gives its share back.
+    /// Sends the leases made in this turn of the loop. The leases of a worker with a full channel
+    /// are withdrawn.
     fn flush_leases(&mut self) {
         let mut back = Vec::new();
         for worker in self.workers.all.values_mut() {
             match worker.flush() {
                 Ok(unsent) => back.extend(unsent),
                 Err(e) => {
-                    // Whatever it is, the worker did not get them. Its end will be told as every other.
+                    // Whatever the cause is, the worker did not get them. Its end will be reported
+                    // like every other.
                     log::error!("{}: cannot send leases: {e}; killing it", worker.name());
                     worker.kill();
                 }
             }
             worker.watch_channel(&self.poller);
         }
-        // They have not been anywhere: this is no move.
+        // These clients did not reach a worker, so this is no move.
         for recovered in back {
             match recovered {
                 Ok(unleased) => self.clients.unleased.push_back(unleased),
@@ -349,7 +357,7 @@ impl Master {
         }
     }
 
-    /// Opens or closes the gate, as things stand at the end of a turn of the loop.
+    /// Opens or closes the gate, according to the state at the end of a turn of the loop.
     pub(crate) fn set_gate(&mut self, now: Instant) {
         if self
             .listeners
@@ -410,14 +418,16 @@ impl Master {
         None
     }
 
-    /// Whether a worker has room. If none has, all are asked to tell when they have.
+    /// Returns whether a worker has capacity. If none has, all workers are asked to report when
+    /// they have.
     fn has_room(&self) -> bool {
-        // Not `any` the second time: each of them is to be asked.
+        // The second pass does not use `any`: each worker must be asked.
         self.ready_workers().any(Worker::has_capacity)
             || self.ready_workers().filter(|w| w.want_capacity()).count() > 0
     }
 
-    /// Says why nothing is accepted: once, and again only if it is still or again so after a while.
+    /// Reports why no client is accepted: once, and again only if it still applies, or applies
+    /// again, after a while.
     fn say_pause(&mut self, pause: Pause, sentence: &str, now: Instant) {
         let said =
             self.listeners.gate.said_at.is_some_and(|(what, when)| {
@@ -434,14 +444,15 @@ impl Master {
     }
 }
 
-/// Who has connected. Nothing when the kernel does not know any more: the client is gone then.
+/// Returns the peer of a connection. `None` when the kernel does not know it any more: then the
+/// client is gone.
 fn peer_of(accepted: &Accepted) -> Option<Peer> {
     match accepted.address {
         Some(address) => Some(Peer::from(address)),
         None => {
             let socket::Credentials { pid, uid, gid } =
                 socket::credentials(&accepted.socket).ok()?;
-            // Without it the client cannot be recovered from the middle of a turn, and that is all.
+            // A failure only means that the client cannot be recovered from the middle of a turn.
             let _ = byte_counts::arm(&accepted.socket);
             Some(Peer::Unix { pid, uid, gid })
         }

@@ -1,7 +1,8 @@
-//! Sockets that systemd has bound for us and handed over at start: socket activation, sd_listen_fds(3).
+//! Sockets that systemd has bound for the daemon and handed over at its start: socket activation,
+//! sd_listen_fds(3).
 //!
-//! They are kept for as long as the master lives, whether an entry of `listen` names them or not: a reload may drop one and
-//! take it up again. A listener has a copy of its own.
+//! They are kept for as long as the master lives, whether an entry of `listen` names them or not: a
+//! reload may drop one, and another may use it again. A listener has its own copy.
 
 use std::ffi::OsString;
 use std::fmt::Write;
@@ -16,21 +17,22 @@ use crate::proto::names::Address;
 use crate::sys::inherited::{self, Found};
 use crate::sys::poll::{self, Interest};
 
-/// What the names of descriptors begin with that a master has left for the next.
+/// Prefix of the names of descriptors that a master has left for the next.
 pub(crate) const STORE_PREFIX: &str = "fdpassd-";
 
 /// Most descriptors that are taken over.
 const MAX_DESCRIPTORS: usize = 65_536;
 
-/// What was handed over, each with its name; several may have the same one.
+/// The sockets handed over, each with its name; several may have the same name.
 #[derive(Debug, Default)]
 pub struct Handed(Vec<(String, OwnedFd)>);
 
 impl Handed {
-    /// Takes over what the environment says is there. It has to be done before this process opens anything.
+    /// Takes over the descriptors that the environment describes. This must happen before the
+    /// process opens anything.
     ///
     /// # Errors
-    /// When the environment contradicts itself, or what it speaks of is not there.
+    /// When the environment contradicts itself, or a descriptor that it describes does not exist.
     pub fn from_environment() -> Result<Handed, Error> {
         let fail = |why: String| {
             Error::Unavailable(format!("cannot take over the sockets of systemd: {why}"))
@@ -45,25 +47,26 @@ impl Handed {
         Ok(Handed(names.into_iter().zip(sockets).collect()))
     }
 
-    /// What was handed over to this process when it was another program.
+    /// Restores the sockets that were handed over to this process when it was another program.
     pub(crate) fn from_named(named: Vec<(String, OwnedFd)>) -> Handed {
         Handed(named)
     }
 
-    /// All of them, each with its name.
+    /// Returns all sockets, each with its name.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &(String, OwnedFd)> {
         self.0.iter()
     }
 
-    /// Takes out what a master before this one has left.
+    /// Removes and returns the descriptors that an earlier master has left.
     pub(crate) fn take_kept(&mut self) -> Vec<(String, OwnedFd)> {
         self.0
             .extract_if(.., |(name, _)| name.starts_with(STORE_PREFIX))
             .collect()
     }
 
-    /// Whether a client waits at one of them. systemd starts a service whose start has failed again at once for it, and
-    /// gives its socket up after `TriggerLimitBurst=` of systemd.socket(5) starts.
+    /// Returns whether a client waits at one of the sockets. After a failed start, systemd starts
+    /// the service again at once for such a client, and gives its socket up after
+    /// `TriggerLimitBurst=` of systemd.socket(5) starts.
     #[must_use]
     pub fn is_awaited(&self) -> bool {
         let waits = |(_, socket): &(String, OwnedFd)| {
@@ -72,15 +75,16 @@ impl Handed {
         self.0.iter().any(|socket| waits(socket).unwrap_or(false))
     }
 
-    /// How many there are.
+    /// Returns the number of sockets.
     pub(crate) fn count(&self) -> usize {
         self.0.len()
     }
 
-    /// The listeners that these entries stand for: one each, or one for each socket of that name.
+    /// Returns the listeners that these entries stand for: one each, or one for each socket of that
+    /// name.
     ///
     /// # Errors
-    /// When there is no socket of a name.
+    /// When no socket has the name of an entry.
     pub(crate) fn wanted<'c>(&self, entries: &'c [Listen]) -> Result<Vec<Wanted<'c>>, Error> {
         let mut all = Vec::new();
         for entry in entries {
@@ -108,10 +112,10 @@ impl Handed {
         Ok(all)
     }
 
-    /// A listener's own copy of a socket, and where that is bound.
+    /// Returns a listener's own copy of a socket, and its address.
     ///
     /// # Errors
-    /// When it is nothing that clients can be accepted from.
+    /// When clients cannot be accepted from the descriptor.
     pub(crate) fn listener(&self, index: usize) -> io::Result<(OwnedFd, Address)> {
         let (_, socket) = &self.0[index];
         let address = match inherited::examine(socket)? {
@@ -137,7 +141,7 @@ impl Handed {
         Ok((copy, address))
     }
 
-    /// A listener's socket has ended, and it has another one in its place now.
+    /// Replaces a listener's socket, which has ended, by a new one.
     ///
     /// # Errors
     /// Those of fcntl(2).
@@ -146,7 +150,7 @@ impl Handed {
         Ok(())
     }
 
-    /// Under which name a listener at this address was handed over, if one was.
+    /// Returns the name under which a socket at this address was handed over, if one was.
     pub(crate) fn name_at(&self, address: &Address) -> Option<&str> {
         let is_there = |socket| match inherited::examine(socket) {
             Ok(Found::Tcp(bound)) => *address == Address::Tcp(bound),
@@ -159,7 +163,7 @@ impl Handed {
             .map(|(name, _)| name.as_str())
     }
 
-    /// Says which of them nobody wants, for clients may wait there in vain.
+    /// Warns of the sockets that no entry uses, for clients may wait there in vain.
     pub(crate) fn warn_of_unused(&self, entries: &[Listen]) {
         let is_wanted = |name: &String| {
             entries
@@ -173,14 +177,14 @@ impl Handed {
         }
     }
 
-    /// What there is instead of what was asked for.
+    /// Describes the available sockets for the error about a missing one.
     fn names(&self) -> String {
         if self.0.is_empty() {
             return "systemd has handed over no socket; is the socket unit started?".to_owned();
         }
         let mut sentence = "no socket of that name was handed over, only ".to_owned();
         for (index, (name, _)) in self.0.iter().enumerate() {
-            // Into a String it cannot fail.
+            // Writing into a String cannot fail.
             let _ = write!(
                 sentence,
                 "{}systemd:{name}",
@@ -191,14 +195,15 @@ impl Handed {
     }
 }
 
-/// The names of what was left open for process `pid`, in the order of the descriptors.
+/// Returns the names of the descriptors left open for process `pid`, in the order of the
+/// descriptors.
 fn names(var: impl Fn(&str) -> Option<OsString>, pid: u32) -> Result<Vec<String>, String> {
     let text = |key: &str| match var(key).map(OsString::into_string) {
         None => Ok(None),
         Some(Ok(text)) => Ok(Some(text)),
         Some(Err(bytes)) => Err(format!("{key} is not UTF-8: {}", bytes.display())),
     };
-    // They are another's whom we have only inherited the environment from.
+    // The descriptors belong to another process: only the environment was inherited.
     if text("LISTEN_PID")?.and_then(|text| text.parse().ok()) != Some(pid) {
         return Ok(Vec::new());
     }
@@ -210,7 +215,7 @@ fn names(var: impl Fn(&str) -> Option<OsString>, pid: u32) -> Result<Vec<String>
     let count =
         number.ok_or_else(|| format!("LISTEN_FDS={count} is no number up to {MAX_DESCRIPTORS}"))?;
     match text("LISTEN_FDNAMES")? {
-        // sd_listen_fds_with_names(3) calls them so.
+        // This is the name that sd_listen_fds_with_names(3) uses.
         None => Ok(vec!["unknown".to_owned(); count]),
         Some(_) if count == 0 => Ok(Vec::new()),
         Some(names) => {

@@ -12,7 +12,7 @@ use crate::master::listeners::exporter_listener::ExporterListener;
 use crate::master::listeners::listener::Listener;
 use crate::proto::names::Address;
 
-/// What the daemon listens at, and for what.
+/// The addresses at which the daemon listens, each with its purpose.
 #[derive(Debug, Default)]
 pub(crate) struct OwnListeners(Vec<(Address, &'static str)>);
 
@@ -31,7 +31,8 @@ impl OwnListeners {
         OwnListeners(clients.chain(metrics).chain(control).collect())
     }
 
-    /// The same error, but the daemon is named in it if it holds the address itself. What is not to be bound has none.
+    /// Returns the same error, which names the daemon if the daemon itself holds the address.
+    /// `wanted` is `None` for a listener that is not bound by the daemon.
     pub(crate) fn named_in(&self, error: Error, wanted: Option<&Address>) -> Error {
         match self
             .0
@@ -47,14 +48,14 @@ impl OwnListeners {
     }
 }
 
-/// What an error says of an address that is taken, before it is known whose it is.
+/// The words of an error for an address in use, before its holder is known.
 pub(crate) const ANOTHER: &str = "another process listens there";
 
-/// Whether the second address cannot be bound while the first one is.
+/// Returns whether the second address cannot be bound while the first one is.
 fn is_one(own: &Address, wanted: &Address) -> bool {
     match (own, wanted) {
         (Address::Tcp(own), Address::Tcp(wanted)) => is_one_port(own, wanted),
-        // The same file may have two paths.
+        // Two paths may lead to the same file.
         (Address::Unix(own), Address::Unix(wanted)) => {
             own == wanted || file(own).is_some_and(|own| file(wanted) == Some(own))
         }
@@ -62,7 +63,7 @@ fn is_one(own: &Address, wanted: &Address) -> bool {
     }
 }
 
-/// Listeners of IPv6 are of IPv6 alone.
+/// Compares two ports; IPv6 listeners accept IPv6 only.
 fn is_one_port(own: &SocketAddr, wanted: &SocketAddr) -> bool {
     let is_any = own.ip().is_unspecified() || wanted.ip().is_unspecified();
     own.port() == wanted.port()
@@ -77,7 +78,7 @@ fn file(path: &Path) -> Option<(u64, u64)> {
 }
 
 impl Master {
-    /// What this daemon listens at.
+    /// Returns the addresses at which this daemon listens.
     pub(crate) fn own_addresses(&self) -> OwnListeners {
         let exporter = self.exporter.as_ref().map(|exporter| exporter.listener());
         OwnListeners::from_listeners(&self.listeners.all, exporter, Some(&self.control.listener))

@@ -1,9 +1,10 @@
-//! The link at the usual place of the control socket to the one that is configured.
+//! The link from the usual place of the control socket to the configured one.
 //!
-//! fdpassctl, and with it `ExecReload=` and `ExecStop=` of a unit, looks for a daemon at the usual places. Where the
-//! configuration has another one, nobody would find the daemon there. A service manager gives each daemon a directory of
-//! its own ($RUNTIME_DIRECTORY), which is the first of these places: there the daemon puts a symbolic link. Without such a
-//! directory the place may be another daemon's, and is left alone.
+//! fdpassctl, and with it `ExecReload=` and `ExecStop=` of a unit, looks for a daemon at the usual
+//! places. If the configuration names another place, the daemon could not be found there. A service
+//! manager gives each daemon its own directory ($RUNTIME_DIRECTORY), which is the first of these
+//! places: there the daemon creates a symbolic link. Without such a directory the place may be
+//! another daemon's, and is left alone.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use std::{env, fs, io};
 use crate::proto::control::places;
 use crate::sys::{process, socket};
 
-/// The link; removed when dropped if it is still that one.
+/// The link; dropping it removes the link if it still leads to the same socket.
 #[derive(Debug)]
 pub(crate) struct ControlLink {
     path: PathBuf,
@@ -20,7 +21,8 @@ pub(crate) struct ControlLink {
 }
 
 impl ControlLink {
-    /// Puts the link of a daemon of this name, if its control socket is elsewhere than in its runtime directory.
+    /// Creates the link of a daemon of this name, if its control socket is outside its runtime
+    /// directory.
     pub(crate) fn create(name: &str, socket: &Path) -> Option<ControlLink> {
         env::var_os("RUNTIME_DIRECTORY").filter(|directory| !directory.is_empty())?;
         let path = places(name, process::user(), |key| env::var_os(key))
@@ -55,7 +57,7 @@ impl Drop for ControlLink {
 }
 
 fn put(path: &Path, socket: &Path) -> io::Result<()> {
-    // The one of this process from before an upgrade.
+    // The link of this process from before an upgrade is kept.
     if fs::read_link(path).is_ok_and(|to| to == socket) {
         return Ok(());
     }
@@ -63,7 +65,7 @@ fn put(path: &Path, socket: &Path) -> io::Result<()> {
     symlink(socket, path)
 }
 
-/// Removes a link that a daemon before has left, and that leads to nobody.
+/// Removes a link that an earlier daemon has left, if no process listens where it leads to.
 ///
 /// # Errors
 /// `AddrInUse` when a process listens where it leads to; those of the file system.

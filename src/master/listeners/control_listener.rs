@@ -20,7 +20,8 @@ use crate::sys::listening::listen;
 use crate::sys::user::Holder;
 use crate::sys::{process, socket};
 
-/// Control clients that can wait to be accepted; one more than that in fact (`unix_recvq_full()` in the kernel).
+/// Control clients that can wait to be accepted; in fact one more than that (`unix_recvq_full()` in
+/// the kernel).
 pub(crate) const CONTROL_BACKLOG: u32 = 128;
 
 /// The listener of control clients.
@@ -28,13 +29,13 @@ pub(crate) const CONTROL_BACKLOG: u32 = 128;
 pub(crate) struct ControlListener {
     socket: OwnedFd,
     file: SocketFile,
-    /// Where it would be by default.
+    /// The link at the default path.
     link: Option<ControlLink>,
 }
 
 impl ControlListener {
-    /// Binds and listens at `path`. `is_default` is whether nobody asked for just that path; then its directory is
-    /// made, if need be.
+    /// Binds and listens at `path`. `is_default` is true if the path was not configured; then its
+    /// directory is created if needed.
     pub(crate) fn bind(
         path: &Path,
         is_default: bool,
@@ -64,12 +65,13 @@ impl ControlListener {
     pub(crate) fn bind_anew(&mut self, is_default: bool, mode: Mode) -> Result<(), Error> {
         let mut another = ControlListener::bind(self.path(), is_default, mode)?;
         another.link = self.link.take();
-        // The file of before was replaced. Its number may be that of the new one.
+        // The earlier file was replaced. Its inode number may be that of the new one.
         drop(std::mem::replace(self, another).file.left());
         Ok(())
     }
 
-    /// One that this process has since before it became this program. Its file may be gone.
+    /// Restores the listener that this process had before it became this program. Its file may be
+    /// gone.
     pub(crate) fn from_fd(socket: OwnedFd, path: &Path) -> ControlListener {
         let file = SocketFile::new(path).unwrap_or_else(|_| SocketFile::missing(path));
         ControlListener {
@@ -79,7 +81,8 @@ impl ControlListener {
         }
     }
 
-    /// In the place of one that cannot be opened now: nobody can connect until it is bound anew.
+    /// Creates a placeholder for a socket that cannot be opened now: no client can connect until it
+    /// is bound again.
     ///
     /// # Errors
     /// Those of socket(2).
@@ -91,22 +94,22 @@ impl ControlListener {
         })
     }
 
-    /// Whether its file is there, by which others find it.
+    /// Returns whether the socket's file exists, by which clients find it.
     pub(crate) fn is_reachable(&self) -> bool {
         self.file.metadata().is_some()
     }
 
-    /// Has it found at the usual place as well, if it is elsewhere.
+    /// Creates the link at the usual place, if the socket is elsewhere.
     pub(crate) fn link(&mut self, name: &str) {
         self.link = ControlLink::create(name, &self.file.path);
     }
 
-    /// Where it is.
+    /// Returns the path of the socket.
     pub(crate) fn path(&self) -> &Path {
         &self.file.path
     }
 
-    /// Lets others connect from now on.
+    /// Sets the mode of the socket's file, which decides which users can connect from now on.
     pub(crate) fn set_mode(&mut self, mode: Mode) -> Result<(), Error> {
         let set = self.file.set_access(&Access {
             mode,
@@ -128,8 +131,9 @@ impl AsFd for ControlListener {
     }
 }
 
-/// A directory for the control socket, that others may look into only where that is the custom. What is there
-/// already must be a directory and ours: in /tmp anybody may have been there before.
+/// Creates a directory for the control socket, which other users may search only where that is
+/// customary. An existing one must be a directory of the daemon's user: in /tmp any user may have
+/// created it.
 fn make_directory(path: &Path) -> io::Result<()> {
     let mode = if path.starts_with("/run") {
         0o755
@@ -158,7 +162,7 @@ fn make_directory(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Where the control socket is if it is not configured.
+/// Returns the place of the control socket if none is configured.
 fn usual_place(name: &str, user: u32) -> PathBuf {
     let temporary = temporary(name, user);
     let mut places = places(name, user, |key| std::env::var_os(key));
@@ -173,8 +177,9 @@ fn usual_place(name: &str, user: u32) -> PathBuf {
     places.swap_remove(0)
 }
 
-/// The control socket: the one that this process `had` before it became this program, or a new one. If there are clients,
-/// since then, and it cannot be had, another one takes its place that nobody can connect to, with the reason.
+/// Returns the control socket: the one that this process `had` before it became this program, or a
+/// new one. If there have been clients since `clients_since`, a socket that cannot be opened is
+/// replaced by one that cannot be connected to, with the reason.
 pub(crate) fn open_control(
     name: &str,
     config: &Config,

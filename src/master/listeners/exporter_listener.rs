@@ -10,14 +10,14 @@ use crate::proto::names::Address;
 use crate::sys::listening::listen;
 use crate::sys::socket;
 
-/// The listener of those who ask for metrics over HTTP. It listens until it is dropped, also while another process has a
-/// copy of it.
+/// The listener of the exporter's HTTP clients. It listens until it is dropped, also while another
+/// process has a copy of it.
 #[derive(Debug)]
 pub(crate) struct ExporterListener {
     socket: OwnedFd,
-    /// Where it really is.
+    /// The actual address.
     pub(crate) address: Address,
-    /// Its file, for a Unix socket.
+    /// The file of a Unix socket.
     file: Option<SocketFile>,
 }
 
@@ -40,14 +40,14 @@ impl ExporterListener {
         })
     }
 
-    /// Whether its file was removed, or replaced by another one.
+    /// Returns whether the file was removed, or replaced by another one.
     pub(crate) fn is_file_gone(&self) -> bool {
         self.file
             .as_ref()
             .is_some_and(|file| file.metadata().is_none())
     }
 
-    /// In the place of one that cannot be bound now.
+    /// Creates a placeholder for a listener that cannot be bound now.
     ///
     /// # Errors
     /// Those of socket(2).
@@ -62,7 +62,7 @@ impl ExporterListener {
     /// Replaces a socket that has ended by another one at the same address.
     pub(crate) fn bind_anew(&mut self) -> Result<(), Error> {
         let another = ExporterListener::bind(&self.address)?;
-        // The file of before was replaced. Its number may be that of the new one.
+        // The earlier file was replaced. Its inode number may be that of the new one.
         drop(self.file.take().map(SocketFile::left));
         *self = another;
         Ok(())
@@ -71,7 +71,7 @@ impl ExporterListener {
 
 impl Drop for ExporterListener {
     fn drop(&mut self) {
-        // Or the address would be taken until the exporter is gone.
+        // Otherwise the address would be in use until the exporter is gone.
         socket::end(&self.socket);
     }
 }

@@ -1,4 +1,4 @@
-//! A listener of clients: bound, handed over, or left by a master before this one.
+//! A listener of clients: bound, handed over, or left by an earlier master.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,41 +20,42 @@ use crate::sys::socket;
 /// A listener of clients.
 #[derive(Debug)]
 pub(crate) struct Listener {
-    /// Its own for good: others come and go at a reload.
+    /// The permanent number of this listener: others come and go at a reload.
     pub(crate) number: u32,
     socket: OwnedFd,
-    /// Where the configuration wants it.
+    /// The place that the configuration names.
     pub(crate) place: SocketSource,
-    /// Where it was wanted is not known: a configuration that wants any port of its host gets it.
+    /// The configured place is unknown: a configuration that wants any port of this host gets this
+    /// listener.
     is_found: bool,
-    /// Where it really is: with the port that the kernel chose, if that was asked for.
+    /// The actual address, with the port that the kernel chose if any port was wanted.
     pub(crate) address: Address,
     pub(crate) byte_order: OrderRule,
     pub(crate) accepted: u64,
-    /// Its file, for a Unix socket that we have bound.
+    /// The file of a Unix socket that the daemon has bound.
     file: Option<SocketFile>,
-    /// What it was opened or adopted for last.
+    /// The entry for which the listener was last opened or adopted.
     entry: Listen,
-    /// Another process has ended it, or its address is not there yet, and it is not bound again. Then it is not in the
-    /// poller.
+    /// Set while the listener is not bound: another process has ended it, or its address does not
+    /// exist yet. Then it is not in the poller.
     pub(crate) outage: Option<Outage>,
-    /// It was never bound.
+    /// The listener was never bound.
     is_missing: bool,
 }
 
-/// A listener that lies with the service manager.
+/// The record of a listener in the service manager's store.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct ListenerRecord {
     pub(crate) number: u32,
-    /// Where the configuration wants it, if that is known, and where it really is.
+    /// The configured address, if that is known; `address` is the actual one.
     pub(crate) configured: String,
     pub(crate) address: String,
     pub(crate) accepted: u64,
 }
 
 impl ListenerRecord {
-    /// One of which only the address is known.
+    /// Creates a record of which only the address is known.
     pub(crate) fn with_address(number: u32, address: String) -> ListenerRecord {
         ListenerRecord {
             number,
@@ -65,7 +66,7 @@ impl ListenerRecord {
 }
 
 impl Listener {
-    /// Binds and listens, or takes up what was handed over. No other listener has ever had `number`.
+    /// Binds and listens, or takes up a socket that was handed over. `number` must be new.
     pub(crate) fn open(
         number: u32,
         wanted: &Wanted<'_>,
@@ -97,7 +98,7 @@ impl Listener {
         if let Address::Tcp(_) = address {
             socket::set_keepalive(&socket, keepalive).map_err(fail)?;
         }
-        // One that was handed over may have been ended: the poller reports that.
+        // A socket that was handed over may have been ended: the poller reports that.
         if file.is_some() || matches!(place, SocketSource::Bound(_)) || is_listening(&socket) {
             listen(&socket, entry.backlog).map_err(fail)?;
         }
@@ -117,10 +118,11 @@ impl Listener {
         })
     }
 
-    /// In the place of one whose address no interface has yet. It is bound as soon as one has it.
+    /// Creates a listener whose address no interface has yet. It is bound as soon as an interface
+    /// has it.
     ///
     /// # Errors
-    /// `refusal`, unless that is what is wrong.
+    /// `refusal`, unless a missing address is its cause.
     pub(crate) fn missing(
         number: u32,
         wanted: &Wanted<'_>,
@@ -155,10 +157,10 @@ impl Listener {
         })
     }
 
-    /// One that a master before this one had, as it was left.
+    /// Restores a listener that an earlier master has left.
     ///
     /// # Errors
-    /// When the socket is not what the record says.
+    /// When the socket does not match the record.
     pub(crate) fn from_record(
         record: &ListenerRecord,
         socket: OwnedFd,
@@ -172,7 +174,8 @@ impl Listener {
         };
         let file = match &address {
             Address::Tcp(_) => None,
-            // The operator may have removed it since. Until this master serves it is left where it is.
+            // The operator may have removed the file since. Until this master serves, the file is
+            // left where it is.
             Address::Unix(path) => Some(
                 SocketFile::new(path)
                     .unwrap_or_else(|_| SocketFile::missing(path))
@@ -199,19 +202,20 @@ impl Listener {
         })
     }
 
-    /// It is this master's from now on.
+    /// Makes the file this master's own from now on.
     pub(crate) fn own(&mut self) {
         if let Some(file) = &mut self.file {
             file.is_left = false;
         }
     }
 
-    /// The configuration wants it there.
+    /// Sets the place that the configuration names.
     pub(crate) fn set_place(&mut self, place: &SocketSource) {
         (self.place, self.is_found) = (place.clone(), false);
     }
 
-    /// Whether it is where this entry wants a listener to be, although another one may have been what it was made for.
+    /// Returns whether the listener has the address that this entry wants, although it may have
+    /// been made for another one.
     pub(crate) fn is_at(&self, wanted: &SocketSource) -> bool {
         match (wanted, &self.place) {
             (SocketSource::Bound(wanted), SocketSource::Bound(_)) => *wanted == self.address,
@@ -219,7 +223,7 @@ impl Listener {
         }
     }
 
-    /// Whether it is on the host of which an entry wants any port.
+    /// Returns whether the listener is on the host of which an entry wants any port.
     pub(crate) fn is_on_host(&self, wanted: &SocketSource) -> bool {
         match (wanted, &self.address) {
             (SocketSource::Bound(Address::Tcp(wanted)), Address::Tcp(address)) => {
@@ -229,7 +233,7 @@ impl Listener {
         }
     }
 
-    /// The address that it was bound to, as configured; none if it was handed over.
+    /// Returns the address that it was bound to, as configured; `None` if it was handed over.
     pub(crate) fn configured(&self) -> Option<&Address> {
         if let SocketSource::Bound(address) = &self.place {
             Some(address)
@@ -238,7 +242,8 @@ impl Listener {
         }
     }
 
-    /// How the next master is told of it; nothing if it gets this one from whoever has bound it.
+    /// Returns the record for the next master; `None` if the next master gets this listener from
+    /// the process that has bound it.
     pub(crate) fn record(&self) -> Option<ListenerRecord> {
         if self.is_missing {
             return None;
@@ -252,7 +257,7 @@ impl Listener {
         })
     }
 
-    /// Why no client can connect, if so. Looks whether the file of a Unix socket is there.
+    /// Returns why no client can connect, if so. Checks whether the file of a Unix socket exists.
     pub(crate) fn outage_reason(&self) -> Option<&str> {
         match &self.outage {
             Some(outage) => Some(&outage.reason),
@@ -260,7 +265,7 @@ impl Listener {
         }
     }
 
-    /// Whether its file was removed, or replaced by another one.
+    /// Returns whether the file was removed, or replaced by another one.
     pub(crate) fn is_file_gone(&self) -> bool {
         self.outage.is_none()
             && self
@@ -276,16 +281,16 @@ impl Listener {
         }
     }
 
-    /// The file at its path is another listener's.
+    /// Gives the file up: at its path is another listener's.
     pub(crate) fn disown_file(&mut self) {
         self.leave_file();
         self.file = None;
     }
 
-    /// Becomes what is wanted now at the address that it has; clients that wait in its queue wait on.
+    /// Adopts the settings that are wanted now for this address. Clients in the queue stay there.
     ///
-    /// Only the file of a Unix socket can be refused, so it comes first: on an error nothing else has changed. What
-    /// was adopted is undone by adopting what was wanted before.
+    /// Only the change of a Unix socket's file can be refused, so it comes first: on an error
+    /// nothing else has changed. Adopting the previous settings undoes this.
     pub(crate) fn adopt(
         &mut self,
         wanted: &Listen,
@@ -294,7 +299,7 @@ impl Listener {
         let fail = |e: io::Error| {
             Error::unavailable(&format!("change the listener {}", wanted.source), &e)
         };
-        // One that is gone, or down, gets its access when it is bound anew.
+        // A listener whose file is gone, or that is down, gets its access when it is bound again.
         if let (false, None, Some(file), Some(access)) = (
             self.is_file_gone(),
             &self.outage,
@@ -306,7 +311,7 @@ impl Listener {
         if let Address::Tcp(_) = self.address {
             socket::set_keepalive(&self.socket, keepalive).map_err(fail)?;
         }
-        // If it has ended the poller reports that, and another one is bound.
+        // If the socket has ended, the poller reports that, and another one is bound.
         if is_listening(&self.socket) {
             listen(&self.socket, wanted.backlog).map_err(fail)?;
         }
@@ -337,10 +342,10 @@ impl Listener {
         }
         listen(&socket, self.entry.backlog).map_err(fail)?;
         if let SocketSource::Handed(index) = self.place {
-            // From now on a reload and an upgrade find this one.
+            // A reload and an upgrade use this one from now on.
             handed.replace(index, &socket).map_err(fail)?;
         }
-        // The file of before was replaced. Its number may be that of the new one.
+        // The earlier file was replaced. Its inode number may be that of the new one.
         self.leave_file();
         (self.socket, self.file) = (socket, file);
         if std::mem::take(&mut self.is_missing) {
@@ -349,7 +354,8 @@ impl Listener {
         Ok(())
     }
 
-    /// Clients that wait, and how many can; nothing for a Unix socket, of which the kernel does not tell.
+    /// Returns the number of waiting clients and its maximum; `None` for a Unix socket, for which
+    /// the kernel does not report them.
     pub(crate) fn queue(&self) -> Option<(u32, u32)> {
         match self.address {
             Address::Tcp(_) if self.outage.is_some() => None,
@@ -383,7 +389,7 @@ mod tests {
         Listen::new(Source::Bound(Address::Unix(path)))
     }
 
-    /// The only listener that an entry stands for.
+    /// Opens the only listener that an entry stands for.
     fn open(entry: &Listen) -> Result<Listener, Error> {
         let handed = Handed::default();
         let wanted = handed.wanted(std::slice::from_ref(entry))?;

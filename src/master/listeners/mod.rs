@@ -25,7 +25,7 @@ pub(crate) struct Listeners {
     pub(crate) all: Vec<Listener>,
     /// Numbers of listeners that close when their queues are empty.
     pub(crate) closing: Vec<u32>,
-    /// The last number that was given to a listener.
+    /// The number last given to a listener.
     pub(crate) last_number: u32,
     pub(crate) gate: Gate,
     /// An operator has drained the daemon: no client is accepted.

@@ -1,4 +1,4 @@
-//! Opening the listeners of a configuration beside those that a master before this one has left.
+//! Opens the listeners of a configuration in addition to those that an earlier master has left.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,8 @@ use crate::master::listeners::listener::Listener;
 use crate::master::listeners::plan;
 use crate::master::{Error, Handed};
 
-/// For each listener of a configuration the one that is new, or nothing where a master before has left one.
+/// Returns, for each listener of a configuration, the new one, or `None` where an earlier master
+/// has left one.
 pub(crate) fn open_new(
     entries: &[Listen],
     handed: &Handed,
@@ -31,7 +32,7 @@ pub(crate) fn open_new(
         let own =
             || OwnListeners::from_listeners(kept.iter().chain(opened.iter().flatten()), None, None);
         let listener = listener.map_err(|e| own().named_in(e, wanted.address()));
-        // With another listener to serve at, an address may come later.
+        // If another listener can serve, an address may appear later.
         let listener = match listener {
             Err(e) if wanted_count > 1 => Listener::missing(*number, wanted, e, now)?,
             opened => opened?,
@@ -53,8 +54,8 @@ pub(crate) fn open_new(
     }
 }
 
-/// All listeners, in the order of the configuration; behind them those that were left and are not wanted any more, whose
-/// numbers are told.
+/// Returns all listeners in the order of the configuration, followed by those that were left and
+/// are no longer wanted; and the numbers of the latter.
 pub(crate) fn join_listeners(
     entries: &[Listen],
     handed: &Handed,
@@ -75,7 +76,7 @@ pub(crate) fn join_listeners(
         listeners.extend(opened);
     }
     let mut rest: Vec<Listener> = kept.into_iter().flatten().collect();
-    // The file is that of the one that was bound in its place.
+    // The file belongs to the listener that was bound in its place.
     let is_replaced = |listener: &Listener| {
         listeners
             .iter()

@@ -1,10 +1,12 @@
-//! Listeners that another holder of their socket has ended: shutdown(2) by another process that has it, `ss -K`.
+//! Listeners that another holder of their socket has ended: by shutdown(2) in another process that
+//! has it, or by `ss -K`.
 //!
-//! Such a socket never listens again. listen(2) on a TCP one would make the kernel accept clients that are shut down from
-//! birth. Another socket is bound to the same address instead, at once, then every second, after half a minute every 30 s.
-//! Until that goes well the status gives the reason. The poller reports the end, as a hang-up, also of a listener that is
-//! disarmed: so it is looked at in the turn of the loop in which it comes. A listener that the daemon itself has ended is not
-//! in the poller any more.
+//! Such a socket never listens again. listen(2) on a TCP socket would make the kernel accept
+//! clients that are shut down from the start. Another socket is bound to the same address instead:
+//! at once, then every second, after half a minute every 30 s. Until that succeeds, the status
+//! gives the reason. The poller reports the end as a hang-up, also for a disarmed listener: so it
+//! is handled in the turn of the loop in which it occurs. A listener that the daemon itself has
+//! ended is not in the poller any more.
 
 use std::time::{Duration, Instant};
 
@@ -13,11 +15,11 @@ use crate::proto::control::{About, Kind};
 use crate::sys::listening::is_listening;
 use crate::sys::poll::Interest;
 
-/// Tries that are a second apart; those after them are [`SLOW_RETRY_INTERVAL`] apart.
+/// Number of tries that are a second apart; later ones are [`SLOW_RETRY_INTERVAL`] apart.
 const FAST_RETRIES: u32 = 30;
 const SLOW_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Something is not there, and when it is tried again.
+/// An outage of a listener: its reason, and the time of the next try.
 #[derive(Clone, Debug)]
 pub(crate) struct Outage {
     /// The last reason.
@@ -27,7 +29,7 @@ pub(crate) struct Outage {
 }
 
 impl Outage {
-    /// To be tried at once.
+    /// Creates an outage with the first try due at once.
     pub(crate) fn new(now: Instant, reason: &str) -> Outage {
         Outage {
             reason: reason.to_owned(),
@@ -36,24 +38,24 @@ impl Outage {
         }
     }
 
-    /// The first try has failed. Logs the reason.
+    /// Creates an outage after the first try has failed. Logs the reason.
     pub(crate) fn from_error(error: &Error, now: Instant) -> Outage {
         let mut outage = Outage::new(now, "");
         outage.failed(error, now);
         outage
     }
 
-    /// When it is tried again.
+    /// Returns when the next try is due.
     pub(crate) fn deadline(&self) -> Instant {
         self.next_try
     }
 
-    /// Whether it is time to.
+    /// Returns whether a try is due.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
         self.next_try <= now
     }
 
-    /// Not for this time. Logs the reason if it is another one than before.
+    /// Records a failed try. Logs the reason if it differs from the last one.
     pub(crate) fn failed(&mut self, error: &Error, now: Instant) {
         self.tries += 1;
         let wait = if self.tries <= FAST_RETRIES {
@@ -70,15 +72,15 @@ impl Outage {
     }
 }
 
-/// Why there is an outage at first.
+/// The first reason of an outage.
 pub(crate) const ENDED: &str = "another process that holds the socket has ended it";
 
-/// Why nobody can connect to a Unix socket that listens.
+/// The reason why no client can connect to a Unix socket that listens.
 pub(crate) const FILE_GONE: &str = "its file is gone";
 
 impl Master {
-    /// Looks at the listeners that the poller has reported as ended. Clients that waited there are accepted by now, if there
-    /// was room for them.
+    /// Handles the listeners that the poller has reported as ended. Clients that waited there have
+    /// been accepted by now, if there was capacity for them.
     pub(crate) fn look_at_ended(&mut self, numbers: &[u32], now: Instant) {
         for number in numbers {
             let Some(index) = self
@@ -111,7 +113,7 @@ impl Master {
         }
     }
 
-    /// The same of the control socket.
+    /// Does the same for the control socket.
     pub(crate) fn look_at_control(&mut self, now: Instant) {
         if self.control.outage.is_some() || is_listening(&self.control.listener) {
             return;
@@ -125,12 +127,12 @@ impl Master {
             .note(Kind::ListenerEnded, About::default(), sentence);
     }
 
-    /// Has the control socket bound anew if its file is gone.
+    /// Has the control socket bound again if its file is gone.
     pub(crate) fn replace_lost_control(&mut self, now: Instant) {
         if self.control.outage.is_some() || self.control.listener.is_reachable() {
             return;
         }
-        // Who waits there is served.
+        // Clients that wait there are still served.
         self.control
             .clients
             .accept(&self.control.listener, &self.poller, now);
@@ -138,7 +140,7 @@ impl Master {
         self.control.outage = Some(Outage::new(now, FILE_GONE));
     }
 
-    /// Binds anew what has ended, if it is time to.
+    /// Binds ended listeners again, if a try is due.
     pub(crate) fn bind_ended(&mut self, now: Instant) {
         self.bind_control(now);
         for index in 0..self.listeners.all.len() {
@@ -146,7 +148,7 @@ impl Master {
         }
     }
 
-    /// When [`Master::bind_ended`] has something to do.
+    /// Returns when [`Master::bind_ended`] has something to do.
     pub(crate) fn outage_deadline(&self) -> Option<Instant> {
         let outages = self
             .listeners

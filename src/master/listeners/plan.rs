@@ -1,19 +1,19 @@
-//! Which listeners a configuration wants, and which of them are there already.
+//! Determines which listeners a configuration wants, and which of them exist already.
 
 use crate::config::Listen;
 use crate::master::listeners::listener::Listener;
 use crate::proto::names::Address;
 
-/// A listener that is to be.
+/// A listener that the configuration wants.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted<'c> {
-    /// As whose entry.
+    /// The entry that it belongs to.
     pub(crate) entry: &'c Listen,
     pub(crate) place: SocketSource,
 }
 
 impl Wanted<'_> {
-    /// Where it is to be bound, if it is.
+    /// Returns the address to bind, if the listener must be bound.
     pub(crate) fn address(&self) -> Option<&Address> {
         match &self.place {
             SocketSource::Bound(address) => Some(address),
@@ -22,21 +22,23 @@ impl Wanted<'_> {
     }
 }
 
-/// What tells a listener from all others in a configuration, and finds it again in the next.
+/// Identifies a listener within a configuration and in the next one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum SocketSource {
-    /// The address that it is to be bound to.
+    /// The address to which it must be bound.
     Bound(Address),
     /// The number of a socket that was handed over.
     Handed(usize),
 }
 
-/// For each entry of a new configuration the index of the listener that is there for it already; the others are to be
-/// bound. Port 0 is any port, so the first entry that asks for it gets the first that did, and so on.
+/// Returns, for each entry of a new configuration, the index of the existing listener for it; the
+/// others must be bound. Port 0 is any port, so the first entry that asks for it gets the first
+/// listener that did, and so on.
 ///
-/// A listener that no entry wants as it was wanted before goes to one that wants its address: nothing else can be bound there.
+/// A listener that no entry wants as it was wanted before goes to an entry that wants its address:
+/// nothing else can be bound there.
 ///
-/// `is_fit` is whether a listener can be kept at all.
+/// `is_fit` returns whether a listener can be kept at all.
 pub(crate) fn keep(
     listeners: &[Listener],
     wanted: &[Wanted<'_>],
@@ -64,13 +66,14 @@ pub(crate) fn keep(
     kept
 }
 
-/// For [`keep`]: those that clients can find. Another socket is bound in the place of one whose file is gone; who waits in
-/// the queue of the one before is still served.
+/// Selects for [`keep`] the listeners that clients can find. A listener whose file is gone is
+/// replaced by another socket; clients in its queue are still served.
 pub(crate) fn is_found(listener: &Listener) -> bool {
     !listener.is_file_gone()
 }
 
-/// For [`keep`]: all. Clients that wait are not lost because of a file that cannot be made again.
+/// Selects for [`keep`] all listeners. Clients that wait are not lost because of a file that cannot
+/// be created again.
 pub(crate) fn is_any(_: &Listener) -> bool {
     true
 }

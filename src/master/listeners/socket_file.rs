@@ -13,7 +13,8 @@ use crate::proto::names::Address;
 use crate::sys::user::{Group, User};
 use crate::sys::{process, socket};
 
-/// Why a socket cannot be bound, and what to do about it, as far as the error tells.
+/// Returns the error for a socket that cannot be bound, with a remedy as far as the cause shows
+/// one.
 pub(crate) fn cannot_bind(doing: &str, address: &Address, error: &io::Error) -> Error {
     let advice = match (address, error.kind()) {
         (Address::Tcp(_), io::ErrorKind::AddrInUse) => format!("; {ANOTHER}"),
@@ -36,7 +37,8 @@ pub(crate) fn cannot_bind(doing: &str, address: &Address, error: &io::Error) -> 
     Error::unavailable(doing, error).with(&advice)
 }
 
-/// A socket that is bound and not yet listening, where it really is, and its file if it has one.
+/// Binds a socket that does not listen yet. Returns it with its actual address, and its file if it
+/// has one.
 pub(crate) fn bind(
     wanted: &Address,
     access: Option<&Access>,
@@ -55,21 +57,22 @@ pub(crate) fn bind(
     }
 }
 
-/// The file of a bound Unix socket, removed when dropped if it is still that one.
+/// The file of a bound Unix socket; dropping it removes the file if it is still the same one.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     pub(crate) path: PathBuf,
     identity: (u64, u64),
-    /// User and group that it was made with, which are the defaults.
+    /// User and group that the file was created with, which are the defaults.
     born: (u32, u32),
-    /// What it was given last.
+    /// The access that was set last.
     access: Option<Access>,
-    /// It is the next master's, or that of the one before as long as this one does not serve.
+    /// The file is left: it belongs to the next master, or to the previous one until this master
+    /// serves.
     pub(crate) is_left: bool,
 }
 
 impl SocketFile {
-    /// The file of a socket that was bound just now.
+    /// Creates the record for the file of a socket that was just bound.
     pub(crate) fn new(path: &Path) -> io::Result<SocketFile> {
         let found = fs::symlink_metadata(path)?;
         let born = (found.uid(), found.gid());
@@ -82,7 +85,7 @@ impl SocketFile {
         })
     }
 
-    /// One that is not there.
+    /// Creates the record of a missing file.
     pub(crate) fn missing(path: &Path) -> SocketFile {
         SocketFile {
             path: path.to_owned(),
@@ -93,21 +96,21 @@ impl SocketFile {
         }
     }
 
-    /// It stays where it is.
+    /// Leaves the file where it is when the record is dropped.
     pub(crate) fn left(mut self) -> SocketFile {
         self.is_left = true;
         self
     }
 
-    /// What it is now, if it is still there.
+    /// Returns the file's metadata, if it is still there.
     pub(crate) fn metadata(&self) -> Option<Metadata> {
         fs::symlink_metadata(&self.path)
             .ok()
             .filter(|found| identity(found) == self.identity)
     }
 
-    /// Gives it its owner and its mode. What it was given before is not given again: the operator may have changed that
-    /// since, or have removed the file.
+    /// Sets the owner and mode of the file. Access that was set before is not set again: the
+    /// operator may have changed it since, or have removed the file.
     pub(crate) fn set_access(&mut self, access: &Access) -> io::Result<()> {
         if self.access.as_ref() == Some(access) {
             return Ok(());
@@ -121,7 +124,7 @@ impl SocketFile {
         let found = self.metadata().ok_or_else(gone)?;
         let uid = access.owner.as_ref().map_or(self.born.0, |owner| owner.uid);
         let gid = access.group.as_ref().map_or(self.born.1, |group| group.gid);
-        // Between the two steps it is neither what it was nor what it is to be.
+        // Between the two steps the file has neither its old nor its new access.
         self.access = None;
         if (found.uid(), found.gid()) != (uid, gid) {
             chown(&self.path, Some(uid), Some(gid))?;
@@ -140,7 +143,8 @@ impl Drop for SocketFile {
     }
 }
 
-/// The access to the file of a Unix socket that another process has bound, if it is there.
+/// Returns the access to the file of a Unix socket that another process has bound, if the file
+/// exists.
 pub(crate) fn access_of(path: &Path) -> Option<Access> {
     let found = fs::symlink_metadata(path)
         .ok()
@@ -164,8 +168,9 @@ fn identity(file: &Metadata) -> (u64, u64) {
     (file.dev(), file.ino())
 }
 
-/// Binds a Unix socket and gives its file its mode and owner, before anybody can connect. A file that a daemon before
-/// left there is replaced, if it is a socket and nobody answers on it.
+/// Binds a Unix socket and sets the mode and owner of its file before any client can connect. A
+/// file that an earlier daemon has left is replaced, if it is a socket and no process answers on
+/// it.
 pub(crate) fn bind_unix(path: &Path, access: Option<&Access>) -> io::Result<(OwnedFd, SocketFile)> {
     let socket = match socket::bind_unix(path) {
         Err(e) if e.kind() == io::ErrorKind::AddrInUse => {

@@ -1,9 +1,10 @@
 //! Listeners that a restart leaves to systemd.
 //!
-//! The file says `systemd:NAME`, and no socket of that name was handed over: from the next master on, systemd is to listen.
-//! Its socket unit binds the address between the two masters, and cannot while one of our listeners lies in the store of the
-//! service manager. So the master that leaves gives up the listeners that the file does not name any more, with all
-//! clients that wait in their queues.
+//! The file names `systemd:NAME`, and no socket of that name was handed over: from the next master
+//! on, systemd must listen. Its socket unit binds the address between the two masters, and cannot
+//! do so while one of the daemon's listeners is in the service manager's store. So the leaving
+//! master accepts the clients that wait at the listeners that the file does not name any more, and
+//! closes these listeners.
 
 use std::time::Instant;
 
@@ -19,7 +20,7 @@ impl Master {
     /// Gives up the listeners whose addresses the next configuration leaves to systemd.
     pub(crate) fn yield_listeners(&mut self, now: Instant) {
         let file = self.next_file();
-        // What is wrong with the file is for the next master to report, which keeps these listeners then.
+        // The next master reports what is wrong with the file, and then keeps these listeners.
         let Ok(loaded) = self.read_next(file.as_deref()) else {
             return;
         };
@@ -42,7 +43,8 @@ impl Master {
         }
     }
 
-    /// Accepts the clients that wait at a listener, for the next master: no worker serves them any more.
+    /// Accepts the clients that wait at a listener, for the next master: no worker of this one
+    /// serves them.
     fn accept_waiting(&mut self, index: usize) {
         while self.clients.count < self.clients.max {
             match listening::accept(&self.listeners.all[index], Look::Next) {
@@ -65,7 +67,8 @@ impl Master {
     }
 }
 
-/// Whether the daemon has bound a listener itself, at an address that the configuration does not name.
+/// Returns whether the daemon itself has bound a listener at an address that the configuration does
+/// not name.
 fn is_given_up(listener: &Listener, config: &Config) -> bool {
     let names = |address: &Address| {
         config
