@@ -12,7 +12,8 @@ use crate::shm::{ClientBytes, Flags};
 use crate::sys::clock;
 use crate::sys::passed::ClientSocket;
 
-/// A client: the master's copy of its socket, which keeps the connection whatever becomes of a worker.
+/// A client, with the master's copy of its socket, which keeps the connection open when a worker
+/// ends.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) id: ClientId,

@@ -24,7 +24,7 @@ pub(crate) enum Waits {
     Deserted,
     /// The rebalancing has been done.
     Rebalanced,
-    /// This process has become another program, or the upgrade was refused.
+    /// The process has become another program, or the upgrade was refused.
     Upgraded,
     /// The upgrade is done, and all workers are of the new program.
     Renewed,

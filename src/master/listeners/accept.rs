@@ -44,7 +44,7 @@ pub(crate) enum Pause {
     Exhausted,
     /// The operator has drained the daemon.
     Drained,
-    /// This master is leaving: the next one will accept clients.
+    /// The master is leaving: the next one will accept clients.
     Leaving,
 }
 
@@ -340,7 +340,7 @@ impl Master {
             match worker.flush() {
                 Ok(unsent) => back.extend(unsent),
                 Err(e) => {
-                    // Whatever the cause is, the worker did not get them. Its end will be reported
+                    // The worker did not get these leases, whatever the cause. Its end will be reported
                     // like every other.
                     log::error!("{}: cannot send leases: {e}; killing it", worker.name());
                     worker.kill();

@@ -56,16 +56,16 @@ impl Counts {
     }
 }
 
-/// Why a client is leased again.
+/// Reasons why a client is leased again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
-    /// Its worker died.
+    /// The worker died.
     Death,
-    /// Its worker has to exit.
+    /// The worker must exit.
     Drain,
-    /// Its worker is stuck.
+    /// The worker is stuck.
     Stall,
-    /// Its worker is held.
+    /// The worker is held.
     Hold,
     /// Another worker has less to do.
     Rebalance,
@@ -73,10 +73,11 @@ pub(crate) enum Reason {
     Restart,
 }
 
-/// Why a client is lost: closed for a reason of the daemon's own, and not for what the client or an operator did.
+/// Reasons why a client is lost: closed by the daemon for a reason of its own, and not for an action
+/// of the client or an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Loss {
-    /// The state that its worker left contradicts itself, or the kernel did not count its bytes.
+    /// The state left by the worker contradicts itself, or the kernel did not count its bytes.
     Unrecoverable,
     /// There was no memory for the client's bytes.
     Memory,
@@ -88,9 +89,9 @@ pub(crate) enum Loss {
     State,
     /// The master was killed while no worker had the client.
     Master,
-    /// Its worker could not watch it, read from it or write to it. The worker counts these.
+    /// The worker could not watch the client, read from it or write to it. Workers count these.
     Worker,
-    /// An earlier master lost it without counting the reason.
+    /// An earlier master lost the client without counting the reason.
     Unknown,
 }
 

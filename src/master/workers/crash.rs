@@ -2,7 +2,7 @@
 //!
 //! A request caused a death if the process ended itself (it exited, or ran into a fault), if the
 //! kernel killed it because memory was out, or if the master killed it because the request took too
-//! long. Other signals come from outside, and no request is to blame. An idempotent request that
+//! long. Other signals come from outside, and no request caused them. An idempotent request that
 //! caused one death is executed once more first: if it succeeds, it was not the cause.
 
 use std::collections::{HashMap, VecDeque};
@@ -148,7 +148,7 @@ const OOM_DEATH: Duration = Duration::from_secs(1);
 pub(crate) struct Blame {
     /// The request that was executing, as the messages name it.
     pub(crate) request: Option<String>,
-    /// What follows for the request, as the messages give it.
+    /// The consequence for the request, as the messages give it.
     pub(crate) outcome: &'static str,
     /// The kernel killed the worker because memory was out.
     pub(crate) is_out_of_memory: bool,

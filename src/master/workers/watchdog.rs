@@ -8,7 +8,6 @@
 //! check: it may have recovered since the last one. Without clients there are no checks and no
 //! wake-ups.
 //!
-//! A worker that is only kept waiting for a CPU is not stuck. Its clients would have to wait for one elsewhere as well, and
 //! A worker that only waits for a CPU is not stuck. Its clients would have to wait for one
 //! elsewhere as well, and on an overloaded machine they were moved to and fro so fast that hardly
 //! any was served.

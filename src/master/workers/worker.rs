@@ -1,4 +1,5 @@
-//! The master's record of a worker: its process, its channel, its shared memory, and how dispatch sees it.
+//! The master's record of a worker: its process, its channel, its shared memory, and its candidacy
+//! in dispatch.
 
 use std::collections::VecDeque;
 use std::io;

@@ -1,4 +1,5 @@
-//! Random lives of clients in shared memory: with a worker that does by hand what a worker does, and with one that has gone mad.
+//! Random lifecycles of clients in shared memory: with a worker that does by hand what a worker
+//! does, and with a broken one that writes anything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -34,7 +35,7 @@ fn shms() -> (MasterShm, WorkerShm) {
     (master, worker)
 }
 
-/// A quarter of the usual cases, which PROPTEST_CASES sets: these are long ones.
+/// A quarter of the usual number of cases, which PROPTEST_CASES sets, because these are long.
 fn few() -> Config {
     let usual = Config::default();
     Config {
@@ -44,13 +45,13 @@ fn few() -> Config {
     }
 }
 
-/// The bytes of a part of a stream: each stream has its own.
+/// Returns the bytes of a part of a stream: each stream has its own.
 fn bytes_of(stream: u64, part: Range<u64>) -> Vec<u8> {
     part.map(|position| (position.wrapping_mul(31) ^ (position >> 8) ^ (stream * 101)) as u8)
         .collect()
 }
 
-/// What a thread has written after one more call.
+/// Returns what a thread has written in all after one more call.
 fn and_a_call_of(bytes: u64, before: Writes) -> Writes {
     Writes {
         bytes: before.bytes + bytes,
@@ -58,7 +59,7 @@ fn and_a_call_of(bytes: u64, before: Writes) -> Writes {
     }
 }
 
-/// Bytes that moved, of a socket that may have none or take none now.
+/// Returns the number of bytes moved by a socket that may have none or accept none now.
 fn moved(result: io::Result<usize>) -> u64 {
     match result {
         Ok(count) => count as u64,
@@ -67,18 +68,18 @@ fn moved(result: io::Result<usize>) -> u64 {
     }
 }
 
-/// What a client has been through, as those know who did it.
+/// The history of a client, as the test records it.
 #[derive(Debug)]
 struct Life {
     peer: File,
     /// The streams of its requests and of its replies.
     input: u64,
     output: u64,
-    /// Bytes that it sent, that were read of them, that were answered.
+    /// Bytes that it has sent, bytes of them that were read, and bytes that were answered.
     sent: u64,
     read: u64,
     answered: u64,
-    /// Bytes of replies that were made, that were written of them, that it has read.
+    /// Bytes of replies that were made, that were written, and that the client has read.
     replied: u64,
     written: u64,
     heard: u64,
@@ -111,12 +112,12 @@ impl Life {
             peer.set_nonblocking(true)
                 .and_then(|()| socket.set_nonblocking(true))
                 .expect("set");
-            // So that small replies are not kept back until the one before is acknowledged.
+            // Otherwise small replies would be held back until the previous one is acknowledged.
             socket.set_nodelay(true).expect("set");
             (peer.into(), socket.into(), Peer::from(address))
         };
         let (peer, input, output) = (peer.into(), id.0 * 2, id.0 * 2 + 1);
-        // The kernel has not counted all of every third one.
+        // For every third client the kernel has not counted all bytes.
         let offsets = if id.0 % 3 == 1 {
             Offsets {
                 received: (1 << 33) + 5,
@@ -177,7 +178,7 @@ impl Life {
         }
     }
 
-    /// What is known of it without a worker is this, to the byte.
+    /// Checks that a client without a worker is known to the byte.
     fn check(
         &self,
         Unleased {
@@ -217,7 +218,7 @@ fn all(stretch: &Stretch) -> Vec<u8> {
     stretch.to_vec().expect("pread")
 }
 
-/// Where a turn may be cut off.
+/// The point at which a turn may be cut off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Point {
     Claim,
@@ -230,7 +231,7 @@ enum Point {
     End,
 }
 
-/// How a turn goes, as far as there are bytes.
+/// The course of a turn, as far as there are bytes.
 #[derive(Clone, Debug)]
 struct Plan {
     read: u16,
@@ -240,7 +241,7 @@ struct Plan {
     dies_at: Option<Point>,
 }
 
-/// What is done next, and to whom.
+/// The next action, and its client.
 #[derive(Clone, Debug)]
 enum Act {
     Accept {
@@ -255,11 +256,11 @@ enum Act {
     Take(Index),
     TakeAll,
     Turn(Index, Plan),
-    /// The worker looks for leases that were taken.
+    /// The worker looks for revoked leases.
     Look,
     GiveUp(Index),
     Close(Index),
-    /// The master hears what the worker has said.
+    /// The master reads the worker's messages.
     Listen,
     Die,
 }
@@ -311,7 +312,7 @@ struct Held {
     is_unix: bool,
 }
 
-/// A master's leases, a worker that does what is said here, and their clients.
+/// A master's leases, a worker that acts as the test orders, and their clients.
 struct World {
     shm: MasterShm,
     worker: WorkerShm,
@@ -320,13 +321,13 @@ struct World {
     over: BTreeSet<ClientId>,
     lives: BTreeMap<ClientId, Life>,
     held: BTreeMap<u32, Held>,
-    /// Slots that the worker has freed, or closed, and the master has not heard of.
+    /// Slots that the worker has released or closed, unread by the master.
     said: Vec<(u32, bool)>,
-    /// Slots whose clients the master has taken, and the worker has not said that it knows.
+    /// Slots whose clients the master has revoked, unconfirmed by the worker.
     behind: BTreeSet<u32>,
     /// The slot of a turn that will not end, and whether its method is running.
     dying: Option<(u32, bool)>,
-    /// All that the worker ever wrote, and the leases that it has heard of.
+    /// All bytes that the worker ever wrote, and the leases that it has received.
     sum: Writes,
     heard: u64,
 }
@@ -381,7 +382,7 @@ impl World {
                         .for_each(|recovered| self.take_in(recovered));
                 }
             }
-            // The master takes nobody before all leases are sent.
+            // The master revokes no lease before all leases are sent.
             Act::Take(slot) => {
                 self.flush();
                 self.take(slot.index(SLOTS as usize) as u32);
@@ -403,7 +404,7 @@ impl World {
             }
             Act::Listen => self.listen(),
             Act::Die => self.die(),
-            // The others are the worker's, which is as good as dead.
+            // All other actions need the worker, which is as good as dead.
             _ if self.dying.is_some() => {}
             Act::Turn(slot, plan) => {
                 if let Some(slot) = self.pick(slot) {
@@ -424,7 +425,8 @@ impl World {
             }
             Act::GiveUp(slot) => {
                 if let Some(slot) = self.pick(slot) {
-                    // Taken by the master before, or by the worker now: it is done with it.
+                    // The master revoked the lease before, or the worker releases it now: the
+                    // worker is done with it.
                     let _ = self
                         .worker
                         .slot(slot)
@@ -574,7 +576,7 @@ impl World {
         self.behind.clear();
     }
 
-    /// What `worker/turn.rs` does, of frames that mean nothing.
+    /// Does what `worker/turn.rs` does, with meaningless frames.
     fn turn(&mut self, slot: u32, plan: &Plan) {
         let Held {
             id,
@@ -619,7 +621,7 @@ impl World {
                 return;
             }
             open.header.complete_write(sent);
-            // Such as a line of the log.
+            // A line of the log, for example.
             self.sum = and_a_call_of(77, self.sum);
             let (out_base, sent) = (cursors.out_base + sent, sent as u32);
             let kept = Cursors {
@@ -680,7 +682,7 @@ impl World {
             if dies(Point::Method) {
                 return;
             }
-            // A fourth, that the reply buffer holds them all.
+            // A fourth of the size, so that the reply buffer holds all replies.
             let (frame, reply) = (
                 (arrived - answered).min(usize::from(*frame) + 1),
                 usize::from(*reply) / 4,
@@ -764,7 +766,7 @@ impl World {
             .release(lease_number, state);
     }
 
-    /// Every client is in just one place, and all counts are right.
+    /// Checks that every client is in exactly one place, and that all counts are right.
     fn check(&self) {
         let leased: Vec<ClientId> = self.leases.iter().map(|(_, client)| client.id).collect();
         assert_eq!(self.leases.clients(), leased.len());
@@ -811,7 +813,7 @@ proptest! {
     }
 }
 
-/// What a worker that has gone mad writes into a word.
+/// A value that a broken worker writes into a word.
 #[derive(Clone, Debug)]
 enum Scribble {
     Anything(u64),
@@ -822,7 +824,8 @@ enum Scribble {
     Halves(u16, u16),
 }
 
-/// Words of the shared memory, by how far they are from its beginning; most of them of slots.
+/// Returns words of the shared memory, as offsets from its beginning; most of them are words of
+/// slots.
 fn scribbles() -> impl Strategy<Value = Vec<(u64, Scribble)>> {
     let word = prop_oneof![1 => 0..2048u64, 6 => 2048..WORDS / 8, 4 => (0..u64::from(SLOTS)).prop_map(|slot| 2048 + slot * 16)];
     let scribble = prop_oneof![
@@ -858,7 +861,8 @@ fn scribble(leases: &Leases, shm: &MasterShm, scribbles: &[(u64, Scribble)]) {
 proptest! {
     #![proptest_config(few())]
 
-    /// Nobody can say what of them is right then, but all are there, and what is not in the shared memory is not read.
+    /// The clients' state is unpredictable then, but all clients are there, and nothing outside the
+    /// shared memory is read.
     #[test]
     fn on_a_shm_full_of_nonsense_no_client_vanishes_and_nothing_panics(
         acts in vec(act(), 0..60),
@@ -895,7 +899,7 @@ proptest! {
                     Done::Known
                 }
                 _ => {
-                    // One is leased anew, and perhaps taken back.
+                    // One client is leased again, and perhaps revoked.
                     let next = back.iter().position(|recovered| recovered.is_ok() && leases.has_free_slot());
                     if let Some(Ok(unleased)) = next.map(|next| back.swap_remove(next)) {
                         back.extend(leases.give(unleased, shm).err().map(Err));
