@@ -1,7 +1,7 @@
 //! Read-only requests other than the status, and those that belong to them: clients by page,
 //! events, the configuration key by key, the log level.
 //!
-//! However much there is, one answer costs the loop one page.
+//! However much data there is, one reply costs the loop one page.
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;

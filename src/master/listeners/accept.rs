@@ -340,8 +340,8 @@ impl Master {
             match worker.flush() {
                 Ok(unsent) => back.extend(unsent),
                 Err(e) => {
-                    // The worker did not get these leases, whatever the cause. Its end will be reported
-                    // like every other.
+                    // The worker did not get these leases, whatever the cause. Its end will be
+                    // reported like every other.
                     log::error!("{}: cannot send leases: {e}; killing it", worker.name());
                     worker.kill();
                 }

@@ -73,8 +73,8 @@ pub(crate) enum Reason {
     Restart,
 }
 
-/// Reasons why a client is lost: closed by the daemon for a reason of its own, and not for an action
-/// of the client or an operator.
+/// Reasons why a client is lost: closed by the daemon for a reason of its own, and not because of
+/// the client or an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Loss {
     /// The state left by the worker contradicts itself, or the kernel did not count its bytes.
