@@ -65,9 +65,9 @@ impl Daemon<()> {
         }
     }
 
-    /// Makes the state of each worker process, before it is ready. A worker whose state cannot be made is not ready:
-    /// the reason is logged, and another one tried after a while. After a method panicked its worker's state is made
-    /// anew.
+    /// Makes the state of each worker process, before it is ready. A worker whose state cannot be
+    /// made is not ready: the reason is logged, and another worker is tried after a while. The
+    /// state is rebuilt after a method panicked.
     ///
     /// # Panics
     /// When methods were added before: they would have been for another state.
@@ -92,7 +92,8 @@ impl Daemon<()> {
 }
 
 impl<S: 'static> Daemon<S> {
-    /// The version that `-V` and the status tell; fdpassd's own unless it is set. `env!("CARGO_PKG_VERSION")` is yours.
+    /// Sets the version that `-V` and the status show; the default is fdpassd's own.
+    /// `env!("CARGO_PKG_VERSION")` is yours.
     #[must_use]
     pub fn version(mut self, version: &'static str) -> Daemon<S> {
         self.version = version;
@@ -157,21 +158,21 @@ impl<S: 'static> Daemon<S> {
         self
     }
 
-    /// Says of the method that was added last that it takes microseconds: no clock is read around it, and replies to
-    /// pipelined requests are sent together.
+    /// Marks the method that was added last as one that takes microseconds: no clock is read around
+    /// it, and replies to pipelined requests are sent together.
     #[must_use]
     pub fn inline(mut self) -> Daemon<S> {
         self.methods.make_inline();
         self
     }
 
-    /// What a worker is made of.
+    /// Returns the parts of a worker.
     pub(crate) fn into_parts(self) -> (String, Methods<S>) {
         (self.name, self.methods.complete())
     }
 
-    /// Runs the daemon as its arguments say: as master, as one of its workers, as its exporter, or to test a configuration.
-    /// Returns what `main` is to return.
+    /// Runs the daemon as its arguments say: as master, as one of its workers, as its exporter, or
+    /// to test a configuration. Returns the exit code for `main`.
     ///
     /// To be called by the first thread of the process: of no other does the kernel keep account until the master looks, and
     /// a client of a Unix socket is closed if its worker is killed while it writes to it.
@@ -187,7 +188,7 @@ impl<S: 'static> Daemon<S> {
         }
         master::name_process(&name);
         let arguments: Vec<OsString> = std::env::args_os().collect();
-        // Roles that this program runs itself in; nobody types them.
+        // Roles in which this program runs itself; operators do not type them.
         let role = |index: usize| arguments.get(index).and_then(|argument| argument.to_str());
         match (role(1), role(2)) {
             (Some("worker"), _) => return run_worker(&name, methods),
@@ -347,7 +348,7 @@ fn check_handover(name: &str, length: &str) -> ExitCode {
     }
 }
 
-/// This process was a master, and has become this program.
+/// Continues as master after an upgrade: this process was a master and now runs this program.
 fn resume_master(name: &str, version: &'static str, number: &str) -> ExitCode {
     match master::resume(number) {
         Ok(Resumed {
@@ -389,7 +390,7 @@ fn run_master(mut setup: MasterSetup, log: Option<File>) -> ExitCode {
     // After an upgrade that of before.
     master::name_process(&name);
     if let Err(e) = logging::start_with(&name, &setup.config.log, log) {
-        // Clients are not closed for want of a log.
+        // A missing log is no reason to close clients.
         if setup.inherited.is_none() {
             return refuse(&name, EX_CONFIG, &e);
         }
@@ -438,7 +439,7 @@ fn run_exporter(name: &str) -> ExitCode {
     }
 }
 
-/// Says where the daemon listens and how to call it, in one line on standard output.
+/// Prints where the daemon listens and how to call it, in one line on standard output.
 fn announcer(name: String, version: &'static str) -> Announce {
     Box::new(move |addresses| {
         let first = addresses.first().map_or("", String::as_str);
@@ -507,8 +508,8 @@ fn fail(name: &str, status: u8, reason: &dyn fmt::Display) -> ExitCode {
     ExitCode::from(status)
 }
 
-/// The whole of `fdpassd`, from the arguments to what `main` is to return: a [`Daemon`] with the methods `ping`, `pi` and
-/// `methods`.
+/// Runs `fdpassd`, from the arguments to the exit code for `main`: a [`Daemon`] with the methods
+/// `ping`, `pi` and `methods`.
 ///
 /// Its master runs this very program again for each worker, so `main` does nothing else before it.
 #[must_use]

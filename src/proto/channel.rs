@@ -1,7 +1,7 @@
 //! Master and worker: datagrams over one `SOCK_SEQPACKET` socketpair, which is the worker's standard input.
 //!
-//! A datagram is one byte that tells its kind, then a body: fixed records (all little-endian) for what happens
-//! with every client, JSON for what happens once.
+//! A datagram is one byte with its kind, then a body: fixed records (all little-endian) for what
+//! happens with every client, JSON for what happens once.
 //!
 //! ```text
 //! to the worker    1 Start          JSON + descriptors: the shared memory, then the handoff queues, if there are any; once
@@ -57,10 +57,10 @@ pub const MAX_HANDOFF_QUEUES: usize = 64;
 /// Most slots that one `Closed` or `Released` names.
 pub const MAX_SLOTS: usize = 4096;
 
-/// What the master says.
+/// Messages from the master to a worker.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ToWorker {
-    /// Who the worker is and by which rules it serves. Carries the shared memory.
+    /// The worker's identity and the rules by which it serves. Carries the shared memory.
     Start(Box<Start>),
     /// Clients to serve from now on. Carries their sockets.
     Lease(Vec<Lease>),
@@ -68,32 +68,34 @@ pub enum ToWorker {
     Reopen,
     /// Finish and exit.
     Stop(Stop),
-    /// Some of its leases were taken: it drops its copies of those clients and says so.
+    /// Some leases were revoked: the worker drops its copies of those clients and reports it.
     LeasesRevoked,
-    /// It shows in the shared memory that its loop turns.
+    /// Asks for a heartbeat in the shared memory, which shows that the worker's loop turns.
     Ping,
-    /// It gives up every lease, and exits when it has said so.
+    /// Give up every lease, report it, and exit.
     Drain,
-    /// Methods that are not run any more, in place of those said before.
+    /// Methods that are no longer run; replaces the previous list.
     Quarantine(Vec<String>),
-    /// The least important lines that it writes from now on.
+    /// The least important level that the worker writes from now on.
     LogLevel(LogLevel),
 }
 
-/// What a worker says.
+/// Messages from a worker to the master.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ToMaster {
-    /// It can serve.
+    /// The worker can serve.
     Ready(Ready),
-    /// It never will, and why.
+    /// The worker will never serve, with the reason.
     Failed(Failed),
-    /// Slots whose clients it ended.
+    /// Slots whose clients the worker ended.
     Closed(Vec<u32>),
-    /// Slots whose leases it found taken, or gave up; its copies of their sockets are closed.
+    /// Slots whose leases were found revoked or given up; the worker's copies of their sockets are
+    /// closed.
     Released(Vec<u32>),
-    /// It picked up leases.
+    /// The worker picked up leases.
     HasCapacity,
-    /// It has answered [`Settings::near_limit_at`] requests: its successor should be got ready.
+    /// The worker has answered [`Settings::near_limit_at`] requests: its successor should be
+    /// prepared.
     NearRequestLimit,
 }
 
@@ -106,7 +108,7 @@ pub struct Start {
     pub name: String,
     /// The worker's id.
     pub worker: WorkerId,
-    /// Its seat among the workers, from 0; a successor takes the same one.
+    /// The worker's index, from 0; a successor takes the same one.
     pub seat: u32,
     /// The configuration it serves.
     pub generation: Generation,
@@ -136,16 +138,18 @@ pub struct Settings {
     pub frame_timeout: Option<Duration>,
     /// How long a client may take no byte of its replies.
     pub send_timeout: Option<Duration>,
-    /// How long one request may execute before the worker is killed; methods are told when that will be.
+    /// How long one request may execute before the worker is killed; methods receive this deadline.
     pub request_timeout: Option<Duration>,
-    /// How long a request may go on executing once the master is gone, before the worker packs its clients.
+    /// How long a request may continue once the master is gone, before the worker packs its
+    /// clients.
     pub restart_grace: Duration,
-    /// After so many requests the worker says [`ToMaster::NearRequestLimit`], and goes on.
+    /// The worker sends [`ToMaster::NearRequestLimit`] after this number of requests, and
+    /// continues.
     #[serde(rename = "worn_at")]
     pub near_limit_at: Option<u64>,
-    /// After so many it answers no more: it gives up every lease and exits.
+    /// The worker stops answering after this number of requests, gives up every lease and exits.
     pub max_requests: Option<u64>,
-    /// Where its log lines go.
+    /// Where the worker's log lines go.
     pub log: Log,
 }
 
@@ -192,21 +196,21 @@ pub enum LogFormat {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogLevel {
-    /// Someone must act.
+    /// The operator must act.
     Error,
     /// Degraded, but handled.
     Warn,
-    /// What happens to workers and to the daemon.
+    /// Events of workers and of the daemon.
     #[default]
     Info,
-    /// What happens to single clients.
+    /// Events of single clients.
     Debug,
     /// Everything.
     Trace,
 }
 
 impl LogLevel {
-    /// Its name in the file and on the wire.
+    /// Returns the level's name in the file and on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -224,13 +228,13 @@ impl LogLevel {
 pub struct Lease {
     /// The client.
     pub client: ClientId,
-    /// Its slot in the worker's shared memory.
+    /// The client's slot in the worker's shared memory.
     pub slot: u32,
     /// Of the lease; the claim must find it in the lease word.
     pub lease_number: u32,
-    /// How its byte order is learnt, as long as the shared memory does not tell it.
+    /// How the byte order is learnt while the shared memory does not record it.
     pub order: OrderRule,
-    /// Who it is.
+    /// The client's identity.
     pub peer: Peer,
     /// How often it was leased again: of two leases of a client the one with more is the later one.
     pub moves: u32,
@@ -247,14 +251,14 @@ pub struct Lease {
 pub struct Ready {
     /// [`VERSION`].
     pub version: u32,
-    /// Its methods; the number of a method in the shared memory is its index here plus one.
+    /// The worker's methods; a method's number in the shared memory is its index here plus one.
     pub methods: Vec<MethodName>,
 }
 
 /// A method, as the master knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MethodName {
-    /// Its name.
+    /// The method's name.
     pub name: String,
     /// Whether it may be run once more after a crash.
     pub idempotent: bool,
@@ -291,7 +295,7 @@ pub trait Message: Sized {
     /// Writes the datagram into `out`, in place of what was there.
     fn encode(&self, out: &mut Vec<u8>);
 
-    /// Reads a datagram. What the other process says is input like any other: nothing in it can panic.
+    /// Reads a datagram. It is untrusted input: no content can cause a panic.
     ///
     /// # Errors
     /// [`Malformed`] for everything that [`Message::encode`] does not write.

@@ -5,22 +5,22 @@
 //!                  2 Reopen  -                                    open the log file again
 //! ```
 //!
-//! The end of the channel is the end of the exporter. It says nothing: what it wants to know it asks the control socket.
+//! The exporter exits when the channel ends. It sends nothing here: it queries the control socket.
 
 use serde::{Deserialize, Serialize};
 
 use super::channel::{Log, Malformed, Message, from_json, json};
 
-/// What the master says.
+/// Messages from the master to the exporter.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ToExporter {
-    /// What the exporter is to do. Carries the listening socket.
+    /// The exporter's task. Carries the listening socket.
     Start(StartExporter),
     /// Open the log file again.
     Reopen,
 }
 
-/// What the exporter says.
+/// Messages from the exporter to the master: there are none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nothing {}
 
@@ -31,10 +31,10 @@ pub struct StartExporter {
     pub name: String,
     /// Path of the control socket, in bytes: one that comes from the environment need not be text.
     pub control: Vec<u8>,
-    /// Names by which it may be asked, beside IP addresses and `localhost`. None over a Unix socket, where that is not
-    /// looked at: nothing that a browser has loaded can connect there.
+    /// Host names that requests may use, besides IP addresses and `localhost`. None over a Unix
+    /// socket, where that is not checked: nothing that a browser has loaded can connect there.
     pub hosts: Option<Vec<String>>,
-    /// Where its log lines go.
+    /// Where the exporter's log lines go.
     pub log: Log,
 }
 

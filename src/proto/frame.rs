@@ -7,9 +7,10 @@
 //! ```
 //!
 //! Little-endian is the protocol's own order. A listener may be set to `big`, or to `auto`, which
-//! finds a connection's order from its first prefix: the order that gives a length within the limit,
-//! and little where both do. While the limit is 65,535 bytes or less exactly one can, because the
-//! other reading has a byte above the lower sixteen bits. An empty frame tells nothing.
+//! finds a connection's order from its first prefix: the order that gives a length within the
+//! limit, and little where both do. While the limit is 65,535 bytes or less exactly one can,
+//! because the other reading has a byte above the lower sixteen bits. An empty frame leaves the
+//! order open.
 
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +27,7 @@ pub enum ByteOrder {
 }
 
 impl ByteOrder {
-    /// The prefix of a frame of `length` bytes.
+    /// Returns the prefix of a frame of `length` bytes.
     #[must_use]
     pub fn prefix(self, length: u32) -> [u8; PREFIX] {
         match self {
@@ -35,7 +36,7 @@ impl ByteOrder {
         }
     }
 
-    /// The length that a prefix announces.
+    /// Returns the length that a prefix announces.
     #[must_use]
     pub fn length(self, prefix: [u8; PREFIX]) -> u32 {
         match self {
@@ -54,12 +55,13 @@ pub enum OrderRule {
     Little,
     /// All are big-endian.
     Big,
-    /// Each connection's first prefix tells.
+    /// Each connection's first prefix decides.
     Auto,
 }
 
 impl OrderRule {
-    /// The order that a prefix is in, with frames up to `limit` bytes; `None` while it cannot be told.
+    /// Returns the order of a prefix, with frames up to `limit` bytes; `None` while it is
+    /// undecided.
     #[must_use]
     pub fn decide(self, prefix: [u8; PREFIX], limit: u32) -> Option<ByteOrder> {
         match self {
@@ -78,10 +80,10 @@ impl OrderRule {
     }
 }
 
-/// What stands at the beginning of some bytes.
+/// The frame at the beginning of some bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Not yet a whole frame. `total` is its length with the prefix, once four bytes have told it.
+    /// Not yet a whole frame. `total` is its length with the prefix, once four bytes have arrived.
     Partial {
         /// Prefix and body, in bytes.
         total: Option<usize>,

@@ -1,7 +1,8 @@
 //! Handoff queues: where clients wait when their master is gone, until the next one is there.
 //!
-//! A handoff queue is a `SOCK_SEQPACKET` pair of which both ends lie with the service manager; whoever has to go packs what it has
-//! into any of them, and the next master unpacks them all. A datagram is one byte that tells its kind, then a body.
+//! A handoff queue is a `SOCK_SEQPACKET` pair; the service manager holds both ends. A process that
+//! has to exit packs its clients into any of them, and the next master unpacks them all. A datagram
+//! is one byte with its kind, then a body.
 //!
 //! ```text
 //! 1 Shm       JSON + the descriptor of the shared memory, first, once a worker
@@ -16,9 +17,9 @@
 //! that because a datagram of 253 of them has to fit into 8 KiB of the kernel's memory: above, half as many find room. So only
 //! datagrams with a client that has offsets have longer ones, and fewer of them.
 //!
-//! A handoff queue may be unpacked by another version than has packed it. Fields are only ever added, at the end of a record or to the
-//! JSON, and mean nothing if they are missing; who reads a record that is longer than it knows leaves the rest. What cannot be
-//! left out has another kind.
+//! A handoff queue may be unpacked by another version than has packed it. Fields are only ever
+//! added, at the end of a record or to the JSON, and mean nothing if they are missing; a reader
+//! ignores the unknown end of a longer record. What cannot be left out has another kind.
 
 use serde::{Deserialize, Serialize};
 
@@ -38,29 +39,29 @@ pub enum HandoffMessage {
     Clients(WorkerId, Vec<ClientRecord>),
 }
 
-/// Shared memory that nobody works on any more.
+/// Shared memory without a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShmRecord {
-    /// Whose it was.
+    /// The id of the worker that used it.
     pub worker: WorkerId,
     /// That worker's seat.
     pub seat: u32,
-    /// Its configuration.
+    /// That worker's configuration.
     pub generation: Generation,
-    /// Slots on it.
+    /// Slots in the shared memory.
     pub slots: u32,
-    /// Longest frame that it has places for.
+    /// Longest frame that the shared memory has regions for.
     pub longest: u32,
-    /// The worker's methods, by whose numbers it tells of them.
+    /// The worker's methods, in the order of their numbers in the shared memory.
     pub methods: Vec<MethodName>,
-    /// Whether what it counts has been added to the totals.
+    /// Whether the counts in the shared memory have been added to the totals.
     pub is_counted: bool,
-    /// The version of its layout.
+    /// The version of the shared memory's layout.
     #[serde(default = "first_layout")]
     pub layout: u32,
 }
 
-/// That of version 0.1.0, which did not tell it.
+/// Returns the layout version of fdpassd 0.1.0, which did not record it.
 fn first_layout() -> u32 {
     1
 }
@@ -70,7 +71,7 @@ fn first_layout() -> u32 {
 pub struct ClientRecord {
     /// The client.
     pub client: ClientId,
-    /// Its slot.
+    /// The client's slot.
     pub slot: u32,
     /// Of its lease.
     pub lease_number: u32,
@@ -112,7 +113,8 @@ impl From<&Lease> for ClientRecord {
     }
 }
 
-/// The record of a client in a datagram of leases that nobody has read: the one whose socket has this index.
+/// Returns the record of a client in an unread datagram of leases: the one whose socket has this
+/// index.
 #[must_use]
 pub fn client_record_in(datagram: &[u8], index: usize) -> Option<[u8; RECORD_LEN]> {
     Lease::nth(datagram, index).map(|lease| ClientRecord::from(&lease).encode())
@@ -198,7 +200,7 @@ impl ClientRecord {
     }
 }
 
-/// Kinds, for who writes datagrams by hand.
+/// Kinds of datagrams, for code that writes them by hand.
 pub const SHM: u8 = 1;
 /// As above.
 pub const CLIENTS: u8 = 3;

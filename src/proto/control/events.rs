@@ -1,4 +1,5 @@
-//! What happened: the master keeps the last [`MAX_EVENTS`] events, and tells them to whoever asks, now or when the next comes.
+//! Events: the master keeps the last [`MAX_EVENTS`], and sends them on request, at once or when the
+//! next occurs.
 
 use std::time::Duration;
 
@@ -7,10 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::super::channel::LogLevel;
 use super::super::names::{ClientId, Generation, WorkerId};
 
-/// So many events are kept; older ones are forgotten.
+/// Most events that are kept; older ones are dropped.
 pub const MAX_EVENTS: usize = 1024;
 
-/// Longest that one question waits for an event. Who wants to wait for longer asks again.
+/// Longest that one request waits for an event. A longer wait takes another request.
 pub const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// Params of `events`.
@@ -40,37 +41,37 @@ pub struct Events {
     pub clients: u64,
 }
 
-/// Something that happened.
+/// An event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {
-    /// Its number. They count up from 1 for as long as the daemon lives.
+    /// The event's number. Numbers count up from 1 for as long as the daemon lives.
     pub id: u64,
     /// When, in seconds since the Unix epoch.
     pub at: f64,
     /// How much it matters.
     pub level: LogLevel,
-    /// What it was.
+    /// The kind of event.
     pub event: Kind,
     /// The sentence that is in the log, too.
     pub message: String,
-    /// What it is about.
+    /// The subject of the event.
     #[serde(flatten)]
     pub about: About,
 }
 
-/// Whom and what an event is about. Whatever does not apply is left out.
+/// The subject of an event. Fields that do not apply are left out.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct About {
     /// The worker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<WorkerId>,
-    /// Its process.
+    /// The worker's process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
-    /// Its seat.
+    /// The worker's seat.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seat: Option<u32>,
-    /// Its generation, or that of a reload.
+    /// The worker's generation, or that of a reload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<Generation>,
     /// The client.
@@ -79,7 +80,7 @@ pub struct About {
     /// How many clients moved, or were there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clients: Option<u64>,
-    /// How many workers there are to be.
+    /// The desired number of workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workers: Option<u32>,
     /// The user who asked for it over the control socket.
@@ -103,7 +104,7 @@ macro_rules! kinds {
             /// All of them.
             pub const ALL: &[Kind] = &[$(Kind::$kind),*];
 
-            /// Its name on the wire and in the log.
+            /// Returns the kind's name on the wire and in the log.
             #[must_use]
             pub fn as_str(self) -> &'static str {
                 match self {
@@ -117,9 +118,9 @@ macro_rules! kinds {
 kinds! {
     /// The daemon serves.
     Started = "started",
-    /// The clients of the master before were taken over.
+    /// The clients of the previous master were taken over.
     TookOver = "took_over",
-    /// The daemon is on its way out.
+    /// The daemon is stopping.
     Stopping = "stopping",
     /// A worker's process was started.
     WorkerStarted = "worker_started",
@@ -143,23 +144,23 @@ kinds! {
     WorkerHeld = "worker_held",
     /// A held worker gets clients again.
     WorkerReleased = "worker_released",
-    /// Workers are being replaced because somebody asked for it.
+    /// Workers are being replaced on request.
     Recycling = "recycling",
-    /// There are to be more or fewer workers.
+    /// The desired number of workers changed.
     Scaled = "scaled",
     /// Busy clients moved to workers with less to do.
     Rebalanced = "rebalanced",
     /// A new configuration is being started.
     ReloadBegun = "reload_begun",
-    /// It is in force.
+    /// The new configuration is in force.
     ReloadApplied = "reload_applied",
-    /// It was not taken.
+    /// The new configuration was rejected.
     ReloadRejected = "reload_rejected",
-    /// It was given up again.
+    /// The new configuration was rolled back.
     ReloadRolledBack = "reload_rolled_back",
-    /// A program is being looked at that the daemon is to become.
+    /// The program of an upgrade is being checked.
     UpgradeBegun = "upgrade_begun",
-    /// It is not fit for that.
+    /// The program of an upgrade is not fit for it.
     UpgradeRefused = "upgrade_refused",
     /// The daemon is another program now.
     Upgraded = "upgraded",
@@ -173,25 +174,25 @@ kinds! {
     StoreLost = "store_lost",
     /// The service manager keeps it again.
     StoreRestored = "store_restored",
-    /// Nobody new is accepted any more, because somebody asked for it.
+    /// New clients are no longer accepted, on request.
     Drained = "drained",
     /// Clients are accepted again.
     Undrained = "undrained",
     /// A limit was hit: new clients wait, or were turned away.
     Limit = "limit",
-    /// A method is not run any more.
+    /// A method is no longer run.
     MethodQuarantined = "method_quarantined",
     /// A method is run again.
     MethodReleased = "method_released",
     /// A client was closed because its requests ended worker after worker.
     ClientGivenUp = "client_given_up",
-    /// A client was closed because somebody asked for it.
+    /// A client was closed on request.
     ClientKicked = "client_kicked",
     /// The level of the log was changed.
     LogLevelChanged = "log_level_changed",
     /// The log file was opened again.
     LogReopened = "log_reopened",
-    /// Somebody asked for what they may not.
+    /// A request was refused for lack of permission.
     Forbidden = "forbidden",
 }
 

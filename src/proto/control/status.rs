@@ -1,4 +1,4 @@
-//! What `status` tells: all of the daemon but its clients.
+//! The result of `status`: all of the daemon except its clients.
 
 use std::path::PathBuf;
 
@@ -8,14 +8,14 @@ use super::super::frame::OrderRule;
 use super::super::names::{Generation, WorkerId};
 use super::super::paths::shown;
 
-/// What is going on: the one type of what can be seen from outside.
+/// The daemon's state: the one type for all that is visible from outside.
 ///
-/// Totals go on over respawns of workers. What is `None` cannot be known (yet).
+/// Totals continue over respawns of workers. `None` is a value that cannot be known (yet).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// The daemon's name.
     pub name: String,
-    /// Its version.
+    /// The daemon's version.
     pub version: String,
     /// The master's process.
     pub pid: u32,
@@ -28,9 +28,9 @@ pub struct Status {
     pub config_file: Option<PathBuf>,
     /// `least-loaded` or `round-robin`.
     pub dispatch: String,
-    /// Whether the daemon is on its way out.
+    /// Whether the daemon is stopping.
     pub stopping: bool,
-    /// Whether an operator wants nobody new to be accepted.
+    /// Whether an operator has stopped the accepting of new clients.
     pub drained: bool,
     /// Why nothing is being accepted at the moment; none when clients are.
     pub paused: Option<String>,
@@ -44,7 +44,7 @@ pub struct Status {
     pub accepted_total: u64,
     /// Of these, clients turned away because their address had too many.
     pub refused_total: u64,
-    /// Clients that were leased again, whatever for.
+    /// Clients that were leased again, for any reason.
     pub moved_total: u64,
     /// Clients that were closed for a reason of the daemon's own, and not for what they or an operator did.
     pub lost_total: u64,
@@ -61,23 +61,24 @@ pub struct Status {
     /// was applied; none if there is no limit.
     #[serde(default)]
     pub memory_limit: Option<u64>,
-    /// Workers there are to be.
+    /// The desired number of workers.
     pub count: u32,
-    /// Why so many.
+    /// The reason for this number.
     pub count_origin: Origin,
-    /// Whether a reload is going on.
+    /// Whether a reload is in progress.
     pub reloading: bool,
     /// How the last reload ended.
     pub last_reload: Option<LastReload>,
     /// Why the configuration in force is not that of the file, as it was when the daemon was restarted.
     pub config_stale: Option<String>,
-    /// What the configuration wants and the daemon serves on without, each with the reason: the log, the control socket, metrics.
+    /// Configured features that the daemon serves without, each with the reason: the log, the
+    /// control socket, metrics.
     #[serde(default)]
     pub missing: Vec<String>,
     /// Whether the service manager has confirmed that it keeps what the next master needs: a restart keeps the clients.
     #[serde(default)]
     pub restart_keeps_clients: bool,
-    /// Why a restart would lose the clients, although a service manager was to keep them.
+    /// Why a restart would lose the clients, although a service manager should keep them.
     #[serde(default)]
     pub store_outage: Option<String>,
     /// Workers that had been ready and ended without being asked to.
@@ -91,7 +92,7 @@ pub struct Status {
     pub reruns_total: u64,
     /// Clients that were closed because their requests ended worker after worker.
     pub closed_for_crashes_total: u64,
-    /// Methods that are not run any more, because they ended too many workers.
+    /// Methods that are no longer run, because they ended too many workers.
     pub quarantined: Vec<String>,
     /// How unevenly the ready workers are occupied; none while there is nothing to compare.
     pub skew: Option<Skew>,
@@ -106,17 +107,17 @@ pub struct Status {
 pub struct Skew {
     /// By clients.
     pub clients: f64,
-    /// By the share of the last seconds in which they worked; none while nobody does.
+    /// By the share of the last seconds in which they worked; none while no worker does.
     pub busy: Option<f64>,
 }
 
-/// Why there are to be so many workers.
+/// The reason for the desired number of workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
-    /// The configuration, or its default, says so.
+    /// The configuration, or its default.
     Config,
-    /// It was asked for by `scale`, SIGTTIN or SIGTTOU, and holds until the next reload.
+    /// A request by `scale`, SIGTTIN or SIGTTOU, which holds until the next reload.
     Runtime,
 }
 
@@ -125,30 +126,30 @@ pub enum Origin {
 pub struct LastReload {
     /// When, in seconds since the Unix epoch.
     pub at: u64,
-    /// What came of it.
+    /// The outcome.
     pub verdict: Verdict,
     /// Why, unless it was applied.
     pub message: Option<String>,
 }
 
-/// What comes of a reload.
+/// The outcome of a reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// The new configuration is in force.
     Applied,
-    /// It was not taken; nothing was changed.
+    /// The new configuration was rejected; nothing was changed.
     Rejected,
-    /// It was given up again; the one before is in force.
+    /// The new configuration was rolled back; the previous one is in force.
     RolledBack,
 }
 
-/// A worker that has no seat any more.
+/// A worker that no longer has a seat.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LeavingStatus {
     /// The worker.
     pub id: WorkerId,
-    /// Its process.
+    /// The worker's process.
     pub pid: u32,
     /// The seat that it had.
     pub seat: u32,
@@ -156,7 +157,7 @@ pub struct LeavingStatus {
     pub generation: Generation,
     /// Whether it drains or is held.
     pub state: WorkerState,
-    /// Why it is to go.
+    /// Why the worker must exit.
     pub reason: String,
     /// Why it is still there.
     pub waits_for: String,
@@ -184,14 +185,14 @@ pub struct ListenerStatus {
     pub outage: Option<String>,
 }
 
-/// A worker's seat among the workers, and who is in it.
+/// A worker's seat (its index), and the worker in it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WorkerStatus {
     /// The seat, from 0: what stays when the process is replaced.
     pub seat: u32,
     /// The worker; none while its successor waits to be started.
     pub id: Option<WorkerId>,
-    /// Its process.
+    /// The worker's process.
     pub pid: Option<u32>,
     /// The configuration it serves.
     pub generation: Generation,
@@ -231,15 +232,15 @@ pub struct WorkerStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkerState {
-    /// Its process runs and is not ready yet.
+    /// The worker's process runs and is not ready yet.
     Starting,
-    /// It serves.
+    /// The worker serves.
     Ready,
-    /// It is stuck: it gets no clients, and those that it is not stuck with are elsewhere.
+    /// The worker is stuck: it gets no clients, and those that it is not stuck with are elsewhere.
     Stalled,
-    /// It runs without clients until it is released.
+    /// The worker runs without clients until it is released.
     Held,
-    /// It finishes.
+    /// The worker finishes.
     Draining,
     /// There is no process; the next one waits for its backoff to end.
     Waiting,
