@@ -9,9 +9,8 @@
 //!
 //! A peer that may do neither is refused when it connects.
 
-use std::fmt;
-use std::io;
 use std::os::fd::AsFd;
+use std::{fmt, io};
 
 use crate::config::ControlConfig;
 use crate::proto::control::{Refusal, RefusalCode};

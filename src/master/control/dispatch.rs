@@ -1,20 +1,16 @@
 //! Dispatch of control requests, and their replies.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use crate::master::Master;
 use crate::master::control::access::Role;
 use crate::master::control::pending::Waits;
+use crate::master::control::request::Asked;
 use crate::master::control::server::ControlClient;
 use crate::master::telemetry::events::Asker;
-use crate::proto::control::{
-    Drain, EventsAfter, Hold, Kick, Kind, MAX_WAIT, Metrics, Rebalance, Rebalanced, Recycle,
-    Refusal, RefusalCode, ReloadParams, Scale, SetLogLevel, Settled, UpgradeTo, Upgraded, Verb,
-    Version,
-};
+use crate::proto::control::{Kind, Rebalanced, Refusal, RefusalCode, Settled, Upgraded, Verb};
 use crate::proto::rpc::{NULL, Request};
 
 impl Master {
@@ -87,142 +83,28 @@ impl Master {
         if self.workers.pool.is_stopping() && asked.verb.changes() && asked.verb != Verb::Stop {
             return Err(Refusal::new(RefusalCode::Refused, "the daemon is stopping"));
         }
-        Ok(Some(match asked.verb {
-            Verb::Status => {
-                asked.no_params()?;
-                client.reply(asked.verb, &self.status(now));
-                return Ok(None);
-            }
-            Verb::Version => {
-                asked.no_params()?;
-                let (name, version) = (self.name.clone(), self.version.to_owned());
-                client.reply(
-                    asked.verb,
-                    &Version {
-                        name,
-                        version,
-                        pid: std::process::id(),
-                    },
-                );
-                return Ok(None);
-            }
-            Verb::Stop => {
-                asked.no_params()?;
-                if self.workers.pool.is_stopping() {
-                    log::info!("{asker}: already stopping");
-                } else {
-                    self.stop(asker, now);
-                }
-                Waits::Stopped
-            }
-            Verb::Reload => {
-                let ReloadParams { force } = asked.params_or_default()?;
-                self.begin_reload(asker, force, now)?;
-                Waits::Reloaded
-            }
-            Verb::Scale => {
-                let Scale { count } = asked.params()?;
-                self.scale(asker, count)?;
-                Waits::Settled(Verb::Scale)
-            }
-            Verb::Recycle => {
-                let Recycle { worker } = asked.params_or_default()?;
-                self.recycle(asker, worker)?;
-                Waits::Settled(Verb::Recycle)
-            }
-            Verb::Hold => {
-                let Hold { worker } = asked.params()?;
-                self.hold(asker, worker)?;
-                Waits::Emptied(worker)
-            }
-            Verb::Release => {
-                self.release(asker, &asked.params()?)?;
-                Waits::Nothing(Verb::Release)
-            }
-            Verb::Drain => {
-                let Drain { wait } = asked.params_or_default()?;
-                self.set_drained(asker, true);
-                if wait {
-                    Waits::Deserted
-                } else {
-                    Waits::Nothing(Verb::Drain)
-                }
-            }
-            Verb::Undrain => {
-                asked.no_params()?;
-                self.set_drained(asker, false);
-                Waits::Nothing(Verb::Undrain)
-            }
-            Verb::Rebalance => {
-                let Rebalance { dry_run } = asked.params_or_default()?;
-                self.begin_balance(asker, dry_run, now)?;
-                Waits::Rebalanced
-            }
-            Verb::Clients => {
-                client.reply(asked.verb, &self.clients_page(asked.params_or_default()?)?);
-                return Ok(None);
-            }
-            Verb::Kick => {
-                let Kick { client: id } = asked.params()?;
-                client.reply(asked.verb, &self.kick(asker, id)?);
-                return Ok(None);
-            }
-            Verb::Events => {
-                let EventsAfter { after, wait } = asked.params_or_default()?;
-                let wait = Duration::try_from_secs_f64(wait.unwrap_or(0.0))
-                    .ok()
-                    .filter(|wait| *wait <= MAX_WAIT);
-                let wait = wait.ok_or_else(|| {
-                    Refusal::new(
-                        RefusalCode::BadParams,
-                        format!("wait is from 0 to {} seconds", MAX_WAIT.as_secs()),
-                    )
-                })?;
-                Waits::Event {
-                    after: after.unwrap_or(0),
-                    until: now + wait,
-                }
-            }
-            Verb::Config => {
-                asked.no_params()?;
-                client.reply(asked.verb, &self.effective());
-                return Ok(None);
-            }
-            Verb::Check => {
-                asked.no_params()?;
-                self.ask_for_check()
-            }
-            Verb::LogLevel => {
-                client.reply(
-                    asked.verb,
-                    &self.log_level(asker, asked.params_or_default()?),
-                );
-                return Ok(None);
-            }
-            Verb::Upgrade => {
-                let UpgradeTo { binary } = asked.params_or_default()?;
-                if binary.is_some() {
-                    self.control.clients.roles.need_owner(&client.peer)?;
-                }
-                self.begin_upgrade(asker, binary, now)?;
-                Waits::Upgraded
-            }
-            Verb::ReopenLog => {
-                asked.no_params()?;
-                self.reopen_log(asker, now)?;
-                Waits::Nothing(Verb::ReopenLog)
-            }
-            Verb::Metrics => {
-                asked.no_params()?;
-                client.reply(
-                    asked.verb,
-                    &Metrics {
-                        text: self.metrics(now),
-                    },
-                );
-                return Ok(None);
-            }
-        }))
+        match asked.verb {
+            Verb::Status => self.show_status(client, asked, now),
+            Verb::Version => self.show_version(client, asked),
+            Verb::Clients => self.show_clients(client, asked),
+            Verb::Events => self.show_events(asked, now),
+            Verb::Config => self.show_config(client, asked),
+            Verb::Metrics => self.show_metrics(client, asked, now),
+            Verb::Check => self.check_file(asked),
+            Verb::LogLevel => self.show_or_set_log_level(client, asked, asker),
+            Verb::Kick => self.kick_client(client, asked, asker),
+            Verb::Stop => self.stop_daemon(asked, asker, now),
+            Verb::Reload => self.reload_file(asked, asker, now),
+            Verb::Scale => self.scale_workers(asked, asker),
+            Verb::Recycle => self.recycle_workers(asked, asker),
+            Verb::Hold => self.hold_worker(asked, asker),
+            Verb::Release => self.release_held(asked, asker),
+            Verb::Drain => self.drain_daemon(asked, asker),
+            Verb::Undrain => self.undrain_daemon(asked, asker),
+            Verb::Rebalance => self.rebalance_clients(asked, asker, now),
+            Verb::Upgrade => self.upgrade_daemon(client, asked, asker, now),
+            Verb::ReopenLog => self.reopen_log_file(asked, asker, now),
+        }
     }
 
     fn settled(&self) -> Settled {
@@ -317,55 +199,5 @@ impl Master {
             };
             self.answer_late(number, answer, now);
         }
-    }
-}
-
-/// A request that is permitted.
-#[derive(Clone, Copy)]
-struct Asked<'a> {
-    verb: Verb,
-    /// `null` if the request has none.
-    params: &'a str,
-}
-
-impl Asked<'_> {
-    /// Returns whether the request changes anything.
-    fn changes(&self) -> bool {
-        // Unreadable parameters are refused anyway.
-        let sets_level = || {
-            self.params_or_default::<SetLogLevel>()
-                .is_ok_and(|asked| asked.level.is_some())
-        };
-        self.verb.changes() || (self.verb == Verb::LogLevel && sets_level())
-    }
-
-    /// Parses the parameters. Only an object is accepted, because serde would also read a struct
-    /// from an array.
-    fn params<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
-        let found = match self.params.starts_with('{') {
-            true => serde_json::from_str(self.params).map_err(|e| e.to_string()),
-            false => Err("expected an object".to_owned()),
-        };
-        found.map_err(|why| {
-            Refusal::new(
-                RefusalCode::BadParams,
-                format!("params of {}: {why}", self.verb.as_str()),
-            )
-        })
-    }
-
-    fn params_or_default<T: DeserializeOwned + Default>(&self) -> Result<T, Refusal> {
-        if self.params == NULL {
-            Ok(T::default())
-        } else {
-            self.params()
-        }
-    }
-
-    fn no_params(&self) -> Result<(), Refusal> {
-        #[derive(Default, serde::Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct NoParams {}
-        self.params_or_default::<NoParams>().map(|NoParams {}| ())
     }
 }

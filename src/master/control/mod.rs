@@ -9,8 +9,10 @@ pub(crate) mod dispatch;
 pub(crate) mod inspect;
 pub(crate) mod operate;
 pub(crate) mod pending;
+pub(crate) mod request;
 pub(crate) mod server;
 pub(crate) mod status;
+pub(crate) mod verbs;
 
 /// The control socket and its clients.
 #[derive(Debug)]
