@@ -1,6 +1,6 @@
 //! The verbs of the control socket, a function each.
 //!
-//! Each returns `None` if it has answered the client, else what the answer waits for.
+//! Each function returns `None` if the client is answered, else the event that its answer waits for.
 
 use std::time::{Duration, Instant};
 
@@ -14,8 +14,8 @@ use crate::proto::control::{
     ReloadParams, Scale, UpgradeTo, Version,
 };
 
-/// What the answer of a request waits for; `None` if it is given.
-type Outcome = Result<Option<Waits>, Refusal>;
+/// Returns `None` if the client is answered, else the event that its answer waits for.
+type VerbResult = Result<Option<Waits>, Refusal>;
 
 impl Master {
     pub(crate) fn show_status(
@@ -23,13 +23,13 @@ impl Master {
         client: &mut ControlClient,
         asked: Asked<'_>,
         now: Instant,
-    ) -> Outcome {
+    ) -> VerbResult {
         asked.no_params()?;
         client.reply(asked.verb, &self.status(now));
         Ok(None)
     }
 
-    pub(crate) fn show_version(&self, client: &mut ControlClient, asked: Asked<'_>) -> Outcome {
+    pub(crate) fn show_version(&self, client: &mut ControlClient, asked: Asked<'_>) -> VerbResult {
         asked.no_params()?;
         let version = Version {
             name: self.name.clone(),
@@ -40,13 +40,13 @@ impl Master {
         Ok(None)
     }
 
-    pub(crate) fn show_clients(&self, client: &mut ControlClient, asked: Asked<'_>) -> Outcome {
+    pub(crate) fn show_clients(&self, client: &mut ControlClient, asked: Asked<'_>) -> VerbResult {
         let page = self.clients_page(asked.params_or_default()?)?;
         client.reply(asked.verb, &page);
         Ok(None)
     }
 
-    pub(crate) fn show_events(&self, asked: Asked<'_>, now: Instant) -> Outcome {
+    pub(crate) fn show_events(&self, asked: Asked<'_>, now: Instant) -> VerbResult {
         let EventsAfter { after, wait } = asked.params_or_default()?;
         let wait = Duration::try_from_secs_f64(wait.unwrap_or(0.0))
             .ok()
@@ -60,7 +60,7 @@ impl Master {
         Ok(Some(Waits::Event { after, until }))
     }
 
-    pub(crate) fn show_config(&self, client: &mut ControlClient, asked: Asked<'_>) -> Outcome {
+    pub(crate) fn show_config(&self, client: &mut ControlClient, asked: Asked<'_>) -> VerbResult {
         asked.no_params()?;
         client.reply(asked.verb, &self.effective());
         Ok(None)
@@ -71,14 +71,14 @@ impl Master {
         client: &mut ControlClient,
         asked: Asked<'_>,
         now: Instant,
-    ) -> Outcome {
+    ) -> VerbResult {
         asked.no_params()?;
         let text = self.metrics(now);
         client.reply(asked.verb, &Metrics { text });
         Ok(None)
     }
 
-    pub(crate) fn check_file(&self, asked: Asked<'_>) -> Outcome {
+    pub(crate) fn check_file(&self, asked: Asked<'_>) -> VerbResult {
         asked.no_params()?;
         Ok(Some(self.ask_for_check()))
     }
@@ -88,7 +88,7 @@ impl Master {
         client: &mut ControlClient,
         asked: Asked<'_>,
         asker: Asker,
-    ) -> Outcome {
+    ) -> VerbResult {
         let level = self.log_level(asker, asked.params_or_default()?);
         client.reply(asked.verb, &level);
         Ok(None)
@@ -99,13 +99,18 @@ impl Master {
         client: &mut ControlClient,
         asked: Asked<'_>,
         asker: Asker,
-    ) -> Outcome {
+    ) -> VerbResult {
         let Kick { client: id } = asked.params()?;
         client.reply(asked.verb, &self.kick(asker, id)?);
         Ok(None)
     }
 
-    pub(crate) fn stop_daemon(&mut self, asked: Asked<'_>, asker: Asker, now: Instant) -> Outcome {
+    pub(crate) fn stop_daemon(
+        &mut self,
+        asked: Asked<'_>,
+        asker: Asker,
+        now: Instant,
+    ) -> VerbResult {
         asked.no_params()?;
         if self.workers.pool.is_stopping() {
             log::info!("{asker}: already stopping");
@@ -115,36 +120,41 @@ impl Master {
         Ok(Some(Waits::Stopped))
     }
 
-    pub(crate) fn reload_file(&mut self, asked: Asked<'_>, asker: Asker, now: Instant) -> Outcome {
+    pub(crate) fn reload_file(
+        &mut self,
+        asked: Asked<'_>,
+        asker: Asker,
+        now: Instant,
+    ) -> VerbResult {
         let ReloadParams { force } = asked.params_or_default()?;
         self.begin_reload(asker, force, now)?;
         Ok(Some(Waits::Reloaded))
     }
 
-    pub(crate) fn scale_workers(&mut self, asked: Asked<'_>, asker: Asker) -> Outcome {
+    pub(crate) fn scale_workers(&mut self, asked: Asked<'_>, asker: Asker) -> VerbResult {
         let Scale { count } = asked.params()?;
         self.scale(asker, count)?;
         Ok(Some(Waits::Settled(asked.verb)))
     }
 
-    pub(crate) fn recycle_workers(&mut self, asked: Asked<'_>, asker: Asker) -> Outcome {
+    pub(crate) fn recycle_workers(&mut self, asked: Asked<'_>, asker: Asker) -> VerbResult {
         let Recycle { worker } = asked.params_or_default()?;
         self.recycle(asker, worker)?;
         Ok(Some(Waits::Settled(asked.verb)))
     }
 
-    pub(crate) fn hold_worker(&mut self, asked: Asked<'_>, asker: Asker) -> Outcome {
+    pub(crate) fn hold_worker(&mut self, asked: Asked<'_>, asker: Asker) -> VerbResult {
         let Hold { worker } = asked.params()?;
         self.hold(asker, worker)?;
         Ok(Some(Waits::Emptied(worker)))
     }
 
-    pub(crate) fn release_held(&mut self, asked: Asked<'_>, asker: Asker) -> Outcome {
+    pub(crate) fn release_held(&mut self, asked: Asked<'_>, asker: Asker) -> VerbResult {
         self.release(asker, &asked.params()?)?;
         Ok(Some(Waits::Nothing(asked.verb)))
     }
 
-    pub(crate) fn drain_daemon(&mut self, asked: Asked<'_>, asker: Asker) -> Outcome {
+    pub(crate) fn drain_daemon(&mut self, asked: Asked<'_>, asker: Asker) -> VerbResult {
         let Drain { wait } = asked.params_or_default()?;
         self.set_drained(asker, true);
         Ok(Some(if wait {
@@ -154,7 +164,7 @@ impl Master {
         }))
     }
 
-    pub(crate) fn undrain_daemon(&mut self, asked: Asked<'_>, asker: Asker) -> Outcome {
+    pub(crate) fn undrain_daemon(&mut self, asked: Asked<'_>, asker: Asker) -> VerbResult {
         asked.no_params()?;
         self.set_drained(asker, false);
         Ok(Some(Waits::Nothing(asked.verb)))
@@ -165,7 +175,7 @@ impl Master {
         asked: Asked<'_>,
         asker: Asker,
         now: Instant,
-    ) -> Outcome {
+    ) -> VerbResult {
         let Rebalance { dry_run } = asked.params_or_default()?;
         self.begin_balance(asker, dry_run, now)?;
         Ok(Some(Waits::Rebalanced))
@@ -177,7 +187,7 @@ impl Master {
         asked: Asked<'_>,
         asker: Asker,
         now: Instant,
-    ) -> Outcome {
+    ) -> VerbResult {
         let UpgradeTo { binary } = asked.params_or_default()?;
         if binary.is_some() {
             self.control.clients.roles.need_owner(&client.peer)?;
@@ -191,7 +201,7 @@ impl Master {
         asked: Asked<'_>,
         asker: Asker,
         now: Instant,
-    ) -> Outcome {
+    ) -> VerbResult {
         asked.no_params()?;
         self.reopen_log(asker, now)?;
         Ok(Some(Waits::Nothing(asked.verb)))
