@@ -568,7 +568,7 @@ fn restart_grace_has_its_effect() {
         daemon.reload_with(&config(to)).expect("it is applied");
         let blocked = Execution::start(&daemon);
         daemon.signal("TERM");
-        daemon.wait_for_log("leaving");
+        daemon.wait_for_log(" for the next master; running requests get ");
         let next = |daemon| {
             manager
                 .setup(faulty::example("faulty"), "")

@@ -203,7 +203,7 @@ fn an_executing_request_gets_restart_grace() {
         daemon.wait_until("all are accepted", |status| status.clients == 41);
         if grace == "60s" {
             daemon.signal("TERM");
-            daemon.wait_for_log("leaving");
+            daemon.wait_for_log(" for the next master; running requests get ");
             let mut client = blocked.finish();
             let daemon = manager
                 .setup(&faulty, "")
