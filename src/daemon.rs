@@ -379,7 +379,7 @@ fn resume_master(name: &str, version: &'static str, number: &str) -> ExitCode {
         Err(why) => fail(
             name,
             EX_SOFTWARE,
-            &format!("cannot go on with the master that it was: {why}"),
+            &format!("cannot continue as the previous program: {why}"),
         ),
     }
 }

@@ -120,7 +120,7 @@ pub(super) fn group(name: &str) -> Result<Group, Rejection> {
             .get(name)
             .map_or_else(nobodys, |&gid| Group { gid, ..nobodys() })),
         Names::Lenient => Ok(Group::find(name).ok().flatten().unwrap_or_else(|| {
-            log::warn!("group {name:?} cannot be resolved; it admits nobody");
+            log::warn!("group {name:?} cannot be resolved; its members have no access");
             nobodys()
         })),
         Names::Strict => match Group::find(name) {

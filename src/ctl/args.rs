@@ -14,7 +14,7 @@ use crate::proto::frame::ByteOrder;
 use crate::proto::names::{Address, WorkerId};
 use crate::sys::zone;
 
-/// Talks to a running fdpassd
+/// Controls a running fdpassd
 #[derive(Debug, Parser)]
 #[command(name = "fdpassctl", version, override_help = HELP, subcommand_value_name = "VERB")]
 pub(super) struct Arguments {
@@ -22,21 +22,21 @@ pub(super) struct Arguments {
     #[arg(short, long, global = true, help_heading = COMMON, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub(super) socket: Option<PathBuf>,
 
-    /// Print what the daemon says: JSON, on one line
+    /// Print the daemon's reply as one line of JSON
     #[arg(long, global = true, help_heading = COMMON)]
     pub(super) json: bool,
 
-    /// No progress on standard error
+    /// Do not report progress on standard error
     #[arg(short, long, global = true, help_heading = COMMON)]
     pub(super) quiet: bool,
 
     /// How long to wait, like 30 (seconds), 250ms or "1m 30s"
     ///
-    /// Left out: 10s; 1m for what takes longer, 1h for "drain --wait".
+    /// Default: 10s; 1m for verbs that take longer, 1h for "drain --wait".
     #[arg(long, global = true, help_heading = COMMON, value_name = "TIME", value_parser = timeout)]
     timeout: Option<Duration>,
 
-    /// The daemon that fdpassd@NAME.service runs
+    /// Use the daemon of fdpassd@NAME.service
     #[arg(short, long, global = true, help_heading = COMMON, value_name = "NAME", value_parser = instance)]
     #[arg(conflicts_with = "socket")]
     pub(super) instance: Option<String>,
@@ -49,13 +49,13 @@ pub(super) struct Arguments {
 pub(super) enum CtlVerb {
     /// Show the daemon, its listeners and its workers
     Status,
-    /// Show who is connected
+    /// Show the connected clients
     Clients(ClientsArguments),
     /// Show what happened, the last 1,024 events: starts, deaths, reloads, …
     ///
-    /// With --json each is an object on a line of its own.
+    /// With --json each event is an object on its own line.
     ///
-    /// Those that were forgotten before they could be shown are counted.
+    /// Events that were dropped before they could be shown are counted.
     Events(EventsArguments),
     /// Show the configuration in force, or what a reload would change
     #[command(subcommand_value_name = "show|check", disable_help_subcommand = true)]
@@ -63,21 +63,21 @@ pub(super) enum CtlVerb {
         #[command(subcommand)]
         what: ConfigVerb,
     },
-    /// Show the level of the log, or change it until the next reload
+    /// Show the log level, or change it until the next reload
     LogLevel {
-        /// Write what matters so much: error, warn, info, debug or trace
+        /// Minimum level to log: error, warn, info, debug or trace
         #[arg(value_name = "LEVEL", hide_possible_values = true)]
         level: Option<Level>,
     },
-    /// Show all figures, in the text format of Prometheus
+    /// Show all metrics in the Prometheus text format
     Metrics,
-    /// Send one request as a client does, and print the result as it came
+    /// Send one request as a client and print the result unchanged
     Call(CallArguments),
     /// Show the versions of fdpassctl and of the running daemon
     Version,
     #[command(flatten)]
     Change(ChangeVerb),
-    /// Print what has a shell complete these words
+    /// Print a shell completion script
     ///
     /// For example: source <(fdpassctl completions bash)
     Completions {
@@ -89,21 +89,21 @@ pub(super) enum CtlVerb {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ClientsArguments {
-    /// Only those of this worker
+    /// Only clients of this worker
     #[arg(long, value_name = "WORKER")]
     worker: Option<u64>,
 
-    /// By requests, age, idle or bytes, the largest first
+    /// Sort by requests, age, idle or bytes, largest first
     ///
-    /// Left out: by their numbers, as they came.
+    /// Default: by client number, in order of arrival.
     #[arg(long, value_name = "BY", hide_possible_values = true)]
     pub(super) sort: Option<Sort>,
 
-    /// The other way round
+    /// Reverse the order
     #[arg(short, long)]
     pub(super) reverse: bool,
 
-    /// Only the first so many
+    /// Show at most COUNT clients
     #[arg(long, value_name = "COUNT")]
     pub(super) most: Option<usize>,
 }
@@ -125,9 +125,9 @@ pub(super) enum Sort {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct EventsArguments {
-    /// Go on with what happens, until interrupted
+    /// Keep printing new events until interrupted
     ///
-    /// The end of the daemon ends it, too (exit code 3). --timeout does not.
+    /// It also ends when the daemon ends (exit code 3), not after --timeout.
     #[arg(short, long)]
     pub(super) follow: bool,
 
@@ -138,11 +138,11 @@ pub(super) struct EventsArguments {
 
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub(super) enum ConfigVerb {
-    /// Show every key with its value, and where that comes from
+    /// Show every key with its value and the source of the value
     ///
-    /// That is the default, the file, or what was changed at run time.
+    /// The source is the default, the file, or a change at run time.
     Show,
-    /// Tell what a reload would change, or what is wrong with the file
+    /// Show what a reload would change, or what is wrong with the file
     Check,
 }
 
@@ -151,19 +151,19 @@ pub(super) struct CallArguments {
     /// The method, for example "ping"
     pub(super) method: String,
 
-    /// Its params, as JSON
+    /// Its params as JSON
     #[arg(value_name = "PARAMS", value_parser = json, allow_negative_numbers = true)]
     pub(super) params: Option<Box<RawValue>>,
 
-    /// Where to: an IP address and a port, or unix:/path
+    /// Listener: an IP address and a port, or unix:/path
     ///
-    /// Left out: to the daemon's first listener.
+    /// Default: the daemon's first listener.
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
     pub(super) to: Option<Address>,
 
-    /// Of the length before each frame: little or big
+    /// Byte order of the length prefix: little or big
     ///
-    /// Left out: the listener's, else little.
+    /// Default: that of the listener, else little.
     #[arg(long, value_name = "ORDER", hide_possible_values = true)]
     byte_order: Option<Order>,
 }
@@ -271,33 +271,33 @@ fn json(text: &str) -> Result<Box<RawValue>, String> {
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Above the options that every verb has.
-const COMMON: &str = "With every verb";
+const COMMON: &str = "Global options";
 
 /// By hand, for clap has no groups of verbs: on one screen, and held to be complete by a test.
 const HELP: &str = "\
-Usage: fdpassctl [OPTIONS] <VERB>; \"fdpassctl help VERB\" tells more of one
+Usage: fdpassctl [OPTIONS] <VERB>; \"fdpassctl help VERB\" describes a verb
 
 Look     status           the daemon, its listeners and its workers
-         clients          who is connected, and what they have asked for
-         events           what happened; with --follow it goes on
-         config           show what is in force, or check the file as it is now
-         metrics          all figures, as Prometheus reads them
-Clients  drain, undrain   accept nobody new; accept clients again
-         rebalance        spread busy ones over the workers
-         kick             close one
-         call             send a request as one of them does
-Workers  scale, recycle   have so many of them; replace one or all of them
-         hold, release    let one run without clients; end that, or a quarantine
-Daemon   reload, upgrade  take the configuration, or the program, as it is now
-         stop             end it gracefully
-         log-level, reopen-log   show or change its level; open its file again
-         version          of fdpassctl and of the daemon
-         completions      of these words, for bash, zsh or fish
-Options  -s, --socket <PATH>, -i, --instance <NAME>   which daemon, if another
-         --timeout <TIME>      how long to wait: 10s, 1m for what takes longer
+         clients          the connected clients and their requests
+         events           recent events; with --follow also new ones
+         config           show what is in force, or check the file
+         metrics          all metrics, in the Prometheus text format
+Clients  drain, undrain   stop accepting clients; accept them again
+         rebalance        spread busy clients over the workers
+         kick             close a client
+         call             send a request as a client
+Workers  scale, recycle   set their number; replace one or all
+         hold, release    move all clients off one; undo that or a quarantine
+Daemon   reload, upgrade  apply the configuration file; run the new program
+         stop             shut down gracefully
+         log-level, reopen-log   show or change the log level; reopen the file
+         version          versions of fdpassctl and of the daemon
+         completions      a shell completion script (bash, zsh or fish)
+Options  -s, --socket <PATH>, -i, --instance <NAME>   select another daemon
+         --timeout <TIME>      how long to wait: 10s, or 1m for long operations
          --json, -q, --quiet   one line of JSON; no progress on standard error
 Exit     0 done, 1 refused or failed, 3 not running, 4 no valid reply in time,
-         64 usage, 75 still going on, 77 forbidden
+         64 usage, 75 still in progress, 77 forbidden
 ";
 
 #[cfg(test)]

@@ -24,35 +24,35 @@ use crate::rpc_client::{self, RpcClient};
 pub(super) enum ChangeVerb {
     /// Apply the configuration file as it is now
     Reload {
-        /// Take it also if a file is empty and leaves out what is in force
+        /// Apply it even if a file is empty and drops keys in force
         #[arg(long)]
         force: bool,
     },
-    /// Have so many workers, until the next reload
+    /// Set the number of workers until the next reload
     Scale {
-        /// How many, from 1 to 256
+        /// Number of workers, from 1 to 256
         #[arg(value_name = "COUNT", value_parser = value_parser!(u32).range(1..=i64::from(MAX_WORKERS)))]
         count: u32,
     },
-    /// Replace a worker, or all of them, by new processes
+    /// Replace a worker, or all workers, with new processes
     Recycle {
         /// The worker's id, or "all"
         #[arg(value_name = "WORKER|all", value_parser = recycled)]
         which: Recycle,
     },
-    /// Take all clients from a worker and let it run, for somebody to look into it
+    /// Take all clients off a worker and keep it running for inspection
     Hold {
         /// The worker's id
         #[arg(value_name = "WORKER")]
         worker: u64,
     },
-    /// Give a held worker clients again, or run a quarantined method again
+    /// Return a held worker to service, or lift the quarantine of a method
     Release {
         /// The worker's id, or the method's name
         #[arg(value_name = "WORKER|METHOD", value_parser = released)]
         what: Release,
     },
-    /// Accept nobody new; clients that are there stay
+    /// Stop accepting clients; connected clients stay
     Drain {
         /// Wait until the last client has left
         #[arg(long)]
@@ -62,13 +62,13 @@ pub(super) enum ChangeVerb {
     Undrain,
     /// Spread busy clients over the workers
     Rebalance {
-        /// Only tell what would be done
+        /// Only show what would be done
         #[arg(long)]
         dry_run: bool,
     },
-    /// Become the program that is installed now, in place, and replace the workers
+    /// Switch to the installed program in place and replace the workers
     Upgrade {
-        /// Another program than that; for root and the daemon's user
+        /// Use another program (root or the daemon's user)
         #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
         binary: Option<PathBuf>,
     },
@@ -78,13 +78,13 @@ pub(super) enum ChangeVerb {
         #[arg(value_name = "CLIENT")]
         client: u64,
     },
-    /// Open the log file again, after it was renamed
+    /// Reopen the log file after it was renamed
     ReopenLog,
-    /// End the daemon gracefully and wait until it is gone
+    /// Shut the daemon down gracefully and wait until it has exited
     Stop {
         /// Only if systemd stops this unit; for its ExecStop=
         ///
-        /// With any other job fdpassctl prints it, and keeps the clients.
+        /// For any other job fdpassctl prints the job and keeps the clients.
         #[arg(long, value_name = "UNIT")]
         if_stopping: Option<String>,
     },
@@ -235,7 +235,7 @@ impl ChangeVerb {
                 which: Recycle { worker: None },
             } => format!("all workers are replaced; {ready}"),
             ChangeVerb::Hold { worker } => {
-                format!("worker {worker} is held; its clients are with the others")
+                format!("worker {worker} is held; its clients have moved to other workers")
             }
             ChangeVerb::Release {
                 what: Release::Worker(id),
@@ -246,14 +246,14 @@ impl ChangeVerb {
                 format!("method \"{}\" is released and run again", Escaped(method))
             }
             ChangeVerb::Drain { wait: true } => {
-                "nobody new is accepted; the last client has left".to_owned()
+                "new clients are not accepted; the last client has left".to_owned()
             }
             ChangeVerb::Drain { wait: false } => format!(
-                "nobody new is accepted; {} still there",
+                "new clients are not accepted; {} still connected",
                 are(clients, "client")
             ),
             ChangeVerb::Undrain => "clients are accepted again".to_owned(),
-            ChangeVerb::ReopenLog => "the log file is open again".to_owned(),
+            ChangeVerb::ReopenLog => "log file reopened".to_owned(),
             _ => ready,
         }
     }

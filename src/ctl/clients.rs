@@ -72,7 +72,7 @@ fn all(daemon: &mut RpcClient, worker: Option<WorkerId>) -> Result<Vec<ClientRow
         match (after, page.next) {
             (_, None) => return Ok(found.into_values().collect()),
             (Some(after), Some(next)) if next <= after => {
-                return Err(no_reply(&"its pages come round again").into());
+                return Err(no_reply(&"its pages repeat").into());
             }
             (_, next) => after = next,
         }

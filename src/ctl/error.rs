@@ -76,7 +76,7 @@ impl fmt::Display for Error {
             Error::StillGoing { name, pid, doing } => {
                 write!(
                     f,
-                    "{name} (pid {pid}) is still {doing}; it goes on, see \"fdpassctl status\""
+                    "{name} (pid {pid}) is still {doing}; it continues, see \"fdpassctl status\""
                 )
             }
             Error::Ended { name, pid } => write!(f, "{name} (pid {pid}) has ended"),

@@ -378,7 +378,7 @@ impl fmt::Display for RequestCounts {
                 write!(f, "holding worker {worker}: its clients go to the others")
             }
             Doing::Drain => write!(f, "draining: {} left", counted(self.clients, "client")),
-            Doing::Rebalance => f.write_str("rebalancing: looking at what workers do"),
+            Doing::Rebalance => f.write_str("rebalancing: measuring load"),
             Doing::Stop => {
                 let left = self.before.saturating_sub(self.gone);
                 write!(
@@ -510,8 +510,8 @@ mod tests {
             ),
             (
                 Doing::Rebalance,
-                "rebalancing: looking at what workers do",
-                "rebalancing: looking at what workers do",
+                "rebalancing: measuring load",
+                "rebalancing: measuring load",
             ),
         ] {
             assert_eq!(counted(doing, &events), [first, last]);

@@ -63,7 +63,7 @@ impl DaemonClient {
             // Without the path, which is nobody's business over TCP.
             Error::Connect { cause, .. } => HttpReply::sentence(
                 HttpStatus::Unavailable,
-                &format!("the daemon cannot be asked: {cause}"),
+                &format!("cannot connect to the daemon: {cause}"),
             ),
             _ => HttpReply::sentence(
                 HttpStatus::Unavailable,

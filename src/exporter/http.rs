@@ -87,7 +87,7 @@ pub(super) fn next(received: &[u8]) -> HeadParse {
         ),
         Err(e) => refused(
             HttpStatus::BadRequest,
-            &format!("this is no request of HTTP: {e}"),
+            &format!("not a valid HTTP request: {e}"),
         ),
     }
 }
@@ -108,7 +108,7 @@ impl HttpRequest {
         if let (Some(authority), Some(host)) = (authority, &host)
             && !authority.eq_ignore_ascii_case(host)
         {
-            return Err(bad("the field Host names another host than the target"));
+            return Err(bad("the Host header names another host than the target"));
         }
         Ok(HttpRequest {
             method: head.method.unwrap_or_default().to_owned(),

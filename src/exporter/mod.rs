@@ -72,7 +72,7 @@ pub(crate) fn run() -> Result<(), Error> {
     let channel = Channel::new(fd::take_stdin().map_err(no_master)?);
     let (start, listener) = receive_start(&channel, &mut scratch).map_err(no_master)?;
     serve(channel, scratch, start, listener)
-        .map_err(|e| Error::Failed(format!("the exporter cannot go on: {e}")))
+        .map_err(|e| Error::Failed(format!("the exporter cannot continue: {e}")))
 }
 
 /// The first message, which was sent before this process was started.
@@ -232,7 +232,7 @@ impl Server {
             Err(e) => Err(e),
         };
         admitted.or_else(|e| {
-            log::warn!("cannot accept who asks for metrics: {e}");
+            log::warn!("cannot accept HTTP connections: {e}");
             self.close()
         })
     }

@@ -62,7 +62,7 @@ impl Master {
         text.counter("log_lines_lost_total", help, self.log_errors());
         text.counter(
             "events_total",
-            "Events told by \"fdpassctl events\".",
+            "Events shown by \"fdpassctl events\".",
             self.telemetry.events.last(),
         );
     }
@@ -76,7 +76,7 @@ impl Master {
         let is_stale = u8::from(self.settings.stale.is_some());
         text.gauge(
             "config_stale",
-            "Whether the configuration in force is an older one than the file's.",
+            "Whether the configuration in force is older than the file.",
             is_stale,
         );
         let is_kept = self
@@ -110,7 +110,11 @@ impl Master {
     }
 
     fn write_workers(&self, text: &mut MetricsText, status: &Status) {
-        text.gauge("workers_wanted", "Workers there are to be.", status.count);
+        text.gauge(
+            "workers_wanted",
+            "Configured number of workers.",
+            status.count,
+        );
         text.family(
             "workers",
             GAUGE,

@@ -397,7 +397,7 @@ impl Master {
         self.telemetry.events.note(
             Kind::LogReopened,
             about,
-            format_args!("{asker}: log file opened again"),
+            format_args!("{asker}: log file reopened"),
         );
         Ok(())
     }

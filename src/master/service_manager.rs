@@ -105,7 +105,7 @@ impl Notifier {
             Ok(socket) => socket,
             Err(e) => {
                 log::warn!(
-                    "cannot tell the service manager anything: NOTIFY_SOCKET={}: {e}",
+                    "cannot notify the service manager: NOTIFY_SOCKET={}: {e}",
                     address.display()
                 );
                 return Notifier(None);
@@ -148,7 +148,7 @@ impl Notifier {
                     now,
                 );
             }
-            Err(e) => log::error!("cannot have the service manager keep {name}: {e}"),
+            Err(e) => log::error!("cannot store {name} with the service manager: {e}"),
         }
     }
 
@@ -186,7 +186,7 @@ impl Notifier {
             manager.send(Instant::now());
         }
         if !is_confirmed(deadline.saturating_duration_since(Instant::now())) {
-            log::warn!("the service manager has not confirmed what it is to keep");
+            log::warn!("the service manager has not confirmed the stored descriptors");
         }
     }
 
@@ -261,7 +261,7 @@ impl Manager {
                 }
                 Err(e) => {
                     if !self.is_complained_of {
-                        log::warn!("cannot tell the service manager anything: {e}");
+                        log::warn!("cannot notify the service manager: {e}");
                     }
                     self.is_complained_of = true;
                 }
@@ -498,7 +498,7 @@ impl fmt::Display for Summary {
             f.write_str("; a restart would lose all clients")?;
         }
         if let Some(pause) = self.pause {
-            write!(f, "; nobody is accepted: {pause}")?;
+            write!(f, "; new clients are not accepted: {pause}")?;
         }
         Ok(())
     }
@@ -647,7 +647,7 @@ mod tests {
                     pause: Some(Pause::Drained),
                     ..usual
                 },
-                "2 workers, 120 clients, generation 3; nobody is accepted: the daemon is drained",
+                "2 workers, 120 clients, generation 3; new clients are not accepted: the daemon is drained",
             ),
         ] {
             assert_eq!(summary.to_string(), text);

@@ -65,7 +65,7 @@ impl Master {
         let memory = Memory::read(0);
         memory::warn_if_short(&setup.config.limits, memory, count);
         if let Err(e) = process::adopt_orphans() {
-            log::warn!("what workers start may outlive them: {e}");
+            log::warn!("processes started by workers may outlive them: {e}");
         }
         let executable =
             Executable::current().map_err(Error::system("open the running program"))?;
@@ -197,7 +197,7 @@ impl LeftBehind {
             };
         };
         for fault in &inherited.faults {
-            log::error!("of what the master before left: {fault}");
+            log::error!("restoring the previous master's state: {fault}");
         }
         let handoff = inherited.kept.as_ref().map(|(_, handoff)| handoff);
         let needed = needed(

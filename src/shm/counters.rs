@@ -267,7 +267,7 @@ impl Counters {
             .skip(2 * (methods + 1))
             .any(|count| *count > 0)
         {
-            return Some("requests are counted for methods that there are not");
+            return Some("requests are counted for unknown methods");
         }
         let (requests, recorded) = (self.requests(), sum(self.durations.iter().copied()));
         if recorded > requests || recorded.saturating_add(MAX_UNSENT) < self.at_least {
@@ -282,7 +282,7 @@ impl Counters {
             self.lost - before.lost,
         ];
         if new.iter().any(|count| *count > most) {
-            return Some("so much cannot have happened in the time");
+            return Some("the increase is impossible in the time");
         }
         if self.panics > self.errors().saturating_add(1) {
             return Some("there are more panics than errors");

@@ -512,7 +512,7 @@ pub fn is_broken_by_peer(error: &io::Error) -> bool {
 
 /// What sending a message came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "a message that found no room is to be sent again, or given up with what it was for"]
+#[must_use = "an unsent message must be sent again, or abandoned with its purpose"]
 pub enum Sent {
     /// It is in the other's queue, copies of the descriptors with it.
     Queued,

@@ -93,9 +93,7 @@ impl<S: 'static> Methods<S> {
             .all
             .binary_search_by(|other| other.name.as_str().cmp(name))
         {
-            Ok(_) => self
-                .mistakes
-                .push(format!("there are two methods {name:?}")),
+            Ok(_) => self.mistakes.push(format!("duplicate method {name:?}")),
             Err(place) => {
                 self.all.insert(place, method);
                 self.last = place;
@@ -291,7 +289,7 @@ impl<S: 'static> Service for RunningService<S> {
             Ok(Err(fault)) => Err(Failure::Fault(fault)),
             Err(_) => {
                 log::error!(
-                    "method {:?} {}; its state is made anew",
+                    "method {:?} {}; its state is created again",
                     method.name,
                     last_panic()
                 );

@@ -231,7 +231,7 @@ impl<'c> WorkerLoop<'c> {
             Incoming::Message(ToWorker::LogLevel(level), _) => logging::set_level(level),
             Incoming::Message(ToWorker::Ping, _) => self.shm.header().heartbeat(),
             Incoming::Message(ToWorker::Start(_), _) => {
-                return Err(io::Error::other("the master said Start twice"));
+                return Err(io::Error::other("the master sent Start twice"));
             }
             Incoming::Garbage(malformed) => return Err(io::Error::other(malformed)),
             Incoming::Nothing => {}
@@ -481,7 +481,7 @@ impl<'c> WorkerLoop<'c> {
             return;
         };
         let (client, peer, waits) = (connection.client, connection.peer, connection.waits);
-        log::debug!("client {client} ({peer}) was waited for long enough ({waits:?}); closing it");
+        log::debug!("client {client} ({peer}) exceeded its timeout ({waits:?}); closing it");
         let late = Fault::from_code(
             Code::Timeout,
             "the frame was not complete within frame-timeout",

@@ -62,10 +62,7 @@ fn receive_start(channel: &Channel<ToMaster, ToWorker>) -> io::Result<(Start, Ve
                 return Ok((*start, descriptors));
             }
             Incoming::Message(ToWorker::Start(start), _) => {
-                let sentence = format!(
-                    "it speaks version {} of the channel, not {VERSION}",
-                    start.version
-                );
+                let sentence = format!("its channel has version {}, not {VERSION}", start.version);
                 return Err(io::Error::other(sentence));
             }
             Incoming::Nothing => {
@@ -103,7 +100,7 @@ fn serve<S: 'static>(
     process::set_name(&start.name);
     death::arm()?;
     if let Err(e) = process::raise_oom_score(OOM_SCORE) {
-        log::debug!("cannot have the kernel prefer this process when memory is out: {e}");
+        log::debug!("cannot raise the OOM score of this process: {e}");
     }
     fork::remember();
     remember_panics();
@@ -163,7 +160,7 @@ fn serve<S: 'static>(
             shm.layout(),
             settings.restart_grace,
         );
-        Some(ready.map_err(|e| format!("cannot get ready to pack its clients: {e}"))?)
+        Some(ready.map_err(|e| format!("cannot prepare the emergency handoff: {e}"))?)
     };
     let greeting = ToMaster::Ready(Ready {
         version: VERSION,

@@ -261,7 +261,7 @@ fn unusable_activated_sockets_are_refused_with_advice() {
     let (code, said) =
         refused(Setup::new(FDPASSD, "listen = [\"systemd:rpc\"]").handed("rpc", connection));
     assert!(
-        code == Some(69) && said.contains("it does not listen; its unit must not say Accept=yes"),
+        code == Some(69) && said.contains("it does not listen; its unit must not set Accept=yes"),
         "{said}"
     );
 

@@ -275,13 +275,9 @@ fn changes_and_refusals_are_logged_with_the_requester() {
             r#"{"method":"pi"}"#,
             "refused: method \"pi\" is not quarantined",
         ),
-        ("drain", "{}", "nobody new is accepted"),
+        ("drain", "{}", "new clients are not accepted"),
         ("undrain", "{}", "clients are accepted"),
-        (
-            "rebalance",
-            "{}",
-            "no worker has more to do than the others",
-        ),
+        ("rebalance", "{}", "the workers are evenly loaded"),
         ("reload", "{}", "reloading; generation 2"),
         (
             "hold",

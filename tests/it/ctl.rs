@@ -341,9 +341,9 @@ fn every_change_is_reported_as_text_and_as_json() {
         both(&daemon, &["scale", "2"]),
         ("2 workers are ready\n".to_owned(), settled.clone())
     );
-    let there = "nobody new is accepted; 0 clients are still there\n".to_owned();
+    let there = "new clients are not accepted; 0 clients are still connected\n".to_owned();
     assert_eq!(both(&daemon, &["drain"]), (there, settled.clone()));
-    let left = "nobody new is accepted; the last client has left\n".to_owned();
+    let left = "new clients are not accepted; the last client has left\n".to_owned();
     assert_eq!(both(&daemon, &["drain", "--wait"]), (left, settled.clone()));
     assert_eq!(
         both(&daemon, &["undrain"]),
@@ -361,7 +361,7 @@ fn every_change_is_reported_as_text_and_as_json() {
         (said.code, said.out),
         (
             Some(0),
-            format!("worker {held} is held; its clients are with the others\n")
+            format!("worker {held} is held; its clients have moved to other workers\n")
         )
     );
     let said = ctl(&daemon, &["release", &held, "--json"]);

@@ -219,14 +219,18 @@ fn each_bad_request_gets_its_status_and_the_next_is_served() {
         (
             "\x16\x03\x01\x02\0\x01\0\x01\u{fc}\x03\x03".to_owned(),
             400,
-            "no request of HTTP",
+            "not a valid HTTP request",
         ),
         (
             "\x1a\0\0\0{\"in\":\"ping\",\"params\":[1]}".to_owned(),
             400,
-            "no request of HTTP",
+            "not a valid HTTP request",
         ),
-        ("GET /metrics\r\n\r\n".to_owned(), 400, "no request of HTTP"),
+        (
+            "GET /metrics\r\n\r\n".to_owned(),
+            400,
+            "not a valid HTTP request",
+        ),
         (
             format!("GET /metrics {host}Host: localhost\r\n\r\n"),
             400,
@@ -798,7 +802,7 @@ fn a_nonsense_reply_of_the_master_is_reported() {
     fs::rename(&socket, socket.with_extension("away")).expect("it is our directory");
     let refused = get(&address, "/metrics");
     assert!(
-        refused.status == 503 && refused.body.starts_with("the daemon cannot be asked: "),
+        refused.status == 503 && refused.body.starts_with("cannot connect to the daemon: "),
         "{refused:?}"
     );
     fs::rename(socket.with_extension("away"), &socket).expect("it is our directory");

@@ -40,10 +40,10 @@ fn clients_and_listeners_outlive_an_unreadable_state_file() {
     let damages: [(&str, Damage); 5] = [
         ("it is of version 99", Box::new(write(0, b"fdpassd\x63"))),
         (
-            "it is of no version of fdpassd",
+            "it has no version of fdpassd",
             Box::new(write(0, &[0xff; 8])),
         ),
-        ("its length is nonsense", Box::new(write(8, &[0xff; 8]))),
+        ("its length is not valid", Box::new(write(8, &[0xff; 8]))),
         ("expected value", Box::new(write(4096, b"fdpassd"))),
         (
             "the state file is missing",

@@ -164,7 +164,7 @@ fn a_panic_is_answered_with_crashed_and_rebuilds_the_state() {
         );
     }
     daemon.wait_for_log("method \"panic\" panicked at ");
-    daemon.wait_for_log(": on purpose; its state is made anew");
+    daemon.wait_for_log(": on purpose; its state is created again");
     let status = daemon.status();
     assert_eq!((status.errors_total, status.workers[0].restarts), (1, 0));
 }
@@ -301,7 +301,7 @@ fn a_result_that_is_too_long_is_an_error_reply() {
 #[test]
 fn mistakes_in_method_names_are_reported_at_the_start() {
     for (mistake, sentence) in [
-        ("two-methods", "faulty: there are two methods \"nan\"\n"),
+        ("two-methods", "faulty: duplicate method \"nan\"\n"),
         (
             "bad-name",
             "faulty: \"Bad Name\" is not a valid method name: [a-z][a-z0-9_.-]{0,63}, but not \"error\"\n",

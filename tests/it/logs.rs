@@ -34,7 +34,7 @@ fn master_and_workers_reopen_a_renamed_log_file() {
     eventually("the master has opened the log again", || {
         fs::read_to_string(&log)
             .ok()
-            .filter(|text| text.contains("SIGUSR1: log file opened again"))
+            .filter(|text| text.contains("SIGUSR1: log file reopened"))
     });
     // Leases come behind the word to open it by the same channel.
     panic("after");
@@ -44,21 +44,21 @@ fn master_and_workers_reopen_a_renamed_log_file() {
     );
     assert_eq!(
         (
-            old.matches(": before; its state is made anew").count(),
-            old.matches(": between; its state is made anew").count()
+            old.matches(": before; its state is created again").count(),
+            old.matches(": between; its state is created again").count()
         ),
         (2, 2),
         "{old}"
     );
     assert_eq!(
         (
-            log.matches(": after; its state is made anew").count(),
+            log.matches(": after; its state is created again").count(),
             log.matches("panicked").count()
         ),
         (2, 2),
         "{log}"
     );
-    assert!(old.contains(" serves on ") && !old.contains(": after; its state is made anew"));
+    assert!(old.contains(" serves on ") && !old.contains(": after; its state is created again"));
     assert_eq!(daemon.stderr(), "");
 }
 
@@ -70,13 +70,13 @@ fn reopen_log_opens_a_renamed_file_or_gives_the_reason() {
     let done = ctl(&daemon, &["reopen-log"]);
     assert_eq!(
         (done.code, done.out.as_str()),
-        (Some(0), "the log file is open again\n"),
+        (Some(0), "log file reopened\n"),
         "{}",
         done.err
     );
     let text = fs::read_to_string(path("log")).expect("it is there when the reply comes");
     assert!(
-        text.contains("reopen-log by uid ") && text.contains(": log file opened again"),
+        text.contains("reopen-log by uid ") && text.contains(": log file reopened"),
         "{text}"
     );
     fs::rename(path("log"), path("log.2")).expect("it is our directory");
@@ -214,7 +214,7 @@ fn bytes_of_clients_are_escaped_in_the_log() {
     let daemon = faulty::start("log.level = \"debug\"");
     let words = "\u{1b}[31mred\nsecond line\u{202e}";
     daemon.call("panic", words).expect_err("it panics");
-    daemon.wait_for_log(": \\x1b[31mred\\nsecond line\\u{202e}; its state is made anew");
+    daemon.wait_for_log(": \\x1b[31mred\\nsecond line\\u{202e}; its state is created again");
     assert!(!daemon.stderr().contains('\u{1b}'));
 }
 

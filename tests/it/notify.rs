@@ -130,7 +130,7 @@ fn the_manager_is_notified_of_start_clients_and_stop_in_order() {
     assert_eq!(manager.told(), "STATUS=1 worker, 0 clients, generation 1");
     daemon.ctl("drain").expect("it is drained");
     manager.wait_for(
-        "STATUS=1 worker, 0 clients, generation 1; nobody is accepted: the daemon is drained",
+        "STATUS=1 worker, 0 clients, generation 1; new clients are not accepted: the daemon is drained",
     );
     daemon.signal("TERM");
     assert_eq!(
@@ -325,12 +325,12 @@ fn a_manager_that_is_gone_is_logged_once() {
     let manager = Manager::new();
     fs::remove_file(manager.path()).expect("it is there");
     let daemon = manager.start("workers.count = 1");
-    daemon.wait_for_log("cannot tell the service manager anything: No such file or directory");
+    daemon.wait_for_log("cannot notify the service manager: No such file or directory");
     daemon.reload().expect("it is applied");
     assert_eq!(
         daemon
             .stderr()
-            .matches("cannot tell the service manager")
+            .matches("cannot notify the service manager")
             .count(),
         1
     );
@@ -340,7 +340,7 @@ fn a_manager_that_is_gone_is_logged_once() {
             .start()
             .expect("the daemon serves");
         daemon.wait_for_log(&format!(
-            "cannot tell the service manager anything: NOTIFY_SOCKET={bad}: "
+            "cannot notify the service manager: NOTIFY_SOCKET={bad}: "
         ));
     }
 }

@@ -97,7 +97,10 @@ fn each_event_is_a_line_up_to_the_verdict() {
     let said = ctl(&daemon, &["hold", &held.to_string()]);
     assert_told(&said, &[&format!("worker {held} is held; 0 clients moved")]);
     let said = ctl(&daemon, &["drain", "--wait"]);
-    assert_told(&said, &["nobody new is accepted; there are 0 clients"]);
+    assert_told(
+        &said,
+        &["new clients are not accepted; there are 0 clients"],
+    );
     let said = ctl(&daemon, &["stop"]);
     assert_eq!(
         (said.code, said.out.clone()),
@@ -272,7 +275,7 @@ fn an_upgrade_is_followed_through() {
     assert_told(
         &said,
         &[
-            "which the daemon is to become",
+            "before the upgrade",
             "upgraded: this is fdpassd",
             "is ready after ",
             "finished",
@@ -388,7 +391,7 @@ fn on_a_terminal_a_line_counts_and_makes_room_for_the_verdict() {
     );
     assert!(
         said.out
-            .ends_with("\r\x1b[Knobody new is accepted; the last client has left\r\n"),
+            .ends_with("\r\x1b[Knew clients are not accepted; the last client has left\r\n"),
         "{said:?}"
     );
     // A typewriter cannot go back.

@@ -383,7 +383,7 @@ fn a_second_reload_is_refused_while_one_is_running() {
     let said = ctl(&daemon, &["reload", "--quiet", "--timeout", "0.3"]);
     assert_eq!((said.code, said.out.as_str()), (Some(75), ""));
     let words = format!(
-        "fdpassctl: faulty (pid {}) is still reloading; it goes on, see \"fdpassctl status\"\n",
+        "fdpassctl: faulty (pid {}) is still reloading; it continues, see \"fdpassctl status\"\n",
         daemon.pid()
     );
     assert_eq!(said.err, words);
@@ -392,13 +392,13 @@ fn a_second_reload_is_refused_while_one_is_running() {
 
     let waiting = Program::start(&mut ctl_command(&daemon, &["reload"]));
     let said = waiting.finish();
-    let words = "fdpassctl: busy: another reload is going on since ";
+    let words = "fdpassctl: busy: another reload has been in progress for ";
     assert!(
         said.code == Some(1) && said.err.starts_with(words),
         "{said:?}"
     );
     daemon.signal("HUP");
-    daemon.wait_for_log("SIGHUP: another reload is going on since ");
+    daemon.wait_for_log("SIGHUP: another reload has been in progress for ");
     assert_eq!(whoami(&mut client).pid, old);
     assert_eq!(daemon.status().last_reload, None, "a refusal is no verdict");
 

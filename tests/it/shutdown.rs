@@ -152,7 +152,7 @@ fn a_stop_continues_without_its_requester() {
     let said = ctl(&daemon, &["stop", "--quiet", "--timeout", "0.1"]);
     assert_eq!((said.code, said.out.as_str()), (Some(75), ""));
     let still = format!(
-        "fdpassctl: faulty (pid {}) is still stopping; it goes on, ",
+        "fdpassctl: faulty (pid {}) is still stopping; it continues, ",
         daemon.pid()
     );
     assert!(said.err.starts_with(&still), "{}", said.err);

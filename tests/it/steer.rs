@@ -303,7 +303,7 @@ fn holding_the_only_worker_starts_a_substitute() {
     let load = Load::start(&daemon, 4, 4);
     let said = ctl(&daemon, &["hold", &held.worker.to_string()]);
     let expected = format!(
-        "worker {} is held; its clients are with the others\n",
+        "worker {} is held; its clients have moved to other workers\n",
         held.worker
     );
     assert_eq!((said.code, said.out), (Some(0), expected), "{}", said.err);
@@ -367,7 +367,7 @@ fn a_drained_daemon_serves_only_existing_clients() {
         (said.code, said.out.as_str()),
         (
             Some(0),
-            "nobody new is accepted; 4 clients are still there\n"
+            "new clients are not accepted; 4 clients are still connected\n"
         )
     );
     let knock = || -> Vec<Client> {
@@ -453,7 +453,7 @@ fn to_wait_for_a_drain_is_to_wait_for_the_last_client() {
         (said.code, said.out.as_str()),
         (
             Some(0),
-            "nobody new is accepted; the last client has left\n"
+            "new clients are not accepted; the last client has left\n"
         )
     );
     assert!(!waiting.has_something(), "it goes on being drained");

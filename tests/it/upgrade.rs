@@ -165,7 +165,7 @@ fn an_upgrade_follows_a_symbolic_link_as_it_is_now() {
             own_name
         );
     }
-    daemon.wait_for_log("still, the same program as before, with 1 workers");
+    daemon.wait_for_log("still, the same program as before; 1 workers");
 }
 
 #[test]
@@ -261,7 +261,7 @@ fn an_unfit_program_is_refused_with_the_reason() {
         (programs.directory().to_owned(), "is no file"),
         (link("to-folder", programs.directory()), "is no file"),
         (PathBuf::from("/dev/null"), "is no file"),
-        (PathBuf::from("/bin/true"), "did not say that it is fit"),
+        (PathBuf::from("/bin/true"), "without a result"),
         (PathBuf::from("/bin/false"), "exited with status 1"),
     ] {
         assert_refused(upgrade(&daemon, Some(&program)), "refused", words);
@@ -363,7 +363,7 @@ fn an_upgrade_does_not_wait_and_is_refused_during_a_change() {
     let reload = daemon.ctl_request("recycle", json!({}));
     daemon.wait_until("a worker drains", |status| !status.leaving.is_empty());
     let mut request = begin(&daemon, Some(&faulty));
-    daemon.wait_for_log("which the daemon is to become");
+    daemon.wait_for_log("before the upgrade");
     drop(blocked.finish());
     verdict(&mut request).expect("it waits until the workers are replaced");
     drop(reload);

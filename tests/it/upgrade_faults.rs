@@ -187,10 +187,10 @@ fn an_upgrade_during_a_reload_or_upgrade_is_refused() {
     assert_refused(
         upgrade(&daemon, Some(&program)),
         "busy",
-        "another reload is going on",
+        "another reload is in progress",
     );
     daemon.signal("USR2");
-    daemon.wait_for_log("SIGUSR2: another reload is going on");
+    daemon.wait_for_log("SIGUSR2: another reload is in progress");
     drop(reload);
     drop((client, daemon));
 
@@ -204,7 +204,7 @@ fn an_upgrade_during_a_reload_or_upgrade_is_refused() {
     assert_refused(
         upgrade(&daemon, Some(&program)),
         "busy",
-        "another upgrade is going on",
+        "another upgrade is in progress",
     );
     daemon.ctl("stop").expect("it stops");
     eventually("the candidate is gone", || {

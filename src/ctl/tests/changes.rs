@@ -28,7 +28,7 @@ fn stop_waits_for_the_end() {
     })
     .asked(&["stop", "--timeout", "500ms"]);
     let said =
-        "fdpassctl: fdpassd (pid 4711) is still stopping; it goes on, see \"fdpassctl status\"\n";
+        "fdpassctl: fdpassd (pid 4711) is still stopping; it continues, see \"fdpassctl status\"\n";
     assert_eq!((ran.exit, ran.err.as_str()), (ExitStatus::StillGoing, said));
 }
 
@@ -118,7 +118,7 @@ fn every_change_is_asked_for_in_the_daemons_words_and_told_in_plain_ones() {
             "hold 17",
             r#""hold","params":{"worker":17}"#,
             settled(4, 9),
-            "worker 17 is held; its clients are with the others",
+            "worker 17 is held; its clients have moved to other workers",
         ),
         (
             "release 17",
@@ -136,13 +136,13 @@ fn every_change_is_asked_for_in_the_daemons_words_and_told_in_plain_ones() {
             "drain",
             r#""drain","params":{"wait":false}"#,
             settled(4, 2),
-            "nobody new is accepted; 2 clients are still there",
+            "new clients are not accepted; 2 clients are still connected",
         ),
         (
             "drain --wait",
             r#""drain","params":{"wait":true}"#,
             settled(4, 0),
-            "nobody new is accepted; the last client has left",
+            "new clients are not accepted; the last client has left",
         ),
         (
             "undrain",
@@ -248,7 +248,7 @@ fn a_change_that_takes_long_goes_on_when_nobody_waits_any_more() {
             Some(doing) => (
                 ExitStatus::StillGoing,
                 format!(
-                    "fdpassd (pid 4711) is still {doing}; it goes on, see \"fdpassctl status\""
+                    "fdpassd (pid 4711) is still {doing}; it continues, see \"fdpassctl status\""
                 ),
             ),
             None => (ExitStatus::NoReply, "no reply within 500ms".to_owned()),

@@ -130,7 +130,7 @@ fn pages_that_come_round_again_are_no_reply() {
     for cursors in [[(1, 5), (1, 5)], [(1, 5), (1, 4)], [(2, 0), (1, 9)]] {
         let ran = Daemon::that_says(cursors.map(|next| page(&[client(1, 1)], Some(next))))
             .asked(&["clients"]);
-        let said = "fdpassctl: the answer is no valid reply: its pages come round again\n";
+        let said = "fdpassctl: the answer is no valid reply: its pages repeat\n";
         assert_eq!(
             (ran.exit, ran.out.as_str(), ran.err.as_str()),
             (ExitStatus::NoReply, "", said)

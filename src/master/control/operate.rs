@@ -137,7 +137,7 @@ impl Master {
     /// Stops accepting clients, or accepts them again.
     pub(crate) fn set_drained(&mut self, asker: Asker, is_drained: bool) {
         let (kind, what) = match is_drained {
-            true => (Kind::Drained, "nobody new is accepted"),
+            true => (Kind::Drained, "new clients are not accepted"),
             false => (Kind::Undrained, "clients are accepted"),
         };
         let about = About {
@@ -163,17 +163,17 @@ impl Master {
         if self.workers.requested_rebalance.is_some() {
             return Err(Refusal::new(
                 RefusalCode::Busy,
-                "another rebalancing is going on",
+                "another rebalance is in progress",
             ));
         }
         let loads = self.loads(now);
         let from = rebalance::asked(&loads);
         match from {
             Some(id) => {
-                log::info!("{asker}: looking at what could be moved from worker {id}");
+                log::info!("{asker}: checking which clients can move from worker {id}");
                 self.count_requests(id);
             }
-            None => log::info!("{asker}: no worker has more to do than the others"),
+            None => log::info!("{asker}: the workers are evenly loaded"),
         }
         self.workers.requested_rebalance = Some(AskedBalance {
             asker,

@@ -129,7 +129,7 @@ impl Inherited {
             .max()
             .unwrap_or_default();
 
-        let system = Error::system("make what clients are left in for the next master");
+        let system = Error::system("create the handoff queues");
         let outlets = sorted
             .out
             .keys()
@@ -269,7 +269,7 @@ fn read_state_file(
     faults: &mut Vec<String>,
 ) -> (Option<StateFile>, Option<SavedState>) {
     let Some(found) = found else {
-        faults.push("the state file is missing: figures begin anew".to_owned());
+        faults.push("the state file is missing: counters start from zero".to_owned());
         return (None, None);
     };
     match StateFile::open(File::from(found)).and_then(|state_file| {
@@ -280,7 +280,7 @@ fn read_state_file(
         Ok((state_file, saved_state)) => (Some(state_file), Some(saved_state)),
         Err(why) => {
             faults.push(format!(
-                "the state file cannot be read, and figures begin anew: {why}"
+                "cannot read the state file; counters start from zero: {why}"
             ));
             (None, None)
         }
@@ -328,7 +328,9 @@ fn find_listeners(
             Ok(Found::Unix(path)) => Address::Unix(path).to_string(),
             Ok(_) | Err(_) => {
                 stored.spoil(&format!("{LISTENER_NAME}.{number}"));
-                faults.push(format!("what was kept as listener {number} is no listener"));
+                faults.push(format!(
+                    "the stored listener {number} is not a listening socket"
+                ));
                 continue;
             }
         };

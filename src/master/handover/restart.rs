@@ -247,7 +247,7 @@ impl Master {
             ..self.saved_state()
         };
         if let Err(e) = store.state_file.write(&saved_state) {
-            log::error!("cannot write down what the next master is to know: {e}");
+            log::error!("cannot write the state file for the next master: {e}");
         }
         store.last_written = Some(self.telemetry.events.last());
     }
@@ -409,7 +409,7 @@ impl Master {
             }
             0 => log::info!("left {} clients to the next master", self.clients.count),
             left => log::error!(
-                "there is no room for {left} clients, and they are closed; left {}",
+                "no space for {left} clients, which are closed; left {}",
                 self.clients.count
             ),
         }
@@ -521,7 +521,7 @@ impl Master {
                     );
                 }
                 Err(why) => self.reject_counters(
-                    &format!("worker {} of the master before", record.worker),
+                    &format!("worker {} of the previous master", record.worker),
                     why,
                 ),
             }

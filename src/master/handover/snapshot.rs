@@ -152,7 +152,7 @@ impl UpgradeSnapshot {
         let mut text = vec![0; usize::try_from(length).map_err(|e| e.to_string())?];
         file.read_exact_at(&mut text, 0)
             .map_err(|e| e.to_string())?;
-        serde_json::from_slice(&text).map_err(|e| format!("its state cannot be read: {e}"))
+        serde_json::from_slice(&text).map_err(|e| format!("cannot read the state: {e}"))
     }
 
     /// Whether this program can go on with it.
@@ -161,7 +161,7 @@ impl UpgradeSnapshot {
     /// Why not.
     pub(crate) fn check(&self) -> Result<Loaded, String> {
         check_version(self.version, self.oldest)
-            .map_err(|why| format!("its state cannot be read: {why}"))?;
+            .map_err(|why| format!("cannot read the state: {why}"))?;
         if Layout::with_version(self.layout, 1, 1).is_none() {
             return Err(format!(
                 "the shared memory of its workers has layout {}, which it does not know",
@@ -335,7 +335,7 @@ impl UpgradeSnapshot {
 pub fn resume(number: &str) -> Result<Resumed, String> {
     let number = number
         .parse()
-        .map_err(|_| "it was not told where its state is".to_owned())?;
+        .map_err(|_| "the location of the state is missing".to_owned())?;
     let file = LeftOpen::default()
         .take(number)
         .map(File::from)
@@ -345,7 +345,7 @@ pub fn resume(number: &str) -> Result<Resumed, String> {
     let loaded = snapshot.check()?;
     snapshot
         .revive(loaded)
-        .map_err(|e| format!("not all of its state is there: {e}"))
+        .map_err(|e| format!("the state is incomplete: {e}"))
 }
 
 impl Master {

@@ -49,7 +49,7 @@ pub(crate) const OLDEST: u64 = u64::from_le_bytes(*b"fdpassd\x02");
 pub(crate) fn check_version(version: u64, oldest: u64) -> Result<(), String> {
     let (name, number) = (|word: u64| word << 8, |word: u64| word >> 56);
     if name(version) != name(MAGIC) {
-        return Err("it is of no version of fdpassd".to_owned());
+        return Err("it has no version of fdpassd".to_owned());
     }
     let is_older = number(version) <= number(MAGIC);
     let is_readable = name(oldest) == name(MAGIC) && number(oldest) <= number(MAGIC);
@@ -219,7 +219,7 @@ impl StateFile {
         let half = self.words[HALF].load(Ordering::Acquire);
         let (index, length) = (half & 1, half >> 1);
         if length > HALF_LEN {
-            return Err("its length is nonsense".to_owned());
+            return Err("its length is not valid".to_owned());
         }
         let mut text = vec![0; length as usize];
         self.file

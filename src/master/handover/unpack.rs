@@ -150,7 +150,7 @@ impl Unpacked {
             Ok(HandoffMessage::Shm(record)) => {
                 let layout = Layout::with_version(record.layout, record.slots, record.longest)
                     .ok_or_else(|| {
-                        io::Error::other(format!("its layout has the number {}", record.layout))
+                        io::Error::other(format!("its layout {} is unknown", record.layout))
                     });
                 let file: io::Result<File> = descriptors
                     .pop()

@@ -97,10 +97,10 @@ impl Master {
             };
             return Err(Refusal::new(
                 RefusalCode::Busy,
-                format!("another {what} is going on"),
+                format!("another {what} is in progress"),
             ));
         }
-        let nowhere = || refused("nobody knows where the program was started from".to_owned());
+        let nowhere = || refused("the path of the running program is unknown".to_owned());
         let path = to
             .or_else(|| self.handover.executable_path.clone())
             .ok_or_else(nowhere)?;
@@ -112,10 +112,7 @@ impl Master {
         });
         let (executable, check) =
             begun.map_err(|why| refused(format!("{} {why}", Escaped(path.display()))))?;
-        let sentence = format_args!(
-            "{asker}: trying {}, which the daemon is to become",
-            path.display()
-        );
+        let sentence = format_args!("{asker}: checking {} before the upgrade", path.display());
         self.telemetry
             .events
             .note(Kind::UpgradeBegun, asker.about(), sentence);
@@ -155,10 +152,7 @@ impl Master {
                 (upgrade.until, upgrade.is_same) = (now + UPGRADE_TIMEOUT, verdict == FIT_AND_SAME);
             }
             Some(verdict) if !is_fit(&verdict) => self.give_upgrade_up(&verdict, now),
-            _ => self.give_upgrade_up(
-                &format!("it {exit} when it was tried, and did not say that it is fit"),
-                now,
-            ),
+            _ => self.give_upgrade_up(&format!("its check {exit} without a result"), now),
         }
     }
 
@@ -171,7 +165,7 @@ impl Master {
         let is_late = upgrade.until <= now;
         if upgrade.check.is_some() {
             if is_late {
-                self.give_upgrade_up("it did not say in time whether it is fit", now);
+                self.give_upgrade_up("its check did not finish in time", now);
             }
             return;
         }
@@ -179,7 +173,7 @@ impl Master {
             || self.reloads.current.is_some()
             || self.reloads.reading.is_some()
         {
-            return self.give_upgrade_up("something else began meanwhile", now);
+            return self.give_upgrade_up("another operation began during its check", now);
         }
         match self.snapshot(now) {
             Some(snapshot) => self.become_it(snapshot, now),
@@ -246,7 +240,7 @@ impl Master {
             ..About::default()
         };
         let sentence = format_args!(
-            "upgraded: this is {} {} {}, with {} workers and {} clients of before; the workers are replaced",
+            "upgraded: this is {} {} {}; {} workers and {} clients were kept; replacing the workers",
             self.name,
             self.version,
             if self.handover.is_same_program {
@@ -306,7 +300,7 @@ pub fn check_handover(length: &str) -> Result<(), String> {
         .map_err(|e| e.to_string())?;
     let length: u64 = length
         .parse()
-        .map_err(|_| "it was not told how long what it is told is".to_owned())?;
+        .map_err(|_| "the length of its input is missing".to_owned())?;
     let checked = UpgradeSnapshot::read(&told, length)
         .and_then(|snapshot| snapshot.check().map(|_| snapshot.same.is_some()));
     let verdict = match &checked {

@@ -123,12 +123,12 @@ impl Handed {
             Found::Unix(path) => Address::Unix(path),
             Found::UnixWithoutPath => {
                 return Err(io::Error::other(
-                    "it has no path, so that anybody could connect",
+                    "it has no path, so any process could connect",
                 ));
             }
             Found::NoListener => {
                 return Err(io::Error::other(
-                    "it does not listen; its unit must not say Accept=yes",
+                    "it does not listen; its unit must not set Accept=yes",
                 ));
             }
             Found::OtherSocket | Found::NoSocket => {
@@ -334,8 +334,8 @@ mod tests {
         assert_eq!(found(0), Ok(Address::Tcp(at)));
         assert_eq!(found(1), Ok(Address::Unix(path("rpc"))));
         for (index, why) in [
-            (2, "it has no path, so that anybody could connect"),
-            (3, "it does not listen; its unit must not say Accept=yes"),
+            (2, "it has no path, so any process could connect"),
+            (3, "it does not listen; its unit must not set Accept=yes"),
             (4, "it is no stream socket of TCP or Unix (ListenStream=)"),
             (5, "it is no stream socket of TCP or Unix (ListenStream=)"),
             (6, "it is no stream socket of TCP or Unix (ListenStream=)"),

@@ -92,7 +92,7 @@ impl Master {
             let seconds = now.duration_since(began).as_secs_f64();
             return Err(Refusal::new(
                 RefusalCode::Busy,
-                format!("another reload is going on since {seconds:.1} s: {what}"),
+                format!("another reload has been in progress for {seconds:.1} s: {what}"),
             ));
         }
         self.read_for_reload(asker, force, now)

@@ -335,7 +335,7 @@ impl Master {
         };
         if ready.version != VERSION {
             worker.failure = Some(format!(
-                "it speaks version {} of the channel, not {VERSION}",
+                "its channel has version {}, not {VERSION}",
                 ready.version
             ));
             return worker.kill();

@@ -124,9 +124,7 @@ impl Master {
     /// Reports that the counters of a worker are rejected.
     pub(crate) fn reject_counters(&mut self, name: &str, why: &str) {
         self.telemetry.counts.rejected_counters += 1;
-        log::error!(
-            "{name}: its counters cannot be true: {why}; what they add to the totals is left out"
-        );
+        log::error!("{name}: invalid counters: {why}; they are not added to the totals");
     }
 
     /// Adds the counters of a worker that has ended to the totals.

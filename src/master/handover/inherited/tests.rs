@@ -195,7 +195,7 @@ fn a_snapshot_of_0_1_0_can_be_gone_on_with_but_not_its_workers() {
         ("\"channel\":2,\"layout\":999", "has layout 999"),
         (
             "\"channel\":2,\"oldest\":0,\"version\":216172782113783808",
-            "it is of no version of fdpassd",
+            "it has no version of fdpassd",
         ),
     ] {
         let changed = SNAPSHOT.replace("\"channel\":2", member).replacen(
