@@ -67,18 +67,18 @@ pub const MAX_REPLY: u32 = 64 * 1024 * 1024;
 /// How long a request may take to arrive, and a reply to be read.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What fdpassctl may ask.
+/// Verbs that fdpassctl may send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
-    /// What is going on.
+    /// The daemon's state.
     Status,
-    /// Which program this is.
+    /// The running program.
     Version,
     /// End gracefully.
     Stop,
     /// Apply the configuration file as it is now.
     Reload,
-    /// Have so many workers.
+    /// Set the number of workers.
     Scale,
     /// Replace a worker, or all.
     Recycle,
@@ -86,7 +86,7 @@ pub enum Verb {
     Hold,
     /// Give a worker clients again, or let a method run again.
     Release,
-    /// Accept nobody new.
+    /// Accept no new clients.
     Drain,
     /// Accept clients again.
     Undrain,
@@ -96,7 +96,7 @@ pub enum Verb {
     Clients,
     /// Close a client.
     Kick,
-    /// What happened.
+    /// The events.
     Events,
     /// The configuration in force.
     Config,
@@ -137,7 +137,7 @@ impl Verb {
         Verb::ReopenLog,
     ];
 
-    /// Its name on the wire.
+    /// Returns the verb's name on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -195,7 +195,7 @@ pub enum RefusalCode {
     TooLarge,
     /// The asker may not.
     Forbidden,
-    /// Too many control clients, or something is going on that has to end first.
+    /// Too many control clients, or an operation is in progress that has to end first.
     Busy,
     /// The request did not arrive within [`REQUEST_TIMEOUT`].
     Timeout,
@@ -203,7 +203,7 @@ pub enum RefusalCode {
     Rejected,
     /// The new configuration was given up again; the one before is in force.
     RolledBack,
-    /// It cannot be done, for the reason in the message.
+    /// The request cannot be fulfilled, for the reason in the message.
     Refused,
 }
 
@@ -257,7 +257,7 @@ pub struct ReloadParams {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Scale {
-    /// Workers there are to be, from 1 to 256.
+    /// The desired number of workers, from 1 to 256.
     pub count: u32,
 }
 
@@ -265,7 +265,7 @@ pub struct Scale {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recycle {
-    /// Which worker; all without it.
+    /// The worker; all without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<WorkerId>,
 }
@@ -274,7 +274,7 @@ pub struct Recycle {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hold {
-    /// Which worker.
+    /// The worker.
     pub worker: WorkerId,
 }
 
@@ -301,7 +301,7 @@ pub struct Drain {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rebalance {
-    /// Whether only to tell what would be done.
+    /// Whether only to report what would be done.
     #[serde(default)]
     pub dry_run: bool,
 }
@@ -317,7 +317,7 @@ pub struct Reloaded {
     pub seconds: f64,
 }
 
-/// What was asked for is so.
+/// The requested state is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settled {
     /// Workers that are ready.
@@ -326,7 +326,7 @@ pub struct Settled {
     pub clients: u64,
 }
 
-/// What a rebalancing came to.
+/// The outcome of a rebalancing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rebalanced {
     /// Clients that were moved, or would be; none if the load is even enough.
@@ -358,7 +358,7 @@ pub struct UpgradeTo {
 /// The daemon is another program now, and so are its workers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Upgraded {
-    /// Its version.
+    /// The program's version.
     pub version: String,
     /// Workers that are ready.
     pub workers: u32,
@@ -376,12 +376,12 @@ pub struct Metrics {
     pub text: String,
 }
 
-/// Which program this is.
+/// The running program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Version {
     /// The daemon's name.
     pub name: String,
-    /// Its version.
+    /// The program's version.
     pub version: String,
     /// The master's process.
     pub pid: u32,
@@ -431,7 +431,7 @@ pub fn places(name: &str, uid: u32, var: impl Fn(&str) -> Option<OsString>) -> V
     places
 }
 
-/// The directory of the control socket in /tmp, where anybody may have made it before.
+/// Returns the directory of the control socket in /tmp, where any user may have created it before.
 #[must_use]
 pub fn temporary(name: &str, uid: u32) -> PathBuf {
     PathBuf::from(format!("/tmp/{name}-{uid}"))

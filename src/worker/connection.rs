@@ -30,7 +30,7 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) socket: OwnedFd,
-    /// What the kernel calls that socket, if it does.
+    /// The kernel's cookie of that socket, if it has one.
     cookie: Option<u64>,
     passed: Passed,
     pub(super) client: ClientId,
@@ -44,22 +44,22 @@ pub(super) struct Connection {
     pub(super) watched: Option<Interest>,
     /// Bytes read since the kernel's count of them was last seen to, for a Unix client.
     pub(super) unarmed: u32,
-    /// Bytes that it may still send although nobody listens any more.
+    /// Bytes that the client may still send although they are no longer read.
     pub(super) linger_bytes: u32,
     /// When the timers look at it: ns of CLOCK_MONOTONIC.
     pub(super) armed: u64,
 }
 
-/// What a client is waited for.
+/// What the worker waits for from a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WaitingFor {
-    /// It is idle: the next request.
+    /// The next request: the client is idle.
     Request,
     /// The rest of a frame.
     Bytes,
     /// Room for its replies.
     Writable,
-    /// Its next turn: whole frames are left.
+    /// The client's next turn: whole frames are left.
     Turn,
     /// The end: it has had its last reply.
     End,

@@ -14,14 +14,15 @@ use crate::proto::names::{Generation, WorkerId};
 use crate::proto::rpc::{Code, is_method_name};
 use crate::sys::fork;
 
-/// Which worker process the state is being made for.
+/// The worker process for which the state is made.
 #[derive(Clone, Debug)]
 pub struct WorkerInfo {
     /// The daemon's name.
     pub name: String,
     /// The worker's id; never reused.
     pub worker: WorkerId,
-    /// Its seat among the workers, from 0 to their number less one; a successor takes the same one.
+    /// The worker's index, from 0 to the number of workers less one; a successor takes the
+    /// same one.
     pub seat: u32,
     /// The configuration it serves.
     pub generation: Generation,
@@ -68,7 +69,7 @@ impl<S: 'static> Methods<S> {
         methods
     }
 
-    /// Adds `methods`, which tells of all, itself included.
+    /// Adds `methods`, which lists all methods, itself included.
     pub(crate) fn complete(mut self) -> Methods<S> {
         self.add("methods", true, Box::new(|_, _, _| Ok(())));
         let names = self.names();
@@ -136,7 +137,7 @@ impl<S: 'static> Methods<S> {
         self.all[self.last].inline = true;
     }
 
-    /// Whether nobody has added one yet.
+    /// Returns whether no method has been added yet.
     pub(crate) fn has_no_own(&self) -> bool {
         self.all.len() == 1 && self.mistakes.is_empty()
     }
@@ -201,11 +202,11 @@ pub(crate) use crate::proto::frame::ByteOrder as Order;
 /// Why a method gave no result.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// It said so.
+    /// The method returned it.
     Fault(Fault),
-    /// It panicked; its state has been made anew.
+    /// The method panicked; its state has been rebuilt.
     Panicked,
-    /// It panicked, and its state cannot be made anew: this process cannot go on.
+    /// The method panicked, and its state cannot be rebuilt: this process cannot continue.
     Broken(String),
 }
 
@@ -317,7 +318,7 @@ fn last_panic() -> String {
     LAST_PANIC.with(RefCell::take)
 }
 
-/// The fault that a client is told.
+/// The fault that a client receives.
 impl From<Failure> for Fault {
     fn from(failure: Failure) -> Fault {
         match failure {

@@ -54,7 +54,7 @@ const BATCH: usize = 256;
 /// A worker that serves.
 struct WorkerLoop<'c> {
     channel: &'c mut Channel<ToMaster, ToWorker>,
-    /// Whether the poller tells when the channel takes messages again.
+    /// Whether the poller reports when the channel takes messages again.
     channel_is_full: bool,
     poller: Poller,
     shm: WorkerShm,
@@ -78,18 +78,18 @@ struct WorkerLoop<'c> {
     served: u64,
     /// It serves nobody any more: it was drained, or has answered as many requests as it may.
     leaving: bool,
-    /// What the master has yet to be told.
+    /// Reports that the master has yet to receive.
     closed: Vec<u32>,
     released: Vec<u32>,
     has_capacity: bool,
     is_near_limit: bool,
-    /// When this process is killed, once it was told to stop.
+    /// When this process is killed, once it has received `Stop`.
     stop_by: Option<Instant>,
     /// What clients are packed with when the master is gone, if another one will come.
     handoff: Option<&'static EmergencyHandoff>,
     /// The master is gone.
     orphaned: bool,
-    /// Why this process cannot go on.
+    /// Why this process cannot continue.
     broken: Option<String>,
     /// ns of CLOCK_MONOTONIC.
     now: u64,

@@ -1,4 +1,4 @@
-//! How much lies in the regions of shared memory, and who has to go when it is too much.
+//! How much lies in the regions of shared memory, and which client is closed when it is too much.
 //!
 //! Every client may always park 4 KiB. What is above that counts; once three quarters of `buffers` are
 //! taken, the client whose frame has been unfinished for longest is told `overloaded` and closed.
@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
-/// What a client may park without being counted, in bytes.
+/// Bytes that a client may park without being counted.
 const FREE: u64 = 4096;
 
 /// Bytes of unused large regions that are kept.
@@ -75,7 +75,7 @@ impl Parking {
         }
     }
 
-    /// Who has to go now, if anyone has to.
+    /// Returns the client that must be closed now, if there is one.
     pub(super) fn overloads(&self) -> Option<u32> {
         if self.total <= self.budget / 4 * 3 {
             return None;

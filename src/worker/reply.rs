@@ -1,4 +1,4 @@
-//! What a method gets to know, and what it says: [`Call`], [`Fault`], [`Reply`].
+//! The input and the results of a method: [`Call`], [`Fault`], [`Reply`].
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,7 +18,7 @@ use crate::sys::fork;
 pub struct Call {
     /// Who asks: the same for all requests of a connection, whichever worker serves it, and never reused.
     pub client: ClientId,
-    /// Where the client is, as the kernel told when it connected.
+    /// The client's address, as the kernel reported it when it connected.
     pub peer: Peer,
     /// 1, or more when the request is run again because its worker died in it.
     pub attempt: u32,

@@ -20,12 +20,12 @@ use crate::sys::{fd, fork, process, signal};
 /// It is more than the share of the limit that a master has in memory of its own.
 const OOM_SCORE: i32 = 500;
 
-/// Why a worker ended that was not told to.
+/// Why a worker ended without a request to stop.
 #[derive(Debug)]
 pub(crate) enum Error {
-    /// It was not started by a master.
+    /// The worker was not started by a master.
     NoMaster(String),
-    /// It could not start or not go on. The master was told why.
+    /// The worker could not start or not continue. The master received the reason.
     Failed,
 }
 
@@ -87,7 +87,7 @@ fn send(channel: &mut Channel<ToMaster, ToWorker>, message: &ToMaster) -> io::Re
     Ok(())
 }
 
-/// How long a worker waits until it tries again to say something.
+/// How long a worker waits until it tries again to send a message.
 const NO_MEMORY: Duration = Duration::from_millis(10);
 
 /// Makes all that this worker needs, says that it is ready, and serves; whether it ended because its master is gone.

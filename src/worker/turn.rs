@@ -45,7 +45,7 @@ pub(super) struct Tools<'a> {
     pub(super) shm: &'a mut WorkerShm,
     pub(super) service: &'a mut dyn Service,
     pub(super) settings: &'a Settings,
-    /// When the worker is killed, once it has been told to stop.
+    /// When the worker is killed, once it has received `Stop`.
     pub(super) stop_by: Option<Instant>,
     /// The same instant by both clocks, so that none is read to tell a method its deadline.
     pub(super) epoch: (Instant, u64),
@@ -55,7 +55,7 @@ pub(super) struct Tools<'a> {
     pub(super) served: u64,
     /// What this thread wrote, where the kernel keeps account.
     pub(super) writes: Option<&'a OwnWrites>,
-    /// Why this process cannot go on, once it cannot.
+    /// Why this process cannot continue, once it cannot.
     pub(super) broken: &'a mut Option<String>,
     /// The clock: ns of CLOCK_MONOTONIC at the beginning of the turn, and again at its end.
     pub(super) now: u64,
@@ -93,7 +93,7 @@ pub(super) enum Ended {
     Foreign,
 }
 
-/// What a turn is for.
+/// The purpose of a turn.
 #[derive(Debug)]
 pub(super) enum Purpose<'a> {
     /// To serve the client.

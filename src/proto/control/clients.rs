@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::super::names::{ClientId, WorkerId};
 
-/// Most clients in one reply. So many slots are looked at for it, however many clients there are.
+/// Most clients in one reply. It is also the number of slots that are examined for it, however many
+/// clients there are.
 pub const PAGE_LEN: usize = 1000;
 
 /// Params of `clients`.
@@ -43,9 +44,9 @@ pub struct ClientsPage {
 /// A client.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClientStatus {
-    /// Its number, for `kick`.
+    /// The client's number, for `kick`.
     pub id: ClientId,
-    /// Who it is: an address and a port, or the process and user of a Unix client.
+    /// The client's identity: an address and a port, or the process and user of a Unix client.
     pub peer: String,
     /// Where it connected; none if that listener is gone.
     pub listener: Option<String>,
@@ -67,15 +68,15 @@ pub struct ClientStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Kick {
-    /// Which client.
+    /// The client.
     pub client: ClientId,
 }
 
 /// A client was closed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kicked {
-    /// Which.
+    /// The client that was closed.
     pub client: ClientId,
-    /// Who it was.
+    /// The client's identity.
     pub peer: String,
 }

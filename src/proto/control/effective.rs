@@ -10,7 +10,7 @@ use super::super::paths::shown;
 /// The configuration in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Effective {
-    /// The file; none when nobody named one and the standard one does not exist.
+    /// The file; none when no file was named and the standard one does not exist.
     #[serde(serialize_with = "shown")]
     pub file: Option<PathBuf>,
     /// All files that the configuration was read from, in their order; none when the embedded default is in force.
@@ -23,10 +23,10 @@ pub struct Effective {
 /// A key of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Key {
-    /// Its name with its section, such as `limits.max-frame`.
+    /// The key's name with its section, such as `limits.max-frame`.
     pub key: String,
-    /// Its value as the file would have it, in TOML on one line. Behind `"auto"` a comment has the value that it comes to.
-    /// None if the key is not set and nothing stands for it.
+    /// The key's value as the file would have it, in TOML on one line. A comment after `"auto"` has
+    /// the resulting value. None if the key is not set and nothing stands for it.
     pub value: Option<String>,
     /// Where that comes from.
     pub origin: KeyOrigin,
@@ -36,11 +36,11 @@ pub struct Key {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyOrigin {
-    /// Nobody said anything else.
+    /// The default.
     Default,
-    /// The file says so.
+    /// The configuration file.
     File,
-    /// It was changed while the daemon runs, and holds until the next reload.
+    /// A change while the daemon runs, which holds until the next reload.
     Runtime,
 }
 
@@ -59,7 +59,7 @@ impl KeyOrigin {
 /// The file as it is now is good, and would be taken as far as can be told without binding anything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checked {
-    /// The file; none when nobody named one and the standard one does not exist.
+    /// The file; none when no file was named and the standard one does not exist.
     #[serde(serialize_with = "shown")]
     pub file: Option<PathBuf>,
     /// All files that were read, in their order; none when the embedded default would be taken.
@@ -72,9 +72,9 @@ pub struct Checked {
 /// A key that would have another value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
-    /// Its name with its section.
+    /// The key's name with its section.
     pub key: String,
-    /// Its value in force; none if it has none.
+    /// The key's value in force; none if it has none.
     pub from: Option<String>,
     /// The one to come; none if it would have none.
     pub to: Option<String>,
