@@ -10,172 +10,14 @@ use crate::master::clients::leases::{Done, Recovered};
 use crate::master::telemetry::counters::{Cause, Loss, Reason};
 use crate::master::workers::worker::{NOT_NOW, Worker};
 use crate::master::{Master, Token, memory};
-use crate::pool::{Late, MemberState};
+use crate::pool::Late;
 use crate::proto::channel::{Log, Ready, Settings, Start, Stop, ToMaster, ToWorker, VERSION};
 use crate::proto::control::{About, Kind};
 use crate::proto::names::{Generation, WorkerId};
 use crate::sys::poll::Interest;
-use crate::sys::process::{self, Exit};
-use crate::sys::{byte_counts, socket};
+use crate::sys::socket;
 
 impl Master {
-    pub(crate) fn reap(&mut self, now: Instant) {
-        loop {
-            match process::ended() {
-                Ok(Some((pid, exit))) => {
-                    self.take_death(pid, exit, now);
-                    if let Err(e) = process::collect(pid) {
-                        return log::error!("cannot collect process {pid}: {e}");
-                    }
-                }
-                Ok(None) => return self.end_sessions(),
-                Err(e) => return log::error!("cannot collect dead workers: {e}"),
-            }
-        }
-    }
-
-    /// Handles the end of a process. For PID 1 of a container it may be any process.
-    fn take_death(&mut self, pid: u32, exit: Exit, now: Instant) {
-        if self
-            .exporter
-            .as_mut()
-            .is_some_and(|exporter| exporter.take_death(pid, exit, now))
-        {
-            return;
-        }
-        let Some(id) = self
-            .workers
-            .all
-            .values()
-            .find(|worker| worker.pid == pid)
-            .map(|worker| worker.id)
-        else {
-            if !self.reading_ended(pid, exit, now) {
-                self.candidate_ended(pid, exit, now);
-            }
-            return;
-        };
-        self.end_descendants(pid);
-        // The last messages of a worker survive its death.
-        while self.hear_one(id, now) {}
-        let Some(mut worker) = self.workers.all.remove(&id) else {
-            return;
-        };
-        // The worker is not collected yet: until then /proc/PID exists, and the pid is its own.
-        let written = match worker.shm.header().writer() {
-            Some(thread) => byte_counts::written_by_thread(pid, thread).ok(),
-            None => byte_counts::written_by_process(pid).ok(),
-        };
-        let _ = self.poller.remove(&worker.channel);
-        self.count_in(&mut worker);
-        if self.is_leaving() {
-            return self.keep_orphan(worker, written, now);
-        }
-        let failure = worker.failure.take();
-        let has_answered = worker.believed.counters().requests() > 0;
-        let (name, about, index) = (worker.name(), worker.about(), worker.seat);
-        let Worker {
-            shm,
-            leases,
-            methods,
-            is_timed_out,
-            is_unneeded,
-            killed_for,
-            has_been_ready,
-            ..
-        } = worker;
-        let left = leases.into_left(&shm, written, is_timed_out);
-
-        let blame = self.lay_blame(exit, is_timed_out, &methods, &left, now);
-        self.await_handshakes(shm, left.waiting, is_timed_out, now);
-        let cause = blame.cause(exit, failure);
-        let kind_of_cause = Cause::from_exit(exit, blame.is_out_of_memory, killed_for);
-        let lost = left.lost.len();
-        left.lost
-            .into_iter()
-            .for_each(|(reason, client)| self.lose(Loss::from_error(&reason), &reason, client));
-        left.ended
-            .into_iter()
-            .for_each(|client| self.forget(client));
-        let recovered = left
-            .recovered
-            .into_iter()
-            .map(|(unleased, _)| Ok(unleased))
-            .collect();
-        let moved = self.take_in(recovered, Reason::Death);
-        let overloaded = if blame.is_out_of_memory {
-            self.relieve_memory()
-        } else {
-            0
-        };
-        if let Some((client, peer)) = blame.culprit {
-            self.close_culprit(client, peer);
-        }
-
-        let is_no_loss = self
-            .workers
-            .pool
-            .member(id)
-            .is_none_or(|member| !matches!(member.state, MemberState::Ready { .. }));
-        // A worker killed from outside, or by a request, was no worse than its successor: the
-        // successor starts without delay.
-        let is_own_doing = exit.is_own_doing() || blame.is_out_of_memory;
-        let was_useful = has_answered || blame.request.is_some() || !is_own_doing;
-        let delay = self.workers.pool.exited(id, was_useful, now);
-        let is_well =
-            exit == Exit::Status(0) && blame.request.is_none() && (has_answered || is_no_loss);
-        let about = About {
-            clients: Some((moved + lost) as u64),
-            ..about
-        };
-        if is_well || is_unneeded {
-            let moved = if moved > 0 {
-                format!("; {moved} clients moved")
-            } else {
-                String::new()
-            };
-            return self.telemetry.events.note(
-                Kind::WorkerFinished,
-                about,
-                format_args!("{name} finished{moved}"),
-            );
-        }
-        if has_been_ready {
-            self.telemetry.counts.deaths.add(kind_of_cause, 1);
-            self.telemetry
-                .counts
-                .rescues
-                .add(kind_of_cause, moved as u64);
-        } else {
-            self.telemetry.counts.failed_starts += 1;
-        }
-        if self.workers.pool.is_stopping() {
-            let sentence = format_args!("{name} {cause}; {} clients closed", moved + lost);
-            return self
-                .telemetry
-                .events
-                .note(Kind::WorkerDied, about, sentence);
-        }
-        let next = match delay {
-            Some(delay) if delay.is_zero() => "; its successor starts now".to_owned(),
-            Some(delay) => format!("; its successor starts in {} ms", delay.as_millis()),
-            None => String::new(),
-        };
-        let dropped = match overloaded {
-            0 => String::new(),
-            clients => format!("; {clients} unfinished frames dropped, as memory is short"),
-        };
-        let sentence = format_args!(
-            "{name} {cause}; {moved} clients moved, {lost} closed, {}{dropped}{next}",
-            blame.outcome
-        );
-        self.telemetry
-            .events
-            .note(Kind::WorkerDied, about, sentence);
-        self.workers.last_failure = Some(cause.clone());
-        self.workers.seat(index).last_death = Some(cause);
-    }
-
     /// Takes in clients whose workers do not have them any more, so that they are leased to others.
     /// Those that have waited longest come first, so that a client that returns fast cannot delay
     /// another for ever. Returns their number.
@@ -254,7 +96,7 @@ impl Master {
     }
 
     /// Handles one message of a worker. Returns whether there was one.
-    fn hear_one(&mut self, id: WorkerId, now: Instant) -> bool {
+    pub(crate) fn hear_one(&mut self, id: WorkerId, now: Instant) -> bool {
         let Some(worker) = self.workers.all.get_mut(&id) else {
             return false;
         };

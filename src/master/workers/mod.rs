@@ -17,6 +17,7 @@ use crate::proto::names::WorkerId;
 use crate::sys::process::{self, Executable};
 
 pub(crate) mod crash;
+pub(crate) mod death;
 pub(crate) mod descendants;
 pub(crate) mod lifecycle;
 pub(crate) mod outgoing;
