@@ -468,93 +468,14 @@ impl Master {
         }
     }
 
-    /// Takes over what a master before has left: figures, what was changed while it ran, and its clients.
+    /// Takes over what a master before this one has left: figures, changes made at run time, and
+    /// clients.
     pub(crate) fn take_over(&mut self, saved_state: SavedState, mut unpacked: Unpacked) {
-        let SavedState {
-            counts,
-            tally,
-            seats,
-            events,
-            log_level,
-            is_drained,
-            last_reload,
-            count,
-            quarantined,
-            ..
-        } = saved_state;
-        (
-            self.telemetry.counts,
-            self.telemetry.tally,
-            self.workers.seats,
-        ) = (
-            Counts {
-                applied_at: self.telemetry.counts.applied_at,
-                ..counts
-            },
-            tally,
-            seats,
-        );
-        (
-            self.listeners.is_drained,
-            self.settings.last_reload,
-            self.settings.log_level,
-        ) = (is_drained, last_reload, log_level);
-        log_level.into_iter().for_each(logging::set_level);
-        if let Some(count) = count.filter(|count| (1..=MAX_WORKERS).contains(count)) {
-            self.workers.pool.scale(count as usize);
-            self.settings.count_origin = Origin::Runtime;
-        }
-        self.workers.strikes.go_on(quarantined);
-        self.telemetry.events.go_on_from(events);
-        self.workers.seats.truncate(MAX_SEATS);
-        if let Some(store) = &self.handover.store {
-            self.clients.next_id = store.state_file.next_client();
-            self.telemetry.counts.refused = store.state_file.refused();
-        }
-        for (record, shm) in unpacked.shms().filter(|(record, _)| !record.is_counted) {
-            match trust::counted_on(shm, record.methods.len()) {
-                Ok(counters) => {
-                    self.add_counters(
-                        (record.seat as usize).min(MAX_SEATS - 1),
-                        &counters,
-                        &record.methods,
-                    );
-                }
-                Err(why) => self.reject_counters(
-                    &format!("worker {} of the previous master", record.worker),
-                    why,
-                ),
-            }
-        }
+        self.restore_figures(saved_state);
+        self.count_orphans(&mut unpacked);
         let is_restart = unpacked.shms().next().is_some();
-        let (before, mut moved) = (self.telemetry.counts.losses.clone(), 0);
-        for left in unpacked.take_left() {
-            for (reason, client) in left.lost {
-                self.clients.count += 1;
-                self.lose(Loss::from_error(&reason), &reason, client);
-            }
-            let recovered: Vec<_> = left
-                .recovered
-                .into_iter()
-                .map(|(unleased, _)| Ok(unleased))
-                .collect();
-            self.clients.count += recovered.len() as u64;
-            moved += self.take_in(recovered, Reason::Restart);
-        }
-        self.telemetry.counts.losses.add_all(&unpacked.lost);
-        self.clients.next_id = self
-            .clients
-            .unleased
-            .iter()
-            .map(|unleased| unleased.client.id.0 + 1)
-            .max()
-            .unwrap_or(1)
-            .max(self.clients.next_id);
-        self.clients.addresses = self.count_addresses(&self.settings.config);
-        if self.clients.count > 0 {
-            // They wait for workers, whatever becomes of the first ones.
-            self.workers.pool.go_on();
-        }
+        let before = self.telemetry.counts.losses.clone();
+        let moved = self.restore_clients(unpacked);
         let losses = self.telemetry.counts.losses.since(&before);
         let lost = losses.total();
         if !is_restart && lost == 0 {
@@ -571,6 +492,76 @@ impl Master {
         };
         let sentence = format_args!("took over {moved} clients from the previous master; {lost}");
         self.telemetry.events.note(Kind::TookOver, about, sentence);
+    }
+
+    /// Restores the figures, and the changes that operators made at run time.
+    fn restore_figures(&mut self, saved_state: SavedState) {
+        self.telemetry.counts = Counts {
+            applied_at: self.telemetry.counts.applied_at,
+            ..saved_state.counts
+        };
+        self.telemetry.tally = saved_state.tally;
+        self.telemetry.events.go_on_from(saved_state.events);
+        self.listeners.is_drained = saved_state.is_drained;
+        self.settings.last_reload = saved_state.last_reload;
+        self.settings.log_level = saved_state.log_level;
+        saved_state
+            .log_level
+            .into_iter()
+            .for_each(logging::set_level);
+        self.workers.seats = saved_state.seats;
+        self.workers.seats.truncate(MAX_SEATS);
+        self.workers.strikes.go_on(saved_state.quarantined);
+        let count = saved_state.count;
+        if let Some(count) = count.filter(|count| (1..=MAX_WORKERS).contains(count)) {
+            self.workers.pool.scale(count as usize);
+            self.settings.count_origin = Origin::Runtime;
+        }
+        if let Some(store) = &self.handover.store {
+            self.clients.next_id = store.state_file.next_client();
+            self.telemetry.counts.refused = store.state_file.refused();
+        }
+    }
+
+    /// Adds the counters of orphaned shared memories that nothing has counted yet.
+    fn count_orphans(&mut self, unpacked: &mut Unpacked) {
+        for (record, shm) in unpacked.shms().filter(|(record, _)| !record.is_counted) {
+            match trust::counted_on(shm, record.methods.len()) {
+                Ok(counters) => {
+                    let seat = (record.seat as usize).min(MAX_SEATS - 1);
+                    self.add_counters(seat, &counters, &record.methods);
+                }
+                Err(why) => self.reject_counters(
+                    &format!("worker {} of the previous master", record.worker),
+                    why,
+                ),
+            }
+        }
+    }
+
+    /// Takes in the clients that were left. Returns how many there are.
+    fn restore_clients(&mut self, mut unpacked: Unpacked) -> usize {
+        let mut moved = 0;
+        for left in unpacked.take_left() {
+            for (reason, client) in left.lost {
+                self.clients.count += 1;
+                self.lose(Loss::from_error(&reason), &reason, client);
+            }
+            let recovered = left.recovered.into_iter();
+            let recovered: Vec<_> = recovered.map(|(unleased, _)| Ok(unleased)).collect();
+            self.clients.count += recovered.len() as u64;
+            moved += self.take_in(recovered, Reason::Restart);
+        }
+        self.telemetry.counts.losses.add_all(&unpacked.lost);
+        let ids = self.clients.unleased.iter();
+        let next_id = ids.map(|unleased| unleased.client.id.0 + 1).max();
+        self.clients.next_id = self.clients.next_id.max(next_id.unwrap_or(1));
+        self.clients.addresses = self.count_addresses(&self.settings.config);
+        if self.clients.count > 0 {
+            // They wait for workers, whatever becomes of the first ones.
+            self.workers.pool.go_on();
+        }
+        moved
     }
 }
 
