@@ -29,6 +29,9 @@ use crate::sys::{fd, socket};
 /// How long a SIGTERM waits for the manager to store what it did not keep before.
 const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long the end of a canary may come after the barrier, if the manager has rejected it.
+const REJECTION_TIMEOUT: Duration = Duration::from_millis(100);
+
 /// Why a restart would lose the clients.
 const REFUSED: &str = "the service manager keeps no descriptors of this daemon, or not all (FileDescriptorStoreMax=, a masked unit)";
 
@@ -199,8 +202,24 @@ impl Master {
         self.store_all(now);
         if !is_confirmed {
             self.manager.notifier.flush(CONFIRMATION_TIMEOUT);
+            self.await_rejection();
         }
         !self.has_store_ended()
+    }
+
+    /// Waits for the end of a canary that the manager has not taken, for [`REJECTION_TIMEOUT`] at most. systemd closes
+    /// rejected descriptors in a thread, so that their ends come after the barrier behind them.
+    fn await_rejection(&self) {
+        let deadline = Instant::now() + REJECTION_TIMEOUT;
+        let store = self.handover.store.as_ref();
+        let Some(first) = store.and_then(|store| store.canaries.ends.first()) else {
+            return;
+        };
+        // A signal may end a wait too early.
+        while !is_hung_up(first) && Instant::now() < deadline {
+            let rest = deadline.saturating_duration_since(Instant::now());
+            let _ = poll::wait_for(first, Interest::End, rest);
+        }
     }
 
     /// Whether the store has let go of what it was given last, or has not taken it.
