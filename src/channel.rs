@@ -1,7 +1,9 @@
-//! The channel between the master and one worker, or the exporter: typed by direction, and descriptors ride inside messages.
+//! Channels between the master and a worker or the exporter, typed by direction. Descriptors travel
+//! inside messages.
 //!
-//! One `SOCK_SEQPACKET` pair each. EOF tells the worker that its master is gone; it tells the master
-//! nothing (a worker may have closed it and still be in a call): death is told by waitid(2) alone.
+//! Each channel is one `SOCK_SEQPACKET` pair. EOF at the worker means that its master is gone. EOF
+//! at the master means nothing, because a worker may have closed its end and still be in a call:
+//! only waitid(2) reports a death.
 
 use std::io;
 use std::marker::PhantomData;
@@ -12,7 +14,7 @@ use crate::sys::socket::{self, Received};
 
 pub use crate::sys::socket::Sent;
 
-/// One end of a channel, which says `Tx` and hears `Rx`.
+/// One end of a channel, which sends `Tx` and receives `Rx`.
 #[derive(Debug)]
 pub struct Channel<Tx, Rx> {
     socket: OwnedFd,
@@ -20,21 +22,22 @@ pub struct Channel<Tx, Rx> {
     directions: PhantomData<fn(Tx) -> Rx>,
 }
 
-/// What came out of a channel.
+/// The result of a receive from a channel.
 #[derive(Debug)]
 pub enum Incoming<Rx> {
-    /// A message, with as many descriptors as its kind wants.
+    /// A message, with as many descriptors as its kind needs.
     Message(Rx, Vec<OwnedFd>),
-    /// What is no message, or one with something missing. Descriptors that came with it are closed.
+    /// Bytes that are no message, or a message with a part missing. Descriptors that came with it
+    /// are closed.
     Garbage(Malformed),
     /// No message now.
     Nothing,
-    /// The other end is closed, and nothing is left to hear.
+    /// The other end is closed, and nothing is left to receive.
     Closed,
 }
 
 impl<Tx: Message, Rx: Message> Channel<Tx, Rx> {
-    /// A channel, and the end of it that goes to the other process.
+    /// Returns a new channel, and the end of it that goes to the other process.
     ///
     /// # Errors
     /// Those of socketpair(2).
@@ -43,7 +46,7 @@ impl<Tx: Message, Rx: Message> Channel<Tx, Rx> {
         Ok((Channel::new(ours), theirs))
     }
 
-    /// The end that another process has made.
+    /// Returns a channel over an end that another process made.
     #[must_use]
     pub fn new(socket: OwnedFd) -> Channel<Tx, Rx> {
         Channel {
@@ -53,10 +56,11 @@ impl<Tx: Message, Rx: Message> Channel<Tx, Rx> {
         }
     }
 
-    /// Says something, without waiting. The other gets copies of the descriptors.
+    /// Sends a message, without waiting. The other end gets copies of the descriptors.
     ///
     /// # Errors
-    /// Those of sendmsg(2); `InvalidInput` when the number of descriptors is not what the message wants.
+    /// Those of sendmsg(2); `InvalidInput` when the number of descriptors is not what the message
+    /// needs.
     pub fn send(&mut self, message: &Tx, descriptors: &[BorrowedFd<'_>]) -> io::Result<Sent> {
         if descriptors.len() != message.descriptors() {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -65,7 +69,7 @@ impl<Tx: Message, Rx: Message> Channel<Tx, Rx> {
         socket::send_message(&self.socket, &self.outgoing, descriptors)
     }
 
-    /// Hears what is there, without waiting. `scratch` may be used for it.
+    /// Receives the next message, without waiting. `scratch` may be overwritten.
     ///
     /// # Errors
     /// Those of recvmsg(2).
@@ -101,12 +105,12 @@ impl<Tx, Rx> AsFd for Channel<Tx, Rx> {
     }
 }
 
-/// Room for the longest message; one serves all channels of a process.
+/// Space for the longest message; one serves all channels of a process.
 #[derive(Debug)]
 pub struct Scratch(Box<[u8]>);
 
 impl Scratch {
-    /// All of it.
+    /// Returns the whole space.
     pub fn bytes(&mut self) -> &mut [u8] {
         &mut self.0
     }

@@ -1,8 +1,8 @@
-//! Time as a loop sees it: without the gaps in which its process could not run.
+//! The time of a loop, without the gaps in which its process could not run.
 //!
-//! A process that is stopped (SIGSTOP, a freezer, a debugger), or that waits for a CPU or a disk, looks at nothing that
-//! arrives meanwhile. What others owe to it within some time must not be held against them for that. A gap is noticed
-//! where it ends:
+//! A process that is stopped (SIGSTOP, a freezer, a debugger), or that waits for a CPU or a disk,
+//! does not see what arrives during that time. Such a gap must not count against the deadlines of
+//! its peers. A gap is noticed where it ends:
 //!
 //! ```text
 //! in the wait       it was interrupted, though by no signal that was caught: all of the wait counts as a gap
@@ -10,26 +10,27 @@
 //! between waits     the time that passed, less the time on a CPU
 //! ```
 //!
-//! After a gap the loop polls once more before it looks at any deadline, so that what has arrived counts.
+//! After a gap the loop polls once more before it checks any deadline, so that what has arrived
+//! counts.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::sys::clock;
 
-/// Lateness that is none yet, in ns: busy machines are as late as that.
+/// Lateness below this, in ns, is no gap: it is usual on a busy machine.
 const USUAL_LATENESS: u64 = 50_000_000;
 
 /// The shortest wait whose interruption is a gap, in ns.
 const MIN_INTERRUPTED_WAIT: u64 = 1_000_000;
 
-/// How old the last look at the CPU time may be, in ns, before a stretch between two waits begins.
+/// The age in ns above which the last reading of the CPU time is refreshed before a wait.
 const REFRESH: u64 = 100_000_000;
 
-/// Gaps that are told apart. Older ones are joined, as if they had lasted until the later one's end.
+/// The number of gaps kept. Older ones are joined, as if they had lasted until the later one's end.
 const MAX_GAPS: usize = 16;
 
-/// A gap: when it ended, and how long it was, in ns.
+/// A gap: its end and its length, in ns.
 #[derive(Clone, Copy, Debug)]
 struct Gap {
     end: u64,
@@ -39,24 +40,24 @@ struct Gap {
 /// The clock of one loop.
 #[derive(Debug)]
 pub struct LoopClock {
-    /// The oldest first.
+    /// Gaps, the oldest first.
     gaps: VecDeque<Gap>,
-    /// The length of all gaps that there ever were.
+    /// The length of all gaps so far, in ns.
     total: u64,
-    /// When the wait began, and for how long it was asked.
+    /// When the wait began, and its timeout.
     asked: u64,
     timeout: Option<u64>,
-    /// When it ended.
+    /// When the wait ended.
     woken: u64,
-    /// CPU time of the thread, and when that was read.
+    /// CPU time of the thread, and when it was read.
     ran: u64,
     ran_at: u64,
-    /// A gap was found before the wait.
+    /// Whether a gap was found since the last wait ended.
     is_late: bool,
 }
 
 impl LoopClock {
-    /// A clock of which no time was taken yet.
+    /// Returns a clock without gaps.
     #[must_use]
     pub fn new() -> LoopClock {
         let now = clock::monotonic();
@@ -73,7 +74,8 @@ impl LoopClock {
         }
     }
 
-    /// The loop is about to wait; `now` is ns of CLOCK_MONOTONIC, of the end of what it did since the last wait.
+    /// Notes that the loop starts to wait. `now`, in ns of CLOCK_MONOTONIC, is the end of the work
+    /// since the last wait.
     pub fn begin_wait(&mut self, now: u64, timeout: Option<Duration>) {
         let passed = now.saturating_sub(self.woken);
         let is_stale = now.saturating_sub(self.ran_at) > REFRESH;
@@ -88,8 +90,9 @@ impl LoopClock {
         (self.asked, self.timeout) = (now, timeout.map(ns));
     }
 
-    /// The wait is over; `is_interrupted` by no signal that was caught. Whether there was a gap: then what has arrived is to
-    /// be looked at, by another wait of no length, before any deadline is.
+    /// Notes that the wait is over; `is_interrupted` means an interruption by no signal that was
+    /// caught. Returns whether there was a gap: the loop must then handle what has arrived, by
+    /// another wait of no length, before it checks any deadline.
     #[must_use]
     pub fn end_wait(&mut self, is_interrupted: bool) -> bool {
         let now = clock::monotonic();
@@ -106,13 +109,13 @@ impl LoopClock {
         std::mem::take(&mut self.is_late)
     }
 
-    /// When the last wait ended: ns of CLOCK_MONOTONIC.
+    /// Returns when the last wait ended: ns of CLOCK_MONOTONIC.
     #[must_use]
     pub fn woken(&self) -> u64 {
         self.woken
     }
 
-    /// How much of the time since then was gaps, in ns.
+    /// Returns how much of the time since `since` was gaps, in ns.
     #[must_use]
     pub fn gaps_since(&self, since: u64) -> u64 {
         if self.gaps.back().is_none_or(|last| last.end <= since) {
@@ -122,7 +125,8 @@ impl LoopClock {
         newer.map(|gap| gap.length.min(gap.end - since)).sum()
     }
 
-    /// Now, by a clock that stands still in a gap. It is the usual one as long as there was none.
+    /// Returns the time of a clock that stands still in a gap. It equals the usual time as long as
+    /// there was no gap.
     #[must_use]
     pub fn now(&self) -> Instant {
         let now = Instant::now();
@@ -153,7 +157,7 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    /// A clock that has seen these gaps: ends and lengths in seconds.
+    /// Returns a clock with these gaps: ends and lengths in seconds.
     fn with_gaps(gaps: &[(u64, u64)]) -> LoopClock {
         let mut clock = LoopClock::new();
         gaps.iter()
@@ -198,7 +202,7 @@ mod tests {
     fn what_is_late_or_interrupted_is_a_gap_and_nothing_else() {
         let mut clock = LoopClock::new();
         let ago = |ns: u64| clock::monotonic() - ns;
-        // It came back when it was asked to, or before.
+        // The wait ended on time, or early.
         for (waited, timeout) in [(SECOND, Some(1)), (SECOND / 2, Some(1)), (SECOND, None)] {
             clock.begin_wait(ago(0), timeout.map(Duration::from_secs));
             clock.asked = ago(waited);
@@ -218,7 +222,7 @@ mod tests {
         }
         let real = Instant::now();
         assert!(real.duration_since(clock.now()) >= Duration::from_secs(8));
-        // Between two waits it did nothing for a while.
+        // The loop is idle between two waits for some time.
         let before = clock.gaps_since(0);
         clock.begin_wait(clock.woken + SECOND, None);
         assert!(

@@ -1,39 +1,39 @@
-//! A growing table that never moves what is in it.
+//! A growing table that never moves its entries.
 //!
-//! Clients by slot: a `Vec` that doubles leaves its old halves behind in the heap, which for some thousand clients is more
-//! than the clients themselves.
+//! Holds clients by slot. A `Vec` that doubles leaves its old halves behind in the heap, which for
+//! a few thousand clients is more than the clients themselves.
 
-/// Entries of a chunk.
+/// The number of entries in a chunk.
 const CHUNK: usize = 128;
 
-/// Entries by index, most of them there from the front on.
+/// Entries by index, most of them near the front.
 #[derive(Debug)]
 pub(crate) struct Table<T> {
     chunks: Vec<Box<[Option<T>; CHUNK]>>,
 }
 
 impl<T> Table<T> {
-    /// An empty one.
+    /// Returns an empty table.
     pub(crate) fn new() -> Table<T> {
         Table { chunks: Vec::new() }
     }
 
-    /// The entry at an index.
+    /// Returns the entry at an index.
     pub(crate) fn get(&self, index: u32) -> Option<&T> {
         self.chunks.get(index as usize / CHUNK)?[index as usize % CHUNK].as_ref()
     }
 
-    /// The entry at an index, to be changed.
+    /// Returns the entry at an index for changes.
     pub(crate) fn get_mut(&mut self, index: u32) -> Option<&mut T> {
         self.chunks.get_mut(index as usize / CHUNK)?[index as usize % CHUNK].as_mut()
     }
 
-    /// Takes the entry at an index out.
+    /// Removes the entry at an index and returns it.
     pub(crate) fn take(&mut self, index: u32) -> Option<T> {
         self.chunks.get_mut(index as usize / CHUNK)?[index as usize % CHUNK].take()
     }
 
-    /// Puts an entry at an index; the one that was there.
+    /// Puts an entry at an index and returns the one that was there.
     pub(crate) fn insert(&mut self, index: u32, entry: T) -> Option<T> {
         let (chunk, place) = (index as usize / CHUNK, index as usize % CHUNK);
         while self.chunks.len() <= chunk {
@@ -42,7 +42,7 @@ impl<T> Table<T> {
         self.chunks[chunk][place].replace(entry)
     }
 
-    /// One more than the highest index that was ever used, rounded up.
+    /// Returns one more than the highest index that was ever used, rounded up.
     pub(crate) fn bound(&self) -> u32 {
         (self.chunks.len() * CHUNK) as u32
     }

@@ -1,4 +1,5 @@
-//! Which worker gets the next client. Small pure functions of what is known of the workers.
+//! Chooses the worker for the next client, by small pure functions of the known state of the
+//! workers.
 
 use std::cmp::Ordering;
 
@@ -8,41 +9,41 @@ use crate::proto::names::WorkerId;
 /// A worker as dispatch sees it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Candidate {
-    /// Who it is.
+    /// The worker's id.
     pub worker: WorkerId,
-    /// Whether it is ready and can be given a client now.
+    /// Whether the worker is ready and can be given a client now.
     pub has_capacity: bool,
-    /// Requests that it is executing.
+    /// Requests that the worker is executing.
     pub executing: u64,
-    /// Leases that it has not picked up yet.
+    /// Leases that the worker has not picked up yet.
     pub waiting: u64,
-    /// The share of the last seconds in which it worked, from 0 to 1.
+    /// The share of the last seconds in which the worker was busy, from 0 to 1.
     pub busy: f64,
-    /// Clients that it has.
+    /// Clients of the worker.
     pub clients: u64,
 }
 
-/// Chooses, and remembers whose turn it is.
+/// Chooses workers, and keeps the position of the next one in turn.
 #[derive(Debug)]
 pub struct Dispatcher {
     policy: Dispatch,
-    /// Where the search begins: behind the one that was chosen last.
+    /// Where the search begins: behind the worker that was chosen last.
     next: usize,
 }
 
 impl Dispatcher {
-    /// A dispatcher of this policy.
+    /// Returns a dispatcher of this policy.
     #[must_use]
     pub fn new(policy: Dispatch) -> Dispatcher {
         Dispatcher { policy, next: 0 }
     }
 
-    /// From now on another policy.
+    /// Changes the policy.
     pub fn set_policy(&mut self, policy: Dispatch) {
         self.policy = policy;
     }
 
-    /// The index of the worker for the next client; none if nobody has room.
+    /// Returns the index of the worker for the next client; `None` if no worker has capacity.
     pub fn pick(&mut self, candidates: &[Candidate]) -> Option<usize> {
         let count = candidates.len();
         let mut in_turn = (0..count)
@@ -50,7 +51,7 @@ impl Dispatcher {
             .filter(|i| candidates[*i].has_capacity);
         let chosen = match self.policy {
             Dispatch::RoundRobin => in_turn.next(),
-            // The first of equals is kept, so that ties go round.
+            // `min_by` keeps the first of equals, so that ties go round.
             Dispatch::LeastLoaded => {
                 in_turn.min_by(|a, b| compare(&candidates[*a], &candidates[*b]))
             }
@@ -60,10 +61,12 @@ impl Dispatcher {
     }
 }
 
-/// Requests executing first, then leases on their way, then recent work, then clients.
+/// Compares executing requests first, then leases that are not picked up, then recent work, then
+/// clients.
 ///
-/// Leases count in fours and recent work in eighths. One lease that is not picked up yet tells who
-/// was scheduled last, and some percent of work are noise: either would deal the clients of a quiet daemon 170 to 30.
+/// Leases count in fours and recent work in eighths. One lease that is not picked up yet only shows
+/// which worker was scheduled last, and a few percent of work are noise: either would split the
+/// clients of a quiet daemon 170 to 30.
 fn compare(a: &Candidate, b: &Candidate) -> Ordering {
     let load = |c: &Candidate| {
         (

@@ -1,82 +1,83 @@
-//! A worker as the pool sees it, and what is said of it.
+//! A worker as the pool sees it, and the actions and reasons that concern it.
 
 use std::fmt;
 use std::time::Instant;
 
 use crate::proto::names::{Generation, WorkerId};
 
-/// A worker that there is.
+/// An existing worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// Who.
+    /// The worker's id.
     pub id: WorkerId,
-    /// Where.
+    /// The worker's seat.
     pub seat: usize,
-    /// The configuration it was started with.
+    /// The number of the configuration that the worker was started with.
     pub generation: Generation,
     /// Where it is in its life.
     pub state: MemberState,
-    /// Whether it is stuck.
+    /// Whether the worker is stuck.
     pub is_stalled: bool,
-    /// When it is killed if it is still stuck then; never set of one that is held.
+    /// When the worker is killed if it is still stuck; never set for a held worker.
     pub kill_by: Option<Instant>,
-    /// Why it is to be replaced although its generation is wanted.
+    /// Why the worker will be replaced although its generation is wanted.
     pub(super) spent: Option<Why>,
-    /// When it is to be replaced for its age.
+    /// When the worker will be replaced for its age.
     pub(super) old_at: Option<Instant>,
-    /// Whether it was started beyond the count, because all others were stuck.
+    /// Whether the worker was started beyond the count, because all others were stuck.
     pub(super) is_extra: bool,
-    /// Whether it was held and released, the last one of its seat: it stays, and its substitute goes.
+    /// Whether the worker was held and released, the last one of its seat: it stays, and its
+    /// substitute goes.
     pub(super) is_released: bool,
 }
 
 /// Where a worker is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemberState {
-    /// It has been spawned.
+    /// The worker has been spawned.
     Starting {
-        /// When it must be ready.
+        /// When the worker must be ready.
         until: Instant,
     },
-    /// It serves.
+    /// The worker serves.
     Ready {
         /// Since when.
         since: Instant,
     },
-    /// It runs without clients and is left alone.
+    /// The worker runs without clients and is left alone.
     Held {
-        /// Since when it was ready.
+        /// Since when the worker was ready.
         since: Instant,
     },
-    /// It was told to finish.
+    /// The worker was asked to finish.
     Draining {
-        /// When it must be gone.
+        /// When the worker must be gone.
         until: Instant,
-        /// What for.
+        /// The reason.
         why: Why,
     },
-    /// It was killed; its end is awaited.
+    /// The worker was killed, and the master waits for its end.
     Killed,
 }
 
-/// Why a worker is to go.
+/// Why a worker must go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
     /// There is a newer configuration.
     Reload,
-    /// Its configuration was given up.
+    /// Its configuration was rolled back.
     Rollback,
     /// Fewer workers are wanted.
     Scale,
-    /// It has answered nearly as many requests as it may.
+    /// The worker has answered nearly as many requests as it may.
     NearRequestLimit,
-    /// It is as old as it may get.
+    /// The worker has reached its lifetime.
     Lifetime,
-    /// The operator wants another one.
+    /// The operator asked for a replacement.
     Recycle,
-    /// It stood in for somebody who is there again.
+    /// The worker stood in for another one that is back.
     Surplus,
-    /// The end was asked for.
+    /// The daemon stops.
     Stop,
 }
 
@@ -98,13 +99,13 @@ impl fmt::Display for Why {
 /// Why a worker is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Late {
-    /// It did not become ready in time.
+    /// The worker did not become ready in time.
     NotReady,
-    /// It did not finish in time.
+    /// The worker did not finish in time.
     NotGone,
-    /// It was stuck for too long.
+    /// The worker was stuck for too long.
     Stalled,
-    /// It was still starting, and nobody needs it any more.
+    /// The worker was still starting, and is not needed any more.
     Unneeded,
 }
 
@@ -119,44 +120,44 @@ impl fmt::Display for Late {
     }
 }
 
-/// What the master is to do.
+/// An action for the master.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Start a worker.
     Spawn {
-        /// At this seat.
+        /// The worker's seat.
         seat: usize,
-        /// It is this one, never seen before.
+        /// The worker's id, never used before.
         id: WorkerId,
-        /// With the configuration of this number.
+        /// The number of its configuration.
         generation: Generation,
     },
     /// Kill a worker.
     Kill {
-        /// Which.
+        /// The worker's id.
         id: WorkerId,
-        /// What for.
+        /// The reason.
         why: Late,
     },
-    /// Take a worker's clients and have it finish what it executes.
+    /// Revoke a worker's clients and let it finish the request that it executes.
     Drain {
-        /// Which.
+        /// The worker's id.
         id: WorkerId,
-        /// It is killed then.
+        /// When the worker is killed if it is still there.
         by: Instant,
-        /// What for.
+        /// The reason.
         why: Why,
     },
-    /// The end: tell a worker to finish, with its clients.
+    /// Ask a worker to finish, with its clients, because the daemon stops.
     Stop {
-        /// Which.
+        /// The worker's id.
         id: WorkerId,
-        /// It is killed then.
+        /// When the worker is killed if it is still there.
         by: Instant,
     },
     /// The roll is over: each seat has a worker of the new generation.
     Applied,
-    /// The roll is over: the configuration before is wanted again.
+    /// The roll is over: the previous configuration is wanted again.
     RolledBack,
     /// No worker was ever ready, and none will be.
     GiveUp,

@@ -1,7 +1,8 @@
-//! What a worker has counted, exact to its last instruction: one store counts what one store commits.
+//! The counters of a worker, exact to its last instruction: one store counts what one store
+//! commits.
 //!
-//! A reply is committed by one store into the slot, and counted by others after it. So that a death between them is no
-//! miscount, the worker notes before the commit what it will count:
+//! One store into the slot commits a reply, and later stores count it. A death between them must
+//! not cause a miscount, so the worker notes before the commit what it will count:
 //!
 //! ```text
 //! note     which counter, what it and the client's own will be, and what `replied` will be     header, one store
@@ -9,12 +10,13 @@
 //! count    the client's requests, then the counter                                             two stores
 //! ```
 //!
-//! After a death the note is true of the last commit, or of one that never came. If `replied` has reached what is noted and
-//! the counter has not, the counting is made up for ([`MasterShm::settle`]); doing so twice does no harm. The counters of
-//! methods are the only ones that requests are counted in: all others are sums of them.
+//! After a death the note describes the last commit, or one that never came. If `replied` has
+//! reached the noted value and the counter has not, the master completes the count
+//! ([`MasterShm::settle`]); doing so twice does no harm. Requests are counted only in the counters
+//! of methods: all other figures are sums of them.
 //!
-//! How long a request took is recorded when its reply is sent, and is an estimate for those that were committed and not
-//! sent ([`Counters::close`]).
+//! The duration of a request is recorded when its reply is sent. For replies that were committed
+//! and not sent it is an estimate ([`Counters::close`]).
 
 use std::time::Duration;
 
@@ -24,21 +26,23 @@ use super::header::{self, BUCKETS, COUNTED_METHODS, Header, upper};
 use super::{MasterShm, Slot};
 use crate::proto::channel::MethodName;
 
-/// Bits of a note: `replied`, the number of the counter, and as much of both counts as tells one from the next.
+/// Bits of a note: `replied`, the number of the counter, and the last bits of both counts, enough
+/// to tell one count from the next.
 const REPLIED_BITS: u32 = 30;
 const COUNTER_BITS: u32 = 9;
 const COUNT_BITS: u32 = 12;
 const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
 const NOTED: u64 = 1 << 63;
 
-/// Replies that can be committed and not sent: a turn sends once it has [`super::REPLY_SOFT`] bytes, and no reply is shorter
-/// than 24 bytes.
+/// The most replies that can be committed and not sent: a turn sends once it has
+/// [`super::REPLY_SOFT`] bytes, and no reply is shorter than 24 bytes.
 const MAX_UNSENT: u64 = super::REPLY_SOFT as u64 / 24 + 1;
 
-/// No worker answers faster than this, on average over the replies that wait to be sent.
+/// The shortest time of a reply, on average over the replies that wait to be sent: no worker
+/// answers faster.
 const MIN_REPLY_TIME: Duration = Duration::from_nanos(20);
 
-/// A count that is about to be made.
+/// A note of the next count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Note {
     counter: u64,
@@ -48,8 +52,8 @@ pub struct Note {
 }
 
 impl Note {
-    /// Worker: notes that the next commit, of so many bytes `replied`, answers a request for this method, by its number, or
-    /// for none (0), with a result or an error.
+    /// Worker: notes that the next commit, of `replied` bytes, answers a request for this method,
+    /// by its number, or for no method (0), with a result or an error.
     #[must_use]
     pub fn new(
         header: Header<'_>,
@@ -72,9 +76,9 @@ impl Note {
         note
     }
 
-    /// Worker: the commit is made, and is counted.
+    /// Worker: counts the commit that was made.
     pub fn count(self, header: Header<'_>, slot: Slot<'_>) {
-        // The counter comes last: as long as it is as it was, all of this is yet to be done.
+        // The counter comes last: while it is unchanged, the whole count is still due.
         slot.set_requests(self.requests);
         header.set_counter(self.counter as usize, self.count);
     }
@@ -84,7 +88,8 @@ impl Note {
         NOTED | (counts << COUNTER_BITS | self.counter) << REPLIED_BITS | u64::from(self.replied)
     }
 
-    /// `None` if nothing was noted yet. Of both counts only the last bits are known.
+    /// Decodes a note; `None` if nothing was noted yet. Only the last bits of both counts are
+    /// known.
     fn decode(word: u64) -> Option<Note> {
         let bits = |from: u32, count: u32| word >> from & ((1 << count) - 1);
         let counts = REPLIED_BITS + COUNTER_BITS;
@@ -98,7 +103,7 @@ impl Note {
 }
 
 impl MasterShm {
-    /// The worker is gone: counts the reply that it has committed and not counted, if there is one.
+    /// Counts the reply that a worker, now gone, has committed and not counted, if there is one.
     pub fn settle(&self) {
         let header = self.header();
         let Some(note) = Note::decode(header.noted()) else {
@@ -125,20 +130,21 @@ impl MasterShm {
     }
 }
 
-/// All that a worker has counted.
+/// All counters of a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
-    /// By method and result, twice the method's number and 1 for an error.
+    /// Requests by method and result, at twice the method's number, plus 1 for an error.
     methods: Vec<u64>,
-    /// How many requests took how long, the longest that each is of by [`upper`].
+    /// The number of requests in each bucket of durations; [`upper`] is the longest of a bucket.
     pub durations: Vec<u64>,
-    /// How long all of them took, in ns.
+    /// The duration of all requests together, in ns.
     pub duration_sum: u64,
     /// Methods that panicked.
     pub panics: u64,
     /// Log lines that the worker could not write.
     pub log_errors: u64,
-    /// Clients that it closed because it could not watch them, read from them or write to them.
+    /// Clients that the worker closed because it could not watch them, read from them or write to
+    /// them.
     pub lost: u64,
     /// Requests that had been answered before the durations were read.
     at_least: u64,
@@ -160,13 +166,13 @@ impl Default for Counters {
 }
 
 impl Counters {
-    /// What a worker has counted by now.
+    /// Reads the current counters of a worker.
     #[must_use]
     pub fn read(header: Header<'_>) -> Counters {
         let counters = || (0..2 * COUNTED_METHODS as usize).map(|counter| header.counter(counter));
         let at_least = sum(counters());
-        // A request is counted first, then recorded, and summed up last: read in another order, there may be more durations
-        // than requests, or less than their sum.
+        // A request is counted first, then recorded, and added to the sum last. Read in another
+        // order, there may be more durations than requests, or their sum may be too large for them.
         let duration_sum = header.duration_sum();
         let durations = header.durations().collect();
         let (panics, log_errors, lost) = (header.panics(), header.log_errors(), header.lost());
@@ -181,25 +187,26 @@ impl Counters {
         }
     }
 
-    /// They are those of a worker that did not record how long a request took whose reply could not be sent.
+    /// Accepts the counters of a worker that did not record the duration of requests whose reply
+    /// could not be sent.
     pub fn accept_unrecorded(&mut self) {
         self.at_least = 0;
     }
 
-    /// Requests answered, with a result or an error.
+    /// Returns the requests answered, with a result or an error.
     #[must_use]
     pub fn requests(&self) -> u64 {
         sum(self.methods.iter().copied())
     }
 
-    /// Of these, with an error.
+    /// Returns the requests answered with an error.
     #[must_use]
     pub fn errors(&self) -> u64 {
         sum(self.methods.iter().skip(1).step_by(2).copied())
     }
 
-    /// Those for this method, by its number, with a result and with an error. Those for none, and for methods without
-    /// counters of their own, are under 0.
+    /// Returns the requests for this method, by its number, with a result and with an error.
+    /// Requests for no method, and for methods without counters of their own, are under 0.
     #[must_use]
     pub fn answered(&self, method: u32) -> [u64; 2] {
         let at = 2 * method as usize;
@@ -210,8 +217,8 @@ impl Counters {
         }
     }
 
-    /// Each of these methods with its requests, and those for none without a name. A method that there is no counter for
-    /// counts as none.
+    /// Returns each of these methods with its requests, and the requests for no method without a
+    /// name. A method without a counter counts as none.
     pub fn by_method<'a>(
         &'a self,
         methods: &'a [MethodName],
@@ -224,8 +231,8 @@ impl Counters {
         std::iter::once((None, self.answered(0))).chain(named)
     }
 
-    /// The worker is gone: its replies that were committed and not sent took, as far as can be known, as long as the turn
-    /// that they were made in had lasted.
+    /// Closes the counters of a worker that is gone. Its replies that were committed and not sent
+    /// took, as far as can be known, as long as the turn that made them had lasted.
     pub fn close(&mut self, turn: Duration) {
         let ns = u64::try_from(turn.as_nanos()).unwrap_or(u64::MAX);
         let unsent = self
@@ -236,8 +243,8 @@ impl Counters {
         self.duration_sum = self.duration_sum.saturating_add(unsent.saturating_mul(ns));
     }
 
-    /// Why these cannot be the counters of a worker that works, which had counted `before` so long ago and counts for
-    /// `methods` methods. Nothing, if they can.
+    /// Returns why these cannot be the counters of a working worker that had counted `before` this
+    /// long ago and counts for `methods` methods; `None` if they can be.
     #[must_use]
     pub fn fault(
         &self,
@@ -299,7 +306,7 @@ impl Counters {
     }
 }
 
-/// The longest that a request of this bucket may have taken, in ns: the last one has no end.
+/// Returns the longest duration of a request in this bucket, in ns; the last bucket has no end.
 fn longest_of(bucket: usize) -> u128 {
     if bucket + 1 == BUCKETS {
         u64::MAX.into()
@@ -325,7 +332,8 @@ mod tests {
         (master, worker)
     }
 
-    /// Commits and counts a reply of ten bytes as a turn does, up to this many stores. Whether it was committed.
+    /// Commits and counts a reply of ten bytes as a turn does, up to this many stores. Returns
+    /// whether it was committed.
     fn answer(
         worker: &WorkerShm,
         slot: u32,
@@ -367,12 +375,12 @@ mod tests {
                         7,
                     );
                 }
-                // A turn of the other client, a long one, which leaves replies behind.
+                // A long turn of the other client, which leaves replies behind.
                 header.begin_turn(0, 1);
                 (0..before).for_each(|_| assert!(answer(&worker, 0, (3, false), 4)));
                 header.begin_turn(1, 1);
                 (0..3).for_each(|_| assert!(answer(&worker, 1, (3, true), 4)));
-                // What was sent midway is in other cursors.
+                // Bytes sent midway are in other cursors.
                 let slot = worker.slot(1).expect("a slot");
                 slot.flip(&Cursors::idle(15, 30), Flags::default());
                 let is_committed = answer(&worker, 1, (3, false), stores);
@@ -500,14 +508,14 @@ mod tests {
             counted(1_000_000).fault(&before, soon, 1).is_some(),
             "not so fast"
         );
-        // As many as can be made before they are sent.
+        // As many replies as can be made before they are sent.
         let mut unsent = now.clone();
         (unsent.methods[2], unsent.at_least) = (2000 + MAX_UNSENT, 2000 + MAX_UNSENT);
         assert_eq!(unsent.fault(&before, second, 1), None);
     }
 
     proptest! {
-        /// A broken worker may have written anything.
+        /// A broken worker may leave any words.
         #[test]
         fn no_words_panic(note: u64, slot: u32, counts: [u64; 4]) {
             let (master, worker) = shm();

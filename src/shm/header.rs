@@ -1,4 +1,4 @@
-//! The head of shared memory: what a worker has done, and how long it took.
+//! The header of shared memory: the counters of a worker and the durations of its requests.
 //!
 //! ```text
 //! word  0  leases picked up          5  the method being executed, its number; 0 if none
@@ -23,7 +23,7 @@
 //!          the first is for what is no method
 //! ```
 //!
-//! The last seconds are written by who knows them, the worker, so that nobody has to wake up to sample them.
+//! The worker itself writes the last seconds, so that no process has to wake up to sample them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -57,16 +57,17 @@ const SECONDS: usize = 64;
 const KEPT_SECONDS: u64 = 12;
 const SECOND_WORDS: usize = 120;
 const BUCKETS_AT: usize = 8;
-/// Kinds of durations that are told apart.
+/// The number of buckets of durations.
 pub const BUCKETS: usize = SECOND_WORDS - BUCKETS_AT;
 
 const DURATIONS: usize = SECONDS + KEPT_SECONDS as usize * SECOND_WORDS;
 const DURATION_SUM: usize = DURATIONS + BUCKETS;
 const METHODS: usize = 1664;
-/// Methods with counters of their own, and those without.
+/// The number of methods with counters, with number 0 for requests of no method and of methods
+/// without counters of their own.
 pub(super) const COUNTED_METHODS: u32 = 192;
 
-/// Full seconds over which rates and percentiles are taken.
+/// The full seconds that rates and percentiles cover.
 const WINDOW: u64 = 10;
 
 const NANOSECONDS: u64 = 1_000_000_000;
@@ -75,32 +76,34 @@ const NANOSECONDS: u64 = 1_000_000_000;
 #[derive(Clone, Copy, Debug)]
 pub struct Header<'a>(&'a [AtomicU64]);
 
-/// What a worker did in the last ten full seconds.
+/// The rate and durations of a worker in the last ten full seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Recent {
     /// Requests a second.
     pub rate: f64,
-    /// Half of the requests took no longer; none if there were none.
+    /// The median duration; `None` without requests.
     pub p50: Option<Duration>,
-    /// 99 of 100 took no longer.
+    /// The 99th percentile of durations; `None` without requests.
     pub p99: Option<Duration>,
 }
 
-/// A write to a Unix client that a worker began in the turn that it is in.
+/// A write to a Unix client that a worker began in its present turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
-    /// The kernel took so many bytes.
+    /// The kernel took this many bytes.
     Took(u64),
-    /// Whether it is over is not known. What the thread had written before, if that is known.
+    /// It is not known whether the write is over. Holds what the thread had written before, if that
+    /// is known.
     Began(Option<Writes>),
 }
 
-/// A turn that a worker is in.
+/// The present turn of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TurnInProgress {
-    /// The slot of its client.
+    /// The slot of the turn's client.
     pub slot: u32,
-    /// When it began, or when the method that is executing did if that is not an inline one: ns of CLOCK_MONOTONIC.
+    /// When the turn began, or the executing method if that is not an inline one: ns of
+    /// CLOCK_MONOTONIC.
     pub since: u64,
 }
 
@@ -117,36 +120,38 @@ impl<'a> Header<'a> {
         self.0[word].store(self.load(word).wrapping_add(n), Ordering::Relaxed);
     }
 
-    /// Leases that the worker has found in its channel.
+    /// Returns the leases that the worker has received from its channel.
     #[must_use]
     pub fn picked_up(&self) -> u64 {
         self.0[PICKED_UP].load(Ordering::Acquire)
     }
 
-    /// Worker: it found `n` more. True if the master wants to be told.
+    /// Worker: counts `n` more leases. Returns true if the master asked for a message.
     #[must_use]
     pub fn pick_up(&self, n: u64) -> bool {
-        // Sequentially consistent with `want_room`: of "I count" and "do you want to know" here, "I want to know"
-        // and "what is the count" there, at least one side sees the other's.
+        // Sequentially consistent with `want_capacity`. Each side stores first and loads then: here
+        // the count and the wish, there the wish and the count. At least one side sees the other's
+        // store.
         self.0[PICKED_UP].fetch_add(n, Ordering::SeqCst);
         self.0[WANTS_CAPACITY].load(Ordering::SeqCst) != 0
             && self.0[WANTS_CAPACITY].swap(0, Ordering::SeqCst) != 0
     }
 
-    /// Master: wants a message when more leases are picked up than the count that it returns.
+    /// Master: asks for a message when more leases are picked up than the count that it returns.
     #[must_use]
     pub fn want_capacity(&self) -> u64 {
         self.0[WANTS_CAPACITY].store(1, Ordering::SeqCst);
         self.0[PICKED_UP].load(Ordering::SeqCst)
     }
 
-    /// Whether this method has counters of its own.
+    /// Returns whether this method has counters of its own.
     #[must_use]
     pub fn counts_method(method: u32) -> bool {
         method < COUNTED_METHODS
     }
 
-    /// The number of the counter for requests for this method that are answered with a result or an error.
+    /// Returns the number of the counter for requests for this method that are answered with a
+    /// result or an error.
     pub(super) fn counter_of(method: u32, is_error: bool) -> usize {
         let method = if Header::counts_method(method) {
             method as usize
@@ -156,12 +161,13 @@ impl<'a> Header<'a> {
         2 * method + usize::from(is_error)
     }
 
-    /// A counter, by its number.
+    /// Returns a counter, by its number.
     pub(super) fn counter(&self, counter: usize) -> u64 {
         self.load(METHODS + counter)
     }
 
-    /// Sets it. A release, so that it comes after the commit that it counts.
+    /// Sets a counter, by its number. The store is a release, so that it comes after the commit
+    /// that it counts.
     pub(super) fn set_counter(&self, counter: usize, count: u64) {
         self.0[METHODS + counter].store(count, Ordering::Release);
     }
@@ -171,126 +177,131 @@ impl<'a> Header<'a> {
         self.0[NOTE].store(word, Ordering::Release);
     }
 
-    /// What is noted.
+    /// Returns the note of the next commit.
     pub(super) fn noted(&self) -> u64 {
         self.0[NOTE].load(Ordering::Acquire)
     }
 
-    /// The slot of the turn in progress, or of the last one.
+    /// Returns the slot of the turn in progress, or of the last one.
     pub(super) fn last_slot(&self) -> u32 {
         self.load(TURN_SLOT) as u32
     }
 
-    /// How many requests took how long, ever: [`BUCKETS`] counts, the longest that each is of by [`upper`].
+    /// Returns the number of requests so far in each of the [`BUCKETS`] buckets of durations;
+    /// [`upper`] is the longest of a bucket.
     pub fn durations(&self) -> impl Iterator<Item = u64> {
         self.0[DURATIONS..DURATIONS + BUCKETS]
             .iter()
             .map(|word| word.load(Ordering::Relaxed))
     }
 
-    /// How long all of them took, in ns.
+    /// Returns the duration of all requests together, in ns.
     #[must_use]
     pub fn duration_sum(&self) -> u64 {
         self.load(DURATION_SUM)
     }
 
-    /// Handlers that panicked.
+    /// Returns the number of handlers that panicked.
     #[must_use]
     pub fn panics(&self) -> u64 {
         self.load(PANICS)
     }
 
-    /// Worker: one did.
+    /// Worker: counts a handler that panicked.
     pub fn add_panic(&self) {
         self.add(PANICS, 1);
     }
 
-    /// Log lines that the worker could not write.
+    /// Returns the number of log lines that the worker could not write.
     #[must_use]
     pub fn log_errors(&self) -> u64 {
         self.load(LOG_ERRORS)
     }
 
-    /// Worker: so many it could not.
+    /// Worker: sets the number of log lines that it could not write.
     pub fn set_log_errors(&self, n: u64) {
         self.0[LOG_ERRORS].store(n, Ordering::Relaxed);
     }
 
-    /// When this was packed for the next master, in ns of CLOCK_MONOTONIC, if it was and that is known.
+    /// Returns when the shared memory was packed for the next master, in ns of CLOCK_MONOTONIC, if
+    /// it was and that is known.
     #[must_use]
     pub fn packed_at(&self) -> Option<u64> {
         Some(self.load(PACKED_AT)).filter(|at| *at > 0)
     }
 
-    /// It is packed now, or about to be.
+    /// Notes that the shared memory is packed now, or is about to be.
     pub fn set_packed_at(&self, now: u64) {
         self.0[PACKED_AT].store(now, Ordering::Release);
     }
 
-    /// Clients that the worker closed because it could not watch them, read from them or write to them.
+    /// Returns the number of clients that the worker closed because it could not watch them, read
+    /// from them or write to them.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.load(LOST)
     }
 
-    /// Worker: it closes another one.
+    /// Worker: counts a client that it closes for such a failure.
     pub fn add_lost(&self) {
         self.add(LOST, 1);
     }
 
-    /// Bytes parked over all clients.
+    /// Returns the parked bytes of all clients.
     #[must_use]
     pub fn parked(&self) -> u64 {
         self.load(PARKED)
     }
 
-    /// Worker: so many they are.
+    /// Worker: sets the parked bytes of all clients.
     pub fn set_parked(&self, bytes: u64) {
         self.0[PARKED].store(bytes, Ordering::Relaxed);
     }
 
-    /// The number of the method that is executing; none between two.
+    /// Returns the number of the method that is executing; `None` between two methods.
     #[must_use]
     pub fn executing(&self) -> Option<u32> {
         u32::try_from(self.load(EXECUTING)).ok().filter(|n| *n != 0)
     }
 
-    /// Worker: it runs this method, which is no inline one, from `now` on.
+    /// Worker: notes that it runs this method, which is no inline one, from `now` on.
     pub fn begin_method(&self, method: u32, now: u64) {
         self.0[TURN_SINCE].store(now.max(1), Ordering::Relaxed);
         self.0[EXECUTING].store(method.into(), Ordering::Relaxed);
     }
 
-    /// Worker: the method has returned, `now`.
+    /// Worker: notes that the method returned at `now`.
     pub fn end_method(&self, now: u64) {
         self.0[EXECUTING].store(0, Ordering::Relaxed);
         self.0[TURN_SINCE].store(now.max(1), Ordering::Relaxed);
     }
 
-    /// Worker: it shows that its loop turns.
+    /// Worker: shows that its loop turns.
     pub fn heartbeat(&self) {
         self.add(HEARTBEATS, 1);
     }
 
-    /// How often it has shown so. A count that stays the same may be that of a worker with nothing to do.
+    /// Returns the number of heartbeats. A count that stays the same may be that of a worker
+    /// without work.
     #[must_use]
     pub fn heartbeats(&self) -> u64 {
         self.load(HEARTBEATS)
     }
 
-    /// Worker: it begins the turn of the client in this slot.
+    /// Worker: begins the turn of the client in this slot.
     pub fn begin_turn(&self, slot: u32, now: u64) {
         self.heartbeat();
         self.0[TURN_SLOT].store(slot.into(), Ordering::Relaxed);
         self.0[TURN_SINCE].store(now.max(1), Ordering::Relaxed);
     }
 
-    /// Worker: the turn is over.
+    /// Worker: ends the turn.
     pub fn end_turn(&self) {
         self.0[TURN_SINCE].store(0, Ordering::Relaxed);
     }
 
-    /// The turn in progress, if one is. What it says may be of two turns, if one has ended just now.
+    /// Returns the turn in progress, if there is one. Its fields may belong to two turns, if one
+    /// has just ended.
     #[must_use]
     pub fn turn(&self) -> Option<TurnInProgress> {
         let since = self.load(TURN_SINCE);
@@ -300,9 +311,9 @@ impl<'a> Header<'a> {
         })
     }
 
-    /// Worker: it is about to write to the Unix client in this slot, at this position of its stream. `before` is what its
-    /// thread had written until now, if that is known. Holds until the turn ends: a death before that is one in or behind
-    /// the write.
+    /// Worker: notes a write that is about to begin, to the Unix client in this slot, at this
+    /// position of its stream. `before` is what its thread had written until now, if that is known.
+    /// The note holds until the turn ends: a death before that happened in the write or after it.
     pub fn begin_write(&self, slot: u32, at: u64, before: Option<Writes>) {
         self.end_write();
         self.0[WRITE_TOOK].store(0, Ordering::Release);
@@ -314,22 +325,24 @@ impl<'a> Header<'a> {
         self.0[WRITE_AT].store(at.wrapping_add(1), Ordering::Release);
     }
 
-    /// Worker: the kernel took so many bytes. Whatever the thread writes from now on is not counted as that client's.
+    /// Worker: notes that the kernel took `took` bytes. Later writes of the thread are not counted
+    /// as that client's.
     pub fn complete_write(&self, took: u64) {
         self.0[WRITE_TOOK].store(took.wrapping_add(1), Ordering::Release);
     }
 
-    /// Worker: whatever it writes from now on is not for that client.
+    /// Worker: notes that later writes are not for that client.
     pub fn end_write(&self) {
         self.0[WRITE_AT].store(0, Ordering::Release);
     }
 
-    /// Worker: this thread of its process serves and writes to clients.
+    /// Worker: notes that this thread of its process serves and writes to clients.
     pub fn set_writer(&self, thread: u32) {
         self.0[WRITER].store(thread.into(), Ordering::Release);
     }
 
-    /// The thread that writes. `None` for a worker of version 1, which noted what its whole process had written.
+    /// Returns the thread that writes; `None` for a worker of version 1, which noted the writes of
+    /// its whole process.
     #[must_use]
     pub fn writer(&self) -> Option<u32> {
         u32::try_from(self.0[WRITER].load(Ordering::Acquire))
@@ -337,7 +350,8 @@ impl<'a> Header<'a> {
             .filter(|thread| *thread != 0)
     }
 
-    /// What the thread had written in all when it packed its clients, if it did and the kernel keeps account.
+    /// Returns all that the thread had written when it packed its clients, if it did and the kernel
+    /// keeps account.
     #[must_use]
     pub fn final_writes(&self) -> Option<Writes> {
         let bytes = self.0[FINAL_WRITES]
@@ -349,19 +363,19 @@ impl<'a> Header<'a> {
         })
     }
 
-    /// Clients that the worker could not pack when its master was gone.
+    /// Returns the number of clients that the worker could not pack when its master was gone.
     #[must_use]
     pub fn left_behind(&self) -> u64 {
         self.0[LEFT_BEHIND].load(Ordering::Acquire)
     }
 
-    /// Master: so much the worker had written, which is gone.
+    /// Master: sets all that the worker, now gone, had written.
     pub fn set_final_writes(&self, Writes { bytes, calls }: Writes) {
         self.0[FINAL_WRITE_CALLS].store(calls, Ordering::Relaxed);
         self.0[FINAL_WRITES].store(bytes.wrapping_add(1), Ordering::Release);
     }
 
-    /// The write in progress, if that is to the client in this slot at this position.
+    /// Returns the write in progress, if it is to the client in this slot at this position.
     #[must_use]
     pub fn writing(&self, slot: u32, at: u64) -> Option<Write> {
         let is_it = self.0[WRITE_AT].load(Ordering::Acquire) == at.wrapping_add(1)
@@ -378,7 +392,8 @@ impl<'a> Header<'a> {
         is_it.then(|| took.map_or(began, Write::Took))
     }
 
-    /// Whether a worker of version 1 would have noted a write in progress.
+    /// Returns whether a write in progress would have been noted: always since version 2, in
+    /// version 1 only if the writes were known.
     #[must_use]
     pub fn notes_every_write(&self) -> bool {
         self.writer().is_some() || self.load(KNOWS_WRITES) != 0
@@ -389,20 +404,21 @@ impl<'a> Header<'a> {
         &self.0[begin..begin + SECOND_WORDS]
     }
 
-    /// Worker: `requests` were answered `took` after they had been read; `now` is ns of CLOCK_MONOTONIC.
+    /// Worker: records that `requests` were answered `took` ns after they had been read; `now` is
+    /// ns of CLOCK_MONOTONIC.
     pub fn record(&self, now: u64, requests: u64, took: u64) {
         let cell = self.this_second(now);
         bump(&cell[1], requests);
         bump(&cell[BUCKETS_AT + bucket(took)], requests);
         self.add(DURATIONS + bucket(took), requests);
-        // A sum that was scribbled is not to look like a true one when it has come round.
+        // A corrupt sum must not wrap round to a plausible one.
         let sum = self
             .load(DURATION_SUM)
             .saturating_add(requests.saturating_mul(took));
         self.0[DURATION_SUM].store(sum, Ordering::Relaxed);
     }
 
-    /// Worker: its loop worked for so many ns up to `now`.
+    /// Worker: records that its loop was busy for `busy` ns up to `now`.
     pub fn record_busy(&self, now: u64, busy: u64) {
         bump(&self.this_second(now)[2], busy);
     }
@@ -418,7 +434,7 @@ impl<'a> Header<'a> {
         cell
     }
 
-    /// The share of the last one to two seconds in which the worker worked, from 0 to 1.
+    /// Returns the share of the last one to two seconds in which the worker was busy, from 0 to 1.
     #[must_use]
     pub fn busy(&self, now: u64) -> f64 {
         let second = now / NANOSECONDS;
@@ -432,7 +448,7 @@ impl<'a> Header<'a> {
         ns as f64 / (NANOSECONDS + now % NANOSECONDS) as f64
     }
 
-    /// What was done in the ten full seconds before `now`.
+    /// Returns the rate and durations in the ten full seconds before `now`.
     #[must_use]
     pub fn recent(&self, now: u64) -> Recent {
         let this = now / NANOSECONDS;
@@ -464,7 +480,8 @@ fn bump(word: &AtomicU64, n: u64) {
     );
 }
 
-/// Bucket 0 takes what is below 512 ns; from there on each doubling is cut in four, up to about a minute.
+/// Returns the bucket of a duration. Bucket 0 holds durations below 512 ns; above, each doubling is
+/// cut in four, up to about a minute.
 pub(super) fn bucket(ns: u64) -> usize {
     if ns < 512 {
         return 0;
@@ -474,7 +491,7 @@ pub(super) fn bucket(ns: u64) -> usize {
     ((octave - 9) * 4 + quarter + 1).min(BUCKETS - 1)
 }
 
-/// The largest ns that falls into a bucket.
+/// Returns the longest duration of a bucket, in ns.
 #[must_use]
 pub fn upper(bucket: usize) -> u64 {
     match bucket {

@@ -1,12 +1,14 @@
-//! What a worker left of a client, and how the next one finds it: by the master, through the file.
+//! Recovery of the bytes that a worker left of a client: the master reads them from the file and
+//! stores them for the next worker.
 //!
 //! ```text
 //! unread = rx[answered .. R - in_base]      of R bytes ever read from the client
 //! unsent = tx[W - out_base .. replied]      of W bytes ever written to it
 //! ```
 //!
-//! Read and written by pread(2) and pwrite(2), not through a mapping: a look at a hole would make its page exist, a store
-//! could raise SIGBUS where pwrite returns an error, and what was copied cannot change between its check and its use.
+//! The master uses pread(2) and pwrite(2), not a mapping: a load from a hole would create its page,
+//! a store could raise SIGBUS where pwrite returns an error, and copied bytes cannot change between
+//! check and use.
 
 use std::io;
 use std::ops::Range;
@@ -16,34 +18,36 @@ use super::stretch::Stretch;
 use super::{Cursors, MasterShm, Region, SMALL_LEN};
 use crate::sys::byte_counts::ByteCounts;
 
-/// Bytes of a client that is in no turn: all there is of it beside its socket.
+/// Bytes of a client that is in no turn: its whole state besides its socket.
 #[derive(Debug, Default)]
 pub struct ClientBytes {
-    /// Position of the first unread byte in the stream of all that the client ever sent.
+    /// Position of the first unread byte in the stream of all bytes that the client ever sent.
     pub in_base: u64,
-    /// Read from the client, and not answered.
+    /// Bytes read from the client and not answered.
     pub unread: Stretch,
-    /// Position of the first unsent byte in the stream of all that it was ever sent.
+    /// Position of the first unsent byte in the stream of all bytes ever sent to the client.
     pub out_base: u64,
-    /// Replies, and not written to the client.
+    /// Reply bytes not written to the client.
     pub unsent: Stretch,
 }
 
-/// Whether the worker whose memory it is may still use it.
+/// Whether the worker that owns the memory may still use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
-    /// It lives, and may use the regions again: the bytes are copied.
+    /// The worker is alive and may use the regions again: the bytes are copied.
     Alive,
-    /// It is dead: what is more than a few bytes stays where it is until it is laid elsewhere or dropped.
+    /// The worker is dead: more than a few bytes stay in the file until they are moved elsewhere or
+    /// dropped.
     Dead,
 }
 
-/// No stream is that long. A position beyond is nonsense, which the next worker would calculate with.
+/// The highest plausible position: no stream is that long. The next worker would calculate with a
+/// position beyond it.
 const MAX_POSITION: u64 = 1 << 62;
 
 impl MasterShm {
-    /// What lies here of the client in a slot whose worker is dead or in no turn of it. Without byte counts, the figures of the cursors
-    /// count, as they do between two turns.
+    /// Returns the bytes of the client in a slot whose worker is dead or in no turn of it. Without
+    /// byte counts, the positions in the cursors are used, which are right between two turns.
     ///
     /// # Errors
     /// Those of pread(2); `InvalidData` when the cursors and the byte counts cannot both be true.
@@ -76,8 +80,8 @@ impl MasterShm {
         })
     }
 
-    /// Whether a client's bytes have regions here. In the shared memory of a worker that was started before `max-frame` was raised they
-    /// may have none.
+    /// Returns whether a client's bytes fit into the regions here. They may not fit in the shared
+    /// memory of a worker that was started before `max-frame` was raised.
     #[must_use]
     pub fn has_regions_for(&self, bytes: &ClientBytes) -> bool {
         let unread = self.layout.receive_range(Region::Large, 0).len();
@@ -85,10 +89,10 @@ impl MasterShm {
         bytes.unread.len() <= unread && bytes.unsent.len() <= unsent
     }
 
-    /// Lays a client's bytes into the regions of a free slot, and returns the cursors that find them there.
+    /// Writes a client's bytes into the regions of a free slot, and returns the cursors for them.
     ///
     /// # Errors
-    /// Those of pwrite(2); `InvalidData` when they are more than fits.
+    /// Those of pwrite(2); `InvalidData` when the bytes do not fit.
     pub fn lay(&self, index: u32, bytes: &ClientBytes) -> io::Result<Cursors> {
         let mut cursors = Cursors::idle(bytes.in_base, bytes.out_base);
         if !bytes.unread.is_empty() {
@@ -110,7 +114,8 @@ impl MasterShm {
         Ok(cursors)
     }
 
-    /// Reads bytes of a place, `part` counted from `offset` in it. Nothing beyond the place is ever touched.
+    /// Reads bytes of a region, `part` counted from `offset` in it. Never touches bytes beyond the
+    /// region.
     fn read(
         &self,
         region: &Range<usize>,
@@ -129,7 +134,7 @@ impl MasterShm {
             return Err(io::ErrorKind::InvalidData.into());
         }
         let begin = self.layout.bytes_at() + region.start as u64 + u64::from(offset) + part.start;
-        // Small regions of several slots share a page.
+        // Small regions of several slots share a page, so their bytes are copied.
         if owner == Owner::Dead && length > SMALL_LEN as u64 {
             return Ok(Stretch::from_left_bytes(&self.file, begin, length));
         }
@@ -146,8 +151,9 @@ impl MasterShm {
     }
 }
 
-/// Recovers a client from a slot with any words in it, as a broken worker may leave them, and stores it in another slot. The
-/// input is the words of the slot, then 16 bytes of byte counts, if they are known.
+/// Recovers a client from a slot with arbitrary words, as a broken worker may leave them, and
+/// stores it in another slot. The input is the words of the slot, then 16 bytes of byte counts, if
+/// they are known.
 #[cfg(any(test, fuzzing))]
 pub fn fuzz(input: &[u8]) {
     let Some((words, counts)) = input.split_first_chunk::<{ super::SLOT_LEN as usize }>() else {
@@ -197,7 +203,7 @@ mod tests {
     use super::super::{Flags, Layout, LeaseState, WorkerShm};
     use super::*;
 
-    /// What was recovered, to be compared: positions and bytes.
+    /// Returns what was recovered, for comparison: positions and bytes.
     fn all(bytes: &ClientBytes) -> (u64, Vec<u8>, u64, Vec<u8>) {
         let vec = |stretch: &Stretch| stretch.to_vec().expect("pread");
         (
@@ -291,7 +297,7 @@ mod tests {
     }
 
     proptest! {
-        /// A broken worker may have written anything, and the kernel may say anything about it.
+        /// A broken worker may leave any words, and the kernel may report any byte counts about it.
         #[test]
         fn no_shm_panics(cursors in any::<[u64; 5]>(), received: u64, written: u64, known: bool) {
             let (master, worker) = shms();

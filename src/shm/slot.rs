@@ -11,10 +11,11 @@
 //!   11-15  cursors 1
 //! ```
 //!
-//! **Every change of where bytes lie is one store**: the idle cursors are written, then `active` is flipped. Active cursors are
-//! never changed, but for their progress word, which commits one reply: `answered` and `replied`
-//! together. Stores are Release and loads Acquire, so that whoever finds a lease word idle finds the cursors
-//! that belong to it; after a death program order is enough.
+//! **One store makes every change of where bytes lie**: the idle cursors are written, then `active`
+//! is flipped. Active cursors never change, except for their progress word, which commits one
+//! reply: `answered` and `replied` together. Stores are Release and loads Acquire, so that a
+//! process that finds an idle lease word also finds the cursors that belong to it; after a death
+//! program order is enough.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,19 +29,19 @@ const LAST_ACTIVE: usize = 4;
 const REQUESTS: usize = 5;
 const CURSORS: [usize; 2] = [6, 11];
 
-/// What a slot's client is to its worker.
+/// The state of the lease in a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum LeaseState {
-    /// There is none.
+    /// The slot has no client.
     Free = 0,
-    /// Nothing of it is in the shared memory.
+    /// No bytes of the client are in the shared memory.
     Idle = 1,
     /// Bytes of it lie in the slot's regions.
     Parked = 2,
-    /// The worker is in its turn.
+    /// The worker is in the client's turn.
     Busy = 3,
-    /// The lease was ended while nothing of the client was in the shared memory.
+    /// The lease was ended while no bytes of the client were in the shared memory.
     Revoked = 4,
     /// The worker has ended the client.
     Closed = 5,
@@ -51,9 +52,10 @@ pub enum LeaseState {
 /// The lease word, decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseWord {
-    /// Which lease of this slot: an old event or message finds another number and does no harm.
+    /// The number of the lease in this slot: an old event or message carries another number and
+    /// does no harm.
     pub number: u32,
-    /// Where the client is.
+    /// The state of the lease.
     pub state: LeaseState,
 }
 
@@ -62,7 +64,7 @@ impl LeaseWord {
         u64::from(self.number) << 8 | self.state as u64
     }
 
-    /// `None` for a word that nobody writes.
+    /// Decodes a lease word; `None` for a word that is never written.
     fn decode(word: u64) -> Option<LeaseWord> {
         let state = match word & 0xff {
             0 => LeaseState::Free,
@@ -81,14 +83,15 @@ impl LeaseWord {
     }
 }
 
-/// Whether a lease word says that the client of this lease is with the worker, be it in a turn or not; or was, and nobody
-/// has said yet where it went: if somebody else has it by now, that one's lease is the later one.
+/// Returns whether, by its lease word, the client of this lease is with the worker, in a turn or
+/// not, or was with it and its next place is not known yet. If another worker has the client by
+/// now, that worker's lease is the later one.
 pub(super) fn is_with_its_worker(word: u64, number: u32) -> bool {
     let is_over = |state| matches!(state, LeaseState::Free | LeaseState::Closed);
     LeaseWord::decode(word).is_some_and(|lease| lease.number == number && !is_over(lease.state))
 }
 
-/// What a claim found.
+/// The result of a claim or a revocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
     /// Nothing of the client is in the shared memory.
@@ -97,38 +100,40 @@ pub enum Claim {
     Parked,
 }
 
-/// Where bytes of a client lie.
+/// The region that holds bytes of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Region {
-    /// In the buffers of the turn in progress.
+    /// The buffers of the turn in progress.
     Shared,
-    /// In the slot's small region.
+    /// The slot's small region.
     Small,
-    /// In the slot's large region.
+    /// The slot's large region.
     Large,
 }
 
-/// Which bytes of a client are in the shared memory: unread ones at `rx[answered..]`, replies at `tx[..replied]`.
+/// Positions of a client's bytes in the shared memory: unread ones at `rx[answered..]`, replies at
+/// `tx[..replied]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursors {
     /// Position of the first received byte in the stream of all bytes that the client ever sent.
     pub in_base: u64,
-    /// Position of the first reply byte in the stream of all bytes that it was ever sent.
+    /// Position of the first reply byte in the stream of all bytes ever sent to the client.
     pub out_base: u64,
     /// Received bytes of whole frames that are answered.
     pub answered: u32,
     /// Bytes of their replies.
     pub replied: u32,
-    /// Where received bytes lie, and from which byte of that place on.
+    /// The region of received bytes, and their offset in it.
     pub rx: (Region, u32),
-    /// Where replies lie, and from which byte of that place on.
+    /// The region of replies, and their offset in it.
     pub tx: (Region, u32),
-    /// Received bytes that were there when these cursors became active; the kernel tells of later ones.
+    /// Received bytes present when these cursors became active; the kernel counts later ones.
     pub have: u32,
 }
 
 impl Cursors {
-    /// Of a client that has sent `received` bytes, all answered, and was sent `sent`.
+    /// Returns the cursors of a client that has sent `received` bytes, all answered, and was sent
+    /// `sent`.
     #[must_use]
     pub fn idle(received: u64, sent: u64) -> Cursors {
         let nowhere = (Region::Shared, 0);
@@ -143,7 +148,8 @@ impl Cursors {
         }
     }
 
-    /// Positions in both streams behind everything that these cursors tell of, if the client is idle.
+    /// Returns the positions in both streams behind all bytes of these cursors, if the client is
+    /// idle.
     #[must_use]
     pub fn ends(&self) -> (u64, u64) {
         (
@@ -152,7 +158,8 @@ impl Cursors {
         )
     }
 
-    /// Bytes of the client in the slot's own regions, and how many of them in the large one, if nothing is answered.
+    /// Returns the bytes of the client in the slot's own regions, and how many of them are in the
+    /// large one, if nothing is answered.
     #[must_use]
     pub fn parked(&self) -> (u64, u64) {
         let in_large = |(region, _), bytes: u32| {
@@ -216,20 +223,22 @@ fn region_from_bits(bits: u32) -> (Region, u32) {
     (region, bits >> 2)
 }
 
-/// What is known of a client beside its bytes.
+/// The state of a client besides its bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flags {
-    /// Its byte order, once that is known.
+    /// The client's byte order, once it is known.
     pub order: Option<ByteOrder>,
-    /// It has sent its last byte; it is closed once its replies are written.
+    /// The client has sent its last byte; it is closed once its replies are written.
     pub half_closed: bool,
-    /// Its last reply has been made; it is closed once that is written and was given time to be read.
+    /// The client's last reply has been made; the client is closed once the reply is written and
+    /// there was time to read it.
     pub closing: bool,
-    /// Its first unread frame has been executed for as long as one may be.
+    /// The client's first unread frame has been executed for the longest time allowed.
     pub timed_out: bool,
-    /// What was unread of it has been dropped for want of memory; it is closed after a reply that says so.
+    /// The client's unread bytes were dropped for lack of memory; it is closed after a reply that
+    /// reports this.
     pub overloaded: bool,
-    /// How often its first unread frame was being executed when its worker died.
+    /// How often the client's first unread frame was being executed when its worker died.
     pub crash_count: u8,
 }
 
@@ -264,17 +273,17 @@ impl Flags {
     }
 }
 
-/// What a slot is made of. Another one than [`AtomicU64`] is for the tests only, which try every order in which two
-/// processes can see each other's stores.
+/// A word of a slot. Types other than [`AtomicU64`] are for the tests only, which try every order
+/// in which two processes can see each other's stores.
 pub trait Word {
-    /// As [`AtomicU64::load`].
+    /// Loads the word, as [`AtomicU64::load`].
     fn load(&self, order: Ordering) -> u64;
-    /// As [`AtomicU64::store`].
+    /// Stores the word, as [`AtomicU64::store`].
     fn store(&self, value: u64, order: Ordering);
-    /// As [`AtomicU64::compare_exchange`].
+    /// Exchanges the word, as [`AtomicU64::compare_exchange`].
     ///
     /// # Errors
-    /// What is there, if it is not `current`.
+    /// The present value, if it is not `current`.
     fn compare_exchange(
         &self,
         current: u64,
@@ -284,7 +293,7 @@ pub trait Word {
     ) -> Result<u64, u64>;
 }
 
-/// Has a type be a word by its own methods of these names.
+/// Implements [`Word`] for a type by its own methods of these names.
 macro_rules! word {
     ($type:ty) => {
         impl Word for $type {
@@ -315,7 +324,7 @@ word!(AtomicU64);
 #[derive(Debug)]
 pub struct Slot<'a, W = AtomicU64>(&'a [W; 16]);
 
-// Derived, they would ask that a word can be copied.
+// Derived implementations would require that a word can be copied.
 impl<W> Clone for Slot<'_, W> {
     fn clone(&self) -> Self {
         *self
@@ -337,14 +346,15 @@ impl<'a, W: Word> Slot<'a, W> {
         self.0[word].store(value, Ordering::Release);
     }
 
-    /// The lease word; `None` when it holds what nobody writes.
+    /// Returns the lease word; `None` when its value is never written.
     #[must_use]
     pub fn lease(&self) -> Option<LeaseWord> {
         LeaseWord::decode(self.load(LEASE))
     }
 
-    /// Master: fills the slot, before the lease is sent. `state` is [`LeaseState::Idle`], or [`LeaseState::Parked`] if bytes of the
-    /// client lie in the slot's regions; `since` and `active` are as [`Slot::since`] and [`Slot::last_active`] tell them.
+    /// Master: fills the slot, before the lease is sent. `state` is [`LeaseState::Idle`], or
+    /// [`LeaseState::Parked`] if bytes of the client lie in the slot's regions; `since` and
+    /// `active` are as returned by [`Slot::since`] and [`Slot::last_active`].
     pub fn preset(
         &self,
         state: LeaseState,
@@ -365,7 +375,7 @@ impl<'a, W: Word> Slot<'a, W> {
         self.store(LEASE, LeaseWord { number, state }.encode());
     }
 
-    /// Master: makes the slot free again, once the worker has said that it is done with it.
+    /// Master: frees the slot, once the worker has reported that it no longer uses it.
     pub fn clear(&self) {
         self.store(
             LEASE,
@@ -377,16 +387,16 @@ impl<'a, W: Word> Slot<'a, W> {
         );
     }
 
-    /// Worker: begins a turn, if the lease is still its own. By compare-exchange, because the master may be taking
-    /// it at the same instant; exactly one of the two succeeds.
+    /// Worker: begins a turn, if the lease is still its own. Uses compare-exchange, because the
+    /// master may revoke the lease at the same instant; exactly one of the two succeeds.
     #[must_use]
     pub fn claim(&self, number: u32) -> Option<Claim> {
         self.exchange(number, [LeaseState::Busy, LeaseState::Busy])
     }
 
-    /// Ends the lease of a client that is in no turn: the master takes it back, or the worker gives it up. From then on
-    /// the worker touches neither the slot nor its regions, and what they tell is complete. Nothing, if the client is in
-    /// a turn, or the lease another one.
+    /// Ends the lease of a client that is in no turn: the master revokes it, or the worker gives it
+    /// up. From then on the worker touches neither the slot nor its regions, and their contents are
+    /// complete. Returns `None` if the client is in a turn, or the lease is another one.
     #[must_use]
     pub fn revoke(&self, number: u32) -> Option<Claim> {
         self.exchange(number, [LeaseState::Revoked, LeaseState::RevokedParked])
@@ -409,19 +419,20 @@ impl<'a, W: Word> Slot<'a, W> {
         None
     }
 
-    /// Worker: ends its turn.
+    /// Worker: ends the client's turn.
     pub fn release(&self, number: u32, state: LeaseState) {
         self.store(LEASE, LeaseWord { number, state }.encode());
     }
 
-    /// The active cursors.
+    /// Returns the active cursors.
     #[must_use]
     pub fn cursors(&self) -> Cursors {
         let begin = CURSORS[(self.load(ACTIVE) & 1) as usize];
         Cursors::decode(std::array::from_fn(|i| self.load(begin + i)))
     }
 
-    /// Worker: makes `cursors` and `flags` hold, in one store. What was executing is not any more.
+    /// Worker: makes `cursors` and `flags` active, in one store, and notes that no method is
+    /// executing.
     pub fn flip(&self, cursors: &Cursors, flags: Flags) {
         let next = self.load(ACTIVE) & 1 ^ 1;
         let begin = CURSORS[next as usize];
@@ -432,8 +443,9 @@ impl<'a, W: Word> Slot<'a, W> {
         self.store(ACTIVE, next | flags.encode());
     }
 
-    /// Worker: `method` is about to run for the frame that begins behind `answered` bytes of the cursors. The store
-    /// comes before the handler, so that a death in it is known for what it is.
+    /// Worker: notes that `method` is about to run for the frame that begins behind `answered`
+    /// bytes of the cursors. The store comes before the handler, so that a death in the handler is
+    /// recognized.
     pub fn execute(&self, method: u32, answered: u32) {
         self.store(
             EXEC,
@@ -441,7 +453,7 @@ impl<'a, W: Word> Slot<'a, W> {
         );
     }
 
-    /// Worker: the frame is answered, and its reply made. One store commits both.
+    /// Worker: commits the answered frame and its reply, both in one store.
     pub fn commit(&self, answered: u32, replied: u32) {
         self.store(
             CURSORS[(self.load(ACTIVE) & 1) as usize] + 2,
@@ -449,7 +461,7 @@ impl<'a, W: Word> Slot<'a, W> {
         );
     }
 
-    /// The method that was executing when the worker died, if one was.
+    /// Returns the method that was executing when the worker died, if there was one.
     #[must_use]
     pub fn executing(&self) -> Option<u32> {
         let exec = self.load(EXEC);
@@ -457,46 +469,47 @@ impl<'a, W: Word> Slot<'a, W> {
         (exec != 0 && matches).then_some((exec >> 32) as u32)
     }
 
-    /// What is known of the client.
+    /// Returns the flags of the client.
     #[must_use]
     pub fn flags(&self) -> Flags {
         Flags::decode(self.load(ACTIVE))
     }
 
-    /// Worker: notes something about the client while the cursors stay.
+    /// Worker: changes the flags of the client; the cursors stay.
     pub fn set_flags(&self, flags: Flags) {
         self.store(ACTIVE, self.load(ACTIVE) & 1 | flags.encode());
     }
 
-    /// When what is timed began: ns of CLOCK_MONOTONIC.
+    /// Returns when the timed state began (a frame, a stop in sending, or idling): ns of
+    /// CLOCK_MONOTONIC.
     #[must_use]
     pub fn since(&self) -> u64 {
         self.load(SINCE)
     }
 
-    /// Worker: something that is timed begins.
+    /// Worker: notes that a timed state begins.
     pub fn set_since(&self, now: u64) {
         self.store(SINCE, now);
     }
 
-    /// When the client last sent or took a byte: ns of CLOCK_MONOTONIC.
+    /// Returns when the client last sent or took a byte: ns of CLOCK_MONOTONIC.
     #[must_use]
     pub fn last_active(&self) -> u64 {
         self.load(LAST_ACTIVE)
     }
 
-    /// Worker: it did so now.
+    /// Worker: notes that the client sent or took a byte now.
     pub fn touch(&self, now: u64) {
         self.store(LAST_ACTIVE, now);
     }
 
-    /// Requests of the client that were answered so far.
+    /// Returns the requests of the client that were answered so far.
     #[must_use]
     pub fn requests(&self) -> u64 {
         self.load(REQUESTS)
     }
 
-    /// So many they are.
+    /// Sets the requests of the client that were answered so far.
     pub(super) fn set_requests(&self, requests: u64) {
         self.store(REQUESTS, requests);
     }
