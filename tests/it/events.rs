@@ -214,7 +214,7 @@ fn a_hung_worker_delays_no_control_request() {
         "{took:?} instead of {usual:?}"
     );
     daemon.signal_worker(0, "CONT");
-    blocked.finish();
+    drop(blocked.finish());
 }
 
 #[test]

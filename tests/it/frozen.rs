@@ -135,7 +135,7 @@ fn time_in_a_frozen_cgroup_expires_no_timeout() {
             "the reply is another one"
         )
     });
-    execution.finish();
+    drop(execution.finish());
     let status = daemon.status();
     assert_eq!(
         (status.errors_total, status.lost_total, status.deaths_total),
@@ -159,7 +159,7 @@ fn a_gap_of_the_master_alone_is_no_time_of_a_worker() {
     drop(frozen);
     asker.send(&asked[9..]);
     assert_eq!(asker.reply().name, "version");
-    execution.finish();
+    drop(execution.finish());
     let status = daemon.status();
     assert_eq!((status.errors_total, status.deaths_total), (0, 0));
     // As long as it runs it counts.
@@ -224,7 +224,7 @@ fn bytes_that_arrive_during_a_method_are_not_late() {
         .for_each(|(client, rest)| client.send(rest));
     idle.request("ping", 1);
     let_pass(Duration::from_secs(3));
-    execution.finish();
+    drop(execution.finish());
     for (client, _) in &mut frames {
         assert!(client.receive() == pong_of(100), "the reply is another one");
     }

@@ -238,7 +238,7 @@ fn a_hung_worker_does_not_delay_the_metrics() {
         .filter(|line| line.starts_with("fdpassd_worker_clients{"))
         .collect();
     assert_eq!(workers.len(), 2, "{workers:?}");
-    blocked.finish();
+    drop(blocked.finish());
 }
 
 #[test]

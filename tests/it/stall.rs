@@ -402,7 +402,7 @@ fn a_method_gets_its_deadline_and_none_without_a_timeout() {
     stop_worker(&daemon, 0);
     let_pass(Duration::from_secs(1));
     daemon.signal_worker(0, "CONT");
-    execution.finish();
+    drop(execution.finish());
     assert_eq!(daemon.status().deaths_total, 0);
 }
 

@@ -99,7 +99,7 @@ fn a_store_without_room_turns_a_restart_into_a_stop() {
         );
         daemon.wait_until("they are counted", |status| status.lost_total == 5);
         // It gets the time of a stop, not of a restart.
-        execution.finish();
+        let _connected = execution.finish();
         assert_eq!(daemon.wait().code(), Some(0), "{most}");
         idle.iter_mut().for_each(Client::expect_end);
     }
@@ -124,7 +124,7 @@ fn descriptors_that_the_store_drops_at_the_end_are_reported() {
     manager.limit(0);
     manager.forget();
     daemon.wait_for_log(LOSES);
-    execution.finish();
+    let _connected = execution.finish();
     assert_eq!(daemon.wait().code(), Some(0));
     daemon.wait_for_log("the service manager has kept nothing: 1 clients are lost");
 }

@@ -142,6 +142,7 @@ impl Execution {
     }
 
     /// Lets it finish; returns its client, which got the result.
+    #[must_use = "a client that is dropped disconnects, which may change what the daemon counts"]
     #[track_caller]
     pub fn finish(mut self) -> Client {
         self.fifo
