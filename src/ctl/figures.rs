@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::proto::text::plural_ending;
+
 /// `1,234,567`.
 pub(super) fn grouped(number: u64) -> String {
     match (number / 1000, number % 1000) {
@@ -36,11 +38,7 @@ pub(super) fn spaced_time(seconds: f64) -> String {
 
 /// `1 worker`, `4 workers`.
 pub(super) fn counted(count: u64, noun: &str) -> String {
-    format!(
-        "{} {noun}{}",
-        grouped(count),
-        if count == 1 { "" } else { "s" }
-    )
+    format!("{} {noun}{}", grouped(count), plural_ending(&count))
 }
 
 /// `1 worker is`, `4 workers are`.
@@ -54,14 +52,10 @@ pub(super) fn are(count: u64, noun: &str) -> String {
 
 /// `3 days 4 hours`.
 pub(super) fn in_words(seconds: f64) -> String {
-    let word = |(count, (name, _, _))| {
-        if count == 1 {
-            format!("1 {name}")
-        } else {
-            format!("{count} {name}s")
-        }
-    };
-    parts(seconds).map(word).collect::<Vec<_>>().join(" ")
+    parts(seconds)
+        .map(|(count, (name, _, _))| counted(count, name))
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// `3d4h`.

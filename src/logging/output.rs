@@ -12,6 +12,7 @@ use super::line::Line;
 use super::repeats::Repeats;
 use super::target::{LogDestination, open_file, write_line};
 use crate::proto::channel::LogFormat;
+use crate::proto::text::Counted;
 
 /// Where lines go, and what has become of them.
 pub(super) struct Output<E> {
@@ -93,8 +94,10 @@ impl<E: Write> Output<E> {
         let written = match &self.gap {
             None => self.write(line),
             Some((lines, cause)) => {
-                let gap =
-                    format!("{lines} log lines before this one could not be written: {cause}");
+                let gap = format!(
+                    "{} before this one could not be written: {cause}",
+                    Counted(*lines, "log line")
+                );
                 self.write(&Line::new(Level::Warn, gap)).and_then(|()| {
                     self.gap = None;
                     self.write(line)
@@ -530,7 +533,7 @@ mod tests {
         output.say(Level::Info, "lost");
         let here = listen(&path);
         output.say(Level::Info, "after");
-        let gap = "MESSAGE=1 log lines before this one could not be written: only a part of the line was taken\n";
+        let gap = "MESSAGE=1 log line before this one could not be written: only a part of the line was taken\n";
         assert!(received(&here).expect("the gap").starts_with(gap));
         assert!(
             received(&here)

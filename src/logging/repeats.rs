@@ -1,5 +1,6 @@
 //! A message that comes again and again is written once, and counted.
 
+use crate::proto::text::Counted;
 use std::time::{Duration, Instant};
 
 use log::Level;
@@ -40,7 +41,7 @@ impl Repeats {
         let Last { level, times, .. } = self.0.take().filter(|last| last.times > 0)?;
         Some(Line::new(
             level,
-            format!("last message repeated {times} times"),
+            format!("last message repeated {}", Counted(times, "time")),
         ))
     }
 
@@ -100,17 +101,17 @@ mod tests {
         assert_eq!(told, ["WARN a", &more(Warn, 2), "INFO b", "WARN a"]);
         assert_eq!(
             written(&[(0, Info, "a"), (0, Debug, "a"), (0, Debug, "a")]),
-            ["INFO a", "DEBUG a", &more(Debug, 1)]
+            ["INFO a", "DEBUG a", "DEBUG last message repeated 1 time"]
         );
     }
 
     #[test]
     fn a_message_that_still_comes_after_ten_seconds_is_written_again() {
+        const ONCE: &str = "WARN last message repeated 1 time";
         let come = |at| (at, Level::Warn, "a");
-        let more = |times| format!("WARN last message repeated {times} times");
         assert_eq!(
             written(&[come(0), come(9_999), come(10_000)]),
-            ["WARN a", &more(1), "WARN a"]
+            ["WARN a", ONCE, "WARN a"]
         );
         assert_eq!(written(&[come(0), come(10_000)]), ["WARN a", "WARN a"]);
         let told = written(&[
@@ -121,6 +122,15 @@ mod tests {
             come(21_999),
             come(22_000),
         ]);
-        assert_eq!(told, ["WARN a", &more(2), "WARN a", &more(1), "WARN a"]);
+        assert_eq!(
+            told,
+            [
+                "WARN a",
+                "WARN last message repeated 2 times",
+                "WARN a",
+                ONCE,
+                "WARN a"
+            ]
+        );
     }
 }

@@ -8,6 +8,7 @@
 use super::Master;
 use super::clients::client::Unleased;
 use crate::config::Limits;
+use crate::proto::text::Counted;
 use crate::sys::cgroup::{MemoryLimit, memory_limits};
 
 /// The most that `auto` comes to, in bytes.
@@ -62,8 +63,9 @@ pub(super) fn warn_if_short(limits: &Limits, memory: Option<Memory>, workers: us
     let all = buffers(limits, Some(memory), workers).saturating_mul(workers as u64);
     if all > memory.limit {
         log::warn!(
-            "{workers} workers may buffer {} MiB of clients' bytes, and the cgroup allows {} MiB of memory: the kernel will \
+            "{} may buffer {} MiB of clients' bytes, and the cgroup allows {} MiB of memory: the kernel will \
              kill workers",
+            Counted(workers, "worker"),
             all >> 20,
             memory.limit >> 20
         );

@@ -55,6 +55,7 @@ use crate::master::workers::Workers;
 use crate::pool::Action;
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{About, Kind, Refusal, RefusalCode};
+use crate::proto::text::Counted;
 use crate::sys::clock;
 use crate::sys::poll::{PollEvent, Poller, Woken};
 use crate::sys::signal::{Signal, Signals};
@@ -356,9 +357,9 @@ impl Master {
             clients: Some(self.clients.count),
             ..asker.about()
         };
-        let clients = self.clients.count;
         let sentence = format_args!(
-            "{asker}: stopping; {clients} clients; waiting up to {timeout:?} for running requests"
+            "{asker}: stopping; {}; waiting up to {timeout:?} for running requests",
+            Counted(self.clients.count, "client")
         );
         self.telemetry.events.note(Kind::Stopping, about, sentence);
         self.workers.pool.stop(now + timeout);

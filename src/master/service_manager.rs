@@ -27,7 +27,7 @@ use super::listeners::accept::Pause;
 use crate::master::Announce;
 use crate::proto::control::{LastReload, Verdict};
 use crate::proto::names::Generation;
-use crate::proto::text::Escaped;
+use crate::proto::text::{Counted, Escaped};
 use crate::sys::notify::NotifySocket;
 use crate::sys::poll::{self, Interest};
 use crate::sys::{clock, fd};
@@ -467,7 +467,6 @@ impl fmt::Display for Summary {
             generation,
             ..
         } = *self;
-        let plural = |count: u64| if count == 1 { "" } else { "s" };
         if ready < wanted && !self.is_stopping {
             write!(f, "{ready} of ")?;
         }
@@ -478,21 +477,18 @@ impl fmt::Display for Summary {
         };
         write!(
             f,
-            "{workers} worker{}, {clients} client{}",
-            plural(workers as u64),
-            plural(clients)
+            "{}, {}, generation {generation}",
+            Counted(workers, "worker"),
+            Counted(clients, "client")
         )?;
-        write!(f, ", generation {generation}")?;
         if self.is_stopping {
             return f.write_str("; stopping");
         }
         if self.is_reloading {
             f.write_str("; reloading")?;
         }
-        match self.outages {
-            0 => {}
-            1 => f.write_str("; 1 listener is down")?,
-            outages => write!(f, "; {outages} listeners are down")?,
+        if self.outages > 0 {
+            write!(f, "; {} down", Counted(self.outages, "listener"))?;
         }
         if self.is_unkept {
             f.write_str("; a restart would lose all clients")?;
@@ -611,14 +607,14 @@ mod tests {
                     outages: 1,
                     ..usual
                 },
-                "2 workers, 120 clients, generation 3; 1 listener is down",
+                "2 workers, 120 clients, generation 3; 1 listener down",
             ),
             (
                 Summary {
                     outages: 2,
                     ..usual
                 },
-                "2 workers, 120 clients, generation 3; 2 listeners are down",
+                "2 workers, 120 clients, generation 3; 2 listeners down",
             ),
             (
                 Summary {

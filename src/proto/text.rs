@@ -41,6 +41,21 @@ impl<T: Display> Display for EscapedJson<T> {
     }
 }
 
+/// Shows a count with its regular noun: `1 client`, `4 clients`.
+#[derive(Clone, Copy, Debug)]
+pub struct Counted<N>(pub N, pub &'static str);
+
+impl<N: Display + PartialEq + From<u8>> Display for Counted<N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}{}", self.0, self.1, plural_ending(&self.0))
+    }
+}
+
+/// Returns what is added to a regular noun that counts so many.
+pub fn plural_ending<N: PartialEq + From<u8>>(count: &N) -> &'static str {
+    if *count == N::from(1) { "" } else { "s" }
+}
+
 /// Passes text on, escaped.
 struct Escaping<'a, 'b> {
     to: &'a mut fmt::Formatter<'b>,
@@ -91,6 +106,12 @@ mod tests {
         ] {
             assert_eq!(Escaped(text).to_string(), shown);
         }
+    }
+
+    #[test]
+    fn counts_have_singular_and_plural() {
+        let shown = [0, 1, 2_u64].map(|count| Counted(count, "client").to_string());
+        assert_eq!(shown, ["0 clients", "1 client", "2 clients"]);
     }
 
     #[test]

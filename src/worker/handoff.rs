@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use super::WorkerLoop;
 use crate::proto::channel::{Lease, Message};
 use crate::proto::handoff::{self, ClientRecord, HandoffMessage, ShmRecord};
+use crate::proto::text::Counted;
 use crate::shm::Layout;
 use crate::sys::handoff::{EmergencyHandoff, HEADER_LEN, Packed};
 
@@ -54,15 +55,19 @@ impl WorkerLoop<'_> {
     pub(super) fn hand_off_clients(&mut self) {
         match self.handoff.map(EmergencyHandoff::pack) {
             None => log::warn!(
-                "the master is gone; closing {} clients and leaving",
-                self.leased
+                "the master is gone; closing {} and leaving",
+                Counted(self.leased, "client")
             ),
             Some(Packed { packed, left: 0 }) => {
-                log::info!("the master is gone; {packed} clients wait for the next one")
+                log::info!(
+                    "the master is gone; {} kept for the next one",
+                    Counted(packed, "client")
+                )
             }
             Some(Packed { packed, left }) => {
                 log::error!(
-                    "the master is gone; {packed} clients wait for the next one, {left} could not be packed"
+                    "the master is gone; {} kept for the next one, {left} could not be packed",
+                    Counted(packed, "client")
                 );
             }
         }

@@ -262,7 +262,7 @@ fn changes_and_refusals_are_logged_with_the_requester() {
         serde_json::from_str(&daemon.ask(ROOT, &["status", "--json"]).out).expect("a status");
     let worker = status.workers[0].id.expect("it is ready").0;
     for (verb, params, words) in [
-        ("scale", r#"{"count":1}"#, "1 workers instead of 2"),
+        ("scale", r#"{"count":1}"#, "1 worker instead of 2"),
         ("recycle", "{}", "replacing all workers"),
         (
             "recycle",

@@ -99,7 +99,7 @@ fn each_event_is_a_line_up_to_the_verdict() {
     let said = ctl(&daemon, &["drain", "--wait"]);
     assert_told(
         &said,
-        &["new clients are not accepted; there are 0 clients"],
+        &["new clients are not accepted; 0 clients connected"],
     );
     let said = ctl(&daemon, &["stop"]);
     assert_eq!(

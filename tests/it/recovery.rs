@@ -195,7 +195,7 @@ fn only_the_executing_request_is_answered_with_crashed() {
     );
     daemon.wait_for_log("exited with status 7 in method \"exit\" of client");
     daemon.wait_for_log(
-        "clients moved, 0 closed, 1 request answered with crashed; its successor starts now",
+        " moved, 0 closed, 1 request answered with crashed; its successor starts now",
     );
 }
 

@@ -95,7 +95,7 @@ fn a_store_without_room_turns_a_restart_into_a_stop() {
         let execution = Execution::start(&daemon);
         daemon.signal("TERM");
         daemon.wait_for_log(
-            "the service manager does not keep 5 clients for the next master; closing them",
+            "the service manager does not keep clients for the next master; closing 5 clients",
         );
         daemon.wait_until("they are counted", |status| status.lost_total == 5);
         // It gets the time of a stop, not of a restart.
@@ -120,13 +120,13 @@ fn descriptors_that_the_store_drops_at_the_end_are_reported() {
     });
     let execution = Execution::start(&daemon);
     daemon.signal("TERM");
-    daemon.wait_for_log("keeping 1 clients for the next master");
+    daemon.wait_for_log("keeping 1 client for the next master");
     manager.limit(0);
     manager.forget();
     daemon.wait_for_log(LOSES);
     let _connected = execution.finish();
     assert_eq!(daemon.wait().code(), Some(0));
-    daemon.wait_for_log("the service manager has kept nothing: 1 clients are lost");
+    daemon.wait_for_log("the service manager has kept nothing: 1 client lost");
 }
 
 #[track_caller]

@@ -165,7 +165,7 @@ fn an_upgrade_follows_a_symbolic_link_as_it_is_now() {
             own_name
         );
     }
-    daemon.wait_for_log("still, the same program as before; 1 workers");
+    daemon.wait_for_log("still, the same program as before; 1 worker");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crate::master::Master;
 use crate::master::clients::client::Client;
 use crate::master::clients::leases::recover_after_death;
 use crate::master::telemetry::counters::{Loss, Reason};
+use crate::proto::text::Counted;
 use crate::shm::MasterShm;
 
 /// The first wait and the longest wait.
@@ -47,8 +48,8 @@ impl Master {
     ) {
         if !clients.is_empty() {
             log::debug!(
-                "{} clients wait for the end of their handshakes",
-                clients.len()
+                "{} with a handshake that has not ended",
+                Counted(clients.len(), "client")
             );
             self.clients.handshakes.push(Handshakes {
                 shm,

@@ -12,6 +12,7 @@ use crate::master::control::server::ControlClient;
 use crate::master::telemetry::events::Asker;
 use crate::proto::control::{Kind, Rebalanced, Refusal, RefusalCode, Settled, Upgraded, Verb};
 use crate::proto::rpc::{NULL, Request};
+use crate::proto::text::Counted;
 
 impl Master {
     /// Answers a request, or makes it wait for its result.
@@ -53,7 +54,8 @@ impl Master {
                         }
                         Some(others) => {
                             let sentence = format_args!(
-                                "{sentence}; {others} requests before it were forbidden, too"
+                                "{sentence}; {} forbidden",
+                                Counted(others, "earlier request")
                             );
                             self.telemetry
                                 .events

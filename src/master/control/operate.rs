@@ -11,6 +11,7 @@ use crate::master::workers::rebalance::{AskedBalance, sum_up};
 use crate::pool::rebalance;
 use crate::proto::control::{About, Kind, MovedLoad, Origin, Refusal, RefusalCode, Release};
 use crate::proto::names::{MAX_WORKERS, WorkerId};
+use crate::proto::text::Counted;
 
 fn refused(message: impl Into<String>) -> Refusal {
     Refusal::new(RefusalCode::Refused, message)
@@ -37,7 +38,7 @@ impl Master {
         self.telemetry.events.note(
             Kind::Scaled,
             about,
-            format_args!("{asker}: {count} workers instead of {before}"),
+            format_args!("{asker}: {} instead of {before}", Counted(count, "worker")),
         );
         self.workers.pool.scale(count as usize);
         self.settings.count_origin = Origin::Runtime;
@@ -94,7 +95,10 @@ impl Master {
         self.telemetry.events.note(
             Kind::WorkerHeld,
             about,
-            format_args!("{asker}: worker {id} is held; {moved} clients moved"),
+            format_args!(
+                "{asker}: worker {id} is held; {} moved",
+                Counted(moved, "client")
+            ),
         );
         Ok(())
     }
@@ -147,7 +151,10 @@ impl Master {
         self.telemetry.events.note(
             kind,
             about,
-            format_args!("{asker}: {what}; there are {} clients", self.clients.count),
+            format_args!(
+                "{asker}: {what}; {} connected",
+                Counted(self.clients.count, "client")
+            ),
         );
         self.listeners.is_drained = is_drained;
     }
@@ -202,7 +209,10 @@ impl Master {
         let moves = self.plan(from, &self.loads(now));
         let (sums, count) = (sum_up(from, &moves), moves.len() as u64);
         if is_dry {
-            log::info!("{asker}: {count} clients would be moved from worker {from}");
+            log::info!(
+                "{asker}: {} would be moved from worker {from}",
+                Counted(count, "client")
+            );
         } else {
             self.move_clients(from, moves);
             let about = About {
@@ -210,8 +220,10 @@ impl Master {
                 clients: Some(count),
                 ..asker.about()
             };
-            let sentence =
-                format_args!("{asker}: {count} clients moved from worker {from}, the busiest");
+            let sentence = format_args!(
+                "{asker}: {} moved from worker {from}, the busiest",
+                Counted(count, "client")
+            );
             self.telemetry
                 .events
                 .note(Kind::Rebalanced, about, sentence);

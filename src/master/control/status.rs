@@ -10,6 +10,7 @@ use crate::pool::{Member, MemberState};
 use crate::proto::control::{
     LeavingStatus, ListenerStatus, Skew, Status, WorkerState, WorkerStatus,
 };
+use crate::proto::text::Counted;
 use crate::sys::{clock, process};
 
 /// Period of the rates, in seconds; a younger worker has none.
@@ -251,7 +252,7 @@ fn waits_for(worker: &Worker, member: &Member, clients: u64) -> String {
         (MemberState::Killed, _) => "its end".to_owned(),
         (MemberState::Starting { .. } | MemberState::Ready { .. }, _) => "its successor".to_owned(),
         (_, Some(method)) => format!("method {method:?} to return"),
-        (_, None) if clients > 0 => format!("the turns of {clients} clients to end"),
+        (_, None) if clients > 0 => format!("the turns of {} to end", Counted(clients, "client")),
         (_, None) => "its exit".to_owned(),
     }
 }

@@ -23,6 +23,7 @@ use crate::master::telemetry::counters::Loss;
 use crate::master::telemetry::events::Asker;
 use crate::master::{Error, Master, Token};
 use crate::proto::control::{About, Kind};
+use crate::proto::text::Counted;
 use crate::sys::poll::{self, Interest, Poller};
 use crate::sys::{fd, socket};
 
@@ -236,8 +237,8 @@ impl Master {
             self.look_at_store(now);
             self.count_lost(Loss::Store, self.clients.count);
             log::error!(
-                "the service manager does not keep {} clients for the next master; closing them",
-                self.clients.count
+                "the service manager does not keep clients for the next master; closing {}",
+                Counted(self.clients.count, "client")
             );
         }
         self.stop(asker, now);

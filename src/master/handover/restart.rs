@@ -31,6 +31,7 @@ use crate::master::workers::worker::Worker;
 use crate::proto::control::{About, Kind, Origin};
 use crate::proto::handoff::ShmRecord;
 use crate::proto::names::{MAX_WORKERS, WorkerId};
+use crate::proto::text::Counted;
 use crate::sys::byte_counts::Writes;
 use crate::sys::{clock, passed};
 
@@ -319,8 +320,8 @@ impl Master {
             ..asker.about()
         };
         let sentence = format_args!(
-            "{asker}: keeping {} clients for the next master; running requests get {grace:?}",
-            self.clients.count
+            "{asker}: keeping {} for the next master; running requests get {grace:?}",
+            Counted(self.clients.count, "client")
         );
         self.telemetry.events.note(Kind::Stopping, about, sentence);
         self.tell_stopping(grace, now);
@@ -403,13 +404,17 @@ impl Master {
         match left {
             _ if self.has_store_ended() => {
                 log::error!(
-                    "the service manager has kept nothing: {} clients are lost",
-                    self.clients.count
+                    "the service manager has kept nothing: {} lost",
+                    Counted(self.clients.count, "client")
                 )
             }
-            0 => log::info!("left {} clients to the next master", self.clients.count),
+            0 => log::info!(
+                "left {} to the next master",
+                Counted(self.clients.count, "client")
+            ),
             left => log::error!(
-                "no space for {left} clients, which are closed; left {}",
+                "no space: {} closed, {} left to the next master",
+                Counted(left, "client"),
                 self.clients.count
             ),
         }
@@ -432,8 +437,8 @@ impl Master {
             Ok(shm) => shm,
             Err(e) => {
                 log::error!(
-                    "cannot make shared memory for {} clients without a worker: {e}",
-                    waiting.len()
+                    "cannot make shared memory for {} without a worker: {e}",
+                    Counted(waiting.len(), "client")
                 );
                 return waiting
                     .into_iter()
@@ -490,7 +495,10 @@ impl Master {
         } else {
             "none lost".to_owned()
         };
-        let sentence = format_args!("took over {moved} clients from the previous master; {lost}");
+        let sentence = format_args!(
+            "took over {} from the previous master; {lost}",
+            Counted(moved, "client")
+        );
         self.telemetry.events.note(Kind::TookOver, about, sentence);
     }
 

@@ -20,7 +20,7 @@ use crate::master::Master;
 use crate::master::handover::snapshot::UpgradeSnapshot;
 use crate::master::telemetry::events::Asker;
 use crate::proto::control::{About, Kind, Refusal, RefusalCode};
-use crate::proto::text::Escaped;
+use crate::proto::text::{Counted, Escaped};
 use crate::sys::fd;
 use crate::sys::process::{self, Executable, Exit};
 use crate::sys::user::Unmapped;
@@ -240,7 +240,7 @@ impl Master {
             ..About::default()
         };
         let sentence = format_args!(
-            "upgraded: this is {} {} {}; {} workers and {} clients were kept; replacing the workers",
+            "upgraded: this is {} {} {}; {} and {} were kept; replacing the workers",
             self.name,
             self.version,
             if self.handover.is_same_program {
@@ -248,8 +248,8 @@ impl Master {
             } else {
                 "now"
             },
-            self.workers.all.len(),
-            self.clients.count
+            Counted(self.workers.all.len(), "worker"),
+            Counted(self.clients.count, "client")
         );
         self.telemetry.events.note(Kind::Upgraded, about, sentence);
     }

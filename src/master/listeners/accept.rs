@@ -19,6 +19,7 @@ use crate::pool::{Member, MemberState};
 use crate::proto::channel::MAX_LEASES;
 use crate::proto::control::{About, Kind};
 use crate::proto::names::{ClientId, Offsets, Peer};
+use crate::proto::text::Counted;
 use crate::sys::listening::{Accepted, Look, Offer, accept};
 use crate::sys::passed::ClientSocket;
 use crate::sys::poll::Interest;
@@ -370,8 +371,8 @@ impl Master {
         let pause = self.reason_to_pause();
         if pause == Some(Pause::Full) && self.listeners.gate.pause != pause {
             let sentence = format!(
-                "{} clients, as many as there may be; new ones wait until some leave",
-                self.clients.count
+                "{}, as many as there may be; new ones wait until some leave",
+                Counted(self.clients.count, "client")
             );
             self.say_pause(Pause::Full, &sentence, now);
         }

@@ -14,6 +14,7 @@ use crate::config::{Listen, Source};
 use crate::master::error::Error;
 use crate::master::listeners::plan::{SocketSource, Wanted};
 use crate::proto::names::Address;
+use crate::proto::text::Counted;
 use crate::sys::inherited::{self, Found};
 use crate::sys::poll::{self, Interest};
 
@@ -222,8 +223,8 @@ fn names(var: impl Fn(&str) -> Option<OsString>, pid: u32) -> Result<Vec<String>
             let names: Vec<String> = names.split(':').map(str::to_owned).collect();
             let mismatch = || {
                 format!(
-                    "LISTEN_FDS={count}, but LISTEN_FDNAMES has {} names",
-                    names.len()
+                    "LISTEN_FDS={count}, but LISTEN_FDNAMES has {}",
+                    Counted(names.len(), "name")
                 )
             };
             if names.len() == count {
@@ -285,7 +286,7 @@ mod tests {
             Ok(Vec::new())
         );
         for (fds, names, why) in [
-            ("2", "rpc", "LISTEN_FDS=2, but LISTEN_FDNAMES has 1 names"),
+            ("2", "rpc", "LISTEN_FDS=2, but LISTEN_FDNAMES has 1 name"),
             ("0x1", "rpc", "LISTEN_FDS=0x1 is no number up to 65536"),
             ("-1", "rpc", "LISTEN_FDS=-1 is no number up to 65536"),
             ("65537", "rpc", "LISTEN_FDS=65537 is no number up to 65536"),

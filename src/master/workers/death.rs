@@ -9,6 +9,7 @@ use crate::master::workers::worker::Worker;
 use crate::pool::MemberState;
 use crate::proto::control::{About, Kind};
 use crate::proto::names::WorkerId;
+use crate::proto::text::Counted;
 use crate::sys::byte_counts::{self, Writes};
 use crate::sys::process::{self, Exit};
 
@@ -188,7 +189,7 @@ impl Master {
         if death.is_finished {
             let moved = match moved {
                 0 => String::new(),
-                _ => format!("; {moved} clients moved"),
+                _ => format!("; {} moved", Counted(moved, "client")),
             };
             let sentence = format_args!("{name} finished{moved}");
             return events.note(Kind::WorkerFinished, about, sentence);
@@ -200,7 +201,8 @@ impl Master {
             counts.failed_starts += 1;
         }
         if self.workers.pool.is_stopping() {
-            let sentence = format_args!("{name} {cause}; {} clients closed", moved + lost);
+            let sentence =
+                format_args!("{name} {cause}; {} closed", Counted(moved + lost, "client"));
             return events.note(Kind::WorkerDied, about, sentence);
         }
         let next = match death.delay {
@@ -210,10 +212,14 @@ impl Master {
         };
         let dropped = match death.dropped {
             0 => String::new(),
-            frames => format!("; {frames} unfinished frames dropped, as memory is short"),
+            frames => format!(
+                "; {} dropped, as memory is short",
+                Counted(frames, "unfinished frame")
+            ),
         };
         let sentence = format_args!(
-            "{name} {cause}; {moved} clients moved, {lost} closed, {outcome}{dropped}{next}"
+            "{name} {cause}; {} moved, {lost} closed, {outcome}{dropped}{next}",
+            Counted(moved, "client")
         );
         events.note(Kind::WorkerDied, about, sentence);
         self.workers.last_failure = Some(cause.clone());

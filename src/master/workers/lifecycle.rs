@@ -14,6 +14,7 @@ use crate::pool::Late;
 use crate::proto::channel::{Log, Ready, Settings, Start, Stop, ToMaster, ToWorker, VERSION};
 use crate::proto::control::{About, Kind};
 use crate::proto::names::{Generation, WorkerId};
+use crate::proto::text::Counted;
 use crate::sys::poll::Interest;
 use crate::sys::socket;
 
@@ -414,7 +415,11 @@ impl Master {
             clients: Some(moved as u64),
             ..worker.about()
         };
-        let sentence = format_args!("{} retires: {reason}; {moved} clients moved", worker.name());
+        let sentence = format_args!(
+            "{} retires: {reason}; {} moved",
+            worker.name(),
+            Counted(moved, "client")
+        );
         self.telemetry
             .events
             .note(Kind::WorkerDraining, about, sentence);

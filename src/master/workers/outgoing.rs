@@ -11,6 +11,7 @@ use crate::master::Master;
 use crate::master::telemetry::counters::Reason;
 use crate::proto::control::{About, Kind};
 use crate::proto::names::WorkerId;
+use crate::proto::text::Counted;
 
 /// Time between two checks of turns that last.
 const TICK: Duration = Duration::from_millis(5);
@@ -78,8 +79,9 @@ impl Master {
                 ..worker.about()
             };
             let sentence = format_args!(
-                "{} is of another version; killing it with {clients} clients",
-                worker.name()
+                "{} is of another version; killing it with {}",
+                worker.name(),
+                Counted(clients, "client")
             );
             self.telemetry
                 .events

@@ -12,6 +12,7 @@ use crate::pool::rebalance::{self, Busy, Move, Step, WorkerLoad};
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{About, Kind, MovedLoad};
 use crate::proto::names::WorkerId;
+use crate::proto::text::Counted;
 use crate::sys::clock;
 
 /// A requested rebalancing, with the worker whose clients are counted.
@@ -40,7 +41,8 @@ impl Master {
                     ..About::default()
                 };
                 let sentence = format_args!(
-                    "worker {id} was the busiest for a while; {count} clients moved from it"
+                    "worker {id} was the busiest for a while; {} moved from it",
+                    Counted(count, "client")
                 );
                 self.telemetry
                     .events

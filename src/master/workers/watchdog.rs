@@ -23,6 +23,7 @@ use crate::pool::{MemberState, rebalance};
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{About, Kind};
 use crate::proto::names::WorkerId;
+use crate::proto::text::Counted;
 use crate::sys::{clock, process};
 
 /// When the next checks are due.
@@ -254,7 +255,8 @@ impl Master {
                 ..self.workers.all[&id].about()
             };
             let sentence = format_args!(
-                "{name} is stuck for {silent:.1?}; {moved} clients moved to other workers until it responds"
+                "{name} is stuck for {silent:.1?}; {} moved to other workers until it responds",
+                Counted(moved, "client")
             );
             self.telemetry
                 .events
