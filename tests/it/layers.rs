@@ -1,5 +1,7 @@
 //! The import map. Every path in every file of src is checked against it.
 
+mod calls;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -68,27 +70,27 @@ const ROOM_MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("clients", &["telemetry"]),
     ("memory", &["clients"]),
     ("settings", &["memory"]),
-    ("workers", &["clients", "memory", "telemetry"]),
-    ("listeners", &["clients", "error", "telemetry", "workers"]),
-    ("exporter", &["listeners"]),
-    ("service_manager", &["listeners"]),
-    ("metrics", &["telemetry"]),
+    ("workers", &["clients", "memory", "settings", "telemetry"]),
+    (
+        "listeners",
+        &["clients", "error", "settings", "telemetry", "workers"],
+    ),
+    ("exporter", &["listeners", "telemetry"]),
     (
         "control",
-        &["capacity", "clients", "listeners", "telemetry", "workers"],
-    ),
-    (
-        "handover",
         &[
             "capacity",
             "clients",
-            "control",
+            "exporter",
             "listeners",
-            "service_manager",
+            "memory",
+            "settings",
             "telemetry",
             "workers",
         ],
     ),
+    ("service_manager", &["control", "listeners", "workers"]),
+    ("metrics", &["control", "telemetry"]),
     (
         "reload",
         &[
@@ -97,7 +99,25 @@ const ROOM_MAY_IMPORT: [(&str, &[&str]); 16] = [
             "exporter",
             "listeners",
             "memory",
+            "service_manager",
+            "settings",
             "telemetry",
+            "workers",
+        ],
+    ),
+    (
+        "handover",
+        &[
+            "capacity",
+            "clients",
+            "control",
+            "exporter",
+            "listeners",
+            "reload",
+            "service_manager",
+            "settings",
+            "telemetry",
+            "workers",
         ],
     ),
     (
