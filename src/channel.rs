@@ -9,7 +9,8 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use crate::proto::channel::{MAX_MESSAGE, Malformed, Message};
+use crate::proto::channel::MAX_MESSAGE;
+use crate::proto::message::{Malformed, Message};
 use crate::sys::socket::{self, Received};
 
 pub use crate::sys::socket::Sent;
@@ -128,8 +129,9 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::proto::channel::{Lease, ToMaster, ToWorker};
+    use crate::proto::channel::{ToMaster, ToWorker};
     use crate::proto::frame::OrderRule;
+    use crate::proto::lease::{ClientRecord, Lease};
     use crate::proto::names::{ClientId, Offsets, Peer};
 
     #[test]
@@ -143,12 +145,11 @@ mod tests {
             uid: 2,
             gid: 3,
         };
-        let lease = Lease {
+        let record = ClientRecord {
             client: ClientId(1),
             slot: 2,
             lease_number: 3,
             order: OrderRule::Big,
-            peer,
             moves: 4,
             listener: 5,
             since: 6,
@@ -157,6 +158,7 @@ mod tests {
                 sent: 8,
             },
         };
+        let lease = Lease { record, peer };
 
         assert!(master.send(&ToWorker::Lease(vec![lease]), &[]).is_err());
         assert_eq!(

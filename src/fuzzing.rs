@@ -5,9 +5,10 @@
 //! must hold for its decoder, such as that a decoded message is the same after it was encoded and decoded again.
 
 use crate::config::{Config, Identities};
-use crate::proto::channel::{MAX_LEASES, MAX_MESSAGE, Message, ToMaster, ToWorker};
+use crate::proto::channel::{MAX_LEASES, MAX_MESSAGE, ToMaster, ToWorker};
 use crate::proto::frame::{self, ByteOrder, Next, OrderRule, PREFIX};
 use crate::proto::handoff::{self, HandoffMessage};
+use crate::proto::message::Message;
 use crate::proto::rpc::Request;
 
 /// The name of a target and its function.

@@ -21,11 +21,7 @@
 //!                  5 HasCapacity    -            leases were picked up, and the master had asked to be notified
 //!                  6 NearRequestLimit  -         the worker has answered almost as many requests as it may
 //!
-//! lease record     client u64 | slot u32 | lease number u32 | order u8 | family u8 | port u16 | moves u32 | 16 bytes |
-//!                  listener u32 | since u32
-//!                  order 0, 1, 2: little, big, auto
-//!                  family 4, 6: the address · family 1: pid, uid, gid, 0 as u32 each
-//!                  of 64 bytes: offset received u64 | offset sent u64 behind that
+//! lease record     see `proto/lease.rs`
 //! ```
 //!
 //! Kinds are only ever added, and JSON members as well, which have a default: a master reads the last messages of workers of an
@@ -33,14 +29,14 @@
 //!
 //! No client bytes ride in messages: they lie in the shared memory.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::frame::OrderRule;
-use super::names::{ClientId, Generation, Offsets, Peer, WorkerId};
+use super::lease::Lease;
+use super::message::{Malformed, Message, from_json, json};
+use super::names::{Generation, WorkerId};
 
 /// Version of these messages. A worker of another version refuses to start.
 pub const VERSION: u32 = 3;
@@ -223,29 +219,6 @@ impl LogLevel {
     }
 }
 
-/// A client for a worker. Its socket is the descriptor at the same place in the message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lease {
-    /// The client.
-    pub client: ClientId,
-    /// The client's slot in the worker's shared memory.
-    pub slot: u32,
-    /// Of the lease; the claim must find it in the lease word.
-    pub lease_number: u32,
-    /// How the byte order is learnt while the shared memory does not record it.
-    pub order: OrderRule,
-    /// The client's identity.
-    pub peer: Peer,
-    /// How often it was leased again: of two leases of a client the one with more is the later one.
-    pub moves: u32,
-    /// The number of the listener where it connected.
-    pub listener: u32,
-    /// When it connected, in seconds of CLOCK_MONOTONIC.
-    pub since: u32,
-    /// Of its byte counts.
-    pub offsets: Offsets,
-}
-
 /// The worker can serve.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
@@ -278,52 +251,21 @@ pub struct Stop {
     pub within: Duration,
 }
 
-/// A datagram that is none of the messages above.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Malformed(pub &'static str);
-
-impl std::fmt::Display for Malformed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "malformed message: {}", self.0)
-    }
-}
-
-impl std::error::Error for Malformed {}
-
-/// A message of one direction of the channel.
-pub trait Message: Sized {
-    /// Writes the datagram into `out`, in place of what was there.
-    fn encode(&self, out: &mut Vec<u8>);
-
-    /// Reads a datagram. It is untrusted input: no content can cause a panic.
-    ///
-    /// # Errors
-    /// [`Malformed`] for everything that [`Message::encode`] does not write.
-    fn decode(datagram: &[u8]) -> Result<Self, Malformed>;
-
-    /// How many descriptors must come with it.
-    fn descriptors(&self) -> usize;
-}
-
 impl Message for ToWorker {
     fn encode(&self, out: &mut Vec<u8>) {
         out.clear();
         match self {
             ToWorker::Start(start) => json(1, start, out),
             ToWorker::Lease(leases) => {
-                let has_offsets = leases.iter().any(|lease| !lease.offsets.is_zero());
+                let has_offsets = leases.iter().any(|lease| !lease.record.offsets.is_zero());
                 out.push(if has_offsets {
                     LEASE_WITH_OFFSETS
                 } else {
                     LEASE
                 });
-                for lease in leases {
-                    lease.encode(out);
-                    if has_offsets {
-                        out.extend_from_slice(&lease.offsets.received.to_le_bytes());
-                        out.extend_from_slice(&lease.offsets.sent.to_le_bytes());
-                    }
-                }
+                leases
+                    .iter()
+                    .for_each(|lease| lease.encode(has_offsets, out));
             }
             ToWorker::Reopen => out.push(3),
             ToWorker::Stop(stop) => json(4, stop, out),
@@ -340,12 +282,13 @@ impl Message for ToWorker {
         match *kind {
             1 => Ok(ToWorker::Start(Box::new(from_json(body)?))),
             kind @ (LEASE | LEASE_WITH_OFFSETS) => {
-                let records = body.chunks(Lease::length(kind));
-                if records.len() == 0 || records.len() > MAX_LEASES {
+                let has_offsets = kind == LEASE_WITH_OFFSETS;
+                let leases = body.chunks(Lease::length(has_offsets));
+                if leases.len() == 0 || leases.len() > MAX_LEASES {
                     return Err(Malformed("leases of a wrong length"));
                 }
-                records
-                    .map(|record| Lease::decode(kind, record))
+                leases
+                    .map(|lease| Lease::decode(has_offsets, lease))
                     .collect::<Result<_, _>>()
                     .map(ToWorker::Lease)
             }
@@ -411,133 +354,16 @@ const LEASE: u8 = 2;
 const LEASE_WITH_OFFSETS: u8 = 10;
 
 impl Lease {
-    /// Bytes of a record in messages of this kind.
-    fn length(kind: u8) -> usize {
-        if kind == LEASE_WITH_OFFSETS { 64 } else { 48 }
-    }
-
-    /// One of those in a datagram, by its place. For who may not allocate.
+    /// Returns one lease of a datagram by its index, without allocating.
     pub(super) fn nth(datagram: &[u8], index: usize) -> Option<Lease> {
-        let (kind @ (LEASE | LEASE_WITH_OFFSETS), records) =
-            datagram.split_first().map(|(kind, body)| (*kind, body))?
-        else {
+        let (kind, leases) = datagram.split_first()?;
+        if ![LEASE, LEASE_WITH_OFFSETS].contains(kind) {
             return None;
-        };
-        Lease::decode(kind, records.chunks(Lease::length(kind)).nth(index)?).ok()
+        }
+        let has_offsets = *kind == LEASE_WITH_OFFSETS;
+        let lease = leases.chunks(Lease::length(has_offsets)).nth(index)?;
+        Lease::decode(has_offsets, lease).ok()
     }
-
-    fn encode(&self, out: &mut Vec<u8>) {
-        let (family, port, address) = match self.peer {
-            Peer::V4 { address, port } => {
-                let mut bytes = [0; 16];
-                bytes[..4].copy_from_slice(&address.octets());
-                (4, port, bytes)
-            }
-            Peer::V6 { address, port } => (6, port, address.octets()),
-            Peer::Unix { pid, uid, gid } => {
-                let mut bytes = [0; 16];
-                bytes[..4].copy_from_slice(&pid.to_le_bytes());
-                bytes[4..8].copy_from_slice(&uid.to_le_bytes());
-                bytes[8..12].copy_from_slice(&gid.to_le_bytes());
-                (1, 0, bytes)
-            }
-        };
-        out.extend_from_slice(&self.client.0.to_le_bytes());
-        out.extend_from_slice(&self.slot.to_le_bytes());
-        out.extend_from_slice(&self.lease_number.to_le_bytes());
-        out.extend_from_slice(&[order_number(self.order), family]);
-        out.extend_from_slice(&port.to_le_bytes());
-        out.extend_from_slice(&self.moves.to_le_bytes());
-        out.extend_from_slice(&address);
-        out.extend_from_slice(&self.listener.to_le_bytes());
-        out.extend_from_slice(&self.since.to_le_bytes());
-    }
-
-    fn decode(kind: u8, record: &[u8]) -> Result<Lease, Malformed> {
-        let mut rest = record;
-        let client = u64::from_le_bytes(take(&mut rest)?);
-        let slot = u32::from_le_bytes(take(&mut rest)?);
-        let generation = u32::from_le_bytes(take(&mut rest)?);
-        let [order, family] = take(&mut rest)?;
-        let port = u16::from_le_bytes(take(&mut rest)?);
-        let moves = u32::from_le_bytes(take(&mut rest)?);
-        let order = order_of(order)?;
-        let mut address: &[u8] = &take::<16>(&mut rest)?;
-        let peer = match family {
-            4 => Peer::V4 {
-                address: Ipv4Addr::from(take::<4>(&mut address)?),
-                port,
-            },
-            6 => Peer::V6 {
-                address: Ipv6Addr::from(take::<16>(&mut address)?),
-                port,
-            },
-            1 => Peer::Unix {
-                pid: u32::from_le_bytes(take(&mut address)?),
-                uid: u32::from_le_bytes(take(&mut address)?),
-                gid: u32::from_le_bytes(take(&mut address)?),
-            },
-            _ => return Err(Malformed("unknown address family")),
-        };
-        let (listener, since) = (
-            u32::from_le_bytes(take(&mut rest)?),
-            u32::from_le_bytes(take(&mut rest)?),
-        );
-        let offsets = match kind {
-            LEASE_WITH_OFFSETS => Offsets {
-                received: u64::from_le_bytes(take(&mut rest)?),
-                sent: u64::from_le_bytes(take(&mut rest)?),
-            },
-            _ => Offsets::default(),
-        };
-        Ok(Lease {
-            client: ClientId(client),
-            slot,
-            lease_number: generation,
-            order,
-            peer,
-            moves,
-            listener,
-            since,
-            offsets,
-        })
-    }
-}
-
-pub(super) fn order_number(order: OrderRule) -> u8 {
-    match order {
-        OrderRule::Little => 0,
-        OrderRule::Big => 1,
-        OrderRule::Auto => 2,
-    }
-}
-
-pub(super) fn order_of(number: u8) -> Result<OrderRule, Malformed> {
-    match number {
-        0 => Ok(OrderRule::Little),
-        1 => Ok(OrderRule::Big),
-        2 => Ok(OrderRule::Auto),
-        _ => Err(Malformed("unknown byte order")),
-    }
-}
-
-pub(super) fn take<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N], Malformed> {
-    let (head, rest) = bytes
-        .split_first_chunk::<N>()
-        .ok_or(Malformed("too short"))?;
-    *bytes = rest;
-    Ok(*head)
-}
-
-pub(super) fn json(kind: u8, body: &impl Serialize, out: &mut Vec<u8>) {
-    out.push(kind);
-    // A Vec takes everything, and none of these types has a map with keys that are not strings, or a path. What could not be
-    // written is refused at the other end as no JSON.
-    let _ = serde_json::to_writer(out, body);
-}
-
-pub(super) fn from_json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Malformed> {
-    serde_json::from_slice(body).map_err(|_| Malformed("not the JSON expected"))
 }
 
 fn numbers(kind: u8, slots: &[u32], out: &mut Vec<u8>) {
@@ -560,7 +386,12 @@ fn from_numbers(body: &[u8]) -> Result<Vec<u32>, Malformed> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use super::*;
+    use crate::proto::frame::OrderRule;
+    use crate::proto::lease::ClientRecord;
+    use crate::proto::names::{ClientId, Offsets, Peer};
     use proptest::prelude::*;
 
     fn round<M: Message + PartialEq + std::fmt::Debug>(message: &M) {
@@ -593,21 +424,19 @@ mod tests {
                 gid: 3,
             },
         ];
-        let (client, order) = (ClientId(1 << 40), OrderRule::Auto);
-        let offsets = Offsets::default();
-        let mut leases = peers.map(|peer| Lease {
-            client,
+        let record = ClientRecord {
+            client: ClientId(1 << 40),
             slot: 7,
             lease_number: 9,
-            order,
-            peer,
+            order: OrderRule::Auto,
             moves: 3,
             listener: 2,
             since: 99,
-            offsets,
-        });
+            offsets: Offsets::default(),
+        };
+        let mut leases = peers.map(|peer| Lease { record, peer });
         round(&ToWorker::Lease(leases.to_vec()));
-        leases[1].offsets = Offsets {
+        leases[1].record.offsets = Offsets {
             received: u64::MAX,
             sent: 1 << 40,
         };

@@ -9,7 +9,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::channel::{Log, Malformed, Message, from_json, json};
+use super::channel::Log;
+use super::message::{Malformed, Message, from_json, json};
 
 /// Messages from the master to the exporter.
 #[derive(Clone, Debug, PartialEq)]

@@ -9,8 +9,7 @@
 //! 3 Clients   worker u64 | length of a record u16 | records + as many descriptors, in that order; at most 253
 //! 2 Clients   the same without the length, which is 28: of version 0.1.0
 //!
-//! record      client u64 | slot u32 | lease number u32 | order in bits 30 and 31, moves below u32 | listener u32 | since u32
-//!             to 28 · offset received u64 | offset sent u64 to 44: all 0 if it ends before
+//! record      see `proto/lease.rs`
 //! ```
 //!
 //! A record says where in the shared memory all is that is known of the client; **no client bytes ride in handoff queues**. It is as small as
@@ -23,12 +22,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::channel::{
-    Lease, MAX_LEASES, Malformed, Message, MethodName, from_json, json, order_number, order_of,
-    take,
-};
-use super::frame::OrderRule;
-use super::names::{ClientId, Generation, Offsets, WorkerId};
+use super::channel::{MAX_LEASES, MethodName};
+use super::lease::{ClientRecord, Lease, RECORD_LEN, SHORT_RECORD_LEN};
+use super::message::{Fields, Malformed, Message, from_json, json};
+use super::names::{Generation, WorkerId};
 
 /// A datagram.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,120 +63,17 @@ fn first_layout() -> u32 {
     1
 }
 
-/// A client in shared memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClientRecord {
-    /// The client.
-    pub client: ClientId,
-    /// The client's slot.
-    pub slot: u32,
-    /// Of its lease.
-    pub lease_number: u32,
-    /// How its byte order is learnt.
-    pub order: OrderRule,
-    /// How often it was leased again: below 2^30.
-    pub moves: u32,
-    /// The number of the listener where it connected.
-    pub listener: u32,
-    /// When it connected, in seconds of CLOCK_MONOTONIC.
-    pub since: u32,
-    /// Of its byte counts.
-    pub offsets: Offsets,
-}
-
-impl From<&Lease> for ClientRecord {
-    fn from(lease: &Lease) -> ClientRecord {
-        let Lease {
-            client,
-            slot,
-            lease_number: generation,
-            order,
-            moves,
-            listener,
-            since,
-            offsets,
-            ..
-        } = *lease;
-        ClientRecord {
-            client,
-            slot,
-            lease_number: generation,
-            order,
-            moves,
-            listener,
-            since,
-            offsets,
-        }
-    }
-}
-
 /// Returns the record of a client in an unread datagram of leases: the one whose socket has this
 /// index.
 #[must_use]
 pub fn client_record_in(datagram: &[u8], index: usize) -> Option<[u8; RECORD_LEN]> {
-    Lease::nth(datagram, index).map(|lease| ClientRecord::from(&lease).encode())
+    Lease::nth(datagram, index).map(|lease| lease.record.encode())
 }
-
-/// Bytes of a record with all fields.
-pub const RECORD_LEN: usize = 44;
-
-/// Bytes of one without offsets.
-pub const SHORT_RECORD_LEN: usize = 28;
 
 /// Most records with all fields in a datagram: as many as fit into 8 KiB with what the kernel adds.
 pub const MAX_LONG_RECORDS: usize = 172;
 
-const ORDER_SHIFT: u32 = 30;
-
 impl ClientRecord {
-    /// The record, with all fields.
-    #[must_use]
-    pub fn encode(&self) -> [u8; RECORD_LEN] {
-        let order = u32::from(order_number(self.order)) << ORDER_SHIFT;
-        let numbers = [
-            self.slot,
-            self.lease_number,
-            order | self.moves.min((1 << ORDER_SHIFT) - 1),
-            self.listener,
-            self.since,
-        ];
-        let mut record = [0; RECORD_LEN];
-        record[..8].copy_from_slice(&self.client.0.to_le_bytes());
-        for (place, number) in record[8..SHORT_RECORD_LEN].chunks_exact_mut(4).zip(numbers) {
-            place.copy_from_slice(&number.to_le_bytes());
-        }
-        let offsets = [self.offsets.received, self.offsets.sent];
-        for (place, offset) in record[SHORT_RECORD_LEN..].chunks_exact_mut(8).zip(offsets) {
-            place.copy_from_slice(&offset.to_le_bytes());
-        }
-        record
-    }
-
-    fn decode(record: &[u8]) -> Result<ClientRecord, Malformed> {
-        let mut rest = record;
-        let client = ClientId(u64::from_le_bytes(take(&mut rest)?));
-        let mut number = || take(&mut rest).map(u32::from_le_bytes);
-        let (slot, generation, moves) = (number()?, number()?, number()?);
-        let (listener, since) = (number()?, number()?);
-        let mut offset = || take(&mut rest).map(u64::from_le_bytes);
-        let offsets = match (offset(), offset()) {
-            (Ok(received), Ok(sent)) => Offsets { received, sent },
-            _ => Offsets::default(),
-        };
-        let order = order_of((moves >> ORDER_SHIFT) as u8)?;
-        let moves = moves & ((1 << ORDER_SHIFT) - 1);
-        Ok(ClientRecord {
-            client,
-            slot,
-            lease_number: generation,
-            order,
-            moves,
-            listener,
-            since,
-            offsets,
-        })
-    }
-
     /// Bytes of each record of a datagram of these clients.
     fn length(all: &[ClientRecord]) -> usize {
         if all.iter().all(|record| record.offsets.is_zero()) {
@@ -225,15 +119,17 @@ impl Message for HandoffMessage {
     }
 
     fn decode(datagram: &[u8]) -> Result<HandoffMessage, Malformed> {
-        let (kind, mut body) = datagram.split_first().ok_or(Malformed("empty"))?;
+        let (kind, body) = datagram.split_first().ok_or(Malformed("empty"))?;
         match *kind {
             SHM => Ok(HandoffMessage::Shm(Box::new(from_json(body)?))),
             CLIENTS | CLIENTS_OF_VERSION_1 => {
-                let worker = WorkerId(u64::from_le_bytes(take(&mut body)?));
+                let mut fields = Fields(body);
+                let worker = WorkerId(fields.u64()?);
                 let length = match *kind {
-                    CLIENTS => u16::from_le_bytes(take(&mut body)?).into(),
+                    CLIENTS => fields.u16()?.into(),
                     _ => SHORT_RECORD_LEN,
                 };
+                let body = fields.0;
                 if length < SHORT_RECORD_LEN || body.is_empty() || body.len() % length != 0 {
                     return Err(Malformed("clients of a wrong length"));
                 }
@@ -261,6 +157,8 @@ impl Message for HandoffMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::frame::OrderRule;
+    use crate::proto::names::{ClientId, Offsets};
     use proptest::prelude::*;
 
     fn client_record(client: u64, order: OrderRule) -> ClientRecord {

@@ -15,6 +15,8 @@ pub mod control;
 pub mod exporter;
 pub mod frame;
 pub mod handoff;
+pub mod lease;
+pub mod message;
 pub mod names;
 pub mod paths;
 pub mod rpc;

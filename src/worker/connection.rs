@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use super::timers::NEVER;
 use crate::loop_clock::LoopClock;
-use crate::proto::channel::{Lease, Settings};
+use crate::proto::channel::Settings;
 use crate::proto::frame::OrderRule;
+use crate::proto::lease::Lease;
 use crate::proto::names::{ClientId, Peer};
 use crate::shm::{LeaseState, Slot};
 use crate::sys::byte_counts;
@@ -81,10 +82,10 @@ impl Connection {
             socket,
             cookie,
             passed: Passed::default(),
-            client: lease.client,
+            client: lease.record.client,
             peer: lease.peer,
-            lease_number: lease.lease_number,
-            order: lease.order,
+            lease_number: lease.record.lease_number,
+            order: lease.record.order,
             // So that half a frame goes on being half a frame, and an end an end, with what time it has left.
             waits: match (is_parked, is_told_all) {
                 (false, _) => WaitingFor::Request,

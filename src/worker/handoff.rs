@@ -7,11 +7,12 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use super::WorkerLoop;
-use crate::proto::channel::{Lease, Message};
-use crate::proto::handoff::{self, ClientRecord, HandoffMessage, ShmRecord};
+use crate::proto::handoff::{self, HandoffMessage, ShmRecord};
+use crate::proto::lease::{ClientRecord, Lease, SHORT_RECORD_LEN};
+use crate::proto::message::Message;
 use crate::proto::text::Counted;
 use crate::shm::Layout;
-use crate::sys::handoff::{EmergencyHandoff, HEADER_LEN, Packed};
+use crate::sys::handoff::{EmergencyHandoff, HEADER_LEN, Packed, RecordFormat};
 
 /// Gets all ready for it.
 pub(super) fn prepare(
@@ -34,7 +35,12 @@ pub(super) fn prepare(
         shm,
         (first, header),
         layout.handoff_offsets(),
-        (grace, handoff::client_record_in),
+        RecordFormat {
+            short_len: SHORT_RECORD_LEN,
+            lease_in: ClientRecord::lease_in,
+            unread: handoff::client_record_in,
+        },
+        grace,
     )
 }
 
@@ -42,12 +48,7 @@ impl WorkerLoop<'_> {
     /// This client would have to be packed from now on.
     pub(super) fn register(&self, lease: &Lease, socket: &OwnedFd, cookie: Option<u64>) {
         if let Some(handoff) = self.handoff {
-            handoff.register(
-                lease.slot,
-                socket,
-                cookie,
-                &ClientRecord::from(lease).encode(),
-            );
+            handoff.register(lease.record.slot, socket, cookie, &lease.record.encode());
         }
     }
 

@@ -29,14 +29,14 @@ use turn::{Ended, FOREIGN, Purpose, Tools, turn};
 use crate::channel::{Channel, Incoming, Scratch, Sent};
 use crate::logging;
 use crate::loop_clock::LoopClock;
-use crate::proto::channel::{Lease, MAX_SLOTS, Settings, ToMaster, ToWorker};
+use crate::proto::channel::{MAX_SLOTS, Settings, ToMaster, ToWorker};
+use crate::proto::lease::Lease;
 use crate::proto::rpc::Code;
 use crate::shm::WorkerShm;
 use crate::sys::byte_counts::OwnWrites;
 use crate::sys::handoff::EmergencyHandoff;
 use crate::sys::poll::{self, Interest, PollEvent, Poller, Woken};
-use crate::sys::socket;
-use crate::sys::{clock, fork, signal};
+use crate::sys::{clock, fork, signal, socket};
 use crate::table::Table;
 
 pub(crate) use builtin::pi_method;
@@ -250,26 +250,33 @@ impl<'c> WorkerLoop<'c> {
         self.has_capacity |= self.shm.header().pick_up(leases.len() as u64);
         self.check_numbers(&sockets)?;
         for (lease, socket) in leases.iter().zip(sockets) {
-            if lease.slot >= self.shm.layout().slots() {
+            if lease.record.slot >= self.shm.layout().slots() {
                 return Err(io::Error::other("a lease for a slot that there is not"));
             }
             let cookie = socket::cookie(&socket).ok().flatten();
             self.register(lease, &socket, cookie);
-            let slot = self.shm.slot(lease.slot).expect("the index was checked");
+            let slot = self
+                .shm
+                .slot(lease.record.slot)
+                .expect("the index was checked");
             let connection = Connection::new(lease, socket, cookie, slot);
             if connection.waits != WaitingFor::Request && slot.cursors().parked().1 > 0 {
                 self.parking
-                    .use_large(lease.slot, slot.cursors().parked().1);
+                    .use_large(lease.record.slot, slot.cursors().parked().1);
             }
-            if self.connections.insert(lease.slot, connection).is_some() {
+            if self
+                .connections
+                .insert(lease.record.slot, connection)
+                .is_some()
+            {
                 return Err(io::Error::other("a lease for a slot that is taken"));
             }
             self.leased += 1;
         }
         for lease in leases {
-            self.give_turn(lease.slot, &Purpose::Serve, service);
+            self.give_turn(lease.record.slot, &Purpose::Serve, service);
             // Not only at the end: who answers its last request before that looks at no deadline any more, nor may the next.
-            self.check_deadline(lease.slot, service);
+            self.check_deadline(lease.record.slot, service);
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use super::connection::WaitingFor;
 use super::*;
 use crate::proto::channel::{Log, LogFormat, LogLevel, LogTarget};
 use crate::proto::frame::{ByteOrder, OrderRule};
+use crate::proto::lease::{ClientRecord, Lease};
 use crate::proto::names::{ClientId, Generation, Peer, WorkerId};
 use crate::shm::{ClientBytes, Counters, Flags, Layout, LeaseState, MasterShm, Owner};
 
@@ -115,17 +116,17 @@ impl Master {
             gid: 3,
         };
         let (id, order) = (ClientId(slot.into()), OrderRule::Little);
-        let lease = Lease {
+        let record = ClientRecord {
             client: id,
             slot,
             lease_number,
             order,
-            peer,
             moves: 0,
             listener: 1,
             since: 0,
             offsets: Default::default(),
         };
+        let lease = Lease { record, peer };
         let sent = self
             .channel
             .send(&ToWorker::Lease(vec![lease]), &[ours.as_fd()])

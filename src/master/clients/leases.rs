@@ -11,8 +11,9 @@ use std::{io, mem};
 use serde::{Deserialize, Serialize};
 
 use crate::master::clients::client::{Client, Unleased};
-use crate::proto::channel::{Lease, MAX_LEASES};
+use crate::proto::channel::MAX_LEASES;
 use crate::proto::frame::OrderRule;
+use crate::proto::lease::{ClientRecord, Lease};
 use crate::proto::names::{ClientId, Offsets, Peer};
 use crate::shm::{Claim, Header, LeaseState, MasterShm, Owner, Slot, Write};
 use crate::sys::byte_counts::{self, ByteCounts, Writes};
@@ -451,19 +452,17 @@ impl Leases {
                         offsets,
                         ..
                     } = *client;
-                    let (slot, lease_number) = (*slot, *lease_number);
-                    let lease = Lease {
+                    let record = ClientRecord {
                         client: id,
-                        slot,
-                        lease_number,
+                        slot: *slot,
+                        lease_number: *lease_number,
                         order,
-                        peer,
                         moves,
                         listener,
                         since,
                         offsets,
                     };
-                    Some((lease, client.socket.as_fd()))
+                    Some((Lease { record, peer }, client.socket.as_fd()))
                 }
                 LeaseEntry::Revoked => None,
             })

@@ -11,7 +11,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use crate::channel::{Channel, Sent};
 use crate::master::clients::leases::Leases;
 use crate::proto::channel::MAX_HANDOFF_QUEUES;
-use crate::proto::handoff::{ClientRecord, HandoffMessage, ShmRecord};
+use crate::proto::handoff::{HandoffMessage, ShmRecord};
+use crate::proto::lease::ClientRecord;
 use crate::shm::MasterShm;
 use crate::sys::socket;
 
@@ -94,7 +95,7 @@ impl HandoffQueues {
         let records = orphan
             .leases
             .records(&slots)
-            .map(|(lease, socket)| (ClientRecord::from(&lease), socket))
+            .map(|(lease, socket)| (lease.record, socket))
             .collect();
         self.pack_all(&orphan.record, &orphan.shm, records)
     }

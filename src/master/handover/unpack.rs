@@ -6,10 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
-use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
+use std::{io, mem};
 
 use crate::channel::{Channel, Scratch};
 use crate::master::clients::client::Client;
@@ -17,8 +16,9 @@ use crate::master::clients::leases::{DeadWorkerClients, Leases};
 use crate::master::clients::reject::reject;
 use crate::master::handover::queues::HandoffQueues;
 use crate::master::telemetry::counters::{By, Loss};
-use crate::proto::channel::Message;
-use crate::proto::handoff::{ClientRecord, HandoffMessage, ShmRecord};
+use crate::proto::handoff::{HandoffMessage, ShmRecord};
+use crate::proto::lease::ClientRecord;
+use crate::proto::message::Message;
 use crate::proto::names::{ClientId, Peer, WorkerId};
 use crate::proto::rpc;
 use crate::shm::{Layout, MasterShm};

@@ -476,24 +476,24 @@ impl World {
     fn flush(&mut self) {
         while let Some(batch) = self.leases.next_batch() {
             for (lease, socket) in self.leases.records(&batch) {
-                let is_still_used = self.said.iter().any(|(slot, _)| *slot == lease.slot);
+                let is_still_used = self.said.iter().any(|(slot, _)| *slot == lease.record.slot);
                 assert!(
-                    !is_still_used && !self.behind.contains(&lease.slot),
+                    !is_still_used && !self.behind.contains(&lease.record.slot),
                     "slot {}",
-                    lease.slot
+                    lease.record.slot
                 );
                 let socket = File::from(socket.try_clone_to_owned().expect("dup"));
                 let is_unix = matches!(lease.peer, Peer::Unix { .. });
                 let held = Held {
-                    id: lease.client,
-                    lease_number: lease.lease_number,
+                    id: lease.record.client,
+                    lease_number: lease.record.lease_number,
                     socket,
                     is_unix,
                 };
                 assert!(
-                    self.held.insert(lease.slot, held).is_none(),
+                    self.held.insert(lease.record.slot, held).is_none(),
                     "slot {} is leased twice",
-                    lease.slot
+                    lease.record.slot
                 );
                 self.heard += 1;
             }

@@ -1,0 +1,68 @@
+//! What all messages between the daemon's own processes have in common: one datagram each, of which
+//! the first byte is the kind.
+
+use serde::{Deserialize, Serialize};
+
+/// A datagram that is none of the messages that it should be one of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed(pub &'static str);
+
+impl std::fmt::Display for Malformed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "malformed message: {}", self.0)
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+/// A message of one direction of a channel.
+pub trait Message: Sized {
+    /// Writes the datagram into `out`, in place of what was there.
+    fn encode(&self, out: &mut Vec<u8>);
+
+    /// Reads a datagram. It is untrusted input: no content can cause a panic.
+    ///
+    /// # Errors
+    /// [`Malformed`] for everything that [`Message::encode`] does not write.
+    fn decode(datagram: &[u8]) -> Result<Self, Malformed>;
+
+    /// How many descriptors must come with it.
+    fn descriptors(&self) -> usize;
+}
+
+pub(super) fn json(kind: u8, body: &impl Serialize, out: &mut Vec<u8>) {
+    out.push(kind);
+    // A Vec accepts everything, and none of these types has a map with keys that are not strings, or
+    // a path. What could not be written is rejected at the other end as no JSON.
+    let _ = serde_json::to_writer(out, body);
+}
+
+pub(super) fn from_json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Malformed> {
+    serde_json::from_slice(body).map_err(|_| Malformed("not the JSON expected"))
+}
+
+/// The rest of a record whose numbers are little-endian.
+pub(super) struct Fields<'a>(pub(super) &'a [u8]);
+
+impl Fields<'_> {
+    pub(super) fn bytes<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        let (head, rest) = self
+            .0
+            .split_first_chunk::<N>()
+            .ok_or(Malformed("too short"))?;
+        self.0 = rest;
+        Ok(*head)
+    }
+
+    pub(super) fn u16(&mut self) -> Result<u16, Malformed> {
+        self.bytes().map(u16::from_le_bytes)
+    }
+
+    pub(super) fn u32(&mut self) -> Result<u32, Malformed> {
+        self.bytes().map(u32::from_le_bytes)
+    }
+
+    pub(super) fn u64(&mut self) -> Result<u64, Malformed> {
+        self.bytes().map(u64::from_le_bytes)
+    }
+}
