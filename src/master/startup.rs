@@ -96,7 +96,7 @@ impl Master {
         }
         let config = &setup.config;
         let pool = Pool::new(target(config, left.generation()), started, seed)
-            .beginning_with(left.next_worker());
+            .with_next_id(left.next_worker());
         let layout = limits.layout(
             config.limits.max_frame.max(left.needed.max_frame()),
             left.needed.slots(),

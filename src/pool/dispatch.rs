@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn round_robin_is_exact_over_those_with_room() {
+    fn round_robin_is_exact_over_workers_with_capacity() {
         let mut dispatcher = Dispatcher::new(Dispatch::RoundRobin);
         let mut workers = idle(4);
         workers[1].has_capacity = false;
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn least_loaded_looks_at_requests_then_at_leases_then_at_recent_work_then_at_clients() {
+    fn least_loaded_compares_requests_leases_work_then_clients() {
         let mut dispatcher = Dispatcher::new(Dispatch::LeastLoaded);
         let mut workers = idle(3);
         workers[0].executing = 1;
@@ -121,14 +121,14 @@ mod tests {
         assert_eq!(
             dispatcher.pick(&workers),
             Some(2),
-            "whoever executes comes last"
+            "an executing worker comes last"
         );
         workers[0].executing = 0;
         assert_eq!(dispatcher.pick(&workers), Some(0));
     }
 
     #[test]
-    fn a_few_leases_on_their_way_tell_least_loaded_nothing() {
+    fn least_loaded_ignores_fewer_than_four_leases() {
         let mut dispatcher = Dispatcher::new(Dispatch::LeastLoaded);
         let mut workers = idle(2);
         workers[0] = Candidate {
@@ -151,7 +151,7 @@ mod tests {
 
     /// 64 clients alive at a time, of random lifetimes, over four workers.
     #[test]
-    fn under_churn_least_loaded_stays_even() {
+    fn least_loaded_stays_even_under_churn() {
         let mut random = Jitter::new(7);
         let mut dispatcher = Dispatcher::new(Dispatch::LeastLoaded);
         let mut workers = idle(4);

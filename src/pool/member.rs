@@ -31,6 +31,36 @@ pub struct Member {
     pub(super) is_released: bool,
 }
 
+impl Member {
+    pub(super) fn new(
+        id: WorkerId,
+        seat: usize,
+        generation: Generation,
+        state: MemberState,
+    ) -> Member {
+        Member {
+            id,
+            seat,
+            generation,
+            state,
+            is_stalled: false,
+            kill_by: None,
+            spent: None,
+            old_at: None,
+            is_extra: false,
+            is_released: false,
+        }
+    }
+
+    pub(super) fn is_starting(&self) -> bool {
+        matches!(self.state, MemberState::Starting { .. })
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        matches!(self.state, MemberState::Ready { .. })
+    }
+}
+
 /// Where a worker is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemberState {

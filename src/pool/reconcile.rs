@@ -1,30 +1,28 @@
-//! What is to be done, from what is wanted and what is.
+//! Computes the actions that lead from the present workers to the wanted ones.
 
 use std::time::Instant;
 
 use super::{Action, Late, Member, MemberState, Pool, Why};
 use crate::proto::names::WorkerId;
 
-/// So many deaths in a row at every seat, with none ever ready, are enough to see that none will be.
+/// Deaths in a row at every seat, with no worker ever ready, after which the pool gives up.
 const GIVE_UP: u32 = 3;
 
-/// So many workers of a new generation that were no good are enough to see that it is not. Of those that are not ready
-/// in time, one is.
+/// Failed workers of a new generation after which it is rolled back. A single worker that is not ready in time is enough.
 const ROLL_BACK: u32 = 3;
 
-/// What a seat has, of what counts.
+/// The workers of a seat, as far as they count.
 #[derive(Clone, Copy, Default)]
 struct Crew {
-    /// The fresh worker that is ready. Of several it is one that is not stuck, then the one that was released, then the
-    /// youngest.
+    /// The fresh ready worker. Of several it is one that is not stuck, then the released one, then the youngest.
     keeper: Option<Keeper>,
-    /// Whether a fresh one is being started.
+    /// Whether a fresh worker is starting.
     is_coming: bool,
-    /// Whether anybody is ready and not stuck, fresh or not.
+    /// Whether a worker is ready and not stuck, fresh or not.
     has_well: bool,
 }
 
-/// The order of the fields ranks the workers of a seat.
+/// The worker that stays in its seat. The order of the fields ranks the workers of a seat.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Keeper {
     is_well: bool,
@@ -43,34 +41,31 @@ impl Keeper {
 }
 
 impl Crew {
-    /// Whether somebody serves and will do so: who is not the keeper goes when there is one.
+    /// Returns whether a worker serves and will do so: if there is a keeper, the others leave.
     fn is_served(&self) -> bool {
         self.keeper.map_or(self.has_well, |keeper| keeper.is_well)
     }
 }
 
 impl Pool {
-    /// What is to be done now. Asked again before anything else happens, it is nothing.
+    /// Returns the actions that are due now. A second call before anything else happens returns none.
     pub fn reconcile(&mut self, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
         if let Some(by) = self.stop_by {
             self.stop_all(by, &mut actions);
             self.kill_late(now, &mut actions);
         } else {
-            // What one pass changes may call for more.
-            while self.pass(now, &mut actions) {}
+            // The changes of one pass may require another.
+            while self.reconcile_once(now, &mut actions) {}
         }
         actions
     }
 
-    /// When [`Pool::reconcile`] will have something to do although nothing happened.
+    /// Returns when [`Pool::reconcile`] will have actions although nothing happened.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        let dues = self
-            .seats
-            .iter()
-            .filter(|_| !self.is_stopping())
-            .filter_map(|seat| seat.due);
+        let seats = self.seats.iter().filter(|_| !self.is_stopping());
+        let dues = seats.filter_map(|seat| seat.due);
         let of_member = |member: &Member| {
             let (own, kill_by) = match member.state {
                 MemberState::Starting { until } | MemberState::Draining { until, .. } => {
@@ -87,7 +82,7 @@ impl Pool {
         self.members().filter_map(of_member).chain(dues).min()
     }
 
-    /// Whether all is as it is to be: each wanted seat has its worker, and nobody else is there but those who are held.
+    /// Returns whether each wanted seat has its worker, and all other workers are held.
     #[must_use]
     pub fn is_settled(&self) -> bool {
         let crews = self.crews();
@@ -105,7 +100,7 @@ impl Pool {
             && self.members().all(is_in_place)
     }
 
-    /// The end: those who start are of no use, the others finish.
+    /// Kills the starting workers and lets the others finish.
     fn stop_all(&mut self, by: Instant, actions: &mut Vec<Action>) {
         for member in &mut self.members {
             let until = match member.state {
@@ -128,12 +123,12 @@ impl Pool {
         }
     }
 
-    /// Whether it changed anything.
-    fn pass(&mut self, now: Instant, actions: &mut Vec<Action>) -> bool {
+    /// Returns whether anything changed.
+    fn reconcile_once(&mut self, now: Instant, actions: &mut Vec<Action>) -> bool {
         let before = actions.len();
-        self.look_at_the_clock(now);
+        self.expire(now);
         self.kill_late(now, actions);
-        self.judge(actions);
+        self.end_roll(actions);
         self.extra = self.extra.min(self.target.count);
         let seats = self.seats.len().max(self.wanted());
         self.seats.resize_with(seats, Default::default);
@@ -156,15 +151,13 @@ impl Pool {
         actions.len() > before
     }
 
-    /// Waits that are over, and workers that are too old.
-    fn look_at_the_clock(&mut self, now: Instant) {
+    /// Ends the waits that are over, and marks the workers that are too old.
+    fn expire(&mut self, now: Instant) {
         for seat in &mut self.seats {
             seat.due = seat.due.filter(|due| *due > now);
         }
         for member in &mut self.members {
-            if matches!(member.state, MemberState::Ready { .. })
-                && member.old_at.is_some_and(|old_at| old_at <= now)
-            {
+            if member.is_ready() && member.old_at.is_some_and(|old_at| old_at <= now) {
                 member.spent.get_or_insert(Why::Lifetime);
             }
         }
@@ -190,26 +183,24 @@ impl Pool {
             }
         }
         for member in not_ready {
-            self.fail(&member, now);
-            if let Some(roll) = self
-                .roll
-                .as_mut()
-                .filter(|_| member.generation == self.target.generation)
+            self.count_failure(&member, now);
+            if let Some(roll) = &mut self.roll
+                && member.generation == self.target.generation
             {
                 roll.failures = ROLL_BACK;
             }
         }
     }
 
-    /// Ends a roll.
-    fn judge(&mut self, actions: &mut Vec<Action>) {
+    /// Ends a roll that has failed or has reached every seat.
+    fn end_roll(&mut self, actions: &mut Vec<Action>) {
         let Some(roll) = &self.roll else { return };
         let is_everywhere = self.crews()[..self.target.count]
             .iter()
             .all(|crew| crew.keeper.is_some());
         if roll.failures >= ROLL_BACK {
             self.target = roll.previous.clone();
-            self.forgive();
+            self.clear_backoff();
             actions.push(Action::RolledBack);
         } else if is_everywhere {
             actions.push(Action::Applied);
@@ -226,8 +217,8 @@ impl Pool {
                 .all(|seat| seat.streak >= GIVE_UP)
     }
 
-    /// Drains those whose seat has somebody else or is not wanted; who is not even ready is killed. During a roll
-    /// whatever the previous generation has may be needed again, and the last who serves always is.
+    /// Drains ready workers whose seat has another worker or is not wanted, and kills such starting ones. Workers of the
+    /// previous generation may be needed again during a roll, and the last one that serves always is.
     fn end_unneeded(&mut self, crews: &[Crew], now: Instant, actions: &mut Vec<Action>) {
         let (wanted, is_rolling) = (self.wanted(), self.is_rolling());
         let (generation, count) = (self.target.generation, self.target.count);
@@ -296,21 +287,12 @@ impl Pool {
         let id = self.next;
         self.next = WorkerId(id.0 + 1);
         let generation = self.target.generation;
-        let member = Member {
-            id,
-            seat,
-            generation,
-            state: MemberState::Starting {
-                until: now + self.target.start_timeout,
-            },
-            is_stalled: false,
-            kill_by: None,
-            spent: None,
-            old_at: None,
+        let until = now + self.target.start_timeout;
+        let state = MemberState::Starting { until };
+        self.members.push(Member {
             is_extra: seat >= self.target.count,
-            is_released: false,
-        };
-        self.members.push(member);
+            ..Member::new(id, seat, generation, state)
+        });
         actions.push(Action::Spawn {
             seat,
             id,
@@ -318,12 +300,10 @@ impl Pool {
         });
     }
 
-    /// Whether all who could serve are stuck and nobody is coming. An extra seat that waits has to wait.
+    /// Returns whether all workers that could serve are stuck and none is starting. An extra seat in its backoff waits.
     fn is_stuck(&self, crews: &[Crew]) -> bool {
         let (ordinary, extra) = crews[..self.wanted()].split_at(self.target.count);
-        let is_stalled = |member: &Member| {
-            member.is_stalled && matches!(member.state, MemberState::Ready { .. })
-        };
+        let is_stalled = |member: &Member| member.is_stalled && member.is_ready();
         self.extra < self.target.count
             && self.members().any(is_stalled)
             && !ordinary
@@ -333,7 +313,7 @@ impl Pool {
             && extra.iter().all(|crew| crew.keeper.is_some())
     }
 
-    /// What each seat has, of all there ever were and all that are wanted.
+    /// Returns the workers of every seat that ever had one or is wanted.
     fn crews(&self) -> Vec<Crew> {
         let mut crews = vec![Crew::default(); self.seats.len().max(self.wanted())];
         for member in self.members() {
@@ -354,7 +334,7 @@ impl Pool {
     }
 }
 
-/// Its end is awaited from now on.
+/// Marks a worker as killed: only its exit can follow.
 fn kill(member: &mut Member, why: Late) -> Action {
     member.state = MemberState::Killed;
     Action::Kill { id: member.id, why }

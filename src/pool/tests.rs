@@ -1,3 +1,4 @@
+use super::events::PROBATION;
 use super::*;
 
 mod lives;
@@ -18,7 +19,7 @@ fn target(generation: u64, count: usize) -> Target {
     }
 }
 
-/// A pool of so many workers of generation 1, all ready: numbers 1, 2, … at seats 0, 1, ….
+/// Returns a pool of this many ready workers of generation 1: ids 1, 2, … in seats 0, 1, ….
 fn ready_pool(count: usize, now: Instant) -> Pool {
     let mut pool = Pool::new(target(1, count), now, 1);
     assert_eq!(ready(&mut pool, now).len(), count);
@@ -26,21 +27,21 @@ fn ready_pool(count: usize, now: Instant) -> Pool {
     pool
 }
 
-/// What is to be done; asked again, it is nothing.
+/// Returns the actions that are due; a second call has none.
 fn turn(pool: &mut Pool, now: Instant) -> Vec<Action> {
     let actions = pool.reconcile(now);
     assert_eq!(pool.reconcile(now), []);
     actions
 }
 
-/// A turn, after which all who were spawned are ready.
+/// Runs a turn, and makes all spawned workers ready.
 fn ready(pool: &mut Pool, now: Instant) -> Vec<Action> {
     let actions = turn(pool, now);
     assert!(spawned(&actions).iter().all(|(_, id)| pool.ready(*id, now)));
     actions
 }
 
-/// Turns in which everybody does what is asked for, until nothing is.
+/// Runs turns in which every action succeeds, until there is none.
 fn calm(pool: &mut Pool, now: Instant) -> Vec<Action> {
     let mut all = Vec::new();
     loop {
@@ -83,7 +84,7 @@ fn killed(actions: &[Action]) -> Vec<(WorkerId, Late)> {
     actions.iter().filter_map(kill).collect()
 }
 
-/// The generations of those that are ready, by seats.
+/// Returns the generations of ready workers, by seat.
 fn generations(pool: &Pool) -> Vec<u64> {
     let generation = |seat| {
         pool.occupant(seat)
@@ -97,13 +98,17 @@ const fn w(id: u64) -> WorkerId {
     WorkerId(id)
 }
 
+const fn kill(id: u64, why: Late) -> Action {
+    Action::Kill { id: w(id), why }
+}
+
 #[test]
 fn a_worker_killed_while_it_serves_is_replaced_at_once() {
     let now = Instant::now();
     let mut pool = ready_pool(2, now);
     assert_eq!(pool.exited(w(2), true, now), Some(Duration::ZERO));
     assert_eq!(spawned(&turn(&mut pool, now)), [(1, w(3))]);
-    // Idle for longer than its probation is as good as having answered.
+    // Being idle for longer than the probation counts as an answer.
     assert!(pool.ready(w(3), now));
     assert_eq!(
         pool.exited(w(3), false, now + PROBATION),
@@ -112,7 +117,7 @@ fn a_worker_killed_while_it_serves_is_replaced_at_once() {
 }
 
 #[test]
-fn a_streak_of_useless_workers_waits_ever_longer_and_the_others_are_left_alone() {
+fn a_streak_of_failures_doubles_the_wait_of_its_seat_only() {
     let mut now = Instant::now();
     let mut pool = Pool::new(target(1, 2), now, 1);
     assert_eq!(turn(&mut pool, now).len(), 2);
@@ -120,9 +125,9 @@ fn a_streak_of_useless_workers_waits_ever_longer_and_the_others_are_left_alone()
     let mut id = w(2);
     let mut last = Duration::ZERO;
     for round in 0..12 {
-        // Every other one is ready for a moment.
+        // Every other worker is ready for a moment.
         assert!(round % 2 == 0 || pool.ready(id, now));
-        let delay = pool.exited(id, false, now).expect("another is to come");
+        let delay = pool.exited(id, false, now).expect("a successor is due");
         assert!(
             delay >= last.mul_f64(1.2) || delay >= Duration::from_secs(22),
             "{delay:?} after {last:?}"
@@ -152,18 +157,18 @@ fn a_streak_of_useless_workers_waits_ever_longer_and_the_others_are_left_alone()
     assert_eq!(
         pool.exited(id, true, now),
         Some(Duration::ZERO),
-        "one that answered ends the streak"
+        "an answer ends the streak"
     );
     let id = spawned(&turn(&mut pool, now))[0].1;
     assert!(
         pool.exited(id, false, now)
             .is_some_and(|delay| delay < Duration::from_millis(200)),
-        "it is forgotten"
+        "the streak is over"
     );
 }
 
 #[test]
-fn a_postponed_start_is_no_failure_and_comes_soon() {
+fn a_postponed_start_is_no_failure_and_follows_soon() {
     let now = Instant::now();
     let mut pool = Pool::new(target(1, 1), now, 1);
     let mut at = now;
@@ -183,19 +188,13 @@ fn a_postponed_start_is_no_failure_and_comes_soon() {
 }
 
 #[test]
-fn a_worker_that_is_not_ready_in_time_is_killed_once_and_its_seat_waits() {
+fn a_worker_not_ready_in_time_is_killed_once_and_seat_waits() {
     let now = Instant::now();
     let mut pool = Pool::new(target(1, 1), now, 1);
     turn(&mut pool, now);
     assert_eq!(pool.deadline(), Some(now + START));
     let late = now + START;
-    assert_eq!(
-        turn(&mut pool, late),
-        [Action::Kill {
-            id: w(1),
-            why: Late::NotReady
-        }]
-    );
+    assert_eq!(turn(&mut pool, late), [kill(1, Late::NotReady)]);
     assert!(!pool.ready(w(1), late), "too late");
     let due = pool.due(0).expect("its seat waits");
     assert_eq!(
@@ -208,7 +207,7 @@ fn a_worker_that_is_not_ready_in_time_is_killed_once_and_its_seat_waits() {
 }
 
 #[test]
-fn if_none_is_ever_ready_the_pool_gives_up() {
+fn the_pool_gives_up_if_no_worker_is_ever_ready() {
     let mut now = Instant::now();
     let mut pool = Pool::new(target(1, 2), now, 1);
     let mut deaths = 0;
@@ -227,7 +226,7 @@ fn if_none_is_ever_ready_the_pool_gives_up() {
 }
 
 #[test]
-fn stopping_finishes_all_but_the_starting_and_kills_the_late() {
+fn stop_kills_starting_and_late_workers_and_drains_others() {
     let now = Instant::now();
     let mut pool = ready_pool(4, now);
     assert!(pool.recycle(w(1)) && pool.hold(w(2)));
@@ -239,11 +238,11 @@ fn stopping_finishes_all_but_the_starting_and_kills_the_late() {
     pool.stop(by);
     let stops = [(1, now + DRAIN), (2, by), (4, by), (5, by), (6, by)]
         .map(|(id, by)| Action::Stop { id: w(id), by });
-    let kill = Action::Kill {
-        id: w(7),
-        why: Late::Unneeded,
-    };
-    assert_eq!(turn(&mut pool, now), [&stops[..], &[kill]].concat());
+
+    assert_eq!(
+        turn(&mut pool, now),
+        [&stops[..], &[kill(7, Late::Unneeded)]].concat()
+    );
     assert!(!pool.reload(target(2, 4)));
     assert_eq!(pool.exited(w(7), false, now), None);
     pool.stop(now);
@@ -260,7 +259,7 @@ fn stopping_finishes_all_but_the_starting_and_kills_the_late() {
 }
 
 #[test]
-fn scaling_adds_and_takes_away_and_who_only_starts_is_killed() {
+fn scaling_adds_and_drains_workers_and_kills_starting_ones() {
     let now = Instant::now();
     let mut pool = ready_pool(2, now);
     pool.scale(4);
@@ -271,14 +270,10 @@ fn scaling_adds_and_takes_away_and_who_only_starts_is_killed() {
     let actions = turn(&mut pool, now);
     assert_eq!(drained(&actions), [(w(2), Why::Scale), (w(3), Why::Scale)]);
     assert_eq!(killed(&actions), [(w(4), Late::Unneeded)]);
-    assert_eq!(pool.seats(), 4, "they are still there");
+    assert_eq!(pool.seats(), 4, "draining workers still show");
     for id in [2, 3, 4] {
         assert!(!pool.is_settled());
-        assert_eq!(
-            pool.exited(w(id), false, now),
-            None,
-            "nobody comes after {id}"
-        );
+        assert_eq!(pool.exited(w(id), false, now), None, "no successor of {id}");
     }
     assert!(pool.is_settled());
     assert_eq!(
@@ -289,11 +284,11 @@ fn scaling_adds_and_takes_away_and_who_only_starts_is_killed() {
     assert_eq!(
         (pool.seats(), pool.is_settled()),
         (2, false),
-        "a seat is to be seen before somebody is there"
+        "a seat shows before it has a worker"
     );
     calm(&mut pool, now);
     pool.scale(1);
-    assert!(!pool.is_settled(), "before anybody was told");
+    assert!(!pool.is_settled(), "before any action");
 }
 
 #[test]
@@ -324,20 +319,14 @@ fn a_recycled_worker_goes_when_its_successor_is_ready() {
     );
     assert!(!pool.is_settled());
     assert_eq!(pool.deadline(), Some(late));
-    assert_eq!(
-        turn(&mut pool, late),
-        [Action::Kill {
-            id: w(2),
-            why: Late::NotGone
-        }]
-    );
+    assert_eq!(turn(&mut pool, late), [kill(2, Late::NotGone)]);
     assert_eq!(
         pool.exited(w(2), false, late),
         None,
         "its successor is there"
     );
     assert!(pool.is_settled());
-    // One that is gone before that makes nobody wait who is there.
+    // A worker that exits before its successor is ready causes no wait.
     assert!(pool.recycle(w(3)));
     turn(&mut pool, late);
     assert_eq!((pool.exited(w(3), false, now), pool.due(1)), (None, None));
@@ -355,7 +344,7 @@ fn all_are_recycled_a_few_at_a_time() {
         (drained(&actions), spawned(&actions)),
         (vec![(w(2), Why::Recycle)], vec![(2, w(12))])
     );
-    // One whose worker dies does not wait for its turn.
+    // A seat whose worker dies does not wait its turn.
     assert!(pool.exited(w(9), true, now).is_some());
     assert_eq!(spawned(&turn(&mut pool, now)), [(8, w(13))]);
     assert!([10, 12, 13].iter().all(|id| pool.ready(w(*id), now)));
@@ -365,7 +354,7 @@ fn all_are_recycled_a_few_at_a_time() {
 }
 
 #[test]
-fn a_worn_worker_and_an_old_one_are_replaced() {
+fn request_limit_and_lifetime_replace_a_worker() {
     let now = Instant::now();
     let mut pool = ready_pool(1, now);
     pool.near_request_limit(w(1));
@@ -402,7 +391,7 @@ fn a_worn_worker_and_an_old_one_are_replaced() {
 }
 
 #[test]
-fn a_held_worker_is_left_alone_until_it_is_released() {
+fn a_held_worker_is_not_touched_until_its_release() {
     let now = Instant::now();
     let mut pool = ready_pool(2, now);
     assert!(pool.hold(w(1)) && !pool.hold(w(1)) && !pool.release(w(2)));
@@ -417,7 +406,7 @@ fn a_held_worker_is_left_alone_until_it_is_released() {
     );
     pool.scale(1);
     calm(&mut pool, now);
-    assert!(pool.is_settled(), "a held one does not count");
+    assert!(pool.is_settled(), "a held worker does not count");
     assert_eq!(pool.occupant(0).map(|member| member.id), Some(w(4)));
     assert!(pool.release(w(1)));
     assert_eq!(drained(&turn(&mut pool, now)), [(w(1), Why::Reload)]);
@@ -429,15 +418,9 @@ fn a_released_worker_gets_its_seat_back() {
     let mut pool = ready_pool(1, now);
     assert!(pool.hold(w(1)));
     turn(&mut pool, now);
-    // Its successor only starts.
+    // Its successor is starting.
     assert!(pool.release(w(1)));
-    assert_eq!(
-        turn(&mut pool, now),
-        [Action::Kill {
-            id: w(2),
-            why: Late::Unneeded
-        }]
-    );
+    assert_eq!(turn(&mut pool, now), [kill(2, Late::Unneeded)]);
     assert_eq!(pool.exited(w(2), false, now), None);
     assert!(
         matches!(pool.member(w(1)), Some(Member { state: MemberState::Ready { since }, .. }) if *since == now)
@@ -448,16 +431,16 @@ fn a_released_worker_gets_its_seat_back() {
     assert_eq!(
         drained(&turn(&mut pool, now)),
         [(w(3), Why::Surplus)],
-        "its substitute goes"
+        "its substitute leaves"
     );
-    assert_eq!(turn(&mut pool, now), [], "and no other one comes");
-    // Of two that are released the later one stays.
+    assert_eq!(turn(&mut pool, now), [], "no other worker is started");
+    // Of two released workers the later one stays.
     let mut pool = ready_pool(1, now);
     assert!(pool.hold(w(1)));
     ready(&mut pool, now);
     assert!(pool.hold(w(2)) && pool.release(w(2)) && pool.release(w(1)));
     assert_eq!(drained(&turn(&mut pool, now)), [(w(2), Why::Surplus)]);
-    // Its substitute is recycled meanwhile.
+    // Its substitute was recycled before the release.
     let mut pool = ready_pool(1, now);
     assert!(pool.hold(w(1)));
     ready(&mut pool, now);

@@ -174,7 +174,7 @@ impl Master {
             ));
         }
         let loads = self.loads(now);
-        let from = rebalance::asked(&loads);
+        let from = rebalance::requested(&loads);
         match from {
             Some(id) => {
                 log::info!("{asker}: checking which clients can move from worker {id}");

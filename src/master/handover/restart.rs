@@ -567,7 +567,7 @@ impl Master {
         self.clients.addresses = self.count_addresses(&self.settings.config);
         if self.clients.count > 0 {
             // They wait for workers, whatever becomes of the first ones.
-            self.workers.pool.go_on();
+            self.workers.pool.disable_give_up();
         }
         moved
     }

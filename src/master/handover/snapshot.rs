@@ -506,7 +506,7 @@ impl Master {
             self.workers.all.insert(worker.id, worker);
         }
         if are_foreign {
-            self.workers.pool.go_on();
+            self.workers.pool.disable_give_up();
             self.workers.outgoing = Some(Outgoing::new(
                 now,
                 self.settings.config.limits.restart_grace,

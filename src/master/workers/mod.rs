@@ -68,7 +68,7 @@ impl Workers {
             seats: Vec::new(),
             outgoing: None,
             watch: Watch::default(),
-            rebalancer: Rebalancer::new(),
+            rebalancer: Rebalancer::default(),
             requested_rebalance: None,
             strikes: Strikes::default(),
             last_failure: None,

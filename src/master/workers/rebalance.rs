@@ -28,7 +28,7 @@ impl Master {
     /// Moves load if it has been uneven for a while.
     pub(crate) fn balance(&mut self, now: Instant) {
         let loads = self.loads(now);
-        match self.workers.rebalancer.look(&loads, now) {
+        match self.workers.rebalancer.observe(&loads, now) {
             Step::Rest => {}
             Step::Watch(id) => self.count_requests(id),
             Step::Move(id) => {

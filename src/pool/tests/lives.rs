@@ -1,11 +1,11 @@
-//! Random lives: whatever happens in whatever order, the rules of the module hold.
+//! Random sequences of events: the rules of the module hold in any order.
 
 use std::collections::BTreeSet;
 
 use super::*;
 
 #[test]
-fn under_random_sequences_the_rules_hold() {
+fn rules_hold_under_random_sequences_of_events() {
     for seed in 0..2_000 {
         let mut life = Life::new(seed);
         for _ in 0..200 {
@@ -20,7 +20,7 @@ fn under_random_sequences_the_rules_hold() {
     }
 }
 
-/// A pool, and what a world outside of it knows.
+/// A pool, and a model of the processes outside.
 struct Life {
     seed: u64,
     random: backoff::Jitter,
@@ -29,7 +29,7 @@ struct Life {
     alive: BTreeSet<WorkerId>,
     last: WorkerId,
     generation: u64,
-    /// The generation that a roll may go back to.
+    /// The generation that a roll may return to.
     rolls_from: Option<Generation>,
 }
 
@@ -63,7 +63,8 @@ impl Life {
         let actions = self.pool.reconcile(now);
         let pool = &self.pool;
         for action in &actions {
-            let told = |id: &WorkerId| before.iter().find(|m| m.id == *id).expect("it is there");
+            let before_of =
+                |id: &WorkerId| before.iter().find(|m| m.id == *id).expect("it is there");
             match action {
                 Action::Spawn {
                     seat,
@@ -83,7 +84,7 @@ impl Life {
                     self.alive.insert(*id);
                 }
                 Action::Drain { id, by, .. } => {
-                    let member = told(id);
+                    let member = before_of(id);
                     assert!(
                         matches!(member.state, MemberState::Ready { .. }),
                         "seed {seed}: {action:?} of {member:?}"
@@ -100,7 +101,7 @@ impl Life {
                     assert_eq!(*by, now + DRAIN, "seed {seed}");
                 }
                 Action::Kill { id, why } => {
-                    let member = told(id);
+                    let member = before_of(id);
                     let is_due = match (member.state, why) {
                         (MemberState::Starting { until }, Late::NotReady) => until <= now,
                         (MemberState::Starting { .. }, Late::Unneeded) => true,
@@ -134,11 +135,11 @@ impl Life {
             pool.deadline().is_none_or(|deadline| deadline > now),
             "seed {seed}: it would spin"
         );
-        self.look_at_seats(&spawned(&actions));
+        self.check_seats(&spawned(&actions));
         assert_eq!(self.pool.reconcile(now), [], "seed {seed}: asked again");
     }
 
-    fn look_at_seats(&self, spawned: &[(usize, WorkerId)]) {
+    fn check_seats(&self, spawned: &[(usize, WorkerId)]) {
         let (seed, pool) = (self.seed, &self.pool);
         if pool.is_stopping() || pool.gave_up && !pool.ever_ready {
             return;
@@ -172,7 +173,7 @@ impl Life {
                 ready[seat] + starting[seat] == 1 || serving[seat] > 0 && stand_ins >= most;
             assert!(
                 is_taken || pool.due(seat).is_some(),
-                "seed {seed}: nobody comes to {seat}"
+                "seed {seed}: no worker for {seat}"
             );
         }
     }
@@ -180,7 +181,7 @@ impl Life {
     fn step(&mut self) {
         let now = self.now;
         let nth = self.random.below(self.alive.len().max(1) as u64) as usize;
-        // Sometimes of a worker that is long gone.
+        // Sometimes the id of a worker that is long gone.
         let id = self
             .alive
             .iter()
@@ -230,12 +231,12 @@ impl Life {
                 self.pool.revived(id);
             }
             22 => self.now = soon,
-            _ => self.bury(),
+            _ => self.end_leaving(),
         }
     }
 
-    /// Those who were told to go are gone.
-    fn bury(&mut self) {
+    /// Ends all draining and killed workers.
+    fn end_leaving(&mut self) {
         let is_leaving =
             |m: &&Member| matches!(m.state, MemberState::Draining { .. } | MemberState::Killed);
         let leaving: Vec<WorkerId> = self
@@ -250,9 +251,9 @@ impl Life {
         }
     }
 
-    /// Everybody does what is asked of him, and nobody is stuck any more.
-    fn obey(&mut self) {
-        self.bury();
+    /// Completes what every worker was asked for; none is stuck any more.
+    fn complete(&mut self) {
+        self.end_leaving();
         for member in self.pool.members().copied().collect::<Vec<_>>() {
             self.pool.revived(member.id);
             let is_starting = matches!(member.state, MemberState::Starting { .. });
@@ -265,13 +266,13 @@ impl Life {
         }
     }
 
-    /// The faults end: all comes right.
+    /// Ends the faults: the pool settles.
     fn settle(&mut self) {
         self.pool.ever_ready = true;
         let held = |m: &&Member| matches!(m.state, MemberState::Held { .. });
         let before: Vec<WorkerId> = self.pool.members().filter(held).map(|m| m.id).collect();
         for _ in 0..100 {
-            self.obey();
+            self.complete();
             self.reconcile();
             if self.pool.is_settled() {
                 break;
@@ -304,7 +305,7 @@ impl Life {
         );
     }
 
-    /// The end comes, whatever was going on.
+    /// Stops the pool in any state.
     fn stop(&mut self) {
         self.pool.stop(self.now + DRAIN);
         self.rolls_from = None;
@@ -318,7 +319,7 @@ impl Life {
             "seed {}",
             self.seed
         );
-        self.obey();
+        self.complete();
         assert!(self.pool.is_finished(), "seed {}", self.seed);
     }
 }

@@ -1,8 +1,8 @@
-//! Reloads, and how they are given up.
+//! Reloads and rollbacks.
 
 use super::*;
 
-/// A roll of so many workers in which so many have been replaced, with two more being started.
+/// Returns a roll in which `replaced` of `count` workers were replaced and two more are starting.
 fn rolling(count: usize, replaced: usize, now: Instant) -> Pool {
     let mut pool = ready_pool(count, now);
     assert!(pool.reload(target(2, count)));
@@ -29,11 +29,11 @@ fn starting(pool: &Pool) -> Vec<WorkerId> {
 }
 
 #[test]
-fn workers_are_replaced_a_few_at_a_time_and_never_before_another_is_ready() {
+fn a_roll_replaces_few_workers_at_a_time_by_ready_ones() {
     let now = Instant::now();
     let mut pool = ready_pool(8, now);
     assert!(pool.reload(target(2, 8)) && pool.is_rolling());
-    assert!(!pool.reload(target(3, 8)), "one at a time");
+    assert!(!pool.reload(target(3, 8)), "one roll at a time");
     let actions = turn(&mut pool, now);
     assert_eq!(
         (spawned(&actions), actions.len()),
@@ -55,7 +55,7 @@ fn workers_are_replaced_a_few_at_a_time_and_never_before_another_is_ready() {
     }
     assert!(
         !pool.is_rolling() && !pool.is_settled(),
-        "the old ones are still there"
+        "the old workers still drain"
     );
     for id in 1..=8 {
         assert_eq!(pool.exited(w(id), true, now), None);
@@ -77,7 +77,7 @@ fn a_new_worker_that_is_not_ready_in_time_rolls_back() {
     );
     assert!(actions.contains(&Action::RolledBack) && !pool.is_rolling());
     assert_eq!(*pool.target(), target(1, 8));
-    // The seats that have a worker of the generation that is wanted again keep it.
+    // Seats with a worker of the generation that is wanted again keep it.
     assert_eq!(
         spawned(&actions)
             .iter()
@@ -98,20 +98,20 @@ fn a_new_worker_that_is_not_ready_in_time_rolls_back() {
     assert_eq!(generations(&pool), [1; 8]);
 }
 
-/// [`calm`], with those who were spawned just before being ready first.
+/// Runs [`calm`] after making the workers that were just spawned ready.
 fn calm_from(pool: &mut Pool, before: Vec<Action>, now: Instant) -> Vec<Action> {
     assert!(spawned(&before).iter().all(|(_, id)| pool.ready(*id, now)));
     calm(pool, now)
 }
 
 #[test]
-fn three_new_workers_that_die_roll_back_and_nobody_waits_for_what_they_did() {
+fn three_failed_new_workers_roll_back_and_cause_no_wait() {
     let mut now = Instant::now();
     let mut pool = rolling(8, 1, now);
-    // The seat whose old worker dies meanwhile gets a new one, which is no better.
+    // A seat whose old worker dies during the roll gets a new one, which fails as well.
     assert!(pool.exited(w(8), true, now).is_some());
     let [(7, id)] = spawned(&turn(&mut pool, now))[..] else {
-        panic!("the seat gets a new one")
+        panic!("the seat gets a new worker")
     };
     assert_eq!(
         pool.member(id).map(|member| member.generation),
@@ -119,7 +119,7 @@ fn three_new_workers_that_die_roll_back_and_nobody_waits_for_what_they_did() {
     );
     for failures in 1..3 {
         let id = pool.occupant(7).expect("a new one").id;
-        let delay = pool.exited(id, false, now).expect("another is to come");
+        let delay = pool.exited(id, false, now).expect("a successor is due");
         assert!(delay >= Duration::from_millis(100));
         assert_eq!(turn(&mut pool, now), []);
         now += delay;
@@ -138,7 +138,10 @@ fn three_new_workers_that_die_roll_back_and_nobody_waits_for_what_they_did() {
         "at once: {actions:?}"
     );
     assert_eq!(pool.exited(other, false, now), None);
-    assert!(pool.reload(target(3, 8)), "another try is welcome at once");
+    assert!(
+        pool.reload(target(3, 8)),
+        "another reload is accepted at once"
+    );
     for (id, _) in killed(&actions) {
         pool.exited(id, false, now);
     }
@@ -147,7 +150,7 @@ fn three_new_workers_that_die_roll_back_and_nobody_waits_for_what_they_did() {
 }
 
 #[test]
-fn a_failed_generation_gives_up_its_seats_even_where_nobody_else_is() {
+fn a_failed_generation_leaves_seats_without_other_workers() {
     let now = Instant::now();
     let mut pool = ready_pool(2, now);
     assert!(pool.reload(target(2, 2)));
@@ -168,7 +171,7 @@ fn a_failed_generation_gives_up_its_seats_even_where_nobody_else_is() {
 }
 
 #[test]
-fn one_that_dies_right_after_it_was_ready_is_a_failure_and_one_that_served_is_none() {
+fn a_death_in_probation_is_a_failure_and_a_later_one_is_not() {
     let now = Instant::now();
     let mut pool = rolling(8, 3, now);
     let new: Vec<WorkerId> = pool
@@ -187,7 +190,7 @@ fn one_that_dies_right_after_it_was_ready_is_a_failure_and_one_that_served_is_no
 }
 
 #[test]
-fn a_reload_forgives_and_old_workers_are_no_failures_of_the_new_generation() {
+fn a_reload_clears_waits_and_ignores_old_failures() {
     let now = Instant::now();
     let mut pool = Pool::new(target(1, 2), now, 1);
     turn(&mut pool, now);
@@ -197,65 +200,47 @@ fn a_reload_forgives_and_old_workers_are_no_failures_of_the_new_generation() {
     assert_eq!(
         spawned(&turn(&mut pool, now)),
         [(0, w(3)), (1, w(4))],
-        "a new configuration, a new chance"
+        "a new configuration has no wait"
     );
     // In its probation, but of the old generation.
     assert_eq!(pool.exited(w(1), false, now), None);
     assert!(pool.exited(w(3), false, now) > Some(Duration::ZERO));
     assert!(pool.exited(w(4), false, now) > Some(Duration::ZERO));
     assert_eq!(turn(&mut pool, now), [], "two failures");
-    // Nor are those who were still starting, and are not ready in time.
+    // A starting worker that is not ready in time is no failure of it either.
     let mut pool = Pool::new(target(1, 1), now, 1);
     turn(&mut pool, now);
     let later = now + START / 2;
     assert!(pool.reload(target(2, 1)));
     assert_eq!(spawned(&turn(&mut pool, later)), [(0, w(2))]);
-    assert_eq!(
-        turn(&mut pool, now + START),
-        [Action::Kill {
-            id: w(1),
-            why: Late::NotReady
-        }]
-    );
+    assert_eq!(turn(&mut pool, now + START), [kill(1, Late::NotReady)]);
     assert!(pool.is_rolling() && pool.exited(w(1), false, now + START).is_none());
     assert!(
         pool.ready(w(2), now + START) && !pool.is_settled(),
-        "it was not said that it is applied"
+        "Applied was not returned yet"
     );
     assert_eq!(turn(&mut pool, now + START), [Action::Applied]);
     assert!(pool.is_settled());
 }
 
 #[test]
-fn an_old_worker_that_starts_is_kept_until_its_successor_is_ready() {
+fn an_old_starting_worker_stays_until_its_successor_is_ready() {
     let now = Instant::now();
     let mut pool = Pool::new(target(1, 2), now, 1);
     turn(&mut pool, now);
     assert!(pool.reload(target(2, 2)));
     assert_eq!(spawned(&turn(&mut pool, now)), [(0, w(3)), (1, w(4))]);
     assert!(pool.ready(w(3), now));
-    assert_eq!(
-        turn(&mut pool, now),
-        [Action::Kill {
-            id: w(1),
-            why: Late::Unneeded
-        }]
-    );
+    assert_eq!(turn(&mut pool, now), [kill(1, Late::Unneeded)]);
     assert!(pool.ready(w(4), now));
     assert_eq!(
         turn(&mut pool, now),
-        [
-            Action::Applied,
-            Action::Kill {
-                id: w(2),
-                why: Late::Unneeded
-            }
-        ]
+        [Action::Applied, kill(2, Late::Unneeded)]
     );
 }
 
 #[test]
-fn a_roll_may_change_the_count_and_what_is_too_much_goes_when_it_is_over() {
+fn a_roll_may_change_the_count_and_drains_the_surplus_last() {
     let now = Instant::now();
     let mut pool = ready_pool(4, now);
     assert!(pool.reload(target(2, 2)));
@@ -271,7 +256,7 @@ fn a_roll_may_change_the_count_and_what_is_too_much_goes_when_it_is_over() {
         (actions[0], drained(&actions)),
         (Action::Applied, drains.to_vec())
     );
-    // And the other way round, given up.
+    // A growing count, rolled back.
     let mut pool = ready_pool(2, now);
     assert!(pool.reload(target(2, 4)));
     assert_eq!(
@@ -286,36 +271,30 @@ fn a_roll_may_change_the_count_and_what_is_too_much_goes_when_it_is_over() {
 }
 
 #[test]
-fn what_was_scaled_during_a_roll_outlives_it() {
+fn scaling_during_a_roll_outlives_it() {
     let now = Instant::now();
     let mut pool = rolling(4, 3, now);
     pool.scale(5);
     let [(4, id)] = spawned(&turn(&mut pool, now))[..] else {
-        panic!("the new seat waits for nobody")
+        panic!("the new seat does not wait")
     };
     assert!(pool.ready(id, now));
-    assert_eq!(turn(&mut pool, now), [], "one seat is not there yet");
+    assert_eq!(turn(&mut pool, now), [], "one seat has no new worker yet");
     pool.scale(2);
     let actions = turn(&mut pool, now);
     assert_eq!(
         actions.iter().position(|action| *action == Action::Applied),
         Some(0),
-        "the others are"
+        "the other seats have one"
     );
     assert!(drained(&actions).iter().all(|(_, why)| *why == Why::Scale));
-    // One that only starts for a seat that is not wanted any more is no use, whatever becomes of the roll.
+    // A starting worker of a seat that is not wanted any more is killed, whatever the result of the roll.
     let mut pool = ready_pool(1, now);
     assert!(pool.reload(target(2, 2)));
     assert_eq!(spawned(&turn(&mut pool, now)), [(0, w(2)), (1, w(3))]);
     pool.scale(1);
-    assert_eq!(
-        turn(&mut pool, now),
-        [Action::Kill {
-            id: w(3),
-            why: Late::Unneeded
-        }]
-    );
-    // Scaled, then given up.
+    assert_eq!(turn(&mut pool, now), [kill(3, Late::Unneeded)]);
+    // Scaled, then rolled back.
     let mut pool = rolling(4, 1, now);
     pool.scale(3);
     assert_eq!(turn(&mut pool, now), [], "seat 3 may be wanted again");

@@ -9,7 +9,7 @@ fn a_stuck_worker_keeps_its_seat_until_it_is_killed() {
     let mut pool = ready_pool(2, now);
     assert!(
         pool.stalled(w(1), None) && !pool.stalled(w(1), None),
-        "it is news once"
+        "only the first mark is new"
     );
     assert_eq!(turn(&mut pool, now), []);
     assert!(pool.is_settled());
@@ -19,52 +19,34 @@ fn a_stuck_worker_keeps_its_seat_until_it_is_killed() {
     assert_eq!(turn(&mut pool, at(5)), []);
     assert!(pool.revived(w(1)) && !pool.revived(w(1)));
     assert_eq!((turn(&mut pool, at(8)), pool.deadline()), (vec![], None));
-    assert!(pool.stalled(w(1), Some(at(9))), "and again");
-    assert_eq!(
-        turn(&mut pool, at(9))[0],
-        Action::Kill {
-            id: w(1),
-            why: Late::Stalled
-        }
-    );
+    assert!(pool.stalled(w(1), Some(at(9))), "marked again");
+    assert_eq!(turn(&mut pool, at(9))[0], kill(1, Late::Stalled));
     assert_eq!(
         spawned(&pool.reconcile(at(9))),
         [],
-        "its successor came with it"
+        "its successor was in the same turn"
     );
     assert_eq!(pool.exited(w(1), false, at(9)), None);
-    assert_eq!(pool.due(0), None, "it was no failure");
+    assert_eq!(pool.due(0), None, "a kill is no failure");
     assert_eq!(pool.member(w(3)).map(|member| member.seat), Some(0));
     assert!(
         !pool.stalled(w(3), Some(at(9))),
-        "one that starts has its own deadline"
+        "a starting worker has its own deadline"
     );
 }
 
 #[test]
-fn a_stuck_worker_that_drains_is_killed_at_whichever_comes_first() {
+fn a_stuck_draining_worker_is_killed_at_its_first_deadline() {
     let now = Instant::now();
     let mut pool = ready_pool(2, now);
     let soon = now + Duration::from_secs(1);
     assert!(pool.stalled(w(1), Some(soon)) && pool.stalled(w(2), Some(now + DRAIN * 2)));
     pool.recycle_all();
-    // Who is stuck does not serve, so that nobody waits for his turn.
+    // Stuck workers do not serve, so no seat waits its turn.
     assert_eq!(spawned(&ready(&mut pool, now)).len(), 2);
     assert_eq!(drained(&turn(&mut pool, now)).len(), 2);
-    assert_eq!(
-        turn(&mut pool, soon),
-        [Action::Kill {
-            id: w(1),
-            why: Late::Stalled
-        }]
-    );
-    assert_eq!(
-        turn(&mut pool, now + DRAIN),
-        [Action::Kill {
-            id: w(2),
-            why: Late::NotGone
-        }]
-    );
+    assert_eq!(turn(&mut pool, soon), [kill(1, Late::Stalled)]);
+    assert_eq!(turn(&mut pool, now + DRAIN), [kill(2, Late::NotGone)]);
 }
 
 #[test]
@@ -86,12 +68,12 @@ fn a_held_worker_is_never_killed_for_being_stuck() {
         }],
         "a stand-in"
     );
-    assert!(!pool.stalled(w(1), Some(late)), "it still is");
+    assert!(!pool.stalled(w(1), Some(late)), "it is still marked");
     assert_eq!(killed(&turn(&mut pool, late)), [(w(1), Late::Stalled)]);
 }
 
 #[test]
-fn of_two_in_a_seat_a_stuck_one_goes() {
+fn the_stuck_one_of_two_workers_in_a_seat_drains() {
     let now = Instant::now();
     let mut pool = ready_pool(1, now);
     assert!(pool.hold(w(1)));
@@ -101,7 +83,7 @@ fn of_two_in_a_seat_a_stuck_one_goes() {
 }
 
 #[test]
-fn when_all_are_stuck_somebody_else_comes_and_stays_until_one_is_back() {
+fn a_stand_in_serves_while_all_are_stuck() {
     let now = Instant::now();
     let mut pool = ready_pool(2, now);
     assert!(pool.stalled(w(1), None));
@@ -112,13 +94,9 @@ fn when_all_are_stuck_somebody_else_comes_and_stays_until_one_is_back() {
     assert!(pool.stalled(w(3), None));
     assert_eq!(spawned(&ready(&mut pool, now)), [(3, w(4))]);
     assert!(pool.stalled(w(4), None));
-    assert_eq!(turn(&mut pool, now), [], "not more of them than workers");
+    assert_eq!(turn(&mut pool, now), [], "at most as many as workers");
     assert!(pool.revived(w(4)));
-    assert_eq!(
-        turn(&mut pool, now),
-        [],
-        "that is none of those who are wanted"
-    );
+    assert_eq!(turn(&mut pool, now), [], "it is in no wanted seat");
     assert!(pool.revived(w(1)));
     assert_eq!(
         drained(&turn(&mut pool, now)),
@@ -127,7 +105,7 @@ fn when_all_are_stuck_somebody_else_comes_and_stays_until_one_is_back() {
 }
 
 #[test]
-fn a_stand_in_stays_until_the_successor_of_the_stuck_one_is_ready() {
+fn a_stand_in_stays_until_the_killed_worker_is_replaced() {
     let now = Instant::now();
     let mut pool = ready_pool(1, now);
     assert!(pool.stalled(w(1), Some(now + DRAIN)));
@@ -140,23 +118,17 @@ fn a_stand_in_stays_until_the_successor_of_the_stuck_one_is_ready() {
 }
 
 #[test]
-fn a_stand_in_that_fails_waits_and_one_that_only_starts_is_killed() {
+fn a_failed_stand_in_waits_and_a_starting_one_is_killed() {
     let now = Instant::now();
     let mut pool = ready_pool(3, now);
     assert!((1..=3).all(|id| pool.stalled(w(id), None)));
     assert_eq!(spawned(&turn(&mut pool, now)), [(3, w(4))]);
-    let delay = pool.exited(w(4), false, now).expect("another is to come");
+    let delay = pool.exited(w(4), false, now).expect("a successor is due");
     assert!(delay >= Duration::from_millis(100));
-    assert_eq!(turn(&mut pool, now), [], "no other seat instead");
+    assert_eq!(turn(&mut pool, now), [], "no other seat is used");
     assert_eq!(spawned(&turn(&mut pool, now + delay)), [(3, w(5))]);
     assert!(pool.revived(w(2)));
-    assert_eq!(
-        turn(&mut pool, now + delay),
-        [Action::Kill {
-            id: w(5),
-            why: Late::Unneeded
-        }]
-    );
+    assert_eq!(turn(&mut pool, now + delay), [kill(5, Late::Unneeded)]);
     assert_eq!(pool.exited(w(5), false, now + delay), None);
 }
 
@@ -174,12 +146,12 @@ fn stand_ins_are_scaled_with_the_workers() {
     assert_eq!(
         drained(&turn(&mut pool, now)).len(),
         4,
-        "one is wanted, and one more"
+        "one is wanted, and one stands in"
     );
 }
 
 #[test]
-fn a_roll_goes_on_although_all_are_stuck() {
+fn a_roll_continues_although_all_workers_are_stuck() {
     let now = Instant::now();
     let mut pool = ready_pool(2, now);
     assert!(pool.stalled(w(1), None) && pool.stalled(w(2), None) && pool.reload(target(2, 2)));
