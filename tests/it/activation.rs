@@ -298,7 +298,7 @@ fn contradictory_variables_are_refused_foreign_ones_ignored() {
     for (environment, why) in [
         (
             "LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=rpc",
-            "LISTEN_FDS=2, but LISTEN_FDNAMES has 1 names",
+            "LISTEN_FDS=2, but LISTEN_FDNAMES has 1 name",
         ),
         (
             "LISTEN_PID=$$ LISTEN_FDS=many",
