@@ -28,7 +28,6 @@ use std::panic;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
 
 use answers::Answers;
 use connection::HttpConnection;
@@ -37,15 +36,12 @@ use daemon::DaemonClient;
 use crate::channel::{Channel, Incoming, Scratch};
 use crate::logging;
 use crate::proto::exporter::{Nothing, StartExporter, ToExporter};
-use crate::sys::listening::{Look, Offer, accept, is_listening};
+use crate::sys::listening::{ACCEPT_PAUSE, Look, Offer, accept, is_listening};
 use crate::sys::poll::{Interest, PollEvent, Poller};
 use crate::sys::{fd, process, signal};
 
 /// Most HTTP connections at a time.
 const MAX_CONNECTIONS: usize = 16;
-
-/// How long nobody is accepted when there is no room, or the system was out of something, unless somebody leaves before.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the poller tells an event by.
 const CHANNEL: u64 = 0;

@@ -227,7 +227,7 @@ impl Master {
         text.sample(
             "clients",
             &[("state", &"leased")],
-            self.clients.count.saturating_sub(waiting),
+            self.clients.count().saturating_sub(waiting),
         );
         text.sample("clients", &[("state", &"waiting")], waiting);
         text.gauge("clients_max", "Clients there may be.", self.clients.max);

@@ -30,8 +30,7 @@ mod workers;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use self::clients::client::Addresses;
-use self::clients::handshakes::Handshakes;
+use self::clients::addresses::Addresses;
 use self::exporter::Exporter;
 use self::handover::upgrade::Upgrade;
 use self::telemetry::counters::Totals;
@@ -195,7 +194,7 @@ impl Master {
                 .clients
                 .look_at_deadlines(&self.poller, &self.control.listener, now);
             self.look_at_workers(now);
-            self.look_at_handshakes(now);
+            self.clients.check_handshakes(&mut self.telemetry, now);
             self.reconcile(now)?;
             self.keep_exporter(now);
             // Where nobody waits any more no event comes, either.
@@ -204,6 +203,7 @@ impl Master {
             self.look_at_ended(&ended, now);
             self.bind_ended(now);
             self.try_store(now);
+            self.workers.rest(&self.clients);
             self.set_gate(now);
             self.keep_manager_informed(now);
             self.answer_waiting(now);
@@ -280,7 +280,7 @@ impl Master {
             store,
             self.reading_deadline(),
             self.outage_deadline(),
-            self.handshakes_deadline(),
+            self.clients.handshakes_deadline(),
         ];
         [pool, gate, control]
             .into_iter()
@@ -354,12 +354,12 @@ impl Master {
         self.abandon_reload("the daemon is stopping".to_owned());
         let timeout = self.settings.config.limits.drain_timeout;
         let about = About {
-            clients: Some(self.clients.count),
+            clients: Some(self.clients.count()),
             ..asker.about()
         };
         let sentence = format_args!(
             "{asker}: stopping; {}; waiting up to {timeout:?} for running requests",
-            Counted(self.clients.count, "client")
+            Counted(self.clients.count(), "client")
         );
         self.telemetry.events.note(Kind::Stopping, about, sentence);
         self.workers.pool.stop(now + timeout);
@@ -369,13 +369,7 @@ impl Master {
         for listener in self.listeners.all.drain(..) {
             let _ = self.poller.remove(&listener);
         }
-        std::mem::take(&mut self.clients.unleased)
-            .into_iter()
-            .for_each(|unleased| self.forget(unleased.client));
-        let waiting = std::mem::take(&mut self.clients.handshakes)
-            .into_iter()
-            .flat_map(Handshakes::into_clients);
-        waiting.for_each(|client| self.forget(client));
+        self.clients.close_waiting(&self.telemetry);
     }
 
     /// Opens the log file again, here and in all other processes of the daemon.

@@ -396,7 +396,7 @@ impl Master {
                 self.ready_workers().count()
             },
             wanted: self.workers.pool.target().count,
-            clients: self.clients.count,
+            clients: self.clients.count(),
             generation: self.settings.generation,
             is_reloading: self.reloads.current.is_some(),
             is_stopping,

@@ -152,6 +152,8 @@ impl Master {
             self.handover.store =
                 Some(HandoffStore::new(limit).map_err(Error::system("make handoff queues"))?);
         }
+        let state_file = self.handover.store.as_ref().map(HandoffStore::state_file);
+        self.clients.figures = state_file.map(|state_file| state_file.figures().clone());
         self.listeners.all.iter_mut().for_each(Listener::own);
         if let Some(saved_state) = left.saved_state {
             self.take_over(saved_state, unpacked);

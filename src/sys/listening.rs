@@ -9,6 +9,7 @@ use std::io;
 use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -18,6 +19,9 @@ use nix::sys::socket::{self, Backlog, SockaddrIn, SockaddrIn6, getsockopt, setso
 use nix::sys::time::TimeVal;
 
 use super::passed::refuse_descriptors;
+
+/// Time without accepting connections after the system was out of descriptors or memory.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Lets clients connect. The kernel caps `backlog` at net.core.somaxconn (listen(2)). On a socket that listens already it
 /// changes the backlog, and no waiting client is lost.

@@ -6,11 +6,13 @@
 //! worker, until the handshake is complete. The kernel ends a handshake that never completes
 //! (`tcp_synack_retries` of tcp(7)).
 
+use std::io;
 use std::time::{Duration, Instant};
 
-use crate::master::Master;
+use crate::master::clients::Clients;
 use crate::master::clients::client::Client;
 use crate::master::clients::leases::recover_after_death;
+use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::{Loss, Reason};
 use crate::proto::text::Counted;
 use crate::shm::MasterShm;
@@ -37,7 +39,7 @@ impl Handshakes {
     }
 }
 
-impl Master {
+impl Clients {
     /// Adds clients whose bytes cannot be counted yet to those that wait.
     pub(crate) fn await_handshakes(
         &mut self,
@@ -51,7 +53,7 @@ impl Master {
                 "{} with a handshake that has not ended",
                 Counted(clients.len(), "client")
             );
-            self.clients.handshakes.push(Handshakes {
+            self.handshakes.push(Handshakes {
                 shm,
                 clients,
                 is_timed_out,
@@ -63,28 +65,27 @@ impl Master {
 
     /// Returns when the waiting clients must be checked next.
     pub(crate) fn handshakes_deadline(&self) -> Option<Instant> {
-        self.clients
-            .handshakes
+        self.handshakes
             .iter()
             .map(|handshakes| handshakes.due)
             .min()
     }
 
     /// Recovers the clients whose handshakes are complete or whose connections have ended.
-    pub(crate) fn look_at_handshakes(&mut self, now: Instant) {
-        for mut handshakes in std::mem::take(&mut self.clients.handshakes) {
+    pub(crate) fn check_handshakes(&mut self, telemetry: &mut Telemetry, now: Instant) {
+        for mut handshakes in std::mem::take(&mut self.handshakes) {
             if handshakes.due <= now {
-                self.take_complete(&mut handshakes);
+                self.recover_complete(&mut handshakes, telemetry);
                 handshakes.wait = handshakes.wait.saturating_mul(2).min(MAX_WAIT);
                 handshakes.due = now + handshakes.wait;
             }
             if !handshakes.clients.is_empty() {
-                self.clients.handshakes.push(handshakes);
+                self.handshakes.push(handshakes);
             }
         }
     }
 
-    fn take_complete(&mut self, handshakes: &mut Handshakes) {
+    fn recover_complete(&mut self, handshakes: &mut Handshakes, telemetry: &mut Telemetry) {
         let Handshakes {
             shm,
             clients,
@@ -93,25 +94,26 @@ impl Master {
         } = handshakes;
         for (slot, client) in std::mem::take(clients) {
             match recover_after_death(slot, client, None, shm, *is_timed_out) {
-                Ok((unleased, _)) => drop(self.take_in(vec![Ok(unleased)], Reason::Death)),
-                Err((why, client)) => match why.kind() {
-                    std::io::ErrorKind::WouldBlock => clients.push((slot, client)),
-                    std::io::ErrorKind::ConnectionAborted => self.forget(client),
-                    _ => self.lose(Loss::from_error(&why), &why, client),
+                Ok((unleased, _)) => {
+                    self.requeue([Ok(unleased)], Reason::Death, telemetry);
+                }
+                Err((e, client)) => match e.kind() {
+                    io::ErrorKind::WouldBlock => clients.push((slot, client)),
+                    io::ErrorKind::ConnectionAborted => self.remove(client, telemetry),
+                    _ => self.lose(Loss::from_error(&e), &e, client, telemetry),
                 },
             }
         }
     }
 
-    /// Gives these clients up: the master exits, and cannot hand anything of them to the next one.
-    pub(crate) fn lose_handshakes(&mut self) {
-        for mut handshakes in std::mem::take(&mut self.clients.handshakes) {
-            self.take_complete(&mut handshakes);
-            let why = std::io::ErrorKind::WouldBlock.into();
-            handshakes
-                .clients
-                .into_iter()
-                .for_each(|(_, client)| self.lose(Loss::from_error(&why), &why, client));
+    /// Closes these clients: the master exits, and cannot leave their state to the next one.
+    pub(crate) fn lose_handshakes(&mut self, telemetry: &mut Telemetry) {
+        for mut handshakes in std::mem::take(&mut self.handshakes) {
+            self.recover_complete(&mut handshakes, telemetry);
+            let error = io::ErrorKind::WouldBlock.into();
+            for (_, client) in handshakes.clients {
+                self.lose(Loss::from_error(&error), &error, client, telemetry);
+            }
         }
     }
 }

@@ -1,14 +1,28 @@
 //! Clients: one client, its lease, and the recovery of its bytes.
 
 use std::collections::VecDeque;
+use std::io;
 
 use crate::config::Config;
-use crate::master::clients::client::{Addresses, Unleased};
+use crate::master::clients::addresses::Addresses;
+use crate::master::clients::client::{Client, Unleased};
+use crate::master::clients::figures::ClientFigures;
 use crate::master::clients::handshakes::Handshakes;
+use crate::master::clients::leases::Recovered;
+use crate::master::clients::reject::turn_away;
+use crate::master::telemetry::Telemetry;
+use crate::master::telemetry::counters::{Loss, Reason};
 use crate::pool::dispatch::Dispatcher;
+use crate::proto::frame::OrderRule;
+use crate::proto::names::{ClientId, Offsets, Peer};
 use crate::shm::Layout;
+use crate::sys::listening::Accepted;
+use crate::sys::passed::ClientSocket;
+use crate::sys::{byte_counts, clock, socket};
 
+pub(crate) mod addresses;
 pub(crate) mod client;
+pub(crate) mod figures;
 pub(crate) mod handshakes;
 pub(crate) mod leases;
 pub(crate) mod reject;
@@ -16,7 +30,7 @@ pub(crate) mod reject;
 /// All clients, with and without a worker.
 #[derive(Debug)]
 pub(crate) struct Clients {
-    /// Clients without a worker.
+    /// Clients without a worker. Those that have waited longest come first.
     pub(crate) unleased: VecDeque<Unleased>,
     /// Clients whose bytes cannot be counted yet.
     pub(crate) handshakes: Vec<Handshakes>,
@@ -24,11 +38,17 @@ pub(crate) struct Clients {
     /// The number of the next client.
     pub(crate) next_id: u64,
     /// All clients.
-    pub(crate) count: u64,
+    count: u64,
+    /// Clients that have left since this master began.
+    left: u64,
     pub(crate) max: u64,
+    /// No worker will serve a client without one.
+    is_closing: bool,
     /// The layout of the shared memory of new workers.
     pub(crate) layout: Layout,
     pub(crate) dispatcher: Dispatcher,
+    /// The figures for the next master, if clients are kept for it.
+    pub(crate) figures: Option<ClientFigures>,
 }
 
 impl Clients {
@@ -40,9 +60,169 @@ impl Clients {
             addresses: Addresses::new(&config.limits, [].iter()),
             next_id: 1,
             count: 0,
+            left: 0,
             max,
+            is_closing: false,
             layout,
             dispatcher: Dispatcher::new(config.workers.dispatch),
+            figures: None,
+        }
+    }
+
+    /// Returns the number of all clients.
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Returns the number of clients that have left since this master began.
+    pub(crate) fn left(&self) -> u64 {
+        self.left
+    }
+
+    /// Returns whether there are as many clients as there may be.
+    pub(crate) fn is_full(&self) -> bool {
+        self.count >= self.max
+    }
+
+    /// Adds clients that an earlier master, or this process before an upgrade, has had.
+    pub(crate) fn add(&mut self, clients: u64) {
+        self.count += clients;
+    }
+
+    /// Subtracts clients that are left to no master.
+    pub(crate) fn subtract(&mut self, clients: u64) {
+        self.count -= clients;
+    }
+
+    /// Writes the figures that change with every client for the next master.
+    pub(crate) fn write_figures(&self, telemetry: &Telemetry) {
+        if let Some(figures) = &self.figures {
+            figures.set(self.next_id, telemetry.counts.refused, self.count);
+        }
+    }
+
+    /// Makes a client of a connection that a listener accepted. Returns `None` if the connection
+    /// has already ended or was rejected.
+    pub(crate) fn admit(
+        &mut self,
+        accepted: Accepted,
+        order: OrderRule,
+        listener: u32,
+        telemetry: &mut Telemetry,
+    ) -> Option<Client> {
+        let id = ClientId(self.next_id);
+        self.next_id += 1;
+        self.write_figures(telemetry);
+        let peer = peer_of(&accepted)?;
+        let socket = ClientSocket::shared(accepted.socket, accepted.address.is_none());
+        if !self.addresses.enter(&peer) {
+            log::debug!(
+                "client {id} ({peer}) turned away: its address has as many clients as it may have"
+            );
+            telemetry.counts.refused += 1;
+            self.write_figures(telemetry);
+            turn_away(
+                &socket,
+                order,
+                "there are too many connections from this address",
+            );
+            return None;
+        }
+        self.count += 1;
+        self.write_figures(telemetry);
+        Some(Client {
+            id,
+            socket,
+            peer,
+            order,
+            listener,
+            since: clock::monotonic_seconds(),
+            moves: 0,
+            offsets: Offsets::default(),
+        })
+    }
+
+    /// Queues clients whose workers do not have them any more, so that they are leased to others.
+    /// Those that have waited longest come first, so that a client that returns fast cannot delay
+    /// another for ever. Returns their number.
+    pub(crate) fn requeue(
+        &mut self,
+        recovered: impl IntoIterator<Item = Recovered>,
+        reason: Reason,
+        telemetry: &mut Telemetry,
+    ) -> usize {
+        let mut movers = Vec::new();
+        for recovered in recovered {
+            match recovered {
+                Ok(unleased) if self.is_closing => self.remove(unleased.client, telemetry),
+                Ok(mut unleased) => {
+                    unleased.client.moves = unleased.client.moves.saturating_add(1);
+                    movers.push(unleased);
+                }
+                Err((error, client)) => {
+                    self.lose(Loss::from_error(&error), &error, client, telemetry)
+                }
+            }
+        }
+        movers.sort_by_key(|unleased| unleased.times.1);
+        let count = movers.len();
+        telemetry.counts.moves.add(reason, count as u64);
+        self.unleased.extend(movers);
+        count
+    }
+
+    /// Closes a client that has no worker and can have none. All clients that the master closes for
+    /// a reason of the daemon's own are closed here; where it has no [`Client`] of them, it adds
+    /// them to [`Counts::losses`](crate::master::telemetry::counters::Counts).
+    pub(crate) fn lose(
+        &mut self,
+        loss: Loss,
+        error: &io::Error,
+        client: Client,
+        telemetry: &mut Telemetry,
+    ) {
+        log::debug!(
+            "client {} ({}) cannot be recovered: {error}; closing it",
+            client.id,
+            client.peer
+        );
+        socket::end(&client.socket);
+        telemetry.counts.losses.add(loss, 1);
+        self.remove(client, telemetry);
+    }
+
+    /// Removes a client that is closed, or that is closed hereby.
+    pub(crate) fn remove(&mut self, client: Client, telemetry: &Telemetry) {
+        log::debug!("client {} ({}) closed", client.id, client.peer);
+        self.addresses.leave(&client.peer);
+        self.count -= 1;
+        self.left += 1;
+        self.write_figures(telemetry);
+    }
+
+    /// Closes all clients without a worker, now and from now on.
+    pub(crate) fn close_waiting(&mut self, telemetry: &Telemetry) {
+        self.is_closing = true;
+        let unleased = std::mem::take(&mut self.unleased).into_iter();
+        let handshakes = std::mem::take(&mut self.handshakes).into_iter();
+        unleased
+            .map(|unleased| unleased.client)
+            .chain(handshakes.flat_map(Handshakes::into_clients))
+            .for_each(|client| self.remove(client, telemetry));
+    }
+}
+
+/// Returns the peer of a connection. `None` when the kernel does not know it any more: then the
+/// client is gone.
+fn peer_of(accepted: &Accepted) -> Option<Peer> {
+    match accepted.address {
+        Some(address) => Some(Peer::from(address)),
+        None => {
+            let socket::Credentials { pid, uid, gid } =
+                socket::credentials(&accepted.socket).ok()?;
+            // A failure only means that the client cannot be recovered from the middle of a turn.
+            let _ = byte_counts::arm(&accepted.socket);
+            Some(Peer::Unix { pid, uid, gid })
         }
     }
 }

@@ -112,7 +112,7 @@ impl Master {
     fn settled(&self) -> Settled {
         Settled {
             workers: self.ready_workers().count() as u32,
-            clients: self.clients.count,
+            clients: self.clients.count(),
         }
     }
 
@@ -155,7 +155,7 @@ impl Master {
                         .get(&id)
                         .is_none_or(|w| w.leases.clients() == 0),
                 ),
-                Waits::Deserted => (Verb::Drain, self.clients.count == 0 || !is_drained),
+                Waits::Deserted => (Verb::Drain, self.clients.count() == 0 || !is_drained),
                 Waits::Rebalanced => (Verb::Rebalance, moves.is_some()),
                 // The reply has been queued already, or the new program sends it.
                 Waits::Upgraded => (Verb::Upgrade, false),

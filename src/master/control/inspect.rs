@@ -151,7 +151,7 @@ impl Master {
         {
             socket::end(&unleased.client.socket);
             let peer = unleased.client.peer;
-            self.forget(unleased.client);
+            self.clients.remove(unleased.client, &self.telemetry);
             peer
         } else if let Some((worker_id, slot)) = leased() {
             let worker = self
@@ -164,7 +164,7 @@ impl Master {
             socket::end(&client.socket);
             if let Some(taken) = worker.leases.revoke(slot, &worker.shm) {
                 let client = taken.map_or_else(|(_, client)| client, |unleased| unleased.client);
-                self.forget(client);
+                self.clients.remove(client, &self.telemetry);
                 self.tell(worker_id, ToWorker::LeasesRevoked);
             }
             peer
@@ -199,7 +199,7 @@ impl Master {
             last: self.telemetry.events.last(),
             lost,
             workers,
-            clients: self.clients.count,
+            clients: self.clients.count(),
         }
     }
 

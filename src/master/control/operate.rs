@@ -145,7 +145,7 @@ impl Master {
             false => (Kind::Undrained, "clients are accepted"),
         };
         let about = About {
-            clients: Some(self.clients.count),
+            clients: Some(self.clients.count()),
             ..asker.about()
         };
         self.telemetry.events.note(
@@ -153,7 +153,7 @@ impl Master {
             about,
             format_args!(
                 "{asker}: {what}; {} connected",
-                Counted(self.clients.count, "client")
+                Counted(self.clients.count(), "client")
             ),
         );
         self.listeners.is_drained = is_drained;

@@ -19,7 +19,7 @@ use crate::proto::control::{
 };
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
 use crate::proto::rpc;
-use crate::sys::listening::{Look, Offer, accept};
+use crate::sys::listening::{ACCEPT_PAUSE, Look, Offer, accept};
 use crate::sys::passed::{ClientSocket, Passed};
 use crate::sys::poll::{Interest, PollEvent, Poller};
 use crate::sys::socket::{self, Moved};
@@ -33,9 +33,6 @@ const MAX_READERS_PER_USER: usize = 8;
 /// Time in which requests are answered in a turn of the loop. Many slow requests delay clients by
 /// no more than this and one request.
 const CONTROL_BUDGET: Duration = Duration::from_millis(5);
-
-/// Time without accepting control clients after the system was out of descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Least time between two log lines about rejected peers: any process that can connect could fill
 /// the log.

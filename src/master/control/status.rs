@@ -96,7 +96,7 @@ impl Master {
                 .filter(|_| !self.workers.pool.is_stopping())
                 .map(|pause| pause.to_string()),
             listeners: self.listeners.all.iter().map(listener_status).collect(),
-            clients: self.clients.count,
+            clients: self.clients.count(),
             max_clients: self.clients.max,
             accepted_total: self.clients.next_id - 1,
             refused_total: self.telemetry.counts.refused,

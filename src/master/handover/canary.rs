@@ -235,10 +235,13 @@ impl Master {
     pub(crate) fn stop_unkept(&mut self, asker: Asker, now: Instant) {
         if !self.workers.pool.is_stopping() {
             self.look_at_store(now);
-            self.count_lost(Loss::Store, self.clients.count);
+            self.telemetry
+                .counts
+                .losses
+                .add(Loss::Store, self.clients.count());
             log::error!(
                 "the service manager does not keep clients for the next master; closing {}",
-                Counted(self.clients.count, "client")
+                Counted(self.clients.count(), "client")
             );
         }
         self.stop(asker, now);

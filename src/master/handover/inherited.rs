@@ -149,7 +149,7 @@ impl Inherited {
             outlets < saved_state.handoff_queues || handoff.unpacked().shms().next().is_none();
         if let Some(clients) = state_file
             .as_ref()
-            .and_then(StateFile::clients)
+            .and_then(|state_file| state_file.figures().clients())
             .filter(|_| is_incomplete)
         {
             handoff.count_missing(clients);

@@ -208,17 +208,6 @@ impl Master {
         self.keep_listeners(now);
     }
 
-    /// Notes figures that change with every client.
-    pub(crate) fn note_client(&self) {
-        if let Some(store) = &self.handover.store {
-            store.state_file.note(
-                self.clients.next_id,
-                self.telemetry.counts.refused,
-                self.clients.count,
-            );
-        }
-    }
-
     /// Writes the state file anew, if something has happened since it was written.
     pub(crate) fn keep_state(&mut self) {
         let last = self.telemetry.events.last();
@@ -316,12 +305,12 @@ impl Master {
         }
         self.abandon_reload("the daemon is being restarted".to_owned());
         let about = About {
-            clients: Some(self.clients.count),
+            clients: Some(self.clients.count()),
             ..asker.about()
         };
         let sentence = format_args!(
             "{asker}: keeping {} for the next master; running requests get {grace:?}",
-            Counted(self.clients.count, "client")
+            Counted(self.clients.count(), "client")
         );
         self.telemetry.events.note(Kind::Stopping, about, sentence);
         self.tell_stopping(grace, now);
@@ -386,15 +375,11 @@ impl Master {
             left += store.queues.pack(&orphan);
         }
         if left > 0 {
-            self.clients.count -= left as u64;
-            self.count_lost(Loss::Store, left as u64);
+            self.clients.subtract(left as u64);
+            self.telemetry.counts.losses.add(Loss::Store, left as u64);
             self.write_state(&mut store);
         }
-        store.state_file.note(
-            self.clients.next_id,
-            self.telemetry.counts.refused,
-            self.clients.count,
-        );
+        self.clients.write_figures(&self.telemetry);
         let is_in_doubt = store.canaries.outage().is_some();
         self.handover.store = Some(store);
         if is_in_doubt {
@@ -405,17 +390,17 @@ impl Master {
             _ if self.has_store_ended() => {
                 log::error!(
                     "the service manager has kept nothing: {} lost",
-                    Counted(self.clients.count, "client")
+                    Counted(self.clients.count(), "client")
                 )
             }
             0 => log::info!(
                 "left {} to the next master",
-                Counted(self.clients.count, "client")
+                Counted(self.clients.count(), "client")
             ),
             left => log::error!(
                 "no space: {} closed, {} left to the next master",
                 Counted(left, "client"),
-                self.clients.count
+                self.clients.count()
             ),
         }
         self.listeners
@@ -426,7 +411,7 @@ impl Master {
 
     /// Clients that have no worker are laid in shared memory of their own, as if they had one that is gone.
     fn lay_waiting(&mut self) {
-        self.lose_handshakes();
+        self.clients.lose_handshakes(&mut self.telemetry);
         let waiting = std::mem::take(&mut self.clients.unleased);
         if waiting.is_empty() {
             return;
@@ -440,16 +425,23 @@ impl Master {
                     "cannot make shared memory for {} without a worker: {e}",
                     Counted(waiting.len(), "client")
                 );
-                return waiting
-                    .into_iter()
-                    .for_each(|unleased| self.lose(Loss::Memory, &e, unleased.client));
+                for unleased in waiting {
+                    self.clients
+                        .lose(Loss::Memory, &e, unleased.client, &mut self.telemetry);
+                }
+                return;
             }
         };
         shm.header().set_packed_at(clock::monotonic());
         let mut leases = crate::master::clients::leases::Leases::new(self.clients.layout.slots());
         for unleased in waiting {
             if let Err((reason, client)) = leases.give(unleased, &shm) {
-                self.lose(Loss::from_error(&reason), &reason, client);
+                self.clients.lose(
+                    Loss::from_error(&reason),
+                    &reason,
+                    client,
+                    &mut self.telemetry,
+                );
             }
         }
         let (slots, longest) = (self.clients.layout.slots(), self.clients.layout.max_frame());
@@ -526,8 +518,9 @@ impl Master {
             self.settings.count_origin = Origin::Runtime;
         }
         if let Some(store) = &self.handover.store {
-            self.clients.next_id = store.state_file.next_client();
-            self.telemetry.counts.refused = store.state_file.refused();
+            let figures = store.state_file.figures();
+            self.clients.next_id = figures.next_client();
+            self.telemetry.counts.refused = figures.refused();
         }
     }
 
@@ -552,20 +545,27 @@ impl Master {
         let mut moved = 0;
         for left in unpacked.take_left() {
             for (reason, client) in left.lost {
-                self.clients.count += 1;
-                self.lose(Loss::from_error(&reason), &reason, client);
+                self.clients.add(1);
+                self.clients.lose(
+                    Loss::from_error(&reason),
+                    &reason,
+                    client,
+                    &mut self.telemetry,
+                );
             }
             let recovered = left.recovered.into_iter();
-            let recovered: Vec<_> = recovered.map(|(unleased, _)| Ok(unleased)).collect();
-            self.clients.count += recovered.len() as u64;
-            moved += self.take_in(recovered, Reason::Restart);
+            self.clients.add(recovered.len() as u64);
+            let recovered = recovered.map(|(unleased, _)| Ok(unleased));
+            moved += self
+                .clients
+                .requeue(recovered, Reason::Restart, &mut self.telemetry);
         }
         self.telemetry.counts.losses.add_all(&unpacked.lost);
         let ids = self.clients.unleased.iter();
         let next_id = ids.map(|unleased| unleased.client.id.0 + 1).max();
         self.clients.next_id = self.clients.next_id.max(next_id.unwrap_or(1));
         self.clients.addresses = self.count_addresses(&self.settings.config);
-        if self.clients.count > 0 {
+        if self.clients.count() > 0 {
             // They wait for workers, whatever becomes of the first ones.
             self.workers.pool.disable_give_up();
         }

@@ -502,7 +502,7 @@ impl Master {
                     .pool
                     .adopt(worker.id, worker.seat, worker.generation, is_held, now);
             }
-            self.clients.count += worker.leases.clients() as u64;
+            self.clients.add(worker.leases.clients() as u64);
             self.workers.all.insert(worker.id, worker);
         }
         if are_foreign {

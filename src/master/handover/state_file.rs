@@ -15,12 +15,14 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::config::{Identities, Keys};
+use crate::master::clients::figures::ClientFigures;
 use crate::master::listeners::listener::ListenerRecord;
 use crate::master::telemetry::counters::{Counts, Tally};
 use crate::master::workers::SeatTotals;
@@ -65,9 +67,6 @@ pub(crate) fn check_version(version: u64, oldest: u64) -> Result<(), String> {
 
 const WHAT: usize = 0;
 const HALF: usize = 1;
-const NEXT_CLIENT: usize = 2;
-const REFUSED: usize = 3;
-const CLIENTS: usize = 4;
 const WHAT_FOR: usize = 5;
 
 /// Words that have a meaning.
@@ -137,7 +136,8 @@ impl SavedState {
 /// The state file.
 #[derive(Debug)]
 pub(crate) struct StateFile {
-    words: Words,
+    words: Rc<Words>,
+    figures: ClientFigures,
     file: File,
 }
 
@@ -149,8 +149,10 @@ impl StateFile {
     }
 
     fn from_file(file: File) -> io::Result<StateFile> {
+        let words = Rc::new(Words::map(&file, WORDS)?);
         Ok(StateFile {
-            words: Words::map(&file, WORDS)?,
+            figures: ClientFigures::new(words.clone()),
+            words,
             file,
         })
     }
@@ -175,24 +177,9 @@ impl StateFile {
         &self.file
     }
 
-    /// Notes figures that change with every client.
-    pub(crate) fn note(&self, next_client: u64, refused: u64, clients: u64) {
-        self.words[NEXT_CLIENT].store(next_client, Ordering::Relaxed);
-        self.words[REFUSED].store(refused, Ordering::Relaxed);
-        self.words[CLIENTS].store(clients.wrapping_add(1), Ordering::Relaxed);
-    }
-
-    /// Clients that there were; none where that is not known.
-    pub(crate) fn clients(&self) -> Option<u64> {
-        self.words[CLIENTS].load(Ordering::Relaxed).checked_sub(1)
-    }
-
-    pub(crate) fn next_client(&self) -> u64 {
-        self.words[NEXT_CLIENT].load(Ordering::Relaxed).max(1)
-    }
-
-    pub(crate) fn refused(&self) -> u64 {
-        self.words[REFUSED].load(Ordering::Relaxed)
+    /// Returns the words that change with every client.
+    pub(crate) fn figures(&self) -> &ClientFigures {
+        &self.figures
     }
 
     /// Writes all of it anew.
@@ -243,11 +230,15 @@ mod tests {
         };
         for events in 1..5 {
             state_file.write(&written(events)).expect("there is room");
-            state_file.note(events * 10, events, events + 1);
+            state_file.figures.set(events * 10, events, events + 1);
             let again =
                 StateFile::open(state_file.file().try_clone().expect("dup")).expect("it is one");
             assert_eq!(again.read().expect("it is whole").events, events);
-            let figures = (again.next_client(), again.refused(), again.clients());
+            let figures = (
+                again.figures.next_client(),
+                again.figures.refused(),
+                again.figures.clients(),
+            );
             assert_eq!(figures, (events * 10, events, Some(events + 1)));
         }
         let too_long = SavedState {

@@ -236,7 +236,7 @@ impl Master {
     /// This process has become this program.
     pub(crate) fn note_upgraded(&mut self) {
         let about = About {
-            clients: Some(self.clients.count),
+            clients: Some(self.clients.count()),
             ..About::default()
         };
         let sentence = format_args!(
@@ -249,7 +249,7 @@ impl Master {
                 "now"
             },
             Counted(self.workers.all.len(), "worker"),
-            Counted(self.clients.count, "client")
+            Counted(self.clients.count(), "client")
         );
         self.telemetry.events.note(Kind::Upgraded, about, sentence);
     }

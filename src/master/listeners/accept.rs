@@ -4,12 +4,13 @@
 //! enough clients, or no descriptors, the listeners are disarmed and clients wait in the kernel's
 //! queue. An event or a deadline ends that, never polling.
 
+use crate::sys::clock;
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
+use crate::master::clients::Clients;
 use crate::master::clients::client::{Client, Unleased};
-use crate::master::clients::reject::turn_away;
 use crate::master::listeners::listener::Listener;
 use crate::master::telemetry::counters::Loss;
 use crate::master::workers::worker::Worker;
@@ -18,16 +19,9 @@ use crate::pool::dispatch::Candidate;
 use crate::pool::{Member, MemberState};
 use crate::proto::channel::MAX_LEASES;
 use crate::proto::control::{About, Kind};
-use crate::proto::names::{ClientId, Offsets, Peer};
 use crate::proto::text::Counted;
-use crate::sys::listening::{Accepted, Look, Offer, accept};
-use crate::sys::passed::ClientSocket;
+use crate::sys::listening::{ACCEPT_PAUSE, Accepted, Look, Offer, accept};
 use crate::sys::poll::Interest;
-use crate::sys::{byte_counts, clock, socket};
-
-/// How long no client is accepted after the system was out of descriptors or memory, unless some
-/// are freed before.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long the same reason for a pause is not reported again.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
@@ -66,8 +60,9 @@ impl fmt::Display for Pause {
 #[derive(Debug)]
 pub(crate) struct Gate {
     pub(crate) pause: Option<Pause>,
-    /// Time until which accepting pauses, because the system was out of a resource.
-    exhausted_until: Option<Instant>,
+    /// Set while the system is out of a resource: when the pause ends, and how many clients had
+    /// left when it began. A client that leaves frees a descriptor and ends it as well.
+    exhausted: Option<(Instant, u64)>,
     said_at: Option<(Pause, Instant)>,
 }
 
@@ -76,18 +71,19 @@ impl Gate {
     pub(crate) fn new() -> Gate {
         Gate {
             pause: Some(Pause::NoWorker),
-            exhausted_until: None,
+            exhausted: None,
             said_at: None,
         }
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.exhausted_until
+        self.exhausted.map(|(until, _)| until)
     }
 
-    /// Ends the pause for lack of resources, because a descriptor was freed.
-    pub(crate) fn relieve(&mut self) {
-        self.exhausted_until = None;
+    /// Ends the pause for lack of resources if it is over.
+    fn relieve(&mut self, clients: &Clients, now: Instant) {
+        self.exhausted
+            .take_if(|(until, left)| *until <= now || clients.left() != *left);
     }
 }
 
@@ -207,7 +203,12 @@ impl Master {
             ..worker.candidate(is_rescue, 0)
         };
         if let Err((reason, client)) = leased {
-            self.lose(Loss::from_error(&reason), &reason, client);
+            self.clients.lose(
+                Loss::from_error(&reason),
+                &reason,
+                client,
+                &mut self.telemetry,
+            );
         }
     }
 
@@ -225,8 +226,7 @@ impl Master {
         };
         let looks = std::iter::once(Look::First).chain(std::iter::repeat(Look::Next));
         for look in looks.take(MAX_LEASES) {
-            if self.clients.count >= self.clients.max
-                || !candidates.iter().any(|candidate| candidate.has_capacity)
+            if self.clients.is_full() || !candidates.iter().any(|candidate| candidate.has_capacity)
             {
                 return;
             }
@@ -262,46 +262,20 @@ impl Master {
         let listener = &mut self.listeners.all[index];
         listener.accepted += 1;
         let (order, number) = (listener.byte_order, listener.number);
-        let id = ClientId(self.clients.next_id);
-        self.clients.next_id += 1;
-        self.note_client();
-        let peer = peer_of(&accepted)?;
-        let socket = ClientSocket::shared(accepted.socket, accepted.address.is_none());
-        if !self.clients.addresses.enter(&peer) {
-            log::debug!(
-                "client {id} ({peer}) turned away: its address has as many clients as it may have"
-            );
-            self.telemetry.counts.refused += 1;
-            self.note_client();
-            turn_away(
-                &socket,
-                order,
-                "there are too many connections from this address",
-            );
-            return None;
-        }
+        let client = self
+            .clients
+            .admit(accepted, order, number, &mut self.telemetry)?;
         log::debug!(
-            "client {id} ({peer}) accepted on {}",
+            "client {} ({}) accepted on {}",
+            client.id,
+            client.peer,
             self.listeners.all[index].address
         );
-        self.clients.count += 1;
-        self.note_client();
-        let since = clock::monotonic_seconds();
-        let offsets = Offsets::default();
-        Some(Client {
-            id,
-            socket,
-            peer,
-            order,
-            listener: number,
-            since,
-            moves: 0,
-            offsets,
-        })
+        Some(client)
     }
 
     fn cannot_accept(&mut self, error: &io::Error, now: Instant) {
-        self.listeners.gate.exhausted_until = Some(now + ACCEPT_PAUSE);
+        self.listeners.gate.exhausted = Some((now + ACCEPT_PAUSE, self.clients.left()));
         self.say_pause(
             Pause::Exhausted,
             &format!("cannot accept clients: {error}; they wait until that is over"),
@@ -353,26 +327,24 @@ impl Master {
         for recovered in back {
             match recovered {
                 Ok(unleased) => self.clients.unleased.push_back(unleased),
-                Err((reason, client)) => self.lose(Loss::from_error(&reason), &reason, client),
+                Err((reason, client)) => self.clients.lose(
+                    Loss::from_error(&reason),
+                    &reason,
+                    client,
+                    &mut self.telemetry,
+                ),
             }
         }
     }
 
     /// Opens or closes the gate, according to the state at the end of a turn of the loop.
     pub(crate) fn set_gate(&mut self, now: Instant) {
-        if self
-            .listeners
-            .gate
-            .exhausted_until
-            .is_some_and(|until| until <= now)
-        {
-            self.listeners.gate.exhausted_until = None;
-        }
+        self.listeners.gate.relieve(&self.clients, now);
         let pause = self.reason_to_pause();
         if pause == Some(Pause::Full) && self.listeners.gate.pause != pause {
             let sentence = format!(
                 "{}, as many as there may be; new ones wait until some leave",
-                Counted(self.clients.count, "client")
+                Counted(self.clients.count(), "client")
             );
             self.say_pause(Pause::Full, &sentence, now);
         }
@@ -407,10 +379,10 @@ impl Master {
         if self.ready_workers().next().is_none() {
             return Some(Pause::NoWorker);
         }
-        if self.listeners.gate.exhausted_until.is_some() {
+        if self.listeners.gate.exhausted.is_some() {
             return Some(Pause::Exhausted);
         }
-        if self.clients.count >= self.clients.max {
+        if self.clients.is_full() {
             return Some(Pause::Full);
         }
         if !self.clients.unleased.is_empty() || !self.has_room() {
@@ -436,26 +408,11 @@ impl Master {
             });
         if !said {
             let about = About {
-                clients: Some(self.clients.count),
+                clients: Some(self.clients.count()),
                 ..About::default()
             };
             self.telemetry.events.note(Kind::Limit, about, sentence);
             self.listeners.gate.said_at = Some((pause, now));
-        }
-    }
-}
-
-/// Returns the peer of a connection. `None` when the kernel does not know it any more: then the
-/// client is gone.
-fn peer_of(accepted: &Accepted) -> Option<Peer> {
-    match accepted.address {
-        Some(address) => Some(Peer::from(address)),
-        None => {
-            let socket::Credentials { pid, uid, gid } =
-                socket::credentials(&accepted.socket).ok()?;
-            // A failure only means that the client cannot be recovered from the middle of a turn.
-            let _ = byte_counts::arm(&accepted.socket);
-            Some(Peer::Unix { pid, uid, gid })
         }
     }
 }

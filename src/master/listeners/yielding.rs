@@ -46,7 +46,7 @@ impl Master {
     /// Accepts the clients that wait at a listener, for the next master: no worker of this one
     /// serves them.
     fn accept_waiting(&mut self, index: usize) {
-        while self.clients.count < self.clients.max {
+        while !self.clients.is_full() {
             match listening::accept(&self.listeners.all[index], Look::Next) {
                 Ok(Offer::Client(accepted)) => {
                     if let Some(client) = self.admit(index, accepted) {

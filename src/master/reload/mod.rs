@@ -191,7 +191,7 @@ impl Master {
         memory::warn_if_short(&config.limits, memory, worker_count(config.workers.count));
         // The clients there are come along, with all that is parked of them: some of it perhaps since a configuration before
         // the one in force, if there were clients ever since.
-        let before = if self.clients.count > 0 {
+        let before = if self.clients.count() > 0 {
             self.clients.layout.max_frame()
         } else {
             self.settings.config.limits.max_frame

@@ -56,13 +56,14 @@ impl Strikes {
         self.methods.clear();
     }
 
-    /// Forgets a client that is gone.
-    pub(crate) fn forget(&mut self, client: ClientId) {
-        self.clients.remove(&client);
-    }
-
     /// Counts a death caused by a client's request. Returns whether the limit is reached.
     fn strike_client(&mut self, client: ClientId, now: Instant) -> bool {
+        let (_, within) = CLIENT;
+        self.clients.retain(|_, strikes| {
+            strikes
+                .back()
+                .is_some_and(|last| now.duration_since(*last) <= within)
+        });
         strike(self.clients.entry(client).or_default(), CLIENT, now)
     }
 
@@ -285,7 +286,7 @@ impl Master {
         );
         socket::end(&unleased.client.socket);
         self.telemetry.counts.closed_for_crashes += 1;
-        self.forget(unleased.client);
+        self.clients.remove(unleased.client, &self.telemetry);
     }
 }
 
@@ -309,8 +310,8 @@ mod tests {
             "the first is over a minute ago"
         );
         assert!(strikes.strike_client(client, at(61)));
-        strikes.forget(client);
-        assert!(!strikes.strike_client(client, at(62)));
+        strikes.strike_client(ClientId(8), at(122));
+        assert_eq!(strikes.clients.len(), 1, "the others are forgotten");
     }
 
     #[test]

@@ -117,7 +117,8 @@ impl Master {
         let mut left = leases.into_left(&shm, written, is_timed_out);
         let blame = self.lay_blame(exit, is_timed_out, &methods, &left, now);
         let waiting = std::mem::take(&mut left.waiting);
-        self.await_handshakes(shm, waiting, is_timed_out, now);
+        self.clients
+            .await_handshakes(shm, waiting, is_timed_out, now);
         let cause = blame.cause(exit, failure);
         let kind = Cause::from_exit(exit, blame.is_out_of_memory, killed_for);
         let lost = left.lost.len();
@@ -165,14 +166,20 @@ impl Master {
     /// are leased again.
     fn recover_clients(&mut self, left: DeadWorkerClients) -> usize {
         for (reason, client) in left.lost {
-            self.lose(Loss::from_error(&reason), &reason, client);
+            self.clients.lose(
+                Loss::from_error(&reason),
+                &reason,
+                client,
+                &mut self.telemetry,
+            );
         }
         for client in left.ended {
-            self.forget(client);
+            self.clients.remove(client, &self.telemetry);
         }
         let recovered = left.recovered.into_iter();
-        let recovered = recovered.map(|(unleased, _)| Ok(unleased)).collect();
-        self.take_in(recovered, Reason::Death)
+        let recovered = recovered.map(|(unleased, _)| Ok(unleased));
+        self.clients
+            .requeue(recovered, Reason::Death, &mut self.telemetry)
     }
 
     fn report_death(&mut self, death: Death) {

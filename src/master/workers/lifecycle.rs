@@ -5,9 +5,8 @@ use std::time::Instant;
 
 use crate::channel::Incoming;
 use crate::config::Config;
-use crate::master::clients::client::Client;
-use crate::master::clients::leases::{Done, Recovered};
-use crate::master::telemetry::counters::{Cause, Loss, Reason};
+use crate::master::clients::leases::Done;
+use crate::master::telemetry::counters::{Cause, Reason};
 use crate::master::workers::worker::{NOT_NOW, Worker};
 use crate::master::{Master, Token, memory};
 use crate::pool::Late;
@@ -16,33 +15,8 @@ use crate::proto::control::{About, Kind};
 use crate::proto::names::{Generation, WorkerId};
 use crate::proto::text::Counted;
 use crate::sys::poll::Interest;
-use crate::sys::socket;
 
 impl Master {
-    /// Takes in clients whose workers do not have them any more, so that they are leased to others.
-    /// Those that have waited longest come first, so that a client that returns fast cannot delay
-    /// another for ever. Returns their number.
-    pub(crate) fn take_in(&mut self, recovered: Vec<Recovered>, reason: Reason) -> usize {
-        let mut movers = Vec::with_capacity(recovered.len());
-        for recovered in recovered {
-            match recovered {
-                Ok(unleased) if self.workers.pool.is_stopping() && !self.is_leaving() => {
-                    self.forget(unleased.client)
-                }
-                Ok(mut unleased) => {
-                    unleased.client.moves = unleased.client.moves.saturating_add(1);
-                    movers.push(unleased);
-                }
-                Err((reason, client)) => self.lose(Loss::from_error(&reason), &reason, client),
-            }
-        }
-        movers.sort_by_key(|unleased| unleased.times.1);
-        let count = movers.len();
-        self.telemetry.counts.moves.add(reason, count as u64);
-        self.clients.unleased.extend(movers);
-        count
-    }
-
     /// Revokes the leases of all clients of a worker that are in no turn. Returns their number; the
     /// worker must be notified afterwards.
     pub(crate) fn take_all(&mut self, id: WorkerId, reason: Reason) -> usize {
@@ -50,38 +24,7 @@ impl Master {
             return 0;
         };
         let taken = worker.leases.revoke_all(&worker.shm);
-        self.take_in(taken, reason)
-    }
-
-    /// Closes a client that has no worker and can have none. All clients that the master closes for
-    /// a reason of the daemon's own are closed here or, where the master has no [`Client`] of them,
-    /// are counted by [`Master::count_lost`].
-    pub(crate) fn lose(&mut self, why: Loss, reason: &io::Error, client: Client) {
-        log::debug!(
-            "client {} ({}) cannot be recovered: {reason}; closing it",
-            client.id,
-            client.peer
-        );
-        socket::end(&client.socket);
-        self.count_lost(why, 1);
-        self.forget(client);
-    }
-
-    /// Counts clients that are closed for a reason of the daemon's own.
-    pub(crate) fn count_lost(&mut self, why: Loss, clients: u64) {
-        self.telemetry.counts.losses.add(why, clients);
-    }
-
-    pub(crate) fn forget(&mut self, client: Client) {
-        log::debug!("client {} ({}) closed", client.id, client.peer);
-        self.clients.addresses.leave(&client.peer);
-        self.workers.strikes.forget(client.id);
-        self.clients.count -= 1;
-        self.note_client();
-        if self.clients.count == 0 {
-            self.rest();
-        }
-        self.listeners.gate.relieve();
+        self.clients.requeue(taken, reason, &mut self.telemetry)
     }
 
     /// Reads from a worker's channel, or writes to it again.
@@ -157,7 +100,7 @@ impl Master {
             };
             match done(worker, *slot) {
                 Done::Known => {}
-                Done::Ended(client) => self.forget(client),
+                Done::Ended(client) => self.clients.remove(client, &self.telemetry),
                 Done::GivenUp(recovered) => given_up.push(recovered),
                 Done::Nonsense => {
                     log::error!(
@@ -169,7 +112,8 @@ impl Master {
                 }
             }
         }
-        self.take_in(given_up, Reason::Drain);
+        self.clients
+            .requeue(given_up, Reason::Drain, &mut self.telemetry);
     }
 
     fn take_ready(&mut self, id: WorkerId, ready: Ready, now: Instant) {

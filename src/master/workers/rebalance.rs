@@ -114,7 +114,11 @@ impl Master {
                 })
             }));
         }
-        if self.take_in(taken, Reason::Rebalance) > 0 {
+        if self
+            .clients
+            .requeue(taken, Reason::Rebalance, &mut self.telemetry)
+            > 0
+        {
             self.tell(from, ToWorker::LeasesRevoked);
         }
     }

@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 use crate::config::RebalanceMode;
 use crate::loop_clock::LoopClock;
 use crate::master::Master;
+use crate::master::clients::Clients;
 use crate::master::telemetry::counters::Reason;
+use crate::master::workers::Workers;
 use crate::master::workers::worker::{Heartbeat, Worker};
 use crate::pool::{MemberState, rebalance};
 use crate::proto::channel::ToWorker;
@@ -122,6 +124,18 @@ fn ago(since: u64, clock: &LoopClock) -> Duration {
     )
 }
 
+impl Workers {
+    /// Ends the checks after the last client has left, unless a worker is stuck.
+    pub(crate) fn rest(&mut self, clients: &Clients) {
+        if clients.count() == 0
+            && self.watch.deadline().is_some()
+            && !self.pool.members().any(|member| member.is_stalled)
+        {
+            self.watch = Watch::default();
+        }
+    }
+}
+
 impl Master {
     /// Schedules a check, as there may be leases now.
     pub(crate) fn watch_from(&mut self, now: Instant) {
@@ -168,13 +182,6 @@ impl Master {
     pub(crate) fn watch_anew(&mut self, now: Instant) {
         self.workers.watch = Watch::default();
         self.watch_from(now);
-    }
-
-    /// Ends the checks after the last client has left, unless a worker is stuck.
-    pub(crate) fn rest(&mut self) {
-        if !self.workers.pool.members().any(|member| member.is_stalled) {
-            self.workers.watch = Watch::default();
-        }
     }
 
     /// Checks the workers if a check is due.
@@ -286,7 +293,9 @@ impl Master {
             .iter_mut()
             .flatten()
             .for_each(|unleased| unleased.excuse(silent));
-        let moved = self.take_in(taken, Reason::Stall);
+        let moved = self
+            .clients
+            .requeue(taken, Reason::Stall, &mut self.telemetry);
         if moved > 0 {
             self.tell(id, ToWorker::LeasesRevoked);
         }

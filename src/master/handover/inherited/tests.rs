@@ -72,9 +72,9 @@ fn a_state_file_of_0_1_0_is_read() {
     let read = state_file.read().expect("it is whole");
     assert_eq!(
         (
-            state_file.next_client(),
-            state_file.refused(),
-            state_file.clients()
+            state_file.figures().next_client(),
+            state_file.figures().refused(),
+            state_file.figures().clients()
         ),
         (5, 0, None)
     );
@@ -101,11 +101,14 @@ fn a_state_file_of_0_1_0_is_read() {
         (64 << 10, 2)
     );
     // From then on it is of this version.
-    state_file.note(9, 1, 4);
+    state_file.figures().set(9, 1, 4);
     state_file.write(&read).expect("there is room");
     let again =
         StateFile::open(state_file.file().try_clone().expect("dup")).expect("it can be read");
-    assert_eq!((again.next_client(), again.clients()), (9, Some(4)));
+    assert_eq!(
+        (again.figures().next_client(), again.figures().clients()),
+        (9, Some(4))
+    );
 }
 
 #[test]
