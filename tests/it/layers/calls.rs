@@ -13,9 +13,6 @@ const LOOP: &str = "mod";
 
 /// Calls against the arrows that are still there: the room, and the method that it calls.
 const KNOWN: &[(&str, &str)] = &[
-    ("clients", "forget"),
-    ("clients", "lose"),
-    ("clients", "take_in"),
     ("control", "ask_for_check"),
     ("control", "begin_reload"),
     ("control", "begin_upgrade"),
@@ -30,7 +27,6 @@ const KNOWN: &[(&str, &str)] = &[
     ("listeners", "is_leaving"),
     ("listeners", "keep_listeners"),
     ("listeners", "next_file"),
-    ("listeners", "note_client"),
     ("listeners", "read_next"),
     ("listeners", "store_listener_anew"),
     ("metrics", "log_errors"),
@@ -40,7 +36,6 @@ const KNOWN: &[(&str, &str)] = &[
     ("workers", "candidate_ended"),
     ("workers", "is_leaving"),
     ("workers", "keep_orphan"),
-    ("workers", "note_client"),
     ("workers", "reading_ended"),
     ("workers", "ready_workers"),
     ("workers", "tell_ready"),
