@@ -443,14 +443,13 @@ fn run_exporter(name: &str) -> ExitCode {
 fn announcer(name: String, version: &'static str) -> Announce {
     Box::new(move |addresses| {
         let first = addresses.first().map_or("", String::as_str);
+        let address = first.parse().map(Address::reachable);
+        let address = address.map_or_else(|_| first.to_owned(), |address| address.to_string());
         let ctl = std::env::current_exe()
             .ok()
             .filter(|_| name == SHIPPED)
             .map_or("fdpassctl", |exe| ctl_command(&exe));
-        let call = format!(
-            "{ctl} call ping '{{\"hello\":1}}' --to {}",
-            reachable(first)
-        );
+        let call = format!("{ctl} call ping '{{\"hello\":1}}' --to {address}");
         logging::announce(&format!(
             "{name} {version} listens on {}; call it: {call}\n",
             addresses.join(", ")
@@ -470,22 +469,6 @@ fn ctl_command(program: &Path) -> &'static str {
         Some("release") if is_cargos => "cargo run --release --bin fdpassctl --",
         Some("debug") if is_cargos => "cargo run --bin fdpassctl --",
         _ => "fdpassctl",
-    }
-}
-
-/// Where a client on this machine reaches a listener that is on all of its addresses.
-fn reachable(address: &str) -> String {
-    match address.parse() {
-        Ok(Address::Tcp(mut tcp)) if tcp.ip().is_unspecified() => {
-            let is_v4 = tcp.is_ipv4();
-            tcp.set_ip(if is_v4 {
-                std::net::Ipv4Addr::LOCALHOST.into()
-            } else {
-                std::net::Ipv6Addr::LOCALHOST.into()
-            });
-            tcp.to_string()
-        }
-        _ => address.to_owned(),
     }
 }
 

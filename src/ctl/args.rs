@@ -1,17 +1,18 @@
-//! What stands on the command line.
+//! The command line.
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand, ValueEnum, ValueHint};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Parser, Subcommand, ValueEnum, ValueHint, value_parser};
 use clap_complete::Shell;
 use serde_json::value::RawValue;
 
-use super::change::ChangeVerb;
-use super::progress::Doing;
 use crate::proto::channel::LogLevel;
+use crate::proto::control::{Recycle, Release};
 use crate::proto::frame::ByteOrder;
-use crate::proto::names::{Address, WorkerId};
+use crate::proto::names::{Address, ClientId, MAX_WORKERS, WorkerId};
 use crate::sys::zone;
 
 /// Controls a running fdpassd
@@ -67,7 +68,8 @@ pub(super) enum CtlVerb {
     LogLevel {
         /// Minimum level to log: error, warn, info, debug or trace
         #[arg(value_name = "LEVEL", hide_possible_values = true)]
-        level: Option<Level>,
+        #[arg(value_parser = words(LEVELS.map(|level| (level.as_str(), level))))]
+        level: Option<LogLevel>,
     },
     /// Show all metrics in the Prometheus text format
     Metrics,
@@ -83,15 +85,16 @@ pub(super) enum CtlVerb {
     Completions {
         /// bash, zsh or fish
         #[arg(value_name = "SHELL", hide_possible_values = true)]
-        shell: Completed,
+        #[arg(value_parser = words([("bash", Shell::Bash), ("zsh", Shell::Zsh), ("fish", Shell::Fish)]))]
+        shell: Shell,
     },
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ClientsArguments {
     /// Only clients of this worker
-    #[arg(long, value_name = "WORKER")]
-    worker: Option<u64>,
+    #[arg(long, value_name = "WORKER", value_parser = worker_id())]
+    pub(super) worker: Option<WorkerId>,
 
     /// Sort by requests, age, idle or bytes, largest first
     ///
@@ -108,13 +111,7 @@ pub(super) struct ClientsArguments {
     pub(super) most: Option<usize>,
 }
 
-impl ClientsArguments {
-    pub(super) fn worker(&self) -> Option<WorkerId> {
-        self.worker.map(WorkerId)
-    }
-}
-
-/// By what clients are sorted.
+/// The figure that clients are sorted by.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum Sort {
     Requests,
@@ -165,77 +162,146 @@ pub(super) struct CallArguments {
     ///
     /// Default: that of the listener, else little.
     #[arg(long, value_name = "ORDER", hide_possible_values = true)]
-    byte_order: Option<Order>,
+    #[arg(value_parser = words([("little", ByteOrder::Little), ("big", ByteOrder::Big)]))]
+    pub(super) byte_order: Option<ByteOrder>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ChangeVerb {
+    /// Apply the configuration file as it is now
+    Reload {
+        /// Apply it even if a file is empty and drops keys in force
+        #[arg(long)]
+        force: bool,
+    },
+    /// Set the number of workers until the next reload
+    Scale {
+        /// Number of workers, from 1 to 256
+        #[arg(value_name = "COUNT", value_parser = value_parser!(u32).range(1..=i64::from(MAX_WORKERS)))]
+        count: u32,
+    },
+    /// Replace a worker, or all workers, with new processes
+    Recycle {
+        /// The worker's id, or "all"
+        #[arg(value_name = "WORKER|all", value_parser = recycle)]
+        which: Recycle,
+    },
+    /// Take all clients off a worker and keep it running for inspection
+    Hold {
+        /// The worker's id
+        #[arg(value_name = "WORKER", value_parser = worker_id())]
+        worker: WorkerId,
+    },
+    /// Return a held worker to service, or lift the quarantine of a method
+    Release {
+        /// The worker's id, or the method's name
+        #[arg(value_name = "WORKER|METHOD", value_parser = release)]
+        what: Release,
+    },
+    /// Stop accepting clients; connected clients stay
+    Drain {
+        /// Wait until the last client has left
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Accept clients again
+    Undrain,
+    /// Spread busy clients over the workers
+    Rebalance {
+        /// Only show what would be done
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Switch to the installed program in place and replace the workers
+    Upgrade {
+        /// Use another program (root or the daemon's user)
+        #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+        binary: Option<PathBuf>,
+    },
+    /// Close a client
+    Kick {
+        /// Its number, as "fdpassctl clients" shows it
+        #[arg(value_name = "CLIENT", value_parser = value_parser!(u64).map(ClientId))]
+        client: ClientId,
+    },
+    /// Reopen the log file after it was renamed
+    ReopenLog,
+    /// Shut the daemon down gracefully and wait until it has exited
+    Stop {
+        /// Only if systemd stops this unit; for its ExecStop=
+        ///
+        /// For any other job fdpassctl prints the job and keeps the clients.
+        #[arg(long, value_name = "UNIT")]
+        if_stopping: Option<String>,
+    },
+}
+
+impl ChangeVerb {
+    /// Returns what the daemon is doing until it replies, for a sentence, and how long fdpassctl waits by default; `None` for
+    /// a verb with a reply within seconds.
+    pub(super) fn takes_long(&self) -> Option<(&'static str, Duration)> {
+        let (activity, minutes) = match self {
+            ChangeVerb::Reload { .. } => ("reloading", 1),
+            ChangeVerb::Scale { .. } => ("scaling", 1),
+            ChangeVerb::Recycle { .. } => ("replacing workers", 1),
+            ChangeVerb::Hold { .. } => ("moving the worker's clients", 1),
+            ChangeVerb::Drain { wait: true } => ("draining", 60),
+            ChangeVerb::Upgrade { .. } => ("upgrading", 1),
+            ChangeVerb::Stop { .. } => ("stopping", 1),
+            ChangeVerb::Drain { wait: false }
+            | ChangeVerb::Kick { .. }
+            | ChangeVerb::Rebalance { .. }
+            | ChangeVerb::Release { .. }
+            | ChangeVerb::ReopenLog
+            | ChangeVerb::Undrain => return None,
+        };
+        Some((activity, Duration::from_secs(60 * minutes)))
+    }
 }
 
 impl Arguments {
+    /// Returns the timeout that is given, or the default of the verb.
     pub(super) fn timeout(&self) -> Duration {
-        let doing = if let CtlVerb::Change(change) = &self.verb {
-            change.doing()
-        } else {
-            None
+        let default = match &self.verb {
+            CtlVerb::Change(change) => change.takes_long().map(|(_, default)| default),
+            _ => None,
         };
-        let usual = doing
-            .and_then(Doing::takes_long)
-            .map_or(Duration::from_secs(10), |(_, usual)| usual);
-        self.timeout.unwrap_or(usual)
+        self.timeout.or(default).unwrap_or(Duration::from_secs(10))
     }
 }
 
-impl CallArguments {
-    pub(super) fn byte_order(&self) -> Option<ByteOrder> {
-        self.byte_order.map(|order| match order {
-            Order::Little => ByteOrder::Little,
-            Order::Big => ByteOrder::Big,
-        })
-    }
+/// Parses one of these words, which shell completions offer.
+fn words<T: Copy + Send + Sync + 'static, const N: usize>(
+    words: [(&'static str, T); N],
+) -> impl TypedValueParser<Value = T> {
+    PossibleValuesParser::new(words.map(|(word, _)| word)).try_map(move |given| {
+        let found = words.iter().find(|(word, _)| *word == given);
+        found.map(|(_, value)| *value).ok_or("an unknown word")
+    })
 }
 
-/// [`ByteOrder`] as an argument; the vocabulary itself knows nothing of command lines.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Order {
-    Little,
-    Big,
+fn worker_id() -> impl TypedValueParser<Value = WorkerId> {
+    value_parser!(u64).map(WorkerId)
 }
 
-/// [`LogLevel`] as an argument.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum Level {
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
+/// Parses `all` or the id of a worker.
+fn recycle(text: &str) -> Result<Recycle, String> {
+    let worker = match text {
+        "all" => None,
+        id => Some(WorkerId(
+            id.parse()
+                .map_err(|_| "expected a worker's id or \"all\"")?,
+        )),
+    };
+    Ok(Recycle { worker })
 }
 
-impl From<Level> for LogLevel {
-    fn from(level: Level) -> LogLevel {
-        match level {
-            Level::Error => LogLevel::Error,
-            Level::Warn => LogLevel::Warn,
-            Level::Info => LogLevel::Info,
-            Level::Debug => LogLevel::Debug,
-            Level::Trace => LogLevel::Trace,
-        }
-    }
-}
-
-/// The shells that are held to work.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum Completed {
-    Bash,
-    Zsh,
-    Fish,
-}
-
-impl From<Completed> for Shell {
-    fn from(shell: Completed) -> Shell {
-        match shell {
-            Completed::Bash => Shell::Bash,
-            Completed::Zsh => Shell::Zsh,
-            Completed::Fish => Shell::Fish,
-        }
-    }
+/// Parses the id of a worker or the name of a method, which is never a number.
+fn release(text: &str) -> Result<Release, Infallible> {
+    Ok(text.parse().map_or_else(
+        |_| Release::Method(text.to_owned()),
+        |id| Release::Worker(WorkerId(id)),
+    ))
 }
 
 fn timeout(text: &str) -> Result<Duration, String> {
@@ -250,7 +316,7 @@ fn timeout(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// What systemd may call an instance, which is what is left between directories.
+/// Parses the name of an instance: the part of a path, as the unit uses it.
 fn instance(text: &str) -> Result<String, String> {
     match text {
         "" => Err("must not be empty".to_owned()),
@@ -267,13 +333,21 @@ fn json(text: &str) -> Result<Box<RawValue>, String> {
     serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))
 }
 
-/// So that a deadline always has an instant.
+/// The longest timeout: an `Instant` can be that far away on every system.
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Above the options that every verb has.
+const LEVELS: [LogLevel; 5] = [
+    LogLevel::Error,
+    LogLevel::Warn,
+    LogLevel::Info,
+    LogLevel::Debug,
+    LogLevel::Trace,
+];
+
+/// The heading of the options that every verb has.
 const COMMON: &str = "Global options";
 
-/// By hand, for clap has no groups of verbs: on one screen, and held to be complete by a test.
+/// The help, on one screen. It is not generated because clap has no groups of verbs; a test shows that it is complete.
 const HELP: &str = "\
 Usage: fdpassctl [OPTIONS] <VERB>; \"fdpassctl help VERB\" describes a verb
 
@@ -318,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timeout_is_in_seconds_or_has_its_unit() {
+    fn a_timeout_is_in_seconds_or_has_a_unit() {
         for (text, time) in [
             ("3", 3000),
             ("0.5", 500),
@@ -344,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_longer_is_waited_for_longer() {
+    fn long_operations_have_longer_timeouts() {
         for (lines, seconds) in [
             (
                 &[
@@ -381,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_is_a_name_and_not_a_socket_as_well() {
+    fn an_instance_is_a_name_and_excludes_a_socket() {
         for line in [
             "fdpassctl -i blue status",
             "fdpassctl status --instance blue",
@@ -398,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn params_are_any_json_and_stay_as_they_are() {
+    fn params_are_any_json_and_stay_unchanged() {
         for text in ["-5", "-1e3", "1e400", r#"{"a":1,"a":2}"#, "null", r#""\/""#] {
             let params = call(&format!("fdpassctl call ping {text}"))
                 .params
@@ -413,16 +487,16 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_is_none_is_refused_with_what_one_is() {
+    fn a_wrong_address_is_refused_with_an_example() {
         let said = parse("fdpassctl call ping --to here").expect_err("no address");
         assert!(said.contains("expected an IP address and a port"), "{said}");
         let call = call("fdpassctl call ping --to unix:/x --byte-order big");
         assert_eq!(call.to, Some(Address::Unix("/x".into())));
-        assert_eq!(call.byte_order(), Some(ByteOrder::Big));
+        assert_eq!(call.byte_order, Some(ByteOrder::Big));
     }
 
     #[test]
-    fn the_help_is_one_screen_and_tells_of_every_verb_and_every_option() {
+    fn the_help_fits_a_screen_and_has_all_verbs_and_options() {
         // And the prompt below it.
         assert!(HELP.lines().count() < 24, "{HELP}");
         let words: Vec<_> = HELP.split([' ', ',', '\n']).collect();
@@ -431,7 +505,6 @@ mod tests {
         for verb in command.get_subcommands() {
             assert!(words.contains(&verb.get_name()), "{}", verb.get_name());
         }
-        // Of these two everybody knows.
         let is_usual = |option: &&str| ["help", "version"].contains(option);
         for option in command
             .get_arguments()
@@ -443,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn no_help_is_wider_than_a_terminal_and_every_argument_is_explained() {
+    fn every_argument_has_help_within_80_columns() {
         let mut commands = vec![Arguments::command()];
         commands[0].build();
         while let Some(mut command) = commands.pop() {

@@ -1,5 +1,4 @@
-//! Who is connected: asked for page by page, so that however many they are the daemon never has to do more than one page
-//! at a time, and sorted here.
+//! The connected clients: requested page by page, so that the daemon handles one page at a time, and sorted here.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -8,46 +7,49 @@ use std::io::{self, Write};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::args::{ClientsArguments as Wanted, Sort};
+use super::args::{ClientsArguments, Sort};
 use super::error::Error;
 use super::figures::{grouped, in_letters, short};
+use super::session::{Session, parse};
 use super::style::Seen;
 use super::table::{self, Cell, Columns};
-use super::{Session, read};
 use crate::proto::control::{ClientStatus, ClientsAfter, Cursor, Verb};
 use crate::proto::names::{ClientId, WorkerId};
 use crate::rpc_client::{RpcClient, no_reply};
 
-/// Shows those that are wanted: a table, or the pages joined to one in the shape of a reply.
-pub(super) fn show(wanted: &Wanted, session: &Session, out: &mut impl Write) -> Result<(), Error> {
-    let mut clients = all(&mut session.daemon()?, wanted.worker())?;
+/// Prints the clients as a table, or as one page in JSON.
+pub(super) fn show(
+    arguments: &ClientsArguments,
+    session: &Session,
+    out: &mut impl Write,
+) -> Result<(), Error> {
+    let mut clients = request_all(&mut session.connect()?, arguments.worker)?;
     clients.sort_by(|a, b| {
-        let order = order(wanted.sort, &a.status, &b.status);
-        if wanted.reverse {
-            order.reverse()
-        } else {
-            order
+        let order = order(arguments.sort, &a.status, &b.status);
+        match arguments.reverse {
+            true => order.reverse(),
+            false => order,
         }
     });
-    let there_are = clients.len();
-    clients.truncate(wanted.most.unwrap_or(there_are));
+    let total = clients.len();
+    clients.truncate(arguments.most.unwrap_or(total));
     let written = match session.json {
         true => write_json(out, &clients),
-        false => write_table(out, session.seen, &clients, there_are),
+        false => write_table(out, session.seen, &clients, total),
     };
     written.map_err(Error::Output)
 }
 
-/// A client, understood and as it came.
+/// A client, parsed and as received.
 #[derive(Debug)]
 struct ClientRow {
     status: ClientStatus,
     raw: Box<RawValue>,
 }
 
-/// All of them, in no order. Of one that moved in between, and is on two pages, what was told last.
-fn all(daemon: &mut RpcClient, worker: Option<WorkerId>) -> Result<Vec<ClientRow>, Error> {
-    /// [`control::Clients`](crate::proto::control::Clients), with each client as it came.
+/// Returns all clients, in no order. One that moves between the pages is on two of them: the later one counts.
+fn request_all(daemon: &mut RpcClient, worker: Option<WorkerId>) -> Result<Vec<ClientRow>, Error> {
+    /// [`control::Clients`](crate::proto::control::Clients), with each client as received.
     #[derive(Deserialize)]
     struct ClientsPage<'a> {
         #[serde(borrow)]
@@ -58,9 +60,9 @@ fn all(daemon: &mut RpcClient, worker: Option<WorkerId>) -> Result<Vec<ClientRow
     let mut after = None;
     loop {
         let result = daemon.ask_with(Verb::Clients, &ClientsAfter { worker, after })?;
-        let page: ClientsPage = read(&result)?;
+        let page: ClientsPage = parse(&result)?;
         for raw in page.clients {
-            let status: ClientStatus = read(raw)?;
+            let status: ClientStatus = parse(raw)?;
             found.insert(
                 status.id,
                 ClientRow {
@@ -79,7 +81,7 @@ fn all(daemon: &mut RpcClient, worker: Option<WorkerId>) -> Result<Vec<ClientRow
     }
 }
 
-/// The largest first, else as they came; among equals as they came.
+/// Orders by the largest figure, and then by number, which is the order of arrival.
 fn order(sort: Option<Sort>, a: &ClientStatus, b: &ClientStatus) -> Ordering {
     let by = match sort {
         None => Ordering::Equal,
@@ -104,12 +106,12 @@ fn write_json(to: &mut impl Write, clients: &[ClientRow]) -> io::Result<()> {
     writeln!(to, r#"],"next":null}}"#)
 }
 
-/// On a terminal the listeners, of which there are few, give way to what tells one client from the other.
+/// On a terminal the listeners, which are few, are shortened first.
 fn write_table(
     to: &mut impl Write,
     seen: Seen,
     clients: &[ClientRow],
-    there_are: usize,
+    total: usize,
 ) -> io::Result<()> {
     let header = [
         "ID", "PEER", "LISTENER", "WORKER", "AGE", "IDLE", "REQUESTS", "MOVES", "BYTES",
@@ -121,7 +123,7 @@ fn write_table(
     };
     let rows: Vec<_> = clients.iter().map(|client| row(&client.status)).collect();
     table::write(to, seen.paint(), columns, &rows)?;
-    match there_are {
+    match total {
         0 => writeln!(to, "no clients"),
         all if all > clients.len() => {
             writeln!(
@@ -156,9 +158,9 @@ fn row(client: &ClientStatus) -> [Cell; 9] {
     ]
 }
 
-/// Every address has room, with its port.
+/// The longest address with its port.
 const MAX_PEER_LEN: usize = 48;
-/// So has every path of a socket that is escaped nowhere.
+/// The longest path of a socket, unless something in it is escaped.
 const MAX_LISTENER_LEN: usize = 112;
 
 #[cfg(test)]
@@ -181,11 +183,11 @@ mod tests {
         }
     }
 
-    fn table(clients: &[ClientStatus], there_are: usize) -> String {
-        table_seen(clients, there_are, Seen::default())
+    fn table(clients: &[ClientStatus], total: usize) -> String {
+        table_seen(clients, total, Seen::default())
     }
 
-    fn table_seen(clients: &[ClientStatus], there_are: usize, seen: Seen) -> String {
+    fn table_seen(clients: &[ClientStatus], total: usize, seen: Seen) -> String {
         let clients: Vec<_> = clients
             .iter()
             .map(|status| ClientRow {
@@ -194,12 +196,12 @@ mod tests {
             })
             .collect();
         let mut out = Vec::new();
-        write_table(&mut out, seen, &clients, there_are).expect("a Vec takes everything");
+        write_table(&mut out, seen, &clients, total).expect("a Vec takes everything");
         String::from_utf8(out).expect("UTF-8")
     }
 
     #[test]
-    fn the_table_fits_eighty_columns_where_it_must_and_nothing_from_outside_breaks_it() {
+    fn a_table_fits_80_columns_on_a_terminal_and_is_escaped() {
         let waiting = ClientStatus {
             worker: None,
             listener: None,
@@ -254,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_come_first_and_equals_as_they_came() {
+    fn the_largest_come_first_and_equals_in_order_of_arrival() {
         let clients = [
             client(1, 5, 2.0, ""),
             client(2, 9, 1.0, ""),

@@ -1,4 +1,4 @@
-//! What is in force: the configuration key by key, what a reload would change of it, and the level of the log.
+//! The configuration in force, what a reload would change, and the log level.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -6,51 +6,51 @@ use std::path::PathBuf;
 use super::args::ConfigVerb;
 use super::error::Error;
 use super::figures::counted;
+use super::session::{Session, parse};
 use super::style::{FAINT, GOOD, NOTED, Paint};
-use super::{Session, read};
 use crate::proto::channel::LogLevel;
 use crate::proto::control::{
     Change, Checked, Effective, Key, KeyOrigin, LogLevelInForce, SetLogLevel, Verb,
 };
 use crate::proto::text::Escaped;
 
-/// `config show` and `config check`.
+/// Performs `config show` or `config check`.
 pub(super) fn perform(
     what: ConfigVerb,
     session: &Session,
     out: &mut impl Write,
 ) -> Result<(), Error> {
-    let mut daemon = session.daemon()?;
+    let mut daemon = session.connect()?;
     let paint = session.seen.paint();
     match what {
         ConfigVerb::Show => {
             let result = daemon.ask(Verb::Config)?;
             session.print(out, &result, |out| {
-                write_effective(out, paint, &read(&result)?).map_err(Error::Output)
+                write_effective(out, paint, &parse(&result)?).map_err(Error::Output)
             })
         }
         ConfigVerb::Check => {
             let result = daemon.ask(Verb::Check)?;
             session.print(out, &result, |out| {
-                write_checked(out, paint, &read(&result)?).map_err(Error::Output)
+                write_checked(out, paint, &parse(&result)?).map_err(Error::Output)
             })
         }
     }
 }
 
-/// Shows the level of the log, or that which is in force from now on.
+/// Shows the log level, or sets and shows it.
 pub(super) fn log_level(
     level: Option<LogLevel>,
     session: &Session,
     out: &mut impl Write,
 ) -> Result<(), Error> {
-    let mut daemon = session.daemon()?;
+    let mut daemon = session.connect()?;
     let result = match level {
         Some(_) => daemon.ask_with(Verb::LogLevel, &SetLogLevel { level })?,
         None => daemon.ask(Verb::LogLevel)?,
     };
     session.print(out, &result, |out| {
-        let LogLevelInForce { level, configured } = read(&result)?;
+        let LogLevelInForce { level, configured } = parse(&result)?;
         let because = match level == configured {
             true => String::new(),
             false => format!(" (runtime; configured: {})", configured.as_str()),
@@ -59,7 +59,7 @@ pub(super) fn log_level(
     })
 }
 
-/// Where it comes from stands at the right, behind all values but those that are too long for a column.
+/// Writes keys, values and origins in columns, except where a value is too long for its column.
 fn write_effective(to: &mut impl Write, paint: Paint, effective: &Effective) -> io::Result<()> {
     writeln!(to, "{}\n", named(&effective.files))?;
     let shown: Vec<_> = effective
@@ -130,7 +130,7 @@ fn named(files: &[PathBuf]) -> String {
     }
 }
 
-/// With the longest key and its origin it fills a line of 80 columns.
+/// With the longest key and its origin this fills 80 columns.
 const MAX_VALUE_LEN: usize = 36;
 
 #[cfg(test)]
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_has_its_value_and_where_that_comes_from() {
+    fn each_key_is_shown_with_its_value_and_its_origin() {
         let key = |key: &str, value: &str, origin| Key {
             key: key.to_owned(),
             value: Some(value.to_owned()),
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_tells_what_a_reload_would_change() {
+    fn a_check_shows_what_a_reload_would_change() {
         let mut checked = Checked {
             file: Some("/etc/x.toml".into()),
             files: vec!["/etc/x.toml".into()],

@@ -1,4 +1,4 @@
-//! What can keep fdpassctl from doing what it was asked, and the exit code that says so to scripts.
+//! Errors of fdpassctl, and their exit codes.
 
 use std::fmt;
 use std::io;
@@ -8,7 +8,7 @@ use crate::rpc_client::Error::{
     Closed, Connect, Forbidden, NoReply, NotRunning, NothingListens, Refused, Timeout, Usage,
 };
 
-/// How fdpassctl ends; the same for every verb.
+/// The exit codes, the same for all verbs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ExitStatus {
     Done = 0,
@@ -22,17 +22,17 @@ pub(super) enum ExitStatus {
 
 #[derive(Debug)]
 pub(super) enum Error {
-    /// There is no reply, or it is one of an error.
+    /// There is no reply, or an error reply.
     Connection(rpc_client::Error),
-    /// The daemon was not ready with it in time; it goes on.
+    /// The daemon did not finish a change before the timeout, and continues.
     StillGoing {
         name: String,
         pid: u32,
-        doing: &'static str,
+        activity: &'static str,
     },
-    /// The daemon that was followed is there no more.
+    /// The daemon whose events were followed has ended.
     Ended { name: String, pid: u32 },
-    /// What was asked for could not be written to standard output.
+    /// Standard output failed.
     Output(io::Error),
 }
 
@@ -52,7 +52,7 @@ impl Error {
         }
     }
 
-    /// Lines that go on where the sentence ends.
+    /// Returns the lines that follow the message: the excerpt of a configuration file.
     pub(super) fn lines(&self) -> impl Iterator<Item = &str> {
         let display = if let Error::Connection(Refused { display, .. }) = self {
             display.as_deref()
@@ -73,10 +73,14 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Connection(error) => error.fmt(f),
-            Error::StillGoing { name, pid, doing } => {
+            Error::StillGoing {
+                name,
+                pid,
+                activity,
+            } => {
                 write!(
                     f,
-                    "{name} (pid {pid}) is still {doing}; it continues, see \"fdpassctl status\""
+                    "{name} (pid {pid}) is still {activity}; it continues, see \"fdpassctl status\""
                 )
             }
             Error::Ended { name, pid } => write!(f, "{name} (pid {pid}) has ended"),

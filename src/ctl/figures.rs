@@ -1,10 +1,10 @@
-//! Numbers, durations and instants as people read them: as long as they must be to be compared.
+//! Numbers, durations and instants for people, as short as a comparison allows.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::proto::text::plural_ending;
 
-/// `1,234,567`.
+/// Returns `1,234,567`.
 pub(super) fn grouped(number: u64) -> String {
     match (number / 1000, number % 1000) {
         (0, rest) => rest.to_string(),
@@ -12,7 +12,7 @@ pub(super) fn grouped(number: u64) -> String {
     }
 }
 
-/// `123,456`, from a million on `1.2M`.
+/// Returns `123,456`, from a million on `1.2M`.
 pub(super) fn short(number: u64) -> String {
     if number < 1_000_000 {
         grouped(number)
@@ -21,27 +21,27 @@ pub(super) fn short(number: u64) -> String {
     }
 }
 
-/// `42`, `1.2k`.
+/// Returns `42`, `1.2k`.
 pub(super) fn rate(per_second: f64) -> String {
     scaled(per_second, &COUNTS)
 }
 
-/// `35ms`.
+/// Returns `35ms`.
 pub(super) fn time(seconds: f64) -> String {
     scaled(seconds * 1e6, &["µs", "ms", "s"])
 }
 
-/// `35 ms`, to stand in a sentence.
+/// Returns `35 ms`, for a sentence.
 pub(super) fn spaced_time(seconds: f64) -> String {
     scaled(seconds * 1e6, &[" µs", " ms", " s"])
 }
 
-/// `1 worker`, `4 workers`.
+/// Returns `1 worker`, `4 workers`.
 pub(super) fn counted(count: u64, noun: &str) -> String {
     format!("{} {noun}{}", grouped(count), plural_ending(&count))
 }
 
-/// `1 worker is`, `4 workers are`.
+/// Returns `1 worker is`, `4 workers are`.
 pub(super) fn are(count: u64, noun: &str) -> String {
     format!(
         "{} {}",
@@ -50,7 +50,7 @@ pub(super) fn are(count: u64, noun: &str) -> String {
     )
 }
 
-/// `3 days 4 hours`.
+/// Returns `3 days 4 hours`.
 pub(super) fn in_words(seconds: f64) -> String {
     parts(seconds)
         .map(|(count, (name, _, _))| counted(count, name))
@@ -58,35 +58,35 @@ pub(super) fn in_words(seconds: f64) -> String {
         .join(" ")
 }
 
-/// `3d4h`.
+/// Returns `3d4h`.
 pub(super) fn in_letters(seconds: f64) -> String {
     parts(seconds)
         .map(|(count, (_, letter, _))| format!("{count}{letter}"))
         .collect()
 }
 
-/// `2026-11-24T12:00:01Z`, of seconds since the Unix epoch.
+/// Returns `2026-11-24T12:00:01Z`, of seconds since the Unix epoch.
 pub(super) fn instant(at: u64) -> String {
     humantime::format_rfc3339_seconds(system_time(Duration::from_secs(at))).to_string()
 }
 
-/// `2026-11-24T12:00:01.123Z`, of seconds since the Unix epoch.
+/// Returns `2026-11-24T12:00:01.123Z`, of seconds since the Unix epoch.
 pub(super) fn exact_instant(at: f64) -> String {
     let millis = Duration::from_millis((at * 1000.0).round() as u64);
     humantime::format_rfc3339_millis(system_time(millis)).to_string()
 }
 
-/// `12:00:01` of that day, in UTC as all instants are.
+/// Returns `12:00:01`, in UTC as all instants are.
 pub(super) fn clock(at: f64) -> String {
     exact_instant(at)[11..19].to_owned()
 }
 
-/// humantime refuses to display a year of five digits, and to be refused so is a panic.
+/// Limits an instant to the years that humantime displays: it panics at five digits.
 fn system_time(since_epoch: Duration) -> SystemTime {
     UNIX_EPOCH + since_epoch.min(LAST_SECOND)
 }
 
-/// Three digits at most, in the first of `units` (each a thousand of the one before) where they suffice.
+/// Returns at most three digits, in the first of `units` (each a thousand of the one before) where that suffices.
 fn scaled(value: f64, units: &[&str]) -> String {
     let (mut value, mut unit) = (value, 0);
     while value >= 999.5 && unit + 1 < units.len() {
@@ -101,7 +101,7 @@ fn scaled(value: f64, units: &[&str]) -> String {
     format!("{value:.digits$}{}", units[unit])
 }
 
-/// A duration in its largest unit and the one below, that one only when it counts something.
+/// Returns a duration in its largest unit and the next one, unless that is zero.
 fn parts(seconds: f64) -> impl Iterator<Item = (u64, (&'static str, &'static str, u64))> {
     let seconds = Duration::try_from_secs_f64(seconds)
         .unwrap_or_default()
@@ -126,7 +126,7 @@ fn parts(seconds: f64) -> impl Iterator<Item = (u64, (&'static str, &'static str
         })
 }
 
-/// That of the year 9999, since the Unix epoch.
+/// The last second of the year 9999, since the Unix epoch.
 const LAST_SECOND: Duration = Duration::from_secs(253_402_300_799);
 
 const COUNTS: [&str; 6] = ["", "k", "M", "G", "T", "P"];
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_as_long_as_they_must_be() {
+    fn numbers_have_three_digits_or_groups() {
         let times = [
             0.0, 4.2, 42.4, 999.4, 999.6, 1300.0, 9960.0, 123_456.0, 1.2e6, 12e6, 1.5e9,
         ];
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_have_two_units_at_most() {
+    fn durations_have_at_most_two_units() {
         for (seconds, words, letters) in [
             (0.0, "0 seconds", "0s"),
             (-1.0, "0 seconds", "0s"),
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_time_a_daemon_says_it_was_is_an_instant() {
+    fn any_time_from_a_daemon_is_an_instant() {
         for (at, shown) in [
             (1_795_521_601.123, "2026-11-24T12:00:01.123Z"),
             (0.0, "1970-01-01T00:00:00.000Z"),

@@ -1,7 +1,7 @@
-//! What systemd is about to do with a unit: stopped for good, or started again.
+//! The job that systemd performs on a unit: a stop, or a restart.
 //!
-//! Both begin with `ExecStop=`, and neither its environment nor SIGTERM tells them apart; the manager's list of jobs does
-//! (systemctl(1), `list-jobs`).
+//! Both begin with `ExecStop=`, with the same environment and the same SIGTERM; only the manager's list of jobs
+//! (systemctl(1), `list-jobs`) has the difference.
 
 use std::env;
 use std::fmt;
@@ -10,7 +10,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-/// How long systemctl may take. A manager that is too busy to answer stops nothing gracefully.
+/// How long systemctl may take.
 const SYSTEMCTL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The job of a unit.
@@ -20,14 +20,14 @@ pub(super) enum Job {
     Stop,
     /// Another job, such as `restart`.
     Other(String),
-    /// The unit has none: its daemon has ended by itself.
+    /// No job: the daemon has ended by itself.
     None,
-    /// It cannot be found out, for this reason.
+    /// Not known, for this reason.
     Unknown(String),
 }
 
 impl Job {
-    /// Asks systemd, unless the main process of the unit is gone: `$MAINPID` of systemd.exec(5) is not set then.
+    /// Asks systemd, unless the main process of the unit has ended: then `$MAINPID` (systemd.exec(5)) is not set.
     pub(super) fn read(unit: &str) -> Job {
         if env::var_os("MAINPID").is_none_or(|pid| pid.is_empty()) {
             return Job::None;
@@ -50,7 +50,7 @@ impl fmt::Display for Job {
     }
 }
 
-/// What `systemctl list-jobs` prints. A thread waits for it, and ends with this process if systemctl does not.
+/// Returns the output of `systemctl list-jobs`. A thread waits for it, so that a systemctl that hangs does not.
 fn list_jobs() -> Result<String, String> {
     let mut command = Command::new("systemctl");
     command.args([
@@ -74,7 +74,7 @@ fn list_jobs() -> Result<String, String> {
     }
 }
 
-/// Finds a unit's line: number, unit, type and state of the job, in columns.
+/// Finds the job of a unit in lines of number, unit, type and state.
 fn find(unit: &str, list: &str) -> Job {
     let fields = |line: &str| -> Option<String> {
         let mut fields = line.split_whitespace().skip(1);
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn job_is_found_by_the_whole_name_of_its_unit() {
+    fn a_job_is_found_by_the_full_name_of_its_unit() {
         let list = "\
             2701 fdpassd@blue.service restart running\n\
             2702 fdpassd.service      stop    running\n\

@@ -1,11 +1,11 @@
-//! Standard output and error, whatever they are.
+//! Standard output and standard error.
 
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
 
 use crate::sys::writable::wait_writable;
 
-/// A descriptor that another process may have set to non-blocking: what it does not take now is written when it does.
+/// A descriptor that another process may have set to non-blocking. Writes wait until there is room.
 #[derive(Debug)]
 pub(super) struct Patient<W>(pub(super) W);
 

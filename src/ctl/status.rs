@@ -1,24 +1,37 @@
-//! The status, for people: some lines about the daemon, then a row for each worker, and for each that has no seat any more.
+//! `status`: lines about the daemon, a row for each worker, and a row for each worker that has lost its seat.
 //!
-//! Numbers are shortened to what an operator compares (`--json` has them in full), and the table is 80 columns
-//! wide in the usual case. Memory is in MiB. What cannot be known is left blank.
+//! Numbers are shortened (`--json` has them in full), and the tables usually fit 80 columns. Memory is in MiB. What is not
+//! known is blank.
 
+use std::fmt::Display;
 use std::io::{self, Write};
 
+use anstyle::Style;
+
+use super::error::Error;
 use super::figures::{grouped, in_letters, in_words, instant, rate, short, time};
+use super::session::{Session, parse};
 use super::style::{BAD, GOOD, NOTED, Paint, of_state};
 use super::table::{self, Cell, Columns};
 use crate::proto::control::{
-    LastReload, LeavingStatus, ListenerStatus, Origin, Skew, Status, Verdict, WorkerState,
+    LastReload, LeavingStatus, ListenerStatus, Origin, Skew, Status, Verb, Verdict, WorkerState,
     WorkerStatus,
 };
 use crate::proto::frame::OrderRule;
 use crate::proto::text::Escaped;
 
-/// Writes the whole status.
-pub(super) fn write(to: &mut impl Write, paint: Paint, status: &Status) -> io::Result<()> {
-    write_notices(to, paint, status)?;
-    write_daemon(to, paint, status)?;
+/// Prints the status.
+pub(super) fn show(session: &Session, out: &mut impl Write) -> Result<(), Error> {
+    let result = session.connect()?.ask(Verb::Status)?;
+    session.print(out, &result, |out| {
+        write(out, session.seen.paint(), &parse(&result)?).map_err(Error::Output)
+    })
+}
+
+fn write(to: &mut impl Write, paint: Paint, status: &Status) -> io::Result<()> {
+    write_state(to, paint, status)?;
+    write_config(to, paint, status)?;
+    write_totals(to, paint, status)?;
     write_listeners(to, &status.listeners)?;
     writeln!(to)?;
     let rows: Vec<_> = status.workers.iter().map(row).collect();
@@ -31,8 +44,8 @@ pub(super) fn write(to: &mut impl Write, paint: Paint, status: &Status) -> io::R
     write_deaths(to, &status.workers)
 }
 
-/// Which daemon it is, and below it what is not as usual.
-fn write_notices(to: &mut impl Write, paint: Paint, status: &Status) -> io::Result<()> {
+/// Writes which daemon it is, and what it does at the moment.
+fn write_state(to: &mut impl Write, paint: Paint, status: &Status) -> io::Result<()> {
     let (name, version) = (Escaped(&status.name), Escaped(&status.version));
     let uptime = in_words(status.uptime_seconds);
     writeln!(
@@ -40,63 +53,62 @@ fn write_notices(to: &mut impl Write, paint: Paint, status: &Status) -> io::Resu
         "{name} {version}, pid {}, up {uptime}, generation {}",
         status.pid, status.generation
     )?;
+    let mut notice = |style, word, text: &dyn Display| write_notice(to, paint, style, word, text);
     if status.stopping {
-        let word = paint.on(NOTED, "STOPPING");
-        writeln!(to, "{word}  no new clients; workers finish what they have")?;
+        let text = "no new clients; workers finish what they have";
+        notice(NOTED, "STOPPING", &text)?;
     }
     if let Some(reason) = &status.paused {
-        writeln!(
-            to,
-            "{}    no new clients: {}",
-            paint.on(NOTED, "PAUSED"),
-            Escaped(reason)
-        )?;
+        notice(NOTED, "PAUSED", &format_args!("no new clients: {reason}"))?;
     }
     if status.reloading {
-        writeln!(
-            to,
-            "{} workers are replaced one by one",
-            paint.on(NOTED, "RELOADING")
-        )?;
+        notice(NOTED, "RELOADING", &"workers are replaced one by one")?;
     }
-    if status.quarantined.is_empty() {
-        return Ok(());
+    if !status.quarantined.is_empty() {
+        let methods = status.quarantined.join(", ");
+        let text = format!("quarantined: {methods}; lifted by \"fdpassctl release METHOD\"");
+        notice(BAD, "METHODS", &text)?;
     }
-    let methods = Escaped(status.quarantined.join(", "));
-    let word = paint.on(BAD, "METHODS");
-    writeln!(
-        to,
-        "{word}   quarantined: {methods}; lifted by \"fdpassctl release METHOD\""
-    )
+    Ok(())
 }
 
-fn write_daemon(to: &mut impl Write, paint: Paint, status: &Status) -> io::Result<()> {
+/// Writes the configuration file, and what differs from it.
+fn write_config(to: &mut impl Write, paint: Paint, status: &Status) -> io::Result<()> {
     match &status.config_file {
         Some(path) => writeln!(to, "config    {}", Escaped(path.display()))?,
         None => writeln!(to, "config    embedded default")?,
     }
+    let mut notice = |word, text: &dyn Display| write_notice(to, paint, BAD, word, text);
     if let Some(why) = &status.config_stale {
-        writeln!(
-            to,
-            "{}     the previous configuration is in force: {}",
-            paint.on(BAD, "STALE"),
-            Escaped(why)
-        )?;
+        let text = format_args!("the previous configuration is in force: {why}");
+        notice("STALE", &text)?;
     }
     for missing in &status.missing {
-        writeln!(to, "{}   {}", paint.on(BAD, "MISSING"), Escaped(missing))?;
+        notice("MISSING", missing)?;
     }
     if let Some(why) = &status.store_outage {
-        writeln!(
-            to,
-            "{}   would lose all clients: {}",
-            paint.on(BAD, "RESTART"),
-            Escaped(why)
-        )?;
+        notice("RESTART", &format_args!("would lose all clients: {why}"))?;
     }
-    if let Some(reload) = &status.last_reload {
-        write_reload(to, paint, reload)?;
-    }
+    status
+        .last_reload
+        .as_ref()
+        .map_or(Ok(()), |reload| write_reload(to, paint, reload))
+}
+
+/// Writes a word in capitals, and a text beginning in column 11.
+fn write_notice(
+    to: &mut impl Write,
+    paint: Paint,
+    style: Style,
+    word: &str,
+    text: &dyn Display,
+) -> io::Result<()> {
+    let padding = 10 - word.len();
+    let word = paint.on(style, word);
+    writeln!(to, "{word}{:padding$}{}", "", Escaped(text))
+}
+
+fn write_totals(to: &mut impl Write, paint: Paint, status: &Status) -> io::Result<()> {
     writeln!(to, "dispatch  {}", Escaped(&status.dispatch))?;
     let origin = match status.count_origin {
         Origin::Config => "",
@@ -107,28 +119,22 @@ fn write_daemon(to: &mut impl Write, paint: Paint, status: &Status) -> io::Resul
         ("stalls", status.stalls_total),
         ("clients given up", status.closed_for_crashes_total),
     ]);
+    let deaths = grouped(status.deaths_total);
     writeln!(
         to,
-        "workers   {}{origin}; deaths {}{rare}",
-        status.count,
-        grouped(status.deaths_total)
+        "workers   {}{origin}; deaths {deaths}{rare}",
+        status.count
     )?;
+    let [clients, max] = [status.clients, status.max_clients].map(grouped);
+    let [accepted, refused] = [status.accepted_total, status.refused_total].map(grouped);
+    let [moved, lost] = [status.moved_total, status.lost_total].map(grouped);
     writeln!(
         to,
-        "clients   {} of {}; accepted {}, refused {}, moved {}, lost {}",
-        grouped(status.clients),
-        grouped(status.max_clients),
-        grouped(status.accepted_total),
-        grouped(status.refused_total),
-        grouped(status.moved_total),
-        grouped(status.lost_total),
+        "clients   {clients} of {max}; accepted {accepted}, refused {refused}, moved {moved}, lost {lost}"
     )?;
-    let (requests, errors) = (grouped(status.requests_total), grouped(status.errors_total));
-    writeln!(
-        to,
-        "requests  {requests}; errors {errors}{}",
-        if_any(&[("run again", status.reruns_total)])
-    )?;
+    let [requests, errors] = [status.requests_total, status.errors_total].map(grouped);
+    let reruns = if_any(&[("run again", status.reruns_total)]);
+    writeln!(to, "requests  {requests}; errors {errors}{reruns}")?;
     if let Some(limit) = status.memory_limit {
         let [limit, buffers] = [limit, status.buffers].map(|bytes| grouped(bytes >> 20));
         writeln!(
@@ -136,20 +142,18 @@ fn write_daemon(to: &mut impl Write, paint: Paint, status: &Status) -> io::Resul
             "memory    limit {limit} MiB; buffers {buffers} MiB a worker"
         )?;
     }
-    if let Some(skew) = status.skew {
-        writeln!(to, "skew      {}", in_figures(skew))?;
+    if let Some(Skew { clients, busy }) = status.skew {
+        let load = busy.map_or_else(String::new, |busy| format!(", load {busy:.2}"));
+        writeln!(to, "skew      clients {clients:.2}{load}")?;
     }
-    match status.log_errors_total {
-        0 => Ok(()),
-        lost => writeln!(
-            to,
-            "log       {}",
-            paint.on(BAD, format_args!("lines lost {}", grouped(lost)))
-        ),
+    if status.log_errors_total > 0 {
+        let lost = format!("lines lost {}", grouped(status.log_errors_total));
+        writeln!(to, "log       {}", paint.on(BAD, lost))?;
     }
+    Ok(())
 }
 
-/// Those totals that count something, each behind its name.
+/// Returns the totals that are not zero, each after its name.
 fn if_any(totals: &[(&str, u64)]) -> String {
     totals
         .iter()
@@ -158,18 +162,15 @@ fn if_any(totals: &[(&str, u64)]) -> String {
         .collect()
 }
 
-/// `reload    rejected 2026-11-24T00:16:02Z: unknown key`.
+/// Writes `reload    rejected 2026-11-24T00:16:02Z: unknown key`.
 fn write_reload(to: &mut impl Write, paint: Paint, reload: &LastReload) -> io::Result<()> {
     let (verdict, style) = match reload.verdict {
         Verdict::Applied => ("applied", GOOD),
         Verdict::Rejected => ("rejected", BAD),
         Verdict::RolledBack => ("rolled back", BAD),
     };
-    let why = reload
-        .message
-        .as_ref()
-        .map(|message| format!(": {message}"))
-        .unwrap_or_default();
+    let message = reload.message.as_ref();
+    let why = message.map_or_else(String::new, |message| format!(": {message}"));
     writeln!(
         to,
         "reload    {} {}{}",
@@ -177,14 +178,6 @@ fn write_reload(to: &mut impl Write, paint: Paint, reload: &LastReload) -> io::R
         instant(reload.at),
         Escaped(why)
     )
-}
-
-/// `clients 1.02, load 1.20`.
-fn in_figures(Skew { clients, busy }: Skew) -> String {
-    let load = busy
-        .map(|busy| format!(", load {busy:.2}"))
-        .unwrap_or_default();
-    format!("clients {clients:.2}{load}")
 }
 
 fn write_listeners(to: &mut impl Write, listeners: &[ListenerStatus]) -> io::Result<()> {
@@ -252,7 +245,7 @@ fn state(state: WorkerState) -> Cell {
     Cell::styled(state.as_str(), of_state(state))
 }
 
-/// Why workers died, which no row has room for.
+/// Writes why workers died, for which the rows have no room.
 fn write_deaths(to: &mut impl Write, workers: &[WorkerStatus]) -> io::Result<()> {
     let deaths: Vec<_> = workers
         .iter()
@@ -319,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn the_status_fits_eighty_columns() {
+    fn the_status_fits_80_columns() {
         let shown = table(&status());
         let expected = "\
 fdpassd 0.1.0, pid 4711, up 3 days 4 hours, generation 3
@@ -344,7 +337,7 @@ last worker in seat 2: exited with status 70
     }
 
     #[test]
-    fn what_stops_new_clients_is_in_plain_sight_and_nothing_from_outside_acts() {
+    fn reasons_against_new_clients_are_shown_and_escaped() {
         let mut status = status();
         status.stopping = true;
         status.paused = Some("no descriptors\x1b[2J\nleft".to_owned());
@@ -375,7 +368,7 @@ last worker in seat 2: exited with status 70
     }
 
     #[test]
-    fn what_has_happened_and_what_is_going_on_is_told_when_there_is_something() {
+    fn rare_states_and_totals_are_shown_when_there_are_some() {
         let mut status = status();
         status.reloading = true;
         status.quarantined = vec!["resize".to_owned(), "crop".to_owned()];
@@ -449,7 +442,7 @@ last worker in seat 2: exited with status 70
     }
 
     #[test]
-    fn the_end_of_a_reload_is_told_whatever_time_the_daemon_says_it_was() {
+    fn the_last_reload_is_shown_with_any_time() {
         for (at, verdict, message, shown) in [
             (0, Verdict::Applied, None, "applied 1970-01-01T00:00:00Z"),
             (
@@ -474,7 +467,7 @@ last worker in seat 2: exited with status 70
     }
 
     #[test]
-    fn how_even_it_is_is_told_when_there_is_something_to_compare() {
+    fn skew_is_shown_when_available() {
         let mut status = status();
         for (busy, shown) in [
             (None, "clients 1.02"),
@@ -493,7 +486,7 @@ last worker in seat 2: exited with status 70
     }
 
     #[test]
-    fn colours_change_nothing_but_the_colour() {
+    fn colours_change_nothing_else() {
         let mut status = status();
         (status.stopping, status.reloading, status.paused) = (true, true, Some("full".to_owned()));
         status.quarantined = vec!["resize".to_owned()];

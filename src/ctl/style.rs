@@ -1,4 +1,4 @@
-//! Colours, where there is somebody to see them.
+//! Colours, on terminals.
 
 use std::ffi::OsString;
 use std::fmt::{self, Display};
@@ -11,33 +11,33 @@ use crate::proto::control::WorkerState;
 
 /// Good news.
 pub(super) const GOOD: Style = AnsiColor::Green.on_default();
-/// What passes, or is unusual.
+/// Temporary or unusual.
 pub(super) const NOTED: Style = AnsiColor::Yellow.on_default();
-/// What somebody should look at.
+/// To be looked at.
 pub(super) const BAD: Style = AnsiColor::Red.on_default();
-/// What is there for completeness.
+/// Of little interest.
 pub(super) const FAINT: Style = Style::new().dimmed();
 
-/// Which of the streams somebody looks at.
+/// The terminals among the standard streams.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Seen {
-    /// Whether standard output is a terminal that is more than a typewriter.
+    /// Whether standard output is a terminal that can move its cursor.
     pub(super) out: bool,
-    /// The same of standard error.
+    /// Whether standard error is such a terminal.
     pub(super) err: bool,
-    /// Whether colours are welcome there.
+    /// Whether the environment allows colours.
     colours: bool,
-    /// Columns of the terminal, as far as is known.
+    /// The width of the terminal, in columns.
     pub(super) width: usize,
 }
 
 impl Seen {
-    /// What is known of the two streams of this process.
+    /// Looks at the streams of this process.
     pub(super) fn from_environment(var: impl Fn(&str) -> Option<OsString>) -> Seen {
         Seen::new(io::stdout().is_terminal(), io::stderr().is_terminal(), var)
     }
 
-    /// For a stream that is a terminal the environment has a word too: `NO_COLOR` (no-color.org), `TERM`, `COLUMNS`.
+    /// Of the environment `NO_COLOR` (no-color.org), `TERM` and `COLUMNS` matter.
     pub(super) fn new(out: bool, err: bool, var: impl Fn(&str) -> Option<OsString>) -> Seen {
         let is_able = var("TERM").is_none_or(|term| term != "dumb");
         let colours = var("NO_COLOR").is_none_or(|value| value.is_empty());
@@ -53,23 +53,24 @@ impl Seen {
         }
     }
 
-    /// How standard output is written.
+    /// Returns the colours of standard output.
     pub(super) fn paint(self) -> Paint {
         Paint(self.out && self.colours)
     }
 
-    /// How standard error is written.
+    /// Returns the colours of standard error.
     pub(super) fn error_paint(self) -> Paint {
         Paint(self.err && self.colours)
     }
 }
 
-/// Whether what is written has colours.
+/// Whether there are colours.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Paint(bool);
 
 impl Paint {
-    /// The text in that style, if there are colours. Whoever pads it has to do so inside or beside it.
+    /// Returns the text in a style, if there are colours. Padding belongs into the text or outside: a width would count the
+    /// sequences.
     pub(super) fn on<T: Display>(self, style: Style, text: T) -> Painted<T> {
         Painted {
             style: if self.0 { style } else { Style::new() },
@@ -78,7 +79,7 @@ impl Paint {
     }
 }
 
-/// A text between the sequences that begin and end its style.
+/// A text between the sequences that begin and end a style.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Painted<T> {
     style: Style,
@@ -97,7 +98,7 @@ impl<T: Display> Display for Painted<T> {
     }
 }
 
-/// How a worker's state is shown.
+/// Returns the style of a worker's state.
 pub(super) fn of_state(state: WorkerState) -> Style {
     match state {
         WorkerState::Ready => GOOD,
@@ -106,7 +107,7 @@ pub(super) fn of_state(state: WorkerState) -> Style {
     }
 }
 
-/// How the level of an event is shown.
+/// Returns the style of an event's level.
 pub(super) fn of_level(level: LogLevel) -> Style {
     match level {
         LogLevel::Error => BAD,
@@ -116,7 +117,7 @@ pub(super) fn of_level(level: LogLevel) -> Style {
     }
 }
 
-/// Columns of a terminal that does not say how many it has; its size is a system call away, and those are not for `ctl`.
+/// The width of a terminal if `COLUMNS` is not set.
 const USUAL_WIDTH: usize = 80;
 
 #[cfg(test)]
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn colours_are_for_a_terminal_that_has_them_and_for_whoever_wants_them() {
+    fn colours_need_a_terminal_and_the_consent_of_the_environment() {
         let shown = |seen: Seen| seen.paint().on(BAD, "x").to_string();
         for (environment, is_painted) in [
             (&[][..], true),
@@ -152,12 +153,12 @@ mod tests {
                 expected
             );
         }
-        // Colours are a matter of taste; a line that is written over is none of colour.
+        // NO_COLOR leaves the progress line, TERM=dumb does not.
         assert!(seen(true, &[("NO_COLOR", "1")]).out && !seen(true, &[("TERM", "dumb")]).out);
     }
 
     #[test]
-    fn a_terminal_is_as_wide_as_it_says_or_as_they_usually_are() {
+    fn a_terminal_has_the_width_of_columns_or_80() {
         for (columns, width) in [("160", 160), ("0", 80), ("-1", 80), ("wide", 80), ("", 80)] {
             assert_eq!(seen(true, &[("COLUMNS", columns)]).width, width);
         }

@@ -1,7 +1,7 @@
-//! Rows below a header, for people.
+//! Tables for people.
 //!
-//! A column is as wide as its widest cell. What cannot be known is left blank. Columns are counted in characters, which
-//! is wrong for those that take two places.
+//! A column is as wide as its widest cell, in characters: characters of double width are counted as one. What is not known
+//! is blank.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -12,7 +12,7 @@ use anstyle::Style;
 use super::style::Paint;
 use crate::proto::text::Escaped;
 
-/// What stands in a row and a column.
+/// A cell of a table.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Cell {
     text: String,
@@ -20,7 +20,7 @@ pub(super) struct Cell {
 }
 
 impl Cell {
-    /// A text that has a style, where there are any.
+    /// Creates a cell with a style.
     pub(super) fn styled(text: impl Into<String>, style: Style) -> Cell {
         Cell {
             text: text.into(),
@@ -28,7 +28,7 @@ impl Cell {
         }
     }
 
-    /// Something from outside, at most `most` characters of it.
+    /// Creates a cell with a text from outside: escaped, and at most `most` characters.
     pub(super) fn foreign(text: &str, most: usize) -> Cell {
         Cell::from(shortened(&Escaped(text).to_string(), most).into_owned())
     }
@@ -47,13 +47,13 @@ impl From<String> for Cell {
     }
 }
 
-/// How the columns of a table are laid out.
+/// The layout of a table.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Columns<'a, const N: usize> {
     pub(super) header: [&'a str; N],
-    /// Columns of words, which are flush left; those of numbers are flush right.
+    /// The columns of words, which are flush left; numbers are flush right.
     pub(super) words: &'a [usize],
-    /// A column that gives way when the whole is wider than so many characters.
+    /// A column that is shortened if the table is wider than this, in characters.
     pub(super) gives_way: Option<(usize, usize)>,
 }
 
@@ -74,7 +74,7 @@ impl<const N: usize> Columns<'_, N> {
     }
 }
 
-/// Writes a header, and rows below it.
+/// Writes a header and rows.
 pub(super) fn write<const N: usize>(
     to: &mut impl Write,
     paint: Paint,
@@ -99,7 +99,7 @@ pub(super) fn write<const N: usize>(
     })
 }
 
-/// At most `most` characters. Of a longer text the middle is left out, for its end tells as much as its beginning.
+/// Shortens a text to `most` characters: the middle is left out, because beginning and end matter.
 fn shortened(text: &str, most: usize) -> Cow<'_, str> {
     let length = text.chars().count();
     if length <= most {
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_flush_left_and_numbers_flush_right_painted_or_not() {
+    fn words_are_flush_left_and_numbers_right_with_and_without_colours() {
         let row = |[a, b, c]: [&str; 3]| {
             [
                 Cell::from(a.to_owned()),
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn one_column_gives_way_as_far_as_its_name_can_be_read() {
+    fn one_column_is_shortened_down_to_its_name() {
         let rows = [["1", "unix:/rpc.sock", "7"].map(|text| Cell::from(text.to_owned()))];
         for (most, shown) in [
             (21, "N WORD           LAST\n1 unix:/rpc.sock    7\n"),
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_from_outside_is_escaped_and_of_a_bounded_length() {
+    fn foreign_text_is_escaped_and_shortened() {
         for (text, most, shown) in [
             ("127.0.0.1:8080", 14, "127.0.0.1:8080"),
             ("127.0.0.1:8080", 13, "127.0.…1:8080"),

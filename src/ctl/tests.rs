@@ -17,8 +17,8 @@ mod telling;
 
 use super::*;
 use crate::proto::control::{
-    ListenerStatus, MovedLoad, Origin, Rebalanced, Refusal, RefusalCode, Reloaded, Settled,
-    Stopped, WorkerState, WorkerStatus,
+    self, ListenerStatus, MovedLoad, Origin, Rebalanced, Refusal, RefusalCode, Reloaded, Settled,
+    Status, Stopped, WorkerState, WorkerStatus,
 };
 use crate::proto::frame::{ByteOrder, OrderRule, PREFIX};
 use crate::proto::names::{Generation, WorkerId};

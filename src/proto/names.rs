@@ -139,6 +139,24 @@ pub enum Address {
 /// Longest path of a Unix socket, in bytes: `sun_path` less its final NUL (unix(7)).
 pub const MAX_UNIX_PATH: usize = 107;
 
+impl Address {
+    /// Returns the address by which a client on this machine reaches a listener: loopback instead of a wildcard.
+    #[must_use]
+    pub fn reachable(mut self) -> Address {
+        if let Address::Tcp(tcp) = &mut self
+            && tcp.ip().is_unspecified()
+        {
+            let is_v4 = tcp.is_ipv4();
+            tcp.set_ip(if is_v4 {
+                Ipv4Addr::LOCALHOST.into()
+            } else {
+                Ipv6Addr::LOCALHOST.into()
+            });
+        }
+        self
+    }
+}
+
 impl FromStr for Address {
     type Err = String;
 

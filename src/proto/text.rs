@@ -51,7 +51,7 @@ impl<N: Display + PartialEq + From<u8>> Display for Counted<N> {
     }
 }
 
-/// Returns what is added to a regular noun that counts so many.
+/// Returns the plural ending of a regular noun for this count: nothing or `s`.
 pub fn plural_ending<N: PartialEq + From<u8>>(count: &N) -> &'static str {
     if *count == N::from(1) { "" } else { "s" }
 }

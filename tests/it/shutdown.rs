@@ -138,7 +138,7 @@ fn a_stop_reports_killed_workers() {
     let _stuck = spin(&daemon);
     let said = ctl(&daemon, &["stop"]);
     let sentence = format!(
-        "faulty (pid {}) stopped; 1 worker did not finish in time and was killed\n",
+        "faulty (pid {}) stopped; killed 1 worker that did not finish in time\n",
         daemon.pid()
     );
     assert_eq!((said.code, said.out), (Some(0), sentence), "{}", said.err);

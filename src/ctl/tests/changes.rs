@@ -14,7 +14,7 @@ fn stop_waits_for_the_end() {
     let ran = Daemon::that_says([daemons_version(), stopped(2)]).asked(&["stop"]);
     assert_eq!(
         ran.out,
-        "fdpassd (pid 4711) stopped; 2 workers did not finish in time and were killed\n"
+        "fdpassd (pid 4711) stopped; killed 2 workers that did not finish in time\n"
     );
     let ran = Daemon::that_says([daemons_version(), stopped(0)]).asked(&["stop", "--json"]);
     assert_eq!(ran.out, "{\"pid\":4711,\"killed\":0}\n");

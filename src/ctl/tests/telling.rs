@@ -146,7 +146,7 @@ fn on_a_terminal_there_is_one_line_and_at_the_end_none() {
     let drawn: Vec<_> = ran.err.split('\r').collect();
     assert_eq!(drawn[..2], ["", "reloading\x1b[K"], "{:?}", ran.err);
     let last = [
-        "reloading: 1 of 4 workers ready, 1 of 4 old ones gone\x1b[K",
+        "reloading: 1 of 4 workers ready, 1 of 4 old workers gone\x1b[K",
         "\x1b[K",
     ];
     assert_eq!(drawn[drawn.len() - 2..], last, "{:?}", ran.err);
