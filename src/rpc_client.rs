@@ -1,103 +1,29 @@
-//! One request and its reply, over the control socket or as a client of the RPC.
+//! Requests and their replies, over the control socket or as a client of the RPC.
 //!
-//! Nothing here waits for longer than its [`Deadline`], and a reply takes memory only as it arrives.
+//! No call waits for longer than its [`Deadline`], and a reply takes memory only as it arrives.
 
 mod access;
+mod error;
 
 use std::borrow::Cow;
-use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::sync::mpsc;
-use std::thread;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use self::access::who_may_connect;
+use self::access::describe_permission;
+pub use self::error::{Error, no_reply};
 use crate::proto::control::{self, Verb};
 use crate::proto::frame::{ByteOrder, PREFIX};
 use crate::proto::names::Address;
+use crate::sys::socket::{connect_tcp, connect_unix};
 
-/// What comes in place of a reply that is none of an error.
-#[derive(Debug)]
-pub enum Error {
-    /// No daemon at any place where its control socket may be.
-    NotRunning {
-        /// All these.
-        tried: Vec<PathBuf>,
-    },
-    /// No listener where the call was to go.
-    NothingListens(Address),
-    /// Neither of the two above, and no connection either.
-    Connect {
-        /// To where.
-        address: Address,
-        /// What connect(2) said.
-        cause: io::Error,
-    },
-    /// The kernel or the daemon does not let this user.
-    Forbidden(String),
-    /// An error reply.
-    Refused {
-        /// For programs.
-        code: String,
-        /// For people.
-        message: String,
-        /// Shows the message at its place in the configuration file.
-        display: Option<String>,
-    },
-    /// The other end closed the connection instead of replying.
-    Closed,
-    /// What came is no reply.
-    NoReply(String),
-    /// Nothing came in time.
-    Timeout(Duration),
-    /// The request says something that cannot be sent.
-    Usage(String),
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Error::NotRunning { tried } => {
-                let tried: Vec<_> = tried
-                    .iter()
-                    .map(|path| path.display().to_string())
-                    .collect();
-                write!(
-                    f,
-                    "fdpassd is not running (no socket at {})",
-                    tried.join(", ")
-                )
-            }
-            Error::NothingListens(address) => write!(f, "nothing listens at {address}"),
-            Error::Connect { address, cause } => write!(f, "cannot connect to {address}: {cause}"),
-            Error::Forbidden(what) => write!(f, "forbidden: {what}"),
-            // A mistake in the file is found before anything is done.
-            Error::Refused {
-                code,
-                display: Some(_),
-                ..
-            } => write!(f, "{code}, and nothing was changed:"),
-            Error::Refused { code, message, .. } => write!(f, "{code}: {message}"),
-            Error::Closed => f.write_str("the connection was closed before the reply"),
-            Error::NoReply(why) => f.write_str(why),
-            Error::Timeout(timeout) => write!(
-                f,
-                "no reply within {}",
-                humantime::format_duration(*timeout)
-            ),
-            Error::Usage(why) => f.write_str(why),
-        }
-    }
-}
-
-/// When to give up.
+/// The end of the waiting for a reply.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline {
     at: Instant,
@@ -105,7 +31,7 @@ pub struct Deadline {
 }
 
 impl Deadline {
-    /// So long from now.
+    /// Returns the deadline `timeout` from now.
     #[must_use]
     pub fn new(timeout: Duration) -> Deadline {
         Deadline {
@@ -114,24 +40,24 @@ impl Deadline {
         }
     }
 
-    /// How long that is from now. Never zero, which the kernel would read as "for ever".
+    /// Returns the time until the deadline. Never zero, which the kernel would take for no limit.
     ///
     /// # Errors
-    /// `TimedOut` from then on.
+    /// `TimedOut` from the deadline on.
     pub fn left(&self) -> io::Result<Duration> {
         let left = self.at.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            Err(ErrorKind::TimedOut.into())
-        } else {
-            Ok(left)
+            return Err(ErrorKind::TimedOut.into());
         }
+        Ok(left)
     }
 }
 
-/// A connection on which one end asks and the other answers.
+/// A connection on which this end sends requests.
 #[derive(Debug)]
 pub struct RpcClient {
-    stream: Stream,
+    /// A TCP or Unix socket: the calls used here are the same for both.
+    stream: UnixStream,
     order: ByteOrder,
     /// Longest body of a reply, in bytes.
     limit: u32,
@@ -139,16 +65,16 @@ pub struct RpcClient {
 }
 
 impl RpcClient {
-    /// To the daemon, at the first of `places` where one answers.
+    /// Connects to the daemon at the first of `places` where one listens.
     ///
     /// # Errors
-    /// [`Error::NotRunning`] where nobody does; why that cannot be known of a place, if it cannot.
+    /// [`Error::NotRunning`] where none does; the reason if that cannot be known of a place.
     pub fn connect_control(places: &[PathBuf], deadline: Deadline) -> Result<RpcClient, Error> {
         for path in places {
             match connect(&Address::Unix(path.clone()), deadline) {
                 Err(Error::NothingListens(_)) => {}
                 Err(error) => return Err(error),
-                Ok(stream) => return Ok(RpcClient::from_control_stream(stream, deadline)),
+                Ok(stream) => return Ok(RpcClient::from_stream(stream, deadline)),
             }
         }
         Err(Error::NotRunning {
@@ -156,13 +82,9 @@ impl RpcClient {
         })
     }
 
-    /// To the daemon, by somebody who has connected to its control socket.
+    /// Returns a client of the daemon over a connection to its control socket.
     #[must_use]
     pub fn from_stream(stream: UnixStream, deadline: Deadline) -> RpcClient {
-        RpcClient::from_control_stream(Stream::Unix(stream), deadline)
-    }
-
-    fn from_control_stream(stream: Stream, deadline: Deadline) -> RpcClient {
         RpcClient {
             stream,
             order: ByteOrder::Little,
@@ -171,7 +93,7 @@ impl RpcClient {
         }
     }
 
-    /// To a listener, as a client.
+    /// Connects to a listener, as a client.
     ///
     /// # Errors
     /// Those of connecting.
@@ -188,15 +110,15 @@ impl RpcClient {
         })
     }
 
-    /// Asks the daemon for what has no params. The result is as the daemon wrote it.
+    /// Sends the daemon a request without params and returns the result as the daemon wrote it.
     ///
     /// # Errors
-    /// As [`RpcClient::call`]; a refusal for want of rights is [`Error::Forbidden`].
+    /// As [`RpcClient::call`]; a refusal for lack of permission is [`Error::Forbidden`].
     pub fn ask(&mut self, verb: Verb) -> Result<Box<RawValue>, Error> {
-        self.asked(verb, None::<&()>)
+        result_of(verb, self.call(verb.as_str(), None::<&()>))
     }
 
-    /// Asks the daemon, with params. The result is as the daemon wrote it.
+    /// Sends the daemon a request with params and returns the result as the daemon wrote it.
     ///
     /// # Errors
     /// As [`RpcClient::ask`].
@@ -205,22 +127,13 @@ impl RpcClient {
         verb: Verb,
         params: &impl Serialize,
     ) -> Result<Box<RawValue>, Error> {
-        self.asked(verb, Some(params))
+        result_of(verb, self.call(verb.as_str(), Some(params)))
     }
 
-    fn asked(
-        &mut self,
-        verb: Verb,
-        params: Option<&impl Serialize>,
-    ) -> Result<Box<RawValue>, Error> {
-        let reply = self.call(verb.as_str(), params);
-        result_of(verb, reply)
-    }
-
-    /// Begins to ask the daemon; [`RpcClient::answered`] is to wait for what it says.
+    /// Sends the daemon a request; [`RpcClient::answered`] waits for the reply.
     ///
     /// # Errors
-    /// What kept the request from being sent.
+    /// The reason why the request was not sent.
     pub fn begin(&mut self, verb: Verb, params: &impl Serialize) -> Result<(), Error> {
         let request = self.frame(&RpcRequest {
             method: verb.as_str(),
@@ -229,36 +142,32 @@ impl RpcClient {
         self.write_all(&request).map_err(|e| self.read_error(e))
     }
 
-    /// The answer to what [`RpcClient::begin`] has asked.
+    /// Returns the result of the request sent by [`RpcClient::begin`].
     ///
     /// # Errors
-    /// The daemon's refusal, and what kept a reply from coming.
+    /// As [`RpcClient::ask`].
     pub fn answered(&mut self, verb: Verb) -> Result<Box<RawValue>, Error> {
         let reply = self.receive().and_then(|body| RpcReply::parse(&body));
         result_of(verb, reply)
     }
 
-    /// What is asked from now on is waited for until then.
+    /// Replaces the deadline.
     pub fn extend(&mut self, deadline: Deadline) {
         self.deadline = deadline;
     }
 
-    /// What ends this connection while another thread waits on it.
+    /// Returns the means to close this connection while another thread waits on it.
     ///
     /// # Errors
-    /// When there is no descriptor left for it.
+    /// Those of fcntl(2): EMFILE when this process is out of descriptors.
     pub fn closer(&self) -> io::Result<Closer> {
-        let stream = match &self.stream {
-            Stream::Unix(stream) => stream.try_clone().map(Stream::Unix),
-            Stream::Tcp(stream) => stream.try_clone().map(Stream::Tcp),
-        };
-        stream.map(Closer)
+        self.stream.try_clone().map(Closer)
     }
 
     /// Sends one request and waits for its reply.
     ///
     /// # Errors
-    /// [`Error::Refused`] for an error reply, and what kept a reply from coming.
+    /// [`Error::Refused`] for an error reply; else the reason why there is no reply.
     pub fn call(
         &mut self,
         method: &str,
@@ -266,7 +175,7 @@ impl RpcClient {
     ) -> Result<RpcReply, Error> {
         let request = self.frame(&RpcRequest { method, params })?;
         let sent = self.write_all(&request);
-        // Also when the request was not taken to its end: the reply may be the reason why.
+        // Also when only a part of the request was sent: the reply may contain the reason.
         match (self.receive(), sent) {
             (Ok(body), _) => RpcReply::parse(&body),
             (Err(error), Ok(())) => Err(error),
@@ -274,7 +183,7 @@ impl RpcClient {
         }
     }
 
-    /// Waits until the other end closes, as it does when its process ends.
+    /// Waits until the other end closes the connection, as it does when its process ends.
     ///
     /// # Errors
     /// [`Error::Timeout`] when it does not.
@@ -329,31 +238,15 @@ impl RpcClient {
 
 impl Read for RpcClient {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = Some(self.deadline.left()?);
-        let read = match &mut self.stream {
-            Stream::Unix(stream) => stream
-                .set_read_timeout(left)
-                .and_then(|()| stream.read(buffer)),
-            Stream::Tcp(stream) => stream
-                .set_read_timeout(left)
-                .and_then(|()| stream.read(buffer)),
-        };
-        read.map_err(timed_out)
+        self.stream.set_read_timeout(Some(self.deadline.left()?))?;
+        self.stream.read(buffer).map_err(timed_out)
     }
 }
 
 impl Write for RpcClient {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let left = Some(self.deadline.left()?);
-        let written = match &mut self.stream {
-            Stream::Unix(stream) => stream
-                .set_write_timeout(left)
-                .and_then(|()| stream.write(bytes)),
-            Stream::Tcp(stream) => stream
-                .set_write_timeout(left)
-                .and_then(|()| stream.write(bytes)),
-        };
-        written.map_err(timed_out)
+        self.stream.set_write_timeout(Some(self.deadline.left()?))?;
+        self.stream.write(bytes).map_err(timed_out)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -361,26 +254,23 @@ impl Write for RpcClient {
     }
 }
 
-/// The end of a [`RpcClient`], for another thread. What has arrived by then can still be read.
+/// A copy of a [`RpcClient`]'s connection, with which another thread closes it. Bytes that have arrived can still be read.
 #[derive(Debug)]
-pub struct Closer(Stream);
+pub struct Closer(UnixStream);
 
 impl Closer {
-    /// Ends it.
+    /// Closes the connection.
     pub fn close(&self) {
-        // It may be closed by the other end already.
-        let _ = match &self.0 {
-            Stream::Unix(stream) => stream.shutdown(Shutdown::Both),
-            Stream::Tcp(stream) => stream.shutdown(Shutdown::Both),
-        };
+        // The other end may have closed it already.
+        let _ = self.0.shutdown(Shutdown::Both);
     }
 }
 
-/// A reply that is none of an error.
+/// A reply other than an error.
 #[derive(Debug)]
 pub struct RpcReply {
     name: String,
-    /// Byte for byte as it came.
+    /// The result, byte for byte.
     pub result: Box<RawValue>,
 }
 
@@ -397,13 +287,13 @@ impl RpcReply {
         struct Fault {
             code: String,
             message: String,
-            /// Only the daemon's own refusals have one; a method's error may have anything of that name.
+            /// Only the daemon's own refusals have one; a method's error may have any value of that name.
             #[serde(default)]
             place: Value,
         }
         let text = std::str::from_utf8(body).map_err(|e| no_reply(&e))?;
         if text.trim_start().starts_with('[') {
-            // serde would take an array for a struct.
+            // serde would accept an array as a struct.
             return Err(no_reply(&"it is an array"));
         }
         let Envelope { out, result } = serde_json::from_str(text).map_err(|e| no_reply(&e))?;
@@ -426,7 +316,7 @@ impl RpcReply {
     }
 }
 
-/// The daemon's result, if it is one of that verb.
+/// Returns the daemon's result, if it belongs to that verb.
 fn result_of(verb: Verb, reply: Result<RpcReply, Error>) -> Result<Box<RawValue>, Error> {
     match reply {
         Ok(reply) if reply.name == verb.as_str() => Ok(reply.result),
@@ -442,11 +332,6 @@ fn result_of(verb: Verb, reply: Result<RpcReply, Error>) -> Result<Box<RawValue>
     }
 }
 
-/// The error for an answer that cannot be understood.
-pub fn no_reply(why: &dyn fmt::Display) -> Error {
-    Error::NoReply(format!("the answer is no valid reply: {why}"))
-}
-
 #[derive(Serialize)]
 struct RpcRequest<'a, P> {
     #[serde(rename = "in")]
@@ -455,26 +340,17 @@ struct RpcRequest<'a, P> {
     params: Option<&'a P>,
 }
 
-#[derive(Debug)]
-enum Stream {
-    Unix(UnixStream),
-    Tcp(TcpStream),
-}
-
-fn connect(address: &Address, deadline: Deadline) -> Result<Stream, Error> {
-    let connected = match address {
-        Address::Tcp(to) => deadline
-            .left()
-            .and_then(|left| TcpStream::connect_timeout(to, left))
-            .map(Stream::Tcp),
-        Address::Unix(path) => connect_unix(path, deadline).map(Stream::Unix),
-    };
+fn connect(address: &Address, deadline: Deadline) -> Result<UnixStream, Error> {
+    let connected = deadline.left().and_then(|left| match address {
+        Address::Tcp(to) => connect_tcp(to, left),
+        Address::Unix(path) => connect_unix(path, left),
+    });
     connected.map_err(|cause| match (cause.kind(), address) {
         (ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::NotADirectory, _) => {
             Error::NothingListens(address.clone())
         }
         (ErrorKind::PermissionDenied, Address::Unix(path)) => {
-            Error::Forbidden(who_may_connect(path))
+            Error::Forbidden(describe_permission(path))
         }
         (ErrorKind::TimedOut, _) => Error::Timeout(deadline.timeout),
         _ => Error::Connect {
@@ -484,17 +360,7 @@ fn connect(address: &Address, deadline: Deadline) -> Result<Stream, Error> {
     })
 }
 
-/// In a thread of its own, because connect(2) waits for room in the queue of a Unix socket, and only
-/// options that are set before it would give that an end. The process ends soon after, and the thread with it.
-fn connect_unix(path: &Path, deadline: Deadline) -> io::Result<UnixStream> {
-    let (tell, told) = mpsc::channel();
-    let path = path.to_owned();
-    thread::Builder::new().spawn(move || tell.send(UnixStream::connect(path)))?;
-    told.recv_timeout(deadline.left()?)
-        .unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
-}
-
-/// A socket's own timeout is told as EAGAIN (socket(7)).
+/// A socket's own timeout is EAGAIN (socket(7)).
 fn timed_out(error: io::Error) -> io::Error {
     if error.kind() == ErrorKind::WouldBlock {
         ErrorKind::TimedOut.into()

@@ -2,13 +2,12 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::MAX_FILE;
 use crate::sys::fd;
-use crate::sys::writable::wait_readable;
+use crate::sys::poll::{Interest, wait_for};
 
 /// How long the writer of a pipe may take.
 const PIPE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -64,7 +63,7 @@ fn read_pipe(mut pipe: File, until: Instant) -> io::Result<Vec<u8>> {
     let mut buffer = [0; 4096];
     while bytes.len() as u64 <= MAX_FILE {
         let left = until.saturating_duration_since(Instant::now());
-        if !wait_readable(pipe.as_fd(), left)? {
+        if !wait_for(&pipe, Interest::Read, left)? {
             let why = format!(
                 "its writer did not end it within {} s",
                 PIPE_TIMEOUT.as_secs()

@@ -202,3 +202,21 @@ impl fmt::Display for Address {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wildcard_is_reachable_by_loopback() {
+        for (listens, reachable) in [
+            ("0.0.0.0:1", "127.0.0.1:1"),
+            ("[::]:1", "[::1]:1"),
+            ("[::2]:1", "[::2]:1"),
+            ("unix:/x", "unix:/x"),
+        ] {
+            let address: Address = listens.parse().expect("an address");
+            assert_eq!(address.reachable().to_string(), reachable);
+        }
+    }
+}

@@ -1,18 +1,18 @@
-//! Whom the kernel lets connect to a Unix socket, told to those whom it does not.
+//! The users that the kernel lets connect to a Unix socket, for the message to a user that it does not let.
 
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Says who may connect to the socket at `path`, as far as permissions tell: it takes leave to write to the socket, and to
-/// search the directories before it (unix(7)).
-pub(super) fn who_may_connect(path: &Path) -> String {
-    // What cannot even be looked at is in a directory that may not be searched: the first one that can be looked at.
+/// Returns a sentence that names the users who may connect to the socket at `path`, as far as modes show it: connecting
+/// requires permission to write to the socket, and to search the directories in its path (unix(7)).
+pub(super) fn describe_permission(path: &Path) -> String {
+    // If the metadata of the path cannot be read, it is in a directory that may not be searched: the first readable one.
     let barrier = path
         .ancestors()
         .find_map(|place| Some((place, fs::metadata(place).ok()?)));
     let shown = path.display();
-    match barrier.and_then(|(place, found)| Some((place, those_let_in(&found)?))) {
+    match barrier.and_then(|(place, found)| Some((place, permitted(&found)?))) {
         Some((place, who)) if place == path => format!("{shown} is for {who}"),
         Some((directory, who)) => {
             format!("{shown} is in {}, which is for {who}", directory.display())
@@ -22,8 +22,8 @@ pub(super) fn who_may_connect(path: &Path) -> String {
     }
 }
 
-/// Those whom the mode of a socket or a directory lets in, unless it is everybody.
-fn those_let_in(found: &Metadata) -> Option<String> {
+/// Returns the users whom the mode of a socket or a directory permits access; none if it permits all.
+fn permitted(found: &Metadata) -> Option<String> {
     const WRITE: u32 = 0o2;
     const SEARCH: u32 = 0o1;
     let wanted = if found.is_dir() { SEARCH } else { WRITE };
@@ -40,8 +40,8 @@ fn those_let_in(found: &Metadata) -> Option<String> {
     })
 }
 
-/// The name of a number by passwd(5) or group(5), or else the number, after this word. What only a directory server knows
-/// has to do with the number.
+/// Returns the name of a number by passwd(5) or group(5), or else the number, after this word. Names that only a directory
+/// server knows are not looked up.
 fn name(database: &str, id: u32, word: &str) -> String {
     let entries = fs::read_to_string(database).unwrap_or_default();
     let name_of = |entry: &str| {
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_mode_says_is_said() {
+    fn the_permission_follows_the_modes_of_the_path() {
         let place = tempfile::tempdir().expect("a directory");
         let file = place.path().join("control.sock");
         fs::write(&file, "").expect("it is ours");
@@ -76,7 +76,7 @@ mod tests {
         }
         let said = |mode| {
             fs::set_permissions(&file, fs::Permissions::from_mode(mode)).expect("it is ours");
-            let said = who_may_connect(&file);
+            let said = describe_permission(&file);
             said.strip_prefix(&format!("{} is for ", file.display()))
                 .map(str::to_owned)
                 .ok_or(said)
@@ -92,7 +92,7 @@ mod tests {
             said(0o666),
             Err(format!("you may not connect to {}", file.display()))
         );
-        // To all others what is in it is as if it were not there.
+        // All other users get ENOENT for everything in it.
         fs::set_permissions(place.path(), fs::Permissions::from_mode(0o700)).expect("it is ours");
         let hidden = place.path().join("hidden.sock");
         let sentence = format!(
@@ -101,14 +101,14 @@ mod tests {
             place.path().display()
         );
         assert!(
-            who_may_connect(&hidden).starts_with(&sentence),
+            describe_permission(&hidden).starts_with(&sentence),
             "{}",
-            who_may_connect(&hidden)
+            describe_permission(&hidden)
         );
     }
 
     #[test]
-    fn numbers_have_the_names_that_the_databases_give_them() {
+    fn numbers_have_their_names_in_the_databases() {
         let place = tempfile::NamedTempFile::new().expect("a file");
         fs::write(place.path(), "broken\nroot:x:0:\nops:x:17:a,b\n+:::\n").expect("it is ours");
         let database = place.path().to_str().expect("UTF-8");

@@ -1,9 +1,9 @@
-//! Listening sockets: taking clients from them, although other processes may hold the same socket.
+//! Listening, and accepting clients from sockets that other processes may hold as well.
 //!
-//! A listening socket is often shared: by the service manager that has bound it, by a program that was started with it, by
-//! whoever it was handed on to. Each holder can end it for all (shutdown(2)), and each can clear its O_NONBLOCK, which
+//! A listening socket is often shared: with the service manager that has bound it, with the program that started this one,
+//! with programs that inherited it. Each holder can end it for all (shutdown(2)), and each can clear its O_NONBLOCK, which
 //! belongs to the open file description: systemd does so at each start of a service that gets the socket without
-//! `NonBlocking=yes`. Neither makes a call here wait for longer than a tick of the kernel.
+//! `NonBlocking=yes`. In neither case does a call here wait for longer than a tick of the kernel.
 
 use std::io;
 use std::mem;
@@ -14,11 +14,13 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
+use nix::poll::{PollFlags, PollTimeout};
 use nix::sys::socket::sockopt::{AcceptConn, ReceiveTimeout, ReuseAddr};
 use nix::sys::socket::{self, Backlog, SockaddrIn, SockaddrIn6, getsockopt, setsockopt};
 use nix::sys::time::TimeVal;
 
 use super::passed::refuse_descriptors;
+use super::poll::poll_one;
 
 /// Time without accepting connections after the system was out of descriptors or memory.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -26,17 +28,17 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Lets clients connect. The kernel caps `backlog` at net.core.somaxconn (listen(2)). On a socket that listens already it
 /// changes the backlog, and no waiting client is lost.
 ///
-/// On a TCP socket that was ended it must not be called: the kernel would accept clients again, and each of them is shut
-/// down from birth if the socket was ended by `ss -K` ([`is_listening`]).
+/// Must not be called for a TCP socket that was ended: the kernel would accept clients again, and if the socket was ended
+/// by `ss -K`, each of them would be shut down from birth ([`is_listening`]).
 ///
 /// # Errors
-/// Those of listen(2): EADDRINUSE among them, which is how TCP reports another listener; those of setsockopt(2).
+/// Those of setsockopt(2) and listen(2), which for TCP reports another listener by EADDRINUSE.
 pub fn listen(listener: &OwnedFd, backlog: u32) -> io::Result<()> {
-    // One tick of the kernel, the shortest that there is: it bounds an accept(2) that blocks because another holder has
-    // cleared O_NONBLOCK and another process has taken the client. socket(7): SO_RCVTIMEO holds for accept(2), too.
+    // One tick of the kernel, the shortest timeout: it bounds an accept(2) that blocks because another holder has cleared
+    // O_NONBLOCK and another process has accepted the client. SO_RCVTIMEO applies to accept(2) as well (socket(7)).
     setsockopt(listener, ReceiveTimeout, &TimeVal::new(0, 1))?;
     refuse_descriptors(listener);
-    // nix's type refuses what is over SOMAXCONN of the C library; the kernel's own limit is what counts.
+    // nix's type refuses values above the C library's SOMAXCONN; the kernel's own limit applies.
     let backlog = i32::try_from(backlog)
         .ok()
         .and_then(|n| Backlog::new(n).ok())
@@ -46,15 +48,15 @@ pub fn listen(listener: &OwnedFd, backlog: u32) -> io::Result<()> {
 
 /// Returns whether clients can connect to this socket. A holder that calls shutdown(2), or `ss -K`, ends it for all.
 ///
-/// SO_ACCEPTCONN tells of TCP. A Unix socket that was shut down has it set still, but hangs up (poll(2)).
+/// SO_ACCEPTCONN shows it for TCP. A Unix socket that was shut down still has it set, but hangs up (poll(2)).
 #[must_use]
 pub fn is_listening(listener: impl AsFd) -> bool {
+    const READ_HANGUP: PollFlags = PollFlags::from_bits_retain(libc::POLLRDHUP);
     let is_accepting = getsockopt(&listener, AcceptConn).unwrap_or(false);
-    is_accepting
-        && poll_now(listener.as_fd(), libc::POLLRDHUP) & (libc::POLLHUP | libc::POLLRDHUP) == 0
+    is_accepting && !poll_now(&listener, READ_HANGUP).intersects(PollFlags::POLLHUP | READ_HANGUP)
 }
 
-/// Lets another socket be bound to the address of this one, which was ended: bind(2) looks at SO_REUSEADDR of both.
+/// Lets another socket be bound to the address of this one, which was ended: bind(2) requires SO_REUSEADDR of both.
 ///
 /// # Errors
 /// Those of setsockopt(2).
@@ -62,47 +64,49 @@ pub fn share_address(ended: impl AsFd) -> io::Result<()> {
     Ok(setsockopt(&ended, ReuseAddr, &true)?)
 }
 
-/// Which look at a queue it is since the poller has reported the listener.
+/// The position of an accept in a series, since the poller has reported the listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Look {
-    /// The first: a client should be there. O_NONBLOCK is set again, in case that another holder has cleared it.
+    /// The first: a client should be there. O_NONBLOCK is set again, in case another holder has cleared it.
     First,
-    /// Another one: the queue may be empty, so poll(2) is asked first.
+    /// A later one: the queue may be empty, so poll(2) is called first.
     Next,
 }
 
-/// A client that was accepted, and where it comes from; the address is none for a Unix client.
+/// A client that was accepted.
 #[derive(Debug)]
 pub struct Accepted {
-    /// Its socket, non-blocking.
+    /// The client's socket, non-blocking.
     pub socket: OwnedFd,
-    /// Its TCP address.
+    /// The client's TCP address; none for a Unix client.
     pub address: Option<SocketAddr>,
 }
 
-/// What a listener has.
+/// The result of an accept.
 #[derive(Debug)]
 pub enum Offer {
     /// The next client.
     Client(Accepted),
     /// No client now.
     Empty,
-    /// No client any more: the listener was ended. Of a Unix listener only [`is_listening`] tells so: accept(2) says EAGAIN.
+    /// No client any more: the listener was ended. For a Unix listener only [`is_listening`] shows it: accept(2) returns
+    /// EAGAIN.
     Ended,
 }
 
-/// Takes the next client from the queue of a listener.
+/// Accepts the next client from the queue of a listener. Skips clients that left while they waited.
 ///
 /// # Errors
-/// Those of accept4(2). A client that left while it waited is skipped. EINTR is [`Offer::Empty`]: the poller will report the
-/// listener again, and the signal is looked at first.
+/// Those of accept4(2). EINTR is [`Offer::Empty`]: the poller will report the listener again, after the signal was handled.
 pub fn accept(listener: impl AsFd, look: Look) -> io::Result<Offer> {
     let listener = listener.as_fd();
     let mut look = look;
     loop {
         match look {
             Look::First => set_nonblocking(listener)?,
-            Look::Next if poll_now(listener, libc::POLLIN) == 0 => return Ok(Offer::Empty),
+            Look::Next if poll_now(listener, PollFlags::POLLIN).is_empty() => {
+                return Ok(Offer::Empty);
+            }
             Look::Next => {}
         }
         look = Look::Next;
@@ -130,11 +134,10 @@ fn accept_now(listener: BorrowedFd<'_>) -> Result<Accepted, Errno> {
     let mut length = mem::size_of_val(&storage) as libc::socklen_t;
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     let name = (&raw mut storage).cast();
-    // SAFETY: `name` points to `length` bytes that are ours to write.
-    let fd = Errno::result(unsafe {
-        libc::accept4(listener.as_raw_fd(), name, &raw mut length, flags)
-    })?;
-    // SAFETY: accept4 has just made this descriptor, and nobody else knows of it.
+    // SAFETY: `name` points to `length` bytes that this function may write. nix's accept4 does not return the address.
+    let fd = unsafe { libc::accept4(listener.as_raw_fd(), name, &raw mut length, flags) };
+    let fd = Errno::result(fd)?;
+    // SAFETY: accept4 has just created this descriptor; it has no other owner.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     Ok(Accepted {
         socket,
@@ -158,7 +161,7 @@ fn address_in(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
     }
 }
 
-/// Sets O_NONBLOCK of the open file description, for all that hold it.
+/// Sets O_NONBLOCK of the open file description, for all its holders.
 ///
 /// # Errors
 /// Those of fcntl(2).
@@ -170,16 +173,9 @@ pub(super) fn set_nonblocking(socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// What poll(2) reports at once; 0 if it fails, too.
-fn poll_now(socket: BorrowedFd<'_>, events: libc::c_short) -> libc::c_short {
-    let mut entry = libc::pollfd {
-        fd: socket.as_raw_fd(),
-        events,
-        revents: 0,
-    };
-    // SAFETY: one entry is there, and with a timeout of 0 nothing is waited for.
-    let count = unsafe { libc::poll(&raw mut entry, 1, 0) };
-    if count == 1 { entry.revents } else { 0 }
+/// Returns the events of a socket now; none if poll(2) fails, too.
+fn poll_now(socket: impl AsFd, events: PollFlags) -> PollFlags {
+    poll_one(socket, events, PollTimeout::ZERO).unwrap_or(PollFlags::empty())
 }
 
 #[cfg(test)]
@@ -199,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_made_blocking_by_another_holder_never_blocks() {
+    fn accept_never_blocks_on_a_listener_made_blocking() {
         let std = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let at = std.local_addr().expect("it is bound");
         let listener = OwnedFd::from(std);
@@ -211,30 +207,20 @@ mod tests {
             Offer::Client(_)
         ));
         clear(&listener);
-        assert!(matches!(
-            accept(&listener, Look::Next).expect("accept"),
-            Offer::Empty
-        ));
-        assert!(
-            matches!(
-                accept(&listener, Look::First).expect("accept"),
-                Offer::Empty
-            ),
-            "it is non-blocking again"
-        );
-        // The race that is left: the flag was cleared, and the client taken, after the look.
+        for look in [Look::Next, Look::First] {
+            let offer = accept(&listener, look).expect("accept");
+            assert!(matches!(offer, Offer::Empty), "{look:?}");
+        }
+        // The remaining race: the flag was cleared, and the client accepted, after poll(2).
         clear(&listener);
         let began = Instant::now();
         assert_eq!(accept_now(listener.as_fd()).map(|_| ()), Err(Errno::EAGAIN));
-        assert!(
-            began.elapsed() < Duration::from_secs(5),
-            "{:?}",
-            began.elapsed()
-        );
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(5), "{took:?}");
     }
 
     #[test]
-    fn an_ended_listener_is_told_from_one_that_listens() {
+    fn is_listening_is_false_for_an_ended_listener() {
         let tcp = OwnedFd::from(TcpListener::bind("127.0.0.1:0").expect("a free port"));
         assert!(is_listening(&tcp));
         socket::shutdown(tcp.as_raw_fd(), How::Read).expect("it listens");
@@ -252,17 +238,9 @@ mod tests {
             assert!(is_listening(&unix));
             socket::shutdown(unix.as_raw_fd(), how).expect("it listens");
             assert!(!is_listening(&unix), "{name}");
-            assert!(
-                matches!(
-                    accept(&unix, Look::First).expect("accept"),
-                    Offer::Client(_)
-                ),
-                "{name}: it waited before"
-            );
-            assert!(
-                matches!(accept(&unix, Look::Next).expect("accept"), Offer::Empty),
-                "{name}"
-            );
+            let [waited, other] = [Look::First, Look::Next].map(|look| accept(&unix, look));
+            assert!(matches!(waited, Ok(Offer::Client(_))), "{name}");
+            assert!(matches!(other, Ok(Offer::Empty)), "{name}");
         }
         let (connection, _theirs) = UnixStream::pair().expect("a pair");
         connection
@@ -272,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn the_address_of_an_ended_listener_can_be_bound_again_while_it_is_held() {
+    fn the_address_of_an_ended_listener_can_be_bound_again() {
         let held = socket::socket(
             socket::AddressFamily::Inet,
             socket::SockType::Stream,

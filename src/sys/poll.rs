@@ -1,32 +1,26 @@
-//! Waiting: epoll(7), level-triggered.
+//! Waiting for descriptors: epoll(7), level-triggered, and poll(2).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-impl AsRawFd for Poller {
-    fn as_raw_fd(&self) -> RawFd {
-        self.epoll.0.as_raw_fd()
-    }
-}
-
-/// What a descriptor is watched for. Errors and hang-ups are always told.
+/// The events that a descriptor is watched for. Errors and hang-ups are always reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interest {
-    /// There is something to read, or the end.
+    /// Bytes to read, or the end.
     Read,
-    /// There is room to write.
+    /// Room to write.
     Write,
     /// Either.
     Both,
     /// Of a listener: a client waits, or another holder of the socket has ended it. A Unix listener of which only the
     /// receiving side was shut down does not hang up.
     Clients,
-    /// Of a listener: that another holder has ended it, and nothing else.
+    /// Of a listener: another holder has ended it. Of a pipe or socket: the other end is closed.
     End,
 }
 
@@ -42,32 +36,32 @@ impl From<Interest> for EpollFlags {
     }
 }
 
-/// Something happened on the descriptor that was added with this token.
+/// An event of the descriptor that was added with this token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PollEvent {
-    /// What the adder said.
+    /// The token given to [`Poller::add`].
     pub token: u64,
-    /// There is something to read, or the end, or an error.
+    /// There are bytes to read, or the end, or an error.
     pub readable: bool,
     /// There is room to write, or an error.
     pub writable: bool,
-    /// Both sides have ended; or an error; or, of [`Interest::Clients`] and [`Interest::End`], the listener has ended.
+    /// Both sides have ended; or an error; or, for [`Interest::Clients`] and [`Interest::End`], the listener has ended.
     pub has_ended: bool,
 }
 
-/// What ended a wait.
+/// The end of a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Woken {
-    /// What has happened, or the end of the time.
+    /// There are events, or the time is over.
     Told,
-    /// A signal; or this process was stopped, and goes on (EINTR).
+    /// A signal arrived, or this process was stopped and continued (EINTR).
     Interrupted,
 }
 
-/// Descriptors and what they are watched for.
+/// Descriptors and the events that they are watched for.
 ///
-/// There is no excuse to skip [`Poller::remove`]: a registration belongs to the open file, not to the
-/// descriptor, and outlives close() while another process holds a copy (epoll(7), Q6).
+/// Every descriptor must be removed before it is closed: a registration belongs to the open file, not to the descriptor,
+/// and outlives close() while another process holds a copy (epoll(7), Q6).
 #[derive(Debug)]
 pub struct Poller {
     epoll: Epoll,
@@ -75,14 +69,13 @@ pub struct Poller {
 }
 
 impl Poller {
-    /// A poller that tells up to `batch` events a wait.
+    /// Returns a poller that reports up to `batch` events a wait.
     ///
     /// # Errors
     /// Those of epoll_create1(2).
     pub fn new(batch: usize) -> io::Result<Poller> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         Ok(Poller {
-            epoll,
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             events: vec![EpollEvent::empty(); batch],
         })
     }
@@ -92,32 +85,29 @@ impl Poller {
     /// # Errors
     /// Those of epoll_ctl(2), ENOSPC and ENOMEM among them.
     pub fn add(&self, fd: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
-        Ok(self
-            .epoll
-            .add(fd, EpollEvent::new(interest.into(), token))?)
+        let event = EpollEvent::new(interest.into(), token);
+        Ok(self.epoll.add(fd, event)?)
     }
 
-    /// Watches it for something else.
+    /// Watches a descriptor for other events.
     ///
     /// # Errors
     /// Those of epoll_ctl(2).
     pub fn modify(&self, fd: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
-        Ok(self
-            .epoll
-            .modify(fd, &mut EpollEvent::new(interest.into(), token))?)
+        let mut event = EpollEvent::new(interest.into(), token);
+        Ok(self.epoll.modify(fd, &mut event)?)
     }
 
-    /// Watches it for nothing but its hang-up, which cannot be switched off.
+    /// Watches a descriptor for its hang-up only, which cannot be switched off.
     ///
     /// # Errors
     /// Those of epoll_ctl(2).
     pub fn disarm(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
-        Ok(self
-            .epoll
-            .modify(fd, &mut EpollEvent::new(EpollFlags::empty(), token))?)
+        let mut event = EpollEvent::new(EpollFlags::empty(), token);
+        Ok(self.epoll.modify(fd, &mut event)?)
     }
 
-    /// Stops watching it.
+    /// Stops watching a descriptor.
     ///
     /// # Errors
     /// Those of epoll_ctl(2); ENOENT when it was not watched.
@@ -125,11 +115,10 @@ impl Poller {
         Ok(self.epoll.delete(fd)?)
     }
 
-    /// Waits until something happens or `timeout` is over; `None` waits for ever. Puts what happened into
-    /// `ready`, in place of what was there.
+    /// Waits for events until `timeout` is over, or without end if it is `None`. Replaces the contents of `ready` by them.
     ///
     /// # Errors
-    /// Those of epoll_wait(2) but EINTR.
+    /// Those of epoll_wait(2) except EINTR.
     pub fn wait(
         &mut self,
         ready: &mut Vec<PollEvent>,
@@ -155,20 +144,25 @@ impl Poller {
     }
 }
 
-/// Whether an error of [`Poller::add`], [`Poller::modify`] or [`Poller::remove`] says that the system is short of something,
-/// and not that a descriptor is another one than it was.
-#[must_use]
-pub fn is_shortage(error: &io::Error) -> bool {
-    [Errno::ENOSPC, Errno::ENOMEM]
-        .iter()
-        .any(|shortage| error.raw_os_error() == Some(*shortage as i32))
+impl AsRawFd for Poller {
+    fn as_raw_fd(&self) -> RawFd {
+        self.epoll.0.as_raw_fd()
+    }
 }
 
-/// Waits for this one descriptor: whether it came to that, or to its end, within `timeout`. For a thread that has nothing
-/// else to wait for; a signal may have it look too early.
+/// Returns whether an error of a [`Poller`] means that the system is out of a resource, rather than that the descriptor
+/// has become another one.
+#[must_use]
+pub fn is_shortage(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::ENOSPC | Errno::ENOMEM))
+}
+
+/// Waits for this one descriptor; returns whether it got ready, or ended, within `timeout`. A signal may make it return
+/// true too early.
 ///
 /// # Errors
-/// Those of poll(2) but EINTR.
+/// Those of poll(2) except EINTR.
 pub fn wait_for(fd: impl AsFd, interest: Interest, timeout: Duration) -> io::Result<bool> {
     let flags = match interest {
         Interest::Read | Interest::Clients => PollFlags::POLLIN,
@@ -176,39 +170,45 @@ pub fn wait_for(fd: impl AsFd, interest: Interest, timeout: Duration) -> io::Res
         Interest::Write => PollFlags::POLLOUT,
         Interest::Both => PollFlags::POLLIN | PollFlags::POLLOUT,
     };
-    match poll(
-        &mut [PollFd::new(fd.as_fd(), flags)],
-        in_milliseconds(Some(timeout)),
-    ) {
-        Ok(count) => Ok(count > 0),
+    match poll_one(fd, flags, in_milliseconds(Some(timeout))) {
+        Ok(found) => Ok(!found.is_empty()),
         Err(Errno::EINTR) => Ok(true),
         Err(e) => Err(e.into()),
     }
 }
 
-/// Whether the other end is gone, of a pipe or of a pair of sockets. It does not wait.
+/// Returns whether the other end of a pipe or of a pair of sockets is closed, without waiting.
 ///
 /// # Errors
-/// Those of poll(2) but EINTR.
+/// Those of poll(2) except EINTR.
 pub fn has_ended(fd: impl AsFd) -> io::Result<bool> {
     loop {
-        let mut polled = [PollFd::new(fd.as_fd(), PollFlags::empty())];
-        match poll(&mut polled, EpollTimeout::ZERO) {
-            Ok(count) => return Ok(count > 0),
+        match poll_one(&fd, PollFlags::empty(), PollTimeout::ZERO) {
+            Ok(found) => return Ok(!found.is_empty()),
             Err(Errno::EINTR) => {}
             Err(e) => return Err(e.into()),
         }
     }
 }
 
-/// Rounded up, or the last fraction of a millisecond before a deadline would be spent spinning.
+/// Returns the events of one descriptor; none when `timeout` is over, all if there is one that nix does not know
+/// (POLLRDHUP).
+pub(super) fn poll_one(
+    fd: impl AsFd,
+    flags: PollFlags,
+    timeout: PollTimeout,
+) -> nix::Result<PollFlags> {
+    let mut polled = [PollFd::new(fd.as_fd(), flags)];
+    poll(&mut polled, timeout)?;
+    Ok(polled[0].revents().unwrap_or(PollFlags::all()))
+}
+
+/// Rounds up: the last fraction of a millisecond before a deadline would be spent spinning.
 fn in_milliseconds(timeout: Option<Duration>) -> EpollTimeout {
-    match timeout {
-        None => EpollTimeout::NONE,
-        Some(t) => {
-            let ms = t.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128);
-            EpollTimeout::try_from(i32::try_from(ms).unwrap_or(i32::MAX))
-                .unwrap_or(EpollTimeout::MAX)
-        }
-    }
+    let Some(timeout) = timeout else {
+        return EpollTimeout::NONE;
+    };
+    let ms = timeout.as_nanos().div_ceil(1_000_000);
+    let ms = i32::try_from(ms).unwrap_or(i32::MAX);
+    EpollTimeout::try_from(ms).unwrap_or(EpollTimeout::MAX)
 }

@@ -1,4 +1,4 @@
-//! Signals, as something to read.
+//! Signals: read from a descriptor, held back, or ignored.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,7 +13,7 @@ use signal_hook::consts::{
 };
 use signal_hook::low_level::pipe;
 
-/// The signals that mean something here.
+/// A signal that the daemon acts on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// SIGTERM.
@@ -22,7 +22,7 @@ pub enum Signal {
     Interrupt,
     /// SIGCHLD.
     Child,
-    /// SIGCONT: this process was stopped, and goes on.
+    /// SIGCONT: this process was stopped and continues.
     Continue,
     /// SIGUSR1.
     User1,
@@ -51,13 +51,13 @@ impl Signal {
         }
     }
 
-    /// Whether the kernel sent it because a background process used its terminal, and no process did (sigaction(2)).
+    /// Returns whether the kernel sent it because a background process used its terminal (sigaction(2)).
     fn is_of_terminal(self, code: i32) -> bool {
         matches!(self, Signal::TerminalInput | Signal::TerminalOutput) && code == SI_KERNEL
     }
 }
 
-/// A descriptor that becomes readable when one of some signals has arrived.
+/// A descriptor that becomes readable when one of the caught signals has arrived.
 #[derive(Debug)]
 pub struct Signals {
     pipe: UnixStream,
@@ -65,7 +65,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Catches these signals from now on.
+    /// Catches these signals.
     ///
     /// # Errors
     /// Those of socketpair(2) and sigaction(2).
@@ -75,10 +75,10 @@ impl Signals {
         let mut arrived = Vec::new();
         for &signal in signals {
             let flag = Arc::new(AtomicBool::new(false));
-            // Flag before byte: who reads the byte finds the flag.
+            // Flag before byte: a reader of the byte must find the flag.
             let noted = Arc::clone(&flag);
-            // SAFETY: the action reads a field of the siginfo_t that it is given, and stores a flag: both are allowed in a
-            // signal handler (signal-safety(7)).
+            // SAFETY: the action reads a field of its siginfo_t and stores a flag: a signal handler may do both
+            // (signal-safety(7)).
             unsafe {
                 // The terminal's own SIGTTIN and SIGTTOU are no commands.
                 signal_hook_registry::register_sigaction(signal.number(), move |info| {
@@ -94,9 +94,9 @@ impl Signals {
         })
     }
 
-    /// What has arrived since the last call; several of a kind are one.
+    /// Returns the signals that have arrived since the last call; several of a kind are one.
     pub fn take(&mut self) -> Vec<Signal> {
-        // Emptied before the flags are looked at, so that none that comes meanwhile is forgotten.
+        // The pipe is emptied before the flags are read, so that no signal is missed.
         let mut bytes = [0; 64];
         while matches!(self.pipe.read(&mut bytes), Ok(n) if n > 0) {}
         let set = self
@@ -113,16 +113,24 @@ impl AsFd for Signals {
     }
 }
 
-/// The calling thread runs no signal handler while this is there; signals wait for it, or for another thread.
+/// Blocks signals of the calling thread until it is dropped; they wait, or are delivered to another thread.
 #[derive(Debug)]
 pub struct HeldBack(Option<SigSet>);
 
 impl HeldBack {
-    /// Holds back every signal but SIGKILL and SIGSTOP, which cannot be.
+    /// Holds back every signal except SIGKILL and SIGSTOP, which cannot be.
     #[must_use]
     pub fn all() -> HeldBack {
         // It fails for a bad argument only.
         HeldBack(SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).ok())
+    }
+
+    /// Holds back SIGTTOU: the thread may write to a terminal from the background, also with `stty tostop`. A handler with
+    /// SA_RESTART would make the write be retried forever.
+    #[must_use]
+    pub fn terminal_output() -> HeldBack {
+        let output = SigSet::from(signal::Signal::SIGTTOU);
+        HeldBack(output.thread_swap_mask(SigmaskHow::SIG_BLOCK).ok())
     }
 }
 
@@ -132,37 +140,8 @@ impl Drop for HeldBack {
     }
 }
 
-/// The calling thread may write to a terminal from the background while this is there, also with `stty tostop`.
-#[derive(Debug)]
-pub struct StopHeldBack(Option<SigSet>);
-
-impl StopHeldBack {
-    /// Blocks SIGTTOU. A handler would not do: with SA_RESTART the write would be tried for ever.
-    #[must_use]
-    pub fn new() -> StopHeldBack {
-        // It fails for a bad argument only.
-        StopHeldBack(
-            SigSet::from(signal::Signal::SIGTTOU)
-                .thread_swap_mask(SigmaskHow::SIG_BLOCK)
-                .ok(),
-        )
-    }
-}
-
-impl Default for StopHeldBack {
-    fn default() -> StopHeldBack {
-        StopHeldBack::new()
-    }
-}
-
-impl Drop for StopHeldBack {
-    fn drop(&mut self) {
-        let _ = self.0.map(|before| before.thread_set_mask());
-    }
-}
-
-/// A write beyond the limit on the size of files fails from now on with EFBIG, and does not end this process (setrlimit(2)).
-/// By a handler that does nothing, not by SIG_IGN, which programs that a method starts would inherit.
+/// Makes a write beyond the limit on the size of files fail with EFBIG, instead of ending this process (setrlimit(2)). By a
+/// handler that does nothing, not by SIG_IGN, which programs started by a method would inherit.
 ///
 /// # Errors
 /// Those of sigaction(2).
@@ -170,10 +149,13 @@ pub fn survive_file_size_limit() -> io::Result<()> {
     signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false))).map(drop)
 }
 
-/// Makes this process deaf to what a terminal or an operator sends to a whole group: a worker ends when its
-/// master says so. Handlers that do nothing, not SIG_IGN, because that would be inherited by the programs
-/// that a method starts. The two of the terminal are blocked: a handler would have a method's write to a terminal with
-/// `stty tostop` tried for ever.
+/// Whether an ignored signal has arrived.
+static IGNORED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+
+/// Ignores the signals that a terminal or an operator sends to a whole group: a worker ends when its master requests it.
+///
+/// By handlers that do nothing, not by SIG_IGN, which programs started by a method would inherit. SIGTTIN and SIGTTOU are
+/// blocked instead: with a handler, a method's write to a terminal with `stty tostop` would be retried forever.
 ///
 /// # Errors
 /// Those of sigaction(2) and pthread_sigmask(3).
@@ -186,11 +168,8 @@ pub fn ignore_group_signals() -> io::Result<()> {
     Ok(terminal.thread_block()?)
 }
 
-/// Whether one of the signals that this process is deaf to has arrived since the last call.
+/// Returns whether an ignored signal has arrived since the last call.
 pub fn take_ignored() -> bool {
-    IGNORED
-        .get()
-        .is_some_and(|arrived| arrived.swap(false, Ordering::Relaxed))
+    let arrived = IGNORED.get();
+    arrived.is_some_and(|arrived| arrived.swap(false, Ordering::Relaxed))
 }
-
-static IGNORED: OnceLock<Arc<AtomicBool>> = OnceLock::new();

@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 use super::TIMEOUT;
 use crate::proto::frame::{ByteOrder, PREFIX};
 use crate::proto::names::Address;
+use crate::sys::socket::{connect_tcp, connect_unix};
 use crate::worker::Fault;
 
 /// A connection to a daemon that sends and reads only what the test asks for.
@@ -38,10 +39,8 @@ impl Client {
 
     fn try_connect(address: &Address) -> io::Result<Client> {
         let stream = match address {
-            Address::Tcp(to) => {
-                UnixStream::from(OwnedFd::from(TcpStream::connect_timeout(to, TIMEOUT)?))
-            }
-            Address::Unix(path) => UnixStream::connect(path)?,
+            Address::Tcp(to) => connect_tcp(to, TIMEOUT)?,
+            Address::Unix(path) => connect_unix(path, TIMEOUT)?,
         };
         stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_write_timeout(Some(TIMEOUT))?;

@@ -17,7 +17,7 @@ const MAY_IMPORT: [(&str, &[&str]); 18] = [
     ("config", &["proto", "sys"]),
     ("logging", &["proto", "sys"]),
     ("channel", &["proto", "sys"]),
-    ("rpc_client", &["proto"]),
+    ("rpc_client", &["proto", "sys"]),
     ("shm", &["proto", "sys"]),
     ("pool", &["config", "proto"]),
     (

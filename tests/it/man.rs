@@ -139,7 +139,7 @@ fn the_exit_codes_are_those_of_the_help_and_of_the_programs() {
     assert_eq!(codes, in_source("src/ctl/error.rs", " = "));
     let codes = listed("fdpassd.8");
     assert_eq!(codes, in_help(&run(FDPASSD, &["-h"]).out));
-    let of_daemon = in_source("src/daemon.rs", ": u8 = ");
+    let of_daemon = in_source("src/daemon/run.rs", ": u8 = ");
     let of_master = in_source("src/master/error.rs", ") => ");
     assert_eq!(codes, &(&of_daemon | &of_master) | &BTreeSet::from([0]));
 }

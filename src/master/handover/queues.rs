@@ -138,7 +138,7 @@ impl QueueEnds {
     fn new() -> io::Result<QueueEnds> {
         let (into, out) = Channel::pair()?;
         // As much as there is to be had. Less is more handoff queues full, and no harm.
-        let _ = socket::want_send_buffer(&into, BUFFER_LEN);
+        let _ = socket::set_send_buffer(&into, BUFFER_LEN);
         Ok(QueueEnds {
             into,
             out: Channel::new(out),

@@ -1,0 +1,323 @@
+//! The arguments of a daemon, its roles, and its exit codes.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::fs::File;
+use std::io::Write;
+use std::panic;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser};
+
+use super::SHIPPED;
+use crate::config::{self, Config, Loaded};
+use crate::exporter;
+use crate::logging;
+use crate::master::{self, Announce, Handed, Inherited, MasterSetup, Resumed};
+use crate::proto::names::Address;
+use crate::worker::{self, Methods};
+
+/// sysexits.h
+const EX_USAGE: u8 = 64;
+const EX_SOFTWARE: u8 = 70;
+const EX_OSERR: u8 = 71;
+const EX_CONFIG: u8 = 78;
+
+/// Serves a length-prefixed JSON RPC; every client's connection outlives the worker process that serves it.
+#[derive(Debug, Parser)]
+#[command(
+    disable_version_flag = true,
+    after_help = "Exit status: 0 done, 64 usage, 69 address unavailable, \
+    70 no worker became ready, 71 system, 77 permission, 78 configuration."
+)]
+struct Options {
+    // Its help names the daemon's own file.
+    #[arg(short, long = "config", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Tests the configuration and exits
+    #[arg(short)]
+    test: bool,
+    /// Tests the configuration, prints it with all defaults, and exits
+    #[arg(short = 'T')]
+    dump: bool,
+    /// Prints the version and exits
+    #[arg(short = 'V', long = "version")]
+    version: bool,
+}
+
+/// Runs a daemon from its arguments to its exit code.
+pub(super) fn run<S: 'static>(name: &str, version: &'static str, methods: Methods<S>) -> ExitCode {
+    if let Some(mistake) = methods.mistakes().first() {
+        return fail(name, EX_SOFTWARE, mistake);
+    }
+    if let Err(e) = logging::survive_file_size_limit() {
+        return fail(name, EX_OSERR, &format!("cannot catch SIGXFSZ: {e}"));
+    }
+    master::name_process(name);
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    // Roles in which this program runs itself; operators do not type them.
+    let role = |index: usize| arguments.get(index).and_then(|argument| argument.to_str());
+    match (role(1), role(2)) {
+        (Some("worker"), _) => run_worker(name, methods),
+        (Some("metrics"), _) => run_exporter(name),
+        (Some("check-handover"), Some(length)) => checked(name, master::check_handover(length)),
+        (Some("read-configuration"), Some(length)) => {
+            checked(name, master::read_configuration(length))
+        }
+        (Some("resume"), Some(number)) => resume_master(name, version, number),
+        _ => run_arguments(name, version, arguments),
+    }
+}
+
+fn run_arguments(name: &str, version: &'static str, arguments: Vec<OsString>) -> ExitCode {
+    let help =
+        format!("Reads this configuration instead of /etc/{name}.toml, which need not exist");
+    let command = Options::command().mut_arg("config", |config| config.help(help));
+    let options = command
+        .try_get_matches_from(arguments)
+        .and_then(|found| Options::from_arg_matches(&found));
+    match options {
+        Ok(options) => run_options(&options, name, version),
+        Err(error) => {
+            // Help goes to standard output and is no error. If it is closed, nothing is lost.
+            let _ = error.print();
+            if error.use_stderr() {
+                ExitCode::from(EX_USAGE)
+            } else {
+                ExitCode::SUCCESS
+            }
+        }
+    }
+}
+
+fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode {
+    if options.version {
+        return print(&format!("{name} {version}\n"));
+    }
+    let standard_file = PathBuf::from(format!("/etc/{name}.toml"));
+    let standard = || standard_file.exists().then(|| standard_file.clone());
+    let config_file = options.config.clone().or_else(standard);
+    let loaded = Config::load(config_file.as_deref(), &standard_file);
+    match &loaded {
+        Err(e) if options.dump || options.test => return fail(name, EX_CONFIG, e),
+        Ok(loaded) if options.dump => return print(&loaded.config.dump()),
+        Ok(loaded) if options.test => {
+            let files = list(&loaded.files);
+            return print(&format!("{files}: the configuration is good\n"));
+        }
+        _ => {}
+    }
+    // Before anything is opened that stays open, such as the log.
+    let mut handed = match Handed::from_environment() {
+        Ok(handed) => handed,
+        Err(e) => return refuse(name, e.status(), &e),
+    };
+    let config = loaded.as_ref().ok().map(|loaded| &loaded.config);
+    let inherited = match Inherited::find(&mut handed, config) {
+        Ok(inherited) => inherited,
+        Err(e) => return refuse(name, e.status(), &e),
+    };
+    let is_awaited = handed.is_awaited();
+    let code = match in_force(loaded, inherited.as_ref()) {
+        Err(e) => fail(name, EX_CONFIG, &e),
+        Ok((loaded, config_stale)) => run_master(
+            MasterSetup {
+                name: name.to_owned(),
+                version,
+                config: loaded.config,
+                config_keys: loaded.keys,
+                config_file,
+                config_files: loaded.files,
+                standard_file,
+                announce: announcer(name.to_owned(), version),
+                handed,
+                inherited,
+                config_stale,
+                missing_log: None,
+            },
+            None,
+        ),
+    };
+    if is_awaited && code != ExitCode::SUCCESS {
+        master::wait_before_failing();
+    }
+    code
+}
+
+/// Returns the configuration to start with, and the error of the file if it is the last one in force before a restart:
+/// clients are not closed for an error in a file.
+fn in_force(
+    loaded: Result<Loaded, config::Error>,
+    inherited: Option<&Inherited>,
+) -> Result<(Loaded, Option<String>), config::Error> {
+    let error = match loaded {
+        Ok(loaded) => return Ok((loaded, None)),
+        Err(error) => error,
+    };
+    let reason = error.in_one_line();
+    master::say_why(&reason);
+    match inherited.and_then(Inherited::last_for_clients) {
+        Some(last) => Ok((last, Some(reason))),
+        None => Err(error),
+    }
+}
+
+/// Lists the files of a configuration in one line.
+fn list(files: &[PathBuf]) -> String {
+    if files.is_empty() {
+        return "the embedded default".to_owned();
+    }
+    let names: Vec<_> = files
+        .iter()
+        .map(|file| file.display().to_string())
+        .collect();
+    names.join(", ")
+}
+
+/// Returns the exit code of a role that checks something.
+fn checked(name: &str, result: Result<(), String>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => fail(name, EX_SOFTWARE, &why),
+    }
+}
+
+/// Continues as master after an upgrade: this process was a master and now runs this program.
+fn resume_master(name: &str, version: &'static str, number: &str) -> ExitCode {
+    match master::resume(number) {
+        Ok(Resumed {
+            name,
+            loaded,
+            config_file,
+            standard_file,
+            handed,
+            inherited,
+            log,
+        }) => run_master(
+            MasterSetup {
+                announce: announcer(name.clone(), version),
+                name,
+                version,
+                config: loaded.config,
+                config_keys: loaded.keys,
+                config_file,
+                config_files: loaded.files,
+                standard_file,
+                handed,
+                inherited: Some(inherited),
+                config_stale: None,
+                missing_log: None,
+            },
+            log,
+        ),
+        Err(why) => {
+            let why = format!("cannot continue as the previous program: {why}");
+            fail(name, EX_SOFTWARE, &why)
+        }
+    }
+}
+
+/// Runs a master. `log` is the log file, if it is open already.
+fn run_master(mut setup: MasterSetup, log: Option<File>) -> ExitCode {
+    let name = setup.name.clone();
+    // After an upgrade, the name of the previous program.
+    master::name_process(&name);
+    if let Err(e) = logging::start_with(&name, &setup.config.log, log) {
+        // A missing log is no reason to close clients.
+        if setup.inherited.is_none() {
+            return refuse(&name, EX_CONFIG, &e);
+        }
+        let error = logging::start_anyhow(&name, &setup.config.log);
+        setup.missing_log = error.map(|e| format!("log: {e}"));
+    }
+    abort_on_panic();
+    let code = match master::run(setup) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            log::error!("{e}");
+            master::say_why(&e);
+            ExitCode::from(e.status())
+        }
+    };
+    log::logger().flush();
+    code
+}
+
+/// Makes a panic of the master abort: its state is uncertain then. Its workers pack their clients and exit.
+fn abort_on_panic() {
+    panic::set_hook(Box::new(|panic| {
+        log::error!("the master panicked: {panic}");
+        std::process::abort();
+    }));
+}
+
+fn run_worker<S: 'static>(name: &str, methods: Methods<S>) -> ExitCode {
+    let ended = worker::run(methods);
+    log::logger().flush();
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        // It was started by hand.
+        Err(worker::Error::NoMaster(reason)) => fail(name, EX_USAGE, &reason),
+        // The master has received the reason, and logs it.
+        Err(worker::Error::Failed) => ExitCode::from(EX_SOFTWARE),
+    }
+}
+
+fn run_exporter(name: &str) -> ExitCode {
+    match exporter::run() {
+        Ok(()) => ExitCode::SUCCESS,
+        // It was started by hand.
+        Err(exporter::Error::NoMaster(reason)) => fail(name, EX_USAGE, &reason),
+        Err(exporter::Error::Failed(reason)) => fail(name, EX_OSERR, &reason),
+    }
+}
+
+/// Prints the daemon's addresses and how to call it, in one line on standard output.
+fn announcer(name: String, version: &'static str) -> Announce {
+    Box::new(move |addresses| {
+        let exe = std::env::current_exe().ok().filter(|_| name == SHIPPED);
+        let ctl = exe.map_or("fdpassctl", |exe| ctl_command(&exe));
+        let first = addresses.first().map_or("", String::as_str);
+        let to = match first.parse::<Address>() {
+            Ok(address) => address.reachable().to_string(),
+            Err(_) => first.to_owned(),
+        };
+        let listens = addresses.join(", ");
+        logging::announce(&format!(
+            "{name} {version} listens on {listens}; call it: {ctl} call ping '{{\"hello\":1}}' --to {to}\n"
+        ));
+    })
+}
+
+/// Returns the command that runs fdpassctl: by cargo, if cargo has built this program, or else by its name.
+fn ctl_command(program: &Path) -> &'static str {
+    let profile = program.parent();
+    // Cargo keeps the parts of a program in this directory.
+    let is_cargos = profile.is_some_and(|profile| profile.join("deps").is_dir());
+    let profile = profile.and_then(Path::file_name).and_then(OsStr::to_str);
+    match profile {
+        Some("release") if is_cargos => "cargo run --release --bin fdpassctl --",
+        Some("debug") if is_cargos => "cargo run --bin fdpassctl --",
+        _ => "fdpassctl",
+    }
+}
+
+fn print(text: &str) -> ExitCode {
+    let mut out = std::io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Fails like [`fail`], and reports the reason to the service manager as well.
+fn refuse(name: &str, status: u8, reason: &dyn fmt::Display) -> ExitCode {
+    master::say_why(reason);
+    fail(name, status, reason)
+}
+
+fn fail(name: &str, status: u8, reason: &dyn fmt::Display) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "{name}: {reason}");
+    ExitCode::from(status)
+}

@@ -1,0 +1,194 @@
+//! What /proc shows of processes (proc(5)).
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{SysconfVar, sysconf};
+
+use super::pid_of;
+
+/// A child of this process, its own or adopted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Child {
+    /// The child's number.
+    pub pid: u32,
+    /// The child's process group.
+    pub group: u32,
+    /// The child's session.
+    pub session: u32,
+}
+
+/// Returns all children of this process, including those that have ended and are not collected, by
+/// /proc/PID/task/TID/children and /proc/PID/stat. None where the kernel does not list them (CONFIG_PROC_CHILDREN).
+#[must_use]
+pub fn children() -> Vec<Child> {
+    let lists: Vec<String> = fs::read_dir("/proc/self/task")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
+        .collect();
+    let child = |pid: &str| {
+        let stat = stat(pid)?;
+        // state, parent, group, session
+        let mut fields = stat.split_whitespace().skip(2).map(str::parse);
+        let (group, session) = (fields.next()?.ok()?, fields.next()?.ok()?);
+        let pid = pid.parse().ok()?;
+        Some(Child {
+            pid,
+            group,
+            session,
+        })
+    };
+    lists
+        .iter()
+        .flat_map(|list| list.split_whitespace())
+        .filter_map(child)
+        .collect()
+}
+
+/// Returns the fields of /proc/PID/stat after the name, which may contain anything.
+fn stat(pid: &str) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(stat.rsplit_once(')')?.1.to_owned())
+}
+
+/// The identity of an open file, the same for every process that has it open. Both ends of a pipe are one file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileId {
+    device: u64,
+    number: u64,
+}
+
+impl FileId {
+    /// Returns the identity of an open file.
+    ///
+    /// # Errors
+    /// Those of stat(2) on /proc/self/fd.
+    pub fn from_fd(file: impl AsFd) -> io::Result<FileId> {
+        FileId::from_path(format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()))
+    }
+
+    pub(super) fn from_path(path: impl AsRef<Path>) -> io::Result<FileId> {
+        fs::metadata(path).map(|found| FileId {
+            device: found.dev(),
+            number: found.ino(),
+        })
+    }
+}
+
+/// Kills all other processes that have this file as their standard output or error.
+///
+/// # Errors
+/// Those of reading /proc.
+pub fn kill_writers(file: FileId) -> io::Result<()> {
+    let pids = fs::read_dir("/proc")?
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    for pid in pids.filter(|pid| *pid != std::process::id()) {
+        let is_it =
+            |fd| FileId::from_path(format!("/proc/{pid}/fd/{fd}")).is_ok_and(|found| found == file);
+        if is_it(1) || is_it(2) {
+            // It may have ended since.
+            let _ = kill(pid_of(pid), Signal::SIGKILL);
+        }
+    }
+    Ok(())
+}
+
+/// Returns the resident memory of a process in bytes, by /proc/PID/statm, which takes no lock of the process.
+#[must_use]
+pub fn resident_memory(pid: u32) -> Option<u64> {
+    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    let page = u64::try_from(sysconf(SysconfVar::PAGE_SIZE).ok()??).ok()?;
+    pages.checked_mul(page)
+}
+
+/// Returns how many processes of the system the kernel has killed for lack of memory since boot: `oom_kill` of
+/// /proc/vmstat. If it has grown when a process was killed by SIGKILL, the kernel probably killed it.
+#[must_use]
+pub fn oom_kills() -> Option<u64> {
+    let counters = fs::read_to_string("/proc/vmstat").ok()?;
+    let count = counters
+        .lines()
+        .find_map(|line| line.strip_prefix("oom_kill "))?;
+    count.parse().ok()
+}
+
+/// Raises the likelihood that the kernel kills this process, rather than another one, when memory runs out: by 0 to 1000
+/// thousandths of all memory (`oom_score_adj`). This needs no privilege, and children inherit it.
+///
+/// # Errors
+/// Those of open(2), read(2) and write(2).
+pub fn raise_oom_score(by: i32) -> io::Result<()> {
+    let path = "/proc/self/oom_score_adj";
+    let now = fs::read_to_string(path)?;
+    let now: i32 = now.trim().parse().map_err(io::Error::other)?;
+    fs::write(path, now.saturating_add(by).clamp(-1000, 1000).to_string())
+}
+
+/// The CPU time of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scheduling {
+    /// Whether it runs, or would if it had a CPU.
+    pub is_runnable: bool,
+    /// How long it has run in all; up to a tick less than the truth while it runs.
+    pub ran: Duration,
+}
+
+/// Returns the CPU time of a process by /proc/PID/stat and /proc/PID/schedstat (sched-stats.rst). None where the kernel
+/// does not count it, or if the process is gone.
+#[must_use]
+pub fn scheduling(pid: u32) -> Option<Scheduling> {
+    let stat = stat(&pid.to_string())?;
+    let schedstat = fs::read_to_string(format!("/proc/{pid}/schedstat")).ok()?;
+    let ran = Duration::from_nanos(schedstat.split_whitespace().next()?.parse().ok()?);
+    (!ran.is_zero()).then(|| Scheduling {
+        is_runnable: stat.trim_start().starts_with('R'),
+        ran,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn children_are_listed_with_group_and_session() {
+        let mut sleep = Command::new("sleep");
+        let mut child = sleep.arg("1000").process_group(0).spawn().expect("sleep");
+        let session = nix::unistd::getsid(None).expect("a session").as_raw();
+        let wanted = Child {
+            pid: child.id(),
+            group: child.id(),
+            session: session.unsigned_abs(),
+        };
+        assert!(children().contains(&wanted), "{wanted:?}: {:?}", children());
+        child.kill().expect("it is ours");
+        assert!(children().contains(&wanted), "it is not collected yet");
+        child.wait().expect("it is ours");
+        assert!(!children().contains(&wanted));
+    }
+
+    #[test]
+    fn the_cpu_time_of_this_process_is_found() {
+        let found = scheduling(std::process::id()).expect("the kernel counts it");
+        assert!(!found.ran.is_zero());
+        assert_eq!(scheduling(u32::MAX >> 1), None);
+    }
+
+    #[test]
+    fn oom_kills_are_found_where_the_kernel_counts_them() {
+        let counters = fs::read_to_string("/proc/vmstat").unwrap_or_default();
+        assert_eq!(oom_kills().is_some(), counters.contains("\noom_kill "));
+    }
+}
