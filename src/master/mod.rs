@@ -16,6 +16,7 @@ mod control;
 mod error;
 mod exporter;
 mod handover;
+mod lifecycle;
 mod listeners;
 mod memory;
 mod metrics;
@@ -45,6 +46,7 @@ use crate::loop_clock::LoopClock;
 use crate::master::clients::Clients;
 use crate::master::control::ControlServer;
 use crate::master::handover::HandoverState;
+use crate::master::lifecycle::Lifecycle;
 use crate::master::listeners::Listeners;
 use crate::master::reload::Reloads;
 use crate::master::service_manager::ManagerLink;
@@ -144,6 +146,7 @@ struct Master {
     manager: ManagerLink,
     exporter: Option<Exporter>,
     reloads: Reloads,
+    lifecycle: Lifecycle,
 }
 
 impl Master {
@@ -343,7 +346,7 @@ impl Master {
 
     /// Begins the end; asked a second time, it comes at once.
     fn stop(&mut self, asker: Asker, now: Instant) {
-        if self.workers.pool.is_stopping() {
+        if self.lifecycle.is_ending() {
             self.telemetry.events.note(
                 Kind::Stopping,
                 asker.about(),
@@ -351,6 +354,7 @@ impl Master {
             );
             return self.workers.pool.stop(now);
         }
+        self.lifecycle = Lifecycle::Stopping;
         self.abandon_reload("the daemon is stopping".to_owned());
         let timeout = self.settings.config.limits.drain_timeout;
         let about = About {
@@ -417,7 +421,9 @@ impl Master {
                     } => self.spawn(seat, id, generation, now),
                     Action::Kill { id, why } => self.kill_late(id, why),
                     Action::Drain { id, why, .. } => self.drain_worker(id, &why.to_string()),
-                    Action::Stop { id, .. } if self.is_leaving() => self.tell(id, ToWorker::Drain),
+                    Action::Stop { id, .. } if self.lifecycle.is_restarting() => {
+                        self.tell(id, ToWorker::Drain)
+                    }
                     Action::Stop { id, by } => self.tell_to_stop(id, by, now),
                     Action::Applied => self.commit_reload(now),
                     Action::RolledBack => {
@@ -443,7 +449,7 @@ impl Master {
 
     /// Leaves nothing behind, then tells those who asked for the end.
     fn close(mut self) {
-        if self.is_leaving() {
+        if self.lifecycle.is_restarting() {
             return self.hand_over();
         }
         log::info!("stopped");

@@ -388,7 +388,7 @@ impl Master {
     /// How things are, if anybody wants to know.
     fn summary(&self) -> Option<Summary> {
         self.manager.notifier.0.as_ref()?;
-        let is_stopping = self.workers.pool.is_stopping();
+        let is_stopping = self.lifecycle.is_ending();
         Some(Summary {
             ready: if is_stopping {
                 self.workers.all.len()
@@ -398,7 +398,7 @@ impl Master {
             wanted: self.workers.pool.target().count,
             clients: self.clients.count(),
             generation: self.settings.generation,
-            is_reloading: self.reloads.current.is_some(),
+            is_reloading: self.lifecycle.is_rolling(),
             is_stopping,
             outages: self
                 .listeners

@@ -27,6 +27,7 @@ use crate::master::handover::HandoverState;
 use crate::master::handover::inherited::Stored;
 use crate::master::handover::state_file::{SavedState, StateFile};
 use crate::master::handover::unpack::ReceivedHandoff;
+use crate::master::lifecycle::Lifecycle;
 use crate::master::listeners::Listeners;
 use crate::master::listeners::control_listener::ControlListener;
 use crate::master::listeners::outage::Outage;
@@ -119,6 +120,7 @@ impl Master {
             manager: ManagerLink::new(setup.announce, started),
             exporter,
             reloads: Reloads::default(),
+            lifecycle: Lifecycle::Running,
             name: setup.name,
             version: setup.version,
             settings: SettingsInForce {

@@ -62,8 +62,9 @@ const MAY_IMPORT: [(&str, &[&str]); 18] = [
 
 /// Each room of `master`, and the rooms that it may know, which all stand before it. Items of `master` itself are
 /// open to all of them.
-const ROOM_MAY_IMPORT: [(&str, &[&str]); 16] = [
+const ROOM_MAY_IMPORT: [(&str, &[&str]); 17] = [
     ("error", &[]),
+    ("lifecycle", &[]),
     ("token", &[]),
     ("capacity", &[]),
     ("telemetry", &[]),
@@ -97,6 +98,7 @@ const ROOM_MAY_IMPORT: [(&str, &[&str]); 16] = [
             "capacity",
             "control",
             "exporter",
+            "lifecycle",
             "listeners",
             "memory",
             "service_manager",
@@ -112,6 +114,7 @@ const ROOM_MAY_IMPORT: [(&str, &[&str]); 16] = [
             "clients",
             "control",
             "exporter",
+            "lifecycle",
             "listeners",
             "reload",
             "service_manager",
@@ -128,6 +131,7 @@ const ROOM_MAY_IMPORT: [(&str, &[&str]); 16] = [
             "control",
             "exporter",
             "handover",
+            "lifecycle",
             "listeners",
             "memory",
             "reload",

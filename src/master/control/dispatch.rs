@@ -82,8 +82,8 @@ impl Master {
         asker: Asker,
         now: Instant,
     ) -> Result<Option<Waits>, Refusal> {
-        if self.workers.pool.is_stopping() && asked.verb.changes() && asked.verb != Verb::Stop {
-            return Err(Refusal::new(RefusalCode::Refused, "the daemon is stopping"));
+        if asked.verb.changes() && asked.verb != Verb::Stop {
+            self.lifecycle.check_change()?;
         }
         match asked.verb {
             Verb::Status => self.show_status(client, asked, now),
@@ -125,7 +125,7 @@ impl Master {
         }
         let (settled, is_stopping, is_drained) = (
             self.settled(),
-            self.workers.pool.is_stopping(),
+            self.lifecycle.is_ending(),
             self.listeners.is_drained,
         );
         let Settled { workers, clients } = settled;
@@ -141,10 +141,7 @@ impl Master {
                 Waits::Stopped => continue,
                 Waits::Nothing(verb) => (verb, true),
                 // The reply has been queued already.
-                Waits::Reloaded => (
-                    Verb::Reload,
-                    self.reloads.current.is_none() && self.reloads.reading.is_none(),
-                ),
+                Waits::Reloaded => (Verb::Reload, !self.lifecycle.is_reloading()),
                 // The reply is sent when the configuration has been read.
                 Waits::Checked(_) => (Verb::Check, false),
                 Waits::Settled(verb) => (verb, self.workers.pool.is_settled()),

@@ -87,13 +87,13 @@ impl Master {
             generation: self.settings.generation,
             config_file: self.settings.file.clone(),
             dispatch: self.settings.config.workers.dispatch.as_str().to_owned(),
-            stopping: self.workers.pool.is_stopping(),
+            stopping: self.lifecycle.is_ending(),
             drained: self.listeners.is_drained,
             paused: self
                 .listeners
                 .gate
                 .pause
-                .filter(|_| !self.workers.pool.is_stopping())
+                .filter(|_| !self.lifecycle.is_ending())
                 .map(|pause| pause.to_string()),
             listeners: self.listeners.all.iter().map(listener_status).collect(),
             clients: self.clients.count(),
@@ -109,7 +109,7 @@ impl Master {
             memory_limit: self.settings.memory.map(|memory| memory.limit),
             count: self.workers.pool.target().count as u32,
             count_origin: self.settings.count_origin,
-            reloading: self.reloads.current.is_some(),
+            reloading: self.lifecycle.is_rolling(),
             last_reload: self.settings.last_reload.clone(),
             config_stale: self.settings.stale.clone(),
             restart_keeps_clients: self

@@ -112,7 +112,7 @@ impl Master {
         now: Instant,
     ) -> VerbResult {
         asked.no_params()?;
-        if self.workers.pool.is_stopping() {
+        if self.lifecycle.is_ending() {
             log::info!("{asker}: already stopping");
         } else {
             self.stop(asker, now);

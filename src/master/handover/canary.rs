@@ -233,17 +233,13 @@ impl Master {
 
     /// Begins an end by which the clients are lost, although another master was to have them: they get the time of a stop.
     pub(crate) fn stop_unkept(&mut self, asker: Asker, now: Instant) {
-        if !self.workers.pool.is_stopping() {
-            self.look_at_store(now);
-            self.telemetry
-                .counts
-                .losses
-                .add(Loss::Store, self.clients.count());
-            log::error!(
-                "the service manager does not keep clients for the next master; closing {}",
-                Counted(self.clients.count(), "client")
-            );
-        }
+        self.look_at_store(now);
+        let clients = self.clients.count();
+        self.telemetry.counts.losses.add(Loss::Store, clients);
+        log::error!(
+            "the service manager does not keep clients for the next master; closing {}",
+            Counted(clients, "client")
+        );
         self.stop(asker, now);
     }
 }

@@ -23,6 +23,7 @@ use crate::master::handover::inherited::{Stored, queue_names};
 use crate::master::handover::queues::{HandoffQueues, OrphanedShm};
 use crate::master::handover::state_file::{LISTENER_NAME, STATE_FILE_NAME, SavedState, StateFile};
 use crate::master::handover::unpack::Unpacked;
+use crate::master::lifecycle::Lifecycle;
 use crate::master::listeners::listener::Listener;
 use crate::master::telemetry::counters::{Counts, Loss, Reason};
 use crate::master::telemetry::events::Asker;
@@ -52,8 +53,6 @@ pub(crate) struct HandoffStore {
     stored: Stored,
     /// Whether it has it.
     pub(crate) canaries: Canaries,
-    /// We are on our way out, and leave our clients.
-    is_leaving: bool,
     /// Shared memory of workers that are gone since.
     orphans: Vec<OrphanedShm>,
 }
@@ -96,7 +95,6 @@ impl HandoffStore {
             last_written: None,
             stored,
             canaries: Canaries::default(),
-            is_leaving: false,
             orphans: Vec::new(),
         }
     }
@@ -112,14 +110,6 @@ impl HandoffStore {
 }
 
 impl Master {
-    /// Whether we are on our way out, and leave our clients.
-    pub(crate) fn is_leaving(&self) -> bool {
-        self.handover
-            .store
-            .as_ref()
-            .is_some_and(|store| store.is_leaving)
-    }
-
     /// Gives the service manager all that it is to keep, whatever it has: what it has it ignores.
     pub(crate) fn store_all(&mut self, now: Instant) {
         if let Err(e) = self.store_everything(now) {
@@ -280,29 +270,25 @@ impl Master {
 
     /// SIGTERM, with clients that another master is to have.
     pub(crate) fn terminate(&mut self, asker: Asker, now: Instant) {
-        let will_leave = if self.workers.pool.is_stopping() {
-            self.is_leaving()
-        } else {
-            self.is_kept(now)
-        };
-        if will_leave {
-            self.leave(asker, now)
-        } else {
-            self.stop_unkept(asker, now)
+        match self.lifecycle {
+            Lifecycle::Restarting => self.workers.pool.stop(now),
+            Lifecycle::Stopping => self.stop(asker, now),
+            Lifecycle::Running | Lifecycle::Reloading(..) | Lifecycle::Upgrading => {
+                if self.is_kept(now) {
+                    self.restart(asker, now);
+                } else {
+                    self.stop_unkept(asker, now);
+                }
+            }
         }
     }
 
-    /// Begins the end that is none for the clients; asked a second time, it comes at once.
-    fn leave(&mut self, asker: Asker, now: Instant) {
+    /// Begins the exit that keeps the clients.
+    fn restart(&mut self, asker: Asker, now: Instant) {
         let grace = self.settings.config.limits.restart_grace;
-        let is_again = self.workers.pool.is_stopping();
-        self.workers
-            .pool
-            .stop(if is_again { now } else { now + grace });
+        self.lifecycle = Lifecycle::Restarting;
+        self.workers.pool.stop(now + grace);
         self.hurry_outgoing(now);
-        if is_again {
-            return;
-        }
         self.abandon_reload("the daemon is being restarted".to_owned());
         let about = About {
             clients: Some(self.clients.count()),
@@ -314,9 +300,6 @@ impl Master {
         );
         self.telemetry.events.note(Kind::Stopping, about, sentence);
         self.tell_stopping(grace, now);
-        if let Some(store) = &mut self.handover.store {
-            store.is_leaving = true;
-        }
     }
 
     /// A worker is gone while we leave: its shared memory stays as it is, for the next master. `written` is what its thread wrote.

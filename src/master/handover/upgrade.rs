@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use crate::logging;
 use crate::master::Master;
 use crate::master::handover::snapshot::UpgradeSnapshot;
+use crate::master::lifecycle::Lifecycle;
 use crate::master::telemetry::events::Asker;
 use crate::proto::control::{About, Kind, Refusal, RefusalCode};
 use crate::proto::text::{Counted, Escaped};
@@ -83,23 +84,7 @@ impl Master {
         now: Instant,
     ) -> Result<(), Refusal> {
         let refused = |sentence: String| Refusal::new(RefusalCode::Refused, sentence);
-        if self.workers.pool.is_stopping() {
-            return Err(refused("the daemon is stopping".to_owned()));
-        }
-        if self.handover.upgrade.is_some()
-            || self.reloads.current.is_some()
-            || self.reloads.reading.is_some()
-        {
-            let what = if self.handover.upgrade.is_some() {
-                "upgrade"
-            } else {
-                "reload"
-            };
-            return Err(Refusal::new(
-                RefusalCode::Busy,
-                format!("another {what} is in progress"),
-            ));
-        }
+        self.lifecycle.check_upgrade()?;
         let nowhere = || refused("the path of the running program is unknown".to_owned());
         let path = to
             .or_else(|| self.handover.executable_path.clone())
@@ -116,6 +101,7 @@ impl Master {
         self.telemetry
             .events
             .note(Kind::UpgradeBegun, asker.about(), sentence);
+        self.lifecycle = Lifecycle::Upgrading;
         self.handover.upgrade = Some(Upgrade {
             executable,
             path,
@@ -163,17 +149,14 @@ impl Master {
             return;
         };
         let is_late = upgrade.until <= now;
+        if self.lifecycle != Lifecycle::Upgrading {
+            return self.give_upgrade_up("another operation began during its check", now);
+        }
         if upgrade.check.is_some() {
             if is_late {
                 self.give_upgrade_up("its check did not finish in time", now);
             }
             return;
-        }
-        if self.workers.pool.is_stopping()
-            || self.reloads.current.is_some()
-            || self.reloads.reading.is_some()
-        {
-            return self.give_upgrade_up("another operation began during its check", now);
         }
         match self.snapshot(now) {
             Some(snapshot) => self.become_it(snapshot, now),
@@ -219,6 +202,7 @@ impl Master {
         let Some(Upgrade { path, asker, .. }) = self.handover.upgrade.take() else {
             return;
         };
+        self.lifecycle.end_upgrade();
         let sentence = format!("upgrade to {} refused: {why}", path.display());
         self.telemetry.events.note(
             Kind::UpgradeRefused,

@@ -370,7 +370,7 @@ impl Master {
     }
 
     fn reason_to_pause(&self) -> Option<Pause> {
-        if self.is_leaving() {
+        if self.lifecycle.is_restarting() {
             return Some(Pause::Leaving);
         }
         if self.listeners.is_drained {

@@ -75,26 +75,7 @@ impl Master {
         force: bool,
         now: Instant,
     ) -> Result<(), Refusal> {
-        if self.workers.pool.is_stopping() {
-            return Err(Refusal::new(RefusalCode::Refused, "the daemon is stopping"));
-        }
-        let reading = self
-            .reloads
-            .reading
-            .as_ref()
-            .map(|reload| (reload.began, "its configuration is being read"));
-        let going_on = self
-            .reloads
-            .current
-            .as_ref()
-            .map(|reload| (reload.began, "its workers are not all ready yet"));
-        if let Some((began, what)) = reading.or(going_on) {
-            let seconds = now.duration_since(began).as_secs_f64();
-            return Err(Refusal::new(
-                RefusalCode::Busy,
-                format!("another reload has been in progress for {seconds:.1} s: {what}"),
-            ));
-        }
+        self.lifecycle.check_reload(now)?;
         self.read_for_reload(asker, force, now)
             .inspect_err(|refusal| self.reject_reload(asker, refusal))
     }
@@ -126,9 +107,11 @@ impl Master {
                     .pool
                     .reload(target(&reload.config, reload.generation));
                 self.reloads.current = Some(reload);
+                self.lifecycle.roll();
                 self.tell_reloading(now);
             }
             Err(refusal) => {
+                self.lifecycle.end_reload();
                 self.reject_reload(asker, &refusal);
                 self.control.clients.say_reloaded(&Err(refusal));
             }
@@ -293,6 +276,7 @@ impl Master {
         let Some(reload) = self.reloads.current.take() else {
             return;
         };
+        self.lifecycle.end_reload();
         let Reload {
             generation,
             config,
@@ -367,6 +351,7 @@ impl Master {
 
     /// The new configuration is given up.
     pub(crate) fn abandon_reload(&mut self, why: String) {
+        self.lifecycle.end_reload();
         if self.reloads.reading.take().is_some() {
             self.note_verdict(Verdict::RolledBack, Some(why.clone()));
             return self

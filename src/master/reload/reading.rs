@@ -20,6 +20,7 @@ use super::rejection;
 use crate::config::{Config, Identities, Keys, Loaded};
 use crate::master::Master;
 use crate::master::control::pending::Waits;
+use crate::master::lifecycle::{Lifecycle, ReloadStep};
 use crate::master::telemetry::events::Asker;
 use crate::proto::control::{Checked, Refusal, RefusalCode, Verb};
 use crate::proto::paths::exact;
@@ -208,6 +209,7 @@ impl Master {
         now: Instant,
     ) -> Result<(), Refusal> {
         let reading = self.begin_reading(force, now)?;
+        self.lifecycle = Lifecycle::Reloading(ReloadStep::Reading, now);
         self.reloads.reading = Some(ReloadReading {
             reading,
             asker,
@@ -279,8 +281,7 @@ impl Master {
                 .iter()
                 .any(|(_, waits)| *waits == Waits::Checked(next))
         };
-        if self.reloads.checks.reading.is_none() && !self.workers.pool.is_stopping() && is_wanted()
-        {
+        if self.reloads.checks.reading.is_none() && !self.lifecycle.is_ending() && is_wanted() {
             self.reloads.checks.last = next;
             match self.begin_reading(false, now) {
                 Ok(reading) => self.reloads.checks.reading = Some(reading),

@@ -83,7 +83,7 @@ impl Master {
         };
         let _ = self.poller.remove(&worker.channel);
         self.count_in(&mut worker);
-        if self.is_leaving() {
+        if self.lifecycle.is_restarting() {
             return self.keep_orphan(worker, written, now);
         }
         let death = self.attribute_death(worker, written, exit, now);
@@ -207,7 +207,7 @@ impl Master {
         } else {
             counts.failed_starts += 1;
         }
-        if self.workers.pool.is_stopping() {
+        if self.lifecycle.is_ending() {
             let sentence =
                 format_args!("{name} {cause}; {} closed", Counted(moved + lost, "client"));
             return events.note(Kind::WorkerDied, about, sentence);

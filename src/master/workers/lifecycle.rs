@@ -76,7 +76,7 @@ impl Master {
                 worker.leases.closed(slot, &worker.shm)
             }),
             // A client that the worker gives up now belongs to the next master.
-            ToMaster::Released(_) if self.is_leaving() => {}
+            ToMaster::Released(_) if self.lifecycle.is_restarting() => {}
             ToMaster::Released(slots) => self.take_done(id, &slots, |worker, slot| {
                 worker.leases.released(slot, &worker.shm)
             }),
