@@ -1,5 +1,4 @@
-//! The counters of a worker, exact to its last instruction: one store counts what one store
-//! commits.
+//! The counters of a worker, exact to its last instruction: one store counts what one store commits.
 //!
 //! One store into the slot commits a reply, and later stores count it. A death between them must
 //! not cause a miscount, so the worker notes before the commit what it will count:
@@ -10,10 +9,9 @@
 //! count    the client's requests, then the counter                                             two stores
 //! ```
 //!
-//! After a death the note describes the last commit, or one that never came. If `replied` has
-//! reached the noted value and the counter has not, the master completes the count
-//! ([`MasterShm::settle`]); doing so twice does no harm. Requests are counted only in the counters
-//! of methods: all other figures are sums of them.
+//! After a death the note describes the last commit, or one that never came. If `replied` has reached the noted value
+//! and the counter has not, the master completes the count ([`MasterShm::settle`]); doing so twice does no harm.
+//! Requests are counted only in the counters of methods: all other figures are sums of them.
 //!
 //! The duration of a request is recorded when its reply is sent. For replies that were committed
 //! and not sent it is an estimate ([`Counters::close`]).
@@ -38,8 +36,7 @@ const NOTED: u64 = 1 << 63;
 /// [`super::REPLY_SOFT`] bytes, and no reply is shorter than 24 bytes.
 const MAX_UNSENT: u64 = super::REPLY_SOFT as u64 / 24 + 1;
 
-/// The shortest time of a reply, on average over the replies that wait to be sent: no worker
-/// answers faster.
+/// The shortest time of a reply, on average over the replies that wait to be sent: no worker answers faster.
 const MIN_REPLY_TIME: Duration = Duration::from_nanos(20);
 
 /// A note of the next count.
@@ -88,8 +85,7 @@ impl Note {
         NOTED | (counts << COUNTER_BITS | self.counter) << REPLIED_BITS | u64::from(self.replied)
     }
 
-    /// Decodes a note; `None` if nothing was noted yet. Only the last bits of both counts are
-    /// known.
+    /// Decodes a note; `None` if nothing was noted yet. Only the last bits of both counts are known.
     fn decode(word: u64) -> Option<Note> {
         let bits = |from: u32, count: u32| word >> from & ((1 << count) - 1);
         let counts = REPLIED_BITS + COUNTER_BITS;
@@ -143,8 +139,7 @@ pub struct Counters {
     pub panics: u64,
     /// Log lines that the worker could not write.
     pub log_errors: u64,
-    /// Clients that the worker closed because it could not watch them, read from them or write to
-    /// them.
+    /// Clients that the worker closed because it could not watch them, read from them or write to them.
     pub lost: u64,
     /// Requests that had been answered before the durations were read.
     at_least: u64,
@@ -187,8 +182,7 @@ impl Counters {
         }
     }
 
-    /// Accepts the counters of a worker that did not record the duration of requests whose reply
-    /// could not be sent.
+    /// Accepts the counters of a worker that did not record the duration of requests whose reply could not be sent.
     pub fn accept_unrecorded(&mut self) {
         self.at_least = 0;
     }
@@ -321,7 +315,7 @@ fn sum(counts: impl Iterator<Item = u64>) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Cursors, Flags, Layout, LeaseState, WorkerShm};
+    use super::super::{Cursors, Flags, Layout, WorkerShm};
     use super::*;
     use proptest::prelude::*;
 
@@ -366,14 +360,7 @@ mod tests {
                 let header = worker.header();
                 for slot in [0, 1] {
                     let slot = worker.slot(slot).expect("a slot");
-                    slot.preset(
-                        LeaseState::Idle,
-                        1,
-                        Cursors::idle(0, 0),
-                        Flags::default(),
-                        (1, 1),
-                        7,
-                    );
+                    slot.preset_idle(1, 7);
                 }
                 // A long turn of the other client, which leaves replies behind.
                 header.begin_turn(0, 1);
@@ -407,14 +394,7 @@ mod tests {
     #[test]
     fn methods_without_a_counter_count_as_none() {
         let (master, worker) = shm();
-        worker.slot(0).expect("a slot").preset(
-            LeaseState::Idle,
-            1,
-            Cursors::idle(0, 0),
-            Flags::default(),
-            (1, 1),
-            0,
-        );
+        worker.slot(0).expect("a slot").preset_idle(1, 0);
         for counted in [
             (1, false),
             (1, true),
@@ -429,33 +409,16 @@ mod tests {
         let found = [0, 1, 191, 192, u32::MAX].map(|method| counters.answered(method));
         assert_eq!(found, [[1, 2], [1, 1], [1, 0], [0, 0], [0, 0]]);
         assert_eq!((counters.requests(), counters.errors()), (6, 3));
-        let methods = vec![
-            MethodName {
-                name: "m".to_owned(),
-                idempotent: false
-            };
-            200
-        ];
-        assert_eq!(
-            counters
-                .by_method(&methods)
-                .map(|(_, [ok, error])| ok + error)
-                .sum::<u64>(),
-            6
-        );
+        let (name, idempotent) = ("m".to_owned(), false);
+        let methods = vec![MethodName { name, idempotent }; 200];
+        let all = counters.by_method(&methods).map(|(_, counts)| counts);
+        assert_eq!(all.flatten().sum::<u64>(), 6);
     }
 
     #[test]
-    fn replies_that_were_not_sent_took_as_long_as_their_turn() {
+    fn unsent_replies_count_with_the_duration_of_their_turn() {
         let (_, worker) = shm();
-        worker.slot(0).expect("a slot").preset(
-            LeaseState::Idle,
-            1,
-            Cursors::idle(0, 0),
-            Flags::default(),
-            (1, 1),
-            0,
-        );
+        worker.slot(0).expect("a slot").preset_idle(1, 0);
         (0..5).for_each(|_| assert!(answer(&worker, 0, (1, false), 4)));
         worker.header().record(5, 2, 1000);
         let mut counters = Counters::read(worker.header());
@@ -471,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn counters_that_cannot_be_true_are_found_out() {
+    fn impossible_counters_are_detected() {
         let second = Duration::from_secs(1);
         let counted = |requests: u64| {
             let mut counters = Counters::default();
@@ -517,7 +480,7 @@ mod tests {
     proptest! {
         /// A broken worker may leave any words.
         #[test]
-        fn no_words_panic(note: u64, slot: u32, counts: [u64; 4]) {
+        fn arbitrary_words_do_not_panic(note: u64, slot: u32, counts: [u64; 4]) {
             let (master, worker) = shm();
             let header = worker.header();
             header.note(note);
@@ -530,7 +493,7 @@ mod tests {
         }
 
         #[test]
-        fn a_note_is_read_as_it_was_written(replied in 0..1u32 << 30, counter in 0..384u64, count: u64, requests: u64) {
+        fn a_note_is_decoded_as_encoded(replied in 0..1u32 << 30, counter in 0..384u64, count: u64, requests: u64) {
             let note = Note { counter, replied, count, requests };
             let shortened = Note { count: count & COUNT_MASK, requests: requests & COUNT_MASK, ..note };
             prop_assert_eq!(Note::decode(note.encode()), Some(shortened));

@@ -1,7 +1,7 @@
-//! Shared memory: one per worker, shared with the master; the worker holds in it everything it has of a client.
+//! Shared memory of a worker and the master. It holds all that the worker has of its clients.
 //!
 //! ```text
-//! header   16 KiB   counters, the second by second record of what was served          [`Header`], [`Counters`]
+//! header   16 KiB   counters, and a record of the last seconds                        [`Header`], [`Counters`]
 //! slots    128 B each, page-rounded together: one client each, index chosen by master [`Slot`]
 //! ------------------------------------------------- mapped by both up to here --------
 //! rx, tx   the receive and the reply buffer of the turn in progress
@@ -9,22 +9,22 @@
 //! large    a receive and a reply region a slot, sparse: the rest
 //! ```
 //!
-//! A sealed memfd of fixed size, so that neither side can pull it from under the other. Regions have fixed
-//! addresses: no allocator, no index to check, no fragmentation; what was never touched costs nothing. The
-//! worker maps it all; the master maps header and slots and reads the rest by pread(2), because a look at a
-//! hole through a mapping makes the page exist.
+//! The memory is a sealed memfd of fixed size, so that neither side can shrink it under the other. Regions have fixed
+//! addresses: no allocator, no index to check, no fragmentation, and no cost before the first use. The worker maps all
+//! of it. The master maps header and slots and reads the rest by pread(2), because a load from a hole through a mapping
+//! creates the page.
 //!
-//! Words are written by the worker only, but two: the lease word, by compare-exchange on both sides, and the
-//! wish to be told of room, which the master sets and the worker clears. **The master takes nothing it reads
-//! here on trust**: states are decoded, positions bounded, counters only ever shown or compared.
+//! Only the worker writes words, with two exceptions: both sides change the lease word, by compare-exchange, and the
+//! master sets the wish for a message about capacity, which the worker clears. **The master trusts nothing that it
+//! reads here**: states are decoded, positions bounded, counters only shown or compared.
 //!
-//! *The kernel counts the bytes.* How many bytes were ever read from a client (R) or queued to it (W) is asked of
-//! the kernel once its worker is dead; the shared memory tells where in those streams its buffers begin, and that was
-//! stored before the call. Nothing is stored after recv or send: SIGKILL lets the call complete, and the next
-//! instruction never runs.
+//! *The kernel counts the bytes.* Once a worker is dead, the master asks the kernel how many bytes were ever read from
+//! a client (R) or queued to it (W). The shared memory has the positions of its buffers in these streams, stored before
+//! the call. Nothing is stored after recv or send: SIGKILL lets the call complete, and the next instruction never runs.
 
 mod counters;
 mod header;
+mod layout;
 mod recovery;
 mod slot;
 mod stretch;
@@ -34,12 +34,12 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::proto::frame::PREFIX;
-use crate::sys::handoff::ShmOffsets;
-use crate::sys::memory::{self, Bytes, PAGE, Words};
+use crate::sys::memory::{self, Bytes, Words};
 
 pub use counters::{Counters, Note};
 pub use header::{BUCKETS, Header, Write, upper};
+use layout::HEADER_LEN;
+pub use layout::{LAYOUT_VERSION, Layout};
 #[cfg(any(test, fuzzing))]
 pub use recovery::fuzz;
 pub use recovery::{ClientBytes, Owner};
@@ -47,174 +47,16 @@ pub use slot::{Claim, Cursors, Flags, LeaseState, Region, Slot};
 #[cfg(test)]
 pub use stretch::Stretch;
 
-/// Bytes of the shared receive buffer: what one turn reads at the most.
+/// The length of the shared receive buffer: the most that a turn reads.
 pub const RECEIVE_LEN: usize = 256 * 1024;
 
-/// Once so many bytes of replies are waiting, a turn writes them before it goes on.
+/// The bytes of waiting replies from which a turn writes them before it continues.
 pub const REPLY_SOFT: usize = 64 * 1024;
 
-/// Bytes of a slot's small region.
+/// The length of a slot's small region.
 pub const SMALL_LEN: usize = 512;
 
-/// What a reply may be longer than the longest frame, in bytes: room for another envelope, or an error.
-const REPLY_EXTRA_LEN: usize = 4096;
-
-const HEADER_LEN: u64 = 16 * 1024;
-const SLOT_LEN: u64 = 128;
-
-/// The version of the layout that shared memory is made with.
-///
-/// A word that had no meaning in a version is 0 in its shared memory. Who gives one a meaning sees to it that 0 says nothing; who changes
-/// the meaning or the place of one raises this number, and the code here goes on to read the versions before.
-///
-/// ```text
-/// 1   version 0.1.0
-/// 2   words 16 and up of the header, bit 5 of the flags
-/// ```
-pub const LAYOUT_VERSION: u32 = 2;
-
-/// Where what lies in shared memory: a function of the number of slots and of the longest frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Layout {
-    version: u32,
-    slots: u32,
-    max_frame: u32,
-}
-
-impl Layout {
-    /// For so many clients, with frames of up to `max_frame` bytes.
-    #[must_use]
-    pub fn new(slots: u32, max_frame: u32) -> Layout {
-        Layout {
-            version: LAYOUT_VERSION,
-            slots,
-            max_frame,
-        }
-    }
-
-    /// The one of shared memory that a program of another version has made; none for a version that this one does not read.
-    #[must_use]
-    pub fn with_version(version: u32, slots: u32, max_frame: u32) -> Option<Layout> {
-        (1..=LAYOUT_VERSION).contains(&version).then_some(Layout {
-            version,
-            slots,
-            max_frame,
-        })
-    }
-
-    /// Which version of the layout it is.
-    #[must_use]
-    pub fn version(self) -> u32 {
-        self.version
-    }
-
-    /// Slots that shared memory may have, so that all of its regions can be mapped: 16 TiB of addresses, of the 128 that a
-    /// process has on the smallest of today's 64-bit machines.
-    #[must_use]
-    pub fn max_slots(max_frame: u32) -> u32 {
-        let one = Layout::new(1, max_frame);
-        u32::try_from(
-            (16 << 40) / (one.large_receive() + one.reply() + SMALL_LEN as u64 + SLOT_LEN),
-        )
-        .unwrap_or(u32::MAX)
-    }
-
-    /// Slots there are.
-    #[must_use]
-    pub fn slots(self) -> u32 {
-        self.slots
-    }
-
-    /// Longest frame that has a place, in bytes.
-    #[must_use]
-    pub fn max_frame(self) -> u32 {
-        self.max_frame
-    }
-
-    /// Longest reply with its prefix, in bytes.
-    #[must_use]
-    pub fn max_reply(self) -> usize {
-        PREFIX + self.max_frame as usize + REPLY_EXTRA_LEN
-    }
-
-    /// Words of the header and the slots.
-    fn words(self) -> usize {
-        ((HEADER_LEN + u64::from(self.slots) * SLOT_LEN) / 8) as usize
-    }
-
-    /// Where the buffers and regions begin in the file.
-    fn bytes_at(self) -> u64 {
-        page_up(HEADER_LEN + u64::from(self.slots) * SLOT_LEN)
-    }
-
-    /// Bytes of a reply buffer: when the last reply begins, less than [`REPLY_SOFT`] are waiting.
-    fn reply(self) -> u64 {
-        page_up((REPLY_SOFT + self.max_reply()) as u64)
-    }
-
-    /// Bytes of a large receive region: a whole frame, or what the shared buffer held.
-    fn large_receive(self) -> u64 {
-        page_up((PREFIX + self.max_frame as usize).max(RECEIVE_LEN) as u64)
-    }
-
-    fn small_at(self) -> u64 {
-        RECEIVE_LEN as u64 + self.reply()
-    }
-
-    fn large_at(self, slot: u32) -> u64 {
-        let begin = page_up(self.small_at() + u64::from(self.slots) * SMALL_LEN as u64);
-        begin + u64::from(slot) * (self.large_receive() + self.reply())
-    }
-
-    /// Where a worker finds what it needs to pack its clients.
-    #[must_use]
-    pub fn handoff_offsets(self) -> ShmOffsets {
-        ShmOffsets {
-            words: self.words(),
-            first_lease: (HEADER_LEN / 8) as usize,
-            stride: (SLOT_LEN / 8) as usize,
-            slots: self.slots,
-            final_writes: header::FINAL_WRITES,
-            final_write_calls: header::FINAL_WRITE_CALLS,
-            left_behind: header::LEFT_BEHIND,
-            packed_at: header::PACKED_AT,
-            is_here: slot::is_with_its_worker,
-        }
-    }
-
-    /// All bytes of the file.
-    fn file_len(self) -> u64 {
-        self.bytes_at() + self.large_at(self.slots)
-    }
-
-    /// Where received bytes lie at `place` for `slot`, counted from the first byte after the slots.
-    fn receive_range(self, region: Region, slot: u32) -> Range<usize> {
-        let (begin, length) = match region {
-            Region::Shared => (0, RECEIVE_LEN as u64),
-            Region::Small => (
-                self.small_at() + u64::from(slot) * SMALL_LEN as u64,
-                SMALL_LEN as u64,
-            ),
-            Region::Large => (self.large_at(slot), self.large_receive()),
-        };
-        begin as usize..(begin + length) as usize
-    }
-
-    /// Where replies lie; a small region holds none.
-    fn reply_range(self, region: Region, slot: u32) -> Range<usize> {
-        let begin = match region {
-            Region::Shared | Region::Small => RECEIVE_LEN as u64,
-            Region::Large => self.large_at(slot) + self.large_receive(),
-        };
-        begin as usize..(begin + self.reply()) as usize
-    }
-}
-
-fn page_up(bytes: u64) -> u64 {
-    bytes.next_multiple_of(PAGE)
-}
-
-/// The words of shared memory: what master and worker both map.
+/// The words of shared memory, mapped by master and worker.
 #[derive(Debug)]
 struct SharedWords {
     words: Words,
@@ -242,119 +84,118 @@ impl SharedWords {
     }
 }
 
-/// Shared memory as the master has it: it makes it, presets slots, and reads what a worker left.
+/// The master's side of shared memory: it creates it, presets slots, and reads what a worker left.
 #[derive(Debug)]
 pub struct MasterShm {
-    board: SharedWords,
+    words: SharedWords,
     file: Arc<File>,
     layout: Layout,
 }
 
 impl MasterShm {
-    /// New shared memory, all of its slots free.
+    /// Returns new shared memory, with all slots free.
     ///
     /// # Errors
     /// Those of memfd_create(2), ftruncate(2) and mmap(2).
     pub fn new(layout: Layout) -> io::Result<MasterShm> {
-        let file = memory::sealed_file(c"shm", layout.file_len())?;
-        Ok(MasterShm {
-            board: SharedWords::map(&file, layout)?,
-            file: Arc::new(file),
-            layout,
-        })
+        MasterShm::map(memory::sealed_file(c"shm", layout.file_len())?, layout)
     }
 
-    /// Shared memory that another master made.
+    /// Returns shared memory that another master made.
     ///
     /// # Errors
-    /// Those of fcntl(2) and mmap(2); `InvalidData` when the file can be cut short, or is not as long as that.
+    /// Those of fcntl(2) and mmap(2); `InvalidData` when the file can be truncated or has another length.
     pub fn from_file(file: File, layout: Layout) -> io::Result<MasterShm> {
         if layout.slots > Layout::max_slots(layout.max_frame)
             || !memory::is_sealed(&file, layout.file_len())?
         {
             return Err(io::ErrorKind::InvalidData.into());
         }
+        MasterShm::map(file, layout)
+    }
+
+    fn map(file: File, layout: Layout) -> io::Result<MasterShm> {
         Ok(MasterShm {
-            board: SharedWords::map(&file, layout)?,
+            words: SharedWords::map(&file, layout)?,
             file: Arc::new(file),
             layout,
         })
     }
 
-    /// Where what lies.
+    /// Returns the layout.
     #[must_use]
     pub fn layout(&self) -> Layout {
         self.layout
     }
 
-    /// What the worker gets.
+    /// Returns the file, for the worker.
     #[must_use]
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// The worker's counters.
+    /// Returns the worker's counters.
     #[must_use]
     pub fn header(&self) -> Header<'_> {
-        self.board.header()
+        self.words.header()
     }
 
-    /// A client's slot; none for an index that there is not.
+    /// Returns a client's slot; `None` for an index that does not exist.
     #[must_use]
     pub fn slot(&self, index: u32) -> Option<Slot<'_>> {
-        self.board.slot(index)
+        self.words.slot(index)
     }
 }
 
-/// Shared memory as its worker has it.
+/// The worker's side of shared memory.
 #[derive(Debug)]
 pub struct WorkerShm {
-    board: SharedWords,
+    words: SharedWords,
     bytes: Bytes,
     file: File,
     layout: Layout,
 }
 
 impl WorkerShm {
-    /// The shared memory in a file that the master has made.
+    /// Maps the shared memory in a file that the master made.
     ///
     /// # Errors
     /// Those of mmap(2); `InvalidInput` when the file is shorter than the layout.
     pub fn map(file: File, layout: Layout) -> io::Result<WorkerShm> {
-        let board = SharedWords::map(&file, layout)?;
+        let words = SharedWords::map(&file, layout)?;
         let length =
             usize::try_from(layout.file_len() - layout.bytes_at()).map_err(io::Error::other)?;
         let bytes = Bytes::map(&file, layout.bytes_at(), length)?;
         Ok(WorkerShm {
-            board,
+            words,
             bytes,
             file,
             layout,
         })
     }
 
-    /// Where what lies.
+    /// Returns the layout.
     #[must_use]
     pub fn layout(&self) -> Layout {
         self.layout
     }
 
-    /// The counters.
+    /// Returns the counters.
     #[must_use]
     pub fn header(&self) -> Header<'_> {
-        self.board.header()
+        self.words.header()
     }
 
-    /// A client's slot; none for an index that there is not.
+    /// Returns a client's slot; `None` for an index that does not exist.
     #[must_use]
     pub fn slot(&self, index: u32) -> Option<Slot<'_>> {
-        self.board.slot(index)
+        self.words.slot(index)
     }
 
-    /// A slot together with the buffers that a turn of its client works in.
+    /// Returns a slot with the buffers for a turn of its client.
     ///
     /// # Panics
-    /// For a slot that there is not: callers have claimed it.
+    /// For a slot that does not exist: callers have claimed it.
     #[must_use]
     pub fn open(&mut self, index: u32, receive: Region, reply: Region) -> Open<'_> {
         let ranges = [
@@ -365,45 +206,45 @@ impl WorkerShm {
             .bytes
             .get_disjoint_mut(ranges)
             .expect("a receive and a reply region never overlap");
-        let slot = self.board.slot(index).expect("the slot was claimed");
+        let slot = self.words.slot(index).expect("the slot was claimed");
         Open {
-            header: self.board.header(),
+            header: self.words.header(),
             slot,
             rx,
             tx,
         }
     }
 
-    /// A place for received bytes, to be read.
+    /// Returns a region of received bytes.
     #[must_use]
     pub fn received(&self, index: u32, region: Region) -> &[u8] {
         &self.bytes[self.layout.receive_range(region, index)]
     }
 
-    /// Copies received bytes from one place of a slot to the beginning of another.
+    /// Copies received bytes from one region of a slot to the beginning of another.
     pub fn move_received(&mut self, index: u32, from: Region, bytes: Range<usize>, to: Region) {
         let source = self.layout.receive_range(from, index);
         let target = self.layout.receive_range(to, index);
-        self.bytes.copy_within(
-            source.start + bytes.start..source.start + bytes.end,
-            target.start,
-        );
+        self.copy(source.start, bytes, target.start);
     }
 
     /// Copies replies of the turn in progress to the beginning of the slot's large region.
     pub fn keep_replies(&mut self, index: u32, bytes: Range<usize>) {
         let source = self.layout.reply_range(Region::Shared, index);
         let target = self.layout.reply_range(Region::Large, index);
-        self.bytes.copy_within(
-            source.start + bytes.start..source.start + bytes.end,
-            target.start,
-        );
+        self.copy(source.start, bytes, target.start);
     }
 
-    /// Gives back the memory of a slot's large region.
+    /// Copies `bytes` of the region at `source` to `target`.
+    fn copy(&mut self, source: usize, bytes: Range<usize>, target: usize) {
+        let bytes = source + bytes.start..source + bytes.end;
+        self.bytes.copy_within(bytes, target);
+    }
+
+    /// Frees the memory of a slot's large region.
     pub fn empty_large(&self, index: u32) {
         let begin = self.layout.bytes_at() + self.layout.large_at(index);
-        // If it fails, memory is kept that was to be given back, and the next client overwrites it.
+        // If it fails, the memory stays in use, and the next client overwrites it.
         let _ = memory::punch(
             &self.file,
             begin,
@@ -412,16 +253,16 @@ impl WorkerShm {
     }
 }
 
-/// What a turn works in.
+/// The slot and the buffers of a turn.
 #[derive(Debug)]
 pub struct Open<'a> {
     /// The worker's counters.
     pub header: Header<'a>,
     /// The client's slot.
     pub slot: Slot<'a>,
-    /// The place for received bytes.
+    /// The buffer for received bytes.
     pub rx: &'a mut [u8],
-    /// The place for replies.
+    /// The buffer for replies.
     pub tx: &'a mut [u8],
 }
 
@@ -430,31 +271,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_two_regions_overlap_and_all_lie_in_the_file() {
-        for (slots, max_frame) in [(1, 64), (3, 65_535), (40, 1 << 20), (7, 256 << 20)] {
-            let layout = Layout::new(slots, max_frame);
-            let mut ranges = vec![
-                layout.receive_range(Region::Shared, 0),
-                layout.reply_range(Region::Shared, 0),
-            ];
-            for slot in 0..slots {
-                ranges.push(layout.receive_range(Region::Small, slot));
-                ranges.push(layout.receive_range(Region::Large, slot));
-                ranges.push(layout.reply_range(Region::Large, slot));
-            }
-            ranges.sort_by_key(|range| range.start);
-            for pair in ranges.windows(2) {
-                assert!(pair[0].end <= pair[1].start, "{pair:?}");
-            }
-            let end = ranges.last().expect("some").end as u64;
-            assert!(end <= layout.file_len() - layout.bytes_at());
-            assert!(layout.large_receive() as usize >= PREFIX + max_frame as usize);
-            assert!(layout.reply() as usize >= REPLY_SOFT + layout.max_reply());
-        }
-    }
-
-    #[test]
-    fn a_large_shm_costs_its_touched_pages_only() {
+    fn a_large_file_uses_memory_for_touched_pages_only() {
         use std::os::unix::fs::MetadataExt;
         let layout = Layout::new(20_000, 1 << 20);
         let master = MasterShm::new(layout).expect("memfd");

@@ -6,9 +6,8 @@
 //! unsent = tx[W - out_base .. replied]      of W bytes ever written to it
 //! ```
 //!
-//! The master uses pread(2) and pwrite(2), not a mapping: a load from a hole would create its page,
-//! a store could raise SIGBUS where pwrite returns an error, and copied bytes cannot change between
-//! check and use.
+//! The master uses pread(2) and pwrite(2), not a mapping: a load from a hole would create its page, a store could raise
+//! SIGBUS where pwrite returns an error, and copied bytes cannot change between check and use.
 
 use std::io;
 use std::ops::Range;
@@ -36,13 +35,11 @@ pub struct ClientBytes {
 pub enum Owner {
     /// The worker is alive and may use the regions again: the bytes are copied.
     Alive,
-    /// The worker is dead: more than a few bytes stay in the file until they are moved elsewhere or
-    /// dropped.
+    /// The worker is dead: more than a few bytes stay in the file until they are moved elsewhere or dropped.
     Dead,
 }
 
-/// The highest plausible position: no stream is that long. The next worker would calculate with a
-/// position beyond it.
+/// The highest plausible position: no stream is that long. The next worker would calculate with a position beyond it.
 const MAX_POSITION: u64 = 1 << 62;
 
 impl MasterShm {
@@ -114,8 +111,7 @@ impl MasterShm {
         Ok(cursors)
     }
 
-    /// Reads bytes of a region, `part` counted from `offset` in it. Never touches bytes beyond the
-    /// region.
+    /// Reads bytes of a region, `part` counted from `offset` in it. Never touches bytes beyond the region.
     fn read(
         &self,
         region: &Range<usize>,
@@ -151,16 +147,24 @@ impl MasterShm {
     }
 }
 
-/// Recovers a client from a slot with arbitrary words, as a broken worker may leave them, and
-/// stores it in another slot. The input is the words of the slot, then 16 bytes of byte counts, if
-/// they are known.
+/// Returns positions and bytes, for comparison.
+#[cfg(any(test, fuzzing))]
+fn all(bytes: &ClientBytes) -> (u64, Vec<u8>, u64, Vec<u8>) {
+    let vec = |stretch: &Stretch| stretch.to_vec().expect("the bytes are in the file");
+    let (unread, unsent) = (vec(&bytes.unread), vec(&bytes.unsent));
+    (bytes.in_base, unread, bytes.out_base, unsent)
+}
+
+/// Recovers a client from a slot with arbitrary words, as a broken worker may leave them, and stores it in another
+/// slot. The input is the words of the slot, then 16 bytes of byte counts, if they are known.
 #[cfg(any(test, fuzzing))]
 pub fn fuzz(input: &[u8]) {
-    let Some((words, counts)) = input.split_first_chunk::<{ super::SLOT_LEN as usize }>() else {
+    let Some((words, counts)) = input.split_first_chunk::<{ super::layout::SLOT_LEN as usize }>()
+    else {
         return;
     };
     let master = MasterShm::new(super::Layout::new(2, 4096)).expect("memory");
-    let written = master.file().write_all_at(words, super::HEADER_LEN);
+    let written = master.file().write_all_at(words, super::layout::HEADER_LEN);
     written.expect("the file has a slot");
     let slot = master.slot(0).expect("a slot");
     let (cursors, flags) = (slot.cursors(), slot.flags());
@@ -175,15 +179,6 @@ pub fn fuzz(input: &[u8]) {
     for owner in [Owner::Alive, Owner::Dead] {
         let Ok(bytes) = master.recover(0, byte_counts, owner) else {
             continue;
-        };
-        let all = |bytes: &ClientBytes| {
-            let vec = |stretch: &Stretch| stretch.to_vec().expect("the bytes are in the file");
-            (
-                bytes.in_base,
-                bytes.out_base,
-                vec(&bytes.unread),
-                vec(&bytes.unsent),
-            )
         };
         let found = all(&bytes);
         if master.has_regions_for(&bytes) {
@@ -203,15 +198,13 @@ mod tests {
     use super::super::{Flags, Layout, LeaseState, WorkerShm};
     use super::*;
 
-    /// Returns what was recovered, for comparison: positions and bytes.
-    fn all(bytes: &ClientBytes) -> (u64, Vec<u8>, u64, Vec<u8>) {
-        let vec = |stretch: &Stretch| stretch.to_vec().expect("pread");
-        (
-            bytes.in_base,
-            vec(&bytes.unread),
-            bytes.out_base,
-            vec(&bytes.unsent),
-        )
+    fn bytes(unread: usize, unsent: usize) -> ClientBytes {
+        ClientBytes {
+            in_base: 1 << 40,
+            unread: vec![7; unread].into(),
+            out_base: 99,
+            unsent: vec![8; unsent].into(),
+        }
     }
 
     fn shms() -> (MasterShm, WorkerShm) {
@@ -222,17 +215,11 @@ mod tests {
     }
 
     #[test]
-    fn what_was_laid_is_recovered_also_after_a_part_of_it_was_answered_and_sent() {
+    fn laid_bytes_are_recovered_less_the_answered_and_sent_ones() {
         let (master, mut worker) = shms();
         for unread in [0, 1, 512, 513, 300_000] {
-            let (input, output) = (vec![7; unread], vec![8; unread / 2]);
-            let bytes = ClientBytes {
-                in_base: 1 << 40,
-                unread: input.into(),
-                out_base: 99,
-                unsent: output.into(),
-            };
-            let cursors = master.lay(1, &bytes).expect("room");
+            let bytes = bytes(unread, unread / 2);
+            let cursors = master.lay(1, &bytes).expect("they fit");
             master.slot(1).expect("a slot").preset(
                 LeaseState::Parked,
                 1,
@@ -244,62 +231,43 @@ mod tests {
             for owner in [Owner::Alive, Owner::Dead, Owner::Alive] {
                 let found = master.recover(1, None, owner).expect("whole");
                 assert_eq!(all(&found), all(&bytes));
-                // Dropped, what a dead worker left is gone.
+                // Dropping it would free the bytes that a dead worker left.
                 std::mem::forget(found);
             }
         }
-        // A turn that has received 10 bytes, answered 4 of them with 6, and sent 5 of those.
+        // A turn that has received 10 bytes, answered 4 of them with 6, and sent 5 of the 6.
         let open = worker.open(1, Region::Shared, Region::Shared);
         open.rx[..10].copy_from_slice(b"aaaabbbbcc");
         open.tx[..6].copy_from_slice(b"answer");
         open.slot.flip(&Cursors::idle(1000, 2000), Flags::default());
         open.slot.commit(4, 6);
-        let left = master
-            .recover(
-                1,
-                Some(ByteCounts {
-                    received: 1010,
-                    written: 2005,
-                }),
-                Owner::Dead,
-            )
-            .expect("true");
+        let recover = |received, written| {
+            master.recover(1, Some(ByteCounts { received, written }), Owner::Dead)
+        };
+        let left = recover(1010, 2005).expect("true");
         assert_eq!(all(&left), (1004, b"bbbbcc".to_vec(), 2005, b"r".to_vec()));
-        for (received, written) in [
-            (1003, 2000),
-            (999, 2000),
-            (1010, 2007),
-            (1010, 1999),
-            (u64::MAX, 2000),
-        ] {
-            let left = master.recover(1, Some(ByteCounts { received, written }), Owner::Dead);
-            assert!(left.is_err(), "{received} {written}");
+        for received in [1003, 999, u64::MAX] {
+            assert!(recover(received, 2000).is_err(), "{received}");
+        }
+        for written in [2007, 1999] {
+            assert!(recover(1010, written).is_err(), "{written}");
         }
     }
 
     #[test]
-    fn what_has_regions_can_be_laid_and_nothing_else() {
+    fn only_bytes_that_fit_into_the_regions_can_be_laid() {
         let (master, _) = shms();
         for (unread, unsent) in [(0, 0), (1 << 20, 1 << 20), (2 << 20, 0), (0, 2 << 20)] {
-            let (input, output) = (vec![7; unread], vec![8; unsent]);
-            let bytes = ClientBytes {
-                in_base: 1,
-                unread: input.into(),
-                out_base: 1,
-                unsent: output.into(),
-            };
-            assert_eq!(
-                master.has_regions_for(&bytes),
-                master.lay(1, &bytes).is_ok(),
-                "{unread} {unsent}"
-            );
+            let bytes = bytes(unread, unsent);
+            let fits = master.lay(1, &bytes).is_ok();
+            assert_eq!(master.has_regions_for(&bytes), fits, "{unread} {unsent}");
         }
     }
 
     proptest! {
         /// A broken worker may leave any words, and the kernel may report any byte counts about it.
         #[test]
-        fn no_shm_panics(cursors in any::<[u64; 5]>(), received: u64, written: u64, known: bool) {
+        fn arbitrary_cursors_and_counts_do_not_panic(cursors in any::<[u64; 5]>(), received: u64, written: u64, known: bool) {
             let (master, worker) = shms();
             worker.slot(0).expect("a slot").flip(&Cursors::decode(cursors), Flags::default());
             let byte_counts = known.then_some(ByteCounts { received, written });

@@ -1,7 +1,7 @@
-//! Bytes of a client without a worker: copied, or still where a dead worker left them.
+//! Bytes of a client without a worker: copied, or still in the file of a dead worker.
 //!
-//! A worker may have died because there was no memory. So what it left is not copied to the memory of the master, but from
-//! its file to that of the next worker, part by part, each of which is given back before the next one is copied.
+//! A worker may have died for lack of memory. So its bytes are not copied to the memory of the master, but from its
+//! file to that of the next worker, in parts, each of which is freed before the next one is copied.
 
 use std::fs::File;
 use std::io;
@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use crate::sys::memory::{self, PAGE};
 
-/// Bytes that are copied at a time.
+/// The bytes copied at a time.
 const PART_LEN: u64 = 64 * 1024;
 
-/// A stretch of what a client sent or is to be sent.
+/// A stretch of the bytes that a client sent or will be sent.
 #[derive(Debug)]
 pub struct Stretch(StretchBytes);
 
@@ -23,7 +23,7 @@ enum StretchBytes {
     Left(LeftBytes),
 }
 
-/// Bytes in the file of a dead worker. When this is dropped, their memory is given back.
+/// Bytes in the file of a dead worker. Dropping it frees their memory.
 #[derive(Debug)]
 struct LeftBytes {
     file: Arc<File>,
@@ -32,8 +32,8 @@ struct LeftBytes {
 }
 
 impl Stretch {
-    /// These bytes of the file of a dead worker, from `begin` on, which lie there until they are copied or dropped. No other
-    /// bytes that are needed may lie in the same pages.
+    /// Returns the bytes in the file of a dead worker from `begin` on. They stay there until they are copied or
+    /// dropped. No other bytes in the same pages may still be needed.
     pub(super) fn from_left_bytes(file: &Arc<File>, begin: u64, length: u64) -> Stretch {
         Stretch(StretchBytes::Left(LeftBytes {
             file: Arc::clone(file),
@@ -42,7 +42,7 @@ impl Stretch {
         }))
     }
 
-    /// How many bytes it has.
+    /// Returns the number of bytes.
     #[must_use]
     pub fn len(&self) -> usize {
         match &self.0 {
@@ -51,13 +51,13 @@ impl Stretch {
         }
     }
 
-    /// Whether it has none.
+    /// Returns whether there are no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Its bytes.
+    /// Returns the bytes.
     ///
     /// # Errors
     /// Those of pread(2).
@@ -73,8 +73,8 @@ impl Stretch {
         }
     }
 
-    /// Copies its bytes to a file, from there on. Of bytes that a dead worker left the memory is given back meanwhile: this
-    /// is done once.
+    /// Copies the bytes to a file, from offset `to` on. May be called once, as it frees the memory of bytes that a dead
+    /// worker left.
     ///
     /// # Errors
     /// Those of pread(2) and pwrite(2).
@@ -86,7 +86,7 @@ impl Stretch {
         let mut buffer = [0; PART_LEN as usize];
         let mut at = left.begin;
         while at < left.end {
-            // Up to the end of a page, which is given back whole.
+            // Up to the end of a page, because only whole pages are freed.
             let end = (at + PART_LEN)
                 .next_multiple_of(PAGE)
                 .saturating_sub(PAGE)
@@ -94,7 +94,7 @@ impl Stretch {
             let part = &mut buffer[..(end - at) as usize];
             left.file.read_exact_at(part, at)?;
             file.write_all_at(part, to + (at - left.begin))?;
-            give_back(&left.file, at, end);
+            free_pages(&left.file, at, end);
             at = end;
         }
         Ok(())
@@ -103,14 +103,14 @@ impl Stretch {
 
 impl Drop for LeftBytes {
     fn drop(&mut self) {
-        give_back(&self.file, self.begin, self.end);
+        free_pages(&self.file, self.begin, self.end);
     }
 }
 
-/// Gives back the pages in which these bytes lie.
-fn give_back(file: &File, begin: u64, end: u64) {
+/// Frees the pages of these bytes.
+fn free_pages(file: &File, begin: u64, end: u64) {
     let (begin, end) = (begin - begin % PAGE, end.next_multiple_of(PAGE));
-    // If it fails, that memory is kept until the file is gone.
+    // If it fails, the memory stays in use until the file is gone.
     let _ = memory::punch(file, begin, end - begin);
 }
 
@@ -136,13 +136,13 @@ mod tests {
         Arc::new(memory::sealed_file(c"test", 1 << 30).expect("memfd"))
     }
 
-    /// Pages that a file has.
+    /// Returns the number of allocated pages of a file.
     fn pages(file: &File) -> u64 {
         file.metadata().expect("fstat").blocks() * 512 / PAGE
     }
 
     #[test]
-    fn bytes_are_moved_without_being_in_memory_twice() {
+    fn moved_bytes_are_never_in_memory_twice() {
         for (offset, length) in [
             (0, 1),
             (0, PAGE),
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_dropped_give_their_memory_back_and_no_other() {
+    fn dropped_bytes_free_their_own_memory_only() {
         let file = file();
         file.write_all_at(&[7; 1 << 20], 0).expect("pwrite");
         let stretch = Stretch::from_left_bytes(&file, 4 * PAGE + 4, 8 * PAGE);

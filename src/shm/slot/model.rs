@@ -1,11 +1,11 @@
-//! Every order in which a master and a worker can see each other's stores to a slot, tried by loom. What runs is the code
-//! above, on words for which a load gives each value that C11's memory model lets it see, whatever this machine does.
+//! Tries, with loom, every order in which a master and a worker can see each other's stores to a slot. It runs the code
+//! of the slot on words whose loads return each value that C11's memory model allows, whatever this machine does.
 //!
-//! What is left of a client after turn `n` is made of that number alone, so that a mixture of two turns shows. Its bytes
-//! are one more number, and not an atomic one: it is a fault already if both sides may be at it at once.
+//! The state of a client after turn `n` consists of that number alone, so that a mixture of two turns is recognized.
+//! Its bytes are one more number, which is not atomic: any concurrent access to it is an error.
 //!
-//! Not here: the wish for room in the header. It needs sequential consistency, which loom does not know of loads and
-//! stores; it takes them for acquire and release, under which both sides may miss each other.
+//! The wish for capacity in the header is not covered. It needs sequential consistency, which loom does not implement
+//! for loads and stores: it treats them as acquire and release, with which both sides may miss each other's store.
 
 use std::sync::Arc;
 
@@ -17,8 +17,8 @@ use super::*;
 
 word!(ModelWord);
 
-/// What turn `n` leaves of a client.
-fn left(n: u32) -> (Cursors, Flags, Claim) {
+/// Returns the state of a client after turn `n`.
+fn after_turn(n: u32) -> (Cursors, Flags, Claim) {
     let (rx, tx) = ((Region::Small, n), (Region::Large, n));
     let cursors = Cursors {
         in_base: n.into(),
@@ -54,7 +54,7 @@ fn state(found: Claim) -> LeaseState {
 /// Shared memory of one slot.
 struct Shm<W> {
     words: [W; 16],
-    /// What lies in the slot's regions.
+    /// The bytes in the slot's regions.
     bytes: Cell<u32>,
 }
 
@@ -63,9 +63,9 @@ impl<W: Word> Shm<W> {
         Slot::new(&self.words)
     }
 
-    /// Master: it leases a client that was left so.
+    /// Master: leases a client in its state after turn `n`.
     fn lease(&self, lease_number: u32, n: u32) {
-        let (cursors, flags, found) = left(n);
+        let (cursors, flags, found) = after_turn(n);
         self.bytes.set(n);
         self.slot().preset(
             state(found),
@@ -77,14 +77,14 @@ impl<W: Word> Shm<W> {
         );
     }
 
-    /// Worker: the turn behind the one that the client was left by; which that is. None if the client is not its own.
+    /// Worker: makes the client's next turn, and returns its number; `None` if the lease is not its own.
     fn turn(&self, lease_number: u32) -> Option<u32> {
         let slot = self.slot();
         let n = self.read(slot.claim(lease_number)?) + 1;
         slot.flip(&Cursors::idle(n.into(), n.into()), Flags::default());
         slot.execute(n, 0);
         slot.commit(1, n);
-        let (cursors, flags, found) = left(n);
+        let (cursors, flags, found) = after_turn(n);
         self.bytes.set(n);
         slot.flip(&cursors, flags);
         slot.set_requests(n.into());
@@ -93,17 +93,17 @@ impl<W: Word> Shm<W> {
         Some(n)
     }
 
-    /// Either side: it ends the lease, and learns which turn was the last.
-    fn take(&self, lease_number: u32) -> Option<u32> {
+    /// Either side: revokes the lease, and returns the number of the last turn.
+    fn revoke(&self, lease_number: u32) -> Option<u32> {
         let found = self.slot().revoke(lease_number)?;
         assert!(self.slot().claim(lease_number).is_none());
         Some(self.read(found))
     }
 
-    /// Reads the whole of a client that was claimed or taken.
+    /// Reads the whole state of a client that was claimed or revoked.
     fn read(&self, found: Claim) -> u32 {
         let (slot, n) = (self.slot(), self.bytes.get());
-        assert_eq!((slot.cursors(), slot.flags(), found), left(n));
+        assert_eq!((slot.cursors(), slot.flags(), found), after_turn(n));
         assert_eq!(
             (slot.last_active(), slot.requests(), slot.executing()),
             (n.into(), n.into(), None)
@@ -112,7 +112,7 @@ impl<W: Word> Shm<W> {
     }
 }
 
-/// Runs `worker` and `master` on one shared memory with a client, in every way; `end` gets what they returned.
+/// Runs `worker` and `master` on one slot with a client, in every order; `end` gets their results.
 fn model<W: Word + 'static, A: 'static, B: 'static>(
     word: fn(u64) -> W,
     worker: fn(&Shm<W>) -> A,
@@ -125,45 +125,45 @@ fn model<W: Word + 'static, A: 'static, B: 'static>(
             bytes: Cell::new(0),
         });
         shm.lease(1, 0);
-        // In this order: loom begins with the thread that is there, and if that were the one which only looks, the other's
-        // own loads would hide from it that their stores must also be tried before the look.
-        let there = thread::spawn({
+        // The worker is the first thread: loom starts with it, and if it started with the side that only reads, the
+        // loads of the other side would hide that their stores must also be tried before the read.
+        let other = thread::spawn({
             let shm = Arc::clone(&shm);
             move || master(&shm)
         });
         let worker = worker(&shm);
-        let master = there.join().expect("it does not panic");
+        let master = other.join().expect("it does not panic");
         end(&shm, worker, master);
     });
 }
 
-/// The turns that were made up to the last one: all of them, and none behind it.
+/// Returns the turns up to the last one: all of them, and none after it.
 fn up_to(last: u32) -> Vec<u32> {
     (1..=last).collect()
 }
 
-/// The worker makes three turns if it can, while the master takes the client.
+/// The worker makes up to three turns while the master revokes the lease.
 fn turns_and_a_revocation<W: Word + 'static>(word: fn(u64) -> W) {
     model(
         word,
         |shm| [shm.turn(1), shm.turn(1), shm.turn(1)],
-        |shm| shm.take(1),
-        |shm, turns, taken| {
+        |shm| shm.revoke(1),
+        |shm, turns, revoked| {
             assert_eq!(
                 turns.into_iter().flatten().collect::<Vec<_>>(),
-                up_to(taken.unwrap_or(3))
+                up_to(revoked.unwrap_or(3))
             );
-            assert_eq!(shm.turn(1).is_some(), taken.is_none());
+            assert_eq!(shm.turn(1).is_some(), revoked.is_none());
         },
     );
 }
 
 #[test]
-fn a_lease_is_revoked_as_its_last_turn_left_it_or_not() {
+fn a_revoked_lease_has_the_state_after_its_last_turn() {
     turns_and_a_revocation(ModelWord::new);
 }
 
-/// A word without any order, to see that the model would notice.
+/// A word without any order, to show that the model would notice.
 struct Unordered(ModelWord);
 
 impl Word for Unordered {
@@ -189,62 +189,62 @@ impl Word for Unordered {
 
 #[test]
 #[should_panic(expected = "Causality violation")]
-fn without_an_order_it_would_not_be() {
+fn without_memory_order_the_model_fails() {
     turns_and_a_revocation(|value| Unordered(ModelWord::new(value)));
 }
 
 #[test]
-fn of_revoking_and_giving_up_exactly_one_succeeds() {
+fn exactly_one_of_two_revocations_succeeds() {
     model(
         ModelWord::new,
-        |shm| (shm.turn(1), shm.take(1)),
-        |shm| shm.take(1),
-        |_, (turn, given_up), taken| {
-            assert!(given_up.is_some() != taken.is_some());
-            assert_eq!(given_up.or(taken), Some(turn.unwrap_or(0)));
+        |shm| (shm.turn(1), shm.revoke(1)),
+        |shm| shm.revoke(1),
+        |_, (turn, returned), revoked| {
+            assert!(returned.is_some() != revoked.is_some());
+            assert_eq!(returned.or(revoked), Some(turn.unwrap_or(0)));
         },
     );
 }
 
-/// An event of the old lease may come as late as it likes, also when the slot is another client's already. A worker that
-/// finds the new lease there needs nobody to tell it that it is whole.
+/// An event of the old lease may arrive at any time, even when the slot has another client. A worker that finds the new
+/// lease there may use it without any other synchronization.
 #[test]
-fn an_old_event_does_no_harm_to_the_next_client_of_the_slot() {
+fn an_old_event_does_not_affect_the_slots_next_client() {
     const NEXT: u32 = 10;
     model(
         ModelWord::new,
         |shm| [shm.turn(1), shm.turn(1), shm.turn(2), shm.turn(1)],
         |shm| {
-            let taken = shm.take(1)?;
+            let revoked = shm.revoke(1)?;
             shm.slot().clear();
             shm.lease(2, NEXT);
-            Some(taken)
+            Some(revoked)
         },
-        |shm, [first, second, new, late], taken| {
+        |shm, [first, second, new, late], revoked| {
             assert_eq!(
                 [first, second, late]
                     .into_iter()
                     .flatten()
                     .collect::<Vec<_>>(),
-                up_to(taken.unwrap_or(3))
+                up_to(revoked.unwrap_or(3))
             );
-            assert_eq!(shm.take(2), taken.map(|_| new.unwrap_or(NEXT)));
+            assert_eq!(shm.revoke(2), revoked.map(|_| new.unwrap_or(NEXT)));
         },
     );
 }
 
-/// Every moment is one at which the worker may be killed, or the master look without a take.
+/// The worker may be killed, or the master may read without a revocation, at any instant.
 #[test]
-fn cursors_are_whole_in_the_middle_of_a_flip() {
+fn cursors_are_consistent_during_a_flip() {
     model(
         ModelWord::new,
         |shm| {
-            shm.slot().flip(&left(1).0, Flags::default());
+            shm.slot().flip(&after_turn(1).0, Flags::default());
             shm.slot().commit(2, 3);
         },
         |shm| shm.slot().cursors(),
         |shm, (), seen| {
-            let [before, flipped] = [left(0).0, left(1).0];
+            let [before, flipped] = [after_turn(0).0, after_turn(1).0];
             let committed = Cursors {
                 answered: 2,
                 replied: 3,

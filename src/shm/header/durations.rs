@@ -1,0 +1,236 @@
+//! How long requests took and how busy the worker was: of its whole life, and for each of the last seconds. The worker
+//! itself writes the seconds, so that no process has to wake up to sample them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::Header;
+
+const SECONDS: usize = 64;
+const KEPT_SECONDS: u64 = 12;
+const SECOND_WORDS: usize = 120;
+const BUCKETS_AT: usize = 8;
+/// The number of buckets of durations.
+pub const BUCKETS: usize = SECOND_WORDS - BUCKETS_AT;
+
+const DURATIONS: usize = SECONDS + KEPT_SECONDS as usize * SECOND_WORDS;
+const DURATION_SUM: usize = DURATIONS + BUCKETS;
+/// The full seconds that rates and percentiles cover.
+const WINDOW: u64 = 10;
+
+const NANOSECONDS: u64 = 1_000_000_000;
+
+/// The rate and durations of a worker in the last ten full seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Recent {
+    /// Requests a second.
+    pub rate: f64,
+    /// The median duration; `None` without requests.
+    pub p50: Option<Duration>,
+    /// The 99th percentile of durations; `None` without requests.
+    pub p99: Option<Duration>,
+}
+
+impl Header<'_> {
+    /// Returns the number of requests so far in each of the [`BUCKETS`] buckets of durations;
+    /// [`upper`] is the longest of a bucket.
+    pub fn durations(&self) -> impl Iterator<Item = u64> {
+        self.0[DURATIONS..DURATIONS + BUCKETS]
+            .iter()
+            .map(|word| word.load(Ordering::Relaxed))
+    }
+
+    /// Returns the duration of all requests together, in ns.
+    #[must_use]
+    pub fn duration_sum(&self) -> u64 {
+        self.load(DURATION_SUM)
+    }
+
+    fn second(&self, second: u64) -> &[AtomicU64] {
+        let begin = SECONDS + (second % KEPT_SECONDS) as usize * SECOND_WORDS;
+        &self.0[begin..begin + SECOND_WORDS]
+    }
+
+    /// Worker: records that `requests` were answered `took` ns after they had been read; `now` is
+    /// ns of CLOCK_MONOTONIC.
+    pub fn record(&self, now: u64, requests: u64, took: u64) {
+        let cell = self.this_second(now);
+        bump(&cell[1], requests);
+        bump(&cell[BUCKETS_AT + bucket(took)], requests);
+        self.add(DURATIONS + bucket(took), requests);
+        // A corrupt sum must not wrap round to a plausible one.
+        let sum = self
+            .load(DURATION_SUM)
+            .saturating_add(requests.saturating_mul(took));
+        self.0[DURATION_SUM].store(sum, Ordering::Relaxed);
+    }
+
+    /// Worker: records that its loop was busy for `busy` ns up to `now`.
+    pub fn record_busy(&self, now: u64, busy: u64) {
+        bump(&self.this_second(now)[2], busy);
+    }
+
+    fn this_second(&self, now: u64) -> &[AtomicU64] {
+        let second = now / NANOSECONDS;
+        let cell = self.second(second);
+        if cell[0].load(Ordering::Relaxed) != second {
+            cell.iter()
+                .for_each(|word| word.store(0, Ordering::Relaxed));
+            cell[0].store(second, Ordering::Release);
+        }
+        cell
+    }
+
+    /// Returns the share of the last one to two seconds in which the worker was busy, from 0 to 1.
+    #[must_use]
+    pub fn busy(&self, now: u64) -> f64 {
+        let second = now / NANOSECONDS;
+        let ns: u64 = [second, second.wrapping_sub(1)]
+            .iter()
+            .map(|s| self.second(*s))
+            .zip([second, second.wrapping_sub(1)])
+            .filter(|(cell, s)| cell[0].load(Ordering::Acquire) == *s)
+            .map(|(cell, _)| cell[2].load(Ordering::Relaxed).min(NANOSECONDS))
+            .sum();
+        ns as f64 / (NANOSECONDS + now % NANOSECONDS) as f64
+    }
+
+    /// Returns the rate and durations in the ten full seconds before `now`.
+    #[must_use]
+    pub fn recent(&self, now: u64) -> Recent {
+        let this = now / NANOSECONDS;
+        let mut requests = 0u64;
+        let mut buckets = [0u64; BUCKETS];
+        for second in this.saturating_sub(WINDOW)..this {
+            let cell = self.second(second);
+            if cell[0].load(Ordering::Acquire) != second {
+                continue;
+            }
+            requests = requests.saturating_add(cell[1].load(Ordering::Relaxed));
+            for (sum, word) in buckets.iter_mut().zip(&cell[BUCKETS_AT..]) {
+                *sum = sum.saturating_add(word.load(Ordering::Relaxed));
+            }
+        }
+        let rate = requests as f64 / WINDOW as f64;
+        Recent {
+            rate,
+            p50: quantile(&buckets, 0.50),
+            p99: quantile(&buckets, 0.99),
+        }
+    }
+}
+
+fn bump(word: &AtomicU64, n: u64) {
+    word.store(
+        word.load(Ordering::Relaxed).wrapping_add(n),
+        Ordering::Relaxed,
+    );
+}
+
+/// Returns the bucket of a duration. Bucket 0 holds durations below 512 ns; above, each doubling is
+/// cut in four, up to about a minute.
+pub(in crate::shm) fn bucket(ns: u64) -> usize {
+    if ns < 512 {
+        return 0;
+    }
+    let octave = ns.ilog2() as usize;
+    let quarter = (ns >> (octave - 2)) as usize & 3;
+    ((octave - 9) * 4 + quarter + 1).min(BUCKETS - 1)
+}
+
+/// Returns the longest duration of a bucket, in ns.
+#[must_use]
+pub fn upper(bucket: usize) -> u64 {
+    match bucket {
+        0 => 511,
+        _ => {
+            let (octave, quarter) = ((bucket - 1) / 4 + 9, (bucket - 1) as u64 % 4);
+            ((5 + quarter) << (octave - 2)) - 1
+        }
+    }
+}
+
+fn quantile(buckets: &[u64; BUCKETS], q: f64) -> Option<Duration> {
+    let total: u64 = buckets.iter().fold(0, |sum, n| sum.saturating_add(*n));
+    if total == 0 {
+        return None;
+    }
+    let rank = ((total as f64 * q).ceil() as u64).max(1);
+    let mut seen = 0u64;
+    let found = buckets.iter().position(|n| {
+        seen = seen.saturating_add(*n);
+        seen >= rank
+    });
+    found.map(|bucket| Duration::from_nanos(upper(bucket)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(test: impl FnOnce(Header)) {
+        let words: Vec<AtomicU64> = (0..2048).map(|_| AtomicU64::new(0)).collect();
+        test(Header::new(&words));
+    }
+
+    #[test]
+    fn buckets_are_at_most_a_quarter_longer_than_a_duration() {
+        for ns in (9..36).flat_map(|shift| {
+            [
+                1u64 << shift,
+                (1 << shift) + 1,
+                (3 << shift) / 2,
+                (2 << shift) - 1,
+            ]
+        }) {
+            let end = upper(bucket(ns));
+            assert!(ns <= end && end <= ns + ns / 4, "{ns} {end}");
+        }
+        assert_eq!((bucket(0), bucket(u64::MAX)), (0, BUCKETS - 1));
+    }
+
+    #[test]
+    fn rates_and_percentiles_cover_the_last_ten_full_seconds() {
+        header(|header| {
+            let second = |s: u64| s * NANOSECONDS + 5;
+            header.record(second(100), 1000, 1_000_000);
+            for s in 103..113 {
+                header.record(second(s), 99, 10_000);
+                header.record(second(s), 1, 1_000_000_000);
+            }
+            header.record(second(113), 7, 1);
+            let recent = header.recent(second(113));
+            assert!((recent.rate - 100.0).abs() < 1e-9, "{recent:?}");
+            assert_eq!(recent.p50.map(|d| d.as_micros()), Some(10));
+            assert_eq!(recent.p99.map(|d| d.as_micros()), Some(10));
+            assert_eq!(header.recent(second(200)), Recent::default());
+        });
+    }
+
+    #[test]
+    fn requests_are_counted_by_duration_for_ever() {
+        header(|header| {
+            header.record(5 * NANOSECONDS, 3, 1000);
+            header.record(500 * NANOSECONDS, 1, u64::MAX);
+            let counts: Vec<u64> = header.durations().collect();
+            assert_eq!(
+                (
+                    counts[bucket(1000)],
+                    counts[BUCKETS - 1],
+                    counts.iter().sum::<u64>()
+                ),
+                (3, 1, 4)
+            );
+        });
+    }
+
+    #[test]
+    fn busy_time_is_a_share_of_the_last_seconds() {
+        header(|header| {
+            header.record_busy(50 * NANOSECONDS, NANOSECONDS / 2);
+            header.record_busy(51 * NANOSECONDS + NANOSECONDS / 2, NANOSECONDS / 4);
+            assert!((header.busy(51 * NANOSECONDS + NANOSECONDS / 2) - 0.5).abs() < 1e-6);
+            assert!(header.busy(60 * NANOSECONDS) < 1e-9);
+        });
+    }
+}

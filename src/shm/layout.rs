@@ -1,0 +1,195 @@
+//! The layout of shared memory: a function of the number of slots and the longest frame.
+
+use std::ops::Range;
+
+use super::{RECEIVE_LEN, REPLY_SOFT, Region, SMALL_LEN, header, slot};
+use crate::proto::frame::PREFIX;
+use crate::sys::handoff::ShmOffsets;
+use crate::sys::memory::PAGE;
+
+/// Bytes by which a reply may exceed the longest frame: another envelope, or an error.
+const REPLY_EXTRA_LEN: usize = 4096;
+
+pub(super) const HEADER_LEN: u64 = 16 * 1024;
+pub(super) const SLOT_LEN: u64 = 128;
+
+/// The version of the layout of new shared memory.
+///
+/// A word without a meaning in a version is 0 in its shared memory. If a word gets a meaning, 0 must stand for none. If
+/// a word changes its meaning or place, this number must be raised, and the code must still read the earlier versions.
+///
+/// ```text
+/// 1   version 0.1.0
+/// 2   words 16 and up of the header, bit 5 of the flags
+/// ```
+pub const LAYOUT_VERSION: u32 = 2;
+
+/// The layout of shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    pub(super) version: u32,
+    pub(super) slots: u32,
+    pub(super) max_frame: u32,
+}
+
+impl Layout {
+    /// Returns the layout for this many clients, with frames of up to `max_frame` bytes.
+    #[must_use]
+    pub fn new(slots: u32, max_frame: u32) -> Layout {
+        Layout {
+            version: LAYOUT_VERSION,
+            slots,
+            max_frame,
+        }
+    }
+
+    /// Returns the layout of shared memory from another version of the program; `None` if this version cannot read it.
+    #[must_use]
+    pub fn with_version(version: u32, slots: u32, max_frame: u32) -> Option<Layout> {
+        (1..=LAYOUT_VERSION).contains(&version).then_some(Layout {
+            version,
+            slots,
+            max_frame,
+        })
+    }
+
+    /// Returns the version of the layout.
+    #[must_use]
+    pub fn version(self) -> u32 {
+        self.version
+    }
+
+    /// Returns the most slots whose regions can all be mapped: 16 TiB of addresses, of the 128 TiB that a process has
+    /// on the smallest of today's 64-bit machines.
+    #[must_use]
+    pub fn max_slots(max_frame: u32) -> u32 {
+        let one = Layout::new(1, max_frame);
+        u32::try_from(
+            (16 << 40) / (one.large_receive() + one.reply() + SMALL_LEN as u64 + SLOT_LEN),
+        )
+        .unwrap_or(u32::MAX)
+    }
+
+    /// Returns the number of slots.
+    #[must_use]
+    pub fn slots(self) -> u32 {
+        self.slots
+    }
+
+    /// Returns the length of the longest frame, in bytes.
+    #[must_use]
+    pub fn max_frame(self) -> u32 {
+        self.max_frame
+    }
+
+    /// Returns the length of the longest reply with its prefix, in bytes.
+    #[must_use]
+    pub fn max_reply(self) -> usize {
+        PREFIX + self.max_frame as usize + REPLY_EXTRA_LEN
+    }
+
+    /// Returns the number of words of the header and the slots.
+    pub(super) fn words(self) -> usize {
+        ((HEADER_LEN + u64::from(self.slots) * SLOT_LEN) / 8) as usize
+    }
+
+    /// Returns the offset of the buffers and regions in the file.
+    pub(super) fn bytes_at(self) -> u64 {
+        page_up(HEADER_LEN + u64::from(self.slots) * SLOT_LEN)
+    }
+
+    /// Returns the length of a reply buffer: when the last reply begins, less than [`REPLY_SOFT`] bytes are waiting.
+    fn reply(self) -> u64 {
+        page_up((REPLY_SOFT + self.max_reply()) as u64)
+    }
+
+    /// Returns the length of a large receive region: a whole frame, or the contents of the shared buffer.
+    fn large_receive(self) -> u64 {
+        page_up((PREFIX + self.max_frame as usize).max(RECEIVE_LEN) as u64)
+    }
+
+    fn small_at(self) -> u64 {
+        RECEIVE_LEN as u64 + self.reply()
+    }
+
+    pub(super) fn large_at(self, slot: u32) -> u64 {
+        let begin = page_up(self.small_at() + u64::from(self.slots) * SMALL_LEN as u64);
+        begin + u64::from(slot) * (self.large_receive() + self.reply())
+    }
+
+    /// Returns the offsets that a worker needs to pack its clients.
+    #[must_use]
+    pub fn handoff_offsets(self) -> ShmOffsets {
+        ShmOffsets {
+            words: self.words(),
+            first_lease: (HEADER_LEN / 8) as usize,
+            stride: (SLOT_LEN / 8) as usize,
+            slots: self.slots,
+            final_writes: header::FINAL_WRITES,
+            final_write_calls: header::FINAL_WRITE_CALLS,
+            left_behind: header::LEFT_BEHIND,
+            packed_at: header::PACKED_AT,
+            is_here: slot::is_with_its_worker,
+        }
+    }
+
+    /// Returns the length of the file.
+    pub(super) fn file_len(self) -> u64 {
+        self.bytes_at() + self.large_at(self.slots)
+    }
+
+    /// Returns the range of received bytes in a region of `slot`, counted from the first byte after the slots.
+    pub(super) fn receive_range(self, region: Region, slot: u32) -> Range<usize> {
+        let (begin, length) = match region {
+            Region::Shared => (0, RECEIVE_LEN as u64),
+            Region::Small => (
+                self.small_at() + u64::from(slot) * SMALL_LEN as u64,
+                SMALL_LEN as u64,
+            ),
+            Region::Large => (self.large_at(slot), self.large_receive()),
+        };
+        begin as usize..(begin + length) as usize
+    }
+
+    /// Returns the range of replies in a region of `slot`; a small region holds none.
+    pub(super) fn reply_range(self, region: Region, slot: u32) -> Range<usize> {
+        let begin = match region {
+            Region::Shared | Region::Small => RECEIVE_LEN as u64,
+            Region::Large => self.large_at(slot) + self.large_receive(),
+        };
+        begin as usize..(begin + self.reply()) as usize
+    }
+}
+
+fn page_up(bytes: u64) -> u64 {
+    bytes.next_multiple_of(PAGE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_do_not_overlap_and_lie_in_the_file() {
+        for (slots, max_frame) in [(1, 64), (3, 65_535), (40, 1 << 20), (7, 256 << 20)] {
+            let layout = Layout::new(slots, max_frame);
+            let mut ranges = vec![
+                layout.receive_range(Region::Shared, 0),
+                layout.reply_range(Region::Shared, 0),
+            ];
+            for slot in 0..slots {
+                ranges.push(layout.receive_range(Region::Small, slot));
+                ranges.push(layout.receive_range(Region::Large, slot));
+                ranges.push(layout.reply_range(Region::Large, slot));
+            }
+            ranges.sort_by_key(|range| range.start);
+            for pair in ranges.windows(2) {
+                assert!(pair[0].end <= pair[1].start, "{pair:?}");
+            }
+            let end = ranges.last().expect("some").end as u64;
+            assert!(end <= layout.file_len() - layout.bytes_at());
+            assert!(layout.large_receive() as usize >= PREFIX + max_frame as usize);
+            assert!(layout.reply() as usize >= REPLY_SOFT + layout.max_reply());
+        }
+    }
+}
