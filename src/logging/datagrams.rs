@@ -1,4 +1,4 @@
-//! Log lines by datagram, or to a stream where a stream listens.
+//! Sends log lines as datagrams, or over a stream if the listener is one.
 
 use std::cell::RefCell;
 use std::io;
@@ -8,15 +8,15 @@ use std::path::PathBuf;
 
 use crate::sys::socket::{self, Moved};
 
-/// To whoever has a socket at a path.
+/// A sender to the socket at a path.
 ///
-/// Not connected: each finds the socket that is there then, also after a restart of its owner. Who does not read makes
-/// nobody wait.
+/// The socket is not connected: each datagram goes to the socket that is at the path then, also after a restart of its
+/// owner. A receiver that does not read causes no wait.
 #[derive(Debug)]
 pub(super) struct Datagrams {
     socket: UnixDatagram,
     path: PathBuf,
-    /// The connection, if a stream listens there.
+    /// The connection, if the listener is a stream.
     stream: RefCell<Option<OwnedFd>>,
 }
 
@@ -28,7 +28,7 @@ impl AsRawFd for Datagrams {
 
 impl Datagrams {
     /// # Errors
-    /// When there is no descriptor left.
+    /// When no descriptor is left.
     pub(super) fn new(path: impl Into<PathBuf>) -> io::Result<Datagrams> {
         let socket = UnixDatagram::unbound()?;
         socket.set_nonblocking(true)?;
@@ -40,7 +40,7 @@ impl Datagrams {
     }
 
     /// # Errors
-    /// Nobody is there, does not keep up (`WouldBlock`), or takes no datagram as long as this.
+    /// When there is no receiver, it does not keep up (`WouldBlock`), or the datagram is too long.
     pub(super) fn send(&self, datagram: &[u8]) -> io::Result<()> {
         match self.socket.send_to(datagram, &self.path) {
             Err(e) if socket::is_of_another_type(&e) => self.send_to_stream(datagram),
@@ -48,11 +48,11 @@ impl Datagrams {
         }
     }
 
-    /// As syslog(3) does where syslogd listens on a stream: a NUL ends each message.
+    /// Sends as syslog(3) does to a syslogd that listens on a stream: a NUL ends each message.
     fn send_to_stream(&self, message: &[u8]) -> io::Result<()> {
         let mut stream = self.stream.borrow_mut();
         let terminated = [message, b"\0"].concat();
-        // One that was connected before may have ended, as its owner was started again.
+        // An earlier connection may have ended with a restart of its owner.
         for _ in 0..2 {
             let is_new = stream.is_none();
             let connected = match stream.take() {
@@ -68,7 +68,7 @@ impl Datagrams {
                     *stream = Some(connected);
                     return Err(io::ErrorKind::WouldBlock.into());
                 }
-                // The rest of this message would become the next one: the connection is given up.
+                // The rest of this message would become the start of the next one, so the connection is closed.
                 Ok(Moved::Bytes(_)) => {
                     return Err(io::Error::new(
                         io::ErrorKind::WouldBlock,

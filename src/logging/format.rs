@@ -1,4 +1,4 @@
-//! The form of a line in each place that takes text.
+//! The text formats of a line.
 
 use std::process;
 use std::time::SystemTime;
@@ -29,7 +29,7 @@ pub(super) fn for_file(now: SystemTime, name: &str, line: &Line) -> String {
     )
 }
 
-/// sd-daemon(3)
+/// Formats a line for standard error that is connected to the journal: sd-daemon(3).
 pub(super) fn for_journal_stream(line: &Line) -> String {
     format!(
         "<{}>{}\n",
@@ -38,7 +38,7 @@ pub(super) fn for_journal_stream(line: &Line) -> String {
     )
 }
 
-/// One object a line, whatever the line says: strings hold what was logged, escaped by JSON's own means.
+/// Formats a line as one JSON object on one line. Strings hold what was logged, with JSON's own escapes.
 pub(super) fn for_machines(now: SystemTime, name: &str, line: &Line) -> String {
     let json = serde_json::to_string(&Json { now, name, line })
         .unwrap_or_else(|e| format!("{{\"error\":{:?}}}", e.to_string()));
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn each_place_has_its_form() {
+    fn each_format_has_its_fields() {
         let line = Line::from_parts(Level::Warn, "worker 17", &[("worker", kv::Value::from(17))]);
         let pid = process::id();
         assert_eq!(
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn no_message_and_no_field_breaks_out_of_its_line() {
+    fn messages_and_fields_cannot_break_out_of_their_line() {
         let nasty = "a\nb \"c\" \\n \x1b[2J\x7f\u{9b}\u{202e}\u{2028}\u{1f980}";
         let line = Line::from_parts(
             Level::Info,

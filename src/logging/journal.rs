@@ -13,17 +13,17 @@ use super::format::severity;
 use super::line::Line;
 use crate::proto::text::Escaped;
 
-/// Where journald listens. It learns from the kernel which process and which unit a datagram is of.
+/// The socket of journald, which gets the process and the unit of a datagram from the kernel.
 pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
 
 /// journald leaves out a field whose name is longer.
 const MAX_NAME_LEN: usize = 64;
 
-/// journald.
+/// A connection to journald.
 #[derive(Debug)]
 pub(super) struct Journal {
     socket: Datagrams,
-    /// The daemon's, as what its lines are shown.
+    /// The daemon's name, which journalctl shows with its lines.
     name: String,
 }
 
@@ -46,7 +46,7 @@ impl Journal {
     }
 }
 
-/// The message is escaped: journalctl shows one with a control character in it as "blob data".
+/// Encodes a line. The message is escaped: journalctl shows one with a control character as "blob data".
 fn entry(name: &str, line: &Line) -> Vec<u8> {
     let mut entry = Vec::new();
     put(&mut entry, "MESSAGE", &Escaped(&line.message).to_string());
@@ -55,7 +55,7 @@ fn entry(name: &str, line: &Line) -> Vec<u8> {
         "PRIORITY",
         &(severity(line.level) as u8).to_string(),
     );
-    // As it is for what comes over standard error. The crate has it shifted, as it is in a syslog header.
+    // The same facility as for lines over standard error. The crate's value is shifted, as in a syslog header.
     put(
         &mut entry,
         "SYSLOG_FACILITY",
@@ -84,7 +84,7 @@ fn put(entry: &mut Vec<u8>, name: &str, value: &str) {
     entry.push(b'\n');
 }
 
-/// Of capital letters, digits and underscores only: anything else could end the name, and the field.
+/// Returns a name of capital letters, digits and underscores only: other bytes could end the name, and the field.
 fn field_name(name: &str) -> String {
     let letter = |c: char| {
         if c.is_ascii_alphanumeric() {
@@ -106,7 +106,7 @@ mod tests {
     use log::{Level, kv};
 
     #[test]
-    fn an_entry_has_what_journald_wants_and_a_field_for_each_key() {
+    fn an_entry_has_the_standard_fields_and_one_for_each_key() {
         let fields = [
             ("event", kv::Value::from("worker_died")),
             ("worker", kv::Value::from(17)),
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_of_several_lines_has_its_length_in_front_and_no_name_makes_a_field_of_its_own() {
+    fn multi_line_values_and_odd_names_add_no_fields() {
         let fields = [
             ("why", kv::Value::from("a\nMESSAGE=b")),
             ("x\nMESSAGE=é", kv::Value::from(true)),

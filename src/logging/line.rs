@@ -1,4 +1,4 @@
-//! What was logged, on its way to its form.
+//! A log event, before it is formatted.
 
 use std::fmt::Write as _;
 
@@ -6,17 +6,17 @@ use log::kv::{self, Key, VisitSource, VisitValue};
 use log::{Level, Record};
 use serde_json::Value;
 
-/// An event as it was logged. Nothing of it is escaped: each form does that in its own way.
+/// An event as it was logged. Nothing of it is escaped: each format does that in its own way.
 #[derive(Debug)]
 pub(super) struct Line {
     pub(super) level: Level,
     pub(super) message: String,
-    /// What machines want to know of it; no name twice.
+    /// Fields for machines; no name twice.
     pub(super) fields: Vec<(String, Value)>,
 }
 
 impl Line {
-    /// A line without fields.
+    /// Returns a line without fields.
     pub(super) fn new(level: Level, message: impl Into<String>) -> Line {
         Line {
             level,
@@ -25,7 +25,7 @@ impl Line {
         }
     }
 
-    /// Formats all of it now, so that nothing of the caller's runs later.
+    /// Formats the whole record now, so that no code of the caller runs later.
     pub(super) fn from_record(record: &Record) -> Line {
         let mut line = Line::new(record.level(), text(record.args()));
         // Collecting fields does not fail.
@@ -36,7 +36,7 @@ impl Line {
     }
 }
 
-/// What a value shows. A `Display` that fails has said what it could.
+/// Formats a value; of a `Display` that fails, up to the failure.
 fn text(value: impl std::fmt::Display) -> String {
     let mut text = String::new();
     let _ = write!(text, "{value}");
@@ -57,18 +57,28 @@ impl<'kvs> VisitSource<'kvs> for FieldCollector<'_> {
     }
 }
 
-/// A field never has the name of something that each line says of itself.
+/// Returns the name of a field, which is never the name of a line's own field.
 fn field_name(key: &str) -> String {
     match key {
-        // A line has that of the process that logs; an event's is that of the worker that it is about.
+        // The line's own pid is that of the logging process; an event's is that of a worker.
         "pid" => "worker_pid".to_owned(),
         "time" | "level" | "name" | "message" => format!("event_{key}"),
         _ => key.to_owned(),
     }
 }
 
-/// A value, read as what it is.
+/// A value, read by its type.
 struct Read(Value);
+
+/// Implements a method of [`VisitValue`] for a type that JSON has.
+macro_rules! visit {
+    ($method:ident: $type:ty) => {
+        fn $method(&mut self, value: $type) -> Result<(), kv::Error> {
+            self.0 = Value::from(value);
+            Ok(())
+        }
+    };
+}
 
 impl<'v> VisitValue<'v> for &mut Read {
     fn visit_any(&mut self, value: kv::Value) -> Result<(), kv::Error> {
@@ -81,36 +91,17 @@ impl<'v> VisitValue<'v> for &mut Read {
         Ok(())
     }
 
-    fn visit_u64(&mut self, value: u64) -> Result<(), kv::Error> {
-        self.0 = Value::from(value);
-        Ok(())
-    }
-
-    fn visit_i64(&mut self, value: i64) -> Result<(), kv::Error> {
-        self.0 = Value::from(value);
-        Ok(())
-    }
-
-    /// JSON has no word for what is no number.
-    fn visit_f64(&mut self, value: f64) -> Result<(), kv::Error> {
-        self.0 = Value::from(value);
-        Ok(())
-    }
-
-    fn visit_bool(&mut self, value: bool) -> Result<(), kv::Error> {
-        self.0 = Value::from(value);
-        Ok(())
-    }
-
-    fn visit_str(&mut self, value: &str) -> Result<(), kv::Error> {
-        self.0 = Value::from(value);
-        Ok(())
-    }
+    visit!(visit_u64: u64);
+    visit!(visit_i64: i64);
+    // NaN and infinity become null: JSON has no numbers for them.
+    visit!(visit_f64: f64);
+    visit!(visit_bool: bool);
+    visit!(visit_str: &str);
 }
 
 #[cfg(test)]
 impl Line {
-    /// What becomes of `log::log!` with these fields.
+    /// Returns the line of `log::log!` with these fields.
     pub(super) fn from_parts(level: Level, message: &str, fields: &[(&str, kv::Value)]) -> Line {
         Line::from_record(
             &Record::builder()
@@ -128,7 +119,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn values_are_what_they_were_logged_as() {
+    fn values_keep_the_type_they_were_logged_with() {
         struct Broken;
         impl std::fmt::Display for Broken {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -172,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn no_field_has_the_name_of_another_or_of_what_a_line_says_of_itself() {
+    fn field_names_are_unique_and_none_of_the_lines_own() {
         let keys = [
             "pid",
             "level",

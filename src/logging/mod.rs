@@ -1,27 +1,27 @@
-//! The `log` facade → standard error, the journal, syslog or a file.
+//! Writes the lines of the `log` facade to standard error, the journal, syslog or a file.
 //!
 //! ```text
 //! stderr   2026-11-22T00:10:00.123Z warn worker 17 (pid 4711, gen 3) …
 //! file     2026-11-22T00:10:00.123Z fdpassd[4700] warn worker 17 …
 //! json     {"time":"2026-11-22T00:10:00.123Z","level":"warn","name":"fdpassd","pid":4700,
-//!           "event":"worker_died","worker":17,…,"message":"worker 17 …"}          to standard error or a file
+//!           "event":"worker_died","worker":17,…,"message":"worker 17 …"}          on standard error or in a file
 //! journal  MESSAGE=worker 17 … FDPASSD_EVENT=worker_died FDPASSD_WORKER=17 …    a datagram of fields
-//!          <4>worker 17 …    when it does not take that: on standard error, sd-daemon(3)
+//!          <4>worker 17 …    on standard error, if the journal does not take the datagram: sd-daemon(3)
 //! syslog   <28>Nov 22 00:10:00 fdpassd[4700]: worker 17 …    a datagram to /dev/log
 //! ```
 //!
-//! One event is one line and one write(2), so that the lines of master and workers never mix. A line that
-//! cannot be written is counted; nothing waits for it or ends because of it. Control characters are escaped.
+//! One event is one line and one write(2), so that the lines of master and workers never mix. A line that cannot be
+//! written is counted; the process does not wait for it and does not end. Control characters are escaped.
 //!
-//! Fields are the key-values of the `log` macros: `log::warn!(event = "worker_died", worker = 17; "…")`. Where one has the
-//! name of something that the line says of itself it gets another: `pid` is `worker_pid`, `time`, `level`, `name` and
-//! `message` are `event_time` and so on, in JSON and in the journal alike.
+//! Fields are the key-values of the `log` macros: `log::warn!(event = "worker_died", worker = 17; "…")`. A field with
+//! the name of a line's own field is renamed: `pid` to `worker_pid`; `time`, `level`, `name` and `message` to
+//! `event_time` and so on, in JSON and in the journal alike.
 //!
-//! A message that says what the one before said is counted for ten seconds ([`repeats`]). How often it came is written
-//! before the next line, or by [`log::Log::flush`] at the end.
+//! A message equal to the one before is counted for ten seconds ([`repeats`]). The count is written before the next
+//! line, or by [`log::Log::flush`] at the end.
 //!
-//! A message is formatted before the lock is taken: a `Display` that logs cannot deadlock. Signal handlers must
-//! not log.
+//! A message is formatted before the lock is taken, so a `Display` that logs cannot deadlock. Signal handlers must not
+//! log.
 
 mod datagrams;
 mod format;
@@ -50,29 +50,26 @@ use crate::proto::text::Escaped;
 pub use crate::sys::signal::survive_file_size_limit;
 use crate::sys::writable::write_at_once;
 
-/// Sends log lines to where `settings` say, from now on; `name` is the daemon's. A later call replaces target
-/// and level. A program that has set a logger of its own keeps it, at that level.
+/// Sends log lines to the target of `settings`; `name` is the daemon's. A later call redirectorys target and level. A
+/// program that has set its own logger keeps it, at that level.
 ///
 /// # Errors
-/// As [`prepare`]. Everything stays as it was then.
+/// Those of [`prepare`]; then nothing changes.
 pub fn start(name: &str, settings: &Log) -> io::Result<()> {
     prepare(name, settings).map(Prepared::commit)
 }
 
-/// Does all of [`start`] that can fail, and changes nothing yet: lines go on to where they went until
-/// [`Prepared::commit`]. A file that was not there is made.
+/// Does all of [`start`] that can fail; the target changes with [`Prepared::commit`]. Creates a file that does not
+/// exist.
 ///
 /// # Errors
-/// When the file cannot be opened or there is no descriptor left.
+/// When the file cannot be opened or no descriptor is left.
 pub fn prepare(name: &str, settings: &Log) -> io::Result<Prepared> {
-    Ok(Prepared {
-        name: name.to_owned(),
-        target: LogDestination::open(name, settings)?,
-        level: settings.level,
-    })
+    let target = LogDestination::open(name, settings)?;
+    Ok(Prepared::new(name, target, settings.level))
 }
 
-/// Where log lines can go to.
+/// An open target of log lines.
 #[must_use]
 #[derive(Debug)]
 pub struct Prepared {
@@ -82,18 +79,27 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Sends them there from now on.
+    fn new(name: &str, target: LogDestination, level: LogLevel) -> Prepared {
+        let name = name.to_owned();
+        Prepared {
+            name,
+            target,
+            level,
+        }
+    }
+
+    /// Sends log lines to this target from now on.
     pub fn commit(self) {
-        with_output(|output| output.turn_to(&self.name, self.target));
-        // Fails from the second call on, and then there is nothing more to do.
+        with_output(|output| output.set_target(&self.name, self.target));
+        // Fails from the second call on, when the logger is already set.
         let _ = log::set_logger(&Facade);
         set_level(self.level);
     }
 }
 
-/// From now on the least important level that is still written, until the next [`Prepared::commit`].
+/// Sets the least important level that is written, until the next [`Prepared::commit`].
 pub fn set_level(level: LogLevel) {
-    with_output(Output::tell_repeats);
+    with_output(Output::write_repeats);
     log::set_max_level(match level {
         LogLevel::Error => LevelFilter::Error,
         LogLevel::Warn => LevelFilter::Warn,
@@ -103,11 +109,11 @@ pub fn set_level(level: LogLevel) {
     });
 }
 
-/// The least important level that is still written.
+/// Returns the least important level that is written.
 #[must_use]
 pub fn level() -> LogLevel {
     match log::max_level() {
-        // Off is only before the start, when nothing is written.
+        // Off is the level before the start, when no line is written.
         LevelFilter::Off | LevelFilter::Error => LogLevel::Error,
         LevelFilter::Warn => LogLevel::Warn,
         LevelFilter::Info => LogLevel::Info,
@@ -116,30 +122,30 @@ pub fn level() -> LogLevel {
     }
 }
 
-/// Opens the log file again, after it was renamed. Does nothing when the target is none.
+/// Opens the log file again, after it was renamed. Does nothing for another target.
 ///
 /// # Errors
-/// When it cannot be opened; lines go on into the old one then.
+/// When the file cannot be opened; then lines still go to the old one.
 pub fn reopen() -> io::Result<()> {
     with_output(Output::reopen)
 }
 
-/// The descriptor that lines go to, if it is not standard error.
+/// Returns the descriptor that lines go to, if it is not standard error.
 #[must_use]
 pub fn descriptor() -> Option<RawFd> {
     with_output(|output| output.descriptor())
 }
 
-/// The file that lines go to, for a program that this process becomes.
+/// Returns the file that lines go to, for the program that this process executes.
 #[must_use]
 pub fn copy_of_file() -> Option<File> {
     with_output(|output| output.copy_of_file())
 }
 
-/// As [`start`] with a file that is open already. With another target than a file it is closed.
+/// Does the same as [`start`] with an open file, which is closed if the target is no file.
 ///
 /// # Errors
-/// As [`start`].
+/// Those of [`start`].
 pub fn start_with(name: &str, settings: &Log, file: Option<File>) -> io::Result<()> {
     let target = match (settings.target, &settings.file, file) {
         (LogTarget::File, Some(path), Some(file)) => {
@@ -147,41 +153,31 @@ pub fn start_with(name: &str, settings: &Log, file: Option<File>) -> io::Result<
         }
         _ => LogDestination::open(name, settings)?,
     };
-    Prepared {
-        name: name.to_owned(),
-        target,
-        level: settings.level,
-    }
-    .commit();
+    Prepared::new(name, target, settings.level).commit();
     Ok(())
 }
 
-/// As [`start`], but sends lines to standard error where that cannot be, and returns why.
+/// Does the same as [`start`], but sends lines to standard error on an error, and returns the error.
 pub fn start_anyhow(name: &str, settings: &Log) -> Option<io::Error> {
     let error = start(name, settings).err()?;
     let target = LogDestination::Stderr(settings.format);
-    Prepared {
-        name: name.to_owned(),
-        target,
-        level: settings.level,
-    }
-    .commit();
+    Prepared::new(name, target, settings.level).commit();
     log::error!("{error}; lines go to standard error");
     Some(error)
 }
 
-/// Lines that could not be written since this process began.
+/// Returns the number of lines that this process could not write.
 #[must_use]
 pub fn errors() -> u64 {
     LOST.load(Ordering::Relaxed)
 }
 
-/// Writes a line to standard output, for whoever started the daemon, if that takes it at once.
+/// Writes a line to standard output, for the shell or service manager, if that takes it at once.
 pub fn announce(line: &str) {
     let _ = write_at_once(io::stdout(), line.as_bytes());
 }
 
-/// What the `log` crate calls.
+/// The logger of the `log` crate.
 struct Facade;
 
 impl log::Log for Facade {
@@ -190,7 +186,7 @@ impl log::Log for Facade {
     }
 
     fn log(&self, record: &log::Record) {
-        // The logger itself has panicked, and the hook reports it: the lock would be waited for for ever.
+        // The logger itself has panicked, and the panic hook reports it: the lock would never become free.
         if IS_INSIDE.get() {
             let _ = write_at_once(
                 io::stderr(),
@@ -200,29 +196,29 @@ impl log::Log for Facade {
         }
         if self.enabled(record.metadata()) {
             let line = Line::from_record(record);
-            with_output(|output| output.line(line, Instant::now()));
+            with_output(|output| output.write(line, Instant::now()));
         }
     }
 
-    /// Writes what is only counted so far.
+    /// Writes the count of repeated messages.
     fn flush(&self) {
         if !IS_INSIDE.get() {
-            with_output(Output::tell_repeats);
+            with_output(Output::write_repeats);
         }
     }
 }
 
-/// [`Output::lost_total`], to be read at every turn of a loop without the lock.
+/// A copy of [`Output::lost_total`], which every turn of a loop reads without the lock.
 static LOST: AtomicU64 = AtomicU64::new(0);
 
 static OUTPUT: Mutex<Output<Stderr>> = Mutex::new(Output::new(Stderr));
 
 thread_local! {
-    /// This thread has the lock.
+    /// Whether this thread holds the lock.
     static IS_INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// While it is there, a panic ends the process: half a line may be written, and what comes after is not known.
+/// Makes a panic end the process while it exists: half a line may be written, and the state of the output is unknown.
 struct Inside;
 
 impl Inside {
@@ -256,7 +252,7 @@ mod tests {
 
     use crate::proto::channel::{LogFormat, LogTarget};
 
-    /// A value whose text logs, fails, and would forge a line.
+    /// A value whose `Display` logs, fails, and would forge a line.
     struct Nasty;
 
     impl std::fmt::Display for Nasty {
@@ -269,9 +265,9 @@ mod tests {
 
     const PANIC: &str = "FDPASSD_TEST_PANIC_OF_THE_LOGGER";
 
-    /// Run by the next test in a process of its own, which it ends.
+    /// Ends its process: the next test runs it in a process of its own.
     #[test]
-    fn panics_inside() {
+    fn child_panics_inside_the_logger() {
         if std::env::var_os(PANIC).is_none() {
             return;
         }
@@ -294,11 +290,15 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_of_the_logger_aborts_and_does_not_hang() {
+    fn a_panic_of_the_logger_aborts_instead_of_hanging() {
         let test = std::env::current_exe().expect("this program");
         let mut command = std::process::Command::new(test);
         command
-            .args(["--exact", "--nocapture", "logging::tests::panics_inside"])
+            .args([
+                "--exact",
+                "--nocapture",
+                "logging::tests::child_panics_inside_the_logger",
+            ])
             .env(PANIC, "1");
         let child = command
             .stdout(std::process::Stdio::null())
@@ -320,11 +320,11 @@ mod tests {
         );
     }
 
-    /// The only test that goes through the global logger; tests of other modules may log into its file.
+    /// The only test of the global logger; tests of other modules may log into its file.
     #[test]
-    fn the_facade_filters_escapes_and_turns_to_other_targets() {
-        let place = tempfile::tempdir().expect("a directory");
-        let file = |name: &str| Some(place.path().join(name));
+    fn the_facade_filters_escapes_and_changes_targets() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = |name: &str| Some(directory.path().join(name));
         let format = LogFormat::Text;
         let settings = |name, level| Log {
             target: LogTarget::File,
@@ -332,7 +332,7 @@ mod tests {
             format,
             level,
         };
-        let read = |name: &str| fs::read_to_string(place.path().join(name)).expect("read");
+        let read = |name: &str| fs::read_to_string(directory.path().join(name)).expect("read");
 
         start("fdpassd", &settings("one", LogLevel::Info)).expect("start");
         log::info!("seen {}", Nasty);
@@ -346,7 +346,7 @@ mod tests {
         log::debug!("and before it is wanted");
         prepared.commit();
         log::debug!("unseen");
-        // Another line may come between two of them, but not between all.
+        // Other tests may log between two of them, but not between all.
         (0..100).for_each(|_| log::info!("there"));
         log::logger().flush();
         reopen().expect("reopen");

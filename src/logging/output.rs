@@ -1,4 +1,4 @@
-//! The one output of a process: each line in one piece, or counted.
+//! The log output of a process: each line is written in one piece, or counted.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
@@ -14,15 +14,15 @@ use super::target::{LogDestination, open_file, write_line};
 use crate::proto::channel::LogFormat;
 use crate::proto::text::Counted;
 
-/// Where lines go, and what has become of them.
+/// The target of log lines, and counts of lost and repeated ones.
 pub(super) struct Output<E> {
     name: String,
     target: LogDestination,
     stderr: E,
-    /// The last write ended within a line.
+    /// Whether the last write ended within a line.
     torn: bool,
     pub(super) lost_total: u64,
-    /// Lines lost since the last one that was written, and why the last of them was.
+    /// The number of lines lost since the last one that was written, and the last cause.
     gap: Option<(u64, io::Error)>,
     repeats: Repeats,
 }
@@ -41,8 +41,8 @@ impl<E: Write> Output<E> {
         }
     }
 
-    pub(super) fn turn_to(&mut self, name: &str, target: LogDestination) {
-        self.tell_repeats();
+    pub(super) fn set_target(&mut self, name: &str, target: LogDestination) {
+        self.write_repeats();
         self.name = name.to_owned();
         self.target = target;
         self.torn = false;
@@ -52,7 +52,7 @@ impl<E: Write> Output<E> {
         self.target.descriptor()
     }
 
-    /// Another descriptor of the file that lines go to.
+    /// Returns another descriptor of the file that lines go to.
     pub(super) fn copy_of_file(&self) -> Option<File> {
         if let LogDestination::File(_, file, _) = &self.target {
             file.copy().ok()
@@ -62,7 +62,7 @@ impl<E: Write> Output<E> {
     }
 
     pub(super) fn reopen(&mut self) -> io::Result<()> {
-        self.tell_repeats();
+        self.write_repeats();
         if let LogDestination::File(path, file, _) = &mut self.target {
             *file = open_file(path)?;
             self.torn = false;
@@ -70,37 +70,37 @@ impl<E: Write> Output<E> {
         Ok(())
     }
 
-    /// Writes a line, unless it is one more of the same.
-    pub(super) fn line(&mut self, line: Line, now: Instant) {
+    /// Writes a line, or counts it if it repeats the last one.
+    pub(super) fn write(&mut self, line: Line, now: Instant) {
         if self.repeats.count(&line, now) {
             return;
         }
-        self.tell_repeats();
-        // One that was lost would be missed when only those after it are counted.
-        if self.put(&line) {
+        self.write_repeats();
+        // If a lost line were remembered, the log would have its repetitions and not the line.
+        if self.write_or_count(&line) {
             self.repeats.remember(line, now);
         }
     }
 
-    /// Writes how often the last line came again. The next one is written in any case.
-    pub(super) fn tell_repeats(&mut self) {
+    /// Writes the number of repetitions of the last line. The next line is written even if it is another repetition.
+    pub(super) fn write_repeats(&mut self) {
         if let Some(line) = self.repeats.take() {
-            self.put(&line);
+            self.write_or_count(&line);
         }
     }
 
-    /// Writes one line, and before it how many could not be; whether it was written.
-    fn put(&mut self, line: &Line) -> bool {
+    /// Writes a line, preceded by the number of lost ones, or counts it as lost. Returns whether it was written.
+    fn write_or_count(&mut self, line: &Line) -> bool {
         let written = match &self.gap {
-            None => self.write(line),
+            None => self.send(line),
             Some((lines, cause)) => {
                 let gap = format!(
                     "{} before this one could not be written: {cause}",
                     Counted(*lines, "log line")
                 );
-                self.write(&Line::new(Level::Warn, gap)).and_then(|()| {
+                self.send(&Line::new(Level::Warn, gap)).and_then(|()| {
                     self.gap = None;
-                    self.write(line)
+                    self.send(line)
                 })
             }
         };
@@ -110,7 +110,7 @@ impl<E: Write> Output<E> {
         false
     }
 
-    fn write(&mut self, line: &Line) -> io::Result<()> {
+    fn send(&mut self, line: &Line) -> io::Result<()> {
         let Output {
             name,
             target,
@@ -133,12 +133,12 @@ impl<E: Write> Output<E> {
                 write_line(file, torn, for_machines(now, name, line))
             }
             LogDestination::Journal(journal) => match journal.send(line) {
-                // Standard error leads there as well, by another way.
+                // Standard error is connected to the journal as well.
                 Err(_) => write_line(stderr, torn, for_journal_stream(line)),
                 sent => sent,
             },
             LogDestination::Syslog(syslog) => match syslog.send(line) {
-                // A syslogd that is there and does not keep up loses lines; one that is not there has a stand-in.
+                // A running syslogd that does not keep up loses lines; standard error replaces one that does not run.
                 Err(e) if e.kind() != ErrorKind::WouldBlock => {
                     write_line(stderr, torn, for_people(now, line))
                 }
@@ -164,14 +164,14 @@ mod tests {
     use crate::proto::channel::{Log, LogLevel, LogTarget};
 
     impl<E: Write> Output<E> {
-        fn say(&mut self, level: Level, message: impl Into<String>) {
-            self.line(Line::new(level, message), Instant::now());
+        fn log(&mut self, level: Level, message: impl Into<String>) {
+            self.write(Line::new(level, message), Instant::now());
         }
     }
 
     fn to(target: LogDestination) -> Output<Vec<u8>> {
         let mut output = Output::new(Vec::new());
-        output.turn_to("fdpassd", target);
+        output.set_target("fdpassd", target);
         output
     }
 
@@ -185,11 +185,11 @@ mod tests {
         to(LogDestination::open("fdpassd", &settings).expect("open"))
     }
 
-    fn place() -> TempDir {
+    fn directory() -> TempDir {
         tempfile::tempdir().expect("a directory")
     }
 
-    /// The lines without their timestamps.
+    /// Returns the lines without their timestamps.
     fn lines(bytes: &[u8]) -> Vec<String> {
         let text = String::from_utf8(bytes.to_vec()).expect("UTF-8");
         text.lines()
@@ -204,23 +204,23 @@ mod tests {
     #[test]
     fn standard_error_gets_whole_lines() {
         let mut output = to(LogDestination::Stderr(LogFormat::Text));
-        output.say(Level::Info, "ready");
-        output.turn_to("fdpassd", LogDestination::Stderr(LogFormat::Json));
-        output.say(Level::Warn, "worker 17");
+        output.log(Level::Info, "ready");
+        output.set_target("fdpassd", LogDestination::Stderr(LogFormat::Json));
+        output.log(Level::Warn, "worker 17");
         assert_eq!(lines(&output.stderr)[0], "info ready");
         assert!(output.stderr.ends_with(b",\"message\":\"worker 17\"}\n"));
     }
 
     #[test]
-    fn a_file_is_opened_again_after_it_was_renamed() {
-        let place = place();
-        let (path, old) = (place.path().join("log"), place.path().join("log.1"));
+    fn reopen_follows_a_renamed_file() {
+        let directory = directory();
+        let (path, old) = (directory.path().join("log"), directory.path().join("log.1"));
         let mut output = to_file(&path);
-        output.say(Level::Info, "one");
+        output.log(Level::Info, "one");
         fs::rename(&path, &old).expect("rename");
-        output.say(Level::Info, "two");
+        output.log(Level::Info, "two");
         output.reopen().expect("reopen");
-        output.say(Level::Info, "three");
+        output.log(Level::Info, "three");
 
         let prefix = format!("fdpassd[{}] info", process::id());
         assert_eq!(
@@ -238,9 +238,12 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_opened_again_is_kept() {
-        let place = place();
-        let (folder, moved) = (place.path().join("folder"), place.path().join("moved"));
+    fn a_file_that_cannot_be_reopened_stays_open() {
+        let directory = directory();
+        let (folder, moved) = (
+            directory.path().join("folder"),
+            directory.path().join("moved"),
+        );
         fs::create_dir(&folder).expect("mkdir");
         let mut output = to_file(&folder.join("log"));
         fs::rename(&folder, &moved).expect("rename");
@@ -249,7 +252,7 @@ mod tests {
             error.to_string().starts_with("cannot open log file /"),
             "{error}"
         );
-        output.say(Level::Info, "still here");
+        output.log(Level::Info, "still here");
         assert_eq!(
             fs::read_to_string(moved.join("log"))
                 .expect("read")
@@ -260,42 +263,43 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_a_full_disk_does_not_take_are_counted_and_told_of() {
-        let place = place();
+    fn lines_lost_to_a_full_disk_are_counted_and_reported() {
+        let directory = directory();
         let mut output = to_file(Path::new("/dev/full"));
-        output.say(Level::Error, "one");
-        output.say(Level::Error, "two");
+        output.log(Level::Error, "one");
+        output.log(Level::Error, "two");
         assert_eq!(output.lost_total, 2);
 
-        let path = place.path().join("log");
+        let path = directory.path().join("log");
         let LogDestination::File(_, file, _) = &mut output.target else {
             panic!("the target is a file")
         };
         *file = open_file(&path).expect("open");
-        output.say(Level::Info, "three");
-        output.say(Level::Info, "four");
-        let told = lines(&fs::read(&path).expect("read"));
-        assert_eq!(told.len(), 3, "{told:?}");
+        output.log(Level::Info, "three");
+        output.log(Level::Info, "four");
+        let text = lines(&fs::read(&path).expect("read"));
+        assert_eq!(text.len(), 3, "{text:?}");
         assert!(
-            told[0]
+            text[0]
                 .contains("warn 2 log lines before this one could not be written: No space left"),
-            "{told:?}"
+            "{text:?}"
         );
         assert!(
-            told[1].ends_with("info three") && told[2].ends_with("info four"),
-            "{told:?}"
+            text[1].ends_with("info three") && text[2].ends_with("info four"),
+            "{text:?}"
         );
         assert_eq!(output.lost_total, 2);
     }
 
-    /// Takes as many bytes of each write as it was told to, interrupted before each.
-    struct Stingy {
+    /// Accepts the given number of bytes of each write, interrupted before each.
+    #[derive(Default)]
+    struct PartialWriter {
         takes: Vec<usize>,
         taken: Vec<u8>,
         interrupted: bool,
     }
 
-    impl Write for Stingy {
+    impl Write for PartialWriter {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.interrupted = !self.interrupted;
             if self.interrupted {
@@ -312,23 +316,36 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_was_cut_off_does_not_swallow_the_next() {
-        let place = place();
-        let mut output = Output::new(Stingy {
+    fn a_truncated_line_does_not_join_the_next() {
+        let directory = directory();
+        let mut output = Output::new(PartialWriter {
             takes: vec![0, 3],
-            taken: Vec::new(),
-            interrupted: false,
+            ..PartialWriter::default()
         });
-        output.target = journal_at(&place.path().join("nobody"));
-        output.say(Level::Info, "first");
-        output.say(Level::Info, "second");
+        output.target = journal(&directory.path().join("nobody"));
+        output.log(Level::Info, "first");
+        output.log(Level::Info, "second");
         assert_eq!((output.lost_total, output.torn), (2, true));
-        output.say(Level::Info, "third");
-        let told = String::from_utf8(output.stderr.taken).expect("UTF-8");
+        output.log(Level::Info, "third");
+        let text = String::from_utf8(output.stderr.taken).expect("UTF-8");
         assert_eq!(
-            told,
+            text,
             "<6>\n<4>2 log lines before this one could not be written: only a part of the line was taken\n<6>third\n"
         );
+    }
+
+    fn syslog_at(path: &Path) -> Output<Vec<u8>> {
+        to(LogDestination::Syslog(
+            Syslog::open("fdpassd", path).expect("open"),
+        ))
+    }
+
+    fn journal(path: &Path) -> LogDestination {
+        LogDestination::Journal(Journal::open("fdpassd", path).expect("open"))
+    }
+
+    fn journal_at(path: &Path) -> Output<Vec<u8>> {
+        to(journal(path))
     }
 
     fn listen(path: &Path) -> UnixDatagram {
@@ -346,12 +363,10 @@ mod tests {
 
     #[test]
     fn syslog_gets_one_datagram_a_line_with_priority_and_pid() {
-        let place = place();
-        let path = place.path().join("log");
-        let here = listen(&path);
-        let output = &mut to(LogDestination::Syslog(
-            Syslog::open("fdpassd", &path).expect("open"),
-        ));
+        let directory = directory();
+        let path = directory.path().join("log");
+        let server = listen(&path);
+        let output = &mut syslog_at(&path);
         let (daemon, pid) = (3 << 3, process::id());
         for (level, severity) in [
             (Level::Error, 3),
@@ -359,8 +374,8 @@ mod tests {
             (Level::Info, 6),
             (Level::Trace, 7),
         ] {
-            output.say(level, "worker 17");
-            let line = received(&here).expect("a datagram");
+            output.log(level, "worker 17");
+            let line = received(&server).expect("a datagram");
             assert!(
                 line.starts_with(&format!("<{}>", daemon | severity)),
                 "{line}"
@@ -369,67 +384,61 @@ mod tests {
                 line.ends_with(&format!(" fdpassd[{pid}]: worker 17")),
                 "{line}"
             );
-            assert_eq!(received(&here), None);
+            assert_eq!(received(&server), None);
         }
     }
 
     #[test]
-    fn a_syslogd_that_does_not_read_makes_nobody_wait() {
-        let place = place();
-        let path = place.path().join("log");
-        let here = listen(&path);
-        let output = &mut to(LogDestination::Syslog(
-            Syslog::open("fdpassd", &path).expect("open"),
-        ));
-        (0..1000).for_each(|n| output.say(Level::Info, format!("line {n}")));
+    fn a_syslogd_that_does_not_read_causes_no_wait() {
+        let directory = directory();
+        let path = directory.path().join("log");
+        let server = listen(&path);
+        let output = &mut syslog_at(&path);
+        (0..1000).for_each(|n| output.log(Level::Info, format!("line {n}")));
         let mut kept = 0;
-        while received(&here).is_some() {
+        while received(&server).is_some() {
             kept += 1;
         }
         assert_eq!(output.lost_total + kept, 1000);
         assert!(output.lost_total > 0);
-        output.say(Level::Info, "again");
+        output.log(Level::Info, "again");
         assert!(
-            received(&here)
+            received(&server)
                 .expect("the gap")
                 .contains("log lines before this one could not be written")
         );
-        assert!(received(&here).expect("the line").ends_with("again"));
+        assert!(received(&server).expect("the line").ends_with("again"));
     }
 
     #[test]
-    fn a_syslogd_that_comes_back_gets_lines_again_and_standard_error_has_those_between() {
-        let place = place();
-        let path = place.path().join("log");
-        let output = &mut to(LogDestination::Syslog(
-            Syslog::open("fdpassd", &path).expect("open"),
-        ));
-        output.say(Level::Info, "before it was there");
+    fn standard_error_replaces_syslogd_until_it_is_back() {
+        let directory = directory();
+        let path = directory.path().join("log");
+        let output = &mut syslog_at(&path);
+        output.log(Level::Info, "before it existed");
         drop(listen(&path));
-        output.say(Level::Info, "while nobody had it open");
-        let here = listen(&path);
-        output.say(Level::Info, "after");
-        assert!(received(&here).expect("a datagram").ends_with("after"));
+        output.log(Level::Info, "while it was closed");
+        let server = listen(&path);
+        output.log(Level::Info, "after");
+        assert!(received(&server).expect("a datagram").ends_with("after"));
         assert_eq!(
             lines(&output.stderr),
-            ["info before it was there", "info while nobody had it open"]
+            ["info before it existed", "info while it was closed"]
         );
         assert_eq!(output.lost_total, 0);
     }
 
     #[test]
-    fn syslogd_on_a_stream_gets_each_line_with_its_end() {
+    fn syslogd_on_a_stream_gets_terminated_lines() {
         use std::io::Read;
         use std::os::unix::net::UnixListener;
 
-        let place = place();
-        let path = place.path().join("log");
+        let directory = directory();
+        let path = directory.path().join("log");
         let listener = UnixListener::bind(&path).expect("bind");
-        let output = &mut to(LogDestination::Syslog(
-            Syslog::open("fdpassd", &path).expect("open"),
-        ));
-        output.say(Level::Info, "one");
-        output.say(Level::Info, "two");
+        let output = &mut syslog_at(&path);
+        output.log(Level::Info, "one");
+        output.log(Level::Info, "two");
         let (mut first, _) = listener.accept().expect("it has connected");
         let mut bytes = vec![0; 200];
         let n = first.read(&mut bytes).expect("lines");
@@ -439,11 +448,11 @@ mod tests {
             .map(|line| &line[line.len() - 5..])
             .collect();
         assert_eq!(messages, [": one", ": two"], "{text:?}");
-        // syslogd is started again.
+        // syslogd restarts.
         drop((first, listener));
         fs::remove_file(&path).expect("it is our directory");
         let listener = UnixListener::bind(&path).expect("bind");
-        output.say(Level::Info, "three");
+        output.log(Level::Info, "three");
         let (mut second, _) = listener.accept().expect("it has connected again");
         let n = second.read(&mut bytes).expect("a line");
         assert!(
@@ -454,21 +463,17 @@ mod tests {
         assert_eq!((output.lost_total, output.stderr.len()), (0, 0));
     }
 
-    fn journal_at(path: &Path) -> LogDestination {
-        LogDestination::Journal(Journal::open("fdpassd", path).expect("open"))
-    }
-
     #[test]
-    fn the_journal_gets_one_datagram_a_line_and_standard_error_nothing() {
-        let place = place();
-        let path = place.path().join("journal");
-        let here = listen(&path);
-        let output = &mut to(journal_at(&path));
-        output.line(
+    fn the_journal_gets_one_datagram_for_each_line() {
+        let directory = directory();
+        let path = directory.path().join("journal");
+        let server = listen(&path);
+        let output = &mut journal_at(&path);
+        output.write(
             Line::from_parts(Level::Warn, "worker 17 died", &[("worker", 17_u64.into())]),
             Instant::now(),
         );
-        let entry = received(&here).expect("a datagram");
+        let entry = received(&server).expect("a datagram");
         assert!(
             entry.starts_with("MESSAGE=worker 17 died\nPRIORITY=4\n"),
             "{entry}"
@@ -478,42 +483,46 @@ mod tests {
             "{entry}"
         );
         assert_eq!(
-            (received(&here), output.stderr.as_slice(), output.lost_total),
+            (
+                received(&server),
+                output.stderr.as_slice(),
+                output.lost_total
+            ),
             (None, &b""[..], 0)
         );
     }
 
     #[test]
-    fn what_the_journal_does_not_take_goes_to_standard_error() {
-        let place = place();
-        let path = place.path().join("journal");
-        let output = &mut to(journal_at(&path));
-        output.say(Level::Info, "before it was there");
+    fn standard_error_gets_lines_that_the_journal_rejects() {
+        let directory = directory();
+        let path = directory.path().join("journal");
+        let output = &mut journal_at(&path);
+        output.log(Level::Info, "before it existed");
         drop(listen(&path));
-        output.say(Level::Warn, "while nobody had it open");
+        output.log(Level::Warn, "while it was closed");
         assert_eq!(
             output.stderr,
-            b"<6>before it was there\n<4>while nobody had it open\n"
+            b"<6>before it existed\n<4>while it was closed\n"
         );
 
-        let here = listen(&path);
+        let server = listen(&path);
         output.stderr.clear();
-        output.say(Level::Error, "x".repeat(1 << 20));
+        output.log(Level::Error, "x".repeat(1 << 20));
         assert_eq!(
-            (output.stderr.len(), received(&here)),
+            (output.stderr.len(), received(&server)),
             ("<3>\n".len() + (1 << 20), None)
         );
         output.stderr.clear();
-        (0..1000).for_each(|n| output.say(Level::Info, format!("line {n}")));
-        let taken = std::iter::from_fn(|| received(&here)).count();
+        (0..1000).for_each(|n| output.log(Level::Info, format!("line {n}")));
+        let taken = std::iter::from_fn(|| received(&server)).count();
         assert!(
             taken > 0 && output.stderr.starts_with(b"<6>line "),
             "{taken}"
         );
         assert_eq!(lines(&output.stderr).len() + taken, 1000);
-        output.say(Level::Info, "after");
+        output.log(Level::Info, "after");
         assert!(
-            received(&here)
+            received(&server)
                 .expect("a datagram")
                 .starts_with("MESSAGE=after\n")
         );
@@ -521,22 +530,21 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_lost_when_neither_the_journal_nor_standard_error_takes_it() {
-        let place = place();
-        let path = place.path().join("journal");
-        let mut output = Output::new(Stingy {
+    fn a_line_that_neither_journal_nor_stderr_takes_is_lost() {
+        let directory = directory();
+        let path = directory.path().join("journal");
+        let mut output = Output::new(PartialWriter {
             takes: vec![0],
-            taken: Vec::new(),
-            interrupted: false,
+            ..PartialWriter::default()
         });
-        output.turn_to("fdpassd", journal_at(&path));
-        output.say(Level::Info, "lost");
-        let here = listen(&path);
-        output.say(Level::Info, "after");
+        output.set_target("fdpassd", journal(&path));
+        output.log(Level::Info, "lost");
+        let server = listen(&path);
+        output.log(Level::Info, "after");
         let gap = "MESSAGE=1 log line before this one could not be written: only a part of the line was taken\n";
-        assert!(received(&here).expect("the gap").starts_with(gap));
+        assert!(received(&server).expect("the gap").starts_with(gap));
         assert!(
-            received(&here)
+            received(&server)
                 .expect("the line")
                 .starts_with("MESSAGE=after\n")
         );
@@ -544,40 +552,40 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_counted_while_it_is_the_same_and_told_of_where_it_was_written() {
-        let place = place();
-        let (path, old) = (place.path().join("log"), place.path().join("log.1"));
+    fn repetitions_are_reported_where_their_line_was_written() {
+        let directory = directory();
+        let (path, old) = (directory.path().join("log"), directory.path().join("log.1"));
         let mut output = to_file(&path);
-        let same = |output: &mut Output<_>| (0..3).for_each(|_| output.say(Level::Warn, "a"));
+        let same = |output: &mut Output<_>| (0..3).for_each(|_| output.log(Level::Warn, "a"));
         same(&mut output);
         fs::rename(&path, &old).expect("rename");
         output.reopen().expect("reopen");
         same(&mut output);
-        output.turn_to("fdpassd", LogDestination::Stderr(LogFormat::Text));
+        output.set_target("fdpassd", LogDestination::Stderr(LogFormat::Text));
         same(&mut output);
-        output.tell_repeats();
-        output.tell_repeats();
+        output.write_repeats();
+        output.write_repeats();
         for bytes in [
             fs::read(&old).expect("read"),
             fs::read(&path).expect("read"),
             output.stderr,
         ] {
-            let told = lines(&bytes);
-            assert_eq!(told.len(), 2, "{told:?}");
+            let text = lines(&bytes);
+            assert_eq!(text.len(), 2, "{text:?}");
             assert!(
-                told[0].ends_with("warn a")
-                    && told[1].ends_with("warn last message repeated 2 times"),
-                "{told:?}"
+                text[0].ends_with("warn a")
+                    && text[1].ends_with("warn last message repeated 2 times"),
+                "{text:?}"
             );
         }
     }
 
     #[test]
-    fn a_line_that_was_lost_does_not_have_those_after_it_counted() {
+    fn lines_after_a_lost_one_do_not_count_as_repetitions() {
         let mut output = to_file(Path::new("/dev/full"));
-        (0..3).for_each(|_| output.say(Level::Error, "a"));
+        (0..3).for_each(|_| output.log(Level::Error, "a"));
         assert_eq!(output.lost_total, 3);
-        output.tell_repeats();
+        output.write_repeats();
         assert_eq!(output.lost_total, 3);
     }
 }

@@ -1,4 +1,4 @@
-//! A message that comes again and again is written once, and counted.
+//! Counts repeated messages instead of writing them.
 
 use crate::proto::text::Counted;
 use std::time::{Duration, Instant};
@@ -7,10 +7,10 @@ use log::Level;
 
 use super::line::Line;
 
-/// A message that still comes after so long is written again, for whoever has just begun to look.
+/// The time after which a repeated message is written again, for readers who have just started to follow the log.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The last message that was written, and how often it came again.
+/// The last message that was written, and its repetitions.
 #[derive(Debug)]
 pub(super) struct Repeats(Option<Last>);
 
@@ -27,7 +27,8 @@ impl Repeats {
         Repeats(None)
     }
 
-    /// Whether a line says what the last one did, in level and text: it is counted then, and not to be written.
+    /// Counts a line that repeats the last one, in level and text. Returns whether it was counted and must not be
+    /// written.
     pub(super) fn count(&mut self, line: &Line, now: Instant) -> bool {
         let last = self.0.as_mut().filter(|last| {
             (last.level, &last.message) == (line.level, &line.message)
@@ -36,7 +37,7 @@ impl Repeats {
         last.map(|last| last.times += 1).is_some()
     }
 
-    /// What is to be said of the last message, which is forgotten.
+    /// Forgets the last message, and returns the line about its repetitions, if there were any.
     pub(super) fn take(&mut self) -> Option<Line> {
         let Last { level, times, .. } = self.0.take().filter(|last| last.times > 0)?;
         Some(Line::new(
@@ -45,7 +46,7 @@ impl Repeats {
         ))
     }
 
-    /// A line was written.
+    /// Notes a line that was written.
     pub(super) fn remember(&mut self, line: Line, now: Instant) {
         self.0 = Some(Last {
             level: line.level,
@@ -60,7 +61,7 @@ impl Repeats {
 mod tests {
     use super::*;
 
-    /// What is written of messages, each with the ms at which it comes.
+    /// Returns the lines that are written for messages with their times in ms.
     fn written(messages: &[(u64, Level, &str)]) -> Vec<String> {
         let (mut repeats, mut written) = (Repeats::new(), Vec::new());
         let began = Instant::now();
@@ -84,21 +85,21 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_counted_until_another_one_comes() {
+    fn a_message_is_counted_until_a_different_one() {
         use Level::{Debug, Info, Warn};
         let more = |level, times| format!("{level} last message repeated {times} times");
         assert_eq!(
             written(&[(0, Info, "a"), (1, Info, "b"), (2, Info, "a")]),
             ["INFO a", "INFO b", "INFO a"]
         );
-        let told = written(&[
+        let lines = written(&[
             (0, Warn, "a"),
             (1, Warn, "a"),
             (2, Warn, "a"),
             (3, Info, "b"),
             (4, Warn, "a"),
         ]);
-        assert_eq!(told, ["WARN a", &more(Warn, 2), "INFO b", "WARN a"]);
+        assert_eq!(lines, ["WARN a", &more(Warn, 2), "INFO b", "WARN a"]);
         assert_eq!(
             written(&[(0, Info, "a"), (0, Debug, "a"), (0, Debug, "a")]),
             ["INFO a", "DEBUG a", "DEBUG last message repeated 1 time"]
@@ -106,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_still_comes_after_ten_seconds_is_written_again() {
+    fn a_repeated_message_is_written_again_after_ten_seconds() {
         const ONCE: &str = "WARN last message repeated 1 time";
         let come = |at| (at, Level::Warn, "a");
         assert_eq!(
@@ -114,7 +115,7 @@ mod tests {
             ["WARN a", ONCE, "WARN a"]
         );
         assert_eq!(written(&[come(0), come(10_000)]), ["WARN a", "WARN a"]);
-        let told = written(&[
+        let lines = written(&[
             come(0),
             come(5_000),
             come(9_000),
@@ -123,7 +124,7 @@ mod tests {
             come(22_000),
         ]);
         assert_eq!(
-            told,
+            lines,
             [
                 "WARN a",
                 "WARN last message repeated 2 times",

@@ -1,4 +1,4 @@
-//! syslog(3), without its blocking.
+//! A non-blocking syslog(3).
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -12,10 +12,11 @@ use super::format::severity;
 use super::line::Line;
 use crate::proto::text::Escaped;
 
-/// Where syslogd listens.
+/// The socket of syslogd.
 pub(super) const DEV_LOG: &str = "/dev/log";
 
-/// syslogd. The crate's own backend stays silent for ever after a restart of it, and blocks while nobody reads.
+/// A connection to syslogd. The crate's own backend never reconnects after a restart of syslogd, and blocks if it does
+/// not read.
 #[derive(Debug)]
 pub(super) struct Syslog {
     socket: Datagrams,
@@ -30,7 +31,7 @@ impl AsRawFd for Syslog {
 
 impl Syslog {
     pub(super) fn open(name: &str, path: impl Into<PathBuf>) -> io::Result<Syslog> {
-        // The form of RFC 5424 is misread on this socket by journald and rsyslog alike.
+        // journald and rsyslog both misread the format of RFC 5424 on this socket.
         let process = Escaped(name).to_string();
         let format = Formatter3164 {
             facility: Facility::LOG_DAEMON,

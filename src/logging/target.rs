@@ -1,4 +1,4 @@
-//! The places that lines can go to.
+//! The targets of log lines.
 
 use std::env;
 use std::fs::File;
@@ -22,7 +22,7 @@ pub(super) enum LogDestination {
 }
 
 impl LogDestination {
-    /// What lines are written to, if that is not standard error.
+    /// Returns the descriptor that lines are written to, if it is not standard error.
     pub(super) fn descriptor(&self) -> Option<RawFd> {
         match self {
             LogDestination::Stderr(_) => None,
@@ -73,13 +73,13 @@ pub(super) fn open_file(path: &Path) -> io::Result<LogFile> {
 #[derive(Debug)]
 pub(super) struct LogFile {
     file: File,
-    /// A regular one takes what is written at once; everything else may be slow.
+    /// Whether the file is a regular one, which never blocks a write; everything else may be slow.
     is_regular: bool,
 }
 
 impl LogFile {
-    /// Opens a regular file or a character device. `/dev/stdout` and `/dev/stderr` mean the descriptor, whatever that is:
-    /// to open them would open its file again, and a socket cannot be.
+    /// Opens a regular file or a character device. `/dev/stdout` and `/dev/stderr` mean the descriptor itself: opening
+    /// them would open its file again, and a socket cannot be opened.
     fn open(path: &Path) -> io::Result<LogFile> {
         let file = match path.to_str() {
             Some("/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1") => copy_of(io::stdout())?,
@@ -99,13 +99,13 @@ impl LogFile {
         LogFile::from_file(file)
     }
 
-    /// One that is open already.
+    /// Returns a log file that is already open.
     pub(super) fn from_file(file: File) -> io::Result<LogFile> {
         let is_regular = file.metadata()?.is_file();
         Ok(LogFile { file, is_regular })
     }
 
-    /// Another descriptor of it.
+    /// Returns another descriptor of the file.
     pub(super) fn copy(&self) -> io::Result<File> {
         self.file.try_clone()
     }
@@ -135,11 +135,11 @@ fn copy_of(descriptor: impl AsFd) -> io::Result<File> {
     descriptor.as_fd().try_clone_to_owned().map(File::from)
 }
 
-/// [`io::stderr`] as a value that a static can hold. It has no buffer: a write is a write(2).
+/// [`io::stderr`] as a value for a static. It has no buffer: each write is one write(2).
 pub(super) struct Stderr;
 
 impl Write for Stderr {
-    /// Never waits for a reader: a journal that hangs must not take the daemon with it.
+    /// Never waits for a reader: a journal that hangs must not stop the daemon.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         write_at_once(io::stderr(), bytes)
     }
@@ -149,7 +149,7 @@ impl Write for Stderr {
     }
 }
 
-/// Writes a line in one piece. What is left of one that a full disk cut off gets its end before the next.
+/// Writes a line in one write. If a full disk cut off the last one, its line is ended first.
 pub(super) fn write_line(to: &mut impl Write, torn: &mut bool, mut line: String) -> io::Result<()> {
     if *torn {
         line.insert(0, '\n');
@@ -173,8 +173,8 @@ pub(super) fn write_line(to: &mut impl Write, torn: &mut bool, mut line: String)
     }
 }
 
-/// Whether standard error is the stream that systemd says it connected to the journal (systemd.exec(5));
-/// both are device and inode.
+/// Returns whether standard error is the stream that systemd connected to the journal, by its JOURNAL_STREAM
+/// (systemd.exec(5)); both are device and inode.
 fn is_journal(stream: Option<&str>, stderr: Option<(u64, u64)>) -> bool {
     let stream = stream.and_then(|stream| {
         let (device, inode) = stream.split_once(':')?;
@@ -196,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_journal_is_known_by_device_and_inode() {
+    fn the_journal_is_recognized_by_device_and_inode() {
         assert!(is_journal(Some("9:1234"), Some((9, 1234))));
         for stream in ["9:1235", "8:1234", "9", "", ":", "9:1234:1", "9:x"] {
             assert!(!is_journal(Some(stream), Some((9, 1234))), "{stream}");
