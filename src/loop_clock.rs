@@ -10,8 +10,7 @@
 //! between waits     the time that passed, less the time on a CPU
 //! ```
 //!
-//! After a gap the loop polls once more before it checks any deadline, so that what has arrived
-//! counts.
+//! After a gap the loop polls once more before it checks any deadline, so that what has arrived counts.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -74,8 +73,7 @@ impl LoopClock {
         }
     }
 
-    /// Notes that the loop starts to wait. `now`, in ns of CLOCK_MONOTONIC, is the end of the work
-    /// since the last wait.
+    /// Notes that the loop starts to wait. `now`, in ns of CLOCK_MONOTONIC, is the end of the work since the last wait.
     pub fn begin_wait(&mut self, now: u64, timeout: Option<Duration>) {
         let passed = now.saturating_sub(self.woken);
         let is_stale = now.saturating_sub(self.ran_at) > REFRESH;
@@ -125,8 +123,7 @@ impl LoopClock {
         newer.map(|gap| gap.length.min(gap.end - since)).sum()
     }
 
-    /// Returns the time of a clock that stands still in a gap. It equals the usual time as long as
-    /// there was no gap.
+    /// Returns the time of a clock that stands still in a gap. It equals the usual time as long as there was no gap.
     #[must_use]
     pub fn now(&self) -> Instant {
         let now = Instant::now();
@@ -166,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn gaps_count_as_far_as_they_were_after_the_beginning() {
+    fn only_the_part_of_a_gap_after_the_begin_counts() {
         let clock = with_gaps(&[(20, 5), (40, 10)]);
         for (since, gaps) in [
             (50, 0),
@@ -188,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_gaps_none_is_forgotten() {
+    fn the_length_of_joined_gaps_is_not_lost() {
         let gaps: Vec<(u64, u64)> = (1..=100).map(|number| (number * 10, 1)).collect();
         let clock = with_gaps(&gaps);
         assert_eq!(
@@ -199,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_late_or_interrupted_is_a_gap_and_nothing_else() {
+    fn only_late_and_interrupted_waits_are_gaps() {
         let mut clock = LoopClock::new();
         let ago = |ns: u64| clock::monotonic() - ns;
         // The wait ended on time, or early.

@@ -1,21 +1,21 @@
-//! What is asked for over HTTP, and what is answered.
+//! The resources of the exporter: metrics and health.
 
 use super::daemon::DaemonClient;
 use super::host;
-use super::http::{self, HttpReply, HttpRequest};
+use super::http::{HttpReply, HttpRequest, HttpStatus};
 use crate::proto::control::{Metrics, Status, Verb, WorkerState};
 
 /// Answers requests.
 #[derive(Debug)]
 pub(super) struct Answers {
     pub(super) daemon: DaemonClient,
-    /// Names by which it may be asked; none if it does not matter.
+    /// Names that the Host header may have; `None` if any is allowed.
     pub(super) hosts: Option<Vec<String>>,
 }
 
 impl Answers {
-    /// The reply to a request.
-    pub(super) fn reply_to(&self, request: &HttpRequest) -> HttpReply {
+    /// Returns the reply to a request.
+    pub(super) fn reply(&self, request: &HttpRequest) -> HttpReply {
         self.answer(request).unwrap_or_else(|refusal| refusal)
     }
 
@@ -25,69 +25,69 @@ impl Answers {
         }
         if !["GET", "HEAD"].contains(&request.method.as_str()) {
             return Err(HttpReply::sentence(
-                http::HttpStatus::MethodNotAllowed,
+                HttpStatus::MethodNotAllowed,
                 "only GET and HEAD are answered",
             ));
         }
         if request.has_body {
             return Err(HttpReply::sentence(
-                http::HttpStatus::ContentTooLarge,
+                HttpStatus::ContentTooLarge,
                 "a request has no body here",
             ));
         }
         match request.path.as_str() {
             "/metrics" => self
                 .daemon
-                .ask(Verb::Metrics)
+                .query(Verb::Metrics)
                 .map(|Metrics { text }| HttpReply::metrics(text)),
             "/healthz" => self
                 .daemon
-                .ask(Verb::Status)
-                .map(|status| match illness(&status) {
-                    None => HttpReply::sentence(http::HttpStatus::Ok, &wellness(&status)),
-                    reason => verdict(reason),
+                .query(Verb::Status)
+                .map(|status| match unhealthy(&status) {
+                    None => HttpReply::sentence(HttpStatus::Ok, &health(&status)),
+                    reason => reply_for(reason),
                 }),
             "/readyz" => self
                 .daemon
-                .ask(Verb::Status)
-                .map(|status| verdict(unreadiness(&status))),
+                .query(Verb::Status)
+                .map(|status| reply_for(unready(&status))),
             _ => Err(HttpReply::sentence(
-                http::HttpStatus::NotFound,
+                HttpStatus::NotFound,
                 "there are /metrics, /healthz and /readyz",
             )),
         }
     }
 }
 
-fn verdict(reason: Option<&str>) -> HttpReply {
+fn reply_for(reason: Option<&str>) -> HttpReply {
     match reason {
-        None => HttpReply::sentence(http::HttpStatus::Ok, "ok"),
-        Some(reason) => HttpReply::sentence(http::HttpStatus::Unavailable, reason),
+        None => HttpReply::sentence(HttpStatus::Ok, "ok"),
+        Some(reason) => HttpReply::sentence(HttpStatus::Unavailable, reason),
     }
 }
 
-/// That clients are served, and what is amiss beside that.
-fn wellness(status: &Status) -> String {
+/// Returns the text for a daemon that serves clients, with its warnings.
+fn health(status: &Status) -> String {
     let stale = status
         .config_stale
         .as_ref()
         .map(|why| format!("the previous configuration is in force: {why}"));
-    let amiss: Vec<String> = status
+    let warnings: Vec<String> = status
         .missing
         .iter()
         .map(|missing| format!("missing: {missing}"))
         .chain(stale)
         .collect();
-    if amiss.is_empty() {
+    if warnings.is_empty() {
         "ok".to_owned()
     } else {
-        format!("ok; {}", amiss.join("; "))
+        format!("ok; {}", warnings.join("; "))
     }
 }
 
-/// Why nobody is served.
-fn illness(status: &Status) -> Option<&'static str> {
-    // One that is leaving serves until its successor does.
+/// Returns why no client is served.
+fn unhealthy(status: &Status) -> Option<&'static str> {
+    // A leaving worker serves until its successor does.
     let states = status
         .workers
         .iter()
@@ -102,14 +102,14 @@ fn illness(status: &Status) -> Option<&'static str> {
     (!is_ready).then_some(reason)
 }
 
-/// Why nobody new should be sent here.
-fn unreadiness(status: &Status) -> Option<&'static str> {
+/// Returns why new clients should go elsewhere.
+fn unready(status: &Status) -> Option<&'static str> {
     match status {
         Status { stopping: true, .. } => Some("the daemon is stopping"),
         Status { drained: true, .. } => Some("the daemon is drained"),
         Status { listeners, .. } if listeners.iter().any(|l| l.outage.is_some()) => {
             Some("clients cannot connect to a listener")
         }
-        _ => illness(status),
+        _ => unhealthy(status),
     }
 }

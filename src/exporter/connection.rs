@@ -1,4 +1,4 @@
-//! Who asks over HTTP, from accept to close: one request, one reply.
+//! An HTTP connection from accept to close: one request, one reply.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
@@ -11,43 +11,43 @@ use crate::sys::passed::{ClientSocket, Passed};
 use crate::sys::poll::{Interest, wait_for};
 use crate::sys::socket::{self, Moved};
 
-/// From accept to the end of the request's head, and again for all of the reply to be taken.
+/// The time for the request's head since accept, and again for the client to take the reply.
 const IO_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Who has been there for less is not called slow: what was sent along may not have been looked at.
+/// The age from which a connection counts as slow: a request sent along with the connect may not have been read before.
 const SLOW_AFTER: Duration = Duration::from_millis(200);
 
-/// For how long and how much it is read on after the reply.
+/// The time and the bytes for which the connection is still read after the reply.
 const LINGER_LIMITS: (Duration, usize) = (Duration::from_secs(1), 256 * 1024);
 
-/// A connection. Its own thread serves it; the server may end it meanwhile.
+/// A connection. Its own thread serves it, and the server may shut it down at any time.
 #[derive(Debug)]
 pub(super) struct HttpConnection {
     socket: ClientSocket,
     passed: Passed,
     since: Instant,
-    /// It has said what it wants, and waits for the daemon.
-    is_asking: AtomicBool,
+    /// Whether the request was read and the daemon has not answered yet.
+    is_querying: AtomicBool,
 }
 
 impl HttpConnection {
-    /// One that was accepted just now; its socket does not block.
+    /// Returns a connection that was just accepted; its socket does not block.
     pub(super) fn new(socket: OwnedFd) -> HttpConnection {
         HttpConnection {
             socket: ClientSocket::own(socket),
             passed: Passed::default(),
             since: Instant::now(),
-            is_asking: AtomicBool::new(false),
+            is_querying: AtomicBool::new(false),
         }
     }
 
-    /// Takes a request, and sees to it that the reply arrives.
+    /// Reads a request, sends the reply and closes.
     pub(super) fn serve(&self, answers: &Answers) {
-        let (reply, is_to_head) = match self.request() {
+        let (reply, is_to_head) = match self.read_request() {
             Some(Ok(request)) => {
-                self.is_asking.store(true, Ordering::Relaxed);
-                let reply = answers.reply_to(&request);
-                self.is_asking.store(false, Ordering::Relaxed);
+                self.is_querying.store(true, Ordering::Relaxed);
+                let reply = answers.reply(&request);
+                self.is_querying.store(false, Ordering::Relaxed);
                 (reply, request.method == "HEAD")
             }
             Some(Err(refusal)) => (refusal, false),
@@ -58,18 +58,18 @@ impl HttpConnection {
         }
     }
 
-    /// Whether it is itself that has been waited for for a while, and not the daemon.
+    /// Returns whether the client, not the daemon, keeps the connection open.
     pub(super) fn is_slow(&self) -> bool {
-        !self.is_asking.load(Ordering::Relaxed) && self.since.elapsed() >= SLOW_AFTER
+        !self.is_querying.load(Ordering::Relaxed) && self.since.elapsed() >= SLOW_AFTER
     }
 
-    /// Has [`HttpConnection::serve`] come to its end.
-    pub(super) fn cut(&self) {
+    /// Makes [`HttpConnection::serve`] end.
+    pub(super) fn shut_down(&self) {
         socket::end(&self.socket);
     }
 
-    /// A request, or the reply to what is none. Nothing from one who leaves without a word.
-    fn request(&self) -> Option<Result<HttpRequest, HttpReply>> {
+    /// Reads a request, or returns the reply to an invalid one; `None` if the client closed without a byte.
+    fn read_request(&self) -> Option<Result<HttpRequest, HttpReply>> {
         let mut timeout = TimeBudget(IO_TIMEOUT);
         let mut head = [0; MAX_HEAD];
         let mut length = 0;
@@ -92,8 +92,8 @@ impl HttpConnection {
                 }
                 Err(_) => return None,
             }
-            // One as long as the buffer is never partial.
-            match http::next(&head[..length]) {
+            // A head as long as the buffer is never partial.
+            match http::parse(&head[..length]) {
                 HeadParse::Partial => {}
                 HeadParse::Whole(request) => return Some(Ok(request)),
                 HeadParse::Refused(reply) => return Some(Err(reply)),
@@ -113,8 +113,7 @@ impl HttpConnection {
         Ok(())
     }
 
-    /// Waits for the end of what was not asked for: to close with bytes unread would be a reset, and destroy the reply on
-    /// its way.
+    /// Reads until the client closes: closing with unread bytes would send a reset, which can destroy the reply.
     fn linger(&self) {
         socket::finish_writing(&self.socket);
         let (within, mut most) = LINGER_LIMITS;
@@ -128,7 +127,7 @@ impl HttpConnection {
         }
     }
 
-    /// Waits for bytes, at least one; 0 is the end.
+    /// Waits for at least one byte; 0 is the end of the stream.
     fn receive(&self, buffer: &mut [u8], timeout: &mut TimeBudget) -> io::Result<usize> {
         loop {
             match self.passed.receive(&self.socket, buffer)? {
@@ -140,15 +139,15 @@ impl HttpConnection {
     }
 }
 
-/// How long an HTTP connection is waited for yet. Only the time counts in which this process could run: of a wait that was longer than
-/// it was asked to be, because the process was stopped meanwhile, no more than that.
+/// The remaining time to wait for a client. Only time in which this process could run counts: a wait that took longer
+/// than requested, because the process was stopped, counts with the requested time.
 struct TimeBudget(Duration);
 
-/// The longest wait at a time, so that not much counts of one in which the process was stopped.
+/// The longest single wait, so that little counts of one during which the process was stopped.
 const MAX_WAIT: Duration = Duration::from_millis(250);
 
 impl TimeBudget {
-    /// Waits for this, or for a while. Whoever calls looks then, whatever it was.
+    /// Waits for `interest`, at most [`MAX_WAIT`]. The caller then tries again in either case.
     fn wait_for(&mut self, socket: &ClientSocket, interest: Interest) -> io::Result<()> {
         if self.0.is_zero() {
             return Err(ErrorKind::TimedOut.into());

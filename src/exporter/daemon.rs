@@ -1,4 +1,4 @@
-//! What the exporter knows of the daemon: what it asks of the control socket, anew for each request over HTTP.
+//! Queries over the daemon's control socket, one for each HTTP request.
 
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
@@ -13,54 +13,54 @@ use crate::proto::names::Address;
 use crate::rpc_client::{Deadline, Error, RpcClient, no_reply};
 use crate::sys::socket;
 
-/// How long an answer may take, together with the turn to ask for it.
+/// The time for an answer, including the wait for the other queries.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// From one question to the next, at least.
+/// The shortest time between two queries.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The daemon. One question at a time and a hundred a second at the most: however many ask over HTTP, the master has one
-/// control client more, and most of its time for others.
+/// A client of the daemon. It sends one query at a time and at most a hundred a second: with any number of HTTP
+/// requests the master has one more control client, and most of its time for others.
 #[derive(Debug)]
 pub(super) struct DaemonClient {
     control: PathBuf,
-    line: Mutex<QuestionQueue>,
-    moved: Condvar,
+    queue: Mutex<QueryQueue>,
+    freed: Condvar,
 }
 
-/// Where those stand who want to ask.
+/// The queue of threads with a query.
 #[derive(Debug)]
-struct QuestionQueue {
-    is_being_asked: bool,
-    /// The next question may come then.
+struct QueryQueue {
+    is_querying: bool,
+    /// The earliest time of the next query.
     next: Instant,
 }
 
 impl DaemonClient {
-    /// That has its control socket there.
+    /// Returns a client of the daemon with this control socket.
     pub(super) fn new(control: PathBuf) -> DaemonClient {
-        let line = Mutex::new(QuestionQueue {
-            is_being_asked: false,
+        let queue = Mutex::new(QueryQueue {
+            is_querying: false,
             next: Instant::now(),
         });
         DaemonClient {
             control,
-            line,
-            moved: Condvar::new(),
+            queue,
+            freed: Condvar::new(),
         }
     }
 
-    /// Asks for what has no params.
+    /// Runs a verb without params.
     ///
     /// # Errors
-    /// The reply to whoever wanted to know: 503 if there is no answer, 502 if it is none.
-    pub(super) fn ask<T: DeserializeOwned>(&self, verb: Verb) -> Result<T, HttpReply> {
+    /// The reply to the HTTP client: 503 without an answer, 502 for an invalid one.
+    pub(super) fn query<T: DeserializeOwned>(&self, verb: Verb) -> Result<T, HttpReply> {
         self.answer(verb).map_err(|error| match error {
             Error::NoReply(_) => HttpReply::sentence(
                 HttpStatus::BadGateway,
                 &format!("the daemon does not answer: {error}"),
             ),
-            // Without the path, which is nobody's business over TCP.
+            // The path is not for clients over TCP.
             Error::Connect { cause, .. } => HttpReply::sentence(
                 HttpStatus::Unavailable,
                 &format!("cannot connect to the daemon: {cause}"),
@@ -81,7 +81,7 @@ impl DaemonClient {
                 cause,
             },
         };
-        let _turn = self.turn(deadline).map_err(failed)?;
+        let _turn = self.wait_turn(deadline).map_err(failed)?;
         let connected = deadline
             .left()
             .and_then(|left| socket::connect_unix(&self.control, left));
@@ -89,42 +89,42 @@ impl DaemonClient {
         serde_json::from_str(result.get()).map_err(|e| no_reply(&e))
     }
 
-    /// Waits until nobody else asks.
-    fn turn(&self, deadline: Deadline) -> io::Result<QuestionGuard<'_>> {
-        let mut line = self.line();
+    /// Waits until no other thread has a query.
+    fn wait_turn(&self, deadline: Deadline) -> io::Result<QueryGuard<'_>> {
+        let mut queue = self.queue();
         loop {
             let left = deadline.left()?;
-            let wait = if line.is_being_asked {
+            let wait = if queue.is_querying {
                 left
             } else {
-                line.next.saturating_duration_since(Instant::now())
+                queue.next.saturating_duration_since(Instant::now())
             };
             if wait.is_zero() {
                 break;
             }
-            (line, _) = self
-                .moved
-                .wait_timeout(line, wait.min(left))
+            (queue, _) = self
+                .freed
+                .wait_timeout(queue, wait.min(left))
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        *line = QuestionQueue {
-            is_being_asked: true,
+        *queue = QueryQueue {
+            is_querying: true,
             next: Instant::now() + MIN_INTERVAL,
         };
-        Ok(QuestionGuard(self))
+        Ok(QueryGuard(self))
     }
 
-    fn line(&self) -> MutexGuard<'_, QuestionQueue> {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    fn queue(&self) -> MutexGuard<'_, QueryQueue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The right to ask, until it is dropped.
-struct QuestionGuard<'a>(&'a DaemonClient);
+/// The right to query, until it is dropped.
+struct QueryGuard<'a>(&'a DaemonClient);
 
-impl Drop for QuestionGuard<'_> {
+impl Drop for QueryGuard<'_> {
     fn drop(&mut self) {
-        self.0.line().is_being_asked = false;
-        self.0.moved.notify_all();
+        self.0.queue().is_querying = false;
+        self.0.freed.notify_all();
     }
 }

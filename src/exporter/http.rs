@@ -1,38 +1,38 @@
-//! HTTP/1.1 (RFC 9112) as far as it is needed here: the head of one request in, one reply out. Pure.
+//! The needed part of HTTP/1.1 (RFC 9112): parses the head of one request, and encodes one reply. Pure.
 
 use httparse::{EMPTY_HEADER, Error, Header, Status as Parsed};
 
-/// Longest head of a request that is taken, in bytes.
+/// The longest head of a request, in bytes.
 pub(super) const MAX_HEAD: usize = 8 * 1024;
 
-/// Most header fields of a request.
+/// The most header fields of a request.
 const MAX_FIELDS: usize = 64;
 
-/// What has arrived of a request.
+/// The result of parsing what has arrived of a request.
 #[derive(Debug, PartialEq)]
 pub(super) enum HeadParse {
-    /// Its head is not complete.
+    /// The head is not complete.
     Partial,
-    /// All of its head.
+    /// The whole head.
     Whole(HttpRequest),
-    /// There will be no request: this is the reply.
+    /// There is no valid request; this is the reply.
     Refused(HttpReply),
 }
 
-/// What of a request matters here.
+/// The needed parts of a request.
 #[derive(Debug, PartialEq)]
 pub(super) struct HttpRequest {
     pub(super) method: String,
-    /// Of the target, without the query.
+    /// The path of the target, without the query.
     pub(super) path: String,
-    /// The host that it is meant for, by the field `Host` or, which is the same, by the target.
+    /// The requested host, from the field `Host` or the target, which must agree.
     pub(super) host: Option<String>,
-    /// In HTTP/1.0 a request need not name its host.
+    /// Whether the version is HTTP/1.0, in which a request need not name its host.
     pub(super) is_1_0: bool,
     pub(super) has_body: bool,
 }
 
-/// A reply: there is nothing else in it that depends on the request.
+/// A reply. All other fields are the same for every request.
 #[derive(Debug, PartialEq)]
 pub(super) struct HttpReply {
     pub(super) status: HttpStatus,
@@ -40,7 +40,7 @@ pub(super) struct HttpReply {
     body: String,
 }
 
-/// How it went, by the number of RFC 9110 and RFC 6585.
+/// Status codes of RFC 9110 and RFC 6585.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HttpStatus {
     Ok = 200,
@@ -57,9 +57,9 @@ pub(super) enum HttpStatus {
     VersionNotSupported = 505,
 }
 
-/// Looks at what has arrived so far, at most [`MAX_HEAD`] bytes. What comes after the head is left alone: the connection
+/// Parses what has arrived so far, at most [`MAX_HEAD`] bytes. Bytes after the head are ignored, because the connection
 /// ends with the reply.
-pub(super) fn next(received: &[u8]) -> HeadParse {
+pub(super) fn parse(received: &[u8]) -> HeadParse {
     let mut fields = [EMPTY_HEADER; MAX_FIELDS];
     let mut head = httparse::Request::new(&mut fields);
     let refused =
@@ -104,7 +104,7 @@ impl HttpRequest {
             return Err(bad("a request must have one Host header, not several"));
         }
         let (authority, path) = split(head.path.unwrap_or_default());
-        // RFC 9112, section 3.2.2, has the target win. They can differ only if somebody wants them to.
+        // By RFC 9112, section 3.2.2, the target wins. No honest client sends two different hosts.
         if let (Some(authority), Some(host)) = (authority, &host)
             && !authority.eq_ignore_ascii_case(host)
         {
@@ -124,7 +124,7 @@ fn is_named<'a>(name: &'static str) -> impl Fn(&&'a Header<'a>) -> bool {
     move |field| field.name.eq_ignore_ascii_case(name)
 }
 
-/// The authority of a target, if it is in absolute form, and its path.
+/// Returns the authority of a target, if it is in absolute form, and its path.
 fn split(target: &str) -> (Option<&str>, &str) {
     const SCHEME: &str = "http://";
     let (authority, rest) = match target.split_at_checked(SCHEME.len()) {
@@ -137,7 +137,7 @@ fn split(target: &str) -> (Option<&str>, &str) {
     (authority, rest.split('?').next().unwrap_or_default())
 }
 
-/// Whether something is to follow the head. RFC 9112, section 6.3.
+/// Returns whether a body follows the head: RFC 9112, section 6.3.
 fn has_body<'a>(
     mut fields: impl Iterator<Item = &'a Header<'a>> + Clone,
 ) -> Result<bool, HttpReply> {
@@ -157,7 +157,7 @@ fn has_body<'a>(
 }
 
 impl HttpReply {
-    /// For people: one line.
+    /// Returns a reply for people, of one line.
     pub(super) fn sentence(status: HttpStatus, sentence: &str) -> HttpReply {
         HttpReply {
             status,
@@ -166,7 +166,7 @@ impl HttpReply {
         }
     }
 
-    /// For Prometheus, in its text format.
+    /// Returns a reply for Prometheus, in its text format.
     pub(super) fn metrics(text: String) -> HttpReply {
         HttpReply {
             status: HttpStatus::Ok,
@@ -175,7 +175,7 @@ impl HttpReply {
         }
     }
 
-    /// As it is sent. The reply to HEAD is that to GET without its body.
+    /// Encodes the reply. The reply to HEAD is that to GET without its body.
     pub(super) fn encode(&self, is_to_head: bool) -> Vec<u8> {
         let (code, reason, length) = (self.status as u16, self.status.reason(), self.body.len());
         let allow = if self.status == HttpStatus::MethodNotAllowed {
@@ -217,16 +217,16 @@ impl HttpStatus {
     }
 }
 
-/// Reads any bytes as the head of a request. A verdict must not change when more bytes arrive.
+/// Parses any bytes as the head of a request. A final result must not change when more bytes arrive.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(received: &[u8]) {
     let received = &received[..received.len().min(MAX_HEAD - 1)];
-    let verdict = next(received);
-    if let HeadParse::Refused(reply) = &verdict {
+    let result = parse(received);
+    if let HeadParse::Refused(reply) = &result {
         let _ = (reply.encode(false), reply.encode(true));
     }
-    if verdict != HeadParse::Partial {
-        assert_eq!(next(&[received, b"x"].concat()), verdict);
+    if result != HeadParse::Partial {
+        assert_eq!(parse(&[received, b"x"].concat()), result);
     }
 }
 
@@ -237,114 +237,69 @@ mod tests {
     use super::*;
 
     fn whole(head: &str) -> HttpRequest {
-        match next(head.as_bytes()) {
+        match parse(head.as_bytes()) {
             HeadParse::Whole(request) => request,
             other => panic!("{head:?}: {other:?}"),
         }
     }
 
     fn refusal(head: impl AsRef<[u8]>) -> HttpStatus {
-        match next(head.as_ref()) {
+        match parse(head.as_ref()) {
             HeadParse::Refused(reply) => reply.status,
             other => panic!("{:?}: {other:?}", String::from_utf8_lossy(head.as_ref())),
         }
     }
 
     #[test]
-    fn what_matters_of_a_request_is_found_in_every_spelling() {
-        for (head, method, path, host) in [
+    fn requests_are_parsed_in_every_spelling() {
+        for (request, expected) in [
             (
                 "GET /metrics HTTP/1.1\r\nHost: a:1\r\n\r\n",
-                "GET",
-                "/metrics",
-                Some("a:1"),
+                "GET /metrics a:1",
             ),
             (
                 "\r\nGET /metrics HTTP/1.1\nhOST:  a \nX: \u{fc}\n\nrest",
-                "GET",
-                "/metrics",
-                Some("a"),
+                "GET /metrics a",
             ),
-            (
-                "HEAD /healthz?x=/y?z HTTP/1.0\r\n\r\n",
-                "HEAD",
-                "/healthz",
-                None,
-            ),
-            ("GET /a HTTP/1.1\r\nHost:\r\n\r\n", "GET", "/a", Some("")),
+            ("HEAD /healthz?x=/y?z HTTP/1.0\r\n\r\n", "HEAD /healthz -"),
+            ("GET /a HTTP/1.1\r\nHost:\r\n\r\n", "GET /a "),
             (
                 "GET HTTP://a:1/metrics?x HTTP/1.1\r\nHost: A:1\r\n\r\n",
-                "GET",
-                "/metrics",
-                Some("a:1"),
+                "GET /metrics a:1",
             ),
-            (
-                "GET http://a HTTP/1.1\r\nHost: a\r\n\r\n",
-                "GET",
-                "",
-                Some("a"),
-            ),
-            (
-                "GET http://a?/metrics HTTP/1.0\r\n\r\n",
-                "GET",
-                "",
-                Some("a"),
-            ),
+            ("GET http://a HTTP/1.1\r\nHost: a\r\n\r\n", "GET  a"),
+            ("GET http://a?/metrics HTTP/1.0\r\n\r\n", "GET  a"),
             (
                 "GET https://a/metrics HTTP/1.1\r\nHost: b\r\n\r\n",
-                "GET",
-                "https://a/metrics",
-                Some("b"),
+                "GET https://a/metrics b",
             ),
-            (
-                "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
-                "OPTIONS",
-                "*",
-                Some("a"),
-            ),
-            (
-                "CONNECT b:80 HTTP/1.1\r\nHost: a\r\n\r\n",
-                "CONNECT",
-                "b:80",
-                Some("a"),
-            ),
+            ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", "OPTIONS * a"),
+            ("CONNECT b:80 HTTP/1.1\r\nHost: a\r\n\r\n", "CONNECT b:80 a"),
         ] {
-            let request = whole(head);
-            assert_eq!(
-                (
-                    request.method.as_str(),
-                    request.path.as_str(),
-                    request.host.as_deref()
-                ),
-                (method, path, host)
-            );
-            assert_eq!(request.is_1_0, head.contains("HTTP/1.0"), "{head:?}");
-            assert!(!request.has_body, "{head:?}");
+            let HttpRequest {
+                method, path, host, ..
+            } = whole(request);
+            let host = host.as_deref().unwrap_or("-");
+            assert_eq!(format!("{method} {path} {host}"), expected);
+            let is_1_0 = request.contains("HTTP/1.0");
+            assert_eq!(whole(request).is_1_0, is_1_0, "{request:?}");
+            assert!(!whole(request).has_body, "{request:?}");
         }
-        for fields in [
-            "Content-Length: 1",
-            "content-length: 0\r\nContent-Length: 20",
-            "Transfer-Encoding: chunked",
+        for (fields, has_body) in [
+            ("Content-Length: 1", true),
+            ("content-length: 0\r\nContent-Length: 20", true),
+            ("Transfer-Encoding: chunked", true),
+            ("Content-Length: 0", false),
+            ("Content-Length: 00\r\nContent-Length: 0", false),
+            ("Content: 7", false),
         ] {
-            assert!(
-                whole(&format!("GET / HTTP/1.0\r\n{fields}\r\n\r\n")).has_body,
-                "{fields}"
-            );
-        }
-        for fields in [
-            "Content-Length: 0",
-            "Content-Length: 00\r\nContent-Length: 0",
-            "Content: 7",
-        ] {
-            assert!(
-                !whole(&format!("GET / HTTP/1.0\r\n{fields}\r\n\r\n")).has_body,
-                "{fields}"
-            );
+            let request = whole(&format!("GET / HTTP/1.0\r\n{fields}\r\n\r\n"));
+            assert_eq!(request.has_body, has_body, "{fields}");
         }
     }
 
     #[test]
-    fn what_is_no_request_is_refused_by_its_own_status() {
+    fn each_kind_of_invalid_request_has_its_status() {
         for bad in [
             "\x16\x03\x01\x02\x00",
             "GET\r\n",
@@ -366,32 +321,26 @@ mod tests {
         ] {
             assert_eq!(refusal(bad), HttpStatus::BadRequest, "{bad:?}");
         }
+        for head in [
+            "GET / HTTP/2.0\r\n",
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            "GET / FTP",
+        ] {
+            assert_eq!(refusal(head), HttpStatus::VersionNotSupported, "{head:?}");
+        }
+        let with_fields = |count| format!("GET / HTTP/1.0\r\n{}\r\n", "X: y\r\n".repeat(count));
+        whole(&with_fields(MAX_FIELDS));
         assert_eq!(
-            refusal("GET / HTTP/2.0\r\n"),
-            HttpStatus::VersionNotSupported
-        );
-        assert_eq!(
-            refusal("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
-            HttpStatus::VersionNotSupported
-        );
-        assert_eq!(refusal("GET / FTP"), HttpStatus::VersionNotSupported);
-        let fields = |count: usize| {
-            (0..count)
-                .map(|i| format!("X{i}: y\r\n"))
-                .collect::<String>()
-        };
-        whole(&format!("GET / HTTP/1.0\r\n{}\r\n", fields(MAX_FIELDS)));
-        assert_eq!(
-            refusal(format!("GET / HTTP/1.0\r\n{}\r\n", fields(MAX_FIELDS + 1))),
+            refusal(with_fields(MAX_FIELDS + 1)),
             HttpStatus::HeadTooLarge
         );
     }
 
     #[test]
-    fn a_head_is_partial_until_it_is_whole_or_too_long() {
+    fn a_head_is_partial_until_it_is_complete_or_too_long() {
         let head = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX: y\r\n\r\n";
         for cut in 0..head.len() {
-            assert_eq!(next(&head[..cut]), HeadParse::Partial, "{cut}");
+            assert_eq!(parse(&head[..cut]), HeadParse::Partial, "{cut}");
         }
         let longest = |front: &str, back: &str| {
             format!(
@@ -414,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_to_head_has_the_fields_of_that_to_get_and_no_body() {
+    fn a_reply_to_head_is_that_to_get_without_its_body() {
         let reply = HttpReply::sentence(HttpStatus::MethodNotAllowed, "no");
         let text = String::from_utf8(reply.encode(false)).expect("text");
         let (head, body) = text.split_once("\r\n\r\n").expect("an empty line");
@@ -430,10 +379,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_that_is_sent_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            next(&bytes);
-            next(&[&b"GET http://"[..], &bytes, b" HTTP/1.1\r\n\r\n"].concat());
-            next(&[&b"GET / HTTP/1.1\r\nHost: "[..], &bytes, b"\r\n\r\n"].concat());
+        fn arbitrary_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            parse(&bytes);
+            parse(&[&b"GET http://"[..], &bytes, b" HTTP/1.1\r\n\r\n"].concat());
+            parse(&[&b"GET / HTTP/1.1\r\nHost: "[..], &bytes, b"\r\n\r\n"].concat());
         }
     }
 }

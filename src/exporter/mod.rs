@@ -1,14 +1,14 @@
-//! THE EXPORTER: answers over HTTP what it asks of the control socket. A process of its own, so that no HTTP comes near the
-//! master and nobody who speaks it can delay or harm anything else.
+//! The exporter answers HTTP requests with what it queries over the control socket. It is a process of its own, so that
+//! the master handles no HTTP and an HTTP client can delay or harm nothing else.
 //!
 //! ```text
-//!  who asks ──connect──▶ listener, bound by the master
-//!           ◀───HTTP───▶ HTTP connection, a thread each, 16 at most ──control.sock──▶ master
+//!  client ──connect──▶ listener, bound by the master
+//!         ◀───HTTP───▶ HTTP connection, a thread each, 16 at most ──control.sock──▶ master
 //! ```
 //!
-//! It keeps nothing of the daemon, so that nothing it says is old and its own death costs nobody anything. When all threads
-//! are taken and somebody else wants in, who has been slow for longest has to go: 16 who say nothing keep nobody out. Who
-//! waits for the daemon stays, as that is over soon. It ends when its channel does.
+//! The exporter stores nothing of the daemon, so its replies are current and its death loses nothing. When all threads
+//! are in use and another client connects, the oldest slow connection is closed: 16 silent clients block no other. A
+//! connection that waits for the daemon stays, as that wait is short. The exporter ends when its channel does.
 
 mod answers;
 mod connection;
@@ -40,24 +40,24 @@ use crate::sys::listening::{ACCEPT_PAUSE, Look, Offer, accept, is_listening};
 use crate::sys::poll::{Interest, PollEvent, Poller};
 use crate::sys::{fd, process, signal};
 
-/// Most HTTP connections at a time.
+/// The most HTTP connections at a time.
 const MAX_CONNECTIONS: usize = 16;
 
-/// What the poller tells an event by.
+/// The poller's tokens.
 const CHANNEL: u64 = 0;
-const LEFT: u64 = 1;
+const CLOSED: u64 = 1;
 const LISTENER: u64 = 2;
 
-/// Why an exporter ended that was not told to.
+/// Why an exporter ended unasked.
 #[derive(Debug)]
 pub(crate) enum Error {
-    /// It was not started by a master.
+    /// The process was not started by a master.
     NoMaster(String),
-    /// It could not start or not go on.
+    /// The exporter could not start or continue.
     Failed(String),
 }
 
-/// By how much the exporter is likelier than its master to be killed for want of memory.
+/// The exporter's OOM score above the master's: it is killed first when memory runs out.
 const OOM_SCORE: i32 = 500;
 
 /// Runs an exporter to its end: its standard input is the channel to its master.
@@ -71,7 +71,7 @@ pub(crate) fn run() -> Result<(), Error> {
         .map_err(|e| Error::Failed(format!("the exporter cannot continue: {e}")))
 }
 
-/// The first message, which was sent before this process was started.
+/// Receives the first message, which was sent before this process was started.
 fn receive_start(
     channel: &Channel<Nothing, ToExporter>,
     scratch: &mut Scratch,
@@ -92,7 +92,7 @@ fn serve(
     listener: OwnedFd,
 ) -> io::Result<()> {
     process::set_name(&start.name);
-    // It is replaced as a worker is. Where it cannot be done, the kernel chooses by size.
+    // The exporter is replaced, as a worker is. If the score cannot be raised, the kernel chooses by size.
     let _ = process::raise_oom_score(OOM_SCORE);
     signal::ignore_group_signals()?;
     let _ = logging::start_anyhow(&start.name, &start.log);
@@ -107,28 +107,29 @@ fn serve(
     Server::new(channel, scratch, listener, answers)?.serve()
 }
 
-/// The exporter's own thread: accepts, and hears the master.
+/// The exporter's main thread: accepts connections, and receives the master's messages.
 struct Server {
     channel: Channel<Nothing, ToExporter>,
     scratch: Scratch,
     listener: OwnedFd,
     poller: Poller,
     shared: Arc<Shared>,
-    /// A byte for each HTTP connection that has left.
-    left: PipeReader,
-    /// HTTP connections that there ever were.
-    visits: u64,
-    /// Nobody is accepted at the moment.
-    is_closed: bool,
-    /// Another process that holds the listener has ended it. The master binds a new one and replaces this exporter.
+    /// A byte for each HTTP connection that has ended.
+    closed: PipeReader,
+    /// The number of HTTP connections so far.
+    accepted: u64,
+    /// Whether accepting is paused.
+    is_paused: bool,
+    /// Whether another process that holds the listener has shut it down. The master binds a new one and replaces this
+    /// exporter.
     has_ended: bool,
 }
 
-/// What the threads share.
+/// The state that the threads share.
 struct Shared {
     answers: Answers,
     connections: Mutex<BTreeMap<u64, Arc<HttpConnection>>>,
-    left: PipeWriter,
+    closed: PipeWriter,
 }
 
 impl Shared {
@@ -146,15 +147,15 @@ impl Server {
         listener: OwnedFd,
         answers: Answers,
     ) -> io::Result<Server> {
-        let (left, leave) = io::pipe()?;
+        let (closed, writer) = io::pipe()?;
         let poller = Poller::new(8)?;
         poller.add(&channel, CHANNEL, Interest::Read)?;
-        poller.add(&left, LEFT, Interest::Read)?;
+        poller.add(&closed, CLOSED, Interest::Read)?;
         poller.add(&listener, LISTENER, Interest::Clients)?;
         let shared = Arc::new(Shared {
             answers,
             connections: Mutex::default(),
-            left: leave,
+            closed: writer,
         });
         Ok(Server {
             channel,
@@ -162,47 +163,47 @@ impl Server {
             listener,
             poller,
             shared,
-            left,
-            visits: 0,
-            is_closed: false,
+            closed,
+            accepted: 0,
+            is_paused: false,
             has_ended: false,
         })
     }
 
-    /// Until the master is gone, or wants no more of it.
+    /// Runs until the channel to the master is closed.
     fn serve(&mut self) -> io::Result<()> {
         let mut events: Vec<PollEvent> = Vec::new();
         loop {
             self.poller
-                .wait(&mut events, self.is_closed.then_some(ACCEPT_PAUSE))?;
-            if std::mem::take(&mut self.is_closed) && !self.has_ended {
+                .wait(&mut events, self.is_paused.then_some(ACCEPT_PAUSE))?;
+            if std::mem::take(&mut self.is_paused) && !self.has_ended {
                 self.poller
                     .modify(&self.listener, LISTENER, Interest::Clients)?;
             }
             for event in &events {
                 match event.token {
-                    CHANNEL if self.receive_end()? => return Ok(()),
-                    LEFT => {
-                        let _bytes = self.left.read(&mut [0; MAX_CONNECTIONS])?;
+                    CHANNEL if self.handle_message()? => return Ok(()),
+                    CLOSED => {
+                        let _bytes = self.closed.read(&mut [0; MAX_CONNECTIONS])?;
                     }
                     LISTENER if event.has_ended && !is_listening(&self.listener) => {
-                        self.leave_listener()?
+                        self.remove_listener()?
                     }
-                    LISTENER => self.admit()?,
+                    LISTENER => self.accept_next()?,
                     _ => {}
                 }
             }
         }
     }
 
-    /// Its hang-up would be reported for ever.
-    fn leave_listener(&mut self) -> io::Result<()> {
+    /// Stops polling the listener, whose hang-up would be reported for ever.
+    fn remove_listener(&mut self) -> io::Result<()> {
         self.has_ended = true;
         self.poller.remove(&self.listener)
     }
 
-    /// Hears the master; whether that was the last of it.
-    fn receive_end(&mut self) -> io::Result<bool> {
+    /// Receives a message of the master. Returns whether the channel is closed.
+    fn handle_message(&mut self) -> io::Result<bool> {
         match self.channel.receive(&mut self.scratch)? {
             Incoming::Message(ToExporter::Reopen, _) => {
                 if let Err(e) = logging::reopen() {
@@ -217,54 +218,54 @@ impl Server {
         }
     }
 
-    /// Lets in one who waits; the poller tells of the next. If there are enough, the slowest has to go first.
-    fn admit(&mut self) -> io::Result<()> {
-        if !self.has_room() {
-            return self.close();
+    /// Accepts one connection; the poller reports the next. With all threads in use, a slow connection is closed first.
+    fn accept_next(&mut self) -> io::Result<()> {
+        if !self.has_capacity() {
+            return self.pause();
         }
-        let admitted = match accept(&self.listener, Look::First) {
+        let accepted = match accept(&self.listener, Look::First) {
             Ok(Offer::Empty | Offer::Ended) => return Ok(()),
-            Ok(Offer::Client(accepted)) => self.attend(HttpConnection::new(accepted.socket)),
+            Ok(Offer::Client(client)) => self.spawn(HttpConnection::new(client.socket)),
             Err(e) => Err(e),
         };
-        admitted.or_else(|e| {
+        accepted.or_else(|e| {
             log::warn!("cannot accept HTTP connections: {e}");
-            self.close()
+            self.pause()
         })
     }
 
-    /// Whether there is room for one more; if not, whoever is the slowest is on its way out now.
-    fn has_room(&self) -> bool {
+    /// Returns whether a thread is free; if not, closes the oldest slow connection.
+    fn has_capacity(&self) -> bool {
         let connections = self.shared.connections();
         let is_full = connections.len() >= MAX_CONNECTIONS;
-        // They are in the order in which they came.
+        // Connections are in the order in which they were accepted.
         if is_full && let Some(slow) = connections.values().find(|connection| connection.is_slow())
         {
-            slow.cut();
+            slow.shut_down();
         }
         !is_full
     }
 
-    /// Serves an HTTP connection in a thread of its own.
-    fn attend(&mut self, connection: HttpConnection) -> io::Result<()> {
-        self.visits += 1;
+    /// Serves an HTTP connection in its own thread.
+    fn spawn(&mut self, connection: HttpConnection) -> io::Result<()> {
+        self.accepted += 1;
         let connection = Arc::new(connection);
         self.shared
             .connections()
-            .insert(self.visits, Arc::clone(&connection));
-        // Dropped in any case: when the thread ends, whatever by, or if there is none.
-        let visit = ConnectionGuard {
+            .insert(self.accepted, Arc::clone(&connection));
+        // Dropped in any case: when the thread ends for any reason, or does not start.
+        let guard = ConnectionGuard {
             shared: Arc::clone(&self.shared),
-            number: self.visits,
+            number: self.accepted,
         };
         thread::Builder::new()
-            .spawn(move || connection.serve(&visit.shared.answers))
+            .spawn(move || connection.serve(&guard.shared.answers))
             .map(drop)
     }
 
-    /// Has those who want in wait in the kernel's queue until the next look.
-    fn close(&mut self) -> io::Result<()> {
-        self.is_closed = true;
+    /// Leaves new connections in the kernel's queue for [`ACCEPT_PAUSE`].
+    fn pause(&mut self) -> io::Result<()> {
+        self.is_paused = true;
         if self.has_ended {
             Ok(())
         } else {
@@ -273,7 +274,7 @@ impl Server {
     }
 }
 
-/// Somebody is inside.
+/// Removes a connection from the shared state when its thread ends.
 struct ConnectionGuard {
     shared: Arc<Shared>,
     number: u64,
@@ -282,7 +283,7 @@ struct ConnectionGuard {
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.shared.connections().remove(&self.number);
-        // It is read all the time; if it is not, the process is on its way out.
-        let _ = (&self.shared.left).write(&[0]);
+        // The main thread always reads it; if it does not, the process is ending.
+        let _ = (&self.shared.closed).write(&[0]);
     }
 }
