@@ -6,8 +6,8 @@
 //! cargo run --bin fdpassctl -- call total --to 127.0.0.1:8080
 //! ```
 //!
-//! The total is in a file, in `$STATE_DIRECTORY` (`StateDirectory=` of a systemd unit) or `./counterd-state`. It survives
-//! reloads, recycling, crashes and restarts. The code below is also in README.md.
+//! The total is in a file, in `$STATE_DIRECTORY` (`StateDirectory=` of a systemd unit) or `./counterd-state`. It
+//! survives reloads, recycling, crashes and restarts. The code below is also in README.md.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -5,8 +5,8 @@
 //! cargo run --bin fdpassctl -- call echo '{"price": 1.10}' --to 127.0.0.1:8080
 //! ```
 //!
-//! A typed method would parse `1.10` and write `1.1`. A raw method reads its params as the client wrote them and writes its
-//! result itself, so that bytes it does not touch are neither parsed nor copied.
+//! A typed method would parse `1.10` and write `1.1`. A raw method reads its params as the client wrote them and writes
+//! its result itself, so that bytes it does not touch are neither parsed nor copied.
 
 use std::process::ExitCode;
 
@@ -17,7 +17,8 @@ fn main() -> ExitCode {
         .raw("echo", |_, params: &RawValue, out: &mut Reply| {
             out.raw(params)
         })
-        // The method takes microseconds: no clock is read around it, and replies to pipelined requests are sent together.
+        // The method takes microseconds: no clock is read around it, and replies to pipelined requests are sent
+        // together.
         .inline()
         .run()
 }

@@ -1,10 +1,10 @@
-//! A daemon with every fault that a method, a state or its programmer can have. The tests run it; nobody else should.
+//! A daemon with every fault that a method, a state or its programmer can have. It is for the tests only.
 //!
-//! The variable `FAULTY` says what is wrong from the start: `fail`, `panic`, `exit` or `hang` instead of making the
-//! state, in all seats or, as in `fail:1`, in that one; `fail-again` when the state is to be made anew; `two-methods`
-//! and `bad-name` of one; `mute` instead of saying whether it could go on with another master. Where it is `file:PATH`,
-//! the file says what is wrong with the workers made from then on. With `writer` the state has a thread that writes and
-//! starts programs all the time; with `second-thread` the daemon is not run by the first one.
+//! The variable `FAULTY` selects a fault from the start: `fail`, `panic`, `exit` or `hang` instead of making the state,
+//! in all seats or, as in `fail:1`, in one; `fail-again` at the second making of the state; `two-methods` of one name;
+//! `bad-name` of a method; `mute` instead of the answer to `check-handover`. With `file:PATH` the file has the fault
+//! for workers made from then on. With `writer` the state has a thread that always writes and starts programs; with
+//! `second-thread` the daemon does not run in the first thread.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -23,7 +23,7 @@ use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::{Pid, close, fork};
 use serde_json::{Value, json};
 
-/// What one worker process has.
+/// The state of a worker process.
 struct State {
     worker: WorkerInfo,
     /// Calls of `whoami` since the state was made.
@@ -56,9 +56,9 @@ fn run() -> ExitCode {
             }
             Ok(call.attempt)
         })
-        // Ends the process as a bug in C does.
+        // Ends the process as a bug in C would.
         .method("segv", |_, (): (), _| -> Result<(), Fault> {
-            // The first is for std's handler, which takes it for no stack overflow and lets the next one through.
+            // std's handler catches the first: it is no stack overflow, so the handler lets the next one through.
             loop {
                 let _ = kill(Pid::this(), Signal::SIGSEGV);
             }
@@ -86,7 +86,7 @@ fn run() -> ExitCode {
             block(Duration::from_millis(milliseconds));
             Ok(())
         })
-        // Never comes back, although it has said that it takes microseconds.
+        // Never returns, although it is declared to take microseconds.
         .method("livelock", |_, (): (), _| -> Result<(), Fault> {
             spin(Duration::MAX);
             Ok(())
@@ -96,17 +96,17 @@ fn run() -> ExitCode {
         .method("count", |_, (path, line): (String, String), _| {
             append(&path, &line).map_err(io_fault)
         })
-        // In how many milliseconds the process may be killed, if it may be.
+        // Returns the milliseconds after which the process may be killed, if it may.
         .method("deadline", |_, (): (), call| {
             Ok(call.deadline.map(|at| {
                 u64::try_from(at.saturating_duration_since(Instant::now()).as_millis()).ok()
             }))
         })
-        // What a broken worker may do to its shared memory: other words from this word on.
+        // Overwrites words of the shared memory, from this word on, as a broken worker may.
         .method("scribble", |_, (at, words): (u64, Vec<u64>), _| {
             scribble(at, &words).map_err(io_fault)
         })
-        // … and to its channel: say anything, or close it and go on.
+        // Sends any datagram over the channel, or closes it and continues.
         .method("say", |_, datagram: Vec<u8>, _| {
             let channel = channel().map_err(io_fault)?;
             send(channel, &datagram, MsgFlags::MSG_NOSIGNAL).map_err(|e| io_fault(e.into()))
@@ -115,13 +115,13 @@ fn run() -> ExitCode {
             let channel = channel().map_err(io_fault)?;
             close(channel).map_err(|e| io_fault(e.into()))
         })
-        // Closes sockets that are of others: the clients'. Their numbers may be of something else then.
+        // Closes the sockets of other clients. Their numbers may be reused.
         .method("close_others", |_, (how, count): (String, usize), _| {
             close_others(&how, count).map_err(io_fault)
         })
         // Forks, and returns twice.
         .method("fork", |_, (): (), _| {
-            // SAFETY: the child does what this is about: it comes back, while its parent answers others.
+            // SAFETY: that the child returns while its parent answers others is the purpose of this method.
             let forked = unsafe { fork() }.map_err(|e| io_fault(e.into()))?;
             if forked.is_child() {
                 spin(Duration::from_millis(3));
@@ -145,11 +145,11 @@ fn run() -> ExitCode {
                 .map_err(io_fault)?;
             Ok(status.code())
         })
-        // Whose FIFO it is decides when this ends.
+        // The writer of the FIFO decides when this ends.
         .method("read_line", |_, path: String, _| {
             read_line(&path).map_err(|e| Fault::new("io", e.to_string()))
         })
-        // The same, but once only: a second attempt tells which one it is.
+        // The same, but only in the first attempt; a later one returns its number.
         .idempotent("read_line_once", |_, path: String, call| {
             match call.attempt {
                 1 => read_line(&path).map_err(|e| Fault::new("io", e.to_string())),
@@ -208,7 +208,7 @@ fn make(worker: &WorkerInfo) -> Result<State, String> {
     })
 }
 
-/// Writes from 1 byte to 64 KiB at a time, to what is no client's business.
+/// Writes from 1 byte to 64 KiB at a time, to no client.
 fn write_for_ever() {
     let mut null = File::options()
         .write(true)
@@ -245,13 +245,13 @@ fn scribble(at: u64, words: &[u64]) -> io::Result<()> {
         .write_all_at(&bytes, at * 8)
 }
 
-/// The channel to the master: of all sockets of a worker it is the oldest, so its number is the lowest.
+/// Returns the channel to the master: of all sockets of a worker it is the oldest, so its number is the lowest.
 fn channel() -> io::Result<RawFd> {
     descriptor("socket:")
 }
 
-/// Closes as many sockets, from the second one on, which is a client's if no service manager and no log has one. Puts
-/// files or other sockets in their places, as `how` says.
+/// Closes this many sockets, from the second one on, which is a client's if no service manager and no log has one. Puts
+/// files or other sockets in their places, by `how`.
 fn close_others(how: &str, count: usize) -> io::Result<()> {
     let mut sockets = descriptors("socket:")?;
     sockets.sort_unstable();
@@ -272,7 +272,7 @@ fn close_others(how: &str, count: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// The lowest descriptor of this kind.
+/// Returns the lowest descriptor of this kind.
 fn descriptor(kind: &str) -> io::Result<RawFd> {
     descriptors(kind)?
         .into_iter()
@@ -300,7 +300,7 @@ fn read_line(path: &str) -> io::Result<String> {
     Ok(line)
 }
 
-/// Waits for something that never comes.
+/// Blocks for this time.
 fn block(time: Duration) {
     let (_nobody, news) = mpsc::channel::<()>();
     let _ = news.recv_timeout(time);

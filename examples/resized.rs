@@ -5,8 +5,8 @@
 //! cargo run --bin fdpassctl -- call fit '{"picture":[4000,3000],"frame":[800,800]}' --to 127.0.0.1:8080
 //! ```
 //!
-//! It has all options of `fdpassd` and reads `/etc/resized.toml`. Its clients keep their connections whatever happens to a
-//! worker.
+//! It has all options of `fdpassd` and reads `/etc/resized.toml`. Its clients keep their connections whatever happens
+//! to a worker.
 
 use std::process::ExitCode;
 

@@ -11,14 +11,14 @@ use crate::failure::{Context, Result};
 use crate::load::{Check, Load, Order, Pace, Payload, Plan, Report};
 use crate::memory;
 
-/// Whom to ask what, how often.
+/// The target, the payload and the pace of the load.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// The server's address: IPv4, loopback
     #[arg(long, value_name = "ADDRESS:PORT")]
     to: SocketAddrV4,
 
-    /// Also tell the CPU time of this process and its descendants
+    /// Also print the CPU time of this process and its descendants
     #[arg(long, value_name = "PID")]
     pid: Option<i32>,
 
@@ -34,7 +34,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N")]
     per_connection: Option<u64>,
 
-    /// Closed loop: end after so many requests
+    /// Closed loop: end after this number of requests
     #[arg(long, value_name = "N", conflicts_with = "rate")]
     requests: Option<u64>,
 
@@ -54,7 +54,7 @@ pub(crate) struct Options {
     #[arg(long, value_enum, default_value_t = Order::Little)]
     order: Order,
 
-    /// What replies must be
+    /// How replies are checked
     #[arg(long, value_enum, default_value_t = Check::Bytes)]
     check: Check,
 
@@ -97,7 +97,7 @@ fn positive(text: &str) -> std::result::Result<f64, String> {
     }
 }
 
-/// Runs the load and tells what came of it; fails if a reply was wrong or a connection failed.
+/// Runs the load and prints the result; fails if a reply was wrong or a connection failed.
 pub(crate) fn command(options: &Options) -> Result<()> {
     memory::raise_descriptor_limit()?;
     if options.cpu.is_some() {
@@ -108,10 +108,10 @@ pub(crate) fn command(options: &Options) -> Result<()> {
     if !options.warm_up.is_zero() {
         load.run(Pace::Time(options.warm_up))?;
     }
-    let before = pid.map(Reading::at_rest).transpose()?;
+    let before = pid.map(Reading::when_idle).transpose()?;
     let report = load.run(options.pace())?;
     let spent = match (pid, before) {
-        (Some(pid), Some(before)) => Some(Reading::at_rest(pid)?.since(&before)?),
+        (Some(pid), Some(before)) => Some(Reading::when_idle(pid)?.since(&before)?),
         _ => None,
     };
     stdout()

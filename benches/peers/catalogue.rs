@@ -1,4 +1,4 @@
-//! The servers: what each is called, what its replies must be, how it is built and run.
+//! The servers: their names, their expected replies, and how they are built and run.
 
 use std::ffi::OsString;
 use std::fs;
@@ -11,16 +11,16 @@ use crate::load::Check;
 /// Worker processes or threads of every server that has such a number.
 const WORKERS: usize = 2;
 
-/// A server that may stand in the table.
+/// A server in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum)]
 pub(crate) enum Server {
-    /// One process that echoes bytes over epoll: the yardstick.
+    /// One process that echoes bytes over epoll: the reference.
     Echo,
-    /// The same twice, on one port by SO_REUSEPORT.
+    /// Two such processes on one port, by SO_REUSEPORT.
     Reuseport,
-    /// The least that speaks the protocol: the same with frames and serde_json RawValue added.
+    /// The minimum that implements the protocol: the same with frames and serde_json RawValue.
     Floor,
-    /// This project.
+    /// The server of this project.
     Fdpassd,
     /// tokio, LengthDelimitedCodec, serde_json RawValue.
     Tokio,
@@ -32,7 +32,7 @@ pub(crate) enum Server {
     Seed,
 }
 
-/// Where the servers are found that are not part of this program.
+/// Paths of the servers that are not part of this program.
 pub(crate) struct Places {
     pub(crate) fdpassd: PathBuf,
     /// The directory of the peers' sources, if there is one.
@@ -43,7 +43,7 @@ pub(crate) struct Places {
 pub(crate) struct Recipe {
     program: OsString,
     arguments: Vec<OsString>,
-    /// What fdpassd's configuration has besides.
+    /// Additional lines of fdpassd's configuration.
     config: &'static str,
 }
 
@@ -59,7 +59,7 @@ impl Recipe {
         }
     }
 
-    /// The same server, with a method that blocks, and fdpassd told how soon to care.
+    /// Returns the same server with a method that blocks, and for fdpassd a short stall timeout.
     pub(crate) fn for_stalls(&self, server: Server) -> Recipe {
         let mut recipe = Recipe {
             program: self.program.clone(),
@@ -85,7 +85,7 @@ impl Recipe {
         &self.program
     }
 
-    /// The arguments with this port in the place of `PORT`.
+    /// Returns the arguments with this port in place of `PORT`.
     pub(crate) fn arguments(&self, port: u16) -> Vec<OsString> {
         self.arguments
             .iter()
@@ -101,7 +101,7 @@ impl Recipe {
 }
 
 impl Server {
-    /// All, in the order of the table.
+    /// All servers, in the order of the table.
     pub(crate) const ALL: [Server; 8] = [
         Server::Echo,
         Server::Reuseport,
@@ -126,7 +126,7 @@ impl Server {
         }
     }
 
-    /// Only fdpassd promises to give params back byte for byte.
+    /// Returns how replies are checked: only fdpassd promises to return params byte for byte.
     pub(crate) fn check(self) -> Check {
         match self {
             Server::Echo | Server::Reuseport => Check::Echo,
@@ -135,27 +135,27 @@ impl Server {
         }
     }
 
-    /// Connections that it serves at the same time, where that is few.
+    /// Returns the number of connections that the server handles at the same time, if it is small.
     pub(crate) fn most_connections(self) -> Option<usize> {
         (self == Server::Seed).then_some(WORKERS)
     }
 
-    /// Whether it can read frames that come in pieces or several at once.
+    /// Returns whether the server accepts frames in pieces and several at once.
     pub(crate) fn reads_frames_in_pieces(self) -> bool {
         self != Server::Seed
     }
 
-    /// Whether its code gets faster while it runs, and wants a second of each scenario for that.
-    pub(crate) fn compiles_as_it_runs(self) -> bool {
+    /// Returns whether the server has a just-in-time compiler, which needs a second of each scenario.
+    pub(crate) fn has_jit(self) -> bool {
         self == Server::Node
     }
 
-    /// Whether it writes a line to standard output for each request; nobody wants to keep those.
-    pub(crate) fn chatters(self) -> bool {
+    /// Returns whether the server writes a line to standard output for each request, which is discarded.
+    pub(crate) fn logs_requests(self) -> bool {
         self == Server::Seed
     }
 
-    /// Builds what must be built. An error says why this server cannot be had here.
+    /// Builds the server if needed. The error has the reason why it is not available here.
     pub(crate) fn prepare(self, places: &Places) -> Result<Recipe> {
         let workers = WORKERS.to_string();
         let peers = || {
@@ -181,7 +181,7 @@ impl Server {
                 ];
                 Ok(Recipe::new(this_program()?, arguments))
             }
-            // Its port is in a file, see `server.rs`.
+            // The port is in the configuration file, see `server.rs`.
             Server::Fdpassd => Ok(Recipe::new(&places.fdpassd, ["-c", "fdpassd.toml"])),
             Server::Tokio => {
                 let program = build_tokio(&peers()?.join("tokio"))?;
@@ -225,7 +225,7 @@ impl Server {
     }
 }
 
-/// The configuration of fdpassd for this port, as text.
+/// Returns the configuration of fdpassd for this port.
 pub(crate) fn fdpassd_config(port: u16, socket: &Path) -> String {
     let socket = toml::Value::from(socket.to_string_lossy().into_owned());
     format!(
@@ -255,7 +255,7 @@ fn installed(program: &str, question: &str) -> Result<()> {
     }
 }
 
-/// The peers' sources are not written to: a copy is built, in this project's target directory.
+/// Copies the sources of a peer to this project's target directory, because the originals are not written to.
 fn copied(source: &Path) -> Result<PathBuf> {
     let name = source.file_name().context("a peer without a name")?;
     let copy = Path::new(env!("CARGO_TARGET_TMPDIR"))
@@ -265,7 +265,7 @@ fn copied(source: &Path) -> Result<PathBuf> {
     Ok(copy)
 }
 
-/// Leaves alone what has not changed, so that nothing is built twice.
+/// Copies changed files only, so that nothing is built twice.
 fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).context(to.display())?;
     for entry in fs::read_dir(from).context(from.display())? {
@@ -322,8 +322,8 @@ fn succeed(build: &mut Command, name: &str) -> Result<()> {
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let last = said
+    let text = String::from_utf8_lossy(&output.stderr);
+    let last = text
         .lines()
         .rev()
         .find(|line| !line.trim().is_empty())

@@ -11,8 +11,8 @@ use nix::unistd::Pid;
 use crate::failure::{Context, Result};
 use crate::interrupt;
 
-/// Pins this process, and whatever it starts from now on, to one CPU: the one asked for, or the last
-/// it may use. Returns its number.
+/// Pins this process, and all that it starts, to one CPU: the wanted one, or the last that it may use. Returns its
+/// number.
 pub(crate) fn pin(wanted: Option<usize>) -> Result<usize> {
     let this = Pid::from_raw(0);
     let allowed = sched_getaffinity(this).context("cannot ask for the CPUs allowed")?;
@@ -28,7 +28,7 @@ pub(crate) fn pin(wanted: Option<usize>) -> Result<usize> {
     Ok(cpu)
 }
 
-/// A process and everything it started that still is its descendant.
+/// Returns a process and its descendants.
 pub(crate) fn family(root: Pid) -> Result<Vec<Pid>> {
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
     for entry in fs::read_dir("/proc").context("cannot list /proc")? {
@@ -56,7 +56,7 @@ pub(crate) fn family(root: Pid) -> Result<Vec<Pid>> {
     Ok(found.into_iter().map(Pid::from_raw).collect())
 }
 
-/// The fourth field of /proc/PID/stat; the second is a name that may contain anything.
+/// Returns the fourth field of /proc/PID/stat; the second is a name that may contain any characters.
 fn parent(stat: &str) -> Option<i32> {
     stat.rsplit_once(')')?
         .1
@@ -70,7 +70,7 @@ fn parent(stat: &str) -> Option<i32> {
 pub(crate) struct Reading(HashMap<Pid, Duration>);
 
 impl Reading {
-    /// Now. The clock of a process counts all its threads, those that ended too, in nanoseconds.
+    /// Reads the clocks, which count all threads of a process in nanoseconds, including those that ended.
     pub(crate) fn now(root: Pid) -> Result<Self> {
         let mut times = HashMap::new();
         for pid in family(root)? {
@@ -85,14 +85,14 @@ impl Reading {
         }
     }
 
-    /// As soon as the server has come to rest: its time no longer grows. Half a second at most.
-    pub(crate) fn at_rest(root: Pid) -> Result<Self> {
-        const LOOK: Duration = Duration::from_millis(10);
+    /// Reads the clocks once the server is idle, so that its time no longer grows, or after half a second.
+    pub(crate) fn when_idle(root: Pid) -> Result<Self> {
+        const INTERVAL: Duration = Duration::from_millis(10);
         let deadline = Instant::now() + Duration::from_millis(500);
         let mut before = Reading::now(root)?;
         loop {
             interrupt::check()?;
-            std::thread::sleep(LOOK);
+            std::thread::sleep(INTERVAL);
             let after = Reading::now(root)?;
             if after.0 == before.0 || Instant::now() > deadline {
                 return Ok(after);
@@ -101,7 +101,7 @@ impl Reading {
         }
     }
 
-    /// What was used since `before`, by processes started since then too.
+    /// Returns the time used since `before`, including processes started since then.
     pub(crate) fn since(&self, before: &Reading) -> Result<Duration> {
         if let Some(gone) = before.0.keys().find(|pid| !self.0.contains_key(*pid)) {
             return Err(

@@ -1,4 +1,4 @@
-//! What the kernel costs, and what the protocol costs: the plainest servers that can be.
+//! The simplest servers, which show the cost of the kernel and of the protocol.
 //!
 //! The raw echo sends bytes back as they come: no frames, no JSON. With frames, the same loop answers
 //! each `ping` with its `pong`. One process with one level-triggered epoll, or several, each with a
@@ -22,7 +22,7 @@ use crate::launch;
 /// The listener's token; a client's is its descriptor.
 const LISTENER: u64 = u64::MAX;
 
-/// What to serve.
+/// Options of the echo server.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct Options {
     #[arg(long)]
@@ -136,7 +136,7 @@ fn flags() -> MsgFlags {
     MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL
 }
 
-/// What one read gives; an error at the end of the stream too.
+/// Reads once; the end of the stream is an error as well.
 fn receive<'a>(stream: &TcpStream, buffer: &'a mut [u8]) -> nix::Result<&'a [u8]> {
     match socket::recv(stream.as_raw_fd(), buffer, flags())? {
         0 => Err(Errno::ENOTCONN),

@@ -3,10 +3,10 @@
 use std::error::Error;
 use std::fmt::Display;
 
-/// What everything here returns.
+/// The result of all functions here.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Says what was being done when something failed.
+/// Adds to an error the operation that failed.
 pub(crate) trait Context<T> {
     /// Puts `doing` in front of the reason.
     fn context(self, doing: impl Display) -> Result<T>;

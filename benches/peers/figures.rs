@@ -1,4 +1,4 @@
-//! What was measured, and what follows from it.
+//! The measured values, and the results computed from them.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -9,43 +9,44 @@ use crate::idle::PerClient;
 use crate::scenario::{Goal, Scenario};
 use crate::stall::Latency;
 
-/// The middle of several values, and how far they spread.
+/// The median of several values, their quartiles and their range.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
+    pub(crate) quartiles: [f64; 2],
     pub(crate) least: f64,
     pub(crate) most: f64,
 }
 
 impl Spread {
-    /// `None` of nothing.
-    fn of(mut values: Vec<f64>) -> Option<Self> {
+    /// Returns `None` without values.
+    pub(crate) fn of(mut values: Vec<f64>) -> Option<Self> {
         values.sort_by(f64::total_cmp);
         let (least, most) = (*values.first()?, *values.last()?);
-        let middle = values.len() / 2;
-        let median = if values.len() % 2 == 1 {
-            values[middle]
-        } else {
-            f64::midpoint(values[middle - 1], values[middle])
+        let at = |part: f64| {
+            let place = part * (values.len() - 1) as f64;
+            let (below, above) = (place.floor() as usize, place.ceil() as usize);
+            values[below] + (values[above] - values[below]) * place.fract()
         };
         Some(Spread {
-            median,
+            median: at(0.5),
+            quartiles: [at(0.25), at(0.75)],
             least,
             most,
         })
     }
 }
 
-/// CPU times by round, memory, and who is missing why.
+/// CPU times by round, memory, and the servers without values with the reasons.
 pub(crate) struct Figures {
     pub(crate) rounds: u32,
     times: BTreeMap<(Scenario, Server), BTreeMap<u32, f64>>,
     memory: BTreeMap<Server, PerClient>,
-    /// Without the client whose calls block, and with it.
+    /// Latencies without the client whose calls block, and with it.
     stalls: BTreeMap<Server, Vec<[Latency; 2]>>,
     /// Servers that are not in the table, and why.
     pub(crate) skipped: BTreeMap<Server, String>,
-    /// What went wrong with those that are.
+    /// Failures of servers in the table.
     pub(crate) failures: Vec<String>,
 }
 
@@ -74,7 +75,7 @@ impl Figures {
         self.failures.push(format!("{}: {why}", server.title()));
     }
 
-    /// Microseconds for each client or request.
+    /// Adds the microseconds for each client or request.
     pub(crate) fn add(&mut self, scenario: Scenario, server: Server, round: u32, micros: f64) {
         self.times
             .entry((scenario, server))
@@ -90,7 +91,7 @@ impl Figures {
         self.stalls.entry(server).or_default().push(latencies);
     }
 
-    /// Of all rounds, what is asked for of the latencies without that client and with it.
+    /// Returns a value of the latencies without the blocking client and with it, over all rounds.
     pub(crate) fn stall(
         &self,
         server: Server,
@@ -103,7 +104,7 @@ impl Figures {
         self.memory.get(&server).copied()
     }
 
-    /// Microseconds over all rounds.
+    /// Returns the microseconds over all rounds.
     pub(crate) fn micros(&self, scenario: Scenario, server: Server) -> Option<Spread> {
         Spread::of(
             self.times
@@ -114,7 +115,7 @@ impl Figures {
         )
     }
 
-    /// How many times as much as `against`, round by round.
+    /// Returns the ratio to `against`, computed in each round.
     pub(crate) fn ratio(
         &self,
         scenario: Scenario,
@@ -131,7 +132,7 @@ impl Figures {
         )
     }
 
-    /// What a server has reached of a goal: a ratio, or bytes.
+    /// Returns the value of a server for a goal: a ratio, or bytes.
     pub(crate) fn reached(&self, goal: &Goal, server: Server) -> Option<f64> {
         match goal.against {
             Some(against) => self
@@ -141,7 +142,7 @@ impl Figures {
         }
     }
 
-    /// An error if something was wrong with a server; a missed goal and a missing peer are none.
+    /// Returns an error if a server failed; a missed goal or a missing peer is none.
     pub(crate) fn verdict(&self) -> Result<()> {
         if self.skipped.contains_key(&Server::Fdpassd) {
             return Err("fdpassd was not measured".into());

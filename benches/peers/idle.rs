@@ -1,4 +1,4 @@
-//! What a connected, silent client costs in memory.
+//! The memory of a connected, silent client.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -24,18 +24,17 @@ pub(crate) struct PerClient {
     pub(crate) memfds: f64,
 }
 
-/// Warms up a server that was just started, connects the clients and looks at the difference. Each
-/// client asks once before it falls silent, so that the server has it for certain, with all that it
-/// makes at the first request.
+/// Warms up a server that was just started, connects the clients and looks at the difference. Each client asks once
+/// before it falls silent, so that the server has it for certain, with all that it makes at the first request.
 pub(crate) fn measure(running: &Running, clients: usize, warm_up: Duration) -> Result<PerClient> {
     Load::new(Scenario::Ping.plan(running))?.run(Pace::Time(warm_up))?;
-    Reading::at_rest(running.pid())?;
+    Reading::when_idle(running.pid())?;
     let before = Memory::now(running.pid())?;
     let plan = running.plan();
     let silent = (0..clients)
         .map(|n| ask_once(&plan).context(format!("client {n}")))
         .collect::<Result<Vec<_>>>()?;
-    Reading::at_rest(running.pid())?;
+    Reading::when_idle(running.pid())?;
     let after = Memory::now(running.pid())?;
     drop(silent);
     let each = |after: i64, before: i64| (after - before) as f64 / clients as f64;

@@ -1,5 +1,5 @@
-//! Programs that end with this one. A child must ask for its parent-death signal itself, so this
-//! program runs itself again, asks, and becomes the program wanted: no code between fork and exec.
+//! Starts programs that end with this one. A child must set its parent-death signal itself, so this program runs
+//! itself, sets the signal and executes the wanted program: no code runs between fork and exec.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -11,12 +11,12 @@ use nix::unistd::{Pid, getppid};
 
 use crate::failure::{Context, Result};
 
-/// Makes this process the one that reaps what its servers leave behind.
+/// Makes this process the subreaper of the processes that its servers leave.
 pub(crate) fn adopt_orphans() -> Result<()> {
     prctl::set_child_subreaper(true).context("cannot become a subreaper")
 }
 
-/// `program` with `arguments`, killed when this process dies.
+/// Returns a command for `program` with `arguments`, killed when this process dies.
 pub(crate) fn program(program: &OsString, arguments: &[OsString]) -> Result<Command> {
     let mut command =
         Command::new(std::env::current_exe().context("cannot find this program's file")?);
@@ -30,7 +30,7 @@ pub(crate) fn program(program: &OsString, arguments: &[OsString]) -> Result<Comm
     Ok(command)
 }
 
-/// This program with other arguments, killed when this process dies.
+/// Returns a command for this program with other arguments, killed when this process dies.
 pub(crate) fn itself(arguments: &[&str]) -> Result<Command> {
     let this = std::env::current_exe().context("cannot find this program's file")?;
     program(
@@ -39,7 +39,7 @@ pub(crate) fn itself(arguments: &[&str]) -> Result<Command> {
     )
 }
 
-/// The second half, in the child: becomes the program.
+/// Executes the program, in the child.
 pub(crate) fn become_program(parent: i32, words: &[OsString]) -> Result<()> {
     let (program, arguments) = words.split_first().context("nothing to launch")?;
     prctl::set_pdeathsig(Signal::SIGKILL).context("cannot ask for the parent-death signal")?;

@@ -1,11 +1,11 @@
-//! fdpassd beside its peers: `cargo bench --bench peers`. See `benches/README.md`.
+//! Compares fdpassd with other servers, and with its own builds: `cargo bench --bench peers`. See `benches/README.md`.
 //!
-//! One program, several parts: the table (no subcommand), the load by itself (`load`), and, hidden,
-//! the raw echo that everything is compared with (`echo`) and the way in which servers are started
-//! (`launch`).
+//! One program with several parts: the table (no subcommand), two builds (`compare`), the load alone (`load`), and,
+//! hidden, the raw echo that everything is compared with (`echo`) and the start of servers (`launch`).
 
 mod attack;
 mod catalogue;
+mod compare;
 mod cpu;
 mod echo;
 mod failure;
@@ -30,7 +30,7 @@ use clap::{Parser, Subcommand};
 
 use failure::Result;
 
-/// Measures fdpassd beside its peers and prints a table
+/// Measures fdpassd and other servers and prints a table
 #[derive(Parser)]
 #[command(name = "peers")]
 struct Arguments {
@@ -40,21 +40,24 @@ struct Arguments {
     #[command(flatten)]
     table: table::Options,
 
-    /// Given by `cargo bench`; without it this is `cargo test`, and only a moment is run
+    /// Given by `cargo bench`; without it, as in `cargo test`, only a short test runs
     #[arg(long, hide = true, global = true)]
     bench: bool,
 }
 
 #[derive(Subcommand)]
 enum Part {
-    /// Puts load on a server that is running already, checks every reply, and tells the latency
+    /// Puts load on a running server, checks every reply, and prints the latency
     Load(attack::Options),
 
-    /// Serves as plainly as can be
+    /// Compares two builds of fdpassd: CPU time or system calls for each request
+    Compare(compare::Options),
+
+    /// Serves in the simplest way
     #[command(hide = true)]
     Echo(echo::Options),
 
-    /// Becomes another program, which ends with its parent
+    /// Executes another program, which ends with its parent
     #[command(hide = true)]
     Launch {
         #[arg(long)]
@@ -69,6 +72,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         Some(Part::Launch { parent, words }) => launch::become_program(*parent, words),
         Some(Part::Echo(options)) => echo::serve(*options),
         Some(Part::Load(options)) => interrupt::watch().and_then(|()| attack::command(options)),
+        Some(Part::Compare(options)) => interrupt::watch().and_then(|()| compare::command(options)),
         None if arguments.bench => {
             interrupt::watch().and_then(|()| table::command(&arguments.table))
         }
@@ -80,7 +84,7 @@ fn main() -> ExitCode {
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            // Nobody is left to tell if this fails.
+            // A failure here cannot be reported.
             let _ = writeln!(stderr(), "peers: {why}");
             ExitCode::FAILURE
         }

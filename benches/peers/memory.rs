@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use crate::cpu::family;
 use crate::failure::{Context, Result};
 
-/// Raises the limit of open files to what is allowed, for this process and its children; the limit.
+/// Raises the limit of open files to the hard limit, for this process and its children. Returns the limit.
 pub(crate) fn raise_descriptor_limit() -> Result<u64> {
     let (_, hard) =
         getrlimit(Resource::RLIMIT_NOFILE).context("cannot ask for the limit of open files")?;
@@ -19,17 +19,17 @@ pub(crate) fn raise_descriptor_limit() -> Result<u64> {
     Ok(hard)
 }
 
-/// What a server's processes hold.
+/// The memory of a server's processes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Memory {
     /// Mapped: proportional set size, a shared page counted once over all.
     pub(crate) pss: i64,
-    /// Pages of memfds, mapped or not: what is reached by pread and pwrite alone is in no PSS.
+    /// Pages of memfds, mapped or not: PSS does not contain pages used by pread and pwrite only.
     pub(crate) memfds: i64,
 }
 
 impl Memory {
-    /// Now, over the process and its descendants.
+    /// Reads the memory of the process and its descendants.
     pub(crate) fn now(root: Pid) -> Result<Self> {
         let mut memory = Memory { pss: 0, memfds: 0 };
         let mut memfds = HashMap::new();
@@ -48,7 +48,7 @@ fn pss(pid: Pid) -> Result<i64> {
     let line = text
         .lines()
         .find_map(|line| line.strip_prefix("Pss:"))
-        .context(format!("{path} tells no Pss"))?;
+        .context(format!("{path} has no Pss"))?;
     let kib: i64 = line
         .trim()
         .trim_end_matches("kB")
@@ -58,7 +58,7 @@ fn pss(pid: Pid) -> Result<i64> {
     Ok(kib << 10)
 }
 
-/// Allocated bytes by inode: the processes of a server share their memfds.
+/// Collects the allocated bytes by inode: the processes of a server share their memfds.
 fn collect_memfds(pid: Pid, found: &mut HashMap<u64, i64>) -> Result<()> {
     let path = format!("/proc/{pid}/fd");
     for entry in fs::read_dir(&path).context(&path)?.flatten() {

@@ -10,10 +10,10 @@ use crate::failure::{Context, Result};
 use crate::figures::{Figures, Spread};
 use crate::scenario::{GOALS, Scenario};
 
-/// A raw echo whose time varies by more than this part says that others were at work meanwhile.
+/// If the time of the raw echo varies by more than this part, the machine had other work.
 const RESTLESS: f64 = 0.2;
 
-/// Everything that was found out.
+/// Prints all results.
 pub(crate) fn all(
     figures: &Figures,
     timed: &[Scenario],
@@ -51,12 +51,8 @@ fn write_all(
         write_grid(out, &times(figures, timed))?;
     }
     for &scenario in timed {
-        if let Some(Spread {
-            median,
-            least,
-            most,
-        }) = figures.micros(scenario, Server::Echo)
-            && most - least > RESTLESS * median
+        if let Some(echo) = figures.micros(scenario, Server::Echo)
+            && echo.most - echo.least > RESTLESS * echo.median
         {
             let title = scenario.title();
             writeln!(
@@ -80,7 +76,7 @@ fn write_all(
         let block = crate::stall::BLOCK;
         writeln!(
             out,
-            "\nLatency of {clients} pinging clients beside one whose calls block its worker for {block:?}, on all CPUs\n"
+            "\nLatency of {clients} pinging clients while the calls of another block its worker for {block:?}, on all CPUs\n"
         )?;
         write_grid(out, &stalls)?;
     }
@@ -103,26 +99,18 @@ fn times(figures: &Figures, scenarios: &[Scenario]) -> Vec<Vec<String>> {
         "server",
         scenarios.iter().map(|scenario| scenario.title().to_owned()),
     )];
-    let absolute = |scenario: &Scenario| match figures.micros(*scenario, Server::Echo) {
-        Some(Spread {
-            median,
-            least,
-            most,
-        }) => format!("{median:.2} us ({least:.2}-{most:.2})"),
-        None => "-".to_owned(),
+    let absolute = |scenario: &Scenario| {
+        let micros = figures.micros(*scenario, Server::Echo);
+        micros.map_or("-".to_owned(), |micros| with_range(micros, 2, " us"))
     };
     rows.push(row(Server::Echo.title(), scenarios.iter().map(absolute)));
     for server in Server::ALL {
         if server == Server::Echo || figures.skipped.contains_key(&server) {
             continue;
         }
-        let ratio = |scenario: &Scenario| match figures.ratio(*scenario, server, Server::Echo) {
-            Some(Spread {
-                median,
-                least,
-                most,
-            }) => format!("{median:.2} ({least:.2}-{most:.2})"),
-            None => "-".to_owned(),
+        let ratio = |scenario: &Scenario| {
+            let ratio = figures.ratio(*scenario, server, Server::Echo);
+            ratio.map_or("-".to_owned(), |ratio| with_range(ratio, 2, ""))
         };
         let cells: Vec<String> = scenarios.iter().map(ratio).collect();
         if cells.iter().any(|cell| cell != "-") {
@@ -151,10 +139,10 @@ fn memory(figures: &Figures) -> Vec<Vec<String>> {
 fn stalls(figures: &Figures) -> Vec<Vec<String>> {
     let heads = [
         "p99, undisturbed",
-        "p99, beside it",
+        "p99, blocked worker",
         "ratio (range)",
         "slowest, undisturbed",
-        "slowest, beside it",
+        "slowest, blocked worker",
     ];
     let mut rows = vec![row("server", heads.map(str::to_owned))];
     for server in Server::ALL {
@@ -165,13 +153,7 @@ fn stalls(figures: &Figures) -> Vec<Vec<String>> {
             micros(figures.stall(server, |[_, stalled]| stalled.p99)),
             figures
                 .stall(server, |[calm, stalled]| stalled.p99 / calm.p99)
-                .map(
-                    |Spread {
-                         median,
-                         least,
-                         most,
-                     }| format!("{median:.1} ({least:.1}-{most:.1})"),
-                ),
+                .map(|ratio| with_range(ratio, 1, "")),
             micros(figures.stall(server, |[calm, _]| calm.slowest)),
             micros(figures.stall(server, |[_, stalled]| stalled.slowest)),
         ];
@@ -215,11 +197,27 @@ fn goals(figures: &Figures) -> Vec<Vec<String>> {
     rows
 }
 
-fn row(first: &str, rest: impl IntoIterator<Item = String>) -> Vec<String> {
+/// Formats a median with its range.
+fn with_range(spread: Spread, digits: usize, unit: &str) -> String {
+    let Spread {
+        median,
+        least,
+        most,
+        ..
+    } = spread;
+    format!("{median:.digits$}{unit} ({least:.digits$}-{most:.digits$})")
+}
+
+pub(crate) fn row(first: &str, rest: impl IntoIterator<Item = String>) -> Vec<String> {
     std::iter::once(first.to_owned()).chain(rest).collect()
 }
 
-/// The first row is the head.
+/// Writes a grid to standard output.
+pub(crate) fn write_out(rows: &[Vec<String>]) -> Result<()> {
+    write_grid(&mut stdout().lock(), rows).context("cannot write the table")
+}
+
+/// Writes a grid, whose first row is the head.
 fn write_grid(out: &mut impl Write, rows: &[Vec<String>]) -> io::Result<()> {
     let columns = rows.first().map_or(0, Vec::len);
     let width = |column: usize| {

@@ -1,4 +1,4 @@
-//! What is measured, and what is to be reached.
+//! The scenarios, and the goals of fdpassd.
 
 use std::time::Duration;
 
@@ -28,12 +28,12 @@ pub(crate) enum Scenario {
     Large,
     /// Memory of a client that is connected and silent.
     Idle,
-    /// Latency beside a client whose calls block its worker.
+    /// Latency of other clients while the calls of one block its worker.
     Stall,
 }
 
 impl Scenario {
-    /// All that measure CPU time, in the order of the table.
+    /// The scenarios that measure CPU time, in the order of the table.
     pub(crate) const TIMED: [Scenario; 6] = [
         Scenario::One,
         Scenario::Ten,
@@ -52,11 +52,11 @@ impl Scenario {
             Scenario::Kilo => "1 KiB object",
             Scenario::Large => "64 KiB object",
             Scenario::Idle => "idle client",
-            Scenario::Stall => "beside a blocking call",
+            Scenario::Stall => "latency with a blocking call",
         }
     }
 
-    /// Depth, requests per connection, payload.
+    /// Returns depth, requests per connection and payload.
     fn shape(self) -> (usize, Option<u64>, Payload) {
         match self {
             Scenario::One => (1, Some(1), Payload::Ping),
@@ -68,7 +68,7 @@ impl Scenario {
         }
     }
 
-    /// Whether this server can be asked that.
+    /// Returns whether this server can be measured.
     pub(crate) fn suits(self, server: Server) -> bool {
         match self {
             Scenario::One | Scenario::Ten | Scenario::Ping => true,
@@ -93,8 +93,8 @@ impl Scenario {
         }
     }
 
-    /// Warm-up, then a measured window: the server's CPU time in microseconds for each client
-    /// (short connections, their setting up and closing included) or each request (long ones).
+    /// Returns the server's CPU time in a window after a warm-up, in microseconds for each client (short connections,
+    /// with connect and close) or each request (long ones).
     pub(crate) fn measure(
         self,
         running: &Running,
@@ -104,9 +104,9 @@ impl Scenario {
         let plan = self.plan(running);
         let mut load = Load::new(plan)?;
         faultless(load.run(Pace::Time(warm_up))?)?;
-        let before = Reading::at_rest(running.pid())?;
+        let before = Reading::when_idle(running.pid())?;
         let report = faultless(load.run(Pace::Time(window))?)?;
-        let spent = Reading::at_rest(running.pid())?.since(&before)?;
+        let spent = Reading::when_idle(running.pid())?.since(&before)?;
         let units = if plan.per_connection.is_some() {
             report.connections
         } else {
@@ -119,7 +119,7 @@ impl Scenario {
     }
 }
 
-/// A figure counts only if every reply was right.
+/// Returns a report only if every reply was right.
 pub(crate) fn faultless(report: Report) -> Result<Report> {
     match report.first_error {
         Some(why) => Err(why.into()),
@@ -127,10 +127,10 @@ pub(crate) fn faultless(report: Report) -> Result<Report> {
     }
 }
 
-/// What fdpassd is to reach.
+/// A goal of fdpassd.
 pub(crate) struct Goal {
     pub(crate) scenario: Scenario,
-    /// At most this many times as much as `against`; bytes if there is none.
+    /// The highest ratio to `against`, or bytes without it.
     pub(crate) most: f64,
     pub(crate) against: Option<Server>,
 }

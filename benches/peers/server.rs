@@ -1,4 +1,4 @@
-//! A server that was started here: from the moment that it answers until it is dropped.
+//! A server started by the benchmark, from its first answer until it is dropped.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
@@ -17,28 +17,28 @@ use crate::failure::{Context, Result};
 use crate::load::{Load, Order, Pace, Payload, Plan};
 use crate::{interrupt, launch};
 
-/// A server must answer after this time.
+/// The time within which a server must answer.
 const START: Duration = Duration::from_secs(15);
 
-/// A server must be gone after this time.
+/// The time within which a server must end.
 const STOP: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether another program has come so far.
-const LOOK: Duration = Duration::from_millis(10);
+/// The interval of checks for the progress of another program.
+const CHECK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A running server. Dropping it ends its whole process group.
 pub(crate) struct Running {
     pub(crate) server: Server,
     pub(crate) address: SocketAddrV4,
     child: Child,
-    /// Once it is, its pid and its group may be another's.
+    /// Whether the child was reaped: then its pid and its group may belong to other processes.
     reaped: bool,
-    /// Its working directory, configuration and log.
+    /// The server's working directory, with its configuration and log.
     directory: TempDir,
 }
 
 impl Running {
-    /// Starts it on a free port and waits until it has answered one request.
+    /// Starts a server on a free port and waits until it has answered one request.
     pub(crate) fn start(server: Server, recipe: &Recipe) -> Result<Self> {
         let directory = tempfile::Builder::new()
             .prefix("fdpassd-bench-")
@@ -52,7 +52,7 @@ impl Running {
                 .context("cannot write fdpassd.toml")?;
         }
         let log = File::create(directory.path().join("log")).context("cannot write a log")?;
-        let output = if server.chatters() {
+        let output = if server.logs_requests() {
             Stdio::null()
         } else {
             log.try_clone().context("a log")?.into()
@@ -80,7 +80,7 @@ impl Running {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
-    /// One connection, one request at a time, small ones: what a scenario changes as it likes.
+    /// Returns a plan for scenarios to change: one connection, one small request at a time.
     pub(crate) fn plan(&self) -> Plan {
         Plan {
             to: self.address,
@@ -99,32 +99,32 @@ impl Running {
             interrupt::check()?;
             if self.has_ended() {
                 let status = self.reap().context("cannot wait for it")?;
-                return Err(format!("it ended at once: {status}{}", self.last_words()).into());
+                return Err(format!("it ended at once: {status}{}", self.last_log_line()).into());
             }
             if Instant::now() > deadline {
                 return Err(
-                    format!("it does not listen after {START:?}{}", self.last_words()).into(),
+                    format!("it does not listen after {START:?}{}", self.last_log_line()).into(),
                 );
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(CHECK_INTERVAL);
         }
         let report = Load::new(self.plan())?.run(Pace::Requests(1))?;
         if let Some(why) = report.first_error {
-            return Err(format!("its first answer: {why}{}", self.last_words()).into());
+            return Err(format!("its first answer: {why}{}", self.last_log_line()).into());
         }
-        Reading::at_rest(self.pid()).map(drop)
+        Reading::when_idle(self.pid()).map(drop)
     }
 
-    /// The end of its log, for an error message.
-    fn last_words(&self) -> String {
+    /// Returns the last line of the log, for an error message.
+    fn last_log_line(&self) -> String {
         let log = fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
         match log.lines().rev().find(|line| !line.trim().is_empty()) {
-            Some(line) => format!("; its last words: {line}"),
+            Some(line) => format!("; its last log line: {line}"),
             None => String::new(),
         }
     }
 
-    /// Whether its first process has ended. It is not reaped, so its pid and its group stay its own.
+    /// Returns whether the first process has ended. It is not reaped here, so its pid and its group stay its own.
     fn has_ended(&self) -> bool {
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         !matches!(
@@ -133,24 +133,26 @@ impl Running {
         )
     }
 
-    /// Ends it as an operator would, and says so if it did not end well.
+    /// Stops the server by SIGTERM. Returns an error if it does not end properly.
     pub(crate) fn stop(mut self) -> Result<()> {
         let in_time = self.terminate();
         let status = self.reap().context("cannot wait for it")?;
-        // The peers just die of the signal; fdpassd promises a tidy end.
+        // The peers die of the signal; fdpassd promises status 0.
         match self.server {
             _ if !in_time => Err(format!("still there {STOP:?} after SIGTERM").into()),
-            Server::Fdpassd if !status.success() => {
-                Err(format!("ended badly after SIGTERM: {status}{}", self.last_words()).into())
-            }
+            Server::Fdpassd if !status.success() => Err(format!(
+                "ended badly after SIGTERM: {status}{}",
+                self.last_log_line()
+            )
+            .into()),
             _ => Ok(()),
         }
     }
 
-    /// SIGTERM to the first process, and some patience; whether it ended.
+    /// Sends SIGTERM to the first process, and waits. Returns whether it ended.
     fn terminate(&self) -> bool {
         if !self.has_ended() {
-            // Fails only if it has ended meanwhile.
+            // Fails only if the process has just ended.
             let _ = kill(self.pid(), Signal::SIGTERM);
         }
         let deadline = Instant::now() + STOP;
@@ -158,18 +160,18 @@ impl Running {
             if Instant::now() > deadline {
                 return false;
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(CHECK_INTERVAL);
         }
         true
     }
 
-    /// Kills what is left of its group (itself if it would not go, workers that outlived it), and
-    /// reaps it. Orphans come to this process, which is their subreaper.
+    /// Kills the remaining processes of the group (the first one if it did not end, and workers that outlived it), and
+    /// reaps them. Orphans are reparented to this process, which is their subreaper.
     fn reap(&mut self) -> std::io::Result<ExitStatus> {
         if self.reaped {
             return self.child.wait();
         }
-        // Fails only if nothing is left but the first process, already dead.
+        // Fails only if the group has no process except the first one, already dead.
         let _ = killpg(self.pid(), Signal::SIGKILL);
         self.reaped = true;
         let status = self.child.wait();
@@ -188,7 +190,7 @@ impl Drop for Running {
     }
 }
 
-/// Free at this moment; nobody else is likely to take it before the server does.
+/// Returns a port that is free now. Another program is unlikely to take it before the server does.
 fn free_address() -> Result<SocketAddrV4> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port")?;
     let port = listener.local_addr().context("no free port")?.port();

@@ -1,5 +1,5 @@
-//! What `cargo test --benches` runs of this: a second of the real thing, so that it does not rot, and
-//! a proof that wrong replies are found.
+//! The test of the benchmark, run by `cargo test --benches`: each scenario for a moment, and a check that wrong replies
+//! are detected.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ pub(crate) fn test() -> Result<()> {
         open_loop(&running)?;
         counted(&running)?;
         if server.check() == Check::Echo {
-            wrong_replies_are_found(&running)?;
+            wrong_replies_are_detected(&running)?;
         }
         idle::measure(&running, 50, MOMENT)?;
         running.stop()?;
@@ -71,15 +71,15 @@ fn counted(running: &Running) -> Result<()> {
     expect(report.errors, 0, "errors")
 }
 
-/// An echo is no pong.
-fn wrong_replies_are_found(running: &Running) -> Result<()> {
+/// Checks that an echo is not accepted as a pong.
+fn wrong_replies_are_detected(running: &Running) -> Result<()> {
     for check in [Check::Bytes, Check::Value] {
         let report = Load::new(Plan {
             check,
             ..running.plan()
         })?
         .run(Pace::Requests(10))?;
-        expect(report.requests, 0, "echoes taken for replies")?;
+        expect(report.requests, 0, "echoes accepted as replies")?;
         expect(report.errors, 10, "wrong replies found")?;
     }
     Ok(())

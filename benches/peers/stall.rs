@@ -1,4 +1,4 @@
-//! What other clients notice of one that keeps calling a method that blocks its worker.
+//! The latency of other clients while one repeatedly calls a method that blocks its worker.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddrV4, TcpStream};
@@ -15,7 +15,7 @@ use crate::server::Running;
 /// How long each of its calls blocks.
 pub(crate) const BLOCK: Duration = Duration::from_millis(100);
 
-/// Clients that ping meanwhile.
+/// The number of pinging clients.
 pub(crate) const CLIENTS: usize = 50;
 
 /// Pings a second, of all together, whether or not those before are answered: far less than either server can do.
@@ -87,7 +87,7 @@ impl Caller {
         Ok(Caller(stream))
     }
 
-    /// What `pi` must be given to take that long: Node's is told the time, fdpassd's computes.
+    /// Returns the argument with which `pi` takes that long: Node's is a time, fdpassd's a number of terms.
     fn calibrate(&mut self, server: Server) -> Result<u64> {
         if server == Server::Node {
             return u64::try_from(BLOCK.as_millis()).context("a time");

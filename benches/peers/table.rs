@@ -1,4 +1,4 @@
-//! The table: fdpassd beside its peers, measured in turns.
+//! The table of fdpassd and other servers, measured in turns.
 
 use std::collections::BTreeSet;
 use std::io::{Write, stderr};
@@ -12,19 +12,19 @@ use crate::scenario::Scenario;
 use crate::server::Running;
 use crate::{cpu, idle, interrupt, launch, memory, print, stall};
 
-/// Descriptors that a server or this program needs besides those of the idle clients.
+/// Descriptors that a server or this program needs in addition to those of the idle clients.
 const SPARE: u64 = 200;
 
-/// What compiles as it runs is warm after this time.
+/// The time after which a server with a just-in-time compiler is warm.
 const COMPILING: Duration = Duration::from_secs(1);
 
-/// Several blocking calls fit into so many windows.
+/// The windows of a latency measurement, so that several blocking calls fit into it.
 const STALL_WINDOWS: u32 = 4;
 
-/// What to measure.
+/// Which servers and scenarios to measure, and how.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Rounds; each figure is the median of so many [default: 15, 5 with --quick]
+    /// Rounds; each figure is their median [default: 15, 5 with --quick]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
 
@@ -36,7 +36,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SCENARIO,...", value_delimiter = ',')]
     only: Vec<Scenario>,
 
-    /// Measure only these servers (and the raw echo, which all are compared with)
+    /// Measure only these servers (and the raw echo, with which all are compared)
     #[arg(long, value_name = "SERVER,...", value_delimiter = ',')]
     servers: Vec<Server>,
 
@@ -44,7 +44,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DIR")]
     peers: Option<PathBuf>,
 
-    /// Another fdpassd than the one just built
+    /// Another build of fdpassd than the one just built
     #[arg(long, value_name = "FILE", default_value = env!("CARGO_BIN_EXE_fdpassd"), hide_default_value = true)]
     fdpassd: PathBuf,
 
@@ -105,7 +105,7 @@ impl Options {
     }
 }
 
-/// Measures and prints; fails if a server gave a wrong answer or fdpassd could not be measured.
+/// Measures and prints; fails if a server answered wrongly or fdpassd could not be measured.
 pub(crate) fn command(options: &Options) -> Result<()> {
     let places = options.places()?;
     let mut figures = Figures::new(options.rounds());
@@ -133,8 +133,7 @@ pub(crate) fn command(options: &Options) -> Result<()> {
     figures.verdict()
 }
 
-/// All servers run at once and are measured in turns, so that what changes on the machine meanwhile
-/// changes for all.
+/// Runs all servers at once and measures them in turns, so that a change of the machine's load affects all of them.
 fn measure_times(
     options: &Options,
     recipes: &mut Vec<(Server, Recipe)>,
@@ -162,7 +161,7 @@ fn measure_times(
         return Err("the raw echo does not run, and everything is compared with it".into());
     }
     let mut failed = BTreeSet::new();
-    // Round 0 is not counted: what compiles as it runs, or grows its heap, does so now.
+    // Round 0 is not counted: compilers and heaps warm up in it.
     for round in 0..=options.rounds() {
         progress(&format!("round {round} of {}", options.rounds()))?;
         for &scenario in &scenarios {
@@ -170,7 +169,7 @@ fn measure_times(
                 if !scenario.suits(server.server) || failed.contains(&(scenario, server.server)) {
                     continue;
                 }
-                let long = round == 0 && server.server.compiles_as_it_runs();
+                let long = round == 0 && server.server.has_jit();
                 let warm_up = if long {
                     COMPILING
                 } else {
@@ -188,7 +187,7 @@ fn measure_times(
                 }
             }
         }
-        // Nobody is always the one after the same other.
+        // No server is always measured after the same other one.
         running.rotate_left(1);
     }
     for server in running {
@@ -227,7 +226,7 @@ fn measure_memory(
     Ok(())
 }
 
-/// On all CPUs: on one, a call that computes would hinder the others by that alone.
+/// Uses all CPUs: on a single one, a call that computes would delay the others by that alone.
 fn measure_stalls(
     options: &Options,
     recipes: &[(Server, Recipe)],
@@ -270,7 +269,7 @@ fn stop(running: Running, figures: &mut Figures) {
     }
 }
 
-/// The table goes to standard output, what happens until then to standard error.
-fn progress(what: &str) -> Result<()> {
+/// Writes progress to standard error; the table goes to standard output.
+pub(crate) fn progress(what: &str) -> Result<()> {
     writeln!(stderr(), "peers: {what}").context("cannot write to standard error")
 }

@@ -45,7 +45,7 @@ impl Histogram {
         Duration::from_nanos(self.max)
     }
 
-    /// Values below `2^FINE` have a bucket each; above, the highest `FINE + 1` bits tell the bucket.
+    /// Values below `2^FINE` have a bucket each; above, the highest `FINE + 1` bits determine the bucket.
     fn bucket(value: u64) -> usize {
         let shift = value.checked_ilog2().unwrap_or(0).saturating_sub(FINE);
         ((shift as usize) << FINE) + (value >> shift) as usize

@@ -27,13 +27,13 @@ use pace::Source;
 use payload::Message;
 pub(crate) use payload::{Check, Order, Payload};
 
-/// A run that gets no reply for so long has failed.
+/// A run without a reply for this long has failed.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A run with more failed connections than this is given up.
+/// A run with more failed connections than this is ended.
 const FAILURES: u64 = 100;
 
-/// What to do to whom.
+/// The target of a load, and its requests.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     /// A loopback address: loads are for one's own machine.
@@ -50,21 +50,21 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// The first request's frame, and that of its reply, for those who ask without a load.
+    /// Returns the frames of the first request and its reply, for callers without a load.
     pub(crate) fn first_exchange(&self) -> Result<(Vec<u8>, Vec<u8>)> {
         Ok(Message::new(self.payload, self.order, self.check)?.into_frames())
     }
 }
 
-/// What came of a run.
+/// The result of a run.
 pub(crate) struct Report {
-    /// Requests answered with what had to come back.
+    /// Requests with the expected reply.
     pub(crate) requests: u64,
     /// Connections that were opened and closed again after their last reply.
     pub(crate) connections: u64,
     /// Connections that failed: refused, closed early, or answered wrongly.
     pub(crate) errors: u64,
-    /// The first failure in words.
+    /// The first failure, as text.
     pub(crate) first_error: Option<String>,
     /// Since a request was due (closed loop: sent; the first of a short connection: connecting).
     pub(crate) latency: Histogram,
@@ -119,7 +119,7 @@ impl Load {
         })
     }
 
-    /// Makes requests at this pace, and waits for all their replies.
+    /// Sends requests at this pace, and waits for all replies.
     pub(crate) fn run(&mut self, pace: Pace) -> Result<Report> {
         let begin = Instant::now();
         let report = Report {
@@ -264,7 +264,7 @@ impl Load {
         }
     }
 
-    /// Goes on with a slot whose socket has become readable or writable.
+    /// Continues with a slot whose socket has become readable or writable.
     fn turn(&mut self, index: usize, run: &mut Run) {
         // An event of a connection that was closed in this very batch finds none, or its successor.
         let Some(connection) = self.slots[index].connection.as_mut() else {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 /// How long and how fast a run goes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Pace {
-    /// Closed loop: so many requests, each as soon as a reply makes room.
+    /// Closed loop: this number of requests, each as soon as a reply makes room.
     Requests(u64),
     /// Closed loop: no new request after this time.
     Time(Duration),
@@ -13,7 +13,7 @@ pub(crate) enum Pace {
     Rate { per_second: f64, time: Duration },
 }
 
-/// What is left of a run.
+/// The rest of a run.
 pub(crate) enum Source {
     Count {
         left: u64,

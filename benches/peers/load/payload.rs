@@ -1,4 +1,4 @@
-//! What is sent, and what must come back.
+//! Requests and their expected replies.
 //!
 //! Every request of a run carries its own number, ten digits wide so that all frames of a payload
 //! are equally long. A message is built once; only the digits change from request to request.
@@ -45,7 +45,7 @@ pub(crate) enum Order {
 pub(crate) enum Check {
     /// The `pong` with the params byte for byte as they were sent.
     Bytes,
-    /// The `pong` with params of equal value: for servers that write JSON anew.
+    /// The `pong` with params of equal value: for servers that serialize the JSON again.
     Value,
     /// The request itself, as a server sends it back that only echoes bytes.
     Echo,
