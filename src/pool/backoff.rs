@@ -32,8 +32,7 @@ impl Jitter {
             .clamp(FIRST_WAIT, MAX_WAIT)
     }
 
-    /// Returns a lifetime up to a tenth shorter, so that workers that started together do not end
-    /// together.
+    /// Returns a lifetime up to a tenth shorter, so that workers that started together do not end together.
     pub(super) fn shortened(&mut self, lifetime: Duration) -> Duration {
         lifetime.mul_f64(1.0 - self.share() / 10.0)
     }
@@ -43,8 +42,7 @@ impl Jitter {
         self.below(1 << 20) as f64 / f64::from(1 << 20)
     }
 
-    /// Returns a number below `n`, by SplitMix64 (Steele, Lea, Flood 2014): good enough for its
-    /// uses here.
+    /// Returns a number below `n`, by SplitMix64 (Steele, Lea, Flood 2014): good enough for its uses here.
     pub(super) fn below(&mut self, n: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;

@@ -1,5 +1,4 @@
-//! Chooses the worker for the next client, by small pure functions of the known state of the
-//! workers.
+//! Chooses the worker for the next client, by small pure functions of the known state of the workers.
 
 use std::cmp::Ordering;
 
@@ -61,12 +60,10 @@ impl Dispatcher {
     }
 }
 
-/// Compares executing requests first, then leases that are not picked up, then recent work, then
-/// clients.
+/// Compares executing requests first, then leases that are not picked up, then recent work, then clients.
 ///
-/// Leases count in fours and recent work in eighths. One lease that is not picked up yet only shows
-/// which worker was scheduled last, and a few percent of work are noise: either would split the
-/// clients of a quiet daemon 170 to 30.
+/// Leases count in fours and recent work in eighths. One lease that is not picked up yet only shows which worker was
+/// scheduled last, and a few percent of work are noise: either would split the clients of a quiet daemon 170 to 30.
 fn compare(a: &Candidate, b: &Candidate) -> Ordering {
     let load = |c: &Candidate| {
         (

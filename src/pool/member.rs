@@ -26,8 +26,7 @@ pub struct Member {
     pub(super) old_at: Option<Instant>,
     /// Whether the worker was started beyond the count, because all others were stuck.
     pub(super) is_extra: bool,
-    /// Whether the worker was held and released, the last one of its seat: it stays, and its
-    /// substitute goes.
+    /// Whether the worker was held and released, the last one of its seat: it stays, and its substitute goes.
     pub(super) is_released: bool,
 }
 

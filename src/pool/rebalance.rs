@@ -1,7 +1,7 @@
 //! Chooses which busy clients move to another worker. Pure functions of how busy the workers and their clients were.
 //!
-//! Dispatch spreads clients evenly, but the load shifts: clients leave or become busy, and a new worker starts with none.
-//! The master reports the loads about once a second ([`Rebalancer::observe`]):
+//! Dispatch spreads clients evenly, but the load shifts: clients leave or become busy, and a new worker starts with
+//! none. The master reports the loads about once a second ([`Rebalancer::observe`]):
 //!
 //! ```text
 //!         skewed               still                 whatever the plan did
@@ -11,7 +11,8 @@
 //! ```
 //!
 //! * Two observations a second apart must find the same worker too busy, so that a burst moves no client. Between the
-//!   two the requests of each client are counted: the slots count over its whole life, which says little of the present.
+//!   two the requests of each client are counted: the slots count over its whole life, which says little of the
+//!   present.
 //! * A plan ([`plan`]) continues until the loads are even, far below the skew that starts one, so that they do not tip
 //!   over again.
 //! * The busy time covers up to two seconds, so for two seconds after a move it includes the time before. The pause is
@@ -144,9 +145,9 @@ fn is_skewed(from: &WorkerLoad, loads: &[WorkerLoad], skew: f64) -> bool {
 /// `from` may be in `to`, as it is never less busy than itself.
 ///
 /// A client's load is its share of the requests times the worker's busy time. The largest comes first, because smaller
-/// ones can even out what it leaves uneven. Each goes to the worker that is least busy by then, unless that would become
-/// busier than `from` stays: the two would only change places, and a client that is all of the load would move for ever.
-/// A client without requests carries no load and stays.
+/// ones can even out what it leaves uneven. Each goes to the worker that is least busy by then, unless that would
+/// become busier than `from` stays: the two would only change places, and a client that is all of the load would move
+/// for ever. A client without requests carries no load and stays.
 #[must_use]
 pub fn plan(from: &WorkerLoad, to: &[WorkerLoad], clients: &[Busy]) -> Vec<Move> {
     let mut to: Vec<WorkerLoad> = to.iter().copied().filter(|to| to.is_warm).collect();

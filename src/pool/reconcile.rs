@@ -8,7 +8,8 @@ use crate::proto::names::WorkerId;
 /// Deaths in a row at every seat, with no worker ever ready, after which the pool gives up.
 const GIVE_UP: u32 = 3;
 
-/// Failed workers of a new generation after which it is rolled back. A single worker that is not ready in time is enough.
+/// Failed workers of a new generation after which it is rolled back. A single worker that is not ready in time is
+/// enough.
 const ROLL_BACK: u32 = 3;
 
 /// The workers of a seat, as far as they count.
@@ -217,8 +218,8 @@ impl Pool {
                 .all(|seat| seat.streak >= GIVE_UP)
     }
 
-    /// Drains ready workers whose seat has another worker or is not wanted, and kills such starting ones. Workers of the
-    /// previous generation may be needed again during a roll, and the last one that serves always is.
+    /// Drains ready workers whose seat has another worker or is not wanted, and kills such starting ones. Workers of
+    /// the previous generation may be needed again during a roll, and the last one that serves always is.
     fn end_unneeded(&mut self, crews: &[Crew], now: Instant, actions: &mut Vec<Action>) {
         let (wanted, is_rolling) = (self.wanted(), self.is_rolling());
         let (generation, count) = (self.target.generation, self.target.count);
