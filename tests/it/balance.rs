@@ -1,6 +1,6 @@
 //! The choice of the worker for a new client.
 
-use fdpassd::testing::{Client, Running, eventually};
+use fdpassd::testing::Client;
 
 use crate::common::faulty::{self, Execution, whoami};
 use crate::common::kernel;
@@ -98,7 +98,8 @@ fn a_stopped_worker_gets_few_new_clients() {
             "workers = {{ count = 2, dispatch = \"{dispatch}\" }}\n{NO_STALLS}"
         ));
         daemon.wait_for_workers();
-        let stopped = stop(&daemon, 1);
+        let stopped = daemon.worker_pids()[1];
+        kernel::stop(stopped);
         let mut clients: Vec<Client> = (0..CLIENTS).map(|_| daemon.connect()).collect();
         clients
             .iter_mut()
@@ -120,15 +121,4 @@ fn a_stopped_worker_gets_few_new_clients() {
             swallowed
         );
     }
-}
-
-/// Stops the worker in that seat; returns its pid.
-#[track_caller]
-fn stop(daemon: &Running, seat: u32) -> u32 {
-    daemon.signal_worker(seat, "STOP");
-    let pid = daemon.worker_pids()[seat as usize];
-    eventually("the worker is stopped", || {
-        (kernel::state(pid) == Some('T')).then_some(())
-    });
-    pid
 }

@@ -21,7 +21,7 @@ use self::plan::Plan;
 use self::witness::Witness;
 use crate::common::figures::assert_counted;
 use crate::common::random::Random;
-use crate::common::{faulty, kernel, settled};
+use crate::common::{at_rest, faulty, kernel};
 
 const CLIENTS: u64 = 12;
 
@@ -56,7 +56,7 @@ fn every_request_is_answered_once_in_order_under_random_faults() {
         first.split_whitespace().collect::<Vec<_>>().join(" "),
     );
     daemon.wait_for_workers();
-    let descriptors = settled(|| kernel::descriptors(daemon.pid()).len());
+    let descriptors = at_rest(&daemon, || kernel::descriptors(daemon.pid()).len());
 
     let counts = daemon.directory().join("counts");
     let shared = Shared {
@@ -109,7 +109,10 @@ fn every_request_is_answered_once_in_order_under_random_faults() {
         seen
     });
 
-    let status = daemon.wait_until("all clients have left", |status| status.clients == 0);
+    // One that vanished at once may still be in a listener's queue.
+    let status = daemon.wait_until("all clients have come and left", |status| {
+        (status.accepted_total, status.clients) == (seen.connections, 0)
+    });
     witness.log.read();
     println!("{:?}", witness.done);
     println!(
@@ -169,7 +172,6 @@ fn compare(seen: &Seen, status: &Status, witness: &Witness) {
         (&status.quarantined, status.log_errors_total),
         (&Vec::new(), 0)
     );
-    assert_eq!(status.accepted_total, seen.connections);
     // The replies to vanished clients are unknown.
     let log = &witness.log;
     let [idempotent, others] = seen.crashed;
@@ -183,9 +185,12 @@ fn compare(seen: &Seen, status: &Status, witness: &Witness) {
     answered(log.crashed, idempotent + others, "crashed");
     answered(log.timeouts, seen.timeouts, "timeouts");
     assert_eq!(log.reruns, status.reruns_total);
+    // Each of these was executing at two deaths, and was run again after the first.
     assert!(
-        idempotent <= 1 + status.deaths_total / 20,
-        "{idempotent} at {} deaths",
+        idempotent <= log.reruns && log.crashed + log.timeouts + log.reruns <= status.deaths_total,
+        "{idempotent} crashed, {} run again, {} late, at {} deaths",
+        log.reruns,
+        log.timeouts,
         status.deaths_total
     );
     // Each that was seen was counted, and once; but some of those whose replies nobody waited for were answered, too.
@@ -231,19 +236,12 @@ fn check_rest(daemon: &Running, another: &str, first: &str, descriptors: usize) 
                 .all(|worker| worker.state == WorkerState::Ready)
     });
     assert_eq!(status.workers.len(), status.count as usize);
-    let now = settled(|| kernel::descriptors(daemon.pid()).len());
+    let now = at_rest(daemon, || kernel::descriptors(daemon.pid()).len());
     assert_eq!(now, descriptors, "{:?}", kernel::descriptors(daemon.pid()));
-    let is_known =
-        |pid: u32| daemon.worker_pids().contains(&pid) && kernel::state(pid) != Some('Z');
-    let strangers = settled(|| -> Vec<u32> {
-        kernel::children(daemon.pid())
-            .into_iter()
-            .filter(|pid| !is_known(*pid))
-            .collect()
-    });
-    assert!(
-        strangers.is_empty(),
-        "children that are no workers: {strangers:?}"
-    );
+    let mut workers = daemon.worker_pids();
+    let mut children = at_rest(daemon, || kernel::children(daemon.pid()));
+    workers.sort_unstable();
+    children.sort_unstable();
+    assert_eq!(children, workers, "every child is a worker");
     assert_eq!(daemon.connect().call("ping", 1).expect("a result"), 1);
 }

@@ -7,12 +7,11 @@
 use std::process::{Child, Command, Stdio};
 
 use fdpassd::testing::{Running, Setup, eventually};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
-use crate::common::kernel::{children, is_over};
+use crate::common::FDPASSD;
+use crate::common::kernel::{children, is_over, send};
 use crate::common::needs::skip;
-use crate::common::{FDPASSD, settled};
 
 /// Options of unshare(1): its program is PID 1 and is killed with it.
 const OPTIONS: [&str; 4] = ["--pid", "--fork", "--mount-proc", "--kill-child"];
@@ -107,10 +106,6 @@ impl Container {
     }
 }
 
-fn send(pid: u32, signal: Signal) {
-    kill(Pid::from_raw(pid.cast_signed()), signal).expect("it is ours");
-}
-
 #[test]
 fn orphans_are_collected_and_do_not_count_as_worker_deaths() {
     let Some(container) = Container::start("workers.count = 2") else {
@@ -118,7 +113,7 @@ fn orphans_are_collected_and_do_not_count_as_worker_deaths() {
     };
     let daemon = &container.daemon;
     let mut client = daemon.connect();
-    let workers = settled(|| container.children());
+    let workers = container.children();
     assert_eq!(workers.len(), 2);
 
     let (input, orphans) = container.orphans(5);

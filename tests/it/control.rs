@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use fdpassd::proto::control::{MAX_REQUEST, REQUEST_TIMEOUT, Status, Version};
 use fdpassd::proto::names::Address;
-use fdpassd::testing::{Client, Running, eventually};
+use fdpassd::testing::{Client, Running};
 use serde_json::json;
 
 use crate::common::program::{FDPASSCTL, OtherUser, Program, control_socket, wait_for_clients};
@@ -131,11 +131,8 @@ fn a_control_client_beyond_the_limit_is_refused() {
     excess.expect_end();
     clients.iter_mut().for_each(ask_version);
     clients.pop();
-    eventually("there is room for one more", || {
-        let mut client = connect(&daemon);
-        client.send_frame("{\"in\":\"version\"}");
-        (client.reply().name == "version").then_some(())
-    });
+    wait_for_clients(&control_socket(&daemon), CLIENTS - 1);
+    ask_version(&mut connect(&daemon));
     assert_eq!(daemon.call("ping", 1).expect("a result"), 1);
 }
 
@@ -162,7 +159,7 @@ fn eight_at_a_time_of_each_user_and_eight_are_kept_for_root() {
     };
     wait_for_clients(&socket, 0);
     // All of them wait in the queue while the master stands still: it accepts them in one go, the first come first.
-    daemon.signal("STOP");
+    kernel::stop(daemon.pid());
     let one_user: Vec<Program> = (0..PER_USER + 2)
         .map(|_| ask(&mut others.command(FDPASSCTL, 70_000)))
         .collect();
@@ -171,7 +168,7 @@ fn eight_at_a_time_of_each_user_and_eight_are_kept_for_root() {
     assert_eq!(fates(one_user), (PER_USER, 2));
 
     wait_for_clients(&socket, 0);
-    daemon.signal("STOP");
+    kernel::stop(daemon.pid());
     let many_users = (0..CLIENTS - RESERVED + 3).map(|i| 70_000 + (i / PER_USER) as u32);
     let many_users: Vec<Program> = many_users
         .map(|uid| ask(&mut others.command(FDPASSCTL, uid)))
@@ -224,7 +221,6 @@ fn a_control_client_that_never_reads_is_closed() {
     assert_eq!(daemon.status().pid, daemon.pid());
     let memory = kernel::memory(daemon.pid());
     assert!(memory < 64 << 20, "the master takes {memory} bytes");
-    wait_for_clients(&socket, 1);
     wait_for_clients(&socket, 0);
     drop(deaf);
 }
@@ -234,11 +230,7 @@ fn stopped_workers_delay_no_control_client() {
     let daemon = start("workers.count = 2");
     let workers = daemon.wait_for_workers().workers;
     for worker in &workers {
-        daemon.signal_worker(worker.seat, "STOP");
-        let pid = worker.pid.expect("it is ready");
-        eventually("the worker is stopped", || {
-            (kernel::state(pid) == Some('T')).then_some(())
-        });
+        kernel::stop(worker.pid.expect("it is ready"));
     }
     let mut client = daemon.connect();
     client.request("ping", 1);

@@ -72,7 +72,7 @@ fn many_requests_at_once_are_answered_in_turn_with_others() {
     let socket = control_socket(&daemon);
     wait_for_clients(&socket, 0);
     // Both wait while the master stands still, and what each asked for is logged when it is answered.
-    daemon.signal("STOP");
+    kernel::stop(daemon.pid());
     let ask = |method: &str, count| {
         let mut client = connect(&daemon);
         // No two are the same, for lines that repeat are counted.

@@ -11,10 +11,11 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use fdpassd::proto::control::{Events, Kind, Status, Verb};
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Setup, eventually};
+use nix::sys::signal::Signal;
 
-use crate::common::FDPASSD;
 use crate::common::needs::skip;
 use crate::common::program::{FDPASSCTL, OtherUser, Program, Said, ctl, wait_for_clients};
+use crate::common::{FDPASSD, kernel};
 
 /// The user that the daemon runs as, and its group. Neither has a name, nor has any of the others.
 const DAEMON: u32 = 61_200;
@@ -359,13 +360,8 @@ fn limits_exclude_strangers_and_do_not_count_admins_by_user() {
     };
     // All wait in the queue while the master stands still: it accepts them in one go, the first come first. Of the
     // strangers there are more than there may be clients at all.
-    let send = |signal| {
-        Command::new("kill")
-            .arg(signal)
-            .arg(daemon.program.pid().to_string())
-            .status()
-    };
-    send("-STOP").expect("kill runs");
+    let master = daemon.program.pid();
+    kernel::stop(master);
     let start = |who, count: usize| -> Vec<Program> {
         (0..count)
             .map(|_| Program::start(&mut daemon.ctl(who, &["version"])))
@@ -380,7 +376,7 @@ fn limits_exclude_strangers_and_do_not_count_admins_by_user() {
     wait_for_clients(&daemon.socket(), 108);
     let excess = start(READER, 1);
     wait_for_clients(&daemon.socket(), 109);
-    send("-CONT").expect("kill runs");
+    kernel::send(master, Signal::SIGCONT);
     let codes = |programs: Vec<Program>| {
         programs
             .into_iter()

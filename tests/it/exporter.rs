@@ -11,15 +11,15 @@ use std::time::{Duration, Instant};
 
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Running, eventually};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
-use crate::common::faulty::{self, Switch};
+use crate::common::faulty::{self, Execution, Switch};
 use crate::common::http::{
     Answer, HttpClient, ask, exporter, exporters, get, metrics_address, request,
 };
+use crate::common::port::Reserved;
 use crate::common::program::{control_socket, run};
-use crate::common::{FDPASSD, kernel, start};
+use crate::common::{FDPASSD, at_rest, kernel, start};
 
 /// On a free port.
 const TCP: &str =
@@ -31,10 +31,6 @@ fn soon(address: &Address) -> Duration {
     let began = Instant::now();
     assert_eq!(get(address, "/healthz").status, 200);
     Duration::from_secs(2) + 20 * began.elapsed()
-}
-
-fn signal(pid: u32, signal: Signal) {
-    kill(Pid::from_raw(i32::try_from(pid).expect("a pid")), signal).expect("it is there");
 }
 
 /// Threads of a process.
@@ -470,6 +466,8 @@ fn sixty_requests_at_once_are_answered_at_a_limited_rate() {
 
 #[test]
 fn reloads_start_move_and_end_the_exporter() {
+    let reserved = Reserved::new();
+    let bound = reserved.address;
     let daemon = start("workers.count = 1");
     let reload = |metrics: &str| {
         daemon
@@ -477,15 +475,14 @@ fn reloads_start_move_and_end_the_exporter() {
             .expect("it is applied")
     };
     assert!(exporters(&daemon).is_empty());
-    reload("metrics.listen = \"127.0.0.1:0\"");
+    reload(&format!("metrics.listen = \"{bound}\""));
     let tcp = metrics_address(&daemon);
-    let Address::Tcp(bound) = &tcp else {
-        panic!("{tcp}")
-    };
     assert_eq!(get(&tcp, "/healthz").status, 200);
 
     let first = exporter(&daemon);
-    reload("metrics.listen = \"127.0.0.1:0\"\nlimits.max-frame = \"64KiB\"");
+    reload(&format!(
+        "metrics.listen = \"{bound}\"\nlimits.max-frame = \"64KiB\""
+    ));
     assert_eq!(
         (get(&tcp, "/healthz").status, exporter(&daemon)),
         (200, first),
@@ -588,10 +585,7 @@ fn changed_hosts_apply_at_once_and_waiting_ones_are_answered() {
         .status
     };
     assert_eq!((ask_as("node1.example.org"), ask_as("node2")), (200, 403));
-    signal(first, Signal::SIGSTOP);
-    eventually("it is stopped", || {
-        (kernel::state(first) == Some('T')).then_some(())
-    });
+    kernel::stop(first);
     let mut waiting: Vec<HttpClient> = (0..20).map(|_| HttpClient::connect(&address)).collect();
     waiting
         .iter_mut()
@@ -615,7 +609,7 @@ fn one_that_is_killed_comes_back_and_its_death_is_no_workers() {
     let mut client = daemon.connect();
     for (round, least) in [100, 150, 300].into_iter().enumerate() {
         let killed = exporter(&daemon);
-        signal(killed, Signal::SIGKILL);
+        kernel::send(killed, Signal::SIGKILL);
         // A request waits until then.
         assert_eq!(get(&address, "/healthz").said(), (200, "ok\n"));
         assert_ne!(exporter(&daemon), killed);
@@ -651,7 +645,7 @@ fn it_ends_with_its_master_only() {
     assert_eq!(get(&metrics_address(&daemon), "/healthz").status, 200);
     let pid = exporter(&daemon);
     for stray in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
-        signal(pid, stray);
+        kernel::send(pid, stray);
     }
     assert_eq!(get(&metrics_address(&daemon), "/healthz").status, 200);
     assert_eq!(
@@ -696,7 +690,7 @@ fn without_a_ready_worker_it_is_neither_healthy_nor_ready() {
     kernel::children(daemon.pid())
         .iter()
         .filter(|pid| **pid != exporter(&daemon))
-        .for_each(|pid| signal(*pid, Signal::SIGKILL));
+        .for_each(|pid| kernel::send(*pid, Signal::SIGKILL));
     eventually("one is ready again", || {
         (get(&address, "/healthz").said() == (200, "ok\n")).then_some(())
     });
@@ -709,18 +703,14 @@ fn without_a_ready_worker_it_is_neither_healthy_nor_ready() {
 fn during_a_stop_it_reports_not_ready() {
     let mut daemon = faulty::start(TCP);
     let (address, pid) = (metrics_address(&daemon), exporter(&daemon));
-    let mut client = daemon.connect();
-    client.request("spin", 1000);
-    daemon.wait_until("it is executed", |status| {
-        status.workers.iter().any(|worker| worker.executing > 0)
-    });
+    let execution = Execution::start(&daemon);
     daemon.signal("TERM");
     let not_ready = |answer: &Answer| answer.said() == (503, "the daemon is stopping\n");
     eventually("it is told", || {
         Some(get(&address, "/readyz")).filter(not_ready)
     });
     assert_eq!(get(&address, "/metrics").status, 200);
-    client.reply().value().expect("a result");
+    drop(execution.finish());
     assert_eq!(daemon.wait().code(), Some(0));
     eventually("the exporter is gone", || {
         kernel::is_over(pid).then_some(())
@@ -743,10 +733,7 @@ fn a_stopped_exporter_delays_no_other_and_a_reload_ends_it() {
         began.elapsed()
     };
     let usual = serve(100);
-    signal(stopped, Signal::SIGSTOP);
-    eventually("it is stopped", || {
-        (kernel::state(stopped) == Some('T')).then_some(())
-    });
+    kernel::stop(stopped);
     let mut http_clients: Vec<HttpClient> =
         (0..100).map(|_| HttpClient::connect(&address)).collect();
     http_clients
@@ -769,7 +756,7 @@ fn a_master_that_does_not_answer_is_503_after_three_seconds() {
     let daemon = start(TCP);
     let address = metrics_address(&daemon);
     let soon = soon(&address);
-    daemon.signal("STOP");
+    kernel::stop(daemon.pid());
     let began = Instant::now();
     let mut http_clients: Vec<HttpClient> = (0..8).map(|_| HttpClient::connect(&address)).collect();
     for (http_client, path) in http_clients
@@ -894,7 +881,7 @@ fn it_has_nothing_of_the_masters_but_the_listener() {
     let _clients: Vec<_> = (0..4).map(|_| daemon.connect()).collect();
     daemon.wait_until("they are there", |status| status.clients == 4);
     let before = exporter(&daemon);
-    signal(before, Signal::SIGKILL);
+    kernel::send(before, Signal::SIGKILL);
     assert_eq!(get(&metrics_address(&daemon), "/healthz").status, 200);
     // Every process inherits what the caller of the tests left open.
     let names = |pid: u32| kernel::descriptors(pid).into_iter().map(|(_, name)| name);
@@ -913,7 +900,10 @@ fn it_has_nothing_of_the_masters_but_the_listener() {
         names(pid).filter(is_own).collect()
     };
     let after = exporter(&daemon);
-    let (masters, exporters) = (own(daemon.pid()), crate::common::settled(|| own(after)));
+    eventually("the thread of the request is over", || {
+        (tasks(after) == 1).then_some(())
+    });
+    let (masters, exporters) = at_rest(&daemon, || (own(daemon.pid()), own(after)));
     let shared: Vec<_> = exporters
         .iter()
         .filter(|name| name.starts_with("socket:") && masters.contains(name))

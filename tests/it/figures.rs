@@ -255,16 +255,12 @@ fn figures_are_exact_after_a_storm() {
         sum(|s| s.connections),
     );
     println!("{requests} requests, {errors} errors, {connections} connections; {done:?}");
-    let status = daemon.wait_until("all clients have left", |status| status.clients == 0);
+    // One that came to ask nothing may still be in a listener's queue.
+    let status = daemon.wait_until("all clients have come and left", |status| {
+        (status.accepted_total, status.clients) == (connections, 0)
+    });
     assert_counted(&daemon, requests, errors);
-    assert_eq!(
-        (
-            status.accepted_total,
-            status.lost_total,
-            status.deaths_total
-        ),
-        (connections, 0, kills)
-    );
+    assert_eq!((status.lost_total, status.deaths_total), (0, kills));
     assert_eq!(
         (
             status.failed_starts_total,

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use fdpassd::proto::names::Address;
-use fdpassd::testing::{Client, Running, ServiceManager, eventually};
+use fdpassd::testing::{Client, Running, ServiceManager};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -23,12 +23,7 @@ impl Frozen {
     #[track_caller]
     fn new(pids: Vec<u32>) -> Frozen {
         let frozen = Frozen(pids);
-        frozen.send(Signal::SIGSTOP);
-        for pid in &frozen.0 {
-            eventually("the process is stopped", || {
-                (kernel::state(*pid) == Some('T')).then_some(())
-            });
-        }
+        frozen.0.iter().for_each(|pid| kernel::stop(*pid));
         frozen
     }
 
@@ -38,17 +33,13 @@ impl Frozen {
         let master = daemon.pid();
         Frozen::new([vec![master], kernel::children(master)].concat())
     }
-
-    fn send(&self, signal: Signal) {
-        for pid in &self.0 {
-            kill(Pid::from_raw(pid.cast_signed()), signal).expect("it is there");
-        }
-    }
 }
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        self.send(Signal::SIGCONT);
+        for pid in &self.0 {
+            let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGCONT);
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use fdpassd::testing::{Client, Running, Setup};
 
 use crate::common::namespace::{is_inside, this_test};
 use crate::common::needs::skip;
-use crate::common::{FDPASSD, kernel, let_pass, settled, start};
+use crate::common::{FDPASSD, at_rest, kernel, let_pass, start};
 
 #[test]
 fn clients_beyond_the_limit_on_open_files_wait() {
@@ -55,7 +55,7 @@ fn out_of_descriptors_new_clients_wait_and_nothing_spins() {
             "{limit}"
         );
     };
-    let most = settled(|| kernel::descriptors(daemon.pid()).len());
+    let most = at_rest(&daemon, || kernel::descriptors(daemon.pid()).len());
     // One is left for us, to ask how it goes.
     set_limit(most + 1);
     let mut waiting: Vec<Client> = (0..5).map(|_| daemon.connect()).collect();
@@ -185,10 +185,10 @@ fn clients_that_come_and_go_leave_nothing_behind() {
     };
     // Opens the descriptors that are opened once.
     come_and_go(AT_A_TIME);
-    let before = settled(descriptors);
+    let before = at_rest(&daemon, descriptors);
 
     come_and_go(CLIENTS);
-    assert_eq!(settled(descriptors), before);
+    assert_eq!(at_rest(&daemon, descriptors), before);
     let Address::Tcp(address) = daemon.address() else {
         panic!("it listens on TCP")
     };
@@ -224,7 +224,7 @@ fn without_clients_no_process_wakes_up() {
         .chain([daemon.pid()])
         .collect();
     let sleeps = || -> Vec<u64> { processes.iter().map(|pid| kernel::sleeps(*pid)).collect() };
-    let before = settled(sleeps);
+    let before = at_rest(&daemon, sleeps);
     let_pass(Duration::from_secs(3));
     assert_eq!(sleeps(), before);
 }

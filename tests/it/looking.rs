@@ -11,7 +11,9 @@ use crate::common::{kernel, start};
 
 #[test]
 fn a_client_is_shown_with_its_details_also_after_a_move() {
-    let daemon = start("listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2");
+    let daemon = start(
+        "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\nlimits.stall-timeout = \"1h\"",
+    );
     daemon.wait_for_workers();
     let mut asking = daemon.connect();
     (0..5).for_each(|i| drop(asking.call("ping", i).expect("a pong")));

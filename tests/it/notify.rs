@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::common::faulty::example;
 use crate::common::program::{Program, ctl_command};
-use crate::common::{FDPASSD, kernel, let_pass, settled};
+use crate::common::{FDPASSD, at_rest, kernel, let_pass};
 
 /// A service manager that listens, and reads when it is asked what it was told.
 struct Manager {
@@ -166,7 +166,7 @@ fn a_changed_status_is_sent_at_most_once_a_second() {
     let_pass(Duration::from_millis(1100));
     assert_eq!(manager.told_by_now(), None);
     let sleeps = || kernel::sleeps(daemon.pid());
-    let before = settled(sleeps);
+    let before = at_rest(&daemon, sleeps);
     let_pass(Duration::from_millis(1500));
     assert_eq!((sleeps(), manager.told_by_now()), (before, None));
 }
@@ -365,12 +365,12 @@ fn an_abstract_address_is_as_good_as_a_path() {
 #[test]
 fn the_watchdog_is_fed_while_the_loop_turns_and_only_then() {
     let manager = Manager::new();
+    let began = Instant::now();
     let daemon = manager
         .setup("workers.count = 1")
         .variable("WATCHDOG_USEC", "400000")
         .start()
         .expect("it serves");
-    let began = Instant::now();
     let mut fed = 0;
     while fed < 5 {
         fed += usize::from(manager.told() == "WATCHDOG=1");
@@ -381,10 +381,7 @@ fn the_watchdog_is_fed_while_the_loop_turns_and_only_then() {
         "{:?}",
         began.elapsed()
     );
-    daemon.signal("STOP");
-    eventually("the daemon is stopped", || {
-        (kernel::state(daemon.pid()) == Some('T')).then_some(())
-    });
+    kernel::stop(daemon.pid());
     while manager.told_by_now().is_some() {}
     let_pass(Duration::from_millis(600));
     assert_eq!(manager.told_by_now(), None);
@@ -402,7 +399,7 @@ fn the_watchdog_is_fed_while_the_loop_turns_and_only_then() {
         .expect("it serves");
     manager_of_another.told();
     let sleeps = || kernel::sleeps(another.pid());
-    let before = settled(sleeps);
+    let before = at_rest(&another, sleeps);
     let_pass(Duration::from_millis(300));
     assert_eq!((sleeps(), manager_of_another.told_by_now()), (before, None));
 }

@@ -193,7 +193,7 @@ fn closing_unread_passed_descriptors_delays_no_client() {
         );
     }
     // One that is closed by its client at once, while the master has not accepted it.
-    daemon.signal("STOP");
+    kernel::stop(daemon.pid());
     for path in [&to.rpc, &to.control, &to.metrics] {
         let client = connect(path);
         peers.push(
@@ -208,7 +208,7 @@ fn closing_unread_passed_descriptors_delays_no_client() {
 
     // A request that is longer than what is read of it.
     let mut control = connect(&to.control);
-    daemon.signal("STOP");
+    kernel::stop(daemon.pid());
     control.write_all(&[0xff; 80_000]).expect("there is room");
     peers.push(
         Lingering::new()
@@ -222,7 +222,7 @@ fn closing_unread_passed_descriptors_delays_no_client() {
     // A client that is closed while its worker does not read.
     let rpc = connect(&to.rpc);
     let status = daemon.wait_until("it is accepted", |status| status.clients == 1);
-    daemon.signal_worker(0, "STOP");
+    kernel::stop(daemon.worker_pids()[0]);
     peers.push(
         Lingering::new()
             .pass(&rpc, &[0; 1], 1)

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::common::faulty::{self, Execution};
 use crate::common::needs::skip;
-use crate::common::program::{FDPASSCTL, Program, Said, control_socket, ctl};
+use crate::common::program::{FDPASSCTL, Program, Said, control_socket, ctl, short_timeout};
 use crate::common::{FDPASSD, start};
 
 /// The sentences of what was told, each behind its time.
@@ -150,7 +150,8 @@ fn quiet_output_still_waits_for_the_end() {
         assert_eq!(ctl(&daemon, &["reload", quiet]).err, "");
     }
     let execution = Execution::start(&daemon);
-    let said = ctl(&daemon, &["stop", "--timeout", "0.2"]);
+    let timeout = short_timeout(&daemon);
+    let said = ctl(&daemon, &["stop", "--timeout", &timeout]);
     let (told, verdict) = said
         .err
         .split_once("fdpassctl: ")
@@ -174,7 +175,7 @@ fn follow_shows_a_death_and_the_end() {
         let mut sh = Command::new("sh");
         sh.args([
             "-c",
-            "exec \"$0\" events --follow --timeout 1 -s \"$1\" $3 >\"$2\"",
+            "exec \"$0\" events --follow -s \"$1\" $3 >\"$2\"",
             FDPASSCTL,
         ]);
         sh.arg(control_socket(&daemon)).arg(&file).arg(json);

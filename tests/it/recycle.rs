@@ -62,7 +62,7 @@ fn however_few_requests_a_worker_may_answer_all_are_answered() {
     for most in [1, 2, 20, 300] {
         let listen = r#"listen = ["127.0.0.1:0", "unix:{dir}/rpc.sock"]"#;
         let daemon = start(&format!(
-            "{listen}\nlimits.stall-timeout = \"5s\"\nworkers = {{ count = 2, max-requests = {most} }}"
+            "{listen}\nlimits.stall-timeout = \"1h\"\nworkers = {{ count = 2, max-requests = {most} }}"
         ));
         daemon.wait_for_workers();
         let mut idle: Vec<Client> = (0..20).map(|_| daemon.connect()).collect();
@@ -108,7 +108,7 @@ fn however_few_requests_a_worker_may_answer_all_are_answered() {
 #[test]
 fn workers_that_are_old_enough_are_replaced_one_by_one() {
     let daemon =
-        start("limits.stall-timeout = \"5s\"\nworkers = { count = 2, max-lifetime = \"300ms\" }");
+        start("limits.stall-timeout = \"1h\"\nworkers = { count = 2, max-lifetime = \"300ms\" }");
     daemon.wait_for_workers();
     let mut idle: Vec<Client> = (0..20).map(|_| daemon.connect()).collect();
     let load = Load::start(&daemon, 4, 5);
@@ -196,12 +196,12 @@ fn half_frames_and_unread_replies_go_from_process_to_process() {
 #[test]
 fn moves_do_not_prolong_the_idle_timeout() {
     let daemon = start("limits.idle-timeout = \"1s\"\nworkers = { count = 1, max-requests = 1 }");
+    let began = Instant::now();
     let mut idle = daemon.connect();
     let load = Load::start(&daemon, 2, 2);
-    let began = Instant::now();
     idle.expect_end();
     assert!(
-        began.elapsed() > Duration::from_millis(900),
+        began.elapsed() >= Duration::from_secs(1),
         "after {:?}",
         began.elapsed()
     );

@@ -10,12 +10,13 @@ use fdpassd::proto::control::{
     LastReload, ListenerStatus, Status, Verdict, WorkerState, WorkerStatus,
 };
 use fdpassd::testing::{Client, Running, eventually};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::common::faulty::{self, Execution, whoami};
 use crate::common::load::Load;
-use crate::common::program::{Program, ctl, ctl_command};
-use crate::common::{kernel, settled, start};
+use crate::common::program::{Program, ctl, ctl_command, short_timeout};
+use crate::common::{at_rest, kernel, start};
 
 const BOTH_FAMILIES: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\n";
 
@@ -138,7 +139,7 @@ fn a_rejected_file_is_reported_with_its_place() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let taken = taken.local_addr().expect("it is bound");
     let before = Untouched::of(&daemon);
-    let descriptors = settled(|| kernel::descriptors(daemon.pid()).len());
+    let descriptors = at_rest(&daemon, || kernel::descriptors(daemon.pid()).len());
     let mut client = daemon.connect();
     let load = Load::start(&daemon, 1, 8);
     let listen = |more: &str| {
@@ -290,7 +291,7 @@ fn a_generation_that_is_not_ready_in_time_is_rolled_back() {
     let load = Load::start(&daemon, 4, 8);
     let new = r#"
         listen = ["127.0.0.1:0", { address = "unix:{dir}/rpc.sock", mode = "0666" }, "unix:{dir}/new.sock"]
-        workers = { count = 3, start-timeout = "1s" }
+        workers = { count = 3, start-timeout = "2s" }
         limits.max-clients = 77
         log = { target = "file", file = "{dir}/log" }
         control.mode = "0600"
@@ -299,9 +300,9 @@ fn a_generation_that_is_not_ready_in_time_is_rolled_back() {
         ("exit", "the last one exited with status 9", 0),
         ("fail", "the model cannot be loaded", 0),
         ("panic", "the model is broken", 0),
-        ("hang", "the last one was not ready within 1s", 0),
+        ("hang", "the last one was not ready within 2s", 0),
         ("exit:2", "the last one exited with status 9", 2),
-        ("hang:1", "the last one was not ready within 1s", 1),
+        ("hang:1", "the last one was not ready within 2s", 1),
     ]
     .into_iter()
     .enumerate()
@@ -380,7 +381,8 @@ fn a_second_reload_is_refused_while_one_is_running() {
     let mut client = daemon.connect();
     let old = whoami(&mut client).pid;
     switch.set("hang");
-    let said = ctl(&daemon, &["reload", "--quiet", "--timeout", "0.3"]);
+    let timeout = short_timeout(&daemon);
+    let said = ctl(&daemon, &["reload", "--quiet", "--timeout", &timeout]);
     assert_eq!((said.code, said.out.as_str()), (Some(75), ""));
     let words = format!(
         "fdpassctl: faulty (pid {}) is still reloading; it continues, see \"fdpassctl status\"\n",
@@ -407,7 +409,7 @@ fn a_second_reload_is_refused_while_one_is_running() {
     let children = kernel::children(daemon.pid());
     let hanging: Vec<_> = children.into_iter().filter(|pid| *pid != old).collect();
     assert_eq!(hanging.len(), 1);
-    kill(hanging[0]);
+    kernel::send(hanging[0], Signal::SIGKILL);
     let status = daemon.wait_until("it is applied", |status| status.last_reload.is_some());
     assert_eq!(
         (
@@ -419,13 +421,6 @@ fn a_second_reload_is_refused_while_one_is_running() {
     assert_ne!(whoami(&mut client).pid, old);
     ctl(&daemon, &["reload"]);
     assert_eq!(daemon.status().generation, Generation(3));
-}
-
-fn kill(pid: u32) {
-    let killed = std::process::Command::new("kill")
-        .args(["-KILL", &pid.to_string()])
-        .status();
-    assert!(killed.expect("kill(1) runs").success());
 }
 
 #[test]
@@ -549,7 +544,7 @@ fn many_reloads_leave_nothing_behind() {
     let measure = || {
         daemon.wait_until("the old workers are gone", gone);
         (
-            settled(|| kernel::descriptors(daemon.pid()).len()),
+            at_rest(&daemon, || kernel::descriptors(daemon.pid()).len()),
             kernel::memory(daemon.pid()),
             kernel::children(daemon.pid()).len(),
         )

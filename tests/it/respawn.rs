@@ -51,7 +51,7 @@ fn clients_in_the_channel_of_a_killed_worker_are_served() {
     let daemon =
         start("workers = { count = 2, dispatch = \"round-robin\" }\nlimits.stall-timeout = \"1h\"");
     daemon.wait_for_workers();
-    stop_worker(&daemon, 0);
+    kernel::stop(daemon.worker_pids()[0]);
     let mut clients: Vec<Client> = (0..8).map(|_| daemon.connect()).collect();
     clients
         .iter_mut()
@@ -216,15 +216,6 @@ fn wait_for_rest(daemon: &Running) {
             (kernel::state(worker) == Some('S')).then_some(())
         });
     }
-}
-
-#[track_caller]
-fn stop_worker(daemon: &Running, seat: u32) {
-    daemon.signal_worker(seat, "STOP");
-    let pid = daemon.worker_pids()[seat as usize];
-    eventually("the worker is stopped", || {
-        (kernel::state(pid) == Some('T')).then_some(())
-    });
 }
 
 /// Waits until every child of the master runs, and none of them twice in a seat.

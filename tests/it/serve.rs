@@ -10,7 +10,7 @@ use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Reply};
 use serde_json::json;
 
-use crate::common::{let_pass, ping_of, pong_of, start};
+use crate::common::{kernel, let_pass, ping_of, pong_of, start};
 
 #[test]
 fn tcp_over_both_families_and_unix_sockets_are_served() {
@@ -159,7 +159,7 @@ fn clients_are_served_and_closed_while_the_master_is_stopped() {
     clients
         .iter_mut()
         .for_each(|client| assert_eq!(client.call("ping", 1).expect("a result"), 1));
-    daemon.signal("STOP");
+    kernel::stop(daemon.pid());
     for client in &mut clients {
         assert_eq!(client.call("ping", 2).expect("a result"), 2);
         client.finish();

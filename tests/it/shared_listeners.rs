@@ -19,7 +19,7 @@ use crate::common::http::{get, metrics_address};
 use crate::common::needs::skip;
 use crate::common::program::control_socket;
 use crate::common::upgrade::upgrade;
-use crate::common::{FDPASSD, kernel, settled, start};
+use crate::common::{FDPASSD, at_rest, kernel, start};
 
 const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 1\n";
 
@@ -43,11 +43,12 @@ fn assert_served_again(address: &Address) {
     );
 }
 
-/// An idle process uses no time of the CPU, however busy the machine is.
+/// An idle daemon uses no time of the CPU, however busy the machine is.
 #[track_caller]
-fn assert_idle(pid: u32) {
-    settled(|| kernel::cpu_ticks(pid));
-    kernel::assert_waits(&[pid], Duration::from_millis(300), 0.1);
+fn assert_idle(daemon: &Running) {
+    at_rest(daemon, || ());
+    let processes = [vec![daemon.pid()], kernel::children(daemon.pid())].concat();
+    kernel::assert_waits(&processes, Duration::from_millis(300), 0.1);
 }
 
 /// A file in the place of a Unix socket keeps the daemon from binding it, until this is dropped.
@@ -106,7 +107,7 @@ fn a_listener_that_another_holder_ended_is_bound_again() {
         )));
         assert!(events(&daemon).contains(&format!("listening on {address} again")));
     }
-    assert_idle(daemon.pid());
+    assert_idle(&daemon);
 }
 
 #[test]
@@ -123,7 +124,7 @@ fn an_ended_listener_of_a_drained_daemon_costs_no_time() {
     daemon.wait_until("the end is noticed", |status| {
         status.listeners[1].outage.is_some()
     });
-    assert_idle(daemon.pid());
+    assert_idle(&daemon);
     drop(in_the_way);
     eventually("clients can connect again", || {
         can_connect(&Address::Unix(path.clone())).then_some(())
@@ -174,7 +175,7 @@ fn a_failed_rebind_is_reported_and_tried_again() {
         get(&metrics, "/readyz").said(),
         (503, "clients cannot connect to a listener\n")
     );
-    assert_idle(daemon.pid());
+    assert_idle(&daemon);
     daemon
         .reload()
         .expect("what is bound is not in the way of a reload");
@@ -197,7 +198,7 @@ fn an_ended_control_socket_is_opened_again() {
     let in_the_way = InTheWay::of(&path);
     end(&held, Shutdown::Both);
     daemon.wait_for_log("cannot open the control socket");
-    assert_idle(daemon.pid());
+    assert_idle(&daemon);
     assert_eq!(
         daemon
             .connect()
@@ -228,16 +229,14 @@ fn an_ended_metrics_listener_is_bound_again() {
             });
             assert_eq!(get(&address, "/healthz").status, 200, "{address} {how:?}");
         }
-        let exporter = crate::common::http::exporter(&daemon);
-        assert_idle(exporter);
-        assert_idle(daemon.pid());
+        assert_idle(&daemon);
         daemon
             .reload_with("workers.count = 1")
             .expect("without metrics");
         eventually("the address is free", || {
             (!can_connect(&address)).then_some(())
         });
-        assert_idle(daemon.pid());
+        assert_idle(&daemon);
     }
 }
 
@@ -252,7 +251,7 @@ fn a_reload_or_upgrade_never_listens_on_an_ended_socket() {
                 return;
             };
             // Either may come first: the end as an event, or the change.
-            daemon.signal("STOP");
+            kernel::stop(daemon.pid());
             end(&held, Shutdown::Both);
             let mut asker = match change {
                 "upgrade" => daemon.ctl_request(change, serde_json::json!({})),
@@ -264,7 +263,7 @@ fn a_reload_or_upgrade_never_listens_on_an_ended_socket() {
             assert_eq!(client.call("ping", 2).expect("a result"), 2);
         }
     }
-    assert_idle(daemon.pid());
+    assert_idle(&daemon);
 }
 
 #[test]
@@ -312,7 +311,7 @@ fn a_restart_binds_an_ended_stored_listener_again() {
     clients
         .iter_mut()
         .for_each(|client| assert_eq!(client.call("ping", 2).expect("they stay"), 2));
-    assert_idle(daemon.pid());
+    assert_idle(&daemon);
 }
 
 #[test]
@@ -348,7 +347,7 @@ fn a_socket_that_ended_before_its_activation_is_bound_again() {
     addresses.iter().for_each(assert_served_again);
     upgrade(&daemon, None).expect("it finds those that listen");
     addresses.iter().for_each(assert_served_again);
-    assert_idle(daemon.pid());
+    assert_idle(&daemon);
 }
 
 /// Ends the listener of a TCP port as an administrator can. Skips the test where this process may not.
@@ -376,7 +375,7 @@ fn a_listener_that_ss_killed_is_no_black_hole_after_a_reload() {
     for _ in 0..3 {
         let generation = daemon.status().generation;
         // Both are there when it continues, and it handles the signal first.
-        daemon.signal("STOP");
+        kernel::stop(daemon.pid());
         let killed = kill_listener(daemon.address());
         daemon.signal("HUP");
         daemon.signal("CONT");
@@ -390,7 +389,7 @@ fn a_listener_that_ss_killed_is_no_black_hole_after_a_reload() {
             assert_served_again(daemon.address());
         }
     }
-    assert_idle(daemon.pid());
+    assert_idle(&daemon);
 }
 
 #[test]
@@ -415,7 +414,7 @@ fn a_listener_that_ss_killed_is_no_black_hole_after_a_restart() {
     for _ in 0..4 {
         assert_served_again(&address);
     }
-    assert_idle(daemon.pid());
+    assert_idle(&daemon);
 }
 
 #[test]

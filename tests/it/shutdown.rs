@@ -8,7 +8,7 @@ use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, TIMEOUT, eventually};
 
 use crate::common::faulty::{self, Execution, whoami};
-use crate::common::program::{Program, control_socket, ctl, ctl_command};
+use crate::common::program::{Program, control_socket, ctl, ctl_command, short_timeout};
 use crate::common::{let_pass, start};
 
 #[test]
@@ -52,13 +52,15 @@ fn requests_sent_before_the_end_are_answered() {
 
 #[test]
 fn idle_workers_end_their_clients_while_another_still_executes() {
-    let mut daemon = faulty::start("workers.count = 2");
+    let mut daemon = faulty::start(
+        "workers = { count = 2, dispatch = \"round-robin\" }\nlimits.stall-timeout = \"1h\"",
+    );
     daemon.wait_for_workers();
     let mut caller = daemon.connect();
     let busy = whoami(&mut caller).seat;
     let mut clients: Vec<Client> = (0..10).map(|_| daemon.connect()).collect();
     clients.retain_mut(|client| whoami(client).seat != busy);
-    assert!(!clients.is_empty());
+    assert_eq!(clients.len(), 5);
     let execution = Execution::start_by(&daemon, caller);
     daemon.signal("TERM");
     clients.iter_mut().for_each(Client::expect_end);
@@ -134,7 +136,8 @@ fn a_stop_waits_for_the_end_and_reports_it() {
 
 #[test]
 fn a_stop_reports_killed_workers() {
-    let mut daemon = faulty::start("workers.count = 2\nlimits.drain-timeout = \"200ms\"");
+    // An idle worker would have as little time to end.
+    let mut daemon = faulty::start("workers.count = 1\nlimits.drain-timeout = \"200ms\"");
     let _stuck = spin(&daemon);
     let said = ctl(&daemon, &["stop"]);
     let sentence = format!(
@@ -149,7 +152,8 @@ fn a_stop_reports_killed_workers() {
 fn a_stop_continues_without_its_requester() {
     let mut daemon = faulty::start("workers.count = 1");
     let execution = Execution::start(&daemon);
-    let said = ctl(&daemon, &["stop", "--quiet", "--timeout", "0.1"]);
+    let timeout = short_timeout(&daemon);
+    let said = ctl(&daemon, &["stop", "--quiet", "--timeout", &timeout]);
     assert_eq!((said.code, said.out.as_str()), (Some(75), ""));
     let still = format!(
         "fdpassctl: faulty (pid {}) is still stopping; it continues, ",

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::common::faulty::{self, Execution, server, whoami};
 use crate::common::program::ctl;
-use crate::common::{kernel, let_pass, settled, start};
+use crate::common::{at_rest, kernel, let_pass, start};
 
 #[test]
 fn other_clients_of_a_blocked_worker_are_served_elsewhere() {
@@ -250,8 +250,9 @@ fn a_worker_stopped_in_a_request_answers_it_once() {
 
 #[test]
 fn a_worker_that_stays_stopped_is_killed_at_request_timeout() {
+    // So long that no worker is wrongly taken for stuck, and its clients moved.
     let daemon = faulty::start(
-        "workers.count = 2\nlimits = { stall-timeout = \"20ms\", request-timeout = \"2s\" }",
+        "workers.count = 2\nlimits = { stall-timeout = \"1s\", request-timeout = \"2s\" }",
     );
     daemon.wait_for_workers();
     for is_executing in [false, true] {
@@ -337,12 +338,16 @@ fn a_request_past_request_timeout_is_answered_with_timeout() {
             for other in &mut others {
                 server(other);
             }
-            assert_ne!(whoami(&mut caller).pid, place.pid);
             ping_all(&mut others);
-            daemon.wait_for_log(&format!(
-                "in method {method:?} of client {} (",
-                place.client
-            ));
+            let words = format!(" in method {method:?} of client {} (", place.client);
+            daemon.wait_for_log(&words);
+            let log = daemon.stderr();
+            let killed = log
+                .lines()
+                .find(|line| line.contains(&words) && line.contains("killed by signal 9"))
+                .unwrap_or_else(|| panic!("{log}"));
+            let pid = whoami(&mut caller).pid;
+            assert!(!killed.contains(&format!("(pid {pid},")), "{killed}");
             daemon.wait_for_workers();
         }
         eventually("each death is told", || {
@@ -411,13 +416,14 @@ fn the_return_of_a_stuck_worker_without_clients_is_noticed() {
     let daemon = faulty::start("workers.count = 2\nlimits.stall-timeout = \"20ms\"");
     daemon.wait_for_workers();
     let others = connect(&daemon, 5);
-    let mut caller = daemon.connect();
-    caller.request("sleep", 2_000);
-    daemon.wait_for_log(" is stuck for ");
-    drop((caller, others));
+    let execution = Execution::start(&daemon);
+    stuck_worker(&daemon, 0, " in method \"read_line\" of client ");
+    let end = execution.hang_up();
+    drop(others);
     daemon.wait_until("it is left alone with its request", |status| {
-        status.clients <= 1 && stalled(status).len() == 1
+        status.clients <= 1 && stuck_in_requests(status).len() == 1
     });
+    end();
     daemon.wait_for_log("responds again; back in rotation");
     daemon.wait_until("all clients have left", |status| status.clients == 0);
     assert_no_wake_up(&daemon);
@@ -444,9 +450,8 @@ fn idle_clients_cost_no_more_wake_ups_than_looks() {
         .into_iter()
         .chain(daemon.worker_pids())
         .collect();
-    let_pass(Duration::from_millis(500));
     let sleeps = || -> Vec<u64> { processes.iter().map(|pid| kernel::sleeps(*pid)).collect() };
-    let (began, before) = (Instant::now(), sleeps());
+    let (began, before) = at_rest(&daemon, || (Instant::now(), sleeps()));
     let_pass(Duration::from_secs(3));
     let after = sleeps();
     let seconds = began.elapsed().as_secs_f64();
@@ -582,10 +587,7 @@ fn stop_worker(daemon: &Running, seat: u32) -> (u64, u32) {
     eventually("the worker sleeps", || {
         (kernel::state(pid) == Some('S')).then_some(())
     });
-    daemon.signal_worker(seat, "STOP");
-    eventually("the worker is stopped", || {
-        (kernel::state(pid) == Some('T')).then_some(())
-    });
+    kernel::stop(pid);
     (id.0, pid)
 }
 
@@ -596,7 +598,7 @@ fn assert_no_wake_up(daemon: &Running) {
         .chain(daemon.worker_pids())
         .collect();
     let sleeps = || -> Vec<u64> { processes.iter().map(|pid| kernel::sleeps(*pid)).collect() };
-    let before = settled(sleeps);
+    let before = at_rest(daemon, sleeps);
     let_pass(Duration::from_millis(1_500));
     assert_eq!(sleeps(), before);
 }

@@ -1,15 +1,15 @@
 //! The operator changes the workers while it runs, and no client notices.
 
-use std::process::Command;
 use std::time::Duration;
 
 use fdpassd::proto::control::{Origin, Status, WorkerState};
 use fdpassd::testing::{Client, Running, eventually};
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::common::faulty::{self, Execution, whoami};
 use crate::common::load::Load;
-use crate::common::program::{Program, ctl, ctl_command};
+use crate::common::program::{Program, ctl, ctl_command, short_timeout};
 use crate::common::{kernel, let_pass, start};
 
 const BOTH: &str = r#"listen = ["127.0.0.1:0", "unix:{dir}/rpc.sock"]
@@ -212,9 +212,12 @@ fn an_unknown_worker_cannot_be_recycled_held_or_released() {
 
 #[test]
 fn a_held_worker_has_no_clients_and_is_not_replaced() {
-    let limits = "limits = { stall-timeout = \"200ms\", request-timeout = \"2s\" }\n";
-    let config = format!("{BOTH}{limits}workers.count = 2");
-    let daemon = faulty::start(&config);
+    let config = |timeout: &str| {
+        let limits =
+            format!("limits = {{ stall-timeout = \"200ms\", request-timeout = {timeout:?} }}");
+        format!("{BOTH}{limits}\nworkers.count = 2")
+    };
+    let daemon = faulty::start(&config("1h"));
     daemon.wait_for_workers();
     let mut caller = daemon.connect();
     let held = whoami(&mut caller);
@@ -267,13 +270,10 @@ fn a_held_worker_has_no_clients_and_is_not_replaced() {
     daemon.wait_until("it has nobody", is_left);
 
     // As a debugger stops it, and for longer than a stuck worker may live.
-    signal(held.pid, "STOP");
-    eventually("it is stopped", || {
-        (kernel::state(held.pid) == Some('T')).then_some(())
-    });
+    kernel::stop(held.pid);
     assert_eq!(ctl(&daemon, &["recycle", "all"]).code, Some(0));
     assert_eq!(ctl(&daemon, &["scale", "1"]).code, Some(0));
-    daemon.reload_with(&config).expect("it is applied");
+    daemon.reload_with(&config("1s")).expect("it is applied");
     let_pass(Duration::from_millis(2_500));
     daemon.wait_until("all others are new, and the held one is there", is_left);
     assert_eq!(
@@ -281,7 +281,7 @@ fn a_held_worker_has_no_clients_and_is_not_replaced() {
         (Some('T'), 0)
     );
     assert_ne!(whoami(&mut daemon.connect()).pid, held.pid);
-    signal(held.pid, "CONT");
+    kernel::send(held.pid, Signal::SIGCONT);
 
     let said = ctl(&daemon, &["release", &held.worker.to_string()]);
     assert_eq!(said.code, Some(0), "{}", said.err);
@@ -460,7 +460,8 @@ fn to_wait_for_a_drain_is_to_wait_for_the_last_client() {
     assert_eq!(ctl(&daemon, &["undrain"]).code, Some(0));
     assert_eq!(waiting.reply().value().expect("a result"), 2);
     // Those who wait for it and give up leave it as it is; with --timeout that has a code of its own.
-    let said = ctl(&daemon, &["drain", "--wait", "--timeout", "100ms"]);
+    let timeout = short_timeout(&daemon);
+    let said = ctl(&daemon, &["drain", "--wait", "--timeout", &timeout]);
     assert_eq!(said.code, Some(75), "{}", said.err);
     daemon.wait_until("it is drained", |status| {
         status.paused.as_deref() == Some("the daemon is drained")
@@ -471,10 +472,7 @@ fn to_wait_for_a_drain_is_to_wait_for_the_last_client() {
 fn a_request_is_carried_out_after_its_client_has_hung_up() {
     let daemon = start("workers.count = 1");
     daemon.wait_for_workers();
-    daemon.signal("STOP");
-    eventually("it is stopped", || {
-        (kernel::state(daemon.pid()) == Some('T')).then_some(())
-    });
+    kernel::stop(daemon.pid());
     drop(daemon.ctl_request("drain", json!({ "wait": true })));
     drop(daemon.ctl_request("scale", json!({ "count": 2 })));
     daemon.signal("CONT");
@@ -532,14 +530,4 @@ fn addresses(daemon: &Running) -> Vec<fdpassd::proto::names::Address> {
         .iter()
         .map(|listener| parse(&listener.address))
         .collect()
-}
-
-/// A worker that is held has no seat, by which it could be named.
-#[track_caller]
-fn signal(pid: u32, name: &str) {
-    let sent = Command::new("kill")
-        .args([format!("-{name}"), pid.to_string()])
-        .status()
-        .expect("kill runs");
-    assert!(sent.success(), "kill -{name} {pid}");
 }

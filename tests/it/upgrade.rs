@@ -14,9 +14,9 @@ use serde_json::json;
 use crate::common::faulty::{Execution, example, whoami};
 use crate::common::load::Load;
 use crate::common::needs::skip_part;
-use crate::common::program::{FDPASSCTL, Program, control_socket, run};
+use crate::common::program::{FDPASSCTL, Program, control_socket, run, wait_for_clients};
 use crate::common::upgrade::{Programs, assert_refused, begin, ping_all, upgrade, verdict};
-use crate::common::{FDPASSD, kernel, settled, start};
+use crate::common::{FDPASSD, kernel, start};
 
 const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n";
 
@@ -39,7 +39,9 @@ fn repeated_upgrades_keep_the_clients_and_replace_the_workers() {
     let load = Load::start(&daemon, 6, 4);
     load.wait_for(20);
     let (pid, mut before) = (daemon.pid(), daemon.status());
-    let descriptors = settled(|| kernel::descriptors(pid).len());
+    // The load never rests.
+    wait_for_clients(&control_socket(&daemon), 0);
+    let descriptors = kernel::descriptors(pid).len();
 
     for (round, program) in [&faulty, &fdpassd, &faulty, &faulty, &fdpassd]
         .into_iter()
@@ -76,12 +78,9 @@ fn repeated_upgrades_keep_the_clients_and_replace_the_workers() {
     }
     halfway.send(&frame[11..]);
     assert_eq!(halfway.reply().value().expect("a pong"), json!([1, 2, 3]));
-    assert_eq!(
-        settled(|| kernel::descriptors(pid).len()),
-        descriptors,
-        "{:?}",
-        kernel::descriptors(pid)
-    );
+    eventually("there are as many descriptors as before", || {
+        (kernel::descriptors(pid).len() == descriptors).then_some(())
+    });
     load.finish();
     let status = daemon.wait_until("the load has left", |status| status.clients == 101);
     // `whoami`, where there was no such method.
@@ -215,9 +214,6 @@ fn upgrade_answers_pending_control_requests() {
     let daemon =
         Running::start(programs.copy(Path::new(FDPASSD)), "workers.count = 1").expect("it serves");
     let control = Address::Unix(control_socket(&daemon));
-    let mut halfway = Client::connect(&control);
-    let frame = halfway.frame("{\"in\":\"version\"}");
-    halfway.send(&frame[..7]);
     let mut again = Client::connect(&control);
     again.call("version", ()).expect("it is told");
     thread::scope(|scope| {
@@ -225,16 +221,19 @@ fn upgrade_answers_pending_control_requests() {
         let asks = scope
             .spawn(|| daemon.wait_until("the last upgrade", |status| status.generation.0 == 4));
         for program in [Some(faulty.as_path()), None, None] {
+            let mut halfway = Client::connect(&control);
+            let frame = halfway.frame("{\"in\":\"version\"}");
+            halfway.send(&frame[..7]);
             upgrade(&daemon, program).expect("it is fit");
             again.call("version", ()).expect("it is told");
+            halfway.send(&frame[7..]);
+            assert_eq!(
+                halfway.reply().value().expect("it is told")["pid"],
+                daemon.pid()
+            );
         }
         asks.join().expect("nobody is turned away");
     });
-    halfway.send(&frame[7..]);
-    assert_eq!(
-        halfway.reply().value().expect("it is told")["pid"],
-        daemon.pid()
-    );
 }
 
 #[test]

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use fdpassd::proto::control::{Event, Events, Kind};
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, eventually};
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::common::faulty::{example, start_with, start_with_switch};
@@ -137,10 +137,10 @@ fn worker_deaths_during_an_upgrade_are_noticed() {
             arguments(pid)
         );
         for worker in &pids[..victims] {
-            signal(*worker, "KILL");
+            kernel::send(*worker, Signal::SIGKILL);
             eventually("it is dead", || kernel::is_over(*worker).then_some(()));
         }
-        signal(pid, "CONT");
+        kernel::send(pid, Signal::SIGCONT);
 
         verdict(&mut asker).expect("it is upgraded");
         ping_all(&mut idle);
@@ -266,13 +266,4 @@ fn assert_children(daemon: &Running, count: usize) {
 fn arguments(pid: u32) -> String {
     String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default())
         .replace('\0', " ")
-}
-
-#[track_caller]
-fn signal(pid: u32, name: &str) {
-    let sent = Command::new("kill")
-        .args([&format!("-{name}"), &pid.to_string()])
-        .status()
-        .expect("kill(1) runs");
-    assert!(sent.success(), "kill -{name} {pid}");
 }

@@ -152,6 +152,17 @@ impl Execution {
         self.client
     }
 
+    /// The client hangs up while it is executed. Returns what lets it finish.
+    #[must_use = "it is executed until this is called"]
+    pub fn hang_up(self) -> impl FnOnce() {
+        let Execution { client, mut fifo } = self;
+        drop(client);
+        move || {
+            fifo.write_all(b"done\n")
+                .expect("a FIFO has room for a line")
+        }
+    }
+
     /// The client that waits.
     pub fn into_client(self) -> Client {
         self.client

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use fdpassd::testing::Running;
+use fdpassd::testing::{Running, eventually};
 
 /// The text for Prometheus.
 #[track_caller]
@@ -46,7 +46,15 @@ pub fn assert_counted(daemon: &Running, requests: u64, errors: u64) {
         (status.requests_total, status.errors_total),
         (requests, errors)
     );
-    let figures = figures(daemon);
+    // A request's duration is recorded behind the sending of its reply, which the client may have before.
+    let figures = eventually("the durations of all requests are recorded", || {
+        let of_histogram = [
+            "fdpassd_request_duration_seconds_count",
+            "fdpassd_request_duration_seconds_bucket{le=\"+Inf\"}",
+        ];
+        let figures = figures(daemon);
+        (of_histogram.map(|name| figures[name]) == [requests as f64; 2]).then_some(figures)
+    });
     assert_eq!(
         sum(&figures, "fdpassd_requests_total"),
         requests as f64,
@@ -60,9 +68,4 @@ pub fn assert_counted(daemon: &Running, requests: u64, errors: u64) {
         errors as f64,
         "errors by method"
     );
-    let of_histogram = [
-        "fdpassd_request_duration_seconds_count",
-        "fdpassd_request_duration_seconds_bucket{le=\"+Inf\"}",
-    ];
-    assert_eq!(of_histogram.map(|name| figures[name]), [requests as f64; 2]);
 }

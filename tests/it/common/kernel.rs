@@ -6,6 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::time::{Duration, Instant};
 
+use fdpassd::testing::eventually;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use super::let_pass;
 
 /// CPU time that a process has used, in clock ticks: hundredths of a second.
@@ -30,6 +34,32 @@ pub fn state(pid: u32) -> Option<char> {
 /// Returns whether a process has ended. In a container it may stay uncollected after its parent's death.
 pub fn is_over(pid: u32) -> bool {
     matches!(state(pid), None | Some('Z' | 'X'))
+}
+
+/// Sends a process a signal.
+#[track_caller]
+pub fn send(pid: u32, signal: Signal) {
+    kill(Pid::from_raw(pid.cast_signed()), signal).expect("the process is there");
+}
+
+/// Sends a process SIGSTOP and waits until it is stopped.
+#[track_caller]
+pub fn stop(pid: u32) {
+    send(pid, Signal::SIGSTOP);
+    eventually("the process is stopped", || {
+        (state(pid) == Some('T')).then_some(())
+    });
+}
+
+/// Returns how often a process and each of its children has gone to sleep, if all of them sleep or are stopped.
+pub fn all_asleep(pid: u32) -> Option<Vec<(u32, u64)>> {
+    let family = [vec![pid], children(pid)].concat();
+    let asleep = |pid: u32| {
+        let is_awake = !matches!(state(pid)?, 'S' | 'T');
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        (!is_awake).then(|| (pid, field(&status, SLEEPS)))
+    };
+    family.into_iter().map(asleep).collect()
 }
 
 /// The children of a process.
@@ -63,8 +93,10 @@ pub fn assert_waits(processes: &[u32], time: Duration, share: f64) {
 
 /// Returns how often a process has gone to sleep, and so how often it was woken.
 pub fn sleeps(pid: u32) -> u64 {
-    status(pid, "voluntary_ctxt_switches:")
+    status(pid, SLEEPS)
 }
+
+const SLEEPS: &str = "voluntary_ctxt_switches:";
 
 /// Bytes of memory that a process takes up, its memory files included.
 pub fn memory(pid: u32) -> u64 {
@@ -162,7 +194,10 @@ pub fn user() -> u32 {
 }
 
 fn status(pid: u32, key: &str) -> u64 {
-    let status = read(format!("/proc/{pid}/status"));
+    field(&read(format!("/proc/{pid}/status")), key)
+}
+
+fn field(status: &str, key: &str) -> u64 {
     let line = status
         .lines()
         .find_map(|line| line.strip_prefix(key))

@@ -37,13 +37,15 @@ pub fn let_pass(time: Duration) {
     assert_eq!(news.recv_timeout(time), Err(RecvTimeoutError::Timeout));
 }
 
-/// Measures until the value is stable: the daemon closes the last control connection a little later.
+/// Measures while master and children sleep: none has anything left to do, such as closing the last control connection.
+///
+/// What clients have sent over TCP may still be on its way, so a fact about that is waited for before.
 #[track_caller]
-pub fn settled<T: PartialEq>(measure: impl Fn() -> T) -> T {
+pub fn at_rest<T>(daemon: &Running, measure: impl Fn() -> T) -> T {
     eventually("the daemon comes to rest", || {
-        let before = measure();
-        let_pass(Duration::from_millis(100));
-        (measure() == before).then_some(before)
+        let before = kernel::all_asleep(daemon.pid())?;
+        let measured = measure();
+        (kernel::all_asleep(daemon.pid())? == before).then_some(measured)
     })
 }
 

@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use fdpassd::testing::{Running, eventually};
 use tempfile::TempDir;
@@ -119,6 +120,15 @@ pub fn ctl_command(daemon: &Running, arguments: &[&str]) -> Command {
 #[track_caller]
 pub fn ctl(daemon: &Running, arguments: &[&str]) -> Said {
     Program::start(&mut ctl_command(daemon, arguments)).finish()
+}
+
+/// A value of `--timeout` that ends soon, and not before fdpassctl has sent its request: it is measured how long that takes.
+pub fn short_timeout(daemon: &Running) -> String {
+    let began = Instant::now();
+    let said = ctl(daemon, &["rebalance", "--dry-run"]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let timeout = Duration::from_millis(100) + 5 * began.elapsed();
+    timeout.as_secs_f64().to_string()
 }
 
 /// Returns the path of this daemon's control socket, unless its configuration has another one.
