@@ -156,7 +156,7 @@ fn in_force(
         Err(error) => error,
     };
     let reason = error.in_one_line();
-    master::say_why(&reason);
+    master::report_failure(&reason);
     match inherited.and_then(Inherited::last_for_clients) {
         Some(last) => Ok((last, Some(reason))),
         None => Err(error),
@@ -236,7 +236,7 @@ fn run_master(mut setup: MasterSetup, log: Option<File>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             log::error!("{e}");
-            master::say_why(&e);
+            master::report_failure(&e);
             ExitCode::from(e.status())
         }
     };
@@ -313,7 +313,7 @@ fn print(text: &str) -> ExitCode {
 
 /// Fails like [`fail`], and reports the reason to the service manager as well.
 fn refuse(name: &str, status: u8, reason: &dyn fmt::Display) -> ExitCode {
-    master::say_why(reason);
+    master::report_failure(reason);
     fail(name, status, reason)
 }
 

@@ -1,5 +1,5 @@
-//! Metrics over HTTP: the master binds where they are asked for, so that a reload can be refused, and has a process of its
-//! own answer there. The listener stays when that process dies or is replaced: who asks meanwhile waits in its queue.
+//! Metrics over HTTP. The master binds the listener, so that a reload can be rejected, and a process of its own answers there.
+//! The listener stays when that process dies or is replaced: requests wait in its queue.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -8,8 +8,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::listeners::exporter_listener::ExporterListener;
-use super::listeners::outage::{ENDED, Outage};
-use super::{Error, Master, Token};
+use super::listeners::outage::{ENDED, FILE_GONE, Outage};
+use super::telemetry::events::EventLog;
+use super::{Error, Token};
 use crate::channel::{Channel, Sent};
 use crate::config::{Config, HostName};
 use crate::pool::backoff::Jitter;
@@ -21,16 +22,17 @@ use crate::sys::listening::is_listening;
 use crate::sys::poll::{Interest, Poller};
 use crate::sys::process::{self, Executable, Exit};
 
-/// An exporter that lived for so long was none that cannot.
+/// The number of deaths in a row begins again after this lifetime.
 const PROBATION: Duration = Duration::from_secs(10);
 
-/// Where metrics are asked for, and the process that answers. Dropped, both are gone.
+/// The listener for metrics, and the process that answers there. Dropping it ends both.
 #[derive(Debug)]
 pub(super) struct Exporter {
     listener: ExporterListener,
-    /// Another process has ended the listener, and it is not bound again yet. Then it is not in the poller.
+    /// Set while the listener is not bound, because another process has ended it or it could not
+    /// be bound. Then it is not in the poller.
     outage: Option<Outage>,
-    /// What the process is told.
+    /// The first message to the process.
     start: StartExporter,
     state: ExporterState,
     /// Deaths in a row, each soon after the start.
@@ -40,7 +42,7 @@ pub(super) struct Exporter {
 
 #[derive(Debug)]
 enum ExporterState {
-    /// It is to be started then.
+    /// The process is started at this time.
     Due(Instant),
     Running {
         pid: u32,
@@ -49,14 +51,14 @@ enum ExporterState {
     },
 }
 
-/// What becomes of it at a reload.
+/// The change of the exporter by a reload.
 #[derive(Debug)]
 pub(super) enum PlannedExporter {
-    /// Its listener stays, if there is one.
+    /// The listener stays, if there is one.
     Keep,
-    /// There is this one; who asks there waits.
+    /// A new listener, where requests wait.
     New(Box<ExporterListener>),
-    /// There is none any more.
+    /// There is no exporter any more.
     Gone,
 }
 
@@ -65,7 +67,7 @@ impl Exporter {
         &self.listener
     }
 
-    /// To be started at once. What it is told is `start`.
+    /// Creates an exporter whose process is started at once, with the message `start`.
     pub(super) fn new(listener: ExporterListener, start: StartExporter, now: Instant) -> Exporter {
         log::info!("metrics are served on {}", listener.address);
         Exporter::with_outage(listener, None, start, now)
@@ -88,7 +90,7 @@ impl Exporter {
         }
     }
 
-    /// Binds the address. If there are clients and it cannot be had, it is tried again.
+    /// Binds the address. With clients, an address that cannot be bound is tried again.
     ///
     /// # Errors
     /// Those of [`ExporterListener::bind`], unless there are clients.
@@ -113,17 +115,21 @@ impl Exporter {
         }
     }
 
-    /// Why nobody can ask for metrics, if so.
-    pub(super) fn outage(&self) -> Option<&str> {
-        self.outage.as_ref().map(|outage| outage.reason.as_str())
+    /// Returns the first message to the process.
+    pub(super) fn start(&self) -> StartExporter {
+        self.start.clone()
     }
 
-    /// Whether its Unix socket listens, and nobody finds it.
-    pub(super) fn is_file_gone(&self) -> bool {
-        self.outage.is_none() && self.listener.is_file_gone()
+    /// Returns why no metrics can be requested, if so. With `checks_file` the file of a Unix socket
+    /// that is gone is a reason, too.
+    pub(super) fn missing(&self, checks_file: bool) -> Option<&str> {
+        match &self.outage {
+            Some(outage) => Some(&outage.reason),
+            None => (checks_file && self.listener.is_file_gone()).then_some(FILE_GONE),
+        }
     }
 
-    /// When it is to be started.
+    /// Returns when a start or a bind is due.
     pub(super) fn deadline(&self) -> Option<Instant> {
         match (&self.outage, &self.state) {
             (Some(outage), _) => Some(outage.deadline()),
@@ -132,60 +138,78 @@ impl Exporter {
         }
     }
 
-    /// Where it is reached.
+    /// Returns the address of the listener.
     pub(super) fn address(&self) -> &Address {
         &self.listener.address
     }
 
-    /// Whether its listener has not ended.
-    pub(super) fn is_listening(&self) -> bool {
-        is_listening(&self.listener)
-    }
-
-    /// Its listener has ended. Whether that was not known.
-    pub(super) fn note_ended(&mut self, outage: Outage, poller: &Poller) -> bool {
-        let is_new = self.outage.is_none();
-        if is_new {
-            self.forget_listener(poller);
-            self.outage = Some(outage);
+    /// Handles a listener that another process has ended.
+    pub(super) fn check_listener(&mut self, poller: &Poller, events: &mut EventLog, now: Instant) {
+        if self.outage.is_some() || is_listening(&self.listener) {
+            return;
         }
-        is_new
+        self.unwatch(poller);
+        self.outage = Some(Outage::new(now, ENDED));
+        let address = self.address();
+        let sentence = format_args!("metrics on {address}: {ENDED}; binding another listener");
+        events.note(Kind::ListenerEnded, About::default(), sentence);
     }
 
-    /// Has the end of the listener reported, if it is there.
-    pub(super) fn watch_listener(&self, poller: &Poller) -> io::Result<()> {
+    /// Has the poller report the end of the listener, if it is bound.
+    pub(super) fn watch(&self, poller: &Poller) {
         if self.outage.is_some() {
-            return Ok(());
+            return;
         }
-        poller.add(&self.listener, Token::Metrics.into(), Interest::End)
+        if let Err(e) = poller.add(&self.listener, Token::Metrics.into(), Interest::End) {
+            log::error!("cannot watch the listener for metrics: {e}");
+        }
     }
 
-    /// The exporter's process may have the socket for longer, so that the poller would not forget it by itself.
-    pub(super) fn forget_listener(&self, poller: &Poller) {
+    /// Removes the listener from the poller. The exporter's process may have the socket for longer,
+    /// so that the poller would keep it.
+    fn unwatch(&self, poller: &Poller) {
         let _ = poller.remove(&self.listener);
     }
 
-    /// Binds the listener anew if it has ended and it is time to; then a new process gets it.
-    fn bind_ended(&mut self, poller: &Poller, now: Instant) -> Option<String> {
-        let outage = self.outage.as_mut().filter(|outage| outage.is_due(now))?;
-        if let Err(e) = self.listener.bind_anew() {
-            outage.failed(&e, now);
-            return None;
+    /// Binds an ended listener again and starts the process, each if it is due.
+    pub(super) fn keep_running(
+        &mut self,
+        executable: &Executable,
+        poller: &Poller,
+        events: &mut EventLog,
+        now: Instant,
+    ) {
+        if self.bind_ended(poller, now) {
+            let address = self.address();
+            let sentence = format_args!("metrics are served on {address} again");
+            events.note(Kind::ListenerOpened, About::default(), sentence);
         }
-        self.outage = None;
-        if let Err(e) = self.watch_listener(poller) {
-            log::error!("cannot watch the listener for metrics: {e}");
-        }
-        self.end();
-        self.state = ExporterState::Due(now);
-        Some(format!(
-            "metrics are served on {} again",
-            self.listener.address
-        ))
+        self.start_if_due(executable, now);
     }
 
-    /// Starts it if it is time to.
-    fn keep(&mut self, executable: &Executable, now: Instant) {
+    /// Binds an ended listener again if that is due; then a new process gets it.
+    fn bind_ended(&mut self, poller: &Poller, now: Instant) -> bool {
+        let Some(outage) = self.outage.as_mut().filter(|outage| outage.is_due(now)) else {
+            return false;
+        };
+        if let Err(e) = self.listener.bind_anew() {
+            outage.failed(&e, now);
+            return false;
+        }
+        self.outage = None;
+        self.watch(poller);
+        self.replace(now);
+        true
+    }
+
+    /// Ends the process, and has the next one started.
+    fn replace(&mut self, now: Instant) {
+        self.end();
+        self.state = ExporterState::Due(now);
+    }
+
+    /// Starts the process if that is due.
+    fn start_if_due(&mut self, executable: &Executable, now: Instant) {
         if self.outage.is_some() || self.deadline().is_none_or(|due| due > now) {
             return;
         }
@@ -210,7 +234,7 @@ impl Exporter {
 
     fn spawn(&self, executable: &Executable) -> io::Result<(u32, Channel<ToExporter, Nothing>)> {
         let (mut channel, theirs) = Channel::pair()?;
-        // First of all, so that the process finds it there.
+        // Before the start, so that the process finds it there.
         match channel.send(
             &ToExporter::Start(self.start.clone()),
             &[self.listener.as_fd()],
@@ -226,7 +250,7 @@ impl Exporter {
         ))
     }
 
-    /// Has it started again after a wait that grows from death to death.
+    /// Schedules the next start, after a wait that grows from death to death.
     fn back_off(&mut self, now: Instant) -> Duration {
         self.streak += 1;
         let wait = self.jitter.backoff(self.streak);
@@ -234,7 +258,7 @@ impl Exporter {
         wait
     }
 
-    /// Whether that child was the exporter, which has ended now.
+    /// Schedules a successor if the child that has ended was the exporter. Returns whether it was.
     pub(super) fn take_death(&mut self, child: u32, exit: Exit, now: Instant) -> bool {
         let ExporterState::Running { pid, since, .. } = self.state else {
             return false;
@@ -253,28 +277,26 @@ impl Exporter {
         true
     }
 
-    /// From now on it is told this. One that was told something else is replaced.
-    fn tell(&mut self, start: StartExporter, now: Instant) {
+    /// Replaces the process if it was started with another message.
+    fn restart(&mut self, start: StartExporter, now: Instant) {
         if self.start != start {
             self.start = start;
-            self.end();
-            self.state = ExporterState::Due(now);
+            self.replace(now);
         }
     }
 
-    /// Has it open the log file again.
+    /// Has the process open the log file again.
     pub(super) fn reopen_log(&mut self, now: Instant) {
         let ExporterState::Running { channel, .. } = &mut self.state else {
             return;
         };
         if !matches!(channel.send(&ToExporter::Reopen, &[]), Ok(Sent::Queued)) {
             // It is stopped, or dead and not collected yet. Its successor opens the new file.
-            self.end();
-            self.state = ExporterState::Due(now);
+            self.replace(now);
         }
     }
 
-    /// Ends the process. The end of its channel would do, but not if it is stopped; and nobody waits for it.
+    /// Kills the process: the end of its channel would not end a stopped one.
     fn end(&self) {
         let ExporterState::Running { pid, .. } = self.state else {
             return;
@@ -291,117 +313,68 @@ impl Drop for Exporter {
     }
 }
 
-impl Master {
-    /// Has the exporter run, if there is to be one.
-    pub(super) fn keep_exporter(&mut self, now: Instant) {
-        let Some(exporter) = &mut self.exporter else {
-            return;
-        };
-        if let Some(sentence) = exporter.bind_ended(&self.poller, now) {
-            self.telemetry
-                .events
-                .note(Kind::ListenerOpened, About::default(), sentence);
+/// Binds an exporter again that ended just now.
+pub(super) fn open_again(
+    address: &Address,
+    start: StartExporter,
+    poller: &Poller,
+    now: Instant,
+) -> Option<Exporter> {
+    match Exporter::open(address, start, true, now) {
+        Ok(exporter) => {
+            exporter.watch(poller);
+            Some(exporter)
         }
-        exporter.keep(&self.workers.executable, now);
-    }
-
-    /// What a configuration wants of it; binds what is new.
-    pub(super) fn plan_exporter(&self, config: &Config) -> Result<PlannedExporter, Error> {
-        match &config.metrics.listen {
-            listen
-                if *listen == self.settings.config.metrics.listen
-                    && !self.exporter.as_ref().is_some_and(Exporter::is_file_gone) =>
-            {
-                Ok(PlannedExporter::Keep)
-            }
-            Some(address) => {
-                let bound = ExporterListener::bind(address)
-                    .map_err(|e| self.own_addresses().named_in(e, Some(address)));
-                bound.map(|listener| PlannedExporter::New(Box::new(listener)))
-            }
-            None => Ok(PlannedExporter::Gone),
-        }
-    }
-
-    /// Has one again, which there was until just now.
-    pub(super) fn bind_exporter(&mut self, now: Instant) {
-        let Some(address) = &self.settings.config.metrics.listen else {
-            return;
-        };
-        let start = start(
-            &self.name,
-            &self.settings.config,
-            self.control.listener.path(),
-        );
-        match Exporter::open(address, start, true, now) {
-            Ok(exporter) => {
-                self.watch_metrics(&exporter);
-                self.exporter = Some(exporter);
-            }
-            Err(e) => log::error!("no metrics are served: {e}"),
-        }
-    }
-
-    /// Puts into force what was planned for the configuration that is in force now.
-    pub(super) fn exchange_exporter(&mut self, planned: PlannedExporter, now: Instant) {
-        let start = start(
-            &self.name,
-            &self.settings.config,
-            self.control.listener.path(),
-        );
-        match planned {
-            PlannedExporter::New(listener) => {
-                self.drop_exporter();
-                let exporter = Exporter::new(*listener, start, now);
-                self.watch_metrics(&exporter);
-                self.exporter = Some(exporter);
-            }
-            PlannedExporter::Gone => self.drop_exporter(),
-            PlannedExporter::Keep => {
-                if let Some(exporter) = &mut self.exporter {
-                    exporter.tell(start, now);
-                }
-            }
-        }
-    }
-
-    /// Looks at the listener for metrics, which the exporter accepts from.
-    pub(super) fn look_at_metrics(&mut self, now: Instant) {
-        let Some(exporter) = self
-            .exporter
-            .as_mut()
-            .filter(|exporter| !exporter.is_listening())
-        else {
-            return;
-        };
-        if !exporter.note_ended(Outage::new(now, ENDED), &self.poller) {
-            return;
-        }
-        let sentence = format_args!(
-            "metrics on {}: {ENDED}; binding another listener",
-            exporter.address()
-        );
-        self.telemetry
-            .events
-            .note(Kind::ListenerEnded, About::default(), sentence);
-    }
-
-    /// The exporter is not there any more. Another process may hold its listener, so that it would stay in the poller.
-    pub(super) fn drop_exporter(&mut self) {
-        if let Some(exporter) = self.exporter.take() {
-            exporter.forget_listener(&self.poller);
-        }
-    }
-
-    /// The poller reports when another process ends this listener.
-    pub(super) fn watch_metrics(&self, exporter: &Exporter) {
-        if let Err(e) = exporter.watch_listener(&self.poller) {
-            log::error!("cannot watch the listener for metrics: {e}");
+        Err(e) => {
+            log::error!("no metrics are served: {e}");
+            None
         }
     }
 }
 
-/// What an exporter is told.
+impl PlannedExporter {
+    /// Determines what a configuration with this `listen` needs, and binds a new listener.
+    ///
+    /// # Errors
+    /// Those of [`ExporterListener::bind`].
+    pub(super) fn new(
+        listen: Option<&Address>,
+        current: Option<&Exporter>,
+        in_force: Option<&Address>,
+    ) -> Result<PlannedExporter, Error> {
+        let is_lost = current.is_some_and(|exporter| exporter.missing(true) == Some(FILE_GONE));
+        match listen {
+            listen if listen == in_force && !is_lost => Ok(PlannedExporter::Keep),
+            None => Ok(PlannedExporter::Gone),
+            Some(address) => ExporterListener::bind(address)
+                .map(|listener| PlannedExporter::New(Box::new(listener))),
+        }
+    }
+
+    /// Applies the plan to the exporter that there is.
+    pub(super) fn commit(
+        self,
+        exporter: &mut Option<Exporter>,
+        start: StartExporter,
+        poller: &Poller,
+        now: Instant,
+    ) {
+        if let (PlannedExporter::Keep, Some(exporter)) = (&self, &mut *exporter) {
+            return exporter.restart(start, now);
+        }
+        // Another process may hold the listener, so that it would stay in the poller.
+        if let Some(exporter) = exporter.take() {
+            exporter.unwatch(poller);
+        }
+        if let PlannedExporter::New(listener) = self {
+            let new = Exporter::new(*listener, start, now);
+            new.watch(poller);
+            *exporter = Some(new);
+        }
+    }
+}
+
+/// Returns the first message to an exporter.
 pub(super) fn start(name: &str, config: &Config, control: &Path) -> StartExporter {
     let names = || {
         config

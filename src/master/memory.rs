@@ -91,15 +91,6 @@ impl Master {
             .fold(0, u64::saturating_add)
     }
 
-    /// What each worker may keep of its clients' bytes, by the configuration in force.
-    pub(super) fn buffers(&self) -> u64 {
-        buffers(
-            &self.settings.config.limits,
-            self.settings.memory,
-            self.workers.pool.target().count,
-        )
-    }
-
     /// A worker was killed for want of memory, and its clients are without one: drops the unread bytes of those whose frames
     /// have been unfinished for longest, until there is memory again. They are closed after a reply `overloaded`. Returns how
     /// many.

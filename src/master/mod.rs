@@ -21,8 +21,11 @@ mod listeners;
 mod memory;
 mod metrics;
 mod reload;
+mod requests;
 mod service_manager;
 mod settings;
+mod shutdown;
+mod signals;
 mod startup;
 mod telemetry;
 mod token;
@@ -31,32 +34,30 @@ mod workers;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use self::clients::addresses::Addresses;
 use self::exporter::Exporter;
 use self::handover::upgrade::Upgrade;
-use self::telemetry::counters::Totals;
-use self::telemetry::events::Asker;
 use self::token::Token;
 use self::workers::outgoing::Outgoing;
 use self::workers::worker::Worker;
 use crate::channel::Scratch;
 use crate::config::{Config, Keys};
-use crate::logging;
 use crate::loop_clock::LoopClock;
 use crate::master::clients::Clients;
 use crate::master::control::ControlServer;
+use crate::master::control::pending::{PendingKind, PendingReply};
+use crate::master::control::request::ControlReply;
 use crate::master::handover::HandoverState;
 use crate::master::lifecycle::Lifecycle;
 use crate::master::listeners::Listeners;
 use crate::master::reload::Reloads;
+use crate::master::service_manager::Details;
 use crate::master::service_manager::ManagerLink;
 use crate::master::settings::SettingsInForce;
 use crate::master::telemetry::Telemetry;
 use crate::master::workers::Workers;
 use crate::pool::Action;
 use crate::proto::channel::ToWorker;
-use crate::proto::control::{About, Kind, Refusal, RefusalCode};
-use crate::proto::text::Counted;
+use crate::proto::control::{Stopped, Verb};
 use crate::sys::clock;
 use crate::sys::poll::{PollEvent, Poller, Woken};
 use crate::sys::signal::{Signal, Signals};
@@ -67,7 +68,7 @@ pub use self::handover::snapshot::{Resumed, resume};
 pub use self::handover::upgrade::{check_handover, name_process};
 pub use self::listeners::activation::Handed;
 pub use self::reload::reading::read_configuration;
-pub use self::service_manager::{say_why, wait_before_failing};
+pub use self::service_manager::{report_failure, wait_before_failing};
 
 /// Tells whoever started the daemon at which addresses it serves.
 pub type Announce = Box<dyn Fn(&[String])>;
@@ -116,9 +117,6 @@ pub fn run(setup: MasterSetup) -> Result<(), Error> {
     }
     Ok(())
 }
-
-/// Two signals to stop within this time are one.
-const SIGNAL_ECHO_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The supervisor: its identity, its loop, and the owners of its state.
 struct Master {
@@ -173,14 +171,12 @@ impl Master {
                     Some(Token::Signals) => self.take_signals(now),
                     Some(Token::Worker(id)) => self.attend(id, event.writable, now),
                     Some(Token::Control) => {
-                        self.control
-                            .clients
-                            .accept(&self.control.listener, &self.poller, now);
+                        self.control.accept(&self.poller, now);
                         if event.has_ended {
                             self.look_at_control(now);
                         }
                     }
-                    Some(Token::Metrics) => self.look_at_metrics(now),
+                    Some(Token::Metrics) => self.check_exporter(now),
                     Some(Token::Store) => self.look_at_store(now),
                     // After everybody else.
                     Some(Token::ControlClient(_)) => {}
@@ -192,10 +188,8 @@ impl Master {
                 }
             }
             self.serve_control_clients(&events, now);
-            self.look_at_readings(now);
-            self.control
-                .clients
-                .look_at_deadlines(&self.poller, &self.control.listener, now);
+            self.check_readings(now);
+            self.control.expire(&self.poller, now);
             self.look_at_workers(now);
             self.clients.check_handshakes(&mut self.telemetry, now);
             self.reconcile(now)?;
@@ -208,10 +202,12 @@ impl Master {
             self.try_store(now);
             self.workers.rest(&self.clients);
             self.set_gate(now);
-            self.keep_manager_informed(now);
-            self.answer_waiting(now);
+            self.report_to_manager(now);
+            self.complete_requests(now);
             self.keep_state();
             self.upgrade(now);
+            // The upgrade was refused, if this is reached.
+            self.complete_requests(now);
         }
         Ok(())
     }
@@ -281,7 +277,7 @@ impl Master {
             exporter,
             outgoing,
             store,
-            self.reading_deadline(),
+            self.reloads.deadline(),
             self.outage_deadline(),
             self.clients.handshakes_deadline(),
         ];
@@ -290,115 +286,6 @@ impl Master {
             .chain(others)
             .flatten()
             .min()
-    }
-
-    fn take_signals(&mut self, now: Instant) {
-        let arrived = std::mem::take(&mut self.arrived)
-            .into_iter()
-            .chain(self.signals.take());
-        for signal in arrived.collect::<Vec<_>>() {
-            match signal {
-                // What it tells is known by now.
-                Signal::Continue => {}
-                Signal::Terminate | Signal::Interrupt if self.is_echo(signal, now) => {}
-                Signal::Terminate if self.handover.store.is_some() => {
-                    self.terminate(Asker::from_signal("SIGTERM"), now)
-                }
-                Signal::Terminate => self.stop(Asker::from_signal("SIGTERM"), now),
-                Signal::Interrupt => self.stop(Asker::from_signal("SIGINT"), now),
-                Signal::Child => self.reap(now),
-                Signal::User1 => {
-                    if let Err(refusal) = self.reopen_log(Asker::from_signal("SIGUSR1"), now) {
-                        log::warn!("SIGUSR1: {}", refusal.message);
-                    }
-                }
-                Signal::User2 => {
-                    if let Err(refusal) =
-                        self.begin_upgrade(Asker::from_signal("SIGUSR2"), None, now)
-                    {
-                        log::warn!("SIGUSR2: {}", refusal.message);
-                    }
-                }
-                Signal::Hangup => {
-                    // The verdict is in the log and in the status; nobody waits for it.
-                    if let Err(refusal) =
-                        self.begin_reload(Asker::from_signal("SIGHUP"), false, now)
-                        && refusal.code != RefusalCode::Rejected
-                    {
-                        log::warn!("SIGHUP: {}", refusal.message);
-                        self.tell_reloaded(false, now);
-                    }
-                }
-                Signal::TerminalInput => self.step(Asker::from_signal("SIGTTIN"), 1),
-                Signal::TerminalOutput => self.step(Asker::from_signal("SIGTTOU"), -1),
-            }
-        }
-    }
-
-    /// Whether a signal to stop is the one before once more: timeout(1) sends it to its child, then to the whole group.
-    fn is_echo(&mut self, signal: Signal, now: Instant) -> bool {
-        let is_echo = matches!(self.asked_to_stop, Some((same, at)) if same == signal && now < at + SIGNAL_ECHO_INTERVAL);
-        if !is_echo {
-            self.asked_to_stop = Some((signal, now));
-        }
-        is_echo
-    }
-
-    /// Begins the end; asked a second time, it comes at once.
-    fn stop(&mut self, asker: Asker, now: Instant) {
-        if self.lifecycle.is_ending() {
-            self.telemetry.events.note(
-                Kind::Stopping,
-                asker.about(),
-                format_args!("{asker} again: killing the workers that are left"),
-            );
-            return self.workers.pool.stop(now);
-        }
-        self.lifecycle = Lifecycle::Stopping;
-        self.abandon_reload("the daemon is stopping".to_owned());
-        let timeout = self.settings.config.limits.drain_timeout;
-        let about = About {
-            clients: Some(self.clients.count()),
-            ..asker.about()
-        };
-        let sentence = format_args!(
-            "{asker}: stopping; {}; waiting up to {timeout:?} for running requests",
-            Counted(self.clients.count(), "client")
-        );
-        self.telemetry.events.note(Kind::Stopping, about, sentence);
-        self.workers.pool.stop(now + timeout);
-        self.hurry_outgoing(now);
-        self.tell_stopping(timeout, now);
-        self.listeners.closing.clear();
-        for listener in self.listeners.all.drain(..) {
-            let _ = self.poller.remove(&listener);
-        }
-        self.clients.close_waiting(&self.telemetry);
-    }
-
-    /// Opens the log file again, here and in all other processes of the daemon.
-    ///
-    /// # Errors
-    /// `Refused` when the master cannot open it; lines still go to the file that was open.
-    fn reopen_log(&mut self, asker: Asker, now: Instant) -> Result<(), Refusal> {
-        let opened = logging::reopen();
-        for id in self.workers.all.keys().copied().collect::<Vec<_>>() {
-            self.tell(id, ToWorker::Reopen);
-        }
-        if let Some(exporter) = &mut self.exporter {
-            exporter.reopen_log(now);
-        }
-        opened.map_err(|e| {
-            let why = format!("{e}; still writing to the previous log file");
-            Refusal::new(RefusalCode::Refused, why)
-        })?;
-        let about = asker.about();
-        self.telemetry.events.note(
-            Kind::LogReopened,
-            about,
-            format_args!("{asker}: log file reopened"),
-        );
-        Ok(())
     }
 
     /// Does what the pool has decided.
@@ -425,7 +312,12 @@ impl Master {
                         self.tell(id, ToWorker::Drain)
                     }
                     Action::Stop { id, by } => self.tell_to_stop(id, by, now),
-                    Action::Applied => self.commit_reload(now),
+                    Action::Applied => {
+                        if let Some(outcome) = self.commit_reload(now) {
+                            self.store_all(now);
+                            self.report_reload(&outcome);
+                        }
+                    }
                     Action::RolledBack => {
                         let reason = self.last_failure();
                         self.abandon_reload(format!("its workers do not become ready; {reason}"));
@@ -454,46 +346,47 @@ impl Master {
         }
         log::info!("stopped");
         drop((self.listeners.all, self.exporter, self.control.listener));
-        self.control
-            .clients
-            .say_stopped(self.telemetry.counts.killed);
+        let stopped = Stopped {
+            pid: std::process::id(),
+            killed: self.telemetry.counts.killed,
+        };
+        let reply = ControlReply::new(Verb::Stop, &stopped);
+        let (clients, now) = (&mut self.control.clients, self.clock.now());
+        for PendingReply { client, kind } in clients.pending() {
+            if matches!(kind, PendingKind::Stopped) {
+                // One reply fits into an empty socket buffer.
+                clients.complete(client, &reply, &self.poller, now);
+            }
+        }
     }
 
-    /// What all workers have done that there ever were.
-    fn totals(&self) -> Totals {
-        let gone = self
-            .workers
-            .seats
-            .iter()
-            .fold(Totals::default(), |totals, seat| totals.and(seat.totals));
-        self.workers.all.values().fold(gone, |totals, worker| {
-            totals.plus(worker.believed.counters())
-        })
+    /// Has the exporter run, if one is configured.
+    fn keep_exporter(&mut self, now: Instant) {
+        if let Some(exporter) = &mut self.exporter {
+            let events = &mut self.telemetry.events;
+            exporter.keep_running(&self.workers.executable, &self.poller, events, now);
+        }
     }
 
-    /// Log lines that could not be written, by masters or workers.
-    fn log_errors(&self) -> u64 {
-        let own = self
-            .telemetry
-            .counts
-            .log_errors
-            .saturating_add(logging::errors());
-        own.saturating_add(self.totals().log_errors)
+    fn check_exporter(&mut self, now: Instant) {
+        if let Some(exporter) = &mut self.exporter {
+            exporter.check_listener(&self.poller, &mut self.telemetry.events, now);
+        }
     }
 
-    /// How many clients each address has now, if that is limited.
-    fn count_addresses(&self, config: &Config) -> Addresses {
-        let leased = self
-            .workers
-            .all
-            .values()
-            .flat_map(|worker| worker.leases.iter())
-            .map(|(_, client)| &client.peer);
-        let waiting = self
-            .clients
-            .unleased
-            .iter()
-            .map(|unleased| &unleased.client.peer);
-        Addresses::new(&config.limits, leased.chain(waiting))
+    /// Reports the state at the end of a turn to the service manager.
+    fn report_to_manager(&mut self, now: Instant) {
+        if !self.manager.notifier.is_present() {
+            return;
+        }
+        let snapshot = self.status_snapshot();
+        let missing = snapshot.missing(false);
+        let summary = snapshot.summary(missing.len());
+        let details = Details {
+            last_reload: self.settings.last_reload.as_ref(),
+            stale: self.settings.stale.as_deref(),
+            missing: &missing,
+        };
+        self.manager.report(summary, &details, now);
     }
 }

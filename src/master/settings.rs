@@ -1,8 +1,9 @@
 //! The configuration in force, and what was changed since it was applied.
 
-use std::path::PathBuf;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
 
-use crate::config::{Config, Keys};
+use crate::config::{self, Config, Count, Keys, Loaded};
 use crate::master::memory::Memory;
 use crate::proto::channel::LogLevel;
 use crate::proto::control::{LastReload, Origin};
@@ -35,4 +36,53 @@ pub(super) struct SettingsInForce {
     pub(super) count_origin: Origin,
     /// The memory that the limits left when the configuration was applied.
     pub(super) memory: Option<Memory>,
+}
+
+impl SettingsInForce {
+    /// Puts a configuration into force. `file` is its first file.
+    pub(super) fn apply(
+        &mut self,
+        loaded: Loaded,
+        file: Option<PathBuf>,
+        generation: Generation,
+        memory: Option<Memory>,
+    ) {
+        (self.config, self.keys, self.files) = (loaded.config, loaded.keys, loaded.files);
+        (self.file, self.generation, self.memory) = (file, generation, memory);
+        (self.stale, self.missing_log) = (None, None);
+        self.count_origin = Origin::Config;
+    }
+
+    /// Returns the file that a reload reads, if there is one.
+    pub(super) fn next_file(&self) -> Option<PathBuf> {
+        let standard = || {
+            self.standard_file
+                .exists()
+                .then(|| self.standard_file.clone())
+        };
+        self.file.clone().or_else(standard)
+    }
+
+    /// Reads the configuration that a reload would try, without the numbers of its users and groups.
+    pub(super) fn read_next(&self, file: Option<&Path>) -> Result<Loaded, config::Error> {
+        self.config
+            .load_next_unresolved(&self.keys, file, &self.standard_file)
+    }
+
+    /// Returns the configuration with the changes made at run time. `count` is the number of workers.
+    pub(super) fn with_changes(&self, count: usize) -> Config {
+        let mut config = self.config.clone();
+        if let Some(count) = NonZeroU32::new(count as u32)
+            && self.count_origin == Origin::Runtime
+        {
+            config.workers.count = Count::Exactly(count);
+        }
+        config.log.level = self.log_level();
+        config
+    }
+
+    /// Returns the level of the log.
+    pub(super) fn log_level(&self) -> LogLevel {
+        self.log_level.unwrap_or(self.config.log.level)
+    }
 }

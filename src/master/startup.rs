@@ -161,7 +161,7 @@ impl Master {
             self.take_over(saved_state, unpacked);
         }
         if let Some(exporter) = &self.exporter {
-            self.watch_metrics(exporter);
+            exporter.watch(&self.poller);
         }
         if let Some(carried_over) = left.carried_over {
             self.go_on(carried_over, now)

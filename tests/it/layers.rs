@@ -62,11 +62,12 @@ const MAY_IMPORT: [(&str, &[&str]); 18] = [
 
 /// Each room of `master`, and the rooms that it may know, which all stand before it. Items of `master` itself are
 /// open to all of them.
-const ROOM_MAY_IMPORT: [(&str, &[&str]); 17] = [
+const ROOM_MAY_IMPORT: [(&str, &[&str]); 20] = [
     ("error", &[]),
     ("lifecycle", &[]),
     ("token", &[]),
     ("capacity", &[]),
+    ("service_manager", &[]),
     ("telemetry", &[]),
     ("clients", &["telemetry"]),
     ("memory", &["clients"]),
@@ -83,14 +84,15 @@ const ROOM_MAY_IMPORT: [(&str, &[&str]); 17] = [
             "capacity",
             "clients",
             "exporter",
+            "lifecycle",
             "listeners",
             "memory",
+            "service_manager",
             "settings",
             "telemetry",
             "workers",
         ],
     ),
-    ("service_manager", &["control", "listeners", "workers"]),
     ("metrics", &["control", "telemetry"]),
     (
         "reload",
@@ -101,11 +103,13 @@ const ROOM_MAY_IMPORT: [(&str, &[&str]); 17] = [
             "lifecycle",
             "listeners",
             "memory",
-            "service_manager",
-            "settings",
             "telemetry",
             "workers",
         ],
+    ),
+    (
+        "shutdown",
+        &["clients", "lifecycle", "reload", "telemetry", "workers"],
     ),
     (
         "handover",
@@ -118,7 +122,7 @@ const ROOM_MAY_IMPORT: [(&str, &[&str]); 17] = [
             "listeners",
             "reload",
             "service_manager",
-            "settings",
+            "shutdown",
             "telemetry",
             "workers",
         ],
@@ -137,6 +141,31 @@ const ROOM_MAY_IMPORT: [(&str, &[&str]); 17] = [
             "reload",
             "service_manager",
             "settings",
+            "telemetry",
+            "workers",
+        ],
+    ),
+    (
+        "requests",
+        &[
+            "control",
+            "handover",
+            "lifecycle",
+            "metrics",
+            "reload",
+            "shutdown",
+            "telemetry",
+            "workers",
+        ],
+    ),
+    (
+        "signals",
+        &[
+            "control",
+            "handover",
+            "reload",
+            "requests",
+            "shutdown",
             "telemetry",
             "workers",
         ],

@@ -3,22 +3,17 @@
 //!
 //! However much data there is, one reply costs the loop one page.
 
-use std::num::NonZeroU32;
-use std::path::PathBuf;
-
-use crate::config::{self, Config, Count, Loaded, size};
-use crate::logging;
-use crate::master::Master;
+use crate::config::{self, size};
 use crate::master::clients::client::{Client, Unleased};
 use crate::master::clients::leases::SlotFigures;
-use crate::master::telemetry::events::{Asker, Since};
-use crate::proto::channel::ToWorker;
+use crate::master::control::Snapshot;
+use crate::master::telemetry::events::Since;
 use crate::proto::control::{
-    About, Checked, ClientStatus, ClientsAfter, ClientsPage, Cursor, Effective, Events, KeyOrigin,
-    Kicked, Kind, LogLevelInForce, Origin, PAGE_LEN, Refusal, RefusalCode, SetLogLevel,
+    ClientStatus, ClientsAfter, ClientsPage, Cursor, Effective, Events, KeyOrigin, Origin,
+    PAGE_LEN, Refusal, RefusalCode,
 };
-use crate::proto::names::{ClientId, WorkerId};
-use crate::sys::{clock, socket};
+use crate::proto::names::WorkerId;
+use crate::sys::clock;
 
 /// The worker id that stands for clients without a worker.
 const NO_WORKER: WorkerId = WorkerId(0);
@@ -26,7 +21,7 @@ const NO_WORKER: WorkerId = WorkerId(0);
 /// The TOML value of a key whose value the master chooses.
 const AUTO: &str = "\"auto\"";
 
-impl Master {
+impl Snapshot<'_> {
     /// Returns one page of clients, from the given position.
     pub(crate) fn clients_page(&self, asked: ClientsAfter) -> Result<ClientsPage, Refusal> {
         if let Some(id) = asked.worker.filter(|id| !self.workers.all.contains_key(id)) {
@@ -130,70 +125,10 @@ impl Master {
         }
     }
 
-    /// Closes a client, with or without a worker.
-    ///
-    /// A worker that is in a turn of the client, or stuck in one, keeps the lease until it finds
-    /// the connection ended; the client notices the end at once.
-    pub(crate) fn kick(&mut self, asker: Asker, id: ClientId) -> Result<Kicked, Refusal> {
-        let waiting = self
-            .clients
-            .unleased
-            .iter()
-            .position(|unleased| unleased.client.id == id);
-        let leased = || {
-            self.workers
-                .all
-                .iter()
-                .find_map(|(worker, w)| Some((*worker, w.leases.slot_of(id)?)))
-        };
-        let peer = if let Some(unleased) =
-            waiting.and_then(|index| self.clients.unleased.remove(index))
-        {
-            socket::end(&unleased.client.socket);
-            let peer = unleased.client.peer;
-            self.clients.remove(unleased.client, &self.telemetry);
-            peer
-        } else if let Some((worker_id, slot)) = leased() {
-            let worker = self
-                .workers
-                .all
-                .get_mut(&worker_id)
-                .expect("it was found there");
-            let client = worker.leases.client(slot).expect("it was found there");
-            let peer = client.peer;
-            socket::end(&client.socket);
-            if let Some(taken) = worker.leases.revoke(slot, &worker.shm) {
-                let client = taken.map_or_else(|(_, client)| client, |unleased| unleased.client);
-                self.clients.remove(client, &self.telemetry);
-                self.tell(worker_id, ToWorker::LeasesRevoked);
-            }
-            peer
-        } else {
-            return Err(Refusal::new(
-                RefusalCode::Refused,
-                format!("there is no client {id}"),
-            ));
-        };
-        self.telemetry.counts.kicked += 1;
-        let about = About {
-            client: Some(id),
-            ..asker.about()
-        };
-        self.telemetry.events.note(
-            Kind::ClientKicked,
-            about,
-            format_args!("{asker}: client {id} ({peer}) is closed"),
-        );
-        Ok(Kicked {
-            client: id,
-            peer: peer.to_string(),
-        })
-    }
-
     /// Returns the events after a number, and the current state.
     pub(crate) fn events_after(&self, after: u64) -> Events {
         let Since { events, lost } = self.telemetry.events.since(after);
-        let workers = self.ready_workers().count() as u32;
+        let workers = self.workers.ready().count() as u32;
         Events {
             events,
             last: self.telemetry.events.last(),
@@ -205,7 +140,10 @@ impl Master {
 
     /// Returns the configuration in force, key by key.
     pub(crate) fn effective(&self) -> Effective {
-        let mut keys = self.in_force().entries(&self.settings.keys);
+        let mut keys = self
+            .settings
+            .with_changes(self.workers.pool.target().count)
+            .entries(&self.settings.keys);
         for (name, is_runtime) in [
             (
                 "workers.count",
@@ -244,62 +182,6 @@ impl Master {
             file: self.settings.file.clone(),
             files: self.settings.files.clone(),
             keys,
-        }
-    }
-
-    /// Returns what a reload would change, if it were accepted.
-    pub(crate) fn check(&self, file: Option<PathBuf>, next: Loaded) -> Result<Checked, Refusal> {
-        let Loaded {
-            config: next,
-            files,
-            ..
-        } = next;
-        self.limits_under(&next)?;
-        Ok(Checked {
-            file,
-            files,
-            changes: self.in_force().changes(&next),
-        })
-    }
-
-    /// Returns the configuration in force, with the changes made at run time.
-    fn in_force(&self) -> Config {
-        let mut config = self.settings.config.clone();
-        if let Some(count) = NonZeroU32::new(self.workers.pool.target().count as u32)
-            && self.settings.count_origin == Origin::Runtime
-        {
-            config.workers.count = Count::Exactly(count);
-        }
-        config.log.level = self.settings.log_level.unwrap_or(config.log.level);
-        config
-    }
-
-    /// Changes the log level of the master and all workers if the request asks for that.
-    pub(crate) fn log_level(&mut self, asker: Asker, asked: SetLogLevel) -> LogLevelInForce {
-        let configured = self.settings.config.log.level;
-        if let Some(level) = asked.level {
-            self.settings.log_level = Some(level);
-            logging::set_level(level);
-            self.tell_log_level();
-            let sentence = format_args!("{asker}: the level of the log is {:?}", level.as_str());
-            self.telemetry
-                .events
-                .note(Kind::LogLevelChanged, asker.about(), sentence);
-        }
-        LogLevelInForce {
-            level: logging::level(),
-            configured,
-        }
-    }
-
-    /// Sends the log level to all workers.
-    pub(crate) fn tell_log_level(&mut self) {
-        let level = self
-            .settings
-            .log_level
-            .unwrap_or(self.settings.config.log.level);
-        for id in self.workers.all.keys().copied().collect::<Vec<_>>() {
-            self.tell(id, ToWorker::LogLevel(level));
         }
     }
 }

@@ -3,15 +3,20 @@
 
 use std::time::Instant;
 
+use crate::logging;
 use crate::master::Master;
 use crate::master::capacity::client_limits;
 use crate::master::telemetry::counters::Reason;
 use crate::master::telemetry::events::Asker;
 use crate::master::workers::rebalance::{AskedBalance, sum_up};
 use crate::pool::rebalance;
+use crate::proto::channel::ToWorker;
 use crate::proto::control::{About, Kind, MovedLoad, Origin, Refusal, RefusalCode, Release};
+use crate::proto::control::{Kicked, LogLevelInForce, SetLogLevel};
+use crate::proto::names::ClientId;
 use crate::proto::names::{MAX_WORKERS, WorkerId};
 use crate::proto::text::Counted;
+use crate::sys::socket;
 
 fn refused(message: impl Into<String>) -> Refusal {
     Refusal::new(RefusalCode::Refused, message)
@@ -229,5 +234,94 @@ impl Master {
                 .note(Kind::Rebalanced, about, sentence);
         }
         Some(sums)
+    }
+
+    /// Closes a client, with or without a worker.
+    ///
+    /// A worker that is in a turn of the client, or stuck in one, keeps the lease until it finds
+    /// the connection ended; the client notices the end at once.
+    pub(crate) fn kick(&mut self, asker: Asker, id: ClientId) -> Result<Kicked, Refusal> {
+        let waiting = self
+            .clients
+            .unleased
+            .iter()
+            .position(|unleased| unleased.client.id == id);
+        let leased = || {
+            self.workers
+                .all
+                .iter()
+                .find_map(|(worker, w)| Some((*worker, w.leases.slot_of(id)?)))
+        };
+        let peer = if let Some(unleased) =
+            waiting.and_then(|index| self.clients.unleased.remove(index))
+        {
+            socket::end(&unleased.client.socket);
+            let peer = unleased.client.peer;
+            self.clients.remove(unleased.client, &self.telemetry);
+            peer
+        } else if let Some((worker_id, slot)) = leased() {
+            let worker = self
+                .workers
+                .all
+                .get_mut(&worker_id)
+                .expect("it was found there");
+            let client = worker.leases.client(slot).expect("it was found there");
+            let peer = client.peer;
+            socket::end(&client.socket);
+            if let Some(taken) = worker.leases.revoke(slot, &worker.shm) {
+                let client = taken.map_or_else(|(_, client)| client, |unleased| unleased.client);
+                self.clients.remove(client, &self.telemetry);
+                self.tell(worker_id, ToWorker::LeasesRevoked);
+            }
+            peer
+        } else {
+            return Err(Refusal::new(
+                RefusalCode::Refused,
+                format!("there is no client {id}"),
+            ));
+        };
+        self.telemetry.counts.kicked += 1;
+        let about = About {
+            client: Some(id),
+            ..asker.about()
+        };
+        self.telemetry.events.note(
+            Kind::ClientKicked,
+            about,
+            format_args!("{asker}: client {id} ({peer}) is closed"),
+        );
+        Ok(Kicked {
+            client: id,
+            peer: peer.to_string(),
+        })
+    }
+
+    /// Changes the log level of the master and all workers if the request asks for that.
+    pub(crate) fn log_level(&mut self, asker: Asker, asked: SetLogLevel) -> LogLevelInForce {
+        let configured = self.settings.config.log.level;
+        if let Some(level) = asked.level {
+            self.settings.log_level = Some(level);
+            logging::set_level(level);
+            self.tell_log_level();
+            let sentence = format_args!("{asker}: the level of the log is {:?}", level.as_str());
+            self.telemetry
+                .events
+                .note(Kind::LogLevelChanged, asker.about(), sentence);
+        }
+        LogLevelInForce {
+            level: logging::level(),
+            configured,
+        }
+    }
+
+    /// Sends the log level to all workers.
+    pub(crate) fn tell_log_level(&mut self) {
+        let level = self
+            .settings
+            .log_level
+            .unwrap_or(self.settings.config.log.level);
+        for id in self.workers.all.keys().copied().collect::<Vec<_>>() {
+            self.tell(id, ToWorker::LogLevel(level));
+        }
     }
 }

@@ -2,14 +2,25 @@
 
 use std::time::Instant;
 
-use crate::proto::control::Verb;
+use crate::master::control::request::ControlReply;
+use crate::proto::control::{Refusal, Verb};
 use crate::proto::names::WorkerId;
 
+/// A request whose reply is pending.
+#[derive(Clone, Debug)]
+pub(crate) struct PendingReply {
+    /// The number of the client.
+    pub(crate) client: u64,
+    pub(crate) kind: PendingKind,
+}
+
 /// The condition for the reply to a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Waits {
-    /// The request is done; the reply is sent at the end of the loop's turn.
-    Nothing(Verb),
+#[derive(Clone, Debug)]
+pub(crate) enum PendingKind {
+    /// The result is known; it is sent at the end of the loop's turn.
+    Known(Result<ControlReply, Refusal>),
+    /// The request is done; the reply has the state at the end of the loop's turn.
+    Done(Verb),
     /// The daemon has stopped.
     Stopped,
     /// The reload has its verdict.

@@ -1,19 +1,68 @@
-//! A control request and its params.
+//! A control request, its params, and its answer.
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 
+use crate::master::control::access::ControlPeer;
+use crate::master::control::pending::PendingKind;
+use crate::master::telemetry::events::Asker;
 use crate::proto::control::{Refusal, RefusalCode, SetLogLevel, Verb};
-use crate::proto::rpc::NULL;
+use crate::proto::frame::ByteOrder;
+use crate::proto::rpc::{self, NULL, Request};
 
-/// A request that is permitted.
-#[derive(Clone, Copy)]
-pub(crate) struct Asked<'a> {
+/// A request of a control client.
+#[derive(Debug)]
+pub(crate) struct ControlRequest {
+    /// The number of the client.
+    pub(crate) client: u64,
+    pub(crate) peer: ControlPeer,
     pub(crate) verb: Verb,
     /// `null` if the request has none.
-    pub(crate) params: &'a str,
+    params: String,
 }
 
-impl Asked<'_> {
+/// The answer to a request that is permitted and possible.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    Reply(ControlReply),
+    /// The reply follows when its condition is met.
+    Pending(PendingKind),
+}
+
+impl ControlRequest {
+    /// Parses the body of a frame.
+    ///
+    /// # Errors
+    /// `bad_request` and `unknown_verb`.
+    pub(crate) fn parse(
+        client: u64,
+        peer: ControlPeer,
+        body: &[u8],
+    ) -> Result<ControlRequest, Refusal> {
+        let request = Request::parse(body).map_err(|e| Refusal::new(RefusalCode::BadRequest, e))?;
+        let method = &request.method;
+        let verb = Verb::from_name(method).ok_or_else(|| {
+            let sentence = format!("there is no verb {method:?}");
+            Refusal::new(RefusalCode::UnknownVerb, sentence)
+        })?;
+        let params = request.params.map_or(NULL, RawValue::get).to_owned();
+        Ok(ControlRequest {
+            client,
+            peer,
+            verb,
+            params,
+        })
+    }
+
+    /// Returns the origin of the request.
+    pub(crate) fn asker(&self) -> Asker {
+        Asker {
+            what: self.verb.as_str(),
+            who: Some(self.peer.credentials),
+        }
+    }
+
     /// Returns whether the request changes anything.
     pub(crate) fn changes(&self) -> bool {
         // Unreadable parameters are refused anyway.
@@ -28,7 +77,7 @@ impl Asked<'_> {
     /// from an array.
     pub(crate) fn params<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
         let found = match self.params.starts_with('{') {
-            true => serde_json::from_str(self.params).map_err(|e| e.to_string()),
+            true => serde_json::from_str(&self.params).map_err(|e| e.to_string()),
             false => Err("expected an object".to_owned()),
         };
         found.map_err(|why| {
@@ -53,4 +102,47 @@ impl Asked<'_> {
         struct NoParams {}
         self.params_or_default::<NoParams>().map(|NoParams {}| ())
     }
+
+    /// Returns the reply with this result.
+    ///
+    /// # Errors
+    /// `refused`, if the result cannot be serialized.
+    pub(crate) fn reply(&self, result: &impl Serialize) -> Result<Answer, Refusal> {
+        ControlReply::new(self.verb, result).map(Answer::Reply)
+    }
+}
+
+/// The reply to a request: a frame, complete with its prefix.
+#[derive(Clone, Debug)]
+pub(crate) struct ControlReply(Vec<u8>);
+
+impl ControlReply {
+    /// Serializes the result of a verb.
+    ///
+    /// # Errors
+    /// `refused`, if that is not possible.
+    pub(crate) fn new(verb: Verb, result: &impl Serialize) -> Result<ControlReply, Refusal> {
+        frame(verb.as_str(), result).ok_or_else(|| {
+            log::error!("the reply to {} cannot be serialized", verb.as_str());
+            Refusal::new(RefusalCode::Refused, "the reply cannot be serialized")
+        })
+    }
+
+    /// Serializes a refusal.
+    pub(crate) fn from_refusal(refusal: &Refusal) -> ControlReply {
+        frame("error", refusal).expect("a refusal has only strings and numbers")
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+fn frame(out: &str, result: &impl Serialize) -> Option<ControlReply> {
+    let mut body = Vec::new();
+    rpc::open(&mut body, out).ok()?;
+    serde_json::to_writer(&mut body, result).ok()?;
+    body.extend_from_slice(rpc::CLOSE);
+    let prefix = ByteOrder::Little.prefix(u32::try_from(body.len()).ok()?);
+    Some(ControlReply([&prefix[..], &body].concat()))
 }

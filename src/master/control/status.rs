@@ -2,10 +2,12 @@
 
 use std::time::Instant;
 
+use crate::master::Worker;
+use crate::master::control::Snapshot;
+use crate::master::listeners::accept::Pause;
 use crate::master::listeners::listener::Listener;
-use crate::master::listeners::outage::FILE_GONE;
+use crate::master::service_manager::Summary;
 use crate::master::workers::SeatTotals;
-use crate::master::{Master, Worker};
 use crate::pool::{Member, MemberState};
 use crate::proto::control::{
     LeavingStatus, ListenerStatus, Skew, Status, WorkerState, WorkerStatus,
@@ -16,60 +18,51 @@ use crate::sys::{clock, process};
 /// Period of the rates, in seconds; a younger worker has none.
 const WINDOW: f64 = 10.0;
 
-impl Master {
+impl Snapshot<'_> {
     /// Returns what the configuration wants and is missing, each with the reason as far as it is
-    /// known.
-    pub(crate) fn missing(&self) -> Vec<String> {
-        let control = self
-            .control
-            .outage
-            .as_ref()
-            .map(|outage| outage.reason.as_str());
-        let metrics = self
-            .exporter
-            .as_ref()
-            .and_then(|exporter| exporter.outage());
-        self.missing_for(control, metrics)
-    }
-
-    /// Does the same, and also checks the files of Unix sockets.
-    fn look_at_missing(&self) -> Vec<String> {
-        let control = match &self.control.outage {
-            Some(outage) => Some(outage.reason.as_str()),
-            None => (!self.control.listener.is_reachable()).then_some(FILE_GONE),
-        };
-        let metrics = self.exporter.as_ref();
-        let metrics = metrics.and_then(|exporter| {
-            exporter
-                .outage()
-                .or_else(|| exporter.is_file_gone().then_some(FILE_GONE))
+    /// known. With `checks_files` it also checks the files of Unix sockets.
+    pub(crate) fn missing(&self, checks_files: bool) -> Vec<String> {
+        let metrics = self.exporter.and_then(|exporter| {
+            let reason = exporter.missing(checks_files)?;
+            Some(format!("metrics on {}: {reason}", exporter.address()))
         });
-        self.missing_for(control, metrics)
-    }
-
-    fn missing_for(&self, control: Option<&str>, metrics: Option<&str>) -> Vec<String> {
-        let control = control.map(|reason| {
-            format!(
-                "control socket {}: {reason}",
-                self.control.listener.path().display()
-            )
-        });
-        let address = self.exporter.as_ref().map(|exporter| exporter.address());
-        let metrics = address
-            .zip(metrics)
-            .map(|(address, reason)| format!("metrics on {address}: {reason}"));
         self.settings
             .missing_log
             .iter()
             .cloned()
-            .chain(control)
+            .chain(self.control.missing(checks_files))
             .chain(metrics)
             .collect()
     }
 
+    /// Returns the state for the service manager. `missing` is the number of things that are missing.
+    pub(crate) fn summary(&self, missing: usize) -> Summary {
+        let is_stopping = self.lifecycle.is_ending();
+        let outages = self.listeners.all.iter();
+        let outages = outages.filter(|listener| listener.outage.is_some());
+        // Other reasons pass in moments.
+        let pause = self.listeners.gate.pause;
+        let pause = pause.filter(|pause| matches!(pause, Pause::Drained | Pause::Full));
+        Summary {
+            ready: if is_stopping {
+                self.workers.all.len()
+            } else {
+                self.workers.ready().count()
+            },
+            wanted: self.workers.pool.target().count,
+            clients: self.clients.count(),
+            generation: self.settings.generation,
+            is_reloading: self.lifecycle.is_rolling(),
+            is_stopping,
+            outages: outages.count(),
+            missing,
+            is_unkept: self.store_outage.is_some(),
+            pause: pause.map(|pause| pause.to_string()),
+        }
+    }
+
     /// Returns the complete status.
-    pub(crate) fn status(&mut self, now: Instant) -> Status {
-        self.look_at_counters();
+    pub(crate) fn status(&self, now: Instant) -> Status {
         let seats = (0..self.workers.pool.seats()).filter(|seat| self.is_seat_in_use(*seat));
         let workers: Vec<WorkerStatus> = seats.map(|seat| self.seat_status(seat, now)).collect();
         let shown: Vec<_> = workers.iter().filter_map(|worker| worker.id).collect();
@@ -78,9 +71,9 @@ impl Master {
             .pool
             .members()
             .filter(|member| !shown.contains(&member.id));
-        let totals = self.totals();
+        let totals = self.workers.totals();
         Status {
-            name: self.name.clone(),
+            name: self.name.to_owned(),
             version: self.version.to_owned(),
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
@@ -104,7 +97,7 @@ impl Master {
             lost_total: self.telemetry.counts.lost(totals.lost).total(),
             requests_total: totals.requests,
             errors_total: totals.errors,
-            log_errors_total: self.log_errors(),
+            log_errors_total: self.telemetry.log_errors(&totals),
             buffers: self.buffers(),
             memory_limit: self.settings.memory.map(|memory| memory.limit),
             count: self.workers.pool.target().count as u32,
@@ -112,18 +105,9 @@ impl Master {
             reloading: self.lifecycle.is_rolling(),
             last_reload: self.settings.last_reload.clone(),
             config_stale: self.settings.stale.clone(),
-            restart_keeps_clients: self
-                .handover
-                .store
-                .as_ref()
-                .is_some_and(|store| store.canaries.is_confirmed()),
-            store_outage: self
-                .handover
-                .store
-                .as_ref()
-                .and_then(|store| store.canaries.outage())
-                .map(str::to_owned),
-            missing: self.look_at_missing(),
+            restart_keeps_clients: self.keeps_clients,
+            store_outage: self.store_outage.map(str::to_owned),
+            missing: self.missing(true),
             deaths_total: self.telemetry.counts.deaths.total(),
             failed_starts_total: self.telemetry.counts.failed_starts,
             stalls_total: self.telemetry.counts.stalls,
@@ -141,7 +125,7 @@ impl Master {
     /// Returns how unevenly the ready workers are loaded.
     fn skew(&self) -> Option<Skew> {
         let now = clock::monotonic();
-        let workers: Vec<&Worker> = self.ready_workers().collect();
+        let workers: Vec<&Worker> = self.workers.ready().collect();
         let clients = uneven(workers.iter().map(|worker| worker.leases.clients() as f64))?;
         Some(Skew {
             clients,

@@ -299,7 +299,7 @@ impl Master {
             Counted(self.clients.count(), "client")
         );
         self.telemetry.events.note(Kind::Stopping, about, sentence);
-        self.tell_stopping(grace, now);
+        self.manager.notify_stopping(grace);
     }
 
     /// A worker is gone while we leave: its shared memory stays as it is, for the next master. `written` is what its thread wrote.
@@ -547,7 +547,9 @@ impl Master {
         let ids = self.clients.unleased.iter();
         let next_id = ids.map(|unleased| unleased.client.id.0 + 1).max();
         self.clients.next_id = self.clients.next_id.max(next_id.unwrap_or(1));
-        self.clients.addresses = self.count_addresses(&self.settings.config);
+        self.clients.addresses = self
+            .workers
+            .count_addresses(&self.settings.config, &self.clients);
         if self.clients.count() > 0 {
             // They wait for workers, whatever becomes of the first ones.
             self.workers.pool.disable_give_up();

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::channel::Channel;
 use crate::config::{Config, Loaded};
 use crate::master::clients::leases::{Leases, LeasesSnapshot};
-use crate::master::control::server::ControlSnapshot;
+use crate::master::control::connection::ControlSnapshot;
 use crate::master::handover::inherited::{Inherited, Stored};
 use crate::master::handover::queues::{HandoffQueues, QueueEnds};
 use crate::master::handover::state_file::{MAGIC, OLDEST, SavedState, StateFile, check_version};
@@ -512,7 +512,9 @@ impl Master {
                 self.settings.config.limits.restart_grace,
             ));
         }
-        self.clients.addresses = self.count_addresses(&self.settings.config);
+        self.clients.addresses = self
+            .workers
+            .count_addresses(&self.settings.config, &self.clients);
         self.control
             .clients
             .adopt(control_clients, &self.poller, now);

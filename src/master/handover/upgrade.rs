@@ -16,10 +16,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::logging;
-use crate::master::Master;
+use crate::master::control::pending::PendingKind;
 use crate::master::handover::snapshot::UpgradeSnapshot;
 use crate::master::lifecycle::Lifecycle;
 use crate::master::telemetry::events::Asker;
+use crate::master::{Master, exporter};
 use crate::proto::control::{About, Kind, Refusal, RefusalCode};
 use crate::proto::text::{Counted, Escaped};
 use crate::sys::fd;
@@ -137,8 +138,8 @@ impl Master {
             Some(verdict) if is_fit(&verdict) && exit == Exit::Status(0) => {
                 (upgrade.until, upgrade.is_same) = (now + UPGRADE_TIMEOUT, verdict == FIT_AND_SAME);
             }
-            Some(verdict) if !is_fit(&verdict) => self.give_upgrade_up(&verdict, now),
-            _ => self.give_upgrade_up(&format!("its check {exit} without a result"), now),
+            Some(verdict) if !is_fit(&verdict) => self.give_upgrade_up(&verdict),
+            _ => self.give_upgrade_up(&format!("its check {exit} without a result")),
         }
     }
 
@@ -150,18 +151,18 @@ impl Master {
         };
         let is_late = upgrade.until <= now;
         if self.lifecycle != Lifecycle::Upgrading {
-            return self.give_upgrade_up("another operation began during its check", now);
+            return self.give_upgrade_up("another operation began during its check");
         }
         if upgrade.check.is_some() {
             if is_late {
-                self.give_upgrade_up("its check did not finish in time", now);
+                self.give_upgrade_up("its check did not finish in time");
             }
             return;
         }
         match self.snapshot(now) {
             Some(snapshot) => self.become_it(snapshot, now),
             None if is_late => {
-                self.give_upgrade_up("workers are being replaced, or clients have none", now)
+                self.give_upgrade_up("workers are being replaced, or clients have none")
             }
             None => {}
         }
@@ -171,9 +172,9 @@ impl Master {
         let Some(upgrade) = self.handover.upgrade.take() else {
             return;
         };
-        self.end_checks();
+        self.reloads.end_checks();
         // It is told another program by then, and its address must be free.
-        let had_exporter = self.exporter.take().is_some();
+        let exporter = self.exporter.take().map(|exporter| exporter.start());
         // Its directory may be gone when the program would open it.
         let log = logging::copy_of_file();
         snapshot.log = log.as_ref().map(AsRawFd::as_raw_fd);
@@ -192,13 +193,13 @@ impl Master {
             Err(e) => e,
         };
         self.handover.upgrade = Some(upgrade);
-        if had_exporter {
-            self.bind_exporter(now);
+        if let (Some(start), Some(address)) = (exporter, &self.settings.config.metrics.listen) {
+            self.exporter = exporter::open_again(address, start, &self.poller, now);
         }
-        self.give_upgrade_up(&format!("it cannot be run: {why}"), now);
+        self.give_upgrade_up(&format!("it cannot be run: {why}"));
     }
 
-    fn give_upgrade_up(&mut self, why: &str, now: Instant) {
+    fn give_upgrade_up(&mut self, why: &str) {
         let Some(Upgrade { path, asker, .. }) = self.handover.upgrade.take() else {
             return;
         };
@@ -209,12 +210,10 @@ impl Master {
             asker.about(),
             format_args!("{asker}: {sentence}"),
         );
-        for number in self.control.clients.refuse_upgrade(&Refusal::new(
-            RefusalCode::Refused,
-            Escaped(sentence).to_string(),
-        )) {
-            self.answer_late(number, |_| {}, now);
-        }
+        let refusal = Refusal::new(RefusalCode::Refused, Escaped(sentence).to_string());
+        self.control
+            .clients
+            .resolve(|kind| matches!(kind, PendingKind::Upgraded), &Err(refusal));
     }
 
     /// This process has become this program.

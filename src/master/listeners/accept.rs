@@ -16,7 +16,6 @@ use crate::master::telemetry::counters::Loss;
 use crate::master::workers::worker::Worker;
 use crate::master::{Master, Token};
 use crate::pool::dispatch::Candidate;
-use crate::pool::{Member, MemberState};
 use crate::proto::channel::MAX_LEASES;
 use crate::proto::control::{About, Kind};
 use crate::proto::text::Counted;
@@ -113,12 +112,7 @@ impl Master {
 
     /// Returns the workers that may be given clients.
     pub(crate) fn ready_workers(&self) -> impl Iterator<Item = &Worker> {
-        let takes = |m: &&Member| matches!(m.state, MemberState::Ready { .. }) && !m.is_stalled;
-        self.workers
-            .pool
-            .members()
-            .filter(takes)
-            .filter_map(|member| self.workers.all.get(&member.id))
+        self.workers.ready()
     }
 
     /// Leases clients whose worker is gone, or whose lease could not be sent, as far as there is

@@ -287,6 +287,23 @@ impl Listener {
         self.file = None;
     }
 
+    /// Checks whether [`Listener::adopt`] can set the access that an entry wants. Changes nothing.
+    ///
+    /// # Errors
+    /// Those of `adopt`.
+    pub(crate) fn check_access(&self, wanted: &Listen) -> Result<(), Error> {
+        if let (false, None, Some(file), Some(access)) = (
+            self.is_file_gone(),
+            &self.outage,
+            &self.file,
+            &wanted.access,
+        ) {
+            file.check_access(access)
+                .map_err(|e| cannot_change(wanted, &e))?;
+        }
+        Ok(())
+    }
+
     /// Adopts the settings that are wanted now for this address. Clients in the queue stay there.
     ///
     /// Only the change of a Unix socket's file can be refused, so it comes first: on an error
@@ -296,9 +313,7 @@ impl Listener {
         wanted: &Listen,
         keepalive: Option<Duration>,
     ) -> Result<(), Error> {
-        let fail = |e: io::Error| {
-            Error::unavailable(&format!("change the listener {}", wanted.source), &e)
-        };
+        let fail = |e: io::Error| cannot_change(wanted, &e);
         // A listener whose file is gone, or that is down, gets its access when it is bound again.
         if let (false, None, Some(file), Some(access)) = (
             self.is_file_gone(),
@@ -363,6 +378,10 @@ impl Listener {
             Address::Unix(_) => None,
         }
     }
+}
+
+fn cannot_change(wanted: &Listen, error: &io::Error) -> Error {
+    Error::unavailable(&format!("change the listener {}", wanted.source), error)
 }
 
 impl AsFd for Listener {

@@ -3,13 +3,14 @@
 use std::fs::{self, Metadata, Permissions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
 
 use crate::config::{Access, Mode};
 use crate::master::error::Error;
 use crate::master::listeners::conflict::ANOTHER;
 use crate::proto::names::Address;
+use crate::sys::memory::plain_file;
 use crate::sys::user::{Group, User};
 use crate::sys::{process, socket};
 
@@ -109,21 +110,34 @@ impl SocketFile {
             .filter(|found| identity(found) == self.identity)
     }
 
+    /// Returns the user and the group that the file must have.
+    fn owner_by(&self, access: &Access) -> (u32, u32) {
+        let uid = access.owner.as_ref().map_or(self.born.0, |owner| owner.uid);
+        let gid = access.group.as_ref().map_or(self.born.1, |group| group.gid);
+        (uid, gid)
+    }
+
+    /// Checks whether the owner of the file can be set, by setting that of another file.
+    pub(crate) fn check_access(&self, access: &Access) -> io::Result<()> {
+        if self.access.as_ref() == Some(access) {
+            return Ok(());
+        }
+        let found = self.metadata().ok_or_else(gone)?;
+        let (uid, gid) = self.owner_by(access);
+        if (found.uid(), found.gid()) != (uid, gid) {
+            fchown(plain_file(c"access")?, Some(uid), Some(gid))?;
+        }
+        Ok(())
+    }
+
     /// Sets the owner and mode of the file. Access that was set before is not set again: the
     /// operator may have changed it since, or have removed the file.
     pub(crate) fn set_access(&mut self, access: &Access) -> io::Result<()> {
         if self.access.as_ref() == Some(access) {
             return Ok(());
         }
-        let gone = || {
-            io::Error::new(
-                io::ErrorKind::NotFound,
-                "its file is gone, or is another one's",
-            )
-        };
         let found = self.metadata().ok_or_else(gone)?;
-        let uid = access.owner.as_ref().map_or(self.born.0, |owner| owner.uid);
-        let gid = access.group.as_ref().map_or(self.born.1, |group| group.gid);
+        let (uid, gid) = self.owner_by(access);
         // Between the two steps the file has neither its old nor its new access.
         self.access = None;
         if (found.uid(), found.gid()) != (uid, gid) {
@@ -133,6 +147,11 @@ impl SocketFile {
         self.access = Some(access.clone());
         Ok(())
     }
+}
+
+fn gone() -> io::Error {
+    let why = "its file is gone, or is another one's";
+    io::Error::new(io::ErrorKind::NotFound, why)
 }
 
 impl Drop for SocketFile {

@@ -19,9 +19,9 @@ use crate::sys::listening::{self, Look, Offer};
 impl Master {
     /// Gives up the listeners whose addresses the next configuration leaves to systemd.
     pub(crate) fn yield_listeners(&mut self, now: Instant) {
-        let file = self.next_file();
+        let file = self.settings.next_file();
         // The next master reports what is wrong with the file, and then keeps these listeners.
-        let Ok(loaded) = self.read_next(file.as_deref()) else {
+        let Ok(loaded) = self.settings.read_next(file.as_deref()) else {
             return;
         };
         if self

@@ -16,13 +16,14 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::rejection;
-use crate::config::{Config, Identities, Keys, Loaded};
+use crate::config::{self, Config, Identities, Keys, Loaded};
 use crate::master::Master;
-use crate::master::control::pending::Waits;
+use crate::master::control::pending::PendingKind;
+use crate::master::control::request::ControlReply;
 use crate::master::lifecycle::{Lifecycle, ReloadStep};
+use crate::master::reload::Reloads;
 use crate::master::telemetry::events::Asker;
-use crate::proto::control::{Checked, Refusal, RefusalCode, Verb};
+use crate::proto::control::{Checked, Place, Refusal, RefusalCode, Verb};
 use crate::proto::paths::exact;
 use crate::sys::fd;
 use crate::sys::memory::plain_file;
@@ -81,14 +82,14 @@ pub(crate) struct Reading {
     pid: u32,
     shared: File,
     length: u64,
-    file: Option<PathBuf>,
+    pub(super) file: Option<PathBuf>,
     until: Instant,
 }
 
 /// A reload whose configuration is being read.
 #[derive(Debug)]
 pub(crate) struct ReloadReading {
-    reading: Reading,
+    pub(super) reading: Reading,
     pub(crate) asker: Asker,
     pub(crate) began: Instant,
 }
@@ -145,25 +146,28 @@ fn rejected(sentence: String) -> Refusal {
     Refusal::new(RefusalCode::Rejected, sentence)
 }
 
-impl Master {
-    /// When a child will have had enough time.
-    pub(crate) fn reading_deadline(&self) -> Option<Instant> {
-        let reload = self
-            .reloads
-            .reading
-            .as_ref()
-            .map(|reload| reload.reading.until);
-        let check = self
-            .reloads
-            .checks
-            .reading
-            .as_ref()
-            .map(|reading| reading.until);
+impl Reloads {
+    /// Returns when a child that reads has taken too long.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let reload = self.reading.as_ref().map(|reload| reload.reading.until);
+        let check = self.checks.reading.as_ref().map(|reading| reading.until);
         reload.into_iter().chain(check).min()
     }
 
+    /// Returns what a control client that requests a check waits for: the next check, which reads the files as they are then.
+    pub(crate) fn next_check(&self) -> PendingKind {
+        PendingKind::Checked(self.checks.last + 1)
+    }
+
+    /// Ends the check that is being made.
+    pub(crate) fn end_checks(&mut self) {
+        self.checks.reading = None;
+    }
+}
+
+impl Master {
     fn begin_reading(&self, force: bool, now: Instant) -> Result<Reading, Refusal> {
-        let file = self.next_file();
+        let file = self.settings.next_file();
         let question = Question {
             in_force: Known::new(
                 &self.settings.config,
@@ -201,7 +205,7 @@ impl Master {
         })
     }
 
-    /// Begins to read the configuration that is to come into force; [`Master::finish_reload`] gets it.
+    /// Begins to read the configuration that is to come into force; [`Master::finish_reading`] gets it.
     pub(crate) fn read_for_reload(
         &mut self,
         asker: Asker,
@@ -218,92 +222,74 @@ impl Master {
         Ok(())
     }
 
-    /// What a control client that asks for a check is to wait for.
-    pub(crate) fn ask_for_check(&self) -> Waits {
-        Waits::Checked(self.reloads.checks.last + 1)
-    }
-
-    /// No check is being made.
-    pub(crate) fn end_checks(&mut self) {
-        self.reloads.checks.reading = None;
-    }
-
-    /// A child has ended: whether it was one that reads.
-    pub(crate) fn reading_ended(&mut self, pid: u32, exit: Exit, now: Instant) -> bool {
-        if let Some(reload) = self
-            .reloads
-            .reading
-            .take_if(|reload| reload.reading.pid == pid)
-        {
+    /// Handles the end of a child. Returns whether it was one that reads.
+    pub(crate) fn reading_ended(&mut self, pid: u32, exit: Exit) -> bool {
+        let (reload, check) = (&mut self.reloads.reading, &mut self.reloads.checks.reading);
+        if let Some(reload) = reload.take_if(|reload| reload.reading.pid == pid) {
             let loaded = reload.reading.answer(exit);
-            let file = reload.reading.file.clone();
-            self.finish_reload(&reload, file, loaded, now);
-        } else if let Some(reading) = self
-            .reloads
-            .checks
-            .reading
-            .take_if(|reading| reading.pid == pid)
-        {
-            let checked = reading
-                .answer(exit)
-                .and_then(|next| self.check(reading.file.clone(), next));
-            self.finish_check(&checked, now);
+            self.finish_reading(reload, loaded);
+        } else if let Some(reading) = check.take_if(|reading| reading.pid == pid) {
+            let answer = reading.answer(exit);
+            let checked = answer.and_then(|next| self.check(reading.file.clone(), next));
+            self.finish_check(checked);
         } else {
             return false;
         }
         true
     }
 
-    /// Ends what takes too long, and begins the check that is waited for.
-    pub(crate) fn look_at_readings(&mut self, now: Instant) {
-        if let Some(reload) = self
-            .reloads
-            .reading
-            .take_if(|reload| reload.reading.until <= now)
-        {
-            let file = reload.reading.file.clone();
-            self.finish_reload(&reload, file, Err(Reading::too_late()), now);
+    /// Ends a child that has taken too long, and begins the check that a control client waits for.
+    pub(crate) fn check_readings(&mut self, now: Instant) {
+        let (reload, check) = (&mut self.reloads.reading, &mut self.reloads.checks.reading);
+        let is_late = check.take_if(|reading| reading.until <= now).is_some();
+        if let Some(reload) = reload.take_if(|reload| reload.reading.until <= now) {
+            self.finish_reading(reload, Err(Reading::too_late()));
         }
-        if self
-            .reloads
-            .checks
-            .reading
-            .take_if(|reading| reading.until <= now)
-            .is_some()
-        {
-            self.finish_check(&Err(Reading::too_late()), now);
+        if is_late {
+            self.finish_check(Err(Reading::too_late()));
+        }
+        if self.reloads.checks.reading.is_some() || self.lifecycle.is_ending() {
+            return;
         }
         let next = self.reloads.checks.last + 1;
-        let is_wanted = || {
-            self.control
-                .clients
-                .waiting()
-                .iter()
-                .any(|(_, waits)| *waits == Waits::Checked(next))
-        };
-        if self.reloads.checks.reading.is_none() && !self.lifecycle.is_ending() && is_wanted() {
+        let waits =
+            |kind: &PendingKind| matches!(kind, PendingKind::Checked(check) if *check == next);
+        if self
+            .control
+            .clients
+            .pending()
+            .iter()
+            .any(|pending| waits(&pending.kind))
+        {
             self.reloads.checks.last = next;
             match self.begin_reading(false, now) {
                 Ok(reading) => self.reloads.checks.reading = Some(reading),
-                Err(refusal) => self.finish_check(&Err(refusal), now),
+                Err(refusal) => self.finish_check(Err(refusal)),
             }
         }
     }
 
-    fn finish_check(&mut self, checked: &Result<Checked, Refusal>, now: Instant) {
-        for (number, waits) in self.control.clients.waiting() {
-            if !matches!(waits, Waits::Checked(check) if check <= self.reloads.checks.last) {
-                continue;
-            }
-            self.answer_late(
-                number,
-                |client| match checked {
-                    Ok(checked) => client.reply(Verb::Check, checked),
-                    Err(refusal) => client.refuse_with(refusal),
-                },
-                now,
-            );
-        }
+    fn finish_check(&mut self, checked: Result<Checked, Refusal>) {
+        let last = self.reloads.checks.last;
+        self.control.clients.resolve(
+            |kind| matches!(kind, PendingKind::Checked(check) if *check <= last),
+            &checked.and_then(|checked| ControlReply::new(Verb::Check, &checked)),
+        );
+    }
+}
+
+/// Returns the refusal of a configuration with an error, and the place of the error.
+fn rejection(error: &config::Error) -> Refusal {
+    let place = Place {
+        file: error.origin().into(),
+        line: error.line(),
+        column: error.column(),
+        display: error.to_string(),
+    };
+    Refusal {
+        code: RefusalCode::Rejected,
+        message: error.message().to_owned(),
+        place: Some(place),
     }
 }
 

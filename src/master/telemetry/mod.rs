@@ -2,7 +2,8 @@
 
 use std::time::SystemTime;
 
-use crate::master::telemetry::counters::{Counts, Tally};
+use crate::logging;
+use crate::master::telemetry::counters::{Counts, Tally, Totals};
 use crate::master::telemetry::events::EventLog;
 
 pub(crate) mod counters;
@@ -29,5 +30,13 @@ impl Telemetry {
             tally: Tally::default(),
             events: EventLog::default(),
         }
+    }
+
+    /// Returns the number of log lines that could not be written, by masters or workers.
+    pub(crate) fn log_errors(&self, totals: &Totals) -> u64 {
+        self.counts
+            .log_errors
+            .saturating_add(logging::errors())
+            .saturating_add(totals.log_errors)
     }
 }

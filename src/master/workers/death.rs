@@ -64,7 +64,7 @@ impl Master {
             .map(|worker| worker.id);
         match id {
             Some(id) => self.end_worker(id, pid, exit, now),
-            None if self.reading_ended(pid, exit, now) => {}
+            None if self.reading_ended(pid, exit) => {}
             None => self.candidate_ended(pid, exit, now),
         }
     }

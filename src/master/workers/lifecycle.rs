@@ -153,7 +153,7 @@ impl Master {
                 .events
                 .note(Kind::Started, About::default(), sentence);
             announce(&addresses);
-            self.tell_ready(now);
+            self.manager.notify_ready();
         }
     }
 
@@ -169,7 +169,12 @@ impl Master {
             .current
             .as_ref()
             .filter(|reload| reload.generation == generation);
-        let config = next.map_or(&self.settings.config, |reload| &reload.config);
+        let config = next.map_or(&self.settings.config, |reload| reload.config());
+        let layout = self
+            .reloads
+            .current
+            .as_ref()
+            .map_or(self.clients.layout, |reload| reload.layout);
         let level = self
             .settings
             .log_level
@@ -187,8 +192,8 @@ impl Master {
             worker: id,
             seat: index as u32,
             generation,
-            slots: self.clients.layout.slots(),
-            longest: self.clients.layout.max_frame(),
+            slots: layout.slots(),
+            longest: layout.max_frame(),
             quarantined: self.workers.strikes.quarantined().to_vec(),
             handoff_queues: self
                 .handover
@@ -206,18 +211,13 @@ impl Master {
             .iter()
             .flat_map(|store| store.queues.descriptors())
             .collect();
-        let spawned = Worker::spawn(
-            &self.workers.executable,
-            start,
-            queues,
-            self.clients.layout,
-            now,
-        )
-        .and_then(|worker| {
-            self.poller
-                .add(&worker.channel, Token::Worker(id).into(), Interest::Read)
-                .map(|()| worker)
-        });
+        let spawned = Worker::spawn(&self.workers.executable, start, queues, layout, now).and_then(
+            |worker| {
+                self.poller
+                    .add(&worker.channel, Token::Worker(id).into(), Interest::Read)
+                    .map(|()| worker)
+            },
+        );
         match spawned {
             Ok(worker) => {
                 self.telemetry.events.note(
@@ -282,7 +282,7 @@ impl Master {
                     .as_ref()
                     .filter(|reload| reload.generation == worker.generation);
                 let limit = config
-                    .map_or(&self.settings.config, |reload| &reload.config)
+                    .map_or(&self.settings.config, |reload| reload.config())
                     .workers
                     .start_timeout;
                 worker.failure = Some(format!("it was not ready within {limit:?}"));

@@ -5,14 +5,17 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Config;
+use crate::master::clients::Clients;
+use crate::master::clients::addresses::Addresses;
 use crate::master::telemetry::counters::Totals;
 use crate::master::workers::crash::{OomKills, Strikes};
 use crate::master::workers::outgoing::Outgoing;
 use crate::master::workers::rebalance::AskedBalance;
 use crate::master::workers::watchdog::Watch;
 use crate::master::workers::worker::Worker;
-use crate::pool::Pool;
 use crate::pool::rebalance::Rebalancer;
+use crate::pool::{Member, MemberState, Pool};
 use crate::proto::names::WorkerId;
 use crate::sys::process::{self, Executable};
 
@@ -76,6 +79,40 @@ impl Workers {
             ended_sessions: Vec::new(),
             executable,
         }
+    }
+
+    /// Returns the workers that may be given clients.
+    pub(crate) fn ready(&self) -> impl Iterator<Item = &Worker> {
+        let takes = |m: &&Member| matches!(m.state, MemberState::Ready { .. }) && !m.is_stalled;
+        self.pool
+            .members()
+            .filter(takes)
+            .filter_map(|member| self.all.get(&member.id))
+    }
+
+    /// Returns the totals of all workers that there ever were.
+    pub(crate) fn totals(&self) -> Totals {
+        let gone = self
+            .seats
+            .iter()
+            .fold(Totals::default(), |totals, seat| totals.and(seat.totals));
+        self.all.values().fold(gone, |totals, worker| {
+            totals.plus(worker.believed.counters())
+        })
+    }
+
+    /// Returns how many clients each address has, if that is limited.
+    pub(crate) fn count_addresses(&self, config: &Config, clients: &Clients) -> Addresses {
+        let leased = self
+            .all
+            .values()
+            .flat_map(|worker| worker.leases.iter())
+            .map(|(_, client)| &client.peer);
+        let waiting = clients
+            .unleased
+            .iter()
+            .map(|unleased| &unleased.client.peer);
+        Addresses::new(&config.limits, leased.chain(waiting))
     }
 
     /// Returns the record of a seat, creating it if needed.

@@ -1,0 +1,135 @@
+//! The figures of the clients and of the listeners.
+
+use super::text::{COUNTER, GAUGE, MetricsText};
+use crate::master::control::Snapshot;
+use crate::proto::control::{ListenerStatus, Status};
+use crate::sys::socket;
+
+/// A figure of a listener; `None` if it is not known.
+type ListenerFigure = fn(&ListenerStatus) -> Option<u64>;
+
+pub(super) fn write_clients(text: &mut MetricsText, master: &Snapshot<'_>, status: &Status) {
+    text.family(
+        "clients",
+        GAUGE,
+        "Clients there are: leased to a worker, or waiting for one.",
+    );
+    let waiting = master.clients.unleased.len() as u64;
+    text.sample(
+        "clients",
+        &[("state", &"leased")],
+        master.clients.count().saturating_sub(waiting),
+    );
+    text.sample("clients", &[("state", &"waiting")], waiting);
+    text.gauge("clients_max", "Clients there may be.", master.clients.max);
+    text.counter(
+        "clients_accepted_total",
+        "Clients that were accepted.",
+        master.clients.next_id - 1,
+    );
+    text.family(
+        "clients_rejected_total",
+        COUNTER,
+        "Of those, clients that were turned away at once.",
+    );
+    text.sample(
+        "clients_rejected_total",
+        &[("reason", &"per_address")],
+        master.telemetry.counts.refused,
+    );
+    write_losses(text, master);
+    if let Some(skew) = status.skew {
+        text.gauge(
+            "client_skew_ratio",
+            "Most clients of a ready worker, divided by the mean.",
+            skew.clients,
+        );
+        if let Some(busy) = skew.busy {
+            text.gauge(
+                "load_skew_ratio",
+                "Highest busy ratio of a ready worker, divided by the mean.",
+                busy,
+            );
+        }
+    }
+}
+
+fn write_losses(text: &mut MetricsText, master: &Snapshot<'_>) {
+    let (counts, lost) = (
+        &master.telemetry.counts,
+        master.telemetry.counts.lost(master.workers.totals().lost),
+    );
+    text.family(
+        "clients_closed_total",
+        COUNTER,
+        "Clients that the daemon closed: lost ones and misbehaving ones.",
+    );
+    for (reason, count) in [
+        ("lost", lost.total()),
+        ("crashes", counts.closed_for_crashes),
+        ("kicked", counts.kicked),
+    ] {
+        text.sample("clients_closed_total", &[("reason", &reason)], count);
+    }
+    let help = "Clients that were closed for a reason of the daemon's own, by that reason.";
+    text.by("clients_lost_total", help, "reason", &lost);
+    text.by(
+        "moves_total",
+        "Clients that went to another worker, by what for.",
+        "reason",
+        &master.telemetry.counts.moves,
+    );
+    let help = "Clients that went to another worker because theirs died, by what it died of.";
+    text.by(
+        "rescues_total",
+        help,
+        "cause",
+        &master.telemetry.counts.rescues,
+    );
+}
+
+pub(super) fn write_listeners(text: &mut MetricsText, master: &Snapshot<'_>, status: &Status) {
+    text.gauge(
+        "accepting",
+        "Whether new clients are being accepted.",
+        u8::from(master.listeners.gate.pause.is_none()),
+    );
+    let each: [(&str, &str, &str, ListenerFigure); 4] = [
+        (
+            "listener_up",
+            GAUGE,
+            "Whether clients can connect to the listener.",
+            |l| Some(l.outage.is_none().into()),
+        ),
+        (
+            "listener_accepted_total",
+            COUNTER,
+            "Clients accepted at the listener.",
+            |l| Some(l.accepted_total),
+        ),
+        (
+            "listen_queue",
+            GAUGE,
+            "Clients waiting in the kernel.",
+            |l| l.queue.map(u64::from),
+        ),
+        (
+            "listen_queue_max",
+            GAUGE,
+            "Clients that can wait there.",
+            |l| l.queue_max.map(u64::from),
+        ),
+    ];
+    for (name, kind, help, figure) in each {
+        text.family(name, kind, help);
+        for listener in &status.listeners {
+            if let Some(value) = figure(listener) {
+                text.sample(name, &[("listener", &listener.address)], value);
+            }
+        }
+    }
+    if let Some(overflows) = socket::listen_overflows() {
+        let help = "Connections that the kernel dropped because a queue was full, of all listeners of this network namespace.";
+        text.counter("listen_overflows_total", help, overflows);
+    }
+}

@@ -1,0 +1,146 @@
+//! A configuration that is prepared: everything that can fail is done, and nothing that is in force has changed.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use crate::config::{Config, Loaded};
+use crate::logging;
+use crate::master::capacity::{ClientLimits, client_limits, worker_count};
+use crate::master::exporter::PlannedExporter;
+use crate::master::listeners::Listeners;
+use crate::master::listeners::listener::Listener;
+use crate::master::listeners::plan;
+use crate::master::memory::{self, Memory};
+use crate::master::{Error, Master};
+use crate::proto::control::{Refusal, RefusalCode};
+use crate::proto::names::Generation;
+use crate::shm::Layout;
+
+/// A configuration that can come into force.
+#[derive(Debug)]
+pub(crate) struct PreparedReload {
+    pub(crate) generation: Generation,
+    pub(crate) loaded: Loaded,
+    pub(super) file: Option<PathBuf>,
+    pub(super) max_clients: u64,
+    /// The layout of the shared memory of workers that are started from now on, also by the
+    /// configuration before: these may get clients back that have more bytes than the latter allows.
+    pub(crate) layout: Layout,
+    pub(crate) memory: Option<Memory>,
+    pub(super) listeners: Vec<PlannedListener>,
+    pub(super) exporter: PlannedExporter,
+    pub(super) log: logging::Prepared,
+    pub(super) began: Instant,
+}
+
+/// The change of a listener by a reload.
+#[derive(Debug)]
+pub(super) enum PlannedListener {
+    /// The listener of this number stays.
+    Keep(u32),
+    /// A new listener; clients can connect already.
+    New(Box<Listener>),
+}
+
+impl PreparedReload {
+    pub(crate) fn config(&self) -> &Config {
+        &self.loaded.config
+    }
+
+    /// Returns whether a listener stays.
+    pub(super) fn keeps(&self, number: u32) -> bool {
+        self.listeners
+            .iter()
+            .any(|planned| matches!(planned, PlannedListener::Keep(kept) if *kept == number))
+    }
+}
+
+impl Master {
+    /// Prepares a configuration.
+    ///
+    /// # Errors
+    /// `rejected`, with the first reason why it cannot come into force.
+    pub(super) fn prepare(
+        &self,
+        file: Option<PathBuf>,
+        loaded: Loaded,
+        began: Instant,
+    ) -> Result<PreparedReload, Refusal> {
+        let config = &loaded.config;
+        let workers = worker_count(config.workers.count);
+        let limits = self.limits_under(config)?;
+        limits.warn_if_lowered();
+        let memory = Memory::read(self.parked());
+        memory::warn_if_short(&config.limits, memory, workers);
+        let log = logging::prepare(&self.name, &config.log).map_err(|e| rejected(&e))?;
+        let own = || self.own_addresses();
+        let listen = config.metrics.listen.as_ref();
+        let exporter = PlannedExporter::new(
+            listen,
+            self.exporter.as_ref(),
+            self.settings.config.metrics.listen.as_ref(),
+        )
+        .map_err(|e| rejected(&own().named_in(e, listen)))?;
+        let listeners = self.plan_listeners(config).map_err(|e| rejected(&e))?;
+        // Clients that stay bring along what is parked of them: some of it perhaps since a
+        // configuration before the one in force, if there were clients ever since.
+        let max_frame_before = if self.clients.count() > 0 {
+            self.clients.layout.max_frame()
+        } else {
+            self.settings.config.limits.max_frame
+        };
+        let max_frame = config.limits.max_frame.max(max_frame_before);
+        Ok(PreparedReload {
+            generation: Generation(self.settings.last_generation.0 + 1),
+            max_clients: limits.clients,
+            layout: limits.layout(max_frame, self.clients.layout.slots()),
+            loaded,
+            file,
+            memory,
+            listeners,
+            exporter,
+            log,
+            began,
+        })
+    }
+
+    /// Returns how many clients there may be under a configuration.
+    pub(super) fn limits_under(&self, config: &Config) -> Result<ClientLimits, Refusal> {
+        let workers = worker_count(config.workers.count);
+        client_limits(config, workers, self.descriptors).map_err(|e| rejected(&e))
+    }
+
+    /// Binds the listeners that are new, and checks that the others can change.
+    fn plan_listeners(&self, config: &Config) -> Result<Vec<PlannedListener>, Error> {
+        let Listeners {
+            all,
+            activated,
+            last_number,
+            ..
+        } = &self.listeners;
+        let keepalive = config.limits.tcp_keepalive;
+        let wanted = activated.wanted(&config.listen)?;
+        let kept = plan::keep(all, &wanted, plan::is_found);
+        let mut number = *last_number;
+        let mut planned = Vec::new();
+        for (wanted, kept) in wanted.iter().zip(kept) {
+            planned.push(match kept {
+                Some(index) => {
+                    all[index].check_access(wanted.entry)?;
+                    PlannedListener::Keep(all[index].number)
+                }
+                None => {
+                    number += 1;
+                    let opened = Listener::open(number, wanted, activated, keepalive)
+                        .map_err(|e| self.own_addresses().named_in(e, wanted.address()))?;
+                    PlannedListener::New(Box::new(opened))
+                }
+            });
+        }
+        Ok(planned)
+    }
+}
+
+fn rejected(reason: &impl ToString) -> Refusal {
+    Refusal::new(RefusalCode::Rejected, reason.to_string())
+}

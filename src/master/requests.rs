@@ -1,0 +1,347 @@
+//! Control requests: each verb, and the room that executes it.
+
+use std::time::{Duration, Instant};
+
+use crate::logging;
+use crate::master::Master;
+use crate::master::control::Snapshot;
+use crate::master::control::pending::{PendingKind, PendingReply};
+use crate::master::control::request::{Answer, ControlReply, ControlRequest};
+use crate::master::metrics;
+use crate::master::telemetry::events::Asker;
+use crate::proto::channel::ToWorker;
+use crate::proto::control::{
+    Drain, EventsAfter, Hold, Kick, Kind, MAX_WAIT, Metrics, Rebalance, Rebalanced, Recycle,
+    Refusal, RefusalCode, ReloadParams, Scale, Settled, UpgradeTo, Upgraded, Verb, Version,
+};
+use crate::sys::poll::PollEvent;
+
+/// Time in which requests are answered in a turn of the loop. Many slow requests delay clients by
+/// no more than this and one request.
+const CONTROL_BUDGET: Duration = Duration::from_millis(5);
+
+impl Master {
+    /// Serves control clients whose sockets have events, for [`CONTROL_BUDGET`] a turn; the others
+    /// are served in the next turn, before those that have been served.
+    pub(super) fn serve_control_clients(&mut self, events: &[PollEvent], now: Instant) {
+        let begin = Instant::now();
+        for (number, event) in self.control.clients.order(events) {
+            let request = self
+                .control
+                .clients
+                .receive(number, event, &self.poller, now);
+            if let Some(request) = request {
+                let permitted = self.control.clients.permit(&request);
+                let answer = permitted.and_then(|()| self.execute(&request, now));
+                let events = &mut self.telemetry.events;
+                let clients = &mut self.control.clients;
+                clients.answer(&request, answer, &self.poller, events, now);
+            }
+            if begin.elapsed() >= CONTROL_BUDGET {
+                return;
+            }
+        }
+    }
+
+    /// Executes a request, or begins to.
+    fn execute(&mut self, request: &ControlRequest, now: Instant) -> Result<Answer, Refusal> {
+        if self.workers.pool.is_stopping() && request.verb.changes() && request.verb != Verb::Stop {
+            return Err(Refusal::new(RefusalCode::Refused, "the daemon is stopping"));
+        }
+        match request.verb {
+            Verb::Status => self.show_status(request, now),
+            Verb::Version => self.show_version(request),
+            Verb::Clients => self.show_clients(request),
+            Verb::Events => show_events(request, now),
+            Verb::Config => self.show_config(request),
+            Verb::Metrics => self.show_metrics(request, now),
+            Verb::Check => self.check_file(request),
+            Verb::LogLevel => self.show_or_set_log_level(request),
+            Verb::Kick => self.kick_client(request),
+            Verb::Stop => self.stop_daemon(request, now),
+            Verb::Reload => self.reload_file(request, now),
+            Verb::Scale => self.scale_workers(request),
+            Verb::Recycle => self.recycle_workers(request),
+            Verb::Hold => self.hold_worker(request),
+            Verb::Release => self.release_held(request),
+            Verb::Drain => self.drain_daemon(request),
+            Verb::Undrain => self.undrain_daemon(request),
+            Verb::Rebalance => self.rebalance_clients(request, now),
+            Verb::Upgrade => self.upgrade_daemon(request, now),
+            Verb::ReopenLog => self.reopen_log_file(request, now),
+        }
+    }
+
+    fn show_status(&mut self, request: &ControlRequest, now: Instant) -> Result<Answer, Refusal> {
+        request.no_params()?;
+        self.look_at_counters();
+        request.reply(&self.status_snapshot().status(now))
+    }
+
+    fn show_version(&self, request: &ControlRequest) -> Result<Answer, Refusal> {
+        request.no_params()?;
+        request.reply(&Version {
+            name: self.name.clone(),
+            version: self.version.to_owned(),
+            pid: std::process::id(),
+        })
+    }
+
+    fn show_metrics(&mut self, request: &ControlRequest, now: Instant) -> Result<Answer, Refusal> {
+        request.no_params()?;
+        self.look_at_counters();
+        let text = metrics::text(&self.status_snapshot(), now);
+        request.reply(&Metrics { text })
+    }
+
+    fn show_clients(&self, request: &ControlRequest) -> Result<Answer, Refusal> {
+        let asked = request.params_or_default()?;
+        request.reply(&self.status_snapshot().clients_page(asked)?)
+    }
+
+    fn show_config(&self, request: &ControlRequest) -> Result<Answer, Refusal> {
+        request.no_params()?;
+        request.reply(&self.status_snapshot().effective())
+    }
+
+    fn check_file(&self, request: &ControlRequest) -> Result<Answer, Refusal> {
+        request.no_params()?;
+        Ok(Answer::Pending(self.reloads.next_check()))
+    }
+
+    fn show_or_set_log_level(&mut self, request: &ControlRequest) -> Result<Answer, Refusal> {
+        let asked = request.params_or_default()?;
+        request.reply(&self.log_level(request.asker(), asked))
+    }
+
+    fn kick_client(&mut self, request: &ControlRequest) -> Result<Answer, Refusal> {
+        let Kick { client } = request.params()?;
+        request.reply(&self.kick(request.asker(), client)?)
+    }
+
+    fn stop_daemon(&mut self, request: &ControlRequest, now: Instant) -> Result<Answer, Refusal> {
+        request.no_params()?;
+        let asker = request.asker();
+        if self.lifecycle.is_ending() {
+            log::info!("{asker}: already stopping");
+        } else {
+            self.stop(asker, now);
+        }
+        Ok(Answer::Pending(PendingKind::Stopped))
+    }
+
+    fn reload_file(&mut self, request: &ControlRequest, now: Instant) -> Result<Answer, Refusal> {
+        let ReloadParams { force } = request.params_or_default()?;
+        self.begin_reload(request.asker(), force, now)?;
+        Ok(Answer::Pending(PendingKind::Reloaded))
+    }
+
+    fn scale_workers(&mut self, request: &ControlRequest) -> Result<Answer, Refusal> {
+        let Scale { count } = request.params()?;
+        self.scale(request.asker(), count)?;
+        Ok(Answer::Pending(PendingKind::Settled(request.verb)))
+    }
+
+    fn recycle_workers(&mut self, request: &ControlRequest) -> Result<Answer, Refusal> {
+        let Recycle { worker } = request.params_or_default()?;
+        self.recycle(request.asker(), worker)?;
+        Ok(Answer::Pending(PendingKind::Settled(request.verb)))
+    }
+
+    fn hold_worker(&mut self, request: &ControlRequest) -> Result<Answer, Refusal> {
+        let Hold { worker } = request.params()?;
+        self.hold(request.asker(), worker)?;
+        Ok(Answer::Pending(PendingKind::Emptied(worker)))
+    }
+
+    fn release_held(&mut self, request: &ControlRequest) -> Result<Answer, Refusal> {
+        self.release(request.asker(), &request.params()?)?;
+        Ok(Answer::Pending(PendingKind::Done(request.verb)))
+    }
+
+    fn drain_daemon(&mut self, request: &ControlRequest) -> Result<Answer, Refusal> {
+        let Drain { wait } = request.params_or_default()?;
+        self.set_drained(request.asker(), true);
+        Ok(Answer::Pending(if wait {
+            PendingKind::Deserted
+        } else {
+            PendingKind::Done(request.verb)
+        }))
+    }
+
+    fn undrain_daemon(&mut self, request: &ControlRequest) -> Result<Answer, Refusal> {
+        request.no_params()?;
+        self.set_drained(request.asker(), false);
+        Ok(Answer::Pending(PendingKind::Done(request.verb)))
+    }
+
+    fn rebalance_clients(
+        &mut self,
+        request: &ControlRequest,
+        now: Instant,
+    ) -> Result<Answer, Refusal> {
+        let Rebalance { dry_run } = request.params_or_default()?;
+        self.begin_balance(request.asker(), dry_run, now)?;
+        Ok(Answer::Pending(PendingKind::Rebalanced))
+    }
+
+    fn upgrade_daemon(
+        &mut self,
+        request: &ControlRequest,
+        now: Instant,
+    ) -> Result<Answer, Refusal> {
+        let UpgradeTo { binary } = request.params_or_default()?;
+        if binary.is_some() {
+            self.control.clients.roles.need_owner(&request.peer)?;
+        }
+        self.begin_upgrade(request.asker(), binary, now)?;
+        Ok(Answer::Pending(PendingKind::Upgraded))
+    }
+
+    fn reopen_log_file(
+        &mut self,
+        request: &ControlRequest,
+        now: Instant,
+    ) -> Result<Answer, Refusal> {
+        request.no_params()?;
+        self.reopen_log(request.asker(), now)?;
+        Ok(Answer::Pending(PendingKind::Done(request.verb)))
+    }
+
+    /// Opens the log file again, here and in all other processes of the daemon.
+    ///
+    /// # Errors
+    /// `Refused` when the master cannot open it; lines still go to the file that was open.
+    pub(super) fn reopen_log(&mut self, asker: Asker, now: Instant) -> Result<(), Refusal> {
+        let opened = logging::reopen();
+        for id in self.workers.all.keys().copied().collect::<Vec<_>>() {
+            self.tell(id, ToWorker::Reopen);
+        }
+        if let Some(exporter) = &mut self.exporter {
+            exporter.reopen_log(now);
+        }
+        opened.map_err(|e| {
+            let why = format!("{e}; still writing to the previous log file");
+            Refusal::new(RefusalCode::Refused, why)
+        })?;
+        let sentence = format_args!("{asker}: log file reopened");
+        self.telemetry
+            .events
+            .note(Kind::LogReopened, asker.about(), sentence);
+        Ok(())
+    }
+
+    /// Sends the replies whose results are there, at the end of a turn of the loop.
+    pub(super) fn complete_requests(&mut self, now: Instant) {
+        if let Some(moves) = self.end_balance(now) {
+            let reply = ControlReply::new(Verb::Rebalance, &Rebalanced { moves });
+            self.control
+                .clients
+                .resolve(|kind| matches!(kind, PendingKind::Rebalanced), &reply);
+        }
+        for PendingReply { client, kind } in self.control.clients.pending() {
+            if let Some(result) = self.result_of(client, kind, now) {
+                self.control
+                    .clients
+                    .complete(client, &result, &self.poller, now);
+            }
+        }
+    }
+
+    /// Returns the result that a client waits for, if it is there.
+    fn result_of(
+        &self,
+        client: u64,
+        kind: PendingKind,
+        now: Instant,
+    ) -> Option<Result<ControlReply, Refusal>> {
+        let refused = |why: &str| Some(Err(Refusal::new(RefusalCode::Refused, why)));
+        let settled = |verb| ControlReply::new(verb, &self.settled());
+        let pool = &self.workers.pool;
+        match kind {
+            PendingKind::Known(result) => Some(result),
+            PendingKind::Stopped => None,
+            // Events are sent to the end.
+            PendingKind::Event { after, until } => {
+                let is_due = until <= now || after != self.telemetry.events.last();
+                // A reload may have taken the client's access away since.
+                let permitted = || self.control.clients.permit_events(client);
+                let events =
+                    || ControlReply::new(Verb::Events, &self.status_snapshot().events_after(after));
+                is_due.then(|| permitted().and_then(|()| events()))
+            }
+            _ if self.lifecycle.is_ending() => refused("the daemon is stopping"),
+            PendingKind::Done(verb) => Some(settled(verb)),
+            PendingKind::Settled(verb) => pool.is_settled().then(|| settled(verb)),
+            PendingKind::Emptied(id) => {
+                let worker = self.workers.all.get(&id);
+                let is_empty = worker.is_none_or(|worker| worker.leases.clients() == 0);
+                is_empty.then(|| settled(Verb::Hold))
+            }
+            PendingKind::Deserted if !self.listeners.is_drained => {
+                refused("clients are accepted again")
+            }
+            PendingKind::Deserted => (self.clients.count() == 0).then(|| settled(Verb::Drain)),
+            PendingKind::Renewed => pool
+                .is_settled()
+                .then(|| ControlReply::new(Verb::Upgrade, &self.upgraded())),
+            // These become known.
+            PendingKind::Reloaded
+            | PendingKind::Checked(_)
+            | PendingKind::Rebalanced
+            | PendingKind::Upgraded => None,
+        }
+    }
+
+    fn settled(&self) -> Settled {
+        Settled {
+            workers: self.workers.ready().count() as u32,
+            clients: self.clients.count(),
+        }
+    }
+
+    fn upgraded(&self) -> Upgraded {
+        let Settled { workers, clients } = self.settled();
+        Upgraded {
+            version: self.version.to_owned(),
+            workers,
+            clients,
+            unchanged: self.handover.is_same_program,
+        }
+    }
+
+    /// Returns the state that is read.
+    pub(super) fn status_snapshot(&self) -> Snapshot<'_> {
+        let canaries = self.handover.store.as_ref().map(|store| &store.canaries);
+        Snapshot {
+            name: &self.name,
+            version: self.version,
+            started: self.started,
+            descriptors: self.descriptors,
+            settings: &self.settings,
+            listeners: &self.listeners,
+            clients: &self.clients,
+            workers: &self.workers,
+            control: &self.control,
+            telemetry: &self.telemetry,
+            exporter: self.exporter.as_ref(),
+            lifecycle: self.lifecycle,
+            keeps_clients: canaries.is_some_and(|canaries| canaries.is_confirmed()),
+            store_outage: canaries.and_then(|canaries| canaries.outage()),
+        }
+    }
+}
+
+/// Shows the events after a number, and waits for the next one if there is none yet.
+fn show_events(request: &ControlRequest, now: Instant) -> Result<Answer, Refusal> {
+    let EventsAfter { after, wait } = request.params_or_default()?;
+    let wait = Duration::try_from_secs_f64(wait.unwrap_or(0.0))
+        .ok()
+        .filter(|wait| *wait <= MAX_WAIT)
+        .ok_or_else(|| {
+            let sentence = format!("wait is from 0 to {} seconds", MAX_WAIT.as_secs());
+            Refusal::new(RefusalCode::BadParams, sentence)
+        })?;
+    let (after, until) = (after.unwrap_or(0), now + wait);
+    Ok(Answer::Pending(PendingKind::Event { after, until }))
+}
