@@ -374,9 +374,7 @@ mod tests {
             "fdpassd",
             &Log {
                 target: LogTarget::Auto,
-                file: None,
-                format,
-                level: LogLevel::Error,
+                ..settings("", LogLevel::Error)
             },
         )
         .expect("start");

@@ -259,15 +259,14 @@ impl Pool {
     /// Takes a ready worker out of service, without clients; its seat gets another one. Returns false if it is not
     /// ready.
     pub fn hold(&mut self, id: WorkerId) -> bool {
-        let Some(member) = self.member_mut(id) else {
-            return false;
-        };
-        let MemberState::Ready { since } = member.state else {
-            return false;
-        };
-        member.state = MemberState::Held { since };
-        member.kill_by = None;
-        true
+        if let Some(member) = self.member_mut(id)
+            && let MemberState::Ready { since } = member.state
+        {
+            member.state = MemberState::Held { since };
+            member.kill_by = None;
+            return true;
+        }
+        false
     }
 
     /// Returns a held worker to its seat, from which its substitute is drained. A worker that is not fresh any more is
@@ -281,9 +280,8 @@ impl Pool {
         };
         member.state = MemberState::Ready { since };
         let seat = member.seat;
-        for member in self.members.iter_mut().filter(|member| member.seat == seat) {
-            member.is_released = member.id == id;
-        }
+        let seat_members = self.members.iter_mut().filter(|member| member.seat == seat);
+        seat_members.for_each(|member| member.is_released = member.id == id);
         true
     }
 

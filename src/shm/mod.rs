@@ -229,7 +229,7 @@ impl WorkerShm {
     }
 
     /// Copies replies of the turn in progress to the beginning of the slot's large region.
-    pub fn keep_replies(&mut self, index: u32, bytes: Range<usize>) {
+    pub fn park_replies(&mut self, index: u32, bytes: Range<usize>) {
         let source = self.layout.reply_range(Region::Shared, index);
         let target = self.layout.reply_range(Region::Large, index);
         self.copy(source.start, bytes, target.start);
@@ -242,7 +242,7 @@ impl WorkerShm {
     }
 
     /// Frees the memory of a slot's large region.
-    pub fn empty_large(&self, index: u32) {
+    pub fn free_large(&self, index: u32) {
         let begin = self.layout.bytes_at() + self.layout.large_at(index);
         // If it fails, the memory stays in use, and the next client overwrites it.
         let _ = memory::punch(
@@ -281,7 +281,7 @@ mod tests {
         assert_eq!(blocks(&master), 0);
         worker.open(19_999, Region::Large, Region::Shared).rx[0] = 1;
         assert_eq!(blocks(&master), 8);
-        worker.empty_large(19_999);
+        worker.free_large(19_999);
         assert_eq!(blocks(&master), 0);
         assert!(master.slot(20_000).is_none());
     }

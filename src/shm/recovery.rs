@@ -90,7 +90,7 @@ impl MasterShm {
     ///
     /// # Errors
     /// Those of pwrite(2); `InvalidData` when the bytes do not fit.
-    pub fn lay(&self, index: u32, bytes: &ClientBytes) -> io::Result<Cursors> {
+    pub fn store(&self, index: u32, bytes: &ClientBytes) -> io::Result<Cursors> {
         let mut cursors = Cursors::idle(bytes.in_base, bytes.out_base);
         if !bytes.unread.is_empty() {
             let region = if bytes.unread.len() <= SMALL_LEN {
@@ -182,11 +182,11 @@ pub fn fuzz(input: &[u8]) {
         };
         let found = all(&bytes);
         if master.has_regions_for(&bytes) {
-            let cursors = master.lay(1, &bytes).expect("it has regions");
+            let cursors = master.store(1, &bytes).expect("it has regions");
             let slot = master.slot(1).expect("a slot");
             slot.preset(super::LeaseState::Parked, 1, cursors, flags, (1, 1), 0);
             let again = master.recover(1, None, Owner::Alive);
-            assert_eq!(all(&again.expect("it was laid there")), found);
+            assert_eq!(all(&again.expect("it was stored there")), found);
         }
     }
 }
@@ -215,11 +215,11 @@ mod tests {
     }
 
     #[test]
-    fn laid_bytes_are_recovered_less_the_answered_and_sent_ones() {
+    fn stored_bytes_are_recovered_less_the_answered_and_sent_ones() {
         let (master, mut worker) = shms();
         for unread in [0, 1, 512, 513, 300_000] {
             let bytes = bytes(unread, unread / 2);
-            let cursors = master.lay(1, &bytes).expect("they fit");
+            let cursors = master.store(1, &bytes).expect("they fit");
             master.slot(1).expect("a slot").preset(
                 LeaseState::Parked,
                 1,
@@ -255,11 +255,11 @@ mod tests {
     }
 
     #[test]
-    fn only_bytes_that_fit_into_the_regions_can_be_laid() {
+    fn only_bytes_that_fit_into_the_regions_can_be_stored() {
         let (master, _) = shms();
         for (unread, unsent) in [(0, 0), (1 << 20, 1 << 20), (2 << 20, 0), (0, 2 << 20)] {
             let bytes = bytes(unread, unsent);
-            let fits = master.lay(1, &bytes).is_ok();
+            let fits = master.store(1, &bytes).is_ok();
             assert_eq!(master.has_regions_for(&bytes), fits, "{unread} {unsent}");
         }
     }

@@ -41,7 +41,7 @@ impl WorkerLoop<'_> {
         };
         socket::end(&connection.socket);
         if self.parking.end(index) {
-            self.shm.empty_large(index);
+            self.shm.free_large(index);
         }
         self.shm.header().set_parked(self.parking.total());
         let slot = self.shm.slot(index).expect("the client has a slot");

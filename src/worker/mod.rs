@@ -438,7 +438,7 @@ impl<'c> WorkerLoop<'c> {
     /// Nothing of the slot's client is in the shared memory any more.
     fn unpark(&mut self, index: u32) {
         for cold in self.parking.clear(index) {
-            self.shm.empty_large(cold);
+            self.shm.free_large(cold);
         }
         self.shm.header().set_parked(self.parking.total());
     }

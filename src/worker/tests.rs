@@ -100,7 +100,7 @@ impl Master {
         } else {
             LeaseState::Idle
         };
-        let cursors = self.shm.lay(slot, bytes).expect("room");
+        let cursors = self.shm.store(slot, bytes).expect("room");
         let now = clock::monotonic();
         self.shm.slot(slot).expect("a slot").preset(
             state,
@@ -569,7 +569,7 @@ fn a_client_that_was_told_all_goes_on_ending_with_the_time_that_it_has_left() {
 }
 
 #[test]
-fn bytes_laid_for_the_next_client_of_a_slot_are_not_destroyed_for_the_last_one() {
+fn bytes_stored_for_the_next_client_of_a_slot_are_not_destroyed_for_the_last_one() {
     let (mut master, mut theirs) = Master::new();
     let mut worker = master.worker(&mut theirs, settings());
     let mut service = service();
@@ -596,11 +596,11 @@ fn bytes_laid_for_the_next_client_of_a_slot_are_not_destroyed_for_the_last_one()
     );
     assert!(blocks(&master) < 4, "its region was given back");
     // The next one's bytes are there before its worker hears of it, which has others meanwhile.
-    let laid = ClientBytes {
+    let stored = ClientBytes {
         unread: long[..900_000].to_vec().into(),
         ..ClientBytes::default()
     };
-    let cursors = master.shm.lay(0, &laid).expect("room");
+    let cursors = master.shm.store(0, &stored).expect("room");
     master.shm.slot(0).expect("a slot").preset(
         LeaseState::Parked,
         2,

@@ -520,7 +520,7 @@ impl Turn<'_, '_> {
             let begin = self.cursors.tx.1 as usize;
             self.tools
                 .shm
-                .keep_replies(self.index, begin..begin + self.cursors.replied as usize);
+                .park_replies(self.index, begin..begin + self.cursors.replied as usize);
             self.cursors.tx = (Region::Large, 0);
         }
         death::pass(Point::AmidParking);

@@ -389,7 +389,7 @@ impl Leases {
             requests,
             ..
         } = unleased;
-        let cursors = match shm.lay(slot, &bytes) {
+        let cursors = match shm.store(slot, &bytes) {
             Ok(cursors) => cursors,
             Err(e) => {
                 self.free.push(slot);

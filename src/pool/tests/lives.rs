@@ -1,28 +1,32 @@
 //! Random sequences of events: the rules of the module hold in any order.
 
 use std::collections::BTreeSet;
+use std::panic;
 
 use super::*;
 
 #[test]
 fn rules_hold_under_random_sequences_of_events() {
     for seed in 0..2_000 {
-        let mut life = Life::new(seed);
-        for _ in 0..200 {
-            life.step();
-            life.reconcile();
-        }
-        if seed % 4 == 0 {
-            life.stop()
-        } else {
-            life.settle()
-        }
+        panic::catch_unwind(|| run(seed)).unwrap_or_else(|_| panic!("seed {seed}"));
+    }
+}
+
+fn run(seed: u64) {
+    let mut life = Life::new(seed);
+    for _ in 0..200 {
+        life.step();
+        life.reconcile();
+    }
+    if seed % 4 == 0 {
+        life.stop()
+    } else {
+        life.settle()
     }
 }
 
 /// A pool, and a model of the processes outside.
 struct Life {
-    seed: u64,
     random: backoff::Jitter,
     now: Instant,
     pool: Pool,
@@ -40,7 +44,6 @@ impl Life {
         let count = random.below(9) as usize + 1;
         let pool = Pool::new(target(1, count), now, seed);
         Life {
-            seed,
             random,
             now,
             pool,
@@ -52,7 +55,7 @@ impl Life {
     }
 
     fn reconcile(&mut self) {
-        let (seed, now) = (self.seed, self.now);
+        let now = self.now;
         let before = self.pool.members.clone();
         let had_backoff: Vec<bool> = self
             .pool
@@ -73,12 +76,12 @@ impl Life {
                 } => {
                     assert!(
                         *id > self.last && *generation == pool.target.generation,
-                        "seed {seed}: {action:?}"
+                        "{action:?}"
                     );
                     let is_forgiven = actions.contains(&Action::RolledBack);
                     assert!(
                         is_forgiven || !had_backoff.get(*seat).unwrap_or(&false),
-                        "seed {seed}: {action:?} waits"
+                        "{action:?} waits"
                     );
                     self.last = *id;
                     self.alive.insert(*id);
@@ -87,18 +90,15 @@ impl Life {
                     let member = before_of(id);
                     assert!(
                         matches!(member.state, MemberState::Ready { .. }),
-                        "seed {seed}: {action:?} of {member:?}"
+                        "{action:?} of {member:?}"
                     );
                     let has_another = fresh_ready(pool, member.seat).any(|other| other != *id);
                     let serves = |m: &Member| m.seat < pool.wanted() && is_well(m);
                     let is_missed = !member.is_stalled && !pool.members().any(serves);
                     let is_needless =
                         member.seat >= pool.wanted() && !pool.is_rolling() && !is_missed;
-                    assert!(
-                        has_another || is_needless,
-                        "seed {seed}: {action:?} of {member:?}"
-                    );
-                    assert_eq!(*by, now + DRAIN, "seed {seed}");
+                    assert!(has_another || is_needless, "{action:?} of {member:?}");
+                    assert_eq!(*by, now + DRAIN);
                 }
                 Action::Kill { id, why } => {
                     let member = before_of(id);
@@ -112,35 +112,33 @@ impl Life {
                         ) => member.is_stalled && member.kill_by.is_some_and(|by| by <= now),
                         _ => false,
                     };
-                    assert!(is_due, "seed {seed}: {action:?} of {member:?}");
+                    assert!(is_due, "{action:?} of {member:?}");
                 }
-                Action::Stop { .. } => assert!(pool.is_stopping(), "seed {seed}"),
+                Action::Stop { .. } => assert!(pool.is_stopping()),
                 Action::Applied => {
-                    assert!(self.rolls_from.take().is_some(), "seed {seed}");
+                    assert!(self.rolls_from.take().is_some());
                     let is_there = |seat| fresh_ready(pool, seat).next().is_some();
-                    assert!((0..pool.target.count).all(is_there), "seed {seed}");
+                    assert!((0..pool.target.count).all(is_there));
                 }
-                Action::RolledBack => assert_eq!(
-                    self.rolls_from.take(),
-                    Some(pool.target.generation),
-                    "seed {seed}"
-                ),
-                Action::GiveUp => assert!(!pool.ever_ready, "seed {seed}"),
+                Action::RolledBack => {
+                    assert_eq!(self.rolls_from.take(), Some(pool.target.generation))
+                }
+                Action::GiveUp => assert!(!pool.ever_ready),
             }
         }
         let there: BTreeSet<_> = pool.members().map(|member| member.id).collect();
-        assert_eq!(there, self.alive, "seed {seed}");
-        assert_eq!(pool.is_rolling(), self.rolls_from.is_some(), "seed {seed}");
+        assert_eq!(there, self.alive);
+        assert_eq!(pool.is_rolling(), self.rolls_from.is_some());
         assert!(
             pool.deadline().is_none_or(|deadline| deadline > now),
-            "seed {seed}: it would spin"
+            "it would spin"
         );
         self.check_seats(&spawned(&actions));
-        assert_eq!(self.pool.reconcile(now), [], "seed {seed}: asked again");
+        assert_eq!(self.pool.reconcile(now), [], "asked again");
     }
 
     fn check_seats(&self, spawned: &[(usize, WorkerId)]) {
-        let (seed, pool) = (self.seed, &self.pool);
+        let pool = &self.pool;
         if pool.is_stopping() || pool.gave_up && !pool.ever_ready {
             return;
         }
@@ -162,19 +160,13 @@ impl Life {
         let most = (pool.target.count / 4).max(1);
         assert!(
             stand_ins <= most || spawned.iter().all(|(seat, _)| serving[*seat] == 0),
-            "seed {seed}: {stand_ins}"
+            "{stand_ins}"
         );
         for seat in 0..pool.wanted() {
-            assert!(
-                ready[seat] + starting[seat] <= 1,
-                "seed {seed}: two in {seat}"
-            );
+            assert!(ready[seat] + starting[seat] <= 1, "two in {seat}");
             let is_taken =
                 ready[seat] + starting[seat] == 1 || serving[seat] > 0 && stand_ins >= most;
-            assert!(
-                is_taken || pool.due(seat).is_some(),
-                "seed {seed}: no worker for {seat}"
-            );
+            assert!(is_taken || pool.due(seat).is_some(), "no worker for {seat}");
         }
     }
 
@@ -192,11 +184,10 @@ impl Life {
         let state = self.pool.member(id).map(|member| member.state);
         let is_ready = matches!(state, Some(MemberState::Ready { .. }));
         let soon = now + Duration::from_millis(self.random.below(20_000));
-        let seed = self.seed;
         match self.random.below(24) {
             0..6 => {
                 let expected = matches!(state, Some(MemberState::Starting { .. }));
-                assert_eq!(self.pool.ready(id, now), expected, "seed {seed}");
+                assert_eq!(self.pool.ready(id, now), expected);
             }
             6..11 => {
                 self.pool.exited(id, self.random.below(2) == 0, now);
@@ -207,20 +198,19 @@ impl Life {
                 next.max_lifetime = (self.random.below(3) == 0).then_some(Duration::from_secs(100));
                 let previous = self.pool.target.generation;
                 let is_taken = self.pool.reload(next);
-                assert_eq!(is_taken, self.rolls_from.is_none(), "seed {seed}");
+                assert_eq!(is_taken, self.rolls_from.is_none());
                 if is_taken {
                     self.generation += 1;
                     self.rolls_from = Some(previous);
                 }
             }
             13 => self.pool.scale(self.random.below(9) as usize + 1),
-            14 => assert_eq!(self.pool.recycle(id), is_ready, "seed {seed}"),
+            14 => assert_eq!(self.pool.recycle(id), is_ready),
             15 => self.pool.recycle_all(),
-            16 => assert_eq!(self.pool.hold(id), is_ready, "seed {seed}"),
+            16 => assert_eq!(self.pool.hold(id), is_ready),
             17 => assert_eq!(
                 self.pool.release(id),
-                matches!(state, Some(MemberState::Held { .. })),
-                "seed {seed}"
+                matches!(state, Some(MemberState::Held { .. }))
             ),
             18 => self.pool.near_request_limit(id),
             19 | 20 => {
@@ -257,12 +247,7 @@ impl Life {
         for member in self.pool.members().copied().collect::<Vec<_>>() {
             self.pool.revived(member.id);
             let is_starting = matches!(member.state, MemberState::Starting { .. });
-            assert_eq!(
-                self.pool.ready(member.id, self.now),
-                is_starting,
-                "seed {}",
-                self.seed
-            );
+            assert_eq!(self.pool.ready(member.id, self.now), is_starting);
         }
     }
 
@@ -280,29 +265,20 @@ impl Life {
             let next = self.pool.seats.iter().filter_map(|seat| seat.due).min();
             self.now = next.unwrap_or(self.now);
         }
-        let (seed, pool) = (self.seed, &self.pool);
-        assert!(pool.is_settled(), "seed {seed}: {pool:#?}");
+        let pool = &self.pool;
+        assert!(pool.is_settled(), "{pool:#?}");
         let serving: Vec<usize> = (0..pool.seats())
             .flat_map(|seat| fresh_ready(pool, seat).map(move |_| seat))
             .collect();
-        assert_eq!(
-            serving,
-            (0..pool.target.count).collect::<Vec<_>>(),
-            "seed {seed}"
-        );
+        assert_eq!(serving, (0..pool.target.count).collect::<Vec<_>>());
         assert_eq!(
             pool.members()
                 .filter(held)
                 .map(|m| m.id)
                 .collect::<Vec<_>>(),
-            before,
-            "seed {seed}"
+            before
         );
-        assert_eq!(
-            pool.members().count(),
-            serving.len() + before.len(),
-            "seed {seed}"
-        );
+        assert_eq!(pool.members().count(), serving.len() + before.len());
     }
 
     /// Stops the pool in any state.
@@ -315,12 +291,10 @@ impl Life {
         assert!(
             self.pool
                 .members()
-                .all(|member| member.state == MemberState::Killed),
-            "seed {}",
-            self.seed
+                .all(|member| member.state == MemberState::Killed)
         );
         self.complete();
-        assert!(self.pool.is_finished(), "seed {}", self.seed);
+        assert!(self.pool.is_finished());
     }
 }
 

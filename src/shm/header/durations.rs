@@ -51,6 +51,12 @@ impl Header<'_> {
         &self.0[begin..begin + SECOND_WORDS]
     }
 
+    /// Returns the cell of a second, if the worker has recorded anything in that second.
+    fn recorded(&self, second: u64) -> Option<&[AtomicU64]> {
+        let cell = self.second(second);
+        (cell[0].load(Ordering::Acquire) == second).then_some(cell)
+    }
+
     /// Worker: records that `requests` were answered `took` ns after they had been read; `now` is
     /// ns of CLOCK_MONOTONIC.
     pub fn record(&self, now: u64, requests: u64, took: u64) {
@@ -86,11 +92,9 @@ impl Header<'_> {
     pub fn busy(&self, now: u64) -> f64 {
         let second = now / NANOSECONDS;
         let ns: u64 = [second, second.wrapping_sub(1)]
-            .iter()
-            .map(|s| self.second(*s))
-            .zip([second, second.wrapping_sub(1)])
-            .filter(|(cell, s)| cell[0].load(Ordering::Acquire) == *s)
-            .map(|(cell, _)| cell[2].load(Ordering::Relaxed).min(NANOSECONDS))
+            .into_iter()
+            .filter_map(|second| self.recorded(second))
+            .map(|cell| cell[2].load(Ordering::Relaxed).min(NANOSECONDS))
             .sum();
         ns as f64 / (NANOSECONDS + now % NANOSECONDS) as f64
     }
@@ -101,11 +105,7 @@ impl Header<'_> {
         let this = now / NANOSECONDS;
         let mut requests = 0u64;
         let mut buckets = [0u64; BUCKETS];
-        for second in this.saturating_sub(WINDOW)..this {
-            let cell = self.second(second);
-            if cell[0].load(Ordering::Acquire) != second {
-                continue;
-            }
+        for cell in (this.saturating_sub(WINDOW)..this).filter_map(|second| self.recorded(second)) {
             requests = requests.saturating_add(cell[1].load(Ordering::Relaxed));
             for (sum, word) in buckets.iter_mut().zip(&cell[BUCKETS_AT..]) {
                 *sum = sum.saturating_add(word.load(Ordering::Relaxed));

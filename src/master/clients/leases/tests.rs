@@ -724,7 +724,7 @@ impl World {
             };
             self.worker
                 .move_received(slot, Region::Shared, answered..arrived, region);
-            self.worker.keep_replies(slot, sent as usize..replied);
+            self.worker.park_replies(slot, sent as usize..replied);
             if answered > 0 {
                 (flags.crash_count, flags.timed_out) = (0, false);
             }
