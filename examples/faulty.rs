@@ -107,7 +107,7 @@ fn run() -> ExitCode {
             scribble(at, &words).map_err(io_fault)
         })
         // Sends any datagram over the channel, or closes it and continues.
-        .method("say", |_, datagram: Vec<u8>, _| {
+        .method("send_datagram", |_, datagram: Vec<u8>, _| {
             let channel = channel().map_err(io_fault)?;
             send(channel, &datagram, MsgFlags::MSG_NOSIGNAL).map_err(|e| io_fault(e.into()))
         })

@@ -21,7 +21,7 @@ const COMPILING: Duration = Duration::from_secs(1);
 /// The windows of a latency measurement, so that several blocking calls fit into it.
 const STALL_WINDOWS: u32 = 4;
 
-/// Which servers and scenarios to measure, and how.
+/// The servers and scenarios, and how to measure them.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Rounds; each figure is their median [default: 15, 5 with --quick]

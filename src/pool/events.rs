@@ -1,4 +1,4 @@
-//! What happened to a worker, as the master reports it.
+//! Events of a worker, as the master reports them.
 
 use std::time::{Duration, Instant};
 
@@ -78,7 +78,7 @@ impl Pool {
             MemberState::Starting { .. } => self.count_failure(&member, now),
             MemberState::Ready { since } if in_probation(since) => self.count_failure(&member, now),
             MemberState::Ready { .. } => self.seats[member.seat] = Seat::default(),
-            // The pool asked for this end, or the worker did not serve: it says nothing about the successor.
+            // The pool asked for this end, or the worker did not serve: the successor need not wait.
             MemberState::Held { .. } | MemberState::Draining { .. } | MemberState::Killed => {}
         }
         let is_missed = member.seat < self.wanted() && !self.has_fresh(member.seat);
@@ -95,7 +95,7 @@ impl Pool {
         POSTPONED
     }
 
-    /// Delays the successor of a failed worker. A worker of another generation than the wanted one says nothing about
+    /// Delays the successor of a failed worker. A worker of another generation than the wanted one does not predict
     /// its successor.
     pub(super) fn count_failure(&mut self, member: &Member, now: Instant) {
         if member.generation != self.target.generation {

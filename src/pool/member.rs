@@ -94,7 +94,7 @@ pub enum MemberState {
 pub enum Why {
     /// There is a newer configuration.
     Reload,
-    /// Its configuration was rolled back.
+    /// The worker's configuration was rolled back.
     Rollback,
     /// Fewer workers are wanted.
     Scale,

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! * Two observations a second apart must find the same worker too busy, so that a burst moves no client. Between the
-//!   two the requests of each client are counted: the slots count over its whole life, which says little of the
+//!   two the requests of each client are counted: the slots count over its whole life, which shows little of the
 //!   present.
 //! * A plan ([`plan`]) continues until the loads are even, far below the skew that starts one, so that they do not tip
 //!   over again.
@@ -119,7 +119,7 @@ impl Rebalancer {
 }
 
 /// Returns the worker that clients leave when an operator asks for a rebalance: the busiest, if another one can take
-/// some. It is watched for an [`INTERVAL`], as in a move unasked; then a [`plan`] shows what there is to gain.
+/// some. It is watched for an [`INTERVAL`], as in a move unasked; then a [`plan`] shows the gain.
 #[must_use]
 pub fn requested(loads: &[WorkerLoad]) -> Option<WorkerId> {
     busiest(loads)

@@ -25,7 +25,7 @@ use super::{MasterShm, Slot};
 use crate::proto::channel::MethodName;
 
 /// Bits of a note: `replied`, the number of the counter, and the last bits of both counts, enough
-/// to tell one count from the next.
+/// to distinguish one count from the next.
 const REPLIED_BITS: u32 = 30;
 const COUNTER_BITS: u32 = 9;
 const COUNT_BITS: u32 = 12;

@@ -189,7 +189,7 @@ fn a_worker_that_sends_invalid_messages_is_killed() {
     let daemon = faulty::start("workers.count = 1");
     let mut clients = in_slots(&daemon);
     for (deaths, datagram) in (1..).zip(datagrams) {
-        clients[0].request("say", &datagram);
+        clients[0].request("send_datagram", &datagram);
         let status = daemon.wait_until("it is killed", |status| status.deaths_total == deaths);
         assert_eq!(
             (status.clients, status.lost_total),

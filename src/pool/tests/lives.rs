@@ -18,7 +18,7 @@ fn run(seed: u64) {
         life.step();
         life.reconcile();
     }
-    if seed % 4 == 0 {
+    if seed.is_multiple_of(4) {
         life.stop()
     } else {
         life.settle()

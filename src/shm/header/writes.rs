@@ -13,7 +13,7 @@ use crate::sys::byte_counts::Writes;
 pub enum Write {
     /// The kernel took this many bytes.
     Took(u64),
-    /// It is not known whether the write is over. Holds what the thread had written before, if that is known.
+    /// The write may not be over. Holds what the thread had written before, if that is known.
     Began(Option<Writes>),
 }
 
@@ -73,7 +73,7 @@ impl Header<'_> {
         self.0[FINAL_WRITES].store(bytes.wrapping_add(1), Ordering::Release);
     }
 
-    /// Returns the write in progress, if it is to the client in this slot at this position.
+    /// Returns the write in progress, if its client is in this slot, at this position.
     #[must_use]
     pub fn writing(&self, slot: u32, at: u64) -> Option<Write> {
         let is_it = self.0[WRITE_AT].load(Ordering::Acquire) == at.wrapping_add(1)
