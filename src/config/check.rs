@@ -6,8 +6,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::values::size;
 use super::{Config, Limits, Listen, MAX_HOSTS, MAX_LISTENERS, MetricsConfig, Source};
-use crate::proto::channel::{Log, LogFormat, LogTarget};
 use crate::proto::frame::OrderRule;
+use crate::proto::log::{Log, LogFormat, LogTarget};
 use crate::proto::names::Address;
 
 /// Values that do not go with each other.

@@ -41,7 +41,7 @@ use self::values::{
     BufferSize, FrameSize, KeepAlive, LogPath, Patience, SocketPath, StallTimeout, Timeout, UpTo,
 };
 pub use self::values::{HostName, size};
-use crate::proto::channel::{Log, LogFormat, LogLevel, LogTarget};
+use crate::proto::log::{Log, LogFormat, LogLevel, LogTarget};
 use crate::proto::names::Address;
 use crate::sys::user::Group;
 

@@ -9,9 +9,9 @@ use clap::{Parser, Subcommand, ValueEnum, ValueHint, value_parser};
 use clap_complete::Shell;
 use serde_json::value::RawValue;
 
-use crate::proto::channel::LogLevel;
 use crate::proto::control::{Recycle, Release};
 use crate::proto::frame::ByteOrder;
+use crate::proto::log::LogLevel;
 use crate::proto::names::{Address, ClientId, MAX_WORKERS, WorkerId};
 use crate::sys::zone;
 

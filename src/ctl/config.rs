@@ -8,10 +8,10 @@ use super::error::Error;
 use super::figures::counted;
 use super::session::{Session, parse};
 use super::style::{FAINT, GOOD, NOTED, Paint};
-use crate::proto::channel::LogLevel;
 use crate::proto::control::{
     Change, Checked, Effective, Key, KeyOrigin, LogLevelInForce, SetLogLevel, Verb,
 };
+use crate::proto::log::LogLevel;
 use crate::proto::text::Escaped;
 
 /// Performs `config show` or `config check`.

@@ -115,8 +115,8 @@ mod tests {
     use serde_json::value::{RawValue, to_raw_value};
 
     use super::*;
-    use crate::proto::channel::LogLevel;
     use crate::proto::control::About;
+    use crate::proto::log::LogLevel;
     use crate::proto::names::WorkerId;
 
     fn event(kind: Kind, generation: u64, workers: Option<u32>) -> Box<RawValue> {

@@ -6,8 +6,8 @@ use std::io::{self, IsTerminal};
 
 use anstyle::{AnsiColor, Style};
 
-use crate::proto::channel::LogLevel;
 use crate::proto::control::WorkerState;
+use crate::proto::log::LogLevel;
 
 /// Good news.
 pub(super) const GOOD: Style = AnsiColor::Green.on_default();

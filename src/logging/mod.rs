@@ -45,7 +45,7 @@ use log::LevelFilter;
 use self::line::Line;
 use self::output::Output;
 use self::target::{LogDestination, LogFile, Stderr};
-use crate::proto::channel::{Log, LogLevel, LogTarget};
+use crate::proto::log::{Log, LogLevel, LogTarget};
 use crate::proto::text::Escaped;
 pub use crate::sys::signal::survive_file_size_limit;
 use crate::sys::writable::write_at_once;
@@ -250,7 +250,7 @@ mod tests {
     use super::*;
     use std::fs;
 
-    use crate::proto::channel::{LogFormat, LogTarget};
+    use crate::proto::log::{LogFormat, LogTarget};
 
     /// A value whose `Display` logs, fails, and would forge a line.
     struct Nasty;

@@ -11,7 +11,7 @@ use super::format::{for_file, for_journal_stream, for_machines, for_people};
 use super::line::Line;
 use super::repeats::Repeats;
 use super::target::{LogDestination, open_file, write_line};
-use crate::proto::channel::LogFormat;
+use crate::proto::log::LogFormat;
 use crate::proto::text::Counted;
 
 /// The target of log lines, and counts of lost and repeated ones.
@@ -161,7 +161,7 @@ mod tests {
 
     use super::super::journal::Journal;
     use super::super::syslog::Syslog;
-    use crate::proto::channel::{Log, LogLevel, LogTarget};
+    use crate::proto::log::{Log, LogLevel, LogTarget};
 
     impl<E: Write> Output<E> {
         fn log(&mut self, level: Level, message: impl Into<String>) {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::journal::{self, Journal};
 use super::syslog::{DEV_LOG, Syslog};
-use crate::proto::channel::{Log, LogFormat, LogTarget};
+use crate::proto::log::{Log, LogFormat, LogTarget};
 use crate::sys::fd;
 use crate::sys::writable::write_at_once;
 

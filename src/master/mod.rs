@@ -309,7 +309,7 @@ impl Master {
                     Action::Kill { id, why } => self.kill_late(id, why),
                     Action::Drain { id, why, .. } => self.drain_worker(id, &why.to_string()),
                     Action::Stop { id, .. } if self.lifecycle.is_restarting() => {
-                        self.tell(id, ToWorker::Drain)
+                        self.tell(id, ToWorker::Retire)
                     }
                     Action::Stop { id, by } => self.tell_to_stop(id, by, now),
                     Action::Applied => {

@@ -163,7 +163,7 @@ impl Master {
         let Drain { wait } = request.params_or_default()?;
         self.set_drained(request.asker(), true);
         Ok(Answer::Pending(if wait {
-            PendingKind::Deserted
+            PendingKind::NoClients
         } else {
             PendingKind::Done(request.verb)
         }))
@@ -278,10 +278,10 @@ impl Master {
                 let is_empty = worker.is_none_or(|worker| worker.leases.clients() == 0);
                 is_empty.then(|| settled(Verb::Hold))
             }
-            PendingKind::Deserted if !self.listeners.is_drained => {
+            PendingKind::NoClients if !self.listeners.is_drained => {
                 refused("clients are accepted again")
             }
-            PendingKind::Deserted => (self.clients.count() == 0).then(|| settled(Verb::Drain)),
+            PendingKind::NoClients => (self.clients.count() == 0).then(|| settled(Verb::Drain)),
             PendingKind::Renewed => pool
                 .is_settled()
                 .then(|| ControlReply::new(Verb::Upgrade, &self.upgraded())),

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{self, Config, Count, Keys, Loaded};
 use crate::master::memory::Memory;
-use crate::proto::channel::LogLevel;
 use crate::proto::control::{LastReload, Origin};
+use crate::proto::log::LogLevel;
 use crate::proto::names::Generation;
 
 /// The configuration in force.

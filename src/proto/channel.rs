@@ -10,7 +10,7 @@
 //!                  4 Stop           JSON         finish, close every client, exit
 //!                  5 LeasesRevoked  -            release the leases that were revoked
 //!                  6 Ping           -            show a heartbeat in the shared memory
-//!                  7 Drain          -            give up every lease, exit
+//!                  7 Retire         -            give up every lease, exit
 //!                  8 Quarantine     JSON         methods that are not run any more
 //!                  9 LogLevel       JSON         the least important lines to write from now on
 //!                 10 Lease          records of 64 bytes + as many descriptors: if one of them has offsets
@@ -24,39 +24,39 @@
 //! lease record     see `proto/lease.rs`
 //! ```
 //!
-//! Kinds are only ever added, and JSON members as well, which have a default: a master reads the last messages of workers of an
-//! older version.
+//! Kinds are only added, and so are JSON members, with a default: a master reads the last messages of workers of an older
+//! version.
 //!
-//! No client bytes ride in messages: they lie in the shared memory.
+//! Messages contain no bytes of clients, which are in the shared memory.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::lease::Lease;
+use super::log::{Log, LogLevel};
 use super::message::{Malformed, Message, from_json, json};
 use super::names::{Generation, WorkerId};
 
-/// Version of these messages. A worker of another version refuses to start.
+/// The version of these messages. A worker of another version refuses to start.
 pub const VERSION: u32 = 3;
 
-/// Most descriptors in one message: `SCM_MAX_FD` of the kernel (unix(7)).
+/// The most descriptors in one message: `SCM_MAX_FD` of the kernel (unix(7)).
 pub const MAX_LEASES: usize = 253;
 
-/// Longest datagram that either side takes, in bytes.
+/// The longest datagram that either side receives, in bytes.
 pub const MAX_MESSAGE: usize = 64 * 1024;
 
-/// Most handoff queues.
+/// The most handoff queues.
 pub const MAX_HANDOFF_QUEUES: usize = 64;
 
-/// Most slots that one `Closed` or `Released` names.
+/// The most slots in one `Closed` or `Released`.
 pub const MAX_SLOTS: usize = 4096;
 
 /// Messages from the master to a worker.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ToWorker {
-    /// The worker's identity and the rules by which it serves. Carries the shared memory.
+    /// The worker's identity and settings. Carries the shared memory.
     Start(Box<Start>),
     /// Clients to serve from now on. Carries their sockets.
     Lease(Vec<Lease>),
@@ -69,7 +69,7 @@ pub enum ToWorker {
     /// Asks for a heartbeat in the shared memory, which shows that the worker's loop turns.
     Ping,
     /// Give up every lease, report it, and exit.
-    Drain,
+    Retire,
     /// Methods that are no longer run; replaces the previous list.
     Quarantine(Vec<String>),
     /// The least important level that the worker writes from now on.
@@ -110,18 +110,19 @@ pub struct Start {
     pub generation: Generation,
     /// Slots in its shared memory.
     pub slots: u32,
-    /// Longest frame that its shared memory has regions for: that of the settings, or more after a reload, for what is parked.
+    /// The longest frame for which its shared memory has regions: that of the settings, or more after a reload, for parked
+    /// bytes.
     pub longest: u32,
-    /// Methods that are not run.
+    /// Quarantined methods, which must not run.
     pub quarantined: Vec<String>,
-    /// How many handoff queues there are, at most [`MAX_HANDOFF_QUEUES`]; their descriptors come behind that of the shared memory.
+    /// The number of handoff queues, at most [`MAX_HANDOFF_QUEUES`]; their descriptors follow that of the shared memory.
     #[serde(rename = "boats")]
     pub handoff_queues: u32,
-    /// The rules.
+    /// The settings.
     pub settings: Settings,
 }
 
-/// The rules by which a worker serves.
+/// The settings of a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     /// Longest body of a frame, in bytes.
@@ -130,9 +131,9 @@ pub struct Settings {
     pub buffers: u64,
     /// A client idle for longer is closed.
     pub idle_timeout: Option<Duration>,
-    /// From the first byte of a frame to its last.
+    /// The longest time from the first byte of a frame to its last.
     pub frame_timeout: Option<Duration>,
-    /// How long a client may take no byte of its replies.
+    /// How long a client may receive no byte of its replies.
     pub send_timeout: Option<Duration>,
     /// How long one request may execute before the worker is killed; methods receive this deadline.
     pub request_timeout: Option<Duration>,
@@ -145,78 +146,8 @@ pub struct Settings {
     pub near_limit_at: Option<u64>,
     /// The worker stops answering after this number of requests, gives up every lease and exits.
     pub max_requests: Option<u64>,
-    /// Where the worker's log lines go.
+    /// The worker's log.
     pub log: Log,
-}
-
-/// Where log lines go.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Log {
-    /// The kind of place.
-    pub target: LogTarget,
-    /// The file, if and only if the target is one.
-    pub file: Option<PathBuf>,
-    /// The form of the lines on standard error and in the file.
-    pub format: LogFormat,
-    /// The least important level that is still written.
-    pub level: LogLevel,
-}
-
-/// A kind of place for log lines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LogTarget {
-    /// The journal when standard error is connected to it, else standard error.
-    #[default]
-    Auto,
-    /// Standard error.
-    Stderr,
-    /// `/dev/log`.
-    Syslog,
-    /// A file that is appended to.
-    File,
-}
-
-/// A form of log lines. The journal and syslog have their own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// One object a line, for machines.
-    Json,
-}
-
-/// How important a log line is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LogLevel {
-    /// The operator must act.
-    Error,
-    /// Degraded, but handled.
-    Warn,
-    /// Events of workers and of the daemon.
-    #[default]
-    Info,
-    /// Events of single clients.
-    Debug,
-    /// Everything.
-    Trace,
-}
-
-impl LogLevel {
-    /// Returns the level's name in the file and on the wire.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            LogLevel::Error => "error",
-            LogLevel::Warn => "warn",
-            LogLevel::Info => "info",
-            LogLevel::Debug => "debug",
-            LogLevel::Trace => "trace",
-        }
-    }
 }
 
 /// The worker can serve.
@@ -271,7 +202,7 @@ impl Message for ToWorker {
             ToWorker::Stop(stop) => json(4, stop, out),
             ToWorker::LeasesRevoked => out.push(5),
             ToWorker::Ping => out.push(6),
-            ToWorker::Drain => out.push(7),
+            ToWorker::Retire => out.push(7),
             ToWorker::Quarantine(methods) => json(8, methods, out),
             ToWorker::LogLevel(level) => json(9, level, out),
         }
@@ -296,7 +227,7 @@ impl Message for ToWorker {
             4 => Ok(ToWorker::Stop(from_json(body)?)),
             5 if body.is_empty() => Ok(ToWorker::LeasesRevoked),
             6 if body.is_empty() => Ok(ToWorker::Ping),
-            7 if body.is_empty() => Ok(ToWorker::Drain),
+            7 if body.is_empty() => Ok(ToWorker::Retire),
             8 => Ok(ToWorker::Quarantine(from_json(body)?)),
             9 => Ok(ToWorker::LogLevel(from_json(body)?)),
             _ => Err(Malformed("unknown kind")),
@@ -307,13 +238,7 @@ impl Message for ToWorker {
         match self {
             ToWorker::Start(start) => 1 + start.handoff_queues as usize,
             ToWorker::Lease(leases) => leases.len(),
-            ToWorker::Reopen
-            | ToWorker::Stop(_)
-            | ToWorker::LeasesRevoked
-            | ToWorker::Ping
-            | ToWorker::Drain
-            | ToWorker::Quarantine(_)
-            | ToWorker::LogLevel(_) => 0,
+            _ => 0,
         }
     }
 }
@@ -408,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn every_message_comes_back_as_it_was_and_no_part_of_it_does() {
+    fn a_decoded_message_equals_the_encoded_one() {
         let peers = [
             Peer::V4 {
                 address: Ipv4Addr::LOCALHOST,
@@ -450,7 +375,7 @@ mod tests {
         }));
         round(&ToWorker::LeasesRevoked);
         round(&ToWorker::Ping);
-        round(&ToWorker::Drain);
+        round(&ToWorker::Retire);
         round(&ToWorker::Quarantine(vec!["resize".to_owned()]));
         round(&ToMaster::Closed(vec![1, 2, u32::MAX]));
         round(&ToMaster::Released(vec![0]));

@@ -2,36 +2,36 @@
 //!
 //! `{"in": VERB, "params": {…}}` is answered by exactly one `{"out": VERB, "result": {…}}` or
 //! `{"out": "error", "result": {"code": CODE, "message": TEXT}}`. A request is at most [`MAX_REQUEST`]
-//! bytes; unknown verbs and unknown parameters are refused. A connection may ask again after a reply; who has nothing more
-//! to ask may shut its side down and still gets the replies to what it asked.
+//! bytes; unknown verbs and unknown parameters are refused. A connection may send another request after a reply; it may shut
+//! its writing side down after the last request and still receives the replies.
 //!
-//! | verb | params | result | who may |
+//! | verb | params | result | permitted to |
 //! |---|---|---|---|
 //! | `status` | none | [`Status`] | readers |
 //! | `version` | none | [`Version`] | readers |
 //! | `stop` | none | [`Stopped`], when all workers are gone and just before the daemon is | admins |
 //! | `reload` | [`ReloadParams`], or none | [`Reloaded`], when the new configuration is applied | admins |
-//! | `scale` | [`Scale`] | [`Settled`], when so many workers are ready and the others gone | admins |
+//! | `scale` | [`Scale`] | [`Settled`], when this number of workers is ready and the others are gone | admins |
 //! | `recycle` | [`Recycle`] | [`Settled`], when successors are ready and the replaced workers gone | admins |
 //! | `hold` | [`Hold`] | [`Settled`], when all clients of the worker are elsewhere | admins |
 //! | `release` | [`Release`] | [`Settled`], at once | admins |
 //! | `drain` | [`Drain`] | [`Settled`], at once, or when the last client has left | admins |
 //! | `undrain` | none | [`Settled`], at once | admins |
-//! | `rebalance` | [`Rebalance`] | [`Rebalanced`], after a second of looking | admins |
+//! | `rebalance` | [`Rebalance`] | [`Rebalanced`], after measuring for a second | admins |
 //! | `clients` | [`ClientsAfter`] | [`ClientsPage`], a page of them | readers |
 //! | `kick` | [`Kick`] | [`Kicked`], at once | admins |
 //! | `events` | [`EventsAfter`] | [`Events`], at once, or when there is one or the wait is over | readers |
 //! | `config` | none | [`Effective`] | readers |
 //! | `check` | none | [`Checked`], or `rejected` as by `reload` | readers |
 //! | `log-level` | [`SetLogLevel`] | [`LogLevelInForce`] | readers; with a level, admins |
-//! | `upgrade` | [`UpgradeTo`] | [`Upgraded`], when all workers are of the new program | who may change; with `binary` root and the daemon's user |
+//! | `upgrade` | [`UpgradeTo`] | [`Upgraded`], when all workers are of the new program | admins; with `binary` root and the daemon's user |
 //! | `metrics` | none | [`Metrics`] | readers |
 //! | `reopen-log` | none | [`Settled`], at once | admins |
 //!
 //! Admins are root, the daemon's user and members of `[control] admin-group`; readers are these, members of `read-group` and,
-//! if neither group is named, whoever can connect. Each is known by user, primary and supplementary groups as they were when
-//! it connected. All others are told `forbidden` as soon as they connect, and are closed. The configuration that is in force
-//! at a request decides about it.
+//! if neither group is named, all users that can connect. The user, primary and supplementary groups at the time of the
+//! connection count. All others receive `forbidden` as soon as they connect, and are closed. The configuration in force at a
+//! request decides about it.
 //!
 //! Codes: `bad_request`, `unknown_verb`, `bad_params`, `too_large`, `forbidden`, `busy`, `timeout`, `rejected`,
 //! `rolled_back`, `refused`.
@@ -58,113 +58,63 @@ pub use status::{
     WorkerStatus,
 };
 
-/// Longest body of a request, in bytes.
+/// The longest body of a request, in bytes.
 pub const MAX_REQUEST: u32 = 64 * 1024;
 
-/// Longest body of a reply that fdpassctl takes, in bytes.
+/// The longest body of a reply that fdpassctl accepts, in bytes.
 pub const MAX_REPLY: u32 = 64 * 1024 * 1024;
 
 /// How long a request may take to arrive, and a reply to be read.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Verbs that fdpassctl may send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verb {
-    /// The daemon's state.
-    Status,
-    /// The running program.
-    Version,
-    /// End gracefully.
-    Stop,
-    /// Apply the configuration file as it is now.
-    Reload,
-    /// Set the number of workers.
-    Scale,
-    /// Replace a worker, or all.
-    Recycle,
-    /// Take all clients from a worker and let it run.
-    Hold,
-    /// Give a worker clients again, or let a method run again.
-    Release,
-    /// Accept no new clients.
-    Drain,
-    /// Accept clients again.
-    Undrain,
-    /// Spread busy clients over the workers.
-    Rebalance,
-    /// The clients, page by page.
-    Clients,
-    /// Close a client.
-    Kick,
-    /// The events.
-    Events,
-    /// The configuration in force.
-    Config,
-    /// Whether the configuration file as it is now would be taken.
-    Check,
-    /// The level of the log.
-    LogLevel,
-    /// All figures, as Prometheus reads them.
-    Metrics,
-    /// Become another program.
-    Upgrade,
-    /// Open the log file again.
-    ReopenLog,
+named_variants! {
+    /// A verb of fdpassctl.
+    Verb {
+        /// Returns the daemon's state.
+        Status = "status",
+        /// Returns the running program.
+        Version = "version",
+        /// Ends the daemon gracefully.
+        Stop = "stop",
+        /// Applies the configuration file.
+        Reload = "reload",
+        /// Sets the number of workers.
+        Scale = "scale",
+        /// Replaces a worker, or all.
+        Recycle = "recycle",
+        /// Moves all clients from a worker and keeps it running.
+        Hold = "hold",
+        /// Gives a worker clients again, or lets a method run again.
+        Release = "release",
+        /// Stops accepting new clients.
+        Drain = "drain",
+        /// Accepts clients again.
+        Undrain = "undrain",
+        /// Spreads busy clients over the workers.
+        Rebalance = "rebalance",
+        /// Returns the clients, page by page.
+        Clients = "clients",
+        /// Closes a client.
+        Kick = "kick",
+        /// Returns the events.
+        Events = "events",
+        /// Returns the configuration in force.
+        Config = "config",
+        /// Checks whether a reload would accept the configuration file.
+        Check = "check",
+        /// Returns or sets the level of the log.
+        LogLevel = "log-level",
+        /// Returns all metrics, in Prometheus' format.
+        Metrics = "metrics",
+        /// Replaces the daemon's program.
+        Upgrade = "upgrade",
+        /// Opens the log file again.
+        ReopenLog = "reopen-log",
+    }
 }
 
 impl Verb {
-    /// All of them.
-    pub const ALL: [Verb; 20] = [
-        Verb::Status,
-        Verb::Version,
-        Verb::Stop,
-        Verb::Reload,
-        Verb::Scale,
-        Verb::Recycle,
-        Verb::Hold,
-        Verb::Release,
-        Verb::Drain,
-        Verb::Undrain,
-        Verb::Rebalance,
-        Verb::Clients,
-        Verb::Kick,
-        Verb::Events,
-        Verb::Config,
-        Verb::Check,
-        Verb::LogLevel,
-        Verb::Metrics,
-        Verb::Upgrade,
-        Verb::ReopenLog,
-    ];
-
-    /// Returns the verb's name on the wire.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Verb::Status => "status",
-            Verb::Version => "version",
-            Verb::Stop => "stop",
-            Verb::Reload => "reload",
-            Verb::Scale => "scale",
-            Verb::Recycle => "recycle",
-            Verb::Hold => "hold",
-            Verb::Release => "release",
-            Verb::Drain => "drain",
-            Verb::Undrain => "undrain",
-            Verb::Rebalance => "rebalance",
-            Verb::Clients => "clients",
-            Verb::Kick => "kick",
-            Verb::Events => "events",
-            Verb::Config => "config",
-            Verb::Check => "check",
-            Verb::LogLevel => "log-level",
-            Verb::Metrics => "metrics",
-            Verb::Upgrade => "upgrade",
-            Verb::ReopenLog => "reopen-log",
-        }
-    }
-
-    /// Whether it changes anything. `log-level` does so only with params.
+    /// Returns whether it changes anything. `log-level` does so only with params.
     #[must_use]
     pub fn changes(self) -> bool {
         use Verb::*;
@@ -174,53 +124,53 @@ impl Verb {
         )
     }
 
-    /// The verb of that name.
+    /// Returns the verb of that name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Verb> {
         Verb::ALL.into_iter().find(|verb| verb.as_str() == name)
     }
 }
 
-/// Why a request was not carried out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RefusalCode {
-    /// No JSON, or not the object that a request is.
-    BadRequest,
-    /// No such verb.
-    UnknownVerb,
-    /// The verb does not take these params.
-    BadParams,
-    /// The request is longer than [`MAX_REQUEST`].
-    TooLarge,
-    /// The asker may not.
-    Forbidden,
-    /// Too many control clients, or an operation is in progress that has to end first.
-    Busy,
-    /// The request did not arrive within [`REQUEST_TIMEOUT`].
-    Timeout,
-    /// The new configuration is not taken; nothing was changed.
-    Rejected,
-    /// The new configuration was given up again; the one before is in force.
-    RolledBack,
-    /// The request cannot be fulfilled, for the reason in the message.
-    Refused,
+named_variants! {
+    /// The reason why a request was not carried out.
+    RefusalCode {
+        /// The body is no JSON, or not the object that a request is.
+        BadRequest = "bad_request",
+        /// There is no such verb.
+        UnknownVerb = "unknown_verb",
+        /// The verb does not take these params.
+        BadParams = "bad_params",
+        /// The request is longer than [`MAX_REQUEST`].
+        TooLarge = "too_large",
+        /// The user lacks permission.
+        Forbidden = "forbidden",
+        /// There are too many control clients, or an operation in progress must end first.
+        Busy = "busy",
+        /// The request did not arrive within [`REQUEST_TIMEOUT`].
+        Timeout = "timeout",
+        /// The new configuration was rejected; nothing was changed.
+        Rejected = "rejected",
+        /// The new configuration was rolled back; the previous one is in force.
+        RolledBack = "rolled_back",
+        /// The request cannot be fulfilled, for the reason in the message.
+        Refused = "refused",
+    }
 }
 
-/// A refusal, as it stands in an error reply.
+/// The content of an error reply.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
-    /// For programs.
+    /// The reason, for programs.
     pub code: RefusalCode,
-    /// For people.
+    /// The reason, for people.
     pub message: String,
-    /// Where in the configuration file the mistake is.
+    /// The place of the error in the configuration file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<Place>,
 }
 
 impl Refusal {
-    /// Of no place in particular.
+    /// Returns a refusal that belongs to no place in a file.
     pub fn new(code: RefusalCode, message: impl Into<String>) -> Refusal {
         Refusal {
             code,
@@ -236,11 +186,11 @@ pub struct Place {
     /// The file, as text: bytes that are not UTF-8 are U+FFFD.
     #[serde(serialize_with = "shown")]
     pub file: PathBuf,
-    /// Line, from 1; none if it is about the file as a whole.
+    /// The line, from 1; none for the file as a whole.
     pub line: Option<usize>,
-    /// Column in characters, from 1.
+    /// The column in characters, from 1.
     pub column: Option<usize>,
-    /// The lines that people read, with a caret below the mistake.
+    /// The lines for people, with a caret below the error.
     pub display: String,
 }
 
@@ -248,7 +198,7 @@ pub struct Place {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReloadParams {
-    /// Whether to take files that leave out keys of the configuration in force because one of them is empty.
+    /// Whether to accept files that leave out keys of the configuration in force because one of them is empty.
     #[serde(default)]
     pub force: bool,
 }
@@ -278,13 +228,13 @@ pub struct Hold {
     pub worker: WorkerId,
 }
 
-/// Params of `release`: what was held.
+/// Params of `release`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Release {
-    /// A worker that gets clients again.
+    /// The held worker.
     Worker(WorkerId),
-    /// A quarantined method that is run again.
+    /// The quarantined method.
     Method(String),
 }
 
@@ -292,7 +242,7 @@ pub enum Release {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Drain {
-    /// Whether to answer when the last client has left.
+    /// Whether to reply only when the last client has left.
     #[serde(default)]
     pub wait: bool,
 }
@@ -301,48 +251,48 @@ pub struct Drain {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rebalance {
-    /// Whether only to report what would be done.
+    /// Whether to report the moves only.
     #[serde(default)]
     pub dry_run: bool,
 }
 
-/// A configuration was applied.
+/// The result of `reload`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reloaded {
-    /// Its number.
+    /// The number of the configuration.
     pub generation: Generation,
     /// Workers that are ready.
     pub workers: u32,
-    /// From the request to now.
+    /// The time since the request.
     pub seconds: f64,
 }
 
-/// The requested state is reached.
+/// The result of verbs that reach a state.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settled {
     /// Workers that are ready.
     pub workers: u32,
-    /// Clients there are.
+    /// Connected clients.
     pub clients: u64,
 }
 
 /// The outcome of a rebalancing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rebalanced {
-    /// Clients that were moved, or would be; none if the load is even enough.
+    /// The moves, made or only found; none if the load is even enough.
     pub moves: Vec<MovedLoad>,
 }
 
 /// Clients moved from one worker to another.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MovedLoad {
-    /// From which worker.
+    /// The worker that had them.
     pub from: WorkerId,
-    /// To which.
+    /// The worker that gets them.
     pub to: WorkerId,
-    /// How many clients.
+    /// The number of clients.
     pub clients: u64,
-    /// The share of a worker's time that they take, from 0 to 1.
+    /// Their share of a worker's time, from 0 to 1.
     pub load: f64,
 }
 
@@ -355,24 +305,24 @@ pub struct UpgradeTo {
     pub binary: Option<PathBuf>,
 }
 
-/// The daemon is another program now, and so are its workers.
+/// The result of `upgrade`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Upgraded {
     /// The program's version.
     pub version: String,
     /// Workers that are ready.
     pub workers: u32,
-    /// Clients there are.
+    /// Connected clients.
     pub clients: u64,
     /// Whether the program is the same as before, by its file or its content.
     #[serde(default)]
     pub unchanged: bool,
 }
 
-/// All figures.
+/// The result of `metrics`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Metrics {
-    /// In the text format of Prometheus, version 0.0.4.
+    /// All metrics, in the text format of Prometheus, version 0.0.4.
     pub text: String,
 }
 
@@ -387,17 +337,17 @@ pub struct Version {
     pub pid: u32,
 }
 
-/// The end.
+/// The result of `stop`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stopped {
-    /// The process that is about to exit.
+    /// The master's process, which is about to exit.
     pub pid: u32,
-    /// Workers that had to be killed because they did not finish within `drain-timeout`.
+    /// Workers that were killed because they did not finish within `drain-timeout`.
     pub killed: u64,
 }
 
-/// Where the control socket of daemon `name` may be. The daemon binds the first unless it is configured
-/// otherwise; fdpassctl tries all in this order. Both pass the one in [`temporary`] over if that is another user's.
+/// Returns the possible paths of the control socket of daemon `name`. The daemon binds the first unless it is configured
+/// otherwise; fdpassctl tries all in this order. Both skip the one in [`temporary`] if that is another user's.
 ///
 /// `var` reads the environment, `uid` is the effective user.
 #[must_use]
@@ -407,7 +357,7 @@ pub fn places(name: &str, uid: u32, var: impl Fn(&str) -> Option<OsString>) -> V
             .filter(|value| !value.is_empty())
             .map(PathBuf::from)
     };
-    // Of several that a unit has, systemd separates them by colons.
+    // systemd separates several directories of a unit by colons.
     let first = |list: PathBuf| {
         list.to_str()
             .and_then(|list| list.split(':').next())
@@ -425,7 +375,7 @@ pub fn places(name: &str, uid: u32, var: impl Fn(&str) -> Option<OsString>) -> V
                 .map(|home| home.join(format!(".{name}"))),
         );
     }
-    // Last for those who are not root: the system's daemon, after one of their own.
+    // Last for users other than root: the system's daemon, after one of their own.
     places.push(Path::new("/run").join(name));
     places.iter_mut().for_each(|dir| dir.push("control.sock"));
     places
@@ -454,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn the_control_socket_is_looked_for_where_the_design_says() {
+    fn the_control_socket_has_a_path_for_each_environment() {
         assert_eq!(
             found(0, &[("XDG_RUNTIME_DIR", "/run/user/0")]),
             ["/run/fdpassd/control.sock"]

@@ -1,4 +1,4 @@
-//! Master and exporter: datagrams like those of [`channel`](super::channel), in one direction only.
+//! Master and exporter: datagrams like those of [`channel`](super::channel), in one direction.
 //!
 //! ```text
 //! to the exporter  1 Start   JSON + the listening socket         first, once
@@ -9,7 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::channel::Log;
+use super::log::Log;
 use super::message::{Malformed, Message, from_json, json};
 
 /// Messages from the master to the exporter.
@@ -21,21 +21,21 @@ pub enum ToExporter {
     Reopen,
 }
 
-/// Messages from the exporter to the master: there are none.
+/// Messages from the exporter to the master. There are none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nothing {}
 
-/// The first message to an exporter, which is always of the master's own version: it runs the same program.
+/// The first message to an exporter, which has the master's version, because it runs the same program.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StartExporter {
     /// The daemon's name, for its log lines.
     pub name: String,
-    /// Path of the control socket, in bytes: one that comes from the environment need not be text.
+    /// The path of the control socket, in bytes: a path from the environment need not be text.
     pub control: Vec<u8>,
-    /// Host names that requests may use, besides IP addresses and `localhost`. None over a Unix
-    /// socket, where that is not checked: nothing that a browser has loaded can connect there.
+    /// Host names that requests may use, besides IP addresses and `localhost`. None for a Unix socket, where it is not
+    /// checked: no page in a browser can connect there.
     pub hosts: Option<Vec<String>>,
-    /// Where the exporter's log lines go.
+    /// The exporter's log.
     pub log: Log,
 }
 
@@ -81,18 +81,18 @@ impl Message for Nothing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::channel::{LogFormat, LogLevel, LogTarget, MAX_MESSAGE};
+    use crate::proto::channel::MAX_MESSAGE;
+    use crate::proto::log::{LogFormat, LogLevel, LogTarget};
 
     #[test]
-    fn every_message_comes_back_as_it_was_and_the_longest_one_fits() {
-        let (target, file) = (LogTarget::File, Some("/var/log/x".into()));
+    fn a_decoded_message_equals_the_encoded_one_and_fits() {
         let log = Log {
-            target,
-            file,
+            target: LogTarget::File,
+            file: Some("/var/log/x".into()),
             format: LogFormat::Json,
             level: LogLevel::Debug,
         };
-        // As many names as the configuration takes, each as long as it may be, and a path of any bytes.
+        // The most names of a configuration, each of the greatest length, and a path of any bytes.
         let hosts = Some(vec!["n".repeat(253); 64]);
         let start = StartExporter {
             name: "fdpassd".to_owned(),

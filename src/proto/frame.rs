@@ -9,12 +9,12 @@
 //! Little-endian is the protocol's own order. A listener may be set to `big`, or to `auto`, which
 //! finds a connection's order from its first prefix: the order that gives a length within the
 //! limit, and little where both do. While the limit is 65,535 bytes or less exactly one can,
-//! because the other reading has a byte above the lower sixteen bits. An empty frame leaves the
-//! order open.
+//! because in the other order a byte above the lower sixteen bits is set. An empty frame leaves the
+//! order undecided.
 
 use serde::{Deserialize, Serialize};
 
-/// Bytes of the length in front of every frame.
+/// The length of the prefix of every frame, in bytes.
 pub const PREFIX: usize = 4;
 
 /// The order of the bytes of a prefix.
@@ -93,14 +93,14 @@ pub enum Next {
         /// Prefix and body, in bytes.
         total: usize,
     },
-    /// A length over the limit. Nothing after it can be understood.
+    /// A length over the limit. No later frame can be found.
     TooLarge {
         /// The length announced, in bytes.
         length: u32,
     },
 }
 
-/// Looks at the frame that `bytes` begin with. Never looks beyond it, never allocates.
+/// Finds the frame at the beginning of `bytes`. Does not read beyond it, and does not allocate.
 #[must_use]
 pub fn next(bytes: &[u8], order: ByteOrder, limit: u32) -> Next {
     let Some(prefix) = bytes.first_chunk::<PREFIX>() else {
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_is_found_at_every_split_of_every_byte_in_both_orders() {
+    fn a_frame_is_found_at_every_split_in_both_orders() {
         for order in [ByteOrder::Little, ByteOrder::Big] {
             let body = br#"{"in":"ping","params":[1,2,3]}"#;
             let mut bytes = order.prefix(body.len() as u32).to_vec();
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_over_the_limit_is_said_before_a_byte_of_it_has_come() {
+    fn a_length_over_the_limit_is_found_from_the_prefix() {
         assert_eq!(
             next(&[255, 255, 255, 255], ByteOrder::Little, 1024),
             Next::TooLarge { length: u32::MAX }
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn auto_above_that_prefers_little_and_waits_after_an_empty_frame() {
+    fn auto_prefers_little_and_waits_after_an_empty_frame() {
         assert_eq!(
             OrderRule::Auto.decide(256u32.to_be_bytes(), 1 << 20),
             Some(ByteOrder::Little)

@@ -1,9 +1,8 @@
-//! What all messages between the daemon's own processes have in common: one datagram each, of which
-//! the first byte is the kind.
+//! Messages between the daemon's own processes: one datagram each, of which the first byte is the kind.
 
 use serde::{Deserialize, Serialize};
 
-/// A datagram that is none of the messages that it should be one of.
+/// The reason why a datagram is no message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed(pub &'static str);
 
@@ -17,23 +16,23 @@ impl std::error::Error for Malformed {}
 
 /// A message of one direction of a channel.
 pub trait Message: Sized {
-    /// Writes the datagram into `out`, in place of what was there.
+    /// Replaces the contents of `out` by the datagram.
     fn encode(&self, out: &mut Vec<u8>);
 
-    /// Reads a datagram. It is untrusted input: no content can cause a panic.
+    /// Reads a datagram, which is untrusted: no content causes a panic.
     ///
     /// # Errors
-    /// [`Malformed`] for everything that [`Message::encode`] does not write.
+    /// [`Malformed`] for all bytes that [`Message::encode`] does not write.
     fn decode(datagram: &[u8]) -> Result<Self, Malformed>;
 
-    /// How many descriptors must come with it.
+    /// Returns how many descriptors the message carries.
     fn descriptors(&self) -> usize;
 }
 
 pub(super) fn json(kind: u8, body: &impl Serialize, out: &mut Vec<u8>) {
     out.push(kind);
-    // A Vec accepts everything, and none of these types has a map with keys that are not strings, or
-    // a path. What could not be written is rejected at the other end as no JSON.
+    // Writing to a Vec does not fail, and these types have no paths and no maps with keys other than strings. The other end
+    // would reject what could not be written.
     let _ = serde_json::to_writer(out, body);
 }
 

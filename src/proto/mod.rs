@@ -1,22 +1,48 @@
-//! WORDS: what processes and people say to each other. Plain data, no I/O.
+//! PROTOCOLS: the messages that processes and people exchange. Plain data, no I/O.
 //!
-//! | vocabulary | who speaks it | form |
+//! | protocol | between | form |
 //! |---|---|---|
 //! | [`rpc`] | client and worker | [`frame`]s of JSON over TCP or a Unix stream |
 //! | [`control`] | fdpassctl and master | the same frames, always little-endian |
-//! | [`channel`] | master and worker | datagrams over one `SOCK_SEQPACKET` pair, descriptors ride along |
-//! | [`exporter`] | the master to the exporter | the same |
-//! | [`handoff queue`] | a master or worker that is going, and the next master | datagrams that wait in such a pair |
+//! | `channel` | master and worker | datagrams over one `SOCK_SEQPACKET` pair, with descriptors |
+//! | `exporter` | the master and the exporter | the same |
+//! | `handoff` | a master or worker that exits, and the next master | datagrams that wait in such a pair |
 //!
-//! Each vocabulary is one file that both ends import; its module doc is the specification.
+//! Each protocol is one module that both ends import; its module doc is the specification. The last three are internal: both
+//! ends are always fdpassd.
 
-pub mod channel;
+/// Defines an enum of which each variant has one name on the wire.
+macro_rules! named_variants {
+    ($(#[$attribute:meta])* $Enum:ident { $($(#[$doc:meta])* $Variant:ident = $name:literal,)* }) => {
+        $(#[$attribute])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+        pub enum $Enum {
+            $($(#[$doc])* #[serde(rename = $name)] $Variant,)*
+        }
+
+        impl $Enum {
+            /// All variants, in their order.
+            pub const ALL: [$Enum; [$($name),*].len()] = [$($Enum::$Variant),*];
+
+            /// Returns the name on the wire.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $($Enum::$Variant => $name,)*
+                }
+            }
+        }
+    };
+}
+
+pub(crate) mod channel;
 pub mod control;
-pub mod exporter;
+pub(crate) mod exporter;
 pub mod frame;
-pub mod handoff;
-pub mod lease;
-pub mod message;
+pub(crate) mod handoff;
+pub(crate) mod lease;
+pub mod log;
+pub(crate) mod message;
 pub mod names;
 pub mod paths;
 pub mod rpc;

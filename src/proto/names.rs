@@ -1,4 +1,4 @@
-//! What is counted up and never used again, and who a client is.
+//! Numbers of clients, workers and configurations; addresses of clients and listeners.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Most workers of a daemon.
+/// The most workers of a daemon.
 pub const MAX_WORKERS: u32 = 256;
 
 /// A client, from accept to close. Counts up for as long as the daemon lives; never reused.
@@ -45,39 +45,39 @@ impl fmt::Display for Generation {
     }
 }
 
-/// Who is at the other end of a client's socket, as the kernel told at accept.
+/// The other end of a client's socket, as the kernel reported it at accept.
 ///
-/// Smaller than [`SocketAddr`] (20 bytes, not 32) because master and worker keep one a client.
-/// The scope of a link-local IPv6 address is not kept.
+/// Smaller than [`SocketAddr`] (20 bytes, not 32) because master and worker keep one for each client. The scope of a
+/// link-local IPv6 address is not kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Peer {
     /// A TCP client over IPv4.
     V4 {
-        /// Its address.
+        /// The client's address.
         address: Ipv4Addr,
-        /// Its port.
+        /// The client's port.
         port: u16,
     },
     /// A TCP client over IPv6.
     V6 {
-        /// Its address.
+        /// The client's address.
         address: Ipv6Addr,
-        /// Its port.
+        /// The client's port.
         port: u16,
     },
     /// A client of a Unix socket, as `SO_PEERCRED` (unix(7)) names it.
     Unix {
-        /// Process that connected; 0 when it is of another pid namespace.
+        /// The process that connected; 0 in another pid namespace.
         pid: u32,
-        /// Its user.
+        /// The user of that process.
         uid: u32,
-        /// Its group.
+        /// The group of that process.
         gid: u32,
     },
 }
 
 impl Peer {
-    /// The address, of which `max-clients-per-address` counts the network if it is one of IPv6; none for a Unix client.
+    /// Returns the client's address; none for a Unix client.
     #[must_use]
     pub fn ip(&self) -> Option<IpAddr> {
         match *self {
@@ -89,7 +89,7 @@ impl Peer {
 }
 
 impl From<SocketAddr> for Peer {
-    /// An IPv4 client of a listener for both families is an IPv4 client, and not what ipv6(7) calls it there.
+    /// An IPv4 client of a listener for both families is an IPv4 client, not an IPv4-mapped address (ipv6(7)).
     fn from(address: SocketAddr) -> Peer {
         let port = address.port();
         match address.ip().to_canonical() {
@@ -109,8 +109,8 @@ impl fmt::Display for Peer {
     }
 }
 
-/// What is added to the kernel's byte counts of a connection to get positions in its two streams. Both are 0 for a connection
-/// that the kernel has counted from its first byte on; one that was set up anew by another kernel begins at 0 there.
+/// The differences between the positions in a connection's two streams and the kernel's byte counts. Both are 0 for a
+/// connection that the kernel has counted from its first byte; a connection restored by another kernel counts from 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offsets {
     /// Bytes received before the kernel began to count.
@@ -120,23 +120,23 @@ pub struct Offsets {
 }
 
 impl Offsets {
-    /// Whether there is nothing to add.
+    /// Returns whether both are 0.
     #[must_use]
     pub fn is_zero(self) -> bool {
         self == Offsets::default()
     }
 }
 
-/// Where a listener is: `127.0.0.1:8080`, `[::1]:8080` or `unix:/run/fdpassd/rpc.sock`.
+/// The address of a listener: `127.0.0.1:8080`, `[::1]:8080` or `unix:/run/fdpassd/rpc.sock`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Address {
-    /// TCP. Port 0 asks the kernel for a free one.
+    /// TCP. Port 0 makes the kernel choose a free one.
     Tcp(SocketAddr),
     /// A Unix stream socket at an absolute path of at most [`MAX_UNIX_PATH`] bytes.
     Unix(PathBuf),
 }
 
-/// Longest path of a Unix socket, in bytes: `sun_path` less its final NUL (unix(7)).
+/// The longest path of a Unix socket, in bytes: `sun_path` less its final NUL (unix(7)).
 pub const MAX_UNIX_PATH: usize = 107;
 
 impl Address {
@@ -173,10 +173,10 @@ impl FromStr for Address {
     }
 }
 
-/// Whether a Unix socket can be at `path`.
+/// Checks whether a Unix socket can be at `path`.
 ///
 /// # Errors
-/// The sentence for the operator.
+/// A sentence for the operator.
 pub fn check_unix_path(path: &str) -> Result<(), String> {
     if !path.starts_with('/') {
         Err(format!(

@@ -1,7 +1,7 @@
-//! Paths in JSON, which has no strings but Unicode ones, while a path is any bytes but NUL (path_resolution(7)).
+//! Paths in JSON. JSON strings are Unicode, while a path is any bytes except NUL (path_resolution(7)).
 //!
-//! A path for people is written as its bytes are, with U+FFFD for each that is not UTF-8 ([`shown`]). A path that is opened
-//! later keeps every byte ([`Exact`]).
+//! A path for people has U+FFFD for each byte that is not UTF-8 ([`shown`]). A path that is opened later keeps every byte
+//! ([`Exact`]).
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// For `serialize_with`: writes a path, or none, as people read it.
+/// For `serialize_with`: writes a path, or none, for people.
 ///
 /// # Errors
 /// Those of the serializer.
@@ -17,9 +17,9 @@ pub fn shown<S: Serializer>(path: &impl Shown, to: S) -> Result<S::Ok, S::Error>
     path.text().serialize(to)
 }
 
-/// What [`shown`] writes.
+/// A value that [`shown`] writes.
 pub trait Shown {
-    /// The text; none for no path.
+    /// Returns the text; none for no path.
     fn text(&self) -> Option<String>;
 }
 
@@ -74,13 +74,13 @@ impl<'de> Deserialize<'de> for Exact {
 pub mod exact {
     use super::{Deserialize, Deserializer, Exact, PathBuf, Serialize, Serializer};
 
-    /// Paths in some number.
+    /// A path, or none, or several.
     pub trait Paths: Sized {
-        /// The same with [`Exact`] ones.
+        /// The same number of [`Exact`] paths.
         type Exact: Serialize + for<'de> Deserialize<'de>;
-        /// To that.
+        /// Returns exact paths.
         fn to_exact(&self) -> Self::Exact;
-        /// From that.
+        /// Returns paths from exact ones.
         fn from_exact(exact: Self::Exact) -> Self;
     }
 

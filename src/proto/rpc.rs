@@ -1,13 +1,12 @@
 //! Client and worker: a request is `{"in": METHOD, "params": ANY}`, a reply `{"out": NAME, "result": ANY}`.
 //!
-//! A missing `params` is `null`; unknown members are ignored. `params` are never taken apart here: they stay
-//! the client's bytes ([`RawValue`]), so that `ping` gives back `1e400`, a number of forty digits, doubled
-//! keys and escapes as they came. **A client's bytes never go into a [`serde_json::Value`] in this crate**:
-//! with the feature `raw_value` each object with the key `$serde_json::private::RawValue` starts a new
-//! recursion budget there, and a frame of nested ones overflows the stack.
+//! A missing `params` is `null`; unknown members are ignored. `params` are not parsed here: they stay the client's bytes
+//! ([`RawValue`]), so that `ping` returns `1e400`, a number of forty digits, doubled keys and escapes unchanged. **A client's
+//! bytes must never become a [`serde_json::Value`] in this crate**: with the feature `raw_value` each object with the key
+//! `$serde_json::private::RawValue` starts a new recursion budget there, and a frame of nested ones overflows the stack.
 //!
-//! Errors are replies: `{"out": "error", "result": {"code": CODE, "message": TEXT}}`. After a body that is not
-//! JSON the border of the frame is intact and the connection goes on.
+//! Errors are replies: `{"out": "error", "result": {"code": CODE, "message": TEXT}}`. After a body that is not JSON the next
+//! frame is found, and the connection continues.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -16,44 +15,27 @@ use std::io::{self, Write};
 use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// What went wrong with a request, in words that a program can compare.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Code {
-    /// No JSON, no object, no or doubled `in`, doubled `params`, an empty frame, invalid UTF-8 anywhere.
-    BadRequest,
-    /// No method of that name.
-    UnknownMethod,
-    /// The method does not take these `params`.
-    BadParams,
-    /// The announced length is over `max-frame`. The connection is closed after this reply.
-    TooLarge,
-    /// The frame was not complete within `frame-timeout`. The connection is closed after this reply.
-    Timeout,
-    /// The method panicked, or its worker died in it.
-    Crashed,
-    /// Too much is waiting here; the connection is closed after this reply.
-    Overloaded,
-    /// The daemon is stopping; the connection is closed after this reply.
-    ShuttingDown,
-    /// The reply could not be made: larger than a reply may be, or not to be written as JSON.
-    Internal,
-}
-
-impl Code {
-    /// The code as it stands on the wire.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Code::BadRequest => "bad_request",
-            Code::UnknownMethod => "unknown_method",
-            Code::BadParams => "bad_params",
-            Code::TooLarge => "too_large",
-            Code::Timeout => "timeout",
-            Code::Crashed => "crashed",
-            Code::Overloaded => "overloaded",
-            Code::ShuttingDown => "shutting_down",
-            Code::Internal => "internal",
-        }
+named_variants! {
+    /// The code of an error reply, for programs.
+    Code {
+        /// No JSON, no object, no or doubled `in`, doubled `params`, an empty frame, invalid UTF-8 anywhere.
+        BadRequest = "bad_request",
+        /// There is no method of that name.
+        UnknownMethod = "unknown_method",
+        /// The method does not take these `params`.
+        BadParams = "bad_params",
+        /// The announced length exceeds `max-frame`. The connection is closed after this reply.
+        TooLarge = "too_large",
+        /// The frame was not complete within `frame-timeout`. The connection is closed after this reply.
+        Timeout = "timeout",
+        /// The method panicked, or its worker died in it.
+        Crashed = "crashed",
+        /// Too much is buffered; the connection is closed after this reply.
+        Overloaded = "overloaded",
+        /// The daemon is stopping; the connection is closed after this reply.
+        ShuttingDown = "shutting_down",
+        /// The reply could not be created: too long, or not representable as JSON.
+        Internal = "internal",
     }
 }
 
@@ -66,10 +48,10 @@ impl fmt::Display for Code {
 /// `params` of a request that has none.
 pub const NULL: &str = "null";
 
-/// A request, borrowed from the bytes it came in.
+/// A request, borrowed from the bytes of its frame.
 #[derive(Debug)]
 pub struct Request<'a> {
-    /// The method's name. Borrowed, unless it was written with escapes.
+    /// The method's name; borrowed, unless it was written with escapes.
     pub method: Cow<'a, str>,
     /// The params as the client wrote them; `None` when there are none.
     pub params: Option<&'a RawValue>,
@@ -79,12 +61,12 @@ impl<'a> Request<'a> {
     /// Reads the body of one frame.
     ///
     /// # Errors
-    /// The sentence for the client, to go out as [`Code::BadRequest`].
+    /// The sentence for the client, to be sent as [`Code::BadRequest`].
     pub fn parse(body: &'a [u8]) -> Result<Request<'a>, String> {
         if body.is_empty() {
             return Err("the frame is empty".to_owned());
         }
-        // First of all, because serde_json lets bad UTF-8 pass in members that it skips.
+        // Before parsing, because serde_json accepts bad UTF-8 in members that it skips.
         let text = std::str::from_utf8(body)
             .map_err(|e| format!("the frame is not UTF-8: bad byte at {}", e.valid_up_to()))?;
         match Request::parse_usual(text) {
@@ -93,13 +75,13 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// The request that nearly all are, `{"in":"NAME","params":VALUE}` with or without spaces as Python writes them, in
-    /// two thirds of the time. It is one exactly if all that is left between the text before the value and the last
-    /// brace is one JSON value; anything else is for the general parser to accept or to refuse.
+    /// Parses the usual form, `{"in":"NAME","params":VALUE}` with or without spaces as Python writes them, in two thirds of
+    /// the time. The request has this form exactly if the text between the prefix and the last brace is one JSON value;
+    /// the general parser decides about all other requests.
     fn parse_usual(text: &'a str) -> Option<Request<'a>> {
         let rest = after(text.strip_prefix("{\"in\"")?, ":")?.strip_prefix('"')?;
         let (method, rest) = rest.split_once('"')?;
-        // As it is in JSON only without escapes and control characters; as a name of a method it is without.
+        // A string that is a method's name contains no escapes and no control characters.
         if !is_method_name(method) {
             return None;
         }
@@ -112,13 +94,13 @@ impl<'a> Request<'a> {
     }
 }
 
-/// What comes behind this mark, and behind one space if there is one.
+/// Returns the text after this mark, and after one space if there is one.
 fn after<'a>(text: &'a str, mark: &str) -> Option<&'a str> {
     let rest = text.strip_prefix(mark)?;
     Some(rest.strip_prefix(' ').unwrap_or(rest))
 }
 
-/// The members of a request that mean something.
+/// The known members of a request.
 enum RequestMember {
     In,
     Params,
@@ -145,7 +127,7 @@ impl<'de> Deserialize<'de> for RequestMember {
     }
 }
 
-/// A string that is borrowed where it can be (`Cow`'s own `Deserialize` always copies).
+/// A string that is borrowed where possible (`Cow`'s own `Deserialize` always copies).
 struct JsonText<'a>(Cow<'a, str>);
 
 impl<'de> Deserialize<'de> for JsonText<'de> {
@@ -167,7 +149,7 @@ impl<'de> Deserialize<'de> for JsonText<'de> {
     }
 }
 
-/// By hand, because a derived struct accepts an array in place of the object.
+/// Not derived, because a derived struct accepts an array in place of the object.
 impl<'de> Deserialize<'de> for Request<'de> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Request<'de>, D::Error> {
         struct RequestVisitor;
@@ -204,7 +186,7 @@ impl<'de> Deserialize<'de> for Request<'de> {
     }
 }
 
-/// Writes the beginning of a reply; its result and [`CLOSE`] are to follow.
+/// Writes the beginning of a reply; its result and [`CLOSE`] must follow.
 ///
 /// # Errors
 /// Those of `to`.
@@ -232,7 +214,7 @@ pub fn write_error(to: &mut impl Write, code: &str, message: &str) -> io::Result
     to.write_all(CLOSE)
 }
 
-/// Whether `name` may be a method's name: `[a-z][a-z0-9_.-]{0,63}`, but not `error`, which names error replies.
+/// Returns whether `name` may be a method's name: `[a-z][a-z0-9_.-]{0,63}`, but not `error`, which names error replies.
 #[must_use]
 pub fn is_method_name(name: &str) -> bool {
     let letters = name.as_bytes();
@@ -271,9 +253,9 @@ mod tests {
         assert_eq!(params(r#"{"in":"ping"}"#), "null");
     }
 
-    /// Two parsers, one language: whatever the short way takes, the general one takes for the same.
+    /// All requests that the short parser accepts are the same to the general one.
     #[test]
-    fn the_usual_request_is_read_as_the_general_parser_reads_it() {
+    fn the_short_parser_agrees_with_the_general_one() {
         fn general(text: &str) -> Option<Request<'_>> {
             serde_json::from_str(text).ok()
         }
@@ -313,7 +295,7 @@ mod tests {
         };
         let mut taken = 0;
         for _ in 0..200_000 {
-            // The usual request with up to three of its parts replaced, or with parts put in.
+            // The usual request with up to three of its parts replaced, or with parts inserted.
             let mut words = usual.to_vec();
             for _ in 0..next() % 4 {
                 let (place, word) = (next() % words.len(), parts[next() % parts.len()]);
@@ -382,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn method_names_are_those_of_the_design() {
+    fn method_names_follow_the_pattern() {
         for good in ["a", "ping", "a.b-c_9", &"x".repeat(64)] {
             assert!(is_method_name(good), "{good}");
         }
@@ -391,7 +373,7 @@ mod tests {
         }
     }
 
-    /// A dependency that turned on `arbitrary_precision` would do so for the whole program.
+    /// A dependency that enabled `arbitrary_precision` would do so for the whole program.
     #[test]
     fn numbers_are_not_of_arbitrary_precision() {
         let n: serde_json::Value =

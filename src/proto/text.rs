@@ -1,12 +1,12 @@
-//! Text that comes from outside, on its way to a terminal or a log.
+//! Text from outside, written to a terminal or a log.
 //!
-//! What clients, workers and configuration files say may hold newlines that forge a log line, escape
-//! sequences that take over a terminal, and bidi controls that show text in another order than it is in.
-//! Backslashes stay as they are: the aim is that nothing acts, not that every text can be read back.
+//! Text of clients, workers and configuration files may contain newlines that forge a log line, escape sequences that
+//! control a terminal, and bidi controls that change the order in which text is shown. Backslashes stay as they are: the aim
+//! is that no character acts, not that every text can be parsed back.
 
 use std::fmt::{self, Display, Write};
 
-/// Shows a value with everything escaped that would act instead of being seen: `\n`, `\x1b`, `\u{202e}`.
+/// Shows a value with all characters escaped that would act instead of being shown: `\n`, `\x1b`, `\u{202e}`.
 #[derive(Clone, Copy, Debug)]
 pub struct Escaped<T>(pub T);
 
@@ -23,13 +23,13 @@ impl<T: Display> Display for Escaped<T> {
     }
 }
 
-/// Shows JSON that has no white space between its values with the same escaped, in JSON's own way: it stays what it was.
+/// Shows JSON without white space between its values with the same characters escaped, as JSON does: its value is the same.
 #[derive(Clone, Copy, Debug)]
 pub struct EscapedJson<T>(pub T);
 
 impl<T: Display> Display for EscapedJson<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // All that acts is below U+10000.
+        // All such characters are below U+10000.
         write!(
             Escaping {
                 to: f,
@@ -56,7 +56,7 @@ pub fn plural_ending<N: PartialEq + From<u8>>(count: &N) -> &'static str {
     if *count == N::from(1) { "" } else { "s" }
 }
 
-/// Passes text on, escaped.
+/// Writes text, escaped.
 struct Escaping<'a, 'b> {
     to: &'a mut fmt::Formatter<'b>,
     escape: fn(&mut fmt::Formatter<'_>, char) -> fmt::Result,
@@ -82,7 +82,7 @@ fn plainly(to: &mut fmt::Formatter<'_>, c: char) -> fmt::Result {
     }
 }
 
-/// Control characters of C0 and C1, line and paragraph separators, bidi controls.
+/// Returns whether a character acts: controls of C0 and C1, line and paragraph separators, bidi controls.
 fn acts(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_acts_comes_through_and_all_else_stays() {
+    fn only_characters_that_act_are_escaped() {
         for (text, shown) in [
             ("plain µ 漢 \\ text", "plain µ 漢 \\ text"),
             ("a\nb\r\tc", "a\\nb\\r\\tc"),
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn json_stays_what_it_was() {
+    fn escaped_json_has_the_same_value() {
         let text = "a\n \x7f\u{9b}\u{202e}\u{2069}\u{2028}\u{61c} \"µ\" \\ 漢 \u{1f980}";
         let shown = EscapedJson(serde_json::to_string(text).expect("JSON")).to_string();
         assert_eq!(

@@ -226,7 +226,7 @@ impl<'c> WorkerLoop<'c> {
             Incoming::Message(ToWorker::Reopen, _) => reopen_log(),
             Incoming::Message(ToWorker::Stop(stop), _) => self.stop(stop, service),
             Incoming::Message(ToWorker::LeasesRevoked, _) => self.drop_revoked(),
-            Incoming::Message(ToWorker::Drain, _) => self.leaving = true,
+            Incoming::Message(ToWorker::Retire, _) => self.leaving = true,
             Incoming::Message(ToWorker::Quarantine(names), _) => self.quarantine(&names, service),
             Incoming::Message(ToWorker::LogLevel(level), _) => logging::set_level(level),
             Incoming::Message(ToWorker::Ping, _) => self.shm.header().heartbeat(),

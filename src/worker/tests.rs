@@ -7,9 +7,9 @@ use std::os::unix::net::UnixStream;
 
 use super::connection::WaitingFor;
 use super::*;
-use crate::proto::channel::{Log, LogFormat, LogLevel, LogTarget};
 use crate::proto::frame::{ByteOrder, OrderRule};
 use crate::proto::lease::{ClientRecord, Lease};
+use crate::proto::log::{Log, LogFormat, LogLevel, LogTarget};
 use crate::proto::names::{ClientId, Generation, Peer, WorkerId};
 use crate::shm::{ClientBytes, Counters, Flags, Layout, LeaseState, MasterShm, Owner};
 
@@ -243,7 +243,7 @@ fn a_drained_worker_gives_up_every_client_with_all_that_is_of_it_and_ends() {
     let (mut idle, mut halfway) = (master.lease_new(0), master.lease_new(1));
     idle.send(&ping("1"));
     halfway.send(&ping("2")[..9]);
-    master.say(&ToWorker::Drain);
+    master.say(&ToWorker::Retire);
     // One that comes later is given up as it is.
     let mut late = master.lease_new(2);
     late.send(&ping("3"));
@@ -271,7 +271,7 @@ fn a_lease_that_comes_to_a_worker_that_is_leaving_is_given_up() {
     let (mut master, mut theirs) = Master::new();
     let mut worker = master.worker(&mut theirs, settings());
     let mut service = service();
-    master.say(&ToWorker::Drain);
+    master.say(&ToWorker::Retire);
     let mut late = master.lease_new(2);
     late.send(&ping("3"));
     step(&mut worker, &mut service);

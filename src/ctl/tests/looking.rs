@@ -6,11 +6,11 @@ use std::sync::Mutex;
 use serde_json::json;
 
 use super::*;
-use crate::proto::channel::LogLevel;
 use crate::proto::control::{
     Change, Checked, ClientStatus, ClientsPage, Cursor, Effective, Key, KeyOrigin, Kicked,
     LogLevelInForce,
 };
+use crate::proto::log::LogLevel;
 use crate::proto::names::ClientId;
 
 fn client(id: u64, requests: u64) -> ClientStatus {

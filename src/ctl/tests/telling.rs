@@ -4,8 +4,8 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::proto::channel::LogLevel;
 use crate::proto::control::{About, Event, Events, Kind};
+use crate::proto::log::LogLevel;
 
 /// The events of a daemon, of which there may be more at any time until it is over.
 #[derive(Default)]

@@ -20,8 +20,8 @@ use crate::sys::user::{Group, Unmapped, User};
 /// Rights over the control socket; each role includes the rights of those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Role {
-    /// The peer may do nothing.
-    Nobody,
+    /// The peer has no permission.
+    Forbidden,
     /// The peer may look.
     Reader,
     /// The peer may change things.
@@ -123,7 +123,7 @@ impl Roles {
         if is_anybodys || self.is_in(who, &self.readers) {
             Role::Reader
         } else {
-            Role::Nobody
+            Role::Forbidden
         }
     }
 
@@ -249,9 +249,17 @@ mod tests {
         ];
         for (admins, readers, expected) in [
             (false, false, [Admin, Admin, Reader, Reader, Reader, Reader]),
-            (true, false, [Admin, Admin, Admin, Nobody, Admin, Nobody]),
-            (false, true, [Admin, Admin, Nobody, Reader, Reader, Nobody]),
-            (true, true, [Admin, Admin, Admin, Reader, Admin, Nobody]),
+            (
+                true,
+                false,
+                [Admin, Admin, Admin, Forbidden, Admin, Forbidden],
+            ),
+            (
+                false,
+                true,
+                [Admin, Admin, Forbidden, Reader, Reader, Forbidden],
+            ),
+            (true, true, [Admin, Admin, Admin, Reader, Admin, Forbidden]),
         ] {
             let roles = roles(admins, readers);
             assert_eq!(
@@ -334,7 +342,7 @@ mod tests {
             ..roles(true, true)
         };
         for (who, role) in [
-            (peer(DAEMON, &[ADMINS]), Role::Nobody),
+            (peer(DAEMON, &[ADMINS]), Role::Forbidden),
             (peer(DAEMON, &[ADMINS, READERS]), Role::Reader),
             (peer(0, &[0]), Role::Admin),
         ] {

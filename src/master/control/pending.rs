@@ -32,7 +32,7 @@ pub(crate) enum PendingKind {
     /// The worker has no clients.
     Emptied(WorkerId),
     /// There are no clients.
-    Deserted,
+    NoClients,
     /// The rebalancing has been done.
     Rebalanced,
     /// The process has become another program, or the upgrade was refused.

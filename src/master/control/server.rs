@@ -240,7 +240,7 @@ impl ControlClients {
             }
         };
         // A reload may have taken the client's access away.
-        client.is_last |= self.roles.of(&client.peer) == Role::Nobody;
+        client.is_last |= self.roles.of(&client.peer) == Role::Forbidden;
         let peer = client.peer.clone();
         match body.and_then(|body| ControlRequest::parse(number, peer, &body)) {
             Ok(request) => Some(request),

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 use log::kv::{self, Key, Source, Value, VisitSource};
 use log::{Level, Record};
 
-use crate::proto::channel::LogLevel;
 use crate::proto::control::{About, Event, Kind, MAX_EVENTS};
+use crate::proto::log::LogLevel;
 use crate::proto::text::Escaped;
 use crate::sys::socket::Credentials;
 

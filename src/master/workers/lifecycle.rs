@@ -10,8 +10,9 @@ use crate::master::telemetry::counters::{Cause, Reason};
 use crate::master::workers::worker::{NOT_NOW, Worker};
 use crate::master::{Master, Token, memory};
 use crate::pool::Late;
-use crate::proto::channel::{Log, Ready, Settings, Start, Stop, ToMaster, ToWorker, VERSION};
+use crate::proto::channel::{Ready, Settings, Start, Stop, ToMaster, ToWorker, VERSION};
 use crate::proto::control::{About, Kind};
+use crate::proto::log::Log;
 use crate::proto::names::{Generation, WorkerId};
 use crate::proto::text::Counted;
 use crate::sys::poll::Interest;
@@ -367,7 +368,7 @@ impl Master {
         self.telemetry
             .events
             .note(Kind::WorkerDraining, about, sentence);
-        self.tell(id, ToWorker::Drain);
+        self.tell(id, ToWorker::Retire);
     }
 }
 

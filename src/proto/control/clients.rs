@@ -1,11 +1,10 @@
-//! The clients, a page at a time.
+//! The clients, page by page.
 
 use serde::{Deserialize, Serialize};
 
 use super::super::names::{ClientId, WorkerId};
 
-/// Most clients in one reply. It is also the number of slots that are examined for it, however many
-/// clients there are.
+/// The most clients in one reply, and the number of slots that are examined for it.
 pub const PAGE_LEN: usize = 1000;
 
 /// Params of `clients`.
@@ -15,29 +14,29 @@ pub struct ClientsAfter {
     /// Only those of this worker; all without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<WorkerId>,
-    /// Where the page before ended; the first page without it.
+    /// The end of the previous page; the first page without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<Cursor>,
 }
 
-/// A place among all clients.
+/// A position among all clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cursor {
-    /// The worker; 0 is before all, where clients are that have none.
+    /// The worker; 0 is before all, for clients without a worker.
     pub worker: WorkerId,
-    /// The first slot of it that has not been looked at.
+    /// The worker's first slot that has not been examined.
     pub slot: u32,
 }
 
 /// A page of clients, in the order of workers and slots.
 ///
-/// Pages are told one by one, and clients come, go and move in between: one that moves may be on two pages or on none.
+/// Clients connect, leave and move between two pages: a client that moves may be on two pages or on none.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClientsPage {
     /// At most [`PAGE_LEN`]; a page may be short, and even empty, without being the last.
     pub clients: Vec<ClientStatus>,
-    /// Where the next page begins; none after the last one.
+    /// The beginning of the next page; none after the last one.
     pub next: Option<Cursor>,
 }
 
@@ -48,19 +47,19 @@ pub struct ClientStatus {
     pub id: ClientId,
     /// The client's identity: an address and a port, or the process and user of a Unix client.
     pub peer: String,
-    /// Where it connected; none if that listener is gone.
+    /// The listener where it connected; none if that was closed.
     pub listener: Option<String>,
-    /// The worker that has the lease of it; none while it waits for one.
+    /// The worker that has its lease; none while it waits for one.
     pub worker: Option<WorkerId>,
-    /// How long it has been connected.
+    /// The time since it connected.
     pub age_seconds: f64,
-    /// For how long it has not sent or taken a byte.
+    /// The time since it last sent or received a byte.
     pub idle_seconds: f64,
-    /// Requests of it that were answered.
+    /// The number of its requests that were answered.
     pub requests: u64,
-    /// How often it went from one worker to another.
+    /// How often it moved from one worker to another.
     pub moves: u32,
-    /// Bytes of it in the shared memory: half a request, requests not begun, replies not taken.
+    /// The number of its bytes in the shared memory: an unfinished request, requests not begun, replies not sent.
     pub bytes: u64,
 }
 
@@ -72,7 +71,7 @@ pub struct Kick {
     pub client: ClientId,
 }
 
-/// A client was closed.
+/// The result of `kick`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kicked {
     /// The client that was closed.

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::channel::LogLevel;
+use super::super::log::LogLevel;
 use super::super::names::{ClientId, Generation, WorkerId};
 
-/// Most events that are kept; older ones are dropped.
+/// The most events that are kept; older ones are dropped.
 pub const MAX_EVENTS: usize = 1024;
 
-/// Longest that one request waits for an event. A longer wait takes another request.
+/// The longest wait of one request for an event. A longer wait takes another request.
 pub const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// Params of `events`.
@@ -21,7 +21,7 @@ pub struct EventsAfter {
     /// Only events with a higher number; all that are kept without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<u64>,
-    /// When there is none, how many seconds to wait for one, from 0 to 60; 0 without it.
+    /// How many seconds to wait when there is none, from 0 to 60; 0 without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait: Option<f64>,
 }
@@ -31,13 +31,13 @@ pub struct EventsAfter {
 pub struct Events {
     /// The oldest first.
     pub events: Vec<Event>,
-    /// The highest number that was given. To be asked for next time.
+    /// The highest number so far, for the next request.
     pub last: u64,
-    /// Events that were asked for and are forgotten by now.
+    /// Events with a higher number that are no longer kept.
     pub lost: u64,
     /// Workers that are ready.
     pub workers: u32,
-    /// Clients there are.
+    /// Connected clients.
     pub clients: u64,
 }
 
@@ -46,13 +46,13 @@ pub struct Events {
 pub struct Event {
     /// The event's number. Numbers count up from 1 for as long as the daemon lives.
     pub id: u64,
-    /// When, in seconds since the Unix epoch.
+    /// The time, in seconds since the Unix epoch.
     pub at: f64,
-    /// How much it matters.
+    /// The event's importance.
     pub level: LogLevel,
     /// The kind of event.
     pub event: Kind,
-    /// The sentence that is in the log, too.
+    /// The sentence in the log.
     pub message: String,
     /// The subject of the event.
     #[serde(flatten)]
@@ -77,123 +77,102 @@ pub struct About {
     /// The client.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<ClientId>,
-    /// How many clients moved, or were there.
+    /// The number of clients that moved, or were connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clients: Option<u64>,
     /// The desired number of workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workers: Option<u32>,
-    /// The user who asked for it over the control socket.
+    /// The user that requested it over the control socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
-    /// The process that asked for it.
+    /// The process that requested it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asker: Option<u32>,
 }
 
-/// Names each kind of event once.
-macro_rules! kinds {
-    ($($(#[$doc:meta])* $kind:ident = $name:literal,)*) => {
-        /// A kind of event.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-        pub enum Kind {
-            $($(#[$doc])* #[serde(rename = $name)] $kind,)*
-        }
-
-        impl Kind {
-            /// All of them.
-            pub const ALL: &[Kind] = &[$(Kind::$kind),*];
-
-            /// Returns the kind's name on the wire and in the log.
-            #[must_use]
-            pub fn as_str(self) -> &'static str {
-                match self {
-                    $(Kind::$kind => $name,)*
-                }
-            }
-        }
-    };
-}
-
-kinds! {
-    /// The daemon serves.
-    Started = "started",
-    /// The clients of the previous master were taken over.
-    TookOver = "took_over",
-    /// The daemon is stopping.
-    Stopping = "stopping",
-    /// A worker's process was started.
-    WorkerStarted = "worker_started",
-    /// A worker serves.
-    WorkerReady = "worker_ready",
-    /// A worker gives up its clients and will exit.
-    WorkerDraining = "worker_draining",
-    /// A worker ended as it was to.
-    WorkerFinished = "worker_finished",
-    /// A worker ended without being asked to.
-    WorkerDied = "worker_died",
-    /// A worker could not be started.
-    WorkerFailed = "worker_failed",
-    /// A worker is stuck; its clients went to others.
-    WorkerStalled = "worker_stalled",
-    /// A worker that was stuck is back.
-    WorkerRevived = "worker_revived",
-    /// A worker is being killed by the daemon.
-    WorkerKilled = "worker_killed",
-    /// A worker runs on without clients, to be looked at.
-    WorkerHeld = "worker_held",
-    /// A held worker gets clients again.
-    WorkerReleased = "worker_released",
-    /// Workers are being replaced on request.
-    Recycling = "recycling",
-    /// The desired number of workers changed.
-    Scaled = "scaled",
-    /// Busy clients moved to workers with less to do.
-    Rebalanced = "rebalanced",
-    /// A new configuration is being started.
-    ReloadBegun = "reload_begun",
-    /// The new configuration is in force.
-    ReloadApplied = "reload_applied",
-    /// The new configuration was rejected.
-    ReloadRejected = "reload_rejected",
-    /// The new configuration was rolled back.
-    ReloadRolledBack = "reload_rolled_back",
-    /// The program of an upgrade is being checked.
-    UpgradeBegun = "upgrade_begun",
-    /// The program of an upgrade is not fit for it.
-    UpgradeRefused = "upgrade_refused",
-    /// The daemon is another program now.
-    Upgraded = "upgraded",
-    /// A listener is there.
-    ListenerOpened = "listener_opened",
-    /// Another process that holds a listener's socket has ended it; another one is bound to its address.
-    ListenerEnded = "listener_ended",
-    /// A listener is gone.
-    ListenerClosed = "listener_closed",
-    /// The service manager does not keep what the next master needs: a restart would lose all clients.
-    StoreLost = "store_lost",
-    /// The service manager keeps it again.
-    StoreRestored = "store_restored",
-    /// New clients are no longer accepted, on request.
-    Drained = "drained",
-    /// Clients are accepted again.
-    Undrained = "undrained",
-    /// A limit was hit: new clients wait, or were turned away.
-    Limit = "limit",
-    /// A method is no longer run.
-    MethodQuarantined = "method_quarantined",
-    /// A method is run again.
-    MethodReleased = "method_released",
-    /// A client was closed because its requests ended worker after worker.
-    ClientGivenUp = "client_given_up",
-    /// A client was closed on request.
-    ClientKicked = "client_kicked",
-    /// The level of the log was changed.
-    LogLevelChanged = "log_level_changed",
-    /// The log file was opened again.
-    LogReopened = "log_reopened",
-    /// A request was refused for lack of permission.
-    Forbidden = "forbidden",
+named_variants! {
+    /// A kind of event.
+    Kind {
+        /// The daemon serves.
+        Started = "started",
+        /// The clients of the previous master were taken over.
+        TookOver = "took_over",
+        /// The daemon is stopping.
+        Stopping = "stopping",
+        /// A worker's process was started.
+        WorkerStarted = "worker_started",
+        /// A worker serves.
+        WorkerReady = "worker_ready",
+        /// A worker gives up its clients and will exit.
+        WorkerDraining = "worker_draining",
+        /// A worker ended on request.
+        WorkerFinished = "worker_finished",
+        /// A worker ended without a request.
+        WorkerDied = "worker_died",
+        /// A worker could not be started.
+        WorkerFailed = "worker_failed",
+        /// A worker is stuck; its clients went to others.
+        WorkerStalled = "worker_stalled",
+        /// A worker that was stuck continues.
+        WorkerRevived = "worker_revived",
+        /// A worker is being killed by the daemon.
+        WorkerKilled = "worker_killed",
+        /// A worker runs without clients, for an inspection.
+        WorkerHeld = "worker_held",
+        /// A held worker gets clients again.
+        WorkerReleased = "worker_released",
+        /// Workers are being replaced on request.
+        Recycling = "recycling",
+        /// The desired number of workers changed.
+        Scaled = "scaled",
+        /// Busy clients moved to workers with less to do.
+        Rebalanced = "rebalanced",
+        /// A new configuration is being started.
+        ReloadBegun = "reload_begun",
+        /// The new configuration is in force.
+        ReloadApplied = "reload_applied",
+        /// The new configuration was rejected.
+        ReloadRejected = "reload_rejected",
+        /// The new configuration was rolled back.
+        ReloadRolledBack = "reload_rolled_back",
+        /// The program of an upgrade is being checked.
+        UpgradeBegun = "upgrade_begun",
+        /// The program of an upgrade was refused.
+        UpgradeRefused = "upgrade_refused",
+        /// The daemon runs the program of an upgrade.
+        Upgraded = "upgraded",
+        /// A listener was opened.
+        ListenerOpened = "listener_opened",
+        /// Another process that holds a listener's socket has ended it; another one is bound to its address.
+        ListenerEnded = "listener_ended",
+        /// A listener was closed.
+        ListenerClosed = "listener_closed",
+        /// The service manager does not keep what the next master needs: a restart would lose all clients.
+        StoreLost = "store_lost",
+        /// The service manager keeps it again.
+        StoreRestored = "store_restored",
+        /// New clients are no longer accepted, on request.
+        Drained = "drained",
+        /// Clients are accepted again.
+        Undrained = "undrained",
+        /// A limit was hit: new clients wait, or were turned away.
+        Limit = "limit",
+        /// A method is no longer run.
+        MethodQuarantined = "method_quarantined",
+        /// A method is run again.
+        MethodReleased = "method_released",
+        /// A client was closed because its requests ended worker after worker.
+        ClientGivenUp = "client_given_up",
+        /// A client was closed on request.
+        ClientKicked = "client_kicked",
+        /// The level of the log was changed.
+        LogLevelChanged = "log_level_changed",
+        /// The log file was opened again.
+        LogReopened = "log_reopened",
+        /// A request was refused for lack of permission.
+        Forbidden = "forbidden",
+    }
 }
 
 #[cfg(test)]
@@ -201,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_is_flat_and_leaves_out_what_does_not_apply() {
+    fn an_event_is_flat_and_omits_empty_fields() {
         let about = About {
             worker: Some(WorkerId(7)),
             clients: Some(3),
@@ -227,7 +206,7 @@ mod tests {
         );
         for kind in Kind::ALL {
             assert_eq!(
-                serde_json::to_string(kind).expect("JSON"),
+                serde_json::to_string(&kind).expect("JSON"),
                 format!("{:?}", kind.as_str())
             );
         }

@@ -8,9 +8,9 @@ use super::super::frame::OrderRule;
 use super::super::names::{Generation, WorkerId};
 use super::super::paths::shown;
 
-/// The daemon's state: the one type for all that is visible from outside.
+/// The daemon's state, as it is visible from outside.
 ///
-/// Totals continue over respawns of workers. `None` is a value that cannot be known (yet).
+/// Totals continue when workers are replaced. `None` is a value that is not known (yet).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// The daemon's name.
@@ -21,7 +21,7 @@ pub struct Status {
     pub pid: u32,
     /// How long the master has been running.
     pub uptime_seconds: f64,
-    /// Counts the configurations that were applied.
+    /// The number of configurations that were applied.
     pub generation: Generation,
     /// The configuration file; none when the embedded default is in force.
     #[serde(serialize_with = "shown")]
@@ -32,21 +32,21 @@ pub struct Status {
     pub stopping: bool,
     /// Whether an operator has stopped the accepting of new clients.
     pub drained: bool,
-    /// Why nothing is being accepted at the moment; none when clients are.
+    /// Why no clients are accepted at the moment; none when they are.
     pub paused: Option<String>,
-    /// Where clients connect.
+    /// The listeners.
     pub listeners: Vec<ListenerStatus>,
-    /// Clients there are now.
+    /// Connected clients.
     pub clients: u64,
-    /// Clients there may be.
+    /// The most clients.
     pub max_clients: u64,
     /// Clients ever accepted.
     pub accepted_total: u64,
-    /// Of these, clients turned away because their address had too many.
+    /// Of these, clients refused because their address had too many.
     pub refused_total: u64,
     /// Clients that were leased again, for any reason.
     pub moved_total: u64,
-    /// Clients that were closed for a reason of the daemon's own, and not for what they or an operator did.
+    /// Clients that were closed for a reason of the daemon's own, rather than an action of theirs or of an operator.
     pub lost_total: u64,
     /// Requests ever answered, with a result or an error.
     pub requests_total: u64,
@@ -54,7 +54,7 @@ pub struct Status {
     pub errors_total: u64,
     /// Log lines that could not be written, by the master or a worker.
     pub log_errors_total: u64,
-    /// What each worker may keep of requests that have not fully arrived and of replies that are not taken, in bytes.
+    /// The most bytes of unfinished requests and of unread replies in each worker.
     #[serde(default)]
     pub buffers: u64,
     /// The tightest limit of memory of the daemon's cgroup and those above it, in bytes, as it was when the configuration
@@ -81,7 +81,7 @@ pub struct Status {
     /// Why a restart would lose the clients, although a service manager should keep them.
     #[serde(default)]
     pub store_outage: Option<String>,
-    /// Workers that had been ready and ended without being asked to.
+    /// Workers that had been ready and ended without a request.
     pub deaths_total: u64,
     /// Workers that ended before they were ready, or could not be started.
     #[serde(default)]
@@ -94,15 +94,15 @@ pub struct Status {
     pub closed_for_crashes_total: u64,
     /// Methods that are no longer run, because they ended too many workers.
     pub quarantined: Vec<String>,
-    /// How unevenly the ready workers are occupied; none while there is nothing to compare.
+    /// How unevenly the ready workers are occupied; none while there are no two to compare.
     pub skew: Option<Skew>,
     /// The workers, in the order of their seats.
     pub workers: Vec<WorkerStatus>,
-    /// Workers on their way out, or held, in the order of their ids.
+    /// Workers that retire or are held, in the order of their ids.
     pub leaving: Vec<LeavingStatus>,
 }
 
-/// How unevenly workers are occupied: the most that one of them has, divided by the mean. 1 is even.
+/// How unevenly workers are occupied: the maximum divided by the mean. 1 is even.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Skew {
     /// By clients.
@@ -124,11 +124,11 @@ pub enum Origin {
 /// How a reload ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LastReload {
-    /// When, in seconds since the Unix epoch.
+    /// The time, in seconds since the Unix epoch.
     pub at: u64,
     /// The outcome.
     pub verdict: Verdict,
-    /// Why, unless it was applied.
+    /// The reason, unless it was applied.
     pub message: Option<String>,
 }
 
@@ -144,7 +144,7 @@ pub enum Verdict {
     RolledBack,
 }
 
-/// A worker that no longer has a seat.
+/// A worker without a seat.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LeavingStatus {
     /// The worker.
@@ -155,11 +155,11 @@ pub struct LeavingStatus {
     pub seat: u32,
     /// The configuration it serves.
     pub generation: Generation,
-    /// Whether it drains or is held.
+    /// Whether it retires or is held.
     pub state: WorkerState,
     /// Why the worker must exit.
     pub reason: String,
-    /// Why it is still there.
+    /// Why it still runs.
     pub waits_for: String,
     /// When it is killed, from now.
     pub killed_in_seconds: Option<f64>,
@@ -170,9 +170,9 @@ pub struct LeavingStatus {
 /// A listener.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ListenerStatus {
-    /// Where it listens, with the port really bound.
+    /// The listener's address, with the port that is bound.
     pub address: String,
-    /// How it learns its clients' byte order.
+    /// How the listener learns its clients' byte order.
     pub byte_order: OrderRule,
     /// Clients waiting in the kernel to be accepted; none for a Unix socket.
     pub queue: Option<u32>,
@@ -188,7 +188,7 @@ pub struct ListenerStatus {
 /// A worker's seat (its index), and the worker in it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WorkerStatus {
-    /// The seat, from 0: what stays when the process is replaced.
+    /// The seat, from 0, which stays when the process is replaced.
     pub seat: u32,
     /// The worker; none while its successor waits to be started.
     pub id: Option<WorkerId>,
@@ -196,7 +196,7 @@ pub struct WorkerStatus {
     pub pid: Option<u32>,
     /// The configuration it serves.
     pub generation: Generation,
-    /// Where it is in its life.
+    /// The worker's state.
     pub state: WorkerState,
     /// Clients leased to it.
     pub clients: u64,
@@ -210,7 +210,7 @@ pub struct WorkerStatus {
     pub panics_total: u64,
     /// Log lines that workers in this seat could not write.
     pub log_errors_total: u64,
-    /// Bytes of unfinished frames and unread replies that it holds, beyond the 4 KiB that each client may have.
+    /// Bytes of unfinished frames and unread replies in it, beyond the 4 KiB that each client may have.
     pub parked_bytes: u64,
     /// Requests a second over the last 10 s.
     pub requests_per_second: Option<f64>,
@@ -224,49 +224,24 @@ pub struct WorkerStatus {
     pub restarts: u64,
     /// Resident memory of the process.
     pub rss_bytes: Option<u64>,
-    /// Why the worker before this one ended, when it was not asked to.
+    /// Why the worker before this one ended, if it did so without a request.
     pub last_death: Option<String>,
 }
 
-/// Where a worker is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WorkerState {
-    /// The worker's process runs and is not ready yet.
-    Starting,
-    /// The worker serves.
-    Ready,
-    /// The worker is stuck: it gets no clients, and those that it is not stuck with are elsewhere.
-    Stalled,
-    /// The worker runs without clients until it is released.
-    Held,
-    /// The worker finishes.
-    Draining,
-    /// There is no process; the next one waits for its backoff to end.
-    Waiting,
-}
-
-impl WorkerState {
-    /// All of them.
-    pub const ALL: [WorkerState; 6] = [
-        WorkerState::Starting,
-        WorkerState::Ready,
-        WorkerState::Stalled,
-        WorkerState::Held,
-        WorkerState::Draining,
-        WorkerState::Waiting,
-    ];
-
-    /// The word that people read.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            WorkerState::Starting => "starting",
-            WorkerState::Ready => "ready",
-            WorkerState::Stalled => "stalled",
-            WorkerState::Held => "held",
-            WorkerState::Draining => "draining",
-            WorkerState::Waiting => "waiting",
-        }
+named_variants! {
+    /// The state of a worker.
+    WorkerState {
+        /// The worker's process runs and is not ready yet.
+        Starting = "starting",
+        /// The worker serves.
+        Ready = "ready",
+        /// The worker is stuck: it gets no clients, and all but the one that it is stuck with were moved.
+        Stalled = "stalled",
+        /// The worker runs without clients until it is released.
+        Held = "held",
+        /// The worker retires.
+        Draining = "draining",
+        /// There is no process; the next one starts after its backoff.
+        Waiting = "waiting",
     }
 }
