@@ -52,7 +52,7 @@ pub fn stop(pid: u32) {
 }
 
 /// Returns how often a process and each of its children has gone to sleep, if all of them sleep or are stopped.
-pub fn all_asleep(pid: u32) -> Option<Vec<(u32, u64)>> {
+pub fn all_at_rest(pid: u32) -> Option<Vec<(u32, u64)>> {
     let family = [vec![pid], children(pid)].concat();
     let asleep = |pid: u32| {
         let is_awake = !matches!(state(pid)?, 'S' | 'T');

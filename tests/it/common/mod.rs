@@ -43,9 +43,9 @@ pub fn let_pass(time: Duration) {
 #[track_caller]
 pub fn at_rest<T>(daemon: &Running, measure: impl Fn() -> T) -> T {
     eventually("the daemon comes to rest", || {
-        let before = kernel::all_asleep(daemon.pid())?;
+        let before = kernel::all_at_rest(daemon.pid())?;
         let measured = measure();
-        (kernel::all_asleep(daemon.pid())? == before).then_some(measured)
+        (kernel::all_at_rest(daemon.pid())? == before).then_some(measured)
     })
 }
 
