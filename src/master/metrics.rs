@@ -1,7 +1,7 @@
-//! All figures in the text format of Prometheus, version 0.0.4, from the master's tables and the shared memory.
+//! The metrics in the text format of Prometheus, version 0.0.4, from the master's tables and the shared memory.
 //!
-//! Totals go on over deaths, respawns and reloads. The label `worker` is the seat, which there are a few of; nothing is
-//! labelled by process or client.
+//! Totals include ended workers and earlier configurations. The label `worker` is the seat, so that there are few values; no
+//! label is a process or a client.
 
 mod clients;
 mod text;
@@ -140,7 +140,7 @@ fn write_requests(text: &mut MetricsText, master: &Snapshot<'_>) {
     );
 }
 
-/// As a histogram whose buckets end at powers of two of a nanosecond, where those of the shared memory end, too.
+/// Writes a histogram. Its buckets end at powers of two ns, where buckets of the shared memory end as well.
 fn write_durations(text: &mut MetricsText, tally: &Tally) {
     let name = "request_duration_seconds";
     text.family(
@@ -157,13 +157,13 @@ fn write_durations(text: &mut MetricsText, tally: &Tally) {
         let le = (1u64 << power) as f64 / 1e9;
         text.sample("request_duration_seconds_bucket", &[("le", &le)], count);
     }
-    // Those whose replies are not sent yet are in no bucket.
+    // Requests whose replies are not sent yet are in no bucket.
     let all = tally.requests();
     text.sample("request_duration_seconds_bucket", &[("le", &"+Inf")], all);
     text.sample("request_duration_seconds_sum", &[], tally.sum as f64 / 1e9);
     text.sample("request_duration_seconds_count", &[], all);
 }
 
-/// About a microsecond and about a minute: the first and the last bucket end at 2 to that many ns.
+/// The first and the last bucket end at 2 to the power of these ns: about a microsecond, and about a minute.
 const MIN_BUCKET_EXPONENT: u32 = 10;
 const MAX_BUCKET_EXPONENT: u32 = 36;

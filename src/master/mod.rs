@@ -1,14 +1,13 @@
-//! THE SUPERVISOR: owns every client, and lends it to workers.
+//! The master: owns all clients and leases them to workers.
 //!
-//! One thread, one loop, one order: wait; take in what happened (signals, workers, control, listeners); reconcile; act. (On
-//! an old kernel a second thread closes what clients pass, and does nothing else: [`crate::sys::passed`].)
-//! Nothing here sleeps, and nothing blocks but the one wait. It parses nothing that a client sent. Taking in starts and
-//! kills nobody, acting decides nothing. What belongs to one client or one worker and goes wrong is dealt with where it
-//! happens; only a broken poller ends the loop. (One exception to "taking in kills nobody": a worker that says what is no
-//! message is killed on the spot, for nothing that it says may be taken in any more.)
+//! One thread runs one loop, in a fixed order: wait; handle the events (signals, workers, control, listeners); reconcile;
+//! act. On an old kernel, a second thread closes the descriptors that clients pass: [`crate::sys::passed`]. The loop blocks
+//! in its one wait only, and parses no byte of a client. Handling an event starts and kills no process, and acting decides
+//! nothing. There is one exception: a worker that sends an invalid message is killed at once, because no later message of it
+//! can be trusted. An error of one client or one worker is handled where it occurs; only a failing poller ends the loop.
 //!
-//! Whatever moves a client, a death, a drain, a stall, a rebalancing, does it in one way: its lease is taken, what is unread
-//! and unsent of it is recovered from the shared memory, and it is leased to another worker ([`clients::leases`]).
+//! A client moves in one way, whether its worker died, drains, is stuck or is too busy: its lease is revoked, its unread and
+//! unsent bytes are recovered from the shared memory, and it is leased to another worker ([`clients::leases`]).
 
 mod capacity;
 mod clients;
@@ -53,6 +52,7 @@ use crate::master::reload::Reloads;
 use crate::master::service_manager::Details;
 use crate::master::service_manager::ManagerLink;
 use crate::master::settings::SettingsInForce;
+use crate::master::signals::SignalQueue;
 use crate::master::telemetry::Telemetry;
 use crate::master::workers::Workers;
 use crate::pool::Action;
@@ -60,7 +60,6 @@ use crate::proto::channel::ToWorker;
 use crate::proto::control::{Stopped, Verb};
 use crate::sys::clock;
 use crate::sys::poll::{PollEvent, Poller, Woken};
-use crate::sys::signal::{Signal, Signals};
 
 pub use self::error::Error;
 pub use self::handover::inherited::Inherited;
@@ -70,46 +69,46 @@ pub use self::listeners::activation::Handed;
 pub use self::reload::reading::read_configuration;
 pub use self::service_manager::{report_failure, wait_before_failing};
 
-/// Tells whoever started the daemon at which addresses it serves.
+/// Announces the addresses at which the daemon serves.
 pub type Announce = Box<dyn Fn(&[String])>;
 
-/// What a master is to supervise.
+/// What a master starts with.
 pub struct MasterSetup {
     /// The daemon's name.
     pub name: String,
     /// Its version.
     pub version: &'static str,
-    /// What the operator wants.
+    /// Its configuration.
     pub config: Config,
     /// The keys that the file has.
     pub config_keys: Keys,
-    /// Where that was read; none if nobody named a file and there was none at the standard place.
+    /// The file of the configuration; `None` if none was named and the standard file does not exist.
     pub config_file: Option<PathBuf>,
-    /// All files that were read, in their order.
+    /// All files that it was read from, in their order.
     pub config_files: Vec<PathBuf>,
-    /// The standard place, which a reload looks at in that case.
+    /// The standard file, which a reload reads in that case.
     pub standard_file: PathBuf,
     /// Called once, when the first worker is ready.
     pub announce: Announce,
-    /// The sockets that systemd has bound for it.
+    /// The sockets that systemd has passed.
     pub handed: Handed,
-    /// What a master before this one has left.
+    /// What the previous master has left.
     pub inherited: Option<Inherited>,
-    /// Why this is not the configuration of the file.
+    /// Why it is not the configuration of the file.
     pub config_stale: Option<String>,
     /// Why lines go to standard error instead of the log.
     pub missing_log: Option<String>,
 }
 
-/// Runs a master until it is asked to stop.
+/// Runs a master until a signal or an operator stops it.
 ///
 /// # Errors
-/// Why it cannot start, or cannot go on.
+/// The reason why it cannot start or continue.
 pub fn run(setup: MasterSetup) -> Result<(), Error> {
     let mut master = Master::new(setup)?;
     match master.serve() {
         Ok(()) => master.close(),
-        // What ends this master need not end the next one.
+        // The next master may be able to continue.
         Err(e) => {
             master.hand_over();
             return Err(e);
@@ -118,7 +117,7 @@ pub fn run(setup: MasterSetup) -> Result<(), Error> {
     Ok(())
 }
 
-/// The supervisor: its identity, its loop, and the owners of its state.
+/// The master: its identity, its loop, and the owners of its state.
 struct Master {
     name: String,
     version: &'static str,
@@ -128,11 +127,7 @@ struct Master {
     poller: Poller,
     /// Times every deadline of the loop.
     clock: LoopClock,
-    signals: Signals,
-    /// Signals that have arrived and are not handled yet.
-    arrived: Vec<Signal>,
-    /// The last signal to stop, and when it came.
-    asked_to_stop: Option<(Signal, Instant)>,
+    signals: SignalQueue,
     scratch: Scratch,
     settings: SettingsInForce,
     listeners: Listeners,
@@ -148,27 +143,27 @@ struct Master {
 }
 
 impl Master {
-    /// The loop.
+    /// Runs the loop.
     fn serve(&mut self) -> Result<(), Error> {
         let mut events: Vec<PollEvent> = Vec::new();
         let (mut readable, mut ended) = (Vec::new(), Vec::new());
         let now = self.clock.now();
-        // Those who ended while this process became this program.
+        // Children that ended while this process became this program.
         self.reap(now);
         self.reconcile(now)?;
         self.keep_exporter(now);
         while !self.workers.pool.is_finished() || self.workers.outgoing.is_some() {
             self.wait(&mut events)?;
             let now = self.clock.now();
-            if !self.arrived.is_empty() {
-                self.take_signals(now);
+            if self.signals.has_arrived() {
+                self.handle_signals(now);
             }
             events.sort_unstable_by_key(|event| event.token);
             readable.clear();
             ended.clear();
             for event in &events {
                 match Token::from_number(event.token) {
-                    Some(Token::Signals) => self.take_signals(now),
+                    Some(Token::Signals) => self.handle_signals(now),
                     Some(Token::Worker(id)) => self.attend(id, event.writable, now),
                     Some(Token::Control) => {
                         self.control.accept(&self.poller, now);
@@ -178,7 +173,7 @@ impl Master {
                     }
                     Some(Token::Metrics) => self.check_exporter(now),
                     Some(Token::Store) => self.look_at_store(now),
-                    // After everybody else.
+                    // Served last.
                     Some(Token::ControlClient(_)) => {}
                     Some(Token::Listener(number)) => {
                         readable.push(number);
@@ -194,7 +189,7 @@ impl Master {
             self.clients.check_handshakes(&mut self.telemetry, now);
             self.reconcile(now)?;
             self.keep_exporter(now);
-            // Where nobody waits any more no event comes, either.
+            // No event reports that the queue of a closing listener is empty.
             readable.extend(self.listeners.closing.iter().copied());
             self.lease_clients(&readable, now);
             self.look_at_ended(&ended, now);
@@ -206,14 +201,14 @@ impl Master {
             self.complete_requests(now);
             self.keep_state();
             self.upgrade(now);
-            // The upgrade was refused, if this is reached.
+            // An upgrade does not return unless it was refused.
             self.complete_requests(now);
         }
         Ok(())
     }
 
-    /// Waits for events. If this process could not run meanwhile, what has arrived by now is among them, and the manager is
-    /// told at once that it runs again.
+    /// Waits for events. If this process could not run for a while, the events include those that have occurred since, and the
+    /// service manager gets the watchdog's message at once.
     fn wait(&mut self, events: &mut Vec<PollEvent>) -> Result<(), Error> {
         let timeout = self
             .deadline()
@@ -228,9 +223,7 @@ impl Master {
             self.poller
                 .wait(events, Some(Duration::ZERO))
                 .map_err(Error::system("wait for events"))?;
-            // That of a child tells only that it was stopped, too.
-            self.arrived.extend(self.signals.take());
-            is_interrupted = self.arrived.is_empty() || self.arrived.contains(&Signal::Continue);
+            is_interrupted = self.signals.was_stopped();
         }
         if self.clock.end_wait(is_interrupted) {
             self.poller
@@ -241,14 +234,14 @@ impl Master {
         Ok(())
     }
 
-    /// When there is something to do although nothing happens.
+    /// Returns when the loop must run although no event occurs.
     fn deadline(&self) -> Option<Instant> {
         let asked_balance = self
             .workers
             .requested_rebalance
             .as_ref()
             .map(|asked| asked.until);
-        // The gate was opened in this turn: of a listener where nobody waits no event tells that it can go.
+        // The gate was opened in this turn, and no event reports that the queue of a closing listener is empty.
         let leaving = (!self.listeners.closing.is_empty() && self.listeners.gate.pause.is_none())
             .then(|| self.clock.now());
         let exporter = self.exporter.as_ref().and_then(Exporter::deadline);
@@ -288,12 +281,12 @@ impl Master {
             .min()
     }
 
-    /// Does what the pool has decided.
+    /// Executes the decisions of the pool.
     fn reconcile(&mut self, now: Instant) -> Result<(), Error> {
         if self.end_outgoing(now) {
             return Ok(());
         }
-        // Some actions are facts of their own (a spawn that fails): until nothing is left to be done.
+        // An action can lead to others: a spawn may fail.
         loop {
             let actions = self.workers.pool.reconcile(now);
             if actions.is_empty() {
@@ -333,13 +326,13 @@ impl Master {
         }
     }
 
-    /// Why workers do not become ready.
+    /// Returns why workers do not become ready.
     fn last_failure(&self) -> String {
         let last = self.workers.last_failure.as_deref();
         format!("the last one {}", last.unwrap_or("did not even start"))
     }
 
-    /// Leaves nothing behind, then tells those who asked for the end.
+    /// Closes everything, then replies to the clients that requested the stop.
     fn close(mut self) {
         if self.lifecycle.is_restarting() {
             return self.hand_over();

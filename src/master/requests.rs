@@ -132,8 +132,16 @@ impl Master {
 
     fn reload_file(&mut self, request: &ControlRequest, now: Instant) -> Result<Answer, Refusal> {
         let ReloadParams { force } = request.params_or_default()?;
-        self.begin_reload(request.asker(), force, now)?;
-        Ok(Answer::Pending(PendingKind::Reloaded))
+        Ok(Answer::Pending(
+            match self.begin_reload(request.asker(), force, now) {
+                Ok(()) => PendingKind::Reloaded,
+                // The service manager gets the end of the reload before the client does.
+                Err(refusal) if refusal.code == RefusalCode::Rejected => {
+                    PendingKind::Known(Err(refusal))
+                }
+                Err(refusal) => return Err(refusal),
+            },
+        ))
     }
 
     fn scale_workers(&mut self, request: &ControlRequest) -> Result<Answer, Refusal> {

@@ -1,4 +1,4 @@
-//! The end of the daemon, begun by a signal or an operator.
+//! The stop of the daemon, by a signal or an operator.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use crate::proto::control::{About, Kind};
 use crate::proto::text::Counted;
 
 impl Master {
-    /// Begins the end; asked a second time, it comes at once.
+    /// Begins to stop; the second time, kills the workers that are left.
     pub(super) fn stop(&mut self, asker: Asker, now: Instant) {
         if self.lifecycle.is_ending() {
             self.telemetry.events.note(

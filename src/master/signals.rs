@@ -1,25 +1,68 @@
-//! Signals, each with what it asks for.
+//! Signals, and the request that each stands for.
 
 use std::time::{Duration, Instant};
 
 use crate::master::Master;
 use crate::master::telemetry::events::Asker;
 use crate::proto::control::RefusalCode;
-use crate::sys::signal::Signal;
+use crate::sys::signal::{Signal, Signals};
 
-/// Two signals to stop within this time are one.
+/// Two signals to stop within this time count as one.
 const SIGNAL_ECHO_INTERVAL: Duration = Duration::from_millis(200);
 
+/// Signals that have arrived.
+#[derive(Debug)]
+pub(super) struct SignalQueue {
+    signals: Signals,
+    /// Signals that were read and are not handled yet.
+    read: Vec<Signal>,
+    /// The last signal to stop, and when it arrived.
+    last_stop: Option<(Signal, Instant)>,
+}
+
+impl SignalQueue {
+    pub(super) fn new(signals: Signals) -> SignalQueue {
+        SignalQueue {
+            signals,
+            read: Vec::new(),
+            last_stop: None,
+        }
+    }
+
+    /// Returns whether signals were read and are not handled yet.
+    pub(super) fn has_arrived(&self) -> bool {
+        !self.read.is_empty()
+    }
+
+    /// Reads the signals that have interrupted a wait. Returns whether this process was stopped: then there is none, or one
+    /// to continue. A signal of a child reports only that it was stopped, too.
+    pub(super) fn was_stopped(&mut self) -> bool {
+        self.read.extend(self.signals.take());
+        self.read.is_empty() || self.read.contains(&Signal::Continue)
+    }
+
+    fn take(&mut self) -> Vec<Signal> {
+        self.read.extend(self.signals.take());
+        std::mem::take(&mut self.read)
+    }
+
+    /// Returns whether a signal to stop repeats the one before: timeout(1) sends it to its child, then to the whole group.
+    fn is_echo(&mut self, signal: Signal, now: Instant) -> bool {
+        let is_echo = matches!(self.last_stop, Some((same, at)) if same == signal && now < at + SIGNAL_ECHO_INTERVAL);
+        if !is_echo {
+            self.last_stop = Some((signal, now));
+        }
+        is_echo
+    }
+}
+
 impl Master {
-    pub(super) fn take_signals(&mut self, now: Instant) {
-        let arrived = std::mem::take(&mut self.arrived)
-            .into_iter()
-            .chain(self.signals.take());
-        for signal in arrived.collect::<Vec<_>>() {
+    pub(super) fn handle_signals(&mut self, now: Instant) {
+        for signal in self.signals.take() {
             match signal {
-                // What it tells is known by now.
+                // The wait has seen it.
                 Signal::Continue => {}
-                Signal::Terminate | Signal::Interrupt if self.is_echo(signal, now) => {}
+                Signal::Terminate | Signal::Interrupt if self.signals.is_echo(signal, now) => {}
                 Signal::Terminate if self.handover.store.is_some() => {
                     self.terminate(Asker::from_signal("SIGTERM"), now)
                 }
@@ -39,7 +82,7 @@ impl Master {
                     }
                 }
                 Signal::Hangup => {
-                    // The verdict is in the log and in the status; nobody waits for it.
+                    // A rejection has been reported, and no client waits for it.
                     if let Err(refusal) =
                         self.begin_reload(Asker::from_signal("SIGHUP"), false, now)
                         && refusal.code != RefusalCode::Rejected
@@ -52,14 +95,5 @@ impl Master {
                 Signal::TerminalOutput => self.step(Asker::from_signal("SIGTTOU"), -1),
             }
         }
-    }
-
-    /// Whether a signal to stop is the one before once more: timeout(1) sends it to its child, then to the whole group.
-    fn is_echo(&mut self, signal: Signal, now: Instant) -> bool {
-        let is_echo = matches!(self.asked_to_stop, Some((same, at)) if same == signal && now < at + SIGNAL_ECHO_INTERVAL);
-        if !is_echo {
-            self.asked_to_stop = Some((signal, now));
-        }
-        is_echo
     }
 }

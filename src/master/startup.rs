@@ -34,6 +34,7 @@ use crate::master::listeners::outage::Outage;
 use crate::master::reload::Reloads;
 use crate::master::service_manager::ManagerLink;
 use crate::master::settings::SettingsInForce;
+use crate::master::signals::SignalQueue;
 use crate::master::telemetry::Telemetry;
 use crate::master::workers::Workers;
 use crate::pool::Pool;
@@ -107,9 +108,7 @@ impl Master {
             descriptors,
             poller,
             clock: LoopClock::new(),
-            signals,
-            arrived: Vec::new(),
-            asked_to_stop: None,
+            signals: SignalQueue::new(signals),
             scratch: Scratch::default(),
             listeners,
             clients: Clients::new(config, limits.clients, layout),

@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn each_line_of_the_table_is_so() {
+    fn roles_are_as_in_the_table() {
         use Role::*;
         let peers = [
             peer(0, &[0]),
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_names_all_who_are_not_refused() {
+    fn a_refusal_names_all_that_are_permitted() {
         let stranger = peer(1000, &[1000]);
         let refusal = |roles: &Roles, role| roles.need(role, &stranger).expect_err("a stranger");
         let both = roles(true, true);
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn what_everybody_from_outside_has_gives_no_right() {
+    fn unmapped_users_and_groups_have_no_role() {
         let unmapped = Unmapped {
             user: Some(DAEMON),
             group: Some(ADMINS),
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn another_configuration_holds_for_those_who_are_there() {
+    fn a_new_configuration_applies_to_connected_peers() {
         let mut roles = roles(true, false);
         let who = peer(1000, &[ADMINS]);
         roles.need(Role::Admin, &who).expect("a member");

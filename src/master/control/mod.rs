@@ -21,6 +21,7 @@ pub(crate) mod connection;
 pub(crate) mod inspect;
 pub(crate) mod operate;
 pub(crate) mod pending;
+mod refusals;
 pub(crate) mod request;
 pub(crate) mod server;
 pub(crate) mod status;

@@ -302,7 +302,7 @@ impl Master {
         if let Some(level) = asked.level {
             self.settings.log_level = Some(level);
             logging::set_level(level);
-            self.tell_log_level();
+            self.send_log_level();
             let sentence = format_args!("{asker}: the level of the log is {:?}", level.as_str());
             self.telemetry
                 .events
@@ -315,7 +315,7 @@ impl Master {
     }
 
     /// Sends the log level to all workers.
-    pub(crate) fn tell_log_level(&mut self) {
+    pub(crate) fn send_log_level(&mut self) {
         let level = self
             .settings
             .log_level

@@ -6,17 +6,17 @@
 use std::collections::BTreeMap;
 use std::iter;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::master::Token;
 use crate::master::control::access::{ControlPeer, Role, Roles};
 use crate::master::control::connection::{ControlClient, ControlSnapshot, Over};
 use crate::master::control::pending::{PendingKind, PendingReply};
+use crate::master::control::refusals::{REFUSAL_LOG_INTERVAL, Refusals};
 use crate::master::control::request::{Answer, ControlReply, ControlRequest};
 use crate::master::listeners::control_listener::{CONTROL_BACKLOG, ControlListener};
 use crate::master::telemetry::events::EventLog;
-use crate::proto::control::{Kind, REQUEST_TIMEOUT, Refusal, RefusalCode};
-use crate::proto::text::Counted;
+use crate::proto::control::{REQUEST_TIMEOUT, Refusal, RefusalCode};
 use crate::sys::listening::{ACCEPT_PAUSE, Look, Offer, accept};
 use crate::sys::poll::{Interest, PollEvent, Poller};
 
@@ -25,13 +25,6 @@ pub(crate) const RESERVED_FOR_ADMINS: usize = 8;
 
 /// Most control clients of one user that may only look.
 const MAX_READERS_PER_USER: usize = 8;
-
-/// Least time between two log lines about rejected peers: any process that can connect could fill
-/// the log.
-const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Most forbidden requests that are reported in a row.
-const MAX_REFUSALS: u32 = 16;
 
 /// All control clients.
 #[derive(Debug)]
@@ -47,35 +40,6 @@ pub(crate) struct ControlClients {
     /// The number of the client that was served last.
     last_served: u64,
     refusals: Refusals,
-}
-
-/// Reports of forbidden requests: [`MAX_REFUSALS`] at once, and in the long run one in
-/// [`REFUSAL_LOG_INTERVAL`], as for rejected peers.
-#[derive(Debug, Default)]
-struct Refusals {
-    /// Number of recent reports, and since when one less counts.
-    recent: u32,
-    since: Option<Instant>,
-    unreported: u64,
-}
-
-impl Refusals {
-    /// Returns whether a forbidden request is reported, and if so how many before it were not.
-    fn report(&mut self, now: Instant) -> Option<u64> {
-        let since = *self.since.get_or_insert(now);
-        let seconds = now.duration_since(since).as_secs();
-        self.recent = self
-            .recent
-            .saturating_sub(u32::try_from(seconds).unwrap_or(u32::MAX));
-        self.since =
-            Some(since + REFUSAL_LOG_INTERVAL * u32::try_from(seconds).unwrap_or(u32::MAX));
-        if self.recent >= MAX_REFUSALS {
-            self.unreported += 1;
-            return None;
-        }
-        self.recent += 1;
-        Some(std::mem::take(&mut self.unreported))
-    }
 }
 
 impl ControlClients {
@@ -292,39 +256,11 @@ impl ControlClients {
                 return self.watch(request.client, Ok(()), poller);
             }
             Err(refusal) => {
-                self.report_refusal(request, &refusal, events, now);
+                self.refusals.report(request, &refusal, events, now);
                 Err(refusal)
             }
         };
         self.complete(request.client, &result, poller, now);
-    }
-
-    fn report_refusal(
-        &mut self,
-        request: &ControlRequest,
-        refusal: &Refusal,
-        events: &mut EventLog,
-        now: Instant,
-    ) {
-        let asker = request.asker();
-        let sentence = format!("{asker}: refused: {}", refusal.message);
-        match refusal.code {
-            RefusalCode::Forbidden => {
-                let sentence = match self.refusals.report(now) {
-                    Some(0) => sentence,
-                    Some(others) => {
-                        let others = Counted(others, "earlier request");
-                        format!("{sentence}; {others} forbidden")
-                    }
-                    None => return,
-                };
-                events.note(Kind::Forbidden, asker.about(), sentence);
-            }
-            // The rejection has been reported already, with the position in the file.
-            RefusalCode::Rejected => {}
-            _ if request.changes() => log::warn!("{sentence}"),
-            _ => {}
-        }
     }
 
     /// Returns the requests whose replies are pending.

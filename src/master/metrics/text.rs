@@ -1,4 +1,4 @@
-//! The text format: families of samples, each family with what it is and what it is for.
+//! The text format: families of samples, each with its type and its help.
 //!
 //! The exposition formats are described in Prometheus' documentation, "Exposition formats", text-based format.
 
@@ -9,10 +9,10 @@ use crate::master::telemetry::counters::{By, Label};
 pub(super) const COUNTER: &str = "counter";
 pub(super) const GAUGE: &str = "gauge";
 
-/// What every name begins with.
+/// The prefix of each name.
 const PREFIX: &str = "fdpassd_";
 
-/// A text under way.
+/// A text that is being written.
 #[derive(Debug, Default)]
 pub(super) struct MetricsText(String);
 
@@ -21,14 +21,14 @@ impl MetricsText {
         self.0
     }
 
-    /// Begins a family. `help` is ours, and on one line.
+    /// Begins a family. `help` is one line, and not escaped.
     pub(super) fn family(&mut self, name: &str, kind: &str, help: &str) {
         self.line(format_args!(
             "# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}\n"
         ));
     }
 
-    /// A sample of the family that was begun last.
+    /// Adds a sample to the family that was begun last.
     pub(super) fn sample(
         &mut self,
         name: &str,
@@ -57,7 +57,7 @@ impl MetricsText {
         self.sample(name, &[], value);
     }
 
-    /// A counter with a sample for each kind.
+    /// Adds a counter with a sample for each kind.
     pub(super) fn by<L: Label>(&mut self, name: &str, help: &str, label: &str, counts: &By<L>) {
         self.family(name, COUNTER, help);
         for (kind, count) in counts.iter() {
@@ -72,7 +72,7 @@ impl MetricsText {
     }
 }
 
-/// A value between quotes.
+/// Escapes a value between quotes.
 fn escaped(value: &str) -> String {
     value
         .replace('\\', r"\\")
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_labelled_cannot_break_out_of_its_quotes() {
+    fn labels_are_escaped() {
         let mut text = MetricsText::default();
         text.family("x_total", COUNTER, "Some.");
         text.sample(

@@ -132,7 +132,7 @@ impl Master {
             .apply(loaded, prepared.file, generation, prepared.memory);
         if self.settings.log_level.take().is_some() {
             // Also to workers of this generation that got the other level.
-            self.tell_log_level();
+            self.send_log_level();
         }
         let config = &self.settings.config;
         let start = exporter::start(&self.name, config, self.control.listener.path());

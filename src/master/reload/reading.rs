@@ -1,12 +1,12 @@
-//! The configuration is read by a child: its names of users and groups may be known to a directory server only, and its files
-//! may lie on another machine. Both may take long (nsswitch.conf(5)), while the loop goes on.
+//! The child that reads the configuration. Its users and groups may be in a directory server only, and its files on another
+//! machine: both may take long (nsswitch.conf(5)), and the loop must not wait for them.
 //!
 //! ```text
 //! reload, SIGHUP, check ─▶ question ─▶ child: reads, looks up, checks ─▶ answer, behind the question in the same file
-//!                                      not within 10 s: it is killed, and this one reload or check is rejected
+//!                                      after 10 s it is killed, and the reload or the check is rejected
 //! ```
 //!
-//! The answer has every name with its number, so that the master looks up nothing when it parses it.
+//! The answer has each name with its number, so that the master looks up none.
 
 use std::fs::File;
 use std::io;
@@ -29,13 +29,13 @@ use crate::sys::fd;
 use crate::sys::memory::plain_file;
 use crate::sys::process::{self, Exit};
 
-/// The role of the child, by what stands first on its command line.
+/// The first argument of the child.
 pub(crate) const READ: &str = "read-configuration";
 
-/// How long the child may take.
+/// Time until the child is killed.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the child is to read.
+/// The request to the child.
 #[derive(Debug, Serialize, Deserialize)]
 struct Question {
     in_force: Known,
@@ -94,15 +94,15 @@ pub(crate) struct ReloadReading {
     pub(crate) began: Instant,
 }
 
-/// Checks, of which one is made at a time.
+/// Checks. Only one is made at a time.
 #[derive(Debug, Default)]
 pub(crate) struct Checks {
     reading: Option<Reading>,
-    /// Number of the last one that was begun. Whoever asks waits for the next one, which reads the files as they are then.
+    /// Number of the check that was begun last.
     last: u64,
 }
 
-/// A child that has answered was collected, and one that is not wanted any more is killed.
+/// Kills the child, unless it has ended and was collected.
 impl Drop for Reading {
     fn drop(&mut self) {
         let _ = process::kill_child(self.pid);
@@ -110,7 +110,7 @@ impl Drop for Reading {
 }
 
 impl Reading {
-    /// What the child has answered.
+    /// Returns the answer of the child.
     fn answer(&self, exit: Exit) -> Result<Loaded, Refusal> {
         let end = self
             .shared
@@ -205,7 +205,7 @@ impl Master {
         })
     }
 
-    /// Begins to read the configuration that is to come into force; [`Master::finish_reading`] gets it.
+    /// Begins to read the configuration for a reload; [`Master::finish_reading`] gets it.
     pub(crate) fn read_for_reload(
         &mut self,
         asker: Asker,
@@ -293,10 +293,10 @@ fn rejection(error: &config::Error) -> Refusal {
     }
 }
 
-/// The child's side: reads what standard input asks for, and writes the answer behind that.
+/// Runs the child: reads the request from standard input, and writes the answer behind it.
 ///
 /// # Errors
-/// When it has no master.
+/// When it was not started by a master.
 pub fn read_configuration(length: &str) -> Result<(), String> {
     process::end_with_parent();
     let shared = fd::take_stdin()
