@@ -106,6 +106,18 @@ fn run() -> ExitCode {
         .method("scribble", |_, (at, words): (u64, Vec<u64>), _| {
             scribble(at, &words).map_err(io_fault)
         })
+        // The same, but not if another worker finds the request in what this one has left.
+        .method(
+            "scribble_in",
+            |_, (pid, at, words): (u32, u64, Vec<u64>), _| {
+                let is_meant = pid == process::id();
+                is_meant
+                    .then(|| scribble(at, &words))
+                    .transpose()
+                    .map(drop)
+                    .map_err(io_fault)
+            },
+        )
         // Sends any datagram over the channel, or closes it and continues.
         .method("send_datagram", |_, datagram: Vec<u8>, _| {
             let channel = channel().map_err(io_fault)?;

@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use crate::common::faulty::{self, Execution};
 use crate::common::http::{HttpClient, metrics_address};
 use crate::common::program::control_socket;
-use crate::common::{FDPASSD, kernel, let_pass, ping_of, pong_of};
+use crate::common::{FDPASSD, at_rest, kernel, let_pass, ping_of, pong_of};
 
 /// Longer than all that is waited for here: the control socket and the exporter give 5 s.
 const STILL: Duration = Duration::from_millis(5_500);
@@ -27,9 +27,11 @@ impl Frozen {
         frozen
     }
 
-    /// Master, workers and exporter.
+    /// Master, workers and exporter, when all of them sleep: a process that is stopped just when an event ends its wait cannot
+    /// tell how long it has waited.
     #[track_caller]
     fn all(daemon: &Running) -> Frozen {
+        at_rest(daemon, || ());
         let master = daemon.pid();
         Frozen::new([vec![master], kernel::children(master)].concat())
     }
@@ -145,6 +147,7 @@ fn a_gap_of_the_master_alone_is_no_time_of_a_worker() {
     let mut asker = Client::connect(&control);
     let asked = asker.frame(r#"{"in":"version"}"#);
     asker.send(&asked[..9]);
+    at_rest(&daemon, || ());
     let frozen = Frozen::new(vec![daemon.pid()]);
     let_pass(STILL);
     drop(frozen);
@@ -173,6 +176,7 @@ fn a_gap_of_a_worker_alone_is_no_time_of_its_clients() {
     let mut frames = halves(&daemon, 4);
     let mut idle = daemon.connect();
     idle.call("ping", 0).expect("a pong");
+    at_rest(&daemon, || ());
     let frozen = Frozen::new(vec![worker]);
     frames
         .iter_mut()

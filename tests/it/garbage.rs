@@ -53,7 +53,8 @@ fn garbage_in_shm_costs_at_most_clients_of_its_worker() {
             _ => (0..HEADER + 8 * SLOT).map(|_| random.next()).collect(),
         };
         let at = if round % 3 == 2 { 0 } else { HEADER };
-        its[0].0.request("scribble", (at, words));
+        let pid = its[0].1.pid;
+        its[0].0.request("scribble_in", (pid, at, words));
         // Requests of its other clients make the worker read their slots.
         for (client, _) in &mut its[1..] {
             // It may have been closed by now.
@@ -79,9 +80,13 @@ fn garbage_in_shm_costs_at_most_clients_of_its_worker() {
             s.workers.iter().all(|w| w.pid.is_some() && w.id.is_some())
         });
         daemon.wait_for_workers();
-        if daemon.status().quarantined.contains(&"scribble".to_owned()) {
+        if daemon
+            .status()
+            .quarantined
+            .contains(&"scribble_in".to_owned())
+        {
             daemon
-                .ctl_with("release", json!({ "method": "scribble" }))
+                .ctl_with("release", json!({ "method": "scribble_in" }))
                 .expect("it is quarantined");
         }
     }

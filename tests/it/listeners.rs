@@ -195,7 +195,7 @@ fn an_address_that_comes_after_the_start_is_listened_on() {
 
 #[test]
 fn a_link_local_address_has_its_zone_by_name() {
-    let prepare = "ip link set lo up && ip -6 addr add fe80::1/64 dev lo";
+    let prepare = "ip link set lo up && ip -6 addr add fe80::1/64 dev lo nodad";
     if !is_inside(this_test!(), prepare) {
         return;
     }
