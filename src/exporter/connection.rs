@@ -77,8 +77,7 @@ impl HttpConnection {
             match self.receive(&mut head[length..], &mut timeout) {
                 Ok(0) if length == 0 => return None,
                 Ok(0) => {
-                    return Some(Err(HttpReply::sentence(
-                        HttpStatus::BadRequest,
+                    return Some(Err(HttpReply::bad_request(
                         "the request ends within its head",
                     )));
                 }

@@ -21,8 +21,7 @@ pub(super) fn check(request: &HttpRequest, names: &[String]) -> Result<(), HttpR
         )),
         // Simple probes use HTTP/1.0; no browser does.
         None if request.is_1_0 => Ok(()),
-        None => Err(HttpReply::sentence(
-            HttpStatus::BadRequest,
+        None => Err(HttpReply::bad_request(
             "an HTTP/1.1 request must have a Host header",
         )),
     }

@@ -94,8 +94,8 @@ pub(super) fn parse(received: &[u8]) -> HeadParse {
 
 impl HttpRequest {
     fn from_head(head: &httparse::Request<'_, '_>) -> Result<HttpRequest, HttpReply> {
-        let bad = |sentence: &str| HttpReply::sentence(HttpStatus::BadRequest, sentence);
         let fields = || head.headers.iter();
+        let bad = HttpReply::bad_request;
         let mut hosts = fields()
             .filter(is_named("Host"))
             .map(|field| String::from_utf8_lossy(field.value));
@@ -143,8 +143,7 @@ fn has_body<'a>(
 ) -> Result<bool, HttpReply> {
     for length in fields.clone().filter(is_named("Content-Length")) {
         if length.value.is_empty() || !length.value.iter().all(u8::is_ascii_digit) {
-            return Err(HttpReply::sentence(
-                HttpStatus::BadRequest,
+            return Err(HttpReply::bad_request(
                 "the field Content-Length is a number",
             ));
         }
@@ -164,6 +163,10 @@ impl HttpReply {
             content_type: "text/plain; charset=utf-8",
             body: format!("{sentence}\n"),
         }
+    }
+
+    pub(super) fn bad_request(sentence: &str) -> HttpReply {
+        HttpReply::sentence(HttpStatus::BadRequest, sentence)
     }
 
     /// Returns a reply for Prometheus, in its text format.
@@ -343,22 +346,18 @@ mod tests {
             assert_eq!(parse(&head[..cut]), HeadParse::Partial, "{cut}");
         }
         let longest = |front: &str, back: &str| {
-            format!(
-                "{front}{}{back}",
-                "x".repeat(MAX_HEAD - front.len() - back.len())
-            )
+            let filler = "x".repeat(MAX_HEAD - front.len() - back.len());
+            [front, &filler, back].concat()
         };
         whole(&longest("GET /", " HTTP/1.0\r\n\r\n"));
         whole(&longest("GET / HTTP/1.0\r\nX: ", "\r\n\r\n"));
-        assert_eq!(
-            refusal(longest("GET /", " HTTP/1.0\r\n\r")),
-            HttpStatus::HeadTooLarge
-        );
-        assert_eq!(refusal(longest("GET /", "")), HttpStatus::UriTooLong);
-        assert_eq!(
-            refusal(longest("GET / HTTP/1.0\r\nX: ", "\r\n\r")),
-            HttpStatus::HeadTooLarge
-        );
+        for (front, back, status) in [
+            ("GET /", " HTTP/1.0\r\n\r", HttpStatus::HeadTooLarge),
+            ("GET / HTTP/1.0\r\nX: ", "\r\n\r", HttpStatus::HeadTooLarge),
+            ("GET /", "", HttpStatus::UriTooLong),
+        ] {
+            assert_eq!(refusal(longest(front, back)), status, "{front}…{back}");
+        }
         assert_eq!(refusal([b'\n'; MAX_HEAD]), HttpStatus::HeadTooLarge);
     }
 

@@ -20,13 +20,11 @@ pub(super) struct Datagrams {
     stream: RefCell<Option<OwnedFd>>,
 }
 
-impl AsRawFd for Datagrams {
-    fn as_raw_fd(&self) -> RawFd {
+impl Datagrams {
+    pub(super) fn descriptor(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
-}
 
-impl Datagrams {
     /// # Errors
     /// When no descriptor is left.
     pub(super) fn new(path: impl Into<PathBuf>) -> io::Result<Datagrams> {

@@ -8,6 +8,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use syslog::Severity;
 
 use super::line::Line;
+use super::log_level;
 use crate::proto::text::{Escaped, EscapedJson};
 
 pub(super) fn for_people(now: SystemTime, line: &Line) -> String {
@@ -79,13 +80,7 @@ pub(super) fn severity(level: Level) -> Severity {
 }
 
 fn word(level: Level) -> &'static str {
-    match level {
-        Level::Error => "error",
-        Level::Warn => "warn",
-        Level::Info => "info",
-        Level::Debug => "debug",
-        Level::Trace => "trace",
-    }
+    log_level(level.to_level_filter()).as_str()
 }
 
 #[cfg(test)]
@@ -95,14 +90,6 @@ mod tests {
 
     use log::kv;
     use serde_json::{Value, json};
-
-    const LEVELS: [Level; 5] = [
-        Level::Error,
-        Level::Warn,
-        Level::Info,
-        Level::Debug,
-        Level::Trace,
-    ];
 
     fn now() -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_306_200_123)
@@ -125,8 +112,8 @@ mod tests {
             "{{{time},\"level\":\"warn\",\"name\":\"fdpassd\",\"pid\":{pid},\"worker\":17,\"message\":\"worker 17\"}}\n"
         );
         assert_eq!(for_machines(now(), "fdpassd", &line), expected);
-        let shown = LEVELS.map(|level| for_journal_stream(&Line::new(level, "x")));
-        assert_eq!(shown, ["<3>x\n", "<4>x\n", "<6>x\n", "<7>x\n", "<7>x\n"]);
+        let shown = Level::iter().map(|level| for_journal_stream(&Line::new(level, "x")));
+        assert_eq!(shown.collect::<String>(), "<3>x\n<4>x\n<6>x\n<7>x\n<7>x\n");
     }
 
     #[test]

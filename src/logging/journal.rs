@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 
 use serde_json::Value;
@@ -22,15 +21,9 @@ const MAX_NAME_LEN: usize = 64;
 /// A connection to journald.
 #[derive(Debug)]
 pub(super) struct Journal {
-    socket: Datagrams,
+    pub(super) socket: Datagrams,
     /// The daemon's name, which journalctl shows with its lines.
     name: String,
-}
-
-impl AsRawFd for Journal {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
-    }
 }
 
 impl Journal {
@@ -119,14 +112,7 @@ mod tests {
             String::from_utf8(entry("fdpassd", &line)).expect("UTF-8"),
             expected
         );
-        let levels = [
-            Level::Error,
-            Level::Warn,
-            Level::Info,
-            Level::Debug,
-            Level::Trace,
-        ];
-        for (level, priority) in levels.into_iter().zip([3, 4, 6, 7, 7]) {
+        for (level, priority) in Level::iter().zip([3, 4, 6, 7, 7]) {
             let entry = String::from_utf8(entry("fdpassd", &Line::new(level, "x"))).expect("UTF-8");
             assert!(
                 entry.contains(&format!("\nPRIORITY={priority}\n")),

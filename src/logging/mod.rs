@@ -112,7 +112,11 @@ pub fn set_level(level: LogLevel) {
 /// Returns the least important level that is written.
 #[must_use]
 pub fn level() -> LogLevel {
-    match log::max_level() {
+    log_level(log::max_level())
+}
+
+fn log_level(level: LevelFilter) -> LogLevel {
+    match level {
         // Off is the level before the start, when no line is written.
         LevelFilter::Off | LevelFilter::Error => LogLevel::Error,
         LevelFilter::Warn => LogLevel::Warn,
@@ -292,22 +296,12 @@ mod tests {
     #[test]
     fn a_panic_of_the_logger_aborts_instead_of_hanging() {
         let test = std::env::current_exe().expect("this program");
-        let mut command = std::process::Command::new(test);
-        command
-            .args([
-                "--exact",
-                "--nocapture",
-                "logging::tests::child_panics_inside_the_logger",
-            ])
-            .env(PANIC, "1");
-        let child = command
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::piped())
-            .spawn();
-        let ended = child
-            .expect("it runs")
-            .wait_with_output()
-            .expect("it is our child");
+        let child = "logging::tests::child_panics_inside_the_logger";
+        let ended = std::process::Command::new(test)
+            .args(["--exact", "--nocapture", child])
+            .env(PANIC, "1")
+            .output()
+            .expect("it runs");
         let text = String::from_utf8_lossy(&ended.stderr);
         assert_eq!(
             std::os::unix::process::ExitStatusExt::signal(&ended.status),

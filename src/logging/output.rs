@@ -154,7 +154,7 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixDatagram;
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
     use std::process;
 
     use tempfile::TempDir;
@@ -187,6 +187,12 @@ mod tests {
 
     fn directory() -> TempDir {
         tempfile::tempdir().expect("a directory")
+    }
+
+    fn file_in_directory(name: &str) -> (TempDir, PathBuf) {
+        let directory = directory();
+        let path = directory.path().join(name);
+        (directory, path)
     }
 
     /// Returns the lines without their timestamps.
@@ -363,17 +369,11 @@ mod tests {
 
     #[test]
     fn syslog_gets_one_datagram_a_line_with_priority_and_pid() {
-        let directory = directory();
-        let path = directory.path().join("log");
+        let (_directory, path) = file_in_directory("log");
         let server = listen(&path);
         let output = &mut syslog_at(&path);
         let (daemon, pid) = (3 << 3, process::id());
-        for (level, severity) in [
-            (Level::Error, 3),
-            (Level::Warn, 4),
-            (Level::Info, 6),
-            (Level::Trace, 7),
-        ] {
+        for (level, severity) in Level::iter().zip([3, 4, 6, 7, 7]) {
             output.log(level, "worker 17");
             let line = received(&server).expect("a datagram");
             assert!(
@@ -390,8 +390,7 @@ mod tests {
 
     #[test]
     fn a_syslogd_that_does_not_read_causes_no_wait() {
-        let directory = directory();
-        let path = directory.path().join("log");
+        let (_directory, path) = file_in_directory("log");
         let server = listen(&path);
         let output = &mut syslog_at(&path);
         (0..1000).for_each(|n| output.log(Level::Info, format!("line {n}")));
@@ -412,8 +411,7 @@ mod tests {
 
     #[test]
     fn standard_error_replaces_syslogd_until_it_is_back() {
-        let directory = directory();
-        let path = directory.path().join("log");
+        let (_directory, path) = file_in_directory("log");
         let output = &mut syslog_at(&path);
         output.log(Level::Info, "before it existed");
         drop(listen(&path));
@@ -433,8 +431,7 @@ mod tests {
         use std::io::Read;
         use std::os::unix::net::UnixListener;
 
-        let directory = directory();
-        let path = directory.path().join("log");
+        let (_directory, path) = file_in_directory("log");
         let listener = UnixListener::bind(&path).expect("bind");
         let output = &mut syslog_at(&path);
         output.log(Level::Info, "one");
@@ -465,8 +462,7 @@ mod tests {
 
     #[test]
     fn the_journal_gets_one_datagram_for_each_line() {
-        let directory = directory();
-        let path = directory.path().join("journal");
+        let (_directory, path) = file_in_directory("journal");
         let server = listen(&path);
         let output = &mut journal_at(&path);
         output.write(
@@ -494,8 +490,7 @@ mod tests {
 
     #[test]
     fn standard_error_gets_lines_that_the_journal_rejects() {
-        let directory = directory();
-        let path = directory.path().join("journal");
+        let (_directory, path) = file_in_directory("journal");
         let output = &mut journal_at(&path);
         output.log(Level::Info, "before it existed");
         drop(listen(&path));
@@ -531,8 +526,7 @@ mod tests {
 
     #[test]
     fn a_line_that_neither_journal_nor_stderr_takes_is_lost() {
-        let directory = directory();
-        let path = directory.path().join("journal");
+        let (_directory, path) = file_in_directory("journal");
         let mut output = Output::new(PartialWriter {
             takes: vec![0],
             ..PartialWriter::default()

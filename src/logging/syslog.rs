@@ -1,7 +1,6 @@
 //! A non-blocking syslog(3).
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::process;
 
@@ -19,14 +18,8 @@ pub(super) const DEV_LOG: &str = "/dev/log";
 /// not read.
 #[derive(Debug)]
 pub(super) struct Syslog {
-    socket: Datagrams,
+    pub(super) socket: Datagrams,
     format: Formatter3164,
-}
-
-impl AsRawFd for Syslog {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
-    }
 }
 
 impl Syslog {

@@ -26,9 +26,9 @@ impl LogDestination {
     pub(super) fn descriptor(&self) -> Option<RawFd> {
         match self {
             LogDestination::Stderr(_) => None,
-            LogDestination::Journal(journal) => Some(journal.as_raw_fd()),
-            LogDestination::Syslog(syslog) => Some(syslog.as_raw_fd()),
-            LogDestination::File(_, file, _) => Some(file.as_raw_fd()),
+            LogDestination::Journal(journal) => Some(journal.socket.descriptor()),
+            LogDestination::Syslog(syslog) => Some(syslog.socket.descriptor()),
+            LogDestination::File(_, file, _) => Some(file.file.as_raw_fd()),
         }
     }
 
@@ -108,12 +108,6 @@ impl LogFile {
     /// Returns another descriptor of the file.
     pub(super) fn copy(&self) -> io::Result<File> {
         self.file.try_clone()
-    }
-}
-
-impl AsRawFd for LogFile {
-    fn as_raw_fd(&self) -> RawFd {
-        self.file.as_raw_fd()
     }
 }
 

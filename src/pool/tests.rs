@@ -88,7 +88,7 @@ fn killed(actions: &[Action]) -> Vec<(WorkerId, Late)> {
 fn generations(pool: &Pool) -> Vec<u64> {
     let generation = |seat| {
         pool.occupant(seat)
-            .filter(|m| matches!(m.state, MemberState::Ready { .. }))
+            .filter(|m| m.is_ready())
             .map(|m| m.generation.0)
     };
     (0..pool.seats()).filter_map(generation).collect()
@@ -145,14 +145,8 @@ fn a_streak_of_failures_doubles_the_wait_of_its_seat_only() {
         now += delay;
         id = spawned(&turn(&mut pool, now))[0].1;
     }
-    assert!(matches!(
-        pool.occupant(0),
-        Some(Member {
-            id: WorkerId(1),
-            state: MemberState::Ready { .. },
-            ..
-        })
-    ));
+    let first = pool.occupant(0).expect("a worker");
+    assert!(first.id == w(1) && first.is_ready());
     assert!(pool.ready(id, now));
     assert_eq!(
         pool.exited(id, true, now),

@@ -88,10 +88,7 @@ impl Life {
                 }
                 Action::Drain { id, by, .. } => {
                     let member = before_of(id);
-                    assert!(
-                        matches!(member.state, MemberState::Ready { .. }),
-                        "{action:?} of {member:?}"
-                    );
+                    assert!(member.is_ready(), "{action:?} of {member:?}");
                     let has_another = fresh_ready(pool, member.seat).any(|other| other != *id);
                     let serves = |m: &Member| m.seat < pool.wanted() && is_well(m);
                     let is_missed = !member.is_stalled && !pool.members().any(serves);
@@ -246,7 +243,7 @@ impl Life {
         self.end_leaving();
         for member in self.pool.members().copied().collect::<Vec<_>>() {
             self.pool.revived(member.id);
-            let is_starting = matches!(member.state, MemberState::Starting { .. });
+            let is_starting = member.is_starting();
             assert_eq!(self.pool.ready(member.id, self.now), is_starting);
         }
     }
@@ -299,12 +296,10 @@ impl Life {
 }
 
 fn is_well(member: &Member) -> bool {
-    !member.is_stalled && matches!(member.state, MemberState::Ready { .. })
+    !member.is_stalled && member.is_ready()
 }
 
 fn fresh_ready(pool: &Pool, seat: usize) -> impl Iterator<Item = WorkerId> + '_ {
-    let is_it = move |m: &&Member| {
-        m.seat == seat && pool.is_fresh(m) && matches!(m.state, MemberState::Ready { .. })
-    };
+    let is_it = move |m: &&Member| m.seat == seat && pool.is_fresh(m) && m.is_ready();
     pool.members().filter(is_it).map(|m| m.id)
 }

@@ -23,7 +23,7 @@ fn rolling(count: usize, replaced: usize, now: Instant) -> Pool {
 
 fn starting(pool: &Pool) -> Vec<WorkerId> {
     pool.members()
-        .filter(|member| matches!(member.state, MemberState::Starting { .. }))
+        .filter(|member| member.is_starting())
         .map(|member| member.id)
         .collect()
 }
