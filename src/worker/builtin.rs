@@ -4,15 +4,15 @@ use serde_json::value::RawValue;
 
 use super::reply::{Call, Fault, Reply};
 
-/// `ping`: the params come back unchanged, byte for byte.
+/// `ping`: returns the params unchanged, byte for byte.
 pub(crate) fn ping(params: &RawValue, out: &mut Reply<'_>) -> Result<(), Fault> {
     out.raw(params)
 }
 
-/// Most terms that `pi` sums up: some seconds of work.
+/// The most terms that `pi` sums up: some seconds of work.
 const MAX_TERMS: u64 = 1_000_000_000;
 
-/// `pi`: √(8·Σ 1/(2i+1)²) over the first `n` terms, which is what the public clients of this protocol call.
+/// `pi`: returns √(8·Σ 1/(2i+1)²) over the first `n` terms, as public clients of this protocol expect.
 pub(crate) fn pi(n: u64) -> Result<f64, Fault> {
     if n > MAX_TERMS {
         return Err(Fault::bad_params(format!("n is at most {MAX_TERMS}")));
@@ -33,8 +33,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pi_is_what_the_public_clients_expect() {
-        // Not -0.0, which is written so.
+    fn pi_has_the_values_that_public_clients_expect() {
+        // -0.0 would be written with its sign.
         assert!(pi(0).is_ok_and(|pi| pi == 0.0 && pi.is_sign_positive()));
         assert!((pi(1).expect("n") - 8f64.sqrt()).abs() < 1e-12);
         assert!((pi(1_000_000).expect("n") - std::f64::consts::PI).abs() < 1e-6);

@@ -1,10 +1,10 @@
-//! A client as its worker has it, between its turns.
+//! A client in its worker, between its turns.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use super::timers::NEVER;
+use super::deadlines::NEVER;
 use crate::loop_clock::LoopClock;
 use crate::proto::channel::Settings;
 use crate::proto::frame::OrderRule;
@@ -13,45 +13,44 @@ use crate::proto::names::{ClientId, Peer};
 use crate::shm::{LeaseState, Slot};
 use crate::sys::byte_counts;
 use crate::sys::passed::Passed;
-use crate::sys::poll::Interest;
+use crate::sys::poll::{Interest, Poller};
 use crate::sys::socket::{self, Moved};
 
-/// What a client may still send after its last reply, in bytes, before it is cut off: a reset would destroy that
-/// reply before it is read.
+/// How many bytes a client may send after its last reply before it is closed: a reset could destroy that reply before it is
+/// read.
 const MAX_LINGER_BYTES: u32 = 8 << 20;
 
-/// Bytes of a Unix client after which the kernel's count of them is seen to: far less than it counts, far more than a turn
+/// Bytes read from a Unix client after which the kernel's count is rearmed: far fewer than it counts, far more than a turn
 /// reads.
 const REARM_BYTES: u32 = 1 << 28;
 
-/// How long it is given to read its last reply.
+/// How long a client may take to read its last reply.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A client whose lease this worker has. What it sent or is to be sent is not here: that lies in the shared memory.
+/// A client whose lease this worker has. Its bytes are in the shared memory.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) socket: OwnedFd,
-    /// The kernel's cookie of that socket, if it has one.
+    /// The cookie of the socket, if the kernel has cookies.
     cookie: Option<u64>,
     passed: Passed,
     pub(super) client: ClientId,
     pub(super) peer: Peer,
-    /// Of the lease.
     pub(super) lease_number: u32,
-    /// How its byte order is learnt.
+    /// How the byte order is learnt.
     pub(super) order: OrderRule,
     pub(super) waits: WaitingFor,
-    /// What the poller watches it for; `None` until it was first added.
+    /// The event that the poller watches it for; `None` until it is added.
     pub(super) watched: Option<Interest>,
-    /// Bytes read since the kernel's count of them was last seen to, for a Unix client.
+    /// Bytes read since the kernel's count was last rearmed, for a Unix client.
     pub(super) unarmed: u32,
-    /// Bytes that the client may still send although they are no longer read.
+    /// Bytes that the client may still send during the lingering close.
     pub(super) linger_bytes: u32,
-    /// When the timers look at it: ns of CLOCK_MONOTONIC.
+    /// The deadline of its entry in the timers: ns of CLOCK_MONOTONIC.
     pub(super) armed: u64,
 }
 
-/// What the worker waits for from a client.
+/// The event that the worker waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WaitingFor {
     /// The next request: the client is idle.
@@ -62,12 +61,12 @@ pub(super) enum WaitingFor {
     Writable,
     /// The client's next turn: whole frames are left.
     Turn,
-    /// The end: it has had its last reply.
+    /// The end: the client has had its last reply.
     End,
 }
 
 impl Connection {
-    /// A client whose lease was found, and what its slot tells of it. `cookie` is that of its socket, if the kernel has one.
+    /// Returns a client that was leased, in the state that its slot shows. `cookie` is that of its socket, if there is one.
     pub(super) fn new(
         lease: &Lease,
         socket: OwnedFd,
@@ -77,7 +76,7 @@ impl Connection {
         let is_parked = slot
             .lease()
             .is_some_and(|lease| lease.state == LeaseState::Parked);
-        let is_told_all = slot.flags().closing && slot.cursors().replied == 0;
+        let is_lingering = slot.flags().closing && slot.cursors().replied == 0;
         Connection {
             socket,
             cookie,
@@ -86,8 +85,8 @@ impl Connection {
             peer: lease.peer,
             lease_number: lease.record.lease_number,
             order: lease.record.order,
-            // So that half a frame goes on being half a frame, and an end an end, with what time it has left.
-            waits: match (is_parked, is_told_all) {
+            // A partial frame and a lingering close continue with the time that is left.
+            waits: match (is_parked, is_lingering) {
                 (false, _) => WaitingFor::Request,
                 (true, false) => WaitingFor::Bytes,
                 (true, true) => WaitingFor::End,
@@ -99,16 +98,33 @@ impl Connection {
         }
     }
 
-    /// Sees to it that the kernel can count what is about to be read.
+    /// Watches for the event that the client waits for.
+    pub(super) fn watch(&mut self, poller: &Poller, index: u32) -> io::Result<()> {
+        let wanted = match self.waits {
+            WaitingFor::Request | WaitingFor::Bytes | WaitingFor::End => Interest::Read,
+            WaitingFor::Writable => Interest::Write,
+            WaitingFor::Turn => return Ok(()),
+        };
+        let token = u64::from(self.lease_number) << 32 | u64::from(index);
+        match self.watched {
+            None => poller.add(&self.socket, token, wanted)?,
+            Some(before) if before != wanted => poller.modify(&self.socket, token, wanted)?,
+            Some(_) => {}
+        }
+        self.watched = Some(wanted);
+        Ok(())
+    }
+
+    /// Ensures that the kernel can count the bytes that are about to be read.
     pub(super) fn rearm(&mut self) {
         if !self.is_tcp() && self.unarmed >= REARM_BYTES {
-            // If it fails, the master finds so, and loses this one client if its worker dies in its turn.
+            // If it fails, the master loses this one client if the worker dies in its turn.
             let _ = byte_counts::rearm(&self.socket);
             self.unarmed = 0;
         }
     }
 
-    /// Reads what is there into `buffer`, which is not empty.
+    /// Reads available bytes into `buffer`, which must not be empty.
     ///
     /// # Errors
     /// Those that end the connection.
@@ -120,20 +136,18 @@ impl Connection {
         }
     }
 
-    /// Whether the descriptor still is the client's socket. Other code of this process may have closed it, and its number may be
-    /// of something else by now.
+    /// Returns whether the descriptor still is the client's socket. Other code of this process may have closed it, and its
+    /// number may have been reused.
     pub(super) fn has_its_socket(&self) -> bool {
         socket::cookie(&self.socket).is_ok_and(|cookie| cookie == self.cookie)
     }
 
-    /// Whether it came over TCP.
+    /// Returns whether the client is connected by TCP.
     pub(super) fn is_tcp(&self) -> bool {
         !matches!(self.peer, Peer::Unix { .. })
     }
 
-    /// When it has been waited for long enough: ns of CLOCK_MONOTONIC.
-    ///
-    /// Time in which this process could not run is none that it was waited for.
+    /// Returns the deadline of the wait: ns of CLOCK_MONOTONIC. Time in which this process could not run does not count.
     pub(super) fn deadline(&self, slot: Slot<'_>, settings: &Settings, clock: &LoopClock) -> u64 {
         let (begin, limit) = match self.waits {
             WaitingFor::Request => (slot.last_active(), settings.idle_timeout),

@@ -1,26 +1,25 @@
-//! Kill points: where the tests let a worker die, in builds with debug assertions. Others know nothing of it.
+//! Kill points: points at which tests make a worker die, in builds with debug assertions only.
 //!
-//! `FDPASSD_DIE_AT=after-write:3` ends each worker process by SIGKILL when it comes to that point for the third time, as
-//! a random kill would that strikes just there.
+//! `FDPASSD_DIE_AT=after-write:3` kills each worker process by SIGKILL when it reaches that point for the third time.
 
 use crate::sys::process;
 
-/// A point in the life of a worker, each named by what has been done and what not.
+/// A kill point.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Point {
-    /// The lease word says that it is in a turn.
+    /// The lease word is claimed.
     AfterClaim,
-    /// Cursors holds that tells where the bytes to come will lie.
+    /// The cursors to the region of the next bytes are active.
     AfterBegin,
     /// Bytes have been read.
     AfterReceive,
-    /// A request was found, and is not marked as executing yet.
+    /// A request was found, and `exec` is not set yet.
     BeforeHandler,
-    /// It is marked, and its method is about to be called.
+    /// `exec` is set, and the method is about to be called.
     AfterExec,
     /// The method has returned, and the reply is not committed yet.
     AfterHandler,
-    /// What the commit will count is noted.
+    /// The record of what the commit will count is stored.
     BeforeCommit,
     /// The reply is committed, and not counted yet.
     AfterCommit,
@@ -28,23 +27,23 @@ pub(super) enum Point {
     AfterAnswered,
     /// Replies are about to be written.
     BeforeWrite,
-    /// Half of them have been.
+    /// Half of them have been written.
     AmidWrite,
-    /// They have been.
+    /// They have been written.
     AfterWrite,
-    /// What is left was copied to the slot's places, and no cursors tell so yet.
+    /// Left bytes are copied to the slot's regions, and the cursors to them are not active yet.
     AmidParking,
-    /// Cursors tells so.
+    /// These cursors are active.
     AfterParking,
-    /// The turn is over but for the lease word.
+    /// The turn is over except for the lease word.
     BeforeEnd,
-    /// A lease was given up, and the master was not told.
-    InDrain,
-    /// A client was ended, and the master was not told.
+    /// A lease was given up, and not reported to the master yet.
+    InRetirement,
+    /// A client was closed, and not reported to the master yet.
     AfterClosed,
 }
 
-/// Dies if the test wants that.
+/// Kills this process if the test wants it here.
 #[inline(always)]
 pub(super) fn pass(point: Point) {
     if strikes(point) {
@@ -52,7 +51,7 @@ pub(super) fn pass(point: Point) {
     }
 }
 
-/// Ends this process as kill -9 does.
+/// Kills this process by SIGKILL.
 pub(super) fn die() {
     // A process may always send a signal to itself.
     let _ = process::send(std::process::id(), "KILL");
@@ -61,13 +60,13 @@ pub(super) fn die() {
 #[cfg(debug_assertions)]
 pub(super) use armed::{arm, strikes};
 
-/// There is nothing to arm.
+/// Does nothing in release builds.
 #[cfg(not(debug_assertions))]
 pub(super) fn arm() -> Result<(), String> {
     Ok(())
 }
 
-/// Never.
+/// Returns false in release builds.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
 pub(super) fn strikes(_: Point) -> bool {
@@ -100,14 +99,14 @@ mod armed {
         ("amid-parking", Point::AmidParking),
         ("after-parking", Point::AfterParking),
         ("before-end", Point::BeforeEnd),
-        ("in-drain", Point::InDrain),
+        ("in-retirement", Point::InRetirement),
         ("after-closed", Point::AfterClosed),
     ];
 
-    /// Where this process dies, and how often it still has to come there.
+    /// Where this process dies, and how often it still must reach that point.
     static ARMED: OnceLock<(Point, AtomicU64)> = OnceLock::new();
 
-    /// Reads once where this process is to die.
+    /// Reads once where this process must die.
     pub(in super::super) fn arm() -> Result<(), String> {
         let Some(wish) = std::env::var_os(VARIABLE) else {
             return Ok(());
@@ -117,7 +116,7 @@ mod armed {
         Ok(())
     }
 
-    /// Whether it is to die here and now.
+    /// Returns whether this process must die here and now.
     pub(in super::super) fn strikes(point: Point) -> bool {
         ARMED.get().is_some_and(|(armed, left)| {
             *armed == point && left.fetch_sub(1, Ordering::Relaxed) == 1
@@ -140,7 +139,7 @@ mod armed {
         use super::*;
 
         #[test]
-        fn a_kill_point_is_a_known_name_and_a_count_from_one() {
+        fn a_kill_point_is_a_known_name_and_a_count() {
             assert!(
                 parse("amid-write:3")
                     .is_ok_and(|(point, times)| point == Point::AmidWrite && times == 3)

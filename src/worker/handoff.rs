@@ -1,6 +1,6 @@
-//! What a worker does when its master is gone and another one will come: it packs its clients for that one.
+//! The emergency handoff: when the master is gone and there will be another one, the worker packs its clients for it.
 //!
-//! The loop does so when it hears the end of the channel. Where it is in a call that does not come back, a signal does.
+//! The loop does so at the end of the channel; a signal handler does if the worker is in a call that does not return.
 
 use std::fs::File;
 use std::io;
@@ -14,7 +14,7 @@ use crate::proto::text::Counted;
 use crate::shm::Layout;
 use crate::sys::handoff::{EmergencyHandoff, HEADER_LEN, Packed, RecordFormat};
 
-/// Gets all ready for it.
+/// Prepares the emergency handoff.
 pub(super) fn prepare(
     channel: &impl AsFd,
     queues: Vec<OwnedFd>,
@@ -45,14 +45,14 @@ pub(super) fn prepare(
 }
 
 impl WorkerLoop<'_> {
-    /// This client would have to be packed from now on.
+    /// Registers a client, to be packed if the master is gone.
     pub(super) fn register(&self, lease: &Lease, socket: &OwnedFd, cookie: Option<u64>) {
         if let Some(handoff) = self.handoff {
             handoff.register(lease.record.slot, socket, cookie, &lease.record.encode());
         }
     }
 
-    /// The master is gone.
+    /// Packs the clients after the master is gone, and ends the loop.
     pub(super) fn hand_off_clients(&mut self) {
         match self.handoff.map(EmergencyHandoff::pack) {
             None => log::warn!(
@@ -72,6 +72,6 @@ impl WorkerLoop<'_> {
                 );
             }
         }
-        self.orphaned = true;
+        self.ending.is_orphaned = true;
     }
 }

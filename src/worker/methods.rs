@@ -14,7 +14,7 @@ use crate::proto::names::{Generation, WorkerId};
 use crate::proto::rpc::{Code, is_method_name};
 use crate::sys::fork;
 
-/// The worker process for which the state is made.
+/// The worker process that constructs a state.
 #[derive(Clone, Debug)]
 pub struct WorkerInfo {
     /// The daemon's name.
@@ -40,18 +40,18 @@ pub(crate) struct Method<S> {
     handler: Handler<S>,
 }
 
-/// All methods of a daemon, in the order of their names, and how to make the state they work on.
+/// All methods of a daemon, in the order of their names, and the constructor of their state.
 pub(crate) struct Methods<S> {
     all: Vec<Method<S>>,
-    /// The method that was added last, which is the one that further words are about.
+    /// The method that was added last, to which further settings apply.
     last: usize,
     constructor: Constructor<S>,
-    /// What the programmer did wrong, to be said when the daemon is started.
+    /// Errors of the program, reported when the daemon is started.
     mistakes: Vec<String>,
 }
 
 impl<S: 'static> Methods<S> {
-    /// `ping`, which every daemon has; `methods` comes with [`Methods::complete`].
+    /// Returns the method `ping`, which every daemon has; [`Methods::complete`] adds `methods`.
     pub(crate) fn new(constructor: Constructor<S>) -> Methods<S> {
         let mut methods = Methods {
             all: Vec::new(),
@@ -122,7 +122,7 @@ impl<S: 'static> Methods<S> {
         );
     }
 
-    /// The last method's replies are called so.
+    /// Sets the name of the last method's replies.
     pub(crate) fn rename_reply(&mut self, reply_name: &str) {
         match is_method_name(reply_name) {
             true => self.all[self.last].reply_name = reply_name.to_owned(),
@@ -132,7 +132,7 @@ impl<S: 'static> Methods<S> {
         }
     }
 
-    /// The last method takes microseconds.
+    /// Marks the last method as one that takes microseconds.
     pub(crate) fn make_inline(&mut self) {
         self.all[self.last].inline = true;
     }
@@ -142,51 +142,48 @@ impl<S: 'static> Methods<S> {
         self.all.len() == 1 && self.mistakes.is_empty()
     }
 
-    /// What the programmer did wrong.
+    /// Returns the errors of the program.
     pub(crate) fn mistakes(&self) -> &[String] {
         &self.mistakes
     }
 
     fn names(&self) -> Vec<MethodName> {
-        self.all
-            .iter()
-            .map(|m| MethodName {
-                name: m.name.clone(),
-                idempotent: m.idempotent,
-            })
-            .collect()
+        let name = |method: &Method<S>| MethodName {
+            name: method.name.clone(),
+            idempotent: method.idempotent,
+        };
+        self.all.iter().map(name).collect()
     }
 }
 
-/// JSON for a method's own type.
+/// Parses params into a method's own type.
 ///
-/// A [`serde_json::Value`] in it would take an object with the key `$serde_json::private::RawValue` for more JSON to
-/// parse, with a fresh budget of recursion at each level: a frame of them overflows the stack. No honest client
-/// sends that key.
+/// If that contains a [`serde_json::Value`], an object with the key `$serde_json::private::RawValue` would be parsed as
+/// more JSON, with a fresh budget of recursion at each level: a frame of them overflows the stack. No valid request has that
+/// key.
 fn parse_params<P: DeserializeOwned>(params: &str) -> Result<P, Fault> {
     if params.contains("$serde_json::private::") {
-        return Err(Fault::bad_params(
-            "the key \"$serde_json::private::…\" is not taken",
-        ));
+        let message = "the key \"$serde_json::private::…\" is not accepted";
+        return Err(Fault::bad_params(message));
     }
     serde_json::from_str(params).map_err(|e| Fault::bad_params(e.to_string()))
 }
 
-/// What the worker's loop needs of the methods, whatever their state is.
+/// The methods as the worker's loop calls them, independent of the type of their state.
 pub(crate) trait Service {
-    /// All names, by which their numbers are known: index plus one.
+    /// Returns all methods, in the order of their indices.
     fn names(&self) -> Vec<MethodName>;
 
-    /// The index of a method.
+    /// Returns the index of a method.
     fn find(&mut self, name: &str) -> Option<usize>;
 
-    /// Whether it may be run once more after a death.
+    /// Returns whether the method may run once more after a death.
     fn is_idempotent(&self, index: usize) -> bool;
 
-    /// Whether it takes microseconds, so that no clock is read around it.
+    /// Returns whether the method takes microseconds, so that no clock is read around it.
     fn is_inline(&self, index: usize) -> bool;
 
-    /// Runs it. The reply is a whole frame in the buffer, or there is none.
+    /// Runs the method. On success the buffer contains the reply as a whole frame, whose length is returned.
     fn call(
         &mut self,
         index: usize,
@@ -199,10 +196,10 @@ pub(crate) trait Service {
 
 pub(crate) use crate::proto::frame::ByteOrder as Order;
 
-/// Why a method gave no result.
+/// The reason why there is no result.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The method returned it.
+    /// The method returned a fault.
     Fault(Fault),
     /// The method panicked; its state has been rebuilt.
     Panicked,
@@ -210,17 +207,17 @@ pub(crate) enum Failure {
     Broken(String),
 }
 
-/// Methods with their state: the whole of what a worker serves.
+/// Methods with their state.
 pub(crate) struct RunningService<S> {
     methods: Methods<S>,
     state: S,
     info: WorkerInfo,
-    /// The method that was found last.
+    /// The index of the method that was found last.
     last: usize,
 }
 
 impl<S: 'static> RunningService<S> {
-    /// Makes the state.
+    /// Constructs the state.
     pub(crate) fn start(
         methods: Methods<S>,
         info: WorkerInfo,
@@ -250,7 +247,7 @@ impl<S: 'static> Service for RunningService<S> {
     }
 
     fn find(&mut self, name: &str) -> Option<usize> {
-        // Mostly it is the same one again.
+        // Most requests call the same method as the one before.
         if self.methods.all[self.last].name != name {
             self.last = self
                 .methods
@@ -279,11 +276,11 @@ impl<S: 'static> Service for RunningService<S> {
     ) -> Result<usize, Failure> {
         let method = &self.methods.all[index];
         let mut reply = Reply::new(buffer, &method.reply_name, call);
-        // The state may be left half changed by a panic: it is thrown away.
+        // A panic may leave the state inconsistent: it is replaced.
         let returned = catch_unwind(AssertUnwindSafe(|| {
             (method.handler)(&mut self.state, params, &mut reply)
         }));
-        // A child that the method forked would answer a second time.
+        // A child forked by the method would answer a second time.
         fork::end_child();
         match returned {
             Ok(Ok(())) => reply.seal(order).map_err(Failure::Fault),
@@ -302,23 +299,23 @@ impl<S: 'static> Service for RunningService<S> {
 }
 
 thread_local! {
-    /// Where the last panic was and what it said, which only the hook is told.
+    /// The place and message of the last panic, which only the hook receives.
     static LAST_PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// From now on a panic of a method is told by the worker, in the one line that says what becomes of it.
+/// Keeps the message of a panic, so that the worker logs it in one line with the consequence.
 pub(crate) fn remember_panics() {
     panic::set_hook(Box::new(|info| {
         LAST_PANIC.with(|last| last.replace(info.to_string().replacen('\n', " ", 1)));
     }));
 }
 
-/// "panicked at FILE:LINE:COLUMN: MESSAGE"
+/// Returns "panicked at FILE:LINE:COLUMN: MESSAGE".
 fn last_panic() -> String {
     LAST_PANIC.with(RefCell::take)
 }
 
-/// The fault that a client receives.
+/// Returns the fault that a client receives.
 impl From<Failure> for Fault {
     fn from(failure: Failure) -> Fault {
         match failure {

@@ -1,32 +1,34 @@
-//! How much lies in the regions of shared memory, and which client is closed when it is too much.
+//! The accounts of parked bytes, and the choice of the client that is closed when they are too many.
 //!
-//! Every client may always park 4 KiB. What is above that counts; once three quarters of `buffers` are
-//! taken, the client whose frame has been unfinished for longest is told `overloaded` and closed.
+//! Every client may always park 4 KiB. Bytes above that count; once three quarters of `buffers` are used, the client whose
+//! frame has been unfinished for longest receives `overloaded` and is closed.
 //!
-//! A large region that its client needs no more is kept for a while, because the next frame of that client will
-//! need it again, and giving pages back costs more than a short frame. What is kept so is bounded as well.
+//! A large region that its client no longer needs is kept for some time, because the next frame of that client may need it
+//! again, and returning pages costs more than a short frame. The size of these regions is limited as well.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
-/// Bytes that a client may park without being counted.
+/// Bytes of each client that do not count.
 const FREE: u64 = 4096;
 
 /// Bytes of unused large regions that are kept.
 const WARM: u64 = 8 << 20;
 
-/// Accounts of the regions of shared memory.
+/// The accounts of the regions of shared memory.
 #[derive(Debug)]
 pub(super) struct Parking {
     budget: u64,
     /// Counted bytes, over all clients.
     total: u64,
-    /// Who has counted bytes: since when, and which slot.
-    hogs: BTreeSet<(u64, u32)>,
+    /// The slots with counted bytes, each after the begin of its frame.
+    oldest: BTreeSet<(u64, u32)>,
+    /// The begin of the frame and the counted bytes, by slot.
     counted: HashMap<u32, (u64, u64)>,
-    /// Large regions with memory behind them: how much, and whether it is in use.
+    /// Large regions that have memory, by slot.
     large: HashMap<u32, Large>,
-    /// Those that came out of use, oldest first; some are in use again.
+    /// Slots whose regions became unused, oldest first; some are in use again.
     unused: VecDeque<u32>,
+    /// Bytes of the unused regions.
     warm: u64,
 }
 
@@ -41,7 +43,7 @@ impl Parking {
         Parking {
             budget,
             total: 0,
-            hogs: BTreeSet::new(),
+            oldest: BTreeSet::new(),
             counted: HashMap::new(),
             large: HashMap::new(),
             unused: VecDeque::new(),
@@ -49,18 +51,18 @@ impl Parking {
         }
     }
 
-    /// Bytes that count.
+    /// Returns the bytes that count.
     pub(super) fn total(&self) -> u64 {
         self.total
     }
 
-    /// A slot's client now parks so many bytes, in the matter that began at `since`.
+    /// Sets the parked bytes of a slot's client, whose frame began at `since`.
     pub(super) fn park(&mut self, slot: u32, bytes: u64, since: u64) {
         self.uncount(slot);
         let counts = bytes.saturating_sub(FREE);
         if counts > 0 {
             self.total += counts;
-            self.hogs.insert((since, slot));
+            self.oldest.insert((since, slot));
             self.counted.insert(slot, (since, counts));
         }
     }
@@ -71,7 +73,7 @@ impl Parking {
         }
         if let Some((since, counts)) = self.counted.remove(&slot) {
             self.total -= counts;
-            self.hogs.remove(&(since, slot));
+            self.oldest.remove(&(since, slot));
         }
     }
 
@@ -80,10 +82,10 @@ impl Parking {
         if self.total <= self.budget / 4 * 3 {
             return None;
         }
-        self.hogs.first().map(|(_, slot)| *slot)
+        self.oldest.first().map(|(_, slot)| *slot)
     }
 
-    /// Bytes up to this one of the slot's large region have been written.
+    /// Records that this many bytes of a slot's large region have been written.
     pub(super) fn use_large(&mut self, slot: u32, bytes: u64) {
         let large = self.large.entry(slot).or_default();
         if !large.in_use {
@@ -95,8 +97,8 @@ impl Parking {
         };
     }
 
-    /// The slot's client has ended. Whether its large region is to be emptied now: the master may lay bytes of the next
-    /// client there as soon as it is told.
+    /// Removes the accounts of a client that was closed. Returns whether its large region must be emptied now, before the
+    /// master writes bytes of the next client there.
     #[must_use]
     pub(super) fn end(&mut self, slot: u32) -> bool {
         self.uncount(slot);
@@ -109,8 +111,8 @@ impl Parking {
         true
     }
 
-    /// The lease of the slot is over: what lies in its large region is the master's. That goes on counting as used, so
-    /// that it is not emptied before another client of this worker has had the place.
+    /// Records that the lease of a slot is over. Its large region belongs to the master and stays in use, so that it is not
+    /// emptied before another client of this worker has used the slot.
     pub(super) fn lose(&mut self, slot: u32) {
         self.uncount(slot);
         if self.large.contains_key(&slot) {
@@ -118,7 +120,7 @@ impl Parking {
         }
     }
 
-    /// The slot's client has nothing parked any more. Returns the slots whose large regions are to be emptied now.
+    /// Records that a slot's client has no parked bytes. Returns the slots whose large regions must be emptied now.
     pub(super) fn clear(&mut self, slot: u32) -> Vec<u32> {
         self.uncount(slot);
         match self.large.get_mut(&slot) {
@@ -141,7 +143,7 @@ impl Parking {
                 cold.push(oldest);
             }
         }
-        // A place in steady use leaves an entry a frame: keep no more than there are places.
+        // A region in steady use leaves an entry a frame: keep no more than there are regions.
         if self.unused.len() > 2 * self.large.len() + 16 {
             let large = &self.large;
             let mut seen = std::collections::HashSet::new();
@@ -157,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn four_kib_a_client_are_free_and_the_oldest_unfinished_frame_has_to_go() {
+    fn the_oldest_unfinished_frame_goes_when_buffers_are_full() {
         let mut parking = Parking::new(100_000);
         for slot in 0..1000 {
             parking.park(slot, FREE, 1);
@@ -173,41 +175,32 @@ mod tests {
         assert!(!parking.end(8), "it had no large region");
         parking.park(9, FREE + 1, 30);
         parking.lose(9);
-        assert_eq!(
-            (parking.total(), parking.hogs.len(), parking.counted.len()),
-            (0, 0, 0)
-        );
+        assert!(parking.total() == 0 && parking.oldest.is_empty() && parking.counted.is_empty());
     }
 
     #[test]
-    fn the_region_of_a_client_that_left_is_emptied_at_once_or_not() {
+    fn the_region_of_a_closed_client_is_emptied_at_once() {
         let mut parking = Parking::new(1 << 30);
         for slot in 0..4 {
             parking.use_large(slot, WARM / 4);
         }
-        assert!(
-            [0, 1].iter().all(|slot| parking.clear(*slot).is_empty()),
-            "they are warm"
-        );
-        assert!(
-            parking.end(0) && parking.end(2) && !parking.end(2),
-            "warm or in use, it has memory"
-        );
+        let mut is_kept = |slot| parking.clear(slot).is_empty();
+        assert!(is_kept(0) && is_kept(1), "they are warm");
+        let ended = [0, 2, 2].map(|slot| parking.end(slot));
+        assert_eq!(ended, [true, true, false], "warm or in use, it has memory");
         parking.lose(1);
         parking.lose(3);
         for slot in 10..20 {
             parking.use_large(slot, WARM);
-            assert!(
-                parking.clear(slot).iter().all(|cold| *cold >= 10),
-                "others are emptied only"
-            );
+            let cold = parking.clear(slot);
+            assert!(cold.iter().all(|cold| *cold >= 10), "{cold:?}");
         }
-        // The next client of such a slot gives it back.
+        // The next client of such a slot returns it.
         assert_eq!((parking.clear(3), parking.end(1)), (vec![19], true));
     }
 
     #[test]
-    fn unused_large_regions_are_kept_up_to_a_bound() {
+    fn unused_large_regions_are_kept_up_to_a_limit() {
         let mut parking = Parking::new(1 << 30);
         let mib = 1 << 20;
         let mut cold = Vec::new();

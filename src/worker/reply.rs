@@ -1,4 +1,4 @@
-//! The input and the results of a method: [`Call`], [`Fault`], [`Reply`].
+//! The circumstances and the results of a method: [`Call`], [`Fault`], [`Reply`].
 
 use std::borrow::Cow;
 use std::fmt;
@@ -16,17 +16,17 @@ use crate::sys::fork;
 /// The circumstances of one request.
 #[derive(Clone, Copy, Debug)]
 pub struct Call {
-    /// Who asks: the same for all requests of a connection, whichever worker serves it, and never reused.
+    /// The client: the same for all requests of a connection, in every worker, and never reused.
     pub client: ClientId,
     /// The client's address, as the kernel reported it when it connected.
     pub peer: Peer,
-    /// 1, or more when the request is run again because its worker died in it.
+    /// 1, or more when the request runs again because its worker died in it.
     pub attempt: u32,
-    /// When the process may be killed in the middle of this call; none while nothing of the kind is due.
+    /// When the process may be killed during this call; none while no deadline applies.
     pub deadline: Option<Instant>,
 }
 
-/// Why there is no result: the error reply `{"code": …, "message": …}`.
+/// The reason why there is no result: the error reply `{"code": …, "message": …}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     code: Cow<'static, str>,
@@ -34,7 +34,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// With a code of the method's own, for programs, and a sentence for people.
+    /// Returns a fault with a code of the method's own, for programs, and a sentence for people.
     ///
     /// ```
     /// let fault = fdpassd::Fault::new("no_such_image", "there is no image of that name");
@@ -47,7 +47,7 @@ impl Fault {
         }
     }
 
-    /// The `params` are not what the method takes.
+    /// Returns the fault for `params` that the method does not accept.
     pub fn bad_params(message: impl Into<String>) -> Fault {
         Fault::from_code(Code::BadParams, message)
     }
@@ -56,13 +56,13 @@ impl Fault {
         Fault::new(code.as_str(), message)
     }
 
-    /// The code, for programs.
+    /// Returns the code, for programs.
     #[must_use]
     pub fn code(&self) -> &str {
         &self.code
     }
 
-    /// The sentence, for people.
+    /// Returns the sentence, for people.
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message
@@ -77,7 +77,7 @@ impl fmt::Display for Fault {
 
 impl std::error::Error for Fault {}
 
-/// Where the result of a raw method goes: straight into the reply buffer.
+/// The reply of a raw method, which is written into the buffer that is sent.
 #[derive(Debug)]
 pub struct Reply<'a> {
     out: Frame<'a>,
@@ -96,16 +96,16 @@ impl<'a> Reply<'a> {
         }
     }
 
-    /// The circumstances of this request.
+    /// Returns the circumstances of this request.
     #[must_use]
     pub fn call(&self) -> &Call {
         &self.call
     }
 
-    /// Answers with JSON as it is, byte for byte.
+    /// Sets the result to this JSON, byte for byte.
     ///
     /// # Errors
-    /// `internal` when the reply would be too long, or has a result already.
+    /// `internal` if the reply would be too long, or has a result already.
     pub fn raw(&mut self, result: &RawValue) -> Result<(), Fault> {
         self.begin()?;
         self.out
@@ -114,31 +114,24 @@ impl<'a> Reply<'a> {
         self.finish()
     }
 
-    /// Answers with a value. NaN and infinities become `null`, as JSON has none.
+    /// Sets the result to a value. NaN and infinities become `null`, as JSON has none.
     ///
     /// # Errors
-    /// `internal` when the reply would be too long, has a result already, or the value cannot be written as JSON.
+    /// `internal` if the reply would be too long, has a result already, or the value cannot be written as JSON.
     pub fn json<T: Serialize + ?Sized>(&mut self, result: &T) -> Result<(), Fault> {
         self.begin()?;
         serde_json::to_writer(&mut self.out, result).map_err(|e| match e.is_io() {
             true => self.too_long(),
-            false => Fault::from_code(
-                Code::Internal,
-                format!("the result cannot be written as JSON: {e}"),
-            ),
+            false => internal(format!("the result cannot be written as JSON: {e}")),
         })?;
         self.finish()
     }
 
     fn begin(&mut self) -> Result<(), Fault> {
-        // The buffer is shared with the master, and so with every child that a method forks: a child that came back would
-        // write into what its parent sends by now.
+        // Every child that a method forks shares the buffer: one that returned would overwrite what its parent sends.
         fork::end_child();
         if self.has_result {
-            return Err(Fault::from_code(
-                Code::Internal,
-                "the method gave two results",
-            ));
+            return Err(internal("the method gave two results"));
         }
         self.has_result = true;
         rpc::open(&mut self.out, self.name).map_err(|_| self.too_long())
@@ -150,13 +143,12 @@ impl<'a> Reply<'a> {
 
     fn too_long(&self) -> Fault {
         let most = self.out.buffer.len() - PREFIX;
-        Fault::from_code(
-            Code::Internal,
-            format!("the reply is longer than the {most} bytes that it may be"),
-        )
+        internal(format!(
+            "the reply is longer than the limit of {most} bytes"
+        ))
     }
 
-    /// The length of the whole frame, which is in the buffer then. A method that gave no result answered `null`.
+    /// Completes the frame in the buffer and returns its length. Without a result it is `null`.
     pub(crate) fn seal(mut self, order: ByteOrder) -> Result<usize, Fault> {
         if !self.has_result {
             self.begin()?;
@@ -169,7 +161,11 @@ impl<'a> Reply<'a> {
     }
 }
 
-/// Writes an error reply as a whole frame; its length. A message that does not fit is left out.
+fn internal(message: impl Into<String>) -> Fault {
+    Fault::from_code(Code::Internal, message)
+}
+
+/// Writes an error reply as a whole frame and returns its length. A message that does not fit is left out.
 pub(crate) fn write_fault(buffer: &mut [u8], order: ByteOrder, fault: &Fault) -> usize {
     for message in [fault.message(), ""] {
         let mut frame = Frame::new(buffer);
@@ -177,15 +173,11 @@ pub(crate) fn write_fault(buffer: &mut [u8], order: ByteOrder, fault: &Fault) ->
             return frame.seal(order);
         }
     }
-    // A code of more than 4 KiB: not ours, and not worth more than this.
-    write_fault(
-        buffer,
-        order,
-        &Fault::from_code(Code::Internal, "the error's code is too long"),
-    )
+    // The method's code has more than 4 KiB.
+    write_fault(buffer, order, &internal("the error's code is too long"))
 }
 
-/// A frame being written into a buffer: its body, with room left in front for the length.
+/// A frame that is written into a buffer, with space for the prefix.
 #[derive(Debug)]
 struct Frame<'a> {
     buffer: &'a mut [u8],
@@ -229,23 +221,19 @@ impl Write for Frame<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::Ipv4Addr;
+    use std::net::SocketAddr;
 
     fn call() -> Call {
-        let peer = Peer::V4 {
-            address: Ipv4Addr::LOCALHOST,
-            port: 1,
-        };
         Call {
             client: ClientId(1),
-            peer,
+            peer: Peer::from(SocketAddr::from(([127, 0, 0, 1], 1))),
             attempt: 1,
             deadline: None,
         }
     }
 
     #[test]
-    fn a_reply_is_a_frame_in_the_clients_order() {
+    fn a_reply_is_a_frame_in_the_byte_order_of_the_client() {
         let mut buffer = [0; 64];
         let mut reply = Reply::new(&mut buffer, "sum_r", call());
         reply.json(&[1, 2]).expect("fits");
@@ -257,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn no_result_is_null_and_two_are_a_fault() {
+    fn no_result_is_null_and_two_results_are_a_fault() {
         let mut buffer = [0; 64];
         let length = Reply::new(&mut buffer, "a_r", call())
             .seal(ByteOrder::Little)
@@ -265,27 +253,19 @@ mod tests {
         assert_eq!(&buffer[4..length], b"{\"out\":\"a_r\",\"result\":null}");
         let mut reply = Reply::new(&mut buffer, "a_r", call());
         reply.json(&1).expect("fits");
-        assert!(
-            reply
-                .json(&2)
-                .expect_err("the second")
-                .message()
-                .contains("two results")
-        );
+        let fault = reply.json(&2).expect_err("the second");
+        assert!(fault.message().contains("two results"));
     }
 
     #[test]
-    fn what_does_not_fit_is_a_fault_and_a_fault_always_fits() {
+    fn a_long_result_is_a_fault_and_a_fault_always_fits() {
         let mut buffer = [0; 100];
         let mut reply = Reply::new(&mut buffer, "a_r", call());
         let fault = reply.json(&"x".repeat(100)).expect_err("too long");
         assert_eq!(fault.code(), "internal");
         let long = Fault::new("x".repeat(200), "y");
         let length = write_fault(&mut buffer, ByteOrder::Little, &long);
-        assert!(
-            std::str::from_utf8(&buffer[4..length])
-                .expect("text")
-                .contains("internal")
-        );
+        let reply = std::str::from_utf8(&buffer[4..length]).expect("text");
+        assert!(reply.contains("internal"));
     }
 }

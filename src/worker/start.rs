@@ -1,4 +1,4 @@
-//! How a worker comes to serve: it hears who it is, makes what it needs, and says that it is ready.
+//! The start of a worker: it receives its identity and settings, prepares, and reports that it is ready.
 
 use std::fs::File;
 use std::io;
@@ -16,8 +16,8 @@ use crate::shm::{Layout, WorkerShm};
 use crate::sys::poll::{self, Interest, Poller};
 use crate::sys::{fd, fork, process, signal};
 
-/// By how much a worker is likelier than its master to be killed for want of memory: it is replaced and its clients stay.
-/// It is more than the share of the limit that a master has in memory of its own.
+/// How much likelier the kernel kills a worker than its master when memory runs out: the worker is replaced and its clients
+/// stay. It exceeds the share of the limit that a master's own memory takes.
 const OOM_SCORE: i32 = 500;
 
 /// Why a worker ended without a request to stop.
@@ -35,25 +35,25 @@ pub(crate) fn run<S: 'static>(methods: Methods<S>) -> Result<(), Error> {
         |e: io::Error| Error::NoMaster(format!("workers are started by their master: {e}"));
     let mut channel = Channel::new(fd::take_stdin().map_err(no_master)?);
     let (start, descriptors) = receive_start(&channel).map_err(no_master)?;
-    // So that what methods start can be told from all others, and ends with this process. It fails for one that was run by
-    // hand, which has no methods to run.
+    // So that processes started by methods can be identified and end with this process. It fails for a worker that was
+    // started by hand, which has no methods to run.
     let _ = process::begin_session();
     let served = serve(&mut channel, start, descriptors, methods).map_err(|reason| {
-        // A master that does not hear it, as it is gone, has no use for it.
+        // If the master is gone, no process needs the reason.
         let _ = send(&mut channel, &ToMaster::Failed(Failed { reason }));
         Error::Failed
     });
-    // It closes with the process: the master takes the end of the channel of a process that lives for a fault.
+    // It must close with the process: the master treats the end of the channel of a living process as an error.
     std::mem::forget(channel);
     if served? {
         log::logger().flush();
-        // A master would kill what methods of this worker have started.
+        // The master, which is gone, would kill the processes that methods have started.
         process::end_group_with_its_leader();
     }
     Ok(())
 }
 
-/// The first message. Its sender may still be on its way to sending it.
+/// Waits for the first message.
 fn receive_start(channel: &Channel<ToMaster, ToWorker>) -> io::Result<(Start, Vec<OwnedFd>)> {
     let mut scratch = Scratch::default();
     loop {
@@ -77,26 +77,69 @@ fn receive_start(channel: &Channel<ToMaster, ToWorker>) -> io::Result<(Start, Ve
     }
 }
 
-/// Says something before there is a loop that would say it later. Its queue is empty: it can only be memory that the kernel
-/// does not have.
+/// Sends a message before the loop runs. The channel is empty, so it is full only if the kernel is out of memory.
 fn send(channel: &mut Channel<ToMaster, ToWorker>, message: &ToMaster) -> io::Result<()> {
     while channel.send(message, &[])? == Sent::Full {
-        // The master says nothing before it has heard this; its end is one.
-        poll::wait_for(&*channel, Interest::Read, NO_MEMORY)?;
+        // The master sends nothing before it has received this; its end is an event.
+        poll::wait_for(&*channel, Interest::Read, RETRY_INTERVAL)?;
     }
     Ok(())
 }
 
-/// How long a worker waits until it tries again to send a message.
-const NO_MEMORY: Duration = Duration::from_millis(10);
+/// The time between two attempts to send a message.
+const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Makes all that this worker needs, says that it is ready, and serves; whether it ended because its master is gone.
+/// Prepares the worker, reports that it is ready, and serves. Returns whether it ended because its master is gone.
 fn serve<S: 'static>(
     channel: &mut Channel<ToMaster, ToWorker>,
-    start: Start,
+    mut start: Start,
     mut descriptors: Vec<OwnedFd>,
     methods: Methods<S>,
 ) -> Result<bool, String> {
+    prepare_process(&start)?;
+    let layout = Layout::new(start.slots, start.longest);
+    // The other descriptors are handoff queues.
+    let file = File::from(descriptors.remove(0));
+    let handoff_shm = file
+        .try_clone()
+        .map_err(|e| format!("cannot copy the shared memory: {e}"))?;
+    let shm =
+        WorkerShm::map(file, layout).map_err(|e| format!("cannot map the shared memory: {e}"))?;
+    let info = WorkerInfo {
+        name: std::mem::take(&mut start.name),
+        worker: start.worker,
+        seat: start.seat,
+        generation: start.generation,
+    };
+    let mut service = RunningService::start(methods, info)?;
+    let methods = service.names();
+    let mut handoff = None;
+    if !descriptors.is_empty() {
+        let record = ShmRecord {
+            worker: start.worker,
+            seat: start.seat,
+            generation: start.generation,
+            slots: start.slots,
+            longest: start.longest,
+            methods: methods.clone(),
+            is_counted: false,
+            layout: layout.version(),
+        };
+        let (layout, grace) = (shm.layout(), start.settings.restart_grace);
+        let prepared = handoff::prepare(channel, descriptors, handoff_shm, &record, layout, grace);
+        handoff = Some(prepared.map_err(|e| format!("cannot prepare the emergency handoff: {e}"))?);
+    }
+    let version = VERSION;
+    send(channel, &ToMaster::Ready(Ready { version, methods }))
+        .map_err(|e| format!("cannot report to the master: {e}"))?;
+    let mut worker = WorkerLoop::new(channel, shm, start.settings, handoff)
+        .map_err(|e| format!("cannot create a poller: {e}"))?;
+    worker.quarantine(&start.quarantined, &service);
+    worker.serve(&mut service).map_err(|e| e.to_string())
+}
+
+/// Sets the name, signals, limits and log of this process.
+fn prepare_process(start: &Start) -> Result<(), String> {
     process::set_name(&start.name);
     death::arm()?;
     if let Err(e) = process::raise_oom_score(OOM_SCORE) {
@@ -105,70 +148,9 @@ fn serve<S: 'static>(
     fork::remember();
     remember_panics();
     signal::ignore_group_signals().map_err(|e| format!("cannot catch signals: {e}"))?;
-    // It serves as many clients as its master may have; a lower limit shows when they come.
+    // The worker serves as many clients as its master may have; a lower limit shows when they arrive.
     let _ = fd::raise_limit();
-    // The master has opened it, or goes on without it.
+    // The master has opened the log, or continues without it.
     let _ = logging::start_anyhow(&start.name, &start.settings.log);
-    let layout = Layout::new(start.slots, start.longest);
-    // The others are handoff queues.
-    let file = File::from(descriptors.remove(0));
-    let last_shm = file
-        .try_clone()
-        .map_err(|e| format!("cannot copy the shared memory: {e}"))?;
-    let shm =
-        WorkerShm::map(file, layout).map_err(|e| format!("cannot map the shared memory: {e}"))?;
-    let Start {
-        name,
-        worker,
-        seat,
-        generation,
-        quarantined,
-        settings,
-        slots,
-        longest,
-        ..
-    } = start;
-    let mut service = RunningService::start(
-        methods,
-        WorkerInfo {
-            name,
-            worker,
-            seat,
-            generation,
-        },
-    )?;
-    let methods = service.names();
-    let handoff = if descriptors.is_empty() {
-        None
-    } else {
-        let (methods, layout) = (methods.clone(), layout.version());
-        let record = ShmRecord {
-            worker,
-            seat,
-            generation,
-            slots,
-            longest,
-            methods,
-            is_counted: false,
-            layout,
-        };
-        let ready = handoff::prepare(
-            channel,
-            descriptors,
-            last_shm,
-            &record,
-            shm.layout(),
-            settings.restart_grace,
-        );
-        Some(ready.map_err(|e| format!("cannot prepare the emergency handoff: {e}"))?)
-    };
-    let greeting = ToMaster::Ready(Ready {
-        version: VERSION,
-        methods,
-    });
-    send(channel, &greeting).map_err(|e| format!("cannot greet the master: {e}"))?;
-    let mut worker = WorkerLoop::new(channel, shm, settings, handoff)
-        .map_err(|e| format!("cannot make a poller: {e}"))?;
-    worker.quarantine(&quarantined, &service);
-    worker.serve(&mut service).map_err(|e| e.to_string())
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! A worker by itself: the test is its master, and takes every step of it by hand.
+//! A worker alone: the test is its master, and runs every step of it.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 
 use super::connection::WaitingFor;
 use super::*;
+use crate::channel::Sent;
 use crate::proto::frame::{ByteOrder, OrderRule};
 use crate::proto::lease::{ClientRecord, Lease};
 use crate::proto::log::{Log, LogFormat, LogLevel, LogTarget};
@@ -35,7 +36,7 @@ fn settings() -> Settings {
     }
 }
 
-/// `ping`, and `deadline`, which tells in how many ms it is killed.
+/// Returns `ping`, and `deadline`, which returns in how many ms it is killed.
 fn service() -> RunningService<()> {
     let mut methods = Methods::new(Box::new(|_| Ok(())));
     methods.add_typed("deadline", false, |(), (): (), call| {
@@ -55,23 +56,20 @@ fn service() -> RunningService<()> {
 struct Master {
     shm: MasterShm,
     channel: Channel<ToWorker, ToMaster>,
-    /// Its own copies of the clients' sockets.
+    /// The master's copies of the clients' sockets.
     sockets: Vec<UnixStream>,
 }
 
 impl Master {
-    /// With the other end of its channel.
+    /// Returns a master and the other end of its channel.
     fn new() -> (Master, Channel<ToMaster, ToWorker>) {
-        let shm = MasterShm::new(Layout::new(32, MAX_FRAME)).expect("memfd");
         let (channel, theirs) = Channel::pair().expect("socketpair");
-        (
-            Master {
-                shm,
-                channel,
-                sockets: Vec::new(),
-            },
-            Channel::new(theirs),
-        )
+        let master = Master {
+            shm: MasterShm::new(Layout::new(32, MAX_FRAME)).expect("memfd"),
+            channel,
+            sockets: Vec::new(),
+        };
+        (master, Channel::new(theirs))
     }
 
     fn worker<'c>(
@@ -84,11 +82,11 @@ impl Master {
         WorkerLoop::new(theirs, shm, settings, None).expect("epoll")
     }
 
-    fn say(&mut self, message: &ToWorker) {
+    fn send(&mut self, message: &ToWorker) {
         assert_eq!(self.channel.send(message, &[]).expect("send"), Sent::Queued);
     }
 
-    /// Leases a new client of which this much is in the shared memory; its other end.
+    /// Leases a new client with these bytes in the shared memory. Returns its other end.
     fn lease(&mut self, slot: u32, lease_number: u32, bytes: &ClientBytes, flags: Flags) -> Client {
         let (ours, client) = UnixStream::pair().expect("socketpair");
         [&ours, &client]
@@ -136,7 +134,7 @@ impl Master {
         Client(client)
     }
 
-    /// Leases one that is idle.
+    /// Leases an idle client.
     fn lease_new(&mut self, slot: u32) -> Client {
         self.lease(slot, 1, &ClientBytes::default(), Flags::default())
     }
@@ -145,7 +143,7 @@ impl Master {
         self.shm.slot(slot)?.lease().map(|lease| lease.state)
     }
 
-    /// What is unread of a client in no turn: nothing of an idle client.
+    /// Returns the unread bytes of a client in no turn: none of an idle client.
     fn unread(&self, slot: u32) -> Vec<u8> {
         match self.state(slot) {
             Some(LeaseState::Idle | LeaseState::Revoked) => Vec::new(),
@@ -159,11 +157,13 @@ impl Master {
         }
     }
 
-    /// All that the worker has said so far.
-    fn heard(&mut self) -> Vec<ToMaster> {
+    /// Returns all messages of the worker so far.
+    fn received(&mut self) -> Vec<ToMaster> {
         let mut all = Vec::new();
-        while let Incoming::Message(message, _) =
-            self.channel.receive(&mut Scratch::default()).expect("hear")
+        while let Incoming::Message(message, _) = self
+            .channel
+            .receive(&mut Scratch::default())
+            .expect("receive")
         {
             all.push(message);
         }
@@ -171,11 +171,11 @@ impl Master {
     }
 }
 
-/// Hears one message of the master, and tells it what there is to tell.
+/// Makes the worker receive one message and send its reports.
 fn step(worker: &mut WorkerLoop<'_>, service: &mut dyn Service) {
     worker
         .receive(&mut Scratch::default(), service)
-        .expect("it is no nonsense");
+        .expect("it is valid");
     worker.send_reports().expect("the channel is open");
 }
 
@@ -186,7 +186,7 @@ impl Client {
         self.0.write_all(bytes).expect("the socket has room");
     }
 
-    /// Sends more than a socket takes, in one turn after another.
+    /// Sends more bytes than fit into a socket, in several turns.
     fn send_long(
         &mut self,
         bytes: &[u8],
@@ -196,11 +196,11 @@ impl Client {
     ) {
         for piece in bytes.chunks(64 << 10) {
             self.send(piece);
-            worker.give_turn(slot, &Purpose::Serve, service);
+            worker.run_turn(slot, &Purpose::Serve, service);
         }
     }
 
-    /// What has come, and whether that is all that ever will.
+    /// Returns the bytes received, and whether the stream has ended.
     fn read(&mut self) -> (String, bool) {
         let (mut bytes, mut piece) = (Vec::new(), [0; 4096]);
         loop {
@@ -237,18 +237,18 @@ fn count(text: &str, word: &str) -> usize {
 }
 
 #[test]
-fn a_drained_worker_gives_up_every_client_with_all_that_is_of_it_and_ends() {
+fn a_retiring_worker_gives_up_every_client_and_ends() {
     let (mut master, mut theirs) = Master::new();
     let worker = master.worker(&mut theirs, settings());
     let (mut idle, mut halfway) = (master.lease_new(0), master.lease_new(1));
     idle.send(&ping("1"));
     halfway.send(&ping("2")[..9]);
-    master.say(&ToWorker::Retire);
-    // One that comes later is given up as it is.
+    master.send(&ToWorker::Retire);
+    // A client that is leased later is given up unchanged.
     let mut late = master.lease_new(2);
     late.send(&ping("3"));
     worker.serve(&mut service()).expect("it ends well");
-    assert_eq!(master.heard(), [ToMaster::Released(vec![0, 1])]);
+    assert_eq!(master.received(), [ToMaster::Released(vec![0, 1])]);
     assert_eq!(
         [0, 1, 2].map(|slot| master.state(slot)),
         [
@@ -267,11 +267,11 @@ fn a_drained_worker_gives_up_every_client_with_all_that_is_of_it_and_ends() {
 }
 
 #[test]
-fn a_lease_that_comes_to_a_worker_that_is_leaving_is_given_up() {
+fn a_retiring_worker_gives_up_a_new_lease() {
     let (mut master, mut theirs) = Master::new();
     let mut worker = master.worker(&mut theirs, settings());
     let mut service = service();
-    master.say(&ToWorker::Retire);
+    master.send(&ToWorker::Retire);
     let mut late = master.lease_new(2);
     late.send(&ping("3"));
     step(&mut worker, &mut service);
@@ -279,14 +279,14 @@ fn a_lease_that_comes_to_a_worker_that_is_leaving_is_given_up() {
     worker.give_up_leases();
     worker.send_reports().expect("the channel is open");
     assert_eq!(
-        (master.heard(), master.state(2)),
+        (master.received(), master.state(2)),
         (vec![ToMaster::Released(vec![2])], Some(LeaseState::Revoked))
     );
     assert_eq!(late.read(), (String::new(), false));
 }
 
 #[test]
-fn a_look_finds_the_leases_that_were_taken_and_no_others() {
+fn a_worker_releases_revoked_leases_and_no_others() {
     let (mut master, mut theirs) = Master::new();
     let mut worker = master.worker(&mut theirs, settings());
     let mut service = service();
@@ -296,23 +296,23 @@ fn a_look_finds_the_leases_that_were_taken_and_no_others() {
         step(&mut worker, &mut service);
     }
     assert!(master.shm.slot(0).expect("a slot").revoke(1).is_some());
-    master.say(&ToWorker::LeasesRevoked);
+    master.send(&ToWorker::LeasesRevoked);
     step(&mut worker, &mut service);
     assert_eq!(
-        (master.heard(), worker.leased),
+        (master.received(), worker.leased),
         (vec![ToMaster::Released(vec![0])], 1)
     );
     assert_eq!(master.unread(0), ping("1")[..9]);
     kept.send(&ping("1")[9..]);
     taken.send(&ping("1")[9..]);
-    worker.give_turn(0, &Purpose::Serve, &mut service);
-    worker.give_turn(1, &Purpose::Serve, &mut service);
+    worker.run_turn(0, &Purpose::Serve, &mut service);
+    worker.run_turn(1, &Purpose::Serve, &mut service);
     assert_eq!(taken.read(), (String::new(), false));
     assert!(kept.read_replies().contains("pong"));
 }
 
 #[test]
-fn a_worn_out_worker_has_answered_exactly_so_many_and_leaves_the_rest_where_it_is_found() {
+fn a_worker_answers_no_request_beyond_its_limit() {
     let (mut master, mut theirs) = Master::new();
     let worker = master.worker(
         &mut theirs,
@@ -334,11 +334,11 @@ fn a_worn_out_worker_has_answered_exactly_so_many_and_leaves_the_rest_where_it_i
         .concat(),
     );
     second.send(&ping("6"));
-    // So that the end of its first client does not come before the second is there.
+    // So that the first client does not end before the second is leased.
     drop(second.0.shutdown(std::net::Shutdown::Write));
     worker.serve(&mut service()).expect("it ends well");
     assert_eq!(
-        master.heard(),
+        master.received(),
         [ToMaster::NearRequestLimit, ToMaster::Released(vec![0])]
     );
     assert_eq!(
@@ -362,77 +362,47 @@ fn a_worn_out_worker_has_answered_exactly_so_many_and_leaves_the_rest_where_it_i
 }
 
 #[test]
-fn the_end_of_a_client_in_its_frame_is_left_to_the_next_worker_by_one_that_is_worn_out() {
-    let (mut master, mut theirs) = Master::new();
-    let worker = master.worker(
-        &mut theirs,
-        Settings {
-            max_requests: Some(1),
-            ..settings()
-        },
-    );
-    // The end is heard with a byte that waits, which takes a second turn.
-    let bytes = ClientBytes {
-        unread: ping("1")[..9].to_vec().into(),
-        ..ClientBytes::default()
+fn a_worker_at_its_limit_answers_no_unfinished_frame() {
+    let one_request = || Settings {
+        max_requests: Some(1),
+        ..settings()
     };
-    let mut client = master.lease(
-        0,
-        1,
-        &bytes,
-        Flags {
+    let lease_half_closed = |master: &mut Master, unread: Vec<u8>| {
+        let bytes = ClientBytes {
+            unread: unread.into(),
+            ..ClientBytes::default()
+        };
+        let half_closed = Flags {
             half_closed: true,
             ..Flags::default()
-        },
-    );
-    worker_answers_last(worker, &mut master, &mut client);
-    let (mut master, mut theirs) = Master::new();
-    let worker = master.worker(
-        &mut theirs,
-        Settings {
-            max_requests: Some(1),
-            ..settings()
-        },
-    );
-    let bytes = ClientBytes {
-        unread: [ping("1"), ping("2")[..9].to_vec()].concat().into(),
-        ..ClientBytes::default()
+        };
+        master.lease(0, 1, &bytes, half_closed)
     };
-    let mut client = master.lease(
-        0,
-        1,
-        &bytes,
-        Flags {
-            half_closed: true,
-            ..Flags::default()
-        },
-    );
-    worker.serve(&mut service()).expect("it ends well");
-    assert_eq!(
-        (master.unread(0), count(&client.read_replies(), "\"out\"")),
-        (ping("2")[..9].to_vec(), 1)
-    );
-    assert!(master.shm.slot(0).expect("a slot").flags().half_closed);
-}
-
-/// The one request that the worker may answer is the client's last.
-#[track_caller]
-fn worker_answers_last(worker: WorkerLoop<'_>, master: &mut Master, client: &mut Client) {
+    // The worker's one request is the unfinished frame.
+    let (mut master, mut theirs) = Master::new();
+    let worker = master.worker(&mut theirs, one_request());
+    let mut client = lease_half_closed(&mut master, ping("1")[..9].to_vec());
     worker.serve(&mut service()).expect("it ends well");
     let (reply, is_over) = client.read();
     assert!(reply.contains("bad_request") && is_over, "{reply}");
     assert!(master.shm.slot(0).expect("a slot").flags().closing);
-    assert_eq!(
-        (master.heard(), master.state(0)),
-        (
-            vec![ToMaster::Released(vec![0])],
-            Some(LeaseState::RevokedParked)
-        )
-    );
+    let state = master.state(0);
+    assert_eq!(master.received(), [ToMaster::Released(vec![0])]);
+    assert_eq!(state, Some(LeaseState::RevokedParked));
+
+    // The worker's one request is before it.
+    let (mut master, mut theirs) = Master::new();
+    let worker = master.worker(&mut theirs, one_request());
+    let unread = [ping("1"), ping("2")[..9].to_vec()].concat();
+    let mut client = lease_half_closed(&mut master, unread);
+    worker.serve(&mut service()).expect("it ends well");
+    assert_eq!(master.unread(0), ping("2")[..9]);
+    assert_eq!(count(&client.read_replies(), "\"out\""), 1);
+    assert!(master.shm.slot(0).expect("a slot").flags().half_closed);
 }
 
 #[test]
-fn a_request_that_took_too_long_is_not_run_again_and_the_one_behind_it_is() {
+fn a_request_that_timed_out_does_not_run_and_the_next_does() {
     let (mut master, mut theirs) = Master::new();
     let mut worker = master.worker(&mut theirs, settings());
     let bytes = ClientBytes {
@@ -459,14 +429,14 @@ fn a_request_that_took_too_long_is_not_run_again_and_the_one_behind_it_is() {
         replies.contains(r#""result":2"#) && !replies.contains(r#""result":1"#),
         "{replies}"
     );
-    // A mark that is left in the shared memory was of a frame that is gone.
+    // A flag that is left in the shared memory belongs to an answered frame.
     client.send(&ping("3"));
-    worker.give_turn(0, &Purpose::Serve, &mut service());
+    worker.run_turn(0, &Purpose::Serve, &mut service());
     assert!(client.read_replies().contains(r#""result":3"#));
 }
 
 #[test]
-fn a_quarantined_method_is_not_run_until_it_is_not_quarantined_any_more() {
+fn a_quarantined_method_does_not_run_until_it_is_released() {
     let (mut master, mut theirs) = Master::new();
     let mut worker = master.worker(&mut theirs, settings());
     let mut service = service();
@@ -476,12 +446,12 @@ fn a_quarantined_method_is_not_run_until_it_is_not_quarantined_any_more() {
         (vec!["methods", "ping", "gone"], "is quarantined"),
         (vec!["methods"], "pong"),
     ] {
-        master.say(&ToWorker::Quarantine(
+        master.send(&ToWorker::Quarantine(
             names.into_iter().map(str::to_owned).collect(),
         ));
         step(&mut worker, &mut service);
         client.send(&ping("1"));
-        worker.give_turn(0, &Purpose::Serve, &mut service);
+        worker.run_turn(0, &Purpose::Serve, &mut service);
         let reply = client.read_replies();
         assert!(
             reply.contains(word) && (word == "pong" || reply.contains("\"crashed\"")),
@@ -491,7 +461,7 @@ fn a_quarantined_method_is_not_run_until_it_is_not_quarantined_any_more() {
 }
 
 #[test]
-fn a_method_is_told_the_earlier_end_of_its_request_and_of_its_worker() {
+fn a_method_gets_the_earlier_deadline_of_request_and_worker() {
     let (mut master, mut theirs) = Master::new();
     let timeout = Some(Duration::from_secs(1_000));
     let mut worker = master.worker(
@@ -506,8 +476,8 @@ fn a_method_is_told_the_earlier_end_of_its_request_and_of_its_worker() {
     step(&mut worker, &mut service);
     let mut ask = |worker: &mut WorkerLoop<'_>| {
         client.send(&frame(r#"{"in":"deadline"}"#));
-        worker.now = clock::monotonic();
-        worker.give_one_turn(0, &Purpose::Serve, &mut service);
+        worker.time.now = clock::monotonic();
+        worker.run_one_turn(0, &Purpose::Serve, &mut service);
         let reply = client.read_replies();
         reply
             .rsplit(':')
@@ -515,14 +485,14 @@ fn a_method_is_told_the_earlier_end_of_its_request_and_of_its_worker() {
             .and_then(|ms| ms.trim_end_matches('}').parse::<u64>().ok())
     };
     assert!(ask(&mut worker).is_some_and(|ms| (900_000..=1_000_000).contains(&ms)));
-    worker.stop_by = Some(Instant::now() + Duration::from_secs(100));
+    worker.ending.stop_by = Some(Instant::now() + Duration::from_secs(100));
     assert!(ask(&mut worker).is_some_and(|ms| ms <= 100_000));
-    (worker.stop_by, worker.settings.request_timeout) = (None, Some(Duration::MAX));
+    (worker.ending.stop_by, worker.settings.request_timeout) = (None, Some(Duration::MAX));
     assert_eq!(ask(&mut worker), None);
 }
 
 #[test]
-fn a_client_that_was_told_all_goes_on_ending_with_the_time_that_it_has_left() {
+fn a_lingering_close_continues_with_the_time_that_is_left() {
     let (mut master, mut theirs) = Master::new();
     let mut worker = master.worker(&mut theirs, settings());
     let mut service = service();
@@ -530,19 +500,19 @@ fn a_client_that_was_told_all_goes_on_ending_with_the_time_that_it_has_left() {
         closing: true,
         ..Flags::default()
     };
-    let mut told = master.lease(0, 1, &ClientBytes::default(), closing);
+    let mut sent = master.lease(0, 1, &ClientBytes::default(), closing);
     let unsent = ClientBytes {
         unsent: b"the last".to_vec().into(),
         in_base: 7,
         ..ClientBytes::default()
     };
-    let mut untold = master.lease(1, 1, &unsent, closing);
-    told.send(b"last words");
+    let mut unsent_client = master.lease(1, 1, &unsent, closing);
+    sent.send(b"last words");
     let since = master.shm.slot(0).expect("a slot").since();
     step(&mut worker, &mut service);
     step(&mut worker, &mut service);
     assert_eq!(
-        (told.read(), untold.read()),
+        (sent.read(), unsent_client.read()),
         ((String::new(), true), ("the last".to_owned(), true))
     );
     for slot in [0, 1] {
@@ -556,20 +526,20 @@ fn a_client_that_was_told_all_goes_on_ending_with_the_time_that_it_has_left() {
         worker.connections.get(0).expect("there").armed,
         since + 1_000_000_000
     );
-    // What is thrown away counts as answered: the positions stay true.
+    // Discarded bytes count as answered: the positions stay true.
     assert_eq!(
         master.shm.slot(0).expect("a slot").cursors().ends(),
         (10, 0)
     );
-    worker.now = since + 3_600_000_000_000;
-    worker.check_deadlines(worker.now, &mut service);
+    worker.time.now = since + 3_600_000_000_000;
+    worker.check_deadlines(worker.time.now, &mut service);
     worker.send_reports().expect("the channel is open");
     // In the order of their deadlines.
-    assert_eq!(master.heard(), [ToMaster::Closed(vec![1, 0])]);
+    assert_eq!(master.received(), [ToMaster::Closed(vec![1, 0])]);
 }
 
 #[test]
-fn bytes_stored_for_the_next_client_of_a_slot_are_not_destroyed_for_the_last_one() {
+fn bytes_of_the_next_client_of_a_slot_are_kept() {
     let (mut master, mut theirs) = Master::new();
     let mut worker = master.worker(&mut theirs, settings());
     let mut service = service();
@@ -582,20 +552,20 @@ fn bytes_stored_for_the_next_client_of_a_slot_are_not_destroyed_for_the_last_one
         let mut reply = 0;
         while reply < long.len() {
             reply += client.read_replies().len();
-            worker.give_turn(slot, &Purpose::Serve, &mut service);
+            worker.run_turn(slot, &Purpose::Serve, &mut service);
         }
         client
     };
-    // A client had a large frame, and has left.
+    // A client with a large frame has left.
     drop(run(&mut worker, &mut master, 0));
-    worker.give_turn(0, &Purpose::Serve, &mut self::service());
+    worker.run_turn(0, &Purpose::Serve, &mut self::service());
     worker.send_reports().expect("the channel is open");
     assert_eq!(
-        (master.heard(), master.state(0)),
+        (master.received(), master.state(0)),
         (vec![ToMaster::Closed(vec![0])], Some(LeaseState::Closed))
     );
     assert!(blocks(&master) < 4, "its region was given back");
-    // The next one's bytes are there before its worker hears of it, which has others meanwhile.
+    // The bytes of the next client are there before the worker receives its lease, and it serves others in between.
     let stored = ClientBytes {
         unread: long[..900_000].to_vec().into(),
         ..ClientBytes::default()

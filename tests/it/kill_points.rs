@@ -269,7 +269,7 @@ fn before_the_turn_ends() {
 
 #[test]
 fn when_leases_are_released_before_the_report() {
-    let daemon = start("in-drain", 1);
+    let daemon = start("in-retirement", 1);
     let mut clients: Vec<Client> = daemon
         .addresses()
         .iter()

@@ -1,4 +1,4 @@
-//! One frame, one reply: what happens between its last byte and the commit.
+//! One frame and its reply: from its last byte to the commit.
 
 use serde_json::value::RawValue;
 
@@ -12,7 +12,7 @@ use crate::worker::methods::{Failure, Service};
 use crate::worker::reply::{Call, Fault, write_fault};
 
 impl Turn<'_, '_> {
-    /// Answers the next frame; whether that took no time worth measuring.
+    /// Answers the next frame. Returns whether its method is inline, so that the clock was not read.
     pub(super) fn answer(&mut self, total: usize, order: ByteOrder) -> bool {
         let call = Call {
             client: self.connection.client,
@@ -20,8 +20,8 @@ impl Turn<'_, '_> {
             attempt: u32::from(self.flags.crash_count) + 1,
             deadline: self.tools.deadline(),
         };
-        let begin = self.cursors.rx.1 as usize + self.cursors.answered as usize;
         let (answered, replied) = (self.cursors.answered, self.cursors.replied as usize);
+        let begin = self.cursors.rx.1 as usize + answered as usize;
         let reply_max = self.tools.shm.layout().max_reply();
         let Open {
             header,
@@ -33,38 +33,21 @@ impl Turn<'_, '_> {
             .shm
             .open(self.index, self.cursors.rx.0, Region::Shared);
         let out = &mut tx[replied..replied + reply_max];
-
-        let (flags, quarantined, now) = (self.flags, self.tools.quarantined, self.tools.now);
-        let (mut is_inline, mut number) = (true, 0);
-        let service = &mut *self.tools.service;
-        let mut run = |out: &mut [u8]| -> Result<usize, Failure> {
-            let request = Request::parse(&rx[begin + PREFIX..begin + total])
-                .map_err(|reason| Failure::Fault(Fault::from_code(Code::BadRequest, reason)))?;
-            let method = service.find(&request.method).ok_or_else(|| {
-                Failure::Fault(Fault::from_code(
-                    Code::UnknownMethod,
-                    format!("unknown method {:?}", request.method),
-                ))
-            })?;
-            number = method as u32 + 1;
-            if let Some(fault) = refusal(&*service, method, &request.method, flags, quarantined) {
-                return Err(Failure::Fault(fault));
-            }
-            death::pass(Point::BeforeHandler);
-            is_inline = service.is_inline(method);
-            slot.execute(number, answered);
-            if !is_inline {
-                header.begin_method(number, now);
-            }
-            death::pass(Point::AfterExec);
-            match request.params {
-                Some(params) => service.call(method, params, call, out, order),
-                None => service.call(method, null_params(), call, out, order),
-            }
+        let mut execution = Execution {
+            service: &mut *self.tools.service,
+            header,
+            slot,
+            flags: self.flags,
+            quarantined: self.tools.quarantined,
+            now: self.tools.now,
+            answered,
+            number: 0,
+            is_inline: true,
         };
-        let answer = run(out);
-        let is_error = answer.is_err();
-        let length = answer.unwrap_or_else(|failure| {
+        let result = execution.run(&rx[begin + PREFIX..begin + total], call, out, order);
+        let (number, is_inline) = (execution.number, execution.is_inline);
+        let is_error = result.is_err();
+        let length = result.unwrap_or_else(|failure| {
             match &failure {
                 Failure::Panicked => header.add_panic(),
                 Failure::Broken(why) => *self.tools.broken = Some(why.clone()),
@@ -73,22 +56,18 @@ impl Turn<'_, '_> {
             write_fault(out, order, &Fault::from(failure))
         });
         death::pass(Point::AfterHandler);
-        commit(
-            (header, slot),
-            (number, is_error),
-            answered + total as u32,
-            (replied + length) as u32,
-        );
+        let (answered, replied) = (answered + total as u32, (replied + length) as u32);
+        commit((header, slot), (number, is_error), answered, replied);
         if !is_inline {
             self.tools.now = clock::monotonic();
             header.end_method(self.tools.now);
         }
-        self.count(answered + total as u32, length);
+        self.count(answered, length);
         death::pass(Point::AfterAnswered);
         is_inline
     }
 
-    /// Makes the reply after which the client is closed, and forgets what it sent beyond.
+    /// Writes the client's last reply, and discards the bytes that it has sent beyond.
     pub(super) fn reply_last(&mut self, fault: &Fault) {
         let order = self.flags.order.unwrap_or(ByteOrder::Little);
         let (replied, skipped) = (self.cursors.replied as usize, self.have as u32);
@@ -101,20 +80,16 @@ impl Turn<'_, '_> {
             .open(self.index, self.cursors.rx.0, Region::Shared);
         let length = write_fault(&mut tx[replied..], order, fault);
         self.flags.closing = true;
-        // Whoever takes over from here gives it the whole time to read, and not what its frame has left.
+        // A worker that takes over from here must give it the whole time to read, not the rest of its frame's.
         slot.set_since(now);
-        // Before the reply counts: who finds it made finds that nothing comes after it.
+        // Before the commit: no reply may follow the committed one.
         slot.set_flags(self.flags);
-        commit(
-            (header, slot),
-            (0, true),
-            skipped,
-            (replied + length) as u32,
-        );
+        let replied = (replied + length) as u32;
+        commit((header, slot), (0, true), skipped, replied);
         self.count(skipped, length);
     }
 
-    /// What was committed, here: frames are answered up to this byte, by a reply of this length.
+    /// Records a commit in the turn: frames are answered up to this byte, by a reply of this length.
     fn count(&mut self, answered: u32, length: usize) {
         forgive(&mut self.flags);
         self.cursors.answered = answered;
@@ -125,8 +100,81 @@ impl Turn<'_, '_> {
     }
 }
 
-/// Commits a reply and counts it: frames are answered up to this byte, and replies made up to that one. Each request is
-/// counted once, by its method and by whether it is answered with an error, wherever the process ends in here.
+/// The execution of one request.
+struct Execution<'a> {
+    service: &'a mut dyn Service,
+    header: Header<'a>,
+    slot: Slot<'a>,
+    flags: Flags,
+    quarantined: &'a [bool],
+    now: u64,
+    /// Bytes of the frames answered before.
+    answered: u32,
+    /// The method's index plus one; 0 while none is found.
+    number: u32,
+    is_inline: bool,
+}
+
+impl Execution<'_> {
+    /// Runs the method. Returns the length of the frame that it has written to `out`.
+    #[inline]
+    fn run(
+        &mut self,
+        body: &[u8],
+        call: Call,
+        out: &mut [u8],
+        order: ByteOrder,
+    ) -> Result<usize, Failure> {
+        let fault = |code, message| Failure::Fault(Fault::from_code(code, message));
+        let request = Request::parse(body).map_err(|reason| fault(Code::BadRequest, reason))?;
+        let method = self.service.find(&request.method).ok_or_else(|| {
+            let message = format!("unknown method {:?}", request.method);
+            fault(Code::UnknownMethod, message)
+        })?;
+        self.number = method as u32 + 1;
+        if let Some(fault) = self.refusal(method, &request.method) {
+            return Err(Failure::Fault(fault));
+        }
+        death::pass(Point::BeforeHandler);
+        self.is_inline = self.service.is_inline(method);
+        self.slot.execute(self.number, self.answered);
+        if !self.is_inline {
+            self.header.begin_method(self.number, self.now);
+        }
+        death::pass(Point::AfterExec);
+        match request.params {
+            Some(params) => self.service.call(method, params, call, out, order),
+            None => self.service.call(method, null_params(), call, out, order),
+        }
+    }
+
+    /// Returns why a request must not run, if so. A request that was executing at a death runs once more if it is idempotent,
+    /// but not if its time was over, as it would take as long again.
+    fn refusal(&self, method: usize, name: &str) -> Option<Fault> {
+        let Flags {
+            timed_out,
+            crash_count,
+            ..
+        } = self.flags;
+        if timed_out {
+            let message = "the request took longer than request-timeout";
+            return Some(Fault::from_code(Code::Timeout, message));
+        }
+        if crash_count > 1 || (crash_count == 1 && !self.service.is_idempotent(method)) {
+            let message = format!("the worker that ran this request died in method {name:?}");
+            return Some(Fault::from_code(Code::Crashed, message));
+        }
+        if self.quarantined.get(method).is_some_and(|is| *is) {
+            let message =
+                format!("method {name:?} is quarantined: it has crashed its workers too often");
+            return Some(Fault::from_code(Code::Crashed, message));
+        }
+        None
+    }
+}
+
+/// Commits a reply and counts it: frames are answered up to this byte, and replies written up to that one. Each request is
+/// counted once, by its method and by whether it failed, wherever in here the process ends.
 fn commit(
     (header, slot): (Header<'_>, Slot<'_>),
     counted: (u32, bool),
@@ -140,36 +188,9 @@ fn commit(
     note.count(header, slot);
 }
 
-/// Forgets what is known of a first unread frame, because another one is that now, or none.
+/// Clears the flags about the first unread frame, because that is another one now, or none.
 pub(super) fn forgive(flags: &mut Flags) {
     (flags.timed_out, flags.crash_count) = (false, 0);
-}
-
-/// Why a request is not to be run, if it is not. One that was executing at a death is run once more, if that does no harm;
-/// one that was executing for as long as it may is not, as it would take as long again.
-fn refusal(
-    service: &dyn Service,
-    method: usize,
-    name: &str,
-    flags: Flags,
-    quarantined: &[bool],
-) -> Option<Fault> {
-    if flags.timed_out {
-        return Some(Fault::from_code(
-            Code::Timeout,
-            "the request took longer than request-timeout",
-        ));
-    }
-    if flags.crash_count > 1 || (flags.crash_count == 1 && !service.is_idempotent(method)) {
-        let sentence = format!("the worker that ran this request died in method {name:?}");
-        return Some(Fault::from_code(Code::Crashed, sentence));
-    }
-    if quarantined.get(method).is_some_and(|is| *is) {
-        let sentence =
-            format!("method {name:?} is quarantined: it has crashed its workers too often");
-        return Some(Fault::from_code(Code::Crashed, sentence));
-    }
-    None
 }
 
 fn null_params() -> &'static RawValue {

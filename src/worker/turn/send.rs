@@ -1,4 +1,4 @@
-//! What is written to a client, and how it is parted from.
+//! Writing to a client, and the lingering close.
 
 use std::io;
 
@@ -12,7 +12,7 @@ use crate::worker::connection::{Connection, WaitingFor};
 use crate::worker::death::{self, Point};
 
 impl Turn<'_, '_> {
-    /// Sends the replies so far and lets cursors begin behind them. False when the client does not take them.
+    /// Sends the replies so far and activates cursors after them. Returns false if the client does not receive them.
     pub(super) fn send_midway(&mut self, since: u64) -> Result<bool, Gone> {
         if self.is_doubtful {
             self.check_socket()?;
@@ -27,7 +27,7 @@ impl Turn<'_, '_> {
         Ok(true)
     }
 
-    /// Sends; how many bytes the kernel took.
+    /// Sends the replies. Returns how many bytes the kernel has accepted.
     pub(super) fn send(&mut self, since: u64) -> Result<usize, Gone> {
         let replied = self.cursors.replied as usize;
         if replied == 0 {
@@ -40,13 +40,8 @@ impl Turn<'_, '_> {
         let begin = self.cursors.tx.1 as usize;
         let at = self.cursors.out_base;
         let bytes = &open.tx[begin..begin + replied];
-        let sent = transmit(
-            self.connection,
-            self.tools.writes,
-            open.header,
-            (self.index, at),
-            bytes,
-        );
+        let (connection, writes) = (&*self.connection, self.tools.writes);
+        let sent = transmit(connection, writes, open.header, (self.index, at), bytes);
         self.tools.now = clock::monotonic();
         open.header
             .record(self.tools.now, self.unrecorded, self.tools.now - since);
@@ -56,13 +51,13 @@ impl Turn<'_, '_> {
             Ok(Moved::Nothing) => Ok(0),
             Ok(Moved::End) => Err(Gone),
             Err(e) => {
-                self.broke_off(&e);
+                self.record_failure(&e);
                 Err(Gone)
             }
         }
     }
 
-    /// Sends replies that were parked before this turn, and goes on if that is done.
+    /// Sends replies that were parked before this turn, and continues if all are sent.
     pub(super) fn send_parked(&mut self, purpose: &Purpose<'_>) -> Option<WaitingFor> {
         let (begin, unsent) = (self.cursors.tx.1 as usize, self.cursors.replied as usize);
         let open = self
@@ -74,25 +69,20 @@ impl Turn<'_, '_> {
             return None;
         };
         let at = self.cursors.out_base;
-        let sent = match transmit(
-            self.connection,
-            self.tools.writes,
-            open.header,
-            (self.index, at),
-            bytes,
-        ) {
+        let (connection, writes) = (&*self.connection, self.tools.writes);
+        let sent = match transmit(connection, writes, open.header, (self.index, at), bytes) {
             Ok(Moved::Bytes(n)) => n,
             Ok(Moved::Nothing) => 0,
             Ok(Moved::End) => return None,
             Err(e) => {
-                self.broke_off(&e);
+                self.record_failure(&e);
                 return None;
             }
         };
         self.pass(sent);
         self.moved = sent > 0;
         if sent < unsent {
-            // A client that is rejected and does not read gets no reply.
+            // A rejected client that does not read gets no reply.
             if matches!(purpose, Purpose::Reject(_)) {
                 return None;
             }
@@ -109,20 +99,20 @@ impl Turn<'_, '_> {
         }
     }
 
-    /// All is sent. Nothing more is, and the client is given a while to read it.
+    /// Begins the lingering close after the last reply: nothing more is sent, and the client has time to read.
     pub(super) fn begin_lingering_close(&mut self, sent: usize) -> Option<WaitingFor> {
         self.pass(sent);
-        // Before cursors say that it is parted from: whoever takes over from there counts the while from this.
+        // Before the cursors of the lingering close: a worker that takes over from there counts the time from this.
         self.slot().set_since(self.tools.now);
         self.forget_received(0);
         socket::finish_writing(&self.connection.socket);
         Some(WaitingFor::End)
     }
 
-    /// Reads what the client still sends after its last reply, and throws it away.
+    /// Reads and discards bytes that the client sends after its last reply.
     pub(super) fn linger(&mut self) -> Option<WaitingFor> {
         if self.connection.watched.is_none() {
-            // Its first turn here. The worker before may have died, or lost it, just before it did this.
+            // The first turn in this worker. The previous one may have died, or lost the lease, just before it did this.
             socket::finish_writing(&self.connection.socket);
         }
         let open = self
@@ -141,7 +131,7 @@ impl Turn<'_, '_> {
         }
     }
 
-    /// Lets cursors hold in which all that was received is answered, and `more` bytes behind it.
+    /// Activates cursors by which all received bytes are answered, and `more` bytes after them.
     fn forget_received(&mut self, more: usize) {
         let (received, written) = self.cursors.ends();
         self.cursors = Cursors::idle(received + (self.have + more) as u64, written);
@@ -150,7 +140,7 @@ impl Turn<'_, '_> {
     }
 }
 
-/// Writes to a client, in the way by which it can be found out afterwards how much.
+/// Writes to a client in such a way that the master can find out after a death how much was written.
 fn transmit(
     connection: &Connection,
     writes: Option<&OwnWrites>,
@@ -165,8 +155,8 @@ fn transmit(
             |_| {},
         );
     }
-    // What the thread has written is noted before, and what the kernel took behind: a death between the two is the one whose
-    // outcome the account of the thread tells, as it has called write(2) once, or not yet. A signal handler could write.
+    // The thread's account is stored before the write, and the accepted bytes after it. After a death between the two the
+    // account shows the outcome, as the thread has called write(2) once or not yet. A signal handler could write, too.
     let _held_back = HeldBack::all();
     header.begin_write(slot, at, writes.and_then(|writes| writes.sum().ok()));
     write(
@@ -176,7 +166,7 @@ fn transmit(
     )
 }
 
-/// Writes, with the points at which the tests let a worker die.
+/// Writes, with the kill points around it.
 fn write(
     bytes: &[u8],
     transmit: impl FnOnce(&[u8]) -> io::Result<Moved>,

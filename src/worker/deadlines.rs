@@ -1,0 +1,110 @@
+//! Deadlines of clients.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use super::WorkerLoop;
+use super::connection::WaitingFor;
+use super::methods::Service;
+use super::reply::Fault;
+use super::turn::Purpose;
+use crate::proto::rpc::Code;
+
+/// No deadline.
+pub(super) const NEVER: u64 = u64::MAX;
+
+/// Deadlines in ns of CLOCK_MONOTONIC, each with its slot.
+///
+/// A client's activity moves no timer. Each client has at most one valid entry; when it is due, the loop computes the real
+/// deadline and adds an entry for that. So a request costs nothing here, and a client whose frames arrive in pieces costs
+/// one entry for each timeout, not for each frame.
+#[derive(Debug, Default)]
+pub(super) struct Timers(BinaryHeap<Reverse<(u64, u32)>>);
+
+impl Timers {
+    /// Adds an entry for a slot, unless it has an earlier one. `armed` is the deadline of its valid entry.
+    pub(super) fn arm(&mut self, slot: u32, armed: &mut u64, deadline: u64) {
+        if deadline < *armed {
+            *armed = deadline;
+            self.0.push(Reverse((deadline, slot)));
+        }
+    }
+
+    /// Returns the next deadline.
+    pub(super) fn next(&self) -> Option<u64> {
+        self.0.peek().map(|Reverse((deadline, _))| *deadline)
+    }
+
+    /// Removes an entry that is due and returns its deadline and slot. It is stale unless the slot is armed for this
+    /// deadline.
+    fn due(&mut self, now: u64) -> Option<(u64, u32)> {
+        let Reverse((deadline, slot)) = *self.0.peek()?;
+        (deadline <= now).then(|| {
+            self.0.pop();
+            (deadline, slot)
+        })
+    }
+
+    /// Removes all entries, so that the loop does not wake up for clients that are gone.
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+impl WorkerLoop<'_> {
+    /// Times out the clients whose deadlines were over at `by`: ns of CLOCK_MONOTONIC. All bytes that had arrived by then
+    /// must have been processed.
+    pub(super) fn check_deadlines(&mut self, by: u64, service: &mut dyn Service) {
+        while let Some((deadline, index)) = self.timers.due(by) {
+            let Some(connection) = self.connections.get_mut(index) else {
+                continue;
+            };
+            if connection.armed == deadline {
+                connection.armed = NEVER;
+                self.check_deadline(index, by, service);
+            }
+        }
+    }
+
+    /// Times out a client if its deadline was over at `by`; if not, arms its timer.
+    pub(super) fn check_deadline(&mut self, index: u32, by: u64, service: &mut dyn Service) {
+        let Some(connection) = self.connections.get_mut(index) else {
+            return;
+        };
+        let slot = self.shm.slot(index).expect("the client has a slot");
+        let deadline = connection.deadline(slot, &self.settings, &self.time.clock);
+        if deadline > by {
+            return self.timers.arm(index, &mut connection.armed, deadline);
+        }
+        let (client, peer, waits) = (connection.client, connection.peer, connection.waits);
+        log::debug!("client {client} ({peer}) exceeded its timeout ({waits:?}); closing it");
+        let message = "the frame was not complete within frame-timeout";
+        let late = Fault::from_code(Code::Timeout, message);
+        let purpose = match waits {
+            WaitingFor::Bytes => Purpose::Reject(&late),
+            _ => Purpose::Cut,
+        };
+        self.run_turn(index, &purpose, service);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_deadline_of_a_client_costs_no_entry() {
+        let mut timers = Timers::default();
+        let (mut a, mut b) = (NEVER, NEVER);
+        timers.arm(1, &mut a, 50);
+        timers.arm(1, &mut a, 90);
+        timers.arm(2, &mut b, 70);
+        timers.arm(2, &mut b, 60);
+        assert_eq!((timers.next(), a, b), (Some(50), 50, 60));
+        assert_eq!(timers.due(49), None);
+        // The last is stale: slot 2 is armed for 60.
+        for due in [Some((50, 1)), Some((60, 2)), Some((70, 2)), None] {
+            assert_eq!(timers.due(100), due);
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Clients that a worker gets and leaves: leases that it picks up, gives up, or finds revoked, and clients that it closes.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Instant;
+
+use super::connection::{Connection, WaitingFor};
+use super::death::{self, Point};
+use super::methods::Service;
+use super::reply::Fault;
+use super::turn::{FOREIGN, Purpose};
+use super::{WorkerLoop, number};
+use crate::logging;
+use crate::proto::channel::Stop;
+use crate::proto::lease::Lease;
+use crate::proto::rpc::Code;
+use crate::shm::LeaseState;
+use crate::sys::socket;
+
+impl WorkerLoop<'_> {
+    /// Takes over clients. Their requests may have arrived already, so each gets a turn at once.
+    pub(super) fn pick_up(
+        &mut self,
+        leases: &[Lease],
+        sockets: Vec<OwnedFd>,
+        service: &mut dyn Service,
+    ) -> io::Result<()> {
+        self.master.has_capacity |= self.shm.header().pick_up(leases.len() as u64);
+        self.check_numbers(&sockets)?;
+        for (lease, socket) in leases.iter().zip(sockets) {
+            let index = lease.record.slot;
+            let cookie = socket::cookie(&socket).ok().flatten();
+            let Some(slot) = self.shm.slot(index) else {
+                return Err(io::Error::other("a lease for a slot that does not exist"));
+            };
+            self.register(lease, &socket, cookie);
+            let connection = Connection::new(lease, socket, cookie, slot);
+            let (_, large) = slot.cursors().parked();
+            if connection.waits != WaitingFor::Request && large > 0 {
+                self.parking.use_large(index, large);
+            }
+            if self.connections.insert(index, connection).is_some() {
+                return Err(io::Error::other("a lease for a slot that is in use"));
+            }
+            self.leased += 1;
+        }
+        for lease in leases {
+            let index = lease.record.slot;
+            self.run_turn(index, &Purpose::Serve, service);
+            // Before the next turn: if the worker has reached its limit of requests, it checks no deadlines any more, and the
+            // next worker might not either.
+            self.check_deadline(index, self.time.now, service);
+        }
+        Ok(())
+    }
+
+    /// Checks that the numbers of new descriptors were free. The kernel does not return a number that is in use, so if one
+    /// was known to be, other code of this process has closed it, and bytes for one client would reach another.
+    fn check_numbers(&mut self, sockets: &[OwnedFd]) -> io::Result<()> {
+        let log = logging::descriptor();
+        for socket in sockets {
+            let is_in_use = self.numbers.insert(number(socket), ()).is_some();
+            if is_in_use || log == Some(socket.as_raw_fd()) {
+                return Err(io::Error::other(FOREIGN));
+            }
+        }
+        Ok(())
+    }
+
+    /// Claims and closes a client that is in no turn.
+    pub(super) fn claim_and_close(&mut self, index: u32) {
+        let lease_number = self
+            .connections
+            .get(index)
+            .map_or(0, |connection| connection.lease_number);
+        let slot = self.shm.slot(index).expect("the client has a slot");
+        if slot.claim(lease_number).is_some() {
+            self.close(index);
+        }
+    }
+
+    /// Closes a client whose slot is claimed. The order matters: a registration outlives close() while the master has a copy;
+    /// without the shutdown that copy would delay the FIN; and when the lease word is stored, nothing else may be left to do.
+    pub(super) fn close(&mut self, index: u32) {
+        let connection = self.connections.get(index);
+        if connection.is_some_and(|connection| !connection.has_its_socket()) {
+            return self.break_off(FOREIGN);
+        }
+        let Some(connection) = self.forget(index) else {
+            return;
+        };
+        socket::end(&connection.socket);
+        if self.parking.end(index) {
+            self.shm.free_large(index);
+        }
+        self.shm.header().set_parked(self.parking.total());
+        let slot = self.shm.slot(index).expect("the client has a slot");
+        slot.release(connection.lease_number, LeaseState::Closed);
+        death::pass(Point::AfterClosed);
+        self.master.closed.push(index);
+    }
+
+    /// Forgets a client whose lease is over. Its slot, regions and connection belong to the master.
+    pub(super) fn release(&mut self, index: u32) {
+        if self.forget(index).is_none() {
+            return;
+        }
+        self.parking.lose(index);
+        self.shm.header().set_parked(self.parking.total());
+        self.master.released.push(index);
+    }
+
+    fn forget(&mut self, index: u32) -> Option<Connection> {
+        let connection = self.connections.take(index)?;
+        if let Some(handoff) = self.handoff {
+            handoff.unregister(index);
+        }
+        if connection.watched.is_some() && self.poller.remove(&connection.socket).is_err() {
+            self.break_off(FOREIGN);
+        }
+        self.numbers.take(number(&connection.socket));
+        self.leased -= 1;
+        if self.leased == 0 {
+            self.timers.clear();
+        }
+        Some(connection)
+    }
+
+    /// Ends this process after this iteration of the loop; no further turn begins. Its clients are recovered.
+    pub(super) fn break_off(&mut self, reason: &str) {
+        self.ending.broken.get_or_insert_with(|| reason.to_owned());
+    }
+
+    /// Releases the clients whose leases were revoked.
+    pub(super) fn release_revoked(&mut self) {
+        for index in 0..self.connections.bound() {
+            let Some(connection) = self.connections.get(index) else {
+                continue;
+            };
+            let lease = self.shm.slot(index).and_then(|slot| slot.lease());
+            let is_in_force = lease.is_some_and(|lease| {
+                lease.number == connection.lease_number
+                    && matches!(lease.state, LeaseState::Idle | LeaseState::Parked)
+            });
+            if !is_in_force {
+                self.release(index);
+            }
+        }
+    }
+
+    /// Gives up every lease. No client is in a turn now; leases that were revoked before are released as well.
+    pub(super) fn give_up_leases(&mut self) {
+        for index in 0..self.connections.bound() {
+            let Some(connection) = self.connections.get(index) else {
+                continue;
+            };
+            let slot = self.shm.slot(index).expect("the client has a slot");
+            let _ = slot.revoke(connection.lease_number);
+            self.release(index);
+            death::pass(Point::InRetirement);
+        }
+    }
+
+    /// Begins to close every client as soon as all that it has sent is answered.
+    pub(super) fn stop(&mut self, stop: Stop, service: &mut dyn Service) {
+        self.ending.stop_by = Some(Instant::now() + stop.within);
+        for slot in 0..self.connections.bound() {
+            self.run_turn(slot, &Purpose::Serve, service);
+        }
+    }
+
+    pub(super) fn stop_client(&mut self, slot: u32, service: &mut dyn Service) {
+        let Some(connection) = self.connections.get(slot) else {
+            return;
+        };
+        match connection.waits {
+            WaitingFor::Request => self.run_one_turn(slot, &Purpose::Cut, service),
+            WaitingFor::Bytes => {
+                let fault = Fault::from_code(Code::ShuttingDown, "the daemon is stopping");
+                self.run_one_turn(slot, &Purpose::Reject(&fault), service);
+            }
+            WaitingFor::Writable | WaitingFor::Turn | WaitingFor::End => {}
+        }
+    }
+}

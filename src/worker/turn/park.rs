@@ -1,0 +1,107 @@
+//! The end of a turn: sending, and parking what is left.
+
+use super::Turn;
+use crate::proto::frame::{self, ByteOrder, Next};
+use crate::proto::rpc::Code;
+use crate::shm::{Region, SMALL_LEN};
+use crate::sys::socket;
+use crate::worker::connection::WaitingFor;
+use crate::worker::death::{self, Point};
+use crate::worker::reply::Fault;
+
+impl Turn<'_, '_> {
+    /// Sends the replies and parks what is left. Returns what the worker waits for; none if the client must be closed.
+    pub(super) fn end(&mut self, began: u64, is_same_frame: bool) -> Option<WaitingFor> {
+        if self.is_doubtful || self.answered == 0 {
+            self.check_socket().ok()?;
+        }
+        let may_answer = !self.flags.closing && !self.blocked && !self.tools.has_reached_limit();
+        if self.flags.half_closed && may_answer && self.ends_in_a_frame() {
+            let message = "the connection ended in the middle of a frame";
+            self.reply_last(&Fault::from_code(Code::BadRequest, message));
+        }
+        let sent = if self.blocked {
+            0
+        } else {
+            self.send(began).ok()?
+        };
+        let unsent = self.cursors.replied as usize - sent;
+        let unread = self.have - self.cursors.answered as usize;
+        if unsent == 0 && unread == 0 {
+            return match (self.flags.closing, self.flags.half_closed) {
+                (true, _) => self.begin_lingering_close(sent),
+                (false, true) => None,
+                (false, false) => {
+                    self.become_idle(sent);
+                    Some(WaitingFor::Request)
+                }
+            };
+        }
+        self.park(sent, unread);
+        let waits = if unsent > 0 {
+            WaitingFor::Writable
+        } else if self.next_is_whole() {
+            WaitingFor::Turn
+        } else {
+            if self.connection.is_tcp() {
+                socket::acknowledge_quickly(&self.connection.socket);
+            }
+            WaitingFor::Bytes
+        };
+        if !(waits == WaitingFor::Bytes && is_same_frame) {
+            self.slot().set_since(self.tools.now);
+        }
+        Some(waits)
+    }
+
+    /// Records, for a Unix client, that all replies are sent. For TCP the kernel's count shows how many replies of the
+    /// cursors are sent; for a Unix client only the record of its last write does, which ends with the turn. A death at the
+    /// beginning of the next turn would find replies that seem unsent.
+    fn become_idle(&mut self, sent: usize) {
+        if !self.connection.is_tcp() && self.cursors.replied > 0 {
+            self.pass(sent);
+            self.flip();
+        }
+    }
+
+    fn ends_in_a_frame(&self) -> bool {
+        !self.unread().is_empty() && !self.next_is_whole()
+    }
+
+    fn next_is_whole(&self) -> bool {
+        let order = self.flags.order.unwrap_or(ByteOrder::Little);
+        // A length over the limit is answered as well.
+        !matches!(
+            frame::next(self.unread(), order, self.tools.settings.max_frame),
+            Next::Partial { .. }
+        )
+    }
+
+    /// Copies unread and unsent bytes to the slot's own regions, unless they are there; then activates cursors to them. The
+    /// previous cursors stay valid until then, because no copy overlaps its source.
+    fn park(&mut self, sent: usize, unread: usize) {
+        self.pass(sent);
+        let (region, offset) = (self.cursors.rx.0, self.cursors.rx.1 as usize);
+        if region == Region::Shared && unread > 0 {
+            let target = if unread <= SMALL_LEN {
+                Region::Small
+            } else {
+                Region::Large
+            };
+            self.tools
+                .shm
+                .move_received(self.index, region, offset..offset + unread, target);
+            self.cursors.rx = (target, 0);
+        }
+        if self.cursors.replied > 0 {
+            let begin = self.cursors.tx.1 as usize;
+            self.tools
+                .shm
+                .park_replies(self.index, begin..begin + self.cursors.replied as usize);
+            self.cursors.tx = (Region::Large, 0);
+        }
+        death::pass(Point::AmidParking);
+        self.flip();
+        death::pass(Point::AfterParking);
+    }
+}

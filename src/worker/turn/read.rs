@@ -1,0 +1,135 @@
+//! Receiving a client's bytes, and finding its frames in them.
+
+use super::{Gone, Turn};
+use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
+use crate::proto::rpc::Code;
+use crate::shm::{Cursors, RECEIVE_LEN, Region};
+use crate::sys::socket::Moved;
+use crate::worker::death::{self, Point};
+use crate::worker::reply::Fault;
+
+impl Turn<'_, '_> {
+    /// Activates cursors to the region of this turn's bytes.
+    ///
+    /// Unread bytes are moved to the front of the shared buffer, unless they are a large frame or the beginning of one, which
+    /// is at the front of the large region and is received and answered there. None if they are too many for the former and
+    /// elsewhere in the latter, which no turn leaves behind.
+    pub(super) fn begin(&mut self) -> Option<()> {
+        let (in_base, out_base) = self.cursors.ends();
+        let (from, offset) = (self.cursors.rx.0, self.cursors.rx.1 as usize);
+        let mut region = Region::Shared;
+        if self.have > 0 {
+            let unread = &self.tools.shm.received(self.index, from)[offset..offset + self.have];
+            let first = self
+                .flags
+                .order
+                .map(|order| frame::next(unread, order, u32::MAX));
+            let is_large = matches!(first, Some(Next::Partial { .. })) || self.have > RECEIVE_LEN;
+            if is_large && from == Region::Large && offset == 0 {
+                region = Region::Large;
+            } else if self.have <= RECEIVE_LEN {
+                self.tools.shm.move_received(
+                    self.index,
+                    from,
+                    offset..offset + self.have,
+                    Region::Shared,
+                );
+            } else {
+                return None;
+            }
+        }
+        let have = self.have as u32;
+        self.cursors = Cursors {
+            in_base,
+            out_base,
+            answered: 0,
+            replied: 0,
+            rx: (region, 0),
+            tx: (Region::Shared, 0),
+            have,
+        };
+        self.flip();
+        death::pass(Point::AfterBegin);
+        Some(())
+    }
+
+    /// Reads once, after the bytes that are there: up to the end of the buffer, or the rest of the frame that is being
+    /// received in place.
+    pub(super) fn read(&mut self) -> Result<(), Gone> {
+        self.connection.rearm();
+        let (have, flags, in_place) = (self.have, self.flags, self.cursors.rx.0 == Region::Large);
+        let open = self
+            .tools
+            .shm
+            .open(self.index, self.cursors.rx.0, Region::Shared);
+        let first = flags
+            .order
+            .filter(|_| in_place)
+            .map(|order| frame::next(&open.rx[..have], order, u32::MAX));
+        let end = match first {
+            Some(Next::Partial { total: Some(total) }) => total.min(open.rx.len()),
+            Some(Next::Whole { .. }) => have,
+            _ => open.rx.len(),
+        };
+        let Some(room) = open.rx.get_mut(have..end).filter(|room| !room.is_empty()) else {
+            return Ok(());
+        };
+        match self.connection.receive(room) {
+            Ok(Moved::Bytes(n)) => {
+                death::pass(Point::AfterReceive);
+                self.have += n;
+                self.moved = true;
+                self.connection.unarmed += n as u32;
+            }
+            Ok(Moved::Nothing) => {}
+            Ok(Moved::End) => (self.flags.half_closed, self.is_doubtful) = (true, true),
+            Err(e) => {
+                self.check_socket()?;
+                self.record_failure(&e);
+                return Err(Gone);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the next whole frame to be answered: its length with the prefix, and the client's byte order.
+    pub(super) fn next_frame(&mut self) -> Option<(usize, ByteOrder)> {
+        if self.flags.closing {
+            return None;
+        }
+        let limit = self.tools.settings.max_frame;
+        let order = self.order()?;
+        match frame::next(self.unread(), order, limit) {
+            Next::Whole { total } => Some((total, order)),
+            Next::Partial { .. } => None,
+            Next::TooLarge { .. } if self.check_socket().is_err() => None,
+            Next::TooLarge { length } => {
+                let message =
+                    format!("a frame of {length} bytes is longer than max-frame, {limit} bytes");
+                self.reply_last(&Fault::from_code(Code::TooLarge, message));
+                None
+            }
+        }
+    }
+
+    pub(super) fn unread(&self) -> &[u8] {
+        let begin = self.cursors.rx.1 as usize;
+        &self.tools.shm.received(self.index, self.cursors.rx.0)
+            [begin + self.cursors.answered as usize..begin + self.have]
+    }
+
+    /// Returns the client's byte order, and stores it in the shared memory once it is known. An empty frame leaves it
+    /// undecided.
+    fn order(&mut self) -> Option<ByteOrder> {
+        if self.flags.order.is_some() {
+            return self.flags.order;
+        }
+        let prefix = *self.unread().first_chunk::<PREFIX>()?;
+        self.flags.order = self
+            .connection
+            .order
+            .decide(prefix, self.tools.settings.max_frame);
+        self.slot().set_flags(self.flags);
+        Some(self.flags.order.unwrap_or(ByteOrder::Little))
+    }
+}
