@@ -135,7 +135,7 @@ mod tests {
     use crate::proto::names::{ClientId, Offsets, Peer};
 
     #[test]
-    fn descriptors_arrive_inside_their_message_and_stray_ones_are_closed() {
+    fn descriptors_arrive_in_their_message_and_others_are_closed() {
         let (mut master, theirs) = Channel::<ToWorker, ToMaster>::pair().expect("socketpair");
         let worker = Channel::<ToMaster, ToWorker>::new(theirs);
         let mut scratch = Scratch::default();
@@ -167,14 +167,14 @@ mod tests {
                 .expect("send"),
             Sent::Queued
         );
-        match worker.receive(&mut scratch).expect("hear") {
+        match worker.receive(&mut scratch).expect("receive") {
             Incoming::Message(ToWorker::Lease(leases), descriptors) => {
                 assert_eq!((leases, descriptors.len()), (vec![lease], 1))
             }
             other => panic!("{other:?}"),
         }
         assert!(matches!(
-            worker.receive(&mut scratch).expect("hear"),
+            worker.receive(&mut scratch).expect("receive"),
             Incoming::Nothing
         ));
 
@@ -186,11 +186,11 @@ mod tests {
         }
         drop(passed);
         assert!(matches!(
-            worker.receive(&mut scratch).expect("hear"),
+            worker.receive(&mut scratch).expect("receive"),
             Incoming::Garbage(_)
         ));
         assert!(matches!(
-            worker.receive(&mut scratch).expect("hear"),
+            worker.receive(&mut scratch).expect("receive"),
             Incoming::Garbage(_)
         ));
         assert_eq!(
@@ -199,7 +199,7 @@ mod tests {
         );
         drop(master);
         assert!(matches!(
-            worker.receive(&mut scratch).expect("hear"),
+            worker.receive(&mut scratch).expect("receive"),
             Incoming::Closed
         ));
     }

@@ -55,7 +55,8 @@ pub fn frame(input: &[u8]) {
     }
 }
 
-/// Reads the envelope of a request. The fast path must accept only what the general parser accepts, with the same result.
+/// Reads the envelope of a request. The short parser must accept only requests that the general one accepts, with the same
+/// result.
 pub fn envelope(body: &[u8]) {
     fn parts<'a>(request: &'a Request<'_>) -> (&'a str, Option<&'a str>) {
         (&request.method, request.params.map(|params| params.get()))
@@ -130,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_input_of_the_corpus_is_decoded_without_a_panic() {
+    fn no_input_of_the_corpus_causes_a_panic() {
         for (name, target) in TARGETS {
             let mut inputs = 0;
             for entry in fs::read_dir(fuzz().join("corpus").join(name)).expect("a corpus") {

@@ -37,7 +37,7 @@
 //! }
 //! ```
 //!
-//! # What a method may rely on
+//! # Guarantees for methods
 //!
 //! * **One at a time.** A worker runs one method at a time, in one thread. More workers are more processes.
 //! * **State is per process.** Each worker has its own, and it is rebuilt at every reload, recycle, restart, upgrade, crash

@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_stay_where_they_are() {
+    fn entries_do_not_move() {
         let mut table = Table::new();
         assert!(table.get(5).is_none() && table.take(5).is_none() && table.bound() == 0);
         assert_eq!(table.insert(300, 'a'), None);

@@ -68,7 +68,7 @@ impl Session {
     /// Leaves out a place in a directory of another user, and one in a directory that does not exist: another user could
     /// create it at this moment.
     pub(super) fn connect_until(&self, deadline: Deadline) -> Result<RpcClient, rpc_client::Error> {
-        let places = self.places_except(&[Holder::Others, Holder::Nobody]);
+        let places = self.places_except(&[Holder::Others, Holder::Missing]);
         RpcClient::connect_control(&places, deadline)
     }
 

@@ -292,7 +292,7 @@ pub struct MovedLoad {
     pub to: WorkerId,
     /// The number of clients.
     pub clients: u64,
-    /// Their share of a worker's time, from 0 to 1.
+    /// The clients' share of a worker's time, from 0 to 1.
     pub load: f64,
 }
 

@@ -22,7 +22,7 @@ pub(super) fn describe_permission(path: &Path) -> String {
     }
 }
 
-/// Returns the users whom the mode of a socket or a directory permits access; none if it permits all.
+/// Returns the users with access by the mode of a socket or a directory; none if all have it.
 fn permitted(found: &Metadata) -> Option<String> {
     const WRITE: u32 = 0o2;
     const SEARCH: u32 = 0o1;

@@ -6,7 +6,7 @@
 //! * TCP has both ([`read`]); Linux 4.6 and newer (`tcpi_notsent_bytes`).
 //! * A Unix stream socket decrements an offset with each byte that is read from it ([`arm`], [`received`]): SO_PEEK_OFF of
 //!   socket(7), which is not used for peeking here.
-//! * What the call that a death interrupted has written to it is in the kernel's I/O account of the thread
+//! * The bytes that were written to it by the call that a death interrupted are in the kernel's I/O account of the thread
 //!   ([`written_by_thread`]): `wchar` and `syscw` of proc_pid_io(5), where the kernel has task I/O accounting.
 
 use std::fs::{self, File};
@@ -65,8 +65,8 @@ pub struct ByteCounts {
 /// counts are read until two reads in a row agree.
 ///
 /// A connection by TCP Fast Open serves before its handshake is complete, in SYN_RECV, where both queue ioctls are 0
-/// whatever the queues contain. What is unread then is what a peek returns. What was written and is in flight the kernel
-/// does not count there.
+/// whatever the queues contain. A peek returns the unread bytes then. The kernel does not count bytes that were written and
+/// are in flight there.
 ///
 /// # Errors
 /// Those of getsockopt(2), ioctl(2) and recv(2); `WouldBlock` for a connection in SYN_RECV with bytes in flight: the caller
@@ -200,7 +200,7 @@ pub fn received(socket: impl AsFd, at_least: u64) -> io::Result<u64> {
     Ok(at_least.wrapping_add(count.wrapping_sub(at_least) % ROUND))
 }
 
-/// What was written by the system calls that the kernel counts: write(2), writev(2), pwrite(2), sendfile(2),
+/// The writes of a thread by the system calls that the kernel counts: write(2), writev(2), pwrite(2), sendfile(2),
 /// copy_file_range(2), an eventfd, a core dump. send(2), splice(2), io_submit(2) and io_uring are not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Writes {

@@ -1,10 +1,10 @@
-//! Limits of memory that the kernel holds this process to: those of its memory cgroup and of each ancestor of it
+//! The limits of memory of this process: those of its memory cgroup and of each ancestor
 //! (cgroups(7); cgroup-v2.rst and cgroup-v1/memory.rst of the kernel's documentation).
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-/// Limits of v1 above this are none: it writes "none" as the largest multiple of a page.
+/// Greater limits of v1 mean no limit, which v1 shows as the largest multiple of a page.
 const NO_LIMIT: u64 = 1 << 60;
 
 /// The limit of one memory cgroup, in bytes.
@@ -12,12 +12,12 @@ const NO_LIMIT: u64 = 1 << 60;
 pub struct MemoryLimit {
     /// `memory.max`, or `memory.limit_in_bytes` on v1.
     pub limit: u64,
-    /// What its processes have, less the page cache of files, which the kernel drops before it kills a process.
+    /// The memory of its processes, less the page cache of files, which the kernel drops before it kills a process.
     pub used: u64,
 }
 
-/// The limits of this process's cgroup and of all ancestors that can be seen from here. Empty without a limit, or where
-/// no memory cgroup is mounted.
+/// Returns the limits of this process's cgroup and of all visible ancestors. Empty without a limit, or where no memory cgroup
+/// is mounted.
 #[must_use]
 pub fn memory_limits() -> Vec<MemoryLimit> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
@@ -27,7 +27,7 @@ pub fn memory_limits() -> Vec<MemoryLimit> {
         .collect()
 }
 
-/// The directories of the cgroups that may limit memory, by /proc/PID/cgroup and /proc/PID/mountinfo (proc(5)).
+/// Returns the directories of the cgroups that may limit memory, by /proc/PID/cgroup and /proc/PID/mountinfo (proc(5)).
 fn directories(cgroups: &str, mounts: &str) -> Vec<PathBuf> {
     let of_line = |line: &str| {
         let mut fields = line.splitn(3, ':');
@@ -44,7 +44,7 @@ fn directories(cgroups: &str, mounts: &str) -> Vec<PathBuf> {
     cgroups.lines().filter_map(of_line).flatten().collect()
 }
 
-/// Which part of the hierarchy a mount shows, and where; nothing for other mounts.
+/// Returns the part of the hierarchy that a mount shows, and the mount point; none for other mounts.
 fn mounted(mount: &str, is_v2: bool) -> Option<(PathBuf, PathBuf)> {
     let (before, after) = mount.split_once(" - ")?;
     let (mut before, mut after) = (before.split(' ').skip(3), after.split(' '));
@@ -57,7 +57,7 @@ fn mounted(mount: &str, is_v2: bool) -> Option<(PathBuf, PathBuf)> {
     is_it.then(|| (unescape(root), unescape(point)))
 }
 
-/// mountinfo writes these bytes of a path as octal numbers.
+/// Replaces the bytes of a path that mountinfo shows as octal numbers.
 fn unescape(path: &str) -> PathBuf {
     path.replace("\\040", " ")
         .replace("\\011", "\t")
@@ -66,10 +66,10 @@ fn unescape(path: &str) -> PathBuf {
         .into()
 }
 
-/// The directory of a cgroup, and those of its ancestors up to the mount point.
+/// Returns the directory of a cgroup, and those of its ancestors up to the mount point.
 fn levels(path: &Path, root: &Path, point: &Path) -> Vec<PathBuf> {
-    // A container may see its own cgroup as the mount's root, and its path as that outside. One that lies outside of
-    // what is mounted starts with "/..".
+    // In a container its own cgroup may be the mount's root, while its path is that outside. The path of a cgroup outside of
+    // the mount starts with "/..".
     let below = path.strip_prefix(root).unwrap_or(Path::new(""));
     let is_below = below
         .components()
@@ -85,7 +85,7 @@ fn levels(path: &Path, root: &Path, point: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The limit of the cgroup whose files `read` reads.
+/// Returns the limit of the cgroup whose files `read` reads.
 fn limit_of(read: impl Fn(&str) -> Option<String>) -> Option<MemoryLimit> {
     let number = |file: &str| read(file)?.trim().parse::<u64>().ok();
     let stat = |names: &[&str]| {
@@ -105,7 +105,7 @@ fn limit_of(read: impl Fn(&str) -> Option<String>) -> Option<MemoryLimit> {
             stat(&["active_file", "inactive_file"]),
         ),
         None => {
-            // Below a mount that shows a part of the hierarchy only this has the limits above it.
+            // If the mount shows only a part of the hierarchy, only this contains the limits above it.
             let own = number("memory.limit_in_bytes")?;
             let limit = stat(&["hierarchical_memory_limit"])
                 .into_iter()
@@ -147,7 +147,7 @@ mod tests {
         assert_eq!(found("4:memory:/\n0::/\n", v1), ["/sys/fs/cgroup/memory"]);
         assert_eq!(found("", v1), [""; 0]);
         assert_eq!(found("nonsense\n0::\n", "nonsense\n - x\n"), [""; 0]);
-        // A container's: the mount shows its own part only, by the path outside or below its own root.
+        // In a container the mount shows only its own part, by the path outside or below its own root.
         let part = "30 23 0:26 /docker/1f /sys/fs/cgroup ro shared:1 - cgroup2 cgroup rw\n";
         assert_eq!(
             found("0::/docker/1f/x\n", part),

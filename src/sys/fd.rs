@@ -1,4 +1,4 @@
-//! Descriptors: how many there may be, and which one is whose.
+//! Descriptors: their limit, and files opened without waiting.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Raises the soft limit of open descriptors to the hard one; the limit now in force.
+/// Raises the soft limit of open descriptors to the hard one. Returns the limit in force.
 ///
 /// # Errors
 /// Those of getrlimit(2). A limit that cannot be raised is left as it is.
@@ -22,8 +22,8 @@ pub fn raise_limit() -> io::Result<u64> {
     Ok(soft)
 }
 
-/// Descriptors that this process has open: since Linux 6.2 the size of /proc/self/fd (proc(5)), else none, because to
-/// count many one by one takes long.
+/// Returns how many descriptors this process has open: the size of /proc/self/fd (proc(5)). None before Linux 6.2, because
+/// counting many one by one takes long.
 #[must_use]
 pub fn open() -> Option<u64> {
     std::fs::metadata("/proc/self/fd")
@@ -32,19 +32,19 @@ pub fn open() -> Option<u64> {
         .filter(|count| *count > 0)
 }
 
-/// Opens a file for reading, whatever it is: a FIFO without a writer does not block (fifo(7)), and a terminal does not become
+/// Opens a file of any kind for reading: a FIFO without a writer does not block (fifo(7)), and a terminal does not become
 /// the controlling one.
 ///
 /// # Errors
-/// Those of open(2). A socket, which open(2) calls no such device, is named.
+/// Those of open(2). The error names a socket, for which open(2) returns ENXIO.
 pub fn open_at_once(path: &Path) -> io::Result<File> {
     open_with(path, File::options().read(true))
 }
 
-/// Opens a file to append to it, as [`open_at_once`] does, and makes it with `mode` if there is none.
+/// Opens a file to append to it, as [`open_at_once`] does, and creates it with `mode` if there is none.
 ///
 /// # Errors
-/// Those of open(2). A socket, and a FIFO without a reader, which open(2) calls no such device, are named.
+/// Those of open(2). The error names a socket, and a FIFO without a reader, for which open(2) returns ENXIO.
 pub fn append_at_once(path: &Path, mode: u32) -> io::Result<File> {
     open_with(path, File::options().append(true).create(true).mode(mode))
 }
@@ -61,7 +61,7 @@ fn open_with(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     })
 }
 
-/// What a file is, for people: `a directory`.
+/// Returns the kind of a file for people, such as `a directory`.
 #[must_use]
 pub fn kind(found: &Metadata) -> &'static str {
     let kind = found.file_type();
@@ -76,7 +76,7 @@ pub fn kind(found: &Metadata) -> &'static str {
     }
 }
 
-/// A pipe: what is written into the second end comes out of the first.
+/// Returns a pipe: its reading end, then its writing end.
 ///
 /// # Errors
 /// Those of pipe2(2).
@@ -84,8 +84,7 @@ pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(nix::unistd::pipe2(OFlag::O_CLOEXEC)?)
 }
 
-/// Takes standard input away from whoever would read it: the descriptor, close-on-exec, with /dev/null in
-/// its place. It is where a worker finds its channel.
+/// Replaces standard input by /dev/null and returns the previous one, close-on-exec. A worker's is its channel.
 ///
 /// # Errors
 /// Those of fcntl(2), open(2) and dup3(2).

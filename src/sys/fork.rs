@@ -12,7 +12,7 @@ use nix::unistd::{getpid, gettid};
 
 use super::memory::PAGE;
 
-/// This process, as [`remember`] found it.
+/// The process that called [`remember`].
 struct OwnProcess {
     pid: i32,
     /// Not 0 in this process, and 0 in every child that got a copy of its memory: MADV_WIPEONFORK of madvise(2). It saves
@@ -22,7 +22,7 @@ struct OwnProcess {
 
 static OWN: OnceLock<OwnProcess> = OnceLock::new();
 
-/// Remembers this process as the one that may serve.
+/// Remembers this process, so that its forked children are recognized.
 pub fn remember() {
     OWN.get_or_init(|| OwnProcess {
         pid: getpid().as_raw(),

@@ -1,4 +1,4 @@
-//! Descriptors that whoever started this process has left open for it, from number 3 on (sd_listen_fds(3)).
+//! Descriptors that the parent has left open for this process, from number 3 on (sd_listen_fds(3)).
 
 use std::collections::BTreeSet;
 use std::io;
@@ -18,15 +18,16 @@ use nix::{getsockopt_impl, libc, sockopt_impl};
 use super::listening::set_nonblocking;
 use super::socket::{internet_address, set_client_options};
 
-/// The number of the first one: SD_LISTEN_FDS_START.
+/// The number of the first descriptor: SD_LISTEN_FDS_START.
 const FIRST: RawFd = 3;
 
-/// Takes the first `count` of them, in their order and close-on-exec from now on. A second time there are none.
+/// Takes the first `count` descriptors, in their order, and makes them close-on-exec. A second call returns none.
 ///
-/// It has to come before this process opens anything: what is open at these numbers must be what was left open there.
+/// Must be called before this process opens anything, so that the descriptors of these numbers are those that were left
+/// open.
 ///
 /// # Errors
-/// EBADF when one of them is not open. None is taken then.
+/// EBADF when one of them is not open; then none is taken.
 pub fn take(count: u32) -> io::Result<Vec<OwnedFd>> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if count == 0 || TAKEN.swap(true, Ordering::Relaxed) {
@@ -37,24 +38,24 @@ pub fn take(count: u32) -> io::Result<Vec<OwnedFd>> {
         .and_then(|count| FIRST.checked_add(count))
         .ok_or(Errno::EBADF)?;
     for number in FIRST..end {
-        // SAFETY: it says EBADF of a number that is no descriptor, and changes nothing but whether it outlives exec.
+        // SAFETY: it returns EBADF for a number that is no descriptor, and changes only whether it outlives exec.
         Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, FdFlag::FD_CLOEXEC.bits()) })?;
     }
-    // SAFETY: they are open, as was seen just now, and this is the only time that they get an owner.
+    // SAFETY: they are open, as fcntl has just shown, and this is the only time that they get an owner.
     Ok((FIRST..end)
         .map(|number| unsafe { OwnedFd::from_raw_fd(number) })
         .collect())
 }
 
-/// Descriptors that this process had when it was another program, and left open for itself: see
-/// [`Executable::become_it`](super::process::Executable::become_it).
+/// Descriptors that this process has left open for itself when it was another program
+/// ([`Executable::become_it`](super::process::Executable::become_it)).
 #[derive(Debug, Default)]
 pub struct LeftOpen {
     taken: BTreeSet<RawFd>,
 }
 
 impl LeftOpen {
-    /// The one of this number, close-on-exec again.
+    /// Returns the descriptor of this number, close-on-exec again.
     ///
     /// # Errors
     /// EBADF when it is not open, or was taken before.
@@ -62,21 +63,21 @@ impl LeftOpen {
         if number < FIRST || !self.taken.insert(number) {
             return Err(Errno::EBADF.into());
         }
-        // SAFETY: it says EBADF of a number that is no descriptor, and changes nothing but whether it outlives exec.
+        // SAFETY: it returns EBADF for a number that is no descriptor, and changes only whether it outlives exec.
         Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, FdFlag::FD_CLOEXEC.bits()) })?;
-        // SAFETY: it is open, and each number is taken once: whoever was this process before has left it for this.
+        // SAFETY: it is open, and each number is taken once: the previous program of this process has left it for this.
         Ok(unsafe { OwnedFd::from_raw_fd(number) })
     }
 }
 
-/// What a descriptor is that somebody else has made.
+/// The kind of a descriptor that another program has created.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     /// A TCP listener, bound to this address.
     Tcp(SocketAddr),
     /// The listener of a Unix stream socket, bound to this path.
     Unix(PathBuf),
-    /// That of one in the abstract namespace, or without a name.
+    /// The listener of a Unix stream socket in the abstract namespace, or without a name.
     UnixWithoutPath,
     /// A TCP socket that is bound to this address, has no peer and does not listen: a listener that a holder has ended.
     Ended(SocketAddr),
@@ -88,10 +89,10 @@ pub enum Found {
     NoSocket,
 }
 
-/// Finds out what a descriptor is.
+/// Returns the kind of a descriptor.
 ///
 /// # Errors
-/// Those of getsockopt(2) and getsockname(2) that say neither.
+/// Those of getsockopt(2) and getsockname(2) that do not show it.
 pub fn examine(descriptor: &OwnedFd) -> io::Result<Found> {
     match getsockopt(descriptor, KindOfSocket) {
         Ok(SockType::Stream) => {}
@@ -100,7 +101,7 @@ pub fn examine(descriptor: &OwnedFd) -> io::Result<Found> {
         Err(e) => return Err(e.into()),
     }
     let address: SockaddrStorage = getsockname(descriptor.as_raw_fd())?;
-    // An MPTCP or SCTP socket has the same address and kind, and keeps no account as TCP does.
+    // An MPTCP or SCTP socket has the same address and kind, but not the byte counts of TCP.
     let is_tcp = || Ok::<bool, Errno>(getsockopt(descriptor, SocketProtocol)? == libc::IPPROTO_TCP);
     let found = match (internet_address(&address), address.as_unix_addr()) {
         (Some(address), _) if is_tcp()? => Found::Tcp(address),
@@ -126,7 +127,7 @@ fn has_no_peer(socket: &OwnedFd) -> bool {
 }
 
 sockopt_impl!(
-    /// Which protocol a socket speaks: SO_PROTOCOL of socket(7).
+    /// The protocol of a socket: SO_PROTOCOL of socket(7).
     SocketProtocol,
     GetOnly,
     libc::SOL_SOCKET,
@@ -134,8 +135,8 @@ sockopt_impl!(
     libc::c_int
 );
 
-/// A copy of a listener that somebody else has made, with all that our own have: it does not block, and what it accepts
-/// if it is one of TCP is as [`bind_tcp`](super::socket::bind_tcp) says, but for the probes.
+/// Returns a copy of a listener that another program has created, with the options of our own: it does not block, and TCP
+/// clients inherit the options of [`bind_tcp`](super::socket::bind_tcp), except for the probes.
 ///
 /// # Errors
 /// Those of fcntl(2) and setsockopt(2).
@@ -148,16 +149,16 @@ pub fn copy_listener(theirs: &OwnedFd, is_tcp: bool) -> io::Result<OwnedFd> {
     Ok(listener)
 }
 
-/// Leaves these open for the program that `command` runs, as systemd does: from number 3 on, in this order.
+/// Leaves these descriptors open for the program that `command` runs, as systemd does: from number 3 on, in this order.
 ///
 /// # Errors
 /// Those of fcntl(2).
 pub fn leave(command: &mut Command, descriptors: &[OwnedFd]) -> io::Result<()> {
     let end = FIRST + i32::try_from(descriptors.len()).map_err(|_| Errno::EMFILE)?;
-    // Out of the way of each other, for the numbers that they are to have may be those that they have.
+    // The numbers that they will have may be those that others of them have: all are moved away first.
     let aside = |descriptor: &OwnedFd| {
         let number = fcntl(descriptor.as_fd(), FcntlArg::F_DUPFD_CLOEXEC(end))?;
-        // SAFETY: fcntl has just made it, and nobody else knows of it.
+        // SAFETY: fcntl has just created it; it has no other owner.
         Ok(unsafe { OwnedFd::from_raw_fd(number) })
     };
     let aside = descriptors
@@ -166,7 +167,7 @@ pub fn leave(command: &mut Command, descriptors: &[OwnedFd]) -> io::Result<()> {
         .collect::<io::Result<Vec<OwnedFd>>>()?;
     let place = move || {
         for (number, descriptor) in (FIRST..).zip(&aside) {
-            // SAFETY: in the child between fork and exec nobody uses what is at this number.
+            // SAFETY: in the child between fork and exec no code uses the descriptor of this number.
             Errno::result(unsafe { libc::dup2(descriptor.as_raw_fd(), number) })?;
         }
         Ok(())
@@ -188,7 +189,7 @@ mod tests {
     use crate::sys::socket::bind_tcp;
 
     #[test]
-    fn a_copy_of_a_listener_is_as_ours_are() {
+    fn a_copied_listener_has_the_options_of_our_own() {
         let theirs: OwnedFd = TcpListener::bind("127.0.0.1:0")
             .expect("a free port")
             .into();
@@ -206,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_is_one_of_tcp_if_it_speaks_tcp_and_a_listener_if_it_listens() {
+    fn examine_distinguishes_tcp_and_listeners() {
         let socket =
             bind_tcp("127.0.0.1:0".parse().expect("an address"), false).expect("a free port");
         assert!(
@@ -226,7 +227,7 @@ mod tests {
             )
         };
         if number >= 0 {
-            // SAFETY: socket(2) has just made it, and nobody else knows of it.
+            // SAFETY: socket(2) has just created it; it has no other owner.
             let multipath = unsafe { OwnedFd::from_raw_fd(number) };
             listen(&multipath, 1).expect("it binds itself");
             assert_eq!(

@@ -1,13 +1,13 @@
-//! Limits of this process, named where one is the cause of an error.
+//! The limit of this process that is the cause of an error.
 
 use std::io;
 
 use nix::errno::Errno;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
-/// Returns the error with the limit that it comes from in its text, if there is one that is not unlimited: EFBIG comes from
-/// that on the size of files, which memfd_create(2) files are as well, ENOMEM may come from that on address space, EMFILE from
-/// that on descriptors, EAGAIN of fork(2) from that on processes (getrlimit(2)).
+/// Adds the limit that causes an error to its text, unless it is unlimited. EFBIG comes from the limit on the size of files,
+/// including those of memfd_create(2), EMFILE from that on descriptors, EAGAIN of fork(2) from that on processes; ENOMEM may
+/// come from that on address space (getrlimit(2)).
 #[must_use]
 pub fn named(error: io::Error) -> io::Error {
     let (resource, what) = match error.raw_os_error().map(Errno::from_raw) {
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_names_the_limit_that_it_comes_from() {
+    fn an_error_names_the_limit_that_causes_it() {
         let limited = named(Errno::EMFILE.into());
         assert!(
             limited

@@ -1,4 +1,4 @@
-//! Memory that two processes share: memfd_create(2), mmap(2).
+//! Memory that processes share: memfd_create(2), mmap(2).
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -17,11 +17,11 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 
 use super::limit;
 
-/// Bytes of a page on every machine that this is meant for; a larger one only makes holes coarser.
+/// The size of a page in bytes on all supported machines; a larger one only makes holes coarser.
 pub const PAGE: u64 = 4096;
 
-/// A file of `length` bytes in memory, of which nothing exists until it is touched. It is sealed: whoever
-/// gets it can neither shrink it, which would make a reader's next look a SIGBUS, nor make it grow.
+/// Returns a file of `length` bytes in memory, whose pages exist only once they are used. It is sealed: no process can
+/// shrink it, which would cause a SIGBUS in readers, nor make it grow.
 ///
 /// # Errors
 /// Those of memfd_create(2), ftruncate(2) and fcntl(2).
@@ -35,7 +35,7 @@ pub fn sealed_file(name: &CStr, length: u64) -> io::Result<File> {
     Ok(file)
 }
 
-/// A file in memory, empty and growing with what is written.
+/// Returns a file in memory that is empty and grows by writes.
 ///
 /// # Errors
 /// Those of memfd_create(2).
@@ -45,21 +45,21 @@ pub fn plain_file(name: &CStr) -> io::Result<File> {
     ))
 }
 
-/// The error with the limit that it comes from.
+/// Adds the limit that causes an error to its text.
 fn named(error: Errno) -> io::Error {
     limit::named(error.into())
 }
 
-/// Whether a file is one of [`sealed_file`], of this length.
+/// Returns whether a file was created by [`sealed_file`] with this length.
 ///
 /// # Errors
-/// Those of fcntl(2) and fstat(2): EINVAL for a file that is none in memory.
+/// Those of fcntl(2) and fstat(2): EINVAL for a file that is not in memory.
 pub fn is_sealed(file: &File, length: u64) -> io::Result<bool> {
     let seals = SealFlag::from_bits_retain(fcntl(file, FcntlArg::F_GET_SEALS)?);
     Ok(seals.contains(SealFlag::F_SEAL_SHRINK) && file.metadata()?.len() == length)
 }
 
-/// Gives the memory behind some bytes of the file back; they read as zeros from then on.
+/// Frees the memory of some bytes of the file, which read as zeros from then on.
 ///
 /// # Errors
 /// Those of fallocate(2).
@@ -68,7 +68,7 @@ pub fn punch(file: &File, offset: u64, length: u64) -> io::Result<()> {
     Ok(fallocate(file, flags, signed(offset)?, signed(length)?)?)
 }
 
-/// A mapped stretch of a shared file, as words that both sides read and write.
+/// A mapped part of a shared file, as words that all processes read and write.
 #[derive(Debug)]
 pub struct Words(Mapping);
 
@@ -87,14 +87,14 @@ impl Deref for Words {
 
     fn deref(&self) -> &[AtomicU64] {
         // SAFETY: the mapping is page-aligned, readable and writable, lives as long as `self`, and the file
-        // cannot shrink (checked to be long enough, sealed by its maker). AtomicU64 may be shared with anyone
-        // who changes it by atomic or plain stores of another process; every bit pattern is one of its values.
+        // cannot shrink (checked to be long enough, and sealed). AtomicU64 may be shared with other processes, which
+        // change it by atomic or plain stores; every bit pattern is one of its values.
         unsafe { std::slice::from_raw_parts(self.0.start.cast().as_ptr(), self.0.length / 8) }
     }
 }
 
-/// A mapped stretch of a shared file, as bytes that this process alone writes. Others may read them through
-/// the file, and write only what this process has agreed not to touch meanwhile.
+/// A mapped part of a shared file, as bytes that only this process writes. Others may read them through the file, and write
+/// only bytes that this process does not use at the time.
 #[derive(Debug)]
 pub struct Bytes(Mapping);
 
@@ -124,14 +124,14 @@ impl DerefMut for Bytes {
     }
 }
 
-/// An mmap(2) that is undone when dropped. Core dumps do not contain it (MADV_DONTDUMP of madvise(2)).
+/// An mmap(2) that is unmapped when dropped. Core dumps do not contain it (MADV_DONTDUMP of madvise(2)).
 #[derive(Debug)]
 struct Mapping {
     start: NonNull<std::ffi::c_void>,
     length: usize,
 }
 
-// SAFETY: a mapping belongs to the process, not to a thread; access goes by the rules of `&` and `&mut` above.
+// SAFETY: a mapping belongs to the process, not to a thread; access follows the rules of `&` and `&mut` above.
 unsafe impl Send for Mapping {}
 // SAFETY: `&Words` gives atomics only, `&Bytes` gives reads only.
 unsafe impl Sync for Mapping {}
@@ -146,7 +146,7 @@ impl Mapping {
         }
         let size = NonZeroUsize::new(length).ok_or(io::ErrorKind::InvalidInput)?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: no address is asked for, so that nothing mapped before is replaced.
+        // SAFETY: no address is requested, so that no other mapping is replaced.
         let start = unsafe {
             mmap(
                 None,
@@ -159,9 +159,9 @@ impl Mapping {
         }
         .map_err(named)?;
         let mapping = Mapping { start, length };
-        // What clients sent does not belong into a core file. And the kernel, to dump a hole, makes its pages exist, which
-        // takes time and as much memory as the hole is long.
-        // SAFETY: the range is that of the mapping, and the advice changes what a dump contains, not the memory.
+        // Bytes of clients do not belong into a core file. To dump a hole, the kernel would also allocate its pages, which
+        // takes time and memory.
+        // SAFETY: the range is that of the mapping, and the advice changes only the contents of a dump.
         unsafe { madvise(mapping.start, mapping.length, MmapAdvise::MADV_DONTDUMP) }?;
         Ok(mapping)
     }
@@ -185,7 +185,7 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     #[test]
-    fn a_sealed_file_neither_shrinks_nor_grows_and_costs_nothing_until_touched() {
+    fn a_sealed_file_keeps_its_length_and_has_no_pages() {
         let file = sealed_file(c"test", 1 << 35).expect("memfd");
         assert!(file.set_len(0).is_err());
         assert!(file.set_len(1 << 36).is_err());
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn both_sides_see_what_the_other_wrote_and_a_hole_gives_the_memory_back() {
+    fn writes_are_shared_and_a_hole_frees_memory() {
         let file = sealed_file(c"test", 1 << 20).expect("memfd");
         let words = Words::map(&file, 16).expect("mmap");
         let mut bytes = Bytes::map(&file, 4096, 8192).expect("mmap");
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(file.metadata().expect("fstat").blocks(), 16);
         punch(&file, 4096, 8192).expect("punch");
         assert_eq!(file.metadata().expect("fstat").blocks(), 8);
-        // A look through the mapping makes the page exist again, which a pread does not.
+        // A read through the mapping allocates the page again, which a pread does not.
         file.read_exact_at(&mut seen, 4096).expect("pread");
         assert_eq!((seen[0], file.metadata().expect("fstat").blocks()), (0, 8));
         assert_eq!(

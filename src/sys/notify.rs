@@ -1,4 +1,4 @@
-//! The socket by which a service manager is told things (sd_notify(3)); nobody waits for it here.
+//! Notifications to a service manager (sd_notify(3)), sent without waiting.
 
 use std::ffi::OsStr;
 use std::io;
@@ -19,10 +19,11 @@ pub struct NotifySocket {
 }
 
 impl NotifySocket {
-    /// To `address` as `$NOTIFY_SOCKET` has it: a path from `/` on, or `@` and a name in the abstract namespace (unix(7)).
+    /// Returns a socket for an address in the form of `$NOTIFY_SOCKET`: an absolute path, or `@` and a name in the abstract
+    /// namespace (unix(7)).
     ///
     /// # Errors
-    /// `InvalidInput` for any other address, and those of socket(2). Whether somebody listens there is not asked.
+    /// `InvalidInput` for any other address, and those of socket(2). A missing listener is no error here.
     pub fn new(address: &OsStr) -> io::Result<NotifySocket> {
         let manager = match address.as_bytes() {
             [b'@', name @ ..] if !name.is_empty() => UnixAddr::new_abstract(name)?,
@@ -37,7 +38,7 @@ impl NotifySocket {
     /// Sends one datagram, with copies of some descriptors.
     ///
     /// # Errors
-    /// `WouldBlock` when there is no room for it now, and those of sendmsg(2): nobody listens there, among others.
+    /// `WouldBlock` when there is no room for it now, and those of sendmsg(2), such as that of a missing listener.
     pub fn send(&self, message: &[u8], descriptors: &[OwnedFd]) -> io::Result<()> {
         let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&raw)];
@@ -74,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_and_an_abstract_name_are_addresses_and_nothing_else() {
+    fn an_address_is_a_path_or_an_abstract_name() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("notify");
         let by_path = UnixDatagram::bind(&path).expect("bind");
@@ -100,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_manager_that_does_not_read_or_is_not_there_keeps_nobody_waiting() {
+    fn send_does_not_wait_for_the_manager() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("notify");
         let manager = UnixDatagram::bind(&path).expect("bind");
@@ -115,7 +116,10 @@ mod tests {
             .expect("there is room again");
         drop(manager);
         assert_eq!(
-            socket.send(b"WATCHDOG=1", &[]).expect_err("nobody").kind(),
+            socket
+                .send(b"WATCHDOG=1", &[])
+                .expect_err("no listener")
+                .kind(),
             io::ErrorKind::ConnectionRefused
         );
     }

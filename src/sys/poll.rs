@@ -53,7 +53,7 @@ pub struct PollEvent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Woken {
     /// There are events, or the time is over.
-    Told,
+    Ready,
     /// A signal arrived, or this process was stopped and continued (EINTR).
     Interrupted,
 }
@@ -140,7 +140,7 @@ impl Poller {
                 has_ended: broken || flags.contains(EpollFlags::EPOLLRDHUP),
             }
         }));
-        Ok(Woken::Told)
+        Ok(Woken::Ready)
     }
 }
 

@@ -25,9 +25,9 @@ pub enum Exit {
     Status(i32),
     /// By a signal.
     Signal {
-        /// Its number.
+        /// The signal's number.
         number: i32,
-        /// Whether it left a core file.
+        /// Whether the process left a core file.
         core: bool,
     },
 }

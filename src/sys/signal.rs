@@ -15,42 +15,29 @@ use signal_hook::low_level::pipe;
 
 /// A signal that the daemon acts on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
 pub enum Signal {
     /// SIGTERM.
-    Terminate,
+    Terminate = SIGTERM,
     /// SIGINT.
-    Interrupt,
+    Interrupt = SIGINT,
     /// SIGCHLD.
-    Child,
+    Child = SIGCHLD,
     /// SIGCONT: this process was stopped and continues.
-    Continue,
+    Continue = SIGCONT,
     /// SIGUSR1.
-    User1,
+    User1 = SIGUSR1,
     /// SIGUSR2.
-    User2,
+    User2 = SIGUSR2,
     /// SIGHUP.
-    Hangup,
+    Hangup = SIGHUP,
     /// SIGTTIN.
-    TerminalInput,
+    TerminalInput = SIGTTIN,
     /// SIGTTOU.
-    TerminalOutput,
+    TerminalOutput = SIGTTOU,
 }
 
 impl Signal {
-    fn number(self) -> i32 {
-        match self {
-            Signal::Terminate => SIGTERM,
-            Signal::Interrupt => SIGINT,
-            Signal::Child => SIGCHLD,
-            Signal::Continue => SIGCONT,
-            Signal::User1 => SIGUSR1,
-            Signal::User2 => SIGUSR2,
-            Signal::Hangup => SIGHUP,
-            Signal::TerminalInput => SIGTTIN,
-            Signal::TerminalOutput => SIGTTOU,
-        }
-    }
-
     /// Returns whether the kernel sent it because a background process used its terminal (sigaction(2)).
     fn is_of_terminal(self, code: i32) -> bool {
         matches!(self, Signal::TerminalInput | Signal::TerminalOutput) && code == SI_KERNEL
@@ -81,11 +68,11 @@ impl Signals {
             // (signal-safety(7)).
             unsafe {
                 // The terminal's own SIGTTIN and SIGTTOU are no commands.
-                signal_hook_registry::register_sigaction(signal.number(), move |info| {
+                signal_hook_registry::register_sigaction(signal as i32, move |info| {
                     noted.fetch_or(!signal.is_of_terminal(info.si_code), Ordering::SeqCst);
                 })?;
             }
-            pipe::register(signal.number(), write.try_clone()?)?;
+            pipe::register(signal as i32, write.try_clone()?)?;
             arrived.push((signal, flag));
         }
         Ok(Signals {

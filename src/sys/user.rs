@@ -1,4 +1,4 @@
-//! Users and groups, by name or number, as the system's databases know them (nsswitch.conf(5)).
+//! Users and groups, by name or number, in the system's databases (nsswitch.conf(5)).
 
 use std::fs;
 use std::io;
@@ -8,19 +8,19 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::unistd::{Gid, Uid};
 
-/// A user who was looked up.
+/// A user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
-    /// The name, or the number in digits if the user has no name.
+    /// The user's name, or the number in digits if there is none.
     pub name: String,
-    /// The number.
+    /// The user's number.
     pub uid: u32,
 }
 
 impl User {
-    /// Finds a user by name or, if nobody has that name, by number. A number need not have a name.
+    /// Finds a user by name or, if none has that name, by number. A number need not have a name.
     ///
-    /// May wait for a directory server, if the system is set up to ask one.
+    /// May wait for a directory server, if the system uses one.
     ///
     /// # Errors
     /// When the database cannot be read.
@@ -34,70 +34,62 @@ impl User {
         }
     }
 
-    /// The user of that number. May wait as [`User::find`] does.
+    /// Returns the user of that number. May wait as [`User::find`] does.
     ///
     /// # Errors
     /// When the database cannot be read.
     pub fn from_uid(uid: u32) -> io::Result<User> {
         let user = found(nix::unistd::User::from_uid(Uid::from_raw(uid)))?;
-        Ok(User {
-            name: user.map_or_else(|| uid.to_string(), |user| user.name),
-            uid,
-        })
+        let name = user.map_or_else(|| uid.to_string(), |user| user.name);
+        Ok(User { name, uid })
     }
 }
 
-/// A group that was looked up.
+/// A group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
-    /// The name, or the number in digits if the group has no name.
+    /// The group's name, or the number in digits if there is none.
     pub name: String,
-    /// The number.
+    /// The group's number.
     pub gid: u32,
 }
 
 impl Group {
     /// Finds a group by name or, if none has that name, by number. A number need not have a name.
     ///
-    /// May wait for a directory server, if the system is set up to ask one.
+    /// May wait for a directory server, if the system uses one.
     ///
     /// # Errors
     /// When the database cannot be read.
     pub fn find(wanted: &str) -> io::Result<Option<Group>> {
-        let known = |group: nix::unistd::Group| Group {
-            name: group.name,
-            gid: group.gid.as_raw(),
-        };
-        if let Some(group) = found(nix::unistd::Group::from_name(wanted))? {
-            return Ok(Some(known(group)));
+        match found(nix::unistd::Group::from_name(wanted))? {
+            Some(group) => Ok(Some(Group {
+                name: group.name,
+                gid: group.gid.as_raw(),
+            })),
+            None => number(wanted).map(Group::from_gid).transpose(),
         }
-        let Some(gid) = number(wanted) else {
-            return Ok(None);
-        };
+    }
+
+    fn from_gid(gid: u32) -> io::Result<Group> {
         let group = found(nix::unistd::Group::from_gid(Gid::from_raw(gid)))?;
-        Ok(Some(group.map_or_else(
-            || Group {
-                name: gid.to_string(),
-                gid,
-            },
-            known,
-        )))
+        let name = group.map_or_else(|| gid.to_string(), |group| group.name);
+        Ok(Group { name, gid })
     }
 }
 
-/// The numbers under which this process sees all users and groups that its user namespace does not map
-/// (user_namespaces(7)): whoever has one of them may be anybody. None where each user or group is mapped, as outside of
-/// such a namespace.
+/// The numbers by which this process sees all users and groups that its user namespace does not map (user_namespaces(7)).
+/// They identify no user or group. None where each user or group is mapped, as outside of such a namespace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unmapped {
-    /// That of users.
+    /// The number of unmapped users.
     pub user: Option<u32>,
-    /// That of groups.
+    /// The number of unmapped groups.
     pub group: Option<u32>,
 }
 
 impl Unmapped {
-    /// As /proc shows them now.
+    /// Reads them from /proc.
     #[must_use]
     pub fn read() -> Unmapped {
         let overflow = |kind: &str| {
@@ -120,31 +112,31 @@ impl Unmapped {
     }
 }
 
-/// How many numbers a map has, which are all of them if it is `u32::MAX`: the highest number is nobody's.
+/// Returns how many numbers a map has: `u32::MAX` if it has all, as the highest number is not used.
 fn mapped(map: &str) -> u64 {
     map.lines()
         .filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok())
         .sum()
 }
 
-/// Whose a directory is.
+/// The owner of a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holder {
-    /// This user's, and others cannot write there.
+    /// This user owns it, and others cannot write to it.
     Us,
-    /// There is none.
-    Nobody,
-    /// Others own it or can write there, or it is no directory, or that cannot be found out.
+    /// There is no directory.
+    Missing,
+    /// Others own it or can write to it, or it is no directory, or that is unknown.
     Others,
 }
 
 impl Holder {
-    /// That of the directory at this path, which may be no symbolic link.
+    /// Returns the owner of the directory at this path, which must not be a symbolic link.
     #[must_use]
     pub fn read(directory: &Path) -> Holder {
         let own = nix::unistd::geteuid().as_raw();
         match fs::symlink_metadata(directory) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Holder::Nobody,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Holder::Missing,
             Ok(found) if found.is_dir() && found.uid() == own && found.mode() & 0o022 == 0 => {
                 if Unmapped::read().user == Some(own) {
                     Holder::Others
@@ -157,7 +149,7 @@ impl Holder {
     }
 }
 
-/// getpwnam(3) may also tell by an error that there is no such entry; ENOENT is a missing /etc/passwd.
+/// Accepts the errors by which getpwnam(3) may report that there is no such entry; ENOENT is a missing /etc/passwd.
 fn found<T>(answer: nix::Result<Option<T>>) -> io::Result<Option<T>> {
     match answer {
         Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
@@ -165,7 +157,7 @@ fn found<T>(answer: nix::Result<Option<T>>) -> io::Result<Option<T>> {
     }
 }
 
-/// Digits only, as a parsed number would also take `+1`. The highest number means "leave it" to chown(2).
+/// Parses digits only, while `parse` accepts `+1` as well. To chown(2) the highest number means "leave it".
 fn number(text: &str) -> Option<u32> {
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse()
@@ -178,41 +170,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_user_and_a_group_are_found_by_name_and_by_number() {
-        let root = User {
-            name: "root".to_owned(),
-            uid: 0,
-        };
-        assert_eq!(User::find("root").expect("passwd"), Some(root.clone()));
-        assert_eq!(User::find("0").expect("passwd"), Some(root));
+    fn users_and_groups_are_found_by_name_and_by_number() {
+        let (name, uid) = ("root".to_owned(), 0);
+        for wanted in ["root", "0"] {
+            let name = name.clone();
+            assert_eq!(
+                User::find(wanted).expect("passwd"),
+                Some(User { name, uid })
+            );
+        }
         let by_number = Group::find("0").expect("group").expect("group 0");
-        assert_eq!(
-            Group::find(&by_number.name).expect("group"),
-            Some(by_number)
-        );
+        let by_name = Group::find(&by_number.name).expect("group");
+        assert_eq!(by_name, Some(by_number));
+        let (unnamed, number) = ("3999999999", 3_999_999_999);
+        let user = User::find(unnamed).expect("passwd").expect("a number");
+        assert_eq!((user.name.as_str(), user.uid), (unnamed, number));
+        let group = Group::find(unnamed).expect("group").expect("a number");
+        assert_eq!((group.name.as_str(), group.gid), (unnamed, number));
+        for wanted in [
+            "",
+            "no such user",
+            "+0",
+            "-1",
+            "4294967295",
+            "4294967296",
+            "ro\0ot",
+        ] {
+            assert_eq!(User::find(wanted).expect("passwd"), None, "{wanted:?}");
+            assert_eq!(Group::find(wanted).expect("group"), None, "{wanted:?}");
+        }
     }
 
     #[test]
-    fn a_number_without_a_name_is_its_own_name() {
-        let nobody = "3999999999";
-        assert_eq!(
-            User::find(nobody).expect("passwd"),
-            Some(User {
-                name: nobody.to_owned(),
-                uid: 3_999_999_999
-            })
-        );
-        assert_eq!(
-            Group::find(nobody).expect("group"),
-            Some(Group {
-                name: nobody.to_owned(),
-                gid: 3_999_999_999
-            })
-        );
-    }
-
-    #[test]
-    fn a_map_has_all_numbers_or_not() {
+    fn the_numbers_of_a_map_are_counted() {
         for (map, count) in [
             ("", 0),
             ("0 0 4294967295\n", 4_294_967_295),
@@ -223,10 +213,10 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_ours_only_if_nobody_else_can_write_there() {
+    fn a_directory_is_ours_only_if_others_cannot_write_to_it() {
         let place = tempfile::tempdir().expect("a directory");
         let (folder, link) = (place.path().join("folder"), place.path().join("link"));
-        assert_eq!(Holder::read(&folder), Holder::Nobody);
+        assert_eq!(Holder::read(&folder), Holder::Missing);
         fs::create_dir(&folder)
             .and_then(|()| std::os::unix::fs::symlink(&folder, &link))
             .expect("it is ours");
@@ -242,21 +232,5 @@ mod tests {
         assert_eq!(holder(0o700), Holder::Us);
         assert_eq!(Holder::read(&link), Holder::Others);
         assert_eq!(Holder::read(Path::new("/proc/version")), Holder::Others);
-    }
-
-    #[test]
-    fn what_is_neither_is_not_found() {
-        for wanted in [
-            "",
-            "no such user",
-            "+0",
-            "-1",
-            "4294967295",
-            "4294967296",
-            "ro\0ot",
-        ] {
-            assert_eq!(User::find(wanted).expect("passwd"), None, "{wanted:?}");
-            assert_eq!(Group::find(wanted).expect("group"), None, "{wanted:?}");
-        }
     }
 }

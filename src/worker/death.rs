@@ -4,43 +4,54 @@
 
 use crate::sys::process;
 
-/// A kill point.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Point {
+macro_rules! points {
+    ($($(#[$doc:meta])* $Point:ident = $name:literal,)*) => {
+        /// A kill point.
+        #[derive(Clone, Copy, PartialEq, Eq)]
+        pub(super) enum Point {
+            $($(#[$doc])* $Point,)*
+        }
+
+        #[cfg(debug_assertions)]
+        const POINTS: &[(&str, Point)] = &[$(($name, Point::$Point)),*];
+    };
+}
+
+points! {
     /// The lease word is claimed.
-    AfterClaim,
+    AfterClaim = "after-claim",
     /// The cursors to the region of the next bytes are active.
-    AfterBegin,
+    AfterBegin = "after-begin",
     /// Bytes have been read.
-    AfterReceive,
+    AfterReceive = "after-receive",
     /// A request was found, and `exec` is not set yet.
-    BeforeHandler,
+    BeforeHandler = "before-handler",
     /// `exec` is set, and the method is about to be called.
-    AfterExec,
+    AfterExec = "after-exec",
     /// The method has returned, and the reply is not committed yet.
-    AfterHandler,
+    AfterHandler = "after-handler",
     /// The record of what the commit will count is stored.
-    BeforeCommit,
+    BeforeCommit = "before-commit",
     /// The reply is committed, and not counted yet.
-    AfterCommit,
+    AfterCommit = "after-commit",
     /// The reply is committed and counted.
-    AfterAnswered,
+    AfterAnswered = "after-answered",
     /// Replies are about to be written.
-    BeforeWrite,
-    /// Half of them have been written.
-    AmidWrite,
-    /// They have been written.
-    AfterWrite,
+    BeforeWrite = "before-write",
+    /// Half of the replies have been written.
+    AmidWrite = "amid-write",
+    /// Replies have been written.
+    AfterWrite = "after-write",
     /// Left bytes are copied to the slot's regions, and the cursors to them are not active yet.
-    AmidParking,
-    /// These cursors are active.
-    AfterParking,
+    AmidParking = "amid-parking",
+    /// The cursors to the slot's regions are active.
+    AfterParking = "after-parking",
     /// The turn is over except for the lease word.
-    BeforeEnd,
+    BeforeEnd = "before-end",
     /// A lease was given up, and not reported to the master yet.
-    InRetirement,
+    InRetirement = "in-retirement",
     /// A client was closed, and not reported to the master yet.
-    AfterClosed,
+    AfterClosed = "after-closed",
 }
 
 /// Kills this process if the test wants it here.
@@ -79,29 +90,9 @@ mod armed {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    use super::Point;
+    use super::{POINTS, Point};
 
     const VARIABLE: &str = "FDPASSD_DIE_AT";
-
-    const NAMES: [(&str, Point); 17] = [
-        ("after-claim", Point::AfterClaim),
-        ("after-begin", Point::AfterBegin),
-        ("after-receive", Point::AfterReceive),
-        ("before-handler", Point::BeforeHandler),
-        ("after-exec", Point::AfterExec),
-        ("after-handler", Point::AfterHandler),
-        ("before-commit", Point::BeforeCommit),
-        ("after-commit", Point::AfterCommit),
-        ("after-answered", Point::AfterAnswered),
-        ("before-write", Point::BeforeWrite),
-        ("amid-write", Point::AmidWrite),
-        ("after-write", Point::AfterWrite),
-        ("amid-parking", Point::AmidParking),
-        ("after-parking", Point::AfterParking),
-        ("before-end", Point::BeforeEnd),
-        ("in-retirement", Point::InRetirement),
-        ("after-closed", Point::AfterClosed),
-    ];
 
     /// Where this process dies, and how often it still must reach that point.
     static ARMED: OnceLock<(Point, AtomicU64)> = OnceLock::new();
@@ -125,11 +116,12 @@ mod armed {
 
     fn parse(wish: &str) -> Result<(Point, u64), String> {
         let parsed = wish.split_once(':').and_then(|(name, times)| {
-            let (_, point) = NAMES.iter().find(|(known, _)| *known == name)?;
+            let (_, point) = POINTS.iter().find(|(known, _)| *known == name)?;
             Some((*point, times.parse::<NonZeroU64>().ok()?.get()))
         });
         parsed.ok_or_else(|| {
-            let known = NAMES.map(|(name, _)| name).join(", ");
+            let known: Vec<&str> = POINTS.iter().map(|(name, _)| *name).collect();
+            let known = known.join(", ");
             format!("{VARIABLE}={wish} is no kill point: POINT:N, with N from 1 and of the points {known}")
         })
     }

@@ -92,7 +92,7 @@ struct Time {
 /// The reasons why a worker ends.
 #[derive(Default)]
 struct Ending {
-    /// It serves no more clients: the master has requested it, or it has reached its limit of requests.
+    /// The worker serves no more clients: the master has requested it, or it has reached its limit of requests.
     is_retiring: bool,
     /// When this process is killed, once it has received `Stop`.
     stop_by: Option<Instant>,

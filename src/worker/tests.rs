@@ -244,7 +244,7 @@ fn a_retiring_worker_gives_up_every_client_and_ends() {
     idle.send(&ping("1"));
     halfway.send(&ping("2")[..9]);
     master.send(&ToWorker::Retire);
-    // A client that is leased later is given up unchanged.
+    // A lease that the worker does not receive any more stays as it is.
     let mut late = master.lease_new(2);
     late.send(&ping("3"));
     worker.serve(&mut service()).expect("it ends well");

@@ -1,4 +1,4 @@
-//! What /proc shows of processes (proc(5)).
+//! Facts about processes from /proc (proc(5)).
 
 use std::fs;
 use std::io;

@@ -1,4 +1,4 @@
-//! Sockets that are to listen: making and binding them, what their clients inherit, and their queue.
+//! Listening sockets: creating and binding them, the options that their clients inherit, and their queue.
 
 use std::fs;
 use std::io;

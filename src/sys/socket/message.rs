@@ -126,7 +126,7 @@ pub fn receive_message(channel: impl AsFd, buffer: &mut [u8]) -> io::Result<Rece
         header.msg_control = control.0.as_mut_ptr().cast();
         header.msg_controllen = ControlBuffer::SIZE as _;
         let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
-        // SAFETY: every pointer in `header` is to live memory of the length given with it.
+        // SAFETY: every pointer in `header` points to live memory of the given length.
         let length = unsafe { libc::recvmsg(channel.as_fd().as_raw_fd(), &raw mut header, flags) };
         match Errno::result(length) {
             Ok(length) => {

@@ -17,9 +17,9 @@ use super::internet_address;
 pub struct Credentials {
     /// The process, as seen from here; 0 if it cannot be seen.
     pub pid: u32,
-    /// Its user when it connected.
+    /// The user of the process when it connected.
     pub uid: u32,
-    /// Its group when it connected.
+    /// The group of the process when it connected.
     pub gid: u32,
 }
 
