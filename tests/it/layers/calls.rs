@@ -1,6 +1,6 @@
 //! The calls between rooms of `master`. An import map does not see a method call: every method of `Master` can be called
-//! wherever there is a `Master`. So a room calls only methods that rooms before it on the map define, and the loop alone,
-//! which is `master/mod.rs`, calls all of them.
+//! wherever there is a `Master`. So a room calls only methods that rooms before it on the map define, and uses only the
+//! fields of `Master` whose types these rooms define. The loop alone, which is `master/mod.rs`, may call and use all.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,19 +11,26 @@ use super::{ROOM_MAY_IMPORT, may, module_of, sources};
 /// The room that stands for `master/mod.rs`.
 const LOOP: &str = "mod";
 
-/// Calls against the arrows that are still there: the room, and the method that it calls.
+/// What is still against the arrows: the room, and the method or the field.
 const KNOWN: &[(&str, &str)] = &[
+    ("listeners", "control"),
+    ("listeners", "exporter"),
     ("listeners", "keep_listeners"),
     ("listeners", "store_listener_anew"),
+    ("memory", "workers"),
     ("workers", "candidate_ended"),
+    ("workers", "exporter"),
+    ("workers", "handover"),
     ("workers", "keep_orphan"),
+    ("workers", "listeners"),
     ("workers", "reading_ended"),
     ("workers", "ready_workers"),
+    ("workers", "reloads"),
 ];
 
 #[test]
-fn no_room_calls_a_method_of_a_room_above_it() {
-    let found = forbidden_calls(&sources());
+fn no_room_uses_a_method_or_a_field_of_a_room_above_it() {
+    let found = forbidden_uses(&sources());
     let known: BTreeSet<(String, String)> = KNOWN
         .iter()
         .map(|(room, method)| ((*room).to_owned(), (*method).to_owned()))
@@ -34,7 +41,7 @@ fn no_room_calls_a_method_of_a_room_above_it() {
     );
     assert!(
         new.is_empty(),
-        "calls against the arrows, as (room, method): {new:#?}"
+        "against the arrows, as (room, method or field): {new:#?}"
     );
     assert!(
         stale.is_empty(),
@@ -53,7 +60,7 @@ fn a_call_against_the_arrows_is_seen() {
                     .to_owned(),
             ),
         ];
-        forbidden_calls(&sources).len()
+        forbidden_uses(&sources).len()
     };
     let call = "impl Master { fn f(&mut self) { if x { self\n.go(1) } } }";
     let clients = "master/clients/leases.rs";
@@ -81,38 +88,99 @@ fn a_call_against_the_arrows_is_seen() {
     }
 }
 
-/// Returns the calls of each room that the map does not allow: the room, and the method.
-fn forbidden_calls(sources: &[(String, String)]) -> BTreeSet<(String, String)> {
+#[test]
+fn a_field_against_the_arrows_is_seen() {
+    let uses = |text: &str| {
+        let sources = [
+            ("master/clients/leases.rs", text),
+            (
+                "master/mod.rs",
+                "struct Master { a: usize, b: Server, c: Option<self::x::Server>, d: Telemetry }",
+            ),
+            ("master/control/mod.rs", "pub(crate) struct Server;"),
+            ("master/telemetry/mod.rs", "pub(crate) struct Telemetry {}"),
+        ];
+        forbidden_uses(&sources.map(|(file, text)| (file.to_owned(), text.to_owned()))).len()
+    };
+    assert_eq!(
+        uses("impl Master { fn f(&self) { self.a; self.d.x() } }"),
+        0
+    );
+    assert_eq!(uses("impl Master { fn f(&self) { self.b.x() } }"), 1);
+    assert_eq!(
+        uses("impl Master { fn f(&mut self) { g(&mut self.c, self\n.b) } }"),
+        2
+    );
+    assert_eq!(uses("impl Leases { fn f(&self) { self.b.x() } }"), 0);
+    assert_eq!(uses("impl Master { fn f(&self) { self.x.b } }"), 0);
+}
+
+/// Returns what each room uses and the map does not allow: the room, and the method or the field.
+fn forbidden_uses(sources: &[(String, String)]) -> BTreeSet<(String, String)> {
     let files: Vec<(String, Vec<TokenTree>)> = sources
         .iter()
         .filter_map(|(file, text)| Some((room_of(file)?, tokens(text))))
         .collect();
-    let mut owners = BTreeMap::new();
+    let mut owners = fields_of_master(&files);
     for (room, tokens) in &files {
         for block in impls_of_master(tokens) {
-            owners.extend(functions(block).map(|name| (name, room.as_str())));
+            owners.extend(functions(block).map(|name| (format!("{name}()"), room.as_str())));
         }
     }
     let mut forbidden = BTreeSet::new();
     for (room, tokens) in files.iter().filter(|(room, _)| room != LOOP) {
-        let mut called = BTreeSet::new();
+        let mut used = BTreeSet::new();
         for block in impls_of_master(tokens) {
-            calls(block, &["self", "master"], &mut called);
+            uses(block, &["self", "master"], &mut used);
         }
-        calls(tokens.iter().cloned().collect(), &["master"], &mut called);
-        let is_forbidden = |method: &String| {
-            owners.get(method).is_some_and(|owner| {
+        uses(tokens.iter().cloned().collect(), &["master"], &mut used);
+        let is_forbidden = |name: &String| {
+            owners.get(name).is_some_and(|owner| {
                 owner != room && (*owner == LOOP || !may(&ROOM_MAY_IMPORT, room, owner))
             })
         };
         forbidden.extend(
-            called
-                .into_iter()
+            used.into_iter()
                 .filter(is_forbidden)
-                .map(|method| (room.clone(), method)),
+                .map(|name| (room.clone(), name.trim_end_matches("()").to_owned())),
         );
     }
     forbidden
+}
+
+/// Returns the fields of `Master` whose types are defined in a room, with that room.
+fn fields_of_master(files: &[(String, Vec<TokenTree>)]) -> BTreeMap<String, &str> {
+    let mut rooms = BTreeMap::new();
+    let mut fields = Vec::new();
+    for (room, tokens) in files {
+        for three in tokens.windows(3) {
+            let [TokenTree::Ident(word), TokenTree::Ident(name), behind] = three else {
+                continue;
+            };
+            match behind {
+                TokenTree::Group(body) if word == "struct" && name == "Master" => {
+                    fields = body.stream().into_iter().collect();
+                }
+                _ if (word == "struct" || word == "enum") && room != LOOP => {
+                    rooms.insert(name.to_string(), room.as_str());
+                }
+                _ => {}
+            }
+        }
+    }
+    let is_comma =
+        |token: &TokenTree| matches!(token, TokenTree::Punct(mark) if mark.as_char() == ',');
+    let owner = |field: &[TokenTree]| {
+        let words = field.iter().filter_map(|token| match token {
+            TokenTree::Ident(word) => Some(word.to_string()),
+            _ => None,
+        });
+        let mut words = words.collect::<Vec<_>>().into_iter();
+        let name = words.next()?;
+        let room = words.find_map(|word| rooms.get(&word).copied())?;
+        Some((name, room))
+    };
+    fields.split(is_comma).filter_map(owner).collect()
 }
 
 fn tokens(text: &str) -> Vec<TokenTree> {
@@ -156,28 +224,28 @@ fn functions(block: TokenStream) -> impl Iterator<Item = String> {
     names.into_iter()
 }
 
-/// Collects what these tokens call of a receiver of these names, and what they name as `Master::…` or `Self::…`.
-fn calls(tokens: TokenStream, receivers: &[&str], called: &mut BTreeSet<String>) {
+/// Collects the methods, as `name()`, and the fields that these tokens use of a receiver of these names, and the functions that
+/// they name as `Master::…` or `Self::…`.
+fn uses(tokens: TokenStream, receivers: &[&str], used: &mut BTreeSet<String>) {
     let tokens: Vec<TokenTree> = tokens.into_iter().collect();
     for (at, token) in tokens.iter().enumerate() {
         let before = at.checked_sub(1).and_then(|before| tokens.get(before));
         let is_field = matches!(before, Some(TokenTree::Punct(mark)) if mark.as_char() == '.');
         match (token, &tokens[at + 1..]) {
-            (TokenTree::Group(group), _) => calls(group.stream(), receivers, called),
+            (TokenTree::Group(group), _) => uses(group.stream(), receivers, used),
             (
                 TokenTree::Ident(receiver),
-                [
-                    TokenTree::Punct(dot),
-                    TokenTree::Ident(method),
-                    TokenTree::Group(arguments),
-                    ..,
-                ],
+                [TokenTree::Punct(dot), TokenTree::Ident(name), rest @ ..],
             ) if !is_field
                 && dot.as_char() == '.'
-                && arguments.delimiter() == Delimiter::Parenthesis
-                && receivers.iter().any(|name| receiver == name) =>
+                && receivers.iter().any(|word| receiver == word) =>
             {
-                called.insert(method.to_string());
+                let is_call = matches!(rest.first(), Some(TokenTree::Group(arguments)) if arguments.delimiter() == Delimiter::Parenthesis);
+                used.insert(if is_call {
+                    format!("{name}()")
+                } else {
+                    name.to_string()
+                });
             }
             (
                 TokenTree::Ident(owner),
@@ -191,7 +259,7 @@ fn calls(tokens: TokenStream, receivers: &[&str], called: &mut BTreeSet<String>)
                 && one.as_char() == ':'
                 && two.as_char() == ':' =>
             {
-                called.insert(method.to_string());
+                used.insert(format!("{method}()"));
             }
             _ => {}
         }
