@@ -375,6 +375,28 @@ fn a_generation_that_is_not_ready_in_time_is_rolled_back() {
 }
 
 #[test]
+fn a_reload_changes_nothing_before_its_workers_are_ready() {
+    let old = format!("{BOTH_FAMILIES}workers.count = 1");
+    let (daemon, switch) = faulty::start_with_switch(&old);
+    let pid = daemon.wait_for_workers().workers[0].pid;
+    let socket = daemon.directory().join("rpc.sock");
+    switch.set("hang");
+    daemon.write_config(
+        "listen = [\"127.0.0.1:0\", { address = \"unix:{dir}/rpc.sock\", mode = \"0666\" }]\nworkers.count = 1",
+    );
+    let waiting = Program::start(&mut ctl_command(&daemon, &["reload", "--quiet"]));
+    daemon.wait_until("its worker is being started", |status| status.reloading);
+    assert_eq!(mode(&socket), 0o660);
+    switch.set("");
+    let children = kernel::children(daemon.pid()).into_iter();
+    children
+        .filter(|child| Some(*child) != pid)
+        .for_each(|child| kernel::send(child, Signal::SIGKILL));
+    let said = waiting.finish();
+    assert_eq!((said.code, mode(&socket)), (Some(0), 0o666), "{}", said.err);
+}
+
+#[test]
 fn a_second_reload_is_refused_while_one_is_running() {
     let (daemon, switch) = faulty::start_with_switch("workers.count = 1");
     daemon.wait_for_workers();
