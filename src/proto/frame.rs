@@ -130,67 +130,50 @@ mod tests {
             bytes.extend_from_slice(body);
             bytes.extend_from_slice(b"next");
             for split in 0..bytes.len() {
+                let total = PREFIX + body.len();
                 let expected = match split {
                     0..PREFIX => Next::Partial { total: None },
-                    _ if split < PREFIX + body.len() => Next::Partial {
-                        total: Some(PREFIX + body.len()),
-                    },
-                    _ => Next::Whole {
-                        total: PREFIX + body.len(),
-                    },
+                    _ if split < total => Next::Partial { total: Some(total) },
+                    _ => Next::Whole { total },
                 };
-                assert_eq!(
-                    next(&bytes[..split], order, 1024),
-                    expected,
-                    "split at {split}"
-                );
+                let found = next(&bytes[..split], order, 1024);
+                assert_eq!(found, expected, "split at {split}");
             }
         }
     }
 
     #[test]
     fn a_length_over_the_limit_is_found_from_the_prefix() {
-        assert_eq!(
-            next(&[255, 255, 255, 255], ByteOrder::Little, 1024),
-            Next::TooLarge { length: u32::MAX }
-        );
-        assert_eq!(
-            next(&1025u32.to_le_bytes(), ByteOrder::Little, 1024),
-            Next::TooLarge { length: 1025 }
-        );
-        assert_eq!(
-            next(&1024u32.to_le_bytes(), ByteOrder::Little, 1024),
-            Next::Partial { total: Some(1028) }
-        );
+        for (length, expected) in [
+            (u32::MAX, Next::TooLarge { length: u32::MAX }),
+            (1025, Next::TooLarge { length: 1025 }),
+            (1024, Next::Partial { total: Some(1028) }),
+        ] {
+            let found = next(&length.to_le_bytes(), ByteOrder::Little, 1024);
+            assert_eq!(found, expected);
+        }
     }
 
     #[test]
     fn auto_is_never_ambiguous_up_to_65535_bytes() {
         for length in 1..=65_535u32 {
             for order in [ByteOrder::Little, ByteOrder::Big] {
-                assert_eq!(
-                    OrderRule::Auto.decide(order.prefix(length), 65_535),
-                    Some(order),
-                    "length {length}"
-                );
+                let decided = OrderRule::Auto.decide(order.prefix(length), 65_535);
+                assert_eq!(decided, Some(order), "length {length}");
             }
         }
     }
 
     #[test]
     fn auto_prefers_little_and_waits_after_an_empty_frame() {
-        assert_eq!(
-            OrderRule::Auto.decide(256u32.to_be_bytes(), 1 << 20),
-            Some(ByteOrder::Little)
-        );
-        assert_eq!(
-            OrderRule::Auto.decide(257u32.to_be_bytes(), 1 << 20),
-            Some(ByteOrder::Big)
-        );
-        assert_eq!(
-            OrderRule::Auto.decide([255; 4], 1 << 20),
-            Some(ByteOrder::Little)
-        );
-        assert_eq!(OrderRule::Auto.decide([0; 4], 1 << 20), None);
+        for (prefix, order) in [
+            (256u32, Some(ByteOrder::Little)),
+            (257, Some(ByteOrder::Big)),
+            (u32::MAX, Some(ByteOrder::Little)),
+            (0, None),
+        ] {
+            let decided = OrderRule::Auto.decide(prefix.to_be_bytes(), 1 << 20);
+            assert_eq!(decided, order);
+        }
     }
 }

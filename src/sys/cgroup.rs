@@ -162,32 +162,14 @@ mod tests {
     #[test]
     fn page_cache_of_files_does_not_count_as_used() {
         let limit = |files: &[(&str, &str)]| {
-            let files: Vec<(String, String)> = files
-                .iter()
-                .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
-                .collect();
-            limit_of(|file| {
-                files
-                    .iter()
-                    .find(|(name, _)| name == file)
-                    .map(|(_, text)| text.clone())
-            })
+            let read = |name: &str| files.iter().find(|(file, _)| *file == name);
+            let found = limit_of(|file| read(file).map(|(_, text)| (*text).to_owned()));
+            found.map(|MemoryLimit { limit, used }| (limit, used))
         };
-        let v2 = [
-            ("memory.current", "900\n"),
-            (
-                "memory.stat",
-                "shmem 500\ninactive_file 100\nactive_file 50\n",
-            ),
-        ];
+        let stat = "shmem 500\ninactive_file 100\nactive_file 50\n";
+        let v2 = [("memory.current", "900\n"), ("memory.stat", stat)];
         let with = |max| limit(&[v2[0], v2[1], ("memory.max", max)]);
-        assert_eq!(
-            with("1000\n"),
-            Some(MemoryLimit {
-                limit: 1000,
-                used: 750
-            })
-        );
+        assert_eq!(with("1000\n"), Some((1000, 750)));
         assert_eq!((with("max\n"), limit(&v2)), (None, None));
         let stat = "cache 700\nhierarchical_memory_limit 800\nactive_file 9\ntotal_inactive_file 100\ntotal_active_file 50\n";
         let v1 = |own, stat| {
@@ -197,20 +179,8 @@ mod tests {
                 ("memory.stat", stat),
             ])
         };
-        assert_eq!(
-            v1("1000\n", stat),
-            Some(MemoryLimit {
-                limit: 800,
-                used: 750
-            })
-        );
-        assert_eq!(
-            v1("700\n", stat),
-            Some(MemoryLimit {
-                limit: 700,
-                used: 750
-            })
-        );
+        assert_eq!(v1("1000\n", stat), Some((800, 750)));
+        assert_eq!(v1("700\n", stat), Some((700, 750)));
         assert_eq!(v1("9223372036854771712\n", ""), None);
         assert_eq!(limit(&[]), None);
     }

@@ -38,13 +38,18 @@ pub fn take(count: u32) -> io::Result<Vec<OwnedFd>> {
         .and_then(|count| FIRST.checked_add(count))
         .ok_or(Errno::EBADF)?;
     for number in FIRST..end {
-        // SAFETY: it returns EBADF for a number that is no descriptor, and changes only whether it outlives exec.
-        Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, FdFlag::FD_CLOEXEC.bits()) })?;
+        set_close_on_exec(number)?;
     }
     // SAFETY: they are open, as fcntl has just shown, and this is the only time that they get an owner.
     Ok((FIRST..end)
         .map(|number| unsafe { OwnedFd::from_raw_fd(number) })
         .collect())
+}
+
+fn set_close_on_exec(number: RawFd) -> nix::Result<()> {
+    // SAFETY: it returns EBADF for a number that is no descriptor, and changes only whether it outlives exec.
+    let result = unsafe { libc::fcntl(number, libc::F_SETFD, FdFlag::FD_CLOEXEC.bits()) };
+    Errno::result(result).map(drop)
 }
 
 /// Descriptors that this process has left open for itself when it was another program
@@ -63,8 +68,7 @@ impl LeftOpen {
         if number < FIRST || !self.taken.insert(number) {
             return Err(Errno::EBADF.into());
         }
-        // SAFETY: it returns EBADF for a number that is no descriptor, and changes only whether it outlives exec.
-        Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, FdFlag::FD_CLOEXEC.bits()) })?;
+        set_close_on_exec(number)?;
         // SAFETY: it is open, and each number is taken once: the previous program of this process has left it for this.
         Ok(unsafe { OwnedFd::from_raw_fd(number) })
     }
@@ -194,46 +198,30 @@ mod tests {
             .expect("a free port")
             .into();
         let ours = copy_listener(&theirs, true).expect("it is a socket");
-        assert!(
-            getsockopt(&ours, TcpNoDelay).expect("it is of TCP")
-                && getsockopt(&ours, OobInline).expect("a socket")
-        );
+        assert!(getsockopt(&ours, TcpNoDelay).expect("it is of TCP"));
+        assert!(getsockopt(&ours, OobInline).expect("a socket"));
         let flags = |command| fcntl(&ours, command).expect("it is open");
-        assert_eq!(
-            flags(FcntlArg::F_GETFL) & OFlag::O_NONBLOCK.bits(),
-            OFlag::O_NONBLOCK.bits()
-        );
+        assert_ne!(flags(FcntlArg::F_GETFL) & OFlag::O_NONBLOCK.bits(), 0);
         assert_eq!(flags(FcntlArg::F_GETFD), FdFlag::FD_CLOEXEC.bits());
     }
 
     #[test]
     fn examine_distinguishes_tcp_and_listeners() {
-        let socket =
-            bind_tcp("127.0.0.1:0".parse().expect("an address"), false).expect("a free port");
-        assert!(
-            matches!(examine(&socket).expect("it is a socket"), Found::Ended(address) if address.port() > 0)
-        );
+        let examine = |socket| examine(socket).expect("it is a socket");
+        let any = "127.0.0.1:0".parse().expect("an address");
+        let socket = bind_tcp(any, false).expect("a free port");
+        assert!(matches!(examine(&socket), Found::Ended(address) if address.port() > 0));
         listen(&socket, 1).expect("it is bound");
-        assert!(
-            matches!(examine(&socket).expect("it is a socket"), Found::Tcp(address) if address.port() > 0)
-        );
+        assert!(matches!(examine(&socket), Found::Tcp(address) if address.port() > 0));
 
+        let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC;
         // SAFETY: socket(2) reads three numbers.
-        let number = unsafe {
-            libc::socket(
-                libc::AF_INET,
-                libc::SOCK_STREAM | libc::SOCK_CLOEXEC,
-                libc::IPPROTO_MPTCP,
-            )
-        };
+        let number = unsafe { libc::socket(libc::AF_INET, kind, libc::IPPROTO_MPTCP) };
         if number >= 0 {
             // SAFETY: socket(2) has just created it; it has no other owner.
             let multipath = unsafe { OwnedFd::from_raw_fd(number) };
             listen(&multipath, 1).expect("it binds itself");
-            assert_eq!(
-                examine(&multipath).expect("it is a socket"),
-                Found::OtherSocket
-            );
+            assert_eq!(examine(&multipath), Found::OtherSocket);
         }
     }
 }

@@ -122,7 +122,7 @@ fn mapped(map: &str) -> u64 {
 /// The owner of a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holder {
-    /// This user owns it, and others cannot write to it.
+    /// The directory is owned by this user, and others cannot write to it.
     Us,
     /// There is no directory.
     Missing,
