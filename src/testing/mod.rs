@@ -316,8 +316,11 @@ impl Running {
     /// Kills the worker with this seat (index) by SIGKILL and waits until its successor is ready.
     #[track_caller]
     pub fn kill_worker(&self, seat: u32) {
-        let killed = self.worker(seat).id;
-        self.signal_worker(seat, "KILL");
+        let WorkerStatus {
+            id: killed, pid, ..
+        } = self.worker(seat);
+        let pid = pid.expect("the worker has a process");
+        process::send(pid, "KILL").expect("the worker can be sent a signal");
         self.wait_until("the successor of the killed worker is ready", |status| {
             status
                 .workers

@@ -603,7 +603,7 @@ fn changed_hosts_apply_at_once_and_waiting_ones_are_answered() {
 }
 
 #[test]
-fn one_that_is_killed_comes_back_and_its_death_is_no_workers() {
+fn a_killed_exporter_is_restarted_and_is_no_worker_death() {
     let daemon = start(TCP);
     let address = metrics_address(&daemon);
     let mut client = daemon.connect();
@@ -639,7 +639,7 @@ fn one_that_is_killed_comes_back_and_its_death_is_no_workers() {
 }
 
 #[test]
-fn it_ends_with_its_master_only() {
+fn the_exporter_ends_with_its_master_only() {
     let daemon = start(TCP);
     // It has answered, so that it has begun in earnest.
     assert_eq!(get(&metrics_address(&daemon), "/healthz").status, 200);
@@ -674,7 +674,7 @@ fn a_drained_daemon_is_healthy_and_not_ready() {
 }
 
 #[test]
-fn without_a_ready_worker_it_is_neither_healthy_nor_ready() {
+fn health_and_readiness_fail_without_a_ready_worker() {
     let (daemon, switch): (_, Switch) = faulty::start_with_switch(TCP);
     let address = metrics_address(&daemon);
     switch.set("hang");
@@ -700,7 +700,7 @@ fn without_a_ready_worker_it_is_neither_healthy_nor_ready() {
 }
 
 #[test]
-fn during_a_stop_it_reports_not_ready() {
+fn readiness_fails_during_a_stop() {
     let mut daemon = faulty::start(TCP);
     let (address, pid) = (metrics_address(&daemon), exporter(&daemon));
     let execution = Execution::start(&daemon);
@@ -874,7 +874,7 @@ fn a_client_that_does_not_read_a_long_reply_is_cut_off() {
 }
 
 #[test]
-fn it_has_nothing_of_the_masters_but_the_listener() {
+fn the_exporter_has_only_the_listener_of_the_master() {
     let daemon = start(&format!(
         "listen = [\"127.0.0.1:0\", \"unix:{{dir}}/rpc.sock\"]\n{TCP}"
     ));
@@ -929,7 +929,7 @@ fn it_has_nothing_of_the_masters_but_the_listener() {
 }
 
 #[test]
-fn it_opens_the_log_again_with_the_others() {
+fn the_exporter_reopens_the_log_with_the_others() {
     let config = "log = { target = \"file\", file = \"{dir}/log\" }\nmetrics.listen = \"unix:{dir}/metrics.sock\"";
     let daemon = start(config);
     let (log, first) = (daemon.directory().join("log"), exporter(&daemon));

@@ -11,7 +11,7 @@ use fdpassd::testing::{Client, Running, Setup};
 use serde_json::json;
 
 use crate::common::figures::assert_counted;
-use crate::common::{FDPASSD, faulty, ping_of, pong_of};
+use crate::common::{faulty, ping_of, pong_of};
 
 const ROUNDS: usize = 12;
 
@@ -151,70 +151,70 @@ fn callers_are_told(point: &str, n: u32, done: usize) {
 }
 
 #[test]
-fn after_the_claim() {
+fn a_death_after_the_claim_is_not_noticed() {
     nobody_notices("after-claim", 3);
 }
 
 #[test]
-fn after_the_view_of_the_turn_holds() {
+fn a_death_after_the_turn_begins_is_not_noticed() {
     nobody_notices("after-begin", 3);
 }
 
 #[test]
-fn after_bytes_were_received() {
+fn a_death_after_a_read_is_not_noticed() {
     nobody_notices("after-receive", 3);
 }
 
 #[test]
-fn before_a_request_is_marked_as_executing() {
+fn a_death_before_the_handler_is_not_noticed() {
     nobody_notices("before-handler", 3);
 }
 
 #[test]
-fn in_a_method_before_it_has_done_anything() {
+fn a_death_before_the_effect_is_answered_with_crashed() {
     callers_are_told("after-exec", 7, 0);
 }
 
 #[test]
-fn in_a_method_when_all_is_done() {
+fn a_death_after_the_effect_is_answered_with_crashed() {
     callers_are_told("after-handler", 7, 1);
 }
 
 #[test]
-fn when_the_reply_is_made_and_not_committed() {
+fn a_death_before_the_commit_is_answered_with_crashed() {
     callers_are_told("before-commit", 7, 1);
 }
 
 #[test]
-fn when_the_reply_is_committed_and_not_counted() {
+fn a_death_after_the_commit_is_not_noticed() {
     for n in [1, 3, 4] {
         nobody_notices("after-commit", n);
     }
 }
 
 #[test]
-fn after_the_reply_is_committed() {
+fn a_death_after_the_count_is_not_noticed() {
     nobody_notices("after-answered", 3);
 }
 
 #[test]
-fn before_replies_are_written() {
+fn a_death_before_a_write_is_not_noticed() {
     nobody_notices("before-write", 2);
 }
 
 #[test]
-fn when_half_of_the_replies_are_written() {
+fn a_death_amid_a_write_is_not_noticed() {
     nobody_notices("amid-write", 2);
 }
 
 #[test]
-fn after_replies_are_written() {
+fn a_death_after_a_write_is_not_noticed() {
     nobody_notices("after-write", 2);
 }
 
 /// The kernel's count of what a process writes is of all its threads, and of its children.
 #[test]
-fn amid_the_writes_of_another_thread() {
+fn a_death_amid_writes_of_another_thread_is_not_noticed() {
     for point in ["before-write", "amid-write", "after-write"] {
         let outcomes = outcomes_with("writer", point, 2, false);
         assert!(
@@ -226,7 +226,7 @@ fn amid_the_writes_of_another_thread() {
 
 /// The account of a thread that is not the first one is gone when its worker is: the client that was written to is closed.
 #[test]
-fn amid_a_write_of_which_no_account_is_left() {
+fn a_death_amid_an_unaccounted_write_closes_the_client() {
     for point in ["before-write", "after-write"] {
         let config = "listen = [\"unix:{dir}/rpc.sock\"]\nworkers.count = 1";
         let setup = Setup::new(faulty::example("faulty"), config)
@@ -253,22 +253,22 @@ fn amid_a_write_of_which_no_account_is_left() {
 }
 
 #[test]
-fn when_bytes_are_copied_and_no_cursors_cover_them() {
+fn a_death_amid_parking_is_not_noticed() {
     nobody_notices("amid-parking", 2);
 }
 
 #[test]
-fn when_cursors_cover_parked_bytes() {
+fn a_death_after_parking_is_not_noticed() {
     nobody_notices("after-parking", 2);
 }
 
 #[test]
-fn before_the_turn_ends() {
+fn a_death_before_the_turn_ends_is_not_noticed() {
     nobody_notices("before-end", 2);
 }
 
 #[test]
-fn when_leases_are_released_before_the_report() {
+fn a_death_between_release_and_report_loses_no_client() {
     let daemon = start("in-retirement", 1);
     let mut clients: Vec<Client> = daemon
         .addresses()
@@ -297,7 +297,7 @@ fn when_leases_are_released_before_the_report() {
 }
 
 #[test]
-fn when_a_client_was_closed_before_the_report() {
+fn a_death_between_close_and_report_loses_no_client() {
     let daemon = start("after-closed", 2);
     for round in 0..20 {
         let mut client = Client::connect(&daemon.addresses()[round % 2]);
@@ -311,28 +311,10 @@ fn when_a_client_was_closed_before_the_report() {
 }
 
 #[test]
-fn a_point_that_there_is_not_is_refused() {
+fn an_unknown_kill_point_is_refused() {
     let setup = Setup::new(faulty::example("faulty"), "workers.count = 1")
         .variable("FDPASSD_DIE_AT", "nowhere:1");
     let error = setup.start().expect_err("no worker starts");
     assert_eq!(error.code(), Some(70));
     assert!(error.stderr().contains("nowhere"), "{error}");
-}
-
-/// `.ci/run` builds it; without it there is nothing to check.
-#[test]
-fn the_release_binary_knows_no_points() {
-    let debug = Path::new(FDPASSD).parent().expect("a directory");
-    let release = debug.with_file_name("release").join("fdpassd");
-    match fs::read(&release) {
-        Ok(program) => {
-            let name = b"FDPASSD_DIE_AT";
-            assert!(
-                !program.windows(name.len()).any(|bytes| bytes == name),
-                "{} can be told to die",
-                release.display()
-            );
-        }
-        Err(e) => println!("skipped: {}: {e}", release.display()),
-    }
 }

@@ -10,10 +10,11 @@ use fdpassd::proto::names::Address;
 use fdpassd::testing::Running;
 use serde_json::{Value, json};
 
+use crate::common::needs::skip;
 use crate::common::start;
 
 #[test]
-fn it_is_served_without_a_stall() {
+fn the_original_client_is_served_without_a_stall() {
     let daemon = start(CONFIG);
     let mut client = daemon.connect().without_delay();
     let began = Instant::now();
@@ -64,7 +65,7 @@ fn rpc(socket: &mut TcpStream, method: &str, params: &Value) -> io::Result<(Stri
 }
 
 #[test]
-fn it_is_served_in_python() {
+fn the_original_client_in_python_is_served() {
     let daemon = start(CONFIG);
     let port = address(&daemon)
         .rsplit_once(':')
@@ -77,13 +78,7 @@ fn it_is_served_in_python() {
         .output();
     let output = match python {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            // To the real standard error, for the test harness shows nothing of a test that passes.
-            writeln!(
-                io::stderr(),
-                "SKIPPED, there is no python3: it_is_served_in_python"
-            )
-            .expect("it is open");
-            return;
+            return skip("python3", "there is no python3");
         }
         output => output.expect("python3 runs"),
     };

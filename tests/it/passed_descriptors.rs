@@ -127,7 +127,7 @@ fn assert_all_served(daemon: &Running) {
 }
 
 #[test]
-fn where_the_kernel_can_refuse_them_no_socket_takes_descriptors() {
+fn sockets_refuse_descriptors_where_the_kernel_can() {
     if !kernel::can_refuse_descriptors() {
         return skip("linux-6.16", "SO_PASSRIGHTS needs Linux 6.16");
     }

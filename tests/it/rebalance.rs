@@ -173,7 +173,7 @@ fn a_dry_run_shows_the_moves_that_rebalance_makes() {
 }
 
 #[test]
-fn where_nothing_is_to_be_gained_nothing_moves() {
+fn balanced_workers_exchange_no_client() {
     let daemon = faulty::start("workers.count = 1");
     let mut client = daemon.connect();
     let _ = faulty::whoami(&mut client);

@@ -13,7 +13,7 @@ use crate::common::load::Load;
 use crate::common::{kernel, let_pass, ping_of, pong_of, start};
 
 #[test]
-fn with_one_request_each_every_request_has_a_process_of_its_own() {
+fn max_requests_of_1_gives_each_request_its_own_process() {
     const CLIENTS: usize = 50;
     for workers in [1, 3] {
         let listen = r#"listen = ["127.0.0.1:0", "unix:{dir}/rpc.sock"]"#;
@@ -58,7 +58,7 @@ fn with_one_request_each_every_request_has_a_process_of_its_own() {
 }
 
 #[test]
-fn however_few_requests_a_worker_may_answer_all_are_answered() {
+fn every_request_is_answered_at_any_max_requests() {
     for most in [1, 2, 20, 300] {
         let listen = r#"listen = ["127.0.0.1:0", "unix:{dir}/rpc.sock"]"#;
         let daemon = start(&format!(
@@ -218,7 +218,7 @@ fn moves_do_not_prolong_the_idle_timeout() {
 /// Prints what a process per request costs. For a second, or as many as the variable `RECYCLE_SECONDS` says; with
 /// `RECYCLE_IDLE` clients who are there and ask for nothing, 100 without it.
 #[test]
-fn of_clients_that_are_equally_greedy_none_starves() {
+fn equally_greedy_clients_get_equal_shares() {
     let number = |name: &str, usual: u64| {
         std::env::var(name)
             .ok()

@@ -115,12 +115,14 @@ fn starts_of_a_worker_that_is_never_ready_back_off() {
             "{delays:?}"
         );
     }
-    let worker = daemon.status().workers.swap_remove(1);
-    assert_eq!((worker.state, worker.pid), (WorkerState::Waiting, None));
-    assert_eq!(
-        (worker.restarts, worker.last_death.as_deref()),
-        (4, Some("exited with status 9"))
-    );
+    let worker = daemon
+        .wait_until("it waits for its next start", |status| {
+            status.workers[1].state == WorkerState::Waiting
+        })
+        .workers
+        .swap_remove(1);
+    assert!(worker.pid.is_none() && worker.restarts >= 4, "{worker:?}");
+    assert_eq!(worker.last_death.as_deref(), Some("exited with status 9"));
     assert_no_zombies(&daemon);
 }
 

@@ -207,7 +207,7 @@ fn full_buffers_close_the_clients_with_the_oldest_frames() {
 }
 
 #[test]
-fn so_it_is_with_the_default_limits() {
+fn default_limits_close_the_clients_with_the_oldest_frames() {
     hog_buffers("workers.count = 1", 1 << 20);
 }
 

@@ -432,7 +432,7 @@ fn a_listener_that_a_reload_brings_is_drained_like_the_others() {
 }
 
 #[test]
-fn to_wait_for_a_drain_is_to_wait_for_the_last_client() {
+fn drain_wait_ends_with_the_last_client() {
     let daemon = start("workers.count = 2");
     let (mut first, second) = (daemon.connect(), daemon.connect());
     daemon.wait_until("both are there", |status| status.clients == 2);

@@ -527,7 +527,11 @@ fn refused_requests_of_a_reader_are_reported_by_a_limit() {
         (17..=most + 2).contains(&reported),
         "{reported} reports, at most {most}: {events}"
     );
-    assert!(events.contains("earlier requests forbidden"), "{events}");
+    // All are reported if they come as slowly as that.
+    assert!(
+        42 <= most || events.contains("earlier requests forbidden"),
+        "{events}"
+    );
     assert_eq!(
         daemon.stderr().matches("refused: changing things").count() as u64,
         reported
