@@ -1,8 +1,4 @@
-//! What no single value shows: whether the values go with each other.
-
-use std::ops::Range;
-
-use toml::de::{DeTable, DeValue};
+//! Checks of values against each other.
 
 use super::values::size;
 use super::{Config, Limits, Listen, MAX_HOSTS, MAX_LISTENERS, MetricsConfig, Source};
@@ -10,12 +6,12 @@ use crate::proto::frame::OrderRule;
 use crate::proto::log::{Log, LogFormat, LogTarget};
 use crate::proto::names::Address;
 
-/// Values that do not go with each other.
+/// Values that contradict each other.
 #[derive(Debug)]
 pub(super) struct Conflict {
-    /// Why not, for the operator.
+    /// The reason, for the operator.
     pub(super) message: String,
-    /// Keys to blame, such as `limits.buffers` or `listen.1.mode`; the first that the file has is pointed at.
+    /// The keys, such as `limits.buffers` or `listen.1.mode`; the first that a file has is marked.
     pub(super) places: Vec<String>,
 }
 
@@ -28,7 +24,7 @@ pub(super) fn check(config: &Config) -> Result<(), Conflict> {
     check_log(&config.log)
 }
 
-/// What only a restart can change must be in `next` what it is now.
+/// Checks that `next` has the same value for what only a restart can change.
 pub(super) fn check_next(current: &Config, next: &Config) -> Result<(), Conflict> {
     if next.control.socket == current.control.socket {
         return Ok(());
@@ -40,13 +36,13 @@ pub(super) fn check_next(current: &Config, next: &Config) -> Result<(), Conflict
     let message = format!(
         "control.socket cannot be changed by a reload; it stays {place} until the daemon is restarted"
     );
-    fault(message, ["control.socket"])
+    conflict(message, ["control.socket"])
 }
 
 fn check_listeners(listeners: &[Listen]) -> Result<(), Conflict> {
     if listeners.is_empty() {
-        return fault(
-            "there must be at least one address to listen on".to_owned(),
+        return conflict(
+            "there must be at least one address to listen on",
             ["listen"],
         );
     }
@@ -55,7 +51,7 @@ fn check_listeners(listeners: &[Listen]) -> Result<(), Conflict> {
             "at most {MAX_LISTENERS} addresses can be listened on, these are {}",
             listeners.len()
         );
-        return fault(message, [format!("listen.{MAX_LISTENERS}")]);
+        return conflict(message, [format!("listen.{MAX_LISTENERS}")]);
     }
     for (
         index,
@@ -70,7 +66,7 @@ fn check_listeners(listeners: &[Listen]) -> Result<(), Conflict> {
         if *freebind && !matches!(source, Source::Bound(Address::Tcp(_))) {
             let message =
                 format!("freebind is for TCP addresses that the daemon binds, {source} is none");
-            return fault(message, [format!("listen.{index}.freebind")]);
+            return conflict(message, [format!("listen.{index}.freebind")]);
         }
         let has_no_access = match source {
             Source::Bound(Address::Unix(_)) => None,
@@ -81,14 +77,14 @@ fn check_listeners(listeners: &[Listen]) -> Result<(), Conflict> {
         };
         if let Some(why) = has_no_access.filter(|_| access.is_some()) {
             let message = format!("mode, owner and group are for Unix sockets, {source} {why}");
-            return fault(
+            return conflict(
                 message,
                 ["mode", "owner", "group"].map(|key| format!("listen.{index}.{key}")),
             );
         }
         if is_among(source, &listeners[..index]) {
             let places = [format!("listen.{index}.address"), format!("listen.{index}")];
-            return fault(
+            return conflict(
                 format!("{source} is already listened on by an earlier entry"),
                 places,
             );
@@ -97,13 +93,13 @@ fn check_listeners(listeners: &[Listen]) -> Result<(), Conflict> {
     Ok(())
 }
 
-/// Whether that is the address of a listener. Port 0 is a free port, another one each time.
+/// Returns whether a listener has this address. Port 0 is a different free port each time.
 fn is_among(source: &Source, listeners: &[Listen]) -> bool {
     let is_any = matches!(source, Source::Bound(Address::Tcp(address)) if address.port() == 0);
     !is_any && listeners.iter().any(|listen| listen.source == *source)
 }
 
-/// From 2^24 bytes on, the big-endian prefix 00 00 00 01 is within the limit as a little-endian one too.
+/// From 2^24 bytes on, the big-endian prefix 00 00 00 01 is a valid little-endian one, too.
 fn check_orders(listeners: &[Listen], limits: &Limits) -> Result<(), Conflict> {
     let automatic = listeners
         .iter()
@@ -112,7 +108,7 @@ fn check_orders(listeners: &[Listen], limits: &Limits) -> Result<(), Conflict> {
         Some(index) if limits.max_frame >= 1 << 24 => {
             let message = "byte-order \"auto\" needs a max-frame below 16MiB: with longer frames, \
                            the length of a short big-endian one is valid in little-endian order too";
-            fault(message.to_owned(), [format!("listen.{index}.byte-order")])
+            conflict(message, [format!("listen.{index}.byte-order")])
         }
         _ => Ok(()),
     }
@@ -127,7 +123,7 @@ fn check_buffers(limits: &Limits) -> Result<(), Conflict> {
         "buffers must be at least 4 times max-frame ({}), so that one client can never fill them",
         size(least)
     );
-    fault(message, ["limits.buffers", "limits.max-frame"])
+    conflict(message, ["limits.buffers", "limits.max-frame"])
 }
 
 fn check_control(config: &Config) -> Result<(), Conflict> {
@@ -136,7 +132,7 @@ fn check_control(config: &Config) -> Result<(), Conflict> {
     };
     let source = Source::Bound(Address::Unix(socket.clone()));
     if is_among(&source, &config.listen) {
-        return fault(
+        return conflict(
             format!("{source} is already listened on for clients"),
             ["control.socket"],
         );
@@ -158,14 +154,14 @@ fn check_metrics(
             "there can be at most {MAX_HOSTS} names, these are {}",
             hosts.len()
         );
-        return fault(message, [format!("metrics.hosts.{MAX_HOSTS}")]);
+        return conflict(message, [format!("metrics.hosts.{MAX_HOSTS}")]);
     }
     match listen {
-        Some(address) if is_among(&Source::Bound(address.clone()), listeners) => fault(
+        Some(address) if is_among(&Source::Bound(address.clone()), listeners) => conflict(
             format!("{address} is already listened on for clients"),
             ["metrics.listen"],
         ),
-        Some(Address::Unix(path)) if Some(path) == control.socket.as_ref() => fault(
+        Some(Address::Unix(path)) if Some(path) == control.socket.as_ref() => conflict(
             format!("unix:{} is the control socket", path.display()),
             ["metrics.listen"],
         ),
@@ -176,104 +172,23 @@ fn check_metrics(
 fn check_log(log: &Log) -> Result<(), Conflict> {
     if (log.target, log.format) == (LogTarget::Syslog, LogFormat::Json) {
         let message = "format \"json\" is for standard error and files: lines of syslog have a form of their own";
-        return fault(message.to_owned(), ["log.format"]);
+        return conflict(message, ["log.format"]);
     }
     match (log.target, &log.file) {
-        (LogTarget::File, None) => fault(
-            "target \"file\" needs the key `file`".to_owned(),
-            ["log.target"],
-        ),
-        (LogTarget::Auto | LogTarget::Stderr | LogTarget::Syslog, Some(_)) => fault(
-            "`file` is only for target \"file\"".to_owned(),
-            ["log.file"],
-        ),
+        (LogTarget::File, None) => conflict("target \"file\" needs the key `file`", ["log.target"]),
+        (LogTarget::Auto | LogTarget::Stderr | LogTarget::Syslog, Some(_)) => {
+            conflict("`file` is only for target \"file\"", ["log.file"])
+        }
         (LogTarget::File, Some(_)) | (_, None) => Ok(()),
     }
 }
 
-fn fault<T: Into<String>>(
-    message: String,
+fn conflict<T: Into<String>>(
+    message: impl Into<String>,
     places: impl IntoIterator<Item = T>,
 ) -> Result<(), Conflict> {
     Err(Conflict {
-        message,
+        message: message.into(),
         places: places.into_iter().map(T::into).collect(),
     })
-}
-
-/// Finds a place in `text`: a key with its value, or an element of an array.
-///
-/// The text is parsed once more for it, so that no [`Config`] has to remember where it came from.
-pub(super) fn locate(text: &str, place: &str) -> Option<Range<usize>> {
-    let document = DeValue::Table(DeTable::parse(text).ok()?.into_inner());
-    span(&document, place)
-}
-
-/// Finds where a key is given first that is given again at `again`. TOML's own parser tells of the second place only.
-pub(super) fn locate_first(text: &str, again: Range<usize>) -> Option<Range<usize>> {
-    let (document, _) = DeTable::parse_recoverable(text);
-    let name = text.get(again.clone())?;
-    let mut found = Vec::new();
-    keys_named(document.get_ref(), name, &mut found);
-    // Of those in other sections, the nearest one is in the same.
-    let first = found
-        .into_iter()
-        .filter(|span| span.end <= again.start)
-        .max_by_key(|span| span.start);
-    first.or_else(|| section_before(text.get(..again.start)?, name))
-}
-
-/// The first head or key of a section: of one that is there twice the parser keeps the second place.
-fn section_before(text: &str, name: &str) -> Option<Range<usize>> {
-    let mut start = 0;
-    text.split_inclusive('\n').find_map(|line| {
-        let rest = line.trim_start().trim_start_matches('[').trim_start();
-        let at = start + line.len() - rest.len();
-        start += line.len();
-        let is_it = rest
-            .strip_prefix(name)?
-            .trim_start()
-            .starts_with([']', '.', '=']);
-        is_it.then(|| at..at + name.len())
-    })
-}
-
-fn keys_named(table: &DeTable<'_>, name: &str, found: &mut Vec<Range<usize>>) {
-    for (key, value) in table {
-        if key.get_ref() == name {
-            found.push(key.span());
-        }
-        match value.get_ref() {
-            DeValue::Table(inner) => keys_named(inner, name, found),
-            DeValue::Array(entries) => {
-                entries
-                    .iter()
-                    .filter_map(|entry| entry.get_ref().as_table())
-                    .for_each(|inner| keys_named(inner, name, found));
-            }
-            _ => {}
-        }
-    }
-}
-
-fn span(document: &DeValue<'_>, place: &str) -> Option<Range<usize>> {
-    let mut value = document;
-    let mut span = None;
-    for step in place.split('.') {
-        let inner = match value {
-            DeValue::Table(table) => {
-                let (key, inner) = table.iter().find(|(key, _)| key.get_ref() == step)?;
-                span = Some(key.span().start..inner.span().end);
-                inner
-            }
-            DeValue::Array(array) => {
-                let inner = array.get(step.parse::<usize>().ok()?)?;
-                span = Some(inner.span());
-                inner
-            }
-            _ => return None,
-        };
-        value = inner.get_ref();
-    }
-    span
 }

@@ -1,14 +1,14 @@
-//! What is wrong with a configuration file, and where.
+//! Errors of a configuration file, with their places.
 
 use std::fmt;
 use std::ops::Range;
 
 use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
 
-use super::check::{self, Conflict};
-use super::files::{self, SourceText};
+use super::check::Conflict;
+use super::source::SourceText;
 
-/// Why a configuration was not taken. Displayed as the operator reads it:
+/// Why a configuration was rejected. Displayed for the operator:
 ///
 /// ```text
 /// error: unknown key `levle`, expected one of `target`, `file`, `level`
@@ -21,48 +21,47 @@ use super::files::{self, SourceText};
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
-    /// How the file is called.
+    /// The name of the file.
     origin: String,
     message: String,
     help: Option<String>,
-    /// Line and column, unless it is about the file as a whole.
+    /// Line and column; none for the whole file.
     position: Option<(usize, usize)>,
     display: String,
 }
 
-/// The parts, for programs.
 impl Error {
-    /// What is wrong, in one sentence, without the place.
+    /// Returns the message, without the place.
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// The file that it is in.
+    /// Returns the name of the file.
     #[must_use]
     pub fn origin(&self) -> &str {
         &self.origin
     }
 
-    /// What to do about it, where that can be guessed.
+    /// Returns a suggestion, if there is one.
     #[cfg(test)]
     pub fn help(&self) -> Option<&str> {
         self.help.as_deref()
     }
 
-    /// The line, from 1; `None` if it is about the file as a whole.
+    /// Returns the line, from 1; `None` for the whole file.
     #[must_use]
     pub fn line(&self) -> Option<usize> {
         self.position.map(|(line, _)| line)
     }
 
-    /// The column in characters, from 1; `None` if it is about the file as a whole.
+    /// Returns the column in characters, from 1; `None` for the whole file.
     #[must_use]
     pub fn column(&self) -> Option<usize> {
         self.position.map(|(_, column)| column)
     }
 
-    /// `/etc/fdpassd.toml:3:1: unknown key …`, for where one line is all there is.
+    /// Returns `/etc/fdpassd.toml:3:1: unknown key …`, for a log line.
     #[must_use]
     pub fn in_one_line(&self) -> String {
         let Error {
@@ -76,7 +75,7 @@ impl Error {
 }
 
 impl Error {
-    /// The file as a whole.
+    /// Creates an error of a whole file.
     pub(super) fn from_file(origin: &str, message: &str) -> Error {
         let title = Level::ERROR.primary_title(message);
         let display = Renderer::plain().render(&[title.element(Origin::path(origin))]);
@@ -89,7 +88,7 @@ impl Error {
         }
     }
 
-    /// A byte at which the file stops being text.
+    /// Creates an error of the first byte that is not text.
     pub(super) fn not_utf8(origin: &str, bytes: &[u8], offset: usize) -> Error {
         let (valid, rest) = bytes.split_at(offset);
         let byte = rest.first().copied().unwrap_or_default();
@@ -98,35 +97,43 @@ impl Error {
         Error::at(origin, text, offset..offset, &message, None)
     }
 
-    /// What toml and serde found.
+    /// Creates an error that the parser or a type has found.
     pub(super) fn from_toml(source: &SourceText, error: &toml::de::Error) -> Error {
         let SourceText { origin, text } = source;
         let message = reword(error.message());
         let Some(span) = error.span() else {
             return Error::from_file(origin, &message);
         };
-        match check::locate_first(text, span.clone()).filter(|_| message == "duplicate key") {
+        match source
+            .find_first(span.clone())
+            .filter(|_| message == "duplicate key")
+        {
             Some(first) => Error::twice(&text[span.clone()], (source, first), (source, span)),
             None => Error::at(origin, text, span, &message, advice(&message)),
         }
     }
 
-    /// What [`super::check`] found.
-    pub(super) fn from_conflict(texts: &[SourceText], fault: &Conflict) -> Error {
-        match files::locate(texts, fault) {
-            Some((source, span)) => {
-                Error::at(&source.origin, &source.text, span, &fault.message, None)
-            }
-            None => Error::from_file(
-                texts.first().map_or("the default", |source| &source.origin),
-                &fault.message,
-            ),
-        }
+    /// Creates an error that [`super::check`] has found, at the first of its places that one of the files has.
+    pub(super) fn from_conflict(
+        texts: &[SourceText],
+        Conflict { message, places }: &Conflict,
+    ) -> Error {
+        let find = |place: &String| {
+            let mut found = texts
+                .iter()
+                .filter_map(|source| Some((source, source.find(place)?)));
+            found.next()
+        };
+        let Some((source, span)) = places.iter().find_map(find) else {
+            let origin = texts.first().map_or("the default", |source| &source.origin);
+            return Error::from_file(origin, message);
+        };
+        Error::at(&source.origin, &source.text, span, message, None)
     }
 
-    /// A key that two files have.
+    /// Creates an error of a key in two files.
     pub(super) fn given_twice(first: &SourceText, again: &SourceText, key: &str) -> Error {
-        let place = |source: &SourceText| check::locate(&source.text, key).unwrap_or_default();
+        let place = |source: &SourceText| source.find(key).unwrap_or_default();
         Error::twice(key, (first, place(first)), (again, place(again)))
     }
 
@@ -194,7 +201,7 @@ impl Error {
     }
 }
 
-/// The line and the column, from 1.
+/// Returns the line and the column, from 1.
 fn position(text: &str, offset: usize) -> (usize, usize) {
     let before = &text[..offset];
     let line = before.rsplit('\n').next().unwrap_or_default();
@@ -209,8 +216,8 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Leaves out a byte order mark, which is no column, and all but the first line of the span: a table that
-/// lacks a key is pointed at by its head. The end of the file is the end of its last line.
+/// Leaves out a byte order mark, which is not a column, and all but the first line of the span: a table that lacks a key is
+/// marked at its header. The end of the file is the end of its last line.
 fn visible(text: &str, span: Range<usize>) -> (&str, Range<usize>) {
     let shown = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mark = text.len() - shown.len();
@@ -223,7 +230,7 @@ fn visible(text: &str, span: Range<usize>) -> (&str, Range<usize>) {
     (shown, start..start + first_line)
 }
 
-/// The nearest beginning of a character: text is sliced here by what another crate says.
+/// Returns the nearest beginning of a character: the offsets come from another crate.
 fn boundary(text: &str, offset: usize) -> usize {
     (0..=offset.min(text.len()))
         .rev()
@@ -231,7 +238,7 @@ fn boundary(text: &str, offset: usize) -> usize {
         .unwrap_or_default()
 }
 
-/// serde speaks of Rust's types, the operator writes TOML.
+/// Replaces the words of Rust in serde's messages by those of TOML.
 fn reword(message: &str) -> String {
     let words = [
         ("unknown field", "unknown key"),
@@ -261,7 +268,7 @@ fn advice(message: &str) -> Option<String> {
     }
 }
 
-/// serde tells the names that it knows only in its sentence: "unknown key `x`, expected one of `y`, `z`".
+/// Finds a known name like the unknown one in serde's message: "unknown key `x`, expected one of `y`, `z`".
 fn did_you_mean(message: &str) -> Option<String> {
     let mut quoted = message.split('`').skip(1).step_by(2);
     let wrong = quoted.next()?;

@@ -1,28 +1,29 @@
-//! The configuration key by key: which ones a file has, what each one's value is, and what another file would change.
+//! The configuration key by key: the keys of a file, the value of each key, and what another file would change.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use toml::de::{DeTable, DeValue};
+use toml::{Table, Value};
 
-use super::{Config, ControlConfig};
+use super::Config;
 use crate::proto::control::{Change, Key, KeyOrigin};
 
-/// Keys that a file has, with their sections: `listen`, `workers.count`.
+/// The keys of a file, with their sections: `listen`, `workers.count`.
 pub type Keys = BTreeSet<String>;
 
-/// A configuration, and the keys that its file has.
+/// A configuration, and the keys of its files.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Loaded {
-    /// What is to be in force.
+    /// The configuration.
     pub config: Config,
-    /// All others are at their defaults.
+    /// The keys of the files; all others have their defaults.
     pub keys: Keys,
     /// The files that were read, in their order.
     pub files: Vec<PathBuf>,
 }
 
-/// The keys of a file. One that is no TOML has none.
+/// Returns the keys of a text; none if it is not TOML.
 pub(super) fn keys_of(text: &str) -> Keys {
     let Ok(document) = DeTable::parse(text) else {
         return Keys::new();
@@ -31,11 +32,8 @@ pub(super) fn keys_of(text: &str) -> Keys {
     for (name, value) in document.get_ref() {
         match value.get_ref() {
             DeValue::Table(section) => {
-                keys.extend(
-                    section
-                        .keys()
-                        .map(|key| format!("{}.{}", name.get_ref(), key.get_ref())),
-                );
+                let full = |key: &str| format!("{}.{key}", name.get_ref());
+                keys.extend(section.keys().map(|key| full(key.get_ref())));
             }
             _ => drop(keys.insert(name.get_ref().to_string())),
         }
@@ -44,181 +42,140 @@ pub(super) fn keys_of(text: &str) -> Keys {
 }
 
 impl Config {
-    /// Every key, in the order of the reference, with where its value comes from: the file's if it is in `given`. One that is
-    /// not set has the value that stands for it, or none.
+    /// Returns every key with its value and its origin, which is the file if `given` has the key. A key that is not set comes
+    /// last in its section, with the value in force instead, if any.
     #[must_use]
     pub fn entries(&self, given: &Keys) -> Vec<Key> {
-        let entry = |key: String, value| {
-            let origin = if given.contains(&key) {
-                KeyOrigin::File
-            } else {
-                KeyOrigin::Default
+        let values = self.values().into_iter();
+        let entries = values.map(|(section, key, value)| {
+            let value = value.or_else(|| self.value_instead(section, key));
+            let key = full_name(section, key);
+            let origin = match given.contains(&key) {
+                true => KeyOrigin::File,
+                false => KeyOrigin::Default,
             };
             Key { key, value, origin }
-        };
-        let mut entries: Vec<Key> = Vec::new();
-        for (key, value) in self.values() {
-            // Those of a section that are not set are behind those that are.
-            entries.push(entry(key, Some(value)));
-        }
-        for Unset {
-            section,
-            key,
-            instead,
-        } in self.unset()
-        {
-            let is_here = |entry: &Key| {
-                entry
-                    .key
-                    .strip_prefix(section)
-                    .is_some_and(|rest| rest.starts_with('.'))
-            };
-            let at = entries
-                .iter()
-                .rposition(is_here)
-                .map_or_else(|| before(section, &entries), |last| last + 1);
-            entries.insert(at, entry(format!("{section}.{key}"), instead));
-        }
-        entries
+        });
+        entries.collect()
     }
 
-    /// As [`Config::to_toml`], with a comment for each key that is not set.
+    /// Returns the text of [`Config::to_toml`], with a comment for each key that is not set.
     #[must_use]
     pub fn dump(&self) -> String {
-        let text = self.to_toml();
-        let unset = self.unset();
-        let mut dump = String::new();
-        let mut section = "";
-        // A section's comments stand before the next header, or at the end.
-        for line in text.lines().map(Some).chain([None]) {
-            let header = line
-                .and_then(|line| line.strip_prefix('['))
-                .map(|name| name.trim_end_matches(']'));
-            if header.is_some() || line.is_none() {
-                while dump.ends_with("\n\n") {
-                    dump.pop();
-                }
-                unset
-                    .iter()
-                    .filter(|unset| unset.section == section)
-                    .for_each(|unset| dump.push_str(&unset.comment()));
-                if !dump.is_empty() && line.is_some() {
-                    dump.push('\n');
-                }
-            }
-            section = header.unwrap_or(section);
-            if let Some(line) = line {
-                dump.push_str(line);
-                dump.push('\n');
+        let listen = BTreeMap::from([("listen", &self.listen)]);
+        let mut dump = toml::to_string(&listen).unwrap_or_else(|e| format!("# {e}\n"));
+        for section in self.values()[1..].chunk_by(|one, other| one.0 == other.0) {
+            dump.push_str(&format!("\n[{}]\n", section[0].0));
+            for (section, key, value) in section {
+                dump.push_str(&match (value, self.value_instead(section, key)) {
+                    (Some(value), _) => format!("{key} = {value}\n"),
+                    (None, Some(instead)) => format!("#{key} is not set; it is {instead}\n"),
+                    (None, None) => format!("#{key} is not set\n"),
+                });
             }
         }
         dump
     }
 
-    /// The keys that may be left out and are.
-    fn unset(&self) -> Vec<Unset> {
-        let ControlConfig {
-            socket,
-            mode,
-            admin_group,
-            read_group,
-        } = &self.control;
-        let in_force = quoted(&self.control.mode().to_string());
-        let keys = [
-            ("control", "socket", socket.is_none(), None),
-            ("control", "mode", mode.is_none(), Some(in_force)),
-            ("control", "admin-group", admin_group.is_none(), None),
-            ("control", "read-group", read_group.is_none(), None),
-            ("metrics", "listen", self.metrics.listen.is_none(), None),
-            ("log", "file", self.log.file.is_none(), None),
-        ];
-        let unset = keys.into_iter().filter(|(_, _, is_unset, _)| *is_unset);
-        unset
-            .map(|(section, key, _, instead)| Unset {
-                section,
-                key,
-                instead,
-            })
-            .collect()
-    }
-
-    /// What is different in `next`.
+    /// Returns what is different in `next`. Keys that are not set there come last.
     #[must_use]
     pub fn changes(&self, next: &Config) -> Vec<Change> {
-        let (before, after) = (self.values(), next.values());
-        let find = |values: &[(String, String)], key: &str| {
-            values
-                .iter()
-                .find(|(other, _)| other == key)
-                .map(|(_, value)| value.clone())
-        };
-        // A key without a value is in one of them only.
-        let gone = before.iter().filter(|(key, _)| find(&after, key).is_none());
-        let keys = after.iter().chain(gone).map(|(key, _)| key.clone());
-        keys.map(|key| Change {
-            from: find(&before, &key),
-            to: find(&after, &key),
-            key,
-        })
-        .filter(|change| change.from != change.to)
-        .collect()
+        let before = self.values();
+        let mut changes: Vec<Change> = next
+            .values()
+            .into_iter()
+            .filter_map(|(section, key, to)| {
+                let from = before
+                    .iter()
+                    .find(|value| (value.0, value.1) == (section, key))?
+                    .2
+                    .clone();
+                (from != to).then(|| Change {
+                    key: full_name(section, key),
+                    from,
+                    to,
+                })
+            })
+            .collect();
+        changes.sort_by_key(|change| change.to.is_none());
+        changes
     }
 
-    /// Keys with their values in TOML, each on one line.
-    fn values(&self) -> Vec<(String, String)> {
-        let listen = toml::Value::try_from(&self.listen)
-            .map_or_else(|e| format!("# {e}"), |listen| listen.to_string());
-        let mut values = vec![("listen".to_owned(), listen)];
-        let mut section = String::new();
-        for line in self.to_toml().lines() {
-            if let Some(name) = line.strip_prefix('[') {
-                section = name.trim_end_matches(']').to_owned();
-            } else if let Some((key, value)) =
-                line.split_once(" = ").filter(|_| !section.starts_with('['))
-            {
-                values.push((format!("{section}.{key}"), value.to_owned()));
-            }
-        }
-        values
+    /// Returns section, key and value in TOML of every key, in the order of the reference but for keys that are not set: they
+    /// come last in their section.
+    fn values(&self) -> Vec<(&'static str, &'static str, Option<String>)> {
+        let table = Table::try_from(self).unwrap_or_default();
+        let sections = SECTIONS.iter().flat_map(|(section, keys)| {
+            let table = match *section {
+                "" => Some(&table),
+                _ => table.get(*section).and_then(Value::as_table),
+            };
+            let value = |key| table?.get(key).map(Value::to_string);
+            let mut values: Vec<_> = keys
+                .iter()
+                .map(|key| (*section, *key, value(*key)))
+                .collect();
+            values.sort_by_key(|(_, _, value)| value.is_none());
+            values
+        });
+        sections.collect()
+    }
+
+    /// Returns the value of a key that is not set, if that depends on nothing but the configuration.
+    fn value_instead(&self, section: &str, key: &str) -> Option<String> {
+        ((section, key) == ("control", "mode")).then(|| quoted(&self.control.mode().to_string()))
     }
 }
 
-/// A string as a value in TOML, on one line.
+fn full_name(section: &str, key: &str) -> String {
+    match section {
+        "" => key.to_owned(),
+        _ => format!("{section}.{key}"),
+    }
+}
+
+/// Returns a string as a value in TOML, on one line.
 #[must_use]
 pub fn quoted(text: &str) -> String {
-    toml::Value::from(text).to_string()
+    Value::from(text).to_string()
 }
 
-/// A key that is not set.
-struct Unset {
-    section: &'static str,
-    key: &'static str,
-    /// The value that stands for it, if that depends on nothing but the configuration.
-    instead: Option<String>,
-}
-
-/// Where a section belongs of which no key is set: before the first key of those that come after it.
-fn before(section: &str, entries: &[Key]) -> usize {
-    let later = SECTIONS.iter().skip_while(|name| **name != section).skip(1);
-    let is_later = |entry: &Key| {
-        later
-            .clone()
-            .any(|name| entry.key.starts_with(&format!("{name}.")))
-    };
-    entries.iter().position(is_later).unwrap_or(entries.len())
-}
-
-/// In the order of the reference.
-const SECTIONS: [&str; 5] = ["workers", "limits", "control", "metrics", "log"];
-
-impl Unset {
-    fn comment(&self) -> String {
-        match &self.instead {
-            Some(value) => format!("#{} is not set; it is {value}\n", self.key),
-            None => format!("#{} is not set\n", self.key),
-        }
-    }
-}
+/// All keys in the order of the reference, which is that of the fields of [`Config`].
+const SECTIONS: [(&str, &[&str]); 6] = [
+    ("", &["listen"]),
+    (
+        "workers",
+        &[
+            "count",
+            "dispatch",
+            "rebalance",
+            "start-timeout",
+            "max-requests",
+            "max-lifetime",
+        ],
+    ),
+    (
+        "limits",
+        &[
+            "max-clients",
+            "max-clients-per-address",
+            "ipv6-prefix",
+            "max-frame",
+            "buffers",
+            "idle-timeout",
+            "frame-timeout",
+            "send-timeout",
+            "request-timeout",
+            "stall-timeout",
+            "drain-timeout",
+            "restart-grace",
+            "tcp-keepalive",
+        ],
+    ),
+    ("control", &["socket", "mode", "admin-group", "read-group"]),
+    ("metrics", &["listen", "hosts"]),
+    ("log", &["target", "file", "format", "level"]),
+];
 
 #[cfg(test)]
 mod tests {
@@ -229,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn every_value_is_on_one_line_and_makes_the_same_configuration() {
+    fn the_values_make_the_same_configuration() {
         let config = parse(
             "listen = [\"127.0.0.1:1\", { address = \"unix:/x\", mode = \"0600\" }]\n[log]\ntarget = \"file\"\n\
              file = \"/tmp/a \\\" = [b]\"\n",
@@ -255,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_not_set_is_shown_in_its_section_with_what_stands_for_it() {
+    fn a_key_that_is_not_set_is_shown_in_its_section() {
         let groups = "control.admin-group = \"0\"\nmetrics.listen = \"127.0.0.1:1\"";
         for (text, mode, metrics) in [
             ("", "\"0660\"", None),
@@ -286,7 +243,8 @@ mod tests {
                 .map(|(name, _)| name)
                 .collect();
             assert!(
-                sections.is_sorted_by_key(|name| SECTIONS.iter().position(|known| known == name)),
+                sections
+                    .is_sorted_by_key(|name| SECTIONS.iter().position(|(known, _)| known == name)),
                 "{sections:?}"
             );
             let dump = config.dump();
@@ -305,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_files_keys_are_known_however_they_are_written() {
+    fn the_keys_of_a_file_are_known_in_every_spelling() {
         let text = "listen = [\"127.0.0.1:1\"]\nworkers.count = 3\nlimits = { max-frame = \"64KiB\" }\n[log]\nlevel = \"debug\"";
         let keys = keys_of(text);
         assert_eq!(
@@ -321,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_are_what_is_different_also_where_there_was_nothing() {
+    fn changes_have_new_removed_and_different_values() {
         let before =
             parse("limits.max-frame = \"64KiB\"\nlog = { target = \"file\", file = \"/tmp/x\" }");
         let after = parse("workers.count = 2");

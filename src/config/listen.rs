@@ -20,25 +20,25 @@ use crate::sys::zone;
 /// Where clients connect, and how.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Listen {
-    /// Where its socket comes from; the key `address`.
+    /// The source of the socket; the key `address`.
     pub source: Source,
-    /// The byte order of its clients; little-endian by default.
+    /// The byte order of clients; little-endian by default.
     pub byte_order: OrderRule,
-    /// How many connections the kernel keeps for us to accept, from 1 to 65,535; 4096 by default.
+    /// The length of the kernel's queue of connections, from 1 to 65,535; 4096 by default.
     pub backlog: u32,
-    /// Who may connect: `Some` if and only if the address is a Unix socket's that the daemon binds.
+    /// The access rights: `Some` if and only if the daemon binds a Unix socket.
     pub access: Option<Access>,
-    /// Whether a TCP address is bound although no interface has it; false by default.
+    /// Whether a TCP address is bound even if no interface has it; false by default.
     pub freebind: bool,
 }
 
-/// Where the socket of a listener comes from: `127.0.0.1:8080`, `unix:/run/fdpassd/rpc.sock` or `systemd:rpc`.
+/// The source of a listener's socket: `127.0.0.1:8080`, `unix:/run/fdpassd/rpc.sock` or `systemd:rpc`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// The daemon binds it to this address.
     Bound(Address),
-    /// systemd has bound it, and hands it over under this name (`FileDescriptorName=` of systemd.socket(5)), perhaps
-    /// several of them.
+    /// systemd has bound it and passes it under this name (`FileDescriptorName=` of systemd.socket(5)), which several
+    /// sockets may share.
     Handed(String),
 }
 
@@ -77,19 +77,19 @@ impl fmt::Display for Source {
     }
 }
 
-/// The owner and the permissions of a Unix socket: who may write to it may connect.
+/// The owner and the permissions of a Unix socket: a process that may write to it may connect.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Access {
-    /// Its permissions; 0660 by default, so that opening it to everybody is a decision.
+    /// The permissions; 0660 by default.
     pub mode: Mode,
-    /// Its owner; the daemon's user by default.
+    /// The owner; the daemon's user by default.
     pub owner: Option<User>,
-    /// Its group; the daemon's by default.
+    /// The group; the daemon's by default.
     pub group: Option<Group>,
 }
 
 impl Listen {
-    /// A listener with nothing but defaults.
+    /// Returns a listener with the default of each other field.
     #[must_use]
     pub fn new(source: Source) -> Listen {
         let byte_order = OrderRule::default();
@@ -121,7 +121,7 @@ impl Serialize for Listen {
     }
 }
 
-/// By hand, since serde's `untagged` would forget which key of the table was wrong, and why.
+/// Written by hand: serde's `untagged` would lose which key of the table is wrong, and why.
 struct ListenEntry;
 
 impl<'de> Visitor<'de> for ListenEntry {
@@ -160,7 +160,7 @@ struct ListenTable {
 }
 
 impl From<ListenTable> for Listen {
-    /// Leaves [`Access`] where there can be none in, for `check` to refuse it with a caret.
+    /// Keeps [`Access`] even for a TCP address: `check` refuses it with its place.
     fn from(table: ListenTable) -> Listen {
         let ListenTable {
             source,

@@ -1,12 +1,12 @@
-//! Users and groups that a configuration names, and how their numbers are found.
+//! The numbers of the users and groups in a configuration.
 //!
-//! A file is read strictly: a name without a number is a mistake. The configuration that a master before this one had in
-//! force is taken over for the sake of its clients, and must not fail for a name: a program that goes on in the same process
-//! ([`Names::Known`]) asks no database at all, and a restart ([`Names::Lenient`]) takes a group that is unknown now for one
-//! that nobody is in.
+//! A file is read strictly: an unknown name is an error. The configuration of a previous master, which has clients, must not
+//! fail for a name: an upgrade in place ([`Names::Known`]) reads no database, and a restart ([`Names::Lenient`]) treats an
+//! unknown group as one without members.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::io;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,7 @@ use super::Config;
 use super::notation::Rejection;
 use crate::sys::user::{Group, User};
 
-/// The number of a group or user that no process has: setgid(2) and setuid(2) refuse it, and chown(2) changes nothing by it.
+/// A number that no process has as user or group: setuid(2) and setgid(2) refuse it, and chown(2) ignores it.
 const NONE: u32 = u32::MAX;
 
 /// The numbers of the users and groups that a configuration names.
@@ -26,7 +26,7 @@ pub struct Identities {
 }
 
 impl Identities {
-    /// Those of a configuration.
+    /// Returns the identities in a configuration.
     #[must_use]
     pub fn from_config(config: &Config) -> Identities {
         let access = || {
@@ -51,25 +51,25 @@ impl Identities {
     }
 }
 
-/// Where the numbers of names come from.
+/// The source of the numbers.
 #[derive(Clone, Debug, Default)]
 pub(super) enum Names {
-    /// From the databases of the system; a name that is not there is a mistake.
+    /// The databases of the system; an unknown name is an error.
     #[default]
     Strict,
-    /// From the databases; a name that is not there is that of nobody.
+    /// The databases of the system; an unknown name has the number [`NONE`].
     Lenient,
-    /// From here, without a look at the databases; a name that is not here is that of nobody.
+    /// These identities alone; an unknown name has the number [`NONE`].
     Known(Identities),
 }
 
 thread_local! {
-    /// For what this thread parses now: serde passes nothing along to the values of a document.
+    /// For the document that this thread parses: serde passes no context to values.
     static NAMES: RefCell<Names> = const { RefCell::new(Names::Strict) };
 }
 
 impl Names {
-    /// Parses with these, and strictly again afterwards.
+    /// Calls `parse` with these, and then restores the previous ones.
     pub(super) fn during<T>(self, parse: impl FnOnce() -> T) -> T {
         struct Restore(Names);
         impl Drop for Restore {
@@ -82,53 +82,56 @@ impl Names {
     }
 }
 
-/// The user of a name or number.
+/// Returns the user of a name or number.
 pub(super) fn user(name: &str) -> Result<User, Rejection> {
-    let nobody = || User {
+    let with_uid = |uid| User {
         name: name.to_owned(),
-        uid: NONE,
+        uid,
     };
-    NAMES.with_borrow(|names| match names {
-        Names::Known(known) => Ok(known
-            .users
-            .get(name)
-            .map_or_else(nobody, |&uid| User { uid, ..nobody() })),
-        Names::Lenient => Ok(User::find(name).ok().flatten().unwrap_or_else(|| {
-            log::warn!("user {name:?} cannot be resolved; its files keep their owner");
-            nobody()
-        })),
-        Names::Strict => match User::find(name) {
-            Ok(user) => {
-                user.ok_or_else(|| Rejection::Because(format!("there is no user {name:?}")))
-            }
-            Err(error) => Err(Rejection::Because(format!(
-                "cannot look up the user {name:?}: {error}"
-            ))),
-        },
-    })
+    resolve(
+        name,
+        "user",
+        "its files keep their owner",
+        User::find,
+        |known| with_uid(known.users.get(name).copied().unwrap_or(NONE)),
+    )
 }
 
-/// The group of a name or number.
+/// Returns the group of a name or number.
 pub(super) fn group(name: &str) -> Result<Group, Rejection> {
-    let nobodys = || Group {
+    let with_gid = |gid| Group {
         name: name.to_owned(),
-        gid: NONE,
+        gid,
     };
+    resolve(
+        name,
+        "group",
+        "its members have no access",
+        Group::find,
+        |known| with_gid(known.groups.get(name).copied().unwrap_or(NONE)),
+    )
+}
+
+/// Resolves a name as this thread does at the moment. `known` returns what has the number of these identities, or [`NONE`].
+fn resolve<T>(
+    name: &str,
+    kind: &str,
+    consequence: &str,
+    find: fn(&str) -> io::Result<Option<T>>,
+    known: impl Fn(&Identities) -> T,
+) -> Result<T, Rejection> {
     NAMES.with_borrow(|names| match names {
-        Names::Known(known) => Ok(known
-            .groups
-            .get(name)
-            .map_or_else(nobodys, |&gid| Group { gid, ..nobodys() })),
-        Names::Lenient => Ok(Group::find(name).ok().flatten().unwrap_or_else(|| {
-            log::warn!("group {name:?} cannot be resolved; its members have no access");
-            nobodys()
+        Names::Known(identities) => Ok(known(identities)),
+        Names::Lenient => Ok(find(name).ok().flatten().unwrap_or_else(|| {
+            log::warn!("{kind} {name:?} cannot be resolved; {consequence}");
+            known(&Identities::default())
         })),
-        Names::Strict => match Group::find(name) {
-            Ok(group) => {
-                group.ok_or_else(|| Rejection::Because(format!("there is no group {name:?}")))
+        Names::Strict => match find(name) {
+            Ok(found) => {
+                found.ok_or_else(|| Rejection::Because(format!("there is no {kind} {name:?}")))
             }
             Err(error) => Err(Rejection::Because(format!(
-                "cannot look up the group {name:?}: {error}"
+                "cannot look up the {kind} {name:?}: {error}"
             ))),
         },
     })
@@ -141,7 +144,7 @@ mod tests {
     const TEXT: &str = "control.admin-group = \"no-such-group\"";
 
     #[test]
-    fn unknown_group_of_a_kept_configuration_admits_nobody() {
+    fn an_unknown_group_of_the_last_configuration_has_no_members() {
         let admins = |config: &Config| config.control.admin_group.clone().map(|group| group.gid);
         assert!(
             Config::parse(TEXT, "file")

@@ -1,8 +1,7 @@
-//! How a field is written in the file, where serde's own way is not the operator's.
+//! The notations of fields in the file, where they differ from serde's.
 //!
-//! serde's `with` takes a type, so `#[serde(with = "OrNone::<Timeout>")]` reads and writes a field in
-//! that notation; the notations of single values are in `values`. The spans of errors come from toml,
-//! which points at the value that was refused.
+//! serde's `with` takes a type: `#[serde(with = "OrNone::<Timeout>")]` reads and writes a field in that notation. The
+//! notations of single values are in `values` and `durations`. Errors have the span of the refused value, from toml.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,7 +17,7 @@ use serde::ser::Serializer;
 pub(super) trait Notation: Sized {
     type Value;
 
-    /// What to write, for whoever wrote something else.
+    /// Returns what is valid, for the error message.
     fn expected() -> String;
 
     fn read(written: &WrittenValue<'_>) -> Result<Self::Value, Rejection>;
@@ -37,27 +36,27 @@ pub(super) trait Notation: Sized {
     }
 }
 
-/// A value as it stands in the file.
+/// A value in the file.
 pub(super) enum WrittenValue<'a> {
     Text(Cow<'a, str>),
     Number(i64),
 }
 
-/// Why a value was not taken.
+/// Why a value is refused.
 pub(super) enum Rejection {
-    /// It is not what [`Notation::expected`] says.
+    /// It differs from [`Notation::expected`].
     Unexpected,
-    /// The whole sentence.
+    /// The whole message.
     Because(String),
 }
 
-/// A value, or a word in its place.
+/// A value, or a word instead.
 pub(super) struct Or<W, N>(PhantomData<(W, N)>);
 
-/// A value, or "none" if there is to be none.
+/// A value, or "none".
 pub(super) type OrNone<N> = Or<NoneWord, N>;
 
-/// A value, or "auto" to have it chosen later.
+/// A value, or "auto" if it is chosen later.
 pub(super) type OrAuto<N> = Or<AutoWord, N>;
 
 pub(super) trait Keyword {
@@ -97,7 +96,7 @@ impl<W: Keyword, N: Notation> Notation for Or<W, N> {
     }
 }
 
-/// A key that may be left out and has no word for that.
+/// An optional key without a word such as "none".
 pub(super) struct Given<N>(PhantomData<N>);
 
 impl<N: Notation> Given<N> {
@@ -118,14 +117,14 @@ impl<N: Notation> Given<N> {
     }
 }
 
-/// Reads a table. serde's derived code would also take an array, as the fields in their order.
+/// Reads a table. serde's derived code would also accept an array, as the fields in their order.
 pub(super) fn table<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
     deserializer.deserialize_any(TableOf(PhantomData))
 }
 
-/// Reads an enum of words. serde's derived code would also take a table with a word as its key.
+/// Reads an enum of words. serde's derived code would also accept a table with a word as its key.
 pub(super) fn word<'de, T: DeserializeOwned, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
@@ -136,7 +135,7 @@ struct Reader<N>(PhantomData<N>);
 
 impl<N: Notation> Reader<N> {
     fn read<E: serde::de::Error>(self, written: &WrittenValue<'_>) -> Result<N::Value, E> {
-        N::read(written).map_err(|refusal| match (refusal, written) {
+        N::read(written).map_err(|rejection| match (rejection, written) {
             (Rejection::Because(sentence), _) => E::custom(sentence),
             (Rejection::Unexpected, WrittenValue::Text(text)) => {
                 E::invalid_value(Unexpected::Str(text), &self)

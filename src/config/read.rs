@@ -1,4 +1,4 @@
-//! The bytes of a configuration file, without waiting for what is at its path.
+//! Reads a configuration file without blocking on a special file at its path.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
@@ -9,22 +9,22 @@ use super::MAX_FILE;
 use crate::sys::fd;
 use crate::sys::poll::{Interest, wait_for};
 
-/// How long the writer of a pipe may take.
+/// The time for the writer of a pipe.
 const PIPE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What may be at the path beside a regular file.
+/// Whether a pipe is read, besides regular files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pipes {
-    /// A pipe, which is read to its end: `/dev/stdin`, `<(…)`, a FIFO. For a process that serves no clients yet.
+    /// A pipe is read to its end: `/dev/stdin`, `<(…)`, a FIFO. For a process that does not serve clients yet.
     Read,
-    /// Nothing. The bytes of a pipe are there once only.
+    /// A pipe is refused: its content can be read only once.
     Refuse,
 }
 
 /// Reads the file at `path`, of at most [`MAX_FILE`] bytes.
 ///
 /// # Errors
-/// When it cannot be opened or read, is longer, or is neither a regular file nor what `pipes` says; `TimedOut` when the
+/// A file that cannot be opened or read, is longer, or is neither a regular file nor what `pipes` allows; `TimedOut` if the
 /// writer of a pipe takes longer than 10 s.
 pub(super) fn read(path: &Path, pipes: Pipes) -> io::Result<Vec<u8>> {
     let file = fd::open_at_once(path)?;
@@ -39,7 +39,7 @@ pub(super) fn read(path: &Path, pipes: Pipes) -> io::Result<Vec<u8>> {
         Pipes::Read if is_pipe => read_pipe(file, Instant::now() + PIPE_TIMEOUT)?,
         Pipes::Refuse if is_pipe => {
             return Err(io::Error::other(
-                "it is a pipe, whose content is there once only: a reload needs a regular file",
+                "it is a pipe, whose content can be read only once: a reload needs a regular file",
             ));
         }
         _ => {
@@ -57,7 +57,7 @@ pub(super) fn read(path: &Path, pipes: Pipes) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The pipe does not block. Without a writer that has ever been there poll(2) waits, while read(2) would report the end.
+/// Reads a non-blocking pipe. Before the first writer opens it, poll(2) waits, while read(2) would report the end.
 fn read_pipe(mut pipe: File, until: Instant) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut buffer = [0; 4096];

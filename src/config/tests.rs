@@ -1,9 +1,14 @@
 //! Every promise of the file: each fault is told in words, at its place.
 
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::*;
 use crate::proto::frame::OrderRule;
+use crate::proto::log::{LogFormat, LogLevel, LogTarget};
 use crate::proto::names::Address;
 use crate::sys::user::{Group, User};
 
@@ -187,6 +192,14 @@ fn what_is_written_is_read_back() {
     for config in [Config::default(), everything()] {
         assert_eq!(parse(&config.to_toml()), config, "{}", config.to_toml());
     }
+}
+
+#[test]
+fn entries_have_every_key() {
+    let config = everything();
+    let entries = config.entries(&Keys::new()).into_iter();
+    let keys: Keys = entries.map(|entry| entry.key).collect();
+    assert_eq!(keys, keys::keys_of(&config.to_toml()));
 }
 
 #[test]

@@ -59,7 +59,7 @@ fn a_pipe_as_configuration_is_read_at_start_alone() {
     daemon.wait_for_workers();
     let file = daemon.directory().join("config.toml");
     make_fifo(&file);
-    let sentence = "cannot read the file: it is a pipe, whose content is there once only: a reload needs a regular file";
+    let sentence = "cannot read the file: it is a pipe, whose content can be read only once: a reload needs a regular file";
     for verb in [&["config", "check"][..], &["reload"]] {
         let said = ctl(&daemon, verb);
         assert!(

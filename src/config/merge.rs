@@ -1,0 +1,282 @@
+//! Several files as one configuration.
+//!
+//! No key overrides another one: each is given once in all files, so that their order only matters for messages.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use super::Config;
+use super::check::Conflict;
+use super::error::Error;
+use super::keys::{Keys, Loaded, keys_of};
+use super::source::SourceText;
+
+/// Parses all texts as one configuration and checks it.
+pub(super) fn parse(
+    texts: &[SourceText],
+    check: impl Fn(&Config) -> Result<(), Conflict>,
+) -> Result<Loaded, Error> {
+    let mut keys = BTreeMap::new();
+    let mut merged = Table::new();
+    let mut config = Config::default();
+    for source in texts {
+        let fail = |error| Error::from_toml(source, &error);
+        // This checks the types of all values, as only here their places are known.
+        config = toml::from_str(&source.text).map_err(fail)?;
+        for key in keys_of(&source.text) {
+            if let Some(first) = keys.insert(key.clone(), source) {
+                return Err(Error::given_twice(first, source, &key));
+            }
+        }
+        merge(&mut merged, toml::from_str(&source.text).map_err(fail)?);
+    }
+    if texts.len() > 1 {
+        config = Config::deserialize(merged)
+            .map_err(|error| Error::from_file(&texts[0].origin, error.message()))?;
+    }
+    check(&config).map_err(|conflict| Error::from_conflict(texts, &conflict))?;
+    let files = texts.iter().map(|text| PathBuf::from(&text.origin));
+    Ok(Loaded {
+        config,
+        keys: keys.into_keys().collect(),
+        files: files.collect(),
+    })
+}
+
+/// Adds keys, none of which is there yet.
+fn merge(merged: &mut Table, more: Table) {
+    for (name, value) in more {
+        match (merged.get_mut(&name), value) {
+            (Some(Value::Table(section)), Value::Table(more)) => section.extend(more),
+            (_, value) => drop(merged.insert(name, value)),
+        }
+    }
+}
+
+/// Refuses texts that leave out keys in force because a file is empty, as a file is while it is being written.
+pub(super) fn check_not_emptied(
+    texts: &[SourceText],
+    keys: &Keys,
+    in_force: &Keys,
+) -> Result<(), Error> {
+    let is_empty = |source: &&SourceText| source.text.trim().is_empty();
+    let source = texts
+        .iter()
+        .find(|source| keys.is_empty() || is_empty(source));
+    let gone: Vec<&str> = in_force.difference(keys).map(String::as_str).collect();
+    let (Some(source), [first, rest @ ..]) = (source, gone.as_slice()) else {
+        return Ok(());
+    };
+    let more = match rest.len() {
+        0 => String::new(),
+        count => format!(" and {count} more"),
+    };
+    let what = match is_empty(&source) {
+        true => "the file is empty",
+        false => "the file has no keys",
+    };
+    let message = format!(
+        "{what}, as while it is being written; the configuration in force has {first}{more} from a file; \
+         \"reload --force\" takes the file as it is"
+    );
+    Err(Error::from_file(&source.origin, &message))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::config::files::tests::set;
+
+    #[test]
+    fn keys_of_several_files_make_one_configuration() {
+        let (directory, standard) = set(&[
+            (
+                "x.toml",
+                "listen = [\"127.0.0.1:1\"]\n[workers]\ncount = 3\n",
+            ),
+            (
+                "x.d/a.toml",
+                "workers.dispatch = \"round-robin\"\n[limits]\nmax-frame = \"64KiB\"\n",
+            ),
+            ("x.d/b.toml", "limits = { buffers = \"1MiB\" }\n"),
+        ]);
+        let whole = "listen = [\"127.0.0.1:1\"]\nworkers = { count = 3, dispatch = \"round-robin\" }\n\
+                     limits = { max-frame = \"64KiB\", buffers = \"1MiB\" }";
+        let loaded = Config::load(None, &standard).expect("it is good");
+        assert_eq!(
+            loaded.config,
+            Config::parse(whole, "test").expect("it is good")
+        );
+        assert_eq!(loaded.keys, keys_of(whole));
+        drop(directory);
+        assert_eq!(
+            Config::load(None, &standard).expect("there is none"),
+            Loaded::default()
+        );
+    }
+
+    #[test]
+    fn a_mistake_is_shown_in_the_file_that_has_it() {
+        for (text, place, message) in [
+            ("[log]\nlevle = 1", "x.d/a.toml:2:1", "unknown key `levle`"),
+            (
+                "limits.buffers = \"64KiB\"",
+                "x.d/a.toml:1:8",
+                "buffers must be at least 4 times max-frame (4MiB)",
+            ),
+            (
+                "[log]\nfile = \"/x\"",
+                "x.d/a.toml:2:1",
+                "`file` is only for target",
+            ),
+        ] {
+            let (_directory, standard) = set(&[
+                ("x.toml", "[limits]\nmax-frame = \"1MiB\"\n"),
+                ("x.d/a.toml", text),
+            ]);
+            let error = Config::load(None, &standard).expect_err(text);
+            assert!(error.message().contains(message), "{error}");
+            assert!(
+                error.in_one_line().contains(&format!("{place}: ")),
+                "{}",
+                error.in_one_line()
+            );
+        }
+    }
+
+    #[test]
+    fn a_key_given_twice_is_shown_at_both_places() {
+        let (directory, standard) = set(&[
+            ("x.toml", "# mine\n[workers]\ncount = 3\n"),
+            ("x.d/a.toml", "log.level = \"warn\"\n"),
+            (
+                "x.d/b.toml",
+                "log.format = \"json\"\nworkers = { count = 4 }\n",
+            ),
+        ]);
+        let error = Config::load(None, &standard).expect_err("it is there twice");
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        let first = format!("{}:3:1", path("x.toml"));
+        assert_eq!(
+            error.message(),
+            format!("`workers.count` is given twice, the first time at {first}")
+        );
+        assert_eq!(
+            error.in_one_line(),
+            format!("{}:2:13: {}", path("x.d/b.toml"), error.message())
+        );
+        for words in [
+            &first,
+            "3 | count = 3",
+            "workers = { count = 4 }",
+            "given here first",
+            "and again here",
+        ] {
+            assert!(
+                error.to_string().contains(words),
+                "{words} is not in\n{error}"
+            );
+        }
+
+        for (text, first, again, name) in [
+            (
+                "[control]\nmode = \"0600\"\n[workers]\ncount = 1\n\ncount = 2\n",
+                "4:1",
+                "6:1",
+                "count",
+            ),
+            (
+                "[workers]\ncount = 1\n\n[log]\n[workers]\ndispatch = \"round-robin\"\n",
+                "1:2",
+                "5:2",
+                "workers",
+            ),
+            (
+                "listen = [\"[::]:1\"]\nlisten = [\"[::]:2\"]\n",
+                "1:1",
+                "2:1",
+                "listen",
+            ),
+            (
+                "# x\nworkers.count = 1\n[log]\n[workers]\ndispatch = \"round-robin\"",
+                "2:1",
+                "4:2",
+                "workers",
+            ),
+            (
+                "workers.count = 1\nworkers.count = 1\n",
+                "1:9",
+                "2:9",
+                "count",
+            ),
+            (
+                "listen = [{ address = \"[::]:1\", backlog = 1, backlog = 2 }]",
+                "1:33",
+                "1:46",
+                "backlog",
+            ),
+        ] {
+            let error = Config::parse(text, "one.toml").expect_err(text);
+            let message = format!("`{name}` is given twice, the first time at one.toml:{first}");
+            assert_eq!(
+                error.in_one_line(),
+                format!("one.toml:{again}: {message}"),
+                "\n{error}"
+            );
+            assert!(error.to_string().contains("given here first"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_emptied_file_is_refused_while_its_keys_are_in_force() {
+        let (directory, standard) = set(&[
+            ("x.toml", "listen = [\"[::]:1\"]"),
+            ("x.d/a.toml", "workers.count = 1"),
+        ]);
+        let before = Config::load(None, &standard).expect("it is good");
+        let next = |force| {
+            before
+                .config
+                .load_next(&before.keys, None, &standard, force)
+        };
+        let write = |name: &str, text: &str| {
+            fs::write(directory.path().join(name), text).expect("it is ours")
+        };
+        write("x.toml", "");
+        let error = next(false).expect_err("it is empty");
+        assert!(
+            error.message().starts_with("the file is empty, as while"),
+            "{error}"
+        );
+        assert!(
+            error.message().contains("has listen from a file"),
+            "{error}"
+        );
+        assert_eq!(
+            next(true).expect("it is good").config.workers,
+            before.config.workers
+        );
+        write("x.toml", "# soon\n");
+        next(false).expect("it has a comment, and another file has keys");
+        write("x.d/a.toml", "# soon\n");
+        let error = next(false).expect_err("nothing has keys");
+        assert!(
+            error.message().starts_with("the file has no keys"),
+            "{error}"
+        );
+        assert!(
+            error
+                .message()
+                .contains("has listen and 1 more from a file"),
+            "{error}"
+        );
+        write("x.toml", "listen = [\"[::]:1\"]\nworkers.count = 1");
+        write("x.d/a.toml", "");
+        next(false).expect("nothing is missing");
+    }
+}

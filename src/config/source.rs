@@ -1,0 +1,84 @@
+//! The text of a configuration file, and places in it.
+//!
+//! The text is parsed again to find a place, so that no [`Config`](super::Config) stores where its values came from.
+
+use std::ops::Range;
+
+use toml::de::{DeTable, DeValue};
+
+/// A file that was read.
+#[derive(Clone, Debug)]
+pub(super) struct SourceText {
+    /// The name of the file in messages.
+    pub(super) origin: String,
+    pub(super) text: String,
+}
+
+impl SourceText {
+    /// Finds a place, such as `limits.buffers` or `listen.1`: a key with its value, or an element of an array.
+    pub(super) fn find(&self, place: &str) -> Option<Range<usize>> {
+        let document = DeValue::Table(DeTable::parse(&self.text).ok()?.into_inner());
+        let (mut value, mut span) = (&document, None);
+        for step in place.split('.') {
+            let inner = match value {
+                DeValue::Table(table) => {
+                    let (key, inner) = table.iter().find(|(key, _)| key.get_ref() == step)?;
+                    span = Some(key.span().start..inner.span().end);
+                    inner
+                }
+                DeValue::Array(array) => {
+                    let inner = array.get(step.parse::<usize>().ok()?)?;
+                    span = Some(inner.span());
+                    inner
+                }
+                _ => return None,
+            };
+            value = inner.get_ref();
+        }
+        span
+    }
+
+    /// Finds the first place of a key whose second place is `again`: the parser reports only that one.
+    pub(super) fn find_first(&self, again: Range<usize>) -> Option<Range<usize>> {
+        let (document, _) = DeTable::parse_recoverable(&self.text);
+        let name = self.text.get(again.clone())?;
+        let mut found = Vec::new();
+        keys_named(document.get_ref(), name, &mut found);
+        // Other sections may have the key, too: the nearest one is in the same section.
+        let first = found
+            .into_iter()
+            .filter(|span| span.end <= again.start)
+            .max_by_key(|span| span.start);
+        first.or_else(|| first_section(self.text.get(..again.start)?, name))
+    }
+}
+
+/// Finds the first header or key of a section: of a section that is there twice the parser keeps the second place.
+fn first_section(text: &str, name: &str) -> Option<Range<usize>> {
+    let mut start = 0;
+    text.split_inclusive('\n').find_map(|line| {
+        let rest = line.trim_start().trim_start_matches('[').trim_start();
+        let at = start + line.len() - rest.len();
+        start += line.len();
+        let behind = rest.strip_prefix(name)?.trim_start();
+        behind
+            .starts_with([']', '.', '='])
+            .then(|| at..at + name.len())
+    })
+}
+
+fn keys_named(table: &DeTable<'_>, name: &str, found: &mut Vec<Range<usize>>) {
+    for (key, value) in table {
+        if key.get_ref() == name {
+            found.push(key.span());
+        }
+        match value.get_ref() {
+            DeValue::Table(inner) => keys_named(inner, name, found),
+            DeValue::Array(entries) => entries
+                .iter()
+                .filter_map(|entry| entry.get_ref().as_table())
+                .for_each(|inner| keys_named(inner, name, found)),
+            _ => {}
+        }
+    }
+}
