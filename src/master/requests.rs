@@ -20,6 +20,9 @@ use crate::sys::poll::PollEvent;
 /// no more than this and one request.
 const CONTROL_BUDGET: Duration = Duration::from_millis(5);
 
+/// The answer to a permitted request.
+type VerbResult = Result<Answer, Refusal>;
+
 impl Master {
     /// Serves control clients whose sockets have events, for [`CONTROL_BUDGET`] a turn; the others
     /// are served in the next turn, before those that have been served.
@@ -44,9 +47,9 @@ impl Master {
     }
 
     /// Executes a request, or begins to.
-    fn execute(&mut self, request: &ControlRequest, now: Instant) -> Result<Answer, Refusal> {
-        if self.workers.pool.is_stopping() && request.verb.changes() && request.verb != Verb::Stop {
-            return Err(Refusal::new(RefusalCode::Refused, "the daemon is stopping"));
+    fn execute(&mut self, request: &ControlRequest, now: Instant) -> VerbResult {
+        if request.verb.changes() && request.verb != Verb::Stop {
+            self.lifecycle.check_change()?;
         }
         match request.verb {
             Verb::Status => self.show_status(request, now),
@@ -72,13 +75,13 @@ impl Master {
         }
     }
 
-    fn show_status(&mut self, request: &ControlRequest, now: Instant) -> Result<Answer, Refusal> {
+    fn show_status(&mut self, request: &ControlRequest, now: Instant) -> VerbResult {
         request.no_params()?;
         self.look_at_counters();
         request.reply(&self.status_snapshot().status(now))
     }
 
-    fn show_version(&self, request: &ControlRequest) -> Result<Answer, Refusal> {
+    fn show_version(&self, request: &ControlRequest) -> VerbResult {
         request.no_params()?;
         request.reply(&Version {
             name: self.name.clone(),
@@ -87,39 +90,39 @@ impl Master {
         })
     }
 
-    fn show_metrics(&mut self, request: &ControlRequest, now: Instant) -> Result<Answer, Refusal> {
+    fn show_metrics(&mut self, request: &ControlRequest, now: Instant) -> VerbResult {
         request.no_params()?;
         self.look_at_counters();
         let text = metrics::text(&self.status_snapshot(), now);
         request.reply(&Metrics { text })
     }
 
-    fn show_clients(&self, request: &ControlRequest) -> Result<Answer, Refusal> {
+    fn show_clients(&self, request: &ControlRequest) -> VerbResult {
         let asked = request.params_or_default()?;
         request.reply(&self.status_snapshot().clients_page(asked)?)
     }
 
-    fn show_config(&self, request: &ControlRequest) -> Result<Answer, Refusal> {
+    fn show_config(&self, request: &ControlRequest) -> VerbResult {
         request.no_params()?;
         request.reply(&self.status_snapshot().effective())
     }
 
-    fn check_file(&self, request: &ControlRequest) -> Result<Answer, Refusal> {
+    fn check_file(&self, request: &ControlRequest) -> VerbResult {
         request.no_params()?;
         Ok(Answer::Pending(self.reloads.next_check()))
     }
 
-    fn show_or_set_log_level(&mut self, request: &ControlRequest) -> Result<Answer, Refusal> {
+    fn show_or_set_log_level(&mut self, request: &ControlRequest) -> VerbResult {
         let asked = request.params_or_default()?;
         request.reply(&self.log_level(request.asker(), asked))
     }
 
-    fn kick_client(&mut self, request: &ControlRequest) -> Result<Answer, Refusal> {
+    fn kick_client(&mut self, request: &ControlRequest) -> VerbResult {
         let Kick { client } = request.params()?;
         request.reply(&self.kick(request.asker(), client)?)
     }
 
-    fn stop_daemon(&mut self, request: &ControlRequest, now: Instant) -> Result<Answer, Refusal> {
+    fn stop_daemon(&mut self, request: &ControlRequest, now: Instant) -> VerbResult {
         request.no_params()?;
         let asker = request.asker();
         if self.lifecycle.is_ending() {
@@ -130,7 +133,7 @@ impl Master {
         Ok(Answer::Pending(PendingKind::Stopped))
     }
 
-    fn reload_file(&mut self, request: &ControlRequest, now: Instant) -> Result<Answer, Refusal> {
+    fn reload_file(&mut self, request: &ControlRequest, now: Instant) -> VerbResult {
         let ReloadParams { force } = request.params_or_default()?;
         Ok(Answer::Pending(
             match self.begin_reload(request.asker(), force, now) {
@@ -144,30 +147,30 @@ impl Master {
         ))
     }
 
-    fn scale_workers(&mut self, request: &ControlRequest) -> Result<Answer, Refusal> {
+    fn scale_workers(&mut self, request: &ControlRequest) -> VerbResult {
         let Scale { count } = request.params()?;
         self.scale(request.asker(), count)?;
         Ok(Answer::Pending(PendingKind::Settled(request.verb)))
     }
 
-    fn recycle_workers(&mut self, request: &ControlRequest) -> Result<Answer, Refusal> {
+    fn recycle_workers(&mut self, request: &ControlRequest) -> VerbResult {
         let Recycle { worker } = request.params_or_default()?;
         self.recycle(request.asker(), worker)?;
         Ok(Answer::Pending(PendingKind::Settled(request.verb)))
     }
 
-    fn hold_worker(&mut self, request: &ControlRequest) -> Result<Answer, Refusal> {
+    fn hold_worker(&mut self, request: &ControlRequest) -> VerbResult {
         let Hold { worker } = request.params()?;
         self.hold(request.asker(), worker)?;
         Ok(Answer::Pending(PendingKind::Emptied(worker)))
     }
 
-    fn release_held(&mut self, request: &ControlRequest) -> Result<Answer, Refusal> {
+    fn release_held(&mut self, request: &ControlRequest) -> VerbResult {
         self.release(request.asker(), &request.params()?)?;
         Ok(Answer::Pending(PendingKind::Done(request.verb)))
     }
 
-    fn drain_daemon(&mut self, request: &ControlRequest) -> Result<Answer, Refusal> {
+    fn drain_daemon(&mut self, request: &ControlRequest) -> VerbResult {
         let Drain { wait } = request.params_or_default()?;
         self.set_drained(request.asker(), true);
         Ok(Answer::Pending(if wait {
@@ -177,40 +180,28 @@ impl Master {
         }))
     }
 
-    fn undrain_daemon(&mut self, request: &ControlRequest) -> Result<Answer, Refusal> {
+    fn undrain_daemon(&mut self, request: &ControlRequest) -> VerbResult {
         request.no_params()?;
         self.set_drained(request.asker(), false);
         Ok(Answer::Pending(PendingKind::Done(request.verb)))
     }
 
-    fn rebalance_clients(
-        &mut self,
-        request: &ControlRequest,
-        now: Instant,
-    ) -> Result<Answer, Refusal> {
+    fn rebalance_clients(&mut self, request: &ControlRequest, now: Instant) -> VerbResult {
         let Rebalance { dry_run } = request.params_or_default()?;
         self.begin_balance(request.asker(), dry_run, now)?;
         Ok(Answer::Pending(PendingKind::Rebalanced))
     }
 
-    fn upgrade_daemon(
-        &mut self,
-        request: &ControlRequest,
-        now: Instant,
-    ) -> Result<Answer, Refusal> {
+    fn upgrade_daemon(&mut self, request: &ControlRequest, now: Instant) -> VerbResult {
         let UpgradeTo { binary } = request.params_or_default()?;
         if binary.is_some() {
-            self.control.clients.roles.need_owner(&request.peer)?;
+            self.control.clients.roles.check_owner(&request.peer)?;
         }
         self.begin_upgrade(request.asker(), binary, now)?;
         Ok(Answer::Pending(PendingKind::Upgraded))
     }
 
-    fn reopen_log_file(
-        &mut self,
-        request: &ControlRequest,
-        now: Instant,
-    ) -> Result<Answer, Refusal> {
+    fn reopen_log_file(&mut self, request: &ControlRequest, now: Instant) -> VerbResult {
         request.no_params()?;
         self.reopen_log(request.asker(), now)?;
         Ok(Answer::Pending(PendingKind::Done(request.verb)))
@@ -341,7 +332,7 @@ impl Master {
 }
 
 /// Shows the events after a number, and waits for the next one if there is none yet.
-fn show_events(request: &ControlRequest, now: Instant) -> Result<Answer, Refusal> {
+fn show_events(request: &ControlRequest, now: Instant) -> VerbResult {
     let EventsAfter { after, wait } = request.params_or_default()?;
     let wait = Duration::try_from_secs_f64(wait.unwrap_or(0.0))
         .ok()

@@ -7,7 +7,7 @@
 //! | `read-group` | root, the daemon's user | its members | all users (0666) |
 //! | both | these two, members of `admin-group` | members of `read-group` | all users (0666) |
 //!
-//! A peer that may do neither is refused when it connects.
+//! A peer without either right is refused when it connects.
 
 use std::os::fd::AsFd;
 use std::{fmt, io};
@@ -101,8 +101,8 @@ impl Roles {
         (uid == 0 || uid == self.user.uid) && self.unmapped.user != Some(uid)
     }
 
-    fn is_in(&self, who: &ControlPeer, group: &Option<Group>) -> bool {
-        who.is_in(group) && group.as_ref().map(|group| group.gid) != self.unmapped.group
+    fn is_in(&self, peer: &ControlPeer, group: &Option<Group>) -> bool {
+        peer.is_in(group) && group.as_ref().map(|group| group.gid) != self.unmapped.group
     }
 
     /// Applies the roles of another configuration.
@@ -115,12 +115,12 @@ impl Roles {
         (self.user.name.clone(), self.user.uid)
     }
 
-    pub(crate) fn of(&self, who: &ControlPeer) -> Role {
-        if self.is_owner(who.credentials.uid) || self.is_in(who, &self.admins) {
+    pub(crate) fn of(&self, peer: &ControlPeer) -> Role {
+        if self.is_owner(peer.credentials.uid) || self.is_in(peer, &self.admins) {
             return Role::Admin;
         }
-        let is_anybodys = self.admins.is_none() && self.readers.is_none();
-        if is_anybodys || self.is_in(who, &self.readers) {
+        let is_open = self.admins.is_none() && self.readers.is_none();
+        if is_open || self.is_in(peer, &self.readers) {
             Role::Reader
         } else {
             Role::Forbidden
@@ -131,8 +131,8 @@ impl Roles {
     ///
     /// # Errors
     /// `forbidden`, naming the users and groups that would be allowed.
-    pub(crate) fn need(&self, role: Role, who: &ControlPeer) -> Result<(), Refusal> {
-        if self.of(who) >= role {
+    pub(crate) fn check(&self, role: Role, peer: &ControlPeer) -> Result<(), Refusal> {
+        if self.of(peer) >= role {
             return Ok(());
         }
         let what = if role == Role::Admin {
@@ -142,7 +142,7 @@ impl Roles {
         };
         Err(Refusal::new(
             RefusalCode::Forbidden,
-            format!("{what} needs {}", self.who_has(role)),
+            format!("{what} needs {}", self.names_with(role)),
         ))
     }
 
@@ -151,8 +151,8 @@ impl Roles {
     ///
     /// # Errors
     /// `forbidden`.
-    pub(crate) fn need_owner(&self, who: &ControlPeer) -> Result<(), Refusal> {
-        if self.is_owner(who.credentials.uid) {
+    pub(crate) fn check_owner(&self, peer: &ControlPeer) -> Result<(), Refusal> {
+        if self.is_owner(peer.credentials.uid) {
             return Ok(());
         }
         let owner = if self.user.uid == 0 || self.unmapped.user == Some(self.user.uid) {
@@ -167,7 +167,7 @@ impl Roles {
     }
 
     /// Describes the users and groups with this role.
-    fn who_has(&self, role: Role) -> String {
+    fn names_with(&self, role: Role) -> String {
         let User { name, uid } = &self.user;
         let group = |group: &Option<Group>| {
             group
@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn a_refusal_names_all_that_are_permitted() {
         let stranger = peer(1000, &[1000]);
-        let refusal = |roles: &Roles, role| roles.need(role, &stranger).expect_err("a stranger");
+        let refusal = |roles: &Roles, role| roles.check(role, &stranger).expect_err("a stranger");
         let both = roles(true, true);
         let changing = refusal(&both, Role::Admin);
         assert_eq!(
@@ -350,7 +350,7 @@ mod tests {
         }
         let stranger = peer(DAEMON, &[]);
         assert_eq!(
-            roles.need_owner(&stranger).expect_err("anybody").message,
+            roles.check_owner(&stranger).expect_err("anybody").message,
             "choosing the program needs root"
         );
     }
@@ -359,7 +359,7 @@ mod tests {
     fn a_new_configuration_applies_to_connected_peers() {
         let mut roles = roles(true, false);
         let who = peer(1000, &[ADMINS]);
-        roles.need(Role::Admin, &who).expect("a member");
+        roles.check(Role::Admin, &who).expect("a member");
         roles.change(&ControlConfig::default());
         assert_eq!(roles.of(&who), Role::Reader);
     }

@@ -31,7 +31,7 @@ const MAX_READERS_PER_USER: usize = 8;
 pub(crate) struct ControlClients {
     clients: BTreeMap<u64, ControlClient>,
     next: u64,
-    most: usize,
+    max: usize,
     pub(crate) roles: Roles,
     /// No control client is accepted until then.
     paused_until: Option<Instant>,
@@ -43,12 +43,12 @@ pub(crate) struct ControlClients {
 }
 
 impl ControlClients {
-    /// Creates an empty set of at most `most` control clients.
-    pub(crate) fn new(most: usize, roles: Roles) -> ControlClients {
+    /// Creates an empty set of at most `max` control clients.
+    pub(crate) fn new(max: usize, roles: Roles) -> ControlClients {
         ControlClients {
             clients: BTreeMap::new(),
             next: 0,
-            most,
+            max,
             roles,
             paused_until: None,
             logged_rejection: None,
@@ -99,21 +99,21 @@ impl ControlClients {
     }
 
     /// Checks whether a peer is admitted. A peer without a role takes up no place.
-    fn admit(&mut self, who: &ControlPeer, now: Instant) -> Result<(), Refusal> {
-        if let Err(refusal) = self.roles.need(Role::Reader, who) {
+    fn admit(&mut self, peer: &ControlPeer, now: Instant) -> Result<(), Refusal> {
+        if let Err(refusal) = self.roles.check(Role::Reader, peer) {
             if self
                 .logged_rejection
                 .is_none_or(|logged| now >= logged + REFUSAL_LOG_INTERVAL)
             {
                 self.logged_rejection = Some(now);
                 log::warn!(
-                    "{who} turned away from the control socket: {}",
+                    "{peer} turned away from the control socket: {}",
                     refusal.message
                 );
             }
             return Err(refusal);
         }
-        if !self.has_room_for(who) {
+        if !self.has_room_for(peer) {
             return Err(Refusal::new(
                 RefusalCode::Busy,
                 "there are too many control clients",
@@ -122,10 +122,10 @@ impl ControlClients {
         Ok(())
     }
 
-    fn has_room_for(&self, who: &ControlPeer) -> bool {
-        let is_admin = |who: &ControlPeer| self.roles.of(who) == Role::Admin;
-        if self.clients.len() >= self.most || is_admin(who) {
-            return self.clients.len() < self.most;
+    fn has_room_for(&self, peer: &ControlPeer) -> bool {
+        let is_admin = |peer: &ControlPeer| self.roles.of(peer) == Role::Admin;
+        if self.clients.len() >= self.max || is_admin(peer) {
+            return self.clients.len() < self.max;
         }
         let others = self
             .clients
@@ -133,9 +133,9 @@ impl ControlClients {
             .filter(|client| !is_admin(&client.peer));
         let same = others
             .clone()
-            .filter(|client| client.peer.credentials.uid == who.credentials.uid)
+            .filter(|client| client.peer.credentials.uid == peer.credentials.uid)
             .count();
-        others.count() < self.most.saturating_sub(RESERVED_FOR_ADMINS).max(1)
+        others.count() < self.max.saturating_sub(RESERVED_FOR_ADMINS).max(1)
             && same < MAX_READERS_PER_USER
     }
 
@@ -218,24 +218,24 @@ impl ControlClients {
     /// Checks whether a request is permitted.
     ///
     /// # Errors
-    /// As [`Roles::need`].
+    /// As [`Roles::check`].
     pub(crate) fn permit(&self, request: &ControlRequest) -> Result<(), Refusal> {
         let needed = if request.changes() {
             Role::Admin
         } else {
             Role::Reader
         };
-        self.roles.need(needed, &request.peer)
+        self.roles.check(needed, &request.peer)
     }
 
     /// Checks whether a client whose reply was pending is still permitted to get it.
     ///
     /// # Errors
-    /// As [`Roles::need`].
+    /// As [`Roles::check`].
     pub(crate) fn permit_events(&self, number: u64) -> Result<(), Refusal> {
-        self.clients
-            .get(&number)
-            .map_or(Ok(()), |client| self.roles.need(Role::Reader, &client.peer))
+        self.clients.get(&number).map_or(Ok(()), |client| {
+            self.roles.check(Role::Reader, &client.peer)
+        })
     }
 
     /// Sends the reply to a request, or makes the client wait for it. Refusals are reported.
