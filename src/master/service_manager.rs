@@ -95,7 +95,7 @@ impl ManagerLink {
         for state in self.states.drain(..) {
             self.notifier.send_state(&state, &summary, details, now);
         }
-        self.notifier.keep(summary, details, is_ready, now);
+        self.notifier.send_due(summary, details, is_ready, now);
     }
 }
 

@@ -198,7 +198,7 @@ impl Notifier {
 
     /// Sends the watchdog's message, messages that could not be sent, and, once the daemon is ready, a changed status, each if
     /// it is due.
-    pub(crate) fn keep(
+    pub(crate) fn send_due(
         &mut self,
         summary: Summary,
         details: &Details<'_>,
