@@ -19,8 +19,9 @@ use crate::server::Running;
 use crate::table::progress;
 use crate::{cpu, interrupt, launch};
 
-/// Requests for each count of system calls.
-const COUNTED: u64 = 20_000;
+/// Requests for each count of system calls, and counts of each build, one after the other: batching varies.
+const COUNTED: u64 = 10_000;
+const COUNTS: u32 = 4;
 
 /// A median ratio up to this is no loss, even if 1 is outside of the quartiles.
 const TOLERANCE: f64 = 1.02;
@@ -146,7 +147,14 @@ fn count_calls(builds: &[Recipe; 2], scenarios: &[Scenario]) -> Result<()> {
     let mut rows = vec![row("system calls for each request", heads)];
     for scenario in scenarios {
         progress(scenario.title())?;
-        let counts = [trace(&builds[0], *scenario)?, trace(&builds[1], *scenario)?];
+        let mut counts = [BTreeMap::new(), BTreeMap::new()];
+        for _ in 0..COUNTS {
+            for (build, sums) in builds.iter().zip(&mut counts) {
+                for (name, calls) in trace(build, *scenario)? {
+                    *sums.entry(name).or_insert(0.0) += calls / f64::from(COUNTS);
+                }
+            }
+        }
         let [baseline, candidate] = [&counts[0], &counts[1]];
         let all = counts
             .each_ref()
