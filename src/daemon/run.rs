@@ -14,7 +14,7 @@ use super::SHIPPED;
 use crate::config::{self, Config, Loaded};
 use crate::exporter;
 use crate::logging;
-use crate::master::{self, Announce, Handed, Inherited, MasterSetup, Resumed};
+use crate::master::{self, Announce, Handed, Inherited, MasterSetup};
 use crate::proto::names::Address;
 use crate::worker::{self, Methods};
 
@@ -121,23 +121,15 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
     let is_awaited = handed.is_awaited();
     let code = match in_force(loaded, inherited.as_ref()) {
         Err(e) => fail(name, EX_CONFIG, &e),
-        Ok((loaded, config_stale)) => run_master(
-            MasterSetup {
-                name: name.to_owned(),
-                version,
-                config: loaded.config,
-                config_keys: loaded.keys,
-                config_file,
-                config_files: loaded.files,
-                standard_file,
-                announce: announcer(name.to_owned(), version),
-                handed,
-                inherited,
+        Ok((loaded, config_stale)) => {
+            let files = (config_file, standard_file);
+            let setup = setup(name.to_owned(), version, loaded, files, handed, inherited);
+            let setup = MasterSetup {
                 config_stale,
-                missing_log: None,
-            },
-            None,
-        ),
+                ..setup
+            };
+            run_master(setup, None)
+        }
     };
     if is_awaited && code != ExitCode::SUCCESS {
         master::wait_before_failing();
@@ -186,35 +178,42 @@ fn checked(name: &str, result: Result<(), String>) -> ExitCode {
 /// Continues as master after an upgrade: this process was a master and now runs this program.
 fn resume_master(name: &str, version: &'static str, number: &str) -> ExitCode {
     match master::resume(number) {
-        Ok(Resumed {
-            name,
-            loaded,
-            config_file,
-            standard_file,
-            handed,
-            inherited,
-            log,
-        }) => run_master(
-            MasterSetup {
-                announce: announcer(name.clone(), version),
-                name,
-                version,
-                config: loaded.config,
-                config_keys: loaded.keys,
-                config_file,
-                config_files: loaded.files,
-                standard_file,
-                handed,
-                inherited: Some(inherited),
-                config_stale: None,
-                missing_log: None,
-            },
-            log,
-        ),
+        Ok(resumed) => {
+            let files = (resumed.config_file, resumed.standard_file);
+            let (name, inherited) = (resumed.name, Some(resumed.inherited));
+            let (loaded, handed) = (resumed.loaded, resumed.handed);
+            let setup = setup(name, version, loaded, files, handed, inherited);
+            run_master(setup, resumed.log)
+        }
         Err(why) => {
             let why = format!("cannot continue as the previous program: {why}");
             fail(name, EX_SOFTWARE, &why)
         }
+    }
+}
+
+/// Returns the setup of a master. The files are those of the configuration: the one in force, and the standard one.
+fn setup(
+    name: String,
+    version: &'static str,
+    loaded: Loaded,
+    (config_file, standard_file): (Option<PathBuf>, PathBuf),
+    handed: Handed,
+    inherited: Option<Inherited>,
+) -> MasterSetup {
+    MasterSetup {
+        announce: announcer(name.clone(), version),
+        name,
+        version,
+        config: loaded.config,
+        config_keys: loaded.keys,
+        config_file,
+        config_files: loaded.files,
+        standard_file,
+        handed,
+        inherited,
+        config_stale: None,
+        missing_log: None,
     }
 }
 

@@ -63,7 +63,7 @@ use crate::sys::poll::{PollEvent, Poller, Woken};
 
 pub use self::error::Error;
 pub use self::handover::inherited::Inherited;
-pub use self::handover::snapshot::{Resumed, resume};
+pub use self::handover::snapshot::resume;
 pub use self::handover::upgrade::{check_handover, name_process};
 pub use self::listeners::activation::Handed;
 pub use self::reload::reading::read_configuration;

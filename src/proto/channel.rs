@@ -311,7 +311,7 @@ fn from_numbers(body: &[u8]) -> Result<Vec<u32>, Malformed> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
     use super::*;
     use crate::proto::frame::OrderRule;
@@ -324,30 +324,18 @@ mod tests {
         message.encode(&mut datagram);
         assert_eq!(M::decode(&datagram).as_ref(), Ok(message));
         for cut in 0..datagram.len() {
-            assert_ne!(
-                M::decode(&datagram[..cut]).as_ref(),
-                Ok(message),
-                "cut at {cut}"
-            );
+            let decoded = M::decode(&datagram[..cut]);
+            assert_ne!(decoded.as_ref(), Ok(message), "cut at {cut}");
         }
     }
 
     #[test]
     fn a_decoded_message_equals_the_encoded_one() {
+        let (pid, uid, gid) = (1, u32::MAX, 3);
         let peers = [
-            Peer::V4 {
-                address: Ipv4Addr::LOCALHOST,
-                port: 8080,
-            },
-            Peer::V6 {
-                address: Ipv6Addr::LOCALHOST,
-                port: 1,
-            },
-            Peer::Unix {
-                pid: 1,
-                uid: u32::MAX,
-                gid: 3,
-            },
+            Peer::from(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))),
+            Peer::from(SocketAddr::from((Ipv6Addr::LOCALHOST, 1))),
+            Peer::Unix { pid, uid, gid },
         ];
         let record = ClientRecord {
             client: ClientId(1 << 40),
@@ -361,36 +349,38 @@ mod tests {
         };
         let mut leases = peers.map(|peer| Lease { record, peer });
         round(&ToWorker::Lease(leases.to_vec()));
-        leases[1].record.offsets = Offsets {
-            received: u64::MAX,
-            sent: 1 << 40,
-        };
-        round(&ToWorker::Lease(leases.to_vec()));
+        let (received, sent) = (u64::MAX, 1 << 40);
+        leases[1].record.offsets = Offsets { received, sent };
         let mut datagram = Vec::new();
         ToWorker::Lease(leases.to_vec()).encode(&mut datagram);
         assert_eq!(Lease::nth(&datagram, 1), Some(leases[1]));
-        round(&ToWorker::Reopen);
-        round(&ToWorker::Stop(Stop {
-            within: Duration::from_millis(1500),
-        }));
-        round(&ToWorker::LeasesRevoked);
-        round(&ToWorker::Ping);
-        round(&ToWorker::Retire);
-        round(&ToWorker::Quarantine(vec!["resize".to_owned()]));
-        round(&ToMaster::Closed(vec![1, 2, u32::MAX]));
-        round(&ToMaster::Released(vec![0]));
-        round(&ToMaster::HasCapacity);
-        round(&ToMaster::NearRequestLimit);
-        round(&ToMaster::Failed(Failed {
-            reason: "no cache at \"/x\"\n".to_owned(),
-        }));
-        round(&ToMaster::Ready(Ready {
-            version: VERSION,
-            methods: vec![MethodName {
-                name: "ping".to_owned(),
-                idempotent: true,
-            }],
-        }));
+        let within = Duration::from_millis(1500);
+        for message in [
+            ToWorker::Lease(leases.to_vec()),
+            ToWorker::Reopen,
+            ToWorker::Stop(Stop { within }),
+            ToWorker::LeasesRevoked,
+            ToWorker::Ping,
+            ToWorker::Retire,
+            ToWorker::Quarantine(vec!["resize".to_owned()]),
+            ToWorker::LogLevel(LogLevel::Warn),
+        ] {
+            round(&message);
+        }
+        let (name, reason) = ("ping".to_owned(), "no cache at \"/x\"\n".to_owned());
+        let idempotent = true;
+        let methods = vec![MethodName { name, idempotent }];
+        let version = VERSION;
+        for message in [
+            ToMaster::Closed(vec![1, 2, u32::MAX]),
+            ToMaster::Released(vec![0]),
+            ToMaster::HasCapacity,
+            ToMaster::NearRequestLimit,
+            ToMaster::Failed(Failed { reason }),
+            ToMaster::Ready(Ready { version, methods }),
+        ] {
+            round(&message);
+        }
     }
 
     proptest! {

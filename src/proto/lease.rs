@@ -13,8 +13,7 @@
 //! family         4, 6: the address · 1: pid, uid, gid, 0 as u32 each
 //! ```
 //!
-//! A worker converts a lease into a client record in a signal handler: nothing here allocates but
-//! what appends to a `Vec`.
+//! A worker converts a lease into a client record in a signal handler: only functions that append to a `Vec` allocate.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -29,7 +28,7 @@ pub struct ClientRecord {
     pub client: ClientId,
     /// The client's slot in the shared memory.
     pub slot: u32,
-    /// Of its lease; the claim must find it in the lease word.
+    /// The number of the lease; the claim must find it in the lease word.
     pub lease_number: u32,
     /// How the byte order is learnt while the shared memory does not record it.
     pub order: OrderRule,
@@ -40,7 +39,7 @@ pub struct ClientRecord {
     pub listener: u32,
     /// When it connected, in seconds of CLOCK_MONOTONIC.
     pub since: u32,
-    /// Of its byte counts.
+    /// The offsets of its byte counts.
     pub offsets: Offsets,
 }
 
@@ -138,19 +137,21 @@ impl Lease {
     }
 
     pub(super) fn encode(&self, has_offsets: bool, out: &mut Vec<u8>) {
-        let (family, port, address) = match self.peer {
+        let mut bytes = [0; 16];
+        let (family, port) = match self.peer {
             Peer::V4 { address, port } => {
-                let mut bytes = [0; 16];
                 bytes[..4].copy_from_slice(&address.octets());
-                (4, port, bytes)
+                (4, port)
             }
-            Peer::V6 { address, port } => (6, port, address.octets()),
+            Peer::V6 { address, port } => {
+                bytes = address.octets();
+                (6, port)
+            }
             Peer::Unix { pid, uid, gid } => {
-                let mut bytes = [0; 16];
-                bytes[..4].copy_from_slice(&pid.to_le_bytes());
-                bytes[4..8].copy_from_slice(&uid.to_le_bytes());
-                bytes[8..12].copy_from_slice(&gid.to_le_bytes());
-                (1, 0, bytes)
+                for (bytes, id) in bytes.as_chunks_mut().0.iter_mut().zip([pid, uid, gid]) {
+                    *bytes = u32::to_le_bytes(id);
+                }
+                (1, 0)
             }
         };
         let length = if has_offsets {
@@ -162,7 +163,7 @@ impl Lease {
         out.extend_from_slice(&[order_number(self.record.order), family]);
         out.extend_from_slice(&port.to_le_bytes());
         out.extend_from_slice(&self.record.moves.to_le_bytes());
-        out.extend_from_slice(&address);
+        out.extend_from_slice(&bytes);
         out.extend_from_slice(&self.record.tail()[..length]);
     }
 

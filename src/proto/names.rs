@@ -27,23 +27,17 @@ pub struct WorkerId(pub u64);
 #[serde(transparent)]
 pub struct Generation(pub u64);
 
-impl fmt::Display for ClientId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
+macro_rules! show_number {
+    ($($Number:ident)*) => {
+        $(impl fmt::Display for $Number {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        })*
+    };
 }
 
-impl fmt::Display for WorkerId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl fmt::Display for Generation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
+show_number!(ClientId WorkerId Generation);
 
 /// The other end of a client's socket, as the kernel reported it at accept.
 ///

@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -13,51 +13,30 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 ///
 /// # Errors
 /// Those of the serializer.
-pub fn shown<S: Serializer>(path: &impl Shown, to: S) -> Result<S::Ok, S::Error> {
-    path.text().serialize(to)
-}
-
-/// A value that [`shown`] writes.
-pub trait Shown {
-    /// Returns the text; none for no path.
-    fn text(&self) -> Option<String>;
-}
-
-impl Shown for PathBuf {
-    fn text(&self) -> Option<String> {
-        Some(self.to_string_lossy().into_owned())
-    }
-}
-
-impl Shown for Option<PathBuf> {
-    fn text(&self) -> Option<String> {
-        self.as_ref().and_then(Shown::text)
-    }
+pub fn shown<'a, S: Serializer>(
+    path: impl Into<Option<&'a PathBuf>>,
+    to: S,
+) -> Result<S::Ok, S::Error> {
+    path.into().map(|path| path.to_string_lossy()).serialize(to)
 }
 
 /// A path that keeps every byte: a string if it is UTF-8, else an array of its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exact(pub PathBuf);
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 #[serde(untagged)]
 enum Form {
     Text(String),
     Bytes(Vec<u8>),
 }
 
-impl Exact {
-    fn form(path: &Path) -> Form {
-        path.to_str().map_or_else(
-            || Form::Bytes(path.as_os_str().as_bytes().to_vec()),
-            |text| Form::Text(text.to_owned()),
-        )
-    }
-}
-
 impl Serialize for Exact {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Exact::form(&self.0).serialize(serializer)
+        match self.0.to_str() {
+            Some(text) => text.serialize(serializer),
+            None => self.0.as_os_str().as_bytes().serialize(serializer),
+        }
     }
 }
 
@@ -178,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shown_path_is_text_whatever_its_bytes() {
+    fn a_shown_path_is_text_for_any_bytes() {
         let path = Some(PathBuf::from(OsString::from_vec(b"/\xe9t".to_vec())));
         let mut text = Vec::new();
         shown(&path, &mut serde_json::Serializer::new(&mut text)).expect("it can be written");

@@ -90,7 +90,7 @@ impl WorkerLoop<'_> {
             return;
         };
         socket::end(&connection.socket);
-        if self.parking.end(index) {
+        if self.parking.close(index) {
             self.shm.free_large(index);
         }
         self.shm.header().set_parked(self.parking.total());
@@ -105,7 +105,7 @@ impl WorkerLoop<'_> {
         if self.forget(index).is_none() {
             return;
         }
-        self.parking.lose(index);
+        self.parking.revoke(index);
         self.shm.header().set_parked(self.parking.total());
         self.master.released.push(index);
     }

@@ -100,7 +100,7 @@ impl Parking {
     /// Removes the accounts of a client that was closed. Returns whether its large region must be emptied now, before the
     /// master writes bytes of the next client there.
     #[must_use]
-    pub(super) fn end(&mut self, slot: u32) -> bool {
+    pub(super) fn close(&mut self, slot: u32) -> bool {
         self.uncount(slot);
         let Some(large) = self.large.remove(&slot) else {
             return false;
@@ -113,7 +113,7 @@ impl Parking {
 
     /// Records that the lease of a slot is over. Its large region belongs to the master and stays in use, so that it is not
     /// emptied before another client of this worker has used the slot.
-    pub(super) fn lose(&mut self, slot: u32) {
+    pub(super) fn revoke(&mut self, slot: u32) {
         self.uncount(slot);
         if self.large.contains_key(&slot) {
             self.use_large(slot, 0);
@@ -172,9 +172,9 @@ mod tests {
         assert_eq!(parking.overloads(), None);
         parking.clear(7);
         assert_eq!(parking.total(), 40_000);
-        assert!(!parking.end(8), "it had no large region");
+        assert!(!parking.close(8), "it had no large region");
         parking.park(9, FREE + 1, 30);
-        parking.lose(9);
+        parking.revoke(9);
         assert!(parking.total() == 0 && parking.oldest.is_empty() && parking.counted.is_empty());
     }
 
@@ -186,17 +186,17 @@ mod tests {
         }
         let mut is_kept = |slot| parking.clear(slot).is_empty();
         assert!(is_kept(0) && is_kept(1), "they are warm");
-        let ended = [0, 2, 2].map(|slot| parking.end(slot));
+        let ended = [0, 2, 2].map(|slot| parking.close(slot));
         assert_eq!(ended, [true, true, false], "warm or in use, it has memory");
-        parking.lose(1);
-        parking.lose(3);
+        parking.revoke(1);
+        parking.revoke(3);
         for slot in 10..20 {
             parking.use_large(slot, WARM);
             let cold = parking.clear(slot);
             assert!(cold.iter().all(|cold| *cold >= 10), "{cold:?}");
         }
         // The next client of such a slot returns it.
-        assert_eq!((parking.clear(3), parking.end(1)), (vec![19], true));
+        assert_eq!((parking.clear(3), parking.close(1)), (vec![19], true));
     }
 
     #[test]

@@ -121,7 +121,7 @@ pub(super) fn turn(
     let (cursors, mut flags) = (slot.cursors(), slot.flags());
     if !is_parked {
         // An idle client's cursors refer to answered bytes, and its flags to an answered frame.
-        answer::forgive(&mut flags);
+        answer::clear_crash_flags(&mut flags);
     }
     let mut turn = Turn {
         connection,
@@ -295,7 +295,7 @@ impl Turn<'_, '_> {
     }
 
     /// Moves the cursors, here and not yet in the shared memory, after the answered frames and the bytes sent.
-    fn pass(&mut self, sent: usize) {
+    fn advance(&mut self, sent: usize) {
         let answered = self.cursors.answered;
         self.cursors.in_base += u64::from(answered);
         self.cursors.rx.1 += answered;

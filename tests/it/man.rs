@@ -148,14 +148,10 @@ fn the_exit_codes_are_those_of_the_help_and_of_the_programs() {
 #[test]
 fn the_signals_are_those_that_are_caught() {
     let source = read("src/sys/signal.rs");
-    let caught: BTreeSet<&str> = source
+    let caught: BTreeSet<String> = source
         .lines()
-        .filter_map(|line| line.split_once("=> SIG"))
-        .map(|(_, name)| name)
-        .collect();
-    let caught: BTreeSet<String> = caught
-        .iter()
-        .map(|name| format!("SIG{}", name.trim_end_matches(',')))
+        .filter_map(|line| line.split_once(" = SIG"))
+        .map(|(_, name)| format!("SIG{}", name.trim_end_matches(',')))
         .collect();
     assert!(caught.len() > 5, "{source}");
     assert_eq!(Page::of("fdpassd.8").section("SIGNALS").words("Dv"), caught);

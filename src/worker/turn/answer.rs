@@ -91,7 +91,7 @@ impl Turn<'_, '_> {
 
     /// Records a commit in the turn: frames are answered up to this byte, by a reply of this length.
     fn count(&mut self, answered: u32, length: usize) {
-        forgive(&mut self.flags);
+        clear_crash_flags(&mut self.flags);
         self.cursors.answered = answered;
         self.cursors.replied += length as u32;
         self.answered += 1;
@@ -189,7 +189,7 @@ fn commit(
 }
 
 /// Clears the flags about the first unread frame, because that is another one now, or none.
-pub(super) fn forgive(flags: &mut Flags) {
+pub(super) fn clear_crash_flags(flags: &mut Flags) {
     (flags.timed_out, flags.crash_count) = (false, 0);
 }
 

@@ -59,7 +59,7 @@ impl Turn<'_, '_> {
     /// beginning of the next turn would find replies that seem unsent.
     fn become_idle(&mut self, sent: usize) {
         if !self.connection.is_tcp() && self.cursors.replied > 0 {
-            self.pass(sent);
+            self.advance(sent);
             self.flip();
         }
     }
@@ -80,7 +80,7 @@ impl Turn<'_, '_> {
     /// Copies unread and unsent bytes to the slot's own regions, unless they are there; then activates cursors to them. The
     /// previous cursors stay valid until then, because no copy overlaps its source.
     fn park(&mut self, sent: usize, unread: usize) {
-        self.pass(sent);
+        self.advance(sent);
         let (region, offset) = (self.cursors.rx.0, self.cursors.rx.1 as usize);
         if region == Region::Shared && unread > 0 {
             let target = if unread <= SMALL_LEN {

@@ -18,7 +18,7 @@ impl Turn<'_, '_> {
             self.check_socket()?;
         }
         let sent = self.send(since)?;
-        self.pass(sent);
+        self.advance(sent);
         if self.cursors.replied > 0 {
             self.blocked = true;
             return Ok(false);
@@ -79,7 +79,7 @@ impl Turn<'_, '_> {
                 return None;
             }
         };
-        self.pass(sent);
+        self.advance(sent);
         self.moved = sent > 0;
         if sent < unsent {
             // A rejected client that does not read gets no reply.
@@ -101,7 +101,7 @@ impl Turn<'_, '_> {
 
     /// Begins the lingering close after the last reply: nothing more is sent, and the client has time to read.
     pub(super) fn begin_lingering_close(&mut self, sent: usize) -> Option<WaitingFor> {
-        self.pass(sent);
+        self.advance(sent);
         // Before the cursors of the lingering close: a worker that takes over from there counts the time from this.
         self.slot().set_since(self.tools.now);
         self.forget_received(0);
