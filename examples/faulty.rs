@@ -38,8 +38,26 @@ fn main() -> ExitCode {
 }
 
 fn run() -> ExitCode {
-    let daemon = Daemon::new("faulty")
-        .state(make)
+    let daemon = Daemon::new("faulty").state(make);
+    let daemon = with_waits(with_damage(with_durations(with_results(with_ends(daemon)))));
+    match env::var("FAULTY").as_deref() {
+        Ok("two-methods") => daemon.method("nan", |_, (): (), _| Ok(())).run(),
+        Ok("mute")
+            if env::args()
+                .nth(1)
+                .is_some_and(|role| role == "check-handover") =>
+        {
+            block(Duration::MAX);
+            ExitCode::FAILURE
+        }
+        Ok("bad-name") => daemon.method("Bad Name", |_, (): (), _| Ok(())).run(),
+        _ => daemon.run(),
+    }
+}
+
+/// Adds `whoami`, and methods that end the process.
+fn with_ends(daemon: Daemon<State>) -> Daemon<State> {
+    daemon
         .method("whoami", |state: &mut State, (): (), call: &Call| {
             Ok::<Value, Fault>(whoami(state, call))
         })
@@ -66,6 +84,11 @@ fn run() -> ExitCode {
         .method("panic", |_, words: String, _| -> Result<(), Fault> {
             panic!("{words}")
         })
+}
+
+/// Adds methods with unusual results.
+fn with_results(daemon: Daemon<State>) -> Daemon<State> {
+    daemon
         .method("log", |_, (times, words): (u32, String), call| {
             (0..times).for_each(|_| log::warn!(event = "asked", client = call.client.0; "{words}"));
             Ok(())
@@ -78,6 +101,11 @@ fn run() -> ExitCode {
                 Err(Fault::new(code, message))
             },
         )
+}
+
+/// Adds methods that take time, and one that reports its deadline.
+fn with_durations(daemon: Daemon<State>) -> Daemon<State> {
+    daemon
         .method("spin", |_, milliseconds: u64, _| {
             spin(Duration::from_millis(milliseconds));
             Ok(())
@@ -102,6 +130,11 @@ fn run() -> ExitCode {
                 u64::try_from(at.saturating_duration_since(Instant::now()).as_millis()).ok()
             }))
         })
+}
+
+/// Adds methods that damage what the process shares with others.
+fn with_damage(daemon: Daemon<State>) -> Daemon<State> {
+    daemon
         // Overwrites words of the shared memory, from this word on, as a broken worker may.
         .method("scribble", |_, (at, words): (u64, Vec<u64>), _| {
             scribble(at, &words).map_err(io_fault)
@@ -140,6 +173,11 @@ fn run() -> ExitCode {
             }
             Ok(())
         })
+}
+
+/// Adds methods that wait for something else.
+fn with_waits(daemon: Daemon<State>) -> Daemon<State> {
+    daemon
         .method("spin_inline", |_, milliseconds: u64, _| {
             spin(Duration::from_millis(milliseconds));
             Ok(())
@@ -167,20 +205,7 @@ fn run() -> ExitCode {
                 1 => read_line(&path).map_err(|e| Fault::new("io", e.to_string())),
                 attempt => Ok(format!("attempt {attempt}")),
             }
-        });
-    match env::var("FAULTY").as_deref() {
-        Ok("two-methods") => daemon.method("nan", |_, (): (), _| Ok(())).run(),
-        Ok("mute")
-            if env::args()
-                .nth(1)
-                .is_some_and(|role| role == "check-handover") =>
-        {
-            block(Duration::MAX);
-            ExitCode::FAILURE
-        }
-        Ok("bad-name") => daemon.method("Bad Name", |_, (): (), _| Ok(())).run(),
-        _ => daemon.run(),
-    }
+        })
 }
 
 fn whoami(state: &mut State, call: &Call) -> Value {

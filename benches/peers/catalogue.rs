@@ -48,15 +48,18 @@ pub(crate) struct Recipe {
 }
 
 impl Recipe {
-    fn new<S: Into<OsString>>(
-        program: impl Into<OsString>,
-        arguments: impl IntoIterator<Item = S>,
-    ) -> Self {
+    fn new<'a>(program: OsString, arguments: impl Iterator<Item = &'a str>) -> Recipe {
         Recipe {
-            program: program.into(),
-            arguments: arguments.into_iter().map(Into::into).collect(),
+            program,
+            arguments: arguments.map(Into::into).collect(),
             config: "",
         }
+    }
+
+    /// Makes `script` the first argument.
+    fn with_script(mut self, script: OsString) -> Recipe {
+        self.arguments.insert(0, script);
+        self
     }
 
     /// Returns the same server with a method that blocks, and for fdpassd a short stall timeout.
@@ -157,71 +160,42 @@ impl Server {
 
     /// Builds the server if needed. The error has the reason why it is not available here.
     pub(crate) fn prepare(self, places: &Places) -> Result<Recipe> {
-        let workers = WORKERS.to_string();
         let peers = || {
-            places
-                .peers
-                .as_deref()
-                .context("no directory of peers: name one by --peers or PEERS")
+            let peers = places.peers.as_deref();
+            peers.context("no directory of peers: name one by --peers or PEERS")
         };
-        match self {
-            Server::Echo => Ok(Recipe::new(this_program()?, ["echo", "--port", "PORT"])),
-            Server::Reuseport => Ok(Recipe::new(
-                this_program()?,
-                ["echo", "--port", "PORT", "--processes", workers.as_str()],
-            )),
-            Server::Floor => {
-                let arguments = [
-                    "echo",
-                    "--frames",
-                    "--port",
-                    "PORT",
-                    "--processes",
-                    workers.as_str(),
-                ];
-                Ok(Recipe::new(this_program()?, arguments))
-            }
+        let recipe = |program: OsString, arguments: &str| {
+            let workers = WORKERS.to_string();
+            let arguments = arguments.replace("WORKERS", &workers);
+            Recipe::new(program, arguments.split(' '))
+        };
+        let this = || this_program().map(OsString::from);
+        Ok(match self {
+            Server::Echo => recipe(this()?, "echo --port PORT"),
+            Server::Reuseport => recipe(this()?, "echo --port PORT --processes WORKERS"),
+            Server::Floor => recipe(this()?, "echo --frames --port PORT --processes WORKERS"),
             // The port is in the configuration file, see `server.rs`.
-            Server::Fdpassd => Ok(Recipe::new(&places.fdpassd, ["-c", "fdpassd.toml"])),
+            Server::Fdpassd => recipe(places.fdpassd.clone().into(), "-c fdpassd.toml"),
             Server::Tokio => {
                 let program = build_tokio(&peers()?.join("tokio"))?;
-                Ok(Recipe::new(
-                    program,
-                    ["--raw", "--port", "PORT", "--workers", workers.as_str()],
-                ))
+                recipe(program.into(), "--raw --port PORT --workers WORKERS")
             }
             Server::Node => {
                 let script = present(&peers()?.join("node/server.js"))?;
                 installed("node", "--version")?;
-                let arguments = [
-                    "--policy",
-                    "rr",
-                    "--port",
-                    "PORT",
-                    "--workers",
-                    workers.as_str(),
-                ];
-                Ok(Recipe::new(
-                    "node",
-                    [script].into_iter().chain(arguments.map(OsString::from)),
-                ))
+                recipe("node".into(), "--policy rr --port PORT --workers WORKERS")
+                    .with_script(script)
             }
             Server::Go => {
                 let program = build_go(&peers()?.join("go"))?;
-                Ok(Recipe::new(
-                    program,
-                    ["-raw", "-port", "PORT", "-workers", workers.as_str()],
-                ))
+                recipe(program.into(), "-raw -port PORT -workers WORKERS")
             }
             Server::Seed => {
                 let script = present(&peers()?.join("seed/server.py"))?;
                 installed("python3", "--version")?;
-                Ok(Recipe::new(
-                    "python3",
-                    [script, "PORT".into(), workers.into()],
-                ))
+                recipe("python3".into(), "PORT WORKERS").with_script(script)
             }
-        }
+        })
     }
 }
 

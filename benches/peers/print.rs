@@ -50,17 +50,15 @@ fn write_all(
         )?;
         write_grid(out, &times(figures, timed))?;
     }
-    for &scenario in timed {
-        if let Some(echo) = figures.micros(scenario, Server::Echo)
-            && echo.most - echo.least > RESTLESS * echo.median
-        {
-            let title = scenario.title();
-            writeln!(
-                out,
-                "\nThe raw echo itself varied by more than a fifth ({title}): the machine was not quiet."
-            )?;
-            break;
-        }
+    if let Some(scenario) = timed
+        .iter()
+        .find(|scenario| is_restless(figures, **scenario))
+    {
+        let title = scenario.title();
+        writeln!(
+            out,
+            "\nThe raw echo itself varied by more than a fifth ({title}): the machine was not quiet."
+        )?;
     }
     let memory = memory(figures);
     if memory.len() > 1 {
@@ -72,8 +70,7 @@ fn write_all(
     }
     let stalls = stalls(figures);
     if stalls.len() > 1 {
-        let clients = crate::stall::CLIENTS;
-        let block = crate::stall::BLOCK;
+        let (clients, block) = (crate::stall::CLIENTS, crate::stall::BLOCK);
         writeln!(
             out,
             "\nLatency of {clients} pinging clients while the calls of another block its worker for {block:?}, on all CPUs\n"
@@ -82,6 +79,10 @@ fn write_all(
     }
     writeln!(out, "\nGoals of fdpassd\n")?;
     write_grid(out, &goals(figures))?;
+    write_failures(out, figures)
+}
+
+fn write_failures(out: &mut impl Write, figures: &Figures) -> io::Result<()> {
     if !figures.skipped.is_empty() || !figures.failures.is_empty() {
         writeln!(out)?;
     }
@@ -92,6 +93,11 @@ fn write_all(
         writeln!(out, "failed: {failure}")?;
     }
     Ok(())
+}
+
+fn is_restless(figures: &Figures, scenario: Scenario) -> bool {
+    let echo = figures.micros(scenario, Server::Echo);
+    echo.is_some_and(|echo| echo.most - echo.least > RESTLESS * echo.median)
 }
 
 fn times(figures: &Figures, scenarios: &[Scenario]) -> Vec<Vec<String>> {

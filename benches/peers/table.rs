@@ -143,23 +143,7 @@ fn measure_times(
     if scenarios.is_empty() {
         return Ok(());
     }
-    let mut running = Vec::new();
-    recipes.retain(|(server, recipe)| match Running::start(*server, recipe) {
-        Ok(started) => {
-            running.push(started);
-            true
-        }
-        Err(why) => {
-            figures.skip(*server, &why);
-            false
-        }
-    });
-    if running
-        .first()
-        .is_none_or(|first| first.server != Server::Echo)
-    {
-        return Err("the raw echo does not run, and everything is compared with it".into());
-    }
+    let mut running = start_all(recipes, figures)?;
     let mut failed = BTreeSet::new();
     // Round 0 is not counted: compilers and heaps warm up in it.
     for round in 0..=options.rounds() {
@@ -194,6 +178,28 @@ fn measure_times(
         stop(server, figures);
     }
     Ok(())
+}
+
+/// Starts all servers; one that does not start is skipped, and its recipe removed.
+fn start_all(recipes: &mut Vec<(Server, Recipe)>, figures: &mut Figures) -> Result<Vec<Running>> {
+    let mut running = Vec::new();
+    recipes.retain(|(server, recipe)| match Running::start(*server, recipe) {
+        Ok(started) => {
+            running.push(started);
+            true
+        }
+        Err(why) => {
+            figures.skip(*server, &why);
+            false
+        }
+    });
+    if running
+        .first()
+        .is_none_or(|first| first.server != Server::Echo)
+    {
+        return Err("the raw echo does not run, and everything is compared with it".into());
+    }
+    Ok(running)
 }
 
 fn measure_memory(
