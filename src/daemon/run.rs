@@ -1,22 +1,20 @@
 //! The arguments of a daemon, its roles, and its exit codes.
 
 use std::ffi::{OsStr, OsString};
-use std::fmt;
 use std::fs::File;
 use std::io::Write;
-use std::panic;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::{fmt, panic};
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 
 use super::SHIPPED;
 use crate::config::{self, Config, Loaded};
-use crate::exporter;
-use crate::logging;
-use crate::master::{self, Announce, Handed, Inherited, MasterSetup};
+use crate::master::{self, Announce, MasterOrigin, MasterSetup};
 use crate::proto::names::Address;
 use crate::worker::{self, Methods};
+use crate::{exporter, logging};
 
 /// sysexits.h
 const EX_USAGE: u8 = 64;
@@ -109,27 +107,29 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
         _ => {}
     }
     // Before anything is opened that stays open, such as the log.
-    let mut handed = match Handed::from_environment() {
-        Ok(handed) => handed,
-        Err(e) => return refuse(name, e.status(), &e),
-    };
     let config = loaded.as_ref().ok().map(|loaded| &loaded.config);
-    let inherited = match Inherited::find(&mut handed, config) {
-        Ok(inherited) => inherited,
+    let (handed, origin) = match MasterOrigin::from_environment(config) {
+        Ok(found) => found,
         Err(e) => return refuse(name, e.status(), &e),
     };
     let is_awaited = handed.is_awaited();
-    let code = match in_force(loaded, inherited.as_ref()) {
+    let code = match in_force(loaded, &origin) {
         Err(e) => fail(name, EX_CONFIG, &e),
-        Ok((loaded, config_stale)) => {
-            let files = (config_file, standard_file);
-            let setup = setup(name.to_owned(), version, loaded, files, handed, inherited);
-            let setup = MasterSetup {
+        Ok((loaded, config_stale)) => run_master(
+            MasterSetup {
+                name: name.to_owned(),
+                version,
+                loaded,
+                config_file,
+                standard_file,
+                announce: announcer(name.to_owned(), version),
+                handed,
+                origin,
                 config_stale,
-                ..setup
-            };
-            run_master(setup, None)
-        }
+                missing_log: None,
+            },
+            None,
+        ),
     };
     if is_awaited && code != ExitCode::SUCCESS {
         master::wait_before_failing();
@@ -141,7 +141,7 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
 /// clients are not closed for an error in a file.
 fn in_force(
     loaded: Result<Loaded, config::Error>,
-    inherited: Option<&Inherited>,
+    origin: &MasterOrigin,
 ) -> Result<(Loaded, Option<String>), config::Error> {
     let error = match loaded {
         Ok(loaded) => return Ok((loaded, None)),
@@ -149,7 +149,7 @@ fn in_force(
     };
     let reason = error.in_one_line();
     master::report_failure(&reason);
-    match inherited.and_then(Inherited::last_for_clients) {
+    match origin.last_for_clients() {
         Some(last) => Ok((last, Some(reason))),
         None => Err(error),
     }
@@ -177,43 +177,12 @@ fn checked(name: &str, result: Result<(), String>) -> ExitCode {
 
 /// Continues as master after an upgrade: this process was a master and now runs this program.
 fn resume_master(name: &str, version: &'static str, number: &str) -> ExitCode {
-    match master::resume(number) {
-        Ok(resumed) => {
-            let files = (resumed.config_file, resumed.standard_file);
-            let (name, inherited) = (resumed.name, Some(resumed.inherited));
-            let (loaded, handed) = (resumed.loaded, resumed.handed);
-            let setup = setup(name, version, loaded, files, handed, inherited);
-            run_master(setup, resumed.log)
-        }
+    match master::resume(number, version, |name| announcer(name, version)) {
+        Ok((setup, log)) => run_master(setup, log),
         Err(why) => {
             let why = format!("cannot continue as the previous program: {why}");
             fail(name, EX_SOFTWARE, &why)
         }
-    }
-}
-
-/// Returns the setup of a master. The files are those of the configuration: the one in force, and the standard one.
-fn setup(
-    name: String,
-    version: &'static str,
-    loaded: Loaded,
-    (config_file, standard_file): (Option<PathBuf>, PathBuf),
-    handed: Handed,
-    inherited: Option<Inherited>,
-) -> MasterSetup {
-    MasterSetup {
-        announce: announcer(name.clone(), version),
-        name,
-        version,
-        config: loaded.config,
-        config_keys: loaded.keys,
-        config_file,
-        config_files: loaded.files,
-        standard_file,
-        handed,
-        inherited,
-        config_stale: None,
-        missing_log: None,
     }
 }
 
@@ -222,12 +191,12 @@ fn run_master(mut setup: MasterSetup, log: Option<File>) -> ExitCode {
     let name = setup.name.clone();
     // After an upgrade, the name of the previous program.
     master::name_process(&name);
-    if let Err(e) = logging::start_with(&name, &setup.config.log, log) {
+    if let Err(e) = logging::start_with(&name, &setup.loaded.config.log, log) {
         // A missing log is no reason to close clients.
-        if setup.inherited.is_none() {
+        if setup.origin.is_fresh() {
             return refuse(&name, EX_CONFIG, &e);
         }
-        let error = logging::start_anyhow(&name, &setup.config.log);
+        let error = logging::start_anyhow(&name, &setup.loaded.config.log);
         setup.missing_log = error.map(|e| format!("log: {e}"));
     }
     abort_on_panic();

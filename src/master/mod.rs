@@ -39,7 +39,7 @@ use self::token::Token;
 use self::workers::outgoing::Outgoing;
 use self::workers::worker::Worker;
 use crate::channel::Scratch;
-use crate::config::{Config, Keys};
+use crate::config::Loaded;
 use crate::loop_clock::LoopClock;
 use crate::master::clients::Clients;
 use crate::master::control::ControlServer;
@@ -49,8 +49,7 @@ use crate::master::handover::HandoverState;
 use crate::master::lifecycle::Lifecycle;
 use crate::master::listeners::Listeners;
 use crate::master::reload::Reloads;
-use crate::master::service_manager::Details;
-use crate::master::service_manager::ManagerLink;
+use crate::master::service_manager::{Details, ManagerLink};
 use crate::master::settings::SettingsInForce;
 use crate::master::signals::SignalQueue;
 use crate::master::telemetry::Telemetry;
@@ -62,8 +61,8 @@ use crate::sys::clock;
 use crate::sys::poll::{PollEvent, Poller, Woken};
 
 pub use self::error::Error;
-pub use self::handover::inherited::Inherited;
-pub use self::handover::snapshot::resume;
+pub use self::handover::origin::MasterOrigin;
+pub use self::handover::resume::resume;
 pub use self::handover::upgrade::{check_handover, name_process};
 pub use self::listeners::activation::Handed;
 pub use self::reload::reading::read_configuration;
@@ -79,21 +78,17 @@ pub struct MasterSetup {
     /// Its version.
     pub version: &'static str,
     /// Its configuration.
-    pub config: Config,
-    /// The keys that the file has.
-    pub config_keys: Keys,
+    pub loaded: Loaded,
     /// The file of the configuration; `None` if none was named and the standard file does not exist.
     pub config_file: Option<PathBuf>,
-    /// All files that it was read from, in their order.
-    pub config_files: Vec<PathBuf>,
     /// The standard file, which a reload reads in that case.
     pub standard_file: PathBuf,
     /// Called once, when the first worker is ready.
     pub announce: Announce,
     /// The sockets that systemd has passed.
     pub handed: Handed,
-    /// What the previous master has left.
-    pub inherited: Option<Inherited>,
+    /// Where its state comes from.
+    pub origin: MasterOrigin,
     /// Why it is not the configuration of the file.
     pub config_stale: Option<String>,
     /// Why lines go to standard error instead of the log.
@@ -172,7 +167,7 @@ impl Master {
                         }
                     }
                     Some(Token::Metrics) => self.check_exporter(now),
-                    Some(Token::Store) => self.look_at_store(now),
+                    Some(Token::Store) => self.check_store(now),
                     // Served last.
                     Some(Token::ControlClient(_)) => {}
                     Some(Token::Listener(number)) => {
@@ -194,13 +189,14 @@ impl Master {
             self.lease_clients(&readable, now);
             self.look_at_ended(&ended, now);
             self.bind_ended(now);
-            self.try_store(now);
+            self.update_stored_listeners(now);
+            self.retry_store(now);
             self.workers.rest(&self.clients);
             self.set_gate(now);
             self.report_to_manager(now);
             self.complete_requests(now);
-            self.keep_state();
-            self.upgrade(now);
+            self.write_changed_state();
+            self.advance_upgrade(now);
             // An upgrade does not return unless it was refused.
             self.complete_requests(now);
         }

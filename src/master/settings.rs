@@ -39,6 +39,30 @@ pub(super) struct SettingsInForce {
 }
 
 impl SettingsInForce {
+    /// Returns the settings of a master that starts with this configuration.
+    pub(super) fn new(
+        loaded: Loaded,
+        file: Option<PathBuf>,
+        standard_file: PathBuf,
+        generation: Generation,
+    ) -> SettingsInForce {
+        SettingsInForce {
+            config: loaded.config,
+            keys: loaded.keys,
+            file,
+            files: loaded.files,
+            standard_file,
+            stale: None,
+            missing_log: None,
+            generation,
+            last_generation: generation,
+            last_reload: None,
+            log_level: None,
+            count_origin: Origin::Config,
+            memory: None,
+        }
+    }
+
     /// Puts a configuration into force. `file` is its first file.
     pub(super) fn apply(
         &mut self,

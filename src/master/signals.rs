@@ -63,10 +63,12 @@ impl Master {
                 // The wait has seen it.
                 Signal::Continue => {}
                 Signal::Terminate | Signal::Interrupt if self.signals.is_echo(signal, now) => {}
-                Signal::Terminate if self.handover.store.is_some() => {
-                    self.terminate(Asker::from_signal("SIGTERM"), now)
+                Signal::Terminate => {
+                    let asker = Asker::from_signal("SIGTERM");
+                    if !self.begin_restart(asker, now) {
+                        self.stop(asker, now);
+                    }
                 }
-                Signal::Terminate => self.stop(Asker::from_signal("SIGTERM"), now),
                 Signal::Interrupt => self.stop(Asker::from_signal("SIGINT"), now),
                 Signal::Child => self.reap(now),
                 Signal::User1 => {

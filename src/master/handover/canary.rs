@@ -1,15 +1,15 @@
-//! Whether the service manager keeps what is stored with it.
+//! Finds out whether the service manager keeps what is stored with it.
 //!
 //! FDSTORE=1 of sd_notify(3) has no answer: a store may be disabled or full, and it is emptied while the service runs when its
 //! unit is masked, or missing during one daemon-reload. So one end of a pair of sockets (a canary) is stored before everything
-//! else, and one of another pair behind everything. The other ends are watched: they hang up as soon as the manager has closed
-//! its own. BARRIER=1 confirms that it has taken in all of it.
+//! else, and one of another pair after everything. The other ends are watched: they hang up as soon as the manager has closed
+//! its own. BARRIER=1 confirms that it has received all of it.
 //!
 //! ```text
 //! stored     canary 0, everything, canary 1, barrier      start, SIGTERM, reload, after an upgrade
 //! confirmed  the barrier is closed, both canaries live    a restart keeps the clients
-//! refused    a canary has ended                           a canary alone is tried, every second at first, then every 30 s;
-//!                                                         when it is confirmed everything is stored again
+//! refused    a canary has ended                           one canary is tried, every second at first, then every 30 s;
+//!                                                         once it is confirmed, everything is stored again
 //! ```
 
 use std::io;
@@ -19,53 +19,51 @@ use std::time::{Duration, Instant};
 use crate::master::handover::state_file::CANARY_NAME;
 use crate::master::listeners::outage::Outage;
 use crate::master::service_manager::Notifier;
-use crate::master::telemetry::counters::Loss;
-use crate::master::telemetry::events::Asker;
+use crate::master::telemetry::events::EventLog;
 use crate::master::{Error, Master, Token};
 use crate::proto::control::{About, Kind};
-use crate::proto::text::Counted;
 use crate::sys::poll::{self, Interest, Poller};
 use crate::sys::{fd, socket};
 
-/// How long a SIGTERM waits for the manager to store what it did not keep before.
+/// How long SIGTERM waits until the manager has stored what it did not keep before.
 const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long the end of a canary may come after the barrier, if the manager has rejected it.
+/// How long after the barrier a rejected canary may end.
 const REJECTION_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Why a restart would lose the clients.
+/// The reason of an outage when a canary has ended.
 const REFUSED: &str = "the service manager keeps no descriptors of this daemon, or not all (FileDescriptorStoreMax=, a masked unit)";
 
-/// What is known of the store.
+/// The state of the store, as far as it is known.
 #[derive(Debug, Default)]
 pub(crate) struct Canaries {
-    /// The ends here of those that are stored: the first, and the one behind everything.
+    /// Our ends of the stored canaries: the first, and the one after everything.
     ends: Vec<OwnedFd>,
-    /// It ends when the manager has taken in what was stored.
+    /// Ends when the manager has received everything.
     barrier: Option<OwnedFd>,
-    /// Both canaries lived when the barrier ended.
+    /// Both canaries were alive when the barrier ended.
     is_confirmed: bool,
-    /// The store takes nothing, or has let go.
+    /// The store accepts nothing, or has dropped something.
     outage: Option<Outage>,
 }
 
-/// Names of the canaries in the store.
+/// Returns the names of the canaries in the store.
 fn names() -> [String; 2] {
     [0, 1].map(|number| format!("{CANARY_NAME}.{number}"))
 }
 
 impl Canaries {
-    /// Why a restart would lose the clients, if it would.
+    /// Returns the reason why a restart would lose the clients, if it would.
     pub(crate) fn outage(&self) -> Option<&str> {
         self.outage.as_ref().map(|outage| outage.reason.as_str())
     }
 
-    /// Whether a restart keeps the clients for certain.
+    /// Returns whether a restart certainly keeps the clients.
     pub(crate) fn is_confirmed(&self) -> bool {
         self.is_confirmed
     }
 
-    /// When the store is tried again.
+    /// Returns when the store is tried again.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.outage
             .as_ref()
@@ -73,12 +71,12 @@ impl Canaries {
             .map(Outage::deadline)
     }
 
-    /// Whether the manager has closed one.
-    fn has_ended(&self) -> bool {
+    /// Returns whether the manager has closed a canary.
+    pub(crate) fn has_ended(&self) -> bool {
         self.ends.iter().any(is_hung_up)
     }
 
-    /// Takes the canaries back that there are, also those of a master before.
+    /// Removes all canaries, also those of an earlier master.
     pub(crate) fn retire(&mut self, notifier: &mut Notifier, poller: &Poller, now: Instant) {
         for end in self.ends.drain(..).chain(self.barrier.take()) {
             let _ = poller.remove(&end);
@@ -88,7 +86,7 @@ impl Canaries {
             .for_each(|name| notifier.drop_stored(name, now));
     }
 
-    /// Stores one more.
+    /// Stores another canary.
     pub(crate) fn send(
         &mut self,
         notifier: &mut Notifier,
@@ -103,7 +101,7 @@ impl Canaries {
         Ok(())
     }
 
-    /// Asks for the confirmation of all that was stored.
+    /// Requests the confirmation of everything that was stored.
     pub(crate) fn confirm(
         &mut self,
         notifier: &mut Notifier,
@@ -116,104 +114,49 @@ impl Canaries {
         self.barrier = Some(ours);
         Ok(())
     }
-}
 
-fn is_hung_up(end: &OwnedFd) -> bool {
-    poll::has_ended(end).unwrap_or(false)
-}
-
-impl Master {
-    /// Something has happened to what is stored. Events of ends that are gone already are harmless.
-    pub(crate) fn look_at_store(&mut self, now: Instant) {
-        let Some(store) = &mut self.handover.store else {
-            return;
-        };
-        let canaries = &mut store.canaries;
-        if canaries.has_ended() {
-            return self.lose_store(REFUSED, now);
-        }
-        let Some(barrier) = canaries.barrier.take_if(|barrier| is_hung_up(barrier)) else {
-            return;
-        };
-        let _ = self.poller.remove(&barrier);
-        if canaries.ends.len() < 2 {
-            // The trial went well.
-            return self.store_all(now);
-        }
-        canaries.is_confirmed = true;
-        if canaries.outage.take().is_some() {
-            let sentence = format_args!(
-                "the service manager has all of it again: a restart keeps the clients"
-            );
-            self.telemetry
-                .events
-                .note(Kind::StoreRestored, About::default(), sentence);
+    /// Sends one canary alone, to find out whether the store accepts descriptors again.
+    fn retry(
+        &mut self,
+        notifier: &mut Notifier,
+        poller: &Poller,
+        events: &mut EventLog,
+        now: Instant,
+    ) {
+        self.retire(notifier, poller, now);
+        let sent = self.send(notifier, poller, now);
+        if let Err(e) = sent.and_then(|()| self.confirm(notifier, poller, now)) {
+            self.mark_lost(&no_canary(&e), notifier, poller, events, now);
         }
     }
 
-    /// Tries the store again, if it is time to.
-    pub(crate) fn try_store(&mut self, now: Instant) {
-        let Some(store) = &mut self.handover.store else {
-            return;
-        };
-        let canaries = &mut store.canaries;
-        if canaries.deadline().is_none_or(|at| at > now) {
-            return;
-        }
-        let (notifier, poller) = (&mut self.manager.notifier, &self.poller);
-        canaries.retire(notifier, poller, now);
-        let sent = canaries
-            .send(notifier, poller, now)
-            .and_then(|()| canaries.confirm(notifier, poller, now));
-        if let Err(e) = sent {
-            self.lose_store(&format!("cannot make a canary: {e}"), now);
-        }
-    }
-
-    /// The store does not keep what it was given. Everything is stored again as soon as it takes something.
-    pub(crate) fn lose_store(&mut self, reason: &str, now: Instant) {
-        let Some(store) = &mut self.handover.store else {
-            return;
-        };
-        store
-            .canaries
-            .retire(&mut self.manager.notifier, &self.poller, now);
-        store.canaries.is_confirmed = false;
-        let is_first = store.canaries.outage.is_none();
-        let outage = store
-            .canaries
-            .outage
-            .get_or_insert_with(|| Outage::new(now, reason));
+    /// Notes that the store does not keep what it was sent. Everything is stored again as soon as it
+    /// accepts something.
+    pub(crate) fn mark_lost(
+        &mut self,
+        reason: &str,
+        notifier: &mut Notifier,
+        poller: &Poller,
+        events: &mut EventLog,
+        now: Instant,
+    ) {
+        self.retire(notifier, poller, now);
+        self.is_confirmed = false;
+        let is_first = self.outage.is_none();
+        let outage = self.outage.get_or_insert_with(|| Outage::new(now, reason));
         outage.failed(&Error::Unavailable(reason.to_owned()), now);
         if is_first {
             let sentence = format_args!("a restart would lose all clients: {reason}; trying again");
-            self.telemetry
-                .events
-                .note(Kind::StoreLost, About::default(), sentence);
+            events.note(Kind::StoreLost, About::default(), sentence);
         }
     }
 
-    /// Stores everything again at SIGTERM. Whether the next master will have the clients, as far as can be known within a
-    /// moment.
-    pub(crate) fn is_kept(&mut self, now: Instant) -> bool {
-        let Some(canaries) = self.handover.store.as_ref().map(|store| &store.canaries) else {
-            return false;
-        };
-        let is_confirmed = canaries.is_confirmed && !canaries.has_ended();
-        self.store_all(now);
-        if !is_confirmed {
-            self.manager.notifier.flush(CONFIRMATION_TIMEOUT);
-            self.await_rejection();
-        }
-        !self.has_store_ended()
-    }
-
-    /// Waits for the end of a canary that the manager has not taken, for [`REJECTION_TIMEOUT`] at most. systemd closes
-    /// rejected descriptors in a thread, so that their ends come after the barrier behind them.
+    /// Waits for the end of a canary that the manager has rejected, for [`REJECTION_TIMEOUT`] at
+    /// most. systemd closes rejected descriptors in a thread, so that their ends come after the
+    /// barrier behind them.
     fn await_rejection(&self) {
         let deadline = Instant::now() + REJECTION_TIMEOUT;
-        let store = self.handover.store.as_ref();
-        let Some(first) = store.and_then(|store| store.canaries.ends.first()) else {
+        let Some(first) = self.ends.first() else {
             return;
         };
         // A signal may end a wait too early.
@@ -222,24 +165,71 @@ impl Master {
             let _ = poll::wait_for(first, Interest::End, rest);
         }
     }
+}
 
-    /// Whether the store has let go of what it was given last, or has not taken it.
-    pub(crate) fn has_store_ended(&self) -> bool {
-        self.handover
-            .store
-            .as_ref()
-            .is_some_and(|store| store.canaries.has_ended())
+/// Returns the reason of an outage without a canary.
+pub(crate) fn no_canary(error: &io::Error) -> String {
+    format!("cannot make a canary: {error}")
+}
+
+fn is_hung_up(end: &OwnedFd) -> bool {
+    poll::has_ended(end).unwrap_or(false)
+}
+
+impl Master {
+    /// Handles an event of a canary or of a barrier; events of retired ones are harmless.
+    pub(crate) fn check_store(&mut self, now: Instant) {
+        let Some(store) = &mut self.handover.store else {
+            return;
+        };
+        let (notifier, events) = (&mut self.manager.notifier, &mut self.telemetry.events);
+        let canaries = &mut store.canaries;
+        if canaries.has_ended() {
+            return canaries.mark_lost(REFUSED, notifier, &self.poller, events, now);
+        }
+        let Some(barrier) = canaries.barrier.take_if(|barrier| is_hung_up(barrier)) else {
+            return;
+        };
+        let _ = self.poller.remove(&barrier);
+        if canaries.ends.len() < 2 {
+            // The trial has succeeded.
+            return self.store_all(now);
+        }
+        canaries.is_confirmed = true;
+        if canaries.outage.take().is_some() {
+            let sentence = format_args!(
+                "the service manager has all of it again: a restart keeps the clients"
+            );
+            events.note(Kind::StoreRestored, About::default(), sentence);
+        }
     }
 
-    /// Begins an end by which the clients are lost, although another master was to have them: they get the time of a stop.
-    pub(crate) fn stop_unkept(&mut self, asker: Asker, now: Instant) {
-        self.look_at_store(now);
-        let clients = self.clients.count();
-        self.telemetry.counts.losses.add(Loss::Store, clients);
-        log::error!(
-            "the service manager does not keep clients for the next master; closing {}",
-            Counted(clients, "client")
-        );
-        self.stop(asker, now);
+    /// Tries the store again if that is due.
+    pub(crate) fn retry_store(&mut self, now: Instant) {
+        let Some(store) = &mut self.handover.store else {
+            return;
+        };
+        let canaries = &mut store.canaries;
+        if canaries.deadline().is_some_and(|at| at <= now) {
+            let (notifier, events) = (&mut self.manager.notifier, &mut self.telemetry.events);
+            canaries.retry(notifier, &self.poller, events, now);
+        }
+    }
+
+    /// Stores everything again at SIGTERM. Returns whether the next master will have the clients, as
+    /// far as that can be known within a moment.
+    pub(crate) fn confirm_store(&mut self, now: Instant) -> bool {
+        let Some(canaries) = self.handover.store.as_ref().map(|store| &store.canaries) else {
+            return false;
+        };
+        let is_confirmed = canaries.is_confirmed && !canaries.has_ended();
+        self.store_all(now);
+        if !is_confirmed {
+            self.manager.notifier.flush(CONFIRMATION_TIMEOUT);
+            if let Some(store) = &self.handover.store {
+                store.canaries.await_rejection();
+            }
+        }
+        !self.handover.has_store_ended()
     }
 }

@@ -1,22 +1,23 @@
-//! What a start finds that a master before this one left: its state file, its listeners, and clients.
+//! What a starting master finds of an earlier one: its state file, its listeners, and its clients.
 //!
-//! Each of them is taken over by itself, whatever has become of the others: the service manager may have lost some
-//! descriptors, and the state file may be damaged or of another version. Listeners are known by their addresses, and clients by
-//! what lies in the handoff queues; only figures, and what was changed while the daemon ran, are in the state file alone.
+//! Each of them is taken over independently: the service manager may have lost some descriptors, and the state file may be
+//! damaged or of another version. Listeners are identified by their addresses, and clients by the handoff queues; only
+//! counters and changes at run time are in the state file alone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use crate::channel::Channel;
 use crate::config::{Config, Loaded};
 use crate::master::capacity::{OWN_DESCRIPTORS, client_limits, worker_count};
+use crate::master::clients::figures::ClientFigures;
 use crate::master::handover::queues::{HandoffQueues, QueueEnds};
-use crate::master::handover::restart;
-use crate::master::handover::snapshot::CarriedOver;
+use crate::master::handover::restart::NO_WORKER;
 use crate::master::handover::state_file::{
     LISTENER_NAME, QUEUE_NAME, STATE_FILE_NAME, SavedState, StateFile,
 };
+use crate::master::handover::store::{self, Stored};
 use crate::master::handover::unpack::{ReceivedHandoff, Unpacked};
 use crate::master::listeners::listener::ListenerRecord;
 use crate::master::{Error, Handed};
@@ -26,13 +27,13 @@ use crate::proto::names::{Address, WorkerId};
 use crate::sys::fd;
 use crate::sys::inherited::{Found, examine};
 
-/// A socket that was handed over, and the copy of it that its listener has.
+/// A socket that systemd has passed, and its listener's copy.
 const DESCRIPTORS_PER_HANDED: u64 = 2;
 
-/// Descriptors for clients and for what the number of workers and listeners decides, out of so many, beside so many sockets
-/// that were handed over and so many handoff queues that there are.
+/// Returns the descriptors for clients, workers and listeners: `limit` without those for `handed` sockets that systemd has
+/// passed and for the store, which has `queues` handoff queues.
 pub(crate) fn descriptors_left(limit: u64, handed: usize, queues: usize) -> u64 {
-    let queues = if queues > 0 || restart::is_wanted() {
+    let queues = if queues > 0 || store::is_wanted() {
         HandoffQueues::wanted(limit).max(queues as u64)
     } else {
         0
@@ -41,11 +42,11 @@ pub(crate) fn descriptors_left(limit: u64, handed: usize, queues: usize) -> u64 
     limit.saturating_sub(DESCRIPTORS_PER_HANDED * handed as u64 + kept)
 }
 
-/// How many clients, and shared memory that they lie on, can be taken out of handoff queues under this configuration.
+/// Returns how many clients and shared memories can be unpacked under this configuration.
 ///
 /// # Errors
 /// When there are no descriptors for any.
-fn room_for_clients(
+fn space_for_clients(
     config: &Config,
     limit: u64,
     handed: usize,
@@ -53,7 +54,7 @@ fn room_for_clients(
 ) -> Result<usize, Error> {
     let descriptors = descriptors_left(limit, handed, queues);
     let possible = client_limits(config, worker_count(config.workers.count), descriptors)?.possible;
-    // One datagram of clients is there before it is known which of them stay.
+    // One datagram of clients is open before it is known which of them stay.
     let open = fd::open().unwrap_or(limit - descriptors) + OWN_DESCRIPTORS;
     let room = limit
         .saturating_sub(open + MAX_LEASES as u64)
@@ -62,30 +63,25 @@ fn room_for_clients(
     Ok(usize::try_from(room).unwrap_or(usize::MAX))
 }
 
-/// What a master before this one has left.
+/// What an earlier master has left.
 #[derive(Debug)]
 pub struct Inherited {
     pub(crate) saved_state: SavedState,
-    /// None if nothing is kept for another master.
+    /// `None` if no clients are kept for another master.
     pub(crate) kept: Option<(StateFile, ReceivedHandoff)>,
     pub(crate) listeners: Vec<(ListenerRecord, OwnedFd)>,
-    /// What goes on without having been left, if this process was that master.
-    pub(crate) carried_over: Option<CarriedOver>,
     pub(crate) stored: Stored,
-    /// What could not be taken over, and why.
+    /// The reasons why something could not be taken over.
     pub(crate) faults: Vec<String>,
 }
 
-/// What the service manager has.
-#[derive(Debug, Default)]
-pub(crate) struct Stored {
-    /// Names of what is in use.
-    pub(crate) names: BTreeSet<String>,
-    /// Names of what is of no use any more.
-    pub(crate) spoilt: BTreeSet<String>,
+/// What is known of the store while it is taken over.
+struct Findings {
+    stored: Stored,
+    faults: Vec<String>,
 }
 
-/// Descriptors of a store, by what they are.
+/// The descriptors of a store, by purpose.
 #[derive(Default)]
 struct Sorted {
     state_file: Option<OwnedFd>,
@@ -95,97 +91,81 @@ struct Sorted {
 }
 
 impl Inherited {
-    /// Takes over what there is among the descriptors that were handed over. `config` is that of the file, if it is good.
+    /// Takes over what is among the descriptors that systemd has passed. `config` is that of the file, if it is valid.
     ///
     /// # Errors
     /// When this process may not have enough descriptors for a single client. Everything is left as it is then.
-    pub fn find(handed: &mut Handed, config: Option<&Config>) -> Result<Option<Inherited>, Error> {
+    pub(crate) fn find(
+        handed: &mut Handed,
+        config: Option<&Config>,
+    ) -> Result<Option<Inherited>, Error> {
         let kept = handed.take_kept();
         if kept.is_empty() {
             return Ok(None);
         }
         let limit = fd::raise_limit().map_err(Error::system("read the limit of descriptors"))?;
-        let mut stored = Stored {
-            names: kept.iter().map(|(name, _)| name.clone()).collect(),
-            ..Stored::default()
-        };
-        let (mut sorted, mut faults) = (Sorted::from_stored(kept), Vec::new());
-        let (state_file, saved_state) = read_state_file(sorted.state_file.take(), &mut faults);
-        if state_file.is_none() {
-            stored.spoil(STATE_FILE_NAME);
-        }
-        let mut saved_state = saved_state.unwrap_or_default();
+        let mut found = Findings::new(&kept);
+        let mut sorted = Sorted::from_stored(kept);
+        let (state_file, mut saved_state) = found.read_state_file(sorted.state_file.take());
         let last = config
             .is_none()
             .then(|| last_config(&saved_state))
             .flatten();
         let default = Config::default();
         let config = config.or(last.as_ref()).unwrap_or(&default);
-        room_for_clients(config, limit, handed.count(), sorted.out.len())?;
-        let listeners = find_listeners(sorted.listeners, &saved_state, &mut stored, &mut faults);
+        let space = |queues| space_for_clients(config, limit, handed.count(), queues);
+        space(sorted.out.len())?;
+        let listeners = found.find_listeners(sorted.listeners, &saved_state);
         let numbers = listeners.iter().map(|(record, _)| record.number);
-        saved_state.listener_number = numbers
-            .chain([saved_state.listener_number])
-            .max()
-            .unwrap_or_default();
+        let last_number = numbers.max().unwrap_or_default();
+        saved_state.listener_number = saved_state.listener_number.max(last_number);
 
         let system = Error::system("create the handoff queues");
-        let outlets = sorted
-            .out
-            .keys()
-            .filter(|number| **number < saved_state.handoff_queues)
-            .count();
+        let known = 0..saved_state.handoff_queues;
+        let outlets = sorted.out.keys().filter(|number| known.contains(number));
+        let missing = saved_state.handoff_queues - outlets.count();
         let (paired, single) = pair_up(sorted.into, sorted.out);
         let (queues, new) = HandoffQueues::complete(paired, limit).map_err(&system)?;
-        for number in &new {
-            queue_names(*number)
-                .iter()
-                .for_each(|name| stored.spoil(name));
-        }
-        let capacity = room_for_clients(config, limit, handed.count(), queues.ends().len())?;
+        let new = new.into_iter().flat_map(queue_names);
+        new.for_each(|name| found.stored.spoil(&name));
+        let capacity = space(queues.ends().len())?;
         let mut handoff = ReceivedHandoff::unpack(queues, &single, capacity);
-        // Without room for shared memory there was none for the clients on it, either.
-        let is_incomplete =
-            outlets < saved_state.handoff_queues || handoff.unpacked().shms().next().is_none();
-        if let Some(clients) = state_file
-            .as_ref()
-            .and_then(|state_file| state_file.figures().clients())
-            .filter(|_| is_incomplete)
-        {
-            handoff.count_missing(clients);
+        // If there was no space for shared memory, there was none for its clients either.
+        if missing > 0 || handoff.unpacked().shms().next().is_none() {
+            let figures = state_file.as_ref().map(StateFile::figures);
+            if let Some(clients) = figures.and_then(ClientFigures::clients) {
+                handoff.count_missing(clients);
+            }
         }
-        if outlets < saved_state.handoff_queues {
-            faults.push(format!(
-                "{} of {} handoff queues are missing",
-                saved_state.handoff_queues - outlets,
-                saved_state.handoff_queues
-            ));
+        if missing > 0 {
+            let all = saved_state.handoff_queues;
+            found
+                .faults
+                .push(format!("{missing} of {all} handoff queues are missing"));
         }
-        faults.extend(handoff.unpacked().faults.iter().cloned());
+        found.faults.extend(handoff.unpacked().faults.clone());
         let state_file = state_file
             .map_or_else(StateFile::new, Ok)
             .map_err(&system)?;
-        saved_state.go_on_from(handoff.unpacked());
+        saved_state.raise_numbers(handoff.unpacked());
         Ok(Some(Inherited {
             saved_state,
             kept: Some((state_file, handoff)),
             listeners,
-            carried_over: None,
-            stored,
-            faults,
+            stored: found.stored,
+            faults: found.faults,
         }))
     }
 
-    /// How many handoff queues there are.
+    /// Returns the number of handoff queues.
     pub(crate) fn queues(&self) -> usize {
         self.kept
             .as_ref()
             .map_or(0, |(_, handoff)| handoff.queues())
     }
 
-    /// The configuration that was applied last, if there are clients who would be closed without it.
-    #[must_use]
-    pub fn last_for_clients(&self) -> Option<Loaded> {
+    /// Returns the configuration that was applied last, if there are clients that would be closed without it.
+    pub(crate) fn last_for_clients(&self) -> Option<Loaded> {
         let has_clients = self
             .kept
             .as_ref()
@@ -201,31 +181,85 @@ impl Inherited {
     }
 }
 
-/// Without a state file there is none.
+/// Returns the configuration that was applied last; there is none without a state file.
 fn last_config(saved_state: &SavedState) -> Option<Config> {
     let text = Some(&saved_state.config).filter(|text| !text.is_empty())?;
     Config::parse_kept(text, "the last configuration", None).ok()
 }
 
 impl SavedState {
-    /// No worker and no generation has a number that one of these had, whatever the state file says.
-    fn go_on_from(&mut self, unpacked: &Unpacked) {
+    /// Raises the next numbers above those of all unpacked workers and generations, whatever the state file has.
+    fn raise_numbers(&mut self, unpacked: &Unpacked) {
         for (record, _) in unpacked.shms() {
             self.last_generation = self.last_generation.max(record.generation.0);
-            // Clients without a worker lie in shared memory with the highest number, which no worker ever gets.
-            if record.worker < WorkerId(u64::MAX) {
+            if record.worker != NO_WORKER {
                 self.next_worker = self.next_worker.max(WorkerId(record.worker.0 + 1));
             }
         }
     }
 }
 
-impl Stored {
-    /// What the manager has under this name is replaced.
-    fn spoil(&mut self, name: &str) {
-        if self.names.remove(name) {
-            self.spoilt.insert(name.to_owned());
+impl Findings {
+    fn new(kept: &[(String, OwnedFd)]) -> Findings {
+        Findings {
+            stored: Stored {
+                names: kept.iter().map(|(name, _)| name.clone()).collect(),
+                ..Stored::default()
+            },
+            faults: Vec::new(),
         }
+    }
+
+    /// Returns the state file, if it is valid, and its contents.
+    fn read_state_file(&mut self, file: Option<OwnedFd>) -> (Option<StateFile>, SavedState) {
+        let read = match file.map(|file| StateFile::open(File::from(file))) {
+            None => Err("the state file is missing: counters start from zero".to_owned()),
+            Some(opened) => opened
+                .and_then(|state_file| state_file.read().map(|state| (state_file, state)))
+                .map_err(|why| {
+                    format!("cannot read the state file; counters start from zero: {why}")
+                }),
+        };
+        match read {
+            Ok((state_file, saved_state)) => (Some(state_file), saved_state),
+            Err(fault) => {
+                self.faults.push(fault);
+                self.stored.spoil(STATE_FILE_NAME);
+                (None, SavedState::default())
+            }
+        }
+    }
+
+    /// Returns each listener with its record. Of one that is not in the state file only the address is known.
+    fn find_listeners(
+        &mut self,
+        found: BTreeMap<u32, OwnedFd>,
+        saved_state: &SavedState,
+    ) -> Vec<(ListenerRecord, OwnedFd)> {
+        let mut listeners = Vec::new();
+        for (number, socket) in found {
+            let address = match examine(&socket) {
+                // One that has ended is bound again at its address.
+                Ok(Found::Tcp(address) | Found::Ended(address)) => {
+                    Address::Tcp(address).to_string()
+                }
+                Ok(Found::Unix(path)) => Address::Unix(path).to_string(),
+                Ok(_) | Err(_) => {
+                    self.stored.spoil(&format!("{LISTENER_NAME}.{number}"));
+                    self.faults.push(format!(
+                        "the stored listener {number} is not a listening socket"
+                    ));
+                    continue;
+                }
+            };
+            let mut records = saved_state.listeners.iter();
+            let record = records
+                .find(|record| record.number == number && record.address == address)
+                .cloned();
+            let record = record.unwrap_or_else(|| ListenerRecord::with_address(number, address));
+            listeners.push((record, socket));
+        }
+        listeners
     }
 }
 
@@ -251,7 +285,7 @@ impl Sorted {
                         sorted.out.insert(number, descriptor);
                     }
                 }
-                // Of another version, perhaps.
+                // Possibly of another version.
                 _ => {}
             }
         }
@@ -259,35 +293,12 @@ impl Sorted {
     }
 }
 
-/// Names of both ends of a handoff queue.
+/// Returns the names of both ends of a handoff queue.
 pub(crate) fn queue_names(number: usize) -> [String; 2] {
     ["into", "out"].map(|end| format!("{QUEUE_NAME}.{number}-{end}"))
 }
 
-fn read_state_file(
-    found: Option<OwnedFd>,
-    faults: &mut Vec<String>,
-) -> (Option<StateFile>, Option<SavedState>) {
-    let Some(found) = found else {
-        faults.push("the state file is missing: counters start from zero".to_owned());
-        return (None, None);
-    };
-    match StateFile::open(File::from(found)).and_then(|state_file| {
-        state_file
-            .read()
-            .map(|saved_state| (state_file, saved_state))
-    }) {
-        Ok((state_file, saved_state)) => (Some(state_file), Some(saved_state)),
-        Err(why) => {
-            faults.push(format!(
-                "cannot read the state file; counters start from zero: {why}"
-            ));
-            (None, None)
-        }
-    }
-}
-
-/// Handoff queues with both ends, and second ends whose first one is missing.
+/// Returns the handoff queues with both ends, and the second ends whose first ones are missing.
 fn pair_up(
     into: BTreeMap<usize, OwnedFd>,
     mut out: BTreeMap<usize, OwnedFd>,
@@ -311,39 +322,6 @@ fn pair_up(
         }
     }
     (paired, out.into_values().map(Channel::new).collect())
-}
-
-/// Each listener with its record. Of one that the state file does not tell of the address is known, and no more.
-fn find_listeners(
-    found: BTreeMap<u32, OwnedFd>,
-    saved_state: &SavedState,
-    stored: &mut Stored,
-    faults: &mut Vec<String>,
-) -> Vec<(ListenerRecord, OwnedFd)> {
-    let mut listeners = Vec::new();
-    for (number, socket) in found {
-        let address = match examine(&socket) {
-            // One that has ended is bound anew at its address.
-            Ok(Found::Tcp(address) | Found::Ended(address)) => Address::Tcp(address).to_string(),
-            Ok(Found::Unix(path)) => Address::Unix(path).to_string(),
-            Ok(_) | Err(_) => {
-                stored.spoil(&format!("{LISTENER_NAME}.{number}"));
-                faults.push(format!(
-                    "the stored listener {number} is not a listening socket"
-                ));
-                continue;
-            }
-        };
-        let recorded = saved_state
-            .listeners
-            .iter()
-            .find(|record| record.number == number && record.address == address);
-        let record = recorded
-            .cloned()
-            .unwrap_or_else(|| ListenerRecord::with_address(number, address));
-        listeners.push((record, socket));
-    }
-    listeners
 }
 
 #[cfg(test)]

@@ -2,29 +2,35 @@
 
 use std::path::PathBuf;
 
-use crate::master::handover::restart::HandoffStore;
+use crate::master::handover::queues::OrphanedShm;
+use crate::master::handover::store::HandoffStore;
 use crate::master::handover::upgrade::Upgrade;
 use crate::sys::process;
 
 pub(crate) mod canary;
 pub(crate) mod inherited;
+pub(crate) mod origin;
+mod program;
 pub(crate) mod queues;
 pub(crate) mod restart;
+pub(crate) mod restore;
+pub(crate) mod resume;
 pub(crate) mod snapshot;
 pub(crate) mod state_file;
+pub(crate) mod store;
 pub(crate) mod unpack;
 pub(crate) mod upgrade;
 
-/// What is prepared for the next master, or the next program of this process.
+/// The state for the next master, or for the next program of this process.
 #[derive(Debug)]
 pub(crate) struct HandoverState {
-    /// The store of the service manager, if clients are to be kept over a restart.
+    /// The store of the service manager, if a restart keeps the clients.
     pub(crate) store: Option<HandoffStore>,
-    /// Set while this process is about to execute another program.
+    /// Set during an upgrade.
     pub(crate) upgrade: Option<Upgrade>,
-    /// The path of the program at its start, where an upgrade looks for the next one.
+    /// The path of the program when it was started, where an upgrade finds the next one.
     pub(crate) executable_path: Option<PathBuf>,
-    /// Whether the last upgrade was to the program that ran already.
+    /// The last upgrade was to the program that was running.
     pub(crate) is_same_program: bool,
 }
 
@@ -37,5 +43,18 @@ impl HandoverState {
             executable_path: process::program_path(),
             is_same_program: false,
         }
+    }
+
+    /// Adds the shared memory of a worker that is gone, which is packed at the end.
+    fn add_orphan(&mut self, orphan: OrphanedShm) {
+        if let Some(store) = &mut self.store {
+            store.orphans.push(orphan);
+        }
+    }
+
+    /// Returns whether the store has dropped, or not accepted, what it was sent last.
+    fn has_store_ended(&self) -> bool {
+        let store = self.store.as_ref();
+        store.is_some_and(|store| store.canaries.has_ended())
     }
 }

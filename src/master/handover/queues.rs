@@ -1,8 +1,8 @@
-//! Handoff queues: what a master leaves its clients in for the next one, see `proto/handoff.rs`.
+//! Handoff queues, in which a master leaves its clients for the next one: see `proto/handoff.rs`.
 //!
-//! Both ends of each lie with the service manager from the beginning, and every worker has the ends that are packed into. A
-//! master that goes in good order packs all clients itself; of one that dies each worker packs its own. What the next
-//! master unpacks is recovered as after the death of a worker: the shared memory tells all, and comes along.
+//! The service manager has both ends of each queue from the start, and every worker has the ends for packing. A master that
+//! exits in order packs all clients itself; if it is killed, each worker packs its own. The next master recovers the clients
+//! from their shared memory, as after the death of a worker.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,30 +10,31 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::channel::{Channel, Sent};
 use crate::master::clients::leases::Leases;
-use crate::proto::channel::MAX_HANDOFF_QUEUES;
+use crate::proto::channel::{MAX_HANDOFF_QUEUES, MethodName};
 use crate::proto::handoff::{HandoffMessage, ShmRecord};
 use crate::proto::lease::ClientRecord;
+use crate::proto::names::{Generation, WorkerId};
 use crate::shm::MasterShm;
-use crate::sys::socket;
+use crate::sys::{clock, socket};
 
-/// Clients for whom there is one more handoff queue: with the smallest buffer that the kernel gives, it takes twice as many.
+/// Clients per handoff queue: even with the kernel's smallest buffer a queue holds twice as many.
 const CLIENTS_PER_QUEUE: u64 = 3000;
 
-/// Bytes of memory that a handoff queue is wanted to have for what lies in it; the kernel gives what it allows (socket(7)).
+/// Wanted size of a queue's buffer, in bytes; the kernel may allow less (socket(7)).
 const BUFFER_LEN: usize = 4 << 20;
 
 /// All handoff queues.
 #[derive(Debug, Default)]
 pub(crate) struct HandoffQueues(Vec<QueueEnds>);
 
-/// What goes into the first end comes out of the second.
+/// Both ends of a queue: the first is for packing, the second for unpacking.
 #[derive(Debug)]
 pub(crate) struct QueueEnds {
     pub(crate) into: Channel<HandoffMessage, HandoffMessage>,
     pub(crate) out: Channel<HandoffMessage, HandoffMessage>,
 }
 
-/// Shared memory whose worker is gone, and the clients on it.
+/// Shared memory whose worker is gone, and its clients.
 #[derive(Debug)]
 pub(crate) struct OrphanedShm {
     pub(crate) record: ShmRecord,
@@ -41,19 +42,47 @@ pub(crate) struct OrphanedShm {
     pub(crate) leases: Leases,
 }
 
+impl OrphanedShm {
+    /// Returns the shared memory of the worker of this id, seat and generation, as it is now.
+    pub(crate) fn new(
+        (worker, seat, generation): (WorkerId, u32, Generation),
+        methods: Vec<MethodName>,
+        shm: MasterShm,
+        leases: Leases,
+    ) -> OrphanedShm {
+        shm.header().set_packed_at(clock::monotonic());
+        let layout = shm.layout();
+        let record = ShmRecord {
+            worker,
+            seat,
+            generation,
+            slots: layout.slots(),
+            longest: layout.max_frame(),
+            methods,
+            is_counted: true,
+            layout: layout.version(),
+        };
+        OrphanedShm {
+            record,
+            shm,
+            leases,
+        }
+    }
+}
+
 impl HandoffQueues {
-    /// So many that all of these clients find room.
+    /// Creates enough queues for these clients.
     pub(crate) fn new(clients: u64) -> io::Result<HandoffQueues> {
         HandoffQueues::complete(BTreeMap::new(), clients).map(|(queues, _)| queues)
     }
 
-    /// How many that are.
+    /// Returns how many queues these clients need.
     pub(crate) fn wanted(clients: u64) -> u64 {
         (clients / CLIENTS_PER_QUEUE + 2).min(MAX_HANDOFF_QUEUES as u64)
     }
 
-    /// Those that were made before, each by its number, and new ones in the place of those that are missing: so many in all
-    /// that these clients find room. Returns the numbers of the new ones as well.
+    /// Completes the queues of an earlier master, by number, with new ones, so that there are enough for these clients.
+    /// Returns the numbers of the new ones as well.
     ///
     /// # Errors
     /// Those of socketpair(2).
@@ -75,7 +104,7 @@ impl HandoffQueues {
         Ok((HandoffQueues(ends), new))
     }
 
-    /// Those of a master that goes on.
+    /// Returns the queues of a master that continues.
     pub(crate) fn from_ends(ends: Vec<QueueEnds>) -> HandoffQueues {
         HandoffQueues(ends)
     }
@@ -84,12 +113,12 @@ impl HandoffQueues {
         &self.0
     }
 
-    /// What workers pack into.
+    /// Returns the ends for packing.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.0.iter().map(|ends| ends.into.as_fd())
     }
 
-    /// Packs shared memory and all clients on it. Returns how many found no room.
+    /// Packs shared memory and all its clients. Returns the number of clients without space.
     pub(crate) fn pack(&mut self, orphan: &OrphanedShm) -> usize {
         let slots = orphan.leases.slots();
         let records = orphan
@@ -100,7 +129,7 @@ impl HandoffQueues {
         self.pack_all(&orphan.record, &orphan.shm, records)
     }
 
-    /// Packs shared memory and these clients on it. Returns how many found no room.
+    /// Packs shared memory and these clients. Returns the number of clients without space.
     pub(crate) fn pack_all(
         &mut self,
         record: &ShmRecord,
@@ -126,7 +155,7 @@ impl HandoffQueues {
         left
     }
 
-    /// Sends a datagram into the first handoff queue that has room; whether one had.
+    /// Sends a datagram into the first queue with space. Returns whether there was one.
     fn load(&mut self, what: &HandoffMessage, descriptors: &[BorrowedFd<'_>]) -> bool {
         self.0
             .iter_mut()
@@ -137,7 +166,7 @@ impl HandoffQueues {
 impl QueueEnds {
     fn new() -> io::Result<QueueEnds> {
         let (into, out) = Channel::pair()?;
-        // As much as there is to be had. Less is more handoff queues full, and no harm.
+        // A smaller buffer only fills more queues.
         let _ = socket::set_send_buffer(&into, BUFFER_LEN);
         Ok(QueueEnds {
             into,

@@ -1,145 +1,108 @@
-//! What a master leaves for itself when it becomes another program: its workers and all that it has of them.
+//! The snapshot of a master for the program that it executes in an upgrade.
 //!
-//! Processes, descriptors, shared memory and leases go on; only what can be found out again is left out. It is written into a file
-//! in memory, whose number the new program is told, with the numbers of all descriptors.
+//! Processes, descriptors, shared memory and leases continue; a snapshot leaves out only what can be found out again. It is
+//! JSON in a memory file, with the numbers of all descriptors; the program gets the number of the file.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::channel::Channel;
 use crate::config::{Config, Loaded};
-use crate::master::clients::leases::{Leases, LeasesSnapshot};
+use crate::master::Master;
+use crate::master::clients::leases::LeasesSnapshot;
 use crate::master::control::connection::ControlSnapshot;
-use crate::master::handover::inherited::{Inherited, Stored};
-use crate::master::handover::queues::{HandoffQueues, QueueEnds};
-use crate::master::handover::state_file::{MAGIC, OLDEST, SavedState, StateFile, check_version};
-use crate::master::handover::unpack::ReceivedHandoff;
+use crate::master::handover::state_file::{MAGIC, OLDEST, SavedState, check_version};
 use crate::master::handover::upgrade::Upgrade;
-use crate::master::listeners::control_listener::ControlListener;
 use crate::master::listeners::listener::ListenerRecord;
-use crate::master::workers::outgoing::Outgoing;
-use crate::master::workers::trust::Believed;
 use crate::master::workers::worker::Worker;
-use crate::master::{Handed, Master, Token};
 use crate::pool::MemberState;
 use crate::proto::channel::{MethodName, VERSION};
 use crate::proto::names::{Generation, WorkerId};
 use crate::proto::paths::{Exact, exact};
-use crate::shm::{Counters, LAYOUT_VERSION, Layout, MasterShm};
-use crate::sys::inherited::LeftOpen;
+use crate::shm::{Counters, LAYOUT_VERSION, Layout};
 use crate::sys::memory::plain_file;
-use crate::sys::poll::Interest;
 
-/// A master, to be gone on with.
+/// The state of a master that continues as another program.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct UpgradeSnapshot {
-    /// Of all that is here, and the oldest version that can read it.
-    pub(crate) version: u64,
-    #[serde(default)]
-    oldest: u64,
-    /// Of the channel, and of the layout of shared memory.
-    pub(crate) channel: u32,
-    #[serde(default = "first_layout")]
-    layout: u32,
+    #[serde(flatten)]
+    pub(crate) versions: Versions,
     pub(crate) name: String,
     #[serde(rename = "handover")]
     pub(crate) saved_state: SavedState,
-    next_client: u64,
-    refused: u64,
+    pub(crate) next_client: u64,
+    pub(crate) refused: u64,
     #[serde(with = "exact")]
-    standard_file: PathBuf,
+    pub(crate) standard_file: PathBuf,
     #[serde(with = "exact", default)]
-    executable: Option<PathBuf>,
-    /// Whether the program is the one that wrote this. None by a version that does not ask for that.
+    pub(crate) executable: Option<PathBuf>,
+    /// Whether the program is the one that wrote this. `None` if a version wrote it that does not compare.
     #[serde(default)]
     pub(crate) same: Option<bool>,
-    up: Duration,
-    control: (RawFd, Exact),
+    pub(crate) up: Duration,
+    pub(crate) control: (RawFd, Exact),
     /// The log file, if lines go to one.
     #[serde(default)]
     pub(crate) log: Option<RawFd>,
-    listeners: Vec<(ListenerRecord, RawFd)>,
-    handed: Vec<(String, RawFd)>,
+    pub(crate) listeners: Vec<(ListenerRecord, RawFd)>,
+    pub(crate) handed: Vec<(String, RawFd)>,
     #[serde(rename = "boats")]
-    handoff_queues: Vec<(RawFd, RawFd)>,
+    pub(crate) handoff_queues: Vec<(RawFd, RawFd)>,
     #[serde(rename = "book")]
-    state_file: Option<RawFd>,
-    /// Names under which the service manager has what it keeps.
+    pub(crate) state_file: Option<RawFd>,
+    /// Names in the store of the service manager.
     #[serde(default)]
-    stored: BTreeSet<String>,
-    workers: Vec<WorkerSnapshot>,
-    control_clients: Vec<ControlSnapshot>,
+    pub(crate) stored: BTreeSet<String>,
+    pub(crate) workers: Vec<WorkerSnapshot>,
+    pub(crate) control_clients: Vec<ControlSnapshot>,
 }
 
-/// That of version 0.1.0, which did not tell it.
+/// The versions of what a snapshot describes.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Versions {
+    /// The version of the snapshot, and the oldest version that can read it.
+    version: u64,
+    #[serde(default)]
+    oldest: u64,
+    /// The versions of the channel and of the layout of shared memory.
+    channel: u32,
+    #[serde(default = "first_layout")]
+    pub(crate) layout: u32,
+}
+
+/// Returns the layout of version 0.1.0, which did not record it.
 fn first_layout() -> u32 {
     1
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct WorkerSnapshot {
-    id: WorkerId,
-    pid: u32,
-    seat: usize,
-    generation: Generation,
-    up: Duration,
-    channel: RawFd,
+pub(crate) struct WorkerSnapshot {
+    pub(crate) id: WorkerId,
+    pub(crate) pid: u32,
+    pub(crate) seat: usize,
+    pub(crate) generation: Generation,
+    pub(crate) up: Duration,
+    pub(crate) channel: RawFd,
     #[serde(rename = "desk")]
-    shm: RawFd,
-    slots: u32,
-    longest: u32,
-    methods: Vec<MethodName>,
-    is_held: bool,
-    /// What is believed of its counters, if those are not believed any more.
+    pub(crate) shm: RawFd,
+    pub(crate) slots: u32,
+    pub(crate) longest: u32,
+    pub(crate) methods: Vec<MethodName>,
+    pub(crate) is_held: bool,
+    /// The last valid counters, if they have become invalid.
     #[serde(default)]
-    counters: Option<Counters>,
-    leases: LeasesSnapshot,
-}
-
-/// What goes on while this process becomes another program.
-#[derive(Debug)]
-pub(crate) struct CarriedOver {
-    pub(crate) next_client: u64,
-    pub(crate) refused: u64,
-    pub(crate) started: Instant,
-    pub(crate) control: Option<ControlListener>,
-    pub(crate) executable: Option<PathBuf>,
-    /// Whether this program is the same as before.
-    pub(crate) is_same: bool,
-    pub(crate) control_clients: Vec<(OwnedFd, ControlSnapshot)>,
-    pub(crate) workers: Vec<(Worker, bool)>,
-    /// They are of another version, and are to be replaced before anything is leased to them.
-    pub(crate) are_foreign: bool,
-}
-
-/// A master that this process was before it became this program.
-#[derive(Debug)]
-pub struct Resumed {
-    /// The daemon's name.
-    pub name: String,
-    /// What was in force.
-    pub loaded: Loaded,
-    /// Its file.
-    pub config_file: Option<PathBuf>,
-    /// Where that would be.
-    pub standard_file: PathBuf,
-    /// What was handed over to it.
-    pub handed: Handed,
-    /// All the rest.
-    pub inherited: Inherited,
-    /// The log file, as it was open.
-    pub log: Option<File>,
+    pub(crate) counters: Option<Counters>,
+    pub(crate) leases: LeasesSnapshot,
 }
 
 impl UpgradeSnapshot {
-    /// Written into a file.
+    /// Writes it into a file.
     pub(crate) fn write(&self) -> io::Result<File> {
         let text = serde_json::to_vec(self)?;
         let file = plain_file(c"snapshot")?;
@@ -147,7 +110,7 @@ impl UpgradeSnapshot {
         Ok(file)
     }
 
-    /// Reads one, as far as the length tells.
+    /// Reads a snapshot of this length.
     pub(crate) fn read(file: &File, length: u64) -> Result<UpgradeSnapshot, String> {
         let mut text = vec![0; usize::try_from(length).map_err(|e| e.to_string())?];
         file.read_exact_at(&mut text, 0)
@@ -155,17 +118,17 @@ impl UpgradeSnapshot {
         serde_json::from_slice(&text).map_err(|e| format!("cannot read the state: {e}"))
     }
 
-    /// Whether this program can go on with it.
+    /// Checks that this program can continue with it. Returns the configuration in force.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason why it cannot.
     pub(crate) fn check(&self) -> Result<Loaded, String> {
-        check_version(self.version, self.oldest)
+        check_version(self.versions.version, self.versions.oldest)
             .map_err(|why| format!("cannot read the state: {why}"))?;
-        if Layout::with_version(self.layout, 1, 1).is_none() {
+        if Layout::with_version(self.versions.layout, 1, 1).is_none() {
             return Err(format!(
                 "the shared memory of its workers has layout {}, which it does not know",
-                self.layout
+                self.versions.layout
             ));
         }
         let known = self.saved_state.identities.as_ref();
@@ -187,169 +150,14 @@ impl UpgradeSnapshot {
         })
     }
 
-    /// Whether its workers speak another channel, or have shared memory of another layout.
+    /// Returns whether its workers use another version of the channel or of the shared memory.
     pub(crate) fn has_foreign_workers(&self) -> bool {
-        self.channel != VERSION || self.layout != LAYOUT_VERSION
+        self.versions.channel != VERSION || self.versions.layout != LAYOUT_VERSION
     }
-
-    /// Takes over all descriptors.
-    ///
-    /// # Errors
-    /// When one of them is not there, or shared memory is none.
-    fn revive(self, loaded: Loaded) -> io::Result<Resumed> {
-        let (mut left, now) = (LeftOpen::default(), Instant::now());
-        let are_foreign = self.has_foreign_workers();
-        let ago = |up: Duration| now.checked_sub(up).unwrap_or(now);
-        let mut workers = Vec::new();
-        for snapshot in self.workers {
-            let WorkerSnapshot {
-                id,
-                pid,
-                seat,
-                generation,
-                up,
-                channel,
-                shm,
-                slots,
-                longest,
-                methods,
-                ..
-            } = snapshot;
-            let WorkerSnapshot {
-                is_held,
-                counters,
-                leases,
-                ..
-            } = snapshot;
-            let layout = Layout::with_version(self.layout, slots, longest)
-                .ok_or(io::ErrorKind::InvalidData)?;
-            let shm = MasterShm::from_file(File::from(left.take(shm)?), layout)?;
-            let channel = Channel::new(left.take(channel)?);
-            let leases = Leases::from_snapshot(slots, leases, |number| left.take(number))?;
-            let mut worker = Worker::adopt(
-                (id, pid, seat, generation),
-                channel,
-                shm,
-                leases,
-                methods,
-                ago(up),
-            );
-            // A snapshot is made when none is starting.
-            worker.has_been_ready = true;
-            if let Some(counters) = counters {
-                worker.believed = Believed::with_counters(counters, Instant::now());
-            }
-            workers.push((worker, is_held));
-        }
-        let control = Some(ControlListener::from_fd(
-            left.take(self.control.0)?,
-            &self.control.1.0,
-        ));
-        let log = self
-            .log
-            .and_then(|number| left.take(number).ok())
-            .map(File::from);
-        let mut ends = Vec::new();
-        for (into, out) in self.handoff_queues {
-            ends.push(QueueEnds {
-                into: Channel::new(left.take(into)?),
-                out: Channel::new(left.take(out)?),
-            });
-        }
-        let state_file = self
-            .state_file
-            .map(|state_file| left.take(state_file))
-            .transpose()?
-            .map(File::from);
-        let state_file = state_file
-            .map(StateFile::open)
-            .transpose()
-            .map_err(io::Error::other)?;
-        let mut take = |number| left.take(number);
-        let listeners = self
-            .listeners
-            .into_iter()
-            .map(|(record, number)| Ok((record, take(number)?)));
-        let listeners = listeners.collect::<io::Result<_>>()?;
-        let handed = self
-            .handed
-            .into_iter()
-            .map(|(name, number)| Ok((name, take(number)?)));
-        let handed = Handed::from_named(handed.collect::<io::Result<_>>()?);
-        let control_clients = self.control_clients.into_iter();
-        let control_clients = control_clients
-            .filter_map(|client| Some((take(client.socket).ok()?, client)))
-            .collect();
-        let (next_client, refused, executable) = (self.next_client, self.refused, self.executable);
-        let is_same = self.same.unwrap_or(false);
-        let started = ago(self.up);
-        let carried_over = CarriedOver {
-            next_client,
-            refused,
-            started,
-            control,
-            executable,
-            is_same,
-            control_clients,
-            workers,
-            are_foreign,
-        };
-        let config_file = self.saved_state.config_file.clone();
-        let kept = state_file.map(|state_file| {
-            (
-                state_file,
-                ReceivedHandoff::empty(HandoffQueues::from_ends(ends)),
-            )
-        });
-        let stored = Stored {
-            names: self.stored,
-            ..Stored::default()
-        };
-        let (saved_state, carried_over, faults) =
-            (self.saved_state, Some(carried_over), Vec::new());
-        let inherited = Inherited {
-            saved_state,
-            kept,
-            listeners,
-            carried_over,
-            stored,
-            faults,
-        };
-        let standard_file = self.standard_file;
-        Ok(Resumed {
-            name: self.name,
-            loaded,
-            config_file,
-            standard_file,
-            handed,
-            inherited,
-            log,
-        })
-    }
-}
-
-/// Goes on with the master that this process was, by the number of the file that it left.
-///
-/// # Errors
-/// Why that cannot be.
-pub fn resume(number: &str) -> Result<Resumed, String> {
-    let number = number
-        .parse()
-        .map_err(|_| "the location of the state is missing".to_owned())?;
-    let file = LeftOpen::default()
-        .take(number)
-        .map(File::from)
-        .map_err(|e| e.to_string())?;
-    let length = file.metadata().map_err(|e| e.to_string())?.len();
-    let snapshot = UpgradeSnapshot::read(&file, length)?;
-    let loaded = snapshot.check()?;
-    snapshot
-        .revive(loaded)
-        .map_err(|e| format!("the state is incomplete: {e}"))
 }
 
 impl Master {
-    /// All of it, and the descriptors that are in it. None while something is under way that it does not tell of.
+    /// Returns the snapshot, or `None` while something is in progress that it cannot describe.
     pub(crate) fn snapshot(&self, now: Instant) -> Option<UpgradeSnapshot> {
         let is_quiet = self.clients.unleased.is_empty()
             && self.clients.handshakes.is_empty()
@@ -370,7 +178,7 @@ impl Master {
         })
     }
 
-    /// The same without workers: enough to find out whether a program could go on with it.
+    /// Returns the snapshot without workers, which is enough to check whether a program can continue with it.
     pub(crate) fn snapshot_to_check(&self) -> UpgradeSnapshot {
         let number = |fd: BorrowedFd<'_>| fd.as_raw_fd();
         let listeners = self
@@ -381,10 +189,12 @@ impl Master {
         let store = self.handover.store.as_ref();
         let ends = store.into_iter().flat_map(|store| store.queues.ends());
         UpgradeSnapshot {
-            version: MAGIC,
-            oldest: OLDEST,
-            channel: VERSION,
-            layout: LAYOUT_VERSION,
+            versions: Versions {
+                version: MAGIC,
+                oldest: OLDEST,
+                channel: VERSION,
+                layout: LAYOUT_VERSION,
+            },
             name: self.name.clone(),
             saved_state: self.saved_state(),
             next_client: self.clients.next_id,
@@ -408,9 +218,9 @@ impl Master {
             handoff_queues: ends
                 .map(|ends| (number(ends.into.as_fd()), number(ends.out.as_fd())))
                 .collect(),
-            state_file: store.map(|store| number(store.state_file().file().as_fd())),
+            state_file: store.map(|store| number(store.state_file.file().as_fd())),
             stored: store
-                .map(|store| store.stored().clone())
+                .map(|store| store.stored.names.clone())
                 .unwrap_or_default(),
             workers: Vec::new(),
             control_clients: Vec::new(),
@@ -437,7 +247,7 @@ impl Master {
         })
     }
 
-    /// The descriptors that a snapshot tells of.
+    /// Returns the descriptors of a snapshot.
     pub(crate) fn left_open(&self) -> Vec<BorrowedFd<'_>> {
         let mut all = vec![self.control.listener.as_fd()];
         all.extend(
@@ -454,7 +264,7 @@ impl Master {
                 .map(|(_, socket)| socket.as_fd()),
         );
         if let Some(store) = &self.handover.store {
-            all.push(store.state_file().file().as_fd());
+            all.push(store.state_file.file().as_fd());
             all.extend(
                 store
                     .queues
@@ -469,57 +279,5 @@ impl Master {
         }
         all.extend(self.control.clients.sockets());
         all
-    }
-
-    /// Goes on with the workers and control clients that this process has had.
-    pub(crate) fn go_on(&mut self, carried_over: CarriedOver, now: Instant) -> io::Result<()> {
-        let CarriedOver {
-            next_client,
-            refused,
-            executable,
-            is_same,
-            control_clients,
-            workers,
-            are_foreign,
-            ..
-        } = carried_over;
-        self.handover.is_same_program = is_same;
-        (
-            self.clients.next_id,
-            self.telemetry.counts.refused,
-            self.handover.executable_path,
-        ) = (next_client, refused, executable);
-        // Nobody is told again where it listens.
-        self.manager.announce = None;
-        for (worker, is_held) in workers {
-            self.poller.add(
-                &worker.channel,
-                Token::Worker(worker.id).into(),
-                Interest::Read,
-            )?;
-            if !are_foreign {
-                self.workers
-                    .pool
-                    .adopt(worker.id, worker.seat, worker.generation, is_held, now);
-            }
-            self.clients.add(worker.leases.clients() as u64);
-            self.workers.all.insert(worker.id, worker);
-        }
-        if are_foreign {
-            self.workers.pool.disable_give_up();
-            self.workers.outgoing = Some(Outgoing::new(
-                now,
-                self.settings.config.limits.restart_grace,
-            ));
-        }
-        self.clients.addresses = self
-            .workers
-            .count_addresses(&self.settings.config, &self.clients);
-        self.control
-            .clients
-            .adopt(control_clients, &self.poller, now);
-        self.watch_from(now);
-        self.note_upgraded();
-        Ok(())
     }
 }

@@ -1,8 +1,8 @@
-//! Unpacks what a master before this one left in its handoff queues: the shared memory of workers that are gone, and clients.
+//! Unpacks the handoff queues of an earlier master: the shared memory of workers that are gone, and their clients.
 //!
-//! Each client is a descriptor. If there are more of them than this process may have open, those that were active most
-//! recently are kept, and the others are closed with an error reply. Until the new master serves, whatever was unpacked can
-//! be packed again: a start that fails loses no client.
+//! Each client is a descriptor. If there are more than this process may have open, those that were active most recently are
+//! kept, and the others are closed with an error reply. Until the new master serves, everything is packed again on an error:
+//! a failed start loses no client.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -30,17 +30,17 @@ use crate::sys::socket::{self, Received};
 const CROWDED: &str =
     "the daemon was restarted with a lower limit of descriptors than it has clients";
 
-/// What lay in the handoff queues.
+/// The contents of the handoff queues.
 #[derive(Debug, Default)]
 pub(crate) struct Unpacked {
-    /// By the worker that served there.
+    /// Shared memory, by its worker.
     shms: BTreeMap<WorkerId, (ShmRecord, MasterShm)>,
     clients: BTreeMap<ClientId, UnpackedClient>,
     /// Clients that are closed already.
     pub(crate) lost: By<Loss>,
     /// Clients that had left when others were crowded out.
     ended: u64,
-    /// Datagrams that cannot be used, and why.
+    /// The reasons why datagrams could not be used.
     pub(crate) faults: Vec<String>,
 }
 
@@ -52,7 +52,48 @@ struct UnpackedClient {
     socket: OwnedFd,
 }
 
-/// Handoff queues together with what lay in them, which goes back unless it is taken over.
+impl UnpackedClient {
+    /// Returns the client, or `None` if it has left.
+    fn into_client(self) -> Option<Client> {
+        let peer = match socket::peer(&self.socket).ok()? {
+            Ok(address) => Peer::from(address),
+            Err(socket::Credentials { pid, uid, gid }) => Peer::Unix { pid, uid, gid },
+        };
+        let record = self.record;
+        Some(Client {
+            id: record.client,
+            socket: ClientSocket::shared(self.socket, matches!(peer, Peer::Unix { .. })),
+            peer,
+            order: record.order,
+            listener: record.listener,
+            since: record.since,
+            moves: record.moves,
+            offsets: record.offsets,
+        })
+    }
+}
+
+/// Recovers clients, each with its slot and lease number, as after the death of their worker. The
+/// time since they were packed does not count: they were not served.
+fn recover(
+    record: &ShmRecord,
+    shm: &MasterShm,
+    clients: Vec<(u32, u32, Client)>,
+) -> DeadWorkerClients {
+    shm.settle();
+    let header = shm.header();
+    let leases = Leases::from_records(record.slots, clients);
+    let mut left = leases
+        .into_left(shm, header.final_writes(), false)
+        .at_once();
+    let packed_for = header.packed_at().map_or(Duration::ZERO, clock::since);
+    for (unleased, _) in &mut left.recovered {
+        unleased.excuse(packed_for);
+    }
+    left
+}
+
+/// Handoff queues and their contents, which are packed again unless they are taken over.
 #[derive(Debug)]
 pub(crate) struct ReceivedHandoff {
     queues: HandoffQueues,
@@ -60,8 +101,8 @@ pub(crate) struct ReceivedHandoff {
 }
 
 impl ReceivedHandoff {
-    /// Takes everything out of these handoff queues, and of those of which only the second end is there; at most `capacity` clients
-    /// are kept.
+    /// Unpacks these queues, and those of which only the second end exists (`single`). At most `capacity` clients and shared
+    /// memories are kept.
     pub(crate) fn unpack(
         queues: HandoffQueues,
         single: &[Channel<HandoffMessage, HandoffMessage>],
@@ -70,12 +111,12 @@ impl ReceivedHandoff {
         let mut unpacked = Unpacked::default();
         let mut scratch = Scratch::default();
         for out in queues.ends().iter().map(|ends| &ends.out).chain(single) {
-            unpacked.empty(out, &mut scratch, capacity);
+            unpacked.unpack(out, &mut scratch, capacity);
         }
         ReceivedHandoff { queues, unpacked }
     }
 
-    /// The handoff queues of a master that goes on, in which nothing lies.
+    /// Returns the handoff queues of a master that continues; they are empty.
     pub(crate) fn empty(queues: HandoffQueues) -> ReceivedHandoff {
         ReceivedHandoff {
             queues,
@@ -91,7 +132,7 @@ impl ReceivedHandoff {
         &self.unpacked
     }
 
-    /// Some of what lay in the handoff queues is lost, and there were so many clients: the others are closed.
+    /// Counts the clients that are missing: contents of the queues are lost, and there were `clients` in all.
     pub(crate) fn count_missing(&mut self, clients: u64) {
         let unpacked = &mut self.unpacked;
         let known = unpacked.clients.len() as u64
@@ -103,7 +144,7 @@ impl ReceivedHandoff {
             .add(Loss::Store, clients.saturating_sub(known));
     }
 
-    /// The new master serves from now on.
+    /// Returns the contents for good: the new master serves from now on.
     pub(crate) fn take_over(mut self) -> (HandoffQueues, Unpacked) {
         (mem::take(&mut self.queues), mem::take(&mut self.unpacked))
     }
@@ -116,8 +157,8 @@ impl Drop for ReceivedHandoff {
 }
 
 impl Unpacked {
-    /// Takes everything out of one handoff queue.
-    fn empty(
+    /// Unpacks one handoff queue.
+    fn unpack(
         &mut self,
         out: &Channel<HandoffMessage, HandoffMessage>,
         scratch: &mut Scratch,
@@ -130,7 +171,7 @@ impl Unpacked {
                     descriptors,
                     cut,
                 }) => {
-                    self.take(&scratch.bytes()[..length], descriptors, cut);
+                    self.add(&scratch.bytes()[..length], descriptors, cut);
                     self.crowd_out(capacity);
                 }
                 Ok(Received::Nothing | Received::Closed) => return,
@@ -143,8 +184,8 @@ impl Unpacked {
         }
     }
 
-    /// Takes in one datagram. `cut` is whether some of its descriptors could not be opened.
-    fn take(&mut self, datagram: &[u8], mut descriptors: Vec<OwnedFd>, cut: bool) {
+    /// Adds a datagram. `cut` is whether some of its descriptors could not be opened.
+    fn add(&mut self, datagram: &[u8], mut descriptors: Vec<OwnedFd>, cut: bool) {
         let arrived = descriptors.len();
         match HandoffMessage::decode(datagram) {
             Ok(HandoffMessage::Shm(record)) => {
@@ -171,7 +212,7 @@ impl Unpacked {
                     missing as u64,
                 );
                 for (record, socket) in records.into_iter().zip(descriptors) {
-                    // Of two leases of a client the later one counts.
+                    // The later one of two leases of a client counts.
                     let is_later = self
                         .clients
                         .get(&record.client)
@@ -195,8 +236,8 @@ impl Unpacked {
         }
     }
 
-    /// Closes those clients that were active least recently, so that no more descriptors than so many are left, shared memory among
-    /// them.
+    /// Closes the clients that were active least recently, so that at most `capacity` descriptors stay open, including
+    /// those of shared memory.
     fn crowd_out(&mut self, capacity: usize) {
         let surplus = (self.clients.len() + self.shms.len())
             .saturating_sub(capacity)
@@ -232,7 +273,7 @@ impl Unpacked {
         self.ended += (surplus as u64).saturating_sub(self.lost.total() - before);
     }
 
-    /// When a client last sent or took a byte, in ns of CLOCK_MONOTONIC; 0 if that is not known.
+    /// Returns when a client last sent or received a byte, in ns of CLOCK_MONOTONIC; 0 if that is not known.
     fn active(&self, client: &UnpackedClient) -> u64 {
         let slot = self
             .shms
@@ -241,80 +282,30 @@ impl Unpacked {
         slot.map_or(0, |slot| slot.last_active())
     }
 
-    /// What was left of each of these clients, and the number of those whose shared memory is missing, who are closed.
+    /// Recovers these clients, and returns the number of those whose shared memory is missing, which
+    /// are closed. Clients that have left are ignored.
     fn sort_out(&self, clients: Vec<UnpackedClient>) -> (Vec<DeadWorkerClients>, u64) {
         let mut stray = 0;
         let mut by_worker: BTreeMap<WorkerId, Vec<(u32, u32, Client)>> = BTreeMap::new();
-        for UnpackedClient {
-            worker,
-            record,
-            socket,
-        } in clients
-        {
-            let ClientRecord {
-                client: id,
-                slot,
-                lease_number: generation,
-                order,
-                moves,
-                listener,
-                since,
-                offsets,
-            } = record;
-            match socket::peer(&socket) {
-                Ok(peer) if self.shms.contains_key(&worker) => {
-                    let peer = peer.map_or_else(
-                        |who| Peer::Unix {
-                            pid: who.pid,
-                            uid: who.uid,
-                            gid: who.gid,
-                        },
-                        Peer::from,
-                    );
-                    let socket = ClientSocket::shared(socket, matches!(peer, Peer::Unix { .. }));
-                    let client = Client {
-                        id,
-                        socket,
-                        peer,
-                        order,
-                        listener,
-                        since,
-                        moves,
-                        offsets,
-                    };
-                    by_worker
-                        .entry(worker)
-                        .or_default()
-                        .push((slot, generation, client));
-                }
-                // It has left meanwhile.
-                Err(_) => drop(socket),
-                Ok(_) => stray += 1,
+        for client in clients {
+            let (worker, record) = (client.worker, client.record);
+            match client.into_client() {
+                Some(client) if self.shms.contains_key(&worker) => by_worker
+                    .entry(worker)
+                    .or_default()
+                    .push((record.slot, record.lease_number, client)),
+                Some(_) => stray += 1,
+                None => {}
             }
         }
-        let left_of = |(worker, clients)| {
+        let recover = |(worker, clients)| {
             let (record, shm) = self.shms.get(&worker)?;
-            shm.settle();
-            let left = Leases::from_records(record.slots, clients).into_left(
-                shm,
-                shm.header().final_writes(),
-                false,
-            );
-            let mut left = left.at_once();
-            // Nobody served them meanwhile.
-            let packed_at = shm
-                .header()
-                .packed_at()
-                .map_or(Duration::ZERO, clock::since);
-            left.recovered
-                .iter_mut()
-                .for_each(|(unleased, _)| unleased.excuse(packed_at));
-            Some(left)
+            Some(recover(record, shm, clients))
         };
-        (by_worker.into_iter().filter_map(left_of).collect(), stray)
+        (by_worker.into_iter().filter_map(recover).collect(), stray)
     }
 
-    /// What was left of every client. Those whose shared memory is missing are closed, and counted.
+    /// Recovers all clients. Those whose shared memory is missing are closed, and counted.
     pub(crate) fn take_left(&mut self) -> Vec<DeadWorkerClients> {
         let clients = mem::take(&mut self.clients).into_values().collect();
         let (left, stray) = self.sort_out(clients);
@@ -322,19 +313,19 @@ impl Unpacked {
         left
     }
 
-    /// Clients for whom their workers found no room.
+    /// Returns the number of clients that workers could not pack.
     fn left_behind(&self) -> u64 {
         self.shms()
             .map(|(record, shm)| shm.header().left_behind().min(record.slots.into()))
             .sum()
     }
 
-    /// The shared memory that lay there, and what they were told to be.
+    /// Returns all shared memory, with its records.
     pub(crate) fn shms(&self) -> impl Iterator<Item = &(ShmRecord, MasterShm)> {
         self.shms.values()
     }
 
-    /// The layout of each shared memory, and how many of the clients that are kept are on it.
+    /// Returns the layout of each shared memory, and the number of its clients.
     pub(crate) fn occupied(&self) -> impl Iterator<Item = (Layout, usize)> {
         let clients = |worker| {
             self.clients
@@ -347,14 +338,14 @@ impl Unpacked {
             .map(move |(worker, (_, shm))| (shm.layout(), clients(*worker)))
     }
 
-    /// Whether one of them is connected still.
+    /// Returns whether any client is still connected.
     pub(crate) fn has_clients(&self) -> bool {
         self.clients
             .values()
             .any(|client| socket::peer(&client.socket).is_ok())
     }
 
-    /// Puts everything back for the next master.
+    /// Packs everything again for the next master.
     fn pack_into(&mut self, queues: &mut HandoffQueues) {
         let mut by_worker: BTreeMap<WorkerId, Vec<(ClientRecord, BorrowedFd<'_>)>> =
             BTreeMap::new();

@@ -1,48 +1,48 @@
 //! Upgrade in place: this process becomes another program, with the same children, descriptors and shared memory.
 //!
 //! ```text
-//! check   the file is opened, once; it runs as a child that is told all, and says whether it could go on with that
-//! wait    until nothing is under way that a snapshot does not tell of
-//! become  execve(2): from here on it is that program, which takes over and replaces the workers one by one
+//! check     the program is opened once and runs as a child, which reads a snapshot and replies whether it can continue with it
+//! wait      until nothing is in progress that a snapshot cannot describe
+//! execute   execve(2): the process runs the program, which takes over and replaces the workers one by one
 //! ```
 //!
-//! Whatever goes wrong before the last step changes nothing, and if that step fails nothing has changed either.
+//! A failure of any step changes nothing.
 
-use std::fs::{self, File, Metadata};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::logging;
 use crate::master::control::pending::PendingKind;
+use crate::master::handover::program::open_trusted;
 use crate::master::handover::snapshot::UpgradeSnapshot;
 use crate::master::lifecycle::Lifecycle;
 use crate::master::telemetry::events::Asker;
 use crate::master::{Master, exporter};
-use crate::proto::control::{About, Kind, Refusal, RefusalCode};
-use crate::proto::text::{Counted, Escaped};
+use crate::proto::control::{Kind, Refusal, RefusalCode};
+use crate::proto::text::Escaped;
 use crate::sys::fd;
 use crate::sys::process::{self, Executable, Exit};
-use crate::sys::user::Unmapped;
 
-/// The roles that a program is run in, by what stands first on its command line.
+/// The roles of a program in an upgrade: its first argument.
 pub(crate) const CHECK: &str = "check-handover";
 pub(crate) const RESUME: &str = "resume";
 
-/// How long a candidate may take to say whether it is one, and how long what is under way may take.
+/// How long the check may take, and how long the loop then waits for the moment to execute the program.
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a candidate says that can go on with a master.
+/// The verdict of a program that can continue.
 const FIT: &str = "fit";
-/// The same, of one that the master already runs, if the master asks for that.
+/// The same, of the program that the master already runs, if the snapshot asks for a comparison.
 const FIT_AND_SAME: &str = "fit, and the same program";
 
-/// Longest reason that a candidate may give, in bytes.
+/// Longest verdict, in bytes.
 const MAX_REASON_LEN: u64 = 1000;
 
-/// A program that this process is to become.
+/// A program that this process will execute.
 #[derive(Debug)]
 pub(crate) struct Upgrade {
     executable: File,
@@ -53,12 +53,12 @@ pub(crate) struct Upgrade {
     is_same: bool,
 }
 
-/// The candidate runs as a child.
+/// The program runs as a child and checks a snapshot.
 #[derive(Debug)]
 struct Check {
     pid: u32,
-    /// What it was told, behind which it writes why it is not fit.
-    told: File,
+    /// The snapshot, and its length. The verdict follows it.
+    snapshot: File,
     length: u64,
 }
 
@@ -67,17 +67,17 @@ impl Upgrade {
         self.until
     }
 
-    /// Whether the program is the one that this process runs already.
+    /// Returns whether the program is the one that this process already runs.
     pub(crate) fn is_same(&self) -> bool {
         self.is_same
     }
 }
 
 impl Master {
-    /// Begins to look at the program that this process is to become: the one at this path, or where it was started from.
+    /// Begins an upgrade to the program at this path, or at the path that the running one was started from.
     ///
     /// # Errors
-    /// Why it is not even looked at.
+    /// When an upgrade may not begin now, or the program cannot be checked.
     pub(crate) fn begin_upgrade(
         &mut self,
         asker: Asker,
@@ -115,18 +115,20 @@ impl Master {
     }
 
     fn start_check(&self, executable: &File) -> io::Result<Check> {
-        // What is under way now does not matter to whether it could.
-        let snapshot = self.snapshot_to_check();
-        let told = snapshot.write()?;
-        let length = told.metadata()?.len();
-        let stdin = told.try_clone()?.into();
+        let snapshot = self.snapshot_to_check().write()?;
+        let length = snapshot.metadata()?.len();
+        let stdin = snapshot.try_clone()?.into();
         let arguments = [CHECK.to_owned(), length.to_string()];
         let pid =
             Executable::from_file(executable.try_clone()?).spawn(&self.name, &arguments, stdin)?;
-        Ok(Check { pid, told, length })
+        Ok(Check {
+            pid,
+            snapshot,
+            length,
+        })
     }
 
-    /// A child has ended that is no worker: the candidate, perhaps.
+    /// Handles the exit of a child that is no worker: possibly the one that checks a snapshot.
     pub(crate) fn candidate_ended(&mut self, pid: u32, exit: Exit, now: Instant) {
         let Some(upgrade) = &mut self.handover.upgrade else {
             return;
@@ -138,44 +140,44 @@ impl Master {
             Some(verdict) if is_fit(&verdict) && exit == Exit::Status(0) => {
                 (upgrade.until, upgrade.is_same) = (now + UPGRADE_TIMEOUT, verdict == FIT_AND_SAME);
             }
-            Some(verdict) if !is_fit(&verdict) => self.give_upgrade_up(&verdict),
-            _ => self.give_upgrade_up(&format!("its check {exit} without a result")),
+            Some(verdict) if !is_fit(&verdict) => self.abandon_upgrade(&verdict),
+            _ => self.abandon_upgrade(&format!("its check {exit} without a result")),
         }
     }
 
-    /// At the end of a turn of the loop: becomes the program, if it has been found fit and nothing is under way. Then this
-    /// does not return.
-    pub(crate) fn upgrade(&mut self, now: Instant) {
+    /// Executes the program if its check has succeeded and nothing is in progress; then it does not return. Called at the end
+    /// of each turn of the loop.
+    pub(crate) fn advance_upgrade(&mut self, now: Instant) {
         let Some(upgrade) = &self.handover.upgrade else {
             return;
         };
         let is_late = upgrade.until <= now;
         if self.lifecycle != Lifecycle::Upgrading {
-            return self.give_upgrade_up("another operation began during its check");
+            return self.abandon_upgrade("another operation began during its check");
         }
         if upgrade.check.is_some() {
             if is_late {
-                self.give_upgrade_up("its check did not finish in time");
+                self.abandon_upgrade("its check did not finish in time");
             }
             return;
         }
         match self.snapshot(now) {
-            Some(snapshot) => self.become_it(snapshot, now),
+            Some(snapshot) => self.execute_upgrade(snapshot, now),
             None if is_late => {
-                self.give_upgrade_up("workers are being replaced, or clients have none")
+                self.abandon_upgrade("workers are being replaced, or clients have none")
             }
             None => {}
         }
     }
 
-    fn become_it(&mut self, mut snapshot: UpgradeSnapshot, now: Instant) {
+    fn execute_upgrade(&mut self, mut snapshot: UpgradeSnapshot, now: Instant) {
         let Some(upgrade) = self.handover.upgrade.take() else {
             return;
         };
         self.reloads.end_checks();
-        // It is told another program by then, and its address must be free.
+        // The program starts its own exporter, so the address must be free.
         let exporter = self.exporter.take().map(|exporter| exporter.start());
-        // Its directory may be gone when the program would open it.
+        // Its directory may not exist any more when the program would open it.
         let log = logging::copy_of_file();
         snapshot.log = log.as_ref().map(AsRawFd::as_raw_fd);
         let written = snapshot
@@ -196,10 +198,10 @@ impl Master {
         if let (Some(start), Some(address)) = (exporter, &self.settings.config.metrics.listen) {
             self.exporter = exporter::open_again(address, start, &self.poller, now);
         }
-        self.give_upgrade_up(&format!("it cannot be run: {why}"));
+        self.abandon_upgrade(&format!("it cannot be run: {why}"));
     }
 
-    fn give_upgrade_up(&mut self, why: &str) {
+    fn abandon_upgrade(&mut self, why: &str) {
         let Some(Upgrade { path, asker, .. }) = self.handover.upgrade.take() else {
             return;
         };
@@ -215,34 +217,13 @@ impl Master {
             .clients
             .resolve(|kind| matches!(kind, PendingKind::Upgraded), &Err(refusal));
     }
-
-    /// This process has become this program.
-    pub(crate) fn note_upgraded(&mut self) {
-        let about = About {
-            clients: Some(self.clients.count()),
-            ..About::default()
-        };
-        let sentence = format_args!(
-            "upgraded: this is {} {} {}; {} and {} were kept; replacing the workers",
-            self.name,
-            self.version,
-            if self.handover.is_same_program {
-                "still, the same program as before"
-            } else {
-                "now"
-            },
-            Counted(self.workers.all.len(), "worker"),
-            Counted(self.clients.count(), "client")
-        );
-        self.telemetry.events.note(Kind::Upgraded, about, sentence);
-    }
 }
 
 fn is_fit(verdict: &str) -> bool {
     [FIT, FIT_AND_SAME].contains(&verdict)
 }
 
-/// Not collected yet: what is collected was taken out before. One that never says anything would be there for ever.
+/// Kills the child, which has not been collected: it might never exit by itself.
 impl Drop for Check {
     fn drop(&mut self) {
         let _ = process::kill_child(self.pid);
@@ -250,141 +231,45 @@ impl Drop for Check {
 }
 
 impl Check {
-    /// What the candidate wrote behind what it was told. Any program can exit with 0, so one that is fit says so.
+    /// Returns what the child wrote after the snapshot. Any program can exit with 0, so a fit one must write so.
     fn verdict(&self) -> Option<String> {
-        let length = self
-            .told
-            .metadata()
-            .ok()?
-            .len()
-            .checked_sub(self.length)?
-            .min(MAX_REASON_LEN);
+        let written = self.snapshot.metadata().ok()?.len();
+        let length = written.checked_sub(self.length)?.min(MAX_REASON_LEN);
         let mut text = vec![0; usize::try_from(length).ok()?];
-        self.told.read_exact_at(&mut text, self.length).ok()?;
+        self.snapshot.read_exact_at(&mut text, self.length).ok()?;
         let reason = Escaped(String::from_utf8_lossy(&text)).to_string();
         (!reason.is_empty()).then_some(reason)
     }
 }
 
-/// Gives this process the daemon's name for ps(1), pgrep(1) and `systemctl status`: the kernel calls a program that was run by
-/// its descriptor by the number of that.
+/// Gives this process the daemon's name for ps(1), pgrep(1) and `systemctl status`: the kernel names a program that was
+/// executed by descriptor after the number of the descriptor.
 pub fn name_process(name: &str) {
     process::set_name(name);
 }
 
-/// The candidate's side: whether this program could go on with the master whose snapshot is standard input. What it says if not
-/// is written behind that.
+/// Checks in the child whether this program can continue with the snapshot that is standard input, and writes the verdict
+/// after it.
 ///
 /// # Errors
-/// Why not.
+/// The reason why it cannot.
 pub fn check_handover(length: &str) -> Result<(), String> {
-    let told = fd::take_stdin()
+    let shared = fd::take_stdin()
         .map(File::from)
         .map_err(|e| e.to_string())?;
     let length: u64 = length
         .parse()
         .map_err(|_| "the length of its input is missing".to_owned())?;
-    let checked = UpgradeSnapshot::read(&told, length)
+    let checked = UpgradeSnapshot::read(&shared, length)
         .and_then(|snapshot| snapshot.check().map(|_| snapshot.same.is_some()));
     let verdict = match &checked {
         Err(why) => why,
-        // Here, as reading both files may take longer than the master may wait.
+        // The child compares the files: the master may not wait for so long.
         Ok(is_compared) if *is_compared && process::is_parents_program() => FIT_AND_SAME,
         Ok(_) => FIT,
     };
-    told.write_all_at(verdict.as_bytes(), length)
+    shared
+        .write_all_at(verdict.as_bytes(), length)
         .map_err(|e| e.to_string())?;
     checked.map(drop)
-}
-
-/// Opens a program that nobody can have changed but root and this user: not the file, nor what leads there.
-fn open_trusted(path: &Path, user: u32) -> Result<File, String> {
-    let path = path
-        .canonicalize()
-        .map_err(|e| format!("cannot be opened: {e}"))?;
-    // Nobody waits here for who writes into a FIFO.
-    let file = fd::open_at_once(&path).map_err(|e| format!("cannot be opened: {e}"))?;
-    let found = file.metadata().map_err(|e| e.to_string())?;
-    if !found.is_file() {
-        return Err("is no file".to_owned());
-    }
-    check_trust(&found, user, false).map_err(|why| format!("is not trusted: it {why}"))?;
-    for folder in path.ancestors().skip(1) {
-        let found = fs::symlink_metadata(folder).map_err(|e| e.to_string())?;
-        check_trust(&found, user, true)
-            .map_err(|why| format!("is not trusted: its directory {} {why}", folder.display()))?;
-    }
-    Ok(file)
-}
-
-/// Others may add to a directory with the sticky bit, and change nothing that is there (chmod(1)).
-fn check_trust(found: &Metadata, user: u32, is_folder: bool) -> Result<(), String> {
-    let mode = found.mode();
-    // Nor is a file trusted that may be anybody's.
-    if found.uid() != 0 && found.uid() != user || Unmapped::read().user == Some(found.uid()) {
-        return Err(format!("belongs to uid {}", found.uid()));
-    }
-    if mode & 0o022 != 0 && !(is_folder && mode & 0o1000 != 0) {
-        return Err(format!(
-            "can be written by others (mode {:04o})",
-            mode & 0o7777
-        ));
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::fs::Permissions;
-    use std::os::unix::fs::PermissionsExt;
-
-    #[test]
-    fn a_program_that_others_can_change_is_not_trusted() {
-        let directory = tempfile::tempdir().expect("tempdir");
-        let path = directory.path().join("program");
-        fs::write(&path, "x").expect("write");
-        let set = |path: &Path, mode| {
-            fs::set_permissions(path, Permissions::from_mode(mode)).expect("chmod")
-        };
-        let opened = || open_trusted(&path, process::user());
-        set(directory.path(), 0o755);
-        set(&path, 0o755);
-        opened().expect("nobody else can change it");
-        set(&path, 0o775);
-        assert!(
-            opened()
-                .expect_err("its group can")
-                .contains("can be written by others (mode 0775)")
-        );
-        set(&path, 0o755);
-        set(directory.path(), 0o777);
-        assert!(
-            opened()
-                .expect_err("anybody can replace it")
-                .contains("its directory")
-        );
-        set(directory.path(), 0o1777);
-        opened().expect("nobody can replace what is another's there");
-        assert!(
-            open_trusted(directory.path(), process::user())
-                .expect_err("a folder")
-                .contains("is no file")
-        );
-        assert!(open_trusted(&path.join("x"), process::user()).is_err());
-        assert!(
-            open_trusted(Path::new("/nowhere/at/all"), 0)
-                .expect_err("nothing")
-                .contains("No such file")
-        );
-        if process::user() == 0 {
-            std::os::unix::fs::chown(&path, Some(61_234), None).expect("root may");
-            assert!(
-                opened()
-                    .expect_err("it is another's")
-                    .contains("belongs to uid 61234")
-            );
-            open_trusted(&path, 61_234).expect("it is that user's own");
-        }
-    }
 }

@@ -4,7 +4,6 @@
 //! enough clients, or no descriptors, the listeners are disarmed and clients wait in the kernel's
 //! queue. An event or a deadline ends that, never polling.
 
-use crate::sys::clock;
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 use std::{fmt, io};
@@ -19,6 +18,7 @@ use crate::pool::dispatch::Candidate;
 use crate::proto::channel::MAX_LEASES;
 use crate::proto::control::{About, Kind};
 use crate::proto::text::Counted;
+use crate::sys::clock;
 use crate::sys::listening::{ACCEPT_PAUSE, Accepted, Look, Offer, accept};
 use crate::sys::poll::Interest;
 
@@ -228,7 +228,7 @@ impl Master {
             let accepted = match accept(&*listener, look) {
                 Ok(Offer::Client(accepted)) => accepted,
                 Ok(Offer::Empty | Offer::Ended) if self.listeners.closing.contains(&number) => {
-                    return self.close_listener(index, now);
+                    return self.close_listener(index);
                 }
                 Ok(Offer::Empty | Offer::Ended) => return,
                 Err(e) => return self.cannot_accept(&e, now),
@@ -288,7 +288,7 @@ impl Master {
             .add(listener, Token::Listener(listener.number).into(), interest)
     }
 
-    pub(crate) fn close_listener(&mut self, index: usize, now: Instant) {
+    pub(crate) fn close_listener(&mut self, index: usize) {
         let listener = self.listeners.all.remove(index);
         let _ = self.poller.remove(&listener);
         self.listeners
@@ -298,7 +298,7 @@ impl Master {
         self.telemetry
             .events
             .note(Kind::ListenerClosed, About::default(), sentence);
-        self.keep_listeners(now);
+        self.listeners.changed.push(listener.number);
     }
 
     /// Sends the leases made in this turn of the loop. The leases of a worker with a full channel

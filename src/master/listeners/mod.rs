@@ -25,6 +25,8 @@ pub(crate) struct Listeners {
     pub(crate) all: Vec<Listener>,
     /// Numbers of listeners that close when their queues are empty.
     pub(crate) closing: Vec<u32>,
+    /// Numbers of listeners that were closed or bound again since the last update of the store.
+    pub(crate) changed: Vec<u32>,
     /// The number last given to a listener.
     pub(crate) last_number: u32,
     pub(crate) gate: Gate,

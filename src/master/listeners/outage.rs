@@ -97,7 +97,7 @@ impl Master {
                 continue;
             }
             if self.listeners.closing.contains(number) {
-                self.close_listener(index, now);
+                self.close_listener(index);
                 continue;
             }
             let listener = &mut self.listeners.all[index];
@@ -168,7 +168,7 @@ impl Master {
             return;
         };
         if self.listeners.closing.contains(&listener.number) {
-            return self.close_listener(index, now);
+            return self.close_listener(index);
         }
         let mut outage = std::mem::replace(outage, Outage::new(now, ENDED));
         if let Err(e) = listener.bind_anew(&mut self.listeners.activated, keepalive) {
@@ -185,7 +185,7 @@ impl Master {
         self.telemetry
             .events
             .note(Kind::ListenerOpened, About::default(), sentence);
-        self.store_listener_anew(number, now);
+        self.listeners.changed.push(number);
     }
 
     fn bind_control(&mut self, now: Instant) {

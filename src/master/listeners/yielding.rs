@@ -6,8 +6,6 @@
 //! master accepts the clients that wait at the listeners that the file does not name any more, and
 //! closes these listeners.
 
-use std::time::Instant;
-
 use crate::config::{Config, Source};
 use crate::master::Master;
 use crate::master::clients::client::Unleased;
@@ -18,28 +16,18 @@ use crate::sys::listening::{self, Look, Offer};
 
 impl Master {
     /// Gives up the listeners whose addresses the next configuration leaves to systemd.
-    pub(crate) fn yield_listeners(&mut self, now: Instant) {
-        let file = self.settings.next_file();
-        // The next master reports what is wrong with the file, and then keeps these listeners.
-        let Ok(loaded) = self.settings.read_next(file.as_deref()) else {
-            return;
-        };
-        if self
-            .listeners
-            .activated
-            .wanted(&loaded.config.listen)
-            .is_ok()
-        {
+    pub(crate) fn yield_listeners(&mut self, next: &Config) {
+        if self.listeners.activated.wanted(&next.listen).is_ok() {
             return;
         }
         while let Some(index) = self
             .listeners
             .all
             .iter()
-            .position(|listener| is_given_up(listener, &loaded.config))
+            .position(|listener| is_given_up(listener, next))
         {
             self.accept_waiting(index);
-            self.close_listener(index, now);
+            self.close_listener(index);
         }
     }
 

@@ -15,8 +15,6 @@ const LOOP: &str = "mod";
 const KNOWN: &[(&str, &str)] = &[
     ("listeners", "control"),
     ("listeners", "exporter"),
-    ("listeners", "keep_listeners"),
-    ("listeners", "store_listener_anew"),
     ("memory", "workers"),
     ("workers", "candidate_ended"),
     ("workers", "exporter"),

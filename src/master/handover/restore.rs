@@ -1,0 +1,226 @@
+//! Restores the state of an earlier master, or of this process before an upgrade.
+
+use std::io;
+use std::time::Instant;
+
+use crate::logging;
+use crate::master::handover::origin::MasterOrigin;
+use crate::master::handover::resume::CarriedOver;
+use crate::master::handover::state_file::SavedState;
+use crate::master::handover::store::{self, HandoffStore};
+use crate::master::handover::unpack::Unpacked;
+use crate::master::listeners::listener::Listener;
+use crate::master::telemetry::counters::{Counts, Loss, Reason};
+use crate::master::workers::outgoing::Outgoing;
+use crate::master::workers::trust;
+use crate::master::{Error, Master, Token};
+use crate::proto::control::{About, Kind, Origin};
+use crate::proto::names::MAX_WORKERS;
+use crate::proto::text::Counted;
+use crate::sys::poll::Interest;
+
+/// Most seats: as many as there can be workers, and some for those that retire.
+const MAX_SEATS: usize = 1024;
+
+impl Master {
+    /// Restores everything that an earlier master has left, and stores it again. From here on no
+    /// error closes the clients. `limit` is the limit of descriptors.
+    ///
+    /// # Errors
+    /// When the handoff queues of a first master cannot be made, or a worker cannot be watched.
+    pub(crate) fn restore(
+        &mut self,
+        origin: MasterOrigin,
+        limit: u64,
+        now: Instant,
+    ) -> Result<(), Error> {
+        let (inherited, carried_over) = match origin {
+            MasterOrigin::Fresh => (None, None),
+            MasterOrigin::Restarted(inherited) => (Some(*inherited), None),
+            MasterOrigin::Upgraded(inherited, carried_over) => {
+                (Some(*inherited), Some(*carried_over))
+            }
+        };
+        let mut unpacked = Unpacked::default();
+        let mut saved_state = None;
+        if let Some(inherited) = inherited {
+            saved_state = Some(inherited.saved_state);
+            if let Some((state_file, handoff)) = inherited.kept {
+                let queues;
+                (queues, unpacked) = handoff.take_over();
+                self.handover.store = Some(HandoffStore::from_parts(
+                    queues,
+                    state_file,
+                    inherited.stored,
+                ));
+            }
+        }
+        if self.handover.store.is_none() && store::is_wanted() {
+            let new = HandoffStore::new(limit).map_err(Error::system("make handoff queues"))?;
+            self.handover.store = Some(new);
+        }
+        let store = self.handover.store.as_ref();
+        self.clients.figures = store.map(|store| store.state_file.figures().clone());
+        self.listeners.all.iter_mut().for_each(Listener::own);
+        if let Some(saved_state) = saved_state {
+            self.restore_state(saved_state);
+            self.restore_clients(unpacked);
+        }
+        if let Some(exporter) = &self.exporter {
+            exporter.watch(&self.poller);
+        }
+        if let Some(carried_over) = carried_over {
+            self.adopt_carried_over(carried_over, now)
+                .map_err(Error::system("watch a descriptor"))?;
+        }
+        self.clients.addresses = self
+            .workers
+            .count_addresses(&self.settings.config, &self.clients);
+        self.store_all(now);
+        Ok(())
+    }
+
+    /// Restores the counters, and the changes that operators made at run time.
+    fn restore_state(&mut self, saved_state: SavedState) {
+        self.telemetry.counts = Counts {
+            applied_at: self.telemetry.counts.applied_at,
+            ..saved_state.counts
+        };
+        self.telemetry.tally = saved_state.tally;
+        self.telemetry.events.go_on_from(saved_state.events);
+        self.listeners.is_drained = saved_state.is_drained;
+        self.settings.last_reload = saved_state.last_reload;
+        self.settings.log_level = saved_state.log_level;
+        saved_state
+            .log_level
+            .into_iter()
+            .for_each(logging::set_level);
+        self.workers.seats = saved_state.seats;
+        self.workers.seats.truncate(MAX_SEATS);
+        self.workers.strikes.go_on(saved_state.quarantined);
+        let count = saved_state.count;
+        if let Some(count) = count.filter(|count| (1..=MAX_WORKERS).contains(count)) {
+            self.workers.pool.scale(count as usize);
+            self.settings.count_origin = Origin::Runtime;
+        }
+        if let Some(store) = &self.handover.store {
+            let figures = store.state_file.figures();
+            self.clients.next_id = figures.next_client();
+            self.telemetry.counts.refused = figures.refused();
+        }
+    }
+
+    /// Adds the counters of orphaned shared memory that are in no totals yet.
+    fn count_orphans(&mut self, unpacked: &mut Unpacked) {
+        for (record, shm) in unpacked.shms().filter(|(record, _)| !record.is_counted) {
+            match trust::counted_on(shm, record.methods.len()) {
+                Ok(counters) => {
+                    let seat = (record.seat as usize).min(MAX_SEATS - 1);
+                    self.add_counters(seat, &counters, &record.methods);
+                }
+                Err(why) => self.reject_counters(
+                    &format!("worker {} of the previous master", record.worker),
+                    why,
+                ),
+            }
+        }
+    }
+
+    /// Takes over the clients that were left, and reports them.
+    fn restore_clients(&mut self, mut unpacked: Unpacked) {
+        self.count_orphans(&mut unpacked);
+        let is_restart = unpacked.shms().next().is_some();
+        let before = self.telemetry.counts.losses.clone();
+        let mut moved = 0;
+        for left in unpacked.take_left() {
+            for (reason, client) in left.lost {
+                self.clients.add(1);
+                let loss = Loss::from_error(&reason);
+                self.clients
+                    .lose(loss, &reason, client, &mut self.telemetry);
+            }
+            let recovered = left.recovered.into_iter();
+            self.clients.add(recovered.len() as u64);
+            let recovered = recovered.map(|(unleased, _)| Ok(unleased));
+            moved += self
+                .clients
+                .requeue(recovered, Reason::Restart, &mut self.telemetry);
+        }
+        self.telemetry.counts.losses.add_all(&unpacked.lost);
+        let ids = self.clients.unleased.iter();
+        let next_id = ids.map(|unleased| unleased.client.id.0 + 1).max();
+        self.clients.next_id = self.clients.next_id.max(next_id.unwrap_or(1));
+        if self.clients.count() > 0 {
+            // Clients wait for workers even if the first ones fail.
+            self.workers.pool.disable_give_up();
+        }
+        let losses = self.telemetry.counts.losses.since(&before);
+        let lost = match losses.total() {
+            0 if !is_restart => return,
+            0 => "none lost".to_owned(),
+            lost => format!("{lost} lost: {losses}"),
+        };
+        let about = About {
+            clients: Some(moved as u64),
+            ..About::default()
+        };
+        let sentence = format_args!(
+            "took over {} from the previous master; {lost}",
+            Counted(moved, "client")
+        );
+        self.telemetry.events.note(Kind::TookOver, about, sentence);
+    }
+
+    /// Continues with the workers and the control clients that this process had before an upgrade.
+    fn adopt_carried_over(&mut self, carried_over: CarriedOver, now: Instant) -> io::Result<()> {
+        self.handover.is_same_program = carried_over.is_same;
+        self.handover.executable_path = carried_over.executable;
+        self.clients.next_id = carried_over.next_client;
+        self.telemetry.counts.refused = carried_over.refused;
+        // The addresses were announced before.
+        self.manager.announce = None;
+        for (worker, is_held) in carried_over.workers {
+            let (token, id) = (Token::Worker(worker.id), worker.id);
+            self.poller
+                .add(&worker.channel, token.into(), Interest::Read)?;
+            if !carried_over.are_foreign {
+                self.workers
+                    .pool
+                    .adopt(id, worker.seat, worker.generation, is_held, now);
+            }
+            self.clients.add(worker.leases.clients() as u64);
+            self.workers.all.insert(id, worker);
+        }
+        if carried_over.are_foreign {
+            self.workers.pool.disable_give_up();
+            let grace = self.settings.config.limits.restart_grace;
+            self.workers.outgoing = Some(Outgoing::new(now, grace));
+        }
+        let control = &mut self.control.clients;
+        control.adopt(carried_over.control_clients, &self.poller, now);
+        self.watch_from(now);
+        self.report_upgrade();
+        Ok(())
+    }
+
+    fn report_upgrade(&mut self) {
+        let clients = self.clients.count();
+        let about = About {
+            clients: Some(clients),
+            ..About::default()
+        };
+        let sentence = format_args!(
+            "upgraded: this is {} {} {}; {} and {} were kept; replacing the workers",
+            self.name,
+            self.version,
+            if self.handover.is_same_program {
+                "still, the same program as before"
+            } else {
+                "now"
+            },
+            Counted(self.workers.all.len(), "worker"),
+            Counted(clients, "client")
+        );
+        self.telemetry.events.note(Kind::Upgraded, about, sentence);
+    }
+}

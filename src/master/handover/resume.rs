@@ -1,0 +1,178 @@
+//! Continues as another program with the state of the program before: see [`UpgradeSnapshot`].
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::channel::Channel;
+use crate::config::Loaded;
+use crate::master::clients::leases::Leases;
+use crate::master::control::connection::ControlSnapshot;
+use crate::master::handover::inherited::Inherited;
+use crate::master::handover::origin::MasterOrigin;
+use crate::master::handover::queues::{HandoffQueues, QueueEnds};
+use crate::master::handover::snapshot::{UpgradeSnapshot, WorkerSnapshot};
+use crate::master::handover::state_file::StateFile;
+use crate::master::handover::store::Stored;
+use crate::master::handover::unpack::ReceivedHandoff;
+use crate::master::listeners::control_listener::ControlListener;
+use crate::master::workers::trust::Believed;
+use crate::master::workers::worker::Worker;
+use crate::master::{Announce, Handed, MasterSetup};
+use crate::shm::{Layout, MasterShm};
+use crate::sys::inherited::LeftOpen;
+
+/// What an upgrade carries over besides the saved state: it was never left.
+#[derive(Debug)]
+pub struct CarriedOver {
+    pub(crate) next_client: u64,
+    pub(crate) refused: u64,
+    pub(crate) started: Instant,
+    pub(crate) control: Option<ControlListener>,
+    pub(crate) executable: Option<PathBuf>,
+    /// Whether this program is the same as before.
+    pub(crate) is_same: bool,
+    pub(crate) control_clients: Vec<(OwnedFd, ControlSnapshot)>,
+    /// Each worker, and whether it is held.
+    pub(crate) workers: Vec<(Worker, bool)>,
+    /// The workers are of another version, and end before anything is leased to new ones.
+    pub(crate) are_foreign: bool,
+}
+
+/// Continues with the master that this process was. `number` is that of the descriptor of its
+/// snapshot. Returns the setup, and the log file if one was open.
+///
+/// # Errors
+/// The reason why that is impossible.
+pub fn resume(
+    number: &str,
+    version: &'static str,
+    announcer: impl FnOnce(String) -> Announce,
+) -> Result<(MasterSetup, Option<File>), String> {
+    let number = number
+        .parse()
+        .map_err(|_| "the location of the state is missing".to_owned())?;
+    let file = LeftOpen::default()
+        .take(number)
+        .map(File::from)
+        .map_err(|e| e.to_string())?;
+    let length = file.metadata().map_err(|e| e.to_string())?.len();
+    let snapshot = UpgradeSnapshot::read(&file, length)?;
+    let loaded = snapshot.check()?;
+    snapshot
+        .revive(loaded, version, announcer)
+        .map_err(|e| format!("the state is incomplete: {e}"))
+}
+
+/// Returns the instant of something that has lasted for this long.
+fn ago(now: Instant, lasted: Duration) -> Instant {
+    now.checked_sub(lasted).unwrap_or(now)
+}
+
+impl WorkerSnapshot {
+    /// Returns the worker, and whether it is held.
+    fn revive(self, layout: u32, left: &mut LeftOpen, now: Instant) -> io::Result<(Worker, bool)> {
+        let layout = Layout::with_version(layout, self.slots, self.longest)
+            .ok_or(io::ErrorKind::InvalidData)?;
+        let shm = MasterShm::from_file(File::from(left.take(self.shm)?), layout)?;
+        let channel = Channel::new(left.take(self.channel)?);
+        let leases = Leases::from_snapshot(self.slots, self.leases, |number| left.take(number))?;
+        let identity = (self.id, self.pid, self.seat, self.generation);
+        let started = ago(now, self.up);
+        let mut worker = Worker::adopt(identity, channel, shm, leases, self.methods, started);
+        // No snapshot is made while a worker is starting.
+        worker.has_been_ready = true;
+        if let Some(counters) = self.counters {
+            worker.believed = Believed::with_counters(counters, now);
+        }
+        Ok((worker, self.is_held))
+    }
+}
+
+/// Takes the descriptors of these records.
+fn take_all<T>(left: &mut LeftOpen, records: Vec<(T, RawFd)>) -> io::Result<Vec<(T, OwnedFd)>> {
+    records
+        .into_iter()
+        .map(|(record, number)| Ok((record, left.take(number)?)))
+        .collect()
+}
+
+impl UpgradeSnapshot {
+    /// Takes over all descriptors.
+    ///
+    /// # Errors
+    /// When one of them is not open, or shared memory or the state file is invalid.
+    fn revive(
+        self,
+        loaded: Loaded,
+        version: &'static str,
+        announcer: impl FnOnce(String) -> Announce,
+    ) -> io::Result<(MasterSetup, Option<File>)> {
+        let (mut left, now) = (LeftOpen::default(), Instant::now());
+        let (are_foreign, layout) = (self.has_foreign_workers(), self.versions.layout);
+        let workers = self.workers.into_iter();
+        let workers = workers
+            .map(|worker| worker.revive(layout, &mut left, now))
+            .collect::<io::Result<_>>()?;
+        let control = ControlListener::from_fd(left.take(self.control.0)?, &self.control.1.0);
+        let log = self.log.and_then(|number| left.take(number).ok());
+        let ends = self.handoff_queues.into_iter().map(|(into, out)| {
+            Ok(QueueEnds {
+                into: Channel::new(left.take(into)?),
+                out: Channel::new(left.take(out)?),
+            })
+        });
+        let queues = HandoffQueues::from_ends(ends.collect::<io::Result<_>>()?);
+        let state_file = self
+            .state_file
+            .map(|number| left.take(number))
+            .transpose()?;
+        let state_file = state_file
+            .map(|file| StateFile::open(File::from(file)))
+            .transpose()
+            .map_err(io::Error::other)?;
+        let listeners = take_all(&mut left, self.listeners)?;
+        let handed = Handed::from_named(take_all(&mut left, self.handed)?);
+        let control_clients = self.control_clients.into_iter();
+        let control_clients = control_clients
+            .filter_map(|client| Some((left.take(client.socket).ok()?, client)))
+            .collect();
+        let config_file = self.saved_state.config_file.clone();
+        let inherited = Inherited {
+            saved_state: self.saved_state,
+            kept: state_file.map(|file| (file, ReceivedHandoff::empty(queues))),
+            listeners,
+            stored: Stored {
+                names: self.stored,
+                ..Stored::default()
+            },
+            faults: Vec::new(),
+        };
+        let carried_over = CarriedOver {
+            next_client: self.next_client,
+            refused: self.refused,
+            started: ago(now, self.up),
+            control: Some(control),
+            executable: self.executable,
+            is_same: self.same.unwrap_or(false),
+            control_clients,
+            workers,
+            are_foreign,
+        };
+        let setup = MasterSetup {
+            announce: announcer(self.name.clone()),
+            name: self.name,
+            version,
+            loaded,
+            config_file,
+            standard_file: self.standard_file,
+            handed,
+            origin: MasterOrigin::Upgraded(Box::new(inherited), Box::new(carried_over)),
+            config_stale: None,
+            missing_log: None,
+        };
+        Ok((setup, log.map(File::from)))
+    }
+}
