@@ -77,7 +77,7 @@ impl Client {
         self.stream
             .get_ref()
             .write_all(bytes.as_ref())
-            .expect("the daemon takes what it is sent");
+            .expect("the daemon reads what it is sent");
     }
 
     /// Writes a frame in one piece.

@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::{fs, io};
 
-use super::{Directory, Setup};
+use super::Setup;
+use super::directory::Directory;
 use crate::sys::poll::{Interest, Poller};
 use crate::sys::socket::{self, Received};
 
@@ -18,7 +19,7 @@ use crate::sys::socket::{self, Received};
 #[derive(Debug)]
 pub struct ServiceManager {
     path: PathBuf,
-    heard: Arc<Mutex<ManagerState>>,
+    state: Arc<Mutex<ManagerState>>,
     /// Ends the thread when it is dropped.
     end: Option<OwnedFd>,
     thread: Option<JoinHandle<()>>,
@@ -41,19 +42,19 @@ impl ServiceManager {
     #[must_use]
     #[expect(
         clippy::new_without_default,
-        reason = "it is a process's worth of things"
+        reason = "it starts a thread and creates a socket"
     )]
     pub fn new() -> ServiceManager {
         let directory = Directory::new().expect("a directory");
         let path = directory.0.join("notify");
         let socket = UnixDatagram::bind(&path).expect("the path is free");
         let (ours, theirs) = socket::message_pair().expect("a pair of sockets");
-        let heard = Arc::new(Mutex::new(ManagerState::default()));
-        let shared = Arc::clone(&heard);
+        let state = Arc::new(Mutex::new(ManagerState::default()));
+        let shared = Arc::clone(&state);
         let thread = thread::spawn(move || listen(&socket, &theirs, &shared));
         ServiceManager {
             path,
-            heard,
+            state,
             end: Some(ours),
             thread: Some(thread),
             _directory: directory,
@@ -102,12 +103,12 @@ impl ServiceManager {
     /// # Panics
     /// If there is none.
     pub fn with_stored(&self, name: &str, act: impl FnOnce(OwnedFd)) {
-        let heard = self.lock();
-        let (_, stored) = heard
+        let state = self.lock();
+        let (_, stored) = state
             .stored
             .iter()
             .find(|(other, _)| other == name)
-            .expect("it is kept");
+            .expect("a stored descriptor has this name");
         act(stored.try_clone().expect("a descriptor can be copied"));
     }
 
@@ -128,7 +129,7 @@ impl ServiceManager {
     }
 
     fn lock(&self) -> MutexGuard<'_, ManagerState> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -142,7 +143,7 @@ impl Drop for ServiceManager {
     }
 }
 
-fn listen(socket: &UnixDatagram, end: &OwnedFd, heard: &Mutex<ManagerState>) {
+fn listen(socket: &UnixDatagram, end: &OwnedFd, state: &Mutex<ManagerState>) {
     let mut poller = Poller::new(2).expect("a poller");
     poller
         .add(socket, 0, Interest::Read)
@@ -150,7 +151,7 @@ fn listen(socket: &UnixDatagram, end: &OwnedFd, heard: &Mutex<ManagerState>) {
         .expect("they are watched");
     let (mut events, mut datagram) = (Vec::new(), vec![0; 8192]);
     loop {
-        poller.wait(&mut events, None).expect("events are told");
+        poller.wait(&mut events, None).expect("the poller works");
         while let Ok(Received::Message {
             length,
             descriptors,
@@ -158,10 +159,10 @@ fn listen(socket: &UnixDatagram, end: &OwnedFd, heard: &Mutex<ManagerState>) {
         }) = receive(socket, &mut datagram)
         {
             let text = String::from_utf8_lossy(&datagram[..length]).into_owned();
-            heard
+            state
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .take_in(text, descriptors);
+                .receive(text, descriptors);
         }
         if events.iter().any(|event| event.token == 1) {
             return;
@@ -185,18 +186,18 @@ impl ManagerState {
         }
     }
 
-    fn take_in(&mut self, text: String, descriptors: Vec<OwnedFd>) {
+    fn receive(&mut self, text: String, descriptors: Vec<OwnedFd>) {
         let named = text
             .lines()
             .find_map(|line| line.strip_prefix("FDNAME="))
             .unwrap_or("stored")
             .to_owned();
-        let says = |what: &str| text.lines().any(|line| line == what);
-        if says("FDSTORE=1") {
+        let has_line = |what: &str| text.lines().any(|line| line == what);
+        if has_line("FDSTORE=1") {
             descriptors
                 .into_iter()
                 .for_each(|descriptor| self.store(&named, descriptor));
-        } else if says("FDSTOREREMOVE=1") {
+        } else if has_line("FDSTOREREMOVE=1") {
             self.stored.retain(|(name, _)| *name != named);
         }
         // A BARRIER is answered by closing its descriptor, which happens here.

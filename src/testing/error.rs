@@ -1,0 +1,67 @@
+//! The reason why a daemon does not serve.
+
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::{fmt, io};
+
+use super::TIMEOUT;
+use super::running::Running;
+
+/// The reason why a daemon does not serve.
+pub struct Error {
+    reason: String,
+    status: Option<ExitStatus>,
+    stderr: String,
+}
+
+impl Error {
+    pub(super) fn setup(error: io::Error) -> Error {
+        Error {
+            reason: format!("cannot start the daemon: {error}"),
+            status: None,
+            stderr: String::new(),
+        }
+    }
+
+    pub(super) fn did_not_serve(mut daemon: Running) -> Error {
+        let status = daemon.output.has_ended().then(|| daemon.wait());
+        let reason = match status {
+            Some(status) => format!("the daemon ended before it served: {status}"),
+            None => format!("the daemon did not report within {TIMEOUT:?} that it listens"),
+        };
+        let log = Arc::clone(&daemon.log);
+        drop(daemon);
+        Error {
+            reason,
+            status,
+            stderr: log.text(),
+        }
+    }
+
+    /// Returns the exit code of a daemon that exited.
+    #[must_use]
+    pub fn code(&self) -> Option<i32> {
+        self.status.and_then(|status| status.code())
+    }
+
+    /// Returns what the daemon wrote to standard error.
+    #[must_use]
+    pub fn stderr(&self) -> &str {
+        &self.stderr
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\n{}", self.reason, self.stderr)
+    }
+}
+
+/// The same text as `Display`, because `expect` prints this one.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::error::Error for Error {}

@@ -1,0 +1,176 @@
+//! The settings of a daemon, and its start.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::{fs, io};
+
+use super::directory::Directory;
+use super::error::Error;
+use super::output::ProcessOutput;
+use super::running::Running;
+use crate::proto::names::Address;
+use crate::sys::inherited;
+
+/// Part of the line that the daemon writes to standard output once it serves.
+const SERVES: &str = " listens on ";
+
+/// The configuration's name in the daemon's directory.
+pub(super) const CONFIG: &str = "config.toml";
+
+/// The control socket's name in the daemon's directory.
+pub(super) const CONTROL: &str = "control.sock";
+
+/// The settings of a daemon that has not been started.
+#[derive(Debug)]
+pub struct Setup {
+    command: Command,
+    config: String,
+    handed: Vec<(String, OwnedFd)>,
+}
+
+impl Setup {
+    /// Creates the settings to run `program` with this configuration.
+    ///
+    /// The configuration is TOML; `{dir}` in it stands for the daemon's own directory. The default of `listen` is a free port
+    /// of 127.0.0.1, that of `control.socket` a path in the directory.
+    pub fn new(program: impl AsRef<OsStr>, config: &str) -> Setup {
+        Setup {
+            command: Command::new(program),
+            config: config.to_owned(),
+            handed: Vec::new(),
+        }
+    }
+
+    /// Adds an argument before `-c FILE`.
+    #[must_use]
+    pub fn argument(mut self, argument: impl AsRef<OsStr>) -> Setup {
+        self.command.arg(argument);
+        self
+    }
+
+    /// Sets an environment variable.
+    #[must_use]
+    pub fn variable(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Setup {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Passes a listening socket as systemd does, for `listen = ["systemd:NAME"]`. A copy that the test keeps outlives the
+    /// daemon, as systemd's copy does.
+    #[must_use]
+    pub fn handed(mut self, name: &str, listener: impl Into<OwnedFd>) -> Setup {
+        self.handed.push((name.to_owned(), listener.into()));
+        self
+    }
+
+    /// Starts the daemon and waits until it reports on standard output that it serves.
+    ///
+    /// # Errors
+    /// If it does not within [`TIMEOUT`]. The error has the exit code and standard error of a daemon that refused to start.
+    pub fn start(self) -> Result<Running, Error> {
+        self.start_in(Directory::new().map_err(Error::setup)?)
+    }
+
+    /// Starts the daemon as the successor of one whose master was stopped or killed: in the same directory, with the
+    /// configuration file there. First waits until all processes of the previous daemon have exited.
+    ///
+    /// # Errors
+    /// As [`Setup::start`].
+    #[track_caller]
+    pub fn start_after(mut self, mut before: Running) -> Result<Running, Error> {
+        before.wait();
+        // The workers have exited as well then.
+        before.log.wait(|log| log.ended);
+        self.config = fs::read_to_string(before.directory().join(CONFIG)).map_err(Error::setup)?;
+        self.start_in(before.leave_directory())
+    }
+
+    fn start_in(mut self, directory: Directory) -> Result<Running, Error> {
+        let config = complete(&self.config, &directory.0);
+        let control = control_socket(&config).unwrap_or_else(|| directory.0.join(CONTROL));
+        let file = directory.0.join(CONFIG);
+        fs::write(&file, config).map_err(Error::setup)?;
+        self.command.arg("-c").arg(file);
+        if !self.handed.is_empty() {
+            self.command = hand_over(&self.command, self.handed).map_err(Error::setup)?;
+        }
+        self.command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
+        let mut master = self.command.spawn().map_err(Error::setup)?;
+        let output = ProcessOutput::from_pipe(master.stdout.take().expect("it is piped"));
+        let log = ProcessOutput::from_pipe(master.stderr.take().expect("it is piped"));
+        let control = Address::Unix(control);
+        let mut running = Running {
+            master,
+            output,
+            log,
+            control,
+            addresses: Vec::new(),
+            directory,
+        };
+
+        running
+            .output
+            .wait(|output| output.ended || output.text.contains(SERVES));
+        if !running.output.text().contains(SERVES) {
+            return Err(Error::did_not_serve(running));
+        }
+        running.addresses = running.bound();
+        Ok(running)
+    }
+}
+
+/// Adds the keys that every test needs. A text that is not TOML is returned unchanged, so that the daemon rejects it.
+pub(super) fn complete(config: &str, directory: &Path) -> String {
+    let text = config.replace("{dir}", &directory.display().to_string());
+    let Ok(mut table) = text.parse::<toml::Table>() else {
+        return text;
+    };
+    table
+        .entry("listen")
+        .or_insert_with(|| vec!["127.0.0.1:0"].into());
+    if let toml::Value::Table(control) = table
+        .entry("control")
+        .or_insert_with(|| toml::Table::new().into())
+    {
+        control
+            .entry("socket")
+            .or_insert_with(|| directory.join(CONTROL).display().to_string().into());
+    }
+    table.to_string()
+}
+
+/// Returns a command that runs `program` with these descriptors and the variables of sd_listen_fds(3). LISTEN_PID is known
+/// only in the new process, so a shell sets it and then executes the program.
+fn hand_over(program: &Command, handed: Vec<(String, OwnedFd)>) -> io::Result<Command> {
+    let (names, descriptors): (Vec<String>, Vec<OwnedFd>) = handed.into_iter().unzip();
+    let mut command = Command::new("sh");
+    command.args(["-c", "LISTEN_PID=$$; export LISTEN_PID; exec \"$0\" \"$@\""]);
+    command.arg(program.get_program()).args(program.get_args());
+    command.envs(
+        program
+            .get_envs()
+            .filter_map(|(key, value)| Some((key, value?))),
+    );
+    command
+        .env("LISTEN_FDS", descriptors.len().to_string())
+        .env("LISTEN_FDNAMES", names.join(":"));
+    inherited::leave(&mut command, &descriptors)?;
+    Ok(command)
+}
+
+pub(super) fn control_socket(config: &str) -> Option<PathBuf> {
+    config
+        .parse::<toml::Table>()
+        .ok()?
+        .get("control")?
+        .get("socket")?
+        .as_str()
+        .map(PathBuf::from)
+}
