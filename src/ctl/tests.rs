@@ -1,4 +1,4 @@
-//! fdpassctl against daemons and listeners that say what a test wants to hear.
+//! fdpassctl against daemons and listeners of a test.
 
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
@@ -12,8 +12,8 @@ use tempfile::TempDir;
 
 mod calls;
 mod changes;
-mod looking;
-mod telling;
+mod events;
+mod inspect;
 
 use super::*;
 use crate::proto::control::{
@@ -23,7 +23,7 @@ use crate::proto::control::{
 use crate::proto::frame::{ByteOrder, OrderRule, PREFIX};
 use crate::proto::names::{Generation, WorkerId};
 
-/// A status as a daemon with three workers would tell it.
+/// Returns the status of a daemon with three workers.
 pub(super) fn status() -> Status {
     let ready = WorkerStatus {
         seat: 0,
@@ -144,7 +144,7 @@ fn listener(address: &str, byte_order: OrderRule, queue: Option<u32>) -> Listene
     }
 }
 
-/// What one run of fdpassctl left behind.
+/// The result of a run of fdpassctl.
 #[derive(Debug)]
 struct Ran {
     exit: ExitStatus,
@@ -197,7 +197,7 @@ impl Daemon {
         }
     }
 
-    /// For any number of connections, until fdpassctl has ended.
+    /// Serves any number of connections until fdpassctl has ended.
     fn serving(serve: impl Fn(UnixStream) + Send + Sync + 'static) -> Daemon {
         let is_done = Arc::new(AtomicBool::new(false));
         let until = Arc::clone(&is_done);
@@ -214,8 +214,7 @@ impl Daemon {
         Daemon { is_done, ..daemon }
     }
 
-    /// Answers each request by its verb and its params, on any number of connections; closes that for which it has no
-    /// answer.
+    /// Answers requests by verb and params on any number of connections, and closes one for whose request it has no answer.
     fn that_answers(
         answer: impl Fn(&str, &Value) -> Option<String> + Send + Sync + 'static,
     ) -> Daemon {
@@ -226,18 +225,18 @@ impl Daemon {
                 let Some(reply) = answer(verb, &request["params"]) else {
                     return;
                 };
-                // It may have gone by now.
-                let _ = client.write_all(&frame(&reply));
+                // fdpassctl may have ended.
+                let _ = send(&mut client, ByteOrder::Little, &reply);
             }
         })
     }
 
-    /// For one connection.
+    /// Serves one connection.
     fn start(serve: impl FnOnce(UnixStream) + Send + 'static) -> Daemon {
         Daemon::listening(|listener| serve(listener.accept().expect("accept").0))
     }
 
-    /// Answers each request with the next of `replies`, then closes. It is of the time before there were events.
+    /// Answers each request with the next of `replies`, then closes. It has no events, like an old daemon.
     fn that_says(replies: impl IntoIterator<Item = String>) -> Daemon {
         let replies: Vec<_> = replies.into_iter().collect();
         Daemon::start(move |mut client| {
@@ -255,34 +254,30 @@ impl Daemon {
     fn asked_seen(self, arguments: &[&str], seen: Seen) -> Ran {
         let ran = ctl_seen(arguments, &[("FDPASSD_SOCKET", &self.socket)], seen);
         self.is_done.store(true, Ordering::Relaxed);
-        // So that one that still accepts finds out.
+        // This ends a pending accept.
         drop(UnixStream::connect(&self.socket));
         self.serving.join().expect("the daemon went as expected");
         ran
     }
 }
 
-/// What is asked of a daemon; none when nothing is asked any more.
+/// Returns the next request to a daemon; `None` at the end of the connection.
 fn next_request(client: &mut UnixStream) -> Option<String> {
+    receive(client, ByteOrder::Little)
+}
+
+fn receive(from: &mut impl Read, order: ByteOrder) -> Option<String> {
     let mut prefix = [0; PREFIX];
-    client.read_exact(&mut prefix).ok()?;
-    let mut body = vec![0; ByteOrder::Little.length(prefix) as usize];
-    client.read_exact(&mut body).expect("a body");
+    from.read_exact(&mut prefix).ok()?;
+    let mut body = vec![0; order.length(prefix) as usize];
+    from.read_exact(&mut body).expect("a body");
     Some(String::from_utf8(body).expect("UTF-8"))
 }
 
-fn receive(from: &mut impl Read, order: ByteOrder) -> String {
-    let mut prefix = [0; PREFIX];
-    from.read_exact(&mut prefix).expect("a prefix");
-    let mut body = vec![0; order.length(prefix) as usize];
-    from.read_exact(&mut body).expect("a body");
-    String::from_utf8(body).expect("UTF-8")
-}
-
-/// The next request to a daemon that does not know of events.
+/// Returns the next request to a daemon without events.
 fn asked_for(client: &mut UnixStream) -> String {
     loop {
-        let request = receive(client, ByteOrder::Little);
+        let request = next_request(client).expect("a request");
         if !request.starts_with(r#"{"in":"events""#) {
             return request;
         }
@@ -290,23 +285,14 @@ fn asked_for(client: &mut UnixStream) -> String {
     }
 }
 
-fn send(to: &mut impl Write, order: ByteOrder, body: &str) {
-    to.write_all(&order.prefix(body.len() as u32))
-        .expect("the prefix is taken");
-    to.write_all(body.as_bytes()).expect("the body is taken");
+fn send(to: &mut impl Write, order: ByteOrder, body: &str) -> io::Result<()> {
+    to.write_all(&order.prefix(body.len() as u32))?;
+    to.write_all(body.as_bytes())
 }
 
-/// What a daemon answers.
+/// Sends a daemon's reply.
 fn say(client: &mut UnixStream, reply: &str) {
-    send(client, ByteOrder::Little, reply);
-}
-
-fn frame(reply: &str) -> Vec<u8> {
-    [
-        &ByteOrder::Little.prefix(reply.len() as u32)[..],
-        reply.as_bytes(),
-    ]
-    .concat()
+    send(client, ByteOrder::Little, reply).expect("fdpassctl reads");
 }
 
 fn reply(name: &str, result: &impl serde::Serialize) -> String {
@@ -342,7 +328,7 @@ fn status_is_a_table_or_the_daemons_own_json() {
         ran.out
     );
 
-    // Also one of another version, with members that this program does not know.
+    // The daemon may be newer, with unknown members.
     let result = r#"{ "name":"x", "future" : 1e400 }"#;
     let ran = Daemon::that_says([format!(r#"{{"out":"status","result":{result}}}"#)])
         .asked(&["--json", "status"]);
@@ -353,7 +339,7 @@ fn status_is_a_table_or_the_daemons_own_json() {
 }
 
 #[test]
-fn an_error_reply_is_said_and_its_exit_code_is_one_or_that_of_forbidden() {
+fn an_error_reply_has_exit_code_1_or_that_of_forbidden() {
     let ran = Daemon::that_says([fault("busy", r"too \u001b[1mmany")]).asked(&["status"]);
     assert_eq!(
         (ran.exit, ran.err.as_str()),
@@ -373,7 +359,7 @@ fn an_error_reply_is_said_and_its_exit_code_is_one_or_that_of_forbidden() {
 }
 
 #[test]
-fn what_is_no_reply_is_never_taken_for_one() {
+fn an_invalid_reply_has_its_own_exit_code() {
     for garbage in [
         "",
         "garbage",
@@ -388,7 +374,7 @@ fn what_is_no_reply_is_never_taken_for_one() {
 }
 
 #[test]
-fn a_connection_that_ends_early_is_no_reply() {
+fn a_connection_that_ends_early_has_no_reply() {
     let ran = Daemon::start(drop).asked(&["status"]);
     assert_eq!(ran.exit, ExitStatus::NoReply, "{}", ran.err);
     let ran = Daemon::start(|mut client| {
@@ -406,14 +392,14 @@ fn a_connection_that_ends_early_is_no_reply() {
 }
 
 #[test]
-fn a_daemon_that_never_answers_is_not_waited_for() {
+fn a_daemon_that_does_not_answer_is_a_timeout() {
     let until_closed = |mut client: UnixStream| drop(client.read_to_end(&mut Vec::new()));
     let ran = Daemon::start(until_closed).asked(&["status", "--timeout", "20ms"]);
     assert_eq!(
         (ran.exit, ran.err.as_str()),
         (ExitStatus::NoReply, "fdpassctl: no reply within 20ms\n")
     );
-    // Nor is one that begins a reply and does not end it.
+    // The same for a reply that has no end.
     let ran = Daemon::start(|mut client| {
         let _ = client.write_all(&[8, 0, 0, 0, b' ']);
         let _ = client.read_to_end(&mut Vec::new());
@@ -423,7 +409,7 @@ fn a_daemon_that_never_answers_is_not_waited_for() {
 }
 
 #[test]
-fn a_reply_over_the_limit_is_not_read() {
+fn a_reply_above_the_limit_is_not_read() {
     let ran = Daemon::start(|mut client| {
         asked_for(&mut client);
         client
@@ -449,7 +435,7 @@ fn without_a_daemon_every_place_is_named() {
     let expected = format!("fdpassctl: fdpassd is not running (no socket at {here}/control.sock, ");
     assert!(ran.err.starts_with(&expected), "{}", ran.err);
 
-    // A socket whose daemon is gone, and one that was said to be there.
+    // A given place, and a socket whose daemon has ended.
     let path = format!("{here}/old.sock");
     drop(UnixListener::bind(&path).expect("bind"));
     let ran = ctl(
@@ -474,7 +460,7 @@ fn without_a_daemon_every_place_is_named() {
 }
 
 #[test]
-fn a_socket_that_is_out_of_bounds_is_forbidden() {
+fn a_socket_without_permission_is_forbidden() {
     let place = tempfile::tempdir().expect("a directory");
     let path = place.path().join("control.sock");
     let _listener = UnixListener::bind(&path).expect("bind");
@@ -527,7 +513,7 @@ fn version_needs_no_daemon() {
 }
 
 #[test]
-fn wrong_usage_is_64_and_help_is_not_wrong() {
+fn wrong_usage_exits_with_64_and_help_with_0() {
     for arguments in [
         &[][..],
         &["fly"],
@@ -567,7 +553,7 @@ fn wrong_usage_is_64_and_help_is_not_wrong() {
     }
 }
 
-/// A standard output that takes nothing.
+/// A standard output that fails.
 struct Broken(ErrorKind);
 
 impl Write for Broken {
@@ -580,7 +566,7 @@ impl Write for Broken {
 }
 
 #[test]
-fn a_closed_pipe_is_left_quietly_and_a_full_disk_is_not() {
+fn a_closed_pipe_is_silent_and_a_full_disk_is_reported() {
     for (kind, said) in [
         (ErrorKind::BrokenPipe, ""),
         (

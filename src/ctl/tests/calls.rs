@@ -4,21 +4,21 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use super::*;
 
-/// A client's listener, for one request; gives back what was asked.
+/// Serves one request at a listener and returns it.
 fn rpc(order: ByteOrder, reply: &'static str) -> (SocketAddr, JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
     let address = listener.local_addr().expect("bound");
     let serving = thread::spawn(move || {
         let (mut client, _): (TcpStream, _) = listener.accept().expect("accept");
-        let request = receive(&mut client, order);
-        send(&mut client, order, reply);
+        let request = receive(&mut client, order).expect("a request");
+        send(&mut client, order, reply).expect("it is read");
         request
     });
     (address, serving)
 }
 
-/// An address where nothing listens: it was bound a moment ago.
-fn nobody() -> SocketAddr {
+/// Returns an address where nothing listens: it was bound a moment ago.
+fn unused_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())
         .expect("bind")
@@ -60,7 +60,7 @@ fn a_call_carries_params_and_result_byte_for_byte() {
 }
 
 #[test]
-fn a_call_goes_to_the_daemons_first_listener_in_its_order() {
+fn a_call_goes_to_the_first_listener_in_its_byte_order() {
     let (address, serving) = rpc(ByteOrder::Big, r#"{"out":"pong","result":null}"#);
     let mut status = status();
     status.listeners[0] = listener(
@@ -79,20 +79,20 @@ fn a_call_goes_to_the_daemons_first_listener_in_its_order() {
 }
 
 #[test]
-fn a_call_that_fails_says_how() {
+fn a_failed_call_has_its_error_and_exit_code() {
     let (address, serving) = rpc(
         ByteOrder::Little,
         r#"{"out":"error","result":{"code":"forbidden","message":"no\n"}}"#,
     );
     let ran = ctl(&["call", "x", "--to", &address.to_string()], &[]);
     serving.join().expect("served");
-    // A method's own code is no permission of fdpassctl's.
+    // This code is the method's own, not a refusal of the daemon.
     assert_eq!(
         (ran.exit, ran.err.as_str()),
         (ExitStatus::Failed, "fdpassctl: forbidden: no\\n\n")
     );
 
-    let to = nobody().to_string();
+    let to = unused_address().to_string();
     let ran = ctl(&["call", "x", "--to", &to], &[]);
     assert_eq!(
         (ran.exit, ran.err),

@@ -1,7 +1,8 @@
-//! What is asked for by the verbs that change something, and what is said of it.
+//! The verbs that change something: their requests and their results.
 
 use super::*;
-use crate::proto::control::Upgraded;
+use crate::proto::control::{Kicked, Upgraded};
+use crate::proto::names::ClientId;
 
 #[test]
 fn stop_waits_for_the_end() {
@@ -32,7 +33,7 @@ fn stop_waits_for_the_end() {
     assert_eq!((ran.exit, ran.err.as_str()), (ExitStatus::StillGoing, said));
 }
 
-/// What fdpassctl asks after the version, what it makes of `result`, and how it ends.
+/// Returns the request after that of the version, and how fdpassctl ends after `result`.
 fn asked(arguments: &[&str], verb: &str, result: &impl serde::Serialize) -> (String, Ran) {
     let (tell, told) = mpsc::channel();
     let reply = reply(verb, result);
@@ -48,7 +49,7 @@ fn asked(arguments: &[&str], verb: &str, result: &impl serde::Serialize) -> (Str
 }
 
 #[test]
-fn every_change_is_asked_for_in_the_daemons_words_and_told_in_plain_ones() {
+fn every_change_has_its_request_and_its_result_in_words() {
     let settled =
         |workers, clients| serde_json::to_value(Settled { workers, clients }).expect("plain data");
     let reloaded = |workers, seconds| {
@@ -72,6 +73,10 @@ fn every_change_is_asked_for_in_the_daemons_words_and_told_in_plain_ones() {
         workers: 4,
         clients: 1234,
         unchanged: false,
+    };
+    let kicked = Kicked {
+        client: ClientId(17),
+        peer: "127.0.0.1:4711\n".to_owned(),
     };
     let same = Upgraded {
         unchanged: true,
@@ -131,6 +136,12 @@ fn every_change_is_asked_for_in_the_daemons_words_and_told_in_plain_ones() {
             "\"release\",\"params\":{\"method\":\"r\u{202e}\"}",
             settled(4, 9),
             r#"method "r\u{202e}" is released and run again"#,
+        ),
+        (
+            "kick 17",
+            r#""kick","params":{"client":17}"#,
+            serde_json::to_value(&kicked).expect("plain data"),
+            "client 17 (127.0.0.1:4711\\n) is closed",
         ),
         (
             "drain",
@@ -199,7 +210,7 @@ fn every_change_is_asked_for_in_the_daemons_words_and_told_in_plain_ones() {
             "{line}"
         );
 
-        // Also from a daemon that has more to say than this program knows of.
+        // The daemon may be newer, with unknown members.
         let (_, ran) = asked(
             &[&arguments[..], &["--json"]].concat(),
             arguments[0],
@@ -214,7 +225,7 @@ fn every_change_is_asked_for_in_the_daemons_words_and_told_in_plain_ones() {
     }
 }
 
-/// One of each.
+/// One of each change.
 const CHANGES: [&[&str]; 9] = [
     &["reload"],
     &["scale", "2"],
@@ -228,7 +239,7 @@ const CHANGES: [&[&str]; 9] = [
 ];
 
 #[test]
-fn a_change_that_takes_long_goes_on_when_nobody_waits_any_more() {
+fn a_long_change_continues_after_the_timeout() {
     let doing = [
         "reloading",
         "scaling",
@@ -261,7 +272,7 @@ fn a_change_that_takes_long_goes_on_when_nobody_waits_any_more() {
             threads.spawn(move || try_it(change, doing.get(index)));
         }
     });
-    // Nobody knows whether a daemon that says nothing at all goes on.
+    // Whether a daemon continues is not known if it has never answered.
     let ran = Daemon::start(|mut client| drop(client.read_to_end(&mut Vec::new()))).asked(&[
         "reload",
         "--timeout",
@@ -274,7 +285,7 @@ fn a_change_that_takes_long_goes_on_when_nobody_waits_any_more() {
 }
 
 #[test]
-fn a_change_that_is_refused_or_not_understood_has_the_exit_code_that_says_so() {
+fn a_change_that_fails_has_its_exit_code() {
     for change in CHANGES {
         for (reply, exit, said) in [
             (
@@ -341,7 +352,7 @@ fn a_rejected_configuration_is_shown_with_its_caret() {
             format!("fdpassctl: rejected, and nothing was changed:\n{shown}\n")
         );
     }
-    // Another's error may have a member of that name, too.
+    // Errors of other programs may have a member of this name.
     for place in ["7", "{}", "[]", r#"{"display":7}"#] {
         let reply =
             format!(r#"{{"out":"error","result":{{"code":"x","message":"y","place":{place}}}}}"#);

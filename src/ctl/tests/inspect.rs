@@ -1,4 +1,4 @@
-//! The verbs that look: what is asked for, and what is made of the replies, in words and in JSON.
+//! The verbs that inspect: their requests and their results, in words and in JSON.
 
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -7,8 +7,7 @@ use serde_json::json;
 
 use super::*;
 use crate::proto::control::{
-    Change, Checked, ClientStatus, ClientsPage, Cursor, Effective, Key, KeyOrigin, Kicked,
-    LogLevelInForce,
+    Change, Checked, ClientStatus, ClientsPage, Cursor, Effective, Key, KeyOrigin, LogLevelInForce,
 };
 use crate::proto::log::LogLevel;
 use crate::proto::names::ClientId;
@@ -41,7 +40,7 @@ fn page(clients: &[ClientStatus], next: Option<(u64, u32)>) -> String {
     )
 }
 
-/// Three pages, one of them empty; client 2 moves in between.
+/// Returns three pages, one of them empty; client 2 moves in between.
 fn pages() -> [String; 3] {
     [
         page(&[client(3, 30), client(2, 1)], Some((1, 1000))),
@@ -51,12 +50,12 @@ fn pages() -> [String; 3] {
 }
 
 #[test]
-fn clients_are_asked_for_page_by_page_and_each_is_shown_once() {
+fn clients_come_page_by_page_and_each_is_shown_once() {
     let asked: Arc<Mutex<Vec<Value>>> = Arc::default();
     let heard = Arc::clone(&asked);
     let daemon = Daemon::that_answers(move |verb, params| {
         assert_eq!(verb, "clients");
-        let mut heard = heard.lock().expect("nobody panicked");
+        let mut heard = heard.lock().expect("no thread panicked");
         heard.push(params.clone());
         Some(pages()[heard.len() - 1].clone())
     });
@@ -71,7 +70,7 @@ ID PEER            LISTENER       WORKER AGE IDLE REQUESTS MOVES BYTES
         (ran.exit, ran.out.as_str(), ran.err.as_str()),
         (ExitStatus::Done, expected, "")
     );
-    let asked = asked.lock().expect("nobody panicked");
+    let asked = asked.lock().expect("no thread panicked");
     let from = |worker, slot| json!({"worker": 1, "after": {"worker": worker, "slot": slot}});
     assert_eq!(*asked, [json!({"worker": 1}), from(1, 1000), from(2, 0)]);
 
@@ -95,7 +94,7 @@ ID PEER            LISTENER       WORKER AGE IDLE REQUESTS MOVES BYTES
 }
 
 #[test]
-fn all_pages_are_one_in_json_and_clients_stay_as_they_came() {
+fn all_pages_are_one_in_json_with_unchanged_clients() {
     let odd = r#"{"id":9, "peer":"a","listener":null,"worker":null,"age_seconds":1e0,"idle_seconds":0,"requests":1,"moves":0,"bytes":0,"new":[1]}"#;
     let first = serde_json::to_string(&client(3, 30)).expect("JSON");
     let pages = || {
@@ -126,7 +125,7 @@ fn all_pages_are_one_in_json_and_clients_stay_as_they_came() {
 }
 
 #[test]
-fn pages_that_come_round_again_are_no_reply() {
+fn repeated_pages_are_an_invalid_reply() {
     for cursors in [[(1, 5), (1, 5)], [(1, 5), (1, 4)], [(2, 0), (1, 9)]] {
         let ran = Daemon::that_says(cursors.map(|next| page(&[client(1, 1)], Some(next))))
             .asked(&["clients"]);
@@ -136,7 +135,7 @@ fn pages_that_come_round_again_are_no_reply() {
             (ExitStatus::NoReply, "", said)
         );
     }
-    // Those that never end are left when the time is up, and nothing of them is shown.
+    // Pages without end are a timeout, and none of them is shown.
     let slot = std::sync::atomic::AtomicU32::new(1);
     let endless =
         move |_: &str, _: &Value| Some(page(&[], Some((1, slot.fetch_add(1, Ordering::Relaxed)))));
@@ -178,7 +177,7 @@ fn many_clients_are_shown_at_once() {
     );
 }
 
-/// What fdpassctl asks, and what it makes of the result: in words, and in JSON that is the result as it came.
+/// Checks the request, and the result in words and in JSON, which is unchanged.
 #[track_caller]
 fn looked(line: &str, request: &str, result: &impl serde::Serialize, words: &str) {
     let arguments: Vec<_> = line.split(' ').collect();
@@ -186,7 +185,7 @@ fn looked(line: &str, request: &str, result: &impl serde::Serialize, words: &str
         request.split('"').nth(1).expect("a verb"),
         serde_json::to_string(result).expect("JSON"),
     );
-    // Of another version, with members that this program does not know.
+    // The daemon may be newer, with unknown members.
     let raw = format!(
         "{} ,\"new\": 1e400}}",
         raw.strip_suffix('}').expect("an object")
@@ -256,26 +255,10 @@ fn the_configuration_is_shown_and_checked() {
     let words =
         "embedded default: good; a reload would change 1 key\nlog.level: (nothing) -> \"warn\"\n";
     looked("config check", r#""check""#, &checked, words);
-
-    let display = "error: unknown key `listne`\n --> /etc/fdpassd.toml:1:1";
-    let place = control::Place {
-        file: "/etc/x".into(),
-        line: Some(1),
-        column: Some(1),
-        display: display.to_owned(),
-    };
-    let mut refusal = Refusal::new(RefusalCode::Rejected, "unknown key `listne`");
-    refusal.place = Some(place);
-    let ran = Daemon::that_says([reply("error", &refusal)]).asked(&["config", "check"]);
-    let said = format!("fdpassctl: rejected, and nothing was changed:\n{display}\n");
-    assert_eq!(
-        (ran.exit, ran.out.as_str(), ran.err),
-        (ExitStatus::Failed, "", said)
-    );
 }
 
 #[test]
-fn the_level_of_the_log_is_shown_and_set() {
+fn the_log_level_is_shown_and_set() {
     let in_force = |level| LogLevelInForce {
         level,
         configured: LogLevel::Info,
@@ -303,38 +286,7 @@ fn the_level_of_the_log_is_shown_and_set() {
 }
 
 #[test]
-fn a_client_is_kicked_by_its_number() {
-    let kicked = reply(
-        "kick",
-        &Kicked {
-            client: ClientId(17),
-            peer: "127.0.0.1:4711\n".to_owned(),
-        },
-    );
-    let (tell, told) = mpsc::channel();
-    let ran = Daemon::start(move |mut client| {
-        asked_for(&mut client);
-        say(&mut client, &daemons_version());
-        tell.send(asked_for(&mut client))
-            .expect("it is listened to");
-        say(&mut client, &kicked);
-    })
-    .asked(&["kick", "17"]);
-    assert_eq!(
-        (ran.exit, ran.out.as_str()),
-        (
-            ExitStatus::Done,
-            "client 17 (127.0.0.1:4711\\n) is closed\n"
-        )
-    );
-    assert_eq!(
-        told.recv().expect("it told before"),
-        r#"{"in":"kick","params":{"client":17}}"#
-    );
-}
-
-#[test]
-fn metrics_are_text_for_programs_and_act_on_no_terminal() {
+fn metrics_are_escaped_on_a_terminal_only() {
     let text = "# HELP fdpassd_clients Clients.\nfdpassd_clients{state=\"leased\"} 3\n";
     looked(
         "metrics",

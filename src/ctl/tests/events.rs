@@ -1,4 +1,4 @@
-//! Events: those that are followed, and those that are told of while something goes on.
+//! Events: followed, and as the progress of a change.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use super::*;
 use crate::proto::control::{About, Event, Events, Kind};
 use crate::proto::log::LogLevel;
 
-/// The events of a daemon, of which there may be more at any time until it is over.
+/// The events of a daemon, which may grow until the end.
 #[derive(Default)]
 struct Happening {
     events: Mutex<Vec<Event>>,
@@ -17,9 +17,9 @@ struct Happening {
 
 impl Happening {
     fn happens(&self, kind: Kind, message: &str, about: About) {
-        let mut events = self.events.lock().expect("nobody panicked");
+        let mut events = self.events.lock().expect("no thread panicked");
         let id = events.len() as u64 + 1;
-        // From 12:00:01 of some day on.
+        // From 12:00:01 on.
         let at = 1_795_521_600.0 + id as f64;
         events.push(Event {
             id,
@@ -32,14 +32,14 @@ impl Happening {
         self.more.notify_all();
     }
 
-    /// Nobody has to wait any more.
+    /// Ends all waits.
     fn ends(&self) {
-        let _events = self.events.lock().expect("nobody panicked");
+        let _events = self.events.lock().expect("no thread panicked");
         self.is_over.store(true, Ordering::Relaxed);
         self.more.notify_all();
     }
 
-    /// Answers `events`, by waiting as long as it is asked to at most.
+    /// Answers `events`, after a wait of at most the requested time.
     fn answer(&self, params: &Value) -> String {
         let after = params["after"].as_u64().unwrap_or(0) as usize;
         let wait = Duration::from_secs_f64(params["wait"].as_f64().unwrap_or(0.0));
@@ -108,7 +108,7 @@ const TOLD: &str = "\
 
 const APPLIED: &str = "applied: generation 3, 4 workers ready, in 35 ms\n";
 
-/// A daemon that reloads in no time, while something else has happened before.
+/// Returns a daemon that reloads at once and has an older event.
 fn reloading() -> Daemon {
     let happening = Happening::default();
     happening.happens(Kind::Started, "long ago", About::default());
@@ -124,7 +124,7 @@ fn reloading() -> Daemon {
 }
 
 #[test]
-fn every_event_is_a_line_while_something_goes_on_unless_nobody_wants_to_know() {
+fn each_event_of_a_change_is_a_line_unless_quiet_or_json() {
     let ran = reloading().asked(&["reload"]);
     assert_eq!(
         (ran.exit, ran.out.as_str(), ran.err.as_str()),
@@ -140,7 +140,7 @@ fn every_event_is_a_line_while_something_goes_on_unless_nobody_wants_to_know() {
 }
 
 #[test]
-fn on_a_terminal_there_is_one_line_and_at_the_end_none() {
+fn on_a_terminal_progress_is_one_line_that_is_erased() {
     let ran = reloading().asked_seen(&["reload"], Seen::new(false, true, |_| None));
     assert_eq!((ran.exit, ran.out.as_str()), (ExitStatus::Done, APPLIED));
     let drawn: Vec<_> = ran.err.split('\r').collect();
@@ -169,8 +169,8 @@ fn on_a_terminal_there_is_one_line_and_at_the_end_none() {
 }
 
 #[test]
-fn what_is_told_is_told_as_it_happens() {
-    // The daemon ends its reload only when somebody has heard of its beginning.
+fn progress_is_shown_as_it_happens() {
+    // The daemon ends its reload only after its first event was received.
     let (tell, told) = mpsc::channel();
     let (happening, told) = (Happening::default(), Mutex::new(told));
     let ran = Daemon::that_answers(move |verb, params| match verb {
@@ -184,7 +184,7 @@ fn what_is_told_is_told_as_it_happens() {
         "version" => Some(daemons_version()),
         _ => {
             happening.happens(Kind::ReloadBegun, "it begins", About::default());
-            let told = told.lock().expect("nobody panicked");
+            let told = told.lock().expect("no thread panicked");
             told.recv_timeout(Duration::from_secs(10))
                 .expect("it was heard");
             happening.happens(Kind::ReloadRolledBack, "the end", About::default());
@@ -201,7 +201,7 @@ fn what_is_told_is_told_as_it_happens() {
 }
 
 #[test]
-fn a_daemon_that_has_no_events_to_tell_does_what_it_is_asked_to() {
+fn a_daemon_without_events_performs_the_change() {
     let done = || {
         reply(
             "reload",
@@ -233,14 +233,13 @@ fn a_daemon_that_has_no_events_to_tell_does_what_it_is_asked_to() {
 }
 
 #[test]
-fn a_second_connection_that_is_refused_costs_nothing_but_the_liveliness() {
+fn without_a_second_connection_events_come_at_the_end() {
     let (happening, is_second) = (Happening::default(), AtomicBool::new(false));
     let ran = Daemon::serving(move |mut client| {
         if is_second.swap(true, Ordering::Relaxed) {
-            // It may have given up by now.
-            return drop(
-                client.write_all(&frame(&fault("busy", "there are too many control clients"))),
-            );
+            // fdpassctl may have closed it.
+            let refusal = fault("busy", "there are too many control clients");
+            return drop(send(&mut client, ByteOrder::Little, &refusal));
         }
         while let Some(request) = next_request(&mut client) {
             let request: Value = serde_json::from_str(&request).expect("JSON");
@@ -262,13 +261,13 @@ fn a_second_connection_that_is_refused_costs_nothing_but_the_liveliness() {
 }
 
 #[test]
-fn the_verdict_waits_for_nobody_who_listens() {
+fn the_result_does_not_wait_for_the_second_connection() {
     let (tell, told) = mpsc::channel::<()>();
     let told = Mutex::new(told);
     let happening = Happening::default();
     let daemon = Daemon::that_answers(move |verb, params| match verb {
         "events" if params["wait"].is_null() => Some(happening.answer(params)),
-        // Not before the test is over.
+        // Not before the end of the test.
         "events" => told
             .lock()
             .ok()
@@ -295,14 +294,14 @@ fn the_verdict_waits_for_nobody_who_listens() {
 }
 
 #[test]
-fn the_time_ends_what_is_told_too() {
+fn the_timeout_ends_the_progress_too() {
     let (tell, told) = mpsc::channel::<()>();
     let told = Mutex::new(told);
     let happening = Happening::default();
     let daemon = Daemon::that_answers(move |verb, params| match verb {
         "events" if params["wait"].is_null() => Some(happening.answer(params)),
         "version" => Some(daemons_version()),
-        // Neither is answered before the test is over.
+        // Neither is answered before the end of the test.
         _ => told
             .lock()
             .ok()
@@ -317,7 +316,7 @@ fn the_time_ends_what_is_told_too() {
     assert_eq!(daemon.asked(&["version"]).exit, ExitStatus::Done);
 }
 
-/// An event as a daemon of the future would write it: a kind and a member that this program does not know.
+/// An event of a newer daemon, with an unknown kind and an unknown member.
 const NEWER: &str =
     r#"{"id":3,"at":3e0,"level":"info","event":"teleported","message":"x","to":[1]}"#;
 const DIED: &str = r#"{"id":2,"at":1795521601.123,"level":"warn","event":"worker_died","message":"worker 17 died\u001b","worker":17}"#;
@@ -330,7 +329,7 @@ fn events(events: &[&str], last: u64, lost: u64) -> String {
 }
 
 #[test]
-fn events_are_a_line_each_in_words_and_in_json_and_those_forgotten_are_counted() {
+fn events_are_lines_and_dropped_ones_are_counted() {
     let said = || [events(&[DIED, NEWER], 3, 12)];
     let ran = Daemon::listening(move |listener| {
         let mut client = listener.accept().expect("accept").0;
@@ -366,7 +365,7 @@ fn events_are_a_line_each_in_words_and_in_json_and_those_forgotten_are_counted()
 }
 
 #[test]
-fn whoever_follows_is_told_until_the_daemon_ends() {
+fn events_are_followed_until_the_daemon_ends() {
     for (arguments, out) in [
         (
             &["events", "-f"][..],
@@ -401,7 +400,7 @@ fn whoever_follows_is_told_until_the_daemon_ends() {
 }
 
 #[test]
-fn whoever_follows_comes_back_to_the_same_daemon_and_to_no_other() {
+fn following_continues_with_the_same_daemon_only() {
     let version = |pid| {
         reply(
             "version",
@@ -412,14 +411,14 @@ fn whoever_follows_comes_back_to_the_same_daemon_and_to_no_other() {
             },
         )
     };
-    // On each connection: who answers, and what there is to be told.
+    // Serves one connection for each pid, with one event.
     let served = move |pids: [u32; 3]| {
         Daemon::listening(move |listener| {
             for pid in pids {
                 let mut client = listener.accept().expect("accept").0;
                 next_request(&mut client).expect("it asks who this is");
                 say(&mut client, &version(pid));
-                // It is left without an answer when it goes to somebody else.
+                // fdpassctl leaves if this is another daemon.
                 if let Some(request) = next_request(&mut client) {
                     assert!(request.starts_with(r#"{"in":"events""#), "{request}");
                     say(&mut client, &events(&[NEWER], 3, 0));
@@ -437,7 +436,7 @@ fn whoever_follows_comes_back_to_the_same_daemon_and_to_no_other() {
 }
 
 #[test]
-fn a_daemon_that_answers_nothing_is_not_followed_for_ever() {
+fn following_ends_if_the_daemon_does_not_answer() {
     let ran = Daemon::that_answers(|verb, _| (verb == "version").then(daemons_version))
         .asked(&["events", "-f"]);
     assert_eq!((ran.exit, ran.out.as_str()), (ExitStatus::NoReply, ""));
@@ -445,7 +444,7 @@ fn a_daemon_that_answers_nothing_is_not_followed_for_ever() {
         ran.err,
         "fdpassctl: the connection was closed before the reply\n"
     );
-    // The timeout is for what is answered at once; only what may take its time is waited for longer.
+    // The first page is due at once; only later ones may take longer than the timeout.
     let daemon = Daemon::start(|mut client| {
         next_request(&mut client).expect("a request");
         say(&mut client, &daemons_version());
