@@ -63,7 +63,7 @@ fn out_of_memory_in_its_own_cgroup_loses_no_client() {
         return;
     };
     // Far above what there is.
-    let config = "workers.count = 2\nlimits.buffers = \"256MiB\"";
+    let config = "workers.count = 2\nlimits = { buffers = \"256MiB\", frame-timeout = \"none\" }";
     let mut daemon = cgroup.setup(FDPASSD, config).start().expect("it serves");
     let mut clients = with_half_frames(&daemon);
     let served = finish(&mut clients);
@@ -94,7 +94,10 @@ fn auto_buffers_stay_below_the_limit_and_follow_it_at_a_reload() {
         return;
     };
     let daemon = cgroup
-        .setup(FDPASSD, "workers.count = 2")
+        .setup(
+            FDPASSD,
+            "workers.count = 2\nlimits.frame-timeout = \"none\"",
+        )
         .start()
         .expect("it serves");
     let status = daemon.wait_for_workers();

@@ -279,7 +279,7 @@ fn an_invalid_request_gets_an_error_and_the_connection_stays() {
         (b"[\"ping\",1]", "bad_request", "an object"),
         (b"\"ping\"", "bad_request", "an object"),
         (b"{\"params\":1}", "bad_request", "there is no \"in\""),
-        (b"{\"in\":7}", "bad_request", "a string in \"in\""),
+        (b"{\"in\":7}", "bad_request", "expected a string"),
         (
             b"{\"in\":\"ping\",\"in\":\"ping\"}",
             "bad_request",
