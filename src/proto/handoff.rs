@@ -1,4 +1,4 @@
-//! Handoff queues: where clients wait when their master is gone, until the next one is there.
+//! Handoff queues, in which clients wait for the next master when theirs is gone.
 //!
 //! A handoff queue is a `SOCK_SEQPACKET` pair; the service manager holds both ends. A process that
 //! has to exit packs its clients into any of them, and the next master unpacks them all. A datagram
@@ -12,9 +12,9 @@
 //! record      see `proto/lease.rs`
 //! ```
 //!
-//! A record says where in the shared memory all is that is known of the client; **no client bytes ride in handoff queues**. It is as small as
-//! that because a datagram of 253 of them has to fit into 8 KiB of the kernel's memory: above, half as many find room. So only
-//! datagrams with a client that has offsets have longer ones, and fewer of them.
+//! A record locates the client's state in the shared memory; **no client bytes are sent in handoff queues**. It is short
+//! because a datagram of 253 records must fit into 8 KiB of kernel memory: of longer ones only half as many fit. So only
+//! datagrams with a client that has offsets have longer, and fewer, records.
 //!
 //! A handoff queue may be unpacked by another version than has packed it. Fields are only ever
 //! added, at the end of a record or to the JSON, and mean nothing if they are missing; a reader
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_packed_is_unpacked() {
+    fn packed_messages_are_unpacked_unchanged() {
         let methods = vec![MethodName {
             name: "ping".to_owned(),
             idempotent: true,
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn records_of_other_versions_are_read_as_far_as_they_are_known() {
+    fn records_of_other_versions_are_read() {
         let far = ClientRecord {
             offsets: Offsets {
                 received: 1,

@@ -508,8 +508,8 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_that_another_thread_gets_goes_on() {
-        inside("a_signal_that_another_thread_gets_goes_on", |_, queue| {
+    fn a_signal_to_another_thread_is_forwarded() {
+        inside("a_signal_to_another_thread_is_forwarded", |_, queue| {
             // As during a write of this thread.
             let held_back = HeldBack::all();
             let other = thread::spawn(|| {

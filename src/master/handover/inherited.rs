@@ -139,9 +139,8 @@ impl Inherited {
         }
         if missing > 0 {
             let all = saved_state.handoff_queues;
-            found
-                .faults
-                .push(format!("{missing} of {all} handoff queues are missing"));
+            let fault = format!("{missing} of {all} handoff queues are missing");
+            found.faults.push(fault);
         }
         found.faults.extend(handoff.unpacked().faults.clone());
         let state_file = state_file

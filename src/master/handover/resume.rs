@@ -99,6 +99,26 @@ fn take_all<T>(left: &mut LeftOpen, records: Vec<(T, RawFd)>) -> io::Result<Vec<
         .collect()
 }
 
+/// Takes the handoff queues and the state file; there is no store without a state file.
+fn revive_store(
+    queues: Vec<(RawFd, RawFd)>,
+    state_file: Option<RawFd>,
+    left: &mut LeftOpen,
+) -> io::Result<Option<(StateFile, ReceivedHandoff)>> {
+    let ends = queues.into_iter().map(|(into, out)| {
+        Ok(QueueEnds {
+            into: Channel::new(left.take(into)?),
+            out: Channel::new(left.take(out)?),
+        })
+    });
+    let queues = HandoffQueues::from_ends(ends.collect::<io::Result<_>>()?);
+    let Some(number) = state_file else {
+        return Ok(None);
+    };
+    let state_file = StateFile::open(File::from(left.take(number)?)).map_err(io::Error::other)?;
+    Ok(Some((state_file, ReceivedHandoff::empty(queues))))
+}
+
 impl UpgradeSnapshot {
     /// Takes over all descriptors.
     ///
@@ -118,21 +138,7 @@ impl UpgradeSnapshot {
             .collect::<io::Result<_>>()?;
         let control = ControlListener::from_fd(left.take(self.control.0)?, &self.control.1.0);
         let log = self.log.and_then(|number| left.take(number).ok());
-        let ends = self.handoff_queues.into_iter().map(|(into, out)| {
-            Ok(QueueEnds {
-                into: Channel::new(left.take(into)?),
-                out: Channel::new(left.take(out)?),
-            })
-        });
-        let queues = HandoffQueues::from_ends(ends.collect::<io::Result<_>>()?);
-        let state_file = self
-            .state_file
-            .map(|number| left.take(number))
-            .transpose()?;
-        let state_file = state_file
-            .map(|file| StateFile::open(File::from(file)))
-            .transpose()
-            .map_err(io::Error::other)?;
+        let kept = revive_store(self.handoff_queues, self.state_file, &mut left)?;
         let listeners = take_all(&mut left, self.listeners)?;
         let handed = Handed::from_named(take_all(&mut left, self.handed)?);
         let control_clients = self.control_clients.into_iter();
@@ -142,7 +148,7 @@ impl UpgradeSnapshot {
         let config_file = self.saved_state.config_file.clone();
         let inherited = Inherited {
             saved_state: self.saved_state,
-            kept: state_file.map(|file| (file, ReceivedHandoff::empty(queues))),
+            kept,
             listeners,
             stored: Stored {
                 names: self.stored,

@@ -1,14 +1,14 @@
-//! What one master leaves for the next: all that it knows beside its clients, which are in handoff queues.
+//! The state file: the state of a master for the next one, without its clients, which are in the handoff queues.
 //!
-//! It lies in a state file, a file in memory that the service manager keeps. The state file is always true, for nobody tells a master
-//! that it is about to be killed: it is written when something has happened, into the half that does not count, and then one
-//! word says that from now on this half does. Three figures that change with every client are words of their own.
+//! It is a memory file that the service manager keeps. It must be valid at any time, as SIGKILL gives no warning: after an
+//! event the inactive half is written, then one word makes that half the active one. Three figures that change with every
+//! client are words of their own.
 //!
 //! ```text
-//! word 0   what it is, and its version       3  clients turned away
-//!      1   which half counts, its length     4  clients there are, plus 1; 0 if that is not known
-//!      2   the number of the next client     5  the oldest version that can read it
-//! from one page on: two halves of JSON, see [`Handover`]
+//! word 0   magic and version                 3  rejected clients
+//!      1   active half, its length           4  number of clients plus 1; 0 if it is not known
+//!      2   number of the next client         5  the oldest version that can read it
+//! from one page on: two halves of JSON, see [`SavedState`]
 //! ```
 
 use std::fs::File;
@@ -40,14 +40,13 @@ use crate::sys::memory::{PAGE, Words, is_sealed, sealed_file};
 /// ```
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"fdpassd\x02");
 
-/// The oldest version that can read what this one writes. What it does not know it leaves; what is missing it takes as if nothing
-/// had been said.
+/// The oldest version that can read what this one writes. It ignores unknown members, and uses defaults for missing ones.
 pub(crate) const OLDEST: u64 = u64::from_le_bytes(*b"fdpassd\x02");
 
-/// Whether this program can read what another one has written, by the version that it wrote and the oldest one that it wrote for.
+/// Checks that this program can read what a program of this version has written for this oldest version.
 ///
 /// # Errors
-/// Why not.
+/// The reason why it cannot.
 pub(crate) fn check_version(version: u64, oldest: u64) -> Result<(), String> {
     let (name, number) = (|word: u64| word << 8, |word: u64| word >> 56);
     if name(version) != name(MAGIC) {
@@ -69,45 +68,43 @@ const WHAT: usize = 0;
 const HALF: usize = 1;
 const WHAT_FOR: usize = 5;
 
-/// Words that have a meaning.
+/// Number of words in use.
 const WORDS: usize = 6;
 
-/// Bytes of a half: a few KiB are usual; 256 seats and as many methods with long names take a fifth of it.
+/// Bytes of a half. A few KiB are usual; 256 seats and as many methods with long names need a fifth of it.
 const HALF_LEN: u64 = 1 << 20;
 
 const FILE_LEN: u64 = PAGE + 2 * HALF_LEN;
 
-/// Names under which the service manager keeps what is ours.
+/// Names in the store of the service manager. Those of version 0.1.0 stay.
 pub(crate) const STATE_FILE_NAME: &str = "fdpassd-book";
 pub(crate) const QUEUE_NAME: &str = "fdpassd-boat";
 pub(crate) const LISTENER_NAME: &str = "fdpassd-listener";
 pub(crate) const CANARY_NAME: &str = "fdpassd-canary";
 
-/// All that a master knows, and the next one has to.
+/// The state for the next master.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct SavedState {
-    /// The configuration that was applied last, its file and the keys that the file had.
+    /// The configuration that was applied last, its file, and the keys of the file.
     pub(crate) config: String,
     #[serde(with = "exact")]
     pub(crate) config_file: Option<PathBuf>,
     pub(crate) config_keys: Keys,
-    /// All files that it was read from.
-    #[serde(default)]
+    /// All files of the configuration.
     pub(crate) config_files: Vec<PathBuf>,
-    /// Of the users and groups in it; none before version 2.
+    /// The numbers of the users and groups in the configuration; `None` before version 2.
     pub(crate) identities: Option<Identities>,
-    /// Name and number of the daemon's own user.
-    #[serde(default)]
+    /// Name and number of the daemon's user.
     pub(crate) user: Option<(String, u32)>,
     pub(crate) last_generation: u64,
     pub(crate) next_worker: WorkerId,
     pub(crate) listener_number: u32,
     pub(crate) listeners: Vec<ListenerRecord>,
-    /// How many handoff queues there are.
+    /// The number of handoff queues.
     #[serde(rename = "boats")]
     pub(crate) handoff_queues: usize,
-    /// What was changed while it ran.
+    /// Changes at run time.
     pub(crate) count: Option<u32>,
     pub(crate) log_level: Option<LogLevel>,
     pub(crate) is_drained: bool,
@@ -121,7 +118,7 @@ pub(crate) struct SavedState {
 }
 
 impl SavedState {
-    /// What another version wrote. A member that cannot be read is left out, and the others count.
+    /// Reads the state of any version. A member that cannot be read is ignored.
     fn from_json(text: &[u8]) -> Result<SavedState, String> {
         let mut members: Map<String, Value> =
             serde_json::from_slice(text).map_err(|e| e.to_string())?;
@@ -157,13 +154,16 @@ impl StateFile {
         })
     }
 
-    /// It is of this version from now on.
+    /// Marks the file as one of this version.
     fn mark(&self) {
         self.words[WHAT_FOR].store(OLDEST, Ordering::Release);
         self.words[WHAT].store(MAGIC, Ordering::Release);
     }
 
-    /// One that another master wrote. It stays what it is until this one writes.
+    /// Opens the state file of another master, which stays unchanged until the first write.
+    ///
+    /// # Errors
+    /// The reason why it cannot be read.
     pub(crate) fn open(file: File) -> Result<StateFile, String> {
         if !is_sealed(&file, FILE_LEN).map_err(|e| e.to_string())? {
             return Err("it is not a state file of this version".to_owned());
@@ -182,10 +182,10 @@ impl StateFile {
         &self.figures
     }
 
-    /// Writes all of it anew.
+    /// Writes the state.
     ///
     /// # Errors
-    /// Those of pwrite(2); `FileTooLarge` for more than a half takes. What was there before still counts then.
+    /// Those of pwrite(2); `FileTooLarge` if it is longer than a half. The previous state stays valid then.
     pub(crate) fn write(&self, saved_state: &SavedState) -> io::Result<()> {
         let text = serde_json::to_vec(saved_state)?;
         if text.len() as u64 > HALF_LEN {
@@ -198,10 +198,10 @@ impl StateFile {
         Ok(())
     }
 
-    /// What was written last.
+    /// Reads the state that was written last.
     ///
     /// # Errors
-    /// Why that is nothing that can be read.
+    /// The reason why it cannot be read.
     pub(crate) fn read(&self) -> Result<SavedState, String> {
         let half = self.words[HALF].load(Ordering::Acquire);
         let (index, length) = (half & 1, half >> 1);
@@ -221,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_book_says_what_was_written_last_and_one_that_is_none_is_refused() {
+    fn the_last_written_state_is_read_and_invalid_files_are_rejected() {
         let state_file = StateFile::new().expect("memfd");
         let written = |events| SavedState {
             events,
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn members_that_cannot_be_read_are_left_out_and_no_others() {
+    fn only_unreadable_members_are_ignored() {
         let text =
             br#"{"events":7,"log_level":"shout","new":{"a":[1]},"seats":[{"spawned":3}],"count":[],"tally":{"sum":5}}"#;
         let read = SavedState::from_json(text).expect("it is JSON");

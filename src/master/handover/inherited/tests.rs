@@ -178,7 +178,7 @@ fn a_queue_and_shared_memory_of_0_1_0_are_recovered() {
 }
 
 #[test]
-fn a_snapshot_of_0_1_0_can_be_gone_on_with_but_not_its_workers() {
+fn a_snapshot_of_0_1_0_is_readable_and_its_workers_are_foreign() {
     let read = |text: &str| {
         let file = plain_file(c"snapshot").expect("memfd");
         (&file).write_all(text.as_bytes()).expect("it grows");
@@ -215,7 +215,7 @@ fn a_snapshot_of_0_1_0_can_be_gone_on_with_but_not_its_workers() {
 }
 
 #[test]
-fn shms_of_this_version_are_found_again_and_those_of_a_later_one_are_not() {
+fn shared_memory_of_a_later_version_is_rejected() {
     let shm = MasterShm::new(Layout::new(3, 64)).expect("memfd");
     let layout = Layout::with_version(LAYOUT_VERSION, 3, 64).expect("it is this one");
     MasterShm::from_file(shm.file().try_clone().expect("dup"), layout).expect("it is one");
@@ -226,7 +226,7 @@ fn shms_of_this_version_are_found_again_and_those_of_a_later_one_are_not() {
 }
 
 #[test]
-fn what_nobody_took_over_is_packed_again_offsets_and_all() {
+fn a_handoff_that_is_not_taken_over_is_packed_again() {
     let shm = MasterShm::new(Layout::new(400, 64)).expect("memfd");
     let (worker, generation, layout) = (WorkerId(7), Generation(1), LAYOUT_VERSION);
     let shm_record = ShmRecord {
