@@ -140,8 +140,9 @@ fn half_a_frame_survives_the_rollback_of_its_configuration() {
     switch.set("hang:2");
     daemon.write_config("workers.count = 3\nlimits.max-frame = \"1MiB\"");
     let mut reload = daemon.ctl_request("reload", ());
-    daemon.wait_until("two new workers serve", |s| {
-        s.workers.iter().filter(|w| w.generation.0 == 2).count() > 1
+    daemon.wait_until("two new workers have all clients", |s| {
+        let is_new = |w: &&WorkerStatus| w.generation.0 == 2 && w.state == WorkerState::Ready;
+        s.workers.iter().filter(is_new).count() == 2 && s.leaving.is_empty()
     });
     let frame = client.frame(ping_of(1_000_000));
     client.send(&frame[..900_000]);
