@@ -5,9 +5,9 @@
 //! `buffers = "auto"` the workers see to it before the limit is reached. If the kernel has killed a worker nevertheless,
 //! the oldest unfinished frames that it left are dropped here, down to three quarters of the limit.
 
-use super::Master;
 use super::clients::client::Unleased;
 use crate::config::Limits;
+use crate::master::clients::Clients;
 use crate::proto::text::Counted;
 use crate::sys::cgroup::{MemoryLimit, memory_limits};
 
@@ -81,22 +81,10 @@ fn excess(limits: &[MemoryLimit]) -> u64 {
         .unwrap_or(0)
 }
 
-impl Master {
-    /// Bytes that all workers have parked.
-    pub(super) fn parked(&self) -> u64 {
-        self.workers
-            .all
-            .values()
-            .map(|worker| worker.shm.header().parked())
-            .fold(0, u64::saturating_add)
-    }
-
-    /// A worker was killed for want of memory, and its clients are without one: drops the unread bytes of those whose frames
-    /// have been unfinished for longest, until there is memory again. They are closed after a reply `overloaded`. Returns how
-    /// many.
-    pub(super) fn relieve_memory(&mut self) -> usize {
-        drop_oldest(self.clients.unleased.iter_mut(), excess(&memory_limits()))
-    }
+/// Drops the unread bytes of those clients without a worker whose frames have been unfinished for longest, until there is
+/// memory again: the kernel has killed a worker for want of it. They are closed after a reply `overloaded`. Returns how many.
+pub(super) fn relieve(clients: &mut Clients) -> usize {
+    drop_oldest(clients.unleased.iter_mut(), excess(&memory_limits()))
 }
 
 fn drop_oldest<'a>(clients: impl Iterator<Item = &'a mut Unleased>, excess: u64) -> usize {

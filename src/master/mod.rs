@@ -10,6 +10,7 @@
 //! unsent bytes are recovered from the shared memory, and it is leased to another worker ([`clients::leases`]).
 
 mod capacity;
+mod children;
 mod clients;
 mod control;
 mod error;
@@ -30,6 +31,9 @@ mod telemetry;
 mod token;
 mod workers;
 
+use crate::master::listeners::outage::Outage;
+use crate::master::workers::messages::Attended;
+use crate::proto::names::WorkerId;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -38,7 +42,6 @@ use self::handover::upgrade::Upgrade;
 use self::token::Token;
 use self::workers::outgoing::Outgoing;
 use self::workers::worker::Worker;
-use crate::channel::Scratch;
 use crate::config::Loaded;
 use crate::loop_clock::LoopClock;
 use crate::master::clients::Clients;
@@ -123,7 +126,6 @@ struct Master {
     /// Times every deadline of the loop.
     clock: LoopClock,
     signals: SignalQueue,
-    scratch: Scratch,
     settings: SettingsInForce,
     listeners: Listeners,
     clients: Clients,
@@ -163,7 +165,8 @@ impl Master {
                     Some(Token::Control) => {
                         self.control.accept(&self.poller, now);
                         if event.has_ended {
-                            self.look_at_control(now);
+                            self.control
+                                .check_ended(&mut self.telemetry.events, &self.poller, now);
                         }
                     }
                     Some(Token::Metrics) => self.check_exporter(now),
@@ -180,19 +183,48 @@ impl Master {
             self.serve_control_clients(&events, now);
             self.check_readings(now);
             self.control.expire(&self.poller, now);
-            self.look_at_workers(now);
+            self.workers.check(
+                &self.settings.config,
+                &self.clock,
+                &mut self.clients,
+                &mut self.telemetry,
+                &self.poller,
+                now,
+            );
             self.clients.check_handshakes(&mut self.telemetry, now);
             self.reconcile(now)?;
             self.keep_exporter(now);
             // No event reports that the queue of a closing listener is empty.
             readable.extend(self.listeners.closing.iter().copied());
-            self.lease_clients(&readable, now);
-            self.look_at_ended(&ended, now);
-            self.bind_ended(now);
+            self.listeners.lease_clients(
+                &readable,
+                &mut self.clients,
+                &mut self.workers,
+                &mut self.telemetry,
+                &self.poller,
+                now,
+            );
+            self.workers.watch_from(&self.settings.config, now);
+            self.listeners
+                .check_ended(&ended, &mut self.telemetry, &self.poller, now);
+            let config = &self.settings.config;
+            let events = &mut self.telemetry.events;
+            self.control
+                .bind_ended(&config.control, events, &self.poller, now);
+            let keepalive = self.settings.config.limits.tcp_keepalive;
+            self.listeners
+                .bind_ended(keepalive, &mut self.telemetry, &self.poller, now);
             self.update_stored_listeners(now);
             self.retry_store(now);
-            self.workers.rest(&self.clients);
-            self.set_gate(now);
+            self.workers.end_watch(&self.clients);
+            self.listeners.set_gate(
+                self.lifecycle,
+                &self.workers,
+                &self.clients,
+                &mut self.telemetry,
+                &self.poller,
+                now,
+            );
             self.report_to_manager(now);
             self.complete_requests(now);
             self.write_changed_state();
@@ -201,6 +233,21 @@ impl Master {
             self.complete_requests(now);
         }
         Ok(())
+    }
+
+    fn attend(&mut self, id: WorkerId, is_writable: bool, now: Instant) {
+        if is_writable {
+            self.workers.resume_channel(id, &self.poller);
+        }
+        let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
+        let lifecycle = self.lifecycle;
+        // One message is enough: the next wait reports further ones.
+        let attended = self
+            .workers
+            .receive(id, lifecycle, clients, telemetry, &self.poller, now);
+        if attended == Attended::Ready {
+            self.announce();
+        }
     }
 
     /// Waits for events. If this process could not run for a while, the events include those that have occurred since, and the
@@ -267,7 +314,8 @@ impl Master {
             outgoing,
             store,
             self.reloads.deadline(),
-            self.outage_deadline(),
+            self.listeners.outage_deadline(),
+            self.control.outage.as_ref().map(Outage::deadline),
             self.clients.handshakes_deadline(),
         ];
         [pool, gate, control]
@@ -279,7 +327,8 @@ impl Master {
 
     /// Executes the decisions of the pool.
     fn reconcile(&mut self, now: Instant) -> Result<(), Error> {
-        if self.end_outgoing(now) {
+        let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
+        if self.workers.end_outgoing(clients, telemetry, now) {
             return Ok(());
         }
         // An action can lead to others: a spawn may fail.
@@ -294,13 +343,23 @@ impl Master {
                         seat,
                         id,
                         generation,
-                    } => self.spawn(seat, id, generation, now),
-                    Action::Kill { id, why } => self.kill_late(id, why),
-                    Action::Drain { id, why, .. } => self.drain_worker(id, &why.to_string()),
-                    Action::Stop { id, .. } if self.lifecycle.is_restarting() => {
-                        self.tell(id, ToWorker::Retire)
+                    } => self.start_worker(seat, id, generation, now),
+                    Action::Kill { id, why } => {
+                        let start_timeout = self.start_timeout(id);
+                        self.workers
+                            .kill_late(id, why, start_timeout, &mut self.telemetry);
                     }
-                    Action::Stop { id, by } => self.tell_to_stop(id, by, now),
+                    Action::Drain { id, why, .. } => self.workers.retire(
+                        id,
+                        &why.to_string(),
+                        &mut self.clients,
+                        &mut self.telemetry,
+                        &self.poller,
+                    ),
+                    Action::Stop { id, .. } if self.lifecycle.is_restarting() => {
+                        self.workers.send(id, ToWorker::Retire, &self.poller)
+                    }
+                    Action::Stop { id, by } => self.workers.stop(id, by, &self.poller, now),
                     Action::Applied => {
                         if let Some(outcome) = self.commit_reload(now) {
                             self.store_all(now);
@@ -308,11 +367,11 @@ impl Master {
                         }
                     }
                     Action::RolledBack => {
-                        let reason = self.last_failure();
+                        let reason = self.workers.last_failure();
                         self.abandon_reload(format!("its workers do not become ready; {reason}"));
                     }
                     Action::GiveUp => {
-                        let reason = self.last_failure();
+                        let reason = self.workers.last_failure();
                         return Err(Error::NoWorker(format!(
                             "no worker ever became ready; {reason}"
                         )));
@@ -320,12 +379,6 @@ impl Master {
                 }
             }
         }
-    }
-
-    /// Returns why workers do not become ready.
-    fn last_failure(&self) -> String {
-        let last = self.workers.last_failure.as_deref();
-        format!("the last one {}", last.unwrap_or("did not even start"))
     }
 
     /// Closes everything, then replies to the clients that requested the stop.

@@ -77,7 +77,7 @@ impl Master {
 
     fn show_status(&mut self, request: &ControlRequest, now: Instant) -> VerbResult {
         request.no_params()?;
-        self.look_at_counters();
+        self.workers.read_counters(&mut self.telemetry);
         request.reply(&self.status_snapshot().status(now))
     }
 
@@ -92,7 +92,7 @@ impl Master {
 
     fn show_metrics(&mut self, request: &ControlRequest, now: Instant) -> VerbResult {
         request.no_params()?;
-        self.look_at_counters();
+        self.workers.read_counters(&mut self.telemetry);
         let text = metrics::text(&self.status_snapshot(), now);
         request.reply(&Metrics { text })
     }
@@ -213,9 +213,7 @@ impl Master {
     /// `Refused` when the master cannot open it; lines still go to the file that was open.
     pub(super) fn reopen_log(&mut self, asker: Asker, now: Instant) -> Result<(), Refusal> {
         let opened = logging::reopen();
-        for id in self.workers.all.keys().copied().collect::<Vec<_>>() {
-            self.tell(id, ToWorker::Reopen);
-        }
+        self.workers.send_all(&ToWorker::Reopen, &self.poller);
         if let Some(exporter) = &mut self.exporter {
             exporter.reopen_log(now);
         }

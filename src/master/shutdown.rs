@@ -32,7 +32,7 @@ impl Master {
         );
         self.telemetry.events.note(Kind::Stopping, about, sentence);
         self.workers.pool.stop(now + timeout);
-        self.hurry_outgoing(now);
+        self.workers.hurry_outgoing(now);
         self.manager.notify_stopping(timeout);
         self.listeners.closing.clear();
         for listener in self.listeners.all.drain(..) {

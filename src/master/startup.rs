@@ -8,14 +8,13 @@ use super::control::access::Roles;
 use super::control::server::ControlClients;
 use super::exporter::{self, Exporter};
 use super::handover::inherited::descriptors_left;
-use super::listeners::accept::Gate;
 use super::listeners::conflict::OwnListeners;
 use super::listeners::control_listener::open_control;
+use super::listeners::gate::Gate;
 use super::listeners::listener::Listener;
 use super::listeners::open::{join_listeners, open_new};
 use super::memory::{self, Memory};
 use super::{Error, Master, MasterSetup, Token};
-use crate::channel::Scratch;
 use crate::config::{Config, Listen};
 use crate::loop_clock::LoopClock;
 use crate::master::capacity::ClientLimits;
@@ -89,7 +88,6 @@ impl Master {
             poller,
             clock: LoopClock::new(),
             signals: SignalQueue::new(signals),
-            scratch: Scratch::default(),
             listeners,
             clients: new_clients(&settings.config, &limits, &origin),
             workers: Workers::new(new_pool(&settings.config, &origin, now), executable, now),

@@ -62,7 +62,7 @@ const MAY_IMPORT: [(&str, &[&str]); 18] = [
 
 /// Each room of `master`, and the rooms that it may know, which all stand before it. Items of `master` itself are
 /// open to all of them.
-const ROOM_MAY_IMPORT: [(&str, &[&str]); 20] = [
+const ROOM_MAY_IMPORT: [(&str, &[&str]); 21] = [
     ("error", &[]),
     ("lifecycle", &[]),
     ("token", &[]),
@@ -72,27 +72,10 @@ const ROOM_MAY_IMPORT: [(&str, &[&str]); 20] = [
     ("clients", &["telemetry"]),
     ("memory", &["clients"]),
     ("settings", &["memory"]),
-    (
-        "workers",
-        &[
-            "clients",
-            "lifecycle",
-            "memory",
-            "service_manager",
-            "settings",
-            "telemetry",
-        ],
-    ),
+    ("workers", &["clients", "lifecycle", "memory", "telemetry"]),
     (
         "listeners",
-        &[
-            "clients",
-            "error",
-            "lifecycle",
-            "settings",
-            "telemetry",
-            "workers",
-        ],
+        &["clients", "error", "lifecycle", "telemetry", "workers"],
     ),
     ("exporter", &["listeners", "telemetry"]),
     (
@@ -185,8 +168,25 @@ const ROOM_MAY_IMPORT: [(&str, &[&str]); 20] = [
         ],
     ),
     (
+        "children",
+        &[
+            "clients",
+            "exporter",
+            "handover",
+            "lifecycle",
+            "listeners",
+            "memory",
+            "reload",
+            "service_manager",
+            "settings",
+            "telemetry",
+            "workers",
+        ],
+    ),
+    (
         "signals",
         &[
+            "children",
             "control",
             "handover",
             "reload",

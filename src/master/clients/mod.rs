@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 use std::io;
 
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::master::clients::addresses::Addresses;
 use crate::master::clients::client::{Client, Unleased};
 use crate::master::clients::figures::ClientFigures;
 use crate::master::clients::handshakes::Handshakes;
-use crate::master::clients::leases::Recovered;
+use crate::master::clients::leases::{DeadWorkerClients, Recovered};
 use crate::master::clients::reject::turn_away;
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::{Loss, Reason};
@@ -77,6 +77,17 @@ impl Clients {
     /// Returns the number of clients that have left since this master began.
     pub(crate) fn left(&self) -> u64 {
         self.left
+    }
+
+    /// Counts how many clients each address has, if that is limited, with those that are leased.
+    pub(crate) fn recount_addresses<'c>(
+        &mut self,
+        limits: &Limits,
+        leased: impl Iterator<Item = &'c Client>,
+    ) {
+        let waiting = self.unleased.iter().map(|unleased| &unleased.client.peer);
+        let peers = leased.map(|client| &client.peer).chain(waiting);
+        self.addresses = Addresses::new(limits, peers);
     }
 
     /// Returns whether there are as many clients as there may be.
@@ -169,6 +180,23 @@ impl Clients {
         telemetry.counts.moves.add(reason, count as u64);
         self.unleased.extend(movers);
         count
+    }
+
+    /// Removes or queues the clients that a dead worker had. Returns the number of clients that are
+    /// queued.
+    pub(crate) fn recover(&mut self, left: DeadWorkerClients, telemetry: &mut Telemetry) -> usize {
+        for (error, client) in left.lost {
+            self.lose(Loss::from_error(&error), &error, client, telemetry);
+        }
+        for client in left.ended {
+            self.remove(client, telemetry);
+        }
+        let recovered = left.recovered.into_iter();
+        self.requeue(
+            recovered.map(|(unleased, _)| Ok(unleased)),
+            Reason::Death,
+            telemetry,
+        )
     }
 
     /// Closes a client that has no worker and can have none. All clients that the master closes for

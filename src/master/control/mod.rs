@@ -20,6 +20,7 @@ pub(crate) mod access;
 pub(crate) mod connection;
 pub(crate) mod inspect;
 pub(crate) mod operate;
+pub(crate) mod outage;
 pub(crate) mod pending;
 mod refusals;
 pub(crate) mod request;

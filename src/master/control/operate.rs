@@ -91,7 +91,10 @@ impl Master {
         if !self.workers.pool.hold(id) {
             return Err(self.no_ready_worker(id));
         }
-        let moved = self.revoke_and_notify(id, Reason::Hold);
+        let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
+        let moved =
+            self.workers
+                .revoke_and_notify(id, Reason::Hold, clients, telemetry, &self.poller);
         let about = About {
             worker: Some(id),
             clients: Some(moved as u64),
@@ -127,7 +130,7 @@ impl Master {
                 self.telemetry
                     .events
                     .note(Kind::MethodReleased, asker.about(), sentence);
-                self.say_quarantined();
+                self.workers.send_quarantined(&self.poller);
             }
             Release::Method(name) => {
                 return Err(refused(format!("method {name:?} is not quarantined")));
@@ -178,12 +181,12 @@ impl Master {
                 "another rebalance is in progress",
             ));
         }
-        let loads = self.loads(now);
+        let loads = self.workers.loads(now);
         let from = rebalance::requested(&loads);
         match from {
             Some(id) => {
                 log::info!("{asker}: checking which clients can move from worker {id}");
-                self.count_requests(id);
+                self.workers.count_requests(id);
             }
             None => log::info!("{asker}: the workers are evenly loaded"),
         }
@@ -211,7 +214,7 @@ impl Master {
         let Some(from) = from else {
             return Some(Vec::new());
         };
-        let moves = self.plan(from, &self.loads(now));
+        let moves = self.workers.plan(from, &self.workers.loads(now));
         let (sums, count) = (sum_up(from, &moves), moves.len() as u64);
         if is_dry {
             log::info!(
@@ -219,7 +222,9 @@ impl Master {
                 Counted(count, "client")
             );
         } else {
-            self.move_clients(from, moves);
+            let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
+            self.workers
+                .move_clients(from, moves, clients, telemetry, &self.poller);
             let about = About {
                 worker: Some(from),
                 clients: Some(count),
@@ -271,7 +276,8 @@ impl Master {
             if let Some(taken) = worker.leases.revoke(slot, &worker.shm) {
                 let client = taken.map_or_else(|(_, client)| client, |unleased| unleased.client);
                 self.clients.remove(client, &self.telemetry);
-                self.tell(worker_id, ToWorker::LeasesRevoked);
+                self.workers
+                    .send(worker_id, ToWorker::LeasesRevoked, &self.poller);
             }
             peer
         } else {
@@ -320,8 +326,7 @@ impl Master {
             .settings
             .log_level
             .unwrap_or(self.settings.config.log.level);
-        for id in self.workers.all.keys().copied().collect::<Vec<_>>() {
-            self.tell(id, ToWorker::LogLevel(level));
-        }
+        self.workers
+            .send_all(&ToWorker::LogLevel(level), &self.poller);
     }
 }

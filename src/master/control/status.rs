@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::master::Worker;
 use crate::master::control::Snapshot;
-use crate::master::listeners::accept::Pause;
+use crate::master::listeners::gate::Pause;
 use crate::master::listeners::listener::Listener;
 use crate::master::service_manager::Summary;
 use crate::master::workers::SeatTotals;

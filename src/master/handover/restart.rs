@@ -61,7 +61,7 @@ impl Master {
         let grace = self.settings.config.limits.restart_grace;
         self.lifecycle = Lifecycle::Restarting;
         self.workers.pool.stop(now + grace);
-        self.hurry_outgoing(now);
+        self.workers.hurry_outgoing(now);
         self.abandon_reload("the daemon is being restarted".to_owned());
         let about = About {
             clients: Some(clients),
@@ -106,7 +106,9 @@ impl Master {
             .read_next(self.settings.next_file().as_deref());
         // The next master reports the errors of an invalid file, and then keeps all listeners.
         if let Ok(next) = next {
-            self.yield_listeners(&next.config);
+            let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
+            self.listeners
+                .yield_to_systemd(&next.config, clients, telemetry, &self.poller);
             self.update_stored_listeners(Instant::now());
         }
         passed::leave_clients();

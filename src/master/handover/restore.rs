@@ -73,9 +73,8 @@ impl Master {
             self.adopt_carried_over(carried_over, now)
                 .map_err(Error::system("watch a descriptor"))?;
         }
-        self.clients.addresses = self
-            .workers
-            .count_addresses(&self.settings.config, &self.clients);
+        self.clients
+            .recount_addresses(&self.settings.config.limits, self.workers.leased());
         self.store_all(now);
         Ok(())
     }
@@ -97,7 +96,7 @@ impl Master {
             .for_each(logging::set_level);
         self.workers.seats = saved_state.seats;
         self.workers.seats.truncate(MAX_SEATS);
-        self.workers.strikes.go_on(saved_state.quarantined);
+        self.workers.strikes.restore(saved_state.quarantined);
         let count = saved_state.count;
         if let Some(count) = count.filter(|count| (1..=MAX_WORKERS).contains(count)) {
             self.workers.pool.scale(count as usize);
@@ -113,15 +112,20 @@ impl Master {
     /// Adds the counters of orphaned shared memory that are in no totals yet.
     fn count_orphans(&mut self, unpacked: &mut Unpacked) {
         for (record, shm) in unpacked.shms().filter(|(record, _)| !record.is_counted) {
-            match trust::counted_on(shm, record.methods.len()) {
+            match trust::counters_of(shm, record.methods.len()) {
                 Ok(counters) => {
                     let seat = (record.seat as usize).min(MAX_SEATS - 1);
-                    self.add_counters(seat, &counters, &record.methods);
+                    self.workers.add_counters(
+                        seat,
+                        &counters,
+                        &record.methods,
+                        &mut self.telemetry,
+                    );
                 }
-                Err(why) => self.reject_counters(
-                    &format!("worker {} of the previous master", record.worker),
-                    why,
-                ),
+                Err(why) => {
+                    let name = format!("worker {} of the previous master", record.worker);
+                    trust::reject_counters(&name, why, &mut self.telemetry);
+                }
             }
         }
     }
@@ -198,7 +202,7 @@ impl Master {
         }
         let control = &mut self.control.clients;
         control.adopt(carried_over.control_clients, &self.poller, now);
-        self.watch_from(now);
+        self.workers.watch_from(&self.settings.config, now);
         self.report_upgrade();
         Ok(())
     }

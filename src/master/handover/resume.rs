@@ -1,5 +1,6 @@
 //! Continues as another program with the state of the program before: see [`UpgradeSnapshot`].
 
+use crate::master::workers::worker::Life;
 use std::fs::File;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
@@ -83,7 +84,7 @@ impl WorkerSnapshot {
         let started = ago(now, self.up);
         let mut worker = Worker::adopt(identity, channel, shm, leases, self.methods, started);
         // No snapshot is made while a worker is starting.
-        worker.has_been_ready = true;
+        worker.life = Life::Serving;
         if let Some(counters) = self.counters {
             worker.believed = Believed::with_counters(counters, now);
         }

@@ -161,7 +161,7 @@ impl Master {
     pub(crate) fn snapshot(&self, now: Instant) -> Option<UpgradeSnapshot> {
         let is_quiet = self.clients.unleased.is_empty()
             && self.clients.handshakes.is_empty()
-            && self.workers.all.values().all(Worker::is_told_all);
+            && self.workers.all.values().all(Worker::has_sent_all);
         if !is_quiet || !self.workers.pool.is_settled() {
             return None;
         }

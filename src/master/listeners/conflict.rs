@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::master::Master;
 use crate::master::error::Error;
 use crate::master::listeners::control_listener::ControlListener;
 use crate::master::listeners::exporter_listener::ExporterListener;
@@ -75,14 +74,6 @@ fn file(path: &Path) -> Option<(u64, u64)> {
     fs::metadata(path)
         .ok()
         .map(|found| (found.dev(), found.ino()))
-}
-
-impl Master {
-    /// Returns the addresses at which this daemon listens.
-    pub(crate) fn own_addresses(&self) -> OwnListeners {
-        let exporter = self.exporter.as_ref().map(|exporter| exporter.listener());
-        OwnListeners::from_listeners(&self.listeners.all, exporter, Some(&self.control.listener))
-    }
 }
 
 #[cfg(test)]

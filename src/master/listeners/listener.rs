@@ -336,7 +336,7 @@ impl Listener {
     }
 
     /// Replaces a socket that has ended by another one at the same address.
-    pub(crate) fn bind_anew(
+    pub(crate) fn bind_again(
         &mut self,
         handed: &mut Handed,
         keepalive: Option<Duration>,

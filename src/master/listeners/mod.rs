@@ -1,7 +1,7 @@
 //! Listeners: the sockets that clients connect to.
 
 use crate::master::Handed;
-use crate::master::listeners::accept::Gate;
+use crate::master::listeners::gate::Gate;
 use crate::master::listeners::listener::Listener;
 
 pub(crate) mod accept;
@@ -10,6 +10,7 @@ pub(crate) mod conflict;
 pub(crate) mod control_link;
 pub(crate) mod control_listener;
 pub(crate) mod exporter_listener;
+pub(crate) mod gate;
 pub(crate) mod listener;
 pub(crate) mod open;
 pub(crate) mod outage;
@@ -32,4 +33,12 @@ pub(crate) struct Listeners {
     pub(crate) gate: Gate,
     /// An operator has drained the daemon: no client is accepted.
     pub(crate) is_drained: bool,
+}
+
+impl Listeners {
+    fn index_of(&self, number: u32) -> Option<usize> {
+        self.all
+            .iter()
+            .position(|listener| listener.number == number)
+    }
 }

@@ -10,10 +10,13 @@
 
 use std::time::{Duration, Instant};
 
-use crate::master::{Error, Master, Token};
+use crate::master::Error;
+use crate::master::listeners::Listeners;
+use crate::master::listeners::listener::Listener;
+use crate::master::telemetry::Telemetry;
 use crate::proto::control::{About, Kind};
 use crate::sys::listening::is_listening;
-use crate::sys::poll::Interest;
+use crate::sys::poll::Poller;
 
 /// Number of tries that are a second apart; later ones are [`SLOW_RETRY_INTERVAL`] apart.
 const FAST_RETRIES: u32 = 30;
@@ -78,142 +81,101 @@ pub(crate) const ENDED: &str = "another process that holds the socket has ended 
 /// The reason why no client can connect to a Unix socket that listens.
 pub(crate) const FILE_GONE: &str = "its file is gone";
 
-impl Master {
-    /// Handles the listeners that the poller has reported as ended. Clients that waited there have
-    /// been accepted by now, if there was capacity for them.
-    pub(crate) fn look_at_ended(&mut self, numbers: &[u32], now: Instant) {
+impl Listeners {
+    /// Handles listeners that the poller reported as ended. Clients that waited there have been
+    /// accepted by now, if there was capacity for them.
+    pub(crate) fn check_ended(
+        &mut self,
+        numbers: &[u32],
+        telemetry: &mut Telemetry,
+        poller: &Poller,
+        now: Instant,
+    ) {
         for number in numbers {
-            let Some(index) = self
-                .listeners
-                .all
-                .iter()
-                .position(|listener| listener.number == *number)
-            else {
+            let Some(index) = self.index_of(*number) else {
                 continue;
             };
-            if self.listeners.all[index].outage.is_some()
-                || is_listening(&self.listeners.all[index])
-            {
+            let listener = &mut self.all[index];
+            if listener.outage.is_some() || is_listening(&*listener) {
                 continue;
             }
-            if self.listeners.closing.contains(number) {
-                self.close_listener(index);
+            if self.closing.contains(number) {
+                self.close(index, telemetry, poller);
                 continue;
             }
-            let listener = &mut self.listeners.all[index];
-            let _ = self.poller.remove(&*listener);
+            let _ = poller.remove(&*listener);
             listener.outage = Some(Outage::new(now, ENDED));
             let sentence = format_args!(
                 "listener {}: {ENDED}; binding another one",
                 listener.address
             );
-            self.telemetry
+            telemetry
                 .events
                 .note(Kind::ListenerEnded, About::default(), sentence);
         }
     }
 
-    /// Does the same for the control socket.
-    pub(crate) fn look_at_control(&mut self, now: Instant) {
-        if self.control.outage.is_some() || is_listening(&self.control.listener) {
-            return;
-        }
-        let _ = self.poller.remove(&self.control.listener);
-        self.control.outage = Some(Outage::new(now, ENDED));
-        let path = self.control.listener.path().display();
-        let sentence = format_args!("control socket {path}: {ENDED}; binding another one");
-        self.telemetry
-            .events
-            .note(Kind::ListenerEnded, About::default(), sentence);
-    }
-
-    /// Has the control socket bound again if its file is gone.
-    pub(crate) fn replace_lost_control(&mut self, now: Instant) {
-        if self.control.outage.is_some() || self.control.listener.is_reachable() {
-            return;
-        }
-        // Clients that wait there are still served.
-        self.control
-            .clients
-            .accept(&self.control.listener, &self.poller, now);
-        let _ = self.poller.remove(&self.control.listener);
-        self.control.outage = Some(Outage::new(now, FILE_GONE));
-    }
-
     /// Binds ended listeners again, if a try is due.
-    pub(crate) fn bind_ended(&mut self, now: Instant) {
-        self.bind_control(now);
-        for index in 0..self.listeners.all.len() {
-            self.bind_listener(index, now);
-        }
-    }
-
-    /// Returns when [`Master::bind_ended`] has something to do.
-    pub(crate) fn outage_deadline(&self) -> Option<Instant> {
-        let outages = self
-            .listeners
+    pub(crate) fn bind_ended(
+        &mut self,
+        keepalive: Option<Duration>,
+        telemetry: &mut Telemetry,
+        poller: &Poller,
+        now: Instant,
+    ) {
+        let is_due = |listener: &&Listener| {
+            let outage = listener.outage.as_ref();
+            outage.is_some_and(|outage| outage.is_due(now))
+        };
+        let due: Vec<u32> = self
             .all
             .iter()
-            .filter_map(|listener| listener.outage.as_ref());
-        outages
-            .chain(&self.control.outage)
+            .filter(is_due)
+            .map(|listener| listener.number)
+            .collect();
+        for number in due {
+            if let Some(index) = self.index_of(number) {
+                if self.closing.contains(&number) {
+                    self.close(index, telemetry, poller);
+                } else {
+                    self.bind_again(index, keepalive, telemetry, poller, now);
+                }
+            }
+        }
+    }
+
+    /// Returns when [`Listeners::bind_ended`] has something to do.
+    pub(crate) fn outage_deadline(&self) -> Option<Instant> {
+        self.all
+            .iter()
+            .filter_map(|listener| listener.outage.as_ref())
             .map(Outage::deadline)
             .min()
     }
 
-    fn bind_listener(&mut self, index: usize, now: Instant) {
-        let keepalive = self.settings.config.limits.tcp_keepalive;
-        let listener = &mut self.listeners.all[index];
-        let Some(outage) = listener.outage.as_mut().filter(|outage| outage.is_due(now)) else {
-            return;
-        };
-        if self.listeners.closing.contains(&listener.number) {
-            return self.close_listener(index);
-        }
-        let mut outage = std::mem::replace(outage, Outage::new(now, ENDED));
-        if let Err(e) = listener.bind_anew(&mut self.listeners.activated, keepalive) {
-            outage.failed(&e, now);
-            listener.outage = Some(outage);
+    fn bind_again(
+        &mut self,
+        index: usize,
+        keepalive: Option<Duration>,
+        telemetry: &mut Telemetry,
+        poller: &Poller,
+        now: Instant,
+    ) {
+        let listener = &mut self.all[index];
+        if let Err(e) = listener.bind_again(&mut self.activated, keepalive) {
+            if let Some(outage) = &mut listener.outage {
+                outage.failed(&e, now);
+            }
             return;
         }
         listener.outage = None;
-        let number = listener.number;
-        let sentence = format!("listening on {} again", listener.address);
-        if let Err(e) = self.watch_listener(&self.listeners.all[index]) {
-            log::error!("cannot watch {}: {e}", self.listeners.all[index].address);
+        self.changed.push(listener.number);
+        let listener = &self.all[index];
+        if let Err(e) = self.watch(listener, poller) {
+            log::error!("cannot watch {}: {e}", listener.address);
         }
-        self.telemetry
-            .events
-            .note(Kind::ListenerOpened, About::default(), sentence);
-        self.listeners.changed.push(number);
-    }
-
-    fn bind_control(&mut self, now: Instant) {
-        let Some(outage) = self
-            .control
-            .outage
-            .as_mut()
-            .filter(|outage| outage.is_due(now))
-        else {
-            return;
-        };
-        if let Err(e) = self.control.listener.bind_anew(
-            self.settings.config.control.socket.is_none(),
-            self.settings.config.control.mode(),
-        ) {
-            return outage.failed(&e, now);
-        }
-        if let Err(e) = self.poller.add(
-            &self.control.listener,
-            Token::Control.into(),
-            Interest::Clients,
-        ) {
-            log::error!("cannot watch the control socket: {e}");
-        }
-        self.control.outage = None;
-        let path = self.control.listener.path().display();
-        let sentence = format_args!("control socket {path} is open again");
-        self.telemetry
+        let sentence = format_args!("listening on {} again", listener.address);
+        telemetry
             .events
             .note(Kind::ListenerOpened, About::default(), sentence);
     }

@@ -7,45 +7,52 @@
 //! closes these listeners.
 
 use crate::config::{Config, Source};
-use crate::master::Master;
+use crate::master::clients::Clients;
 use crate::master::clients::client::Unleased;
+use crate::master::listeners::Listeners;
 use crate::master::listeners::listener::Listener;
+use crate::master::telemetry::Telemetry;
 use crate::proto::names::Address;
 use crate::sys::clock;
 use crate::sys::listening::{self, Look, Offer};
+use crate::sys::poll::Poller;
 
-impl Master {
+impl Listeners {
     /// Gives up the listeners whose addresses the next configuration leaves to systemd.
-    pub(crate) fn yield_listeners(&mut self, next: &Config) {
-        if self.listeners.activated.wanted(&next.listen).is_ok() {
+    pub(crate) fn yield_to_systemd(
+        &mut self,
+        next: &Config,
+        clients: &mut Clients,
+        telemetry: &mut Telemetry,
+        poller: &Poller,
+    ) {
+        if self.activated.wanted(&next.listen).is_ok() {
             return;
         }
         while let Some(index) = self
-            .listeners
             .all
             .iter()
             .position(|listener| is_given_up(listener, next))
         {
-            self.accept_waiting(index);
-            self.close_listener(index);
+            self.accept_waiting(index, clients, telemetry);
+            self.close(index, telemetry, poller);
         }
     }
 
     /// Accepts the clients that wait at a listener, for the next master: no worker of this one
     /// serves them.
-    fn accept_waiting(&mut self, index: usize) {
-        while !self.clients.is_full() {
-            match listening::accept(&self.listeners.all[index], Look::Next) {
+    fn accept_waiting(&mut self, index: usize, clients: &mut Clients, telemetry: &mut Telemetry) {
+        while !clients.is_full() {
+            match listening::accept(&self.all[index], Look::Next) {
                 Ok(Offer::Client(accepted)) => {
-                    if let Some(client) = self.admit(index, accepted) {
-                        self.clients
-                            .unleased
-                            .push_back(Unleased::new(client, clock::monotonic()));
+                    if let Some(client) = self.admit(index, accepted, clients, telemetry) {
+                        let unleased = Unleased::new(client, clock::monotonic());
+                        clients.unleased.push_back(unleased);
                     }
                 }
                 Ok(Offer::Empty | Offer::Ended) => return,
                 Err(e) => {
-                    let address = &self.listeners.all[index].address;
+                    let address = &self.all[index].address;
                     return log::warn!(
                         "cannot accept the clients that wait at {address}: {e}; they are closed"
                     );

@@ -122,7 +122,7 @@ impl Master {
         self.change_limits(&config);
         (self.clients.max, self.clients.layout) = (prepared.max_clients, prepared.layout);
         self.workers.strikes.forgive();
-        self.say_quarantined();
+        self.workers.send_quarantined(&self.poller);
         let loaded = Loaded {
             config,
             keys,
@@ -139,8 +139,8 @@ impl Master {
         let (current, poller) = (&mut self.exporter, &self.poller);
         prepared.exporter.commit(current, start, poller, now);
         self.listeners.activated.warn_of_unused(&config.listen);
-        self.replace_lost_control(now);
-        self.watch_anew(now);
+        self.control.replace_lost(&self.poller, now);
+        self.workers.restart_watch(&self.settings.config, now);
         let ready = self.workers.ready();
         let workers = ready
             .filter(|worker| worker.generation == generation)
@@ -188,7 +188,8 @@ impl Master {
             )
         };
         if counting(config) != counting(&self.settings.config) {
-            self.clients.addresses = self.workers.count_addresses(config, &self.clients);
+            self.clients
+                .recount_addresses(&config.limits, self.workers.leased());
         }
         self.clients.dispatcher.set_policy(config.workers.dispatch);
     }
@@ -218,7 +219,10 @@ impl Master {
                 }
                 PlannedListener::New(listener) => {
                     let address = &listener.address;
-                    log_error(&format!("watch {address}"), self.watch_listener(&listener));
+                    log_error(
+                        &format!("watch {address}"),
+                        self.listeners.watch(&listener, &self.poller),
+                    );
                     let sentence = format_args!("listening on {address}");
                     self.telemetry
                         .events

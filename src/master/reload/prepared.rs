@@ -1,5 +1,6 @@
 //! A configuration that is prepared: everything that can fail is done, and nothing that is in force has changed.
 
+use crate::master::listeners::conflict::OwnListeners;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -56,6 +57,12 @@ impl PreparedReload {
 }
 
 impl Master {
+    /// Returns the addresses at which this daemon listens.
+    fn own_addresses(&self) -> OwnListeners {
+        let exporter = self.exporter.as_ref().map(|exporter| exporter.listener());
+        OwnListeners::from_listeners(&self.listeners.all, exporter, Some(&self.control.listener))
+    }
+
     /// Prepares a configuration.
     ///
     /// # Errors
@@ -70,7 +77,7 @@ impl Master {
         let workers = worker_count(config.workers.count);
         let limits = self.limits_under(config)?;
         limits.warn_if_lowered();
-        let memory = Memory::read(self.parked());
+        let memory = Memory::read(self.workers.parked());
         memory::warn_if_short(&config.limits, memory, workers);
         let log = logging::prepare(&self.name, &config.log).map_err(|e| rejected(&e))?;
         let own = || self.own_addresses();

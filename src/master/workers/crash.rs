@@ -8,9 +8,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::master::Master;
+use crate::master::clients::Clients;
 use crate::master::clients::leases::DeadWorkerClients;
-use crate::proto::channel::{MethodName, ToWorker};
+use crate::master::telemetry::Telemetry;
+use crate::master::workers::Workers;
+use crate::proto::channel::MethodName;
 use crate::proto::control::{About, Kind};
 use crate::proto::names::{ClientId, Peer};
 use crate::proto::text::Escaped;
@@ -38,7 +40,7 @@ impl Strikes {
     }
 
     /// Keeps the methods quarantined that an earlier master had quarantined.
-    pub(crate) fn go_on(&mut self, quarantined: Vec<String>) {
+    pub(crate) fn restore(&mut self, quarantined: Vec<String>) {
         self.quarantined = quarantined;
     }
 
@@ -155,6 +157,8 @@ pub(crate) struct Blame {
     pub(crate) is_out_of_memory: bool,
     /// The client that has caused too many deaths.
     pub(crate) culprit: Option<(ClientId, Peer)>,
+    /// A method is quarantined because of it, which the workers do not know yet.
+    pub(crate) has_quarantined: bool,
 }
 
 impl Blame {
@@ -177,15 +181,16 @@ impl Blame {
     }
 }
 
-impl Master {
+impl Workers {
     /// Determines the cause of a worker's death, and records the client and the method that caused
     /// it.
-    pub(crate) fn lay_blame(
+    pub(super) fn lay_blame(
         &mut self,
         exit: Exit,
         is_timed_out: bool,
         methods: &[MethodName],
         left: &DeadWorkerClients,
+        telemetry: &mut Telemetry,
         now: Instant,
     ) -> Blame {
         let mut blame = Blame {
@@ -193,8 +198,7 @@ impl Master {
             ..Blame::default()
         };
         let is_killed = matches!(exit, Exit::Signal { number: KILL, .. });
-        blame.is_out_of_memory =
-            is_killed && self.workers.oom_kills.take(process::oom_kills(), now);
+        blame.is_out_of_memory = is_killed && self.oom_kills.take(process::oom_kills(), now);
         let interrupted = left
             .recovered
             .iter()
@@ -221,73 +225,63 @@ impl Master {
             (false, true) => "1 request run again",
             (false, false) => "1 request answered with crashed",
         };
-        self.telemetry.counts.reruns += u64::from(is_rerun);
+        telemetry.counts.reruns += u64::from(is_rerun);
         let is_its_doing = is_timed_out || blame.is_out_of_memory || exit.is_own_doing();
         if is_its_doing && !is_rerun {
             // The death before a rerun was not counted then.
             for _ in 0..request.crash_count.clamp(1, 2) {
-                if self.workers.strikes.strike_client(client, now) {
+                if self.strikes.strike_client(client, now) {
                     blame.culprit = Some((client, peer));
                 }
                 if let Some(method) = method.filter(|_| !is_timed_out)
-                    && self.workers.strikes.strike_method(&method.name, now)
+                    && self.strikes.strike_method(&method.name, now)
                 {
-                    self.quarantine(&method.name);
+                    report_quarantined(&method.name, telemetry);
+                    blame.has_quarantined = true;
                 }
             }
         }
         blame
     }
+}
 
-    fn quarantine(&mut self, method: &str) {
-        let (most, within) = METHOD;
-        let sentence = format_args!(
-            "method {method:?} has ended {most} workers within {within:?}: it is quarantined, and answered with crashed \
-             unrun, until `fdpassctl release {method}` or a reload"
-        );
-        self.telemetry
-            .events
-            .note(Kind::MethodQuarantined, About::default(), sentence);
-        self.say_quarantined();
-    }
+fn report_quarantined(method: &str, telemetry: &mut Telemetry) {
+    let (most, within) = METHOD;
+    let sentence = format_args!(
+        "method {method:?} has ended {most} workers within {within:?}: it is quarantined, and answered with crashed \
+         unrun, until `fdpassctl release {method}` or a reload"
+    );
+    telemetry
+        .events
+        .note(Kind::MethodQuarantined, About::default(), sentence);
+}
 
-    /// Sends all workers the list of quarantined methods.
-    pub(crate) fn say_quarantined(&mut self) {
-        let quarantined = self.workers.strikes.quarantined().to_vec();
-        for id in self.workers.all.keys().copied().collect::<Vec<_>>() {
-            self.tell(id, ToWorker::Quarantine(quarantined.clone()));
-        }
-    }
-
-    /// Closes a client that waits for a worker and has caused too many deaths.
-    pub(crate) fn close_culprit(&mut self, client: ClientId, peer: Peer) {
-        let Some(index) = self
-            .clients
-            .unleased
-            .iter()
-            .position(|unleased| unleased.client.id == client)
-        else {
-            return;
-        };
-        let Some(unleased) = self.clients.unleased.remove(index) else {
-            return;
-        };
-        let (most, within) = CLIENT;
-        let sentence = format_args!(
-            "client {client} ({peer}): its requests ended {most} workers within {within:?}; closing it"
-        );
-        self.telemetry.events.note(
-            Kind::ClientGivenUp,
-            About {
-                client: Some(client),
-                ..About::default()
-            },
-            sentence,
-        );
-        socket::end(&unleased.client.socket);
-        self.telemetry.counts.closed_for_crashes += 1;
-        self.clients.remove(unleased.client, &self.telemetry);
-    }
+/// Closes a client that waits for a worker and has caused too many deaths.
+pub(super) fn close_culprit(
+    client: ClientId,
+    peer: Peer,
+    clients: &mut Clients,
+    telemetry: &mut Telemetry,
+) {
+    let mut unleased = clients.unleased.iter();
+    let Some(unleased) = unleased
+        .position(|unleased| unleased.client.id == client)
+        .and_then(|index| clients.unleased.remove(index))
+    else {
+        return;
+    };
+    let (most, within) = CLIENT;
+    let sentence = format_args!(
+        "client {client} ({peer}): its requests ended {most} workers within {within:?}; closing it"
+    );
+    let about = About {
+        client: Some(client),
+        ..About::default()
+    };
+    telemetry.events.note(Kind::ClientGivenUp, about, sentence);
+    socket::end(&unleased.client.socket);
+    telemetry.counts.closed_for_crashes += 1;
+    clients.remove(unleased.client, telemetry);
 }
 
 /// SIGKILL.

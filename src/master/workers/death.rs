@@ -2,16 +2,22 @@
 
 use std::time::{Duration, Instant};
 
-use crate::master::Master;
-use crate::master::clients::leases::DeadWorkerClients;
-use crate::master::telemetry::counters::{Cause, Loss, Reason};
-use crate::master::workers::worker::Worker;
+use crate::master::clients::Clients;
+use crate::master::lifecycle::Lifecycle;
+use crate::master::memory;
+use crate::master::telemetry::Telemetry;
+use crate::master::telemetry::counters::Cause;
+use crate::master::workers::Workers;
+use crate::master::workers::crash::{self, Blame};
+use crate::master::workers::messages::Attended;
+use crate::master::workers::worker::{Doom, Worker};
 use crate::pool::MemberState;
 use crate::proto::control::{About, Kind};
 use crate::proto::names::WorkerId;
 use crate::proto::text::Counted;
 use crate::sys::byte_counts::{self, Writes};
-use crate::sys::process::{self, Exit};
+use crate::sys::poll::Poller;
+use crate::sys::process::Exit;
 
 /// The death of a worker, as it is reported.
 struct Death {
@@ -27,78 +33,78 @@ struct Death {
     lost: usize,
     /// Unfinished frames that are dropped because memory is short.
     dropped: usize,
-    has_been_ready: bool,
+    has_served: bool,
     /// The worker was wanted to end, or ended well.
     is_finished: bool,
     /// The wait before the successor starts, if there is one.
     delay: Option<Duration>,
 }
 
-impl Master {
-    /// Collects all children that have ended.
-    pub(crate) fn reap(&mut self, now: Instant) {
-        loop {
-            match process::ended() {
-                Ok(Some((pid, exit))) => {
-                    self.take_death(pid, exit, now);
-                    if let Err(e) = process::collect(pid) {
-                        return log::error!("cannot collect process {pid}: {e}");
-                    }
-                }
-                Ok(None) => return self.end_sessions(),
-                Err(e) => return log::error!("cannot collect dead workers: {e}"),
-            }
-        }
-    }
+/// A worker that has ended, before its process is collected.
+pub(crate) struct DeadWorker {
+    worker: Worker,
+    /// All that its thread, or its process, has written, if that is known.
+    written: Option<Writes>,
+    /// Its last messages told that it was ready.
+    pub(crate) has_become_ready: bool,
+}
 
-    /// Handles the end of a process. For PID 1 of a container it may be any process.
-    fn take_death(&mut self, pid: u32, exit: Exit, now: Instant) {
-        if let Some(exporter) = &mut self.exporter
-            && exporter.take_death(pid, exit, now)
-        {
-            return;
-        }
-        let mut workers = self.workers.all.values();
-        let id = workers
-            .find(|worker| worker.pid == pid)
-            .map(|worker| worker.id);
-        match id {
-            Some(id) => self.end_worker(id, pid, exit, now),
-            None if self.reading_ended(pid, exit) => {}
-            None => self.candidate_ended(pid, exit, now),
-        }
+impl DeadWorker {
+    /// Returns the record of the worker, and what it has written.
+    pub(crate) fn into_parts(self) -> (Worker, Option<Writes>) {
+        (self.worker, self.written)
     }
+}
 
-    fn end_worker(&mut self, id: WorkerId, pid: u32, exit: Exit, now: Instant) {
+impl Workers {
+    /// Removes the worker whose process has ended and is not collected yet: until then /proc/PID
+    /// exists, and the pid is its own. Returns `None` if the process is no worker.
+    pub(crate) fn remove_dead(
+        &mut self,
+        pid: u32,
+        lifecycle: Lifecycle,
+        clients: &mut Clients,
+        telemetry: &mut Telemetry,
+        poller: &Poller,
+        now: Instant,
+    ) -> Option<DeadWorker> {
+        let id = self.all.values().find(|worker| worker.pid == pid)?.id;
         self.end_descendants(pid);
         // The last messages of a worker survive its death.
-        while self.hear_one(id, now) {}
-        let Some(mut worker) = self.workers.all.remove(&id) else {
-            return;
-        };
-        // The worker is not collected yet: until then /proc/PID exists, and the pid is its own.
+        let mut has_become_ready = false;
+        loop {
+            match self.receive(id, lifecycle, clients, telemetry, poller, now) {
+                Attended::Nothing => break,
+                Attended::Message => {}
+                Attended::Ready => has_become_ready = true,
+            }
+        }
+        let mut worker = self.all.remove(&id)?;
         let written = match worker.shm.header().writer() {
             Some(thread) => byte_counts::written_by_thread(pid, thread).ok(),
             None => byte_counts::written_by_process(pid).ok(),
         };
-        let _ = self.poller.remove(&worker.channel);
-        self.count_in(&mut worker);
-        if self.lifecycle.is_restarting() {
-            return self.keep_orphan(worker, written, now);
-        }
-        let death = self.attribute_death(worker, written, exit, now);
-        self.report_death(death);
+        let _ = poller.remove(&worker.channel);
+        self.add_last_counters(&mut worker, telemetry);
+        Some(DeadWorker {
+            worker,
+            written,
+            has_become_ready,
+        })
     }
 
-    /// Attributes a death, leases the clients of the worker again, and lets the pool decide on its
-    /// successor.
-    fn attribute_death(
+    /// Attributes a death, has the clients of the worker leased again, lets the pool decide on its
+    /// successor, and reports the death.
+    pub(crate) fn settle_death(
         &mut self,
-        worker: Worker,
-        written: Option<Writes>,
+        dead: DeadWorker,
         exit: Exit,
+        clients: &mut Clients,
+        telemetry: &mut Telemetry,
+        poller: &Poller,
         now: Instant,
-    ) -> Death {
+    ) {
+        let (worker, written) = dead.into_parts();
         let has_answered = worker.believed.counters().requests() > 0;
         let (name, about) = (worker.name(), worker.about());
         let Worker {
@@ -108,31 +114,60 @@ impl Master {
             leases,
             methods,
             failure,
-            is_timed_out,
-            is_unneeded,
-            killed_for,
-            has_been_ready,
+            life,
             ..
         } = worker;
+        let doom = life.doom();
+        let is_timed_out = doom == Some(Doom::TimedOut);
         let mut left = leases.into_left(&shm, written, is_timed_out);
-        let blame = self.lay_blame(exit, is_timed_out, &methods, &left, now);
+        let blame = self.lay_blame(exit, is_timed_out, &methods, &left, telemetry, now);
+        if blame.has_quarantined {
+            self.send_quarantined(poller);
+        }
         let waiting = std::mem::take(&mut left.waiting);
-        self.clients
-            .await_handshakes(shm, waiting, is_timed_out, now);
-        let cause = blame.cause(exit, failure);
-        let kind = Cause::from_exit(exit, blame.is_out_of_memory, killed_for);
+        clients.await_handshakes(shm, waiting, is_timed_out, now);
         let lost = left.lost.len();
-        let moved = self.recover_clients(left);
+        let moved = clients.recover(left, telemetry);
         let dropped = if blame.is_out_of_memory {
-            self.relieve_memory()
+            memory::relieve(clients)
         } else {
             0
         };
         if let Some((client, peer)) = blame.culprit {
-            self.close_culprit(client, peer);
+            crash::close_culprit(client, peer, clients, telemetry);
         }
+        let (is_well, delay) = self.replace(id, exit, &blame, has_answered, now);
+        let death = Death {
+            name,
+            about: About {
+                clients: Some((moved + lost) as u64),
+                ..about
+            },
+            seat,
+            cause: blame.cause(exit, failure),
+            kind: Cause::from_exit(exit, blame.is_out_of_memory, doom.and_then(Doom::cause)),
+            outcome: blame.outcome,
+            moved,
+            lost,
+            dropped,
+            has_served: life.has_served(),
+            is_finished: is_well || doom == Some(Doom::Unneeded),
+            delay,
+        };
+        self.report_death(death, telemetry);
+    }
+
+    /// Lets the pool decide on the successor of a worker that has ended. Returns whether the worker
+    /// ended well, and the wait before the successor starts, if there is one.
+    fn replace(
+        &mut self,
+        id: WorkerId,
+        exit: Exit,
+        blame: &Blame,
+        has_answered: bool,
+        now: Instant,
+    ) -> (bool, Option<Duration>) {
         let is_no_loss = self
-            .workers
             .pool
             .member(id)
             .is_none_or(|member| !matches!(member.state, MemberState::Ready { .. }));
@@ -140,49 +175,12 @@ impl Master {
         // successor starts without delay.
         let is_own_doing = exit.is_own_doing() || blame.is_out_of_memory;
         let was_useful = has_answered || blame.request.is_some() || !is_own_doing;
-        let delay = self.workers.pool.exited(id, was_useful, now);
         let is_well =
             exit == Exit::Status(0) && blame.request.is_none() && (has_answered || is_no_loss);
-        Death {
-            name,
-            about: About {
-                clients: Some((moved + lost) as u64),
-                ..about
-            },
-            seat,
-            cause,
-            kind,
-            outcome: blame.outcome,
-            moved,
-            lost,
-            dropped,
-            has_been_ready,
-            is_finished: is_well || is_unneeded,
-            delay,
-        }
+        (is_well, self.pool.exited(id, was_useful, now))
     }
 
-    /// Closes or leases again the clients that a dead worker had. Returns the number of clients that
-    /// are leased again.
-    fn recover_clients(&mut self, left: DeadWorkerClients) -> usize {
-        for (reason, client) in left.lost {
-            self.clients.lose(
-                Loss::from_error(&reason),
-                &reason,
-                client,
-                &mut self.telemetry,
-            );
-        }
-        for client in left.ended {
-            self.clients.remove(client, &self.telemetry);
-        }
-        let recovered = left.recovered.into_iter();
-        let recovered = recovered.map(|(unleased, _)| Ok(unleased));
-        self.clients
-            .requeue(recovered, Reason::Death, &mut self.telemetry)
-    }
-
-    fn report_death(&mut self, death: Death) {
+    fn report_death(&mut self, death: Death, telemetry: &mut Telemetry) {
         let Death {
             name,
             about,
@@ -192,7 +190,7 @@ impl Master {
             outcome,
             ..
         } = death;
-        let (counts, events) = (&mut self.telemetry.counts, &mut self.telemetry.events);
+        let (counts, events) = (&mut telemetry.counts, &mut telemetry.events);
         if death.is_finished {
             let moved = match moved {
                 0 => String::new(),
@@ -201,13 +199,13 @@ impl Master {
             let sentence = format_args!("{name} finished{moved}");
             return events.note(Kind::WorkerFinished, about, sentence);
         }
-        if death.has_been_ready {
+        if death.has_served {
             counts.deaths.add(death.kind, 1);
             counts.rescues.add(death.kind, moved as u64);
         } else {
             counts.failed_starts += 1;
         }
-        if self.lifecycle.is_ending() {
+        if self.pool.is_stopping() {
             let sentence =
                 format_args!("{name} {cause}; {} closed", Counted(moved + lost, "client"));
             return events.note(Kind::WorkerDied, about, sentence);
@@ -229,7 +227,7 @@ impl Master {
             Counted(moved, "client")
         );
         events.note(Kind::WorkerDied, about, sentence);
-        self.workers.last_failure = Some(cause.clone());
-        self.workers.seat(death.seat).last_death = Some(cause);
+        self.last_failure = Some(cause.clone());
+        self.seat(death.seat).last_death = Some(cause);
     }
 }

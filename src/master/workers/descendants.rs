@@ -7,21 +7,21 @@
 //! killed in this way is inherited later, when its parent ends. Processes with a session of their
 //! own live on.
 
-use crate::master::Master;
+use crate::master::workers::Workers;
 use crate::sys::process::{self, Child};
 
-impl Master {
+impl Workers {
     /// Ends the rest of a worker's session. The worker has ended and is not collected yet.
-    pub(crate) fn end_descendants(&mut self, worker: u32) {
+    pub(super) fn end_descendants(&mut self, worker: u32) {
         // The group may have no other member, or the worker ended before it had a group.
         let _ = process::kill_group(worker);
-        self.workers.ended_sessions.push(worker);
+        self.ended_sessions.push(worker);
     }
 
     /// Ends the processes that the master has inherited from sessions whose leaders have ended.
     /// Forgets the sessions without processes: their numbers may then belong to other processes.
     pub(crate) fn end_sessions(&mut self) {
-        if self.workers.ended_sessions.is_empty() {
+        if self.ended_sessions.is_empty() {
             return;
         }
         let children = process::children();
@@ -31,7 +31,6 @@ impl Master {
                 .filter(move |child| child.session == session)
         };
         for child in self
-            .workers
             .ended_sessions
             .iter()
             .flat_map(|session| of_session(*session))
@@ -43,8 +42,7 @@ impl Master {
             // The group may have ended since.
             let _ = process::kill_group(group);
         }
-        self.workers
-            .ended_sessions
+        self.ended_sessions
             .retain(|session| of_session(*session).next().is_some());
     }
 }

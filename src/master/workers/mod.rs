@@ -5,9 +5,8 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::Config;
-use crate::master::clients::Clients;
-use crate::master::clients::addresses::Addresses;
+use crate::channel::Scratch;
+use crate::master::clients::client::Client;
 use crate::master::telemetry::counters::Totals;
 use crate::master::workers::crash::{OomKills, Strikes};
 use crate::master::workers::outgoing::Outgoing;
@@ -16,13 +15,17 @@ use crate::master::workers::watchdog::Watch;
 use crate::master::workers::worker::Worker;
 use crate::pool::rebalance::Rebalancer;
 use crate::pool::{Member, MemberState, Pool};
+use crate::proto::channel::ToWorker;
 use crate::proto::names::WorkerId;
+use crate::sys::poll::Poller;
 use crate::sys::process::{self, Executable};
 
 pub(crate) mod crash;
 pub(crate) mod death;
 pub(crate) mod descendants;
+pub(crate) mod dispatch;
 pub(crate) mod lifecycle;
+pub(crate) mod messages;
 pub(crate) mod outgoing;
 pub(crate) mod rebalance;
 pub(crate) mod trust;
@@ -50,16 +53,17 @@ pub(crate) struct Workers {
     /// Set while all workers are of another version: no new worker is started before they are gone.
     pub(crate) outgoing: Option<Outgoing>,
     pub(crate) watch: Watch,
-    pub(crate) rebalancer: Rebalancer,
+    rebalancer: Rebalancer,
     pub(crate) requested_rebalance: Option<AskedBalance>,
     pub(crate) strikes: Strikes,
     /// How the last worker ended that was not asked to end.
-    pub(crate) last_failure: Option<String>,
-    pub(crate) oom_kills: OomKills,
+    last_failure: Option<String>,
+    oom_kills: OomKills,
     /// Sessions of ended workers in which processes may still run.
-    pub(crate) ended_sessions: Vec<u32>,
+    ended_sessions: Vec<u32>,
     /// The program that workers execute.
     pub(crate) executable: Executable,
+    scratch: Scratch,
 }
 
 impl Workers {
@@ -78,19 +82,36 @@ impl Workers {
             oom_kills: OomKills::new(process::oom_kills(), now),
             ended_sessions: Vec::new(),
             executable,
+            scratch: Scratch::default(),
         }
+    }
+
+    /// Returns the record of a seat, creating it if needed.
+    pub(crate) fn seat(&mut self, index: usize) -> &mut SeatTotals {
+        if self.seats.len() <= index {
+            self.seats.resize_with(index + 1, SeatTotals::default);
+        }
+        &mut self.seats[index]
     }
 
     /// Returns the workers that may be given clients.
     pub(crate) fn ready(&self) -> impl Iterator<Item = &Worker> {
-        let takes = |m: &&Member| matches!(m.state, MemberState::Ready { .. }) && !m.is_stalled;
+        let is_ready = |m: &&Member| matches!(m.state, MemberState::Ready { .. }) && !m.is_stalled;
         self.pool
             .members()
-            .filter(takes)
+            .filter(is_ready)
             .filter_map(|member| self.all.get(&member.id))
     }
 
-    /// Returns the totals of all workers that there ever were.
+    /// Returns all clients that have a worker.
+    pub(crate) fn leased(&self) -> impl Iterator<Item = &Client> {
+        self.all
+            .values()
+            .flat_map(|worker| worker.leases.iter())
+            .map(|(_, client)| client)
+    }
+
+    /// Returns the work of all workers that there ever were.
     pub(crate) fn totals(&self) -> Totals {
         let gone = self
             .seats
@@ -101,25 +122,46 @@ impl Workers {
         })
     }
 
-    /// Returns how many clients each address has, if that is limited.
-    pub(crate) fn count_addresses(&self, config: &Config, clients: &Clients) -> Addresses {
-        let leased = self
-            .all
+    /// Returns the bytes that all workers have parked.
+    pub(crate) fn parked(&self) -> u64 {
+        self.all
             .values()
-            .flat_map(|worker| worker.leases.iter())
-            .map(|(_, client)| &client.peer);
-        let waiting = clients
-            .unleased
-            .iter()
-            .map(|unleased| &unleased.client.peer);
-        Addresses::new(&config.limits, leased.chain(waiting))
+            .map(|worker| worker.shm.header().parked())
+            .fold(0, u64::saturating_add)
     }
 
-    /// Returns the record of a seat, creating it if needed.
-    pub(crate) fn seat(&mut self, index: usize) -> &mut SeatTotals {
-        if self.seats.len() <= index {
-            self.seats.resize_with(index + 1, SeatTotals::default);
+    /// Describes why workers do not become ready.
+    pub(crate) fn last_failure(&self) -> String {
+        let last = self.last_failure.as_deref();
+        format!("the last one {}", last.unwrap_or("did not even start"))
+    }
+
+    /// Sends a worker a message that it must receive at some time.
+    pub(crate) fn send(&mut self, id: WorkerId, message: ToWorker, poller: &Poller) {
+        let Some(worker) = self.all.get_mut(&id) else {
+            return;
+        };
+        if let Err(e) = worker.send(message) {
+            worker.kill_for_error(&format_args!("cannot send: {e}"));
         }
-        &mut self.seats[index]
+        worker.watch_channel(poller);
+    }
+
+    /// Sends all workers a message that they must receive at some time.
+    pub(crate) fn send_all(&mut self, message: &ToWorker, poller: &Poller) {
+        for id in self.ids() {
+            self.send(id, message.clone(), poller);
+        }
+    }
+
+    /// Sends all workers the list of quarantined methods.
+    pub(crate) fn send_quarantined(&mut self, poller: &Poller) {
+        let quarantined = self.strikes.quarantined().to_vec();
+        self.send_all(&ToWorker::Quarantine(quarantined), poller);
+    }
+
+    /// Returns the ids of all workers, so that each of them can be changed.
+    fn ids(&self) -> Vec<WorkerId> {
+        self.all.keys().copied().collect()
     }
 }

@@ -7,10 +7,12 @@
 
 use std::time::{Duration, Instant};
 
-use crate::master::Master;
+use crate::master::clients::Clients;
+use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::Reason;
+use crate::master::workers::Workers;
+use crate::master::workers::worker::Doom;
 use crate::proto::control::{About, Kind};
-use crate::proto::names::WorkerId;
 use crate::proto::text::Counted;
 
 /// Time between two checks of turns that last.
@@ -21,71 +23,71 @@ const TICK: Duration = Duration::from_millis(5);
 pub(crate) struct Outgoing {
     /// When the workers are killed, whatever they execute.
     until: Instant,
-    next_look: Instant,
+    next_check: Instant,
 }
 
 impl Outgoing {
     pub(crate) fn new(now: Instant, grace: Duration) -> Outgoing {
         Outgoing {
             until: now + grace,
-            next_look: now,
+            next_check: now,
         }
     }
 
     pub(crate) fn deadline(&self) -> Instant {
-        self.next_look
+        self.next_check
     }
 }
 
-impl Master {
+impl Workers {
     /// Ends the grace of executing requests, as the daemon stops or restarts.
     pub(crate) fn hurry_outgoing(&mut self, now: Instant) {
-        if let Some(outgoing) = &mut self.workers.outgoing {
-            (outgoing.until, outgoing.next_look) = (now, now);
+        if let Some(outgoing) = &mut self.outgoing {
+            (outgoing.until, outgoing.next_check) = (now, now);
         }
     }
 
     /// Revokes the clients of workers of another version, and ends those workers that have none
     /// left. Returns whether any workers are left.
-    pub(crate) fn end_outgoing(&mut self, now: Instant) -> bool {
-        let Some(outgoing) = &mut self.workers.outgoing else {
+    pub(crate) fn end_outgoing(
+        &mut self,
+        clients: &mut Clients,
+        telemetry: &mut Telemetry,
+        now: Instant,
+    ) -> bool {
+        let Some(outgoing) = &mut self.outgoing else {
             return false;
         };
-        outgoing.next_look = now + TICK;
+        outgoing.next_check = now + TICK;
         let is_late = outgoing.until <= now;
-        let ids: Vec<WorkerId> = self.workers.all.keys().copied().collect();
-        if ids.is_empty() {
-            self.workers.outgoing = None;
+        if self.all.is_empty() {
+            self.outgoing = None;
             return false;
         }
-        for id in ids {
-            self.take_all(id, Reason::Restart);
+        for id in self.ids() {
+            self.revoke_all(id, Reason::Restart, clients, telemetry);
             let Some(worker) = self
-                .workers
                 .all
                 .get_mut(&id)
-                .filter(|worker| !worker.is_unneeded)
+                .filter(|worker| worker.life.doom().is_none())
             else {
                 continue;
             };
-            let clients = worker.leases.clients();
-            if clients > 0 && !is_late {
+            let leased = worker.leases.clients();
+            if leased > 0 && !is_late {
                 continue;
             }
-            worker.is_unneeded = true;
-            worker.kill();
             let about = About {
-                clients: Some(clients as u64),
+                clients: Some(leased as u64),
                 ..worker.about()
             };
             let sentence = format_args!(
                 "{} is of another version; killing it with {}",
                 worker.name(),
-                Counted(clients, "client")
+                Counted(leased, "client")
             );
-            self.telemetry
-                .events
-                .note(Kind::WorkerKilled, about, sentence);
+            telemetry.events.note(Kind::WorkerKilled, about, sentence);
+            worker.kill_for(Doom::Unneeded);
         }
         true
     }

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::master::Master;
+use crate::master::clients::Clients;
+use crate::master::clients::client::Unleased;
+use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::Reason;
 use crate::master::telemetry::events::Asker;
+use crate::master::workers::Workers;
 use crate::master::workers::worker::Worker;
 use crate::pool::MemberState;
 use crate::pool::rebalance::{self, Busy, Move, Step, WorkerLoad};
@@ -14,6 +17,7 @@ use crate::proto::control::{About, Kind, MovedLoad};
 use crate::proto::names::WorkerId;
 use crate::proto::text::Counted;
 use crate::sys::clock;
+use crate::sys::poll::Poller;
 
 /// A requested rebalancing, with the worker whose clients are counted.
 #[derive(Debug)]
@@ -24,17 +28,23 @@ pub(crate) struct AskedBalance {
     pub(crate) until: Instant,
 }
 
-impl Master {
+impl Workers {
     /// Moves load if it has been uneven for a while.
-    pub(crate) fn balance(&mut self, now: Instant) {
+    pub(super) fn rebalance(
+        &mut self,
+        clients: &mut Clients,
+        telemetry: &mut Telemetry,
+        poller: &Poller,
+        now: Instant,
+    ) {
         let loads = self.loads(now);
-        match self.workers.rebalancer.observe(&loads, now) {
+        match self.rebalancer.observe(&loads, now) {
             Step::Rest => {}
             Step::Watch(id) => self.count_requests(id),
             Step::Move(id) => {
                 let moves = self.plan(id, &loads);
                 let count = moves.len();
-                self.move_clients(id, moves);
+                self.move_clients(id, moves, clients, telemetry, poller);
                 let about = About {
                     worker: Some(id),
                     clients: Some(count as u64),
@@ -44,9 +54,7 @@ impl Master {
                     "worker {id} was the busiest for a while; {} moved from it",
                     Counted(count, "client")
                 );
-                self.telemetry
-                    .events
-                    .note(Kind::Rebalanced, about, sentence);
+                telemetry.events.note(Kind::Rebalanced, about, sentence);
             }
         }
     }
@@ -55,7 +63,7 @@ impl Master {
     pub(crate) fn loads(&self, now: Instant) -> Vec<WorkerLoad> {
         let clock = clock::monotonic();
         let load = |worker: &Worker| {
-            let since = match self.workers.pool.member(worker.id)?.state {
+            let since = match self.pool.member(worker.id)?.state {
                 MemberState::Ready { since } => since,
                 _ => return None,
             };
@@ -66,12 +74,12 @@ impl Master {
                 is_warm,
             })
         };
-        self.ready_workers().filter_map(load).collect()
+        self.ready().filter_map(load).collect()
     }
 
     /// Begins to count the requests of a worker's clients.
     pub(crate) fn count_requests(&mut self, id: WorkerId) {
-        if let Some(worker) = self.workers.all.get_mut(&id) {
+        if let Some(worker) = self.all.get_mut(&id) {
             worker.leases.watch(&worker.shm);
         }
     }
@@ -80,7 +88,7 @@ impl Master {
     /// count began.
     pub(crate) fn plan(&self, from: WorkerId, loads: &[WorkerLoad]) -> Vec<Move> {
         let (Some(worker), Some(load)) = (
-            self.workers.all.get(&from),
+            self.all.get(&from),
             loads.iter().find(|load| load.id == from),
         ) else {
             return Vec::new();
@@ -96,30 +104,33 @@ impl Master {
         rebalance::plan(load, loads, &clients)
     }
 
-    /// Revokes those of these clients that are in no turn, and has them leased to their new
-    /// workers.
-    pub(crate) fn move_clients(&mut self, from: WorkerId, moves: Vec<Move>) {
-        let Some(worker) = self.workers.all.get_mut(&from) else {
+    /// Revokes the leases of those of these clients that are in no turn, and has the clients leased
+    /// to their new workers.
+    pub(crate) fn move_clients(
+        &mut self,
+        from: WorkerId,
+        moves: Vec<Move>,
+        clients: &mut Clients,
+        telemetry: &mut Telemetry,
+        poller: &Poller,
+    ) {
+        let Some(worker) = self.all.get_mut(&from) else {
             return;
         };
-        let mut taken = Vec::new();
+        let mut revoked = Vec::new();
         for Move { client, to, .. } in moves {
             let recovered = u32::try_from(client)
                 .ok()
                 .and_then(|slot| worker.leases.revoke(slot, &worker.shm));
-            taken.extend(recovered.map(|recovered| {
-                recovered.map(|mut unleased| {
-                    unleased.to = Some(to);
-                    unleased
+            revoked.extend(recovered.map(|recovered| {
+                recovered.map(|unleased| Unleased {
+                    to: Some(to),
+                    ..unleased
                 })
             }));
         }
-        if self
-            .clients
-            .requeue(taken, Reason::Rebalance, &mut self.telemetry)
-            > 0
-        {
-            self.tell(from, ToWorker::LeasesRevoked);
+        if clients.requeue(revoked, Reason::Rebalance, telemetry) > 0 {
+            self.send(from, ToWorker::LeasesRevoked, poller);
         }
     }
 }

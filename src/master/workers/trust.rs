@@ -6,10 +6,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::master::Master;
+use crate::master::telemetry::Telemetry;
+use crate::master::workers::Workers;
 use crate::master::workers::worker::Worker;
 use crate::proto::channel::MethodName;
-use crate::proto::names::WorkerId;
 use crate::shm::{Counters, Header, MasterShm};
 use crate::sys::clock;
 
@@ -54,7 +54,7 @@ impl Believed {
     ///
     /// The comparison uses the time that has really passed: workers may have run in a gap of the
     /// master's own.
-    fn look(&mut self, header: Header<'_>, methods: usize) -> Option<&'static str> {
+    fn read(&mut self, header: Header<'_>, methods: usize) -> Option<&'static str> {
         if self.is_broken {
             return None;
         }
@@ -83,7 +83,7 @@ fn last_turn(header: Header<'_>) -> Duration {
 
 /// Returns the counters of a worker of an earlier master from its shared memory, or the reason why
 /// they are rejected.
-pub(crate) fn counted_on(shm: &MasterShm, methods: usize) -> Result<Counters, &'static str> {
+pub(crate) fn counters_of(shm: &MasterShm, methods: usize) -> Result<Counters, &'static str> {
     shm.settle();
     let mut counters = Counters::read(shm.header());
     if shm.layout().version() < 2 {
@@ -100,44 +100,25 @@ pub(crate) fn counted_on(shm: &MasterShm, methods: usize) -> Result<Counters, &'
     }
 }
 
-impl Master {
+impl Workers {
     /// Reads the counters of all workers, so that the totals are current.
-    pub(crate) fn look_at_counters(&mut self) {
-        for id in self.workers.all.keys().copied().collect::<Vec<_>>() {
-            self.look_at_counters_of(id);
+    pub(crate) fn read_counters(&mut self, telemetry: &mut Telemetry) {
+        for worker in self.all.values_mut() {
+            worker.read_counters(telemetry);
         }
-    }
-
-    fn look_at_counters_of(&mut self, id: WorkerId) {
-        let Some(worker) = self.workers.all.get_mut(&id) else {
-            return;
-        };
-        let fault = worker
-            .believed
-            .look(worker.shm.header(), worker.methods.len());
-        if let Some(why) = fault {
-            let name = worker.name();
-            self.reject_counters(&name, why);
-        }
-    }
-
-    /// Reports that the counters of a worker are rejected.
-    pub(crate) fn reject_counters(&mut self, name: &str, why: &str) {
-        self.telemetry.counts.rejected_counters += 1;
-        log::error!("{name}: invalid counters: {why}; they are not added to the totals");
     }
 
     /// Adds the counters of a worker that has ended to the totals.
-    pub(crate) fn count_in(&mut self, worker: &mut Worker) {
+    pub(super) fn add_last_counters(&mut self, worker: &mut Worker, telemetry: &mut Telemetry) {
         worker.shm.settle();
-        if let Some(why) = worker
-            .believed
-            .look(worker.shm.header(), worker.methods.len())
-        {
-            self.reject_counters(&worker.name(), why);
-        }
+        worker.read_counters(telemetry);
         worker.believed.close(last_turn(worker.shm.header()));
-        self.add_counters(worker.seat, worker.believed.counters(), &worker.methods);
+        self.add_counters(
+            worker.seat,
+            worker.believed.counters(),
+            &worker.methods,
+            telemetry,
+        );
     }
 
     /// Adds the counters of a worker of this seat that is gone to the totals.
@@ -146,9 +127,25 @@ impl Master {
         seat: usize,
         counters: &Counters,
         methods: &[MethodName],
+        telemetry: &mut Telemetry,
     ) {
-        let seat = self.workers.seat(seat);
+        let seat = self.seat(seat);
         seat.totals = seat.totals.plus(counters);
-        self.telemetry.tally.add(counters, methods);
+        telemetry.tally.add(counters, methods);
     }
+}
+
+impl Worker {
+    fn read_counters(&mut self, telemetry: &mut Telemetry) {
+        let fault = self.believed.read(self.shm.header(), self.methods.len());
+        if let Some(why) = fault {
+            reject_counters(&self.name(), why, telemetry);
+        }
+    }
+}
+
+/// Reports that the counters of a worker are rejected.
+pub(crate) fn reject_counters(name: &str, why: &str, telemetry: &mut Telemetry) {
+    telemetry.counts.rejected_counters += 1;
+    log::error!("{name}: invalid counters: {why}; they are not added to the totals");
 }

@@ -12,12 +12,13 @@
 //! elsewhere as well, and on an overloaded machine they were moved to and fro so fast that hardly
 //! any was served.
 
+use crate::pool::Member;
 use std::time::{Duration, Instant};
 
-use crate::config::RebalanceMode;
+use crate::config::{Config, RebalanceMode};
 use crate::loop_clock::LoopClock;
-use crate::master::Master;
 use crate::master::clients::Clients;
+use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::Reason;
 use crate::master::workers::Workers;
 use crate::master::workers::worker::{Heartbeat, Worker};
@@ -26,18 +27,19 @@ use crate::proto::channel::ToWorker;
 use crate::proto::control::{About, Kind};
 use crate::proto::names::WorkerId;
 use crate::proto::text::Counted;
+use crate::sys::poll::Poller;
 use crate::sys::{clock, process};
 
 /// When the next checks are due.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
-    next_look: Option<Instant>,
-    next_balance: Option<Instant>,
+    next_check: Option<Instant>,
+    next_rebalance: Option<Instant>,
 }
 
 impl Watch {
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        [self.next_look, self.next_balance]
+        [self.next_check, self.next_rebalance]
             .into_iter()
             .flatten()
             .min()
@@ -68,6 +70,22 @@ impl Worker {
         Some(&method.name)
     }
 
+    /// Returns the name of the worker with the request that it executes, if there is one.
+    fn name_with_request(&self) -> String {
+        let turn = self.shm.header().turn();
+        let client = turn.and_then(|turn| self.leases.in_turn(turn.slot, &self.shm));
+        // The slot has the numbers of inline methods, too.
+        let number = turn.and_then(|turn| self.shm.slot(turn.slot)?.executing());
+        let name = self.name();
+        match (client, number.and_then(|number| self.method_of(number))) {
+            (Some(client), Some(method)) => format!(
+                "{name} in method {method:?} of client {} ({})",
+                client.id, client.peer
+            ),
+            _ => name,
+        }
+    }
+
     /// Checks for a heartbeat, and sends a ping if there is none. Returns how long the worker may
     /// have been stuck, and when that reaches `limit`.
     fn check_heartbeat(
@@ -90,7 +108,7 @@ impl Worker {
             (None, None) if has_beaten => Duration::ZERO,
             (None, None) => {
                 self.heartbeat.asked = Some(now);
-                self.mention(&ToWorker::Ping);
+                self.try_send(&ToWorker::Ping);
                 Duration::ZERO
             }
         };
@@ -125,8 +143,28 @@ fn ago(since: u64, clock: &LoopClock) -> Duration {
 }
 
 impl Workers {
+    /// Schedules a check, as there may be leases now.
+    pub(crate) fn watch_from(&mut self, config: &Config, now: Instant) {
+        if self.watch.next_check.is_none() && self.all.keys().any(|id| self.is_watched(*id)) {
+            self.watch.next_check = Some(now + stall_limit(config) / 2);
+            // Each check schedules the next one here, and must not postpone the rebalancing.
+            if config.workers.rebalance == RebalanceMode::Auto {
+                self.watch
+                    .next_rebalance
+                    .get_or_insert(now + rebalance::INTERVAL);
+            }
+        }
+    }
+
+    /// Schedules the checks by a new configuration: one that was planned by the old one may be too
+    /// late or unwanted.
+    pub(crate) fn restart_watch(&mut self, config: &Config, now: Instant) {
+        self.watch = Watch::default();
+        self.watch_from(config, now);
+    }
+
     /// Ends the checks after the last client has left, unless a worker is stuck.
-    pub(crate) fn rest(&mut self, clients: &Clients) {
+    pub(crate) fn end_watch(&mut self, clients: &Clients) {
         if clients.count() == 0
             && self.watch.deadline().is_some()
             && !self.pool.members().any(|member| member.is_stalled)
@@ -134,193 +172,152 @@ impl Workers {
             self.watch = Watch::default();
         }
     }
-}
-
-impl Master {
-    /// Schedules a check, as there may be leases now.
-    pub(crate) fn watch_from(&mut self, now: Instant) {
-        if self.workers.watch.next_look.is_none()
-            && self.workers.all.keys().any(|id| self.is_watched(*id))
-        {
-            self.workers.watch.next_look = Some(now + self.stall_limit() / 2);
-            // Each check schedules the next one here, and must not postpone the rebalancing.
-            if self.settings.config.workers.rebalance == RebalanceMode::Auto {
-                self.workers
-                    .watch
-                    .next_balance
-                    .get_or_insert(now + rebalance::INTERVAL);
-            }
-        }
-    }
-
-    /// Returns the time after which a worker is stuck.
-    fn stall_limit(&self) -> Duration {
-        let limits = &self.settings.config.limits;
-        limits
-            .request_timeout
-            .map_or(limits.stall_timeout, |most| most.min(limits.stall_timeout))
-    }
 
     /// Returns whether a worker is watched: while it has clients, and, if it is stuck, until it
     /// recovers.
     fn is_watched(&self, id: WorkerId) -> bool {
-        let has_clients = self
-            .workers
-            .all
-            .get(&id)
-            .is_some_and(|worker| worker.leases.clients() > 0);
-        has_clients
-            || self
-                .workers
-                .pool
-                .member(id)
-                .is_some_and(|member| member.is_stalled)
-    }
-
-    /// Schedules the checks by a new configuration: one that was planned by the old one may be too
-    /// late or unwanted.
-    pub(crate) fn watch_anew(&mut self, now: Instant) {
-        self.workers.watch = Watch::default();
-        self.watch_from(now);
+        let worker = self.all.get(&id);
+        worker.is_some_and(|worker| worker.leases.clients() > 0)
+            || self.pool.member(id).is_some_and(|member| member.is_stalled)
     }
 
     /// Checks the workers if a check is due.
-    pub(crate) fn look_at_workers(&mut self, now: Instant) {
-        let is_last_look = self
-            .workers
-            .pool
-            .members()
-            .any(|member| member.kill_by.is_some_and(|by| by <= now));
-        if is_last_look || self.workers.watch.next_look.is_some_and(|at| at <= now) {
-            self.workers.watch.next_look = None;
-            self.look_at_counters();
-            let limit = self.stall_limit();
-            let ids: Vec<WorkerId> = self.workers.all.keys().copied().collect();
-            let soonest = ids
-                .into_iter()
-                .filter_map(|id| self.look_at(id, limit, now))
-                .min();
-            self.watch_from(now);
-            match (self.workers.watch.next_look, soonest) {
+    pub(crate) fn check(
+        &mut self,
+        config: &Config,
+        clock: &LoopClock,
+        clients: &mut Clients,
+        telemetry: &mut Telemetry,
+        poller: &Poller,
+        now: Instant,
+    ) {
+        let is_due = |member: &Member| member.kill_by.is_some_and(|by| by <= now);
+        let is_last_check = self.pool.members().any(is_due);
+        if is_last_check || self.watch.next_check.is_some_and(|at| at <= now) {
+            self.watch.next_check = None;
+            self.read_counters(telemetry);
+            let mut soonest = None;
+            for id in self.ids() {
+                let next = match self.check_worker(id, config, clock, telemetry, now) {
+                    Finding::Held => {
+                        // It may have been in a turn at the last attempt.
+                        self.revoke_and_notify(id, Reason::Hold, clients, telemetry, poller);
+                        None
+                    }
+                    Finding::Stuck(silent) => {
+                        self.stall(id, silent, clients, telemetry, poller);
+                        None
+                    }
+                    Finding::Nothing(next) => next,
+                };
+                soonest = soonest.into_iter().chain(next).min();
+            }
+            self.watch_from(config, now);
+            match (self.watch.next_check, soonest) {
                 (Some(next), Some(soonest)) => {
-                    self.workers.watch.next_look = Some(next.min(soonest.max(now + MIN_WAIT)))
+                    self.watch.next_check = Some(next.min(soonest.max(now + MIN_WAIT)))
                 }
                 (Some(_), None) => {}
-                (None, _) => self.workers.watch = Watch::default(),
+                (None, _) => self.watch = Watch::default(),
             }
         }
-        if self.workers.watch.next_balance.is_some_and(|at| at <= now) {
-            self.workers.watch.next_balance = Some(now + rebalance::INTERVAL);
-            self.balance(now);
+        if self.watch.next_rebalance.is_some_and(|at| at <= now) {
+            self.watch.next_rebalance = Some(now + rebalance::INTERVAL);
+            self.rebalance(clients, telemetry, poller, now);
         }
     }
 
-    /// Checks one worker. Returns when it would be stuck.
-    fn look_at(&mut self, id: WorkerId, limit: Duration, now: Instant) -> Option<Instant> {
+    fn check_worker(
+        &mut self,
+        id: WorkerId,
+        config: &Config,
+        clock: &LoopClock,
+        telemetry: &mut Telemetry,
+        now: Instant,
+    ) -> Finding {
         let is_watched = self.is_watched(id);
-        let worker = self.workers.all.get_mut(&id).filter(|_| is_watched)?;
-        let member = *self.workers.pool.member(id)?;
+        let worker = self.all.get_mut(&id).filter(|_| is_watched);
+        let (Some(worker), Some(member)) = (worker, self.pool.member(id)) else {
+            return Finding::Nothing(None);
+        };
         if matches!(member.state, MemberState::Held { .. }) {
-            // The worker may have been in a turn at the last attempt.
-            self.revoke_and_notify(id, Reason::Hold);
-            return None;
+            return Finding::Held;
         }
-        let (silent, stuck_at) = worker.check_heartbeat(limit, &self.clock, now);
+        let (limit, request_timeout) = (stall_limit(config), config.limits.request_timeout);
+        let (silent, stuck_at) = worker.check_heartbeat(limit, clock, now);
         if silent < limit {
-            if self.workers.pool.revived(id) {
-                let worker = &self.workers.all[&id];
-                let name = worker.name();
-                let sentence = format_args!("{name} responds again; back in rotation");
-                self.telemetry
+            if self.pool.revived(id) {
+                let sentence = format_args!("{} responds again; back in rotation", worker.name());
+                telemetry
                     .events
                     .note(Kind::WorkerRevived, worker.about(), sentence);
             }
-            return stuck_at;
+            return Finding::Nothing(stuck_at);
         }
-        let is_overdue = self
-            .settings
-            .config
-            .limits
-            .request_timeout
-            .is_some_and(|most| silent >= most)
-            && worker.is_executing();
+        let is_overdue =
+            request_timeout.is_some_and(|most| silent >= most) && worker.is_executing();
         if !is_overdue && worker.is_starved(limit) {
-            return now.checked_add(limit / 2);
+            return Finding::Nothing(now.checked_add(limit / 2));
         }
-        let kill_by = self
-            .settings
-            .config
-            .limits
-            .request_timeout
-            .and_then(|most| now.checked_add(most.saturating_sub(silent)));
-        if self.workers.pool.stalled(id, kill_by) {
-            self.telemetry.counts.stalls += 1;
-            let name = self.name_with_request(id);
-            let moved = self.revoke_stalled(id, silent);
-            let about = About {
-                clients: Some(moved as u64),
-                ..self.workers.all[&id].about()
-            };
-            let sentence = format_args!(
-                "{name} is stuck for {silent:.1?}; {} moved to other workers until it responds",
-                Counted(moved, "client")
-            );
-            self.telemetry
-                .events
-                .note(Kind::WorkerStalled, about, sentence);
+        let kill_by = request_timeout.and_then(|most| now.checked_add(most.saturating_sub(silent)));
+        if self.pool.stalled(id, kill_by) {
+            Finding::Stuck(silent)
+        } else {
+            Finding::Nothing(None)
         }
-        None
     }
 
-    /// Revokes the leases of all clients of a worker that are in no turn, and has it drop its
-    /// copies. Returns their number.
-    pub(crate) fn revoke_and_notify(&mut self, id: WorkerId, reason: Reason) -> usize {
-        let moved = self.take_all(id, reason);
-        if moved > 0 {
-            self.tell(id, ToWorker::LeasesRevoked);
-        }
-        moved
-    }
-
-    /// Does the same for a worker that has been stuck for `silent`, which does not count against
-    /// its clients.
-    fn revoke_stalled(&mut self, id: WorkerId, silent: Duration) -> usize {
-        let Some(worker) = self.workers.all.get_mut(&id) else {
-            return 0;
+    /// Moves the clients of a worker that has been stuck for `silent`, which does not count against
+    /// them.
+    fn stall(
+        &mut self,
+        id: WorkerId,
+        silent: Duration,
+        clients: &mut Clients,
+        telemetry: &mut Telemetry,
+        poller: &Poller,
+    ) {
+        let Some(worker) = self.all.get_mut(&id) else {
+            return;
         };
-        let mut taken = worker.leases.revoke_all(&worker.shm);
-        taken
+        telemetry.counts.stalls += 1;
+        let name = worker.name_with_request();
+        let mut revoked = worker.leases.revoke_all(&worker.shm);
+        revoked
             .iter_mut()
             .flatten()
             .for_each(|unleased| unleased.excuse(silent));
-        let moved = self
-            .clients
-            .requeue(taken, Reason::Stall, &mut self.telemetry);
+        let moved = clients.requeue(revoked, Reason::Stall, telemetry);
+        let about = About {
+            clients: Some(moved as u64),
+            ..worker.about()
+        };
         if moved > 0 {
-            self.tell(id, ToWorker::LeasesRevoked);
+            self.send(id, ToWorker::LeasesRevoked, poller);
         }
-        moved
+        let sentence = format_args!(
+            "{name} is stuck for {silent:.1?}; {} moved to other workers until it responds",
+            Counted(moved, "client")
+        );
+        telemetry.events.note(Kind::WorkerStalled, about, sentence);
     }
+}
 
-    /// Returns the name of a worker with the request that it executes, if there is one.
-    fn name_with_request(&self, id: WorkerId) -> String {
-        let worker = &self.workers.all[&id];
-        let turn = worker.shm.header().turn();
-        let client = turn.and_then(|turn| worker.leases.in_turn(turn.slot, &worker.shm));
-        // The slot has the numbers of inline methods, too.
-        let number = turn.and_then(|turn| worker.shm.slot(turn.slot)?.executing());
-        match (client, number.and_then(|number| worker.method_of(number))) {
-            (Some(client), Some(method)) => {
-                format!(
-                    "{} in method {method:?} of client {} ({})",
-                    worker.name(),
-                    client.id,
-                    client.peer
-                )
-            }
-            _ => worker.name(),
-        }
-    }
+/// Result of the check of a worker.
+enum Finding {
+    /// Nothing is to be done; when the worker would be stuck, if that can be foreseen.
+    Nothing(Option<Instant>),
+    Held,
+    /// The worker has just been found stuck, for this long.
+    Stuck(Duration),
+}
+
+/// Returns the time after which a worker is stuck.
+fn stall_limit(config: &Config) -> Duration {
+    let limits = &config.limits;
+    limits
+        .request_timeout
+        .map_or(limits.stall_timeout, |most| most.min(limits.stall_timeout))
 }
 
 /// A worker that has run for longer without a heartbeat is in no ordinary turn.

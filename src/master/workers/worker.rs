@@ -2,9 +2,9 @@
 //! in dispatch.
 
 use std::collections::VecDeque;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
+use std::{fmt, io};
 
 use crate::channel::{Channel, Sent};
 use crate::master::Token;
@@ -45,25 +45,85 @@ pub(crate) struct Worker {
     pub(crate) methods: Vec<MethodName>,
     /// Why the worker will not become ready, in its own words.
     pub(crate) failure: Option<String>,
-    /// The worker has served, or could have.
-    pub(crate) has_been_ready: bool,
+    pub(crate) life: Life,
     /// The worker's counters, as far as they are plausible.
     pub(crate) believed: Believed,
     pub(crate) heartbeat: Heartbeat,
-    /// Why the master is killing the worker, if that is for something that it did.
-    pub(crate) killed_for: Option<Cause>,
-    /// The worker is being killed because a request executed for too long.
-    pub(crate) is_timed_out: bool,
-    /// The worker is being killed because it was still starting when it was no longer needed.
-    pub(crate) is_unneeded: bool,
-    /// The channel accepts no message at the moment.
-    is_full: bool,
-    /// The poller reports when the channel accepts messages again.
-    is_watched: bool,
-    /// Number of leases picked up when no more could be sent: there is space when it has grown.
-    full_at: Option<u64>,
+    intake: Intake,
     /// Messages that wait for the channel.
-    unsaid: VecDeque<ToWorker>,
+    unsent: VecDeque<ToWorker>,
+}
+
+/// Where a worker is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Life {
+    Starting,
+    /// The worker serves, or could.
+    Serving,
+    /// The master is killing the worker.
+    Killed {
+        why: Doom,
+        has_served: bool,
+    },
+}
+
+impl Life {
+    pub(crate) fn has_served(self) -> bool {
+        matches!(
+            self,
+            Life::Serving
+                | Life::Killed {
+                    has_served: true,
+                    ..
+                }
+        )
+    }
+
+    /// Returns the reason for which the master is killing the worker, if it is.
+    pub(crate) fn doom(self) -> Option<Doom> {
+        match self {
+            Life::Killed { why, .. } => Some(why),
+            Life::Starting | Life::Serving => None,
+        }
+    }
+}
+
+/// Reasons why the master kills a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Doom {
+    /// The worker was not ready, or not gone, in time.
+    Late,
+    /// The worker is stuck, in no request.
+    Stuck,
+    /// A request has executed for too long.
+    TimedOut,
+    /// The worker is of no use any more, which is no failure of its own.
+    Unneeded,
+}
+
+impl Doom {
+    /// Returns the cause of the death if it is a failure of the worker.
+    pub(crate) fn cause(self) -> Option<Cause> {
+        match self {
+            Doom::Late => Some(Cause::Late),
+            Doom::Stuck | Doom::TimedOut => Some(Cause::Timeout),
+            Doom::Unneeded => None,
+        }
+    }
+}
+
+/// What a worker may be given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Intake {
+    Open,
+    /// The channel accepts no message; `is_watched` if the poller reports when it does again.
+    Full {
+        is_watched: bool,
+    },
+    /// No lease could be sent when so many were picked up: there is space when these are more.
+    Throttled {
+        picked_up: u64,
+    },
 }
 
 /// When the loop of a worker was last seen to turn.
@@ -83,6 +143,19 @@ impl Worker {
         if let Err(e) = process::kill_child(self.pid) {
             log::error!("cannot kill {}: {e}", self.name());
         }
+    }
+
+    /// Kills the process for a reason that its death will have.
+    pub(crate) fn kill_for(&mut self, why: Doom) {
+        let has_served = self.life.has_served();
+        self.life = Life::Killed { why, has_served };
+        self.kill();
+    }
+
+    /// Kills the process because its channel cannot be used.
+    pub(crate) fn kill_for_error(&self, error: &dyn fmt::Display) {
+        log::error!("{}: {error}; killing it", self.name());
+        self.kill();
     }
 
     /// Starts a worker and sends it its settings. Its messages arrive over its channel.
@@ -148,22 +221,17 @@ impl Worker {
             leases,
             methods,
             failure: None,
-            has_been_ready: false,
+            life: Life::Starting,
             believed: Believed::new(started),
             heartbeat: Heartbeat::default(),
-            killed_for: None,
-            is_timed_out: false,
-            is_unneeded: false,
-            is_full: false,
-            full_at: None,
-            is_watched: false,
-            unsaid: VecDeque::new(),
+            intake: Intake::Open,
+            unsent: VecDeque::new(),
         }
     }
 
     /// Returns whether all messages for the worker are sent.
-    pub(crate) fn is_told_all(&self) -> bool {
-        self.unsaid.is_empty()
+    pub(crate) fn has_sent_all(&self) -> bool {
+        self.unsent.is_empty()
     }
 
     /// Returns the subject of an event about this worker.
@@ -193,7 +261,7 @@ impl Worker {
         let window = if is_rescue { RESCUE_WINDOW } else { WINDOW };
         Candidate {
             worker: self.id,
-            has_capacity: self.takes(waiting, window),
+            has_capacity: self.accepts(waiting, window),
             executing: u64::from(header.executing().is_some()),
             waiting,
             busy: header.busy(now),
@@ -203,16 +271,18 @@ impl Worker {
 
     /// Returns whether the worker may be given one more client, when `waiting` clients are not
     /// picked up and `window` is their limit.
-    fn takes(&self, waiting: u64, window: u64) -> bool {
-        let has_picked_up = self
-            .full_at
-            .is_none_or(|full_at| self.shm.header().picked_up() > full_at);
-        !self.is_full && has_picked_up && waiting < window && self.leases.has_free_slot()
+    fn accepts(&self, waiting: u64, window: u64) -> bool {
+        let accepts = match self.intake {
+            Intake::Open => true,
+            Intake::Full { .. } => false,
+            Intake::Throttled { picked_up } => self.shm.header().picked_up() > picked_up,
+        };
+        accepts && waiting < window && self.leases.has_free_slot()
     }
 
     /// Returns whether the worker may be given a fresh client.
     pub(crate) fn has_capacity(&self) -> bool {
-        self.takes(
+        self.accepts(
             self.leases
                 .given()
                 .saturating_sub(self.shm.header().picked_up()),
@@ -223,24 +293,24 @@ impl Worker {
     /// Asks the worker to report when it picks up more. Returns whether it has capacity already.
     pub(crate) fn want_capacity(&self) -> bool {
         let picked_up = self.shm.header().want_capacity();
-        self.takes(self.leases.given().saturating_sub(picked_up), WINDOW)
+        self.accepts(self.leases.given().saturating_sub(picked_up), WINDOW)
     }
 
     /// Sends a message that must not be lost: if the channel is full, the message is sent later.
-    pub(crate) fn say(&mut self, message: ToWorker) -> io::Result<()> {
-        self.unsaid.push_back(message);
-        self.say_unsaid()
+    pub(crate) fn send(&mut self, message: ToWorker) -> io::Result<()> {
+        self.unsent.push_back(message);
+        self.send_unsent()
     }
 
     /// Sends the messages that wait for the channel.
-    pub(crate) fn say_unsaid(&mut self) -> io::Result<()> {
-        while let Some(message) = self.unsaid.front() {
+    fn send_unsent(&mut self) -> io::Result<()> {
+        while let Some(message) = self.unsent.front() {
             match self.channel.send(message, &[])? {
                 Sent::Full => {
-                    self.is_full = true;
+                    self.set_full();
                     return Ok(());
                 }
-                Sent::Queued | Sent::Closed => drop(self.unsaid.pop_front()),
+                Sent::Queued | Sent::Closed => drop(self.unsent.pop_front()),
             }
         }
         Ok(())
@@ -248,28 +318,36 @@ impl Worker {
 
     /// Sends a message that is useless later. It is dropped if the channel is full, as the worker
     /// then has enough to read.
-    pub(crate) fn mention(&mut self, message: &ToWorker) {
-        if self.unsaid.is_empty() {
+    pub(crate) fn try_send(&mut self, message: &ToWorker) {
+        if self.unsent.is_empty() {
             let _ = self.channel.send(message, &[]);
         }
     }
 
     /// Has the poller report when a full channel accepts messages again.
     pub(crate) fn watch_channel(&mut self, poller: &Poller) {
-        if self.is_full && !self.is_watched {
-            self.is_watched = poller
-                .modify(&self.channel, Token::Worker(self.id).into(), Interest::Both)
-                .is_ok();
+        if self.intake == (Intake::Full { is_watched: false }) {
+            let watched =
+                poller.modify(&self.channel, Token::Worker(self.id).into(), Interest::Both);
+            self.intake = Intake::Full {
+                is_watched: watched.is_ok(),
+            };
+        }
+    }
+
+    fn set_full(&mut self) {
+        if !matches!(self.intake, Intake::Full { .. }) {
+            self.intake = Intake::Full { is_watched: false };
         }
     }
 
     /// Handles the poller's report that the channel accepts messages again.
-    pub(crate) fn channel_takes_again(&mut self, poller: &Poller) -> io::Result<()> {
-        if self.is_watched {
-            (self.is_full, self.is_watched) = (false, false);
+    pub(crate) fn resume_channel(&mut self, poller: &Poller) -> io::Result<()> {
+        if self.intake == (Intake::Full { is_watched: true }) {
+            self.intake = Intake::Open;
             poller.modify(&self.channel, Token::Worker(self.id).into(), Interest::Read)?;
         }
-        self.say_unsaid()
+        self.send_unsent()
     }
 
     /// Sends the waiting leases in as few messages as possible. Returns the clients that were
@@ -285,10 +363,10 @@ impl Worker {
                     // Too many descriptors may be in flight. No poller reports the end of that, but
                     // a pick-up does. If nothing is left to pick up, the channel is full.
                     let picked_up = self.shm.header().want_capacity();
-                    if picked_up < self.leases.given() {
-                        self.full_at = Some(picked_up);
-                    } else {
-                        self.is_full = true;
+                    if picked_up >= self.leases.given() {
+                        self.set_full();
+                    } else if !matches!(self.intake, Intake::Full { .. }) {
+                        self.intake = Intake::Throttled { picked_up };
                     }
                     return Ok(back);
                 }

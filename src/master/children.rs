@@ -1,0 +1,119 @@
+//! The child processes: starts workers, collects the children that have ended, and gives each
+//! to the room that it belongs to.
+
+use std::time::{Duration, Instant};
+
+use crate::config::Config;
+use crate::master::Master;
+use crate::master::memory;
+use crate::master::workers::lifecycle::Outfit;
+use crate::proto::control::{About, Kind};
+use crate::proto::names::{Generation, WorkerId};
+use crate::sys::process::{self, Exit};
+
+impl Master {
+    /// Starts a worker by the configuration of its generation.
+    pub(super) fn start_worker(
+        &mut self,
+        seat: usize,
+        id: WorkerId,
+        generation: Generation,
+        now: Instant,
+    ) {
+        let next = self.reloads.current.as_ref();
+        let layout = next.map_or(self.clients.layout, |reload| reload.layout);
+        let next = next.filter(|reload| reload.generation == generation);
+        let config = next.map_or(&self.settings.config, |reload| reload.config());
+        let level = self.settings.log_level.filter(|_| next.is_none());
+        let memory = next.map_or(self.settings.memory, |reload| reload.memory);
+        let count = self.workers.pool.target().count;
+        let store = self.handover.store.iter();
+        let outfit = Outfit {
+            name: &self.name,
+            generation,
+            config,
+            level: level.unwrap_or(config.log.level),
+            buffers: memory::buffers(&config.limits, memory, count),
+            layout,
+            queues: store.flat_map(|store| store.queues.descriptors()).collect(),
+        };
+        self.workers
+            .start(seat, id, outfit, &mut self.telemetry, &self.poller, now);
+    }
+
+    /// Returns the time in which a worker must be ready, by the configuration of its generation.
+    pub(super) fn start_timeout(&self, id: WorkerId) -> Duration {
+        let generation = self.workers.all.get(&id).map(|worker| worker.generation);
+        let next = self.reloads.current.as_ref();
+        let next = next.filter(|reload| Some(reload.generation) == generation);
+        let config: &Config = next.map_or(&self.settings.config, |reload| reload.config());
+        config.workers.start_timeout
+    }
+
+    /// Announces that the daemon serves, if the worker that has become ready is the first one.
+    pub(super) fn announce(&mut self) {
+        let Some(announce) = self.manager.announce.take() else {
+            return;
+        };
+        let listeners = self.listeners.all.iter();
+        let addresses: Vec<String> = listeners
+            .map(|listener| listener.address.to_string())
+            .collect();
+        let sentence = format_args!(
+            "{} {} serves on {}",
+            self.name,
+            self.version,
+            addresses.join(", ")
+        );
+        self.telemetry
+            .events
+            .note(Kind::Started, About::default(), sentence);
+        announce(&addresses);
+        self.manager.notify_ready();
+    }
+
+    /// Collects all children that have ended.
+    pub(super) fn reap(&mut self, now: Instant) {
+        loop {
+            match process::ended() {
+                Ok(Some((pid, exit))) => {
+                    self.end_child(pid, exit, now);
+                    if let Err(e) = process::collect(pid) {
+                        return log::error!("cannot collect process {pid}: {e}");
+                    }
+                }
+                Ok(None) => return self.workers.end_sessions(),
+                Err(e) => return log::error!("cannot collect dead workers: {e}"),
+            }
+        }
+    }
+
+    /// Handles the end of a process. For PID 1 of a container it may be any process.
+    fn end_child(&mut self, pid: u32, exit: Exit, now: Instant) {
+        if let Some(exporter) = &mut self.exporter
+            && exporter.take_death(pid, exit, now)
+        {
+            return;
+        }
+        let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
+        let dead =
+            self.workers
+                .remove_dead(pid, self.lifecycle, clients, telemetry, &self.poller, now);
+        let Some(dead) = dead else {
+            if !self.reading_ended(pid, exit) {
+                self.candidate_ended(pid, exit, now);
+            }
+            return;
+        };
+        if dead.has_become_ready {
+            self.announce();
+        }
+        if self.lifecycle.is_restarting() {
+            let (worker, written) = dead.into_parts();
+            return self.keep_orphan(worker, written, now);
+        }
+        let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
+        self.workers
+            .settle_death(dead, exit, clients, telemetry, &self.poller, now);
+    }
+}

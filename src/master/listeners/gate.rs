@@ -1,0 +1,185 @@
+//! The gate: whether clients are being accepted, and why not.
+
+use std::time::{Duration, Instant};
+use std::{fmt, io};
+
+use crate::master::Token;
+use crate::master::clients::Clients;
+use crate::master::lifecycle::Lifecycle;
+use crate::master::listeners::Listeners;
+use crate::master::telemetry::Telemetry;
+use crate::master::workers::Workers;
+use crate::proto::control::{About, Kind};
+use crate::proto::text::Counted;
+use crate::sys::listening::ACCEPT_PAUSE;
+use crate::sys::poll::{Interest, Poller};
+
+/// How long the same reason for a pause is not reported again.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Reasons for which no client is accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pause {
+    /// No worker is ready.
+    NoWorker,
+    /// Every worker has as many clients to pick up as are permitted.
+    NoRoom,
+    /// The maximum number of clients is reached.
+    Full,
+    /// The system is out of descriptors or memory.
+    Exhausted,
+    /// The operator has drained the daemon.
+    Drained,
+    /// The master is leaving: the next one will accept clients.
+    Leaving,
+}
+
+impl fmt::Display for Pause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Pause::NoWorker => "no worker is ready",
+            Pause::NoRoom => "no worker has room",
+            Pause::Full => "there are as many clients as max-clients allows",
+            Pause::Exhausted => "the system is out of descriptors or memory",
+            Pause::Drained => "the daemon is drained",
+            Pause::Leaving => "the daemon is being restarted",
+        })
+    }
+}
+
+/// The gate: whether clients are being accepted.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    pub(crate) pause: Option<Pause>,
+    /// Set while the system is out of a resource: when the pause ends, and how many clients had
+    /// left when it began. A client that leaves frees a descriptor and ends it as well.
+    exhausted: Option<(Instant, u64)>,
+    /// The reason that was reported last, and when.
+    reported: Option<(Pause, Instant)>,
+}
+
+impl Gate {
+    /// Creates a closed gate, as no worker is ready at the beginning.
+    pub(crate) fn new() -> Gate {
+        Gate {
+            pause: Some(Pause::NoWorker),
+            exhausted: None,
+            reported: None,
+        }
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.exhausted.map(|(until, _)| until)
+    }
+
+    /// Returns the events of a listener that the poller reports.
+    pub(super) fn interest(&self) -> Interest {
+        if self.pause.is_some() {
+            Interest::End
+        } else {
+            Interest::Clients
+        }
+    }
+
+    /// Ends the pause for lack of resources if it is over.
+    fn relieve(&mut self, clients: &Clients, now: Instant) {
+        self.exhausted
+            .take_if(|(until, left)| *until <= now || clients.left() != *left);
+    }
+}
+
+impl Listeners {
+    /// Opens or closes the gate, according to the state at the end of a turn of the loop.
+    pub(crate) fn set_gate(
+        &mut self,
+        lifecycle: Lifecycle,
+        workers: &Workers,
+        clients: &Clients,
+        telemetry: &mut Telemetry,
+        poller: &Poller,
+        now: Instant,
+    ) {
+        self.gate.relieve(clients, now);
+        let pause = self.reason_to_pause(lifecycle, workers, clients);
+        if pause == Some(Pause::Full) && self.gate.pause != pause {
+            let sentence = format!(
+                "{}, as many as there may be; new ones wait until some leave",
+                Counted(clients.count(), "client")
+            );
+            self.report_pause(Pause::Full, &sentence, clients, telemetry, now);
+        }
+        let has_changed = pause.is_some() != self.gate.pause.is_some();
+        self.gate.pause = pause;
+        if !has_changed {
+            return;
+        }
+        let interest = self.gate.interest();
+        let bound = self.all.iter().filter(|listener| listener.outage.is_none());
+        for listener in bound {
+            let token = Token::Listener(listener.number).into();
+            if let Err(e) = poller.modify(listener, token, interest) {
+                log::error!("cannot watch {}: {e}", listener.address);
+            }
+        }
+    }
+
+    fn reason_to_pause(
+        &self,
+        lifecycle: Lifecycle,
+        workers: &Workers,
+        clients: &Clients,
+    ) -> Option<Pause> {
+        if lifecycle.is_restarting() {
+            Some(Pause::Leaving)
+        } else if self.is_drained {
+            Some(Pause::Drained)
+        } else if workers.ready().next().is_none() {
+            Some(Pause::NoWorker)
+        } else if self.gate.exhausted.is_some() {
+            Some(Pause::Exhausted)
+        } else if clients.is_full() {
+            Some(Pause::Full)
+        } else if !clients.unleased.is_empty() || !workers.have_capacity() {
+            Some(Pause::NoRoom)
+        } else {
+            None
+        }
+    }
+
+    /// Pauses because the system is out of descriptors or memory.
+    pub(super) fn pause_exhausted(
+        &mut self,
+        error: &io::Error,
+        clients: &Clients,
+        telemetry: &mut Telemetry,
+        now: Instant,
+    ) {
+        self.gate.exhausted = Some((now + ACCEPT_PAUSE, clients.left()));
+        let sentence = format!("cannot accept clients: {error}; they wait until that is over");
+        self.report_pause(Pause::Exhausted, &sentence, clients, telemetry, now);
+    }
+
+    /// Reports why no client is accepted: once, and again only if it still applies, or applies
+    /// again, after a while.
+    fn report_pause(
+        &mut self,
+        pause: Pause,
+        sentence: &str,
+        clients: &Clients,
+        telemetry: &mut Telemetry,
+        now: Instant,
+    ) {
+        let is_reported = self
+            .gate
+            .reported
+            .is_some_and(|(what, at)| what == pause && now.duration_since(at) < LOG_INTERVAL);
+        if !is_reported {
+            let about = About {
+                clients: Some(clients.count()),
+                ..About::default()
+            };
+            telemetry.events.note(Kind::Limit, about, sentence);
+            self.gate.reported = Some((pause, now));
+        }
+    }
+}

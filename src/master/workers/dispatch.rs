@@ -1,0 +1,135 @@
+//! Leases clients to workers.
+
+use std::borrow::Cow;
+
+use crate::master::clients::Clients;
+use crate::master::clients::client::Unleased;
+use crate::master::telemetry::Telemetry;
+use crate::master::telemetry::counters::Loss;
+use crate::master::workers::Workers;
+use crate::pool::dispatch::Candidate;
+use crate::sys::clock;
+use crate::sys::poll::Poller;
+
+impl Workers {
+    /// Returns the ready workers as dispatch sees them; `is_rescue` for clients that were leased
+    /// before.
+    pub(crate) fn candidates(&self, is_rescue: bool) -> Vec<Candidate> {
+        let monotonic = clock::monotonic();
+        self.ready()
+            .map(|worker| worker.candidate(is_rescue, monotonic))
+            .collect()
+    }
+
+    /// Leases clients whose worker is gone, or whose lease could not be sent, as far as there is
+    /// capacity.
+    pub(crate) fn lease_unleased(&mut self, clients: &mut Clients, telemetry: &mut Telemetry) {
+        let mut has_asked = false;
+        while !clients.unleased.is_empty() {
+            let mut candidates = self.candidates(true);
+            while let Some(unleased) = clients.unleased.pop_front() {
+                let fitting = self.fitting(&unleased, &candidates);
+                let meant = unleased.to.and_then(|to| {
+                    fitting
+                        .iter()
+                        .position(|c| c.worker == to && c.has_capacity)
+                });
+                let Some(index) = meant.or_else(|| clients.dispatcher.pick(&fitting)) else {
+                    clients.unleased.push_front(unleased);
+                    break;
+                };
+                let candidate = &mut candidates[index];
+                self.lease(candidate, unleased, true, clients, telemetry);
+            }
+            // The remaining clients wait until a worker reports capacity. One more pass covers
+            // capacity that became free before that report was requested.
+            if has_asked || clients.unleased.is_empty() {
+                return;
+            }
+            for worker in self.ready() {
+                let _ = worker.want_capacity();
+            }
+            has_asked = true;
+        }
+    }
+
+    /// Returns the candidates as they apply to one client: a worker from before `max-frame` was
+    /// raised may have no region for all the parked bytes. If no worker has one, and no new worker
+    /// is being started, the client goes to any worker, where the lease fails.
+    fn fitting<'c>(
+        &self,
+        unleased: &Unleased,
+        candidates: &'c [Candidate],
+    ) -> Cow<'c, [Candidate]> {
+        let fits = |c: &Candidate| self.all[&c.worker].shm.has_regions_for(&unleased.bytes);
+        if candidates.iter().all(fits) || !(candidates.iter().any(fits) || self.pool.is_rolling()) {
+            return Cow::Borrowed(candidates);
+        }
+        let adapted = candidates.iter().map(|c| Candidate {
+            has_capacity: c.has_capacity && fits(c),
+            ..*c
+        });
+        Cow::Owned(adapted.collect())
+    }
+
+    /// Leases a client to a candidate, and brings the candidate up to date.
+    pub(crate) fn lease(
+        &mut self,
+        candidate: &mut Candidate,
+        unleased: Unleased,
+        is_rescue: bool,
+        clients: &mut Clients,
+        telemetry: &mut Telemetry,
+    ) {
+        let worker = self
+            .all
+            .get_mut(&candidate.worker)
+            .expect("only existing workers have capacity");
+        let leased = worker.leases.give(unleased, &worker.shm);
+        // The share of time is kept: reading it needs the clock, and it does not change that fast.
+        *candidate = Candidate {
+            busy: candidate.busy,
+            ..worker.candidate(is_rescue, 0)
+        };
+        if let Err((error, client)) = leased {
+            clients.lose(Loss::from_error(&error), &error, client, telemetry);
+        }
+    }
+
+    /// Sends the leases made in this turn of the loop. The leases of a worker with a full channel
+    /// are withdrawn.
+    pub(crate) fn flush_leases(
+        &mut self,
+        clients: &mut Clients,
+        telemetry: &mut Telemetry,
+        poller: &Poller,
+    ) {
+        let mut withdrawn = Vec::new();
+        for worker in self.all.values_mut() {
+            match worker.flush() {
+                Ok(unsent) => withdrawn.extend(unsent),
+                // The worker did not get these leases, whatever the cause. Its end will be reported
+                // like every other.
+                Err(e) => worker.kill_for_error(&format_args!("cannot send leases: {e}")),
+            }
+            worker.watch_channel(poller);
+        }
+        // These clients did not reach a worker, so this is no move.
+        for recovered in withdrawn {
+            match recovered {
+                Ok(unleased) => clients.unleased.push_back(unleased),
+                Err((error, client)) => {
+                    clients.lose(Loss::from_error(&error), &error, client, telemetry);
+                }
+            }
+        }
+    }
+
+    /// Returns whether a worker has capacity. If none has, all workers are asked to report when
+    /// they have.
+    pub(crate) fn have_capacity(&self) -> bool {
+        // The second pass does not use `any`: each worker must be asked.
+        self.ready().any(|worker| worker.has_capacity())
+            || self.ready().filter(|worker| worker.want_capacity()).count() > 0
+    }
+}

@@ -1,0 +1,163 @@
+//! The messages of workers.
+
+use std::time::Instant;
+
+use crate::channel::Incoming;
+use crate::master::clients::Clients;
+use crate::master::clients::leases::Done;
+use crate::master::lifecycle::Lifecycle;
+use crate::master::telemetry::Telemetry;
+use crate::master::telemetry::counters::Reason;
+use crate::master::workers::Workers;
+use crate::master::workers::worker::{Life, Worker};
+use crate::proto::channel::{Ready, ToMaster, VERSION};
+use crate::proto::control::Kind;
+use crate::proto::names::WorkerId;
+use crate::sys::poll::Poller;
+
+/// Result of reading from a worker's channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Attended {
+    Nothing,
+    Message,
+    /// The worker has become ready.
+    Ready,
+}
+
+impl Workers {
+    /// Handles the poller's report that the channel of a worker accepts messages again.
+    pub(crate) fn resume_channel(&mut self, id: WorkerId, poller: &Poller) {
+        if let Some(worker) = self.all.get_mut(&id)
+            && let Err(e) = worker.resume_channel(poller)
+        {
+            worker.kill_for_error(&format_args!("cannot send: {e}"));
+        }
+    }
+
+    /// Handles one message of a worker.
+    pub(crate) fn receive(
+        &mut self,
+        id: WorkerId,
+        lifecycle: Lifecycle,
+        clients: &mut Clients,
+        telemetry: &mut Telemetry,
+        poller: &Poller,
+        now: Instant,
+    ) -> Attended {
+        let Some(worker) = self.all.get_mut(&id) else {
+            return Attended::Nothing;
+        };
+        match worker.channel.receive(&mut self.scratch) {
+            Ok(Incoming::Message(message, _)) => {
+                return self.handle(id, message, lifecycle, clients, telemetry, now);
+            }
+            Ok(Incoming::Nothing) => {}
+            // This is not the worker's death, which its collection reports. But no message can
+            // arrive any more. A worker that is about to end does so with the status that it chose.
+            Ok(Incoming::Closed) => {
+                let _ = poller.remove(&worker.channel);
+                worker.kill();
+            }
+            Ok(Incoming::Garbage(malformed)) => worker.kill_for_error(&malformed),
+            Err(e) => worker.kill_for_error(&format_args!("cannot receive: {e}")),
+        }
+        Attended::Nothing
+    }
+
+    fn handle(
+        &mut self,
+        id: WorkerId,
+        message: ToMaster,
+        lifecycle: Lifecycle,
+        clients: &mut Clients,
+        telemetry: &mut Telemetry,
+        now: Instant,
+    ) -> Attended {
+        match message {
+            ToMaster::Closed(slots) => {
+                self.empty_slots(id, &slots, clients, telemetry, |worker, slot| {
+                    worker.leases.closed(slot, &worker.shm)
+                });
+            }
+            // A client that the worker gives up now belongs to the next master.
+            ToMaster::Released(_) if lifecycle.is_restarting() => {}
+            ToMaster::Released(slots) => {
+                self.empty_slots(id, &slots, clients, telemetry, |worker, slot| {
+                    worker.leases.released(slot, &worker.shm)
+                });
+            }
+            ToMaster::Ready(ready) => return self.set_ready(id, ready, telemetry, now),
+            ToMaster::Failed(failed) => {
+                if let Some(worker) = self.all.get_mut(&id) {
+                    worker.failure = Some(failed.reason);
+                }
+            }
+            // Waking the loop is enough.
+            ToMaster::HasCapacity => {}
+            ToMaster::NearRequestLimit => self.pool.near_request_limit(id),
+        }
+        Attended::Message
+    }
+
+    /// Empties slots that the worker is done with. `empty` does so with one slot.
+    fn empty_slots(
+        &mut self,
+        id: WorkerId,
+        slots: &[u32],
+        clients: &mut Clients,
+        telemetry: &mut Telemetry,
+        empty: impl Fn(&mut Worker, u32) -> Done,
+    ) {
+        let Some(worker) = self.all.get_mut(&id) else {
+            return;
+        };
+        let mut given_up = Vec::new();
+        for slot in slots {
+            match empty(worker, *slot) {
+                Done::Known => {}
+                Done::Ended(client) => clients.remove(client, telemetry),
+                Done::GivenUp(recovered) => given_up.push(recovered),
+                Done::Nonsense => {
+                    worker.kill_for_error(&format_args!(
+                        "protocol error: released slot {slot}, which holds no client"
+                    ));
+                    break;
+                }
+            }
+        }
+        clients.requeue(given_up, Reason::Drain, telemetry);
+    }
+
+    fn set_ready(
+        &mut self,
+        id: WorkerId,
+        ready: Ready,
+        telemetry: &mut Telemetry,
+        now: Instant,
+    ) -> Attended {
+        let Some(worker) = self.all.get_mut(&id) else {
+            return Attended::Message;
+        };
+        if ready.version != VERSION {
+            worker.failure = Some(format!(
+                "its channel has version {}, not {VERSION}",
+                ready.version
+            ));
+            worker.kill();
+            return Attended::Message;
+        }
+        if !self.pool.ready(id, now) {
+            return Attended::Message;
+        }
+        let took = now.duration_since(worker.started);
+        worker.methods = ready.methods;
+        if worker.life == Life::Starting {
+            worker.life = Life::Serving;
+        }
+        let sentence = format_args!("{} is ready after {} ms", worker.name(), took.as_millis());
+        telemetry
+            .events
+            .note(Kind::WorkerReady, worker.about(), sentence);
+        Attended::Ready
+    }
+}
