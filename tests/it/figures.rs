@@ -235,9 +235,15 @@ fn figures_are_exact_after_a_storm() {
             *done.entry(what).or_insert(0) += 1;
             daemon.wait_for_workers();
             // Until it is collected, only the master has the counts of a finished worker.
-            daemon.wait_until("nobody is on the way out", |status| {
+            let status = daemon.wait_until("nobody is on the way out", |status| {
                 status.leaving.is_empty()
             });
+            assert_eq!(
+                status.deaths_total,
+                kills,
+                "after {what}: {}",
+                daemon.stderr()
+            );
         }
         drop(over);
         (
