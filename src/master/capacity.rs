@@ -1,4 +1,4 @@
-//! How much there can be: workers, clients and control clients, by the limit of descriptors.
+//! The numbers of workers, clients and control clients, by the limit of descriptors.
 
 use super::Error;
 use crate::config::{Config, Count};
@@ -6,20 +6,22 @@ use crate::pool::Target;
 use crate::proto::names::{Generation, MAX_WORKERS};
 use crate::shm::Layout;
 
-/// Descriptors that the master needs beside those of clients, listeners, workers and control clients: standard ones,
-/// its poller, signals, its program, its log, what the store is watched by, and what is open for a moment only.
+/// Descriptors that the master needs besides those of clients, listeners, workers and control
+/// clients: the standard ones, the poller, signals, the program, the log, the watch of the store,
+/// and those that are open for a moment only.
 pub(super) const OWN_DESCRIPTORS: u64 = 20;
 
-/// A worker's channel and shared memory, and those of its successor while it is being replaced.
+/// A worker's channel and shared memory, and those of its successor during a replacement.
 const WORKER_DESCRIPTORS: u64 = 4;
 
-/// The exporter's listener and its channel, and the listener that a reload brings.
+/// The exporter's listener and its channel, and the listener of a reload.
 const EXPORTER_DESCRIPTORS: u64 = 3;
 
-/// Most clients that `auto` comes to.
+/// Most clients with `max-clients = "auto"`.
 const MAX_AUTO_CLIENTS: u64 = 1_000_000;
 
-/// One worker per CPU that this process may use: affinity and cgroup quota.
+/// Returns the number of workers; `auto` is one for each CPU that this process may use, by affinity
+/// and cgroup quota.
 pub(super) fn worker_count(count: Count) -> usize {
     match count {
         Count::Auto => std::thread::available_parallelism()
@@ -29,28 +31,28 @@ pub(super) fn worker_count(count: Count) -> usize {
     }
 }
 
-/// Most control clients.
+/// Returns the most control clients.
 pub(super) fn control_clients(descriptors: u64) -> u64 {
     (descriptors / 8).clamp(4, MAX_CONTROL_CLIENTS)
 }
 
-/// Most control clients there can be; fewer where descriptors are scarce.
+/// Most control clients; there are fewer when descriptors are scarce.
 pub(super) const MAX_CONTROL_CLIENTS: u64 = 72;
 
-/// How many clients there may be.
+/// The most clients that there may be.
 #[derive(Clone, Debug)]
 pub(super) struct ClientLimits {
     pub(super) clients: u64,
-    /// Slots on each shared memory.
+    /// Slots of each shared memory.
     pub(super) slots: u32,
-    /// As many as there are descriptors for, whatever the configuration wants.
+    /// Clients for which there are descriptors, whatever the configuration wants.
     pub(super) possible: u64,
-    /// Why there may not be as many as the configuration wants.
+    /// Why there may be fewer than the configuration wants.
     lowered: Option<String>,
 }
 
 impl ClientLimits {
-    /// Shared memory that have room for so many clients at least, and for frames of this length.
+    /// Returns the layout of shared memory for at least this many slots and frames of this length.
     pub(super) fn layout(&self, max_frame: u32, slots: u32) -> Layout {
         Layout::new(
             self.slots.max(slots).min(Layout::max_slots(max_frame)),
@@ -58,7 +60,7 @@ impl ClientLimits {
         )
     }
 
-    /// Whoever puts them into force says so.
+    /// Logs that there may be fewer clients than the configuration wants.
     pub(super) fn warn_if_lowered(&self) {
         if let Some(sentence) = &self.lowered {
             log::warn!("{sentence}");
@@ -66,7 +68,10 @@ impl ClientLimits {
     }
 }
 
-/// How many there may be beside so many workers, with so many descriptors.
+/// Returns the most clients with this many workers and descriptors.
+///
+/// # Errors
+/// `System` when no descriptor is left for clients.
 pub(super) fn client_limits(
     config: &Config,
     workers: usize,
@@ -108,7 +113,7 @@ pub(super) fn client_limits(
     })
 }
 
-/// What the pool is to bring about.
+/// Returns the target of the pool under a configuration.
 pub(super) fn target(config: &Config, generation: Generation) -> Target {
     Target {
         generation,

@@ -1,6 +1,10 @@
-//! The child processes: starts workers, collects the children that have ended, and gives each
-//! to the room that it belongs to.
+//! The child processes: executes the pool's decisions, receives the messages of workers, collects
+//! the children that have ended, and gives each to the room that it belongs to.
 
+use crate::master::Error;
+use crate::master::workers::messages::Attended;
+use crate::pool::Action;
+use crate::proto::channel::ToWorker;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
@@ -12,14 +16,80 @@ use crate::proto::names::{Generation, WorkerId};
 use crate::sys::process::{self, Exit};
 
 impl Master {
+    /// Executes the decisions of the pool.
+    pub(super) fn reconcile(&mut self, now: Instant) -> Result<(), Error> {
+        let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
+        if self.workers.end_outgoing(clients, telemetry, now) {
+            return Ok(());
+        }
+        // An action can lead to others: a spawn may fail.
+        loop {
+            let actions = self.workers.pool.reconcile(now);
+            if actions.is_empty() {
+                return Ok(());
+            }
+            for action in actions {
+                match action {
+                    Action::Spawn {
+                        seat,
+                        id,
+                        generation,
+                    } => self.start_worker(seat, id, generation, now),
+                    Action::Kill { id, why } => {
+                        let start_timeout = self.start_timeout(id);
+                        self.workers
+                            .kill_late(id, why, start_timeout, &mut self.telemetry);
+                    }
+                    Action::Drain { id, why, .. } => self.workers.retire(
+                        id,
+                        &why.to_string(),
+                        &mut self.clients,
+                        &mut self.telemetry,
+                        &self.poller,
+                    ),
+                    Action::Stop { id, .. } if self.lifecycle.is_restarting() => {
+                        self.workers.send(id, ToWorker::Retire, &self.poller)
+                    }
+                    Action::Stop { id, by } => self.workers.stop(id, by, &self.poller, now),
+                    Action::Applied => {
+                        if let Some(outcome) = self.commit_reload(now) {
+                            self.store_all(now);
+                            self.report_reload(&outcome);
+                        }
+                    }
+                    Action::RolledBack => {
+                        let reason = self.workers.last_failure();
+                        self.abandon_reload(format!("its workers do not become ready; {reason}"));
+                    }
+                    Action::GiveUp => {
+                        let reason = self.workers.last_failure();
+                        return Err(Error::NoWorker(format!(
+                            "no worker ever became ready; {reason}"
+                        )));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Handles events of a worker's channel.
+    pub(super) fn attend(&mut self, id: WorkerId, is_writable: bool, now: Instant) {
+        if is_writable {
+            self.workers.resume_channel(id, &self.poller);
+        }
+        let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
+        let lifecycle = self.lifecycle;
+        // One message is enough: the next wait reports further ones.
+        let attended = self
+            .workers
+            .receive(id, lifecycle, clients, telemetry, &self.poller, now);
+        if attended == Attended::Ready {
+            self.announce();
+        }
+    }
+
     /// Starts a worker by the configuration of its generation.
-    pub(super) fn start_worker(
-        &mut self,
-        seat: usize,
-        id: WorkerId,
-        generation: Generation,
-        now: Instant,
-    ) {
+    fn start_worker(&mut self, seat: usize, id: WorkerId, generation: Generation, now: Instant) {
         let next = self.reloads.current.as_ref();
         let layout = next.map_or(self.clients.layout, |reload| reload.layout);
         let next = next.filter(|reload| reload.generation == generation);
@@ -42,7 +112,7 @@ impl Master {
     }
 
     /// Returns the time in which a worker must be ready, by the configuration of its generation.
-    pub(super) fn start_timeout(&self, id: WorkerId) -> Duration {
+    fn start_timeout(&self, id: WorkerId) -> Duration {
         let generation = self.workers.all.get(&id).map(|worker| worker.generation);
         let next = self.reloads.current.as_ref();
         let next = next.filter(|reload| Some(reload.generation) == generation);
@@ -51,7 +121,7 @@ impl Master {
     }
 
     /// Announces that the daemon serves, if the worker that has become ready is the first one.
-    pub(super) fn announce(&mut self) {
+    fn announce(&mut self) {
         let Some(announce) = self.manager.announce.take() else {
             return;
         };

@@ -1,9 +1,10 @@
-//! Memory that clients' bytes may take up, where the daemon's cgroup or one above it has a limit.
+//! Memory for the bytes of clients, if the daemon's cgroup or one above it has a limit.
 //!
-//! Bytes of clients lie in memory that workers share with the master, so they outlive a worker that the kernel kills for
-//! want of memory, and killing it gives hardly any memory back. What is too much must go by our own doing: with
-//! `buffers = "auto"` the workers see to it before the limit is reached. If the kernel has killed a worker nevertheless,
-//! the oldest unfinished frames that it left are dropped here, down to three quarters of the limit.
+//! The bytes of clients are in memory that workers share with the master, so they outlive a worker
+//! that the kernel kills because memory is out, and its death frees hardly any memory. So the daemon
+//! itself must give up bytes: with `buffers = "auto"` workers do so before the limit is reached. If
+//! the kernel has killed a worker nevertheless, the oldest unfinished frames that it left are
+//! dropped here, down to three quarters of the limit.
 
 use super::clients::client::Unleased;
 use crate::config::Limits;
@@ -11,22 +12,22 @@ use crate::master::clients::Clients;
 use crate::proto::text::Counted;
 use crate::sys::cgroup::{MemoryLimit, memory_limits};
 
-/// The most that `auto` comes to, in bytes.
+/// Most bytes with `buffers = "auto"`.
 const MAX_AUTO: u64 = 256 << 20;
 
-/// What no client is asked to give up, in bytes: less would not help.
+/// Bytes that no client must give up: less would not help.
 const FREE: usize = 4096;
 
 /// The tightest limit of memory, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Memory {
     pub(super) limit: u64,
-    /// What is left of it, beside what is parked.
+    /// The memory left, with the parked bytes counted as free.
     room: u64,
 }
 
 impl Memory {
-    /// As it is now, with so many bytes parked by all workers. None without a limit.
+    /// Reads the limits; `parked` is the bytes that all workers have parked. `None` without a limit.
     pub(super) fn read(parked: u64) -> Option<Memory> {
         tightest(&memory_limits(), parked)
     }
@@ -47,7 +48,7 @@ fn tightest(limits: &[MemoryLimit], parked: u64) -> Option<Memory> {
         .min_by_key(|memory| memory.room)
 }
 
-/// What each of so many workers may keep of its clients' bytes.
+/// Returns the bytes of its clients that each of this many workers may keep.
 pub(super) fn buffers(limits: &Limits, memory: Option<Memory>, workers: usize) -> u64 {
     let auto = || {
         let each = memory.map_or(MAX_AUTO, |memory| memory.room / 2 / (workers as u64).max(1));
@@ -57,7 +58,7 @@ pub(super) fn buffers(limits: &Limits, memory: Option<Memory>, workers: usize) -
     limits.buffers.unwrap_or_else(auto)
 }
 
-/// Warns of a configuration by which workers may keep more than there can be.
+/// Warns if workers may keep more bytes than the limit permits.
 pub(super) fn warn_if_short(limits: &Limits, memory: Option<Memory>, workers: usize) {
     let Some(memory) = memory else { return };
     let all = buffers(limits, Some(memory), workers).saturating_mul(workers as u64);
@@ -72,7 +73,7 @@ pub(super) fn warn_if_short(limits: &Limits, memory: Option<Memory>, workers: us
     }
 }
 
-/// Bytes above three quarters of a limit.
+/// Returns the bytes above three quarters of a limit.
 fn excess(limits: &[MemoryLimit]) -> u64 {
     limits
         .iter()
@@ -81,8 +82,9 @@ fn excess(limits: &[MemoryLimit]) -> u64 {
         .unwrap_or(0)
 }
 
-/// Drops the unread bytes of those clients without a worker whose frames have been unfinished for longest, until there is
-/// memory again: the kernel has killed a worker for want of it. They are closed after a reply `overloaded`. Returns how many.
+/// Drops the unread bytes of those clients without a worker whose frames have been unfinished for
+/// longest, until there is memory again: the kernel has killed a worker because it was out. These
+/// clients are closed after a reply `overloaded`. Returns their number.
 pub(super) fn relieve(clients: &mut Clients) -> usize {
     drop_oldest(clients.unleased.iter_mut(), excess(&memory_limits()))
 }
@@ -125,7 +127,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn auto_is_half_of_the_room_below_the_tightest_limit() {
+    fn automatic_buffers_are_half_of_the_memory_left() {
         let limits = Limits::default();
         let at = |limits: &[(u64, u64)], parked: u64| {
             let limits: Vec<_> = limits
@@ -161,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_unfinished_frames_go_until_three_quarters_are_left() {
+    fn the_oldest_unfinished_frames_are_dropped_first() {
         let limit = |limit, used| MemoryLimit { limit, used };
         assert_eq!(
             excess(&[limit(1000, 750), limit(4000, 3100), limit(400, 350)]),

@@ -32,8 +32,6 @@ mod token;
 mod workers;
 
 use crate::master::listeners::outage::Outage;
-use crate::master::workers::messages::Attended;
-use crate::proto::names::WorkerId;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -57,8 +55,6 @@ use crate::master::settings::SettingsInForce;
 use crate::master::signals::SignalQueue;
 use crate::master::telemetry::Telemetry;
 use crate::master::workers::Workers;
-use crate::pool::Action;
-use crate::proto::channel::ToWorker;
 use crate::proto::control::{Stopped, Verb};
 use crate::sys::clock;
 use crate::sys::poll::{PollEvent, Poller, Woken};
@@ -143,7 +139,6 @@ impl Master {
     /// Runs the loop.
     fn serve(&mut self) -> Result<(), Error> {
         let mut events: Vec<PollEvent> = Vec::new();
-        let (mut readable, mut ended) = (Vec::new(), Vec::new());
         let now = self.clock.now();
         // Children that ended while this process became this program.
         self.reap(now);
@@ -155,31 +150,7 @@ impl Master {
             if self.signals.has_arrived() {
                 self.handle_signals(now);
             }
-            events.sort_unstable_by_key(|event| event.token);
-            readable.clear();
-            ended.clear();
-            for event in &events {
-                match Token::from_number(event.token) {
-                    Some(Token::Signals) => self.handle_signals(now),
-                    Some(Token::Worker(id)) => self.attend(id, event.writable, now),
-                    Some(Token::Control) => {
-                        self.control.accept(&self.poller, now);
-                        if event.has_ended {
-                            self.control
-                                .check_ended(&mut self.telemetry.events, &self.poller, now);
-                        }
-                    }
-                    Some(Token::Metrics) => self.check_exporter(now),
-                    Some(Token::Store) => self.check_store(now),
-                    // Served last.
-                    Some(Token::ControlClient(_)) => {}
-                    Some(Token::Listener(number)) => {
-                        readable.push(number);
-                        ended.extend(event.has_ended.then_some(number));
-                    }
-                    None => {}
-                }
-            }
+            let (mut readable, ended) = self.handle_events(&mut events, now);
             self.serve_control_clients(&events, now);
             self.check_readings(now);
             self.control.expire(&self.poller, now);
@@ -196,35 +167,7 @@ impl Master {
             self.keep_exporter(now);
             // No event reports that the queue of a closing listener is empty.
             readable.extend(self.listeners.closing.iter().copied());
-            self.listeners.lease_clients(
-                &readable,
-                &mut self.clients,
-                &mut self.workers,
-                &mut self.telemetry,
-                &self.poller,
-                now,
-            );
-            self.workers.watch_from(&self.settings.config, now);
-            self.listeners
-                .check_ended(&ended, &mut self.telemetry, &self.poller, now);
-            let config = &self.settings.config;
-            let events = &mut self.telemetry.events;
-            self.control
-                .bind_ended(&config.control, events, &self.poller, now);
-            let keepalive = self.settings.config.limits.tcp_keepalive;
-            self.listeners
-                .bind_ended(keepalive, &mut self.telemetry, &self.poller, now);
-            self.update_stored_listeners(now);
-            self.retry_store(now);
-            self.workers.end_watch(&self.clients);
-            self.listeners.set_gate(
-                self.lifecycle,
-                &self.workers,
-                &self.clients,
-                &mut self.telemetry,
-                &self.poller,
-                now,
-            );
+            self.serve_listeners(&readable, &ended, now);
             self.report_to_manager(now);
             self.complete_requests(now);
             self.write_changed_state();
@@ -235,19 +178,67 @@ impl Master {
         Ok(())
     }
 
-    fn attend(&mut self, id: WorkerId, is_writable: bool, now: Instant) {
-        if is_writable {
-            self.workers.resume_channel(id, &self.poller);
+    /// Handles events, those of control clients aside. Returns the numbers of the listeners where
+    /// clients wait, and of those that have ended.
+    fn handle_events(&mut self, events: &mut [PollEvent], now: Instant) -> (Vec<u32>, Vec<u32>) {
+        events.sort_unstable_by_key(|event| event.token);
+        let (mut readable, mut ended) = (Vec::new(), Vec::new());
+        for event in events {
+            match Token::from_number(event.token) {
+                Some(Token::Signals) => self.handle_signals(now),
+                Some(Token::Worker(id)) => self.attend(id, event.writable, now),
+                Some(Token::Control) => {
+                    self.control.accept(&self.poller, now);
+                    if event.has_ended {
+                        self.control
+                            .check_ended(&mut self.telemetry.events, &self.poller, now);
+                    }
+                }
+                Some(Token::Metrics) => self.check_exporter(now),
+                Some(Token::Store) => self.check_store(now),
+                // Served last.
+                Some(Token::ControlClient(_)) => {}
+                Some(Token::Listener(number)) => {
+                    readable.push(number);
+                    ended.extend(event.has_ended.then_some(number));
+                }
+                None => {}
+            }
         }
-        let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
-        let lifecycle = self.lifecycle;
-        // One message is enough: the next wait reports further ones.
-        let attended = self
-            .workers
-            .receive(id, lifecycle, clients, telemetry, &self.poller, now);
-        if attended == Attended::Ready {
-            self.announce();
-        }
+        (readable, ended)
+    }
+
+    /// Leases clients, keeps the listeners bound, and opens or closes the gate.
+    fn serve_listeners(&mut self, readable: &[u32], ended: &[u32], now: Instant) {
+        self.listeners.lease_clients(
+            readable,
+            &mut self.clients,
+            &mut self.workers,
+            &mut self.telemetry,
+            &self.poller,
+            now,
+        );
+        self.workers.watch_from(&self.settings.config, now);
+        self.listeners
+            .check_ended(ended, &mut self.telemetry, &self.poller, now);
+        let config = &self.settings.config;
+        let events = &mut self.telemetry.events;
+        self.control
+            .bind_ended(&config.control, events, &self.poller, now);
+        let keepalive = self.settings.config.limits.tcp_keepalive;
+        self.listeners
+            .bind_ended(keepalive, &mut self.telemetry, &self.poller, now);
+        self.update_stored_listeners(now);
+        self.retry_store(now);
+        self.workers.end_watch(&self.clients);
+        self.listeners.set_gate(
+            self.lifecycle,
+            &self.workers,
+            &self.clients,
+            &mut self.telemetry,
+            &self.poller,
+            now,
+        );
     }
 
     /// Waits for events. If this process could not run for a while, the events include those that have occurred since, and the
@@ -323,62 +314,6 @@ impl Master {
             .chain(others)
             .flatten()
             .min()
-    }
-
-    /// Executes the decisions of the pool.
-    fn reconcile(&mut self, now: Instant) -> Result<(), Error> {
-        let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
-        if self.workers.end_outgoing(clients, telemetry, now) {
-            return Ok(());
-        }
-        // An action can lead to others: a spawn may fail.
-        loop {
-            let actions = self.workers.pool.reconcile(now);
-            if actions.is_empty() {
-                return Ok(());
-            }
-            for action in actions {
-                match action {
-                    Action::Spawn {
-                        seat,
-                        id,
-                        generation,
-                    } => self.start_worker(seat, id, generation, now),
-                    Action::Kill { id, why } => {
-                        let start_timeout = self.start_timeout(id);
-                        self.workers
-                            .kill_late(id, why, start_timeout, &mut self.telemetry);
-                    }
-                    Action::Drain { id, why, .. } => self.workers.retire(
-                        id,
-                        &why.to_string(),
-                        &mut self.clients,
-                        &mut self.telemetry,
-                        &self.poller,
-                    ),
-                    Action::Stop { id, .. } if self.lifecycle.is_restarting() => {
-                        self.workers.send(id, ToWorker::Retire, &self.poller)
-                    }
-                    Action::Stop { id, by } => self.workers.stop(id, by, &self.poller, now),
-                    Action::Applied => {
-                        if let Some(outcome) = self.commit_reload(now) {
-                            self.store_all(now);
-                            self.report_reload(&outcome);
-                        }
-                    }
-                    Action::RolledBack => {
-                        let reason = self.workers.last_failure();
-                        self.abandon_reload(format!("its workers do not become ready; {reason}"));
-                    }
-                    Action::GiveUp => {
-                        let reason = self.workers.last_failure();
-                        return Err(Error::NoWorker(format!(
-                            "no worker ever became ready; {reason}"
-                        )));
-                    }
-                }
-            }
-        }
     }
 
     /// Closes everything, then replies to the clients that requested the stop.

@@ -171,6 +171,7 @@ const ROOM_MAY_IMPORT: [(&str, &[&str]); 21] = [
         "children",
         &[
             "clients",
+            "error",
             "exporter",
             "handover",
             "lifecycle",

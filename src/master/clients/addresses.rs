@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn each_address_has_its_own_count_and_one_that_is_empty_is_forgotten() {
+    fn each_address_is_counted_until_its_last_client_leaves() {
         let mut addresses = Addresses::new(&limits(2, 64), [].iter());
         let from = |last: u8, port: u16| {
             Peer::from(SocketAddr::from((Ipv4Addr::new(127, 0, 0, last), port)))

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::master::clients::Clients;
 use crate::master::clients::client::Client;
-use crate::master::clients::leases::recover_after_death;
+use crate::master::clients::leases::recovery::recover_after_death;
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::{Loss, Reason};
 use crate::proto::text::Counted;

@@ -1,24 +1,22 @@
-//! The leases of one worker: granted, revoked, given back, closed, and recovered when the worker
-//! dies.
+//! The leases of one worker: granted, revoked, given back and closed.
 //!
 //! A slot is reused only after the worker has released it: a revoked lease occupies its slot until
 //! then.
 
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::{io, mem};
 
-use serde::{Deserialize, Serialize};
-
 use crate::master::clients::client::{Client, Unleased};
+use crate::master::clients::leases::recovery::recover_idle;
 use crate::proto::channel::MAX_LEASES;
-use crate::proto::frame::OrderRule;
 use crate::proto::lease::{ClientRecord, Lease};
-use crate::proto::names::{ClientId, Offsets, Peer};
-use crate::shm::{Claim, Header, LeaseState, MasterShm, Owner, Slot, Write};
-use crate::sys::byte_counts::{self, ByteCounts, Writes};
-use crate::sys::passed::ClientSocket;
+use crate::proto::names::ClientId;
+use crate::shm::{Claim, LeaseState, MasterShm, Owner};
 use crate::table::Table;
+
+pub(crate) mod recovery;
+pub(crate) mod snapshot;
 
 /// A client that was recovered, or why it could not be.
 pub(crate) type Recovered = Result<Unleased, (io::Error, Client)>;
@@ -79,67 +77,6 @@ pub(crate) enum Done {
     Nonsense,
 }
 
-/// A request that was executing when its worker died.
-#[derive(Clone, Debug)]
-pub(crate) struct Interrupted {
-    /// Number of the method in the shared memory.
-    pub(crate) method: u32,
-    /// How often this will have happened to the request when its client is leased again.
-    pub(crate) crash_count: u8,
-}
-
-/// The clients that a dead worker left behind.
-#[derive(Debug, Default)]
-pub(crate) struct DeadWorkerClients {
-    /// Clients that must be leased again, with all their unread and unsent bytes; and their
-    /// requests that were executing.
-    pub(crate) recovered: Vec<(Unleased, Option<Interrupted>)>,
-    /// Clients that the worker had ended.
-    pub(crate) ended: Vec<Client>,
-    /// Clients that cannot be recovered, each with the reason.
-    pub(crate) lost: Vec<(io::Error, Client)>,
-    /// Clients whose unsent bytes are not known yet, each with its slot.
-    pub(crate) waiting: Vec<(u32, Client)>,
-}
-
-impl DeadWorkerClients {
-    /// Returns the same clients without waiting for unknown byte counts: the waiting clients count
-    /// as lost.
-    pub(crate) fn at_once(mut self) -> DeadWorkerClients {
-        let unknown = |(_, client)| (io::ErrorKind::WouldBlock.into(), client);
-        self.lost.extend(self.waiting.drain(..).map(unknown));
-        self
-    }
-}
-
-/// The leases of a worker.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct LeasesSnapshot {
-    pub(crate) used: u32,
-    #[serde(rename = "generation")]
-    pub(crate) lease_number: u32,
-    pub(crate) given: u64,
-    /// Clients by slot; `None` where a lease was revoked and the worker has not confirmed it yet.
-    pub(crate) entries: Vec<(u32, Option<ClientSnapshot>)>,
-}
-
-/// A client with its lease.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct ClientSnapshot {
-    pub(crate) id: ClientId,
-    pub(crate) socket: RawFd,
-    pub(crate) peer: Peer,
-    pub(crate) order: OrderRule,
-    pub(crate) listener: u32,
-    pub(crate) since: u32,
-    pub(crate) moves: u32,
-    #[serde(rename = "generation")]
-    pub(crate) lease_number: u32,
-    pub(crate) requests: u64,
-    #[serde(default)]
-    pub(crate) offsets: Offsets,
-}
-
 impl Leases {
     pub(crate) fn new(slots: u32) -> Leases {
         Leases {
@@ -154,136 +91,9 @@ impl Leases {
         }
     }
 
-    /// Restores the leases of a worker of another master from the records of its handoff queue:
-    /// slot, generation, client. Records of slots that do not exist are dropped; of two in one slot
-    /// the later one is used. Which of them is true cannot be known.
-    pub(crate) fn from_records(slots: u32, clients: Vec<(u32, u32, Client)>) -> Leases {
-        let mut leases = Leases::new(slots);
-        for (slot, lease_number, client) in clients.into_iter().filter(|(slot, _, _)| *slot < slots)
-        {
-            leases.entries.insert(
-                slot,
-                LeaseEntry::Leased(Leased {
-                    client,
-                    lease_number,
-                    requests: 0,
-                }),
-            );
-            leases.used = leases.used.max(slot + 1);
-        }
-        leases.clients = leases.iter().count();
-        leases
-    }
-
-    /// Returns the snapshot from which the next program restores these leases. `None` while some
-    /// are not sent yet.
-    pub(crate) fn snapshot(&self) -> Option<LeasesSnapshot> {
-        let entry = |slot: u32| match self.entries.get(slot)? {
-            LeaseEntry::Revoked => Some((slot, None)),
-            LeaseEntry::Leased(Leased {
-                client,
-                lease_number,
-                requests,
-            }) => {
-                let Client {
-                    id,
-                    peer,
-                    order,
-                    listener,
-                    since,
-                    moves,
-                    offsets,
-                    ..
-                } = *client;
-                let socket = client.socket.as_raw_fd();
-                let (lease_number, requests) = (*lease_number, *requests);
-                let client = ClientSnapshot {
-                    id,
-                    socket,
-                    peer,
-                    order,
-                    listener,
-                    since,
-                    moves,
-                    lease_number,
-                    requests,
-                    offsets,
-                };
-                Some((slot, Some(client)))
-            }
-        };
-        let (used, lease_number, given) = (self.used, self.lease_number, self.given);
-        let entries = (0..self.used).filter_map(entry).collect();
-        self.outbox.is_empty().then_some(LeasesSnapshot {
-            used,
-            lease_number,
-            given,
-            entries,
-        })
-    }
-
     /// Returns the sockets of all clients.
     pub(crate) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.iter().map(|(_, client)| client.socket.as_fd())
-    }
-
-    /// Restores the leases from a snapshot. `take` returns the descriptor of a number.
-    ///
-    /// # Errors
-    /// Those of `take`; `InvalidData` for a slot that does not exist.
-    pub(crate) fn from_snapshot(
-        slots: u32,
-        snapshot: LeasesSnapshot,
-        mut take: impl FnMut(RawFd) -> io::Result<OwnedFd>,
-    ) -> io::Result<Leases> {
-        let mut leases = Leases::new(slots);
-        (leases.used, leases.lease_number, leases.given) =
-            (snapshot.used, snapshot.lease_number, snapshot.given);
-        for (slot, client) in snapshot.entries {
-            if slot >= snapshot.used || snapshot.used > slots {
-                return Err(io::ErrorKind::InvalidData.into());
-            }
-            let entry = match client {
-                None => LeaseEntry::Revoked,
-                Some(ClientSnapshot {
-                    id,
-                    socket,
-                    peer,
-                    order,
-                    listener,
-                    since,
-                    moves,
-                    lease_number,
-                    requests,
-                    offsets,
-                }) => {
-                    let socket =
-                        ClientSocket::shared(take(socket)?, matches!(peer, Peer::Unix { .. }));
-                    let client = Client {
-                        id,
-                        socket,
-                        peer,
-                        order,
-                        listener,
-                        since,
-                        moves,
-                        offsets,
-                    };
-                    leases.clients += 1;
-                    LeaseEntry::Leased(Leased {
-                        client,
-                        lease_number,
-                        requests,
-                    })
-                }
-            };
-            leases.entries.insert(slot, entry);
-        }
-        leases.free = (0..leases.used)
-            .rev()
-            .filter(|slot| leases.entries.get(*slot).is_none())
-            .collect();
-        Ok(leases)
     }
 
     /// Returns the slots of all clients.
@@ -327,17 +137,12 @@ impl Leases {
             let cursors = shared_slot.cursors();
             // The last cursors in the slot of an idle client do not count: it has nothing there.
             let is_idle = self.state(slot, shm) == Some(LeaseState::Idle);
-            let unsent = if is_idle {
+            let bytes = if is_idle {
                 0
             } else {
-                u64::from(cursors.replied)
+                let unread = u64::from(cursors.have).saturating_sub(cursors.answered.into());
+                u64::from(cursors.replied) + unread
             };
-            let unread = if is_idle {
-                0
-            } else {
-                u64::from(cursors.have).saturating_sub(cursors.answered.into())
-            };
-            let bytes = unsent + unread;
             Some((
                 client,
                 SlotFigures {
@@ -434,38 +239,24 @@ impl Leases {
         &'a self,
         batch: &'a [u32],
     ) -> impl Iterator<Item = (Lease, BorrowedFd<'a>)> {
-        batch
-            .iter()
-            .filter_map(|slot| match self.entries.get(*slot)? {
-                LeaseEntry::Leased(Leased {
-                    client,
-                    lease_number,
-                    ..
-                }) => {
-                    let Client {
-                        id,
-                        order,
-                        peer,
-                        moves,
-                        listener,
-                        since,
-                        offsets,
-                        ..
-                    } = *client;
-                    let record = ClientRecord {
-                        client: id,
-                        slot: *slot,
-                        lease_number: *lease_number,
-                        order,
-                        moves,
-                        listener,
-                        since,
-                        offsets,
-                    };
-                    Some((Lease { record, peer }, client.socket.as_fd()))
-                }
-                LeaseEntry::Revoked => None,
-            })
+        batch.iter().filter_map(|slot| {
+            let LeaseEntry::Leased(leased) = self.entries.get(*slot)? else {
+                return None;
+            };
+            let client = &leased.client;
+            let record = ClientRecord {
+                client: client.id,
+                slot: *slot,
+                lease_number: leased.lease_number,
+                order: client.order,
+                moves: client.moves,
+                listener: client.listener,
+                since: client.since,
+                offsets: client.offsets,
+            };
+            let peer = client.peer;
+            Some((Lease { record, peer }, client.socket.as_fd()))
+        })
     }
 
     /// Withdraws the leases of this batch and all others that were not sent. The worker does not
@@ -601,209 +392,6 @@ impl Leases {
             }
             LeaseEntry::Leased(_) | LeaseEntry::Revoked => None,
         }
-    }
-
-    /// Recovers the clients of a dead worker. `written` is what its thread has written in all, if
-    /// that is known; `is_timed_out` is whether it was killed for the request that it was
-    /// executing.
-    pub(crate) fn into_left(
-        mut self,
-        shm: &MasterShm,
-        written: Option<Writes>,
-        is_timed_out: bool,
-    ) -> DeadWorkerClients {
-        let mut left = DeadWorkerClients::default();
-        for slot in 0..self.used {
-            let state = self.state(slot, shm);
-            let Some(client) = self.leave_behind(slot) else {
-                continue;
-            };
-            let mut interrupted = None;
-            let recovered = match state {
-                Some(LeaseState::Idle | LeaseState::Revoked) => {
-                    recover_idle(slot, client, Claim::Idle, shm, Owner::Dead)
-                }
-                Some(LeaseState::Parked | LeaseState::RevokedParked) => {
-                    recover_idle(slot, client, Claim::Parked, shm, Owner::Dead)
-                }
-                Some(LeaseState::Busy) => {
-                    let found = recover_after_death(slot, client, written, shm, is_timed_out);
-                    found.map(|(unleased, request)| {
-                        interrupted = request;
-                        unleased
-                    })
-                }
-                Some(LeaseState::Closed) => {
-                    left.ended.push(client);
-                    continue;
-                }
-                // A slot with a client cannot be free: the shared memory is inconsistent.
-                Some(LeaseState::Free) | None => Err((io::ErrorKind::InvalidData.into(), client)),
-            };
-            match recovered {
-                Ok(unleased) => left.recovered.push((unleased, interrupted)),
-                // The connection had already ended.
-                Err((reason, client)) if reason.kind() == io::ErrorKind::ConnectionAborted => {
-                    left.ended.push(client)
-                }
-                Err((reason, client)) if reason.kind() == io::ErrorKind::WouldBlock => {
-                    left.waiting.push((slot, client))
-                }
-                Err(lost) => left.lost.push(lost),
-            }
-        }
-        left
-    }
-}
-
-/// Recovers a client in whose turn its worker died, and its request that was executing.
-///
-/// # Errors
-/// `ConnectionAborted` when the connection is over, `WouldBlock` when the byte counts are not known
-/// yet, otherwise the reason why they never will be.
-pub(crate) fn recover_after_death(
-    slot: u32,
-    client: Client,
-    written: Option<Writes>,
-    shm: &MasterShm,
-    is_timed_out: bool,
-) -> Result<(Unleased, Option<Interrupted>), (io::Error, Client)> {
-    let mut unleased = recover_from_turn(slot, client, written, shm)?;
-    let executing = shm
-        .slot(slot)
-        .and_then(|shared_slot| shared_slot.executing());
-    let interrupted = executing.map(|method| {
-        let flags = &mut unleased.flags;
-        if is_timed_out {
-            flags.timed_out = true;
-        } else {
-            flags.crash_count = flags.crash_count.saturating_add(1);
-        }
-        Interrupted {
-            method,
-            crash_count: flags.crash_count,
-        }
-    });
-    Ok((unleased, interrupted))
-}
-
-/// Recovers a client that is in no turn from its shared memory. The cursors of an idle client refer
-/// to bytes that are all answered and all sent.
-fn recover_idle(
-    slot: u32,
-    client: Client,
-    found: Claim,
-    shm: &MasterShm,
-    owner: Owner,
-) -> Recovered {
-    let byte_counts = match found {
-        Claim::Parked => None,
-        Claim::Idle => {
-            let (received, written) = shm
-                .slot(slot)
-                .map_or((0, 0), |shared_slot| shared_slot.cursors().ends());
-            Some(ByteCounts { received, written })
-        }
-    };
-    recover(slot, client, byte_counts, shm, owner)
-}
-
-/// Recovers a client from its shared memory. The byte counts are those of a client whose turn was
-/// not ended; for all others the shared memory is complete.
-fn recover(
-    slot: u32,
-    client: Client,
-    byte_counts: Option<ByteCounts>,
-    shm: &MasterShm,
-    owner: Owner,
-) -> Recovered {
-    let bytes = match shm.recover(slot, byte_counts, owner) {
-        Ok(bytes) => bytes,
-        Err(e) => return Err((e, client)),
-    };
-    let shared_slot: Slot<'_> = shm.slot(slot).expect("leases have slots");
-    let mut flags = shared_slot.flags();
-    // Faults belong to the first unread frame: once a frame is answered, they belong to one that is
-    // gone.
-    if shared_slot.cursors().answered > 0 {
-        (flags.crash_count, flags.timed_out) = (0, false);
-    }
-    let times = (shared_slot.since(), shared_slot.last_active());
-    Ok(Unleased {
-        client,
-        bytes,
-        flags,
-        times,
-        requests: shared_slot.requests(),
-        to: None,
-    })
-}
-
-/// Recovers a client in a turn: only the kernel knows how much was read and written in it.
-fn recover_from_turn(
-    slot: u32,
-    client: Client,
-    written: Option<Writes>,
-    shm: &MasterShm,
-) -> Recovered {
-    let found = match client.peer {
-        Peer::Unix { .. } => unix_byte_counts(slot, &client, written, shm).map(Some),
-        Peer::V4 { .. } | Peer::V6 { .. } => tcp_byte_counts(&client),
-    };
-    match found {
-        Ok(Some(byte_counts)) => recover(slot, client, Some(byte_counts), shm, Owner::Dead),
-        Ok(None) => Err((io::ErrorKind::ConnectionAborted.into(), client)),
-        Err(e) => Err((e, client)),
-    }
-}
-
-/// Returns the byte counts of a TCP client, if its connection is not over.
-fn tcp_byte_counts(client: &Client) -> io::Result<Option<ByteCounts>> {
-    let Offsets { received, sent } = client.offsets;
-    let counted = byte_counts::read(&client.socket)?;
-    Ok(counted.map(|counted| ByteCounts {
-        received: counted.received.wrapping_add(received),
-        written: counted.written.wrapping_add(sent),
-    }))
-}
-
-/// Returns the byte counts of a Unix client. Its socket counts the bytes that are read from it. The
-/// bytes written to it come from the worker's record or from the kernel's account of its thread.
-fn unix_byte_counts(
-    slot: u32,
-    client: &Client,
-    written: Option<Writes>,
-    shm: &MasterShm,
-) -> io::Result<ByteCounts> {
-    let cursors = shm.slot(slot).ok_or(io::ErrorKind::InvalidData)?.cursors();
-    let before = client.offsets.received;
-    let received = byte_counts::received(&client.socket, cursors.in_base.wrapping_sub(before))?
-        .wrapping_add(before);
-    let header = shm.header();
-    let sent = match header.writing(slot, cursors.out_base) {
-        None if !header.notes_every_write() => return Err(io::ErrorKind::Unsupported.into()),
-        None => 0,
-        Some(Write::Took(bytes)) => bytes,
-        Some(Write::Began(before)) => {
-            let (before, after) = before.zip(written).ok_or(io::ErrorKind::Unsupported)?;
-            written_since(before, after, header)?
-        }
-    };
-    Ok(ByteCounts {
-        received,
-        written: cursors.out_base.wrapping_add(sent),
-    })
-}
-
-/// Returns the bytes of the write in progress. A worker of version 1 recorded the bytes of its
-/// whole process, and no calls.
-fn written_since(before: Writes, after: Writes, header: Header<'_>) -> io::Result<u64> {
-    match header.writer() {
-        Some(_) => after.by_one_call_since(before),
-        None => after
-            .bytes
-            .checked_sub(before.bytes)
-            .ok_or_else(|| io::ErrorKind::InvalidData.into()),
     }
 }
 

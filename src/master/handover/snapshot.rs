@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Loaded};
 use crate::master::Master;
-use crate::master::clients::leases::LeasesSnapshot;
+use crate::master::clients::leases::snapshot::LeasesSnapshot;
 use crate::master::control::connection::ControlSnapshot;
 use crate::master::handover::state_file::{MAGIC, OLDEST, SavedState, check_version};
 use crate::master::handover::upgrade::Upgrade;

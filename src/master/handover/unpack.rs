@@ -12,7 +12,8 @@ use std::{io, mem};
 
 use crate::channel::{Channel, Scratch};
 use crate::master::clients::client::Client;
-use crate::master::clients::leases::{DeadWorkerClients, Leases};
+use crate::master::clients::leases::Leases;
+use crate::master::clients::leases::recovery::DeadWorkerClients;
 use crate::master::clients::reject::reject;
 use crate::master::handover::queues::HandoffQueues;
 use crate::master::telemetry::counters::{By, Loss};

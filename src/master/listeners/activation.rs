@@ -92,14 +92,14 @@ impl Handed {
             match &entry.source {
                 Source::Bound(address) => all.push(Wanted {
                     entry,
-                    place: SocketSource::Bound(address.clone()),
+                    source: SocketSource::Bound(address.clone()),
                 }),
                 Source::Handed(name) => {
                     let before = all.len();
                     let indices = (0..self.0.len()).filter(|&index| self.0[index].0 == *name);
                     all.extend(indices.map(|index| Wanted {
                         entry,
-                        place: SocketSource::Handed(index),
+                        source: SocketSource::Handed(index),
                     }));
                     if all.len() == before {
                         return Err(Error::Unavailable(format!(
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_those_of_this_process_or_there_are_none() {
+    fn activation_names_count_only_for_this_process() {
         let ours = |fds, names| {
             named(&[
                 ("LISTEN_PID", "42"),
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_listening_stream_socket_with_an_address_is_served() {
+    fn only_listening_stream_sockets_with_an_address_are_accepted() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = |name| directory.path().join(name);
         let tcp = TcpListener::bind("127.0.0.1:0").expect("a free port");

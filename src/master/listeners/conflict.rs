@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_held_by_one_that_it_cannot_be_bound_beside() {
+    fn an_address_conflict_names_the_daemon_itself() {
         for (own, wanted, is_held) in [
             ("127.0.0.1:80", "127.0.0.1:80", true),
             ("127.0.0.1:80", "0.0.0.0:80", true),

@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_link_is_replaced_unless_somebody_listens_where_it_leads_to() {
+    fn a_link_is_replaced_unless_its_target_is_alive() {
         let directory = tempfile::tempdir().expect("a directory");
         let [path, other, ours] =
             ["control.sock", "other", "ours"].map(|name| directory.path().join(name));

@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_control_socket_gets_another_mode() {
+    fn the_mode_of_the_control_socket_can_be_changed() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("control.sock");
         let mut control = ControlListener::bind(&path, false, Mode(0o660)).expect("bind");

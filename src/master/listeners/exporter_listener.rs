@@ -88,7 +88,7 @@ mod tests {
     use crate::sys::listening::{Look, Offer, accept};
 
     #[test]
-    fn a_port_where_metrics_were_asked_for_is_free_although_another_process_has_the_socket() {
+    fn dropping_the_exporter_listener_frees_a_shared_port() {
         let listener =
             ExporterListener::bind(&"127.0.0.1:0".parse().expect("an address")).expect("bind");
         let (address, copy) = (

@@ -23,9 +23,9 @@ pub(crate) struct Listener {
     /// The permanent number of this listener: others come and go at a reload.
     pub(crate) number: u32,
     socket: OwnedFd,
-    /// The place that the configuration names.
-    pub(crate) place: SocketSource,
-    /// The configured place is unknown: a configuration that wants any port of this host gets this
+    /// The source that the configuration names.
+    pub(crate) source: SocketSource,
+    /// The configured source is unknown: a configuration that wants any port of this host gets this
     /// listener.
     is_found: bool,
     /// The actual address, with the port that the kernel chose if any port was wanted.
@@ -73,10 +73,10 @@ impl Listener {
         handed: &Handed,
         keepalive: Option<Duration>,
     ) -> Result<Listener, Error> {
-        let Wanted { entry, place } = wanted;
+        let Wanted { entry, source } = wanted;
         let fail = |e: io::Error| {
             let doing = format!("listen on {}", entry.source);
-            match place {
+            match source {
                 SocketSource::Bound(address) => match handed.name_at(address) {
                     Some(name) => Error::unavailable(&doing, &e).with(&format!(
                         "; systemd has bound it and handed it over: write \"systemd:{name}\""
@@ -86,7 +86,7 @@ impl Listener {
                 SocketSource::Handed(_) => Error::unavailable(&doing, &e),
             }
         };
-        let (socket, address, file) = match place {
+        let (socket, address, file) = match source {
             SocketSource::Bound(address) => {
                 bind(address, entry.access.as_ref(), entry.freebind).map_err(fail)?
             }
@@ -99,23 +99,33 @@ impl Listener {
             socket::set_keepalive(&socket, keepalive).map_err(fail)?;
         }
         // A socket that was handed over may have been ended: the poller reports that.
-        if file.is_some() || matches!(place, SocketSource::Bound(_)) || is_listening(&socket) {
+        if file.is_some() || matches!(source, SocketSource::Bound(_)) || is_listening(&socket) {
             listen(&socket, entry.backlog).map_err(fail)?;
         }
-        let (place, byte_order, entry) = (place.clone(), entry.byte_order, (*entry).clone());
-        Ok(Listener {
+        let listener = Listener::new(number, socket, source.clone(), address, (*entry).clone());
+        Ok(Listener { file, ..listener })
+    }
+
+    fn new(
+        number: u32,
+        socket: OwnedFd,
+        source: SocketSource,
+        address: Address,
+        entry: Listen,
+    ) -> Listener {
+        Listener {
             number,
             socket,
-            place,
+            source,
             is_found: false,
             address,
-            byte_order,
+            byte_order: entry.byte_order,
             accepted: 0,
-            file,
+            file: None,
             entry,
             outage: None,
             is_missing: false,
-        })
+        }
     }
 
     /// Creates a listener whose address no interface has yet. It is bound as soon as an interface
@@ -130,30 +140,16 @@ impl Listener {
         now: Instant,
     ) -> Result<Listener, Error> {
         let (SocketSource::Bound(Address::Tcp(at)), Error::NoAddress(_)) =
-            (&wanted.place, &refusal)
+            (&wanted.source, &refusal)
         else {
             return Err(refusal);
         };
         let socket = socket::unbound_tcp(*at).map_err(Error::system("make a socket"))?;
-        let (place, entry, address) = (
-            wanted.place.clone(),
-            wanted.entry.clone(),
-            Address::Tcp(*at),
-        );
-        let (byte_order, outage) = (entry.byte_order, Some(Outage::from_error(&refusal, now)));
-        let (accepted, file, is_found, is_missing) = (0, None, false, true);
+        let (source, entry) = (wanted.source.clone(), wanted.entry.clone());
         Ok(Listener {
-            number,
-            socket,
-            place,
-            is_found,
-            address,
-            byte_order,
-            accepted,
-            file,
-            entry,
-            outage,
-            is_missing,
+            outage: Some(Outage::from_error(&refusal, now)),
+            is_missing: true,
+            ..Listener::new(number, socket, source, Address::Tcp(*at), entry)
         })
     }
 
@@ -182,23 +178,13 @@ impl Listener {
                     .left(),
             ),
         };
-        let ListenerRecord {
-            number, accepted, ..
-        } = *record;
         let entry = Listen::new(Source::Bound(configured.clone()));
-        let (place, byte_order) = (SocketSource::Bound(configured), OrderRule::Little);
+        let source = SocketSource::Bound(configured);
         Ok(Listener {
-            number,
-            socket,
-            place,
             is_found,
-            address,
-            byte_order,
-            accepted,
+            accepted: record.accepted,
             file,
-            entry,
-            outage: None,
-            is_missing: false,
+            ..Listener::new(record.number, socket, source, address, entry)
         })
     }
 
@@ -209,15 +195,15 @@ impl Listener {
         }
     }
 
-    /// Sets the place that the configuration names.
-    pub(crate) fn set_place(&mut self, place: &SocketSource) {
-        (self.place, self.is_found) = (place.clone(), false);
+    /// Sets the source that the configuration names.
+    pub(crate) fn set_source(&mut self, source: &SocketSource) {
+        (self.source, self.is_found) = (source.clone(), false);
     }
 
     /// Returns whether the listener has the address that this entry wants, although it may have
     /// been made for another one.
     pub(crate) fn is_at(&self, wanted: &SocketSource) -> bool {
-        match (wanted, &self.place) {
+        match (wanted, &self.source) {
             (SocketSource::Bound(wanted), SocketSource::Bound(_)) => *wanted == self.address,
             (SocketSource::Bound(_) | SocketSource::Handed(_), _) => false,
         }
@@ -235,7 +221,7 @@ impl Listener {
 
     /// Returns the address that it was bound to, as configured; `None` if it was handed over.
     pub(crate) fn configured(&self) -> Option<&Address> {
-        if let SocketSource::Bound(address) = &self.place {
+        if let SocketSource::Bound(address) = &self.source {
             Some(address)
         } else {
             None
@@ -356,7 +342,7 @@ impl Listener {
             socket::set_keepalive(&socket, keepalive).map_err(fail)?;
         }
         listen(&socket, self.entry.backlog).map_err(fail)?;
-        if let SocketSource::Handed(index) = self.place {
+        if let SocketSource::Handed(index) = self.source {
             // A reload and an upgrade use this one from now on.
             handed.replace(index, &socket).map_err(fail)?;
         }
@@ -420,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_socket_is_replaced_a_live_one_and_a_file_are_not() {
+    fn only_a_stale_socket_is_replaced() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("rpc.sock");
         let live = open(&at(path.clone())).expect("bind");
@@ -436,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_file_that_is_another_ones_is_left_alone() {
+    fn the_socket_file_of_another_listener_is_not_removed() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("rpc.sock");
         let first = open(&at(path.clone())).expect("bind");
@@ -449,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wanted_again_is_kept_once_and_the_rest_is_to_be_bound() {
+    fn plan_keeps_each_listener_once_and_binds_the_rest() {
         let directory = tempfile::tempdir().expect("tempdir");
         let unix = |name: &str| at(directory.path().join(name));
         let free = || Listen::new("127.0.0.1:0".parse().expect("an address"));
@@ -477,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_that_is_kept_becomes_what_is_wanted_and_its_clients_wait_on() {
+    fn adopting_settings_keeps_the_waiting_clients() {
         let wanted = Listen::new("127.0.0.1:0".parse().expect("an address"));
         let mut listener = open(&wanted).expect("bind");
         let Address::Tcp(address) = listener.address else {
@@ -511,7 +497,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_of_a_socket_that_is_kept_gets_its_new_owner_and_mode_or_nothing_changes() {
+    fn adopting_an_access_sets_owner_and_mode_or_changes_nothing() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("rpc.sock");
         let before = at(path.clone());
@@ -582,7 +568,7 @@ mod tests {
         );
     }
     #[test]
-    fn the_mode_is_set_and_a_link_for_a_directory_is_refused() {
+    fn binding_sets_the_mode_and_rejects_a_linked_directory() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("rpc.sock");
         let listener = open(&at(path.clone())).expect("bind");

@@ -70,7 +70,7 @@ pub(crate) fn join_listeners(
     for ((wanted, place), opened) in wanted.iter().zip(places).zip(opened) {
         if let Some(mut listener) = place.and_then(|index| kept[index].take()) {
             listener.adopt(wanted.entry, keepalive)?;
-            listener.set_place(&wanted.place);
+            listener.set_source(&wanted.source);
             listeners.push(listener);
         }
         listeners.extend(opened);

@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_is_tried_every_second_and_then_seldom() {
+    fn an_outage_is_retried_every_second_and_later_every_30_s() {
         let now = Instant::now();
         let mut outage = Outage::new(now, ENDED);
         assert!(outage.is_due(now));

@@ -9,13 +9,13 @@ use crate::proto::names::Address;
 pub(crate) struct Wanted<'c> {
     /// The entry that it belongs to.
     pub(crate) entry: &'c Listen,
-    pub(crate) place: SocketSource,
+    pub(crate) source: SocketSource,
 }
 
 impl Wanted<'_> {
     /// Returns the address to bind, if the listener must be bound.
     pub(crate) fn address(&self) -> Option<&Address> {
-        match &self.place {
+        match &self.source {
             SocketSource::Bound(address) => Some(address),
             SocketSource::Handed(_) => None,
         }
@@ -47,7 +47,7 @@ pub(crate) fn keep(
     let mut free: Vec<bool> = listeners.iter().map(is_fit).collect();
     let mut kept = vec![None; wanted.len()];
     let fits: [fn(&Listener, &SocketSource) -> bool; 3] = [
-        |listener, place| listener.place == *place,
+        |listener, source| listener.source == *source,
         Listener::is_at,
         Listener::is_on_host,
     ];
@@ -57,7 +57,7 @@ pub(crate) fn keep(
             .zip(wanted)
             .filter(|(kept, _)| kept.is_none())
         {
-            *kept = (0..listeners.len()).find(|&i| free[i] && fits(&listeners[i], &wanted.place));
+            *kept = (0..listeners.len()).find(|&i| free[i] && fits(&listeners[i], &wanted.source));
             if let Some(index) = *kept {
                 free[index] = false;
             }

@@ -214,7 +214,7 @@ impl Master {
                         "change a listener",
                         listener.adopt(wanted.entry, config.limits.tcp_keepalive),
                     );
-                    listener.set_place(&wanted.place);
+                    listener.set_source(&wanted.source);
                     listener
                 }
                 PlannedListener::New(listener) => {

@@ -382,11 +382,11 @@ impl Tally {
     }
 
     fn add_method(&mut self, name: &str, answered: [u64; 2]) {
-        let is_told_apart = self.methods.contains_key(name)
+        let is_separate = self.methods.contains_key(name)
             || (is_method_name(name) && self.methods.len() < MAX_METHODS);
         let sums = self
             .methods
-            .entry(if is_told_apart { name } else { OTHER }.to_owned())
+            .entry(if is_separate { name } else { OTHER }.to_owned())
             .or_default();
         for (sum, count) in sums.iter_mut().zip(answered) {
             *sum = sum.saturating_add(count);
@@ -399,13 +399,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_is_counted_under_its_own_name() {
+    fn each_kind_is_counted_under_its_name() {
         let mut counts = By::<Cause>::default();
         counts.add(Cause::Oom, 2);
         counts.add(Cause::Late, 1);
-        let told: Vec<_> = counts.iter().filter(|(_, count)| *count > 0).collect();
+        let counted: Vec<_> = counts.iter().filter(|(_, count)| *count > 0).collect();
         assert_eq!(
-            (told, counts.total(), counts[Cause::Oom]),
+            (counted, counts.total(), counts[Cause::Oom]),
             (vec![("oom", 2), ("late", 1)], 3, 2)
         );
     }
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_methods_do_not_fill_the_memory() {
+    fn the_number_of_counted_methods_is_bounded() {
         let mut tally = Tally::default();
         for number in 0..1000 {
             tally.add_method(&format!("m{number}"), [1, 1]);

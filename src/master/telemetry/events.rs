@@ -73,7 +73,7 @@ impl EventLog {
     }
 
     /// Continues the numbering after `last`, the last event of an earlier master.
-    pub(crate) fn go_on_from(&mut self, last: u64) {
+    pub(crate) fn continue_after(&mut self, last: u64) {
         self.last = last.max(self.last);
     }
 
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn events_are_kept_for_a_while_and_those_forgotten_are_counted() {
+    fn forgotten_events_are_counted() {
         let mut events = EventLog::default();
         assert_eq!(
             events.since(0),

@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::master::clients::Clients;
-use crate::master::clients::leases::DeadWorkerClients;
+use crate::master::clients::leases::recovery::DeadWorkerClients;
 use crate::master::telemetry::Telemetry;
 use crate::master::workers::Workers;
 use crate::proto::channel::MethodName;
@@ -292,7 +292,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn so_many_strikes_within_the_time_are_enough_and_old_ones_are_forgotten() {
+    fn strikes_expire_after_their_period() {
         let mut strikes = Strikes::default();
         let begin = Instant::now();
         let at = |seconds: u64| begin + Duration::from_secs(seconds);
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn each_oom_kill_explains_one_death_and_not_for_long() {
+    fn an_oom_kill_explains_one_death_for_a_second() {
         let begin = Instant::now();
         let at = |seconds: u64| begin + Duration::from_secs(seconds);
         let mut kills = OomKills::new(Some(5), begin);

@@ -128,11 +128,8 @@ impl Workers {
         clients.await_handshakes(shm, waiting, is_timed_out, now);
         let lost = left.lost.len();
         let moved = clients.recover(left, telemetry);
-        let dropped = if blame.is_out_of_memory {
-            memory::relieve(clients)
-        } else {
-            0
-        };
+        let is_out_of_memory = blame.is_out_of_memory;
+        let dropped = is_out_of_memory.then(|| memory::relieve(clients));
         if let Some((client, peer)) = blame.culprit {
             crash::close_culprit(client, peer, clients, telemetry);
         }
@@ -145,11 +142,11 @@ impl Workers {
             },
             seat,
             cause: blame.cause(exit, failure),
-            kind: Cause::from_exit(exit, blame.is_out_of_memory, doom.and_then(Doom::cause)),
+            kind: Cause::from_exit(exit, is_out_of_memory, doom.and_then(Doom::cause)),
             outcome: blame.outcome,
             moved,
             lost,
-            dropped,
+            dropped: dropped.unwrap_or(0),
             has_served: life.has_served(),
             is_finished: is_well || doom == Some(Doom::Unneeded),
             delay,

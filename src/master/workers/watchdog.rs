@@ -305,7 +305,7 @@ impl Workers {
 
 /// Result of the check of a worker.
 enum Finding {
-    /// Nothing is to be done; when the worker would be stuck, if that can be foreseen.
+    /// There is nothing to do; when the worker would be stuck, if that can be foreseen.
     Nothing(Option<Instant>),
     Held,
     /// The worker has just been found stuck, for this long.

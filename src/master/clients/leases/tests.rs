@@ -1,6 +1,11 @@
 //! Random lifecycles of clients in shared memory: with a worker that does by hand what a worker
 //! does, and with a broken one that writes anything.
 
+use crate::proto::names::Offsets;
+use crate::proto::names::Peer;
+use crate::sys::byte_counts;
+use crate::sys::byte_counts::Writes;
+use crate::sys::passed::ClientSocket;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -16,6 +21,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::test_runner::Config;
 
+use super::recovery::*;
 use super::*;
 use crate::proto::frame::OrderRule;
 use crate::proto::names::ClientId;
@@ -794,7 +800,7 @@ proptest! {
     #![proptest_config(few())]
 
     #[test]
-    fn whatever_happens_every_client_is_in_one_place_and_its_bytes_come_back_as_they_were(acts in vec(act(), 0..150)) {
+    fn random_histories_keep_every_client_and_its_bytes(acts in vec(act(), 0..150)) {
         let mut world = World::new();
         for act in &acts {
             world.act(act);
@@ -864,7 +870,7 @@ proptest! {
     /// The clients' state is unpredictable then, but all clients are there, and nothing outside the
     /// shared memory is read.
     #[test]
-    fn on_a_shm_full_of_nonsense_no_client_vanishes_and_nothing_panics(
+    fn corrupt_shared_memory_loses_no_client_and_does_not_panic(
         acts in vec(act(), 0..60),
         nonsense in vec((scribbles(), any::<Index>(), 0..9u8), 1..8),
         written in any::<Option<(u64, u64)>>(),

@@ -1,0 +1,268 @@
+//! Recovery of the clients of a worker from its shared memory.
+
+use std::io;
+
+use crate::master::clients::client::{Client, Unleased};
+use crate::master::clients::leases::{LeaseEntry, Leased, Leases, Recovered};
+use crate::proto::names::{Offsets, Peer};
+use crate::shm::{Claim, Header, LeaseState, MasterShm, Owner, Slot, Write};
+use crate::sys::byte_counts::{self, ByteCounts, Writes};
+
+/// A request that was executing when its worker died.
+#[derive(Clone, Debug)]
+pub(crate) struct Interrupted {
+    /// Number of the method in the shared memory.
+    pub(crate) method: u32,
+    /// How often this will have happened to the request when its client is leased again.
+    pub(crate) crash_count: u8,
+}
+
+/// The clients that a dead worker left behind.
+#[derive(Debug, Default)]
+pub(crate) struct DeadWorkerClients {
+    /// Clients that must be leased again, with all their unread and unsent bytes; and their
+    /// requests that were executing.
+    pub(crate) recovered: Vec<(Unleased, Option<Interrupted>)>,
+    /// Clients that the worker had ended.
+    pub(crate) ended: Vec<Client>,
+    /// Clients that cannot be recovered, each with the reason.
+    pub(crate) lost: Vec<(io::Error, Client)>,
+    /// Clients whose unsent bytes are not known yet, each with its slot.
+    pub(crate) waiting: Vec<(u32, Client)>,
+}
+
+impl DeadWorkerClients {
+    /// Returns the same clients without waiting for unknown byte counts: the waiting clients count
+    /// as lost.
+    pub(crate) fn at_once(mut self) -> DeadWorkerClients {
+        let unknown = |(_, client)| (io::ErrorKind::WouldBlock.into(), client);
+        self.lost.extend(self.waiting.drain(..).map(unknown));
+        self
+    }
+}
+
+impl Leases {
+    /// Restores the leases of a worker of another master from the records of its handoff queue:
+    /// slot, generation, client. Records of slots that do not exist are dropped; of two in one slot
+    /// the later one is used. Which of them is true cannot be known.
+    pub(crate) fn from_records(slots: u32, clients: Vec<(u32, u32, Client)>) -> Leases {
+        let mut leases = Leases::new(slots);
+        for (slot, lease_number, client) in clients.into_iter().filter(|(slot, _, _)| *slot < slots)
+        {
+            leases.entries.insert(
+                slot,
+                LeaseEntry::Leased(Leased {
+                    client,
+                    lease_number,
+                    requests: 0,
+                }),
+            );
+            leases.used = leases.used.max(slot + 1);
+        }
+        leases.clients = leases.iter().count();
+        leases
+    }
+
+    /// Recovers the clients of a dead worker. `written` is what its thread has written in all, if
+    /// that is known; `is_timed_out` is whether it was killed for the request that it was
+    /// executing.
+    pub(crate) fn into_left(
+        mut self,
+        shm: &MasterShm,
+        written: Option<Writes>,
+        is_timed_out: bool,
+    ) -> DeadWorkerClients {
+        let mut left = DeadWorkerClients::default();
+        for slot in 0..self.used {
+            let state = self.state(slot, shm);
+            let Some(client) = self.leave_behind(slot) else {
+                continue;
+            };
+            let mut interrupted = None;
+            let recovered = match state {
+                Some(LeaseState::Idle | LeaseState::Revoked) => {
+                    recover_idle(slot, client, Claim::Idle, shm, Owner::Dead)
+                }
+                Some(LeaseState::Parked | LeaseState::RevokedParked) => {
+                    recover_idle(slot, client, Claim::Parked, shm, Owner::Dead)
+                }
+                Some(LeaseState::Busy) => {
+                    let found = recover_after_death(slot, client, written, shm, is_timed_out);
+                    found.map(|(unleased, request)| {
+                        interrupted = request;
+                        unleased
+                    })
+                }
+                Some(LeaseState::Closed) => {
+                    left.ended.push(client);
+                    continue;
+                }
+                // A slot with a client cannot be free: the shared memory is inconsistent.
+                Some(LeaseState::Free) | None => Err((io::ErrorKind::InvalidData.into(), client)),
+            };
+            match recovered {
+                Ok(unleased) => left.recovered.push((unleased, interrupted)),
+                // The connection had already ended.
+                Err((reason, client)) if reason.kind() == io::ErrorKind::ConnectionAborted => {
+                    left.ended.push(client)
+                }
+                Err((reason, client)) if reason.kind() == io::ErrorKind::WouldBlock => {
+                    left.waiting.push((slot, client))
+                }
+                Err(lost) => left.lost.push(lost),
+            }
+        }
+        left
+    }
+}
+
+/// Recovers a client in whose turn its worker died, and its request that was executing.
+///
+/// # Errors
+/// `ConnectionAborted` when the connection is over, `WouldBlock` when the byte counts are not known
+/// yet, otherwise the reason why they never will be.
+pub(crate) fn recover_after_death(
+    slot: u32,
+    client: Client,
+    written: Option<Writes>,
+    shm: &MasterShm,
+    is_timed_out: bool,
+) -> Result<(Unleased, Option<Interrupted>), (io::Error, Client)> {
+    let mut unleased = recover_from_turn(slot, client, written, shm)?;
+    let executing = shm
+        .slot(slot)
+        .and_then(|shared_slot| shared_slot.executing());
+    let interrupted = executing.map(|method| {
+        let flags = &mut unleased.flags;
+        if is_timed_out {
+            flags.timed_out = true;
+        } else {
+            flags.crash_count = flags.crash_count.saturating_add(1);
+        }
+        Interrupted {
+            method,
+            crash_count: flags.crash_count,
+        }
+    });
+    Ok((unleased, interrupted))
+}
+
+/// Recovers a client that is in no turn from its shared memory. The cursors of an idle client refer
+/// to bytes that are all answered and all sent.
+pub(super) fn recover_idle(
+    slot: u32,
+    client: Client,
+    found: Claim,
+    shm: &MasterShm,
+    owner: Owner,
+) -> Recovered {
+    let byte_counts = match found {
+        Claim::Parked => None,
+        Claim::Idle => {
+            let (received, written) = shm
+                .slot(slot)
+                .map_or((0, 0), |shared_slot| shared_slot.cursors().ends());
+            Some(ByteCounts { received, written })
+        }
+    };
+    recover(slot, client, byte_counts, shm, owner)
+}
+
+/// Recovers a client from its shared memory. The byte counts are those of a client whose turn was
+/// not ended; for all others the shared memory is complete.
+fn recover(
+    slot: u32,
+    client: Client,
+    byte_counts: Option<ByteCounts>,
+    shm: &MasterShm,
+    owner: Owner,
+) -> Recovered {
+    let bytes = match shm.recover(slot, byte_counts, owner) {
+        Ok(bytes) => bytes,
+        Err(e) => return Err((e, client)),
+    };
+    let shared_slot: Slot<'_> = shm.slot(slot).expect("leases have slots");
+    let mut flags = shared_slot.flags();
+    // Faults belong to the first unread frame: once a frame is answered, they belong to one that is
+    // gone.
+    if shared_slot.cursors().answered > 0 {
+        (flags.crash_count, flags.timed_out) = (0, false);
+    }
+    let times = (shared_slot.since(), shared_slot.last_active());
+    Ok(Unleased {
+        client,
+        bytes,
+        flags,
+        times,
+        requests: shared_slot.requests(),
+        to: None,
+    })
+}
+
+/// Recovers a client in a turn: only the kernel knows how much was read and written in it.
+fn recover_from_turn(
+    slot: u32,
+    client: Client,
+    written: Option<Writes>,
+    shm: &MasterShm,
+) -> Recovered {
+    let found = match client.peer {
+        Peer::Unix { .. } => unix_byte_counts(slot, &client, written, shm).map(Some),
+        Peer::V4 { .. } | Peer::V6 { .. } => tcp_byte_counts(&client),
+    };
+    match found {
+        Ok(Some(byte_counts)) => recover(slot, client, Some(byte_counts), shm, Owner::Dead),
+        Ok(None) => Err((io::ErrorKind::ConnectionAborted.into(), client)),
+        Err(e) => Err((e, client)),
+    }
+}
+
+/// Returns the byte counts of a TCP client, if its connection is not over.
+fn tcp_byte_counts(client: &Client) -> io::Result<Option<ByteCounts>> {
+    let Offsets { received, sent } = client.offsets;
+    let counted = byte_counts::read(&client.socket)?;
+    Ok(counted.map(|counted| ByteCounts {
+        received: counted.received.wrapping_add(received),
+        written: counted.written.wrapping_add(sent),
+    }))
+}
+
+/// Returns the byte counts of a Unix client. Its socket counts the bytes that are read from it. The
+/// bytes written to it come from the worker's record or from the kernel's account of its thread.
+fn unix_byte_counts(
+    slot: u32,
+    client: &Client,
+    written: Option<Writes>,
+    shm: &MasterShm,
+) -> io::Result<ByteCounts> {
+    let cursors = shm.slot(slot).ok_or(io::ErrorKind::InvalidData)?.cursors();
+    let before = client.offsets.received;
+    let received = byte_counts::received(&client.socket, cursors.in_base.wrapping_sub(before))?
+        .wrapping_add(before);
+    let header = shm.header();
+    let sent = match header.writing(slot, cursors.out_base) {
+        None if !header.notes_every_write() => return Err(io::ErrorKind::Unsupported.into()),
+        None => 0,
+        Some(Write::Took(bytes)) => bytes,
+        Some(Write::Began(before)) => {
+            let (before, after) = before.zip(written).ok_or(io::ErrorKind::Unsupported)?;
+            written_since(before, after, header)?
+        }
+    };
+    Ok(ByteCounts {
+        received,
+        written: cursors.out_base.wrapping_add(sent),
+    })
+}
+
+/// Returns the bytes of the write in progress. A worker of version 1 recorded the bytes of its
+/// whole process, and no calls.
+fn written_since(before: Writes, after: Writes, header: Header<'_>) -> io::Result<u64> {
+    match header.writer() {
+        Some(_) => after.by_one_call_since(before),
+        None => after
+            .bytes
+            .checked_sub(before.bytes)
+            .ok_or_else(|| io::ErrorKind::InvalidData.into()),
+    }
+}
