@@ -7,10 +7,9 @@
 //! ```
 
 use std::ffi::OsStr;
-use std::fs;
-use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use super::error::Error;
 use super::read::{Pipes, read};

@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 
-use super::names;
 use super::notation::{AutoWord, Keyword, Notation, OrAuto, Rejection, WrittenValue};
-use super::{Count, Mode, Source};
+use super::{Count, Mode, Source, names};
 use crate::proto::names::{Address, MAX_WORKERS, check_unix_path};
 use crate::sys::user::{Group, User};
 use crate::sys::zone;

@@ -1,7 +1,6 @@
 //! Errors of fdpassctl, and their exit codes.
 
-use std::fmt;
-use std::io;
+use std::{fmt, io};
 
 use crate::rpc_client;
 use crate::rpc_client::Error::{

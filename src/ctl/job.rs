@@ -3,12 +3,10 @@
 //! Both begin with `ExecStop=`, with the same environment and the same SIGTERM; only the manager's list of jobs
 //! (systemctl(1), `list-jobs`) has the difference.
 
-use std::env;
-use std::fmt;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
 use std::time::Duration;
+use std::{env, fmt, thread};
 
 /// How long systemctl may take.
 const SYSTEMCTL_TIMEOUT: Duration = Duration::from_secs(5);

@@ -27,19 +27,18 @@ use std::ffi::OsString;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::process::ExitCode;
 
+use args::{Arguments, CtlVerb};
 use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
+use error::{Error, ExitStatus};
+use output::Patient;
 use serde_json::value::RawValue;
+use session::{DAEMON, Session, parse};
+use style::{BAD, Seen};
 
 use crate::proto::control::{Metrics, Verb, Version};
 use crate::proto::text::Escaped;
 use crate::rpc_client;
-
-use args::{Arguments, CtlVerb};
-use error::{Error, ExitStatus};
-use output::Patient;
-use session::{DAEMON, Session, parse};
-use style::{BAD, Seen};
 
 /// Runs `fdpassctl`.
 pub(crate) fn main() -> ExitCode {

@@ -1,11 +1,11 @@
 //! Counts repeated messages instead of writing them.
 
-use crate::proto::text::Counted;
 use std::time::{Duration, Instant};
 
 use log::Level;
 
 use super::line::Line;
+use crate::proto::text::Counted;
 
 /// The time after which a repeated message is written again, for readers who have just started to follow the log.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(10);

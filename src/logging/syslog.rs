@@ -1,8 +1,7 @@
 //! A non-blocking syslog(3).
 
-use std::io;
 use std::path::PathBuf;
-use std::process;
+use std::{io, process};
 
 use syslog::{Facility, Formatter3164, LogFormat};
 

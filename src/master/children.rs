@@ -1,16 +1,14 @@
 //! The child processes: executes the pool's decisions, receives the messages of workers, collects
 //! the children that have ended, and gives each to the room that it belongs to.
 
-use crate::master::Error;
-use crate::master::workers::messages::Attended;
-use crate::pool::Action;
-use crate::proto::channel::ToWorker;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::master::Master;
-use crate::master::memory;
 use crate::master::workers::lifecycle::Outfit;
+use crate::master::workers::messages::Attended;
+use crate::master::{Error, Master, memory};
+use crate::pool::Action;
+use crate::proto::channel::ToWorker;
 use crate::proto::control::{About, Kind};
 use crate::proto::names::{Generation, WorkerId};
 use crate::sys::process::{self, Exit};

@@ -1,7 +1,6 @@
 //! Why the master ends, other than by being asked to.
 
-use std::fmt;
-use std::io;
+use std::{fmt, io};
 
 /// An end that somebody must look into, each kind with its exit status (sysexits.h).
 #[derive(Debug)]

@@ -31,7 +31,6 @@ mod telemetry;
 mod token;
 mod workers;
 
-use crate::master::listeners::outage::Outage;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -49,6 +48,7 @@ use crate::master::control::request::ControlReply;
 use crate::master::handover::HandoverState;
 use crate::master::lifecycle::Lifecycle;
 use crate::master::listeners::Listeners;
+use crate::master::listeners::outage::Outage;
 use crate::master::reload::Reloads;
 use crate::master::service_manager::{Details, ManagerLink};
 use crate::master::settings::SettingsInForce;

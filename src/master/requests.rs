@@ -3,12 +3,11 @@
 use std::time::{Duration, Instant};
 
 use crate::logging;
-use crate::master::Master;
 use crate::master::control::Snapshot;
 use crate::master::control::pending::{PendingKind, PendingReply};
 use crate::master::control::request::{Answer, ControlReply, ControlRequest};
-use crate::master::metrics;
 use crate::master::telemetry::events::Asker;
+use crate::master::{Master, metrics};
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{
     Drain, EventsAfter, Hold, Kick, Kind, MAX_WAIT, Metrics, Rebalance, Rebalanced, Recycle,

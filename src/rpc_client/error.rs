@@ -1,9 +1,8 @@
 //! The errors of an RPC client.
 
-use std::fmt;
-use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
+use std::{fmt, io};
 
 use crate::proto::names::Address;
 

@@ -10,10 +10,9 @@
 //!   ([`written_by_thread`]): `wchar` and `syscw` of proc_pid_io(5), where the kernel has task I/O accounting.
 
 use std::fs::{self, File};
-use std::io;
-use std::mem;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
+use std::{io, mem};
 
 use nix::errno::Errno;
 use nix::libc::{self, c_int};

@@ -27,10 +27,9 @@ use signal_hook::low_level;
 use self::batch::Batch;
 use self::raw::{receive_raw, send_raw};
 use super::byte_counts::{OwnWrites, Writes};
-use super::clock;
-use super::fork;
 use super::memory::{Words, sealed_file};
 use super::socket::{MAX_PASSED, raw_cookie};
+use super::{clock, fork};
 
 mod batch;
 mod raw;

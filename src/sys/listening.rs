@@ -5,11 +5,10 @@
 //! belongs to the open file description: systemd does so at each start of a service that gets the socket without
 //! `NonBlocking=yes`. In neither case does a call here wait for longer than a tick of the kernel.
 
-use std::io;
-use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
+use std::{io, mem};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};

@@ -8,18 +8,16 @@
 //! and a thread that does nothing else closes them. No other thread waits for it. Builds with debug assertions do so on any
 //! kernel if `FDPASSD_PASSRIGHTS=unavailable` is in the environment.
 
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{self, Sender};
-use std::thread;
+use std::{io, thread};
 
 use nix::errno::Errno;
-use nix::libc;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::sys::socket::{setsockopt, sockopt};
-use nix::{setsockopt_impl, sockopt_impl};
+use nix::{libc, setsockopt_impl, sockopt_impl};
 
 use super::socket::{self, Moved, Received};
 

@@ -4,8 +4,7 @@ mod executable;
 mod proc_files;
 
 use std::ffi::CString;
-use std::fmt;
-use std::io;
+use std::{fmt, io};
 
 use nix::errno::Errno;
 use nix::sys::prctl;

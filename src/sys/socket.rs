@@ -5,10 +5,9 @@ mod listener;
 mod message;
 mod peer;
 
-use std::io;
-use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::{io, mem};
 
 use nix::errno::Errno;
 use nix::sys::socket::{self, MsgFlags, Shutdown, SockaddrStorage, setsockopt};

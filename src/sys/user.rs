@@ -1,9 +1,8 @@
 //! Users and groups, by name or number, in the system's databases (nsswitch.conf(5)).
 
-use std::fs;
-use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::{fs, io};
 
 use nix::errno::Errno;
 use nix::unistd::{Gid, Uid};

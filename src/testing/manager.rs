@@ -1,14 +1,14 @@
 //! A service manager for tests: it stores descriptors for a daemon, as systemd does, and passes them to the next one.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{self, File};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::{fs, io};
 
 use super::Setup;
 use super::directory::Directory;

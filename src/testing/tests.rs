@@ -1,13 +1,12 @@
 //! Tests of the start, of control requests and of the end.
 
-use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::thread;
+use std::{fs, thread};
 
 use serde_json::{Value, json};
 

@@ -5,9 +5,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use super::death;
 use super::methods::{Methods, RunningService, Service, WorkerInfo, remember_panics};
-use super::{CHANNEL, WorkerLoop, handoff};
+use super::{CHANNEL, WorkerLoop, death, handoff};
 use crate::channel::{Channel, Incoming, Scratch, Sent};
 use crate::logging;
 use crate::proto::channel::{Failed, Ready, Start, ToMaster, ToWorker, VERSION};

@@ -11,10 +11,11 @@ use crate::master::telemetry::events::Asker;
 use crate::master::workers::rebalance::{AskedBalance, sum_up};
 use crate::pool::rebalance;
 use crate::proto::channel::ToWorker;
-use crate::proto::control::{About, Kind, MovedLoad, Origin, Refusal, RefusalCode, Release};
-use crate::proto::control::{Kicked, LogLevelInForce, SetLogLevel};
-use crate::proto::names::ClientId;
-use crate::proto::names::{MAX_WORKERS, WorkerId};
+use crate::proto::control::{
+    About, Kicked, Kind, LogLevelInForce, MovedLoad, Origin, Refusal, RefusalCode, Release,
+    SetLogLevel,
+};
+use crate::proto::names::{ClientId, MAX_WORKERS, WorkerId};
 use crate::proto::text::Counted;
 use crate::sys::socket;
 

@@ -30,7 +30,7 @@ pub(crate) struct HandoverState {
     pub(crate) upgrade: Option<Upgrade>,
     /// The path of the program when it was started, where an upgrade finds the next one.
     pub(crate) executable_path: Option<PathBuf>,
-    /// The last upgrade was to the program that was running.
+    /// The last upgrade executed the program that was already running.
     pub(crate) is_same_program: bool,
 }
 

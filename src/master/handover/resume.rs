@@ -1,6 +1,5 @@
 //! Continues as another program with the state of the program before: see [`UpgradeSnapshot`].
 
-use crate::master::workers::worker::Life;
 use std::fs::File;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
@@ -20,7 +19,7 @@ use crate::master::handover::store::Stored;
 use crate::master::handover::unpack::ReceivedHandoff;
 use crate::master::listeners::control_listener::ControlListener;
 use crate::master::workers::trust::Believed;
-use crate::master::workers::worker::Worker;
+use crate::master::workers::worker::{Life, Worker};
 use crate::master::{Announce, Handed, MasterSetup};
 use crate::shm::{Layout, MasterShm};
 use crate::sys::inherited::LeftOpen;

@@ -21,10 +21,9 @@ use self::outcome::ReloadOutcome;
 use self::prepared::{PlannedListener, PreparedReload};
 use self::reading::{Checks, ReloadReading};
 use crate::config::{Config, Loaded};
-use crate::master::Master;
 use crate::master::capacity::{target, worker_count};
-use crate::master::exporter;
 use crate::master::telemetry::events::Asker;
+use crate::master::{Master, exporter};
 use crate::proto::control::{About, Checked, Kind, Refusal, Reloaded};
 
 /// Reloads: the one under way, and the child that reads configurations.

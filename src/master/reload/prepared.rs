@@ -1,6 +1,5 @@
 //! A configuration that is prepared: everything that can fail is done, and nothing that is in force has changed.
 
-use crate::master::listeners::conflict::OwnListeners;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -8,9 +7,9 @@ use crate::config::{Config, Loaded};
 use crate::logging;
 use crate::master::capacity::{ClientLimits, client_limits, worker_count};
 use crate::master::exporter::PlannedExporter;
-use crate::master::listeners::Listeners;
+use crate::master::listeners::conflict::OwnListeners;
 use crate::master::listeners::listener::Listener;
-use crate::master::listeners::plan;
+use crate::master::listeners::{Listeners, plan};
 use crate::master::memory::{self, Memory};
 use crate::master::{Error, Master};
 use crate::proto::control::{Refusal, RefusalCode};

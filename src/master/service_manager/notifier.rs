@@ -1,12 +1,11 @@
 //! Messages to the service manager, and its watchdog.
 
 use std::collections::VecDeque;
-use std::env;
 use std::ffi::OsString;
-use std::fmt;
 use std::io::ErrorKind;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
+use std::{env, fmt};
 
 use sd_notify::NotifyState;
 

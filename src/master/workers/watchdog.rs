@@ -12,7 +12,6 @@
 //! elsewhere as well, and on an overloaded machine they were moved to and fro so fast that hardly
 //! any was served.
 
-use crate::pool::Member;
 use std::time::{Duration, Instant};
 
 use crate::config::{Config, RebalanceMode};
@@ -22,7 +21,7 @@ use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::Reason;
 use crate::master::workers::Workers;
 use crate::master::workers::worker::{Heartbeat, Worker};
-use crate::pool::{MemberState, rebalance};
+use crate::pool::{Member, MemberState, rebalance};
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{About, Kind};
 use crate::proto::names::WorkerId;

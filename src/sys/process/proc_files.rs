@@ -1,11 +1,10 @@
 //! Facts about processes from /proc (proc(5)).
 
-use std::fs;
-use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
+use std::{fs, io};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{SysconfVar, sysconf};

@@ -1,12 +1,10 @@
 //! Listening sockets: creating and binding them, the options that their clients inherit, and their queue.
 
-use std::fs;
-use std::io;
-use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
+use std::{fs, io, mem};
 
 use nix::errno::Errno;
 #[cfg(test)]

@@ -1,8 +1,7 @@
 //! Messages that carry descriptors (SCM_RIGHTS of unix(7)).
 
-use std::io;
-use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::{io, mem};
 
 use nix::errno::Errno;
 use nix::libc;

@@ -1,9 +1,8 @@
 //! The other end of a connection: its address, or its process, user and groups.
 
-use std::io;
-use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::{io, mem};
 
 use nix::errno::Errno;
 use nix::libc;

@@ -1,11 +1,6 @@
 //! Random lifecycles of clients in shared memory: with a worker that does by hand what a worker
 //! does, and with a broken one that writes anything.
 
-use crate::proto::names::Offsets;
-use crate::proto::names::Peer;
-use crate::sys::byte_counts;
-use crate::sys::byte_counts::Writes;
-use crate::sys::passed::ClientSocket;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -24,8 +19,10 @@ use proptest::test_runner::Config;
 use super::recovery::*;
 use super::*;
 use crate::proto::frame::OrderRule;
-use crate::proto::names::ClientId;
+use crate::proto::names::{ClientId, Offsets, Peer};
 use crate::shm::{ClientBytes, Cursors, Layout, Note, Region, SMALL_LEN, Stretch, WorkerShm};
+use crate::sys::byte_counts::{self, Writes};
+use crate::sys::passed::ClientSocket;
 
 const SLOTS: u32 = 5;
 const METHOD: u32 = 7;
