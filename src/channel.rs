@@ -1,9 +1,7 @@
-//! Channels between the master and a worker or the exporter, typed by direction. Descriptors travel
-//! inside messages.
+//! Channels between the master and a worker or the exporter, typed by direction. Descriptors travel inside messages.
 //!
-//! Each channel is one `SOCK_SEQPACKET` pair. EOF at the worker means that its master is gone. EOF
-//! at the master means nothing, because a worker may have closed its end and still be in a call:
-//! only waitid(2) reports a death.
+//! Each channel is one `SOCK_SEQPACKET` pair. EOF at the worker means that its master is gone. EOF at the master means
+//! nothing, because a worker may have closed its end and still be in a call: only waitid(2) reports a death.
 
 use std::io;
 use std::marker::PhantomData;
@@ -28,8 +26,7 @@ pub struct Channel<Tx, Rx> {
 pub enum Incoming<Rx> {
     /// A message, with as many descriptors as its kind needs.
     Message(Rx, Vec<OwnedFd>),
-    /// Bytes that are no message, or a message with a part missing. Descriptors that came with it
-    /// are closed.
+    /// Bytes that are no message, or a message with a part missing. Descriptors that came with it are closed.
     Garbage(Malformed),
     /// No message now.
     Nothing,
@@ -60,8 +57,7 @@ impl<Tx: Message, Rx: Message> Channel<Tx, Rx> {
     /// Sends a message, without waiting. The other end gets copies of the descriptors.
     ///
     /// # Errors
-    /// Those of sendmsg(2); `InvalidInput` when the number of descriptors is not what the message
-    /// needs.
+    /// Those of sendmsg(2); `InvalidInput` when the number of descriptors is not what the message needs.
     pub fn send(&mut self, message: &Tx, descriptors: &[BorrowedFd<'_>]) -> io::Result<Sent> {
         if descriptors.len() != message.descriptors() {
             return Err(io::ErrorKind::InvalidInput.into());

@@ -16,9 +16,9 @@ const SHIPPED: &str = "fdpassd";
 
 /// A daemon with its own methods: `fdpassd` with another name.
 ///
-/// It reads `/etc/NAME.toml`, has its control socket in `/run/NAME/`, and has all options of `fdpassd`. Each worker process
-/// has one state, which [`Daemon::state`] makes and one method at a time may change. The state is rebuilt at every reload,
-/// recycle, crash and panic: see *Where to keep state* in README.md.
+/// It reads `/etc/NAME.toml`, has its control socket in `/run/NAME/`, and has all options of `fdpassd`. Each worker
+/// process has one state, which [`Daemon::state`] makes and one method at a time may change. The state is rebuilt at
+/// every reload, recycle, crash and panic: see *Where to keep state* in README.md.
 ///
 /// ```no_run
 /// use fdpassd::{Call, Daemon, Fault};
@@ -50,8 +50,8 @@ impl Daemon<()> {
         }
     }
 
-    /// Sets the constructor of the state, which each worker process calls before it is ready. If it fails, the reason is
-    /// logged, and another worker is started after a while. It is called again after a method has panicked.
+    /// Sets the constructor of the state, which each worker process calls before it is ready. If it fails, the reason
+    /// is logged, and another worker is started after a while. It is called again after a method has panicked.
     ///
     /// # Panics
     /// When methods were added before: they belong to another state.
@@ -101,8 +101,8 @@ impl<S: 'static> Daemon<S> {
         self
     }
 
-    /// Adds a method that may run once more if its worker died in it: one without side effects, or whose second run changes
-    /// nothing.
+    /// Adds a method that may run once more if its worker died in it: one without side effects, or whose second run
+    /// changes nothing.
     #[must_use]
     pub fn idempotent<P, R>(
         mut self,
@@ -154,11 +154,11 @@ impl<S: 'static> Daemon<S> {
         (self.name, self.methods.complete())
     }
 
-    /// Runs the daemon in the role that its arguments select: as master, as one of its workers, as its exporter, or to test a
-    /// configuration. Returns the exit code for `main`.
+    /// Runs the daemon in the role that its arguments select: as master, as one of its workers, as its exporter, or to
+    /// test a configuration. Returns the exit code for `main`.
     ///
-    /// It should be called by the first thread of the process. The kernel keeps the account of no other thread until the
-    /// master reads it, and a client of a Unix socket is closed if its worker is killed while it writes to it.
+    /// It should be called by the first thread of the process. The kernel keeps the account of no other thread until
+    /// the master reads it, and a client of a Unix socket is closed if its worker is killed while it writes to it.
     #[must_use]
     pub fn run(self) -> ExitCode {
         let version = self.version;
@@ -167,8 +167,8 @@ impl<S: 'static> Daemon<S> {
     }
 }
 
-/// Runs `fdpassd`, from the arguments to the exit code for `main`: a [`Daemon`] with the methods
-/// `ping`, `pi` and `methods`.
+/// Runs `fdpassd`, from the arguments to the exit code for `main`: a [`Daemon`] with the methods `ping`, `pi` and
+/// `methods`.
 ///
 /// Its master runs the same program again for each worker, so `main` must do nothing else before it.
 #[must_use]

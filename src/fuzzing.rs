@@ -55,8 +55,8 @@ pub fn frame(input: &[u8]) {
     }
 }
 
-/// Reads the envelope of a request. The short parser must accept only requests that the general one accepts, with the same
-/// result.
+/// Reads the envelope of a request. The short parser must accept only requests that the general one accepts, with the
+/// same result.
 pub fn envelope(body: &[u8]) {
     fn parts<'a>(request: &'a Request<'_>) -> (&'a str, Option<&'a str>) {
         (&request.method, request.params.map(|params| params.get()))

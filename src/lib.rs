@@ -1,9 +1,9 @@
 //! A Linux daemon for JSON RPC whose clients outlive its workers.
 //!
-//! A **master** process accepts every client and keeps a copy of its socket until the client leaves. The master *leases*
-//! each client to one of its **worker** processes by sending it the socket (`SCM_RIGHTS`). A worker that dies loses its
-//! leases; its clients keep their connections. Requests and replies are JSON, each behind its length; [`proto`] is the
-//! specification.
+//! A **master** process accepts every client and keeps a copy of its socket until the client leaves. The master
+//! *leases* each client to one of its **worker** processes by sending it the socket (`SCM_RIGHTS`). A worker that dies
+//! loses its leases; its clients keep their connections. Requests and replies are JSON, each behind its length;
+//! [`proto`] is the specification.
 //!
 //! # Your own daemon
 //!
@@ -72,8 +72,8 @@
 //! protocol       proto                                       plain data, no I/O
 //! ```
 //!
-//! A module imports only from rows below its own. `ARCHITECTURE.md` describes the rest: the shared memory, the channel, the
-//! turn, the order of the loop, and where to change what.
+//! A module imports only from rows below its own. `ARCHITECTURE.md` describes the rest: the shared memory, the channel,
+//! the turn, the order of the loop, and where to change what.
 
 #![deny(unsafe_code)]
 
@@ -105,8 +105,8 @@ pub use worker::{Call, Fault, Reply, WorkerInfo};
 
 /// Runs `fdpassctl` with the arguments of this process and returns its exit code.
 ///
-/// Looks for the control socket of a daemon named `fdpassd`. For a daemon with another name, the socket is given with `-s`
-/// or `$FDPASSD_SOCKET`.
+/// Looks for the control socket of a daemon named `fdpassd`. For a daemon with another name, the socket is given with
+/// `-s` or `$FDPASSD_SOCKET`.
 #[must_use]
 pub fn ctl_main() -> std::process::ExitCode {
     ctl::main()

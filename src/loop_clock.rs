@@ -1,8 +1,8 @@
 //! The time of a loop, without the gaps in which its process could not run.
 //!
-//! A process that is stopped (SIGSTOP, a freezer, a debugger), or that waits for a CPU or a disk,
-//! does not see what arrives during that time. Such a gap must not count against the deadlines of
-//! its peers. A gap is noticed where it ends:
+//! A process that is stopped (SIGSTOP, a freezer, a debugger), or that waits for a CPU or a disk, does not see what
+//! arrives during that time. Such a gap must not count against the deadlines of its peers. A gap is noticed where it
+//! ends:
 //!
 //! ```text
 //! in the wait       it was interrupted, though by no signal that was caught: all of the wait counts as a gap
@@ -88,9 +88,9 @@ impl LoopClock {
         (self.asked, self.timeout) = (now, timeout.map(ns));
     }
 
-    /// Notes that the wait is over; `is_interrupted` means an interruption by no signal that was
-    /// caught. Returns whether there was a gap: the loop must then handle what has arrived, by
-    /// another wait of no length, before it checks any deadline.
+    /// Notes that the wait is over; `is_interrupted` means an interruption by no signal that was caught. Returns
+    /// whether there was a gap: the loop must then handle what has arrived, by another wait of no length, before it
+    /// checks any deadline.
     #[must_use]
     pub fn end_wait(&mut self, is_interrupted: bool) -> bool {
         let now = clock::monotonic();

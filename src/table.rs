@@ -1,7 +1,7 @@
 //! A growing table that never moves its entries.
 //!
-//! Holds clients by slot. A `Vec` that doubles leaves its old halves behind in the heap, which for
-//! a few thousand clients is more than the clients themselves.
+//! Holds clients by slot. A `Vec` that doubles leaves its old halves behind in the heap, which for a few thousand
+//! clients is more than the clients themselves.
 
 /// The number of entries in a chunk.
 const CHUNK: usize = 128;

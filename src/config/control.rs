@@ -22,15 +22,15 @@ pub struct ControlConfig {
     /// The group that may change things, besides root and the daemon's user; `None` by default.
     #[serde(with = "Given::<Group>")]
     pub admin_group: Option<Group>,
-    /// The group that may inspect, besides those that may change things. With `None`, the default, every process that can
-    /// connect may inspect if there is no `admin_group` either.
+    /// The group that may inspect, besides those that may change things. With `None`, the default, every process that
+    /// can connect may inspect if there is no `admin_group` either.
     #[serde(with = "Given::<Group>")]
     pub read_group: Option<Group>,
 }
 
 impl ControlConfig {
-    /// Returns the permissions in force: those that are given, else 0660, or 0666 with a group, because then the master checks
-    /// the peer itself.
+    /// Returns the permissions in force: those that are given, else 0660, or 0666 with a group, because then the master
+    /// checks the peer itself.
     #[must_use]
     pub fn mode(&self) -> Mode {
         let names_a_group = self.admin_group.is_some() || self.read_group.is_some();

@@ -216,8 +216,8 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Leaves out a byte order mark, which is not a column, and all but the first line of the span: a table that lacks a key is
-/// marked at its header. The end of the file is the end of its last line.
+/// Leaves out a byte order mark, which is not a column, and all but the first line of the span: a table that lacks a
+/// key is marked at its header. The end of the file is the end of its last line.
 fn visible(text: &str, span: Range<usize>) -> (&str, Range<usize>) {
     let shown = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mark = text.len() - shown.len();

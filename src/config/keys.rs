@@ -42,8 +42,8 @@ pub(super) fn keys_of(text: &str) -> Keys {
 }
 
 impl Config {
-    /// Returns every key with its value and its origin, which is the file if `given` has the key. A key that is not set comes
-    /// last in its section, with the value in force instead, if any.
+    /// Returns every key with its value and its origin, which is the file if `given` has the key. A key that is not set
+    /// comes last in its section, with the value in force instead, if any.
     #[must_use]
     pub fn entries(&self, given: &Keys) -> Vec<Key> {
         let values = self.values().into_iter();
@@ -101,8 +101,8 @@ impl Config {
         changes
     }
 
-    /// Returns section, key and value in TOML of every key, in the order of the reference but for keys that are not set: they
-    /// come last in their section.
+    /// Returns section, key and value in TOML of every key, in the order of the reference but for keys that are not
+    /// set: they come last in their section.
     fn values(&self) -> Vec<(&'static str, &'static str, Option<String>)> {
         let table = Table::try_from(self).unwrap_or_default();
         let sections = SECTIONS.iter().flat_map(|(section, keys)| {

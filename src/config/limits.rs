@@ -25,8 +25,8 @@ pub struct Limits {
     /// The longest body of a frame, in bytes, from 64 to 256 MiB; 1 MiB by default.
     #[serde(with = "FrameSize")]
     pub max_frame: u32,
-    /// The most bytes that a worker parks for all clients; at least four frames. `None`, the default, is `"auto"`: what the
-    /// memory limits of the daemon's cgroups allow, at most 256 MiB.
+    /// The most bytes that a worker parks for all clients; at least four frames. `None`, the default, is `"auto"`: what
+    /// the memory limits of the daemon's cgroups allow, at most 256 MiB.
     #[serde(with = "OrAuto::<BufferSize>")]
     pub buffers: Option<u64>,
     /// The idle time after which a client is closed; `None`, the default, sets no limit.
@@ -38,12 +38,12 @@ pub struct Limits {
     /// The time in which a client must read a byte of its replies; 30 s by default.
     #[serde(with = "OrNone::<Timeout>")]
     pub send_timeout: Option<Duration>,
-    /// The execution time after which a request gets the error `timeout` and its worker is killed; 30 s by default, `None`
-    /// sets no limit.
+    /// The execution time after which a request gets the error `timeout` and its worker is killed; 30 s by default,
+    /// `None` sets no limit.
     #[serde(with = "OrNone::<Timeout>")]
     pub request_timeout: Option<Duration>,
-    /// The time after which the other clients of a stuck worker move to other workers; 1 s by default, at least 10 ms. If it
-    /// is longer than `request_timeout`, they move when the worker is killed.
+    /// The time after which the other clients of a stuck worker move to other workers; 1 s by default, at least 10 ms.
+    /// If it is longer than `request_timeout`, they move when the worker is killed.
     #[serde(with = "StallTimeout")]
     pub stall_timeout: Duration,
     /// The time in which a departing worker may finish its request; 30 s by default, may be zero.
@@ -52,8 +52,8 @@ pub struct Limits {
     /// The time in which requests may finish when the daemon is restarted and keeps its clients; 200 ms by default.
     #[serde(with = "Patience")]
     pub restart_grace: Duration,
-    /// The silence of a TCP client after which the kernel probes it, in whole seconds up to 32,767; 5 min by default, `None`
-    /// never probes.
+    /// The silence of a TCP client after which the kernel probes it, in whole seconds up to 32,767; 5 min by default,
+    /// `None` never probes.
     #[serde(with = "OrNone::<KeepAlive>")]
     pub tcp_keepalive: Option<Duration>,
 }

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Everything is checked before anything is bound, so a bad file never harms a running daemon. Every key has a default;
-//! `config/fdpassd.toml` shows all of them. This module opens only the files themselves, and looks up users and groups, so
-//! that a wrong one is reported with its place.
+//! `config/fdpassd.toml` shows all of them. This module opens only the files themselves, and looks up users and groups,
+//! so that a wrong one is reported with its place.
 
 mod check;
 mod control;
@@ -60,8 +60,8 @@ pub const MAX_HOSTS: usize = 64;
 
 /// The whole configuration.
 ///
-/// [`Config::load`] and [`Config::parse`] return one. Deserializing it directly leaves out the checks of keys against each
-/// other.
+/// [`Config::load`] and [`Config::parse`] return one. Deserializing it directly leaves out the checks of keys against
+/// each other.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
@@ -97,8 +97,8 @@ impl Config {
     /// Reads and checks the files for a reload of a daemon with this configuration, whose files had `keys`.
     ///
     /// # Errors
-    /// Those of [`Config::load`]; another path of the control socket, which only a restart can change; and, unless `force`, a
-    /// file that is empty while keys are missing.
+    /// Those of [`Config::load`]; another path of the control socket, which only a restart can change; and, unless
+    /// `force`, a file that is empty while keys are missing.
     pub fn load_next(
         &self,
         keys: &Keys,
@@ -141,8 +141,8 @@ impl Config {
         merge::parse(&[text], check::check).map(|loaded| loaded.config)
     }
 
-    /// Parses the configuration of the previous master. Users and groups have the numbers of `known`; without it they are
-    /// looked up, and one that cannot be resolved has no members.
+    /// Parses the configuration of the previous master. Users and groups have the numbers of `known`; without it they
+    /// are looked up, and one that cannot be resolved has no members.
     ///
     /// # Errors
     /// Those of [`Config::parse`], except for names.

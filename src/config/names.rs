@@ -1,8 +1,8 @@
 //! The numbers of the users and groups in a configuration.
 //!
-//! A file is read strictly: an unknown name is an error. The configuration of a previous master, which has clients, must not
-//! fail for a name: an upgrade in place ([`Names::Known`]) reads no database, and a restart ([`Names::Lenient`]) treats an
-//! unknown group as one without members.
+//! A file is read strictly: an unknown name is an error. The configuration of a previous master, which has clients,
+//! must not fail for a name: an upgrade in place ([`Names::Known`]) reads no database, and a restart
+//! ([`Names::Lenient`]) treats an unknown group as one without members.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -24,8 +24,8 @@ pub(super) enum Pipes {
 /// Reads the file at `path`, of at most [`MAX_FILE`] bytes.
 ///
 /// # Errors
-/// A file that cannot be opened or read, is longer, or is neither a regular file nor what `pipes` allows; `TimedOut` if the
-/// writer of a pipe takes longer than 10 s.
+/// A file that cannot be opened or read, is longer, or is neither a regular file nor what `pipes` allows; `TimedOut` if
+/// the writer of a pipe takes longer than 10 s.
 pub(super) fn read(path: &Path, pipes: Pipes) -> io::Result<Vec<u8>> {
     let file = fd::open_at_once(path)?;
     let found = file.metadata()?;

@@ -237,8 +237,8 @@ pub(super) enum ChangeVerb {
 }
 
 impl ChangeVerb {
-    /// Returns what the daemon is doing until it replies, for a sentence, and how long fdpassctl waits by default; `None` for
-    /// a verb with a reply within seconds.
+    /// Returns what the daemon is doing until it replies, for a sentence, and how long fdpassctl waits by default;
+    /// `None` for a verb with a reply within seconds.
     pub(super) fn takes_long(&self) -> Option<(&'static str, Duration)> {
         let (activity, minutes) = match self {
             ChangeVerb::Reload { .. } => ("reloading", 1),

@@ -1,8 +1,8 @@
 //! fdpassctl: one request to a running daemon, its reply, and an exit code for scripts.
 //!
-//! A change that takes long reports its [`progress`]; clients and events come in pages, by several requests. Text for people
-//! is escaped; output for programs (`call`, `--json`) is what was received, byte for byte. fdpassctl knows of the daemon
-//! only the vocabulary in [`proto`](crate::proto).
+//! A change that takes long reports its [`progress`]; clients and events come in pages, by several requests. Text for
+//! people is escaped; output for programs (`call`, `--json`) is what was received, byte for byte. fdpassctl knows of
+//! the daemon only the vocabulary in [`proto`](crate::proto).
 
 mod args;
 mod call;

@@ -1,7 +1,7 @@
 //! Progress on standard error while the daemon performs a change: its events, from a second connection.
 //!
-//! On a terminal it is one line with counters, which is overwritten and erased at the end; else each event is a line. It
-//! never makes a change fail: if a daemon has no events, only the change is requested.
+//! On a terminal it is one line with counters, which is overwritten and erased at the end; else each event is a line.
+//! It never makes a change fail: if a daemon has no events, only the change is requested.
 
 use std::io::{self, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};

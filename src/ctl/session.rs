@@ -65,8 +65,8 @@ impl Session {
 
     /// Connects to the daemon, with another deadline.
     ///
-    /// Leaves out a place in a directory of another user, and one in a directory that does not exist: another user could
-    /// create it at this moment.
+    /// Leaves out a place in a directory of another user, and one in a directory that does not exist: another user
+    /// could create it at this moment.
     pub(super) fn connect_until(&self, deadline: Deadline) -> Result<RpcClient, rpc_client::Error> {
         let places = self.places_except(&[Holder::Others, Holder::Missing]);
         RpcClient::connect_control(&places, deadline)
@@ -97,8 +97,8 @@ impl Session {
     }
 }
 
-/// Returns the possible places of the control socket, and the directory of one that another user may have created. A place
-/// that is given is the only one.
+/// Returns the possible places of the control socket, and the directory of one that another user may have created. A
+/// place that is given is the only one.
 fn places(
     arguments: &Arguments,
     var: impl Fn(&str) -> Option<OsString>,
@@ -127,8 +127,8 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(result: &'a RawValue) -> Result<T, r
     serde_json::from_str(result.get()).map_err(|e| no_reply(&e))
 }
 
-/// Returns the effective user, to which the kernel gives this process's directory of /proc. Without /proc it is no user,
-/// which has usual places too.
+/// Returns the effective user, to which the kernel gives this process's directory of /proc. Without /proc it is no
+/// user, which has usual places too.
 fn user() -> u32 {
     fs::metadata("/proc/self").map_or(u32::MAX, |process| process.uid())
 }

@@ -69,8 +69,8 @@ impl Seen {
 pub(super) struct Paint(bool);
 
 impl Paint {
-    /// Returns the text in a style, if there are colours. Padding belongs into the text or outside: a width would count the
-    /// sequences.
+    /// Returns the text in a style, if there are colours. Padding belongs into the text or outside: a width would count
+    /// the sequences.
     pub(super) fn on<T: Display>(self, style: Style, text: T) -> Painted<T> {
         Painted {
             style: if self.0 { style } else { Style::new() },

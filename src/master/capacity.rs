@@ -6,9 +6,8 @@ use crate::pool::Target;
 use crate::proto::names::{Generation, MAX_WORKERS};
 use crate::shm::Layout;
 
-/// Descriptors that the master needs besides those of clients, listeners, workers and control
-/// clients: the standard ones, the poller, signals, the program, the log, the watch of the store,
-/// and those that are open for a moment only.
+/// Descriptors that the master needs besides those of clients, listeners, workers and control clients: the standard
+/// ones, the poller, signals, the program, the log, the watch of the store, and those that are open for a moment only.
 pub(super) const OWN_DESCRIPTORS: u64 = 20;
 
 /// A worker's channel and shared memory, and those of its successor during a replacement.
@@ -20,8 +19,7 @@ const EXPORTER_DESCRIPTORS: u64 = 3;
 /// Most clients with `max-clients = "auto"`.
 const MAX_AUTO_CLIENTS: u64 = 1_000_000;
 
-/// Returns the number of workers; `auto` is one for each CPU that this process may use, by affinity
-/// and cgroup quota.
+/// Returns the number of workers; `auto` is one for each CPU that this process may use, by affinity and cgroup quota.
 pub(super) fn worker_count(count: Count) -> usize {
     match count {
         Count::Auto => std::thread::available_parallelism()

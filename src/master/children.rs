@@ -1,5 +1,5 @@
-//! The child processes: executes the pool's decisions, receives the messages of workers, collects
-//! the children that have ended, and gives each to the room that it belongs to.
+//! The child processes: executes the pool's decisions, receives the messages of workers, collects the children that
+//! have ended, and gives each to the room that it belongs to.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
-//! Metrics over HTTP. The master binds the listener, so that a reload can be rejected, and a process of its own answers there.
-//! The listener stays when that process dies or is replaced: requests wait in its queue.
+//! Metrics over HTTP. The master binds the listener, so that a reload can be rejected, and a process of its own answers
+//! there. The listener stays when that process dies or is replaced: requests wait in its queue.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -29,8 +29,8 @@ const PROBATION: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Exporter {
     listener: ExporterListener,
-    /// Set while the listener is not bound, because another process has ended it or it could not
-    /// be bound. Then it is not in the poller.
+    /// Set while the listener is not bound, because another process has ended it or it could not be bound. Then it is
+    /// not in the poller.
     outage: Option<Outage>,
     /// The first message to the process.
     start: StartExporter,
@@ -120,8 +120,8 @@ impl Exporter {
         self.start.clone()
     }
 
-    /// Returns why no metrics can be requested, if so. With `checks_file` the file of a Unix socket
-    /// that is gone is a reason, too.
+    /// Returns why no metrics can be requested, if so. With `checks_file` the file of a Unix socket that is gone is a
+    /// reason, too.
     pub(super) fn missing(&self, checks_file: bool) -> Option<&str> {
         match &self.outage {
             Some(outage) => Some(&outage.reason),
@@ -165,8 +165,8 @@ impl Exporter {
         }
     }
 
-    /// Removes the listener from the poller. The exporter's process may have the socket for longer,
-    /// so that the poller would keep it.
+    /// Removes the listener from the poller. The exporter's process may have the socket for longer, so that the poller
+    /// would keep it.
     fn unwatch(&self, poller: &Poller) {
         let _ = poller.remove(&self.listener);
     }

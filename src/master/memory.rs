@@ -1,10 +1,9 @@
 //! Memory for the bytes of clients, if the daemon's cgroup or one above it has a limit.
 //!
-//! The bytes of clients are in memory that workers share with the master, so they outlive a worker
-//! that the kernel kills because memory is out, and its death frees hardly any memory. So the daemon
-//! itself must give up bytes: with `buffers = "auto"` workers do so before the limit is reached. If
-//! the kernel has killed a worker nevertheless, the oldest unfinished frames that it left are
-//! dropped here, down to three quarters of the limit.
+//! The bytes of clients are in memory that workers share with the master, so they outlive a worker that the kernel
+//! kills because memory is out, and its death frees hardly any memory. So the daemon itself must give up bytes: with
+//! `buffers = "auto"` workers do so before the limit is reached. If the kernel has killed a worker nevertheless, the
+//! oldest unfinished frames that it left are dropped here, down to three quarters of the limit.
 
 use super::clients::client::Unleased;
 use crate::config::Limits;
@@ -82,9 +81,9 @@ fn excess(limits: &[MemoryLimit]) -> u64 {
         .unwrap_or(0)
 }
 
-/// Drops the unread bytes of those clients without a worker whose frames have been unfinished for
-/// longest, until there is memory again: the kernel has killed a worker because it was out. These
-/// clients are closed after a reply `overloaded`. Returns their number.
+/// Drops the unread bytes of those clients without a worker whose frames have been unfinished for longest, until there
+/// is memory again: the kernel has killed a worker because it was out. These clients are closed after a reply
+/// `overloaded`. Returns their number.
 pub(super) fn relieve(clients: &mut Clients) -> usize {
     drop_oldest(clients.unleased.iter_mut(), excess(&memory_limits()))
 }

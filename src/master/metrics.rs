@@ -1,7 +1,7 @@
 //! The metrics in the text format of Prometheus, version 0.0.4, from the master's tables and the shared memory.
 //!
-//! Totals include ended workers and earlier configurations. The label `worker` is the seat, so that there are few values; no
-//! label is a process or a client.
+//! Totals include ended workers and earlier configurations. The label `worker` is the seat, so that there are few
+//! values; no label is a process or a client.
 
 mod clients;
 mod text;

@@ -178,8 +178,8 @@ impl Master {
         Ok(())
     }
 
-    /// Handles events, those of control clients aside. Returns the numbers of the listeners where
-    /// clients wait, and of those that have ended.
+    /// Handles events, those of control clients aside. Returns the numbers of the listeners where clients wait, and of
+    /// those that have ended.
     fn handle_events(&mut self, events: &mut [PollEvent], now: Instant) -> (Vec<u32>, Vec<u32>) {
         events.sort_unstable_by_key(|event| event.token);
         let (mut readable, mut ended) = (Vec::new(), Vec::new());
@@ -241,8 +241,8 @@ impl Master {
         );
     }
 
-    /// Waits for events. If this process could not run for a while, the events include those that have occurred since, and the
-    /// service manager gets the watchdog's message at once.
+    /// Waits for events. If this process could not run for a while, the events include those that have occurred since,
+    /// and the service manager gets the watchdog's message at once.
     fn wait(&mut self, events: &mut Vec<PollEvent>) -> Result<(), Error> {
         let timeout = self
             .deadline()

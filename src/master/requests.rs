@@ -15,16 +15,16 @@ use crate::proto::control::{
 };
 use crate::sys::poll::PollEvent;
 
-/// Time in which requests are answered in a turn of the loop. Many slow requests delay clients by
-/// no more than this and one request.
+/// Time in which requests are answered in a turn of the loop. Many slow requests delay clients by no more than this and
+/// one request.
 const CONTROL_BUDGET: Duration = Duration::from_millis(5);
 
 /// The answer to a permitted request.
 type VerbResult = Result<Answer, Refusal>;
 
 impl Master {
-    /// Serves control clients whose sockets have events, for [`CONTROL_BUDGET`] a turn; the others
-    /// are served in the next turn, before those that have been served.
+    /// Serves control clients whose sockets have events, for [`CONTROL_BUDGET`] a turn; the others are served in the
+    /// next turn, before those that have been served.
     pub(super) fn serve_control_clients(&mut self, events: &[PollEvent], now: Instant) {
         let begin = Instant::now();
         for (number, event) in self.control.clients.order(events) {

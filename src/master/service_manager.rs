@@ -27,12 +27,12 @@ use crate::sys::{clock, fd};
 pub(crate) use self::notifier::Notifier;
 pub(crate) use self::summary::{Details, Summary};
 
-/// Time that the manager grants in addition to that of the workers at the end: for the signals, and for collecting the last
-/// worker.
+/// Time that the manager grants in addition to that of the workers at the end: for the signals, and for collecting the
+/// last worker.
 const STOP_MARGIN: Duration = Duration::from_secs(10);
 
-/// The interval of starts that fail while a client waits at a socket of systemd's: 30 a minute, of the 60 that the shipped
-/// unit allows.
+/// The interval of starts that fail while a client waits at a socket of systemd's: 30 a minute, of the 60 that the
+/// shipped unit allows.
 const ACTIVATION_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The link to the service manager, and the first report that the daemon serves.
@@ -66,8 +66,8 @@ impl ManagerLink {
 
     /// A reload has its verdict.
     ///
-    /// A rejected reload has never begun. But a manager that has asked for it by SIGHUP (`Type=notify-reload`) waits until it
-    /// has begun and ended: both in one datagram are its end for that manager, and nothing for another.
+    /// A rejected reload has never begun. But a manager that has asked for it by SIGHUP (`Type=notify-reload`) waits
+    /// until it has begun and ended: both in one datagram are its end for that manager, and nothing for another.
     pub(super) fn notify_reloaded(&mut self, has_begun: bool) {
         match has_begun {
             true => self.notify(&[NotifyState::Ready]),
@@ -88,8 +88,8 @@ impl ManagerLink {
         }
     }
 
-    /// At the end of a turn of the loop: sends the states that have begun, the watchdog's message, messages that could not be
-    /// sent, and the status, each if it is due.
+    /// At the end of a turn of the loop: sends the states that have begun, the watchdog's message, messages that could
+    /// not be sent, and the status, each if it is due.
     pub(super) fn report(&mut self, summary: Summary, details: &Details<'_>, now: Instant) {
         let is_ready = self.announce.is_none();
         for state in self.states.drain(..) {
@@ -99,15 +99,15 @@ impl ManagerLink {
     }
 }
 
-/// Sends the reason why this daemon does not start, or cannot continue, to the service manager, which otherwise gets the
-/// exit status alone.
+/// Sends the reason why this daemon does not start, or cannot continue, to the service manager, which otherwise gets
+/// the exit status alone.
 pub fn report_failure(reason: &dyn fmt::Display) {
     let now = Instant::now();
     Notifier::from_environment(now).send_status(reason, now);
 }
 
-/// Waits for [`ACTIVATION_INTERVAL`], so that a socket unit whose service cannot start does not start it so often that systemd
-/// gives it up.
+/// Waits for [`ACTIVATION_INTERVAL`], so that a socket unit whose service cannot start does not start it so often that
+/// systemd gives it up.
 pub fn wait_before_failing() {
     // Nothing is ever written to the pipe; a signal may end the wait.
     if let Ok((end, _writer)) = fd::pipe() {
@@ -115,8 +115,8 @@ pub fn wait_before_failing() {
     }
 }
 
-/// Returns the time of the message, by which systemd 253 and newer distinguishes the reload that it has asked for from one
-/// before.
+/// Returns the time of the message, by which systemd 253 and newer distinguishes the reload that it has asked for from
+/// one before.
 fn monotonic() -> NotifyState<'static> {
     NotifyState::MonotonicUsec((clock::monotonic() / 1000).into())
 }

@@ -34,8 +34,8 @@ impl SignalQueue {
         !self.read.is_empty()
     }
 
-    /// Reads the signals that have interrupted a wait. Returns whether this process was stopped: then there is none, or one
-    /// to continue. A signal of a child reports only that it was stopped, too.
+    /// Reads the signals that have interrupted a wait. Returns whether this process was stopped: then there is none, or
+    /// one to continue. A signal of a child reports only that it was stopped, too.
     pub(super) fn was_stopped(&mut self) -> bool {
         self.read.extend(self.signals.take());
         self.read.is_empty() || self.read.contains(&Signal::Continue)

@@ -42,8 +42,7 @@ use crate::sys::{clock, fd};
 const BATCH: usize = 256;
 
 impl Master {
-    /// Opens everything that a master needs, and restores what an earlier one has left. No worker is
-    /// started yet.
+    /// Opens everything that a master needs, and restores what an earlier one has left. No worker is started yet.
     ///
     /// # Errors
     /// The first step that fails, if the daemon cannot serve without it.
@@ -135,8 +134,8 @@ fn catch_signals() -> Result<Signals, Error> {
     .map_err(Error::system("catch signals"))
 }
 
-/// Opens the listeners of the configuration, and keeps those of an earlier master. If a new one
-/// cannot be opened and there are clients, the configuration that was applied last stays in force.
+/// Opens the listeners of the configuration, and keeps those of an earlier master. If a new one cannot be opened and
+/// there are clients, the configuration that was applied last stays in force.
 fn open_listeners(
     setup: &mut MasterSetup,
     origin: &mut MasterOrigin,
@@ -173,8 +172,7 @@ fn open_listeners(
     })
 }
 
-/// Opens the control socket. With clients, a socket that cannot be opened is an outage, and is tried
-/// again.
+/// Opens the control socket. With clients, a socket that cannot be opened is an outage, and is tried again.
 fn open_control_server(
     setup: &MasterSetup,
     listeners: &[Listener],
@@ -196,8 +194,8 @@ fn open_control_server(
     })
 }
 
-/// Opens the listener of the exporter, if one is configured. With clients, one that cannot be opened
-/// is an outage, and is tried again.
+/// Opens the listener of the exporter, if one is configured. With clients, one that cannot be opened is an outage, and
+/// is tried again.
 fn open_exporter(
     setup: &MasterSetup,
     listeners: &[Listener],

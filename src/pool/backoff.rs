@@ -6,8 +6,8 @@ use std::time::Duration;
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const MAX_WAIT: Duration = Duration::from_secs(30);
 
-/// Waits that double with each death of a streak and differ a little, so that workers that fail for
-/// one reason do not restart in step.
+/// Waits that double with each death of a streak and differ a little, so that workers that fail for one reason do not
+/// restart in step.
 #[derive(Debug)]
 pub struct Jitter(u64);
 

@@ -95,8 +95,8 @@ impl Pool {
         POSTPONED
     }
 
-    /// Delays the successor of a failed worker. A worker of another generation than the wanted one does not predict
-    /// its successor.
+    /// Delays the successor of a failed worker. A worker of another generation than the wanted one does not predict its
+    /// successor.
     pub(super) fn count_failure(&mut self, member: &Member, now: Instant) {
         if member.generation != self.target.generation {
             return;

@@ -1,7 +1,7 @@
 //! Master and worker: datagrams over one `SOCK_SEQPACKET` socketpair, which is the worker's standard input.
 //!
-//! A datagram is one byte with its kind, then a body: fixed records (all little-endian) for what
-//! happens with every client, JSON for what happens once.
+//! A datagram is one byte with its kind, then a body: fixed records (all little-endian) for what happens with every
+//! client, JSON for what happens once.
 //!
 //! ```text
 //! to the worker    1 Start          JSON + descriptors: the shared memory, then the handoff queues, if there are any; once
@@ -24,8 +24,8 @@
 //! lease record     see `proto/lease.rs`
 //! ```
 //!
-//! Kinds are only added, and so are JSON members, with a default: a master reads the last messages of workers of an older
-//! version.
+//! Kinds are only added, and so are JSON members, with a default: a master reads the last messages of workers of an
+//! older version.
 //!
 //! Messages contain no bytes of clients, which are in the shared memory.
 
@@ -85,13 +85,11 @@ pub enum ToMaster {
     Failed(Failed),
     /// Slots whose clients the worker ended.
     Closed(Vec<u32>),
-    /// Slots whose leases were found revoked or given up; the worker's copies of their sockets are
-    /// closed.
+    /// Slots whose leases were found revoked or given up; the worker's copies of their sockets are closed.
     Released(Vec<u32>),
     /// The worker picked up leases.
     HasCapacity,
-    /// The worker has answered [`Settings::near_limit_at`] requests: its successor should be
-    /// prepared.
+    /// The worker has answered [`Settings::near_limit_at`] requests: its successor should be prepared.
     NearRequestLimit,
 }
 
@@ -110,8 +108,8 @@ pub struct Start {
     pub generation: Generation,
     /// Slots in its shared memory.
     pub slots: u32,
-    /// The longest frame for which its shared memory has regions: that of the settings, or more after a reload, for parked
-    /// bytes.
+    /// The longest frame for which its shared memory has regions: that of the settings, or more after a reload, for
+    /// parked bytes.
     pub longest: u32,
     /// Quarantined methods, which must not run.
     pub quarantined: Vec<String>,
@@ -137,11 +135,9 @@ pub struct Settings {
     pub send_timeout: Option<Duration>,
     /// How long one request may execute before the worker is killed; methods receive this deadline.
     pub request_timeout: Option<Duration>,
-    /// How long a request may continue once the master is gone, before the worker packs its
-    /// clients.
+    /// How long a request may continue once the master is gone, before the worker packs its clients.
     pub restart_grace: Duration,
-    /// The worker sends [`ToMaster::NearRequestLimit`] after this number of requests, and
-    /// continues.
+    /// The worker sends [`ToMaster::NearRequestLimit`] after this number of requests, and continues.
     #[serde(rename = "worn_at")]
     pub near_limit_at: Option<u64>,
     /// The worker stops answering after this number of requests, gives up every lease and exits.

@@ -1,9 +1,9 @@
 //! fdpassctl and master, over the control socket: the frames of the RPC, always little-endian.
 //!
-//! `{"in": VERB, "params": {…}}` is answered by exactly one `{"out": VERB, "result": {…}}` or
-//! `{"out": "error", "result": {"code": CODE, "message": TEXT}}`. A request is at most [`MAX_REQUEST`]
-//! bytes; unknown verbs and unknown parameters are refused. A connection may send another request after a reply; it may shut
-//! its writing side down after the last request and still receives the replies.
+//! `{"in": VERB, "params": {…}}` is answered by exactly one `{"out": VERB, "result": {…}}` or `{"out": "error",
+//! "result": {"code": CODE, "message": TEXT}}`. A request is at most [`MAX_REQUEST`] bytes; unknown verbs and unknown
+//! parameters are refused. A connection may send another request after a reply; it may shut its writing side down after
+//! the last request and still receives the replies.
 //!
 //! | verb | params | result | permitted to |
 //! |---|---|---|---|
@@ -28,10 +28,10 @@
 //! | `metrics` | none | [`Metrics`] | readers |
 //! | `reopen-log` | none | [`Settled`], at once | admins |
 //!
-//! Admins are root, the daemon's user and members of `[control] admin-group`; readers are these, members of `read-group` and,
-//! if neither group is named, all users that can connect. The user, primary and supplementary groups at the time of the
-//! connection count. All others receive `forbidden` as soon as they connect, and are closed. The configuration in force at a
-//! request decides about it.
+//! Admins are root, the daemon's user and members of `[control] admin-group`; readers are these, members of
+//! `read-group` and, if neither group is named, all users that can connect. The user, primary and supplementary groups
+//! at the time of the connection count. All others receive `forbidden` as soon as they connect, and are closed. The
+//! configuration in force at a request decides about it.
 //!
 //! Codes: `bad_request`, `unknown_verb`, `bad_params`, `too_large`, `forbidden`, `busy`, `timeout`, `rejected`,
 //! `rolled_back`, `refused`.

@@ -6,11 +6,10 @@
 //! +----+----+----+----+-------- - - --------+
 //! ```
 //!
-//! Little-endian is the protocol's own order. A listener may be set to `big`, or to `auto`, which
-//! finds a connection's order from its first prefix: the order that gives a length within the
-//! limit, and little where both do. While the limit is 65,535 bytes or less exactly one can,
-//! because in the other order a byte above the lower sixteen bits is set. An empty frame leaves the
-//! order undecided.
+//! Little-endian is the protocol's own order. A listener may be set to `big`, or to `auto`, which finds a connection's
+//! order from its first prefix: the order that gives a length within the limit, and little where both do. While the
+//! limit is 65,535 bytes or less exactly one can, because in the other order a byte above the lower sixteen bits is
+//! set. An empty frame leaves the order undecided.
 
 use serde::{Deserialize, Serialize};
 
@@ -60,8 +59,7 @@ pub enum OrderRule {
 }
 
 impl OrderRule {
-    /// Returns the order of a prefix, with frames up to `limit` bytes; `None` while it is
-    /// undecided.
+    /// Returns the order of a prefix, with frames up to `limit` bytes; `None` while it is undecided.
     #[must_use]
     pub fn decide(self, prefix: [u8; PREFIX], limit: u32) -> Option<ByteOrder> {
         match self {

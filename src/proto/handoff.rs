@@ -1,8 +1,8 @@
 //! Handoff queues, in which clients wait for the next master when theirs is gone.
 //!
-//! A handoff queue is a `SOCK_SEQPACKET` pair; the service manager holds both ends. A process that
-//! has to exit packs its clients into any of them, and the next master unpacks them all. A datagram
-//! is one byte with its kind, then a body.
+//! A handoff queue is a `SOCK_SEQPACKET` pair; the service manager holds both ends. A process that has to exit packs
+//! its clients into any of them, and the next master unpacks them all. A datagram is one byte with its kind, then a
+//! body.
 //!
 //! ```text
 //! 1 Shm       JSON + the descriptor of the shared memory, first, once a worker
@@ -12,13 +12,13 @@
 //! record      see `proto/lease.rs`
 //! ```
 //!
-//! A record locates the client's state in the shared memory; **no client bytes are sent in handoff queues**. It is short
-//! because a datagram of 253 records must fit into 8 KiB of kernel memory: of longer ones only half as many fit. So only
-//! datagrams with a client that has offsets have longer, and fewer, records.
+//! A record locates the client's state in the shared memory; **no client bytes are sent in handoff queues**. It is
+//! short because a datagram of 253 records must fit into 8 KiB of kernel memory: of longer ones only half as many fit.
+//! So only datagrams with a client that has offsets have longer, and fewer, records.
 //!
-//! A handoff queue may be unpacked by another version than has packed it. Fields are only ever
-//! added, at the end of a record or to the JSON, and mean nothing if they are missing; a reader
-//! ignores the unknown end of a longer record. What cannot be left out has another kind.
+//! A handoff queue may be unpacked by another version than has packed it. Fields are only ever added, at the end of a
+//! record or to the JSON, and mean nothing if they are missing; a reader ignores the unknown end of a longer record.
+//! What cannot be left out has another kind.
 
 use serde::{Deserialize, Serialize};
 
@@ -63,8 +63,7 @@ fn first_layout() -> u32 {
     1
 }
 
-/// Returns the record of a client in an unread datagram of leases: the one whose socket has this
-/// index.
+/// Returns the record of a client in an unread datagram of leases: the one whose socket has this index.
 #[must_use]
 pub fn client_record_in(datagram: &[u8], index: usize) -> Option<[u8; RECORD_LEN]> {
     Lease::nth(datagram, index).map(|lease| lease.record.encode())

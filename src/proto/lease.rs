@@ -1,5 +1,4 @@
-//! The record of a client, in both of its forms: a lease in the channel, and a client in a handoff
-//! queue.
+//! The record of a client, in both of its forms: a lease in the channel, and a client in a handoff queue.
 //!
 //! ```text
 //! lease          client u64 | slot u32 | lease number u32 |
@@ -32,8 +31,8 @@ pub struct ClientRecord {
     pub lease_number: u32,
     /// How the byte order is learnt while the shared memory does not record it.
     pub order: OrderRule,
-    /// How often it was leased again, below 2^30 in a handoff queue: of two leases of a client the
-    /// one with more is the later one.
+    /// How often it was leased again, below 2^30 in a handoff queue: of two leases of a client the one with more is the
+    /// later one.
     pub moves: u32,
     /// The number of the listener where it connected.
     pub listener: u32,

@@ -31,8 +31,8 @@ pub trait Message: Sized {
 
 pub(super) fn json(kind: u8, body: &impl Serialize, out: &mut Vec<u8>) {
     out.push(kind);
-    // Writing to a Vec does not fail, and these types have no paths and no maps with keys other than strings. The other end
-    // would reject what could not be written.
+    // Writing to a Vec does not fail, and these types have no paths and no maps with keys other than strings. The other
+    // end would reject what could not be written.
     let _ = serde_json::to_writer(out, body);
 }
 

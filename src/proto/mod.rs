@@ -8,8 +8,8 @@
 //! | `exporter` | the master and the exporter | the same |
 //! | `handoff` | a master or worker that exits, and the next master | datagrams that wait in such a pair |
 //!
-//! Each protocol is one module that both ends import; its module doc is the specification. The last three are internal: both
-//! ends are always fdpassd.
+//! Each protocol is one module that both ends import; its module doc is the specification. The last three are internal:
+//! both ends are always fdpassd.
 
 /// Defines an enum of which each variant has one name on the wire.
 macro_rules! named_variants {

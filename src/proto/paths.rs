@@ -1,7 +1,7 @@
 //! Paths in JSON. JSON strings are Unicode, while a path is any bytes except NUL (path_resolution(7)).
 //!
-//! A path for people has U+FFFD for each byte that is not UTF-8 ([`shown`]). A path that is opened later keeps every byte
-//! ([`Exact`]).
+//! A path for people has U+FFFD for each byte that is not UTF-8 ([`shown`]). A path that is opened later keeps every
+//! byte ([`Exact`]).
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};

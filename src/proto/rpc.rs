@@ -5,8 +5,8 @@
 //! bytes must never become a [`serde_json::Value`] in this crate**: with the feature `raw_value` each object with the key
 //! `$serde_json::private::RawValue` starts a new recursion budget there, and a frame of nested ones overflows the stack.
 //!
-//! Errors are replies: `{"out": "error", "result": {"code": CODE, "message": TEXT}}`. After a body that is not JSON the next
-//! frame is found, and the connection continues.
+//! Errors are replies: `{"out": "error", "result": {"code": CODE, "message": TEXT}}`. After a body that is not JSON the
+//! next frame is found, and the connection continues.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -76,9 +76,9 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Parses the usual form, `{"in":"NAME","params":VALUE}` with or without spaces as Python writes them, in two thirds of
-    /// the time. The request has this form exactly if the text between the prefix and the last brace is one JSON value;
-    /// the general parser decides about all other requests.
+    /// Parses the usual form, `{"in":"NAME","params":VALUE}` with or without spaces as Python writes them, in two
+    /// thirds of the time. The request has this form exactly if the text between the prefix and the last brace is one
+    /// JSON value; the general parser decides about all other requests.
     fn parse_usual(text: &'a str) -> Option<Request<'a>> {
         let rest = after(text.strip_prefix("{\"in\"")?, ":")?.strip_prefix('"')?;
         let (method, rest) = rest.split_once('"')?;

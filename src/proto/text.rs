@@ -1,8 +1,8 @@
 //! Text from outside, written to a terminal or a log.
 //!
 //! Text of clients, workers and configuration files may contain newlines that forge a log line, escape sequences that
-//! control a terminal, and bidi controls that change the order in which text is shown. Backslashes stay as they are: the aim
-//! is that no character acts, not that every text can be parsed back.
+//! control a terminal, and bidi controls that change the order in which text is shown. Backslashes stay as they are:
+//! the aim is that no character acts, not that every text can be parsed back.
 
 use std::fmt::{self, Display, Write};
 

@@ -40,8 +40,8 @@ fn permitted(found: &Metadata) -> Option<String> {
     })
 }
 
-/// Returns the name of a number by passwd(5) or group(5), or else the number, after this word. Names that only a directory
-/// server knows are not looked up.
+/// Returns the name of a number by passwd(5) or group(5), or else the number, after this word. Names that only a
+/// directory server knows are not looked up.
 fn name(database: &str, id: u32, word: &str) -> String {
     let entries = fs::read_to_string(database).unwrap_or_default();
     let name_of = |entry: &str| {

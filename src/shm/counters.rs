@@ -1,7 +1,7 @@
 //! The counters of a worker, exact to its last instruction: one store counts what one store commits.
 //!
-//! One store into the slot commits a reply, and later stores count it. A death between them must
-//! not cause a miscount, so the worker notes before the commit what it will count:
+//! One store into the slot commits a reply, and later stores count it. A death between them must not cause a miscount,
+//! so the worker notes before the commit what it will count:
 //!
 //! ```text
 //! note     which counter, what it and the client's own will be, and what `replied` will be     header, one store
@@ -13,8 +13,8 @@
 //! and the counter has not, the master completes the count ([`MasterShm::settle`]); doing so twice does no harm.
 //! Requests are counted only in the counters of methods: all other figures are sums of them.
 //!
-//! The duration of a request is recorded when its reply is sent. For replies that were committed
-//! and not sent it is an estimate ([`Counters::close`]).
+//! The duration of a request is recorded when its reply is sent. For replies that were committed and not sent it is an
+//! estimate ([`Counters::close`]).
 
 use std::time::Duration;
 
@@ -24,16 +24,16 @@ use super::header::{self, BUCKETS, COUNTED_METHODS, Header, upper};
 use super::{MasterShm, Slot};
 use crate::proto::channel::MethodName;
 
-/// Bits of a note: `replied`, the number of the counter, and the last bits of both counts, enough
-/// to distinguish one count from the next.
+/// Bits of a note: `replied`, the number of the counter, and the last bits of both counts, enough to distinguish one
+/// count from the next.
 const REPLIED_BITS: u32 = 30;
 const COUNTER_BITS: u32 = 9;
 const COUNT_BITS: u32 = 12;
 const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
 const NOTED: u64 = 1 << 63;
 
-/// The most replies that can be committed and not sent: a turn sends once it has
-/// [`super::REPLY_SOFT`] bytes, and no reply is shorter than 24 bytes.
+/// The most replies that can be committed and not sent: a turn sends once it has [`super::REPLY_SOFT`] bytes, and no
+/// reply is shorter than 24 bytes.
 const MAX_UNSENT: u64 = super::REPLY_SOFT as u64 / 24 + 1;
 
 /// The shortest time of a reply, on average over the replies that wait to be sent: no worker answers faster.
@@ -49,8 +49,8 @@ pub struct Note {
 }
 
 impl Note {
-    /// Worker: notes that the next commit, of `replied` bytes, answers a request for this method,
-    /// by its number, or for no method (0), with a result or an error.
+    /// Worker: notes that the next commit, of `replied` bytes, answers a request for this method, by its number, or for
+    /// no method (0), with a result or an error.
     #[must_use]
     pub fn new(
         header: Header<'_>,
@@ -166,8 +166,8 @@ impl Counters {
     pub fn read(header: Header<'_>) -> Counters {
         let counters = || (0..2 * COUNTED_METHODS as usize).map(|counter| header.counter(counter));
         let at_least = sum(counters());
-        // A request is counted first, then recorded, and added to the sum last. Read in another
-        // order, there may be more durations than requests, or their sum may be too large for them.
+        // A request is counted first, then recorded, and added to the sum last. Read in another order, there may be
+        // more durations than requests, or their sum may be too large for them.
         let duration_sum = header.duration_sum();
         let durations = header.durations().collect();
         let (panics, log_errors, lost) = (header.panics(), header.log_errors(), header.lost());
@@ -199,8 +199,8 @@ impl Counters {
         sum(self.methods.iter().skip(1).step_by(2).copied())
     }
 
-    /// Returns the requests for this method, by its number, with a result and with an error.
-    /// Requests for no method, and for methods without counters of their own, are under 0.
+    /// Returns the requests for this method, by its number, with a result and with an error. Requests for no method,
+    /// and for methods without counters of their own, are under 0.
     #[must_use]
     pub fn answered(&self, method: u32) -> [u64; 2] {
         let at = 2 * method as usize;
@@ -211,8 +211,8 @@ impl Counters {
         }
     }
 
-    /// Returns each of these methods with its requests, and the requests for no method without a
-    /// name. A method without a counter counts as none.
+    /// Returns each of these methods with its requests, and the requests for no method without a name. A method without
+    /// a counter counts as none.
     pub fn by_method<'a>(
         &'a self,
         methods: &'a [MethodName],
@@ -225,8 +225,8 @@ impl Counters {
         std::iter::once((None, self.answered(0))).chain(named)
     }
 
-    /// Closes the counters of a worker that is gone. Its replies that were committed and not sent
-    /// took, as far as can be known, as long as the turn that made them had lasted.
+    /// Closes the counters of a worker that is gone. Its replies that were committed and not sent took, as far as can
+    /// be known, as long as the turn that made them had lasted.
     pub fn close(&mut self, turn: Duration) {
         let ns = u64::try_from(turn.as_nanos()).unwrap_or(u64::MAX);
         let unsent = self
@@ -237,8 +237,8 @@ impl Counters {
         self.duration_sum = self.duration_sum.saturating_add(unsent.saturating_mul(ns));
     }
 
-    /// Returns why these cannot be the counters of a working worker that had counted `before` this
-    /// long ago and counts for `methods` methods; `None` if they can be.
+    /// Returns why these cannot be the counters of a working worker that had counted `before` this long ago and counts
+    /// for `methods` methods; `None` if they can be.
     #[must_use]
     pub fn fault(
         &self,
@@ -326,8 +326,8 @@ mod tests {
         (master, worker)
     }
 
-    /// Commits and counts a reply of ten bytes as a turn does, up to this many stores. Returns
-    /// whether it was committed.
+    /// Commits and counts a reply of ten bytes as a turn does, up to this many stores. Returns whether it was
+    /// committed.
     fn answer(
         worker: &WorkerShm,
         slot: u32,

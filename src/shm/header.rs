@@ -55,8 +55,8 @@ const WRITER: usize = 22;
 pub(super) const FINAL_WRITE_CALLS: usize = 23;
 
 const METHODS: usize = 1664;
-/// The number of methods with counters; number 0 is for requests of no method and of methods
-/// without counters of their own.
+/// The number of methods with counters; number 0 is for requests of no method and of methods without counters of their
+/// own.
 pub(super) const COUNTED_METHODS: u32 = 192;
 
 /// The counters of a worker. Each has one writer, the worker, and is only ever shown or compared.
@@ -171,8 +171,8 @@ impl<'a> Header<'a> {
         self.0[LOG_ERRORS].store(n, Ordering::Relaxed);
     }
 
-    /// Returns when the shared memory was packed for the next master, in ns of CLOCK_MONOTONIC, if
-    /// it was and that is known.
+    /// Returns when the shared memory was packed for the next master, in ns of CLOCK_MONOTONIC, if it was and that is
+    /// known.
     #[must_use]
     pub fn packed_at(&self) -> Option<u64> {
         Some(self.load(PACKED_AT)).filter(|at| *at > 0)
@@ -183,8 +183,8 @@ impl<'a> Header<'a> {
         self.0[PACKED_AT].store(now, Ordering::Release);
     }
 
-    /// Returns the number of clients that the worker closed because it could not watch them, read
-    /// from them or write to them.
+    /// Returns the number of clients that the worker closed because it could not watch them, read from them or write to
+    /// them.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.load(LOST)

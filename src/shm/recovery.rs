@@ -1,5 +1,5 @@
-//! Recovery of the bytes that a worker left of a client: the master reads them from the file and
-//! stores them for the next worker.
+//! Recovery of the bytes that a worker left of a client: the master reads them from the file and stores them for the
+//! next worker.
 //!
 //! ```text
 //! unread = rx[answered .. R - in_base]      of R bytes ever read from the client
@@ -43,8 +43,8 @@ pub enum Owner {
 const MAX_POSITION: u64 = 1 << 62;
 
 impl MasterShm {
-    /// Returns the bytes of the client in a slot whose worker is dead or in no turn of it. Without
-    /// byte counts, the positions in the cursors are used, which are right between two turns.
+    /// Returns the bytes of the client in a slot whose worker is dead or in no turn of it. Without byte counts, the
+    /// positions in the cursors are used, which are right between two turns.
     ///
     /// # Errors
     /// Those of pread(2); `InvalidData` when the cursors and the byte counts cannot both be true.
@@ -77,8 +77,8 @@ impl MasterShm {
         })
     }
 
-    /// Returns whether a client's bytes fit into the regions here. They may not fit in the shared
-    /// memory of a worker that was started before `max-frame` was raised.
+    /// Returns whether a client's bytes fit into the regions here. They may not fit in the shared memory of a worker
+    /// that was started before `max-frame` was raised.
     #[must_use]
     pub fn has_regions_for(&self, bytes: &ClientBytes) -> bool {
         let unread = self.layout.receive_range(Region::Large, 0).len();

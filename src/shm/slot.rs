@@ -32,8 +32,8 @@ const LAST_ACTIVE: usize = 4;
 const REQUESTS: usize = 5;
 const CURSORS: [usize; 2] = [6, 11];
 
-/// A word of a slot. Types other than [`AtomicU64`] are for the tests only, which try every order
-/// in which two processes can see each other's stores.
+/// A word of a slot. Types other than [`AtomicU64`] are for the tests only, which try every order in which two
+/// processes can see each other's stores.
 pub trait Word {
     /// Loads the word, as [`AtomicU64::load`].
     fn load(&self, order: Ordering) -> u64;
@@ -111,9 +111,9 @@ impl<'a, W: Word> Slot<'a, W> {
         LeaseWord::decode(self.load(LEASE))
     }
 
-    /// Master: fills the slot, before the lease is sent. `state` is [`LeaseState::Idle`], or
-    /// [`LeaseState::Parked`] if bytes of the client lie in the slot's regions; `since` and
-    /// `active` are as returned by [`Slot::since`] and [`Slot::last_active`].
+    /// Master: fills the slot, before the lease is sent. `state` is [`LeaseState::Idle`], or [`LeaseState::Parked`] if
+    /// bytes of the client lie in the slot's regions; `since` and `active` are as returned by [`Slot::since`] and
+    /// [`Slot::last_active`].
     pub fn preset(
         &self,
         state: LeaseState,
@@ -146,16 +146,16 @@ impl<'a, W: Word> Slot<'a, W> {
         self.release(0, LeaseState::Free);
     }
 
-    /// Worker: begins a turn, if the lease is still its own. Uses compare-exchange, because the
-    /// master may revoke the lease at the same instant; exactly one of the two succeeds.
+    /// Worker: begins a turn, if the lease is still its own. Uses compare-exchange, because the master may revoke the
+    /// lease at the same instant; exactly one of the two succeeds.
     #[must_use]
     pub fn claim(&self, number: u32) -> Option<Claim> {
         self.exchange(number, [LeaseState::Busy, LeaseState::Busy])
     }
 
-    /// Ends the lease of a client that is in no turn: the master revokes it, or the worker gives it
-    /// up. From then on the worker touches neither the slot nor its regions, and their contents are
-    /// complete. Returns `None` if the client is in a turn, or the lease is another one.
+    /// Ends the lease of a client that is in no turn: the master revokes it, or the worker gives it up. From then on
+    /// the worker touches neither the slot nor its regions, and their contents are complete. Returns `None` if the
+    /// client is in a turn, or the lease is another one.
     #[must_use]
     pub fn revoke(&self, number: u32) -> Option<Claim> {
         self.exchange(number, [LeaseState::Revoked, LeaseState::RevokedParked])

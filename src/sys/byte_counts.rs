@@ -57,19 +57,19 @@ pub struct ByteCounts {
     pub written: u64,
 }
 
-/// Reads the byte counts of a TCP connection that no process reads from or writes to any more. `None` if it is over: reset,
-/// or shut down on this side, whose FIN counts as a byte written.
+/// Reads the byte counts of a TCP connection that no process reads from or writes to any more. `None` if it is over:
+/// reset, or shut down on this side, whose FIN counts as a byte written.
 ///
-/// The client's FIN counts among the bytes received, and never among those to be read. The client may still send, so the
-/// counts are read until two reads in a row agree.
+/// The client's FIN counts among the bytes received, and never among those to be read. The client may still send, so
+/// the counts are read until two reads in a row agree.
 ///
 /// A connection by TCP Fast Open serves before its handshake is complete, in SYN_RECV, where both queue ioctls are 0
-/// whatever the queues contain. A peek returns the unread bytes then. The kernel does not count bytes that were written and
-/// are in flight there.
+/// whatever the queues contain. A peek returns the unread bytes then. The kernel does not count bytes that were written
+/// and are in flight there.
 ///
 /// # Errors
-/// Those of getsockopt(2), ioctl(2) and recv(2); `WouldBlock` for a connection in SYN_RECV with bytes in flight: the caller
-/// must wait for the end of the handshake, or of the connection.
+/// Those of getsockopt(2), ioctl(2) and recv(2); `WouldBlock` for a connection in SYN_RECV with bytes in flight: the
+/// caller must wait for the end of the handshake, or of the connection.
 pub fn read(socket: impl AsFd) -> io::Result<Option<ByteCounts>> {
     let fd = socket.as_fd().as_raw_fd();
     let mut before = Info::read(fd)?;
@@ -210,8 +210,8 @@ pub struct Writes {
 }
 
 impl Writes {
-    /// Returns how many bytes one call has written since `before`, or 0 if there was no call. A thread that has called more
-    /// often has written something else as well, and how much of it went where is unknown.
+    /// Returns how many bytes one call has written since `before`, or 0 if there was no call. A thread that has called
+    /// more often has written something else as well, and how much of it went where is unknown.
     ///
     /// # Errors
     /// `InvalidData` when it was more than one call, or this account does not continue `before`.
@@ -225,8 +225,8 @@ impl Writes {
     }
 }
 
-/// Returns what one thread of a process ever wrote, without other threads and children. The account of the first thread of
-/// a process that has ended exists until the process is collected; that of another thread ends with the thread.
+/// Returns what one thread of a process ever wrote, without other threads and children. The account of the first thread
+/// of a process that has ended exists until the process is collected; that of another thread ends with the thread.
 ///
 /// # Errors
 /// Those of reading /proc/PID/task/TID/io; `InvalidData` where the kernel keeps no such account.

@@ -1,5 +1,5 @@
-//! The limits of memory of this process: those of its memory cgroup and of each ancestor
-//! (cgroups(7); cgroup-v2.rst and cgroup-v1/memory.rst of the kernel's documentation).
+//! The limits of memory of this process: those of its memory cgroup and of each ancestor (cgroups(7); cgroup-v2.rst and
+//! cgroup-v1/memory.rst of the kernel's documentation).
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};
@@ -16,8 +16,8 @@ pub struct MemoryLimit {
     pub used: u64,
 }
 
-/// Returns the limits of this process's cgroup and of all visible ancestors. Empty without a limit, or where no memory cgroup
-/// is mounted.
+/// Returns the limits of this process's cgroup and of all visible ancestors. Empty without a limit, or where no memory
+/// cgroup is mounted.
 #[must_use]
 pub fn memory_limits() -> Vec<MemoryLimit> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
@@ -68,8 +68,8 @@ fn unescape(path: &str) -> PathBuf {
 
 /// Returns the directory of a cgroup, and those of its ancestors up to the mount point.
 fn levels(path: &Path, root: &Path, point: &Path) -> Vec<PathBuf> {
-    // In a container its own cgroup may be the mount's root, while its path is that outside. The path of a cgroup outside of
-    // the mount starts with "/..".
+    // In a container its own cgroup may be the mount's root, while its path is that outside. The path of a cgroup
+    // outside of the mount starts with "/..".
     let below = path.strip_prefix(root).unwrap_or(Path::new(""));
     let is_below = below
         .components()

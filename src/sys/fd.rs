@@ -22,8 +22,8 @@ pub fn raise_limit() -> io::Result<u64> {
     Ok(soft)
 }
 
-/// Returns how many descriptors this process has open: the size of /proc/self/fd (proc(5)). None before Linux 6.2, because
-/// counting many one by one takes long.
+/// Returns how many descriptors this process has open: the size of /proc/self/fd (proc(5)). None before Linux 6.2,
+/// because counting many one by one takes long.
 #[must_use]
 pub fn open() -> Option<u64> {
     std::fs::metadata("/proc/self/fd")
@@ -32,8 +32,8 @@ pub fn open() -> Option<u64> {
         .filter(|count| *count > 0)
 }
 
-/// Opens a file of any kind for reading: a FIFO without a writer does not block (fifo(7)), and a terminal does not become
-/// the controlling one.
+/// Opens a file of any kind for reading: a FIFO without a writer does not block (fifo(7)), and a terminal does not
+/// become the controlling one.
 ///
 /// # Errors
 /// Those of open(2). The error names a socket, for which open(2) returns ENXIO.

@@ -1,5 +1,5 @@
-//! The identity of this process and thread, for code that may run after a fork(2) by foreign code, or in a signal handler
-//! of any thread.
+//! The identity of this process and thread, for code that may run after a fork(2) by foreign code, or in a signal
+//! handler of any thread.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -15,8 +15,8 @@ use super::memory::PAGE;
 /// The process that called [`remember`].
 struct OwnProcess {
     pid: i32,
-    /// Not 0 in this process, and 0 in every child that got a copy of its memory: MADV_WIPEONFORK of madvise(2). It saves
-    /// a system call for each check. `None` where the kernel has no such page, before Linux 4.14.
+    /// Not 0 in this process, and 0 in every child that got a copy of its memory: MADV_WIPEONFORK of madvise(2). It
+    /// saves a system call for each check. `None` where the kernel has no such page, before Linux 4.14.
     mark: Option<&'static AtomicU64>,
 }
 
@@ -39,8 +39,8 @@ pub fn is_child() -> bool {
     })
 }
 
-/// Ends this process if it is a child that returned from the code that forked it. No destructor runs, as everything that it
-/// has belongs to its parent.
+/// Ends this process if it is a child that returned from the code that forked it. No destructor runs, as everything
+/// that it has belongs to its parent.
 pub fn end_child() {
     if is_child() {
         const SENTENCE: &[u8] =

@@ -1,18 +1,16 @@
-//! The last thing that a worker does when its master is gone: it packs its clients' sockets into the
-//! handoff queues.
+//! The last thing that a worker does when its master is gone: it packs its clients' sockets into the handoff queues.
 //!
-//! A worker can be in a call that does not return, so a signal handler must be able to do this:
-//! everything that it needs is prepared, and nothing here allocates, locks or panics
-//! (signal-safety(7)).
+//! A worker can be in a call that does not return, so a signal handler must be able to do this: everything that it
+//! needs is prepared, and nothing here allocates, locks or panics (signal-safety(7)).
 //!
 //! ```text
 //! SIGTERM   sets an alarm after the grace, as the loop may notice by itself
 //! SIGALRM   the master exists: nothing             it is gone: packs, and exits
 //! ```
 //!
-//! The thread that serves packs, once. A signal that another thread receives is forwarded to it, so
-//! that no write of that thread is in progress; one that interrupts the loop while it packs changes
-//! nothing; and a child that a method forked does nothing.
+//! The thread that serves packs, once. A signal that another thread receives is forwarded to it, so that no write of
+//! that thread is in progress; one that interrupts the loop while it packs changes nothing; and a child that a method
+//! forked does nothing.
 
 use std::fs::File;
 use std::io;
@@ -57,8 +55,8 @@ pub struct RecordFormat {
     pub short_len: usize,
     /// Returns the slot and the lease number of a record.
     pub lease_in: fn(record: &Record) -> (u32, u32),
-    /// Returns the record of a client in a datagram of the channel: the one whose socket is the
-    /// descriptor of this index.
+    /// Returns the record of a client in a datagram of the channel: the one whose socket is the descriptor of this
+    /// index.
     pub unread: fn(datagram: &[u8], index: usize) -> Option<Record>,
 }
 
@@ -121,8 +119,8 @@ pub struct Packed {
 }
 
 impl EmergencyHandoff {
-    /// Prepares for the clients of shared memory that the calling thread serves, and catches both
-    /// signals. `channel` leads to the master and must stay open as long as this process lives.
+    /// Prepares for the clients of shared memory that the calling thread serves, and catches both signals. `channel`
+    /// leads to the master and must stay open as long as this process lives.
     ///
     /// # Errors
     /// Those of memfd_create(2), mmap(2) and sigaction(2).
@@ -180,8 +178,7 @@ impl EmergencyHandoff {
         self.used.fetch_max(u64::from(slot) + 1, Ordering::Relaxed);
     }
 
-    /// Removes a client. Must be called before its socket is closed, as another descriptor may then
-    /// have its number.
+    /// Removes a client. Must be called before its socket is closed, as another descriptor may then have its number.
     pub fn unregister(&self, slot: u32) {
         if let Some(entry) = self.entry(slot) {
             entry[0].store(0, Ordering::Release);
@@ -234,8 +231,8 @@ impl EmergencyHandoff {
         if fork::thread_id() != self.thread {
             return fork::signal_thread(self.thread, SIGALRM);
         }
-        // The interrupted loop packs or has packed, and then ends by itself. An exit here would lose
-        // the rest of its clients.
+        // The interrupted loop packs or has packed, and then ends by itself. An exit here would lose the rest of its
+        // clients.
         if self.has_begun.load(Ordering::Acquire) {
             return;
         }
@@ -252,8 +249,8 @@ impl EmergencyHandoff {
         fork::process_id() == self.pid
     }
 
-    /// Packs the shared memory and all clients that are still here. Only the first call does so, and
-    /// only in the worker, not in a child.
+    /// Packs the shared memory and all clients that are still here. Only the first call does so, and only in the
+    /// worker, not in a child.
     pub fn pack(&self) -> Packed {
         let mut outcome = Packed::default();
         if !self.is_ours() || self.has_begun.swap(true, Ordering::AcqRel) {

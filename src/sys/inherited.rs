@@ -139,8 +139,8 @@ sockopt_impl!(
     libc::c_int
 );
 
-/// Returns a copy of a listener that another program has created, with the options of our own: it does not block, and TCP
-/// clients inherit the options of [`bind_tcp`](super::socket::bind_tcp), except for the probes.
+/// Returns a copy of a listener that another program has created, with the options of our own: it does not block, and
+/// TCP clients inherit the options of [`bind_tcp`](super::socket::bind_tcp), except for the probes.
 ///
 /// # Errors
 /// Those of fcntl(2) and setsockopt(2).

@@ -5,9 +5,9 @@ use std::io;
 use nix::errno::Errno;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
-/// Adds the limit that causes an error to its text, unless it is unlimited. EFBIG comes from the limit on the size of files,
-/// including those of memfd_create(2), EMFILE from that on descriptors, EAGAIN of fork(2) from that on processes; ENOMEM may
-/// come from that on address space (getrlimit(2)).
+/// Adds the limit that causes an error to its text, unless it is unlimited. EFBIG comes from the limit on the size of
+/// files, including those of memfd_create(2), EMFILE from that on descriptors, EAGAIN of fork(2) from that on
+/// processes; ENOMEM may come from that on address space (getrlimit(2)).
 #[must_use]
 pub fn named(error: io::Error) -> io::Error {
     let (resource, what) = match error.raw_os_error().map(Errno::from_raw) {

@@ -1,9 +1,9 @@
 //! Listening, and accepting clients from sockets that other processes may hold as well.
 //!
-//! A listening socket is often shared: with the service manager that has bound it, with the program that started this one,
-//! with programs that inherited it. Each holder can end it for all (shutdown(2)), and each can clear its O_NONBLOCK, which
-//! belongs to the open file description: systemd does so at each start of a service that gets the socket without
-//! `NonBlocking=yes`. In neither case does a call here wait for longer than a tick of the kernel.
+//! A listening socket is often shared: with the service manager that has bound it, with the program that started this
+//! one, with programs that inherited it. Each holder can end it for all (shutdown(2)), and each can clear its
+//! O_NONBLOCK, which belongs to the open file description: systemd does so at each start of a service that gets the
+//! socket without `NonBlocking=yes`. In neither case does a call here wait for longer than a tick of the kernel.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -24,11 +24,11 @@ use super::poll::poll_one;
 /// Time without accepting connections after the system was out of descriptors or memory.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Lets clients connect. The kernel caps `backlog` at net.core.somaxconn (listen(2)). On a socket that listens already it
-/// changes the backlog, and no waiting client is lost.
+/// Lets clients connect. The kernel caps `backlog` at net.core.somaxconn (listen(2)). On a socket that listens already
+/// it changes the backlog, and no waiting client is lost.
 ///
-/// Must not be called for a TCP socket that was ended: the kernel would accept clients again, and if the socket was ended
-/// by `ss -K`, each of them would be shut down from birth ([`is_listening`]).
+/// Must not be called for a TCP socket that was ended: the kernel would accept clients again, and if the socket was
+/// ended by `ss -K`, each of them would be shut down from birth ([`is_listening`]).
 ///
 /// # Errors
 /// Those of setsockopt(2) and listen(2), which for TCP reports another listener by EADDRINUSE.
@@ -88,8 +88,8 @@ pub enum Offer {
     Client(Accepted),
     /// No client now.
     Empty,
-    /// No client any more: the listener was ended. For a Unix listener only [`is_listening`] shows it: accept(2) returns
-    /// EAGAIN.
+    /// No client any more: the listener was ended. For a Unix listener only [`is_listening`] shows it: accept(2)
+    /// returns EAGAIN.
     Ended,
 }
 

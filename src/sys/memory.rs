@@ -86,15 +86,15 @@ impl Deref for Words {
     type Target = [AtomicU64];
 
     fn deref(&self) -> &[AtomicU64] {
-        // SAFETY: the mapping is page-aligned, readable and writable, lives as long as `self`, and the file
-        // cannot shrink (checked to be long enough, and sealed). AtomicU64 may be shared with other processes, which
-        // change it by atomic or plain stores; every bit pattern is one of its values.
+        // SAFETY: the mapping is page-aligned, readable and writable, lives as long as `self`, and the file cannot
+        // shrink (checked to be long enough, and sealed). AtomicU64 may be shared with other processes, which change it
+        // by atomic or plain stores; every bit pattern is one of its values.
         unsafe { std::slice::from_raw_parts(self.0.start.cast().as_ptr(), self.0.length / 8) }
     }
 }
 
-/// A mapped part of a shared file, as bytes that only this process writes. Others may read them through the file, and write
-/// only bytes that this process does not use at the time.
+/// A mapped part of a shared file, as bytes that only this process writes. Others may read them through the file, and
+/// write only bytes that this process does not use at the time.
 #[derive(Debug)]
 pub struct Bytes(Mapping);
 
@@ -159,9 +159,9 @@ impl Mapping {
         }
         .map_err(named)?;
         let mapping = Mapping { start, length };
-        // Bytes of clients do not belong into a core file. To dump a hole, the kernel would also allocate its pages, which
-        // takes time and memory.
-        // SAFETY: the range is that of the mapping, and the advice changes only the contents of a dump.
+        // Bytes of clients do not belong into a core file. To dump a hole, the kernel would also allocate its pages,
+        // which takes time and memory. SAFETY: the range is that of the mapping, and the advice changes only the
+        // contents of a dump.
         unsafe { madvise(mapping.start, mapping.length, MmapAdvise::MADV_DONTDUMP) }?;
         Ok(mapping)
     }

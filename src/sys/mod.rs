@@ -1,7 +1,7 @@
 //! SYSCALLS: all unsafe code, and all use of `nix` and `signal-hook`. Decides nothing.
 //!
-//! Rules of this folder: it imports no other module of the crate; every descriptor is close-on-exec from birth and has one
-//! owner; every `unsafe` block states why it is sound; EINTR is handled here.
+//! Rules of this folder: it imports no other module of the crate; every descriptor is close-on-exec from birth and has
+//! one owner; every `unsafe` block states why it is sound; EINTR is handled here.
 
 pub mod byte_counts;
 pub mod cgroup;

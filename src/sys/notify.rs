@@ -19,8 +19,8 @@ pub struct NotifySocket {
 }
 
 impl NotifySocket {
-    /// Returns a socket for an address in the form of `$NOTIFY_SOCKET`: an absolute path, or `@` and a name in the abstract
-    /// namespace (unix(7)).
+    /// Returns a socket for an address in the form of `$NOTIFY_SOCKET`: an absolute path, or `@` and a name in the
+    /// abstract namespace (unix(7)).
     ///
     /// # Errors
     /// `InvalidInput` for any other address, and those of socket(2). A missing listener is no error here.

@@ -1,12 +1,12 @@
 //! Unwanted descriptors that clients pass (SCM_RIGHTS of unix(7)).
 //!
-//! A passed descriptor is closed by the process that reads past it or closes the socket with it unread. That close(2) can
-//! take as long as the sender likes: a TCP socket with SO_LINGER and bytes unsent waits for its peer. So Unix sockets of
-//! clients accept none: SO_PASSRIGHTS (Linux 6.16) is off, and the sender gets EPERM.
+//! A passed descriptor is closed by the process that reads past it or closes the socket with it unread. That close(2)
+//! can take as long as the sender likes: a TCP socket with SO_LINGER and bytes unsent waits for its peer. So Unix
+//! sockets of clients accept none: SO_PASSRIGHTS (Linux 6.16) is off, and the sender gets EPERM.
 //!
-//! On an older kernel they are received, also before a socket is closed; SO_LINGER of those that are sockets is switched off,
-//! and a thread that does nothing else closes them. No other thread waits for it. Builds with debug assertions do so on any
-//! kernel if `FDPASSD_PASSRIGHTS=unavailable` is in the environment.
+//! On an older kernel they are received, also before a socket is closed; SO_LINGER of those that are sockets is
+//! switched off, and a thread that does nothing else closes them. No other thread waits for it. Builds with debug
+//! assertions do so on any kernel if `FDPASSD_PASSRIGHTS=unavailable` is in the environment.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::OnceLock;

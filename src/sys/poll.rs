@@ -60,8 +60,8 @@ pub enum Woken {
 
 /// Descriptors and the events that they are watched for.
 ///
-/// Every descriptor must be removed before it is closed: a registration belongs to the open file, not to the descriptor,
-/// and outlives close() while another process holds a copy (epoll(7), Q6).
+/// Every descriptor must be removed before it is closed: a registration belongs to the open file, not to the
+/// descriptor, and outlives close() while another process holds a copy (epoll(7), Q6).
 #[derive(Debug)]
 pub struct Poller {
     epoll: Epoll,

@@ -32,8 +32,8 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// Returns whether the process caused its end itself: by exiting, or by what it executed (the signals that signal(7)
-    /// calls synchronous, and abort(3)). All others, SIGKILL first, come from outside.
+    /// Returns whether the process caused its end itself: by exiting, or by what it executed (the signals that
+    /// signal(7) calls synchronous, and abort(3)). All others, SIGKILL first, come from outside.
     #[must_use]
     pub fn is_own_doing(self) -> bool {
         use Signal::*;
@@ -60,11 +60,11 @@ impl fmt::Display for Exit {
     }
 }
 
-/// Returns the pid of a child that has ended, and how it ended; `None` when there is none. /proc/PID stays readable until
-/// [`collect`] collects the child.
+/// Returns the pid of a child that has ended, and how it ended; `None` when there is none. /proc/PID stays readable
+/// until [`collect`] collects the child.
 ///
-/// Both must be called until this returns `None`, because one SIGCHLD may report many deaths. As PID 1 of a container it
-/// also returns orphans of other processes.
+/// Both must be called until this returns `None`, because one SIGCHLD may report many deaths. As PID 1 of a container
+/// it also returns orphans of other processes.
 ///
 /// # Errors
 /// Those of waitid(2) except ECHILD.
@@ -155,8 +155,8 @@ pub fn user() -> u32 {
     geteuid().as_raw()
 }
 
-/// Sets the name that ps(1) and top(1) show, of which the kernel keeps 15 bytes. The default is the last part of the path,
-/// which for a program run by its descriptor is a number.
+/// Sets the name that ps(1) and top(1) show, of which the kernel keeps 15 bytes. The default is the last part of the
+/// path, which for a program run by its descriptor is a number.
 pub fn set_name(name: &str) {
     let short: Vec<u8> = name.bytes().filter(|b| *b != 0).take(15).collect();
     if let Ok(short) = CString::new(short) {

@@ -112,8 +112,8 @@ impl HeldBack {
         HeldBack(SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).ok())
     }
 
-    /// Holds back SIGTTOU: the thread may write to a terminal from the background, also with `stty tostop`. A handler with
-    /// SA_RESTART would make the write be retried forever.
+    /// Holds back SIGTTOU: the thread may write to a terminal from the background, also with `stty tostop`. A handler
+    /// with SA_RESTART would make the write be retried forever.
     #[must_use]
     pub fn terminal_output() -> HeldBack {
         let output = SigSet::from(signal::Signal::SIGTTOU);
@@ -127,8 +127,8 @@ impl Drop for HeldBack {
     }
 }
 
-/// Makes a write beyond the limit on the size of files fail with EFBIG, instead of ending this process (setrlimit(2)). By a
-/// handler that does nothing, not by SIG_IGN, which programs started by a method would inherit.
+/// Makes a write beyond the limit on the size of files fail with EFBIG, instead of ending this process (setrlimit(2)).
+/// By a handler that does nothing, not by SIG_IGN, which programs started by a method would inherit.
 ///
 /// # Errors
 /// Those of sigaction(2).
@@ -141,8 +141,8 @@ static IGNORED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
 /// Ignores the signals that a terminal or an operator sends to a whole group: a worker ends when its master requests it.
 ///
-/// By handlers that do nothing, not by SIG_IGN, which programs started by a method would inherit. SIGTTIN and SIGTTOU are
-/// blocked instead: with a handler, a method's write to a terminal with `stty tostop` would be retried forever.
+/// By handlers that do nothing, not by SIG_IGN, which programs started by a method would inherit. SIGTTIN and SIGTTOU
+/// are blocked instead: with a handler, a method's write to a terminal with `stty tostop` would be retried forever.
 ///
 /// # Errors
 /// Those of sigaction(2) and pthread_sigmask(3).

@@ -99,8 +99,8 @@ pub fn transmit(socket: impl AsFd, bytes: &[u8]) -> io::Result<Moved> {
     write(|| socket::send(socket.as_fd().as_raw_fd(), bytes, flags))
 }
 
-/// Writes like [`transmit`], but by write(2), which the kernel counts for the thread ([`super::byte_counts`]). The socket
-/// must not block. std ignores SIGPIPE.
+/// Writes like [`transmit`], but by write(2), which the kernel counts for the thread ([`super::byte_counts`]). The
+/// socket must not block. std ignores SIGPIPE.
 ///
 /// # Errors
 /// Those of write(2) except EPIPE and ECONNRESET, which are [`Moved::End`].
@@ -128,8 +128,8 @@ pub fn finish_writing(socket: impl AsFd) {
     let _ = socket::shutdown(socket.as_fd().as_raw_fd(), Shutdown::Write);
 }
 
-/// Ends the connection for every holder of a copy of the socket. close(2) alone would delay the FIN until the last copy is
-/// closed.
+/// Ends the connection for every holder of a copy of the socket. close(2) alone would delay the FIN until the last copy
+/// is closed.
 pub fn end(socket: impl AsFd) {
     let _ = socket::shutdown(socket.as_fd().as_raw_fd(), Shutdown::Both);
 }

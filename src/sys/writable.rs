@@ -10,8 +10,8 @@ use nix::unistd;
 use super::poll::poll_one;
 use super::signal::HeldBack;
 
-/// Returns whether a write of up to 4096 bytes (`PIPE_BUF`, pipe(7)) would not wait. Also true when it would fail, so that
-/// the write returns the error.
+/// Returns whether a write of up to 4096 bytes (`PIPE_BUF`, pipe(7)) would not wait. Also true when it would fail, so
+/// that the write returns the error.
 ///
 /// `O_NONBLOCK` cannot be set instead: it belongs to the open file, and so to the shell that shares it.
 fn is_writable(fd: BorrowedFd) -> bool {

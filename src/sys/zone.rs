@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use nix::net::if_::if_nametoindex;
 
-/// Replaces the name of an interface in an address such as `[fe80::1%eth0]:8080` by its number (zones of RFC 4007, section
-/// 11; if_nametoindex(3)). Returns any other text unchanged.
+/// Replaces the name of an interface in an address such as `[fe80::1%eth0]:8080` by its number (zones of RFC 4007,
+/// section 11; if_nametoindex(3)). Returns any other text unchanged.
 ///
 /// # Errors
 /// A sentence for the operator when there is no such interface.

@@ -48,8 +48,8 @@ impl InProcess {
         Ok(InProcess(Box::new(RunningService::start(methods, info)?)))
     }
 
-    /// Calls a method as client 1 from 127.0.0.1, with attempt 1, and returns the result. A panic of the method returns the
-    /// fault `crashed`, which a client would get as well.
+    /// Calls a method as client 1 from 127.0.0.1, with attempt 1, and returns the result. A panic of the method returns
+    /// the fault `crashed`, which a client would get as well.
     ///
     /// # Errors
     /// The fault that a client would get.

@@ -117,8 +117,8 @@ impl ServiceManager {
         self.forget_those(|_| true);
     }
 
-    /// Closes the stored descriptors whose names satisfy `is_forgotten`, as systemd does when `FileDescriptorStoreMax` is
-    /// lowered.
+    /// Closes the stored descriptors whose names satisfy `is_forgotten`, as systemd does when `FileDescriptorStoreMax`
+    /// is lowered.
     pub fn forget_those(&self, is_forgotten: impl Fn(&str) -> bool) {
         self.lock().stored.retain(|(name, _)| !is_forgotten(name));
     }

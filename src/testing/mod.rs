@@ -13,8 +13,8 @@
 //! assert_eq!(client.call("ping", "still there").expect("a result"), "still there");
 //! ```
 //!
-//! Tests may run in parallel: two daemons share nothing. Every wait is for a fact and has a deadline, [`TIMEOUT`]; a fact
-//! that does not come true panics at the caller's line. A daemon that is dropped by a panic prints its log.
+//! Tests may run in parallel: two daemons share nothing. Every wait is for a fact and has a deadline, [`TIMEOUT`]; a
+//! fact that does not come true panics at the caller's line. A daemon that is dropped by a panic prints its log.
 
 mod client;
 mod directory;

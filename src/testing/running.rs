@@ -42,8 +42,8 @@ impl Running {
         Setup::new(program, config).start()
     }
 
-    /// Returns the addresses of the listeners at the start, with their actual ports, in the order of the configuration. The
-    /// status has those after a reload.
+    /// Returns the addresses of the listeners at the start, with their actual ports, in the order of the configuration.
+    /// The status has those after a reload.
     #[must_use]
     pub fn addresses(&self) -> &[Address] {
         &self.addresses
@@ -89,8 +89,8 @@ impl Running {
         self.ctl_request(verb, params).reply().value()
     }
 
-    /// Sends a verb to the control socket without waiting and returns the client that will receive the reply. Dropping the
-    /// client closes its connection.
+    /// Sends a verb to the control socket without waiting and returns the client that will receive the reply. Dropping
+    /// the client closes its connection.
     #[must_use]
     #[track_caller]
     pub fn ctl_request(&self, verb: &str, params: impl Serialize) -> Client {

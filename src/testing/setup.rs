@@ -34,8 +34,8 @@ pub struct Setup {
 impl Setup {
     /// Creates the settings to run `program` with this configuration.
     ///
-    /// The configuration is TOML; `{dir}` in it stands for the daemon's own directory. The default of `listen` is a free port
-    /// of 127.0.0.1, that of `control.socket` a path in the directory.
+    /// The configuration is TOML; `{dir}` in it stands for the daemon's own directory. The default of `listen` is a
+    /// free port of 127.0.0.1, that of `control.socket` a path in the directory.
     pub fn new(program: impl AsRef<OsStr>, config: &str) -> Setup {
         Setup {
             command: Command::new(program),
@@ -58,8 +58,8 @@ impl Setup {
         self
     }
 
-    /// Passes a listening socket as systemd does, for `listen = ["systemd:NAME"]`. A copy that the test keeps outlives the
-    /// daemon, as systemd's copy does.
+    /// Passes a listening socket as systemd does, for `listen = ["systemd:NAME"]`. A copy that the test keeps outlives
+    /// the daemon, as systemd's copy does.
     #[must_use]
     pub fn handed(mut self, name: &str, listener: impl Into<OwnedFd>) -> Setup {
         self.handed.push((name.to_owned(), listener.into()));
@@ -146,8 +146,8 @@ pub(super) fn complete(config: &str, directory: &Path) -> String {
     table.to_string()
 }
 
-/// Returns a command that runs `program` with these descriptors and the variables of sd_listen_fds(3). LISTEN_PID is known
-/// only in the new process, so a shell sets it and then executes the program.
+/// Returns a command that runs `program` with these descriptors and the variables of sd_listen_fds(3). LISTEN_PID is
+/// known only in the new process, so a shell sets it and then executes the program.
 fn hand_over(program: &Command, handed: Vec<(String, OwnedFd)>) -> io::Result<Command> {
     let (names, descriptors): (Vec<String>, Vec<OwnedFd>) = handed.into_iter().unzip();
     let mut command = Command::new("sh");

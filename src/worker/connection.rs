@@ -16,12 +16,12 @@ use crate::sys::passed::Passed;
 use crate::sys::poll::{Interest, Poller};
 use crate::sys::socket::{self, Moved};
 
-/// How many bytes a client may send after its last reply before it is closed: a reset could destroy that reply before it is
-/// read.
+/// How many bytes a client may send after its last reply before it is closed: a reset could destroy that reply before
+/// it is read.
 const MAX_LINGER_BYTES: u32 = 8 << 20;
 
-/// Bytes read from a Unix client after which the kernel's count is rearmed: far fewer than it counts, far more than a turn
-/// reads.
+/// Bytes read from a Unix client after which the kernel's count is rearmed: far fewer than it counts, far more than a
+/// turn reads.
 const REARM_BYTES: u32 = 1 << 28;
 
 /// How long a client may take to read its last reply.
@@ -136,8 +136,8 @@ impl Connection {
         }
     }
 
-    /// Returns whether the descriptor still is the client's socket. Other code of this process may have closed it, and its
-    /// number may have been reused.
+    /// Returns whether the descriptor still is the client's socket. Other code of this process may have closed it, and
+    /// its number may have been reused.
     pub(super) fn has_its_socket(&self) -> bool {
         socket::cookie(&self.socket).is_ok_and(|cookie| cookie == self.cookie)
     }

@@ -15,9 +15,9 @@ pub(super) const NEVER: u64 = u64::MAX;
 
 /// Deadlines in ns of CLOCK_MONOTONIC, each with its slot.
 ///
-/// A client's activity moves no timer. Each client has at most one valid entry; when it is due, the loop computes the real
-/// deadline and adds an entry for that. So a request costs nothing here, and a client whose frames arrive in pieces costs
-/// one entry for each timeout, not for each frame.
+/// A client's activity moves no timer. Each client has at most one valid entry; when it is due, the loop computes the
+/// real deadline and adds an entry for that. So a request costs nothing here, and a client whose frames arrive in
+/// pieces costs one entry for each timeout, not for each frame.
 #[derive(Debug, Default)]
 pub(super) struct Timers(BinaryHeap<Reverse<(u64, u32)>>);
 
@@ -52,8 +52,8 @@ impl Timers {
 }
 
 impl WorkerLoop<'_> {
-    /// Times out the clients whose deadlines were over at `by`: ns of CLOCK_MONOTONIC. All bytes that had arrived by then
-    /// must have been processed.
+    /// Times out the clients whose deadlines were over at `by`: ns of CLOCK_MONOTONIC. All bytes that had arrived by
+    /// then must have been processed.
     pub(super) fn check_deadlines(&mut self, by: u64, service: &mut dyn Service) {
         while let Some((deadline, index)) = self.timers.due(by) {
             let Some(connection) = self.connections.get_mut(index) else {

@@ -47,15 +47,15 @@ impl WorkerLoop<'_> {
         for lease in leases {
             let index = lease.record.slot;
             self.run_turn(index, &Purpose::Serve, service);
-            // Before the next turn: if the worker has reached its limit of requests, it checks no deadlines any more, and the
-            // next worker might not either.
+            // Before the next turn: if the worker has reached its limit of requests, it checks no deadlines any more,
+            // and the next worker might not either.
             self.check_deadline(index, self.time.now, service);
         }
         Ok(())
     }
 
-    /// Checks that the numbers of new descriptors were free. The kernel does not return a number that is in use, so if one
-    /// was known to be, other code of this process has closed it, and bytes for one client would reach another.
+    /// Checks that the numbers of new descriptors were free. The kernel does not return a number that is in use, so if
+    /// one was known to be, other code of this process has closed it, and bytes for one client would reach another.
     fn check_numbers(&mut self, sockets: &[OwnedFd]) -> io::Result<()> {
         let log = logging::descriptor();
         for socket in sockets {

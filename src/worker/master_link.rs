@@ -53,11 +53,11 @@ impl<'c> MasterLink<'c> {
         !self.closed.is_empty() || !self.released.is_empty() || self.is_near_limit
     }
 
-    /// Sends all reports, in as few messages as possible; reports that the channel does not accept now wait until it does.
-    /// Returns whether the master is gone.
+    /// Sends all reports, in as few messages as possible; reports that the channel does not accept now wait until it
+    /// does. Returns whether the master is gone.
     ///
-    /// Reports are sent at once: batching them, even for a millisecond, made short connections a tenth more expensive, because
-    /// the kernel's memory of a closed connection had left the caches when it was used again.
+    /// Reports are sent at once: batching them, even for a millisecond, made short connections a tenth more expensive,
+    /// because the kernel's memory of a closed connection had left the caches when it was used again.
     pub(super) fn send_reports(&mut self, poller: &Poller) -> io::Result<bool> {
         let mut sent = Sent::Queued;
         if self.is_near_limit {

@@ -21,8 +21,7 @@ pub struct WorkerInfo {
     pub name: String,
     /// The worker's id; never reused.
     pub worker: WorkerId,
-    /// The worker's index, from 0 to the number of workers less one; a successor takes the
-    /// same one.
+    /// The worker's index, from 0 to the number of workers less one; a successor takes the same one.
     pub seat: u32,
     /// The configuration it serves.
     pub generation: Generation,
@@ -159,8 +158,8 @@ impl<S: 'static> Methods<S> {
 /// Parses params into a method's own type.
 ///
 /// If that contains a [`serde_json::Value`], an object with the key `$serde_json::private::RawValue` would be parsed as
-/// more JSON, with a fresh budget of recursion at each level: a frame of them overflows the stack. No valid request has that
-/// key.
+/// more JSON, with a fresh budget of recursion at each level: a frame of them overflows the stack. No valid request has
+/// that key.
 fn parse_params<P: DeserializeOwned>(params: &str) -> Result<P, Fault> {
     if params.contains("$serde_json::private::") {
         let message = "the key \"$serde_json::private::…\" is not accepted";

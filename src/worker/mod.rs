@@ -1,5 +1,5 @@
-//! THE WORKER: serves the clients whose leases it has. One thread, one loop: it waits, receives messages of the master, gives
-//! every ready client a turn, checks deadlines, and reports closed and released clients to the master.
+//! THE WORKER: serves the clients whose leases it has. One thread, one loop: it waits, receives messages of the master,
+//! gives every ready client a turn, checks deadlines, and reports closed and released clients to the master.
 //!
 //! It owns no client: its sockets are copies, the bytes are in the shared memory, and it exits when its master does.
 
@@ -192,8 +192,8 @@ impl<'c> WorkerLoop<'c> {
         self.ending.is_orphaned || self.ending.broken.is_some() || is_done
     }
 
-    /// Returns whether every client that has sent bytes so far has had its turn. `may_have_more` if there may be events that
-    /// the last wait did not return; the number of iterations that wait for those is limited.
+    /// Returns whether every client that has sent bytes so far has had its turn. `may_have_more` if there may be events
+    /// that the last wait did not return; the number of iterations that wait for those is limited.
     fn has_processed_all(&mut self, may_have_more: bool) -> bool {
         let most = 1 + self.leased / BATCH;
         self.deferred = if may_have_more && self.deferred < most {

@@ -1,10 +1,10 @@
 //! The accounts of parked bytes, and the choice of the client that is closed when they are too many.
 //!
-//! Every client may always park 4 KiB. Bytes above that count; once three quarters of `buffers` are used, the client whose
-//! frame has been unfinished for longest receives `overloaded` and is closed.
+//! Every client may always park 4 KiB. Bytes above that count; once three quarters of `buffers` are used, the client
+//! whose frame has been unfinished for longest receives `overloaded` and is closed.
 //!
-//! A large region that its client no longer needs is kept for some time, because the next frame of that client may need it
-//! again, and returning pages costs more than a short frame. The size of these regions is limited as well.
+//! A large region that its client no longer needs is kept for some time, because the next frame of that client may need
+//! it again, and returning pages costs more than a short frame. The size of these regions is limited as well.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -97,8 +97,8 @@ impl Parking {
         };
     }
 
-    /// Removes the accounts of a client that was closed. Returns whether its large region must be emptied now, before the
-    /// master writes bytes of the next client there.
+    /// Removes the accounts of a client that was closed. Returns whether its large region must be emptied now, before
+    /// the master writes bytes of the next client there.
     #[must_use]
     pub(super) fn close(&mut self, slot: u32) -> bool {
         self.uncount(slot);
@@ -111,8 +111,8 @@ impl Parking {
         true
     }
 
-    /// Records that the lease of a slot is over. Its large region belongs to the master and stays in use, so that it is not
-    /// emptied before another client of this worker has used the slot.
+    /// Records that the lease of a slot is over. Its large region belongs to the master and stays in use, so that it is
+    /// not emptied before another client of this worker has used the slot.
     pub(super) fn revoke(&mut self, slot: u32) {
         self.uncount(slot);
         if self.large.contains_key(&slot) {

@@ -15,8 +15,8 @@ use crate::shm::{Layout, WorkerShm};
 use crate::sys::poll::{self, Interest, Poller};
 use crate::sys::{fd, fork, process, signal};
 
-/// How much likelier the kernel kills a worker than its master when memory runs out: the worker is replaced and its clients
-/// stay. It exceeds the share of the limit that a master's own memory takes.
+/// How much likelier the kernel kills a worker than its master when memory runs out: the worker is replaced and its
+/// clients stay. It exceeds the share of the limit that a master's own memory takes.
 const OOM_SCORE: i32 = 500;
 
 /// Why a worker ended without a request to stop.

@@ -11,9 +11,9 @@
 //! end      the lease word
 //! ```
 //!
-//! Between two turns a client's bytes are only in the shared memory and in the kernel. Nothing is stored after a read or a
-//! write. `exec` is stored before the method and the commit after it: a death between the two is a crash of that request,
-//! an earlier or later one is not, so a side effect happens at most once.
+//! Between two turns a client's bytes are only in the shared memory and in the kernel. Nothing is stored after a read
+//! or a write. `exec` is stored before the method and the commit after it: a death between the two is a crash of that
+//! request, an earlier or later one is not, so a side effect happens at most once.
 
 mod answer;
 mod park;
@@ -261,8 +261,8 @@ impl Turn<'_, '_> {
         Ok(())
     }
 
-    /// Checks that the descriptor still is the client's socket. If it is not, this process cannot continue, and the client is
-    /// recovered as from a death: nothing more is done for it, nor stored in its shared memory.
+    /// Checks that the descriptor still is the client's socket. If it is not, this process cannot continue, and the
+    /// client is recovered as from a death: nothing more is done for it, nor stored in its shared memory.
     fn check_socket(&mut self) -> Result<(), Gone> {
         if !self.connection.has_its_socket() {
             *self.tools.broken = Some(FOREIGN.to_owned());
@@ -273,8 +273,8 @@ impl Turn<'_, '_> {
         Ok(())
     }
 
-    /// Records that a read or a write has failed, and that the client must be closed. It is lost unless the client or the
-    /// network caused the error.
+    /// Records that a read or a write has failed, and that the client must be closed. It is lost unless the client or
+    /// the network caused the error.
     fn record_failure(&self, error: &io::Error) {
         let (client, peer) = (self.connection.client, self.connection.peer);
         log::debug!("client {client} ({peer}): {error}");

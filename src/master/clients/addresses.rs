@@ -7,8 +7,8 @@ use std::num::NonZeroU32;
 use crate::config::Limits;
 use crate::proto::names::Peer;
 
-/// How many clients each address has, and how many it may have. IPv6 clients are counted by
-/// network, because a host has a whole network.
+/// How many clients each address has, and how many it may have. IPv6 clients are counted by network, because a host has
+/// a whole network.
 #[derive(Debug)]
 pub(crate) struct Addresses {
     most: Option<NonZeroU32>,
@@ -32,8 +32,8 @@ impl Addresses {
         addresses
     }
 
-    /// Counts one more client. Returns false, and counts nothing, if it exceeds the limit. A Unix
-    /// client has no address and no limit.
+    /// Counts one more client. Returns false, and counts nothing, if it exceeds the limit. A Unix client has no address
+    /// and no limit.
     pub(crate) fn enter(&mut self, peer: &Peer) -> bool {
         let (Some(most), Some(ip)) = (self.most, self.counted(peer)) else {
             return true;

@@ -8,8 +8,7 @@ use crate::shm::{ClientBytes, Flags};
 use crate::sys::clock;
 use crate::sys::passed::ClientSocket;
 
-/// A client, with the master's copy of its socket, which keeps the connection open when a worker
-/// ends.
+/// A client, with the master's copy of its socket, which keeps the connection open when a worker ends.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) id: ClientId,
@@ -55,8 +54,7 @@ impl Unleased {
         }
     }
 
-    /// Excuses the time in which no worker served the client: its timed period begins that much
-    /// later.
+    /// Excuses the time in which no worker served the client: its timed period begins that much later.
     pub(crate) fn excuse(&mut self, gap: Duration) {
         let now = clock::monotonic();
         let later = |time: u64| {

@@ -1,5 +1,5 @@
-//! Figures that change with every client. They are words of the state file, so the next master
-//! reads them even if this one is killed.
+//! Figures that change with every client. They are words of the state file, so the next master reads them even if this
+//! one is killed.
 
 use std::rc::Rc;
 use std::sync::atomic::Ordering;

@@ -1,10 +1,8 @@
-//! TCP Fast Open clients whose worker died before their handshake was complete, with replies in
-//! flight.
+//! TCP Fast Open clients whose worker died before their handshake was complete, with replies in flight.
 //!
-//! In that state the kernel does not count bytes in flight (`sys/byte_counts.rs`), so it is not
-//! known yet how much of a reply was sent. These clients wait here, with the shared memory of their
-//! worker, until the handshake is complete. The kernel ends a handshake that never completes
-//! (`tcp_synack_retries` of tcp(7)).
+//! In that state the kernel does not count bytes in flight (`sys/byte_counts.rs`), so it is not known yet how much of a
+//! reply was sent. These clients wait here, with the shared memory of their worker, until the handshake is complete.
+//! The kernel ends a handshake that never completes (`tcp_synack_retries` of tcp(7)).
 
 use std::io;
 use std::time::{Duration, Instant};

@@ -1,7 +1,6 @@
 //! The leases of one worker: granted, revoked, given back and closed.
 //!
-//! A slot is reused only after the worker has released it: a revoked lease occupies its slot until
-//! then.
+//! A slot is reused only after the worker has released it: a revoked lease occupies its slot until then.
 
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -169,8 +168,7 @@ impl Leases {
             .map(|(slot, _)| slot)
     }
 
-    /// Leases a client: fills a slot and lays the client's bytes into their regions. The next batch
-    /// sends the lease.
+    /// Leases a client: fills a slot and lays the client's bytes into their regions. The next batch sends the lease.
     ///
     /// # Errors
     /// Those of writing to the shared memory, with the client.
@@ -259,15 +257,14 @@ impl Leases {
         })
     }
 
-    /// Withdraws the leases of this batch and all others that were not sent. The worker does not
-    /// know of them.
+    /// Withdraws the leases of this batch and all others that were not sent. The worker does not know of them.
     pub(crate) fn withdraw(&mut self, batch: Vec<u32>, shm: &MasterShm) -> Vec<Recovered> {
         let unsent: Vec<u32> = batch.into_iter().chain(self.outbox.drain(..)).collect();
         self.given -= unsent.len() as u64;
         let mut back = Vec::new();
         for slot in unsent {
-            // The shared memory may contradict this only if the worker is broken, as it has not
-            // received the lease. Then the lease stays.
+            // The shared memory may contradict this only if the worker is broken, as it has not received the lease.
+            // Then the lease stays.
             if let Some(recovered) = self.revoke(slot, shm) {
                 self.vacate(slot, shm);
                 back.push(recovered);
@@ -276,8 +273,7 @@ impl Leases {
         back
     }
 
-    /// Revokes the lease of a client unless the client is in a turn. The worker must be notified
-    /// afterwards.
+    /// Revokes the lease of a client unless the client is in a turn. The worker must be notified afterwards.
     pub(crate) fn revoke(&mut self, slot: u32, shm: &MasterShm) -> Option<Recovered> {
         let Some(LeaseEntry::Leased(leased)) = self.entries.get(slot) else {
             return None;

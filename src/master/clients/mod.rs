@@ -113,8 +113,8 @@ impl Clients {
         }
     }
 
-    /// Makes a client of a connection that a listener accepted. Returns `None` if the connection
-    /// has already ended or was rejected.
+    /// Makes a client of a connection that a listener accepted. Returns `None` if the connection has already ended or
+    /// was rejected.
     pub(crate) fn admit(
         &mut self,
         accepted: Accepted,
@@ -154,9 +154,9 @@ impl Clients {
         })
     }
 
-    /// Queues clients whose workers do not have them any more, so that they are leased to others.
-    /// Those that have waited longest come first, so that a client that returns fast cannot delay
-    /// another for ever. Returns their number.
+    /// Queues clients whose workers do not have them any more, so that they are leased to others. Those that have
+    /// waited longest come first, so that a client that returns fast cannot delay another for ever. Returns their
+    /// number.
     pub(crate) fn requeue(
         &mut self,
         recovered: impl IntoIterator<Item = Recovered>,
@@ -183,8 +183,7 @@ impl Clients {
         count
     }
 
-    /// Removes or queues the clients that a dead worker had. Returns the number of clients that are
-    /// queued.
+    /// Removes or queues the clients that a dead worker had. Returns the number of clients that are queued.
     pub(crate) fn recover(&mut self, left: DeadWorkerClients, telemetry: &mut Telemetry) -> usize {
         for (error, client) in left.lost {
             self.lose(Loss::from_error(&error), &error, client, telemetry);
@@ -200,9 +199,9 @@ impl Clients {
         )
     }
 
-    /// Closes a client that has no worker and can have none. All clients that the master closes for
-    /// a reason of the daemon's own are closed here; where it has no [`Client`] of them, it adds
-    /// them to [`Counts::losses`](crate::master::telemetry::counters::Counts).
+    /// Closes a client that has no worker and can have none. All clients that the master closes for a reason of the
+    /// daemon's own are closed here; where it has no [`Client`] of them, it adds them to
+    /// [`Counts::losses`](crate::master::telemetry::counters::Counts).
     pub(crate) fn lose(
         &mut self,
         loss: Loss,
@@ -241,8 +240,7 @@ impl Clients {
     }
 }
 
-/// Returns the peer of a connection. `None` when the kernel does not know it any more: then the
-/// client is gone.
+/// Returns the peer of a connection. `None` when the kernel does not know it any more: then the client is gone.
 fn peer_of(accepted: &Accepted) -> Option<Peer> {
     match accepted.address {
         Some(address) => Some(Peer::from(address)),

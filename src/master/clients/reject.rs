@@ -6,9 +6,8 @@ use crate::proto::rpc;
 use crate::sys::passed::{ClientSocket, Passed};
 use crate::sys::socket;
 
-/// Ends a client that waits only for replies to requests that it has sent or begun to send. A
-/// client that has received half of a reply would take an error reply for the rest of it, so it
-/// gets none.
+/// Ends a client that waits only for replies to requests that it has sent or begun to send. A client that has received
+/// half of a reply would take an error reply for the rest of it, so it gets none.
 pub(crate) fn reject(unleased: &Unleased, code: rpc::Code, sentence: &str) {
     let client = &unleased.client;
     if unleased.bytes.unsent.is_empty() && !unleased.flags.closing {
@@ -26,8 +25,8 @@ pub(crate) fn turn_away(socket: &ClientSocket, order: OrderRule, sentence: &str)
     end_with(socket, first_order(order), rpc::Code::Overloaded, sentence);
 }
 
-/// Returns the byte order of a first reply. With `auto`, a client that has sent nothing is answered
-/// in the protocol's own order.
+/// Returns the byte order of a first reply. With `auto`, a client that has sent nothing is answered in the protocol's
+/// own order.
 fn first_order(order: OrderRule) -> ByteOrder {
     if order == OrderRule::Big {
         ByteOrder::Big
@@ -45,8 +44,8 @@ fn end_with(socket: &ClientSocket, order: ByteOrder, code: rpc::Code, sentence: 
     // The socket buffer has space for the reply, unless earlier replies have not been read.
     let _ = socket::transmit(socket, &reply);
     socket::finish_writing(socket);
-    // Bytes that have arrived are read first: closing would otherwise reset the connection and
-    // might destroy the reply. More than that is not worth the loop's time.
+    // Bytes that have arrived are read first: closing would otherwise reset the connection and might destroy the reply.
+    // More than that is not worth the loop's time.
     let (mut scratch, passed) = ([0; 16 * 1024], Passed::default());
     for _ in 0..16 {
         if !matches!(

@@ -28,8 +28,8 @@ pub(crate) enum Role {
     Admin,
 }
 
-/// A control client's peer, as the kernel knew it when it connected (SO_PEERCRED and
-/// SO_PEERGROUPS): a process may become another user later, or pass its connection on.
+/// A control client's peer, as the kernel knew it when it connected (SO_PEERCRED and SO_PEERGROUPS): a process may
+/// become another user later, or pass its connection on.
 #[derive(Clone, Debug)]
 pub(crate) struct ControlPeer {
     pub(crate) credentials: Credentials,
@@ -146,8 +146,7 @@ impl Roles {
         ))
     }
 
-    /// Checks that the peer is root or the daemon's user, which can run any program as the daemon
-    /// anyway.
+    /// Checks that the peer is root or the daemon's user, which can run any program as the daemon anyway.
     ///
     /// # Errors
     /// `forbidden`.

@@ -96,8 +96,7 @@ impl ControlClient {
         } else if self.pending.is_some() {
             (!is_deaf).then_some(Interest::Read)
         } else if self.has_request() {
-            // The request is handled in the next turn, which begins at once because the socket is
-            // writable.
+            // The request is handled in the next turn, which begins at once because the socket is writable.
             Some(Interest::Write)
         } else {
             Some(Interest::Read)
@@ -127,20 +126,18 @@ impl ControlClient {
         self.incoming.len() > PREFIX + MAX_REQUEST as usize
     }
 
-    /// Handles an event on the socket. Returns the body of the request that must be answered now,
-    /// or its refusal.
+    /// Handles an event on the socket. Returns the body of the request that must be answered now, or its refusal.
     pub(crate) fn receive(
         &mut self,
         event: &PollEvent,
     ) -> Result<Option<Result<Vec<u8>, Refusal>>, Over> {
-        // This is its hang-up: a peer that has closed has no use for a later reply. Its earlier
-        // requests are executed all the same.
+        // This is its hang-up: a peer that has closed has no use for a later reply. Its earlier requests are executed
+        // all the same.
         if self.interest().is_none() {
             return Err(Over);
         }
         let received = if event.readable { self.read() } else { Ok(()) };
-        // The next request is handled when the reply before it is sent: a client that does not read
-        // is not served.
+        // The next request is handled when the reply before it is sent: a client that does not read is not served.
         let is_free = self.send()? && self.pending.is_none() && !self.is_last;
         let request = is_free.then(|| self.next_request()).flatten();
         match (request, received) {

@@ -1,5 +1,5 @@
-//! Read-only requests other than the status, and those that belong to them: clients by page,
-//! events, the configuration key by key, the log level.
+//! Read-only requests other than the status, and those that belong to them: clients by page, events, the configuration
+//! key by key, the log level.
 //!
 //! However much data there is, one reply costs the loop one page.
 

@@ -64,14 +64,14 @@ impl ControlServer {
         {
             log::error!("cannot set the mode of the control socket: {e}");
         }
-        // Peers that wait in the queue came by the mode before, and get the roles of then: without
-        // groups, the mode is what keeps other users out.
+        // Peers that wait in the queue came by the mode before, and get the roles of then: without groups, the mode is
+        // what keeps other users out.
         self.accept(poller, now);
         self.clients.roles.change(next);
     }
 
-    /// Returns why no client can connect to the control socket, if so. With `checks_file` a file
-    /// that is gone is a reason, too.
+    /// Returns why no client can connect to the control socket, if so. With `checks_file` a file that is gone is a
+    /// reason, too.
     fn missing(&self, checks_file: bool) -> Option<String> {
         let reason = match &self.outage {
             Some(outage) => outage.reason.as_str(),
@@ -83,8 +83,7 @@ impl ControlServer {
     }
 }
 
-/// The state of the master as read-only requests, the metrics and the service manager's status
-/// need it.
+/// The state of the master as read-only requests, the metrics and the service manager's status need it.
 pub(crate) struct Snapshot<'m> {
     pub(crate) name: &'m str,
     pub(crate) version: &'m str,

@@ -1,5 +1,4 @@
-//! Changes by the operator at run time: the number of workers, single workers, and whether clients
-//! are accepted.
+//! Changes by the operator at run time: the number of workers, single workers, and whether clients are accepted.
 
 use std::time::Instant;
 
@@ -168,8 +167,7 @@ impl Master {
         self.listeners.is_drained = is_drained;
     }
 
-    /// Begins to count the requests of the busiest worker's clients, to find which of them could be
-    /// moved.
+    /// Begins to count the requests of the busiest worker's clients, to find which of them could be moved.
     pub(crate) fn begin_balance(
         &mut self,
         asker: Asker,
@@ -244,8 +242,8 @@ impl Master {
 
     /// Closes a client, with or without a worker.
     ///
-    /// A worker that is in a turn of the client, or stuck in one, keeps the lease until it finds
-    /// the connection ended; the client notices the end at once.
+    /// A worker that is in a turn of the client, or stuck in one, keeps the lease until it finds the connection ended;
+    /// the client notices the end at once.
     pub(crate) fn kick(&mut self, asker: Asker, id: ClientId) -> Result<Kicked, Refusal> {
         let waiting = self
             .clients

@@ -7,15 +7,14 @@ use crate::master::telemetry::events::EventLog;
 use crate::proto::control::{Kind, Refusal, RefusalCode};
 use crate::proto::text::Counted;
 
-/// Least time between two log lines about rejected peers: any process that can connect could fill
-/// the log.
+/// Least time between two log lines about rejected peers: any process that can connect could fill the log.
 pub(super) const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Most forbidden requests that are reported in a row.
 const MAX_REFUSALS: u32 = 16;
 
-/// Reports of forbidden requests: [`MAX_REFUSALS`] at once, and in the long run one in
-/// [`REFUSAL_LOG_INTERVAL`], as for rejected peers.
+/// Reports of forbidden requests: [`MAX_REFUSALS`] at once, and in the long run one in [`REFUSAL_LOG_INTERVAL`], as for
+/// rejected peers.
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
     /// Number of recent reports, and since when one less counts.

@@ -73,8 +73,7 @@ impl ControlRequest {
         self.verb.changes() || (self.verb == Verb::LogLevel && sets_level())
     }
 
-    /// Parses the parameters. Only an object is accepted, because serde would also read a struct
-    /// from an array.
+    /// Parses the parameters. Only an object is accepted, because serde would also read a struct from an array.
     pub(crate) fn params<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
         let found = match self.params.starts_with('{') {
             true => serde_json::from_str(&self.params).map_err(|e| e.to_string()),

@@ -1,7 +1,7 @@
 //! Serves control clients: each request gets one reply, from the master's own tables.
 //!
-//! No control client can make the master wait: received and unread bytes are bounded and have a
-//! deadline, and of each client one request is answered in a turn of the loop.
+//! No control client can make the master wait: received and unread bytes are bounded and have a deadline, and of each
+//! client one request is answered in a turn of the loop.
 
 use std::collections::BTreeMap;
 use std::iter;
@@ -89,8 +89,7 @@ impl ControlClients {
             };
             let mut client = ControlClient::new(socket, peer, now);
             if let Err(refusal) = self.admit(&client.peer, now) {
-                // The reply fits into an empty socket buffer; a peer that does not read it loses
-                // nothing else.
+                // The reply fits into an empty socket buffer; a peer that does not read it loses nothing else.
                 let _ = client.reply(&Err(refusal));
                 continue;
             }
@@ -139,8 +138,7 @@ impl ControlClients {
             && same < MAX_READERS_PER_USER
     }
 
-    /// Closes the clients whose deadline has passed. A client whose request is incomplete gets an
-    /// error reply.
+    /// Closes the clients whose deadline has passed. A client whose request is incomplete gets an error reply.
     pub(crate) fn expire(&mut self, listener: &ControlListener, poller: &Poller, now: Instant) {
         if self.paused_until.is_some_and(|until| until <= now) {
             self.paused_until = None;
@@ -167,8 +165,8 @@ impl ControlClients {
         }
     }
 
-    /// Returns the events of control clients, in the order in which they are served: beginning
-    /// behind the client that was served last.
+    /// Returns the events of control clients, in the order in which they are served: beginning behind the client that
+    /// was served last.
     pub(crate) fn order<'e>(&self, events: &'e [PollEvent]) -> Vec<(u64, &'e PollEvent)> {
         let ready = events
             .iter()
@@ -274,8 +272,7 @@ impl ControlClients {
         self.clients.iter().filter_map(pending).collect()
     }
 
-    /// Sets the result of all pending requests that wait for it. It is sent at the end of the
-    /// loop's turn.
+    /// Sets the result of all pending requests that wait for it. It is sent at the end of the loop's turn.
     pub(crate) fn resolve(
         &mut self,
         waits_for_it: impl Fn(&PendingKind) -> bool,
@@ -321,9 +318,8 @@ impl ControlClients {
         };
     }
 
-    /// Returns the clients that stay while this process becomes another program: those that asked
-    /// for the upgrade, and those in the middle of a request. Other clients wait for results that
-    /// the new program cannot give them.
+    /// Returns the clients that stay while this process becomes another program: those that asked for the upgrade, and
+    /// those in the middle of a request. Other clients wait for results that the new program cannot give them.
     fn staying(&self) -> impl Iterator<Item = &ControlClient> {
         self.clients.values().filter(|client| {
             matches!(client.pending, None | Some(PendingKind::Upgraded)) && !client.is_last

@@ -19,8 +19,8 @@ use crate::sys::{clock, process};
 const WINDOW: f64 = 10.0;
 
 impl Snapshot<'_> {
-    /// Returns what the configuration wants and is missing, each with the reason as far as it is
-    /// known. With `checks_files` it also checks the files of Unix sockets.
+    /// Returns what the configuration wants and is missing, each with the reason as far as it is known. With
+    /// `checks_files` it also checks the files of Unix sockets.
     pub(crate) fn missing(&self, checks_files: bool) -> Vec<String> {
         let metrics = self.exporter.and_then(|exporter| {
             let reason = exporter.missing(checks_files)?;

@@ -1,9 +1,9 @@
 //! Finds out whether the service manager keeps what is stored with it.
 //!
-//! FDSTORE=1 of sd_notify(3) has no answer: a store may be disabled or full, and it is emptied while the service runs when its
-//! unit is masked, or missing during one daemon-reload. So one end of a pair of sockets (a canary) is stored before everything
-//! else, and one of another pair after everything. The other ends are watched: they hang up as soon as the manager has closed
-//! its own. BARRIER=1 confirms that it has received all of it.
+//! FDSTORE=1 of sd_notify(3) has no answer: a store may be disabled or full, and it is emptied while the service runs
+//! when its unit is masked, or missing during one daemon-reload. So one end of a pair of sockets (a canary) is stored
+//! before everything else, and one of another pair after everything. The other ends are watched: they hang up as soon
+//! as the manager has closed its own. BARRIER=1 confirms that it has received all of it.
 //!
 //! ```text
 //! stored     canary 0, everything, canary 1, barrier      start, SIGTERM, reload, after an upgrade
@@ -130,8 +130,7 @@ impl Canaries {
         }
     }
 
-    /// Notes that the store does not keep what it was sent. Everything is stored again as soon as it
-    /// accepts something.
+    /// Notes that the store does not keep what it was sent. Everything is stored again as soon as it accepts something.
     pub(crate) fn mark_lost(
         &mut self,
         reason: &str,
@@ -151,9 +150,8 @@ impl Canaries {
         }
     }
 
-    /// Waits for the end of a canary that the manager has rejected, for [`REJECTION_TIMEOUT`] at
-    /// most. systemd closes rejected descriptors in a thread, so that their ends come after the
-    /// barrier behind them.
+    /// Waits for the end of a canary that the manager has rejected, for [`REJECTION_TIMEOUT`] at most. systemd closes
+    /// rejected descriptors in a thread, so that their ends come after the barrier behind them.
     fn await_rejection(&self) {
         let deadline = Instant::now() + REJECTION_TIMEOUT;
         let Some(first) = self.ends.first() else {
@@ -216,8 +214,8 @@ impl Master {
         }
     }
 
-    /// Stores everything again at SIGTERM. Returns whether the next master will have the clients, as
-    /// far as that can be known within a moment.
+    /// Stores everything again at SIGTERM. Returns whether the next master will have the clients, as far as that can be
+    /// known within a moment.
     pub(crate) fn confirm_store(&mut self, now: Instant) -> bool {
         let Some(canaries) = self.handover.store.as_ref().map(|store| &store.canaries) else {
             return false;

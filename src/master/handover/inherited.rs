@@ -1,8 +1,8 @@
 //! What a starting master finds of an earlier one: its state file, its listeners, and its clients.
 //!
-//! Each of them is taken over independently: the service manager may have lost some descriptors, and the state file may be
-//! damaged or of another version. Listeners are identified by their addresses, and clients by the handoff queues; only
-//! counters and changes at run time are in the state file alone.
+//! Each of them is taken over independently: the service manager may have lost some descriptors, and the state file may
+//! be damaged or of another version. Listeners are identified by their addresses, and clients by the handoff queues;
+//! only counters and changes at run time are in the state file alone.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -30,8 +30,8 @@ use crate::sys::inherited::{Found, examine};
 /// A socket that systemd has passed, and its listener's copy.
 const DESCRIPTORS_PER_HANDED: u64 = 2;
 
-/// Returns the descriptors for clients, workers and listeners: `limit` without those for `handed` sockets that systemd has
-/// passed and for the store, which has `queues` handoff queues.
+/// Returns the descriptors for clients, workers and listeners: `limit` without those for `handed` sockets that systemd
+/// has passed and for the store, which has `queues` handoff queues.
 pub(crate) fn descriptors_left(limit: u64, handed: usize, queues: usize) -> u64 {
     let queues = if queues > 0 || store::is_wanted() {
         HandoffQueues::wanted(limit).max(queues as u64)

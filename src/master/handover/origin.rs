@@ -23,12 +23,12 @@ pub enum MasterOrigin {
 }
 
 impl MasterOrigin {
-    /// Takes over what systemd has passed: the sockets of its units, and what an earlier master has
-    /// left. `config` is that of the file, if it is valid.
+    /// Takes over what systemd has passed: the sockets of its units, and what an earlier master has left. `config` is
+    /// that of the file, if it is valid.
     ///
     /// # Errors
-    /// When the environment contradicts itself, or when this process may not have enough descriptors
-    /// for a single client. Everything is left as it is then.
+    /// When the environment contradicts itself, or when this process may not have enough descriptors for a single
+    /// client. Everything is left as it is then.
     pub fn from_environment(config: Option<&Config>) -> Result<(Handed, MasterOrigin), Error> {
         let mut handed = Handed::from_environment()?;
         let inherited = Inherited::find(&mut handed, config)?.map(Box::new);
@@ -42,8 +42,7 @@ impl MasterOrigin {
         matches!(self, MasterOrigin::Fresh)
     }
 
-    /// Returns the configuration that was applied last, if there are clients that would be closed
-    /// without it.
+    /// Returns the configuration that was applied last, if there are clients that would be closed without it.
     #[must_use]
     pub fn last_for_clients(&self) -> Option<Loaded> {
         self.inherited().and_then(Inherited::last_for_clients)
@@ -109,8 +108,8 @@ impl MasterOrigin {
             .map_or(WorkerId(1), |state| state.next_worker)
     }
 
-    /// Returns the daemon's user. The name is for people only, so it may be the one that was known
-    /// before: looking it up may wait for a directory server.
+    /// Returns the daemon's user. The name is for people only, so it may be the one that was known before: looking it
+    /// up may wait for a directory server.
     pub(crate) fn user(&self) -> User {
         let uid = process::user();
         let known = self.saved_state().and_then(|state| state.user.clone());

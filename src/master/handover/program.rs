@@ -30,8 +30,8 @@ pub(super) fn open_trusted(path: &Path, user: u32) -> Result<File, String> {
     Ok(file)
 }
 
-/// Checks the owner and the mode. In a directory with the sticky bit, others can add files but cannot change existing ones
-/// (chmod(1)).
+/// Checks the owner and the mode. In a directory with the sticky bit, others can add files but cannot change existing
+/// ones (chmod(1)).
 fn check_trust(found: &Metadata, user: u32, is_folder: bool) -> Result<(), String> {
     let mode = found.mode();
     // An unmapped owner may be any user.

@@ -1,8 +1,8 @@
 //! Handoff queues, in which a master leaves its clients for the next one: see `proto/handoff.rs`.
 //!
-//! The service manager has both ends of each queue from the start, and every worker has the ends for packing. A master that
-//! exits in order packs all clients itself; if it is killed, each worker packs its own. The next master recovers the clients
-//! from their shared memory, as after the death of a worker.
+//! The service manager has both ends of each queue from the start, and every worker has the ends for packing. A master
+//! that exits in order packs all clients itself; if it is killed, each worker packs its own. The next master recovers
+//! the clients from their shared memory, as after the death of a worker.
 
 use std::collections::BTreeMap;
 use std::io;

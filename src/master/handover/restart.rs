@@ -29,13 +29,12 @@ use crate::sys::passed;
 /// How long the service manager may take at the end to receive what it should keep.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The number of the worker in whose shared memory the clients without a worker are packed. No
-/// worker ever has it.
+/// The number of the worker in whose shared memory the clients without a worker are packed. No worker ever has it.
 pub(crate) const NO_WORKER: WorkerId = WorkerId(u64::MAX);
 
 impl Master {
-    /// Begins the exit that keeps the clients, or hurries it. Returns whether that can be done:
-    /// otherwise the daemon must be stopped.
+    /// Begins the exit that keeps the clients, or hurries it. Returns whether that can be done: otherwise the daemon
+    /// must be stopped.
     pub(crate) fn begin_restart(&mut self, asker: Asker, now: Instant) -> bool {
         match self.lifecycle {
             Lifecycle::Restarting => {
@@ -76,8 +75,8 @@ impl Master {
         true
     }
 
-    /// Keeps the shared memory of a worker that has exited during the restart as it is. `written` is
-    /// the amount that its thread wrote.
+    /// Keeps the shared memory of a worker that has exited during the restart as it is. `written` is the amount that
+    /// its thread wrote.
     pub(crate) fn keep_orphan(&mut self, worker: Worker, written: Option<Writes>, now: Instant) {
         let Worker {
             id,
@@ -98,8 +97,8 @@ impl Master {
         self.write_state();
     }
 
-    /// Packs all clients whose workers are gone, and leaves everything for the next master. Workers
-    /// that still run pack theirs when this process is gone.
+    /// Packs all clients whose workers are gone, and leaves everything for the next master. Workers that still run pack
+    /// theirs when this process is gone.
     pub(crate) fn hand_over(mut self) {
         let next = self
             .settings

@@ -23,8 +23,8 @@ use crate::sys::poll::Interest;
 const MAX_SEATS: usize = 1024;
 
 impl Master {
-    /// Restores everything that an earlier master has left, and stores it again. From here on no
-    /// error closes the clients. `limit` is the limit of descriptors.
+    /// Restores everything that an earlier master has left, and stores it again. From here on no error closes the
+    /// clients. `limit` is the limit of descriptors.
     ///
     /// # Errors
     /// When the handoff queues of a first master cannot be made, or a worker cannot be watched.

@@ -41,8 +41,8 @@ pub struct CarriedOver {
     pub(crate) are_foreign: bool,
 }
 
-/// Continues with the master that this process was. `number` is that of the descriptor of its
-/// snapshot. Returns the setup, and the log file if one was open.
+/// Continues with the master that this process was. `number` is that of the descriptor of its snapshot. Returns the
+/// setup, and the log file if one was open.
 ///
 /// # Errors
 /// The reason why that is impossible.

@@ -1,7 +1,7 @@
 //! The snapshot of a master for the program that it executes in an upgrade.
 //!
-//! Processes, descriptors, shared memory and leases continue; a snapshot leaves out only what can be found out again. It is
-//! JSON in a memory file, with the numbers of all descriptors; the program gets the number of the file.
+//! Processes, descriptors, shared memory and leases continue; a snapshot leaves out only what can be found out again.
+//! It is JSON in a memory file, with the numbers of all descriptors; the program gets the number of the file.
 
 use std::collections::BTreeSet;
 use std::fs::File;

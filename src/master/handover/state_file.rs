@@ -1,8 +1,8 @@
 //! The state file: the state of a master for the next one, without its clients, which are in the handoff queues.
 //!
-//! It is a memory file that the service manager keeps. It must be valid at any time, as SIGKILL gives no warning: after an
-//! event the inactive half is written, then one word makes that half the active one. Three figures that change with every
-//! client are words of their own.
+//! It is a memory file that the service manager keeps. It must be valid at any time, as SIGKILL gives no warning: after
+//! an event the inactive half is written, then one word makes that half the active one. Three figures that change with
+//! every client are words of their own.
 //!
 //! ```text
 //! word 0   magic and version                 3  rejected clients

@@ -1,5 +1,5 @@
-//! What this master keeps with the service manager for the next one: the state file, both ends of
-//! each handoff queue, and the listeners.
+//! What this master keeps with the service manager for the next one: the state file, both ends of each handoff queue,
+//! and the listeners.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,8 +19,7 @@ use crate::master::telemetry::counters::Counts;
 use crate::proto::control::Origin;
 use crate::sys::poll::Poller;
 
-/// Set by the unit if the service manager keeps descriptors: systemd before 254 does not announce
-/// it.
+/// Set by the unit if the service manager keeps descriptors: systemd before 254 does not announce it.
 const KEEP_CLIENTS_VARIABLE: &str = "FDPASSD_KEEP_CLIENTS";
 
 /// The store of the service manager, and the state that is for the next master.

@@ -1,8 +1,8 @@
 //! Unpacks the handoff queues of an earlier master: the shared memory of workers that are gone, and their clients.
 //!
-//! Each client is a descriptor. If there are more than this process may have open, those that were active most recently are
-//! kept, and the others are closed with an error reply. Until the new master serves, everything is packed again on an error:
-//! a failed start loses no client.
+//! Each client is a descriptor. If there are more than this process may have open, those that were active most recently
+//! are kept, and the others are closed with an error reply. Until the new master serves, everything is packed again on
+//! an error: a failed start loses no client.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -74,8 +74,8 @@ impl UnpackedClient {
     }
 }
 
-/// Recovers clients, each with its slot and lease number, as after the death of their worker. The
-/// time since they were packed does not count: they were not served.
+/// Recovers clients, each with its slot and lease number, as after the death of their worker. The time since they were
+/// packed does not count: they were not served.
 fn recover(
     record: &ShmRecord,
     shm: &MasterShm,
@@ -102,8 +102,8 @@ pub(crate) struct ReceivedHandoff {
 }
 
 impl ReceivedHandoff {
-    /// Unpacks these queues, and those of which only the second end exists (`single`). At most `capacity` clients and shared
-    /// memories are kept.
+    /// Unpacks these queues, and those of which only the second end exists (`single`). At most `capacity` clients and
+    /// shared memories are kept.
     pub(crate) fn unpack(
         queues: HandoffQueues,
         single: &[Channel<HandoffMessage, HandoffMessage>],
@@ -283,8 +283,8 @@ impl Unpacked {
         slot.map_or(0, |slot| slot.last_active())
     }
 
-    /// Recovers these clients, and returns the number of those whose shared memory is missing, which
-    /// are closed. Clients that have left are ignored.
+    /// Recovers these clients, and returns the number of those whose shared memory is missing, which are closed.
+    /// Clients that have left are ignored.
     fn sort_out(&self, clients: Vec<UnpackedClient>) -> (Vec<DeadWorkerClients>, u64) {
         let mut stray = 0;
         let mut by_worker: BTreeMap<WorkerId, Vec<(u32, u32, Client)>> = BTreeMap::new();

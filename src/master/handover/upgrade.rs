@@ -145,8 +145,8 @@ impl Master {
         }
     }
 
-    /// Executes the program if its check has succeeded and nothing is in progress; then it does not return. Called at the end
-    /// of each turn of the loop.
+    /// Executes the program if its check has succeeded and nothing is in progress; then it does not return. Called at
+    /// the end of each turn of the loop.
     pub(crate) fn advance_upgrade(&mut self, now: Instant) {
         let Some(upgrade) = &self.handover.upgrade else {
             return;
@@ -248,8 +248,8 @@ pub fn name_process(name: &str) {
     process::set_name(name);
 }
 
-/// Checks in the child whether this program can continue with the snapshot that is standard input, and writes the verdict
-/// after it.
+/// Checks in the child whether this program can continue with the snapshot that is standard input, and writes the
+/// verdict after it.
 ///
 /// # Errors
 /// The reason why it cannot.

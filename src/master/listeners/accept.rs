@@ -1,8 +1,8 @@
 //! Accepts clients and leases them to workers.
 //!
-//! A client is accepted only when a worker has capacity for it. When no worker has, or there are
-//! enough clients, or no descriptors, the listeners are disarmed and clients wait in the kernel's
-//! queue. An event or a deadline ends that, never polling.
+//! A client is accepted only when a worker has capacity for it. When no worker has, or there are enough clients, or no
+//! descriptors, the listeners are disarmed and clients wait in the kernel's queue. An event or a deadline ends that,
+//! never polling.
 
 use std::io;
 use std::iter::{once, repeat};
@@ -55,9 +55,9 @@ impl Listeners {
         workers.flush_leases(clients, telemetry, poller);
     }
 
-    /// Accepts the clients that wait at one listener, as far as there is capacity, and no more than
-    /// one message of leases holds: until the leases are flushed, only the master has these
-    /// clients. Returns whether the queue is empty.
+    /// Accepts the clients that wait at one listener, as far as there is capacity, and no more than one message of
+    /// leases holds: until the leases are flushed, only the master has these clients. Returns whether the queue is
+    /// empty.
     fn accept(
         &mut self,
         index: usize,
@@ -84,8 +84,8 @@ impl Listeners {
         Ok(false)
     }
 
-    /// Makes a client of a connection that a listener accepted. Returns `None` if the connection
-    /// has already ended or was rejected.
+    /// Makes a client of a connection that a listener accepted. Returns `None` if the connection has already ended or
+    /// was rejected.
     pub(super) fn admit(
         &mut self,
         index: usize,

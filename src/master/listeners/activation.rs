@@ -1,8 +1,7 @@
-//! Sockets that systemd has bound for the daemon and handed over at its start: socket activation,
-//! sd_listen_fds(3).
+//! Sockets that systemd has bound for the daemon and handed over at its start: socket activation, sd_listen_fds(3).
 //!
-//! They are kept for as long as the master lives, whether an entry of `listen` names them or not: a
-//! reload may drop one, and another may use it again. A listener has its own copy.
+//! They are kept for as long as the master lives, whether an entry of `listen` names them or not: a reload may drop
+//! one, and another may use it again. A listener has its own copy.
 
 use std::ffi::OsString;
 use std::fmt::Write;
@@ -29,8 +28,7 @@ const MAX_DESCRIPTORS: usize = 65_536;
 pub struct Handed(Vec<(String, OwnedFd)>);
 
 impl Handed {
-    /// Takes over the descriptors that the environment describes. This must happen before the
-    /// process opens anything.
+    /// Takes over the descriptors that the environment describes. This must happen before the process opens anything.
     ///
     /// # Errors
     /// When the environment contradicts itself, or a descriptor that it describes does not exist.
@@ -65,9 +63,8 @@ impl Handed {
             .collect()
     }
 
-    /// Returns whether a client waits at one of the sockets. After a failed start, systemd starts
-    /// the service again at once for such a client, and gives its socket up after
-    /// `TriggerLimitBurst=` of systemd.socket(5) starts.
+    /// Returns whether a client waits at one of the sockets. After a failed start, systemd starts the service again at
+    /// once for such a client, and gives its socket up after `TriggerLimitBurst=` of systemd.socket(5) starts.
     #[must_use]
     pub fn is_awaited(&self) -> bool {
         let waits = |(_, socket): &(String, OwnedFd)| {
@@ -81,8 +78,7 @@ impl Handed {
         self.0.len()
     }
 
-    /// Returns the listeners that these entries stand for: one each, or one for each socket of that
-    /// name.
+    /// Returns the listeners that these entries stand for: one each, or one for each socket of that name.
     ///
     /// # Errors
     /// When no socket has the name of an entry.
@@ -196,8 +192,7 @@ impl Handed {
     }
 }
 
-/// Returns the names of the descriptors left open for process `pid`, in the order of the
-/// descriptors.
+/// Returns the names of the descriptors left open for process `pid`, in the order of the descriptors.
 fn names(var: impl Fn(&str) -> Option<OsString>, pid: u32) -> Result<Vec<String>, String> {
     let text = |key: &str| match var(key).map(OsString::into_string) {
         None => Ok(None),

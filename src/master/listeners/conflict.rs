@@ -30,8 +30,8 @@ impl OwnListeners {
         OwnListeners(clients.chain(metrics).chain(control).collect())
     }
 
-    /// Returns the same error, which names the daemon if the daemon itself holds the address.
-    /// `wanted` is `None` for a listener that is not bound by the daemon.
+    /// Returns the same error, which names the daemon if the daemon itself holds the address. `wanted` is `None` for a
+    /// listener that is not bound by the daemon.
     pub(crate) fn named_in(&self, error: Error, wanted: Option<&Address>) -> Error {
         match self
             .0

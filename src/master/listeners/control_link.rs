@@ -1,10 +1,9 @@
 //! The link from the usual place of the control socket to the configured one.
 //!
-//! fdpassctl, and with it `ExecReload=` and `ExecStop=` of a unit, looks for a daemon at the usual
-//! places. If the configuration names another place, the daemon could not be found there. A service
-//! manager gives each daemon its own directory ($RUNTIME_DIRECTORY), which is the first of these
-//! places: there the daemon creates a symbolic link. Without such a directory the place may be
-//! another daemon's, and is left alone.
+//! fdpassctl, and with it `ExecReload=` and `ExecStop=` of a unit, looks for a daemon at the usual places. If the
+//! configuration names another place, the daemon could not be found there. A service manager gives each daemon its own
+//! directory ($RUNTIME_DIRECTORY), which is the first of these places: there the daemon creates a symbolic link.
+//! Without such a directory the place may be another daemon's, and is left alone.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -21,8 +20,7 @@ pub(crate) struct ControlLink {
 }
 
 impl ControlLink {
-    /// Creates the link of a daemon of this name, if its control socket is outside its runtime
-    /// directory.
+    /// Creates the link of a daemon of this name, if its control socket is outside its runtime directory.
     pub(crate) fn create(name: &str, socket: &Path) -> Option<ControlLink> {
         env::var_os("RUNTIME_DIRECTORY").filter(|directory| !directory.is_empty())?;
         let path = places(name, process::user(), |key| env::var_os(key))

@@ -20,8 +20,7 @@ use crate::sys::listening::listen;
 use crate::sys::user::Holder;
 use crate::sys::{process, socket};
 
-/// Control clients that can wait to be accepted; in fact one more than that (`unix_recvq_full()` in
-/// the kernel).
+/// Control clients that can wait to be accepted; in fact one more than that (`unix_recvq_full()` in the kernel).
 pub(crate) const CONTROL_BACKLOG: u32 = 128;
 
 /// The listener of control clients.
@@ -34,8 +33,8 @@ pub(crate) struct ControlListener {
 }
 
 impl ControlListener {
-    /// Binds and listens at `path`. `is_default` is true if the path was not configured; then its
-    /// directory is created if needed.
+    /// Binds and listens at `path`. `is_default` is true if the path was not configured; then its directory is created
+    /// if needed.
     pub(crate) fn bind(
         path: &Path,
         is_default: bool,
@@ -70,8 +69,7 @@ impl ControlListener {
         Ok(())
     }
 
-    /// Restores the listener that this process had before it became this program. Its file may be
-    /// gone.
+    /// Restores the listener that this process had before it became this program. Its file may be gone.
     pub(crate) fn from_fd(socket: OwnedFd, path: &Path) -> ControlListener {
         let file = SocketFile::new(path).unwrap_or_else(|_| SocketFile::missing(path));
         ControlListener {
@@ -81,8 +79,7 @@ impl ControlListener {
         }
     }
 
-    /// Creates a placeholder for a socket that cannot be opened now: no client can connect until it
-    /// is bound again.
+    /// Creates a placeholder for a socket that cannot be opened now: no client can connect until it is bound again.
     ///
     /// # Errors
     /// Those of socket(2).
@@ -131,9 +128,8 @@ impl AsFd for ControlListener {
     }
 }
 
-/// Creates a directory for the control socket, which other users may search only where that is
-/// customary. An existing one must be a directory of the daemon's user: in /tmp any user may have
-/// created it.
+/// Creates a directory for the control socket, which other users may search only where that is customary. An existing
+/// one must be a directory of the daemon's user: in /tmp any user may have created it.
 fn make_directory(path: &Path) -> io::Result<()> {
     let mode = if path.starts_with("/run") {
         0o755
@@ -177,9 +173,9 @@ fn usual_place(name: &str, user: u32) -> PathBuf {
     places.swap_remove(0)
 }
 
-/// Returns the control socket: the one that this process `had` before it became this program, or a
-/// new one. If there have been clients since `clients_since`, a socket that cannot be opened is
-/// replaced by one that cannot be connected to, with the reason.
+/// Returns the control socket: the one that this process `had` before it became this program, or a new one. If there
+/// have been clients since `clients_since`, a socket that cannot be opened is replaced by one that cannot be connected
+/// to, with the reason.
 pub(crate) fn open_control(
     name: &str,
     config: &Config,

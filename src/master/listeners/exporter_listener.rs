@@ -10,8 +10,8 @@ use crate::proto::names::Address;
 use crate::sys::listening::listen;
 use crate::sys::socket;
 
-/// The listener of the exporter's HTTP clients. It listens until it is dropped, also while another
-/// process has a copy of it.
+/// The listener of the exporter's HTTP clients. It listens until it is dropped, also while another process has a copy
+/// of it.
 #[derive(Debug)]
 pub(crate) struct ExporterListener {
     socket: OwnedFd,

@@ -51,8 +51,8 @@ impl fmt::Display for Pause {
 #[derive(Debug)]
 pub(crate) struct Gate {
     pub(crate) pause: Option<Pause>,
-    /// Set while the system is out of a resource: when the pause ends, and how many clients had
-    /// left when it began. A client that leaves frees a descriptor and ends it as well.
+    /// Set while the system is out of a resource: when the pause ends, and how many clients had left when it began. A
+    /// client that leaves frees a descriptor and ends it as well.
     exhausted: Option<(Instant, u64)>,
     /// The reason that was reported last, and when.
     reported: Option<(Pause, Instant)>,
@@ -159,8 +159,7 @@ impl Listeners {
         self.report_pause(Pause::Exhausted, &sentence, clients, telemetry, now);
     }
 
-    /// Reports why no client is accepted: once, and again only if it still applies, or applies
-    /// again, after a while.
+    /// Reports why no client is accepted: once, and again only if it still applies, or applies again, after a while.
     fn report_pause(
         &mut self,
         pause: Pause,

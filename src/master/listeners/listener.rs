@@ -25,8 +25,7 @@ pub(crate) struct Listener {
     socket: OwnedFd,
     /// The source that the configuration names.
     pub(crate) source: SocketSource,
-    /// The configured source is unknown: a configuration that wants any port of this host gets this
-    /// listener.
+    /// The configured source is unknown: a configuration that wants any port of this host gets this listener.
     is_found: bool,
     /// The actual address, with the port that the kernel chose if any port was wanted.
     pub(crate) address: Address,
@@ -36,8 +35,8 @@ pub(crate) struct Listener {
     file: Option<SocketFile>,
     /// The entry for which the listener was last opened or adopted.
     entry: Listen,
-    /// Set while the listener is not bound: another process has ended it, or its address does not
-    /// exist yet. Then it is not in the poller.
+    /// Set while the listener is not bound: another process has ended it, or its address does not exist yet. Then it is
+    /// not in the poller.
     pub(crate) outage: Option<Outage>,
     /// The listener was never bound.
     is_missing: bool,
@@ -128,8 +127,7 @@ impl Listener {
         }
     }
 
-    /// Creates a listener whose address no interface has yet. It is bound as soon as an interface
-    /// has it.
+    /// Creates a listener whose address no interface has yet. It is bound as soon as an interface has it.
     ///
     /// # Errors
     /// `refusal`, unless a missing address is its cause.
@@ -170,8 +168,7 @@ impl Listener {
         };
         let file = match &address {
             Address::Tcp(_) => None,
-            // The operator may have removed the file since. Until this master serves, the file is
-            // left where it is.
+            // The operator may have removed the file since. Until this master serves, the file is left where it is.
             Address::Unix(path) => Some(
                 SocketFile::new(path)
                     .unwrap_or_else(|_| SocketFile::missing(path))
@@ -200,8 +197,8 @@ impl Listener {
         (self.source, self.is_found) = (source.clone(), false);
     }
 
-    /// Returns whether the listener has the address that this entry wants, although it may have
-    /// been made for another one.
+    /// Returns whether the listener has the address that this entry wants, although it may have been made for another
+    /// one.
     pub(crate) fn is_at(&self, wanted: &SocketSource) -> bool {
         match (wanted, &self.source) {
             (SocketSource::Bound(wanted), SocketSource::Bound(_)) => *wanted == self.address,
@@ -228,8 +225,8 @@ impl Listener {
         }
     }
 
-    /// Returns the record for the next master; `None` if the next master gets this listener from
-    /// the process that has bound it.
+    /// Returns the record for the next master; `None` if the next master gets this listener from the process that has
+    /// bound it.
     pub(crate) fn record(&self) -> Option<ListenerRecord> {
         if self.is_missing {
             return None;
@@ -292,8 +289,8 @@ impl Listener {
 
     /// Adopts the settings that are wanted now for this address. Clients in the queue stay there.
     ///
-    /// Only the change of a Unix socket's file can be refused, so it comes first: on an error
-    /// nothing else has changed. Adopting the previous settings undoes this.
+    /// Only the change of a Unix socket's file can be refused, so it comes first: on an error nothing else has changed.
+    /// Adopting the previous settings undoes this.
     pub(crate) fn adopt(
         &mut self,
         wanted: &Listen,
@@ -355,8 +352,8 @@ impl Listener {
         Ok(())
     }
 
-    /// Returns the number of waiting clients and its maximum; `None` for a Unix socket, for which
-    /// the kernel does not report them.
+    /// Returns the number of waiting clients and its maximum; `None` for a Unix socket, for which the kernel does not
+    /// report them.
     pub(crate) fn queue(&self) -> Option<(u32, u32)> {
         match self.address {
             Address::Tcp(_) if self.outage.is_some() => None,

@@ -8,8 +8,7 @@ use crate::master::listeners::listener::Listener;
 use crate::master::listeners::plan;
 use crate::master::{Error, Handed};
 
-/// Returns, for each listener of a configuration, the new one, or `None` where an earlier master
-/// has left one.
+/// Returns, for each listener of a configuration, the new one, or `None` where an earlier master has left one.
 pub(crate) fn open_new(
     entries: &[Listen],
     handed: &Handed,
@@ -54,8 +53,8 @@ pub(crate) fn open_new(
     }
 }
 
-/// Returns all listeners in the order of the configuration, followed by those that were left and
-/// are no longer wanted; and the numbers of the latter.
+/// Returns all listeners in the order of the configuration, followed by those that were left and are no longer wanted;
+/// and the numbers of the latter.
 pub(crate) fn join_listeners(
     entries: &[Listen],
     handed: &Handed,

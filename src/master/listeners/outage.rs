@@ -1,12 +1,11 @@
-//! Listeners that another holder of their socket has ended: by shutdown(2) in another process that
-//! has it, or by `ss -K`.
+//! Listeners that another holder of their socket has ended: by shutdown(2) in another process that has it, or by `ss
+//! -K`.
 //!
-//! Such a socket never listens again. listen(2) on a TCP socket would make the kernel accept
-//! clients that are shut down from the start. Another socket is bound to the same address instead:
-//! at once, then every second, after half a minute every 30 s. Until that succeeds, the status
-//! gives the reason. The poller reports the end as a hang-up, also for a disarmed listener: so it
-//! is handled in the turn of the loop in which it occurs. A listener that the daemon itself has
-//! ended is not in the poller any more.
+//! Such a socket never listens again. listen(2) on a TCP socket would make the kernel accept clients that are shut down
+//! from the start. Another socket is bound to the same address instead: at once, then every second, after half a minute
+//! every 30 s. Until that succeeds, the status gives the reason. The poller reports the end as a hang-up, also for a
+//! disarmed listener: so it is handled in the turn of the loop in which it occurs. A listener that the daemon itself
+//! has ended is not in the poller any more.
 
 use std::time::{Duration, Instant};
 
@@ -82,8 +81,8 @@ pub(crate) const ENDED: &str = "another process that holds the socket has ended 
 pub(crate) const FILE_GONE: &str = "its file is gone";
 
 impl Listeners {
-    /// Handles listeners that the poller reported as ended. Clients that waited there have been
-    /// accepted by now, if there was capacity for them.
+    /// Handles listeners that the poller reported as ended. Clients that waited there have been accepted by now, if
+    /// there was capacity for them.
     pub(crate) fn check_ended(
         &mut self,
         numbers: &[u32],

@@ -31,12 +31,11 @@ pub(crate) enum SocketSource {
     Handed(usize),
 }
 
-/// Returns, for each entry of a new configuration, the index of the existing listener for it; the
-/// others must be bound. Port 0 is any port, so the first entry that asks for it gets the first
-/// listener that did, and so on.
+/// Returns, for each entry of a new configuration, the index of the existing listener for it; the others must be bound.
+/// Port 0 is any port, so the first entry that asks for it gets the first listener that did, and so on.
 ///
-/// A listener that no entry wants as it was wanted before goes to an entry that wants its address:
-/// nothing else can be bound there.
+/// A listener that no entry wants as it was wanted before goes to an entry that wants its address: nothing else can be
+/// bound there.
 ///
 /// `is_fit` returns whether a listener can be kept at all.
 pub(crate) fn keep(
@@ -66,14 +65,13 @@ pub(crate) fn keep(
     kept
 }
 
-/// Selects for [`keep`] the listeners that clients can find. A listener whose file is gone is
-/// replaced by another socket; clients in its queue are still served.
+/// Selects for [`keep`] the listeners that clients can find. A listener whose file is gone is replaced by another
+/// socket; clients in its queue are still served.
 pub(crate) fn is_found(listener: &Listener) -> bool {
     !listener.is_file_gone()
 }
 
-/// Selects for [`keep`] all listeners. Clients that wait are not lost because of a file that cannot
-/// be created again.
+/// Selects for [`keep`] all listeners. Clients that wait are not lost because of a file that cannot be created again.
 pub(crate) fn is_any(_: &Listener) -> bool {
     true
 }

@@ -14,8 +14,7 @@ use crate::sys::memory::plain_file;
 use crate::sys::user::{Group, User};
 use crate::sys::{process, socket};
 
-/// Returns the error for a socket that cannot be bound, with a remedy as far as the cause shows
-/// one.
+/// Returns the error for a socket that cannot be bound, with a remedy as far as the cause shows one.
 pub(crate) fn cannot_bind(doing: &str, address: &Address, error: &io::Error) -> Error {
     let advice = match (address, error.kind()) {
         (Address::Tcp(_), io::ErrorKind::AddrInUse) => format!("; {ANOTHER}"),
@@ -38,8 +37,7 @@ pub(crate) fn cannot_bind(doing: &str, address: &Address, error: &io::Error) -> 
     Error::unavailable(doing, error).with(&advice)
 }
 
-/// Binds a socket that does not listen yet. Returns it with its actual address, and its file if it
-/// has one.
+/// Binds a socket that does not listen yet. Returns it with its actual address, and its file if it has one.
 pub(crate) fn bind(
     wanted: &Address,
     access: Option<&Access>,
@@ -67,8 +65,7 @@ pub(crate) struct SocketFile {
     born: (u32, u32),
     /// The access that was set last.
     access: Option<Access>,
-    /// The file is left: it belongs to the next master, or to the previous one until this master
-    /// serves.
+    /// The file is left: it belongs to the next master, or to the previous one until this master serves.
     pub(crate) is_left: bool,
 }
 
@@ -130,8 +127,8 @@ impl SocketFile {
         Ok(())
     }
 
-    /// Sets the owner and mode of the file. Access that was set before is not set again: the
-    /// operator may have changed it since, or have removed the file.
+    /// Sets the owner and mode of the file. Access that was set before is not set again: the operator may have changed
+    /// it since, or have removed the file.
     pub(crate) fn set_access(&mut self, access: &Access) -> io::Result<()> {
         if self.access.as_ref() == Some(access) {
             return Ok(());
@@ -162,8 +159,7 @@ impl Drop for SocketFile {
     }
 }
 
-/// Returns the access to the file of a Unix socket that another process has bound, if the file
-/// exists.
+/// Returns the access to the file of a Unix socket that another process has bound, if the file exists.
 pub(crate) fn access_of(path: &Path) -> Option<Access> {
     let found = fs::symlink_metadata(path)
         .ok()
@@ -187,9 +183,8 @@ fn identity(file: &Metadata) -> (u64, u64) {
     (file.dev(), file.ino())
 }
 
-/// Binds a Unix socket and sets the mode and owner of its file before any client can connect. A
-/// file that an earlier daemon has left is replaced, if it is a socket and no process answers on
-/// it.
+/// Binds a Unix socket and sets the mode and owner of its file before any client can connect. A file that an earlier
+/// daemon has left is replaced, if it is a socket and no process answers on it.
 pub(crate) fn bind_unix(path: &Path, access: Option<&Access>) -> io::Result<(OwnedFd, SocketFile)> {
     let socket = match socket::bind_unix(path) {
         Err(e) if e.kind() == io::ErrorKind::AddrInUse => {

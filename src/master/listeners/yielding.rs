@@ -1,10 +1,9 @@
 //! Listeners that a restart leaves to systemd.
 //!
-//! The file names `systemd:NAME`, and no socket of that name was handed over: from the next master
-//! on, systemd must listen. Its socket unit binds the address between the two masters, and cannot
-//! do so while one of the daemon's listeners is in the service manager's store. So the leaving
-//! master accepts the clients that wait at the listeners that the file does not name any more, and
-//! closes these listeners.
+//! The file names `systemd:NAME`, and no socket of that name was handed over: from the next master on, systemd must
+//! listen. Its socket unit binds the address between the two masters, and cannot do so while one of the daemon's
+//! listeners is in the service manager's store. So the leaving master accepts the clients that wait at the listeners
+//! that the file does not name any more, and closes these listeners.
 
 use crate::config::{Config, Source};
 use crate::master::clients::Clients;
@@ -39,8 +38,7 @@ impl Listeners {
         }
     }
 
-    /// Accepts the clients that wait at a listener, for the next master: no worker of this one
-    /// serves them.
+    /// Accepts the clients that wait at a listener, for the next master: no worker of this one serves them.
     fn accept_waiting(&mut self, index: usize, clients: &mut Clients, telemetry: &mut Telemetry) {
         while !clients.is_full() {
             match listening::accept(&self.all[index], Look::Next) {
@@ -62,8 +60,7 @@ impl Listeners {
     }
 }
 
-/// Returns whether the daemon itself has bound a listener at an address that the configuration does
-/// not name.
+/// Returns whether the daemon itself has bound a listener at an address that the configuration does not name.
 fn is_given_up(listener: &Listener, config: &Config) -> bool {
     let names = |address: &Address| {
         config

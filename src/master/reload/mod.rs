@@ -98,8 +98,8 @@ impl Master {
         self.manager.notify_reloading();
     }
 
-    /// Puts the configuration into force whose workers are all ready now. The loop reports the
-    /// outcome when it has stored the listeners.
+    /// Puts the configuration into force whose workers are all ready now. The loop reports the outcome when it has
+    /// stored the listeners.
     pub(crate) fn commit_reload(&mut self, now: Instant) -> Option<ReloadOutcome> {
         let prepared = self.reloads.current.take()?;
         self.lifecycle.end_reload();
@@ -193,8 +193,8 @@ impl Master {
         self.clients.dispatcher.set_policy(config.workers.dispatch);
     }
 
-    /// Changes the listeners that stay, watches the new ones, and has the others close when their queues are empty. The first
-    /// listeners are in the order of the configuration.
+    /// Changes the listeners that stay, watches the new ones, and has the others close when their queues are empty. The
+    /// first listeners are in the order of the configuration.
     fn exchange_listeners(&mut self, planned: Vec<PlannedListener>, config: &Config) {
         let mut before = std::mem::take(&mut self.listeners.all);
         // There were sockets of all names when it was prepared, and there still are.

@@ -1,5 +1,5 @@
-//! The outcome of a reload, and where it is reported: the events, the last reload of the status, the counters, the service
-//! manager, and the clients that wait for it.
+//! The outcome of a reload, and where it is reported: the events, the last reload of the status, the counters, the
+//! service manager, and the clients that wait for it.
 
 use std::time::{Duration, SystemTime};
 

@@ -23,8 +23,8 @@ pub(crate) struct PreparedReload {
     pub(crate) loaded: Loaded,
     pub(super) file: Option<PathBuf>,
     pub(super) max_clients: u64,
-    /// The layout of the shared memory of workers that are started from now on, also by the
-    /// configuration before: these may get clients back that have more bytes than the latter allows.
+    /// The layout of the shared memory of workers that are started from now on, also by the configuration before: these
+    /// may get clients back that have more bytes than the latter allows.
     pub(crate) layout: Layout,
     pub(crate) memory: Option<Memory>,
     pub(super) listeners: Vec<PlannedListener>,
@@ -88,8 +88,8 @@ impl Master {
         )
         .map_err(|e| rejected(&own().named_in(e, listen)))?;
         let listeners = self.plan_listeners(config).map_err(|e| rejected(&e))?;
-        // Clients that stay bring along what is parked of them: some of it perhaps since a
-        // configuration before the one in force, if there were clients ever since.
+        // Clients that stay bring along what is parked of them: some of it perhaps since a configuration before the one
+        // in force, if there were clients ever since.
         let max_frame_before = if self.clients.count() > 0 {
             self.clients.layout.max_frame()
         } else {

@@ -1,5 +1,5 @@
-//! The child that reads the configuration. Its users and groups may be in a directory server only, and its files on another
-//! machine: both may take long (nsswitch.conf(5)), and the loop must not wait for them.
+//! The child that reads the configuration. Its users and groups may be in a directory server only, and its files on
+//! another machine: both may take long (nsswitch.conf(5)), and the loop must not wait for them.
 //!
 //! ```text
 //! reload, SIGHUP, check ─▶ question ─▶ child: reads, looks up, checks ─▶ answer, behind the question in the same file

@@ -96,8 +96,8 @@ impl Notifier {
         }))
     }
 
-    /// Has the manager keep a descriptor under this name for the next master: FDSTORE=1 of sd_notify(3). It is kept whatever
-    /// happens at its other end.
+    /// Has the manager keep a descriptor under this name for the next master: FDSTORE=1 of sd_notify(3). It is kept
+    /// whatever happens at its other end.
     pub(crate) fn store(&mut self, name: &str, descriptor: BorrowedFd<'_>, now: Instant) {
         let Some(manager) = &mut self.0 else { return };
         match descriptor.try_clone_to_owned() {
@@ -137,8 +137,8 @@ impl Notifier {
         }
     }
 
-    /// Waits until the manager has handled all messages (BARRIER=1 of sd_notify(3)), for `timeout` at most. Called at the end
-    /// only.
+    /// Waits until the manager has handled all messages (BARRIER=1 of sd_notify(3)), for `timeout` at most. Called at
+    /// the end only.
     pub(crate) fn flush(&mut self, timeout: Duration) {
         let Some(manager) = &mut self.0 else { return };
         let deadline = Instant::now() + timeout;
@@ -195,8 +195,8 @@ impl Notifier {
         }
     }
 
-    /// Sends the watchdog's message, messages that could not be sent, and, once the daemon is ready, a changed status, each if
-    /// it is due.
+    /// Sends the watchdog's message, messages that could not be sent, and, once the daemon is ready, a changed status,
+    /// each if it is due.
     pub(crate) fn send_due(
         &mut self,
         summary: Summary,

@@ -73,8 +73,8 @@ pub(crate) enum Reason {
     Restart,
 }
 
-/// Reasons why a client is lost: closed by the daemon for a reason of its own, and not because of
-/// the client or an operator.
+/// Reasons why a client is lost: closed by the daemon for a reason of its own, and not because of the client or an
+/// operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Loss {
     /// The state left by the worker contradicts itself, or the kernel did not count its bytes.
@@ -123,8 +123,8 @@ pub(crate) enum Cause {
 }
 
 impl Cause {
-    /// Returns the cause of a death from the exit status, from whether memory was out, and from the
-    /// reason for which the master killed the worker, if it did.
+    /// Returns the cause of a death from the exit status, from whether memory was out, and from the reason for which
+    /// the master killed the worker, if it did.
     pub(crate) fn from_exit(
         exit: Exit,
         is_out_of_memory: bool,
@@ -188,8 +188,7 @@ impl Label for Verdict {
     ];
 }
 
-/// A count for each kind. The next master reads the counts by name, because it may know other
-/// kinds.
+/// A count for each kind. The next master reads the counts by name, because it may know other kinds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(from = "BTreeMap<String, u64>", into = "BTreeMap<&'static str, u64>")]
 pub(crate) struct By<L: Label> {
@@ -301,8 +300,7 @@ pub(crate) struct Totals {
     pub(crate) errors: u64,
     pub(crate) panics: u64,
     pub(crate) log_errors: u64,
-    /// Clients that the worker closed because it could not watch them, read from them or write to
-    /// them.
+    /// Clients that the worker closed because it could not watch them, read from them or write to them.
     #[serde(default)]
     pub(crate) lost: u64,
 }
@@ -345,8 +343,7 @@ pub(crate) struct Tally {
 /// Requests for unknown methods, and for methods beyond [`MAX_METHODS`].
 pub(crate) const OTHER: &str = "other";
 
-/// Methods that are counted separately. Workers choose the names, which must not fill the master's
-/// memory.
+/// Methods that are counted separately. Workers choose the names, which must not fill the master's memory.
 const MAX_METHODS: usize = 256;
 
 impl Default for Tally {

@@ -29,8 +29,8 @@ pub(crate) struct Since {
 }
 
 impl EventLog {
-    /// Records an event and logs it. The level is that of the event's kind; the log line has the
-    /// same sentence, with the subject as fields.
+    /// Records an event and logs it. The level is that of the event's kind; the log line has the same sentence, with
+    /// the subject as fields.
     pub(crate) fn note(&mut self, kind: Kind, about: About, message: impl fmt::Display) {
         let message = message.to_string();
         let fields = EventFields {
@@ -82,8 +82,8 @@ impl EventLog {
         self.last
     }
 
-    /// Returns the events with a higher number than `after`. A number that is not reached yet
-    /// belongs to another life of the daemon, and counts as 0.
+    /// Returns the events with a higher number than `after`. A number that is not reached yet belongs to another life
+    /// of the daemon, and counts as 0.
     pub(crate) fn since(&self, after: u64) -> Since {
         let after = if after > self.last { 0 } else { after };
         let forgotten = self.last - self.kept.len() as u64;

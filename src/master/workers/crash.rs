@@ -1,9 +1,9 @@
 //! Attribution of a worker's crash to the request that was executing, its client and its method.
 //!
-//! A request caused a death if the process ended itself (it exited, or ran into a fault), if the
-//! kernel killed it because memory was out, or if the master killed it because the request took too
-//! long. Other signals come from outside, and no request caused them. An idempotent request that
-//! caused one death is executed once more first: if it succeeds, it was not the cause.
+//! A request caused a death if the process ended itself (it exited, or ran into a fault), if the kernel killed it
+//! because memory was out, or if the master killed it because the request took too long. Other signals come from
+//! outside, and no request caused them. An idempotent request that caused one death is executed once more first: if it
+//! succeeds, it was not the cause.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -104,8 +104,8 @@ fn strike(
     strikes.len() >= most
 }
 
-/// Kills by the kernel for lack of memory that no death explains yet. Several processes may be
-/// killed before the first of them has ended.
+/// Kills by the kernel for lack of memory that no death explains yet. Several processes may be killed before the first
+/// of them has ended.
 #[derive(Debug)]
 pub(crate) struct OomKills {
     /// The kernel's last count.
@@ -182,8 +182,7 @@ impl Blame {
 }
 
 impl Workers {
-    /// Determines the cause of a worker's death, and records the client and the method that caused
-    /// it.
+    /// Determines the cause of a worker's death, and records the client and the method that caused it.
     pub(super) fn lay_blame(
         &mut self,
         exit: Exit,

@@ -57,8 +57,8 @@ impl DeadWorker {
 }
 
 impl Workers {
-    /// Removes the worker whose process has ended and is not collected yet: until then /proc/PID
-    /// exists, and the pid is its own. Returns `None` if the process is no worker.
+    /// Removes the worker whose process has ended and is not collected yet: until then /proc/PID exists, and the pid is
+    /// its own. Returns `None` if the process is no worker.
     pub(crate) fn remove_dead(
         &mut self,
         pid: u32,
@@ -93,8 +93,8 @@ impl Workers {
         })
     }
 
-    /// Attributes a death, has the clients of the worker leased again, lets the pool decide on its
-    /// successor, and reports the death.
+    /// Attributes a death, has the clients of the worker leased again, lets the pool decide on its successor, and
+    /// reports the death.
     pub(crate) fn settle_death(
         &mut self,
         dead: DeadWorker,
@@ -154,8 +154,8 @@ impl Workers {
         self.report_death(death, telemetry);
     }
 
-    /// Lets the pool decide on the successor of a worker that has ended. Returns whether the worker
-    /// ended well, and the wait before the successor starts, if there is one.
+    /// Lets the pool decide on the successor of a worker that has ended. Returns whether the worker ended well, and the
+    /// wait before the successor starts, if there is one.
     fn replace(
         &mut self,
         id: WorkerId,
@@ -168,8 +168,8 @@ impl Workers {
             .pool
             .member(id)
             .is_none_or(|member| !matches!(member.state, MemberState::Ready { .. }));
-        // A worker killed from outside, or by a request, was no worse than its successor: the
-        // successor starts without delay.
+        // A worker killed from outside, or by a request, was no worse than its successor: the successor starts without
+        // delay.
         let is_own_doing = exit.is_own_doing() || blame.is_out_of_memory;
         let was_useful = has_answered || blame.request.is_some() || !is_own_doing;
         let is_well =

@@ -1,11 +1,10 @@
 //! Kills the processes that a worker's methods have started, when the worker ends.
 //!
-//! Each worker leads a session (setsid(2)), and the processes that it starts belong to it until
-//! they ask for a session of their own. The master is a subreaper (PR_SET_CHILD_SUBREAPER): the
-//! children of a worker that ends become its own. So it kills the worker's process group, and then
-//! each process group of that session whose members it has inherited. A process whose parent is
-//! killed in this way is inherited later, when its parent ends. Processes with a session of their
-//! own live on.
+//! Each worker leads a session (setsid(2)), and the processes that it starts belong to it until they ask for a session
+//! of their own. The master is a subreaper (PR_SET_CHILD_SUBREAPER): the children of a worker that ends become its own.
+//! So it kills the worker's process group, and then each process group of that session whose members it has inherited.
+//! A process whose parent is killed in this way is inherited later, when its parent ends. Processes with a session of
+//! their own live on.
 
 use crate::master::workers::Workers;
 use crate::sys::process::{self, Child};
@@ -18,8 +17,8 @@ impl Workers {
         self.ended_sessions.push(worker);
     }
 
-    /// Ends the processes that the master has inherited from sessions whose leaders have ended.
-    /// Forgets the sessions without processes: their numbers may then belong to other processes.
+    /// Ends the processes that the master has inherited from sessions whose leaders have ended. Forgets the sessions
+    /// without processes: their numbers may then belong to other processes.
     pub(crate) fn end_sessions(&mut self) {
         if self.ended_sessions.is_empty() {
             return;

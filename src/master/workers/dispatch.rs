@@ -12,8 +12,7 @@ use crate::sys::clock;
 use crate::sys::poll::Poller;
 
 impl Workers {
-    /// Returns the ready workers as dispatch sees them; `is_rescue` for clients that were leased
-    /// before.
+    /// Returns the ready workers as dispatch sees them; `is_rescue` for clients that were leased before.
     pub(crate) fn candidates(&self, is_rescue: bool) -> Vec<Candidate> {
         let monotonic = clock::monotonic();
         self.ready()
@@ -21,8 +20,7 @@ impl Workers {
             .collect()
     }
 
-    /// Leases clients whose worker is gone, or whose lease could not be sent, as far as there is
-    /// capacity.
+    /// Leases clients whose worker is gone, or whose lease could not be sent, as far as there is capacity.
     pub(crate) fn lease_unleased(&mut self, clients: &mut Clients, telemetry: &mut Telemetry) {
         let mut has_asked = false;
         while !clients.unleased.is_empty() {
@@ -41,8 +39,8 @@ impl Workers {
                 let candidate = &mut candidates[index];
                 self.lease(candidate, unleased, true, clients, telemetry);
             }
-            // The remaining clients wait until a worker reports capacity. One more pass covers
-            // capacity that became free before that report was requested.
+            // The remaining clients wait until a worker reports capacity. One more pass covers capacity that became
+            // free before that report was requested.
             if has_asked || clients.unleased.is_empty() {
                 return;
             }
@@ -53,9 +51,9 @@ impl Workers {
         }
     }
 
-    /// Returns the candidates as they apply to one client: a worker from before `max-frame` was
-    /// raised may have no region for all the parked bytes. If no worker has one, and no new worker
-    /// is being started, the client goes to any worker, where the lease fails.
+    /// Returns the candidates as they apply to one client: a worker from before `max-frame` was raised may have no
+    /// region for all the parked bytes. If no worker has one, and no new worker is being started, the client goes to
+    /// any worker, where the lease fails.
     fn fitting<'c>(
         &self,
         unleased: &Unleased,
@@ -96,8 +94,7 @@ impl Workers {
         }
     }
 
-    /// Sends the leases made in this turn of the loop. The leases of a worker with a full channel
-    /// are withdrawn.
+    /// Sends the leases made in this turn of the loop. The leases of a worker with a full channel are withdrawn.
     pub(crate) fn flush_leases(
         &mut self,
         clients: &mut Clients,
@@ -108,8 +105,7 @@ impl Workers {
         for worker in self.all.values_mut() {
             match worker.flush() {
                 Ok(unsent) => withdrawn.extend(unsent),
-                // The worker did not get these leases, whatever the cause. Its end will be reported
-                // like every other.
+                // The worker did not get these leases, whatever the cause. Its end will be reported like every other.
                 Err(e) => worker.kill_for_error(&format_args!("cannot send leases: {e}")),
             }
             worker.watch_channel(poller);
@@ -125,8 +121,7 @@ impl Workers {
         }
     }
 
-    /// Returns whether a worker has capacity. If none has, all workers are asked to report when
-    /// they have.
+    /// Returns whether a worker has capacity. If none has, all workers are asked to report when they have.
     pub(crate) fn have_capacity(&self) -> bool {
         // The second pass does not use `any`: each worker must be asked.
         self.ready().any(|worker| worker.has_capacity())

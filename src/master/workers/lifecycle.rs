@@ -124,8 +124,8 @@ impl Workers {
         };
         let (doom, kind, what) = match why {
             Late::NotReady => {
-                // Its generation may be rolled back because of it: then the pool wants another
-                // worker already, and the death will be known only later.
+                // Its generation may be rolled back because of it: then the pool wants another worker already, and the
+                // death will be known only later.
                 let reason = format!("was not ready within {start_timeout:?}");
                 worker.failure = Some(format!("it {reason}"));
                 self.last_failure = Some(reason);
@@ -164,8 +164,7 @@ impl Workers {
         self.send(id, ToWorker::Stop(Stop { within }), poller);
     }
 
-    /// Has a worker retire: its leases are revoked; it gives up clients that are in a turn itself,
-    /// and exits.
+    /// Has a worker retire: its leases are revoked; it gives up clients that are in a turn itself, and exits.
     pub(crate) fn retire(
         &mut self,
         id: WorkerId,
@@ -191,8 +190,8 @@ impl Workers {
         self.send(id, ToWorker::Retire, poller);
     }
 
-    /// Revokes the leases of all clients of a worker that are in no turn. Returns their number; the
-    /// worker must be notified afterwards.
+    /// Revokes the leases of all clients of a worker that are in no turn. Returns their number; the worker must be
+    /// notified afterwards.
     pub(super) fn revoke_all(
         &mut self,
         id: WorkerId,
@@ -248,9 +247,8 @@ fn settings(config: &Config, level: LogLevel, id: WorkerId, buffers: u64) -> Set
     }
 }
 
-/// Returns after how many requests a worker's successor is prepared: from nine tenths to nineteen
-/// twentieths of the request limit, by the worker's id, so that workers that started together do
-/// not end together.
+/// Returns after how many requests a worker's successor is prepared: from nine tenths to nineteen twentieths of the
+/// request limit, by the worker's id, so that workers that started together do not end together.
 fn near_limit_at(most: u64, id: WorkerId) -> u64 {
     let spread = most / 20;
     most - spread - id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) % (spread + 1)

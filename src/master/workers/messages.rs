@@ -52,8 +52,8 @@ impl Workers {
                 return self.handle(id, message, lifecycle, clients, telemetry, now);
             }
             Ok(Incoming::Nothing) => {}
-            // This is not the worker's death, which its collection reports. But no message can
-            // arrive any more. A worker that is about to end does so with the status that it chose.
+            // This is not the worker's death, which its collection reports. But no message can arrive any more. A
+            // worker that is about to end does so with the status that it chose.
             Ok(Incoming::Closed) => {
                 let _ = poller.remove(&worker.channel);
                 worker.kill();

@@ -1,9 +1,9 @@
-//! Ends the workers of another version that an upgrade has taken over. Their channel protocol or
-//! the layout of their shared memory differs, so nothing is leased to them any more.
+//! Ends the workers of another version that an upgrade has taken over. Their channel protocol or the layout of their
+//! shared memory differs, so nothing is leased to them any more.
 //!
-//! No new worker is started until they are gone. The lease of each client that is in no turn is
-//! revoked at once; executing requests get `restart-grace`, as at a restart. Then the workers are
-//! killed, and the clients that they still had are recovered as after every death.
+//! No new worker is started until they are gone. The lease of each client that is in no turn is revoked at once;
+//! executing requests get `restart-grace`, as at a restart. Then the workers are killed, and the clients that they
+//! still had are recovered as after every death.
 
 use std::time::{Duration, Instant};
 
@@ -47,8 +47,8 @@ impl Workers {
         }
     }
 
-    /// Revokes the clients of workers of another version, and ends those workers that have none
-    /// left. Returns whether any workers are left.
+    /// Revokes the clients of workers of another version, and ends those workers that have none left. Returns whether
+    /// any workers are left.
     pub(crate) fn end_outgoing(
         &mut self,
         clients: &mut Clients,

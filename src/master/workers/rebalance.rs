@@ -84,8 +84,7 @@ impl Workers {
         }
     }
 
-    /// Returns the moves that would relieve a worker, by the requests of its clients since the
-    /// count began.
+    /// Returns the moves that would relieve a worker, by the requests of its clients since the count began.
     pub(crate) fn plan(&self, from: WorkerId, loads: &[WorkerLoad]) -> Vec<Move> {
         let (Some(worker), Some(load)) = (
             self.all.get(&from),
@@ -104,8 +103,8 @@ impl Workers {
         rebalance::plan(load, loads, &clients)
     }
 
-    /// Revokes the leases of those of these clients that are in no turn, and has the clients leased
-    /// to their new workers.
+    /// Revokes the leases of those of these clients that are in no turn, and has the clients leased to their new
+    /// workers.
     pub(crate) fn move_clients(
         &mut self,
         from: WorkerId,

@@ -1,8 +1,7 @@
 //! Checks whether the counters of a worker are plausible.
 //!
-//! A worker writes its counters itself, and a broken worker may write anything. So each reading is
-//! compared with the one before: implausible counts are added to no total, and the last plausible
-//! counters stay.
+//! A worker writes its counters itself, and a broken worker may write anything. So each reading is compared with the
+//! one before: implausible counts are added to no total, and the last plausible counters stay.
 
 use std::time::{Duration, Instant};
 
@@ -31,8 +30,7 @@ impl Believed {
         }
     }
 
-    /// Creates the record of a worker whose counters are rejected: these were its last plausible
-    /// ones.
+    /// Creates the record of a worker whose counters are rejected: these were its last plausible ones.
     pub(crate) fn with_counters(counters: Counters, at: Instant) -> Believed {
         Believed {
             counters,
@@ -52,8 +50,7 @@ impl Believed {
 
     /// Reads the counters again. Returns, once, why they are rejected.
     ///
-    /// The comparison uses the time that has really passed: workers may have run in a gap of the
-    /// master's own.
+    /// The comparison uses the time that has really passed: workers may have run in a gap of the master's own.
     fn read(&mut self, header: Header<'_>, methods: usize) -> Option<&'static str> {
         if self.is_broken {
             return None;
@@ -81,8 +78,7 @@ fn last_turn(header: Header<'_>) -> Duration {
     Duration::from_nanos(turn)
 }
 
-/// Returns the counters of a worker of an earlier master from its shared memory, or the reason why
-/// they are rejected.
+/// Returns the counters of a worker of an earlier master from its shared memory, or the reason why they are rejected.
 pub(crate) fn counters_of(shm: &MasterShm, methods: usize) -> Result<Counters, &'static str> {
     shm.settle();
     let mut counters = Counters::read(shm.header());

@@ -1,16 +1,13 @@
 //! Watches workers while they have clients: which of them are stuck, and which are too busy.
 //!
-//! Every half `stall-timeout` the master looks at the shared memory. A worker that shows no sign of
-//! life since the last check is sent a ping. A worker that has been in one turn, or has not
-//! answered, for `stall-timeout` is stuck: it gets no new leases, and all its clients but the one
-//! that it is stuck with are revoked, without asking it. When its heartbeat returns, it gets work
-//! again; if that does not happen within `request-timeout`, it is killed, but only after one more
-//! check: it may have recovered since the last one. Without clients there are no checks and no
-//! wake-ups.
+//! Every half `stall-timeout` the master looks at the shared memory. A worker that shows no sign of life since the last
+//! check is sent a ping. A worker that has been in one turn, or has not answered, for `stall-timeout` is stuck: it gets
+//! no new leases, and all its clients but the one that it is stuck with are revoked, without asking it. When its
+//! heartbeat returns, it gets work again; if that does not happen within `request-timeout`, it is killed, but only
+//! after one more check: it may have recovered since the last one. Without clients there are no checks and no wake-ups.
 //!
-//! A worker that only waits for a CPU is not stuck. Its clients would have to wait for one
-//! elsewhere as well, and on an overloaded machine they were moved to and fro so fast that hardly
-//! any was served.
+//! A worker that only waits for a CPU is not stuck. Its clients would have to wait for one elsewhere as well, and on an
+//! overloaded machine they were moved to and fro so fast that hardly any was served.
 
 use std::time::{Duration, Instant};
 
@@ -85,8 +82,8 @@ impl Worker {
         }
     }
 
-    /// Checks for a heartbeat, and sends a ping if there is none. Returns how long the worker may
-    /// have been stuck, and when that reaches `limit`.
+    /// Checks for a heartbeat, and sends a ping if there is none. Returns how long the worker may have been stuck, and
+    /// when that reaches `limit`.
     fn check_heartbeat(
         &mut self,
         limit: Duration,
@@ -121,8 +118,7 @@ impl Worker {
         )
     }
 
-    /// Returns whether the worker was silent for lack of a CPU: it is runnable, and has hardly run
-    /// since.
+    /// Returns whether the worker was silent for lack of a CPU: it is runnable, and has hardly run since.
     fn is_starved(&self, limit: Duration) -> bool {
         let (Some(then), Some(now)) = (self.heartbeat.ran, process::scheduling(self.pid)) else {
             return false;
@@ -131,8 +127,7 @@ impl Worker {
     }
 }
 
-/// Returns the time since `since`, by the same clock, without the time in which this process could
-/// not run.
+/// Returns the time since `since`, by the same clock, without the time in which this process could not run.
 fn ago(since: u64, clock: &LoopClock) -> Duration {
     Duration::from_nanos(
         clock::monotonic()
@@ -155,8 +150,7 @@ impl Workers {
         }
     }
 
-    /// Schedules the checks by a new configuration: one that was planned by the old one may be too
-    /// late or unwanted.
+    /// Schedules the checks by a new configuration: one that was planned by the old one may be too late or unwanted.
     pub(crate) fn restart_watch(&mut self, config: &Config, now: Instant) {
         self.watch = Watch::default();
         self.watch_from(config, now);
@@ -172,8 +166,7 @@ impl Workers {
         }
     }
 
-    /// Returns whether a worker is watched: while it has clients, and, if it is stuck, until it
-    /// recovers.
+    /// Returns whether a worker is watched: while it has clients, and, if it is stuck, until it recovers.
     fn is_watched(&self, id: WorkerId) -> bool {
         let worker = self.all.get(&id);
         worker.is_some_and(|worker| worker.leases.clients() > 0)
@@ -266,8 +259,7 @@ impl Workers {
         }
     }
 
-    /// Moves the clients of a worker that has been stuck for `silent`, which does not count against
-    /// them.
+    /// Moves the clients of a worker that has been stuck for `silent`, which does not count against them.
     fn stall(
         &mut self,
         id: WorkerId,

@@ -1,5 +1,4 @@
-//! The master's record of a worker: its process, its channel, its shared memory, and its candidacy
-//! in dispatch.
+//! The master's record of a worker: its process, its channel, its shared memory, and its candidacy in dispatch.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,16 +18,14 @@ use crate::shm::{Layout, MasterShm};
 use crate::sys::poll::{Interest, Poller};
 use crate::sys::process::{self, Executable};
 
-/// Most fresh leases that a worker may have without having picked them up: at most this many
-/// clients can wait behind a request that blocks it.
+/// Most fresh leases that a worker may have without having picked them up: at most this many clients can wait behind a
+/// request that blocks it.
 const WINDOW: u64 = 16;
 
-/// The same limit for clients that were leased before: they exist anyway, and few messages are
-/// better than many.
+/// The same limit for clients that were leased before: they exist anyway, and few messages are better than many.
 const RESCUE_WINDOW: u64 = 4 * MAX_LEASES as u64;
 
-/// Kind of the error when a worker cannot be started because of what is in flight elsewhere. The
-/// start is retried soon.
+/// Kind of the error when a worker cannot be started because of what is in flight elsewhere. The start is retried soon.
 pub(crate) const NOT_NOW: io::ErrorKind = io::ErrorKind::ResourceBusy;
 
 /// A worker process.
@@ -161,8 +158,7 @@ impl Worker {
     /// Starts a worker and sends it its settings. Its messages arrive over its channel.
     ///
     /// # Errors
-    /// Those of the system calls; [`NOT_NOW`] when the kernel accepts no more descriptors at the
-    /// moment.
+    /// Those of the system calls; [`NOT_NOW`] when the kernel accepts no more descriptors at the moment.
     pub(crate) fn spawn(
         executable: &Executable,
         start: Start,
@@ -200,8 +196,7 @@ impl Worker {
         ))
     }
 
-    /// Creates the record of a running worker: one just started, or one from before this process
-    /// became this program.
+    /// Creates the record of a running worker: one just started, or one from before this process became this program.
     pub(crate) fn adopt(
         (id, pid, seat, generation): (WorkerId, u32, usize, Generation),
         channel: Channel<ToWorker, ToMaster>,
@@ -253,8 +248,7 @@ impl Worker {
         )
     }
 
-    /// Returns the worker as dispatch sees it, as a candidate for clients; `now` is ns of
-    /// CLOCK_MONOTONIC.
+    /// Returns the worker as dispatch sees it, as a candidate for clients; `now` is ns of CLOCK_MONOTONIC.
     pub(crate) fn candidate(&self, is_rescue: bool, now: u64) -> Candidate {
         let header = self.shm.header();
         let waiting = self.leases.given().saturating_sub(header.picked_up());
@@ -269,8 +263,8 @@ impl Worker {
         }
     }
 
-    /// Returns whether the worker may be given one more client, when `waiting` clients are not
-    /// picked up and `window` is their limit.
+    /// Returns whether the worker may be given one more client, when `waiting` clients are not picked up and `window`
+    /// is their limit.
     fn accepts(&self, waiting: u64, window: u64) -> bool {
         let accepts = match self.intake {
             Intake::Open => true,
@@ -316,8 +310,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Sends a message that is useless later. It is dropped if the channel is full, as the worker
-    /// then has enough to read.
+    /// Sends a message that is useless later. It is dropped if the channel is full, as the worker then has enough to
+    /// read.
     pub(crate) fn try_send(&mut self, message: &ToWorker) {
         if self.unsent.is_empty() {
             let _ = self.channel.send(message, &[]);
@@ -350,8 +344,8 @@ impl Worker {
         self.send_unsent()
     }
 
-    /// Sends the waiting leases in as few messages as possible. Returns the clients that were
-    /// withdrawn because the channel is full.
+    /// Sends the waiting leases in as few messages as possible. Returns the clients that were withdrawn because the
+    /// channel is full.
     pub(crate) fn flush(&mut self) -> io::Result<Vec<Recovered>> {
         while let Some(batch) = self.leases.next_batch() {
             let (leases, sockets): (Vec<_>, Vec<BorrowedFd<'_>>) =
@@ -360,8 +354,8 @@ impl Worker {
                 Sent::Queued => {}
                 Sent::Full => {
                     let back = self.leases.withdraw(batch, &self.shm);
-                    // Too many descriptors may be in flight. No poller reports the end of that, but
-                    // a pick-up does. If nothing is left to pick up, the channel is full.
+                    // Too many descriptors may be in flight. No poller reports the end of that, but a pick-up does. If
+                    // nothing is left to pick up, the channel is full.
                     let picked_up = self.shm.header().want_capacity();
                     if picked_up >= self.leases.given() {
                         self.set_full();
@@ -370,8 +364,7 @@ impl Worker {
                     }
                     return Ok(back);
                 }
-                // The worker is dead. Its collection finds these clients in its shared memory like
-                // all others.
+                // The worker is dead. Its collection finds these clients in its shared memory like all others.
                 Sent::Closed => {}
             }
         }

@@ -25,8 +25,8 @@ pub struct Effective {
 pub struct Key {
     /// The key's name with its section, such as `limits.max-frame`.
     pub key: String,
-    /// The key's value as the file would have it, in TOML on one line. A comment after `"auto"` has
-    /// the resulting value. None if the key is not set and has no default.
+    /// The key's value as the file would have it, in TOML on one line. A comment after `"auto"` has the resulting
+    /// value. None if the key is not set and has no default.
     pub value: Option<String>,
     /// The origin of the value.
     pub origin: KeyOrigin,

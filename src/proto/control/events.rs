@@ -1,5 +1,4 @@
-//! Events: the master keeps the last [`MAX_EVENTS`], and sends them on request, at once or when the
-//! next occurs.
+//! Events: the master keeps the last [`MAX_EVENTS`], and sends them on request, at once or when the next occurs.
 
 use std::time::Duration;
 

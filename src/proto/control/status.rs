@@ -57,8 +57,8 @@ pub struct Status {
     /// The most bytes of unfinished requests and of unread replies in each worker.
     #[serde(default)]
     pub buffers: u64,
-    /// The tightest limit of memory of the daemon's cgroup and those above it, in bytes, as it was when the configuration
-    /// was applied; none if there is no limit.
+    /// The tightest limit of memory of the daemon's cgroup and those above it, in bytes, as it was when the
+    /// configuration was applied; none if there is no limit.
     #[serde(default)]
     pub memory_limit: Option<u64>,
     /// The desired number of workers.
@@ -71,8 +71,7 @@ pub struct Status {
     pub last_reload: Option<LastReload>,
     /// Why the configuration in force is not that of the file, as it was when the daemon was restarted.
     pub config_stale: Option<String>,
-    /// Configured features that the daemon serves without, each with the reason: the log, the
-    /// control socket, metrics.
+    /// Configured features that the daemon serves without, each with the reason: the log, the control socket, metrics.
     #[serde(default)]
     pub missing: Vec<String>,
     /// Whether the service manager has confirmed that it keeps what the next master needs: a restart keeps the clients.

@@ -32,8 +32,8 @@ pub struct Recent {
 }
 
 impl Header<'_> {
-    /// Returns the number of requests so far in each of the [`BUCKETS`] buckets of durations;
-    /// [`upper`] is the longest of a bucket.
+    /// Returns the number of requests so far in each of the [`BUCKETS`] buckets of durations; [`upper`] is the longest
+    /// of a bucket.
     pub fn durations(&self) -> impl Iterator<Item = u64> {
         self.0[DURATIONS..DURATIONS + BUCKETS]
             .iter()
@@ -57,8 +57,8 @@ impl Header<'_> {
         (cell[0].load(Ordering::Acquire) == second).then_some(cell)
     }
 
-    /// Worker: records that `requests` were answered `took` ns after they had been read; `now` is
-    /// ns of CLOCK_MONOTONIC.
+    /// Worker: records that `requests` were answered `took` ns after they had been read; `now` is ns of
+    /// CLOCK_MONOTONIC.
     pub fn record(&self, now: u64, requests: u64, took: u64) {
         let cell = self.this_second(now);
         bump(&cell[1], requests);
@@ -127,8 +127,8 @@ fn bump(word: &AtomicU64, n: u64) {
     );
 }
 
-/// Returns the bucket of a duration. Bucket 0 holds durations below 512 ns; above, each doubling is
-/// cut in four, up to about a minute.
+/// Returns the bucket of a duration. Bucket 0 holds durations below 512 ns; above, each doubling is cut in four, up to
+/// about a minute.
 pub(in crate::shm) fn bucket(ns: u64) -> usize {
     if ns < 512 {
         return 0;

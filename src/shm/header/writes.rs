@@ -18,9 +18,9 @@ pub enum Write {
 }
 
 impl Header<'_> {
-    /// Worker: notes a write that is about to begin, to the Unix client in this slot, at this
-    /// position of its stream. `before` is what its thread had written until now, if that is known.
-    /// The note holds until the turn ends: a death before that happened in the write or after it.
+    /// Worker: notes a write that is about to begin, to the Unix client in this slot, at this position of its stream.
+    /// `before` is what its thread had written until now, if that is known. The note holds until the turn ends: a death
+    /// before that happened in the write or after it.
     pub fn begin_write(&self, slot: u32, at: u64, before: Option<Writes>) {
         self.end_write();
         self.0[WRITE_TOOK].store(0, Ordering::Release);
@@ -90,8 +90,8 @@ impl Header<'_> {
         is_it.then(|| took.map_or(began, Write::Took))
     }
 
-    /// Returns whether a write in progress would have been noted: always since version 2, in
-    /// version 1 only if the writes were known.
+    /// Returns whether a write in progress would have been noted: always since version 2, in version 1 only if the
+    /// writes were known.
     #[must_use]
     pub fn notes_every_write(&self) -> bool {
         self.writer().is_some() || self.load(KNOWS_WRITES) != 0

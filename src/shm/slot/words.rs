@@ -126,8 +126,8 @@ impl Cursors {
         )
     }
 
-    /// Returns the bytes of the client in the slot's own regions, and how many of them are in the
-    /// large one, if nothing is answered.
+    /// Returns the bytes of the client in the slot's own regions, and how many of them are in the large one, if nothing
+    /// is answered.
     #[must_use]
     pub fn parked(&self) -> (u64, u64) {
         let in_large = |(region, _), bytes: u32| {
@@ -198,8 +198,8 @@ pub struct Flags {
     pub order: Option<ByteOrder>,
     /// The client has sent its last byte; it is closed once its replies are written.
     pub half_closed: bool,
-    /// The client's last reply has been made; the client is closed once the reply is written and
-    /// there was time to read it.
+    /// The client's last reply has been made; the client is closed once the reply is written and there was time to read
+    /// it.
     pub closing: bool,
     /// The client's first unread frame has been executed for the longest time allowed.
     pub timed_out: bool,

@@ -4,8 +4,8 @@ use std::os::fd::RawFd;
 
 use super::{HEADER_LEN, MAX_PASSED, Record};
 
-/// Bytes of the longest datagram: as many as fit into 8 KiB with what the kernel adds. Longer ones
-/// take twice the memory.
+/// Bytes of the longest datagram: as many as fit into 8 KiB with what the kernel adds. Longer ones take twice the
+/// memory.
 const MAX_BATCH_LEN: usize = 8192 - 576;
 
 /// Records of one length, and their sockets.

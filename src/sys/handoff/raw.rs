@@ -1,5 +1,4 @@
-//! sendmsg(2) and recvmsg(2) with descriptors, without waiting and without allocating: for signal
-//! handlers.
+//! sendmsg(2) and recvmsg(2) with descriptors, without waiting and without allocating: for signal handlers.
 
 use std::mem::{self, MaybeUninit};
 use std::os::fd::RawFd;

@@ -94,8 +94,8 @@ impl Executable {
         failed.err().unwrap_or(Errno::EINVAL).into()
     }
 
-    /// Runs the program in a new process, which inherits `stdin` as its standard input, standard output and error, and the
-    /// environment without what the service manager has set for this process. Returns its pid;
+    /// Runs the program in a new process, which inherits `stdin` as its standard input, standard output and error, and
+    /// the environment without what the service manager has set for this process. Returns its pid;
     /// [`collect`](super::collect) collects it.
     ///
     /// # Errors
@@ -144,8 +144,8 @@ pub fn program_path() -> Option<PathBuf> {
     paths.chain(std::env::current_exe()).find(is_running)
 }
 
-/// Returns whether the parent process runs the same program as this one: one file, or two with the same content. False if
-/// one of them cannot be read.
+/// Returns whether the parent process runs the same program as this one: one file, or two with the same content. False
+/// if one of them cannot be read.
 #[must_use]
 pub fn is_parents_program() -> bool {
     let compare = || -> io::Result<bool> {

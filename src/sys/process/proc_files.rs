@@ -120,8 +120,8 @@ pub fn oom_kills() -> Option<u64> {
     count.parse().ok()
 }
 
-/// Raises the likelihood that the kernel kills this process, rather than another one, when memory runs out: by 0 to 1000
-/// thousandths of all memory (`oom_score_adj`). This needs no privilege, and children inherit it.
+/// Raises the likelihood that the kernel kills this process, rather than another one, when memory runs out: by 0 to
+/// 1000 thousandths of all memory (`oom_score_adj`). This needs no privilege, and children inherit it.
 ///
 /// # Errors
 /// Those of open(2), read(2) and write(2).

@@ -25,9 +25,9 @@ sockopt_impl!(
 
 /// Returns a TCP socket that is bound and not yet listening.
 ///
-/// Every socket that it accepts inherits TCP_NODELAY and SO_OOBINLINE; without the latter a byte of urgent data would make
-/// the kernel's count of unread bytes differ from ours. IPv6 listeners accept IPv6 only, whatever the system's default is
-/// (ipv6(7)). With `freebind` the address need not be one of this host (IP_FREEBIND of ip(7)).
+/// Every socket that it accepts inherits TCP_NODELAY and SO_OOBINLINE; without the latter a byte of urgent data would
+/// make the kernel's count of unread bytes differ from ours. IPv6 listeners accept IPv6 only, whatever the system's
+/// default is (ipv6(7)). With `freebind` the address need not be one of this host (IP_FREEBIND of ip(7)).
 ///
 /// # Errors
 /// Those of socket(2), setsockopt(2) and bind(2).
@@ -124,8 +124,8 @@ fn stream_socket(family: AddressFamily) -> io::Result<OwnedFd> {
     Ok(socket::socket(family, SockType::Stream, flags, None)?)
 }
 
-/// Returns how many clients wait in the queue of a TCP listener, and how many can: `tcpi_unacked` and `tcpi_sacked`, which
-/// have that meaning for a listener (tcp_get_info() in the kernel).
+/// Returns how many clients wait in the queue of a TCP listener, and how many can: `tcpi_unacked` and `tcpi_sacked`,
+/// which have that meaning for a listener (tcp_get_info() in the kernel).
 ///
 /// # Errors
 /// Those of getsockopt(2).
@@ -140,8 +140,8 @@ pub fn queue(listener: impl AsFd) -> io::Result<(u32, u32)> {
     Ok((info.tcpi_unacked, info.tcpi_sacked))
 }
 
-/// Returns how many connections the kernel has dropped because the queue of their listener was full, over all listeners in
-/// the network namespace: `ListenOverflows` of `TcpExt` in /proc/net/netstat.
+/// Returns how many connections the kernel has dropped because the queue of their listener was full, over all listeners
+/// in the network namespace: `ListenOverflows` of `TcpExt` in /proc/net/netstat.
 #[must_use]
 pub fn listen_overflows() -> Option<u64> {
     let text = fs::read_to_string("/proc/self/net/netstat").ok()?;

@@ -85,8 +85,8 @@ pub enum Received {
         length: usize,
         /// The descriptors that came with it.
         descriptors: Vec<OwnedFd>,
-        /// Whether bytes or descriptors are missing: the buffer was too small, or this process is out of descriptors and
-        /// the kernel closed the rest.
+        /// Whether bytes or descriptors are missing: the buffer was too small, or this process is out of descriptors
+        /// and the kernel closed the rest.
         cut: bool,
     },
     /// No message now.
@@ -106,8 +106,8 @@ impl ControlBuffer {
 
 /// Receives one message and all descriptors that it carries.
 ///
-/// Does not use nix, which lists no descriptor when some were cut off: those that did arrive would leak, and their clients
-/// would hang forever. ECONNRESET is not the end: it comes once, before the messages that are still queued.
+/// Does not use nix, which lists no descriptor when some were cut off: those that did arrive would leak, and their
+/// clients would hang forever. ECONNRESET is not the end: it comes once, before the messages that are still queued.
 ///
 /// # Errors
 /// Those of recvmsg(2).

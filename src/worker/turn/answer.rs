@@ -148,8 +148,8 @@ impl Execution<'_> {
         }
     }
 
-    /// Returns why a request must not run, if so. A request that was executing at a death runs once more if it is idempotent,
-    /// but not if its time was over, as it would take as long again.
+    /// Returns why a request must not run, if so. A request that was executing at a death runs once more if it is
+    /// idempotent, but not if its time was over, as it would take as long again.
     fn refusal(&self, method: usize, name: &str) -> Option<Fault> {
         let Flags {
             timed_out,
@@ -173,8 +173,8 @@ impl Execution<'_> {
     }
 }
 
-/// Commits a reply and counts it: frames are answered up to this byte, and replies written up to that one. Each request is
-/// counted once, by its method and by whether it failed, wherever in here the process ends.
+/// Commits a reply and counts it: frames are answered up to this byte, and replies written up to that one. Each request
+/// is counted once, by its method and by whether it failed, wherever in here the process ends.
 fn commit(
     (header, slot): (Header<'_>, Slot<'_>),
     counted: (u32, bool),

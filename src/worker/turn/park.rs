@@ -55,8 +55,8 @@ impl Turn<'_, '_> {
     }
 
     /// Records, for a Unix client, that all replies are sent. For TCP the kernel's count shows how many replies of the
-    /// cursors are sent; for a Unix client only the record of its last write does, which ends with the turn. A death at the
-    /// beginning of the next turn would find replies that seem unsent.
+    /// cursors are sent; for a Unix client only the record of its last write does, which ends with the turn. A death at
+    /// the beginning of the next turn would find replies that seem unsent.
     fn become_idle(&mut self, sent: usize) {
         if !self.connection.is_tcp() && self.cursors.replied > 0 {
             self.advance(sent);
@@ -77,8 +77,8 @@ impl Turn<'_, '_> {
         )
     }
 
-    /// Copies unread and unsent bytes to the slot's own regions, unless they are there; then activates cursors to them. The
-    /// previous cursors stay valid until then, because no copy overlaps its source.
+    /// Copies unread and unsent bytes to the slot's own regions, unless they are there; then activates cursors to them.
+    /// The previous cursors stay valid until then, because no copy overlaps its source.
     fn park(&mut self, sent: usize, unread: usize) {
         self.advance(sent);
         let (region, offset) = (self.cursors.rx.0, self.cursors.rx.1 as usize);

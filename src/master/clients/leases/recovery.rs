@@ -20,8 +20,8 @@ pub(crate) struct Interrupted {
 /// The clients that a dead worker left behind.
 #[derive(Debug, Default)]
 pub(crate) struct DeadWorkerClients {
-    /// Clients that must be leased again, with all their unread and unsent bytes; and their
-    /// requests that were executing.
+    /// Clients that must be leased again, with all their unread and unsent bytes; and their requests that were
+    /// executing.
     pub(crate) recovered: Vec<(Unleased, Option<Interrupted>)>,
     /// Clients that the worker had ended.
     pub(crate) ended: Vec<Client>,
@@ -32,8 +32,7 @@ pub(crate) struct DeadWorkerClients {
 }
 
 impl DeadWorkerClients {
-    /// Returns the same clients without waiting for unknown byte counts: the waiting clients count
-    /// as lost.
+    /// Returns the same clients without waiting for unknown byte counts: the waiting clients count as lost.
     pub(crate) fn at_once(mut self) -> DeadWorkerClients {
         let unknown = |(_, client)| (io::ErrorKind::WouldBlock.into(), client);
         self.lost.extend(self.waiting.drain(..).map(unknown));
@@ -42,9 +41,9 @@ impl DeadWorkerClients {
 }
 
 impl Leases {
-    /// Restores the leases of a worker of another master from the records of its handoff queue:
-    /// slot, generation, client. Records of slots that do not exist are dropped; of two in one slot
-    /// the later one is used. Which of them is true cannot be known.
+    /// Restores the leases of a worker of another master from the records of its handoff queue: slot, generation,
+    /// client. Records of slots that do not exist are dropped; of two in one slot the later one is used. Which of them
+    /// is true cannot be known.
     pub(crate) fn from_records(slots: u32, clients: Vec<(u32, u32, Client)>) -> Leases {
         let mut leases = Leases::new(slots);
         for (slot, lease_number, client) in clients.into_iter().filter(|(slot, _, _)| *slot < slots)
@@ -63,9 +62,8 @@ impl Leases {
         leases
     }
 
-    /// Recovers the clients of a dead worker. `written` is what its thread has written in all, if
-    /// that is known; `is_timed_out` is whether it was killed for the request that it was
-    /// executing.
+    /// Recovers the clients of a dead worker. `written` is what its thread has written in all, if that is known;
+    /// `is_timed_out` is whether it was killed for the request that it was executing.
     pub(crate) fn into_left(
         mut self,
         shm: &MasterShm,
@@ -119,8 +117,8 @@ impl Leases {
 /// Recovers a client in whose turn its worker died, and its request that was executing.
 ///
 /// # Errors
-/// `ConnectionAborted` when the connection is over, `WouldBlock` when the byte counts are not known
-/// yet, otherwise the reason why they never will be.
+/// `ConnectionAborted` when the connection is over, `WouldBlock` when the byte counts are not known yet, otherwise the
+/// reason why they never will be.
 pub(crate) fn recover_after_death(
     slot: u32,
     client: Client,
@@ -147,8 +145,8 @@ pub(crate) fn recover_after_death(
     Ok((unleased, interrupted))
 }
 
-/// Recovers a client that is in no turn from its shared memory. The cursors of an idle client refer
-/// to bytes that are all answered and all sent.
+/// Recovers a client that is in no turn from its shared memory. The cursors of an idle client refer to bytes that are
+/// all answered and all sent.
 pub(super) fn recover_idle(
     slot: u32,
     client: Client,
@@ -168,8 +166,8 @@ pub(super) fn recover_idle(
     recover(slot, client, byte_counts, shm, owner)
 }
 
-/// Recovers a client from its shared memory. The byte counts are those of a client whose turn was
-/// not ended; for all others the shared memory is complete.
+/// Recovers a client from its shared memory. The byte counts are those of a client whose turn was not ended; for all
+/// others the shared memory is complete.
 fn recover(
     slot: u32,
     client: Client,
@@ -183,8 +181,7 @@ fn recover(
     };
     let shared_slot: Slot<'_> = shm.slot(slot).expect("leases have slots");
     let mut flags = shared_slot.flags();
-    // Faults belong to the first unread frame: once a frame is answered, they belong to one that is
-    // gone.
+    // Faults belong to the first unread frame: once a frame is answered, they belong to one that is gone.
     if shared_slot.cursors().answered > 0 {
         (flags.crash_count, flags.timed_out) = (0, false);
     }
@@ -227,8 +224,8 @@ fn tcp_byte_counts(client: &Client) -> io::Result<Option<ByteCounts>> {
     }))
 }
 
-/// Returns the byte counts of a Unix client. Its socket counts the bytes that are read from it. The
-/// bytes written to it come from the worker's record or from the kernel's account of its thread.
+/// Returns the byte counts of a Unix client. Its socket counts the bytes that are read from it. The bytes written to it
+/// come from the worker's record or from the kernel's account of its thread.
 fn unix_byte_counts(
     slot: u32,
     client: &Client,
@@ -255,8 +252,8 @@ fn unix_byte_counts(
     })
 }
 
-/// Returns the bytes of the write in progress. A worker of version 1 recorded the bytes of its
-/// whole process, and no calls.
+/// Returns the bytes of the write in progress. A worker of version 1 recorded the bytes of its whole process, and no
+/// calls.
 fn written_since(before: Writes, after: Writes, header: Header<'_>) -> io::Result<u64> {
     match header.writer() {
         Some(_) => after.by_one_call_since(before),

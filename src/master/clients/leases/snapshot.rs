@@ -78,8 +78,7 @@ impl ClientSnapshot {
 }
 
 impl Leases {
-    /// Returns the snapshot from which the next program restores these leases. `None` while some
-    /// are not sent yet.
+    /// Returns the snapshot from which the next program restores these leases. `None` while some are not sent yet.
     pub(crate) fn snapshot(&self) -> Option<LeasesSnapshot> {
         let entry = |slot: u32| match self.entries.get(slot)? {
             LeaseEntry::Revoked => Some((slot, None)),

@@ -1,5 +1,5 @@
-//! Random lifecycles of clients in shared memory: with a worker that does by hand what a worker
-//! does, and with a broken one that writes anything.
+//! Random lifecycles of clients in shared memory: with a worker that does by hand what a worker does, and with a broken
+//! one that writes anything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -428,8 +428,7 @@ impl World {
             }
             Act::GiveUp(slot) => {
                 if let Some(slot) = self.pick(slot) {
-                    // The master revoked the lease before, or the worker releases it now: the
-                    // worker is done with it.
+                    // The master revoked the lease before, or the worker releases it now: the worker is done with it.
                     let _ = self
                         .worker
                         .slot(slot)
@@ -827,8 +826,7 @@ enum Scribble {
     Halves(u16, u16),
 }
 
-/// Returns words of the shared memory, as offsets from its beginning; most of them are words of
-/// slots.
+/// Returns words of the shared memory, as offsets from its beginning; most of them are words of slots.
 fn scribbles() -> impl Strategy<Value = Vec<(u64, Scribble)>> {
     let word = prop_oneof![1 => 0..2048u64, 6 => 2048..WORDS / 8, 4 => (0..u64::from(SLOTS)).prop_map(|slot| 2048 + slot * 16)];
     let scribble = prop_oneof![
@@ -864,8 +862,8 @@ fn scribble(leases: &Leases, shm: &MasterShm, scribbles: &[(u64, Scribble)]) {
 proptest! {
     #![proptest_config(few())]
 
-    /// The clients' state is unpredictable then, but all clients are there, and nothing outside the
-    /// shared memory is read.
+    /// The clients' state is unpredictable then, but all clients are there, and nothing outside the shared memory is
+    /// read.
     #[test]
     fn corrupt_shared_memory_loses_no_client_and_does_not_panic(
         acts in vec(act(), 0..60),
