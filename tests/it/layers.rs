@@ -2,7 +2,7 @@
 
 mod calls;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -270,6 +270,53 @@ fn every_room_stands_on_the_map() {
         .map(|(room, _)| (*room).to_owned())
         .collect();
     assert_eq!(on_disk, on_map);
+}
+
+/// Rooms that every room may use; the table of ARCHITECTURE.md does not repeat them.
+const OPEN_ROOMS: [&str; 2] = ["error", "token"];
+
+#[test]
+fn the_architecture_shows_the_rooms_and_their_arrows() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md");
+    let text = fs::read_to_string(path).expect("there is an ARCHITECTURE.md");
+    let header = text
+        .lines()
+        .find(|line| line.trim_start().starts_with("room ") && line.ends_with(" may use"))
+        .expect("it has a table of rooms");
+    let (purpose, others) = (
+        header.find("purpose").expect("a column"),
+        header.find("may use").expect("a column"),
+    );
+    let mut shown: Vec<(String, BTreeSet<String>)> = Vec::new();
+    let rows = text.lines().skip_while(|line| *line != header).skip(2);
+    for row in rows.take_while(|row| !row.starts_with("```")) {
+        let room = row[..purpose.min(row.len())].trim();
+        if !room.is_empty() {
+            let room = room.trim_end_matches('/').to_owned();
+            shown.push((room, BTreeSet::new()));
+        }
+        let names = row.get(others..).unwrap_or_default().split(',');
+        let names = names
+            .map(|name| name.trim().to_owned())
+            .filter(|name| !name.is_empty() && name != "-");
+        shown
+            .last_mut()
+            .expect("a room comes first")
+            .1
+            .extend(names);
+    }
+    let shown: BTreeMap<_, _> = shown.into_iter().collect();
+    for (room, others) in ROOM_MAY_IMPORT {
+        if OPEN_ROOMS.contains(&room) || room == "startup" {
+            continue;
+        }
+        let allowed: BTreeSet<String> = others
+            .iter()
+            .filter(|other| !OPEN_ROOMS.contains(other))
+            .map(|other| (*other).to_owned())
+            .collect();
+        assert_eq!(shown.get(room), Some(&allowed), "the row of {room}");
+    }
 }
 
 #[test]
