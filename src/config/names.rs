@@ -49,6 +49,18 @@ impl Identities {
                 .collect(),
         }
     }
+
+    /// Logs the names that could not be resolved. Not done while they are resolved: a start reads the last
+    /// configuration before it knows where the log is.
+    pub(crate) fn log_unresolved(&self) {
+        let unresolved = |numbers: &BTreeMap<String, u32>, kind: &str, consequence: &str| {
+            for (name, _) in numbers.iter().filter(|(_, number)| **number == NONE) {
+                log::warn!("{kind} {name:?} cannot be resolved; {consequence}");
+            }
+        };
+        unresolved(&self.users, "user", "its files keep their owner");
+        unresolved(&self.groups, "group", "its members have no access");
+    }
 }
 
 /// The source of the numbers.
@@ -88,13 +100,9 @@ pub(super) fn user(name: &str) -> Result<User, Rejection> {
         name: name.to_owned(),
         uid,
     };
-    resolve(
-        name,
-        "user",
-        "its files keep their owner",
-        User::find,
-        |known| with_uid(known.users.get(name).copied().unwrap_or(NONE)),
-    )
+    resolve(name, "user", User::find, |known| {
+        with_uid(known.users.get(name).copied().unwrap_or(NONE))
+    })
 }
 
 /// Returns the group of a name or number.
@@ -103,29 +111,24 @@ pub(super) fn group(name: &str) -> Result<Group, Rejection> {
         name: name.to_owned(),
         gid,
     };
-    resolve(
-        name,
-        "group",
-        "its members have no access",
-        Group::find,
-        |known| with_gid(known.groups.get(name).copied().unwrap_or(NONE)),
-    )
+    resolve(name, "group", Group::find, |known| {
+        with_gid(known.groups.get(name).copied().unwrap_or(NONE))
+    })
 }
 
 /// Resolves a name as this thread does at the moment. `known` returns what has the number of these identities, or [`NONE`].
 fn resolve<T>(
     name: &str,
     kind: &str,
-    consequence: &str,
     find: fn(&str) -> io::Result<Option<T>>,
     known: impl Fn(&Identities) -> T,
 ) -> Result<T, Rejection> {
     NAMES.with_borrow(|names| match names {
         Names::Known(identities) => Ok(known(identities)),
-        Names::Lenient => Ok(find(name).ok().flatten().unwrap_or_else(|| {
-            log::warn!("{kind} {name:?} cannot be resolved; {consequence}");
-            known(&Identities::default())
-        })),
+        Names::Lenient => Ok(find(name)
+            .ok()
+            .flatten()
+            .unwrap_or_else(|| known(&Identities::default()))),
         Names::Strict => match find(name) {
             Ok(found) => {
                 found.ok_or_else(|| Rejection::Because(format!("there is no {kind} {name:?}")))

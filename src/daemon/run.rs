@@ -10,7 +10,7 @@ use std::{fmt, panic};
 use clap::{CommandFactory, FromArgMatches, Parser};
 
 use super::SHIPPED;
-use crate::config::{self, Config, Loaded};
+use crate::config::{self, Config, Identities, Loaded};
 use crate::master::{self, Announce, MasterOrigin, MasterSetup};
 use crate::proto::names::Address;
 use crate::worker::{self, Methods};
@@ -199,6 +199,7 @@ fn run_master(mut setup: MasterSetup, log: Option<File>) -> ExitCode {
         let error = logging::start_anyhow(&name, &setup.loaded.config.log);
         setup.missing_log = error.map(|e| format!("log: {e}"));
     }
+    Identities::from_config(&setup.loaded.config).log_unresolved();
     abort_on_panic();
     let code = match master::run(setup) {
         Ok(()) => ExitCode::SUCCESS,
