@@ -65,7 +65,8 @@ impl Workers {
             });
         match spawned {
             Ok(worker) => {
-                let sentence = format_args!("{} started", worker.name());
+                let name = worker.name();
+                let sentence = format_args!("{name} started");
                 telemetry
                     .events
                     .note(Kind::WorkerStarted, worker.about(), sentence);

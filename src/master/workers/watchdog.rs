@@ -239,7 +239,8 @@ impl Workers {
         let (silent, stuck_at) = worker.check_heartbeat(limit, clock, now);
         if silent < limit {
             if self.pool.revived(id) {
-                let sentence = format_args!("{} responds again; back in rotation", worker.name());
+                let name = worker.name();
+                let sentence = format_args!("{name} responds again; back in rotation");
                 telemetry
                     .events
                     .note(Kind::WorkerRevived, worker.about(), sentence);
