@@ -2,8 +2,8 @@
 //!
 //! A **master** process accepts every client and keeps a copy of its socket until the client leaves. The master
 //! *leases* each client to one of its **worker** processes by sending it the socket (`SCM_RIGHTS`). A worker that dies
-//! loses its leases; its clients keep their connections. Requests and replies are JSON, each behind its length;
-//! [`proto`] is the specification.
+//! loses its leases; its clients keep their connections. Requests and replies are JSON, each behind its length; see
+//! [`proto::rpc`]; fdpassd-rpc(7) is the specification.
 //!
 //! # Your own daemon
 //!
@@ -67,7 +67,7 @@
 //! entry points   daemon    testing   ctl                     arguments in, an exit code out
 //! processes      master    worker    exporter                none imports another
 //! decisions      pool                                        pure: compares what is wanted with what is
-//! shared         channel   shm   config   logging   rpc_client
+//! shared         channel   shm   config   logging   rpc_client   loop_clock   table
 //! system calls   sys                                         all unsafe code; decides nothing
 //! protocol       proto                                       plain data, no I/O
 //! ```

@@ -1,13 +1,17 @@
 //! The master: owns all clients and leases them to workers.
 //!
-//! One thread runs one loop, in a fixed order: wait; handle the events (signals, workers, control, listeners); reconcile;
-//! act. On an old kernel, a second thread closes the descriptors that clients pass: [`crate::sys::passed`]. The loop blocks
-//! in its one wait only, and parses no byte of a client. Handling an event starts and kills no process, and acting decides
-//! nothing. There is one exception: a worker that sends an invalid message is killed at once, because no later message of it
-//! can be trusted. An error of one client or one worker is handled where it occurs; only a failing poller ends the loop.
+//! One thread runs one loop, in a fixed order: wait; handle the events of signals, workers and control clients;
+//! reconcile (the pool decides, the master starts and ends workers); lease clients, the new ones last. On an old
+//! kernel, a second thread closes the descriptors that clients pass: [`crate::sys::passed`]. The loop blocks in its one
+//! wait, and once more at SIGTERM, for about a second at most, if the service manager has not confirmed the store. It
+//! parses no byte of a client. Handling an event starts and kills no worker, with one exception: a worker that sends an
+//! invalid message is killed at once, because no later message of it can be trusted. A reload and an upgrade start a
+//! child that checks. An error of one client or one worker is handled where it occurs; only a failing poller and a pool
+//! that gives up end the loop.
 //!
-//! A client moves in one way, whether its worker died, drains, is stuck or is too busy: its lease is revoked, its unread and
-//! unsent bytes are recovered from the shared memory, and it is leased to another worker ([`clients::leases`]).
+//! A client moves in one way, whether its worker died, drains, is stuck or is too busy: its lease is revoked, its
+//! unread and unsent bytes are recovered from the shared memory, and it is leased to another worker
+//! ([`clients::leases`]).
 
 mod capacity;
 mod children;
@@ -80,15 +84,15 @@ pub struct MasterSetup {
     pub loaded: Loaded,
     /// The file of the configuration; `None` if none was named and the standard file does not exist.
     pub config_file: Option<PathBuf>,
-    /// The standard file, which a reload reads in that case.
+    /// The standard file, which a reload reads if `config_file` is `None`.
     pub standard_file: PathBuf,
     /// Called once, when the first worker is ready.
     pub announce: Announce,
     /// The sockets that systemd has passed.
     pub handed: Handed,
-    /// Where its state comes from.
+    /// Where the state of the master comes from.
     pub origin: MasterOrigin,
-    /// Why it is not the configuration of the file.
+    /// Why `loaded` differs from the configuration file, if it does.
     pub config_stale: Option<String>,
     /// Why lines go to standard error instead of the log.
     pub missing_log: Option<String>,
@@ -196,7 +200,7 @@ impl Master {
                 }
                 Some(Token::Metrics) => self.check_exporter(now),
                 Some(Token::Store) => self.check_store(now),
-                // Served last.
+                // Served by `serve_control_clients`, after all other events.
                 Some(Token::ControlClient(_)) => {}
                 Some(Token::Listener(number)) => {
                     readable.push(number);
@@ -275,7 +279,7 @@ impl Master {
             .requested_rebalance
             .as_ref()
             .map(|asked| asked.until);
-        // The gate was opened in this turn, and no event reports that the queue of a closing listener is empty.
+        // The gate was opened in this iteration, and no event reports that the queue of a closing listener is empty.
         let leaving = (!self.listeners.closing.is_empty() && self.listeners.gate.pause.is_none())
             .then(|| self.clock.now());
         let exporter = self.exporter.as_ref().and_then(Exporter::deadline);
@@ -316,7 +320,8 @@ impl Master {
             .min()
     }
 
-    /// Closes everything, then replies to the clients that requested the stop.
+    /// Hands over if this is a restart. Otherwise closes everything, then replies to the control clients that requested
+    /// the stop.
     fn close(mut self) {
         if self.lifecycle.is_restarting() {
             return self.hand_over();
@@ -351,7 +356,7 @@ impl Master {
         }
     }
 
-    /// Reports the state at the end of a turn to the service manager.
+    /// Reports the state at the end of an iteration of the loop to the service manager.
     fn report_to_manager(&mut self, now: Instant) {
         if !self.manager.notifier.is_present() {
             return;

@@ -265,7 +265,7 @@ impl Pool {
     }
 
     fn spawn_missing(&mut self, crews: &mut [Crew], now: Instant, actions: &mut Vec<Action>) {
-        let mut stand_ins = crews
+        let mut successors = crews
             .iter()
             .filter(|crew| crew.is_served() && crew.is_coming)
             .count();
@@ -274,10 +274,10 @@ impl Pool {
                 continue;
             }
             if crew.is_served() {
-                if stand_ins >= (self.target.count / 4).max(1) {
+                if successors >= (self.target.count / 4).max(1) {
                     continue;
                 }
-                stand_ins += 1;
+                successors += 1;
             }
             crew.is_coming = true;
             self.spawn(seat, now, actions);

@@ -40,7 +40,7 @@ fn half_a_frame_outlives_every_worker_that_holds_it() {
             clients.push((client, length, frame, sent));
         }
     }
-    // Of each client 4 KiB are not counted.
+    // `parked_bytes` does not count the first 4 KiB of each client.
     let parked: u64 = clients
         .iter()
         .map(|(.., sent)| sent.saturating_sub(4096) as u64)
@@ -53,7 +53,8 @@ fn half_a_frame_outlives_every_worker_that_holds_it() {
             .sum::<u64>()
             == parked
     });
-    // Whichever worker holds a frame, it is killed twice at least, and its successor or the other one holds the frame then.
+    // Wherever a frame is, at least two of its holders are killed: after each kill the successor or the other worker
+    // holds it.
     for seat in [0, 1, 0, 1] {
         daemon.kill_worker(seat);
     }
@@ -182,7 +183,7 @@ fn only_the_executing_request_is_answered_with_crashed() {
     daemon.wait_for_workers();
     let mut client = daemon.connect();
     for round in 0..6 {
-        // A client that does that a third time is closed.
+        // A client whose requests kill three workers is closed, so each connects again after two.
         if round % 2 == 0 {
             client = daemon.connect();
         }
@@ -236,7 +237,7 @@ fn an_idempotent_request_is_run_at_most_twice() {
             .expect("faults are of one request"),
         2
     );
-    // Also if the next one is executing in the same turn in which the one before was run again.
+    // The limit is per request, also if one is run again and the next one crashes in the same turn.
     let frames: Vec<u8> = (0..4)
         .flat_map(|_| client.frame(r#"{"in":"exit_until","params":2}"#))
         .collect();
@@ -301,9 +302,9 @@ fn moving_prolongs_no_timeout() {
     client.expect_end();
 }
 
-/// Every request is numbered and every reply compared: under random kills none is lost, doubled or out of order. One that
-/// was executing at two deaths has crashed, as it should; all others are answered. For four seconds, or as many as the
-/// variable `CHAOS_SECONDS` says.
+/// Every request is numbered and every reply compared: under random kills none is lost, doubled or out of order. One
+/// that was executing at two deaths has crashed, as it should; all others are answered. For four seconds, or as many as
+/// the variable `CHAOS_SECONDS` says.
 #[test]
 fn under_random_kills_requests_are_answered_once_in_order() {
     let daemon = start(
@@ -362,8 +363,8 @@ fn under_random_kills_requests_are_answered_once_in_order() {
     daemon.wait_until("all clients have left", |status| status.clients == 0);
 }
 
-/// Sends numbered pings of all sizes in pieces of all sizes, eight at a time, until it is over; how many, and how many of
-/// them have crashed.
+/// Sends numbered pings of all sizes in pieces of all sizes, eight at a time, until it is over; how many, and how many
+/// of them have crashed.
 fn pipeline(mut client: Client, seed: u64, over: &AtomicBool) -> (u64, u64) {
     let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = move |below: u64| {

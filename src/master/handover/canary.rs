@@ -25,7 +25,7 @@ use crate::proto::control::{About, Kind};
 use crate::sys::poll::{self, Interest, Poller};
 use crate::sys::{fd, socket};
 
-/// How long SIGTERM waits until the manager has stored what it did not keep before.
+/// How long SIGTERM waits for the manager if it has not confirmed the store before.
 const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long after the barrier a rejected canary may end.

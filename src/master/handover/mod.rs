@@ -1,4 +1,11 @@
 //! Handover: the state that outlives this process.
+//!
+//! ```text
+//! leave a restart    store (what the manager keeps), canary (whether it does), restart (the exit)
+//! formats            state_file, snapshot; the queues: queues, `proto/handoff.rs`
+//! upgrade            upgrade (check, execute), program (trust), snapshot (written), resume (read again)
+//! take over          inherited (sort what was left), unpack (the queues), origin (where from), restore (into `Master`)
+//! ```
 
 use std::path::PathBuf;
 

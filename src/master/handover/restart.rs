@@ -7,8 +7,9 @@
 //! SIGKILL    workers notice that the master is gone, and pack their clients themselves
 //! ```
 //!
-//! The next master recovers every client as after the death of its worker. `systemctl stop` makes the manager drop
-//! everything: then the kernel closes the clients.
+//! The next master recovers every client as after the death of its worker. On `systemctl stop`, `ExecStop=` stops the
+//! daemon gracefully first. If it does not, the manager drops everything when the unit has stopped, and the kernel
+//! closes the clients.
 
 use std::time::{Duration, Instant};
 
@@ -75,7 +76,7 @@ impl Master {
         true
     }
 
-    /// Keeps the shared memory of a worker that has exited during the restart as it is. `written` is the amount that
+    /// Keeps, unchanged, the shared memory of a worker that has exited during the restart. `written` is the amount that
     /// its thread wrote.
     pub(crate) fn keep_orphan(&mut self, worker: Worker, written: Option<Writes>, now: Instant) {
         let Worker {
@@ -112,7 +113,7 @@ impl Master {
         }
         passed::leave_clients();
         self.pack_waiting();
-        // Workers that were asked to exit have done so without an event.
+        // The exit of a worker that was asked to exit is no event, so the state may not have been written since.
         self.write_state();
         let Some(store) = &mut self.handover.store else {
             return;

@@ -24,7 +24,7 @@ use crate::master::{Announce, Handed, MasterSetup};
 use crate::shm::{Layout, MasterShm};
 use crate::sys::inherited::LeftOpen;
 
-/// What an upgrade carries over besides the saved state: it was never left.
+/// What continues in an upgrade besides the saved state: this process has had it all the time.
 #[derive(Debug)]
 pub struct CarriedOver {
     pub(crate) next_client: u64,

@@ -5,7 +5,7 @@
 //! every client are words of their own.
 //!
 //! ```text
-//! word 0   magic and version                 3  rejected clients
+//! word 0   magic and version                 3  refused clients
 //!      1   active half, its length           4  number of clients plus 1; 0 if it is not known
 //!      2   number of the next client         5  the oldest version that can read it
 //! from one page on: two halves of JSON, see [`SavedState`]
@@ -40,7 +40,8 @@ use crate::sys::memory::{PAGE, Words, is_sealed, sealed_file};
 /// ```
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"fdpassd\x02");
 
-/// The oldest version that can read what this one writes. It ignores unknown members, and uses defaults for missing ones.
+/// The oldest version that can read what this one writes. It ignores unknown members, and uses defaults for missing
+/// ones.
 pub(crate) const OLDEST: u64 = u64::from_le_bytes(*b"fdpassd\x02");
 
 /// Checks that this program can read what a program of this version has written for this oldest version.

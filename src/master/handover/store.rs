@@ -27,7 +27,7 @@ const KEEP_CLIENTS_VARIABLE: &str = "FDPASSD_KEEP_CLIENTS";
 pub(crate) struct HandoffStore {
     pub(crate) queues: HandoffQueues,
     pub(crate) state_file: StateFile,
-    /// The last event in the state file.
+    /// The number of the last event when the state file was written.
     last_written: Option<u64>,
     pub(crate) stored: Stored,
     pub(crate) canaries: Canaries,
@@ -40,7 +40,7 @@ pub(crate) struct HandoffStore {
 pub(crate) struct Stored {
     /// Names that are in use.
     pub(crate) names: BTreeSet<String>,
-    /// Names of descriptors that are of no use any more.
+    /// Names of stored descriptors that are unusable; they are dropped before everything is stored again.
     pub(crate) spoilt: BTreeSet<String>,
 }
 
@@ -110,7 +110,7 @@ impl HandoffStore {
         }
     }
 
-    /// Sends the service manager everything, whatever it has: it ignores what it has.
+    /// Sends the service manager everything. It ignores what it has already.
     ///
     /// # Errors
     /// When no canary can be made.

@@ -237,8 +237,8 @@ impl Unpacked {
         }
     }
 
-    /// Closes the clients that were active least recently, so that at most `capacity` descriptors stay open, including
-    /// those of shared memory.
+    /// Closes the clients that were active least recently, so that at most `capacity` descriptors stay open. Those of
+    /// shared memory count, but are never closed.
     fn crowd_out(&mut self, capacity: usize) {
         let surplus = (self.clients.len() + self.shms.len())
             .saturating_sub(capacity)

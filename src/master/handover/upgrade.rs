@@ -3,10 +3,11 @@
 //! ```text
 //! check     the program is opened once and runs as a child, which reads a snapshot and replies whether it can continue with it
 //! wait      until nothing is in progress that a snapshot cannot describe
-//! execute   execve(2): the process runs the program, which takes over and replaces the workers one by one
+//! execute   execve(2): the process runs the program, which takes over and replaces the workers as a reload does
 //! ```
 //!
-//! A failure of any step changes nothing.
+//! If the check, the wait or execve(2) fails, nothing has changed. After execve(2) there is no way back: hence the
+//! check.
 
 use std::fs::File;
 use std::io;
@@ -146,7 +147,7 @@ impl Master {
     }
 
     /// Executes the program if its check has succeeded and nothing is in progress; then it does not return. Called at
-    /// the end of each turn of the loop.
+    /// the end of each iteration of the loop.
     pub(crate) fn advance_upgrade(&mut self, now: Instant) {
         let Some(upgrade) = &self.handover.upgrade else {
             return;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! prepare   read, check, open the log, bind new listeners          a mistake: rejected, nothing was touched
-//! roll      new workers, one by one beside the old ones, which     not ready: rolled back, the old ones
+//! roll      new workers, a few at a time beside the old, which     not ready: rolled back, the old ones
 //!           drain as soon as theirs is ready                       come back in the same way
 //! commit    listeners, limits, log, generation                     applied
 //! ```
@@ -237,7 +237,8 @@ impl Master {
     }
 }
 
-/// Logs a step that has failed although it was possible when the reload was prepared. The rest comes into force all the same.
+/// Logs a step that has failed although it was possible when the reload was prepared. The rest comes into force all the
+/// same.
 fn log_error(what: &str, result: Result<(), impl fmt::Display>) {
     if let Err(e) = result {
         log::error!("cannot {what}: {e}");

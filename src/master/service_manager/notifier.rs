@@ -20,7 +20,8 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// Time until a message that the manager did not accept is sent again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Most messages that wait for the manager. If there are more, it has been away for long, and the last ones have it all.
+/// Most messages that wait for the manager. If there are more, it has been away for long, and the last ones have it
+/// all.
 const MAX_UNSENT: usize = 64;
 
 /// Sends messages to the service manager, if there is one.
@@ -137,8 +138,8 @@ impl Notifier {
         }
     }
 
-    /// Waits until the manager has handled all messages (BARRIER=1 of sd_notify(3)), for `timeout` at most. Called at
-    /// the end only.
+    /// Waits until the manager has handled all messages (BARRIER=1 of sd_notify(3)), for `timeout` at most. This blocks
+    /// the loop: called only at SIGTERM and at the exit.
     pub(crate) fn flush(&mut self, timeout: Duration) {
         let Some(manager) = &mut self.0 else { return };
         let deadline = Instant::now() + timeout;
