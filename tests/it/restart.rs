@@ -364,6 +364,10 @@ enum How {
 fn start(manager: &ServiceManager, program: &str, config: &str) -> Running {
     let daemon = manager.setup(program, config).start().expect("it serves");
     daemon.wait_for_workers();
+    // A master that is killed before that leaves an incomplete store.
+    daemon.wait_until("the store is confirmed", |status| {
+        status.restart_keeps_clients
+    });
     daemon
 }
 

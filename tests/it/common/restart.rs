@@ -51,5 +51,9 @@ pub fn restart(manager: &ServiceManager, mut daemon: Running, how: How, program:
         .start_after(daemon)
         .expect("the next master serves");
     daemon.wait_for_workers();
+    // A master that is killed before that leaves an incomplete store.
+    daemon.wait_until("the store is confirmed", |status| {
+        status.restart_keeps_clients
+    });
     daemon
 }
