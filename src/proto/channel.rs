@@ -20,6 +20,8 @@
 //!                  4 Released       u32 each     slots whose lease was revoked or given up
 //!                  5 HasCapacity    -            leases were picked up, and the master had asked to be notified
 //!                  6 NearRequestLimit  -         the worker has answered almost as many requests as it may
+//!                  7 AppStarted     JSON         the pid of the worker's app, before Ready
+//!                  8 AppGone        JSON         why the worker and its app end; the worker exits after it
 //!
 //! lease record     see `proto/lease.rs`
 //! ```
@@ -33,6 +35,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::app::{AppInfo, AppSpec};
 use super::lease::Lease;
 use super::log::{Log, LogLevel};
 use super::message::{Malformed, Message, from_json, json};
@@ -89,8 +92,13 @@ pub enum ToMaster {
     Released(Vec<u32>),
     /// The worker picked up leases.
     HasCapacity,
-    /// The worker has answered [`Settings::near_limit_at`] requests: its successor should be prepared.
+    /// The worker has answered [`Settings::near_limit_at`] requests, or its app uses much memory: its successor should
+    /// be prepared.
     NearRequestLimit,
+    /// The worker has started its app.
+    AppStarted(AppStarted),
+    /// The worker ends because of its app.
+    AppGone(AppGone),
 }
 
 /// The first message to a worker.
@@ -118,6 +126,9 @@ pub struct Start {
     pub handoff_queues: u32,
     /// The settings.
     pub settings: Settings,
+    /// The app that the worker starts, if it has one.
+    #[serde(default)]
+    pub app: Option<AppSpec>,
 }
 
 /// The settings of a worker.
@@ -153,6 +164,9 @@ pub struct Ready {
     pub version: u32,
     /// The worker's methods; a method's number in the shared memory is its index here plus one.
     pub methods: Vec<MethodName>,
+    /// What its app has reported of itself, if it has one.
+    #[serde(default)]
+    pub app: Option<AppInfo>,
 }
 
 /// A method, as the master knows it.
@@ -169,6 +183,38 @@ pub struct MethodName {
 pub struct Failed {
     /// Why, for the operator.
     pub reason: String,
+}
+
+/// A worker's app was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppStarted {
+    /// The app's pid: a child of the worker, which does not collect it.
+    pub pid: u32,
+}
+
+/// The end of an app, and with it of its worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppGone {
+    /// How the app ended.
+    pub end: AppEnd,
+    /// Why, for the operator: a sentence without its subject, "its app".
+    pub reason: String,
+}
+
+/// How an app ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AppEnd {
+    /// It exited with this status, on its own.
+    Exited(i32),
+    /// It was killed by this signal, which its worker had not sent.
+    Killed(i32),
+    /// The worker killed it, because it has broken the protocol.
+    BrokeProtocol,
+    /// The worker killed it, because a request was not answered in time, or its loop did not turn.
+    Unresponsive,
+    /// The worker retires or stops, and the app ends with it.
+    Finished,
 }
 
 /// Finish what has arrived, close every client, exit.
@@ -249,6 +295,8 @@ impl Message for ToMaster {
             ToMaster::Released(slots) => numbers(4, slots, out),
             ToMaster::HasCapacity => out.push(5),
             ToMaster::NearRequestLimit => out.push(6),
+            ToMaster::AppStarted(started) => json(7, started, out),
+            ToMaster::AppGone(gone) => json(8, gone, out),
         }
     }
 
@@ -261,6 +309,8 @@ impl Message for ToMaster {
             4 => from_numbers(body).map(ToMaster::Released),
             5 if body.is_empty() => Ok(ToMaster::HasCapacity),
             6 if body.is_empty() => Ok(ToMaster::NearRequestLimit),
+            7 => Ok(ToMaster::AppStarted(from_json(body)?)),
+            8 => Ok(ToMaster::AppGone(from_json(body)?)),
             _ => Err(Malformed("unknown kind")),
         }
     }
@@ -373,7 +423,16 @@ mod tests {
             ToMaster::HasCapacity,
             ToMaster::NearRequestLimit,
             ToMaster::Failed(Failed { reason }),
-            ToMaster::Ready(Ready { version, methods }),
+            ToMaster::Ready(Ready {
+                version,
+                methods,
+                app: Some(AppInfo::default()),
+            }),
+            ToMaster::AppStarted(AppStarted { pid: 7 }),
+            ToMaster::AppGone(AppGone {
+                end: AppEnd::Killed(9),
+                reason: "was killed".to_owned(),
+            }),
         ] {
             round(&message);
         }

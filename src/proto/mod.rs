@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`rpc`] | client and worker | [`frame`]s of JSON over TCP or a Unix stream |
 //! | [`control`] | fdpassctl and master | the same frames, always little-endian |
+//! | `app` | a worker and its app | frames of JSON over a stream socket, little-endian |
 //! | `channel` | master and worker | datagrams over one `SOCK_SEQPACKET` pair, with descriptors |
 //! | `exporter` | the master and the exporter | the same |
 //! | `handoff` | a master or worker that exits, and the next master | datagrams that wait in such a pair |
@@ -35,6 +36,7 @@ macro_rules! named_variants {
     };
 }
 
+pub(crate) mod app;
 pub(crate) mod channel;
 pub mod control;
 pub(crate) mod exporter;

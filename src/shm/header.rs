@@ -17,6 +17,7 @@
 //!      20  writing calls of the thread before the write in progress   21  bytes that it took, plus 1; 0 until it is over
 //!      22  the thread that serves and writes; 0 in version 1, where 8 and 15 are of the whole process
 //!      23  writing calls of the thread until its master was gone
+//!      24  requests that are away                     25  since when no permit was free and no answer came; 0: not so
 //!  from 64  twelve seconds of 120 words: the second, requests, busy ns, then requests by duration
 //!    1504  all requests by duration   1616  their duration together, in ns
 //!    1664  by number of the method, requests answered with a result, and with an error; 0 is for no method
@@ -53,6 +54,8 @@ const WRITE_CALLS: usize = 20;
 const WRITE_TOOK: usize = 21;
 const WRITER: usize = 22;
 pub(super) const FINAL_WRITE_CALLS: usize = 23;
+const AWAY: usize = 24;
+const FULL_SINCE: usize = 25;
 
 const METHODS: usize = 1664;
 /// The number of methods with counters; number 0 is for requests of no method and of methods without counters of their
@@ -222,6 +225,29 @@ impl<'a> Header<'a> {
     pub fn end_method(&self, now: u64) {
         self.0[EXECUTING].store(0, Ordering::Relaxed);
         self.0[TURN_SINCE].store(now.max(1), Ordering::Relaxed);
+    }
+
+    /// Returns the number of requests that are away.
+    #[must_use]
+    pub fn away(&self) -> u64 {
+        self.load(AWAY)
+    }
+
+    /// Worker: sets the number of requests that are away.
+    pub fn set_away(&self, requests: u64) {
+        self.0[AWAY].store(requests, Ordering::Relaxed);
+    }
+
+    /// Returns since when requests wait for a permit while no answer has come, in ns of CLOCK_MONOTONIC; `None` if none
+    /// waits.
+    #[must_use]
+    pub fn full_since(&self) -> Option<u64> {
+        Some(self.load(FULL_SINCE)).filter(|since| *since != 0)
+    }
+
+    /// Worker: sets since when requests wait for a permit while no answer has come.
+    pub fn set_full_since(&self, since: Option<u64>) {
+        self.0[FULL_SINCE].store(since.map_or(0, |since| since.max(1)), Ordering::Relaxed);
     }
 
     /// Worker: shows that its loop turns.

@@ -178,6 +178,18 @@ impl<'a, W: Word> Slot<'a, W> {
         None
     }
 
+    /// Worker: begins the turn in which a request that was away is answered. Returns false if none of this lease is away.
+    /// Only the worker ends this state, so no other process can come first.
+    #[must_use]
+    pub fn claim_away(&self, number: u32) -> bool {
+        let state = LeaseState::Away;
+        let is_away = self.lease() == Some(LeaseWord { number, state });
+        if is_away {
+            self.release(number, LeaseState::Busy);
+        }
+        is_away
+    }
+
     /// Worker: ends the client's turn.
     pub fn release(&self, number: u32, state: LeaseState) {
         self.store(LEASE, LeaseWord { number, state }.encode());

@@ -129,8 +129,15 @@ fn serve<S: 'static>(
         handoff = Some(prepared.map_err(|e| format!("cannot prepare the emergency handoff: {e}"))?);
     }
     let version = VERSION;
-    send(channel, &ToMaster::Ready(Ready { version, methods }))
-        .map_err(|e| format!("cannot report to the master: {e}"))?;
+    send(
+        channel,
+        &ToMaster::Ready(Ready {
+            version,
+            methods,
+            app: None,
+        }),
+    )
+    .map_err(|e| format!("cannot report to the master: {e}"))?;
     let mut worker = WorkerLoop::new(channel, shm, start.settings, handoff)
         .map_err(|e| format!("cannot create a poller: {e}"))?;
     worker.quarantine(&start.quarantined, &service);

@@ -92,6 +92,16 @@ impl Workers {
                     worker.failure = Some(failed.reason);
                 }
             }
+            ToMaster::AppStarted(started) => {
+                if let Some(worker) = self.all.get_mut(&id) {
+                    worker.app = Some(started.pid);
+                }
+            }
+            ToMaster::AppGone(gone) => {
+                if let Some(worker) = self.all.get_mut(&id) {
+                    worker.app_gone = Some(gone);
+                }
+            }
             // Waking the loop is enough.
             ToMaster::HasCapacity => {}
             ToMaster::NearRequestLimit => self.pool.near_request_limit(id),

@@ -11,7 +11,7 @@ use crate::master::clients::leases::{Leases, Recovered};
 use crate::master::telemetry::counters::Cause;
 use crate::master::workers::trust::Believed;
 use crate::pool::dispatch::Candidate;
-use crate::proto::channel::{MAX_LEASES, MethodName, Start, ToMaster, ToWorker};
+use crate::proto::channel::{AppGone, MAX_LEASES, MethodName, Start, ToMaster, ToWorker};
 use crate::proto::control::About;
 use crate::proto::names::{Generation, WorkerId};
 use crate::shm::{Layout, MasterShm};
@@ -42,6 +42,9 @@ pub(crate) struct Worker {
     pub(crate) methods: Vec<MethodName>,
     /// Why the worker will not become ready, in its own words.
     pub(crate) failure: Option<String>,
+    /// The pid of its app, and how that ended.
+    pub(crate) app: Option<u32>,
+    pub(crate) app_gone: Option<AppGone>,
     pub(crate) life: Life,
     /// The worker's counters, as far as they are plausible.
     pub(crate) believed: Believed,
@@ -216,6 +219,8 @@ impl Worker {
             leases,
             methods,
             failure: None,
+            app: None,
+            app_gone: None,
             life: Life::Starting,
             believed: Believed::new(started),
             heartbeat: Heartbeat::default(),

@@ -20,6 +20,8 @@ pub enum LeaseState {
     Closed = 5,
     /// The lease was ended while bytes of the client lay in the slot's regions.
     RevokedParked = 6,
+    /// A request of the client is away: an app executes it. Its bytes lie in the slot's regions.
+    Away = 7,
 }
 
 /// The lease word, decoded.
@@ -46,6 +48,7 @@ impl LeaseWord {
             4 => LeaseState::Revoked,
             5 => LeaseState::Closed,
             6 => LeaseState::RevokedParked,
+            7 => LeaseState::Away,
             _ => return None,
         };
         Some(LeaseWord {

@@ -91,6 +91,13 @@ impl Leases {
                         unleased
                     })
                 }
+                Some(LeaseState::Away) => {
+                    let found = recover_idle(slot, client, Claim::Parked, shm, Owner::Dead);
+                    found.map(|mut unleased| {
+                        interrupted = interrupt(&mut unleased, slot, shm, is_timed_out);
+                        unleased
+                    })
+                }
                 Some(LeaseState::Closed) => {
                     left.ended.push(client);
                     continue;
@@ -127,22 +134,29 @@ pub(crate) fn recover_after_death(
     is_timed_out: bool,
 ) -> Result<(Unleased, Option<Interrupted>), (io::Error, Client)> {
     let mut unleased = recover_from_turn(slot, client, written, shm)?;
-    let executing = shm
-        .slot(slot)
-        .and_then(|shared_slot| shared_slot.executing());
-    let interrupted = executing.map(|method| {
-        let flags = &mut unleased.flags;
-        if is_timed_out {
-            flags.timed_out = true;
-        } else {
-            flags.crash_count = flags.crash_count.saturating_add(1);
-        }
-        Interrupted {
-            method,
-            crash_count: flags.crash_count,
-        }
-    });
+    let interrupted = interrupt(&mut unleased, slot, shm, is_timed_out);
     Ok((unleased, interrupted))
+}
+
+/// Marks the first request of a recovered client, if it was executing when its worker died.
+fn interrupt(
+    unleased: &mut Unleased,
+    slot: u32,
+    shm: &MasterShm,
+    is_timed_out: bool,
+) -> Option<Interrupted> {
+    let method = shm.slot(slot)?.executing()?;
+    let flags = &mut unleased.flags;
+    // A worker sets the flag itself when the app has not answered in time.
+    flags.timed_out |= is_timed_out;
+    if !flags.timed_out {
+        flags.crash_count = flags.crash_count.saturating_add(1);
+    }
+    let crash_count = flags.crash_count;
+    Some(Interrupted {
+        method,
+        crash_count,
+    })
 }
 
 /// Recovers a client that is in no turn from its shared memory. The cursors of an idle client refer to bytes that are
