@@ -1,0 +1,285 @@
+"""An app with coroutines: requests at the same time, in a loop of asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+from ._app import end, why_failed
+from ._call import Call, current
+from ._frames import Splitter, Undecodable, perform, unreadable
+from ._log import log_exception
+from ._process import Inherited
+
+if TYPE_CHECKING:
+    from ._app import App
+    from ._method import Method
+
+#: From Python 3.12 on the first step of a coroutine runs at once, so that one which does not wait costs no turn.
+_EAGER: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
+
+
+def serve(app: App, inherited: Inherited) -> NoReturn:
+    """Serves the methods of an app."""
+    with asyncio.Runner(loop_factory=app._loop_factory) as runner:
+        runner.run(_serve(app, inherited))
+    end()
+
+
+async def _serve(app: App, inherited: Inherited) -> None:
+    loop = asyncio.get_running_loop()
+    stream = socket.socket(fileno=inherited.descriptor)
+    connection = _Connection(app, inherited, loop)
+    try:
+        for function in app._at_start:
+            await _run(function)
+    except (Exception, SystemExit) as error:
+        stream.sendall(connection.frame(why_failed(error)))
+        end(1)
+    try:
+        # Nothing else is written before, and the worker reads.
+        stream.sendall(connection.frame(app._hello()))
+    except OSError:
+        end()
+    stream.setblocking(False)
+    await loop.create_unix_connection(lambda: connection, sock=stream)
+    app._metrics.changed = connection.wake
+    app._serve_with(connection.notify)
+    connection.wake()
+    checks = [loop.create_task(_check(app, check, every)) for check, every in app._checks]
+    await connection.ended.wait()
+    for check in checks:
+        check.cancel()
+    for function in app._at_stop:
+        try:
+            await _run(function)
+        except Exception as error:
+            log_exception("stop of the app", error)
+    await connection.drain()
+    end()
+
+
+class _Connection(asyncio.Protocol):
+    """The connection to the worker."""
+
+    def __init__(self, app: App, inherited: Inherited, loop: asyncio.AbstractEventLoop) -> None:
+        self._app = app
+        self._loop = loop
+        self._writer = app._writer(inherited)
+        self._splitter = Splitter()
+        self._transport: asyncio.Transport | None = None
+        #: The requests that are being answered.
+        self._calls: dict[int, Call] = {}
+        #: Tasks for clients that have left: the loop itself does not keep them alive.
+        self._tasks: set[asyncio.Task[None]] = set()
+        #: Messages of other threads, which wait for the loop.
+        self._messages: list[dict[str, Any]] = []
+        self._is_flush_due = False
+        self._thread = threading.get_ident()
+        self._threads: ThreadPoolExecutor | None = None
+        self._is_stopping = False
+        self._is_gone = False
+        self._is_drained = asyncio.Event()
+        self._is_drained.set()
+        #: Set when the last answer is out after `stop`, or the worker is gone.
+        self.ended = asyncio.Event()
+
+    def frame(self, message: dict[str, Any]) -> bytes:
+        return self._writer.frame(message)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Not checked: uvloop's transports are none of asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._is_gone = True
+        self._is_drained.set()
+        self.ended.set()
+
+    def pause_writing(self) -> None:
+        self._is_drained.clear()
+
+    def resume_writing(self) -> None:
+        self._is_drained.set()
+
+    def data_received(self, data: bytes) -> None:
+        received = time.monotonic()
+        # Answers that are there at the end of this turn need no turn of their own.
+        self._is_flush_due = True
+        try:
+            for frame in self._splitter.feed(data):
+                self._take(self._writer.decode(frame), received)
+        finally:
+            # Also if a method ends the process: what was answered before it counts.
+            self._flush()
+
+    def eof_received(self) -> bool:
+        self._is_gone = True
+        self.ended.set()
+        return False
+
+    def _take(self, message: dict[str, Any], received: float) -> None:
+        name = message.get("in")
+        if name is not None:
+            self._answer(name, message, received)
+        elif "cancel" in message:
+            self._cancel(message["cancel"], message.get("why", "gone"))
+        elif "probe" in message:
+            self._writer.send({"alive": message["probe"]})
+        elif "closed" in message:
+            self._spawn(self._close(message["closed"]))
+        elif "stop" in message:
+            self._is_stopping = True
+
+    def _answer(self, name: str, message: dict[str, Any], received: float) -> None:
+        method = self._app._methods.get(name)
+        if method is None:
+            self._writer.error(message, "internal", f"there is no method {name}")
+            return
+        call = Call(message, received)
+        if method.is_async:
+            self._calls[message["id"]] = call
+            task = asyncio.Task(self._await(method, message, call), loop=self._loop, **_EAGER)
+            if not task.done():
+                call._task = task
+        elif method.in_thread:
+            self._calls[message["id"]] = call
+            self._spawn(self._thread_of(method, message, call))
+        else:
+            token = current.set(call)
+            perform(self._writer, method.invoke, message)
+            current.reset(token)
+
+    async def _await(self, method: Method, message: dict[str, Any], call: Call) -> None:
+        """Runs a coroutine, and answers."""
+        current.set(call)
+        call._has_begun = True
+        try:
+            if call._why is not None:
+                raise asyncio.CancelledError
+            params = message.get("params")
+            if params.__class__ is Undecodable:
+                raise unreadable(params)
+            result = await method.invoke(params)
+        except asyncio.CancelledError as error:
+            if call._why is None:
+                self._writer.fault(message, error)
+            else:
+                self._writer.error(message, "internal", "cancelled")
+        except Exception as error:
+            self._writer.fault(message, error)
+        else:
+            self._writer.result(message, result)
+        self._done(message)
+
+    async def _thread_of(self, method: Method, message: dict[str, Any], call: Call) -> None:
+        """Runs a method in a thread, and answers when it has ended, whether a client waits or not."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._app._limit(), "method")
+        current.set(call)
+        run = copy_context().run
+
+        def invoke(params: Any) -> tuple[Any, Exception | None]:
+            # StopIteration would not survive a future.
+            try:
+                return run(method.invoke, params), None
+            except Exception as error:
+                return None, error
+
+        params = message.get("params")
+        if params.__class__ is Undecodable:
+            self._writer.fault(message, unreadable(params))
+        else:
+            result, error = await self._loop.run_in_executor(self._threads, invoke, params)
+            if error is None:
+                self._writer.result(message, result)
+            else:
+                self._writer.fault(message, error)
+        self._done(message)
+
+    def _done(self, message: dict[str, Any]) -> None:
+        del self._calls[message["id"]]
+        self._flush_soon()
+
+    def _cancel(self, number: int, why: str) -> None:
+        call = self._calls.get(number)
+        if call is not None and call._why is None:
+            call._why = why
+            # A coroutine that has not begun could not answer.
+            if call._has_begun and call._task is not None:
+                call._task.cancel(why)
+
+    async def _close(self, client: int) -> None:
+        for function in self._app._at_close:
+            try:
+                await _run(function, client)
+            except Exception as error:
+                log_exception(f"on_close of client {client}: {type(error).__name__}", error)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.Task(coroutine, loop=self._loop, **_EAGER)
+        if not task.done():
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def notify(self, message: dict[str, Any]) -> None:
+        """Sends a message, from any thread."""
+        self._messages.append(message)
+        self.wake()
+
+    def wake(self) -> None:
+        """Sends what there is, at the end of this turn of the loop. May be called by any thread."""
+        if threading.get_ident() == self._thread:
+            self._flush_soon()
+        else:
+            self._loop.call_soon_threadsafe(self._flush_soon)
+
+    def _flush_soon(self) -> None:
+        if not self._is_flush_due:
+            self._is_flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._is_flush_due = False
+        metrics = self._app._metrics.take()
+        if metrics is not None:
+            self._writer.send({"metrics": metrics})
+        while self._messages:
+            self._writer.send(self._messages.pop(0))
+        if self._writer.frames and self._transport is not None:
+            self._transport.write(self._writer.take())
+        if self._is_stopping and not self._calls:
+            self.ended.set()
+
+    async def drain(self) -> None:
+        """Waits until everything is written, or the worker is gone."""
+        if self._transport is not None and not self._is_gone:
+            self._flush()
+            self._transport.set_write_buffer_limits(high=0)
+            await self._is_drained.wait()
+
+
+async def _run(function: Callable[..., Any], *arguments: Any) -> None:
+    result = function(*arguments)
+    if inspect.isawaitable(result):
+        await result
+
+
+async def _check(app: App, check: Callable[[], Any], every: float) -> NoReturn:
+    """Checks the health as long as the app serves."""
+    is_async = inspect.iscoroutinefunction(check)
+    while True:
+        try:
+            reason = await (check() if is_async else asyncio.to_thread(check))
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+        app._set_health(None if reason is None else str(reason))
+        await asyncio.sleep(every)

@@ -1,0 +1,146 @@
+"""Frames: four bytes of length, little-endian, then JSON in UTF-8."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from struct import Struct
+from typing import Any
+
+from ._codec import Codec
+from ._fault import Fault
+from ._log import log_error, log_exception
+
+_LENGTH = Struct("<I")
+_PARAMS = b',"params":'
+
+
+class Splitter:
+    """Finds the frames in what is read. A frame of many pieces is put together once."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._have = 0
+        self._need = 0
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Returns the bodies that are complete with this piece."""
+        if self._pieces:
+            self._pieces.append(data)
+            self._have += len(data)
+            if self._have < self._need:
+                return []
+            data = b"".join(self._pieces)
+            self._pieces = []
+        frames = []
+        begin, end = 0, len(data)
+        length_at = _LENGTH.unpack_from
+        while end - begin >= 4:
+            until = begin + 4 + length_at(data, begin)[0]
+            if until > end:
+                self._need = until - begin
+                break
+            frames.append(data[begin + 4 : until])
+            begin = until
+        else:
+            self._need = 4
+        if begin < end:
+            self._pieces = [data[begin:] if begin else data]
+            self._have = end - begin
+        return frames
+
+
+class Undecodable:
+    """Params that are JSON, but more than the codec can read."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class Writer:
+    """Makes the frames for the worker. None is longer than the worker accepts."""
+
+    def __init__(self, codec: Codec, max_frame: int) -> None:
+        self._dumps = codec.dumps
+        self._loads = codec.loads
+        self._max_frame = max_frame
+        self.frames: list[bytes] = []
+
+    def decode(self, frame: bytes) -> dict[str, Any]:
+        """Returns the message of a frame."""
+        try:
+            message: dict[str, Any] = self._loads(frame)
+        except Exception as error:
+            # Valid JSON may be more than the codec accepts: numbers of thousands of digits, half surrogate pairs, depth.
+            begin = frame.find(_PARAMS)
+            if begin < 0:
+                raise
+            message = self._loads(frame[:begin] + b"}")
+            message["params"] = Undecodable(error)
+        return message
+
+    def send(self, message: dict[str, Any]) -> None:
+        self._push(self._dumps(message))
+
+    def result(self, message: dict[str, Any], result: Any) -> None:
+        """Answers a request. A result that cannot be sent becomes an error of its caller."""
+        try:
+            body = b'{"id":%d,"result":%b}' % (message["id"], self._dumps(result))
+        except Exception as error:
+            log_exception(f"the result of {message['in']} cannot be written as JSON", error)
+            self.error(message, "internal", f"the result cannot be written as JSON: {type(error).__name__}")
+            return
+        if len(body) > self._max_frame:
+            log_error(f"the result of {message['in']} is too long: {len(body)} of {self._max_frame} bytes")
+            self.error(message, "internal", "the result is too long")
+            return
+        self._push(body)
+
+    def fault(self, message: dict[str, Any], error: BaseException) -> None:
+        """Answers a request whose method has raised this."""
+        if isinstance(error, Fault):
+            self.error(message, error.code, error.message)
+            return
+        name = type(error).__name__
+        log_exception(f"{message['in']} of client {message['client']}: {name}", error)
+        self.error(message, "crashed", name)
+
+    def error(self, message: dict[str, Any], code: str, text: str) -> None:
+        # By the standard library: the text may have half a surrogate pair, which other codecs refuse.
+        body = json.dumps({"id": message["id"], "error": {"code": code, "message": str(text)}}).encode()
+        if len(body) > self._max_frame:
+            body = json.dumps({"id": message["id"], "error": {"code": code, "message": ""}}).encode()
+        self._push(body)
+
+    def frame(self, message: dict[str, Any]) -> bytes:
+        """Returns one frame, for a write of its own. May be called by any thread, unlike everything else."""
+        body = self._dumps(message)
+        return _LENGTH.pack(len(body)) + body
+
+    def take(self) -> bytes:
+        """Returns all frames since the last call, for one write."""
+        frames = b"".join(self.frames)
+        self.frames.clear()
+        return frames
+
+    def _push(self, body: bytes) -> None:
+        self.frames.append(_LENGTH.pack(len(body)))
+        self.frames.append(body)
+
+
+def perform(writer: Writer, invoke: Callable[[Any], Any], message: dict[str, Any]) -> None:
+    """Runs a method that is no coroutine, and answers."""
+    try:
+        params = message.get("params")
+        if params.__class__ is Undecodable:
+            raise unreadable(params)
+        result = invoke(params)
+    except Exception as error:
+        writer.fault(message, error)
+    else:
+        writer.result(message, result)
+
+
+def unreadable(params: Undecodable) -> Fault:
+    """Returns what the client gets for params that its JSON writer accepts and this codec does not."""
+    return Fault("bad_params", f"the params cannot be read: {type(params.error).__name__}")

@@ -1,0 +1,72 @@
+"""What must happen first of all in a process that fdpassd has started."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+#: The longest frame that the worker accepts if its environment does not limit it.
+_MAX_FRAME = 1 << 20
+
+_PASSED_OVER = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Inherited:
+    """The descriptor of the protocol, and the longest frame that may be written to it."""
+
+    def __init__(self, descriptor: int, max_frame: int) -> None:
+        self.descriptor = descriptor
+        self.max_frame = max_frame
+
+
+def _pass_over(_signal: int, _frame: FrameType | None) -> None:
+    """Does nothing. Unlike SIG_IGN a handler is not inherited by the programs that the app starts."""
+
+
+def _take() -> Inherited | None:
+    """Takes the descriptor over. Children see nothing of it, neither in the environment nor open."""
+    number = os.environ.pop("FDPASSD_APP", None)
+    max_frame = os.environ.pop("FDPASSD_MAX_FRAME", None)
+    if number is None:
+        return None
+    try:
+        descriptor = int(number)
+        os.set_inheritable(descriptor, False)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"FDPASSD_APP={number}: {error}") from None
+    try:
+        for number_of in _PASSED_OVER:
+            signal.signal(number_of, _pass_over)
+            signal.siginterrupt(number_of, False)
+    except ValueError:
+        pass  # Not the main thread: the program has to do it.
+    os.register_at_fork(before=_before_fork, after_in_parent=_unblock, after_in_child=lambda: _in_child(descriptor))
+    return Inherited(descriptor, int(max_frame) if max_frame else _MAX_FRAME)
+
+
+_masks: list[set[int]] = []
+
+
+def _before_fork() -> None:
+    """Blocks the signals, because a child may be sent one before it has its defaults back."""
+    _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_OVER))
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop())
+
+
+def _in_child(descriptor: int) -> None:
+    """In a forked child: descriptor and signals are the parent's business only."""
+    try:
+        os.close(descriptor)
+    except OSError:
+        pass
+    for number in _PASSED_OVER:
+        if signal.getsignal(number) is _pass_over:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    _unblock()
+
+
+inherited = _take()

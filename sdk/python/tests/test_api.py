@@ -1,0 +1,119 @@
+"""Mistakes in an app are found when it is written."""
+
+from __future__ import annotations
+
+import doctest
+import os
+import subprocess
+import sys
+import unittest
+from typing import Any
+
+import fdpassd
+from fdpassd import App, Fault
+
+from .worker import SOURCES, TIMEOUT
+
+
+class Api(unittest.TestCase):
+    def test_a_method_stays_a_function(self) -> None:
+        app = App()
+
+        @app.method
+        def double(n: int) -> int:
+            return 2 * n
+
+        @app.method(idempotent=True)
+        def triple(n: int) -> int:
+            return 3 * n
+
+        self.assertEqual((double(2), triple(2)), (4, 6))
+
+    def test_wrong_names_are_refused(self) -> None:
+        app = App()
+
+        def function() -> None: ...
+
+        for name in ("Ping", "", "9a", "error", "a b", "x" * 65):
+            with self.assertRaisesRegex(ValueError, "not a valid name"):
+                app.method(name=name)(function)
+            with self.assertRaisesRegex(ValueError, "not a valid name"):
+                app.method(reply=name)(function)
+        for name in ("ping", "methods"):
+            with self.assertRaisesRegex(ValueError, "daemon's own"):
+                app.method(name=name)(function)
+        app.method(function)
+        with self.assertRaisesRegex(ValueError, "duplicate method 'function'"):
+            app.method(function)
+
+    def test_functions_without_one_result_are_refused(self) -> None:
+        app = App()
+
+        def generator() -> Any:
+            yield 1
+
+        async def coroutine() -> None: ...
+
+        def mixed(a: int, /, b: int) -> None: ...
+
+        with self.assertRaisesRegex(TypeError, "generator"):
+            app.method(generator)
+        with self.assertRaisesRegex(TypeError, "in the loop"):
+            app.method(thread=True)(coroutine)
+        with self.assertRaisesRegex(TypeError, "positional-only"):
+            app.method(mixed)
+
+    def test_a_fault_has_a_valid_code_that_is_not_the_daemons(self) -> None:
+        fault = Fault("no_such_item", "there is no tea")
+        self.assertEqual((fault.code, fault.message, str(fault)), ("no_such_item", "there is no tea", "no_such_item: there is no tea"))
+        for code in ("bad_params", "internal", "crashed"):
+            Fault(code)
+        for code in ("timeout", "overloaded", "No", "", "a-b"):
+            with self.assertRaises(ValueError):
+                Fault(code)
+
+    def test_metrics_are_declared_once_and_only_grow(self) -> None:
+        app = App()
+        counter = app.counter("orders", "Orders")
+        with self.assertRaisesRegex(ValueError, "duplicate metric"):
+            app.histogram("orders", "Orders", [1])
+        for name in ("Orders", "a-b", ""):
+            with self.assertRaisesRegex(ValueError, "not a valid name"):
+                app.counter(name, "")
+        for number in (-1, float("nan"), float("inf")):
+            with self.assertRaisesRegex(ValueError, "cannot grow"):
+                counter.add(number)
+        for buckets in ([], [1, 1], [2, 1]):
+            with self.assertRaisesRegex(ValueError, "buckets"):
+                app.histogram("seconds", "", buckets)
+        histogram = app.histogram("seconds", "", [0.1, 1])
+        with histogram.time():
+            pass
+        counter.add(2)
+        counter.add(0.5)
+        new = app._metrics.take()
+        assert new is not None
+        self.assertEqual((new["orders"], len(new["seconds"])), (2.5, 1))
+        self.assertIsNone(app._metrics.take())
+
+    def test_a_call_belongs_to_a_method(self) -> None:
+        with self.assertRaisesRegex(RuntimeError, "for methods"):
+            fdpassd.call()
+
+    def test_concurrency_has_bounds(self) -> None:
+        for concurrency in (0, 4097):
+            with self.assertRaisesRegex(ValueError, "from 1 to 4096"):
+                App(concurrency=concurrency)
+
+    def test_run_by_hand_it_says_how_to_start_it(self) -> None:
+        code = "from fdpassd import App\nApp().run()"
+        environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
+        environment.pop("FDPASSD_APP", None)
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=TIMEOUT
+        )
+        self.assertEqual(done.returncode, 64)
+        self.assertEqual(done.stderr, f"start this app with: fdpassd app -- python3 -c '{code}'\n")
+
+    def test_the_examples_of_the_documentation_work(self) -> None:
+        self.assertEqual(doctest.testmod(fdpassd).failed, 0)

@@ -1,0 +1,384 @@
+"""Apps with and without coroutines answer in the same way."""
+
+from __future__ import annotations
+
+import json
+import signal
+import struct
+import unittest
+from typing import Any
+
+from .worker import Worker
+
+APP = """
+import os
+app = App(name="shop", version="1.4", concurrency=16)
+orders = app.counter("orders", "Orders")
+
+@app.method(idempotent=True)
+{kind} echo(value, /):
+    return value
+
+@app.method(idempotent=True, reply="priced")
+{kind} price(item: str, count: int = 1):
+    if count < 1:
+        raise Fault("bad_params", "count is at least 1")
+    return [item, count]
+
+@app.method
+{kind} nothing():
+    pass
+
+@app.method
+{kind} fail():
+    raise KeyError("secret")
+
+@app.method(name="a.b-c")
+{kind} bad_result():
+    return {{1, 2}}
+
+@app.method
+{kind} nan():
+    return float("nan")
+
+@app.method
+{kind} long(n: int):
+    return "x" * n
+
+@app.method
+{kind} circumstances():
+    c = call()
+    return [c.method, c.client, c.peer, c.attempt, c.is_connected, c.is_cancelled, c.pid, c.uid]
+
+@app.method
+{kind} remaining():
+    import time
+    deadline = call().deadline
+    return None if deadline is None else deadline - time.monotonic()
+
+@app.method
+{kind} order():
+    orders.add(2)
+
+@app.method
+{kind} say(text: str):
+    print(text)
+
+@app.method
+{kind} leave(status: int):
+    raise SystemExit(status)
+
+@app.on_close
+{kind} closed(client):
+    print("closed", client)
+
+@app.stop
+{kind} stop():
+    print("stopped")
+"""
+
+
+class Both(unittest.TestCase):
+    """Each test runs with `def` and with `async def`."""
+
+    def worker(self, kind: str, code: str = "", max_frame: int = 1 << 20) -> Worker:
+        worker = Worker(APP.format(kind=kind) + code.replace("KIND", kind), max_frame=max_frame)
+        self.addCleanup(worker.__exit__)
+        return worker.begin()
+
+    def both(self, code: str = "") -> list[Worker]:
+        return [self.worker(kind, code) for kind in ("def", "async def")]
+
+    def test_hello_declares_the_app(self) -> None:
+        for worker in self.both():
+            hello = worker.hello
+            self.assertEqual((hello["name"], hello["version"], hello["concurrency"]), ("shop", "1.4", 16))
+            self.assertIs(hello["closes"], True)
+            self.assertEqual(hello["metrics"], [{"name": "orders", "type": "counter", "help": "Orders"}])
+            methods = {method.pop("name"): method for method in hello["methods"]}
+            self.assertEqual(methods["echo"], {"idempotent": True})
+            self.assertEqual(methods["price"], {"idempotent": True, "reply": "priced"})
+            self.assertEqual(methods["a.b-c"], {"idempotent": False})
+
+    def test_params_become_arguments(self) -> None:
+        for worker in self.both():
+            for params, result in [
+                ({"item": "tea"}, ["tea", 1]),
+                ({"count": 3, "item": "tea"}, ["tea", 3]),
+                ("tea", ["tea", 1]),
+                ([1, 2], [[1, 2], 1]),
+                (0, [0, 1]),
+            ]:
+                self.assertEqual(worker.call("price", params), {"result": result})
+            values: list[Any] = [None, 1, 1.5, "é\U0001f600\n", [], {}, {"a": None}, True]
+            for value in values:
+                self.assertEqual(worker.call("echo", value), {"result": value})
+            self.assertEqual(worker.call("echo"), {"result": None})
+            self.assertEqual(worker.call("nothing"), {"result": None})
+            self.assertEqual(worker.call("nothing", None), {"result": None})
+            self.assertEqual(worker.call("nothing", {}), {"result": None})
+
+    def test_params_that_do_not_fit_are_bad_params(self) -> None:
+        for worker in self.both():
+            for method, params, message in [
+                ("price", None, "missing: item"),
+                ("price", {"count": 2}, "missing: item"),
+                ("price", {"item": 1, "colour": 2}, "unknown: colour"),
+                ("price", {"item": 1, "count": 0}, "count is at least 1"),
+                ("nothing", 1, "there are no params"),
+                ("nothing", {"x": 1}, "unknown: x"),
+            ]:
+                error = worker.call(method, params)["error"]
+                self.assertEqual(error, {"code": "bad_params", "message": message})
+
+    def test_an_exception_is_crashed_and_its_traceback_in_the_log(self) -> None:
+        for worker in self.both():
+            error = worker.call("fail")["error"]
+            self.assertEqual(error, {"code": "crashed", "message": "KeyError"})
+            self.assertEqual(worker.call("echo", 1), {"result": 1})
+            _, output = worker.end()
+            self.assertIn("<3>fail of client 4711: KeyError\n<3>Traceback", output)
+            self.assertIn("<3>KeyError: 'secret'\n", output)
+
+    def test_a_result_that_cannot_be_sent_is_internal(self) -> None:
+        for kind in ("def", "async def"):
+            worker = self.worker(kind, max_frame=1000)
+            for method, message in [
+                ("a.b-c", "the result cannot be written as JSON: TypeError"),
+                ("nan", "the result cannot be written as JSON: ValueError"),
+            ]:
+                self.assertEqual(worker.call(method)["error"], {"code": "internal", "message": message})
+            longest = 1000 - len('{"id":3,"result":""}')
+            self.assertEqual(worker.call("long", longest), {"result": "x" * longest})
+            self.assertEqual(worker.call("long", longest + 1)["error"]["code"], "internal")
+            self.assertEqual(
+                worker.call("long", 5000)["error"], {"code": "internal", "message": "the result is too long"}
+            )
+
+    def test_json_beyond_the_codec_is_bad_params_of_its_caller(self) -> None:
+        for worker in self.both():
+            head = b'{"id":900,"in":"echo","client":1,"peer":"","attempt":1,"params":'
+            for params in [b"1" * 5000, b"[" * 100_000 + b"]" * 100_000]:
+                worker.send(head + params + b"}")
+                answer = worker.read()
+                self.assertEqual((answer["id"], answer["error"]["code"]), (900, "bad_params"))
+            worker.send(head + rb'"\ud800"}')
+            self.assertEqual(worker.read_body(), rb'{"id":900,"result":"\ud800"}')
+
+    def test_a_call_knows_its_circumstances(self) -> None:
+        for worker in self.both():
+            call = worker.call("circumstances", attempt=2)
+            self.assertEqual(
+                call["result"], ["circumstances", 4711, "10.0.0.9:4242", 2, True, False, None, None]
+            )
+            call = worker.call("circumstances", peer="", pid=7, uid=0)
+            self.assertEqual(call["result"], ["circumstances", 4711, "", 1, True, False, 7, 0])
+            self.assertIsNone(worker.call("remaining")["result"])
+            self.assertTrue(20 < worker.call("remaining", timeout=30_000)["result"] <= 30)
+
+    def test_many_requests_are_answered_with_one_write(self) -> None:
+        for worker in self.both():
+            requests = [worker.request("echo", n) for n in range(16)]
+            worker.send(*requests)
+            self.assertEqual(
+                worker.read_by_id(16), {request["id"]: {"result": request["params"]} for request in requests}
+            )
+
+    def test_frames_may_come_in_any_pieces(self) -> None:
+        for worker in self.both():
+            requests = [worker.request("echo", {"n": n, "text": "y" * n * 7}) for n in range(8)]
+            data = b"".join(map(worker.frame, requests))
+            for begin in range(0, len(data), 3):
+                worker.socket.sendall(data[begin : begin + 3])
+            answers = worker.read_by_id(8)
+            for request in requests:
+                self.assertEqual(answers[request["id"]], {"result": request["params"]})
+
+    def test_large_frames_go_both_ways(self) -> None:
+        for worker in self.both():
+            value = ["z" * 300_000, 1]
+            worker.send(worker.request("echo", value), worker.request("echo", 2))
+            answers = worker.read_by_id(2)
+            self.assertEqual([answer["result"] for answer in answers.values()], [value, 2])
+
+    def test_unknown_members_and_messages_are_ignored(self) -> None:
+        for worker in self.both():
+            worker.send({"weather": 1})
+            self.assertEqual(worker.call("echo", 1, colour="red"), {"result": 1})
+            worker.send({"cancel": 12345, "why": "gone"})
+            self.assertEqual(worker.call("echo", 2), {"result": 2})
+
+    def test_a_probe_is_answered(self) -> None:
+        for worker in self.both():
+            worker.send({"probe": 3})
+            self.assertEqual(worker.read(), {"alive": 3})
+
+    def test_signals_pass(self) -> None:
+        for worker in self.both():
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                worker.signal(number)
+                self.assertEqual(worker.call("echo", 1), {"result": 1})
+
+    def test_the_end_of_the_descriptor_ends_the_app(self) -> None:
+        for worker in self.both():
+            self.assertEqual(worker.end(), (0, "stopped\n"))
+
+    def test_stop_answers_what_there_is_and_ends(self) -> None:
+        for worker in self.both():
+            request = worker.request("echo", 5)
+            worker.send(request, {"stop": 30_000})
+            self.assertEqual(worker.read(), {"id": request["id"], "result": 5})
+            self.assertEqual(worker.wait(), (0, "stopped\n"))
+
+    def test_what_is_printed_is_written_by_the_line(self) -> None:
+        for worker in self.both():
+            worker.call("say", "hello")
+            self.assertEqual(worker.lines(1), ["hello"])
+
+    def test_clients_that_left_are_reported(self) -> None:
+        for worker in self.both():
+            worker.send({"closed": 42})
+            self.assertEqual(worker.lines(1), ["closed 42"])
+
+    def test_what_was_counted_comes_with_the_answer(self) -> None:
+        for worker in self.both():
+            worker.send(worker.request("order"), worker.request("order"))
+            messages = [worker.read() for _ in range(3)]
+            self.assertIn({"metrics": {"orders": 4}}, messages)
+
+    def test_an_exit_in_a_method_loses_no_earlier_answer(self) -> None:
+        for worker in self.both():
+            worker.send(worker.request("echo", 1), worker.request("leave", 9))
+            self.assertEqual(worker.read()["result"], 1)
+            self.assertEqual(worker.wait()[0], 9)
+
+    def test_a_start_that_fails_is_reported(self) -> None:
+        code = """
+@app.start
+KIND connect():
+    raise ConnectionRefusedError("no database")
+"""
+        for kind in ("def", "async def"):
+            worker = Worker(APP.format(kind=kind) + code.replace("KIND", kind))
+            self.addCleanup(worker.__exit__)
+            self.assertEqual(worker.read(), {"failed": "ConnectionRefusedError: no database"})
+            status, output = worker.wait()
+            self.assertEqual(status, 1)
+            self.assertIn("<3>the app cannot start\n<3>Traceback", output)
+
+    def test_start_runs_before_hello(self) -> None:
+        code = """
+@app.start
+KIND connect():
+    print("connected")
+    orders.add(7)
+"""
+        for worker in self.both(code):
+            self.assertEqual(worker.lines(1), ["connected"])
+            self.assertEqual(worker.read(), {"metrics": {"orders": 7}})
+
+    def test_health_is_reported_when_it_changes(self) -> None:
+        code = """
+@app.method
+KIND ill(reason: str = ""):
+    app.unhealthy(reason) if reason else app.healthy()
+
+@app.start
+KIND warm_up():
+    app.unhealthy("cold")
+"""
+        for worker in self.both(code):
+            self.assertEqual(worker.read(), {"health": "cold"})
+            for params, health in [("no database", "no database"), (None, None)]:
+                request = worker.request("ill", params)
+                worker.send(request)
+                messages = [worker.read(), worker.read()]
+                self.assertIn({"health": health}, messages)
+            self.assertEqual(worker.call("ill"), {"result": None})
+
+    def test_health_can_be_checked_by_time(self) -> None:
+        code = """
+seen = [None, "no database", None]
+@app.health(every=0.01)
+KIND check():
+    if not seen:
+        raise ValueError("over")
+    return seen.pop(0)
+"""
+        for worker in self.both(code):
+            self.assertEqual(worker.read(), {"health": "no database"})
+            self.assertEqual(worker.read(), {"health": None})
+            self.assertEqual(worker.read(), {"health": "ValueError: over"})
+
+    def test_threads_may_count(self) -> None:
+        code = """
+import threading
+@app.method
+KIND later():
+    thread = threading.Thread(target=lambda: [orders.add(1) for _ in range(100)])
+    thread.start()
+"""
+        for worker in self.both(code):
+            request = worker.request("later")
+            worker.send(request)
+            total = 0
+            while total < 100:
+                total += worker.read().get("metrics", {}).get("orders", 0)
+            self.assertEqual(total, 100)
+
+    def test_a_child_has_nothing_of_the_protocol(self) -> None:
+        code = """
+import subprocess, sys
+PROBE = "import os, signal; print('FDPASSD_APP' in os.environ, len(os.listdir('/proc/self/fd')) - 1, signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)"
+@app.method
+KIND child():
+    return subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, close_fds=False).stdout
+
+@app.method
+KIND fork():
+    import os, signal, time
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(60)
+    os.kill(pid, signal.SIGTERM)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+"""
+        for worker in self.both(code):
+            result = worker.call("child")["result"]
+            self.assertTrue(result.startswith("False 3 "), result)
+            self.assertTrue(result.endswith("True\n"), result)
+            self.assertEqual(worker.call("fork"), {"result": -15})
+
+
+class Codecs(unittest.TestCase):
+    def test_each_codec_echoes_json(self) -> None:
+        for name in ("json", "orjson", "msgspec"):
+            try:
+                __import__(name)
+            except ImportError:
+                self.skipTest(f"there is no {name}")
+            code = f"app = App(codec={name!r})\n@app.method\ndef echo(value, /): return value\n"
+            with Worker(code) as worker:
+                worker.begin()
+                value = {"a": [1, 2.5, None, True, "é\U0001f600"], "b": {}}
+                self.assertEqual(worker.call("echo", value), {"result": value})
+                worker.send(b'{"id":1,"in":"echo","client":1,"peer":"","attempt":1,"params":"\\ud800"}')
+                answer = worker.read()
+                self.assertTrue(answer.get("error", {}).get("code") == "bad_params" or "result" in answer, answer)
+
+    def test_another_codec_is_refused(self) -> None:
+        from fdpassd import App
+
+        with self.assertRaisesRegex(ValueError, "one of json, orjson, msgspec"):
+            App(codec="pickle")  # type: ignore[arg-type]
+
+
+class Length(unittest.TestCase):
+    def test_no_frame_is_longer_than_the_worker_accepts(self) -> None:
+        code = "app = App()\n@app.method\ndef fault(n: int): raise Fault('x', 'm' * n)\n"
+        with Worker(code, max_frame=500) as worker:
+            worker.begin()
+            worker.send(worker.request("fault", 5000))
+            (length,) = struct.unpack("<I", worker._exactly(4))
+            self.assertLessEqual(length, 500)
+            self.assertEqual(json.loads(worker._exactly(length))["error"]["code"], "x")
