@@ -1,0 +1,5 @@
+import { App } from 'fdpassd';
+
+const app = new App();
+app.method('add', ({ a, b }) => a + b);
+app.run();
