@@ -3,7 +3,7 @@
 //   fdpassctl app check -- node conformance/app.js
 
 import { spawn } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { readlinkSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import { App, Fault, Raw } from 'fdpassd';
@@ -38,7 +38,14 @@ app.method('check_spawn', async () => {
   const child = spawn('sleep', ['2'], { stdio: 'ignore' });
   await new Promise((resolve, reject) => child.on('spawn', resolve).on('error', reject));
   child.unref();
-  return { pid: child.pid, open: existsSync(`/proc/${child.pid}/fd/3`) };
+  let file = '';
+  try {
+    file = readlinkSync(`/proc/${child.pid}/fd/3`);
+  } catch {
+    // It is not open.
+  }
+  // The child may have opened a file with this number.
+  return { pid: child.pid, open: file.startsWith('socket:') };
 });
 
 app.run();

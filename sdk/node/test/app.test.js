@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, readFileSync, readlinkSync } from 'node:fs';
 import { createServer, connect } from 'node:net';
 import { once } from 'node:events';
 import { test } from 'node:test';
@@ -11,6 +11,14 @@ async function serving(t, name = 'all', options) {
   const worker = new Worker(t, name, options);
   worker.greeting = await worker.hello();
   return worker;
+}
+
+function openFile(pid, fd) {
+  try {
+    return readlinkSync(`/proc/${pid}/fd/${fd}`);
+  } catch {
+    return '';
+  }
 }
 
 test('hello lists methods, limits and metrics', async (t) => {
@@ -357,7 +365,8 @@ test('a program that the app starts does not get descriptor 3', async (t) => {
   const pid = (await worker.call('spawn')).result;
   t.after(() => process.kill(pid, 'SIGKILL'));
   assert.ok(existsSync(`/proc/${pid}/fd/2`));
-  assert.ok(!existsSync(`/proc/${pid}/fd/3`));
+  // The program may have opened a file with this number.
+  assert.ok(!openFile(pid, 3).startsWith('socket:'));
   assert.deepEqual((await worker.call('environment')).result, []);
   // So its end is the end of the connection, although the program goes on.
   const closed = once(worker.socket, 'close');

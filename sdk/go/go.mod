@@ -1,0 +1,3 @@
+module fdpassd
+
+go 1.19

@@ -1,0 +1,134 @@
+package fdpassd
+
+import (
+	"math"
+	"time"
+)
+
+// The upper bounds of a histogram's buckets if it has none of its own; they suit seconds.
+var defaultBuckets = []float64{0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10}
+
+const (
+	// A frame must not exceed the limit of the worker.
+	maxObservations = 256
+	// What changes while no answer is written is sent after this time.
+	metricsDelay = 100 * time.Millisecond
+)
+
+// A metric, as hello lists it.
+type metric struct {
+	Name    string    `json:"name"`
+	Type    string    `json:"type"`
+	Help    string    `json:"help,omitempty"`
+	Buckets []float64 `json:"buckets,omitempty"`
+
+	app *App
+	// What was added since the last frame.
+	sum    float64
+	values []float64
+}
+
+// A Counter is a metric of the daemon that only grows.
+type Counter struct{ metric }
+
+// A Histogram is a metric of the daemon that shows how values are distributed.
+type Histogram struct{ metric }
+
+// Counter adds a counter, which must be done before Run. The name is [a-z][a-z0-9_]{0,63}.
+func (a *App) Counter(name, help string) *Counter {
+	c := &Counter{metric{Name: name, Type: "counter", Help: help, app: a}}
+	a.addMetric(&c.metric)
+	return c
+}
+
+// Histogram adds a histogram, which must be done before Run. Buckets are ascending upper bounds; the default suits
+// seconds.
+func (a *App) Histogram(name, help string, buckets ...float64) *Histogram {
+	if len(buckets) == 0 {
+		buckets = defaultBuckets
+	}
+	for i, bound := range buckets {
+		if math.IsNaN(bound) || math.IsInf(bound, 0) || i > 0 && bound <= buckets[i-1] {
+			a.mistake("the bounds of the buckets of %q must be finite and ascending", name)
+			break
+		}
+	}
+	h := &Histogram{metric{Name: name, Type: "histogram", Help: help, Buckets: buckets, app: a}}
+	a.addMetric(&h.metric)
+	return h
+}
+
+func (a *App) addMetric(m *metric) {
+	a.mustNotRun()
+	if !isName(m.Name, "_", 64) {
+		a.mistake("%q is not a valid name of a metric: [a-z][a-z0-9_]{0,63}", m.Name)
+	}
+	for _, other := range a.hello.Metrics {
+		if other.Name == m.Name {
+			a.mistake("duplicate metric %q", m.Name)
+		}
+	}
+	a.hello.Metrics = append(a.hello.Metrics, m)
+}
+
+// Inc adds one.
+func (c *Counter) Inc() { c.Add(1) }
+
+// Add adds a number. It panics if the number is negative or not finite.
+func (c *Counter) Add(count float64) {
+	if !(count >= 0 && count <= math.MaxFloat64) {
+		panic("a counter can only grow by a finite number")
+	}
+	c.app.mu.Lock()
+	defer c.app.mu.Unlock()
+	c.sum += count
+	c.app.metricChanged()
+}
+
+// Observe adds a value. It panics if the value is not finite.
+func (h *Histogram) Observe(value float64) {
+	if math.IsNaN(value) || math.IsInf(value, 0) {
+		panic("a histogram can only observe finite numbers")
+	}
+	h.app.mu.Lock()
+	defer h.app.mu.Unlock()
+	h.values = append(h.values, value)
+	h.app.metricChanged()
+}
+
+// The next answers carry what has changed; if there are none, a timer does. It is not set while nothing changes.
+func (a *App) metricChanged() {
+	a.hasMetrics = true
+	if a.hasGreeted && !a.metricsDue {
+		a.metricsDue = true
+		time.AfterFunc(metricsDelay, func() {
+			a.mu.Lock()
+			a.metricsDue = false
+			a.flush()
+		})
+	}
+}
+
+// Appends frames with what has changed.
+func (a *App) takeMetrics() {
+	a.hasMetrics = false
+	added := map[string]any{}
+	for _, m := range a.hello.Metrics {
+		for len(m.values) > maxObservations {
+			a.append(map[string]any{"metrics": map[string]any{m.Name: m.values[:maxObservations]}})
+			m.values = m.values[maxObservations:]
+		}
+		if len(m.values) > 0 {
+			added[m.Name] = m.values
+		}
+		if m.sum > 0 {
+			added[m.Name] = m.sum
+		}
+	}
+	if len(added) > 0 {
+		a.append(map[string]any{"metrics": added})
+	}
+	for _, m := range a.hello.Metrics {
+		m.sum, m.values = 0, m.values[:0]
+	}
+}
