@@ -146,6 +146,9 @@ pub struct Settings {
     pub send_timeout: Option<Duration>,
     /// How long one request may execute before the worker is killed; methods receive this deadline.
     pub request_timeout: Option<Duration>,
+    /// How long an app may take to answer a request that it was asked to cancel, or a probe.
+    #[serde(default)]
+    pub stall_timeout: Duration,
     /// How long a request may continue once the master is gone, before the worker packs its clients.
     pub restart_grace: Duration,
     /// The worker sends [`ToMaster::NearRequestLimit`] after this number of requests, and continues.

@@ -180,6 +180,14 @@ pub fn write_error(to: &mut impl Write, code: &str, message: &str) -> io::Result
     to.write_all(CLOSE)
 }
 
+/// Returns whether `code` may be the code of an error: `[a-z][a-z0-9_]{0,63}`.
+#[must_use]
+pub fn is_fault_code(code: &str) -> bool {
+    let letters = code.as_bytes();
+    matches!(letters, [b'a'..=b'z', rest @ ..]
+        if rest.len() <= 63 && rest.iter().all(|c| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'_')))
+}
+
 /// Returns whether `name` may be a method's name: `[a-z][a-z0-9_.-]{0,63}`, but not `error`, which names error replies.
 #[must_use]
 pub fn is_method_name(name: &str) -> bool {

@@ -48,6 +48,9 @@ pub const HEADER_LEN: usize = 11;
 /// Bytes of the longest datagram that arrives with sockets; a longer one is cut off.
 const MAX_DATAGRAM_LEN: usize = 16 * 1024;
 
+/// How long packing waits for the death of an app that was killed, in ms.
+const APP_END_TIMEOUT: libc::c_int = 1000;
+
 /// What is known of client records, see `proto/lease.rs`.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordFormat {
@@ -107,6 +110,8 @@ pub struct EmergencyHandoff {
     used: AtomicU64,
     /// Packing has begun.
     has_begun: AtomicBool,
+    /// The pid of the worker's app and its descriptor + 1; 0 without an app.
+    app: [AtomicU64; 2],
 }
 
 /// The result of packing.
@@ -152,14 +157,42 @@ impl EmergencyHandoff {
             format,
             used: AtomicU64::new(0),
             has_begun: AtomicBool::new(false),
+            app: [AtomicU64::new(0), AtomicU64::new(0)],
         }));
-        // SAFETY: the two handlers call only getpid(2), gettid(2), tgkill(2), poll(2), setitimer(2), atomic loads and
+        // SAFETY: the two handlers call only getpid(2), gettid(2), tgkill(2), kill(2), poll(2), setitimer(2), atomic loads and
         // stores, pread(2), getsockopt(2), recvmsg(2), sendmsg(2) and _exit(2), on memory that is never freed.
         unsafe {
             low_level::register(SIGTERM, move || handoff.set_alarm())?;
             low_level::register(SIGALRM, move || handoff.hand_off())?;
         }
         Ok(handoff)
+    }
+
+    /// Registers the worker's app, which is ended before clients are packed: a request that it executes may be executed
+    /// again. `pidfd` must stay open as long as this process lives.
+    pub fn guard_app(&self, pid: u32, pidfd: &OwnedFd) {
+        self.app[1].store(pidfd.as_raw_fd() as u64 + 1, Ordering::Relaxed);
+        self.app[0].store(pid.into(), Ordering::Release);
+    }
+
+    /// Kills the app, and waits until it is dead.
+    fn end_app(&self) {
+        let pid = self.app[0].load(Ordering::Acquire) as libc::pid_t;
+        let pidfd = self.app[1].load(Ordering::Relaxed);
+        if pid == 0 || pidfd == 0 {
+            return;
+        }
+        let mut poll = libc::pollfd {
+            fd: (pidfd - 1) as RawFd,
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: the app is not collected, so its pid is its own; one struct that is ours.
+        unsafe {
+            libc::kill(-pid, libc::SIGKILL);
+            libc::kill(pid, libc::SIGKILL);
+            libc::poll(&raw mut poll, 1, APP_END_TIMEOUT);
+        }
     }
 
     /// Registers a client. `cookie` is that of its socket, if the kernel has one.
@@ -256,6 +289,7 @@ impl EmergencyHandoff {
         if !self.is_ours() || self.has_begun.swap(true, Ordering::AcqRel) {
             return outcome;
         }
+        self.end_app();
         self.note_final_writes();
         self.note(self.offsets.packed_at, clock::monotonic());
         let mut queue = 0;

@@ -22,6 +22,8 @@ pub enum Interest {
     Clients,
     /// Of a listener: another holder has ended it. Of a pipe or socket: the other end is closed.
     End,
+    /// Errors and hang-ups only.
+    HangUp,
 }
 
 impl From<Interest> for EpollFlags {
@@ -32,6 +34,7 @@ impl From<Interest> for EpollFlags {
             Interest::Both => EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT,
             Interest::Clients => EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP,
             Interest::End => EpollFlags::EPOLLRDHUP,
+            Interest::HangUp => EpollFlags::empty(),
         }
     }
 }
@@ -166,7 +169,7 @@ pub fn is_shortage(error: &io::Error) -> bool {
 pub fn wait_for(fd: impl AsFd, interest: Interest, timeout: Duration) -> io::Result<bool> {
     let flags = match interest {
         Interest::Read | Interest::Clients => PollFlags::POLLIN,
-        Interest::End => PollFlags::empty(),
+        Interest::End | Interest::HangUp => PollFlags::empty(),
         Interest::Write => PollFlags::POLLOUT,
         Interest::Both => PollFlags::POLLIN | PollFlags::POLLOUT,
     };

@@ -1,5 +1,6 @@
 //! Processes: how they end, are collected and killed; sessions, names, signals.
 
+mod app;
 mod executable;
 mod proc_files;
 
@@ -12,6 +13,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Pid, geteuid, getpgrp, setsid};
 
+pub use app::{AppProcess, AppProgram, AppStdio, end_of, kill_app, spawn_app, wire};
 pub use executable::{Executable, is_parents_program, program_path, unblock_signals};
 pub use proc_files::{
     Child, FileId, children, kill_writers, oom_kills, raise_oom_score, resident_memory, scheduling,

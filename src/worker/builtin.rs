@@ -9,6 +9,9 @@ pub(crate) fn ping(params: &RawValue, out: &mut Reply<'_>) -> Result<(), Fault> 
     out.raw(params)
 }
 
+/// The name of the method that shows what one of a daemon's own looks like.
+pub(super) const DEMONSTRATION: &str = "pi";
+
 /// The most terms that `pi` sums up: some seconds of work.
 const MAX_TERMS: u64 = 1_000_000_000;
 

@@ -48,6 +48,8 @@ pub(super) struct Connection {
     pub(super) linger_bytes: u32,
     /// The deadline of its entry in the timers: ns of CLOCK_MONOTONIC.
     pub(super) armed: u64,
+    /// The app has executed a request of this client.
+    pub(super) has_used_app: bool,
 }
 
 /// The event that the worker waits for.
@@ -63,6 +65,10 @@ pub(super) enum WaitingFor {
     Turn,
     /// The end: the client has had its last reply.
     End,
+    /// A permit for its next request, which an app executes.
+    Permit,
+    /// The answer of the app: its request is away.
+    Answer,
 }
 
 impl Connection {
@@ -95,6 +101,7 @@ impl Connection {
             unarmed: REARM_BYTES,
             linger_bytes: MAX_LINGER_BYTES,
             armed: NEVER,
+            has_used_app: false,
         }
     }
 
@@ -104,6 +111,9 @@ impl Connection {
             WaitingFor::Request | WaitingFor::Bytes | WaitingFor::End => Interest::Read,
             WaitingFor::Writable => Interest::Write,
             WaitingFor::Turn => return Ok(()),
+            // Whether more arrives is looked at only if it does, see `await_app`.
+            WaitingFor::Permit | WaitingFor::Answer if self.watched.is_some() => return Ok(()),
+            WaitingFor::Permit | WaitingFor::Answer => Interest::HangUp,
         };
         let token = u64::from(self.lease_number) << 32 | u64::from(index);
         match self.watched {
@@ -112,6 +122,14 @@ impl Connection {
             Some(_) => {}
         }
         self.watched = Some(wanted);
+        Ok(())
+    }
+
+    /// Stops watching for bytes, of which some have arrived: they are read once the app has answered.
+    pub(super) fn await_app(&mut self, poller: &Poller, index: u32) -> io::Result<()> {
+        let token = u64::from(self.lease_number) << 32 | u64::from(index);
+        poller.modify(&self.socket, token, Interest::HangUp)?;
+        self.watched = Some(Interest::HangUp);
         Ok(())
     }
 
@@ -154,7 +172,7 @@ impl Connection {
             WaitingFor::Bytes => (slot.since(), settings.frame_timeout),
             WaitingFor::Writable => (slot.since(), settings.send_timeout),
             WaitingFor::End => (slot.since(), Some(LINGER_TIMEOUT)),
-            WaitingFor::Turn => (0, None),
+            WaitingFor::Turn | WaitingFor::Permit | WaitingFor::Answer => (0, None),
         };
         let ns = limit.map_or(NEVER, |limit| {
             u64::try_from(limit.as_nanos()).unwrap_or(NEVER)

@@ -48,6 +48,16 @@ points! {
     AfterParking = "after-parking",
     /// The turn is over except for the lease word.
     BeforeEnd = "before-end",
+    /// The frame of a request for the app is parked, and `exec` is not set yet.
+    BeforeAway = "before-away",
+    /// `exec` is set, and the frame is not in the buffer for the app yet.
+    AfterAwayExec = "after-away-exec",
+    /// Frames are about to be written to the app.
+    BeforeAppWrite = "before-app-write",
+    /// Frames have been written to the app.
+    AfterAppWrite = "after-app-write",
+    /// Answers of the app have been read, and none is committed yet.
+    AfterAppRead = "after-app-read",
     /// A lease was given up, and not reported to the master yet.
     InRetirement = "in-retirement",
     /// A client was closed, and not reported to the master yet.

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use super::WorkerLoop;
+use super::methods::Service;
 use crate::proto::handoff::{self, HandoffMessage, ShmRecord};
 use crate::proto::lease::{ClientRecord, Lease, SHORT_RECORD_LEN};
 use crate::proto::message::Message;
@@ -53,7 +54,10 @@ impl WorkerLoop<'_> {
     }
 
     /// Packs the clients after the master is gone, and ends the loop.
-    pub(super) fn hand_off_clients(&mut self) {
+    pub(super) fn hand_off_clients(&mut self, service: &mut dyn Service) -> io::Result<()> {
+        if self.handoff.is_some() {
+            self.await_answers(service)?;
+        }
         match self.handoff.map(EmergencyHandoff::pack) {
             None => log::warn!(
                 "the master is gone; closing {} and leaving",
@@ -73,5 +77,6 @@ impl WorkerLoop<'_> {
             }
         }
         self.ending.is_orphaned = true;
+        Ok(())
     }
 }

@@ -118,6 +118,9 @@ impl WorkerLoop<'_> {
         if connection.watched.is_some() && self.poller.remove(&connection.socket).is_err() {
             self.break_off(FOREIGN);
         }
+        if let Some(app) = self.app.as_mut().filter(|_| connection.has_used_app) {
+            app.client_left(connection.client);
+        }
         self.numbers.take(number(&connection.socket));
         self.leased -= 1;
         if self.leased == 0 {
@@ -140,7 +143,10 @@ impl WorkerLoop<'_> {
             let lease = self.shm.slot(index).and_then(|slot| slot.lease());
             let is_in_force = lease.is_some_and(|lease| {
                 lease.number == connection.lease_number
-                    && matches!(lease.state, LeaseState::Idle | LeaseState::Parked)
+                    && matches!(
+                        lease.state,
+                        LeaseState::Idle | LeaseState::Parked | LeaseState::Away
+                    )
             });
             if !is_in_force {
                 self.release(index);
@@ -154,6 +160,10 @@ impl WorkerLoop<'_> {
             let Some(connection) = self.connections.get(index) else {
                 continue;
             };
+            // Its lease ends once it is answered.
+            if connection.waits == WaitingFor::Answer {
+                continue;
+            }
             let slot = self.shm.slot(index).expect("the client has a slot");
             let _ = slot.revoke(connection.lease_number);
             self.release(index);
@@ -179,7 +189,11 @@ impl WorkerLoop<'_> {
                 let fault = Fault::from_code(Code::ShuttingDown, "the daemon is stopping");
                 self.run_one_turn(slot, &Purpose::Reject(&fault), service);
             }
-            WaitingFor::Writable | WaitingFor::Turn | WaitingFor::End => {}
+            WaitingFor::Writable
+            | WaitingFor::Turn
+            | WaitingFor::End
+            | WaitingFor::Permit
+            | WaitingFor::Answer => {}
         }
     }
 }

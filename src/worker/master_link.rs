@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 
 use super::CHANNEL;
 use crate::channel::{Channel, Incoming, Scratch, Sent};
-use crate::proto::channel::{MAX_SLOTS, ToMaster, ToWorker};
+use crate::proto::channel::{AppGone, MAX_SLOTS, ToMaster, ToWorker};
 use crate::sys::poll::{Interest, Poller};
 
 /// The channel to the master, and the reports that the master has yet to receive.
@@ -20,6 +20,8 @@ pub(super) struct MasterLink<'c> {
     pub(super) released: Vec<u32>,
     pub(super) has_capacity: bool,
     pub(super) is_near_limit: bool,
+    /// How the app has ended, because of which this worker ends.
+    pub(super) app_gone: Option<AppGone>,
 }
 
 impl<'c> MasterLink<'c> {
@@ -35,6 +37,7 @@ impl<'c> MasterLink<'c> {
             released: Vec::new(),
             has_capacity: false,
             is_near_limit: false,
+            app_gone: None,
         })
     }
 
@@ -60,6 +63,10 @@ impl<'c> MasterLink<'c> {
     /// because the kernel's memory of a closed connection had left the caches when it was used again.
     pub(super) fn send_reports(&mut self, poller: &Poller) -> io::Result<bool> {
         let mut sent = Sent::Queued;
+        if let Some(gone) = self.app_gone.take() {
+            // The channel is full only if the master is far behind; then it learns the reason from `Failed` alone.
+            sent = self.channel.send(&ToMaster::AppGone(gone), &[])?;
+        }
         if self.is_near_limit {
             sent = self.channel.send(&ToMaster::NearRequestLimit, &[])?;
             self.is_near_limit = sent == Sent::Full;

@@ -141,6 +141,12 @@ impl<S: 'static> Methods<S> {
         self.all.len() == 1 && self.mistakes.is_empty()
     }
 
+    /// Removes a method, if there is one of that name.
+    pub(crate) fn remove(&mut self, name: &str) {
+        self.all.retain(|method| method.name != name);
+        self.last = 0;
+    }
+
     /// Returns the errors of the program.
     pub(crate) fn mistakes(&self) -> &[String] {
         &self.mistakes
@@ -191,6 +197,15 @@ pub(crate) trait Service {
         buffer: &mut [u8],
         order: Order,
     ) -> Result<usize, Failure>;
+
+    /// Returns whether this process runs methods that are not inline. They may close descriptors that are not theirs.
+    fn has_own_methods(&self) -> bool;
+
+    /// Returns the method's name and that of its replies, if an app executes it.
+    fn app_method(&self, index: usize) -> Option<(&str, &str)> {
+        let _ = index;
+        None
+    }
 }
 
 pub(crate) use crate::proto::frame::ByteOrder as Order;
@@ -263,6 +278,11 @@ impl<S: 'static> Service for RunningService<S> {
 
     fn is_inline(&self, index: usize) -> bool {
         self.methods.all[index].inline
+    }
+
+    fn has_own_methods(&self) -> bool {
+        // Each daemon has `ping` and `methods`.
+        self.methods.all.len() > 2
     }
 
     fn call(

@@ -3,6 +3,8 @@
 //!
 //! It owns no client: its sockets are copies, the bytes are in the shared memory, and it exits when its master does.
 
+mod apps;
+mod away;
 mod builtin;
 mod connection;
 mod deadlines;
@@ -22,6 +24,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
+use apps::App;
 use connection::{Connection, WaitingFor};
 use deadlines::Timers;
 use master_link::MasterLink;
@@ -76,6 +79,12 @@ struct WorkerLoop<'c> {
     /// Requests answered since the start.
     served: u64,
     ending: Ending,
+    /// The process that executes methods of another language, if there is one.
+    app: Option<App>,
+    /// Since when no request moves, as the shared memory has it.
+    full_since: Option<u64>,
+    /// The master is gone, and the last answers are awaited: no other request begins.
+    is_packing: bool,
     /// The means to pack clients when the master is gone, if there will be another master.
     handoff: Option<&'static EmergencyHandoff>,
 }
@@ -108,9 +117,13 @@ impl<'c> WorkerLoop<'c> {
         shm: WorkerShm,
         settings: Settings,
         handoff: Option<&'static EmergencyHandoff>,
+        app: Option<App>,
     ) -> io::Result<WorkerLoop<'c>> {
         let poller = Poller::new(BATCH)?;
         let master = MasterLink::new(channel, &poller)?;
+        if let Some(app) = &app {
+            app.watch(&poller)?;
+        }
         let parking = Parking::new(settings.buffers);
         let writes = OwnWrites::open().ok();
         shm.header().set_writer(fork::thread_id());
@@ -144,6 +157,9 @@ impl<'c> WorkerLoop<'c> {
             quarantined: Vec::new(),
             served: 0,
             ending: Ending::default(),
+            app,
+            full_since: None,
+            is_packing: false,
             handoff,
         })
     }
@@ -163,9 +179,11 @@ impl<'c> WorkerLoop<'c> {
             for event in &ready {
                 match event.token {
                     CHANNEL => self.receive(&mut scratch, service)?,
-                    token => self.serve_client(token, service),
+                    token if apps::is_token(token) => self.attend_app(token, service)?,
+                    _ => self.serve_client(*event, service),
                 }
             }
+            self.call_waiting(service);
             for slot in std::mem::take(&mut self.again) {
                 self.run_turn(slot, &Purpose::Serve, service);
             }
@@ -174,16 +192,24 @@ impl<'c> WorkerLoop<'c> {
             }
             if self.has_processed_all(had_gap || ready.len() == BATCH) {
                 self.check_deadlines(woken, service);
+                self.check_app(woken);
             }
-            self.send_reports()?;
+            self.flush_app()?;
+            if self.send_reports()? {
+                // Before this worker ends because it has nothing left to do, so that what it has counted is kept.
+                self.hand_off_clients(service)?;
+            }
             self.shm.header().set_log_errors(logging::errors());
             let now = self.time.now;
             self.shm.header().record_busy(now, now - woken);
         }
-        match self.ending.broken {
-            Some(reason) => Err(io::Error::other(reason)),
-            None => Ok(self.ending.is_orphaned),
+        if let Some(reason) = self.ending.broken {
+            return Err(io::Error::other(reason));
         }
+        if let Some(app) = self.app.as_mut().filter(|_| !self.ending.is_orphaned) {
+            app.finish(apps::END_TIMEOUT);
+        }
+        Ok(self.ending.is_orphaned)
     }
 
     fn is_finished(&self) -> bool {
@@ -204,11 +230,12 @@ impl<'c> WorkerLoop<'c> {
         self.deferred == 0
     }
 
-    fn timeout(&self) -> Option<Duration> {
+    fn timeout(&mut self) -> Option<Duration> {
         if !self.again.is_empty() || self.deferred > 0 {
             return Some(Duration::ZERO);
         }
-        let deadline = self.timers.next()?;
+        let deadlines = [self.timers.next(), self.app_deadline()];
+        let deadline = deadlines.into_iter().flatten().min()?;
         Some(Duration::from_nanos(deadline.saturating_sub(self.time.now)))
     }
 
@@ -230,25 +257,24 @@ impl<'c> WorkerLoop<'c> {
             }
             Incoming::Garbage(malformed) => return Err(io::Error::other(malformed)),
             Incoming::Nothing => {}
-            Incoming::Closed => self.hand_off_clients(),
+            Incoming::Closed => self.hand_off_clients(service)?,
         }
         Ok(())
     }
 
-    fn send_reports(&mut self) -> io::Result<()> {
+    /// Sends all reports. Returns whether the master is gone, and its clients have not been packed yet.
+    fn send_reports(&mut self) -> io::Result<bool> {
         let is_master_gone = self.master.send_reports(&self.poller)?;
-        if is_master_gone && !self.ending.is_orphaned {
-            // Before this worker ends because it has nothing left to do, so that what it has counted is kept.
-            self.hand_off_clients();
-        }
-        Ok(())
+        Ok(is_master_gone && !self.ending.is_orphaned)
     }
 
     /// Serves a client after an event. An old event has another lease number, or no client.
-    fn serve_client(&mut self, token: u64, service: &mut dyn Service) {
-        let (slot, lease_number) = (token as u32, (token >> 32) as u32);
+    fn serve_client(&mut self, event: PollEvent, service: &mut dyn Service) {
+        let (slot, lease_number) = (event.token as u32, (event.token >> 32) as u32);
         let current = self.connections.get(slot);
-        if current.is_some_and(|connection| connection.lease_number == lease_number) {
+        if current.is_some_and(|connection| connection.lease_number == lease_number)
+            && !self.is_with_app(slot, event)
+        {
             self.run_turn(slot, &Purpose::Serve, service);
         }
     }
@@ -275,12 +301,28 @@ impl<'c> WorkerLoop<'c> {
 
     fn run_one_turn(&mut self, slot: u32, purpose: &Purpose<'_>, service: &mut dyn Service) {
         let may_serve = self.may_serve();
-        let Some(connection) = self.connections.get_mut(slot).filter(|_| may_serve) else {
+        let may_run = may_serve || purpose.is_of_away();
+        let Some(connection) = self.connections.get_mut(slot).filter(|_| may_run) else {
             return;
         };
+        let app = self.app.as_mut();
+        let is_called = |app: &App| app.requests.is_called(slot);
+        match connection.waits {
+            WaitingFor::Answer if !purpose.is_of_away() => return,
+            // It is its turn only when there is a permit; but it may be closed.
+            WaitingFor::Permit if matches!(purpose, Purpose::Serve) => {
+                if !app.as_deref().is_some_and(is_called) {
+                    return;
+                }
+            }
+            _ => {}
+        }
         let mut tools = Tools {
             shm: &mut self.shm,
+            has_own_methods: service.has_own_methods(),
             service,
+            app,
+            may_continue: may_serve && !self.is_packing,
             settings: &self.settings,
             stop_by: self.ending.stop_by,
             epoch: self.time.epoch,
@@ -293,7 +335,7 @@ impl<'c> WorkerLoop<'c> {
         let ended = turn(connection, slot, purpose, &mut tools);
         let is_tcp = connection.is_tcp();
         (self.time.now, self.served) = (tools.now, tools.served);
-        self.ending.is_retiring = tools.has_reached_limit();
+        self.ending.is_retiring |= tools.has_reached_limit();
         let near_limit_at = self.settings.near_limit_at;
         if near_limit_at.is_some_and(|requests| self.served >= requests) {
             // It is reported once.

@@ -5,11 +5,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use super::apps::{App, AppService, StartingApp};
 use super::methods::{Methods, RunningService, Service, WorkerInfo, remember_panics};
-use super::{CHANNEL, WorkerLoop, death, handoff};
+use super::{CHANNEL, WorkerLoop, builtin, death, handoff};
 use crate::channel::{Channel, Incoming, Scratch, Sent};
 use crate::logging;
-use crate::proto::channel::{Failed, Ready, Start, ToMaster, ToWorker, VERSION};
+use crate::proto::channel::{AppStarted, Failed, Ready, Start, ToMaster, ToWorker, VERSION};
 use crate::proto::handoff::ShmRecord;
 use crate::shm::{Layout, WorkerShm};
 use crate::sys::poll::{self, Interest, Poller};
@@ -110,8 +111,52 @@ fn serve<S: 'static>(
         seat: start.seat,
         generation: start.generation,
     };
-    let mut service = RunningService::start(methods, info)?;
-    let methods = service.names();
+    let mut methods = methods;
+    if start.app.is_some() {
+        // The demonstration is no part of a service of its own.
+        methods.remove(builtin::DEMONSTRATION);
+    }
+    let mut own = RunningService::start(methods, info)?;
+    let Some(spec) = &start.app else {
+        return serve_methods(
+            channel,
+            start,
+            descriptors,
+            &mut own,
+            None,
+            (shm, handoff_shm),
+        );
+    };
+    let starting = StartingApp::spawn(spec, layout.max_reply());
+    let starting = starting.map_err(|e| format!("its app cannot be started: {e}"))?;
+    let pid = starting.pid();
+    send(channel, &ToMaster::AppStarted(AppStarted { pid }))
+        .map_err(|e| format!("cannot report to the master: {e}"))?;
+    let (app, hello) = starting
+        .await_hello(&*channel)
+        .map_err(|reason| format!("its app {reason}"))?;
+    let mut service = AppService::new(&mut own, hello.methods)
+        .map_err(|reason| format!("its app cannot be used: {reason}"))?;
+    serve_methods(
+        channel,
+        start,
+        descriptors,
+        &mut service,
+        Some(app),
+        (shm, handoff_shm),
+    )
+}
+
+/// Reports that the worker is ready, and serves. Returns whether it ended because its master is gone.
+fn serve_methods(
+    channel: &mut Channel<ToMaster, ToWorker>,
+    start: Start,
+    descriptors: Vec<OwnedFd>,
+    service: &mut dyn Service,
+    app: Option<App>,
+    (shm, handoff_shm): (WorkerShm, File),
+) -> Result<bool, String> {
+    let (methods, layout) = (service.names(), shm.layout());
     let mut handoff = None;
     if !descriptors.is_empty() {
         let record = ShmRecord {
@@ -128,20 +173,23 @@ fn serve<S: 'static>(
         let prepared = handoff::prepare(channel, descriptors, handoff_shm, &record, layout, grace);
         handoff = Some(prepared.map_err(|e| format!("cannot prepare the emergency handoff: {e}"))?);
     }
-    let version = VERSION;
     send(
         channel,
         &ToMaster::Ready(Ready {
-            version,
+            version: VERSION,
             methods,
-            app: None,
+            app: app.as_ref().map(|app| app.info().clone()),
         }),
     )
     .map_err(|e| format!("cannot report to the master: {e}"))?;
-    let mut worker = WorkerLoop::new(channel, shm, start.settings, handoff)
+    if let (Some(handoff), Some(app)) = (handoff, &app) {
+        let (pid, pidfd) = app.process();
+        handoff.guard_app(pid, pidfd);
+    }
+    let mut worker = WorkerLoop::new(channel, shm, start.settings, handoff, app)
         .map_err(|e| format!("cannot create a poller: {e}"))?;
-    worker.quarantine(&start.quarantined, &service);
-    worker.serve(&mut service).map_err(|e| e.to_string())
+    worker.quarantine(&start.quarantined, service);
+    worker.serve(service).map_err(|e| e.to_string())
 }
 
 /// Sets the name, signals, limits and log of this process.

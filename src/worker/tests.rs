@@ -18,6 +18,7 @@ const MAX_FRAME: u32 = 1 << 20;
 
 fn settings() -> Settings {
     Settings {
+        stall_timeout: Duration::from_secs(1),
         max_frame: MAX_FRAME,
         buffers: 64 << 20,
         idle_timeout: None,
@@ -85,7 +86,7 @@ impl Master {
     ) -> WorkerLoop<'c> {
         let file = self.shm.file().try_clone().expect("dup");
         let shm = WorkerShm::map(file, Layout::new(32, MAX_FRAME)).expect("mmap");
-        WorkerLoop::new(theirs, shm, settings, None).expect("epoll")
+        WorkerLoop::new(theirs, shm, settings, None, None).expect("epoll")
     }
 
     fn send(&mut self, message: &ToWorker) {

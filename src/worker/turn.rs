@@ -5,7 +5,8 @@
 //! unsent   parked replies: only they are sent, and nothing is read while some are left
 //! begin    activate cursors to the region of the next bytes, before the first of them is read
 //! read     once
-//! frames   for each whole one: set `exec` in the shared memory, run the method, commit the reply
+//! frames   for each whole one: set `exec` in the shared memory, run the method, commit the reply;
+//!          one for the app ends the turn, see `turn/away.rs`
 //! send     once, when no whole frame is left
 //! park     copy what is unread or unsent to the slot's own regions, then activate cursors to them
 //! end      the lease word
@@ -16,6 +17,7 @@
 //! request, an earlier or later one is not, so a side effect happens at most once.
 
 mod answer;
+mod away;
 mod park;
 mod read;
 mod send;
@@ -23,6 +25,10 @@ mod send;
 use std::io;
 use std::time::{Duration, Instant};
 
+use self::answer::Step;
+pub(super) use self::away::AppAnswer;
+use self::away::Departure;
+use super::apps::App;
 use super::connection::{Connection, WaitingFor};
 use super::death::{self, Point};
 use super::methods::Service;
@@ -43,6 +49,12 @@ const MAX_TURN: u64 = 10_000_000;
 pub(super) struct Tools<'a> {
     pub(super) shm: &'a mut WorkerShm,
     pub(super) service: &'a mut dyn Service,
+    /// The app, if the worker has one.
+    pub(super) app: Option<&'a mut App>,
+    /// Whether this process runs methods that may take long, or close what is not theirs.
+    pub(super) has_own_methods: bool,
+    /// Whether the frames after an answer are served: the worker does not retire.
+    pub(super) may_continue: bool,
     pub(super) settings: &'a Settings,
     /// When the worker is killed, once it has received `Stop`.
     pub(super) stop_by: Option<Instant>,
@@ -63,12 +75,23 @@ pub(super) struct Tools<'a> {
 impl Tools<'_> {
     /// Returns when the worker is killed, if a method begins now.
     fn deadline(&self) -> Option<Instant> {
-        let (epoch, epoch_ns) = self.epoch;
-        let timeout = self.settings.request_timeout.and_then(|timeout| {
-            let begin = epoch + Duration::from_nanos(self.now.saturating_sub(epoch_ns));
-            begin.checked_add(timeout)
-        });
+        let timeout = self
+            .settings
+            .request_timeout
+            .and_then(|timeout| self.instant(self.now).checked_add(timeout));
         [self.stop_by, timeout].into_iter().flatten().min()
+    }
+
+    /// Returns the instant of a time in ns of CLOCK_MONOTONIC.
+    fn instant(&self, ns: u64) -> Instant {
+        let (epoch, epoch_ns) = self.epoch;
+        epoch + Duration::from_nanos(ns.saturating_sub(epoch_ns))
+    }
+
+    /// Returns how many requests this process may still answer, if there is a limit.
+    fn requests_left(&self) -> Option<u64> {
+        let most = self.settings.max_requests?;
+        Some(most.saturating_sub(self.served))
     }
 
     /// Returns whether this process has reached its limit of requests.
@@ -100,6 +123,17 @@ pub(super) enum Purpose<'a> {
     Reject(&'a Fault),
     /// Closes the client without a reply.
     Cut,
+    /// Commits the answer to the request that is away.
+    Complete(&'a AppAnswer<'a>),
+    /// Takes back a request that was never written to the app.
+    TakeBack,
+}
+
+impl Purpose<'_> {
+    /// Returns whether the purpose concerns a request that is away.
+    pub(super) fn is_of_away(&self) -> bool {
+        matches!(self, Purpose::Complete(_) | Purpose::TakeBack)
+    }
 }
 
 /// Runs one turn of a client, from the claim to the lease word.
@@ -112,7 +146,13 @@ pub(super) fn turn(
     let Some(slot) = tools.shm.slot(index) else {
         return Ended::Lost;
     };
-    let Some(found) = slot.claim(connection.lease_number) else {
+    let found = if purpose.is_of_away() {
+        slot.claim_away(connection.lease_number)
+            .then_some(Claim::Parked)
+    } else {
+        slot.claim(connection.lease_number)
+    };
+    let Some(found) = found else {
         return Ended::Lost;
     };
     tools.shm.header().begin_turn(index, tools.now);
@@ -136,6 +176,7 @@ pub(super) fn turn(
         moved: false,
         is_doubtful: false,
         is_foreign: false,
+        departure: None,
     };
     let waits = turn.run(purpose, is_parked);
     let (is_active, is_foreign) = (turn.moved || turn.answered > 0, turn.is_foreign);
@@ -151,10 +192,10 @@ pub(super) fn turn(
     if is_active {
         slot.touch(tools.now);
     }
-    let state = if waits == WaitingFor::Request {
-        LeaseState::Idle
-    } else {
-        LeaseState::Parked
+    let state = match waits {
+        WaitingFor::Request => LeaseState::Idle,
+        WaitingFor::Answer => LeaseState::Away,
+        _ => LeaseState::Parked,
     };
     death::pass(Point::BeforeEnd);
     slot.release(connection.lease_number, state);
@@ -183,6 +224,8 @@ struct Turn<'t, 'a> {
     is_doubtful: bool,
     /// The descriptor is not the client's socket.
     is_foreign: bool,
+    /// The next request, if an app executes it.
+    departure: Option<Departure>,
 }
 
 /// The client is gone.
@@ -208,6 +251,11 @@ impl Turn<'_, '_> {
         };
         let has_unsent = is_parked && self.cursors.replied > 0;
         let is_closing = is_parked && self.flags.closing;
+        match purpose {
+            Purpose::Complete(answer) => return self.complete(answer),
+            Purpose::TakeBack => return Some(self.take_back()),
+            _ => {}
+        }
         // These write or close before they read.
         if !matches!(purpose, Purpose::Serve) || has_unsent || is_closing {
             self.check_socket().ok()?;
@@ -240,9 +288,20 @@ impl Turn<'_, '_> {
         if !self.flags.half_closed {
             self.read()?;
         }
+        self.serve_frames(began)
+    }
+
+    /// Serves whole frames that have been received.
+    fn serve_frames(&mut self, began: u64) -> Result<(), Gone> {
         let mut sent_at = began;
         while let Some((total, order)) = self.next_frame() {
-            let is_inline = self.answer(total, order);
+            let is_inline = match self.answer(total, order) {
+                Step::Answered { is_inline } => is_inline,
+                Step::Departs(departure) => {
+                    self.departure = Some(departure);
+                    break;
+                }
+            };
             self.is_doubtful |= !is_inline;
             let overdue = !is_inline && self.tools.now - sent_at > REPLY_DELAY;
             if overdue || self.cursors.replied as usize > REPLY_SOFT {

@@ -239,6 +239,7 @@ fn settings(config: &Config, level: LogLevel, id: WorkerId, buffers: u64) -> Set
         frame_timeout: limits.frame_timeout,
         send_timeout: limits.send_timeout,
         request_timeout: limits.request_timeout,
+        stall_timeout: limits.stall_timeout,
         restart_grace: limits.restart_grace,
         near_limit_at: max_requests.map(|most| near_limit_at(most, id)),
         max_requests,

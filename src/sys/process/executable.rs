@@ -19,7 +19,7 @@ use super::{FileId, user};
 use crate::sys::limit;
 
 /// Variables that a service manager sets for the process it has started, and for no other (systemd.exec(5)).
-const MANAGER_VARIABLES: [&str; 6] = [
+pub(super) const MANAGER_VARIABLES: [&str; 6] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_PID",
     "WATCHDOG_USEC",

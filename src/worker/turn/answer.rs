@@ -1,8 +1,11 @@
 //! One frame and its reply: from its last byte to the commit.
 
+use std::ops::Range;
+
 use serde_json::value::RawValue;
 
 use super::Turn;
+use super::away::Departure;
 use crate::proto::frame::{ByteOrder, PREFIX};
 use crate::proto::rpc::{Code, NULL, Request};
 use crate::shm::{Flags, Header, Note, Open, Region, Slot};
@@ -12,8 +15,8 @@ use crate::worker::methods::{Failure, Service};
 use crate::worker::reply::{Call, Fault, write_fault};
 
 impl Turn<'_, '_> {
-    /// Answers the next frame. Returns whether its method is inline, so that the clock was not read.
-    pub(super) fn answer(&mut self, total: usize, order: ByteOrder) -> bool {
+    /// Answers the next frame, unless an app executes its request.
+    pub(super) fn answer(&mut self, total: usize, order: ByteOrder) -> Step {
         let call = Call {
             client: self.connection.client,
             peer: self.connection.peer,
@@ -44,7 +47,15 @@ impl Turn<'_, '_> {
             number: 0,
             is_inline: true,
         };
-        let result = execution.run(&rx[begin + PREFIX..begin + total], call, out, order);
+        let body = &rx[begin + PREFIX..begin + total];
+        let result = match execution.prepare(body) {
+            Ok((request, method)) if execution.service.app_method(method).is_some() => {
+                let params = request.params.map(|params| range_in(body, params));
+                return Step::Departs(Departure { method, params });
+            }
+            Ok((request, method)) => execution.run(&request, method, call, out, order),
+            Err(failure) => Err(failure),
+        };
         let (number, is_inline) = (execution.number, execution.is_inline);
         let is_error = result.is_err();
         let length = result.unwrap_or_else(|failure| {
@@ -64,7 +75,7 @@ impl Turn<'_, '_> {
         }
         self.count(answered, length);
         death::pass(Point::AfterAnswered);
-        is_inline
+        Step::Answered { is_inline }
     }
 
     /// Writes the client's last reply, and discards the bytes that it has sent beyond.
@@ -90,7 +101,7 @@ impl Turn<'_, '_> {
     }
 
     /// Records a commit in the turn: frames are answered up to this byte, by a reply of this length.
-    fn count(&mut self, answered: u32, length: usize) {
+    pub(super) fn count(&mut self, answered: u32, length: usize) {
         clear_crash_flags(&mut self.flags);
         self.cursors.answered = answered;
         self.cursors.replied += length as u32;
@@ -98,6 +109,23 @@ impl Turn<'_, '_> {
         self.unrecorded += 1;
         self.tools.served += 1;
     }
+}
+
+/// What becomes of a frame.
+pub(super) enum Step {
+    /// It is answered.
+    Answered {
+        /// Its method is inline, so that the clock was not read.
+        is_inline: bool,
+    },
+    /// An app executes its request.
+    Departs(Departure),
+}
+
+/// Returns the place of params in the body that they are borrowed from.
+fn range_in(body: &[u8], params: &RawValue) -> Range<usize> {
+    let begin = params.get().as_ptr().addr() - body.as_ptr().addr();
+    begin..begin + params.get().len()
 }
 
 /// The execution of one request.
@@ -116,15 +144,9 @@ struct Execution<'a> {
 }
 
 impl Execution<'_> {
-    /// Runs the method. Returns the length of the frame that it has written to `out`.
+    /// Finds the method of a request that may run.
     #[inline]
-    fn run(
-        &mut self,
-        body: &[u8],
-        call: Call,
-        out: &mut [u8],
-        order: ByteOrder,
-    ) -> Result<usize, Failure> {
+    fn prepare<'b>(&mut self, body: &'b [u8]) -> Result<(Request<'b>, usize), Failure> {
         let fault = |code, message| Failure::Fault(Fault::from_code(code, message));
         let request = Request::parse(body).map_err(|reason| fault(Code::BadRequest, reason))?;
         let method = self.service.find(&request.method).ok_or_else(|| {
@@ -135,6 +157,19 @@ impl Execution<'_> {
         if let Some(fault) = self.refusal(method, &request.method) {
             return Err(Failure::Fault(fault));
         }
+        Ok((request, method))
+    }
+
+    /// Runs the method. Returns the length of the frame that it has written to `out`.
+    #[inline]
+    fn run(
+        &mut self,
+        request: &Request<'_>,
+        method: usize,
+        call: Call,
+        out: &mut [u8],
+        order: ByteOrder,
+    ) -> Result<usize, Failure> {
         death::pass(Point::BeforeHandler);
         self.is_inline = self.service.is_inline(method);
         self.slot.execute(self.number, self.answered);
@@ -175,7 +210,7 @@ impl Execution<'_> {
 
 /// Commits a reply and counts it: frames are answered up to this byte, and replies written up to that one. Each request
 /// is counted once, by its method and by whether it failed, wherever in here the process ends.
-fn commit(
+pub(super) fn commit(
     (header, slot): (Header<'_>, Slot<'_>),
     counted: (u32, bool),
     answered: u32,

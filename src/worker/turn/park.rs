@@ -40,6 +40,8 @@ impl Turn<'_, '_> {
         self.park(sent, unread);
         let waits = if unsent > 0 {
             WaitingFor::Writable
+        } else if let Some(departure) = self.departure.take() {
+            self.depart(departure)
         } else if self.next_is_whole() {
             WaitingFor::Turn
         } else {

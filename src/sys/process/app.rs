@@ -1,0 +1,202 @@
+//! Apps: programs that run with a socket as descriptor 3.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::sys::stat::{Mode, umask};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::{Gid, Pid, Uid, getpid, getppid, setgid, setgroups, setuid};
+
+use super::executable::MANAGER_VARIABLES;
+use super::{Exit, pid_of};
+use crate::sys::limit;
+
+/// The program of an app and its circumstances.
+#[derive(Clone, Copy, Debug)]
+pub struct AppProgram<'a> {
+    /// The program, found by `PATH` unless it has a slash, and its arguments.
+    pub command: &'a [String],
+    /// The working directory.
+    pub directory: Option<&'a Path>,
+    /// Variables besides those of this process.
+    pub environment: &'a BTreeMap<String, String>,
+    /// User, group and supplementary groups, if they are not those of this process.
+    pub identity: Option<(u32, u32, &'a [u32])>,
+    /// The file mode creation mask, if it is not that of this process.
+    pub umask: Option<u32>,
+}
+
+/// Standard output and standard error of an app.
+#[derive(Debug)]
+pub enum AppStdio {
+    /// The writing ends of two pipes.
+    Pipes(OwnedFd, OwnedFd),
+    /// Those of this process.
+    Inherit,
+    /// /dev/null.
+    Null,
+}
+
+/// A running app.
+#[derive(Debug)]
+pub struct AppProcess {
+    /// Its pid, which leads a process group. It stays the app's, because this process does not collect it.
+    pub pid: u32,
+    /// Becomes readable when the app has ended (pidfd_open(2)).
+    pub pidfd: OwnedFd,
+}
+
+/// Returns a stream socket pair: this process's end, which does not block, and the app's end, which does.
+///
+/// # Errors
+/// Those of socketpair(2) and fcntl(2).
+pub fn wire() -> io::Result<(UnixStream, OwnedFd)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    Ok((ours, theirs.into()))
+}
+
+/// Starts an app: descriptor 3 is `wire`, 0 is /dev/null, and the kernel kills it when the calling thread ends
+/// (PR_SET_PDEATHSIG of prctl(2)).
+///
+/// # Errors
+/// Those of fork(2), of the steps before execve(2), and of execve(2) itself.
+pub fn spawn_app(
+    program: AppProgram<'_>,
+    wire: OwnedFd,
+    stdio: AppStdio,
+) -> io::Result<AppProcess> {
+    let [name, arguments @ ..] = program.command else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    // In the child, std's own pipe must not get the number of the wire.
+    let _numbers = occupy_numbers()?;
+    let mut command = Command::new(name);
+    for variable in MANAGER_VARIABLES {
+        command.env_remove(variable);
+    }
+    command
+        .args(arguments)
+        .envs(program.environment)
+        .stdin(Stdio::null())
+        .process_group(0);
+    if let Some(directory) = program.directory {
+        command.current_dir(directory);
+    }
+    match stdio {
+        AppStdio::Inherit => {}
+        AppStdio::Null => {
+            command.stdout(Stdio::null()).stderr(Stdio::null());
+        }
+        AppStdio::Pipes(output, error) => {
+            command.stdout(output).stderr(error);
+        }
+    }
+    let identity = program.identity.map(|(uid, gid, groups)| {
+        let groups: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();
+        (Uid::from_raw(uid), Gid::from_raw(gid), groups)
+    });
+    let mask = program.umask.map(Mode::from_bits_truncate);
+    let (wire_number, parent) = (wire.as_raw_fd(), getpid());
+    // SAFETY: the closure makes system calls only, on memory that exists before the fork.
+    unsafe {
+        command.pre_exec(move || {
+            place_wire(wire_number)?;
+            if let Some(mask) = mask {
+                umask(mask);
+            }
+            if let Some((uid, gid, groups)) = &identity {
+                setgroups(groups)?;
+                setgid(*gid)?;
+                setuid(*uid)?;
+            }
+            // Last, because a change of the user clears it.
+            prctl::set_pdeathsig(Signal::SIGKILL)?;
+            if getppid() != parent {
+                return Err(Errno::ESRCH.into());
+            }
+            Ok(())
+        });
+    }
+    let pid = command.spawn().map_err(limit::named)?.id();
+    match open_pidfd(pid) {
+        Ok(pidfd) => Ok(AppProcess { pid, pidfd }),
+        Err(e) => {
+            let _ = super::kill_child(pid);
+            Err(e)
+        }
+    }
+}
+
+/// Occupies all descriptor numbers up to that of the wire.
+fn occupy_numbers() -> io::Result<Vec<File>> {
+    let mut files = Vec::new();
+    loop {
+        let file = File::open("/dev/null")?;
+        let number = file.as_raw_fd();
+        files.push(file);
+        if number > WIRE {
+            return Ok(files);
+        }
+    }
+}
+
+/// The number of the app's end of the wire.
+const WIRE: RawFd = 3;
+
+/// Gives the wire its number, and lets the program inherit it.
+fn place_wire(number: RawFd) -> io::Result<()> {
+    // SAFETY: `occupy_numbers` has taken number 3 in the parent, so it is no descriptor that std uses in the child.
+    let placed = unsafe { libc::dup2(number, WIRE) };
+    Errno::result(placed)?;
+    if number == WIRE {
+        // SAFETY: it changes a flag of a descriptor of this process.
+        Errno::result(unsafe { libc::fcntl(WIRE, libc::F_SETFD, 0) })?;
+    }
+    Ok(())
+}
+
+/// Returns a descriptor of a child that has not been collected (pidfd_open(2)), close-on-exec.
+///
+/// # Errors
+/// Those of pidfd_open(2).
+pub fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: the call has no pointers, and returns a new descriptor, which nothing else owns.
+    unsafe {
+        let opened = libc::syscall(libc::SYS_pidfd_open, pid_of(pid).as_raw(), 0);
+        let number = Errno::result(opened)?;
+        Ok(OwnedFd::from_raw_fd(number as RawFd))
+    }
+}
+
+/// Returns how a child has ended, and leaves it uncollected; `None` while it runs.
+///
+/// # Errors
+/// Those of waitid(2).
+pub fn end_of(pidfd: impl AsFd) -> io::Result<Option<Exit>> {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    match waitid(Id::PIDFd(pidfd.as_fd()), flags)? {
+        WaitStatus::Exited(_, status) => Ok(Some(Exit::Status(status))),
+        WaitStatus::Signaled(_, signal, core) => {
+            let number = signal as i32;
+            Ok(Some(Exit::Signal { number, core }))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Kills the process group of an uncollected child, and the child itself in case it has left its group.
+pub fn kill_app(pid: u32) {
+    let _ = super::kill_group(pid);
+    let _ = nix::sys::signal::kill(Pid::from_raw(pid_of(pid).as_raw()), Signal::SIGKILL);
+}

@@ -1,0 +1,267 @@
+//! The requests that an app executes, and the clients that wait until it takes another one.
+
+use std::collections::{HashMap, VecDeque};
+
+/// A request that is away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::worker) struct AwayRequest {
+    /// The slot of its client; `None` once that has left.
+    pub(in crate::worker) slot: Option<u32>,
+    /// The method's number in the shared memory.
+    pub(in crate::worker) method: u32,
+    /// When it was handed over: ns of CLOCK_MONOTONIC.
+    pub(in crate::worker) began: u64,
+    /// The position of its frame in the stream to the app.
+    pub(in crate::worker) position: u64,
+    /// When its time was over, and the app was asked to cancel it: ns of CLOCK_MONOTONIC.
+    pub(in crate::worker) late_at: Option<u64>,
+}
+
+/// A client whose next request waits for a permit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::worker) struct Waiting {
+    pub(in crate::worker) slot: u32,
+    pub(in crate::worker) lease_number: u32,
+    /// The request was executing at a death: it runs alone, so that a second death has one suspect.
+    pub(in crate::worker) is_alone: bool,
+}
+
+/// The requests of one app.
+#[derive(Debug)]
+pub(in crate::worker) struct Requests {
+    away: HashMap<u64, AwayRequest>,
+    /// Requests by the time at which they began; some are answered. All have the same timeout, so that this is also
+    /// the order of their deadlines.
+    order: VecDeque<(u64, u64)>,
+    /// Late requests, by the time at which they became late; some are answered.
+    late: VecDeque<(u64, u64)>,
+    waiting: VecDeque<Waiting>,
+    /// The client at the head of the queue while it has its turn.
+    called: Option<u32>,
+    /// The most requests that are away at a time.
+    permits: usize,
+    /// Whether the only request that is away runs alone.
+    is_alone: bool,
+    last_id: u64,
+}
+
+impl Requests {
+    pub(super) fn new(permits: u32) -> Requests {
+        Requests {
+            away: HashMap::new(),
+            order: VecDeque::new(),
+            late: VecDeque::new(),
+            waiting: VecDeque::new(),
+            called: None,
+            permits: permits as usize,
+            is_alone: false,
+            last_id: 0,
+        }
+    }
+
+    /// Returns the number of requests that are away.
+    pub(in crate::worker) fn count(&self) -> usize {
+        self.away.len()
+    }
+
+    /// Returns whether clients wait for a permit.
+    pub(in crate::worker) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Returns whether the request of a client may be handed over now. `left` is how many requests this worker may
+    /// still answer.
+    pub(in crate::worker) fn has_permit(&self, next: Waiting, left: Option<u64>) -> bool {
+        let is_its_turn = self.waiting.is_empty() || self.called == Some(next.slot);
+        is_its_turn && self.is_free(next.is_alone, left)
+    }
+
+    fn is_free(&self, alone: bool, left: Option<u64>) -> bool {
+        let count = self.away.len();
+        !self.is_alone
+            && count < self.permits
+            && (!alone || count == 0)
+            && left.is_none_or(|left| (count as u64) < left)
+    }
+
+    /// Adds a client to the queue; the one that was called keeps its place.
+    pub(in crate::worker) fn wait(&mut self, next: Waiting) {
+        if self.called == Some(next.slot) {
+            self.waiting.push_front(next);
+        } else {
+            self.waiting.push_back(next);
+        }
+    }
+
+    /// Takes the first client of the queue, if its request may be handed over now. It has its turn until the next call.
+    pub(in crate::worker) fn call_next(&mut self, left: Option<u64>) -> Option<Waiting> {
+        self.called = None;
+        let next = *self.waiting.front()?;
+        if !self.is_free(next.is_alone, left) {
+            return None;
+        }
+        self.waiting.pop_front();
+        self.called = Some(next.slot);
+        Some(next)
+    }
+
+    /// Returns whether this client is called from the queue.
+    pub(in crate::worker) fn is_called(&self, slot: u32) -> bool {
+        self.called == Some(slot)
+    }
+
+    /// Returns the id of the next request.
+    pub(in crate::worker) fn next_id(&self) -> u64 {
+        self.last_id + 1
+    }
+
+    /// Adds the request with the id [`Requests::next_id`].
+    pub(in crate::worker) fn add(&mut self, request: AwayRequest, is_alone: bool) {
+        self.last_id += 1;
+        self.away.insert(self.last_id, request);
+        self.order.push_back((request.began, self.last_id));
+        self.is_alone = is_alone;
+    }
+
+    /// Removes a request that was answered; `None` if none with this id is away.
+    pub(in crate::worker) fn remove(&mut self, id: u64) -> Option<AwayRequest> {
+        let request = self.away.remove(&id)?;
+        self.is_alone = false;
+        if self.away.is_empty() {
+            self.order.clear();
+        }
+        Some(request)
+    }
+
+    /// Records that the client of a request has left. Returns the id of the request.
+    pub(in crate::worker) fn abandon(&mut self, slot: u32) -> Option<u64> {
+        let (id, request) = self
+            .away
+            .iter_mut()
+            .find(|(_, request)| request.slot == Some(slot))?;
+        request.slot = None;
+        Some(*id)
+    }
+
+    /// Returns the time at which the request that is next in time began, if one is not late yet.
+    pub(in crate::worker) fn oldest(&mut self) -> Option<(u64, u64)> {
+        while let Some((began, id)) = self.order.front().copied() {
+            match self.away.get(&id) {
+                Some(request) if request.late_at.is_none() => return Some((began, id)),
+                _ => self.order.pop_front(),
+            };
+        }
+        None
+    }
+
+    /// Records that the time of a request is over.
+    pub(in crate::worker) fn set_late(&mut self, id: u64, now: u64) {
+        if let Some(request) = self.away.get_mut(&id) {
+            request.late_at = Some(now);
+            self.late.push_back((now, id));
+        }
+    }
+
+    /// Returns since when the first late request is late, if it is not answered yet.
+    pub(in crate::worker) fn late_since(&mut self) -> Option<u64> {
+        while let Some((since, id)) = self.late.front().copied() {
+            if self.away.contains_key(&id) {
+                return Some(since);
+            }
+            self.late.pop_front();
+        }
+        None
+    }
+
+    /// Returns whether only one request may be away at a time.
+    pub(in crate::worker) fn is_serial(&self) -> bool {
+        self.permits == 1
+    }
+
+    /// Returns all requests that are away.
+    pub(in crate::worker) fn all(&self) -> impl Iterator<Item = (u64, &AwayRequest)> {
+        self.away.iter().map(|(id, request)| (*id, request))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiting(slot: u32, is_alone: bool) -> Waiting {
+        Waiting {
+            slot,
+            lease_number: 1,
+            is_alone,
+        }
+    }
+
+    fn away(slot: u32, began: u64) -> AwayRequest {
+        AwayRequest {
+            slot: Some(slot),
+            method: 1,
+            began,
+            position: 0,
+            late_at: None,
+        }
+    }
+
+    #[test]
+    fn permits_are_given_in_the_order_of_the_queue() {
+        let mut requests = Requests::new(2);
+        for slot in 0..2 {
+            assert!(requests.has_permit(waiting(slot, false), None));
+            requests.add(away(slot, 5), false);
+        }
+        for slot in 2..5 {
+            assert!(!requests.has_permit(waiting(slot, false), None));
+            requests.wait(waiting(slot, false));
+        }
+        assert_eq!(requests.call_next(None), None);
+        assert!(requests.remove(1).is_some() && requests.remove(1).is_none());
+        assert!(
+            !requests.has_permit(waiting(9, false), None),
+            "others came first"
+        );
+        assert_eq!(requests.call_next(None).map(|next| next.slot), Some(2));
+        assert!(requests.has_permit(waiting(2, false), None));
+        // Its turn ends without a request: the next one is called.
+        assert_eq!(requests.call_next(None).map(|next| next.slot), Some(3));
+        requests.wait(waiting(3, false));
+        assert_eq!(requests.call_next(None).map(|next| next.slot), Some(3));
+        assert_eq!(requests.call_next(Some(1)), None, "the limit of requests");
+    }
+
+    #[test]
+    fn a_rerun_is_away_alone() {
+        let mut requests = Requests::new(8);
+        requests.add(away(0, 1), false);
+        requests.wait(waiting(1, true));
+        assert_eq!(requests.call_next(None), None);
+        assert!(requests.remove(1).is_some());
+        assert!(requests.call_next(None).is_some());
+        requests.add(away(1, 2), true);
+        assert!(!requests.has_permit(waiting(2, false), None));
+        assert!(requests.remove(2).is_some());
+        requests.call_next(None);
+        assert!(requests.has_permit(waiting(2, false), None));
+    }
+
+    #[test]
+    fn the_oldest_request_is_neither_answered_nor_late() {
+        let mut requests = Requests::new(8);
+        for began in 1..=4 {
+            requests.add(away(began as u32, began), false);
+        }
+        assert!(requests.remove(1).is_some());
+        assert_eq!(requests.oldest(), Some((2, 2)));
+        requests.set_late(2, 9);
+        assert_eq!(requests.oldest(), Some((3, 3)));
+        assert_eq!(requests.abandon(3), Some(3));
+        assert_eq!(requests.abandon(3), None);
+        for id in 2..=4 {
+            assert!(requests.remove(id).is_some());
+        }
+        assert_eq!((requests.oldest(), requests.count()), (None, 0));
+    }
+}

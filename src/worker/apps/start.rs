@@ -1,0 +1,189 @@
+//! The start of an app: from its birth to its hello.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use log::Level;
+
+use super::output::{LastLines, OutputStream};
+use super::{App, END, OUTPUT, Pulse, ReadEnd, Requests, WIRE, Wire};
+use crate::proto::app::{
+    AppInfo, AppOutput, AppSpec, DESCRIPTOR, DESCRIPTOR_VARIABLE, ENVELOPE_LEN, FromApp, Hello,
+    MAX_CONCURRENCY, MAX_FRAME_VARIABLE,
+};
+use crate::proto::text::Escaped;
+use crate::sys::clock;
+use crate::sys::poll::{Interest, Poller};
+use crate::sys::process::{self, AppProgram, AppStdio};
+
+/// The token of the channel to the master, during the start.
+const MASTER: u64 = u64::MAX;
+
+/// An app that was started, and has not said hello yet.
+#[derive(Debug)]
+pub(in crate::worker) struct StartingApp {
+    app: App,
+    poller: Poller,
+    /// The most requests at a time by the configuration.
+    concurrency: Option<u32>,
+}
+
+impl StartingApp {
+    /// Starts an app. `max_reply` is the longest reply in bytes.
+    ///
+    /// # Errors
+    /// Those of the calls that start a process.
+    pub(in crate::worker) fn spawn(spec: &AppSpec, max_reply: usize) -> io::Result<StartingApp> {
+        let (app, poller) = spawn(spec, max_reply + ENVELOPE_LEN)?;
+        app.watch(&poller)?;
+        Ok(StartingApp {
+            app,
+            poller,
+            concurrency: spec.concurrency,
+        })
+    }
+
+    /// Returns the app's pid.
+    pub(in crate::worker) fn pid(&self) -> u32 {
+        self.app.process.pid
+    }
+
+    /// Waits for its hello. `channel` leads to the master, which kills this process if it takes too long.
+    ///
+    /// # Errors
+    /// Why it cannot serve, for the operator: a sentence without its subject.
+    pub(in crate::worker) fn await_hello(self, channel: impl AsFd) -> Result<(App, Hello), String> {
+        let StartingApp {
+            mut app,
+            mut poller,
+            concurrency: most,
+        } = self;
+        let watched = poller.add(channel, MASTER, Interest::End);
+        watched.map_err(|e| format!("cannot be watched: {e}"))?;
+        let hello = app.await_hello(&mut poller)?;
+        let wanted = hello.concurrency;
+        if !(1..=MAX_CONCURRENCY).contains(&wanted) {
+            return Err(format!(
+                "wants {wanted} requests at a time, not 1 to {MAX_CONCURRENCY}"
+            ));
+        }
+        let concurrency = wanted.min(most.unwrap_or(u32::MAX));
+        app.requests = Requests::new(concurrency);
+        app.wants_closes = hello.closes;
+        app.info = AppInfo {
+            pid: app.process.pid,
+            name: hello.name.clone(),
+            version: hello.version.clone(),
+            concurrency,
+        };
+        Ok((app, hello))
+    }
+}
+
+fn spawn(spec: &AppSpec, max_frame: usize) -> io::Result<(App, Poller)> {
+    let poller = Poller::new(8)?;
+    let (stream, theirs) = process::wire()?;
+    let (output, stdio) = match spec.output {
+        AppOutput::Inherit => (None, AppStdio::Inherit),
+        AppOutput::Null => (None, AppStdio::Null),
+        AppOutput::Log => {
+            let (output, output_end) = OutputStream::new(Level::Info)?;
+            let (errors, errors_end) = OutputStream::new(Level::Info)?;
+            (
+                Some([output, errors]),
+                AppStdio::Pipes(output_end, errors_end),
+            )
+        }
+    };
+    let mut environment = spec.environment.clone();
+    environment.insert(DESCRIPTOR_VARIABLE.to_owned(), DESCRIPTOR.to_string());
+    environment.insert(MAX_FRAME_VARIABLE.to_owned(), max_frame.to_string());
+    let identity = spec.identity.as_ref();
+    let program = AppProgram {
+        command: &spec.command,
+        directory: spec.directory.as_deref(),
+        environment: &environment,
+        identity: identity.map(|found| (found.uid, found.gid, found.groups.as_slice())),
+        umask: spec.umask,
+    };
+    let process = process::spawn_app(program, theirs, stdio)?;
+    let app = App {
+        process,
+        wire: Wire::new(stream, max_frame),
+        requests: Requests::new(1),
+        output,
+        last_lines: LastLines::default(),
+        info: AppInfo::default(),
+        wants_closes: false,
+        max_memory: spec.max_memory,
+        memory_checked: clock::monotonic(),
+        pulse: Pulse::default(),
+        is_full: false,
+    };
+    Ok((app, poller))
+}
+
+impl App {
+    /// Waits for the first frame.
+    fn await_hello(&mut self, poller: &mut Poller) -> Result<Hello, String> {
+        let mut ready = Vec::new();
+        loop {
+            poller
+                .wait(&mut ready, None)
+                .map_err(|e| format!("cannot be waited for: {e}"))?;
+            let mut has_ended = false;
+            for event in &ready {
+                match event.token {
+                    WIRE => {
+                        if let Some(hello) = self.read_hello()? {
+                            return Ok(hello);
+                        }
+                    }
+                    END => has_ended = true,
+                    MASTER => return Err("has lost its master".to_owned()),
+                    output => {
+                        debug_assert!(OUTPUT.contains(&output));
+                        self.read_output(output, poller);
+                    }
+                }
+            }
+            if let Some(gone) = self.end().filter(|_| has_ended) {
+                return Err(format!("{} before its hello", gone.reason));
+            }
+        }
+    }
+
+    fn read_hello(&mut self) -> Result<Option<Hello>, String> {
+        let read = self.wire.read();
+        let end = read.map_err(|e| format!("cannot be read from: {e}"))?;
+        let mut incoming = self.wire.take_incoming();
+        let first = incoming.next().and_then(|body| match body {
+            None => Ok(None),
+            Some(body) => match FromApp::parse(body)? {
+                FromApp::Hello(hello) => Ok(Some(Ok(*hello))),
+                FromApp::Failed(reason) => Ok(Some(Err(reason))),
+                _ => Err("its first frame is no hello".to_owned()),
+            },
+        });
+        self.wire.give_back(incoming);
+        match first {
+            Ok(Some(Ok(hello))) => Ok(Some(hello)),
+            Ok(Some(Err(reason))) => Err(format!("cannot serve: {}", Escaped(reason))),
+            Ok(None) if end == ReadEnd::Closed => {
+                // It is about to exit; if so, its end says more.
+                let _ = crate::sys::poll::wait_for(&self.process.pidfd, Interest::Read, LAST_WAIT);
+                let reason = self
+                    .end()
+                    .map(|gone| format!("{} before its hello", gone.reason));
+                Err(reason.unwrap_or_else(|| "has closed descriptor 3".to_owned()))
+            }
+            Ok(None) => Ok(None),
+            Err(wrong) => {
+                Err(self.with_last_line(format!("has broken the protocol: {}", Escaped(wrong))))
+            }
+        }
+    }
+}
+
+/// How long an app that has closed its end may take to exit before that is what is wrong with it.
+const LAST_WAIT: std::time::Duration = std::time::Duration::from_millis(500);

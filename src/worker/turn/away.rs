@@ -1,0 +1,247 @@
+//! A request that an app executes: the turn in which it leaves, and the turn in which its answer returns.
+//!
+//! ```text
+//! send      the replies before it; if some stay unsent, the request waits, as a client that does not read is not served
+//! permit    if there is none, the client is parked, waits in the queue, and may be moved
+//! park      the frame, and what follows it, to the slot's own regions
+//! exec      set before the frame is in the worker's buffer for the app
+//! end       the lease word: the request is away
+//! ─────────────────────────────────────────────
+//! claim     the lease word, which only this worker changes
+//! commit    the answer, by one store on the cursors that are active since the park
+//! frames    the next ones, where they are; then as in any turn
+//! ```
+//!
+//! Nothing of the client is read or written while its request is away, so after a death the cursors alone are right.
+
+use std::ops::Range;
+
+use serde_json::value::RawValue;
+
+use super::Turn;
+use super::answer::commit;
+use crate::proto::app::{AppError, AppFault, AppRequest};
+use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
+use crate::proto::rpc::{Code, is_fault_code};
+use crate::shm::{Open, Region};
+use crate::sys::clock;
+use crate::worker::apps::{AwayRequest, Waiting};
+use crate::worker::connection::WaitingFor;
+use crate::worker::death::{self, Point};
+use crate::worker::reply::{Call, Fault, Reply, write_fault};
+
+/// A request that an app is to execute, found in a turn.
+#[derive(Clone, Debug)]
+pub(super) struct Departure {
+    /// The index of its method.
+    pub(super) method: usize,
+    /// Its params, counted from the beginning of its body.
+    pub(super) params: Option<Range<usize>>,
+}
+
+/// The answer of an app.
+#[derive(Debug)]
+pub(in crate::worker) struct AppAnswer<'a> {
+    /// The request.
+    pub(in crate::worker) request: AwayRequest,
+    /// Its result, or why there is none.
+    pub(in crate::worker) outcome: Result<&'a RawValue, AppError>,
+}
+
+impl Turn<'_, '_> {
+    /// Hands a request over, after its frame was parked; or has its client wait for a permit.
+    pub(super) fn depart(&mut self, departure: Departure) -> WaitingFor {
+        let (index, lease_number) = (self.index, self.connection.lease_number);
+        let next = Waiting {
+            slot: index,
+            lease_number,
+            is_alone: self.flags.crash_count > 0,
+        };
+        let left = self.tools.requests_left();
+        let deadline = self.tools.deadline();
+        let began = self.tools.now;
+        let timeout = deadline.map(|deadline| {
+            let left = deadline.saturating_duration_since(self.tools.instant(began));
+            u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
+        });
+        let Some(app) = self.tools.app.as_deref_mut() else {
+            return WaitingFor::Turn;
+        };
+        if !app.has_permit(next, left) {
+            app.requests.wait(next);
+            return WaitingFor::Permit;
+        }
+        let number = departure.method as u32 + 1;
+        death::pass(Point::BeforeAway);
+        self.tools
+            .shm
+            .slot(index)
+            .expect("the slot was claimed")
+            .execute(number, 0);
+        death::pass(Point::AfterAwayExec);
+        let frame = self.cursors.rx.1 as usize + PREFIX;
+        let received = self.tools.shm.received(index, self.cursors.rx.0);
+        let params: Option<&RawValue> = departure.params.and_then(|params| {
+            let bytes = &received[frame + params.start..frame + params.end];
+            // They were checked when the frame was found.
+            serde_json::from_slice(bytes).ok()
+        });
+        let (method, _) = self
+            .tools
+            .service
+            .app_method(departure.method)
+            .expect("the request's method is one of the app");
+        let request = AppRequest {
+            id: app.requests.next_id(),
+            method,
+            client: self.connection.client,
+            peer: self.connection.peer,
+            attempt: u32::from(self.flags.crash_count) + 1,
+            timeout,
+        };
+        let position = app.wire.queue_request(&request, params);
+        if app.requests.count() == 0 {
+            app.pulse.heard = began;
+        }
+        let away = AwayRequest {
+            slot: Some(index),
+            method: number,
+            began,
+            position,
+            late_at: None,
+        };
+        app.requests.add(away, next.is_alone);
+        self.connection.has_used_app = true;
+        self.tools
+            .shm
+            .header()
+            .set_away(app.requests.count() as u64);
+        WaitingFor::Answer
+    }
+
+    /// Commits the answer of the app, and continues with the frames after it.
+    pub(super) fn complete(&mut self, answer: &AppAnswer<'_>) -> Option<WaitingFor> {
+        let order = self.flags.order.unwrap_or(ByteOrder::Little);
+        let Next::Whole { total } = frame::next(self.unread(), order, u32::MAX) else {
+            self.tools.shm.header().add_lost();
+            return None;
+        };
+        // Other code of this process may have closed the descriptor while the request was away.
+        self.is_doubtful = self.tools.has_own_methods;
+        self.commit_answer(answer, total, order);
+        if self.tools.may_continue && self.serve_frames(self.tools.now).is_err() {
+            return None;
+        }
+        self.end(answer.request.began, false)
+    }
+
+    fn commit_answer(&mut self, answer: &AppAnswer<'_>, total: usize, order: ByteOrder) {
+        let call = Call {
+            client: self.connection.client,
+            peer: self.connection.peer,
+            attempt: 1,
+            deadline: None,
+        };
+        let method = answer.request.method;
+        let reply_max = self.tools.shm.layout().max_reply();
+        let Open {
+            header, slot, tx, ..
+        } = self
+            .tools
+            .shm
+            .open(self.index, self.cursors.rx.0, Region::Shared);
+        let out = &mut tx[..reply_max];
+        let made = match (&answer.outcome, answer.request.late_at) {
+            (_, Some(_)) => {
+                let message = "the request took longer than request-timeout";
+                Err(Fault::from_code(Code::Timeout, message))
+            }
+            (Ok(result), None) => {
+                let index = method as usize - 1;
+                let (_, reply_name) = self
+                    .tools
+                    .service
+                    .app_method(index)
+                    .expect("the request's method is one of the app");
+                let mut reply = Reply::new(out, reply_name, call);
+                reply.raw(result).and_then(|()| reply.seal(order))
+            }
+            (Err(AppError::Malformed(reason)), None) => {
+                Err(Fault::from_code(Code::Internal, reason.clone()))
+            }
+            (Err(AppError::Fault(fault)), None) => Err(fault_of(fault)),
+        };
+        if let Err(fault) = &made
+            && fault.code() == Code::Crashed.as_str()
+        {
+            header.add_panic();
+        }
+        let is_error = made.is_err();
+        let length = made.unwrap_or_else(|fault| write_fault(out, order, &fault));
+        death::pass(Point::AfterHandler);
+        let (answered, replied) = (total as u32, length as u32);
+        commit((header, slot), (method, is_error), answered, replied);
+        self.tools.now = clock::monotonic();
+        self.count(answered, length);
+        death::pass(Point::AfterAnswered);
+    }
+
+    /// Makes a request that was not handed over after all one that waits: its client is parked again.
+    pub(super) fn take_back(&mut self) -> WaitingFor {
+        // No request is executing any more.
+        self.flip();
+        WaitingFor::Turn
+    }
+}
+
+/// Returns the fault that a caller gets for an error of an app. The daemon's own codes are not the app's, except those
+/// that a method has a use for.
+fn fault_of(fault: &AppFault) -> Fault {
+    let code = &fault.code;
+    let is_allowed = [Code::BadParams, Code::Internal, Code::Crashed]
+        .iter()
+        .any(|allowed| allowed.as_str() == code);
+    let is_reserved = Code::ALL.iter().any(|own| own.as_str() == code);
+    if !is_fault_code(code) {
+        let message = format!("the app's error has no valid code: {code:?}");
+        return Fault::from_code(Code::Internal, message);
+    }
+    if is_reserved && !is_allowed {
+        let message = format!(
+            "the app's error has the daemon's code {code:?}: {}",
+            fault.message
+        );
+        return Fault::from_code(Code::Internal, message);
+    }
+    Fault::new(code.clone(), fault.message.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_app_has_its_own_codes_and_three_of_the_daemon() {
+        let code = |code: &str| {
+            let fault = AppFault {
+                code: code.to_owned(),
+                message: "m".to_owned(),
+            };
+            fault_of(&fault).code().to_owned()
+        };
+        for allowed in ["no_such_item", "bad_params", "internal", "crashed"] {
+            assert_eq!(code(allowed), allowed);
+        }
+        for other in [
+            "timeout",
+            "overloaded",
+            "shutting_down",
+            "",
+            "No",
+            "a b",
+            "a\n",
+        ] {
+            assert_eq!(code(other), "internal", "{other}");
+        }
+    }
+}
