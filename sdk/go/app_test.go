@@ -711,10 +711,11 @@ func TestConformanceApp(t *testing.T) {
 	equal(t, w.result("check_echo", "[18446744073709551617]"), "[18446744073709551617]")
 	equal(t, w.result("check_sleep", "5"), "5")
 	equal(t, w.fault("check_fault", ""), "check_failed: a fault on purpose")
+	equal(t, w.fault("check_fault", `{"code":"no_such_item","message":"no \"tea\""}`), `no_such_item: no "tea"`)
 	equal(t, w.result("check_null", ""), "null")
-	equal(t, w.result("check_print", ""), "null")
+	equal(t, w.result("check_print", `"a line"`), "null")
 	equal(t, strings.Contains(w.result("check_spawn", ""), `"open":false`), true)
-	w.logged("<4>check_print on standard error")
+	w.logged("<4>a line on standard error")
 	equal(t, w.fault("check_crash", ""), "crashed: string")
 	equal(t, w.exit(), 2)
 }

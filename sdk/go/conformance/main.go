@@ -25,7 +25,15 @@ type spawned struct {
 func main() {
 	app := fdpassd.New(fdpassd.Name("conformance"), fdpassd.Version("1"), fdpassd.Concurrency(64))
 
+	echoes := app.Counter("check_echoes", "Calls of check_echo.")
+	lengths := app.Histogram("check_lengths", "The lengths of their params.", 10, 100, 1000)
+	app.OnClose(func(client uint64) {
+		fmt.Fprintf(os.Stderr, "<7>client %d has left\n", client)
+	})
+
 	fdpassd.Method(app, "check_echo", func(_ context.Context, params json.RawMessage) (json.RawMessage, error) {
+		echoes.Inc()
+		lengths.Observe(float64(len(params)))
 		return params, nil
 	}, fdpassd.Idempotent)
 
@@ -39,8 +47,11 @@ func main() {
 		}
 	}, fdpassd.Idempotent)
 
-	fdpassd.Method(app, "check_fault", func(context.Context, none) (none, error) {
-		return none{}, fdpassd.Fault("check_failed", "a fault on purpose")
+	fdpassd.Method(app, "check_fault", func(_ context.Context, fault *fdpassd.Error) (none, error) {
+		if fault == nil {
+			return none{}, fdpassd.Fault("check_failed", "a fault on purpose")
+		}
+		return none{}, fault
 	})
 
 	fdpassd.Method(app, "check_crash", func(context.Context, none) (none, error) {
@@ -51,9 +62,13 @@ func main() {
 		return nil, nil
 	})
 
-	fdpassd.Method(app, "check_print", func(context.Context, none) (*none, error) {
-		fmt.Println("check_print on standard output")
-		fmt.Fprintln(os.Stderr, "<4>check_print on standard error")
+	fdpassd.Method(app, "check_print", func(_ context.Context, line *string) (*none, error) {
+		text := "a line on standard output"
+		if line != nil {
+			text = *line
+		}
+		fmt.Println(text)
+		fmt.Fprintln(os.Stderr, "<4>a line on standard error")
 		return nil, nil
 	})
 

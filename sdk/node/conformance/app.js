@@ -10,7 +10,16 @@ import { App, Fault, Raw } from 'fdpassd';
 
 const app = new App({ name: 'conformance', version: '1', concurrency: 64 });
 
-app.method('check_echo', { idempotent: true }, (_, call) => new Raw(call.rawParams ?? 'null'));
+const echoes = app.counter('check_echoes', 'Calls of check_echo.');
+const lengths = app.histogram('check_lengths', 'The lengths of their params.', [10, 100, 1000]);
+app.onClose((client) => console.error(`<7>client ${client} has left`));
+
+app.method('check_echo', { idempotent: true }, (_, call) => {
+  const params = call.rawParams ?? 'null';
+  echoes.add();
+  lengths.observe(params.length);
+  return new Raw(params);
+});
 
 // Waits for milliseconds, unless the call is cancelled before.
 app.method('check_sleep', { idempotent: true }, async (ms, call) => {
@@ -18,8 +27,8 @@ app.method('check_sleep', { idempotent: true }, async (ms, call) => {
   return ms;
 });
 
-app.method('check_fault', () => {
-  throw new Fault('check_failed', 'a fault on purpose');
+app.method('check_fault', (params) => {
+  throw new Fault(params?.code ?? 'check_failed', params?.message ?? 'a fault on purpose');
 });
 
 app.method('check_crash', () => {
@@ -28,9 +37,9 @@ app.method('check_crash', () => {
 
 app.method('check_null', () => undefined);
 
-app.method('check_print', () => {
-  console.log('check_print on standard output');
-  console.error('<4>check_print on standard error');
+app.method('check_print', (params) => {
+  console.log(params ?? 'a line on standard output');
+  console.error('<4>a line on standard error');
 });
 
 // The child outlives the call.

@@ -485,9 +485,12 @@ test('the conformance app serves', async (t) => {
   assert.equal((await app.call('check_sleep', '5')).result, 5);
   assert.deepEqual((await app.call('check_fault')).error, { code: 'check_failed', message: 'a fault on purpose' });
   assert.deepEqual((await app.call('check_crash')).error, { code: 'crashed', message: 'RangeError' });
+  const fault = { code: 'no_such_item', message: 'no "tea"' };
+  assert.deepEqual((await app.call('check_fault', JSON.stringify(fault))).error, fault);
   assert.equal((await app.call('check_null')).result, null);
-  assert.equal((await app.call('check_print')).result, null);
+  assert.equal((await app.call('check_print', '"a line"')).result, null);
   assert.equal((await app.call('check_spawn')).result.open, false);
-  await app.logged(/<4>check_print on standard error/);
+  await app.logged(/<4>a line on standard error/);
+  await app.logged(/^a line\n$/, 'stdout');
   await app.end();
 });

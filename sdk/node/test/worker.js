@@ -132,10 +132,10 @@ export class Worker {
   }
 
   /** Waits until the log matches. */
-  async logged(pattern) {
+  async logged(pattern, stream = 'stderr') {
     await within(
       (async () => {
-        while (!pattern.test(this.stderr)) await new Promise((resolve) => setTimeout(resolve, 10));
+        while (!pattern.test(this[stream])) await new Promise((resolve) => setTimeout(resolve, 10));
       })(),
       `${pattern} in the log`,
     );
