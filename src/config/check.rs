@@ -1,7 +1,7 @@
 //! Checks of values against each other.
 
 use super::values::size;
-use super::{Config, Limits, Listen, MAX_HOSTS, MAX_LISTENERS, MetricsConfig, Source};
+use super::{AppConfig, Config, Limits, Listen, MAX_HOSTS, MAX_LISTENERS, MetricsConfig, Source};
 use crate::proto::frame::OrderRule;
 use crate::proto::log::{Log, LogFormat, LogTarget};
 use crate::proto::names::Address;
@@ -21,6 +21,7 @@ pub(super) fn check(config: &Config) -> Result<(), Conflict> {
     check_buffers(&config.limits)?;
     check_control(config)?;
     check_metrics(config)?;
+    check_app(&config.app)?;
     check_log(&config.log)
 }
 
@@ -166,6 +167,36 @@ fn check_metrics(
             ["metrics.listen"],
         ),
         _ => Ok(()),
+    }
+}
+
+/// Without a command, no other key may have an effect.
+fn check_app(app: &AppConfig) -> Result<(), Conflict> {
+    if !app.command.is_empty() {
+        return Ok(());
+    }
+    let default = AppConfig::default();
+    let given = [
+        ("directory", app.directory != default.directory),
+        ("environment", app.environment != default.environment),
+        (
+            "environment-file",
+            app.environment_file != default.environment_file,
+        ),
+        ("concurrency", app.concurrency != default.concurrency),
+        ("max-memory", app.max_memory != default.max_memory),
+        ("user", app.user != default.user),
+        ("group", app.group != default.group),
+        ("umask", app.umask != default.umask),
+        ("output", app.output != default.output),
+        ("watch", app.watch != default.watch),
+    ];
+    match given.iter().find(|(_, is_given)| *is_given) {
+        Some((key, _)) => conflict(
+            format!("`{key}` needs the key `command`: there is no app without one"),
+            [format!("app.{key}")],
+        ),
+        None => Ok(()),
     }
 }
 

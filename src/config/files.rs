@@ -18,15 +18,56 @@ use super::source::SourceText;
 /// The most files in the directory.
 const MAX_DROP_INS: usize = 64;
 
+/// The origin of the settings that were given as arguments, in messages.
+const COMMAND_LINE: &str = "the command line";
+
+/// Where a configuration is read.
+#[derive(Clone, Copy, Debug)]
+pub enum ConfigPlace<'a> {
+    /// In `file` if it is given, else in the standard file if it exists; and in the files in the directory of a standard
+    /// file.
+    Files {
+        file: Option<&'a Path>,
+        standard: &'a Path,
+    },
+    /// In this text, which was made from the arguments of the daemon; in no file.
+    CommandLine(&'a str),
+}
+
+impl<'a> ConfigPlace<'a> {
+    /// Returns the place of a daemon with these settings from its command line, or else with these files.
+    #[must_use]
+    pub fn new(
+        command_line: Option<&'a str>,
+        file: Option<&'a Path>,
+        standard: &'a Path,
+    ) -> ConfigPlace<'a> {
+        command_line.map_or(
+            ConfigPlace::Files { file, standard },
+            ConfigPlace::CommandLine,
+        )
+    }
+
+    /// Reads all texts.
+    ///
+    /// # Errors
+    /// Those of [`read_all`].
+    pub(super) fn read(self, pipes: Pipes) -> Result<Vec<SourceText>, Error> {
+        match self {
+            ConfigPlace::Files { file, standard } => read_all(file, standard, pipes),
+            ConfigPlace::CommandLine(text) => Ok(vec![SourceText {
+                origin: COMMAND_LINE.to_owned(),
+                text: text.to_owned(),
+            }]),
+        }
+    }
+}
+
 /// Reads all files: `file` if it is given, else the standard one if it exists, and those in its directory.
 ///
 /// # Errors
 /// A file that cannot be read, a directory that cannot be listed, or one with more than [`MAX_DROP_INS`] files.
-pub(super) fn read_all(
-    file: Option<&Path>,
-    standard: &Path,
-    pipes: Pipes,
-) -> Result<Vec<SourceText>, Error> {
+fn read_all(file: Option<&Path>, standard: &Path, pipes: Pipes) -> Result<Vec<SourceText>, Error> {
     let files = list(file, standard)?;
     files.iter().map(|path| read_text(path, pipes)).collect()
 }

@@ -97,8 +97,24 @@ impl Config {
                 })
             })
             .collect();
+        changes.extend(self.change_of_variables(next));
         changes.sort_by_key(|change| change.to.is_none());
         changes
+    }
+
+    /// Returns the change of an environment file that has the same path and other variables.
+    fn change_of_variables(&self, next: &Config) -> Option<Change> {
+        let path = next.app.environment_file.as_ref()?;
+        let is_changed = self.app.environment_file.as_ref() == Some(path)
+            && !self.app.has_same_variables(&next.app);
+        is_changed.then(|| {
+            let path = quoted(&path.to_string_lossy());
+            Change {
+                key: "app.environment-file".to_owned(),
+                to: Some(format!("{path} # its variables have changed")),
+                from: Some(path),
+            }
+        })
     }
 
     /// Returns section, key and value in TOML of every key, in the order of the reference but for keys that are not
@@ -141,7 +157,7 @@ pub fn quoted(text: &str) -> String {
 }
 
 /// All keys in the order of the reference, which is that of the fields of [`Config`].
-const SECTIONS: [(&str, &[&str]); 6] = [
+const SECTIONS: [(&str, &[&str]); 7] = [
     ("", &["listen"]),
     (
         "workers",
@@ -152,6 +168,22 @@ const SECTIONS: [(&str, &[&str]); 6] = [
             "start-timeout",
             "max-requests",
             "max-lifetime",
+        ],
+    ),
+    (
+        "app",
+        &[
+            "command",
+            "directory",
+            "environment",
+            "environment-file",
+            "concurrency",
+            "max-memory",
+            "user",
+            "group",
+            "umask",
+            "output",
+            "watch",
         ],
     ),
     (

@@ -17,7 +17,7 @@ use super::source::SourceText;
 /// Parses all texts as one configuration and checks it.
 pub(super) fn parse(
     texts: &[SourceText],
-    check: impl Fn(&Config) -> Result<(), Conflict>,
+    check: impl FnOnce(&mut Config) -> Result<(), Conflict>,
 ) -> Result<Loaded, Error> {
     let mut keys = BTreeMap::new();
     let mut merged = Table::new();
@@ -37,7 +37,8 @@ pub(super) fn parse(
         config = Config::deserialize(merged)
             .map_err(|error| Error::from_file(&texts[0].origin, error.message()))?;
     }
-    check(&config).map_err(|conflict| Error::from_conflict(texts, &conflict))?;
+    config.app.set_directory(texts);
+    check(&mut config).map_err(|conflict| Error::from_conflict(texts, &conflict))?;
     let files = texts.iter().map(|text| PathBuf::from(&text.origin));
     Ok(Loaded {
         config,
@@ -88,9 +89,19 @@ pub(super) fn check_not_emptied(
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::path::Path;
 
     use super::*;
+    use crate::config::files::ConfigPlace;
     use crate::config::files::tests::set;
+
+    fn place(standard: &Path) -> ConfigPlace<'_> {
+        ConfigPlace::new(None, None, standard)
+    }
+
+    fn load(standard: &Path) -> Result<Loaded, Error> {
+        Config::load(place(standard))
+    }
 
     #[test]
     fn keys_of_several_files_make_one_configuration() {
@@ -107,17 +118,14 @@ mod tests {
         ]);
         let whole = "listen = [\"127.0.0.1:1\"]\nworkers = { count = 3, dispatch = \"round-robin\" }\n\
                      limits = { max-frame = \"64KiB\", buffers = \"1MiB\" }";
-        let loaded = Config::load(None, &standard).expect("it is good");
+        let loaded = load(&standard).expect("it is good");
         assert_eq!(
             loaded.config,
             Config::parse(whole, "test").expect("it is good")
         );
         assert_eq!(loaded.keys, keys_of(whole));
         drop(directory);
-        assert_eq!(
-            Config::load(None, &standard).expect("there is none"),
-            Loaded::default()
-        );
+        assert_eq!(load(&standard).expect("there is none"), Loaded::default());
     }
 
     #[test]
@@ -139,7 +147,7 @@ mod tests {
                 ("x.toml", "[limits]\nmax-frame = \"1MiB\"\n"),
                 ("x.d/a.toml", text),
             ]);
-            let error = Config::load(None, &standard).expect_err(text);
+            let error = load(&standard).expect_err(text);
             assert!(error.message().contains(message), "{error}");
             assert!(
                 error.in_one_line().contains(&format!("{place}: ")),
@@ -159,7 +167,7 @@ mod tests {
                 "log.format = \"json\"\nworkers = { count = 4 }\n",
             ),
         ]);
-        let error = Config::load(None, &standard).expect_err("it is there twice");
+        let error = load(&standard).expect_err("it is there twice");
         let path = |name: &str| directory.path().join(name).display().to_string();
         let first = format!("{}:3:1", path("x.toml"));
         assert_eq!(
@@ -238,11 +246,11 @@ mod tests {
             ("x.toml", "listen = [\"[::]:1\"]"),
             ("x.d/a.toml", "workers.count = 1"),
         ]);
-        let before = Config::load(None, &standard).expect("it is good");
+        let before = load(&standard).expect("it is good");
         let next = |force| {
             before
                 .config
-                .load_next(&before.keys, None, &standard, force)
+                .load_next(&before.keys, place(&standard), force)
         };
         let write = |name: &str, text: &str| {
             fs::write(directory.path().join(name), text).expect("it is ours")

@@ -10,6 +10,7 @@
 //! `config/fdpassd.toml` shows all of them. This module opens only the files themselves, and looks up users and groups,
 //! so that a wrong one is reported with its place.
 
+mod app;
 mod check;
 mod control;
 mod durations;
@@ -30,12 +31,13 @@ mod tests;
 mod values;
 mod workers;
 
-use std::path::Path;
-
 use serde::{Deserialize, Serialize};
 
+pub use self::app::AppConfig;
+use self::check::Conflict;
 pub use self::control::{ControlConfig, Mode};
 pub use self::error::Error;
+pub use self::files::ConfigPlace;
 pub use self::keys::{Keys, Loaded, quoted};
 pub use self::limits::Limits;
 pub use self::listen::{Access, Listen, Source};
@@ -70,6 +72,9 @@ pub struct Config {
     /// The worker processes.
     #[serde(deserialize_with = "table")]
     pub workers: WorkerConfig,
+    /// The program that executes the methods, if there is one.
+    #[serde(deserialize_with = "table")]
+    pub app: AppConfig,
     /// What clients may use.
     #[serde(deserialize_with = "table")]
     pub limits: Limits,
@@ -85,16 +90,20 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads and checks the files of a daemon: `file` if it is given, else `standard` if it exists, and those in the directory
-    /// of a standard file. A file has at most [`MAX_FILE`] bytes and may be a pipe. Without a file it is the default.
+    /// Reads and checks the configuration of a daemon. A file has at most [`MAX_FILE`] bytes and may be a pipe. Without a
+    /// file it is the default.
     ///
     /// # Errors
-    /// A file that cannot be read, a key in two files, and those of [`Config::parse`].
-    pub fn load(file: Option<&Path>, standard: &Path) -> Result<Loaded, Error> {
-        merge::parse(&files::read_all(file, standard, Pipes::Read)?, check::check)
+    /// A file that cannot be read, a key in two files, those of [`Config::parse`], and a key of the app that refers to
+    /// something that is missing.
+    pub fn load(place: ConfigPlace<'_>) -> Result<Loaded, Error> {
+        merge::parse(&place.read(Pipes::Read)?, |config| {
+            check::check(config)?;
+            app::outside::read_context(&mut config.app)
+        })
     }
 
-    /// Reads and checks the files for a reload of a daemon with this configuration, whose files had `keys`.
+    /// Reads and checks the configuration for a reload of a daemon with this configuration, whose files had `keys`.
     ///
     /// # Errors
     /// Those of [`Config::load`]; another path of the control socket, which only a restart can change; and, unless
@@ -102,31 +111,44 @@ impl Config {
     pub fn load_next(
         &self,
         keys: &Keys,
-        file: Option<&Path>,
-        standard: &Path,
+        place: ConfigPlace<'_>,
         force: bool,
     ) -> Result<Loaded, Error> {
-        let texts = files::read_all(file, standard, Pipes::Refuse)?;
-        let loaded = merge::parse(&texts, |next| {
-            check::check(next).and_then(|()| check::check_next(self, next))
-        })?;
-        if !force {
-            merge::check_not_emptied(&texts, &loaded.keys, keys)?;
-        }
-        Ok(loaded)
+        let read_context = |next: &mut Config| app::outside::read_context(&mut next.app);
+        self.load_with(keys, place, force, read_context)
     }
 
-    /// As [`Config::load_next`] without `force`, but looks up no users and groups: none of them has a member.
+    /// As [`Config::load_next`] without `force`, but looks up nothing: no user or group has a member, and nothing that
+    /// the keys of the app refer to is read.
     ///
     /// # Errors
     /// Those of [`Config::load_next`], except for names.
     pub fn load_next_unresolved(
         &self,
         keys: &Keys,
-        file: Option<&Path>,
-        standard: &Path,
+        place: ConfigPlace<'_>,
     ) -> Result<Loaded, Error> {
-        Names::Known(Identities::default()).during(|| self.load_next(keys, file, standard, false))
+        Names::Known(Identities::default())
+            .during(|| self.load_with(keys, place, false, |_| Ok(())))
+    }
+
+    fn load_with(
+        &self,
+        keys: &Keys,
+        place: ConfigPlace<'_>,
+        force: bool,
+        read_context: impl FnOnce(&mut Config) -> Result<(), Conflict>,
+    ) -> Result<Loaded, Error> {
+        let texts = place.read(Pipes::Refuse)?;
+        let loaded = merge::parse(&texts, |next| {
+            check::check(next)?;
+            check::check_next(self, next)?;
+            read_context(next)
+        })?;
+        if !force {
+            merge::check_not_emptied(&texts, &loaded.keys, keys)?;
+        }
+        Ok(loaded)
     }
 
     /// Parses and checks `text`, which errors name `origin`.
@@ -138,11 +160,11 @@ impl Config {
             origin: origin.to_owned(),
             text: text.to_owned(),
         };
-        merge::parse(&[text], check::check).map(|loaded| loaded.config)
+        merge::parse(&[text], |config| check::check(config)).map(|loaded| loaded.config)
     }
 
-    /// Parses the configuration of the previous master. Users and groups have the numbers of `known`; without it they
-    /// are looked up, and one that cannot be resolved has no members.
+    /// Parses the configuration of the previous master, which had these identities. Users and groups have their numbers;
+    /// without them they are looked up, and one that cannot be resolved has no members.
     ///
     /// # Errors
     /// Those of [`Config::parse`], except for names.
@@ -151,9 +173,34 @@ impl Config {
         origin: &str,
         known: Option<&Identities>,
     ) -> Result<Config, Error> {
-        known
-            .map_or(Names::Lenient, |known| Names::Known(known.clone()))
-            .during(|| Config::parse(text, origin))
+        let names = known.map_or(Names::Lenient, |known| Names::Known(known.clone()));
+        Config::parse_with(text, origin, names, known)
+    }
+
+    /// As [`Config::parse_kept`], but looks up the users and groups that have access. What the app needs is still as
+    /// before: a name that is missing now would keep it from starting.
+    ///
+    /// # Errors
+    /// Those of [`Config::parse_kept`].
+    pub fn parse_last(
+        text: &str,
+        origin: &str,
+        saved: Option<&Identities>,
+    ) -> Result<Config, Error> {
+        Config::parse_with(text, origin, Names::Lenient, saved)
+    }
+
+    fn parse_with(
+        text: &str,
+        origin: &str,
+        names: Names,
+        saved: Option<&Identities>,
+    ) -> Result<Config, Error> {
+        let mut config = names.during(|| Config::parse(text, origin))?;
+        if let Some(saved) = saved {
+            config.app.context = saved.app.clone();
+        }
+        Ok(config)
     }
 
     /// Returns a file for [`Config::parse`] with every key that has a value.
@@ -171,6 +218,7 @@ impl Default for Config {
         Config {
             listen: vec![Listen::new(listen::default_source())],
             workers: WorkerConfig::default(),
+            app: AppConfig::default(),
             limits: Limits::default(),
             control: ControlConfig::default(),
             metrics: MetricsConfig::default(),

@@ -11,18 +11,22 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 use super::Config;
+use super::app::AppContext;
 use super::notation::Rejection;
 use crate::sys::user::{Group, User};
 
 /// A number that no process has as user or group: setuid(2) and setgid(2) refuse it, and chown(2) ignores it.
 const NONE: u32 = u32::MAX;
 
-/// The numbers of the users and groups that a configuration names.
+/// What a configuration refers to, as it was when it was loaded: the numbers of its users and groups, and the context of
+/// its app.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Identities {
     users: BTreeMap<String, u32>,
     groups: BTreeMap<String, u32>,
+    /// What the app needs besides.
+    pub(super) app: AppContext,
 }
 
 impl Identities {
@@ -47,6 +51,7 @@ impl Identities {
             groups: groups
                 .map(|group| (group.name.clone(), group.gid))
                 .collect(),
+            app: config.app.context.clone(),
         }
     }
 

@@ -1,7 +1,9 @@
 //! The file: each error has its message and its place.
 
+mod app;
+
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -17,6 +19,10 @@ const ORIGIN: &str = "/etc/fdpassd.toml";
 
 fn parse(text: &str) -> Config {
     Config::parse(text, ORIGIN).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn place(file: &Path) -> ConfigPlace<'_> {
+    ConfigPlace::new(None, Some(file), Path::new(ORIGIN))
 }
 
 /// Parses `marked`, in which `«` marks the place of the error, and checks that the caret is there.
@@ -64,7 +70,7 @@ fn assert_shown(error: &Error, source: &str) {
 fn an_empty_file_is_the_default() {
     assert_eq!(parse(""), Config::default());
     assert_eq!(
-        parse("# nothing\n[workers]\n[limits]\n[control]\n[metrics]\n[log]\n"),
+        parse("# nothing\n[workers]\n[app]\n[limits]\n[control]\n[metrics]\n[log]\n"),
         Config::default()
     );
 }
@@ -106,7 +112,7 @@ fn the_shipped_file_has_comments_only() {
             .lines()
             .all(|line| line.is_empty() || line.starts_with('#'))
     );
-    for section in ["workers", "limits", "control", "metrics", "log"] {
+    for section in ["workers", "app", "limits", "control", "metrics", "log"] {
         parse(&format!("{SHIPPED}\n[{section}]\n"));
     }
 }
@@ -124,15 +130,18 @@ fn the_shipped_file_has_defaults_and_valid_examples() {
         let (key, value) = line.split_once(" = ").expect("key = value");
         let name = key.rsplit('.').next().unwrap_or_default();
         let is_first = seen.insert(key.to_owned());
-        let needs_target = if key == "log.file" {
-            "log.target = \"file\"\n"
-        } else {
-            ""
-        };
-        let config = parse(&format!("{needs_target}{line}\n"));
         // The default comes first, if there is one.
         let has_default = key == "listen"
             || (key != "metrics.listen" && defaults.contains(&format!("\n{name} = ")));
+        let needs = match key {
+            "log.file" => "log.target = \"file\"\n",
+            "app.command" => "",
+            _ if key.starts_with("app.") && !(is_first && has_default) => {
+                "app.command = [\"true\"]\n"
+            }
+            _ => "",
+        };
+        let config = parse(&format!("{needs}{line}\n"));
         assert_eq!(
             config == Config::default(),
             is_first && has_default,
@@ -163,6 +172,7 @@ fn everything() -> Config {
     });
     config.workers.max_requests = NonZeroU32::new(1000);
     config.workers.max_lifetime = Some(Duration::from_secs(3600));
+    config.app = app::everything();
     config.control = ControlConfig {
         socket: Some(PathBuf::from("/run/control.sock")),
         mode: Some(Mode(0o640)),
@@ -314,7 +324,7 @@ fn an_unknown_key_is_refused_with_a_suggestion() {
         "\n{error}"
     );
 
-    let sections = "`listen`, `workers`, `limits`, `control`, `metrics`, `log`";
+    let sections = "`listen`, `workers`, `app`, `limits`, `control`, `metrics`, `log`";
     let error = refused(
         "[«limit]\n",
         &format!("unknown key `limit`, expected one of {sections}"),
@@ -758,7 +768,7 @@ fn a_reload_refuses_another_control_socket_only() {
     let next = |current: &Config, text: &str| {
         std::fs::write(&path, text).expect("a file");
         current
-            .load_next(&Keys::new(), Some(&path), Path::new(ORIGIN), false)
+            .load_next(&Keys::new(), place(&path), false)
             .map(|loaded| loaded.config)
     };
     let refusal = |stays| {
@@ -795,6 +805,7 @@ fn a_reload_refuses_another_control_socket_only() {
             socket: current.control.socket.clone(),
             ..everything().control
         },
+        app: AppConfig::default(),
         ..everything()
     };
     assert_eq!(next(&current, &kept.to_toml()), Ok(kept));
@@ -1003,7 +1014,7 @@ fn a_file_is_loaded_or_the_error_names_it() {
     let path = directory.path().join("x.toml");
     let load = |content: &[u8]| {
         std::fs::write(&path, content).expect("a file");
-        Config::load(Some(&path), Path::new(ORIGIN)).map(|loaded| loaded.config)
+        Config::load(place(&path)).map(|loaded| loaded.config)
     };
     assert_eq!(load(SHIPPED.as_bytes()), Ok(Config::default()));
     assert_eq!(load(&vec![b'\n'; MAX_FILE as usize]), Ok(Config::default()));
@@ -1024,10 +1035,9 @@ fn a_file_is_loaded_or_the_error_names_it() {
     assert_eq!(error.message(), "the byte 0xff at offset 12 is not UTF-8");
     assert_eq!((error.line(), error.column()), (Some(2), Some(6)));
 
-    let error = Config::load(Some(directory.path()), Path::new(ORIGIN)).expect_err("a directory");
+    let error = Config::load(place(directory.path())).expect_err("a directory");
     assert_eq!((error.line(), error.column()), (None, None));
-    let error =
-        Config::load(Some(Path::new("/nowhere/x.toml")), Path::new(ORIGIN)).expect_err("no file");
+    let error = Config::load(place(Path::new("/nowhere/x.toml"))).expect_err("no file");
     assert_eq!(
         error.message(),
         "cannot read the file: No such file or directory (os error 2)"
@@ -1085,6 +1095,7 @@ fn configs() -> impl Strategy<Value = Config> {
     )
         .prop_map(|(listen, workers, limits, all, mode)| {
             let Config {
+                app,
                 control,
                 metrics,
                 log,
@@ -1097,6 +1108,7 @@ fn configs() -> impl Strategy<Value = Config> {
             Config {
                 listen,
                 workers,
+                app,
                 limits,
                 control,
                 metrics,

@@ -10,7 +10,7 @@ use std::{fmt, panic};
 use clap::{CommandFactory, FromArgMatches, Parser};
 
 use super::SHIPPED;
-use crate::config::{self, Config, Identities, Loaded};
+use crate::config::{self, Config, ConfigPlace, Identities, Loaded};
 use crate::master::{self, Announce, MasterOrigin, MasterSetup};
 use crate::proto::names::Address;
 use crate::worker::{self, Methods};
@@ -96,7 +96,11 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
     let standard_file = PathBuf::from(format!("/etc/{name}.toml"));
     let standard = || standard_file.exists().then(|| standard_file.clone());
     let config_file = options.config.clone().or_else(standard);
-    let loaded = Config::load(config_file.as_deref(), &standard_file);
+    let loaded = Config::load(ConfigPlace::new(
+        None,
+        config_file.as_deref(),
+        &standard_file,
+    ));
     match &loaded {
         Err(e) if options.dump || options.test => return fail(name, EX_CONFIG, e),
         Ok(loaded) if options.dump => return print(&loaded.config.dump()),
@@ -122,6 +126,7 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
                 loaded,
                 config_file,
                 standard_file,
+                command_line: None,
                 announce: announcer(name.to_owned(), version),
                 handed,
                 origin,

@@ -86,6 +86,8 @@ pub struct MasterSetup {
     pub config_file: Option<PathBuf>,
     /// The standard file, which a reload reads if `config_file` is `None`.
     pub standard_file: PathBuf,
+    /// The configuration that was given as arguments; then no file is read.
+    pub command_line: Option<String>,
     /// Called once, when the first worker is ready.
     pub announce: Announce,
     /// The sockets that systemd has passed.

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
-use crate::config::{self, Config, Count, Keys, Loaded};
+use crate::config::{self, Config, ConfigPlace, Count, Keys, Loaded};
 use crate::master::memory::Memory;
 use crate::proto::control::{LastReload, Origin};
 use crate::proto::log::LogLevel;
@@ -21,6 +21,8 @@ pub(super) struct SettingsInForce {
     pub(super) files: Vec<PathBuf>,
     /// The standard file, which a reload reads in that case.
     pub(super) standard_file: PathBuf,
+    /// The configuration that the daemon was given as arguments; then a reload reads it again, and no file.
+    pub(super) command_line: Option<String>,
     /// Why it is not the configuration of the file.
     pub(super) stale: Option<String>,
     /// Why lines go to standard error instead of the log.
@@ -44,6 +46,7 @@ impl SettingsInForce {
         loaded: Loaded,
         file: Option<PathBuf>,
         standard_file: PathBuf,
+        command_line: Option<String>,
         generation: Generation,
     ) -> SettingsInForce {
         SettingsInForce {
@@ -52,6 +55,7 @@ impl SettingsInForce {
             file,
             files: loaded.files,
             standard_file,
+            command_line,
             stale: None,
             missing_log: None,
             generation,
@@ -84,13 +88,17 @@ impl SettingsInForce {
                 .exists()
                 .then(|| self.standard_file.clone())
         };
+        if self.command_line.is_some() {
+            return None;
+        }
         self.file.clone().or_else(standard)
     }
 
     /// Reads the configuration that a reload would try, without the numbers of its users and groups.
     pub(super) fn read_next(&self, file: Option<&Path>) -> Result<Loaded, config::Error> {
-        self.config
-            .load_next_unresolved(&self.keys, file, &self.standard_file)
+        let command_line = self.command_line.as_deref();
+        let place = ConfigPlace::new(command_line, file, &self.standard_file);
+        self.config.load_next_unresolved(&self.keys, place)
     }
 
     /// Returns the configuration with the changes made at run time. `count` is the number of workers.

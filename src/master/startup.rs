@@ -76,6 +76,7 @@ impl Master {
             setup.loaded,
             setup.config_file,
             setup.standard_file,
+            setup.command_line,
             origin.generation(),
         );
         (settings.stale, settings.missing_log) = (setup.config_stale, setup.missing_log);

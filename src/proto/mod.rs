@@ -42,6 +42,7 @@ pub mod control;
 pub(crate) mod exporter;
 pub mod frame;
 pub(crate) mod handoff;
+pub(crate) mod hardening;
 pub(crate) mod lease;
 pub mod log;
 pub(crate) mod message;

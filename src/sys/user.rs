@@ -1,5 +1,6 @@
 //! Users and groups, by name or number, in the system's databases (nsswitch.conf(5)).
 
+use std::ffi::CString;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::{fs, io};
@@ -74,6 +75,49 @@ impl Group {
         let group = found(nix::unistd::Group::from_gid(Gid::from_raw(gid)))?;
         let name = group.map_or_else(|| gid.to_string(), |group| group.name);
         Ok(Group { name, gid })
+    }
+}
+
+/// A user with the groups of its processes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The user's number.
+    pub uid: u32,
+    /// The group's number; `None` for a user without an entry, if none was given.
+    pub gid: Option<u32>,
+    /// All supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+impl Identity {
+    /// Finds a user by name or number as [`User::find`] does, with its groups. `gid` replaces the user's own group.
+    ///
+    /// # Errors
+    /// When a database cannot be read.
+    pub fn find(wanted: &str, gid: Option<u32>) -> io::Result<Option<Identity>> {
+        let by_number = || match number(wanted) {
+            Some(uid) => found(nix::unistd::User::from_uid(Uid::from_raw(uid))),
+            None => Ok(None),
+        };
+        let entry = match found(nix::unistd::User::from_name(wanted))? {
+            Some(entry) => Some(entry),
+            None => by_number()?,
+        };
+        let Some(entry) = entry else {
+            return Ok(number(wanted).map(|uid| Identity {
+                uid,
+                gid,
+                groups: Vec::from_iter(gid),
+            }));
+        };
+        let gid = gid.map_or(entry.gid, Gid::from_raw);
+        let name = CString::new(entry.name)?;
+        let groups = nix::unistd::getgrouplist(&name, gid)?;
+        Ok(Some(Identity {
+            uid: entry.uid.as_raw(),
+            gid: Some(gid.as_raw()),
+            groups: groups.into_iter().map(Gid::as_raw).collect(),
+        }))
     }
 }
 
@@ -198,6 +242,26 @@ mod tests {
             assert_eq!(User::find(wanted).expect("passwd"), None, "{wanted:?}");
             assert_eq!(Group::find(wanted).expect("group"), None, "{wanted:?}");
         }
+    }
+
+    #[test]
+    fn an_identity_has_the_groups_of_the_user() {
+        let root = Identity::find("root", None).expect("passwd").expect("root");
+        assert_eq!((root.uid, root.gid), (0, Some(0)));
+        assert!(root.groups.contains(&0));
+        let other = Identity::find("0", Some(3_999_999_999));
+        let other = other.expect("passwd").expect("root");
+        assert_eq!((other.uid, other.gid), (0, Some(3_999_999_999)));
+        assert!(other.groups.contains(&3_999_999_999));
+        let unnamed = |gid| Identity::find("3999999999", gid).expect("passwd");
+        let expected = |gid, groups: &[u32]| Identity {
+            uid: 3_999_999_999,
+            gid,
+            groups: groups.to_vec(),
+        };
+        assert_eq!(unnamed(None), Some(expected(None, &[])));
+        assert_eq!(unnamed(Some(7)), Some(expected(Some(7), &[7])));
+        assert_eq!(Identity::find("no such user", None).expect("passwd"), None);
     }
 
     #[test]

@@ -33,7 +33,7 @@ fn the_page_has_exactly_the_keys_and_their_defaults() {
             );
             // Only what stands in the file in that way is a value, and not a word about it.
             let default = entry.parenthesis().unwrap_or_default();
-            let is_value = default.starts_with(['"', '['])
+            let is_value = default.starts_with(['"', '[', '{'])
                 || default == "false"
                 || default.parse::<u64>().is_ok();
             told.insert(key, if is_value { default } else { String::new() });

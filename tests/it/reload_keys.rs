@@ -14,6 +14,7 @@ use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Reply, Running, ServiceManager, eventually};
 use nix::sys::signal::Signal;
 
+use crate::app_keys;
 use crate::common::faulty::{self, Execution, Switch, server, whoami};
 use crate::common::needs::skip_part;
 use crate::common::program::{FDPASSCTL, OtherUser, Program, control_socket};
@@ -626,9 +627,10 @@ fn the_rows_are_all_keys_there_are() {
     ];
     let rows = rows.into_iter().flatten().map(|row| row.key);
     // Those have tests of their own: restart-grace above, rebalance in rebalance.rs, ipv6-prefix in limits.rs, freebind
-    // in listeners.rs.
+    // in listeners.rs, and those of an app in app_keys.rs.
     let covered: BTreeSet<&str> = rows
         .chain(["restart-grace", "rebalance", "ipv6-prefix", "freebind"])
+        .chain(app_keys::KEYS)
         .collect();
     assert_eq!(covered, keys.into_iter().collect());
 }

@@ -183,7 +183,8 @@ impl Inherited {
 /// Returns the configuration that was applied last; there is none without a state file.
 fn last_config(saved_state: &SavedState) -> Option<Config> {
     let text = Some(&saved_state.config).filter(|text| !text.is_empty())?;
-    Config::parse_kept(text, "the last configuration", None).ok()
+    let saved = saved_state.identities.as_ref();
+    Config::parse_last(text, "the last configuration", saved).ok()
 }
 
 impl SavedState {

@@ -145,6 +145,7 @@ impl UpgradeSnapshot {
         let control_clients = control_clients
             .filter_map(|client| Some((left.take(client.socket).ok()?, client)))
             .collect();
+        let command_line = self.saved_state.command_line.clone();
         let config_file = self.saved_state.config_file.clone();
         let inherited = Inherited {
             saved_state: self.saved_state,
@@ -174,6 +175,7 @@ impl UpgradeSnapshot {
             loaded,
             config_file,
             standard_file: self.standard_file,
+            command_line,
             handed,
             origin: MasterOrigin::Upgraded(Box::new(inherited), Box::new(carried_over)),
             config_stale: None,

@@ -221,6 +221,7 @@ impl Master {
             identities: Some(Identities::from_config(&settings.config)),
             user: Some(self.control.clients.roles.user()),
             config_file: settings.file.clone(),
+            command_line: settings.command_line.clone(),
             config_keys: settings.keys.clone(),
             config_files: settings.files.clone(),
             last_generation: settings.last_generation.0,

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{self, Config, Identities, Keys, Loaded};
+use crate::config::{self, Config, ConfigPlace, Identities, Keys, Loaded};
 use crate::master::Master;
 use crate::master::control::pending::PendingKind;
 use crate::master::control::request::ControlReply;
@@ -43,6 +43,7 @@ struct Question {
     file: Option<PathBuf>,
     #[serde(with = "exact")]
     standard_file: PathBuf,
+    command_line: Option<String>,
     force: bool,
 }
 
@@ -176,6 +177,7 @@ impl Master {
             ),
             file: file.clone(),
             standard_file: self.settings.standard_file.clone(),
+            command_line: self.settings.command_line.clone(),
             force,
         };
         let begun = || -> io::Result<(u32, File, u64)> {
@@ -313,13 +315,12 @@ pub fn read_configuration(length: &str) -> Result<(), String> {
         in_force,
         file,
         standard_file,
+        command_line,
         force,
     } = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
     let answer: Result<Known, Refusal> = in_force.parse().and_then(|in_force| {
-        let next =
-            in_force
-                .config
-                .load_next(&in_force.keys, file.as_deref(), &standard_file, force);
+        let place = ConfigPlace::new(command_line.as_deref(), file.as_deref(), &standard_file);
+        let next = in_force.config.load_next(&in_force.keys, place, force);
         let Loaded {
             config,
             keys,

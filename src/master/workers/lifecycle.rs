@@ -56,7 +56,7 @@ impl Workers {
             quarantined: self.strikes.quarantined().to_vec(),
             handoff_queues: outfit.queues.len() as u32,
             settings: settings(outfit.config, outfit.level, id, outfit.buffers),
-            app: None,
+            app: outfit.config.app.spec(),
         };
         let spawned = Worker::spawn(&self.executable, start, outfit.queues, outfit.layout, now)
             .and_then(|worker| {
