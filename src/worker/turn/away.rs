@@ -23,7 +23,7 @@ use super::answer::commit;
 use crate::proto::app::{AppError, AppFault, AppRequest};
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
 use crate::proto::rpc::{Code, is_fault_code};
-use crate::shm::{Open, Region};
+use crate::shm::{Open, REPLY_SOFT, Region};
 use crate::sys::clock;
 use crate::worker::apps::{AwayRequest, Waiting};
 use crate::worker::connection::WaitingFor;
@@ -129,10 +129,18 @@ impl Turn<'_, '_> {
         // Other code of this process may have closed the descriptor while the request was away.
         self.is_doubtful = self.tools.has_own_methods;
         self.commit_answer(answer, total, order);
-        if self.tools.may_continue && self.serve_frames(self.tools.now).is_err() {
-            return None;
+        if self.tools.may_continue && self.has_space_for_replies(answer.request.began)? {
+            self.serve_frames(self.tools.now).ok()?;
         }
         self.end(answer.request.began, false)
+    }
+
+    /// Sends a long answer at once, before another reply follows it. Returns whether another may.
+    fn has_space_for_replies(&mut self, began: u64) -> Option<bool> {
+        if self.cursors.replied as usize <= REPLY_SOFT {
+            return Some(true);
+        }
+        self.send_midway(began).ok()
     }
 
     fn commit_answer(&mut self, answer: &AppAnswer<'_>, total: usize, order: ByteOrder) {
