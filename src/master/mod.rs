@@ -150,7 +150,10 @@ impl Master {
         self.reap(now);
         self.reconcile(now)?;
         self.keep_exporter(now);
-        while !self.workers.pool.is_finished() || self.workers.outgoing.is_some() {
+        while !self.workers.pool.is_finished()
+            || self.workers.outgoing.is_some()
+            || !self.clients.ending_apps.is_empty()
+        {
             self.wait(&mut events)?;
             let now = self.clock.now();
             if self.signals.has_arrived() {
@@ -169,6 +172,7 @@ impl Master {
                 now,
             );
             self.clients.check_handshakes(&mut self.telemetry, now);
+            self.clients.check_ending_apps(&mut self.telemetry, now);
             self.reconcile(now)?;
             self.keep_exporter(now);
             // No event reports that the queue of a closing listener is empty.
@@ -314,6 +318,7 @@ impl Master {
             self.listeners.outage_deadline(),
             self.control.outage.as_ref().map(Outage::deadline),
             self.clients.handshakes_deadline(),
+            self.clients.ending_apps_deadline(),
         ];
         [pool, gate, control]
             .into_iter()

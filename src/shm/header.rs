@@ -18,6 +18,7 @@
 //!      22  the thread that serves and writes; 0 in version 1, where 8 and 15 are of the whole process
 //!      23  writing calls of the thread until its master was gone
 //!      24  requests that are away                     25  since when no permit was free and no answer came; 0: not so
+//!      26  pid of the worker's app; 0 if it has none        27  when that process started, in clock ticks since boot
 //!  from 64  twelve seconds of 120 words: the second, requests, busy ns, then requests by duration
 //!    1504  all requests by duration   1616  their duration together, in ns
 //!    1664  by number of the method, requests answered with a result, and with an error; 0 is for no method
@@ -31,6 +32,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(super) use durations::bucket;
 pub use durations::{BUCKETS, upper};
 pub use writes::Write;
+
+use crate::sys::process::ProcessIdentity;
 
 const PICKED_UP: usize = 0;
 const PANICS: usize = 3;
@@ -56,6 +59,8 @@ const WRITER: usize = 22;
 pub(super) const FINAL_WRITE_CALLS: usize = 23;
 const AWAY: usize = 24;
 const FULL_SINCE: usize = 25;
+const APP: usize = 26;
+const APP_STARTED: usize = 27;
 
 const METHODS: usize = 1664;
 /// The number of methods with counters; number 0 is for requests of no method and of methods without counters of their
@@ -238,8 +243,15 @@ impl<'a> Header<'a> {
         self.0[AWAY].store(requests, Ordering::Relaxed);
     }
 
-    /// Returns since when requests wait for a permit while no answer has come, in ns of CLOCK_MONOTONIC; `None` if none
-    /// waits.
+    /// Returns the number of requests in progress: in a turn or away.
+    #[must_use]
+    pub fn in_progress(&self) -> u64 {
+        u64::from(self.executing().is_some()).saturating_add(self.away())
+    }
+
+    /// Returns since when requests wait for a permit while no answer has come, or since when the app's loop does not turn,
+    /// in ns of CLOCK_MONOTONIC; `None` if none waits and the loop turns. It ends with the wait, because the clients are
+    /// moved: the app may be as full as before.
     #[must_use]
     pub fn full_since(&self) -> Option<u64> {
         Some(self.load(FULL_SINCE)).filter(|since| *since != 0)
@@ -248,6 +260,20 @@ impl<'a> Header<'a> {
     /// Worker: sets since when requests wait for a permit while no answer has come.
     pub fn set_full_since(&self, since: Option<u64>) {
         self.0[FULL_SINCE].store(since.map_or(0, |since| since.max(1)), Ordering::Relaxed);
+    }
+
+    /// Returns the process of the worker's app. It is here because the next master must find it, too.
+    #[must_use]
+    pub fn app(&self) -> Option<ProcessIdentity> {
+        let pid = u32::try_from(self.load(APP)).ok().filter(|pid| *pid != 0)?;
+        let started = self.load(APP_STARTED);
+        Some(ProcessIdentity { pid, started })
+    }
+
+    /// Master: notes the process of the worker's app, before the worker is leased a client.
+    pub fn set_app(&self, app: ProcessIdentity) {
+        self.0[APP_STARTED].store(app.started, Ordering::Release);
+        self.0[APP].store(app.pid.into(), Ordering::Release);
     }
 
     /// Worker: shows that its loop turns.

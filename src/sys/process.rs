@@ -2,6 +2,7 @@
 
 mod app;
 mod executable;
+mod identity;
 mod lookup;
 mod proc_files;
 
@@ -16,6 +17,7 @@ use nix::unistd::{Pid, geteuid, getpgrp, setsid};
 
 pub use app::{AppProcess, AppProgram, AppStdio, end_of, kill_app, spawn_app, wire};
 pub use executable::{Executable, is_parents_program, program_path, unblock_signals};
+pub use identity::{ProcessHandle, ProcessIdentity};
 pub use lookup::find_program;
 pub use proc_files::{
     Child, FileId, children, kill_writers, oom_kills, raise_oom_score, resident_memory, scheduling,

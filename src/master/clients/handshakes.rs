@@ -73,7 +73,7 @@ impl Clients {
     pub(crate) fn check_handshakes(&mut self, telemetry: &mut Telemetry, now: Instant) {
         for mut handshakes in std::mem::take(&mut self.handshakes) {
             if handshakes.due <= now {
-                self.recover_complete(&mut handshakes, telemetry);
+                self.recover_complete(&mut handshakes, telemetry, now);
                 handshakes.wait = handshakes.wait.saturating_mul(2).min(MAX_WAIT);
                 handshakes.due = now + handshakes.wait;
             }
@@ -83,7 +83,12 @@ impl Clients {
         }
     }
 
-    fn recover_complete(&mut self, handshakes: &mut Handshakes, telemetry: &mut Telemetry) {
+    fn recover_complete(
+        &mut self,
+        handshakes: &mut Handshakes,
+        telemetry: &mut Telemetry,
+        now: Instant,
+    ) {
         let Handshakes {
             shm,
             clients,
@@ -92,8 +97,9 @@ impl Clients {
         } = handshakes;
         for (slot, client) in std::mem::take(clients) {
             match recover_after_death(slot, client, None, shm, *is_timed_out) {
-                Ok((unleased, _)) => {
-                    self.requeue([Ok(unleased)], Reason::Death, telemetry);
+                Ok(recovered) => {
+                    let app = shm.header().app();
+                    self.requeue_left(vec![recovered], app, Reason::Death, telemetry, now);
                 }
                 Err((e, client)) => match e.kind() {
                     io::ErrorKind::WouldBlock => clients.push((slot, client)),
@@ -105,9 +111,9 @@ impl Clients {
     }
 
     /// Closes these clients: the master exits, and cannot leave their state to the next one.
-    pub(crate) fn lose_handshakes(&mut self, telemetry: &mut Telemetry) {
+    pub(crate) fn lose_handshakes(&mut self, telemetry: &mut Telemetry, now: Instant) {
         for mut handshakes in std::mem::take(&mut self.handshakes) {
-            self.recover_complete(&mut handshakes, telemetry);
+            self.recover_complete(&mut handshakes, telemetry, now);
             let error = io::ErrorKind::WouldBlock.into();
             for (_, client) in handshakes.clients {
                 self.lose(Loss::from_error(&error), &error, client, telemetry);

@@ -2,14 +2,16 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::time::Instant;
 
 use crate::config::{Config, Limits};
 use crate::master::clients::addresses::Addresses;
 use crate::master::clients::client::{Client, Unleased};
+use crate::master::clients::ending_apps::EndingApp;
 use crate::master::clients::figures::ClientFigures;
 use crate::master::clients::handshakes::Handshakes;
 use crate::master::clients::leases::Recovered;
-use crate::master::clients::leases::recovery::DeadWorkerClients;
+use crate::master::clients::leases::recovery::{DeadWorkerClients, Interrupted};
 use crate::master::clients::reject::turn_away;
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::{Loss, Reason};
@@ -19,10 +21,12 @@ use crate::proto::names::{ClientId, Offsets, Peer};
 use crate::shm::Layout;
 use crate::sys::listening::Accepted;
 use crate::sys::passed::ClientSocket;
+use crate::sys::process::ProcessIdentity;
 use crate::sys::{byte_counts, clock, socket};
 
 pub(crate) mod addresses;
 pub(crate) mod client;
+pub(crate) mod ending_apps;
 pub(crate) mod figures;
 pub(crate) mod handshakes;
 pub(crate) mod leases;
@@ -35,6 +39,8 @@ pub(crate) struct Clients {
     pub(crate) unleased: VecDeque<Unleased>,
     /// Clients whose bytes cannot be counted yet.
     pub(crate) handshakes: Vec<Handshakes>,
+    /// Clients whose requests may still be executed by an app.
+    pub(crate) ending_apps: Vec<EndingApp>,
     pub(crate) addresses: Addresses,
     /// The number of the next client.
     pub(crate) next_id: u64,
@@ -58,6 +64,7 @@ impl Clients {
         Clients {
             unleased: VecDeque::new(),
             handshakes: Vec::new(),
+            ending_apps: Vec::new(),
             addresses: Addresses::new(&config.limits, [].iter()),
             next_id: 1,
             count: 0,
@@ -86,7 +93,7 @@ impl Clients {
         limits: &Limits,
         leased: impl Iterator<Item = &'c Client>,
     ) {
-        let waiting = self.unleased.iter().map(|unleased| &unleased.client.peer);
+        let waiting = self.without_worker().map(|unleased| &unleased.client.peer);
         let peers = leased.map(|client| &client.peer).chain(waiting);
         self.addresses = Addresses::new(limits, peers);
     }
@@ -183,20 +190,41 @@ impl Clients {
         count
     }
 
-    /// Removes or queues the clients that a dead worker had. Returns the number of clients that are queued.
-    pub(crate) fn recover(&mut self, left: DeadWorkerClients, telemetry: &mut Telemetry) -> usize {
+    /// Removes or queues the clients that a dead worker had. Returns the number of clients that are kept.
+    pub(crate) fn recover(
+        &mut self,
+        left: DeadWorkerClients,
+        telemetry: &mut Telemetry,
+        now: Instant,
+    ) -> usize {
         for (error, client) in left.lost {
             self.lose(Loss::from_error(&error), &error, client, telemetry);
         }
         for client in left.ended {
             self.remove(client, telemetry);
         }
-        let recovered = left.recovered.into_iter();
-        self.requeue(
-            recovered.map(|(unleased, _)| Ok(unleased)),
-            Reason::Death,
-            telemetry,
-        )
+        self.requeue_left(left.recovered, left.app, Reason::Death, telemetry, now)
+    }
+
+    /// Queues the clients of a dead worker, those with an interrupted request when its app has ended. Returns their
+    /// number.
+    pub(crate) fn requeue_left(
+        &mut self,
+        recovered: Vec<(Unleased, Option<Interrupted>)>,
+        app: Option<ProcessIdentity>,
+        reason: Reason,
+        telemetry: &mut Telemetry,
+        now: Instant,
+    ) -> usize {
+        let count = recovered.len();
+        let (interrupted, others): (Vec<_>, Vec<_>) = recovered
+            .into_iter()
+            .partition(|(_, request)| request.is_some());
+        let unleased = |(unleased, _)| unleased;
+        let interrupted = interrupted.into_iter().map(unleased).collect();
+        self.requeue(others.into_iter().map(unleased).map(Ok), reason, telemetry);
+        self.requeue_interrupted(interrupted, app, reason, telemetry, now);
+        count
     }
 
     /// Closes a client that has no worker and can have none. All clients that the master closes for a reason of the
@@ -234,6 +262,7 @@ impl Clients {
         let unleased = std::mem::take(&mut self.unleased).into_iter();
         let handshakes = std::mem::take(&mut self.handshakes).into_iter();
         unleased
+            .chain(self.take_ending())
             .map(|unleased| unleased.client)
             .chain(handshakes.flat_map(Handshakes::into_clients))
             .for_each(|client| self.remove(client, telemetry));

@@ -39,13 +39,12 @@ impl Snapshot<'_> {
         if from.worker == NO_WORKER {
             let waiting = self
                 .clients
-                .unleased
-                .iter()
+                .without_worker()
                 .skip(from.slot as usize)
                 .take(PAGE_LEN);
             clients.extend(waiting.map(|unleased| self.waiting_client(unleased)));
             looked_at = clients.len();
-            if from.slot as usize + looked_at < self.clients.unleased.len() {
+            if from.slot as usize + looked_at < self.clients.without_worker().count() {
                 let slot = from.slot + looked_at as u32;
                 return Ok(ClientsPage {
                     clients,

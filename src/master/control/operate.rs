@@ -245,20 +245,13 @@ impl Master {
     /// A worker that is in a turn of the client, or stuck in one, keeps the lease until it finds the connection ended;
     /// the client notices the end at once.
     pub(crate) fn kick(&mut self, asker: Asker, id: ClientId) -> Result<Kicked, Refusal> {
-        let waiting = self
-            .clients
-            .unleased
-            .iter()
-            .position(|unleased| unleased.client.id == id);
         let leased = || {
             self.workers
                 .all
                 .iter()
                 .find_map(|(worker, w)| Some((*worker, w.leases.slot_of(id)?)))
         };
-        let peer = if let Some(unleased) =
-            waiting.and_then(|index| self.clients.unleased.remove(index))
-        {
+        let peer = if let Some(unleased) = self.clients.take_without_worker(id) {
             socket::end(&unleased.client.socket);
             let peer = unleased.client.peer;
             self.clients.remove(unleased.client, &self.telemetry);

@@ -151,7 +151,9 @@ impl Master {
 
     /// Puts clients without a worker into shared memory of their own, as if their worker were gone.
     fn pack_waiting(&mut self) {
-        self.clients.lose_handshakes(&mut self.telemetry);
+        let now = Instant::now();
+        self.clients.lose_handshakes(&mut self.telemetry, now);
+        self.clients.give_up_ending_apps(&mut self.telemetry, now);
         let waiting = std::mem::take(&mut self.clients.unleased);
         if waiting.is_empty() {
             return;

@@ -64,7 +64,7 @@ impl Master {
         self.listeners.all.iter_mut().for_each(Listener::own);
         if let Some(saved_state) = saved_state {
             self.restore_state(saved_state);
-            self.restore_clients(unpacked);
+            self.restore_clients(unpacked, now);
         }
         if let Some(exporter) = &self.exporter {
             exporter.watch(&self.poller);
@@ -131,7 +131,7 @@ impl Master {
     }
 
     /// Takes over the clients that were left, and reports them.
-    fn restore_clients(&mut self, mut unpacked: Unpacked) {
+    fn restore_clients(&mut self, mut unpacked: Unpacked, now: Instant) {
         self.count_orphans(&mut unpacked);
         let is_restart = unpacked.shms().next().is_some();
         let before = self.telemetry.counts.losses.clone();
@@ -143,15 +143,17 @@ impl Master {
                 self.clients
                     .lose(loss, &reason, client, &mut self.telemetry);
             }
-            let recovered = left.recovered.into_iter();
-            self.clients.add(recovered.len() as u64);
-            let recovered = recovered.map(|(unleased, _)| Ok(unleased));
-            moved += self
-                .clients
-                .requeue(recovered, Reason::Restart, &mut self.telemetry);
+            self.clients.add(left.recovered.len() as u64);
+            moved += self.clients.requeue_left(
+                left.recovered,
+                left.app,
+                Reason::Restart,
+                &mut self.telemetry,
+                now,
+            );
         }
         self.telemetry.counts.losses.add_all(&unpacked.lost);
-        let ids = self.clients.unleased.iter();
+        let ids = self.clients.without_worker();
         let next_id = ids.map(|unleased| unleased.client.id.0 + 1).max();
         self.clients.next_id = self.clients.next_id.max(next_id.unwrap_or(1));
         if self.clients.count() > 0 {

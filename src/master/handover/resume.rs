@@ -84,6 +84,7 @@ impl WorkerSnapshot {
         let mut worker = Worker::adopt(identity, channel, shm, leases, self.methods, started);
         // No snapshot is made while a worker is starting.
         worker.life = Life::Serving;
+        worker.app = self.app;
         if let Some(counters) = self.counters {
             worker.believed = Believed::with_counters(counters, now);
         }

@@ -20,6 +20,7 @@ use crate::master::control::connection::ControlSnapshot;
 use crate::master::handover::state_file::{MAGIC, OLDEST, SavedState, check_version};
 use crate::master::handover::upgrade::Upgrade;
 use crate::master::listeners::listener::ListenerRecord;
+use crate::master::workers::app::WorkerApp;
 use crate::master::workers::worker::Worker;
 use crate::pool::MemberState;
 use crate::proto::channel::{MethodName, VERSION};
@@ -98,6 +99,8 @@ pub(crate) struct WorkerSnapshot {
     /// The last valid counters, if they have become invalid.
     #[serde(default)]
     pub(crate) counters: Option<Counters>,
+    #[serde(default)]
+    pub(crate) app: WorkerApp,
     pub(crate) leases: LeasesSnapshot,
 }
 
@@ -161,6 +164,7 @@ impl Master {
     pub(crate) fn snapshot(&self, now: Instant) -> Option<UpgradeSnapshot> {
         let is_quiet = self.clients.unleased.is_empty()
             && self.clients.handshakes.is_empty()
+            && self.clients.ending_apps.is_empty()
             && self.workers.all.values().all(Worker::has_sent_all);
         if !is_quiet || !self.workers.pool.is_settled() {
             return None;
@@ -243,6 +247,7 @@ impl Master {
             methods: worker.methods.clone(),
             is_held: matches!(state, MemberState::Held { .. }),
             counters: worker.believed.last().cloned(),
+            app: worker.app.clone(),
             leases: worker.leases.snapshot()?,
         })
     }

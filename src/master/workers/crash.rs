@@ -5,17 +5,19 @@
 //! outside, and no request caused them. An idempotent request that caused one death is executed once more first: if it
 //! succeeds, it was not the cause.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::master::clients::Clients;
-use crate::master::clients::leases::recovery::DeadWorkerClients;
+use crate::master::clients::client::Unleased;
+use crate::master::clients::leases::recovery::{DeadWorkerClients, Interrupted};
 use crate::master::telemetry::Telemetry;
 use crate::master::workers::Workers;
-use crate::proto::channel::MethodName;
+use crate::master::workers::app::WorkerEnd;
+use crate::proto::channel::{AppEnd, MethodName};
 use crate::proto::control::{About, Kind};
 use crate::proto::names::{ClientId, Peer};
-use crate::proto::text::Escaped;
+use crate::proto::text::{Counted, Escaped};
 use crate::sys::process::{self, Exit};
 use crate::sys::socket;
 
@@ -149,21 +151,21 @@ const OOM_DEATH: Duration = Duration::from_secs(1);
 /// Findings about a death.
 #[derive(Debug, Default)]
 pub(crate) struct Blame {
-    /// The request that was executing, as the messages name it.
+    /// The requests that were executing, as the messages name them.
     pub(crate) request: Option<String>,
-    /// The consequence for the request, as the messages give it.
-    pub(crate) outcome: &'static str,
-    /// The kernel killed the worker because memory was out.
+    /// The consequence for the requests, as the messages give it.
+    pub(crate) outcome: String,
+    /// The kernel killed the worker, or its app, because memory was out.
     pub(crate) is_out_of_memory: bool,
-    /// The client that has caused too many deaths.
-    pub(crate) culprit: Option<(ClientId, Peer)>,
+    /// Clients that have caused too many deaths.
+    pub(crate) culprits: Vec<(ClientId, Peer)>,
     /// A method is quarantined because of it, which the workers do not know yet.
     pub(crate) has_quarantined: bool,
 }
 
 impl Blame {
     /// Describes the cause of a death for messages; `failure` is what else is known.
-    pub(crate) fn cause(&self, exit: Exit, failure: Option<String>) -> String {
+    pub(super) fn cause(&self, end: WorkerEnd<'_>, failure: Option<String>) -> String {
         let memory = if self.is_out_of_memory {
             ", the kernel was out of memory"
         } else {
@@ -174,75 +176,159 @@ impl Blame {
             .as_ref()
             .map(|request| format!(" in {request}"))
             .unwrap_or_default();
-        let failure = failure
-            .map(|failure| format!(": {failure}"))
-            .unwrap_or_default();
-        format!("{exit}{memory}{request}{failure}")
+        match (end.app.filter(|gone| gone.end != AppEnd::Finished), failure) {
+            (_, Some(failure)) => format!("{}{memory}{request}: {failure}", end.exit),
+            (Some(gone), None) => format!("ended: its app {}{memory}{request}", gone.reason),
+            (None, None) => format!("{}{memory}{request}", end.exit),
+        }
     }
 }
 
+/// A request that was executing, with its client and its method. A number without a method is the worker's own error.
+struct Suspect<'a> {
+    client: ClientId,
+    peer: Peer,
+    method: Option<&'a MethodName>,
+    request: &'a Interrupted,
+}
+
+impl<'a> Suspect<'a> {
+    /// Returns all of them.
+    fn all(methods: &'a [MethodName], left: &'a DeadWorkerClients) -> Vec<Suspect<'a>> {
+        let suspect = |(unleased, request): &'a (Unleased, Option<Interrupted>)| {
+            let request = request.as_ref()?;
+            let index = (request.method as usize).checked_sub(1);
+            Some(Suspect {
+                client: unleased.client.id,
+                peer: unleased.client.peer,
+                method: index.and_then(|index| methods.get(index)),
+                request,
+            })
+        };
+        left.recovered.iter().filter_map(suspect).collect()
+    }
+
+    fn name(&self) -> &str {
+        self.method.map_or("?", |method| &method.name)
+    }
+
+    /// Returns whether the next worker executes the request once more.
+    fn is_rerun(&self) -> bool {
+        !self.request.is_timed_out
+            && self.request.crash_count == 1
+            && self.method.is_some_and(|method| method.idempotent)
+    }
+}
+
+/// Names the requests for messages, if there are any.
+fn name_all(suspects: &[Suspect<'_>]) -> Option<String> {
+    let quoted = |name: &str| format!("{:?}", Escaped(name).to_string());
+    match suspects {
+        [] => None,
+        [one] => Some(format!(
+            "method {} of client {} ({})",
+            quoted(one.name()),
+            one.client,
+            one.peer
+        )),
+        all => {
+            let names: BTreeSet<&str> = all.iter().map(Suspect::name).collect();
+            let shown: Vec<String> = names.iter().take(NAMED).map(|name| quoted(name)).collect();
+            let more = if names.len() > NAMED { ", …" } else { "" };
+            Some(format!(
+                "{} requests ({}{more})",
+                all.len(),
+                shown.join(", ")
+            ))
+        }
+    }
+}
+
+/// Returns what becomes of the requests, for messages.
+fn consequence(suspects: &[Suspect<'_>]) -> String {
+    let timed_out = suspects
+        .iter()
+        .filter(|suspect| suspect.request.is_timed_out);
+    let reruns = suspects.iter().filter(|suspect| suspect.is_rerun());
+    let (timed_out, reruns) = (timed_out.count(), reruns.count());
+    let crashed = suspects.len() - timed_out - reruns;
+    let parts: Vec<String> = [
+        (timed_out, "answered with timeout"),
+        (reruns, "run again"),
+        (crashed, "answered with crashed"),
+    ]
+    .into_iter()
+    .filter(|(count, _)| *count > 0)
+    .map(|(count, what)| format!("{} {what}", Counted(count, "request")))
+    .collect();
+    if parts.is_empty() {
+        return "no request was executing".to_owned();
+    }
+    parts.join(", ")
+}
+
 impl Workers {
-    /// Determines the cause of a worker's death, and records the client and the method that caused it.
+    /// Determines the cause of a worker's death, and records the clients and the method that caused it.
+    ///
+    /// With several requests executing, none of them is known to be the cause: those that are idempotent run again, one
+    /// at a time, so that the next death has one. Requests that took too long are known.
     pub(super) fn lay_blame(
         &mut self,
-        exit: Exit,
-        is_timed_out: bool,
+        end: WorkerEnd<'_>,
         methods: &[MethodName],
         left: &DeadWorkerClients,
         telemetry: &mut Telemetry,
         now: Instant,
     ) -> Blame {
+        let suspects = Suspect::all(methods, left);
+        let is_killed = matches!(end.first_exit(), Exit::Signal { number: KILL, .. });
         let mut blame = Blame {
-            outcome: "no request was executing",
+            request: name_all(&suspects),
+            outcome: consequence(&suspects),
+            is_out_of_memory: is_killed && self.oom_kills.take(process::oom_kills(), now),
             ..Blame::default()
         };
-        let is_killed = matches!(exit, Exit::Signal { number: KILL, .. });
-        blame.is_out_of_memory = is_killed && self.oom_kills.take(process::oom_kills(), now);
-        let interrupted = left
-            .recovered
-            .iter()
-            .find_map(|(unleased, request)| Some((unleased, request.as_ref()?)));
-        let Some((unleased, request)) = interrupted else {
-            return blame;
-        };
-        // A number without a method is the worker's own error.
-        let method = (request.method as usize)
-            .checked_sub(1)
-            .and_then(|index| methods.get(index));
-        let (client, peer) = (unleased.client.id, unleased.client.peer);
-        let name = method.map_or("?", |method| &method.name);
-        blame.request = Some(format!(
-            "method {:?} of client {client} ({peer})",
-            Escaped(name).to_string()
-        ));
-
-        let is_rerun = !is_timed_out
-            && request.crash_count == 1
-            && method.is_some_and(|method| method.idempotent);
-        blame.outcome = match (is_timed_out, is_rerun) {
-            (true, _) => "1 request answered with timeout",
-            (false, true) => "1 request run again",
-            (false, false) => "1 request answered with crashed",
-        };
-        telemetry.counts.reruns += u64::from(is_rerun);
-        let is_its_doing = is_timed_out || blame.is_out_of_memory || exit.is_own_doing();
-        if is_its_doing && !is_rerun {
-            // The death before a rerun was not counted then.
-            for _ in 0..request.crash_count.clamp(1, 2) {
-                if self.strikes.strike_client(client, now) {
-                    blame.culprit = Some((client, peer));
-                }
-                if let Some(method) = method.filter(|_| !is_timed_out)
-                    && self.strikes.strike_method(&method.name, now)
-                {
-                    report_quarantined(&method.name, telemetry);
-                    blame.has_quarantined = true;
-                }
+        let reruns = suspects.iter().filter(|suspect| suspect.is_rerun());
+        telemetry.counts.reruns += reruns.count() as u64;
+        let is_of_one =
+            suspects.len() == 1 && (blame.is_out_of_memory || end.may_be_of_a_request());
+        for suspect in suspects {
+            let is_timed_out = suspect.request.is_timed_out;
+            if (is_timed_out || is_of_one) && !suspect.is_rerun() {
+                self.strike(&suspect, &mut blame, telemetry, now);
             }
         }
         blame
     }
+
+    /// Records that a request has caused a death.
+    fn strike(
+        &mut self,
+        suspect: &Suspect<'_>,
+        blame: &mut Blame,
+        telemetry: &mut Telemetry,
+        now: Instant,
+    ) {
+        let is_timed_out = suspect.request.is_timed_out;
+        // The death before a rerun was not counted then.
+        for _ in 0..suspect.request.crash_count.clamp(1, 2) {
+            let culprit = (suspect.client, suspect.peer);
+            if self.strikes.strike_client(suspect.client, now) && !blame.culprits.contains(&culprit)
+            {
+                blame.culprits.push(culprit);
+            }
+            if let Some(method) = suspect.method.filter(|_| !is_timed_out)
+                && self.strikes.strike_method(&method.name, now)
+            {
+                report_quarantined(&method.name, telemetry);
+                blame.has_quarantined = true;
+            }
+        }
+    }
 }
+
+/// The most methods that a message about several requests names.
+const NAMED: usize = 3;
 
 fn report_quarantined(method: &str, telemetry: &mut Telemetry) {
     let (most, within) = METHOD;
@@ -262,11 +348,7 @@ pub(super) fn close_culprit(
     clients: &mut Clients,
     telemetry: &mut Telemetry,
 ) {
-    let mut unleased = clients.unleased.iter();
-    let Some(unleased) = unleased
-        .position(|unleased| unleased.client.id == client)
-        .and_then(|index| clients.unleased.remove(index))
-    else {
+    let Some(unleased) = clients.take_without_worker(client) else {
         return;
     };
     let (most, within) = CLIENT;
@@ -288,7 +370,164 @@ const KILL: i32 = 9;
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
+    use crate::master::clients::client::Client;
+    use crate::pool::{Pool, Target};
+    use crate::proto::channel::AppGone;
+    use crate::proto::frame::OrderRule;
+    use crate::proto::names::{Generation, Offsets};
+    use crate::sys::passed::ClientSocket;
+    use crate::sys::process::Executable;
+
+    /// Number of the idempotent method.
+    const PRICE: u32 = 1;
+    /// Number of the other one.
+    const ORDER: u32 = 2;
+
+    fn methods() -> Vec<MethodName> {
+        let method = |name: &str, idempotent| MethodName {
+            name: name.to_owned(),
+            idempotent,
+        };
+        vec![method("price", true), method("order", false)]
+    }
+
+    fn workers(now: Instant) -> Workers {
+        let target = Target {
+            generation: Generation(1),
+            count: 1,
+            start_timeout: Duration::from_secs(1),
+            drain_timeout: Duration::from_secs(1),
+            max_lifetime: None,
+        };
+        let executable = Executable::from_file(File::open("/dev/null").expect("/dev/null"));
+        Workers::new(Pool::new(target, now, 1), executable, now)
+    }
+
+    /// Returns the clients of a dead worker: each with an interrupted request, its crash count, and whether it took too
+    /// long.
+    fn left(requests: &[(u32, u8, bool)]) -> DeadWorkerClients {
+        let client = |id: usize| {
+            let socket = File::open("/dev/null").expect("/dev/null").into();
+            Client {
+                id: ClientId(id as u64),
+                socket: ClientSocket::shared(socket, true),
+                peer: Peer::Unix {
+                    pid: 1,
+                    uid: 2,
+                    gid: 3,
+                },
+                order: OrderRule::Little,
+                listener: 1,
+                since: 0,
+                moves: 0,
+                offsets: Offsets::default(),
+            }
+        };
+        let requests = requests.iter().enumerate();
+        let recovered = requests.map(|(id, (method, crash_count, is_timed_out))| {
+            let interrupted = Interrupted {
+                method: *method,
+                crash_count: *crash_count,
+                is_timed_out: *is_timed_out,
+            };
+            (Unleased::new(client(id), 0), Some(interrupted))
+        });
+        DeadWorkerClients {
+            recovered: recovered.collect(),
+            ..DeadWorkerClients::default()
+        }
+    }
+
+    /// Lays the blame for the end of an app with these requests.
+    fn blame(workers: &mut Workers, end: AppEnd, requests: &[(u32, u8, bool)]) -> (Blame, u64) {
+        let gone = AppGone {
+            end,
+            reason: "has ended".to_owned(),
+        };
+        let end = WorkerEnd {
+            exit: Exit::Status(70),
+            app: Some(&gone),
+        };
+        let mut telemetry = Telemetry::new();
+        let (left, now) = (left(requests), Instant::now());
+        let blame = workers.lay_blame(end, &methods(), &left, &mut telemetry, now);
+        assert!(
+            blame
+                .cause(end, None)
+                .starts_with("ended: its app has ended")
+        );
+        (blame, telemetry.counts.reruns)
+    }
+
+    #[test]
+    fn of_several_requests_none_is_struck_and_all_are_told() {
+        let mut workers = workers(Instant::now());
+        let requests = [
+            (PRICE, 1, false),
+            (ORDER, 1, false),
+            (PRICE, 2, false),
+            (PRICE, 1, false),
+            (9, 1, false),
+        ];
+        for _ in 0..METHOD.0 {
+            let (blame, reruns) = blame(&mut workers, AppEnd::Exited(1), &requests);
+            assert_eq!(
+                blame.outcome,
+                "2 requests run again, 3 requests answered with crashed"
+            );
+            let named = blame.request.as_deref();
+            assert_eq!(named, Some(r#"5 requests ("?", "order", "price")"#));
+            assert_eq!((reruns, blame.culprits.len()), (2, 0));
+        }
+        assert!(workers.strikes.quarantined().is_empty());
+    }
+
+    #[test]
+    fn kills_of_an_app_from_outside_strike_no_one() {
+        let mut workers = workers(Instant::now());
+        for _ in 0..METHOD.0 {
+            for end in [AppEnd::Killed(KILL), AppEnd::BrokeProtocol] {
+                let (blame, _) = blame(&mut workers, end, &[(ORDER, 1, false)]);
+                assert_eq!(blame.outcome, "1 request answered with crashed");
+                assert!(blame.culprits.is_empty() && !blame.has_quarantined);
+            }
+        }
+        for death in 1..=METHOD.0 {
+            let (blame, _) = blame(&mut workers, AppEnd::Exited(0), &[(ORDER, 1, false)]);
+            assert_eq!(blame.culprits.len(), usize::from(death >= CLIENT.0));
+        }
+        assert_eq!(workers.strikes.quarantined(), ["order"]);
+    }
+
+    #[test]
+    fn a_request_that_took_too_long_is_known_among_others() {
+        let mut workers = workers(Instant::now());
+        let requests = [(PRICE, 1, false), (ORDER, 0, true), (ORDER, 1, false)];
+        for death in 1..=METHOD.0 {
+            let (blame, _) = blame(&mut workers, AppEnd::Unresponsive, &requests);
+            assert_eq!(
+                blame.outcome,
+                "1 request answered with timeout, 1 request run again, 1 request answered with crashed"
+            );
+            let culprits: Vec<u64> = blame.culprits.iter().map(|(client, _)| client.0).collect();
+            assert_eq!(culprits, [1].repeat(usize::from(death >= CLIENT.0)));
+        }
+        assert!(workers.strikes.quarantined().is_empty(), "it may be slow");
+    }
+
+    #[test]
+    fn one_that_runs_again_alone_counts_for_both_deaths() {
+        let mut workers = workers(Instant::now());
+        let (first, reruns) = blame(&mut workers, AppEnd::Killed(11), &[(PRICE, 1, false)]);
+        assert_eq!((first.culprits.len(), reruns), (0, 1));
+        let (second, _) = blame(&mut workers, AppEnd::Killed(11), &[(PRICE, 2, false)]);
+        assert!(second.culprits.is_empty());
+        let (third, _) = blame(&mut workers, AppEnd::Killed(11), &[(PRICE, 2, false)]);
+        assert_eq!(third.culprits.len(), 1, "three and four");
+    }
 
     #[test]
     fn strikes_expire_after_their_period() {

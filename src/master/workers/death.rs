@@ -8,6 +8,7 @@ use crate::master::memory;
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::Cause;
 use crate::master::workers::Workers;
+use crate::master::workers::app::WorkerEnd;
 use crate::master::workers::crash::{self, Blame};
 use crate::master::workers::messages::Attended;
 use crate::master::workers::worker::{Doom, Worker};
@@ -26,8 +27,8 @@ struct Death {
     seat: usize,
     cause: String,
     kind: Cause,
-    /// The consequence for the request that was executing.
-    outcome: &'static str,
+    /// The consequence for the requests that were executing.
+    outcome: String,
     /// Clients that are leased to other workers, and clients that are closed.
     moved: usize,
     lost: usize,
@@ -114,26 +115,31 @@ impl Workers {
             leases,
             methods,
             failure,
+            app,
             life,
             ..
         } = worker;
         let doom = life.doom();
+        let end = WorkerEnd {
+            exit,
+            app: app.gone.as_ref(),
+        };
         let is_timed_out = doom == Some(Doom::TimedOut);
         let mut left = leases.into_left(&shm, written, is_timed_out);
-        let blame = self.lay_blame(exit, is_timed_out, &methods, &left, telemetry, now);
+        let blame = self.lay_blame(end, &methods, &left, telemetry, now);
         if blame.has_quarantined {
             self.send_quarantined(poller);
         }
         let waiting = std::mem::take(&mut left.waiting);
         clients.await_handshakes(shm, waiting, is_timed_out, now);
         let lost = left.lost.len();
-        let moved = clients.recover(left, telemetry);
+        let moved = clients.recover(left, telemetry, now);
         let is_out_of_memory = blame.is_out_of_memory;
         let dropped = is_out_of_memory.then(|| memory::relieve(clients));
-        if let Some((client, peer)) = blame.culprit {
-            crash::close_culprit(client, peer, clients, telemetry);
+        for (client, peer) in &blame.culprits {
+            crash::close_culprit(*client, *peer, clients, telemetry);
         }
-        let (is_well, delay) = self.replace(id, exit, &blame, has_answered, now);
+        let (is_well, delay) = self.replace(id, end, &blame, has_answered, now);
         let death = Death {
             name,
             about: About {
@@ -141,8 +147,8 @@ impl Workers {
                 ..about
             },
             seat,
-            cause: blame.cause(exit, failure),
-            kind: Cause::from_exit(exit, is_out_of_memory, doom.and_then(Doom::cause)),
+            cause: blame.cause(end, failure),
+            kind: end.cause(is_out_of_memory, doom.and_then(Doom::cause)),
             outcome: blame.outcome,
             moved,
             lost,
@@ -159,7 +165,7 @@ impl Workers {
     fn replace(
         &mut self,
         id: WorkerId,
-        exit: Exit,
+        end: WorkerEnd<'_>,
         blame: &Blame,
         has_answered: bool,
         now: Instant,
@@ -170,10 +176,9 @@ impl Workers {
             .is_none_or(|member| !matches!(member.state, MemberState::Ready { .. }));
         // A worker killed from outside, or by a request, was no worse than its successor: the successor starts without
         // delay.
-        let is_own_doing = exit.is_own_doing() || blame.is_out_of_memory;
+        let is_own_doing = end.is_own_doing() || blame.is_out_of_memory;
         let was_useful = has_answered || blame.request.is_some() || !is_own_doing;
-        let is_well =
-            exit == Exit::Status(0) && blame.request.is_none() && (has_answered || is_no_loss);
+        let is_well = end.is_orderly() && blame.request.is_none() && (has_answered || is_no_loss);
         (is_well, self.pool.exited(id, was_useful, now))
     }
 

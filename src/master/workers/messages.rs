@@ -94,12 +94,12 @@ impl Workers {
             }
             ToMaster::AppStarted(started) => {
                 if let Some(worker) = self.all.get_mut(&id) {
-                    worker.app = Some(started.pid);
+                    worker.set_app(started.pid);
                 }
             }
             ToMaster::AppGone(gone) => {
                 if let Some(worker) = self.all.get_mut(&id) {
-                    worker.app_gone = Some(gone);
+                    worker.app.gone = Some(gone);
                 }
             }
             // Waking the loop is enough.
@@ -164,7 +164,11 @@ impl Workers {
         if worker.life == Life::Starting {
             worker.life = Life::Serving;
         }
-        let sentence = format_args!("{} is ready after {} ms", worker.name(), took.as_millis());
+        worker.app.info = ready.app;
+        let app = worker.app.describe();
+        let app = app.map_or_else(String::new, |app| format!(" with its {app}"));
+        let name = worker.name();
+        let sentence = format_args!("{name}{app} is ready after {} ms", took.as_millis());
         telemetry
             .events
             .note(Kind::WorkerReady, worker.about(), sentence);

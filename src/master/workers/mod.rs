@@ -20,6 +20,7 @@ use crate::proto::names::WorkerId;
 use crate::sys::poll::Poller;
 use crate::sys::process::{self, Executable};
 
+pub(crate) mod app;
 pub(crate) mod crash;
 pub(crate) mod death;
 pub(crate) mod descendants;

@@ -9,9 +9,10 @@ use crate::channel::{Channel, Sent};
 use crate::master::Token;
 use crate::master::clients::leases::{Leases, Recovered};
 use crate::master::telemetry::counters::Cause;
+use crate::master::workers::app::WorkerApp;
 use crate::master::workers::trust::Believed;
 use crate::pool::dispatch::Candidate;
-use crate::proto::channel::{AppGone, MAX_LEASES, MethodName, Start, ToMaster, ToWorker};
+use crate::proto::channel::{MAX_LEASES, MethodName, Start, ToMaster, ToWorker};
 use crate::proto::control::About;
 use crate::proto::names::{Generation, WorkerId};
 use crate::shm::{Layout, MasterShm};
@@ -42,9 +43,7 @@ pub(crate) struct Worker {
     pub(crate) methods: Vec<MethodName>,
     /// Why the worker will not become ready, in its own words.
     pub(crate) failure: Option<String>,
-    /// The pid of its app, and how that ended.
-    pub(crate) app: Option<u32>,
-    pub(crate) app_gone: Option<AppGone>,
+    pub(crate) app: WorkerApp,
     pub(crate) life: Life,
     /// The worker's counters, as far as they are plausible.
     pub(crate) believed: Believed,
@@ -219,8 +218,7 @@ impl Worker {
             leases,
             methods,
             failure: None,
-            app: None,
-            app_gone: None,
+            app: WorkerApp::default(),
             life: Life::Starting,
             believed: Believed::new(started),
             heartbeat: Heartbeat::default(),
@@ -261,7 +259,7 @@ impl Worker {
         Candidate {
             worker: self.id,
             has_capacity: self.accepts(waiting, window),
-            executing: u64::from(header.executing().is_some()),
+            executing: header.in_progress(),
             waiting,
             busy: header.busy(now),
             clients: self.leases.clients() as u64,

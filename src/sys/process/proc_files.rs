@@ -52,7 +52,7 @@ pub fn children() -> Vec<Child> {
 }
 
 /// Returns the fields of /proc/PID/stat after the name, which may contain anything.
-fn stat(pid: &str) -> Option<String> {
+pub(super) fn stat(pid: &str) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     Some(stat.rsplit_once(')')?.1.to_owned())
 }

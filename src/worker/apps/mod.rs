@@ -208,7 +208,11 @@ impl App {
             Exit::Status(status) => AppEnd::Exited(status),
             Exit::Signal { number, .. } => AppEnd::Killed(number),
         };
-        let reason = self.with_last_line(exit.to_string());
+        let reason = match exit {
+            Exit::Status(_) => exit.to_string(),
+            Exit::Signal { .. } => format!("was {exit}"),
+        };
+        let reason = self.with_last_line(reason);
         Some(AppGone { end, reason })
     }
 

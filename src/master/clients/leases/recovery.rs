@@ -7,6 +7,7 @@ use crate::master::clients::leases::{LeaseEntry, Leased, Leases, Recovered};
 use crate::proto::names::{Offsets, Peer};
 use crate::shm::{Claim, Header, LeaseState, MasterShm, Owner, Slot, Write};
 use crate::sys::byte_counts::{self, ByteCounts, Writes};
+use crate::sys::process::ProcessIdentity;
 
 /// A request that was executing when its worker died.
 #[derive(Clone, Debug)]
@@ -15,6 +16,8 @@ pub(crate) struct Interrupted {
     pub(crate) method: u32,
     /// How often this will have happened to the request when its client is leased again.
     pub(crate) crash_count: u8,
+    /// Whether its worker was ended because the request took too long.
+    pub(crate) is_timed_out: bool,
 }
 
 /// The clients that a dead worker left behind.
@@ -29,6 +32,8 @@ pub(crate) struct DeadWorkerClients {
     pub(crate) lost: Vec<(io::Error, Client)>,
     /// Clients whose unsent bytes are not known yet, each with its slot.
     pub(crate) waiting: Vec<(u32, Client)>,
+    /// The app of the worker, which may not have ended.
+    pub(crate) app: Option<ProcessIdentity>,
 }
 
 impl DeadWorkerClients {
@@ -70,7 +75,10 @@ impl Leases {
         written: Option<Writes>,
         is_timed_out: bool,
     ) -> DeadWorkerClients {
-        let mut left = DeadWorkerClients::default();
+        let mut left = DeadWorkerClients {
+            app: shm.header().app(),
+            ..DeadWorkerClients::default()
+        };
         for slot in 0..self.used {
             let state = self.state(slot, shm);
             let Some(client) = self.leave_behind(slot) else {
@@ -94,7 +102,8 @@ impl Leases {
                 Some(LeaseState::Away) => {
                     let found = recover_idle(slot, client, Claim::Parked, shm, Owner::Dead);
                     found.map(|mut unleased| {
-                        interrupted = interrupt(&mut unleased, slot, shm, is_timed_out);
+                        // The worker was killed for the request in its turn, if for any.
+                        interrupted = interrupt(&mut unleased, slot, shm, false);
                         unleased
                     })
                 }
@@ -152,10 +161,10 @@ fn interrupt(
     if !flags.timed_out {
         flags.crash_count = flags.crash_count.saturating_add(1);
     }
-    let crash_count = flags.crash_count;
     Some(Interrupted {
         method,
-        crash_count,
+        crash_count: flags.crash_count,
+        is_timed_out: flags.timed_out,
     })
 }
 

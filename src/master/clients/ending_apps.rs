@@ -1,0 +1,154 @@
+//! Clients whose requests an app was executing when its worker died, while the app has not ended.
+//!
+//! An app is killed with its worker, but it ends a moment later, or much later if a system call does not return. Its
+//! requests may run again, and later requests of the same clients may run, only when the first run is over. So these
+//! clients wait here; all other clients of the worker are leased at once. If the app has not ended after [`LIMIT`], its
+//! requests are answered with `timeout` and do not run again.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use crate::master::clients::Clients;
+use crate::master::clients::client::Unleased;
+use crate::master::telemetry::Telemetry;
+use crate::master::telemetry::counters::Reason;
+use crate::proto::names::ClientId;
+use crate::proto::text::Counted;
+use crate::sys::process::{ProcessHandle, ProcessIdentity};
+
+/// The first wait and the longest wait. The end of a child wakes the master earlier, by SIGCHLD.
+const FIRST_WAIT: Duration = Duration::from_millis(2);
+const MAX_WAIT: Duration = Duration::from_millis(100);
+
+/// How long an app that was killed may take to end.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// The app of a dead worker, and the clients whose requests it was executing.
+#[derive(Debug)]
+pub(crate) struct EndingApp {
+    process: ProcessHandle,
+    clients: Vec<Unleased>,
+    /// Why the clients will be leased again.
+    reason: Reason,
+    until: Instant,
+    due: Instant,
+    wait: Duration,
+}
+
+/// Kills an app whose worker has died, with its process group. Returns `None` if it has ended.
+fn kill(app: ProcessIdentity) -> io::Result<Option<ProcessHandle>> {
+    let process = ProcessHandle::open(app)?;
+    if let Some(process) = &process {
+        process.kill();
+    }
+    Ok(process.filter(|process| !process.has_ended()))
+}
+
+/// Has the next worker answer the requests with `timeout`, without running them.
+fn give_up(clients: &mut [Unleased]) {
+    for unleased in clients {
+        unleased.flags.timed_out = true;
+    }
+}
+
+impl Clients {
+    /// Queues clients whose requests were executing when their worker died: at once, or when the worker's app, if it
+    /// has one, has ended.
+    pub(super) fn requeue_interrupted(
+        &mut self,
+        mut clients: Vec<Unleased>,
+        app: Option<ProcessIdentity>,
+        reason: Reason,
+        telemetry: &mut Telemetry,
+        now: Instant,
+    ) {
+        let ended = app.map_or(Ok(None), kill);
+        match ended {
+            Ok(Some(process)) if !clients.is_empty() && !self.is_closing => {
+                log::debug!(
+                    "{} until app {} has ended",
+                    Counted(clients.len(), "waiting client"),
+                    process.identity().pid
+                );
+                self.ending_apps.push(EndingApp {
+                    process,
+                    clients,
+                    reason,
+                    until: now + LIMIT,
+                    due: now + FIRST_WAIT,
+                    wait: FIRST_WAIT,
+                });
+                return;
+            }
+            Ok(_) => {}
+            Err(e) => {
+                log::error!(
+                    "cannot watch the end of an app, so its requests do not run again: {e}"
+                );
+                give_up(&mut clients);
+            }
+        }
+        self.requeue(clients.into_iter().map(Ok), reason, telemetry);
+    }
+
+    /// Returns when the waiting clients must be checked next.
+    pub(crate) fn ending_apps_deadline(&self) -> Option<Instant> {
+        self.ending_apps.iter().map(|ending| ending.due).min()
+    }
+
+    /// Queues the clients of apps that have ended, or have not ended in time.
+    pub(crate) fn check_ending_apps(&mut self, telemetry: &mut Telemetry, now: Instant) {
+        for mut ending in std::mem::take(&mut self.ending_apps) {
+            if !ending.process.has_ended() {
+                if ending.until > now {
+                    if ending.due <= now {
+                        ending.wait = ending.wait.saturating_mul(2).min(MAX_WAIT);
+                        ending.due = ending.until.min(now + ending.wait);
+                    }
+                    self.ending_apps.push(ending);
+                    continue;
+                }
+                log::error!(
+                    "app {} was killed and has not ended after {LIMIT:?}: {} answered with timeout",
+                    ending.process.identity().pid,
+                    Counted(ending.clients.len(), "request")
+                );
+                give_up(&mut ending.clients);
+            }
+            self.requeue(ending.clients.into_iter().map(Ok), ending.reason, telemetry);
+        }
+    }
+
+    /// Queues the clients of all apps: the master exits, and the next one could not wait for them.
+    pub(crate) fn give_up_ending_apps(&mut self, telemetry: &mut Telemetry, now: Instant) {
+        for ending in &mut self.ending_apps {
+            ending.until = now;
+        }
+        self.check_ending_apps(telemetry, now);
+    }
+
+    /// Returns the clients without a worker whose bytes are known.
+    pub(crate) fn without_worker(&self) -> impl Iterator<Item = &Unleased> {
+        let waiting = self.ending_apps.iter().flat_map(|ending| &ending.clients);
+        self.unleased.iter().chain(waiting)
+    }
+
+    /// Removes and returns a client without a worker.
+    pub(crate) fn take_without_worker(&mut self, id: ClientId) -> Option<Unleased> {
+        let is_it = |unleased: &Unleased| unleased.client.id == id;
+        if let Some(index) = self.unleased.iter().position(is_it) {
+            return self.unleased.remove(index);
+        }
+        let mut waiting = self.ending_apps.iter_mut();
+        waiting.find_map(|ending| {
+            let index = ending.clients.iter().position(is_it)?;
+            Some(ending.clients.remove(index))
+        })
+    }
+
+    /// Removes and returns all clients that wait for the end of an app.
+    pub(super) fn take_ending(&mut self) -> impl Iterator<Item = Unleased> + use<> {
+        let ending = std::mem::take(&mut self.ending_apps).into_iter();
+        ending.flat_map(|ending| ending.clients)
+    }
+}
