@@ -527,6 +527,18 @@ func TestEndOfTheDescriptorEndsTheApp(t *testing.T) {
 	w.logged("stopped")
 }
 
+func TestEndDoesNotWaitForAWorkerThatDoesNotRead(t *testing.T) {
+	w := startApp(t, "bare", options{unread: true})
+	for i := 0; i < 10000; i++ {
+		_, body := w.body("add", `{"a":1,"b":2}`)
+		w.send(body)
+	}
+	raw, err := w.socket.SyscallConn()
+	must(t, err)
+	must(t, raw.Control(func(fd uintptr) { must(t, syscall.Shutdown(int(fd), syscall.SHUT_WR)) }))
+	equal(t, w.exit(), 0)
+}
+
 func TestRunByHand(t *testing.T) {
 	run := func(name string, env ...string) (string, int) {
 		cmd := exec.Command(os.Args[0], "an arg")

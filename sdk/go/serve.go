@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"runtime/debug"
 	"strconv"
@@ -71,13 +72,21 @@ func (a *App) receive(m *message, arrived time.Time) {
 	case isStop:
 		a.mu.Lock()
 		a.hasToStop = true
-		a.stopsBy = time.Now().Add(time.Duration(m.number) * time.Millisecond)
+		a.stopsBy = time.Now().Add(milliseconds(m.number))
 		isIdle := len(a.calls) == 0
 		a.mu.Unlock()
 		if isIdle {
 			a.finish(a.stopsBy)
 		}
 	}
+}
+
+func milliseconds(count uint64) time.Duration {
+	const most = math.MaxInt64 / uint64(time.Millisecond) / 2
+	if count > most {
+		count = most
+	}
+	return time.Duration(count) * time.Millisecond
 }
 
 func (a *App) request(m *message, arrived time.Time) {
@@ -95,7 +104,7 @@ func (a *App) request(m *message, arrived time.Time) {
 	}
 	if m.hasTimeout {
 		c.hasDeadline = true
-		c.deadline = arrived.Add(time.Duration(m.timeout) * time.Millisecond)
+		c.deadline = arrived.Add(milliseconds(m.timeout))
 	}
 	if c.method == nil {
 		a.answerFault(c, Error{"internal", fmt.Sprintf("unknown method %q", m.method)})
@@ -211,35 +220,30 @@ func (a *App) answered(c *callContext) {
 // Calls the functions of Stop once, and ends the process, at the latest at this time.
 func (a *App) finish(deadline time.Time) {
 	a.ending.Do(func() {
-		if len(a.onStop) == 0 {
-			a.exit()
-		}
-		go a.callStop(deadline)
+		ctx, cancel := context.WithDeadline(context.Background(), deadline)
+		go func() {
+			<-ctx.Done()
+			os.Exit(0)
+		}()
+		go func() {
+			for _, call := range a.onStop {
+				if err := protect(ctx, call); err != nil {
+					logError("a function of Stop failed: %v", err)
+				}
+			}
+			a.drain()
+			cancel()
+		}()
 	})
 }
 
-func (a *App) callStop(deadline time.Time) {
-	ctx, cancel := context.WithDeadline(context.Background(), deadline)
-	defer cancel()
-	go func() {
-		<-ctx.Done()
-		os.Exit(0)
-	}()
-	for _, call := range a.onStop {
-		if err := protect(ctx, call); err != nil {
-			logError("a function of Stop failed: %v", err)
-		}
-	}
-	a.exit()
-}
-
-// Exits after what has been answered is written.
-func (a *App) exit() {
+// Waits until what has been answered is written.
+func (a *App) drain() {
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	for a.isWriting || len(a.out) > 0 {
 		a.progress.Wait()
 	}
-	os.Exit(0)
 }
 
 // Reads frames.

@@ -9,6 +9,8 @@ const METHOD = /^[a-z][a-z0-9_.-]{0,63}$/;
 const MAX_CONCURRENCY = 4096;
 // How long the functions of `stop` may run if the worker has ended without a `stop`.
 const END_GRACE = 1000;
+// The longest time that setTimeout takes.
+const MAX_TIMER = 2 ** 31 - 1;
 // Exit codes of sysexits.h.
 const EX_USAGE = 64;
 const EX_PROTOCOL = 76;
@@ -265,7 +267,7 @@ export class App {
     if (this.#onStop.length === 0) process.exit(0);
     if (this.#finishing !== null) return;
     this.#finishing = this.#callStop();
-    setTimeout(() => process.exit(0), Math.max(0, deadline - performance.now()));
+    setTimeout(() => process.exit(0), Math.min(MAX_TIMER, Math.max(0, deadline - performance.now())));
   }
 
   async #callStop() {

@@ -149,6 +149,8 @@ export class Channel {
 
   /** Returns how many bytes were written; all, if there is no reader any more. */
   #write(buffer, from, to) {
+    // Its number may be that of another file by now.
+    if (this.#socket.destroyed) return to - from;
     try {
       return writeSync(this.#fd, buffer, from, to - from);
     } catch (error) {
