@@ -7,7 +7,7 @@ use fdpassd::testing::{Client, eventually};
 use serde_json::json;
 
 use crate::common::faulty::{self, Execution};
-use crate::common::figures::{figures, sum, text};
+use crate::common::metrics::{figures, sum, text};
 use crate::common::needs::skip;
 use crate::common::{kernel, start};
 

@@ -2,11 +2,11 @@
 
 pub mod cgroup;
 pub mod faulty;
-pub mod figures;
 pub mod holder;
 pub mod http;
 pub mod kernel;
 pub mod load;
+pub mod metrics;
 pub mod namespace;
 pub mod needs;
 pub mod page;

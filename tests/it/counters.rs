@@ -10,7 +10,7 @@ use fdpassd::testing::{Client, Running, ServiceManager};
 use serde_json::json;
 
 use crate::common::faulty::{self, example};
-use crate::common::figures::{assert_counted, figures, sum};
+use crate::common::metrics::{assert_counted, figures, sum};
 use crate::common::random::Random;
 use crate::common::restart::{How, restart};
 use crate::common::start;
