@@ -10,7 +10,7 @@ use fdpassd::testing::{Client, Running, ServiceManager};
 use serde_json::json;
 
 use crate::common::faulty::{self, example};
-use crate::common::metrics::{assert_counted, figures, sum};
+use crate::common::metrics::{assert_counted, samples, sum};
 use crate::common::random::Random;
 use crate::common::restart::{How, restart};
 use crate::common::start;
@@ -27,9 +27,9 @@ fn failed_starts_are_no_deaths() {
     assert_eq!(status.deaths_total, 0);
     daemon.kill_worker(0);
     assert_eq!(daemon.status().deaths_total, 1);
-    let figures = figures(&daemon);
-    assert!(figures["fdpassd_worker_failed_starts_total"] >= 3.0);
-    assert_eq!(sum(&figures, "fdpassd_worker_deaths_total"), 1.0);
+    let samples = samples(&daemon);
+    assert!(samples["fdpassd_worker_failed_starts_total"] >= 3.0);
+    assert_eq!(sum(&samples, "fdpassd_worker_deaths_total"), 1.0);
 }
 
 #[test]
@@ -46,13 +46,13 @@ fn clients_that_a_worker_cannot_watch_are_lost_and_counted() {
         (status.clients, status.lost_total) == (0, 1)
     });
     assert_eq!(
-        figures(&daemon)["fdpassd_clients_lost_total{reason=\"worker\"}"],
+        samples(&daemon)["fdpassd_clients_lost_total{reason=\"worker\"}"],
         1.0
     );
     // A worker's counts stay after its end.
     daemon.kill_worker(0);
     assert_eq!(
-        figures(&daemon)["fdpassd_clients_lost_total{reason=\"worker\"}"],
+        samples(&daemon)["fdpassd_clients_lost_total{reason=\"worker\"}"],
         1.0
     );
     let mut client: Client = daemon.connect();
@@ -117,7 +117,7 @@ fn a_hundred_restarts_forget_no_request() {
         let how = How::ALL[round % How::ALL.len()];
         daemon = restart(&manager, daemon, how, &program);
         assert_counted(&daemon, requests, errors);
-        let now = figures(&daemon);
+        let now = samples(&daemon);
         assert_eq!(now["fdpassd_handler_panics_total"], panics as f64);
         for (name, value) in before
             .iter()
@@ -181,14 +181,14 @@ fn counters_that_a_worker_scribbled_are_not_believed() {
         client.call("ping", 1).expect("a pong");
         assert_counted(&daemon, requests, 0);
         assert_eq!(
-            figures(&daemon)["fdpassd_worker_counters_rejected_total"],
+            samples(&daemon)["fdpassd_worker_counters_rejected_total"],
             f64::from(round)
         );
         daemon.wait_for_log("invalid counters: ");
         daemon.kill_worker(0);
         assert_counted(&daemon, requests, 0);
         assert_eq!(
-            figures(&daemon)["fdpassd_worker_counters_rejected_total"],
+            samples(&daemon)["fdpassd_worker_counters_rejected_total"],
             f64::from(round)
         );
     }
@@ -266,7 +266,7 @@ fn figures_are_exact_after_a_storm() {
     assert_eq!(
         (
             status.failed_starts_total,
-            figures(&daemon)["fdpassd_worker_counters_rejected_total"]
+            samples(&daemon)["fdpassd_worker_counters_rejected_total"]
         ),
         (0, 0.0)
     );

@@ -163,12 +163,12 @@ fn worker_deaths_during_an_upgrade_are_noticed() {
                 .all(|event| event.message.contains("killed by signal 9")),
             "{died:?}"
         );
-        let figures = daemon.ctl("metrics").expect("it is told")["text"].to_string();
+        let samples = daemon.ctl("metrics").expect("it is told")["text"].to_string();
         assert!(
-            figures.contains(&format!(
+            samples.contains(&format!(
                 "worker_deaths_total{{cause=\\\"signal\\\"}} {victims}"
             )),
-            "{figures}"
+            "{samples}"
         );
         assert_children(&daemon, workers);
     }
