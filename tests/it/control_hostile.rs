@@ -1,18 +1,22 @@
 //! Slow, deaf and hostile control clients delay no other client and cost nothing.
 
+use std::fs::{self, Permissions};
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fdpassd::proto::control::MAX_REQUEST;
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, TIMEOUT, eventually};
 use serde_json::json;
 
-use crate::common::program::{control_socket, wait_for_clients};
+use crate::common::program::{
+    FDPASSCTL, OtherUser, Program, control_socket, ctl, wait_for_clients,
+};
 use crate::common::{kernel, let_pass, start};
 
 #[test]
@@ -231,6 +235,61 @@ fn hostile_clients_in_parallel_delay_no_other() {
         }
     });
     wait_for_clients(&socket, 0);
+}
+
+#[test]
+fn refused_requests_of_a_reader_are_reported_by_a_limit() {
+    let Some(other) = OtherUser::new() else {
+        return;
+    };
+    let daemon = start("workers.count = 1\ncontrol.mode = \"0666\"");
+    daemon.wait_for_workers();
+    let socket = control_socket(&daemon);
+    for path in [daemon.directory(), &socket] {
+        fs::set_permissions(path, Permissions::from_mode(0o777)).expect("it is ours");
+    }
+    let tool = other.directory().join("fdpassctl");
+    fs::copy(FDPASSCTL, &tool).expect("there is room");
+    let script = format!(
+        "for i in 1 2 3 4 5 6 7; do for j in 1 2 3 4 5 6; do {} -s {} scale 3; done; done",
+        tool.display(),
+        socket.display()
+    );
+    let begin = Instant::now();
+    let mut command = other.command("/bin/sh", 61_234);
+    let said = Program::start(command.args(["-c", &script])).finish();
+    let most = 16 + begin.elapsed().as_secs() + 2;
+    assert_eq!(
+        said.err
+            .matches("forbidden: changing things needs root")
+            .count(),
+        42,
+        "{}",
+        said.err
+    );
+    let_pass(Duration::from_millis(1100));
+    Program::start(other.command(&tool, 61_234).args([
+        "-s",
+        &socket.display().to_string(),
+        "scale",
+        "3",
+    ]))
+    .finish();
+    let events = ctl(&daemon, &["events", "--json"]).out;
+    let reported = events.matches("\"forbidden\"").count() as u64;
+    assert!(
+        (17..=most + 2).contains(&reported),
+        "{reported} reports, at most {most}: {events}"
+    );
+    // All are reported if they come as slowly as that.
+    assert!(
+        42 <= most || events.contains("earlier requests forbidden"),
+        "{events}"
+    );
+    assert_eq!(
+        daemon.stderr().matches("refused: changing things").count() as u64,
+        reported
+    );
 }
 
 /// Clients of the RPC and of the control socket are answered.
