@@ -15,7 +15,7 @@ use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
 use std::{env, process::ExitCode};
 
-use fdpassd::{Call, Daemon, Fault, WorkerInfo};
+use fdpassd::{Call, Daemon, Fault, Method, WorkerInfo};
 use serde::{Deserialize, Serialize};
 
 /// The contents of `counter.json`, which all workers share.
@@ -107,7 +107,7 @@ fn io_fault(error: io::Error) -> Fault {
 fn main() -> ExitCode {
     Daemon::new("counterd")
         .state(Store::open)
-        .idempotent("add", Store::add)
-        .idempotent("total", Store::total)
+        .method(Method::new("add", Store::add).idempotent())
+        .method(Method::new("total", Store::total).idempotent())
         .run()
 }

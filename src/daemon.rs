@@ -5,11 +5,8 @@ mod run;
 use std::fmt;
 use std::process::ExitCode;
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use serde_json::value::RawValue;
-
-use crate::worker::{self, Call, Fault, Methods, Reply, WorkerInfo};
+use crate::proto::names::is_daemon_name;
+use crate::worker::{self, Constructor, Method, Methods, WorkerInfo};
 
 /// The name of the daemon of this package, unlike those that are written with its library.
 const SHIPPED: &str = "fdpassd";
@@ -21,56 +18,59 @@ const SHIPPED: &str = "fdpassd";
 /// every reload, recycle, crash and panic: see *Where to keep state* in README.md.
 ///
 /// ```no_run
-/// use fdpassd::{Call, Daemon, Fault};
+/// use fdpassd::{Call, Daemon, Fault, Method};
+///
+/// fn is_prime(primes: &mut Vec<u64>, n: u64, _: &Call) -> Result<bool, Fault> {
+///     Ok(primes.contains(&n))
+/// }
 ///
 /// fn main() -> std::process::ExitCode {
 ///     Daemon::new("primed")
 ///         .state(|_worker| Ok::<Vec<u64>, Fault>(vec![2, 3, 5, 7]))
-///         .idempotent("is_small_prime", |primes: &mut Vec<u64>, n: u64, _call: &Call| {
-///             Ok(primes.contains(&n))
-///         })
+///         .method(Method::new("is_small_prime", is_prime).idempotent())
 ///         .run()
 /// }
 /// ```
 pub struct Daemon<S = ()> {
     name: String,
     version: &'static str,
-    methods: Methods<S>,
+    constructor: Constructor<S>,
+    methods: Vec<Method<S>>,
 }
 
 impl Daemon<()> {
     /// Returns a daemon of this name, with the methods `ping` and `methods`.
+    ///
+    /// The name is `[a-z][a-z0-9_-]{0,31}`: it is also that of files, directories, processes and the user of a unit.
     #[must_use]
-    pub fn new(name: &str) -> Daemon<()> {
-        let methods = Methods::new(Box::new(|_| Ok(())));
+    pub fn new(name: impl Into<String>) -> Daemon<()> {
         Daemon {
-            name: name.to_owned(),
+            name: name.into(),
             version: env!("CARGO_PKG_VERSION"),
-            methods,
+            constructor: Box::new(|_| Ok(())),
+            methods: Vec::new(),
         }
     }
 
     /// Sets the constructor of the state, which each worker process calls before it is ready. If it fails, the reason
-    /// is logged, and another worker is started after a while. It is called again after a method has panicked.
+    /// is logged, and another worker is started after a while. It is called again after a method has panicked; the old
+    /// state is dropped before.
     ///
-    /// # Panics
-    /// When methods were added before: they belong to another state.
+    /// Methods that were added before use no state.
     #[must_use]
     pub fn state<S: 'static, E: fmt::Display>(
         self,
         make: impl Fn(&WorkerInfo) -> Result<S, E> + 'static,
     ) -> Daemon<S> {
-        assert!(
-            self.methods.has_no_own(),
-            "state() comes before the first method"
-        );
-        let methods = Methods::new(Box::new(move |worker| {
-            make(worker).map_err(|e| e.to_string())
-        }));
         Daemon {
             name: self.name,
             version: self.version,
-            methods,
+            constructor: Box::new(move |worker| make(worker).map_err(|e| e.to_string())),
+            methods: self
+                .methods
+                .into_iter()
+                .map(Method::for_any_state)
+                .collect(),
         }
     }
 }
@@ -83,87 +83,46 @@ impl<S: 'static> Daemon<S> {
         self
     }
 
-    /// Adds a method: its `params` are parsed into `P`, and its return value is the `result`.
+    /// Adds a method. The order in which methods are added has no meaning.
+    #[must_use]
+    pub fn method(mut self, method: Method<S>) -> Daemon<S> {
+        self.methods.push(method);
+        self
+    }
+
+    /// Returns the name and the parts of a worker.
     ///
-    /// Names are `[a-z][a-z0-9_.-]{0,63}`, but not `error`. Replies are called NAME + `_r`, see [`Daemon::reply_name`].
-    /// Params that are no `P` are answered with `bad_params`, a panic with `crashed`.
-    #[must_use]
-    pub fn method<P, R>(
-        mut self,
-        name: &str,
-        call: impl Fn(&mut S, P, &Call) -> Result<R, Fault> + 'static,
-    ) -> Daemon<S>
-    where
-        P: DeserializeOwned,
-        R: Serialize,
-    {
-        self.methods.add_typed(name, false, call);
-        self
-    }
-
-    /// Adds a method that may run once more if its worker died in it: one without side effects, or whose second run
-    /// changes nothing.
-    #[must_use]
-    pub fn idempotent<P, R>(
-        mut self,
-        name: &str,
-        call: impl Fn(&mut S, P, &Call) -> Result<R, Fault> + 'static,
-    ) -> Daemon<S>
-    where
-        P: DeserializeOwned,
-        R: Serialize,
-    {
-        self.methods.add_typed(name, true, call);
-        self
-    }
-
-    /// Adds a method that gets its params as the client wrote them, and writes its result itself: nothing is copied or
-    /// parsed unless it does so.
-    ///
-    /// ```no_run
-    /// # use fdpassd::{Daemon, RawValue, Reply};
-    /// Daemon::new("echod").raw("echo", |_, params: &RawValue, out: &mut Reply| out.raw(params)).run();
-    /// ```
-    #[must_use]
-    pub fn raw(
-        mut self,
-        name: &str,
-        call: impl Fn(&mut S, &RawValue, &mut Reply<'_>) -> Result<(), Fault> + 'static,
-    ) -> Daemon<S> {
-        self.methods.add(name, false, Box::new(call));
-        self
-    }
-
-    /// Names the replies of the method that was added last.
-    #[must_use]
-    pub fn reply_name(mut self, name: &str) -> Daemon<S> {
-        self.methods.rename_reply(name);
-        self
-    }
-
-    /// Marks the method that was added last as one that takes microseconds: no clock is read around it, and replies to
-    /// pipelined requests are sent together.
-    #[must_use]
-    pub fn inline(mut self) -> Daemon<S> {
-        self.methods.make_inline();
-        self
-    }
-
-    /// Returns the parts of a worker.
-    pub(crate) fn into_parts(self) -> (String, Methods<S>) {
-        (self.name, self.methods.complete())
+    /// # Errors
+    /// All errors of the program, each in a sentence.
+    pub(crate) fn into_parts(self) -> Result<(String, Methods<S>), Vec<String>> {
+        let mut mistakes = Vec::new();
+        if !is_daemon_name(&self.name) {
+            mistakes.push(format!(
+                "{:?} is not a valid name for a daemon: [a-z][a-z0-9_-]{{0,31}}",
+                self.name
+            ));
+        }
+        match Methods::new(self.methods, self.constructor) {
+            Ok(methods) if mistakes.is_empty() => return Ok((self.name, methods)),
+            Ok(_) => {}
+            Err(more) => mistakes.extend(more),
+        }
+        Err(mistakes)
     }
 
     /// Runs the daemon in the role that its arguments select: as master, as one of its workers, as its exporter, or to
-    /// test a configuration. Returns the exit code for `main`.
+    /// test a configuration. Returns the exit code for `main`. An error of the program, such as two methods of one name,
+    /// is printed, and the exit code is 70.
     ///
     /// It should be called by the first thread of the process. The kernel keeps the account of no other thread until
     /// the master reads it, and a client of a Unix socket is closed if its worker is killed while it writes to it.
     #[must_use]
     pub fn run(self) -> ExitCode {
-        let version = self.version;
-        let (name, methods) = self.into_parts();
-        run::run(&name, version, methods)
+        let (name, version) = (self.name.clone(), self.version);
+        match self.into_parts() {
+            Ok((name, methods)) => run::run(&name, version, methods),
+            Err(mistakes) => run::refuse_program(&name, &mistakes),
+        }
     }
 }
 
@@ -174,6 +133,6 @@ impl<S: 'static> Daemon<S> {
 #[must_use]
 pub fn fdpassd_main() -> ExitCode {
     Daemon::new(SHIPPED)
-        .idempotent("pi", worker::pi_method)
+        .method(Method::new("pi", worker::pi_method).idempotent())
         .run()
 }

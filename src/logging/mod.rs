@@ -223,19 +223,24 @@ thread_local! {
 }
 
 /// Makes a panic end the process while it exists: half a line may be written, and the state of the output is unknown.
-struct Inside;
+struct Inside {
+    /// A hook or a destructor logs during a panic that began outside.
+    was_panicking: bool,
+}
 
 impl Inside {
     fn enter() -> Inside {
         IS_INSIDE.set(true);
-        Inside
+        Inside {
+            was_panicking: std::thread::panicking(),
+        }
     }
 }
 
 impl Drop for Inside {
     fn drop(&mut self) {
         IS_INSIDE.set(false);
-        if std::thread::panicking() {
+        if std::thread::panicking() && !self.was_panicking {
             std::process::abort();
         }
     }

@@ -17,12 +17,12 @@ const REPLY: usize = 1 << 20;
 /// The methods of a daemon with one state, in this process: a worker without clients. For unit tests of methods.
 ///
 /// ```
-/// use fdpassd::{Call, Daemon, Fault};
+/// use fdpassd::{Call, Daemon, Fault, Method};
 /// use fdpassd::testing::InProcess;
 ///
 /// let daemon = Daemon::new("spelld")
 ///     .state(|_| Ok::<Vec<String>, Fault>(vec!["lease".to_owned()]))
-///     .idempotent("check", |words: &mut Vec<String>, word: String, _: &Call| Ok(words.contains(&word)));
+///     .method(Method::new("check", |words: &mut Vec<String>, word: String, _: &Call| Ok(words.contains(&word))));
 /// let mut worker = InProcess::start(daemon).expect("the state can be made");
 /// assert_eq!(worker.call("check", "lease").expect("a result"), true);
 /// assert_eq!(worker.call("check", 2).expect_err("no word").code(), "bad_params");
@@ -33,12 +33,11 @@ impl InProcess {
     /// Makes the state.
     ///
     /// # Errors
-    /// The reason why the state cannot be made, or the first mistake in the methods, such as an invalid name.
+    /// The reason why the state cannot be made, or the errors of the program, such as an invalid name.
     pub fn start<S: 'static>(daemon: Daemon<S>) -> Result<InProcess, String> {
-        let (name, methods) = daemon.into_parts();
-        if let Some(mistake) = methods.mistakes().first() {
-            return Err(mistake.clone());
-        }
+        let (name, methods) = daemon
+            .into_parts()
+            .map_err(|mistakes| mistakes.join("\n"))?;
         let info = WorkerInfo {
             name,
             worker: WorkerId(1),

@@ -10,6 +10,7 @@ mod death;
 mod handoff;
 mod leases;
 mod master_link;
+mod method;
 mod methods;
 mod parking;
 mod reply;
@@ -41,8 +42,9 @@ use crate::sys::{clock, fork, signal};
 use crate::table::Table;
 
 pub(crate) use builtin::pi_method;
+pub use method::Method;
 pub use methods::WorkerInfo;
-pub(crate) use methods::{Methods, RunningService, Service};
+pub(crate) use methods::{Constructor, Methods, RunningService, Service};
 pub use reply::{Call, Fault, Reply};
 pub(crate) use start::{Error, run};
 
