@@ -10,12 +10,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fdpassd::proto::control::MAX_REQUEST;
-use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, TIMEOUT, eventually};
 use serde_json::json;
 
 use crate::common::program::{
-    FDPASSCTL, OtherUser, Program, control_socket, ctl, wait_for_clients,
+    FDPASSCTL, OtherUser, Program, control_client, control_socket, ctl, wait_for_clients,
 };
 use crate::common::{kernel, let_pass, start};
 
@@ -26,21 +25,21 @@ fn hostile_control_clients_delay_no_other_and_cost_no_cpu() {
     rpc.call("ping", 0).expect("a result");
     let drain = json!({"in": "drain", "params": {"wait": true}}).to_string();
 
-    let _silent = connect(&daemon);
-    let mut halfway = connect(&daemon);
+    let _silent = control_client(&daemon);
+    let mut halfway = control_client(&daemon);
     let frame = halfway.frame("{\"in\":\"version\"}");
     halfway.send(&frame[..10]);
     let deaf = stream(&daemon);
     deaf.set_nonblocking(true).expect("O_NONBLOCK");
     let statuses = halfway.frame("{\"in\":\"status\"}").repeat(100);
     while (&deaf).write(&statuses).is_ok() {}
-    let mut waiting = connect(&daemon);
+    let mut waiting = control_client(&daemon);
     waiting.send_frame(&drain);
-    let mut half_closed = connect(&daemon);
+    let mut half_closed = control_client(&daemon);
     half_closed.send_frame(&drain);
     half_closed.finish();
     // Far more than is kept of it while it waits.
-    let mut eager = connect(&daemon);
+    let mut eager = control_client(&daemon);
     let more = eager.frame("{\"in\":\"version\"}").repeat(5_000);
     let (mut writer, first) = (eager.writer(), eager.frame(&drain));
     let sending = thread::spawn(move || {
@@ -78,7 +77,7 @@ fn many_requests_at_once_are_answered_in_turn_with_others() {
     // Both wait while the master stands still, and what each asked for is logged when it is answered.
     kernel::stop(daemon.pid());
     let ask = |method: &str, count| {
-        let mut client = connect(&daemon);
+        let mut client = control_client(&daemon);
         // No two are the same, for lines that repeat are counted.
         for number in 0..count {
             client.send_frame(
@@ -116,7 +115,7 @@ fn many_requests_at_once_are_answered_in_turn_with_others() {
 #[test]
 fn requests_before_a_half_close_are_answered() {
     let daemon = start("");
-    let mut client = connect(&daemon);
+    let mut client = control_client(&daemon);
     let asked = [
         client.frame("{\"in\":\"status\"}"),
         client.frame("{\"in\":\"version\"}"),
@@ -137,7 +136,7 @@ fn a_client_that_hangs_up_while_it_waits_is_forgotten() {
     let daemon = start("");
     let mut rpc = daemon.connect();
     rpc.call("ping", 0).expect("a result");
-    let mut clients: Vec<Client> = (0..3).map(|_| connect(&daemon)).collect();
+    let mut clients: Vec<Client> = (0..3).map(|_| control_client(&daemon)).collect();
     let frame = clients[0].frame(json!({"in": "drain", "params": {"wait": true}}).to_string());
     clients.iter_mut().for_each(|client| client.send(&frame));
     clients[1].finish();
@@ -295,7 +294,7 @@ fn refused_requests_of_a_reader_are_reported_by_a_limit() {
 /// Clients of the RPC and of the control socket are answered.
 #[track_caller]
 fn answers(daemon: &Running, rpc: &mut Client, count: u32) {
-    let mut control = connect(daemon);
+    let mut control = control_client(daemon);
     for number in 0..count {
         assert_eq!(rpc.call("ping", number).expect("a result"), number);
         control.send_frame("{\"in\":\"status\"}");
@@ -318,9 +317,4 @@ fn refused(socket: &Path, sent: &[u8], code: &str) -> std::io::Result<()> {
 
 fn stream(daemon: &Running) -> UnixStream {
     UnixStream::connect(control_socket(daemon)).expect("the daemon listens")
-}
-
-#[track_caller]
-fn connect(daemon: &Running) -> Client {
-    Client::connect(&Address::Unix(control_socket(daemon)))
 }

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::common::faulty::example;
 use crate::common::upgrade::Programs;
-use crate::common::{FDPASSD, kernel, ping_of, pong_of};
+use crate::common::{FDPASSD, kernel, metrics, ping_all, ping_of, pong_of, read};
 
 const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n";
 const STATE_FILE: &str = "fdpassd-book";
@@ -129,7 +129,7 @@ fn clients_in_a_lost_queue_are_counted() {
     let status = daemon.status();
     assert_eq!((status.clients, status.lost_total), (0, 7));
     daemon.wait_for_log("took over 0 clients from the previous master; 7 lost: store 7");
-    assert!(metrics(&daemon).contains("\nfdpassd_clients_lost_total{reason=\"store\"} 7\n"));
+    assert!(metrics::text(&daemon).contains("\nfdpassd_clients_lost_total{reason=\"store\"} 7\n"));
     let mut clients = clients_of(&daemon, 3);
     let _daemon = restart(&manager, end(daemon));
     ping_all(&mut clients);
@@ -431,13 +431,6 @@ fn clients_of(daemon: &Running, count: usize) -> Vec<Client> {
     clients
 }
 
-#[track_caller]
-fn ping_all(clients: &mut [Client]) {
-    for (client, number) in clients.iter_mut().zip(0_u64..) {
-        assert_eq!(client.call("ping", number).expect("a pong"), number);
-    }
-}
-
 fn newest(status: &Status) -> Option<u64> {
     status
         .workers
@@ -445,13 +438,6 @@ fn newest(status: &Status) -> Option<u64> {
         .filter_map(|worker| worker.id)
         .map(|id| id.0)
         .max()
-}
-
-fn metrics(daemon: &Running) -> String {
-    daemon.ctl("metrics").expect("they are told")["text"]
-        .as_str()
-        .expect("text")
-        .to_owned()
 }
 
 /// The state that version 0.1.0 hands to the next program, with a foreign process as its worker.
@@ -559,11 +545,7 @@ fn accepted(listener: &UnixListener) -> OwnedFd {
 }
 
 fn format_of(name: &str) -> String {
-    std::fs::read_to_string(format!(
-        "{}/tests/formats/0.1.0/{name}",
-        env!("CARGO_MANIFEST_DIR")
-    ))
-    .expect(name)
+    read(&format!("tests/formats/0.1.0/{name}"))
 }
 
 /// As version 0.1.0 left it, sealed as that did.

@@ -6,8 +6,8 @@ mod imports;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
 
+use crate::common::{read, root};
 use imports::faults_of;
 
 /// Each module of the crate's root, and which others of them it may know.
@@ -279,8 +279,7 @@ const OPEN_ROOMS: [&str; 2] = ["error", "token"];
 
 #[test]
 fn the_architecture_shows_the_rooms_and_their_arrows() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md");
-    let text = fs::read_to_string(path).expect("there is an ARCHITECTURE.md");
+    let text = read("ARCHITECTURE.md");
     let header = text
         .lines()
         .find(|line| line.trim_start().starts_with("room ") && line.ends_with(" may use"))
@@ -354,7 +353,7 @@ fn module_of(file: &str) -> Vec<String> {
 
 /// All files of src by their paths in it, with their texts.
 pub(crate) fn sources() -> Vec<(String, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let root = root().join("src");
     let mut sources = Vec::new();
     let mut folders = vec![root.clone()];
     while let Some(folder) = folders.pop() {

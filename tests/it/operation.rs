@@ -4,7 +4,7 @@ mod drain;
 mod hold;
 mod scale;
 
-use fdpassd::testing::{Client, Running};
+use fdpassd::testing::Running;
 
 use crate::common::load::Load;
 
@@ -22,11 +22,4 @@ fn end(daemon: &Running, load: Load, others: u64) {
         (status.errors_total, status.lost_total, status.deaths_total),
         (0, 0, 0)
     );
-}
-
-#[track_caller]
-fn ping_all(clients: &mut [Client]) {
-    for (client, number) in clients.iter_mut().zip(0..) {
-        assert_eq!(client.call("ping", number).expect("a result"), number);
-    }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crate::common::needs::skip;
 use crate::common::program::run;
+use crate::common::{read, root};
 
 #[test]
 fn the_unit_has_what_the_daemon_relies_on() {
@@ -143,12 +144,4 @@ fn values<'u>(unit: &'u [(String, String)], key: &str) -> Vec<&'u str> {
         .filter(|(found, _)| found == key)
         .map(|(_, value)| value.as_str())
         .collect()
-}
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn read(file: &str) -> String {
-    fs::read_to_string(root().join(file)).unwrap_or_else(|e| panic!("cannot read {file}: {e}"))
 }

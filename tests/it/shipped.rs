@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use fdpassd::proto::control::Verb;
 use toml::Table;
 
-use crate::common::FDPASSD;
 use crate::common::program::{FDPASSCTL, Said, run};
+use crate::common::{FDPASSD, root};
 
 #[test]
 fn every_shipped_configuration_is_good_and_is_the_default() {
@@ -281,10 +281,6 @@ fn dump(config: &Path) -> String {
     let said = fdpassd("-T", config);
     assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
     said.out
-}
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 fn read(file: &Path) -> String {

@@ -5,10 +5,9 @@ use std::time::{Duration, Instant};
 
 use fdpassd::testing::{Running, eventually};
 
-use crate::common::faulty;
 use crate::common::http::{HttpClient, ask, exporter, exporters, get, metrics_address, request};
 use crate::common::port::Reserved;
-use crate::common::{FDPASSD, kernel, start};
+use crate::common::{FDPASSD, faulty, kernel, start};
 
 use super::{TCP, unix};
 

@@ -6,15 +6,12 @@ use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
-use fdpassd::proto::names::Address;
 use fdpassd::testing::TIMEOUT;
 
 use crate::common::needs::skip;
 use crate::common::page::Page;
 use crate::common::program::{Program, control_socket, run};
-use crate::common::{FDPASSD, start};
-
-use super::read;
+use crate::common::{FDPASSD, read, start, tcp_address};
 
 #[test]
 fn the_alerts_of_the_guide_are_good_rules() {
@@ -42,9 +39,7 @@ fn the_client_in_python_works_when_it_is_pasted() {
     let program = page.display_after("A client in Python:");
     assert!(program.lines().count() <= 10, "{program}");
     let daemon = start("");
-    let Address::Tcp(address) = daemon.address() else {
-        panic!("it listens on TCP")
-    };
+    let address = tcp_address(&daemon);
     assert!(program.contains("8080"), "{program}");
     let said = run(
         "python3",
@@ -81,9 +76,7 @@ fn the_daemon_answers_with_the_bytes_in_the_pages() {
     let daemon =
         start("listen = [{ address = \"127.0.0.1:0\", byte-order = \"auto\" }]\nworkers.count = 2");
     daemon.wait_for_workers();
-    let Address::Tcp(address) = daemon.address() else {
-        panic!("it listens on TCP")
-    };
+    let address = tcp_address(&daemon);
     let rpc = dumps("fdpassd-rpc.7");
     assert!(rpc.len() > 3, "{rpc:?}");
     for (request, expected) in rpc {

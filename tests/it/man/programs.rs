@@ -2,11 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::common::FDPASSD;
 use crate::common::page::{Entry, Page};
 use crate::common::program::{FDPASSCTL, run};
-
-use super::read;
+use crate::common::{FDPASSD, read};
 
 #[test]
 fn the_page_has_exactly_the_keys_and_their_defaults() {

@@ -8,9 +8,7 @@ use serde_json::{Value, json};
 
 use crate::common::page::Page;
 use crate::common::program::ctl;
-use crate::common::{faulty, start};
-
-use super::read;
+use crate::common::{faulty, metrics, read, start};
 
 #[test]
 fn the_page_has_exactly_the_verbs_events_and_codes_of_control() {
@@ -71,10 +69,7 @@ fn every_metric_with_its_labels_is_in_the_page_and_no_other() {
         })
         .collect();
     let page = Page::of("fdpassd-control.7").section("METRICS");
-    let text = daemon.ctl("metrics").expect("a result")["text"]
-        .as_str()
-        .expect("a text")
-        .to_owned();
+    let text = metrics::text(&daemon);
     let mut labels: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let families: Vec<&str> = text
         .lines()

@@ -8,9 +8,9 @@ use serde_json::json;
 
 use crate::common::load::Load;
 use crate::common::program::{Program, ctl, ctl_command, short_timeout};
-use crate::common::{kernel, let_pass, start};
+use crate::common::{kernel, let_pass, ping_all, start};
 
-use super::{BOTH, end, ping_all};
+use super::{BOTH, end};
 
 #[test]
 fn a_drained_daemon_serves_only_existing_clients() {

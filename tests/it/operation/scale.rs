@@ -6,9 +6,9 @@ use serde_json::json;
 
 use crate::common::load::Load;
 use crate::common::program::ctl;
-use crate::common::{kernel, start};
+use crate::common::{kernel, ping_all, start};
 
-use super::{BOTH, end, ping_all};
+use super::{BOTH, end};
 
 #[test]
 fn scaling_moves_clients_and_lasts_until_the_next_reload() {

@@ -7,7 +7,7 @@ use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Reply, Running, ServiceManager, eventually};
 
 use crate::common::faulty::{self, Execution, whoami};
-use crate::common::{kernel, ping_of};
+use crate::common::{kernel, ping_of, tcp_address};
 
 use super::{Row, check, comes_true};
 
@@ -177,9 +177,7 @@ pub(super) const LIMITS: &[Row] = &[
             "limits.tcp-keepalive = \"100s\"",
         ],
         probe: |daemon, _, _| {
-            let Address::Tcp(address) = daemon.address() else {
-                panic!("it listens on TCP")
-            };
+            let address = tcp_address(daemon);
             let mut client = daemon.connect();
             client.call("ping", 1).expect("a result");
             let timer = eventually("no other timer of the connection is running", || {
