@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_flush_left_and_numbers_right_with_and_without_colours() {
+    fn words_align_left_and_numbers_right_with_or_without_colour() {
         let row = |[a, b, c]: [&str; 3]| {
             [
                 Cell::from(a.to_owned()),

@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_datagram_fits_into_eight_kib_with_what_the_kernel_adds() {
+    fn a_full_datagram_with_kernel_overhead_fits_into_eight_kib() {
         let usual = client_record(1, OrderRule::Big);
         let far = ClientRecord {
             offsets: Offsets {

@@ -222,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_written_state_is_read_and_invalid_files_are_rejected() {
+    fn the_last_written_state_is_read_and_invalid_ones_rejected() {
         let state_file = StateFile::new().expect("memfd");
         let written = |events| SavedState {
             events,
