@@ -405,7 +405,12 @@ impl Hand {
         let program = env::current_exe().expect("/proc is mounted");
         let mut command = daemon.others.command_in(program, uid, gid, groups);
         command
-            .args(["--exact", "control_roles::hand", "--ignored", "--nocapture"])
+            .args([
+                "--exact",
+                "control_roles::child_sends_requests_of_its_standard_input",
+                "--ignored",
+                "--nocapture",
+            ])
             .env(SOCKET, daemon.socket());
         // It panics when the connection is closed.
         command
@@ -449,7 +454,7 @@ impl Drop for Hand {
 
 #[test]
 #[ignore = "a helper of other tests, see Hand"]
-fn hand() {
+fn child_sends_requests_of_its_standard_input() {
     let Some(socket) = env::var_os(SOCKET) else {
         return;
     };

@@ -197,7 +197,7 @@ fn counters_that_a_worker_scribbled_are_not_believed() {
 /// Workers are killed, replaced and moved from, and masters end in every way, under clients that read every reply before they
 /// leave. What they have counted is what the daemon has counted. For four seconds, or as many as `STORM_SECONDS` says.
 #[test]
-fn figures_are_exact_after_a_storm() {
+fn counters_are_exact_after_random_kills() {
     const CLIENTS: usize = 8;
     let mut random = Random::new("STORM_SEED");
     let seconds =

@@ -300,7 +300,7 @@ fn the_level_of_the_log_is_changed_while_the_daemon_runs() {
 }
 
 #[test]
-fn figures_are_the_daemons_own_text() {
+fn metrics_print_the_daemons_own_text() {
     let daemon = start("workers.count = 1");
     let (words, json) = both(&daemon, &["metrics"]);
     assert!(
@@ -537,7 +537,7 @@ fn the_socket_comes_from_the_environment_or_the_default_path() {
 }
 
 #[test]
-fn the_line_that_the_daemon_prints_can_be_taken_and_run() {
+fn the_call_that_the_daemon_prints_can_be_run() {
     let directory = tempfile::tempdir().expect("a directory");
     for (listen, reachable) in [
         ("127.0.0.1:0", "127.0.0.1:"),

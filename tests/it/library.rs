@@ -83,7 +83,7 @@ fn its_methods_are_listed_with_those_that_every_daemon_has() {
 }
 
 #[test]
-fn everything_of_it_goes_by_its_own_name() {
+fn a_daemon_of_your_own_uses_its_own_name_everywhere() {
     let resized = example("resized");
     let version = env!("CARGO_PKG_VERSION");
     let said = run(&resized, &["-V"]);
@@ -205,7 +205,7 @@ fn a_state_that_cannot_be_rebuilt_ends_the_worker() {
 }
 
 #[test]
-fn numbers_that_json_has_not_become_null() {
+fn nan_and_infinity_become_null() {
     let daemon = faulty::start("");
     assert_eq!(
         daemon.call("nan", ()).expect("a result"),

@@ -69,7 +69,7 @@ fn an_instance_is_the_same_with_names_of_its_own() {
 }
 
 #[test]
-fn little_is_left_that_a_captured_daemon_could_do() {
+fn the_exposure_of_the_unit_is_low() {
     let unit = read("packaging/systemd/fdpassd.service");
     let private = read("packaging/systemd/drop-ins/private-network.conf");
     for (name, text, most) in [

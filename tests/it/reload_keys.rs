@@ -27,7 +27,7 @@ struct Row {
 
 /// All that the shipped file shows is there: in it a line begins with `#` and the key.
 #[test]
-fn the_rows_are_all_keys_there_are() {
+fn the_rows_cover_every_key() {
     let text = include_str!("../../config/fdpassd.toml");
     let key = |line: &'static str| {
         let (key, _) = line.strip_prefix('#')?.split_once(" = ")?;

@@ -16,7 +16,7 @@ use crate::common::{FDPASSD, kernel, metrics, ping_all, ping_of, pong_of};
 const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n";
 
 #[test]
-fn a_restart_keeps_every_client_whatever_it_is_at() {
+fn a_restart_keeps_every_client_in_any_state() {
     for how in [How::Term, How::Kill] {
         let manager = ServiceManager::new();
         let daemon = start(&manager, FDPASSD, BOTH);
@@ -73,7 +73,7 @@ fn a_restart_keeps_every_client_whatever_it_is_at() {
 }
 
 #[test]
-fn counters_numbers_and_changes_survive() {
+fn a_restart_keeps_counters_ids_and_changes() {
     for how in [How::Term, How::Kill] {
         let manager = ServiceManager::new();
         let daemon = start(&manager, FDPASSD, "workers.count = 2");

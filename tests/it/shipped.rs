@@ -231,7 +231,7 @@ fn nothing_waits_by_sleeping() {
 }
 
 #[test]
-fn the_lints_that_hold_the_house_together_are_on() {
+fn the_required_lints_are_on() {
     let manifest: Table = read(&root().join("Cargo.toml")).parse().expect("TOML");
     for (tool, lint, level) in [
         ("rust", "missing_docs", "warn"),

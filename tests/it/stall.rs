@@ -441,7 +441,7 @@ fn the_return_of_a_stuck_worker_without_clients_is_noticed() {
 }
 
 #[test]
-fn idle_clients_cost_no_more_wake_ups_than_looks() {
+fn idle_clients_cause_no_wake_ups_but_those_of_the_checks() {
     let daemon = start("workers.count = 2\nlimits.stall-timeout = \"1s\"");
     daemon.wait_for_workers();
     let mut clients = connect(&daemon, 50);

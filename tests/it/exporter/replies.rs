@@ -90,7 +90,7 @@ fn each_path_has_its_answer_and_head_is_get_without_the_body() {
 }
 
 #[test]
-fn metrics_are_those_of_now() {
+fn metrics_are_current_at_each_request() {
     let daemon = start(TCP);
     let address = metrics_address(&daemon);
     assert!(
