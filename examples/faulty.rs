@@ -6,6 +6,7 @@
 //! no other state may have at the same time. With `file:PATH` the file has the fault for workers made from then on. With `writer` the state has a thread that always writes and starts programs; with
 //! `second-thread` the daemon does not run in the first thread.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{IntoRawFd, RawFd};
@@ -18,7 +19,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use std::{env, fs, hint, io, thread};
 
-use fdpassd::{Call, Daemon, Fault, Method, WorkerInfo};
+use fdpassd::{Call, ClientId, Daemon, Fault, Method, WorkerInfo};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::{Pid, close, fork};
@@ -29,6 +30,8 @@ struct State {
     worker: WorkerInfo,
     /// Calls of `whoami` since the state was made.
     calls: u64,
+    /// Clients that called `keep` and have not left, and whether their departure causes a panic.
+    kept: BTreeMap<ClientId, bool>,
     _lock: Option<UnixListener>,
 }
 
@@ -45,8 +48,9 @@ fn run() -> ExitCode {
         "bad-daemon-name" => "Faulty Daemon",
         _ => "faulty",
     };
-    let daemon = Daemon::new(name).state(make);
-    let daemon = with_waits(with_damage(with_durations(with_results(with_ends(daemon)))));
+    let daemon = Daemon::new(name).state(make).on_close(forget);
+    let daemon = with_durations(with_results(with_ends(daemon)));
+    let daemon = with_connections(with_waits(with_damage(daemon)));
     let is_check = || {
         let role = env::args().nth(1);
         role.is_some_and(|role| role == "check-handover")
@@ -254,6 +258,48 @@ fn with_waits(daemon: Daemon<State>) -> Daemon<State> {
         )
 }
 
+/// Adds methods that concern the connection of their caller.
+fn with_connections(daemon: Daemon<State>) -> Daemon<State> {
+    daemon
+        .method(Method::new(
+            "keep",
+            |state: &mut State, panics: bool, call: &Call| {
+                state.kept.insert(call.client, panics);
+                Ok(())
+            },
+        ))
+        .method(Method::new("kept", |state: &mut State, (): (), _| {
+            Ok(state.kept.keys().copied().collect::<Vec<_>>())
+        }))
+        // Ends when its caller has left, or has shut down its sending side.
+        .method(Method::new("until_left", |_, (): (), call: &Call| {
+            wait_while(|| call.is_connected());
+            log::info!("client {} has left", call.client);
+            Ok(())
+        }))
+        .method(Method::new(
+            "until_half_closed",
+            |_, (): (), call: &Call| {
+                wait_while(|| !call.is_half_closed());
+                log::info!("client {} sends nothing more", call.client);
+                Ok(call.is_connected())
+            },
+        ))
+}
+
+fn forget(state: &mut State, client: ClientId) {
+    if let Some(panics) = state.kept.remove(&client) {
+        log::info!("worker {} forgets client {client}", state.worker.worker);
+        assert!(!panics, "it cannot forget");
+    }
+}
+
+fn wait_while(condition: impl Fn() -> bool) {
+    while condition() {
+        block(Duration::from_millis(1));
+    }
+}
+
 fn whoami(state: &mut State, call: &Call) -> Value {
     state.calls += 1;
     let WorkerInfo { worker, seat, .. } = &state.worker;
@@ -289,6 +335,7 @@ fn make(worker: &WorkerInfo) -> Result<State, String> {
     Ok(State {
         worker: worker.clone(),
         calls: 0,
+        kept: BTreeMap::new(),
         _lock: lock.map_err(|e| format!("another state has the lock: {e}"))?,
     })
 }

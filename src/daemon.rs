@@ -5,8 +5,8 @@ mod run;
 use std::fmt;
 use std::process::ExitCode;
 
-use crate::proto::names::is_daemon_name;
-use crate::worker::{self, Constructor, Method, Methods, WorkerInfo};
+use crate::proto::names::{ClientId, is_daemon_name};
+use crate::worker::{self, Constructor, Hooks, Method, Methods, WorkerInfo};
 
 /// The name of the daemon of this package, unlike those that are written with its library.
 const SHIPPED: &str = "fdpassd";
@@ -36,6 +36,7 @@ pub struct Daemon<S = ()> {
     version: &'static str,
     constructor: Constructor<S>,
     methods: Vec<Method<S>>,
+    hooks: Hooks<S>,
 }
 
 impl Daemon<()> {
@@ -49,6 +50,7 @@ impl Daemon<()> {
             version: env!("CARGO_PKG_VERSION"),
             constructor: Box::new(|_| Ok(())),
             methods: Vec::new(),
+            hooks: Hooks::default(),
         }
     }
 
@@ -71,6 +73,7 @@ impl Daemon<()> {
                 .into_iter()
                 .map(Method::for_any_state)
                 .collect(),
+            hooks: self.hooks.for_any_state(),
         }
     }
 }
@@ -90,6 +93,39 @@ impl<S: 'static> Daemon<S> {
         self
     }
 
+    /// Sets a function that a worker calls when it does not serve a client any more, for what its state keeps for each
+    /// client: the client has left, was closed, or was moved to another worker. The last call counts.
+    ///
+    /// It is called after the last request of the client in this worker. After a move, the next request of the client
+    /// runs in another worker, whose state knows nothing of it; the client may also come back. So the state is the place
+    /// for what can be rebuilt: a cache, a prepared statement. The function is not called when the worker dies, as its
+    /// state dies as well. It has no deadline and should take microseconds: all clients of the worker wait for it.
+    ///
+    /// ```no_run
+    /// use std::collections::HashMap;
+    ///
+    /// use fdpassd::{Call, ClientId, Daemon, Fault, Method};
+    ///
+    /// type Last = HashMap<ClientId, String>;
+    ///
+    /// fn swap(last: &mut Last, text: String, call: &Call) -> Result<Option<String>, Fault> {
+    ///     Ok(last.insert(call.client, text))
+    /// }
+    ///
+    /// fn main() -> std::process::ExitCode {
+    ///     Daemon::new("swapd")
+    ///         .state(|_worker| Ok::<Last, Fault>(Last::new()))
+    ///         .method(Method::new("swap", swap))
+    ///         .on_close(|last, client| drop(last.remove(&client)))
+    ///         .run()
+    /// }
+    /// ```
+    #[must_use]
+    pub fn on_close(mut self, call: impl Fn(&mut S, ClientId) + 'static) -> Daemon<S> {
+        self.hooks.on_close = Some(Box::new(call));
+        self
+    }
+
     /// Returns the name and the parts of a worker.
     ///
     /// # Errors
@@ -102,7 +138,7 @@ impl<S: 'static> Daemon<S> {
                 self.name
             ));
         }
-        match Methods::new(self.methods, self.constructor) {
+        match Methods::new(self.methods, self.constructor, self.hooks) {
             Ok(methods) if mistakes.is_empty() => return Ok((self.name, methods)),
             Ok(_) => {}
             Err(more) => mistakes.extend(more),

@@ -70,6 +70,7 @@ impl InProcess {
             peer,
             attempt: 1,
             deadline: None,
+            socket: None,
         };
         let mut buffer = vec![0; REPLY];
         let length = self

@@ -7,10 +7,11 @@ use std::thread;
 use serde_json::value::RawValue;
 
 use super::builtin;
+use super::hooks::Hooks;
 use super::method::Method;
 use super::reply::{Call, Fault, Reply};
 use crate::proto::channel::MethodName;
-use crate::proto::names::{Generation, WorkerId};
+use crate::proto::names::{ClientId, Generation, WorkerId};
 use crate::proto::rpc::Code;
 use crate::sys::fork;
 
@@ -33,10 +34,11 @@ pub struct WorkerInfo {
 
 pub(crate) type Constructor<S> = Box<dyn Fn(&WorkerInfo) -> Result<S, String>>;
 
-/// All methods of a daemon, in the order of their names, and the constructor of their state.
+/// All methods of a daemon, in the order of their names, the constructor of their state, and its other functions.
 pub(crate) struct Methods<S> {
     all: Vec<Method<S>>,
     constructor: Constructor<S>,
+    hooks: Hooks<S>,
 }
 
 impl<S: 'static> Methods<S> {
@@ -47,6 +49,7 @@ impl<S: 'static> Methods<S> {
     pub(crate) fn new(
         own: Vec<Method<S>>,
         constructor: Constructor<S>,
+        hooks: Hooks<S>,
     ) -> Result<Methods<S>, Vec<String>> {
         let mut mistakes: Vec<String> = own.iter().flat_map(Method::mistakes).collect();
         let ping = Method::raw(PING, |_, params, out| builtin::ping(params, out));
@@ -71,7 +74,11 @@ impl<S: 'static> Methods<S> {
             return Err(mistakes);
         }
         all.sort_by(|one, other| one.name.cmp(&other.name));
-        let mut methods = Methods { all, constructor };
+        let mut methods = Methods {
+            all,
+            constructor,
+            hooks,
+        };
         let names = methods.names();
         let list = methods.all.iter_mut().find(|method| method.name == METHODS);
         list.expect("it was added").handler = Box::new(move |_, _, out| out.json(&names));
@@ -106,10 +113,19 @@ pub(crate) trait Service {
         &mut self,
         index: usize,
         params: &RawValue,
-        call: Call,
+        call: Call<'_>,
         buffer: &mut [u8],
         order: Order,
     ) -> Result<usize, Failure>;
+
+    /// Returns whether the state is notified of clients that have left.
+    fn wants_left_clients(&self) -> bool;
+
+    /// Notifies the state that this worker does not serve the client any more.
+    ///
+    /// # Errors
+    /// Why this process cannot continue: the function panicked, and the state cannot be rebuilt.
+    fn client_has_left(&mut self, client: ClientId) -> Result<(), String>;
 }
 
 pub(crate) use crate::proto::frame::ByteOrder as Order;
@@ -189,7 +205,7 @@ impl<S: 'static> Service for RunningService<S> {
         &mut self,
         index: usize,
         params: &RawValue,
-        call: Call,
+        call: Call<'_>,
         buffer: &mut [u8],
         order: Order,
     ) -> Result<usize, Failure> {
@@ -217,6 +233,23 @@ impl<S: 'static> Service for RunningService<S> {
                 Err(Failure::Panicked)
             }
         }
+    }
+
+    fn wants_left_clients(&self) -> bool {
+        self.methods.hooks.on_close.is_some()
+    }
+
+    fn client_has_left(&mut self, client: ClientId) -> Result<(), String> {
+        let (Some(call), Some(state)) = (&self.methods.hooks.on_close, &mut self.state) else {
+            return Ok(());
+        };
+        let returned = catch_unwind(AssertUnwindSafe(|| call(state, client)));
+        fork::end_child();
+        if returned.is_err() {
+            log::error!("on_close {}; the state is created again", last_panic());
+            self.renew()?;
+        }
+        Ok(())
     }
 }
 

@@ -8,6 +8,7 @@ mod connection;
 mod deadlines;
 mod death;
 mod handoff;
+mod hooks;
 mod leases;
 mod master_link;
 mod method;
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use connection::{Connection, WaitingFor};
 use deadlines::Timers;
+use hooks::LeftClients;
 use master_link::MasterLink;
 use parking::Parking;
 use turn::{Ended, FOREIGN, Purpose, Tools, turn};
@@ -42,6 +44,7 @@ use crate::sys::{clock, fork, signal};
 use crate::table::Table;
 
 pub(crate) use builtin::pi_method;
+pub(crate) use hooks::Hooks;
 pub use method::Method;
 pub use methods::WorkerInfo;
 pub(crate) use methods::{Constructor, Methods, RunningService, Service};
@@ -80,6 +83,7 @@ struct WorkerLoop<'c> {
     ending: Ending,
     /// The means to pack clients when the master is gone, if there will be another master.
     handoff: Option<&'static EmergencyHandoff>,
+    left: LeftClients,
 }
 
 /// The time of the loop.
@@ -147,11 +151,13 @@ impl<'c> WorkerLoop<'c> {
             served: 0,
             ending: Ending::default(),
             handoff,
+            left: LeftClients::default(),
         })
     }
 
     /// Serves until the worker retires, is stopped, or its master is gone; returns whether the master is gone.
     fn serve(mut self, service: &mut dyn Service) -> io::Result<bool> {
+        self.left = LeftClients::new(service.wants_left_clients());
         let mut ready: Vec<PollEvent> = Vec::new();
         let mut scratch = Scratch::default();
         while !self.is_finished() {
@@ -178,6 +184,7 @@ impl<'c> WorkerLoop<'c> {
                 self.check_deadlines(woken, service);
             }
             self.send_reports()?;
+            self.notify_of_left_clients(service);
             self.shm.header().set_log_errors(logging::errors());
             let now = self.time.now;
             self.shm.header().record_busy(now, now - woken);

@@ -49,7 +49,8 @@ fn service() -> RunningService<()> {
         let left = |deadline: Instant| (deadline - Instant::now()).as_millis() as u64;
         Ok(call.deadline.map(left))
     });
-    let methods = Methods::new(vec![deadline], Box::new(|_| Ok(()))).expect("they are valid");
+    let methods = Methods::new(vec![deadline], Box::new(|_| Ok(())), Hooks::default())
+        .expect("they are valid");
     let info = WorkerInfo {
         name: "test".to_owned(),
         worker: WorkerId(1),

@@ -28,6 +28,7 @@ mod fast_open;
 mod frozen;
 mod garbage;
 mod handover;
+mod hooks;
 mod inspect;
 mod kill_points;
 mod layers;

@@ -1,5 +1,7 @@
 //! One frame and its reply: from its last byte to the commit.
 
+use std::os::fd::AsFd;
+
 use serde_json::value::RawValue;
 
 use super::Turn;
@@ -19,6 +21,7 @@ impl Turn<'_, '_> {
             peer: self.connection.peer,
             attempt: u32::from(self.flags.crash_count) + 1,
             deadline: self.tools.deadline(),
+            socket: Some(self.connection.socket.as_fd()),
         };
         let (answered, replied) = (self.cursors.answered, self.cursors.replied as usize);
         let begin = self.cursors.rx.1 as usize + answered as usize;
@@ -121,7 +124,7 @@ impl Execution<'_> {
     fn run(
         &mut self,
         body: &[u8],
-        call: Call,
+        call: Call<'_>,
         out: &mut [u8],
         order: ByteOrder,
     ) -> Result<usize, Failure> {
