@@ -40,8 +40,8 @@ pub(crate) struct Clients {
     pub(crate) next_id: u64,
     /// All clients.
     count: u64,
-    /// Clients that have left since this master began.
-    left: u64,
+    /// Clients that were removed since this master began.
+    removed: u64,
     pub(crate) max: u64,
     /// No worker will serve a client without one.
     is_closing: bool,
@@ -61,7 +61,7 @@ impl Clients {
             addresses: Addresses::new(&config.limits, [].iter()),
             next_id: 1,
             count: 0,
-            left: 0,
+            removed: 0,
             max,
             is_closing: false,
             layout,
@@ -75,9 +75,9 @@ impl Clients {
         self.count
     }
 
-    /// Returns the number of clients that have left since this master began.
-    pub(crate) fn left(&self) -> u64 {
-        self.left
+    /// Returns the number of clients that were removed since this master began.
+    pub(crate) fn removed(&self) -> u64 {
+        self.removed
     }
 
     /// Counts how many clients each address has, if that is limited, with those that are leased.
@@ -184,14 +184,18 @@ impl Clients {
     }
 
     /// Removes or queues the clients that a dead worker had. Returns the number of clients that are queued.
-    pub(crate) fn recover(&mut self, left: DeadWorkerClients, telemetry: &mut Telemetry) -> usize {
-        for (error, client) in left.lost {
+    pub(crate) fn recover(
+        &mut self,
+        recovery: DeadWorkerClients,
+        telemetry: &mut Telemetry,
+    ) -> usize {
+        for (error, client) in recovery.lost {
             self.lose(Loss::from_error(&error), &error, client, telemetry);
         }
-        for client in left.ended {
+        for client in recovery.ended {
             self.remove(client, telemetry);
         }
-        let recovered = left.recovered.into_iter();
+        let recovered = recovery.recovered.into_iter();
         self.requeue(
             recovered.map(|(unleased, _)| Ok(unleased)),
             Reason::Death,
@@ -224,7 +228,7 @@ impl Clients {
         log::debug!("client {} ({}) closed", client.id, client.peer);
         self.addresses.leave(&client.peer);
         self.count -= 1;
-        self.left += 1;
+        self.removed += 1;
         self.write_figures(telemetry);
     }
 

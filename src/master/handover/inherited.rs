@@ -32,7 +32,7 @@ const DESCRIPTORS_PER_HANDED: u64 = 2;
 
 /// Returns the descriptors for clients, workers and listeners: `limit` without those for `handed` sockets that systemd
 /// has passed and for the store, which has `queues` handoff queues.
-pub(crate) fn descriptors_left(limit: u64, handed: usize, queues: usize) -> u64 {
+pub(crate) fn available_descriptors(limit: u64, handed: usize, queues: usize) -> u64 {
     let queues = if queues > 0 || store::is_wanted() {
         HandoffQueues::wanted(limit).max(queues as u64)
     } else {
@@ -52,7 +52,7 @@ fn space_for_clients(
     handed: usize,
     queues: usize,
 ) -> Result<usize, Error> {
-    let descriptors = descriptors_left(limit, handed, queues);
+    let descriptors = available_descriptors(limit, handed, queues);
     let possible = client_limits(config, worker_count(config.workers.count), descriptors)?.possible;
     // One datagram of clients is open before it is known which of them stay.
     let open = fd::open().unwrap_or(limit - descriptors) + OWN_DESCRIPTORS;

@@ -136,14 +136,14 @@ impl Master {
         let is_restart = unpacked.shms().next().is_some();
         let before = self.telemetry.counts.losses.clone();
         let mut moved = 0;
-        for left in unpacked.take_left() {
-            for (reason, client) in left.lost {
+        for recovery in unpacked.recover_all() {
+            for (reason, client) in recovery.lost {
                 self.clients.add(1);
                 let loss = Loss::from_error(&reason);
                 self.clients
                     .lose(loss, &reason, client, &mut self.telemetry);
             }
-            let recovered = left.recovered.into_iter();
+            let recovered = recovery.recovered.into_iter();
             self.clients.add(recovered.len() as u64);
             let recovered = recovered.map(|(unleased, _)| Ok(unleased));
             moved += self

@@ -188,7 +188,7 @@ impl Workers {
         exit: Exit,
         is_timed_out: bool,
         methods: &[MethodName],
-        left: &DeadWorkerClients,
+        recovery: &DeadWorkerClients,
         telemetry: &mut Telemetry,
         now: Instant,
     ) -> Blame {
@@ -198,7 +198,7 @@ impl Workers {
         };
         let is_killed = matches!(exit, Exit::Signal { number: KILL, .. });
         blame.is_out_of_memory = is_killed && self.oom_kills.take(process::oom_kills(), now);
-        let interrupted = left
+        let interrupted = recovery
             .recovered
             .iter()
             .find_map(|(unleased, request)| Some((unleased, request.as_ref()?)));

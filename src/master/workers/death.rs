@@ -119,15 +119,15 @@ impl Workers {
         } = worker;
         let doom = life.doom();
         let is_timed_out = doom == Some(Doom::TimedOut);
-        let mut left = leases.into_left(&shm, written, is_timed_out);
-        let blame = self.lay_blame(exit, is_timed_out, &methods, &left, telemetry, now);
+        let mut recovery = leases.recover_clients(&shm, written, is_timed_out);
+        let blame = self.lay_blame(exit, is_timed_out, &methods, &recovery, telemetry, now);
         if blame.has_quarantined {
             self.send_quarantined(poller);
         }
-        let waiting = std::mem::take(&mut left.waiting);
+        let waiting = std::mem::take(&mut recovery.waiting);
         clients.await_handshakes(shm, waiting, is_timed_out, now);
-        let lost = left.lost.len();
-        let moved = clients.recover(left, telemetry);
+        let lost = recovery.lost.len();
+        let moved = clients.recover(recovery, telemetry);
         let is_out_of_memory = blame.is_out_of_memory;
         let dropped = is_out_of_memory.then(|| memory::relieve(clients));
         if let Some((client, peer)) = blame.culprit {
