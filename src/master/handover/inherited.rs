@@ -157,10 +157,10 @@ impl Inherited {
     }
 
     /// Returns the number of handoff queues.
-    pub(crate) fn queues(&self) -> usize {
+    pub(crate) fn queue_count(&self) -> usize {
         self.kept
             .as_ref()
-            .map_or(0, |(_, handoff)| handoff.queues())
+            .map_or(0, |(_, handoff)| handoff.queue_count())
     }
 
     /// Returns the configuration that was applied last, if there are clients that would be closed without it.

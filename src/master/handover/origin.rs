@@ -76,8 +76,8 @@ impl MasterOrigin {
     }
 
     /// Returns the number of handoff queues.
-    pub(crate) fn queues(&self) -> usize {
-        self.inherited().map_or(0, Inherited::queues)
+    pub(crate) fn queue_count(&self) -> usize {
+        self.inherited().map_or(0, Inherited::queue_count)
     }
 
     /// Takes the listeners of the earlier master.

@@ -125,7 +125,7 @@ impl ReceivedHandoff {
         }
     }
 
-    pub(crate) fn queues(&self) -> usize {
+    pub(crate) fn queue_count(&self) -> usize {
         self.queues.ends().len()
     }
 
