@@ -49,7 +49,7 @@ impl Master {
         if self.handover.store.is_none() {
             return false;
         }
-        if !self.confirm_store(now) {
+        if !self.store_and_confirm(now) {
             self.check_store(now);
             self.telemetry.counts.losses.add(Loss::Store, clients);
             log::error!(
