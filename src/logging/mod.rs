@@ -212,7 +212,7 @@ impl log::Log for Facade {
     }
 }
 
-/// A copy of [`Output::lost_total`], which every turn of a loop reads without the lock.
+/// A copy of [`Output::lost_total`], which every iteration of a loop reads without the lock.
 static LOST: AtomicU64 = AtomicU64::new(0);
 
 static OUTPUT: Mutex<Output<Stderr>> = Mutex::new(Output::new(Stderr));

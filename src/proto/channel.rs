@@ -66,7 +66,7 @@ pub enum ToWorker {
     Stop(Stop),
     /// Some leases were revoked: the worker drops its copies of those clients and reports it.
     LeasesRevoked,
-    /// Asks for a heartbeat in the shared memory, which shows that the worker's loop turns.
+    /// Asks for a heartbeat in the shared memory, which shows that the worker's loop runs.
     Ping,
     /// Give up every lease, report it, and exit.
     Retire,

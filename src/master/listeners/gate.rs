@@ -89,7 +89,7 @@ impl Gate {
 }
 
 impl Listeners {
-    /// Opens or closes the gate, according to the state at the end of a turn of the loop.
+    /// Opens or closes the gate, according to the state at the end of an iteration of the loop.
     pub(crate) fn set_gate(
         &mut self,
         lifecycle: Lifecycle,

@@ -123,7 +123,7 @@ enum Intake {
     },
 }
 
-/// When the loop of a worker was last seen to turn.
+/// When the loop of a worker was last seen to run.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Heartbeat {
     /// The number of heartbeats then.
