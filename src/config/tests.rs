@@ -19,7 +19,6 @@ use crate::proto::log::{LogFormat, LogLevel, LogTarget};
 use crate::sys::user::{Group, User};
 
 const SHIPPED: &str = include_str!("../../config/fdpassd.toml");
-
 const ORIGIN: &str = "/etc/fdpassd.toml";
 
 fn parse(text: &str) -> Config {
