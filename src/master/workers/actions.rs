@@ -1,4 +1,4 @@
-//! The lifecycle of workers: the effects that the pool decides on.
+//! The actions of the pool on workers: start, stop, retire, kill.
 
 use std::io;
 use std::os::fd::BorrowedFd;
