@@ -1,4 +1,4 @@
-//! Outages of the control socket: another process has ended it, or its file is gone.
+//! Binds the control socket again when another process has ended it, or its file is gone.
 
 use std::time::Instant;
 
