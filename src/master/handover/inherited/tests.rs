@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 
-use super::super::snapshot::UpgradeSnapshot;
+use super::super::upgrade_snapshot::UpgradeSnapshot;
 use super::*;
 use crate::master::clients::client::Unleased;
 use crate::master::telemetry::counters::Loss;
