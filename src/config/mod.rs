@@ -70,7 +70,7 @@ pub struct Config {
     /// The worker processes.
     #[serde(deserialize_with = "table")]
     pub workers: WorkerConfig,
-    /// What clients may use.
+    /// The limits of what clients may use.
     #[serde(deserialize_with = "table")]
     pub limits: Limits,
     /// The control socket.

@@ -1,7 +1,7 @@
 //! Tables for people.
 //!
-//! A column is as wide as its widest cell, in characters: characters of double width are counted as one. What is not
-//! known is blank.
+//! A column is as wide as its widest cell, in characters: characters of double width are counted as one. Cells
+//! of unknown values are blank.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
