@@ -49,7 +49,7 @@
 //!   or a file that all workers share; `examples/counterd.rs` and README.md (*Where to keep state*) show how.
 //! * **Errors.** A method rejects a request by returning a [`Fault`]. A panic is caught, and its caller gets `crashed`. A
 //!   panic in another thread is logged with the name of the thread and ends only that thread.
-//! * **Clients that leave.** What a state keeps for each client is removed by [`Daemon::on_close`], also when the client
+//! * **Clients that leave.** [`Daemon::on_close`] removes what a state keeps for each client, also when the client
 //!   moves to another worker. A long method asks [`Call::is_connected`].
 //! * **Deaths.** If a worker dies while it executes a request, the request runs once more if its method is
 //!   [idempotent](Method::idempotent); otherwise its caller gets `crashed`.

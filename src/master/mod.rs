@@ -74,13 +74,13 @@ pub use self::service_manager::{report_failure, wait_before_failing};
 /// Announces the addresses at which the daemon serves.
 pub type Announce = Box<dyn Fn(&[String])>;
 
-/// What a master starts with.
+/// The arguments of a master.
 pub struct MasterSetup {
     /// The daemon's name.
     pub name: String,
-    /// Its version.
+    /// The daemon's version.
     pub version: &'static str,
-    /// Its configuration.
+    /// The configuration.
     pub loaded: Loaded,
     /// The file of the configuration; `None` if none was named and the standard file does not exist.
     pub config_file: Option<PathBuf>,

@@ -1,4 +1,4 @@
-//! What the poller tells an event by.
+//! The tokens that identify the sources of events in the poller.
 
 use crate::proto::names::WorkerId;
 

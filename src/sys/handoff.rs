@@ -48,7 +48,7 @@ pub const HEADER_LEN: usize = 11;
 /// Bytes of the longest datagram that arrives with sockets; a longer one is cut off.
 const MAX_DATAGRAM_LEN: usize = 16 * 1024;
 
-/// What is known of client records, see `proto/lease.rs`.
+/// The format of client records, see `proto/lease.rs`.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordFormat {
     /// Bytes of a record whose other bytes are 0 and need not be sent.
@@ -79,7 +79,7 @@ pub struct ShmOffsets {
     pub left_behind: usize,
     /// Where the time of packing is noted.
     pub packed_at: usize,
-    /// Returns whether a lease word says that the client of this lease is still with this worker.
+    /// Returns whether the client of this lease, by its lease word, is still with this worker.
     pub is_here: fn(word: u64, lease_number: u32) -> bool,
 }
 
@@ -316,7 +316,7 @@ impl EmergencyHandoff {
         }
     }
 
-    /// Returns whether the shared memory, too, says that the client is here.
+    /// Returns whether the client is here according to the shared memory, too.
     fn is_here(&self, record: &Record) -> bool {
         let (slot, lease_number) = (self.format.lease_in)(record);
         let lease = self

@@ -48,7 +48,7 @@ impl ControlServer {
         };
         if let Err(e) = self
             .listener
-            .bind_anew(config.socket.is_none(), config.mode())
+            .bind_again(config.socket.is_none(), config.mode())
         {
             return outage.failed(&e, now);
         }

@@ -37,7 +37,7 @@ const REFUSED: &str = "the service manager keeps no descriptors of this daemon, 
 /// The state of the store, as far as it is known.
 #[derive(Debug, Default)]
 pub(crate) struct Canaries {
-    /// Our ends of the stored canaries: the first, and the one after everything.
+    /// The master's ends of the stored canaries: the first, and the one after everything.
     ends: Vec<OwnedFd>,
     /// Ends when the manager has received everything.
     barrier: Option<OwnedFd>,

@@ -1,4 +1,4 @@
-//! What a starting master finds of an earlier one: its state file, its listeners, and its clients.
+//! The state file, the listeners and the clients that a starting master finds of an earlier one.
 //!
 //! Each of them is taken over independently: the service manager may have lost some descriptors, and the state file may
 //! be damaged or of another version. Listeners are identified by their addresses, and clients by the handoff queues;
@@ -63,7 +63,7 @@ fn space_for_clients(
     Ok(usize::try_from(room).unwrap_or(usize::MAX))
 }
 
-/// What an earlier master has left.
+/// Everything that an earlier master has left.
 #[derive(Debug)]
 pub struct Inherited {
     pub(crate) saved_state: SavedState,
@@ -75,7 +75,7 @@ pub struct Inherited {
     pub(crate) faults: Vec<String>,
 }
 
-/// What is known of the store while it is taken over.
+/// Facts about the store while it is taken over.
 struct Findings {
     stored: Stored,
     faults: Vec<String>,

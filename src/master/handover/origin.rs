@@ -18,7 +18,7 @@ pub enum MasterOrigin {
     Fresh,
     /// Another process has left its state and its clients with the service manager.
     Restarted(Box<Inherited>),
-    /// This process was a master before it executed this program.
+    /// The process was a master before it executed this program.
     Upgraded(Box<Inherited>, Box<CarriedOver>),
 }
 

@@ -24,7 +24,7 @@ use crate::master::{Announce, Handed, MasterSetup};
 use crate::shm::{Layout, MasterShm};
 use crate::sys::inherited::LeftOpen;
 
-/// What continues in an upgrade besides the saved state: this process has had it all the time.
+/// Everything that continues in an upgrade besides the saved state: this process has had it all the time.
 #[derive(Debug)]
 pub struct CarriedOver {
     pub(crate) next_client: u64,

@@ -1,5 +1,5 @@
-//! What this master keeps with the service manager for the next one: the state file, both ends of each handoff queue,
-//! and the listeners.
+//! The descriptors that this master keeps with the service manager for the next one: the state file, both ends of each
+//! handoff queue, and the listeners.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -35,7 +35,7 @@ pub(crate) struct HandoffStore {
     pub(crate) orphans: Vec<OrphanedShm>,
 }
 
-/// What the service manager has.
+/// The descriptors that the service manager has.
 #[derive(Debug, Default)]
 pub(crate) struct Stored {
     /// Names that are in use.

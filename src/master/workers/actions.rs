@@ -20,7 +20,7 @@ use crate::proto::text::Counted;
 use crate::shm::Layout;
 use crate::sys::poll::{Interest, Poller};
 
-/// What a new worker is given.
+/// The equipment of a new worker.
 pub(crate) struct Outfit<'m> {
     /// The daemon's name.
     pub(crate) name: &'m str,

@@ -45,7 +45,7 @@ pub(crate) struct DeadWorker {
     worker: Worker,
     /// All that its thread, or its process, has written, if that is known.
     written: Option<Writes>,
-    /// Its last messages told that it was ready.
+    /// `Ready` was among the last messages.
     pub(crate) has_become_ready: bool,
 }
 

@@ -109,7 +109,7 @@ impl Doom {
     }
 }
 
-/// What a worker may be given.
+/// Whether a worker may be given leases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Intake {
     Open,
@@ -117,7 +117,7 @@ enum Intake {
     Full {
         is_watched: bool,
     },
-    /// No lease could be sent when so many were picked up: there is space when these are more.
+    /// No lease could be sent when this number was picked up: there is space when it is higher.
     Throttled {
         picked_up: u64,
     },
