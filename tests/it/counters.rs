@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fdpassd::proto::control::WorkerState;
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, ServiceManager};
 use serde_json::json;
@@ -30,6 +31,21 @@ fn failed_starts_are_no_deaths() {
     let samples = samples(&daemon);
     assert!(samples["fdpassd_worker_failed_starts_total"] >= 3.0);
     assert_eq!(sum(&samples, "fdpassd_worker_deaths_total"), 1.0);
+}
+
+#[test]
+fn a_worker_killed_while_it_starts_is_a_failed_start() {
+    let (daemon, switch) = faulty::start_with_switch("workers.count = 2");
+    daemon.wait_for_workers();
+    switch.set("hang:1");
+    daemon.signal_worker(1, "KILL");
+    daemon.wait_until("its successor is starting", |status| {
+        status.deaths_total == 1 && status.workers[1].state == WorkerState::Starting
+    });
+    switch.set("");
+    daemon.kill_worker(1);
+    let status = daemon.status();
+    assert_eq!((status.deaths_total, status.failed_starts_total), (1, 1));
 }
 
 #[test]
@@ -207,6 +223,8 @@ fn counters_are_exact_after_random_kills() {
     let program = programs.copy(&example("faulty"));
     let config = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 3";
     let mut daemon = manager.setup(&program, config).start().expect("it serves");
+    // The daemon serves when one worker is ready. The kill of a worker that still starts is a failed start, no death.
+    daemon.wait_for_workers();
     let addresses = daemon.addresses().to_vec();
     let is_over = &AtomicBool::new(false);
     let (mut done, mut kills) = (BTreeMap::new(), 0);
