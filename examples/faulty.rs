@@ -23,16 +23,33 @@ use fdpassd::{Call, ClientId, Daemon, Fault, Method, WorkerInfo};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::{Pid, close, fork};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 /// The state of a worker process.
 struct State {
-    worker: WorkerInfo,
+    worker: WorkerInfo<Settings>,
     /// Calls of `whoami` since the state was made.
     calls: u64,
     /// Clients that called `keep` and have not left, and whether their departure causes a panic.
     kept: BTreeMap<ClientId, bool>,
     _lock: Option<UnixListener>,
+}
+
+/// The table `[faulty]` of the configuration.
+#[derive(Clone, Default, Deserialize)]
+#[serde(default)]
+struct Settings {
+    words: String,
+    pair: Option<Pair>,
+    /// The worker cannot make its state.
+    fails: bool,
+}
+
+#[derive(Clone, Deserialize)]
+struct Pair {
+    left: u8,
+    right: u8,
 }
 
 fn main() -> ExitCode {
@@ -48,7 +65,8 @@ fn run() -> ExitCode {
         "bad-daemon-name" => "Faulty Daemon",
         _ => "faulty",
     };
-    let daemon = Daemon::new(name).state(make).on_close(forget);
+    let daemon = Daemon::new(name).config::<Settings>().state(make);
+    let daemon = daemon.on_close(forget);
     let daemon = with_durations(with_results(with_ends(daemon)));
     let daemon = with_connections(with_waits(with_damage(daemon)));
     let is_check = || {
@@ -128,6 +146,10 @@ fn with_results(daemon: Daemon<State>) -> Daemon<State> {
                 Ok(())
             },
         ))
+        .method(Method::new("settings", |state: &mut State, (): (), _| {
+            let Settings { words, pair, .. } = state.worker.config.clone();
+            Ok((words, pair.map(|pair| (pair.left, pair.right))))
+        }))
         .method(Method::new("nan", |_, (): (), _| {
             Ok([f64::NAN, f64::INFINITY, 1.0])
         }))
@@ -309,7 +331,10 @@ fn whoami(state: &mut State, call: &Call) -> Value {
     })
 }
 
-fn make(worker: &WorkerInfo) -> Result<State, String> {
+fn make(worker: &WorkerInfo<Settings>) -> Result<State, String> {
+    if worker.config.fails {
+        return Err("the table says so".to_owned());
+    }
     static MADE: AtomicBool = AtomicBool::new(false);
     let fault = env::var("FAULTY").unwrap_or_default();
     let fault = fault.strip_prefix("file:").map_or(fault.clone(), |path| {

@@ -5,6 +5,10 @@ mod run;
 use std::fmt;
 use std::process::ExitCode;
 
+use serde::de::DeserializeOwned;
+
+use crate::config::Config;
+use crate::config::own::{self, TableCheck};
 use crate::proto::names::{ClientId, is_daemon_name};
 use crate::worker::{self, Constructor, Hooks, Method, Methods, WorkerInfo};
 
@@ -31,29 +35,97 @@ const SHIPPED: &str = "fdpassd";
 ///         .run()
 /// }
 /// ```
-pub struct Daemon<S = ()> {
+pub struct Daemon<S = (), C = ()> {
     name: String,
     version: &'static str,
+    /// How the daemon's own table is checked; none if every key in it is unknown.
+    check: Option<TableCheck>,
+    parse: fn(&str) -> Result<C, String>,
     constructor: Constructor<S>,
     methods: Vec<Method<S>>,
     hooks: Hooks<S>,
 }
 
-impl Daemon<()> {
+/// What the roles of a daemon need.
+pub(crate) struct Parts<S> {
+    pub(crate) name: String,
+    version: &'static str,
+    check: Option<TableCheck>,
+    pub(crate) methods: Methods<S>,
+}
+
+impl Daemon {
     /// Returns a daemon of this name, with the methods `ping` and `methods`.
     ///
     /// The name is `[a-z][a-z0-9_-]{0,31}`: it is also that of files, directories, processes and the user of a unit.
     #[must_use]
-    pub fn new(name: impl Into<String>) -> Daemon<()> {
+    pub fn new(name: impl Into<String>) -> Daemon {
         Daemon {
             name: name.into(),
             version: env!("CARGO_PKG_VERSION"),
-            constructor: Box::new(|_| Ok(())),
+            check: None,
+            parse: |_| Ok(()),
+            constructor: Box::new(|_, _| Ok(())),
             methods: Vec::new(),
             hooks: Hooks::default(),
         }
     }
 
+    /// Reads a table of the daemon's own from the configuration: `[NAME]`, for a daemon of that name. [`Daemon::state`]
+    /// receives it as [`WorkerInfo::config`].
+    ///
+    /// The table is checked wherever the configuration is: at the start, by `-t`, `fdpassctl config check` and each
+    /// reload. A value that `C` refuses, a missing key, and a key that `C` ignores are errors with their places, and a
+    /// reload with one changes nothing. `config show` and `-T` show the keys that the files have; `C` knows the others.
+    /// A table that is missing is an empty one, so defaults belong in the type. It has at most 16 KiB.
+    ///
+    /// A reload starts new workers, which read the new table. The table of a running worker does not change.
+    ///
+    /// ```no_run
+    /// use std::path::PathBuf;
+    ///
+    /// use fdpassd::{Daemon, Fault, WorkerInfo};
+    /// use serde::Deserialize;
+    ///
+    /// /// ```toml
+    /// /// [spelld]
+    /// /// words = "/usr/share/dict/words"
+    /// /// ```
+    /// #[derive(Deserialize)]
+    /// #[serde(default, rename_all = "kebab-case")]
+    /// struct Settings {
+    ///     words: PathBuf,
+    /// }
+    ///
+    /// impl Default for Settings {
+    ///     fn default() -> Settings {
+    ///         let words = "/usr/share/dict/words".into();
+    ///         Settings { words }
+    ///     }
+    /// }
+    ///
+    /// fn main() -> std::process::ExitCode {
+    ///     Daemon::new("spelld")
+    ///         .config::<Settings>()
+    ///         .state(|worker: &WorkerInfo<Settings>| std::fs::read_to_string(&worker.config.words))
+    ///         .run()
+    /// }
+    /// ```
+    #[must_use]
+    pub fn config<C: DeserializeOwned + 'static>(self) -> Daemon<(), C> {
+        Daemon {
+            name: self.name,
+            version: self.version,
+            check: Some(own::check_as::<C>),
+            parse: own::parse::<C>,
+            constructor: Box::new(|_, _| Ok(())),
+            methods: self.methods,
+            hooks: self.hooks,
+        }
+    }
+}
+
+impl<C: 'static> Daemon<(), C> {
     /// Sets the constructor of the state, which each worker process calls before it is ready. If it fails, the reason
     /// is logged, and another worker is started after a while. It is called again after a method has panicked; the old
     /// state is dropped before.
@@ -62,12 +134,18 @@ impl Daemon<()> {
     #[must_use]
     pub fn state<S: 'static, E: fmt::Display>(
         self,
-        make: impl Fn(&WorkerInfo) -> Result<S, E> + 'static,
+        make: impl Fn(&WorkerInfo<C>) -> Result<S, E> + 'static,
     ) -> Daemon<S> {
+        let parse = self.parse;
         Daemon {
             name: self.name,
             version: self.version,
-            constructor: Box::new(move |worker| make(worker).map_err(|e| e.to_string())),
+            check: self.check,
+            parse: |_| Ok(()),
+            constructor: Box::new(move |worker, table| {
+                let config = parse(table).map_err(|why| format!("table {}: {why}", worker.name))?;
+                make(&worker.with_config(config)).map_err(|e| e.to_string())
+            }),
             methods: self
                 .methods
                 .into_iter()
@@ -78,17 +156,17 @@ impl Daemon<()> {
     }
 }
 
-impl<S: 'static> Daemon<S> {
+impl<S: 'static, C: 'static> Daemon<S, C> {
     /// Sets the version that `-V` and the status show, such as `env!("CARGO_PKG_VERSION")`; the default is fdpassd's own.
     #[must_use]
-    pub fn version(mut self, version: &'static str) -> Daemon<S> {
+    pub fn version(mut self, version: &'static str) -> Daemon<S, C> {
         self.version = version;
         self
     }
 
     /// Adds a method. The order in which methods are added has no meaning.
     #[must_use]
-    pub fn method(mut self, method: Method<S>) -> Daemon<S> {
+    pub fn method(mut self, method: Method<S>) -> Daemon<S, C> {
         self.methods.push(method);
         self
     }
@@ -121,16 +199,16 @@ impl<S: 'static> Daemon<S> {
     /// }
     /// ```
     #[must_use]
-    pub fn on_close(mut self, call: impl Fn(&mut S, ClientId) + 'static) -> Daemon<S> {
+    pub fn on_close(mut self, call: impl Fn(&mut S, ClientId) + 'static) -> Daemon<S, C> {
         self.hooks.on_close = Some(Box::new(call));
         self
     }
 
-    /// Returns the name and the parts of a worker.
+    /// Returns what the roles need.
     ///
     /// # Errors
     /// All errors of the program, each in a sentence.
-    pub(crate) fn into_parts(self) -> Result<(String, Methods<S>), Vec<String>> {
+    pub(crate) fn into_parts(self) -> Result<Parts<S>, Vec<String>> {
         let mut mistakes = Vec::new();
         if !is_daemon_name(&self.name) {
             mistakes.push(format!(
@@ -138,12 +216,22 @@ impl<S: 'static> Daemon<S> {
                 self.name
             ));
         }
-        match Methods::new(self.methods, self.constructor, self.hooks) {
-            Ok(methods) if mistakes.is_empty() => return Ok((self.name, methods)),
-            Ok(_) => {}
-            Err(more) => mistakes.extend(more),
+        if self.check.is_some() && Config::has_section(&self.name) {
+            mistakes.push(format!(
+                "{:?} is a table of every configuration; a daemon with a table of its own needs another name",
+                self.name
+            ));
         }
-        Err(mistakes)
+        match Methods::new(self.methods, self.constructor, self.hooks) {
+            Ok(methods) if mistakes.is_empty() => Ok(Parts {
+                name: self.name,
+                version: self.version,
+                check: self.check,
+                methods,
+            }),
+            Ok(_) => Err(mistakes),
+            Err(more) => Err([mistakes, more].concat()),
+        }
     }
 
     /// Runs the daemon in the role that its arguments select: as master, as one of its workers, as its exporter, or to
@@ -154,9 +242,12 @@ impl<S: 'static> Daemon<S> {
     /// the master reads it, and a client of a Unix socket is closed if its worker is killed while it writes to it.
     #[must_use]
     pub fn run(self) -> ExitCode {
-        let (name, version) = (self.name.clone(), self.version);
+        let name = self.name.clone();
         match self.into_parts() {
-            Ok((name, methods)) => run::run(&name, version, methods),
+            Ok(parts) => {
+                own::set(&name, parts.check);
+                run::run(&name, parts.version, parts.methods)
+            }
             Err(mistakes) => run::refuse_program(&name, &mistakes),
         }
     }

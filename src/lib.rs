@@ -47,6 +47,7 @@
 //! * **State is per process.** Each worker has its own, and it is rebuilt at every reload, recycle, restart, upgrade, crash
 //!   and panic. Keep in it what can be rebuilt: connections, caches, models. Data that must survive belongs in a database
 //!   or a file that all workers share; `examples/counterd.rs` and README.md (*Where to keep state*) show how.
+//! * **Settings.** [`Daemon::config`] reads a table of the daemon's own, `[NAME]`, from its configuration.
 //! * **Errors.** A method rejects a request by returning a [`Fault`]. A panic is caught, and its caller gets `crashed`. A
 //!   panic in another thread is logged with the name of the thread and ends only that thread.
 //! * **Clients that leave.** [`Daemon::on_close`] removes what a state keeps for each client, also when the client

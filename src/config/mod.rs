@@ -23,6 +23,7 @@ mod merge;
 mod metrics;
 mod names;
 mod notation;
+pub(crate) mod own;
 mod read;
 mod source;
 #[cfg(test)]
@@ -30,6 +31,7 @@ mod tests;
 mod values;
 mod workers;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -43,6 +45,7 @@ pub use self::metrics::{HostName, MetricsConfig};
 pub use self::names::Identities;
 use self::names::Names;
 use self::notation::table;
+use self::own::{OwnTable, Rule};
 use self::read::Pipes;
 use self::source::SourceText;
 pub use self::values::size;
@@ -60,7 +63,7 @@ pub const MAX_HOSTS: usize = 64;
 
 /// The whole configuration.
 ///
-/// [`Config::load`] and [`Config::parse`] return one. Deserializing it directly leaves out the checks of keys against
+/// [`Config::load`] and [`Config::parse_kept`] return one. Deserializing it directly leaves out the checks of keys against
 /// each other.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -82,6 +85,9 @@ pub struct Config {
     /// Where log lines go.
     #[serde(with = "log")]
     pub log: Log,
+    /// The table of the daemon's own, if the files have it.
+    #[serde(skip)]
+    pub(crate) own: Option<OwnTable>,
 }
 
 impl Config {
@@ -89,9 +95,11 @@ impl Config {
     /// of a standard file. A file has at most [`MAX_FILE`] bytes and may be a pipe. Without a file it is the default.
     ///
     /// # Errors
-    /// A file that cannot be read, a key in two files, and those of [`Config::parse`].
+    /// A file that cannot be read, a key in two files; the first syntax error, unknown key or invalid value, then an error
+    /// in the daemon's own table, and then the first conflict between values.
     pub fn load(file: Option<&Path>, standard: &Path) -> Result<Loaded, Error> {
-        merge::parse(&files::read_all(file, standard, Pipes::Read)?, check::check)
+        let texts = files::read_all(file, standard, Pipes::Read)?;
+        merge::parse(&texts, Rule::for_file(), check::check)
     }
 
     /// Reads and checks the files for a reload of a daemon with this configuration, whose files had `keys`.
@@ -106,8 +114,19 @@ impl Config {
         standard: &Path,
         force: bool,
     ) -> Result<Loaded, Error> {
+        self.load_by(Rule::for_file(), keys, file, standard, force)
+    }
+
+    fn load_by(
+        &self,
+        rule: Rule<'_>,
+        keys: &Keys,
+        file: Option<&Path>,
+        standard: &Path,
+        force: bool,
+    ) -> Result<Loaded, Error> {
         let texts = files::read_all(file, standard, Pipes::Refuse)?;
-        let loaded = merge::parse(&texts, |next| {
+        let loaded = merge::parse(&texts, rule, |next| {
             check::check(next).and_then(|()| check::check_next(self, next))
         })?;
         if !force {
@@ -116,7 +135,8 @@ impl Config {
         Ok(loaded)
     }
 
-    /// As [`Config::load_next`] without `force`, but looks up no users and groups: none of them has a member.
+    /// As [`Config::load_next`] without `force`, but looks up no users and groups: none of them has a member. Nor does
+    /// it check the daemon's own table.
     ///
     /// # Errors
     /// Those of [`Config::load_next`], except for names.
@@ -126,26 +146,34 @@ impl Config {
         file: Option<&Path>,
         standard: &Path,
     ) -> Result<Loaded, Error> {
-        Names::Known(Identities::default()).during(|| self.load_next(keys, file, standard, false))
+        let rule = Rule::unchecked();
+        let names = Names::Known(Identities::default());
+        names.during(|| self.load_by(rule, keys, file, standard, false))
     }
 
     /// Parses and checks `text`, which errors name `origin`.
     ///
     /// # Errors
-    /// The first syntax error, unknown key or invalid value, and then the first conflict between values.
+    /// Those of [`Config::load`].
+    #[cfg(test)]
     pub fn parse(text: &str, origin: &str) -> Result<Config, Error> {
+        Config::parse_by(Rule::for_file(), text, origin)
+    }
+
+    fn parse_by(rule: Rule<'_>, text: &str, origin: &str) -> Result<Config, Error> {
         let text = SourceText {
             origin: origin.to_owned(),
             text: text.to_owned(),
         };
-        merge::parse(&[text], check::check).map(|loaded| loaded.config)
+        merge::parse(&[text], rule, check::check).map(|loaded| loaded.config)
     }
 
     /// Parses the configuration of the previous master. Users and groups have the numbers of `known`; without it they
-    /// are looked up, and one that cannot be resolved has no members.
+    /// are looked up, and one that cannot be resolved has no members. The daemon's own table is not checked: workers
+    /// report that they cannot read it, while their clients stay.
     ///
     /// # Errors
-    /// Those of [`Config::parse`], except for names.
+    /// Those of [`Config::load`], except for files, names and the table.
     pub fn parse_kept(
         text: &str,
         origin: &str,
@@ -153,15 +181,35 @@ impl Config {
     ) -> Result<Config, Error> {
         known
             .map_or(Names::Lenient, |known| Names::Known(known.clone()))
-            .during(|| Config::parse(text, origin))
+            .during(|| Config::parse_by(Rule::unchecked(), text, origin))
     }
 
-    /// Returns a file for [`Config::parse`] with every key that has a value.
+    /// Returns a file for [`Config::parse_kept`] with every key that has a value.
     ///
     /// A path that is not UTF-8 is written lossily; no file can contain one.
     #[must_use]
     pub fn to_toml(&self) -> String {
-        toml::to_string(self).unwrap_or_else(|e| format!("# cannot be written: {e}\n"))
+        let own = self.own.as_ref().map(|own| (&own.name, &own.keys));
+        let own = own.map_or_else(String::new, |own| {
+            toml::to_string(&BTreeMap::from([own])).unwrap_or_default()
+        });
+        match toml::to_string(self) {
+            Ok(text) => text + &own,
+            Err(e) => format!("# cannot be written: {e}\n"),
+        }
+    }
+
+    /// Returns the keys of the daemon's own table as TOML; nothing if there is no table.
+    pub(crate) fn own_table(&self) -> String {
+        self.own
+            .as_ref()
+            .map_or_else(String::new, OwnTable::to_text)
+    }
+
+    /// Returns whether a daemon of this name cannot have a table of its own, because every configuration has a table, or
+    /// a key, of that name.
+    pub(crate) fn has_section(name: &str) -> bool {
+        keys::sections().contains(&name) || name == "listen"
     }
 }
 
@@ -175,6 +223,7 @@ impl Default for Config {
             control: ControlConfig::default(),
             metrics: MetricsConfig::default(),
             log: log::default(),
+            own: None,
         }
     }
 }

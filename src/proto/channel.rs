@@ -118,6 +118,9 @@ pub struct Start {
     pub handoff_queues: u32,
     /// The settings.
     pub settings: Settings,
+    /// The keys of the daemon's own table, as TOML.
+    #[serde(default)]
+    pub own_table: String,
 }
 
 /// The settings of a worker.

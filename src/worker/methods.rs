@@ -19,9 +19,10 @@ use crate::sys::fork;
 const PING: &str = "ping";
 const METHODS: &str = "methods";
 
-/// The worker process that constructs a state.
+/// The worker process that constructs a state. `C` is the type of the daemon's own table in the configuration, see
+/// [`Daemon::config`](crate::Daemon::config).
 #[derive(Clone, Debug)]
-pub struct WorkerInfo {
+pub struct WorkerInfo<C = ()> {
     /// The daemon's name.
     pub name: String,
     /// The worker's id; never reused.
@@ -30,9 +31,25 @@ pub struct WorkerInfo {
     pub seat: u32,
     /// The configuration it serves.
     pub generation: Generation,
+    /// The daemon's own table in that configuration.
+    pub config: C,
 }
 
-pub(crate) type Constructor<S> = Box<dyn Fn(&WorkerInfo) -> Result<S, String>>;
+impl WorkerInfo {
+    /// Returns the same with a table.
+    pub(crate) fn with_config<C>(&self, config: C) -> WorkerInfo<C> {
+        WorkerInfo {
+            name: self.name.clone(),
+            worker: self.worker,
+            seat: self.seat,
+            generation: self.generation,
+            config,
+        }
+    }
+}
+
+/// Makes a state, for a worker and the text of the daemon's own table.
+pub(crate) type Constructor<S> = Box<dyn Fn(&WorkerInfo, &str) -> Result<S, String>>;
 
 /// All methods of a daemon, in the order of their names, the constructor of their state, and its other functions.
 pub(crate) struct Methods<S> {
@@ -147,6 +164,7 @@ pub(crate) struct RunningService<S> {
     /// Missing only while it is created again.
     state: Option<S>,
     info: WorkerInfo,
+    own_table: String,
     /// The index of the method that was found last.
     last: usize,
 }
@@ -156,19 +174,21 @@ impl<S: 'static> RunningService<S> {
     pub(crate) fn start(
         methods: Methods<S>,
         info: WorkerInfo,
+        own_table: String,
     ) -> Result<RunningService<S>, String> {
-        let state = construct(&methods, &info)?;
+        let state = construct(&methods, &info, &own_table)?;
         Ok(RunningService {
             methods,
             state: Some(state),
             info,
+            own_table,
             last: 0,
         })
     }
 }
 
-fn construct<S>(methods: &Methods<S>, info: &WorkerInfo) -> Result<S, String> {
-    let made = catch_unwind(AssertUnwindSafe(|| (methods.constructor)(info)));
+fn construct<S>(methods: &Methods<S>, info: &WorkerInfo, table: &str) -> Result<S, String> {
+    let made = catch_unwind(AssertUnwindSafe(|| (methods.constructor)(info, table)));
     fork::end_child();
     match made {
         Ok(made) => made,
@@ -263,7 +283,7 @@ impl<S: 'static> RunningService<S> {
         if dropped.is_err() {
             log::error!("the drop of the old state {}", last_panic());
         }
-        self.state = Some(construct(&self.methods, &self.info)?);
+        self.state = Some(construct(&self.methods, &self.info, &self.own_table)?);
         Ok(())
     }
 }

@@ -109,8 +109,10 @@ fn serve<S: 'static>(
         worker: start.worker,
         seat: start.seat,
         generation: start.generation,
+        config: (),
     };
-    let mut service = RunningService::start(methods, info)?;
+    let own_table = std::mem::take(&mut start.own_table);
+    let mut service = RunningService::start(methods, info, own_table)?;
     let methods = service.names();
     let mut handoff = None;
     if !descriptors.is_empty() {

@@ -49,15 +49,16 @@ fn service() -> RunningService<()> {
         let left = |deadline: Instant| (deadline - Instant::now()).as_millis() as u64;
         Ok(call.deadline.map(left))
     });
-    let methods = Methods::new(vec![deadline], Box::new(|_| Ok(())), Hooks::default())
+    let methods = Methods::new(vec![deadline], Box::new(|_, _| Ok(())), Hooks::default())
         .expect("they are valid");
     let info = WorkerInfo {
         name: "test".to_owned(),
         worker: WorkerId(1),
         seat: 0,
         generation: Generation(1),
+        config: (),
     };
-    RunningService::start(methods, info).expect("the state can be made")
+    RunningService::start(methods, info, String::new()).expect("the state can be made")
 }
 
 struct Master {

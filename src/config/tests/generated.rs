@@ -75,6 +75,7 @@ fn configs() -> impl Strategy<Value = Config> {
                 control,
                 metrics,
                 log,
+                own: None,
             }
         })
 }

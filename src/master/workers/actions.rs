@@ -56,6 +56,7 @@ impl Workers {
             quarantined: self.strikes.quarantined().to_vec(),
             handoff_queues: outfit.queues.len() as u32,
             settings: settings(outfit.config, outfit.level, id, outfit.buffers),
+            own_table: outfit.config.own_table(),
         };
         let spawned = Worker::spawn(&self.executable, start, outfit.queues, outfit.layout, now)
             .and_then(|worker| {
