@@ -36,7 +36,7 @@ fn one_connection_asks_every_verb_repeatedly() {
         let status: Status = serde_json::from_str(reply.result.get()).expect("a status");
         assert_eq!((status.pid, status.workers.len()), (daemon.pid(), 2));
     }
-    // Of the second kind each is answered at the end of a turn of the master's loop.
+    // Of the second kind each is answered at the end of an iteration of the master's loop.
     for verb in ["version", "undrain"] {
         (0..50).for_each(|_| client.request(verb, ()));
         (0..50).for_each(|_| assert_eq!(client.reply().name, verb));

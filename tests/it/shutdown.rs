@@ -210,7 +210,7 @@ fn two_sigterms_at_once_are_one() {
         daemon.signal("TERM");
         let_pass(Duration::from_millis(30));
         daemon.signal("TERM");
-        // An answer comes from a turn of the loop; the second comes from one after the signal.
+        // An answer comes from an iteration of the loop; the second comes from one after the signal.
         let _ = (daemon.status(), daemon.status());
         if begin.elapsed() > Duration::from_millis(180) {
             // Two signals count as one within 200 ms, which a busy machine has exceeded: another try.
